@@ -1,0 +1,54 @@
+# Everything is built in one profile, release: RocksDB takes a quarter of an hour to compile, and the tests start the
+# programs that are shipped. Results are kept outside of the checkout, so that a fresh clone builds at once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+VARVE_CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/varve
+export CARGO_TARGET_DIR ?= $(VARVE_CACHE)/target
+export PATH := $(PATH):$(HOME)/.cargo/bin:$(VARVE_CACHE)/tools/bin
+
+CARGO_FLAGS := --release --locked --workspace
+
+.PHONY: help build demo test check lint bench clean
+
+help: ## Show what there is to make
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1	\2/p' $(MAKEFILE_LIST)
+
+build: ## Build varved and snapctl
+	@scripts/install-packages build
+	@scripts/build --workspace --bins
+	@echo "Built: $(CARGO_TARGET_DIR)/release/varved and snapctl"
+
+demo: build ## From a Debian image to a booted guest, step by step
+	@scripts/install-packages demo
+	@scripts/demo
+
+test: ## Run all tests
+	@scripts/install-packages build test
+	@scripts/build --workspace --bins
+	@scripts/make-image base changed
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	  cargo nextest run $(CARGO_FLAGS); \
+	  cargo test $(CARGO_FLAGS) --doc; \
+	else \
+	  cargo test $(CARGO_FLAGS); \
+	fi
+
+check: lint test ## All that CI runs: format, lints, licences, docs, tests
+
+lint: ## The part of check that runs nothing
+	cargo fmt --all --check
+	@scripts/install-packages build
+	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --no-deps
+	@scripts/check-dependencies
+
+bench: ## Measure side by side with peers; BENCH_ARGS="--write docs/benchmarks.md" keeps the table
+	@scripts/install-packages build bench
+	@scripts/build --workspace --bins
+	@scripts/make-image base changed web database
+	cargo bench --locked --package varve-benches --bench content
+	$(CARGO_TARGET_DIR)/release/varve-compare $(BENCH_ARGS)
+
+clean: ## Remove what was built; images and tools stay
+	cargo clean

@@ -1,0 +1,118 @@
+//! What all measurements share: the input, the programs, and a place for their files.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use varve_benches::images;
+
+use crate::failure::{Failure, While};
+use crate::page_cache;
+use crate::varve::{Programs, Varved};
+
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) runs: u32,
+    pub(crate) programs: Programs,
+    /// The image that most is measured on.
+    pub(crate) base: PathBuf,
+    scratch: tempfile::TempDir,
+}
+
+impl Bench {
+    /// With files in a new directory below `parent`, which goes when this does.
+    pub(crate) fn new(runs: u32, parent: &Path) -> Result<Self, Failure> {
+        fs::create_dir_all(parent).during(|| format!("create {}", parent.display()))?;
+        let scratch = tempfile::Builder::new()
+            .prefix("bench-")
+            .tempdir_in(parent)
+            .during(|| format!("create a directory in {}", parent.display()))?;
+        Ok(Self {
+            runs,
+            programs: Programs::find()?,
+            base: image("base")?,
+            scratch,
+        })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// A directory with nothing in it.
+    pub(crate) fn fresh_directory(&self, name: &str) -> Result<PathBuf, Failure> {
+        let directory = self.path(name);
+        remove(&directory)?;
+        fs::create_dir(&directory).during(|| format!("create {}", directory.display()))?;
+        Ok(directory)
+    }
+
+    /// A data directory that holds the base image as snapshot `base`, with no varved running on it.
+    pub(crate) fn data_dir_with_base(&self, name: &str) -> Result<PathBuf, Failure> {
+        let data_dir = self.fresh_directory(name)?;
+        let varved = self.programs.serve(&data_dir)?;
+        varved.import(&self.base, "base")?;
+        varved.stop()?;
+        Ok(data_dir)
+    }
+
+    /// varved on an empty data directory, with the base image ready in memory.
+    pub(crate) fn serve_fresh(&self, name: &str) -> Result<(Varved, PathBuf), Failure> {
+        let data_dir = self.fresh_directory(name)?;
+        let varved = self.programs.serve(&data_dir)?;
+        page_cache::warm(&self.base)?;
+        page_cache::settle();
+        Ok((varved, data_dir))
+    }
+}
+
+pub(crate) fn image(name: &str) -> Result<PathBuf, Failure> {
+    images::find(name).during(|| format!("find the image {name}"))
+}
+
+/// Removes a file, or a directory with all in it, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Failure::new(format!("remove {}: {error}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The files below a directory.
+pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let mut files = Vec::new();
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        let reading = || format!("read directory {}", directory.display());
+        for entry in fs::read_dir(&directory).during(reading)? {
+            let entry = entry.during(reading)?;
+            let kind = entry.file_type().during(reading)?;
+            if kind.is_dir() {
+                directories.push(entry.path());
+            } else if kind.is_file() {
+                files.push(entry.path());
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// What the files below a directory take on disk, and the sum of their lengths.
+pub(crate) fn size_of(directory: &Path) -> Result<(u64, u64), Failure> {
+    const STAT_BLOCK_BYTES: u64 = 512;
+    let (mut on_disk, mut lengths) = (0, 0);
+    for file in files_below(directory)? {
+        let metadata = fs::metadata(&file).during(|| format!("look at {}", file.display()))?;
+        on_disk += metadata.blocks() * STAT_BLOCK_BYTES;
+        lengths += metadata.len();
+    }
+    Ok((on_disk, lengths))
+}

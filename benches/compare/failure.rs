@@ -1,0 +1,30 @@
+//! Why something could not be measured.
+
+use std::fmt;
+
+/// In words for the person who runs the comparison: what was being done, and what came of it.
+#[derive(Debug)]
+pub(crate) struct Failure(String);
+
+impl Failure {
+    pub(crate) fn new(words: impl Into<String>) -> Self {
+        Self(words.into())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Says what was being done when an error came up.
+pub(crate) trait While<T> {
+    fn during(self, what: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T, E: fmt::Display> While<T> for Result<T, E> {
+    fn during(self, what: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|error| Failure(format!("{}: {error}", what())))
+    }
+}

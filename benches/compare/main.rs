@@ -1,0 +1,105 @@
+//! Varve side by side with its peers: one run, one table.
+//!
+//! For each thing measured all contenders take turns, run by run, from the same state of the page cache; the table shows medians.
+//! Nothing is asserted: a figure that falls short is a line that says so. The exit code is not zero only if
+//! something could not be measured.
+
+mod bench;
+mod facts;
+mod failure;
+mod fio;
+mod page_cache;
+mod peers;
+mod process;
+mod report;
+mod rows;
+mod samples;
+mod table;
+mod varve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use varve_benches::images::cache_directory;
+
+use crate::bench::Bench;
+use crate::failure::Failure;
+use crate::table::{Row, Table};
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Measures Varve side by side with its peers")]
+struct Arguments {
+    /// Measure only these
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Subject>,
+    /// How often each is measured; the table shows medians
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Where files are put while measuring: some 15 GiB on the disk that is to be measured
+    #[arg(long, default_value_os_t = cache_directory())]
+    dir: PathBuf,
+    /// Put the table in this document, between its two marks
+    #[arg(long, conflicts_with = "only")]
+    write: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Subject {
+    Import,
+    Again,
+    Stored,
+    Export,
+    NbdSequential,
+    NbdRandom,
+    Boot,
+    Memory,
+    Hash,
+}
+
+impl Subject {
+    fn measure(self, bench: &Bench) -> Result<Vec<Row>, Failure> {
+        match self {
+            Self::Import => rows::import::first(bench),
+            Self::Again => rows::import::again(bench),
+            Self::Stored => rows::stored::three_images(bench),
+            Self::Export => rows::export::to_file(bench),
+            Self::NbdSequential => rows::nbd::sequential(bench),
+            Self::NbdRandom => rows::nbd::random(bench),
+            Self::Boot => rows::boot::guest(bench),
+            Self::Memory => rows::memory::peaks(bench),
+            Self::Hash => rows::hash::cut_and_hash(bench),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match compare(&Arguments::parse()) {
+        Ok(table) if table.unmeasured.is_empty() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(failure) => {
+            eprintln!("varve-compare: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(arguments: &Arguments) -> Result<Table, Failure> {
+    let bench = Bench::new(arguments.runs, &arguments.dir)?;
+    let subjects = Subject::value_variants()
+        .iter()
+        .filter(|subject| arguments.only.is_empty() || arguments.only.contains(subject));
+    let mut table = Table::default();
+    for subject in subjects {
+        match subject.measure(&bench) {
+            Ok(rows) => table.rows.extend(rows),
+            Err(failure) => table.unmeasured.push(format!("{subject:?}: {failure}")),
+        }
+    }
+    let facts = facts::markdown(&bench)?;
+    println!("{facts}\n{}", table.markdown());
+    if let Some(document) = &arguments.write {
+        report::write(document, &facts, &table, arguments.runs)?;
+    }
+    Ok(table)
+}

@@ -1,0 +1,251 @@
+//! Programs that are run to their end, and programs that serve until they are stopped; with the memory they took.
+
+use std::fs;
+use std::io::{Read, Seek};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use crate::failure::{Failure, While};
+
+/// How often the peak memory of a running program is looked at. It only grows, so the last look is close to the truth.
+const MEMORY_INTERVAL: Duration = Duration::from_millis(5);
+/// How long a server may take until it listens, or to stop.
+const SERVICE_LIMIT: Duration = Duration::from_secs(60);
+const SERVICE_INTERVAL: Duration = Duration::from_millis(5);
+
+/// What came of a program that succeeded.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) seconds: f64,
+    /// Largest resident set.
+    pub(crate) peak_bytes: u64,
+    pub(crate) output: String,
+}
+
+/// Runs a program to its end; a failure tells what it said last.
+pub(crate) fn run(command: &mut Command) -> Result<Finished, Failure> {
+    let name = name_of(command);
+    let mut output = tempfile::tempfile().during(|| format!("make a file for what {name} says"))?;
+    let mut errors = tempfile::tempfile().during(|| format!("make a file for what {name} says"))?;
+    let for_child = |file: &fs::File| {
+        file.try_clone()
+            .during(|| "duplicate a descriptor".to_owned())
+    };
+    command
+        .stdin(Stdio::null())
+        .stdout(for_child(&output)?)
+        .stderr(for_child(&errors)?);
+
+    let started = Instant::now();
+    let mut child = command.spawn().during(|| format!("start {name}"))?;
+    let pid = child.id();
+    let ended = AtomicBool::new(false);
+    let (status, took, peak_bytes) = thread::scope(|scope| {
+        let memory = scope.spawn(|| {
+            let mut peak = 0;
+            while !ended.load(Ordering::Acquire) {
+                peak = peak_memory(pid).unwrap_or(0).max(peak);
+                thread::sleep(MEMORY_INTERVAL);
+            }
+            peak
+        });
+        let status = child.wait();
+        let took = started.elapsed();
+        ended.store(true, Ordering::Release);
+        (status, took, memory.join().unwrap_or(0))
+    });
+    let status = status.during(|| format!("wait for {name}"))?;
+    let mut said = String::new();
+    if !status.success() {
+        errors
+            .rewind()
+            .and_then(|()| errors.read_to_string(&mut said))
+            .during(|| format!("read what {name} said"))?;
+        return Err(Failure::new(format!(
+            "{name} failed ({status}): {}",
+            last_lines(&said)
+        )));
+    }
+    output
+        .rewind()
+        .and_then(|()| output.read_to_string(&mut said))
+        .during(|| format!("read what {name} said"))?;
+    Ok(Finished {
+        seconds: took.as_secs_f64(),
+        peak_bytes,
+        output: said,
+    })
+}
+
+/// The first line a program prints when asked so.
+pub(crate) fn first_line(command: &mut Command) -> Result<String, Failure> {
+    let output = run(command)?.output;
+    Ok(output.lines().next().unwrap_or_default().to_owned())
+}
+
+/// A program that serves on a unix socket. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Service {
+    name: String,
+    child: Child,
+}
+
+impl Service {
+    /// Starts it, what it says going to `log`, and waits until it accepts connections at all of `sockets`.
+    pub(crate) fn start(
+        command: &mut Command,
+        log: &Path,
+        sockets: &[&Path],
+    ) -> Result<Self, Failure> {
+        let name = name_of(command);
+        for socket in sockets {
+            match fs::remove_file(socket) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Failure::new(format!(
+                        "remove {}: {error}",
+                        socket.display()
+                    )));
+                }
+                _ => {}
+            }
+        }
+        let said = fs::File::create(log).during(|| format!("create {}", log.display()))?;
+        let said_too = said
+            .try_clone()
+            .during(|| "duplicate a descriptor".to_owned())?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(said)
+            .stderr(said_too)
+            .spawn()
+            .during(|| format!("start {name}"))?;
+        let mut service = Self { name, child };
+        let started = Instant::now();
+        while !sockets
+            .iter()
+            .all(|socket| UnixStream::connect(socket).is_ok())
+        {
+            if let Some(status) = service
+                .child
+                .try_wait()
+                .during(|| format!("look at {}", service.name))?
+            {
+                let said = fs::read_to_string(log).unwrap_or_default();
+                return Err(Failure::new(format!(
+                    "{} ended ({status}): {}",
+                    service.name,
+                    last_lines(&said)
+                )));
+            }
+            if started.elapsed() > SERVICE_LIMIT {
+                return Err(Failure::new(format!(
+                    "{} does not listen after {SERVICE_LIMIT:?}",
+                    service.name
+                )));
+            }
+            thread::sleep(SERVICE_INTERVAL);
+        }
+        Ok(service)
+    }
+
+    /// Its largest resident set so far.
+    pub(crate) fn peak_bytes(&self) -> Result<u64, Failure> {
+        peak_memory(self.child.id())
+            .ok_or_else(|| Failure::new(format!("{}: its memory cannot be read", self.name)))
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub(crate) fn stop(mut self) -> Result<(), Failure> {
+        rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM)
+            .during(|| format!("stop {}", self.name))?;
+        let asked = Instant::now();
+        while self
+            .child
+            .try_wait()
+            .during(|| format!("wait for {}", self.name))?
+            .is_none()
+        {
+            if asked.elapsed() > SERVICE_LIMIT {
+                return Err(Failure::new(format!(
+                    "{} does not stop after {SERVICE_LIMIT:?}",
+                    self.name
+                )));
+            }
+            thread::sleep(SERVICE_INTERVAL);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Fails if it has ended, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn name_of(command: &Command) -> String {
+    Path::new(command.get_program())
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn last_lines(said: &str) -> String {
+    let lines: Vec<&str> = said
+        .lines()
+        .rev()
+        .filter(|line| !line.trim().is_empty())
+        .take(3)
+        .collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+}
+
+fn peak_memory(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn a_program_that_fails_is_told_with_its_words() {
+        let failure = run(Command::new("sh").args(["-c", "echo no such luck >&2; exit 3"]))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            failure.starts_with("sh failed") && failure.ends_with("no such luck"),
+            "{failure}"
+        );
+        let failure = run(&mut Command::new("/nonexistent/program"))
+            .unwrap_err()
+            .to_string();
+        assert!(failure.starts_with("start program"), "{failure}");
+    }
+
+    #[test]
+    fn memory_and_output_are_kept() {
+        let finished = run(Command::new("sh").args(["-c", "sleep 0.1; echo done"])).unwrap();
+        assert_eq!(finished.output, "done\n");
+        assert!(
+            finished.peak_bytes > 0 && finished.seconds >= 0.1,
+            "{finished:?}"
+        );
+    }
+}

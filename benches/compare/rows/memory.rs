@@ -1,0 +1,87 @@
+//! The most memory that client and daemon take, on a volume much larger than any memory.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use varve_benches::images::read_data;
+
+use crate::bench::{Bench, image, remove};
+use crate::failure::{Failure, While};
+use crate::table::{Figure, Row, Wanted};
+
+const VOLUME_BYTES: u64 = 1 << 40;
+const CLIENT_LIMIT_BYTES: u64 = 256 << 20;
+const DAEMON_LIMIT_BYTES: u64 = 512 << 20;
+/// Placed at equal distances on the volume.
+const NAMES: [&str; 4] = ["base", "changed", "web", "database"];
+
+pub(crate) fn peaks(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    eprintln!("memory: import and export of a large volume");
+    let volume = bench.path("large.raw");
+    make_volume(&volume)?;
+    let data_dir = bench.fresh_directory("memory")?;
+
+    let varved = bench.programs.serve(&data_dir)?;
+    let import = varved.import(&volume, "large")?.peak_bytes;
+    let daemon_import = varved.peak_bytes()?;
+    varved.stop()?;
+
+    let exported = bench.path("large-exported.raw");
+    let varved = bench.programs.serve(&data_dir)?;
+    let export = varved.export("large", &exported)?.peak_bytes;
+    let daemon_export = varved.peak_bytes()?;
+    varved.stop()?;
+
+    for path in [&volume, &exported, &data_dir] {
+        remove(path)?;
+    }
+    let row = |what: &str, peak, limit, note| Row {
+        what: what.to_owned(),
+        against: "its limit".to_owned(),
+        ours: Figure::Bytes(peak),
+        theirs: Figure::Bytes(limit),
+        wanted: Wanted::TimesAsMuch(1.0),
+        note,
+    };
+    Ok(vec![
+        row(
+            "memory of snapctl import",
+            import,
+            CLIENT_LIMIT_BYTES,
+            "the largest resident set while a volume of 1 TiB is imported or exported, sparse, with four images' data on it.",
+        ),
+        row("memory of snapctl export", export, CLIENT_LIMIT_BYTES, ""),
+        row(
+            "memory of varved at import",
+            daemon_import,
+            DAEMON_LIMIT_BYTES,
+            "",
+        ),
+        row(
+            "memory of varved at export",
+            daemon_export,
+            DAEMON_LIMIT_BYTES,
+            "",
+        ),
+    ])
+}
+
+fn make_volume(path: &Path) -> Result<(), Failure> {
+    let volume = File::create_new(path).during(|| format!("create {}", path.display()))?;
+    volume
+        .set_len(VOLUME_BYTES)
+        .during(|| format!("set the length of {}", path.display()))?;
+    for (place, name) in (0..).zip(NAMES) {
+        let start = place * (VOLUME_BYTES / NAMES.len() as u64);
+        let source = image(name)?;
+        File::open(&source)
+            .and_then(|file| {
+                read_data(&file, |offset, piece| {
+                    volume.write_all_at(piece, start + offset)
+                })
+            })
+            .during(|| format!("copy {} to {}", source.display(), path.display()))?;
+    }
+    Ok(())
+}

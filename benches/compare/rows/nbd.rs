@@ -1,0 +1,138 @@
+//! Reading an image over NBD.
+
+use std::fs::File;
+use std::ops::Range;
+
+use varve_benches::images::{data_ranges, densest_stretch};
+
+use crate::bench::{Bench, remove};
+use crate::failure::{Failure, While};
+use crate::fio::{self, Load, Pattern};
+use crate::page_cache;
+use crate::peers::{NbdServer, qemu_img_compress};
+use crate::samples::in_turns;
+use crate::table::{Figure, Row, Wanted};
+
+/// What a server reads again and again when warm. Less than varved keeps decoded in memory.
+const WARM_BYTES: u64 = 96 << 20;
+/// Enough to take seconds.
+const SEQUENTIAL_BYTES: u64 = 4 << 30;
+/// Of a cold image: 16384 blocks, far apart.
+const RANDOM_BYTES: u64 = 64 << 20;
+
+pub(crate) fn sequential(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    let data_dir = bench.data_dir_with_base("nbd")?;
+    let varved = bench.programs.serve(&data_dir)?;
+    let nbdkit = NbdServer::nbdkit(&bench.path(""), &bench.base)?;
+    let stretch = stretch_of_data(bench)?;
+
+    let measure = |what: &str, range: Range<u64>| {
+        let load = Load {
+            pattern: Pattern::Sequential,
+            block_bytes: 1 << 20,
+            depth: 8,
+            range,
+            bytes: SEQUENTIAL_BYTES,
+        };
+        let run = |uri: &str| {
+            fio::read(
+                uri,
+                &Load {
+                    bytes: load.range.end - load.range.start,
+                    ..load.clone()
+                },
+            )?;
+            Ok(fio::read(uri, &load)?.bytes_per_second)
+        };
+        let figures = in_turns(
+            what,
+            bench.runs,
+            [&mut |_| run(&varved.uri("base")), &mut |_| {
+                run(&nbdkit.uri())
+            }],
+        )?;
+        Ok::<_, Failure>(figures.map(Figure::BytesPerSecond))
+    };
+    let warm = stretch.start..stretch.end.min(stretch.start + WARM_BYTES);
+    let [varve_warm, nbdkit_warm] = measure("NBD read, warm", warm)?;
+    let [varve_all, nbdkit_all] = measure("NBD read of all data", stretch)?;
+    varved.stop()?;
+    nbdkit.stop()?;
+    remove(&data_dir)?;
+    Ok(vec![
+        Row {
+            what: "NBD read 1 MiB, depth 8, warm".to_owned(),
+            against: "nbdkit file".to_owned(),
+            ours: varve_warm,
+            theirs: nbdkit_warm,
+            wanted: Wanted::TimesAsFast(1.0),
+            note: "96 MiB of data, read once and then again and again; nbdkit has the raw file in the page cache.",
+        },
+        Row {
+            what: "NBD read 1 MiB, depth 8, all data".to_owned(),
+            against: "nbdkit file".to_owned(),
+            ours: varve_all,
+            theirs: nbdkit_all,
+            wanted: Wanted::Nothing,
+            note: "the whole of the image's data, more than varved keeps decoded: it reads, decodes and verifies each time.",
+        },
+    ])
+}
+
+pub(crate) fn random(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    let data_dir = bench.data_dir_with_base("nbd")?;
+    let qcow2 = bench.path("nbd.qcow2");
+    qemu_img_compress(&bench.base, &qcow2)?;
+    let load = Load {
+        pattern: Pattern::Random,
+        block_bytes: 4096,
+        depth: 32,
+        range: stretch_of_data(bench)?,
+        bytes: RANDOM_BYTES,
+    };
+
+    let mut varve = |_| {
+        let varved = bench.programs.serve(&data_dir)?;
+        page_cache::empty()?;
+        let rate = fio::read(&varved.uri("base"), &load)?.reads_per_second;
+        varved.stop()?;
+        Ok(rate)
+    };
+    let mut qemu_nbd = |_| {
+        let server = NbdServer::qemu_nbd(&bench.path(""), &qcow2)?;
+        page_cache::empty()?;
+        let rate = fio::read(&server.uri(), &load)?.reads_per_second;
+        server.stop()?;
+        Ok(rate)
+    };
+    let [varve, qemu_nbd] = in_turns(
+        "NBD random read, cold",
+        bench.runs,
+        [&mut varve, &mut qemu_nbd],
+    )?
+    .map(Figure::ReadsPerSecond);
+    remove(&data_dir)?;
+    remove(&qcow2)?;
+    Ok(vec![Row {
+        what: "NBD random read 4 KiB, depth 32, cache cold".to_owned(),
+        against: "qemu-nbd on the zstd qcow2".to_owned(),
+        ours: varve,
+        theirs: qemu_nbd,
+        wanted: Wanted::TimesAsFast(3.0),
+        note: "16384 blocks of the image's data, each once; for each run both servers are started anew and the page cache is \
+               emptied.",
+    }])
+}
+
+fn stretch_of_data(bench: &Bench) -> Result<Range<u64>, Failure> {
+    let ranges = File::open(&bench.base).and_then(|file| data_ranges(&file));
+    let stretch =
+        densest_stretch(&ranges.during(|| format!("look for data in {}", bench.base.display()))?);
+    if stretch.end - stretch.start < WARM_BYTES {
+        return Err(Failure::new(format!(
+            "{} has too little data in one place",
+            bench.base.display()
+        )));
+    }
+    Ok(stretch)
+}

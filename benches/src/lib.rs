@@ -1,0 +1,3 @@
+//! What the micro benches and the comparison share: the disk images they measure on.
+
+pub mod images;

@@ -1,0 +1,136 @@
+//! `snapctl export`.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use varve_client::{
+    Client, DownloadReport, Error, ErrorKind, Existing, FileSink, NewFile, Progress, Sink, StreamSink, scratch_file,
+};
+
+use crate::{
+    Options,
+    exit::Failure,
+    meter,
+    output::{self, Output, SnapshotJson},
+    qemu::{self, Format},
+};
+
+/// What `export` takes.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The file takes its name only when it is complete and checked; holes stay holes. A block device is written in \
+place, holes as zeros. For qcow2 the content is written to a temporary file in $TMPDIR (or /var/tmp) first, and \
+converted by qemu-img.")]
+pub(crate) struct Export {
+    /// Name or id of the snapshot
+    snapshot: String,
+    /// File or block device to write; - for standard output
+    file: PathBuf,
+    /// What the image is written in
+    #[arg(long, value_enum, default_value_t = FormatChoice::Raw)]
+    format: FormatChoice,
+    /// Replace a file that exists; write to a block device
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum FormatChoice {
+    /// The bytes of the disk as they are
+    Raw,
+    /// QEMU's format
+    Qcow2,
+}
+
+/// What `export` prints for programs.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    snapshot: SnapshotJson<'a>,
+    size_bytes: u64,
+    data_bytes: u64,
+    /// Bytes of chunks that came from the daemon, as they came.
+    received_bytes: u64,
+    root: String,
+    seconds: f64,
+    bytes_per_second: u64,
+}
+
+impl Export {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        let existing = if self.force { Existing::Replace } else { Existing::Keep };
+        let to_stdout = self.file == Path::new("-");
+        let report = match self.format {
+            FormatChoice::Raw if to_stdout => {
+                let client = options.connect().await?;
+                download(&client, &self.snapshot, StreamSink::new(io::stdout(), "standard output"), options).await?
+            }
+            FormatChoice::Raw => {
+                let client = options.connect().await?;
+                download(&client, &self.snapshot, FileSink::create(&self.file, existing)?, options).await?
+            }
+            FormatChoice::Qcow2 if to_stdout => {
+                let what = format!("export {}", self.snapshot);
+                return Err(Error::new(ErrorKind::Invalid, what, "qcow2 cannot be written to a pipe: name a file").into());
+            }
+            FormatChoice::Qcow2 => {
+                qemu::check_installed(&format!("export {} as qcow2", self.snapshot))?;
+                let target = NewFile::create(&self.file, existing)?;
+                let client = options.connect().await?;
+                let raw = scratch_file()?;
+                let sink = FileSink::scratch(&raw, &self.file)?;
+                let report = download(&client, &self.snapshot, sink, options).await?;
+                options.remark(format_args!("converting {} to qcow2", self.file.display()));
+                qemu::from_raw(&raw, Format::Qcow2, target.path())?;
+                target.publish()?;
+                report
+            }
+        };
+        // What went to standard output is the volume.
+        if to_stdout { Ok(()) } else { print(&report, &self.file, options.output) }
+    }
+}
+
+async fn download(
+    client: &Client,
+    snapshot: &str,
+    sink: impl Sink,
+    options: &Options,
+) -> Result<DownloadReport, Failure> {
+    let progress = Arc::new(Progress::default());
+    let download =
+        client.download(snapshot).progress(Arc::clone(&progress)).cancel_on(crate::interrupted()).run(sink);
+    Ok(meter::watch("export", options.quiet, progress, download).await?)
+}
+
+fn print(report: &DownloadReport, file: &Path, output: Output) -> Result<(), Failure> {
+    let snapshot = &report.snapshot;
+    let seconds = report.elapsed.as_secs_f64();
+    let rate = report.data_bytes as f64 / seconds.max(1e-6);
+    if output == Output::Json {
+        return output::json(&Report {
+            snapshot: snapshot.into(),
+            size_bytes: snapshot.size_bytes,
+            data_bytes: report.data_bytes,
+            received_bytes: report.received_bytes,
+            root: snapshot.root.to_string(),
+            seconds,
+            bytes_per_second: rate as u64,
+        });
+    }
+    let text = output::facts(&[
+        ("Snapshot", format!("{} ({})", snapshot.name, snapshot.id)),
+        ("File", file.display().to_string()),
+        ("Size", output::size(snapshot.size_bytes)),
+        ("Data", output::size(report.data_bytes)),
+        ("Received", output::size(report.received_bytes)),
+        ("Root", snapshot.root.to_string()),
+        ("Time", format!("{seconds:.2} s")),
+        ("Rate", output::rate(rate)),
+    ]);
+    output::write(text.as_bytes())
+}

@@ -1,0 +1,138 @@
+//! `snapctl`: the command line of Varve.
+//!
+//! Results go to standard output; errors, progress and remarks to standard error. Exit codes: see `exit`.
+
+mod exit;
+mod export;
+mod import;
+mod meter;
+mod output;
+mod qemu;
+mod snapshot;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use tokio::signal::unix::{SignalKind, signal};
+use varve_client::{Client, Endpoint};
+
+use self::{exit::Failure, output::Output};
+
+/// Keep, compare and restore snapshots of block volumes.
+#[derive(Debug, Parser)]
+#[command(name = "snapctl", version, max_term_width = 100, after_help = exit::HELP)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+struct Options {
+    /// Where the daemon listens: unix:PATH, http://HOST:PORT or https://HOST:PORT
+    #[arg(long, env = "VARVE_ENDPOINT", global = true, value_name = "ENDPOINT", default_value_t = Endpoint::default())]
+    endpoint: Endpoint,
+    /// Tables for people, or JSON for programs
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Neither progress nor remarks
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a snapshot of a disk image or block device
+    Import(import::Import),
+    /// Write a snapshot's content to a file or block device
+    Export(export::Export),
+    /// List, show, delete, tag, compare and verify snapshots
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    /// What the daemon is and how it is doing
+    Status,
+    /// Print a script that completes snapctl's arguments in a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+impl Options {
+    async fn connect(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(&self.endpoint).await?)
+    }
+
+    /// A line for people, on standard error.
+    fn remark(&self, line: impl std::fmt::Display) {
+        if !self.quiet {
+            eprintln!("snapctl: {line}");
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    init_log();
+    let output = cli.options.output;
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(&Failure::local("start", error.to_string()), output),
+    };
+    let done = runtime.block_on(run(cli));
+    // Waits for threads that still write, so that what is unfinished is removed.
+    drop(runtime);
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => exit::report(&failure, output),
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { options, command } = cli;
+    match command {
+        Command::Import(import) => import.run(&options).await,
+        Command::Export(export) => export.run(&options).await,
+        Command::Snapshot(snapshot) => snapshot.run(&options).await,
+        Command::Status => status::run(&options).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "snapctl", &mut script);
+            output::write(&script)
+        }
+    }
+}
+
+/// Completes when the user, or whoever runs this, wants it to end.
+async fn interrupted() {
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
+        // Then they end the process as they do by default.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// What the library does, on standard error, for those who set `VARVE_LOG`, to `debug` say.
+fn init_log() {
+    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("VARVE_LOG") {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

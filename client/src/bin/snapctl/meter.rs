@@ -1,0 +1,113 @@
+//! Shows how far a transfer has come, on standard error: a bar on a terminal, a line now and then otherwise.
+
+use std::{
+    io::{IsTerminal, stderr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use varve_client::Progress;
+
+use crate::output;
+
+const BAR_PERIOD: Duration = Duration::from_millis(100);
+const LINE_PERIOD: Duration = Duration::from_secs(5);
+
+/// Drives `transfer` to its end and shows `progress` meanwhile, unless `quiet`.
+pub(crate) async fn watch<T>(
+    verb: &'static str,
+    quiet: bool,
+    progress: Arc<Progress>,
+    transfer: impl Future<Output = T>,
+) -> T {
+    if quiet {
+        return transfer.await;
+    }
+    let mut display = if stderr().is_terminal() { Display::bar(verb) } else { Display::lines(verb) };
+    let mut transfer = std::pin::pin!(transfer);
+    let mut ticks = tokio::time::interval(display.period());
+    // The first tick comes at once, when there is nothing to show.
+    ticks.tick().await;
+    loop {
+        tokio::select! {
+            result = &mut transfer => {
+                display.clear();
+                return result;
+            }
+            _ = ticks.tick() => display.show(&progress),
+        }
+    }
+}
+
+enum Display {
+    Bar(ProgressBar),
+    Lines { verb: &'static str, started: Instant },
+}
+
+impl Display {
+    fn bar(verb: &'static str) -> Self {
+        let bar = ProgressBar::no_length();
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(verb);
+        Self::Bar(bar)
+    }
+
+    fn lines(verb: &'static str) -> Self {
+        Self::Lines { verb, started: Instant::now() }
+    }
+
+    fn period(&self) -> Duration {
+        match self {
+            Self::Bar(_) => BAR_PERIOD,
+            Self::Lines { .. } => LINE_PERIOD,
+        }
+    }
+
+    fn show(&self, progress: &Progress) {
+        let (done, total) = (progress.done_bytes(), progress.total_bytes());
+        match self {
+            Self::Bar(bar) => {
+                bar.set_length(total);
+                bar.set_position(done);
+            }
+            Self::Lines { verb, started } => eprintln!("{verb} {}", line(done, total, started.elapsed())),
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// How far it is, how fast it goes, and how long it will take.
+fn line(done: u64, total: u64, elapsed: Duration) -> String {
+    let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
+    let share = if total > 0 { done as f64 / total as f64 * 100.0 } else { 0.0 };
+    let mut line = format!("{} of {} ({share:.0} %), {}", output::size(done), output::size(total), output::rate(rate));
+    if done > 0 && total > done {
+        let left = (total - done) as f64 / rate;
+        line.push_str(&format!(", {left:.0} s left"));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_how_far_how_fast_and_how_long() {
+        let mib = 1 << 20;
+        assert_eq!(
+            line(100 * mib, 400 * mib, Duration::from_secs(2)),
+            "100.0 MiB of 400.0 MiB (25 %), 52 MB/s, 6 s left"
+        );
+        assert_eq!(line(0, 0, Duration::ZERO), "0 B of 0 B (0 %), 0 MB/s");
+    }
+}

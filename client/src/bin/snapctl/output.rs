@@ -1,0 +1,136 @@
+//! Tables for people and JSON for programs.
+//!
+//! The JSON is an interface: fields are named as in the protocol and stay; sizes are bytes, times are RFC 3339
+//! in UTC, ids are hexadecimal. New fields may come.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    time::SystemTime,
+};
+
+use clap::ValueEnum;
+use comfy_table::{CellAlignment, Table, TableStyle};
+use jiff::Timestamp;
+use serde::Serialize;
+use varve_client::Snapshot;
+
+use crate::exit::Failure;
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// A snapshot as JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct SnapshotJson<'a> {
+    id: &'a str,
+    name: &'a str,
+    state: &'a str,
+    size_bytes: u64,
+    data_bytes: u64,
+    root: String,
+    created_at: Option<String>,
+    tags: &'a BTreeMap<String, String>,
+    new_bytes: u64,
+    stored_bytes: u64,
+}
+
+impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
+    fn from(snapshot: &'a Snapshot) -> Self {
+        Self {
+            id: &snapshot.id,
+            name: &snapshot.name,
+            state: snapshot.state.as_str(),
+            size_bytes: snapshot.size_bytes,
+            data_bytes: snapshot.data_bytes,
+            root: snapshot.root.to_string(),
+            created_at: rfc3339(snapshot.created_at),
+            tags: &snapshot.tags,
+            new_bytes: snapshot.new_bytes,
+            stored_bytes: snapshot.stored_bytes,
+        }
+    }
+}
+
+/// Writes to standard output.
+pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::output)
+}
+
+/// Writes a line to standard output.
+pub(crate) fn line(text: impl std::fmt::Display) -> Result<(), Failure> {
+    write(format!("{text}\n").as_bytes())
+}
+
+/// Writes one JSON value.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::local("write JSON to standard output", error.to_string()))?;
+    line(text)
+}
+
+/// A table without lines, with these headings; those that begin with `>` are of numbers, set to the right.
+pub(crate) fn table(headings: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(TableStyle::new());
+    table.set_header(headings.iter().map(|heading| heading.trim_start_matches('>')).collect::<Vec<_>>());
+    for (index, heading) in headings.iter().enumerate() {
+        if let Some(column) = table.column_mut(index) {
+            column.set_padding((0, 2));
+            if heading.starts_with('>') {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+    table
+}
+
+/// Names and values below each other.
+pub(crate) fn facts(facts: &[(&str, String)]) -> String {
+    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    facts.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+}
+
+/// A size for people.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // What would be shown as 1024.0 of one unit is 1.0 of the next.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A rate for people, in the decimal megabytes that disks and networks are sold by.
+pub(crate) fn rate(bytes_per_second: f64) -> String {
+    format!("{:.0} MB/s", bytes_per_second / 1e6)
+}
+
+/// A time for programs.
+pub(crate) fn rfc3339(time: SystemTime) -> Option<String> {
+    Timestamp::try_from(time).ok().map(|time| time.to_string())
+}
+
+/// A time for people, in UTC.
+pub(crate) fn time(time: SystemTime) -> String {
+    let whole = Timestamp::try_from(time).and_then(|time| Timestamp::from_second(time.as_second()));
+    whole.map_or_else(|_| "?".to_owned(), |time| time.to_string())
+}
+
+/// Tags for people.
+pub(crate) fn tags(tags: &BTreeMap<String, String>) -> String {
+    tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+}

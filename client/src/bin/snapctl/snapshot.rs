@@ -1,0 +1,281 @@
+//! `snapctl snapshot`.
+
+use std::{collections::BTreeMap, fmt::Write as _, future, sync::Arc};
+
+use clap::{Args, Subcommand};
+use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
+use serde_json::json;
+use varve_client::{Client, DiffExtent, DiffKind, Error, ErrorKind, Progress, SnapshotFilter, VerifyProgress};
+
+use crate::{
+    Options,
+    exit::Failure,
+    import::parse_tag,
+    meter,
+    output::{self, Output, SnapshotJson},
+};
+
+/// What `snapshot` takes. A snapshot is given by its name or its id.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Snapshot {
+    /// List snapshots, by name
+    List(List),
+    /// Show a snapshot
+    Show {
+        /// Name or id
+        snapshot: String,
+    },
+    /// Delete a snapshot
+    Delete {
+        /// Name or id
+        snapshot: String,
+    },
+    /// Set and remove tags of a snapshot
+    Tag(Tag),
+    /// Show where two snapshots differ, related or not
+    Diff(Diff),
+    /// Read and check everything a snapshot is made of
+    Verify {
+        /// Name or id
+        snapshot: String,
+    },
+}
+
+/// What `snapshot list` takes.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only names that start so
+    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
+    name_prefix: String,
+    /// Only snapshots with this tag; may be given more than once
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
+    tags: Vec<(String, String)>,
+    /// At most this many
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<usize>,
+}
+
+/// What `snapshot tag` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    /// Name or id
+    snapshot: String,
+    /// Tags to set
+    #[arg(value_name = "KEY=VALUE", value_parser = parse_tag, required_unless_present = "remove")]
+    tags: Vec<(String, String)>,
+    /// A tag to remove; may be given more than once
+    #[arg(long, value_name = "KEY")]
+    remove: Vec<String>,
+}
+
+/// What `snapshot diff` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// Name or id of the older snapshot
+    base: String,
+    /// Name or id of the newer snapshot
+    target: String,
+    /// Only how much differs
+    #[arg(long)]
+    summary: bool,
+}
+
+impl Snapshot {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        let client = options.connect().await?;
+        match self {
+            Self::List(list) => list.run(&client, options).await,
+            Self::Show { snapshot } => show(&client.snapshot(&snapshot).await?, options),
+            Self::Delete { snapshot } => {
+                let deleted = client.delete_snapshot(&snapshot).await?;
+                match options.output {
+                    Output::Json => output::json(&SnapshotJson::from(&deleted)),
+                    Output::Table => output::line(format_args!("deleted {} ({})", deleted.name, deleted.id)),
+                }
+            }
+            Self::Tag(Tag { snapshot, tags, remove }) => {
+                let tagged = client.tag_snapshot(&snapshot, BTreeMap::from_iter(tags), remove).await?;
+                show(&tagged, options)
+            }
+            Self::Diff(diff) => diff.run(&client, options).await,
+            Self::Verify { snapshot } => verify(&client, &snapshot, options).await,
+        }
+    }
+}
+
+impl List {
+    async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
+        let filter = SnapshotFilter { name_prefix: self.name_prefix, tags: BTreeMap::from_iter(self.tags) };
+        let snapshots: Vec<_> =
+            client.snapshots(filter).take(self.limit.unwrap_or(usize::MAX)).try_collect().await?;
+        if options.output == Output::Json {
+            let snapshots: Vec<_> = snapshots.iter().map(SnapshotJson::from).collect();
+            return output::json(&json!({ "snapshots": snapshots }));
+        }
+        let mut table = output::table(&["NAME", "ID", "STATE", ">SIZE", ">DATA", ">NEW", "CREATED", "TAGS"]);
+        for snapshot in &snapshots {
+            table.add_row([
+                snapshot.name.clone(),
+                snapshot.id.clone(),
+                snapshot.state.as_str().to_owned(),
+                output::size(snapshot.size_bytes),
+                output::size(snapshot.data_bytes),
+                output::size(snapshot.new_bytes),
+                output::time(snapshot.created_at),
+                output::tags(&snapshot.tags),
+            ]);
+        }
+        output::line(table.trim_fmt())
+    }
+}
+
+fn show(snapshot: &varve_client::Snapshot, options: &Options) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&SnapshotJson::from(snapshot));
+    }
+    let mut text = output::facts(&[
+        ("Name", snapshot.name.clone()),
+        ("Id", snapshot.id.clone()),
+        ("State", snapshot.state.as_str().to_owned()),
+        ("Size", output::size(snapshot.size_bytes)),
+        ("Data", output::size(snapshot.data_bytes)),
+        ("New", output::size(snapshot.new_bytes)),
+        ("Stored", output::size(snapshot.stored_bytes)),
+        ("Root", snapshot.root.to_string()),
+        ("Created", output::time(snapshot.created_at)),
+    ]);
+    for (key, value) in &snapshot.tags {
+        text.push_str(&format!("Tag      {key}={value}\n"));
+    }
+    output::write(text.as_bytes())
+}
+
+/// How much differs.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+struct Totals {
+    changed_bytes: u64,
+    added_bytes: u64,
+    removed_bytes: u64,
+}
+
+impl Totals {
+    fn add(&mut self, extent: &DiffExtent) {
+        let total = match extent.kind {
+            DiffKind::Changed => &mut self.changed_bytes,
+            DiffKind::Added => &mut self.added_bytes,
+            DiffKind::Removed => &mut self.removed_bytes,
+        };
+        *total = total.saturating_add(extent.length_bytes);
+    }
+}
+
+impl Diff {
+    /// Extents are written as they come: there may be millions.
+    async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
+        let json = options.output == Output::Json;
+        let mut extents = client.diff_snapshots(&self.base, &self.target).await?.ready_chunks(1000);
+        let mut totals = Totals::default();
+        let mut first = true;
+        if json {
+            output::write(format!("{{\"base\":{},\"target\":{}", json!(self.base), json!(self.target)).as_bytes())?;
+            if !self.summary {
+                output::write(b",\"extents\":[")?;
+            }
+        } else if !self.summary {
+            output::line(format_args!("{:>16} {:>16}  KIND", "OFFSET", "LENGTH"))?;
+        }
+        while let Some(chunk) = extents.next().await {
+            let mut text = String::new();
+            for extent in chunk {
+                let extent = extent?;
+                totals.add(&extent);
+                if self.summary {
+                    continue;
+                }
+                let DiffExtent { offset_bytes, length_bytes, kind } = extent;
+                let kind = kind.as_str();
+                let written = if json {
+                    let comma = if first { "\n" } else { ",\n" };
+                    first = false;
+                    let extent = json!({ "offset_bytes": offset_bytes, "length_bytes": length_bytes, "kind": kind });
+                    write!(text, "{comma}{extent}")
+                } else {
+                    writeln!(text, "{offset_bytes:>16} {length_bytes:>16}  {kind}")
+                };
+                written.map_err(|error| Failure::local("write to standard output", error.to_string()))?;
+            }
+            output::write(text.as_bytes())?;
+        }
+        if json {
+            let end = if self.summary { "" } else { "]" };
+            let Totals { changed_bytes, added_bytes, removed_bytes } = totals;
+            return output::line(format_args!(
+                "{end},\"changed_bytes\":{changed_bytes},\"added_bytes\":{added_bytes},\"removed_bytes\":{removed_bytes}}}"
+            ));
+        }
+        if !self.summary {
+            output::line("")?;
+        }
+        output::write(
+            output::facts(&[
+                ("Changed", output::size(totals.changed_bytes)),
+                ("Added", output::size(totals.added_bytes)),
+                ("Removed", output::size(totals.removed_bytes)),
+            ])
+            .as_bytes(),
+        )
+    }
+}
+
+/// What `snapshot verify` found.
+#[derive(Debug, Default)]
+struct Findings {
+    last: VerifyProgress,
+    violations: Vec<varve_client::Violation>,
+}
+
+async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<(), Failure> {
+    let progress = Arc::new(Progress::default());
+    let messages = client.verify_snapshot(snapshot).await?;
+    let checking = messages.try_fold(Findings::default(), |mut findings, mut message| {
+        progress.set_total(message.total_bytes);
+        progress.set_done(message.checked_bytes);
+        findings.violations.append(&mut message.violations);
+        findings.last = message;
+        future::ready(Ok(findings))
+    });
+    let Findings { last, violations } = meter::watch("verify", options.quiet, Arc::clone(&progress), checking).await?;
+    if !last.done {
+        let what = format!("verify snapshot {snapshot}");
+        return Err(Error::new(ErrorKind::Internal, what, "the daemon ended before everything was checked").into());
+    }
+    if options.output == Output::Json {
+        let violations_json: Vec<_> = violations
+            .iter()
+            .map(|violation| json!({ "message": violation.message, "offset_bytes": violation.offset_bytes }))
+            .collect();
+        output::json(&json!({
+            "snapshot": snapshot,
+            "checked": last.checked,
+            "checked_bytes": last.checked_bytes,
+            "ok": violations.is_empty(),
+            "violations": violations_json,
+        }))?;
+    } else {
+        for violation in &violations {
+            output::line(format_args!("at offset {}: {}", violation.offset_bytes, violation.message))?;
+        }
+        let verdict = match violations.len() {
+            0 => "sound".to_owned(),
+            1 => "1 violation".to_owned(),
+            count => format!("{count} violations"),
+        };
+        let checked_bytes = output::size(last.checked_bytes);
+        output::line(format_args!(
+            "{snapshot}: {verdict}; {} chunks and nodes checked, {checked_bytes}",
+            last.checked
+        ))?;
+    }
+    if violations.is_empty() { Ok(()) } else { Err(Failure::Violations) }
+}

@@ -1,0 +1,261 @@
+//! Where a daemon is, and the connection to it.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Once,
+};
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, ClientTlsConfig, Uri};
+use varve_proto::v1::{
+    content_service_client::ContentServiceClient, snapshot_service_client::SnapshotServiceClient,
+    status_service_client::StatusServiceClient,
+};
+
+use crate::{
+    error::{Error, ErrorKind, Result, innermost},
+    limits::{
+        CONNECT_TIMEOUT, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, HTTP2_STREAM_WINDOW_BYTES,
+        KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX,
+    },
+};
+
+/// Where a daemon listens.
+///
+/// Written as `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`:
+///
+/// ```
+/// use varve_client::Endpoint;
+///
+/// let endpoint: Endpoint = "unix:/run/varve/grpc.sock".parse()?;
+/// assert_eq!(endpoint, Endpoint::unix("/run/varve/grpc.sock"));
+/// assert!("ftp://example.com".parse::<Endpoint>().is_err());
+/// # Ok::<(), varve_client::Error>(())
+/// ```
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Endpoint(Address);
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Address {
+    Unix(PathBuf),
+    Http(Uri),
+    Https(Uri),
+}
+
+impl Endpoint {
+    /// A daemon's unix socket.
+    pub fn unix(path: impl Into<PathBuf>) -> Self {
+        Self(Address::Unix(path.into()))
+    }
+
+    /// Whether the daemon is on this machine for certain, so that bytes cost no bandwidth.
+    pub(crate) fn is_unix(&self) -> bool {
+        matches!(self.0, Address::Unix(_))
+    }
+}
+
+impl Default for Endpoint {
+    /// Where a daemon of the system listens: `unix:/run/varve/grpc.sock`.
+    fn default() -> Self {
+        Self::unix("/run/varve/grpc.sock")
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Http(uri) | Address::Https(uri) => {
+                let scheme = uri.scheme_str().unwrap_or_default();
+                let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+                write!(f, "{scheme}://{authority}")
+            }
+        }
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = |why: &str| Err(Error::new(ErrorKind::Invalid, format!("endpoint {text:?}"), why));
+        if let Some(path) = text.strip_prefix("unix:") {
+            // As gRPC writes it, an absolute path may follow two slashes.
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if path.is_empty() {
+                return refuse("no path: write unix:PATH");
+            }
+            return Ok(Self::unix(path));
+        }
+        if !text.starts_with("http://") && !text.starts_with("https://") {
+            return refuse("write unix:PATH, http://HOST:PORT or https://HOST:PORT");
+        }
+        let uri: Uri = match text.parse() {
+            Ok(uri) => uri,
+            Err(error) => return refuse(&format!("not a URI: {error}")),
+        };
+        if uri.host().is_none_or(str::is_empty) {
+            return refuse("no host: write http://HOST:PORT or https://HOST:PORT");
+        }
+        if uri.port_u16().is_none() {
+            return refuse("no port: write http://HOST:PORT or https://HOST:PORT");
+        }
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return refuse("a user name or password has no use here");
+        }
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return refuse("nothing may follow the port");
+        }
+        Ok(Self(if uri.scheme_str() == Some("https") { Address::Https(uri) } else { Address::Http(uri) }))
+    }
+}
+
+/// A connection to a daemon. Cloning it is cheap and shares the connection; it is made anew when it breaks.
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Channel,
+    endpoint: Endpoint,
+}
+
+impl Client {
+    /// Connects to the daemon at `endpoint`.
+    pub async fn connect(endpoint: &Endpoint) -> Result<Self> {
+        let connected = match &endpoint.0 {
+            Address::Unix(path) => connect_unix(path.clone()).await,
+            Address::Http(uri) => settings(uri.clone()).connect().await,
+            Address::Https(uri) => {
+                install_crypto();
+                match settings(uri.clone()).tls_config(ClientTlsConfig::new().with_native_roots()) {
+                    Ok(settings) => settings.connect().await,
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        match connected {
+            Ok(channel) => Ok(Self { channel, endpoint: endpoint.clone() }),
+            Err(error) => Err(Error::new(
+                ErrorKind::Unreachable,
+                format!("connect to {endpoint}"),
+                format!("{}; is varved running there?", innermost(&error)),
+            )
+            .with_source(error)),
+        }
+    }
+
+    /// The daemon this client speaks to.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(crate) fn snapshot_service(&self) -> SnapshotServiceClient<Channel> {
+        SnapshotServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn content_service(&self) -> ContentServiceClient<Channel> {
+        ContentServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn status_service(&self) -> StatusServiceClient<Channel> {
+        StatusServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+}
+
+fn settings(uri: Uri) -> tonic::transport::Endpoint {
+    Channel::builder(uri)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .max_frame_size(HTTP2_FRAME_BYTES)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+}
+
+async fn connect_unix(path: PathBuf) -> Result<Channel, tonic::transport::Error> {
+    // HTTP/2 needs an authority; what it is does not matter on a unix socket.
+    let settings = settings(Uri::from_static("http://localhost"));
+    settings
+        .connect_with_connector(tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { open_socket(&path).await.map(TokioIo::new) }
+        }))
+        .await
+}
+
+async fn open_socket(path: &Path) -> std::io::Result<UnixStream> {
+    let socket = UnixStream::connect(path).await?;
+    // As much as an ordinary user may ask for: a refusal only costs speed.
+    if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES) {
+        tracing::debug!(%error, "the socket keeps its send buffer");
+    }
+    Ok(socket)
+}
+
+/// Fewer, larger turns between the two processes: the system cuts this down to what it allows.
+const SOCKET_BUFFER_BYTES: usize = 1 << 20;
+
+/// rustls has no provider of its own choice; the first that is installed stays, whoever installed it.
+fn install_crypto() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if rustls::crypto::ring::default_provider().install_default().is_err() {
+            tracing::debug!("the program has installed a TLS provider already");
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        let error = text.parse::<Endpoint>().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        error.to_string()
+    }
+
+    #[test]
+    fn endpoints_are_read_and_shown_alike() {
+        for text in ["unix:/run/varve/grpc.sock", "unix:data/grpc.sock", "http://127.0.0.1:7420", "https://[::1]:7420"]
+        {
+            assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
+        }
+        assert_eq!("unix:///run/x".parse::<Endpoint>().unwrap(), Endpoint::unix("/run/x"));
+        assert_eq!("http://host:1/".parse::<Endpoint>().unwrap().to_string(), "http://host:1");
+        assert!("unix:/x".parse::<Endpoint>().unwrap().is_unix());
+        assert!(!"http://localhost:1".parse::<Endpoint>().unwrap().is_unix());
+    }
+
+    #[test]
+    fn a_wrong_endpoint_is_told_what_is_wrong() {
+        assert_eq!(refusal("unix:"), "endpoint \"unix:\": no path: write unix:PATH");
+        assert!(refusal("/run/varve.sock").contains("write unix:PATH, http://HOST:PORT or https://HOST:PORT"));
+        assert!(refusal("").contains("write unix:PATH"));
+        assert!(refusal("http://example.com").contains("no port"));
+        assert!(refusal("https://example.com:7420/store").contains("nothing may follow the port"));
+        assert!(refusal("http://me:secret@example.com:1").contains("user name"));
+        assert!(refusal("http://exa mple:1").contains("not a URI"));
+        assert!(refusal("http://:7420").contains("not a URI") || refusal("http://:7420").contains("no host"));
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = Endpoint::unix(dir.path().join("none.sock"));
+        let error = Client::connect(&endpoint).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable);
+        let text = error.to_string();
+        assert!(text.contains("none.sock") && text.contains("No such file"), "{text}");
+    }
+}

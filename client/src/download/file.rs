@@ -1,0 +1,210 @@
+//! Files and block devices that a download is written to.
+
+use std::{
+    ffi::OsString,
+    fs::{File, OpenOptions, Permissions},
+    io,
+    ops::Range,
+    os::unix::fs::{FileExt, FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use rustix::{
+    fs::{FallocateFlags, SeekFrom, fallocate, seek},
+    io::Errno,
+};
+use tempfile::NamedTempFile;
+
+use super::sink::Sink;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What to do about a file that exists already.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Existing {
+    /// Refuse. A block device counts as existing.
+    Keep,
+    /// Put the new one in its place; write to a block device.
+    Replace,
+}
+
+/// A file that takes its name only when it is complete: until then it has another name in the same directory, and is
+/// removed if it is dropped.
+#[derive(Debug)]
+pub struct NewFile {
+    temporary: NamedTempFile,
+    path: PathBuf,
+    existing: Existing,
+}
+
+impl NewFile {
+    /// Prepares to write `path`.
+    pub fn create(path: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
+        let path = path.into();
+        let what = format!("write {}", path.display());
+        let refuse = |kind, why: &str| Err(Error::new(kind, &what, why));
+        match path.metadata() {
+            Ok(metadata) if metadata.is_dir() => return refuse(ErrorKind::Invalid, "is a directory"),
+            Ok(metadata) if !metadata.is_file() => return refuse(ErrorKind::Invalid, "is not a regular file"),
+            Ok(_) if existing == Existing::Keep => return refuse(ErrorKind::AlreadyExists, "exists already"),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file(what, error)),
+        }
+        let mut prefix = OsString::from(".");
+        prefix.push(path.file_name().unwrap_or_default());
+        prefix.push(".");
+        let temporary = tempfile::Builder::new()
+            .prefix(&prefix)
+            // As any new file: what the user's umask leaves of it.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(directory(&path))
+            .map_err(|error| Error::file(what, error))?;
+        Ok(Self { temporary, path, existing })
+    }
+
+    /// Where it is until it is published.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Makes it durable, and gives it its name.
+    pub fn publish(self) -> Result<()> {
+        let path = self.path.clone();
+        self.sync_and_rename().map_err(|error| Error::file(format!("complete {}", path.display()), error))
+    }
+
+    fn sync_and_rename(self) -> io::Result<()> {
+        // By name: another program may have put another file there.
+        File::open(self.temporary.path())?.sync_all()?;
+        let temporary = self.temporary.into_temp_path();
+        match self.existing {
+            Existing::Replace => temporary.persist(&self.path)?,
+            // Somebody may have made one meanwhile.
+            Existing::Keep => temporary.persist_noclobber(&self.path)?,
+        }
+        File::open(directory(&self.path))?.sync_all()
+    }
+}
+
+/// Writes a volume to a file, holes left out, or to a block device, in place.
+///
+/// A file takes its name only when it is complete and synced; see [`NewFile`].
+#[derive(Debug)]
+pub struct FileSink {
+    file: File,
+    path: PathBuf,
+    target: Target,
+}
+
+#[derive(Debug)]
+enum Target {
+    /// A file to be published; no more once it was.
+    New(Mutex<Option<NewFile>>),
+    /// What was on it shows through unless holes are zeroed.
+    Device,
+    /// A file that somebody else holds and looks after.
+    Scratch,
+}
+
+impl FileSink {
+    /// Prepares to write the file or block device at `path`.
+    pub fn create(path: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
+        let path = path.into();
+        let what = format!("write {}", path.display());
+        if path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+            if existing == Existing::Keep {
+                let why = "is a block device, and what is on it would be lost";
+                return Err(Error::new(ErrorKind::AlreadyExists, what, why));
+            }
+            let file = OpenOptions::new().write(true).open(&path).map_err(|error| Error::file(what, error))?;
+            return Ok(Self { file, path, target: Target::Device });
+        }
+        let new = NewFile::create(&path, existing)?;
+        let file = new.temporary.as_file().try_clone().map_err(|error| Error::file(what, error))?;
+        Ok(Self { file, path, target: Target::New(Mutex::new(Some(new))) })
+    }
+
+    /// Writes to an empty file that is open already and is of no use after a crash: it is not synced. Errors call it
+    /// `path`.
+    pub fn scratch(file: &File, path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let file =
+            file.try_clone().map_err(|error| Error::file(format!("write {}", path.display()), error))?;
+        Ok(Self { file, path, target: Target::Scratch })
+    }
+}
+
+impl Sink for FileSink {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn begin(&self, size_bytes: u64) -> io::Result<()> {
+        match self.target {
+            Target::New(_) | Target::Scratch => self.file.set_len(size_bytes),
+            Target::Device => {
+                let device_bytes = seek(&self.file, SeekFrom::End(0))?;
+                if device_bytes < size_bytes {
+                    return Err(io::Error::other(format!(
+                        "the device has {device_bytes} bytes, and {size_bytes} are needed"
+                    )));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn write_at(&self, offset_bytes: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset_bytes)
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        match self.target {
+            // They were empty to begin with.
+            Target::New(_) | Target::Scratch => Ok(()),
+            Target::Device => zero_device(&self.file, range),
+        }
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        match &self.target {
+            Target::New(new) => match new.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                Some(new) => new.sync_and_rename(),
+                None => Ok(()),
+            },
+            Target::Device => self.file.sync_all(),
+            Target::Scratch => Ok(()),
+        }
+    }
+}
+
+/// The directory that a path is in.
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes a range of a block device read as zeros: by telling it, where it understands that.
+fn zero_device(device: &File, range: Range<u64>) -> io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    match fallocate(device, flags, range.start, range.end - range.start) {
+        Ok(()) => return Ok(()),
+        // Not understood, or not at this alignment.
+        Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::INVAL | Errno::NOSYS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+    let mut at = range.start;
+    while at < range.end {
+        let len = usize::try_from(range.end - at).map_or(ZEROS.len(), |rest| rest.min(ZEROS.len()));
+        device.write_all_at(&ZEROS[..len], at)?;
+        at += len as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! Writing a snapshot's bytes to a sink.
+//!
+//! ```text
+//! daemon -> receive: right order, every chunk has its place, the root is the snapshot's
+//!        -> place: decode, check the id, write        as many threads as cores
+//!        -> finish, once everything was checked
+//! ```
+//!
+//! What must hold here: no byte that was not checked against its id reaches a sink, and a sink is finished only
+//! if all bytes are there and their root is the one on record. Memory is bounded by the messages under way;
+//! see `limits`.
+
+mod file;
+mod place;
+mod receive;
+mod sink;
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, stream::FuturesOrdered};
+use tokio::task;
+use tonic::Streaming;
+use varve_proto::v1::{self, download_response::Part};
+
+use self::{
+    place::Placer,
+    receive::{Receiver, Work},
+};
+pub use self::{
+    file::{Existing, FileSink, NewFile},
+    sink::{Sink, StreamSink},
+};
+use crate::{
+    connect::Client,
+    error::{Error, ErrorKind, Result},
+    limits::{DECODERS_MAX, worker_threads},
+    progress::Progress,
+    snapshots::Snapshot,
+};
+
+/// A download to be: see [`Client::download`].
+#[must_use = "a download does nothing until it is run"]
+pub struct Download<'a> {
+    client: &'a Client,
+    snapshot: String,
+    progress: Arc<Progress>,
+    cancel: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// What a download came to.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DownloadReport {
+    /// The snapshot that was written.
+    pub snapshot: Snapshot,
+    /// Bytes of data written, holes left out.
+    pub data_bytes: u64,
+    /// Bytes of chunks as they were received.
+    pub received_bytes: u64,
+    /// From the first call until the sink was finished.
+    pub elapsed: Duration,
+}
+
+impl Client {
+    /// Prepares the download of the snapshot with this name or id.
+    pub fn download(&self, snapshot: impl Into<String>) -> Download<'_> {
+        Download {
+            client: self,
+            snapshot: snapshot.into(),
+            progress: Arc::default(),
+            cancel: Box::pin(std::future::pending()),
+        }
+    }
+}
+
+impl Download<'_> {
+    /// Counters to keep up to date.
+    pub fn progress(mut self, progress: Arc<Progress>) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    /// Gives the download up when `cancel` completes.
+    pub fn cancel_on(mut self, cancel: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.cancel = Box::pin(cancel);
+        self
+    }
+
+    /// Writes the snapshot to `sink`. Unless this succeeds, the sink is not finished.
+    pub async fn run(self, sink: impl Sink) -> Result<DownloadReport> {
+        let what = format!("export {} to {}", self.snapshot, sink.name());
+        let sink: Arc<dyn Sink> = Arc::new(sink);
+        tokio::select! {
+            report = download(self.client, self.snapshot, &what, sink, &self.progress) => report,
+            () = self.cancel => Err(Error::new(ErrorKind::Cancelled, &what, "it was cancelled")),
+        }
+    }
+}
+
+async fn download(
+    client: &Client,
+    snapshot: String,
+    what: &str,
+    sink: Arc<dyn Sink>,
+    progress: &Progress,
+) -> Result<DownloadReport> {
+    let started = Instant::now();
+    let request = v1::DownloadRequest { snapshot, plain: false };
+    let answer = client.content_service().download(request).await;
+    let mut parts = answer.map_err(|status| Error::rpc(what, status))?.into_inner();
+    let snapshot = match next_part(&mut parts, what).await? {
+        Some(Part::Snapshot(snapshot)) => Snapshot::from_proto(what, Some(snapshot))?,
+        _ => return Err(Error::protocol(what, "a download that does not begin with its snapshot")),
+    };
+    progress.set_total(snapshot.data_bytes);
+    let size_bytes = snapshot.size_bytes;
+    let mut receiver = Receiver::new(snapshot, what.to_owned())?;
+    let placer = Arc::new(Placer::new(sink, what.to_owned(), size_bytes));
+    blocking(&placer, move |placer| {
+        placer.sink.begin(size_bytes).map_err(|error| Error::file(&placer.what, error))
+    })
+    .await?;
+
+    let mut placing = Placing::new(Arc::clone(&placer), progress);
+    let mut received_bytes = 0;
+    while let Some(part) = next_part(&mut parts, what).await? {
+        let work = match part {
+            Part::Leaf(leaf) => receiver.leaf(leaf)?,
+            Part::Chunks(batch) => {
+                received_bytes += batch.chunks.iter().map(|chunk| chunk.payload.len() as u64).sum::<u64>();
+                receiver.chunks(batch.chunks)?
+            }
+            Part::Snapshot(_) => return Err(Error::protocol(what, "a second snapshot in a download")),
+        };
+        placing.add(work).await?;
+    }
+    let (snapshot, rest) = receiver.finish()?;
+    placing.add(rest).await?;
+    let data_bytes = placing.finish().await?;
+    blocking(&placer, |placer| {
+        let failed = |error| Error::file(format!("complete {}", placer.sink.name()), error);
+        placer.sink.finish().map_err(failed)
+    })
+    .await?;
+    Ok(DownloadReport { snapshot, data_bytes, received_bytes, elapsed: started.elapsed() })
+}
+
+async fn next_part(parts: &mut Streaming<v1::DownloadResponse>, what: &str) -> Result<Option<Part>> {
+    match parts.message().await {
+        Ok(None) => Ok(None),
+        Ok(Some(v1::DownloadResponse { part: Some(part) })) => Ok(Some(part)),
+        Ok(Some(v1::DownloadResponse { part: None })) => Err(Error::protocol(what, "a part of unknown kind")),
+        Err(status) => Err(Error::rpc(what, status)),
+    }
+}
+
+/// Work on its way through the threads, oldest first.
+struct Placing<'a> {
+    placer: Arc<Placer>,
+    progress: &'a Progress,
+    under_way: FuturesOrdered<Pin<Box<dyn Future<Output = Result<Placed>> + Send>>>,
+    threads: usize,
+    data_bytes: u64,
+}
+
+/// Work done.
+struct Placed {
+    data_bytes: u64,
+    settled_bytes: Option<u64>,
+}
+
+impl<'a> Placing<'a> {
+    fn new(placer: Arc<Placer>, progress: &'a Progress) -> Self {
+        Self { placer, progress, under_way: FuturesOrdered::new(), threads: worker_threads(DECODERS_MAX), data_bytes: 0 }
+    }
+
+    /// Starts work, once a thread is free for it.
+    async fn add(&mut self, work: Work) -> Result<()> {
+        while self.under_way.len() > self.threads {
+            self.settle_oldest().await?;
+        }
+        if !work.is_empty() {
+            let settled_bytes = work.settled_bytes;
+            let placing = blocking(&self.placer, move |placer| placer.place(&work));
+            self.under_way
+                .push_back(Box::pin(async move { Ok(Placed { data_bytes: placing.await?, settled_bytes }) }));
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<u64> {
+        while !self.under_way.is_empty() {
+            self.settle_oldest().await?;
+        }
+        Ok(self.data_bytes)
+    }
+
+    async fn settle_oldest(&mut self) -> Result<()> {
+        let Some(placed) = self.under_way.next().await else { return Ok(()) };
+        let placed = placed?;
+        self.data_bytes += placed.data_bytes;
+        self.progress.add_done(placed.data_bytes);
+        if let Some(end_bytes) = placed.settled_bytes {
+            blocking(&self.placer, move |placer| {
+                placer.sink.settled(end_bytes).map_err(|error| placer.failed(end_bytes, error))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs `work` on a thread that may block. It starts at once, not when it is first polled.
+fn blocking<T: Send + 'static>(
+    placer: &Arc<Placer>,
+    work: impl FnOnce(&Placer) -> Result<T> + Send + 'static,
+) -> impl Future<Output = Result<T>> + Send + 'static {
+    let placer = Arc::clone(placer);
+    let what = placer.what.clone();
+    let running = task::spawn_blocking(move || work(&placer));
+    async move {
+        running.await.map_err(|error| Error::internal(what, "a writing thread broke").with_source(error))?
+    }
+}
+
+impl fmt::Debug for Download<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Download").field("snapshot", &self.snapshot).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,87 @@
+//! Decoding chunks, checking them, and writing them where they belong: the work of the cores.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use varve_content::{
+    chunk_id::ChunkId,
+    codec::{Codec, Decoder},
+};
+
+use super::{
+    receive::{PlacedChunk, Work},
+    sink::Sink,
+};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Puts what was received into a sink. Shared by the threads that do it.
+pub(crate) struct Placer {
+    pub(crate) sink: Arc<dyn Sink>,
+    /// Verb and object, for errors.
+    pub(crate) what: String,
+    pub(crate) size_bytes: u64,
+    /// Not in use at the moment: as many as threads ever were at work at once.
+    unpackers: Mutex<Vec<Unpacker>>,
+}
+
+#[derive(Default)]
+struct Unpacker {
+    decoder: Decoder,
+    plain: Vec<u8>,
+}
+
+impl Placer {
+    pub(crate) fn new(sink: Arc<dyn Sink>, what: String, size_bytes: u64) -> Self {
+        Self { sink, what, size_bytes, unpackers: Mutex::default() }
+    }
+
+    /// Does a piece of work, but for telling the sink what is settled. Gives the bytes of data written.
+    pub(crate) fn place(&self, work: &Work) -> Result<u64> {
+        let mut unpacker = self.unpackers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let mut data_bytes = 0;
+        for hole in &work.holes {
+            self.sink.zero(hole.clone()).map_err(|error| self.failed(hole.start, error))?;
+        }
+        for chunk in &work.chunks {
+            data_bytes += self.place_chunk(chunk, &mut unpacker)?;
+        }
+        self.unpackers.lock().unwrap_or_else(PoisonError::into_inner).push(unpacker);
+        Ok(data_bytes)
+    }
+
+    fn place_chunk(&self, chunk: &PlacedChunk, unpacker: &mut Unpacker) -> Result<u64> {
+        let first = chunk.offsets.first().copied().unwrap_or_default();
+        let damaged = |why: String| {
+            let why = format!("chunk {} at offset {first}: {why}", chunk.id);
+            Error::new(ErrorKind::Damaged, &self.what, why)
+        };
+        let plain = if chunk.codec == Codec::Raw {
+            &chunk.payload[..]
+        } else {
+            unpacker
+                .decoder
+                .decode(chunk.codec, &chunk.payload, chunk.plain_len, &mut unpacker.plain)
+                .map_err(|error| damaged(error.to_string()))?;
+            &unpacker.plain[..]
+        };
+        if plain.len() != chunk.plain_len {
+            return Err(damaged(format!("it has {} bytes instead of {}", plain.len(), chunk.plain_len)));
+        }
+        let found = ChunkId::of(plain);
+        if found != chunk.id {
+            return Err(damaged(format!("its bytes have the id {found}")));
+        }
+        for &offset in &chunk.offsets {
+            // The volume may end within its last block.
+            let len = usize::try_from(self.size_bytes - offset).map_or(plain.len(), |rest| rest.min(plain.len()));
+            self.sink.write_at(offset, &plain[..len]).map_err(|error| self.failed(offset, error))?;
+        }
+        Ok((plain.len() * chunk.offsets.len()) as u64)
+    }
+
+    pub(crate) fn failed(&self, offset_bytes: u64, error: io::Error) -> Error {
+        Error::file(format!("write {} at offset {offset_bytes}", self.sink.name()), error)
+    }
+}

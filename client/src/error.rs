@@ -1,0 +1,213 @@
+//! What can go wrong, told apart by what the caller does about it.
+
+use std::{error::Error as StdError, fmt, io};
+
+use tonic::{Code, Status};
+
+/// What a caller does about an error.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No such snapshot: check the name or id.
+    NotFound,
+    /// The name is taken: choose another, or delete what has it.
+    AlreadyExists,
+    /// The request is wrong: repair it. Trying again as it is does not help.
+    Invalid,
+    /// The daemon cannot be reached, or the connection was lost: try again when the daemon runs.
+    Unreachable,
+    /// There is no room: the daemon's disk is full, or a limit of it is reached, or the disk that a local file
+    /// is written to is full. Free space, then try again.
+    OutOfSpace,
+    /// Content is not what its id says: verify the store, and restore what is damaged.
+    Damaged,
+    /// The daemon answers but takes no writes, or cannot serve this now: see its log.
+    Unavailable,
+    /// Not permitted.
+    Denied,
+    /// A local file cannot be read or written, or changed under the reader: the message names it.
+    File,
+    /// Given up because the caller asked for it.
+    Cancelled,
+    /// The daemon or the client broke the protocol: a bug, or versions that do not fit.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The kind as one lowercase word: stable, for programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::AlreadyExists => "already_exists",
+            Self::Invalid => "invalid",
+            Self::Unreachable => "unreachable",
+            Self::OutOfSpace => "out_of_space",
+            Self::Damaged => "damaged",
+            Self::Unavailable => "unavailable",
+            Self::Denied => "denied",
+            Self::File => "file",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What was being done, and why it failed.
+///
+/// Shown as `<what>: <why>`; the message of a daemon is passed on as it is.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    what: String,
+    why: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `kind`, met while doing `what` (verb and object: `import disk.img`), because of `why`.
+    pub fn new(kind: ErrorKind, what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { kind, what: what.into(), why: why.into(), source: None }
+    }
+
+    /// Trouble with a local file.
+    pub fn file(what: impl Into<String>, error: io::Error) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::OutOfSpace,
+            _ => ErrorKind::File,
+        };
+        Self { kind, what: what.into(), why: plain_io(&error), source: Some(Box::new(error)) }
+    }
+
+    /// What the answer to a call means. The one place where gRPC codes are given a meaning.
+    pub(crate) fn rpc(what: impl Into<String>, status: Status) -> Self {
+        // A status with a source was made on this side, by a transport that failed; whatever code it was given,
+        // what the caller can do is the same.
+        let lost = status.source().is_some();
+        let kind = match status.code() {
+            _ if lost => ErrorKind::Unreachable,
+            Code::NotFound => ErrorKind::NotFound,
+            Code::AlreadyExists => ErrorKind::AlreadyExists,
+            Code::InvalidArgument | Code::FailedPrecondition => ErrorKind::Invalid,
+            Code::ResourceExhausted => ErrorKind::OutOfSpace,
+            Code::DataLoss => ErrorKind::Damaged,
+            Code::Unavailable | Code::DeadlineExceeded => ErrorKind::Unavailable,
+            Code::PermissionDenied | Code::Unauthenticated => ErrorKind::Denied,
+            Code::Cancelled | Code::Aborted => ErrorKind::Cancelled,
+            Code::Ok | Code::Unknown | Code::OutOfRange | Code::Unimplemented | Code::Internal => ErrorKind::Internal,
+        };
+        let why = if lost {
+            format!("lost the connection to the daemon: {}", innermost(&status))
+        } else if status.message().is_empty() {
+            format!("the daemon answered {:?}", status.code())
+        } else {
+            status.message().to_owned()
+        };
+        Self { kind, what: what.into(), why, source: Some(Box::new(status)) }
+    }
+
+    /// The other side did what the protocol does not allow.
+    pub(crate) fn protocol(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, what, format!("the daemon broke the protocol: {}", why.into()))
+    }
+
+    /// Something that cannot be, unless there is a bug.
+    pub(crate) fn internal(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, what, why)
+    }
+
+    pub(crate) fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What a caller does about it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What was being done.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// Why it failed.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.why)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// An error of the system without Rust's "(os error 2)".
+fn plain_io(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+/// The first cause of an error: the layers above it only say that a transport failed.
+pub(crate) fn innermost(error: &(dyn StdError + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    match last.downcast_ref::<io::Error>() {
+        Some(io) => plain_io(io),
+        None => last.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn a_message_of_the_daemon_is_passed_on_with_what_was_done() {
+        let error = Error::rpc("delete snapshot web-1", Status::not_found("snapshot \"web-1\" does not exist"));
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(error.to_string(), "delete snapshot web-1: snapshot \"web-1\" does not exist");
+    }
+
+    #[test]
+    fn a_code_without_a_message_still_says_something() {
+        let error = Error::rpc("get status", Status::internal(""));
+        assert_eq!(error.to_string(), "get status: the daemon answered Internal");
+    }
+
+    #[test]
+    fn a_transport_that_failed_is_a_daemon_that_cannot_be_reached() {
+        let broken = io::Error::from_raw_os_error(32);
+        let error = Error::rpc("put chunks", Status::from_error(Box::new(broken)));
+        assert_eq!(error.kind(), ErrorKind::Unreachable);
+        assert_eq!(error.why(), "lost the connection to the daemon: Broken pipe");
+    }
+
+    #[test]
+    fn a_daemon_that_has_stopped_writing_is_not_an_unreachable_one() {
+        let error = Error::rpc("import a", Status::unavailable("the store is read-only: fdatasync failed"));
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+    }
+}

@@ -1,0 +1,101 @@
+//! Every bound of the client in one place, and how they add up.
+//!
+//! Units are bytes unless a name says otherwise. What an upload may take, beside the program itself:
+//!
+//! | what | bound |
+//! | --- | --- |
+//! | segments read, being hashed, asked about and sent | [`SEGMENT_BUFFERS`] x [`JOB_BYTES`] |
+//! | chunks compressed for the way over TCP | [`COMPRESSED_JOBS_MAX`] x [`JOB_BYTES`] |
+//! | messages encoded and waiting in HTTP/2 | [`PUT_STREAMS`] x ([`HTTP2_SEND_BUFFER_BYTES`] + 2 x [`MESSAGE_PAYLOAD_BYTES`]) |
+//!
+//! and a download:
+//!
+//! | what | bound |
+//! | --- | --- |
+//! | messages received and not yet taken | [`HTTP2_STREAM_WINDOW_BYTES`] |
+//! | messages taken, whose chunks are being decoded, checked and written | ([`DECODERS_MAX`] + 1) x [`MESSAGE_BYTES_TYPICAL`] |
+//! | segments put together for a sink that takes bytes in order | ([`DECODERS_MAX`] + 2) x one segment |
+
+use std::time::Duration;
+
+use varve_content::block::SEGMENT_BYTES;
+
+/// Data of one job of an upload: whole segments that are read, cut, asked about and sent together.
+pub(crate) const JOB_BYTES: usize = SEGMENT_BYTES;
+/// Buffers of [`JOB_BYTES`] that an upload reads into; a reader waits while all are in use.
+pub(crate) const SEGMENT_BUFFERS: usize = 12;
+/// Jobs that were read and not yet accepted by the daemon. More than buffers: a job whose chunks
+/// are all known to the daemon gives its buffer back and only waits for its turn.
+pub(crate) const JOBS_IN_FLIGHT: usize = 16;
+/// Threads that read, cut and hash: as many as cores, up to this.
+pub(crate) const READERS_MAX: usize = 8;
+/// Jobs whose chunks are held in compressed form at one time.
+pub(crate) const COMPRESSED_JOBS_MAX: usize = 6;
+/// Streams that carry chunks at one time. One is the one sending; the others have sent all and wait for the answer.
+pub(crate) const PUT_STREAMS: usize = 4;
+/// Payload of one message of chunks, unless the daemon asks for less.
+pub(crate) const MESSAGE_PAYLOAD_BYTES: usize = 1 << 20;
+/// Entries from which on leaves are put: 16384 of them, and a job's at most beyond that, take some 800 KiB.
+pub(crate) const LEAF_ENTRIES_PER_MESSAGE: usize = 16 << 10;
+/// Calls that put leaves, under way at one time.
+pub(crate) const LEAF_CALLS_MAX: usize = 4;
+
+/// Threads that decode, check and write: as many as cores, up to this. Each has one message in hand, and one more
+/// message waits.
+pub(crate) const DECODERS_MAX: usize = 8;
+/// What a daemon sends in one message: a mebibyte of payload, and what names it.
+const MESSAGE_BYTES_TYPICAL: usize = 2 << 20;
+
+/// What a peer may send on one stream before it is taken.
+pub(crate) const HTTP2_STREAM_WINDOW_BYTES: u32 = 16 << 20;
+/// What a peer may send on all streams of a connection before it is taken.
+pub(crate) const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// Largest HTTP/2 frame accepted: larger than the default of 16 KiB, for fewer system calls.
+pub(crate) const HTTP2_FRAME_BYTES: u32 = 256 << 10;
+/// What hyper buffers of one stream's body before it waits for the connection.
+const HTTP2_SEND_BUFFER_BYTES: usize = 1 << 20;
+/// Largest message accepted and sent: a mebibyte of payload, or a page of a thousand tagged
+/// snapshots (50 tags of 382 characters each, in the worst case four bytes a character, would take more: such a
+/// listing is asked for in smaller pages).
+pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Snapshots asked for in one page: see [`MESSAGE_BYTES_MAX`].
+pub(crate) const LIST_PAGE: u32 = 200;
+
+/// How long a connection may take to be made.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection with calls under way on which nothing has come for this long is asked for a sign of life.
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long that sign may take.
+pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long telling the daemon that an upload is given up may take.
+pub(crate) const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often a call that can be repeated is tried.
+pub(crate) const ATTEMPTS: u32 = 5;
+/// Pause before the second try; each one after is twice as long.
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the pipelines may take: the client's promise is 256 MiB in all.
+const PIPELINE_MEMORY_MAX: usize = 192 << 20;
+
+const _: () = assert!(
+    SEGMENT_BUFFERS * JOB_BYTES
+        + COMPRESSED_JOBS_MAX * JOB_BYTES
+        + PUT_STREAMS * (HTTP2_SEND_BUFFER_BYTES + 2 * MESSAGE_PAYLOAD_BYTES)
+        <= PIPELINE_MEMORY_MAX
+);
+const _: () = assert!(
+    HTTP2_STREAM_WINDOW_BYTES as usize
+        + (DECODERS_MAX + 1) * MESSAGE_BYTES_TYPICAL
+        + (DECODERS_MAX + 2) * SEGMENT_BYTES
+        <= PIPELINE_MEMORY_MAX
+);
+// Whatever a segment holds, a job has room for it, and every reader can have one.
+const _: () = assert!(JOB_BYTES >= SEGMENT_BYTES && SEGMENT_BUFFERS > READERS_MAX);
+const _: () = assert!(MESSAGE_BYTES_MAX >= 4 * MESSAGE_PAYLOAD_BYTES);
+const _: () = assert!(MESSAGE_BYTES_MAX / LIST_PAGE as usize >= 50 * 382 * 4);
+
+/// Threads for work that keeps a core busy: one a core, between 2 and `most`.
+pub(crate) fn worker_threads(most: usize) -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, most)
+}

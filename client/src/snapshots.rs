@@ -1,0 +1,312 @@
+//! The snapshots of a store: listing, looking at, tagging, deleting, comparing and verifying them.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use varve_content::tree::RootId;
+use varve_proto::v1;
+
+use crate::{
+    connect::Client,
+    error::{Error, Result},
+    limits::LIST_PAGE,
+    retry,
+};
+
+/// An immutable, named state of a volume.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// `snap-` and 17 hexadecimal digits.
+    pub id: String,
+    /// Unique in the store.
+    pub name: String,
+    /// How far along it is.
+    pub state: SnapshotState,
+    /// Size of the volume.
+    pub size_bytes: u64,
+    /// Bytes that are not holes.
+    pub data_bytes: u64,
+    /// Id of the whole content: equal for equal content of equal size.
+    pub root: RootId,
+    /// When it was committed.
+    pub created_at: SystemTime,
+    /// Keys and values.
+    pub tags: BTreeMap<String, String>,
+    /// Plain bytes of the chunks that the store did not have before.
+    pub new_bytes: u64,
+    /// Bytes that those chunks and the new tree nodes take in packs.
+    pub stored_bytes: u64,
+}
+
+/// How far along a snapshot is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+#[non_exhaustive]
+pub enum SnapshotState {
+    /// All of its content is in the store.
+    Completed,
+    /// Something this version of the client does not know.
+    Unknown,
+}
+
+impl SnapshotState {
+    /// The state as one lowercase word: stable, for programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Which snapshots to list. The default is all of them.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotFilter {
+    /// Only names that start so.
+    pub name_prefix: String,
+    /// Only snapshots that have all of these tags with these values.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Bytes that differ between two snapshots.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct DiffExtent {
+    /// Where they begin.
+    pub offset_bytes: u64,
+    /// How many there are.
+    pub length_bytes: u64,
+    /// How they differ.
+    pub kind: DiffKind,
+}
+
+/// How bytes of two snapshots differ.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+pub enum DiffKind {
+    /// Data in both, and different.
+    Changed,
+    /// A hole, or past the end, in the older; data in the newer.
+    Added,
+    /// Data in the older; a hole, or past the end, in the newer.
+    Removed,
+}
+
+impl DiffKind {
+    /// The kind as one lowercase word: stable, for programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Changed => "changed",
+            Self::Added => "added",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+/// How far the verification of a snapshot has come, and what it has found since the last message.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct VerifyProgress {
+    /// Chunks and nodes read and checked so far.
+    pub checked: u64,
+    /// Plain bytes of those chunks.
+    pub checked_bytes: u64,
+    /// Bytes there are to check.
+    pub total_bytes: u64,
+    /// What was found not to be as it must be.
+    pub violations: Vec<Violation>,
+    /// All is checked.
+    pub done: bool,
+}
+
+/// Something in the store that is not as it must be.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Violation {
+    /// In words, naming pack, offset and id.
+    pub message: String,
+    /// Offset in the snapshot where it is seen first.
+    pub offset_bytes: u64,
+}
+
+impl Client {
+    /// The snapshots that pass `filter`, by name. Pages are fetched as they are needed.
+    pub fn snapshots(&self, filter: SnapshotFilter) -> impl Stream<Item = Result<Snapshot>> + Send + use<> {
+        let client = self.clone();
+        // The token of the next page; none after the last.
+        stream::try_unfold(Some(String::new()), move |token| {
+            let (client, filter) = (client.clone(), filter.clone());
+            async move {
+                let Some(token) = token else { return Ok(None) };
+                let (page, next) = client.snapshot_page(filter, token).await?;
+                Ok(Some((stream::iter(page).map(Ok), next)))
+            }
+        })
+        .try_flatten()
+    }
+
+    async fn snapshot_page(&self, filter: SnapshotFilter, token: String) -> Result<(Vec<Snapshot>, Option<String>)> {
+        const WHAT: &str = "list snapshots";
+        let request = v1::ListSnapshotsRequest {
+            page_size: LIST_PAGE,
+            page_token: token,
+            name_prefix: filter.name_prefix,
+            tags: filter.tags,
+        };
+        let page = retry::idempotent(|| {
+            let (mut service, request) = (self.snapshot_service(), request.clone());
+            async move { service.list_snapshots(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(WHAT, status))?
+        .into_inner();
+        let snapshots =
+            page.snapshots.into_iter().map(|snapshot| Snapshot::from_proto(WHAT, Some(snapshot))).collect::<Result<_>>()?;
+        let next = page.next_page_token;
+        if next == request.page_token && !next.is_empty() {
+            return Err(Error::protocol(WHAT, "a page is followed by itself"));
+        }
+        Ok((snapshots, (!next.is_empty()).then_some(next)))
+    }
+
+    /// The snapshot with this name or id.
+    pub async fn snapshot(&self, snapshot: &str) -> Result<Snapshot> {
+        let what = format!("get snapshot {snapshot}");
+        let request = v1::GetSnapshotRequest { snapshot: snapshot.to_owned() };
+        let found = retry::idempotent(|| {
+            let (mut service, request) = (self.snapshot_service(), request.clone());
+            async move { service.get_snapshot(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
+        Snapshot::from_proto(&what, Some(found.into_inner()))
+    }
+
+    /// Deletes the record of the snapshot with this name or id; gives what was deleted.
+    pub async fn delete_snapshot(&self, snapshot: &str) -> Result<Snapshot> {
+        let what = format!("delete snapshot {snapshot}");
+        let request = v1::DeleteSnapshotRequest { snapshot: snapshot.to_owned() };
+        let deleted =
+            self.snapshot_service().delete_snapshot(request).await.map_err(|status| Error::rpc(&what, status))?;
+        Snapshot::from_proto(&what, deleted.into_inner().deleted)
+    }
+
+    /// Sets tags of the snapshot with this name or id, and removes those with the keys in `remove`, in one step.
+    pub async fn tag_snapshot(
+        &self,
+        snapshot: &str,
+        set: BTreeMap<String, String>,
+        remove: Vec<String>,
+    ) -> Result<Snapshot> {
+        let what = format!("tag snapshot {snapshot}");
+        let request = v1::TagSnapshotRequest { snapshot: snapshot.to_owned(), set, remove };
+        let tagged = retry::idempotent(|| {
+            let (mut service, request) = (self.snapshot_service(), request.clone());
+            async move { service.tag_snapshot(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
+        Snapshot::from_proto(&what, Some(tagged.into_inner()))
+    }
+
+    /// Where two snapshots differ, in ascending order. They need not be related.
+    pub async fn diff_snapshots(
+        &self,
+        base: &str,
+        target: &str,
+    ) -> Result<impl Stream<Item = Result<DiffExtent>> + Send + use<>> {
+        let what = format!("compare snapshots {base} and {target}");
+        let request = v1::DiffSnapshotsRequest { base: base.to_owned(), target: target.to_owned() };
+        let answers =
+            self.snapshot_service().diff_snapshots(request).await.map_err(|status| Error::rpc(&what, status))?;
+        Ok(answers.into_inner().flat_map(move |answer| {
+            let extents = match answer {
+                Ok(answer) => answer.extents.iter().map(|extent| DiffExtent::from_proto(&what, extent)).collect(),
+                Err(status) => vec![Err(Error::rpc(&what, status))],
+            };
+            stream::iter(extents)
+        }))
+    }
+
+    /// Reads and checks everything the snapshot with this name or id is made of. Damage is no error of this call but
+    /// reported as violations.
+    pub async fn verify_snapshot(
+        &self,
+        snapshot: &str,
+    ) -> Result<impl Stream<Item = Result<VerifyProgress>> + Send + use<>> {
+        let what = format!("verify snapshot {snapshot}");
+        let request = v1::VerifySnapshotRequest { snapshot: snapshot.to_owned() };
+        let answers =
+            self.snapshot_service().verify_snapshot(request).await.map_err(|status| Error::rpc(&what, status))?;
+        Ok(answers
+            .into_inner()
+            .map(move |answer| answer.map(VerifyProgress::from_proto).map_err(|status| Error::rpc(&what, status))))
+    }
+}
+
+impl Snapshot {
+    pub(crate) fn from_proto(what: &str, snapshot: Option<v1::Snapshot>) -> Result<Self> {
+        let Some(snapshot) = snapshot else {
+            return Err(Error::protocol(what, "an answer without its snapshot"));
+        };
+        let root = RootId::try_from(&snapshot.root[..])
+            .map_err(|error| Error::protocol(what, format!("snapshot {}: {error}", snapshot.id)))?;
+        let state = match snapshot.state() {
+            v1::SnapshotState::Completed => SnapshotState::Completed,
+            v1::SnapshotState::Unspecified => SnapshotState::Unknown,
+        };
+        let Some(created_at) = snapshot.created_at.and_then(system_time) else {
+            return Err(Error::protocol(what, format!("snapshot {} was made at no time there is", snapshot.id)));
+        };
+        Ok(Self {
+            state,
+            root,
+            created_at,
+            id: snapshot.id,
+            name: snapshot.name,
+            size_bytes: snapshot.size_bytes,
+            data_bytes: snapshot.data_bytes,
+            tags: snapshot.tags,
+            new_bytes: snapshot.new_bytes,
+            stored_bytes: snapshot.stored_bytes,
+        })
+    }
+}
+
+impl DiffExtent {
+    fn from_proto(what: &str, extent: &v1::DiffExtent) -> Result<Self> {
+        let kind = match extent.kind() {
+            v1::DiffKind::Changed => DiffKind::Changed,
+            v1::DiffKind::Added => DiffKind::Added,
+            v1::DiffKind::Removed => DiffKind::Removed,
+            v1::DiffKind::Unspecified => {
+                return Err(Error::protocol(what, format!("a difference of unknown kind {}", extent.kind)));
+            }
+        };
+        Ok(Self { offset_bytes: extent.offset_bytes, length_bytes: extent.length_bytes, kind })
+    }
+}
+
+impl VerifyProgress {
+    fn from_proto(answer: v1::VerifySnapshotResponse) -> Self {
+        let violations = answer
+            .violations
+            .into_iter()
+            .map(|violation| Violation { message: violation.message, offset_bytes: violation.offset_bytes })
+            .collect();
+        Self {
+            checked: answer.checked,
+            checked_bytes: answer.checked_bytes,
+            total_bytes: answer.total_bytes,
+            violations,
+            done: answer.done,
+        }
+    }
+}
+
+/// A time as it is sent; `None` before 1970 or for what is no time.
+pub(crate) fn system_time(time: prost_types::Timestamp) -> Option<SystemTime> {
+    let seconds = u64::try_from(time.seconds).ok()?;
+    let nanos = u32::try_from(time.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
+}

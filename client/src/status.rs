@@ -1,0 +1,90 @@
+//! What a daemon is and how it is doing.
+
+use std::time::SystemTime;
+
+use varve_proto::v1;
+
+use crate::{
+    connect::Client,
+    error::{Error, Result},
+    retry,
+    snapshots::system_time,
+};
+
+/// What a daemon says about itself and its store.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Made when the store was, and kept.
+    pub store_id: String,
+    /// Version of what is on disk.
+    pub format_version: u32,
+    /// Version of the rule that cuts chunks.
+    pub chunker_version: u32,
+    /// The daemon's data directory.
+    pub data_dir: String,
+    /// When the daemon started.
+    pub started_at: Option<SystemTime>,
+    /// Number of snapshots.
+    pub snapshots: u64,
+    /// Sum of the snapshots' sizes.
+    pub logical_bytes: u64,
+    /// Number of chunks.
+    pub chunks: u64,
+    /// Plain bytes of all chunks.
+    pub chunk_bytes: u64,
+    /// Bytes of all packs.
+    pub stored_bytes: u64,
+    /// Number of packs.
+    pub packs: u64,
+    /// Uploads under way.
+    pub uploads: u64,
+    /// NBD connections.
+    pub nbd_connections: u64,
+    /// How the daemon reads and writes: `io_uring` or `blocking`.
+    pub io_engine: String,
+    /// How new chunks are packed: `zstd`, `lz4` or `none`.
+    pub compression: String,
+    /// Bytes free on the store's file system.
+    pub free_bytes: u64,
+    /// Why the store has stopped writing, if it has.
+    pub read_only_reason: Option<String>,
+    /// NBD URIs that exports are served at, without an export's name.
+    pub nbd_uris: Vec<String>,
+}
+
+impl Client {
+    /// What the daemon is and how it is doing.
+    pub async fn status(&self) -> Result<Status> {
+        let answer = retry::idempotent(|| {
+            let mut service = self.status_service();
+            async move { service.get_status(v1::GetStatusRequest {}).await }
+        })
+        .await
+        .map_err(|status| Error::rpc("get the daemon's status", status))?
+        .into_inner();
+        Ok(Status {
+            started_at: answer.started_at.and_then(system_time),
+            version: answer.version,
+            store_id: answer.store_id,
+            format_version: answer.format_version,
+            chunker_version: answer.chunker_version,
+            data_dir: answer.data_dir,
+            snapshots: answer.snapshots,
+            logical_bytes: answer.logical_bytes,
+            chunks: answer.chunks,
+            chunk_bytes: answer.chunk_bytes,
+            stored_bytes: answer.stored_bytes,
+            packs: answer.packs,
+            uploads: answer.uploads,
+            nbd_connections: answer.nbd_connections,
+            io_engine: answer.io_engine,
+            compression: answer.compression,
+            free_bytes: answer.free_bytes,
+            read_only_reason: (!answer.read_only_reason.is_empty()).then_some(answer.read_only_reason),
+            nbd_uris: answer.nbd_uris,
+        })
+    }
+}

@@ -1,0 +1,291 @@
+//! The calls of one upload.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    vec,
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::Stream;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task,
+};
+use tonic::{Code, Status, transport::Channel};
+use varve_content::{
+    chunk_id::ChunkId,
+    chunker::CHUNKER_VERSION,
+    codec::{Codec, Compression, Encoder},
+    tree::{Leaf, RootId},
+};
+use varve_proto::v1::{self, content_service_client::ContentServiceClient};
+
+use super::read::CutChunk;
+use crate::{
+    connect::Client,
+    error::{Error, ErrorKind, Result},
+    limits::{ABORT_TIMEOUT, COMPRESSED_JOBS_MAX, MESSAGE_PAYLOAD_BYTES, PUT_STREAMS},
+    retry,
+    snapshots::Snapshot,
+};
+
+/// An upload that the daemon has begun.
+#[derive(Debug)]
+pub(crate) struct Session {
+    content: ContentServiceClient<Channel>,
+    /// Verb and object, for errors.
+    what: String,
+    upload_id: String,
+    ids_max: usize,
+    payload_max: usize,
+    /// Chunks go out compressed: over a network the bytes cost more than the time.
+    compress: bool,
+    compressing: Semaphore,
+    streams: Semaphore,
+    /// Held by the one stream that is sending, so that chunks reach the daemon, and its packs, in the order
+    /// of the volume: a later read of the volume then reads the packs in order.
+    turn: Arc<Semaphore>,
+}
+
+/// What was sent for a job.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sent {
+    pub(crate) chunks: u64,
+    /// Payload bytes: compressed where chunks were.
+    pub(crate) payload_bytes: u64,
+}
+
+impl Session {
+    pub(crate) async fn begin(
+        client: &Client,
+        name: &str,
+        tags: &BTreeMap<String, String>,
+        size_bytes: u64,
+        what: String,
+    ) -> Result<Self> {
+        let request = v1::BeginUploadRequest {
+            name: name.to_owned(),
+            size_bytes,
+            chunker: Some(v1::ChunkerParameters { version: CHUNKER_VERSION }),
+            tags: tags.clone(),
+        };
+        let mut content = client.content_service();
+        let begun = content.begin_upload(request).await.map_err(|status| Error::rpc(&what, status))?.into_inner();
+        if begun.max_ids == 0 || begun.max_message_bytes == 0 {
+            return Err(Error::protocol(what, "it accepts messages of no ids or no bytes"));
+        }
+        Ok(Self {
+            content,
+            what,
+            upload_id: begun.upload_id,
+            ids_max: begun.max_ids as usize,
+            payload_max: MESSAGE_PAYLOAD_BYTES.min(begun.max_message_bytes as usize),
+            compress: !client.endpoint().is_unix(),
+            compressing: Semaphore::new(COMPRESSED_JOBS_MAX),
+            streams: Semaphore::new(PUT_STREAMS),
+            turn: Arc::new(Semaphore::new(1)),
+        })
+    }
+
+    /// Sends those of `chunks` that the daemon lacks, and returns when it has accepted them.
+    pub(crate) async fn send(&self, chunks: Vec<CutChunk>) -> Result<Sent> {
+        let missing = self.missing_of(chunks).await?;
+        if missing.is_empty() {
+            return Ok(Sent::default());
+        }
+        let _compressing = if self.compress { Some(self.compressing.acquire().await) } else { None };
+        let chunks = if self.compress {
+            task::spawn_blocking(move || compress(missing))
+                .await
+                .map_err(|error| Error::internal(&self.what, "a compressing thread broke").with_source(error))?
+        } else {
+            missing.into_iter().map(|chunk| message(chunk.id, Codec::Raw, chunk.plain.len(), chunk.plain)).collect()
+        };
+        self.put(chunks).await
+    }
+
+    /// Keeps the chunks that the daemon lacks. The others' buffers are given back at once.
+    async fn missing_of(&self, chunks: Vec<CutChunk>) -> Result<Vec<CutChunk>> {
+        let mut missing = Vec::new();
+        for asked in chunks.chunks(self.ids_max) {
+            let mut ids = BytesMut::with_capacity(asked.len() * ChunkId::BYTES);
+            asked.iter().for_each(|chunk| ids.put_slice(chunk.id.as_bytes()));
+            let request = v1::FindMissingRequest { upload_id: self.upload_id.clone(), ids: ids.freeze() };
+            let found = retry::idempotent(|| {
+                let mut content = self.content.clone();
+                let request = request.clone();
+                async move { content.find_missing(request).await }
+            })
+            .await
+            .map_err(|status| self.failed(status))?
+            .into_inner();
+            let mut last = None;
+            for position in found.missing {
+                // Ascending, so that no chunk is sent twice whatever the daemon answers.
+                if last.is_some_and(|last| position <= last) {
+                    return Err(Error::protocol(&self.what, "the positions of missing chunks do not ascend"));
+                }
+                last = Some(position);
+                let Some(chunk) = asked.get(position as usize) else {
+                    return Err(Error::protocol(&self.what, "a chunk that was not asked about is missing"));
+                };
+                missing.push(chunk.clone());
+            }
+        }
+        Ok(missing)
+    }
+
+    async fn put(&self, chunks: Vec<v1::Chunk>) -> Result<Sent> {
+        let sent = Sent {
+            chunks: chunks.len() as u64,
+            payload_bytes: chunks.iter().map(|chunk| chunk.payload.len() as u64).sum(),
+        };
+        let messages = batches(chunks, self.payload_max)
+            .into_iter()
+            .map(|chunks| v1::PutChunksRequest { upload_id: self.upload_id.clone(), chunks })
+            .collect::<Vec<_>>();
+        let closed = |error| Error::internal(&self.what, "the order of sending broke").with_source(error);
+        let _stream = self.streams.acquire().await.map_err(closed)?;
+        let turn = Arc::clone(&self.turn).acquire_owned().await.map_err(closed)?;
+        let messages = InTurn { messages: messages.into_iter(), turn: Some(turn) };
+        let accepted =
+            self.content.clone().put_chunks(messages).await.map_err(|status| self.failed(status))?.into_inner();
+        if accepted.chunks != sent.chunks {
+            let why = format!("of {} chunks it accepted {}", sent.chunks, accepted.chunks);
+            return Err(Error::protocol(&self.what, why));
+        }
+        Ok(sent)
+    }
+
+    /// Puts leaves whose chunks the daemon has.
+    pub(crate) async fn put_leaves(&self, leaves: Vec<v1::Leaf>) -> Result<()> {
+        let request = v1::PutLeavesRequest { upload_id: self.upload_id.clone(), leaves };
+        self.content.clone().put_leaves(request).await.map_err(|status| self.failed(status))?;
+        Ok(())
+    }
+
+    /// Makes the snapshot visible.
+    pub(crate) async fn commit(&self, root: RootId) -> Result<Snapshot> {
+        let request = v1::CommitUploadRequest {
+            upload_id: self.upload_id.clone(),
+            root: Bytes::copy_from_slice(root.as_bytes()),
+        };
+        let committed =
+            self.content.clone().commit_upload(request).await.map_err(|status| self.failed(status))?.into_inner();
+        let snapshot = Snapshot::from_proto(&self.what, committed.snapshot)?;
+        if snapshot.root != root {
+            return Err(Error::protocol(&self.what, format!("it committed root {} for {root}", snapshot.root)));
+        }
+        Ok(snapshot)
+    }
+
+    /// Tells the daemon that nothing more will come. It would find out by itself, later: so a failure to
+    /// tell it is not worth more than a line in the log.
+    pub(crate) async fn abort(&self) {
+        let request = v1::AbortUploadRequest { upload_id: self.upload_id.clone() };
+        match tokio::time::timeout(ABORT_TIMEOUT, self.content.clone().abort_upload(request)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(status)) => tracing::debug!(%status, upload = self.upload_id, "the upload was not aborted"),
+            Err(_) => tracing::debug!(upload = self.upload_id, "the daemon did not answer to the abort"),
+        }
+    }
+
+    /// What a failed call within the upload means.
+    fn failed(&self, status: Status) -> Error {
+        if status.code() == Code::NotFound {
+            let why = format!(
+                "the daemon no longer knows this upload ({}): it was restarted, or heard nothing for too long; \
+                 import again, and only what is missing is sent",
+                status.message()
+            );
+            return Error::new(ErrorKind::Unreachable, &self.what, why).with_source(status);
+        }
+        Error::rpc(&self.what, status)
+    }
+}
+
+/// Messages that hold on to their turn until the last is taken.
+struct InTurn {
+    messages: vec::IntoIter<v1::PutChunksRequest>,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Stream for InTurn {
+    type Item = v1::PutChunksRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = self.messages.next();
+        if self.messages.len() == 0 {
+            self.turn = None;
+        }
+        Poll::Ready(next)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.messages.size_hint()
+    }
+}
+
+/// Chunks compressed as the daemon would at its default, so that it can keep them as they come.
+fn compress(chunks: Vec<CutChunk>) -> Vec<v1::Chunk> {
+    let mut encoder = Encoder::new(Compression::Zstd);
+    chunks
+        .into_iter()
+        .map(|chunk| {
+            let (codec, stored) = encoder.encode(&chunk.plain);
+            let payload = if codec == Codec::Raw { None } else { Some(Bytes::copy_from_slice(stored)) };
+            let plain_len = chunk.plain.len();
+            message(chunk.id, codec, plain_len, payload.unwrap_or(chunk.plain))
+        })
+        .collect()
+}
+
+fn message(id: ChunkId, codec: Codec, plain_len: usize, payload: Bytes) -> v1::Chunk {
+    let codec = match codec {
+        Codec::Raw => v1::Codec::Raw,
+        Codec::Lz4 => v1::Codec::Lz4,
+        Codec::Zstd => v1::Codec::Zstd,
+    };
+    v1::Chunk {
+        id: Bytes::copy_from_slice(id.as_bytes()),
+        codec: codec.into(),
+        plain_bytes: u32::try_from(plain_len).unwrap_or(u32::MAX),
+        payload,
+    }
+}
+
+/// Splits chunks into messages of at most `payload_max` payload bytes, or of one chunk.
+fn batches(chunks: Vec<v1::Chunk>, payload_max: usize) -> Vec<Vec<v1::Chunk>> {
+    let mut batches = Vec::new();
+    let mut batch: Vec<v1::Chunk> = Vec::new();
+    let mut payload_bytes = 0;
+    for chunk in chunks {
+        if !batch.is_empty() && payload_bytes + chunk.payload.len() > payload_max {
+            batches.push(std::mem::take(&mut batch));
+            payload_bytes = 0;
+        }
+        payload_bytes += chunk.payload.len();
+        batch.push(chunk);
+    }
+    if !batch.is_empty() {
+        batches.push(batch);
+    }
+    batches
+}
+
+/// A leaf as it is sent.
+pub(crate) fn leaf_message(segment: u32, leaf: &Leaf) -> v1::Leaf {
+    let entries = leaf
+        .entries()
+        .iter()
+        .map(|entry| v1::LeafEntry {
+            start_block: entry.start_block,
+            blocks: entry.blocks,
+            chunk_id: Bytes::copy_from_slice(entry.chunk.as_bytes()),
+        })
+        .collect();
+    v1::Leaf { segment, entries }
+}

@@ -1,0 +1,186 @@
+//! Where the bytes of an upload come from.
+
+use std::{
+    fmt,
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
+    path::Path,
+};
+
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A volume's bytes, read at any place by several threads at once.
+///
+/// The calls block; they are made from threads that may.
+pub trait Source: Send + Sync + 'static {
+    /// What errors call it: a path.
+    fn name(&self) -> String;
+
+    /// Bytes of the volume, holes included.
+    fn size_bytes(&self) -> u64;
+
+    /// The first range of data that ends behind `offset_bytes`, or `None` where only holes follow.
+    ///
+    /// What lies outside of ranges reads as zeros. A source may count zeros as data: it costs
+    /// reading them.
+    fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>>;
+
+    /// Fills `buffer` with the bytes at `offset_bytes`; there are as many.
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// About how many bytes are data, for progress.
+    fn data_bytes_hint(&self) -> u64 {
+        self.size_bytes()
+    }
+
+    /// Fails if the bytes may have changed since the source was opened: what was read may then
+    /// be no state that ever was. Asked before an upload is committed.
+    fn check_unchanged(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A regular file, holes and all, or a block device.
+pub struct FileSource {
+    file: File,
+    name: String,
+    size_bytes: u64,
+    data_bytes_hint: u64,
+    /// What a regular file looked like when it was opened.
+    stamp: Option<Stamp>,
+}
+
+/// What changes about a file when it is written to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Stamp {
+    size_bytes: u64,
+    modified: (i64, i64),
+}
+
+impl FileSource {
+    /// Opens the file or block device at `path`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|error| Error::file(format!("open {name}"), error))?;
+        Self::from_file(file, name)
+    }
+
+    /// A file that is open already, called `name` in errors.
+    pub fn from_file(file: File, name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        let what = || format!("open {name}");
+        let metadata = file.metadata().map_err(|error| Error::file(what(), error))?;
+        let kind = metadata.file_type();
+        let refuse = |why: &str| Err(Error::new(ErrorKind::Invalid, what(), why));
+        let (size_bytes, data_bytes_hint, stamp) = if kind.is_file() {
+            // st_blocks counts units of 512 bytes.
+            let allocated = metadata.blocks().saturating_mul(512);
+            (metadata.len(), allocated.min(metadata.len()), Some(Stamp::of(&metadata)))
+        } else if kind.is_block_device() {
+            let end = seek(&file, SeekFrom::End(0)).map_err(|error| Error::file(what(), error.into()))?;
+            (end, end, None)
+        } else if kind.is_dir() {
+            return refuse("is a directory, not a disk image");
+        } else {
+            return refuse("is neither a regular file nor a block device");
+        };
+        if size_bytes == 0 {
+            return refuse("is empty");
+        }
+        Ok(Self { file, name, size_bytes, data_bytes_hint, stamp })
+    }
+
+    /// The file.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
+impl fmt::Debug for FileSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileSource").field("name", &self.name).field("size_bytes", &self.size_bytes).finish()
+    }
+}
+
+impl Source for FileSource {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>> {
+        if offset_bytes >= self.size_bytes {
+            return Ok(None);
+        }
+        let start = match seek(&self.file, SeekFrom::Data(offset_bytes)) {
+            Ok(start) => start,
+            // Only holes follow; or the file has become shorter, which `check_unchanged` finds.
+            Err(Errno::NXIO) => return Ok(None),
+            // A file system that does not tell: all is data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(offset_bytes..self.size_bytes)),
+            Err(error) => return Err(error.into()),
+        };
+        let end = match seek(&self.file, SeekFrom::Hole(start)) {
+            Ok(end) => end,
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => self.size_bytes,
+            Err(error) => return Err(error.into()),
+        };
+        let end = end.min(self.size_bytes);
+        Ok((start < end).then_some(start..end))
+    }
+
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.file.read_at(&mut buffer[done..], offset_bytes + done as u64) {
+                Ok(0) => {
+                    let end = offset_bytes + done as u64;
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        format!("it ends at {end}: it was {} bytes long and became shorter while it was read", self.size_bytes),
+                    ));
+                }
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn data_bytes_hint(&self) -> u64 {
+        self.data_bytes_hint
+    }
+
+    fn check_unchanged(&self) -> io::Result<()> {
+        let Some(before) = self.stamp else { return Ok(()) };
+        let now = Stamp::of(&self.file.metadata()?);
+        if now.size_bytes != before.size_bytes {
+            return Err(io::Error::other(format!(
+                "its size changed from {} to {} bytes while it was read",
+                before.size_bytes, now.size_bytes
+            )));
+        }
+        if now.modified != before.modified {
+            return Err(io::Error::other("it was written to while it was read"));
+        }
+        Ok(())
+    }
+}
+
+impl Stamp {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        Self { size_bytes: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
+    }
+}

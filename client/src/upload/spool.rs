@@ -1,0 +1,97 @@
+//! Sources that can only be read from front to back.
+
+use std::{
+    env,
+    fs::File,
+    io::{self, ErrorKind::Interrupted, Read},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+};
+
+use varve_content::block::{BLOCK_BYTES, is_zero};
+
+use super::source::FileSource;
+use crate::error::{Error, Result};
+
+/// Bytes read at a time.
+const PIECE_BYTES: usize = 1 << 20;
+const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
+
+impl FileSource {
+    /// Copies all that `reader` gives to a temporary file that has no name, because an upload must know its size
+    /// beforehand and reads at several places at once. Zeros take no room. The file is made in [`spool_dir`].
+    ///
+    /// Blocks. Errors call the source `name`.
+    pub fn spool(reader: &mut impl Read, name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        let file = scratch_file()?;
+        let size_bytes = copy_sparse(reader, &file).map_err(|failed| match failed {
+            Failed::Read(error) => Error::file(format!("read {name}"), error),
+            Failed::Write(error) => spool_error(error),
+        })?;
+        file.set_len(size_bytes).map_err(spool_error)?;
+        Self::from_file(file, name)
+    }
+}
+
+/// Where temporary files are made: `TMPDIR`, or else `/var/tmp`, because `/tmp` may be in memory.
+pub fn spool_dir() -> PathBuf {
+    env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// A new file in [`spool_dir`] that has no name and so is gone when it is closed.
+pub fn scratch_file() -> Result<File> {
+    tempfile::tempfile_in(spool_dir()).map_err(spool_error)
+}
+
+fn spool_error(error: io::Error) -> Error {
+    Error::file(format!("write a temporary file in {} (TMPDIR sets another place)", spool_dir().display()), error)
+}
+
+enum Failed {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// Copies `reader` to `file`, leaving zero blocks out; gives the number of bytes. The file's length is not set.
+fn copy_sparse(reader: &mut impl Read, file: &File) -> Result<u64, Failed> {
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut position = 0;
+    loop {
+        let filled = fill(reader, &mut piece).map_err(Failed::Read)?;
+        // Neighbouring blocks of data are written together.
+        let mut data_from = None;
+        for (number, block) in piece[..filled].chunks(BLOCK_BYTES).enumerate() {
+            let at = number * BLOCK_BYTES;
+            match (is_zero(block), data_from) {
+                (false, None) => data_from = Some(at),
+                (true, Some(from)) => {
+                    file.write_all_at(&piece[from..at], position + from as u64).map_err(Failed::Write)?;
+                    data_from = None;
+                }
+                _ => {}
+            }
+        }
+        if let Some(from) = data_from {
+            file.write_all_at(&piece[from..filled], position + from as u64).map_err(Failed::Write)?;
+        }
+        position += filled as u64;
+        if filled < piece.len() {
+            return Ok(position);
+        }
+    }
+}
+
+/// Reads until `buffer` is full or the end; a pipe gives a little at a time.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match reader.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}

@@ -1,0 +1,9 @@
+//! The client against a daemon in the same process that checks the protocol's rules, and `snapctl` against it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation, reason = "tests")]
+
+mod download;
+mod fake;
+mod snapctl;
+mod snapshots;
+mod upload;

@@ -1,0 +1,55 @@
+//! Why a configuration is refused.
+
+use std::{io, path::PathBuf};
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    ReadFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{} is not valid TOML: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+    /// A key that means nothing. Taking it for a remark would hide a misspelled one.
+    #[error("{}: unknown key {key:?}", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// As it is written there.
+        key: String,
+    },
+    /// A value that cannot be meant.
+    #[error("{origin}: {value:?} is no value for {key}: {expected}")]
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// Flag, variable or file.
+        origin: String,
+        /// The value.
+        value: String,
+        /// What would do.
+        expected: String,
+    },
+    /// A setting without a default is not set.
+    #[error(
+        "{key} is not set: give --data-dir, VARVE_DATA_DIR, or {key} in the configuration file"
+    )]
+    Missing {
+        /// The setting.
+        key: &'static str,
+    },
+    /// Settings that contradict each other.
+    #[error("{0}")]
+    Conflict(String),
+}

@@ -1,0 +1,250 @@
+//! What a daemon is told: by arguments, environment and a TOML file, in this order of precedence, then defaults.
+//!
+//! [`settings`] is the one list of what there is: keys, variables, flags. Here the values get their types.
+//! Every refusal names the setting and where its value came from.
+
+mod error;
+mod settings;
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use varve_content::Compression;
+use varve_store::io::IoEngine;
+
+pub use error::ConfigError;
+use settings::Values;
+pub use settings::{Arguments, SETTINGS, Setting};
+
+use crate::{limits, telemetry::LogFormat};
+
+/// The configuration of a daemon.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the store is.
+    pub data_dir: PathBuf,
+    /// Permissions of the unix sockets.
+    pub socket_mode: u32,
+    /// How the store is run.
+    pub store: StoreConfig,
+    /// Where gRPC is served.
+    pub grpc: GrpcConfig,
+    /// Where NBD is served.
+    pub nbd: NbdConfig,
+    /// An upload that nothing was heard of for so long is dropped.
+    pub upload_idle: Duration,
+    /// What is logged.
+    pub log: LogConfig,
+}
+
+/// How the store is run.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// For a new store; `None`: what the store has, zstd for a new one.
+    pub compression: Option<Compression>,
+    /// How files are read and written.
+    pub io_engine: IoEngine,
+    /// Memory for plain chunks that were read.
+    pub chunk_cache_bytes: u64,
+    /// Threads for hashing and compression; 0: one for each core.
+    pub cpu_threads: usize,
+}
+
+/// Where gRPC is served.
+#[derive(Debug, Clone)]
+pub struct GrpcConfig {
+    /// The unix socket.
+    pub unix: PathBuf,
+    /// The TCP address, if any.
+    pub tcp: Option<SocketAddr>,
+    /// TLS for TCP, if any.
+    pub tls: Option<TlsConfig>,
+}
+
+/// Files of a TLS identity, in PEM.
+#[derive(Debug, Clone)]
+pub struct TlsConfig {
+    /// The certificate and those that it is signed by.
+    pub cert: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// Where NBD is served.
+#[derive(Debug, Clone)]
+pub struct NbdConfig {
+    /// The unix socket.
+    pub unix: PathBuf,
+    /// The TCP address, if any.
+    pub tcp: Option<SocketAddr>,
+    /// Connections open at one time.
+    pub connections_max: usize,
+}
+
+/// What is logged.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// Levels, by module: what `tracing_subscriber::EnvFilter` reads.
+    pub filter: String,
+    /// For people or for programs.
+    pub format: LogFormat,
+}
+
+impl Config {
+    /// The configuration of this process.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be read, is not known, or cannot be meant.
+    pub fn load(arguments: &Arguments) -> Result<Self, ConfigError> {
+        Self::load_with(arguments, |variable| std::env::var_os(variable))
+    }
+
+    /// The defaults for a data directory, without looking at environment or files.
+    ///
+    /// # Errors
+    ///
+    /// None in practice: defaults are valid.
+    pub fn for_data_dir(data_dir: impl Into<PathBuf>) -> Result<Self, ConfigError> {
+        let arguments = Arguments {
+            data_dir: Some(data_dir.into()),
+            ..Arguments::default()
+        };
+        Self::load_with(&arguments, |_| None)
+    }
+
+    fn load_with(
+        arguments: &Arguments,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        let mut values = Values::default();
+        let file = arguments
+            .config
+            .clone()
+            .or_else(|| environment("VARVE_CONFIG").map(PathBuf::from));
+        if let Some(file) = file {
+            values.overlay_file(&file)?;
+        }
+        values.overlay_environment(environment);
+        values.overlay_arguments(arguments);
+        Self::resolve(&values)
+    }
+
+    fn resolve(values: &Values) -> Result<Self, ConfigError> {
+        let Some(data_dir) = values.path("data_dir")? else {
+            return Err(ConfigError::Missing { key: "data_dir" });
+        };
+        let unix = |key, name: &str| -> Result<PathBuf, ConfigError> {
+            Ok(values.path(key)?.unwrap_or_else(|| data_dir.join(name)))
+        };
+        let config = Self {
+            socket_mode: values.parse("socket_mode", parse_mode)?.unwrap_or(0o600),
+            store: StoreConfig {
+                compression: values.parse("store.compression", parse_compression)?,
+                io_engine: values
+                    .parse("store.io_engine", parse_engine)?
+                    .unwrap_or(IoEngine::Auto),
+                chunk_cache_bytes: values
+                    .parse("store.chunk_cache_bytes", parse_number)?
+                    .unwrap_or(varve_store::limits::CHUNK_CACHE_BYTES),
+                cpu_threads: values
+                    .parse("store.cpu_threads", parse_number)?
+                    .unwrap_or(0),
+            },
+            grpc: GrpcConfig {
+                unix: unix("grpc.unix", "grpc.sock")?,
+                tcp: values.parse("grpc.tcp", parse_address)?,
+                tls: resolve_tls(values)?,
+            },
+            nbd: NbdConfig {
+                unix: unix("nbd.unix", "nbd.sock")?,
+                tcp: values.parse("nbd.tcp", parse_address)?,
+                connections_max: values
+                    .parse("nbd.connections_max", parse_positive)?
+                    .unwrap_or(limits::NBD_CONNECTIONS_MAX),
+            },
+            upload_idle: values
+                .parse("upload.idle_seconds", parse_positive)?
+                .map_or(limits::UPLOAD_IDLE, |seconds| {
+                    Duration::from_secs(seconds as u64)
+                }),
+            log: LogConfig {
+                filter: values
+                    .parse("log.filter", |text| Ok::<_, String>(text.to_owned()))?
+                    .unwrap_or_else(|| "info".to_owned()),
+                format: values
+                    .parse("log.format", LogFormat::from_str)?
+                    .unwrap_or(LogFormat::Text),
+            },
+            data_dir,
+        };
+        if config.grpc.unix == config.nbd.unix {
+            return Err(ConfigError::Conflict(format!(
+                "grpc.unix and nbd.unix are both {}",
+                config.grpc.unix.display()
+            )));
+        }
+        Ok(config)
+    }
+}
+
+fn resolve_tls(values: &Values) -> Result<Option<TlsConfig>, ConfigError> {
+    let tls = match (values.path("grpc.tls_cert")?, values.path("grpc.tls_key")?) {
+        (None, None) => return Ok(None),
+        (Some(cert), Some(key)) => TlsConfig { cert, key },
+        (Some(_), None) => {
+            return Err(ConfigError::Conflict(
+                "grpc.tls_cert is set, and grpc.tls_key is not".to_owned(),
+            ));
+        }
+        (None, Some(_)) => {
+            return Err(ConfigError::Conflict(
+                "grpc.tls_key is set, and grpc.tls_cert is not".to_owned(),
+            ));
+        }
+    };
+    if values.get("grpc.tcp").is_none() {
+        return Err(ConfigError::Conflict(
+            "grpc.tls_cert and grpc.tls_key are set, and there is no grpc.tcp to serve with them"
+                .to_owned(),
+        ));
+    }
+    Ok(Some(tls))
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("expected permissions in octal, for example 0660".to_owned()),
+    }
+}
+
+fn parse_compression(text: &str) -> Result<Compression, String> {
+    text.parse()
+        .map_err(|_| "expected zstd, lz4 or none".to_owned())
+}
+
+fn parse_engine(text: &str) -> Result<IoEngine, String> {
+    text.parse()
+        .map_err(|_| "expected auto, io_uring or blocking".to_owned())
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected an IP address and a port, for example 127.0.0.1:7433 or [::]:7433".to_owned()
+    })
+}
+
+fn parse_number<N: FromStr>(text: &str) -> Result<N, String> {
+    text.parse()
+        .map_err(|_| "expected a whole number".to_owned())
+}
+
+fn parse_positive(text: &str) -> Result<usize, String> {
+    match text.parse::<u32>() {
+        Ok(number) if number > 0 => Ok(number as usize),
+        _ => Err(format!("expected a whole number from 1 to {}", u32::MAX)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,240 @@
+//! The list of settings, and their values as they were written.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use toml::{Table, Value};
+
+use super::ConfigError;
+
+/// A setting: how it is called in each place.
+#[derive(Debug)]
+pub struct Setting {
+    /// In the file, with its table.
+    pub key: &'static str,
+    /// In the environment.
+    pub variable: &'static str,
+    /// On the command line, if it is there.
+    pub flag: Option<&'static str>,
+}
+
+const fn setting(key: &'static str, variable: &'static str) -> Setting {
+    Setting {
+        key,
+        variable,
+        flag: None,
+    }
+}
+
+const fn flagged(key: &'static str, variable: &'static str, flag: &'static str) -> Setting {
+    Setting {
+        key,
+        variable,
+        flag: Some(flag),
+    }
+}
+
+/// Every setting there is. `docs/varved.toml` describes them.
+pub const SETTINGS: [Setting; 16] = [
+    flagged("data_dir", "VARVE_DATA_DIR", "--data-dir"),
+    setting("socket_mode", "VARVE_SOCKET_MODE"),
+    setting("store.compression", "VARVE_COMPRESSION"),
+    setting("store.io_engine", "VARVE_IO_ENGINE"),
+    setting("store.chunk_cache_bytes", "VARVE_CHUNK_CACHE_BYTES"),
+    setting("store.cpu_threads", "VARVE_CPU_THREADS"),
+    flagged("grpc.unix", "VARVE_GRPC_UNIX", "--grpc-unix"),
+    flagged("grpc.tcp", "VARVE_GRPC_TCP", "--grpc-tcp"),
+    setting("grpc.tls_cert", "VARVE_GRPC_TLS_CERT"),
+    setting("grpc.tls_key", "VARVE_GRPC_TLS_KEY"),
+    flagged("nbd.unix", "VARVE_NBD_UNIX", "--nbd-unix"),
+    flagged("nbd.tcp", "VARVE_NBD_TCP", "--nbd-tcp"),
+    setting("nbd.connections_max", "VARVE_NBD_CONNECTIONS_MAX"),
+    setting("upload.idle_seconds", "VARVE_UPLOAD_IDLE_SECONDS"),
+    setting("log.filter", "VARVE_LOG"),
+    setting("log.format", "VARVE_LOG_FORMAT"),
+];
+
+/// Arguments that are settings too, and the place of the file.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Arguments {
+    /// Directory of the store; made if it does not exist
+    #[arg(long, value_name = "DIR", global = true)]
+    pub data_dir: Option<PathBuf>,
+    /// Configuration file (TOML) [env: VARVE_CONFIG]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// Unix socket for gRPC [default: DIR/grpc.sock]
+    #[arg(long, value_name = "PATH")]
+    pub grpc_unix: Option<PathBuf>,
+    /// TCP address for gRPC, for example 127.0.0.1:7433 [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub grpc_tcp: Option<String>,
+    /// Unix socket for NBD [default: DIR/nbd.sock]
+    #[arg(long, value_name = "PATH")]
+    pub nbd_unix: Option<PathBuf>,
+    /// TCP address for NBD, for example 127.0.0.1:10809 [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub nbd_tcp: Option<String>,
+}
+
+impl Arguments {
+    fn value(&self, key: &str) -> Option<OsString> {
+        match key {
+            "data_dir" => self.data_dir.clone().map(Into::into),
+            "grpc.unix" => self.grpc_unix.clone().map(Into::into),
+            "grpc.tcp" => self.grpc_tcp.clone().map(Into::into),
+            "nbd.unix" => self.nbd_unix.clone().map(Into::into),
+            "nbd.tcp" => self.nbd_tcp.clone().map(Into::into),
+            _ => None,
+        }
+    }
+}
+
+/// Where a value was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Source {
+    File(PathBuf),
+    Variable(&'static str),
+    Flag(&'static str),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Variable(name) => write!(f, "environment variable {name}"),
+            Self::Flag(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Values as they were written, by key. What is laid over later wins.
+#[derive(Debug, Default)]
+pub(super) struct Values(BTreeMap<&'static str, (OsString, Source)>);
+
+impl Values {
+    pub(super) fn overlay_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::ReadFile {
+            path: path.to_owned(),
+            source,
+        })?;
+        let table: Table = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        })?;
+        self.overlay_table(path, "", &table)
+    }
+
+    fn overlay_table(
+        &mut self,
+        path: &Path,
+        prefix: &str,
+        table: &Table,
+    ) -> Result<(), ConfigError> {
+        for (name, value) in table {
+            let key = format!("{prefix}{name}");
+            if let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) {
+                let written = match value {
+                    Value::String(text) => text.clone(),
+                    Value::Integer(number) => number.to_string(),
+                    other => {
+                        return Err(ConfigError::Value {
+                            key: setting.key,
+                            origin: path.display().to_string(),
+                            value: other.to_string(),
+                            expected: "expected a string or a whole number".to_owned(),
+                        });
+                    }
+                };
+                self.0
+                    .insert(setting.key, (written.into(), Source::File(path.to_owned())));
+                continue;
+            }
+            match value {
+                Value::Table(inner) if prefix.is_empty() && is_table(name) => {
+                    self.overlay_table(path, &format!("{name}."), inner)?;
+                }
+                _ => {
+                    return Err(ConfigError::UnknownKey {
+                        path: path.to_owned(),
+                        key,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An empty variable counts as not set: that is how service managers unset one.
+    pub(super) fn overlay_environment(&mut self, environment: impl Fn(&str) -> Option<OsString>) {
+        for setting in &SETTINGS {
+            if let Some(value) = environment(setting.variable).filter(|value| !value.is_empty()) {
+                self.0
+                    .insert(setting.key, (value, Source::Variable(setting.variable)));
+            }
+        }
+    }
+
+    pub(super) fn overlay_arguments(&mut self, arguments: &Arguments) {
+        for setting in &SETTINGS {
+            if let (Some(flag), Some(value)) = (setting.flag, arguments.value(setting.key)) {
+                self.0.insert(setting.key, (value, Source::Flag(flag)));
+            }
+        }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&OsStr> {
+        self.0.get(key).map(|(value, _)| value.as_os_str())
+    }
+
+    /// A path; it need not be UTF-8.
+    pub(super) fn path(&self, key: &'static str) -> Result<Option<PathBuf>, ConfigError> {
+        match self.0.get(key) {
+            Some((value, source)) if value.is_empty() => {
+                Err(refuse(key, source, value, "expected a path".to_owned()))
+            }
+            Some((value, _)) => Ok(Some(PathBuf::from(value))),
+            None => Ok(None),
+        }
+    }
+
+    /// A value of some other kind.
+    pub(super) fn parse<T, E: fmt::Display>(
+        &self,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some((value, source)) = self.0.get(key) else {
+            return Ok(None);
+        };
+        let Some(text) = value.to_str() else {
+            return Err(refuse(key, source, value, "expected UTF-8".to_owned()));
+        };
+        parse(text)
+            .map(Some)
+            .map_err(|expected| refuse(key, source, value, expected.to_string()))
+    }
+}
+
+fn refuse(key: &'static str, source: &Source, value: &OsStr, expected: String) -> ConfigError {
+    ConfigError::Value {
+        key,
+        origin: source.to_string(),
+        value: value.to_string_lossy().into_owned(),
+        expected,
+    }
+}
+
+/// Whether settings have this table.
+fn is_table(name: &str) -> bool {
+    SETTINGS.iter().any(|setting| {
+        setting
+            .key
+            .split_once('.')
+            .is_some_and(|(table, _)| table == name)
+    })
+}

@@ -1,0 +1,250 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::{collections::HashMap, path::Path};
+
+use super::*;
+
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("varved.toml");
+    std::fs::write(&path, text).unwrap();
+    (dir, path)
+}
+
+fn load(arguments: &Arguments, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let environment: HashMap<_, _> = environment.iter().copied().collect();
+    Config::load_with(arguments, |name| environment.get(name).map(OsString::from))
+}
+
+fn with_file(text: &str) -> Result<Config, ConfigError> {
+    let (_dir, path) = file(text);
+    let arguments = Arguments {
+        config: Some(path),
+        ..Arguments::default()
+    };
+    load(&arguments, &[("VARVE_DATA_DIR", "/data")])
+}
+
+fn message(result: Result<Config, ConfigError>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn a_data_directory_is_enough() {
+    let config = Config::for_data_dir("/data").unwrap();
+    assert_eq!(config.grpc.unix, Path::new("/data/grpc.sock"));
+    assert_eq!(config.nbd.unix, Path::new("/data/nbd.sock"));
+    assert_eq!(config.socket_mode, 0o600);
+    assert!(config.grpc.tcp.is_none() && config.nbd.tcp.is_none() && config.grpc.tls.is_none());
+    assert_eq!(config.upload_idle, Duration::from_secs(600));
+    assert_eq!(config.log.filter, "info");
+}
+
+#[test]
+fn without_a_data_directory_the_ways_to_give_one_are_named() {
+    let message = message(load(&Arguments::default(), &[]));
+    assert!(
+        message.contains("--data-dir") && message.contains("VARVE_DATA_DIR"),
+        "{message}"
+    );
+}
+
+#[test]
+fn arguments_win_over_environment_over_file_over_defaults() {
+    let (_dir, path) = file(
+        "data_dir = '/from-file'\n\
+         [grpc]\nunix = '/file/grpc'\ntcp = '127.0.0.1:1'\n\
+         [nbd]\nunix = '/file/nbd'\nconnections_max = 7\n",
+    );
+    let arguments = Arguments {
+        config: Some(path),
+        grpc_unix: Some("/argument/grpc".into()),
+        ..Arguments::default()
+    };
+    let config = load(
+        &arguments,
+        &[
+            ("VARVE_GRPC_UNIX", "/variable/grpc"),
+            ("VARVE_NBD_UNIX", "/variable/nbd"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.data_dir, Path::new("/from-file"));
+    assert_eq!(config.grpc.unix, Path::new("/argument/grpc"));
+    assert_eq!(config.nbd.unix, Path::new("/variable/nbd"));
+    assert_eq!(config.grpc.tcp, Some("127.0.0.1:1".parse().unwrap()));
+    assert_eq!(config.nbd.connections_max, 7);
+    assert_eq!(config.nbd.tcp, None);
+}
+
+#[test]
+fn the_file_may_be_named_by_the_environment() {
+    let (_dir, path) = file("data_dir = '/from-file'");
+    let config = load(
+        &Arguments::default(),
+        &[("VARVE_CONFIG", path.to_str().unwrap())],
+    )
+    .unwrap();
+    assert_eq!(config.data_dir, Path::new("/from-file"));
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let config = load(
+        &Arguments::default(),
+        &[("VARVE_DATA_DIR", "/data"), ("VARVE_LOG", "")],
+    )
+    .unwrap();
+    assert_eq!(config.log.filter, "info");
+}
+
+#[test]
+fn unknown_keys_are_refused_by_name() {
+    for (text, key) in [
+        ("dta_dir = '/x'", "\"dta_dir\""),
+        ("[store]\ncompresion = 'zstd'", "\"store.compresion\""),
+        ("[sotre]\ncompression = 'zstd'", "\"sotre\""),
+        ("grpc = 1", "\"grpc\""),
+        ("[grpc.unix2]\na = 1", "\"grpc.unix2\""),
+    ] {
+        let message = message(with_file(text));
+        assert!(
+            message.contains("unknown key") && message.contains(key),
+            "{text}: {message}"
+        );
+        assert!(message.contains("varved.toml"), "{message}");
+    }
+}
+
+#[test]
+fn values_that_cannot_be_meant_are_refused_with_key_and_place() {
+    for (text, key) in [
+        ("socket_mode = '0999'", "socket_mode"),
+        ("socket_mode = '7777'", "socket_mode"),
+        ("data_dir = ''", "data_dir"),
+        ("[store]\ncompression = 'brotli'", "store.compression"),
+        ("[store]\nio_engine = 'aio'", "store.io_engine"),
+        ("[store]\nchunk_cache_bytes = -1", "store.chunk_cache_bytes"),
+        (
+            "[store]\nchunk_cache_bytes = 1.5",
+            "store.chunk_cache_bytes",
+        ),
+        ("[grpc]\ntcp = 'localhost'", "grpc.tcp"),
+        ("[grpc]\nunix = ['a']", "grpc.unix"),
+        ("[nbd]\nconnections_max = 0", "nbd.connections_max"),
+        ("[upload]\nidle_seconds = 0", "upload.idle_seconds"),
+        ("[log]\nformat = 'xml'", "log.format"),
+    ] {
+        let (_dir, path) = file(text);
+        let arguments = Arguments {
+            config: Some(path),
+            ..Arguments::default()
+        };
+        // Not set by the environment here, so that the file's data_dir is what counts.
+        let environment: &[(&str, &str)] = if key == "data_dir" {
+            &[]
+        } else {
+            &[("VARVE_DATA_DIR", "/data")]
+        };
+        let message = message(load(&arguments, environment));
+        assert!(
+            message.contains(key) && message.contains("varved.toml"),
+            "{text}: {message}"
+        );
+    }
+    let message = message(load(
+        &Arguments::default(),
+        &[
+            ("VARVE_DATA_DIR", "/data"),
+            ("VARVE_CHUNK_CACHE_BYTES", "12 MiB"),
+        ],
+    ));
+    assert!(
+        message.contains("VARVE_CHUNK_CACHE_BYTES") && message.contains("12 MiB"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_file_that_is_absent_or_no_toml_is_named() {
+    let arguments = Arguments {
+        config: Some("/nowhere/varved.toml".into()),
+        ..Arguments::default()
+    };
+    assert!(message(load(&arguments, &[])).contains("/nowhere/varved.toml"));
+    assert!(message(with_file("data_dir = ")).contains("not valid TOML"));
+}
+
+#[test]
+fn tls_needs_both_files_and_an_address() {
+    for text in [
+        "[grpc]\ntcp = '[::1]:1'\ntls_cert = '/c'",
+        "[grpc]\ntcp = '[::1]:1'\ntls_key = '/k'",
+        "[grpc]\ntls_cert = '/c'\ntls_key = '/k'",
+    ] {
+        assert!(message(with_file(text)).contains("grpc.tls_"), "{text}");
+    }
+    let config = with_file("[grpc]\ntcp = '[::1]:1'\ntls_cert = '/c'\ntls_key = '/k'").unwrap();
+    assert_eq!(config.grpc.tls.unwrap().key, Path::new("/k"));
+}
+
+#[test]
+fn two_services_cannot_share_a_socket() {
+    assert!(
+        message(with_file("[grpc]\nunix = '/s'\n[nbd]\nunix = '/s'"))
+            .contains("grpc.unix and nbd.unix")
+    );
+}
+
+/// The documented file holds every setting with its default, as a remark; taken in, it changes nothing.
+#[test]
+fn the_documented_file_is_complete_and_valid() {
+    let text = include_str!("../../../docs/varved.toml");
+    let active: String = text
+        .lines()
+        .filter_map(|line| match line.strip_prefix('#') {
+            Some(rest)
+                if rest.starts_with(|c: char| c.is_ascii_lowercase()) && rest.contains(" = ") =>
+            {
+                Some(format!("{rest}\n"))
+            }
+            Some(_) => None,
+            None => Some(format!("{line}\n")),
+        })
+        .collect();
+    let (_dir, path) = file(&active);
+    let mut values = Values::default();
+    values.overlay_file(&path).unwrap();
+    for setting in &SETTINGS {
+        assert!(
+            values.get(setting.key).is_some(),
+            "docs/varved.toml has no {}",
+            setting.key
+        );
+        assert!(
+            text.contains(setting.variable),
+            "docs/varved.toml has no {}",
+            setting.variable
+        );
+        assert!(
+            setting.flag.is_none_or(|flag| text.contains(flag)),
+            "docs/varved.toml has no {:?}",
+            setting.flag
+        );
+    }
+    let documented = Config::resolve(&values).unwrap();
+    let default = Config::for_data_dir(&documented.data_dir).unwrap();
+    assert_eq!(documented.socket_mode, default.socket_mode);
+    assert_eq!(documented.store.io_engine, default.store.io_engine);
+    assert_eq!(
+        documented.store.chunk_cache_bytes,
+        default.store.chunk_cache_bytes
+    );
+    assert_eq!(documented.store.cpu_threads, default.store.cpu_threads);
+    assert_eq!(documented.grpc.unix, default.grpc.unix);
+    assert_eq!(documented.nbd.unix, default.nbd.unix);
+    assert_eq!(documented.nbd.connections_max, default.nbd.connections_max);
+    assert_eq!(documented.upload_idle, default.upload_idle);
+    assert_eq!(documented.log.filter, default.log.filter);
+    assert_eq!(documented.log.format, default.log.format);
+}

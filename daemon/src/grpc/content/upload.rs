@@ -1,0 +1,286 @@
+//! An upload: begin, chunks, leaves, commit.
+//!
+//! What must hold: chunks that wait for the store are bounded in bytes, over all uploads, and each stream keeps
+//! several groups of them under way, so that all of the store's threads have work.
+
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{Status, Streaming};
+use tracing::{debug, info};
+use varve_proto::v1;
+use varve_store::{IncomingChunk, Ingest, NewSnapshot, PutOutcome};
+
+use super::Content;
+use crate::{
+    grpc::{
+        convert,
+        failure::Failure,
+        uploads::{Lease, Uploads},
+    },
+    limits,
+};
+
+impl Content {
+    pub(super) async fn begin(
+        &self,
+        request: v1::BeginUploadRequest,
+    ) -> Result<v1::BeginUploadResponse, Failure> {
+        let Some(chunker) = request.chunker else {
+            return Err(Failure::field(
+                "chunker",
+                "it is not set, and says how content is cut",
+            ));
+        };
+        self.uploads.check_room()?;
+        let new = NewSnapshot {
+            name: request.name,
+            size_bytes: request.size_bytes,
+            tags: request.tags,
+            chunker_version: chunker.version,
+        };
+        let (name, size_bytes) = (new.name.clone(), new.size_bytes);
+        let upload_id = self.uploads.open(self.store.begin_ingest(new).await?)?;
+        debug!(upload = upload_id, name, size_bytes, "upload begun");
+        Ok(v1::BeginUploadResponse {
+            upload_id,
+            max_ids: limits::FIND_IDS_MAX,
+            max_message_bytes: limits::UPLOAD_MESSAGE_BYTES,
+        })
+    }
+
+    /// An upload commits once, and is closed by that whether or not it succeeds. In a task: a commit that has begun is
+    /// brought to its end, even if the client goes.
+    pub(super) async fn commit(
+        &self,
+        request: v1::CommitUploadRequest,
+    ) -> Result<v1::CommitUploadResponse, Failure> {
+        let started = Instant::now();
+        let root = convert::root(&request.root)?;
+        let ingest = self.uploads.remove(&request.upload_id)?;
+        let record = self
+            .tasks
+            .spawn("commit upload", async move { ingest.commit(root).await })
+            .await??;
+        info!(
+            id = %record.id,
+            name = record.name,
+            size_bytes = record.size_bytes,
+            data_bytes = record.data_bytes,
+            new_bytes = record.new_bytes,
+            stored_bytes = record.stored_bytes,
+            root = %record.root,
+            seconds = started.elapsed().as_secs_f64(),
+            "snapshot committed"
+        );
+        Ok(v1::CommitUploadResponse {
+            snapshot: Some(convert::snapshot(record)),
+        })
+    }
+
+    pub(super) fn abort(&self, id: &str) -> Result<(), Failure> {
+        let ingest = self.uploads.remove(id)?;
+        info!(
+            upload = id,
+            name = ingest.new_snapshot().name,
+            "upload aborted by its client"
+        );
+        Ok(())
+    }
+}
+
+/// Takes chunks in, for all uploads.
+#[derive(Debug)]
+pub(super) struct Intake {
+    /// Places for streams.
+    streams: Semaphore,
+    /// Bytes of payload that the store has not taken yet.
+    bytes: Arc<Semaphore>,
+}
+
+impl Intake {
+    pub(super) fn new() -> Self {
+        Self {
+            streams: Semaphore::new(limits::UPLOAD_STREAMS_MAX),
+            bytes: Arc::new(Semaphore::new(limits::UPLOAD_BYTES_IN_FLIGHT as usize)),
+        }
+    }
+
+    /// Takes the chunks of one stream. The first thing that is wrong ends it.
+    pub(super) async fn take_chunks(
+        &self,
+        uploads: &Arc<Uploads<Ingest>>,
+        mut messages: Streaming<v1::PutChunksRequest>,
+    ) -> Result<v1::PutChunksResponse, Failure> {
+        let _place = self
+            .streams
+            .acquire()
+            .await
+            .map_err(|_| Failure::Stopping)?;
+        let idle = uploads.idle();
+        let mut total = v1::PutChunksResponse::default();
+        let Some(first) = receive(&mut messages, idle).await? else {
+            return Ok(total);
+        };
+        let upload = uploads.lease(&first.upload_id)?;
+        let mut under_way = FuturesUnordered::new();
+        let mut message = Some(first);
+        while let Some(request) = message {
+            check_same_upload(&upload, &request)?;
+            let space = Arc::new(drive(&mut under_way, &mut total, self.space(&request)).await??);
+            for group in groups(request.chunks) {
+                if under_way.len() >= limits::PUT_GROUPS_IN_FLIGHT
+                    && let Some(outcome) = under_way.next().await
+                {
+                    add(&mut total, outcome?);
+                }
+                under_way.push(put(&upload, group?, Arc::clone(&space)));
+            }
+            drop(space);
+            message = drive(&mut under_way, &mut total, receive(&mut messages, idle)).await??;
+        }
+        while let Some(outcome) = under_way.next().await {
+            add(&mut total, outcome?);
+        }
+        Ok(total)
+    }
+
+    /// Waits until the payload of a message may be held.
+    async fn space(&self, request: &v1::PutChunksRequest) -> Result<OwnedSemaphorePermit, Failure> {
+        let bytes = request
+            .chunks
+            .iter()
+            .map(|chunk| chunk.payload.len())
+            .sum::<usize>();
+        let most = limits::UPLOAD_MESSAGE_BYTES;
+        let Some(bytes) = u32::try_from(bytes).ok().filter(|bytes| *bytes <= most) else {
+            return Err(Failure::TooMuch {
+                field: "chunks.payload",
+                unit: "bytes of payload",
+                found: bytes as u64,
+                most: most.into(),
+            });
+        };
+        Arc::clone(&self.bytes)
+            .acquire_many_owned(bytes)
+            .await
+            .map_err(|_| Failure::Stopping)
+    }
+}
+
+/// Waits for something while what is under way goes on. Without that a stream could wait for space that its own
+/// chunks take.
+async fn drive<T>(
+    under_way: &mut FuturesUnordered<impl Future<Output = Result<PutOutcome, Failure>>>,
+    total: &mut v1::PutChunksResponse,
+    awaited: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    let mut awaited = pin!(awaited);
+    loop {
+        tokio::select! {
+            done = &mut awaited => return Ok(done),
+            Some(outcome) = under_way.next() => add(total, outcome?),
+        }
+    }
+}
+
+async fn receive(
+    messages: &mut Streaming<v1::PutChunksRequest>,
+    idle: Duration,
+) -> Result<Option<v1::PutChunksRequest>, Failure> {
+    match tokio::time::timeout(idle, messages.message()).await {
+        Ok(received) => received.map_err(|status: Status| Failure::Receive(status)),
+        Err(_) => Err(Failure::Silent {
+            seconds: idle.as_secs(),
+        }),
+    }
+}
+
+/// Every message names the upload of the first, and the upload is still open.
+fn check_same_upload(
+    upload: &Lease<Ingest>,
+    request: &v1::PutChunksRequest,
+) -> Result<(), Failure> {
+    if request.upload_id != upload.id() {
+        return Err(Failure::field(
+            "upload_id",
+            "it is not the one that the stream began with",
+        ));
+    }
+    Ok(upload.renew()?)
+}
+
+async fn put(
+    upload: &Lease<Ingest>,
+    chunks: Vec<IncomingChunk>,
+    _space: Arc<OwnedSemaphorePermit>,
+) -> Result<PutOutcome, Failure> {
+    Ok(upload.put_chunks(chunks).await?)
+}
+
+fn add(total: &mut v1::PutChunksResponse, outcome: PutOutcome) {
+    total.chunks += outcome.chunks;
+    total.new_bytes += outcome.new_bytes;
+}
+
+/// The chunks of a message in groups of about [`limits::PUT_GROUP_BYTES`] plain bytes. A group ends with the first chunk that is
+/// refused.
+fn groups(chunks: Vec<v1::Chunk>) -> impl Iterator<Item = Result<Vec<IncomingChunk>, Failure>> {
+    let mut chunks = chunks.into_iter();
+    std::iter::from_fn(move || {
+        let mut group = Vec::new();
+        let mut bytes = 0;
+        while bytes < limits::PUT_GROUP_BYTES
+            && let Some(chunk) = chunks.next()
+        {
+            match convert::incoming_chunk(chunk) {
+                Ok(chunk) => {
+                    bytes += chunk.plain_bytes as usize;
+                    group.push(chunk);
+                }
+                Err(failure) => return Some(Err(failure)),
+            }
+        }
+        (!group.is_empty()).then_some(Ok(group))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn groups_keep_order_and_bound_their_plain_bytes() {
+        let chunk = |number: u8, plain_bytes| v1::Chunk {
+            id: vec![number; 32].into(),
+            plain_bytes,
+            ..v1::Chunk::default()
+        };
+        assert_eq!(groups(Vec::new()).count(), 0);
+        let chunks: Vec<_> = (0..=255).map(|number| chunk(number, 262_144)).collect();
+        let mut next = 0;
+        for group in groups(chunks) {
+            let group = group.unwrap();
+            assert_eq!(group.len(), 4, "a mebibyte");
+            for chunk in group {
+                assert_eq!(chunk.id.as_bytes(), &[next; 32]);
+                next = next.wrapping_add(1);
+            }
+        }
+        let mixed: Vec<_> = groups(vec![chunk(1, 4096), chunk(2, 1)]).collect();
+        assert!(matches!(
+            &mixed[..],
+            [Err(Failure::Field {
+                field: "chunks.plain_bytes",
+                ..
+            })]
+        ));
+    }
+}

@@ -1,0 +1,367 @@
+//! Every conversion between the protocol and the store, and every check of what a field may hold.
+//!
+//! What must hold: whatever a client sends is turned into the store's types or into a [`Failure`] that names the field
+//! and the value. What the store checks itself (names, tags, extents) is not checked twice.
+
+use bytes::Bytes;
+use prost_types::Timestamp;
+use varve_content::{
+    ChunkId, Codec, RootId,
+    block::BLOCK_BYTES,
+    chunker::MAX_CHUNK_BLOCKS,
+    tree::{DiffKind, Leaf, LeafEntry},
+};
+use varve_proto::v1;
+use varve_store::{
+    DiffExtent, IncomingChunk, Segment, SnapshotRecord, StoredChunk, VerifiedChunk, Violation,
+};
+
+use super::failure::Failure;
+use crate::limits;
+
+#[expect(clippy::cast_possible_truncation, reason = "4096")]
+const BLOCK: u32 = BLOCK_BYTES as u32;
+/// The longest plain chunk.
+const CHUNK_BYTES_MAX: u32 = MAX_CHUNK_BLOCKS * BLOCK;
+
+pub(super) fn snapshot(record: SnapshotRecord) -> v1::Snapshot {
+    v1::Snapshot {
+        id: record.id.to_string(),
+        name: record.name,
+        // The store makes no others visible.
+        state: v1::SnapshotState::Completed.into(),
+        size_bytes: record.size_bytes,
+        data_bytes: record.data_bytes,
+        root: Bytes::copy_from_slice(record.root.as_bytes()),
+        created_at: Some(timestamp(record.created_at_ns)),
+        tags: record.tags,
+        new_bytes: record.new_bytes,
+        stored_bytes: record.stored_bytes,
+    }
+}
+
+/// A time in nanoseconds since 1970.
+pub(super) fn timestamp(unix_ns: u64) -> Timestamp {
+    const NANOS: u64 = 1_000_000_000;
+    let nanos = (unix_ns % NANOS) as i32;
+    Timestamp {
+        seconds: (unix_ns / NANOS).cast_signed(),
+        nanos,
+    }
+}
+
+/// The name or id in a request; the store knows which it is.
+pub(super) fn snapshot_key<'a>(field: &'static str, key: &'a str) -> Result<&'a str, Failure> {
+    match key {
+        "" => Err(Failure::field(
+            field,
+            "it is empty, a snapshot's name or id is asked for",
+        )),
+        // Any longer one names nothing, and need not be repeated in an error.
+        _ if key.len() > limits::KEY_BYTES_MAX => Err(Failure::field(
+            field,
+            format!(
+                "{} bytes, a name or id has at most {}",
+                key.len(),
+                limits::KEY_BYTES_MAX
+            ),
+        )),
+        _ => Ok(key),
+    }
+}
+
+pub(super) fn chunk_ids(ids: &[u8]) -> Result<Vec<ChunkId>, Failure> {
+    let (ids, rest) = ids.as_chunks::<{ ChunkId::BYTES }>();
+    if !rest.is_empty() {
+        return Err(Failure::field(
+            "ids",
+            format!(
+                "{} bytes are not a multiple of {}",
+                ids.len() * ChunkId::BYTES + rest.len(),
+                ChunkId::BYTES
+            ),
+        ));
+    }
+    if ids.len() > limits::FIND_IDS_MAX as usize {
+        return Err(Failure::TooMuch {
+            field: "ids",
+            unit: "ids",
+            found: ids.len() as u64,
+            most: limits::FIND_IDS_MAX.into(),
+        });
+    }
+    Ok(ids.iter().copied().map(ChunkId::from_bytes).collect())
+}
+
+pub(super) fn root(bytes: &[u8]) -> Result<RootId, Failure> {
+    RootId::try_from(bytes).map_err(|_| wrong_id_length("root", bytes))
+}
+
+pub(super) fn incoming_chunk(chunk: v1::Chunk) -> Result<IncomingChunk, Failure> {
+    let id =
+        ChunkId::try_from(&chunk.id[..]).map_err(|_| wrong_id_length("chunks.id", &chunk.id))?;
+    let codec = match v1::Codec::try_from(chunk.codec) {
+        Ok(v1::Codec::Raw) => Codec::Raw,
+        Ok(v1::Codec::Lz4) => Codec::Lz4,
+        Ok(v1::Codec::Zstd) => Codec::Zstd,
+        Err(_) => {
+            return Err(Failure::field(
+                "chunks.codec",
+                format!("{} of chunk {id} is none of RAW, LZ4 and ZSTD", chunk.codec),
+            ));
+        }
+    };
+    if !chunk.plain_bytes.is_multiple_of(BLOCK)
+        || !(BLOCK..=CHUNK_BYTES_MAX).contains(&chunk.plain_bytes)
+    {
+        return Err(Failure::field(
+            "chunks.plain_bytes",
+            format!(
+                "{} of chunk {id} is not a multiple of {BLOCK} from {BLOCK} to {CHUNK_BYTES_MAX}",
+                chunk.plain_bytes
+            ),
+        ));
+    }
+    Ok(IncomingChunk {
+        id,
+        codec,
+        plain_bytes: chunk.plain_bytes,
+        payload: chunk.payload,
+    })
+}
+
+/// A leaf and its segment.
+pub(super) fn incoming_leaf(leaf: &v1::Leaf) -> Result<(u32, Leaf), Failure> {
+    let mut entries = Vec::with_capacity(leaf.entries.len());
+    for entry in &leaf.entries {
+        entries.push(LeafEntry {
+            start_block: entry.start_block,
+            blocks: entry.blocks,
+            chunk: ChunkId::try_from(&entry.chunk_id[..])
+                .map_err(|_| wrong_id_length("leaves.entries.chunk_id", &entry.chunk_id))?,
+        });
+    }
+    let built = Leaf::new(entries).map_err(|error| {
+        Failure::field(
+            "leaves",
+            format!("the leaf of segment {}: {error}", leaf.segment),
+        )
+    })?;
+    Ok((leaf.segment, built))
+}
+
+pub(super) fn leaf(segment: &Segment) -> v1::Leaf {
+    let entry = |entry: &LeafEntry| v1::LeafEntry {
+        start_block: entry.start_block,
+        blocks: entry.blocks,
+        chunk_id: Bytes::copy_from_slice(entry.chunk.as_bytes()),
+    };
+    v1::Leaf {
+        segment: segment.index(),
+        entries: segment.leaf().entries().iter().map(entry).collect(),
+    }
+}
+
+pub(super) fn stored_chunk(chunk: StoredChunk) -> v1::Chunk {
+    let codec = match chunk.codec {
+        Codec::Raw => v1::Codec::Raw,
+        Codec::Lz4 => v1::Codec::Lz4,
+        Codec::Zstd => v1::Codec::Zstd,
+    };
+    v1::Chunk {
+        id: Bytes::copy_from_slice(chunk.id.as_bytes()),
+        codec: codec.into(),
+        plain_bytes: chunk.plain_bytes,
+        payload: chunk.payload,
+    }
+}
+
+pub(super) fn plain_chunk(chunk: &VerifiedChunk) -> v1::Chunk {
+    v1::Chunk {
+        id: Bytes::copy_from_slice(chunk.id().as_bytes()),
+        codec: v1::Codec::Raw.into(),
+        // At most CHUNK_BYTES_MAX: the store makes no longer ones.
+        plain_bytes: u32::try_from(chunk.plain().len()).unwrap_or(u32::MAX),
+        payload: chunk.plain().clone(),
+    }
+}
+
+pub(super) fn diff_extent(extent: DiffExtent) -> v1::DiffExtent {
+    let kind = match extent.kind {
+        DiffKind::Changed => v1::DiffKind::Changed,
+        DiffKind::Added => v1::DiffKind::Added,
+        DiffKind::Removed => v1::DiffKind::Removed,
+    };
+    v1::DiffExtent {
+        offset_bytes: extent.offset_bytes,
+        length_bytes: extent.length_bytes,
+        kind: kind.into(),
+    }
+}
+
+pub(super) fn violation(violation: Violation) -> v1::Violation {
+    v1::Violation {
+        message: violation.message,
+        offset_bytes: violation.offset_bytes,
+    }
+}
+
+fn wrong_id_length(field: &'static str, bytes: &[u8]) -> Failure {
+    Failure::field(
+        field,
+        format!("{} bytes, an id has {}", bytes.len(), ChunkId::BYTES),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+    use tonic::Code;
+
+    use super::*;
+
+    fn refused(failure: Failure, code: Code, texts: &[&str]) {
+        assert_eq!(failure.code(), code, "{failure}");
+        for text in texts {
+            assert!(
+                failure.to_string().contains(text),
+                "{failure} does not say {text}"
+            );
+        }
+    }
+
+    fn chunk() -> v1::Chunk {
+        v1::Chunk {
+            id: Bytes::from_static(&[7; 32]),
+            codec: v1::Codec::Zstd.into(),
+            plain_bytes: 8192,
+            payload: Bytes::from_static(b"packed"),
+        }
+    }
+
+    #[test]
+    fn a_chunk_is_taken_as_it_is() {
+        let taken = incoming_chunk(chunk()).unwrap();
+        assert_eq!(taken.id, ChunkId::from_bytes([7; 32]));
+        assert_eq!(taken.codec, Codec::Zstd);
+        assert_eq!(
+            (taken.plain_bytes, &taken.payload[..]),
+            (8192, &b"packed"[..])
+        );
+    }
+
+    #[test]
+    fn chunks_that_cannot_be_are_refused_with_field_and_value() {
+        let change = |change: fn(&mut v1::Chunk)| {
+            let mut chunk = chunk();
+            change(&mut chunk);
+            incoming_chunk(chunk).unwrap_err()
+        };
+        refused(
+            change(|c| c.id.truncate(31)),
+            Code::InvalidArgument,
+            &["chunks.id", "31 bytes"],
+        );
+        refused(
+            change(|c| c.codec = 9),
+            Code::InvalidArgument,
+            &["chunks.codec", "9"],
+        );
+        for plain_bytes in [0, 4095, 262_144 + 4096, u32::MAX] {
+            let mut chunk = chunk();
+            chunk.plain_bytes = plain_bytes;
+            let failure = incoming_chunk(chunk).unwrap_err();
+            refused(
+                failure,
+                Code::InvalidArgument,
+                &["chunks.plain_bytes", &plain_bytes.to_string()],
+            );
+        }
+    }
+
+    #[test]
+    fn ids_are_counted() {
+        assert_eq!(chunk_ids(&[]).unwrap(), []);
+        assert_eq!(
+            chunk_ids(&[1; 64]).unwrap(),
+            [ChunkId::from_bytes([1; 32]); 2]
+        );
+        refused(
+            chunk_ids(&[1; 65]).unwrap_err(),
+            Code::InvalidArgument,
+            &["ids", "65"],
+        );
+        let many = vec![0; 32 * (limits::FIND_IDS_MAX as usize + 1)];
+        refused(
+            chunk_ids(&many).unwrap_err(),
+            Code::OutOfRange,
+            &["8193", "8192"],
+        );
+        refused(
+            root(&[1; 33]).unwrap_err(),
+            Code::InvalidArgument,
+            &["root", "33"],
+        );
+    }
+
+    #[test]
+    fn leaves_that_cannot_be_are_refused_with_their_segment() {
+        let entry = |start_block, blocks| v1::LeafEntry {
+            start_block,
+            blocks,
+            chunk_id: Bytes::from_static(&[7; 32]),
+        };
+        let leaf = |entries| v1::Leaf {
+            segment: 5,
+            entries,
+        };
+        assert_eq!(
+            incoming_leaf(&leaf(vec![entry(0, 4), entry(4, 64)]))
+                .unwrap()
+                .0,
+            5
+        );
+        for entries in [
+            vec![],
+            vec![entry(0, 4), entry(3, 4)],
+            vec![entry(8, 4), entry(0, 4)],
+            vec![entry(0, 0)],
+            vec![entry(0, 65)],
+            vec![entry(2047, 2)],
+            vec![entry(u32::MAX, 1)],
+        ] {
+            let failure = incoming_leaf(&leaf(entries)).unwrap_err();
+            refused(failure, Code::InvalidArgument, &["leaves", "segment 5"]);
+        }
+        let mut short = entry(0, 4);
+        short.chunk_id.truncate(8);
+        let failure = incoming_leaf(&leaf(vec![short])).unwrap_err();
+        refused(
+            failure,
+            Code::InvalidArgument,
+            &["leaves.entries.chunk_id", "8 bytes"],
+        );
+    }
+
+    #[test]
+    fn keys_have_a_length() {
+        assert_eq!(snapshot_key("snapshot", "web").unwrap(), "web");
+        refused(
+            snapshot_key("base", "").unwrap_err(),
+            Code::InvalidArgument,
+            &["base", "empty"],
+        );
+        refused(
+            snapshot_key("base", &"x".repeat(10_000)).unwrap_err(),
+            Code::InvalidArgument,
+            &["base", "10000 bytes"],
+        );
+    }
+
+    #[test]
+    fn times_keep_their_nanoseconds() {
+        let time = timestamp(1_700_000_000_123_456_789);
+        assert_eq!((time.seconds, time.nanos), (1_700_000_000, 123_456_789));
+    }
+}

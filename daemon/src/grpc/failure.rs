@@ -1,0 +1,264 @@
+//! Why a call fails, by what its caller does about it.
+
+use tonic::{Code, Status};
+use varve_store::Error;
+
+use crate::tasks::TaskEnded;
+
+/// Why a call fails.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// The store says no.
+    #[error(transparent)]
+    Store(#[from] Error),
+    /// A field of the request cannot be right. Mend it.
+    #[error("{field}: {problem}")]
+    Field {
+        /// As the protocol calls it.
+        field: &'static str,
+        /// With the value.
+        problem: String,
+    },
+    /// More at one time than is taken. Send it in several messages.
+    #[error("{field}: {found} {unit}, at most {most} are taken in one message")]
+    TooMuch {
+        /// As the protocol calls it.
+        field: &'static str,
+        /// "ids", "bytes of payload".
+        unit: &'static str,
+        /// How many came.
+        found: u64,
+        /// How many may come.
+        most: u64,
+    },
+    /// A stream on which nothing came for so long that it was given up.
+    #[error("nothing was received for {seconds} seconds")]
+    Silent {
+        /// How long.
+        seconds: u64,
+    },
+    /// The work was done by a task, and it ended early.
+    #[error(transparent)]
+    Task(#[from] TaskEnded),
+    /// What came could not be received: too long, garbled, or cut off. The text is the transport's.
+    #[error("{}", .0.message())]
+    Receive(Status),
+    /// Nobody takes the answer any more.
+    #[error("the client has gone")]
+    ClientGone,
+    /// No more calls are served.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+impl Failure {
+    pub(super) fn field(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Field {
+            field,
+            problem: problem.into(),
+        }
+    }
+
+    /// What the caller is told.
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Store(error) => store_code(error),
+            Self::Field { .. } => Code::InvalidArgument,
+            Self::TooMuch { .. } => Code::OutOfRange,
+            Self::Silent { .. } => Code::DeadlineExceeded,
+            Self::Task(TaskEnded::Panicked { .. }) => Code::Internal,
+            Self::Receive(status) => status.code(),
+            Self::ClientGone => Code::Cancelled,
+            Self::Task(TaskEnded::Stopped { .. }) | Self::Stopping => Code::Unavailable,
+        }
+    }
+}
+
+impl From<&Failure> for Status {
+    fn from(failure: &Failure) -> Self {
+        Self::new(failure.code(), failure.to_string())
+    }
+}
+
+/// The gRPC code of each error of the store. Exhaustive on purpose: a new error has to be thought about here.
+fn store_code(error: &Error) -> Code {
+    match error {
+        Error::NotFound { .. } => Code::NotFound,
+        Error::AlreadyExists { .. } => Code::AlreadyExists,
+        Error::Invalid(_) | Error::NotCanonical { .. } | Error::Tree(_) => Code::InvalidArgument,
+        Error::Damaged(_) => Code::DataLoss,
+        Error::Full { .. } | Error::Limit(_) => Code::ResourceExhausted,
+        Error::Poisoned { .. } | Error::Closing => Code::Unavailable,
+        Error::InUse(_) | Error::Incompatible { .. } => Code::FailedPrecondition,
+        Error::Io { .. } | Error::Index { .. } => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+    use varve_content::{ChunkId, chunker::check_canonical, tree::Leaf};
+    use varve_store::{Damage, Place};
+
+    use super::*;
+
+    #[test]
+    fn every_error_of_the_store_has_its_code_and_keeps_its_text() {
+        let id = ChunkId::of(b"x");
+        let path = std::path::PathBuf::from("/data/packs/x");
+        let cases = [
+            (
+                Error::NotFound {
+                    what: "snapshot",
+                    name: "web".into(),
+                },
+                Code::NotFound,
+                "\"web\"",
+            ),
+            (
+                Error::AlreadyExists {
+                    name: "web".into(),
+                    id: "snap-1".into(),
+                },
+                Code::AlreadyExists,
+                "snap-1",
+            ),
+            (
+                Error::Invalid("0 bytes".into()),
+                Code::InvalidArgument,
+                "0 bytes",
+            ),
+            (
+                Error::NotCanonical {
+                    id,
+                    source: check_canonical(&[0; 4096]).unwrap_err(),
+                },
+                Code::InvalidArgument,
+                "is not cut as chunker version",
+            ),
+            (
+                Error::Tree(Leaf::new(Vec::new()).unwrap_err()),
+                Code::InvalidArgument,
+                "tree node",
+            ),
+            (
+                Error::Damaged(Damage {
+                    place: Place::File {
+                        path: path.clone(),
+                        offset_bytes: 4096,
+                    },
+                    what: "chunk 1234".into(),
+                    problem: "crc differs".into(),
+                    snapshots: vec!["web".into()],
+                }),
+                Code::DataLoss,
+                "4096: chunk 1234",
+            ),
+            (
+                Error::Full {
+                    verb: "write",
+                    path: path.clone(),
+                },
+                Code::ResourceExhausted,
+                "no space left",
+            ),
+            (
+                Error::Poisoned {
+                    reason: "fdatasync: EIO".into(),
+                },
+                Code::Unavailable,
+                "fdatasync: EIO",
+            ),
+            (
+                Error::Limit("64 uploads".into()),
+                Code::ResourceExhausted,
+                "64 uploads",
+            ),
+            (
+                Error::InUse(path.clone()),
+                Code::FailedPrecondition,
+                "in use",
+            ),
+            (
+                Error::Incompatible {
+                    path: path.clone(),
+                    why: "format 9".into(),
+                },
+                Code::FailedPrecondition,
+                "format 9",
+            ),
+            (
+                Error::Io {
+                    verb: "read",
+                    path,
+                    source: std::io::Error::other("EIO"),
+                },
+                Code::Internal,
+                "cannot read /data/packs/x",
+            ),
+            (
+                Error::Index {
+                    verb: "look up",
+                    message: "gone".into(),
+                },
+                Code::Internal,
+                "gone",
+            ),
+            (Error::Closing, Code::Unavailable, "closing"),
+        ];
+        for (error, code, text) in cases {
+            let status = Status::from(&Failure::from(error));
+            assert_eq!(status.code(), code, "{status}");
+            assert!(status.message().contains(text), "{status}");
+        }
+    }
+
+    #[test]
+    fn every_other_failure_has_its_code() {
+        let cases = [
+            (
+                Failure::field("name", "empty"),
+                Code::InvalidArgument,
+                "name: empty",
+            ),
+            (
+                Failure::TooMuch {
+                    field: "ids",
+                    unit: "ids",
+                    found: 9000,
+                    most: 8192,
+                },
+                Code::OutOfRange,
+                "9000 ids, at most 8192",
+            ),
+            (
+                Failure::Silent { seconds: 600 },
+                Code::DeadlineExceeded,
+                "600",
+            ),
+            (
+                TaskEnded::Panicked { name: "read" }.into(),
+                Code::Internal,
+                "\"read\"",
+            ),
+            (
+                TaskEnded::Stopped { name: "read" }.into(),
+                Code::Unavailable,
+                "stopped",
+            ),
+            (
+                Failure::Receive(Status::out_of_range("too large")),
+                Code::OutOfRange,
+                "too large",
+            ),
+            (Failure::ClientGone, Code::Cancelled, "gone"),
+            (Failure::Stopping, Code::Unavailable, "stopping"),
+        ];
+        for (failure, code, text) in cases {
+            let status = Status::from(&failure);
+            assert_eq!(status.code(), code, "{status}");
+            assert!(status.message().contains(text), "{status}");
+        }
+    }
+}

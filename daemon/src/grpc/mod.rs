@@ -1,0 +1,36 @@
+//! The gRPC services: what clients and other programs ask for snapshots and content with.
+//!
+//! ```text
+//! connections ──> routes ──> snapshots, content, status ──> calls ──> store
+//!                                 │ convert, page_token
+//!                                 └ uploads
+//! ```
+//!
+//! - [`connections`]: sockets as tonic takes them, bounded in number.
+//! - [`snapshots`], [`content`], [`status`]: one file for each service; methods are thin.
+//! - [`calls`]: how a method runs: its errors are logged and become a status there, and nowhere else.
+//! - [`convert`]: every conversion between protocol and store, and every check of what a field may hold.
+//! - [`failure`]: why a call fails, and the one match from the store's errors to gRPC's codes.
+//! - [`uploads`]: the table of open uploads.
+//! - [`health`]: what the standard health service says.
+
+mod calls;
+mod connections;
+mod content;
+mod convert;
+mod failure;
+mod health;
+mod page_token;
+mod routes;
+mod snapshots;
+mod status;
+mod uploads;
+
+#[cfg(test)]
+mod tests;
+
+pub use connections::{Connection, incoming_tcp, incoming_unix};
+pub use health::Health;
+pub use routes::{Context, RoutesError, builder, routes};
+pub use status::Facts;
+pub use uploads::Uploads;

@@ -1,0 +1,161 @@
+//! Tokens that say where the next page of a listing begins.
+//!
+//! Opaque to clients: version, hash of the filters, last name; in hexadecimal. The hash catches a token that is
+//! used with other filters, where it would leave out snapshots without a word.
+
+use std::collections::BTreeMap;
+
+use super::failure::Failure;
+
+const VERSION: u8 = 1;
+const HASH_BYTES: usize = 16;
+const FIELD: &str = "page_token";
+
+/// What a listing is restricted to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Filters<'a> {
+    pub(super) name_prefix: &'a str,
+    pub(super) tags: &'a BTreeMap<String, String>,
+}
+
+impl Filters<'_> {
+    /// Lengths go in front, so that no two filters give the same bytes.
+    fn hash(&self) -> [u8; HASH_BYTES] {
+        let mut hasher = blake3::Hasher::new_derive_key("varve 2025 page token filters");
+        let mut text = |text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        text(self.name_prefix);
+        for (key, value) in self.tags {
+            text(key);
+            text(value);
+        }
+        let mut hash = [0; HASH_BYTES];
+        hasher.finalize_xof().fill(&mut hash);
+        hash
+    }
+}
+
+/// The token for the page behind `last_name`.
+pub(super) fn encode(filters: Filters<'_>, last_name: &str) -> String {
+    let head = [VERSION];
+    let bytes = head
+        .iter()
+        .chain(&filters.hash())
+        .chain(last_name.as_bytes())
+        .copied()
+        .collect::<Vec<_>>();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The last name of the page before; `None` for an empty token, which asks for the first page.
+pub(super) fn decode(filters: Filters<'_>, token: &str) -> Result<Option<String>, Failure> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let invalid = || Failure::field(FIELD, "it is not one that this daemon gave");
+    let bytes = decode_hex(token).ok_or_else(invalid)?;
+    let (&version, rest) = bytes.split_first().ok_or_else(invalid)?;
+    let (hash, name) = rest.split_first_chunk::<HASH_BYTES>().ok_or_else(invalid)?;
+    if version != VERSION {
+        return Err(invalid());
+    }
+    if *hash != filters.hash() {
+        return Err(Failure::field(
+            FIELD,
+            "it belongs to a listing with other filters",
+        ));
+    }
+    let name = std::str::from_utf8(name).map_err(|_| invalid())?;
+    Ok(Some(name.to_owned()))
+}
+
+fn decode_hex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    let digit = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|digit| u8::try_from(digit).ok())
+    };
+    pairs
+        .iter()
+        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tags(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_token_leads_behind_its_name() {
+        let tags = tags(&[("os", "debian")]);
+        let filters = Filters {
+            name_prefix: "web",
+            tags: &tags,
+        };
+        assert_eq!(decode(filters, "").unwrap(), None);
+        let token = encode(filters, "web-ß");
+        assert_eq!(decode(filters, &token).unwrap().as_deref(), Some("web-ß"));
+    }
+
+    #[test]
+    fn a_token_of_other_filters_is_refused() {
+        let given = tags(&[("a", "bc")]);
+        let token = encode(
+            Filters {
+                name_prefix: "web",
+                tags: &given,
+            },
+            "web-1",
+        );
+        for (name_prefix, other) in [
+            ("we", given.clone()),
+            ("web", tags(&[])),
+            ("web", tags(&[("ab", "c")])),
+            ("web", tags(&[("a", "bc"), ("d", "")])),
+        ] {
+            let error = decode(
+                Filters {
+                    name_prefix,
+                    tags: &other,
+                },
+                &token,
+            )
+            .unwrap_err();
+            assert_eq!(error.code(), tonic::Code::InvalidArgument);
+            assert!(error.to_string().contains("other filters"), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_comes_back(name in ".*") {
+            let tags = BTreeMap::new();
+            let filters = Filters { name_prefix: "", tags: &tags };
+            prop_assert_eq!(decode(filters, &encode(filters, &name)).unwrap(), Some(name));
+        }
+
+        #[test]
+        fn anything_else_is_refused(token in ".+") {
+            let tags = BTreeMap::new();
+            let filters = Filters { name_prefix: "", tags: &tags };
+            prop_assert!(decode(filters, &token).is_err());
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The services put together, and how their connections are tuned.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tonic::{
+    service::Routes,
+    transport::{Identity, Server, ServerTlsConfig},
+};
+use tonic_health::pb::health_server::HealthServer;
+use varve_proto::{
+    DESCRIPTORS,
+    v1::{
+        content_service_server::ContentServiceServer,
+        snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
+    },
+};
+use varve_store::{Ingest, Store};
+
+use super::{Facts, Health, Uploads, content::Content, snapshots::Snapshots, status::StatusOf};
+use crate::{config::TlsConfig, limits, tasks::Tasks};
+
+/// What the services work with.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The store.
+    pub store: Store,
+    /// Where calls run.
+    pub tasks: Tasks,
+    /// Open uploads.
+    pub uploads: Arc<Uploads<Ingest>>,
+    /// What there is to know about the daemon.
+    pub facts: Arc<Facts>,
+    /// What the health service says.
+    pub health: Health,
+}
+
+/// Why gRPC cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum RoutesError {
+    /// The descriptors that reflection serves are broken: a defect of the build.
+    #[error("cannot serve reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// A file of the TLS identity cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    ReadTls {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The files are no identity.
+    #[error("cannot serve TLS with {} and {}: {why}", files.cert.display(), files.key.display())]
+    Tls {
+        /// The files.
+        files: TlsConfig,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Every service.
+///
+/// # Errors
+///
+/// Only a defect of the build.
+pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
+    let content = Content::new(
+        context.store.clone(),
+        context.tasks.clone(),
+        Arc::clone(&context.uploads),
+    );
+    let snapshots = Snapshots {
+        store: context.store.clone(),
+        tasks: context.tasks.clone(),
+    };
+    let status = StatusOf {
+        store: context.store.clone(),
+        uploads: Arc::clone(&context.uploads),
+        facts: Arc::clone(&context.facts),
+    };
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let small = limits::SMALL_MESSAGE_BYTES_MAX;
+    let mut routes = Routes::builder();
+    routes
+        .add_service(
+            ContentServiceServer::new(content).max_decoding_message_size(limits::MESSAGE_BYTES_MAX),
+        )
+        .add_service(SnapshotServiceServer::new(snapshots).max_decoding_message_size(small))
+        .add_service(StatusServiceServer::new(status).max_decoding_message_size(small))
+        .add_service(HealthServer::new(context.health.service()).max_decoding_message_size(small))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(small))
+        .add_service(
+            reflection()
+                .build_v1alpha()?
+                .max_decoding_message_size(small),
+        );
+    Ok(routes.routes())
+}
+
+/// A server for one listener.
+///
+/// # Errors
+///
+/// TLS files that cannot be read or used.
+pub fn builder(tls: Option<&TlsConfig>) -> Result<Server, RoutesError> {
+    let server = Server::builder()
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(limits::CONNECTION_STREAMS_MAX)
+        .max_frame_size(limits::FRAME_BYTES)
+        .http2_max_header_list_size(limits::HEADER_BYTES_MAX)
+        .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT));
+    let Some(files) = tls else {
+        return Ok(server);
+    };
+    let read = |path: &PathBuf| {
+        std::fs::read(path).map_err(|source| RoutesError::ReadTls {
+            path: path.clone(),
+            source,
+        })
+    };
+    let identity = Identity::from_pem(read(&files.cert)?, read(&files.key)?);
+    let tls = ServerTlsConfig::new()
+        .identity(identity)
+        .timeout(limits::TLS_HANDSHAKE_TIMEOUT);
+    server.tls_config(tls).map_err(|error| RoutesError::Tls {
+        files: files.clone(),
+        why: innermost(&error),
+    })
+}
+
+/// The cause that says what is wrong; those around it only say where.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,267 @@
+//! `SnapshotService`: snapshots as records, their differences, their verification.
+
+use std::time::Instant;
+
+use prost::Message;
+use tokio::time;
+use tonic::{Request, Response, Status, async_trait};
+use tracing::info;
+use varve_proto::v1::{self, snapshot_service_server::SnapshotService};
+use varve_store::{DiffExtent, ListQuery, SnapshotDiff, SnapshotVerify, Store};
+
+use super::{
+    calls::{self, AnswerStream, Answers},
+    convert,
+    failure::Failure,
+    page_token::{self, Filters},
+};
+use crate::{limits, tasks::Tasks};
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    pub(super) store: Store,
+    pub(super) tasks: Tasks,
+}
+
+#[async_trait]
+impl SnapshotService for Snapshots {
+    type DiffSnapshotsStream = AnswerStream<v1::DiffSnapshotsResponse>;
+    type VerifySnapshotStream = AnswerStream<v1::VerifySnapshotResponse>;
+
+    async fn list_snapshots(
+        &self,
+        request: Request<v1::ListSnapshotsRequest>,
+    ) -> Result<Response<v1::ListSnapshotsResponse>, Status> {
+        calls::answer("ListSnapshots", self.list(request.into_inner())).await
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<v1::GetSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        calls::answer("GetSnapshot", async {
+            let key = convert::snapshot_key("snapshot", &request.get_ref().snapshot)?;
+            Ok(convert::snapshot(self.store.snapshot(key).await?))
+        })
+        .await
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<v1::DeleteSnapshotRequest>,
+    ) -> Result<Response<v1::DeleteSnapshotResponse>, Status> {
+        calls::answer("DeleteSnapshot", self.delete(request.into_inner())).await
+    }
+
+    async fn tag_snapshot(
+        &self,
+        request: Request<v1::TagSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        calls::answer("TagSnapshot", self.tag(request.into_inner())).await
+    }
+
+    async fn diff_snapshots(
+        &self,
+        request: Request<v1::DiffSnapshotsRequest>,
+    ) -> Result<Response<Self::DiffSnapshotsStream>, Status> {
+        let request = request.into_inner();
+        let opened = calls::answer("DiffSnapshots", async {
+            let base = convert::snapshot_key("base", &request.base)?;
+            let target = convert::snapshot_key("target", &request.target)?;
+            Ok(self.store.diff(base, target).await?)
+        });
+        let diff = opened.await?.into_inner();
+        Ok(calls::stream(&self.tasks, "DiffSnapshots", |answers| {
+            send_diff(diff, answers)
+        }))
+    }
+
+    async fn verify_snapshot(
+        &self,
+        request: Request<v1::VerifySnapshotRequest>,
+    ) -> Result<Response<Self::VerifySnapshotStream>, Status> {
+        let request = request.into_inner();
+        let opened = calls::answer("VerifySnapshot", async {
+            let key = convert::snapshot_key("snapshot", &request.snapshot)?;
+            Ok(self.store.verify(key).await?)
+        });
+        let verify = opened.await?.into_inner();
+        Ok(calls::stream(&self.tasks, "VerifySnapshot", |answers| {
+            send_verify(request.snapshot, verify, answers)
+        }))
+    }
+}
+
+impl Snapshots {
+    async fn list(
+        &self,
+        request: v1::ListSnapshotsRequest,
+    ) -> Result<v1::ListSnapshotsResponse, Failure> {
+        let filters = Filters {
+            name_prefix: &request.name_prefix,
+            tags: &request.tags,
+        };
+        let limit = match request.page_size as usize {
+            0 => limits::PAGE_DEFAULT,
+            size => size.min(varve_store::limits::PAGE_MAX),
+        };
+        let query = |after_name, limit| ListQuery {
+            name_prefix: request.name_prefix.clone(),
+            tags: request.tags.clone(),
+            after_name,
+            limit,
+        };
+        let after_name = page_token::decode(filters, &request.page_token)?;
+        let records = self.store.list_snapshots(query(after_name, limit)).await?;
+
+        let full = records.len() == limit;
+        let mut snapshots = Vec::with_capacity(records.len());
+        let mut bytes = 0;
+        let mut cut = false;
+        for record in records {
+            let snapshot = convert::snapshot(record);
+            bytes += snapshot.encoded_len();
+            if bytes > limits::PAGE_BYTES && !snapshots.is_empty() {
+                cut = true;
+                break;
+            }
+            snapshots.push(snapshot);
+        }
+
+        // A full page may be the last: then its token is empty, as the protocol promises.
+        let mut next_page_token = String::new();
+        if let Some(last) = snapshots.last().filter(|_| full || cut) {
+            let more = cut
+                || !self
+                    .store
+                    .list_snapshots(query(Some(last.name.clone()), 1))
+                    .await?
+                    .is_empty();
+            if more {
+                next_page_token = page_token::encode(filters, &last.name);
+            }
+        }
+        Ok(v1::ListSnapshotsResponse {
+            snapshots,
+            next_page_token,
+        })
+    }
+
+    /// In a task: a change that has begun is brought to its end, even if the client goes.
+    async fn delete(
+        &self,
+        request: v1::DeleteSnapshotRequest,
+    ) -> Result<v1::DeleteSnapshotResponse, Failure> {
+        let started = Instant::now();
+        let key = convert::snapshot_key("snapshot", &request.snapshot)?.to_owned();
+        let store = self.store.clone();
+        let deleted = self
+            .tasks
+            .spawn("delete snapshot", async move {
+                store.delete_snapshot(&key).await
+            })
+            .await??;
+        info!(
+            id = %deleted.id,
+            name = deleted.name,
+            size_bytes = deleted.size_bytes,
+            seconds = started.elapsed().as_secs_f64(),
+            "snapshot deleted"
+        );
+        Ok(v1::DeleteSnapshotResponse {
+            deleted: Some(convert::snapshot(deleted)),
+        })
+    }
+
+    async fn tag(&self, request: v1::TagSnapshotRequest) -> Result<v1::Snapshot, Failure> {
+        let key = convert::snapshot_key("snapshot", &request.snapshot)?.to_owned();
+        let store = self.store.clone();
+        let tagged = self
+            .tasks
+            .spawn("tag snapshot", async move {
+                store.tag_snapshot(&key, request.set, request.remove).await
+            })
+            .await??;
+        info!(id = %tagged.id, name = tagged.name, tags = tagged.tags.len(), "snapshot tagged");
+        Ok(convert::snapshot(tagged))
+    }
+}
+
+/// Sends the extents of a diff, neighbours of a kind as one.
+async fn send_diff(
+    mut diff: SnapshotDiff,
+    answers: Answers<v1::DiffSnapshotsResponse>,
+) -> Result<(), Failure> {
+    let mut extents = Vec::new();
+    // The last extent seen: the next one may go on where it ends.
+    let mut last: Option<DiffExtent> = None;
+    while let Some(found) = diff.next().await? {
+        for extent in found {
+            match &mut last {
+                Some(last)
+                    if last.kind == extent.kind
+                        && last.offset_bytes + last.length_bytes == extent.offset_bytes =>
+                {
+                    last.length_bytes += extent.length_bytes;
+                }
+                _ => extents.extend(last.replace(extent).map(convert::diff_extent)),
+            }
+            if extents.len() >= limits::DIFF_EXTENTS_PER_MESSAGE {
+                let extents = std::mem::take(&mut extents);
+                answers.send(v1::DiffSnapshotsResponse { extents }).await?;
+            }
+        }
+    }
+    extents.extend(last.map(convert::diff_extent));
+    if !extents.is_empty() {
+        answers.send(v1::DiffSnapshotsResponse { extents }).await?;
+    }
+    Ok(())
+}
+
+/// Sends how far a verification is, now and then, and what it found; last of all that it is done.
+async fn send_verify(
+    key: String,
+    mut verify: SnapshotVerify,
+    answers: Answers<v1::VerifySnapshotResponse>,
+) -> Result<(), Failure> {
+    let started = Instant::now();
+    let mut next_message = time::Instant::now() + limits::VERIFY_PROGRESS_INTERVAL;
+    let mut state = v1::VerifySnapshotResponse::default();
+    let mut violations = 0;
+    while let Some(progress) = verify.next().await? {
+        state.checked = progress.checked;
+        state.checked_bytes = progress.checked_bytes;
+        state.total_bytes = progress.total_bytes;
+        violations += progress.violations.len();
+        for violation in progress.violations {
+            state.violations.push(convert::violation(violation));
+            if state.violations.len() >= limits::VIOLATIONS_PER_MESSAGE {
+                answers.send(take_progress(&mut state)).await?;
+            }
+        }
+        if time::Instant::now() >= next_message {
+            answers.send(take_progress(&mut state)).await?;
+            next_message = time::Instant::now() + limits::VERIFY_PROGRESS_INTERVAL;
+        }
+    }
+    info!(
+        snapshot = key,
+        checked = state.checked,
+        checked_bytes = state.checked_bytes,
+        violations,
+        seconds = started.elapsed().as_secs_f64(),
+        "snapshot verified"
+    );
+    state.done = true;
+    answers.send(state).await
+}
+
+/// The state as a message; what was found is told once.
+fn take_progress(state: &mut v1::VerifySnapshotResponse) -> v1::VerifySnapshotResponse {
+    v1::VerifySnapshotResponse {
+        violations: std::mem::take(&mut state.violations),
+        ..*state
+    }
+}

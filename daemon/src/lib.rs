@@ -1,0 +1,21 @@
+//! varved: serves a Varve store over gRPC and NBD.
+//!
+//! - [`config`]: arguments, environment, file; [`limits`]: every bound.
+//! - [`server`]: starts everything, and stops it cleanly.
+//! - [`grpc`]: snapshots, content, status; [`nbd`]: snapshots as block devices, through [`exports`].
+//! - [`sockets`]: listeners of both; [`tasks`]: the only place that starts tasks.
+//! - [`telemetry`]: the log; [`service_manager`]: systemd.
+//!
+//! What must hold: nothing here decides what is durable or true, the store does. Everything a client can make the daemon
+//! hold or do at one time is bounded.
+
+pub mod config;
+pub mod exports;
+pub mod grpc;
+pub mod limits;
+pub mod nbd;
+pub mod server;
+pub mod service_manager;
+pub mod sockets;
+pub mod tasks;
+pub mod telemetry;

@@ -1,0 +1,118 @@
+//! Every bound of the daemon in one place. The store's are in [`varve_store::limits`], NBD's in [`crate::nbd::limits`].
+//!
+//! What gRPC may take beside the store (bytes):
+//!
+//! | what | bound |
+//! | --- | --- |
+//! | chunks received and not yet taken by the store | [`UPLOAD_BYTES_IN_FLIGHT`] |
+//! | messages being received | [`UPLOAD_STREAMS_MAX`] x [`MESSAGE_BYTES_MAX`] |
+//! | segments read for downloads | ([`READ_STREAMS_MAX`] + [`READ_AHEAD_SEGMENTS_SHARED`]) x one segment (8 MiB) |
+//! | what a connection may send ahead | [`CONNECTION_WINDOW_BYTES`] |
+//! | what a connection has not taken yet | [`MESSAGES_QUEUED`] messages a stream |
+
+use std::time::Duration;
+
+use varve_content::{ChunkId, block::SEGMENT_BYTES};
+
+/// Payload of one `PutChunksRequest`.
+pub const UPLOAD_MESSAGE_BYTES: u32 = 4 << 20;
+/// Any message that comes in: a full `PutChunksRequest` and what surrounds its payloads.
+pub const MESSAGE_BYTES_MAX: usize = UPLOAD_MESSAGE_BYTES as usize + (1 << 20);
+/// Ids of one `FindMissingRequest`.
+pub const FIND_IDS_MAX: u32 = 8192;
+/// Requests other than those that carry content are small; headers of tags and names included.
+pub const SMALL_MESSAGE_BYTES_MAX: usize = 256 << 10;
+
+/// `PutChunks` streams that are served at one time; others wait.
+pub const UPLOAD_STREAMS_MAX: usize = 16;
+/// Payload that was received and that the store has not taken yet, over all uploads.
+pub const UPLOAD_BYTES_IN_FLIGHT: u32 = 16 << 20;
+/// Chunks are given to the store in groups of about this many plain bytes. Each is one job of one of its threads, so a
+/// message becomes several.
+pub const PUT_GROUP_BYTES: usize = 1 << 20;
+/// Groups of one stream that the store works on at one time.
+pub const PUT_GROUPS_IN_FLIGHT: usize = 6;
+
+/// `Download` and `ReadSnapshot` streams that are served at one time; others wait.
+pub const READ_STREAMS_MAX: usize = 16;
+/// Segments that one download reads at one time, at most.
+pub const READ_AHEAD_SEGMENTS: usize = 4;
+/// Segments read ahead beyond one for each download, over all downloads.
+pub const READ_AHEAD_SEGMENTS_SHARED: usize = 4;
+/// Payload of one message of a download or a read, about.
+pub const READ_MESSAGE_BYTES: usize = 1 << 20;
+/// Pieces of [`READ_MESSAGE_BYTES`] that one `ReadSnapshot` reads at one time.
+pub const READ_PIECES_IN_FLIGHT: usize = 4;
+/// How much of a snapshot is asked for its holes at one time.
+pub const EXTENTS_WINDOW_BYTES: u64 = 1 << 30;
+/// Messages of one stream that wait for the connection.
+pub const MESSAGES_QUEUED: usize = 2;
+/// Extents in one message of a diff.
+pub const DIFF_EXTENTS_PER_MESSAGE: usize = 1024;
+/// Violations in one message of a verification.
+pub const VIOLATIONS_PER_MESSAGE: usize = 256;
+/// How often a verification tells how far it is.
+pub const VERIFY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Snapshots in a page unless the request says otherwise.
+pub const PAGE_DEFAULT: usize = 100;
+/// A page ends early when its snapshots take this much: with all tags at their longest a full one would take 76 MB, and
+/// gRPC clients take messages of 4 MiB unless told otherwise.
+pub const PAGE_BYTES: usize = 2 << 20;
+/// A snapshot's name or id in a request. Longer ones name nothing; a name has [`varve_store::limits::NAME_CHARS_MAX`]
+/// characters, all ASCII.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Characters of a request's text that an error repeats.
+pub const QUOTED_CHARS_MAX: usize = 80;
+
+/// gRPC connections open at one time, per listener; further ones wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Requests under way on one connection.
+pub const CONNECTION_STREAMS_MAX: u32 = 128;
+/// What may be under way to the daemon on one stream. A loopback or data-centre round trip of a few milliseconds at
+/// a gigabyte a second fits; more would only be more memory for each client that is ahead of the store.
+pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// The same for a connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// HTTP/2 frames received. The protocol's default of 16 KiB costs 64 headers, and as many small reads, for each mebibyte.
+pub const FRAME_BYTES: u32 = 1 << 20;
+/// Headers of a request.
+pub const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Buffers of a unix socket, each way: the default (208 KiB) makes sender and receiver wait for each other within a message.
+pub const UNIX_BUFFER_BYTES: usize = 2 << 20;
+/// A peer that is silent is asked for a sign of life, and dropped without one.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the sign may take.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a TLS handshake may take.
+pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait before accepting again after accepting failed, for example for want of file descriptors.
+pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// An upload that nothing was heard of for so long is dropped, by default; a setting.
+pub const UPLOAD_IDLE: Duration = Duration::from_mins(10);
+/// NBD connections open at one time, by default; a setting.
+pub const NBD_CONNECTIONS_MAX: usize = crate::nbd::limits::DEFAULT_MAX_CONNECTIONS;
+
+/// How often the store is asked whether it still writes, for the health service.
+pub const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+/// How long running requests may go on when the daemon stops.
+pub const STOP_GRACE: Duration = Duration::from_secs(5);
+/// The same for NBD, which ends its connections in its own way; a little less, so that it gets to.
+pub const NBD_STOP_GRACE: Duration = Duration::from_secs(4);
+
+/// Open files that a daemon with full tables needs: connections of both services, packs, index, the rest.
+pub const OPEN_FILES_WANTED: u64 = 2 * CONNECTIONS_MAX as u64 + NBD_CONNECTIONS_MAX as u64 + 1024;
+
+const _: () = assert!(FIND_IDS_MAX as usize * ChunkId::BYTES + 1024 <= MESSAGE_BYTES_MAX);
+const _: () = assert!(NBD_STOP_GRACE.as_nanos() < STOP_GRACE.as_nanos());
+const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+// One full message can always be under way, or it would wait for ever.
+const _: () = assert!(UPLOAD_MESSAGE_BYTES <= UPLOAD_BYTES_IN_FLIGHT);
+const _: () = assert!(PUT_GROUP_BYTES + SEGMENT_BYTES <= varve_store::limits::INGEST_PLAIN_BYTES);
+const _: () = assert!(PAGE_DEFAULT <= varve_store::limits::PAGE_MAX);
+// What gRPC clients take by default.
+const _: () = assert!(
+    READ_MESSAGE_BYTES + SMALL_MESSAGE_BYTES_MAX < 4 << 20
+        && PAGE_BYTES + SMALL_MESSAGE_BYTES_MAX < 4 << 20
+);

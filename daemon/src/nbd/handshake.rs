@@ -1,0 +1,442 @@
+//! Fixed newstyle option haggling: from the greeting to an opened export and agreed terms.
+//!
+//! What must hold: every option is answered before the next is read; an option that is not
+//! understood or not well formed is answered with an error and leaves the state as it was; only
+//! what makes it impossible to find the next option, or to answer this one, ends the connection.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::export::{Export, ExportError, Exports};
+use super::inbox::Inbox;
+use super::limits::{
+    LIST_PAGE_EXPORTS, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_REQUEST_BYTES, MIN_BLOCK_BYTES,
+    PREFERRED_BLOCK_BYTES,
+};
+use super::wire::{
+    ClientFlags, InfoKind, OptionCode, OptionHeader, OptionReplyCode, TransmissionFlags, WireError,
+    decode_client_flags, decode_export_name, decode_info_request, decode_meta_query,
+    decode_option_header, encode_block_size_info, encode_export_info, encode_export_name_reply,
+    encode_greeting, encode_listed_export, encode_meta_context, encode_option_reply,
+    encode_text_info,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// What the two sides agreed on for the transmission phase.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Terms {
+    pub(super) structured_replies: bool,
+    /// What `BLOCK_STATUS` reports on; empty if the client may not ask.
+    pub(super) contexts: Vec<MetaContext>,
+}
+
+impl Terms {
+    fn transmission_flags(&self) -> TransmissionFlags {
+        let flags = TransmissionFlags::HAS_FLAGS
+            .with(TransmissionFlags::READ_ONLY)
+            .with(TransmissionFlags::CAN_MULTI_CONN)
+            .with(TransmissionFlags::SEND_CACHE);
+        if self.structured_replies {
+            flags.with(TransmissionFlags::SEND_DF)
+        } else {
+            flags
+        }
+    }
+}
+
+/// "Metadata querying": a kind of extents that `BLOCK_STATUS` can report.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum MetaContext {
+    BaseAllocation,
+}
+
+impl MetaContext {
+    const ALL: [Self; 1] = [Self::BaseAllocation];
+
+    /// What the client sees in replies. Any number but zero, which listings use.
+    pub(super) const fn id(self) -> u32 {
+        match self {
+            Self::BaseAllocation => 1,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::BaseAllocation => "base:allocation",
+        }
+    }
+
+    /// Whether a listing with this query shows the context; `base:` is the wildcard.
+    fn is_listed_by(self, query: &str) -> bool {
+        query == self.name() || query.ends_with(':') && self.name().starts_with(query)
+    }
+}
+
+/// How a handshake ended, if not in an error.
+pub(super) enum Negotiated<E> {
+    Export { export: E, terms: Terms },
+    /// The client only wanted to look around.
+    Aborted,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HandshakeError {
+    #[error("talk to the client: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("the client took too long for one step of the handshake")]
+    TimedOut(#[from] tokio::time::error::Elapsed),
+    #[error("option {option} has {data_bytes} bytes of data")]
+    OptionTooBig { option: u32, data_bytes: u32 },
+    #[error("more than {MAX_OPTIONS} options")]
+    TooManyOptions,
+    #[error("option {option} without fixed newstyle")]
+    NotFixedNewstyle { option: u32 },
+    /// `EXPORT_NAME` leaves no other way to refuse.
+    #[error("refuse EXPORT_NAME: {0}")]
+    Refused(ExportError),
+}
+
+/// Haggles until the client has an export, gives up, or breaks the rules.
+pub(super) async fn negotiate<S, X>(
+    stream: &mut S,
+    inbox: &mut Inbox,
+    exports: &X,
+    step_timeout: Duration,
+) -> Result<Negotiated<X::Export>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    X: Exports,
+{
+    let client = timeout(step_timeout, greet(stream, inbox)).await??;
+    let mut haggling = Haggling {
+        stream,
+        inbox,
+        exports,
+        client,
+        terms: Terms::default(),
+        contexts_export: String::new(),
+        opened: None,
+    };
+    for _ in 0..MAX_OPTIONS {
+        if let Some(negotiated) = timeout(step_timeout, haggling.step()).await?? {
+            return Ok(negotiated);
+        }
+    }
+    Err(HandshakeError::TooManyOptions)
+}
+
+async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    inbox: &mut Inbox,
+) -> Result<ClientFlags, HandshakeError> {
+    send(stream, &encode_greeting()).await?;
+    let flags = inbox.take::<{ super::wire::CLIENT_FLAGS_BYTES }, _>(stream).await?;
+    Ok(decode_client_flags(&flags)?)
+}
+
+async fn send<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
+/// A handshake after the greeting.
+struct Haggling<'a, S, X: Exports> {
+    stream: &'a mut S,
+    inbox: &'a mut Inbox,
+    exports: &'a X,
+    client: ClientFlags,
+    terms: Terms,
+    /// The export that `terms.contexts` were chosen for; for another one they do not count.
+    contexts_export: String,
+    /// Kept from one option to the next: clients name the same export in several.
+    opened: Option<Opened<X::Export>>,
+}
+
+/// An export and the name the client used for it.
+struct Opened<E> {
+    name: String,
+    export: E,
+}
+
+impl<S, X> Haggling<'_, S, X>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    X: Exports,
+{
+    /// Reads one option and answers it.
+    async fn step(&mut self) -> Result<Option<Negotiated<X::Export>>, HandshakeError> {
+        let header = self
+            .inbox
+            .take::<{ super::wire::OPTION_HEADER_BYTES }, _>(self.stream)
+            .await?;
+        let OptionHeader { option, data_bytes } = decode_option_header(&header)?;
+        let code = OptionCode::from_u32(option);
+        if !self.client.fixed_newstyle && code != Some(OptionCode::ExportName) {
+            return Err(HandshakeError::NotFixedNewstyle { option });
+        }
+        if data_bytes > MAX_OPTION_BYTES {
+            self.reply(option, OptionReplyCode::TooBig, b"option data are too long")
+                .await?;
+            return Err(HandshakeError::OptionTooBig { option, data_bytes });
+        }
+        let data = self.inbox.take_vec(self.stream, data_bytes as usize).await?;
+
+        match code {
+            None => {
+                self.reply(option, OptionReplyCode::Unsupported, b"unknown option")
+                    .await?;
+            }
+            Some(OptionCode::ExportName) => return self.export_name(&data).await.map(Some),
+            Some(OptionCode::Abort) => {
+                // The client may be gone already; either way it got what it asked for.
+                let _ = self.reply(option, OptionReplyCode::Ack, b"").await;
+                return Ok(Some(Negotiated::Aborted));
+            }
+            Some(OptionCode::List) => self.list(option, &data).await?,
+            Some(OptionCode::Info) => {
+                if let Some(opened) = self.info(option, &data).await? {
+                    self.opened = Some(opened);
+                }
+            }
+            Some(OptionCode::Go) => {
+                if let Some(opened) = self.info(option, &data).await? {
+                    return Ok(Some(self.end(opened)));
+                }
+            }
+            Some(OptionCode::StructuredReply) => {
+                if self.refuses_data(option, &data).await? {
+                    return Ok(None);
+                }
+                self.terms.structured_replies = true;
+                self.reply(option, OptionReplyCode::Ack, b"").await?;
+            }
+            Some(OptionCode::ListMetaContext) => self.list_contexts(option, &data).await?,
+            Some(OptionCode::SetMetaContext) => self.set_contexts(option, &data).await?,
+        }
+        Ok(None)
+    }
+
+    async fn export_name(&mut self, data: &[u8]) -> Result<Negotiated<X::Export>, HandshakeError> {
+        let name = decode_export_name(data)?;
+        let opened = self.open(name).await.map_err(HandshakeError::Refused)?;
+        let reply = encode_export_name_reply(
+            opened.export.info().size_bytes,
+            self.terms.transmission_flags(),
+            self.client.no_zeroes,
+        );
+        send(self.stream, &reply).await?;
+        Ok(self.end(opened))
+    }
+
+    async fn list(&mut self, option: u32, data: &[u8]) -> Result<(), HandshakeError> {
+        if self.refuses_data(option, data).await? {
+            return Ok(());
+        }
+        let mut after: Option<String> = None;
+        loop {
+            let page = match self.exports.list(after.as_deref(), LIST_PAGE_EXPORTS).await {
+                Ok(page) => page,
+                Err(error) => return self.refuse(option, &error).await,
+            };
+            let Some(last) = page.last() else { break };
+            after = Some(last.name.clone());
+            let mut out = Vec::new();
+            for export in &page {
+                let line = encode_listed_export(&export.name, &export.description);
+                encode_option_reply(&mut out, option, OptionReplyCode::Server, &line);
+            }
+            send(self.stream, &out).await?;
+        }
+        self.reply(option, OptionReplyCode::Ack, b"").await
+    }
+
+    /// Answers `INFO` and `GO`; the export if the client may have it.
+    async fn info(
+        &mut self,
+        option: u32,
+        data: &[u8],
+    ) -> Result<Option<Opened<X::Export>>, HandshakeError> {
+        let request = match decode_info_request(data) {
+            Ok(request) => request,
+            Err(error) => {
+                self.reply_malformed(option, &error).await?;
+                return Ok(None);
+            }
+        };
+        let opened = match self.open(request.name).await {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.refuse(option, &error).await?;
+                return Ok(None);
+            }
+        };
+        let info = opened.export.info();
+        let flags = self.terms.transmission_flags();
+        let items = std::iter::once(encode_export_info(info.size_bytes, flags)).chain(
+            request.wants.iter().map(|&kind| match kind {
+                InfoKind::Name => encode_text_info(kind, &info.name),
+                InfoKind::Description => encode_text_info(kind, &info.description),
+                InfoKind::BlockSize => encode_block_size_info(
+                    MIN_BLOCK_BYTES,
+                    PREFERRED_BLOCK_BYTES,
+                    MAX_REQUEST_BYTES,
+                ),
+            }),
+        );
+        let mut out = Vec::new();
+        for item in items {
+            encode_option_reply(&mut out, option, OptionReplyCode::Info, &item);
+        }
+        encode_option_reply(&mut out, option, OptionReplyCode::Ack, b"");
+        send(self.stream, &out).await?;
+        Ok(Some(opened))
+    }
+
+    async fn list_contexts(&mut self, option: u32, data: &[u8]) -> Result<(), HandshakeError> {
+        let Some((_, queries)) = self.meta_query(option, data).await? else {
+            return Ok(());
+        };
+        let contexts = MetaContext::ALL.into_iter().filter(|context| {
+            queries.is_empty() || queries.iter().any(|query| context.is_listed_by(query))
+        });
+        // The protocol reserves the id in a listing.
+        let contexts: Vec<_> = contexts.map(|context| (0, context)).collect();
+        self.reply_contexts(option, &contexts).await
+    }
+
+    async fn set_contexts(&mut self, option: u32, data: &[u8]) -> Result<(), HandshakeError> {
+        // "Replaces all previously-set metadata contexts (including when this command fails)".
+        self.terms.contexts.clear();
+        let Some((export, queries)) = self.meta_query(option, data).await? else {
+            return Ok(());
+        };
+        let contexts = MetaContext::ALL.into_iter();
+        self.terms.contexts = contexts
+            .filter(|context| queries.contains(&context.name()))
+            .collect();
+        self.contexts_export = export.to_owned();
+        let contexts = self.terms.contexts.iter();
+        let contexts: Vec<_> = contexts.map(|context| (context.id(), *context)).collect();
+        self.reply_contexts(option, &contexts).await
+    }
+
+    /// The export and the queries of either context option, if it may be answered at all.
+    async fn meta_query<'d>(
+        &mut self,
+        option: u32,
+        data: &'d [u8],
+    ) -> Result<Option<(&'d str, Vec<&'d str>)>, HandshakeError> {
+        if !self.terms.structured_replies {
+            let why = b"metadata contexts need structured replies";
+            self.reply(option, OptionReplyCode::Invalid, why).await?;
+            return Ok(None);
+        }
+        let query = match decode_meta_query(data) {
+            Ok(query) => query,
+            Err(error) => {
+                self.reply_malformed(option, &error).await?;
+                return Ok(None);
+            }
+        };
+        match self.open(query.export).await {
+            Ok(opened) => self.opened = Some(opened),
+            Err(error) => {
+                self.refuse(option, &error).await?;
+                return Ok(None);
+            }
+        }
+        Ok(Some((query.export, query.queries)))
+    }
+
+    async fn reply_contexts(
+        &mut self,
+        option: u32,
+        contexts: &[(u32, MetaContext)],
+    ) -> Result<(), HandshakeError> {
+        let mut out = Vec::new();
+        for (id, context) in contexts {
+            let data = encode_meta_context(*id, context.name());
+            encode_option_reply(&mut out, option, OptionReplyCode::MetaContext, &data);
+        }
+        encode_option_reply(&mut out, option, OptionReplyCode::Ack, b"");
+        Ok(send(self.stream, &out).await?)
+    }
+
+    async fn open(&mut self, name: &str) -> Result<Opened<X::Export>, ExportError> {
+        if let Some(opened) = self.opened.take_if(|opened| opened.name == name) {
+            return Ok(opened);
+        }
+        let name = name.to_owned();
+        if name.is_empty() {
+            // The protocol's "default export", which nothing here deserves to be.
+            return Err(ExportError::NotFound { name });
+        }
+        let export = self.exports.open(&name).await?;
+        Ok(Opened { name, export })
+    }
+
+    /// Ends the handshake with this export.
+    fn end(&mut self, opened: Opened<X::Export>) -> Negotiated<X::Export> {
+        let mut terms = std::mem::take(&mut self.terms);
+        if self.contexts_export != opened.name {
+            terms.contexts.clear();
+        }
+        Negotiated::Export {
+            export: opened.export,
+            terms,
+        }
+    }
+
+    /// Answers an option that must not have data, but has.
+    async fn refuses_data(&mut self, option: u32, data: &[u8]) -> Result<bool, HandshakeError> {
+        if data.is_empty() {
+            return Ok(false);
+        }
+        self.reply(option, OptionReplyCode::Invalid, b"this option has no data")
+            .await?;
+        Ok(true)
+    }
+
+    async fn refuse(&mut self, option: u32, error: &ExportError) -> Result<(), HandshakeError> {
+        let code = match error {
+            // There is no code for "it exists, but": the message says which.
+            ExportError::NotFound { .. }
+            | ExportError::Damaged { .. }
+            | ExportError::Unavailable { .. } => OptionReplyCode::Unknown,
+            ExportError::Stopping => OptionReplyCode::Stopping,
+        };
+        self.reply(option, code, error.to_string().as_bytes()).await
+    }
+
+    async fn reply_malformed(
+        &mut self,
+        option: u32,
+        error: &WireError,
+    ) -> Result<(), HandshakeError> {
+        let code = match error {
+            WireError::StringTooLong { .. } | WireError::TooManyQueries { .. } => {
+                OptionReplyCode::TooBig
+            }
+            _ => OptionReplyCode::Invalid,
+        };
+        self.reply(option, code, error.to_string().as_bytes()).await
+    }
+
+    async fn reply(
+        &mut self,
+        option: u32,
+        code: OptionReplyCode,
+        data: &[u8],
+    ) -> Result<(), HandshakeError> {
+        let mut out = Vec::new();
+        encode_option_reply(&mut out, option, code, data);
+        Ok(send(self.stream, &out).await?)
+    }
+}

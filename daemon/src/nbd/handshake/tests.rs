@@ -1,0 +1,333 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
+
+use std::sync::Arc;
+
+use tokio::io::DuplexStream;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::nbd::testing::{Client, MemoryExport, MemoryExports, info_data, meta_data};
+
+const UNSUPPORTED: u32 = 1 << 31 | 1;
+const INVALID: u32 = 1 << 31 | 3;
+const UNKNOWN: u32 = 1 << 31 | 6;
+const TOO_BIG: u32 = 1 << 31 | 9;
+
+type Outcome = Result<Negotiated<Arc<MemoryExport>>, HandshakeError>;
+
+/// A server with exports `snapshot/a` (four blocks) and `snapshot/b`, and a client that has not
+/// read the greeting yet.
+fn start() -> (Client<DuplexStream>, JoinHandle<Outcome>) {
+    start_with(Duration::from_secs(60), 2)
+}
+
+fn start_with(
+    step_timeout: Duration,
+    count: usize,
+) -> (Client<DuplexStream>, JoinHandle<Outcome>) {
+    let (client, mut server) = tokio::io::duplex(1 << 20);
+    let mut names: Vec<_> = ["snapshot/a", "snapshot/b"].map(String::from).into();
+    names.extend((2..count).map(|i| format!("snapshot/c{i:06}")));
+    let exports = names
+        .iter()
+        .map(|name| Arc::new(MemoryExport::new(name, &[1, 0, 0, 2])))
+        .collect();
+    let exports = MemoryExports(exports);
+    let outcome = tokio::spawn(async move {
+        let mut inbox = Inbox::new();
+        negotiate(&mut server, &mut inbox, &exports, step_timeout).await
+    });
+    (Client(client), outcome)
+}
+
+fn text(data: &[u8]) -> &str {
+    std::str::from_utf8(data).unwrap()
+}
+
+async fn terms(outcome: JoinHandle<Outcome>) -> (String, Terms) {
+    match outcome.await.unwrap().unwrap() {
+        Negotiated::Export { export, terms } => (export.info.name.clone(), terms),
+        Negotiated::Aborted => panic!("the client did not abort"),
+    }
+}
+
+async fn error(outcome: JoinHandle<Outcome>) -> HandshakeError {
+    outcome.await.unwrap().err().expect("the handshake fails")
+}
+
+#[tokio::test]
+async fn list_names_all_exports_and_abort_ends() {
+    let (mut client, outcome) = start();
+    client.greet(3).await;
+    let replies = client.haggle(3, b"").await;
+    let lines: Vec<_> = replies.iter().map(|(kind, data)| (*kind, &data[..])).collect();
+    assert_eq!(
+        lines,
+        [
+            (2, &b"\0\0\0\x0asnapshot/awhat snapshot/a is"[..]),
+            (2, b"\0\0\0\x0asnapshot/bwhat snapshot/b is"),
+            (1, b""),
+        ]
+    );
+    assert_eq!(client.haggle(2, b"ignored").await, [(1, vec![])]);
+    let outcome = outcome.await.unwrap().unwrap();
+    assert!(matches!(outcome, Negotiated::Aborted));
+}
+
+#[tokio::test]
+async fn list_of_many_exports_is_complete() {
+    let count = 3 * LIST_PAGE_EXPORTS + 5;
+    let (mut client, _outcome) = start_with(Duration::from_secs(60), count);
+    client.greet(3).await;
+    assert_eq!(client.haggle(3, b"").await.len(), count + 1);
+}
+
+#[tokio::test]
+async fn go_tells_what_was_asked_and_ends_in_the_export() {
+    let (mut client, outcome) = start();
+    client.greet(3).await;
+    let replies = client.haggle(7, &info_data("snapshot/a", &[3, 1, 2, 77])).await;
+    let items: Vec<_> = replies.iter().map(|(kind, data)| (*kind, &data[..])).collect();
+    assert_eq!(
+        items,
+        [
+            // 16 KiB; read-only, multi-conn and cache, but no DF without structured replies.
+            (3, &b"\0\0\0\0\0\0\0\0\x40\0\x05\x03"[..]),
+            (3, b"\0\x03\0\0\0\x01\0\0\x10\0\x02\0\0\0"),
+            (3, b"\0\x01snapshot/a"),
+            (3, b"\0\x02what snapshot/a is"),
+            (1, b""),
+        ]
+    );
+    assert_eq!(
+        terms(outcome).await,
+        ("snapshot/a".to_owned(), Terms::default())
+    );
+}
+
+#[tokio::test]
+async fn info_does_not_end_the_handshake() {
+    let (mut client, outcome) = start();
+    client.greet(3).await;
+    assert_eq!(client.haggle(8, b"").await, [(1, vec![])]);
+    for name in ["snapshot/a", "snapshot/b"] {
+        let replies = client.haggle(6, &info_data(name, &[])).await;
+        assert_eq!(replies[0].1, b"\0\0\0\0\0\0\0\0\x40\0\x05\x83");
+        assert_eq!(replies[1], (1, vec![]));
+    }
+    client.haggle(7, &info_data("snapshot/a", &[])).await;
+    let (name, terms) = terms(outcome).await;
+    assert_eq!(name, "snapshot/a");
+    assert!(terms.structured_replies);
+}
+
+#[tokio::test]
+async fn export_name_sends_zeroes_unless_spared() {
+    for (flags, length) in [(3, 10), (1, 134), (0, 134)] {
+        let (mut client, outcome) = start();
+        client.greet(flags).await;
+        client.option(1, b"snapshot/b").await;
+        let reply = client.receive(length).await;
+        assert_eq!(reply[..10], *b"\0\0\0\0\0\0\x40\0\x05\x03");
+        assert!(reply[10..].iter().all(|&byte| byte == 0));
+        assert_eq!(terms(outcome).await.0, "snapshot/b");
+        assert!(client.is_closed().await, "nothing follows");
+    }
+}
+
+#[tokio::test]
+async fn export_name_of_nothing_closes() {
+    let (mut client, outcome) = start();
+    client.greet(3).await;
+    client.option(1, b"snapshot/z").await;
+    let error = error(outcome).await;
+    assert!(error.to_string().contains("snapshot/z"), "{error}");
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn unknown_exports_are_refused_with_a_message_and_haggling_goes_on() {
+    let (mut client, outcome) = start();
+    client.greet(3).await;
+    for name in ["", "snapshot/z", "a"] {
+        for option in [6, 7] {
+            let replies = client.haggle(option, &info_data(name, &[])).await;
+            assert_eq!(replies.len(), 1);
+            assert_eq!(replies[0].0, UNKNOWN);
+            assert!(text(&replies[0].1).contains(&format!("{name:?}")));
+        }
+    }
+    client.haggle(7, &info_data("snapshot/a", &[])).await;
+    assert_eq!(terms(outcome).await.0, "snapshot/a");
+}
+
+#[tokio::test]
+async fn unknown_options_are_unsupported_and_their_data_skipped() {
+    let (mut client, _outcome) = start();
+    client.greet(3).await;
+    // STARTTLS, EXTENDED_HEADERS and some that nobody has heard of.
+    for option in [5, 11, 0, 4, 0xffff_ffff] {
+        let data = vec![0x55; 60_000];
+        assert_eq!(client.haggle(option, &data).await[0].0, UNSUPPORTED);
+    }
+    assert_eq!(client.haggle(8, b"").await, [(1, vec![])]);
+}
+
+#[tokio::test]
+async fn malformed_options_are_invalid_and_haggling_goes_on() {
+    let (mut client, _outcome) = start();
+    client.greet(3).await;
+    let long = info_data(&"n".repeat(4097), &[]);
+    for (option, data, code) in [
+        (3, &b"x"[..], INVALID),
+        (8, b"x", INVALID),
+        (7, b"", INVALID),
+        (7, b"\0\0\0\x09abc\0\0", INVALID),
+        (7, b"\0\0\0\x01a\0\x02\0\x01", INVALID),
+        (7, b"\0\0\0\x02a\xff\0\0", INVALID),
+        (6, &long, TOO_BIG),
+    ] {
+        let replies = client.haggle(option, data).await;
+        assert_eq!(replies[0].0, code, "{}", text(&replies[0].1));
+        assert!(!replies[0].1.is_empty());
+    }
+    assert_eq!(client.haggle(8, b"").await, [(1, vec![])]);
+    for (data, code) in [(&b"\0\0\0\x01a"[..], INVALID), (b"\0\0\0\x01a\xff\0\0\0", TOO_BIG)] {
+        assert_eq!(client.haggle(10, data).await[0].0, code);
+    }
+}
+
+#[tokio::test]
+async fn an_option_that_is_too_big_is_told_and_closes() {
+    let (mut client, outcome) = start();
+    client.greet(3).await;
+    client.send(b"IHAVEOPT\0\0\0\x07\x7f\xff\xff\xff").await;
+    assert_eq!(client.replies(7).await[0].0, TOO_BIG);
+    let error = error(outcome).await;
+    assert!(matches!(error, HandshakeError::OptionTooBig { option: 7, .. }));
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn contexts_are_listed_by_wildcard_and_selected_by_name() {
+    let (mut client, outcome) = start();
+    client.greet(3).await;
+    let all = meta_data("snapshot/a", &[]);
+    assert_eq!(client.haggle(9, &all).await[0].0, INVALID, "not structured");
+    client.haggle(8, b"").await;
+
+    let ack = (1, vec![]);
+    let listed = (4, b"\0\0\0\0base:allocation".to_vec());
+    for queries in [&[][..], &["base:"], &["x:y", "base:allocation"]] {
+        let replies = client.haggle(9, &meta_data("snapshot/a", queries)).await;
+        assert_eq!(replies, [listed.clone(), ack.clone()], "{queries:?}");
+    }
+    for queries in [&["qemu:"][..], &["base:other", "no colon", ""]] {
+        let replies = client.haggle(9, &meta_data("snapshot/a", queries)).await;
+        assert_eq!(replies, [ack.clone()], "{queries:?}");
+    }
+    assert_eq!(client.haggle(9, &meta_data("no", &[])).await[0].0, UNKNOWN);
+
+    for queries in [&[][..], &["base:"], &["x:y"]] {
+        let replies = client.haggle(10, &meta_data("snapshot/a", queries)).await;
+        assert_eq!(replies, [ack.clone()], "{queries:?}");
+    }
+    let replies = client
+        .haggle(10, &meta_data("snapshot/a", &["base:allocation", "x:y"]))
+        .await;
+    assert_eq!(replies, [(4, b"\0\0\0\x01base:allocation".to_vec()), ack]);
+    client.haggle(7, &info_data("snapshot/a", &[])).await;
+    assert_eq!(terms(outcome).await.1.contexts, [MetaContext::BaseAllocation]);
+}
+
+#[tokio::test]
+async fn contexts_count_only_for_the_export_they_were_selected_for() {
+    for (again, go) in [(None, "snapshot/b"), (Some("no"), "snapshot/a")] {
+        let (mut client, outcome) = start();
+        client.greet(3).await;
+        client.haggle(8, b"").await;
+        let select = meta_data("snapshot/a", &["base:allocation"]);
+        assert_eq!(client.haggle(10, &select).await.len(), 2);
+        if let Some(again) = again {
+            // A selection that fails also takes back the one before.
+            client.haggle(10, &meta_data(again, &["base:allocation"])).await;
+        }
+        client.haggle(7, &info_data(go, &[])).await;
+        assert_eq!(terms(outcome).await.1.contexts, []);
+    }
+}
+
+#[tokio::test]
+async fn garbage_closes() {
+    let (mut client, outcome) = start();
+    client.greet(3).await;
+    client.send(b"GET / HTTP/1.1\r\n").await;
+    let error = error(outcome).await;
+    assert!(matches!(error, HandshakeError::Wire(WireError::Magic { .. })));
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn unknown_client_flags_close() {
+    let (mut client, outcome) = start();
+    client.greet(0x10).await;
+    let error = error(outcome).await;
+    assert!(matches!(error, HandshakeError::Wire(WireError::ClientFlags { flags: 0x10 })));
+}
+
+#[tokio::test]
+async fn without_fixed_newstyle_only_export_name_is_an_option() {
+    let (mut client, outcome) = start();
+    client.greet(0).await;
+    client.option(3, b"").await;
+    let error = error(outcome).await;
+    assert!(matches!(error, HandshakeError::NotFixedNewstyle { option: 3 }));
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_at_any_byte_is_noticed() {
+    let mut whole = 3_u32.to_be_bytes().to_vec();
+    whole.extend_from_slice(b"IHAVEOPT\0\0\0\x07\0\0\0\x10");
+    whole.extend_from_slice(&info_data("snapshot/a", &[]));
+    for length in 0..whole.len() {
+        let (mut client, outcome) = start();
+        client.send(&whole[..length]).await;
+        drop(client);
+        let error = error(outcome).await;
+        assert!(matches!(error, HandshakeError::Io(_)), "{length}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_stops_halfway_is_not_waited_for() {
+    for start_of_option in [&b""[..], b"IHAVE", b"IHAVEOPT\0\0\0\x07\0\0\0\x10\0\0"] {
+        let (mut client, outcome) = start_with(Duration::from_millis(30), 2);
+        client.greet(3).await;
+        client.send(start_of_option).await;
+        assert!(matches!(error(outcome).await, HandshakeError::TimedOut(_)));
+        assert!(client.is_closed().await);
+    }
+    let (_client, outcome) = start_with(Duration::from_millis(30), 2);
+    assert!(matches!(error(outcome).await, HandshakeError::TimedOut(_)));
+}
+
+#[tokio::test]
+async fn options_that_arrive_together_are_answered_in_turn() {
+    let (mut client, outcome) = start();
+    let mut all = 3_u32.to_be_bytes().to_vec();
+    all.extend_from_slice(b"IHAVEOPT\0\0\0\x08\0\0\0\0");
+    all.extend_from_slice(b"IHAVEOPT\0\0\0\x03\0\0\0\0");
+    all.extend_from_slice(b"IHAVEOPT\0\0\0\x07\0\0\0\x10");
+    all.extend_from_slice(&info_data("snapshot/a", &[]));
+    client.send(&all).await;
+    client.receive(18).await;
+    assert_eq!(client.replies(8).await.len(), 1);
+    assert_eq!(client.replies(3).await.len(), 3);
+    assert_eq!(client.replies(7).await.len(), 2);
+    assert!(terms(outcome).await.1.structured_replies);
+}

@@ -1,0 +1,88 @@
+//! Every bound of the NBD server, and how they relate.
+
+use std::time::Duration;
+
+/// The longest read or write payload of one request; announced as the maximum block size.
+///
+/// The protocol asks servers not to take anything up to this for an attack, and QEMU and libnbd
+/// never send more.
+pub const MAX_REQUEST_BYTES: u32 = 32 << 20;
+/// Announced: every byte can be addressed.
+pub const MIN_BLOCK_BYTES: u32 = 1;
+/// Announced: the store's block, so that aligned requests never cut one.
+pub const PREFERRED_BLOCK_BYTES: u32 = 4096;
+
+/// Strings on the wire: names, descriptions, error messages.
+pub const MAX_STRING_BYTES: usize = 4096;
+/// Data of one handshake option. Room for an export name and some hundred context queries.
+pub const MAX_OPTION_BYTES: u32 = 64 << 10;
+/// Options of one handshake. `qemu-nbd --list` sends two for every export there is.
+pub const MAX_OPTIONS: u32 = 1 << 16;
+/// Queries in one `LIST_META_CONTEXT` or `SET_META_CONTEXT`.
+pub const MAX_META_QUERIES: usize = 128;
+/// Exports that are listed in one go; a listing of any length is held a page at a time.
+pub const LIST_PAGE_EXPORTS: usize = 256;
+
+/// Requests of one connection that were accepted and whose reply is not fully written.
+pub const MAX_REQUESTS_IN_FLIGHT: usize = 128;
+/// The same in bytes, as [`charge_bytes`] counts them.
+pub const MAX_CONNECTION_BYTES: u32 = 96 << 20;
+/// The same for all connections together.
+pub const MAX_SERVER_BYTES: u32 = 384 << 20;
+/// What a request is charged besides its payload: slices of cached chunks keep whole chunks
+/// alive, and at either end of a read that can be most of a chunk of 256 KiB.
+pub const PINNED_BYTES: u32 = 256 << 10;
+/// Replies waiting for the socket above which no further request is started: the peer is slower
+/// than the store, and working ahead would only hold memory.
+pub const MAX_QUEUED_BYTES: usize = 4 << 20;
+/// Extents in one reply to `BLOCK_STATUS`. The client asks again from where the reply ends.
+pub const MAX_EXTENTS: usize = 8192;
+/// How much of the export one look-up of extents covers: at worst every second block is a hole,
+/// so this bounds the extents held while a reply is put together.
+pub const EXTENT_WINDOW_BYTES: u64 = 128 << 20;
+
+/// Bytes read from the socket at once: more than [`MAX_REQUESTS_IN_FLIGHT`] request headers, and
+/// little enough that thousands of idle connections cost nothing to speak of.
+pub const INBOX_BYTES: usize = 8 << 10;
+/// Replies are handed to the socket once this much is waiting, and whenever there is nothing else
+/// to do: few system calls, yet the peer can take the first reply while the next is made.
+pub const FLUSH_BYTES: usize = 256 << 10;
+/// Slices in one vectored write; Linux takes up to 1024, but the array is on the stack.
+pub const MAX_WRITE_SLICES: usize = 64;
+/// Send buffer of a unix socket. The default (208 KiB) makes every 1 MiB reply wait for the peer
+/// several times.
+pub const UNIX_SEND_BUFFER_BYTES: usize = 2 << 20;
+
+/// Failed requests of one connection that are logged as warnings; a client that keeps asking for
+/// a damaged block must not fill the log.
+pub const MAX_LOGGED_FAILURES: u32 = 16;
+
+/// Connections, unless configured.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 4096;
+/// How long the client may take for one step of the handshake.
+pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests in flight may take to finish when the server stops.
+pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may leave replies untaken while other connections wait for memory. Without
+/// such a wait it may do so for ever: a paused guest is not an error.
+pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client that takes less than this within the stall timeout counts as stalled.
+pub const STALL_BYTES: u64 = 1 << 20;
+
+/// What a request that carries or returns `payload_bytes` is charged while it is in flight.
+#[must_use]
+pub const fn charge_bytes(payload_bytes: u32) -> u32 {
+    payload_bytes.saturating_add(PINNED_BYTES)
+}
+
+// A request of any size fits a connection, and a connection fits the server, or they would wait
+// for ever.
+const _: () = assert!(charge_bytes(MAX_REQUEST_BYTES) <= MAX_CONNECTION_BYTES);
+const _: () = assert!(MAX_CONNECTION_BYTES < MAX_SERVER_BYTES);
+// Small requests are bounded by count, not by what they are charged.
+const _: () = assert!(
+    MAX_REQUESTS_IN_FLIGHT as u64 * charge_bytes(PREFERRED_BLOCK_BYTES) as u64
+        <= MAX_CONNECTION_BYTES as u64
+);
+const _: () = assert!(MAX_STRING_BYTES < MAX_OPTION_BYTES as usize);
+const _: () = assert!(INBOX_BYTES >= MAX_REQUESTS_IN_FLIGHT * super::wire::REQUEST_BYTES);

@@ -1,0 +1,434 @@
+//! The transmission phase: one task that reads requests, runs many at a time and writes replies
+//! as they finish, in any order.
+//!
+//! ```text
+//!          inbox ──> running ──> outbox
+//! socket ──┘ (8 KiB)  (futures)   (replies)└──> socket
+//! ```
+//!
+//! The task is a loop over four steps, none of which blocks, until none of them gets anywhere: take
+//! finished requests, start new ones, write, read. A request is polled at once when it is started:
+//! one that is answered from memory goes straight to the outbox, without any wake-up.
+//!
+//! What must hold: a request is started only if it can be charged for
+//! ([`budget`](super::budget)), and stays charged until the last byte of its reply is written. So a
+//! client that does not take its replies is, after a while, not read from any more, and
+//! that is all that happens to it.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::budget::{Account, Budget};
+use super::export::Export;
+use super::handshake::Terms;
+use super::inbox::Inbox;
+use super::limits::{
+    FLUSH_BYTES, MAX_LOGGED_FAILURES, MAX_QUEUED_BYTES, MAX_REQUEST_BYTES, MAX_REQUESTS_IN_FLIGHT,
+    STALL_BYTES, charge_bytes,
+};
+use super::wire::{Command, ErrorCode, REQUEST_BYTES, Request, WireError, decode_request};
+
+mod execute;
+mod outbox;
+
+#[cfg(test)]
+mod tests;
+
+use execute::{Refusal, execute};
+use outbox::{Body, Outbox, Reply};
+
+/// How the transmission phase ended, if not in an error.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum End {
+    /// The client said so, and has all its replies.
+    Disconnected,
+    /// The client closed the connection without saying so.
+    Closed,
+    /// The server stops.
+    Stopped,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TransmissionError {
+    #[error("talk to the client: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("a write of {length_bytes} bytes exceeds {MAX_REQUEST_BYTES}")]
+    PayloadTooLong { length_bytes: u32 },
+    #[error("the connection was closed in the middle of a request")]
+    TornRequest,
+    #[error("the client leaves its replies while other connections wait for their memory")]
+    Stalled,
+}
+
+/// Timeouts of the transmission phase.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    pub(super) stop: Duration,
+    pub(super) stall: Duration,
+}
+
+/// Serves requests until either side ends the connection.
+pub(super) async fn transmit<S, E>(
+    stream: &mut S,
+    inbox: Inbox,
+    export: &E,
+    terms: &Terms,
+    budget: Arc<Budget>,
+    patience: Patience,
+    stop: &CancellationToken,
+) -> Result<End, TransmissionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    E: Export,
+{
+    let mut session = Session {
+        stream,
+        inbox,
+        outbox: Outbox::new(terms.structured_replies),
+        running: FuturesUnordered::new(),
+        execute: |request| execute(export, terms, request),
+        account: Account::open(budget),
+        in_flight: 0,
+        input: Input::Requests,
+        end: None,
+        stall: Stall::new(patience.stall),
+        export: &export.info().name,
+        failures: 0,
+    };
+    tokio::select! {
+        // In this order, so that a busy connection does not look at the token first.
+        biased;
+        end = poll_fn(|cx| session.poll(cx)) => return end,
+        () = stop.cancelled() => {}
+    }
+    session.stop()?;
+    match timeout(patience.stop, poll_fn(|cx| session.poll(cx))).await {
+        Ok(end) => end,
+        Err(_) => Ok(End::Stopped),
+    }
+}
+
+/// What the next bytes of the stream are.
+enum Input {
+    Requests,
+    /// The payload of a write that is refused: read past it, then reply.
+    Refused { left_bytes: u32, reply: Reply },
+    /// Nothing that would still be looked at.
+    Ended,
+}
+
+/// A connection in the transmission phase. `X` starts a request, as a future `F`.
+struct Session<'a, S, X, F> {
+    stream: &'a mut S,
+    inbox: Inbox,
+    outbox: Outbox,
+    running: FuturesUnordered<Running<F>>,
+    execute: X,
+    account: Account,
+    /// Requests accepted whose reply is not fully written: in `input`, `running` or `outbox`.
+    in_flight: usize,
+    input: Input,
+    /// Set once there is no more input.
+    end: Option<End>,
+    stall: Stall,
+    /// For the log.
+    export: &'a str,
+    failures: u32,
+}
+
+impl<S, X, F> Session<'_, S, X, F>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    X: Fn(Request) -> F,
+    F: Future<Output = Reply>,
+{
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, TransmissionError>> {
+        loop {
+            let mut progress = self.take_finished(cx);
+            progress |= self.start_requests(cx)?;
+            progress |= self.write(cx)?;
+            progress |= self.read(cx)?;
+            if let Some(end) = self.end
+                && self.running.is_empty()
+                && self.outbox.is_empty()
+            {
+                return Poll::Ready(Ok(end));
+            }
+            if !progress {
+                self.stall.poll(cx, &self.outbox, self.account.budget())?;
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn take_finished(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while !self.running.is_empty()
+            && let Poll::Ready(Some((reply, charged_bytes))) = self.running.poll_next_unpin(cx)
+        {
+            self.queue(reply, charged_bytes);
+            progress = true;
+        }
+        progress
+    }
+
+    /// Starts what has arrived, until something must be written first.
+    fn start_requests(&mut self, cx: &mut Context<'_>) -> Result<bool, TransmissionError> {
+        let mut progress = false;
+        let queued_bytes = self.outbox.queued_bytes();
+        while self.outbox.queued_bytes() < queued_bytes + FLUSH_BYTES {
+            if !self.start_next(cx)? {
+                break;
+            }
+            progress = true;
+        }
+        Ok(progress)
+    }
+
+    /// Whether another request may be accepted at all.
+    fn has_room(&self) -> bool {
+        self.in_flight < MAX_REQUESTS_IN_FLIGHT && self.outbox.queued_bytes() < MAX_QUEUED_BYTES
+    }
+
+    fn start_next(&mut self, cx: &mut Context<'_>) -> Result<bool, TransmissionError> {
+        match &mut self.input {
+            Input::Ended => Ok(false),
+            Input::Refused { left_bytes, .. } => {
+                let count = self.inbox.unread().len().min(*left_bytes as usize);
+                self.inbox.consume(count);
+                *left_bytes -= u32::try_from(count).unwrap_or(*left_bytes);
+                if *left_bytes == 0
+                    && let Input::Refused { reply, .. } =
+                        std::mem::replace(&mut self.input, Input::Requests)
+                {
+                    self.queue(reply, 0);
+                    return Ok(true);
+                }
+                Ok(count > 0)
+            }
+            Input::Requests => {
+                let Some(header) = self.inbox.unread().first_chunk::<REQUEST_BYTES>() else {
+                    return Ok(false);
+                };
+                let request = decode_request(header)?;
+                if !self.has_room() {
+                    return Ok(false);
+                }
+                self.accept(request, cx)
+            }
+        }
+    }
+
+    /// Takes a request off the inbox, unless it has to wait for memory.
+    fn accept(&mut self, request: Request, cx: &mut Context<'_>) -> Result<bool, TransmissionError> {
+        match Command::from_u16(request.command) {
+            Some(Command::Disconnect) => {
+                self.input = Input::Ended;
+                self.end = Some(End::Disconnected);
+                return Ok(true);
+            }
+            Some(Command::Write) => {
+                let left_bytes = request.payload_bytes();
+                if left_bytes > MAX_REQUEST_BYTES {
+                    let length_bytes = left_bytes;
+                    return Err(TransmissionError::PayloadTooLong { length_bytes });
+                }
+                let reply = Reply {
+                    cookie: request.cookie,
+                    body: Refusal::READ_ONLY.into(),
+                };
+                self.input = Input::Refused { left_bytes, reply };
+                self.in_flight += 1;
+                self.inbox.consume(REQUEST_BYTES);
+                return Ok(true);
+            }
+            _ => {}
+        }
+        let charged_bytes = match Command::from_u16(request.command) {
+            Some(Command::Read) if request.length_bytes <= MAX_REQUEST_BYTES => {
+                charge_bytes(request.length_bytes)
+            }
+            // All else holds little, or is refused.
+            _ => charge_bytes(0),
+        };
+        if self.account.poll_charge(charged_bytes, cx).is_pending() {
+            return Ok(false);
+        }
+        self.in_flight += 1;
+        self.inbox.consume(REQUEST_BYTES);
+        let mut request = Running {
+            future: Box::pin((self.execute)(request)),
+            charged_bytes,
+        };
+        match Pin::new(&mut request).poll(cx) {
+            Poll::Ready((reply, charged_bytes)) => self.queue(reply, charged_bytes),
+            Poll::Pending => self.running.push(request),
+        }
+        Ok(true)
+    }
+
+    fn queue(&mut self, reply: Reply, charged_bytes: u32) {
+        if let Body::Error {
+            code: ErrorCode::Io,
+            offset,
+            message,
+        } = &reply.body
+        {
+            self.failures = self.failures.saturating_add(1);
+            if self.failures <= MAX_LOGGED_FAILURES {
+                warn!(export = self.export, offset, "answer a request with EIO: {message}");
+            } else {
+                debug!(export = self.export, offset, "answer a request with EIO: {message}");
+            }
+        }
+        self.outbox.push(reply, charged_bytes);
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, TransmissionError> {
+        if self.outbox.is_empty() {
+            return Ok(false);
+        }
+        let Poll::Ready(written) = self.outbox.poll_write(self.stream, cx)? else {
+            return Ok(false);
+        };
+        self.in_flight -= written.replies;
+        self.account.release(written.charged_bytes);
+        self.stall.note(written.bytes, self.outbox.is_empty());
+        Ok(true)
+    }
+
+    /// Reads more if what is there is not enough, and if it could be used.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, TransmissionError> {
+        let wanted = match &self.input {
+            Input::Requests => self.inbox.unread().len() < REQUEST_BYTES && self.has_room(),
+            Input::Refused { .. } => self.inbox.unread().is_empty(),
+            Input::Ended => false,
+        };
+        if !wanted {
+            return Ok(false);
+        }
+        match self.inbox.poll_fill(self.stream, cx)? {
+            Poll::Pending => Ok(false),
+            Poll::Ready(0) if self.inbox.unread().is_empty() && !self.is_refusing() => {
+                self.input = Input::Ended;
+                self.end = Some(End::Closed);
+                Ok(true)
+            }
+            Poll::Ready(0) => Err(TransmissionError::TornRequest),
+            Poll::Ready(_) => Ok(true),
+        }
+    }
+
+    fn is_refusing(&self) -> bool {
+        matches!(self.input, Input::Refused { .. })
+    }
+
+    /// Takes no more requests: those that have arrived are told so.
+    fn stop(&mut self) -> Result<(), TransmissionError> {
+        while let Input::Requests = self.input
+            && let Some(header) = self.inbox.unread().first_chunk::<REQUEST_BYTES>()
+        {
+            let request = decode_request(header)?;
+            self.inbox.consume(REQUEST_BYTES);
+            if request.payload_bytes() > 0 {
+                break;
+            }
+            if Command::from_u16(request.command) == Some(Command::Disconnect) {
+                break;
+            }
+            self.in_flight += 1;
+            let reply = Reply {
+                cookie: request.cookie,
+                body: Refusal::STOPPING.into(),
+            };
+            self.queue(reply, 0);
+        }
+        self.input = Input::Ended;
+        self.end = Some(End::Stopped);
+        Ok(())
+    }
+}
+
+/// A request that is being carried out, and what it was charged.
+struct Running<F> {
+    future: Pin<Box<F>>,
+    charged_bytes: u32,
+}
+
+impl<F: Future<Output = Reply>> Future for Running<F> {
+    type Output = (Reply, u32);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let charged_bytes = self.charged_bytes;
+        let reply = self.future.as_mut().poll(cx);
+        reply.map(|reply| (reply, charged_bytes))
+    }
+}
+
+/// Notices a client that does not take its replies.
+struct Stall {
+    after: Duration,
+    /// Runs while there are replies that the socket did not take at once.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Since the timer was last set.
+    written_bytes: u64,
+    caught_up: bool,
+}
+
+impl Stall {
+    fn new(after: Duration) -> Self {
+        Self {
+            after,
+            timer: None,
+            written_bytes: 0,
+            caught_up: false,
+        }
+    }
+
+    fn note(&mut self, written_bytes: usize, caught_up: bool) {
+        self.written_bytes += written_bytes as u64;
+        self.caught_up |= caught_up;
+    }
+
+    /// An error if the client has stalled and somebody else waits for what it holds.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        outbox: &Outbox,
+        budget: &Budget,
+    ) -> Result<(), TransmissionError> {
+        if self.timer.is_none() {
+            if outbox.is_empty() {
+                return Ok(());
+            }
+            self.written_bytes = 0;
+            self.caught_up = false;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.after)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if outbox.is_empty() {
+                self.timer = None;
+                return Ok(());
+            }
+            if !self.caught_up && self.written_bytes < STALL_BYTES && budget.is_contended() {
+                return Err(TransmissionError::Stalled);
+            }
+            timer.as_mut().reset(Instant::now() + self.after);
+            self.written_bytes = 0;
+            self.caught_up = false;
+        }
+        Ok(())
+    }
+}

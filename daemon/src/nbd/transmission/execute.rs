@@ -1,0 +1,222 @@
+//! One request, from its header to its reply: what is allowed, and what the export says.
+//!
+//! Whatever a request asks, the outcome is a reply; only the framing of the stream, which is not
+//! decided here, can end a connection.
+
+use super::outbox::{Body, Reply};
+use crate::nbd::export::{Export, ExportError, Piece};
+use crate::nbd::handshake::{MetaContext, Terms};
+use crate::nbd::limits::{EXTENT_WINDOW_BYTES, MAX_EXTENTS, MAX_REQUEST_BYTES};
+use crate::nbd::wire::{Command, CommandFlags, ErrorCode, Request, StatusFlags};
+
+/// Carries out a request that is neither a disconnect nor accompanied by a payload.
+pub(super) async fn execute<E: Export>(export: &E, terms: &Terms, request: Request) -> Reply {
+    let body = match check(export.info().size_bytes, terms, &request) {
+        Ok(command) => match run(export, terms, &request, command).await {
+            Ok(body) => body,
+            Err(error) => failure(&request, error),
+        },
+        Err(refusal) => refusal.into(),
+    };
+    Reply {
+        cookie: request.cookie,
+        body,
+    }
+}
+
+/// A request that is answered with an error without asking the export.
+pub(super) struct Refusal {
+    code: ErrorCode,
+    message: &'static str,
+}
+
+impl Refusal {
+    const fn invalid(message: &'static str) -> Self {
+        let code = ErrorCode::Invalid;
+        Self { code, message }
+    }
+
+    pub(super) const READ_ONLY: Self = Self {
+        code: ErrorCode::NotPermitted,
+        message: "the export is read-only",
+    };
+
+    pub(super) const STOPPING: Self = Self {
+        code: ErrorCode::Stopping,
+        message: "the server is shutting down",
+    };
+}
+
+impl From<Refusal> for Body {
+    fn from(refusal: Refusal) -> Self {
+        Self::Error {
+            code: refusal.code,
+            offset: None,
+            message: refusal.message.to_owned(),
+        }
+    }
+}
+
+/// What an export can be asked.
+enum Question {
+    Read,
+    Cache,
+    BlockStatus,
+}
+
+/// "Error values" and "Command flags": what makes a request one that is answered `EINVAL` or
+/// `EPERM` before anything is done.
+fn check(size_bytes: u64, terms: &Terms, request: &Request) -> Result<Question, Refusal> {
+    let (question, allowed_flags) = match Command::from_u16(request.command) {
+        Some(Command::Read) if terms.structured_replies => (Question::Read, CommandFlags::DF),
+        Some(Command::Read) => (Question::Read, CommandFlags::NONE),
+        Some(Command::Cache) => (Question::Cache, CommandFlags::NONE),
+        Some(Command::BlockStatus) => (Question::BlockStatus, CommandFlags::REQ_ONE),
+        Some(Command::Write | Command::Trim | Command::WriteZeroes) => {
+            return Err(Refusal::READ_ONLY);
+        }
+        // FLUSH is not announced, and the two others never come here.
+        Some(Command::Flush | Command::Disconnect) | None => {
+            return Err(Refusal::invalid("unknown command"));
+        }
+    };
+    if !request.flags.is_subset_of(allowed_flags) {
+        return Err(Refusal::invalid("unknown command flag"));
+    }
+    if !request.is_within(size_bytes) {
+        return Err(Refusal::invalid("the range exceeds the export"));
+    }
+    match question {
+        Question::Read | Question::Cache if request.length_bytes > MAX_REQUEST_BYTES => {
+            // The protocol keeps EOVERFLOW for this one case.
+            let code = if request.flags.contains(CommandFlags::DF) {
+                ErrorCode::Overflow
+            } else {
+                ErrorCode::Invalid
+            };
+            let message = "the length exceeds the maximum block size";
+            Err(Refusal { code, message })
+        }
+        Question::BlockStatus if terms.contexts.is_empty() => {
+            Err(Refusal::invalid("no metadata context was selected"))
+        }
+        Question::BlockStatus if request.length_bytes == 0 => {
+            Err(Refusal::invalid("no length to report extents of"))
+        }
+        question => Ok(question),
+    }
+}
+
+async fn run<E: Export>(
+    export: &E,
+    terms: &Terms,
+    request: &Request,
+    question: Question,
+) -> Result<Body, ExportError> {
+    let (offset, length_bytes) = (request.offset, request.length_bytes);
+    if length_bytes == 0 {
+        return Ok(Body::Done);
+    }
+    match question {
+        Question::Read => {
+            let pieces = export.read(offset, length_bytes).await?;
+            // A reply of any other length would put the client out of step with the stream.
+            assert_eq!(
+                pieces.iter().map(Piece::length_bytes).sum::<u64>(),
+                u64::from(length_bytes),
+                "an export returns what was asked for"
+            );
+            let whole = request.flags.contains(CommandFlags::DF);
+            Ok(Body::Data {
+                offset,
+                pieces,
+                whole,
+            })
+        }
+        Question::Cache => {
+            export.prefetch(offset, length_bytes).await?;
+            Ok(Body::Done)
+        }
+        Question::BlockStatus => {
+            let limit = if request.flags.contains(CommandFlags::REQ_ONE) {
+                1
+            } else {
+                MAX_EXTENTS
+            };
+            let mut status = Vec::with_capacity(terms.contexts.len());
+            for context in &terms.contexts {
+                let extents = match context {
+                    MetaContext::BaseAllocation => {
+                        allocation(export, offset, length_bytes, limit).await?
+                    }
+                };
+                status.push((context.id(), extents));
+            }
+            Ok(Body::Status(status))
+        }
+    }
+}
+
+/// At most `limit` extents of the range from its start on, neighbours with equal status merged.
+///
+/// The range is looked up in windows, so that neither a fragmented export nor a long range makes
+/// this hold more than one window's extents.
+async fn allocation<E: Export>(
+    export: &E,
+    offset: u64,
+    length_bytes: u32,
+    limit: usize,
+) -> Result<Vec<(u32, StatusFlags)>, ExportError> {
+    let mut merged: Vec<(u32, StatusFlags)> = Vec::new();
+    let end = offset + u64::from(length_bytes);
+    let mut at = offset;
+    while at < end {
+        let window = (end - at).min(EXTENT_WINDOW_BYTES);
+        let extents = export.extents(at, window).await?;
+        assert!(
+            extents.iter().any(|extent| extent.length_bytes > 0),
+            "an export has extents wherever it has bytes"
+        );
+        for extent in extents {
+            // Never beyond the request: the length then fits 32 bits, and so do all sums.
+            let length = u32::try_from(extent.length_bytes.min(end - at)).unwrap_or(u32::MAX);
+            if length == 0 {
+                continue;
+            }
+            let status = if extent.hole {
+                StatusFlags::HOLE
+            } else {
+                StatusFlags::DATA
+            };
+            let full = merged.len() == limit;
+            match merged.last_mut() {
+                Some((last_length, last_status)) if *last_status == status => {
+                    *last_length += length;
+                }
+                _ if full => return Ok(merged),
+                _ => merged.push((length, status)),
+            }
+            at += u64::from(length);
+        }
+    }
+    Ok(merged)
+}
+
+fn failure(request: &Request, error: ExportError) -> Body {
+    let message = error.to_string();
+    let (code, offset) = match error {
+        // The protocol wants an offset inside the request, and damage may begin where a chunk does.
+        ExportError::Damaged { offset, .. } => {
+            let last = u64::from(request.length_bytes).saturating_sub(1);
+            let inside = offset.clamp(request.offset, request.offset + last);
+            (ErrorCode::Io, Some(inside))
+        }
+        ExportError::NotFound { .. } | ExportError::Unavailable { .. } => (ErrorCode::Io, None),
+        ExportError::Stopping => (ErrorCode::Stopping, None),
+    };
+    Body::Error {
+        code,
+        offset,
+        message,
+    }
+}

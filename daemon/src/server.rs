@@ -1,0 +1,355 @@
+//! Starts everything, and stops it cleanly.
+//!
+//! The order at the start: the store first, for its lock keeps a second daemon away from the sockets; then all listeners;
+//! then the services. At the stop: say so, accept nothing more, let running requests finish for a while, drop uploads,
+//! close the store.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
+
+use futures::future;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tracing::{error, info, warn};
+use varve_store::{Options, Store};
+
+use crate::{
+    config::{Config, TlsConfig},
+    exports::SnapshotExports,
+    grpc::{self, Context, Facts, Health, RoutesError, Uploads},
+    limits, nbd,
+    service_manager::{self, State},
+    sockets::{self, SocketError, SocketFile},
+    tasks::{Task, Tasks},
+};
+
+/// Why a daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store does not open.
+    #[error(transparent)]
+    Store(#[from] varve_store::Error),
+    /// A socket cannot be listened on.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// gRPC cannot be served.
+    #[error(transparent)]
+    Grpc(#[from] RoutesError),
+}
+
+/// Where a daemon is reached.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// The TCP address of gRPC, with the port that was really taken.
+    pub grpc_tcp: Option<SocketAddr>,
+    /// The TCP address of NBD, with the port that was really taken.
+    pub nbd_tcp: Option<SocketAddr>,
+    /// NBD's addresses as URIs without an export name.
+    pub nbd_uris: Vec<String>,
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Server {
+    store: Store,
+    tasks: Tasks,
+    uploads: Arc<Uploads<varve_store::Ingest>>,
+    health: Health,
+    stop: CancellationToken,
+    /// One for each listener. None ends before the stop.
+    services: Vec<Task<()>>,
+    addresses: Addresses,
+    _socket_files: [SocketFile; 2],
+}
+
+/// The store's options in a configuration.
+#[must_use]
+pub fn store_options(config: &Config) -> Options {
+    Options {
+        data_dir: config.data_dir.clone(),
+        compression: config.store.compression,
+        chunk_cache_bytes: config.store.chunk_cache_bytes,
+        io_engine: config.store.io_engine,
+        cpu_threads: config.store.cpu_threads,
+    }
+}
+
+impl Server {
+    /// Opens the store and serves it.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that does not work. What was started before it is stopped again.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let (store, report) = Store::open(store_options(config)).await?;
+        info!(data_dir = %config.data_dir.display(), "{report}");
+        match Self::serve(config, store.clone()).await {
+            Ok(server) => Ok(server),
+            Err(error) => {
+                close(&store).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn serve(config: &Config, store: Store) -> Result<Self, StartError> {
+        let grpc_tls = config.grpc.tls.as_ref();
+        // Everything that can be refused comes before the first task.
+        let unix_server = grpc::builder(None)?;
+        let tcp_server = grpc::builder(grpc_tls)?;
+        let (grpc_unix, grpc_file) =
+            sockets::listen_unix(&config.grpc.unix, config.socket_mode).await?;
+        let (nbd_unix, nbd_file) =
+            sockets::listen_unix(&config.nbd.unix, config.socket_mode).await?;
+        let grpc_tcp = listen_tcp(config.grpc.tcp).await?;
+        let nbd_tcp = listen_tcp(config.nbd.tcp).await?;
+        let addresses = Addresses {
+            grpc_tcp: grpc_tcp.as_ref().map(|(_, address)| *address),
+            nbd_tcp: nbd_tcp.as_ref().map(|(_, address)| *address),
+            nbd_uris: nbd_uris(
+                &config.nbd.unix,
+                nbd_tcp.as_ref().map(|(_, address)| *address),
+            ),
+        };
+        warn_if_open("gRPC", addresses.grpc_tcp, grpc_tls);
+        warn_if_open("NBD", addresses.nbd_tcp, None);
+
+        let tasks = Tasks::new();
+        let uploads = Arc::new(Uploads::new(config.upload_idle));
+        let health = Health::default();
+        let nbd_options = nbd::ServerOptions {
+            max_connections: config.nbd.connections_max,
+            stop_timeout: limits::NBD_STOP_GRACE,
+            ..nbd::ServerOptions::default()
+        };
+        let nbd = nbd::Server::new(SnapshotExports::new(store.clone()), nbd_options);
+        let routes = grpc::routes(&Context {
+            store: store.clone(),
+            tasks: tasks.clone(),
+            uploads: Arc::clone(&uploads),
+            facts: Arc::new(Facts {
+                data_dir: config.data_dir.clone(),
+                started_at: SystemTime::now(),
+                nbd_uris: addresses.nbd_uris.clone(),
+                nbd: Arc::clone(&nbd),
+            }),
+            health: health.clone(),
+        })?;
+
+        let stop = CancellationToken::new();
+        let mut services = vec![
+            tasks.spawn(
+                "gRPC over unix",
+                serve_grpc_unix(unix_server, routes.clone(), grpc_unix, stop.clone()),
+            ),
+            tasks.spawn("NBD over unix", {
+                let spawn = spawn_connections(&tasks);
+                Arc::clone(&nbd).serve_unix(nbd_unix, stop.clone(), spawn)
+            }),
+        ];
+        if let Some((listener, _)) = grpc_tcp {
+            let serve = serve_grpc_tcp(tcp_server, routes, listener, stop.clone());
+            services.push(tasks.spawn("gRPC over TCP", serve));
+        }
+        if let Some((listener, _)) = nbd_tcp {
+            let serve = nbd.serve_tcp(listener, stop.clone(), spawn_connections(&tasks));
+            services.push(tasks.spawn("NBD over TCP", serve));
+        }
+        let expiry = Arc::clone(&uploads);
+        drop(tasks.spawn(
+            "upload expiry",
+            until(stop.clone(), async move { expiry.expire().await }),
+        ));
+        let watched = (health.clone(), store.clone());
+        drop(tasks.spawn(
+            "health",
+            until(
+                stop.clone(),
+                async move { watched.0.watch(watched.1).await },
+            ),
+        ));
+
+        health.serving().await;
+        service_manager::tell(State::Ready);
+        info!(
+            grpc_unix = %config.grpc.unix.display(),
+            grpc_tcp = addresses.grpc_tcp.map(tracing::field::display),
+            grpc_tls = grpc_tls.is_some(),
+            nbd_unix = %config.nbd.unix.display(),
+            nbd_tcp = addresses.nbd_tcp.map(tracing::field::display),
+            version = env!("CARGO_PKG_VERSION"),
+            "ready"
+        );
+        Ok(Self {
+            store,
+            tasks,
+            uploads,
+            health,
+            stop,
+            services,
+            addresses,
+            _socket_files: [grpc_file, nbd_file],
+        })
+    }
+
+    /// Where it is reached.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Waits until a listener is served no more, which only a defect can bring about. A daemon that cannot be
+    /// reached had better end, for whoever watches it to see.
+    pub async fn failed(&mut self) {
+        let (outcome, position, _) = future::select_all(&mut self.services).await;
+        // It must not be polled again.
+        drop(self.services.swap_remove(position));
+        match outcome {
+            Ok(()) => error!("a listener has ended"),
+            Err(ended) => error!(%ended, "a listener has ended"),
+        }
+    }
+
+    /// Stops cleanly.
+    ///
+    /// # Errors
+    ///
+    /// The store could not be closed; what was committed is safe nevertheless.
+    pub async fn stop(self) -> Result<(), varve_store::Error> {
+        info!("stopping");
+        service_manager::tell(State::Stopping);
+        self.health.stopping().await;
+        self.stop.cancel();
+        self.tasks.stop(limits::STOP_GRACE).await;
+        self.uploads.clear();
+        let closed = self.store.close().await;
+        match &closed {
+            Ok(()) => info!("stopped"),
+            Err(error) => error!(%error, "the store did not close"),
+        }
+        closed
+    }
+}
+
+async fn close(store: &Store) {
+    if let Err(error) = store.close().await {
+        warn!(%error, "the store did not close");
+    }
+}
+
+async fn listen_tcp(
+    address: Option<SocketAddr>,
+) -> Result<Option<(TcpListener, SocketAddr)>, SocketError> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let listener = sockets::listen_tcp(address).await?;
+    let taken = listener
+        .local_addr()
+        .map_err(|source| SocketError::Tcp { address, source })?;
+    Ok(Some((listener, taken)))
+}
+
+async fn serve_grpc_unix(
+    mut server: tonic::transport::Server,
+    routes: Routes,
+    listener: UnixListener,
+    stop: CancellationToken,
+) {
+    let incoming = grpc::incoming_unix(listener);
+    let served = server
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        error!(%error, "gRPC over the unix socket has ended");
+    }
+}
+
+async fn serve_grpc_tcp(
+    mut server: tonic::transport::Server,
+    routes: Routes,
+    listener: TcpListener,
+    stop: CancellationToken,
+) {
+    let incoming = grpc::incoming_tcp(listener);
+    let served = server
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        error!(%error, "gRPC over TCP has ended");
+    }
+}
+
+fn spawn_connections(tasks: &Tasks) -> impl Fn(future::BoxFuture<'static, ()>) + Send + use<> {
+    let tasks = tasks.clone();
+    move |connection| drop(tasks.spawn("NBD connection", connection))
+}
+
+/// Work that goes on until the daemon stops.
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    // Nothing is lost with work that is dropped.
+    let _ = stop.run_until_cancelled(work).await;
+}
+
+/// There are no accounts yet: who reaches a TCP address may do everything, and without TLS is not even kept from listening.
+fn warn_if_open(service: &str, address: Option<SocketAddr>, tls: Option<&TlsConfig>) {
+    if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+        let encrypted = tls.is_some();
+        warn!(
+            %address,
+            encrypted,
+            "{service} is served to the network without authentication: whoever reaches the address has full access"
+        );
+    }
+}
+
+fn nbd_uris(unix: &Path, tcp: Option<SocketAddr>) -> Vec<String> {
+    // A relative path would mean something else to the reader.
+    let unix = std::path::absolute(unix).unwrap_or_else(|_| unix.to_owned());
+    let mut uris = vec![format!("nbd+unix:///?socket={}", percent_encoded(&unix))];
+    uris.extend(tcp.map(|address| format!("nbd://{address}")));
+    uris
+}
+
+/// A path as part of a URI's query.
+fn percent_encoded(path: &Path) -> String {
+    let mut encoded = String::new();
+    for &byte in path.as_os_str().as_encoded_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
+            encoded.push(byte.into());
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn uris_are_what_nbd_tools_take() {
+        let uris = nbd_uris(
+            Path::new("/data dir/a+b/nbd.sock"),
+            Some("[::1]:10809".parse().unwrap()),
+        );
+        assert_eq!(
+            uris,
+            [
+                "nbd+unix:///?socket=/data%20dir/a%2Bb/nbd.sock",
+                "nbd://[::1]:10809"
+            ]
+        );
+        let relative = nbd_uris(Path::new("x/nbd.sock"), None);
+        assert!(
+            relative[0].starts_with("nbd+unix:///?socket=/")
+                && relative[0].ends_with("/x/nbd.sock"),
+            "{relative:?}"
+        );
+    }
+}

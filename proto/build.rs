@@ -1,0 +1,25 @@
+//! Generates the protocol from `varve/v1/*.proto`, with `protox` so that no `protoc` has to be installed.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+const FILES: [&str; 4] = [
+    "varve/v1/types.proto",
+    "varve/v1/snapshots.proto",
+    "varve/v1/content.proto",
+    "varve/v1/status.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    for file in FILES {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(FILES, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))?;
+    tonic_prost_build::configure()
+        // Payloads are slices of the buffer they arrived in, not copies.
+        .bytes(".")
+        .btree_map(".")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

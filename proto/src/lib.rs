@@ -1,0 +1,18 @@
+//! The gRPC protocol of Varve, generated from `varve/v1/*.proto`.
+//!
+//! The `.proto` files are the documentation; nothing is written by hand here but the module tree.
+
+/// Version 1 of the protocol.
+#[allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::large_futures,
+    clippy::doc_markdown,
+    reason = "generated code"
+)]
+pub mod v1 {
+    tonic::include_proto!("varve.v1");
+}
+
+/// The compiled descriptors of the protocol, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

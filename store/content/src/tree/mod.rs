@@ -1,0 +1,38 @@
+//! The Merkle tree of a volume's content.
+//!
+//! ```text
+//! Root      size, chunker version, top node                   RootId: the whole content
+//!   Inner   up to 256 children, absent where all is hole      1 to 3 levels, by the size alone
+//!     Leaf  one 8 MiB segment: its chunks, holes implied      absent if the segment is all hole
+//! ```
+//!
+//! What must hold here:
+//!
+//! * A node has one encoding, and decoding refuses every other: equal content has equal ids.
+//! * Ids are BLAKE3 in derive-key mode (section 6.1 of its specification), each kind of node under a
+//!   context of its own: a node never passes for a chunk, nor a leaf for an inner node.
+//! * No node is empty. Holes are what is absent.
+//! * A node that was decoded holds its invariants; how nodes fit together (levels, the
+//!   volume's end) is checked by whoever walks: [`LeafWalk`], [`TreeDiff`], [`find_leaf`].
+
+mod build;
+mod diff;
+mod error;
+mod inner;
+mod leaf;
+mod node_id;
+mod root;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+pub use build::TreeBuilder;
+pub use diff::{DiffKind, LeafDiff, SegmentDiff, TreeDiff, diff_leaves};
+pub use error::{TreeError, WalkError};
+pub use inner::{INNER_MAX_BYTES, Inner};
+pub use leaf::{LEAF_MAX_BYTES, Leaf, LeafEntry};
+pub use node_id::{NodeId, RootId};
+pub use root::{ROOT_BYTES, Root};
+pub use shape::{INNER_CHILDREN, MAX_HEIGHT, height};
+pub use walk::{LeafWalk, Node, NodeSource, find_leaf};

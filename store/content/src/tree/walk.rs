@@ -1,0 +1,214 @@
+//! Walking a tree: from where nodes come, one leaf by its segment, all leaves in order.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use super::shape::{child_segment, has_segment, slot_of};
+use super::{Inner, Leaf, NodeId, Root, TreeError, WalkError};
+
+/// A node of a tree.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Node {
+    Leaf(Leaf),
+    Inner(Inner),
+}
+
+impl Node {
+    /// The node with this encoding, whichever kind it is.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError`] if neither kind has this encoding.
+    pub fn decode(encoded: &[u8]) -> Result<Self, TreeError> {
+        match encoded.first() {
+            Some(b'I') => Inner::decode(encoded).map(Self::Inner),
+            _ => Leaf::decode(encoded).map(Self::Leaf),
+        }
+    }
+
+    /// The one encoding of this node.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Leaf(leaf) => leaf.encode(),
+            Self::Inner(inner) => inner.encode(),
+        }
+    }
+
+    /// The id of this node.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        match self {
+            Self::Leaf(leaf) => leaf.id(),
+            Self::Inner(inner) => inner.id(),
+        }
+    }
+}
+
+/// From where nodes come: a store, its cache, or a peer. What it gives has been checked against
+/// the id that was asked for.
+pub trait NodeSource {
+    type Error;
+
+    /// The leaf with this id.
+    fn leaf(&self, id: NodeId) -> impl Future<Output = Result<Arc<Leaf>, Self::Error>> + Send;
+
+    /// The inner node with this id.
+    fn inner(&self, id: NodeId) -> impl Future<Output = Result<Arc<Inner>, Self::Error>> + Send;
+}
+
+/// The inner node that belongs at `level`.
+pub(super) async fn inner_at<S: NodeSource>(
+    source: &S,
+    node: NodeId,
+    level: u8,
+) -> Result<Arc<Inner>, WalkError<S::Error>> {
+    let inner = source.inner(node).await.map_err(WalkError::Source)?;
+    if inner.level() != level {
+        return Err(WalkError::Level {
+            node,
+            expected: level,
+            found: inner.level(),
+        });
+    }
+    Ok(inner)
+}
+
+/// The first segment under the child of `node` in `slot`, if the volume has it.
+pub(super) fn checked_child<E>(
+    node: NodeId,
+    first_segment: u32,
+    level: u8,
+    slot: u8,
+    size_bytes: u64,
+) -> Result<u32, WalkError<E>> {
+    let segment = child_segment(first_segment, level, slot);
+    if !has_segment(size_bytes, segment) {
+        return Err(WalkError::Outside {
+            node,
+            segment,
+            size_bytes,
+        });
+    }
+    Ok(segment)
+}
+
+/// The leaf of one segment; `None` if it is all hole or behind the volume's end.
+///
+/// # Errors
+///
+/// [`WalkError`] if a node on the path cannot be had or is at the wrong level.
+pub async fn find_leaf<S: NodeSource>(
+    source: &S,
+    root: &Root,
+    segment: u32,
+) -> Result<Option<NodeId>, WalkError<S::Error>> {
+    if !has_segment(root.size_bytes, segment) {
+        return Ok(None);
+    }
+    let mut node = root.top;
+    for level in (1..=root.height()).rev() {
+        let Some(id) = node else { return Ok(None) };
+        node = inner_at(source, id, level)
+            .await?
+            .child(slot_of(segment, level));
+    }
+    Ok(node)
+}
+
+/// Visits the leaves of a tree in ascending order of their segments. Holds one node per level.
+#[derive(Debug)]
+pub struct LeafWalk {
+    root: Root,
+    from_segment: u32,
+    /// The root's top node, until it has been entered.
+    top: Option<NodeId>,
+    path: Vec<Step>,
+}
+
+/// An inner node on the way to the current leaf, and which child comes next.
+#[derive(Debug)]
+struct Step {
+    id: NodeId,
+    inner: Arc<Inner>,
+    first_segment: u32,
+    next_child: usize,
+}
+
+impl LeafWalk {
+    /// A walk over the leaves from `from_segment` on.
+    #[must_use]
+    pub fn new(root: &Root, from_segment: u32) -> Self {
+        Self {
+            root: *root,
+            from_segment,
+            top: root.top,
+            path: Vec::new(),
+        }
+    }
+
+    /// The next segment that has a leaf, with the leaf's id; `None` behind the last. May be called
+    /// again after an error, to try again at the same place.
+    ///
+    /// # Errors
+    ///
+    /// [`WalkError`] if a node cannot be had, is at the wrong level, or reaches behind the volume's
+    /// end.
+    pub async fn next<S: NodeSource>(
+        &mut self,
+        source: &S,
+    ) -> Result<Option<(u32, NodeId)>, WalkError<S::Error>> {
+        if let Some(top) = self.top {
+            self.enter(source, top, 0, self.root.height()).await?;
+            self.top = None;
+        }
+        while let Some(step) = self.path.last_mut() {
+            let Some(&(slot, child)) = step.inner.children().get(step.next_child) else {
+                self.path.pop();
+                continue;
+            };
+            let level = step.inner.level();
+            let size_bytes = self.root.size_bytes;
+            let segment = checked_child(step.id, step.first_segment, level, slot, size_bytes)?;
+            if level == 1 {
+                step.next_child += 1;
+                return Ok(Some((segment, child)));
+            }
+            self.enter(source, child, segment, level - 1).await?;
+            // Only once the child is there, so that an error can be tried again.
+            let parent = self.path.len() - 2;
+            self.path[parent].next_child += 1;
+        }
+        Ok(None)
+    }
+
+    /// Steps down into a node, past the children that lie before the walk's start.
+    async fn enter<S: NodeSource>(
+        &mut self,
+        source: &S,
+        id: NodeId,
+        first_segment: u32,
+        level: u8,
+    ) -> Result<(), WalkError<S::Error>> {
+        let inner = inner_at(source, id, level).await?;
+        let next_child = inner.children().partition_point(|&(slot, _)| {
+            last_segment(child_segment(first_segment, level, slot), level - 1) < self.from_segment
+        });
+        self.path.push(Step {
+            id,
+            inner,
+            first_segment,
+            next_child,
+        });
+        Ok(())
+    }
+}
+
+/// Last segment under a node of `level` (0 = a leaf).
+fn last_segment(first_segment: u32, level: u8) -> u32 {
+    let mut last = first_segment;
+    for level in 1..=level {
+        last = child_segment(last, level, u8::MAX);
+    }
+    last
+}

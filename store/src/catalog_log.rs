@@ -1,0 +1,168 @@
+//! The catalog log: every change of the catalog, in order, durable before it is applied.
+//!
+//! RocksDB holds the catalog that is asked; this file is what it can be made again from. Appends are small and rare,
+//! one per snapshot made, tagged or deleted.
+
+use std::{path::PathBuf, sync::Arc};
+
+use crate::{
+    Damage, Error, Result,
+    failpoints::{Failpoint, reach},
+    format::{
+        FormatError, StoreId,
+        catalog_log::{self, Found, LOG_HEADER_BYTES, LOG_RECORD_BYTES_MAX, LogHeader, Position, Record},
+    },
+    io::{AlignedBuf, Disk, File, OpenMode},
+};
+
+/// Read at a time when the log is opened.
+const WINDOW_BYTES: usize = 1 << 20;
+
+const _: () = assert!(WINDOW_BYTES > LOG_RECORD_BYTES_MAX);
+
+/// The log, open for appending.
+#[derive(Debug)]
+pub(crate) struct CatalogLog {
+    disk: Arc<dyn Disk>,
+    file: File,
+    /// Where the next record goes: all before is durable.
+    position: Position,
+}
+
+/// What a log held when it was opened.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    /// The records with their numbers, in order.
+    pub(crate) records: Vec<(u64, Record)>,
+    /// Why the tail was cut off, if it was: the record that was being written when the process or the power failed.
+    pub(crate) torn: Option<String>,
+}
+
+impl CatalogLog {
+    /// Makes an empty log and makes it durable, but for its name in the directory.
+    pub(crate) async fn create(disk: Arc<dyn Disk>, path: PathBuf, store: StoreId) -> Result<Self> {
+        let file = disk.open_direct(&path, OpenMode::CreateNew).map_err(|source| Error::io("create", &path, source))?;
+        let header = LogHeader { store }.encode();
+        let log = Self {
+            disk,
+            file,
+            position: Position::START,
+        };
+        log.write(0, &header).await?;
+        log.sync().await?;
+        Ok(log)
+    }
+
+    /// Opens a log, reads all of it, and cuts off a torn tail.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] when a record is damaged that others follow, [`Error::Incompatible`] when it is another
+    /// store's or a later version's.
+    pub(crate) async fn open(disk: Arc<dyn Disk>, path: PathBuf, store: StoreId) -> Result<(Self, Replay)> {
+        let file = disk.open_direct(&path, OpenMode::ReadWrite).map_err(|source| Error::io("open", &path, source))?;
+        let mut log = Self {
+            disk,
+            file,
+            position: Position::START,
+        };
+        let replay = log.replay(store).await?;
+        Ok((log, replay))
+    }
+
+    /// Reads the log to its end, and leaves the position there.
+    async fn replay(&mut self, store: StoreId) -> Result<Replay> {
+        let path = self.file.path().to_owned();
+        let failed = |verb| move |source| Error::io(verb, &path, source);
+        let header = self.disk.read_up_to(&self.file, 0, LOG_HEADER_BYTES).await.map_err(failed.clone()("read"))?;
+        let header = LogHeader::decode(&header).map_err(|problem| self.damage(0, "header", &problem))?;
+        if header.store != store {
+            return Err(Error::Incompatible {
+                path: self.file.path().to_owned(),
+                why: format!("it belongs to store {}, this is store {store}", header.store),
+            });
+        }
+        let len_bytes = self.disk.len(&self.file).map_err(failed.clone()("read the length of"))?;
+        let mut replay = Replay {
+            records: Vec::new(),
+            torn: None,
+        };
+        loop {
+            let from = self.position;
+            let read = self.disk.read_up_to(&self.file, from.offset_bytes, WINDOW_BYTES).await;
+            let window = read.map_err(failed.clone()("read"))?;
+            let at_end = from.offset_bytes + window.len() as u64 >= len_bytes;
+            let mut scan = catalog_log::scan(&window, from, at_end);
+            for found in &mut scan {
+                match found {
+                    Found::Record { sequence, record, .. } => replay.records.push((sequence, record)),
+                    Found::Torn { offset_bytes, why } => {
+                        replay.torn = Some(format!("{} at offset {offset_bytes}: {why}", self.file.path().display()));
+                    }
+                    Found::Damaged { offset_bytes, why } => return Err(self.damage(offset_bytes, "record", &why)),
+                    Found::Unknown { offset_bytes, why } => {
+                        return Err(Error::Incompatible {
+                            path: self.file.path().to_owned(),
+                            why: format!("record at offset {offset_bytes}: {why}"),
+                        });
+                    }
+                }
+            }
+            self.position = scan.position();
+            if at_end {
+                break;
+            }
+        }
+        if replay.torn.is_some() {
+            let end_bytes = self.position.offset_bytes;
+            self.disk.set_len(&self.file, end_bytes).map_err(failed.clone()("cut the torn tail of"))?;
+            self.disk.sync_data(&self.file).await.map_err(failed("sync"))?;
+        }
+        Ok(replay)
+    }
+
+    fn damage(&self, offset_bytes: u64, what: &str, problem: &FormatError) -> Error {
+        Damage::in_file(self.file.path(), offset_bytes, format_args!("catalog log {what}"), problem).into()
+    }
+
+    /// Appends a record; it is durable when its number is returned.
+    ///
+    /// When the disk is full, the log is as it was. After any other error its end is unknown, and nothing must be
+    /// appended.
+    pub(crate) async fn append(&mut self, record: &Record) -> Result<u64> {
+        let Position {
+            offset_bytes,
+            next_sequence,
+        } = self.position;
+        let bytes = record.encode(next_sequence);
+        self.write(offset_bytes, &bytes).await?;
+        reach(Failpoint::CatalogLogWritten);
+        self.sync().await?;
+        self.position = Position {
+            offset_bytes: offset_bytes + bytes.len() as u64,
+            next_sequence: next_sequence + 1,
+        };
+        Ok(next_sequence)
+    }
+
+    async fn write(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        let path = self.file.path();
+        let Err(source) = self.disk.write(&self.file, offset_bytes, AlignedBuf::from_slice(bytes)).await else {
+            return Ok(());
+        };
+        let error = Error::io("append to", path, source);
+        if matches!(error, Error::Full { .. }) {
+            self.disk.set_len(&self.file, offset_bytes).map_err(|source| Error::io("cut back", path, source))?;
+        }
+        Err(error)
+    }
+
+    async fn sync(&self) -> Result<()> {
+        // Not told apart by its reason: what a failed sync leaves is unknown, also when the disk was full.
+        self.disk.sync_data(&self.file).await.map_err(|source| Error::Io {
+            verb: "sync",
+            path: self.file.path().to_owned(),
+            source,
+        })
+    }
+}

@@ -1,0 +1,362 @@
+//! The order of durability: what is written, synced and made visible, in which order, and nowhere else.
+//!
+//! 1. Pack bytes are written and synced ([`PackWriter::flush`], whose receipt the next step asks for).
+//! 2. A snapshot's record is appended to the catalog log and synced.
+//! 3. Index entries and the snapshot's record enter RocksDB, in one batch with a synced WAL.
+//!
+//! Nobody sees a snapshot before 3. A crash between 2 and 3 leaves a record that recovery brings in: the
+//! snapshot is whole by then, and nobody was told otherwise. Chunks are synced and indexed in groups while
+//! an upload runs, so that one that is interrupted need not send them again.
+//!
+//! A disk that is full loses what was not synced yet, and nothing else: uploads that were under way fail (their
+//! [`Generation`] has passed), the store goes on. Any other failure to write or to sync leaves the state of
+//! the disk unknown: nothing is written any more until a restart.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use parking_lot::RwLock;
+use tokio::sync::{Mutex, MutexGuard};
+use varve_content::ChunkId;
+
+use crate::{
+    Error, Result,
+    catalog_log::CatalogLog,
+    failpoints::{Failpoint, reach},
+    format::{catalog_log::Record, pack::Payload},
+    limits,
+    meta::{Batch, Meta, NodeKey, SnapshotId, SnapshotRecord},
+    pack::{Appended, EncodedRecord, PackWriter, PlacedRecord},
+    workers::{Priority, Workers},
+};
+
+/// A span between two losses of unsynced records. What was learned in one does not hold in the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Generation(u64);
+
+#[derive(Debug)]
+pub(crate) struct Commit {
+    chunks: PackWriter,
+    nodes: PackWriter,
+    meta: Arc<dyn Meta>,
+    workers: Arc<Workers>,
+    pending: RwLock<Pending>,
+    /// One flush at a time: a second would sync what the first does.
+    flushing: Mutex<()>,
+    /// Changes of the catalog are made one after another.
+    catalog: Mutex<CatalogLog>,
+}
+
+/// Records that were appended and are not in the index yet.
+#[derive(Debug, Default)]
+struct Pending {
+    generation: u64,
+    chunks: HashMap<ChunkId, Payload>,
+    nodes: HashSet<NodeKey>,
+    chunks_appended: Option<Appended>,
+    nodes_appended: Option<Appended>,
+    /// Set once: why nothing is written any more.
+    poisoned: Option<String>,
+    closing: bool,
+}
+
+impl Pending {
+    fn check(&self, generation: Generation) -> Result<()> {
+        if let Some(reason) = &self.poisoned {
+            return Err(Error::Poisoned { reason: reason.clone() });
+        }
+        if self.closing {
+            return Err(Error::Closing);
+        }
+        if self.generation != generation.0 {
+            return Err(Error::Full {
+                verb: "keep what this upload had sent; free space and upload again",
+                path: "the data directory".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn appended_bytes(&self) -> u64 {
+        let bytes = |appended: &Option<Appended>| appended.as_ref().map_or(0, Appended::stored_bytes);
+        bytes(&self.chunks_appended) + bytes(&self.nodes_appended)
+    }
+}
+
+/// Indexes a record, whatever it is.
+pub(crate) fn put_record(batch: &mut Batch, record: &PlacedRecord) {
+    match NodeKey::new(record.location.payload.kind, record.id) {
+        Some(key) => batch.put_node(key, record.location),
+        None => batch.put_chunk(ChunkId::from_bytes(record.id), record.location),
+    }
+}
+
+/// The keys of records that are nodes.
+pub(crate) fn node_keys(records: &[EncodedRecord]) -> impl Iterator<Item = NodeKey> {
+    records.iter().filter_map(|record| NodeKey::new(record.payload().kind, *record.id()))
+}
+
+/// Adds to what was appended before.
+fn join(all: &mut Option<Appended>, more: Appended) {
+    match all {
+        Some(all) => all.join(more),
+        None => *all = Some(more),
+    }
+}
+
+impl Commit {
+    pub(crate) fn new(
+        chunks: PackWriter,
+        nodes: PackWriter,
+        meta: Arc<dyn Meta>,
+        workers: Arc<Workers>,
+        log: CatalogLog,
+    ) -> Self {
+        Self {
+            chunks,
+            nodes,
+            meta,
+            workers,
+            pending: RwLock::default(),
+            flushing: Mutex::new(()),
+            catalog: Mutex::new(log),
+        }
+    }
+
+    /// The current generation, for an upload that begins.
+    pub(crate) fn generation(&self) -> Result<Generation> {
+        let pending = self.pending.read();
+        let generation = Generation(pending.generation);
+        pending.check(generation)?;
+        Ok(generation)
+    }
+
+    /// That what was learned in `generation` still holds, and that the store writes.
+    pub(crate) fn check(&self, generation: Generation) -> Result<()> {
+        self.pending.read().check(generation)
+    }
+
+    /// Why the store has stopped writing, if it has.
+    pub(crate) fn poisoned(&self) -> Option<String> {
+        self.pending.read().poisoned.clone()
+    }
+
+    /// How chunks are kept that the index does not know yet.
+    pub(crate) fn pending_chunks(&self, ids: &[ChunkId]) -> Vec<Option<Payload>> {
+        let pending = self.pending.read();
+        ids.iter().map(|id| pending.chunks.get(id).copied()).collect()
+    }
+
+    /// Which nodes were appended that the index does not know yet.
+    pub(crate) fn pending_nodes(&self, keys: &[NodeKey]) -> Vec<bool> {
+        let pending = self.pending.read();
+        keys.iter().map(|key| pending.nodes.contains(key)).collect()
+    }
+
+    /// Appends chunks, and indexes when a group is full. Returns the bytes they take in packs.
+    pub(crate) async fn append_chunks(&self, generation: Generation, records: Vec<EncodedRecord>) -> Result<u64> {
+        let kept: Vec<_> = records.iter().map(|record| (ChunkId::from_bytes(*record.id()), *record.payload())).collect();
+        let appended = self.written(self.chunks.append(records).await)?;
+        let stored = appended.stored_bytes();
+        let full = {
+            let mut pending = self.pending.write();
+            pending.check(generation)?;
+            pending.chunks.extend(kept);
+            join(&mut pending.chunks_appended, appended);
+            pending.appended_bytes() >= limits::INDEX_GROUP_BYTES
+        };
+        reach(Failpoint::ChunksAppended);
+        if full {
+            // Whoever flushes already takes these along, or the next group does.
+            if let Ok(flushing) = self.flushing.try_lock() {
+                self.flush_locked(&flushing, false).await?;
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Appends tree nodes. Returns the bytes they take in packs.
+    pub(crate) async fn append_nodes(&self, generation: Generation, records: Vec<EncodedRecord>) -> Result<u64> {
+        let keys: Vec<_> = node_keys(&records).collect();
+        let appended = self.written(self.nodes.append(records).await)?;
+        let stored = appended.stored_bytes();
+        let mut pending = self.pending.write();
+        pending.check(generation)?;
+        pending.nodes.extend(keys);
+        join(&mut pending.nodes_appended, appended);
+        Ok(stored)
+    }
+
+    /// Makes a snapshot of content whose nodes were all appended, and shows it.
+    pub(crate) async fn commit_snapshot(&self, generation: Generation, record: SnapshotRecord) -> Result<SnapshotRecord> {
+        {
+            let flushing = self.flushing.lock().await;
+            self.check(generation)?;
+            self.flush_locked(&flushing, false).await?;
+        }
+        self.check(generation)?;
+        let mut log = self.catalog.lock().await;
+        let name = record.name.clone();
+        if let Some(taken) = self.ask(move |meta| meta.snapshot_by_name(&name)).await? {
+            return Err(Error::AlreadyExists {
+                name: record.name,
+                id: taken.id.to_string(),
+            });
+        }
+        self.change_catalog(&mut log, Record::PutSnapshot(record.clone())).await?;
+        Ok(record)
+    }
+
+    /// Replaces a snapshot's record by what `change` makes of it.
+    pub(crate) async fn update_snapshot<F>(&self, id: SnapshotId, change: F) -> Result<SnapshotRecord>
+    where
+        F: FnOnce(SnapshotRecord) -> Result<SnapshotRecord>,
+    {
+        let mut log = self.catalog.lock().await;
+        let record = change(self.existing(id).await?)?;
+        self.change_catalog(&mut log, Record::PutSnapshot(record.clone())).await?;
+        Ok(record)
+    }
+
+    /// Removes a snapshot's record.
+    pub(crate) async fn delete_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
+        let mut log = self.catalog.lock().await;
+        let record = self.existing(id).await?;
+        self.change_catalog(&mut log, Record::DeleteSnapshot(id)).await?;
+        Ok(record)
+    }
+
+    async fn existing(&self, id: SnapshotId) -> Result<SnapshotRecord> {
+        self.ask(move |meta| meta.snapshot(id)).await?.ok_or_else(|| Error::NotFound {
+            what: "snapshot",
+            name: id.to_string(),
+        })
+    }
+
+    /// Steps 2 and 3.
+    async fn change_catalog(&self, log: &mut CatalogLog, record: Record) -> Result<()> {
+        self.writable()?;
+        reach(Failpoint::BeforeCatalogLog);
+        let sequence = self.written(log.append(&record).await)?;
+        reach(Failpoint::CatalogLogSynced);
+        let mut batch = Batch::default();
+        batch.catalog(sequence, record);
+        let applied = self.apply(batch, true).await;
+        // The record is durable and not applied: it must not be overtaken by another.
+        applied.inspect_err(|error| self.poison(error))?;
+        reach(Failpoint::CatalogApplied);
+        Ok(())
+    }
+
+    /// Syncs and indexes all that is pending.
+    pub(crate) async fn flush(&self) -> Result<()> {
+        let flushing = self.flushing.lock().await;
+        self.flush_locked(&flushing, true).await
+    }
+
+    async fn flush_locked(&self, _flushing: &MutexGuard<'_, ()>, sync: bool) -> Result<()> {
+        self.writable()?;
+        // What was appended before is covered by the flush. What comes meanwhile waits for the next.
+        let (chunks, nodes) = {
+            let mut pending = self.pending.write();
+            (pending.chunks_appended.take(), pending.nodes_appended.take())
+        };
+        if chunks.is_none() && nodes.is_none() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        let chunks = self.make_durable(&self.chunks, chunks, &mut batch).await?;
+        let nodes = self.make_durable(&self.nodes, nodes, &mut batch).await?;
+        reach(Failpoint::PacksSynced);
+        for record in chunks.iter().chain(&nodes) {
+            put_record(&mut batch, record);
+        }
+        self.apply(batch, sync).await.inspect_err(|error| self.poison(error))?;
+        reach(Failpoint::GroupIndexed);
+        let mut pending = self.pending.write();
+        for record in &chunks {
+            pending.chunks.remove(&ChunkId::from_bytes(record.id));
+        }
+        for key in nodes.iter().filter_map(|record| NodeKey::new(record.location.payload.kind, record.id)) {
+            pending.nodes.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// Step 1: syncs what a writer has appended, and tells where it is. Only a receipt tells, so the index cannot
+    /// point at bytes that a power cut may take.
+    async fn make_durable(
+        &self,
+        writer: &PackWriter,
+        appended: Option<Appended>,
+        batch: &mut Batch,
+    ) -> Result<Vec<PlacedRecord>> {
+        let Some(appended) = appended else {
+            return Ok(Vec::new());
+        };
+        let flushed = self.written(writer.flush().await)?;
+        batch.packs(flushed.packs());
+        self.written(flushed.settle(appended).map_err(Error::from))
+    }
+
+    async fn ask<T, F>(&self, ask: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn Meta) -> Result<T> + Send + 'static,
+    {
+        let meta = Arc::clone(&self.meta);
+        self.workers.run(Priority::Read, move |_| ask(&*meta)).await?
+    }
+
+    async fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
+        let meta = Arc::clone(&self.meta);
+        self.workers.run(Priority::Write, move |_| meta.apply(batch, sync)).await?
+    }
+
+    fn writable(&self) -> Result<()> {
+        match &self.pending.read().poisoned {
+            Some(reason) => Err(Error::Poisoned { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Draws the consequence of a failed write, sync or append.
+    fn written<T>(&self, result: Result<T>) -> Result<T> {
+        match &result {
+            Ok(_) | Err(Error::Poisoned { .. } | Error::Closing | Error::Limit(_)) => {}
+            Err(Error::Full { .. }) => {
+                let mut pending = self.pending.write();
+                pending.generation += 1;
+                pending.chunks.clear();
+                pending.nodes.clear();
+                pending.chunks_appended = None;
+                pending.nodes_appended = None;
+            }
+            Err(error) => self.poison(error),
+        }
+        result
+    }
+
+    fn poison(&self, error: &Error) {
+        let mut pending = self.pending.write();
+        if pending.poisoned.is_none() {
+            tracing::error!(%error, "the store stops writing");
+            pending.poisoned = Some(error.to_string());
+        }
+    }
+
+    /// Syncs and indexes what is pending, and refuses everything after.
+    pub(crate) async fn close(&self) -> Result<()> {
+        self.pending.write().closing = true;
+        let flushing = self.flushing.lock().await;
+        if self.poisoned().is_some() {
+            return Ok(());
+        }
+        self.flush_locked(&flushing, true).await?;
+        self.written(self.chunks.close().await)?;
+        self.written(self.nodes.close().await)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! The catalogue of crash points: places where a process may die, and what must hold after.
+//!
+//! A test arms one by the environment of the daemon (`VARVE_FAILPOINT=name` or `name:N` for the Nth time it is
+//! reached) and the process ends there as if it were killed. Not armed, a point costs one relaxed load.
+
+use std::{
+    env,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use crate::{Error, Result};
+
+/// The variable that arms a point.
+pub const VARIABLE: &str = "VARVE_FAILPOINT";
+
+macro_rules! failpoints {
+    ($($(#[doc = $doc:literal])+ $point:ident = $name:literal,)+) => {
+        /// A place where a test may end the process.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Failpoint {
+            $($(#[doc = $doc])+ $point,)+
+        }
+
+        impl Failpoint {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$point),+];
+
+            /// As it is called in the environment.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$point => $name,)+
+                }
+            }
+        }
+    };
+}
+
+failpoints! {
+    /// Chunks are in a pack's buffers, perhaps on disk, not synced and not indexed. After: no trace in the
+    /// index but what recovery finds whole in the pack; no snapshot.
+    ChunksAppended = "chunks-appended",
+    /// Packs are synced, the index does not know. After: recovery indexes the records behind the last known
+    /// position, so that an import that runs again need not send them; no snapshot.
+    PacksSynced = "packs-synced",
+    /// The index knows the synced chunks. After: an import that runs again sends none of them; no snapshot.
+    GroupIndexed = "group-indexed",
+    /// All of a snapshot's content is durable and indexed, the catalog log has no record. After: no snapshot.
+    BeforeCatalogLog = "before-catalog-log",
+    /// The record is written to the catalog log and not synced. After: the snapshot is whole, or not there.
+    CatalogLogWritten = "catalog-log-written",
+    /// The record is durable in the catalog log, RocksDB does not have it, nobody was told. After: recovery
+    /// brings it in, and the snapshot is whole.
+    CatalogLogSynced = "catalog-log-synced",
+    /// RocksDB has the record too, nobody was told. After: the snapshot is whole.
+    CatalogApplied = "catalog-applied",
+}
+
+/// 0: none; otherwise the armed point's number + 1.
+static ARMED: AtomicU32 = AtomicU32::new(0);
+/// How often the armed point is still to be passed.
+static REMAINING: AtomicU64 = AtomicU64::new(0);
+
+/// Arms the point that the environment names, if it names one.
+pub fn arm_from_environment() -> Result<Option<Failpoint>> {
+    let Ok(wanted) = env::var(VARIABLE) else {
+        return Ok(None);
+    };
+    let (name, count) = match wanted.split_once(':') {
+        None => (wanted.as_str(), 1),
+        Some((name, count)) => (
+            name,
+            count
+                .parse::<u64>()
+                .map_err(|_| Error::Invalid(format!("{VARIABLE}={wanted:?}: {count:?} is not a count")))?,
+        ),
+    };
+    let point = Failpoint::ALL
+        .iter()
+        .copied()
+        .find(|point| point.name() == name)
+        .ok_or_else(|| Error::Invalid(format!("{VARIABLE}={wanted:?}: there is no such point")))?;
+    REMAINING.store(count.max(1), Ordering::Relaxed);
+    ARMED.store(point as u32 + 1, Ordering::Relaxed);
+    Ok(Some(point))
+}
+
+/// Ends the process here if this point is armed and its turn has come.
+pub(crate) fn reach(point: Failpoint) {
+    if ARMED.load(Ordering::Relaxed) == point as u32 + 1 && REMAINING.fetch_sub(1, Ordering::Relaxed) == 1 {
+        tracing::error!(point = point.name(), "ending the process at a failpoint");
+        std::process::abort();
+    }
+}

@@ -1,0 +1,371 @@
+//! The catalog log: every change of the catalog, in order. The catalog can be made again from it.
+//!
+//! ```text
+//! 0            4096                 8192         8192 + 4096 n
+//! +------------+--------------------+------------+---------- - -
+//! | log header | record 1 and zeros | record 2 ...            | record 3
+//! +------------+--------------------+------------+---------- - -
+//! ```
+//!
+//! Each record begins at a multiple of [`LOG_ALIGN`] and is filled up to the next one with zeros, so that bytes
+//! that were synced are never written again. A record is synced before the next is written: one that cannot be read is
+//! the torn end of a log whose writer died if nothing follows it, and damage if anything does. Sequence numbers go
+//! up by one from 1: one that is missing is damage, too.
+
+use super::{
+    FormatError, SnapshotId, SnapshotRecord, StoreId,
+    fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_crc32},
+    store_file::FORMAT_VERSION,
+};
+
+/// The header in front of all records.
+pub const LOG_HEADER_BYTES: usize = 4096;
+/// Records begin at multiples of this.
+pub const LOG_ALIGN: u64 = 4096;
+/// The largest record, header and zeros included. A snapshot's record with the longest name and tags in 4-byte
+/// characters is under 77 KiB.
+pub const LOG_RECORD_BYTES_MAX: usize = 128 << 10;
+
+const RECORD_HEADER_BYTES: usize = 32;
+const LOG_MAGIC: [u8; 8] = *b"VARVCLOG";
+const RECORD_MAGIC: [u8; 4] = *b"VCAT";
+const PUT_SNAPSHOT: u8 = 1;
+const DELETE_SNAPSHOT: u8 = 2;
+/// First byte of a deletion, as [`SnapshotRecord`] has one of its own.
+const DELETE_VERSION: u8 = 1;
+
+/// The first [`LOG_HEADER_BYTES`] of the log.
+///
+/// | offset | bytes | field |
+/// | --- | --- | --- |
+/// | 0 | 8 | `VARVCLOG` |
+/// | 8 | 4 | format version |
+/// | 12 | 4 | zero |
+/// | 16 | 16 | store id |
+/// | 32 | 28 | zero |
+/// | 60 | 4 | CRC-32 of the bytes before |
+/// | 64 | 4032 | zero |
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub struct LogHeader {
+    /// Whose it is.
+    pub store: StoreId,
+}
+
+impl LogHeader {
+    /// The header's bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; LOG_HEADER_BYTES] {
+        let mut bytes = [0; LOG_HEADER_BYTES];
+        let (head, _) = bytes.split_at_mut(64);
+        FieldsMut::new(head)
+            .bytes(&LOG_MAGIC)
+            .u32(FORMAT_VERSION)
+            .reserved(4)
+            .bytes(self.store.as_bytes());
+        put_crc32(head);
+        bytes
+    }
+
+    /// The header in the first [`LOG_HEADER_BYTES`] of `bytes`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        const WHAT: &str = "header of the catalog log";
+        let bytes: &[u8; LOG_HEADER_BYTES] = first(WHAT, bytes)?;
+        let (head, tail) = bytes.split_at(64);
+        expect_magic(WHAT, head, &LOG_MAGIC)?;
+        let mut fields = Fields::new(WHAT, check_crc32(WHAT, head)?);
+        fields.bytes(LOG_MAGIC.len())?;
+        let version = fields.u32()?;
+        if version != FORMAT_VERSION {
+            return Err(FormatError::unknown(
+                "format version of the catalog log",
+                FORMAT_VERSION,
+                version,
+            ));
+        }
+        fields.reserved(4)?;
+        let store = StoreId::from_bytes(fields.array()?);
+        fields.reserved(28)?;
+        fields.end()?;
+        Fields::new(WHAT, tail).reserved(tail.len())?;
+        Ok(Self { store })
+    }
+}
+
+/// A change of the catalog.
+///
+/// | offset | bytes | field |
+/// | --- | --- | --- |
+/// | 0 | 4 | `VCAT` |
+/// | 4 | 1 | kind: 1 put snapshot, 2 delete snapshot |
+/// | 5 | 3 | zero |
+/// | 8 | 8 | sequence number |
+/// | 16 | 4 | length of the payload |
+/// | 20 | 4 | CRC-32 of the payload |
+/// | 24 | 4 | zero |
+/// | 28 | 4 | CRC-32 of the bytes before |
+/// | 32 | n | payload: a [`SnapshotRecord`], or a version byte (1) and a [`SnapshotId`] |
+/// | 32 + n |  | zeros up to a multiple of [`LOG_ALIGN`] |
+///
+/// A kind or version that is not known is never passed over: the catalog would not be what it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// A snapshot is there from now on, or has changed.
+    PutSnapshot(SnapshotRecord),
+    /// A snapshot's record is gone.
+    DeleteSnapshot(SnapshotId),
+}
+
+impl Record {
+    /// The record's bytes in the log, a multiple of [`LOG_ALIGN`].
+    #[must_use]
+    pub fn encode(&self, sequence: u64) -> Vec<u8> {
+        let (kind, payload) = match self {
+            Self::PutSnapshot(record) => (PUT_SNAPSHOT, record.encode()),
+            Self::DeleteSnapshot(id) => {
+                let mut payload = vec![DELETE_VERSION];
+                payload.extend_from_slice(id.as_bytes());
+                (DELETE_SNAPSHOT, payload)
+            }
+        };
+        let record_bytes = (RECORD_HEADER_BYTES + payload.len()).next_multiple_of(LOG_ALIGN as usize);
+        assert!(
+            record_bytes <= LOG_RECORD_BYTES_MAX,
+            "names and tags are bounded: a record of {record_bytes} bytes"
+        );
+        let mut bytes = vec![0; record_bytes];
+        let (head, rest) = bytes.split_at_mut(RECORD_HEADER_BYTES);
+        #[expect(clippy::cast_possible_truncation, reason = "asserted to be at most LOG_RECORD_BYTES_MAX")]
+        FieldsMut::new(head)
+            .bytes(&RECORD_MAGIC)
+            .u8(kind)
+            .reserved(3)
+            .u64(sequence)
+            .u32(payload.len() as u32)
+            .u32(crc32fast::hash(&payload));
+        put_crc32(head);
+        FieldsMut::new(rest).bytes(&payload);
+        bytes
+    }
+}
+
+/// A place in the log, and the record to come there.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// From the start of the log.
+    pub offset_bytes: u64,
+    /// The next record's number.
+    pub next_sequence: u64,
+}
+
+impl Position {
+    /// Behind the header.
+    pub const START: Self = Self {
+        offset_bytes: LOG_HEADER_BYTES as u64,
+        next_sequence: 1,
+    };
+}
+
+/// What [`scan`] finds. All but a record end the scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A record, whole.
+    Record {
+        /// Where it begins.
+        offset_bytes: u64,
+        /// Its number.
+        sequence: u64,
+        /// What it says.
+        record: Record,
+    },
+    /// A record that was not written to its end, and nothing behind it: the writer died before anybody relied on it. The log ends
+    /// here. (A record that was synced and is damaged now looks the same if it is the very last: whoever knows
+    /// that it was applied has to object.)
+    Torn {
+        /// Where it begins.
+        offset_bytes: u64,
+        /// What is wrong.
+        why: FormatError,
+    },
+    /// A record that is not what was written, though the log goes on behind it.
+    Damaged {
+        /// Where it begins.
+        offset_bytes: u64,
+        /// What is wrong.
+        why: FormatError,
+    },
+    /// A whole record that only a newer version understands.
+    Unknown {
+        /// Where it begins.
+        offset_bytes: u64,
+        /// What is not known.
+        why: FormatError,
+    },
+}
+
+/// Reads the records in `window`: bytes of the log from `from` on, and up to its end if `at_end`.
+///
+/// A long log is read in windows of more than [`LOG_RECORD_BYTES_MAX`]: where one ends before the log does, the scan
+/// ends without a word, and the next begins at its [`position`](Scan::position).
+#[must_use]
+pub fn scan(window: &[u8], from: Position, at_end: bool) -> Scan<'_> {
+    Scan {
+        rest: window,
+        position: from,
+        at_end,
+        ended: false,
+    }
+}
+
+/// See [`scan`].
+#[derive(Debug)]
+pub struct Scan<'a> {
+    rest: &'a [u8],
+    position: Position,
+    at_end: bool,
+    ended: bool,
+}
+
+impl Scan<'_> {
+    /// Behind the last record that was found whole.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// What a record that cannot be read means.
+    fn judge(&self, why: FormatError) -> Found {
+        let offset_bytes = self.position.offset_bytes;
+        // A torn write is one record long at the most, and no whole record follows.
+        let goes_on = self.rest.len() > LOG_RECORD_BYTES_MAX
+            || self
+                .rest
+                .chunks(LOG_ALIGN as usize)
+                .skip(1)
+                .any(|block| RecordHeader::decode(block).is_ok());
+        if goes_on {
+            Found::Damaged { offset_bytes, why }
+        } else {
+            Found::Torn { offset_bytes, why }
+        }
+    }
+}
+
+impl Iterator for Scan<'_> {
+    type Item = Found;
+
+    fn next(&mut self) -> Option<Found> {
+        if self.ended || self.rest.is_empty() {
+            return None;
+        }
+        match decode_record(self.rest, self.position.next_sequence) {
+            Ok((record_bytes, record)) => {
+                let found = Found::Record {
+                    offset_bytes: self.position.offset_bytes,
+                    sequence: self.position.next_sequence,
+                    record,
+                };
+                self.rest = self.rest.get(record_bytes..).unwrap_or_default();
+                self.position.offset_bytes += record_bytes as u64;
+                self.position.next_sequence += 1;
+                Some(found)
+            }
+            // The rest of it may be in the next window.
+            Err(_) if !self.at_end && self.rest.len() <= LOG_RECORD_BYTES_MAX => None,
+            Err(why) => {
+                self.ended = true;
+                Some(if why.is_unknown() {
+                    Found::Unknown {
+                        offset_bytes: self.position.offset_bytes,
+                        why,
+                    }
+                } else {
+                    self.judge(why)
+                })
+            }
+        }
+    }
+}
+
+struct RecordHeader {
+    kind: u8,
+    sequence: u64,
+    payload_bytes: u32,
+    payload_crc32: u32,
+}
+
+impl RecordHeader {
+    fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        const WHAT: &str = "header of a catalog log record";
+        let bytes: &[u8; RECORD_HEADER_BYTES] = first(WHAT, bytes)?;
+        expect_magic(WHAT, bytes, &RECORD_MAGIC)?;
+        let mut fields = Fields::new(WHAT, check_crc32(WHAT, bytes)?);
+        fields.bytes(RECORD_MAGIC.len())?;
+        let kind = fields.u8()?;
+        fields.reserved(3)?;
+        let header = Self {
+            kind,
+            sequence: fields.u64()?,
+            payload_bytes: fields.u32()?,
+            payload_crc32: fields.u32()?,
+        };
+        fields.reserved(4)?;
+        fields.end()?;
+        let most = (LOG_RECORD_BYTES_MAX - RECORD_HEADER_BYTES) as u64;
+        if u64::from(header.payload_bytes) > most {
+            return Err(FormatError::differs(
+                "length of a catalog log record",
+                format_args!("at most {most}"),
+                header.payload_bytes,
+            ));
+        }
+        Ok(header)
+    }
+}
+
+/// The record at the start of `bytes`, and how many it takes.
+fn decode_record(bytes: &[u8], sequence: u64) -> Result<(usize, Record), FormatError> {
+    const WHAT: &str = "catalog log record";
+    let header = RecordHeader::decode(bytes)?;
+    if header.sequence != sequence {
+        return Err(FormatError::differs(
+            "sequence number of a catalog log record",
+            sequence,
+            header.sequence,
+        ));
+    }
+    let used_bytes = RECORD_HEADER_BYTES + header.payload_bytes as usize;
+    let record_bytes = used_bytes.next_multiple_of(LOG_ALIGN as usize);
+    let mut fields = Fields::new(WHAT, bytes);
+    fields.bytes(RECORD_HEADER_BYTES)?;
+    let payload = fields.bytes(header.payload_bytes as usize)?;
+    fields.reserved(record_bytes - used_bytes)?;
+    let found = crc32fast::hash(payload);
+    if found != header.payload_crc32 {
+        return Err(FormatError::differs(
+            WHAT,
+            format_args!("CRC-32 {:08x}", header.payload_crc32),
+            format_args!("{found:08x}"),
+        ));
+    }
+    let record = match header.kind {
+        PUT_SNAPSHOT => Record::PutSnapshot(SnapshotRecord::decode(payload)?),
+        DELETE_SNAPSHOT => {
+            let mut fields = Fields::new("deletion of a snapshot", payload);
+            let version = fields.u8()?;
+            if version != DELETE_VERSION {
+                return Err(FormatError::unknown("version of a deletion", DELETE_VERSION, version));
+            }
+            let id = SnapshotId::decode_from(&mut fields)?;
+            fields.end()?;
+            Record::DeleteSnapshot(id)
+        }
+        kind => {
+            return Err(FormatError::unknown(
+                "kind of a catalog log record",
+                "1 (put snapshot), 2 (delete snapshot)",
+                kind,
+            ));
+        }
+    };
+    Ok((record_bytes, record))
+}

@@ -1,0 +1,265 @@
+//! Keys and values in RocksDB. All of it is derived: it can be made again from packs and catalog log.
+//!
+//! | column family | key | value |
+//! | --- | --- | --- |
+//! | [`CHUNKS`] | chunk id, 32 bytes | [`Location`] |
+//! | [`NODES`] | node or root id, 32 bytes | [`Location`] |
+//! | [`PACKS`] | pack number, 8 bytes, big endian | [`PackState`] |
+//! | [`SNAPSHOTS`] | snapshot id, 9 bytes | [`SnapshotRecord`](super::SnapshotRecord) |
+//! | [`NAMES`] | snapshot name, UTF-8 | snapshot id, 9 bytes |
+//! | [`META`] | [`IDENTITY`] | [`Identity`] |
+//! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
+//! | | [`TOTALS`] | [`Totals`] |
+//!
+//! RocksDB keeps a checksum of its own over each block, so values have none.
+
+use super::{
+    FormatError, Location, PackId, PackKind, SnapshotId, StoreId,
+    fields::{Fields, FieldsMut},
+    pack::{PACK_HEADER_BYTES, Payload, RECORD_ALIGN},
+};
+
+/// Where chunks are.
+pub const CHUNKS: &str = "chunks";
+/// Where nodes and roots are. Their ids cannot meet: each kind is hashed in a context of its own.
+pub const NODES: &str = "nodes";
+/// How far packs are indexed.
+pub const PACKS: &str = "packs";
+/// Snapshots.
+pub const SNAPSHOTS: &str = "snapshots";
+/// Snapshots by name.
+pub const NAMES: &str = "names";
+/// The three keys below.
+pub const META: &str = "meta";
+
+/// Key of the [`Identity`].
+pub const IDENTITY: &[u8] = b"identity";
+/// Key of the catalog sequence.
+pub const CATALOG_SEQUENCE: &[u8] = b"catalog-sequence";
+/// Key of the [`Totals`].
+pub const TOTALS: &[u8] = b"totals";
+
+/// First byte of every value but ids.
+const VERSION: u8 = 1;
+
+fn expect_version(fields: &mut Fields<'_>) -> Result<(), FormatError> {
+    match fields.u8()? {
+        VERSION => Ok(()),
+        other => Err(FormatError::unknown("version of an index value", VERSION, other)),
+    }
+}
+
+impl Location {
+    pub(crate) const BYTES: usize = 17 + Payload::BYTES;
+
+    /// As a value.
+    ///
+    /// | offset | bytes | field |
+    /// | --- | --- | --- |
+    /// | 0 | 1 | version: 1 |
+    /// | 1 | 8 | pack number; the payload's kind tells the pack's |
+    /// | 9 | 8 | offset of the record's header |
+    /// | 17 | 12 | [`Payload`] |
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        debug_assert_eq!(self.pack.kind, self.payload.kind.pack_kind());
+        let mut bytes = [0; Self::BYTES];
+        let mut fields = FieldsMut::new(&mut bytes);
+        fields.u8(VERSION).u64(self.pack.number).u64(self.offset_bytes);
+        self.payload.encode_into(&mut fields);
+        bytes
+    }
+
+    /// From a value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut fields = Fields::new("place of a record", bytes);
+        expect_version(&mut fields)?;
+        let number = fields.u64()?;
+        let offset_bytes = fields.u64()?;
+        let payload = Payload::decode_from(&mut fields)?;
+        fields.end()?;
+        if offset_bytes < PACK_HEADER_BYTES as u64 || !offset_bytes.is_multiple_of(RECORD_ALIGN) {
+            return Err(FormatError::differs(
+                "offset of a record",
+                format_args!("a multiple of {RECORD_ALIGN} from {PACK_HEADER_BYTES} on"),
+                offset_bytes,
+            ));
+        }
+        Ok(Self {
+            pack: PackId {
+                kind: payload.kind.pack_kind(),
+                number,
+            },
+            offset_bytes,
+            payload,
+        })
+    }
+}
+
+/// How much of a pack is in the index.
+#[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PackState {
+    /// Which pack.
+    pub pack: PackId,
+    /// All records before this offset are synced and in the index. Recovery looks at what is behind.
+    pub indexed_bytes: u64,
+    /// It has a footer: nothing is behind.
+    pub sealed: bool,
+}
+
+impl PackState {
+    const BYTES: usize = 12;
+
+    /// The key of a pack's state. Numbers are unique over both kinds.
+    #[must_use]
+    pub const fn key_of(pack: PackId) -> [u8; 8] {
+        pack.number.to_be_bytes()
+    }
+
+    /// As a value.
+    ///
+    /// | offset | bytes | field |
+    /// | --- | --- | --- |
+    /// | 0 | 1 | version: 1 |
+    /// | 1 | 1 | kind: 1 chunks, 2 nodes |
+    /// | 2 | 1 | 1 sealed, 0 not |
+    /// | 3 | 1 | zero |
+    /// | 4 | 8 | indexed up to |
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        FieldsMut::new(&mut bytes)
+            .u8(VERSION)
+            .u8(self.pack.kind.to_byte())
+            .u8(u8::from(self.sealed))
+            .reserved(1)
+            .u64(self.indexed_bytes);
+        bytes
+    }
+
+    /// From key and value.
+    pub fn decode(key: &[u8], value: &[u8]) -> Result<Self, FormatError> {
+        let mut fields = Fields::new("number of a pack", key);
+        let number = u64::from_be_bytes(fields.array()?);
+        fields.end()?;
+        let mut fields = Fields::new("state of a pack", value);
+        expect_version(&mut fields)?;
+        let kind = PackKind::from_byte(fields.u8()?)?;
+        let sealed = match fields.u8()? {
+            0 => false,
+            1 => true,
+            other => return Err(FormatError::differs("state of a pack", "0 or 1 (sealed)", other)),
+        };
+        fields.reserved(1)?;
+        let indexed_bytes = fields.u64()?;
+        fields.end()?;
+        Ok(Self {
+            pack: PackId { kind, number },
+            indexed_bytes,
+            sealed,
+        })
+    }
+}
+
+/// What an index holds, all together: always the exact sum over its entries.
+#[derive(Debug, Copy, Clone, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Chunks.
+    pub chunks: u64,
+    /// Plain bytes of the chunks.
+    pub chunk_bytes: u64,
+    /// Nodes and roots.
+    pub nodes: u64,
+    /// Bytes that the records of chunks and nodes take in packs. Padding, headers and footers of packs come on top.
+    pub stored_bytes: u64,
+    /// Packs.
+    pub packs: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Sizes of the snapshots.
+    pub logical_bytes: u64,
+}
+
+impl Totals {
+    const BYTES: usize = 57;
+
+    /// As a value: the version (1), then all fields in the order above, 8 bytes each.
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        FieldsMut::new(&mut bytes)
+            .u8(VERSION)
+            .u64(self.chunks)
+            .u64(self.chunk_bytes)
+            .u64(self.nodes)
+            .u64(self.stored_bytes)
+            .u64(self.packs)
+            .u64(self.snapshots)
+            .u64(self.logical_bytes);
+        bytes
+    }
+
+    /// From a value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut fields = Fields::new("totals", bytes);
+        expect_version(&mut fields)?;
+        let totals = Self {
+            chunks: fields.u64()?,
+            chunk_bytes: fields.u64()?,
+            nodes: fields.u64()?,
+            stored_bytes: fields.u64()?,
+            packs: fields.u64()?,
+            snapshots: fields.u64()?,
+            logical_bytes: fields.u64()?,
+        };
+        fields.end()?;
+        Ok(totals)
+    }
+}
+
+/// Whose index this is: one of another store would send reads to wrong places.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The store.
+    pub store: StoreId,
+}
+
+impl Identity {
+    const BYTES: usize = 1 + StoreId::BYTES;
+
+    /// As a value: the version (1) of all keys and values, then the store's id.
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        FieldsMut::new(&mut bytes).u8(VERSION).bytes(self.store.as_bytes());
+        bytes
+    }
+
+    /// From a value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut fields = Fields::new("identity of an index", bytes);
+        expect_version(&mut fields)?;
+        let store = StoreId::from_bytes(fields.array()?);
+        fields.end()?;
+        Ok(Self { store })
+    }
+}
+
+/// The catalog sequence in a value.
+pub fn decode_sequence(bytes: &[u8]) -> Result<u64, FormatError> {
+    let mut fields = Fields::new("catalog sequence", bytes);
+    let sequence = fields.u64()?;
+    fields.end()?;
+    Ok(sequence)
+}
+
+/// The catalog sequence as a value.
+#[must_use]
+pub const fn encode_sequence(sequence: u64) -> [u8; 8] {
+    sequence.to_le_bytes()
+}
+
+/// The snapshot that a name belongs to, from a value.
+pub fn decode_named(bytes: &[u8]) -> Result<SnapshotId, FormatError> {
+    SnapshotId::decode(bytes)
+}

@@ -1,0 +1,34 @@
+//! Every byte that a store keeps on disk: what it means, how it is written and how it is checked.
+//!
+//! Pure: bytes in, values out, no file access, and no knowledge of who reads or writes. Numbers are
+//! little endian and `u8`, `u32` or `u64`; fields that are not used yet are zero and are refused when they are not.
+//! Decoders take any bytes and never panic: they return a [`FormatError`] that says what was expected and found.
+//! Every format is pinned by a test against literal bytes: when one fails, the format changed, and
+//! [`FORMAT_VERSION`](store_file::FORMAT_VERSION) has to change with it.
+//!
+//! | file | bytes of |
+//! | --- | --- |
+//! | [`names`] | no bytes, but every file name of the data directory |
+//! | [`store_file`] | `FORMAT`, the identity of a store |
+//! | [`pack`] | packs: chunks and tree nodes, the truth of all content |
+//! | [`catalog_log`] | the catalog log, the truth of all snapshots' records |
+//! | [`snapshot`] | a snapshot's record, in the catalog log and in the catalog |
+//! | [`keys`] | keys and values in RocksDB, which can be made again from the above |
+
+#![warn(clippy::indexing_slicing)]
+
+mod error;
+mod fields;
+
+pub mod catalog_log;
+pub mod keys;
+pub mod names;
+pub mod pack;
+pub mod snapshot;
+pub mod store_file;
+
+pub use error::FormatError;
+pub use keys::{PackState, Totals};
+pub use pack::{Location, PackId, PackKind};
+pub use snapshot::{SnapshotId, SnapshotRecord};
+pub use store_file::StoreId;

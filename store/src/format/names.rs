@@ -1,0 +1,131 @@
+//! Every name in the data directory.
+//!
+//! ```text
+//! FORMAT                          which store this is: written once, first of all when a store is made
+//! LOCK                            locked by the process that has the store open
+//! catalog.log                     every change of the catalog
+//! packs/chunk-0000000000000001.pack
+//! packs/node-0000000000000002.pack
+//! index/                          RocksDB
+//! index.old/                      RocksDB as it was before the last rebuild
+//! ```
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
+
+use super::PackId;
+
+const PACK_SUFFIX: &str = ".pack";
+
+/// The identity of the store ([`StoreFile`](super::store_file::StoreFile)).
+#[must_use]
+pub fn store_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("FORMAT")
+}
+
+/// Where the identity is written before it is renamed to its place.
+#[must_use]
+pub fn store_file_unfinished(data_dir: &Path) -> PathBuf {
+    data_dir.join("FORMAT.unfinished")
+}
+
+/// The file that an open store keeps locked.
+#[must_use]
+pub fn lock(data_dir: &Path) -> PathBuf {
+    data_dir.join("LOCK")
+}
+
+/// The catalog log.
+#[must_use]
+pub fn catalog_log(data_dir: &Path) -> PathBuf {
+    data_dir.join("catalog.log")
+}
+
+/// Where an empty catalog log is made before it is renamed to its place.
+#[must_use]
+pub fn catalog_log_unfinished(data_dir: &Path) -> PathBuf {
+    data_dir.join("catalog.log.unfinished")
+}
+
+/// RocksDB's directory while it is made again. Like the next one it holds nothing that packs and log do not.
+#[must_use]
+pub fn index_unfinished(data_dir: &Path) -> PathBuf {
+    data_dir.join("index.unfinished")
+}
+
+/// Where a rebuild puts the directory that it replaces.
+#[must_use]
+pub fn index_old(data_dir: &Path) -> PathBuf {
+    data_dir.join("index.old")
+}
+
+/// Whether a file of this name may be in a directory in which a store is made: what the making itself leaves when
+/// it is cut short, and what a new file system holds.
+#[must_use]
+pub fn may_precede_store(file_name: &OsStr) -> bool {
+    ["LOCK", "FORMAT.unfinished", "lost+found"].iter().any(|name| file_name == *name)
+}
+
+/// RocksDB's directory.
+#[must_use]
+pub fn index(data_dir: &Path) -> PathBuf {
+    data_dir.join("index")
+}
+
+/// The directory of all packs.
+#[must_use]
+pub fn packs(data_dir: &Path) -> PathBuf {
+    data_dir.join("packs")
+}
+
+/// A pack.
+#[must_use]
+pub fn pack(data_dir: &Path, id: PackId) -> PathBuf {
+    packs(data_dir).join(format!("{id}{PACK_SUFFIX}"))
+}
+
+/// The pack whose file has this name in the directory of packs; `None` for any other file.
+#[must_use]
+pub fn pack_of(file_name: &OsStr) -> Option<PackId> {
+    file_name.to_str()?.strip_suffix(PACK_SUFFIX)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::format::PackKind;
+
+    #[test]
+    fn pack_names_are_read_back() {
+        for (kind, name) in [
+            (PackKind::Chunks, "/d/packs/chunk-00000000000000a1.pack"),
+            (PackKind::Nodes, "/d/packs/node-00000000000000a1.pack"),
+        ] {
+            let id = PackId { kind, number: 0xa1 };
+            let path = pack(Path::new("/d"), id);
+            assert_eq!(path, Path::new(name));
+            assert_eq!(pack_of(path.file_name().unwrap()), Some(id));
+        }
+    }
+
+    #[test]
+    fn other_files_are_no_packs() {
+        for name in [
+            "",
+            "chunk-00000000000000a1",
+            "chunk-00000000000000A1.pack",
+            "chunk-+0000000000000a1.pack",
+            "chunk-0000000000000000.pack",
+            "chunk-a1.pack",
+            "node-000000000000000a1.pack",
+            "root-00000000000000a1.pack",
+            "chunk-00000000000000a1.pack.tmp",
+        ] {
+            assert_eq!(pack_of(OsStr::new(name)), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! One upload: chunks in, leaves in, commit.
+//!
+//! Everything is checked before it counts: that a chunk's bytes have its id, that it is cut as the chunker
+//! cuts, that a leaf names only chunks that are there and leaves no gap that the chunker would not leave. So the
+//! root depends on the content alone, whoever cut it.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use varve_content::{
+    ChunkId, NodeId, RootId,
+    block::{self, BLOCK_BYTES},
+    chunker::{self, CHUNKER_VERSION},
+    codec::Codec,
+    tree::{Leaf, LeafEntry, Root, TreeBuilder},
+};
+
+use crate::{
+    Error, Result,
+    commit::Generation,
+    format::pack::Payload,
+    limits,
+    meta::{self, SnapshotId, SnapshotRecord},
+    pack::EncodedRecord,
+    store::Shared,
+    workers::{Priority, Scratch},
+};
+
+/// What is to become a snapshot.
+#[derive(Debug, Clone)]
+pub struct NewSnapshot {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+    /// How the sender cuts.
+    pub chunker_version: u32,
+}
+
+/// A chunk from outside, nothing of it believed yet.
+#[derive(Debug, Clone)]
+pub struct IncomingChunk {
+    /// The id it is said to have.
+    pub id: ChunkId,
+    /// How the payload is packed.
+    pub codec: Codec,
+    /// Its plain length, in bytes.
+    pub plain_bytes: u32,
+    /// The packed bytes.
+    pub payload: Bytes,
+}
+
+/// What became of some chunks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PutOutcome {
+    /// Chunks that were accepted.
+    pub chunks: u64,
+    /// Plain bytes of those that the store did not have.
+    pub new_bytes: u64,
+}
+
+/// An upload under way. Methods may run at the same time; dropping it leaves nothing visible, and the chunks that
+/// arrived stay for the next try.
+#[derive(Debug)]
+pub struct Ingest {
+    shared: Arc<Shared>,
+    new: NewSnapshot,
+    generation: Generation,
+    leaves: Mutex<Leaves>,
+    new_bytes: AtomicU64,
+    stored_bytes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Leaves {
+    /// By segment, in the order they came.
+    ids: Vec<(u32, NodeId)>,
+    data_blocks: u64,
+    committed: bool,
+}
+
+impl Ingest {
+    pub(crate) fn begin(shared: Arc<Shared>, new: NewSnapshot) -> Result<Self> {
+        meta::check_name(&new.name)?;
+        meta::check_tags(&new.tags)?;
+        if new.size_bytes == 0 {
+            return Err(Error::Invalid("a snapshot of 0 bytes cannot be made".to_owned()));
+        }
+        if new.size_bytes > limits::VOLUME_BYTES_MAX {
+            return Err(Error::Limit(format!(
+                "a snapshot has at most {} bytes, this one would have {}",
+                limits::VOLUME_BYTES_MAX,
+                new.size_bytes
+            )));
+        }
+        if new.chunker_version != CHUNKER_VERSION {
+            return Err(Error::Invalid(format!(
+                "this store cuts with chunker version {CHUNKER_VERSION}, the sender with {}: they would share no chunks",
+                new.chunker_version
+            )));
+        }
+        let generation = shared.commit.generation()?;
+        Ok(Self {
+            shared,
+            new,
+            generation,
+            leaves: Mutex::default(),
+            new_bytes: AtomicU64::new(0),
+            stored_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// What it is to become.
+    #[must_use]
+    pub fn new_snapshot(&self) -> &NewSnapshot {
+        &self.new
+    }
+
+    /// Positions of the chunks that the store lacks.
+    pub async fn missing(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
+        self.shared.commit.check(self.generation)?;
+        let places = self.shared.known_chunks(ids.to_vec()).await?;
+        Ok((0u32..).zip(&places).filter(|(_, place)| place.is_none()).map(|(position, _)| position).collect())
+    }
+
+    /// Takes chunks in. Waits while too many bytes are on their way to disk.
+    pub async fn put_chunks(&self, chunks: Vec<IncomingChunk>) -> Result<PutOutcome> {
+        self.shared.commit.check(self.generation)?;
+        let count = chunks.len() as u64;
+        let mut plain_bytes = 0usize;
+        for chunk in &chunks {
+            check_lengths(chunk)?;
+            plain_bytes += chunk.plain_bytes as usize;
+        }
+        if plain_bytes > limits::INGEST_PLAIN_BYTES {
+            return Err(Error::Limit(format!(
+                "{plain_bytes} bytes of chunks at once, at most {} are taken",
+                limits::INGEST_PLAIN_BYTES
+            )));
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "checked against INGEST_PLAIN_BYTES just above")]
+        let _space = self.shared.ingest_space.acquire_many(plain_bytes as u32).await.map_err(|_| Error::Closing)?;
+
+        let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
+        let places = self.shared.known_chunks(ids).await?;
+        let known: Vec<bool> = places.iter().map(Option::is_some).collect();
+        let sealed = self.shared.workers.run(Priority::Write, move |scratch| seal_all(scratch, &chunks, &known)).await??;
+        if sealed.records.is_empty() {
+            return Ok(PutOutcome { chunks: count, new_bytes: 0 });
+        }
+        let stored = self.shared.commit.append_chunks(self.generation, sealed.records).await?;
+        self.new_bytes.fetch_add(sealed.new_bytes, Ordering::Relaxed);
+        self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
+        Ok(PutOutcome {
+            chunks: count,
+            new_bytes: sealed.new_bytes,
+        })
+    }
+
+    /// Takes leaves in: segment number and content, each segment once over the whole upload, no segment twice in a call.
+    pub async fn put_leaves(&self, leaves: Vec<(u32, Leaf)>) -> Result<()> {
+        self.shared.commit.check(self.generation)?;
+        let mut wanted = Vec::new();
+        for (segment, leaf) in &leaves {
+            self.check_extent(*segment, leaf)?;
+            wanted.extend(leaf.entries().iter().map(|entry| entry.chunk));
+        }
+        let places = self.shared.known_chunks(wanted).await?;
+        let mut places = places.iter();
+        for (segment, leaf) in &leaves {
+            let edge = block::segment_blocks(self.new.size_bytes, *segment);
+            for (position, entry) in leaf.entries().iter().enumerate() {
+                let open_fits = leaf.open_end_fits(position, edge);
+                match places.next() {
+                    Some(Some(payload)) => check_place(*segment, entry, payload, open_fits)?,
+                    _ => {
+                        return Err(Error::Invalid(format!(
+                            "leaf of segment {segment}: chunk {} at block {} was not uploaded",
+                            entry.chunk, entry.start_block
+                        )));
+                    }
+                }
+            }
+        }
+
+        let mut accepted = Vec::with_capacity(leaves.len());
+        let mut records = Vec::with_capacity(leaves.len());
+        let mut data_blocks = 0u64;
+        for (segment, leaf) in &leaves {
+            let id = leaf.id();
+            accepted.push((*segment, id));
+            data_blocks += u64::from(leaf.data_blocks());
+            records.push(EncodedRecord::leaf(id, &leaf.encode()));
+        }
+        let count = accepted.len();
+        self.reserve(count)?;
+        let stored = match self.shared.append_new_nodes(self.generation, records).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                self.shared.leaves_reserved.release(count);
+                return Err(error);
+            }
+        };
+        self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
+        let mut state = self.leaves.lock();
+        state.ids.extend(accepted);
+        state.data_blocks += data_blocks;
+        Ok(())
+    }
+
+    fn reserve(&self, count: usize) -> Result<()> {
+        if self.shared.leaves_reserved.take(count) {
+            return Ok(());
+        }
+        Err(Error::Limit(format!(
+            "open uploads hold {} leaves, the most at one time; commit or abort some",
+            limits::UPLOAD_LEAVES_MAX
+        )))
+    }
+
+    fn check_extent(&self, segment: u32, leaf: &Leaf) -> Result<()> {
+        let segments = block::segment_count(self.new.size_bytes);
+        if segment >= segments {
+            return Err(Error::Invalid(format!(
+                "leaf of segment {segment}: a volume of {} bytes has {segments} segments",
+                self.new.size_bytes
+            )));
+        }
+        let edge = block::segment_blocks(self.new.size_bytes, segment);
+        match leaf.entries().last() {
+            Some(last) if last.end_block() > edge => Err(Error::Invalid(format!(
+                "leaf of segment {segment}: chunk {} ends at block {}, the volume of {} bytes at block {edge} of it",
+                last.chunk,
+                last.end_block(),
+                self.new.size_bytes
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the snapshot, durable and visible, if its content has the root that the sender expects.
+    ///
+    /// An upload commits once; what was put is complete by the caller's word, and the root proves it.
+    pub async fn commit(&self, expected: RootId) -> Result<SnapshotRecord> {
+        self.shared.commit.check(self.generation)?;
+        let (mut ids, data_blocks) = {
+            let mut state = self.leaves.lock();
+            if state.committed {
+                return Err(Error::Invalid(format!("the upload of {:?} was committed before", self.new.name)));
+            }
+            state.committed = true;
+            (std::mem::take(&mut state.ids), state.data_blocks)
+        };
+        let count = ids.len();
+        let size_bytes = self.new.size_bytes;
+        let built = self.shared.workers.run(Priority::Write, move |_| build(size_bytes, &mut ids)).await;
+        self.shared.leaves_reserved.release(count);
+        let (root, records) = built??;
+        if root.id() != expected {
+            return Err(Error::Invalid(format!(
+                "the content that arrived has root {}, expected was {expected}: leaves are missing or differ",
+                root.id()
+            )));
+        }
+        let stored = self.shared.append_new_nodes(self.generation, records).await?;
+        let stored = self.stored_bytes.fetch_add(stored, Ordering::Relaxed) + stored;
+        let record = SnapshotRecord {
+            id: SnapshotId::random()?,
+            name: self.new.name.clone(),
+            size_bytes,
+            data_bytes: (data_blocks * BLOCK_BYTES as u64).min(size_bytes),
+            root: root.id(),
+            created_at_ns: meta::now_ns(),
+            tags: self.new.tags.clone(),
+            new_bytes: self.new_bytes.load(Ordering::Relaxed),
+            stored_bytes: stored,
+        };
+        self.shared.commit.commit_snapshot(self.generation, record).await
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        self.shared.leaves_reserved.release(self.leaves.lock().ids.len());
+    }
+}
+
+fn build(size_bytes: u64, leaves: &mut [(u32, NodeId)]) -> Result<(Root, Vec<EncodedRecord>)> {
+    leaves.sort_unstable_by_key(|(segment, _)| *segment);
+    if let Some(pair) = leaves.windows(2).find(|pair| matches!(pair, [a, b] if a.0 == b.0)) {
+        let segment = pair.first().map_or(0, |(segment, _)| *segment);
+        return Err(Error::Invalid(format!("the leaf of segment {segment} was put twice")));
+    }
+    let mut builder = TreeBuilder::new(size_bytes)?;
+    for (segment, id) in leaves.iter() {
+        builder.push(*segment, *id)?;
+    }
+    let (root, inners) = builder.finish()?;
+    let mut records: Vec<_> = inners.iter().map(|inner| EncodedRecord::inner(inner.id(), &inner.encode())).collect();
+    records.push(EncodedRecord::root(root.id(), &root.encode()));
+    Ok((root, records))
+}
+
+fn check_lengths(chunk: &IncomingChunk) -> Result<()> {
+    let most = chunker::MAX_CHUNK_BLOCKS as usize * BLOCK_BYTES;
+    let plain = chunk.plain_bytes as usize;
+    if plain == 0 || plain > most || !plain.is_multiple_of(BLOCK_BYTES) {
+        return Err(Error::Invalid(format!(
+            "chunk {}: plain length {plain} is not a multiple of {BLOCK_BYTES} up to {most}",
+            chunk.id
+        )));
+    }
+    // The codec keeps plain bytes where packing does not save, so a payload is never longer.
+    if chunk.payload.len() > plain {
+        return Err(Error::Invalid(format!(
+            "chunk {}: payload of {} bytes for {plain} plain bytes",
+            chunk.id,
+            chunk.payload.len()
+        )));
+    }
+    Ok(())
+}
+
+/// That a leaf uses a chunk as it is, and where the chunker would have cut it.
+fn check_place(segment: u32, entry: &LeafEntry, payload: &Payload, open_fits: bool) -> Result<()> {
+    let found = payload.plain_bytes;
+    if found as usize != entry.blocks as usize * BLOCK_BYTES {
+        return Err(Error::Invalid(format!(
+            "leaf of segment {segment}: chunk {} at block {} has {found} bytes, the leaf says {} blocks",
+            entry.chunk, entry.start_block, entry.blocks
+        )));
+    }
+    if payload.end_open && !open_fits {
+        return Err(Error::Invalid(format!(
+            "leaf of segment {segment}: chunk {} at block {} must be followed by a hole, for the chunker does not cut there",
+            entry.chunk, entry.start_block
+        )));
+    }
+    Ok(())
+}
+
+struct SealedChunks {
+    records: Vec<EncodedRecord>,
+    new_bytes: u64,
+}
+
+/// Checks chunks against their ids and the chunker, and packs those that the store does not know.
+fn seal_all(scratch: &mut Scratch, chunks: &[IncomingChunk], known: &[bool]) -> Result<SealedChunks> {
+    let mut sealed = SealedChunks {
+        records: Vec::with_capacity(chunks.len()),
+        new_bytes: 0,
+    };
+    let mut seen = HashSet::with_capacity(chunks.len());
+    let mut plain_buffer = Vec::new();
+    for (chunk, known) in chunks.iter().zip(known) {
+        let plain: &[u8] = if chunk.codec == Codec::Raw {
+            &chunk.payload
+        } else {
+            scratch
+                .decoder
+                .decode(chunk.codec, &chunk.payload, chunk.plain_bytes as usize, &mut plain_buffer)
+                .map_err(|error| Error::Invalid(format!("chunk {}: {error}", chunk.id)))?;
+            &plain_buffer
+        };
+        if plain.len() != chunk.plain_bytes as usize {
+            return Err(Error::Invalid(format!(
+                "chunk {}: {} bytes arrived, {} were announced",
+                chunk.id,
+                plain.len(),
+                chunk.plain_bytes
+            )));
+        }
+        let found = ChunkId::of(plain);
+        if found != chunk.id {
+            return Err(Error::Invalid(format!("chunk {}: the bytes that arrived have id {found}", chunk.id)));
+        }
+        let end = chunker::check_canonical(plain).map_err(|source| Error::NotCanonical { id: chunk.id, source })?;
+        if *known || !seen.insert(chunk.id) {
+            continue;
+        }
+        let (codec, packed) = scratch.encoder.encode(plain);
+        sealed.records.push(EncodedRecord::chunk(chunk.id, codec, end, chunk.plain_bytes, packed));
+        sealed.new_bytes += plain.len() as u64;
+    }
+    Ok(sealed)
+}

@@ -1,0 +1,88 @@
+//! Open files.
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// An open file. Copies share it; it is closed with the last one, requests under way included.
+#[derive(Clone)]
+pub struct File(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    handle: Handle,
+    aligned: bool,
+}
+
+enum Handle {
+    Os(OwnedFd),
+    /// The number of a file of a simulated disk.
+    Simulated(u64),
+}
+
+impl File {
+    /// `aligned`: writes have to be.
+    pub(super) fn os(path: &Path, descriptor: OwnedFd, aligned: bool) -> Self {
+        Self(Arc::new(Inner {
+            path: path.to_owned(),
+            handle: Handle::Os(descriptor),
+            aligned,
+        }))
+    }
+
+    pub(super) fn simulated(path: &Path, number: u64, aligned: bool) -> Self {
+        Self(Arc::new(Inner {
+            path: path.to_owned(),
+            handle: Handle::Simulated(number),
+            aligned,
+        }))
+    }
+
+    /// What it was opened as.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    pub(super) fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
+        match &self.0.handle {
+            Handle::Os(descriptor) => Ok(descriptor.as_fd()),
+            Handle::Simulated(_) => Err(self.foreign()),
+        }
+    }
+
+    pub(super) fn simulated_number(&self) -> io::Result<u64> {
+        match self.0.handle {
+            Handle::Simulated(number) => Ok(number),
+            Handle::Os(_) => Err(self.foreign()),
+        }
+    }
+
+    /// That a write there may be made.
+    pub(super) fn check_alignment(&self, offset_bytes: u64, len: usize) -> io::Result<()> {
+        let align = super::BUFFER_ALIGN;
+        if self.0.aligned && !(offset_bytes.is_multiple_of(align as u64) && len.is_multiple_of(align)) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("direct write of {len} bytes at {offset_bytes}: not multiples of {align}"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn foreign(&self) -> io::Error {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} was opened on another disk", self.path().display()),
+        )
+    }
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("File").field(&self.path()).finish()
+    }
+}

@@ -1,0 +1,157 @@
+//! The only access to packs and the catalog log: every read, write and sync of theirs goes through a [`Disk`].
+//!
+//! (RocksDB does its own.) Three disks exist: [`choose`] gives io_uring, or a pool of threads where the kernel
+//! refuses that; [`sim::SimDisk`] keeps files in memory and can lose power at any moment.
+//!
+//! # What a disk promises
+//!
+//! This is all that the store may build on, and what the simulated disk takes away is what is not written here:
+//!
+//! - A write is durable once a [`sync_data`](Disk::sync_data) of the same file, begun after the write's completion, has
+//!   succeeded. So is the file's length by then, and so is a [`set_len`](Disk::set_len).
+//! - A name (a file that was created, renamed or removed) is durable once a [`sync_dir`](Disk::sync_dir) of its
+//!   directory, begun after that, has succeeded. A file's own sync says nothing about its name.
+//! - Until then a crash may keep any part of it: of two writes the later one alone, of one write any
+//!   of its 4 KiB pages, of a page any of its 512-byte sectors; the longer length without the bytes, which
+//!   then read as zeros.
+//! - A write does not change bytes outside its range. Durable bytes stay as they are until they are written again.
+//! - After a sync has failed, what was written since the one before is in doubt for good: a later sync
+//!   that succeeds does not bring it back (the kernel forgets such pages). Callers stop writing.
+//! - Writes under way at the same time are in no order.
+
+pub mod sim;
+
+mod blocking;
+mod buffer;
+mod completion;
+mod file;
+mod os_disk;
+mod queue;
+mod request;
+mod uring;
+
+#[cfg(test)]
+mod tests;
+
+use std::{ffi::OsString, fmt, io, path::Path, str::FromStr, sync::Arc};
+
+pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
+pub use completion::Completion;
+pub use file::File;
+
+use crate::limits;
+
+/// How a file is opened.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub enum OpenMode {
+    /// To read what is there, in no order: the page cache does not read ahead.
+    Read,
+    /// To read and write what is there.
+    ReadWrite,
+    /// To read and write; it must not exist yet.
+    CreateNew,
+}
+
+/// A file system, or something that behaves like one. The module says what it promises.
+///
+/// What returns a [`Completion`] is begun at once, unless as many requests as may wait are waiting already: then
+/// when the completion is polled and its turn comes. Once begun it goes on even if the completion is dropped,
+/// and until its end it owns its buffer. The other methods are short system calls made on the spot.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// "io_uring", "blocking" or "simulated".
+    fn name(&self) -> &'static str;
+
+    /// Opens a file through the page cache.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File>;
+
+    /// Opens a file past the page cache where the file system can do that, and like [`open`](Self::open) otherwise. Writes are then
+    /// refused if they do not begin and end at multiples of [`BUFFER_ALIGN`], either way.
+    fn open_direct(&self, path: &Path, mode: OpenMode) -> io::Result<File>;
+
+    /// Reads exactly `len` bytes. If the file ends before: [`io::ErrorKind::UnexpectedEof`].
+    fn read(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf>;
+
+    /// Reads `len` bytes, or up to the end of the file.
+    fn read_up_to(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf>;
+
+    /// Writes all of `buf`, and gives it back to be used again.
+    fn write(&self, file: &File, offset_bytes: u64, buf: AlignedBuf) -> Completion<AlignedBuf>;
+
+    /// Makes all completed writes to the file, and its length, durable.
+    fn sync_data(&self, file: &File) -> Completion<()>;
+
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> Completion<()>;
+
+    /// The file's length, in bytes.
+    fn len(&self, file: &File) -> io::Result<u64>;
+
+    /// Cuts the file off, or fills it up with zeros.
+    fn set_len(&self, file: &File, len_bytes: u64) -> io::Result<()>;
+
+    /// The names in a directory, in no order.
+    fn list(&self, dir: &Path) -> io::Result<Vec<OsString>>;
+
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Renames a file. One that has the name is replaced, all at once.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Makes a directory.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Free space on the file system that `path` is on.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+}
+
+/// Which disk to use.
+#[derive(Debug, Copy, Clone, PartialEq, Eq, Default)]
+pub enum IoEngine {
+    /// io_uring, or threads where it is refused.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    IoUring,
+    /// Threads.
+    Blocking,
+}
+
+impl fmt::Display for IoEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::IoUring => "io_uring",
+            Self::Blocking => "blocking",
+        })
+    }
+}
+
+/// Text that names no [`IoEngine`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an IO engine: auto, io_uring and blocking are")]
+pub struct UnknownEngine(String);
+
+impl FromStr for IoEngine {
+    type Err = UnknownEngine;
+
+    fn from_str(text: &str) -> Result<Self, UnknownEngine> {
+        [Self::Auto, Self::IoUring, Self::Blocking]
+            .into_iter()
+            .find(|engine| engine.to_string() == text)
+            .ok_or_else(|| UnknownEngine(text.to_owned()))
+    }
+}
+
+/// The disk that was asked for, or the next best, and the log says why.
+pub fn choose(engine: IoEngine) -> io::Result<Arc<dyn Disk>> {
+    if engine != IoEngine::Blocking {
+        match uring::start(limits::DISK_QUEUE_DEPTH) {
+            Ok(disk) => return Ok(Arc::new(disk)),
+            Err(error) if engine == IoEngine::IoUring => return Err(error),
+            Err(error) => tracing::warn!(%error, "io_uring is refused, files are read and written by threads"),
+        }
+    }
+    let disk = blocking::start(limits::DISK_THREADS, limits::DISK_QUEUE_DEPTH)?;
+    Ok(Arc::new(disk))
+}

@@ -1,0 +1,210 @@
+//! One file of the simulated disk: what processes see, what is durable, and what is in between.
+
+use std::{collections::BTreeSet, io};
+
+use super::random::Random;
+
+/// A crash keeps or loses pages of a write, or tears them between sectors.
+const PAGE_BYTES: u64 = 4096;
+const SECTOR_BYTES: u64 = 512;
+
+/// A change of a file.
+#[derive(Debug)]
+pub(super) enum Edit {
+    Write { offset_bytes: u64, bytes: Vec<u8> },
+    SetLen(u64),
+}
+
+/// What is known of an edit that is not durable.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Stage {
+    /// Nobody was told yet that it happened.
+    Begun,
+    /// Processes see it, and the next sync makes it durable.
+    Completed,
+    /// A sync of it failed. Processes see it, and no sync will make it durable.
+    Doubtful,
+}
+
+#[derive(Debug)]
+struct Pending {
+    number: u64,
+    edit: Edit,
+    stage: Stage,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Content {
+    seen: Vec<u8>,
+    durable: Vec<u8>,
+    pending: Vec<Pending>,
+    /// Edits begun so far.
+    begun: u64,
+}
+
+impl Content {
+    pub(super) fn durable(bytes: Vec<u8>) -> Self {
+        Self {
+            seen: bytes.clone(),
+            durable: bytes,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn seen(&self) -> &[u8] {
+        &self.seen
+    }
+
+    pub(super) const fn len_bytes(&self) -> u64 {
+        self.seen.len() as u64
+    }
+
+    /// Up to `len` bytes from an offset.
+    pub(super) fn read(&self, offset_bytes: u64, len: usize) -> &[u8] {
+        let start = index(offset_bytes).min(self.seen.len());
+        let end = start.saturating_add(len).min(self.seen.len());
+        self.seen.get(start..end).unwrap_or_default()
+    }
+
+    pub(super) fn flip(&mut self, offset_bytes: u64, bits: u8) -> io::Result<()> {
+        for bytes in [&mut self.seen, &mut self.durable] {
+            match bytes.get_mut(index(offset_bytes)) {
+                Some(byte) => *byte ^= bits,
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins an edit, and gives its number.
+    pub(super) fn begin(&mut self, edit: Edit) -> u64 {
+        self.begun += 1;
+        self.pending.push(Pending {
+            number: self.begun,
+            edit,
+            stage: Stage::Begun,
+        });
+        self.begun
+    }
+
+    /// From now on processes see the edit.
+    pub(super) fn complete(&mut self, number: u64) {
+        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.number == number) {
+            pending.stage = Stage::Completed;
+            apply(&pending.edit, &mut self.seen);
+        }
+    }
+
+    /// What a sync that begins now makes durable.
+    pub(super) fn begin_sync(&self) -> BTreeSet<u64> {
+        self.pending
+            .iter()
+            .filter(|pending| pending.stage == Stage::Completed)
+            .map(|pending| pending.number)
+            .collect()
+    }
+
+    pub(super) fn complete_sync(&mut self, synced: &BTreeSet<u64>) {
+        let durable = &mut self.durable;
+        self.pending.retain(|pending| {
+            // Another sync may have failed since this one began.
+            let now = synced.contains(&pending.number) && pending.stage == Stage::Completed;
+            if now {
+                apply(&pending.edit, durable);
+            }
+            !now
+        });
+    }
+
+    pub(super) fn fail_sync(&mut self) {
+        for pending in self.pending.iter_mut().filter(|pending| pending.stage == Stage::Completed) {
+            pending.stage = Stage::Doubtful;
+        }
+    }
+
+    /// What is left after a loss of power.
+    pub(super) fn after_crash(&self, random: &mut Random) -> Self {
+        let mut bytes = self.durable.clone();
+        for pending in &self.pending {
+            match &pending.edit {
+                Edit::Write {
+                    offset_bytes,
+                    bytes: written,
+                } => keep_some(*offset_bytes, written, &mut bytes, random),
+                Edit::SetLen(_) if random.one_in(2) => apply(&pending.edit, &mut bytes),
+                Edit::SetLen(_) => {}
+            }
+        }
+        Self::durable(bytes)
+    }
+}
+
+fn apply(edit: &Edit, bytes: &mut Vec<u8>) {
+    match edit {
+        Edit::Write {
+            offset_bytes,
+            bytes: written,
+        } => put(*offset_bytes, written, bytes),
+        Edit::SetLen(len_bytes) => bytes.resize(index(*len_bytes), 0),
+    }
+}
+
+fn put(offset_bytes: u64, written: &[u8], bytes: &mut Vec<u8>) {
+    if written.is_empty() {
+        return;
+    }
+    let (start, end) = (index(offset_bytes), index(offset_bytes) + written.len());
+    if bytes.len() < end {
+        bytes.resize(end, 0);
+    }
+    if let Some(range) = bytes.get_mut(start..end) {
+        range.copy_from_slice(written);
+    }
+}
+
+/// Writes all, nothing, or some pages and sectors.
+fn keep_some(offset_bytes: u64, written: &[u8], bytes: &mut Vec<u8>, random: &mut Random) {
+    if random.one_in(8) {
+        // The length became durable before the bytes.
+        let end = index(offset_bytes) + written.len();
+        let len = bytes.len().max(end);
+        bytes.resize(len, 0);
+    }
+    match random.next() % 3 {
+        0 => put(offset_bytes, written, bytes),
+        1 => {}
+        _ => {
+            for (page_offset, page) in pieces(offset_bytes, written, PAGE_BYTES) {
+                match random.next() % 4 {
+                    0 => {}
+                    1 => {
+                        for (sector_offset, sector) in pieces(page_offset, page, SECTOR_BYTES) {
+                            if random.one_in(2) {
+                                put(sector_offset, sector, bytes);
+                            }
+                        }
+                    }
+                    _ => put(page_offset, page, bytes),
+                }
+            }
+        }
+    }
+}
+
+/// Cuts bytes where their offsets are multiples of `piece_bytes`.
+fn pieces(offset_bytes: u64, mut bytes: &[u8], piece_bytes: u64) -> impl Iterator<Item = (u64, &[u8])> {
+    let mut offset_bytes = offset_bytes;
+    std::iter::from_fn(move || {
+        let len = index(piece_bytes - offset_bytes % piece_bytes).min(bytes.len());
+        let (piece, rest) = bytes.split_at_checked(len).filter(|(piece, _)| !piece.is_empty())?;
+        let at = offset_bytes;
+        offset_bytes += piece.len() as u64;
+        bytes = rest;
+        Some((at, piece))
+    })
+}
+
+/// An offset in memory. Files of tests fit there.
+fn index(offset_bytes: u64) -> usize {
+    usize::try_from(offset_bytes).unwrap_or(usize::MAX)
+}

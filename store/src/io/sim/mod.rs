@@ -1,0 +1,373 @@
+//! A disk in memory that keeps only what [`Disk`] promises: for tests of what happens when the power fails, a write
+//! fails, or the disk is full.
+//!
+//! It is deterministic: what a crash keeps follows from its seed. Every operation that changes something is counted,
+//! so that a test can let a run end after each of them in turn:
+//!
+//! 1. run once, and ask for [`operations`](SimDisk::operations);
+//! 2. for each number up to that: run on a new disk with [`power_off_after`](SimDisk::power_off_after), then open
+//!    what [`crash`](SimDisk::crash) left, for several seeds.
+//!
+//! A write happens when its completion is polled. One whose completion is dropped stays under way for
+//! ever: nobody sees it, but a crash may keep it.
+
+mod content;
+mod names;
+mod random;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+
+use self::{
+    content::{Content, Edit},
+    names::{Entry, Names},
+    random::Random,
+};
+use super::{AlignedBuf, Completion, Disk, File, OpenMode};
+
+/// Files in memory.
+pub struct SimDisk {
+    world: Arc<Mutex<World>>,
+}
+
+#[derive(Default)]
+struct World {
+    names: Names,
+    files: BTreeMap<u64, Content>,
+    operations: u64,
+    writes: u64,
+    syncs: u64,
+    faults: Faults,
+}
+
+#[derive(Default)]
+struct Faults {
+    power_off_after: Option<u64>,
+    write: Option<(u64, io::ErrorKind)>,
+    sync: Option<u64>,
+    capacity_bytes: Option<u64>,
+}
+
+impl SimDisk {
+    /// An empty disk: the directory `/`, and nothing in it.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            world: Arc::default(),
+        })
+    }
+
+    /// The disk after a loss of power: what was synced, and of everything else what `seed` decides. Faults are not handed on.
+    #[must_use]
+    pub fn crash(&self, seed: u64) -> Arc<Self> {
+        let mut random = Random::new(seed);
+        let world = self.world.lock();
+        let names = world.names.after_crash(&mut random);
+        let files = world.files.iter().map(|(number, content)| (*number, content.after_crash(&mut random))).collect();
+        Arc::new(Self {
+            world: Arc::new(Mutex::new(World {
+                names,
+                files,
+                ..World::default()
+            })),
+        })
+    }
+
+    /// Operations so far that changed something: writes, syncs, new names, new lengths.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.world.lock().operations
+    }
+
+    /// Lets everything fail after so many operations, from the first one on.
+    pub fn power_off_after(&self, operations: u64) {
+        self.world.lock().faults.power_off_after = Some(operations);
+    }
+
+    /// Lets one write fail, the `nth` from now on, the next one being 1. It may have been made in part.
+    pub fn fail_write(&self, nth: u64, kind: io::ErrorKind) {
+        let mut world = self.world.lock();
+        world.faults.write = Some((world.writes + nth, kind));
+    }
+
+    /// Lets one sync of a file fail, the `nth` from now on, the next one being 1. What it was to make durable is in doubt for good.
+    pub fn fail_sync(&self, nth: u64) {
+        let mut world = self.world.lock();
+        world.faults.sync = Some(world.syncs + nth);
+    }
+
+    /// Limits the sum of all files' lengths; none is no limit.
+    pub fn set_capacity(&self, capacity_bytes: Option<u64>) {
+        self.world.lock().faults.capacity_bytes = capacity_bytes;
+    }
+
+    /// Changes bits of a byte, as a failing device does.
+    pub fn flip(&self, path: &Path, offset_bytes: u64, bits: u8) -> io::Result<()> {
+        self.world.lock().content(path)?.flip(offset_bytes, bits)
+    }
+
+    /// What a file holds, synced or not.
+    pub fn contents(&self, path: &Path) -> io::Result<Vec<u8>> {
+        Ok(self.world.lock().content(path)?.seen().to_vec())
+    }
+
+    /// Sets what a file holds, durably, and makes it if need be.
+    pub fn put(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut world = self.world.lock();
+        let number = match world.names.file(path) {
+            Ok(number) => number,
+            Err(_) => {
+                let number = world.new_number();
+                world.names.create(path, Entry::File(number))?;
+                number
+            }
+        };
+        if let Some(parent) = path.parent() {
+            let upto = world.names.begun();
+            world.names.sync(parent, upto);
+        }
+        world.files.insert(number, Content::durable(bytes.to_vec()));
+        Ok(())
+    }
+
+    fn open_file(&self, path: &Path, mode: OpenMode, aligned: bool) -> io::Result<File> {
+        let mut world = self.world.lock();
+        world.check_power()?;
+        let number = match mode {
+            OpenMode::Read | OpenMode::ReadWrite => world.names.file(path)?,
+            OpenMode::CreateNew => {
+                world.operate()?;
+                if world.faults.capacity_bytes == Some(0) {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                let number = world.new_number();
+                world.names.create(path, Entry::File(number))?;
+                world.files.insert(number, Content::durable(Vec::new()));
+                number
+            }
+        };
+        Ok(File::simulated(path, number, aligned))
+    }
+
+    fn read_bytes(&self, file: &File, offset_bytes: u64, len: usize, may_be_short: bool) -> Completion<AlignedBuf> {
+        let (world, file) = (Arc::clone(&self.world), file.clone());
+        Completion::deferred(async move {
+            let mut world = world.lock();
+            world.check_power()?;
+            let bytes = world.opened(&file)?.read(offset_bytes, len);
+            if bytes.len() < len && !may_be_short {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok(AlignedBuf::from_slice(bytes))
+        })
+    }
+}
+
+impl World {
+    fn check_power(&self) -> io::Result<()> {
+        match self.faults.power_off_after {
+            Some(last) if self.operations > last => Err(io::Error::other("the power is off")),
+            _ => Ok(()),
+        }
+    }
+
+    fn operate(&mut self) -> io::Result<()> {
+        self.operations += 1;
+        self.check_power()
+    }
+
+    fn new_number(&self) -> u64 {
+        self.files.last_key_value().map_or(1, |(number, _)| number + 1)
+    }
+
+    fn content(&mut self, path: &Path) -> io::Result<&mut Content> {
+        let number = self.names.file(path)?;
+        self.files.get_mut(&number).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn opened(&mut self, file: &File) -> io::Result<&mut Content> {
+        self.files.get_mut(&file.simulated_number()?).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.names.files().filter_map(|number| self.files.get(&number)).map(Content::len_bytes).sum()
+    }
+
+    /// How many of the bytes of a write still fit the disk.
+    fn room(&mut self, file: &File, offset_bytes: u64, len: usize) -> io::Result<usize> {
+        let used_bytes = self.used_bytes();
+        let len_bytes = self.opened(file)?.len_bytes();
+        let Some(capacity_bytes) = self.faults.capacity_bytes else {
+            return Ok(len);
+        };
+        let end_max = (len_bytes + capacity_bytes.saturating_sub(used_bytes)).max(len_bytes);
+        Ok(usize::try_from(end_max.saturating_sub(offset_bytes)).map_or(len, |room| room.min(len)))
+    }
+
+    /// Counts a write. An error is for its completion: the write is begun all the same.
+    fn count_write(&mut self) -> Option<io::ErrorKind> {
+        self.writes += 1;
+        self.faults.write.take_if(|(nth, _)| *nth == self.writes).map(|(_, kind)| kind)
+    }
+}
+
+impl Disk for SimDisk {
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File> {
+        self.open_file(path, mode, false)
+    }
+
+    fn open_direct(&self, path: &Path, mode: OpenMode) -> io::Result<File> {
+        self.open_file(path, mode, true)
+    }
+
+    fn read(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
+        self.read_bytes(file, offset_bytes, len, false)
+    }
+
+    fn read_up_to(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
+        self.read_bytes(file, offset_bytes, len, true)
+    }
+
+    fn write(&self, file: &File, offset_bytes: u64, buf: AlignedBuf) -> Completion<AlignedBuf> {
+        let begin = || {
+            let mut world = self.world.lock();
+            file.check_alignment(offset_bytes, buf.len())?;
+            world.operate()?;
+            let fault = world.count_write();
+            let room = world.room(file, offset_bytes, buf.len())?;
+            let fits = buf.get(..room).unwrap_or(&buf);
+            let edit = world.opened(file)?.begin(Edit::Write {
+                offset_bytes,
+                bytes: fits.to_vec(),
+            });
+            Ok((edit, fault, room < buf.len()))
+        };
+        let (edit, fault, full) = match begin() {
+            Ok(begun) => begun,
+            Err(error) => return Completion::failed(error),
+        };
+        let (world, file) = (Arc::clone(&self.world), file.clone());
+        Completion::deferred(async move {
+            let mut world = world.lock();
+            world.check_power()?;
+            if let Some(kind) = fault {
+                return Err(kind.into());
+            }
+            world.opened(&file)?.complete(edit);
+            if full {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            Ok(buf)
+        })
+    }
+
+    fn sync_data(&self, file: &File) -> Completion<()> {
+        let begin = || {
+            let mut world = self.world.lock();
+            world.operate()?;
+            world.syncs += 1;
+            let nth = world.syncs;
+            let fails = world.faults.sync.take_if(|failing| *failing == nth).is_some();
+            Ok((world.opened(file)?.begin_sync(), fails))
+        };
+        let (sync, fails) = match begin() {
+            Ok(begun) => begun,
+            Err(error) => return Completion::failed(error),
+        };
+        let (world, file) = (Arc::clone(&self.world), file.clone());
+        Completion::deferred(async move {
+            let mut world = world.lock();
+            world.check_power()?;
+            let content = world.opened(&file)?;
+            if fails {
+                content.fail_sync();
+                return Err(io::Error::other("simulated failure of a sync"));
+            }
+            content.complete_sync(&sync);
+            Ok(())
+        })
+    }
+
+    fn sync_dir(&self, dir: &Path) -> Completion<()> {
+        let upto = {
+            let mut world = self.world.lock();
+            if let Err(error) = world.operate() {
+                return Completion::failed(error);
+            }
+            world.names.begun()
+        };
+        let (world, dir): (_, PathBuf) = (Arc::clone(&self.world), dir.to_owned());
+        Completion::deferred(async move {
+            let mut world = world.lock();
+            world.check_power()?;
+            world.names.sync(&dir, upto);
+            Ok(())
+        })
+    }
+
+    fn len(&self, file: &File) -> io::Result<u64> {
+        let mut world = self.world.lock();
+        world.check_power()?;
+        Ok(world.opened(file)?.len_bytes())
+    }
+
+    fn set_len(&self, file: &File, len_bytes: u64) -> io::Result<()> {
+        let mut world = self.world.lock();
+        world.operate()?;
+        let content = world.opened(file)?;
+        let edit = content.begin(Edit::SetLen(len_bytes));
+        content.complete(edit);
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
+        let world = self.world.lock();
+        world.check_power()?;
+        world.names.list(dir)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut world = self.world.lock();
+        world.operate()?;
+        world.names.remove(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut world = self.world.lock();
+        world.operate()?;
+        world.names.rename(from, to)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut world = self.world.lock();
+        world.operate()?;
+        world.names.create(path, Entry::Dir)
+    }
+
+    fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
+        let world = self.world.lock();
+        world.check_power()?;
+        Ok(world.faults.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(world.used_bytes())))
+    }
+}
+
+impl fmt::Debug for SimDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let world = self.world.lock();
+        f.debug_struct("SimDisk").field("names", &world.names).field("operations", &world.operations).finish_non_exhaustive()
+    }
+}

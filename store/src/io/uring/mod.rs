@@ -1,0 +1,89 @@
+//! A disk on io_uring: one thread owns the ring, and requests reach it through the bounded queue.
+//!
+//! The thread sleeps in the kernel, waiting for completions and for an eventfd at once; whoever puts
+//! something in the queue writes to that only if the thread sleeps. Files are opened by plain system
+//! calls, for an open that is cancelled in a ring leaks its descriptor.
+
+mod ring;
+mod slots;
+
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use io_uring::{IoUring, Probe, opcode};
+
+use super::{
+    os_disk::OsDisk,
+    queue::{Queue, Wake},
+};
+
+/// A disk whose ring has `depth` slots, or why the kernel does not give one.
+pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
+    let queue = Arc::new(Queue::new(depth, Wake::by_event()?));
+    let (ready, outcome) = mpsc::sync_channel(1);
+    let thread = thread::Builder::new().name("io-uring".to_owned()).spawn({
+        let queue = Arc::clone(&queue);
+        // The ring is made by the thread that uses it: a kernel that is told of a single issuer holds it to that.
+        move || {
+            let ring = match set_up(depth) {
+                Ok((ring, setup)) => {
+                    tracing::debug!(setup, depth, "io_uring is set up");
+                    ring
+                }
+                Err(error) => {
+                    // The receiver waits for this.
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            let _ = ready.send(Ok(()));
+            ring::run(ring, &queue, depth);
+        }
+    })?;
+    outcome.recv().map_err(|_| io::Error::other("the io_uring thread ended before it began"))??;
+    Ok(OsDisk::new("io_uring", queue, vec![thread]))
+}
+
+/// The best ring that this kernel gives, and what it is called in the log.
+fn set_up(depth: u32) -> io::Result<(IoUring, &'static str)> {
+    // One more than requests, for the wake.
+    let entries = (depth + 1).next_power_of_two();
+    // Completions are processed when this thread asks for them, without interrupting it (Linux 6.1).
+    let deferred = IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_coop_taskrun()
+        .build(entries)
+        .map(|ring| (ring, "single issuer, deferred task work"));
+    let ring = deferred
+        // Without an interrupt, but whenever the thread enters the kernel (Linux 5.19).
+        .or_else(|_| IoUring::builder().setup_coop_taskrun().build(entries).map(|ring| (ring, "cooperative task work")))
+        .or_else(|_| IoUring::new(entries).map(|ring| (ring, "plain")))?;
+    check(&ring.0)?;
+    Ok(ring)
+}
+
+/// That the ring knows the operations used here, and that this process may enter it (a filter of system calls can
+/// allow one and refuse the other).
+fn check(ring: &IoUring) -> io::Result<()> {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [
+        ("read", opcode::Read::CODE),
+        ("write", opcode::Write::CODE),
+        ("fsync", opcode::Fsync::CODE),
+    ];
+    for (name, code) in needed {
+        if !probe.is_supported(code) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("this kernel's io_uring has no {name}"),
+            ));
+        }
+    }
+    ring.submit()?;
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! A deduplicating store of block volume snapshots.
+//!
+//! Content is cut into chunks ([`varve_content`]), each kept once in an append-only pack file under the BLAKE3
+//! hash of its bytes, and a snapshot is the root of a Merkle tree over them. The store knows nothing of
+//! gRPC, NBD or accounts.
+//!
+//! What must hold, whatever happens:
+//!
+//! - A snapshot is seen only after every byte of it is durable (`commit.rs`).
+//! - Bytes that were not checked against their id do not leave the store as content ([`VerifiedChunk`]).
+//! - The packs and the catalog log are the truth: index and catalog can be made again from them ([`rebuild`]).
+//! - After a failed write or sync nothing more is written.
+//! - Memory, queues and concurrency are bounded ([`limits`]).
+
+pub mod error;
+pub mod failpoints;
+pub mod format;
+pub mod io;
+pub mod limits;
+pub mod meta;
+pub mod pack;
+
+mod catalog_log;
+mod commit;
+mod ingest;
+mod lock;
+mod read;
+mod recovery;
+mod snapshot;
+mod store;
+mod verify;
+mod workers;
+
+pub use error::{Damage, Error, Place, Result};
+pub use ingest::{IncomingChunk, Ingest, NewSnapshot, PutOutcome};
+pub use meta::{SnapshotId, SnapshotRecord};
+pub use read::{Extent, Piece, Segment, SegmentStream, SnapshotReader, StoredChunk, VerifiedChunk};
+pub use recovery::{RebuildReport, RecoveryReport, rebuild};
+pub use snapshot::{DiffExtent, ListQuery, SnapshotDiff};
+pub use store::{Options, Store, StoreStatus};
+pub use varve_content::tree::DiffKind;
+pub use verify::{SnapshotVerify, Violation, VerifyProgress};

@@ -1,0 +1,88 @@
+//! Every bound of the store in one place, and how they add up.
+//!
+//! What a store may take, beside the program itself (units are bytes unless a name says otherwise):
+//!
+//! | what | bound |
+//! | --- | --- |
+//! | plain chunks and tree nodes kept for reads | [`CHUNK_CACHE_BYTES`] + [`NODE_CACHE_BYTES`] |
+//! | plain chunks on their way in | [`INGEST_PLAIN_BYTES`] |
+//! | packed bytes on their way to disk | [`PACK_BUFFERS`] x [`PACK_BUFFER_BYTES`] |
+//! | reads under way | [`READ_BYTES_IN_FLIGHT`], and as much again decoded |
+//! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
+
+/// Plain chunks kept for reads, by default; a setting.
+pub const CHUNK_CACHE_BYTES: u64 = 128 << 20;
+/// Decoded tree nodes kept for reads.
+pub const NODE_CACHE_BYTES: u64 = 16 << 20;
+
+/// Plain bytes of chunks that were accepted and are not yet in a pack buffer, over all uploads.
+pub const INGEST_PLAIN_BYTES: usize = 32 << 20;
+/// Uploads open at one time.
+pub const UPLOADS_MAX: usize = 64;
+/// Chunks are indexed in groups this large, of packed bytes: what a crash makes an interrupted upload send again.
+pub const INDEX_GROUP_BYTES: u64 = 32 << 20;
+
+/// One write to a pack.
+pub const PACK_BUFFER_BYTES: usize = 1 << 20;
+/// Writes under way or waiting for their turn, per pack writer (one for chunks, one for nodes).
+pub const PACK_BUFFERS: usize = 16;
+/// A pack is sealed when it has grown to this.
+pub const PACK_BYTES_MAX: u64 = 256 << 20;
+/// Pack files kept open for reads.
+pub const PACKS_OPEN_MAX: usize = 256;
+
+/// Bytes of reads from packs under way at one time.
+pub const READ_BYTES_IN_FLIGHT: usize = 32 << 20;
+/// The largest single read from a pack: neighbouring records are read together up to this.
+pub const READ_SPAN_BYTES: usize = 1 << 20;
+/// Neighbouring records are read together when no more than this lies between them.
+pub const READ_GAP_BYTES: u64 = 16 << 10;
+
+/// RocksDB's block cache, index and filter blocks included.
+pub const ROCKS_CACHE_BYTES: usize = 32 << 20;
+/// RocksDB's write buffers, all together.
+pub const ROCKS_WRITE_BUFFER_BYTES: usize = 32 << 20;
+
+/// Jobs that may wait for the store's threads, reads and writes each.
+pub const WORKER_QUEUE: usize = 256;
+
+/// Requests that may wait for the disk at one time.
+pub const DISK_QUEUE_DEPTH: u32 = 128;
+/// Threads that read and write where io_uring is refused: a disk takes that many requests at a time.
+pub const DISK_THREADS: usize = 16;
+
+/// The largest volume: what the leaves of one upload may take in memory stays under [`UPLOAD_LEAVES_MAX`].
+pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
+/// Leaves that open uploads may have put and not committed, all together; 36 bytes each.
+pub const UPLOAD_LEAVES_MAX: usize = 2 << 20;
+/// Space on the file system that is left to the index and the catalog log: chunks are refused below this.
+pub const FREE_BYTES_MIN: u64 = 16 << 20;
+
+/// Characters of a snapshot's name.
+pub const NAME_CHARS_MAX: usize = 128;
+/// Tags of a snapshot.
+pub const TAGS_MAX: usize = 50;
+/// Characters of a tag's key.
+pub const TAG_KEY_CHARS_MAX: usize = 127;
+/// Characters of a tag's value.
+pub const TAG_VALUE_CHARS_MAX: usize = 255;
+/// Snapshots in one page of a listing.
+pub const PAGE_MAX: usize = 1000;
+
+/// What the store may take in all: the daemon's promise of 512 MiB leaves the rest to connections and the program.
+pub const STORE_MEMORY_MAX: u64 = 448 << 20;
+
+const _: () = assert!(
+    CHUNK_CACHE_BYTES
+        + NODE_CACHE_BYTES
+        + INGEST_PLAIN_BYTES as u64
+        + 2 * (PACK_BUFFERS * PACK_BUFFER_BYTES) as u64
+        + 2 * READ_BYTES_IN_FLIGHT as u64
+        + 36 * UPLOAD_LEAVES_MAX as u64
+        + ROCKS_CACHE_BYTES as u64
+        + ROCKS_WRITE_BUFFER_BYTES as u64
+        <= STORE_MEMORY_MAX
+);
+const _: () = assert!(VOLUME_BYTES_MAX.div_ceil(varve_content::block::SEGMENT_BYTES as u64) <= UPLOAD_LEAVES_MAX as u64);
+const _: () = assert!(VOLUME_BYTES_MAX <= varve_content::block::MAX_VOLUME_BYTES);
+const _: () = assert!(PACK_BUFFER_BYTES >= 2 * varve_content::block::BLOCK_BYTES * varve_content::chunker::MAX_CHUNK_BLOCKS as usize);

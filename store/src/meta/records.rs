@@ -1,0 +1,168 @@
+//! What a snapshot may be called, and how ids are made.
+
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::SnapshotId;
+use crate::{Error, Result, limits};
+
+const NAME_PUNCTUATION: &str = "._-/:+@";
+
+impl SnapshotId {
+    /// A new id. Two are never equal in practice: of a million ids, with a probability of 1 in 590 million.
+    pub fn random() -> Result<Self> {
+        let mut bytes = [0; Self::BYTES];
+        getrandom::fill(&mut bytes).map_err(|source| Error::Io {
+            verb: "read random bytes from",
+            path: "the operating system".into(),
+            source: source.into(),
+        })?;
+        Ok(Self::from_low_bits(bytes))
+    }
+}
+
+/// The time in nanoseconds since 1970.
+#[must_use]
+pub fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// That a snapshot may be called so: 1 to [`limits::NAME_CHARS_MAX`] letters and digits of ASCII and any of
+/// `. _ - / : + @`, beginning with a letter or digit, and not of the form of an id.
+pub fn check_name(name: &str) -> Result<()> {
+    let invalid = |why: String| Err(Error::Invalid(format!("snapshot name {}: {why}", shortened(name))));
+    let Some(first) = name.chars().next() else {
+        return Err(Error::Invalid("a snapshot name cannot be empty".to_owned()));
+    };
+    let chars = name.chars().count();
+    if chars > limits::NAME_CHARS_MAX {
+        return invalid(format!("{chars} characters, at most {} are allowed", limits::NAME_CHARS_MAX));
+    }
+    let allowed = |char: char| char.is_ascii_alphanumeric() || NAME_PUNCTUATION.contains(char);
+    if let Some(char) = name.chars().find(|char| !allowed(*char)) {
+        return invalid(format!("{char:?} is not allowed: only letters a-z and A-Z, digits and {NAME_PUNCTUATION}"));
+    }
+    if !first.is_ascii_alphanumeric() {
+        return invalid(format!("begins with {first:?}, it has to begin with a letter or digit"));
+    }
+    if SnapshotId::is_of_its_form(name) {
+        return invalid("has the form of an id, which names may not have".to_owned());
+    }
+    Ok(())
+}
+
+/// That a snapshot may have these tags: at most [`limits::TAGS_MAX`], keys of 1 to [`limits::TAG_KEY_CHARS_MAX`]
+/// characters, values of at most [`limits::TAG_VALUE_CHARS_MAX`], no control characters.
+pub fn check_tags(tags: &BTreeMap<String, String>) -> Result<()> {
+    if tags.len() > limits::TAGS_MAX {
+        return Err(Error::Invalid(format!(
+            "{} tags, a snapshot has at most {}",
+            tags.len(),
+            limits::TAGS_MAX
+        )));
+    }
+    for (key, value) in tags {
+        if key.is_empty() {
+            return Err(Error::Invalid("the key of a tag cannot be empty".to_owned()));
+        }
+        check_tag_text("key", key, key, limits::TAG_KEY_CHARS_MAX)?;
+        check_tag_text("value", key, value, limits::TAG_VALUE_CHARS_MAX)?;
+    }
+    Ok(())
+}
+
+fn check_tag_text(part: &str, key: &str, text: &str, most: usize) -> Result<()> {
+    let invalid = |why: String| Err(Error::Invalid(format!("tag {}: {why}", shortened(key))));
+    let chars = text.chars().count();
+    if chars > most {
+        return invalid(format!("its {part} has {chars} characters, at most {most} are allowed"));
+    }
+    // They would break tables and terminals of everybody who lists snapshots.
+    if let Some(char) = text.chars().find(|char| char.is_control()) {
+        return invalid(format!("its {part} has the control character {char:?}, which is not allowed"));
+    }
+    Ok(())
+}
+
+/// Text from outside for an error, quoted, and cut where it is longer than anybody reads.
+fn shortened(text: &str) -> String {
+    const SHOWN_CHARS: usize = 160;
+    match text.char_indices().nth(SHOWN_CHARS) {
+        None => format!("{text:?}"),
+        Some((end, _)) => format!("{:?}...", text.get(..end).unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn refusal(result: Result<()>) -> String {
+        match result {
+            Err(Error::Invalid(message)) => message,
+            other => format!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn names_that_are_allowed() {
+        for name in ["a", "0", "debian-12", "Vm/disk0:2024-01-01T00:00:00+02@x_y.z", "snap-", "snap-0123"] {
+            check_name(name).unwrap();
+        }
+        check_name(&"n".repeat(limits::NAME_CHARS_MAX)).unwrap();
+    }
+
+    #[test]
+    fn names_that_are_not_and_why() {
+        for (name, why) in [
+            ("", "cannot be empty"),
+            ("-a", "begins with '-'"),
+            ("/a", "begins with '/'"),
+            ("a b", "' ' is not allowed"),
+            ("a\n", "'\\n' is not allowed"),
+            ("ä", "'ä' is not allowed"),
+            ("snap-00112233445566778", "form of an id"),
+            ("SNAP-00112233445566AAA", "form of an id"),
+            (&"n".repeat(limits::NAME_CHARS_MAX + 1), "129 characters, at most 128"),
+        ] {
+            let message = refusal(check_name(name));
+            assert!(message.contains(why), "{message}");
+        }
+        assert!(refusal(check_name(&"ä".repeat(1 << 20))).len() < 1000, "an error is short");
+    }
+
+    #[test]
+    fn tags_and_their_bounds() {
+        let tag = |key: String, value: String| BTreeMap::from([(key, value)]);
+        check_tags(&BTreeMap::new()).unwrap();
+        check_tags(&tag("ключ".to_owned(), String::new())).unwrap();
+        let longest = tag("k".repeat(limits::TAG_KEY_CHARS_MAX), "v".repeat(limits::TAG_VALUE_CHARS_MAX));
+        check_tags(&longest).unwrap();
+        let many = |count: usize| (0..count).map(|n| (n.to_string(), String::new())).collect();
+        check_tags(&many(limits::TAGS_MAX)).unwrap();
+        for (tags, why) in [
+            (many(limits::TAGS_MAX + 1), "51 tags"),
+            (tag(String::new(), "v".to_owned()), "cannot be empty"),
+            (tag("k".repeat(128), String::new()), "key has 128 characters"),
+            (tag("k".to_owned(), "v".repeat(256)), "value has 256 characters"),
+            (tag("k\0".to_owned(), String::new()), "control character '\\0'"),
+            (tag("k".to_owned(), "\u{1b}[2J".to_owned()), "control character '\\u{1b}'"),
+        ] {
+            let message = refusal(check_tags(&tags));
+            assert!(message.contains(why), "{message}");
+        }
+    }
+
+    #[test]
+    fn random_ids_differ_and_read_back() {
+        let (a, b) = (SnapshotId::random().unwrap(), SnapshotId::random().unwrap());
+        assert_ne!(a, b);
+        assert_eq!(a.to_string().parse::<SnapshotId>().unwrap(), a);
+        assert!(SnapshotId::is_of_its_form(&a.to_string()));
+    }
+}

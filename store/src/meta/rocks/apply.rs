@@ -1,0 +1,200 @@
+//! Writing: a batch becomes one RocksDB write batch, totals included.
+
+use std::collections::BTreeMap;
+
+use rocksdb::{WriteBatch, WriteOptions};
+use varve_content::ChunkId;
+
+use super::{Known, REMEDY, RocksMeta, failed_at};
+use crate::{
+    Error, Result,
+    format::{Location, PackState, StoreId, catalog_log::Record, keys},
+    meta::{Batch, Catalog, Index, Meta, NodeKey, SnapshotId, SnapshotRecord, Totals},
+};
+
+impl Meta for RocksMeta {
+    fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
+        let _one_at_a_time = self.applying.lock();
+        if let Some(reason) = self.failed.get() {
+            return Err(Error::Poisoned { reason: reason.clone() });
+        }
+        let before = *self.known.read();
+        let mut totals = before.totals;
+        let mut write = WriteBatch::default();
+        self.add_chunks(&batch, &mut write, &mut totals)?;
+        self.add_nodes(&batch, &mut write, &mut totals)?;
+        self.add_packs(&batch, &mut write, &mut totals)?;
+        let after = Known {
+            catalog_sequence: batch.sequence_after(before.catalog_sequence)?,
+            totals: {
+                self.add_catalog(batch.catalog, &mut write, &mut totals)?;
+                totals
+            },
+        };
+        let family = self.family(keys::META)?;
+        write.put_cf(family, keys::TOTALS, after.totals.encode());
+        write.put_cf(family, keys::CATALOG_SEQUENCE, keys::encode_sequence(after.catalog_sequence));
+        self.write(write, sync)?;
+        *self.known.write() = after;
+        Ok(())
+    }
+
+    fn totals(&self) -> Result<Totals> {
+        Ok(self.known.read().totals)
+    }
+
+    fn is_healthy(&self) -> bool {
+        self.failed.get().is_none()
+    }
+}
+
+impl RocksMeta {
+    /// Writes down whose index this is.
+    pub(super) fn begin(&self, store: StoreId) -> Result<()> {
+        let mut write = WriteBatch::default();
+        write.put_cf(self.family(keys::META)?, keys::IDENTITY, keys::Identity { store }.encode());
+        self.write(write, true)
+    }
+
+    fn write(&self, write: WriteBatch, sync: bool) -> Result<()> {
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        self.db.write_opt(write, &options).map_err(|error| {
+            // Set here and nowhere else, under the lock of `apply`: the first reason stays.
+            let _ = self.failed.set(format!("the index in {} cannot be written: {error}", self.path.display()));
+            failed_at(&self.path, "write the index in", error)
+        })
+    }
+
+    fn add_chunks(&self, batch: &Batch, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
+        let family = self.family(keys::CHUNKS)?;
+        let present = self.locations(keys::CHUNKS, batch.chunks.keys().map(ChunkId::as_bytes))?;
+        for ((id, location), present) in batch.chunks.iter().zip(present) {
+            match present {
+                Some(present) if present == *location => continue,
+                Some(present) => {
+                    take(&mut totals.chunk_bytes, u64::from(present.payload.plain_bytes))?;
+                    take(&mut totals.stored_bytes, present.payload.record_bytes())?;
+                }
+                None => totals.chunks += 1,
+            }
+            totals.chunk_bytes += u64::from(location.payload.plain_bytes);
+            totals.stored_bytes += location.payload.record_bytes();
+            write.put_cf(family, id.as_bytes(), location.encode());
+        }
+        Ok(())
+    }
+
+    fn add_nodes(&self, batch: &Batch, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
+        let family = self.family(keys::NODES)?;
+        let present = self.locations(keys::NODES, batch.nodes.keys().map(NodeKey::as_bytes))?;
+        for ((key, location), present) in batch.nodes.iter().zip(present) {
+            match present {
+                Some(present) if present == *location => continue,
+                Some(present) => take(&mut totals.stored_bytes, present.payload.record_bytes())?,
+                None => totals.nodes += 1,
+            }
+            totals.stored_bytes += location.payload.record_bytes();
+            write.put_cf(family, key.as_bytes(), location.encode());
+        }
+        Ok(())
+    }
+
+    fn add_packs(&self, batch: &Batch, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
+        let family = self.family(keys::PACKS)?;
+        for state in batch.packs.values() {
+            if self.pack_state(state.pack)?.is_none() {
+                totals.packs += 1;
+            }
+            write.put_cf(family, PackState::key_of(state.pack), state.encode());
+        }
+        Ok(())
+    }
+
+    fn add_catalog(&self, records: Vec<(u64, Record)>, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
+        let mut changes = CatalogChanges::new(self);
+        for (_, record) in records {
+            match record {
+                Record::PutSnapshot(record) => changes.put(record, totals)?,
+                Record::DeleteSnapshot(id) => changes.delete(id, totals)?,
+            }
+        }
+        let (snapshots, names) = (self.family(keys::SNAPSHOTS)?, self.family(keys::NAMES)?);
+        for (id, record) in changes.snapshots {
+            match record {
+                Some(record) => write.put_cf(snapshots, id.as_bytes(), record.encode()),
+                None => write.delete_cf(snapshots, id.as_bytes()),
+            }
+        }
+        for (name, id) in changes.names {
+            match id {
+                Some(id) => write.put_cf(names, name, id.as_bytes()),
+                None => write.delete_cf(names, name),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The catalog as it is, and what the records of one batch make of it: later ones see what earlier ones did.
+struct CatalogChanges<'a> {
+    meta: &'a RocksMeta,
+    snapshots: BTreeMap<SnapshotId, Option<SnapshotRecord>>,
+    names: BTreeMap<String, Option<SnapshotId>>,
+}
+
+impl<'a> CatalogChanges<'a> {
+    fn new(meta: &'a RocksMeta) -> Self {
+        Self {
+            meta,
+            snapshots: BTreeMap::new(),
+            names: BTreeMap::new(),
+        }
+    }
+
+    fn owner(&self, name: &str) -> Result<Option<SnapshotId>> {
+        match self.names.get(name) {
+            Some(changed) => Ok(*changed),
+            None => Ok(self.meta.snapshot_by_name(name)?.map(|record| record.id)),
+        }
+    }
+
+    fn put(&mut self, record: SnapshotRecord, totals: &mut Totals) -> Result<()> {
+        if let Some(owner) = self.owner(&record.name)?
+            && owner != record.id
+        {
+            return Err(Error::AlreadyExists {
+                name: record.name,
+                id: owner.to_string(),
+            });
+        }
+        self.delete(record.id, totals)?;
+        totals.snapshots += 1;
+        totals.logical_bytes = totals.logical_bytes.saturating_add(record.size_bytes);
+        self.names.insert(record.name.clone(), Some(record.id));
+        self.snapshots.insert(record.id, Some(record));
+        Ok(())
+    }
+
+    fn delete(&mut self, id: SnapshotId, totals: &mut Totals) -> Result<()> {
+        let present = match self.snapshots.get(&id) {
+            Some(changed) => changed.clone(),
+            None => self.meta.snapshot(id)?,
+        };
+        let Some(present) = present else { return Ok(()) };
+        take(&mut totals.snapshots, 1)?;
+        take(&mut totals.logical_bytes, present.size_bytes)?;
+        self.names.insert(present.name, None);
+        self.snapshots.insert(id, None);
+        Ok(())
+    }
+}
+
+/// Takes from a total what was added to it once. Both come from disk: that they agree is no given.
+fn take(total: &mut u64, amount: u64) -> Result<()> {
+    *total = total.checked_sub(amount).ok_or_else(|| Error::Index {
+        verb: "keep its totals",
+        message: format!("{amount} is to be taken from a total of {total}; {REMEDY}"),
+    })?;
+    Ok(())
+}

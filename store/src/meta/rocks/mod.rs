@@ -1,0 +1,288 @@
+//! Index and catalog in RocksDB.
+//!
+//! One database with a column family for each kind of entry ([`keys`]). A batch is one RocksDB write batch,
+//! which its write-ahead log makes atomic over all families. Bounded memory: see [`options`].
+//!
+//! # When a write fails
+//!
+//! RocksDB fails a write when its log cannot be written or synced, and from then on when a flush in the background could
+//! not be (on a full disk it tries by itself, every five seconds, to go on). Either way this
+//! index writes nothing any more until it is opened again: the failed batch may be in the log, and so may come back
+//! then, totals included. Batches written meanwhile would have been counted without it.
+
+mod apply;
+mod options;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use parking_lot::{Mutex, RwLock};
+use rocksdb::{ColumnFamily, DB, Direction, ErrorKind, IteratorMode, Options, ReadOptions};
+use varve_content::ChunkId;
+
+use super::{Catalog, Index, NodeKey, PackState, SnapshotId, SnapshotRecord, Totals};
+use crate::{
+    Error, Result,
+    format::{FormatError, Location, PackId, StoreId, keys},
+};
+
+/// Keys looked up in one call: what bounds the values that RocksDB keeps pinned for us meanwhile.
+const LOOKUP_KEYS: usize = 4096;
+
+/// What to do about an index that cannot be used.
+const REMEDY: &str = "a rebuild makes the index again from packs and catalog log";
+
+/// Index and catalog in a directory of their own.
+pub struct RocksMeta {
+    db: DB,
+    path: PathBuf,
+    /// One batch at a time: each reads what it replaces, to keep the totals exact.
+    applying: Mutex<()>,
+    known: RwLock<Known>,
+    /// Why nothing is written any more.
+    failed: OnceLock<String>,
+}
+
+/// What is kept in memory too.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    totals: Totals,
+    catalog_sequence: u64,
+}
+
+impl fmt::Debug for RocksMeta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RocksMeta")
+            .field("path", &self.path)
+            .field("known", &*self.known.read())
+            .field("failed", &self.failed.get())
+            .finish_non_exhaustive()
+    }
+}
+
+impl RocksMeta {
+    /// Makes an empty index for `store` in `path`, which holds none yet (see [`destroy`](Self::destroy)).
+    pub fn create(path: &Path, store: StoreId) -> Result<Self> {
+        let mut options = options::database();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_error_if_exists(true);
+        let meta = Self::with_options(path, &options)?;
+        // Written last: an index without it was not completed.
+        meta.begin(store)?;
+        Ok(meta)
+    }
+
+    /// Opens the index of `store` in `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Incompatible`] when there is none, when it is another store's, or of another version: all to be
+    /// remedied by a rebuild.
+    pub fn open(path: &Path, store: StoreId) -> Result<Self> {
+        let meta = Self::with_options(path, &options::database())?;
+        let identity = match meta.get(keys::META, keys::IDENTITY)? {
+            Some(value) => keys::Identity::decode(&value).map_err(|error| meta.incompatible(error))?,
+            None => return Err(meta.incompatible("the index was not made to its end")),
+        };
+        if identity.store != store {
+            return Err(meta.incompatible(format_args!("it is the index of store {}, not of {store}", identity.store)));
+        }
+        let known = Known {
+            totals: match meta.get(keys::META, keys::TOTALS)? {
+                Some(value) => Totals::decode(&value).map_err(undecodable)?,
+                None => Totals::default(),
+            },
+            catalog_sequence: match meta.get(keys::META, keys::CATALOG_SEQUENCE)? {
+                Some(value) => keys::decode_sequence(&value).map_err(undecodable)?,
+                None => 0,
+            },
+        };
+        *meta.known.write() = known;
+        Ok(meta)
+    }
+
+    /// Removes the index in `path`, if there is one, so that it can be [made](Self::create) again.
+    pub fn destroy(path: &Path) -> Result<()> {
+        DB::destroy(&Options::default(), path).map_err(|error| failed_at(path, "remove the index in", error))
+    }
+
+    fn with_options(path: &Path, options: &Options) -> Result<Self> {
+        let families = options::column_families(&options::cache());
+        let db = DB::open_cf_descriptors(options, path, families).map_err(|error| match error.kind() {
+            // So RocksDB says that there is nothing, or not what was asked for.
+            ErrorKind::InvalidArgument => incompatible(path, error),
+            _ => failed_at(path, "open", error),
+        })?;
+        Ok(Self {
+            db,
+            path: path.to_owned(),
+            applying: Mutex::default(),
+            known: RwLock::default(),
+            failed: OnceLock::new(),
+        })
+    }
+
+    fn incompatible(&self, why: impl fmt::Display) -> Error {
+        incompatible(&self.path, why)
+    }
+
+    fn family(&self, name: &'static str) -> Result<&ColumnFamily> {
+        self.db.cf_handle(name).ok_or_else(|| Error::Index {
+            verb: "find a column family",
+            message: format!("there is no {name:?}; {REMEDY}"),
+        })
+    }
+
+    fn get(&self, family: &'static str, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.db.get_cf(self.family(family)?, key).map_err(unreadable)
+    }
+
+    /// Locations under `keys`, in their order.
+    fn locations<'a>(
+        &self,
+        family: &'static str,
+        keys: impl Iterator<Item = &'a [u8; 32]>,
+    ) -> Result<Vec<Option<Location>>> {
+        let family = self.family(family)?;
+        let mut sorted: Vec<(usize, &[u8; 32])> = keys.enumerate().collect();
+        sorted.sort_unstable_by_key(|(_, key)| *key);
+        let mut locations = vec![None; sorted.len()];
+        for some in sorted.chunks(LOOKUP_KEYS) {
+            let values = self.db.batched_multi_get_cf(family, some.iter().map(|(_, key)| key.as_slice()), true);
+            for ((position, _), value) in some.iter().zip(values) {
+                if let (Some(slot), Some(value)) = (locations.get_mut(*position), value.map_err(unreadable)?) {
+                    *slot = Some(Location::decode(&value).map_err(undecodable)?);
+                }
+            }
+        }
+        Ok(locations)
+    }
+}
+
+impl Index for RocksMeta {
+    fn chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>> {
+        self.locations(keys::CHUNKS, ids.iter().map(ChunkId::as_bytes))
+    }
+
+    fn nodes(&self, node_keys: &[NodeKey]) -> Result<Vec<Option<Location>>> {
+        self.locations(keys::NODES, node_keys.iter().map(NodeKey::as_bytes))
+    }
+
+    fn pack_state(&self, pack: PackId) -> Result<Option<PackState>> {
+        let key = PackState::key_of(pack);
+        let Some(value) = self.get(keys::PACKS, &key)? else {
+            return Ok(None);
+        };
+        let state = PackState::decode(&key, &value).map_err(undecodable)?;
+        Ok((state.pack == pack).then_some(state))
+    }
+
+    fn pack_states(&self) -> Result<Vec<PackState>> {
+        self.db
+            .iterator_cf(self.family(keys::PACKS)?, IteratorMode::Start)
+            .map(|entry| {
+                let (key, value) = entry.map_err(unreadable)?;
+                PackState::decode(&key, &value).map_err(undecodable)
+            })
+            .collect()
+    }
+}
+
+impl Catalog for RocksMeta {
+    fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>> {
+        let value = self.get(keys::SNAPSHOTS, id.as_bytes())?;
+        value.map(|value| SnapshotRecord::decode(&value).map_err(undecodable)).transpose()
+    }
+
+    fn snapshot_by_name(&self, name: &str) -> Result<Option<SnapshotRecord>> {
+        let named = self.get(keys::NAMES, name.as_bytes())?;
+        let Some(id) = named.map(|value| keys::decode_named(&value).map_err(undecodable)).transpose()? else {
+            return Ok(None);
+        };
+        // Deleted between the two questions, and the name perhaps given to another: as if asked a moment earlier.
+        self.snapshot(id)
+    }
+
+    fn snapshots(&self, after_name: Option<&str>, prefix: &str, limit: usize) -> Result<Vec<SnapshotRecord>> {
+        // Both families as they were at one moment.
+        let view = self.db.snapshot();
+        let after = after_name.unwrap_or_default().as_bytes();
+        let start = after.max(prefix.as_bytes());
+        let names = view.iterator_cf(self.family(keys::NAMES)?, IteratorMode::From(start, Direction::Forward));
+        let mut ids = Vec::new();
+        for entry in names {
+            let (name, id) = entry.map_err(unreadable)?;
+            if ids.len() == limit || !name.starts_with(prefix.as_bytes()) {
+                break;
+            }
+            if after_name.is_none() || *name > *after {
+                ids.push(keys::decode_named(&id).map_err(undecodable)?);
+            }
+        }
+        let mut records = Vec::with_capacity(ids.len());
+        for id in ids {
+            let value = view.get_cf(self.family(keys::SNAPSHOTS)?, id.as_bytes()).map_err(unreadable)?;
+            let value = value.ok_or_else(|| Error::Index {
+                verb: "list snapshots",
+                message: format!("{id} has a name and no record; {REMEDY}"),
+            })?;
+            records.push(SnapshotRecord::decode(&value).map_err(undecodable)?);
+        }
+        Ok(records)
+    }
+
+    fn catalog_sequence(&self) -> Result<u64> {
+        Ok(self.known.read().catalog_sequence)
+    }
+}
+
+fn incompatible(path: &Path, why: impl fmt::Display) -> Error {
+    Error::Incompatible {
+        path: path.to_owned(),
+        why: format!("{why}; {REMEDY}"),
+    }
+}
+
+fn undecodable(error: FormatError) -> Error {
+    Error::Index {
+        verb: "decode what it holds",
+        message: format!("{error}; {REMEDY}"),
+    }
+}
+
+fn unreadable(error: rocksdb::Error) -> Error {
+    Error::Index {
+        verb: "read",
+        message: match error.kind() {
+            ErrorKind::Corruption => format!("{error}; {REMEDY}"),
+            _ => error.into_string(),
+        },
+    }
+}
+
+/// What the caller is told of a failure to write.
+fn failed_at(path: &Path, verb: &'static str, error: rocksdb::Error) -> Error {
+    if is_disk_full(&error) {
+        return Error::Full {
+            verb,
+            path: path.to_owned(),
+        };
+    }
+    let message = match error.kind() {
+        ErrorKind::Corruption => format!("{}: {error}; {REMEDY}", path.display()),
+        _ => format!("{}: {error}", path.display()),
+    };
+    Error::Index { verb, message }
+}
+
+/// RocksDB has a code for this, of which its C interface hands on nothing but the text.
+fn is_disk_full(error: &rocksdb::Error) -> bool {
+    error.kind() == ErrorKind::IOError && error.as_ref().contains("No space left on device")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! How RocksDB is set up, and why.
+//!
+//! The chunks are what matters: ten million of them are 0.6 GiB, asked for in no order, and most questions of a first
+//! import are for chunks that are not there. So a filter answers for every level, and filters are cut in blocks of
+//! 4 KiB that live in the one block cache: at 7 bits a chunk they take 9 MiB of it for ten million.
+
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode, DataBlockIndexType,
+    InfoLogger, LogLevel, Options,
+};
+
+use crate::{format::keys, limits};
+
+/// Threads for flush and compaction.
+const BACKGROUND_JOBS: i32 = 2;
+/// Files of ten million chunks at [`FILE_BYTES`] each, twice: none is opened again and again.
+const OPEN_FILES_MAX: i32 = 128;
+const FILE_BYTES: u64 = 16 << 20;
+/// Level 1. As keys are hashes each compaction into it reads all of it: small, but above all write buffers.
+const LEVEL_1_BYTES: u64 = 64 << 20;
+/// Each input file of a compaction has a buffer like this: 2 MiB, the default, would be most of our memory.
+const COMPACTION_READ_BYTES: usize = 256 << 10;
+/// What is read again when a store is opened after a crash, and what rarely written families may hold on to.
+const WAL_BYTES_MAX: u64 = 64 << 20;
+/// Two write buffers each: one fills while the other goes to disk, and writers wait when both are full. So this is a bound.
+const WRITE_BUFFERS: usize = 2;
+
+/// Write buffer by column family. `meta` has the totals, written with every batch.
+const WRITE_BUFFER_BYTES: [(&str, usize); 6] = [
+    (keys::CHUNKS, 8 << 20),
+    (keys::NODES, 4 << 20),
+    (keys::PACKS, 1 << 20),
+    (keys::SNAPSHOTS, 1 << 20),
+    (keys::NAMES, 1 << 20),
+    (keys::META, 1 << 20),
+];
+
+const _: () = {
+    let mut sum = 0;
+    let mut at = 0;
+    while at < WRITE_BUFFER_BYTES.len() {
+        sum += WRITE_BUFFERS * WRITE_BUFFER_BYTES[at].1;
+        at += 1;
+    }
+    assert!(sum <= limits::ROCKS_WRITE_BUFFER_BYTES);
+};
+
+/// Options of the database.
+pub(super) fn database() -> Options {
+    let mut options = Options::default();
+    options.set_max_background_jobs(BACKGROUND_JOBS);
+    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_db_write_buffer_size(limits::ROCKS_WRITE_BUFFER_BYTES);
+    options.set_compaction_readahead_size(COMPACTION_READ_BYTES);
+    // Files are written at an even pace, or the sync at their end would hold up everybody else's.
+    options.set_bytes_per_sync(1 << 20);
+    options.set_skip_stats_update_on_db_open(true);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+
+    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    // Reading the log ends at the first record that is not whole. Behind the last sync that is what a power cut
+    // leaves, and nobody was told of it; the stricter AbsoluteConsistency would refuse to open such a store. If it
+    // is damage instead, before the last sync, what follows is lost here, but still in order: the index is then as it was some
+    // batches ago, knows so (pack states and catalog sequence are part of each batch), and recovery brings
+    // in the rest from packs and catalog log. The laxer modes would skip batches in between, and nobody would know.
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    // A log file that was synced and is missing is noticed, instead of taken for one that never was.
+    options.set_track_and_verify_wals_in_manifest(true);
+
+    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, log));
+    options
+}
+
+/// All column families with their options. They share `cache`.
+pub(super) fn column_families(cache: &Cache) -> impl Iterator<Item = ColumnFamilyDescriptor> {
+    WRITE_BUFFER_BYTES.into_iter().map(move |(name, write_buffer_bytes)| {
+        let mut options = Options::default();
+        options.set_write_buffer_size(write_buffer_bytes);
+        options.set_max_write_buffer_number(WRITE_BUFFERS as i32);
+        options.set_target_file_size_base(FILE_BYTES);
+        options.set_max_bytes_for_level_base(LEVEL_1_BYTES);
+        // A filter for the write buffers too: most lookups end there.
+        options.set_memtable_whole_key_filtering(true);
+        options.set_memtable_prefix_bloom_ratio(0.02);
+        options.set_block_based_table_factory(&table(cache));
+        ColumnFamilyDescriptor::new(name, options)
+    })
+}
+
+/// The one cache, for data, index and filter blocks alike.
+pub(super) fn cache() -> Cache {
+    Cache::new_lru_cache(limits::ROCKS_CACHE_BYTES)
+}
+
+fn table(cache: &Cache) -> BlockBasedOptions {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_block_size(4 << 10);
+    table.set_data_block_index_type(DataBlockIndexType::BinaryAndHash);
+    // As good as a Bloom filter of 10 bits a key (1 % false), in 7.
+    table.set_ribbon_filter(10.0);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(4 << 10);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_top_level_index_and_filter(true);
+    table
+}
+
+fn log(level: LogLevel, message: &str) {
+    let message = message.trim_end();
+    match level {
+        LogLevel::Error | LogLevel::Fatal => tracing::error!(target: "rocksdb", "{message}"),
+        _ => tracing::warn!(target: "rocksdb", "{message}"),
+    }
+}

@@ -1,0 +1,309 @@
+//! Opening a store: find out what it is, bring back what the last process left behind, and go on from there.
+//!
+//! What a crash may leave, and what becomes of it:
+//!
+//! | left behind | becomes |
+//! | --- | --- |
+//! | records at the end of a pack that the index does not know | indexed, if they are whole; an upload that runs again need not send them |
+//! | a torn record at the end of a pack | cut off: it was never synced |
+//! | a record at the end of the catalog log that RocksDB does not have | applied: its content was durable before it was written |
+//! | a torn record at the end of the catalog log | cut off: nobody was told of it |
+//!
+//! Anything else that is not as it was written is damage. In a pack it is reported, and the rest goes on; in the
+//! catalog log it is an error, because what follows cannot be trusted to be in order.
+
+mod packs;
+mod rebuild;
+
+use std::{fmt, fs, io::Write as _, path::Path, sync::Arc};
+
+use quick_cache::sync::Cache;
+use tokio::sync::Semaphore;
+use varve_content::{chunker::CHUNKER_VERSION, codec::Compression};
+
+pub use rebuild::{RebuildReport, rebuild};
+
+use crate::{
+    Damage, Error, Result,
+    catalog_log::{CatalogLog, Replay},
+    commit::Commit,
+    failpoints,
+    format::{StoreId, names, store_file::StoreFile},
+    io::{self, Disk},
+    limits,
+    lock::DirectoryLock,
+    meta::{self, Batch, Meta, RocksMeta},
+    pack::{PackReader, PackSet},
+    store::{ByBytes, Options, Reserved, Shared},
+    workers::Workers,
+};
+
+/// What opening a store found.
+#[derive(Debug, Clone, Default)]
+pub struct RecoveryReport {
+    /// There was no store: it was made.
+    pub created: bool,
+    /// Records of packs that the index did not know.
+    pub recovered_records: u64,
+    /// Packs whose torn tail was cut off, each with where and why.
+    pub torn_packs: Vec<String>,
+    /// Records of the catalog log that RocksDB did not have.
+    pub replayed_records: u64,
+    /// The torn tail of the catalog log, if it had one.
+    pub torn_log: Option<String>,
+    /// What is not as it was written.
+    pub damage: Vec<Damage>,
+}
+
+impl RecoveryReport {
+    /// Whether the last process ended cleanly and everything is as it was written.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.recovered_records == 0
+            && self.torn_packs.is_empty()
+            && self.replayed_records == 0
+            && self.torn_log.is_none()
+            && self.damage.is_empty()
+    }
+}
+
+impl fmt::Display for RecoveryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.created {
+            return f.write_str("made a new store");
+        }
+        if self.is_clean() {
+            return f.write_str("nothing to recover");
+        }
+        write!(
+            f,
+            "recovered {} records of packs and {} of the catalog log, cut off {} torn tails, found {} damaged places",
+            self.recovered_records,
+            self.replayed_records,
+            self.torn_packs.len() + usize::from(self.torn_log.is_some()),
+            self.damage.len()
+        )
+    }
+}
+
+/// Opens or makes a store.
+pub(crate) async fn open(options: Options) -> Result<(Shared, RecoveryReport)> {
+    if let Some(point) = failpoints::arm_from_environment()? {
+        tracing::warn!(point = point.name(), "a failpoint is armed: this process will end there");
+    }
+    let dir = options.data_dir.clone();
+    let lock = lock_directory(&dir)?;
+    let disk = io::choose(options.io_engine).map_err(|source| Error::io("set up input and output for", &dir, source))?;
+    let mut report = RecoveryReport::default();
+    let identity = match read_identity(&dir)? {
+        Some(identity) => identity,
+        None => {
+            report.created = true;
+            create_identity(&disk, &dir, options.compression.unwrap_or_default()).await?
+        }
+    };
+    let compression = options.compression.unwrap_or(identity.compression);
+    let base = Base {
+        disk,
+        store: identity.store,
+        compression,
+        options,
+        lock,
+    };
+    let shared = assemble(base, &mut report, |empty| {
+        let index = names::index(&dir);
+        if !empty && !index.exists() {
+            return Err(Error::Incompatible {
+                path: index,
+                why: format!("it is missing; `varved rebuild --data-dir {}` makes it again from the packs", dir.display()),
+            });
+        }
+        Ok(Arc::new(RocksMeta::open(&index, identity.store)?))
+    })
+    .await?;
+    Ok((shared, report))
+}
+
+/// What a store is built on.
+pub(crate) struct Base {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) store: StoreId,
+    pub(crate) compression: Compression,
+    pub(crate) options: Options,
+    pub(crate) lock: DirectoryLock,
+}
+
+/// Recovers packs and catalog log, and puts the parts of the store together. `open_meta` is told whether both are empty.
+pub(crate) async fn assemble<F>(base: Base, report: &mut RecoveryReport, open_meta: F) -> Result<Shared>
+where
+    F: FnOnce(bool) -> Result<Arc<dyn Meta>>,
+{
+    let Base {
+        disk,
+        store,
+        compression,
+        options,
+        lock,
+    } = base;
+    let dir = &options.data_dir;
+    create_missing_dir(&disk, dir, &names::packs(dir)).await?;
+    let packs = PackSet::open(Arc::clone(&disk), names::packs(dir), store)?;
+    let (log, replay) = open_log(&disk, dir, store, &packs).await?;
+    let meta = open_meta(packs.list()?.is_empty() && replay.records.is_empty())?;
+    let (chunks, nodes) = packs::recover(&packs, &*meta, report).await?;
+    replay_log(&*meta, replay, report)?;
+
+    let workers = Arc::new(Workers::start(options.threads(), compression)?);
+    let commit = Commit::new(chunks, nodes, Arc::clone(&meta), Arc::clone(&workers), log);
+    Ok(Shared {
+        store_id: store,
+        compression,
+        packs: PackReader::new(packs),
+        commit,
+        chunk_cache: Cache::with_weighter(estimated_chunks(&options), options.chunk_cache_bytes, ByBytes),
+        node_cache: Cache::with_weighter(ESTIMATED_NODES, limits::NODE_CACHE_BYTES, ByBytes),
+        ingest_space: Semaphore::new(limits::INGEST_PLAIN_BYTES),
+        read_space: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
+        leaves_reserved: Reserved::default(),
+        _lock: lock,
+        disk,
+        meta,
+        workers,
+        options,
+    })
+}
+
+/// Nodes that fit into their cache, about: a full leaf is 24 KiB there.
+const ESTIMATED_NODES: usize = (limits::NODE_CACHE_BYTES / (16 << 10)) as usize;
+
+/// Chunks that fit into their cache, about.
+fn estimated_chunks(options: &Options) -> usize {
+    usize::try_from(options.chunk_cache_bytes / (48 << 10)).unwrap_or(usize::MAX).max(16)
+}
+
+/// Takes the directory for this process; makes it if it is absent.
+fn lock_directory(dir: &Path) -> Result<DirectoryLock> {
+    fs::create_dir_all(dir).map_err(|source| Error::io("create", dir, source))?;
+    DirectoryLock::take(dir)
+}
+
+/// What the directory says it is; `None` if it is empty, and a store may be made in it.
+fn read_identity(dir: &Path) -> Result<Option<StoreFile>> {
+    let path = names::store_file(dir);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return refuse_other_files(dir).map(|()| None);
+        }
+        Err(source) => return Err(Error::io("read", &path, source)),
+    };
+    let refuse = |why: String| Error::Incompatible { path: path.clone(), why };
+    let identity = StoreFile::decode(&text).map_err(|problem| refuse(problem.to_string()))?;
+    if identity.chunker_version != CHUNKER_VERSION {
+        return Err(refuse(format!(
+            "it was cut with chunker version {}, this program cuts with {CHUNKER_VERSION}",
+            identity.chunker_version
+        )));
+    }
+    Ok(Some(identity))
+}
+
+/// A store is made only where nothing else is.
+fn refuse_other_files(dir: &Path) -> Result<()> {
+    let entries = fs::read_dir(dir).map_err(|source| Error::io("list", dir, source))?;
+    for entry in entries {
+        let name = entry.map_err(|source| Error::io("list", dir, source))?.file_name();
+        if !names::may_precede_store(&name) {
+            return Err(Error::Incompatible {
+                path: dir.to_owned(),
+                why: format!("it is not a Varve store and not empty (it holds {name:?})"),
+            });
+        }
+    }
+    Ok(())
+}
+
+async fn create_identity(disk: &Arc<dyn Disk>, dir: &Path, compression: Compression) -> Result<StoreFile> {
+    let mut id = [0; StoreId::BYTES];
+    getrandom::fill(&mut id).map_err(|error| Error::Io {
+        verb: "draw a random id for",
+        path: dir.to_owned(),
+        source: std::io::Error::other(error),
+    })?;
+    let identity = StoreFile {
+        store: StoreId::from_bytes(id),
+        chunker_version: CHUNKER_VERSION,
+        compression,
+        created_unix_seconds: meta::now_ns() / 1_000_000_000,
+    };
+    let path = names::store_file(dir);
+    let temporary = names::store_file_unfinished(dir);
+    let mut file = fs::File::create(&temporary).map_err(|source| Error::io("create", &temporary, source))?;
+    file.write_all(identity.encode().as_bytes()).map_err(|source| Error::io("write", &temporary, source))?;
+    file.sync_all().map_err(|source| Error::io("sync", &temporary, source))?;
+    disk.rename(&temporary, &path).map_err(|source| Error::io("rename to", &path, source))?;
+    sync_dir(disk, dir).await?;
+    Ok(identity)
+}
+
+async fn create_missing_dir(disk: &Arc<dyn Disk>, parent: &Path, dir: &Path) -> Result<()> {
+    match disk.create_dir(dir) {
+        Ok(()) => sync_dir(disk, parent).await,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(source) => Err(Error::io("create", dir, source)),
+    }
+}
+
+async fn sync_dir(disk: &Arc<dyn Disk>, dir: &Path) -> Result<()> {
+    disk.sync_dir(dir).await.map_err(|source| Error::io("sync", dir, source))
+}
+
+/// Opens the catalog log. Where there are no packs there may be none yet: the store is new, or its making was
+/// cut short.
+async fn open_log(disk: &Arc<dyn Disk>, dir: &Path, store: StoreId, packs: &PackSet) -> Result<(CatalogLog, Replay)> {
+    let path = names::catalog_log(dir);
+    let present = disk.list(dir).map_err(|source| Error::io("list", dir, source))?;
+    let has = |path: &Path| present.iter().any(|name| Some(name.as_os_str()) == path.file_name());
+    if has(&path) {
+        return CatalogLog::open(Arc::clone(disk), path, store).await;
+    }
+    if !packs.list()?.is_empty() {
+        return Err(Error::Incompatible {
+            path,
+            why: "it is missing, and with it the names of all snapshots".to_owned(),
+        });
+    }
+    // Made beside its place, so that a log with half a header is never found there.
+    let temporary = names::catalog_log_unfinished(dir);
+    if has(&temporary) {
+        disk.remove(&temporary).map_err(|source| Error::io("remove", &temporary, source))?;
+    }
+    drop(CatalogLog::create(Arc::clone(disk), temporary.clone(), store).await?);
+    disk.rename(&temporary, &path).map_err(|source| Error::io("rename to", &path, source))?;
+    sync_dir(disk, dir).await?;
+    CatalogLog::open(Arc::clone(disk), path, store).await
+}
+
+/// Applies what the log has and RocksDB does not.
+fn replay_log(meta: &dyn Meta, replay: Replay, report: &mut RecoveryReport) -> Result<()> {
+    report.torn_log = replay.torn;
+    let applied = meta.catalog_sequence()?;
+    let last = replay.records.last().map_or(0, |(sequence, _)| *sequence);
+    if applied > last {
+        return Err(Error::Incompatible {
+            path: "catalog.log".into(),
+            why: format!("it ends at record {last}, the catalog has applied {applied}: it is an older copy, or was cut"),
+        });
+    }
+    let mut batch = Batch::default();
+    for (sequence, record) in replay.records {
+        if sequence > applied {
+            batch.catalog(sequence, record);
+            report.replayed_records += 1;
+        }
+    }
+    if report.replayed_records > 0 {
+        meta.apply(batch, true)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! Packs after a restart: what is at their ends, and where writing goes on.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::{
+    Damage, Result,
+    commit::put_record,
+    format::PackKind,
+    meta::{Batch, Meta, PackState},
+    pack::{PackHome, PackSet, PackWriter, PlacedRecord, survey},
+    recovery::RecoveryReport,
+};
+
+/// Indexes what the index does not know, and opens the writers of chunks and of nodes.
+pub(super) async fn recover(
+    packs: &Arc<PackSet>,
+    meta: &dyn Meta,
+    report: &mut RecoveryReport,
+) -> Result<(PackWriter, PackWriter)> {
+    let known: HashMap<_, PackState> = meta.pack_states()?.into_iter().map(|state| (state.pack, state)).collect();
+    if let Some(highest) = known.keys().map(|pack| pack.number).max() {
+        packs.keep_numbers_above(highest);
+    }
+    let present = packs.list()?;
+    for pack in known.keys().filter(|pack| !present.contains(pack)) {
+        let mut damage = Damage::missing(format_args!("pack {pack}"));
+        "its file is gone, the index has records in it".clone_into(&mut damage.problem);
+        report.damage.push(damage);
+    }
+
+    let mut chunks = Vec::new();
+    let mut nodes = Vec::new();
+    let mut found_behind = Vec::new();
+    for pack in present {
+        let state = known.get(&pack);
+        if state.is_some_and(|state| state.sealed) {
+            continue;
+        }
+        let promised_bytes = state.map_or(0, |state| state.durable_bytes);
+        let mut found = survey(&**packs, pack, promised_bytes).await?;
+        report.damage.append(&mut found.damage);
+        if let Some(torn) = &found.torn {
+            report.torn_packs.push(format!("{pack}: {torn}"));
+        }
+        // What lies before is in the index, as far as it is sound.
+        let behind = found.records.iter().filter(|record| record.location.offset_bytes >= promised_bytes);
+        let behind: Vec<_> = behind.copied().collect();
+        report.recovered_records += behind.len() as u64;
+        if found.sealed {
+            let state = PackState {
+                pack,
+                durable_bytes: found.end_bytes,
+                sealed: true,
+            };
+            index(meta, &behind, &[state], false)?;
+            continue;
+        }
+        found_behind.push(behind);
+        match pack.kind {
+            PackKind::Chunks => chunks.push(found),
+            PackKind::Nodes => nodes.push(found),
+        }
+    }
+    let home: Arc<dyn PackHome> = Arc::<PackSet>::clone(packs);
+    let (chunks, chunk_states) = PackWriter::resume(Arc::clone(&home), PackKind::Chunks, chunks).await?;
+    let (nodes, node_states) = PackWriter::resume(home, PackKind::Nodes, nodes).await?;
+    // Only now are the ends of the packs synced that these are in.
+    for records in &found_behind {
+        index(meta, records, &[], false)?;
+    }
+    index(meta, &[], &[chunk_states, node_states].concat(), true)?;
+    Ok((chunks, nodes))
+}
+
+fn index(meta: &dyn Meta, records: &[PlacedRecord], states: &[PackState], sync: bool) -> Result<()> {
+    let mut batch = Batch::default();
+    for record in records {
+        put_record(&mut batch, record);
+    }
+    batch.packs(states);
+    meta.apply(batch, sync)
+}

@@ -1,0 +1,258 @@
+//! A store: its parts put together, opened and closed.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use quick_cache::{Weighter, sync::Cache};
+use tokio::sync::Semaphore;
+use varve_content::{ChunkId, NodeId, chunker::CHUNKER_VERSION, codec::Compression};
+
+use crate::{
+    Error, Result,
+    commit::{Commit, Generation, node_keys},
+    format::{StoreId, pack::Payload, store_file::FORMAT_VERSION},
+    ingest::{Ingest, NewSnapshot},
+    io::{Disk, IoEngine},
+    limits,
+    lock::DirectoryLock,
+    meta::Meta,
+    pack::{EncodedRecord, PackReader},
+    read::{CachedNode, VerifiedChunk},
+    recovery::{self, RecoveryReport},
+    workers::{Priority, Workers},
+};
+
+/// How to open a store.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where it is, or is to be made.
+    pub data_dir: PathBuf,
+    /// How a new store packs chunks; one that exists may be given another for what is written from now on. `None`: as it was.
+    pub compression: Option<Compression>,
+    /// Bytes of plain chunks kept for reads.
+    pub chunk_cache_bytes: u64,
+    /// How files are read and written.
+    pub io_engine: IoEngine,
+    /// Threads for hashing and compression; 0: one per core.
+    pub cpu_threads: usize,
+}
+
+impl Options {
+    /// Everything by default.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            compression: None,
+            chunk_cache_bytes: limits::CHUNK_CACHE_BYTES,
+            io_engine: IoEngine::Auto,
+            cpu_threads: 0,
+        }
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        match self.cpu_threads {
+            0 => thread::available_parallelism().map_or(2, usize::from),
+            threads => threads,
+        }
+    }
+}
+
+/// What a store is, and holds.
+#[derive(Debug, Clone)]
+pub struct StoreStatus {
+    /// Made when the store was, and kept.
+    pub store_id: String,
+    /// Of the files in the data directory.
+    pub format_version: u32,
+    /// How content is cut.
+    pub chunker_version: u32,
+    /// Number of snapshots.
+    pub snapshots: u64,
+    /// Sum of their sizes.
+    pub logical_bytes: u64,
+    /// Number of chunks.
+    pub chunks: u64,
+    /// Their plain bytes.
+    pub chunk_bytes: u64,
+    /// Bytes that all packs take.
+    pub stored_bytes: u64,
+    /// Number of packs.
+    pub packs: u64,
+    /// "io_uring" or "blocking".
+    pub io_engine: &'static str,
+    /// What new chunks are packed with.
+    pub compression: Compression,
+    /// Free bytes of the file system.
+    pub free_bytes: u64,
+    /// Why nothing is written any more, if so.
+    pub read_only_reason: Option<String>,
+}
+
+/// A store. A handle that is cheap to clone; all of them are the same store.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Shared>);
+
+/// Chunks by their length, so that the cache's bound is one of bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct ByBytes;
+
+impl Weighter<ChunkId, VerifiedChunk> for ByBytes {
+    fn weight(&self, _: &ChunkId, chunk: &VerifiedChunk) -> u64 {
+        chunk.plain().len() as u64 + 128
+    }
+}
+
+impl Weighter<NodeId, CachedNode> for ByBytes {
+    fn weight(&self, _: &NodeId, node: &CachedNode) -> u64 {
+        node.weight()
+    }
+}
+
+/// What the parts of an open store have in common.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) store_id: StoreId,
+    pub(crate) compression: Compression,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) meta: Arc<dyn Meta>,
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) packs: PackReader,
+    pub(crate) commit: Commit,
+    pub(crate) chunk_cache: Cache<ChunkId, VerifiedChunk, ByBytes>,
+    pub(crate) node_cache: Cache<NodeId, CachedNode, ByBytes>,
+    /// Bytes of chunks that may be on their way in.
+    pub(crate) ingest_space: Semaphore,
+    /// Bytes of reads that may be under way.
+    pub(crate) read_space: Semaphore,
+    pub(crate) leaves_reserved: Reserved,
+    /// Held as long as the store is open.
+    pub(crate) _lock: DirectoryLock,
+}
+
+/// A count with a bound: [`limits::UPLOAD_LEAVES_MAX`].
+#[derive(Debug, Default)]
+pub(crate) struct Reserved(AtomicUsize);
+
+impl Reserved {
+    pub(crate) fn take(&self, count: usize) -> bool {
+        let add = |taken: usize| taken.checked_add(count).filter(|sum| *sum <= limits::UPLOAD_LEAVES_MAX);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    }
+
+    pub(crate) fn release(&self, count: usize) {
+        let before = self.0.fetch_sub(count, Ordering::Relaxed);
+        debug_assert!(before >= count, "released more than was taken");
+    }
+}
+
+impl Store {
+    /// Opens a store, or makes one in a directory that is empty or absent, and recovers what the last process
+    /// left behind.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InUse`] while another process has it open; [`Error::Incompatible`] when it is of another
+    /// version, is not a store, or its index is missing (see [`crate::rebuild`]); [`Error::Damaged`] when the catalog
+    /// log is.
+    pub async fn open(options: Options) -> Result<(Self, RecoveryReport)> {
+        let (shared, report) = recovery::open(options).await?;
+        Ok((Self(Arc::new(shared)), report))
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
+    /// Begins an upload.
+    pub async fn begin_ingest(&self, new: NewSnapshot) -> Result<Ingest> {
+        let ingest = Ingest::begin(Arc::clone(&self.0), new)?;
+        let name = ingest.new_snapshot().name.clone();
+        let taken = self.0.meta(Priority::Read, move |meta| meta.snapshot_by_name(&name)).await?;
+        if let Some(taken) = taken {
+            return Err(Error::AlreadyExists {
+                name: taken.name,
+                id: taken.id.to_string(),
+            });
+        }
+        Ok(ingest)
+    }
+
+    /// What the store is and holds.
+    pub async fn status(&self) -> Result<StoreStatus> {
+        let shared = &self.0;
+        let totals = shared.meta(Priority::Read, |meta| meta.totals()).await?;
+        Ok(StoreStatus {
+            store_id: shared.store_id.to_string(),
+            format_version: FORMAT_VERSION,
+            chunker_version: CHUNKER_VERSION,
+            snapshots: totals.snapshots,
+            logical_bytes: totals.logical_bytes,
+            chunks: totals.chunks,
+            chunk_bytes: totals.chunk_bytes,
+            stored_bytes: totals.stored_bytes,
+            packs: totals.packs,
+            io_engine: shared.disk.name(),
+            compression: shared.compression,
+            free_bytes: shared.disk.free_bytes(&shared.options.data_dir).map_err(|source| {
+                Error::io("read the free space of", &shared.options.data_dir, source)
+            })?,
+            read_only_reason: shared.commit.poisoned(),
+        })
+    }
+
+    /// Makes what arrived durable, and refuses everything after.
+    pub async fn close(&self) -> Result<()> {
+        self.0.commit.close().await
+    }
+}
+
+impl Shared {
+    /// Asks the index or catalog, on a thread that may block.
+    pub(crate) async fn meta<T, F>(&self, priority: Priority, ask: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn Meta) -> Result<T> + Send + 'static,
+    {
+        let meta = Arc::clone(&self.meta);
+        self.workers.run(priority, move |_| ask(&*meta)).await?
+    }
+
+    /// How chunks are kept that the store has, in the index or on the way there.
+    pub(crate) async fn known_chunks(&self, ids: Vec<ChunkId>) -> Result<Vec<Option<Payload>>> {
+        // A chunk leaves the pending ones only after it has entered the index: asked in this order, none is missed.
+        let mut known = self.commit.pending_chunks(&ids);
+        let (positions, unknown): (Vec<_>, Vec<_>) =
+            known.iter().zip(ids).enumerate().filter(|(_, (known, _))| known.is_none()).map(|(at, (_, id))| (at, id)).unzip();
+        if unknown.is_empty() {
+            return Ok(known);
+        }
+        let indexed = self.meta(Priority::Write, move |meta| meta.chunks(&unknown)).await?;
+        for (position, place) in positions.into_iter().zip(indexed) {
+            if let Some(slot) = known.get_mut(position) {
+                *slot = place.map(|place| place.payload);
+            }
+        }
+        Ok(known)
+    }
+
+    /// Appends those nodes that are not there yet. Returns the bytes they take.
+    pub(crate) async fn append_new_nodes(&self, generation: Generation, records: Vec<EncodedRecord>) -> Result<u64> {
+        let keys: Vec<_> = node_keys(&records).collect();
+        let pending = self.commit.pending_nodes(&keys);
+        let indexed = self.meta(Priority::Write, move |meta| meta.nodes(&keys)).await?;
+        let known = pending.iter().zip(&indexed).map(|(pending, indexed)| *pending || indexed.is_some());
+        let new: Vec<_> = records.into_iter().zip(known).filter(|(_, known)| !known).map(|(record, _)| record).collect();
+        if new.is_empty() {
+            return Ok(0);
+        }
+        self.commit.append_nodes(generation, new).await
+    }
+}

@@ -1,0 +1,260 @@
+//! A daemon of one's own.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+};
+
+use rustix::process::{Pid, Signal};
+
+use crate::{
+    process::{peak_memory_bytes, wait_for},
+    programs,
+    scratch::Scratch,
+    snapctl::Snapctl,
+};
+
+/// How a daemon is to be started. Without more it is as an operator's first: a data directory and nothing else.
+#[derive(Debug, Clone)]
+pub struct Options {
+    data_dir: PathBuf,
+    arguments: Vec<OsString>,
+    environment: Vec<(String, OsString)>,
+    tcp: bool,
+}
+
+impl Options {
+    /// A daemon on this data directory, with its sockets in it.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            tcp: false,
+        }
+    }
+
+    /// With one more argument.
+    #[must_use]
+    pub fn argument(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// With one more variable in its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Listening on TCP ports too.
+    #[must_use]
+    pub fn tcp(mut self) -> Self {
+        self.tcp = true;
+        self
+    }
+
+    /// Starts it, and waits until it serves.
+    #[must_use]
+    pub fn start(&self) -> Varved {
+        let mut varved = self.spawn();
+        wait_for("varved to say that it is ready", || {
+            if varved.is_ready() {
+                return Some(());
+            }
+            if let Some(status) = varved.ended() {
+                panic!("varved ended with {status} before it was ready");
+            }
+            None
+        });
+        varved
+    }
+
+    /// Starts it, and waits for the end that it has to come to by itself, with a failure. Gives what it said.
+    #[must_use]
+    pub fn start_refused(&self) -> String {
+        let mut varved = self.spawn();
+        let status = varved.wait();
+        assert!(
+            status.code().is_some_and(|code| code != 0),
+            "varved should have refused to start, with a code of its own, and ended with {status}"
+        );
+        varved.log()
+    }
+
+    /// Starts it, and does not wait.
+    #[must_use]
+    pub fn spawn(&self) -> Varved {
+        let logs = Scratch::new();
+        let log = File::create(logs.join("log")).expect("make a log file");
+        let [grpc_tcp, nbd_tcp] = [(); 2].map(|()| self.tcp.then(free_address));
+        let mut command = Command::new(programs::varved());
+        command.arg("--data-dir").arg(&self.data_dir).args(&self.arguments);
+        for (option, address) in [("--grpc-tcp", grpc_tcp), ("--nbd-tcp", nbd_tcp)] {
+            if let Some(address) = address {
+                command.arg(option).arg(address.to_string());
+            }
+        }
+        // What the environment of the tests says is not for the daemon, but how much it logs.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("VARVE_") && name != "VARVE_LOG" {
+                command.env_remove(name);
+            }
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("share a log file"));
+        command.stderr(log);
+        let child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        Varved {
+            child,
+            data_dir: self.data_dir.clone(),
+            grpc_tcp,
+            nbd_tcp,
+            logs,
+        }
+    }
+}
+
+/// An address that nobody listened on a moment ago.
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
+    listener.local_addr().expect("ask for the port that was bound")
+}
+
+/// A daemon that runs. It is killed when it is dropped; its log is shown when the test fails.
+#[derive(Debug)]
+pub struct Varved {
+    child: Child,
+    data_dir: PathBuf,
+    grpc_tcp: Option<SocketAddr>,
+    nbd_tcp: Option<SocketAddr>,
+    logs: Scratch,
+}
+
+impl Varved {
+    /// Starts one on this data directory, and waits until it serves.
+    #[must_use]
+    pub fn start(data_dir: impl Into<PathBuf>) -> Self {
+        Options::new(data_dir).start()
+    }
+
+    /// Its data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Where it serves gRPC, as `snapctl` takes it.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("unix:{}", self.data_dir.join("grpc.sock").display())
+    }
+
+    /// The same over TCP.
+    #[must_use]
+    pub fn tcp_endpoint(&self) -> String {
+        format!("http://{}", self.grpc_tcp.expect("started with Options::tcp"))
+    }
+
+    /// `snapctl`, speaking to it.
+    #[must_use]
+    pub fn snapctl(&self) -> Snapctl {
+        Snapctl::new(self.endpoint())
+    }
+
+    /// Where it serves NBD.
+    #[must_use]
+    pub fn nbd_socket(&self) -> PathBuf {
+        self.data_dir.join("nbd.sock")
+    }
+
+    /// The same over TCP.
+    #[must_use]
+    pub fn nbd_address(&self) -> SocketAddr {
+        self.nbd_tcp.expect("started with Options::tcp")
+    }
+
+    /// The NBD URI of a snapshot.
+    #[must_use]
+    pub fn nbd_uri(&self, snapshot: &str) -> String {
+        format!("nbd+unix:///snapshot/{snapshot}?socket={}", self.nbd_socket().display())
+    }
+
+    /// The same over TCP.
+    #[must_use]
+    pub fn nbd_tcp_uri(&self, snapshot: &str) -> String {
+        format!("nbd://{}/snapshot/{snapshot}", self.nbd_address())
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The most memory it had resident so far, in bytes.
+    #[must_use]
+    pub fn peak_memory_bytes(&self) -> u64 {
+        peak_memory_bytes(self.id()).expect("varved runs")
+    }
+
+    /// All it logged since it started.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.logs.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Whether it has said that it serves.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.log().split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "ready")
+    }
+
+    /// Its end, if it has come.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("ask for varved's state")
+    }
+
+    /// Waits for its end, which something else brings about.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_for("varved to end", || self.ended())
+    }
+
+    /// Ends it as a crash of the machine's power would end it, but for what the kernel still holds.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill varved");
+        self.child.wait().expect("wait for varved");
+    }
+
+    /// Sends it a signal, unless it has ended.
+    pub fn signal(&mut self, signal: Signal) {
+        if self.ended().is_none() {
+            rustix::process::kill_process(Pid::from_child(&self.child), signal).expect("send a signal to varved");
+        }
+    }
+
+    /// Asks it to end, and waits until it has, in order.
+    pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.wait();
+        assert!(status.success(), "varved was asked to stop, and ended with {status}");
+    }
+}
+
+impl Drop for Varved {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- log of varved on {}\n{}---", self.data_dir.display(), self.log());
+        }
+    }
+}

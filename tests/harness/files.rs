@@ -1,0 +1,118 @@
+//! Whether two files are the same, and how sparse one is.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+};
+
+const PIECE_BYTES: usize = 1 << 20;
+const BLOCK_BYTES: usize = 4096;
+
+/// Opens for reading.
+#[must_use]
+pub fn open(path: &Path) -> File {
+    File::open(path).unwrap_or_else(|error| panic!("open {}: {error}", path.display()))
+}
+
+/// The length, in bytes.
+#[must_use]
+pub fn len(path: &Path) -> u64 {
+    std::fs::metadata(path)
+        .unwrap_or_else(|error| panic!("ask for the length of {}: {error}", path.display()))
+        .len()
+}
+
+/// Bytes that the file system keeps for it: holes take none.
+#[must_use]
+pub fn allocated_bytes(path: &Path) -> u64 {
+    open(path).metadata().expect("ask for a file's blocks").blocks() * 512
+}
+
+/// Bytes of a range.
+#[must_use]
+pub fn read_range(path: &Path, offset: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    open(path)
+        .read_exact_at(&mut bytes, offset)
+        .unwrap_or_else(|error| panic!("read {len} bytes at {offset} of {}: {error}", path.display()));
+    bytes
+}
+
+/// Overwrites a range, and waits until it is on disk: who reads around the page cache sees it too.
+pub fn write_range(path: &Path, offset: u64, bytes: &[u8]) {
+    let file = File::options()
+        .write(true)
+        .open(path)
+        .unwrap_or_else(|error| panic!("open {} to write: {error}", path.display()));
+    file.write_all_at(bytes, offset).expect("overwrite part of a file");
+    file.sync_all().expect("sync a file");
+}
+
+/// That two files have the same bytes. Where they differ first is named.
+pub fn assert_same(one: &Path, other: &Path) {
+    assert_eq!(len(one), len(other), "lengths of {} and {}", one.display(), other.display());
+    each_pair(one, other, |offset, a, b| {
+        if a != b {
+            let at = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(0);
+            panic!("{} and {} differ at offset {}", one.display(), other.display(), offset + at as u64);
+        }
+    });
+}
+
+/// Numbers of the 4 KiB blocks in which two files differ; what is past the end of one counts as zeros.
+#[must_use]
+pub fn differing_blocks(one: &Path, other: &Path) -> Vec<u64> {
+    let mut differing = Vec::new();
+    each_pair(one, other, |offset, a, b| {
+        for (number, (a, b)) in a.chunks(BLOCK_BYTES).zip(b.chunks(BLOCK_BYTES)).enumerate() {
+            if a != b {
+                differing.push(offset / BLOCK_BYTES as u64 + number as u64);
+            }
+        }
+    });
+    differing
+}
+
+/// Both files piece by piece, the shorter one continued with zeros.
+fn each_pair(one: &Path, other: &Path, mut visit: impl FnMut(u64, &[u8], &[u8])) {
+    let (mut one, mut other) = (open(one), open(other));
+    let mut offset = 0;
+    let [mut a, mut b] = [(); 2].map(|()| vec![0; PIECE_BYTES]);
+    loop {
+        let (a_len, b_len) = (read_full(&mut one, &mut a), read_full(&mut other, &mut b));
+        let len = a_len.max(b_len);
+        if len == 0 {
+            return;
+        }
+        a[a_len..len].fill(0);
+        b[b_len..len].fill(0);
+        visit(offset, &a[..len], &b[..len]);
+        offset += len as u64;
+    }
+}
+
+fn read_full(file: &mut File, buffer: &mut [u8]) -> usize {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]).expect("read a file") {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    filled
+}
+
+/// Copies a file so that its holes become zeros on disk.
+pub fn copy_dense(from: &Path, to: &Path) {
+    let mut from = open(from);
+    let mut to = File::create(to).expect("make a file");
+    let mut buffer = vec![0; PIECE_BYTES];
+    loop {
+        match from.read(&mut buffer).expect("read a file") {
+            0 => return,
+            read => to.write_all(&buffer[..read]).expect("write a file"),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! A daemon on an empty store, and room for files beside it: what most tests begin with.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    daemon::{Options, Varved},
+    image,
+    scratch::Scratch,
+    snapctl::Snapctl,
+};
+
+/// A running daemon and a directory for files.
+#[derive(Debug)]
+pub struct Lab {
+    // Ends before its directory goes away.
+    /// The daemon.
+    pub varved: Varved,
+    /// Where its data directory is, and where files can be put.
+    pub scratch: Scratch,
+}
+
+impl Lab {
+    /// An empty store and its daemon.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with(|options| options)
+    }
+
+    /// The same, started otherwise.
+    #[must_use]
+    pub fn with(change: impl FnOnce(Options) -> Options) -> Self {
+        let scratch = Scratch::new();
+        let varved = change(Options::new(scratch.join("data"))).start();
+        Self { varved, scratch }
+    }
+
+    /// `snapctl`, speaking to the daemon.
+    #[must_use]
+    pub fn snapctl(&self) -> Snapctl {
+        self.varved.snapctl()
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.scratch.join("data")
+    }
+
+    /// Makes a sparse image.
+    #[must_use]
+    pub fn image(&self, name: &str, size_bytes: u64, seed: u64) -> PathBuf {
+        image::make(&self.scratch, name, size_bytes, seed)
+    }
+
+    /// Exports a snapshot, and compares it with the file it should be equal to.
+    pub fn assert_content(&self, snapshot: &str, file: &Path) {
+        let exported = self.scratch.join("exported");
+        let _ = std::fs::remove_file(&exported);
+        self.snapctl().export(snapshot, &exported);
+        crate::files::assert_same(file, &exported);
+        std::fs::remove_file(&exported).expect("remove an exported file");
+    }
+
+    /// Puts another daemon in the place of one that has ended.
+    pub fn restart(&mut self) {
+        self.restart_with(|options| options);
+    }
+
+    /// The same, started otherwise.
+    pub fn restart_with(&mut self, change: impl FnOnce(Options) -> Options) {
+        assert!(self.varved.ended().is_some(), "varved still runs");
+        self.varved = change(Options::new(self.data_dir())).start();
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}

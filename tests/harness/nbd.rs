@@ -1,0 +1,265 @@
+//! NBD, spoken by hand: what no client would send can be sent here.
+//!
+//! Numbers and layouts are those of the protocol's own document,
+//! `doc/proto.md` of <https://github.com/NetworkBlockDevice/nbd>, and not taken from the daemon's.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::Path,
+};
+
+use crate::process::TIME_LIMIT;
+
+/// First words of a server.
+pub const SERVER_MAGIC: &[u8; 8] = b"NBDMAGIC";
+/// First words of an option, and second ones of a server.
+pub const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
+/// Client flags: fixed newstyle, no zeroes.
+pub const CLIENT_FLAGS: u32 = 3;
+
+/// Options of the handshake.
+pub mod option {
+    /// Ends the handshake with an export, the old way.
+    pub const EXPORT_NAME: u32 = 1;
+    /// Gives up.
+    pub const ABORT: u32 = 2;
+    /// Asks for the exports.
+    pub const LIST: u32 = 3;
+    /// Asks about one.
+    pub const INFO: u32 = 6;
+    /// Ends the handshake with an export.
+    pub const GO: u32 = 7;
+    /// Asks for structured replies.
+    pub const STRUCTURED_REPLY: u32 = 8;
+    /// Chooses metadata contexts.
+    pub const SET_META_CONTEXT: u32 = 10;
+}
+
+/// Replies to options.
+pub mod option_reply {
+    /// Done.
+    pub const ACK: u32 = 1;
+    /// One export.
+    pub const SERVER: u32 = 2;
+    /// Something about an export.
+    pub const INFO: u32 = 3;
+    /// A metadata context.
+    pub const META_CONTEXT: u32 = 4;
+    /// Errors have this bit.
+    pub const ERROR: u32 = 1 << 31;
+    /// No such option.
+    pub const ERR_UNSUP: u32 = ERROR | 1;
+    /// The option's data are wrong.
+    pub const ERR_INVALID: u32 = ERROR | 3;
+    /// No such export.
+    pub const ERR_UNKNOWN: u32 = ERROR | 6;
+    /// The option's data are too long.
+    pub const ERR_TOO_BIG: u32 = ERROR | 9;
+}
+
+/// Requests.
+pub mod request {
+    /// Reads.
+    pub const READ: u16 = 0;
+    /// Writes.
+    pub const WRITE: u16 = 1;
+    /// Says farewell.
+    pub const DISCONNECT: u16 = 2;
+    /// Asks for extents.
+    pub const BLOCK_STATUS: u16 = 7;
+}
+
+/// A connection.
+#[derive(Debug)]
+pub enum Peer {
+    /// Over a unix socket.
+    Unix(UnixStream),
+    /// Over TCP.
+    Tcp(TcpStream),
+}
+
+impl Peer {
+    /// Connects, and says nothing.
+    pub fn unix(path: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(TIME_LIMIT))?;
+        stream.set_write_timeout(Some(TIME_LIMIT))?;
+        Ok(Self::Unix(stream))
+    }
+
+    /// Connects over TCP, and says nothing.
+    pub fn tcp(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(TIME_LIMIT))?;
+        stream.set_write_timeout(Some(TIME_LIMIT))?;
+        Ok(Self::Tcp(stream))
+    }
+
+    /// Sends bytes.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.write_all(bytes),
+            Self::Tcp(stream) => stream.write_all(bytes),
+        }
+    }
+
+    /// Receives that many bytes.
+    pub fn receive(&mut self, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        match self {
+            Self::Unix(stream) => stream.read_exact(&mut bytes)?,
+            Self::Tcp(stream) => stream.read_exact(&mut bytes)?,
+        }
+        Ok(bytes)
+    }
+
+    fn receive_u32(&mut self) -> io::Result<u32> {
+        let bytes = self.receive(4)?;
+        Ok(u32::from_be_bytes(bytes.try_into().expect("four bytes")))
+    }
+
+    fn receive_u64(&mut self) -> io::Result<u64> {
+        let bytes = self.receive(8)?;
+        Ok(u64::from_be_bytes(bytes.try_into().expect("eight bytes")))
+    }
+
+    /// Takes whatever still comes until the server closes, as it must after something it cannot answer.
+    pub fn receive_until_closed(mut self) {
+        loop {
+            match self.receive(1) {
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => return,
+                Err(error) => panic!("the server should have closed the connection: {error}"),
+            }
+        }
+    }
+
+    /// Takes the server's greeting and answers it.
+    pub fn greet(&mut self) -> io::Result<()> {
+        let greeting = self.receive(18)?;
+        assert_eq!(&greeting[..8], SERVER_MAGIC);
+        assert_eq!(&greeting[8..16], OPTION_MAGIC);
+        assert_eq!(greeting[17] & 1, 1, "the server speaks fixed newstyle");
+        self.send(&CLIENT_FLAGS.to_be_bytes())
+    }
+
+    /// Sends an option.
+    pub fn send_option(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
+        self.send(&option_bytes(option, u32::try_from(data.len()).expect("option data are short")))?;
+        self.send(data)
+    }
+
+    /// Receives one reply to an option: its type and its data.
+    pub fn receive_option_reply(&mut self, option: u32) -> io::Result<(u32, Vec<u8>)> {
+        assert_eq!(self.receive_u64()?, 0x0003_e889_0455_65a9, "magic of a reply to an option");
+        assert_eq!(self.receive_u32()?, option, "the option replied to");
+        let (kind, len) = (self.receive_u32()?, self.receive_u32()?);
+        Ok((kind, self.receive(len as usize)?))
+    }
+
+    /// Sends an option, and receives all its replies up to the last.
+    pub fn ask(&mut self, option: u32, data: &[u8]) -> io::Result<Vec<(u32, Vec<u8>)>> {
+        self.send_option(option, data)?;
+        let mut replies = Vec::new();
+        loop {
+            let reply = self.receive_option_reply(option)?;
+            let last = reply.0 == option_reply::ACK || reply.0 & option_reply::ERROR != 0;
+            replies.push(reply);
+            if last {
+                return Ok(replies);
+            }
+        }
+    }
+
+    /// The last reply's type.
+    pub fn ask_outcome(&mut self, option: u32, data: &[u8]) -> io::Result<u32> {
+        Ok(self.ask(option, data)?.last().expect("there is a last reply").0)
+    }
+
+    /// Goes through the handshake, with structured replies, to an export. Gives its size.
+    pub fn open(&mut self, export: &str) -> io::Result<u64> {
+        self.greet()?;
+        assert_eq!(self.ask_outcome(option::STRUCTURED_REPLY, &[])?, option_reply::ACK);
+        let replies = self.ask(option::GO, &go_data(export))?;
+        let outcome = replies.last().expect("there is a last reply").0;
+        if outcome != option_reply::ACK {
+            return Err(io::Error::other(format!("GO was answered with {outcome:#x}")));
+        }
+        let info = replies.iter().find(|(kind, data)| *kind == option_reply::INFO && data.starts_with(&[0, 0]));
+        let size = &info.expect("GO tells the size").1[2..10];
+        Ok(u64::from_be_bytes(size.try_into().expect("eight bytes")))
+    }
+
+    /// Sends a request's header.
+    pub fn send_request(&mut self, command: u16, cookie: u64, offset: u64, len: u32) -> io::Result<()> {
+        self.send(&request_bytes(command, cookie, offset, len))
+    }
+
+    /// Receives all chunks of one structured reply. Gives the data by offset, or the error.
+    pub fn receive_reply(&mut self, cookie: u64) -> io::Result<Reply> {
+        let mut reply = Reply::default();
+        loop {
+            assert_eq!(self.receive_u32()?, 0x668e_33ef, "magic of a structured reply");
+            let head = self.receive(4)?;
+            assert_eq!(self.receive_u64()?, cookie, "the request replied to");
+            let len = self.receive_u32()?;
+            let payload = self.receive(len as usize)?;
+            match u16::from_be_bytes([head[2], head[3]]) {
+                0 => {}
+                1 => reply.data_bytes += payload.len() as u64 - 8,
+                2 => reply.data_bytes += u64::from(u32::from_be_bytes(payload[8..12].try_into().expect("four bytes"))),
+                kind if kind & 1 << 15 != 0 => {
+                    reply.error = u32::from_be_bytes(payload[..4].try_into().expect("four bytes"));
+                }
+                kind => panic!("a reply chunk of type {kind} was not asked for"),
+            }
+            if head[1] & 1 != 0 {
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// Reads, and gives the outcome.
+    pub fn read(&mut self, offset: u64, len: u32) -> io::Result<Reply> {
+        self.send_request(request::READ, offset, offset, len)?;
+        self.receive_reply(offset)
+    }
+}
+
+/// The outcome of a request.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Reply {
+    /// Bytes that arrived, holes counted.
+    pub data_bytes: u64,
+    /// 0: none.
+    pub error: u32,
+}
+
+/// The header of an option.
+#[must_use]
+pub fn option_bytes(option: u32, data_bytes: u32) -> Vec<u8> {
+    [OPTION_MAGIC.as_slice(), &option.to_be_bytes(), &data_bytes.to_be_bytes()].concat()
+}
+
+/// The header of a request.
+#[must_use]
+pub fn request_bytes(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    [
+        0x2560_9513u32.to_be_bytes().as_slice(),
+        &0u16.to_be_bytes(),
+        &command.to_be_bytes(),
+        &cookie.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &len.to_be_bytes(),
+    ]
+    .concat()
+}
+
+/// Data of a GO or INFO that asks for nothing more.
+#[must_use]
+pub fn go_data(export: &str) -> Vec<u8> {
+    let len = u32::try_from(export.len()).expect("names are short");
+    [&len.to_be_bytes(), export.as_bytes(), &0u16.to_be_bytes()].concat()
+}

@@ -1,0 +1,66 @@
+//! Where programs are.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The daemon.
+#[must_use]
+pub fn varved() -> PathBuf {
+    built("varved")
+}
+
+/// The command line client.
+#[must_use]
+pub fn snapctl() -> PathBuf {
+    built("snapctl")
+}
+
+/// One of the programs under test: in `$VARVE_BIN_DIR`, or where cargo puts programs, one directory above that of
+/// the test program.
+fn built(name: &str) -> PathBuf {
+    let dir = env::var_os("VARVE_BIN_DIR").map_or_else(
+        || {
+            let test = env::current_exe().expect("know the path of the test program");
+            let deps = test.parent().expect("a program is in a directory");
+            deps.parent().unwrap_or(deps).to_owned()
+        },
+        PathBuf::from,
+    );
+    let program = dir.join(name);
+    assert!(
+        program.is_file(),
+        "{} is not there. It is made by: cargo build --release --locked --bins  (or VARVE_BIN_DIR says where it is)",
+        program.display()
+    );
+    program
+}
+
+/// A program that the system's packages bring.
+#[must_use]
+pub fn tool(name: &str) -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Programs for administrators are not in every user's PATH.
+    let more = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path)
+        .chain(more)
+        .map(|dir| dir.join(name))
+        .find(|program| program.is_file())
+        .unwrap_or_else(|| panic!("{name} is not installed. What the tests need is installed by: scripts/install-packages test"))
+}
+
+/// The root of the checkout.
+#[must_use]
+pub fn repository() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().expect("tests/ is in the checkout").to_owned()
+}
+
+/// Whether a test may be skipped, for want of something that only some machines have. On CI it may not. Says why it is.
+#[must_use]
+pub fn skip_because(reason: &str) -> bool {
+    assert!(env::var_os("CI").is_none_or(|ci| ci.is_empty()), "on CI nothing is skipped: {reason}");
+    println!("skipped: {reason}");
+    true
+}

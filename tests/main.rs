@@ -1,0 +1,30 @@
+//! Varve as its users meet it: `varved` and `snapctl` as they are shipped, and real clients beside them.
+//!
+//! Each module is one kind of behaviour:
+//!
+//! - [`import_export`]: content in and out, in every format, whole and interrupted.
+//! - [`snapshots`]: listing, looking at, tagging, deleting, comparing and verifying them.
+//! - [`bad_input`]: what `snapctl` is given by mistake.
+//! - [`faults`]: full disks, crashes at any point, damage, data directories that are not as they should be.
+//! - [`grpc`]: the protocol's rules, broken on purpose; a client that is not ours.
+//! - [`nbd`]: exports read by QEMU, libnbd and fio; peers that break the protocol.
+//! - [`boot`]: a guest that runs from an export. [`memory`]: its bounds.
+//! - [`fuzz`]: decoders, given bytes that nobody wrote.
+//! - [`tidy`]: rules of this repository's own structure.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests: a failure is a panic that says what went wrong"
+)]
+
+mod bad_input;
+mod boot;
+mod faults;
+mod fuzz;
+mod grpc;
+mod import_export;
+mod memory;
+mod nbd;
+mod snapshots;
+mod tidy;

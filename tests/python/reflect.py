@@ -1,0 +1,74 @@
+"""Reads a snapshot by gRPC, knowing of the protocol only what the server's reflection tells.
+
+usage: reflect.py TARGET SNAPSHOT FILE      FILE has what the snapshot should have
+"""
+
+import sys
+
+import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+
+class Service:
+    """A service, its methods called by name with the fields of the request."""
+
+    def __init__(self, channel, pool, name):
+        self._channel = channel
+        self._descriptor = pool.FindServiceByName(name)
+
+    def call(self, method, **fields):
+        descriptor = self._descriptor.methods_by_name[method]
+        request = message_factory.GetMessageClass(descriptor.input_type)(**fields)
+        response = message_factory.GetMessageClass(descriptor.output_type)
+        make = self._channel.unary_stream if descriptor.server_streaming else self._channel.unary_unary
+        path = f"/{self._descriptor.full_name}/{descriptor.name}"
+        return make(path, request_serializer=lambda m: m.SerializeToString(), response_deserializer=response.FromString)(request)
+
+
+def read(content, snapshot, offset, length):
+    data = bytearray()
+    for part in content.call("ReadSnapshot", snapshot=snapshot, offset_bytes=offset, length_bytes=length):
+        assert part.offset_bytes == offset + len(data), (part.offset_bytes, offset, len(data))
+        data += part.data if part.WhichOneof("content") == "data" else bytes(part.hole_bytes)
+    return bytes(data)
+
+
+def main(target, snapshot, path):
+    with grpc.insecure_channel(target) as channel, open(path, "rb") as file:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        names = set(database.get_services())
+        wanted = {f"varve.v1.{name}" for name in ("ContentService", "SnapshotService", "StatusService")}
+        assert wanted | {"grpc.health.v1.Health"} <= names, names
+        pool = DescriptorPool(database)
+
+        health = Service(channel, pool, "grpc.health.v1.Health")
+        for name in ("", *sorted(wanted)):
+            assert health.call("Check", service=name).status == 1, name
+
+        status = Service(channel, pool, "varve.v1.StatusService").call("GetStatus")
+        assert status.snapshots == 1 and len(status.store_id) == 32 and status.version, status
+
+        snapshots = Service(channel, pool, "varve.v1.SnapshotService")
+        (listed,) = snapshots.call("ListSnapshots").snapshots
+        content = file.read()
+        assert listed.name == snapshot and listed.size_bytes == len(content) and len(listed.root) == 32, listed
+        assert dict(listed.tags) == {"a": "b"}, listed
+        assert snapshots.call("GetSnapshot", snapshot=listed.id) == listed
+
+        service = Service(channel, pool, "varve.v1.ContentService")
+        for offset, length in ((0, 1), (4095, 8194), (8 << 20, 1 << 20), (len(content) - 7, 7)):
+            assert read(service, snapshot, offset, length) == content[offset : offset + length], (offset, length)
+        assert read(service, snapshot, 0, 0) == content
+
+        try:
+            snapshots.call("GetSnapshot", snapshot="absent")
+            raise AssertionError("an absent snapshot was found")
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.NOT_FOUND and "absent" in error.details(), error
+    print("all is as it should be")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
