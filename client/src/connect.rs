@@ -18,8 +18,8 @@ use varve_proto::v1::{
 use crate::{
     error::{Error, ErrorKind, Result, innermost},
     limits::{
-        CONNECT_TIMEOUT, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES, HTTP2_STREAM_WINDOW_BYTES,
-        KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX,
+        CONNECT_TIMEOUT, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES,
+        HTTP2_STREAM_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX,
     },
 };
 
@@ -70,7 +70,10 @@ impl fmt::Display for Endpoint {
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
             Address::Http(uri) | Address::Https(uri) => {
                 let scheme = uri.scheme_str().unwrap_or_default();
-                let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+                let authority = uri
+                    .authority()
+                    .map(|authority| authority.as_str())
+                    .unwrap_or_default();
                 write!(f, "{scheme}://{authority}")
             }
         }
@@ -81,7 +84,13 @@ impl FromStr for Endpoint {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let refuse = |why: &str| Err(Error::new(ErrorKind::Invalid, format!("endpoint {text:?}"), why));
+        let refuse = |why: &str| {
+            Err(Error::new(
+                ErrorKind::Invalid,
+                format!("endpoint {text:?}"),
+                why,
+            ))
+        };
         if let Some(path) = text.strip_prefix("unix:") {
             // As gRPC writes it, an absolute path may follow two slashes.
             let path = path.strip_prefix("//").unwrap_or(path);
@@ -103,13 +112,20 @@ impl FromStr for Endpoint {
         if uri.port_u16().is_none() {
             return refuse("no port: write http://HOST:PORT or https://HOST:PORT");
         }
-        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        if uri
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'))
+        {
             return refuse("a user name or password has no use here");
         }
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return refuse("nothing may follow the port");
         }
-        Ok(Self(if uri.scheme_str() == Some("https") { Address::Https(uri) } else { Address::Http(uri) }))
+        Ok(Self(if uri.scheme_str() == Some("https") {
+            Address::Https(uri)
+        } else {
+            Address::Http(uri)
+        }))
     }
 }
 
@@ -135,7 +151,10 @@ impl Client {
             }
         };
         match connected {
-            Ok(channel) => Ok(Self { channel, endpoint: endpoint.clone() }),
+            Ok(channel) => Ok(Self {
+                channel,
+                endpoint: endpoint.clone(),
+            }),
             Err(error) => Err(Error::new(
                 ErrorKind::Unreachable,
                 format!("connect to {endpoint}"),
@@ -160,6 +179,11 @@ impl Client {
         ContentServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// The connection, for calls that the generated clients do not make.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     pub(crate) fn status_service(&self) -> StatusServiceClient<Channel> {
@@ -194,7 +218,9 @@ async fn connect_unix(path: PathBuf) -> Result<Channel, tonic::transport::Error>
 async fn open_socket(path: &Path) -> std::io::Result<UnixStream> {
     let socket = UnixStream::connect(path).await?;
     // As much as an ordinary user may ask for: a refusal only costs speed.
-    if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES) {
+    if let Err(error) =
+        rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES)
+    {
         tracing::debug!(%error, "the socket keeps its send buffer");
     }
     Ok(socket)
@@ -207,7 +233,10 @@ const SOCKET_BUFFER_BYTES: usize = 1 << 20;
 fn install_crypto() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        if rustls::crypto::ring::default_provider().install_default().is_err() {
+        if rustls::crypto::ring::default_provider()
+            .install_default()
+            .is_err()
+        {
             tracing::debug!("the program has installed a TLS provider already");
         }
     });
@@ -227,26 +256,45 @@ mod tests {
 
     #[test]
     fn endpoints_are_read_and_shown_alike() {
-        for text in ["unix:/run/varve/grpc.sock", "unix:data/grpc.sock", "http://127.0.0.1:7420", "https://[::1]:7420"]
-        {
+        for text in [
+            "unix:/run/varve/grpc.sock",
+            "unix:data/grpc.sock",
+            "http://127.0.0.1:7420",
+            "https://[::1]:7420",
+        ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
-        assert_eq!("unix:///run/x".parse::<Endpoint>().unwrap(), Endpoint::unix("/run/x"));
-        assert_eq!("http://host:1/".parse::<Endpoint>().unwrap().to_string(), "http://host:1");
+        assert_eq!(
+            "unix:///run/x".parse::<Endpoint>().unwrap(),
+            Endpoint::unix("/run/x")
+        );
+        assert_eq!(
+            "http://host:1/".parse::<Endpoint>().unwrap().to_string(),
+            "http://host:1"
+        );
         assert!("unix:/x".parse::<Endpoint>().unwrap().is_unix());
         assert!(!"http://localhost:1".parse::<Endpoint>().unwrap().is_unix());
     }
 
     #[test]
     fn a_wrong_endpoint_is_told_what_is_wrong() {
-        assert_eq!(refusal("unix:"), "endpoint \"unix:\": no path: write unix:PATH");
-        assert!(refusal("/run/varve.sock").contains("write unix:PATH, http://HOST:PORT or https://HOST:PORT"));
+        assert_eq!(
+            refusal("unix:"),
+            "endpoint \"unix:\": no path: write unix:PATH"
+        );
+        assert!(
+            refusal("/run/varve.sock")
+                .contains("write unix:PATH, http://HOST:PORT or https://HOST:PORT")
+        );
         assert!(refusal("").contains("write unix:PATH"));
         assert!(refusal("http://example.com").contains("no port"));
         assert!(refusal("https://example.com:7420/store").contains("nothing may follow the port"));
         assert!(refusal("http://me:secret@example.com:1").contains("user name"));
         assert!(refusal("http://exa mple:1").contains("not a URI"));
-        assert!(refusal("http://:7420").contains("not a URI") || refusal("http://:7420").contains("no host"));
+        assert!(
+            refusal("http://:7420").contains("not a URI")
+                || refusal("http://:7420").contains("no host")
+        );
     }
 
     #[tokio::test]
@@ -256,6 +304,9 @@ mod tests {
         let error = Client::connect(&endpoint).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unreachable);
         let text = error.to_string();
-        assert!(text.contains("none.sock") && text.contains("No such file"), "{text}");
+        assert!(
+            text.contains("none.sock") && text.contains("No such file"),
+            "{text}"
+        );
     }
 }

@@ -75,7 +75,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind`, met while doing `what` (verb and object: `import disk.img`), because of `why`.
     pub fn new(kind: ErrorKind, what: impl Into<String>, why: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), why: why.into(), source: None }
+        Self {
+            kind,
+            what: what.into(),
+            why: why.into(),
+            source: None,
+        }
     }
 
     /// Trouble with a local file.
@@ -84,7 +89,12 @@ impl Error {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::OutOfSpace,
             _ => ErrorKind::File,
         };
-        Self { kind, what: what.into(), why: plain_io(&error), source: Some(Box::new(error)) }
+        Self {
+            kind,
+            what: what.into(),
+            why: plain_io(&error),
+            source: Some(Box::new(error)),
+        }
     }
 
     /// What the answer to a call means. The one place where gRPC codes are given a meaning.
@@ -102,7 +112,9 @@ impl Error {
             Code::Unavailable | Code::DeadlineExceeded => ErrorKind::Unavailable,
             Code::PermissionDenied | Code::Unauthenticated => ErrorKind::Denied,
             Code::Cancelled | Code::Aborted => ErrorKind::Cancelled,
-            Code::Ok | Code::Unknown | Code::OutOfRange | Code::Unimplemented | Code::Internal => ErrorKind::Internal,
+            Code::Ok | Code::Unknown | Code::OutOfRange | Code::Unimplemented | Code::Internal => {
+                ErrorKind::Internal
+            }
         };
         let why = if lost {
             format!("lost the connection to the daemon: {}", innermost(&status))
@@ -111,12 +123,21 @@ impl Error {
         } else {
             status.message().to_owned()
         };
-        Self { kind, what: what.into(), why, source: Some(Box::new(status)) }
+        Self {
+            kind,
+            what: what.into(),
+            why,
+            source: Some(Box::new(status)),
+        }
     }
 
     /// The other side did what the protocol does not allow.
     pub(crate) fn protocol(what: impl Into<String>, why: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Internal, what, format!("the daemon broke the protocol: {}", why.into()))
+        Self::new(
+            ErrorKind::Internal,
+            what,
+            format!("the daemon broke the protocol: {}", why.into()),
+        )
     }
 
     /// Something that cannot be, unless there is a bug.
@@ -124,7 +145,10 @@ impl Error {
         Self::new(ErrorKind::Internal, what, why)
     }
 
-    pub(crate) fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub(crate) fn with_source(
+        mut self,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
         self.source = Some(source.into());
         self
     }
@@ -186,15 +210,24 @@ mod tests {
 
     #[test]
     fn a_message_of_the_daemon_is_passed_on_with_what_was_done() {
-        let error = Error::rpc("delete snapshot web-1", Status::not_found("snapshot \"web-1\" does not exist"));
+        let error = Error::rpc(
+            "delete snapshot web-1",
+            Status::not_found("snapshot \"web-1\" does not exist"),
+        );
         assert_eq!(error.kind(), ErrorKind::NotFound);
-        assert_eq!(error.to_string(), "delete snapshot web-1: snapshot \"web-1\" does not exist");
+        assert_eq!(
+            error.to_string(),
+            "delete snapshot web-1: snapshot \"web-1\" does not exist"
+        );
     }
 
     #[test]
     fn a_code_without_a_message_still_says_something() {
         let error = Error::rpc("get status", Status::internal(""));
-        assert_eq!(error.to_string(), "get status: the daemon answered Internal");
+        assert_eq!(
+            error.to_string(),
+            "get status: the daemon answered Internal"
+        );
     }
 
     #[test]
@@ -202,12 +235,18 @@ mod tests {
         let broken = io::Error::from_raw_os_error(32);
         let error = Error::rpc("put chunks", Status::from_error(Box::new(broken)));
         assert_eq!(error.kind(), ErrorKind::Unreachable);
-        assert_eq!(error.why(), "lost the connection to the daemon: Broken pipe");
+        assert_eq!(
+            error.why(),
+            "lost the connection to the daemon: Broken pipe"
+        );
     }
 
     #[test]
     fn a_daemon_that_has_stopped_writing_is_not_an_unreachable_one() {
-        let error = Error::rpc("import a", Status::unavailable("the store is read-only: fdatasync failed"));
+        let error = Error::rpc(
+            "import a",
+            Status::unavailable("the store is read-only: fdatasync failed"),
+        );
         assert_eq!(error.kind(), ErrorKind::Unavailable);
     }
 }

@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | segments read, being hashed, asked about and sent | [`SEGMENT_BUFFERS`] x [`JOB_BYTES`] |
 //! | chunks compressed for the way over TCP | [`COMPRESSED_JOBS_MAX`] x [`JOB_BYTES`] |
-//! | messages encoded and waiting in HTTP/2 | [`PUT_STREAMS`] x ([`HTTP2_SEND_BUFFER_BYTES`] + 2 x [`MESSAGE_PAYLOAD_BYTES`]) |
+//!
+//! What waits in HTTP/2 to be sent are slices of these.
 //!
 //! and a download:
 //!
@@ -22,8 +23,12 @@ use varve_content::block::SEGMENT_BYTES;
 
 /// Data of one job of an upload: whole segments that are read, cut, asked about and sent together.
 pub(crate) const JOB_BYTES: usize = SEGMENT_BYTES;
-/// Buffers of [`JOB_BYTES`] that an upload reads into; a reader waits while all are in use.
+/// Buffers of [`JOB_BYTES`] that an upload reads into, at most; a reader waits while all are in use. Over a
+/// network they also cover the time that bytes are on their way.
 pub(crate) const SEGMENT_BUFFERS: usize = 12;
+/// Buffers beyond one a reader for an upload to a daemon on this machine: few, because fresh memory costs a
+/// page fault for every 4 KiB.
+pub(crate) const LOCAL_SPARE_BUFFERS: usize = 4;
 /// Jobs that were read and not yet accepted by the daemon. More than buffers: a job whose chunks
 /// are all known to the daemon gives its buffer back and only waits for its turn.
 pub(crate) const JOBS_IN_FLIGHT: usize = 16;
@@ -52,8 +57,6 @@ pub(crate) const HTTP2_STREAM_WINDOW_BYTES: u32 = 16 << 20;
 pub(crate) const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// Largest HTTP/2 frame accepted: larger than the default of 16 KiB, for fewer system calls.
 pub(crate) const HTTP2_FRAME_BYTES: u32 = 256 << 10;
-/// What hyper buffers of one stream's body before it waits for the connection.
-const HTTP2_SEND_BUFFER_BYTES: usize = 1 << 20;
 /// Largest message accepted and sent: a mebibyte of payload, or a page of a thousand tagged
 /// snapshots (50 tags of 382 characters each, in the worst case four bytes a character, would take more: such a
 /// listing is asked for in smaller pages).
@@ -78,12 +81,8 @@ pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// What the pipelines may take: the client's promise is 256 MiB in all.
 const PIPELINE_MEMORY_MAX: usize = 192 << 20;
 
-const _: () = assert!(
-    SEGMENT_BUFFERS * JOB_BYTES
-        + COMPRESSED_JOBS_MAX * JOB_BYTES
-        + PUT_STREAMS * (HTTP2_SEND_BUFFER_BYTES + 2 * MESSAGE_PAYLOAD_BYTES)
-        <= PIPELINE_MEMORY_MAX
-);
+const _: () =
+    assert!(SEGMENT_BUFFERS * JOB_BYTES + COMPRESSED_JOBS_MAX * JOB_BYTES <= PIPELINE_MEMORY_MAX);
 const _: () = assert!(
     HTTP2_STREAM_WINDOW_BYTES as usize
         + (DECODERS_MAX + 1) * MESSAGE_BYTES_TYPICAL
@@ -91,11 +90,14 @@ const _: () = assert!(
         <= PIPELINE_MEMORY_MAX
 );
 // Whatever a segment holds, a job has room for it, and every reader can have one.
-const _: () = assert!(JOB_BYTES >= SEGMENT_BYTES && SEGMENT_BUFFERS > READERS_MAX);
+const _: () =
+    assert!(JOB_BYTES >= SEGMENT_BYTES && SEGMENT_BUFFERS >= READERS_MAX + LOCAL_SPARE_BUFFERS);
 const _: () = assert!(MESSAGE_BYTES_MAX >= 4 * MESSAGE_PAYLOAD_BYTES);
 const _: () = assert!(MESSAGE_BYTES_MAX / LIST_PAGE as usize >= 50 * 382 * 4);
 
 /// Threads for work that keeps a core busy: one a core, between 2 and `most`.
 pub(crate) fn worker_threads(most: usize) -> usize {
-    std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, most)
+    std::thread::available_parallelism()
+        .map_or(2, std::num::NonZero::get)
+        .clamp(2, most)
 }

@@ -19,7 +19,9 @@ impl Progress {
     /// Bytes of data there are; an estimate for an upload, until its end. 0 until known.
     pub fn total_bytes(&self) -> u64 {
         // More may be done than was estimated.
-        self.total_bytes.load(Ordering::Relaxed).max(self.done_bytes())
+        self.total_bytes
+            .load(Ordering::Relaxed)
+            .max(self.done_bytes())
     }
 
     /// Says how many bytes of data there are.

@@ -67,7 +67,11 @@ mod tests {
         let asked = Cell::new(0);
         let answer = idempotent(|| async {
             asked.set(asked.get() + 1);
-            if asked.get() < 3 { Err(Status::unavailable("starting")) } else { Ok(asked.get()) }
+            if asked.get() < 3 {
+                Err(Status::unavailable("starting"))
+            } else {
+                Ok(asked.get())
+            }
         })
         .await;
         assert_eq!(answer.unwrap(), 3);

@@ -131,7 +131,10 @@ pub struct Violation {
 
 impl Client {
     /// The snapshots that pass `filter`, by name. Pages are fetched as they are needed.
-    pub fn snapshots(&self, filter: SnapshotFilter) -> impl Stream<Item = Result<Snapshot>> + Send + use<> {
+    pub fn snapshots(
+        &self,
+        filter: SnapshotFilter,
+    ) -> impl Stream<Item = Result<Snapshot>> + Send + use<> {
         let client = self.clone();
         // The token of the next page; none after the last.
         stream::try_unfold(Some(String::new()), move |token| {
@@ -145,7 +148,11 @@ impl Client {
         .try_flatten()
     }
 
-    async fn snapshot_page(&self, filter: SnapshotFilter, token: String) -> Result<(Vec<Snapshot>, Option<String>)> {
+    async fn snapshot_page(
+        &self,
+        filter: SnapshotFilter,
+        token: String,
+    ) -> Result<(Vec<Snapshot>, Option<String>)> {
         const WHAT: &str = "list snapshots";
         let request = v1::ListSnapshotsRequest {
             page_size: LIST_PAGE,
@@ -160,8 +167,11 @@ impl Client {
         .await
         .map_err(|status| Error::rpc(WHAT, status))?
         .into_inner();
-        let snapshots =
-            page.snapshots.into_iter().map(|snapshot| Snapshot::from_proto(WHAT, Some(snapshot))).collect::<Result<_>>()?;
+        let snapshots = page
+            .snapshots
+            .into_iter()
+            .map(|snapshot| Snapshot::from_proto(WHAT, Some(snapshot)))
+            .collect::<Result<_>>()?;
         let next = page.next_page_token;
         if next == request.page_token && !next.is_empty() {
             return Err(Error::protocol(WHAT, "a page is followed by itself"));
@@ -172,7 +182,9 @@ impl Client {
     /// The snapshot with this name or id.
     pub async fn snapshot(&self, snapshot: &str) -> Result<Snapshot> {
         let what = format!("get snapshot {snapshot}");
-        let request = v1::GetSnapshotRequest { snapshot: snapshot.to_owned() };
+        let request = v1::GetSnapshotRequest {
+            snapshot: snapshot.to_owned(),
+        };
         let found = retry::idempotent(|| {
             let (mut service, request) = (self.snapshot_service(), request.clone());
             async move { service.get_snapshot(request).await }
@@ -185,9 +197,14 @@ impl Client {
     /// Deletes the record of the snapshot with this name or id; gives what was deleted.
     pub async fn delete_snapshot(&self, snapshot: &str) -> Result<Snapshot> {
         let what = format!("delete snapshot {snapshot}");
-        let request = v1::DeleteSnapshotRequest { snapshot: snapshot.to_owned() };
-        let deleted =
-            self.snapshot_service().delete_snapshot(request).await.map_err(|status| Error::rpc(&what, status))?;
+        let request = v1::DeleteSnapshotRequest {
+            snapshot: snapshot.to_owned(),
+        };
+        let deleted = self
+            .snapshot_service()
+            .delete_snapshot(request)
+            .await
+            .map_err(|status| Error::rpc(&what, status))?;
         Snapshot::from_proto(&what, deleted.into_inner().deleted)
     }
 
@@ -199,7 +216,11 @@ impl Client {
         remove: Vec<String>,
     ) -> Result<Snapshot> {
         let what = format!("tag snapshot {snapshot}");
-        let request = v1::TagSnapshotRequest { snapshot: snapshot.to_owned(), set, remove };
+        let request = v1::TagSnapshotRequest {
+            snapshot: snapshot.to_owned(),
+            set,
+            remove,
+        };
         let tagged = retry::idempotent(|| {
             let (mut service, request) = (self.snapshot_service(), request.clone());
             async move { service.tag_snapshot(request).await }
@@ -216,12 +237,22 @@ impl Client {
         target: &str,
     ) -> Result<impl Stream<Item = Result<DiffExtent>> + Send + use<>> {
         let what = format!("compare snapshots {base} and {target}");
-        let request = v1::DiffSnapshotsRequest { base: base.to_owned(), target: target.to_owned() };
-        let answers =
-            self.snapshot_service().diff_snapshots(request).await.map_err(|status| Error::rpc(&what, status))?;
+        let request = v1::DiffSnapshotsRequest {
+            base: base.to_owned(),
+            target: target.to_owned(),
+        };
+        let answers = self
+            .snapshot_service()
+            .diff_snapshots(request)
+            .await
+            .map_err(|status| Error::rpc(&what, status))?;
         Ok(answers.into_inner().flat_map(move |answer| {
             let extents = match answer {
-                Ok(answer) => answer.extents.iter().map(|extent| DiffExtent::from_proto(&what, extent)).collect(),
+                Ok(answer) => answer
+                    .extents
+                    .iter()
+                    .map(|extent| DiffExtent::from_proto(&what, extent))
+                    .collect(),
                 Err(status) => vec![Err(Error::rpc(&what, status))],
             };
             stream::iter(extents)
@@ -235,12 +266,19 @@ impl Client {
         snapshot: &str,
     ) -> Result<impl Stream<Item = Result<VerifyProgress>> + Send + use<>> {
         let what = format!("verify snapshot {snapshot}");
-        let request = v1::VerifySnapshotRequest { snapshot: snapshot.to_owned() };
-        let answers =
-            self.snapshot_service().verify_snapshot(request).await.map_err(|status| Error::rpc(&what, status))?;
-        Ok(answers
-            .into_inner()
-            .map(move |answer| answer.map(VerifyProgress::from_proto).map_err(|status| Error::rpc(&what, status))))
+        let request = v1::VerifySnapshotRequest {
+            snapshot: snapshot.to_owned(),
+        };
+        let answers = self
+            .snapshot_service()
+            .verify_snapshot(request)
+            .await
+            .map_err(|status| Error::rpc(&what, status))?;
+        Ok(answers.into_inner().map(move |answer| {
+            answer
+                .map(VerifyProgress::from_proto)
+                .map_err(|status| Error::rpc(&what, status))
+        }))
     }
 }
 
@@ -256,7 +294,10 @@ impl Snapshot {
             v1::SnapshotState::Unspecified => SnapshotState::Unknown,
         };
         let Some(created_at) = snapshot.created_at.and_then(system_time) else {
-            return Err(Error::protocol(what, format!("snapshot {} was made at no time there is", snapshot.id)));
+            return Err(Error::protocol(
+                what,
+                format!("snapshot {} was made at no time there is", snapshot.id),
+            ));
         };
         Ok(Self {
             state,
@@ -280,10 +321,17 @@ impl DiffExtent {
             v1::DiffKind::Added => DiffKind::Added,
             v1::DiffKind::Removed => DiffKind::Removed,
             v1::DiffKind::Unspecified => {
-                return Err(Error::protocol(what, format!("a difference of unknown kind {}", extent.kind)));
+                return Err(Error::protocol(
+                    what,
+                    format!("a difference of unknown kind {}", extent.kind),
+                ));
             }
         };
-        Ok(Self { offset_bytes: extent.offset_bytes, length_bytes: extent.length_bytes, kind })
+        Ok(Self {
+            offset_bytes: extent.offset_bytes,
+            length_bytes: extent.length_bytes,
+            kind,
+        })
     }
 }
 
@@ -292,7 +340,10 @@ impl VerifyProgress {
         let violations = answer
             .violations
             .into_iter()
-            .map(|violation| Violation { message: violation.message, offset_bytes: violation.offset_bytes })
+            .map(|violation| Violation {
+                message: violation.message,
+                offset_bytes: violation.offset_bytes,
+            })
             .collect();
         Self {
             checked: answer.checked,
@@ -307,6 +358,8 @@ impl VerifyProgress {
 /// A time as it is sent; `None` before 1970 or for what is no time.
 pub(crate) fn system_time(time: prost_types::Timestamp) -> Option<SystemTime> {
     let seconds = u64::try_from(time.seconds).ok()?;
-    let nanos = u32::try_from(time.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    let nanos = u32::try_from(time.nanos)
+        .ok()
+        .filter(|nanos| *nanos < 1_000_000_000)?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
 }

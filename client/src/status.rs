@@ -83,7 +83,8 @@ impl Client {
             io_engine: answer.io_engine,
             compression: answer.compression,
             free_bytes: answer.free_bytes,
-            read_only_reason: (!answer.read_only_reason.is_empty()).then_some(answer.read_only_reason),
+            read_only_reason: (!answer.read_only_reason.is_empty())
+                .then_some(answer.read_only_reason),
             nbd_uris: answer.nbd_uris,
         })
     }

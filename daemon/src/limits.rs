@@ -7,17 +7,17 @@
 //! | chunks received and not yet taken by the store | [`UPLOAD_BYTES_IN_FLIGHT`] |
 //! | messages being received | [`UPLOAD_STREAMS_MAX`] x [`MESSAGE_BYTES_MAX`] |
 //! | segments read for downloads | ([`READ_STREAMS_MAX`] + [`READ_AHEAD_SEGMENTS_SHARED`]) x one segment (8 MiB) |
-//! | what a connection may send ahead | [`CONNECTION_WINDOW_BYTES`] |
-//! | what a connection has not taken yet | [`MESSAGES_QUEUED`] messages a stream |
+//! | what each connection may send ahead | [`CONNECTION_WINDOW_BYTES`] |
+//! | what a client has not taken yet | [`MESSAGES_QUEUED`] messages a stream |
 
 use std::time::Duration;
 
 use varve_content::{ChunkId, block::SEGMENT_BYTES};
 
-/// Payload of one `PutChunksRequest`.
-pub const UPLOAD_MESSAGE_BYTES: u32 = 4 << 20;
-/// Any message that comes in: a full `PutChunksRequest` and what surrounds its payloads.
-pub const MESSAGE_BYTES_MAX: usize = UPLOAD_MESSAGE_BYTES as usize + (1 << 20);
+/// Any message that comes in: what gRPC implementations take by default.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Payload of one `PutChunksRequest`. The rest of the message is for what surrounds payloads: some 52 bytes each.
+pub const UPLOAD_MESSAGE_BYTES: u32 = 3 << 20;
 /// Ids of one `FindMissingRequest`.
 pub const FIND_IDS_MAX: u32 = 8192;
 /// Requests other than those that carry content are small; headers of tags and names included.
@@ -67,8 +67,8 @@ pub const QUOTED_CHARS_MAX: usize = 80;
 
 /// gRPC connections open at one time, per listener; further ones wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 4096;
-/// Requests under way on one connection.
-pub const CONNECTION_STREAMS_MAX: u32 = 128;
+/// Requests under way on one connection. Each may hold one message before the daemon sees it.
+pub const CONNECTION_STREAMS_MAX: u32 = 64;
 /// What may be under way to the daemon on one stream. A loopback or data-centre round trip of a few milliseconds at
 /// a gigabyte a second fits; more would only be more memory for each client that is ahead of the store.
 pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -104,6 +104,7 @@ pub const NBD_STOP_GRACE: Duration = Duration::from_secs(4);
 /// Open files that a daemon with full tables needs: connections of both services, packs, index, the rest.
 pub const OPEN_FILES_WANTED: u64 = 2 * CONNECTIONS_MAX as u64 + NBD_CONNECTIONS_MAX as u64 + 1024;
 
+const _: () = assert!((UPLOAD_MESSAGE_BYTES as usize) < MESSAGE_BYTES_MAX);
 const _: () = assert!(FIND_IDS_MAX as usize * ChunkId::BYTES + 1024 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(NBD_STOP_GRACE.as_nanos() < STOP_GRACE.as_nanos());
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);

@@ -3,7 +3,11 @@
 //! RocksDB holds the catalog that is asked; this file is what it can be made again from. Appends are small and rare,
 //! one per snapshot made, tagged or deleted.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     Damage, Error, Result,
@@ -34,8 +38,22 @@ pub(crate) struct CatalogLog {
 pub(crate) struct Replay {
     /// The records with their numbers, in order.
     pub(crate) records: Vec<(u64, Record)>,
-    /// Why the tail was cut off, if it was: the record that was being written when the process or the power failed.
-    pub(crate) torn: Option<String>,
+    /// What cannot be read at the end, if anything: the record that was being written when the process or the power
+    /// failed. Or the last one, damaged: who knows that it was applied has to object.
+    pub(crate) torn: Option<TornTail>,
+}
+
+/// The end of a log that cannot be read.
+#[derive(Debug)]
+pub(crate) struct TornTail {
+    offset_bytes: u64,
+    why: FormatError,
+}
+
+impl fmt::Display for TornTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "catalog log at offset {}: {}", self.offset_bytes, self.why)
+    }
 }
 
 impl CatalogLog {
@@ -53,7 +71,7 @@ impl CatalogLog {
         Ok(log)
     }
 
-    /// Opens a log, reads all of it, and cuts off a torn tail.
+    /// Opens a log and reads all of it.
     ///
     /// # Errors
     ///
@@ -97,7 +115,7 @@ impl CatalogLog {
                 match found {
                     Found::Record { sequence, record, .. } => replay.records.push((sequence, record)),
                     Found::Torn { offset_bytes, why } => {
-                        replay.torn = Some(format!("{} at offset {offset_bytes}: {why}", self.file.path().display()));
+                        replay.torn = Some(TornTail { offset_bytes, why });
                     }
                     Found::Damaged { offset_bytes, why } => return Err(self.damage(offset_bytes, "record", &why)),
                     Found::Unknown { offset_bytes, why } => {
@@ -113,12 +131,18 @@ impl CatalogLog {
                 break;
             }
         }
-        if replay.torn.is_some() {
-            let end_bytes = self.position.offset_bytes;
-            self.disk.set_len(&self.file, end_bytes).map_err(failed.clone()("cut the torn tail of"))?;
-            self.disk.sync_data(&self.file).await.map_err(failed("sync"))?;
-        }
         Ok(replay)
+    }
+
+    /// Cuts off what could not be read at the end.
+    pub(crate) async fn cut_torn_tail(&mut self) -> Result<()> {
+        let cut = self.disk.set_len(&self.file, self.position.offset_bytes);
+        cut.map_err(|source| Error::io("cut the torn tail of", self.path(), source))?;
+        self.sync().await
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
     }
 
     fn damage(&self, offset_bytes: u64, what: &str, problem: &FormatError) -> Error {

@@ -250,12 +250,7 @@ impl Commit {
         Ok(())
     }
 
-    /// Syncs and indexes all that is pending.
-    pub(crate) async fn flush(&self) -> Result<()> {
-        let flushing = self.flushing.lock().await;
-        self.flush_locked(&flushing, true).await
-    }
-
+    /// Makes durable and indexes all that was appended.
     async fn flush_locked(&self, _flushing: &MutexGuard<'_, ()>, sync: bool) -> Result<()> {
         self.writable()?;
         // What was appended before is covered by the flush. What comes meanwhile waits for the next.
@@ -355,8 +350,9 @@ impl Commit {
             return Ok(());
         }
         self.flush_locked(&flushing, true).await?;
-        self.written(self.chunks.close().await)?;
-        self.written(self.nodes.close().await)?;
+        // Nothing is pending: what closing syncs is the packs' lengths.
+        drop(self.written(self.chunks.close().await)?);
+        drop(self.written(self.nodes.close().await)?);
         Ok(())
     }
 }

@@ -157,6 +157,7 @@ impl Ingest {
         if sealed.records.is_empty() {
             return Ok(PutOutcome { chunks: count, new_bytes: 0 });
         }
+        self.shared.check_free_space()?;
         let stored = self.shared.commit.append_chunks(self.generation, sealed.records).await?;
         self.new_bytes.fetch_add(sealed.new_bytes, Ordering::Relaxed);
         self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
@@ -304,7 +305,7 @@ fn build(size_bytes: u64, leaves: &mut [(u32, NodeId)]) -> Result<(Root, Vec<Enc
     for (segment, id) in leaves.iter() {
         builder.push(*segment, *id)?;
     }
-    let (root, inners) = builder.finish()?;
+    let (root, inners) = builder.finish();
     let mut records: Vec<_> = inners.iter().map(|inner| EncodedRecord::inner(inner.id(), &inner.encode())).collect();
     records.push(EncodedRecord::root(root.id(), &root.encode()));
     Ok((root, records))

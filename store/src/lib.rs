@@ -28,6 +28,8 @@ mod read;
 mod recovery;
 mod snapshot;
 mod store;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod workers;
 

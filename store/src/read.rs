@@ -110,6 +110,12 @@ pub(crate) struct LocatedLeaf {
     places: Vec<Option<Location>>,
 }
 
+impl LocatedLeaf {
+    pub(crate) fn leaf(&self) -> &Leaf {
+        &self.leaf
+    }
+}
+
 /// A decoded node in the cache.
 #[derive(Debug, Clone)]
 pub(crate) enum CachedNode {
@@ -616,6 +622,7 @@ impl Shared {
         verify_node(key, &payload).map_err(|problem| damage(&problem))?;
         Ok(decode(&payload).map_err(|error| damage(&error))?)
     }
+}
 
 impl NodeSource for Shared {
     type Error = Error;

@@ -10,7 +10,7 @@ use varve_content::{
 use crate::{
     Error, Result, limits,
     meta::{self, SnapshotId, SnapshotRecord},
-    read::{SnapshotReader, walked},
+    read::{LocatedLeaf, SnapshotReader, walked},
     store::Store,
     workers::Priority,
 };
@@ -148,7 +148,7 @@ impl SnapshotDiff {
             };
             let start = u64::from(segment.segment) * SEGMENT_BYTES as u64;
             let longest = self.base.size_bytes().max(self.target.size_bytes());
-            let differences = diff_leaves(base.as_ref().map(|leaf| leaf.leaf()), target.as_ref().map(|leaf| leaf.leaf()));
+            let differences = diff_leaves(base.as_deref().map(LocatedLeaf::leaf), target.as_deref().map(LocatedLeaf::leaf));
             let extents: Vec<_> = differences
                 .into_iter()
                 .map(|difference| {

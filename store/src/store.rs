@@ -164,7 +164,12 @@ impl Store {
     /// log is.
     pub async fn open(options: Options) -> Result<(Self, RecoveryReport)> {
         let (shared, report) = recovery::open(options).await?;
-        Ok((Self(Arc::new(shared)), report))
+        Ok((Self::of(shared), report))
+    }
+
+    /// The store with these parts.
+    pub(crate) fn of(shared: Shared) -> Self {
+        Self(Arc::new(shared))
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -201,9 +206,7 @@ impl Store {
             packs: totals.packs,
             io_engine: shared.disk.name(),
             compression: shared.compression,
-            free_bytes: shared.disk.free_bytes(&shared.options.data_dir).map_err(|source| {
-                Error::io("read the free space of", &shared.options.data_dir, source)
-            })?,
+            free_bytes: shared.free_bytes()?,
             read_only_reason: shared.commit.poisoned(),
         })
     }
@@ -215,6 +218,22 @@ impl Store {
 }
 
 impl Shared {
+    fn free_bytes(&self) -> Result<u64> {
+        let dir = &self.options.data_dir;
+        self.disk.free_bytes(dir).map_err(|source| Error::io("read the free space of", dir, source))
+    }
+
+    /// That there is room for more than index and catalog log need to go on: chunks must not take the last of it.
+    pub(crate) fn check_free_space(&self) -> Result<()> {
+        if self.free_bytes()? < limits::FREE_BYTES_MIN {
+            return Err(Error::Full {
+                verb: "write chunks; what is left is kept for the index",
+                path: self.options.data_dir.clone(),
+            });
+        }
+        Ok(())
+    }
+
     /// Asks the index or catalog, on a thread that may block.
     pub(crate) async fn meta<T, F>(&self, priority: Priority, ask: F) -> Result<T>
     where

@@ -51,6 +51,11 @@ pub fn run(command: Command) -> Finished {
     start(command).wait()
 }
 
+/// Runs a command to its end, which may take longer than others.
+pub fn run_within(limit: Duration, command: Command) -> Finished {
+    start(command).wait_within(limit)
+}
+
 /// Runs a command to its end, with `input` on its standard input.
 pub fn run_with_input(mut command: Command, input: &[u8]) -> Finished {
     let mut file = tempfile::tempfile().expect("make a temporary file");
@@ -117,8 +122,13 @@ impl Running {
     }
 
     /// Waits for its end.
-    pub fn wait(mut self) -> Finished {
-        let status = self.wait_for_end();
+    pub fn wait(self) -> Finished {
+        self.wait_within(TIME_LIMIT)
+    }
+
+    /// Waits for its end, for that long at most.
+    pub fn wait_within(mut self, limit: Duration) -> Finished {
+        let status = self.wait_for_end(limit);
         Finished {
             shown: std::mem::take(&mut self.shown),
             status,
@@ -127,11 +137,11 @@ impl Running {
         }
     }
 
-    fn wait_for_end(&mut self) -> ExitStatus {
-        match wait_within(TIME_LIMIT, || self.ended()) {
+    fn wait_for_end(&mut self, limit: Duration) -> ExitStatus {
+        match wait_within(limit, || self.ended()) {
             Some(status) => status,
             None => panic!(
-                "{} did not end within {TIME_LIMIT:?}\nstdout: {}\nstderr: {}",
+                "{} did not end within {limit:?}\nstdout: {}\nstderr: {}",
                 self.shown,
                 text_of(&self.stdout),
                 text_of(&self.stderr)

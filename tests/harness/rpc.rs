@@ -145,7 +145,7 @@ impl Content {
                 leaves.push(Leaf { segment, entries });
             }
         }
-        let (root, _) = builder.finish().expect("a tree of leaves");
+        let (root, _) = builder.finish();
         Self { size_bytes, chunks, leaves, root: root.id() }
     }
 }

@@ -44,9 +44,15 @@ impl NewFile {
         let what = format!("write {}", path.display());
         let refuse = |kind, why: &str| Err(Error::new(kind, &what, why));
         match path.metadata() {
-            Ok(metadata) if metadata.is_dir() => return refuse(ErrorKind::Invalid, "is a directory"),
-            Ok(metadata) if !metadata.is_file() => return refuse(ErrorKind::Invalid, "is not a regular file"),
-            Ok(_) if existing == Existing::Keep => return refuse(ErrorKind::AlreadyExists, "exists already"),
+            Ok(metadata) if metadata.is_dir() => {
+                return refuse(ErrorKind::Invalid, "is a directory");
+            }
+            Ok(metadata) if !metadata.is_file() => {
+                return refuse(ErrorKind::Invalid, "is not a regular file");
+            }
+            Ok(_) if existing == Existing::Keep => {
+                return refuse(ErrorKind::AlreadyExists, "exists already");
+            }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::file(what, error)),
@@ -60,7 +66,11 @@ impl NewFile {
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(directory(&path))
             .map_err(|error| Error::file(what, error))?;
-        Ok(Self { temporary, path, existing })
+        Ok(Self {
+            temporary,
+            path,
+            existing,
+        })
     }
 
     /// Where it is until it is published.
@@ -71,7 +81,8 @@ impl NewFile {
     /// Makes it durable, and gives it its name.
     pub fn publish(self) -> Result<()> {
         let path = self.path.clone();
-        self.sync_and_rename().map_err(|error| Error::file(format!("complete {}", path.display()), error))
+        self.sync_and_rename()
+            .map_err(|error| Error::file(format!("complete {}", path.display()), error))
     }
 
     fn sync_and_rename(self) -> io::Result<()> {
@@ -112,26 +123,49 @@ impl FileSink {
     pub fn create(path: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
         let path = path.into();
         let what = format!("write {}", path.display());
-        if path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+        if path
+            .metadata()
+            .is_ok_and(|metadata| metadata.file_type().is_block_device())
+        {
             if existing == Existing::Keep {
                 let why = "is a block device, and what is on it would be lost";
                 return Err(Error::new(ErrorKind::AlreadyExists, what, why));
             }
-            let file = OpenOptions::new().write(true).open(&path).map_err(|error| Error::file(what, error))?;
-            return Ok(Self { file, path, target: Target::Device });
+            let file = OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .map_err(|error| Error::file(what, error))?;
+            return Ok(Self {
+                file,
+                path,
+                target: Target::Device,
+            });
         }
         let new = NewFile::create(&path, existing)?;
-        let file = new.temporary.as_file().try_clone().map_err(|error| Error::file(what, error))?;
-        Ok(Self { file, path, target: Target::New(Mutex::new(Some(new))) })
+        let file = new
+            .temporary
+            .as_file()
+            .try_clone()
+            .map_err(|error| Error::file(what, error))?;
+        Ok(Self {
+            file,
+            path,
+            target: Target::New(Mutex::new(Some(new))),
+        })
     }
 
     /// Writes to an empty file that is open already and is of no use after a crash: it is not synced. Errors call it
     /// `path`.
     pub fn scratch(file: &File, path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let file =
-            file.try_clone().map_err(|error| Error::file(format!("write {}", path.display()), error))?;
-        Ok(Self { file, path, target: Target::Scratch })
+        let file = file
+            .try_clone()
+            .map_err(|error| Error::file(format!("write {}", path.display()), error))?;
+        Ok(Self {
+            file,
+            path,
+            target: Target::Scratch,
+        })
     }
 }
 

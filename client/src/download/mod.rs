@@ -27,13 +27,13 @@ use tokio::task;
 use tonic::Streaming;
 use varve_proto::v1::{self, download_response::Part};
 
-use self::{
-    place::Placer,
-    receive::{Receiver, Work},
-};
 pub use self::{
     file::{Existing, FileSink, NewFile},
     sink::{Sink, StreamSink},
+};
+use self::{
+    place::Placer,
+    receive::{Receiver, Work},
 };
 use crate::{
     connect::Client,
@@ -110,19 +110,32 @@ async fn download(
     progress: &Progress,
 ) -> Result<DownloadReport> {
     let started = Instant::now();
-    let request = v1::DownloadRequest { snapshot, plain: false };
+    let request = v1::DownloadRequest {
+        snapshot,
+        plain: false,
+    };
     let answer = client.content_service().download(request).await;
-    let mut parts = answer.map_err(|status| Error::rpc(what, status))?.into_inner();
+    let mut parts = answer
+        .map_err(|status| Error::rpc(what, status))?
+        .into_inner();
     let snapshot = match next_part(&mut parts, what).await? {
         Some(Part::Snapshot(snapshot)) => Snapshot::from_proto(what, Some(snapshot))?,
-        _ => return Err(Error::protocol(what, "a download that does not begin with its snapshot")),
+        _ => {
+            return Err(Error::protocol(
+                what,
+                "a download that does not begin with its snapshot",
+            ));
+        }
     };
     progress.set_total(snapshot.data_bytes);
     let size_bytes = snapshot.size_bytes;
     let mut receiver = Receiver::new(snapshot, what.to_owned())?;
     let placer = Arc::new(Placer::new(sink, what.to_owned(), size_bytes));
     blocking(&placer, move |placer| {
-        placer.sink.begin(size_bytes).map_err(|error| Error::file(&placer.what, error))
+        placer
+            .sink
+            .begin(size_bytes)
+            .map_err(|error| Error::file(&placer.what, error))
     })
     .await?;
 
@@ -132,10 +145,16 @@ async fn download(
         let work = match part {
             Part::Leaf(leaf) => receiver.leaf(leaf)?,
             Part::Chunks(batch) => {
-                received_bytes += batch.chunks.iter().map(|chunk| chunk.payload.len() as u64).sum::<u64>();
+                received_bytes += batch
+                    .chunks
+                    .iter()
+                    .map(|chunk| chunk.payload.len() as u64)
+                    .sum::<u64>();
                 receiver.chunks(batch.chunks)?
             }
-            Part::Snapshot(_) => return Err(Error::protocol(what, "a second snapshot in a download")),
+            Part::Snapshot(_) => {
+                return Err(Error::protocol(what, "a second snapshot in a download"));
+            }
         };
         placing.add(work).await?;
     }
@@ -147,14 +166,24 @@ async fn download(
         placer.sink.finish().map_err(failed)
     })
     .await?;
-    Ok(DownloadReport { snapshot, data_bytes, received_bytes, elapsed: started.elapsed() })
+    Ok(DownloadReport {
+        snapshot,
+        data_bytes,
+        received_bytes,
+        elapsed: started.elapsed(),
+    })
 }
 
-async fn next_part(parts: &mut Streaming<v1::DownloadResponse>, what: &str) -> Result<Option<Part>> {
+async fn next_part(
+    parts: &mut Streaming<v1::DownloadResponse>,
+    what: &str,
+) -> Result<Option<Part>> {
     match parts.message().await {
         Ok(None) => Ok(None),
         Ok(Some(v1::DownloadResponse { part: Some(part) })) => Ok(Some(part)),
-        Ok(Some(v1::DownloadResponse { part: None })) => Err(Error::protocol(what, "a part of unknown kind")),
+        Ok(Some(v1::DownloadResponse { part: None })) => {
+            Err(Error::protocol(what, "a part of unknown kind"))
+        }
         Err(status) => Err(Error::rpc(what, status)),
     }
 }
@@ -176,7 +205,13 @@ struct Placed {
 
 impl<'a> Placing<'a> {
     fn new(placer: Arc<Placer>, progress: &'a Progress) -> Self {
-        Self { placer, progress, under_way: FuturesOrdered::new(), threads: worker_threads(DECODERS_MAX), data_bytes: 0 }
+        Self {
+            placer,
+            progress,
+            under_way: FuturesOrdered::new(),
+            threads: worker_threads(DECODERS_MAX),
+            data_bytes: 0,
+        }
     }
 
     /// Starts work, once a thread is free for it.
@@ -187,8 +222,12 @@ impl<'a> Placing<'a> {
         if !work.is_empty() {
             let settled_bytes = work.settled_bytes;
             let placing = blocking(&self.placer, move |placer| placer.place(&work));
-            self.under_way
-                .push_back(Box::pin(async move { Ok(Placed { data_bytes: placing.await?, settled_bytes }) }));
+            self.under_way.push_back(Box::pin(async move {
+                Ok(Placed {
+                    data_bytes: placing.await?,
+                    settled_bytes,
+                })
+            }));
         }
         Ok(())
     }
@@ -201,13 +240,18 @@ impl<'a> Placing<'a> {
     }
 
     async fn settle_oldest(&mut self) -> Result<()> {
-        let Some(placed) = self.under_way.next().await else { return Ok(()) };
+        let Some(placed) = self.under_way.next().await else {
+            return Ok(());
+        };
         let placed = placed?;
         self.data_bytes += placed.data_bytes;
         self.progress.add_done(placed.data_bytes);
         if let Some(end_bytes) = placed.settled_bytes {
             blocking(&self.placer, move |placer| {
-                placer.sink.settled(end_bytes).map_err(|error| placer.failed(end_bytes, error))
+                placer
+                    .sink
+                    .settled(end_bytes)
+                    .map_err(|error| placer.failed(end_bytes, error))
             })
             .await?;
         }
@@ -224,12 +268,16 @@ fn blocking<T: Send + 'static>(
     let what = placer.what.clone();
     let running = task::spawn_blocking(move || work(&placer));
     async move {
-        running.await.map_err(|error| Error::internal(what, "a writing thread broke").with_source(error))?
+        running
+            .await
+            .map_err(|error| Error::internal(what, "a writing thread broke").with_source(error))?
     }
 }
 
 impl fmt::Debug for Download<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Download").field("snapshot", &self.snapshot).finish_non_exhaustive()
+        f.debug_struct("Download")
+            .field("snapshot", &self.snapshot)
+            .finish_non_exhaustive()
     }
 }

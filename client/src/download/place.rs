@@ -34,20 +34,35 @@ struct Unpacker {
 
 impl Placer {
     pub(crate) fn new(sink: Arc<dyn Sink>, what: String, size_bytes: u64) -> Self {
-        Self { sink, what, size_bytes, unpackers: Mutex::default() }
+        Self {
+            sink,
+            what,
+            size_bytes,
+            unpackers: Mutex::default(),
+        }
     }
 
     /// Does a piece of work, but for telling the sink what is settled. Gives the bytes of data written.
     pub(crate) fn place(&self, work: &Work) -> Result<u64> {
-        let mut unpacker = self.unpackers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let mut unpacker = self
+            .unpackers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
+            .unwrap_or_default();
         let mut data_bytes = 0;
         for hole in &work.holes {
-            self.sink.zero(hole.clone()).map_err(|error| self.failed(hole.start, error))?;
+            self.sink
+                .zero(hole.clone())
+                .map_err(|error| self.failed(hole.start, error))?;
         }
         for chunk in &work.chunks {
             data_bytes += self.place_chunk(chunk, &mut unpacker)?;
         }
-        self.unpackers.lock().unwrap_or_else(PoisonError::into_inner).push(unpacker);
+        self.unpackers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(unpacker);
         Ok(data_bytes)
     }
 
@@ -62,12 +77,21 @@ impl Placer {
         } else {
             unpacker
                 .decoder
-                .decode(chunk.codec, &chunk.payload, chunk.plain_len, &mut unpacker.plain)
+                .decode(
+                    chunk.codec,
+                    &chunk.payload,
+                    chunk.plain_len,
+                    &mut unpacker.plain,
+                )
                 .map_err(|error| damaged(error.to_string()))?;
             &unpacker.plain[..]
         };
         if plain.len() != chunk.plain_len {
-            return Err(damaged(format!("it has {} bytes instead of {}", plain.len(), chunk.plain_len)));
+            return Err(damaged(format!(
+                "it has {} bytes instead of {}",
+                plain.len(),
+                chunk.plain_len
+            )));
         }
         let found = ChunkId::of(plain);
         if found != chunk.id {
@@ -75,13 +99,19 @@ impl Placer {
         }
         for &offset in &chunk.offsets {
             // The volume may end within its last block.
-            let len = usize::try_from(self.size_bytes - offset).map_or(plain.len(), |rest| rest.min(plain.len()));
-            self.sink.write_at(offset, &plain[..len]).map_err(|error| self.failed(offset, error))?;
+            let len = usize::try_from(self.size_bytes - offset)
+                .map_or(plain.len(), |rest| rest.min(plain.len()));
+            self.sink
+                .write_at(offset, &plain[..len])
+                .map_err(|error| self.failed(offset, error))?;
         }
         Ok((plain.len() * chunk.offsets.len()) as u64)
     }
 
     pub(crate) fn failed(&self, offset_bytes: u64, error: io::Error) -> Error {
-        Error::file(format!("write {} at offset {offset_bytes}", self.sink.name()), error)
+        Error::file(
+            format!("write {} at offset {offset_bytes}", self.sink.name()),
+            error,
+        )
     }
 }

@@ -80,11 +80,20 @@ impl Receiver {
     /// Expects the content of `snapshot`.
     pub(crate) fn new(snapshot: Snapshot, what: String) -> Result<Self> {
         if snapshot.size_bytes == 0 || snapshot.size_bytes > MAX_VOLUME_BYTES {
-            return Err(Error::protocol(what, format!("a snapshot of {} bytes", snapshot.size_bytes)));
+            return Err(Error::protocol(
+                what,
+                format!("a snapshot of {} bytes", snapshot.size_bytes),
+            ));
         }
         let tree = TreeBuilder::new(snapshot.size_bytes)
             .map_err(|error| Error::internal(&what, error.to_string()).with_source(error))?;
-        Ok(Self { snapshot, what, tree, segment: None, covered_bytes: 0 })
+        Ok(Self {
+            snapshot,
+            what,
+            tree,
+            segment: None,
+            covered_bytes: 0,
+        })
     }
 
     /// Takes a leaf. The chunks of the one before must have come.
@@ -95,16 +104,25 @@ impl Receiver {
         for entry in message.entries {
             let chunk = ChunkId::try_from(&entry.chunk_id[..])
                 .map_err(|error| self.broken(format!("the leaf of segment {number}: {error}")))?;
-            entries.push(LeafEntry { start_block: entry.start_block, blocks: entry.blocks, chunk });
+            entries.push(LeafEntry {
+                start_block: entry.start_block,
+                blocks: entry.blocks,
+                chunk,
+            });
         }
         let leaf = Leaf::new(entries)
             .map_err(|error| self.broken(format!("the leaf of segment {number}: {error}")))?;
         let size_bytes = self.snapshot.size_bytes;
         let blocks = segment_blocks(size_bytes, number);
         if leaf.end_block() > blocks {
-            return Err(self.broken(format!("the leaf of segment {number} ends at block {} of {blocks}", leaf.end_block())));
+            return Err(self.broken(format!(
+                "the leaf of segment {number} ends at block {} of {blocks}",
+                leaf.end_block()
+            )));
         }
-        self.tree.push(number, leaf.id()).map_err(|error| self.broken(error.to_string()))?;
+        self.tree
+            .push(number, leaf.id())
+            .map_err(|error| self.broken(error.to_string()))?;
         drop(self.tree.take_finished());
 
         let mut work = Work::default();
@@ -117,15 +135,25 @@ impl Receiver {
             match known.entry(entry.chunk) {
                 Entry::Vacant(vacant) => {
                     vacant.insert(chunks.len());
-                    chunks.push(Expected { id: entry.chunk, blocks: entry.blocks, start_blocks: vec![entry.start_block] });
+                    chunks.push(Expected {
+                        id: entry.chunk,
+                        blocks: entry.blocks,
+                        start_blocks: vec![entry.start_block],
+                    });
                 }
                 Entry::Occupied(known) => match chunks.get_mut(*known.get()) {
-                    Some(chunk) if chunk.blocks == entry.blocks => chunk.start_blocks.push(entry.start_block),
+                    Some(chunk) if chunk.blocks == entry.blocks => {
+                        chunk.start_blocks.push(entry.start_block)
+                    }
                     _ => return Err(self.broken(format!("chunk {} has two lengths", entry.chunk))),
                 },
             }
         }
-        self.segment = Some(Segment { number, chunks, received: 0 });
+        self.segment = Some(Segment {
+            number,
+            chunks,
+            received: 0,
+        });
         Ok(work)
     }
 
@@ -144,27 +172,46 @@ impl Receiver {
     }
 
     fn chunk(&mut self, message: v1::Chunk) -> Result<PlacedChunk> {
-        let id = ChunkId::try_from(&message.id[..]).map_err(|error| self.broken(error.to_string()))?;
+        let id =
+            ChunkId::try_from(&message.id[..]).map_err(|error| self.broken(error.to_string()))?;
         let Some((number, expected)) = self.segment.as_mut().and_then(Segment::next) else {
             return Err(self.broken(format!("chunk {id} belongs to no leaf")));
         };
-        let Expected { id: expected_id, blocks, start_blocks } = expected;
+        let Expected {
+            id: expected_id,
+            blocks,
+            start_blocks,
+        } = expected;
         let plain_len = *blocks as usize * BLOCK_BYTES;
         let (expected_id, start_blocks) = (*expected_id, std::mem::take(start_blocks));
         if id != expected_id {
             return Err(self.broken(format!("chunk {id} where {expected_id} belongs")));
         }
         if message.plain_bytes as usize != plain_len {
-            return Err(self.broken(format!("chunk {id} of {} bytes where {plain_len} belong", message.plain_bytes)));
+            return Err(self.broken(format!(
+                "chunk {id} of {} bytes where {plain_len} belong",
+                message.plain_bytes
+            )));
         }
         let codec = match v1::Codec::try_from(message.codec) {
             Ok(v1::Codec::Raw) => Codec::Raw,
             Ok(v1::Codec::Lz4) => Codec::Lz4,
             Ok(v1::Codec::Zstd) => Codec::Zstd,
-            Err(_) => return Err(self.broken(format!("chunk {id} in unknown codec {}", message.codec))),
+            Err(_) => {
+                return Err(self.broken(format!("chunk {id} in unknown codec {}", message.codec)));
+            }
         };
-        let offsets = start_blocks.into_iter().map(|block| self.offset(number, block)).collect();
-        Ok(PlacedChunk { id, codec, plain_len, payload: message.payload, offsets })
+        let offsets = start_blocks
+            .into_iter()
+            .map(|block| self.offset(number, block))
+            .collect();
+        Ok(PlacedChunk {
+            id,
+            codec,
+            plain_len,
+            payload: message.payload,
+            offsets,
+        })
     }
 
     /// The stream has ended: everything must be there, and be what the snapshot's root says.
@@ -207,7 +254,8 @@ impl Receiver {
 
     /// Offset of a block of a segment; the volume may end within its last block.
     fn offset(&self, segment: u32, block: u32) -> u64 {
-        let offset = u64::from(segment) * SEGMENT_BYTES as u64 + u64::from(block) * BLOCK_BYTES as u64;
+        let offset =
+            u64::from(segment) * SEGMENT_BYTES as u64 + u64::from(block) * BLOCK_BYTES as u64;
         offset.min(self.snapshot.size_bytes)
     }
 

@@ -59,8 +59,16 @@ struct StreamState<W> {
 impl<W: Write + Send + 'static> StreamSink<W> {
     /// Writes to `writer`, called `name` in errors.
     pub fn new(writer: W, name: impl Into<String>) -> Self {
-        let state = StreamState { writer, size_bytes: 0, position: 0, segments: BTreeMap::new() };
-        Self { name: name.into(), state: Mutex::new(state) }
+        let state = StreamState {
+            writer,
+            size_bytes: 0,
+            position: 0,
+            segments: BTreeMap::new(),
+        };
+        Self {
+            name: name.into(),
+            state: Mutex::new(state),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, StreamState<W>> {
@@ -83,9 +91,12 @@ impl<W: Write + Send + 'static> Sink for StreamSink<W> {
         let mut state = self.state();
         let number = offset_bytes / SEGMENT_BYTES as u64;
         let first = number * SEGMENT_BYTES as u64;
-        let len = usize::try_from(state.size_bytes - first).map_or(SEGMENT_BYTES, |rest| rest.min(SEGMENT_BYTES));
+        let len = usize::try_from(state.size_bytes - first)
+            .map_or(SEGMENT_BYTES, |rest| rest.min(SEGMENT_BYTES));
         let segment = state.segments.entry(number).or_insert_with(|| vec![0; len]);
-        let place = usize::try_from(offset_bytes - first).ok().and_then(|at| segment.get_mut(at..at + data.len()));
+        let place = usize::try_from(offset_bytes - first)
+            .ok()
+            .and_then(|at| segment.get_mut(at..at + data.len()));
         let Some(place) = place else {
             return Err(io::Error::other("bytes across the edge of a segment"));
         };

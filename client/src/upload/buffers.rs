@@ -6,12 +6,13 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::limits::{JOB_BYTES, SEGMENT_BUFFERS};
+use crate::limits::JOB_BYTES;
 
-/// Lends at most [`SEGMENT_BUFFERS`] buffers. They are made when first needed and kept, because fresh memory
+/// Lends at most so many buffers. They are made when first needed and kept, because fresh memory
 /// costs a page fault for every 4 KiB.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Buffers {
+    count: usize,
     state: Mutex<State>,
     returned: Condvar,
 }
@@ -24,6 +25,15 @@ struct State {
 }
 
 impl Buffers {
+    /// Lends up to `count`.
+    pub(crate) fn new(count: usize) -> Self {
+        Self {
+            count,
+            state: Mutex::default(),
+            returned: Condvar::new(),
+        }
+    }
+
     /// A buffer of [`JOB_BYTES`]; its content is undefined. Waits while all are lent; `None` once closed.
     pub(crate) fn take(self: &Arc<Self>) -> Option<Buffer> {
         let mut state = self.state();
@@ -33,13 +43,22 @@ impl Buffers {
             }
             // The one returned last: its memory is the warmest.
             if let Some(bytes) = state.free.pop() {
-                return Some(Buffer { bytes, home: Arc::clone(self) });
+                return Some(Buffer {
+                    bytes,
+                    home: Arc::clone(self),
+                });
             }
-            if state.made < SEGMENT_BUFFERS {
+            if state.made < self.count {
                 state.made += 1;
-                return Some(Buffer { bytes: vec![0; JOB_BYTES], home: Arc::clone(self) });
+                return Some(Buffer {
+                    bytes: vec![0; JOB_BYTES],
+                    home: Arc::clone(self),
+                });
             }
-            state = self.returned.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .returned
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -99,8 +118,8 @@ mod tests {
 
     #[test]
     fn no_more_than_the_bound_is_lent_and_the_last_slice_gives_a_buffer_back() {
-        let buffers = Arc::new(Buffers::default());
-        let mut lent: Vec<_> = (0..SEGMENT_BUFFERS).map(|_| buffers.take().unwrap()).collect();
+        let buffers = Arc::new(Buffers::new(3));
+        let mut lent: Vec<_> = (0..3).map(|_| buffers.take().unwrap()).collect();
         let whole = Bytes::from_owner(lent.pop().unwrap());
         let slice = whole.slice(4096..8192);
         drop(whole);
@@ -111,13 +130,13 @@ mod tests {
         assert!(!waiter.is_finished());
         drop(slice);
         assert!(waiter.join().unwrap());
-        assert_eq!(buffers.state().made, SEGMENT_BUFFERS);
+        assert_eq!(buffers.state().made, 3);
     }
 
     #[test]
     fn closing_ends_the_waiting() {
-        let buffers = Arc::new(Buffers::default());
-        let lent: Vec<_> = (0..SEGMENT_BUFFERS).map(|_| buffers.take().unwrap()).collect();
+        let buffers = Arc::new(Buffers::new(3));
+        let lent: Vec<_> = (0..3).map(|_| buffers.take().unwrap()).collect();
         let waiter = std::thread::spawn({
             let buffers = Arc::clone(&buffers);
             move || buffers.take().is_none()

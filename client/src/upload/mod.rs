@@ -11,7 +11,9 @@
 //!
 //! Memory is bounded by the buffers that are read into; see `limits`.
 
+mod body;
 mod buffers;
+
 mod pipeline;
 mod plan;
 mod read;
@@ -29,11 +31,11 @@ use std::{
 
 use varve_content::block::MAX_VOLUME_BYTES;
 
+use self::{read::Readers, session::Session};
 pub use self::{
     source::{FileSource, Source},
     spool::{scratch_file, spool_dir},
 };
-use self::{read::Readers, session::Session};
 use crate::{
     connect::Client,
     error::{Error, ErrorKind, Result},
@@ -112,11 +114,20 @@ impl Upload<'_> {
             return Err(Error::new(ErrorKind::Invalid, what, "it is empty"));
         }
         if size_bytes > MAX_VOLUME_BYTES {
-            let why = format!("its {size_bytes} bytes are more than a volume may have ({MAX_VOLUME_BYTES})");
+            let why = format!(
+                "its {size_bytes} bytes are more than a volume may have ({MAX_VOLUME_BYTES})"
+            );
             return Err(Error::new(ErrorKind::Invalid, what, why));
         }
         self.progress.set_total(source.data_bytes_hint());
-        let session = Session::begin(self.client, &self.name, &self.tags, size_bytes, what.clone()).await?;
+        let session = Session::begin(
+            self.client,
+            &self.name,
+            &self.tags,
+            size_bytes,
+            what.clone(),
+        )
+        .await?;
         let uploaded = tokio::select! {
             uploaded = upload(&session, source, &self.progress) => uploaded,
             () = self.cancel => Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled; nothing is visible")),
@@ -144,15 +155,20 @@ async fn upload(
     source: Arc<dyn Source>,
     progress: &Progress,
 ) -> Result<(Snapshot, pipeline::Finished)> {
-    let readers = Readers::start(Arc::clone(&source));
+    let readers = Readers::start(Arc::clone(&source), session.is_local());
     let finished = pipeline::run(session, readers, source.size_bytes(), progress).await?;
-    source.check_unchanged().map_err(|error| Error::file(format!("read {}", source.name()), error))?;
+    source
+        .check_unchanged()
+        .map_err(|error| Error::file(format!("read {}", source.name()), error))?;
     progress.set_total(finished.read_bytes);
     Ok((session.commit(finished.root.id()).await?, finished))
 }
 
 impl fmt::Debug for Upload<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upload").field("name", &self.name).field("tags", &self.tags).finish_non_exhaustive()
+        f.debug_struct("Upload")
+            .field("name", &self.name)
+            .field("tags", &self.tags)
+            .finish_non_exhaustive()
     }
 }

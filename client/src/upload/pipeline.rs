@@ -98,7 +98,10 @@ pub(crate) async fn run(
         }
     }
     if !early.is_empty() {
-        return Err(Error::internal("read the source", format!("job {next_number} was lost")));
+        return Err(Error::internal(
+            "read the source",
+            format!("job {next_number} was lost"),
+        ));
     }
     let (rest, root) = tree.finish();
     if !rest.is_empty() {
@@ -107,7 +110,11 @@ pub(crate) async fn run(
     while let Some(put) = putting.next().await {
         put?;
     }
-    Ok(Finished { root, sent: total, read_bytes })
+    Ok(Finished {
+        root,
+        sent: total,
+        read_bytes,
+    })
 }
 
 /// Claims what of a job nobody claims, and sees to it that the daemon has it.
@@ -116,10 +123,22 @@ fn send<'a>(
     job: CutJob,
     claims: &mut HashSet<ChunkId>,
 ) -> impl Future<Output = Result<Accepted>> + use<'a> {
-    let CutJob { leaves, mut chunks, read_bytes, .. } = job;
+    let CutJob {
+        leaves,
+        mut chunks,
+        read_bytes,
+        ..
+    } = job;
     chunks.retain(|chunk| claims.insert(chunk.id));
     let claimed = chunks.iter().map(|chunk| chunk.id).collect();
-    async move { Ok(Accepted { sent: session.send(chunks).await?, leaves, claimed, read_bytes }) }
+    async move {
+        Ok(Accepted {
+            sent: session.send(chunks).await?,
+            leaves,
+            claimed,
+            read_bytes,
+        })
+    }
 }
 
 /// The tree as it grows, and the leaves that wait to be put.
@@ -132,7 +151,11 @@ struct Tree {
 impl Tree {
     fn new(size_bytes: u64) -> Result<Self> {
         let builder = TreeBuilder::new(size_bytes).map_err(refused)?;
-        Ok(Self { builder, waiting: Vec::new(), waiting_entries: 0 })
+        Ok(Self {
+            builder,
+            waiting: Vec::new(),
+            waiting_entries: 0,
+        })
     }
 
     /// Adds leaves; gives those to put when there are enough of them.

@@ -43,14 +43,27 @@ pub(crate) struct Planner {
 
 impl Planner {
     pub(crate) fn new(source: Arc<dyn Source>) -> Self {
-        Self { source, offset_bytes: 0, ready: VecDeque::new(), rest: 0..0, next_number: 0 }
+        Self {
+            source,
+            offset_bytes: 0,
+            ready: VecDeque::new(),
+            rest: 0..0,
+            next_number: 0,
+        }
     }
 
     /// The next job, or `None` after the last data.
     pub(crate) fn next_job(&mut self) -> io::Result<Option<Job>> {
-        let mut job = Job { number: self.next_number, ..Job::default() };
+        let mut job = Job {
+            number: self.next_number,
+            ..Job::default()
+        };
         while let Some(segment) = self.next_segment()? {
-            let blocks = segment.extents.iter().map(|extent| extent.end - extent.start).sum::<u32>();
+            let blocks = segment
+                .extents
+                .iter()
+                .map(|extent| extent.end - extent.start)
+                .sum::<u32>();
             if job.blocks + blocks > JOB_BLOCKS {
                 self.ready.push_front(segment);
                 break;
@@ -69,14 +82,17 @@ impl Planner {
     fn next_segment(&mut self) -> io::Result<Option<SegmentData>> {
         while self.ready.len() < 2 {
             if self.rest.is_empty() {
-                let Some(data) = self.source.next_data(self.offset_bytes)? else { break };
+                let Some(data) = self.source.next_data(self.offset_bytes)? else {
+                    break;
+                };
                 if data.is_empty() || data.end <= self.offset_bytes {
                     return Err(io::Error::other(format!(
                         "the source says that data at {} follows {}",
                         data.start, self.offset_bytes
                     )));
                 }
-                let data = data.start.max(self.offset_bytes)..data.end.min(self.source.size_bytes());
+                let data =
+                    data.start.max(self.offset_bytes)..data.end.min(self.source.size_bytes());
                 self.offset_bytes = data.end;
                 // Outward to whole blocks: a file system's own blocks may be smaller than ours.
                 let start = data.start / BLOCK_BYTES as u64;
@@ -99,10 +115,15 @@ impl Planner {
         match self.ready.back_mut() {
             Some(last) if last.segment == segment => match last.extents.last_mut() {
                 // Two extents that share a block, or touch, are one.
-                Some(before) if extent.start <= before.end => before.end = before.end.max(extent.end),
+                Some(before) if extent.start <= before.end => {
+                    before.end = before.end.max(extent.end)
+                }
                 _ => last.extents.push(extent),
             },
-            _ => self.ready.push_back(SegmentData { segment, extents: vec![extent] }),
+            _ => self.ready.push_back(SegmentData {
+                segment,
+                extents: vec![extent],
+            }),
         }
     }
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    limits::{READERS_MAX, worker_threads},
+    limits::{LOCAL_SPARE_BUFFERS, READERS_MAX, SEGMENT_BUFFERS, worker_threads},
 };
 
 /// A job read, cut and hashed.
@@ -52,10 +52,15 @@ pub(crate) struct Readers {
 }
 
 impl Readers {
-    /// Starts to read `source`.
-    pub(crate) fn start(source: Arc<dyn Source>) -> Self {
+    /// Starts to read `source` for a daemon on this machine, or elsewhere.
+    pub(crate) fn start(source: Arc<dyn Source>, local: bool) -> Self {
         let count = worker_threads(READERS_MAX);
-        let buffers = Arc::new(Buffers::default());
+        let buffers = if local {
+            count + LOCAL_SPARE_BUFFERS
+        } else {
+            SEGMENT_BUFFERS
+        };
+        let buffers = Arc::new(Buffers::new(buffers));
         let planner = Arc::new(Mutex::new(Planner::new(Arc::clone(&source))));
         let (sender, jobs) = mpsc::channel(count);
         let mut threads = task::JoinSet::new();
@@ -68,7 +73,11 @@ impl Readers {
             };
             threads.spawn_blocking(move || reader.run());
         }
-        Self { buffers, jobs, threads }
+        Self {
+            buffers,
+            jobs,
+            threads,
+        }
     }
 
     /// The next job, in about ascending order; `None` after the last. No job is lost if the future is dropped.
@@ -79,7 +88,8 @@ impl Readers {
         // The channel also ends when a thread broke, and that is not the end of the source.
         while let Some(ended) = self.threads.join_next().await {
             if let Err(error) = ended {
-                let error = Error::internal("read the source", "a reading thread broke").with_source(error);
+                let error =
+                    Error::internal("read the source", "a reading thread broke").with_source(error);
                 return Some(Err(error));
             }
         }
@@ -105,11 +115,18 @@ impl Reader {
         // The buffer comes before the job: so the oldest job always has one, and the order in which
         // jobs are passed on cannot lock the pipeline up.
         while let Some(buffer) = self.buffers.take() {
-            let planned = self.planner.lock().unwrap_or_else(PoisonError::into_inner).next_job();
+            let planned = self
+                .planner
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .next_job();
             let cut = match planned {
                 Ok(None) => return,
                 Ok(Some(job)) => self.cut(&job, buffer),
-                Err(error) => Err(Error::file(format!("find the data of {}", self.source.name()), error)),
+                Err(error) => Err(Error::file(
+                    format!("find the data of {}", self.source.name()),
+                    error,
+                )),
             };
             let failed = cut.is_err();
             if self.sender.blocking_send(cut).is_err() || failed {
@@ -127,15 +144,19 @@ impl Reader {
         for segment in &job.segments {
             let mut entries = Vec::new();
             for extent in &segment.extents {
-                let offset_bytes =
-                    u64::from(segment.segment) * SEGMENT_BYTES as u64 + u64::from(extent.start) * BLOCK_BYTES as u64;
+                let offset_bytes = u64::from(segment.segment) * SEGMENT_BYTES as u64
+                    + u64::from(extent.start) * BLOCK_BYTES as u64;
                 let len = extent.len() * BLOCK_BYTES;
                 let data = &mut buffer[filled..filled + len];
                 // The last block of a volume is filled up with zeros.
-                let within = usize::try_from(size_bytes - offset_bytes).map_or(len, |rest| rest.min(len));
+                let within =
+                    usize::try_from(size_bytes - offset_bytes).map_or(len, |rest| rest.min(len));
                 let (read, padding) = data.split_at_mut(within);
                 self.source.read_at(offset_bytes, read).map_err(|error| {
-                    Error::file(format!("read {} at offset {offset_bytes}", self.source.name()), error)
+                    Error::file(
+                        format!("read {} at offset {offset_bytes}", self.source.name()),
+                        error,
+                    )
                 })?;
                 padding.fill(0);
                 cut_segment(data, &mut cuts);
@@ -143,13 +164,18 @@ impl Reader {
                     let range = cut.byte_range();
                     let chunk = ChunkId::of(&data[range.clone()]);
                     places.push((chunk, filled + range.start..filled + range.end));
-                    entries.push(LeafEntry { start_block: extent.start + cut.start_block, blocks: cut.blocks, chunk });
+                    entries.push(LeafEntry {
+                        start_block: extent.start + cut.start_block,
+                        blocks: cut.blocks,
+                        chunk,
+                    });
                 }
                 filled += len;
             }
             if !entries.is_empty() {
-                let leaf = Leaf::new(entries)
-                    .map_err(|error| Error::internal("cut a segment", "the chunker gave no leaf").with_source(error))?;
+                let leaf = Leaf::new(entries).map_err(|error| {
+                    Error::internal("cut a segment", "the chunker gave no leaf").with_source(error)
+                })?;
                 leaves.push((segment.segment, leaf));
             }
         }
@@ -158,8 +184,16 @@ impl Reader {
         let chunks = places
             .into_iter()
             .filter(|&(id, _)| seen.insert(id))
-            .map(|(id, range)| CutChunk { id, plain: data.slice(range) })
+            .map(|(id, range)| CutChunk {
+                id,
+                plain: data.slice(range),
+            })
             .collect();
-        Ok(CutJob { number: job.number, leaves, chunks, read_bytes: filled as u64 })
+        Ok(CutJob {
+            number: job.number,
+            leaves,
+            chunks,
+            read_bytes: filled as u64,
+        })
     }
 }

@@ -2,19 +2,27 @@
 
 use std::{
     collections::BTreeMap,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    vec,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::Stream;
+use futures::stream;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{AcquireError, Semaphore},
     task,
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{
+    Code, Request, Status,
+    body::Body,
+    client::Grpc,
+    codegen::{
+        Service,
+        http::{self, uri::PathAndQuery},
+    },
+    transport::Channel,
+};
+use tonic_prost::ProstCodec;
 use varve_content::{
     chunk_id::ChunkId,
     chunker::CHUNKER_VERSION,
@@ -23,26 +31,33 @@ use varve_content::{
 };
 use varve_proto::v1::{self, content_service_client::ContentServiceClient};
 
-use super::read::CutChunk;
+use super::{body::ChunksBody, read::CutChunk};
 use crate::{
     connect::Client,
     error::{Error, ErrorKind, Result},
-    limits::{ABORT_TIMEOUT, COMPRESSED_JOBS_MAX, MESSAGE_PAYLOAD_BYTES, PUT_STREAMS},
+    limits::{
+        ABORT_TIMEOUT, COMPRESSED_JOBS_MAX, MESSAGE_BYTES_MAX, MESSAGE_PAYLOAD_BYTES, PUT_STREAMS,
+    },
     retry,
     snapshots::Snapshot,
 };
+
+/// The path of the call, as in the generated client.
+const PUT_CHUNKS: &str = "/varve.v1.ContentService/PutChunks";
 
 /// An upload that the daemon has begun.
 #[derive(Debug)]
 pub(crate) struct Session {
     content: ContentServiceClient<Channel>,
+    channel: Channel,
     /// Verb and object, for errors.
     what: String,
     upload_id: String,
     ids_max: usize,
     payload_max: usize,
-    /// Chunks go out compressed: over a network the bytes cost more than the time.
-    compress: bool,
+    /// The daemon is on this machine. If not, chunks go out compressed: over a network the bytes cost more than
+    /// the time.
+    local: bool,
     compressing: Semaphore,
     streams: Semaphore,
     /// Held by the one stream that is sending, so that chunks reach the daemon, and its packs, in the order
@@ -69,21 +84,31 @@ impl Session {
         let request = v1::BeginUploadRequest {
             name: name.to_owned(),
             size_bytes,
-            chunker: Some(v1::ChunkerParameters { version: CHUNKER_VERSION }),
+            chunker: Some(v1::ChunkerParameters {
+                version: CHUNKER_VERSION,
+            }),
             tags: tags.clone(),
         };
         let mut content = client.content_service();
-        let begun = content.begin_upload(request).await.map_err(|status| Error::rpc(&what, status))?.into_inner();
+        let begun = content
+            .begin_upload(request)
+            .await
+            .map_err(|status| Error::rpc(&what, status))?
+            .into_inner();
         if begun.max_ids == 0 || begun.max_message_bytes == 0 {
-            return Err(Error::protocol(what, "it accepts messages of no ids or no bytes"));
+            return Err(Error::protocol(
+                what,
+                "it accepts messages of no ids or no bytes",
+            ));
         }
         Ok(Self {
             content,
+            channel: client.channel(),
             what,
             upload_id: begun.upload_id,
             ids_max: begun.max_ids as usize,
             payload_max: MESSAGE_PAYLOAD_BYTES.min(begun.max_message_bytes as usize),
-            compress: !client.endpoint().is_unix(),
+            local: client.endpoint().is_unix(),
             compressing: Semaphore::new(COMPRESSED_JOBS_MAX),
             streams: Semaphore::new(PUT_STREAMS),
             turn: Arc::new(Semaphore::new(1)),
@@ -96,15 +121,29 @@ impl Session {
         if missing.is_empty() {
             return Ok(Sent::default());
         }
-        let _compressing = if self.compress { Some(self.compressing.acquire().await) } else { None };
-        let chunks = if self.compress {
-            task::spawn_blocking(move || compress(missing))
-                .await
-                .map_err(|error| Error::internal(&self.what, "a compressing thread broke").with_source(error))?
-        } else {
-            missing.into_iter().map(|chunk| message(chunk.id, Codec::Raw, chunk.plain.len(), chunk.plain)).collect()
-        };
+        if self.local {
+            let chunks = missing
+                .into_iter()
+                .map(|chunk| message(chunk.id, Codec::Raw, chunk.plain.len(), chunk.plain));
+            return self.put(chunks.collect()).await;
+        }
+        // Until the chunks are at the daemon: what is held is their compressed form.
+        let _compressing = self
+            .compressing
+            .acquire()
+            .await
+            .map_err(|error| self.closed(error))?;
+        let chunks = task::spawn_blocking(move || compress(missing))
+            .await
+            .map_err(|error| {
+                Error::internal(&self.what, "a compressing thread broke").with_source(error)
+            })?;
         self.put(chunks).await
+    }
+
+    /// Whether the daemon is on this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        self.local
     }
 
     /// Keeps the chunks that the daemon lacks. The others' buffers are given back at once.
@@ -112,8 +151,13 @@ impl Session {
         let mut missing = Vec::new();
         for asked in chunks.chunks(self.ids_max) {
             let mut ids = BytesMut::with_capacity(asked.len() * ChunkId::BYTES);
-            asked.iter().for_each(|chunk| ids.put_slice(chunk.id.as_bytes()));
-            let request = v1::FindMissingRequest { upload_id: self.upload_id.clone(), ids: ids.freeze() };
+            asked
+                .iter()
+                .for_each(|chunk| ids.put_slice(chunk.id.as_bytes()));
+            let request = v1::FindMissingRequest {
+                upload_id: self.upload_id.clone(),
+                ids: ids.freeze(),
+            };
             let found = retry::idempotent(|| {
                 let mut content = self.content.clone();
                 let request = request.clone();
@@ -126,11 +170,17 @@ impl Session {
             for position in found.missing {
                 // Ascending, so that no chunk is sent twice whatever the daemon answers.
                 if last.is_some_and(|last| position <= last) {
-                    return Err(Error::protocol(&self.what, "the positions of missing chunks do not ascend"));
+                    return Err(Error::protocol(
+                        &self.what,
+                        "the positions of missing chunks do not ascend",
+                    ));
                 }
                 last = Some(position);
                 let Some(chunk) = asked.get(position as usize) else {
-                    return Err(Error::protocol(&self.what, "a chunk that was not asked about is missing"));
+                    return Err(Error::protocol(
+                        &self.what,
+                        "a chunk that was not asked about is missing",
+                    ));
                 };
                 missing.push(chunk.clone());
             }
@@ -143,16 +193,20 @@ impl Session {
             chunks: chunks.len() as u64,
             payload_bytes: chunks.iter().map(|chunk| chunk.payload.len() as u64).sum(),
         };
-        let messages = batches(chunks, self.payload_max)
-            .into_iter()
-            .map(|chunks| v1::PutChunksRequest { upload_id: self.upload_id.clone(), chunks })
-            .collect::<Vec<_>>();
-        let closed = |error| Error::internal(&self.what, "the order of sending broke").with_source(error);
-        let _stream = self.streams.acquire().await.map_err(closed)?;
-        let turn = Arc::clone(&self.turn).acquire_owned().await.map_err(closed)?;
-        let messages = InTurn { messages: messages.into_iter(), turn: Some(turn) };
-        let accepted =
-            self.content.clone().put_chunks(messages).await.map_err(|status| self.failed(status))?.into_inner();
+        let _stream = self
+            .streams
+            .acquire()
+            .await
+            .map_err(|error| self.closed(error))?;
+        let turn = Arc::clone(&self.turn)
+            .acquire_owned()
+            .await
+            .map_err(|error| self.closed(error))?;
+        let body = ChunksBody::new(&self.upload_id, chunks, self.payload_max, turn);
+        let accepted = self
+            .put_body(body)
+            .await
+            .map_err(|status| self.failed(status))?;
         if accepted.chunks != sent.chunks {
             let why = format!("of {} chunks it accepted {}", sent.chunks, accepted.chunks);
             return Err(Error::protocol(&self.what, why));
@@ -160,10 +214,35 @@ impl Session {
         Ok(sent)
     }
 
+    async fn put_body(&self, body: ChunksBody) -> Result<v1::PutChunksResponse, Status> {
+        let mut calls = Grpc::new(WithBody {
+            channel: self.channel.clone(),
+            body: Some(body),
+        })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX);
+        calls
+            .ready()
+            .await
+            .map_err(|error| Status::from_error(error.into()))?;
+        let path = PathAndQuery::from_static(PUT_CHUNKS);
+        let codec = ProstCodec::<v1::PutChunksRequest, v1::PutChunksResponse>::default();
+        Ok(calls
+            .client_streaming(Request::new(stream::empty()), path, codec)
+            .await?
+            .into_inner())
+    }
+
     /// Puts leaves whose chunks the daemon has.
     pub(crate) async fn put_leaves(&self, leaves: Vec<v1::Leaf>) -> Result<()> {
-        let request = v1::PutLeavesRequest { upload_id: self.upload_id.clone(), leaves };
-        self.content.clone().put_leaves(request).await.map_err(|status| self.failed(status))?;
+        let request = v1::PutLeavesRequest {
+            upload_id: self.upload_id.clone(),
+            leaves,
+        };
+        self.content
+            .clone()
+            .put_leaves(request)
+            .await
+            .map_err(|status| self.failed(status))?;
         Ok(())
     }
 
@@ -173,11 +252,19 @@ impl Session {
             upload_id: self.upload_id.clone(),
             root: Bytes::copy_from_slice(root.as_bytes()),
         };
-        let committed =
-            self.content.clone().commit_upload(request).await.map_err(|status| self.failed(status))?.into_inner();
+        let committed = self
+            .content
+            .clone()
+            .commit_upload(request)
+            .await
+            .map_err(|status| self.failed(status))?
+            .into_inner();
         let snapshot = Snapshot::from_proto(&self.what, committed.snapshot)?;
         if snapshot.root != root {
-            return Err(Error::protocol(&self.what, format!("it committed root {} for {root}", snapshot.root)));
+            return Err(Error::protocol(
+                &self.what,
+                format!("it committed root {} for {root}", snapshot.root),
+            ));
         }
         Ok(snapshot)
     }
@@ -185,12 +272,25 @@ impl Session {
     /// Tells the daemon that nothing more will come. It would find out by itself, later: so a failure to
     /// tell it is not worth more than a line in the log.
     pub(crate) async fn abort(&self) {
-        let request = v1::AbortUploadRequest { upload_id: self.upload_id.clone() };
-        match tokio::time::timeout(ABORT_TIMEOUT, self.content.clone().abort_upload(request)).await {
+        let request = v1::AbortUploadRequest {
+            upload_id: self.upload_id.clone(),
+        };
+        match tokio::time::timeout(ABORT_TIMEOUT, self.content.clone().abort_upload(request)).await
+        {
             Ok(Ok(_)) => {}
-            Ok(Err(status)) => tracing::debug!(%status, upload = self.upload_id, "the upload was not aborted"),
-            Err(_) => tracing::debug!(upload = self.upload_id, "the daemon did not answer to the abort"),
+            Ok(Err(status)) => {
+                tracing::debug!(%status, upload = self.upload_id, "the upload was not aborted")
+            }
+            Err(_) => tracing::debug!(
+                upload = self.upload_id,
+                "the daemon did not answer to the abort"
+            ),
         }
+    }
+
+    /// Nobody closes the semaphores.
+    fn closed(&self, error: AcquireError) -> Error {
+        Error::internal(&self.what, "the order of sending broke").with_source(error)
     }
 
     /// What a failed call within the upload means.
@@ -207,25 +307,25 @@ impl Session {
     }
 }
 
-/// Messages that hold on to their turn until the last is taken.
-struct InTurn {
-    messages: vec::IntoIter<v1::PutChunksRequest>,
-    turn: Option<OwnedSemaphorePermit>,
+/// A channel that sends this body in place of the one it is given.
+struct WithBody {
+    channel: Channel,
+    body: Option<ChunksBody>,
 }
 
-impl Stream for InTurn {
-    type Item = v1::PutChunksRequest;
+impl Service<http::Request<Body>> for WithBody {
+    type Response = http::Response<Body>;
+    type Error = tonic::transport::Error;
+    type Future = <Channel as Service<http::Request<Body>>>::Future;
 
-    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = self.messages.next();
-        if self.messages.len() == 0 {
-            self.turn = None;
-        }
-        Poll::Ready(next)
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(context)
     }
 
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.messages.size_hint()
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let body = self.body.take();
+        self.channel
+            .call(request.map(|given| body.map_or(given, Body::new)))
     }
 }
 
@@ -236,7 +336,11 @@ fn compress(chunks: Vec<CutChunk>) -> Vec<v1::Chunk> {
         .into_iter()
         .map(|chunk| {
             let (codec, stored) = encoder.encode(&chunk.plain);
-            let payload = if codec == Codec::Raw { None } else { Some(Bytes::copy_from_slice(stored)) };
+            let payload = if codec == Codec::Raw {
+                None
+            } else {
+                Some(Bytes::copy_from_slice(stored))
+            };
             let plain_len = chunk.plain.len();
             message(chunk.id, codec, plain_len, payload.unwrap_or(chunk.plain))
         })
@@ -255,25 +359,6 @@ fn message(id: ChunkId, codec: Codec, plain_len: usize, payload: Bytes) -> v1::C
         plain_bytes: u32::try_from(plain_len).unwrap_or(u32::MAX),
         payload,
     }
-}
-
-/// Splits chunks into messages of at most `payload_max` payload bytes, or of one chunk.
-fn batches(chunks: Vec<v1::Chunk>, payload_max: usize) -> Vec<Vec<v1::Chunk>> {
-    let mut batches = Vec::new();
-    let mut batch: Vec<v1::Chunk> = Vec::new();
-    let mut payload_bytes = 0;
-    for chunk in chunks {
-        if !batch.is_empty() && payload_bytes + chunk.payload.len() > payload_max {
-            batches.push(std::mem::take(&mut batch));
-            payload_bytes = 0;
-        }
-        payload_bytes += chunk.payload.len();
-        batch.push(chunk);
-    }
-    if !batch.is_empty() {
-        batches.push(batch);
-    }
-    batches
 }
 
 /// A leaf as it is sent.

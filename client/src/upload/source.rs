@@ -77,15 +77,22 @@ impl FileSource {
     pub fn from_file(file: File, name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         let what = || format!("open {name}");
-        let metadata = file.metadata().map_err(|error| Error::file(what(), error))?;
+        let metadata = file
+            .metadata()
+            .map_err(|error| Error::file(what(), error))?;
         let kind = metadata.file_type();
         let refuse = |why: &str| Err(Error::new(ErrorKind::Invalid, what(), why));
         let (size_bytes, data_bytes_hint, stamp) = if kind.is_file() {
             // st_blocks counts units of 512 bytes.
             let allocated = metadata.blocks().saturating_mul(512);
-            (metadata.len(), allocated.min(metadata.len()), Some(Stamp::of(&metadata)))
+            (
+                metadata.len(),
+                allocated.min(metadata.len()),
+                Some(Stamp::of(&metadata)),
+            )
         } else if kind.is_block_device() {
-            let end = seek(&file, SeekFrom::End(0)).map_err(|error| Error::file(what(), error.into()))?;
+            let end =
+                seek(&file, SeekFrom::End(0)).map_err(|error| Error::file(what(), error.into()))?;
             (end, end, None)
         } else if kind.is_dir() {
             return refuse("is a directory, not a disk image");
@@ -95,7 +102,13 @@ impl FileSource {
         if size_bytes == 0 {
             return refuse("is empty");
         }
-        Ok(Self { file, name, size_bytes, data_bytes_hint, stamp })
+        Ok(Self {
+            file,
+            name,
+            size_bytes,
+            data_bytes_hint,
+            stamp,
+        })
     }
 
     /// The file.
@@ -106,7 +119,10 @@ impl FileSource {
 
 impl fmt::Debug for FileSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileSource").field("name", &self.name).field("size_bytes", &self.size_bytes).finish()
+        f.debug_struct("FileSource")
+            .field("name", &self.name)
+            .field("size_bytes", &self.size_bytes)
+            .finish()
     }
 }
 
@@ -143,12 +159,18 @@ impl Source for FileSource {
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
         let mut done = 0;
         while done < buffer.len() {
-            match self.file.read_at(&mut buffer[done..], offset_bytes + done as u64) {
+            match self
+                .file
+                .read_at(&mut buffer[done..], offset_bytes + done as u64)
+            {
                 Ok(0) => {
                     let end = offset_bytes + done as u64;
                     return Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,
-                        format!("it ends at {end}: it was {} bytes long and became shorter while it was read", self.size_bytes),
+                        format!(
+                            "it ends at {end}: it was {} bytes long and became shorter while it was read",
+                            self.size_bytes
+                        ),
                     ));
                 }
                 Ok(read) => done += read,
@@ -164,7 +186,9 @@ impl Source for FileSource {
     }
 
     fn check_unchanged(&self) -> io::Result<()> {
-        let Some(before) = self.stamp else { return Ok(()) };
+        let Some(before) = self.stamp else {
+            return Ok(());
+        };
         let now = Stamp::of(&self.file.metadata()?);
         if now.size_bytes != before.size_bytes {
             return Err(io::Error::other(format!(
@@ -181,6 +205,9 @@ impl Source for FileSource {
 
 impl Stamp {
     fn of(metadata: &std::fs::Metadata) -> Self {
-        Self { size_bytes: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) }
+        Self {
+            size_bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
     }
 }

@@ -36,7 +36,9 @@ impl FileSource {
 
 /// Where temporary files are made: `TMPDIR`, or else `/var/tmp`, because `/tmp` may be in memory.
 pub fn spool_dir() -> PathBuf {
-    env::var_os("TMPDIR").filter(|dir| !dir.is_empty()).map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+    env::var_os("TMPDIR")
+        .filter(|dir| !dir.is_empty())
+        .map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
 /// A new file in [`spool_dir`] that has no name and so is gone when it is closed.
@@ -45,7 +47,13 @@ pub fn scratch_file() -> Result<File> {
 }
 
 fn spool_error(error: io::Error) -> Error {
-    Error::file(format!("write a temporary file in {} (TMPDIR sets another place)", spool_dir().display()), error)
+    Error::file(
+        format!(
+            "write a temporary file in {} (TMPDIR sets another place)",
+            spool_dir().display()
+        ),
+        error,
+    )
 }
 
 enum Failed {
@@ -66,14 +74,16 @@ fn copy_sparse(reader: &mut impl Read, file: &File) -> Result<u64, Failed> {
             match (is_zero(block), data_from) {
                 (false, None) => data_from = Some(at),
                 (true, Some(from)) => {
-                    file.write_all_at(&piece[from..at], position + from as u64).map_err(Failed::Write)?;
+                    file.write_all_at(&piece[from..at], position + from as u64)
+                        .map_err(Failed::Write)?;
                     data_from = None;
                 }
                 _ => {}
             }
         }
         if let Some(from) = data_from {
-            file.write_all_at(&piece[from..filled], position + from as u64).map_err(Failed::Write)?;
+            file.write_all_at(&piece[from..filled], position + from as u64)
+                .map_err(Failed::Write)?;
         }
         position += filled as u64;
         if filled < piece.len() {

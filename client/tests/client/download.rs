@@ -38,14 +38,22 @@ async fn daemon_with_volume(manners: Manners) -> (FakeDaemon, Vec<u8>) {
     let plain = volume();
     let path = daemon.path("source.img");
     fs::write(&path, &plain).unwrap();
-    daemon.client().await.upload("v").run(FileSource::open(&path).unwrap()).await.unwrap();
+    daemon
+        .client()
+        .await
+        .upload("v")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap();
     fs::remove_file(path).unwrap();
     (daemon, plain)
 }
 
 fn files_in(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -53,19 +61,36 @@ fn files_in(dir: &Path) -> Vec<String> {
 #[tokio::test]
 async fn a_file_gets_the_bytes_back_sparse_and_with_ordinary_permissions() {
     for compression in [Compression::Zstd, Compression::None, Compression::Lz4] {
-        let (daemon, plain) = daemon_with_volume(Manners { compression, ..Manners::default() }).await;
+        let (daemon, plain) = daemon_with_volume(Manners {
+            compression,
+            ..Manners::default()
+        })
+        .await;
         let path = daemon.path("out.img");
         let sink = FileSink::create(&path, Existing::Keep).unwrap();
         let progress = Arc::new(Progress::default());
-        let report = daemon.client().await.download("v").progress(Arc::clone(&progress)).run(sink).await.unwrap();
+        let report = daemon
+            .client()
+            .await
+            .download("v")
+            .progress(Arc::clone(&progress))
+            .run(sink)
+            .await
+            .unwrap();
         assert!(fs::read(&path).unwrap() == plain);
         assert_eq!(report.data_bytes, report.snapshot.data_bytes);
         assert_eq!(progress.done_bytes(), progress.total_bytes());
         let metadata = fs::metadata(&path).unwrap();
-        assert!(metadata.blocks() * 512 < plain.len() as u64 / 2, "holes were written");
+        assert!(
+            metadata.blocks() * 512 < plain.len() as u64 / 2,
+            "holes were written"
+        );
         let beside = daemon.path("other");
         File::create(&beside).unwrap();
-        assert_eq!(metadata.permissions().mode(), fs::metadata(beside).unwrap().permissions().mode());
+        assert_eq!(
+            metadata.permissions().mode(),
+            fs::metadata(beside).unwrap().permissions().mode()
+        );
     }
 }
 
@@ -73,7 +98,13 @@ async fn a_file_gets_the_bytes_back_sparse_and_with_ordinary_permissions() {
 async fn a_pipe_gets_the_bytes_in_order() {
     let (daemon, plain) = daemon_with_volume(Manners::default()).await;
     let out = SharedVec::default();
-    daemon.client().await.download("v").run(StreamSink::new(out.clone(), "-")).await.unwrap();
+    daemon
+        .client()
+        .await
+        .download("v")
+        .run(StreamSink::new(out.clone(), "-"))
+        .await
+        .unwrap();
     assert!(*out.0.lock().unwrap() == plain);
 }
 
@@ -98,7 +129,10 @@ async fn a_file_that_exists_is_kept_unless_it_is_to_be_replaced() {
     let error = client.download("v").run(sink).await.unwrap_err();
     assert!(error.to_string().contains("File exists"), "{error}");
     assert_eq!(fs::read(&other).unwrap(), b"theirs");
-    assert_eq!(files_in(daemon.path("").as_path()), ["grpc.sock", "other.img", "out.img"]);
+    assert_eq!(
+        files_in(daemon.path("").as_path()),
+        ["grpc.sock", "other.img", "out.img"]
+    );
 }
 
 #[tokio::test]
@@ -114,15 +148,30 @@ async fn a_new_file_is_published_or_leaves_nothing() {
     new.publish().unwrap();
     assert_eq!(files_in(dir.path()), ["a"]);
     let error = NewFile::create(dir.path().join("none/a"), Existing::Keep).unwrap_err();
-    assert!(error.to_string().contains("none/a: No such file or directory"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("none/a: No such file or directory"),
+        "{error}"
+    );
 }
 
 /// Downloads from a daemon that spoils the answer, and checks that nothing is left behind.
 async fn refusal(spoil: fn(Vec<DownloadResponse>) -> Vec<DownloadResponse>) -> Error {
-    let (daemon, _) = daemon_with_volume(Manners { spoil, ..Manners::default() }).await;
+    let (daemon, _) = daemon_with_volume(Manners {
+        spoil,
+        ..Manners::default()
+    })
+    .await;
     let path = daemon.path("out.img");
     let sink = FileSink::create(&path, Existing::Keep).unwrap();
-    let error = daemon.client().await.download("v").run(sink).await.unwrap_err();
+    let error = daemon
+        .client()
+        .await
+        .download("v")
+        .run(sink)
+        .await
+        .unwrap_err();
     // Threads that were at work may hold the file a moment longer.
     for _ in 0..100 {
         if files_in(daemon.path("").as_path()) == ["grpc.sock"] {
@@ -134,11 +183,17 @@ async fn refusal(spoil: fn(Vec<DownloadResponse>) -> Vec<DownloadResponse>) -> E
 }
 
 /// Changes the last batch of chunks.
-fn change_chunks(mut parts: Vec<DownloadResponse>, change: fn(&mut Vec<varve_proto::v1::Chunk>)) -> Vec<DownloadResponse> {
-    let batch = parts.iter_mut().rev().find_map(|message| match &mut message.part {
-        Some(Part::Chunks(batch)) => Some(batch),
-        _ => None,
-    });
+fn change_chunks(
+    mut parts: Vec<DownloadResponse>,
+    change: fn(&mut Vec<varve_proto::v1::Chunk>),
+) -> Vec<DownloadResponse> {
+    let batch = parts
+        .iter_mut()
+        .rev()
+        .find_map(|message| match &mut message.part {
+            Some(Part::Chunks(batch)) => Some(batch),
+            _ => None,
+        });
     change(&mut batch.unwrap().chunks);
     parts
 }
@@ -155,13 +210,18 @@ async fn a_flipped_byte_is_refused() {
     })
     .await;
     assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert!(error.to_string().contains("chunk ") && error.to_string().contains("offset"), "{error}");
+    assert!(
+        error.to_string().contains("chunk ") && error.to_string().contains("offset"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn another_root_is_refused() {
     let error = refusal(|mut parts| {
-        let Some(Part::Snapshot(snapshot)) = &mut parts[0].part else { panic!("the snapshot is first") };
+        let Some(Part::Snapshot(snapshot)) = &mut parts[0].part else {
+            panic!("the snapshot is first")
+        };
         snapshot.root = Bytes::from_static(&[7; 32]);
         parts
     })
@@ -173,7 +233,10 @@ async fn another_root_is_refused() {
 #[tokio::test]
 async fn a_segment_left_out_is_refused() {
     let error = refusal(|mut parts| {
-        let last_leaf = parts.iter().rposition(|message| matches!(message.part, Some(Part::Leaf(_)))).unwrap();
+        let last_leaf = parts
+            .iter()
+            .rposition(|message| matches!(message.part, Some(Part::Leaf(_))))
+            .unwrap();
         parts.truncate(last_leaf);
         parts
     })
@@ -184,9 +247,11 @@ async fn a_segment_left_out_is_refused() {
 #[tokio::test]
 async fn chunks_out_of_place_are_refused() {
     let missing = refusal(|parts| change_chunks(parts, |chunks| drop(chunks.pop()))).await;
-    let surplus = refusal(|parts| change_chunks(parts, |chunks| chunks.push(chunks[0].clone()))).await;
+    let surplus =
+        refusal(|parts| change_chunks(parts, |chunks| chunks.push(chunks[0].clone()))).await;
     let codec = refusal(|parts| change_chunks(parts, |chunks| chunks[0].codec = 99)).await;
-    let length = refusal(|parts| change_chunks(parts, |chunks| chunks[0].plain_bytes += 4096)).await;
+    let length =
+        refusal(|parts| change_chunks(parts, |chunks| chunks[0].plain_bytes += 4096)).await;
     let empty = refusal(|_| Vec::new()).await;
     let twice = refusal(|mut parts| {
         parts.push(parts[0].clone());
@@ -195,7 +260,10 @@ async fn chunks_out_of_place_are_refused() {
     .await;
     for error in [missing, surplus, codec, length, empty, twice] {
         assert_eq!(error.kind(), ErrorKind::Internal);
-        assert!(error.to_string().contains("the daemon broke the protocol"), "{error}");
+        assert!(
+            error.to_string().contains("the daemon broke the protocol"),
+            "{error}"
+        );
     }
 }
 
@@ -204,7 +272,13 @@ async fn a_snapshot_that_is_not_there_leaves_no_file() {
     let daemon = FakeDaemon::start(Manners::default());
     let path = daemon.path("out.img");
     let sink = FileSink::create(&path, Existing::Keep).unwrap();
-    let error = daemon.client().await.download("none").run(sink).await.unwrap_err();
+    let error = daemon
+        .client()
+        .await
+        .download("none")
+        .run(sink)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert_eq!(files_in(daemon.path("").as_path()), ["grpc.sock"]);
 }

@@ -5,6 +5,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -28,27 +29,28 @@ use varve_proto::v1::{
     content_service_server::{ContentService, ContentServiceServer},
     download_response::Part,
     snapshot_service_server::{SnapshotService, SnapshotServiceServer},
+    status_service_server::{StatusService, StatusServiceServer},
 };
 
 use varve_client::{Client, Endpoint};
 
 /// What the daemon has and has seen.
 #[derive(Debug, Default)]
-pub struct State {
-    pub chunks: HashMap<ChunkId, Bytes>,
-    pub snapshots: BTreeMap<String, (v1::Snapshot, Vec<v1::Leaf>)>,
-    pub uploads: HashMap<String, Upload>,
-    pub begun: usize,
-    pub aborted: usize,
+pub(crate) struct State {
+    pub(crate) chunks: HashMap<ChunkId, Bytes>,
+    pub(crate) snapshots: BTreeMap<String, (v1::Snapshot, Vec<v1::Leaf>)>,
+    pub(crate) uploads: HashMap<String, Upload>,
+    pub(crate) begun: usize,
+    pub(crate) aborted: usize,
     /// Chunks received, in order.
-    pub put: Vec<ChunkId>,
-    pub payload_bytes: u64,
-    pub asked: usize,
-    pub pages: usize,
+    pub(crate) put: Vec<ChunkId>,
+    pub(crate) payload_bytes: u64,
+    pub(crate) asked: usize,
+    pub(crate) pages: usize,
 }
 
 #[derive(Debug)]
-pub struct Upload {
+pub(crate) struct Upload {
     request: v1::BeginUploadRequest,
     /// Chunks the upload may name: asked about and there, or put.
     pinned: HashSet<ChunkId>,
@@ -58,14 +60,16 @@ pub struct Upload {
 
 /// How the daemon misbehaves, and its limits.
 #[derive(Clone, Debug)]
-pub struct Manners {
-    pub ids_max: u32,
-    pub message_bytes_max: u32,
+pub(crate) struct Manners {
+    pub(crate) ids_max: u32,
+    pub(crate) message_bytes_max: u32,
     /// After this many chunks the next is refused so.
-    pub refuse_after: Option<(usize, Status)>,
+    pub(crate) refuse_after: Option<(usize, Status)>,
     /// The download's parts are put through this.
-    pub spoil: fn(Vec<v1::DownloadResponse>) -> Vec<v1::DownloadResponse>,
-    pub compression: Compression,
+    pub(crate) spoil: fn(Vec<v1::DownloadResponse>) -> Vec<v1::DownloadResponse>,
+    pub(crate) compression: Compression,
+    /// Before each message of chunks is taken.
+    pub(crate) delay: Duration,
 }
 
 impl Default for Manners {
@@ -76,6 +80,7 @@ impl Default for Manners {
             refuse_after: None,
             spoil: |parts| parts,
             compression: Compression::Zstd,
+            delay: Duration::ZERO,
         }
     }
 }
@@ -88,8 +93,8 @@ struct Service {
 
 /// A daemon that runs until it is dropped.
 #[derive(Debug)]
-pub struct FakeDaemon {
-    pub endpoint: Endpoint,
+pub(crate) struct FakeDaemon {
+    pub(crate) endpoint: Endpoint,
     state: Arc<Mutex<State>>,
     /// Its own, so that its connections end with it.
     runtime: Option<Runtime>,
@@ -98,7 +103,7 @@ pub struct FakeDaemon {
 
 impl FakeDaemon {
     /// On a unix socket.
-    pub fn start(manners: Manners) -> Self {
+    pub(crate) fn start(manners: Manners) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("grpc.sock");
         let (state, router) = services(manners);
@@ -107,35 +112,53 @@ impl FakeDaemon {
         listener.set_nonblocking(true).unwrap();
         runtime.spawn(async move {
             let listener = UnixListener::from_std(listener).unwrap();
-            router.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
+            router
+                .serve_with_incoming(UnixListenerStream::new(listener))
+                .await
+                .unwrap();
         });
-        Self { endpoint: Endpoint::unix(path), state, runtime: Some(runtime), dir }
+        Self {
+            endpoint: Endpoint::unix(path),
+            state,
+            runtime: Some(runtime),
+            dir,
+        }
     }
 
-    pub fn start_tcp(manners: Manners) -> Self {
+    pub(crate) fn start_tcp(manners: Manners) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (state, router) = services(manners);
         let runtime = runtime();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
-            router.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            router
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .unwrap();
         });
-        Self { endpoint, state, runtime: Some(runtime), dir }
+        Self {
+            endpoint,
+            state,
+            runtime: Some(runtime),
+            dir,
+        }
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         Client::connect(&self.endpoint).await.unwrap()
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
     /// A place for files that goes away with the daemon.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 }
@@ -149,15 +172,23 @@ impl Drop for FakeDaemon {
 }
 
 fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 fn services(manners: Manners) -> (Arc<Mutex<State>>, tonic::transport::server::Router) {
     let state = Arc::<Mutex<State>>::default();
-    let service = Service { state: Arc::clone(&state), manners };
+    let service = Service {
+        state: Arc::clone(&state),
+        manners,
+    };
     let router = Server::builder()
         .add_service(ContentServiceServer::new(service.clone()).max_decoding_message_size(2 << 20))
-        .add_service(SnapshotServiceServer::new(service));
+        .add_service(SnapshotServiceServer::new(service.clone()))
+        .add_service(StatusServiceServer::new(service));
     (state, router)
 }
 
@@ -184,13 +215,20 @@ impl ContentService for Service {
         let request = request.into_inner();
         let mut state = self.state();
         if state.snapshots.contains_key(&request.name) {
-            return Err(Status::already_exists(format!("snapshot {} exists", request.name)));
+            return Err(Status::already_exists(format!(
+                "snapshot {} exists",
+                request.name
+            )));
         }
         assert_eq!(request.chunker.unwrap().version, CHUNKER_VERSION);
         state.begun += 1;
         let upload_id = format!("upload-{}", state.begun);
-        let upload =
-            Upload { request, pinned: HashSet::new(), leaves: BTreeMap::new(), new_bytes: 0 };
+        let upload = Upload {
+            request,
+            pinned: HashSet::new(),
+            leaves: BTreeMap::new(),
+            new_bytes: 0,
+        };
         state.uploads.insert(upload_id.clone(), upload);
         Ok(Response::new(v1::BeginUploadResponse {
             upload_id,
@@ -206,9 +244,20 @@ impl ContentService for Service {
         let request = request.into_inner();
         let state = &mut *self.state();
         state.asked += 1;
-        let upload = state.uploads.get_mut(&request.upload_id).ok_or_else(|| unknown(&request.upload_id))?;
-        let ids = request.ids.chunks(32).map(id).collect::<Result<Vec<_>, _>>()?;
-        assert!(ids.len() <= self.manners.ids_max as usize, "{} ids in one request", ids.len());
+        let upload = state
+            .uploads
+            .get_mut(&request.upload_id)
+            .ok_or_else(|| unknown(&request.upload_id))?;
+        let ids = request
+            .ids
+            .chunks(32)
+            .map(id)
+            .collect::<Result<Vec<_>, _>>()?;
+        assert!(
+            ids.len() <= self.manners.ids_max as usize,
+            "{} ids in one request",
+            ids.len()
+        );
         let mut missing = Vec::new();
         for (position, id) in (0..).zip(ids) {
             if state.chunks.contains_key(&id) {
@@ -227,10 +276,16 @@ impl ContentService for Service {
         let mut messages = request.into_inner();
         let mut answer = v1::PutChunksResponse::default();
         while let Some(message) = messages.message().await? {
+            tokio::time::sleep(self.manners.delay).await;
             let state = &mut *self.state();
-            let upload = state.uploads.get_mut(&message.upload_id).ok_or_else(|| unknown(&message.upload_id))?;
+            let upload = state
+                .uploads
+                .get_mut(&message.upload_id)
+                .ok_or_else(|| unknown(&message.upload_id))?;
             let payload: usize = message.chunks.iter().map(|chunk| chunk.payload.len()).sum();
-            assert!(payload <= self.manners.message_bytes_max as usize || message.chunks.len() == 1);
+            assert!(
+                payload <= self.manners.message_bytes_max as usize || message.chunks.len() == 1
+            );
             for chunk in message.chunks {
                 if let Some((after, status)) = &self.manners.refuse_after
                     && state.put.len() >= *after
@@ -240,7 +295,14 @@ impl ContentService for Service {
                 let id = id(&chunk.id)?;
                 let codec = Codec::try_from(u8::try_from(chunk.codec).unwrap()).unwrap();
                 let mut plain = Vec::new();
-                Decoder::new().decode(codec, &chunk.payload, chunk.plain_bytes as usize, &mut plain).unwrap();
+                Decoder::new()
+                    .decode(
+                        codec,
+                        &chunk.payload,
+                        chunk.plain_bytes as usize,
+                        &mut plain,
+                    )
+                    .unwrap();
                 assert_eq!(ChunkId::of(&plain), id);
                 check_canonical(&plain).unwrap();
                 state.put.push(id);
@@ -262,14 +324,24 @@ impl ContentService for Service {
     ) -> Result<Response<v1::PutLeavesResponse>, Status> {
         let request = request.into_inner();
         let state = &mut *self.state();
-        let upload = state.uploads.get_mut(&request.upload_id).ok_or_else(|| unknown(&request.upload_id))?;
+        let upload = state
+            .uploads
+            .get_mut(&request.upload_id)
+            .ok_or_else(|| unknown(&request.upload_id))?;
         for leaf in request.leaves {
             for entry in &leaf.entries {
                 let id = id(&entry.chunk_id)?;
-                assert!(upload.pinned.contains(&id), "segment {} names {id} too early", leaf.segment);
+                assert!(
+                    upload.pinned.contains(&id),
+                    "segment {} names {id} too early",
+                    leaf.segment
+                );
             }
             let segment = leaf.segment;
-            assert!(upload.leaves.insert(segment, leaf).is_none(), "segment {segment} comes twice");
+            assert!(
+                upload.leaves.insert(segment, leaf).is_none(),
+                "segment {segment} comes twice"
+            );
         }
         Ok(Response::new(v1::PutLeavesResponse {}))
     }
@@ -280,7 +352,10 @@ impl ContentService for Service {
     ) -> Result<Response<v1::CommitUploadResponse>, Status> {
         let request = request.into_inner();
         let state = &mut *self.state();
-        let upload = state.uploads.remove(&request.upload_id).ok_or_else(|| unknown(&request.upload_id))?;
+        let upload = state
+            .uploads
+            .remove(&request.upload_id)
+            .ok_or_else(|| unknown(&request.upload_id))?;
         let mut tree = TreeBuilder::new(upload.request.size_bytes).unwrap();
         let mut data_bytes = 0;
         for message in upload.leaves.values() {
@@ -298,14 +373,21 @@ impl ContentService for Service {
             size_bytes: upload.request.size_bytes,
             data_bytes,
             root: Bytes::copy_from_slice(root.as_bytes()),
-            created_at: Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos: 5_000_000 }),
+            created_at: Some(prost_types::Timestamp {
+                seconds: 1_700_000_000,
+                nanos: 5_000_000,
+            }),
             tags: upload.request.tags,
             new_bytes: upload.new_bytes,
             stored_bytes: upload.new_bytes / 3,
         };
         let leaves = upload.leaves.into_values().collect();
-        state.snapshots.insert(upload.request.name, (snapshot.clone(), leaves));
-        Ok(Response::new(v1::CommitUploadResponse { snapshot: Some(snapshot) }))
+        state
+            .snapshots
+            .insert(upload.request.name, (snapshot.clone(), leaves));
+        Ok(Response::new(v1::CommitUploadResponse {
+            snapshot: Some(snapshot),
+        }))
     }
 
     async fn abort_upload(
@@ -314,18 +396,27 @@ impl ContentService for Service {
     ) -> Result<Response<v1::AbortUploadResponse>, Status> {
         let upload_id = request.into_inner().upload_id;
         let mut state = self.state();
-        state.uploads.remove(&upload_id).ok_or_else(|| unknown(&upload_id))?;
+        state
+            .uploads
+            .remove(&upload_id)
+            .ok_or_else(|| unknown(&upload_id))?;
         state.aborted += 1;
         Ok(Response::new(v1::AbortUploadResponse {}))
     }
 
     type DownloadStream = Answers<v1::DownloadResponse>;
 
-    async fn download(&self, request: Request<v1::DownloadRequest>) -> Result<Response<Self::DownloadStream>, Status> {
+    async fn download(
+        &self,
+        request: Request<v1::DownloadRequest>,
+    ) -> Result<Response<Self::DownloadStream>, Status> {
         let request = request.into_inner();
         let state = self.state();
         let Some((snapshot, leaves)) = state.snapshots.get(&request.snapshot) else {
-            return Err(Status::not_found(format!("no snapshot {}", request.snapshot)));
+            return Err(Status::not_found(format!(
+                "no snapshot {}",
+                request.snapshot
+            )));
         };
         let mut encoder = Encoder::new(self.manners.compression);
         let mut parts = vec![Part::Snapshot(snapshot.clone())];
@@ -346,15 +437,22 @@ impl ContentService for Service {
                     payload: Bytes::copy_from_slice(payload),
                 });
                 if chunks.len() == 10 {
-                    parts.push(Part::Chunks(v1::ChunkBatch { chunks: std::mem::take(&mut chunks) }));
+                    parts.push(Part::Chunks(v1::ChunkBatch {
+                        chunks: std::mem::take(&mut chunks),
+                    }));
                 }
             }
             if !chunks.is_empty() {
                 parts.push(Part::Chunks(v1::ChunkBatch { chunks }));
             }
         }
-        let parts = parts.into_iter().map(|part| v1::DownloadResponse { part: Some(part) }).collect();
-        Ok(Response::new(stream::iter((self.manners.spoil)(parts)).map(Ok).boxed()))
+        let parts = parts
+            .into_iter()
+            .map(|part| v1::DownloadResponse { part: Some(part) })
+            .collect();
+        Ok(Response::new(
+            stream::iter((self.manners.spoil)(parts)).map(Ok).boxed(),
+        ))
     }
 
     type ReadSnapshotStream = Answers<v1::ReadSnapshotResponse>;
@@ -400,7 +498,10 @@ impl SnapshotService for Service {
             snapshots.truncate(request.page_size as usize);
             next_page_token = snapshots.last().unwrap().name.clone();
         }
-        Ok(Response::new(v1::ListSnapshotsResponse { snapshots, next_page_token }))
+        Ok(Response::new(v1::ListSnapshotsResponse {
+            snapshots,
+            next_page_token,
+        }))
     }
 
     async fn get_snapshot(
@@ -409,7 +510,10 @@ impl SnapshotService for Service {
     ) -> Result<Response<v1::Snapshot>, Status> {
         let name = request.into_inner().snapshot;
         let state = self.state();
-        let (snapshot, _) = state.snapshots.get(&name).ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
+        let (snapshot, _) = state
+            .snapshots
+            .get(&name)
+            .ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
         Ok(Response::new(snapshot.clone()))
     }
 
@@ -419,18 +523,27 @@ impl SnapshotService for Service {
     ) -> Result<Response<v1::DeleteSnapshotResponse>, Status> {
         let name = request.into_inner().snapshot;
         let removed = self.state().snapshots.remove(&name);
-        let (snapshot, _) = removed.ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
-        Ok(Response::new(v1::DeleteSnapshotResponse { deleted: Some(snapshot) }))
+        let (snapshot, _) =
+            removed.ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
+        Ok(Response::new(v1::DeleteSnapshotResponse {
+            deleted: Some(snapshot),
+        }))
     }
 
     async fn tag_snapshot(
         &self,
         request: Request<v1::TagSnapshotRequest>,
     ) -> Result<Response<v1::Snapshot>, Status> {
-        let v1::TagSnapshotRequest { snapshot: name, set, remove } = request.into_inner();
+        let v1::TagSnapshotRequest {
+            snapshot: name,
+            set,
+            remove,
+        } = request.into_inner();
         let mut state = self.state();
-        let (snapshot, _) =
-            state.snapshots.get_mut(&name).ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
+        let (snapshot, _) = state
+            .snapshots
+            .get_mut(&name)
+            .ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
         snapshot.tags.retain(|key, _| !remove.contains(key));
         snapshot.tags.extend(set);
         Ok(Response::new(snapshot.clone()))
@@ -448,9 +561,14 @@ impl SnapshotService for Service {
             kind: kind.into(),
         };
         let answers = [
-            Ok(v1::DiffSnapshotsResponse { extents: vec![extent(0, v1::DiffKind::Changed)] }),
             Ok(v1::DiffSnapshotsResponse {
-                extents: vec![extent(8192, v1::DiffKind::Added), extent(16384, v1::DiffKind::Removed)],
+                extents: vec![extent(0, v1::DiffKind::Changed)],
+            }),
+            Ok(v1::DiffSnapshotsResponse {
+                extents: vec![
+                    extent(8192, v1::DiffKind::Added),
+                    extent(16384, v1::DiffKind::Removed),
+                ],
             }),
         ];
         Ok(Response::new(stream::iter(answers).boxed()))
@@ -462,11 +580,54 @@ impl SnapshotService for Service {
         &self,
         _: Request<v1::VerifySnapshotRequest>,
     ) -> Result<Response<Self::VerifySnapshotStream>, Status> {
-        let violation = v1::Violation { message: "chunk 00 in pack 1".to_owned(), offset_bytes: 4096 };
+        let violation = v1::Violation {
+            message: "chunk 00 in pack 1".to_owned(),
+            offset_bytes: 4096,
+        };
         let answers = [
-            Ok(v1::VerifySnapshotResponse { checked: 1, violations: vec![violation], ..Default::default() }),
-            Ok(v1::VerifySnapshotResponse { checked: 2, done: true, ..Default::default() }),
+            Ok(v1::VerifySnapshotResponse {
+                checked: 1,
+                violations: vec![violation],
+                ..Default::default()
+            }),
+            Ok(v1::VerifySnapshotResponse {
+                checked: 2,
+                done: true,
+                ..Default::default()
+            }),
         ];
         Ok(Response::new(stream::iter(answers).boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl StatusService for Service {
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Ok(Response::new(v1::GetStatusResponse {
+            version: "1.2.3".to_owned(),
+            store_id: "5eed".to_owned(),
+            format_version: 1,
+            chunker_version: CHUNKER_VERSION,
+            data_dir: "/data".to_owned(),
+            started_at: Some(prost_types::Timestamp {
+                seconds: 1_700_000_000,
+                nanos: 0,
+            }),
+            snapshots: 2,
+            logical_bytes: 8 << 30,
+            chunks: 3,
+            chunk_bytes: 300 << 10,
+            stored_bytes: 100 << 10,
+            packs: 1,
+            io_engine: "io_uring".to_owned(),
+            compression: "zstd".to_owned(),
+            free_bytes: 1 << 40,
+            read_only_reason: "fdatasync failed".to_owned(),
+            nbd_uris: vec!["nbd+unix:///?socket=/data/nbd.sock".to_owned()],
+            ..Default::default()
+        }))
     }
 }

@@ -1,6 +1,11 @@
 //! The client against a daemon in the same process that checks the protocol's rules, and `snapctl` against it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
 
 mod download;
 mod fake;

@@ -1,11 +1,492 @@
 //! `snapctl` as a user runs it.
 
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    os::unix::fs::{FileExt, MetadataExt},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tonic::Status;
+
 use crate::fake::{FakeDaemon, Manners};
 
+fn snapctl(daemon: &FakeDaemon, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_snapctl"));
+    command
+        .env_remove("VARVE_LOG")
+        .env("VARVE_ENDPOINT", daemon.endpoint.to_string())
+        .current_dir(daemon.path(""))
+        .args(arguments)
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs to the end: exit code, standard output, standard error.
+fn run(daemon: &FakeDaemon, arguments: &[&str]) -> (i32, String, String) {
+    finished(snapctl(daemon, arguments).output().unwrap())
+}
+
+fn finished(output: Output) -> (i32, String, String) {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+/// Runs what has to succeed, without a word on standard error.
+fn succeed(daemon: &FakeDaemon, arguments: &[&str]) -> String {
+    let (code, stdout, stderr) = run(daemon, arguments);
+    assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
+    stdout
+}
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// A 20 MiB file called disk.img with some data, and its bytes.
+fn disk(daemon: &FakeDaemon) -> Vec<u8> {
+    let path = daemon.path("disk.img");
+    let file = File::create(&path).unwrap();
+    file.set_len(20 << 20).unwrap();
+    let data: Vec<u8> = (0..200_000_u32)
+        .flat_map(|number| (number * 77).to_le_bytes())
+        .collect();
+    file.write_all_at(&data, 4096).unwrap();
+    file.write_all_at(&data, 12 << 20).unwrap();
+    fs::read(path).unwrap()
+}
+
+const ROOT: &str = "e0c7bb9ddbbe06bce8a1e5a5d2abab6b71ab1bde9f8d4a2e7be58c3f1f1f1f1f";
+
 #[test]
-#[ignore]
-fn serve() {
+fn json_is_stable() {
     let daemon = FakeDaemon::start(Manners::default());
-    println!("{}", daemon.endpoint);
-    std::thread::sleep(std::time::Duration::from_secs(3600));
+    disk(&daemon);
+    let import = [
+        "import", "disk.img", "--name", "web-1", "--tag", "host=a", "--tag", "empty=", "--output",
+        "json",
+    ];
+    let mut report = parse(&succeed(&daemon, &import));
+    let seconds = report["seconds"].as_f64().unwrap();
+    let rate = report["bytes_per_second"].as_u64().unwrap();
+    assert!(
+        seconds > 0.0 && (rate as f64 - 1_605_632.0 / seconds).abs() < 2.0,
+        "{seconds} {rate}"
+    );
+    report["seconds"] = json!(0);
+    report["bytes_per_second"] = json!(0);
+    let snapshot = json!({
+        "id": "snap-00000000000000001",
+        "name": "web-1",
+        "state": "completed",
+        "size_bytes": 20 << 20,
+        "data_bytes": 1_605_632,
+        "root": ROOT,
+        "created_at": "2023-11-14T22:13:20.005Z",
+        "tags": { "empty": "", "host": "a" },
+        "new_bytes": 802_816,
+        "stored_bytes": 267_605,
+    });
+    assert_eq!(
+        report,
+        json!({
+            "snapshot": snapshot,
+            "size_bytes": 20 << 20,
+            "data_bytes": 1_605_632,
+            "new_bytes": 802_816,
+            "stored_bytes": 267_605,
+            "sent_bytes": 802_816,
+            "root": ROOT,
+            "seconds": 0,
+            "bytes_per_second": 0,
+        })
+    );
+    assert_eq!(
+        parse(&succeed(
+            &daemon,
+            &["snapshot", "show", "web-1", "--output", "json"]
+        )),
+        snapshot
+    );
+    assert_eq!(
+        parse(&succeed(&daemon, &["--output=json", "snapshot", "list"])),
+        json!({ "snapshots": [snapshot] })
+    );
+
+    let export = ["export", "web-1", "out.img", "--output", "json"];
+    let report = parse(&succeed(&daemon, &export));
+    assert_eq!(
+        (&report["snapshot"], &report["data_bytes"]),
+        (&snapshot, &json!(1_605_632))
+    );
+
+    assert_eq!(
+        succeed(&daemon, &["--output=json", "snapshot", "diff", "a", "b"]),
+        "{\"base\":\"a\",\"target\":\"b\",\"extents\":[\n\
+         {\"offset_bytes\":0,\"length_bytes\":4096,\"kind\":\"changed\"},\n\
+         {\"offset_bytes\":8192,\"length_bytes\":4096,\"kind\":\"added\"},\n\
+         {\"offset_bytes\":16384,\"length_bytes\":4096,\"kind\":\"removed\"}],\
+         \"changed_bytes\":4096,\"added_bytes\":4096,\"removed_bytes\":4096}\n"
+    );
+    assert_eq!(
+        parse(&succeed(
+            &daemon,
+            &["--output=json", "snapshot", "diff", "a", "b", "--summary"]
+        )),
+        json!({ "base": "a", "target": "b", "changed_bytes": 4096, "added_bytes": 4096, "removed_bytes": 4096 })
+    );
+    assert_eq!(
+        parse(&succeed(&daemon, &["--output=json", "status"])),
+        json!({
+            "version": "1.2.3", "store_id": "5eed", "format_version": 1, "chunker_version": 1, "data_dir": "/data",
+            "started_at": "2023-11-14T22:13:20Z", "snapshots": 2, "logical_bytes": 8_u64 << 30, "chunks": 3,
+            "chunk_bytes": 300 << 10, "stored_bytes": 100 << 10, "packs": 1, "uploads": 0, "nbd_connections": 0,
+            "io_engine": "io_uring", "compression": "zstd", "free_bytes": 1_u64 << 40,
+            "read_only_reason": "fdatasync failed", "nbd_uris": ["nbd+unix:///?socket=/data/nbd.sock"],
+        })
+    );
+
+    let (code, stdout, stderr) = run(
+        &daemon,
+        &["--output=json", "--quiet", "snapshot", "verify", "web-1"],
+    );
+    assert_eq!((code, stderr.as_str()), (6, ""));
+    assert_eq!(
+        parse(&stdout),
+        json!({
+            "snapshot": "web-1", "ok": false, "checked": 2, "checked_bytes": 0,
+            "violations": [{ "message": "chunk 00 in pack 1", "offset_bytes": 4096 }],
+        })
+    );
+
+    let (code, _, stderr) = run(&daemon, &["--output=json", "snapshot", "show", "none"]);
+    assert_eq!(code, 3);
+    let (text, error) = stderr.split_once('\n').unwrap();
+    assert_eq!(text, "snapctl: get snapshot none: no snapshot none");
+    assert_eq!(
+        parse(error),
+        json!({ "error": { "kind": "not_found", "message": "get snapshot none: no snapshot none" } })
+    );
+}
+
+#[test]
+fn tables_are_for_people() {
+    let daemon = FakeDaemon::start(Manners::default());
+    disk(&daemon);
+    let text = succeed(
+        &daemon,
+        &["import", "disk.img", "--name", "web-1", "--tag", "host=a"],
+    );
+    assert!(text.starts_with("Snapshot  web-1 (snap-00000000000000001)\nSize      20.0 MiB\nData      1.5 MiB\nNew       784.0 KiB\nStored    261.3 KiB\nRoot      "), "{text}");
+    assert_eq!(
+        succeed(&daemon, &["snapshot", "list"]),
+        "NAME   ID                      STATE          SIZE     DATA        NEW  CREATED               TAGS\n\
+         web-1  snap-00000000000000001  completed  20.0 MiB  1.5 MiB  784.0 KiB  2023-11-14T22:13:20Z  host=a\n"
+    );
+    assert_eq!(
+        succeed(&daemon, &["snapshot", "diff", "a", "b"]),
+        "          OFFSET           LENGTH  KIND\n               0             4096  changed\n            \
+         8192             4096  added\n           16384             4096  removed\n\nChanged  4.0 KiB\nAdded    4.0 KiB\n\
+         Removed  4.0 KiB\n"
+    );
+    assert!(succeed(&daemon, &["status"]).contains("READ-ONLY        fdatasync failed\n"));
+    let tagged = succeed(
+        &daemon,
+        &["snapshot", "tag", "web-1", "a=b=c", "--remove", "host"],
+    );
+    assert!(
+        tagged.ends_with("Tag      a=b=c\n") && !tagged.contains("host"),
+        "{tagged}"
+    );
+    assert_eq!(
+        succeed(&daemon, &["snapshot", "delete", "web-1"]),
+        "deleted web-1 (snap-00000000000000001)\n"
+    );
+    assert_eq!(
+        succeed(&daemon, &["snapshot", "list", "--limit", "0"])
+            .lines()
+            .count(),
+        1
+    );
+}
+
+#[test]
+fn exit_codes_and_messages_tell_what_happened() {
+    let full = Status::resource_exhausted("no space left in the store");
+    let daemon = FakeDaemon::start(Manners {
+        refuse_after: Some((10, full)),
+        ..Manners::default()
+    });
+    let expect = |arguments: &[&str], code, message: &str| {
+        let (found, stdout, stderr) = run(&daemon, arguments);
+        assert_eq!(
+            (found, stdout.as_str()),
+            (code, ""),
+            "{arguments:?}: {stderr}"
+        );
+        assert!(stderr.contains(message), "{arguments:?}: {stderr}");
+    };
+    expect(
+        &["import", "none.img", "--name", "a"],
+        1,
+        "snapctl: open none.img: No such file or directory\n",
+    );
+    fs::write(daemon.path("empty.img"), "").unwrap();
+    expect(
+        &["import", "empty.img", "--name", "a"],
+        1,
+        "snapctl: open empty.img: is empty\n",
+    );
+    expect(
+        &["import", ".", "--name", "a"],
+        1,
+        "snapctl: open .: is a directory, not a disk image\n",
+    );
+    expect(&["import", "x"], 2, "--name <NAME>");
+    expect(
+        &["import", "x", "--name", "a", "--tag", "novalue"],
+        2,
+        "write KEY=VALUE",
+    );
+    expect(
+        &["--endpoint", "tcp:1", "status"],
+        2,
+        "write unix:PATH, http://HOST:PORT or https://HOST:PORT",
+    );
+    expect(
+        &["snapshot", "show", "none"],
+        3,
+        "snapctl: get snapshot none: no snapshot none\n",
+    );
+    expect(
+        &["export", "none", "out.img"],
+        3,
+        "snapctl: export none to out.img: no snapshot none\n",
+    );
+    expect(
+        &["--endpoint", "unix:none.sock", "status"],
+        5,
+        "snapctl: connect to unix:none.sock: No such file or directory",
+    );
+    disk(&daemon);
+    expect(
+        &["export", "none", "disk.img"],
+        4,
+        "snapctl: write disk.img: exists already\n",
+    );
+    expect(
+        &["import", "disk.img", "--name", "a"],
+        7,
+        "snapctl: import disk.img as a: no space left in the store\n",
+    );
+    assert!(!daemon.path("out.img").exists());
+    assert_eq!(daemon.state().aborted, 1);
+}
+
+#[test]
+fn a_name_that_is_taken_is_exit_code_4() {
+    let daemon = FakeDaemon::start(Manners::default());
+    disk(&daemon);
+    succeed(&daemon, &["import", "disk.img", "--name", "a"]);
+    assert_eq!(run(&daemon, &["import", "disk.img", "--name", "a"]).0, 4);
+}
+
+#[test]
+fn standard_input_and_output_are_volumes_too() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let plain = disk(&daemon);
+    // A pipe.
+    let mut child = snapctl(&daemon, &["import", "-", "--name", "pipe"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&plain).unwrap();
+    let (code, _, stderr) = finished(child.wait_with_output().unwrap());
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("copying standard input to"), "{stderr}");
+    // A file is not copied.
+    let file = File::open(daemon.path("disk.img")).unwrap();
+    let (code, _, stderr) = finished(
+        snapctl(&daemon, &["import", "-", "--name", "file"])
+            .stdin(file)
+            .output()
+            .unwrap(),
+    );
+    assert_eq!((code, stderr.as_str()), (0, ""));
+
+    for name in ["pipe", "file"] {
+        let output = snapctl(&daemon, &["export", name, "-"]).output().unwrap();
+        assert!(output.stdout == plain);
+    }
+    let (code, _, stderr) = run(&daemon, &["import", "-", "--name", "none"]);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(
+        stderr.ends_with("snapctl: open standard input: is empty\n"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_export_in_silence() {
+    let daemon = FakeDaemon::start(Manners::default());
+    disk(&daemon);
+    succeed(&daemon, &["import", "disk.img", "--name", "a"]);
+    let mut child = snapctl(&daemon, &["export", "a", "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 10];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let (code, _, stderr) = finished(child.wait_with_output().unwrap());
+    assert_eq!((code, stderr.as_str()), (141, ""));
+}
+
+#[test]
+fn an_interrupted_import_is_aborted() {
+    let manners = Manners {
+        delay: Duration::from_secs(60),
+        ..Manners::default()
+    };
+    let daemon = FakeDaemon::start(manners);
+    disk(&daemon);
+    let child = snapctl(&daemon, &["import", "disk.img", "--name", "a"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while daemon.state().asked == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let (code, _, stderr) = finished(child.wait_with_output().unwrap());
+    assert_eq!(code, 130, "{stderr}");
+    assert_eq!(
+        stderr,
+        "snapctl: import disk.img as a: it was cancelled; nothing is visible\n"
+    );
+    let state = daemon.state();
+    assert_eq!((state.aborted, state.snapshots.len()), (1, 0));
+}
+
+#[test]
+fn other_formats_go_through_qemu_img() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let plain = disk(&daemon);
+    let qemu_img = |arguments: &[&str]| {
+        let done = Command::new("qemu-img")
+            .current_dir(daemon.path(""))
+            .args(arguments)
+            .output();
+        let done = done.expect("this test needs qemu-img (apt install qemu-utils)");
+        assert!(done.status.success(), "{done:?}");
+    };
+    succeed(&daemon, &["import", "disk.img", "--name", "raw"]);
+    for (format, extra) in [
+        ("qcow2", "compression_type=zstd"),
+        ("vmdk", "subformat=streamOptimized"),
+    ] {
+        let image = format!("disk.{format}");
+        qemu_img(&[
+            "convert", "-c", "-O", format, "-o", extra, "disk.img", &image,
+        ]);
+        for choice in ["auto", format] {
+            let name = format!("{format}-{choice}");
+            let (code, _, stderr) = run(
+                &daemon,
+                &["import", &image, "--name", &name, "--format", choice],
+            );
+            assert_eq!(code, 0, "{stderr}");
+            assert_eq!(
+                daemon.state().snapshots[&name].0.root,
+                daemon.state().snapshots["raw"].0.root
+            );
+        }
+    }
+    // An image that is only taken for qcow2 does not get at other files.
+    qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-b",
+        "disk.img",
+        "-F",
+        "raw",
+        "overlay.qcow2",
+    ]);
+    let (code, _, stderr) = run(&daemon, &["import", "overlay.qcow2", "--name", "overlay"]);
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains("whose content is in") && stderr.contains("--format qcow2"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = run(
+        &daemon,
+        &[
+            "import",
+            "overlay.qcow2",
+            "--name",
+            "overlay",
+            "--format",
+            "qcow2",
+        ],
+    );
+    assert_eq!(code, 0, "{stderr}");
+    assert!(
+        stderr.contains("disk.img\n"),
+        "the backing file is named: {stderr}"
+    );
+    assert_eq!(
+        daemon.state().snapshots["overlay"].0.root,
+        daemon.state().snapshots["raw"].0.root
+    );
+
+    let (code, _, stderr) = run(
+        &daemon,
+        &["export", "raw", "out.qcow2", "--format", "qcow2"],
+    );
+    assert_eq!(code, 0, "{stderr}");
+    qemu_img(&["check", "-q", "out.qcow2"]);
+    qemu_img(&["convert", "-O", "raw", "out.qcow2", "back.img"]);
+    assert!(fs::read(daemon.path("back.img")).unwrap() == plain);
+
+    let without = snapctl(&daemon, &["import", "disk.qcow2", "--name", "b"])
+        .env("PATH", "")
+        .output()
+        .unwrap();
+    let (code, _, stderr) = finished(without);
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains(
+            "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils"
+        ),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn an_export_replaces_a_file_only_by_force_and_stays_sparse() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let plain = disk(&daemon);
+    succeed(&daemon, &["import", "disk.img", "--name", "a"]);
+    fs::write(daemon.path("out.img"), "mine").unwrap();
+    assert_eq!(run(&daemon, &["export", "a", "out.img"]).0, 4);
+    succeed(&daemon, &["export", "a", "out.img", "--force"]);
+    assert!(fs::read(daemon.path("out.img")).unwrap() == plain);
+    assert!(fs::metadata(daemon.path("out.img")).unwrap().blocks() * 512 < 3 << 20);
+}
+
+#[test]
+fn completions_are_printed() {
+    let daemon = FakeDaemon::start(Manners::default());
+    assert!(succeed(&daemon, &["completions", "bash"]).contains("_snapctl()"));
 }

@@ -12,7 +12,13 @@ async fn daemon_with_base() -> FakeDaemon {
     let daemon = FakeDaemon::start(Manners::default());
     let path = daemon.path("disk.img");
     fs::write(&path, [1]).unwrap();
-    daemon.client().await.upload("base").run(FileSource::open(&path).unwrap()).await.unwrap();
+    daemon
+        .client()
+        .await
+        .upload("base")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap();
     daemon
 }
 
@@ -30,12 +36,19 @@ async fn listing_follows_the_pages() {
         }
     }
     let client = daemon.client().await;
-    let all: Vec<_> = client.snapshots(SnapshotFilter::default()).try_collect().await.unwrap();
+    let all: Vec<_> = client
+        .snapshots(SnapshotFilter::default())
+        .try_collect()
+        .await
+        .unwrap();
     assert_eq!(all.len(), count);
     assert!(all.is_sorted_by_key(|snapshot| snapshot.name.clone()));
     assert_eq!(daemon.state().pages, 3);
 
-    let filter = SnapshotFilter { name_prefix: "s000".to_owned(), ..SnapshotFilter::default() };
+    let filter = SnapshotFilter {
+        name_prefix: "s000".to_owned(),
+        ..SnapshotFilter::default()
+    };
     let few: Vec<_> = client.snapshots(filter).try_collect().await.unwrap();
     assert_eq!(few.len(), 10);
 }
@@ -44,11 +57,23 @@ async fn listing_follows_the_pages() {
 async fn a_snapshot_is_tagged_and_deleted() {
     let daemon = daemon_with_base().await;
     let client = daemon.client().await;
-    let set = BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
-    client.tag_snapshot("base", set.clone(), Vec::new()).await.unwrap();
+    let set = BTreeMap::from([
+        ("a".to_owned(), "1".to_owned()),
+        ("b".to_owned(), "2".to_owned()),
+    ]);
+    client
+        .tag_snapshot("base", set.clone(), Vec::new())
+        .await
+        .unwrap();
     assert_eq!(client.snapshot("base").await.unwrap().tags, set);
-    let tagged = client.tag_snapshot("base", BTreeMap::new(), vec!["a".to_owned()]).await.unwrap();
-    assert_eq!(tagged.tags, BTreeMap::from([("b".to_owned(), "2".to_owned())]));
+    let tagged = client
+        .tag_snapshot("base", BTreeMap::new(), vec!["a".to_owned()])
+        .await
+        .unwrap();
+    assert_eq!(
+        tagged.tags,
+        BTreeMap::from([("b".to_owned(), "2".to_owned())])
+    );
 
     assert_eq!(client.delete_snapshot("base").await.unwrap().name, "base");
     let error = client.delete_snapshot("base").await.unwrap_err();
@@ -60,11 +85,39 @@ async fn a_snapshot_is_tagged_and_deleted() {
 async fn differences_and_violations_come_as_a_stream() {
     let daemon = daemon_with_base().await;
     let client = daemon.client().await;
-    let extents: Vec<_> = client.diff_snapshots("a", "b").await.unwrap().try_collect().await.unwrap();
-    let kinds: Vec<_> = extents.iter().map(|extent| (extent.offset_bytes, extent.kind)).collect();
-    assert_eq!(kinds, [(0, DiffKind::Changed), (8192, DiffKind::Added), (16384, DiffKind::Removed)]);
+    let extents: Vec<_> = client
+        .diff_snapshots("a", "b")
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
+    let kinds: Vec<_> = extents
+        .iter()
+        .map(|extent| (extent.offset_bytes, extent.kind))
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            (0, DiffKind::Changed),
+            (8192, DiffKind::Added),
+            (16384, DiffKind::Removed)
+        ]
+    );
 
-    let messages: Vec<_> = client.verify_snapshot("base").await.unwrap().try_collect().await.unwrap();
-    assert_eq!(messages.iter().map(|message| message.violations.len()).sum::<usize>(), 1);
+    let messages: Vec<_> = client
+        .verify_snapshot("base")
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(
+        messages
+            .iter()
+            .map(|message| message.violations.len())
+            .sum::<usize>(),
+        1
+    );
     assert!(messages.last().unwrap().done);
 }

@@ -7,7 +7,10 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::Path,
-    sync::{Arc, Mutex, atomic::{AtomicUsize, Ordering}},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tonic::Status;
@@ -75,7 +78,10 @@ fn root_of(plain: &[u8]) -> RootId {
 
 fn each_once(daemon: &FakeDaemon) {
     let state = daemon.state();
-    assert_eq!(state.put.iter().collect::<BTreeSet<_>>().len(), state.put.len());
+    assert_eq!(
+        state.put.iter().collect::<BTreeSet<_>>().len(),
+        state.put.len()
+    );
 }
 
 #[tokio::test]
@@ -97,7 +103,10 @@ async fn a_sparse_file_gets_the_root_of_its_bytes_and_the_second_time_nothing_is
     let client = daemon.client().await;
     let progress = Arc::new(Progress::default());
     let tags = BTreeMap::from([("host".to_owned(), "a".to_owned())]);
-    let upload = client.upload("first").tags(tags.clone()).progress(Arc::clone(&progress));
+    let upload = client
+        .upload("first")
+        .tags(tags.clone())
+        .progress(Arc::clone(&progress));
     let report = upload.run(FileSource::open(&path).unwrap()).await.unwrap();
 
     assert_eq!(report.snapshot.root, root_of(&plain));
@@ -105,10 +114,18 @@ async fn a_sparse_file_gets_the_root_of_its_bytes_and_the_second_time_nothing_is
     assert_eq!(report.sent_chunks, daemon.state().put.len() as u64);
     assert_eq!(progress.done_bytes(), report.read_bytes);
     assert_eq!(progress.total_bytes(), report.read_bytes);
-    assert!(report.read_bytes < 30 << 20, "holes were read: {}", report.read_bytes);
+    assert!(
+        report.read_bytes < 30 << 20,
+        "holes were read: {}",
+        report.read_bytes
+    );
     each_once(&daemon);
 
-    let again = client.upload("second").run(FileSource::open(&path).unwrap()).await.unwrap();
+    let again = client
+        .upload("second")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap();
     assert_eq!((again.sent_chunks, again.sent_bytes), (0, 0));
     assert_eq!(again.snapshot.root, report.snapshot.root);
     assert_eq!(again.snapshot.new_bytes, 0);
@@ -119,9 +136,17 @@ async fn a_chunk_at_many_places_is_sent_once() {
     let daemon = FakeDaemon::start(Manners::default());
     let path = daemon.path("disk.img");
     let segment = noise(9, SEGMENT_BYTES);
-    let data: Vec<_> = (0..20).map(|number| (number * SEGMENT_BYTES as u64, segment.clone())).collect();
+    let data: Vec<_> = (0..20)
+        .map(|number| (number * SEGMENT_BYTES as u64, segment.clone()))
+        .collect();
     let plain = sparse_file(&path, 20 * SEGMENT_BYTES as u64, &data);
-    let report = daemon.client().await.upload("a").run(FileSource::open(&path).unwrap()).await.unwrap();
+    let report = daemon
+        .client()
+        .await
+        .upload("a")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap();
     assert_eq!(report.snapshot.root, root_of(&plain));
     assert_eq!(report.snapshot.new_bytes, SEGMENT_BYTES as u64);
     each_once(&daemon);
@@ -132,15 +157,38 @@ async fn chunks_that_the_daemon_has_are_not_sent() {
     let daemon = FakeDaemon::start(Manners::default());
     let path = daemon.path("disk.img");
     let client = daemon.client().await;
-    sparse_file(&path, 2 * SEGMENT_BYTES as u64, &[(0, noise(1, SEGMENT_BYTES))]);
-    client.upload("base").run(FileSource::open(&path).unwrap()).await.unwrap();
+    sparse_file(
+        &path,
+        2 * SEGMENT_BYTES as u64,
+        &[(0, noise(1, SEGMENT_BYTES))],
+    );
+    client
+        .upload("base")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap();
     let before = daemon.state().put.len();
 
-    File::options().write(true).open(&path).unwrap().write_all_at(&noise(2, 4096), 1 << 20).unwrap();
-    let report = client.upload("next").run(FileSource::open(&path).unwrap()).await.unwrap();
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(&noise(2, 4096), 1 << 20)
+        .unwrap();
+    let report = client
+        .upload("next")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap();
     assert!((1..=3).contains(&report.sent_chunks), "{report:?}");
-    assert_eq!(daemon.state().put.len() as u64, before as u64 + report.sent_chunks);
-    assert_eq!(report.snapshot.root, root_of(&std::fs::read(&path).unwrap()));
+    assert_eq!(
+        daemon.state().put.len() as u64,
+        before as u64 + report.sent_chunks
+    );
+    assert_eq!(
+        report.snapshot.root,
+        root_of(&std::fs::read(&path).unwrap())
+    );
 }
 
 #[tokio::test]
@@ -149,41 +197,85 @@ async fn a_volume_of_holes_and_one_of_a_byte() {
     let client = daemon.client().await;
     let path = daemon.path("disk.img");
     let plain = sparse_file(&path, 3 * SEGMENT_BYTES as u64 + 1, &[]);
-    let report = client.upload("holes").run(FileSource::open(&path).unwrap()).await.unwrap();
+    let report = client
+        .upload("holes")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap();
     assert_eq!((report.read_bytes, report.sent_chunks), (0, 0));
     assert_eq!(report.snapshot.root, root_of(&plain));
 
     std::fs::write(&path, [1]).unwrap();
-    let report = client.upload("byte").run(FileSource::open(&path).unwrap()).await.unwrap();
+    let report = client
+        .upload("byte")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap();
     assert_eq!(report.snapshot.root, root_of(&[1]));
     assert_eq!((report.snapshot.size_bytes, report.sent_bytes), (1, 4096));
 }
 
 #[tokio::test]
 async fn the_daemons_limits_are_kept_and_over_tcp_chunks_go_compressed() {
-    let manners = Manners { ids_max: 3, message_bytes_max: 64 << 10, ..Manners::default() };
+    let manners = Manners {
+        ids_max: 3,
+        message_bytes_max: 64 << 10,
+        ..Manners::default()
+    };
     let daemon = FakeDaemon::start_tcp(manners);
     let path = daemon.path("disk.img");
-    let plain = sparse_file(&path, 40 << 20, &[(0, noise(1, 12 << 20)), (20 << 20, noise(2, 3 << 20))]);
-    let report = daemon.client().await.upload("a").run(FileSource::open(&path).unwrap()).await.unwrap();
+    let plain = sparse_file(
+        &path,
+        40 << 20,
+        &[(0, noise(1, 12 << 20)), (20 << 20, noise(2, 3 << 20))],
+    );
+    let report = daemon
+        .client()
+        .await
+        .upload("a")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap();
     assert_eq!(report.snapshot.root, root_of(&plain));
     assert_eq!(report.sent_bytes, daemon.state().payload_bytes);
-    assert!(report.sent_bytes < (15 << 20) * 3 / 4, "{}", report.sent_bytes);
+    assert!(
+        report.sent_bytes < (15 << 20) * 3 / 4,
+        "{}",
+        report.sent_bytes
+    );
     each_once(&daemon);
 }
 
 #[tokio::test]
 async fn an_upload_that_is_refused_in_the_middle_is_aborted_and_can_be_run_again() {
     let full = Status::resource_exhausted("no space left in the store");
-    let daemon = FakeDaemon::start(Manners { refuse_after: Some((100, full)), ..Manners::default() });
+    let daemon = FakeDaemon::start(Manners {
+        refuse_after: Some((100, full)),
+        ..Manners::default()
+    });
     let path = daemon.path("disk.img");
     sparse_file(&path, 64 << 20, &[(0, noise(1, 64 << 20))]);
     let client = daemon.client().await;
-    let error = client.upload("a").run(FileSource::open(&path).unwrap()).await.unwrap_err();
+    let error = client
+        .upload("a")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutOfSpace);
-    assert_eq!(error.to_string(), format!("import {} as a: no space left in the store", path.display()));
+    assert_eq!(
+        error.to_string(),
+        format!("import {} as a: no space left in the store", path.display())
+    );
     let state = daemon.state();
-    assert_eq!((state.begun, state.aborted, state.snapshots.len(), state.uploads.len()), (1, 1, 0, 0));
+    assert_eq!(
+        (
+            state.begun,
+            state.aborted,
+            state.snapshots.len(),
+            state.uploads.len()
+        ),
+        (1, 1, 0, 0)
+    );
 }
 
 #[tokio::test]
@@ -192,8 +284,16 @@ async fn a_name_that_is_taken_is_told_before_anything_is_read() {
     let path = daemon.path("disk.img");
     sparse_file(&path, 8192, &[(0, noise(1, 4096))]);
     let client = daemon.client().await;
-    client.upload("a").run(FileSource::open(&path).unwrap()).await.unwrap();
-    let error = client.upload("a").run(FileSource::open(&path).unwrap()).await.unwrap_err();
+    client
+        .upload("a")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap();
+    let error = client
+        .upload("a")
+        .run(FileSource::open(&path).unwrap())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
 }
 
@@ -201,9 +301,16 @@ async fn a_name_that_is_taken_is_told_before_anything_is_read() {
 async fn a_cancelled_upload_is_aborted() {
     let daemon = FakeDaemon::start(Manners::default());
     let client = daemon.client().await;
-    let source = Trap::new(1 << 30, |_| std::thread::sleep(std::time::Duration::from_millis(20)));
+    let source = Trap::new(1 << 30, |_| {
+        std::thread::sleep(std::time::Duration::from_millis(20))
+    });
     let cancel = tokio::time::sleep(std::time::Duration::from_millis(100));
-    let error = client.upload("a").cancel_on(cancel).run(source).await.unwrap_err();
+    let error = client
+        .upload("a")
+        .cancel_on(cancel)
+        .run(source)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     assert_eq!(daemon.state().aborted, 1);
 }
@@ -230,11 +337,26 @@ async fn a_file_that_shrinks_while_it_is_read_is_named_with_the_offset() {
     let path = daemon.path("disk.img");
     sparse_file(&path, 8 << 20, &[(0, noise(1, 8 << 20))]);
     let source = FileSource::open(&path).unwrap();
-    File::options().write(true).open(&path).unwrap().set_len(5 << 20).unwrap();
-    let error = daemon.client().await.upload("a").run(source).await.unwrap_err();
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(5 << 20)
+        .unwrap();
+    let error = daemon
+        .client()
+        .await
+        .upload("a")
+        .run(source)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::File);
     let text = error.to_string();
-    assert!(text.contains("disk.img at offset 0: it ends at 5242880: it was 8388608 bytes long") || text.contains("its size changed"), "{text}");
+    assert!(
+        text.contains("disk.img at offset 0: it ends at 5242880: it was 8388608 bytes long")
+            || text.contains("its size changed"),
+        "{text}"
+    );
     assert_eq!(daemon.state().aborted, 1);
 }
 
@@ -246,8 +368,19 @@ async fn a_file_that_is_written_to_while_it_is_read_is_refused() {
     let source = FileSource::open(&path).unwrap();
     // File times are as coarse as the system's clock ticks.
     std::thread::sleep(std::time::Duration::from_millis(20));
-    File::options().write(true).open(&path).unwrap().write_all_at(&[1], 4 << 20).unwrap();
-    let error = daemon.client().await.upload("a").run(source).await.unwrap_err();
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(&[1], 4 << 20)
+        .unwrap();
+    let error = daemon
+        .client()
+        .await
+        .upload("a")
+        .run(source)
+        .await
+        .unwrap_err();
     assert_eq!(error.why(), "it was written to while it was read");
     assert!(daemon.state().snapshots.is_empty());
 }
@@ -257,8 +390,17 @@ async fn a_source_that_cannot_be_read_fails_the_upload() {
     let daemon = FakeDaemon::start(Manners::default());
     let mut source = Trap::new(1 << 30, |_| {});
     source.fails_at = Some(64 << 20);
-    let error = daemon.client().await.upload("a").run(source).await.unwrap_err();
-    assert_eq!(error.to_string(), "read trap at offset 67108864: the disk is broken");
+    let error = daemon
+        .client()
+        .await
+        .upload("a")
+        .run(source)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "read trap at offset 67108864: the disk is broken"
+    );
 }
 
 #[test]
@@ -267,25 +409,52 @@ fn what_is_no_image_is_refused_by_name() {
     let refusal = |path: &Path| FileSource::open(path).unwrap_err().to_string();
     let empty = dir.path().join("empty.img");
     File::create(&empty).unwrap();
-    assert_eq!(refusal(&empty), format!("open {}: is empty", empty.display()));
-    assert_eq!(refusal(dir.path()), format!("open {}: is a directory, not a disk image", dir.path().display()));
+    assert_eq!(
+        refusal(&empty),
+        format!("open {}: is empty", empty.display())
+    );
+    assert_eq!(
+        refusal(dir.path()),
+        format!(
+            "open {}: is a directory, not a disk image",
+            dir.path().display()
+        )
+    );
     let missing = dir.path().join("none");
-    assert_eq!(refusal(&missing), format!("open {}: No such file or directory", missing.display()));
-    assert!(refusal(Path::new("/dev/null")).ends_with("is neither a regular file nor a block device"));
+    assert_eq!(
+        refusal(&missing),
+        format!("open {}: No such file or directory", missing.display())
+    );
+    assert!(
+        refusal(Path::new("/dev/null")).ends_with("is neither a regular file nor a block device")
+    );
 }
 
 #[test]
 fn a_spooled_stream_is_the_same_bytes_without_its_zeros() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.img");
-    let plain = sparse_file(&path, (30 << 20) + 77, &[(5000, noise(1, 200_000)), (20 << 20, noise(2, 3 << 20))]);
+    let plain = sparse_file(
+        &path,
+        (30 << 20) + 77,
+        &[(5000, noise(1, 200_000)), (20 << 20, noise(2, 3 << 20))],
+    );
     let source = FileSource::spool(&mut File::open(&path).unwrap(), "pipe").unwrap();
     assert_eq!(source.size_bytes(), plain.len() as u64);
-    assert!(source.data_bytes_hint() < 4 << 20, "{}", source.data_bytes_hint());
+    assert!(
+        source.data_bytes_hint() < 4 << 20,
+        "{}",
+        source.data_bytes_hint()
+    );
     let mut read = vec![1; plain.len()];
     source.read_at(0, &mut read).unwrap();
     assert!(read == plain);
-    assert_eq!(FileSource::spool(&mut io::empty(), "pipe").unwrap_err().to_string(), "open pipe: is empty");
+    assert_eq!(
+        FileSource::spool(&mut io::empty(), "pipe")
+            .unwrap_err()
+            .to_string(),
+        "open pipe: is empty"
+    );
 }
 
 /// A source of noise that runs something at each read.
@@ -298,7 +467,12 @@ struct Trap<F> {
 
 impl<F: Fn(usize)> Trap<F> {
     fn new(size_bytes: u64, at_read: F) -> Self {
-        Self { size_bytes, fails_at: None, reads: AtomicUsize::new(0), at_read }
+        Self {
+            size_bytes,
+            fails_at: None,
+            reads: AtomicUsize::new(0),
+            at_read,
+        }
     }
 }
 
@@ -317,7 +491,10 @@ impl<F: Fn(usize) + Send + Sync + 'static> Source for Trap<F> {
 
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
         (self.at_read)(self.reads.fetch_add(1, Ordering::Relaxed));
-        if self.fails_at.is_some_and(|at| (offset_bytes..offset_bytes + buffer.len() as u64).contains(&at)) {
+        if self
+            .fails_at
+            .is_some_and(|at| (offset_bytes..offset_bytes + buffer.len() as u64).contains(&at))
+        {
             return Err(io::Error::other("the disk is broken"));
         }
         buffer.copy_from_slice(&noise(offset_bytes, buffer.len()));

@@ -12,6 +12,7 @@ use super::limits::{MAX_CONNECTION_BYTES, MAX_SERVER_BYTES};
 /// What all connections share.
 pub(super) struct Budget {
     bytes: Arc<Semaphore>,
+    /// Connections that cannot go on until another gives back.
     waiting: AtomicUsize,
 }
 
@@ -30,11 +31,6 @@ impl Budget {
     #[cfg(test)]
     pub(super) fn available_bytes(&self) -> usize {
         self.bytes.available_permits()
-    }
-
-    /// Whether some connection cannot go on until another gives back.
-    pub(super) fn is_contended(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -57,15 +53,15 @@ impl Account {
         }
     }
 
-    pub(super) fn budget(&self) -> &Budget {
-        &self.budget
+    /// Whether another connection waits for what this one and others hold.
+    pub(super) fn is_contended(&self) -> bool {
+        self.budget.waiting.load(Ordering::Relaxed) > usize::from(self.waits)
     }
 
     /// Takes `bytes`, or says that they cannot be had now: until this connection gives some back,
     /// or until another does, in which case the task is woken.
     pub(super) fn poll_charge(&mut self, bytes: u32, cx: &mut Context<'_>) -> Poll<()> {
         if self.held_bytes.saturating_add(bytes) > MAX_CONNECTION_BYTES {
-            self.stop_waiting();
             return Poll::Pending;
         }
         if !self.waits
@@ -93,7 +89,10 @@ impl Account {
     }
 
     pub(super) fn release(&mut self, bytes: u32) {
-        assert!(bytes <= self.held_bytes, "only what was charged is released");
+        assert!(
+            bytes <= self.held_bytes,
+            "only what was charged is released"
+        );
         self.held_bytes -= bytes;
         self.budget.bytes.add_permits(bytes as usize);
     }

@@ -79,7 +79,10 @@ impl MetaContext {
 
 /// How a handshake ended, if not in an error.
 pub(super) enum Negotiated<E> {
-    Export { export: E, terms: Terms },
+    Export {
+        export: E,
+        terms: Terms,
+    },
     /// The client only wanted to look around.
     Aborted,
 }
@@ -137,7 +140,9 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
     inbox: &mut Inbox,
 ) -> Result<ClientFlags, HandshakeError> {
     send(stream, &encode_greeting()).await?;
-    let flags = inbox.take::<{ super::wire::CLIENT_FLAGS_BYTES }, _>(stream).await?;
+    let flags = inbox
+        .take::<{ super::wire::CLIENT_FLAGS_BYTES }, _>(stream)
+        .await?;
     Ok(decode_client_flags(&flags)?)
 }
 
@@ -186,7 +191,10 @@ where
                 .await?;
             return Err(HandshakeError::OptionTooBig { option, data_bytes });
         }
-        let data = self.inbox.take_vec(self.stream, data_bytes as usize).await?;
+        let data = self
+            .inbox
+            .take_vec(self.stream, data_bytes as usize)
+            .await?;
 
         match code {
             None => {

@@ -32,7 +32,10 @@ impl Inbox {
 
     /// Forgets the first `count` unread bytes.
     pub(super) fn consume(&mut self, count: usize) {
-        assert!(count <= self.unread().len(), "only what was read is consumed");
+        assert!(
+            count <= self.unread().len(),
+            "only what was read is consumed"
+        );
         self.start += count;
         if self.start == self.end {
             self.start = 0;

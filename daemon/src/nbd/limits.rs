@@ -39,7 +39,7 @@ pub const MAX_QUEUED_BYTES: usize = 4 << 20;
 pub const MAX_EXTENTS: usize = 8192;
 /// How much of the export one look-up of extents covers: at worst every second block is a hole,
 /// so this bounds the extents held while a reply is put together.
-pub const EXTENT_WINDOW_BYTES: u64 = 128 << 20;
+pub const EXTENT_WINDOW_BYTES: u64 = 64 << 20;
 
 /// Bytes read from the socket at once: more than [`MAX_REQUESTS_IN_FLIGHT`] request headers, and
 /// little enough that thousands of idle connections cost nothing to speak of.
@@ -83,6 +83,11 @@ const _: () = assert!(MAX_CONNECTION_BYTES < MAX_SERVER_BYTES);
 const _: () = assert!(
     MAX_REQUESTS_IN_FLIGHT as u64 * charge_bytes(PREFERRED_BLOCK_BYTES) as u64
         <= MAX_CONNECTION_BYTES as u64
+);
+// A request for extents is charged for no more than this.
+const _: () = assert!(
+    EXTENT_WINDOW_BYTES / PREFERRED_BLOCK_BYTES as u64 * size_of::<super::Extent>() as u64
+        <= PINNED_BYTES as u64
 );
 const _: () = assert!(MAX_STRING_BYTES < MAX_OPTION_BYTES as usize);
 const _: () = assert!(INBOX_BYTES >= MAX_REQUESTS_IN_FLIGHT * super::wire::REQUEST_BYTES);

@@ -14,9 +14,10 @@
 //! - [`wire`]: every message as bytes; pure, no IO. The only file that knows a magic number.
 //! - [`limits`]: what one connection, and all of them together, may hold.
 //! - [`export`]: the seam to the store: what a directory of exports and one export must offer.
-//! - [`handshake`]: fixed newstyle option haggling; ends in an opened export and the agreed terms.
-//! - [`transmission`]: requests in, replies out, many at a time and in any order.
+//! - `handshake`: fixed newstyle option haggling; ends in an opened export and the agreed terms.
+//! - `transmission`: requests in, replies out, many at a time and in any order.
 //! - [`server`]: listeners, the limit on connections, clean shutdown.
+//! - `inbox`, `budget`: what a connection has received, and what memory it holds.
 //!
 //! Nothing here panics on what a peer sends, and nothing a peer does can make a connection hold
 //! more than [`limits`] allows. A peer that breaks the protocol loses its own connection only.

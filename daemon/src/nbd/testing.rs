@@ -1,6 +1,11 @@
 //! What the tests of this module share: exports in memory and a client that speaks bytes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -223,7 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.send(&bytes).await;
     }
 
-    /// The next message; `simple_payload` bytes follow a simple reply without error.
+    /// The next message. The data that follow a simple reply to a read are not taken.
     pub(super) async fn message(&mut self) -> Received {
         let head = self.receive(16).await;
         let mut head = head.as_slice();
@@ -303,6 +308,8 @@ pub(super) fn info_data(name: &str, wants: &[u16]) -> Vec<u8> {
 pub(super) fn meta_data(export: &str, queries: &[&str]) -> Vec<u8> {
     let mut data = counted(export);
     data.put_u32(queries.len() as u32);
-    queries.iter().for_each(|query| data.put_slice(&counted(query)));
+    queries
+        .iter()
+        .for_each(|query| data.put_slice(&counted(query)));
     data
 }

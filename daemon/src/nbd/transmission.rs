@@ -11,7 +11,7 @@
 //! one that is answered from memory goes straight to the outbox, without any wake-up.
 //!
 //! What must hold: a request is started only if it can be charged for
-//! ([`budget`](super::budget)), and stays charged until the last byte of its reply is written. So a
+//! (`budget`), and stays charged until the last byte of its reply is written. So a
 //! client that does not take its replies is, after a while, not read from any more, and
 //! that is all that happens to it.
 
@@ -124,7 +124,10 @@ where
 enum Input {
     Requests,
     /// The payload of a write that is refused: read past it, then reply.
-    Refused { left_bytes: u32, reply: Reply },
+    Refused {
+        left_bytes: usize,
+        reply: Reply,
+    },
     /// Nothing that would still be looked at.
     Ended,
 }
@@ -167,7 +170,7 @@ where
                 return Poll::Ready(Ok(end));
             }
             if !progress {
-                self.stall.poll(cx, &self.outbox, self.account.budget())?;
+                self.stall.poll(cx, &self.outbox, &self.account)?;
                 return Poll::Pending;
             }
         }
@@ -206,9 +209,9 @@ where
         match &mut self.input {
             Input::Ended => Ok(false),
             Input::Refused { left_bytes, .. } => {
-                let count = self.inbox.unread().len().min(*left_bytes as usize);
+                let count = self.inbox.unread().len().min(*left_bytes);
                 self.inbox.consume(count);
-                *left_bytes -= u32::try_from(count).unwrap_or(*left_bytes);
+                *left_bytes -= count;
                 if *left_bytes == 0
                     && let Input::Refused { reply, .. } =
                         std::mem::replace(&mut self.input, Input::Requests)
@@ -232,32 +235,19 @@ where
     }
 
     /// Takes a request off the inbox, unless it has to wait for memory.
-    fn accept(&mut self, request: Request, cx: &mut Context<'_>) -> Result<bool, TransmissionError> {
-        match Command::from_u16(request.command) {
+    fn accept(
+        &mut self,
+        request: Request,
+        cx: &mut Context<'_>,
+    ) -> Result<bool, TransmissionError> {
+        let charged_bytes = match Command::from_u16(request.command) {
             Some(Command::Disconnect) => {
                 self.input = Input::Ended;
                 self.end = Some(End::Disconnected);
                 return Ok(true);
             }
-            Some(Command::Write) => {
-                let left_bytes = request.payload_bytes();
-                if left_bytes > MAX_REQUEST_BYTES {
-                    let length_bytes = left_bytes;
-                    return Err(TransmissionError::PayloadTooLong { length_bytes });
-                }
-                let reply = Reply {
-                    cookie: request.cookie,
-                    body: Refusal::READ_ONLY.into(),
-                };
-                self.input = Input::Refused { left_bytes, reply };
-                self.in_flight += 1;
-                self.inbox.consume(REQUEST_BYTES);
-                return Ok(true);
-            }
-            _ => {}
-        }
-        let charged_bytes = match Command::from_u16(request.command) {
-            Some(Command::Read) if request.length_bytes <= MAX_REQUEST_BYTES => {
+            Some(Command::Write) => return self.accept_write(request),
+            Some(Command::Read | Command::Cache) if request.length_bytes <= MAX_REQUEST_BYTES => {
                 charge_bytes(request.length_bytes)
             }
             // All else holds little, or is refused.
@@ -279,6 +269,23 @@ where
         Ok(true)
     }
 
+    fn accept_write(&mut self, request: Request) -> Result<bool, TransmissionError> {
+        let length_bytes = request.payload_bytes();
+        if length_bytes > MAX_REQUEST_BYTES {
+            return Err(TransmissionError::PayloadTooLong { length_bytes });
+        }
+        self.in_flight += 1;
+        self.inbox.consume(REQUEST_BYTES);
+        self.input = Input::Refused {
+            left_bytes: length_bytes as usize,
+            reply: Reply {
+                cookie: request.cookie,
+                body: Refusal::READ_ONLY.into(),
+            },
+        };
+        Ok(true)
+    }
+
     fn queue(&mut self, reply: Reply, charged_bytes: u32) {
         if let Body::Error {
             code: ErrorCode::Io,
@@ -288,9 +295,15 @@ where
         {
             self.failures = self.failures.saturating_add(1);
             if self.failures <= MAX_LOGGED_FAILURES {
-                warn!(export = self.export, offset, "answer a request with EIO: {message}");
+                warn!(
+                    export = self.export,
+                    offset, "answer a request with EIO: {message}"
+                );
             } else {
-                debug!(export = self.export, offset, "answer a request with EIO: {message}");
+                debug!(
+                    export = self.export,
+                    offset, "answer a request with EIO: {message}"
+                );
             }
         }
         self.outbox.push(reply, charged_bytes);
@@ -407,7 +420,7 @@ impl Stall {
         &mut self,
         cx: &mut Context<'_>,
         outbox: &Outbox,
-        budget: &Budget,
+        account: &Account,
     ) -> Result<(), TransmissionError> {
         if self.timer.is_none() {
             if outbox.is_empty() {
@@ -416,13 +429,15 @@ impl Stall {
             self.written_bytes = 0;
             self.caught_up = false;
         }
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.after)));
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep(self.after)));
         while timer.as_mut().poll(cx).is_ready() {
             if outbox.is_empty() {
                 self.timer = None;
                 return Ok(());
             }
-            if !self.caught_up && self.written_bytes < STALL_BYTES && budget.is_contended() {
+            if !self.caught_up && self.written_bytes < STALL_BYTES && account.is_contended() {
                 return Err(TransmissionError::Stalled);
             }
             timer.as_mut().reset(Instant::now() + self.after);

@@ -369,3 +369,6 @@ fn decode_record(bytes: &[u8], sequence: u64) -> Result<(usize, Record), FormatE
     };
     Ok((record_bytes, record))
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,9 @@ pub mod pack;
 pub mod snapshot;
 pub mod store_file;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::FormatError;
 pub use keys::{PackState, Totals};
 pub use pack::{Location, PackId, PackKind};

@@ -74,7 +74,7 @@ impl FromStr for StoreId {
 /// chunker_version = 1
 /// compression = zstd
 /// created_unix_seconds = 1735689600
-/// crc32 = 6d0ab52e
+/// crc32 = 1d443c7a
 /// ```
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct StoreFile {

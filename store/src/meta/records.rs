@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -17,7 +18,7 @@ impl SnapshotId {
         getrandom::fill(&mut bytes).map_err(|source| Error::Io {
             verb: "read random bytes from",
             path: "the operating system".into(),
-            source: source.into(),
+            source: io::Error::other(source.to_string()),
         })?;
         Ok(Self::from_low_bits(bytes))
     }

@@ -23,6 +23,7 @@ use varve_content::{chunker::CHUNKER_VERSION, codec::Compression};
 
 pub use rebuild::{RebuildReport, rebuild};
 
+use self::packs::Believe;
 use crate::{
     Damage, Error, Result,
     catalog_log::{CatalogLog, Replay},
@@ -33,7 +34,7 @@ use crate::{
     limits,
     lock::DirectoryLock,
     meta::{self, Batch, Meta, RocksMeta},
-    pack::{PackReader, PackSet},
+    pack::{PackHome as _, PackReader, PackSet},
     store::{ByBytes, Options, Reserved, Shared},
     workers::Workers,
 };
@@ -112,13 +113,15 @@ pub(crate) async fn open(options: Options) -> Result<(Shared, RecoveryReport)> {
     };
     let shared = assemble(base, &mut report, |empty| {
         let index = names::index(&dir);
-        if !empty && !index.exists() {
-            return Err(Error::Incompatible {
-                path: index,
-                why: format!("it is missing; `varved rebuild --data-dir {}` makes it again from the packs", dir.display()),
-            });
+        match RocksMeta::open(&index, identity.store) {
+            Ok(meta) => Ok(Arc::new(meta)),
+            // There is nothing that it could know: it was never made, or its making was cut short.
+            Err(Error::Incompatible { .. }) if empty => {
+                RocksMeta::destroy(&index)?;
+                Ok(Arc::new(RocksMeta::create(&index, identity.store)?))
+            }
+            Err(error) => Err(error),
         }
-        Ok(Arc::new(RocksMeta::open(&index, identity.store)?))
     })
     .await?;
     Ok((shared, report))
@@ -147,11 +150,11 @@ where
     } = base;
     let dir = &options.data_dir;
     create_missing_dir(&disk, dir, &names::packs(dir)).await?;
-    let packs = PackSet::open(Arc::clone(&disk), names::packs(dir), store)?;
-    let (log, replay) = open_log(&disk, dir, store, &packs).await?;
+    let packs = PackSet::open(Arc::clone(&disk), dir, store)?;
+    let (mut log, replay) = open_log(&disk, dir, store, &packs).await?;
     let meta = open_meta(packs.list()?.is_empty() && replay.records.is_empty())?;
-    let (chunks, nodes) = packs::recover(&packs, &*meta, report).await?;
-    replay_log(&*meta, replay, report)?;
+    let (chunks, nodes) = packs::recover(&packs, &*meta, Believe::Index, report).await?;
+    replay_log(&*meta, &mut log, replay, report).await?;
 
     let workers = Arc::new(Workers::start(options.threads(), compression)?);
     let commit = Commit::new(chunks, nodes, Arc::clone(&meta), Arc::clone(&workers), log);
@@ -284,16 +287,27 @@ async fn open_log(disk: &Arc<dyn Disk>, dir: &Path, store: StoreId, packs: &Pack
     CatalogLog::open(Arc::clone(disk), path, store).await
 }
 
-/// Applies what the log has and RocksDB does not.
-fn replay_log(meta: &dyn Meta, replay: Replay, report: &mut RecoveryReport) -> Result<()> {
-    report.torn_log = replay.torn;
+/// Applies what the log has and RocksDB does not, and cuts off its torn tail.
+async fn replay_log(
+    meta: &dyn Meta,
+    log: &mut CatalogLog,
+    replay: Replay,
+    report: &mut RecoveryReport,
+) -> Result<()> {
     let applied = meta.catalog_sequence()?;
     let last = replay.records.last().map_or(0, |(sequence, _)| *sequence);
     if applied > last {
+        let torn = replay.torn.map_or_else(|| "the file ends there".to_owned(), |torn| torn.to_string());
         return Err(Error::Incompatible {
-            path: "catalog.log".into(),
-            why: format!("it ends at record {last}, the catalog has applied {applied}: it is an older copy, or was cut"),
+            path: log.path().to_owned(),
+            why: format!(
+                "it can be read up to record {last}, and the catalog has applied {applied} ({torn}): it is damaged, or an older copy"
+            ),
         });
+    }
+    if let Some(torn) = replay.torn {
+        log.cut_torn_tail().await?;
+        report.torn_log = Some(torn.to_string());
     }
     let mut batch = Batch::default();
     for (sequence, record) in replay.records {
@@ -301,9 +315,12 @@ fn replay_log(meta: &dyn Meta, replay: Replay, report: &mut RecoveryReport) -> R
             batch.catalog(sequence, record);
             report.replayed_records += 1;
         }
+        if batch.len() >= REPLAY_BATCH_RECORDS {
+            meta.apply(std::mem::take(&mut batch), false)?;
+        }
     }
-    if report.replayed_records > 0 {
-        meta.apply(batch, true)?;
-    }
-    Ok(())
+    meta.apply(batch, true)
 }
+
+/// Records of the catalog log that are applied at once.
+const REPLAY_BATCH_RECORDS: usize = 1000;

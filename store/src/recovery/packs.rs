@@ -11,10 +11,20 @@ use crate::{
     recovery::RecoveryReport,
 };
 
+/// What is to be believed about packs that are not sealed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Believe {
+    /// The index: up to where it knows a pack, everything was durable; behind, nothing was promised.
+    Index,
+    /// Nobody: the index is being made again, and whatever was written may have been promised.
+    Packs,
+}
+
 /// Indexes what the index does not know, and opens the writers of chunks and of nodes.
 pub(super) async fn recover(
     packs: &Arc<PackSet>,
     meta: &dyn Meta,
+    believe: Believe,
     report: &mut RecoveryReport,
 ) -> Result<(PackWriter, PackWriter)> {
     let known: HashMap<_, PackState> = meta.pack_states()?.into_iter().map(|state| (state.pack, state)).collect();
@@ -36,8 +46,12 @@ pub(super) async fn recover(
         if state.is_some_and(|state| state.sealed) {
             continue;
         }
-        let promised_bytes = state.map_or(0, |state| state.durable_bytes);
-        let mut found = survey(&**packs, pack, promised_bytes).await?;
+        let promised_bytes = state.map_or(0, |state| state.indexed_bytes);
+        let promise = match believe {
+            Believe::Index => Some(promised_bytes),
+            Believe::Packs => None,
+        };
+        let mut found = survey(&**packs, pack, promise).await?;
         report.damage.append(&mut found.damage);
         if let Some(torn) = &found.torn {
             report.torn_packs.push(format!("{pack}: {torn}"));
@@ -49,7 +63,7 @@ pub(super) async fn recover(
         if found.sealed {
             let state = PackState {
                 pack,
-                durable_bytes: found.end_bytes,
+                indexed_bytes: found.end_bytes,
                 sealed: true,
             };
             index(meta, &behind, &[state], false)?;

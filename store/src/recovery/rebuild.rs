@@ -1,8 +1,8 @@
 //! Makes index and catalog again from the packs and the catalog log.
 
-use std::{fmt, fs, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
-use super::{RecoveryReport, create_missing_dir, lock_directory, open_log, packs, read_identity, replay_log, sync_dir};
+use super::{RecoveryReport, packs::Believe, create_missing_dir, lock_directory, open_log, packs, read_identity, replay_log, sync_dir};
 use crate::{
     Damage, Error, Result,
     format::names,
@@ -26,6 +26,9 @@ pub struct RebuildReport {
     pub old_index: Option<PathBuf>,
     /// What is not as it was written.
     pub damage: Vec<Damage>,
+    /// The end of the catalog log that could not be read and was cut off, if any: a record that was being written, or
+    /// the last one, damaged.
+    pub torn_log: Option<String>,
     /// Names of snapshots whose root is in no pack.
     pub incomplete: Vec<String>,
 }
@@ -38,6 +41,9 @@ impl fmt::Display for RebuildReport {
         }
         for damage in &self.damage {
             write!(f, "\n{damage}")?;
+        }
+        if let Some(torn) = &self.torn_log {
+            write!(f, "\ncut off the end of the catalog log: {torn}")?;
         }
         for name in &self.incomplete {
             write!(f, "\nsnapshot {name:?} is incomplete: its root is in no pack")?;
@@ -67,19 +73,19 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     };
     let disk = io::choose(options.io_engine).map_err(|source| Error::io("set up input and output for", dir, source))?;
     create_missing_dir(&disk, dir, &names::packs(dir)).await?;
-    let packs = PackSet::open(Arc::clone(&disk), names::packs(dir), identity.store)?;
-    let (_log, replay) = open_log(&disk, dir, identity.store, &packs).await?;
+    let packs = PackSet::open(Arc::clone(&disk), dir, identity.store)?;
+    let (mut log, replay) = open_log(&disk, dir, identity.store, &packs).await?;
 
     let temporary = names::index_unfinished(dir);
-    remove_tree(&temporary)?;
+    RocksMeta::destroy(&temporary)?;
     let mut found = RecoveryReport::default();
     let mut report = RebuildReport::default();
     {
-        let meta = RocksMeta::open(&temporary, identity.store)?;
-        let (chunks, nodes) = packs::recover(&packs, &meta, &mut found).await?;
-        chunks.close().await?;
-        nodes.close().await?;
-        replay_log(&meta, replay, &mut found)?;
+        let meta = RocksMeta::create(&temporary, identity.store)?;
+        let (chunks, nodes) = packs::recover(&packs, &meta, Believe::Packs, &mut found).await?;
+        drop(chunks.close().await?);
+        drop(nodes.close().await?);
+        replay_log(&meta, &mut log, replay, &mut found).await?;
         let totals = meta.totals()?;
         report.packs = packs.list()?.len() as u64;
         report.chunks = totals.chunks;
@@ -87,24 +93,18 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
         report.incomplete = incomplete(&meta)?;
     }
     report.damage = found.damage;
+    report.torn_log = found.torn_log;
 
     let index = names::index(dir);
     if index.exists() {
         let old = names::index_old(dir);
-        remove_tree(&old)?;
+        RocksMeta::destroy(&old)?;
         disk.rename(&index, &old).map_err(|source| Error::io("rename to", &old, source))?;
         report.old_index = Some(old);
     }
     disk.rename(&temporary, &index).map_err(|source| Error::io("rename to", &index, source))?;
     sync_dir(&disk, dir).await?;
     Ok(report)
-}
-
-fn remove_tree(path: &std::path::Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, error)),
-        _ => Ok(()),
-    }
 }
 
 /// Snapshots whose root is in no pack. What is below a root is left to verify.

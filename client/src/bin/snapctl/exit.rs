@@ -58,8 +58,12 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let cause = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-        if cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe) && error.kind() == ErrorKind::File {
+        let cause = error
+            .source()
+            .and_then(|source| source.downcast_ref::<io::Error>());
+        if cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+            && error.kind() == ErrorKind::File
+        {
             return Self::OutputClosed;
         }
         Self::Client(error)
@@ -81,7 +85,10 @@ pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
     if let Failure::Client(error) = failure {
         eprintln!("snapctl: {error}");
         if output == Output::Json {
-            eprintln!("{}", json!({ "error": { "kind": error.kind().as_str(), "message": error.to_string() } }));
+            eprintln!(
+                "{}",
+                json!({ "error": { "kind": error.kind().as_str(), "message": error.to_string() } })
+            );
         }
     }
     ExitCode::from(failure.code())

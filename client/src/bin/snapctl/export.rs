@@ -9,7 +9,8 @@ use std::{
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use varve_client::{
-    Client, DownloadReport, Error, ErrorKind, Existing, FileSink, NewFile, Progress, Sink, StreamSink, scratch_file,
+    Client, DownloadReport, Error, ErrorKind, Existing, FileSink, NewFile, Progress, Sink,
+    StreamSink, scratch_file,
 };
 
 use crate::{
@@ -62,20 +63,41 @@ struct Report<'a> {
 
 impl Export {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
-        let existing = if self.force { Existing::Replace } else { Existing::Keep };
+        let existing = if self.force {
+            Existing::Replace
+        } else {
+            Existing::Keep
+        };
         let to_stdout = self.file == Path::new("-");
         let report = match self.format {
             FormatChoice::Raw if to_stdout => {
                 let client = options.connect().await?;
-                download(&client, &self.snapshot, StreamSink::new(io::stdout(), "standard output"), options).await?
+                download(
+                    &client,
+                    &self.snapshot,
+                    StreamSink::new(io::stdout(), "standard output"),
+                    options,
+                )
+                .await?
             }
             FormatChoice::Raw => {
                 let client = options.connect().await?;
-                download(&client, &self.snapshot, FileSink::create(&self.file, existing)?, options).await?
+                download(
+                    &client,
+                    &self.snapshot,
+                    FileSink::create(&self.file, existing)?,
+                    options,
+                )
+                .await?
             }
             FormatChoice::Qcow2 if to_stdout => {
                 let what = format!("export {}", self.snapshot);
-                return Err(Error::new(ErrorKind::Invalid, what, "qcow2 cannot be written to a pipe: name a file").into());
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    what,
+                    "qcow2 cannot be written to a pipe: name a file",
+                )
+                .into());
             }
             FormatChoice::Qcow2 => {
                 qemu::check_installed(&format!("export {} as qcow2", self.snapshot))?;
@@ -91,7 +113,11 @@ impl Export {
             }
         };
         // What went to standard output is the volume.
-        if to_stdout { Ok(()) } else { print(&report, &self.file, options.output) }
+        if to_stdout {
+            Ok(())
+        } else {
+            print(&report, &self.file, options.output)
+        }
     }
 }
 
@@ -102,8 +128,11 @@ async fn download(
     options: &Options,
 ) -> Result<DownloadReport, Failure> {
     let progress = Arc::new(Progress::default());
-    let download =
-        client.download(snapshot).progress(Arc::clone(&progress)).cancel_on(crate::interrupted()).run(sink);
+    let download = client
+        .download(snapshot)
+        .progress(Arc::clone(&progress))
+        .cancel_on(crate::interrupted())
+        .run(sink);
     Ok(meter::watch("export", options.quiet, progress, download).await?)
 }
 

@@ -72,7 +72,12 @@ struct Report<'a> {
 impl Import {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let client = options.connect().await?;
-        let Self { file, name, format, tags } = self;
+        let Self {
+            file,
+            name,
+            format,
+            tags,
+        } = self;
         let source = if self_contained(&file, format)? {
             FileSource::open(&file)?
         } else {
@@ -82,7 +87,12 @@ impl Import {
                 Err(error) => return Err(error.into()),
                 Ok(taken) => {
                     let why = format!("snapshot {name} exists already ({})", taken.id);
-                    return Err(Error::new(ErrorKind::AlreadyExists, format!("import {}", file.display()), why).into());
+                    return Err(Error::new(
+                        ErrorKind::AlreadyExists,
+                        format!("import {}", file.display()),
+                        why,
+                    )
+                    .into());
                 }
             }
             prepare(&file, format, options)?
@@ -123,11 +133,17 @@ fn prepare(file: &Path, choice: FormatChoice, options: &Options) -> Result<FileS
     let spooled = if is_file && stdin.stream_position().is_ok_and(|position| position == 0) {
         stdin
     } else {
-        options.remark(format_args!("copying standard input to {}", varve_client::spool_dir().display()));
+        options.remark(format_args!(
+            "copying standard input to {}",
+            varve_client::spool_dir().display()
+        ));
         FileSource::spool(&mut stdin, STDIN)?.into_file()
     };
     // A name for what may have none.
-    let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&spooled)));
+    let path = PathBuf::from(format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&spooled)
+    ));
     let format = match choice {
         FormatChoice::Auto => Format::guess(&path)?,
         FormatChoice::Raw => Format::Raw,
@@ -140,7 +156,12 @@ fn prepare(file: &Path, choice: FormatChoice, options: &Options) -> Result<FileS
     Ok(convert(&path, choice, STDIN, options)?)
 }
 
-fn convert(path: &Path, choice: FormatChoice, name: &str, options: &Options) -> Result<FileSource, Error> {
+fn convert(
+    path: &Path,
+    choice: FormatChoice,
+    name: &str,
+    options: &Options,
+) -> Result<FileSource, Error> {
     let (format, guessed) = match choice {
         FormatChoice::Auto => (Format::guess(path)?, true),
         FormatChoice::Raw => (Format::Raw, false),
@@ -158,10 +179,17 @@ fn convert(path: &Path, choice: FormatChoice, name: &str, options: &Options) -> 
             first.display(),
             format.name()
         );
-        return Err(Error::new(ErrorKind::Invalid, format!("import {name}"), why));
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("import {name}"),
+            why,
+        ));
     }
     for file in behind {
-        options.remark(format_args!("{name} is read together with {}", file.display()));
+        options.remark(format_args!(
+            "{name} is read together with {}",
+            file.display()
+        ));
     }
     options.remark(format_args!("converting {name} from {}", format.name()));
     let raw = scratch_file()?;

@@ -79,7 +79,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     init_log();
     let output = cli.options.output;
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&Failure::local("start", error.to_string()), output),
     };
@@ -109,7 +112,10 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 
 /// Completes when the user, or whoever runs this, wants it to end.
 async fn interrupted() {
-    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let signals = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    );
     let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
         // Then they end the process as they do by default.
         return std::future::pending().await;
@@ -123,7 +129,10 @@ async fn interrupted() {
 /// What the library does, on standard error, for those who set `VARVE_LOG`, to `debug` say.
 fn init_log() {
     if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("VARVE_LOG") {
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .init();
     }
 }
 

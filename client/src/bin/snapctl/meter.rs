@@ -24,7 +24,11 @@ pub(crate) async fn watch<T>(
     if quiet {
         return transfer.await;
     }
-    let mut display = if stderr().is_terminal() { Display::bar(verb) } else { Display::lines(verb) };
+    let mut display = if stderr().is_terminal() {
+        Display::bar(verb)
+    } else {
+        Display::lines(verb)
+    };
     let mut transfer = std::pin::pin!(transfer);
     let mut ticks = tokio::time::interval(display.period());
     // The first tick comes at once, when there is nothing to show.
@@ -42,7 +46,10 @@ pub(crate) async fn watch<T>(
 
 enum Display {
     Bar(ProgressBar),
-    Lines { verb: &'static str, started: Instant },
+    Lines {
+        verb: &'static str,
+        started: Instant,
+    },
 }
 
 impl Display {
@@ -57,7 +64,10 @@ impl Display {
     }
 
     fn lines(verb: &'static str) -> Self {
-        Self::Lines { verb, started: Instant::now() }
+        Self::Lines {
+            verb,
+            started: Instant::now(),
+        }
     }
 
     fn period(&self) -> Duration {
@@ -74,7 +84,9 @@ impl Display {
                 bar.set_length(total);
                 bar.set_position(done);
             }
-            Self::Lines { verb, started } => eprintln!("{verb} {}", line(done, total, started.elapsed())),
+            Self::Lines { verb, started } => {
+                eprintln!("{verb} {}", line(done, total, started.elapsed()))
+            }
         }
     }
 
@@ -88,8 +100,17 @@ impl Display {
 /// How far it is, how fast it goes, and how long it will take.
 fn line(done: u64, total: u64, elapsed: Duration) -> String {
     let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
-    let share = if total > 0 { done as f64 / total as f64 * 100.0 } else { 0.0 };
-    let mut line = format!("{} of {} ({share:.0} %), {}", output::size(done), output::size(total), output::rate(rate));
+    let share = if total > 0 {
+        done as f64 / total as f64 * 100.0
+    } else {
+        0.0
+    };
+    let mut line = format!(
+        "{} of {} ({share:.0} %), {}",
+        output::size(done),
+        output::size(total),
+        output::rate(rate)
+    );
     if done > 0 && total > done {
         let left = (total - done) as f64 / rate;
         line.push_str(&format!(", {left:.0} s left"));

@@ -61,7 +61,10 @@ impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
 /// Writes to standard output.
 pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(Failure::output)
+    stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(Failure::output)
 }
 
 /// Writes a line to standard output.
@@ -80,7 +83,12 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
 pub(crate) fn table(headings: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(TableStyle::new());
-    table.set_header(headings.iter().map(|heading| heading.trim_start_matches('>')).collect::<Vec<_>>());
+    table.set_header(
+        headings
+            .iter()
+            .map(|heading| heading.trim_start_matches('>'))
+            .collect::<Vec<_>>(),
+    );
     for (index, heading) in headings.iter().enumerate() {
         if let Some(column) = table.column_mut(index) {
             column.set_padding((0, 2));
@@ -94,8 +102,15 @@ pub(crate) fn table(headings: &[&str]) -> Table {
 
 /// Names and values below each other.
 pub(crate) fn facts(facts: &[(&str, String)]) -> String {
-    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    facts.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+    let width = facts
+        .iter()
+        .map(|(name, _)| name.len())
+        .max()
+        .unwrap_or_default();
+    facts
+        .iter()
+        .map(|(name, value)| format!("{name:width$}  {value}\n"))
+        .collect()
 }
 
 /// A size for people.
@@ -132,5 +147,8 @@ pub(crate) fn time(time: SystemTime) -> String {
 
 /// Tags for people.
 pub(crate) fn tags(tags: &BTreeMap<String, String>) -> String {
-    tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+    tags.iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }

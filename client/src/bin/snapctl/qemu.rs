@@ -33,7 +33,10 @@ impl Format {
     pub(crate) fn guess(path: &Path) -> Result<Self> {
         let what = || format!("open {}", path.display());
         let mut file = File::open(path).map_err(|error| Error::file(what(), error))?;
-        let kind = file.metadata().map_err(|error| Error::file(what(), error))?.file_type();
+        let kind = file
+            .metadata()
+            .map_err(|error| Error::file(what(), error))?
+            .file_type();
         if kind.is_dir() || kind.is_block_device() {
             return Ok(Self::Raw);
         }
@@ -48,7 +51,10 @@ impl Format {
     fn of_head(head: &[u8]) -> Self {
         if head.starts_with(b"QFI\xfb") {
             Self::Qcow2
-        } else if [&b"KDMV"[..], b"COWD", b"# Disk DescriptorFile"].iter().any(|magic| head.starts_with(magic)) {
+        } else if [&b"KDMV"[..], b"COWD", b"# Disk DescriptorFile"]
+            .iter()
+            .any(|magic| head.starts_with(magic))
+        {
             Self::Vmdk
         } else {
             Self::Raw
@@ -96,21 +102,41 @@ struct Extent {
 pub(crate) fn files_behind(path: &Path, format: Format) -> Result<Vec<PathBuf>> {
     let what = format!("read {}", path.display());
     let path = absolute(path)?;
-    let answer = run(&what, ["info".as_ref(), "--output=json".as_ref(), "-f".as_ref(), format.name().as_ref()], &[
-        path.as_os_str(),
-    ])?;
-    let info: Info = serde_json::from_slice(&answer.stdout)
-        .map_err(|error| Error::new(varve_client::ErrorKind::File, &what, format!("qemu-img info said what is not understood: {error}")))?;
+    let answer = run(
+        &what,
+        [
+            "info".as_ref(),
+            "--output=json".as_ref(),
+            "-f".as_ref(),
+            format.name().as_ref(),
+        ],
+        &[path.as_os_str()],
+    )?;
+    let info: Info = serde_json::from_slice(&answer.stdout).map_err(|error| {
+        Error::new(
+            varve_client::ErrorKind::File,
+            &what,
+            format!("qemu-img info said what is not understood: {error}"),
+        )
+    })?;
     Ok(info.others(&path))
 }
 
 impl Info {
     fn others(self, path: &Path) -> Vec<PathBuf> {
         let data = self.format_specific.map(|specific| specific.data);
-        let (data_file, extents) = data.map_or((None, Vec::new()), |data| (data.data_file, data.extents));
+        let (data_file, extents) =
+            data.map_or((None, Vec::new()), |data| (data.data_file, data.extents));
         let backing = self.full_backing_filename.or(self.backing_filename);
-        let extents = extents.into_iter().map(|extent| extent.filename).filter(|file| file != path);
-        backing.into_iter().chain(data_file).chain(extents).collect()
+        let extents = extents
+            .into_iter()
+            .map(|extent| extent.filename)
+            .filter(|file| file != path);
+        backing
+            .into_iter()
+            .chain(data_file)
+            .chain(extents)
+            .collect()
     }
 }
 
@@ -118,7 +144,11 @@ impl Info {
 pub(crate) fn to_raw(path: &Path, format: Format, raw: &File) -> Result<()> {
     let what = format!("convert {} from {}", path.display(), format.name());
     let arguments = ["convert", "-f", format.name(), "-O", "raw"].map(OsStr::new);
-    run(&what, arguments, &[absolute(path)?.as_os_str(), &open_file(raw)])?;
+    run(
+        &what,
+        arguments,
+        &[absolute(path)?.as_os_str(), &open_file(raw)],
+    )?;
     Ok(())
 }
 
@@ -126,7 +156,11 @@ pub(crate) fn to_raw(path: &Path, format: Format, raw: &File) -> Result<()> {
 pub(crate) fn from_raw(raw: &File, format: Format, path: &Path) -> Result<()> {
     let what = format!("convert to {}", format.name());
     let arguments = ["convert", "-f", "raw", "-O", format.name()].map(OsStr::new);
-    run(&what, arguments, &[&open_file(raw), absolute(path)?.as_os_str()])?;
+    run(
+        &what,
+        arguments,
+        &[&open_file(raw), absolute(path)?.as_os_str()],
+    )?;
     Ok(())
 }
 
@@ -146,18 +180,27 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 fn run<const N: usize>(what: &str, arguments: [&OsStr; N], files: &[&OsStr]) -> Result<Output> {
-    let done = Command::new("qemu-img").args(arguments).args(files).stdin(Stdio::null()).output();
+    let done = Command::new("qemu-img")
+        .args(arguments)
+        .args(files)
+        .stdin(Stdio::null())
+        .output();
     let failed = |why: String| Err(Error::new(varve_client::ErrorKind::File, what, why));
     match done {
         Ok(output) if output.status.success() => Ok(output),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
             let said = said.trim().trim_start_matches("qemu-img: ");
-            failed(if said.is_empty() { format!("qemu-img ended with {}", output.status) } else { said.to_owned() })
+            failed(if said.is_empty() {
+                format!("qemu-img ended with {}", output.status)
+            } else {
+                said.to_owned()
+            })
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            failed("it takes qemu-img, which is not installed; on Debian: apt install qemu-utils".to_owned())
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => failed(
+            "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils"
+                .to_owned(),
+        ),
         Err(error) => Err(Error::file(format!("{what}: start qemu-img"), error)),
     }
 }
@@ -172,7 +215,10 @@ mod tests {
     fn formats_are_told_by_how_a_file_begins() {
         assert_eq!(Format::of_head(b"QFI\xfb\0\0\0\x03"), Format::Qcow2);
         assert_eq!(Format::of_head(b"KDMV\x01"), Format::Vmdk);
-        assert_eq!(Format::of_head(b"# Disk DescriptorFile\nversion=1"), Format::Vmdk);
+        assert_eq!(
+            Format::of_head(b"# Disk DescriptorFile\nversion=1"),
+            Format::Vmdk
+        );
         assert_eq!(Format::of_head(b"QFI"), Format::Raw);
         assert_eq!(Format::of_head(b""), Format::Raw);
     }
@@ -188,6 +234,9 @@ mod tests {
             "data": { "cid": 1, "create-type": "monolithicFlat", "extents": [ { "filename": "/a.vmdk", "format": "X" },
             { "filename": "/etc/shadow", "format": "FLAT", "virtual-size": 1 } ] } } }"#;
         let info: Info = serde_json::from_str(info).unwrap();
-        assert_eq!(info.others(Path::new("/a.vmdk")), [Path::new("/etc/shadow")]);
+        assert_eq!(
+            info.others(Path::new("/a.vmdk")),
+            [Path::new("/etc/shadow")]
+        );
     }
 }

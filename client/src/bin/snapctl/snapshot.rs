@@ -6,7 +6,10 @@ use clap::{Args, Subcommand};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde_json::json;
-use varve_client::{Client, DiffExtent, DiffKind, Error, ErrorKind, Progress, SnapshotFilter, VerifyProgress};
+use varve_client::{
+    Client, DiffExtent, DiffKind, Error, ErrorKind, Progress, SnapshotFilter, VerifyProgress,
+    Violation,
+};
 
 use crate::{
     Options,
@@ -46,7 +49,12 @@ pub(crate) enum Snapshot {
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// Only names that start so
-    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        default_value = "",
+        hide_default_value = true
+    )]
     name_prefix: String,
     /// Only snapshots with this tag; may be given more than once
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
@@ -54,6 +62,12 @@ pub(crate) struct List {
     /// At most this many
     #[arg(long, value_name = "COUNT")]
     limit: Option<usize>,
+}
+
+/// What `snapshot list` prints for programs.
+#[derive(Debug, Serialize)]
+struct ListJson<'a> {
+    snapshots: Vec<SnapshotJson<'a>>,
 }
 
 /// What `snapshot tag` takes.
@@ -91,11 +105,19 @@ impl Snapshot {
                 let deleted = client.delete_snapshot(&snapshot).await?;
                 match options.output {
                     Output::Json => output::json(&SnapshotJson::from(&deleted)),
-                    Output::Table => output::line(format_args!("deleted {} ({})", deleted.name, deleted.id)),
+                    Output::Table => {
+                        output::line(format_args!("deleted {} ({})", deleted.name, deleted.id))
+                    }
                 }
             }
-            Self::Tag(Tag { snapshot, tags, remove }) => {
-                let tagged = client.tag_snapshot(&snapshot, BTreeMap::from_iter(tags), remove).await?;
+            Self::Tag(Tag {
+                snapshot,
+                tags,
+                remove,
+            }) => {
+                let tagged = client
+                    .tag_snapshot(&snapshot, BTreeMap::from_iter(tags), remove)
+                    .await?;
                 show(&tagged, options)
             }
             Self::Diff(diff) => diff.run(&client, options).await,
@@ -106,14 +128,23 @@ impl Snapshot {
 
 impl List {
     async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
-        let filter = SnapshotFilter { name_prefix: self.name_prefix, tags: BTreeMap::from_iter(self.tags) };
-        let snapshots: Vec<_> =
-            client.snapshots(filter).take(self.limit.unwrap_or(usize::MAX)).try_collect().await?;
+        let filter = SnapshotFilter {
+            name_prefix: self.name_prefix,
+            tags: BTreeMap::from_iter(self.tags),
+        };
+        let snapshots: Vec<_> = client
+            .snapshots(filter)
+            .take(self.limit.unwrap_or(usize::MAX))
+            .try_collect()
+            .await?;
         if options.output == Output::Json {
-            let snapshots: Vec<_> = snapshots.iter().map(SnapshotJson::from).collect();
-            return output::json(&json!({ "snapshots": snapshots }));
+            return output::json(&ListJson {
+                snapshots: snapshots.iter().map(SnapshotJson::from).collect(),
+            });
         }
-        let mut table = output::table(&["NAME", "ID", "STATE", ">SIZE", ">DATA", ">NEW", "CREATED", "TAGS"]);
+        let mut table = output::table(&[
+            "NAME", "ID", "STATE", ">SIZE", ">DATA", ">NEW", "CREATED", "TAGS",
+        ]);
         for snapshot in &snapshots {
             table.add_row([
                 snapshot.name.clone(),
@@ -174,11 +205,21 @@ impl Diff {
     /// Extents are written as they come: there may be millions.
     async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
         let json = options.output == Output::Json;
-        let mut extents = client.diff_snapshots(&self.base, &self.target).await?.ready_chunks(1000);
+        let mut extents = client
+            .diff_snapshots(&self.base, &self.target)
+            .await?
+            .ready_chunks(1000);
         let mut totals = Totals::default();
         let mut first = true;
         if json {
-            output::write(format!("{{\"base\":{},\"target\":{}", json!(self.base), json!(self.target)).as_bytes())?;
+            output::write(
+                format!(
+                    "{{\"base\":{},\"target\":{}",
+                    json!(self.base),
+                    json!(self.target)
+                )
+                .as_bytes(),
+            )?;
             if !self.summary {
                 output::write(b",\"extents\":[")?;
             }
@@ -193,23 +234,35 @@ impl Diff {
                 if self.summary {
                     continue;
                 }
-                let DiffExtent { offset_bytes, length_bytes, kind } = extent;
+                let DiffExtent {
+                    offset_bytes,
+                    length_bytes,
+                    kind,
+                } = extent;
                 let kind = kind.as_str();
                 let written = if json {
                     let comma = if first { "\n" } else { ",\n" };
                     first = false;
-                    let extent = json!({ "offset_bytes": offset_bytes, "length_bytes": length_bytes, "kind": kind });
-                    write!(text, "{comma}{extent}")
+                    write!(
+                        text,
+                        "{comma}{{\"offset_bytes\":{offset_bytes},\"length_bytes\":{length_bytes},\"kind\":\"{kind}\"}}"
+                    )
                 } else {
                     writeln!(text, "{offset_bytes:>16} {length_bytes:>16}  {kind}")
                 };
-                written.map_err(|error| Failure::local("write to standard output", error.to_string()))?;
+                written.map_err(|error| {
+                    Failure::local("write to standard output", error.to_string())
+                })?;
             }
             output::write(text.as_bytes())?;
         }
         if json {
             let end = if self.summary { "" } else { "]" };
-            let Totals { changed_bytes, added_bytes, removed_bytes } = totals;
+            let Totals {
+                changed_bytes,
+                added_bytes,
+                removed_bytes,
+            } = totals;
             return output::line(format_args!(
                 "{end},\"changed_bytes\":{changed_bytes},\"added_bytes\":{added_bytes},\"removed_bytes\":{removed_bytes}}}"
             ));
@@ -232,7 +285,33 @@ impl Diff {
 #[derive(Debug, Default)]
 struct Findings {
     last: VerifyProgress,
-    violations: Vec<varve_client::Violation>,
+    violations: Vec<Violation>,
+}
+
+/// What `snapshot verify` prints for programs.
+#[derive(Debug, Serialize)]
+struct VerifyJson<'a> {
+    /// As it was given.
+    snapshot: &'a str,
+    ok: bool,
+    checked: u64,
+    checked_bytes: u64,
+    violations: Vec<ViolationJson<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ViolationJson<'a> {
+    message: &'a str,
+    offset_bytes: u64,
+}
+
+impl<'a> From<&'a Violation> for ViolationJson<'a> {
+    fn from(violation: &'a Violation) -> Self {
+        Self {
+            message: &violation.message,
+            offset_bytes: violation.offset_bytes,
+        }
+    }
 }
 
 async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<(), Failure> {
@@ -245,26 +324,31 @@ async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<()
         findings.last = message;
         future::ready(Ok(findings))
     });
-    let Findings { last, violations } = meter::watch("verify", options.quiet, Arc::clone(&progress), checking).await?;
+    let Findings { last, violations } =
+        meter::watch("verify", options.quiet, Arc::clone(&progress), checking).await?;
     if !last.done {
         let what = format!("verify snapshot {snapshot}");
-        return Err(Error::new(ErrorKind::Internal, what, "the daemon ended before everything was checked").into());
+        return Err(Error::new(
+            ErrorKind::Internal,
+            what,
+            "the daemon ended before everything was checked",
+        )
+        .into());
     }
     if options.output == Output::Json {
-        let violations_json: Vec<_> = violations
-            .iter()
-            .map(|violation| json!({ "message": violation.message, "offset_bytes": violation.offset_bytes }))
-            .collect();
-        output::json(&json!({
-            "snapshot": snapshot,
-            "checked": last.checked,
-            "checked_bytes": last.checked_bytes,
-            "ok": violations.is_empty(),
-            "violations": violations_json,
-        }))?;
+        output::json(&VerifyJson {
+            snapshot,
+            ok: violations.is_empty(),
+            checked: last.checked,
+            checked_bytes: last.checked_bytes,
+            violations: violations.iter().map(ViolationJson::from).collect(),
+        })?;
     } else {
         for violation in &violations {
-            output::line(format_args!("at offset {}: {}", violation.offset_bytes, violation.message))?;
+            output::line(format_args!(
+                "at offset {}: {}",
+                violation.offset_bytes, violation.message
+            ))?;
         }
         let verdict = match violations.len() {
             0 => "sound".to_owned(),
@@ -277,5 +361,9 @@ async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<()
             last.checked
         ))?;
     }
-    if violations.is_empty() { Ok(()) } else { Err(Failure::Violations) }
+    if violations.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Violations)
+    }
 }

@@ -72,12 +72,42 @@ fn text(status: &Status, endpoint: &str) -> String {
     let mut facts = vec![
         ("Endpoint", endpoint.to_owned()),
         ("Version", status.version.clone()),
-        ("Running since", status.started_at.map_or_else(|| "?".to_owned(), output::time)),
+        (
+            "Running since",
+            status
+                .started_at
+                .map_or_else(|| "?".to_owned(), output::time),
+        ),
         ("Data directory", status.data_dir.clone()),
-        ("Store", format!("{}, format {}", status.store_id, status.format_version)),
-        ("Snapshots", format!("{} of {} in all", status.snapshots, output::size(status.logical_bytes))),
-        ("Chunks", format!("{} of {} in all", status.chunks, output::size(status.chunk_bytes))),
-        ("Stored", format!("{} in {} packs, {}", output::size(status.stored_bytes), status.packs, status.compression)),
+        (
+            "Store",
+            format!("{}, format {}", status.store_id, status.format_version),
+        ),
+        (
+            "Snapshots",
+            format!(
+                "{} of {} in all",
+                status.snapshots,
+                output::size(status.logical_bytes)
+            ),
+        ),
+        (
+            "Chunks",
+            format!(
+                "{} of {} in all",
+                status.chunks,
+                output::size(status.chunk_bytes)
+            ),
+        ),
+        (
+            "Stored",
+            format!(
+                "{} in {} packs, {}",
+                output::size(status.stored_bytes),
+                status.packs,
+                status.compression
+            ),
+        ),
         ("Free", output::size(status.free_bytes)),
         ("Disk access", status.io_engine.clone()),
         ("Uploads", status.uploads.to_string()),

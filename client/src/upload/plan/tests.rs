@@ -34,20 +34,30 @@ impl Source for Extents {
 }
 
 fn all_jobs(size_bytes: u64, data: &[Range<u64>]) -> Vec<Job> {
-    let mut planner = Planner::new(Arc::new(Extents { size_bytes, data: data.to_vec() }));
+    let mut planner = Planner::new(Arc::new(Extents {
+        size_bytes,
+        data: data.to_vec(),
+    }));
     std::iter::from_fn(|| planner.next_job().unwrap()).collect()
 }
 
 #[test]
 fn thin_data_of_many_segments_is_one_job_and_a_full_segment_is_one() {
     let segment = SEGMENT_BYTES as u64;
-    let thin: Vec<_> = (0..100).map(|number| number * segment..number * segment + 4096).collect();
+    let thin: Vec<_> = (0..100)
+        .map(|number| number * segment..number * segment + 4096)
+        .collect();
     let jobs = all_jobs(100 * segment, &thin);
     assert_eq!(jobs.len(), 1);
     assert_eq!((jobs[0].segments.len(), jobs[0].blocks), (100, 100));
 
     let jobs = all_jobs(3 * segment, std::slice::from_ref(&(0..3 * segment)));
-    assert_eq!(jobs.iter().map(|job| (job.number, job.blocks)).collect::<Vec<_>>(), [(0, 2048), (1, 2048), (2, 2048)]);
+    assert_eq!(
+        jobs.iter()
+            .map(|job| (job.number, job.blocks))
+            .collect::<Vec<_>>(),
+        [(0, 2048), (1, 2048), (2, 2048)]
+    );
 }
 
 #[test]

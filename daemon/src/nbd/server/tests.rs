@@ -135,7 +135,11 @@ async fn whoever_breaks_the_protocol_loses_only_its_own_connection() {
         ..ServerOptions::default()
     });
     let mut good = test.connect_to_export().await;
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 5000], b"\0\0\0\x03IHAVEOPT"] {
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 5000],
+        b"\0\0\0\x03IHAVEOPT",
+    ] {
         let mut bad = test.connect().await;
         bad.receive(18).await;
         bad.send(garbage).await;

@@ -180,7 +180,12 @@ impl Outbox {
                 self.push_head(encode_offset_hole(cookie, done, offset, length_bytes));
                 pieces.by_ref().take(count).for_each(drop);
             } else {
-                self.push_head(encode_offset_data_header(cookie, done, offset, length_bytes));
+                self.push_head(encode_offset_data_header(
+                    cookie,
+                    done,
+                    offset,
+                    length_bytes,
+                ));
                 for piece in pieces.by_ref().take(count) {
                     self.push_piece(piece);
                 }
@@ -207,10 +212,7 @@ impl Outbox {
         const { assert!(N <= MAX_HEAD_BYTES) };
         let mut bytes = [0; MAX_HEAD_BYTES];
         bytes[..N].copy_from_slice(&head);
-        self.push_content(Content::Head {
-            bytes,
-            length: N,
-        });
+        self.push_content(Content::Head { bytes, length: N });
     }
 
     fn push_content(&mut self, content: Content) {

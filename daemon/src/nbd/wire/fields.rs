@@ -42,13 +42,13 @@ impl<'a> Fields<'a> {
     /// A string that is preceded by its length in 32 bits.
     pub(super) fn counted_text(&mut self, field: &'static str) -> Result<&'a str, WireError> {
         let length_bytes = self.u32(field)? as usize;
-        let (text, rest) = self
-            .rest
-            .split_at_checked(length_bytes)
-            .ok_or(WireError::Truncated {
-                message: self.message,
-                field,
-            })?;
+        let (text, rest) =
+            self.rest
+                .split_at_checked(length_bytes)
+                .ok_or(WireError::Truncated {
+                    message: self.message,
+                    field,
+                })?;
         self.rest = rest;
         text_of(self.message, field, text)
     }

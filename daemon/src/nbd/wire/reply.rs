@@ -89,7 +89,13 @@ pub fn encode_offset_data_header(
 ) -> [u8; OFFSET_DATA_HEADER_BYTES] {
     let mut bytes = [0; OFFSET_DATA_HEADER_BYTES];
     let mut out = bytes.as_mut_slice();
-    put_chunk_header(&mut out, ChunkKind::OffsetData, done, cookie, data_bytes + 8);
+    put_chunk_header(
+        &mut out,
+        ChunkKind::OffsetData,
+        done,
+        cookie,
+        data_bytes + 8,
+    );
     out.put_u64(offset);
     bytes
 }
@@ -121,7 +127,13 @@ pub fn encode_block_status(
     let payload_bytes = 4 + 8 * extents.len();
     let mut bytes = Vec::with_capacity(CHUNK_HEADER_BYTES + payload_bytes);
     let length_bytes = u32::try_from(payload_bytes).unwrap_or(u32::MAX);
-    put_chunk_header(&mut bytes, ChunkKind::BlockStatus, done, cookie, length_bytes);
+    put_chunk_header(
+        &mut bytes,
+        ChunkKind::BlockStatus,
+        done,
+        cookie,
+        length_bytes,
+    );
     bytes.put_u32(context_id);
     for (length_bytes, status) in extents {
         bytes.put_u32(*length_bytes);

@@ -68,10 +68,7 @@ fn option_reply_data_bytes() {
         hex(&encode_block_size_info(1, 4096, 32 << 20)),
         "00030000 00010000 10000200 0000"
     );
-    assert_eq!(
-        hex(&encode_meta_context(7, "x:y")),
-        "00000007 783a79"
-    );
+    assert_eq!(hex(&encode_meta_context(7, "x:y")), "00000007 783a79");
 }
 
 #[test]
@@ -268,10 +265,7 @@ fn nearly(good: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
         bytes.resize(keep, 0);
         bytes
     });
-    prop_oneof![
-        prop::collection::vec(any::<u8>(), 0..200),
-        mutated
-    ]
+    prop_oneof![prop::collection::vec(any::<u8>(), 0..200), mutated]
 }
 
 proptest! {

@@ -138,7 +138,7 @@ impl CutRule {
 /// cut covers are zero.
 ///
 /// `segment` is one whole segment, or the short last one of a volume, its last block filled up with
-/// zeros. It takes about one cache line per block, and whole blocks only where they are zero.
+/// zeros. Of most blocks the last cache line is all that is read; of zero blocks, everything.
 ///
 /// # Panics
 ///

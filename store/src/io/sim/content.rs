@@ -22,6 +22,8 @@ enum Stage {
     Begun,
     /// Processes see it, and the next sync makes it durable.
     Completed,
+    /// It failed. Processes do not see it, and it did not happen if a sync finds it so; until then it may have, in part.
+    Failed,
     /// A sync of it failed. Processes see it, and no sync will make it durable.
     Doubtful,
 }
@@ -95,11 +97,18 @@ impl Content {
         }
     }
 
-    /// What a sync that begins now makes durable.
+    /// Nobody will see the edit.
+    pub(super) fn fail(&mut self, number: u64) {
+        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.number == number) {
+            pending.stage = Stage::Failed;
+        }
+    }
+
+    /// What a sync that begins now decides on.
     pub(super) fn begin_sync(&self) -> BTreeSet<u64> {
         self.pending
             .iter()
-            .filter(|pending| pending.stage == Stage::Completed)
+            .filter(|pending| matches!(pending.stage, Stage::Completed | Stage::Failed))
             .map(|pending| pending.number)
             .collect()
     }
@@ -107,12 +116,16 @@ impl Content {
     pub(super) fn complete_sync(&mut self, synced: &BTreeSet<u64>) {
         let durable = &mut self.durable;
         self.pending.retain(|pending| {
-            // Another sync may have failed since this one began.
-            let now = synced.contains(&pending.number) && pending.stage == Stage::Completed;
-            if now {
-                apply(&pending.edit, durable);
+            if !synced.contains(&pending.number) {
+                return true;
             }
-            !now
+            match pending.stage {
+                Stage::Completed => apply(&pending.edit, durable),
+                Stage::Failed => {}
+                // Another sync has failed since this one began.
+                Stage::Begun | Stage::Doubtful => return true,
+            }
+            false
         });
     }
 

@@ -94,7 +94,8 @@ impl SimDisk {
         self.world.lock().faults.power_off_after = Some(operations);
     }
 
-    /// Lets one write fail, the `nth` from now on, the next one being 1. It may have been made in part.
+    /// Lets one write fail, the `nth` from now on, the next one being 1. If the power fails before the next sync, it may
+    /// have been made in part.
     pub fn fail_write(&self, nth: u64, kind: io::ErrorKind) {
         let mut world = self.world.lock();
         world.faults.write = Some((world.writes + nth, kind));
@@ -265,6 +266,7 @@ impl Disk for SimDisk {
             let mut world = world.lock();
             world.check_power()?;
             if let Some(kind) = fault {
+                world.opened(&file)?.fail(edit);
                 return Err(kind.into());
             }
             world.opened(&file)?.complete(edit);

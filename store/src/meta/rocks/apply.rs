@@ -8,7 +8,7 @@ use varve_content::ChunkId;
 use super::{Known, REMEDY, RocksMeta, failed_at};
 use crate::{
     Error, Result,
-    format::{Location, PackState, StoreId, catalog_log::Record, keys},
+    format::{PackState, StoreId, catalog_log::Record, keys},
     meta::{Batch, Catalog, Index, Meta, NodeKey, SnapshotId, SnapshotRecord, Totals},
 };
 
@@ -49,11 +49,13 @@ impl Meta for RocksMeta {
 }
 
 impl RocksMeta {
-    /// Writes down whose index this is.
+    /// Writes down whose index this is, and not only in the log, of which damage may take all.
     pub(super) fn begin(&self, store: StoreId) -> Result<()> {
+        let family = self.family(keys::META)?;
         let mut write = WriteBatch::default();
-        write.put_cf(self.family(keys::META)?, keys::IDENTITY, keys::Identity { store }.encode());
-        self.write(write, true)
+        write.put_cf(family, keys::IDENTITY, keys::Identity { store }.encode());
+        self.write(write, true)?;
+        self.db.flush_cf(family).map_err(|error| failed_at(&self.path, "write the index in", error))
     }
 
     fn write(&self, write: WriteBatch, sync: bool) -> Result<()> {
@@ -76,10 +78,10 @@ impl RocksMeta {
                     take(&mut totals.chunk_bytes, u64::from(present.payload.plain_bytes))?;
                     take(&mut totals.stored_bytes, present.payload.record_bytes())?;
                 }
-                None => totals.chunks += 1,
+                None => add(&mut totals.chunks, 1)?,
             }
-            totals.chunk_bytes += u64::from(location.payload.plain_bytes);
-            totals.stored_bytes += location.payload.record_bytes();
+            add(&mut totals.chunk_bytes, u64::from(location.payload.plain_bytes))?;
+            add(&mut totals.stored_bytes, location.payload.record_bytes())?;
             write.put_cf(family, id.as_bytes(), location.encode());
         }
         Ok(())
@@ -92,9 +94,9 @@ impl RocksMeta {
             match present {
                 Some(present) if present == *location => continue,
                 Some(present) => take(&mut totals.stored_bytes, present.payload.record_bytes())?,
-                None => totals.nodes += 1,
+                None => add(&mut totals.nodes, 1)?,
             }
-            totals.stored_bytes += location.payload.record_bytes();
+            add(&mut totals.stored_bytes, location.payload.record_bytes())?;
             write.put_cf(family, key.as_bytes(), location.encode());
         }
         Ok(())
@@ -104,7 +106,7 @@ impl RocksMeta {
         let family = self.family(keys::PACKS)?;
         for state in batch.packs.values() {
             if self.pack_state(state.pack)?.is_none() {
-                totals.packs += 1;
+                add(&mut totals.packs, 1)?;
             }
             write.put_cf(family, PackState::key_of(state.pack), state.encode());
         }
@@ -169,8 +171,8 @@ impl<'a> CatalogChanges<'a> {
             });
         }
         self.delete(record.id, totals)?;
-        totals.snapshots += 1;
-        totals.logical_bytes = totals.logical_bytes.saturating_add(record.size_bytes);
+        add(&mut totals.snapshots, 1)?;
+        add(&mut totals.logical_bytes, record.size_bytes)?;
         self.names.insert(record.name.clone(), Some(record.id));
         self.snapshots.insert(record.id, Some(record));
         Ok(())
@@ -188,6 +190,13 @@ impl<'a> CatalogChanges<'a> {
         self.snapshots.insert(id, None);
         Ok(())
     }
+}
+
+fn add(total: &mut u64, amount: u64) -> Result<()> {
+    *total = total
+        .checked_add(amount)
+        .ok_or_else(|| Error::Limit(format!("{amount} more than a total of {total} cannot be counted")))?;
+    Ok(())
 }
 
 /// Takes from a total what was added to it once. Both come from disk: that they agree is no given.

@@ -20,7 +20,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use rocksdb::{ColumnFamily, DB, Direction, ErrorKind, IteratorMode, Options, ReadOptions};
+use rocksdb::{ColumnFamily, DB, Direction, ErrorKind, IteratorMode, Options};
 use varve_content::ChunkId;
 
 use super::{Catalog, Index, NodeKey, PackState, SnapshotId, SnapshotRecord, Totals};
@@ -110,9 +110,8 @@ impl RocksMeta {
         DB::destroy(&Options::default(), path).map_err(|error| failed_at(path, "remove the index in", error))
     }
 
-    fn with_options(path: &Path, options: &Options) -> Result<Self> {
-        let families = options::column_families(&options::cache());
-        let db = DB::open_cf_descriptors(options, path, families).map_err(|error| match error.kind() {
+    fn with_options(path: &Path, database: &Options) -> Result<Self> {
+        let db = DB::open_cf_descriptors(database, path, options::column_families()).map_err(|error| match error.kind() {
             // So RocksDB says that there is nothing, or not what was asked for.
             ErrorKind::InvalidArgument => incompatible(path, error),
             _ => failed_at(path, "open", error),

@@ -23,7 +23,7 @@ const COMPACTION_READ_BYTES: usize = 256 << 10;
 /// What is read again when a store is opened after a crash, and what rarely written families may hold on to.
 const WAL_BYTES_MAX: u64 = 64 << 20;
 /// Two write buffers each: one fills while the other goes to disk, and writers wait when both are full. So this is a bound.
-const WRITE_BUFFERS: usize = 2;
+const WRITE_BUFFERS: u8 = 2;
 
 /// Write buffer by column family. `meta` has the totals, written with every batch.
 const WRITE_BUFFER_BYTES: [(&str, usize); 6] = [
@@ -39,7 +39,7 @@ const _: () = {
     let mut sum = 0;
     let mut at = 0;
     while at < WRITE_BUFFER_BYTES.len() {
-        sum += WRITE_BUFFERS * WRITE_BUFFER_BYTES[at].1;
+        sum += WRITE_BUFFERS as usize * WRITE_BUFFER_BYTES[at].1;
         at += 1;
     }
     assert!(sum <= limits::ROCKS_WRITE_BUFFER_BYTES);
@@ -72,25 +72,21 @@ pub(super) fn database() -> Options {
     options
 }
 
-/// All column families with their options. They share `cache`.
-pub(super) fn column_families(cache: &Cache) -> impl Iterator<Item = ColumnFamilyDescriptor> {
+/// All column families with their options, and one cache for data, index and filter blocks of them all.
+pub(super) fn column_families() -> impl Iterator<Item = ColumnFamilyDescriptor> {
+    let cache = Cache::new_lru_cache(limits::ROCKS_CACHE_BYTES);
     WRITE_BUFFER_BYTES.into_iter().map(move |(name, write_buffer_bytes)| {
         let mut options = Options::default();
         options.set_write_buffer_size(write_buffer_bytes);
-        options.set_max_write_buffer_number(WRITE_BUFFERS as i32);
+        options.set_max_write_buffer_number(WRITE_BUFFERS.into());
         options.set_target_file_size_base(FILE_BYTES);
         options.set_max_bytes_for_level_base(LEVEL_1_BYTES);
         // A filter for the write buffers too: most lookups end there.
         options.set_memtable_whole_key_filtering(true);
         options.set_memtable_prefix_bloom_ratio(0.02);
-        options.set_block_based_table_factory(&table(cache));
+        options.set_block_based_table_factory(&table(&cache));
         ColumnFamilyDescriptor::new(name, options)
     })
-}
-
-/// The one cache, for data, index and filter blocks alike.
-pub(super) fn cache() -> Cache {
-    Cache::new_lru_cache(limits::ROCKS_CACHE_BYTES)
 }
 
 fn table(cache: &Cache) -> BlockBasedOptions {

@@ -35,10 +35,16 @@ fn slice(segment: &[u8], blocks: Range<u32>) -> &[u8] {
 /// Cuts `new` again and checks all that is promised. Gives the ranges that were read.
 fn check_recut(old: &[u8], new: &[u8], changed: &[Range<u32>]) -> Vec<Range<u32>> {
     let old_chunks = block_ranges(old);
+    let changed_blocks = ChangedBlocks::new(changed);
     let mut reads: Vec<Range<u32>> = Vec::new();
     let recuts = recut(&old_chunks, changed, blocks_of(new), |blocks, bytes| {
         assert!(!blocks.is_empty() && bytes.is_empty());
         assert!(reads.last().is_none_or(|last| last.end <= blocks.start));
+        let overlaps = |chunk: &&Range<u32>| chunk.start < blocks.end && blocks.start < chunk.end;
+        match old_chunks.iter().find(overlaps) {
+            Some(chunk) => assert!(chunk.start <= blocks.start && blocks.end <= chunk.end),
+            None => assert!(changed_blocks.touches(blocks.clone())),
+        }
         bytes.extend_from_slice(slice(new, blocks.clone()));
         reads.push(blocks);
         Ok::<_, Infallible>(())

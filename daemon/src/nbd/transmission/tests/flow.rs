@@ -1,0 +1,218 @@
+//! Order, bounds and endings.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::collections::HashSet;
+
+use super::*;
+use crate::nbd::limits::MAX_SERVER_BYTES;
+use crate::nbd::testing::request_bytes;
+
+#[tokio::test]
+async fn a_payload_that_nobody_would_send_ends_the_connection() {
+    let mut test = serve(small(), structured());
+    test.client
+        .request(WRITE, 0, 5, 0, MAX_REQUEST_BYTES + 1)
+        .await;
+    let error = test.outcome.await.unwrap().unwrap_err();
+    assert!(matches!(error, TransmissionError::PayloadTooLong { .. }));
+}
+
+#[tokio::test]
+async fn replies_overtake_those_that_take_longer() {
+    let mut export = small();
+    export.held_below = 4096;
+    let mut test = serve(export, structured());
+    test.client.request(READ, 0, 1, 0, 10).await;
+    test.client.request(READ, 0, 2, 5, 10).await;
+    test.client.request(READ, 0, 3, 3 * 4096, 10).await;
+    test.client.request(DISCONNECT, 0, 0, 0, 0).await;
+    assert_eq!(content(test.client.message().await, 3).3, [2; 10]);
+    test.export.let_go();
+    // A disconnect waits for what was asked before it.
+    let mut cookies = HashSet::new();
+    for _ in 0..2 {
+        let Received::Chunk { cookie, .. } = test.client.message().await else {
+            panic!("not a chunk");
+        };
+        cookies.insert(cookie);
+    }
+    assert_eq!(cookies, HashSet::from([1, 2]));
+    assert!(test.client.is_closed().await);
+    assert_eq!(test.outcome.await.unwrap().unwrap(), End::Disconnected);
+}
+
+#[tokio::test]
+async fn no_more_requests_are_accepted_than_the_limit() {
+    let mut export = small();
+    export.held_below = u64::MAX;
+    let mut test = serve(export, structured());
+    for cookie in 0..1000 {
+        test.client.request(READ, 0, cookie, 0, 16).await;
+    }
+    until(|| test.export.started() == MAX_REQUESTS_IN_FLIGHT).await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    assert_eq!(test.export.started(), MAX_REQUESTS_IN_FLIGHT);
+    test.export.let_go();
+    let mut cookies = HashSet::new();
+    for _ in 0..1000 {
+        let Received::Chunk { cookie, .. } = test.client.message().await else {
+            panic!("not a chunk");
+        };
+        cookies.insert(cookie);
+    }
+    assert_eq!(cookies.len(), 1000);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_no_replies_is_not_worked_for() {
+    let export = MemoryExport::new("snapshot/full", &[5; 256]);
+    let test = serve_with(export, structured(), Budget::new(), 64 << 10);
+    let Fixture {
+        client,
+        export,
+        outcome,
+        ..
+    } = test;
+    let (mut from_server, mut to_server) = tokio::io::split(client.0);
+    let requests = request_bytes(READ, 0, 1, 0, 1 << 20).repeat(100);
+    tokio::io::AsyncWriteExt::write_all(&mut to_server, &requests)
+        .await
+        .unwrap();
+    let worked_ahead = MAX_QUEUED_BYTES / (1 << 20) + 1;
+    until(|| export.started() >= worked_ahead).await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    assert_eq!(
+        export.started(),
+        worked_ahead,
+        "4 MiB are ready, and one is on the way"
+    );
+    // Nobody waits for the memory, so it may take its time.
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let mut all = vec![0; 100 * ((1 << 20) + 28)];
+    tokio::io::AsyncReadExt::read_exact(&mut from_server, &mut all)
+        .await
+        .unwrap();
+    assert_eq!(export.started(), 100);
+    drop((from_server, to_server));
+    assert!(outcome.await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_stalled_client_gives_way_to_one_that_waits_for_memory() {
+    // Room for one request of this size, not for two.
+    let length = 4 << 20;
+    let budget = Budget::with_bytes(charge_bytes(length) + 1000);
+    let export = || MemoryExport::new("snapshot/full", &[5; 1024]);
+    let mut stalled = serve_with(export(), structured(), Arc::clone(&budget), 1000);
+    stalled.client.request(READ, 0, 0, 0, length).await;
+    until(|| stalled.export.started() == 1).await;
+    let mut waiting = serve_with(export(), structured(), Arc::clone(&budget), 64 << 20);
+    for cookie in 0..2 {
+        waiting.client.request(READ, 0, cookie, 0, length).await;
+    }
+    for cookie in 0..2 {
+        let (done, ..) = content(waiting.client.message().await, cookie);
+        assert!(done);
+    }
+    let error = stalled.outcome.await.unwrap().unwrap_err();
+    assert!(matches!(error, TransmissionError::Stalled));
+}
+
+#[tokio::test]
+async fn memory_comes_back_however_a_connection_ends() {
+    let budget = Budget::new();
+    for disconnect in [true, false] {
+        let mut export = small();
+        export.held_below = 1;
+        let mut test = serve_with(export, structured(), Arc::clone(&budget), 1 << 20);
+        test.client.request(READ, 0, 1, 0, 10).await;
+        test.client.request(READ, 0, 2, 1, 10).await;
+        test.client.message().await;
+        assert!(test.budget.available_bytes() < MAX_SERVER_BYTES as usize);
+        if disconnect {
+            test.client.request(DISCONNECT, 0, 0, 0, 0).await;
+            test.export.let_go();
+        } else {
+            test.client
+                .send(b"no request at all, but long enough for one")
+                .await;
+        }
+        let _ = test.outcome.await.unwrap();
+        assert_eq!(budget.available_bytes(), MAX_SERVER_BYTES as usize);
+    }
+}
+
+#[tokio::test]
+async fn garbage_ends_the_connection() {
+    let mut test = serve(small(), structured());
+    test.client.send(&[0x55; 28]).await;
+    let error = test.outcome.await.unwrap().unwrap_err();
+    assert!(matches!(
+        error,
+        TransmissionError::Wire(WireError::Magic { .. })
+    ));
+    assert!(test.client.is_closed().await);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_at_any_byte_is_noticed() {
+    let mut whole = request_bytes(READ, 0, 1, 0, 1);
+    whole.extend_from_slice(&request_bytes(WRITE, 0, 2, 0, 10));
+    whole.extend_from_slice(&[0; 10]);
+    for length in 0..=whole.len() {
+        let mut test = serve(small(), structured());
+        test.client.send(&whole[..length]).await;
+        drop(test.client);
+        let whole_requests = [0, REQUEST_BYTES, whole.len()].contains(&length);
+        match test.outcome.await.unwrap() {
+            Ok(end) => assert!(end == End::Closed && whole_requests, "{length}"),
+            Err(TransmissionError::TornRequest) => assert!(!whole_requests, "{length}"),
+            // It went away before it took its replies.
+            Err(error) => assert!(
+                matches!(error, TransmissionError::Io(_)),
+                "{length}: {error}"
+            ),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stop_finishes_what_runs_and_refuses_the_rest() {
+    let mut export = small();
+    export.held_below = u64::MAX;
+    let mut test = serve(export, structured());
+    let last = MAX_REQUESTS_IN_FLIGHT as u64;
+    let requests = (0..=last).map(|cookie| request_bytes(READ, 0, cookie, 0, 16));
+    // At once, so that the last one waits in the inbox and not in the socket.
+    test.client
+        .send(&requests.collect::<Vec<_>>().concat())
+        .await;
+    until(|| test.export.started() == MAX_REQUESTS_IN_FLIGHT).await;
+    test.stop.cancel();
+    let (_, cookie, error, _) = test.client.error().await;
+    assert_eq!((cookie, error), (last, ESHUTDOWN));
+    test.export.let_go();
+    for _ in 0..MAX_REQUESTS_IN_FLIGHT {
+        assert!(matches!(
+            test.client.message().await,
+            Received::Chunk {
+                kind: OFFSET_DATA,
+                ..
+            }
+        ));
+    }
+    assert!(test.client.is_closed().await);
+    assert_eq!(test.outcome.await.unwrap().unwrap(), End::Stopped);
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_ever() {
+    let mut export = small();
+    export.held_below = u64::MAX;
+    let mut test = serve(export, structured());
+    test.client.request(READ, 0, 1, 0, 16).await;
+    until(|| test.export.started() == 1).await;
+    test.stop.cancel();
+    assert_eq!(test.outcome.await.unwrap().unwrap(), End::Stopped);
+}

@@ -1,0 +1,357 @@
+//! What holds for every format, and the tests of those that have no file of their own.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+use std::fmt::Debug;
+
+use proptest::prelude::*;
+use varve_content::{RootId, codec::Codec, codec::Compression};
+
+use super::{
+    catalog_log::{self, LogHeader, Position},
+    keys::Identity,
+    pack::{self, Header, PackHeader, Payload, RecordKind, Trailer},
+    store_file::StoreFile,
+    *,
+};
+
+/// What to do when literal bytes differ.
+pub(super) const CHANGED: &str =
+    "the format on disk has changed: change FORMAT_VERSION with it, and these bytes only then";
+
+pub(super) const STORE: StoreId = StoreId::from_bytes([
+    0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff,
+]);
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Literal bytes, in lines of any length.
+#[track_caller]
+pub(super) fn assert_bytes(bytes: &[u8], literal: &[&str]) {
+    assert_eq!(hex(bytes), literal.concat(), "{CHANGED}");
+}
+
+/// No byte may change, and none be missing, without being noticed.
+#[track_caller]
+pub(super) fn assert_every_byte_counts<T: Debug>(
+    bytes: &[u8],
+    decode: impl Fn(&[u8]) -> Result<T, FormatError>,
+) {
+    decode(bytes).unwrap();
+    let mut changed = bytes.to_vec();
+    for at in 0..bytes.len() {
+        for mask in [0x01, 0x80, 0xff] {
+            changed[at] ^= mask;
+            let decoded = decode(&changed);
+            assert!(decoded.is_err(), "byte {at} ^ {mask:#04x} was not noticed: {decoded:?}");
+            changed[at] ^= mask;
+        }
+    }
+    for len in 0..bytes.len() {
+        assert!(decode(&bytes[..len]).is_err(), "{len} bytes of {} were enough", bytes.len());
+    }
+}
+
+pub(super) fn location() -> Location {
+    Location {
+        pack: PackId {
+            kind: PackKind::Chunks,
+            number: 0xa1,
+        },
+        offset_bytes: 0x0012_3458,
+        payload: Payload {
+            kind: RecordKind::Chunk,
+            codec: Codec::Zstd,
+            end_open: true,
+            plain_bytes: 65536,
+            stored_bytes: 21845,
+        },
+    }
+}
+
+pub(super) fn snapshot() -> SnapshotRecord {
+    SnapshotRecord {
+        id: "snap-0123456789abcdef0".parse().unwrap(),
+        name: "vm/disk".to_owned(),
+        size_bytes: 4 << 30,
+        data_bytes: 486 << 20,
+        root: RootId::from_bytes([0x5a; 32]),
+        created_at_ns: 1_735_689_600_123_456_789,
+        tags: [("k", "v"), ("os", "дебиан")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        new_bytes: 480 << 20,
+        stored_bytes: 170 << 20,
+    }
+}
+
+fn store_file() -> StoreFile {
+    StoreFile {
+        store: STORE,
+        chunker_version: 1,
+        compression: Compression::Zstd,
+        created_unix_seconds: 1_735_689_600,
+    }
+}
+
+#[test]
+fn store_file_is_pinned() {
+    let text = "\
+# A Varve store. Not to be edited: the checksum below covers every byte above it.
+format_version = 1
+store_id = 00112233445566778899aabbccddeeff
+chunker_version = 1
+compression = zstd
+created_unix_seconds = 1735689600
+crc32 = 1d443c7a
+";
+    assert_eq!(store_file().encode(), text, "{CHANGED}");
+    assert_eq!(StoreFile::decode(text.as_bytes()), Ok(store_file()));
+    assert!(text.len() < store_file::STORE_FILE_BYTES_MAX);
+    assert_every_byte_counts(text.as_bytes(), StoreFile::decode);
+}
+
+#[test]
+fn a_store_of_another_version_is_told_so_whatever_else_it_says() {
+    let error = StoreFile::decode(b"# A Varve store.\nformat_version = 2\nnew_key = 7\n").unwrap_err();
+    assert!(error.is_unknown());
+    assert_eq!(
+        error.to_string(),
+        "format version of the store is not known to this version: it knows 1, found 2"
+    );
+}
+
+#[test]
+fn store_files_that_are_none() {
+    let good = store_file().encode();
+    for bad in [
+        String::new(),
+        "hello\n".to_owned(),
+        good.replace("format_version = 1", "format_version = one"),
+        good.replace("format_version = 1", "format_version = -1"),
+        good.replace("zstd", "lzma"),
+        good.replace("zstd", "lz4"),
+        good.replace("00112233", "00112233 "),
+        good.replace("store_id", "store"),
+        format!("{good}\n"),
+        format!("{good}{good}"),
+        good.replace('\n', "\r\n"),
+    ] {
+        let error = StoreFile::decode(bad.as_bytes()).unwrap_err();
+        assert!(!error.is_unknown(), "{bad}: {error}");
+    }
+}
+
+#[test]
+fn snapshot_record_is_pinned() {
+    let bytes = snapshot().encode();
+    assert_bytes(
+        &bytes,
+        &[
+            "01",
+            "00123456789abcdef0",
+            "0000000001000000",
+            "0000601e00000000",
+            "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a",
+            "15cdb2c77e681618",
+            "0000001e00000000",
+            "0000a00a00000000",
+            "07000000766d2f6469736b",
+            "02000000",
+            "010000006b0100000076",
+            "020000006f730c000000d0b4d0b5d0b1d0b8d0b0d0bd",
+        ],
+    );
+    assert_eq!(SnapshotRecord::decode(&bytes), Ok(snapshot()));
+    for len in 0..bytes.len() {
+        assert!(SnapshotRecord::decode(&bytes[..len]).is_err());
+    }
+}
+
+#[test]
+fn snapshot_records_that_are_none() {
+    let good = snapshot().encode();
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        SnapshotRecord::decode(&bytes).unwrap_err()
+    };
+    assert!(with(0, 2).is_unknown());
+    assert!(with(1, 0x10).to_string().contains("68 bits"));
+    // The name's length, and its first byte.
+    assert!(matches!(with(85, 0xff), FormatError::Short { .. }));
+    assert!(with(86, 0xff).to_string().contains("UTF-8"));
+    // The first tag's key, behind the second's.
+    assert!(with(101, b'z').to_string().contains("a key behind \"z\""));
+    let mut longer = good;
+    longer.push(0);
+    assert!(SnapshotRecord::decode(&longer).is_err());
+}
+
+#[test]
+fn snapshot_ids_have_one_form() {
+    let id: SnapshotId = "snap-0123456789abcdef0".parse().unwrap();
+    assert_eq!(id.as_bytes(), &[0x00, 0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xf0]);
+    assert_eq!(id.to_string(), "snap-0123456789abcdef0");
+    assert_eq!(SnapshotId::from_low_bits([0xff; 9]).to_string(), "snap-fffffffffffffffff");
+    for text in [
+        "",
+        "snap-",
+        "0123456789abcdef0",
+        "snap-0123456789abcdef",
+        "snap-0123456789abcdef01",
+        "snap-0123456789ABCDEF0",
+        "snap-+123456789abcdef0",
+        "Snap-0123456789abcdef0",
+    ] {
+        assert!(text.parse::<SnapshotId>().is_err(), "{text}");
+    }
+    assert!(SnapshotId::is_of_its_form("Snap-0123456789ABCDEF0"));
+    assert!(!SnapshotId::is_of_its_form("snap-0123456789abcdef"));
+}
+
+#[test]
+fn index_values_are_pinned() {
+    assert_bytes(
+        &location().encode(),
+        &["01", "a100000000000000", "5834120000000000", "01020100", "00000100", "55550000"],
+    );
+    let state = PackState {
+        pack: location().pack,
+        indexed_bytes: 0x0500_0000,
+        sealed: true,
+    };
+    assert_bytes(&PackState::key_of(state.pack), &["00000000000000a1"]);
+    assert_bytes(&state.encode(), &["01010100", "0000000500000000"]);
+    assert_bytes(&Identity { store: STORE }.encode(), &["01", "00112233445566778899aabbccddeeff"]);
+    assert_bytes(&keys::encode_sequence(7), &["0700000000000000"]);
+    let totals = Totals {
+        chunks: 1,
+        chunk_bytes: 2,
+        nodes: 3,
+        stored_bytes: 4,
+        packs: 5,
+        snapshots: 6,
+        logical_bytes: 7,
+    };
+    let counted: Vec<String> = (1..=7).map(|n| format!("0{n}00000000000000")).collect();
+    assert_bytes(&totals.encode(), &["01", &counted.concat()]);
+
+    assert_eq!(Location::decode(&location().encode()), Ok(location()));
+    assert_eq!(PackState::decode(&PackState::key_of(state.pack), &state.encode()), Ok(state));
+    assert_eq!(Identity::decode(&Identity { store: STORE }.encode()), Ok(Identity { store: STORE }));
+    assert_eq!(keys::decode_sequence(&keys::encode_sequence(7)), Ok(7));
+    assert_eq!(Totals::decode(&totals.encode()), Ok(totals));
+    assert_eq!(keys::decode_named(snapshot().id.as_bytes()), Ok(snapshot().id));
+}
+
+#[test]
+fn index_values_of_another_version_are_told_so() {
+    let mut value = location().encode();
+    value[0] = 2;
+    assert!(Location::decode(&value).unwrap_err().is_unknown());
+    let mut value = Totals::default().encode();
+    value[0] = 2;
+    assert!(Totals::decode(&value).unwrap_err().is_unknown());
+}
+
+/// Bytes that look right at first sight: those of some format with a few changes, and the header's checksum put right
+/// again, so that decoding goes on behind it.
+fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
+    let pack_header = PackHeader {
+        pack: location().pack,
+        store: STORE,
+        created_unix_seconds: 1,
+    };
+    let (footer, trailer_at) = pack::tests::footer();
+    let trailer = trailer_at..footer.len();
+    // With what the header's checksum covers, itself included.
+    let seeds = vec![
+        (pack_header.encode().to_vec(), 0..64),
+        (pack::tests::record(), 0..64),
+        (pack::encode_padding(8704).to_vec(), 0..64),
+        (footer, trailer),
+        (LogHeader { store: STORE }.encode().to_vec(), 0..64),
+        (catalog_log::Record::PutSnapshot(snapshot()).encode(1), 0..32),
+        (catalog_log::Record::DeleteSnapshot(snapshot().id).encode(1), 0..32),
+        (store_file().encode().into_bytes(), 0..0),
+        (snapshot().encode(), 0..0),
+        (location().encode().to_vec(), 0..0),
+        (Totals::default().encode().to_vec(), 0..0),
+    ];
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+    (prop::sample::select(seeds), changes).prop_map(|((mut bytes, header), changes)| {
+        for (at, byte) in changes {
+            let at = if header.is_empty() { at.index(bytes.len()) } else { header.start + at.index(header.len()) };
+            bytes[at] = byte;
+        }
+        fields::put_crc32(&mut bytes[header]);
+        bytes
+    })
+}
+
+/// Runs every decoder. None may panic; what they find does not matter here.
+fn decode_all(bytes: &[u8], number: u64) {
+    let _ = StoreFile::decode(bytes);
+    let _ = SnapshotRecord::decode(bytes);
+    let _ = Location::decode(bytes);
+    let _ = PackState::decode(bytes, bytes);
+    let _ = Totals::decode(bytes);
+    let _ = Identity::decode(bytes);
+    let _ = keys::decode_sequence(bytes);
+    let _ = keys::decode_named(bytes);
+    let _ = PackHeader::decode(bytes);
+    if let Ok(header) = Header::decode(bytes, number) {
+        let body = bytes.get(pack::RECORD_HEADER_BYTES..).unwrap_or_default();
+        let _ = header.check_body(body);
+    }
+    for pack_bytes in [number, bytes.len() as u64] {
+        if let Ok(trailer) = Trailer::decode(bytes, pack_bytes) {
+            let _ = pack::decode_footer(bytes, &trailer);
+        }
+    }
+    let _ = LogHeader::decode(bytes);
+    for at_end in [false, true] {
+        let from = Position {
+            offset_bytes: number,
+            next_sequence: 1,
+        };
+        let mut scan = catalog_log::scan(bytes, from, at_end);
+        assert!(scan.by_ref().count() <= bytes.len() / catalog_log::LOG_ALIGN as usize + 1);
+        let _ = scan.position();
+    }
+}
+
+proptest! {
+    #[test]
+    fn decoders_take_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..6000), number: u64) {
+        decode_all(&bytes, number);
+    }
+
+    #[test]
+    fn decoders_take_bytes_that_are_nearly_right(bytes in nearly_right(), number in prop_oneof![Just(8192u64), Just(8704), any::<u64>()]) {
+        decode_all(&bytes, number);
+    }
+
+    #[test]
+    fn records_of_snapshots_read_back(
+        id: [u8; 9],
+        name in "\\PC{0,140}",
+        numbers: [u64; 5],
+        root: [u8; 32],
+        tags in prop::collection::btree_map("\\PC{0,20}", "\\PC{0,20}", 0..6),
+    ) {
+        let record = SnapshotRecord {
+            id: SnapshotId::from_low_bits(id),
+            name,
+            size_bytes: numbers[0],
+            data_bytes: numbers[1],
+            root: RootId::from_bytes(root),
+            created_at_ns: numbers[2],
+            tags,
+            new_bytes: numbers[3],
+            stored_bytes: numbers[4],
+        };
+        prop_assert_eq!(SnapshotRecord::decode(&record.encode()), Ok(record));
+    }
+}

@@ -1,0 +1,122 @@
+//! Random batches, applied to RocksDB and to the model: both have to answer alike, also after RocksDB was opened again.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Few enough that batches meet each other's entries.
+const CHUNKS: u64 = 24;
+const NODES: u64 = 8;
+const SNAPSHOTS: u8 = 6;
+const NAMES: [&str; 5] = ["a", "a/b", "a/c", "b", "c"];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Apply { batch: Batch, records: Vec<Record>, sync: bool },
+    Reopen,
+}
+
+fn kinds_of_nodes() -> impl Strategy<Value = RecordKind> {
+    prop::sample::select(vec![RecordKind::Leaf, RecordKind::Inner, RecordKind::Root])
+}
+
+fn any_location(kind: RecordKind) -> impl Strategy<Value = Location> {
+    (1u64..4, 0u64..50, 1u32..20_000).prop_map(move |(pack, at, stored)| location(kind, pack, at, stored))
+}
+
+fn any_node() -> impl Strategy<Value = (NodeKey, Location)> {
+    (kinds_of_nodes(), 0..NODES).prop_flat_map(|(kind, number)| {
+        // Ids of different kinds are different, as the real ones are.
+        let id = *chunk_id(number << 8 | kind as u64).as_bytes();
+        any_location(kind).prop_map(move |location| (NodeKey::new(kind, id).unwrap(), location))
+    })
+}
+
+fn any_pack_state() -> impl Strategy<Value = PackState> {
+    (1u64..6, any::<u32>(), any::<bool>()).prop_map(|(number, indexed_bytes, sealed)| PackState {
+        pack: PackId {
+            kind: if number % 2 == 0 { PackKind::Nodes } else { PackKind::Chunks },
+            number,
+        },
+        indexed_bytes: indexed_bytes.into(),
+        sealed,
+    })
+}
+
+fn any_record() -> impl Strategy<Value = Record> {
+    prop_oneof![
+        3 => (0..SNAPSHOTS, prop::sample::select(&NAMES[..]), any::<u32>()).prop_map(|(number, name, size_bytes)| {
+            Record::PutSnapshot(SnapshotRecord { size_bytes: size_bytes.into(), ..snapshot(number, name) })
+        }),
+        2 => (0..SNAPSHOTS).prop_map(|number| Record::DeleteSnapshot(snapshot_id(number))),
+    ]
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let chunks = prop::collection::vec((0..CHUNKS, any_location(RecordKind::Chunk)), 0..8);
+    let nodes = prop::collection::vec(any_node(), 0..4);
+    let packs = prop::collection::vec(any_pack_state(), 0..3);
+    let records = prop::collection::vec(any_record(), 0..4);
+    let apply = (chunks, nodes, packs, records, any::<bool>()).prop_map(|(chunks, nodes, packs, records, sync)| {
+        let mut batch = Batch::default();
+        chunks.into_iter().for_each(|(number, location)| batch.put_chunk(chunk_id(number), location));
+        nodes.into_iter().for_each(|(key, location)| batch.put_node(key, location));
+        batch.packs(&packs);
+        Step::Apply { batch, records, sync }
+    });
+    prop_oneof![8 => apply, 1 => Just(Step::Reopen)]
+}
+
+/// All that can be asked.
+fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
+    let chunks: Vec<_> = (0..CHUNKS).map(chunk_id).collect();
+    let nodes: Vec<_> = (0..NODES)
+        .flat_map(|number| {
+            [RecordKind::Leaf, RecordKind::Inner, RecordKind::Root].map(|kind| {
+                NodeKey::new(kind, *chunk_id(number << 8 | kind as u64).as_bytes()).unwrap()
+            })
+        })
+        .collect();
+    let pages: Vec<_> = [(None, ""), (None, "a/"), (Some("a"), ""), (Some("a/b"), "a")]
+        .into_iter()
+        .flat_map(|(after, prefix)| [meta.snapshots(after, prefix, 100), meta.snapshots(after, prefix, 2)])
+        .map(Result::unwrap)
+        .collect();
+    let by_name: Vec<_> = NAMES.iter().map(|name| meta.snapshot_by_name(name).unwrap()).collect();
+    let by_id: Vec<_> = (0..SNAPSHOTS).map(|number| meta.snapshot(snapshot_id(number)).unwrap()).collect();
+    (
+        (meta.totals().unwrap(), meta.catalog_sequence().unwrap(), meta.pack_states().unwrap()),
+        (meta.chunks(&chunks).unwrap(), meta.nodes(&nodes).unwrap()),
+        (pages, by_name, by_id),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn rocks_and_the_model_answer_alike(steps in prop::collection::vec(any_step(), 1..24)) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("index");
+        let model = MemoryMeta::default();
+        let mut rocks = RocksMeta::create(&path, STORE).unwrap();
+        for step in steps {
+            match step {
+                Step::Apply { mut batch, records: new, sync } => {
+                    batch.catalog = records(&model, new).catalog;
+                    let expected = model.apply(batch.clone(), sync).map_err(|error| error.to_string());
+                    let found = rocks.apply(batch, sync).map_err(|error| error.to_string());
+                    prop_assert_eq!(found, expected);
+                }
+                Step::Reopen => {
+                    drop(rocks);
+                    rocks = RocksMeta::open(&path, STORE).unwrap();
+                }
+            }
+            prop_assert_eq!(answers(&rocks), answers(&model));
+        }
+        drop(rocks);
+        rocks = RocksMeta::open(&path, STORE).unwrap();
+        prop_assert_eq!(answers(&rocks), answers(&model));
+    }
+}

@@ -1,0 +1,204 @@
+//! Reads records whose places the index knows.
+//!
+//! Nothing here is believed: what is read must be the record that was asked for, as the index describes it.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+
+use super::PackHome;
+use crate::{
+    Damage, Error, Result,
+    format::{
+        FormatError, Location, PackId,
+        pack::{Header, Payload, RECORD_HEADER_BYTES, RecordHeader, RecordKind},
+    },
+    limits,
+};
+
+/// Reads records.
+#[derive(Debug, Clone)]
+pub struct PackReader {
+    home: Arc<dyn PackHome>,
+}
+
+/// A record that was read: it is the one that was asked for, and its checksums are right. Whether the payload's
+/// bytes, unpacked, have the id is not known yet.
+#[derive(Debug, Clone)]
+pub struct StoredRecord {
+    header: RecordHeader,
+    stored: Bytes,
+}
+
+impl StoredRecord {
+    /// What stands before the payload.
+    #[must_use]
+    pub const fn header(&self) -> &RecordHeader {
+        &self.header
+    }
+
+    /// The payload, as it is stored. It keeps all bytes of its read in memory.
+    #[must_use]
+    pub const fn payload(&self) -> &Bytes {
+        &self.stored
+    }
+}
+
+/// Neighbouring records to be read together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// In which pack.
+    pub pack: PackId,
+    /// Where the first begins.
+    pub offset_bytes: u64,
+    /// Up to the end of the last.
+    pub len_bytes: usize,
+    /// Which of the locations asked for are in it.
+    pub members: Vec<usize>,
+}
+
+/// Bytes of a [`Span`], not checked yet.
+#[derive(Debug, Clone)]
+pub struct ReadSpan {
+    pack: PackId,
+    offset_bytes: u64,
+    bytes: Bytes,
+}
+
+impl PackReader {
+    /// A reader of the packs that live there.
+    #[must_use]
+    pub fn new(home: Arc<dyn PackHome>) -> Self {
+        Self { home }
+    }
+
+    /// Reads one record, which must have this id.
+    pub async fn read_record(&self, location: &Location, id: &[u8; 32]) -> Result<StoredRecord> {
+        let len = record_len(&location.payload);
+        let bytes = self.read(location.pack, location.offset_bytes, len).await?;
+        check(location, id, &bytes)
+    }
+
+    /// Reads what [`plan_spans`] planned.
+    pub async fn read_span(&self, span: &Span) -> Result<ReadSpan> {
+        Ok(ReadSpan {
+            pack: span.pack,
+            offset_bytes: span.offset_bytes,
+            bytes: self.read(span.pack, span.offset_bytes, span.len_bytes).await?,
+        })
+    }
+
+    async fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Result<Bytes> {
+        match self.home.read(pack, offset_bytes, len).await {
+            Ok(buf) => Ok(buf.into_bytes()),
+            Err(error) => Err(match error.kind() {
+                io::ErrorKind::NotFound => Damage::in_pack(pack, offset_bytes, "records", "the pack is gone").into(),
+                io::ErrorKind::UnexpectedEof => {
+                    let problem = format!("{len} bytes expected, the pack ends before: {error}");
+                    Damage::in_pack(pack, offset_bytes, "records", problem).into()
+                }
+                _ => Error::io("read", &self.home.path(pack), error),
+            }),
+        }
+    }
+}
+
+impl ReadSpan {
+    /// One of its records, which must have this id.
+    pub fn record(&self, location: &Location, id: &[u8; 32]) -> Result<StoredRecord> {
+        let start = location.offset_bytes.checked_sub(self.offset_bytes).and_then(|start| usize::try_from(start).ok());
+        let range = start.and_then(|start| Some(start..start.checked_add(record_len(&location.payload))?));
+        match range {
+            Some(range) if location.pack == self.pack && range.end <= self.bytes.len() => {
+                check(location, id, &self.bytes.slice(range))
+            }
+            _ => Err(Error::Invalid(format!(
+                "the record at offset {} of pack {} is not among the {} bytes read at offset {} of pack {}",
+                location.offset_bytes,
+                location.pack,
+                self.bytes.len(),
+                self.offset_bytes,
+                self.pack
+            ))),
+        }
+    }
+}
+
+/// Bytes of a record in memory.
+#[expect(clippy::cast_possible_truncation, reason = "a header and at most PAYLOAD_BYTES_MAX")]
+const fn record_len(payload: &Payload) -> usize {
+    payload.record_bytes() as usize
+}
+
+/// The name of a record in messages.
+pub(super) fn name(kind: RecordKind, id: &[u8; 32]) -> String {
+    use std::fmt::Write as _;
+    let mut name = format!("{kind} ");
+    for byte in id {
+        // Writing to a string does not fail.
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
+}
+
+/// The record in `bytes`, if it is the one that the index describes.
+fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredRecord> {
+    let damage = |problem: FormatError| {
+        Damage::in_pack(location.pack, location.offset_bytes, name(location.payload.kind, id), problem)
+    };
+    let header = Header::decode(bytes, location.offset_bytes).map_err(damage)?;
+    let Header::Record(record) = header else {
+        return Err(damage(FormatError::differs("record", "a record", "padding")).into());
+    };
+    if record.payload != location.payload {
+        let (expected, found) = (format!("{:?}", location.payload), format!("{:?}", record.payload));
+        return Err(damage(FormatError::differs("record header", expected, found)).into());
+    }
+    if record.id != *id {
+        let found = name(record.payload.kind, &record.id);
+        return Err(damage(FormatError::differs("id of a record", "the id asked for", found)).into());
+    }
+    let body = bytes.slice(RECORD_HEADER_BYTES..);
+    header.check_body(&body).map_err(damage)?;
+    Ok(StoredRecord {
+        header: record,
+        stored: body.slice(..record.payload.stored_bytes as usize),
+    })
+}
+
+/// Which records to read together: neighbours with no more than [`limits::READ_GAP_BYTES`] between them, up to
+/// [`limits::READ_SPAN_BYTES`] in all. In the order of packs and offsets; every location is in one span.
+#[must_use]
+pub fn plan_spans(locations: &[Location]) -> Vec<Span> {
+    let mut order: Vec<usize> = (0..locations.len()).collect();
+    let place = |at: usize| locations.get(at).map(|location| (location.pack, location.offset_bytes));
+    order.sort_unstable_by_key(|at| place(*at));
+    let mut spans: Vec<Span> = Vec::new();
+    for at in order {
+        let Some(location) = locations.get(at) else { continue };
+        let record_len = record_len(&location.payload);
+        if let Some(span) = spans.last_mut()
+            && span.pack == location.pack
+            && let Some(len) = extended(span, location.offset_bytes, record_len)
+        {
+            span.len_bytes = len;
+            span.members.push(at);
+            continue;
+        }
+        spans.push(Span {
+            pack: location.pack,
+            offset_bytes: location.offset_bytes,
+            len_bytes: record_len,
+            members: vec![at],
+        });
+    }
+    spans
+}
+
+/// The length of a span with one more record, which does not begin before it, if that may be.
+fn extended(span: &Span, offset_bytes: u64, record_len: usize) -> Option<usize> {
+    let start = usize::try_from(offset_bytes - span.offset_bytes).ok()?;
+    let gap = start.saturating_sub(span.len_bytes);
+    let len = span.len_bytes.max(start.checked_add(record_len)?);
+    (gap as u64 <= limits::READ_GAP_BYTES && len <= limits::READ_SPAN_BYTES).then_some(len)
+}

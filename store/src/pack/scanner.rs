@@ -1,0 +1,337 @@
+//! Walks a pack from its beginning to its end, knowing nothing of what is in it.
+//!
+//! Every byte is checked: headers, payloads, the zeros between them, the footer. What is damaged is reported with its
+//! place, and the scan goes on at the next record that is whole. After damage to a header, a sealed pack's
+//! footer tells where that is; in one that is not sealed the scanner looks for a header. It could be deceived there: a
+//! payload may hold a pack's bytes, at the same offset by intent. So what it yields has its id only by its own word,
+//! until the payload has been hashed.
+
+use std::{collections::VecDeque, io};
+
+use bytes::Bytes;
+
+use super::{PackHome, reader};
+use crate::{
+    Error, Result,
+    format::{
+        FormatError, PackId,
+        pack::{
+            FooterEntry, Header, PACK_HEADER_BYTES, PackHeader, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC,
+            RecordHeader, TRAILER_BYTES, Trailer, decode_footer,
+        },
+    },
+    limits,
+};
+
+/// What a scan finds next.
+#[derive(Debug, Clone)]
+pub enum ScanItem {
+    /// A record that is whole.
+    Record(ScannedRecord),
+    /// Something that is not as it was written. Records follow, or the pack is sealed.
+    Damaged {
+        /// Where.
+        offset_bytes: u64,
+        /// What it is, or was.
+        what: String,
+        /// Expected and found.
+        why: String,
+    },
+    /// The end.
+    End(Tail),
+}
+
+/// A record that is whole.
+#[derive(Debug, Clone)]
+pub struct ScannedRecord {
+    /// Where it begins.
+    pub offset_bytes: u64,
+    /// What stands before the payload.
+    pub header: RecordHeader,
+    /// The payload, as it is stored.
+    pub payload: Bytes,
+}
+
+/// How a pack ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tail {
+    /// With a footer.
+    Sealed {
+        /// Where the footer begins.
+        end_bytes: u64,
+    },
+    /// With a record or padding.
+    Clean {
+        /// Where that ends.
+        end_bytes: u64,
+    },
+    /// With bytes that are no whole record. Nothing that is whole follows.
+    Torn {
+        /// Where they begin.
+        at_bytes: u64,
+        /// Expected and found.
+        why: String,
+    },
+}
+
+/// A scan under way.
+#[derive(Debug)]
+pub struct PackScanner<'a> {
+    home: &'a dyn PackHome,
+    pack: PackId,
+    /// Where the records end: at the footer, or with the file.
+    end_bytes: u64,
+    sealed: bool,
+    /// What the footer lists, if it can be read.
+    footer: Option<Vec<FooterEntry>>,
+    position: u64,
+    /// Bytes that were read, and their offset.
+    window: Bytes,
+    window_start: u64,
+    /// Damage after the last whole record. If no other follows, it is a torn tail.
+    doubtful: Vec<Doubtful>,
+    /// Found, and not given out yet.
+    found: VecDeque<ScanItem>,
+}
+
+#[derive(Debug)]
+struct Doubtful {
+    offset_bytes: u64,
+    what: String,
+    why: String,
+}
+
+impl<'a> PackScanner<'a> {
+    /// Begins a scan. Bytes that a writer appends meanwhile are not seen.
+    pub async fn open(home: &'a dyn PackHome, pack: PackId) -> Result<Self> {
+        let len_bytes = home.len_bytes(pack).map_err(|source| Error::io("open", &home.path(pack), source))?;
+        let mut scanner = Self {
+            home,
+            pack,
+            end_bytes: len_bytes,
+            sealed: false,
+            footer: None,
+            position: 0,
+            window: Bytes::new(),
+            window_start: 0,
+            doubtful: Vec::new(),
+            found: VecDeque::new(),
+        };
+        scanner.find_footer().await?;
+        Ok(scanner)
+    }
+
+    /// What comes next. After the end: the end again.
+    pub async fn next(&mut self) -> Result<ScanItem> {
+        loop {
+            if let Some(item) = self.found.pop_front() {
+                return Ok(item);
+            }
+            if self.position == 0 {
+                self.check_pack_header().await?;
+            } else if self.position < self.end_bytes {
+                self.step().await?;
+            } else {
+                return Ok(self.end());
+            }
+        }
+    }
+
+    /// Whether the pack has a footer.
+    #[must_use]
+    pub const fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
+    fn end(&mut self) -> ScanItem {
+        if self.sealed {
+            self.settle_doubtful();
+            return self.found.pop_front().unwrap_or(ScanItem::End(Tail::Sealed {
+                end_bytes: self.end_bytes,
+            }));
+        }
+        ScanItem::End(match self.doubtful.first() {
+            None => Tail::Clean {
+                end_bytes: self.end_bytes,
+            },
+            Some(first) => Tail::Torn {
+                at_bytes: first.offset_bytes,
+                why: format!("{}: {}", first.what, first.why),
+            },
+        })
+    }
+
+    /// Damage that something whole follows is no torn tail.
+    fn settle_doubtful(&mut self) {
+        self.found.extend(self.doubtful.drain(..).map(|doubtful| ScanItem::Damaged {
+            offset_bytes: doubtful.offset_bytes,
+            what: doubtful.what,
+            why: doubtful.why,
+        }));
+    }
+
+    fn doubt(&mut self, offset_bytes: u64, what: impl Into<String>, why: &FormatError) {
+        self.doubtful.push(Doubtful {
+            offset_bytes,
+            what: what.into(),
+            why: why.to_string(),
+        });
+    }
+
+    /// Looks at the end of the pack: with a trailer it is sealed, and the footer tells where the records are.
+    async fn find_footer(&mut self) -> Result<()> {
+        let len_bytes = self.end_bytes;
+        let Some(trailer_offset) = len_bytes.checked_sub(TRAILER_BYTES as u64) else {
+            return Ok(());
+        };
+        let last = self.bytes(trailer_offset, TRAILER_BYTES).await?;
+        let Ok(trailer) = Trailer::decode(&last, len_bytes) else {
+            return Ok(());
+        };
+        if trailer.pack != self.pack || trailer.footer_offset_bytes < PACK_HEADER_BYTES as u64 {
+            return Ok(());
+        }
+        let offset_bytes = trailer.footer_offset_bytes;
+        let footer_len = usize::try_from(len_bytes - offset_bytes).unwrap_or(usize::MAX);
+        let footer = self.bytes(offset_bytes, footer_len).await?;
+        self.sealed = true;
+        self.end_bytes = offset_bytes;
+        match decode_footer(&footer, &trailer) {
+            Ok(entries) => self.footer = Some(entries),
+            Err(why) => self.found.push_back(ScanItem::Damaged {
+                offset_bytes,
+                what: "footer".to_owned(),
+                why: why.to_string(),
+            }),
+        }
+        Ok(())
+    }
+
+    async fn check_pack_header(&mut self) -> Result<()> {
+        let bytes = self.bytes(0, PACK_HEADER_BYTES).await?;
+        let checked = PackHeader::decode(&bytes).and_then(|header| {
+            if header.pack != self.pack {
+                return Err(FormatError::differs("pack header", self.pack, header.pack));
+            }
+            if header.store != self.home.store() {
+                return Err(FormatError::differs("pack header", self.home.store(), header.store));
+            }
+            Ok(())
+        });
+        if let Err(why) = checked {
+            self.doubt(0, "pack header", &why);
+        }
+        // A pack of records begins here even if it does not say so.
+        self.position = (PACK_HEADER_BYTES as u64).min(self.end_bytes).max(1);
+        Ok(())
+    }
+
+    /// Looks at one place where a record may begin.
+    async fn step(&mut self) -> Result<()> {
+        let offset_bytes = self.position;
+        let head = self.bytes(offset_bytes, RECORD_HEADER_BYTES).await?;
+        let header = match Header::decode(&head, offset_bytes) {
+            Ok(header) => header,
+            Err(why) => {
+                self.doubt(offset_bytes, "record", &why);
+                self.position = self.find_next(offset_bytes).await?;
+                return Ok(());
+            }
+        };
+        let body_len = usize::try_from(header.total_bytes()).unwrap_or(usize::MAX) - RECORD_HEADER_BYTES;
+        let body = self.bytes(offset_bytes + RECORD_HEADER_BYTES as u64, body_len).await?;
+        let checked = header.check_body(&body).and_then(|()| self.check_listed(offset_bytes, &header));
+        // Its own checksum is right, and so is the length it tells.
+        self.position = (offset_bytes + header.total_bytes()).min(self.end_bytes);
+        match (checked, header) {
+            (Ok(()), header) => {
+                self.settle_doubtful();
+                if let Header::Record(header) = header {
+                    self.found.push_back(ScanItem::Record(ScannedRecord {
+                        offset_bytes,
+                        header,
+                        payload: body.slice(..header.payload.stored_bytes as usize),
+                    }));
+                }
+            }
+            (Err(why), Header::Record(record)) => {
+                self.doubt(offset_bytes, reader::name(record.payload.kind, &record.id), &why);
+            }
+            (Err(why), Header::Padding { .. }) => self.doubt(offset_bytes, "padding", &why),
+        }
+        Ok(())
+    }
+
+    /// That a sealed pack's footer lists a record as it is, and that it is of the kind that belongs there.
+    fn check_listed(&self, offset_bytes: u64, header: &Header) -> Result<(), FormatError> {
+        let Header::Record(record) = header else {
+            return Ok(());
+        };
+        if record.payload.kind.pack_kind() != self.pack.kind {
+            return Err(FormatError::differs("kind of a record", self.pack, record.payload.kind));
+        }
+        let Some(footer) = &self.footer else {
+            return Ok(());
+        };
+        let listed = footer.binary_search_by_key(&offset_bytes, |entry| entry.offset_bytes).ok();
+        match listed.and_then(|at| footer.get(at)) {
+            Some(entry) if entry.id == record.id && entry.payload == record.payload => Ok(()),
+            Some(entry) => {
+                let expected = reader::name(entry.payload.kind, &entry.id);
+                Err(FormatError::differs("record", format_args!("{expected}, as the footer says"), "another"))
+            }
+            None => Err(FormatError::differs("record", "none here, as the footer says", "one")),
+        }
+    }
+
+    /// Where to look next after a header that cannot be read; the end, if there is nothing.
+    async fn find_next(&mut self, offset_bytes: u64) -> Result<u64> {
+        if let Some(footer) = &self.footer {
+            let next = footer.partition_point(|entry| entry.offset_bytes <= offset_bytes);
+            return Ok(footer.get(next).map_or(self.end_bytes, |entry| entry.offset_bytes));
+        }
+        let mut from = offset_bytes + RECORD_ALIGN;
+        while from < self.end_bytes {
+            let bytes = self.bytes(from, RECORD_HEADER_BYTES).await?;
+            if bytes.len() < RECORD_HEADER_BYTES {
+                break;
+            }
+            let at = usize::try_from(from - self.window_start).unwrap_or(usize::MAX);
+            let window = self.window.get(at..).unwrap_or_default();
+            let (places, _) = window.as_chunks::<{ RECORD_ALIGN as usize }>();
+            match places.iter().position(|place| place.starts_with(&RECORD_MAGIC)) {
+                Some(place) => {
+                    from += place as u64 * RECORD_ALIGN;
+                    let head = self.bytes(from, RECORD_HEADER_BYTES).await?;
+                    if Header::decode(&head, from).is_ok() {
+                        return Ok(from);
+                    }
+                    from += RECORD_ALIGN;
+                }
+                None => from += places.len() as u64 * RECORD_ALIGN,
+            }
+        }
+        Ok(self.end_bytes)
+    }
+
+    /// Bytes from an offset, fewer if the records end before.
+    async fn bytes(&mut self, offset_bytes: u64, len: usize) -> Result<Bytes> {
+        let there = self.end_bytes.saturating_sub(offset_bytes);
+        let len = usize::try_from(there).map_or(len, |there| there.min(len));
+        let start = offset_bytes.checked_sub(self.window_start).and_then(|start| usize::try_from(start).ok());
+        let range = start.and_then(|start| Some(start..start.checked_add(len)?));
+        if let Some(range) = range.filter(|range| range.end <= self.window.len()) {
+            return Ok(self.window.slice(range));
+        }
+        let read_len = usize::try_from(there).map_or(usize::MAX, |there| there.min(len.max(limits::READ_SPAN_BYTES)));
+        let read = self.home.read(self.pack, offset_bytes, read_len).await;
+        self.window = match read {
+            Ok(buf) => buf.into_bytes(),
+            // Somebody cut the pack off since its length was asked for.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Bytes::new(),
+            Err(error) => return Err(Error::io("read", &self.home.path(self.pack), error)),
+        };
+        self.window_start = offset_bytes;
+        Ok(self.window.slice(..len.min(self.window.len())))
+    }
+}

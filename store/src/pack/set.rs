@@ -1,0 +1,170 @@
+//! The packs in a directory.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+
+use super::PackHome;
+use crate::{
+    Error, Result,
+    format::{PackId, PackKind, StoreId, names},
+    io::{AlignedBuf, Completion, Disk, File, OpenMode},
+    limits,
+};
+
+/// All packs of a data directory. Those that were read last stay open, [`limits::PACKS_OPEN_MAX`] of them.
+///
+/// Packs are read through the page cache, which so keeps packed bytes beside the store's cache of plain ones, and
+/// written past it.
+#[derive(Debug)]
+pub struct PackSet {
+    disk: Arc<dyn Disk>,
+    data_dir: PathBuf,
+    store: StoreId,
+    pack_bytes_max: u64,
+    /// The highest number that was ever used, as far as known.
+    last_number: AtomicU64,
+    open: Mutex<OpenFiles>,
+}
+
+/// Open files, and when they were used.
+#[derive(Debug, Default)]
+struct OpenFiles {
+    files: HashMap<PackId, (File, u64)>,
+    uses: u64,
+}
+
+impl PackSet {
+    /// The packs of a data directory, in which there is a directory for them.
+    pub fn open(disk: Arc<dyn Disk>, data_dir: &Path, store: StoreId) -> Result<Arc<Self>> {
+        Self::open_with(disk, data_dir, store, limits::PACK_BYTES_MAX)
+    }
+
+    /// The same, with packs that are sealed at another length.
+    pub fn open_with(disk: Arc<dyn Disk>, data_dir: &Path, store: StoreId, pack_bytes_max: u64) -> Result<Arc<Self>> {
+        let set = Self {
+            disk,
+            data_dir: data_dir.to_owned(),
+            store,
+            pack_bytes_max,
+            last_number: AtomicU64::new(0),
+            open: Mutex::default(),
+        };
+        if let Some(last) = set.list()?.last() {
+            set.keep_numbers_above(last.number);
+        }
+        Ok(Arc::new(set))
+    }
+
+    fn file(&self, pack: PackId) -> io::Result<File> {
+        if let Some(file) = self.open.lock().used(pack) {
+            return Ok(file);
+        }
+        let file = self.disk.open(&self.path(pack), OpenMode::Read)?;
+        self.open.lock().insert(pack, file.clone());
+        Ok(file)
+    }
+
+    fn open_as(&self, verb: &'static str, pack: PackId, open: impl FnOnce(&Path) -> io::Result<File>) -> Result<File> {
+        let path = self.path(pack);
+        open(&path).map_err(|source| Error::io(verb, &path, source))
+    }
+}
+
+impl OpenFiles {
+    fn used(&mut self, pack: PackId) -> Option<File> {
+        self.uses += 1;
+        let (file, used) = self.files.get_mut(&pack)?;
+        *used = self.uses;
+        Some(file.clone())
+    }
+
+    fn insert(&mut self, pack: PackId, file: File) {
+        if self.files.len() >= limits::PACKS_OPEN_MAX {
+            // A look at all of them, once for each file that is opened, which takes longer.
+            let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used).map(|(pack, _)| *pack);
+            if let Some(oldest) = oldest {
+                self.files.remove(&oldest);
+            }
+        }
+        self.files.insert(pack, (file, self.uses));
+    }
+}
+
+impl PackHome for PackSet {
+    fn store(&self) -> StoreId {
+        self.store
+    }
+
+    fn list(&self) -> Result<Vec<PackId>> {
+        let dir = names::packs(&self.data_dir);
+        let names = self.disk.list(&dir).map_err(|source| Error::io("list", &dir, source))?;
+        let mut packs: Vec<_> = names.iter().filter_map(|name| names::pack_of(name)).collect();
+        packs.sort_unstable_by_key(|pack| (pack.number, pack.kind));
+        Ok(packs)
+    }
+
+    fn reserve(&self, kind: PackKind) -> PackId {
+        PackId {
+            kind,
+            number: self.last_number.fetch_add(1, Ordering::Relaxed) + 1,
+        }
+    }
+
+    fn keep_numbers_above(&self, number: u64) {
+        self.last_number.fetch_max(number, Ordering::Relaxed);
+    }
+
+    fn pack_bytes_max(&self) -> u64 {
+        self.pack_bytes_max
+    }
+
+    fn path(&self, pack: PackId) -> PathBuf {
+        names::pack(&self.data_dir, pack)
+    }
+
+    fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    fn create(&self, pack: PackId) -> Result<File> {
+        self.open_as("create", pack, |path| self.disk.open_direct(path, OpenMode::CreateNew))
+    }
+
+    fn reopen(&self, pack: PackId) -> Result<File> {
+        self.open_as("open", pack, |path| self.disk.open_direct(path, OpenMode::ReadWrite))
+    }
+
+    fn open_to_mend(&self, pack: PackId) -> Result<File> {
+        self.open_as("open", pack, |path| self.disk.open(path, OpenMode::ReadWrite))
+    }
+
+    fn remove(&self, pack: PackId) -> Result<()> {
+        self.open.lock().files.remove(&pack);
+        let path = self.path(pack);
+        self.disk.remove(&path).map_err(|source| Error::io("remove", &path, source))
+    }
+
+    fn sync_names(&self) -> Completion<()> {
+        self.disk.sync_dir(&names::packs(&self.data_dir))
+    }
+
+    fn len_bytes(&self, pack: PackId) -> io::Result<u64> {
+        self.disk.len(&self.file(pack)?)
+    }
+
+    fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
+        match self.file(pack) {
+            Ok(file) => self.disk.read(&file, offset_bytes, len),
+            Err(error) => Completion::failed(error),
+        }
+    }
+}

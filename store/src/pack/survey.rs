@@ -1,0 +1,122 @@
+//! What a pack holds and how it ends: what recovery has to know of a pack that is not sealed.
+
+use super::{PackHome, PackScanner, PlacedRecord, ScanItem, Tail};
+use crate::{
+    Damage, Error, Result,
+    format::{
+        Location, PackId,
+        pack::{PACK_HEADER_BYTES, PACK_RECORDS_MAX, padding_bytes},
+    },
+};
+
+/// What a pack was found to hold.
+#[derive(Debug, Clone)]
+pub struct Survey {
+    /// Which pack.
+    pub pack: PackId,
+    /// Its records that are whole, in order. Of a pack that is not sealed they may still be lost until
+    /// [`PackWriter::resume`](super::PackWriter::resume) has taken it on.
+    pub records: Vec<PlacedRecord>,
+    /// What is not as it was written, though it should be.
+    pub damage: Vec<Damage>,
+    /// Where the records end: at the footer of a sealed pack; otherwise writing goes on here, or behind.
+    pub end_bytes: u64,
+    /// It has a footer.
+    pub sealed: bool,
+    /// Why what follows the end is given up, if anything does.
+    pub torn: Option<String>,
+}
+
+/// Scans a whole pack.
+///
+/// `promised_bytes` is how far the index says that the pack is durable; `None` when there is no index. A place before
+/// that which is not whole is damage, and what follows it is kept. The first such place behind is where
+/// a pack that is not sealed was torn: of what follows, nothing was promised to anyone, whole or not. Without
+/// an index only a tail with nothing whole in it is given up.
+pub async fn survey(home: &dyn PackHome, pack: PackId, promised_bytes: Option<u64>) -> Result<Survey> {
+    let mut scanner = PackScanner::open(home, pack).await?;
+    let mut survey = Survey {
+        pack,
+        records: Vec::new(),
+        damage: Vec::new(),
+        end_bytes: 0,
+        sealed: false,
+        torn: None,
+    };
+    let promised = |offset_bytes: u64| promised_bytes.is_none_or(|promised_bytes| offset_bytes < promised_bytes);
+    loop {
+        match scanner.next().await? {
+            ScanItem::Record(record) if survey.records.len() >= PACK_RECORDS_MAX as usize => {
+                let what = format!("record {}", survey.records.len() + 1);
+                let why = format!("a pack has at most {PACK_RECORDS_MAX}");
+                survey.damage.push(Damage::in_pack(pack, record.offset_bytes, what, why));
+                // One word about it is enough.
+                survey.end_bytes = home.len_bytes(pack).map_err(|source| Error::io("open", &home.path(pack), source))?;
+                return Ok(survey);
+            }
+            ScanItem::Record(record) => survey.records.push(PlacedRecord {
+                id: record.header.id,
+                location: Location {
+                    pack,
+                    offset_bytes: record.offset_bytes,
+                    payload: record.header.payload,
+                },
+            }),
+            ScanItem::Damaged {
+                offset_bytes,
+                what,
+                why,
+            } => {
+                if scanner.is_sealed() || promised(offset_bytes) {
+                    survey.damage.push(Damage::in_pack(pack, offset_bytes, what, why));
+                } else {
+                    survey.end_bytes = offset_bytes;
+                    survey.torn = Some(torn(offset_bytes, &format!("{what}: {why}")));
+                    return Ok(survey);
+                }
+            }
+            ScanItem::End(Tail::Sealed { end_bytes }) => {
+                survey.sealed = true;
+                survey.end_bytes = end_bytes;
+                return Ok(survey);
+            }
+            ScanItem::End(tail) => {
+                survey.finish(tail, promised_bytes.unwrap_or(0));
+                return Ok(survey);
+            }
+        }
+    }
+}
+
+fn torn(at_bytes: u64, why: &str) -> String {
+    format!("at offset {at_bytes}: {why}")
+}
+
+impl Survey {
+    /// The end of a pack that is not sealed.
+    fn finish(&mut self, tail: Tail, promised_bytes: u64) {
+        let (end_bytes, why) = match tail {
+            Tail::Clean { end_bytes } | Tail::Sealed { end_bytes } => (end_bytes, None),
+            Tail::Torn { at_bytes, why } => (at_bytes, Some(why)),
+        };
+        if end_bytes < promised_bytes {
+            // Records that the index knows are gone. Their place stays empty: nothing else is written there.
+            let why = why.unwrap_or_else(|| format!("the pack ends here, it was synced up to {promised_bytes}"));
+            self.damage.push(Damage::in_pack(self.pack, end_bytes, "records", why));
+            self.end_bytes = promised_bytes;
+        } else {
+            self.end_bytes = end_bytes;
+            self.torn = why.map(|why| torn(end_bytes, &why));
+        }
+    }
+
+    /// Whether there is nothing in it: the pack was made, and then the power failed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.damage.is_empty() && self.end_bytes <= PACK_HEADER_BYTES as u64
+    }
+
+    /// Where writing goes on after padding.
+    pub(super) const fn aligned_end_bytes(&self) -> u64 {
+        self.end_bytes + padding_bytes(self.end_bytes) as u64
+    }
+}

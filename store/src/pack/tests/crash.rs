@@ -1,0 +1,128 @@
+//! The power fails after every operation in turn.
+
+use super::*;
+
+/// Enough bytes in a round for several writes, some packs that fill up, and sizes that end anywhere.
+const PACK_BYTES_MAX: u64 = 3 << 20;
+const ROUNDS: u64 = 4;
+
+fn records(round: u64) -> Vec<EncodedRecord> {
+    let mut records = chunks(round * 100..round * 100 + 7, 64);
+    records.extend((0..3).map(|n| packed_chunk(round * 100 + n, 777 + 1234 * (round + n) as usize)));
+    records
+}
+
+/// Appends and flushes until it is done or something fails. What a receipt was given for is known after.
+async fn run(writer: &PackWriter, rounds: std::ops::Range<u64>, known: &mut Known) -> Result<()> {
+    for round in rounds {
+        let appended = writer.append(records(round)).await?;
+        let flushed = writer.flush().await?;
+        known.learn(flushed.settle(appended)?, flushed.packs());
+    }
+    Ok(())
+}
+
+/// A run from an empty disk, with the power failing after so many operations; and what it was promised.
+fn run_until(last: Option<u64>) -> (Sim, Known) {
+    let sim = Sim::new();
+    let mut known = Known::default();
+    if let Some(last) = last {
+        sim.0.power_off_after(sim.0.operations() + last);
+    }
+    let place = sim.place();
+    let (_, writer) = place.writer(PACK_BYTES_MAX);
+    let result = block_on(run(&writer, 0..ROUNDS, &mut known));
+    assert!(result.is_ok() || last.is_some(), "{result:?}");
+    (sim, known)
+}
+
+fn operations() -> u64 {
+    let before = Sim::new().0.operations();
+    run_until(None).0.0.operations() - before
+}
+
+/// Recovers, checks that nothing promised is missing and nothing that is found is wrong, and goes on.
+fn recover_and_go_on(sim: &Sim, known: &Known, context: &str) {
+    let place = sim.place();
+    let home = place.home(PACK_BYTES_MAX);
+    let mut now = known.clone();
+    block_on(async {
+        let writer = now.recover(&home).await.unwrap_or_else(|error| panic!("{context}: {error}"));
+        for (id, record) in &known.records {
+            assert!(now.records.get(id).is_some_and(|found| found.location == record.location), "{context}");
+        }
+        now.check(&home).await;
+        run(&writer, 50..52, &mut now).await.unwrap();
+        now.check(&home).await;
+        // Nor is anything missing for who reads the packs alone.
+        let mut found = HashMap::new();
+        let mut unsealed = 0;
+        for pack in home.list().unwrap() {
+            let survey = survey(&*home, pack, None).await.unwrap();
+            assert!(survey.damage.is_empty() && survey.torn.is_none(), "{context}: {survey:?}");
+            found.extend(survey.records.iter().map(|record| (record.location, record.id)));
+            unsealed += usize::from(!survey.sealed);
+        }
+        assert!(now.records.values().all(|record| found.get(&record.location) == Some(&record.id)), "{context}");
+        assert!(unsealed <= 1, "{context}: {unsealed} packs are not sealed");
+    });
+}
+
+#[test]
+fn what_a_receipt_was_given_for_survives_a_crash_after_every_operation() {
+    let count = operations();
+    assert!(count > 20, "{count} operations");
+    for last in 0..=count {
+        let (sim, known) = run_until(Some(last));
+        for seed in 0..6 {
+            let context = format!("crash after operation {last} of {count}, seed {seed}");
+            recover_and_go_on(&Sim(sim.0.crash(seed)), &known, &context);
+        }
+    }
+}
+
+/// Recovery itself is cut short after each of its operations.
+#[test]
+fn recovery_can_be_interrupted_and_begun_again() {
+    let count = operations();
+    for last in (0..=count).step_by(3) {
+        let (sim, known) = run_until(Some(last));
+        for seed in 100..102 {
+            for interrupted in 0.. {
+                let crashed = Sim(sim.0.crash(seed));
+                crashed.0.power_off_after(interrupted);
+                let recovered = {
+                    let home = crashed.place().home(PACK_BYTES_MAX);
+                    block_on(known.clone().recover(&home)).is_ok()
+                };
+                let context = format!("crash after {last}, seed {seed}, and after {interrupted} of recovery");
+                recover_and_go_on(&Sim(crashed.0.crash(seed + 7)), &known, &context);
+                if recovered {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// The process is killed: the disk goes on and keeps everything that was written, synced or not.
+#[test]
+fn whole_records_behind_the_last_receipt_are_found() {
+    let sim = Sim::new();
+    let place = sim.place();
+    let mut known = Known::default();
+    let (_, writer) = place.writer(64 << 20);
+    let all: Vec<_> = records(0).into_iter().chain(records(1)).collect();
+    block_on(async {
+        run(&writer, 0..1, &mut known).await.unwrap();
+        // Made durable, and the receipt is lost.
+        let _ = writer.append(records(1)).await.unwrap();
+        drop(writer.flush().await.unwrap());
+        drop(writer);
+        let mut now = known.clone();
+        let home = place.home(64 << 20);
+        now.recover(&home).await.unwrap();
+        assert!(all.iter().all(|record| now.records.contains_key(record.id())));
+        now.check(&home).await;
+    });
+}

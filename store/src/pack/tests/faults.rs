@@ -1,0 +1,170 @@
+//! Writes and syncs fail, the disk is full.
+
+use std::io::ErrorKind;
+
+use super::*;
+use crate::Error;
+
+const PACK_BYTES_MAX: u64 = 3 << 20;
+
+/// Rounds of about 2 MiB, until one fails.
+async fn run(writer: &PackWriter, known: &mut Known) -> Result<()> {
+    for round in 0..5 {
+        let appended = writer.append(chunks(round * 100..round * 100 + 8, 64)).await?;
+        let flushed = writer.flush().await?;
+        known.learn(flushed.settle(appended)?, flushed.packs());
+    }
+    Ok(())
+}
+
+fn recover(sim: &Sim, known: &Known) -> Known {
+    let home = sim.place().home(PACK_BYTES_MAX);
+    let mut now = known.clone();
+    block_on(async {
+        now.recover(&home).await.unwrap();
+        now.check(&home).await;
+    });
+    now
+}
+
+/// One write or sync fails: from then on nothing is written, reads go on, and what was promised is there after a crash.
+fn fails_once(break_it: impl Fn(&SimDisk, u64)) -> u64 {
+    for nth in 1.. {
+        let sim = Sim::new();
+        let place = sim.place();
+        let (home, writer) = place.writer(PACK_BYTES_MAX);
+        break_it(&sim.0, nth);
+        let mut known = Known::default();
+        let result = block_on(run(&writer, &mut known));
+        let Err(first) = result else {
+            return nth;
+        };
+        let Error::Poisoned { reason } = &first else {
+            panic!("fault {nth}: {first}");
+        };
+        assert!(reason.contains("chunk-000"), "names the pack: {reason}");
+        let operations = sim.0.operations();
+        block_on(async {
+            for again in [writer.append(chunks(900..901, 1)).await.err(), writer.flush().await.err()] {
+                assert_eq!(again.unwrap().to_string(), first.to_string(), "the first reason stays");
+            }
+            known.check(&home).await;
+        });
+        assert_eq!(sim.0.operations(), operations, "nothing is written after");
+        for seed in 0..4 {
+            recover(&Sim(sim.0.crash(seed)), &known);
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_failed_write_stops_all_writing() {
+    assert!(fails_once(|disk, nth| disk.fail_write(nth, ErrorKind::Other)) > 10);
+}
+
+#[test]
+fn a_failed_sync_stops_all_writing() {
+    assert!(fails_once(SimDisk::fail_sync) > 5);
+}
+
+/// A sync that says the disk is full is a failed sync as well.
+#[test]
+fn only_writes_find_the_disk_full() {
+    for nth in 1..15 {
+        let sim = Sim::new();
+        let (_, writer) = sim.place().writer(PACK_BYTES_MAX);
+        sim.0.fail_write(nth, ErrorKind::StorageFull);
+        let mut known = Known::default();
+        match block_on(run(&writer, &mut known)) {
+            // A footer that did not fit was written later.
+            Ok(()) | Err(Error::Full { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+        block_on(run(&writer, &mut known)).unwrap();
+        recover(&Sim(sim.0.crash(nth)), &known);
+    }
+}
+
+#[test]
+fn a_full_disk_loses_what_was_not_durable_and_nothing_else() {
+    for capacity_bytes in (0..6 << 20).step_by(300_000) {
+        let sim = Sim::new();
+        let place = sim.place();
+        let (home, writer) = place.writer(PACK_BYTES_MAX);
+        sim.0.set_capacity(Some(capacity_bytes));
+        let mut known = Known::default();
+        block_on(async {
+            let early = writer.append(chunks(500..501, 1)).await;
+            let error = run(&writer, &mut known).await.unwrap_err();
+            assert!(matches!(error, Error::Full { .. }), "{capacity_bytes}: {error}");
+            // Full again, and again: it does not add up.
+            for _ in 0..3 {
+                let result = run(&writer, &mut Known::default()).await;
+                assert!(matches!(result, Err(Error::Full { .. })), "{capacity_bytes}: {result:?}");
+            }
+            known.check(&home).await;
+            assert!(home.list().unwrap().len() <= 1 + known.packs.len());
+
+            sim.0.set_capacity(None);
+            if let Ok(early) = early {
+                let flushed = writer.flush().await.unwrap();
+                assert!(flushed.settle(early).is_err(), "its receipt never came");
+            }
+            run(&writer, &mut known).await.unwrap();
+            known.check(&home).await;
+            for pack in home.list().unwrap() {
+                let (_, damage, tail) = scan(&*home, pack).await;
+                assert_eq!(damage, [], "{capacity_bytes}");
+                assert!(!matches!(tail, Tail::Torn { .. }), "{capacity_bytes}: {tail:?}");
+            }
+        });
+        for seed in 0..4 {
+            recover(&Sim(sim.0.crash(seed)), &known);
+        }
+    }
+}
+
+/// The power fails while a writer goes back after a full disk.
+#[test]
+fn what_is_durable_survives_a_full_disk_and_a_crash() {
+    for capacity_bytes in [1 << 20, 3 << 20, 5 << 20] {
+        for last in 0.. {
+            let sim = Sim::new();
+            let place = sim.place();
+            let (_, writer) = place.writer(PACK_BYTES_MAX);
+            sim.0.set_capacity(Some(capacity_bytes));
+            let before = sim.0.operations();
+            sim.0.power_off_after(before + last);
+            let mut known = Known::default();
+            assert!(block_on(run(&writer, &mut known)).is_err());
+            for seed in 0..4 {
+                recover(&Sim(sim.0.crash(seed)), &known);
+            }
+            if sim.0.operations() <= before + last {
+                break;
+            }
+        }
+    }
+}
+
+/// A directory that is full, or a limit on open files: nothing is lost, the next call may succeed.
+#[test]
+fn a_pack_that_cannot_be_made_is_an_error() {
+    let sim = Sim::new();
+    let place = sim.place();
+    let (home, writer) = place.writer(PACK_BYTES_MAX);
+    let in_the_way = PackId {
+        kind: PackKind::Chunks,
+        number: 1,
+    };
+    sim.0.put(&Sim::path(in_the_way), b"not expected").unwrap();
+    block_on(async {
+        let error = writer.append(chunks(0..1, 1)).await.unwrap_err();
+        assert!(matches!(error, Error::Io { verb: "create", .. }), "{error}");
+        let appended = writer.append(chunks(0..1, 1)).await.unwrap();
+        let flushed = writer.flush().await.unwrap();
+        assert_eq!(flushed.settle(appended).unwrap()[0].location.pack.number, 2);
+        assert_eq!(home.list().unwrap().len(), 2);
+    });
+}

@@ -1,0 +1,202 @@
+//! Packs over real disks and simulated ones.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
+
+mod crash;
+mod damage;
+mod faults;
+mod resume;
+mod write;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use varve_content::{ChunkId, chunker::End, codec::Codec};
+
+use super::*;
+use crate::{
+    Result,
+    format::{PackId, PackKind, PackState, StoreId, names},
+    io::{self, Disk, IoEngine, sim::SimDisk},
+};
+
+const STORE: StoreId = StoreId::from_bytes([0x5a; 16]);
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+/// The bytes of chunk `number`: they look random, and other numbers have others.
+fn plain(number: u64, blocks: usize) -> Vec<u8> {
+    let mut word = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let words = (0..blocks * 512).map(|_| {
+        word ^= word << 13;
+        word ^= word >> 7;
+        word ^= word << 17;
+        word
+    });
+    words.flat_map(u64::to_le_bytes).collect()
+}
+
+/// A chunk of 1 to 64 blocks, and its id.
+fn chunk(number: u64, blocks: usize) -> EncodedRecord {
+    let plain = plain(number, blocks);
+    EncodedRecord::chunk(ChunkId::of(&plain), Codec::Raw, End::Settled, plain.len() as u32, &plain)
+}
+
+/// A chunk that is stored in fewer bytes than it has. (It could not be unpacked, and nothing here does that.)
+fn packed_chunk(number: u64, stored_bytes: usize) -> EncodedRecord {
+    let bytes = plain(number, 64);
+    EncodedRecord::chunk(ChunkId::of(&bytes), Codec::Zstd, End::Open, bytes.len() as u32, &bytes[..stored_bytes])
+}
+
+fn chunks(numbers: std::ops::Range<u64>, blocks: usize) -> Vec<EncodedRecord> {
+    numbers.map(|number| chunk(number, blocks)).collect()
+}
+
+/// Packs on some disk.
+struct Place {
+    disk: Arc<dyn Disk>,
+    data_dir: PathBuf,
+    _keep: Option<tempfile::TempDir>,
+}
+
+impl Place {
+    fn real(engine: IoEngine) -> Self {
+        let keep = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).or_else(|_| tempfile::tempdir()).unwrap();
+        Self {
+            data_dir: keep.path().to_owned(),
+            disk: Self::with_dir(io::choose(engine).unwrap(), keep.path()),
+            _keep: Some(keep),
+        }
+    }
+
+    fn with_dir(disk: Arc<dyn Disk>, data_dir: &Path) -> Arc<dyn Disk> {
+        disk.create_dir(&names::packs(data_dir)).unwrap();
+        disk
+    }
+
+    fn all() -> Vec<Self> {
+        vec![Self::real(IoEngine::Auto), Self::real(IoEngine::Blocking), Sim::new().place()]
+    }
+
+    fn home(&self, pack_bytes_max: u64) -> Arc<PackSet> {
+        PackSet::open_with(Arc::clone(&self.disk), &self.data_dir, STORE, pack_bytes_max).unwrap()
+    }
+
+    fn writer(&self, pack_bytes_max: u64) -> (Arc<PackSet>, PackWriter) {
+        let home = self.home(pack_bytes_max);
+        let (writer, states) =
+            block_on(PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, Vec::new())).unwrap();
+        assert!(states.is_empty());
+        (home, writer)
+    }
+}
+
+/// A simulated disk with a directory for packs.
+#[derive(Clone)]
+struct Sim(Arc<SimDisk>);
+
+impl Sim {
+    const DATA_DIR: &str = "/data";
+
+    fn new() -> Self {
+        let disk = SimDisk::new();
+        for dir in [Path::new(Self::DATA_DIR), &names::packs(Path::new(Self::DATA_DIR))] {
+            disk.create_dir(dir).unwrap();
+            disk.sync_dir(dir.parent().unwrap()).blocking_wait().unwrap();
+        }
+        Self(disk)
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            disk: Arc::clone(&self.0) as _,
+            data_dir: Self::DATA_DIR.into(),
+            _keep: None,
+        }
+    }
+
+    fn path(pack: PackId) -> PathBuf {
+        names::pack(Path::new(Self::DATA_DIR), pack)
+    }
+}
+
+/// What an index knows.
+#[derive(Debug, Default, Clone)]
+struct Known {
+    records: HashMap<[u8; 32], PlacedRecord>,
+    packs: BTreeMap<PackId, PackState>,
+}
+
+impl Known {
+    fn learn(&mut self, records: Vec<PlacedRecord>, packs: &[PackState]) {
+        self.records.extend(records.into_iter().map(|record| (record.id, record)));
+        self.packs.extend(packs.iter().map(|state| (state.pack, *state)));
+    }
+
+    /// What recovery does: surveys all that is not sealed, and goes on with it.
+    async fn recover(&mut self, home: &Arc<PackSet>) -> Result<PackWriter> {
+        let mut unsealed = Vec::new();
+        let mut found = Vec::new();
+        for pack in home.list()? {
+            let state = self.packs.get(&pack);
+            if state.is_some_and(|state| state.sealed) {
+                continue;
+            }
+            let survey = survey(&**home, pack, Some(state.map_or(0, |state| state.indexed_bytes))).await?;
+            assert!(survey.damage.is_empty(), "{:?}", survey.damage);
+            found.extend(survey.records.iter().copied());
+            if survey.sealed {
+                let state = PackState {
+                    pack,
+                    indexed_bytes: survey.end_bytes,
+                    sealed: true,
+                };
+                self.packs.insert(pack, state);
+            } else {
+                unsealed.push(survey);
+            }
+        }
+        let (writer, states) = PackWriter::resume(Arc::clone(home) as _, PackKind::Chunks, unsealed).await?;
+        self.learn(found, &states);
+        Ok(writer)
+    }
+
+    /// That every record can be read, and its bytes are those of its id.
+    async fn check(&self, home: &Arc<PackSet>) {
+        let reader = PackReader::new(Arc::clone(home) as _);
+        for record in self.records.values() {
+            let read = reader.read_record(&record.location, &record.id).await.unwrap();
+            check_content(&record.id, read.header().payload.codec, read.payload());
+        }
+    }
+}
+
+fn check_content(id: &[u8; 32], codec: Codec, stored: &[u8]) {
+    if codec == Codec::Raw {
+        assert_eq!(ChunkId::of(stored).as_bytes(), id);
+    }
+}
+
+/// All that a scan finds: records by offset, damage as text, and the tail.
+async fn scan(home: &dyn PackHome, pack: PackId) -> (BTreeMap<u64, ScannedRecord>, Vec<(u64, String)>, Tail) {
+    let mut scanner = PackScanner::open(home, pack).await.unwrap();
+    let (mut records, mut damage) = (BTreeMap::new(), Vec::new());
+    loop {
+        match scanner.next().await.unwrap() {
+            ScanItem::Record(record) => {
+                records.insert(record.offset_bytes, record);
+            }
+            ScanItem::Damaged {
+                offset_bytes,
+                what,
+                why,
+            } => damage.push((offset_bytes, format!("{what}: {why}"))),
+            ScanItem::End(tail) => return (records, damage, tail),
+        }
+    }
+}

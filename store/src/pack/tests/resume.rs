@@ -1,0 +1,171 @@
+//! Writing goes on after a restart.
+
+use super::*;
+use crate::limits;
+
+const PACK_BYTES_MAX: u64 = 1 << 20;
+
+fn write_some(place: &Place, known: &mut Known, numbers: std::ops::Range<u64>) {
+    let home = place.home(PACK_BYTES_MAX);
+    block_on(async {
+        let writer = known.recover(&home).await.unwrap();
+        let appended = writer.append(chunks(numbers, 5)).await.unwrap();
+        let flushed = writer.close().await.unwrap();
+        known.learn(flushed.settle(appended).unwrap(), flushed.packs());
+        known.check(&home).await;
+    });
+}
+
+#[test]
+fn restarts_do_not_leave_a_swarm_of_packs() {
+    for place in Place::all() {
+        let mut known = Known::default();
+        for restart in 0..40 {
+            write_some(&place, &mut known, restart * 10..restart * 10 + 1);
+        }
+        let home = place.home(PACK_BYTES_MAX);
+        assert_eq!(home.list().unwrap().len(), 1 + 40 * 24576 / PACK_BYTES_MAX as usize);
+        for pack in home.list().unwrap() {
+            assert_eq!(block_on(scan(&*home, pack)).1, []);
+        }
+    }
+}
+
+/// A tail of any length behind the last receipt: what is whole there is kept, the rest is cut off, and padding ends the block.
+#[test]
+fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
+    let (pack, whole, ends, indexed_bytes) = {
+        let sim = Sim::new();
+        let (home, writer) = sim.place().writer(limits::PACK_BYTES_MAX);
+        block_on(async {
+            let _ = writer.append(chunks(0..2, 1)).await.unwrap();
+            let flushed = writer.flush().await.unwrap();
+            let records = vec![packed_chunk(5, 3000), packed_chunk(6, 1000), packed_chunk(7, 4000)];
+            let _ = writer.append(records).await.unwrap();
+            writer.flush().await.unwrap();
+            let pack = home.list().unwrap()[0];
+            let (records, _, _) = scan(&*home, pack).await;
+            let ends: Vec<_> =
+                records.values().map(|record| record.offset_bytes + record.header.payload.record_bytes()).collect();
+            (pack, sim.0.contents(&Sim::path(pack)).unwrap(), ends, flushed.packs()[0].indexed_bytes)
+        })
+    };
+    for len in indexed_bytes as usize..=whole.len() {
+        // Torn so that the bytes are gone, or so that others are there.
+        for junk in [0, 300] {
+            let sim = Sim::new();
+            let mut bytes = whole[..len].to_vec();
+            bytes.extend(std::iter::repeat_n(0xa5, junk));
+            sim.0.put(&Sim::path(pack), &bytes).unwrap();
+            let home = sim.place().home(limits::PACK_BYTES_MAX);
+            let mut known = Known::default();
+            let state = PackState {
+                pack,
+                indexed_bytes,
+                sealed: false,
+            };
+            known.learn(Vec::new(), &[state]);
+            block_on(async {
+                let writer = known.recover(&home).await.unwrap();
+                let expected = ends.iter().filter(|end| **end <= len as u64).count();
+                assert_eq!(known.records.len(), expected, "torn at {len}");
+                let appended = writer.append(chunks(10..11, 2)).await.unwrap();
+                let flushed = writer.flush().await.unwrap();
+                known.learn(flushed.settle(appended).unwrap(), flushed.packs());
+                known.check(&home).await;
+                let (records, damage, tail) = scan(&*home, pack).await;
+                assert_eq!((records.len(), damage), (expected + 1, vec![]), "torn at {len}");
+                assert!(matches!(tail, Tail::Clean { .. }));
+            });
+            let now = sim.0.contents(&Sim::path(pack)).unwrap();
+            assert_eq!(now[..indexed_bytes as usize], whole[..indexed_bytes as usize], "durable bytes stay");
+        }
+    }
+}
+
+#[test]
+fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
+    let sim = Sim::new();
+    let place = sim.place();
+    let mut known = Known::default();
+    write_some(&place, &mut known, 0..10);
+    let home = place.home(PACK_BYTES_MAX);
+    let pack = home.list().unwrap()[0];
+    let indexed_bytes = known.packs[&pack].indexed_bytes;
+    let cut = sim.0.contents(&Sim::path(pack)).unwrap()[..100_000].to_vec();
+    sim.0.put(&Sim::path(pack), &cut).unwrap();
+    block_on(async {
+        let survey = survey(&*home, pack, Some(indexed_bytes)).await.unwrap();
+        let [damage] = survey.damage.as_slice() else {
+            panic!("{:?}", survey.damage);
+        };
+        assert!(damage.to_string().starts_with("damage in pack chunk-0000000000000001 at offset 8"), "{damage}");
+        assert_eq!(survey.end_bytes, indexed_bytes);
+        let whole = survey.records.len();
+        let (writer, states) = PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, vec![survey]).await.unwrap();
+        assert!(states[0].sealed, "it is left alone");
+        let appended = writer.append(chunks(20..21, 1)).await.unwrap();
+        let placed = writer.flush().await.unwrap().settle(appended).unwrap();
+        assert_ne!(placed[0].location.pack, pack);
+        let reader = PackReader::new(Arc::clone(&home) as _);
+        let mut readable = 0;
+        for record in known.records.values() {
+            match reader.read_record(&record.location, &record.id).await {
+                Ok(_) => readable += 1,
+                Err(crate::Error::Damaged(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(readable, whole);
+        let (records, damage, _) = scan(&*home, pack).await;
+        assert_eq!(records.len(), whole);
+        assert!(!damage.is_empty(), "the hole is no record");
+    });
+}
+
+#[test]
+fn packs_without_a_record_are_removed() {
+    let sim = Sim::new();
+    let place = sim.place();
+    for (number, bytes) in [(1, vec![]), (2, vec![0; 4096]), (3, vec![7; 1000]), (4, vec![0; 9999])] {
+        let kind = PackKind::Chunks;
+        sim.0.put(&Sim::path(PackId { kind, number }), &bytes).unwrap();
+    }
+    let home = place.home(PACK_BYTES_MAX);
+    block_on(async {
+        let writer = Known::default().recover(&home).await.unwrap();
+        assert!(home.list().unwrap().is_empty());
+        let appended = writer.append(chunks(0..1, 1)).await.unwrap();
+        let placed = writer.flush().await.unwrap().settle(appended).unwrap();
+        assert_eq!(placed[0].location.pack.number, 5, "numbers are used once");
+    });
+}
+
+#[test]
+fn of_several_packs_the_newest_is_gone_on_with() {
+    let sim = Sim::new();
+    let mut known = Known::default();
+    write_some(&sim.place(), &mut known, 0..3);
+    let first = sim.0.contents(&Sim::path(*known.packs.first_key_value().unwrap().0)).unwrap();
+    let sim = Sim::new();
+    for number in 1..=3 {
+        let kind = PackKind::Chunks;
+        sim.0.put(&Sim::path(PackId { kind, number }), &first).unwrap();
+    }
+    let home = sim.place().home(PACK_BYTES_MAX);
+    block_on(async {
+        let mut surveys = Vec::new();
+        for pack in home.list().unwrap() {
+            surveys.push(survey(&*home, pack, None).await.unwrap());
+        }
+        assert_eq!(surveys[1].damage.len(), 1, "its header is of another pack");
+        for survey in &mut surveys {
+            survey.damage.clear();
+        }
+        let (writer, states) = PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, surveys).await.unwrap();
+        let sealed: Vec<_> = states.iter().map(|state| (state.pack.number, state.sealed)).collect();
+        assert_eq!(sealed, [(1, true), (2, true), (3, false)]);
+        let appended = writer.append(chunks(50..51, 1)).await.unwrap();
+        assert_eq!(writer.flush().await.unwrap().settle(appended).unwrap()[0].location.pack.number, 3);
+    });
+}

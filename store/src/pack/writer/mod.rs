@@ -1,0 +1,278 @@
+//! Appends records to packs.
+//!
+//! Appending copies a record into a buffer under a short lock and returns; full buffers are written while the next one
+//! fills, and when all are under way the caller waits. Nothing runs in the background: whoever needs a
+//! buffer, or flushes, takes in the completions of writes, whoever began them.
+//!
+//! A pack that is full is followed by the next at once. Its footer is written by the flush that makes its
+//! last records durable, after that: so a footer vouches for all of its pack.
+//!
+//! Every future here may be dropped at any point. Records of an append that was dropped may be in the pack; nobody
+//! knows of them, and they do no harm.
+
+mod receipt;
+mod resume;
+mod state;
+
+use std::{fmt, future::poll_fn, sync::Arc, task::Poll};
+
+use parking_lot::Mutex;
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
+
+pub use self::receipt::{Appended, Flushed, Lost};
+use self::state::{Goal, Halted, OpenPack, State};
+use super::{EncodedRecord, PackHome, PlacedRecord};
+use crate::{
+    Error, Result,
+    format::{PackKind, PackState, pack::encode_footer},
+    io::AlignedBuf,
+};
+
+/// Appends records of one kind.
+pub struct PackWriter {
+    home: Arc<dyn PackHome>,
+    kind: PackKind,
+    state: Mutex<State>,
+    /// Whose turn it is to wait for the oldest write.
+    reaping: AsyncMutex<()>,
+    /// Whose turn it is to flush, or to undo what a full disk left.
+    flushing: AsyncMutex<()>,
+}
+
+/// The turn to flush.
+type Turn<'a> = MutexGuard<'a, ()>;
+
+impl PackWriter {
+    fn new(home: Arc<dyn PackHome>, kind: PackKind, packs: Vec<OpenPack>) -> Self {
+        Self {
+            home,
+            kind,
+            state: Mutex::new(State::new(packs)),
+            reaping: AsyncMutex::new(()),
+            flushing: AsyncMutex::new(()),
+        }
+    }
+
+    /// Appends records, in this order. They are not durable: their places are told for the receipt of a flush that
+    /// begins after this has returned.
+    ///
+    /// Waits while all buffers are being written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`]: none of them will be durable, nor any others that were appended since the last flush.
+    /// [`Error::Poisoned`]: a write or a sync has failed, now or before.
+    ///
+    /// # Panics
+    ///
+    /// When a record is of another kind than the writer.
+    pub async fn append(&self, records: Vec<EncodedRecord>) -> Result<Appended> {
+        let appended = self.try_append(records).await;
+        if matches!(appended, Err(Error::Full { .. })) {
+            let turn = self.flushing.lock().await;
+            self.drop_unsynced(&turn).await?;
+        }
+        appended
+    }
+
+    async fn try_append(&self, records: Vec<EncodedRecord>) -> Result<Appended> {
+        let generation = {
+            let state = self.state.lock();
+            state.check()?;
+            state.generation()
+        };
+        let mut placed = Vec::with_capacity(records.len());
+        let mut records = records.into_iter().peekable();
+        loop {
+            {
+                let mut state = self.state.lock();
+                state.check_generation(generation)?;
+                while state.has_room()
+                    && let Some(record) = records.next()
+                {
+                    assert_eq!(record.payload().kind.pack_kind(), self.kind, "a record for another writer");
+                    let location = state.place(&*self.home, self.kind, &record)?;
+                    placed.push(PlacedRecord {
+                        id: *record.id(),
+                        location,
+                    });
+                }
+                if records.peek().is_none() {
+                    return Ok(Appended::new(generation, state.appended(), placed));
+                }
+            }
+            self.reap_until(|state| state.has_room() || state.is_halted()).await;
+        }
+    }
+
+    /// Makes everything durable that was appended before, and returns the receipt.
+    ///
+    /// Appends go on meanwhile. Of several callers one does the work for those that wait.
+    ///
+    /// # Errors
+    ///
+    /// Like [`append`](Self::append).
+    pub async fn flush(&self) -> Result<Flushed> {
+        let turn = self.flushing.lock().await;
+        let flushed = self.try_flush(&turn).await;
+        if matches!(flushed, Err(Error::Full { .. })) {
+            self.drop_unsynced(&turn).await?;
+        }
+        flushed
+    }
+
+    async fn try_flush(&self, turn: &Turn<'_>) -> Result<Flushed> {
+        let goal = loop {
+            self.reap_until(|state| state.has_room() || state.is_halted()).await;
+            let mut state = self.state.lock();
+            state.check()?;
+            // An append may have taken the room.
+            if state.has_room() {
+                break state.begin_flush(self.home.disk());
+            }
+        };
+        self.reap_until(|state| state.has_completed(goal.writes) || state.is_halted()).await;
+        self.state.lock().check()?;
+        self.sync(&goal).await?;
+        let mut packs = goal.packs();
+        self.state.lock().end_flush(&goal);
+        self.seal_full(turn, &mut packs).await?;
+        Ok(Flushed::new(&goal, packs))
+    }
+
+    /// Flushes, and frees the buffers.
+    ///
+    /// # Errors
+    ///
+    /// Like [`append`](Self::append).
+    pub async fn close(&self) -> Result<Flushed> {
+        let flushed = self.flush().await?;
+        self.state.lock().free_buffers();
+        Ok(flushed)
+    }
+
+    /// Makes completed writes durable, and the names of new packs.
+    async fn sync(&self, goal: &Goal) -> Result<()> {
+        let syncs: Vec<_> =
+            goal.targets.iter().map(|target| (target, self.home.disk().sync_data(&target.file))).collect();
+        for (target, sync) in syncs {
+            let synced = sync.await;
+            synced.map_err(|source| self.poison(&format!("cannot sync pack {}: {source}", target.pack)))?;
+        }
+        if goal.targets.iter().any(|target| target.is_new) {
+            let synced = self.home.sync_names().await;
+            synced.map_err(|source| self.poison(&format!("cannot sync the directory of packs: {source}")))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the footers of packs that are full and durable. One for which there is no space has to wait for a later flush.
+    async fn seal_full(&self, _turn: &Turn<'_>, packs: &mut Vec<PackState>) -> Result<()> {
+        loop {
+            let Some(pack) = self.state.lock().to_seal() else {
+                return Ok(());
+            };
+            match seal(&*self.home, &pack).await {
+                Ok(()) => {}
+                Err(error @ Error::Full { .. }) => {
+                    tracing::warn!(pack = %pack.id, %error, "the pack is not sealed yet");
+                    return Ok(());
+                }
+                Err(error) => return Err(self.poison(&format!("cannot seal pack {}: {error}", pack.id))),
+            }
+            self.state.lock().sealed(pack.id);
+            packs.retain(|state| state.pack != pack.id);
+            packs.push(PackState {
+                pack: pack.id,
+                indexed_bytes: pack.end_bytes,
+                sealed: true,
+            });
+        }
+    }
+
+    /// After a write found the disk full: goes back to what is durable, so that writing can go on.
+    ///
+    /// Does nothing if that was done already.
+    async fn drop_unsynced(&self, _turn: &Turn<'_>) -> Result<()> {
+        if !matches!(self.state.lock().halted(), Some(Halted::Full { .. })) {
+            return Ok(());
+        }
+        self.reap_until(State::is_idle).await;
+        let (cut, drop) = {
+            let state = self.state.lock();
+            state.check_not_poisoned()?;
+            state.unsynced()
+        };
+        tracing::warn!(kind = ?self.kind, packs = cut.len() + drop.len(), "the disk is full, unsynced records are dropped");
+        for (pack, end_bytes) in cut {
+            let disk = self.home.disk();
+            let cut_off = async {
+                disk.set_len(&pack.file, end_bytes)?;
+                disk.sync_data(&pack.file).await
+            };
+            cut_off.await.map_err(|source| self.poison(&format!("cannot cut off pack {}: {source}", pack.id)))?;
+        }
+        let any = !drop.is_empty();
+        for pack in drop {
+            self.home.remove(pack).map_err(|error| self.poison(&error.to_string()))?;
+            // A removed pack is not removed again if this future is dropped at an await.
+            self.state.lock().removed(pack);
+        }
+        if any {
+            let synced = self.home.sync_names().await;
+            synced.map_err(|source| self.poison(&format!("cannot sync the directory of packs: {source}")))?;
+        }
+        self.state.lock().go_back();
+        Ok(())
+    }
+
+    /// Stops all writing, and returns the error for it.
+    fn poison(&self, reason: &str) -> Error {
+        let mut state = self.state.lock();
+        state.poison(reason);
+        Error::Poisoned {
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// Takes in completions, the oldest write first, until there is enough or nothing is under way.
+    async fn reap_until(&self, enough: impl Fn(&State) -> bool) {
+        let _turn = self.reaping.lock().await;
+        poll_fn(|context| {
+            let mut state = self.state.lock();
+            loop {
+                if enough(&state) {
+                    return Poll::Ready(());
+                }
+                match state.poll_oldest(&*self.home, context) {
+                    Poll::Ready(true) => {}
+                    Poll::Ready(false) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// Writes a pack's footer and makes it durable. All its records must be.
+async fn seal(home: &dyn PackHome, pack: &OpenPack) -> Result<()> {
+    let path = home.path(pack.id);
+    let footer = AlignedBuf::from_slice(&encode_footer(pack.id, pack.end_bytes, &pack.entries));
+    let written = home.disk().write(&pack.file, pack.end_bytes, footer).await;
+    written.map_err(|source| Error::io("write the footer of", &path, source))?;
+    let synced = home.disk().sync_data(&pack.file).await;
+    // Not `Error::Full`, whatever it is: after a failed sync nobody knows what is on the disk.
+    synced.map_err(|source| Error::Io {
+        verb: "sync",
+        path,
+        source,
+    })
+}
+
+impl fmt::Debug for PackWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PackWriter").field("kind", &self.kind).field("state", &*self.state.lock()).finish_non_exhaustive()
+    }
+}
+

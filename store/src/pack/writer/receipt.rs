@@ -1,0 +1,109 @@
+//! What was appended, and the proof that it is durable.
+
+use super::{super::PlacedRecord, state::Goal};
+use crate::{Error, format::{PackId, PackState}};
+
+/// Records that were appended. Where they are, [`Flushed::settle`] tells, for it is of no use before they are durable.
+#[derive(Debug)]
+#[must_use = "without it nobody learns where the records are"]
+pub struct Appended {
+    /// A full disk ends one, and loses what was not durable in it.
+    generation: u64,
+    /// How many records had been appended, these included.
+    upto: u64,
+    records: Vec<PlacedRecord>,
+}
+
+impl Appended {
+    pub(super) const fn new(generation: u64, upto: u64, records: Vec<PlacedRecord>) -> Self {
+        Self {
+            generation,
+            upto,
+            records,
+        }
+    }
+
+    /// How many records.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Bytes that they take in packs.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.records.iter().map(|record| record.location.payload.record_bytes()).sum()
+    }
+
+    /// Adds others of the same writer. If any of all these are lost, all count as lost.
+    pub fn join(&mut self, others: Self) {
+        self.generation = self.generation.min(others.generation);
+        self.upto = self.upto.max(others.upto);
+        self.records.extend(others.records);
+    }
+}
+
+/// The receipt of a flush: proof that what was appended before is durable. Only a flush makes one.
+#[derive(Debug)]
+#[must_use = "it is the proof that records are durable"]
+pub struct Flushed {
+    generation: u64,
+    upto: u64,
+    packs: Vec<PackState>,
+}
+
+impl Flushed {
+    pub(super) const fn new(goal: &Goal, packs: Vec<PackState>) -> Self {
+        Self {
+            generation: goal.generation,
+            upto: goal.appended,
+            packs,
+        }
+    }
+
+    /// Tells where records are that this flush, or one before, made durable. They must be of the same writer.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`], when they are not durable by this receipt.
+    pub fn settle(&self, appended: Appended) -> Result<Vec<PlacedRecord>, Lost> {
+        if appended.generation == self.generation && appended.upto <= self.upto {
+            return Ok(appended.records);
+        }
+        Err(Lost {
+            records: appended.records.len(),
+            pack: appended.records.first().map(|record| record.location.pack),
+        })
+    }
+
+    /// The packs that this flush made durable, and up to where; `indexed_bytes` is true once all records are
+    /// indexed that were appended before.
+    #[must_use]
+    pub fn packs(&self) -> &[PackState] {
+        &self.packs
+    }
+}
+
+/// Records that are not durable by a receipt: the disk was full, and they were dropped; or they were
+/// appended after the flush had begun.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{records} records were appended and not kept")]
+pub struct Lost {
+    records: usize,
+    pack: Option<PackId>,
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        Self::Full {
+            verb: "keep records that were appended and not synced",
+            path: lost.pack.map_or_else(|| "packs".into(), |pack| pack.to_string().into()),
+        }
+    }
+}

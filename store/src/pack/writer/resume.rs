@@ -1,0 +1,134 @@
+//! A writer that goes on where the last process stopped.
+
+use std::sync::Arc;
+
+use super::{OpenPack, PackWriter, seal};
+use crate::{
+    Error, Result,
+    format::{
+        PackKind, PackState,
+        pack::{FooterEntry, PACK_RECORDS_MAX, encode_padding, padding_bytes},
+    },
+    io::{AlignedBuf, File},
+    pack::{PackHome, Survey},
+};
+
+impl PackWriter {
+    /// Opens a writer. `unsealed` are the packs of its kind that have no footer; for a new store there are none.
+    ///
+    /// What is torn off their ends is cut off, what is left is made durable. The newest is gone on with if it is sound
+    /// and not full, so that restarts do not leave a swarm of small packs; the others are sealed, and those without a
+    /// record removed. Returns what became of those that are left: only now may their surveyed records be indexed.
+    ///
+    /// Bytes that were durable are not written again: a flush ends at 4 KiB, so where padding shares its 4 KiB with
+    /// a record, nobody was ever told of that record.
+    pub async fn resume(
+        home: Arc<dyn PackHome>,
+        kind: PackKind,
+        mut unsealed: Vec<Survey>,
+    ) -> Result<(Self, Vec<PackState>)> {
+        assert!(
+            unsealed.iter().all(|survey| survey.pack.kind == kind && !survey.sealed),
+            "packs of the writer's kind, without a footer"
+        );
+        unsealed.sort_unstable_by_key(|survey| survey.pack);
+        let mut packs = Vec::new();
+        let mut states = Vec::new();
+        let mut current: Option<OpenPack> = None;
+        let first = unsealed.first().map(|survey| survey.pack);
+        for survey in unsealed {
+            if survey.is_empty() {
+                home.remove(survey.pack)?;
+                continue;
+            }
+            let pack = take_on(&*home, survey).await?;
+            // The newest that can be gone on with stays.
+            let done = if pack.is_full { Some(pack) } else { current.replace(pack) };
+            if let Some(older) = done {
+                let (sealed, left) = seal_or_keep(&*home, older).await?;
+                states.push(sealed);
+                packs.extend(left);
+            }
+        }
+        if let Some(mut current) = current {
+            current.file = home.reopen(current.id)?;
+            states.push(state_of(&current, false));
+            packs.push(current);
+        }
+        if let Some(first) = first {
+            // A pack may have been made by a process that did not live to make its name durable.
+            let path = home.path(first);
+            home.sync_names().await.map_err(|source| Error::io("sync the directory of", &path, source))?;
+        }
+        Ok((Self::new(home, kind, packs), states))
+    }
+}
+
+/// Makes a pack's end clean and durable.
+async fn take_on(home: &dyn PackHome, survey: Survey) -> Result<OpenPack> {
+    let path = home.path(survey.pack);
+    let path = path.as_path();
+    let failed = |verb| move |source| Error::io(verb, path, source);
+    let file = home.open_to_mend(survey.pack)?;
+    let disk = home.disk();
+    if disk.len(&file).map_err(failed("read the length of"))? != survey.end_bytes {
+        disk.set_len(&file, survey.end_bytes).map_err(failed("cut the torn tail of"))?;
+    }
+    pad(home, &file, survey.end_bytes).await.map_err(failed("pad"))?;
+    // Also what needs no mending may have been written by a process that did not live to sync it.
+    disk.sync_data(&file).await.map_err(failed("sync"))?;
+    let end_bytes = survey.aligned_end_bytes();
+    let entries: Vec<_> = survey
+        .records
+        .iter()
+        .map(|record| FooterEntry {
+            id: record.id,
+            offset_bytes: record.location.offset_bytes,
+            payload: record.location.payload,
+        })
+        .collect();
+    let is_sound = survey.damage.is_empty();
+    Ok(OpenPack {
+        id: survey.pack,
+        file,
+        end_bytes,
+        begun_bytes: end_bytes,
+        durable_bytes: end_bytes,
+        durable_records: entries.len(),
+        is_full: !is_sound || end_bytes >= home.pack_bytes_max() || entries.len() >= PACK_RECORDS_MAX as usize,
+        entries,
+    })
+}
+
+async fn pad(home: &dyn PackHome, file: &File, end_bytes: u64) -> std::io::Result<()> {
+    let padding = padding_bytes(end_bytes);
+    if padding == 0 {
+        return Ok(());
+    }
+    let header = encode_padding(end_bytes);
+    let mut bytes = AlignedBuf::with_capacity(padding as usize);
+    bytes.extend_from_slice(&header);
+    bytes.extend_zeros(padding as usize - header.len());
+    home.disk().write(file, end_bytes, bytes).await.map(drop)
+}
+
+/// Seals a pack, or keeps it for later if there is no space for its footer.
+async fn seal_or_keep(home: &dyn PackHome, mut pack: OpenPack) -> Result<(PackState, Option<OpenPack>)> {
+    match seal(home, &pack).await {
+        Ok(()) => Ok((state_of(&pack, true), None)),
+        Err(error @ Error::Full { .. }) => {
+            tracing::warn!(pack = %pack.id, %error, "the pack is not sealed yet");
+            pack.is_full = true;
+            Ok((state_of(&pack, false), Some(pack)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+const fn state_of(pack: &OpenPack, sealed: bool) -> PackState {
+    PackState {
+        pack: pack.id,
+        indexed_bytes: pack.end_bytes,
+        sealed,
+    }
+}

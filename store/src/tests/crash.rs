@@ -1,0 +1,261 @@
+//! Power cuts on a simulated disk: after each, everything that was promised is there, and nothing half.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use varve_content::{ChunkId, codec::Compression};
+
+use super::{Random, assert_holds, block_on, random_image, scribble, seed, upload};
+use crate::{
+    Error, Options, RecoveryReport, Result, SnapshotId, SnapshotRecord, Store,
+    format::{Location, PackId, StoreId},
+    io::{Disk, sim::SimDisk},
+    lock::DirectoryLock,
+    meta::{Batch, Catalog, Index, MemoryMeta, Meta, NodeKey, PackState, Totals},
+    recovery::{Base, assemble},
+};
+
+/// A model of RocksDB that can lose power: the latest batches that were not synced are lost, never one in the middle.
+#[derive(Debug, Default)]
+struct PowerlessMeta {
+    applied: MemoryMeta,
+    batches: Mutex<Vec<(Batch, bool)>>,
+}
+
+impl PowerlessMeta {
+    fn crash(&self, random: &mut Random) -> Self {
+        let batches = self.batches.lock();
+        let synced = batches.iter().rposition(|(_, sync)| *sync).map_or(0, |last| last + 1);
+        let kept = synced + random.below(batches.len() - synced + 1);
+        let after = Self::default();
+        for (batch, _) in &batches[..kept] {
+            after.apply(batch.clone(), true).unwrap();
+        }
+        after
+    }
+}
+
+impl Index for PowerlessMeta {
+    fn chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>> {
+        self.applied.chunks(ids)
+    }
+    fn nodes(&self, keys: &[NodeKey]) -> Result<Vec<Option<Location>>> {
+        self.applied.nodes(keys)
+    }
+    fn pack_state(&self, pack: PackId) -> Result<Option<PackState>> {
+        self.applied.pack_state(pack)
+    }
+    fn pack_states(&self) -> Result<Vec<PackState>> {
+        self.applied.pack_states()
+    }
+}
+
+impl Catalog for PowerlessMeta {
+    fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>> {
+        self.applied.snapshot(id)
+    }
+    fn snapshot_by_name(&self, name: &str) -> Result<Option<SnapshotRecord>> {
+        self.applied.snapshot_by_name(name)
+    }
+    fn snapshots(&self, after_name: Option<&str>, prefix: &str, limit: usize) -> Result<Vec<SnapshotRecord>> {
+        self.applied.snapshots(after_name, prefix, limit)
+    }
+    fn catalog_sequence(&self) -> Result<u64> {
+        self.applied.catalog_sequence()
+    }
+}
+
+impl Meta for PowerlessMeta {
+    fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
+        let mut batches = self.batches.lock();
+        self.applied.apply(batch.clone(), sync)?;
+        batches.push((batch, sync));
+        Ok(())
+    }
+    fn totals(&self) -> Result<Totals> {
+        self.applied.totals()
+    }
+    fn is_healthy(&self) -> bool {
+        self.applied.is_healthy()
+    }
+}
+
+struct Machine {
+    disk: Arc<SimDisk>,
+    meta: Arc<PowerlessMeta>,
+    /// Only for the lock, which is not part of the simulation.
+    real: tempfile::TempDir,
+}
+
+const DATA_DIR: &str = "/data";
+
+impl Machine {
+    fn new() -> Self {
+        let disk = SimDisk::new();
+        disk.create_dir(Path::new(DATA_DIR)).unwrap();
+        block_on(disk.sync_dir(Path::new("/"))).unwrap();
+        Self {
+            disk,
+            meta: Arc::default(),
+            real: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    async fn open(&self) -> Result<(Store, RecoveryReport)> {
+        let mut options = Options::new(PathBuf::from(DATA_DIR));
+        options.cpu_threads = 1;
+        let base = Base {
+            disk: Arc::<SimDisk>::clone(&self.disk),
+            store: StoreId::from_bytes([7; 16]),
+            compression: Compression::Lz4,
+            options,
+            lock: DirectoryLock::take(self.real.path())?,
+        };
+        let mut report = RecoveryReport::default();
+        let meta: Arc<dyn Meta> = Arc::<PowerlessMeta>::clone(&self.meta);
+        let shared = assemble(base, &mut report, |_| Ok(meta)).await?;
+        Ok((Store::of(shared), report))
+    }
+
+    /// What is there when the power comes back.
+    fn crash(self, random: &mut Random) -> Self {
+        Self {
+            disk: self.disk.crash(random.next()),
+            meta: Arc::new(self.meta.crash(random)),
+            real: self.real,
+        }
+    }
+}
+
+/// What was promised, and what may have happened besides.
+#[derive(Default)]
+struct Promises {
+    /// Acknowledged.
+    there: BTreeMap<String, Vec<u8>>,
+    /// Begun and not acknowledged: there whole, or not.
+    perhaps: BTreeMap<String, Vec<u8>>,
+}
+
+/// Does the same with the same seed, until the power fails.
+async fn work(store: &Store, random: &mut Random, promises: &mut Promises) -> Result<()> {
+    let mut image = random_image(random, 300);
+    for number in 0..6 {
+        let name = format!("s{number}");
+        promises.perhaps.insert(name.clone(), image.clone());
+        let record = upload(store, &name, &image).await?;
+        promises.perhaps.remove(&name);
+        promises.there.insert(name.clone(), image.clone());
+        assert_eq!(record.name, name);
+        scribble(random, &mut image, 2);
+        if number == 2 {
+            let image = promises.there.remove("s0").unwrap();
+            promises.perhaps.insert("s0".to_owned(), image);
+            store.delete_snapshot("s0").await?;
+            promises.perhaps.remove("s0");
+        }
+        if number == 3 {
+            store.tag_snapshot("s1", BTreeMap::from([("k".to_owned(), "v".to_owned())]), Vec::new()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn check(store: &Store, promises: &Promises) {
+    for (name, image) in &promises.there {
+        assert_holds(store, name, image).await;
+    }
+    for (name, image) in &promises.perhaps {
+        match store.snapshot(name).await {
+            Ok(_) => assert_holds(store, name, image).await,
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => panic!("{name}: {error}"),
+        }
+    }
+}
+
+/// One power cut after so many operations of the disk. False when the work ended before.
+fn cut_after(operations: u64, seed: u64) -> bool {
+    let mut random = Random::new(seed);
+    let mut promises = Promises::default();
+    let machine = Machine::new();
+    machine.disk.power_off_after(operations);
+    let finished = block_on(async {
+        // Making the store may be cut short as well.
+        let (store, _) = machine.open().await?;
+        work(&store, &mut random, &mut promises).await
+    });
+    let cut = finished.is_err();
+    let mut random = Random::new(seed ^ operations);
+    let machine = machine.crash(&mut random);
+    block_on(async {
+        let (store, report) = machine.open().await.unwrap_or_else(|error| panic!("after {operations} operations: {error}"));
+        assert_eq!(report.damage, [], "after {operations} operations");
+        check(&store, &promises).await;
+        // The store goes on.
+        let image = random_image(&mut random, 50);
+        upload(&store, "after", &image).await.unwrap();
+        promises.there.insert("after".to_owned(), image);
+        store.close().await.unwrap();
+    });
+    // And what it made since survives the next one, too.
+    let machine = machine.crash(&mut random);
+    block_on(async {
+        let (store, report) = machine.open().await.unwrap();
+        assert_eq!(report.damage, [], "after {operations} operations");
+        check(&store, &promises).await;
+    });
+    cut
+}
+
+#[test]
+fn a_power_cut_at_every_operation_takes_nothing_that_was_promised() {
+    let seed = seed();
+    let mut operations = 1;
+    while cut_after(operations, seed) {
+        operations += 1;
+    }
+    assert!(operations > 50, "the work is long enough to be cut: {operations} operations");
+}
+
+#[test]
+fn a_sync_that_fails_stops_all_writing_and_no_reading() {
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let image = random_image(&mut Random::new(1), 100);
+        upload(&store, "before", &image).await.unwrap();
+        machine.disk.fail_sync(1);
+        let failed = upload(&store, "during", &random_image(&mut Random::new(2), 100)).await.unwrap_err();
+        assert!(matches!(failed, Error::Io { .. } | Error::Poisoned { .. }), "{failed}");
+        let refused = upload(&store, "later", &random_image(&mut Random::new(3), 100)).await.unwrap_err();
+        assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+        let refused = store.delete_snapshot("before").await.unwrap_err();
+        assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+        assert_holds(&store, "before", &image).await;
+        assert!(store.status().await.unwrap().read_only_reason.is_some());
+    });
+}
+
+#[test]
+fn a_full_disk_fails_the_upload_and_nothing_else() {
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let image = random_image(&mut Random::new(1), 100);
+        upload(&store, "before", &image).await.unwrap();
+        machine.disk.set_capacity(Some(3 << 20));
+        let large = random_image(&mut Random::new(2), 4000);
+        let failed = upload(&store, "large", &large).await.unwrap_err();
+        assert!(matches!(failed, Error::Full { .. }), "{failed}");
+        assert!(matches!(store.snapshot("large").await, Err(Error::NotFound { .. })));
+        assert_holds(&store, "before", &image).await;
+        machine.disk.set_capacity(None);
+        upload(&store, "large", &large).await.unwrap();
+        assert_holds(&store, "large", &large).await;
+        assert_holds(&store, "before", &image).await;
+    });
+}

@@ -1,0 +1,141 @@
+//! Decoders of everything that comes from a disk or a peer, given bytes that nobody wrote.
+//!
+//! What must hold: no decoder panics; what one accepts is written back to the very same bytes (there is one encoding of
+//! everything that is hashed, compared or checked); and what was written by us is accepted.
+//!
+//! The inputs are mutations of a committed corpus, `tests/corpus/<decoder>/`, which are real encodings. Half of them have their
+//! checksums put right afterwards, or nothing behind a checksum would ever be reached. An input that once broke something is added to
+//! the corpus as a file of its own. When a format changes, [`write_corpus`] makes the corpus anew:
+//!
+//! ```text
+//! cargo test --release --locked -p varve-tests -- --ignored write_corpus
+//! ```
+
+mod decoders;
+mod mutate;
+mod samples;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::PathBuf,
+};
+
+use decoders::{DECODERS, Decoder, Outcome};
+use varve_tests::{programs::repository, random::Random};
+
+/// Mutated inputs for each decoder.
+const MUTATIONS: usize = 30_000;
+
+fn corpus_dir(decoder: &Decoder) -> PathBuf {
+    repository().join("tests/corpus").join(decoder.name)
+}
+
+/// The committed inputs of a decoder, by file name.
+fn corpus(decoder: &Decoder) -> BTreeMap<String, Vec<u8>> {
+    let dir = corpus_dir(decoder);
+    let entries = fs::read_dir(&dir).unwrap_or_else(|error| panic!("list {}: {error}", dir.display()));
+    entries
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())
+        })
+        .collect()
+}
+
+/// Decodes, and checks what must hold of the outcome. Whether the input was accepted.
+fn check(decoder: &Decoder, input: &[u8]) -> bool {
+    let checked = catch_unwind(AssertUnwindSafe(|| match (decoder.decode)(input) {
+        Outcome::Refused => false,
+        Outcome::Accepted => true,
+        Outcome::Same { again, whole } => {
+            let read = if whole { input } else { &input[..again.len().min(input.len())] };
+            assert!(read == again, "{}: what was accepted is written back differently", decoder.name);
+            true
+        }
+    }));
+    checked.unwrap_or_else(|panic| {
+        eprintln!("{}: this input breaks it ({} bytes; add it to {}):", decoder.name, input.len(), corpus_dir(decoder).display());
+        eprintln!("{}", input.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        resume_unwind(panic)
+    })
+}
+
+#[test]
+fn what_we_wrote_is_accepted() {
+    for decoder in &DECODERS {
+        let corpus = corpus(decoder);
+        assert!(!corpus.is_empty(), "{} has no corpus", decoder.name);
+        for (name, input) in corpus {
+            // What is in the corpus because it broke something once need not be accepted.
+            assert!(check(decoder, &input) || name.starts_with("broke-"), "{}: {name} is refused", decoder.name);
+        }
+    }
+}
+
+/// If this fails, a format changed: its version has to change too, or stores that exist cannot be read any more.
+#[test]
+fn formats_are_as_they_were_when_the_corpus_was_written() {
+    for decoder in &DECODERS {
+        let corpus = corpus(decoder);
+        for (name, bytes) in samples::of(decoder.name) {
+            assert!(corpus.get(name) == Some(&bytes), "{}: {name} is not as it was", decoder.name);
+        }
+    }
+}
+
+#[test]
+fn mutated_bytes_break_no_decoder() {
+    let mut random = Random::of_test("mutated_bytes_break_no_decoder");
+    for decoder in &DECODERS {
+        let corpus: Vec<_> = corpus(decoder).into_values().collect();
+        let mut accepted = 0;
+        for _ in 0..MUTATIONS {
+            let mut input = mutate::mutated(&corpus, &mut random);
+            if random.one_in(2) {
+                (decoder.repair)(&mut input);
+            }
+            accepted += usize::from(check(decoder, &input));
+        }
+        println!("{}: {accepted} of {MUTATIONS} accepted", decoder.name);
+    }
+}
+
+#[test]
+fn random_bytes_break_no_decoder() {
+    let mut random = Random::of_test("random_bytes_break_no_decoder");
+    for decoder in &DECODERS {
+        for _ in 0..MUTATIONS / 10 {
+            let mut input = vec![0; random.index(300)];
+            random.fill(&mut input);
+            check(decoder, &input);
+            (decoder.repair)(&mut input);
+            check(decoder, &input);
+        }
+    }
+}
+
+/// Every prefix of what we wrote: files that were cut off.
+#[test]
+fn truncated_bytes_break_no_decoder() {
+    for decoder in &DECODERS {
+        for input in corpus(decoder).into_values() {
+            for len in (0..input.len()).step_by(1 + input.len() / 2000) {
+                check(decoder, &input[..len]);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "writes the corpus, when a format changes"]
+fn write_corpus() {
+    for decoder in &DECODERS {
+        let dir = corpus_dir(decoder);
+        fs::create_dir_all(&dir).unwrap();
+        for (name, bytes) in samples::of(decoder.name) {
+            fs::write(dir.join(name), bytes).unwrap();
+        }
+    }
+}

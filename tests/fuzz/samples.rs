@@ -1,0 +1,252 @@
+//! Real encodings: what the corpus is made of.
+
+use std::collections::BTreeMap;
+
+use varve_content::{
+    ChunkId, Codec, Compression, NodeId, RootId,
+    chunker::CHUNKER_VERSION,
+    codec::Encoder,
+    tree::{Inner, Leaf, LeafEntry, Root},
+};
+use varve_store::format::{
+    Location, PackId, PackKind, SnapshotId, SnapshotRecord, StoreId,
+    catalog_log::{LogHeader, Record},
+    keys::{self, Identity, PackState, Totals},
+    pack::{self, FooterEntry, PackHeader, Payload, RecordHeader, RecordKind},
+    store_file::StoreFile,
+};
+use varve_tests::{nbd, random::Random};
+
+type Samples = Vec<(&'static str, Vec<u8>)>;
+
+/// The samples for a decoder, by the names of their files.
+pub(super) fn of(decoder: &str) -> Samples {
+    match decoder {
+        "pack-header" => vec![
+            ("chunks", pack_header(PackKind::Chunks, 1)),
+            ("nodes", pack_header(PackKind::Nodes, u64::MAX)),
+        ],
+        "pack-record-header" => record_headers(),
+        "pack-record" => records(),
+        "pack-footer" => vec![("empty", footer(0)), ("one", footer(1)), ("full-block", footer(77)), ("two-blocks", footer(100))],
+        "pack-id" => vec![
+            ("chunks", CHUNKS.to_string().into_bytes()),
+            ("nodes", PackId { kind: PackKind::Nodes, number: u64::MAX }.to_string().into_bytes()),
+        ],
+        "catalog-log-header" => vec![("header", LogHeader { store: store() }.encode().to_vec())],
+        "catalog-log" => vec![("records", log_records())],
+        "snapshot-record" => vec![("plain", snapshot(0).encode()), ("tags", snapshot(3).encode())],
+        "snapshot-id" => vec![("id", snapshot_id().to_string().into_bytes())],
+        "store-file" => [("zstd", Compression::Zstd), ("lz4", Compression::Lz4), ("none", Compression::None)]
+            .map(|(name, compression)| (name, store_file(compression)))
+            .into(),
+        "index-location" => vec![
+            ("chunk", location(RecordKind::Chunk).encode().to_vec()),
+            ("leaf", location(RecordKind::Leaf).encode().to_vec()),
+        ],
+        "index-pack-state" => vec![("open", pack_state(false)), ("sealed", pack_state(true))],
+        "index-totals" => vec![("zero", Totals::default().encode().to_vec()), ("some", totals())],
+        "index-identity" => vec![("identity", Identity { store: store() }.encode().to_vec())],
+        "index-sequence" => vec![("one", keys::encode_sequence(1).to_vec()), ("large", keys::encode_sequence(1 << 40).to_vec())],
+        "index-named" => vec![("id", snapshot_id().as_bytes().to_vec())],
+        "tree-leaf" => vec![("one", leaf(1, 3).encode()), ("holes", leaf(20, 3).encode()), ("full", leaf(32, 64).encode())],
+        "tree-inner" => vec![("one", inner(1, 1).encode()), ("some", inner(2, 7).encode()), ("full", inner(1, 256).encode())],
+        "tree-root" => vec![("empty", root(None)), ("some", root(Some(node_id(1))))],
+        "chunk-codec" => chunk_codecs(),
+        "nbd-client-flags" => vec![("both", vec![0, 0, 0, 3]), ("none", vec![0; 4])],
+        "nbd-option" => vec![("go", nbd::option_bytes(nbd::option::GO, 20)), ("list", nbd::option_bytes(nbd::option::LIST, 0))],
+        "nbd-option-data" => option_data(),
+        "nbd-request" => vec![
+            ("read", nbd::request_bytes(nbd::request::READ, 1, 4096, 4096)),
+            ("write", nbd::request_bytes(nbd::request::WRITE, u64::MAX, 0, 1 << 20)),
+            ("status", nbd::request_bytes(nbd::request::BLOCK_STATUS, 2, 1 << 40, u32::MAX)),
+        ],
+        other => panic!("no samples for {other}"),
+    }
+}
+
+const CHUNKS: PackId = PackId { kind: PackKind::Chunks, number: 7 };
+
+fn store() -> StoreId {
+    StoreId::from_bytes([0x51; StoreId::BYTES])
+}
+
+fn snapshot_id() -> SnapshotId {
+    SnapshotId::from_low_bits([1, 2, 3, 4, 5, 6, 7, 8, 9])
+}
+
+fn chunk_id(number: u8) -> ChunkId {
+    ChunkId::of(&[number])
+}
+
+fn node_id(number: u8) -> NodeId {
+    NodeId::from_bytes(*chunk_id(number).as_bytes())
+}
+
+fn store_file(compression: Compression) -> Vec<u8> {
+    let file = StoreFile {
+        store: store(),
+        chunker_version: CHUNKER_VERSION,
+        compression,
+        created_unix_seconds: 1_700_000_000,
+    };
+    file.encode().into_bytes()
+}
+
+fn pack_header(kind: PackKind, number: u64) -> Vec<u8> {
+    let header = PackHeader { pack: PackId { kind, number }, store: store(), created_unix_seconds: 1_700_000_000 };
+    header.encode().to_vec()
+}
+
+fn payload(kind: RecordKind, stored_bytes: u32) -> Payload {
+    let chunk = kind == RecordKind::Chunk;
+    Payload {
+        kind,
+        codec: if chunk { Codec::Zstd } else { Codec::Raw },
+        end_open: chunk,
+        plain_bytes: if chunk { 8192 } else { stored_bytes },
+        stored_bytes,
+    }
+}
+
+fn record_headers() -> Samples {
+    let header = |kind, offset: u64| {
+        let record = RecordHeader::new(payload(kind, 100), *chunk_id(1).as_bytes(), &[1; 100]);
+        [offset.to_le_bytes().as_slice(), &record.encode(offset)].concat()
+    };
+    let padding = |offset: u64| [offset.to_le_bytes().as_slice(), &pack::encode_padding(offset)].concat();
+    vec![
+        ("chunk", header(RecordKind::Chunk, 4096)),
+        ("leaf", header(RecordKind::Leaf, 4096 + 168)),
+        ("inner", header(RecordKind::Inner, 1 << 20)),
+        ("root", header(RecordKind::Root, 1 << 27)),
+        ("padding", padding(4096 + 168)),
+        ("long-padding", padding(8192 - 8)),
+    ]
+}
+
+fn records() -> Samples {
+    let record = |kind, offset: u64, len: usize| {
+        let stored = vec![len as u8; len];
+        let header = RecordHeader::new(payload(kind, len as u32), *chunk_id(1).as_bytes(), &stored);
+        let mut bytes = [offset.to_le_bytes().as_slice(), &header.encode(offset), &stored].concat();
+        bytes.resize(8 + header.payload.record_bytes() as usize, 0);
+        bytes
+    };
+    let offset = 8192u64 - 200;
+    let mut padding = [offset.to_le_bytes().as_slice(), &pack::encode_padding(offset)].concat();
+    padding.resize(8 + pack::padding_bytes(offset) as usize, 0);
+    vec![
+        ("chunk", record(RecordKind::Chunk, 4096, 1001)),
+        ("leaf", record(RecordKind::Leaf, 8192, 44)),
+        ("padding", padding),
+    ]
+}
+
+fn footer(entries: u8) -> Vec<u8> {
+    let offset = 1u64 << 20;
+    let entries: Vec<_> = (0..entries)
+        .map(|number| FooterEntry {
+            id: *chunk_id(number).as_bytes(),
+            offset_bytes: 4096 + 1000 * u64::from(number),
+            payload: payload(RecordKind::Chunk, 900),
+        })
+        .collect();
+    let footer = pack::encode_footer(CHUNKS, offset, &entries);
+    [(offset + footer.len() as u64).to_le_bytes().as_slice(), &footer].concat()
+}
+
+fn snapshot(tags: u8) -> SnapshotRecord {
+    SnapshotRecord {
+        id: snapshot_id(),
+        name: "web/daily@2026-01-31".to_owned(),
+        size_bytes: 4 << 30,
+        data_bytes: 486 << 20,
+        root: RootId::from_bytes(*chunk_id(9).as_bytes()),
+        created_at_ns: 1_700_000_000_123_456_789,
+        tags: (0..tags).map(|number| (format!("key-{number}"), "wért".repeat(number.into()))).collect::<BTreeMap<_, _>>(),
+        new_bytes: 1 << 20,
+        stored_bytes: 1 << 19,
+    }
+}
+
+fn log_records() -> Vec<u8> {
+    [
+        Record::PutSnapshot(snapshot(0)).encode(1),
+        Record::PutSnapshot(snapshot(3)).encode(2),
+        Record::DeleteSnapshot(snapshot_id()).encode(3),
+    ]
+    .concat()
+}
+
+fn location(kind: RecordKind) -> Location {
+    let pack = PackId { kind: kind.pack_kind(), number: 7 };
+    Location { pack, offset_bytes: 123 * 4096 + 8, payload: payload(kind, 4711) }
+}
+
+fn pack_state(sealed: bool) -> Vec<u8> {
+    let state = PackState { pack: CHUNKS, indexed_bytes: 1 << 20, sealed };
+    [PackState::key_of(state.pack).as_slice(), &state.encode()].concat()
+}
+
+fn totals() -> Vec<u8> {
+    let totals = Totals { chunks: 1, chunk_bytes: 2, nodes: 3, stored_bytes: 4, packs: 5, snapshots: 6, logical_bytes: 7 };
+    totals.encode().to_vec()
+}
+
+fn leaf(entries: u8, blocks: u32) -> Leaf {
+    let step = 2048 / u32::from(entries);
+    let entries = (0..entries).map(|number| LeafEntry {
+        start_block: u32::from(number) * step,
+        blocks,
+        chunk: chunk_id(number),
+    });
+    Leaf::new(entries.collect()).unwrap()
+}
+
+fn inner(level: u8, children: usize) -> Inner {
+    let step = 256 / children;
+    let children = (0..children).map(|number| ((number * step) as u8, node_id(number as u8)));
+    Inner::new(level, children.collect()).unwrap()
+}
+
+fn root(top: Option<NodeId>) -> Vec<u8> {
+    let root = Root { size_bytes: 4 << 30, chunker_version: CHUNKER_VERSION, top };
+    root.encode().to_vec()
+}
+
+fn chunk_codecs() -> Samples {
+    let mut plain = vec![0; 8192];
+    Random::seeded(1).fill(&mut plain[..1000]);
+    [("raw", Compression::None), ("lz4", Compression::Lz4), ("zstd", Compression::Zstd)]
+        .map(|(name, compression)| {
+            let mut encoder = Encoder::new(compression);
+            let (codec, packed) = encoder.encode(&plain);
+            let [a, b, c, _] = (plain.len() as u32).to_le_bytes();
+            (name, [[codec as u8, a, b, c].as_slice(), packed].concat())
+        })
+        .into()
+}
+
+fn option_data() -> Samples {
+    let data = |option: u32, data: &[u8]| [option.to_be_bytes().as_slice(), data].concat();
+    let name = b"snapshot/web";
+    let mut info = nbd::go_data("snapshot/web");
+    info.truncate(info.len() - 2);
+    info.extend([0, 3, 0, 1, 0, 2, 0, 3]);
+    let mut query = Vec::new();
+    for text in [name.as_slice(), &[0, 0, 0, 2], b"base:allocation", b"qemu:"] {
+        if text.len() == 4 {
+            query.extend(text);
+        } else {
+            query.extend((text.len() as u32).to_be_bytes());
+            query.extend(text);
+        }
+    }
+    vec![
+        ("export-name", data(nbd::option::EXPORT_NAME, name)),
+        ("go", data(nbd::option::GO, &nbd::go_data("snapshot/web"))),
+        ("info", data(nbd::option::INFO, &info)),
+        ("set-meta-context", data(nbd::option::SET_META_CONTEXT, &query)),
+    ]
+}
