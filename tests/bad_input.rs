@@ -266,7 +266,7 @@ fn an_export_that_cannot_be_written_is_refused() {
     let mut export = lab.snapctl().command(["export", "image", "-"]);
     let child = export.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(exit::FAILURE), "{output:?}");
+    assert_eq!(output.status.code(), Some(exit::OUT_OF_SPACE), "{output:?}");
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("No space"), "{said}");
     assert_no_panic(&said);
@@ -295,7 +295,7 @@ fn an_export_does_not_overwrite_a_file_unless_told_to() {
     let precious = lab.scratch.file("precious", "do not lose");
     for format in ["raw", "qcow2"] {
         let export = ["export", "image", precious.to_str().unwrap(), "--format", format];
-        let said = lab.snapctl().run(export).fails(exit::FAILURE);
+        let said = lab.snapctl().run(export).fails(exit::ALREADY_EXISTS);
         assert!(said.contains("precious"), "{said}");
         assert_eq!(fs::read(&precious).unwrap(), b"do not lose");
     }
@@ -311,7 +311,7 @@ fn an_export_to_a_disk_that_becomes_full_leaves_no_file() {
     lab.snapctl().import(&file, "image");
     for format in ["raw", "qcow2"] {
         let out = disk.path().join(format!("out.{format}"));
-        let said = lab.snapctl().run(["export", "image", out.to_str().unwrap(), "--format", format]).fails(exit::FAILURE);
+        let said = lab.snapctl().run(["export", "image", out.to_str().unwrap(), "--format", format]).fails(exit::OUT_OF_SPACE);
         assert!(said.contains(&format!("out.{format}")) && said.contains("No space"), "{said}");
         assert!(!out.exists(), "half an export is left");
     }

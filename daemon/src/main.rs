@@ -3,7 +3,10 @@
 use std::{fmt::Display, process::ExitCode};
 
 use clap::Parser;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::{
+    fs::Mode,
+    process::{Resource, getrlimit, setrlimit, umask},
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 use varve_daemon::{
@@ -51,6 +54,8 @@ fn main() -> ExitCode {
     // The only provider that is linked. It fails when one was installed before, which does as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     raise_open_files();
+    // What guests have written is nobody else's to read. The sockets have their own permissions.
+    umask(Mode::RWXG | Mode::RWXO);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -256,7 +256,7 @@ async fn serve_grpc_unix(
     listener: UnixListener,
     stop: CancellationToken,
 ) {
-    let incoming = grpc::incoming_unix(listener);
+    let incoming = grpc::incoming_unix(listener, stop.clone());
     let served = server
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
@@ -272,7 +272,7 @@ async fn serve_grpc_tcp(
     listener: TcpListener,
     stop: CancellationToken,
 ) {
-    let incoming = grpc::incoming_tcp(listener);
+    let incoming = grpc::incoming_tcp(listener, stop.clone());
     let served = server
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

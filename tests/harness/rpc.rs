@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 use tokio_stream::iter;
-use tonic::{Status, transport::Channel};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 use varve_content::{
     ChunkId, RootId, SEGMENT_BYTES,
     chunker::{CHUNKER_VERSION, cut_segment},
@@ -34,7 +37,7 @@ pub struct Rpc {
 impl Rpc {
     /// Connects over the unix socket.
     pub async fn connect(varved: &Varved) -> Self {
-        let endpoint = Channel::from_shared(varved.endpoint()).expect("an endpoint is a URI");
+        let endpoint = Endpoint::from_shared(varved.endpoint()).expect("an endpoint of a unix socket");
         let channel = endpoint.connect().await.expect("connect to varved");
         Self {
             content: ContentServiceClient::new(channel.clone()).max_encoding_message_size(usize::MAX),

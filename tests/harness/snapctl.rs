@@ -27,7 +27,7 @@ pub mod exit {
     pub const UNREACHABLE: i32 = 5;
     /// Damage was found.
     pub const DAMAGED: i32 = 6;
-    /// The daemon's disk is full.
+    /// A disk is full: the daemon's, or that of an export.
     pub const OUT_OF_SPACE: i32 = 7;
     /// The user wanted it to end.
     pub const INTERRUPTED: i32 = 130;

@@ -14,6 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
@@ -23,14 +24,18 @@ use crate::{limits, sockets};
 #[derive(Debug)]
 pub struct Connection<S> {
     socket: S,
+    /// Until the peer has said something: the daemon's stop. tonic ends connections by telling the peer, which it cannot before
+    /// the peer has spoken; such a connection would hold up the stop.
+    silent: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _place: OwnedSemaphorePermit,
 }
 
 /// Connections of a unix socket.
 pub fn incoming_unix(
     listener: UnixListener,
+    stop: CancellationToken,
 ) -> impl Stream<Item = Result<Connection<UnixStream>, Infallible>> {
-    incoming(listener, async |listener: &UnixListener| {
+    incoming(listener, stop, async |listener: &UnixListener| {
         let (socket, _) = listener.accept().await?;
         sockets::enlarge_buffers(&socket);
         Ok(socket)
@@ -40,8 +45,9 @@ pub fn incoming_unix(
 /// Connections of a TCP address.
 pub fn incoming_tcp(
     listener: TcpListener,
+    stop: CancellationToken,
 ) -> impl Stream<Item = Result<Connection<TcpStream>, Infallible>> {
-    incoming(listener, async |listener: &TcpListener| {
+    incoming(listener, stop, async |listener: &TcpListener| {
         let (socket, peer) = listener.accept().await?;
         if let Err(error) = socket.set_nodelay(true) {
             debug!(%peer, %error, "cannot turn off Nagle's algorithm");
@@ -53,30 +59,30 @@ pub fn incoming_tcp(
 /// Accepts one connection after another. Failing to is never the end: what is missing (file descriptors, memory) comes back.
 fn incoming<L, S>(
     listener: L,
+    stop: CancellationToken,
     accept: impl AsyncFn(&L) -> io::Result<S>,
 ) -> impl Stream<Item = Result<Connection<S>, Infallible>> {
     let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
-    stream::unfold(
-        (listener, accept, places),
-        async |(listener, accept, places)| {
-            // The semaphore is never closed.
-            let place = Arc::clone(&places).acquire_owned().await.ok()?;
-            let socket = loop {
-                match accept(&listener).await {
-                    Ok(socket) => break socket,
-                    Err(error) => {
-                        warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(limits::ACCEPT_RETRY_DELAY).await;
-                    }
+    let state = (listener, stop, accept, places);
+    stream::unfold(state, async |(listener, stop, accept, places)| {
+        // The semaphore is never closed.
+        let place = Arc::clone(&places).acquire_owned().await.ok()?;
+        let socket = loop {
+            match accept(&listener).await {
+                Ok(socket) => break socket,
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(limits::ACCEPT_RETRY_DELAY).await;
                 }
-            };
-            let connection = Connection {
-                socket,
-                _place: place,
-            };
-            Some((Ok(connection), (listener, accept, places)))
-        },
-    )
+            }
+        };
+        let connection = Connection {
+            socket,
+            silent: Some(Box::pin(stop.clone().cancelled_owned())),
+            _place: place,
+        };
+        Some((Ok(connection), (listener, stop, accept, places)))
+    })
 }
 
 impl<S: Connected> Connected for Connection<S> {
@@ -93,7 +99,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(context, buffer)
+        let read = Pin::new(&mut self.socket).poll_read(context, buffer);
+        match (&read, &mut self.silent) {
+            (Poll::Ready(_), silent) => *silent = None,
+            // As if the peer had closed it.
+            (Poll::Pending, Some(stop)) => return stop.as_mut().poll(context).map(Ok),
+            (Poll::Pending, None) => {}
+        }
+        read
     }
 }
 

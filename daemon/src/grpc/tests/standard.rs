@@ -223,6 +223,28 @@ async fn what_cannot_be_listened_on_or_read_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_do_not_hold_up_the_stop() {
+    let daemon = Daemon::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..10 {
+        silent.push(
+            tokio::net::UnixStream::connect(&daemon.config.grpc.unix)
+                .await
+                .unwrap(),
+        );
+    }
+    // Served, so that the others were accepted before.
+    assert!(daemon.names().await.is_empty());
+    let started = std::time::Instant::now();
+    daemon.stop().await;
+    assert!(
+        started.elapsed() < crate::limits::STOP_GRACE / 2,
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_download_that_the_stop_cuts_short_ends_with_an_error() {
     let daemon = Daemon::start().await;
     daemon.upload("web", &noise(1, 40 << 20)).await;

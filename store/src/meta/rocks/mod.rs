@@ -5,10 +5,11 @@
 //!
 //! # When a write fails
 //!
-//! RocksDB fails a write when its log cannot be written or synced, and from then on when a flush in the background could
-//! not be (on a full disk it tries by itself, every five seconds, to go on). Either way this
-//! index writes nothing any more until it is opened again: the failed batch may be in the log, and so may come back
-//! then, totals included. Batches written meanwhile would have been counted without it.
+//! RocksDB fails a write when its log cannot be written or synced, and when a flush in the background could not be.
+//! On a full disk, as a test shows, all writes fail from then on, also once there is space again. Reads go on, and when it is
+//! opened again all that was acknowledged is there. The failed batch may be in the log and come back then, its totals
+//! included; a batch written meanwhile, should RocksDB take one, would have been counted without it. So this index
+//! writes nothing any more after a failure until it is opened again.
 
 mod apply;
 mod options;
@@ -33,7 +34,7 @@ use crate::{
 const LOOKUP_KEYS: usize = 4096;
 
 /// What to do about an index that cannot be used.
-const REMEDY: &str = "a rebuild makes the index again from packs and catalog log";
+const REMEDY: &str = "`varved rebuild` makes the index again from packs and catalog log";
 
 /// Index and catalog in a directory of their own.
 pub struct RocksMeta {

@@ -109,6 +109,8 @@ fn log(level: LogLevel, message: &str) {
     let message = message.trim_end();
     match level {
         LogLevel::Error | LogLevel::Fatal => tracing::error!(target: "rocksdb", "{message}"),
-        _ => tracing::warn!(target: "rocksdb", "{message}"),
+        LogLevel::Warn => tracing::warn!(target: "rocksdb", "{message}"),
+        // Headers list every option at each start, whatever level was asked for.
+        _ => tracing::trace!(target: "rocksdb", "{message}"),
     }
 }

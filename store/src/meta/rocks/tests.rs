@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use std::fs;
+use std::{fs, process::Command};
 
 use tempfile::TempDir;
 
@@ -196,50 +196,68 @@ fn a_failure_that_is_not_a_full_disk_is_not_taken_for_one() {
     assert!(matches!(error, Error::Index { .. }), "{error:?}");
 }
 
+/// A file system of 16 MiB in memory, for as long as this lives.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// `None` where file systems may not be mounted.
+    fn mount() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"]).arg(directory.path()).output();
+        mount.is_ok_and(|output| output.status.success()).then_some(Self(directory))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+/// What was applied stays, what was not may come back whole, and nothing is written in between.
 #[test]
-#[ignore]
-fn scratch_full() {
-    let path = PathBuf::from("/tmp/small/index");
-    let _ = fs::remove_dir_all(&path);
-    let fill = PathBuf::from("/tmp/small/fill");
-    let _ = fs::remove_file(&fill);
-    let meta = RocksMeta::create(&path, STORE).unwrap();
-    let mut number = 0u64;
-    let fillbytes = std::env::var("FILL").ok().and_then(|s| s.parse().ok()).unwrap_or(0usize);
-    fs::write(&fill, vec![1u8; fillbytes]).unwrap();
-    let mut failures = 0;
-    let started = std::time::Instant::now();
-    loop {
+fn a_full_disk_ends_writing_until_the_index_is_opened_again() {
+    const CHUNKS: u64 = 500;
+    let batch = |number: u64| {
         let mut batch = Batch::default();
-        for n in 0..500 { batch.put_chunk(chunk_id(number * 500 + n), chunk_at(1, n, 100)); }
-        number += 1;
-        match meta.apply(batch, true) {
-            Ok(()) => {}
-            Err(error) => {
-                println!("batch {number}: {error:?}; background errors {:?} stopped {:?}",
-                    meta.db.property_int_value("rocksdb.background-errors"), meta.db.property_int_value("rocksdb.is-write-stopped"));
-                failures += 1;
-                if failures > 2 { break; }
-            }
+        for chunk in CHUNKS * number..CHUNKS * (number + 1) {
+            batch.put_chunk(chunk_id(chunk), chunk_at(1, chunk, 100));
         }
-        if number > 1500 { println!("no failure"); break; }
-    }
-    let ids: Vec<_> = (0..(number - failures) * 500).map(chunk_id).collect();
-    println!("found {}/{} health {}", meta.chunks(&ids).unwrap().iter().flatten().count(), ids.len(), meta.is_healthy());
-    // What RocksDB itself does, our own refusal aside.
-    for _ in 0..10 {
-        let mut options = rocksdb::WriteOptions::default();
-        options.set_sync(true);
-        let mut write = rocksdb::WriteBatch::default();
-        write.put_cf(meta.family(keys::NAMES).unwrap(), "raw", [1; 9]);
-        println!("raw write: {:?}", meta.db.write_opt(write, &options));
-        std::thread::sleep(std::time::Duration::from_secs(1));
-        let _ = fs::remove_file(&fill);
-    }
-    let totals = meta.totals().unwrap();
+        batch
+    };
+    let Some(disk) = SmallDisk::mount() else {
+        eprintln!("skipped: a tmpfs cannot be mounted here");
+        return;
+    };
+    let path = index_in(&disk.0);
+    let reserve = disk.0.path().join("reserve");
+    fs::write(&reserve, vec![1; 4 << 20]).unwrap();
+    let meta = RocksMeta::create(&path, STORE).unwrap();
+    let mut applied = 0;
+    let error = loop {
+        match meta.apply(batch(applied), true) {
+            Ok(()) => applied += 1,
+            Err(error) => break error,
+        }
+        assert!(applied < 1000, "16 MiB are full by now");
+    };
+    assert!(matches!(error, Error::Full { .. }), "{error:?}");
+    assert!(!meta.is_healthy());
+
+    // Space alone does not mend it.
+    fs::remove_file(&reserve).unwrap();
+    assert!(matches!(meta.apply(batch(applied), true), Err(Error::Poisoned { .. })));
+    let ids: Vec<_> = (0..CHUNKS * applied).map(chunk_id).collect();
+    assert!(meta.chunks(&ids).unwrap().iter().all(Option::is_some), "reads go on");
+    assert_eq!(meta.totals().unwrap().chunks, CHUNKS * applied);
     drop(meta);
+
     let meta = RocksMeta::open(&path, STORE).unwrap();
-    println!("before {totals:?}\nafter  {:?} in {:?}", meta.totals().unwrap(), started.elapsed());
-    let ids: Vec<_> = (0..number * 500).map(chunk_id).collect();
-    println!("found {}", meta.chunks(&ids).unwrap().iter().flatten().count());
+    assert!(meta.chunks(&ids).unwrap().iter().all(Option::is_some));
+    let ids: Vec<_> = (CHUNKS * applied..CHUNKS * (applied + 1)).map(chunk_id).collect();
+    let back = meta.chunks(&ids).unwrap().iter().flatten().count() as u64;
+    assert!(back == 0 || back == CHUNKS);
+    assert_eq!(meta.totals().unwrap().chunks, CHUNKS * applied + back);
+    meta.apply(batch(applied), true).unwrap();
+    assert_eq!(meta.totals().unwrap().chunks, CHUNKS * (applied + 1));
 }
