@@ -56,7 +56,7 @@ pub(crate) const HTTP2_STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What a peer may send on all streams of a connection before it is taken.
 pub(crate) const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// Largest HTTP/2 frame accepted: larger than the default of 16 KiB, for fewer system calls.
-pub(crate) const HTTP2_FRAME_BYTES: u32 = 256 << 10;
+pub(crate) const HTTP2_FRAME_BYTES: u32 = 64 << 10;
 /// Largest message accepted and sent: a mebibyte of payload, or a page of a thousand tagged
 /// snapshots (50 tags of 382 characters each, in the worst case four bytes a character, would take more: such a
 /// listing is asked for in smaller pages).
@@ -89,9 +89,9 @@ const _: () = assert!(
         + (DECODERS_MAX + 2) * SEGMENT_BYTES
         <= PIPELINE_MEMORY_MAX
 );
-// Whatever a segment holds, a job has room for it, and every reader can have one.
+// Whatever a segment holds, a job has room for it, and every reader can have a buffer.
 const _: () =
-    assert!(JOB_BYTES >= SEGMENT_BYTES && SEGMENT_BUFFERS >= READERS_MAX + LOCAL_SPARE_BUFFERS);
+    assert!(JOB_BYTES == SEGMENT_BYTES && SEGMENT_BUFFERS >= READERS_MAX + LOCAL_SPARE_BUFFERS);
 const _: () = assert!(MESSAGE_BYTES_MAX >= 4 * MESSAGE_PAYLOAD_BYTES);
 const _: () = assert!(MESSAGE_BYTES_MAX / LIST_PAGE as usize >= 50 * 382 * 4);
 

@@ -320,7 +320,7 @@ impl Commit {
     /// Draws the consequence of a failed write, sync or append.
     fn written<T>(&self, result: Result<T>) -> Result<T> {
         match &result {
-            Ok(_) | Err(Error::Poisoned { .. } | Error::Closing | Error::Limit(_)) => {}
+            Ok(_) | Err(Error::Closing | Error::Limit(_)) => {}
             Err(Error::Full { .. }) => {
                 let mut pending = self.pending.write();
                 pending.generation += 1;
@@ -338,7 +338,10 @@ impl Commit {
         let mut pending = self.pending.write();
         if pending.poisoned.is_none() {
             tracing::error!(%error, "the store stops writing");
-            pending.poisoned = Some(error.to_string());
+            pending.poisoned = Some(match error {
+                Error::Poisoned { reason } => reason.clone(),
+                other => other.to_string(),
+            });
         }
     }
 

@@ -164,7 +164,7 @@ mod tests {
         sink.settled(size).unwrap();
         sink.finish().unwrap();
 
-        let mut expected = vec![0; size as usize];
+        let mut expected = vec![0; 3 * SEGMENT_BYTES + 5000];
         expected[SEGMENT_BYTES..][..4096].fill(1);
         expected[SEGMENT_BYTES + 8192..][..4096].fill(2);
         expected[3 * SEGMENT_BYTES + 4096..].fill(3);

@@ -7,9 +7,9 @@ use varve_content::block::{BLOCK_BYTES, SEGMENT_BLOCKS};
 use super::source::Source;
 use crate::limits::JOB_BYTES;
 
-/// Blocks of a job: a whole segment fits.
-const JOB_BLOCKS: u32 = (JOB_BYTES / BLOCK_BYTES) as u32;
-const _: () = assert!(JOB_BLOCKS >= SEGMENT_BLOCKS);
+/// Blocks of a job: as many as a segment has.
+const JOB_BLOCKS: u32 = SEGMENT_BLOCKS;
+const _: () = assert!(JOB_BLOCKS as usize * BLOCK_BYTES == JOB_BYTES);
 
 /// Blocks of one segment that may hold data.
 #[derive(Debug, Eq, PartialEq)]
