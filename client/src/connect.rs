@@ -19,7 +19,8 @@ use crate::{
     error::{Error, ErrorKind, Result, innermost},
     limits::{
         CONNECT_TIMEOUT, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES,
-        HTTP2_STREAM_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX,
+        HTTP2_STREAM_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LOCAL_WINDOW_BYTES,
+        MESSAGE_BYTES_MAX,
     },
 };
 
@@ -206,7 +207,9 @@ fn settings(uri: Uri) -> tonic::transport::Endpoint {
 
 async fn connect_unix(path: PathBuf) -> Result<Channel, tonic::transport::Error> {
     // HTTP/2 needs an authority; what it is does not matter on a unix socket.
-    let settings = settings(Uri::from_static("http://localhost"));
+    let settings = settings(Uri::from_static("http://localhost"))
+        .initial_stream_window_size(LOCAL_WINDOW_BYTES)
+        .initial_connection_window_size(LOCAL_WINDOW_BYTES);
     settings
         .connect_with_connector(tower::service_fn(move |_: Uri| {
             let path = path.clone();

@@ -55,6 +55,9 @@ const MESSAGE_BYTES_TYPICAL: usize = 2 << 20;
 pub(crate) const HTTP2_STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What a peer may send on all streams of a connection before it is taken.
 pub(crate) const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// The same for a unix socket, where there is no way to cover: what waits here only takes memory, and
+/// fresh memory costs time.
+pub(crate) const LOCAL_WINDOW_BYTES: u32 = 4 << 20;
 /// Largest HTTP/2 frame accepted: larger than the default of 16 KiB, for fewer system calls.
 pub(crate) const HTTP2_FRAME_BYTES: u32 = 64 << 10;
 /// Largest message accepted and sent: a mebibyte of payload, or a page of a thousand tagged

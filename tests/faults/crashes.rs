@@ -214,7 +214,7 @@ fn forget_oldest(lab: &Lab, reported: &mut Vec<(String, PathBuf)>) {
 #[test]
 fn a_kill_while_the_daemon_starts_loses_nothing() {
     let mut random = Random::of_test("a_kill_while_the_daemon_starts");
-    let mut scene = Scene::new(40 * MIB);
+    let mut scene = Scene::new(20 * MIB);
     scene.crash_at("group-indexed", import_new);
     for _ in 0..6 {
         scene.lab.varved.kill();

@@ -74,7 +74,7 @@ fn a_flipped_byte_in_a_chunk_fails_its_reads_and_no_others() {
     let export = ["export", "damaged", out.to_str().unwrap()];
     names_all(&scene.lab.snapctl().run(export).fails(exit::DAMAGED));
     assert!(!out.exists(), "half an export is left");
-    names_all(&scene.lab.snapctl().run(["snapshot", "verify", "damaged"]).fails(exit::DAMAGED));
+    names_all(&scene.lab.snapctl().verify_finds("damaged"));
 
     let json = scene.lab.snapctl().run(["--output", "json", "snapshot", "verify", "damaged"]);
     assert_eq!(json.status.code(), Some(exit::DAMAGED), "{json:?}");
@@ -92,7 +92,7 @@ fn a_flipped_byte_in_the_header_of_a_record_fails_its_reads_and_no_others() {
     let (record, offset) = scene.chunk();
     data_dir::flip_byte(&record.path, record.offset_bytes + 20);
     scene.lab.restart();
-    let said = scene.lab.snapctl().run(["snapshot", "verify", "damaged"]).fails(exit::DAMAGED);
+    let said = scene.lab.snapctl().verify_finds("damaged");
     assert!(said.contains(&record.pack.to_string()) && said.contains(&record.id()), "{said}");
     scene.assert_rest_goes_on(offset);
 }
@@ -106,8 +106,10 @@ fn a_flipped_byte_in_a_tree_node_fails_what_needs_it() {
         let record = records.into_iter().find(|record| record.header.payload.kind == kind).unwrap();
         record.flip();
         scene.lab.restart();
-        for command in [vec!["snapshot", "verify", "damaged"], vec!["export", "damaged", "-"]] {
-            let said = scene.lab.snapctl().run(command).fails(exit::DAMAGED);
+        let verified = scene.lab.snapctl().run(["snapshot", "verify", "damaged"]);
+        assert_eq!(verified.status.code(), Some(exit::DAMAGED), "{verified:?}");
+        let exported = scene.lab.snapctl().run(["export", "damaged", "-"]).fails(exit::DAMAGED);
+        for said in [verified.text() + &verified.stderr, exported] {
             for wanted in [record.pack.to_string(), record.offset_bytes.to_string(), record.id(), "damaged".to_owned()] {
                 assert!(said.contains(&wanted), "{kind:?}: {wanted:?} is not named: {said}");
             }
@@ -133,7 +135,7 @@ fn several_damaged_places_are_all_reported_at_once() {
         record.flip();
     }
     scene.lab.restart();
-    let said = scene.lab.snapctl().run(["snapshot", "verify", "damaged"]).fails(exit::DAMAGED);
+    let said = scene.lab.snapctl().verify_finds("damaged");
     for record in &broken {
         assert!(said.contains(&record.id()), "{} is not named: {said}", record.id());
     }
@@ -162,7 +164,7 @@ fn a_pack_that_lost_its_end_fails_what_was_there() {
     let last = records.last().unwrap();
     data_dir::truncate(&last.path, last.offset_bytes + 100);
     scene.lab.restart();
-    let said = scene.lab.snapctl().run(["snapshot", "verify", "sound"]).fails(exit::DAMAGED);
+    let said = scene.lab.snapctl().verify_finds("sound");
     assert!(said.contains(&last.pack.to_string()) && said.contains(&last.id()), "{said}");
     scene.lab.snapctl().verify("damaged");
     scene.lab.assert_content("damaged", &scene.damaged);
@@ -183,13 +185,26 @@ fn a_pack_that_is_gone_fails_what_was_in_it() {
         std::fs::remove_file(path).unwrap();
     }
     scene.lab.restart();
-    for name in ["damaged", "sound"] {
-        let said = scene.lab.snapctl().run(["snapshot", "verify", name]).fails(exit::DAMAGED);
-        assert!(said.contains("chunk-"), "{said}");
+    for (name, file) in [("damaged", &scene.damaged), ("sound", &scene.sound)] {
+        let said = scene.lab.snapctl().verify_finds(name);
+        let content = Content::of(&std::fs::read(file).unwrap());
+        for chunk in content.chunks {
+            assert!(said.contains(&hex(&chunk.id)), "{} is not named: {said}", hex(&chunk.id));
+        }
     }
     let more = scene.lab.image("more", 12 * MIB, 94);
     scene.lab.snapctl().import(&more, "more");
     scene.lab.assert_content("more", &more);
+}
+
+#[test]
+fn damage_found_at_the_start_is_named_in_the_log() {
+    let mut scene = Scene::new();
+    let (record, _) = scene.chunk();
+    record.flip();
+    scene.lab.restart();
+    let log = scene.lab.varved.log();
+    assert!(log.contains(&record.pack.to_string()) && log.contains(&record.offset_bytes.to_string()), "{log}");
 }
 
 /// What a crash of the machine leaves of writes that were never synced: nothing was promised for them.
@@ -233,6 +248,10 @@ fn a_torn_end_that_nobody_was_promised_is_cut_off() {
         scene.lab.assert_content("more", &more);
         assert_eq!(scene.lab.snapctl().verify_all(), ["damaged", "more", "sound"], "{torn}");
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Where the next record would begin in a pack that is not sealed.

@@ -71,7 +71,7 @@ impl Rpc {
         let mut messages: Vec<PutChunksRequest> = Vec::new();
         let mut room = 0;
         for chunk in chunks {
-            if room < chunk.payload.len() {
+            if messages.is_empty() || room < chunk.payload.len() {
                 messages.push(PutChunksRequest { upload_id: upload_id.to_owned(), chunks: Vec::new() });
                 room = MESSAGE_BYTES;
             }

@@ -125,6 +125,14 @@ impl Snapctl {
         self.run(["snapshot", "verify", snapshot]).ok();
     }
 
+    /// Verifies a snapshot, which has to be found damaged. Gives the findings.
+    #[must_use]
+    pub fn verify_finds(&self, snapshot: &str) -> String {
+        let finished = self.run(["snapshot", "verify", snapshot]);
+        assert_eq!(finished.status.code(), Some(exit::DAMAGED), "{snapshot} should have been found damaged: {finished:?}");
+        finished.text()
+    }
+
     /// Verifies every snapshot there is, and gives their names.
     pub fn verify_all(&self) -> Vec<String> {
         let names = self.names();

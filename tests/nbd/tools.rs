@@ -47,8 +47,8 @@ fn nbdinfo_lists_every_snapshot() {
             assert_eq!(export["can_multi_conn"], true);
             assert_eq!(export["can_df"], true);
             assert_eq!(export["can_trim"], false);
-            assert_eq!(export["block_minimum"], 1);
-            assert_eq!(export["block_preferred"], 4096);
+            assert_eq!(export["block_size_minimum"], 1);
+            assert_eq!(export["block_size_preferred"], 4096);
             assert!(export["contexts"].to_string().contains("base:allocation"), "{export}");
         }
         let text = tool_run("nbdinfo", &["--list", &uri]).success().text();
@@ -174,7 +174,8 @@ fn qemu_io_reads_and_is_refused_to_write() {
     for write in ["write 0 4k", "discard 0 4k", "write -z 0 4k"] {
         let refused = tool_run("qemu-io", &["-f", "raw", &uri, "-c", write]);
         assert!(!refused.status.success(), "{refused:?}");
-        assert!((refused.text() + &refused.stderr).contains("ead-only"), "{refused:?}");
+        let said = refused.text() + &refused.stderr;
+        assert!(said.contains("ead-only") || said.contains("ermission denied"), "{refused:?}");
     }
     lab.assert_content("image", &file);
 }

@@ -36,7 +36,10 @@ def read(content, snapshot, offset, length):
 
 
 def main(target, snapshot, path):
-    with grpc.insecure_channel(target) as channel, open(path, "rb") as file:
+    # Over a unix socket grpcio names the path as the authority, percent-encoded, and servers built on Rust's h2 take that
+    # for malformed.
+    options = [("grpc.default_authority", "localhost")] if target.startswith("unix:") else []
+    with grpc.insecure_channel(target, options=options) as channel, open(path, "rb") as file:
         database = ProtoReflectionDescriptorDatabase(channel)
         names = set(database.get_services())
         wanted = {f"varve.v1.{name}" for name in ("ContentService", "SnapshotService", "StatusService")}

@@ -13,7 +13,7 @@ use crate::table::{Figure, Row, Wanted};
 
 pub(crate) fn to_file(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let data_dir = bench.data_dir_with_base("export")?;
-    let packed = files_below(&data_dir)?;
+    let packs = files_below(&data_dir.join("packs"))?;
     let qcow2 = bench.path("export.qcow2");
     qemu_img_compress(&bench.base, &qcow2)?;
     let file = bench.path("export.raw");
@@ -21,7 +21,7 @@ pub(crate) fn to_file(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let mut varve = |run| {
         // A new process each time: nothing is left decoded from the run before.
         let varved = bench.programs.serve(&data_dir)?;
-        packed.iter().try_for_each(|file| page_cache::warm(file))?;
+        packs.iter().try_for_each(|pack| page_cache::warm(pack))?;
         page_cache::settle();
         let seconds = varved.export("base", &file)?.seconds;
         varved.stop()?;

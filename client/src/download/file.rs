@@ -4,14 +4,18 @@ use std::{
     ffi::OsString,
     fs::{File, OpenOptions, Permissions},
     io,
+    num::NonZeroU64,
     ops::Range,
     os::unix::fs::{FileExt, FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rustix::{
-    fs::{FallocateFlags, SeekFrom, fallocate, seek},
+    fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek},
     io::Errno,
 };
 use tempfile::NamedTempFile;
@@ -106,6 +110,8 @@ pub struct FileSink {
     file: File,
     path: PathBuf,
     target: Target,
+    /// The system was asked to write out what is before this.
+    started_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -119,6 +125,10 @@ enum Target {
 }
 
 impl FileSink {
+    fn new(file: File, path: PathBuf, target: Target) -> Self {
+        Self { file, path, target, started_bytes: AtomicU64::new(0) }
+    }
+
     /// Prepares to write the file or block device at `path`.
     pub fn create(path: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
         let path = path.into();
@@ -135,11 +145,7 @@ impl FileSink {
                 .write(true)
                 .open(&path)
                 .map_err(|error| Error::file(what, error))?;
-            return Ok(Self {
-                file,
-                path,
-                target: Target::Device,
-            });
+            return Ok(Self::new(file, path, Target::Device));
         }
         let new = NewFile::create(&path, existing)?;
         let file = new
@@ -147,11 +153,7 @@ impl FileSink {
             .as_file()
             .try_clone()
             .map_err(|error| Error::file(what, error))?;
-        Ok(Self {
-            file,
-            path,
-            target: Target::New(Mutex::new(Some(new))),
-        })
+        Ok(Self::new(file, path, Target::New(Mutex::new(Some(new)))))
     }
 
     /// Writes to an empty file that is open already and is of no use after a crash: it is not synced. Errors call it
@@ -161,11 +163,7 @@ impl FileSink {
         let file = file
             .try_clone()
             .map_err(|error| Error::file(format!("write {}", path.display()), error))?;
-        Ok(Self {
-            file,
-            path,
-            target: Target::Scratch,
-        })
+        Ok(Self::new(file, path, Target::Scratch))
     }
 }
 
@@ -199,6 +197,18 @@ impl Sink for FileSink {
             Target::New(_) | Target::Scratch => Ok(()),
             Target::Device => zero_device(&self.file, range),
         }
+    }
+
+    fn settled(&self, end_bytes: u64) -> io::Result<()> {
+        // So that the sync at the end finds most of it on disk. The advice makes the system write out what
+        // is dirty in the range, without waiting; it drops only what is on disk already, which none of this is.
+        let start_bytes = self.started_bytes.swap(end_bytes, Ordering::Relaxed);
+        if !matches!(self.target, Target::Scratch)
+            && let Some(len) = NonZeroU64::new(end_bytes.saturating_sub(start_bytes))
+        {
+            fadvise(&self.file, start_bytes, Some(len), Advice::DontNeed)?;
+        }
+        Ok(())
     }
 
     fn finish(&self) -> io::Result<()> {

@@ -192,10 +192,14 @@ async fn next_part(
 struct Placing<'a> {
     placer: Arc<Placer>,
     progress: &'a Progress,
-    under_way: FuturesOrdered<Pin<Box<dyn Future<Output = Result<Placed>> + Send>>>,
+    under_way: FuturesOrdered<Running<Placed>>,
+    settling: Option<Running<()>>,
     threads: usize,
     data_bytes: u64,
 }
+
+/// Something that threads are at.
+type Running<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
 /// Work done.
 struct Placed {
@@ -209,6 +213,7 @@ impl<'a> Placing<'a> {
             placer,
             progress,
             under_way: FuturesOrdered::new(),
+            settling: None,
             threads: worker_threads(DECODERS_MAX),
             data_bytes: 0,
         }
@@ -236,6 +241,7 @@ impl<'a> Placing<'a> {
         while !self.under_way.is_empty() {
             self.settle_oldest().await?;
         }
+        self.settled().await?;
         Ok(self.data_bytes)
     }
 
@@ -247,15 +253,29 @@ impl<'a> Placing<'a> {
         self.data_bytes += placed.data_bytes;
         self.progress.add_done(placed.data_bytes);
         if let Some(end_bytes) = placed.settled_bytes {
-            blocking(&self.placer, move |placer| {
-                placer
-                    .sink
-                    .settled(end_bytes)
-                    .map_err(|error| placer.failed(end_bytes, error))
-            })
-            .await?;
+            self.settle(end_bytes).await?;
         }
         Ok(())
+    }
+
+    /// Tells the sink what is settled, and lets it work on that while other work goes on.
+    async fn settle(&mut self, end_bytes: u64) -> Result<()> {
+        self.settled().await?;
+        self.settling = Some(Box::pin(blocking(&self.placer, move |placer| {
+            placer
+                .sink
+                .settled(end_bytes)
+                .map_err(|error| placer.failed(end_bytes, error))
+        })));
+        Ok(())
+    }
+
+    /// Waits until the sink is done with what it was last told.
+    async fn settled(&mut self) -> Result<()> {
+        match self.settling.take() {
+            Some(settling) => settling.await,
+            None => Ok(()),
+        }
     }
 }
 

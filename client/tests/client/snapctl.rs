@@ -81,7 +81,9 @@ fn json_is_stable() {
     );
     report["seconds"] = json!(0);
     report["bytes_per_second"] = json!(0);
-    let root = RootId::try_from(&daemon.state().snapshots["web-1"].0.root[..]).unwrap().to_string();
+    let root = RootId::try_from(&daemon.state().snapshots["web-1"].0.root[..])
+        .unwrap()
+        .to_string();
     let snapshot = json!({
         "id": "snap-00000000000000001",
         "name": "web-1",

@@ -21,7 +21,7 @@ use super::{
 /// The header in front of all records.
 pub const LOG_HEADER_BYTES: usize = 4096;
 /// Records begin at multiples of this.
-pub const LOG_ALIGN: u64 = 4096;
+pub const LOG_ALIGN: usize = 4096;
 /// The largest record, header and zeros included. A snapshot's record with the longest name and tags in 4-byte
 /// characters is under 77 KiB.
 pub const LOG_RECORD_BYTES_MAX: usize = 128 << 10;
@@ -127,14 +127,17 @@ impl Record {
                 (DELETE_SNAPSHOT, payload)
             }
         };
-        let record_bytes = (RECORD_HEADER_BYTES + payload.len()).next_multiple_of(LOG_ALIGN as usize);
+        let record_bytes = (RECORD_HEADER_BYTES + payload.len()).next_multiple_of(LOG_ALIGN);
         assert!(
             record_bytes <= LOG_RECORD_BYTES_MAX,
             "names and tags are bounded: a record of {record_bytes} bytes"
         );
         let mut bytes = vec![0; record_bytes];
         let (head, rest) = bytes.split_at_mut(RECORD_HEADER_BYTES);
-        #[expect(clippy::cast_possible_truncation, reason = "asserted to be at most LOG_RECORD_BYTES_MAX")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "asserted to be at most LOG_RECORD_BYTES_MAX"
+        )]
         FieldsMut::new(head)
             .bytes(&RECORD_MAGIC)
             .u8(kind)
@@ -239,7 +242,7 @@ impl Scan<'_> {
         let goes_on = self.rest.len() > LOG_RECORD_BYTES_MAX
             || self
                 .rest
-                .chunks(LOG_ALIGN as usize)
+                .chunks(LOG_ALIGN)
                 .skip(1)
                 .any(|block| RecordHeader::decode(block).is_ok());
         if goes_on {
@@ -334,7 +337,7 @@ fn decode_record(bytes: &[u8], sequence: u64) -> Result<(usize, Record), FormatE
         ));
     }
     let used_bytes = RECORD_HEADER_BYTES + header.payload_bytes as usize;
-    let record_bytes = used_bytes.next_multiple_of(LOG_ALIGN as usize);
+    let record_bytes = used_bytes.next_multiple_of(LOG_ALIGN);
     let mut fields = Fields::new(WHAT, bytes);
     fields.bytes(RECORD_HEADER_BYTES)?;
     let payload = fields.bytes(header.payload_bytes as usize)?;
@@ -353,7 +356,11 @@ fn decode_record(bytes: &[u8], sequence: u64) -> Result<(usize, Record), FormatE
             let mut fields = Fields::new("deletion of a snapshot", payload);
             let version = fields.u8()?;
             if version != DELETE_VERSION {
-                return Err(FormatError::unknown("version of a deletion", DELETE_VERSION, version));
+                return Err(FormatError::unknown(
+                    "version of a deletion",
+                    DELETE_VERSION,
+                    version,
+                ));
             }
             let id = SnapshotId::decode_from(&mut fields)?;
             fields.end()?;

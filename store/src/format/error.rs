@@ -46,7 +46,11 @@ impl FormatError {
         }
     }
 
-    pub(crate) fn differs(what: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Self {
+    pub(crate) fn differs(
+        what: &'static str,
+        expected: impl fmt::Display,
+        found: impl fmt::Display,
+    ) -> Self {
         Self::Differs {
             what,
             expected: expected.to_string(),
@@ -54,7 +58,11 @@ impl FormatError {
         }
     }
 
-    pub(crate) fn unknown(what: &'static str, known: impl fmt::Display, found: impl fmt::Display) -> Self {
+    pub(crate) fn unknown(
+        what: &'static str,
+        known: impl fmt::Display,
+        found: impl fmt::Display,
+    ) -> Self {
         Self::Unknown {
             what,
             known: known.to_string(),

@@ -125,7 +125,10 @@ pub(super) fn put_crc32(bytes: &mut [u8]) {
 }
 
 /// The bytes before the last four, once these are found to be the CRC-32 of them.
-pub(super) fn check_crc32<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], FormatError> {
+pub(super) fn check_crc32<'a>(
+    what: &'static str,
+    bytes: &'a [u8],
+) -> Result<&'a [u8], FormatError> {
     let (before, last) = bytes
         .split_last_chunk::<4>()
         .ok_or_else(|| FormatError::short(what, 4, bytes.len() as u64))?;
@@ -141,17 +144,28 @@ pub(super) fn check_crc32<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a
 }
 
 /// The first `N` bytes.
-pub(super) fn first<'a, const N: usize>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8; N], FormatError> {
+pub(super) fn first<'a, const N: usize>(
+    what: &'static str,
+    bytes: &'a [u8],
+) -> Result<&'a [u8; N], FormatError> {
     bytes
         .first_chunk()
         .ok_or_else(|| FormatError::short(what, N as u64, bytes.len() as u64))
 }
 
 /// That `bytes` begin with `magic`.
-pub(super) fn expect_magic(what: &'static str, bytes: &[u8], magic: &[u8]) -> Result<(), FormatError> {
+pub(super) fn expect_magic(
+    what: &'static str,
+    bytes: &[u8],
+    magic: &[u8],
+) -> Result<(), FormatError> {
     if bytes.starts_with(magic) {
         return Ok(());
     }
     let found = bytes.get(..magic.len()).unwrap_or(bytes);
-    Err(FormatError::differs(what, magic.escape_ascii(), found.escape_ascii()))
+    Err(FormatError::differs(
+        what,
+        magic.escape_ascii(),
+        found.escape_ascii(),
+    ))
 }

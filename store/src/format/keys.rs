@@ -45,7 +45,11 @@ const VERSION: u8 = 1;
 fn expect_version(fields: &mut Fields<'_>) -> Result<(), FormatError> {
     match fields.u8()? {
         VERSION => Ok(()),
-        other => Err(FormatError::unknown("version of an index value", VERSION, other)),
+        other => Err(FormatError::unknown(
+            "version of an index value",
+            VERSION,
+            other,
+        )),
     }
 }
 
@@ -65,7 +69,10 @@ impl Location {
         debug_assert_eq!(self.pack.kind, self.payload.kind.pack_kind());
         let mut bytes = [0; Self::BYTES];
         let mut fields = FieldsMut::new(&mut bytes);
-        fields.u8(VERSION).u64(self.pack.number).u64(self.offset_bytes);
+        fields
+            .u8(VERSION)
+            .u64(self.pack.number)
+            .u64(self.offset_bytes);
         self.payload.encode_into(&mut fields);
         bytes
     }
@@ -148,7 +155,13 @@ impl PackState {
         let sealed = match fields.u8()? {
             0 => false,
             1 => true,
-            other => return Err(FormatError::differs("state of a pack", "0 or 1 (sealed)", other)),
+            other => {
+                return Err(FormatError::differs(
+                    "state of a pack",
+                    "0 or 1 (sealed)",
+                    other,
+                ));
+            }
         };
         fields.reserved(1)?;
         let indexed_bytes = fields.u64()?;
@@ -231,7 +244,9 @@ impl Identity {
     #[must_use]
     pub fn encode(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
-        FieldsMut::new(&mut bytes).u8(VERSION).bytes(self.store.as_bytes());
+        FieldsMut::new(&mut bytes)
+            .u8(VERSION)
+            .bytes(self.store.as_bytes());
         bytes
     }
 

@@ -65,7 +65,9 @@ pub fn index_old(data_dir: &Path) -> PathBuf {
 /// it is cut short, and what a new file system holds.
 #[must_use]
 pub fn may_precede_store(file_name: &OsStr) -> bool {
-    ["LOCK", "FORMAT.unfinished", "lost+found"].iter().any(|name| file_name == *name)
+    ["LOCK", "FORMAT.unfinished", "lost+found"]
+        .iter()
+        .any(|name| file_name == *name)
 }
 
 /// RocksDB's directory.

@@ -42,7 +42,11 @@ impl SnapshotId {
         let bytes = fields.array()?;
         let id = Self::from_low_bits(bytes);
         if id.0 != bytes {
-            return Err(FormatError::differs("id of a snapshot", "68 bits", format_args!("{bytes:02x?}")));
+            return Err(FormatError::differs(
+                "id of a snapshot",
+                "68 bits",
+                format_args!("{bytes:02x?}"),
+            ));
         }
         Ok(id)
     }
@@ -57,7 +61,9 @@ impl SnapshotId {
 
     fn digits(text: &str) -> Option<&str> {
         let digits = text.strip_prefix(Self::PREFIX)?;
-        let hexadecimal = digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+        let hexadecimal = digits
+            .bytes()
+            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
         (digits.len() == Self::DIGITS && hexadecimal).then_some(digits)
     }
 }
@@ -157,7 +163,11 @@ impl SnapshotRecord {
         let mut fields = Fields::new("record of a snapshot", bytes);
         let version = fields.u8()?;
         if version != VERSION {
-            return Err(FormatError::unknown("version of a snapshot's record", VERSION, version));
+            return Err(FormatError::unknown(
+                "version of a snapshot's record",
+                VERSION,
+                version,
+            ));
         }
         let mut record = Self {
             id: SnapshotId::decode_from(&mut fields)?,
@@ -192,7 +202,10 @@ impl SnapshotRecord {
 ///
 /// At 4 GiB, which names and tags are held far below.
 fn put_count(bytes: &mut Vec<u8>, count: usize) {
-    assert!(u32::try_from(count).is_ok(), "a count of a record fits its field: {count}");
+    assert!(
+        u32::try_from(count).is_ok(),
+        "a count of a record fits its field: {count}"
+    );
     #[expect(clippy::cast_possible_truncation, reason = "asserted just above")]
     bytes.extend_from_slice(&(count as u32).to_le_bytes());
 }

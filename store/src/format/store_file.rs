@@ -13,7 +13,8 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const STORE_FILE_BYTES_MAX: usize = 4096;
 
 const WHAT: &str = "store identity";
-const TITLE: &str = "# A Varve store. Not to be edited: the checksum below covers every byte above it.";
+const TITLE: &str =
+    "# A Varve store. Not to be edited: the checksum below covers every byte above it.";
 const VERSION_KEY: &str = "format_version = ";
 
 /// Tells a store from every other: 16 random bytes, shown as 32 hexadecimal digits.
@@ -54,7 +55,9 @@ impl FromStr for StoreId {
 
     /// Only what `Display` writes.
     fn from_str(text: &str) -> Result<Self, FormatError> {
-        let id = u128::from_str_radix(text, 16).ok().map(|number| Self(number.to_be_bytes()));
+        let id = u128::from_str_radix(text, 16)
+            .ok()
+            .map(|number| Self(number.to_be_bytes()));
         id.filter(|id| id.to_string() == text).ok_or_else(|| {
             FormatError::differs(
                 "id of a store",
@@ -109,15 +112,29 @@ impl StoreFile {
     /// From the file's bytes. The version is looked at before anything else, since all else may differ in another.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let Ok(text) = str::from_utf8(bytes) else {
-            return Err(FormatError::differs(WHAT, "text", format_args!("{} bytes that are none", bytes.len())));
+            return Err(FormatError::differs(
+                WHAT,
+                "text",
+                format_args!("{} bytes that are none", bytes.len()),
+            ));
         };
         let version = text.lines().find_map(|line| line.strip_prefix(VERSION_KEY));
         match version.map(str::parse::<u32>) {
             Some(Ok(FORMAT_VERSION)) => {}
-            Some(Ok(other)) => return Err(FormatError::unknown("format version of the store", FORMAT_VERSION, other)),
+            Some(Ok(other)) => {
+                return Err(FormatError::unknown(
+                    "format version of the store",
+                    FORMAT_VERSION,
+                    other,
+                ));
+            }
             _ => {
                 let found = version.unwrap_or("none");
-                return Err(FormatError::differs(WHAT, "a line with the format version", format_args!("{found:?}")));
+                return Err(FormatError::differs(
+                    WHAT,
+                    "a line with the format version",
+                    format_args!("{found:?}"),
+                ));
             }
         }
         let mut lines = text.lines().skip(2);
@@ -130,19 +147,36 @@ impl StoreFile {
         // Whatever does not read back to the very same text was not written by this program.
         let expected = file.encode();
         if expected != text {
-            let differs = expected.lines().zip(text.lines()).find(|(expected, found)| expected != found);
-            let (expected, found) = differs.unwrap_or(("nothing behind the checksum's line", "more"));
-            return Err(FormatError::differs(WHAT, format_args!("{expected:?}"), format_args!("{found:?}")));
+            let differs = expected
+                .lines()
+                .zip(text.lines())
+                .find(|(expected, found)| expected != found);
+            let (expected, found) =
+                differs.unwrap_or(("nothing behind the checksum's line", "more"));
+            return Err(FormatError::differs(
+                WHAT,
+                format_args!("{expected:?}"),
+                format_args!("{found:?}"),
+            ));
         }
         Ok(file)
     }
 }
 
 /// The value in the next line, which is that of `key`.
-fn value<'a, T: FromStr>(lines: &mut impl Iterator<Item = &'a str>, key: &str) -> Result<T, FormatError> {
+fn value<'a, T: FromStr>(
+    lines: &mut impl Iterator<Item = &'a str>,
+    key: &str,
+) -> Result<T, FormatError> {
     let line = lines.next().unwrap_or_default();
     line.strip_prefix(key)
         .and_then(|rest| rest.strip_prefix(" = "))
         .and_then(|value| value.parse().ok())
-        .ok_or_else(|| FormatError::differs(WHAT, format_args!("{key:?} and its value"), format_args!("{line:?}")))
+        .ok_or_else(|| {
+            FormatError::differs(
+                WHAT,
+                format_args!("{key:?} and its value"),
+                format_args!("{line:?}"),
+            )
+        })
 }

@@ -45,12 +45,19 @@ pub(super) fn assert_every_byte_counts<T: Debug>(
         for mask in [0x01, 0x80, 0xff] {
             changed[at] ^= mask;
             let decoded = decode(&changed);
-            assert!(decoded.is_err(), "byte {at} ^ {mask:#04x} was not noticed: {decoded:?}");
+            assert!(
+                decoded.is_err(),
+                "byte {at} ^ {mask:#04x} was not noticed: {decoded:?}"
+            );
             changed[at] ^= mask;
         }
     }
     for len in 0..bytes.len() {
-        assert!(decode(&bytes[..len]).is_err(), "{len} bytes of {} were enough", bytes.len());
+        assert!(
+            decode(&bytes[..len]).is_err(),
+            "{len} bytes of {} were enough",
+            bytes.len()
+        );
     }
 }
 
@@ -79,7 +86,9 @@ pub(super) fn snapshot() -> SnapshotRecord {
         data_bytes: 486 << 20,
         root: RootId::from_bytes([0x5a; 32]),
         created_at_ns: 1_735_689_600_123_456_789,
-        tags: [("k", "v"), ("os", "дебиан")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        tags: [("k", "v"), ("os", "дебиан")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
         new_bytes: 480 << 20,
         stored_bytes: 170 << 20,
     }
@@ -113,7 +122,8 @@ crc32 = 1d443c7a
 
 #[test]
 fn a_store_of_another_version_is_told_so_whatever_else_it_says() {
-    let error = StoreFile::decode(b"# A Varve store.\nformat_version = 2\nnew_key = 7\n").unwrap_err();
+    let error =
+        StoreFile::decode(b"# A Varve store.\nformat_version = 2\nnew_key = 7\n").unwrap_err();
     assert!(error.is_unknown());
     assert_eq!(
         error.to_string(),
@@ -191,9 +201,15 @@ fn snapshot_records_that_are_none() {
 #[test]
 fn snapshot_ids_have_one_form() {
     let id: SnapshotId = "snap-0123456789abcdef0".parse().unwrap();
-    assert_eq!(id.as_bytes(), &[0x00, 0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xf0]);
+    assert_eq!(
+        id.as_bytes(),
+        &[0x00, 0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xf0]
+    );
     assert_eq!(id.to_string(), "snap-0123456789abcdef0");
-    assert_eq!(SnapshotId::from_low_bits([0xff; 9]).to_string(), "snap-fffffffffffffffff");
+    assert_eq!(
+        SnapshotId::from_low_bits([0xff; 9]).to_string(),
+        "snap-fffffffffffffffff"
+    );
     for text in [
         "",
         "snap-",
@@ -214,7 +230,14 @@ fn snapshot_ids_have_one_form() {
 fn index_values_are_pinned() {
     assert_bytes(
         &location().encode(),
-        &["01", "a100000000000000", "5834120000000000", "01020100", "00000100", "55550000"],
+        &[
+            "01",
+            "a100000000000000",
+            "5834120000000000",
+            "01020100",
+            "00000100",
+            "55550000",
+        ],
     );
     let state = PackState {
         pack: location().pack,
@@ -223,7 +246,10 @@ fn index_values_are_pinned() {
     };
     assert_bytes(&PackState::key_of(state.pack), &["00000000000000a1"]);
     assert_bytes(&state.encode(), &["01010100", "0000000500000000"]);
-    assert_bytes(&Identity { store: STORE }.encode(), &["01", "00112233445566778899aabbccddeeff"]);
+    assert_bytes(
+        &Identity { store: STORE }.encode(),
+        &["01", "00112233445566778899aabbccddeeff"],
+    );
     assert_bytes(&keys::encode_sequence(7), &["0700000000000000"]);
     let totals = Totals {
         chunks: 1,
@@ -238,11 +264,20 @@ fn index_values_are_pinned() {
     assert_bytes(&totals.encode(), &["01", &counted.concat()]);
 
     assert_eq!(Location::decode(&location().encode()), Ok(location()));
-    assert_eq!(PackState::decode(&PackState::key_of(state.pack), &state.encode()), Ok(state));
-    assert_eq!(Identity::decode(&Identity { store: STORE }.encode()), Ok(Identity { store: STORE }));
+    assert_eq!(
+        PackState::decode(&PackState::key_of(state.pack), &state.encode()),
+        Ok(state)
+    );
+    assert_eq!(
+        Identity::decode(&Identity { store: STORE }.encode()),
+        Ok(Identity { store: STORE })
+    );
     assert_eq!(keys::decode_sequence(&keys::encode_sequence(7)), Ok(7));
     assert_eq!(Totals::decode(&totals.encode()), Ok(totals));
-    assert_eq!(keys::decode_named(snapshot().id.as_bytes()), Ok(snapshot().id));
+    assert_eq!(
+        keys::decode_named(snapshot().id.as_bytes()),
+        Ok(snapshot().id)
+    );
 }
 
 #[test]
@@ -272,8 +307,14 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
         (pack::encode_padding(8704).to_vec(), 0..64),
         (footer, trailer),
         (LogHeader { store: STORE }.encode().to_vec(), 0..64),
-        (catalog_log::Record::PutSnapshot(snapshot()).encode(1), 0..32),
-        (catalog_log::Record::DeleteSnapshot(snapshot().id).encode(1), 0..32),
+        (
+            catalog_log::Record::PutSnapshot(snapshot()).encode(1),
+            0..32,
+        ),
+        (
+            catalog_log::Record::DeleteSnapshot(snapshot().id).encode(1),
+            0..32,
+        ),
         (store_file().encode().into_bytes(), 0..0),
         (snapshot().encode(), 0..0),
         (location().encode().to_vec(), 0..0),
@@ -282,7 +323,11 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
     (prop::sample::select(seeds), changes).prop_map(|((mut bytes, header), changes)| {
         for (at, byte) in changes {
-            let at = if header.is_empty() { at.index(bytes.len()) } else { header.start + at.index(header.len()) };
+            let at = if header.is_empty() {
+                at.index(bytes.len())
+            } else {
+                header.start + at.index(header.len())
+            };
             bytes[at] = byte;
         }
         fields::put_crc32(&mut bytes[header]);
@@ -317,7 +362,7 @@ fn decode_all(bytes: &[u8], number: u64) {
             next_sequence: 1,
         };
         let mut scan = catalog_log::scan(bytes, from, at_end);
-        assert!(scan.by_ref().count() <= bytes.len() / catalog_log::LOG_ALIGN as usize + 1);
+        assert!(scan.by_ref().count() <= bytes.len() / catalog_log::LOG_ALIGN + 1);
         let _ = scan.position();
     }
 }

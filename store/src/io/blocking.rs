@@ -17,7 +17,11 @@ pub(super) fn start(threads: usize, depth: u32) -> io::Result<OsDisk> {
     for number in 0..threads {
         let queue = Arc::clone(&queue);
         // If one cannot be started, dropping the disk ends those that were.
-        disk.add_thread(thread::Builder::new().name(format!("io-{number}")).spawn(move || work(&queue))?);
+        disk.add_thread(
+            thread::Builder::new()
+                .name(format!("io-{number}"))
+                .spawn(move || work(&queue))?,
+        );
     }
     Ok(disk)
 }

@@ -43,7 +43,11 @@ impl AlignedBuf {
         let Some(start) = NonNull::new(start) else {
             handle_alloc_error(layout)
         };
-        Self { start, capacity, len: 0 }
+        Self {
+            start,
+            capacity,
+            len: 0,
+        }
     }
 
     /// A buffer that holds a copy of `bytes`.
@@ -84,10 +88,19 @@ impl AlignedBuf {
     ///
     /// When they do not [fit](Self::room).
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.room(), "{} bytes into a buffer with room for {}", bytes.len(), self.room());
+        assert!(
+            bytes.len() <= self.room(),
+            "{} bytes into a buffer with room for {}",
+            bytes.len(),
+            self.room()
+        );
         // SAFETY: `len..len + bytes.len()` is inside the allocation, just asserted, and `bytes` cannot overlap what
         // is borrowed mutably.
-        unsafe { self.start.add(self.len).copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+        unsafe {
+            self.start
+                .add(self.len)
+                .copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len())
+        };
         self.len += bytes.len();
     }
 
@@ -97,7 +110,11 @@ impl AlignedBuf {
     ///
     /// When they do not [fit](Self::room).
     pub fn extend_zeros(&mut self, count: usize) {
-        assert!(count <= self.room(), "{count} zeros into a buffer with room for {}", self.room());
+        assert!(
+            count <= self.room(),
+            "{count} zeros into a buffer with room for {}",
+            self.room()
+        );
         // SAFETY: `len..len + count` is inside the allocation, just asserted.
         unsafe { self.start.add(self.len).write_bytes(0, count) };
         self.len += count;
@@ -149,7 +166,10 @@ impl AsRef<[u8]> for AlignedBuf {
 
 impl fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AlignedBuf").field("len", &self.len).field("capacity", &self.capacity).finish()
+        f.debug_struct("AlignedBuf")
+            .field("len", &self.len)
+            .field("capacity", &self.capacity)
+            .finish()
     }
 }
 

@@ -51,7 +51,9 @@ impl<T: Unpin> Future for Completion<T> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         match &mut self.get_mut().0 {
-            State::Begun(reply) => Pin::new(reply).poll(context).map(|reply| reply.unwrap_or_else(|_| Err(ended()))),
+            State::Begun(reply) => Pin::new(reply)
+                .poll(context)
+                .map(|reply| reply.unwrap_or_else(|_| Err(ended()))),
             State::Deferred(future) => future.as_mut().poll(context),
             State::Known(result) => match result.take() {
                 Some(result) => Poll::Ready(result),

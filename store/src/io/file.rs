@@ -64,7 +64,9 @@ impl File {
     /// That a write there may be made.
     pub(super) fn check_alignment(&self, offset_bytes: u64, len: usize) -> io::Result<()> {
         let align = super::BUFFER_ALIGN;
-        if self.0.aligned && !(offset_bytes.is_multiple_of(align as u64) && len.is_multiple_of(align)) {
+        if self.0.aligned
+            && !(offset_bytes.is_multiple_of(align as u64) && len.is_multiple_of(align))
+        {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("direct write of {len} bytes at {offset_bytes}: not multiples of {align}"),

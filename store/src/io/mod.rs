@@ -149,7 +149,9 @@ pub fn choose(engine: IoEngine) -> io::Result<Arc<dyn Disk>> {
         match uring::start(limits::DISK_QUEUE_DEPTH) {
             Ok(disk) => return Ok(Arc::new(disk)),
             Err(error) if engine == IoEngine::IoUring => return Err(error),
-            Err(error) => tracing::warn!(%error, "io_uring is refused, files are read and written by threads"),
+            Err(error) => {
+                tracing::warn!(%error, "io_uring is refused, files are read and written by threads")
+            }
         }
     }
     let disk = blocking::start(limits::DISK_THREADS, limits::DISK_QUEUE_DEPTH)?;

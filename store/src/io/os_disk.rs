@@ -13,8 +13,8 @@ use std::{
 };
 
 use rustix::fs::{
-    Advice, AtFlags, CWD, Mode, OFlags, RenameFlags, StatxFlags, fadvise, fstat, ftruncate, mkdir, open, renameat_with,
-    statvfs, statx, unlink,
+    Advice, AtFlags, CWD, Mode, OFlags, RenameFlags, StatxFlags, fadvise, fstat, ftruncate, mkdir,
+    open, renameat_with, statvfs, statx, unlink,
 };
 use tokio::sync::oneshot;
 
@@ -35,7 +35,11 @@ pub(super) struct OsDisk {
 
 impl OsDisk {
     /// `threads` carry out what is in `queue`, and end when it is closed.
-    pub(super) const fn new(name: &'static str, queue: Arc<Queue>, threads: Vec<JoinHandle<()>>) -> Self {
+    pub(super) const fn new(
+        name: &'static str,
+        queue: Arc<Queue>,
+        threads: Vec<JoinHandle<()>>,
+    ) -> Self {
         Self {
             name,
             queue,
@@ -68,7 +72,11 @@ impl OsDisk {
         self.queue.submit(file.clone(), task(transfer), outcome)
     }
 
-    fn simple(&self, file: &File, task: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Task) -> Completion<()> {
+    fn simple(
+        &self,
+        file: &File,
+        task: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Task,
+    ) -> Completion<()> {
         let (reply, outcome) = oneshot::channel();
         self.queue.submit(file.clone(), task(reply), outcome)
     }
@@ -92,7 +100,9 @@ impl Drop for OsDisk {
 
 impl fmt::Debug for OsDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OsDisk").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("OsDisk")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -114,7 +124,10 @@ impl Disk for OsDisk {
         let descriptor = match open_with(path, mode, OFlags::DIRECT) {
             Ok(descriptor) => match direct_alignment(&descriptor) {
                 Some(align) if align as usize > BUFFER_ALIGN => {
-                    self.warn_direct_refused(path, &format_args!("the file system asks for an alignment of {align}"));
+                    self.warn_direct_refused(
+                        path,
+                        &format_args!("the file system asks for an alignment of {align}"),
+                    );
                     drop(descriptor);
                     open_with(path, reopen(mode), OFlags::empty())?
                 }
@@ -134,16 +147,28 @@ impl Disk for OsDisk {
     }
 
     fn read(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
-        self.transfer(file, offset_bytes, AlignedBuf::with_capacity(len), len, Task::Read)
+        self.transfer(
+            file,
+            offset_bytes,
+            AlignedBuf::with_capacity(len),
+            len,
+            Task::Read,
+        )
     }
 
     fn read_up_to(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
-        self.transfer(file, offset_bytes, AlignedBuf::with_capacity(len), len, |transfer| {
-            Task::Read(Transfer {
-                may_be_short: true,
-                ..transfer
-            })
-        })
+        self.transfer(
+            file,
+            offset_bytes,
+            AlignedBuf::with_capacity(len),
+            len,
+            |transfer| {
+                Task::Read(Transfer {
+                    may_be_short: true,
+                    ..transfer
+                })
+            },
+        )
     }
 
     fn write(&self, file: &File, offset_bytes: u64, buf: AlignedBuf) -> Completion<AlignedBuf> {
@@ -159,7 +184,11 @@ impl Disk for OsDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> Completion<()> {
-        match open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        match open(
+            dir,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
             Ok(descriptor) => self.simple(&File::os(dir, descriptor, false), Task::SyncAll),
             Err(error) => Completion::failed(error.into()),
         }
@@ -174,7 +203,11 @@ impl Disk for OsDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
-        let descriptor = open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let descriptor = open(
+            dir,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::new(descriptor)? {
             let name = entry?.file_name().to_bytes().to_vec();
@@ -209,7 +242,11 @@ fn open_with(path: &Path, mode: OpenMode, extra: OFlags) -> io::Result<OwnedFd> 
         OpenMode::ReadWrite => OFlags::RDWR,
         OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
     };
-    Ok(open(path, flags | extra | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))?)
+    Ok(open(
+        path,
+        flags | extra | OFlags::CLOEXEC,
+        Mode::from_raw_mode(0o644),
+    )?)
 }
 
 /// How a file is opened that this process has just created.

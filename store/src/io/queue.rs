@@ -86,7 +86,10 @@ impl Queue {
             Err(_) => {
                 let queue = Arc::clone(self);
                 Completion::deferred(async move {
-                    let place = Arc::clone(&queue.places).acquire_owned().await.map_err(|_| ended())?;
+                    let place = Arc::clone(&queue.places)
+                        .acquire_owned()
+                        .await
+                        .map_err(|_| ended())?;
                     queue.push(file, task, place);
                     // The queue must not be kept by those who only wait for their reply.
                     drop(queue);
@@ -149,7 +152,11 @@ impl Queue {
         let mut waiting = self.waiting.lock();
         if waiting.requests.is_empty() {
             waiting.sleeping = 1;
-            return if waiting.closed { Found::Closed } else { Found::Nothing };
+            return if waiting.closed {
+                Found::Closed
+            } else {
+                Found::Nothing
+            };
         }
         waiting.sleeping = 0;
         into.append(&mut waiting.requests);

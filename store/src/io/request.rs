@@ -63,7 +63,11 @@ impl Transfer {
         #[expect(clippy::cast_possible_truncation, reason = "at most CALL_BYTES_MAX")]
         let len = len as u32;
         // A pointer inside the buffer: `done <= len <= capacity`.
-        (self.buf.as_mut_ptr().wrapping_add(self.done), len, self.offset_bytes + self.done as u64)
+        (
+            self.buf.as_mut_ptr().wrapping_add(self.done),
+            len,
+            self.offset_bytes + self.done as u64,
+        )
     }
 }
 
@@ -83,13 +87,19 @@ impl Request {
         Ok(match &mut self.task {
             Task::Read(transfer) => {
                 let (start, len, offset) = transfer.rest();
-                opcode::Read::new(descriptor, start, len).offset(offset).build()
+                opcode::Read::new(descriptor, start, len)
+                    .offset(offset)
+                    .build()
             }
             Task::Write(transfer) => {
                 let (start, len, offset) = transfer.rest();
-                opcode::Write::new(descriptor, start, len).offset(offset).build()
+                opcode::Write::new(descriptor, start, len)
+                    .offset(offset)
+                    .build()
             }
-            Task::SyncData(_) => opcode::Fsync::new(descriptor).flags(types::FsyncFlags::DATASYNC).build(),
+            Task::SyncData(_) => opcode::Fsync::new(descriptor)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
             Task::SyncAll(_) => opcode::Fsync::new(descriptor).build(),
         })
     }
@@ -103,7 +113,9 @@ impl Request {
                 // SAFETY: the memory is inside the transfer's buffer, borrowed mutably for this call, and bytes may be
                 // written to it whether it is initialised or not.
                 let into = unsafe { std::slice::from_raw_parts_mut(start.cast(), len as usize) };
-                let (read, _) = rustix::io::pread::<_, &mut [std::mem::MaybeUninit<u8>]>(descriptor, into, offset)?;
+                let (read, _) = rustix::io::pread::<_, &mut [std::mem::MaybeUninit<u8>]>(
+                    descriptor, into, offset,
+                )?;
                 Ok(read.len())
             }
             Task::Write(transfer) => {
@@ -122,17 +134,30 @@ impl Request {
             Ok(count) => count,
             Err(error) => {
                 self.again += 1;
-                let again = matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock);
-                return if again && self.again <= AGAIN_MAX { Progress::Continue } else { Progress::Done(Err(error)) };
+                let again = matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                );
+                return if again && self.again <= AGAIN_MAX {
+                    Progress::Continue
+                } else {
+                    Progress::Done(Err(error))
+                };
             }
         };
         self.again = 0;
         match &mut self.task {
             Task::Read(transfer) | Task::Write(transfer) if count > 0 => {
                 transfer.done += count;
-                if transfer.done < transfer.len { Progress::Continue } else { Progress::Done(Ok(())) }
+                if transfer.done < transfer.len {
+                    Progress::Continue
+                } else {
+                    Progress::Done(Ok(()))
+                }
             }
-            Task::Read(transfer) if transfer.done == transfer.len || transfer.may_be_short => Progress::Done(Ok(())),
+            Task::Read(transfer) if transfer.done == transfer.len || transfer.may_be_short => {
+                Progress::Done(Ok(()))
+            }
             Task::Read(transfer) => Progress::Done(Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 format!(

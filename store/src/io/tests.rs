@@ -22,7 +22,9 @@ impl Place {
 /// All disks. The crate's directory is not on tmpfs, where direct writes are refused, or if it is that is tested as well.
 fn places() -> Vec<Place> {
     let real = |disk: Arc<dyn Disk>| {
-        let keep = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).or_else(|_| tempfile::tempdir()).unwrap();
+        let keep = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR"))
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
         Place {
             disk,
             dir: keep.path().to_owned(),
@@ -42,7 +44,11 @@ fn sim_place() -> Place {
     let disk = SimDisk::new();
     let dir = PathBuf::from("/dir");
     disk.create_dir(&dir).unwrap();
-    Place { disk, dir, _keep: None }
+    Place {
+        disk,
+        dir,
+        _keep: None,
+    }
 }
 
 #[test]
@@ -55,20 +61,42 @@ fn what_is_written_is_read() {
             } else {
                 place.disk.open(&path, OpenMode::CreateNew).unwrap()
             };
-            let bytes: Vec<u8> = (0..3_000_000u32 / 4096 * 4096).map(|n| (n % 253) as u8).collect();
-            let back = place.disk.write(&file, 8192, AlignedBuf::from_slice(&bytes)).blocking_wait().unwrap();
-            assert_eq!(&*back, &bytes, "{}: the buffer comes back", place.disk.name());
+            let bytes: Vec<u8> = (0..3_000_000u32 / 4096 * 4096)
+                .map(|n| (n % 253) as u8)
+                .collect();
+            let back = place
+                .disk
+                .write(&file, 8192, AlignedBuf::from_slice(&bytes))
+                .blocking_wait()
+                .unwrap();
+            assert_eq!(
+                &*back,
+                &bytes,
+                "{}: the buffer comes back",
+                place.disk.name()
+            );
             place.disk.sync_data(&file).blocking_wait().unwrap();
             place.disk.sync_dir(&place.dir).blocking_wait().unwrap();
             assert_eq!(place.disk.len(&file).unwrap(), 8192 + bytes.len() as u64);
             drop(file);
 
             let file = place.disk.open(&path, OpenMode::Read).unwrap();
-            let read = place.disk.read(&file, 8192, bytes.len()).blocking_wait().unwrap();
+            let read = place
+                .disk
+                .read(&file, 8192, bytes.len())
+                .blocking_wait()
+                .unwrap();
             assert_eq!(&*read, &bytes);
             let hole = place.disk.read(&file, 1, 8000).blocking_wait().unwrap();
             assert!(hole.iter().all(|byte| *byte == 0) && hole.len() == 8000);
-            assert!(place.disk.read(&file, 5, 0).blocking_wait().unwrap().is_empty());
+            assert!(
+                place
+                    .disk
+                    .read(&file, 5, 0)
+                    .blocking_wait()
+                    .unwrap()
+                    .is_empty()
+            );
         }
     }
 }
@@ -76,14 +104,54 @@ fn what_is_written_is_read() {
 #[test]
 fn the_end_of_a_file_is_an_error_or_a_short_read() {
     for place in places() {
-        let file = place.disk.open(&place.path("file"), OpenMode::CreateNew).unwrap();
-        place.disk.write(&file, 0, AlignedBuf::from_slice(&[7; 5000])).blocking_wait().unwrap();
-        let error = place.disk.read(&file, 4000, 1001).blocking_wait().unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{}", place.disk.name());
-        assert_eq!(place.disk.read_up_to(&file, 4000, 1001).blocking_wait().unwrap().len(), 1000);
-        assert_eq!(place.disk.read_up_to(&file, 9000, 10).blocking_wait().unwrap().len(), 0);
+        let file = place
+            .disk
+            .open(&place.path("file"), OpenMode::CreateNew)
+            .unwrap();
+        place
+            .disk
+            .write(&file, 0, AlignedBuf::from_slice(&[7; 5000]))
+            .blocking_wait()
+            .unwrap();
+        let error = place
+            .disk
+            .read(&file, 4000, 1001)
+            .blocking_wait()
+            .unwrap_err();
+        assert_eq!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof,
+            "{}",
+            place.disk.name()
+        );
+        assert_eq!(
+            place
+                .disk
+                .read_up_to(&file, 4000, 1001)
+                .blocking_wait()
+                .unwrap()
+                .len(),
+            1000
+        );
+        assert_eq!(
+            place
+                .disk
+                .read_up_to(&file, 9000, 10)
+                .blocking_wait()
+                .unwrap()
+                .len(),
+            0
+        );
         place.disk.set_len(&file, 100).unwrap();
-        assert_eq!(place.disk.read_up_to(&file, 0, 1001).blocking_wait().unwrap().len(), 100);
+        assert_eq!(
+            place
+                .disk
+                .read_up_to(&file, 0, 1001)
+                .blocking_wait()
+                .unwrap()
+                .len(),
+            100
+        );
         assert_eq!(place.disk.len(&file).unwrap(), 100);
     }
 }
@@ -93,13 +161,25 @@ fn names_come_and_go() {
     for place in places() {
         let disk = &place.disk;
         disk.create_dir(&place.path("sub")).unwrap();
-        assert_eq!(disk.create_dir(&place.path("sub")).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            disk.create_dir(&place.path("sub")).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
         for name in ["a", "b"] {
             let file = disk.open(&place.path(name), OpenMode::CreateNew).unwrap();
-            disk.write(&file, 0, AlignedBuf::from_slice(name.as_bytes())).blocking_wait().unwrap();
+            disk.write(&file, 0, AlignedBuf::from_slice(name.as_bytes()))
+                .blocking_wait()
+                .unwrap();
         }
-        let taken = disk.open_direct(&place.path("a"), OpenMode::CreateNew).unwrap_err();
-        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists, "{}", disk.name());
+        let taken = disk
+            .open_direct(&place.path("a"), OpenMode::CreateNew)
+            .unwrap_err();
+        assert_eq!(
+            taken.kind(),
+            io::ErrorKind::AlreadyExists,
+            "{}",
+            disk.name()
+        );
         disk.rename(&place.path("a"), &place.path("b")).unwrap();
         let mut names = disk.list(&place.dir).unwrap();
         names.sort();
@@ -109,8 +189,15 @@ fn names_come_and_go() {
         disk.remove(&place.path("b")).unwrap();
         let gone = disk.open(&place.path("b"), OpenMode::Read).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::NotFound);
-        assert_eq!(disk.list(&place.path("b")).unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert_eq!(&*disk.read(&file, 0, 1).blocking_wait().unwrap(), b"a", "an open file stays");
+        assert_eq!(
+            disk.list(&place.path("b")).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        assert_eq!(
+            &*disk.read(&file, 0, 1).blocking_wait().unwrap(),
+            b"a",
+            "an open file stays"
+        );
         assert!(disk.free_bytes(&place.dir).unwrap() > 0);
     }
 }
@@ -118,11 +205,23 @@ fn names_come_and_go() {
 #[test]
 fn direct_writes_are_refused_where_they_are_not_aligned() {
     for place in places() {
-        let file = place.disk.open_direct(&place.path("file"), OpenMode::CreateNew).unwrap();
+        let file = place
+            .disk
+            .open_direct(&place.path("file"), OpenMode::CreateNew)
+            .unwrap();
         for (offset_bytes, len) in [(1, 4096), (0, 4095), (512, 4096)] {
             let buf = AlignedBuf::from_slice(&vec![1; len]);
-            let error = place.disk.write(&file, offset_bytes, buf).blocking_wait().unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{}", place.disk.name());
+            let error = place
+                .disk
+                .write(&file, offset_bytes, buf)
+                .blocking_wait()
+                .unwrap_err();
+            assert_eq!(
+                error.kind(),
+                io::ErrorKind::InvalidInput,
+                "{}",
+                place.disk.name()
+            );
         }
     }
 }
@@ -134,15 +233,28 @@ fn errors_of_the_kernel_are_passed_on() {
         place.disk.open(&path, OpenMode::CreateNew).unwrap();
         if place.disk.name() != "simulated" {
             let read_only = place.disk.open(&path, OpenMode::Read).unwrap();
-            let error = place.disk.write(&read_only, 0, AlignedBuf::from_slice(&[1])).blocking_wait().unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::BADF.raw_os_error()));
+            let error = place
+                .disk
+                .write(&read_only, 0, AlignedBuf::from_slice(&[1]))
+                .blocking_wait()
+                .unwrap_err();
+            assert_eq!(
+                error.raw_os_error(),
+                Some(rustix::io::Errno::BADF.raw_os_error())
+            );
         }
         let other = sim_place();
-        let foreign = other.disk.open(&other.path("file"), OpenMode::CreateNew).unwrap();
+        let foreign = other
+            .disk
+            .open(&other.path("file"), OpenMode::CreateNew)
+            .unwrap();
         if place.disk.name() != "simulated" {
             let error = place.disk.sync_data(&foreign).blocking_wait().unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-            assert_eq!(place.disk.len(&foreign).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(
+                place.disk.len(&foreign).unwrap_err().kind(),
+                io::ErrorKind::InvalidInput
+            );
         }
         let error = place.disk.sync_dir(&place.path("none")).blocking_wait();
         assert!(error.is_err() || place.disk.name() == "simulated");
@@ -153,21 +265,33 @@ fn errors_of_the_kernel_are_passed_on() {
 #[test]
 fn more_requests_than_places_wait_for_their_turn() {
     for place in places() {
-        let file = place.disk.open(&place.path("file"), OpenMode::CreateNew).unwrap();
+        let file = place
+            .disk
+            .open(&place.path("file"), OpenMode::CreateNew)
+            .unwrap();
         std::thread::scope(|scope| {
             for thread in 0..4u64 {
                 let (disk, file) = (&place.disk, &file);
                 scope.spawn(move || {
                     let offset = |n: u64| (thread * 100 + n) * 512;
                     let writes: Vec<_> = (0..100)
-                        .map(|n| disk.write(file, offset(n), AlignedBuf::from_slice(&[n as u8; 512])))
+                        .map(|n| {
+                            disk.write(file, offset(n), AlignedBuf::from_slice(&[n as u8; 512]))
+                        })
                         .collect();
                     for write in writes.into_iter().rev() {
                         write.blocking_wait().unwrap();
                     }
-                    let reads: Vec<_> = (0..100).map(|n| (n, disk.read(file, offset(n), 512))).collect();
+                    let reads: Vec<_> = (0..100)
+                        .map(|n| (n, disk.read(file, offset(n), 512)))
+                        .collect();
                     for (n, read) in reads {
-                        assert!(read.blocking_wait().unwrap().iter().all(|byte| *byte == n as u8));
+                        assert!(
+                            read.blocking_wait()
+                                .unwrap()
+                                .iter()
+                                .all(|byte| *byte == n as u8)
+                        );
                     }
                 });
             }
@@ -178,16 +302,30 @@ fn more_requests_than_places_wait_for_their_turn() {
 #[test]
 fn a_completion_that_is_dropped_does_not_take_the_buffer_along() {
     for place in places() {
-        let file = place.disk.open(&place.path("file"), OpenMode::CreateNew).unwrap();
-        place.disk.write(&file, 0, AlignedBuf::from_slice(&vec![3; 1 << 20])).blocking_wait().unwrap();
+        let file = place
+            .disk
+            .open(&place.path("file"), OpenMode::CreateNew)
+            .unwrap();
+        place
+            .disk
+            .write(&file, 0, AlignedBuf::from_slice(&vec![3; 1 << 20]))
+            .blocking_wait()
+            .unwrap();
         for _ in 0..200 {
             drop(place.disk.read(&file, 0, 1 << 20));
             let mine = AlignedBuf::from_slice(&[9; 4096]);
-            assert!(mine.iter().all(|byte| *byte == 9), "memory that the kernel still fills was given out again");
+            assert!(
+                mine.iter().all(|byte| *byte == 9),
+                "memory that the kernel still fills was given out again"
+            );
         }
         let (disk, name) = (Arc::clone(&place.disk), place.disk.name());
         drop(disk);
-        assert_eq!(place.disk.read(&file, 0, 10).blocking_wait().unwrap().len(), 10, "{name}");
+        assert_eq!(
+            place.disk.read(&file, 0, 10).blocking_wait().unwrap().len(),
+            10,
+            "{name}"
+        );
     }
 }
 
@@ -196,14 +334,20 @@ fn closing_a_disk_finishes_what_was_begun() {
     for start in [|| blocking::start(2, 64), || uring::start(64)] {
         let Ok(disk) = start() else { continue };
         let dir = tempfile::tempdir().unwrap();
-        let file = disk.open(&dir.path().join("file"), OpenMode::CreateNew).unwrap();
-        let writes: Vec<_> =
-            (0..32).map(|n| disk.write(&file, n * 4096, AlignedBuf::from_slice(&[n as u8; 4096]))).collect();
+        let file = disk
+            .open(&dir.path().join("file"), OpenMode::CreateNew)
+            .unwrap();
+        let writes: Vec<_> = (0..32)
+            .map(|n| disk.write(&file, n * 4096, AlignedBuf::from_slice(&[n as u8; 4096])))
+            .collect();
         drop(disk);
         for write in writes {
             write.blocking_wait().unwrap();
         }
-        assert_eq!(std::fs::read(dir.path().join("file")).unwrap().len(), 32 * 4096);
+        assert_eq!(
+            std::fs::read(dir.path().join("file")).unwrap().len(),
+            32 * 4096
+        );
     }
 }
 
@@ -212,12 +356,19 @@ fn what_waits_for_a_place_when_the_disk_is_closed_fails() {
     for start in [|| blocking::start(1, 2), || uring::start(2)] {
         let Ok(disk) = start() else { continue };
         let dir = tempfile::tempdir().unwrap();
-        let file = disk.open(&dir.path().join("file"), OpenMode::CreateNew).unwrap();
+        let file = disk
+            .open(&dir.path().join("file"), OpenMode::CreateNew)
+            .unwrap();
         let syncs: Vec<_> = (0..50).map(|_| disk.sync_data(&file)).collect();
         drop(disk);
-        let (done, failed): (Vec<_>, Vec<_>) = syncs.into_iter().map(block_on).partition(Result::is_ok);
+        let (done, failed): (Vec<_>, Vec<_>) =
+            syncs.into_iter().map(block_on).partition(Result::is_ok);
         assert!(done.len() >= 2);
-        assert!(failed.iter().all(|result| result.as_ref().unwrap_err().to_string() == "the disk was closed"));
+        assert!(
+            failed
+                .iter()
+                .all(|result| result.as_ref().unwrap_err().to_string() == "the disk was closed")
+        );
     }
 }
 
@@ -238,21 +389,38 @@ fn short_reads_and_writes_go_on() {
         let read = disk.read(&file, 0, 1000).blocking_wait();
         feed.join().unwrap();
         match read {
-            Ok(read) => assert!(read.chunks(100).zip(0..10u8).all(|(part, n)| part.iter().all(|byte| *byte == n))),
+            Ok(read) => assert!(
+                read.chunks(100)
+                    .zip(0..10u8)
+                    .all(|(part, n)| part.iter().all(|byte| *byte == n))
+            ),
             // Reads at an offset are refused, unless a ring makes them.
-            Err(error) => assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::SPIPE.raw_os_error())),
+            Err(error) => assert_eq!(
+                error.raw_os_error(),
+                Some(rustix::io::Errno::SPIPE.raw_os_error())
+            ),
         }
     }
 }
 
 #[test]
 fn tmpfs_is_written_through_the_page_cache_if_need_be() {
-    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        return;
+    };
     let disk = choose(IoEngine::Auto).unwrap();
-    let file = disk.open_direct(&dir.path().join("file"), OpenMode::CreateNew).unwrap();
-    disk.write(&file, 0, AlignedBuf::from_slice(&[1; 4096])).blocking_wait().unwrap();
+    let file = disk
+        .open_direct(&dir.path().join("file"), OpenMode::CreateNew)
+        .unwrap();
+    disk.write(&file, 0, AlignedBuf::from_slice(&[1; 4096]))
+        .blocking_wait()
+        .unwrap();
     assert_eq!(disk.len(&file).unwrap(), 4096);
-    assert!(disk.write(&file, 1, AlignedBuf::from_slice(&[1; 4096])).blocking_wait().is_err());
+    assert!(
+        disk.write(&file, 1, AlignedBuf::from_slice(&[1; 4096]))
+            .blocking_wait()
+            .is_err()
+    );
 }
 
 #[test]
@@ -260,6 +428,9 @@ fn engines_have_names() {
     for engine in [IoEngine::Auto, IoEngine::IoUring, IoEngine::Blocking] {
         assert_eq!(engine.to_string().parse(), Ok(engine));
     }
-    assert_eq!("aio".parse::<IoEngine>().unwrap_err().to_string(), "\"aio\" is not an IO engine: auto, io_uring and blocking are");
+    assert_eq!(
+        "aio".parse::<IoEngine>().unwrap_err().to_string(),
+        "\"aio\" is not an IO engine: auto, io_uring and blocking are"
+    );
     assert_eq!(choose(IoEngine::Blocking).unwrap().name(), "blocking");
 }

@@ -30,13 +30,18 @@ impl Batch {
 
     /// A node or root is there, or somewhere else than before.
     pub fn put_node(&mut self, key: NodeKey, location: Location) {
-        debug_assert_eq!(key.kind(), location.payload.kind, "a node is where a record of its kind is");
+        debug_assert_eq!(
+            key.kind(),
+            location.payload.kind,
+            "a node is where a record of its kind is"
+        );
         self.nodes.insert(key, location);
     }
 
     /// Packs are indexed this far.
     pub fn packs<'a>(&mut self, states: impl IntoIterator<Item = &'a PackState>) {
-        self.packs.extend(states.into_iter().map(|state| (state.pack, *state)));
+        self.packs
+            .extend(states.into_iter().map(|state| (state.pack, *state)));
     }
 
     /// A record of the catalog log, with its number.

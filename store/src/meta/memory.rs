@@ -39,7 +39,10 @@ impl Index for MemoryMeta {
 
     fn nodes(&self, keys: &[NodeKey]) -> Result<Vec<Option<Location>>> {
         let model = self.0.lock();
-        Ok(keys.iter().map(|key| model.nodes.get(key).copied()).collect())
+        Ok(keys
+            .iter()
+            .map(|key| model.nodes.get(key).copied())
+            .collect())
     }
 
     fn pack_state(&self, pack: PackId) -> Result<Option<PackState>> {
@@ -61,10 +64,21 @@ impl Catalog for MemoryMeta {
         Ok(self.0.lock().named(name).cloned())
     }
 
-    fn snapshots(&self, after_name: Option<&str>, prefix: &str, limit: usize) -> Result<Vec<SnapshotRecord>> {
+    fn snapshots(
+        &self,
+        after_name: Option<&str>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<SnapshotRecord>> {
         let model = self.0.lock();
-        let wanted = |name: &str| name.starts_with(prefix) && after_name.is_none_or(|after| name > after);
-        let mut records: Vec<_> = model.snapshots.values().filter(|record| wanted(&record.name)).cloned().collect();
+        let wanted =
+            |name: &str| name.starts_with(prefix) && after_name.is_none_or(|after| name > after);
+        let mut records: Vec<_> = model
+            .snapshots
+            .values()
+            .filter(|record| wanted(&record.name))
+            .cloned()
+            .collect();
         records.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         records.truncate(limit);
         Ok(records)
@@ -82,7 +96,12 @@ impl Meta for MemoryMeta {
         model.catalog_sequence = batch.sequence_after(model.catalog_sequence)?;
         model.chunks.extend(batch.chunks);
         model.nodes.extend(batch.nodes);
-        model.packs.extend(batch.packs.into_iter().map(|(pack, state)| (pack.number, state)));
+        model.packs.extend(
+            batch
+                .packs
+                .into_iter()
+                .map(|(pack, state)| (pack.number, state)),
+        );
         for (_, record) in batch.catalog {
             match record {
                 Record::PutSnapshot(record) => {
@@ -110,12 +129,22 @@ impl Meta for MemoryMeta {
         let locations = || model.chunks.values().chain(model.nodes.values());
         Ok(Totals {
             chunks: model.chunks.len() as u64,
-            chunk_bytes: model.chunks.values().map(|location| u64::from(location.payload.plain_bytes)).sum(),
+            chunk_bytes: model
+                .chunks
+                .values()
+                .map(|location| u64::from(location.payload.plain_bytes))
+                .sum(),
             nodes: model.nodes.len() as u64,
-            stored_bytes: locations().map(|location| location.payload.record_bytes()).sum(),
+            stored_bytes: locations()
+                .map(|location| location.payload.record_bytes())
+                .sum(),
             packs: model.packs.len() as u64,
             snapshots: model.snapshots.len() as u64,
-            logical_bytes: model.snapshots.values().map(|record| record.size_bytes).sum(),
+            logical_bytes: model
+                .snapshots
+                .values()
+                .map(|record| record.size_bytes)
+                .sum(),
         })
     }
 

@@ -119,7 +119,12 @@ pub trait Catalog {
     fn snapshot_by_name(&self, name: &str) -> Result<Option<SnapshotRecord>>;
 
     /// Snapshots by name, ascending by bytes: at most `limit`, with names behind `after_name` that start with `prefix`.
-    fn snapshots(&self, after_name: Option<&str>, prefix: &str, limit: usize) -> Result<Vec<SnapshotRecord>>;
+    fn snapshots(
+        &self,
+        after_name: Option<&str>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<SnapshotRecord>>;
 
     /// Number of the last catalog log record that was applied; 0 before the first.
     fn catalog_sequence(&self) -> Result<u64>;

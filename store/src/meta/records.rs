@@ -27,27 +27,41 @@ impl SnapshotId {
 /// The time in nanoseconds since 1970.
 #[must_use]
 pub fn now_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// That a snapshot may be called so: 1 to [`limits::NAME_CHARS_MAX`] letters and digits of ASCII and any of
 /// `. _ - / : + @`, beginning with a letter or digit, and not of the form of an id.
 pub fn check_name(name: &str) -> Result<()> {
-    let invalid = |why: String| Err(Error::Invalid(format!("snapshot name {}: {why}", shortened(name))));
+    let invalid = |why: String| {
+        Err(Error::Invalid(format!(
+            "snapshot name {}: {why}",
+            shortened(name)
+        )))
+    };
     let Some(first) = name.chars().next() else {
         return Err(Error::Invalid("a snapshot name cannot be empty".to_owned()));
     };
     let chars = name.chars().count();
     if chars > limits::NAME_CHARS_MAX {
-        return invalid(format!("{chars} characters, at most {} are allowed", limits::NAME_CHARS_MAX));
+        return invalid(format!(
+            "{chars} characters, at most {} are allowed",
+            limits::NAME_CHARS_MAX
+        ));
     }
     let allowed = |char: char| char.is_ascii_alphanumeric() || NAME_PUNCTUATION.contains(char);
     if let Some(char) = name.chars().find(|char| !allowed(*char)) {
-        return invalid(format!("{char:?} is not allowed: only letters a-z and A-Z, digits and {NAME_PUNCTUATION}"));
+        return invalid(format!(
+            "{char:?} is not allowed: only letters a-z and A-Z, digits and {NAME_PUNCTUATION}"
+        ));
     }
     if !first.is_ascii_alphanumeric() {
-        return invalid(format!("begins with {first:?}, it has to begin with a letter or digit"));
+        return invalid(format!(
+            "begins with {first:?}, it has to begin with a letter or digit"
+        ));
     }
     if SnapshotId::is_of_its_form(name) {
         return invalid("has the form of an id, which names may not have".to_owned());
@@ -67,7 +81,9 @@ pub fn check_tags(tags: &BTreeMap<String, String>) -> Result<()> {
     }
     for (key, value) in tags {
         if key.is_empty() {
-            return Err(Error::Invalid("the key of a tag cannot be empty".to_owned()));
+            return Err(Error::Invalid(
+                "the key of a tag cannot be empty".to_owned(),
+            ));
         }
         check_tag_text("key", key, key, limits::TAG_KEY_CHARS_MAX)?;
         check_tag_text("value", key, value, limits::TAG_VALUE_CHARS_MAX)?;
@@ -79,11 +95,15 @@ fn check_tag_text(part: &str, key: &str, text: &str, most: usize) -> Result<()> 
     let invalid = |why: String| Err(Error::Invalid(format!("tag {}: {why}", shortened(key))));
     let chars = text.chars().count();
     if chars > most {
-        return invalid(format!("its {part} has {chars} characters, at most {most} are allowed"));
+        return invalid(format!(
+            "its {part} has {chars} characters, at most {most} are allowed"
+        ));
     }
     // They would break tables and terminals of everybody who lists snapshots.
     if let Some(char) = text.chars().find(|char| char.is_control()) {
-        return invalid(format!("its {part} has the control character {char:?}, which is not allowed"));
+        return invalid(format!(
+            "its {part} has the control character {char:?}, which is not allowed"
+        ));
     }
     Ok(())
 }
@@ -112,7 +132,14 @@ mod tests {
 
     #[test]
     fn names_that_are_allowed() {
-        for name in ["a", "0", "debian-12", "Vm/disk0:2024-01-01T00:00:00+02@x_y.z", "snap-", "snap-0123"] {
+        for name in [
+            "a",
+            "0",
+            "debian-12",
+            "Vm/disk0:2024-01-01T00:00:00+02@x_y.z",
+            "snap-",
+            "snap-0123",
+        ] {
             check_name(name).unwrap();
         }
         check_name(&"n".repeat(limits::NAME_CHARS_MAX)).unwrap();
@@ -129,12 +156,18 @@ mod tests {
             ("ä", "'ä' is not allowed"),
             ("snap-00112233445566778", "form of an id"),
             ("SNAP-00112233445566AAA", "form of an id"),
-            (&"n".repeat(limits::NAME_CHARS_MAX + 1), "129 characters, at most 128"),
+            (
+                &"n".repeat(limits::NAME_CHARS_MAX + 1),
+                "129 characters, at most 128",
+            ),
         ] {
             let message = refusal(check_name(name));
             assert!(message.contains(why), "{message}");
         }
-        assert!(refusal(check_name(&"ä".repeat(1 << 20))).len() < 1000, "an error is short");
+        assert!(
+            refusal(check_name(&"ä".repeat(1 << 20))).len() < 1000,
+            "an error is short"
+        );
     }
 
     #[test]
@@ -142,17 +175,32 @@ mod tests {
         let tag = |key: String, value: String| BTreeMap::from([(key, value)]);
         check_tags(&BTreeMap::new()).unwrap();
         check_tags(&tag("ключ".to_owned(), String::new())).unwrap();
-        let longest = tag("k".repeat(limits::TAG_KEY_CHARS_MAX), "v".repeat(limits::TAG_VALUE_CHARS_MAX));
+        let longest = tag(
+            "k".repeat(limits::TAG_KEY_CHARS_MAX),
+            "v".repeat(limits::TAG_VALUE_CHARS_MAX),
+        );
         check_tags(&longest).unwrap();
         let many = |count: usize| (0..count).map(|n| (n.to_string(), String::new())).collect();
         check_tags(&many(limits::TAGS_MAX)).unwrap();
         for (tags, why) in [
             (many(limits::TAGS_MAX + 1), "51 tags"),
             (tag(String::new(), "v".to_owned()), "cannot be empty"),
-            (tag("k".repeat(128), String::new()), "key has 128 characters"),
-            (tag("k".to_owned(), "v".repeat(256)), "value has 256 characters"),
-            (tag("k\0".to_owned(), String::new()), "control character '\\0'"),
-            (tag("k".to_owned(), "\u{1b}[2J".to_owned()), "control character '\\u{1b}'"),
+            (
+                tag("k".repeat(128), String::new()),
+                "key has 128 characters",
+            ),
+            (
+                tag("k".to_owned(), "v".repeat(256)),
+                "value has 256 characters",
+            ),
+            (
+                tag("k\0".to_owned(), String::new()),
+                "control character '\\0'",
+            ),
+            (
+                tag("k".to_owned(), "\u{1b}[2J".to_owned()),
+                "control character '\\u{1b}'",
+            ),
         ] {
             let message = refusal(check_tags(&tags));
             assert!(message.contains(why), "{message}");

@@ -65,7 +65,12 @@ pub(super) fn leaf_key(number: u64) -> NodeKey {
     NodeKey::Leaf(NodeId::from_bytes(*chunk_id(number).as_bytes()))
 }
 
-pub(super) fn location(kind: RecordKind, pack: u64, offset_units: u64, stored_bytes: u32) -> Location {
+pub(super) fn location(
+    kind: RecordKind,
+    pack: u64,
+    offset_units: u64,
+    stored_bytes: u32,
+) -> Location {
     Location {
         pack: PackId {
             kind: kind.pack_kind(),
@@ -147,11 +152,21 @@ fn an_empty_store(meta: &dyn Meta) {
 
 fn lookups_answer_in_the_order_asked(meta: &dyn Meta) {
     const COUNT: u64 = 10_000;
-    meta.apply(chunks((0..COUNT).map(|n| (n, chunk_at(1, 64 * n, 9)))), false).unwrap();
+    meta.apply(
+        chunks((0..COUNT).map(|n| (n, chunk_at(1, 64 * n, 9)))),
+        false,
+    )
+    .unwrap();
     // Every third is absent, and some are asked for twice.
-    let asked: Vec<u64> = (0..COUNT + COUNT / 2).rev().chain([5, 5, COUNT + 5, 5]).collect();
+    let asked: Vec<u64> = (0..COUNT + COUNT / 2)
+        .rev()
+        .chain([5, 5, COUNT + 5, 5])
+        .collect();
     let ids: Vec<_> = asked.iter().map(|number| chunk_id(*number)).collect();
-    let expected: Vec<_> = asked.iter().map(|n| (*n < COUNT).then(|| chunk_at(1, 64 * n, 9))).collect();
+    let expected: Vec<_> = asked
+        .iter()
+        .map(|n| (*n < COUNT).then(|| chunk_at(1, 64 * n, 9)))
+        .collect();
     assert_eq!(meta.chunks(&ids).unwrap(), expected);
 }
 
@@ -179,26 +194,43 @@ fn a_record_that_moves_counts_where_it_is(meta: &dyn Meta) {
     let mut batch = chunks([(1, chunk_at(3, 80, 4992))]);
     batch.put_node(leaf_key(1), location(RecordKind::Leaf, 4, 80, 104));
     meta.apply(batch, false).unwrap();
-    assert_eq!(meta.chunks(&[chunk_id(1)]).unwrap(), [Some(chunk_at(3, 80, 4992))]);
+    assert_eq!(
+        meta.chunks(&[chunk_id(1)]).unwrap(),
+        [Some(chunk_at(3, 80, 4992))]
+    );
     let totals = meta.totals().unwrap();
-    assert_eq!((totals.chunks, totals.nodes, totals.stored_bytes), (1, 1, 5056 + 168));
+    assert_eq!(
+        (totals.chunks, totals.nodes, totals.stored_bytes),
+        (1, 1, 5056 + 168)
+    );
 }
 
 fn the_last_put_of_a_batch_counts(meta: &dyn Meta) {
-    meta.apply(chunks([(1, chunk_at(1, 0, 100)), (1, chunk_at(1, 99, 200))]), false).unwrap();
-    assert_eq!(meta.chunks(&[chunk_id(1)]).unwrap(), [Some(chunk_at(1, 99, 200))]);
+    meta.apply(
+        chunks([(1, chunk_at(1, 0, 100)), (1, chunk_at(1, 99, 200))]),
+        false,
+    )
+    .unwrap();
+    assert_eq!(
+        meta.chunks(&[chunk_id(1)]).unwrap(),
+        [Some(chunk_at(1, 99, 200))]
+    );
     assert_eq!(meta.totals().unwrap().chunks, 1);
 }
 
 fn chunks_and_nodes_are_kept_apart(meta: &dyn Meta) {
-    meta.apply(chunks([(1, chunk_at(1, 0, 100))]), false).unwrap();
+    meta.apply(chunks([(1, chunk_at(1, 0, 100))]), false)
+        .unwrap();
     assert_eq!(meta.nodes(&[leaf_key(1)]).unwrap(), [None]);
     let root = NodeKey::Root(RootId::from_bytes([9; 32]));
     let place = location(RecordKind::Root, 2, 0, 48);
     let mut batch = Batch::default();
     batch.put_node(root, place);
     meta.apply(batch, false).unwrap();
-    assert_eq!(meta.nodes(&[leaf_key(1), root]).unwrap(), [None, Some(place)]);
+    assert_eq!(
+        meta.nodes(&[leaf_key(1), root]).unwrap(),
+        [None, Some(place)]
+    );
 }
 
 fn pack_states_are_replaced(meta: &dyn Meta) {
@@ -207,14 +239,23 @@ fn pack_states_are_replaced(meta: &dyn Meta) {
         indexed_bytes,
         sealed,
     };
-    let first = [state(PackKind::Nodes, 1, 4096, false), state(PackKind::Chunks, 256, 8192, false)];
-    let second = [state(PackKind::Chunks, 2, 4096, false), state(PackKind::Chunks, 256, 65536, true)];
+    let first = [
+        state(PackKind::Nodes, 1, 4096, false),
+        state(PackKind::Chunks, 256, 8192, false),
+    ];
+    let second = [
+        state(PackKind::Chunks, 2, 4096, false),
+        state(PackKind::Chunks, 256, 65536, true),
+    ];
     for states in [&first, &second] {
         let mut batch = Batch::default();
         batch.packs(states);
         meta.apply(batch, false).unwrap();
     }
-    assert_eq!(meta.pack_states().unwrap(), [first[0], second[0], second[1]]);
+    assert_eq!(
+        meta.pack_states().unwrap(),
+        [first[0], second[0], second[1]]
+    );
     assert_eq!(meta.pack_state(second[1].pack).unwrap(), Some(second[1]));
     let other = PackId {
         kind: PackKind::Nodes,
@@ -226,7 +267,10 @@ fn pack_states_are_replaced(meta: &dyn Meta) {
 
 fn snapshots_are_found_by_id_and_name(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "a"), snapshot(2, "b")]);
-    assert_eq!(meta.snapshot(snapshot_id(1)).unwrap(), Some(snapshot(1, "a")));
+    assert_eq!(
+        meta.snapshot(snapshot_id(1)).unwrap(),
+        Some(snapshot(1, "a"))
+    );
     assert_eq!(meta.snapshot_by_name("b").unwrap(), Some(snapshot(2, "b")));
     assert_eq!(meta.snapshot_by_name("c").unwrap(), None);
     assert_eq!(meta.catalog_sequence().unwrap(), 2);
@@ -243,7 +287,12 @@ fn snapshots_are_found_by_id_and_name(meta: &dyn Meta) {
 
 fn snapshots_are_listed_by_name(meta: &dyn Meta) {
     let all = ["B", "a", "a/1", "a/10", "a/2", "a0", "b"];
-    put_snapshots(meta, (1..).zip(all.iter().rev()).map(|(number, name)| snapshot(number, name)));
+    put_snapshots(
+        meta,
+        (1..)
+            .zip(all.iter().rev())
+            .map(|(number, name)| snapshot(number, name)),
+    );
     let list = |after, prefix, limit| {
         let found = meta.snapshots(after, prefix, limit).unwrap();
         names(&found).join(" ")
@@ -253,12 +302,24 @@ fn snapshots_are_listed_by_name(meta: &dyn Meta) {
     assert_eq!(list(None, "", 0), "");
     assert_eq!(list(Some(""), "", 1), "B");
     assert_eq!(list(Some("a"), "", 2), "a/1 a/10");
-    assert_eq!(list(Some("a/"), "", 2), "a/1 a/10", "after a name that is not there");
+    assert_eq!(
+        list(Some("a/"), "", 2),
+        "a/1 a/10",
+        "after a name that is not there"
+    );
     assert_eq!(list(Some("b"), "", 2), "");
     assert_eq!(list(None, "a/", 100), "a/1 a/10 a/2");
     assert_eq!(list(Some("a/1"), "a/", 100), "a/10 a/2");
-    assert_eq!(list(Some("A"), "a/", 1), "a/1", "after a name before the prefix");
-    assert_eq!(list(Some("a0"), "a/", 100), "", "after a name behind the prefix");
+    assert_eq!(
+        list(Some("A"), "a/", 1),
+        "a/1",
+        "after a name before the prefix"
+    );
+    assert_eq!(
+        list(Some("a0"), "a/", 100),
+        "",
+        "after a name behind the prefix"
+    );
     assert_eq!(list(None, "c", 100), "");
 }
 
@@ -266,11 +327,17 @@ fn a_snapshot_may_change_its_name(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "old")]);
     put_snapshots(meta, [snapshot(1, "new")]);
     assert_eq!(meta.snapshot_by_name("old").unwrap(), None);
-    assert_eq!(meta.snapshot_by_name("new").unwrap(), Some(snapshot(1, "new")));
+    assert_eq!(
+        meta.snapshot_by_name("new").unwrap(),
+        Some(snapshot(1, "new"))
+    );
     assert_eq!(names(&meta.snapshots(None, "", 10).unwrap()), ["new"]);
     assert_eq!(meta.totals().unwrap().snapshots, 1);
     put_snapshots(meta, [snapshot(2, "old")]);
-    assert_eq!(names(&meta.snapshots(None, "", 10).unwrap()), ["new", "old"]);
+    assert_eq!(
+        names(&meta.snapshots(None, "", 10).unwrap()),
+        ["new", "old"]
+    );
 }
 
 fn a_name_is_free_again_after_a_delete_in_the_same_batch(meta: &dyn Meta) {
@@ -282,7 +349,10 @@ fn a_name_is_free_again_after_a_delete_in_the_same_batch(meta: &dyn Meta) {
         Record::PutSnapshot(snapshot(3, "a")),
     ];
     meta.apply(records(meta, changes), false).unwrap();
-    assert_eq!(meta.snapshots(None, "", 10).unwrap(), [snapshot(3, "a"), snapshot(2, "b")]);
+    assert_eq!(
+        meta.snapshots(None, "", 10).unwrap(),
+        [snapshot(3, "a"), snapshot(2, "b")]
+    );
     assert_eq!(meta.catalog_sequence().unwrap(), 5);
     assert_eq!(meta.totals().unwrap().snapshots, 2);
 }
@@ -290,7 +360,10 @@ fn a_name_is_free_again_after_a_delete_in_the_same_batch(meta: &dyn Meta) {
 fn a_taken_name_refuses_the_whole_batch(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "a")]);
     let before = meta.totals().unwrap();
-    let changes = [Record::PutSnapshot(snapshot(2, "b")), Record::PutSnapshot(snapshot(3, "a"))];
+    let changes = [
+        Record::PutSnapshot(snapshot(2, "b")),
+        Record::PutSnapshot(snapshot(3, "a")),
+    ];
     let mut batch = records(meta, changes);
     batch.put_chunk(chunk_id(1), chunk_at(1, 0, 100));
     match meta.apply(batch, false) {
@@ -314,7 +387,10 @@ fn a_gap_in_the_catalog_refuses_the_whole_batch(meta: &dyn Meta) {
         batch.put_chunk(chunk_id(1), chunk_at(1, 0, 100));
         batch.catalog(sequence, Record::PutSnapshot(snapshot(2, "b")));
         let error = meta.apply(batch, false).unwrap_err();
-        assert!(error.to_string().contains("does not follow record 1"), "{error}");
+        assert!(
+            error.to_string().contains("does not follow record 1"),
+            "{error}"
+        );
     }
     assert_eq!(meta.catalog_sequence().unwrap(), 1);
     assert_eq!(meta.chunks(&[chunk_id(1)]).unwrap(), [None]);
@@ -324,7 +400,11 @@ fn a_gap_in_the_catalog_refuses_the_whole_batch(meta: &dyn Meta) {
 fn deleting_what_is_not_there_changes_nothing(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "a")]);
     let before = meta.totals().unwrap();
-    meta.apply(records(meta, [Record::DeleteSnapshot(snapshot_id(2))]), false).unwrap();
+    meta.apply(
+        records(meta, [Record::DeleteSnapshot(snapshot_id(2))]),
+        false,
+    )
+    .unwrap();
     assert_eq!(meta.totals().unwrap(), before);
     assert_eq!(meta.catalog_sequence().unwrap(), 2);
 }

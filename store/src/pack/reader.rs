@@ -84,7 +84,9 @@ impl PackReader {
         Ok(ReadSpan {
             pack: span.pack,
             offset_bytes: span.offset_bytes,
-            bytes: self.read(span.pack, span.offset_bytes, span.len_bytes).await?,
+            bytes: self
+                .read(span.pack, span.offset_bytes, span.len_bytes)
+                .await?,
         })
     }
 
@@ -92,7 +94,9 @@ impl PackReader {
         match self.home.read(pack, offset_bytes, len).await {
             Ok(buf) => Ok(buf.into_bytes()),
             Err(error) => Err(match error.kind() {
-                io::ErrorKind::NotFound => Damage::in_pack(pack, offset_bytes, "records", "the pack is gone").into(),
+                io::ErrorKind::NotFound => {
+                    Damage::in_pack(pack, offset_bytes, "records", "the pack is gone").into()
+                }
                 io::ErrorKind::UnexpectedEof => {
                     let problem = format!("{len} bytes expected, the pack ends before: {error}");
                     Damage::in_pack(pack, offset_bytes, "records", problem).into()
@@ -106,8 +110,12 @@ impl PackReader {
 impl ReadSpan {
     /// One of its records, which must have this id.
     pub fn record(&self, location: &Location, id: &[u8; 32]) -> Result<StoredRecord> {
-        let start = location.offset_bytes.checked_sub(self.offset_bytes).and_then(|start| usize::try_from(start).ok());
-        let range = start.and_then(|start| Some(start..start.checked_add(record_len(&location.payload))?));
+        let start = location
+            .offset_bytes
+            .checked_sub(self.offset_bytes)
+            .and_then(|start| usize::try_from(start).ok());
+        let range =
+            start.and_then(|start| Some(start..start.checked_add(record_len(&location.payload))?));
         match range {
             Some(range) if location.pack == self.pack && range.end <= self.bytes.len() => {
                 check(location, id, &self.bytes.slice(range))
@@ -125,7 +133,10 @@ impl ReadSpan {
 }
 
 /// Bytes of a record in memory.
-#[expect(clippy::cast_possible_truncation, reason = "a header and at most PAYLOAD_BYTES_MAX")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a header and at most PAYLOAD_BYTES_MAX"
+)]
 const fn record_len(payload: &Payload) -> usize {
     payload.record_bytes() as usize
 }
@@ -144,19 +155,32 @@ pub(super) fn name(kind: RecordKind, id: &[u8; 32]) -> String {
 /// The record in `bytes`, if it is the one that the index describes.
 fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredRecord> {
     let damage = |problem: FormatError| {
-        Damage::in_pack(location.pack, location.offset_bytes, name(location.payload.kind, id), problem)
+        Damage::in_pack(
+            location.pack,
+            location.offset_bytes,
+            name(location.payload.kind, id),
+            problem,
+        )
     };
     let header = Header::decode(bytes, location.offset_bytes).map_err(damage)?;
     let Header::Record(record) = header else {
         return Err(damage(FormatError::differs("record", "a record", "padding")).into());
     };
     if record.payload != location.payload {
-        let (expected, found) = (format!("{:?}", location.payload), format!("{:?}", record.payload));
+        let (expected, found) = (
+            format!("{:?}", location.payload),
+            format!("{:?}", record.payload),
+        );
         return Err(damage(FormatError::differs("record header", expected, found)).into());
     }
     if record.id != *id {
         let found = name(record.payload.kind, &record.id);
-        return Err(damage(FormatError::differs("id of a record", "the id asked for", found)).into());
+        return Err(damage(FormatError::differs(
+            "id of a record",
+            "the id asked for",
+            found,
+        ))
+        .into());
     }
     let body = bytes.slice(RECORD_HEADER_BYTES..);
     header.check_body(&body).map_err(damage)?;
@@ -171,11 +195,17 @@ fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredReco
 #[must_use]
 pub fn plan_spans(locations: &[Location]) -> Vec<Span> {
     let mut order: Vec<usize> = (0..locations.len()).collect();
-    let place = |at: usize| locations.get(at).map(|location| (location.pack, location.offset_bytes));
+    let place = |at: usize| {
+        locations
+            .get(at)
+            .map(|location| (location.pack, location.offset_bytes))
+    };
     order.sort_unstable_by_key(|at| place(*at));
     let mut spans: Vec<Span> = Vec::new();
     for at in order {
-        let Some(location) = locations.get(at) else { continue };
+        let Some(location) = locations.get(at) else {
+            continue;
+        };
         let record_len = record_len(&location.payload);
         if let Some(span) = spans.last_mut()
             && span.pack == location.pack

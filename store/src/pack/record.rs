@@ -110,6 +110,9 @@ impl EncodedRecord {
 fn checked_len(stored: &[u8]) -> u32 {
     match u32::try_from(stored.len()) {
         Ok(len) if len <= PAYLOAD_BYTES_MAX => len,
-        _ => panic!("a payload has at most {PAYLOAD_BYTES_MAX} bytes, not {}", stored.len()),
+        _ => panic!(
+            "a payload has at most {PAYLOAD_BYTES_MAX} bytes, not {}",
+            stored.len()
+        ),
     }
 }

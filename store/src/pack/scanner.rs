@@ -16,8 +16,8 @@ use crate::{
     format::{
         FormatError, PackId,
         pack::{
-            FooterEntry, Header, PACK_HEADER_BYTES, PackHeader, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC,
-            RecordHeader, TRAILER_BYTES, Trailer, decode_footer,
+            FooterEntry, Header, PACK_HEADER_BYTES, PackHeader, RECORD_ALIGN, RECORD_HEADER_BYTES,
+            RECORD_MAGIC, RecordHeader, TRAILER_BYTES, Trailer, decode_footer,
         },
     },
     limits,
@@ -104,7 +104,9 @@ struct Doubtful {
 impl<'a> PackScanner<'a> {
     /// Begins a scan. Bytes that a writer appends meanwhile are not seen.
     pub async fn open(home: &'a dyn PackHome, pack: PackId) -> Result<Self> {
-        let len_bytes = home.len_bytes(pack).map_err(|source| Error::io("open", &home.path(pack), source))?;
+        let len_bytes = home
+            .len_bytes(pack)
+            .map_err(|source| Error::io("open", &home.path(pack), source))?;
         let mut scanner = Self {
             home,
             pack,
@@ -146,9 +148,12 @@ impl<'a> PackScanner<'a> {
     fn end(&mut self) -> ScanItem {
         if self.sealed {
             self.settle_doubtful();
-            return self.found.pop_front().unwrap_or(ScanItem::End(Tail::Sealed {
-                end_bytes: self.end_bytes,
-            }));
+            return self
+                .found
+                .pop_front()
+                .unwrap_or(ScanItem::End(Tail::Sealed {
+                    end_bytes: self.end_bytes,
+                }));
         }
         ScanItem::End(match self.doubtful.first() {
             None => Tail::Clean {
@@ -163,11 +168,12 @@ impl<'a> PackScanner<'a> {
 
     /// Damage that something whole follows is no torn tail.
     fn settle_doubtful(&mut self) {
-        self.found.extend(self.doubtful.drain(..).map(|doubtful| ScanItem::Damaged {
-            offset_bytes: doubtful.offset_bytes,
-            what: doubtful.what,
-            why: doubtful.why,
-        }));
+        self.found
+            .extend(self.doubtful.drain(..).map(|doubtful| ScanItem::Damaged {
+                offset_bytes: doubtful.offset_bytes,
+                what: doubtful.what,
+                why: doubtful.why,
+            }));
     }
 
     fn doubt(&mut self, offset_bytes: u64, what: impl Into<String>, why: &FormatError) {
@@ -214,7 +220,11 @@ impl<'a> PackScanner<'a> {
                 return Err(FormatError::differs("pack header", self.pack, header.pack));
             }
             if header.store != self.home.store() {
-                return Err(FormatError::differs("pack header", self.home.store(), header.store));
+                return Err(FormatError::differs(
+                    "pack header",
+                    self.home.store(),
+                    header.store,
+                ));
             }
             Ok(())
         });
@@ -238,9 +248,14 @@ impl<'a> PackScanner<'a> {
                 return Ok(());
             }
         };
-        let body_len = usize::try_from(header.total_bytes()).unwrap_or(usize::MAX) - RECORD_HEADER_BYTES;
-        let body = self.bytes(offset_bytes + RECORD_HEADER_BYTES as u64, body_len).await?;
-        let checked = header.check_body(&body).and_then(|()| self.check_listed(offset_bytes, &header));
+        let body_len =
+            usize::try_from(header.total_bytes()).unwrap_or(usize::MAX) - RECORD_HEADER_BYTES;
+        let body = self
+            .bytes(offset_bytes + RECORD_HEADER_BYTES as u64, body_len)
+            .await?;
+        let checked = header
+            .check_body(&body)
+            .and_then(|()| self.check_listed(offset_bytes, &header));
         // Its own checksum is right, and so is the length it tells.
         self.position = (offset_bytes + header.total_bytes()).min(self.end_bytes);
         match (checked, header) {
@@ -255,7 +270,11 @@ impl<'a> PackScanner<'a> {
                 }
             }
             (Err(why), Header::Record(record)) => {
-                self.doubt(offset_bytes, reader::name(record.payload.kind, &record.id), &why);
+                self.doubt(
+                    offset_bytes,
+                    reader::name(record.payload.kind, &record.id),
+                    &why,
+                );
             }
             (Err(why), Header::Padding { .. }) => self.doubt(offset_bytes, "padding", &why),
         }
@@ -268,19 +287,33 @@ impl<'a> PackScanner<'a> {
             return Ok(());
         };
         if record.payload.kind.pack_kind() != self.pack.kind {
-            return Err(FormatError::differs("kind of a record", self.pack, record.payload.kind));
+            return Err(FormatError::differs(
+                "kind of a record",
+                self.pack,
+                record.payload.kind,
+            ));
         }
         let Some(footer) = &self.footer else {
             return Ok(());
         };
-        let listed = footer.binary_search_by_key(&offset_bytes, |entry| entry.offset_bytes).ok();
+        let listed = footer
+            .binary_search_by_key(&offset_bytes, |entry| entry.offset_bytes)
+            .ok();
         match listed.and_then(|at| footer.get(at)) {
             Some(entry) if entry.id == record.id && entry.payload == record.payload => Ok(()),
             Some(entry) => {
                 let expected = reader::name(entry.payload.kind, &entry.id);
-                Err(FormatError::differs("record", format_args!("{expected}, as the footer says"), "another"))
+                Err(FormatError::differs(
+                    "record",
+                    format_args!("{expected}, as the footer says"),
+                    "another",
+                ))
             }
-            None => Err(FormatError::differs("record", "none here, as the footer says", "one")),
+            None => Err(FormatError::differs(
+                "record",
+                "none here, as the footer says",
+                "one",
+            )),
         }
     }
 
@@ -288,7 +321,9 @@ impl<'a> PackScanner<'a> {
     async fn find_next(&mut self, offset_bytes: u64) -> Result<u64> {
         if let Some(footer) = &self.footer {
             let next = footer.partition_point(|entry| entry.offset_bytes <= offset_bytes);
-            return Ok(footer.get(next).map_or(self.end_bytes, |entry| entry.offset_bytes));
+            return Ok(footer
+                .get(next)
+                .map_or(self.end_bytes, |entry| entry.offset_bytes));
         }
         let mut from = offset_bytes + RECORD_ALIGN;
         while from < self.end_bytes {
@@ -299,7 +334,10 @@ impl<'a> PackScanner<'a> {
             let at = usize::try_from(from - self.window_start).unwrap_or(usize::MAX);
             let window = self.window.get(at..).unwrap_or_default();
             let (places, _) = window.as_chunks::<{ RECORD_ALIGN as usize }>();
-            match places.iter().position(|place| place.starts_with(&RECORD_MAGIC)) {
+            match places
+                .iter()
+                .position(|place| place.starts_with(&RECORD_MAGIC))
+            {
                 Some(place) => {
                     from += place as u64 * RECORD_ALIGN;
                     let head = self.bytes(from, RECORD_HEADER_BYTES).await?;
@@ -318,12 +356,16 @@ impl<'a> PackScanner<'a> {
     async fn bytes(&mut self, offset_bytes: u64, len: usize) -> Result<Bytes> {
         let there = self.end_bytes.saturating_sub(offset_bytes);
         let len = usize::try_from(there).map_or(len, |there| there.min(len));
-        let start = offset_bytes.checked_sub(self.window_start).and_then(|start| usize::try_from(start).ok());
+        let start = offset_bytes
+            .checked_sub(self.window_start)
+            .and_then(|start| usize::try_from(start).ok());
         let range = start.and_then(|start| Some(start..start.checked_add(len)?));
         if let Some(range) = range.filter(|range| range.end <= self.window.len()) {
             return Ok(self.window.slice(range));
         }
-        let read_len = usize::try_from(there).map_or(usize::MAX, |there| there.min(len.max(limits::READ_SPAN_BYTES)));
+        let read_len = usize::try_from(there).map_or(usize::MAX, |there| {
+            there.min(len.max(limits::READ_SPAN_BYTES))
+        });
         let read = self.home.read(self.pack, offset_bytes, read_len).await;
         self.window = match read {
             Ok(buf) => buf.into_bytes(),

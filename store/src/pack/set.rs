@@ -49,7 +49,12 @@ impl PackSet {
     }
 
     /// The same, with packs that are sealed at another length.
-    pub fn open_with(disk: Arc<dyn Disk>, data_dir: &Path, store: StoreId, pack_bytes_max: u64) -> Result<Arc<Self>> {
+    pub fn open_with(
+        disk: Arc<dyn Disk>,
+        data_dir: &Path,
+        store: StoreId,
+        pack_bytes_max: u64,
+    ) -> Result<Arc<Self>> {
         let set = Self {
             disk,
             data_dir: data_dir.to_owned(),
@@ -73,7 +78,12 @@ impl PackSet {
         Ok(file)
     }
 
-    fn open_as(&self, verb: &'static str, pack: PackId, open: impl FnOnce(&Path) -> io::Result<File>) -> Result<File> {
+    fn open_as(
+        &self,
+        verb: &'static str,
+        pack: PackId,
+        open: impl FnOnce(&Path) -> io::Result<File>,
+    ) -> Result<File> {
         let path = self.path(pack);
         open(&path).map_err(|source| Error::io(verb, &path, source))
     }
@@ -90,7 +100,11 @@ impl OpenFiles {
     fn insert(&mut self, pack: PackId, file: File) {
         if self.files.len() >= limits::PACKS_OPEN_MAX {
             // A look at all of them, once for each file that is opened, which takes longer.
-            let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used).map(|(pack, _)| *pack);
+            let oldest = self
+                .files
+                .iter()
+                .min_by_key(|(_, (_, used))| *used)
+                .map(|(pack, _)| *pack);
             if let Some(oldest) = oldest {
                 self.files.remove(&oldest);
             }
@@ -106,8 +120,14 @@ impl PackHome for PackSet {
 
     fn list(&self) -> Result<Vec<PackId>> {
         let dir = names::packs(&self.data_dir);
-        let names = self.disk.list(&dir).map_err(|source| Error::io("list", &dir, source))?;
-        let mut packs: Vec<_> = names.iter().filter_map(|name| names::pack_of(name)).collect();
+        let names = self
+            .disk
+            .list(&dir)
+            .map_err(|source| Error::io("list", &dir, source))?;
+        let mut packs: Vec<_> = names
+            .iter()
+            .filter_map(|name| names::pack_of(name))
+            .collect();
         packs.sort_unstable_by_key(|pack| (pack.number, pack.kind));
         Ok(packs)
     }
@@ -136,21 +156,29 @@ impl PackHome for PackSet {
     }
 
     fn create(&self, pack: PackId) -> Result<File> {
-        self.open_as("create", pack, |path| self.disk.open_direct(path, OpenMode::CreateNew))
+        self.open_as("create", pack, |path| {
+            self.disk.open_direct(path, OpenMode::CreateNew)
+        })
     }
 
     fn reopen(&self, pack: PackId) -> Result<File> {
-        self.open_as("open", pack, |path| self.disk.open_direct(path, OpenMode::ReadWrite))
+        self.open_as("open", pack, |path| {
+            self.disk.open_direct(path, OpenMode::ReadWrite)
+        })
     }
 
     fn open_to_mend(&self, pack: PackId) -> Result<File> {
-        self.open_as("open", pack, |path| self.disk.open(path, OpenMode::ReadWrite))
+        self.open_as("open", pack, |path| {
+            self.disk.open(path, OpenMode::ReadWrite)
+        })
     }
 
     fn remove(&self, pack: PackId) -> Result<()> {
         self.open.lock().files.remove(&pack);
         let path = self.path(pack);
-        self.disk.remove(&path).map_err(|source| Error::io("remove", &path, source))
+        self.disk
+            .remove(&path)
+            .map_err(|source| Error::io("remove", &path, source))
     }
 
     fn sync_names(&self) -> Completion<()> {

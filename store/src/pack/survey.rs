@@ -33,7 +33,11 @@ pub struct Survey {
 /// that which is not whole is damage, and what follows it is kept. The first such place behind is where
 /// a pack that is not sealed was torn: of what follows, nothing was promised to anyone, whole or not. Without
 /// an index only a tail with nothing whole in it is given up.
-pub async fn survey(home: &dyn PackHome, pack: PackId, promised_bytes: Option<u64>) -> Result<Survey> {
+pub async fn survey(
+    home: &dyn PackHome,
+    pack: PackId,
+    promised_bytes: Option<u64>,
+) -> Result<Survey> {
     let mut scanner = PackScanner::open(home, pack).await?;
     let mut survey = Survey {
         pack,
@@ -43,15 +47,21 @@ pub async fn survey(home: &dyn PackHome, pack: PackId, promised_bytes: Option<u6
         sealed: false,
         torn: None,
     };
-    let promised = |offset_bytes: u64| promised_bytes.is_none_or(|promised_bytes| offset_bytes < promised_bytes);
+    let promised = |offset_bytes: u64| {
+        promised_bytes.is_none_or(|promised_bytes| offset_bytes < promised_bytes)
+    };
     loop {
         match scanner.next().await? {
             ScanItem::Record(record) if survey.records.len() >= PACK_RECORDS_MAX as usize => {
                 let what = format!("record {}", survey.records.len() + 1);
                 let why = format!("a pack has at most {PACK_RECORDS_MAX}");
-                survey.damage.push(Damage::in_pack(pack, record.offset_bytes, what, why));
+                survey
+                    .damage
+                    .push(Damage::in_pack(pack, record.offset_bytes, what, why));
                 // One word about it is enough.
-                survey.end_bytes = home.len_bytes(pack).map_err(|source| Error::io("open", &home.path(pack), source))?;
+                survey.end_bytes = home
+                    .len_bytes(pack)
+                    .map_err(|source| Error::io("open", &home.path(pack), source))?;
                 return Ok(survey);
             }
             ScanItem::Record(record) => survey.records.push(PlacedRecord {
@@ -68,7 +78,9 @@ pub async fn survey(home: &dyn PackHome, pack: PackId, promised_bytes: Option<u6
                 why,
             } => {
                 if scanner.is_sealed() || promised(offset_bytes) {
-                    survey.damage.push(Damage::in_pack(pack, offset_bytes, what, why));
+                    survey
+                        .damage
+                        .push(Damage::in_pack(pack, offset_bytes, what, why));
                 } else {
                     survey.end_bytes = offset_bytes;
                     survey.torn = Some(torn(offset_bytes, &format!("{what}: {why}")));
@@ -101,8 +113,11 @@ impl Survey {
         };
         if end_bytes < promised_bytes {
             // Records that the index knows are gone. Their place stays empty: nothing else is written there.
-            let why = why.unwrap_or_else(|| format!("the pack ends here, it was synced up to {promised_bytes}"));
-            self.damage.push(Damage::in_pack(self.pack, end_bytes, "records", why));
+            let why = why.unwrap_or_else(|| {
+                format!("the pack ends here, it was synced up to {promised_bytes}")
+            });
+            self.damage
+                .push(Damage::in_pack(self.pack, end_bytes, "records", why));
             self.end_bytes = promised_bytes;
         } else {
             self.end_bytes = end_bytes;
@@ -112,7 +127,9 @@ impl Survey {
 
     /// Whether there is nothing in it: the pack was made, and then the power failed.
     pub(super) fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.damage.is_empty() && self.end_bytes <= PACK_HEADER_BYTES as u64
+        self.records.is_empty()
+            && self.damage.is_empty()
+            && self.end_bytes <= PACK_HEADER_BYTES as u64
     }
 
     /// Where writing goes on after padding.

@@ -107,7 +107,7 @@ impl Export {
                 let sink = FileSink::scratch(&raw, &self.file)?;
                 let report = download(&client, &self.snapshot, sink, options).await?;
                 options.remark(format_args!("converting {} to qcow2", self.file.display()));
-                qemu::from_raw(&raw, Format::Qcow2, target.path())?;
+                qemu::from_raw(&raw, Format::Qcow2, target.path(), &self.file)?;
                 target.publish()?;
                 report
             }

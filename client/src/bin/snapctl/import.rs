@@ -168,6 +168,9 @@ fn convert(
         FormatChoice::Qcow2 => (Format::Qcow2, false),
         FormatChoice::Vmdk => (Format::Vmdk, false),
     };
+    if format == Format::Qcow2 {
+        qemu::check_whole(path)?;
+    }
     let behind = qemu::files_behind(path, format)?;
     if let Some(first) = behind.first()
         && guessed

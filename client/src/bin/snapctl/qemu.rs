@@ -7,7 +7,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
-    io::{ErrorKind, Read},
+    io::{self, Read},
     os::{fd::AsRawFd, unix::fs::FileTypeExt},
     path::{Path, PathBuf},
     process::{self, Command, Output, Stdio},
@@ -15,7 +15,7 @@ use std::{
 
 use clap::ValueEnum;
 use serde::Deserialize;
-use varve_client::{Error, Result};
+use varve_client::{Error, ErrorKind, Result};
 
 /// What an image is written in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -114,7 +114,7 @@ pub(crate) fn files_behind(path: &Path, format: Format) -> Result<Vec<PathBuf>> 
     )?;
     let info: Info = serde_json::from_slice(&answer.stdout).map_err(|error| {
         Error::new(
-            varve_client::ErrorKind::File,
+            ErrorKind::File,
             &what,
             format!("qemu-img info said what is not understood: {error}"),
         )
@@ -140,6 +140,50 @@ impl Info {
     }
 }
 
+/// What `qemu-img check` says about an image.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Check {
+    image_end_offset: Option<u64>,
+    #[serde(default)]
+    corruptions: u64,
+    #[serde(default)]
+    check_errors: u64,
+    #[serde(default)]
+    compressed_clusters: u64,
+}
+
+impl Check {
+    /// What is wrong with an image of `file_bytes`, if anything.
+    fn problem(&self, file_bytes: u64) -> Option<String> {
+        let end_bytes = self.image_end_offset.unwrap_or(0);
+        // The file of an image with compressed clusters may end within its last one.
+        if self.compressed_clusters == 0 && end_bytes > file_bytes {
+            return Some(format!("it is truncated: it has {file_bytes} bytes of at least {end_bytes}"));
+        }
+        let found = self.corruptions + self.check_errors;
+        (found > 0).then(|| format!("it is truncated or damaged: qemu-img check finds {found} errors"))
+    }
+}
+
+/// That a qcow2 image is whole. Reading one does not tell: what is missing at its end would be read as zeros.
+pub(crate) fn check_whole(path: &Path) -> Result<()> {
+    let what = format!("read {}", path.display());
+    let file_bytes = fs::metadata(path)
+        .map_err(|error| Error::file(&what, error))?
+        .len();
+    let arguments = ["check", "--output=json", "-f", "qcow2"].map(OsStr::new);
+    let output = start(&what, arguments, &[absolute(path)?.as_os_str()])?;
+    // Its exit code tells of damage too, but leaked clusters count as such.
+    let Ok(check) = serde_json::from_slice::<Check>(&output.stdout) else {
+        return finished(&what, output).map(drop);
+    };
+    match check.problem(file_bytes) {
+        Some(why) => Err(Error::new(ErrorKind::File, what, why)),
+        None => Ok(()),
+    }
+}
+
 /// Writes the content of the image at `path` to `raw`, an empty file without a name.
 pub(crate) fn to_raw(path: &Path, format: Format, raw: &File) -> Result<()> {
     let what = format!("convert {} from {}", path.display(), format.name());
@@ -152,9 +196,10 @@ pub(crate) fn to_raw(path: &Path, format: Format, raw: &File) -> Result<()> {
     Ok(())
 }
 
-/// Writes the content of `raw`, a file without a name, as an image at `path`, which exists and is replaced.
-pub(crate) fn from_raw(raw: &File, format: Format, path: &Path) -> Result<()> {
-    let what = format!("convert to {}", format.name());
+/// Writes the content of `raw`, a file without a name, as an image at `path`, which exists and is replaced. Errors
+/// speak of `target`, which it is to become.
+pub(crate) fn from_raw(raw: &File, format: Format, path: &Path, target: &Path) -> Result<()> {
+    let what = format!("write {} as {}", target.display(), format.name());
     let arguments = ["convert", "-f", "raw", "-O", format.name()].map(OsStr::new);
     run(
         &what,
@@ -179,30 +224,47 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).map_err(|error| Error::file(format!("open {}", path.display()), error))
 }
 
+/// Runs `qemu-img` to a good end.
 fn run<const N: usize>(what: &str, arguments: [&OsStr; N], files: &[&OsStr]) -> Result<Output> {
+    finished(what, start(what, arguments, files)?)
+}
+
+/// Runs `qemu-img`, to whatever end.
+fn start<const N: usize>(what: &str, arguments: [&OsStr; N], files: &[&OsStr]) -> Result<Output> {
     let done = Command::new("qemu-img")
         .args(arguments)
         .args(files)
+        // What it says is looked at, and shown, in one language.
+        .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .output();
-    let failed = |why: String| Err(Error::new(varve_client::ErrorKind::File, what, why));
-    match done {
-        Ok(output) if output.status.success() => Ok(output),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let said = said.trim().trim_start_matches("qemu-img: ");
-            failed(if said.is_empty() {
-                format!("qemu-img ended with {}", output.status)
-            } else {
-                said.to_owned()
-            })
+    done.map_err(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            let why = "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils";
+            Error::new(ErrorKind::File, what, why)
+        } else {
+            Error::file(format!("{what}: start qemu-img"), error)
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => failed(
-            "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils"
-                .to_owned(),
-        ),
-        Err(error) => Err(Error::file(format!("{what}: start qemu-img"), error)),
+    })
+}
+
+fn finished(what: &str, output: Output) -> Result<Output> {
+    if output.status.success() {
+        return Ok(output);
     }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().trim_start_matches("qemu-img: ");
+    let kind = if said.contains("No space left on device") {
+        ErrorKind::OutOfSpace
+    } else {
+        ErrorKind::File
+    };
+    let why = if said.is_empty() {
+        format!("qemu-img ended with {}", output.status)
+    } else {
+        said.to_owned()
+    };
+    Err(Error::new(kind, what, why))
 }
 
 #[cfg(test)]
@@ -221,6 +283,18 @@ mod tests {
         );
         assert_eq!(Format::of_head(b"QFI"), Format::Raw);
         assert_eq!(Format::of_head(b""), Format::Raw);
+    }
+
+    #[test]
+    fn an_image_that_is_not_whole_is_told() {
+        let problem = |check: &str, file_bytes| serde_json::from_str::<Check>(check).unwrap().problem(file_bytes);
+        let whole = r#"{ "image-end-offset": 131072, "total-clusters": 9, "check-errors": 0, "leaks": 3 }"#;
+        assert_eq!(problem(whole, 131_072), None);
+        assert!(problem(whole, 131_071).unwrap().contains("131071 bytes of at least 131072"));
+        let packed = r#"{ "image-end-offset": 131072, "compressed-clusters": 1, "check-errors": 0 }"#;
+        assert_eq!(problem(packed, 131_071), None);
+        let damaged = r#"{ "image-end-offset": 65536, "corruptions": 3, "check-errors": 1 }"#;
+        assert!(problem(damaged, 1 << 20).unwrap().contains("4 errors"));
     }
 
     #[test]

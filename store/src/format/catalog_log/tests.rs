@@ -1,4 +1,9 @@
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
 
 use proptest::prelude::*;
 
@@ -16,13 +21,18 @@ fn delete() -> Record {
 /// A record of several blocks.
 fn put_large() -> Record {
     let mut record = snapshot();
-    record.tags = (0..50).map(|n| (format!("{n:0127}"), "v".repeat(255))).collect();
+    record.tags = (0..50)
+        .map(|n| (format!("{n:0127}"), "v".repeat(255)))
+        .collect();
     Record::PutSnapshot(record)
 }
 
 /// The records of a log, without its header.
 fn log(records: &[Record]) -> Vec<u8> {
-    (1..).zip(records).flat_map(|(sequence, record)| record.encode(sequence)).collect()
+    (1..)
+        .zip(records)
+        .flat_map(|(sequence, record)| record.encode(sequence))
+        .collect()
 }
 
 fn scan_all(bytes: &[u8]) -> Vec<Found> {
@@ -31,7 +41,10 @@ fn scan_all(bytes: &[u8]) -> Vec<Found> {
 
 /// The records that are found, and the kind of what ends them.
 fn outline(found: &[Found]) -> (usize, &'static str) {
-    let records = found.iter().filter(|found| matches!(found, Found::Record { .. })).count();
+    let records = found
+        .iter()
+        .filter(|found| matches!(found, Found::Record { .. }))
+        .count();
     let end = match found.last() {
         None | Some(Found::Record { .. }) => "clean",
         Some(Found::Torn { .. }) => "torn",
@@ -79,7 +92,7 @@ fn records_are_pinned() {
             "000000000000",
         ],
     );
-    assert_eq!(bytes[48..], [0; LOG_ALIGN as usize - 48], "{CHANGED}");
+    assert_eq!(bytes[48..], [0; LOG_ALIGN - 48], "{CHANGED}");
 
     let bytes = put().encode(7);
     let payload = snapshot().encode();
@@ -99,7 +112,9 @@ fn every_byte_of_a_record_counts() {
 fn the_largest_record_fits() {
     let mut record = snapshot();
     record.name = "n".repeat(128);
-    record.tags = (0..50).map(|n| (format!("{n}{}", "🏔".repeat(125)), "🏔".repeat(255))).collect();
+    record.tags = (0..50)
+        .map(|n| (format!("{n}{}", "🏔".repeat(125)), "🏔".repeat(255)))
+        .collect();
     let record = Record::PutSnapshot(record);
     let bytes = record.encode(1);
     assert!(bytes.len() < 80 << 10);
@@ -145,12 +160,15 @@ fn a_torn_last_record_ends_the_log() {
             let mut scan = scan(&bytes[..len], Position::START, true);
             let found: Vec<_> = scan.by_ref().collect();
             assert_eq!(outline(&found), (1, "torn"), "cut at {len}");
-            assert_eq!(scan.position().offset_bytes, (LOG_HEADER_BYTES + whole) as u64);
+            assert_eq!(
+                scan.position().offset_bytes,
+                (LOG_HEADER_BYTES + whole) as u64
+            );
         }
         // Blocks of it that did not arrive, though the file was made longer.
-        for block in (whole..bytes.len()).step_by(LOG_ALIGN as usize) {
+        for block in (whole..bytes.len()).step_by(LOG_ALIGN) {
             let mut bytes = bytes.clone();
-            bytes[block..block + LOG_ALIGN as usize].fill(0);
+            bytes[block..block + LOG_ALIGN].fill(0);
             assert_eq!(outline(&scan_all(&bytes)), (1, "torn"), "zeros at {block}");
         }
     }
@@ -159,7 +177,7 @@ fn a_torn_last_record_ends_the_log() {
 #[test]
 fn damage_before_a_record_is_not_a_torn_end() {
     let bytes = log(&[put(), put_large(), delete()]);
-    let last = bytes.len() - LOG_ALIGN as usize;
+    let last = bytes.len() - LOG_ALIGN;
     for at in (0..last).step_by(97) {
         let mut bytes = bytes.clone();
         bytes[at] ^= 0x10;
@@ -237,6 +255,6 @@ proptest! {
         if let Some(len) = cut {
             bytes.truncate(len.index(bytes.len()));
         }
-        prop_assert_eq!(scan_in_windows(&bytes, window_blocks * LOG_ALIGN as usize), scan_all(&bytes));
+        prop_assert_eq!(scan_in_windows(&bytes, window_blocks * LOG_ALIGN), scan_all(&bytes));
     }
 }

@@ -64,7 +64,8 @@ impl Trailer {
     /// Bytes from the footer's offset to the end of the pack: entries, zeros and trailer, a multiple of [`PACK_ALIGN`].
     #[must_use]
     pub const fn footer_bytes(records: u32) -> u64 {
-        (records as u64 * FOOTER_ENTRY_BYTES as u64 + TRAILER_BYTES as u64).next_multiple_of(PACK_ALIGN)
+        (records as u64 * FOOTER_ENTRY_BYTES as u64 + TRAILER_BYTES as u64)
+            .next_multiple_of(PACK_ALIGN)
     }
 
     /// The trailer in the last [`TRAILER_BYTES`] of `last`, which are those of a pack of `pack_bytes`.
@@ -78,7 +79,11 @@ impl Trailer {
         fields.bytes(TRAILER_MAGIC.len())?;
         let version = fields.u32()?;
         if version != FORMAT_VERSION {
-            return Err(FormatError::unknown("format version of a pack", FORMAT_VERSION, version));
+            return Err(FormatError::unknown(
+                "format version of a pack",
+                FORMAT_VERSION,
+                version,
+            ));
         }
         let kind = PackKind::from_byte(fields.u8()?)?;
         fields.reserved(3)?;
@@ -100,11 +105,16 @@ impl Trailer {
                 trailer.records,
             ));
         }
-        let end = trailer.footer_offset_bytes.checked_add(Self::footer_bytes(trailer.records));
+        let end = trailer
+            .footer_offset_bytes
+            .checked_add(Self::footer_bytes(trailer.records));
         if end != Some(pack_bytes) || !trailer.footer_offset_bytes.is_multiple_of(PACK_ALIGN) {
             return Err(FormatError::differs(
                 "offset of a pack's footer",
-                format_args!("{} bytes before the end at {pack_bytes}", Self::footer_bytes(trailer.records)),
+                format_args!(
+                    "{} bytes before the end at {pack_bytes}",
+                    Self::footer_bytes(trailer.records)
+                ),
                 trailer.footer_offset_bytes,
             ));
         }
@@ -130,12 +140,23 @@ impl Trailer {
 /// What seals `pack`, to be written at `footer_offset_bytes`, a multiple of [`PACK_ALIGN`]: entries, zeros and trailer.
 #[must_use]
 pub fn encode_footer(pack: PackId, footer_offset_bytes: u64, entries: &[FooterEntry]) -> Vec<u8> {
-    assert!(entries.len() <= PACK_RECORDS_MAX as usize, "a pack is sealed at {PACK_RECORDS_MAX} records");
-    assert!(footer_offset_bytes.is_multiple_of(PACK_ALIGN), "a footer follows padding");
-    #[expect(clippy::cast_possible_truncation, reason = "asserted to be at most PACK_RECORDS_MAX")]
-    let records = entries.len() as u32;
-    let entries_bytes = Trailer::footer_bytes(records) as usize - TRAILER_BYTES;
-    let mut bytes = vec![0; entries_bytes];
+    assert!(
+        entries.len() <= PACK_RECORDS_MAX as usize,
+        "a pack is sealed at {PACK_RECORDS_MAX} records"
+    );
+    assert!(
+        footer_offset_bytes.is_multiple_of(PACK_ALIGN),
+        "a footer follows padding"
+    );
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "asserted to be at most PACK_RECORDS_MAX, which bounds the footer too"
+    )]
+    let (records, footer_bytes) = {
+        let records = entries.len() as u32;
+        (records, Trailer::footer_bytes(records) as usize)
+    };
+    let mut bytes = vec![0; footer_bytes - TRAILER_BYTES];
     let mut fields = FieldsMut::new(&mut bytes);
     for entry in entries {
         fields.bytes(&entry.id).u64(entry.offset_bytes);
@@ -157,7 +178,11 @@ pub fn decode_footer(footer: &[u8], trailer: &Trailer) -> Result<Vec<FooterEntry
     const WHAT: &str = "pack footer";
     let expected_bytes = Trailer::footer_bytes(trailer.records);
     if footer.len() as u64 != expected_bytes {
-        return Err(FormatError::short(WHAT, expected_bytes, footer.len() as u64));
+        return Err(FormatError::short(
+            WHAT,
+            expected_bytes,
+            footer.len() as u64,
+        ));
     }
     let mut fields = Fields::new(WHAT, footer);
     let listed = fields.bytes(footer.len() - TRAILER_BYTES)?;
@@ -179,19 +204,27 @@ pub fn decode_footer(footer: &[u8], trailer: &Trailer) -> Result<Vec<FooterEntry
                 payload: Payload::decode_from(&mut fields)?,
             };
             let next = entry.offset_bytes.checked_add(entry.payload.record_bytes());
-            let fits = entry.offset_bytes >= end_bytes && entry.offset_bytes.is_multiple_of(RECORD_ALIGN);
+            let fits =
+                entry.offset_bytes >= end_bytes && entry.offset_bytes.is_multiple_of(RECORD_ALIGN);
             match next {
                 Some(next) if fits && next <= trailer.footer_offset_bytes => end_bytes = next,
                 _ => {
                     return Err(FormatError::differs(
                         "offset in a pack footer",
-                        format_args!("one between {end_bytes} and the footer at {}", trailer.footer_offset_bytes),
+                        format_args!(
+                            "one between {end_bytes} and the footer at {}",
+                            trailer.footer_offset_bytes
+                        ),
                         entry.offset_bytes,
                     ));
                 }
             }
             if entry.payload.kind.pack_kind() != trailer.pack.kind {
-                return Err(FormatError::differs("kind of a record in a pack footer", trailer.pack, entry.payload.kind));
+                return Err(FormatError::differs(
+                    "kind of a record in a pack footer",
+                    trailer.pack,
+                    entry.payload.kind,
+                ));
             }
             Ok(entry)
         })

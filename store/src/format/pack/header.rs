@@ -66,7 +66,11 @@ impl PackHeader {
         fields.bytes(PACK_MAGIC.len())?;
         let version = fields.u32()?;
         if version != FORMAT_VERSION {
-            return Err(FormatError::unknown("format version of a pack", FORMAT_VERSION, version));
+            return Err(FormatError::unknown(
+                "format version of a pack",
+                FORMAT_VERSION,
+                version,
+            ));
         }
         let kind = PackKind::from_byte(fields.u8()?)?;
         fields.reserved(3)?;

@@ -25,7 +25,11 @@ impl PackKind {
         match byte {
             1 => Ok(Self::Chunks),
             2 => Ok(Self::Nodes),
-            other => Err(FormatError::unknown("kind of pack", "1 (chunks), 2 (nodes)", other)),
+            other => Err(FormatError::unknown(
+                "kind of pack",
+                "1 (chunks), 2 (nodes)",
+                other,
+            )),
         }
     }
 

@@ -32,12 +32,15 @@ mod record;
 pub(in crate::format) mod tests;
 
 pub use self::{
-    footer::{FOOTER_ENTRY_BYTES, FooterEntry, PACK_RECORDS_MAX, TRAILER_BYTES, Trailer, decode_footer, encode_footer},
+    footer::{
+        FOOTER_ENTRY_BYTES, FooterEntry, PACK_RECORDS_MAX, TRAILER_BYTES, Trailer, decode_footer,
+        encode_footer,
+    },
     header::{PACK_HEADER_BYTES, PackHeader},
     id::{PackId, PackKind},
     record::{
-        Header, Location, PAYLOAD_BYTES_MAX, Payload, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader,
-        RecordKind, encode_padding, padding_bytes,
+        Header, Location, PAYLOAD_BYTES_MAX, Payload, RECORD_ALIGN, RECORD_HEADER_BYTES,
+        RECORD_MAGIC, RecordHeader, RecordKind, encode_padding, padding_bytes,
     },
 };
 

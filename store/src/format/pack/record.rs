@@ -19,11 +19,16 @@ pub const PAYLOAD_BYTES_MAX: u32 = 256 << 10;
 
 /// The first bytes of each record's header: where a reader that has lost its place looks on.
 pub const RECORD_MAGIC: [u8; 4] = *b"VREC";
+#[expect(clippy::cast_possible_truncation, reason = "64")]
+const HEADER_BYTES: u32 = RECORD_HEADER_BYTES as u32;
 const PADDING_KIND: u8 = 0xf0;
 /// Flag of a chunk that ends only because a hole or the edge of its segment follows.
 const FLAG_END_OPEN: u8 = 1;
 
-const _: () = assert!(PACK_ALIGN.is_multiple_of(RECORD_ALIGN) && (RECORD_HEADER_BYTES as u64).is_multiple_of(RECORD_ALIGN));
+const _: () = assert!(
+    PACK_ALIGN.is_multiple_of(RECORD_ALIGN)
+        && (RECORD_HEADER_BYTES as u64).is_multiple_of(RECORD_ALIGN)
+);
 const _: () = assert!(
     PAYLOAD_BYTES_MAX as usize
         == varve_content::block::BLOCK_BYTES * varve_content::chunker::MAX_CHUNK_BLOCKS as usize
@@ -140,8 +145,13 @@ impl Payload {
     /// All behind the kind.
     fn decode_rest(kind: RecordKind, fields: &mut Fields<'_>) -> Result<Self, FormatError> {
         let codec = fields.u8()?;
-        let codec = Codec::try_from(codec)
-            .map_err(|_| FormatError::unknown("codec of a record", "0 (raw), 1 (LZ4), 2 (Zstandard)", codec))?;
+        let codec = Codec::try_from(codec).map_err(|_| {
+            FormatError::unknown(
+                "codec of a record",
+                "0 (raw), 1 (LZ4), 2 (Zstandard)",
+                codec,
+            )
+        })?;
         let flags = fields.u8()?;
         if flags & !FLAG_END_OPEN != 0 {
             return Err(FormatError::unknown(
@@ -172,7 +182,9 @@ impl Payload {
             ));
         }
         let block_bytes = varve_content::block::BLOCK_BYTES as u64;
-        if self.kind == RecordKind::Chunk && !u64::from(self.plain_bytes).is_multiple_of(block_bytes) {
+        if self.kind == RecordKind::Chunk
+            && !u64::from(self.plain_bytes).is_multiple_of(block_bytes)
+        {
             return Err(FormatError::differs(
                 "plain length of a chunk",
                 format_args!("a multiple of {block_bytes}"),
@@ -194,7 +206,11 @@ impl Payload {
             ));
         }
         if self.end_open && self.kind != RecordKind::Chunk {
-            return Err(FormatError::differs("flags of a tree node", "none", "open end"));
+            return Err(FormatError::differs(
+                "flags of a tree node",
+                "none",
+                "open end",
+            ));
         }
         Ok(())
     }
@@ -259,7 +275,11 @@ impl Header {
         };
         let found = fields.u64()?;
         if found != offset_bytes {
-            return Err(FormatError::differs("offset in a record header", offset_bytes, found));
+            return Err(FormatError::differs(
+                "offset in a record header",
+                offset_bytes,
+                found,
+            ));
         }
         fields.end()?;
         Ok(header)
@@ -278,7 +298,11 @@ impl Header {
     pub fn check_body(&self, body: &[u8]) -> Result<(), FormatError> {
         let expected_bytes = self.total_bytes() - RECORD_HEADER_BYTES as u64;
         if body.len() as u64 != expected_bytes {
-            return Err(FormatError::short("record", expected_bytes, body.len() as u64));
+            return Err(FormatError::short(
+                "record",
+                expected_bytes,
+                body.len() as u64,
+            ));
         }
         match self {
             Self::Record(record) => {
@@ -311,7 +335,10 @@ impl RecordHeader {
         let mut fields = FieldsMut::new(&mut bytes);
         fields.bytes(&RECORD_MAGIC);
         self.payload.encode_into(&mut fields);
-        fields.bytes(&self.id).u32(self.payload_crc32).u64(offset_bytes);
+        fields
+            .bytes(&self.id)
+            .u32(self.payload_crc32)
+            .u64(offset_bytes);
         put_crc32(&mut bytes);
         bytes
     }
@@ -340,14 +367,16 @@ impl RecordHeader {
 /// Bytes of padding, its header included, from the end of a record at `offset_bytes` to where a flush may end.
 #[must_use]
 pub const fn padding_bytes(offset_bytes: u64) -> u32 {
-    let over = (offset_bytes % PACK_ALIGN) as u32;
-    let to_boundary = PACK_ALIGN as u32 - over;
-    if over == 0 {
-        0
-    } else if to_boundary < RECORD_HEADER_BYTES as u32 {
-        to_boundary + PACK_ALIGN as u32
+    let to_boundary = (PACK_ALIGN - offset_bytes % PACK_ALIGN) % PACK_ALIGN;
+    let has_room = to_boundary == 0 || to_boundary >= RECORD_HEADER_BYTES as u64;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "less than two times PACK_ALIGN"
+    )]
+    if has_room {
+        to_boundary as u32
     } else {
-        to_boundary
+        (to_boundary + PACK_ALIGN) as u32
     }
 }
 
@@ -358,14 +387,16 @@ pub const fn padding_bytes(offset_bytes: u64) -> u32 {
 /// When there is nothing to pad.
 #[must_use]
 pub fn encode_padding(offset_bytes: u64) -> [u8; RECORD_HEADER_BYTES] {
-    let padding_bytes = padding_bytes(offset_bytes);
-    assert!(padding_bytes > 0, "padding begins at a multiple of {PACK_ALIGN}: {offset_bytes}");
+    let zero_bytes = padding_bytes(offset_bytes).checked_sub(HEADER_BYTES);
+    let Some(zero_bytes) = zero_bytes else {
+        panic!("nothing is to be padded at {offset_bytes}, a multiple of {PACK_ALIGN}");
+    };
     let mut bytes = [0; RECORD_HEADER_BYTES];
     FieldsMut::new(&mut bytes)
         .bytes(&RECORD_MAGIC)
         .u8(PADDING_KIND)
         .reserved(7)
-        .u32(padding_bytes - RECORD_HEADER_BYTES as u32)
+        .u32(zero_bytes)
         .reserved(36)
         .u64(offset_bytes);
     put_crc32(&mut bytes);
@@ -374,7 +405,7 @@ pub fn encode_padding(offset_bytes: u64) -> [u8; RECORD_HEADER_BYTES] {
 
 fn check_padding_bytes(zero_bytes: u32, offset_bytes: u64) -> Result<(), FormatError> {
     let expected = padding_bytes(offset_bytes);
-    if u64::from(zero_bytes) + RECORD_HEADER_BYTES as u64 != u64::from(expected) {
+    if expected.checked_sub(HEADER_BYTES) != Some(zero_bytes) {
         return Err(FormatError::differs(
             "padding",
             format_args!("{expected} bytes in all"),

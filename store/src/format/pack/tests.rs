@@ -1,4 +1,9 @@
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
 
 use proptest::prelude::*;
 use varve_content::codec::Codec;
@@ -43,7 +48,9 @@ pub(in crate::format) fn record() -> Vec<u8> {
         end_open: true,
         ..payload(RecordKind::Chunk, Codec::Zstd, 8192, 5)
     };
-    let mut bytes = RecordHeader::new(payload, ID, b"hello").encode(OFFSET).to_vec();
+    let mut bytes = RecordHeader::new(payload, ID, b"hello")
+        .encode(OFFSET)
+        .to_vec();
     bytes.extend_from_slice(b"hello\0\0\0");
     bytes
 }
@@ -146,7 +153,10 @@ fn padding_is_pinned() {
             "582f01c8",
         ],
     );
-    assert_eq!(Header::decode(&bytes, offset_bytes), Ok(Header::Padding { zero_bytes: 3520 }));
+    assert_eq!(
+        Header::decode(&bytes, offset_bytes),
+        Ok(Header::Padding { zero_bytes: 3520 })
+    );
     assert_every_byte_counts(&bytes, |bytes| Header::decode(bytes, offset_bytes));
     let header = Header::decode(&bytes, offset_bytes).unwrap();
     assert_every_byte_counts(&[0; 3520], |body| header.check_body(body));
@@ -201,7 +211,10 @@ fn a_trailer_of_a_pack_of_another_length_is_refused() {
     let (bytes, _) = footer();
     for pack_bytes in [0, 4096, FOOTER_AT + 4095, FOOTER_AT + 8192, u64::MAX] {
         let error = Trailer::decode(&bytes, pack_bytes).unwrap_err();
-        assert!(error.to_string().contains("offset of a pack's footer"), "{error}");
+        assert!(
+            error.to_string().contains("offset of a pack's footer"),
+            "{error}"
+        );
     }
 }
 
@@ -211,14 +224,21 @@ fn footers_that_contradict_themselves_are_refused() {
     let refused = |change: fn(&mut Vec<FooterEntry>)| {
         let mut entries = entries();
         change(&mut entries);
-        decode_all_of_footer(&encode_footer(pack_id(), FOOTER_AT, &entries)).unwrap_err().to_string()
+        decode_all_of_footer(&encode_footer(pack_id(), FOOTER_AT, &entries))
+            .unwrap_err()
+            .to_string()
     };
     assert!(refused(|entries| entries.swap(0, 1)).contains("offset in a pack footer"));
     assert!(refused(|entries| entries[1].offset_bytes -= 8).contains("offset in a pack footer"));
     assert!(refused(|entries| entries[1].offset_bytes += 4).contains("offset in a pack footer"));
     assert!(refused(|entries| entries[0].offset_bytes = 0).contains("offset in a pack footer"));
-    assert!(refused(|entries| entries[1].offset_bytes = FOOTER_AT - 8).contains("offset in a pack footer"));
-    assert!(refused(|entries| entries[1].payload.kind = RecordKind::Leaf).contains("kind of a record"));
+    assert!(
+        refused(|entries| entries[1].offset_bytes = FOOTER_AT - 8)
+            .contains("offset in a pack footer")
+    );
+    assert!(
+        refused(|entries| entries[1].payload.kind = RecordKind::Leaf).contains("kind of a record")
+    );
     assert!(refused(|entries| entries[1].payload.stored_bytes = 8193).contains("stored length"));
 }
 
@@ -245,7 +265,11 @@ fn headers_that_cannot_be_are_refused() {
     assert!(with(6, 2).is_unknown(), "flags");
     assert!(with(7, 1).to_string().contains("reserved"));
     assert!(with(4, 2).to_string().contains("flags of a tree node"));
-    assert!(with(5, 0).to_string().contains("stored length of a raw record"));
+    assert!(
+        with(5, 0)
+            .to_string()
+            .contains("stored length of a raw record")
+    );
     assert!(with(8, 1).to_string().contains("a multiple of 4096"));
     assert!(with(9, 0).to_string().contains("plain length"));
     assert!(with(11, 1).to_string().contains("1 to 262144"));
@@ -299,7 +323,7 @@ proptest! {
         let offset_bytes = offset_units * RECORD_ALIGN;
         let padding = padding_bytes(offset_bytes);
         prop_assert_eq!((offset_bytes + u64::from(padding)) % PACK_ALIGN, 0);
-        if offset_bytes % PACK_ALIGN == 0 {
+        if offset_bytes.is_multiple_of(PACK_ALIGN) {
             prop_assert_eq!(padding, 0);
         } else {
             prop_assert!((RECORD_HEADER_BYTES as u32..4096 + RECORD_HEADER_BYTES as u32).contains(&padding));

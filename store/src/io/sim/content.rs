@@ -91,7 +91,11 @@ impl Content {
 
     /// From now on processes see the edit.
     pub(super) fn complete(&mut self, number: u64) {
-        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.number == number) {
+        if let Some(pending) = self
+            .pending
+            .iter_mut()
+            .find(|pending| pending.number == number)
+        {
             pending.stage = Stage::Completed;
             apply(&pending.edit, &mut self.seen);
         }
@@ -99,7 +103,11 @@ impl Content {
 
     /// Nobody will see the edit.
     pub(super) fn fail(&mut self, number: u64) {
-        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.number == number) {
+        if let Some(pending) = self
+            .pending
+            .iter_mut()
+            .find(|pending| pending.number == number)
+        {
             pending.stage = Stage::Failed;
         }
     }
@@ -130,7 +138,11 @@ impl Content {
     }
 
     pub(super) fn fail_sync(&mut self) {
-        for pending in self.pending.iter_mut().filter(|pending| pending.stage == Stage::Completed) {
+        for pending in self
+            .pending
+            .iter_mut()
+            .filter(|pending| pending.stage == Stage::Completed)
+        {
             pending.stage = Stage::Doubtful;
         }
     }
@@ -205,11 +217,17 @@ fn keep_some(offset_bytes: u64, written: &[u8], bytes: &mut Vec<u8>, random: &mu
 }
 
 /// Cuts bytes where their offsets are multiples of `piece_bytes`.
-fn pieces(offset_bytes: u64, mut bytes: &[u8], piece_bytes: u64) -> impl Iterator<Item = (u64, &[u8])> {
+fn pieces(
+    offset_bytes: u64,
+    mut bytes: &[u8],
+    piece_bytes: u64,
+) -> impl Iterator<Item = (u64, &[u8])> {
     let mut offset_bytes = offset_bytes;
     std::iter::from_fn(move || {
         let len = index(piece_bytes - offset_bytes % piece_bytes).min(bytes.len());
-        let (piece, rest) = bytes.split_at_checked(len).filter(|(piece, _)| !piece.is_empty())?;
+        let (piece, rest) = bytes
+            .split_at_checked(len)
+            .filter(|(piece, _)| !piece.is_empty())?;
         let at = offset_bytes;
         offset_bytes += piece.len() as u64;
         bytes = rest;

@@ -73,7 +73,11 @@ impl SimDisk {
         let mut random = Random::new(seed);
         let world = self.world.lock();
         let names = world.names.after_crash(&mut random);
-        let files = world.files.iter().map(|(number, content)| (*number, content.after_crash(&mut random))).collect();
+        let files = world
+            .files
+            .iter()
+            .map(|(number, content)| (*number, content.after_crash(&mut random)))
+            .collect();
         Arc::new(Self {
             world: Arc::new(Mutex::new(World {
                 names,
@@ -160,7 +164,13 @@ impl SimDisk {
         Ok(File::simulated(path, number, aligned))
     }
 
-    fn read_bytes(&self, file: &File, offset_bytes: u64, len: usize, may_be_short: bool) -> Completion<AlignedBuf> {
+    fn read_bytes(
+        &self,
+        file: &File,
+        offset_bytes: u64,
+        len: usize,
+        may_be_short: bool,
+    ) -> Completion<AlignedBuf> {
         let (world, file) = (Arc::clone(&self.world), file.clone());
         Completion::deferred(async move {
             let mut world = world.lock();
@@ -188,20 +198,30 @@ impl World {
     }
 
     fn new_number(&self) -> u64 {
-        self.files.last_key_value().map_or(1, |(number, _)| number + 1)
+        self.files
+            .last_key_value()
+            .map_or(1, |(number, _)| number + 1)
     }
 
     fn content(&mut self, path: &Path) -> io::Result<&mut Content> {
         let number = self.names.file(path)?;
-        self.files.get_mut(&number).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.files
+            .get_mut(&number)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn opened(&mut self, file: &File) -> io::Result<&mut Content> {
-        self.files.get_mut(&file.simulated_number()?).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.files
+            .get_mut(&file.simulated_number()?)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn used_bytes(&self) -> u64 {
-        self.names.files().filter_map(|number| self.files.get(&number)).map(Content::len_bytes).sum()
+        self.names
+            .files()
+            .filter_map(|number| self.files.get(&number))
+            .map(Content::len_bytes)
+            .sum()
     }
 
     /// How many of the bytes of a write still fit the disk.
@@ -218,7 +238,10 @@ impl World {
     /// Counts a write. An error is for its completion: the write is begun all the same.
     fn count_write(&mut self) -> Option<io::ErrorKind> {
         self.writes += 1;
-        self.faults.write.take_if(|(nth, _)| *nth == self.writes).map(|(_, kind)| kind)
+        self.faults
+            .write
+            .take_if(|(nth, _)| *nth == self.writes)
+            .map(|(_, kind)| kind)
     }
 }
 
@@ -283,7 +306,11 @@ impl Disk for SimDisk {
             world.operate()?;
             world.syncs += 1;
             let nth = world.syncs;
-            let fails = world.faults.sync.take_if(|failing| *failing == nth).is_some();
+            let fails = world
+                .faults
+                .sync
+                .take_if(|failing| *failing == nth)
+                .is_some();
             Ok((world.opened(file)?.begin_sync(), fails))
         };
         let (sync, fails) = match begin() {
@@ -363,13 +390,18 @@ impl Disk for SimDisk {
     fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
         let world = self.world.lock();
         world.check_power()?;
-        Ok(world.faults.capacity_bytes.map_or(u64::MAX, |capacity| capacity.saturating_sub(world.used_bytes())))
+        Ok(world.faults.capacity_bytes.map_or(u64::MAX, |capacity| {
+            capacity.saturating_sub(world.used_bytes())
+        }))
     }
 }
 
 impl fmt::Debug for SimDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let world = self.world.lock();
-        f.debug_struct("SimDisk").field("names", &world.names).field("operations", &world.operations).finish_non_exhaustive()
+        f.debug_struct("SimDisk")
+            .field("names", &world.names)
+            .field("operations", &world.operations)
+            .finish_non_exhaustive()
     }
 }

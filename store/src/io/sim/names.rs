@@ -19,9 +19,18 @@ pub(super) enum Entry {
 
 #[derive(Debug, Clone)]
 enum Edit {
-    Create { path: PathBuf, entry: Entry },
-    Remove { path: PathBuf },
-    Rename { from: PathBuf, to: PathBuf, entry: Entry },
+    Create {
+        path: PathBuf,
+        entry: Entry,
+    },
+    Remove {
+        path: PathBuf,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+        entry: Entry,
+    },
 }
 
 #[derive(Debug)]
@@ -60,7 +69,10 @@ impl Names {
     pub(super) fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         self.check_dir(dir)?;
         let within = self.seen.keys().filter(|path| path.parent() == Some(dir));
-        Ok(within.filter_map(|path| path.file_name()).map(OsString::from).collect())
+        Ok(within
+            .filter_map(|path| path.file_name())
+            .map(OsString::from)
+            .collect())
     }
 
     pub(super) fn create(&mut self, path: &Path, entry: Entry) -> io::Result<()> {
@@ -77,7 +89,9 @@ impl Names {
 
     pub(super) fn remove(&mut self, path: &Path) -> io::Result<()> {
         self.file(path)?;
-        self.begin(Edit::Remove { path: path.to_owned() });
+        self.begin(Edit::Remove {
+            path: path.to_owned(),
+        });
         Ok(())
     }
 
@@ -121,7 +135,9 @@ impl Names {
             let mut parents = path.ancestors().skip(1);
             parents.all(|parent| parent.parent().is_none() || kept.get(parent) == Some(&Entry::Dir))
         });
-        let reachable: BTreeMap<_, _> = reachable.map(|(path, entry)| (path.clone(), *entry)).collect();
+        let reachable: BTreeMap<_, _> = reachable
+            .map(|(path, entry)| (path.clone(), *entry))
+            .collect();
         Self {
             seen: reachable.clone(),
             durable: reachable,

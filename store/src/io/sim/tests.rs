@@ -1,6 +1,11 @@
 //! What the simulated disk takes away when the power fails, and what it keeps.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 use std::collections::BTreeSet;
 
@@ -15,7 +20,9 @@ fn path() -> &'static Path {
 }
 
 fn write(disk: &SimDisk, file: &File, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
-    disk.write(file, offset_bytes, AlignedBuf::from_slice(bytes)).blocking_wait().map(drop)
+    disk.write(file, offset_bytes, AlignedBuf::from_slice(bytes))
+        .blocking_wait()
+        .map(drop)
 }
 
 /// A disk with a file whose name is durable.
@@ -49,8 +56,15 @@ fn what_was_not_synced_is_kept_lost_or_torn() {
     write(&disk, &file, 0, &[1; 3 * 4096]).unwrap();
     let kinds = outcomes(&disk, |disk| {
         let kept = disk.contents(path()).unwrap();
-        assert!(kept.chunks(512).all(|sector| sector.iter().all(|byte| *byte == sector[0])), "sectors are whole");
-        let pages: Vec<_> = kept.chunks(4096).map(|page| page.iter().filter(|byte| **byte == 1).count()).collect();
+        assert!(
+            kept.chunks(512)
+                .all(|sector| sector.iter().all(|byte| *byte == sector[0])),
+            "sectors are whole"
+        );
+        let pages: Vec<_> = kept
+            .chunks(4096)
+            .map(|page| page.iter().filter(|byte| **byte == 1).count())
+            .collect();
         match pages.as_slice() {
             [] => "lost",
             [4096, 4096, 4096] => "kept",
@@ -59,7 +73,10 @@ fn what_was_not_synced_is_kept_lost_or_torn() {
             _ => "some pages",
         }
     });
-    assert_eq!(kinds, BTreeSet::from(["lost", "kept", "only the length", "torn page", "some pages"]));
+    assert_eq!(
+        kinds,
+        BTreeSet::from(["lost", "kept", "only the length", "torn page", "some pages"])
+    );
 }
 
 #[test]
@@ -69,7 +86,10 @@ fn the_same_seed_gives_the_same_crash() {
         write(&disk, &file, n * 3000, &[n as u8; 5000]).unwrap();
     }
     for seed in SEEDS {
-        assert_eq!(disk.crash(seed).contents(path()).unwrap(), disk.crash(seed).contents(path()).unwrap());
+        assert_eq!(
+            disk.crash(seed).contents(path()).unwrap(),
+            disk.crash(seed).contents(path()).unwrap()
+        );
     }
 }
 
@@ -80,9 +100,15 @@ fn a_sync_covers_only_writes_that_had_completed() {
     let sync = disk.sync_data(&file);
     before.blocking_wait().unwrap();
     sync.blocking_wait().unwrap();
-    assert!(outcomes(&disk, |disk| disk.contents(path()).unwrap()).len() > 1, "the write was under way");
+    assert!(
+        outcomes(&disk, |disk| disk.contents(path()).unwrap()).len() > 1,
+        "the write was under way"
+    );
     disk.sync_data(&file).blocking_wait().unwrap();
-    assert_eq!(outcomes(&disk, |disk| disk.contents(path()).unwrap()), BTreeSet::from([vec![1; 4096]]));
+    assert_eq!(
+        outcomes(&disk, |disk| disk.contents(path()).unwrap()),
+        BTreeSet::from([vec![1; 4096]])
+    );
 }
 
 #[test]
@@ -108,20 +134,35 @@ fn names_are_kept_by_a_sync_of_their_directory_alone() {
 
     disk.rename(path(), Path::new("/other")).unwrap();
     let names = |disk: &SimDisk| disk.list(Path::new("/")).unwrap();
-    assert_eq!(outcomes(&disk, names), BTreeSet::from([vec!["file".into()], vec!["other".into()]]));
+    assert_eq!(
+        outcomes(&disk, names),
+        BTreeSet::from([vec!["file".into()], vec!["other".into()]])
+    );
     disk.sync_dir(Path::new("/")).blocking_wait().unwrap();
     disk.remove(Path::new("/other")).unwrap();
-    assert_eq!(outcomes(&disk, names), BTreeSet::from([vec!["other".into()], vec![]]));
+    assert_eq!(
+        outcomes(&disk, names),
+        BTreeSet::from([vec!["other".into()], vec![]])
+    );
 }
 
 #[test]
 fn what_is_in_a_lost_directory_is_lost() {
     let disk = SimDisk::new();
     disk.create_dir(Path::new("/dir")).unwrap();
-    disk.open(Path::new("/dir/file"), OpenMode::CreateNew).unwrap();
+    disk.open(Path::new("/dir/file"), OpenMode::CreateNew)
+        .unwrap();
     disk.sync_dir(Path::new("/dir")).blocking_wait().unwrap();
-    let found = |disk: &SimDisk| (disk.list(Path::new("/dir")).is_ok(), disk.contents(Path::new("/dir/file")).is_ok());
-    assert_eq!(outcomes(&disk, found), BTreeSet::from([(false, false), (true, true)]));
+    let found = |disk: &SimDisk| {
+        (
+            disk.list(Path::new("/dir")).is_ok(),
+            disk.contents(Path::new("/dir/file")).is_ok(),
+        )
+    };
+    assert_eq!(
+        outcomes(&disk, found),
+        BTreeSet::from([(false, false), (true, true)])
+    );
 }
 
 #[test]
@@ -129,10 +170,16 @@ fn a_failed_write_or_sync_leaves_doubt() {
     let (disk, file) = with_file();
     disk.fail_write(2, io::ErrorKind::PermissionDenied);
     write(&disk, &file, 0, &[1; 512]).unwrap();
-    assert_eq!(write(&disk, &file, 512, &[2; 512]).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    assert_eq!(
+        write(&disk, &file, 512, &[2; 512]).unwrap_err().kind(),
+        io::ErrorKind::PermissionDenied
+    );
     write(&disk, &file, 1024, &[3; 512]).unwrap();
     let second = |disk: &SimDisk| disk.contents(path()).unwrap().get(512).copied();
-    assert_eq!(outcomes(&disk, second), BTreeSet::from([None, Some(0), Some(2)]));
+    assert_eq!(
+        outcomes(&disk, second),
+        BTreeSet::from([None, Some(0), Some(2)])
+    );
     disk.sync_data(&file).blocking_wait().unwrap();
     assert_eq!(outcomes(&disk, second), BTreeSet::from([Some(0)]));
 
@@ -141,7 +188,11 @@ fn a_failed_write_or_sync_leaves_doubt() {
     assert!(disk.sync_data(&file).blocking_wait().is_err());
     disk.sync_data(&file).blocking_wait().unwrap();
     let first = |disk: &SimDisk| disk.contents(path()).unwrap()[0];
-    assert_eq!(outcomes(&disk, first), BTreeSet::from([1, 4]), "a later sync does not help");
+    assert_eq!(
+        outcomes(&disk, first),
+        BTreeSet::from([1, 4]),
+        "a later sync does not help"
+    );
     assert_eq!(disk.contents(path()).unwrap()[0], 4, "but processes see it");
 }
 
@@ -151,7 +202,10 @@ fn a_full_disk_takes_what_fits() {
     disk.set_capacity(Some(6000));
     write(&disk, &file, 0, &[1; 4096]).unwrap();
     assert_eq!(disk.free_bytes(path()).unwrap(), 1904);
-    assert_eq!(write(&disk, &file, 4096, &[2; 4096]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!(
+        write(&disk, &file, 4096, &[2; 4096]).unwrap_err().kind(),
+        io::ErrorKind::StorageFull
+    );
     assert_eq!(disk.contents(path()).unwrap().len(), 6000);
     write(&disk, &file, 0, &[3; 4096]).unwrap();
     disk.set_len(&file, 4096).unwrap();
@@ -185,5 +239,8 @@ fn bytes_can_be_put_and_flipped() {
     disk.put(path(), b"abc").unwrap();
     disk.flip(path(), 1, 0x20).unwrap();
     assert!(disk.flip(path(), 3, 1).is_err());
-    assert_eq!(outcomes(&disk, |disk| disk.contents(path()).unwrap()), BTreeSet::from([b"aBc".to_vec()]));
+    assert_eq!(
+        outcomes(&disk, |disk| disk.contents(path()).unwrap()),
+        BTreeSet::from([b"aBc".to_vec()])
+    );
 }

@@ -43,7 +43,9 @@ pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
             ring::run(ring, &queue, depth);
         }
     })?;
-    outcome.recv().map_err(|_| io::Error::other("the io_uring thread ended before it began"))??;
+    outcome
+        .recv()
+        .map_err(|_| io::Error::other("the io_uring thread ended before it began"))??;
     Ok(OsDisk::new("io_uring", queue, vec![thread]))
 }
 
@@ -60,7 +62,12 @@ fn set_up(depth: u32) -> io::Result<(IoUring, &'static str)> {
         .map(|ring| (ring, "single issuer, deferred task work"));
     let ring = deferred
         // Without an interrupt, but whenever the thread enters the kernel (Linux 5.19).
-        .or_else(|_| IoUring::builder().setup_coop_taskrun().build(entries).map(|ring| (ring, "cooperative task work")))
+        .or_else(|_| {
+            IoUring::builder()
+                .setup_coop_taskrun()
+                .build(entries)
+                .map(|ring| (ring, "cooperative task work"))
+        })
         .or_else(|_| IoUring::new(entries).map(|ring| (ring, "plain")))?;
     check(&ring.0)?;
     Ok(ring)

@@ -102,7 +102,9 @@ impl Driver {
             return Err(io::Error::other("the queue of a ring wakes it by an event"));
         };
         let into = std::ptr::from_mut(&mut *self.count).cast();
-        let entry = opcode::Read::new(types::Fd(event.as_raw_fd()), into, 8).build().user_data(WAKE);
+        let entry = opcode::Read::new(types::Fd(event.as_raw_fd()), into, 8)
+            .build()
+            .user_data(WAKE);
         // SAFETY: `count` lives in a box that is freed only after `wake_armed` is false, or never; the eventfd
         // lives as long as the queue, which outlives this thread's loop.
         unsafe { self.push(&entry)? };
@@ -133,7 +135,9 @@ impl Driver {
             Ok(_) => Ok(()),
             Err(error) => match error.kind() {
                 // A signal; or completions have to be taken first.
-                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy => self.reap(),
+                io::ErrorKind::Interrupted
+                | io::ErrorKind::WouldBlock
+                | io::ErrorKind::ResourceBusy => self.reap(),
                 _ => Err(error),
             },
         }
@@ -141,8 +145,14 @@ impl Driver {
 
     fn reap(&mut self) -> io::Result<()> {
         let mut completed = std::mem::take(&mut self.completed);
-        completed.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
-        let result = completed.drain(..).try_for_each(|(what, answer)| self.completed(what, answer));
+        completed.extend(
+            self.ring
+                .completion()
+                .map(|entry| (entry.user_data(), entry.result())),
+        );
+        let result = completed
+            .drain(..)
+            .try_for_each(|(what, answer)| self.completed(what, answer));
         self.completed = completed;
         result
     }

@@ -16,7 +16,9 @@ impl Meta for RocksMeta {
     fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
         let _one_at_a_time = self.applying.lock();
         if let Some(reason) = self.failed.get() {
-            return Err(Error::Poisoned { reason: reason.clone() });
+            return Err(Error::Poisoned {
+                reason: reason.clone(),
+            });
         }
         let before = *self.known.read();
         let mut totals = before.totals;
@@ -33,7 +35,11 @@ impl Meta for RocksMeta {
         };
         let family = self.family(keys::META)?;
         write.put_cf(family, keys::TOTALS, after.totals.encode());
-        write.put_cf(family, keys::CATALOG_SEQUENCE, keys::encode_sequence(after.catalog_sequence));
+        write.put_cf(
+            family,
+            keys::CATALOG_SEQUENCE,
+            keys::encode_sequence(after.catalog_sequence),
+        );
         self.write(write, sync)?;
         *self.known.write() = after;
         Ok(())
@@ -55,7 +61,9 @@ impl RocksMeta {
         let mut write = WriteBatch::default();
         write.put_cf(family, keys::IDENTITY, keys::Identity { store }.encode());
         self.write(write, true)?;
-        self.db.flush_cf(family).map_err(|error| failed_at(&self.path, "write the index in", error))
+        self.db
+            .flush_cf(family)
+            .map_err(|error| failed_at(&self.path, "write the index in", error))
     }
 
     fn write(&self, write: WriteBatch, sync: bool) -> Result<()> {
@@ -63,7 +71,10 @@ impl RocksMeta {
         options.set_sync(sync);
         self.db.write_opt(write, &options).map_err(|error| {
             // Set here and nowhere else, under the lock of `apply`: the first reason stays.
-            let _ = self.failed.set(format!("the index in {} cannot be written: {error}", self.path.display()));
+            let _ = self.failed.set(format!(
+                "the index in {} cannot be written: {error}",
+                self.path.display()
+            ));
             failed_at(&self.path, "write the index in", error)
         })
     }
@@ -75,12 +86,18 @@ impl RocksMeta {
             match present {
                 Some(present) if present == *location => continue,
                 Some(present) => {
-                    take(&mut totals.chunk_bytes, u64::from(present.payload.plain_bytes))?;
+                    take(
+                        &mut totals.chunk_bytes,
+                        u64::from(present.payload.plain_bytes),
+                    )?;
                     take(&mut totals.stored_bytes, present.payload.record_bytes())?;
                 }
                 None => add(&mut totals.chunks, 1)?,
             }
-            add(&mut totals.chunk_bytes, u64::from(location.payload.plain_bytes))?;
+            add(
+                &mut totals.chunk_bytes,
+                u64::from(location.payload.plain_bytes),
+            )?;
             add(&mut totals.stored_bytes, location.payload.record_bytes())?;
             write.put_cf(family, id.as_bytes(), location.encode());
         }
@@ -113,7 +130,12 @@ impl RocksMeta {
         Ok(())
     }
 
-    fn add_catalog(&self, records: Vec<(u64, Record)>, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
+    fn add_catalog(
+        &self,
+        records: Vec<(u64, Record)>,
+        write: &mut WriteBatch,
+        totals: &mut Totals,
+    ) -> Result<()> {
         let mut changes = CatalogChanges::new(self);
         for (_, record) in records {
             match record {
@@ -183,7 +205,9 @@ impl<'a> CatalogChanges<'a> {
             Some(changed) => changed.clone(),
             None => self.meta.snapshot(id)?,
         };
-        let Some(present) = present else { return Ok(()) };
+        let Some(present) = present else {
+            return Ok(());
+        };
         take(&mut totals.snapshots, 1)?;
         take(&mut totals.logical_bytes, present.size_bytes)?;
         self.names.insert(present.name, None);
@@ -193,9 +217,11 @@ impl<'a> CatalogChanges<'a> {
 }
 
 fn add(total: &mut u64, amount: u64) -> Result<()> {
-    *total = total
-        .checked_add(amount)
-        .ok_or_else(|| Error::Limit(format!("{amount} more than a total of {total} cannot be counted")))?;
+    *total = total.checked_add(amount).ok_or_else(|| {
+        Error::Limit(format!(
+            "{amount} more than a total of {total} cannot be counted"
+        ))
+    })?;
     Ok(())
 }
 

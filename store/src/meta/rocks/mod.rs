@@ -86,11 +86,16 @@ impl RocksMeta {
     pub fn open(path: &Path, store: StoreId) -> Result<Self> {
         let meta = Self::with_options(path, &options::database())?;
         let identity = match meta.get(keys::META, keys::IDENTITY)? {
-            Some(value) => keys::Identity::decode(&value).map_err(|error| meta.incompatible(error))?,
+            Some(value) => {
+                keys::Identity::decode(&value).map_err(|error| meta.incompatible(error))?
+            }
             None => return Err(meta.incompatible("the index was not made to its end")),
         };
         if identity.store != store {
-            return Err(meta.incompatible(format_args!("it is the index of store {}, not of {store}", identity.store)));
+            return Err(meta.incompatible(format_args!(
+                "it is the index of store {}, not of {store}",
+                identity.store
+            )));
         }
         let known = Known {
             totals: match meta.get(keys::META, keys::TOTALS)? {
@@ -108,15 +113,18 @@ impl RocksMeta {
 
     /// Removes the index in `path`, if there is one, so that it can be [made](Self::create) again.
     pub fn destroy(path: &Path) -> Result<()> {
-        DB::destroy(&Options::default(), path).map_err(|error| failed_at(path, "remove the index in", error))
+        DB::destroy(&Options::default(), path)
+            .map_err(|error| failed_at(path, "remove the index in", error))
     }
 
     fn with_options(path: &Path, database: &Options) -> Result<Self> {
-        let db = DB::open_cf_descriptors(database, path, options::column_families()).map_err(|error| match error.kind() {
-            // So RocksDB says that there is nothing, or not what was asked for.
-            ErrorKind::InvalidArgument => incompatible(path, error),
-            _ => failed_at(path, "open", error),
-        })?;
+        let db = DB::open_cf_descriptors(database, path, options::column_families()).map_err(
+            |error| match error.kind() {
+                // So RocksDB says that there is nothing, or not what was asked for.
+                ErrorKind::InvalidArgument => incompatible(path, error),
+                _ => failed_at(path, "open", error),
+            },
+        )?;
         Ok(Self {
             db,
             path: path.to_owned(),
@@ -138,7 +146,9 @@ impl RocksMeta {
     }
 
     fn get(&self, family: &'static str, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.db.get_cf(self.family(family)?, key).map_err(unreadable)
+        self.db
+            .get_cf(self.family(family)?, key)
+            .map_err(unreadable)
     }
 
     /// Locations under `keys`, in their order.
@@ -152,9 +162,15 @@ impl RocksMeta {
         sorted.sort_unstable_by_key(|(_, key)| *key);
         let mut locations = vec![None; sorted.len()];
         for some in sorted.chunks(LOOKUP_KEYS) {
-            let values = self.db.batched_multi_get_cf(family, some.iter().map(|(_, key)| key.as_slice()), true);
+            let values = self.db.batched_multi_get_cf(
+                family,
+                some.iter().map(|(_, key)| key.as_slice()),
+                true,
+            );
             for ((position, _), value) in some.iter().zip(values) {
-                if let (Some(slot), Some(value)) = (locations.get_mut(*position), value.map_err(unreadable)?) {
+                if let (Some(slot), Some(value)) =
+                    (locations.get_mut(*position), value.map_err(unreadable)?)
+                {
                     *slot = Some(Location::decode(&value).map_err(undecodable)?);
                 }
             }
@@ -195,24 +211,37 @@ impl Index for RocksMeta {
 impl Catalog for RocksMeta {
     fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>> {
         let value = self.get(keys::SNAPSHOTS, id.as_bytes())?;
-        value.map(|value| SnapshotRecord::decode(&value).map_err(undecodable)).transpose()
+        value
+            .map(|value| SnapshotRecord::decode(&value).map_err(undecodable))
+            .transpose()
     }
 
     fn snapshot_by_name(&self, name: &str) -> Result<Option<SnapshotRecord>> {
         let named = self.get(keys::NAMES, name.as_bytes())?;
-        let Some(id) = named.map(|value| keys::decode_named(&value).map_err(undecodable)).transpose()? else {
+        let Some(id) = named
+            .map(|value| keys::decode_named(&value).map_err(undecodable))
+            .transpose()?
+        else {
             return Ok(None);
         };
         // Deleted between the two questions, and the name perhaps given to another: as if asked a moment earlier.
         self.snapshot(id)
     }
 
-    fn snapshots(&self, after_name: Option<&str>, prefix: &str, limit: usize) -> Result<Vec<SnapshotRecord>> {
+    fn snapshots(
+        &self,
+        after_name: Option<&str>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<SnapshotRecord>> {
         // Both families as they were at one moment.
         let view = self.db.snapshot();
         let after = after_name.unwrap_or_default().as_bytes();
         let start = after.max(prefix.as_bytes());
-        let names = view.iterator_cf(self.family(keys::NAMES)?, IteratorMode::From(start, Direction::Forward));
+        let names = view.iterator_cf(
+            self.family(keys::NAMES)?,
+            IteratorMode::From(start, Direction::Forward),
+        );
         let mut ids = Vec::new();
         for entry in names {
             let (name, id) = entry.map_err(unreadable)?;
@@ -225,7 +254,9 @@ impl Catalog for RocksMeta {
         }
         let mut records = Vec::with_capacity(ids.len());
         for id in ids {
-            let value = view.get_cf(self.family(keys::SNAPSHOTS)?, id.as_bytes()).map_err(unreadable)?;
+            let value = view
+                .get_cf(self.family(keys::SNAPSHOTS)?, id.as_bytes())
+                .map_err(unreadable)?;
             let value = value.ok_or_else(|| Error::Index {
                 verb: "list snapshots",
                 message: format!("{id} has a name and no record; {REMEDY}"),

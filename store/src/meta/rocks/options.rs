@@ -2,11 +2,14 @@
 //!
 //! The chunks are what matters: ten million of them are 0.6 GiB, asked for in no order, and most questions of a first
 //! import are for chunks that are not there. So a filter answers for every level, and filters are cut in blocks of
-//! 4 KiB that live in the one block cache: at 7 bits a chunk they take 9 MiB of it for ten million.
+//! 16 KiB that live in the one block cache: at 7 bits a chunk they take 9 MiB of it for ten million.
+//!
+//! Measured with a million chunks, 4096 asked for at once, in time of one core: a million absent ones a second, 0.2
+//! million that are there; 0.6 million are put a second.
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode, DataBlockIndexType,
-    InfoLogger, LogLevel, Options,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode,
+    DataBlockIndexType, InfoLogger, LogLevel, Options,
 };
 
 use crate::{format::keys, limits};
@@ -75,18 +78,20 @@ pub(super) fn database() -> Options {
 /// All column families with their options, and one cache for data, index and filter blocks of them all.
 pub(super) fn column_families() -> impl Iterator<Item = ColumnFamilyDescriptor> {
     let cache = Cache::new_lru_cache(limits::ROCKS_CACHE_BYTES);
-    WRITE_BUFFER_BYTES.into_iter().map(move |(name, write_buffer_bytes)| {
-        let mut options = Options::default();
-        options.set_write_buffer_size(write_buffer_bytes);
-        options.set_max_write_buffer_number(WRITE_BUFFERS.into());
-        options.set_target_file_size_base(FILE_BYTES);
-        options.set_max_bytes_for_level_base(LEVEL_1_BYTES);
-        // A filter for the write buffers too: most lookups end there.
-        options.set_memtable_whole_key_filtering(true);
-        options.set_memtable_prefix_bloom_ratio(0.02);
-        options.set_block_based_table_factory(&table(&cache));
-        ColumnFamilyDescriptor::new(name, options)
-    })
+    WRITE_BUFFER_BYTES
+        .into_iter()
+        .map(move |(name, write_buffer_bytes)| {
+            let mut options = Options::default();
+            options.set_write_buffer_size(write_buffer_bytes);
+            options.set_max_write_buffer_number(WRITE_BUFFERS.into());
+            options.set_target_file_size_base(FILE_BYTES);
+            options.set_max_bytes_for_level_base(LEVEL_1_BYTES);
+            // A filter for the write buffers too: most lookups end there.
+            options.set_memtable_whole_key_filtering(true);
+            options.set_memtable_prefix_bloom_ratio(0.02);
+            options.set_block_based_table_factory(&table(&cache));
+            ColumnFamilyDescriptor::new(name, options)
+        })
 }
 
 fn table(cache: &Cache) -> BlockBasedOptions {
@@ -98,7 +103,8 @@ fn table(cache: &Cache) -> BlockBasedOptions {
     table.set_ribbon_filter(10.0);
     table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
     table.set_partition_filters(true);
-    table.set_metadata_block_size(4 << 10);
+    // Larger than data blocks: a lookup looks at fewer of them, and 32 KiB gain nothing more.
+    table.set_metadata_block_size(16 << 10);
     table.set_cache_index_and_filter_blocks(true);
     table.set_cache_index_and_filter_blocks_with_high_priority(true);
     table.set_pin_top_level_index_and_filter(true);

@@ -1,4 +1,9 @@
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
 
 use std::{fs, process::Command};
 
@@ -52,13 +57,19 @@ fn what_is_no_index_of_this_store_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = index_in(&directory);
     let why = refusal(&path, STORE);
-    assert!(why.contains("does not exist") && why.contains("rebuild"), "{why}");
+    assert!(
+        why.contains("does not exist") && why.contains("rebuild"),
+        "{why}"
+    );
 
     drop(RocksMeta::create(&path, STORE).unwrap());
     let why = refusal(&path, StoreId::from_bytes([8; 16]));
     assert!(why.contains("store 07070707"), "{why}");
     drop(RocksMeta::open(&path, STORE).unwrap());
-    assert!(matches!(RocksMeta::create(&path, STORE), Err(Error::Incompatible { .. })));
+    assert!(matches!(
+        RocksMeta::create(&path, STORE),
+        Err(Error::Incompatible { .. })
+    ));
 }
 
 #[test]
@@ -80,7 +91,9 @@ fn an_index_of_a_later_version_is_refused() {
     let meta = RocksMeta::create(&path, STORE).unwrap();
     let mut identity = keys::Identity { store: STORE }.encode();
     identity[0] = 2;
-    meta.db.put_cf(meta.family(keys::META).unwrap(), keys::IDENTITY, identity).unwrap();
+    meta.db
+        .put_cf(meta.family(keys::META).unwrap(), keys::IDENTITY, identity)
+        .unwrap();
     drop(meta);
     let why = refusal(&path, STORE);
     assert!(why.contains("it knows 1, found 2"), "{why}");
@@ -103,18 +116,33 @@ fn a_destroyed_index_can_be_made_again() {
 fn values_that_cannot_be_decoded_are_errors() {
     let directory = tempfile::tempdir().unwrap();
     let meta = RocksMeta::create(&index_in(&directory), STORE).unwrap();
-    meta.db.put_cf(meta.family(keys::CHUNKS).unwrap(), chunk_id(1).as_bytes(), [1, 2, 3]).unwrap();
+    meta.db
+        .put_cf(
+            meta.family(keys::CHUNKS).unwrap(),
+            chunk_id(1).as_bytes(),
+            [1, 2, 3],
+        )
+        .unwrap();
     let error = meta.chunks(&[chunk_id(1)]).unwrap_err().to_string();
-    assert!(error.contains("place of a record is cut short") && error.contains("rebuild"), "{error}");
-    meta.db.put_cf(meta.family(keys::NAMES).unwrap(), "lost", [1; 9]).unwrap();
+    assert!(
+        error.contains("place of a record is cut short") && error.contains("rebuild"),
+        "{error}"
+    );
+    meta.db
+        .put_cf(meta.family(keys::NAMES).unwrap(), "lost", [1; 9])
+        .unwrap();
     let error = meta.snapshots(None, "", 10).unwrap_err().to_string();
     assert!(error.contains("has a name and no record"), "{error}");
 }
 
 /// The log that RocksDB writes to.
 fn log_of(index: &Path) -> PathBuf {
-    let logs = fs::read_dir(index).unwrap().map(|entry| entry.unwrap().path());
-    logs.filter(|path| path.extension().is_some_and(|suffix| suffix == "log")).max().unwrap()
+    let logs = fs::read_dir(index)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    logs.filter(|path| path.extension().is_some_and(|suffix| suffix == "log"))
+        .max()
+        .unwrap()
 }
 
 /// Lets `change` spoil the log of an index with batches 1 to 20, and gives how many of them are left.
@@ -138,7 +166,10 @@ fn batches_after(change: impl FnOnce(&mut Vec<u8>)) -> u64 {
         meta.apply(numbered(number), false).unwrap();
     }
     drop(meta);
-    assert_eq!(whole_batches(&RocksMeta::open(&path, STORE).unwrap(), 25), 25);
+    assert_eq!(
+        whole_batches(&RocksMeta::open(&path, STORE).unwrap(), 25),
+        25
+    );
     left
 }
 
@@ -173,7 +204,9 @@ fn parts_of_batches_are_refused() {
     let meta = RocksMeta::create(&path, STORE).unwrap();
     (1..=10).for_each(|number| meta.apply(numbered(number), false).unwrap());
     let log = log_of(&path);
-    meta.db.flush_cf(meta.family(keys::CHUNKS).unwrap()).unwrap();
+    meta.db
+        .flush_cf(meta.family(keys::CHUNKS).unwrap())
+        .unwrap();
     (11..=20).for_each(|number| meta.apply(numbered(number), false).unwrap());
     drop(meta);
     assert_ne!(log_of(&path), log);
@@ -203,8 +236,13 @@ impl SmallDisk {
     /// `None` where file systems may not be mounted.
     fn mount() -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"]).arg(directory.path()).output();
-        mount.is_ok_and(|output| output.status.success()).then_some(Self(directory))
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
+            .arg(directory.path())
+            .output();
+        mount
+            .is_ok_and(|output| output.status.success())
+            .then_some(Self(directory))
     }
 }
 
@@ -246,15 +284,23 @@ fn a_full_disk_ends_writing_until_the_index_is_opened_again() {
 
     // Space alone does not mend it.
     fs::remove_file(&reserve).unwrap();
-    assert!(matches!(meta.apply(batch(applied), true), Err(Error::Poisoned { .. })));
+    assert!(matches!(
+        meta.apply(batch(applied), true),
+        Err(Error::Poisoned { .. })
+    ));
     let ids: Vec<_> = (0..CHUNKS * applied).map(chunk_id).collect();
-    assert!(meta.chunks(&ids).unwrap().iter().all(Option::is_some), "reads go on");
+    assert!(
+        meta.chunks(&ids).unwrap().iter().all(Option::is_some),
+        "reads go on"
+    );
     assert_eq!(meta.totals().unwrap().chunks, CHUNKS * applied);
     drop(meta);
 
     let meta = RocksMeta::open(&path, STORE).unwrap();
     assert!(meta.chunks(&ids).unwrap().iter().all(Option::is_some));
-    let ids: Vec<_> = (CHUNKS * applied..CHUNKS * (applied + 1)).map(chunk_id).collect();
+    let ids: Vec<_> = (CHUNKS * applied..CHUNKS * (applied + 1))
+        .map(chunk_id)
+        .collect();
     let back = meta.chunks(&ids).unwrap().iter().flatten().count() as u64;
     assert!(back == 0 || back == CHUNKS);
     assert_eq!(meta.totals().unwrap().chunks, CHUNKS * applied + back);

@@ -12,7 +12,11 @@ const NAMES: [&str; 5] = ["a", "a/b", "a/c", "b", "c"];
 
 #[derive(Debug, Clone)]
 enum Step {
-    Apply { batch: Batch, records: Vec<Record>, sync: bool },
+    Apply {
+        batch: Batch,
+        records: Vec<Record>,
+        sync: bool,
+    },
     Reopen,
 }
 
@@ -21,7 +25,8 @@ fn kinds_of_nodes() -> impl Strategy<Value = RecordKind> {
 }
 
 fn any_location(kind: RecordKind) -> impl Strategy<Value = Location> {
-    (1u64..4, 0u64..50, 1u32..20_000).prop_map(move |(pack, at, stored)| location(kind, pack, at, stored))
+    (1u64..4, 0u64..50, 1u32..20_000)
+        .prop_map(move |(pack, at, stored)| location(kind, pack, at, stored))
 }
 
 fn any_node() -> impl Strategy<Value = (NodeKey, Location)> {
@@ -35,7 +40,11 @@ fn any_node() -> impl Strategy<Value = (NodeKey, Location)> {
 fn any_pack_state() -> impl Strategy<Value = PackState> {
     (1u64..6, any::<u32>(), any::<bool>()).prop_map(|(number, indexed_bytes, sealed)| PackState {
         pack: PackId {
-            kind: if number % 2 == 0 { PackKind::Nodes } else { PackKind::Chunks },
+            kind: if number % 2 == 0 {
+                PackKind::Nodes
+            } else {
+                PackKind::Chunks
+            },
             number,
         },
         indexed_bytes: indexed_bytes.into(),
@@ -57,13 +66,23 @@ fn any_step() -> impl Strategy<Value = Step> {
     let nodes = prop::collection::vec(any_node(), 0..4);
     let packs = prop::collection::vec(any_pack_state(), 0..3);
     let records = prop::collection::vec(any_record(), 0..4);
-    let apply = (chunks, nodes, packs, records, any::<bool>()).prop_map(|(chunks, nodes, packs, records, sync)| {
-        let mut batch = Batch::default();
-        chunks.into_iter().for_each(|(number, location)| batch.put_chunk(chunk_id(number), location));
-        nodes.into_iter().for_each(|(key, location)| batch.put_node(key, location));
-        batch.packs(&packs);
-        Step::Apply { batch, records, sync }
-    });
+    let apply = (chunks, nodes, packs, records, any::<bool>()).prop_map(
+        |(chunks, nodes, packs, records, sync)| {
+            let mut batch = Batch::default();
+            chunks
+                .into_iter()
+                .for_each(|(number, location)| batch.put_chunk(chunk_id(number), location));
+            nodes
+                .into_iter()
+                .for_each(|(key, location)| batch.put_node(key, location));
+            batch.packs(&packs);
+            Step::Apply {
+                batch,
+                records,
+                sync,
+            }
+        },
+    );
     prop_oneof![8 => apply, 1 => Just(Step::Reopen)]
 }
 
@@ -77,15 +96,34 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             })
         })
         .collect();
-    let pages: Vec<_> = [(None, ""), (None, "a/"), (Some("a"), ""), (Some("a/b"), "a")]
-        .into_iter()
-        .flat_map(|(after, prefix)| [meta.snapshots(after, prefix, 100), meta.snapshots(after, prefix, 2)])
-        .map(Result::unwrap)
+    let pages: Vec<_> = [
+        (None, ""),
+        (None, "a/"),
+        (Some("a"), ""),
+        (Some("a/b"), "a"),
+    ]
+    .into_iter()
+    .flat_map(|(after, prefix)| {
+        [
+            meta.snapshots(after, prefix, 100),
+            meta.snapshots(after, prefix, 2),
+        ]
+    })
+    .map(Result::unwrap)
+    .collect();
+    let by_name: Vec<_> = NAMES
+        .iter()
+        .map(|name| meta.snapshot_by_name(name).unwrap())
         .collect();
-    let by_name: Vec<_> = NAMES.iter().map(|name| meta.snapshot_by_name(name).unwrap()).collect();
-    let by_id: Vec<_> = (0..SNAPSHOTS).map(|number| meta.snapshot(snapshot_id(number)).unwrap()).collect();
+    let by_id: Vec<_> = (0..SNAPSHOTS)
+        .map(|number| meta.snapshot(snapshot_id(number)).unwrap())
+        .collect();
     (
-        (meta.totals().unwrap(), meta.catalog_sequence().unwrap(), meta.pack_states().unwrap()),
+        (
+            meta.totals().unwrap(),
+            meta.catalog_sequence().unwrap(),
+            meta.pack_states().unwrap(),
+        ),
         (meta.chunks(&chunks).unwrap(), meta.nodes(&nodes).unwrap()),
         (pages, by_name, by_id),
     )

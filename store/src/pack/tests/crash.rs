@@ -8,7 +8,8 @@ const ROUNDS: u64 = 4;
 
 fn records(round: u64) -> Vec<EncodedRecord> {
     let mut records = chunks(round * 100..round * 100 + 7, 64);
-    records.extend((0..3).map(|n| packed_chunk(round * 100 + n, 777 + 1234 * (round + n) as usize)));
+    records
+        .extend((0..3).map(|n| packed_chunk(round * 100 + n, 777 + 1234 * (round + n) as usize)));
     records
 }
 
@@ -47,9 +48,17 @@ fn recover_and_go_on(sim: &Sim, known: &Known, context: &str) {
     let home = place.home(PACK_BYTES_MAX);
     let mut now = known.clone();
     block_on(async {
-        let writer = now.recover(&home).await.unwrap_or_else(|error| panic!("{context}: {error}"));
+        let writer = now
+            .recover(&home)
+            .await
+            .unwrap_or_else(|error| panic!("{context}: {error}"));
         for (id, record) in &known.records {
-            assert!(now.records.get(id).is_some_and(|found| found.location == record.location), "{context}");
+            assert!(
+                now.records
+                    .get(id)
+                    .is_some_and(|found| found.location == record.location),
+                "{context}"
+            );
         }
         now.check(&home).await;
         run(&writer, 50..52, &mut now).await.unwrap();
@@ -59,11 +68,24 @@ fn recover_and_go_on(sim: &Sim, known: &Known, context: &str) {
         let mut unsealed = 0;
         for pack in home.list().unwrap() {
             let survey = survey(&*home, pack, None).await.unwrap();
-            assert!(survey.damage.is_empty() && survey.torn.is_none(), "{context}: {survey:?}");
-            found.extend(survey.records.iter().map(|record| (record.location, record.id)));
+            assert!(
+                survey.damage.is_empty() && survey.torn.is_none(),
+                "{context}: {survey:?}"
+            );
+            found.extend(
+                survey
+                    .records
+                    .iter()
+                    .map(|record| (record.location, record.id)),
+            );
             unsealed += usize::from(!survey.sealed);
         }
-        assert!(now.records.values().all(|record| found.get(&record.location) == Some(&record.id)), "{context}");
+        assert!(
+            now.records
+                .values()
+                .all(|record| found.get(&record.location) == Some(&record.id)),
+            "{context}"
+        );
         assert!(unsealed <= 1, "{context}: {unsealed} packs are not sealed");
     });
 }
@@ -95,7 +117,8 @@ fn recovery_can_be_interrupted_and_begun_again() {
                     let home = crashed.place().home(PACK_BYTES_MAX);
                     block_on(known.clone().recover(&home)).is_ok()
                 };
-                let context = format!("crash after {last}, seed {seed}, and after {interrupted} of recovery");
+                let context =
+                    format!("crash after {last}, seed {seed}, and after {interrupted} of recovery");
                 recover_and_go_on(&Sim(crashed.0.crash(seed + 7)), &known, &context);
                 if recovered {
                     break;
@@ -122,7 +145,10 @@ fn whole_records_behind_the_last_receipt_are_found() {
         let mut now = known.clone();
         let home = place.home(64 << 20);
         now.recover(&home).await.unwrap();
-        assert!(all.iter().all(|record| now.records.contains_key(record.id())));
+        assert!(
+            all.iter()
+                .all(|record| now.records.contains_key(record.id()))
+        );
         now.check(&home).await;
     });
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Error, limits, format::pack::PACK_HEADER_BYTES};
+use crate::{Error, format::pack::PACK_HEADER_BYTES, limits};
 
 /// A pack with records of several sizes and two flushes, sealed or not, and what it holds.
 fn pack(sealed: bool) -> (Sim, PackId, Known) {
@@ -12,7 +12,9 @@ fn pack(sealed: bool) -> (Sim, PackId, Known) {
     let mut known = Known::default();
     block_on(async {
         for (numbers, len) in [(0..4, 1500), (4..6, 4096)] {
-            let records = numbers.map(|number| packed_chunk(number, len + number as usize)).collect();
+            let records = numbers
+                .map(|number| packed_chunk(number, len + number as usize))
+                .collect();
             let appended = writer.append(records).await.unwrap();
             let flushed = writer.flush().await.unwrap();
             known.learn(flushed.settle(appended).unwrap(), flushed.packs());
@@ -49,17 +51,27 @@ fn a_flipped_byte_is_found_wherever_it_is() {
                     ([], Tail::Torn { at_bytes, .. }) => *at_bytes,
                     other => panic!("byte {offset_bytes}: {other:?}"),
                 };
-                assert!(named <= offset_bytes, "byte {offset_bytes}: damage at {named}");
+                assert!(
+                    named <= offset_bytes,
+                    "byte {offset_bytes}: damage at {named}"
+                );
                 let mut broken = 0;
                 for record in known.records.values() {
                     let start = record.location.offset_bytes;
-                    let hit = (start..start + record.location.payload.record_bytes()).contains(&offset_bytes);
+                    let hit = (start..start + record.location.payload.record_bytes())
+                        .contains(&offset_bytes);
                     match reader.read_record(&record.location, &record.id).await {
-                        Ok(_) => assert!(!hit, "byte {offset_bytes} is in a record that was given out"),
+                        Ok(_) => assert!(
+                            !hit,
+                            "byte {offset_bytes} is in a record that was given out"
+                        ),
                         Err(Error::Damaged(damage)) => {
                             assert!(hit);
                             let text = damage.to_string();
-                            assert!(text.contains(&format!("in pack {pack} at offset {start}: chunk ")), "{text}");
+                            assert!(
+                                text.contains(&format!("in pack {pack} at offset {start}: chunk ")),
+                                "{text}"
+                            );
                             assert_eq!(named, start, "the scan names it as well");
                             broken += 1;
                         }
@@ -67,7 +79,11 @@ fn a_flipped_byte_is_found_wherever_it_is() {
                     }
                 }
                 if broken == 1 {
-                    assert_eq!(records.len(), known.records.len() - 1, "byte {offset_bytes}: the others are found");
+                    assert_eq!(
+                        records.len(),
+                        known.records.len() - 1,
+                        "byte {offset_bytes}: the others are found"
+                    );
                 } else if !sealed || offset_bytes < len - 4096 {
                     assert_eq!(records.len(), known.records.len(), "byte {offset_bytes}");
                 }
@@ -115,7 +131,11 @@ fn a_scan_goes_on_behind_damage() {
     for sealed in [false, true] {
         let (sim, pack, known) = pack(sealed);
         let home = sim.place().home(limits::PACK_BYTES_MAX);
-        let mut starts: Vec<_> = known.records.values().map(|record| record.location.offset_bytes).collect();
+        let mut starts: Vec<_> = known
+            .records
+            .values()
+            .map(|record| record.location.offset_bytes)
+            .collect();
         starts.sort_unstable();
         let path = Sim::path(pack);
         sim.0.flip(&path, 8, 1).unwrap();
@@ -123,8 +143,17 @@ fn a_scan_goes_on_behind_damage() {
         sim.0.flip(&path, starts[2] + 100, 1).unwrap();
         sim.0.flip(&path, starts[4] + 20, 1).unwrap();
         let (records, damage, tail) = block_on(scan(&*home, pack));
-        assert!(records.keys().eq([&starts[0], &starts[3], &starts[5]]), "{records:?}");
-        assert!(damage.iter().map(|(at, _)| at).eq([&0, &starts[1], &starts[2], &starts[4]]), "{damage:?}");
+        assert!(
+            records.keys().eq([&starts[0], &starts[3], &starts[5]]),
+            "{records:?}"
+        );
+        assert!(
+            damage
+                .iter()
+                .map(|(at, _)| at)
+                .eq([&0, &starts[1], &starts[2], &starts[4]]),
+            "{damage:?}"
+        );
         assert_eq!(matches!(tail, Tail::Sealed { .. }), sealed);
     }
 }
@@ -142,14 +171,22 @@ fn a_footer_is_not_deceived_by_payloads() {
     };
     let mut plain = plain(1, 4);
     plain[512..512 + inner.len()].copy_from_slice(&inner);
-    let outer = EncodedRecord::chunk(ChunkId::of(&plain), Codec::Raw, End::Settled, plain.len() as u32, &plain);
+    let outer = EncodedRecord::chunk(
+        ChunkId::of(&plain),
+        Codec::Raw,
+        End::Settled,
+        plain.len() as u32,
+        &plain,
+    );
     let sim = Sim::new();
     let (home, writer) = sim.place().writer(16_384);
     block_on(async {
         let _ = writer.append(vec![outer, chunk(2, 4)]).await.unwrap();
         writer.flush().await.unwrap();
         let pack = home.list().unwrap()[0];
-        sim.0.flip(&Sim::path(pack), PACK_HEADER_BYTES as u64, 1).unwrap();
+        sim.0
+            .flip(&Sim::path(pack), PACK_HEADER_BYTES as u64, 1)
+            .unwrap();
         let (records, damage, _) = scan(&*home, pack).await;
         assert_eq!((records.len(), damage.len()), (0, 1));
     });

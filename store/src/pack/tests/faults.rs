@@ -10,7 +10,9 @@ const PACK_BYTES_MAX: u64 = 3 << 20;
 /// Rounds of about 2 MiB, until one fails.
 async fn run(writer: &PackWriter, known: &mut Known) -> Result<()> {
     for round in 0..5 {
-        let appended = writer.append(chunks(round * 100..round * 100 + 8, 64)).await?;
+        let appended = writer
+            .append(chunks(round * 100..round * 100 + 8, 64))
+            .await?;
         let flushed = writer.flush().await?;
         known.learn(flushed.settle(appended)?, flushed.packs());
     }
@@ -45,8 +47,15 @@ fn fails_once(break_it: impl Fn(&SimDisk, u64)) -> u64 {
         assert!(reason.contains("chunk-000"), "names the pack: {reason}");
         let operations = sim.0.operations();
         block_on(async {
-            for again in [writer.append(chunks(900..901, 1)).await.err(), writer.flush().await.err()] {
-                assert_eq!(again.unwrap().to_string(), first.to_string(), "the first reason stays");
+            for again in [
+                writer.append(chunks(900..901, 1)).await.err(),
+                writer.flush().await.err(),
+            ] {
+                assert_eq!(
+                    again.unwrap().to_string(),
+                    first.to_string(),
+                    "the first reason stays"
+                );
             }
             known.check(&home).await;
         });
@@ -97,11 +106,17 @@ fn a_full_disk_loses_what_was_not_durable_and_nothing_else() {
         block_on(async {
             let early = writer.append(chunks(500..501, 1)).await;
             let error = run(&writer, &mut known).await.unwrap_err();
-            assert!(matches!(error, Error::Full { .. }), "{capacity_bytes}: {error}");
+            assert!(
+                matches!(error, Error::Full { .. }),
+                "{capacity_bytes}: {error}"
+            );
             // Full again, and again: it does not add up.
             for _ in 0..3 {
                 let result = run(&writer, &mut Known::default()).await;
-                assert!(matches!(result, Err(Error::Full { .. })), "{capacity_bytes}: {result:?}");
+                assert!(
+                    matches!(result, Err(Error::Full { .. })),
+                    "{capacity_bytes}: {result:?}"
+                );
             }
             known.check(&home).await;
             assert!(home.list().unwrap().len() <= 1 + known.packs.len());
@@ -116,7 +131,10 @@ fn a_full_disk_loses_what_was_not_durable_and_nothing_else() {
             for pack in home.list().unwrap() {
                 let (_, damage, tail) = scan(&*home, pack).await;
                 assert_eq!(damage, [], "{capacity_bytes}");
-                assert!(!matches!(tail, Tail::Torn { .. }), "{capacity_bytes}: {tail:?}");
+                assert!(
+                    !matches!(tail, Tail::Torn { .. }),
+                    "{capacity_bytes}: {tail:?}"
+                );
             }
         });
         for seed in 0..4 {

@@ -1,6 +1,11 @@
 //! Packs over real disks and simulated ones.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 mod crash;
 mod damage;
@@ -26,7 +31,10 @@ use crate::{
 const STORE: StoreId = StoreId::from_bytes([0x5a; 16]);
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 /// The bytes of chunk `number`: they look random, and other numbers have others.
@@ -44,13 +52,25 @@ fn plain(number: u64, blocks: usize) -> Vec<u8> {
 /// A chunk of 1 to 64 blocks, and its id.
 fn chunk(number: u64, blocks: usize) -> EncodedRecord {
     let plain = plain(number, blocks);
-    EncodedRecord::chunk(ChunkId::of(&plain), Codec::Raw, End::Settled, plain.len() as u32, &plain)
+    EncodedRecord::chunk(
+        ChunkId::of(&plain),
+        Codec::Raw,
+        End::Settled,
+        plain.len() as u32,
+        &plain,
+    )
 }
 
 /// A chunk that is stored in fewer bytes than it has. (It could not be unpacked, and nothing here does that.)
 fn packed_chunk(number: u64, stored_bytes: usize) -> EncodedRecord {
     let bytes = plain(number, 64);
-    EncodedRecord::chunk(ChunkId::of(&bytes), Codec::Zstd, End::Open, bytes.len() as u32, &bytes[..stored_bytes])
+    EncodedRecord::chunk(
+        ChunkId::of(&bytes),
+        Codec::Zstd,
+        End::Open,
+        bytes.len() as u32,
+        &bytes[..stored_bytes],
+    )
 }
 
 fn chunks(numbers: std::ops::Range<u64>, blocks: usize) -> Vec<EncodedRecord> {
@@ -66,7 +86,9 @@ struct Place {
 
 impl Place {
     fn real(engine: IoEngine) -> Self {
-        let keep = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).or_else(|_| tempfile::tempdir()).unwrap();
+        let keep = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR"))
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
         Self {
             data_dir: keep.path().to_owned(),
             disk: Self::with_dir(io::choose(engine).unwrap(), keep.path()),
@@ -80,17 +102,31 @@ impl Place {
     }
 
     fn all() -> Vec<Self> {
-        vec![Self::real(IoEngine::Auto), Self::real(IoEngine::Blocking), Sim::new().place()]
+        vec![
+            Self::real(IoEngine::Auto),
+            Self::real(IoEngine::Blocking),
+            Sim::new().place(),
+        ]
     }
 
     fn home(&self, pack_bytes_max: u64) -> Arc<PackSet> {
-        PackSet::open_with(Arc::clone(&self.disk), &self.data_dir, STORE, pack_bytes_max).unwrap()
+        PackSet::open_with(
+            Arc::clone(&self.disk),
+            &self.data_dir,
+            STORE,
+            pack_bytes_max,
+        )
+        .unwrap()
     }
 
     fn writer(&self, pack_bytes_max: u64) -> (Arc<PackSet>, PackWriter) {
         let home = self.home(pack_bytes_max);
-        let (writer, states) =
-            block_on(PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, Vec::new())).unwrap();
+        let (writer, states) = block_on(PackWriter::resume(
+            Arc::clone(&home) as _,
+            PackKind::Chunks,
+            Vec::new(),
+        ))
+        .unwrap();
         assert!(states.is_empty());
         (home, writer)
     }
@@ -105,9 +141,14 @@ impl Sim {
 
     fn new() -> Self {
         let disk = SimDisk::new();
-        for dir in [Path::new(Self::DATA_DIR), &names::packs(Path::new(Self::DATA_DIR))] {
+        for dir in [
+            Path::new(Self::DATA_DIR),
+            &names::packs(Path::new(Self::DATA_DIR)),
+        ] {
             disk.create_dir(dir).unwrap();
-            disk.sync_dir(dir.parent().unwrap()).blocking_wait().unwrap();
+            disk.sync_dir(dir.parent().unwrap())
+                .blocking_wait()
+                .unwrap();
         }
         Self(disk)
     }
@@ -134,8 +175,10 @@ struct Known {
 
 impl Known {
     fn learn(&mut self, records: Vec<PlacedRecord>, packs: &[PackState]) {
-        self.records.extend(records.into_iter().map(|record| (record.id, record)));
-        self.packs.extend(packs.iter().map(|state| (state.pack, *state)));
+        self.records
+            .extend(records.into_iter().map(|record| (record.id, record)));
+        self.packs
+            .extend(packs.iter().map(|state| (state.pack, *state)));
     }
 
     /// What recovery does: surveys all that is not sealed, and goes on with it.
@@ -147,7 +190,12 @@ impl Known {
             if state.is_some_and(|state| state.sealed) {
                 continue;
             }
-            let survey = survey(&**home, pack, Some(state.map_or(0, |state| state.indexed_bytes))).await?;
+            let survey = survey(
+                &**home,
+                pack,
+                Some(state.map_or(0, |state| state.indexed_bytes)),
+            )
+            .await?;
             assert!(survey.damage.is_empty(), "{:?}", survey.damage);
             found.extend(survey.records.iter().copied());
             if survey.sealed {
@@ -161,7 +209,8 @@ impl Known {
                 unsealed.push(survey);
             }
         }
-        let (writer, states) = PackWriter::resume(Arc::clone(home) as _, PackKind::Chunks, unsealed).await?;
+        let (writer, states) =
+            PackWriter::resume(Arc::clone(home) as _, PackKind::Chunks, unsealed).await?;
         self.learn(found, &states);
         Ok(writer)
     }
@@ -170,7 +219,10 @@ impl Known {
     async fn check(&self, home: &Arc<PackSet>) {
         let reader = PackReader::new(Arc::clone(home) as _);
         for record in self.records.values() {
-            let read = reader.read_record(&record.location, &record.id).await.unwrap();
+            let read = reader
+                .read_record(&record.location, &record.id)
+                .await
+                .unwrap();
             check_content(&record.id, read.header().payload.codec, read.payload());
         }
     }
@@ -183,7 +235,10 @@ fn check_content(id: &[u8; 32], codec: Codec, stored: &[u8]) {
 }
 
 /// All that a scan finds: records by offset, damage as text, and the tail.
-async fn scan(home: &dyn PackHome, pack: PackId) -> (BTreeMap<u64, ScannedRecord>, Vec<(u64, String)>, Tail) {
+async fn scan(
+    home: &dyn PackHome,
+    pack: PackId,
+) -> (BTreeMap<u64, ScannedRecord>, Vec<(u64, String)>, Tail) {
     let mut scanner = PackScanner::open(home, pack).await.unwrap();
     let (mut records, mut damage) = (BTreeMap::new(), Vec::new());
     loop {

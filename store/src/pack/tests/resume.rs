@@ -24,7 +24,10 @@ fn restarts_do_not_leave_a_swarm_of_packs() {
             write_some(&place, &mut known, restart * 10..restart * 10 + 1);
         }
         let home = place.home(PACK_BYTES_MAX);
-        assert_eq!(home.list().unwrap().len(), 1 + 40 * 24576 / PACK_BYTES_MAX as usize);
+        assert_eq!(
+            home.list().unwrap().len(),
+            1 + 40 * 24576 / PACK_BYTES_MAX as usize
+        );
         for pack in home.list().unwrap() {
             assert_eq!(block_on(scan(&*home, pack)).1, []);
         }
@@ -40,14 +43,25 @@ fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
         block_on(async {
             let _ = writer.append(chunks(0..2, 1)).await.unwrap();
             let flushed = writer.flush().await.unwrap();
-            let records = vec![packed_chunk(5, 3000), packed_chunk(6, 1000), packed_chunk(7, 4000)];
+            let records = vec![
+                packed_chunk(5, 3000),
+                packed_chunk(6, 1000),
+                packed_chunk(7, 4000),
+            ];
             let _ = writer.append(records).await.unwrap();
             writer.flush().await.unwrap();
             let pack = home.list().unwrap()[0];
             let (records, _, _) = scan(&*home, pack).await;
-            let ends: Vec<_> =
-                records.values().map(|record| record.offset_bytes + record.header.payload.record_bytes()).collect();
-            (pack, sim.0.contents(&Sim::path(pack)).unwrap(), ends, flushed.packs()[0].indexed_bytes)
+            let ends: Vec<_> = records
+                .values()
+                .map(|record| record.offset_bytes + record.header.payload.record_bytes())
+                .collect();
+            (
+                pack,
+                sim.0.contents(&Sim::path(pack)).unwrap(),
+                ends,
+                flushed.packs()[0].indexed_bytes,
+            )
         })
     };
     for len in indexed_bytes as usize..=whole.len() {
@@ -74,11 +88,19 @@ fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
                 known.learn(flushed.settle(appended).unwrap(), flushed.packs());
                 known.check(&home).await;
                 let (records, damage, tail) = scan(&*home, pack).await;
-                assert_eq!((records.len(), damage), (expected + 1, vec![]), "torn at {len}");
+                assert_eq!(
+                    (records.len(), damage),
+                    (expected + 1, vec![]),
+                    "torn at {len}"
+                );
                 assert!(matches!(tail, Tail::Clean { .. }));
             });
             let now = sim.0.contents(&Sim::path(pack)).unwrap();
-            assert_eq!(now[..indexed_bytes as usize], whole[..indexed_bytes as usize], "durable bytes stay");
+            assert_eq!(
+                now[..indexed_bytes as usize],
+                whole[..indexed_bytes as usize],
+                "durable bytes stay"
+            );
         }
     }
 }
@@ -99,10 +121,18 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
         let [damage] = survey.damage.as_slice() else {
             panic!("{:?}", survey.damage);
         };
-        assert!(damage.to_string().starts_with("damage in pack chunk-0000000000000001 at offset 8"), "{damage}");
+        assert!(
+            damage
+                .to_string()
+                .starts_with("damage in pack chunk-0000000000000001 at offset 8"),
+            "{damage}"
+        );
         assert_eq!(survey.end_bytes, indexed_bytes);
         let whole = survey.records.len();
-        let (writer, states) = PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, vec![survey]).await.unwrap();
+        let (writer, states) =
+            PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, vec![survey])
+                .await
+                .unwrap();
         assert!(states[0].sealed, "it is left alone");
         let appended = writer.append(chunks(20..21, 1)).await.unwrap();
         let placed = writer.flush().await.unwrap().settle(appended).unwrap();
@@ -127,9 +157,16 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
 fn packs_without_a_record_are_removed() {
     let sim = Sim::new();
     let place = sim.place();
-    for (number, bytes) in [(1, vec![]), (2, vec![0; 4096]), (3, vec![7; 1000]), (4, vec![0; 9999])] {
+    for (number, bytes) in [
+        (1, vec![]),
+        (2, vec![0; 4096]),
+        (3, vec![7; 1000]),
+        (4, vec![0; 9999]),
+    ] {
         let kind = PackKind::Chunks;
-        sim.0.put(&Sim::path(PackId { kind, number }), &bytes).unwrap();
+        sim.0
+            .put(&Sim::path(PackId { kind, number }), &bytes)
+            .unwrap();
     }
     let home = place.home(PACK_BYTES_MAX);
     block_on(async {
@@ -146,11 +183,16 @@ fn of_several_packs_the_newest_is_gone_on_with() {
     let sim = Sim::new();
     let mut known = Known::default();
     write_some(&sim.place(), &mut known, 0..3);
-    let first = sim.0.contents(&Sim::path(*known.packs.first_key_value().unwrap().0)).unwrap();
+    let first = sim
+        .0
+        .contents(&Sim::path(*known.packs.first_key_value().unwrap().0))
+        .unwrap();
     let sim = Sim::new();
     for number in 1..=3 {
         let kind = PackKind::Chunks;
-        sim.0.put(&Sim::path(PackId { kind, number }), &first).unwrap();
+        sim.0
+            .put(&Sim::path(PackId { kind, number }), &first)
+            .unwrap();
     }
     let home = sim.place().home(PACK_BYTES_MAX);
     block_on(async {
@@ -162,10 +204,22 @@ fn of_several_packs_the_newest_is_gone_on_with() {
         for survey in &mut surveys {
             survey.damage.clear();
         }
-        let (writer, states) = PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, surveys).await.unwrap();
-        let sealed: Vec<_> = states.iter().map(|state| (state.pack.number, state.sealed)).collect();
+        let (writer, states) =
+            PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, surveys)
+                .await
+                .unwrap();
+        let sealed: Vec<_> = states
+            .iter()
+            .map(|state| (state.pack.number, state.sealed))
+            .collect();
         assert_eq!(sealed, [(1, true), (2, true), (3, false)]);
         let appended = writer.append(chunks(50..51, 1)).await.unwrap();
-        assert_eq!(writer.flush().await.unwrap().settle(appended).unwrap()[0].location.pack.number, 3);
+        assert_eq!(
+            writer.flush().await.unwrap().settle(appended).unwrap()[0]
+                .location
+                .pack
+                .number,
+            3
+        );
     });
 }

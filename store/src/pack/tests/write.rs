@@ -26,8 +26,17 @@ fn what_is_appended_and_flushed_is_read() {
                 let flushed = writer.flush().await.unwrap();
                 assert_eq!(flushed.packs().len(), 1);
                 let settled = flushed.settle(appended).unwrap();
-                assert!(settled.iter().map(|record| record.id).eq(expected), "in order");
-                assert!(stored_bytes >= settled.iter().map(|record| u64::from(record.location.payload.stored_bytes)).sum());
+                assert!(
+                    settled.iter().map(|record| record.id).eq(expected),
+                    "in order"
+                );
+                assert!(
+                    stored_bytes
+                        >= settled
+                            .iter()
+                            .map(|record| u64::from(record.location.payload.stored_bytes))
+                            .sum()
+                );
                 known.learn(settled, flushed.packs());
             }
             known.check(&home).await;
@@ -54,14 +63,21 @@ fn a_full_pack_is_sealed_and_the_next_begun() {
         let mut known = Known::default();
         block_on(async {
             for round in 0..4 {
-                let appended = writer.append(chunks(round * 100..round * 100 + 60, 13)).await.unwrap();
+                let appended = writer
+                    .append(chunks(round * 100..round * 100 + 60, 13))
+                    .await
+                    .unwrap();
                 let flushed = writer.flush().await.unwrap();
                 known.learn(flushed.settle(appended).unwrap(), flushed.packs());
             }
             known.check(&home).await;
             let packs = home.list().unwrap();
             assert!(packs.len() > 10, "{} packs", packs.len());
-            assert!(packs.windows(2).all(|pair| pair[0].number + 1 == pair[1].number));
+            assert!(
+                packs
+                    .windows(2)
+                    .all(|pair| pair[0].number + 1 == pair[1].number)
+            );
             let mut scanned = 0;
             for (nth, pack) in packs.iter().enumerate() {
                 let (records, damage, tail) = scan(&*home, *pack).await;
@@ -69,10 +85,17 @@ fn a_full_pack_is_sealed_and_the_next_begun() {
                 let is_last = nth + 1 == packs.len();
                 assert_eq!(matches!(tail, Tail::Sealed { .. }), !is_last, "{tail:?}");
                 assert_eq!(known.packs[pack].sealed, !is_last);
-                assert!(home.len_bytes(*pack).unwrap() <= (1 << 20) + 8192, "records end before the bound");
+                assert!(
+                    home.len_bytes(*pack).unwrap() <= (1 << 20) + 8192,
+                    "records end before the bound"
+                );
                 scanned += records.len();
                 for record in records.values() {
-                    check_content(&record.header.id, record.header.payload.codec, &record.payload);
+                    check_content(
+                        &record.header.id,
+                        record.header.payload.codec,
+                        &record.payload,
+                    );
                 }
             }
             assert_eq!(scanned, known.records.len());
@@ -87,7 +110,10 @@ fn a_pack_has_a_bounded_number_of_records() {
     block_on(async {
         let one = packed_chunk(1, 1);
         for _ in 0..9 {
-            let _ = writer.append(vec![one.clone(); PACK_RECORDS_MAX as usize / 8]).await.unwrap();
+            let _ = writer
+                .append(vec![one.clone(); PACK_RECORDS_MAX as usize / 8])
+                .await
+                .unwrap();
         }
         writer.flush().await.unwrap();
         let packs = home.list().unwrap();
@@ -104,7 +130,10 @@ fn appends_and_flushes_run_at_the_same_time() {
     for place in Place::all() {
         let (home, writer) = place.writer(8 << 20);
         let writer = Arc::new(writer);
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(4)
+            .build()
+            .unwrap();
         let tasks: Vec<_> = (0..8u64)
             .map(|task| {
                 let writer = Arc::clone(&writer);
@@ -145,7 +174,8 @@ fn an_append_waits_for_its_own_writes() {
     for place in Place::all() {
         let (home, writer) = place.writer(limits::PACK_BYTES_MAX);
         let one = chunk(1, 64);
-        let count = 2 * limits::PACK_BUFFERS * limits::PACK_BUFFER_BYTES / one.record_bytes() as usize;
+        let count =
+            2 * limits::PACK_BUFFERS * limits::PACK_BUFFER_BYTES / one.record_bytes() as usize;
         block_on(async {
             let appended = writer.append(vec![one; count]).await.unwrap();
             let flushed = writer.flush().await.unwrap();
@@ -176,13 +206,19 @@ fn a_receipt_is_for_what_was_appended_before() {
 fn futures_may_be_dropped() {
     let place = Place::real(IoEngine::Auto);
     let (home, writer) = place.writer(2 << 20);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
     let mut known = Known::default();
     runtime.block_on(async {
         for round in 0..200u64 {
             let patience = std::time::Duration::from_micros(round * 13 % 1500);
             let work = async {
-                let appended = writer.append(chunks(round * 10..round * 10 + 9, 61)).await.unwrap();
+                let appended = writer
+                    .append(chunks(round * 10..round * 10 + 9, 61))
+                    .await
+                    .unwrap();
                 let flushed = writer.flush().await.unwrap();
                 known.learn(flushed.settle(appended).unwrap(), flushed.packs());
             };
@@ -205,14 +241,21 @@ fn packs_of_both_kinds_share_their_numbers() {
     home.keep_numbers_above(41);
     block_on(async {
         let (node_writer, _) =
-            PackWriter::resume(Arc::clone(&home) as _, PackKind::Nodes, Vec::new()).await.unwrap();
+            PackWriter::resume(Arc::clone(&home) as _, PackKind::Nodes, Vec::new())
+                .await
+                .unwrap();
         let leaf = EncodedRecord::leaf(varve_content::NodeId::from_bytes([7; 32]), b"any bytes");
         let _ = node_writer.append(vec![leaf]).await.unwrap();
         let _ = chunk_writer.append(chunks(0..1, 1)).await.unwrap();
         node_writer.flush().await.unwrap();
         chunk_writer.flush().await.unwrap();
     });
-    let names: Vec<_> = home.list().unwrap().iter().map(ToString::to_string).collect();
+    let names: Vec<_> = home
+        .list()
+        .unwrap()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(names, ["node-000000000000002a", "chunk-000000000000002b"]);
 }
 
@@ -237,13 +280,19 @@ fn neighbours_are_read_together() {
             assert!(span.len_bytes <= limits::READ_SPAN_BYTES);
             let read = reader.read_span(span).await.unwrap();
             for at in &span.members {
-                let record = read.record(&records[*at].location, &records[*at].id).unwrap();
+                let record = read
+                    .record(&records[*at].location, &records[*at].id)
+                    .unwrap();
                 check_content(&records[*at].id, Codec::Raw, record.payload());
                 seen[*at] += 1;
             }
         }
         assert!(seen.iter().all(|count| *count == 1));
-        let outside = reader.read_span(&spans[0]).await.unwrap().record(&records[spans[1].members[0]].location, &[0; 32]);
+        let outside = reader
+            .read_span(&spans[0])
+            .await
+            .unwrap()
+            .record(&records[spans[1].members[0]].location, &[0; 32]);
         assert!(matches!(outside, Err(Error::Invalid(_))));
     });
 }
@@ -292,6 +341,13 @@ fn spans_end_at_gaps_bounds_and_packs() {
     assert_eq!(planned, expected);
     // Five of 256 KiB do not fit into 1 MiB.
     let large = u64::from(256u32 << 10);
-    let planned = plan_spans(&[0, 1, 2, 3, 4].map(|n| location(1, 4096 + n * large, record(256 << 10))));
-    assert_eq!(planned, [span(1, 4096, 1 << 20, &[0, 1, 2, 3]), span(1, 4096 + 4 * large, 256 << 10, &[4])]);
+    let planned =
+        plan_spans(&[0, 1, 2, 3, 4].map(|n| location(1, 4096 + n * large, record(256 << 10))));
+    assert_eq!(
+        planned,
+        [
+            span(1, 4096, 1 << 20, &[0, 1, 2, 3]),
+            span(1, 4096 + 4 * large, 256 << 10, &[4])
+        ]
+    );
 }

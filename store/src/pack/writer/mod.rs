@@ -90,7 +90,11 @@ impl PackWriter {
                 while state.has_room()
                     && let Some(record) = records.next()
                 {
-                    assert_eq!(record.payload().kind.pack_kind(), self.kind, "a record for another writer");
+                    assert_eq!(
+                        record.payload().kind.pack_kind(),
+                        self.kind,
+                        "a record for another writer"
+                    );
                     let location = state.place(&*self.home, self.kind, &record)?;
                     placed.push(PlacedRecord {
                         id: *record.id(),
@@ -101,7 +105,8 @@ impl PackWriter {
                     return Ok(Appended::new(generation, state.appended(), placed));
                 }
             }
-            self.reap_until(|state| state.has_room() || state.is_halted()).await;
+            self.reap_until(|state| state.has_room() || state.is_halted())
+                .await;
         }
     }
 
@@ -123,7 +128,8 @@ impl PackWriter {
 
     async fn try_flush(&self, turn: &Turn<'_>) -> Result<Flushed> {
         let goal = loop {
-            self.reap_until(|state| state.has_room() || state.is_halted()).await;
+            self.reap_until(|state| state.has_room() || state.is_halted())
+                .await;
             let mut state = self.state.lock();
             state.check()?;
             // An append may have taken the room.
@@ -131,7 +137,8 @@ impl PackWriter {
                 break state.begin_flush(self.home.disk());
             }
         };
-        self.reap_until(|state| state.has_completed(goal.writes) || state.is_halted()).await;
+        self.reap_until(|state| state.has_completed(goal.writes) || state.is_halted())
+            .await;
         self.state.lock().check()?;
         self.sync(&goal).await?;
         let mut packs = goal.packs();
@@ -153,15 +160,22 @@ impl PackWriter {
 
     /// Makes completed writes durable, and the names of new packs.
     async fn sync(&self, goal: &Goal) -> Result<()> {
-        let syncs: Vec<_> =
-            goal.targets.iter().map(|target| (target, self.home.disk().sync_data(&target.file))).collect();
+        let syncs: Vec<_> = goal
+            .targets
+            .iter()
+            .map(|target| (target, self.home.disk().sync_data(&target.file)))
+            .collect();
         for (target, sync) in syncs {
             let synced = sync.await;
-            synced.map_err(|source| self.poison(&format!("cannot sync pack {}: {source}", target.pack)))?;
+            synced.map_err(|source| {
+                self.poison(&format!("cannot sync pack {}: {source}", target.pack))
+            })?;
         }
         if goal.targets.iter().any(|target| target.is_new) {
             let synced = self.home.sync_names().await;
-            synced.map_err(|source| self.poison(&format!("cannot sync the directory of packs: {source}")))?;
+            synced.map_err(|source| {
+                self.poison(&format!("cannot sync the directory of packs: {source}"))
+            })?;
         }
         Ok(())
     }
@@ -178,7 +192,9 @@ impl PackWriter {
                     tracing::warn!(pack = %pack.id, %error, "the pack is not sealed yet");
                     return Ok(());
                 }
-                Err(error) => return Err(self.poison(&format!("cannot seal pack {}: {error}", pack.id))),
+                Err(error) => {
+                    return Err(self.poison(&format!("cannot seal pack {}: {error}", pack.id)));
+                }
             }
             self.state.lock().sealed(pack.id);
             packs.retain(|state| state.pack != pack.id);
@@ -210,17 +226,23 @@ impl PackWriter {
                 disk.set_len(&pack.file, end_bytes)?;
                 disk.sync_data(&pack.file).await
             };
-            cut_off.await.map_err(|source| self.poison(&format!("cannot cut off pack {}: {source}", pack.id)))?;
+            cut_off.await.map_err(|source| {
+                self.poison(&format!("cannot cut off pack {}: {source}", pack.id))
+            })?;
         }
         let any = !drop.is_empty();
         for pack in drop {
-            self.home.remove(pack).map_err(|error| self.poison(&error.to_string()))?;
+            self.home
+                .remove(pack)
+                .map_err(|error| self.poison(&error.to_string()))?;
             // A removed pack is not removed again if this future is dropped at an await.
             self.state.lock().removed(pack);
         }
         if any {
             let synced = self.home.sync_names().await;
-            synced.map_err(|source| self.poison(&format!("cannot sync the directory of packs: {source}")))?;
+            synced.map_err(|source| {
+                self.poison(&format!("cannot sync the directory of packs: {source}"))
+            })?;
         }
         self.state.lock().go_back();
         Ok(())
@@ -272,7 +294,9 @@ async fn seal(home: &dyn PackHome, pack: &OpenPack) -> Result<()> {
 
 impl fmt::Debug for PackWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PackWriter").field("kind", &self.kind).field("state", &*self.state.lock()).finish_non_exhaustive()
+        f.debug_struct("PackWriter")
+            .field("kind", &self.kind)
+            .field("state", &*self.state.lock())
+            .finish_non_exhaustive()
     }
 }
-

@@ -1,7 +1,10 @@
 //! What was appended, and the proof that it is durable.
 
 use super::{super::PlacedRecord, state::Goal};
-use crate::{Error, format::{PackId, PackState}};
+use crate::{
+    Error,
+    format::{PackId, PackState},
+};
 
 /// Records that were appended. Where they are, [`Flushed::settle`] tells, for it is of no use before they are durable.
 #[derive(Debug)]
@@ -38,7 +41,10 @@ impl Appended {
     /// Bytes that they take in packs.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
-        self.records.iter().map(|record| record.location.payload.record_bytes()).sum()
+        self.records
+            .iter()
+            .map(|record| record.location.payload.record_bytes())
+            .sum()
     }
 
     /// Adds others of the same writer. If any of all these are lost, all count as lost.
@@ -103,7 +109,9 @@ impl From<Lost> for Error {
     fn from(lost: Lost) -> Self {
         Self::Full {
             verb: "keep records that were appended and not synced",
-            path: lost.pack.map_or_else(|| "packs".into(), |pack| pack.to_string().into()),
+            path: lost
+                .pack
+                .map_or_else(|| "packs".into(), |pack| pack.to_string().into()),
         }
     }
 }

@@ -28,7 +28,9 @@ impl PackWriter {
         mut unsealed: Vec<Survey>,
     ) -> Result<(Self, Vec<PackState>)> {
         assert!(
-            unsealed.iter().all(|survey| survey.pack.kind == kind && !survey.sealed),
+            unsealed
+                .iter()
+                .all(|survey| survey.pack.kind == kind && !survey.sealed),
             "packs of the writer's kind, without a footer"
         );
         unsealed.sort_unstable_by_key(|survey| survey.pack);
@@ -43,7 +45,11 @@ impl PackWriter {
             }
             let pack = take_on(&*home, survey).await?;
             // The newest that can be gone on with stays.
-            let done = if pack.is_full { Some(pack) } else { current.replace(pack) };
+            let done = if pack.is_full {
+                Some(pack)
+            } else {
+                current.replace(pack)
+            };
             if let Some(older) = done {
                 let (sealed, left) = seal_or_keep(&*home, older).await?;
                 states.push(sealed);
@@ -58,7 +64,9 @@ impl PackWriter {
         if let Some(first) = first {
             // A pack may have been made by a process that did not live to make its name durable.
             let path = home.path(first);
-            home.sync_names().await.map_err(|source| Error::io("sync the directory of", &path, source))?;
+            home.sync_names()
+                .await
+                .map_err(|source| Error::io("sync the directory of", &path, source))?;
         }
         Ok((Self::new(home, kind, packs), states))
     }
@@ -72,9 +80,12 @@ async fn take_on(home: &dyn PackHome, survey: Survey) -> Result<OpenPack> {
     let file = home.open_to_mend(survey.pack)?;
     let disk = home.disk();
     if disk.len(&file).map_err(failed("read the length of"))? != survey.end_bytes {
-        disk.set_len(&file, survey.end_bytes).map_err(failed("cut the torn tail of"))?;
+        disk.set_len(&file, survey.end_bytes)
+            .map_err(failed("cut the torn tail of"))?;
     }
-    pad(home, &file, survey.end_bytes).await.map_err(failed("pad"))?;
+    pad(home, &file, survey.end_bytes)
+        .await
+        .map_err(failed("pad"))?;
     // Also what needs no mending may have been written by a process that did not live to sync it.
     disk.sync_data(&file).await.map_err(failed("sync"))?;
     let end_bytes = survey.aligned_end_bytes();
@@ -95,7 +106,9 @@ async fn take_on(home: &dyn PackHome, survey: Survey) -> Result<OpenPack> {
         begun_bytes: end_bytes,
         durable_bytes: end_bytes,
         durable_records: entries.len(),
-        is_full: !is_sound || end_bytes >= home.pack_bytes_max() || entries.len() >= PACK_RECORDS_MAX as usize,
+        is_full: !is_sound
+            || end_bytes >= home.pack_bytes_max()
+            || entries.len() >= PACK_RECORDS_MAX as usize,
         entries,
     })
 }
@@ -113,7 +126,10 @@ async fn pad(home: &dyn PackHome, file: &File, end_bytes: u64) -> std::io::Resul
 }
 
 /// Seals a pack, or keeps it for later if there is no space for its footer.
-async fn seal_or_keep(home: &dyn PackHome, mut pack: OpenPack) -> Result<(PackState, Option<OpenPack>)> {
+async fn seal_or_keep(
+    home: &dyn PackHome,
+    mut pack: OpenPack,
+) -> Result<(PackState, Option<OpenPack>)> {
     match seal(home, &pack).await {
         Ok(()) => Ok((state_of(&pack, true), None)),
         Err(error @ Error::Full { .. }) => {

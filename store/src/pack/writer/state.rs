@@ -15,8 +15,8 @@ use crate::{
     format::{
         Location, PackId, PackKind, PackState,
         pack::{
-            FooterEntry, PACK_ALIGN, PACK_HEADER_BYTES, PACK_RECORDS_MAX, PAYLOAD_BYTES_MAX, PackHeader,
-            RECORD_HEADER_BYTES, encode_padding, padding_bytes,
+            FooterEntry, PACK_ALIGN, PACK_HEADER_BYTES, PACK_RECORDS_MAX, PAYLOAD_BYTES_MAX,
+            PackHeader, RECORD_HEADER_BYTES, encode_padding, padding_bytes,
         },
     },
     io::{AlignedBuf, BufferPool, Completion, Disk, File},
@@ -28,9 +28,14 @@ use crate::{
 /// begins in the next.
 const BUFFERS_NEEDED: usize = 2;
 
-const _: () = assert!(PACK_BUFFERS > BUFFERS_NEEDED, "one is current, or nothing is ever written");
+const _: () = assert!(
+    PACK_BUFFERS > BUFFERS_NEEDED,
+    "one is current, or nothing is ever written"
+);
 const _: () = assert!(PACK_BUFFER_BYTES.is_multiple_of(PACK_ALIGN as usize));
-const _: () = assert!(PACK_BUFFER_BYTES >= PACK_HEADER_BYTES + RECORD_HEADER_BYTES + PAYLOAD_BYTES_MAX as usize);
+const _: () = assert!(
+    PACK_BUFFER_BYTES >= PACK_HEADER_BYTES + RECORD_HEADER_BYTES + PAYLOAD_BYTES_MAX as usize
+);
 
 /// Why nothing is appended.
 #[derive(Debug, Clone)]
@@ -160,7 +165,9 @@ impl State {
 
     pub(super) fn check_not_poisoned(&self) -> Result<()> {
         match &self.halted {
-            Some(Halted::Poisoned { reason }) => Err(Error::Poisoned { reason: reason.clone() }),
+            Some(Halted::Poisoned { reason }) => Err(Error::Poisoned {
+                reason: reason.clone(),
+            }),
             _ => Ok(()),
         }
     }
@@ -173,7 +180,10 @@ impl State {
         }
         Err(Error::Full {
             verb: "append to",
-            path: self.packs.back().map_or_else(|| "packs".into(), |pack| pack.file.path().to_owned()),
+            path: self
+                .packs
+                .back()
+                .map_or_else(|| "packs".into(), |pack| pack.file.path().to_owned()),
         })
     }
 
@@ -193,13 +203,20 @@ impl State {
     }
 
     /// Adds a record to the current pack, or to a new one. There must be [room](Self::has_room).
-    pub(super) fn place(&mut self, home: &dyn PackHome, kind: PackKind, record: &EncodedRecord) -> Result<Location> {
+    pub(super) fn place(
+        &mut self,
+        home: &dyn PackHome,
+        kind: PackKind,
+        record: &EncodedRecord,
+    ) -> Result<Location> {
         debug_assert!(self.has_room());
         let payload = *record.payload();
         let record_bytes = record.record_bytes();
         let fits = self.packs.back().is_some_and(|pack| {
             let one_more = pack.end_bytes + record_bytes <= home.pack_bytes_max();
-            !pack.is_full && pack.entries.len() < PACK_RECORDS_MAX as usize && (one_more || pack.entries.is_empty())
+            !pack.is_full
+                && pack.entries.len() < PACK_RECORDS_MAX as usize
+                && (one_more || pack.entries.is_empty())
         });
         if !fits {
             self.begin_pack(home, kind)?;
@@ -248,7 +265,9 @@ impl State {
         let header = PackHeader {
             pack: id,
             store: home.store(),
-            created_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            created_unix_seconds: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
         };
         self.put(home.disk(), &header.encode());
         Ok(())
@@ -302,7 +321,11 @@ impl State {
         if let Some(pack) = self.packs.back_mut() {
             pack.end_bytes += count as u64;
         }
-        if self.buffer.as_ref().is_some_and(|buffer| buffer.room() == 0) {
+        if self
+            .buffer
+            .as_ref()
+            .is_some_and(|buffer| buffer.room() == 0)
+        {
             self.begin_write(disk);
         }
     }
@@ -313,7 +336,10 @@ impl State {
         };
         debug_assert!(!buffer.is_empty() && buffer.len().is_multiple_of(PACK_ALIGN as usize));
         debug_assert_eq!(pack.begun_bytes + buffer.len() as u64, pack.end_bytes);
-        debug_assert!(pack.begun_bytes >= pack.durable_bytes, "durable bytes are not written again");
+        debug_assert!(
+            pack.begun_bytes >= pack.durable_bytes,
+            "durable bytes are not written again"
+        );
         let offset_bytes = pack.begun_bytes;
         pack.begun_bytes = pack.end_bytes;
         self.writes.push_back(Write {
@@ -324,7 +350,11 @@ impl State {
     }
 
     /// Takes in the completion of the oldest write, once it is there. False: none is under way.
-    pub(super) fn poll_oldest(&mut self, home: &dyn PackHome, context: &mut Context<'_>) -> Poll<bool> {
+    pub(super) fn poll_oldest(
+        &mut self,
+        home: &dyn PackHome,
+        context: &mut Context<'_>,
+    ) -> Poll<bool> {
         let Some(write) = self.writes.front_mut() else {
             return Poll::Ready(false);
         };
@@ -362,7 +392,10 @@ impl State {
     /// Begins the write of everything appended so far. There must be [room](Self::has_room).
     pub(super) fn begin_flush(&mut self, disk: &Arc<dyn Disk>) -> Goal {
         self.pad(disk);
-        let unsynced = self.packs.iter().filter(|pack| pack.durable_bytes < pack.end_bytes);
+        let unsynced = self
+            .packs
+            .iter()
+            .filter(|pack| pack.durable_bytes < pack.end_bytes);
         let targets = unsynced.map(|pack| Target {
             pack: pack.id,
             file: pack.file.clone(),
@@ -380,7 +413,10 @@ impl State {
 
     /// Everything that the flush was for is durable.
     pub(super) fn end_flush(&mut self, goal: &Goal) {
-        debug_assert_eq!(goal.generation, self.generation, "only the flush in turn ends a generation");
+        debug_assert_eq!(
+            goal.generation, self.generation,
+            "only the flush in turn ends a generation"
+        );
         for target in &goal.targets {
             if let Some(pack) = self.packs.iter_mut().find(|pack| pack.id == target.pack) {
                 pack.durable_bytes = target.end_bytes;
@@ -391,7 +427,10 @@ impl State {
 
     /// A pack that is full and durable, and has no footer.
     pub(super) fn to_seal(&self) -> Option<OpenPack> {
-        self.packs.iter().find(|pack| pack.is_full && pack.durable_bytes == pack.end_bytes).cloned()
+        self.packs
+            .iter()
+            .find(|pack| pack.is_full && pack.durable_bytes == pack.end_bytes)
+            .cloned()
     }
 
     /// A pack has its footer now.
@@ -401,10 +440,16 @@ impl State {
 
     /// What is not durable: packs to be cut off, with their new lengths, and packs that are not durable at all.
     pub(super) fn unsynced(&self) -> (Vec<(OpenPack, u64)>, Vec<PackId>) {
-        let unsynced = self.packs.iter().filter(|pack| pack.durable_bytes < pack.end_bytes);
+        let unsynced = self
+            .packs
+            .iter()
+            .filter(|pack| pack.durable_bytes < pack.end_bytes);
         let (begun, new): (Vec<_>, Vec<_>) = unsynced.partition(|pack| pack.durable_bytes > 0);
         (
-            begun.into_iter().map(|pack| (pack.clone(), pack.durable_bytes)).collect(),
+            begun
+                .into_iter()
+                .map(|pack| (pack.clone(), pack.durable_bytes))
+                .collect(),
             new.into_iter().map(|pack| pack.id).collect(),
         )
     }
@@ -420,7 +465,11 @@ impl State {
         if let Some(buffer) = self.buffer.take() {
             self.pool.give_back(buffer);
         }
-        for pack in self.packs.iter_mut().filter(|pack| pack.durable_bytes < pack.end_bytes) {
+        for pack in self
+            .packs
+            .iter_mut()
+            .filter(|pack| pack.durable_bytes < pack.end_bytes)
+        {
             // If it was full, what followed is gone.
             pack.is_full = false;
             pack.end_bytes = pack.durable_bytes;
