@@ -159,7 +159,7 @@ impl Client {
             Err(error) => Err(Error::new(
                 ErrorKind::Unreachable,
                 format!("connect to {endpoint}"),
-                format!("{}; is varved running there?", innermost(&error)),
+                format!("{}: is varved running there?", innermost(&error)),
             )
             .with_source(error)),
         }

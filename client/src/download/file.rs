@@ -126,7 +126,12 @@ enum Target {
 
 impl FileSink {
     fn new(file: File, path: PathBuf, target: Target) -> Self {
-        Self { file, path, target, started_bytes: AtomicU64::new(0) }
+        Self {
+            file,
+            path,
+            target,
+            started_bytes: AtomicU64::new(0),
+        }
     }
 
     /// Prepares to write the file or block device at `path`.

@@ -293,6 +293,22 @@ fn exit_codes_and_messages_tell_what_happened() {
 }
 
 #[test]
+fn without_an_endpoint_the_default_is_named_and_how_to_change_it() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let mut command = snapctl(&daemon, &["status"]);
+    let (code, _, stderr) = finished(command.env_remove("VARVE_ENDPOINT").output().unwrap());
+    assert_eq!(code, 5);
+    assert!(
+        stderr.starts_with("snapctl: connect to unix:/run/varve/grpc.sock: "),
+        "{stderr}"
+    );
+    assert!(
+        stderr.ends_with("is varved running there? --endpoint or VARVE_ENDPOINT says where else\n"),
+        "{stderr}"
+    );
+}
+
+#[test]
 fn a_name_that_is_taken_is_exit_code_4() {
     let daemon = FakeDaemon::start(Manners::default());
     disk(&daemon);

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tokio::signal::unix::{SignalKind, signal};
-use varve_client::{Client, Endpoint};
+use varve_client::{Client, Endpoint, Error};
 
 use self::{exit::Failure, output::Output};
 
@@ -34,8 +34,9 @@ struct Cli {
 #[derive(Debug, Args)]
 struct Options {
     /// Where the daemon listens: unix:PATH, http://HOST:PORT or https://HOST:PORT
-    #[arg(long, env = "VARVE_ENDPOINT", global = true, value_name = "ENDPOINT", default_value_t = Endpoint::default())]
-    endpoint: Endpoint,
+    /// [default: unix:/run/varve/grpc.sock]
+    #[arg(long, env = "VARVE_ENDPOINT", global = true, value_name = "ENDPOINT")]
+    endpoint: Option<Endpoint>,
     /// Tables for people, or JSON for programs
     #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -64,7 +65,17 @@ enum Command {
 
 impl Options {
     async fn connect(&self) -> Result<Client, Failure> {
-        Ok(Client::connect(&self.endpoint).await?)
+        let Some(endpoint) = &self.endpoint else {
+            let connected = Client::connect(&Endpoint::default()).await;
+            return connected.map_err(|error| {
+                let why = format!(
+                    "{} --endpoint or VARVE_ENDPOINT says where else",
+                    error.why()
+                );
+                Error::new(error.kind(), error.what(), why).into()
+            });
+        };
+        Ok(Client::connect(endpoint).await?)
     }
 
     /// A line for people, on standard error.

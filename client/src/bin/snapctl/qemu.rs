@@ -159,10 +159,13 @@ impl Check {
         let end_bytes = self.image_end_offset.unwrap_or(0);
         // The file of an image with compressed clusters may end within its last one.
         if self.compressed_clusters == 0 && end_bytes > file_bytes {
-            return Some(format!("it is truncated: it has {file_bytes} bytes of at least {end_bytes}"));
+            return Some(format!(
+                "it is truncated: it has {file_bytes} bytes of at least {end_bytes}"
+            ));
         }
         let found = self.corruptions + self.check_errors;
-        (found > 0).then(|| format!("it is truncated or damaged: qemu-img check finds {found} errors"))
+        (found > 0)
+            .then(|| format!("it is truncated or damaged: qemu-img check finds {found} errors"))
     }
 }
 
@@ -240,7 +243,8 @@ fn start<const N: usize>(what: &str, arguments: [&OsStr; N], files: &[&OsStr]) -
         .output();
     done.map_err(|error| {
         if error.kind() == io::ErrorKind::NotFound {
-            let why = "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils";
+            let why =
+                "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils";
             Error::new(ErrorKind::File, what, why)
         } else {
             Error::file(format!("{what}: start qemu-img"), error)
@@ -287,11 +291,21 @@ mod tests {
 
     #[test]
     fn an_image_that_is_not_whole_is_told() {
-        let problem = |check: &str, file_bytes| serde_json::from_str::<Check>(check).unwrap().problem(file_bytes);
-        let whole = r#"{ "image-end-offset": 131072, "total-clusters": 9, "check-errors": 0, "leaks": 3 }"#;
+        let problem = |check: &str, file_bytes| {
+            serde_json::from_str::<Check>(check)
+                .unwrap()
+                .problem(file_bytes)
+        };
+        let whole =
+            r#"{ "image-end-offset": 131072, "total-clusters": 9, "check-errors": 0, "leaks": 3 }"#;
         assert_eq!(problem(whole, 131_072), None);
-        assert!(problem(whole, 131_071).unwrap().contains("131071 bytes of at least 131072"));
-        let packed = r#"{ "image-end-offset": 131072, "compressed-clusters": 1, "check-errors": 0 }"#;
+        assert!(
+            problem(whole, 131_071)
+                .unwrap()
+                .contains("131071 bytes of at least 131072")
+        );
+        let packed =
+            r#"{ "image-end-offset": 131072, "compressed-clusters": 1, "check-errors": 0 }"#;
         assert_eq!(problem(packed, 131_071), None);
         let damaged = r#"{ "image-end-offset": 65536, "corruptions": 3, "check-errors": 1 }"#;
         assert!(problem(damaged, 1 << 20).unwrap().contains("4 errors"));

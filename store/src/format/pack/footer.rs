@@ -196,7 +196,7 @@ pub fn decode_footer(footer: &[u8], trailer: &Trailer) -> Result<Vec<FooterEntry
     }
     let mut fields = Fields::new(WHAT, listed);
     let mut end_bytes = PACK_HEADER_BYTES as u64;
-    (0..trailer.records)
+    let entries = (0..trailer.records)
         .map(|_| {
             let entry = FooterEntry {
                 id: fields.array()?,
@@ -228,5 +228,7 @@ pub fn decode_footer(footer: &[u8], trailer: &Trailer) -> Result<Vec<FooterEntry
             }
             Ok(entry)
         })
-        .collect()
+        .collect::<Result<Vec<_>, _>>()?;
+    fields.reserved(listed.len() - entries.len() * FOOTER_ENTRY_BYTES)?;
+    Ok(entries)
 }
