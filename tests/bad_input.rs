@@ -22,11 +22,20 @@ const MIB: u64 = 1 << 20;
 
 /// That an import fails, names the file, and leaves nothing.
 fn assert_refused(lab: &Lab, file: &Path, more: &[&str]) -> String {
-    let arguments = import_arguments(file, "refused").into_iter().chain(more.iter().map(Into::into));
+    let arguments = import_arguments(file, "refused")
+        .into_iter()
+        .chain(more.iter().map(Into::into));
     let said = lab.snapctl().run(arguments).fails(exit::FAILURE);
-    assert!(said.contains(file.to_str().unwrap()), "the message does not name {}: {said}", file.display());
+    assert!(
+        said.contains(file.to_str().unwrap()),
+        "the message does not name {}: {said}",
+        file.display()
+    );
     assert_no_panic(&said);
-    assert!(lab.snapctl().names().is_empty(), "an import that failed is visible");
+    assert!(
+        lab.snapctl().names().is_empty(),
+        "an import that failed is visible"
+    );
     said
 }
 
@@ -40,7 +49,10 @@ fn a_file_that_is_missing_empty_or_no_file_is_refused() {
     let missing = assert_refused(&lab, &lab.scratch.join("missing"), &[]);
     assert!(missing.contains("No such file"), "{missing}");
     let empty = assert_refused(&lab, &lab.scratch.file("empty", ""), &[]);
-    assert!(empty.contains("empty") || empty.contains("0 bytes"), "{empty}");
+    assert!(
+        empty.contains("empty") || empty.contains("0 bytes"),
+        "{empty}"
+    );
     let dir = lab.scratch.join("directory");
     fs::create_dir(&dir).unwrap();
     let said = assert_refused(&lab, &dir, &[]);
@@ -61,8 +73,14 @@ fn a_file_that_is_missing_empty_or_no_file_is_refused() {
 #[test]
 fn an_empty_standard_input_is_refused() {
     let lab = Lab::new();
-    let said = lab.snapctl().run(import_arguments(Path::new("-"), "refused")).fails(exit::FAILURE);
-    assert!(said.contains("standard input") || said.contains("stdin"), "{said}");
+    let said = lab
+        .snapctl()
+        .run(import_arguments(Path::new("-"), "refused"))
+        .fails(exit::FAILURE);
+    assert!(
+        said.contains("standard input") || said.contains("stdin"),
+        "{said}"
+    );
     assert!(lab.snapctl().names().is_empty());
 }
 
@@ -78,14 +96,23 @@ fn a_file_that_may_not_be_read_is_refused() {
         }
         let snapctl = lab.scratch.join("snapctl");
         fs::copy(programs::snapctl(), &snapctl).unwrap();
-        let mut import = command(tool("setpriv"), ["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        import.arg(snapctl).args(import_arguments(&file, "refused")).env("VARVE_ENDPOINT", lab.varved.endpoint());
+        let mut import = command(
+            tool("setpriv"),
+            ["--reuid=65534", "--regid=65534", "--clear-groups"],
+        );
+        import
+            .arg(snapctl)
+            .args(import_arguments(&file, "refused"))
+            .env("VARVE_ENDPOINT", lab.varved.endpoint());
         import
     } else {
         lab.snapctl().command(import_arguments(&file, "refused"))
     };
     let said = run(import).fails(exit::FAILURE);
-    assert!(said.contains("secret") && said.contains("ermission denied"), "{said}");
+    assert!(
+        said.contains("secret") && said.contains("ermission denied"),
+        "{said}"
+    );
     assert!(lab.snapctl().names().is_empty());
 }
 
@@ -93,18 +120,36 @@ fn a_file_that_may_not_be_read_is_refused() {
 fn a_truncated_qcow2_is_refused() {
     let lab = Lab::new();
     let raw = image::make_random(&lab.scratch, "raw", 8 * MIB, 51);
-    for (name, options) in [("plain", &["-O", "qcow2"][..]), ("packed", &["-O", "qcow2", "-c"])] {
+    for (name, options) in [
+        ("plain", &["-O", "qcow2"][..]),
+        ("packed", &["-O", "qcow2", "-c"]),
+    ] {
         let whole = lab.scratch.join(name);
-        let all = ["convert", "-f", "raw"].iter().chain(options).map(Path::new).chain([raw.as_path(), &whole]);
+        let all = ["convert", "-f", "raw"]
+            .iter()
+            .chain(options)
+            .map(Path::new)
+            .chain([raw.as_path(), &whole]);
         run(command(tool("qemu-img"), all)).ok();
         let bytes = fs::read(&whole).unwrap();
         // In the header, in the tables, in the data, and just before the end.
-        for len in [1, 40, 100, 4096, 70_000, 200_000, bytes.len() / 2, bytes.len() - 65_536] {
+        for len in [
+            1,
+            40,
+            100,
+            4096,
+            70_000,
+            200_000,
+            bytes.len() / 2,
+            bytes.len() - 65_536,
+        ] {
             let cut = lab.scratch.file(&format!("{name}-{len}"), &bytes[..len]);
             assert_refused(&lab, &cut, &["--format", "qcow2"]);
         }
         // Recognised by its first bytes, it is not taken for a raw disk.
-        let cut = lab.scratch.file(&format!("{name}-auto"), &bytes[..bytes.len() / 2]);
+        let cut = lab
+            .scratch
+            .file(&format!("{name}-auto"), &bytes[..bytes.len() / 2]);
         assert_refused(&lab, &cut, &[]);
     }
 }
@@ -114,8 +159,22 @@ fn a_truncated_vmdk_is_refused() {
     let lab = Lab::new();
     let raw = image::make_random(&lab.scratch, "raw", 8 * MIB, 52);
     let whole = lab.scratch.join("whole");
-    let all = ["convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized"];
-    run(command(tool("qemu-img"), all.map(Path::new).into_iter().chain([raw.as_path(), &whole]))).ok();
+    let all = [
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        "vmdk",
+        "-o",
+        "subformat=streamOptimized",
+    ];
+    run(command(
+        tool("qemu-img"),
+        all.map(Path::new)
+            .into_iter()
+            .chain([raw.as_path(), &whole]),
+    ))
+    .ok();
     let bytes = fs::read(&whole).unwrap();
     for len in [1, 100, 512, 70_000, bytes.len() / 2] {
         let cut = lab.scratch.file(&format!("cut-{len}"), &bytes[..len]);
@@ -126,14 +185,32 @@ fn a_truncated_vmdk_is_refused() {
 #[test]
 fn an_image_with_a_base_is_followed_only_when_told_so() {
     let lab = Lab::new();
-    let (base, overlay) = (lab.scratch.join("base.qcow2"), lab.scratch.join("overlay.qcow2"));
-    run(command(tool("qemu-img"), ["create", "-q", "-f", "qcow2", base.to_str().unwrap(), "8M"])).ok();
-    let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base.to_str().unwrap(), overlay.to_str().unwrap()];
+    let (base, overlay) = (
+        lab.scratch.join("base.qcow2"),
+        lab.scratch.join("overlay.qcow2"),
+    );
+    run(command(
+        tool("qemu-img"),
+        ["create", "-q", "-f", "qcow2", base.to_str().unwrap(), "8M"],
+    ))
+    .ok();
+    let create = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "qcow2",
+        "-b",
+        base.to_str().unwrap(),
+        overlay.to_str().unwrap(),
+    ];
     run(command(tool("qemu-img"), create)).ok();
     // A disk's guest decides how its first bytes look, so what was only guessed is not followed to other files.
     let said = assert_refused(&lab, &overlay, &[]);
     assert!(said.contains(base.to_str().unwrap()), "{said}");
-    lab.snapctl().import_with(&overlay, "followed", ["--format", "qcow2"]);
+    lab.snapctl()
+        .import_with(&overlay, "followed", ["--format", "qcow2"]);
     lab.snapctl().run(["snapshot", "delete", "followed"]).ok();
     fs::remove_file(&base).unwrap();
     assert_refused(&lab, &overlay, &[]);
@@ -146,10 +223,16 @@ async fn a_file_that_shrinks_while_it_is_read_is_refused() {
     let rpc = Rpc::connect(&lab.varved).await;
     let file = image::make_random(&lab.scratch, "shrinking", 512 * MIB, 53);
     let import = lab.snapctl().start(import_arguments(&file, "refused"));
-    rpc.wait_for_status("an upload to begin", |status| status.uploads == 1).await;
+    rpc.wait_for_status("an upload to begin", |status| status.uploads == 1)
+        .await;
     // The reader can be no further ahead than its memory allows, which is less than half of the file.
     lab.varved.signal(Signal::STOP);
-    File::options().write(true).open(&file).unwrap().set_len(MIB).unwrap();
+    File::options()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(MIB)
+        .unwrap();
     lab.varved.signal(Signal::CONT);
     let said = import.wait().fails(exit::FAILURE);
     assert!(said.contains("shrinking"), "{said}");
@@ -159,9 +242,15 @@ async fn a_file_that_shrinks_while_it_is_read_is_refused() {
 #[test]
 fn a_name_that_is_taken_is_refused_and_what_has_it_stays() {
     let lab = Lab::new();
-    let (first, second) = (lab.image("first", 5 * MIB, 54), lab.image("second", 5 * MIB, 55));
+    let (first, second) = (
+        lab.image("first", 5 * MIB, 54),
+        lab.image("second", 5 * MIB, 55),
+    );
     let id = lab.snapctl().import(&first, "name").id();
-    let said = lab.snapctl().run(import_arguments(&second, "name")).fails(exit::ALREADY_EXISTS);
+    let said = lab
+        .snapctl()
+        .run(import_arguments(&second, "name"))
+        .fails(exit::ALREADY_EXISTS);
     assert!(said.contains("name") && said.contains(&id), "{said}");
     lab.assert_content("name", &first);
 }
@@ -169,12 +258,25 @@ fn a_name_that_is_taken_is_refused_and_what_has_it_stays() {
 #[test]
 fn of_two_imports_with_one_name_one_succeeds() {
     let lab = Lab::new();
-    let files = [lab.image("first", 40 * MIB, 56), lab.image("second", 40 * MIB, 57)];
-    let running = [0, 1].map(|number| lab.snapctl().start(import_arguments(&files[number], "name")));
+    let files = [
+        lab.image("first", 40 * MIB, 56),
+        lab.image("second", 40 * MIB, 57),
+    ];
+    let running = [0, 1].map(|number| {
+        lab.snapctl()
+            .start(import_arguments(&files[number], "name"))
+    });
     let finished = running.map(|import| import.wait());
-    let winners: Vec<_> = (0..2).filter(|number| finished[*number].status.success()).collect();
+    let winners: Vec<_> = (0..2)
+        .filter(|number| finished[*number].status.success())
+        .collect();
     assert_eq!(winners.len(), 1, "{finished:?}");
-    let [loser] = finished.into_iter().filter(|one| !one.status.success()).collect::<Vec<_>>().try_into().unwrap();
+    let [loser] = finished
+        .into_iter()
+        .filter(|one| !one.status.success())
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap();
     loser.fails(exit::ALREADY_EXISTS);
     lab.assert_content("name", &files[winners[0]]);
 }
@@ -184,21 +286,46 @@ fn names_and_tags_that_cannot_be_are_refused() {
     let lab = Lab::new();
     let file = lab.image("image", MIB, 58);
     let long = "x".repeat(129);
-    for name in ["", " ", "a b", ".hidden", "/slash", "new\nline", "größe", "snap-0123456789abcdef0", &long] {
+    for name in [
+        "",
+        " ",
+        "a b",
+        ".hidden",
+        "/slash",
+        "new\nline",
+        "größe",
+        "snap-0123456789abcdef0",
+        &long,
+    ] {
         let finished = lab.snapctl().run(import_arguments(&file, name));
-        assert!(matches!(finished.status.code(), Some(exit::FAILURE | exit::USAGE)), "{name:?}: {finished:?}");
+        assert!(
+            matches!(finished.status.code(), Some(exit::FAILURE | exit::USAGE)),
+            "{name:?}: {finished:?}"
+        );
         assert!(!finished.stderr.trim().is_empty(), "{name:?}");
     }
-    let (long_key, long_value) = (format!("{}=x", "k".repeat(128)), format!("k={}", "v".repeat(256)));
+    let (long_key, long_value) = (
+        format!("{}=x", "k".repeat(128)),
+        format!("k={}", "v".repeat(256)),
+    );
     for tag in ["no-value", "=value", &long_key, &long_value] {
-        let arguments = import_arguments(&file, "name").into_iter().chain(["--tag".into(), tag.into()]);
+        let arguments = import_arguments(&file, "name")
+            .into_iter()
+            .chain(["--tag".into(), tag.into()]);
         let finished = lab.snapctl().run(arguments);
-        assert!(matches!(finished.status.code(), Some(exit::FAILURE | exit::USAGE)), "{tag:?}: {finished:?}");
+        assert!(
+            matches!(finished.status.code(), Some(exit::FAILURE | exit::USAGE)),
+            "{tag:?}: {finished:?}"
+        );
     }
     assert!(lab.snapctl().names().is_empty());
     // The longest that can be.
     let name = "x".repeat(128);
-    lab.snapctl().import_with(&file, &name, ["--tag", &format!("{}={}", "k".repeat(127), "v".repeat(255))]);
+    lab.snapctl().import_with(
+        &file,
+        &name,
+        ["--tag", &format!("{}={}", "k".repeat(127), "v".repeat(255))],
+    );
     assert_eq!(lab.snapctl().names(), [name]);
 }
 
@@ -211,14 +338,30 @@ fn a_daemon_that_cannot_be_reached_is_named() {
         listener.local_addr().unwrap()
     };
     let file = lab.image("image", MIB, 59);
-    for endpoint in [format!("unix:{}", nobody.display()), format!("http://{closed_port}")] {
+    for endpoint in [
+        format!("unix:{}", nobody.display()),
+        format!("http://{closed_port}"),
+    ] {
         for arguments in [vec!["status".into()], import_arguments(&file, "name")] {
-            let said = Snapctl::new(&endpoint).run(arguments).fails(exit::UNREACHABLE);
-            assert!(said.contains(endpoint.rsplit('/').next().unwrap()), "{said}");
+            let said = Snapctl::new(&endpoint)
+                .run(arguments)
+                .fails(exit::UNREACHABLE);
+            assert!(
+                said.contains(endpoint.rsplit('/').next().unwrap()),
+                "{said}"
+            );
         }
     }
-    for endpoint in ["ftp://example.com:1", "unix:", "http://no-port", "", "/a/path"] {
-        let said = Snapctl::new(lab.varved.endpoint()).run(["--endpoint", endpoint, "status"]).fails(exit::USAGE);
+    for endpoint in [
+        "ftp://example.com:1",
+        "unix:",
+        "http://no-port",
+        "",
+        "/a/path",
+    ] {
+        let said = Snapctl::new(lab.varved.endpoint())
+            .run(["--endpoint", endpoint, "status"])
+            .fails(exit::USAGE);
         assert!(said.contains("endpoint"), "{said}");
     }
 }
@@ -229,7 +372,8 @@ async fn a_daemon_that_goes_away_in_the_middle_is_reported() {
     let rpc = Rpc::connect(&lab.varved).await;
     let file = image::make_random(&lab.scratch, "image", 256 * MIB, 65);
     let import = lab.snapctl().start(import_arguments(&file, "name"));
-    rpc.wait_for_status("an upload to begin", |status| status.uploads == 1).await;
+    rpc.wait_for_status("an upload to begin", |status| status.uploads == 1)
+        .await;
     lab.varved.kill();
     import.wait().fails(exit::UNREACHABLE);
 }
@@ -241,11 +385,13 @@ async fn an_import_that_is_interrupted_by_the_user_says_so() {
     let file = image::make_random(&lab.scratch, "image", 256 * MIB, 66);
     for signal in [Signal::INT, Signal::TERM] {
         let mut import = lab.snapctl().start(import_arguments(&file, "name"));
-        rpc.wait_for_status("an upload to begin", |status| status.uploads == 1).await;
+        rpc.wait_for_status("an upload to begin", |status| status.uploads == 1)
+            .await;
         import.signal(signal);
         import.wait().fails(exit::INTERRUPTED);
         assert!(lab.snapctl().names().is_empty());
-        rpc.wait_for_status("the upload to be given up", |status| status.uploads == 0).await;
+        rpc.wait_for_status("the upload to be given up", |status| status.uploads == 0)
+            .await;
     }
 }
 
@@ -257,14 +403,26 @@ fn an_export_that_cannot_be_written_is_refused() {
     let dir = lab.scratch.join("directory");
     fs::create_dir(&dir).unwrap();
     let nowhere = lab.scratch.join("absent/out");
-    for target in [dir.to_str().unwrap(), nowhere.to_str().unwrap(), "/proc/out"] {
-        let said = lab.snapctl().run(["export", "image", target]).fails(exit::FAILURE);
+    for target in [
+        dir.to_str().unwrap(),
+        nowhere.to_str().unwrap(),
+        "/proc/out",
+    ] {
+        let said = lab
+            .snapctl()
+            .run(["export", "image", target])
+            .fails(exit::FAILURE);
         assert!(said.contains(target), "{said}");
         assert_no_panic(&said);
     }
     let full = File::options().write(true).open("/dev/full").unwrap();
     let mut export = lab.snapctl().command(["export", "image", "-"]);
-    let child = export.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+    let child = export
+        .stdin(Stdio::null())
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(exit::OUT_OF_SPACE), "{output:?}");
     let said = String::from_utf8(output.stderr).unwrap();
@@ -277,12 +435,26 @@ fn output_that_nobody_reads_any_more_is_no_crash() {
     let lab = Lab::new();
     let file = lab.image("image", 20 * MIB, 63);
     lab.snapctl().import(&file, "image");
-    for arguments in [&["export", "image", "-"][..], &["snapshot", "list"], &["status"], &["completions", "bash"]] {
+    for arguments in [
+        &["export", "image", "-"][..],
+        &["snapshot", "list"],
+        &["status"],
+        &["completions", "bash"],
+    ] {
         let mut command = lab.snapctl().command(arguments);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(exit::OUTPUT_CLOSED), "{arguments:?}: {output:?}");
+        assert_eq!(
+            output.status.code(),
+            Some(exit::OUTPUT_CLOSED),
+            "{arguments:?}: {output:?}"
+        );
         assert_no_panic(&String::from_utf8(output.stderr).unwrap());
     }
 }
@@ -294,27 +466,48 @@ fn an_export_does_not_overwrite_a_file_unless_told_to() {
     lab.snapctl().import(&file, "image");
     let precious = lab.scratch.file("precious", "do not lose");
     for format in ["raw", "qcow2"] {
-        let export = ["export", "image", precious.to_str().unwrap(), "--format", format];
+        let export = [
+            "export",
+            "image",
+            precious.to_str().unwrap(),
+            "--format",
+            format,
+        ];
         let said = lab.snapctl().run(export).fails(exit::ALREADY_EXISTS);
         assert!(said.contains("precious"), "{said}");
         assert_eq!(fs::read(&precious).unwrap(), b"do not lose");
     }
-    lab.snapctl().run(["export", "image", precious.to_str().unwrap(), "--force"]).ok();
+    lab.snapctl()
+        .run(["export", "image", precious.to_str().unwrap(), "--force"])
+        .ok();
     varve_tests::files::assert_same(&file, &precious);
 }
 
 #[test]
 fn an_export_to_a_disk_that_becomes_full_leaves_no_file() {
-    let Some(disk) = LoopFs::mount(24 * MIB) else { return };
+    let Some(disk) = LoopFs::mount(24 * MIB) else {
+        return;
+    };
     let lab = Lab::new();
     let file = image::make_random(&lab.scratch, "image", 60 * MIB, 61);
     lab.snapctl().import(&file, "image");
     for format in ["raw", "qcow2"] {
         let out = disk.path().join(format!("out.{format}"));
-        let finished = lab.snapctl().run(["export", "image", out.to_str().unwrap(), "--format", format]);
-        assert!(matches!(finished.status.code(), Some(exit::OUT_OF_SPACE | exit::FAILURE)), "{finished:?}");
+        let finished =
+            lab.snapctl()
+                .run(["export", "image", out.to_str().unwrap(), "--format", format]);
+        assert!(
+            matches!(
+                finished.status.code(),
+                Some(exit::OUT_OF_SPACE | exit::FAILURE)
+            ),
+            "{finished:?}"
+        );
         let error = finished.stderr.lines().last().unwrap_or_default();
-        assert!(error.contains(&format!("out.{format}")) && error.contains("No space"), "{finished:?}");
+        assert!(
+            error.contains(&format!("out.{format}")) && error.contains("No space"),
+            "{finished:?}"
+        );
         assert!(!out.exists(), "half an export is left");
     }
 }
@@ -325,9 +518,14 @@ fn a_format_that_standard_output_cannot_take_is_refused() {
     let file = lab.image("image", MIB, 62);
     lab.snapctl().import(&file, "image");
     let finished = run_given({
-        let mut command = lab.snapctl().command(["export", "image", "-", "--format", "qcow2"]);
+        let mut command = lab
+            .snapctl()
+            .command(["export", "image", "-", "--format", "qcow2"]);
         command.stdin(Stdio::null());
         command
     });
-    assert!(!finished.status.success() && finished.stdout.is_empty(), "{finished:?}");
+    assert!(
+        !finished.status.success() && finished.stdout.is_empty(),
+        "{finished:?}"
+    );
 }

@@ -20,13 +20,20 @@ const BOOT_LIMIT: Duration = Duration::from_secs(1800);
 #[test]
 fn a_guest_boots_from_an_export() {
     let image = images().join("base.img");
-    assert!(image.is_file(), "{} is not there. It is made by: scripts/make-image base", image.display());
+    assert!(
+        image.is_file(),
+        "{} is not there. It is made by: scripts/make-image base",
+        image.display()
+    );
     let lab = Lab::new();
     lab.snapctl().import(&image, "base");
     let drive = format!("file={},format=raw", lab.varved.nbd_uri("base"));
     let boot = command(repository().join("scripts/boot-guest"), [&drive]);
     let said = run_within(BOOT_LIMIT, boot).success().text();
-    assert!(said.contains("varve-guest login:") && said.contains("login prompt after"), "{said}");
+    assert!(
+        said.contains("varve-guest login:") && said.contains("login prompt after"),
+        "{said}"
+    );
     // The guest's writes went elsewhere.
     lab.assert_content("base", &image);
 }

@@ -21,7 +21,11 @@ use varve_tests::{
 const MIB: u64 = 1 << 20;
 
 fn convert(from: &Path, to: &Path, arguments: &[&str]) {
-    let all = ["convert", "-f", "raw"].iter().chain(arguments).map(Path::new).chain([from, to]);
+    let all = ["convert", "-f", "raw"]
+        .iter()
+        .chain(arguments)
+        .map(Path::new)
+        .chain([from, to]);
     run(command(tool("qemu-img"), all)).ok();
 }
 
@@ -65,13 +69,22 @@ fn a_single_byte_is_a_snapshot() {
 fn a_volume_of_holes_takes_no_space() {
     let lab = Lab::new();
     let file = lab.scratch.file("holes", "");
-    File::options().write(true).open(&file).unwrap().set_len(3 << 30).unwrap();
+    File::options()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(3 << 30)
+        .unwrap();
     let imported = lab.snapctl().import(&file, "holes");
     assert_eq!((imported.data_bytes(), imported.new_bytes()), (0, 0));
     let exported = lab.scratch.join("out");
     lab.snapctl().export("holes", &exported);
     assert_eq!(files::len(&exported), 3 << 30);
-    assert!(files::allocated_bytes(&exported) <= 64 << 10, "{}", files::allocated_bytes(&exported));
+    assert!(
+        files::allocated_bytes(&exported) <= 64 << 10,
+        "{}",
+        files::allocated_bytes(&exported)
+    );
 }
 
 /// Beyond 2 GiB a tree has two levels of inner nodes, beyond 512 GiB three.
@@ -84,7 +97,9 @@ fn volumes_with_high_trees_come_out_as_they_went_in() {
         image.set_len(size_bytes).unwrap();
         let places = [0, (2 << 30) - 4096, 2 << 30, size_bytes / 2, size_bytes - 5];
         for offset in places {
-            image.write_all_at(&offset.to_le_bytes()[..5], offset).unwrap();
+            image
+                .write_all_at(&offset.to_le_bytes()[..5], offset)
+                .unwrap();
         }
         let name = format!("high-{size_bytes}");
         let imported = lab.snapctl().import(&file, &name);
@@ -93,9 +108,17 @@ fn volumes_with_high_trees_come_out_as_they_went_in() {
         lab.snapctl().export(&name, &out);
         assert_eq!(files::len(&out), size_bytes);
         for offset in places {
-            assert_eq!(files::read_range(&out, offset, 5), files::read_range(&file, offset, 5), "at {offset}");
+            assert_eq!(
+                files::read_range(&out, offset, 5),
+                files::read_range(&file, offset, 5),
+                "at {offset}"
+            );
         }
-        assert!(files::allocated_bytes(&out) < MIB, "{}", files::allocated_bytes(&out));
+        assert!(
+            files::allocated_bytes(&out) < MIB,
+            "{}",
+            files::allocated_bytes(&out)
+        );
         lab.snapctl().verify(&name);
     }
 }
@@ -108,14 +131,25 @@ fn holes_stay_holes_and_written_zeros_become_holes() {
     files::copy_dense(&sparse, &dense);
     assert!(files::allocated_bytes(&dense) >= 80 * MIB);
     let imported = lab.snapctl().import(&dense, "dense");
-    assert!(imported.data_bytes() < 70 * MIB, "the image has holes: {imported:?}");
+    assert!(
+        imported.data_bytes() < 70 * MIB,
+        "the image has holes: {imported:?}"
+    );
     for (name, arguments) in [("file", vec![]), ("raw", vec!["--format", "raw"])] {
         let out = lab.scratch.join(name);
-        let command = lab.snapctl().command(["export", "dense", out.to_str().unwrap()].into_iter().chain(arguments));
+        let command = lab.snapctl().command(
+            ["export", "dense", out.to_str().unwrap()]
+                .into_iter()
+                .chain(arguments),
+        );
         run(command).ok();
         files::assert_same(&dense, &out);
         // What the file system needs to keep track of extents comes on top.
-        assert!(files::allocated_bytes(&out) <= imported.data_bytes() + MIB, "{}", files::allocated_bytes(&out));
+        assert!(
+            files::allocated_bytes(&out) <= imported.data_bytes() + MIB,
+            "{}",
+            files::allocated_bytes(&out)
+        );
     }
 }
 
@@ -145,14 +179,29 @@ fn content_alone_decides_the_root() {
     }
     let longer = lab.scratch.join("longer");
     std::fs::copy(&sparse, &longer).unwrap();
-    File::options().write(true).open(&longer).unwrap().set_len(40 * MIB + 1).unwrap();
-    assert_ne!(snapctl.import(&longer, "longer").root(), first.root(), "the size is part of the content");
+    File::options()
+        .write(true)
+        .open(&longer)
+        .unwrap()
+        .set_len(40 * MIB + 1)
+        .unwrap();
+    assert_ne!(
+        snapctl.import(&longer, "longer").root(),
+        first.root(),
+        "the size is part of the content"
+    );
 }
 
 /// A file on standard input can be read by offsets; a pipe cannot.
 fn import_through_pipe(lab: &Lab, file: &Path, name: &str) -> Imported {
-    let mut cat = command(tool("cat"), [file]).stdout(Stdio::piped()).spawn().unwrap();
-    let arguments = ["--output", "json"].map(Into::into).into_iter().chain(import_arguments(Path::new("-"), name));
+    let mut cat = command(tool("cat"), [file])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let arguments = ["--output", "json"]
+        .map(Into::into)
+        .into_iter()
+        .chain(import_arguments(Path::new("-"), name));
     let mut import = lab.snapctl().command(arguments);
     import.stdin(cat.stdout.take().unwrap());
     let finished = run_given(import).success();
@@ -167,12 +216,24 @@ fn every_format_that_is_read_gives_the_same_content() {
     let root = lab.snapctl().import(&raw, "raw").root();
     let formats: [(&str, &[&str]); 7] = [
         ("plain.qcow2", &["-O", "qcow2"]),
-        ("zlib.qcow2", &["-O", "qcow2", "-c", "-o", "compression_type=zlib"]),
-        ("zstd.qcow2", &["-O", "qcow2", "-c", "-o", "compression_type=zstd"]),
-        ("small-clusters.qcow2", &["-O", "qcow2", "-o", "cluster_size=4k"]),
+        (
+            "zlib.qcow2",
+            &["-O", "qcow2", "-c", "-o", "compression_type=zlib"],
+        ),
+        (
+            "zstd.qcow2",
+            &["-O", "qcow2", "-c", "-o", "compression_type=zstd"],
+        ),
+        (
+            "small-clusters.qcow2",
+            &["-O", "qcow2", "-o", "cluster_size=4k"],
+        ),
         ("version-2.qcow2", &["-O", "qcow2", "-o", "compat=0.10"]),
         ("sparse.vmdk", &["-O", "vmdk"]),
-        ("stream.vmdk", &["-O", "vmdk", "-o", "subformat=streamOptimized"]),
+        (
+            "stream.vmdk",
+            &["-O", "vmdk", "-o", "subformat=streamOptimized"],
+        ),
     ];
     for (name, arguments) in formats {
         let file = lab.scratch.join(name);
@@ -180,8 +241,14 @@ fn every_format_that_is_read_gives_the_same_content() {
         let imported = lab.snapctl().import(&file, name);
         assert_eq!(imported.root(), root, "{name}");
         assert_eq!(imported.new_bytes(), 0, "{name}");
-        let format = if name.ends_with("vmdk") { "vmdk" } else { "qcow2" };
-        let again = lab.snapctl().import_with(&file, &format!("{name}-said"), ["--format", format]);
+        let format = if name.ends_with("vmdk") {
+            "vmdk"
+        } else {
+            "qcow2"
+        };
+        let again = lab
+            .snapctl()
+            .import_with(&file, &format!("{name}-said"), ["--format", format]);
         assert_eq!(again.root(), root, "{name} with --format {format}");
     }
 }
@@ -192,7 +259,8 @@ fn an_image_that_is_said_to_be_raw_is_kept_as_it_is() {
     let raw = lab.image("raw", 4 * MIB, 14);
     let qcow2 = lab.scratch.join("image.qcow2");
     convert(&raw, &qcow2, &["-O", "qcow2"]);
-    lab.snapctl().import_with(&qcow2, "as-raw", ["--format", "raw"]);
+    lab.snapctl()
+        .import_with(&qcow2, "as-raw", ["--format", "raw"]);
     lab.assert_content("as-raw", &qcow2);
 }
 
@@ -202,9 +270,29 @@ fn exports_are_read_by_qemu() {
     let file = lab.image("image", 50 * MIB + 512, 15);
     lab.snapctl().import(&file, "image");
     let qcow2 = lab.scratch.join("out.qcow2");
-    lab.snapctl().run(["export", "image", qcow2.to_str().unwrap(), "--format", "qcow2"]).ok();
-    run(command(tool("qemu-img"), ["check", "-f", "qcow2", qcow2.to_str().unwrap()])).ok();
-    let compare = ["compare", "-f", "raw", "-F", "qcow2", file.to_str().unwrap(), qcow2.to_str().unwrap()];
+    lab.snapctl()
+        .run([
+            "export",
+            "image",
+            qcow2.to_str().unwrap(),
+            "--format",
+            "qcow2",
+        ])
+        .ok();
+    run(command(
+        tool("qemu-img"),
+        ["check", "-f", "qcow2", qcow2.to_str().unwrap()],
+    ))
+    .ok();
+    let compare = [
+        "compare",
+        "-f",
+        "raw",
+        "-F",
+        "qcow2",
+        file.to_str().unwrap(),
+        qcow2.to_str().unwrap(),
+    ];
     run(command(tool("qemu-img"), compare)).ok();
     // And back in again.
     let again = lab.snapctl().import(&qcow2, "again");
@@ -219,7 +307,10 @@ fn a_snapshot_is_exported_to_standard_output() {
     let id = lab.snapctl().import(&file, "image").id();
     for key in ["image", &id] {
         let exported = lab.snapctl().run(["export", key, "-"]).success();
-        assert!(exported.stdout == std::fs::read(&file).unwrap(), "what came out of standard output differs");
+        assert!(
+            exported.stdout == std::fs::read(&file).unwrap(),
+            "what came out of standard output differs"
+        );
     }
 }
 
@@ -228,7 +319,10 @@ fn the_same_content_is_stored_once() {
     let lab = Lab::new();
     let file = lab.image("image", 90 * MIB, 17);
     let first = lab.snapctl().import(&file, "first");
-    assert!(first.new_bytes() > 0 && first.new_bytes() <= first.data_bytes(), "{first:?}");
+    assert!(
+        first.new_bytes() > 0 && first.new_bytes() <= first.data_bytes(),
+        "{first:?}"
+    );
     assert!(number(&first.0, "stored_bytes") > 0, "{first:?}");
     let before = lab.snapctl().json(["status"]);
     let second = lab.snapctl().import(&file, "second");
@@ -237,7 +331,10 @@ fn the_same_content_is_stored_once() {
     assert_eq!(second.root(), first.root());
     let after = lab.snapctl().json(["status"]);
     assert_eq!(number(&after, "chunks"), number(&before, "chunks"));
-    assert_eq!(number(&after, "chunk_bytes"), number(&before, "chunk_bytes"));
+    assert_eq!(
+        number(&after, "chunk_bytes"),
+        number(&before, "chunk_bytes")
+    );
     assert_eq!(number(&after, "snapshots"), 2);
 }
 
@@ -249,7 +346,10 @@ fn a_changed_image_stores_what_changed() {
     image::change(&file, 3, &mut Random::seeded(18));
     let changed = lab.snapctl().import(&file, "after");
     // Three stretches of at most 48 blocks, and around each some chunks that are cut anew.
-    assert!(changed.new_bytes() > 0 && changed.new_bytes() < 6 * MIB, "{changed:?}");
+    assert!(
+        changed.new_bytes() > 0 && changed.new_bytes() < 6 * MIB,
+        "{changed:?}"
+    );
     lab.assert_content("after", &file);
 }
 
@@ -269,7 +369,11 @@ fn import_works_over_tcp_with_every_compression() {
         lab.snapctl().verify("image");
     }
     roots.dedup();
-    assert_eq!(roots.len(), 1, "how chunks are packed is no part of the content");
+    assert_eq!(
+        roots.len(),
+        1,
+        "how chunks are packed is no part of the content"
+    );
 }
 
 #[test]
@@ -291,10 +395,17 @@ fn imports_run_side_by_side() {
     let lab = Lab::new();
     let files: Vec<(String, PathBuf)> = (0..4u64)
         // Two of each content: whoever comes second finds chunks that are not committed yet.
-        .map(|number| (format!("image-{number}"), lab.image(&format!("image-{number}"), 40 * MIB, 21 + number / 2)))
+        .map(|number| {
+            (
+                format!("image-{number}"),
+                lab.image(&format!("image-{number}"), 40 * MIB, 21 + number / 2),
+            )
+        })
         .collect();
-    let running: Vec<_> =
-        files.iter().map(|(name, file)| lab.snapctl().start(import_arguments(file, name))).collect();
+    let running: Vec<_> = files
+        .iter()
+        .map(|(name, file)| lab.snapctl().start(import_arguments(file, name)))
+        .collect();
     for import in running {
         import.wait().ok();
     }
@@ -311,17 +422,28 @@ async fn an_import_that_is_killed_leaves_nothing_visible_and_goes_on_where_it_wa
     let rpc = Rpc::connect(&lab.varved).await;
     let file = image::make_random(&lab.scratch, "image", TOTAL, 23);
     let mut import = lab.snapctl().start(import_arguments(&file, "image"));
-    rpc.wait_for_status("the first chunks to be in the index", |status| status.chunk_bytes > 0).await;
+    rpc.wait_for_status("the first chunks to be in the index", |status| {
+        status.chunk_bytes > 0
+    })
+    .await;
     // So that it cannot be done before it is killed.
     lab.varved.signal(Signal::STOP);
     import.kill();
     lab.varved.signal(Signal::CONT);
 
     assert!(lab.snapctl().names().is_empty());
-    lab.snapctl().run(["snapshot", "show", "image"]).fails(exit::NOT_FOUND);
+    lab.snapctl()
+        .run(["snapshot", "show", "image"])
+        .fails(exit::NOT_FOUND);
     let second = lab.snapctl().import(&file, "image");
-    assert!(second.new_bytes() < TOTAL, "everything was sent again: {second:?}");
-    assert!(number(&second.0, "sent_bytes") < TOTAL, "everything was sent again: {second:?}");
+    assert!(
+        second.new_bytes() < TOTAL,
+        "everything was sent again: {second:?}"
+    );
+    assert!(
+        number(&second.0, "sent_bytes") < TOTAL,
+        "everything was sent again: {second:?}"
+    );
     assert_eq!(second.data_bytes(), TOTAL);
     lab.snapctl().verify("image");
     lab.assert_content("image", &file);

@@ -36,37 +36,72 @@ fn import_and_export_stay_within_their_bounds() {
     let lab = Lab::with(Options::tcp);
     let file = image::make_random(&lab.scratch, "image", SIZE, 201);
     let out = lab.scratch.join("out");
-    let export = |name: &str| ["export", name, out.to_str().unwrap(), "--force"].map(OsString::from);
+    let export =
+        |name: &str| ["export", name, out.to_str().unwrap(), "--force"].map(OsString::from);
     let over_unix = lab.snapctl();
     let over_tcp = Snapctl::new(lab.varved.tcp_endpoint());
 
     let assert_daemon = |what: &str| {
         let peak = lab.varved.peak_memory_bytes();
         println!("varved after {what}: {} MiB", peak / MIB);
-        assert!(peak < DAEMON_MAX, "varved took {} MiB until after {what}", peak / MIB);
+        assert!(
+            peak < DAEMON_MAX,
+            "varved took {} MiB until after {what}",
+            peak / MIB
+        );
     };
     let assert_client = |what: &str, peak: u64| {
         println!("snapctl at {what}: {} MiB", peak / MIB);
-        assert!(peak < CLIENT_MAX, "snapctl took {} MiB at {what}", peak / MIB);
+        assert!(
+            peak < CLIENT_MAX,
+            "snapctl took {} MiB at {what}",
+            peak / MIB
+        );
         assert_daemon(what);
     };
 
     assert_client("import", peak(&over_unix, import_arguments(&file, "image")));
-    assert_client("import again", peak(&over_unix, import_arguments(&file, "again")));
+    assert_client(
+        "import again",
+        peak(&over_unix, import_arguments(&file, "again")),
+    );
     assert_client("export", peak(&over_unix, export("image")));
     files::assert_same(&file, &out);
     assert_client("export over TCP", peak(&over_tcp, export("image")));
     files::assert_same(&file, &out);
-    assert_client("verify", peak(&over_unix, ["snapshot", "verify", "image"].map(OsString::from)));
+    assert_client(
+        "verify",
+        peak(
+            &over_unix,
+            ["snapshot", "verify", "image"].map(OsString::from),
+        ),
+    );
 
     // New content over TCP, where it is compressed on the way.
     let other = image::make_random(&lab.scratch, "image", SIZE, 202);
-    assert_client("import over TCP", peak(&over_tcp, import_arguments(&other, "other")));
+    assert_client(
+        "import over TCP",
+        peak(&over_tcp, import_arguments(&other, "other")),
+    );
 
     // All at once, and readers of the export beside them.
-    let nbdcopy = command(tool("nbdcopy"), ["--connections=8", "--requests=64", &lab.varved.nbd_uri("other"), "null:"]);
-    let copies = [over_unix.start(export("other")), varve_tests::process::start(nbdcopy)];
-    assert_client("import beside readers", peak(&over_unix, import_arguments(&other, "once-more")));
+    let nbdcopy = command(
+        tool("nbdcopy"),
+        [
+            "--connections=8",
+            "--requests=64",
+            &lab.varved.nbd_uri("other"),
+            "null:",
+        ],
+    );
+    let copies = [
+        over_unix.start(export("other")),
+        varve_tests::process::start(nbdcopy),
+    ];
+    assert_client(
+        "import beside readers",
+        peak(&over_unix, import_arguments(&other, "once-more")),
+    );
     for copy in copies {
         copy.wait().ok();
     }

@@ -15,25 +15,54 @@ const MIB: u64 = 1 << 20;
 
 /// The names of a JSON object's fields.
 fn fields(value: &Value) -> Vec<&str> {
-    value.as_object().unwrap_or_else(|| panic!("no object: {value}")).keys().map(String::as_str).collect()
+    value
+        .as_object()
+        .unwrap_or_else(|| panic!("no object: {value}"))
+        .keys()
+        .map(String::as_str)
+        .collect()
 }
 
 fn names(list: &Value) -> Vec<String> {
-    list["snapshots"].as_array().unwrap().iter().map(|snapshot| text(snapshot, "name")).collect()
+    list["snapshots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|snapshot| text(snapshot, "name"))
+        .collect()
 }
 
 /// Programs depend on these names: a change here is a change of the interface.
 #[test]
 fn json_has_the_field_names_that_programs_know() {
     const SNAPSHOT: [&str; 10] = [
-        "created_at", "data_bytes", "id", "name", "new_bytes", "root", "size_bytes", "state", "stored_bytes", "tags",
+        "created_at",
+        "data_bytes",
+        "id",
+        "name",
+        "new_bytes",
+        "root",
+        "size_bytes",
+        "state",
+        "stored_bytes",
+        "tags",
     ];
     let lab = Lab::new();
     let snapctl = lab.snapctl();
     let file = lab.image("image", 9 * MIB, 31);
-    let imported = snapctl.import_with(&file, "one", ["--tag", "host=web", "--tag", "note=a=b"]).0;
+    let imported = snapctl
+        .import_with(&file, "one", ["--tag", "host=web", "--tag", "note=a=b"])
+        .0;
     let report = [
-        "bytes_per_second", "data_bytes", "new_bytes", "root", "seconds", "sent_bytes", "size_bytes", "snapshot", "stored_bytes",
+        "bytes_per_second",
+        "data_bytes",
+        "new_bytes",
+        "root",
+        "seconds",
+        "sent_bytes",
+        "size_bytes",
+        "snapshot",
+        "stored_bytes",
     ];
     assert_eq!(fields(&imported), report);
 
@@ -44,11 +73,20 @@ fn json_has_the_field_names_that_programs_know() {
     assert_eq!(shown["size_bytes"], 9 * MIB);
     assert_eq!(shown["tags"], json!({ "host": "web", "note": "a=b" }));
     assert_eq!(imported["snapshot"], shown);
-    for field in ["data_bytes", "new_bytes", "root", "size_bytes", "stored_bytes"] {
+    for field in [
+        "data_bytes",
+        "new_bytes",
+        "root",
+        "size_bytes",
+        "stored_bytes",
+    ] {
         assert_eq!(imported[field], shown[field], "{field}");
     }
     let id = text(&shown, "id");
-    assert!(id.len() == 22 && id.starts_with("snap-") && is_hex(&id[5..]), "{id}");
+    assert!(
+        id.len() == 22 && id.starts_with("snap-") && is_hex(&id[5..]),
+        "{id}"
+    );
     let root = text(&shown, "root");
     assert!(root.len() == 64 && is_hex(&root), "{root}");
     let created_at = text(&shown, "created_at");
@@ -59,27 +97,58 @@ fn json_has_the_field_names_that_programs_know() {
     assert_eq!(list["snapshots"], json!([shown]));
 
     let verified = snapctl.json(["snapshot", "verify", "one"]);
-    assert_eq!(fields(&verified), ["checked", "checked_bytes", "ok", "snapshot", "violations"]);
+    assert_eq!(
+        fields(&verified),
+        ["checked", "checked_bytes", "ok", "snapshot", "violations"]
+    );
     assert_eq!(verified["ok"], true);
     assert_eq!(verified["violations"], json!([]));
 
-    File::options().write(true).open(&file).unwrap().set_len(8 * MIB).unwrap();
+    File::options()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(8 * MIB)
+        .unwrap();
     snapctl.import(&file, "two");
     let diff = snapctl.json(["snapshot", "diff", "one", "two"]);
-    assert_eq!(fields(&diff), ["added_bytes", "base", "changed_bytes", "extents", "removed_bytes", "target"]);
+    assert_eq!(
+        fields(&diff),
+        [
+            "added_bytes",
+            "base",
+            "changed_bytes",
+            "extents",
+            "removed_bytes",
+            "target"
+        ]
+    );
     for extent in diff["extents"].as_array().unwrap() {
         assert_eq!(fields(extent), ["kind", "length_bytes", "offset_bytes"]);
     }
 
     let out = lab.scratch.join("out");
     let exported = snapctl.json(["export", "one", out.to_str().unwrap()]);
-    let report = ["bytes_per_second", "data_bytes", "received_bytes", "root", "seconds", "size_bytes", "snapshot"];
+    let report = [
+        "bytes_per_second",
+        "data_bytes",
+        "received_bytes",
+        "root",
+        "seconds",
+        "size_bytes",
+        "snapshot",
+    ];
     assert_eq!(fields(&exported), report);
 
-    let failed = snapctl.run(["--output", "json", "snapshot", "show", "absent"]).fails(exit::NOT_FOUND);
+    let failed = snapctl
+        .run(["--output", "json", "snapshot", "show", "absent"])
+        .fails(exit::NOT_FOUND);
     let error: Value = serde_json::from_str(failed.lines().last().unwrap()).unwrap();
     assert_eq!(error["error"]["kind"], "not_found");
-    assert!(text(&error["error"], "message").contains("absent"), "{error}");
+    assert!(
+        text(&error["error"], "message").contains("absent"),
+        "{error}"
+    );
 
     let status = snapctl.json(["status"]);
     let status_fields = [
@@ -104,21 +173,38 @@ fn json_has_the_field_names_that_programs_know() {
         "version",
     ];
     assert_eq!(fields(&status), status_fields);
-    assert_eq!((number(&status, "snapshots"), number(&status, "logical_bytes")), (2, 17 * MIB));
+    assert_eq!(
+        (
+            number(&status, "snapshots"),
+            number(&status, "logical_bytes")
+        ),
+        (2, 17 * MIB)
+    );
     assert_eq!(status["data_dir"], lab.data_dir().to_str().unwrap());
     assert!(is_rfc3339(&text(&status, "started_at")), "{status}");
 }
 
 fn is_hex(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    text.bytes()
+        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// "2026-01-31T23:59:59Z", or with a fraction of the second.
 fn is_rfc3339(time: &str) -> bool {
-    let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-    let Some(rest) = shape.strip_prefix("0000-00-00T00:00:00") else { return false };
-    let Some(fraction) = rest.strip_suffix('Z') else { return false };
-    fraction.is_empty() || fraction.strip_prefix('.').is_some_and(|digits| digits.bytes().all(|digit| digit == b'0'))
+    let shape: String = time
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '0' } else { c })
+        .collect();
+    let Some(rest) = shape.strip_prefix("0000-00-00T00:00:00") else {
+        return false;
+    };
+    let Some(fraction) = rest.strip_suffix('Z') else {
+        return false;
+    };
+    fraction.is_empty()
+        || fraction
+            .strip_prefix('.')
+            .is_some_and(|digits| digits.bytes().all(|digit| digit == b'0'))
 }
 
 #[test]
@@ -126,27 +212,50 @@ fn people_get_tables() {
     let lab = Lab::new();
     let snapctl = lab.snapctl();
     let file = lab.image("image", 9 * MIB, 32);
-    let imported = snapctl.run(["import", file.to_str().unwrap(), "--name", "daily/monday"]).success();
+    let imported = snapctl
+        .run(["import", file.to_str().unwrap(), "--name", "daily/monday"])
+        .success();
     let id = text(&snapctl.show("daily/monday"), "id");
     let root = text(&snapctl.show("daily/monday"), "root");
     let said = imported.text() + &imported.stderr;
-    assert!(said.contains(&root), "an import ends by telling the root: {said}");
+    assert!(
+        said.contains(&root),
+        "an import ends by telling the root: {said}"
+    );
     assert!(said.contains("MB/s"), "and the rate: {said}");
 
     let list = snapctl.run(["snapshot", "list"]).success().text();
-    assert!(list.contains("daily/monday") && list.contains(&id), "{list}");
-    let show = snapctl.run(["snapshot", "show", "daily/monday"]).success().text();
+    assert!(
+        list.contains("daily/monday") && list.contains(&id),
+        "{list}"
+    );
+    let show = snapctl
+        .run(["snapshot", "show", "daily/monday"])
+        .success()
+        .text();
     assert!(show.contains(&root) && show.contains("completed"), "{show}");
     let status = snapctl.run(["status"]).success().text();
-    assert!(status.contains("io_uring") || status.contains("blocking"), "{status}");
-    let verify = snapctl.run(["snapshot", "verify", "daily/monday"]).success();
+    assert!(
+        status.contains("io_uring") || status.contains("blocking"),
+        "{status}"
+    );
+    let verify = snapctl
+        .run(["snapshot", "verify", "daily/monday"])
+        .success();
     assert!(!(verify.text() + &verify.stderr).trim().is_empty());
     let help = snapctl.run(["--help"]).success().text();
     for word in ["import", "export", "snapshot", "status", "VARVE_ENDPOINT"] {
         assert!(help.contains(word), "{word} in {help}");
     }
     for shell in ["bash", "zsh", "fish"] {
-        assert!(!snapctl.run(["completions", shell]).success().stdout.is_empty(), "{shell}");
+        assert!(
+            !snapctl
+                .run(["completions", shell])
+                .success()
+                .stdout
+                .is_empty(),
+            "{shell}"
+        );
     }
 }
 
@@ -166,16 +275,24 @@ fn listings_are_sorted_and_filtered() {
     }
     let all = ["Web-0", "database", "other", "web", "web-1", "web-2"];
     assert_eq!(snapctl.names(), all);
-    let filtered = |arguments: &[&str]| {
-        names(&snapctl.json(["snapshot", "list"].iter().chain(arguments)))
-    };
-    assert_eq!(filtered(&["--name-prefix", "web"]), ["web", "web-1", "web-2"]);
+    let filtered =
+        |arguments: &[&str]| names(&snapctl.json(["snapshot", "list"].iter().chain(arguments)));
+    assert_eq!(
+        filtered(&["--name-prefix", "web"]),
+        ["web", "web-1", "web-2"]
+    );
     assert_eq!(filtered(&["--name-prefix", "web-1"]), ["web-1"]);
     assert!(filtered(&["--name-prefix", "nothing"]).is_empty());
     assert_eq!(filtered(&["--tag", "host=web"]), ["web-1", "web-2"]);
-    assert_eq!(filtered(&["--tag", "host=web", "--tag", "day=2"]), ["web-2"]);
+    assert_eq!(
+        filtered(&["--tag", "host=web", "--tag", "day=2"]),
+        ["web-2"]
+    );
     assert_eq!(filtered(&["--tag", "day=1"]), ["database", "web-1"]);
-    assert_eq!(filtered(&["--name-prefix", "web", "--tag", "day=1"]), ["web-1"]);
+    assert_eq!(
+        filtered(&["--name-prefix", "web", "--tag", "day=1"]),
+        ["web-1"]
+    );
     assert!(filtered(&["--tag", "host=webs"]).is_empty());
 }
 
@@ -184,16 +301,39 @@ fn tags_are_set_and_removed() {
     let lab = Lab::new();
     let snapctl = lab.snapctl();
     let file = lab.image("image", MIB, 34);
-    snapctl.import_with(&file, "one", ["--tag", "keep=yes", "--tag", "change=before", "--tag", "drop=me"]);
+    snapctl.import_with(
+        &file,
+        "one",
+        [
+            "--tag",
+            "keep=yes",
+            "--tag",
+            "change=before",
+            "--tag",
+            "drop=me",
+        ],
+    );
     let before = snapctl.show("one");
-    let tag = ["snapshot", "tag", "one", "change=after", "new=a b=c", "--remove", "drop", "--remove", "absent"];
+    let tag = [
+        "snapshot",
+        "tag",
+        "one",
+        "change=after",
+        "new=a b=c",
+        "--remove",
+        "drop",
+        "--remove",
+        "absent",
+    ];
     snapctl.run(tag).ok();
     let expected = json!({ "keep": "yes", "change": "after", "new": "a b=c" });
     let mut after = snapctl.show("one");
     assert_eq!(after["tags"], expected);
     after["tags"] = before["tags"].clone();
     assert_eq!(after, before, "nothing else changes");
-    snapctl.run(["snapshot", "tag", "absent", "a=b"]).fails(exit::NOT_FOUND);
+    snapctl
+        .run(["snapshot", "tag", "absent", "a=b"])
+        .fails(exit::NOT_FOUND);
 }
 
 #[test]
@@ -206,11 +346,15 @@ fn a_deleted_snapshot_is_gone_and_its_name_is_free() {
     snapctl.run(["snapshot", "delete", &id]).ok();
     for key in ["one", &id] {
         for command in ["show", "delete", "verify"] {
-            let said = snapctl.run(["snapshot", command, key]).fails(exit::NOT_FOUND);
+            let said = snapctl
+                .run(["snapshot", command, key])
+                .fails(exit::NOT_FOUND);
             assert!(said.contains(key), "{said}");
         }
         let out = lab.scratch.join("out");
-        snapctl.run(["export", key, out.to_str().unwrap()]).fails(exit::NOT_FOUND);
+        snapctl
+            .run(["export", key, out.to_str().unwrap()])
+            .fails(exit::NOT_FOUND);
         assert!(!out.exists(), "an export that failed leaves a file");
     }
     assert_eq!(snapctl.names(), ["two"]);
@@ -227,13 +371,23 @@ fn a_deleted_snapshot_is_gone_and_its_name_is_free() {
 #[test]
 fn everything_is_there_after_a_restart() {
     let mut lab = Lab::new();
-    let files: Vec<_> = (0..3).map(|seed| lab.image(&format!("image-{seed}"), 12 * MIB, 36 + seed)).collect();
+    let files: Vec<_> = (0..3)
+        .map(|seed| lab.image(&format!("image-{seed}"), 12 * MIB, 36 + seed))
+        .collect();
     for (number, file) in files.iter().enumerate() {
-        lab.snapctl().import_with(file, &format!("snapshot-{number}"), ["--tag", "a=b"]);
+        lab.snapctl()
+            .import_with(file, &format!("snapshot-{number}"), ["--tag", "a=b"]);
     }
-    let (list, mut status) = (lab.snapctl().json(["snapshot", "list"]), lab.snapctl().json(["status"]));
+    let (list, mut status) = (
+        lab.snapctl().json(["snapshot", "list"]),
+        lab.snapctl().json(["status"]),
+    );
     for killed in [false, true] {
-        if killed { lab.varved.kill() } else { lab.varved.stop() }
+        if killed {
+            lab.varved.kill()
+        } else {
+            lab.varved.stop()
+        }
         lab.restart();
         assert_eq!(lab.snapctl().json(["snapshot", "list"]), list);
         let mut now = lab.snapctl().json(["status"]);
@@ -252,9 +406,18 @@ fn everything_is_there_after_a_restart() {
 fn diff_blocks(diff: &Value) -> Vec<(u64, String)> {
     let mut blocks = Vec::new();
     let mut end = 0;
-    for extent in diff["extents"].as_array().unwrap_or_else(|| panic!("no extents in {diff}")) {
-        let (offset, length) = (number(extent, "offset_bytes"), number(extent, "length_bytes"));
-        assert!(offset >= end && length > 0, "extents ascend and do not overlap: {diff}");
+    for extent in diff["extents"]
+        .as_array()
+        .unwrap_or_else(|| panic!("no extents in {diff}"))
+    {
+        let (offset, length) = (
+            number(extent, "offset_bytes"),
+            number(extent, "length_bytes"),
+        );
+        assert!(
+            offset >= end && length > 0,
+            "extents ascend and do not overlap: {diff}"
+        );
         end = offset + length;
         let kind = text(extent, "kind");
         blocks.extend((offset / 4096..end.div_ceil(4096)).map(|block| (block, kind.clone())));
@@ -282,13 +445,22 @@ fn check_diff(lab: &Lab, base: (&str, &Path), target: (&str, &Path)) {
     let named = diff_blocks(&diff);
     let named_set: BTreeSet<u64> = named.iter().map(|(block, _)| *block).collect();
     for block in files::differing_blocks(base.1, target.1) {
-        assert!(named_set.contains(&block), "block {block} differs, and the diff does not say so");
+        assert!(
+            named_set.contains(&block),
+            "block {block} differs, and the diff does not say so"
+        );
     }
     let blocks = files::len(base.1).max(files::len(target.1)).div_ceil(4096);
-    let (old, new) = (chunk_of_blocks(base.1, blocks), chunk_of_blocks(target.1, blocks));
+    let (old, new) = (
+        chunk_of_blocks(base.1, blocks),
+        chunk_of_blocks(target.1, blocks),
+    );
     for (block, kind) in &named {
         let at = usize::try_from(*block).unwrap();
-        assert_ne!(old[at], new[at], "block {block} is in the same chunk at the same place in both");
+        assert_ne!(
+            old[at], new[at],
+            "block {block} is in the same chunk at the same place in both"
+        );
         let expected = match (&old[at], &new[at]) {
             (None, _) => "added",
             (_, None) => "removed",
@@ -326,15 +498,29 @@ fn a_diff_compares_volumes_of_different_sizes() {
     let lab = Lab::new();
     let small = lab.image("small", 20 * MIB, 39);
     let large = image::copy(&lab.scratch, &small, "large");
-    File::options().write(true).open(&large).unwrap().set_len(3 << 30).unwrap();
+    File::options()
+        .write(true)
+        .open(&large)
+        .unwrap()
+        .set_len(3 << 30)
+        .unwrap();
     files::write_range(&large, (3 << 30) - 4096, &[1; 4096]);
     lab.snapctl().import(&small, "small");
     lab.snapctl().import(&large, "large");
     let grown = lab.snapctl().json(["snapshot", "diff", "small", "large"]);
-    assert_eq!(diff_blocks(&grown), [((3 << 30) / 4096 - 1, "added".to_owned())]);
+    assert_eq!(
+        diff_blocks(&grown),
+        [((3 << 30) / 4096 - 1, "added".to_owned())]
+    );
     let shrunk = lab.snapctl().json(["snapshot", "diff", "large", "small"]);
-    assert_eq!(diff_blocks(&shrunk), [((3 << 30) / 4096 - 1, "removed".to_owned())]);
-    let said = lab.snapctl().run(["snapshot", "diff", "small", "absent"]).fails(exit::NOT_FOUND);
+    assert_eq!(
+        diff_blocks(&shrunk),
+        [((3 << 30) / 4096 - 1, "removed".to_owned())]
+    );
+    let said = lab
+        .snapctl()
+        .run(["snapshot", "diff", "small", "absent"])
+        .fails(exit::NOT_FOUND);
     assert!(said.contains("absent"), "{said}");
 }
 
@@ -346,8 +532,14 @@ fn the_command_line_has_exit_codes_for_scripts() {
     snapctl.import(&file, "taken");
     snapctl.run(["no-such-command"]).fails(exit::USAGE);
     snapctl.run(["snapshot", "show"]).fails(exit::USAGE);
-    snapctl.run(["snapshot", "show", "absent"]).fails(exit::NOT_FOUND);
-    snapctl.run(["snapshot", "verify", "snap-0123456789abcdef0"]).fails(exit::NOT_FOUND);
-    snapctl.run(["import", file.to_str().unwrap(), "--name", "taken"]).fails(exit::ALREADY_EXISTS);
+    snapctl
+        .run(["snapshot", "show", "absent"])
+        .fails(exit::NOT_FOUND);
+    snapctl
+        .run(["snapshot", "verify", "snap-0123456789abcdef0"])
+        .fails(exit::NOT_FOUND);
+    snapctl
+        .run(["import", file.to_str().unwrap(), "--name", "taken"])
+        .fails(exit::ALREADY_EXISTS);
     snapctl.run(["--version"]).ok();
 }

@@ -20,7 +20,9 @@ const LINES_MAX: usize = 700;
 fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = command(cargo, arguments);
-    command.args(["--offline", "--locked"]).current_dir(repository());
+    command
+        .args(["--offline", "--locked"])
+        .current_dir(repository());
     command
 }
 
@@ -48,7 +50,10 @@ fn files() -> Vec<PathBuf> {
 }
 
 fn rust_files() -> Vec<PathBuf> {
-    files().into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+    files()
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
 }
 
 fn read(path: &Path) -> String {
@@ -56,7 +61,10 @@ fn read(path: &Path) -> String {
 }
 
 fn shown(path: &Path) -> String {
-    path.strip_prefix(repository()).unwrap_or(path).display().to_string()
+    path.strip_prefix(repository())
+        .unwrap_or(path)
+        .display()
+        .to_string()
 }
 
 /// The files that crates begin with: libraries, programs, tests, benches, build scripts.
@@ -64,8 +72,12 @@ fn crate_roots() -> Vec<PathBuf> {
     let metadata = run(cargo(["metadata", "--no-deps", "--format-version=1"])).success();
     let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
-    let targets = packages.iter().flat_map(|package| package["targets"].as_array().unwrap());
-    targets.map(|target| PathBuf::from(target["src_path"].as_str().unwrap())).collect()
+    let targets = packages
+        .iter()
+        .flat_map(|package| package["targets"].as_array().unwrap());
+    targets
+        .map(|target| PathBuf::from(target["src_path"].as_str().unwrap()))
+        .collect()
 }
 
 /// Names of the modules that a file says are in files of their own.
@@ -73,7 +85,10 @@ fn modules(text: &str) -> Vec<&str> {
     text.lines()
         .filter_map(|line| {
             let line = line.trim_start();
-            let rest = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(crate) ")).unwrap_or(line);
+            let rest = line
+                .strip_prefix("pub ")
+                .or_else(|| line.strip_prefix("pub(crate) "))
+                .unwrap_or(line);
             let rest = rest.strip_prefix("pub(super) ").unwrap_or(rest);
             rest.strip_prefix("mod ")?.strip_suffix(';')
         })
@@ -87,16 +102,28 @@ fn every_rust_file_belongs_to_a_crate() {
     let mut waiting: Vec<(PathBuf, bool)> = roots.into_iter().map(|root| (root, true)).collect();
     while let Some((file, is_root)) = waiting.pop() {
         let dir = file.parent().unwrap();
-        let base = if is_root || file.ends_with("mod.rs") { dir.to_owned() } else { file.with_extension("") };
+        let base = if is_root || file.ends_with("mod.rs") {
+            dir.to_owned()
+        } else {
+            file.with_extension("")
+        };
         for module in modules(&read(&file)) {
-            let candidates = [base.join(format!("{module}.rs")), base.join(module).join("mod.rs")];
+            let candidates = [
+                base.join(format!("{module}.rs")),
+                base.join(module).join("mod.rs"),
+            ];
             let found = candidates.into_iter().find(|path| path.is_file());
-            let found = found.unwrap_or_else(|| panic!("{}: module {module} has no file", shown(&file)));
+            let found =
+                found.unwrap_or_else(|| panic!("{}: module {module} has no file", shown(&file)));
             waiting.push((found, false));
         }
         reached.insert(file);
     }
-    let orphans: Vec<_> = rust_files().into_iter().filter(|path| !reached.contains(path)).map(|path| shown(&path)).collect();
+    let orphans: Vec<_> = rust_files()
+        .into_iter()
+        .filter(|path| !reached.contains(path))
+        .map(|path| shown(&path))
+        .collect();
     assert!(orphans.is_empty(), "no crate has these files: {orphans:?}");
 }
 
@@ -119,13 +146,20 @@ fn every_file_begins_by_saying_what_is_in_it() {
         .filter(|path| !read(path).starts_with("//! "))
         .map(|path| shown(&path))
         .collect();
-    assert!(silent.is_empty(), "these do not begin with `//! `: {silent:?}");
+    assert!(
+        silent.is_empty(),
+        "these do not begin with `//! `: {silent:?}"
+    );
 }
 
 /// What a file of `varve-store` uses of its own crate: the first names behind `crate::`.
 fn used_modules(text: &str) -> BTreeSet<String> {
     let mut used = BTreeSet::new();
-    let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n");
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
         let Some(group) = rest.strip_prefix('{') else {
@@ -156,14 +190,26 @@ fn used_modules(text: &str) -> BTreeSet<String> {
 }
 
 fn first_name(path: &str) -> String {
-    path.chars().take_while(|character| character.is_alphanumeric() || *character == '_').collect()
+    path.chars()
+        .take_while(|character| character.is_alphanumeric() || *character == '_')
+        .collect()
 }
 
 #[test]
 fn modules_of_the_store_look_downward_only() {
     // Each may use what is in its list, and nothing that is in another's.
     const ABOVE_ALL: [&str; 11] = [
-        "commit", "ingest", "read", "recovery", "snapshot", "store", "verify", "catalog_log", "meta", "pack", "workers",
+        "commit",
+        "ingest",
+        "read",
+        "recovery",
+        "snapshot",
+        "store",
+        "verify",
+        "catalog_log",
+        "meta",
+        "pack",
+        "workers",
     ];
     let layers: [(&str, &[&str]); 5] = [
         ("format", &["io", "limits"]),
@@ -175,10 +221,21 @@ fn modules_of_the_store_look_downward_only() {
     let store = repository().join("store/src");
     for (layer, beside) in layers {
         let dir = store.join(layer);
-        for path in rust_files().into_iter().filter(|path| path.starts_with(&dir)) {
+        for path in rust_files()
+            .into_iter()
+            .filter(|path| path.starts_with(&dir))
+        {
             let used = used_modules(&read(&path));
-            for module in ABOVE_ALL.iter().filter(|module| **module != layer).chain(beside) {
-                assert!(!used.contains(*module), "{} uses crate::{module}", shown(&path));
+            for module in ABOVE_ALL
+                .iter()
+                .filter(|module| **module != layer)
+                .chain(beside)
+            {
+                assert!(
+                    !used.contains(*module),
+                    "{} uses crate::{module}",
+                    shown(&path)
+                );
             }
         }
     }
@@ -187,12 +244,28 @@ fn modules_of_the_store_look_downward_only() {
 /// Bytes on disk, and what a volume's content is made of, are known without a file, a clock or a socket.
 #[test]
 fn formats_and_content_do_no_input_or_output() {
-    for dir in ["store/src/format", "store/content/src", "daemon/src/nbd/wire"] {
+    for dir in [
+        "store/src/format",
+        "store/content/src",
+        "daemon/src/nbd/wire",
+    ] {
         let dir = repository().join(dir);
         let mut seen = 0;
-        for path in rust_files().into_iter().filter(|path| path.starts_with(&dir)) {
+        for path in rust_files()
+            .into_iter()
+            .filter(|path| path.starts_with(&dir))
+        {
             let text = read(&path);
-            for outside in ["std::fs", "std::net", "std::io", "std::env", "std::time", "std::thread", "tokio::", "rustix::"] {
+            for outside in [
+                "std::fs",
+                "std::net",
+                "std::io",
+                "std::env",
+                "std::time",
+                "std::thread",
+                "tokio::",
+                "rustix::",
+            ] {
                 assert!(!text.contains(outside), "{} uses {outside}", shown(&path));
             }
             seen += 1;
@@ -203,8 +276,21 @@ fn formats_and_content_do_no_input_or_output() {
 
 /// The packages that a package is linked with.
 fn linked(package: &str) -> BTreeSet<String> {
-    let tree = run(cargo(["tree", "--edges=normal", "--prefix=none", "--format={p}", "-p", package])).success().text();
-    let names: BTreeSet<_> = tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect();
+    let tree = run(cargo([
+        "tree",
+        "--edges=normal",
+        "--prefix=none",
+        "--format={p}",
+        "-p",
+        package,
+    ]))
+    .success()
+    .text();
+    let names: BTreeSet<_> = tree
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .map(str::to_owned)
+        .collect();
     assert!(names.contains(package), "{tree}");
     names
 }
@@ -212,10 +298,40 @@ fn linked(package: &str) -> BTreeSet<String> {
 #[test]
 fn crates_depend_on_what_they_should() {
     for (package, never) in [
-        ("varve-content", &["tokio", "tonic", "prost", "rocksdb", "io-uring", "varve-store", "varve-proto"][..]),
-        ("varve-store", &["tonic", "hyper", "h2", "varve-proto", "varve-daemon", "varve-client"]),
+        (
+            "varve-content",
+            &[
+                "tokio",
+                "tonic",
+                "prost",
+                "rocksdb",
+                "io-uring",
+                "varve-store",
+                "varve-proto",
+            ][..],
+        ),
+        (
+            "varve-store",
+            &[
+                "tonic",
+                "hyper",
+                "h2",
+                "varve-proto",
+                "varve-daemon",
+                "varve-client",
+            ],
+        ),
         ("varve-proto", &["rocksdb", "varve-store"]),
-        ("varve-client", &["rocksdb", "librocksdb-sys", "io-uring", "varve-store", "varve-daemon"]),
+        (
+            "varve-client",
+            &[
+                "rocksdb",
+                "librocksdb-sys",
+                "io-uring",
+                "varve-store",
+                "varve-daemon",
+            ],
+        ),
         ("varve-daemon", &["varve-client"]),
     ] {
         let linked = linked(package);
@@ -238,19 +354,32 @@ fn every_failpoint_is_reached_and_tested() {
         let reached = format!("reach(Failpoint::{point:?})");
         let places: usize = code.iter().map(|text| text.matches(&reached).count()).sum();
         assert_eq!(places, 1, "{reached} is in {places} places");
-        assert!(tests.contains(&format!("Failpoint::{point:?}")), "no test names {point:?}");
+        assert!(
+            tests.contains(&format!("Failpoint::{point:?}")),
+            "no test names {point:?}"
+        );
     }
 }
 
 /// A path of one machine has no meaning on another.
 #[test]
 fn no_file_names_somebodys_home() {
-    let homes = [["/ro", "ot/"].concat(), ["/ho", "me/"].concat(), ["/Us", "ers/"].concat()];
+    let homes = [
+        ["/ro", "ot/"].concat(),
+        ["/ho", "me/"].concat(),
+        ["/Us", "ers/"].concat(),
+    ];
     for path in files() {
         // Images and the like are not looked into.
-        let Ok(text) = String::from_utf8(fs::read(&path).unwrap()) else { continue };
+        let Ok(text) = String::from_utf8(fs::read(&path).unwrap()) else {
+            continue;
+        };
         for home in &homes {
-            assert!(!text.contains(home), "{} holds a path below {home}", shown(&path));
+            assert!(
+                !text.contains(home),
+                "{} holds a path below {home}",
+                shown(&path)
+            );
         }
     }
 }
@@ -260,8 +389,14 @@ fn programs_and_crates_have_the_names_that_are_written_down() {
     let metadata = run(cargo(["metadata", "--no-deps", "--format-version=1"])).success();
     let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
-    let names: BTreeSet<_> = packages.iter().map(|package| package["name"].as_str().unwrap()).collect();
-    let expected = ["benches", "client", "content", "daemon", "proto", "store", "tests"].map(|name| format!("varve-{name}"));
+    let names: BTreeSet<_> = packages
+        .iter()
+        .map(|package| package["name"].as_str().unwrap())
+        .collect();
+    let expected = [
+        "benches", "client", "content", "daemon", "proto", "store", "tests",
+    ]
+    .map(|name| format!("varve-{name}"));
     assert_eq!(names, expected.iter().map(String::as_str).collect());
     for package in packages {
         assert_eq!(package["license"], "Apache-2.0", "{}", package["name"]);

@@ -1,6 +1,6 @@
 //! What a daemon is told: by arguments, environment and a TOML file, in this order of precedence, then defaults.
 //!
-//! [`settings`] is the one list of what there is: keys, variables, flags. Here the values get their types.
+//! `settings` is the one list of what there is: keys, variables, flags. Here the values get their types.
 //! Every refusal names the setting and where its value came from.
 
 mod error;

@@ -91,6 +91,9 @@ pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// An upload that nothing was heard of for so long is dropped, by default; a setting.
 pub const UPLOAD_IDLE: Duration = Duration::from_mins(10);
+/// When all places for uploads are taken, one that nothing was heard of for so long gives way: clients that were killed must not
+/// keep others out until their uploads expire.
+pub const UPLOAD_YIELDS_AFTER: Duration = Duration::from_secs(30);
 /// NBD connections open at one time, by default; a setting.
 pub const NBD_CONNECTIONS_MAX: usize = crate::nbd::limits::DEFAULT_MAX_CONNECTIONS;
 

@@ -14,7 +14,9 @@ use crate::{
     failpoints::{Failpoint, reach},
     format::{
         FormatError, StoreId,
-        catalog_log::{self, Found, LOG_HEADER_BYTES, LOG_RECORD_BYTES_MAX, LogHeader, Position, Record},
+        catalog_log::{
+            self, Found, LOG_HEADER_BYTES, LOG_RECORD_BYTES_MAX, LogHeader, Position, Record,
+        },
     },
     io::{AlignedBuf, Disk, File, OpenMode},
 };
@@ -52,14 +54,20 @@ pub(crate) struct TornTail {
 
 impl fmt::Display for TornTail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "catalog log at offset {}: {}", self.offset_bytes, self.why)
+        write!(
+            f,
+            "catalog log at offset {}: {}",
+            self.offset_bytes, self.why
+        )
     }
 }
 
 impl CatalogLog {
     /// Makes an empty log and makes it durable, but for its name in the directory.
     pub(crate) async fn create(disk: Arc<dyn Disk>, path: PathBuf, store: StoreId) -> Result<Self> {
-        let file = disk.open_direct(&path, OpenMode::CreateNew).map_err(|source| Error::io("create", &path, source))?;
+        let file = disk
+            .open_direct(&path, OpenMode::CreateNew)
+            .map_err(|source| Error::io("create", &path, source))?;
         let header = LogHeader { store }.encode();
         let log = Self {
             disk,
@@ -77,8 +85,14 @@ impl CatalogLog {
     ///
     /// [`Error::Damaged`] when a record is damaged that others follow, [`Error::Incompatible`] when it is another
     /// store's or a later version's.
-    pub(crate) async fn open(disk: Arc<dyn Disk>, path: PathBuf, store: StoreId) -> Result<(Self, Replay)> {
-        let file = disk.open_direct(&path, OpenMode::ReadWrite).map_err(|source| Error::io("open", &path, source))?;
+    pub(crate) async fn open(
+        disk: Arc<dyn Disk>,
+        path: PathBuf,
+        store: StoreId,
+    ) -> Result<(Self, Replay)> {
+        let file = disk
+            .open_direct(&path, OpenMode::ReadWrite)
+            .map_err(|source| Error::io("open", &path, source))?;
         let mut log = Self {
             disk,
             file,
@@ -92,32 +106,50 @@ impl CatalogLog {
     async fn replay(&mut self, store: StoreId) -> Result<Replay> {
         let path = self.file.path().to_owned();
         let failed = |verb| move |source| Error::io(verb, &path, source);
-        let header = self.disk.read_up_to(&self.file, 0, LOG_HEADER_BYTES).await.map_err(failed.clone()("read"))?;
-        let header = LogHeader::decode(&header).map_err(|problem| self.damage(0, "header", &problem))?;
+        let header = self
+            .disk
+            .read_up_to(&self.file, 0, LOG_HEADER_BYTES)
+            .await
+            .map_err(failed.clone()("read"))?;
+        let header =
+            LogHeader::decode(&header).map_err(|problem| self.damage(0, "header", &problem))?;
         if header.store != store {
             return Err(Error::Incompatible {
                 path: self.file.path().to_owned(),
-                why: format!("it belongs to store {}, this is store {store}", header.store),
+                why: format!(
+                    "it belongs to store {}, this is store {store}",
+                    header.store
+                ),
             });
         }
-        let len_bytes = self.disk.len(&self.file).map_err(failed.clone()("read the length of"))?;
+        let len_bytes = self
+            .disk
+            .len(&self.file)
+            .map_err(failed.clone()("read the length of"))?;
         let mut replay = Replay {
             records: Vec::new(),
             torn: None,
         };
         loop {
             let from = self.position;
-            let read = self.disk.read_up_to(&self.file, from.offset_bytes, WINDOW_BYTES).await;
+            let read = self
+                .disk
+                .read_up_to(&self.file, from.offset_bytes, WINDOW_BYTES)
+                .await;
             let window = read.map_err(failed.clone()("read"))?;
             let at_end = from.offset_bytes + window.len() as u64 >= len_bytes;
             let mut scan = catalog_log::scan(&window, from, at_end);
             for found in &mut scan {
                 match found {
-                    Found::Record { sequence, record, .. } => replay.records.push((sequence, record)),
+                    Found::Record {
+                        sequence, record, ..
+                    } => replay.records.push((sequence, record)),
                     Found::Torn { offset_bytes, why } => {
                         replay.torn = Some(TornTail { offset_bytes, why });
                     }
-                    Found::Damaged { offset_bytes, why } => return Err(self.damage(offset_bytes, "record", &why)),
+                    Found::Damaged { offset_bytes, why } => {
+                        return Err(self.damage(offset_bytes, "record", &why));
+                    }
                     Found::Unknown { offset_bytes, why } => {
                         return Err(Error::Incompatible {
                             path: self.file.path().to_owned(),
@@ -146,7 +178,13 @@ impl CatalogLog {
     }
 
     fn damage(&self, offset_bytes: u64, what: &str, problem: &FormatError) -> Error {
-        Damage::in_file(self.file.path(), offset_bytes, format_args!("catalog log {what}"), problem).into()
+        Damage::in_file(
+            self.file.path(),
+            offset_bytes,
+            format_args!("catalog log {what}"),
+            problem,
+        )
+        .into()
     }
 
     /// Appends a record; it is durable when its number is returned.
@@ -171,22 +209,31 @@ impl CatalogLog {
 
     async fn write(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
         let path = self.file.path();
-        let Err(source) = self.disk.write(&self.file, offset_bytes, AlignedBuf::from_slice(bytes)).await else {
+        let Err(source) = self
+            .disk
+            .write(&self.file, offset_bytes, AlignedBuf::from_slice(bytes))
+            .await
+        else {
             return Ok(());
         };
         let error = Error::io("append to", path, source);
         if matches!(error, Error::Full { .. }) {
-            self.disk.set_len(&self.file, offset_bytes).map_err(|source| Error::io("cut back", path, source))?;
+            self.disk
+                .set_len(&self.file, offset_bytes)
+                .map_err(|source| Error::io("cut back", path, source))?;
         }
         Err(error)
     }
 
     async fn sync(&self) -> Result<()> {
         // Not told apart by its reason: what a failed sync leaves is unknown, also when the disk was full.
-        self.disk.sync_data(&self.file).await.map_err(|source| Error::Io {
-            verb: "sync",
-            path: self.file.path().to_owned(),
-            source,
-        })
+        self.disk
+            .sync_data(&self.file)
+            .await
+            .map_err(|source| Error::Io {
+                verb: "sync",
+                path: self.file.path().to_owned(),
+                source,
+            })
     }
 }

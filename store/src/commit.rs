@@ -65,7 +65,9 @@ struct Pending {
 impl Pending {
     fn check(&self, generation: Generation) -> Result<()> {
         if let Some(reason) = &self.poisoned {
-            return Err(Error::Poisoned { reason: reason.clone() });
+            return Err(Error::Poisoned {
+                reason: reason.clone(),
+            });
         }
         if self.closing {
             return Err(Error::Closing);
@@ -80,7 +82,8 @@ impl Pending {
     }
 
     fn appended_bytes(&self) -> u64 {
-        let bytes = |appended: &Option<Appended>| appended.as_ref().map_or(0, Appended::stored_bytes);
+        let bytes =
+            |appended: &Option<Appended>| appended.as_ref().map_or(0, Appended::stored_bytes);
         bytes(&self.chunks_appended) + bytes(&self.nodes_appended)
     }
 }
@@ -95,7 +98,9 @@ pub(crate) fn put_record(batch: &mut Batch, record: &PlacedRecord) {
 
 /// The keys of records that are nodes.
 pub(crate) fn node_keys(records: &[EncodedRecord]) -> impl Iterator<Item = NodeKey> {
-    records.iter().filter_map(|record| NodeKey::new(record.payload().kind, *record.id()))
+    records
+        .iter()
+        .filter_map(|record| NodeKey::new(record.payload().kind, *record.id()))
 }
 
 /// Adds to what was appended before.
@@ -146,7 +151,9 @@ impl Commit {
     /// How chunks are kept that the index does not know yet.
     pub(crate) fn pending_chunks(&self, ids: &[ChunkId]) -> Vec<Option<Payload>> {
         let pending = self.pending.read();
-        ids.iter().map(|id| pending.chunks.get(id).copied()).collect()
+        ids.iter()
+            .map(|id| pending.chunks.get(id).copied())
+            .collect()
     }
 
     /// Which nodes were appended that the index does not know yet.
@@ -156,8 +163,15 @@ impl Commit {
     }
 
     /// Appends chunks, and indexes when a group is full. Returns the bytes they take in packs.
-    pub(crate) async fn append_chunks(&self, generation: Generation, records: Vec<EncodedRecord>) -> Result<u64> {
-        let kept: Vec<_> = records.iter().map(|record| (ChunkId::from_bytes(*record.id()), *record.payload())).collect();
+    pub(crate) async fn append_chunks(
+        &self,
+        generation: Generation,
+        records: Vec<EncodedRecord>,
+    ) -> Result<u64> {
+        let kept: Vec<_> = records
+            .iter()
+            .map(|record| (ChunkId::from_bytes(*record.id()), *record.payload()))
+            .collect();
         let appended = self.written(self.chunks.append(records).await)?;
         let stored = appended.stored_bytes();
         let full = {
@@ -178,7 +192,11 @@ impl Commit {
     }
 
     /// Appends tree nodes. Returns the bytes they take in packs.
-    pub(crate) async fn append_nodes(&self, generation: Generation, records: Vec<EncodedRecord>) -> Result<u64> {
+    pub(crate) async fn append_nodes(
+        &self,
+        generation: Generation,
+        records: Vec<EncodedRecord>,
+    ) -> Result<u64> {
         let keys: Vec<_> = node_keys(&records).collect();
         let appended = self.written(self.nodes.append(records).await)?;
         let stored = appended.stored_bytes();
@@ -190,7 +208,11 @@ impl Commit {
     }
 
     /// Makes a snapshot of content whose nodes were all appended, and shows it.
-    pub(crate) async fn commit_snapshot(&self, generation: Generation, record: SnapshotRecord) -> Result<SnapshotRecord> {
+    pub(crate) async fn commit_snapshot(
+        &self,
+        generation: Generation,
+        record: SnapshotRecord,
+    ) -> Result<SnapshotRecord> {
         {
             let flushing = self.flushing.lock().await;
             self.check(generation)?;
@@ -205,18 +227,24 @@ impl Commit {
                 id: taken.id.to_string(),
             });
         }
-        self.change_catalog(&mut log, Record::PutSnapshot(record.clone())).await?;
+        self.change_catalog(&mut log, Record::PutSnapshot(record.clone()))
+            .await?;
         Ok(record)
     }
 
     /// Replaces a snapshot's record by what `change` makes of it.
-    pub(crate) async fn update_snapshot<F>(&self, id: SnapshotId, change: F) -> Result<SnapshotRecord>
+    pub(crate) async fn update_snapshot<F>(
+        &self,
+        id: SnapshotId,
+        change: F,
+    ) -> Result<SnapshotRecord>
     where
         F: FnOnce(SnapshotRecord) -> Result<SnapshotRecord>,
     {
         let mut log = self.catalog.lock().await;
         let record = change(self.existing(id).await?)?;
-        self.change_catalog(&mut log, Record::PutSnapshot(record.clone())).await?;
+        self.change_catalog(&mut log, Record::PutSnapshot(record.clone()))
+            .await?;
         Ok(record)
     }
 
@@ -224,15 +252,18 @@ impl Commit {
     pub(crate) async fn delete_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
         let mut log = self.catalog.lock().await;
         let record = self.existing(id).await?;
-        self.change_catalog(&mut log, Record::DeleteSnapshot(id)).await?;
+        self.change_catalog(&mut log, Record::DeleteSnapshot(id))
+            .await?;
         Ok(record)
     }
 
     async fn existing(&self, id: SnapshotId) -> Result<SnapshotRecord> {
-        self.ask(move |meta| meta.snapshot(id)).await?.ok_or_else(|| Error::NotFound {
-            what: "snapshot",
-            name: id.to_string(),
-        })
+        self.ask(move |meta| meta.snapshot(id))
+            .await?
+            .ok_or_else(|| Error::NotFound {
+                what: "snapshot",
+                name: id.to_string(),
+            })
     }
 
     /// Steps 2 and 3.
@@ -256,7 +287,10 @@ impl Commit {
         // What was appended before is covered by the flush. What comes meanwhile waits for the next.
         let (chunks, nodes) = {
             let mut pending = self.pending.write();
-            (pending.chunks_appended.take(), pending.nodes_appended.take())
+            (
+                pending.chunks_appended.take(),
+                pending.nodes_appended.take(),
+            )
         };
         if chunks.is_none() && nodes.is_none() {
             return Ok(());
@@ -268,13 +302,18 @@ impl Commit {
         for record in chunks.iter().chain(&nodes) {
             put_record(&mut batch, record);
         }
-        self.apply(batch, sync).await.inspect_err(|error| self.poison(error))?;
+        self.apply(batch, sync)
+            .await
+            .inspect_err(|error| self.poison(error))?;
         reach(Failpoint::GroupIndexed);
         let mut pending = self.pending.write();
         for record in &chunks {
             pending.chunks.remove(&ChunkId::from_bytes(record.id));
         }
-        for key in nodes.iter().filter_map(|record| NodeKey::new(record.location.payload.kind, record.id)) {
+        for key in nodes
+            .iter()
+            .filter_map(|record| NodeKey::new(record.location.payload.kind, record.id))
+        {
             pending.nodes.remove(&key);
         }
         Ok(())
@@ -302,17 +341,23 @@ impl Commit {
         F: FnOnce(&dyn Meta) -> Result<T> + Send + 'static,
     {
         let meta = Arc::clone(&self.meta);
-        self.workers.run(Priority::Read, move |_| ask(&*meta)).await?
+        self.workers
+            .run(Priority::Read, move |_| ask(&*meta))
+            .await?
     }
 
     async fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
         let meta = Arc::clone(&self.meta);
-        self.workers.run(Priority::Write, move |_| meta.apply(batch, sync)).await?
+        self.workers
+            .run(Priority::Write, move |_| meta.apply(batch, sync))
+            .await?
     }
 
     fn writable(&self) -> Result<()> {
         match &self.pending.read().poisoned {
-            Some(reason) => Err(Error::Poisoned { reason: reason.clone() }),
+            Some(reason) => Err(Error::Poisoned {
+                reason: reason.clone(),
+            }),
             None => Ok(()),
         }
     }

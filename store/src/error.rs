@@ -38,7 +38,10 @@ pub enum Error {
     Invalid(String),
 
     /// A chunk is not cut as the chunker cuts.
-    #[error("chunk {id} is not cut as chunker version {} cuts: {source}", varve_content::chunker::CHUNKER_VERSION)]
+    #[error(
+        "chunk {id} is not cut as chunker version {} cuts: {source}",
+        varve_content::chunker::CHUNKER_VERSION
+    )]
     NotCanonical {
         /// The chunk.
         id: ChunkId,
@@ -194,7 +197,12 @@ impl fmt::Display for Damage {
 
 impl Damage {
     /// Damage in a pack.
-    pub(crate) fn in_pack(pack: PackId, offset_bytes: u64, what: impl fmt::Display, problem: impl fmt::Display) -> Self {
+    pub(crate) fn in_pack(
+        pack: PackId,
+        offset_bytes: u64,
+        what: impl fmt::Display,
+        problem: impl fmt::Display,
+    ) -> Self {
         Self {
             place: Place::Pack { pack, offset_bytes },
             what: what.to_string(),
@@ -204,7 +212,12 @@ impl Damage {
     }
 
     /// Damage in a file that is not a pack.
-    pub(crate) fn in_file(path: &Path, offset_bytes: u64, what: impl fmt::Display, problem: &FormatError) -> Self {
+    pub(crate) fn in_file(
+        path: &Path,
+        offset_bytes: u64,
+        what: impl fmt::Display,
+        problem: &FormatError,
+    ) -> Self {
         Self {
             place: Place::File {
                 path: path.to_owned(),

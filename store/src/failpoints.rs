@@ -71,9 +71,9 @@ pub fn arm_from_environment() -> Result<Option<Failpoint>> {
         None => (wanted.as_str(), 1),
         Some((name, count)) => (
             name,
-            count
-                .parse::<u64>()
-                .map_err(|_| Error::Invalid(format!("{VARIABLE}={wanted:?}: {count:?} is not a count")))?,
+            count.parse::<u64>().map_err(|_| {
+                Error::Invalid(format!("{VARIABLE}={wanted:?}: {count:?} is not a count"))
+            })?,
         ),
     };
     let point = Failpoint::ALL
@@ -88,7 +88,9 @@ pub fn arm_from_environment() -> Result<Option<Failpoint>> {
 
 /// Ends the process here if this point is armed and its turn has come.
 pub(crate) fn reach(point: Failpoint) {
-    if ARMED.load(Ordering::Relaxed) == point as u32 + 1 && REMAINING.fetch_sub(1, Ordering::Relaxed) == 1 {
+    if ARMED.load(Ordering::Relaxed) == point as u32 + 1
+        && REMAINING.fetch_sub(1, Ordering::Relaxed) == 1
+    {
         tracing::error!(point = point.name(), "ending the process at a failpoint");
         std::process::abort();
     }

@@ -93,7 +93,9 @@ impl Ingest {
         meta::check_name(&new.name)?;
         meta::check_tags(&new.tags)?;
         if new.size_bytes == 0 {
-            return Err(Error::Invalid("a snapshot of 0 bytes cannot be made".to_owned()));
+            return Err(Error::Invalid(
+                "a snapshot of 0 bytes cannot be made".to_owned(),
+            ));
         }
         if new.size_bytes > limits::VOLUME_BYTES_MAX {
             return Err(Error::Limit(format!(
@@ -129,7 +131,11 @@ impl Ingest {
     pub async fn missing(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
         self.shared.commit.check(self.generation)?;
         let places = self.shared.known_chunks(ids.to_vec()).await?;
-        Ok((0u32..).zip(&places).filter(|(_, place)| place.is_none()).map(|(position, _)| position).collect())
+        Ok((0u32..)
+            .zip(&places)
+            .filter(|(_, place)| place.is_none())
+            .map(|(position, _)| position)
+            .collect())
     }
 
     /// Takes chunks in. Waits while too many bytes are on their way to disk.
@@ -147,19 +153,41 @@ impl Ingest {
                 limits::INGEST_PLAIN_BYTES
             )));
         }
-        #[expect(clippy::cast_possible_truncation, reason = "checked against INGEST_PLAIN_BYTES just above")]
-        let _space = self.shared.ingest_space.acquire_many(plain_bytes as u32).await.map_err(|_| Error::Closing)?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "checked against INGEST_PLAIN_BYTES just above"
+        )]
+        let _space = self
+            .shared
+            .ingest_space
+            .acquire_many(plain_bytes as u32)
+            .await
+            .map_err(|_| Error::Closing)?;
 
         let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
         let places = self.shared.known_chunks(ids).await?;
         let known: Vec<bool> = places.iter().map(Option::is_some).collect();
-        let sealed = self.shared.workers.run(Priority::Write, move |scratch| seal_all(scratch, &chunks, &known)).await??;
+        let sealed = self
+            .shared
+            .workers
+            .run(Priority::Write, move |scratch| {
+                seal_all(scratch, &chunks, &known)
+            })
+            .await??;
         if sealed.records.is_empty() {
-            return Ok(PutOutcome { chunks: count, new_bytes: 0 });
+            return Ok(PutOutcome {
+                chunks: count,
+                new_bytes: 0,
+            });
         }
         self.shared.check_free_space()?;
-        let stored = self.shared.commit.append_chunks(self.generation, sealed.records).await?;
-        self.new_bytes.fetch_add(sealed.new_bytes, Ordering::Relaxed);
+        let stored = self
+            .shared
+            .commit
+            .append_chunks(self.generation, sealed.records)
+            .await?;
+        self.new_bytes
+            .fetch_add(sealed.new_bytes, Ordering::Relaxed);
         self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
         Ok(PutOutcome {
             chunks: count,
@@ -256,14 +284,21 @@ impl Ingest {
         let (mut ids, data_blocks) = {
             let mut state = self.leaves.lock();
             if state.committed {
-                return Err(Error::Invalid(format!("the upload of {:?} was committed before", self.new.name)));
+                return Err(Error::Invalid(format!(
+                    "the upload of {:?} was committed before",
+                    self.new.name
+                )));
             }
             state.committed = true;
             (std::mem::take(&mut state.ids), state.data_blocks)
         };
         let count = ids.len();
         let size_bytes = self.new.size_bytes;
-        let built = self.shared.workers.run(Priority::Write, move |_| build(size_bytes, &mut ids)).await;
+        let built = self
+            .shared
+            .workers
+            .run(Priority::Write, move |_| build(size_bytes, &mut ids))
+            .await;
         self.shared.leaves_reserved.release(count);
         let (root, records) = built??;
         if root.id() != expected {
@@ -272,7 +307,10 @@ impl Ingest {
                 root.id()
             )));
         }
-        let stored = self.shared.append_new_nodes(self.generation, records).await?;
+        let stored = self
+            .shared
+            .append_new_nodes(self.generation, records)
+            .await?;
         let stored = self.stored_bytes.fetch_add(stored, Ordering::Relaxed) + stored;
         let record = SnapshotRecord {
             id: SnapshotId::random()?,
@@ -285,28 +323,41 @@ impl Ingest {
             new_bytes: self.new_bytes.load(Ordering::Relaxed),
             stored_bytes: stored,
         };
-        self.shared.commit.commit_snapshot(self.generation, record).await
+        self.shared
+            .commit
+            .commit_snapshot(self.generation, record)
+            .await
     }
 }
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        self.shared.leaves_reserved.release(self.leaves.lock().ids.len());
+        self.shared
+            .leaves_reserved
+            .release(self.leaves.lock().ids.len());
     }
 }
 
 fn build(size_bytes: u64, leaves: &mut [(u32, NodeId)]) -> Result<(Root, Vec<EncodedRecord>)> {
     leaves.sort_unstable_by_key(|(segment, _)| *segment);
-    if let Some(pair) = leaves.windows(2).find(|pair| matches!(pair, [a, b] if a.0 == b.0)) {
+    if let Some(pair) = leaves
+        .windows(2)
+        .find(|pair| matches!(pair, [a, b] if a.0 == b.0))
+    {
         let segment = pair.first().map_or(0, |(segment, _)| *segment);
-        return Err(Error::Invalid(format!("the leaf of segment {segment} was put twice")));
+        return Err(Error::Invalid(format!(
+            "the leaf of segment {segment} was put twice"
+        )));
     }
     let mut builder = TreeBuilder::new(size_bytes)?;
     for (segment, id) in leaves.iter() {
         builder.push(*segment, *id)?;
     }
     let (root, inners) = builder.finish();
-    let mut records: Vec<_> = inners.iter().map(|inner| EncodedRecord::inner(inner.id(), &inner.encode())).collect();
+    let mut records: Vec<_> = inners
+        .iter()
+        .map(|inner| EncodedRecord::inner(inner.id(), &inner.encode()))
+        .collect();
     records.push(EncodedRecord::root(root.id(), &root.encode()));
     Ok((root, records))
 }
@@ -355,7 +406,11 @@ struct SealedChunks {
 }
 
 /// Checks chunks against their ids and the chunker, and packs those that the store does not know.
-fn seal_all(scratch: &mut Scratch, chunks: &[IncomingChunk], known: &[bool]) -> Result<SealedChunks> {
+fn seal_all(
+    scratch: &mut Scratch,
+    chunks: &[IncomingChunk],
+    known: &[bool],
+) -> Result<SealedChunks> {
     let mut sealed = SealedChunks {
         records: Vec::with_capacity(chunks.len()),
         new_bytes: 0,
@@ -368,7 +423,12 @@ fn seal_all(scratch: &mut Scratch, chunks: &[IncomingChunk], known: &[bool]) -> 
         } else {
             scratch
                 .decoder
-                .decode(chunk.codec, &chunk.payload, chunk.plain_bytes as usize, &mut plain_buffer)
+                .decode(
+                    chunk.codec,
+                    &chunk.payload,
+                    chunk.plain_bytes as usize,
+                    &mut plain_buffer,
+                )
                 .map_err(|error| Error::Invalid(format!("chunk {}: {error}", chunk.id)))?;
             &plain_buffer
         };
@@ -382,14 +442,26 @@ fn seal_all(scratch: &mut Scratch, chunks: &[IncomingChunk], known: &[bool]) -> 
         }
         let found = ChunkId::of(plain);
         if found != chunk.id {
-            return Err(Error::Invalid(format!("chunk {}: the bytes that arrived have id {found}", chunk.id)));
+            return Err(Error::Invalid(format!(
+                "chunk {}: the bytes that arrived have id {found}",
+                chunk.id
+            )));
         }
-        let end = chunker::check_canonical(plain).map_err(|source| Error::NotCanonical { id: chunk.id, source })?;
+        let end = chunker::check_canonical(plain).map_err(|source| Error::NotCanonical {
+            id: chunk.id,
+            source,
+        })?;
         if *known || !seen.insert(chunk.id) {
             continue;
         }
         let (codec, packed) = scratch.encoder.encode(plain);
-        sealed.records.push(EncodedRecord::chunk(chunk.id, codec, end, chunk.plain_bytes, packed));
+        sealed.records.push(EncodedRecord::chunk(
+            chunk.id,
+            codec,
+            end,
+            chunk.plain_bytes,
+            packed,
+        ));
         sealed.new_bytes += plain.len() as u64;
     }
     Ok(sealed)

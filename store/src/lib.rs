@@ -41,4 +41,4 @@ pub use recovery::{RebuildReport, RecoveryReport, rebuild};
 pub use snapshot::{DiffExtent, ListQuery, SnapshotDiff};
 pub use store::{Options, Store, StoreStatus};
 pub use varve_content::tree::DiffKind;
-pub use verify::{SnapshotVerify, Violation, VerifyProgress};
+pub use verify::{SnapshotVerify, VerifyProgress, Violation};

@@ -83,6 +83,13 @@ const _: () = assert!(
         + ROCKS_WRITE_BUFFER_BYTES as u64
         <= STORE_MEMORY_MAX
 );
-const _: () = assert!(VOLUME_BYTES_MAX.div_ceil(varve_content::block::SEGMENT_BYTES as u64) <= UPLOAD_LEAVES_MAX as u64);
+const _: () = assert!(
+    VOLUME_BYTES_MAX.div_ceil(varve_content::block::SEGMENT_BYTES as u64)
+        <= UPLOAD_LEAVES_MAX as u64
+);
 const _: () = assert!(VOLUME_BYTES_MAX <= varve_content::block::MAX_VOLUME_BYTES);
-const _: () = assert!(PACK_BUFFER_BYTES >= 2 * varve_content::block::BLOCK_BYTES * varve_content::chunker::MAX_CHUNK_BLOCKS as usize);
+const _: () = assert!(
+    PACK_BUFFER_BYTES
+        >= 2 * varve_content::block::BLOCK_BYTES
+            * varve_content::chunker::MAX_CHUNK_BLOCKS as usize
+);

@@ -23,8 +23,12 @@ impl DirectoryLock {
     /// Takes the lock, or says who is in the way: [`Error::InUse`].
     pub(crate) fn take(data_dir: &Path) -> Result<Self> {
         let path: PathBuf = names::lock(data_dir);
-        let file = rustix::fs::open(&path, OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
-            .map_err(|errno| Error::io("open", &path, errno.into()))?;
+        let file = rustix::fs::open(
+            &path,
+            OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC,
+            Mode::from_raw_mode(0o600),
+        )
+        .map_err(|errno| Error::io("open", &path, errno.into()))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { _file: file.into() }),
             Err(Errno::WOULDBLOCK) => Err(Error::InUse(data_dir.to_owned())),
@@ -44,7 +48,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = DirectoryLock::take(dir.path()).unwrap();
         let refused = DirectoryLock::take(dir.path()).unwrap_err();
-        assert!(matches!(&refused, Error::InUse(path) if path == dir.path()), "{refused}");
+        assert!(
+            matches!(&refused, Error::InUse(path) if path == dir.path()),
+            "{refused}"
+        );
         drop(first);
         DirectoryLock::take(dir.path()).unwrap();
     }

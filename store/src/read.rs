@@ -127,7 +127,9 @@ impl CachedNode {
     /// What it takes in memory, for the cache's bound.
     pub(crate) fn weight(&self) -> u64 {
         let bytes = match self {
-            Self::Leaf(leaf) => leaf.places.len() * (size_of::<LeafEntry>() + size_of::<Option<Location>>()),
+            Self::Leaf(leaf) => {
+                leaf.places.len() * (size_of::<LeafEntry>() + size_of::<Option<Location>>())
+            }
             Self::Inner(inner) => inner.children().len() * size_of::<(u8, NodeId)>(),
         };
         bytes as u64 + 128
@@ -157,7 +159,13 @@ impl Segment {
     /// Its distinct chunks with their places, in the order of their first one; with the entry's position.
     fn distinct(&self) -> Vec<(usize, ChunkId, Option<Location>)> {
         let mut seen = std::collections::HashSet::with_capacity(self.located.places.len());
-        let entries = self.located.leaf.entries().iter().zip(&self.located.places).enumerate();
+        let entries = self
+            .located
+            .leaf
+            .entries()
+            .iter()
+            .zip(&self.located.places)
+            .enumerate();
         entries
             .filter(|(_, (entry, _))| seen.insert(entry.chunk))
             .map(|(position, (entry, place))| (position, entry.chunk, *place))
@@ -175,10 +183,14 @@ pub struct SnapshotReader {
 
 impl SnapshotReader {
     pub(crate) async fn open(shared: Arc<Shared>, record: SnapshotRecord) -> Result<Self> {
-        let root = shared.root(record.root).await.map_err(|error| needed_by(error, &record.name))?;
+        let root = shared
+            .root(record.root)
+            .await
+            .map_err(|error| needed_by(error, &record.name))?;
         if root.size_bytes != record.size_bytes {
             return Err(Error::Damaged(
-                Damage::missing(format_args!("a root of {} bytes", record.size_bytes)).needed_by(&record.name),
+                Damage::missing(format_args!("a root of {} bytes", record.size_bytes))
+                    .needed_by(&record.name),
             ));
         }
         Ok(Self {
@@ -232,14 +244,23 @@ impl SnapshotReader {
         for part in segment_parts(offset_bytes, len_bytes as u64) {
             match self.segment(part.segment).await? {
                 None => push_zeros(&mut pieces, part.end - part.start),
-                Some(segment) => self.read_segment(&segment, part.start, part.end, &mut pieces).await?,
+                Some(segment) => {
+                    self.read_segment(&segment, part.start, part.end, &mut pieces)
+                        .await?
+                }
             }
         }
         Ok(pieces)
     }
 
     /// Reads bytes `start..end` of a segment.
-    async fn read_segment(&self, segment: &Segment, start: usize, end: usize, pieces: &mut Vec<Piece>) -> Result<()> {
+    async fn read_segment(
+        &self,
+        segment: &Segment,
+        start: usize,
+        end: usize,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<()> {
         let first = pieces.len();
         // What is not in the cache: which piece it belongs to, and which of its bytes.
         let mut absent = Vec::new();
@@ -261,8 +282,12 @@ impl SnapshotReader {
         if absent.is_empty() {
             return Ok(());
         }
-        let loads = absent.iter().map(|(_, id, place, _)| self.shared.load_chunk(*id, *place));
-        let chunks = try_join_all(loads).await.map_err(|error| self.named(error))?;
+        let loads = absent
+            .iter()
+            .map(|(_, id, place, _)| self.shared.load_chunk(*id, *place));
+        let chunks = try_join_all(loads)
+            .await
+            .map_err(|error| self.named(error))?;
         debug_assert!(first <= pieces.len());
         for ((position, _, _, range), chunk) in absent.into_iter().zip(chunks) {
             if let Some(piece) = pieces.get_mut(position) {
@@ -297,7 +322,11 @@ impl SnapshotReader {
 
     /// A segment, if it holds data.
     pub async fn segment(&self, index: u32) -> Result<Option<Segment>> {
-        let located = self.shared.descend(&self.root, index).await.map_err(|error| self.named(error))?;
+        let located = self
+            .shared
+            .descend(&self.root, index)
+            .await
+            .map_err(|error| self.named(error))?;
         Ok(located.map(|located| Segment { index, located }))
     }
 
@@ -314,13 +343,21 @@ impl SnapshotReader {
     pub async fn stored_chunks(&self, segment: &Segment) -> Result<Vec<StoredChunk>> {
         let wanted = self.present(segment)?;
         let places: Vec<_> = wanted.iter().map(|(_, place)| *place).collect();
-        let reads = plan_spans(&places).into_iter().map(|span| self.shared.read_span(span));
-        let spans = try_join_all(reads).await.map_err(|error| self.named(error))?;
+        let reads = plan_spans(&places)
+            .into_iter()
+            .map(|span| self.shared.read_span(span));
+        let spans = try_join_all(reads)
+            .await
+            .map_err(|error| self.named(error))?;
         let mut chunks = Vec::with_capacity(wanted.len());
         for (span, read) in &spans {
             for position in span.members.iter().copied() {
-                let Some((id, place)) = wanted.get(position) else { continue };
-                let record = read.record(place, id.as_bytes()).map_err(|error| self.named(error))?;
+                let Some((id, place)) = wanted.get(position) else {
+                    continue;
+                };
+                let record = read
+                    .record(place, id.as_bytes())
+                    .map_err(|error| self.named(error))?;
                 let chunk = StoredChunk {
                     id: *id,
                     codec: place.payload.codec,
@@ -338,7 +375,10 @@ impl SnapshotReader {
     /// alone: who reads whole snapshots reads each chunk once.
     pub async fn chunks(&self, segment: &Segment) -> Result<Vec<VerifiedChunk>> {
         let checked = self.check_chunks(segment).await?;
-        checked.into_iter().map(|(_, chunk)| chunk.map_err(|damage| self.named(damage.into()))).collect()
+        checked
+            .into_iter()
+            .map(|(_, chunk)| chunk.map_err(|damage| self.named(damage.into())))
+            .collect()
     }
 
     /// A segment's distinct chunks, each with the position of its first entry: checked, or what is wrong with it.
@@ -354,7 +394,11 @@ impl SnapshotReader {
         }
         let places: Vec<_> = wanted.iter().map(|(.., place)| *place).collect();
         let reads = plan_spans(&places).into_iter().map(|span| {
-            let members: Vec<_> = span.members.iter().filter_map(|at| wanted.get(*at).copied()).collect();
+            let members: Vec<_> = span
+                .members
+                .iter()
+                .filter_map(|at| wanted.get(*at).copied())
+                .collect();
             self.check_span(span, members)
         });
         checked.extend(try_join_all(reads).await?.into_iter().flatten());
@@ -362,20 +406,29 @@ impl SnapshotReader {
         Ok(checked)
     }
 
-    async fn check_span(&self, span: Span, members: Vec<(usize, ChunkId, Location)>) -> Result<Vec<CheckedChunk>> {
+    async fn check_span(
+        &self,
+        span: Span,
+        members: Vec<(usize, ChunkId, Location)>,
+    ) -> Result<Vec<CheckedChunk>> {
         let read = match self.shared.read_span(span).await {
             Ok((_, read)) => read,
             // The pack is gone, or shorter than it was.
             Err(Error::Damaged(damage)) => {
-                return Ok(members.into_iter().map(|(position, ..)| (position, Err(damage.clone()))).collect());
+                return Ok(members
+                    .into_iter()
+                    .map(|(position, ..)| (position, Err(damage.clone())))
+                    .collect());
             }
             Err(error) => return Err(error),
         };
         let open_all = move |scratch: &mut Scratch| {
-            let opened = members.into_iter().map(|(position, id, place)| match read.record(&place, id.as_bytes()) {
-                Ok(record) => Ok((position, open_chunk(scratch, id, place, record.payload()))),
-                Err(Error::Damaged(damage)) => Ok((position, Err(damage))),
-                Err(error) => Err(error),
+            let opened = members.into_iter().map(|(position, id, place)| {
+                match read.record(&place, id.as_bytes()) {
+                    Ok(record) => Ok((position, open_chunk(scratch, id, place, record.payload()))),
+                    Err(Error::Damaged(damage)) => Ok((position, Err(damage))),
+                    Err(error) => Err(error),
+                }
             });
             opened.collect::<Result<Vec<_>>>()
         };
@@ -403,11 +456,20 @@ pub struct SegmentStream {
 impl SegmentStream {
     /// The next one.
     pub async fn next(&mut self) -> Result<Option<Segment>> {
-        let next = self.walk.next(&*self.reader.shared).await.map_err(|error| self.reader.named(walked(error)))?;
+        let next = self
+            .walk
+            .next(&*self.reader.shared)
+            .await
+            .map_err(|error| self.reader.named(walked(error)))?;
         let Some((index, id)) = next else {
             return Ok(None);
         };
-        let located = self.reader.shared.located_leaf(id).await.map_err(|error| self.reader.named(error))?;
+        let located = self
+            .reader
+            .shared
+            .located_leaf(id)
+            .await
+            .map_err(|error| self.reader.named(error))?;
         Ok(Some(Segment { index, located }))
     }
 }
@@ -445,15 +507,20 @@ fn segment_parts(offset_bytes: u64, len_bytes: u64) -> impl Iterator<Item = Segm
     let end = offset_bytes + len_bytes;
     let first = offset_bytes / segment_bytes;
     let behind = end.div_ceil(segment_bytes);
-    (first..behind).filter(move |_| len_bytes > 0).map(move |segment| {
-        let base = segment * segment_bytes;
-        #[expect(clippy::cast_possible_truncation, reason = "a volume has at most 2^21 segments of 2^23 bytes")]
-        SegmentPart {
-            segment: segment as u32,
-            start: offset_bytes.saturating_sub(base) as usize,
-            end: (end - base).min(segment_bytes) as usize,
-        }
-    })
+    (first..behind)
+        .filter(move |_| len_bytes > 0)
+        .map(move |segment| {
+            let base = segment * segment_bytes;
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a volume has at most 2^21 segments of 2^23 bytes"
+            )]
+            SegmentPart {
+                segment: segment as u32,
+                start: offset_bytes.saturating_sub(base) as usize,
+                end: (end - base).min(segment_bytes) as usize,
+            }
+        })
 }
 
 /// The chunks that overlap bytes `start..end` of a segment: the overlap, the entry, the place.
@@ -466,10 +533,21 @@ fn overlapping(
     let chunk_end = |entry: &LeafEntry| (entry.start_block + entry.blocks) as usize * BLOCK_BYTES;
     let first = entries.partition_point(move |entry| chunk_end(entry) <= start);
     let places = segment.located.places.iter().copied();
-    entries.iter().zip(places).skip(first).map_while(move |(entry, place)| {
-        let chunk_start = entry.start_block as usize * BLOCK_BYTES;
-        (chunk_start < end).then(|| (chunk_start.max(start), chunk_end(entry).min(end), entry, place))
-    })
+    entries
+        .iter()
+        .zip(places)
+        .skip(first)
+        .map_while(move |(entry, place)| {
+            let chunk_start = entry.start_block as usize * BLOCK_BYTES;
+            (chunk_start < end).then(|| {
+                (
+                    chunk_start.max(start),
+                    chunk_end(entry).min(end),
+                    entry,
+                    place,
+                )
+            })
+        })
 }
 
 fn slice(chunk: &VerifiedChunk, range: std::ops::Range<usize>) -> Bytes {
@@ -512,7 +590,12 @@ fn open_chunk(
     payload: &Bytes,
 ) -> std::result::Result<VerifiedChunk, Damage> {
     let damage = |problem: &dyn fmt::Display| {
-        Damage::in_pack(place.pack, place.offset_bytes, format_args!("chunk {id}"), problem)
+        Damage::in_pack(
+            place.pack,
+            place.offset_bytes,
+            format_args!("chunk {id}"),
+            problem,
+        )
     };
     let plain = if place.payload.codec == Codec::Raw {
         payload.clone()
@@ -520,7 +603,12 @@ fn open_chunk(
         let mut plain = Vec::new();
         scratch
             .decoder
-            .decode(place.payload.codec, payload, place.payload.plain_bytes as usize, &mut plain)
+            .decode(
+                place.payload.codec,
+                payload,
+                place.payload.plain_bytes as usize,
+                &mut plain,
+            )
             .map_err(|error| damage(&error))?;
         Bytes::from(plain)
     };
@@ -534,7 +622,11 @@ fn verify_node(key: NodeKey, encoded: &[u8]) -> std::result::Result<(), String> 
         NodeKey::Inner(_) => NodeKey::Inner(NodeId::of_inner(encoded)),
         NodeKey::Root(_) => NodeKey::Root(RootId::of(encoded)),
     };
-    if found == key { Ok(()) } else { Err(format!("its bytes have id {found}")) }
+    if found == key {
+        Ok(())
+    } else {
+        Err(format!("its bytes have id {found}"))
+    }
 }
 
 impl Shared {
@@ -543,7 +635,9 @@ impl Shared {
         let load = async {
             let place = place.ok_or_else(|| missing_chunk(id))?;
             let payload = self.read_one(place, id.as_bytes()).await?;
-            let open = move |scratch: &mut Scratch| open_chunk(scratch, id, place, &payload).map(VerifiedChunk::detached);
+            let open = move |scratch: &mut Scratch| {
+                open_chunk(scratch, id, place, &payload).map(VerifiedChunk::detached)
+            };
             Ok::<_, Error>(self.workers.run(Priority::Read, open).await??)
         };
         self.chunk_cache.get_or_insert_async(&id, load).await
@@ -558,7 +652,9 @@ impl Shared {
 
     /// Reads a span.
     async fn read_span(&self, span: Span) -> Result<(Span, ReadSpan)> {
-        let _space = self.read_space(u32::try_from(span.len_bytes).unwrap_or(u32::MAX)).await?;
+        let _space = self
+            .read_space(u32::try_from(span.len_bytes).unwrap_or(u32::MAX))
+            .await?;
         let read = self.packs.read_span(&span).await?;
         Ok((span, read))
     }
@@ -566,7 +662,10 @@ impl Shared {
     /// Waits until so many more bytes may be under way.
     async fn read_space(&self, bytes: u32) -> Result<SemaphorePermit<'_>> {
         const MOST: u32 = limits::READ_BYTES_IN_FLIGHT as u32;
-        self.read_space.acquire_many(bytes.min(MOST)).await.map_err(|_| Error::Closing)
+        self.read_space
+            .acquire_many(bytes.min(MOST))
+            .await
+            .map_err(|_| Error::Closing)
     }
 
     /// The leaf of a segment, from the root down.
@@ -581,10 +680,14 @@ impl Shared {
         let load = async {
             let leaf = self.decoded(NodeKey::Leaf(id), Leaf::decode).await?;
             let ids: Vec<_> = leaf.entries().iter().map(|entry| entry.chunk).collect();
-            let mut places = self.meta(Priority::Read, move |meta| meta.chunks(&ids)).await?;
+            let mut places = self
+                .meta(Priority::Read, move |meta| meta.chunks(&ids))
+                .await?;
             for (entry, place) in leaf.entries().iter().zip(&mut places) {
                 let expected = entry.blocks as usize * BLOCK_BYTES;
-                if let Some(found) = place.filter(|place| place.payload.plain_bytes as usize != expected) {
+                if let Some(found) =
+                    place.filter(|place| place.payload.plain_bytes as usize != expected)
+                {
                     tracing::error!(chunk = %entry.chunk, leaf = %id, expected, found = found.payload.plain_bytes, "a chunk's length differs");
                     *place = None;
                 }
@@ -594,7 +697,11 @@ impl Shared {
         };
         match self.node_cache.get_or_insert_async(&id, load).await? {
             CachedNode::Leaf(leaf) => Ok(leaf),
-            CachedNode::Inner(_) => Err(Damage::in_tree(format_args!("node {id}"), "an inner node stands where a leaf belongs").into()),
+            CachedNode::Inner(_) => Err(Damage::in_tree(
+                format_args!("node {id}"),
+                "an inner node stands where a leaf belongs",
+            )
+            .into()),
         }
     }
 
@@ -605,7 +712,11 @@ impl Shared {
         };
         match self.node_cache.get_or_insert_async(&id, load).await? {
             CachedNode::Inner(inner) => Ok(inner),
-            CachedNode::Leaf(_) => Err(Damage::in_tree(format_args!("node {id}"), "a leaf stands where an inner node belongs").into()),
+            CachedNode::Leaf(_) => Err(Damage::in_tree(
+                format_args!("node {id}"),
+                "a leaf stands where an inner node belongs",
+            )
+            .into()),
         }
     }
 
@@ -614,10 +725,22 @@ impl Shared {
     }
 
     /// A node, checked against its id and decoded.
-    async fn decoded<T>(&self, key: NodeKey, decode: fn(&[u8]) -> std::result::Result<T, TreeError>) -> Result<T> {
-        let places = self.meta(Priority::Read, move |meta| meta.nodes(&[key])).await?;
-        let place = places.into_iter().next().flatten().ok_or_else(|| Damage::missing(key))?;
-        let damage = |problem: &dyn fmt::Display| Damage::in_pack(place.pack, place.offset_bytes, key, problem);
+    async fn decoded<T>(
+        &self,
+        key: NodeKey,
+        decode: fn(&[u8]) -> std::result::Result<T, TreeError>,
+    ) -> Result<T> {
+        let places = self
+            .meta(Priority::Read, move |meta| meta.nodes(&[key]))
+            .await?;
+        let place = places
+            .into_iter()
+            .next()
+            .flatten()
+            .ok_or_else(|| Damage::missing(key))?;
+        let damage = |problem: &dyn fmt::Display| {
+            Damage::in_pack(place.pack, place.offset_bytes, key, problem)
+        };
         let payload = self.read_one(place, key.as_bytes()).await?;
         verify_node(key, &payload).map_err(|problem| damage(&problem))?;
         Ok(decode(&payload).map_err(|error| damage(&error))?)

@@ -45,9 +45,11 @@ impl Store {
         let wanted = key.to_owned();
         let found = self
             .shared()
-            .meta(Priority::Read, move |meta| match wanted.parse::<SnapshotId>() {
-                Ok(id) => meta.snapshot(id),
-                Err(_) => meta.snapshot_by_name(&wanted),
+            .meta(Priority::Read, move |meta| {
+                match wanted.parse::<SnapshotId>() {
+                    Ok(id) => meta.snapshot(id),
+                    Err(_) => meta.snapshot_by_name(&wanted),
+                }
             })
             .await?;
         found.ok_or_else(|| Error::NotFound {
@@ -64,10 +66,13 @@ impl Store {
                 let mut found = Vec::new();
                 let mut after = query.after_name;
                 while found.len() < limit {
-                    let page = meta.snapshots(after.as_deref(), &query.name_prefix, limits::PAGE_MAX)?;
+                    let page =
+                        meta.snapshots(after.as_deref(), &query.name_prefix, limits::PAGE_MAX)?;
                     let Some(last) = page.last() else { break };
                     after = Some(last.name.clone());
-                    let matching = page.into_iter().filter(|record| has_tags(record, &query.tags));
+                    let matching = page
+                        .into_iter()
+                        .filter(|record| has_tags(record, &query.tags));
                     found.extend(matching.take(limit - found.len()));
                 }
                 Ok(found)
@@ -119,7 +124,9 @@ impl Store {
 }
 
 fn has_tags(record: &SnapshotRecord, wanted: &BTreeMap<String, String>) -> bool {
-    wanted.iter().all(|(key, value)| record.tags.get(key) == Some(value))
+    wanted
+        .iter()
+        .all(|(key, value)| record.tags.get(key) == Some(value))
 }
 
 /// The differences of two snapshots, found as they are asked for. Subtrees that are equal are not read.
@@ -139,20 +146,34 @@ impl SnapshotDiff {
                 return Ok(None);
             };
             let base = match segment.base {
-                Some(id) => Some(shared.located_leaf(id).await.map_err(|error| self.base.named(error))?),
+                Some(id) => Some(
+                    shared
+                        .located_leaf(id)
+                        .await
+                        .map_err(|error| self.base.named(error))?,
+                ),
                 None => None,
             };
             let target = match segment.target {
-                Some(id) => Some(shared.located_leaf(id).await.map_err(|error| self.target.named(error))?),
+                Some(id) => Some(
+                    shared
+                        .located_leaf(id)
+                        .await
+                        .map_err(|error| self.target.named(error))?,
+                ),
                 None => None,
             };
             let start = u64::from(segment.segment) * SEGMENT_BYTES as u64;
             let longest = self.base.size_bytes().max(self.target.size_bytes());
-            let differences = diff_leaves(base.as_deref().map(LocatedLeaf::leaf), target.as_deref().map(LocatedLeaf::leaf));
+            let differences = diff_leaves(
+                base.as_deref().map(LocatedLeaf::leaf),
+                target.as_deref().map(LocatedLeaf::leaf),
+            );
             let extents: Vec<_> = differences
                 .into_iter()
                 .map(|difference| {
-                    let offset_bytes = start + u64::from(difference.start_block) * BLOCK_BYTES as u64;
+                    let offset_bytes =
+                        start + u64::from(difference.start_block) * BLOCK_BYTES as u64;
                     // The last block may reach past the end of a volume whose size is not a multiple of a block.
                     let length_bytes = u64::from(difference.blocks) * BLOCK_BYTES as u64;
                     DiffExtent {

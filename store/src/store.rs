@@ -143,8 +143,14 @@ pub(crate) struct Reserved(AtomicUsize);
 
 impl Reserved {
     pub(crate) fn take(&self, count: usize) -> bool {
-        let add = |taken: usize| taken.checked_add(count).filter(|sum| *sum <= limits::UPLOAD_LEAVES_MAX);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+        let add = |taken: usize| {
+            taken
+                .checked_add(count)
+                .filter(|sum| *sum <= limits::UPLOAD_LEAVES_MAX)
+        };
+        self.0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
+            .is_ok()
     }
 
     pub(crate) fn release(&self, count: usize) {
@@ -180,7 +186,10 @@ impl Store {
     pub async fn begin_ingest(&self, new: NewSnapshot) -> Result<Ingest> {
         let ingest = Ingest::begin(Arc::clone(&self.0), new)?;
         let name = ingest.new_snapshot().name.clone();
-        let taken = self.0.meta(Priority::Read, move |meta| meta.snapshot_by_name(&name)).await?;
+        let taken = self
+            .0
+            .meta(Priority::Read, move |meta| meta.snapshot_by_name(&name))
+            .await?;
         if let Some(taken) = taken {
             return Err(Error::AlreadyExists {
                 name: taken.name,
@@ -220,7 +229,9 @@ impl Store {
 impl Shared {
     fn free_bytes(&self) -> Result<u64> {
         let dir = &self.options.data_dir;
-        self.disk.free_bytes(dir).map_err(|source| Error::io("read the free space of", dir, source))
+        self.disk
+            .free_bytes(dir)
+            .map_err(|source| Error::io("read the free space of", dir, source))
     }
 
     /// That there is room for more than index and catalog log need to go on: chunks must not take the last of it.
@@ -248,12 +259,19 @@ impl Shared {
     pub(crate) async fn known_chunks(&self, ids: Vec<ChunkId>) -> Result<Vec<Option<Payload>>> {
         // A chunk leaves the pending ones only after it has entered the index: asked in this order, none is missed.
         let mut known = self.commit.pending_chunks(&ids);
-        let (positions, unknown): (Vec<_>, Vec<_>) =
-            known.iter().zip(ids).enumerate().filter(|(_, (known, _))| known.is_none()).map(|(at, (_, id))| (at, id)).unzip();
+        let (positions, unknown): (Vec<_>, Vec<_>) = known
+            .iter()
+            .zip(ids)
+            .enumerate()
+            .filter(|(_, (known, _))| known.is_none())
+            .map(|(at, (_, id))| (at, id))
+            .unzip();
         if unknown.is_empty() {
             return Ok(known);
         }
-        let indexed = self.meta(Priority::Write, move |meta| meta.chunks(&unknown)).await?;
+        let indexed = self
+            .meta(Priority::Write, move |meta| meta.chunks(&unknown))
+            .await?;
         for (position, place) in positions.into_iter().zip(indexed) {
             if let Some(slot) = known.get_mut(position) {
                 *slot = place.map(|place| place.payload);
@@ -263,12 +281,26 @@ impl Shared {
     }
 
     /// Appends those nodes that are not there yet. Returns the bytes they take.
-    pub(crate) async fn append_new_nodes(&self, generation: Generation, records: Vec<EncodedRecord>) -> Result<u64> {
+    pub(crate) async fn append_new_nodes(
+        &self,
+        generation: Generation,
+        records: Vec<EncodedRecord>,
+    ) -> Result<u64> {
         let keys: Vec<_> = node_keys(&records).collect();
         let pending = self.commit.pending_nodes(&keys);
-        let indexed = self.meta(Priority::Write, move |meta| meta.nodes(&keys)).await?;
-        let known = pending.iter().zip(&indexed).map(|(pending, indexed)| *pending || indexed.is_some());
-        let new: Vec<_> = records.into_iter().zip(known).filter(|(_, known)| !known).map(|(record, _)| record).collect();
+        let indexed = self
+            .meta(Priority::Write, move |meta| meta.nodes(&keys))
+            .await?;
+        let known = pending
+            .iter()
+            .zip(&indexed)
+            .map(|(pending, indexed)| *pending || indexed.is_some());
+        let new: Vec<_> = records
+            .into_iter()
+            .zip(known)
+            .filter(|(_, known)| !known)
+            .map(|(record, _)| record)
+            .collect();
         if new.is_empty() {
             return Ok(0);
         }

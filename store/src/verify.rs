@@ -70,7 +70,12 @@ impl SnapshotVerify {
             return Ok(None);
         }
         self.progress.violations.clear();
-        match self.walk.next(&**self.reader.shared()).await.map_err(walked) {
+        match self
+            .walk
+            .next(&**self.reader.shared())
+            .await
+            .map_err(walked)
+        {
             Ok(None) => {
                 self.finished = true;
                 self.compare_length();
@@ -99,11 +104,20 @@ impl SnapshotVerify {
         for (position, checked) in self.reader.check_chunks(&segment).await? {
             self.progress.checked += 1;
             if let Err(damage) = checked {
-                let block = segment.leaf().entries().get(position).map_or(0, |entry| entry.start_block);
+                let block = segment
+                    .leaf()
+                    .entries()
+                    .get(position)
+                    .map_or(0, |entry| entry.start_block);
                 self.found(index, block, damage.into())?;
             }
         }
-        let blocks: u64 = segment.leaf().entries().iter().map(|entry: &LeafEntry| u64::from(entry.blocks)).sum();
+        let blocks: u64 = segment
+            .leaf()
+            .entries()
+            .iter()
+            .map(|entry: &LeafEntry| u64::from(entry.blocks))
+            .sum();
         self.progress.checked_bytes += blocks * BLOCK_BYTES as u64;
         Ok(())
     }
@@ -130,7 +144,8 @@ impl SnapshotVerify {
             Error::Damaged(damage) => {
                 self.progress.violations.push(Violation {
                     message: damage.to_string(),
-                    offset_bytes: u64::from(segment) * SEGMENT_BYTES as u64 + u64::from(block) * BLOCK_BYTES as u64,
+                    offset_bytes: u64::from(segment) * SEGMENT_BYTES as u64
+                        + u64::from(block) * BLOCK_BYTES as u64,
                 });
                 Ok(())
             }

@@ -55,7 +55,9 @@ pub(crate) struct Workers {
 
 impl fmt::Debug for Workers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Workers").field("threads", &self.threads.lock().len()).finish()
+        f.debug_struct("Workers")
+            .field("threads", &self.threads.lock().len())
+            .finish()
     }
 }
 
@@ -179,7 +181,10 @@ mod tests {
     use super::*;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(future)
     }
 
     #[test]
@@ -210,25 +215,31 @@ mod tests {
         let workers = Arc::new(Workers::start(1, Compression::None).unwrap());
         let order = Arc::new(Mutex::new(Vec::new()));
         let (open, gate) = std::sync::mpsc::channel::<()>();
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
-            let first = workers.run(Priority::Write, move |_| gate.recv().unwrap());
-            let second = workers.run(Priority::Write, {
-                let order = Arc::clone(&order);
-                move |_| order.lock().push("write")
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(async {
+                let first = workers.run(Priority::Write, move |_| gate.recv().unwrap());
+                let second = workers.run(Priority::Write, {
+                    let order = Arc::clone(&order);
+                    move |_| order.lock().push("write")
+                });
+                let third = workers.run(Priority::Read, {
+                    let order = Arc::clone(&order);
+                    move |_| order.lock().push("read")
+                });
+                let stop = async {
+                    tokio::task::yield_now().await;
+                    open.send(()).unwrap();
+                };
+                let (a, b, c, ()) = tokio::join!(first, second, third, stop);
+                a.and(b).and(c).unwrap();
             });
-            let third = workers.run(Priority::Read, {
-                let order = Arc::clone(&order);
-                move |_| order.lock().push("read")
-            });
-            let stop = async {
-                tokio::task::yield_now().await;
-                open.send(()).unwrap();
-            };
-            let (a, b, c, ()) = tokio::join!(first, second, third, stop);
-            a.and(b).and(c).unwrap();
-        });
         assert_eq!(*order.lock(), ["read", "write"]);
         workers.stop();
-        assert!(matches!(block_on(workers.run(Priority::Read, |_| ())), Err(Error::Closing)));
+        assert!(matches!(
+            block_on(workers.run(Priority::Read, |_| ())),
+            Err(Error::Closing)
+        ));
     }
 }

@@ -35,7 +35,9 @@ enum After {
 fn after(point: Failpoint) -> After {
     match point {
         Failpoint::ChunksAppended => After::Absent,
-        Failpoint::PacksSynced | Failpoint::GroupIndexed | Failpoint::BeforeCatalogLog => After::AbsentChunksKept,
+        Failpoint::PacksSynced | Failpoint::GroupIndexed | Failpoint::BeforeCatalogLog => {
+            After::AbsentChunksKept
+        }
         Failpoint::CatalogLogWritten => After::Either,
         Failpoint::CatalogLogSynced | Failpoint::CatalogApplied => After::Present,
     }
@@ -52,7 +54,8 @@ impl Scene {
     fn new(new_bytes: u64) -> Self {
         let lab = Lab::new();
         let old = lab.image("old", 12 * MIB, 81);
-        lab.snapctl().import_with(&old, "old", ["--tag", "state=before"]);
+        lab.snapctl()
+            .import_with(&old, "old", ["--tag", "state=before"]);
         let new = image::make_random(&lab.scratch, "new", new_bytes, 82);
         Self { lab, old, new }
     }
@@ -60,10 +63,14 @@ impl Scene {
     /// Starts the daemon again with a point armed, and does something that reaches it.
     fn crash_at(&mut self, armed: &str, act: impl FnOnce(&Lab)) {
         self.lab.varved.stop();
-        self.lab.restart_with(|options| options.env(VARIABLE, armed));
+        self.lab
+            .restart_with(|options| options.env(VARIABLE, armed));
         act(&self.lab);
         let status = self.lab.varved.wait();
-        assert!(status.signal().is_some(), "{armed}: varved should have been ended by the point, not with {status}");
+        assert!(
+            status.signal().is_some(),
+            "{armed}: varved should have been ended by the point, not with {status}"
+        );
         let log = self.lab.varved.log();
         assert!(log.contains("failpoint"), "{armed}: {log}");
         self.lab.restart();
@@ -77,15 +84,23 @@ impl Scene {
         let present = names.iter().any(|name| name == "new");
         match after {
             After::Present => assert!(present, "{armed}: the snapshot was durable"),
-            After::Absent | After::AbsentChunksKept => assert!(!present, "{armed}: the snapshot is there too early"),
+            After::Absent | After::AbsentChunksKept => {
+                assert!(!present, "{armed}: the snapshot is there too early")
+            }
             After::Either => {}
         }
         if present {
-            snapctl.run(import_arguments(&self.new, "new")).fails(exit::ALREADY_EXISTS);
+            snapctl
+                .run(import_arguments(&self.new, "new"))
+                .fails(exit::ALREADY_EXISTS);
         } else {
             let imported = snapctl.import(&self.new, "new");
             if after == After::AbsentChunksKept {
-                assert_eq!(imported.new_bytes(), 0, "{armed}: synced chunks need not be sent again");
+                assert_eq!(
+                    imported.new_bytes(),
+                    0,
+                    "{armed}: synced chunks need not be sent again"
+                );
             }
         }
         self.lab.assert_content("new", &self.new);
@@ -96,7 +111,9 @@ impl Scene {
 }
 
 fn import_new(lab: &Lab) {
-    lab.snapctl().run(import_arguments(&lab.scratch.join("new"), "new")).fails(exit::UNREACHABLE);
+    lab.snapctl()
+        .run(import_arguments(&lab.scratch.join("new"), "new"))
+        .fails(exit::UNREACHABLE);
 }
 
 #[test]
@@ -121,8 +138,15 @@ fn a_crash_in_the_middle_of_a_large_import_keeps_what_was_indexed() {
         scene.crash_at(armed, import_new);
         if after == After::Absent {
             let again = scene.lab.snapctl().import(&scene.new, "again");
-            assert!(again.new_bytes() < 120 * MIB, "{armed}: nothing was kept of the first groups: {again:?}");
-            scene.lab.snapctl().run(["snapshot", "delete", "again"]).ok();
+            assert!(
+                again.new_bytes() < 120 * MIB,
+                "{armed}: nothing was kept of the first groups: {again:?}"
+            );
+            scene
+                .lab
+                .snapctl()
+                .run(["snapshot", "delete", "again"])
+                .ok();
         }
         scene.check(armed, after);
     }
@@ -135,23 +159,37 @@ fn a_crash_while_a_record_changes_leaves_the_old_or_the_new() {
         let changed = match after(point) {
             After::Present => Some(true),
             After::Either => None,
-            After::Absent | After::AbsentChunksKept if point == Failpoint::BeforeCatalogLog => Some(false),
+            After::Absent | After::AbsentChunksKept if point == Failpoint::BeforeCatalogLog => {
+                Some(false)
+            }
             // Not reached without content.
             After::Absent | After::AbsentChunksKept => continue,
         };
         let mut scene = Scene::new(MIB);
         scene.crash_at(point.name(), |lab| {
-            lab.snapctl().run(["snapshot", "tag", "old", "state=after"]).fails(exit::UNREACHABLE);
+            lab.snapctl()
+                .run(["snapshot", "tag", "old", "state=after"])
+                .fails(exit::UNREACHABLE);
         });
         let state = text(&scene.lab.snapctl().show("old")["tags"], "state");
-        assert!(changed.is_none_or(|changed| (state == "after") == changed), "{}: {state}", point.name());
+        assert!(
+            changed.is_none_or(|changed| (state == "after") == changed),
+            "{}: {state}",
+            point.name()
+        );
         scene.lab.assert_content("old", &scene.old);
 
         scene.crash_at(point.name(), |lab| {
-            lab.snapctl().run(["snapshot", "delete", "old"]).fails(exit::UNREACHABLE);
+            lab.snapctl()
+                .run(["snapshot", "delete", "old"])
+                .fails(exit::UNREACHABLE);
         });
         let names = scene.lab.snapctl().verify_all();
-        assert!(changed.is_none_or(|changed| names.is_empty() == changed), "{}: {names:?}", point.name());
+        assert!(
+            changed.is_none_or(|changed| names.is_empty() == changed),
+            "{}: {names:?}",
+            point.name()
+        );
     }
 }
 
@@ -160,7 +198,9 @@ fn a_point_that_does_not_exist_is_refused() {
     let lab = Lab::new();
     let other = lab.scratch.join("other");
     for armed in ["no-such-point", "group-indexed:x"] {
-        let log = varve_tests::daemon::Options::new(&other).env(VARIABLE, armed).start_refused();
+        let log = varve_tests::daemon::Options::new(&other)
+            .env(VARIABLE, armed)
+            .start_refused();
         assert!(log.contains(VARIABLE) && log.contains(armed), "{log}");
     }
 }
@@ -187,7 +227,10 @@ fn kills_at_random_moments_lose_nothing_that_was_reported() {
         lab.restart();
         let names = lab.snapctl().verify_all();
         for (name, file) in &reported {
-            assert!(names.contains(name), "{name} was reported as imported, and is gone: {names:?}");
+            assert!(
+                names.contains(name),
+                "{name} was reported as imported, and is gone: {names:?}"
+            );
             lab.assert_content(name, file);
         }
         if names.contains(&name) {

@@ -31,7 +31,11 @@ impl Scene {
         lab.snapctl().import(&damaged, "damaged");
         lab.snapctl().import(&sound, "sound");
         lab.varved.stop();
-        Self { lab, damaged, sound }
+        Self {
+            lab,
+            damaged,
+            sound,
+        }
     }
 
     /// A chunk of the first snapshot: its record, and where it is in the volume.
@@ -41,7 +45,9 @@ impl Scene {
         let entry = &leaf.entries[leaf.entries.len() / 2];
         let offset = u64::from(leaf.segment) * 8 * MIB + u64::from(entry.start_block) * 4096;
         let records = data_dir::records(&self.lab.data_dir(), PackKind::Chunks);
-        let record = records.into_iter().find(|record| record.header.id == entry.chunk_id.as_ref());
+        let record = records
+            .into_iter()
+            .find(|record| record.header.id == entry.chunk_id.as_ref());
         (record.expect("the chunk is in a pack"), offset)
     }
 
@@ -55,7 +61,11 @@ impl Scene {
         assert_eq!((failed.error, failed.data_bytes), (EIO, 0));
         let other = peer.read(16 * MIB, 1 << 20).unwrap();
         assert_eq!((other.error, other.data_bytes), (0, 1 << 20));
-        assert_eq!(peer.read(offset, 4096).unwrap().error, EIO, "damage is not forgotten");
+        assert_eq!(
+            peer.read(offset, 4096).unwrap().error,
+            EIO,
+            "damage is not forgotten"
+        );
     }
 }
 
@@ -66,7 +76,12 @@ fn a_flipped_byte_in_a_chunk_fails_its_reads_and_no_others() {
     record.flip();
     scene.lab.restart();
     let names_all = |said: &str| {
-        for wanted in [record.pack.to_string(), record.offset_bytes.to_string(), record.id(), "damaged".to_owned()] {
+        for wanted in [
+            record.pack.to_string(),
+            record.offset_bytes.to_string(),
+            record.id(),
+            "damaged".to_owned(),
+        ] {
             assert!(said.contains(&wanted), "{wanted:?} is not named: {said}");
         }
     };
@@ -76,7 +91,10 @@ fn a_flipped_byte_in_a_chunk_fails_its_reads_and_no_others() {
     assert!(!out.exists(), "half an export is left");
     names_all(&scene.lab.snapctl().verify_finds("damaged"));
 
-    let json = scene.lab.snapctl().run(["--output", "json", "snapshot", "verify", "damaged"]);
+    let json = scene
+        .lab
+        .snapctl()
+        .run(["--output", "json", "snapshot", "verify", "damaged"]);
     assert_eq!(json.status.code(), Some(exit::DAMAGED), "{json:?}");
     let verified: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     let violations = verified["violations"].as_array().unwrap();
@@ -93,7 +111,10 @@ fn a_flipped_byte_in_the_header_of_a_record_fails_its_reads_and_no_others() {
     data_dir::flip_byte(&record.path, record.offset_bytes + 20);
     scene.lab.restart();
     let said = scene.lab.snapctl().verify_finds("damaged");
-    assert!(said.contains(&record.pack.to_string()) && said.contains(&record.id()), "{said}");
+    assert!(
+        said.contains(&record.pack.to_string()) && said.contains(&record.id()),
+        "{said}"
+    );
     scene.assert_rest_goes_on(offset);
 }
 
@@ -103,15 +124,30 @@ fn a_flipped_byte_in_a_tree_node_fails_what_needs_it() {
         let mut scene = Scene::new();
         let records = data_dir::records(&scene.lab.data_dir(), PackKind::Nodes);
         // The first snapshot's nodes were written first.
-        let record = records.into_iter().find(|record| record.header.payload.kind == kind).unwrap();
+        let record = records
+            .into_iter()
+            .find(|record| record.header.payload.kind == kind)
+            .unwrap();
         record.flip();
         scene.lab.restart();
         let verified = scene.lab.snapctl().run(["snapshot", "verify", "damaged"]);
         assert_eq!(verified.status.code(), Some(exit::DAMAGED), "{verified:?}");
-        let exported = scene.lab.snapctl().run(["export", "damaged", "-"]).fails(exit::DAMAGED);
+        let exported = scene
+            .lab
+            .snapctl()
+            .run(["export", "damaged", "-"])
+            .fails(exit::DAMAGED);
         for said in [verified.text() + &verified.stderr, exported] {
-            for wanted in [record.pack.to_string(), record.offset_bytes.to_string(), record.id(), "damaged".to_owned()] {
-                assert!(said.contains(&wanted), "{kind:?}: {wanted:?} is not named: {said}");
+            for wanted in [
+                record.pack.to_string(),
+                record.offset_bytes.to_string(),
+                record.id(),
+                "damaged".to_owned(),
+            ] {
+                assert!(
+                    said.contains(&wanted),
+                    "{kind:?}: {wanted:?} is not named: {said}"
+                );
             }
         }
         scene.lab.assert_content("sound", &scene.sound);
@@ -124,20 +160,30 @@ fn a_flipped_byte_in_a_tree_node_fails_what_needs_it() {
 fn several_damaged_places_are_all_reported_at_once() {
     let mut scene = Scene::new();
     let content = Content::of(&std::fs::read(&scene.damaged).unwrap());
-    let of_snapshot: HashSet<_> = content.chunks.iter().map(|chunk| chunk.id.to_vec()).collect();
+    let of_snapshot: HashSet<_> = content
+        .chunks
+        .iter()
+        .map(|chunk| chunk.id.to_vec())
+        .collect();
     let mut random = Random::of_test("several_damaged_places");
     let mut records: Vec<_> = data_dir::records(&scene.lab.data_dir(), PackKind::Chunks)
         .into_iter()
         .filter(|record| of_snapshot.contains(record.header.id.as_slice()))
         .collect();
-    let broken: Vec<_> = (0..7).map(|_| records.swap_remove(random.index(records.len()))).collect();
+    let broken: Vec<_> = (0..7)
+        .map(|_| records.swap_remove(random.index(records.len())))
+        .collect();
     for record in &broken {
         record.flip();
     }
     scene.lab.restart();
     let said = scene.lab.snapctl().verify_finds("damaged");
     for record in &broken {
-        assert!(said.contains(&record.id()), "{} is not named: {said}", record.id());
+        assert!(
+            said.contains(&record.id()),
+            "{} is not named: {said}",
+            record.id()
+        );
     }
     scene.lab.snapctl().verify("sound");
 }
@@ -165,7 +211,10 @@ fn a_pack_that_lost_its_end_fails_what_was_there() {
     data_dir::truncate(&last.path, last.offset_bytes + 100);
     scene.lab.restart();
     let said = scene.lab.snapctl().verify_finds("sound");
-    assert!(said.contains(&last.pack.to_string()) && said.contains(&last.id()), "{said}");
+    assert!(
+        said.contains(&last.pack.to_string()) && said.contains(&last.id()),
+        "{said}"
+    );
     scene.lab.snapctl().verify("damaged");
     scene.lab.assert_content("damaged", &scene.damaged);
     // Writing goes on.
@@ -189,7 +238,11 @@ fn a_pack_that_is_gone_fails_what_was_in_it() {
         let said = scene.lab.snapctl().verify_finds(name);
         let content = Content::of(&std::fs::read(file).unwrap());
         for chunk in content.chunks {
-            assert!(said.contains(&hex(&chunk.id)), "{} is not named: {said}", hex(&chunk.id));
+            assert!(
+                said.contains(&hex(&chunk.id)),
+                "{} is not named: {said}",
+                hex(&chunk.id)
+            );
         }
     }
     let more = scene.lab.image("more", 12 * MIB, 94);
@@ -204,7 +257,10 @@ fn damage_found_at_the_start_is_named_in_the_log() {
     record.flip();
     scene.lab.restart();
     let log = scene.lab.varved.log();
-    assert!(log.contains(&record.pack.to_string()) && log.contains(&record.offset_bytes.to_string()), "{log}");
+    assert!(
+        log.contains(&record.pack.to_string()) && log.contains(&record.offset_bytes.to_string()),
+        "{log}"
+    );
 }
 
 /// What a crash of the machine leaves of writes that were never synced: nothing was promised for them.
@@ -239,14 +295,22 @@ fn a_torn_end_that_nobody_was_promised_is_cut_off() {
             files::write_range(&path, end, &bytes);
         }
         scene.lab.restart();
-        assert_eq!(scene.lab.snapctl().verify_all(), ["damaged", "sound"], "{torn}");
+        assert_eq!(
+            scene.lab.snapctl().verify_all(),
+            ["damaged", "sound"],
+            "{torn}"
+        );
         scene.lab.assert_content("damaged", &scene.damaged);
         let more = scene.lab.image("more", 12 * MIB, 96);
         scene.lab.snapctl().import(&more, "more");
         scene.lab.varved.stop();
         scene.lab.restart();
         scene.lab.assert_content("more", &more);
-        assert_eq!(scene.lab.snapctl().verify_all(), ["damaged", "more", "sound"], "{torn}");
+        assert_eq!(
+            scene.lab.snapctl().verify_all(),
+            ["damaged", "more", "sound"],
+            "{torn}"
+        );
     }
 }
 
@@ -260,7 +324,9 @@ fn end_of_records(path: &std::path::Path) -> u64 {
     let bytes = std::fs::read(path).unwrap();
     let mut offset = PACK_HEADER_BYTES as u64;
     loop {
-        let rest = bytes.get(usize::try_from(offset).unwrap()..).unwrap_or_default();
+        let rest = bytes
+            .get(usize::try_from(offset).unwrap()..)
+            .unwrap_or_default();
         match Header::decode(rest, offset) {
             Ok(header) => offset += header.total_bytes(),
             Err(_) => return offset,

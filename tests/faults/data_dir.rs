@@ -21,10 +21,16 @@ fn stopped_lab() -> (Lab, serde_json::Value) {
     for (number, seed) in (0..4).zip(101..) {
         let file = lab.image(&format!("image-{number}"), 14 * MIB, seed);
         let tag = format!("number={number}");
-        lab.snapctl().import_with(&file, &format!("snapshot-{number}"), ["--tag", &tag, "--tag", "all=yes"]);
+        lab.snapctl().import_with(
+            &file,
+            &format!("snapshot-{number}"),
+            ["--tag", &tag, "--tag", "all=yes"],
+        );
     }
     // A record that was changed, and one that was deleted.
-    lab.snapctl().run(["snapshot", "tag", "snapshot-1", "all=no"]).ok();
+    lab.snapctl()
+        .run(["snapshot", "tag", "snapshot-1", "all=no"])
+        .ok();
     lab.snapctl().run(["snapshot", "delete", "snapshot-3"]).ok();
     let list = lab.snapctl().json(["snapshot", "list"]);
     lab.varved.stop();
@@ -50,12 +56,17 @@ fn an_index_that_was_deleted_is_rebuilt_with_names_and_tags() {
     let (mut lab, list) = stopped_lab();
     fs::remove_dir_all(names::index(&lab.data_dir())).unwrap();
     let said = Options::new(lab.data_dir()).start_refused();
-    assert!(said.contains("varved rebuild"), "the refusal does not say what helps: {said}");
+    assert!(
+        said.contains("varved rebuild"),
+        "the refusal does not say what helps: {said}"
+    );
     rebuild(&lab).ok();
     lab.restart();
     assert_all_there(&lab, &list);
     // Nothing has to be sent again, and the store goes on.
-    let again = lab.snapctl().import(&lab.scratch.join("image-3"), "snapshot-3");
+    let again = lab
+        .snapctl()
+        .import(&lab.scratch.join("image-3"), "snapshot-3");
     assert_eq!(again.new_bytes(), 0);
     let more = lab.image("more", 10 * MIB, 105);
     lab.snapctl().import(&more, "more");
@@ -100,14 +111,22 @@ fn a_rebuild_says_what_is_damaged_and_brings_back_the_rest() {
     fs::remove_dir_all(names::index(&lab.data_dir())).unwrap();
     let finished = rebuild(&lab);
     let said = finished.text() + &finished.stderr;
-    assert!(said.contains(&broken.pack.to_string()) && said.contains(&broken.offset_bytes.to_string()), "{said}");
+    assert!(
+        said.contains(&broken.pack.to_string()) && said.contains(&broken.offset_bytes.to_string()),
+        "{said}"
+    );
     lab.restart();
     assert_eq!(lab.snapctl().json(["snapshot", "list"]), list);
     let damaged: Vec<_> = lab
         .snapctl()
         .names()
         .into_iter()
-        .filter(|name| !lab.snapctl().run(["snapshot", "verify", name]).status.success())
+        .filter(|name| {
+            !lab.snapctl()
+                .run(["snapshot", "verify", name])
+                .status
+                .success()
+        })
         .collect();
     assert!(damaged.len() <= 1, "one chunk is broken: {damaged:?}");
 }
@@ -120,7 +139,10 @@ fn a_rebuild_beside_a_running_daemon_is_refused() {
     let finished = rebuild(&lab);
     assert!(!finished.status.success(), "{finished:?}");
     let said = finished.text() + &finished.stderr;
-    assert!(said.contains(lab.data_dir().to_str().unwrap()) && said.contains("in use"), "{said}");
+    assert!(
+        said.contains(lab.data_dir().to_str().unwrap()) && said.contains("in use"),
+        "{said}"
+    );
     lab.assert_content("image", &file);
 }
 
@@ -130,10 +152,16 @@ fn a_directory_that_another_daemon_has_open_is_refused() {
     let file = lab.image("image", MIB, 107);
     lab.snapctl().import(&file, "image");
     let said = Options::new(lab.data_dir()).start_refused();
-    assert!(said.contains(lab.data_dir().to_str().unwrap()) && said.contains("in use"), "{said}");
+    assert!(
+        said.contains(lab.data_dir().to_str().unwrap()) && said.contains("in use"),
+        "{said}"
+    );
     // The one that came second has not taken the sockets of the first.
     lab.assert_content("image", &file);
-    varve_tests::nbd::Peer::unix(&lab.varved.nbd_socket()).unwrap().open("snapshot/image").unwrap();
+    varve_tests::nbd::Peer::unix(&lab.varved.nbd_socket())
+        .unwrap()
+        .open("snapshot/image")
+        .unwrap();
 }
 
 #[test]
@@ -169,7 +197,10 @@ fn a_pack_of_another_store_is_not_taken_for_ones_own() {
     // It may be refused at the start, or be damage to those who read it; it must not be read as if it were ours.
     let mut varved = Options::new(lab.data_dir()).spawn();
     let refused = varve_tests::process::wait_for("varved to be ready or to end", || {
-        varved.ended().map(|_| true).or_else(|| varved.is_ready().then_some(false))
+        varved
+            .ended()
+            .map(|_| true)
+            .or_else(|| varved.is_ready().then_some(false))
     });
     if refused {
         assert!(varved.log().contains("chunk-"), "{}", varved.log());
@@ -187,7 +218,14 @@ fn a_torn_end_of_the_catalog_log_is_cut_off() {
     let path = names::catalog_log(&lab.data_dir());
     let whole = fs::read(&path).unwrap();
     let last = &whole[whole.len() - 4096..];
-    for torn in [&b"V"[..], &[0; 4096], &[0xff; 33], &last[..20], &last[..100], last] {
+    for torn in [
+        &b"V"[..],
+        &[0; 4096],
+        &[0xff; 33],
+        &last[..20],
+        &last[..100],
+        last,
+    ] {
         let mut bytes = whole.clone();
         bytes.extend_from_slice(torn);
         fs::write(&path, &bytes).unwrap();
@@ -197,7 +235,9 @@ fn a_torn_end_of_the_catalog_log_is_cut_off() {
     }
     // Records can follow the cut.
     lab.restart();
-    lab.snapctl().run(["snapshot", "tag", "snapshot-0", "after=torn"]).ok();
+    lab.snapctl()
+        .run(["snapshot", "tag", "snapshot-0", "after=torn"])
+        .ok();
     let list = lab.snapctl().json(["snapshot", "list"]);
     lab.varved.stop();
     fs::remove_dir_all(names::index(&lab.data_dir())).unwrap();
@@ -213,17 +253,34 @@ fn damage_in_the_middle_of_the_catalog_log_is_refused_with_its_place() {
     let whole = fs::read(&path).unwrap();
     // The first record begins after the header: what names the first snapshot is in it.
     let name = b"snapshot-0";
-    let at = whole.windows(name.len()).position(|window| window == name).expect("the name is in the log");
+    let at = whole
+        .windows(name.len())
+        .position(|window| window == name)
+        .expect("the name is in the log");
     data_dir::flip_byte(&path, at as u64);
     let said = Options::new(lab.data_dir()).start_refused();
-    assert!(said.contains("catalog.log") && said.contains("offset"), "{said}");
+    assert!(
+        said.contains("catalog.log") && said.contains("offset"),
+        "{said}"
+    );
     // The offset is that of the record, which begins before the name.
-    let offsets: Vec<usize> =
-        said.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect();
-    assert!(offsets.iter().any(|offset| *offset <= at && at - offset < 4096 && *offset > 0), "{at}: {said}");
+    let offsets: Vec<usize> = said
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|digits| digits.parse().ok())
+        .collect();
+    assert!(
+        offsets
+            .iter()
+            .any(|offset| *offset <= at && at - offset < 4096 && *offset > 0),
+        "{at}: {said}"
+    );
     // Also a rebuild does not go on without what is there.
     assert!(!rebuild(&lab).status.success());
-    assert_eq!(fs::read(&path).unwrap().len(), whole.len(), "a log that is refused is left alone");
+    assert_eq!(
+        fs::read(&path).unwrap().len(),
+        whole.len(),
+        "a log that is refused is left alone"
+    );
 }
 
 #[test]
@@ -274,8 +331,17 @@ fn a_directory_that_is_no_store_is_refused() {
     fs::create_dir(&full).unwrap();
     fs::write(full.join("thesis.txt"), "do not lose").unwrap();
     let said = Options::new(&full).start_refused();
-    assert!(said.contains("thesis.txt") || said.contains("not empty"), "{said}");
-    assert_eq!(fs::read_dir(&full).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() != "LOCK").count(), 1);
+    assert!(
+        said.contains("thesis.txt") || said.contains("not empty"),
+        "{said}"
+    );
+    assert_eq!(
+        fs::read_dir(&full)
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name() != "LOCK")
+            .count(),
+        1
+    );
 
     let file = scratch.file("file", "");
     let said = Options::new(&file).start_refused();
@@ -296,7 +362,9 @@ fn a_data_directory_is_made_with_its_parents() {
 
 #[test]
 fn a_data_directory_that_cannot_be_written_is_refused() {
-    let Some(disk) = LoopFs::mount(64 * MIB) else { return };
+    let Some(disk) = LoopFs::mount(64 * MIB) else {
+        return;
+    };
     let scratch = Scratch::new();
     let options = Options::new(disk.path().join("data"));
     let mut varved = options.start();
@@ -304,7 +372,15 @@ fn a_data_directory_that_cannot_be_written_is_refused() {
     varved.snapctl().import(&file, "image");
     varved.stop();
     let remount = |how: &str| {
-        run(command(tool("mount"), ["-o", &format!("remount,{how}"), disk.path().to_str().unwrap()])).ok();
+        run(command(
+            tool("mount"),
+            [
+                "-o",
+                &format!("remount,{how}"),
+                disk.path().to_str().unwrap(),
+            ],
+        ))
+        .ok();
     };
     remount("ro");
     let said = options.start_refused();
@@ -328,18 +404,30 @@ fn sockets_are_where_they_are_asked_for() {
     let snapctl = varve_tests::snapctl::Snapctl::new(format!("unix:{}", grpc.display()));
     let file = scratch.file("image", [7; 8192]);
     snapctl.import(&file, "image");
-    assert_eq!(varve_tests::nbd::Peer::unix(&nbd).unwrap().open("snapshot/image").unwrap(), 8192);
+    assert_eq!(
+        varve_tests::nbd::Peer::unix(&nbd)
+            .unwrap()
+            .open("snapshot/image")
+            .unwrap(),
+        8192
+    );
     // Where a daemon was killed its sockets are left, and the next one takes their place.
     varved.kill();
     assert!(grpc.exists());
     drop(varved);
-    let mut varved = Options::new(scratch.join("data")).argument("--grpc-unix").argument(&grpc).start();
+    let mut varved = Options::new(scratch.join("data"))
+        .argument("--grpc-unix")
+        .argument(&grpc)
+        .start();
     assert_eq!(snapctl.names(), ["image"]);
     varved.stop();
     assert!(!grpc.exists(), "a daemon that stops takes its sockets away");
     // A file that is no socket is not removed for one.
     fs::write(&grpc, "precious").unwrap();
-    let said = Options::new(scratch.join("data")).argument("--grpc-unix").argument(&grpc).start_refused();
+    let said = Options::new(scratch.join("data"))
+        .argument("--grpc-unix")
+        .argument(&grpc)
+        .start_refused();
     assert!(said.contains("g.sock"), "{said}");
     assert_eq!(files::read_range(&grpc, 0, 8), b"precious");
 }
@@ -348,15 +436,31 @@ fn sockets_are_where_they_are_asked_for() {
 fn a_configuration_that_cannot_be_is_refused() {
     let scratch = Scratch::new();
     let data = scratch.join("data");
-    for (number, content) in ["[store]\nunknown = 1\n", "not toml", "[grpc]\ntcp = \"no address\"\n"].iter().enumerate() {
+    for (number, content) in [
+        "[store]\nunknown = 1\n",
+        "not toml",
+        "[grpc]\ntcp = \"no address\"\n",
+    ]
+    .iter()
+    .enumerate()
+    {
         let file = scratch.file(&format!("{number}.toml"), content);
-        let said = Options::new(&data).argument("--config").argument(&file).start_refused();
+        let said = Options::new(&data)
+            .argument("--config")
+            .argument(&file)
+            .start_refused();
         assert!(said.contains(&format!("{number}.toml")), "{said}");
     }
-    let said = Options::new(&data).argument("--config").argument(scratch.join("absent.toml")).start_refused();
+    let said = Options::new(&data)
+        .argument("--config")
+        .argument(scratch.join("absent.toml"))
+        .start_refused();
     assert!(said.contains("absent.toml"), "{said}");
     assert!(!data.exists(), "a daemon that cannot start makes no store");
     let file = scratch.file("good.toml", "[store]\ncompression = \"lz4\"\n");
-    let varved = Options::new(&data).argument("--config").argument(&file).start();
+    let varved = Options::new(&data)
+        .argument("--config")
+        .argument(&file)
+        .start();
     assert_eq!(varved.snapctl().json(["status"])["compression"], "lz4");
 }

@@ -23,7 +23,9 @@ fn assert_whole(varved: &Varved, scratch: &Scratch, snapshot: &str, file: &Path)
 
 #[test]
 fn an_import_that_fills_the_disk_fails_and_all_else_goes_on() {
-    let Some(disk) = LoopFs::mount(320 * MIB) else { return };
+    let Some(disk) = LoopFs::mount(320 * MIB) else {
+        return;
+    };
     let scratch = Scratch::new();
     let options = Options::new(disk.path().join("data"));
     let mut varved = options.start();
@@ -33,22 +35,35 @@ fn an_import_that_fills_the_disk_fails_and_all_else_goes_on() {
     fs::write(disk.path().join("other"), vec![0xab; 100 << 20]).unwrap();
 
     let large = image::make_random(&scratch, "large", 500 * MIB, 72);
-    let said = varved.snapctl().run(import_arguments(&large, "large")).fails(exit::OUT_OF_SPACE);
+    let said = varved
+        .snapctl()
+        .run(import_arguments(&large, "large"))
+        .fails(exit::OUT_OF_SPACE);
     assert!(said.contains("space"), "{said}");
     assert_eq!(varved.snapctl().names(), ["kept"]);
     assert_whole(&varved, &scratch, "kept", &kept);
     // Again, with a disk that is full from the start.
-    varved.snapctl().run(import_arguments(&large, "large")).fails(exit::OUT_OF_SPACE);
+    varved
+        .snapctl()
+        .run(import_arguments(&large, "large"))
+        .fails(exit::OUT_OF_SPACE);
     assert_eq!(varved.snapctl().names(), ["kept"]);
 
     // A daemon that starts on a full disk, after an end of either kind.
     for killed in [false, true] {
-        if killed { varved.kill() } else { varved.stop() }
+        if killed {
+            varved.kill()
+        } else {
+            varved.stop()
+        }
         varved = options.start();
         assert_eq!(varved.snapctl().names(), ["kept"]);
         assert_whole(&varved, &scratch, "kept", &kept);
     }
-    varved.snapctl().run(import_arguments(&large, "large")).fails(exit::OUT_OF_SPACE);
+    varved
+        .snapctl()
+        .run(import_arguments(&large, "large"))
+        .fails(exit::OUT_OF_SPACE);
 
     fs::remove_file(disk.path().join("other")).unwrap();
     let small = image::make_random(&scratch, "small", 40 * MIB, 73);
@@ -62,15 +77,23 @@ fn an_import_that_fills_the_disk_fails_and_all_else_goes_on() {
 
 #[test]
 fn an_import_goes_on_without_a_restart_when_space_was_freed() {
-    let Some(disk) = LoopFs::mount(256 * MIB) else { return };
+    let Some(disk) = LoopFs::mount(256 * MIB) else {
+        return;
+    };
     let scratch = Scratch::new();
     let mut varved = Varved::start(disk.path().join("data"));
     fs::write(disk.path().join("other"), vec![0xcd; 120 << 20]).unwrap();
     let file = image::make_random(&scratch, "image", 150 * MIB, 74);
-    varved.snapctl().run(import_arguments(&file, "image")).fails(exit::OUT_OF_SPACE);
+    varved
+        .snapctl()
+        .run(import_arguments(&file, "image"))
+        .fails(exit::OUT_OF_SPACE);
     fs::remove_file(disk.path().join("other")).unwrap();
     let imported = varved.snapctl().import(&file, "image");
-    assert!(imported.new_bytes() < 150 * MIB, "what was stored before the disk was full is not sent again: {imported:?}");
+    assert!(
+        imported.new_bytes() < 150 * MIB,
+        "what was stored before the disk was full is not sent again: {imported:?}"
+    );
     assert_whole(&varved, &scratch, "image", &file);
     varved.stop();
 }
@@ -78,26 +101,42 @@ fn an_import_goes_on_without_a_restart_when_space_was_freed() {
 /// Somebody else takes the last byte: not even the catalog can be written.
 #[test]
 fn a_disk_without_a_single_free_block_stops_writes_only() {
-    let Some(disk) = LoopFs::mount(128 * MIB) else { return };
+    let Some(disk) = LoopFs::mount(128 * MIB) else {
+        return;
+    };
     let scratch = Scratch::new();
     let options = Options::new(disk.path().join("data"));
     let mut varved = options.start();
     let kept = image::make(&scratch, "kept", 16 * MIB, 75);
-    varved.snapctl().import_with(&kept, "kept", ["--tag", "state=before"]);
+    varved
+        .snapctl()
+        .import_with(&kept, "kept", ["--tag", "state=before"]);
     fill(&disk.path().join("other"));
 
     let more = image::make_random(&scratch, "more", 20 * MIB, 76);
-    varved.snapctl().run(import_arguments(&more, "more")).fails(exit::OUT_OF_SPACE);
+    varved
+        .snapctl()
+        .run(import_arguments(&more, "more"))
+        .fails(exit::OUT_OF_SPACE);
     assert_eq!(varved.snapctl().names(), ["kept"]);
     assert_whole(&varved, &scratch, "kept", &kept);
-    let tagged = varved.snapctl().run(["snapshot", "tag", "kept", "state=after"]);
+    let tagged = varved
+        .snapctl()
+        .run(["snapshot", "tag", "kept", "state=after"]);
 
     fs::remove_file(disk.path().join("other")).unwrap();
     varved.stop();
     varved = options.start();
     // What was reported holds.
     let state = text(&varved.snapctl().show("kept")["tags"], "state");
-    assert_eq!(state, if tagged.status.success() { "after" } else { "before" });
+    assert_eq!(
+        state,
+        if tagged.status.success() {
+            "after"
+        } else {
+            "before"
+        }
+    );
     varved.snapctl().import(&more, "more");
     assert_whole(&varved, &scratch, "kept", &kept);
     assert_whole(&varved, &scratch, "more", &more);

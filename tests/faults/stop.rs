@@ -48,16 +48,25 @@ fn it_stops_beside_busy_clients() {
     let stopping = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = (0..4u64)
         .map(|number| {
-            let (mut peer, stopping) = (Peer::unix(&lab.varved.nbd_socket()).unwrap(), Arc::clone(&stopping));
+            let (mut peer, stopping) = (
+                Peer::unix(&lab.varved.nbd_socket()).unwrap(),
+                Arc::clone(&stopping),
+            );
             peer.open("snapshot/image").unwrap();
             thread::spawn(move || {
                 let mut reads = 0u64;
                 // A read fails only because the daemon stops: with an error, or for want of a connection.
                 while let Ok(reply) = peer.read((number + reads) % 60 * MIB, 1 << 20) {
-                    assert!(reply.error == 0 || stopping.load(Ordering::Relaxed), "{reply:?}");
+                    assert!(
+                        reply.error == 0 || stopping.load(Ordering::Relaxed),
+                        "{reply:?}"
+                    );
                     reads += 1;
                 }
-                assert!(stopping.load(Ordering::Relaxed), "the connection broke before the daemon was stopped");
+                assert!(
+                    stopping.load(Ordering::Relaxed),
+                    "the connection broke before the daemon was stopped"
+                );
                 reads
             })
         })
@@ -66,7 +75,9 @@ fn it_stops_beside_busy_clients() {
     let mut stuck = Peer::unix(&lab.varved.nbd_socket()).unwrap();
     stuck.open("snapshot/image").unwrap();
     for cookie in 0..64 {
-        stuck.send_request(request::READ, cookie, 0, 1 << 20).unwrap();
+        stuck
+            .send_request(request::READ, cookie, 0, 1 << 20)
+            .unwrap();
     }
     wait_for("the readers to be at work", || {
         (number(&lab.snapctl().json(["status"]), "nbd_connections") == 5).then_some(())
@@ -88,7 +99,8 @@ async fn it_stops_in_the_middle_of_an_import() {
     lab.snapctl().import(&kept, "kept");
     let new = image::make_random(&lab.scratch, "new", 256 * MIB, 114);
     let import = lab.snapctl().start(import_arguments(&new, "new"));
-    rpc.wait_for_status("an upload to begin", |status| status.uploads == 1).await;
+    rpc.wait_for_status("an upload to begin", |status| status.uploads == 1)
+        .await;
     lab.varved.stop();
     let finished = import.wait();
     assert!(!finished.status.success(), "{finished:?}");

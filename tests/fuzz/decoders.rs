@@ -1,8 +1,7 @@
 //! Every decoder there is, in one form: bytes in, accepted or not, and the bytes it is written back to.
 
 use varve_content::{
-    Codec,
-    codec,
+    Codec, codec,
     tree::{Inner, Leaf, Root},
 };
 use varve_daemon::nbd::wire;
@@ -32,46 +31,157 @@ pub(super) enum Outcome {
     /// There are several encodings of the same, or it is written nowhere in this repository.
     Accepted,
     /// The bytes it is written back to: all of the input if `whole`, else what it begins with.
-    Same { again: Vec<u8>, whole: bool },
+    Same {
+        again: Vec<u8>,
+        whole: bool,
+    },
 }
 
 pub(super) const DECODERS: [Decoder; 24] = [
-    Decoder { name: "pack-header", decode: pack_header, repair: |input| put_crc32(input, 60) },
-    Decoder { name: "pack-record-header", decode: pack_record_header, repair: |input| put_crc32_in(input, 8, RECORD_HEADER_BYTES - 4) },
-    Decoder { name: "pack-record", decode: pack_record, repair: repair_pack_record },
-    Decoder { name: "pack-footer", decode: pack_footer, repair: repair_pack_footer },
-    Decoder { name: "pack-id", decode: |input| text::<PackId>(input), repair: |_| {} },
-    Decoder { name: "catalog-log-header", decode: log_header, repair: |input| put_crc32(input, 60) },
-    Decoder { name: "catalog-log", decode: log_records, repair: repair_log_records },
-    Decoder { name: "snapshot-record", decode: |input| whole(SnapshotRecord::decode(input), |it| it.encode()), repair: |_| {} },
-    Decoder { name: "snapshot-id", decode: |input| text::<SnapshotId>(input), repair: |_| {} },
-    Decoder { name: "store-file", decode: |input| whole(StoreFile::decode(input), |it| it.encode().into_bytes()), repair: repair_store_file },
-    Decoder { name: "index-location", decode: |input| whole(Location::decode(input), |it| it.encode().to_vec()), repair: |_| {} },
-    Decoder { name: "index-pack-state", decode: pack_state, repair: |_| {} },
-    Decoder { name: "index-totals", decode: |input| whole(Totals::decode(input), |it| it.encode().to_vec()), repair: |_| {} },
-    Decoder { name: "index-identity", decode: |input| whole(Identity::decode(input), |it| it.encode().to_vec()), repair: |_| {} },
-    Decoder { name: "index-sequence", decode: |input| whole(keys::decode_sequence(input), |it| keys::encode_sequence(*it).to_vec()), repair: |_| {} },
-    Decoder { name: "index-named", decode: |input| whole(keys::decode_named(input), |it| it.as_bytes().to_vec()), repair: |_| {} },
-    Decoder { name: "tree-leaf", decode: |input| whole(Leaf::decode(input), Leaf::encode), repair: |_| {} },
-    Decoder { name: "tree-inner", decode: |input| whole(Inner::decode(input), Inner::encode), repair: |_| {} },
-    Decoder { name: "tree-root", decode: |input| whole(Root::decode(input), |it| it.encode().to_vec()), repair: |_| {} },
-    Decoder { name: "chunk-codec", decode: chunk_codec, repair: |_| {} },
-    Decoder { name: "nbd-client-flags", decode: nbd_client_flags, repair: |_| {} },
-    Decoder { name: "nbd-option", decode: nbd_option, repair: |_| {} },
-    Decoder { name: "nbd-option-data", decode: nbd_option_data, repair: |_| {} },
-    Decoder { name: "nbd-request", decode: nbd_request, repair: |_| {} },
+    Decoder {
+        name: "pack-header",
+        decode: pack_header,
+        repair: |input| put_crc32(input, 60),
+    },
+    Decoder {
+        name: "pack-record-header",
+        decode: pack_record_header,
+        repair: |input| put_crc32_in(input, 8, RECORD_HEADER_BYTES - 4),
+    },
+    Decoder {
+        name: "pack-record",
+        decode: pack_record,
+        repair: repair_pack_record,
+    },
+    Decoder {
+        name: "pack-footer",
+        decode: pack_footer,
+        repair: repair_pack_footer,
+    },
+    Decoder {
+        name: "pack-id",
+        decode: |input| text::<PackId>(input),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "catalog-log-header",
+        decode: log_header,
+        repair: |input| put_crc32(input, 60),
+    },
+    Decoder {
+        name: "catalog-log",
+        decode: log_records,
+        repair: repair_log_records,
+    },
+    Decoder {
+        name: "snapshot-record",
+        decode: |input| whole(SnapshotRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "snapshot-id",
+        decode: |input| text::<SnapshotId>(input),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "store-file",
+        decode: |input| whole(StoreFile::decode(input), |it| it.encode().into_bytes()),
+        repair: repair_store_file,
+    },
+    Decoder {
+        name: "index-location",
+        decode: |input| whole(Location::decode(input), |it| it.encode().to_vec()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "index-pack-state",
+        decode: pack_state,
+        repair: |_| {},
+    },
+    Decoder {
+        name: "index-totals",
+        decode: |input| whole(Totals::decode(input), |it| it.encode().to_vec()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "index-identity",
+        decode: |input| whole(Identity::decode(input), |it| it.encode().to_vec()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "index-sequence",
+        decode: |input| {
+            whole(keys::decode_sequence(input), |it| {
+                keys::encode_sequence(*it).to_vec()
+            })
+        },
+        repair: |_| {},
+    },
+    Decoder {
+        name: "index-named",
+        decode: |input| whole(keys::decode_named(input), |it| it.as_bytes().to_vec()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "tree-leaf",
+        decode: |input| whole(Leaf::decode(input), Leaf::encode),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "tree-inner",
+        decode: |input| whole(Inner::decode(input), Inner::encode),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "tree-root",
+        decode: |input| whole(Root::decode(input), |it| it.encode().to_vec()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "chunk-codec",
+        decode: chunk_codec,
+        repair: |_| {},
+    },
+    Decoder {
+        name: "nbd-client-flags",
+        decode: nbd_client_flags,
+        repair: |_| {},
+    },
+    Decoder {
+        name: "nbd-option",
+        decode: nbd_option,
+        repair: |_| {},
+    },
+    Decoder {
+        name: "nbd-option-data",
+        decode: nbd_option_data,
+        repair: |_| {},
+    },
+    Decoder {
+        name: "nbd-request",
+        decode: nbd_request,
+        repair: |_| {},
+    },
 ];
 
 fn whole<T, E>(decoded: Result<T, E>, encode: impl Fn(&T) -> Vec<u8>) -> Outcome {
-    decoded.map_or(Outcome::Refused, |value| Outcome::Same { again: encode(&value), whole: true })
+    decoded.map_or(Outcome::Refused, |value| Outcome::Same {
+        again: encode(&value),
+        whole: true,
+    })
 }
 
 fn start<T, E>(decoded: Result<T, E>, encode: impl Fn(&T) -> Vec<u8>) -> Outcome {
-    decoded.map_or(Outcome::Refused, |value| Outcome::Same { again: encode(&value), whole: false })
+    decoded.map_or(Outcome::Refused, |value| Outcome::Same {
+        again: encode(&value),
+        whole: false,
+    })
 }
 
 fn text<T: std::str::FromStr + ToString>(input: &[u8]) -> Outcome {
-    let Ok(text) = std::str::from_utf8(input) else { return Outcome::Refused };
+    let Ok(text) = std::str::from_utf8(input) else {
+        return Outcome::Refused;
+    };
     whole(text.parse::<T>(), |it| it.to_string().into_bytes())
 }
 
@@ -91,8 +201,12 @@ fn pack_header(input: &[u8]) -> Outcome {
 
 /// The offset it stands at, then the header.
 fn pack_record_header(input: &[u8]) -> Outcome {
-    let Some((offset, rest)) = number_and_rest(input) else { return Outcome::Refused };
-    start(Header::decode(rest, offset), |header| prefixed(offset, &encode_header(header, offset)))
+    let Some((offset, rest)) = number_and_rest(input) else {
+        return Outcome::Refused;
+    };
+    start(Header::decode(rest, offset), |header| {
+        prefixed(offset, &encode_header(header, offset))
+    })
 }
 
 fn encode_header(header: &Header, offset: u64) -> [u8; RECORD_HEADER_BYTES] {
@@ -104,20 +218,29 @@ fn encode_header(header: &Header, offset: u64) -> [u8; RECORD_HEADER_BYTES] {
 
 /// The offset it stands at, then the header and all up to the next one.
 fn pack_record(input: &[u8]) -> Outcome {
-    let Some((offset, rest)) = number_and_rest(input) else { return Outcome::Refused };
-    let Ok(header) = Header::decode(rest, offset) else { return Outcome::Refused };
+    let Some((offset, rest)) = number_and_rest(input) else {
+        return Outcome::Refused;
+    };
+    let Ok(header) = Header::decode(rest, offset) else {
+        return Outcome::Refused;
+    };
     let body = &rest[RECORD_HEADER_BYTES..];
     if header.check_body(body).is_err() {
         return Outcome::Refused;
     }
     assert_eq!(rest.len() as u64, header.total_bytes());
-    Outcome::Same { again: prefixed(offset, &encode_header(&header, offset)), whole: false }
+    Outcome::Same {
+        again: prefixed(offset, &encode_header(&header, offset)),
+        whole: false,
+    }
 }
 
 fn repair_pack_record(input: &mut Vec<u8>) {
     // Stored length and CRC-32 of the payload are in the header, which has one of its own.
     if let Some(stored) = number_at(input, 8 + 12)
-        && let Some(payload) = input.get(8 + RECORD_HEADER_BYTES..).and_then(|body| body.get(..stored as usize))
+        && let Some(payload) = input
+            .get(8 + RECORD_HEADER_BYTES..)
+            .and_then(|body| body.get(..stored as usize))
     {
         let crc32 = crc32fast::hash(payload);
         input[8 + 48..8 + 52].copy_from_slice(&crc32.to_le_bytes());
@@ -127,15 +250,24 @@ fn repair_pack_record(input: &mut Vec<u8>) {
 
 /// The length of the pack, then all from the footer's offset on.
 fn pack_footer(input: &[u8]) -> Outcome {
-    let Some((pack_bytes, footer)) = number_and_rest(input) else { return Outcome::Refused };
-    let Ok(trailer) = Trailer::decode(footer, pack_bytes) else { return Outcome::Refused };
+    let Some((pack_bytes, footer)) = number_and_rest(input) else {
+        return Outcome::Refused;
+    };
+    let Ok(trailer) = Trailer::decode(footer, pack_bytes) else {
+        return Outcome::Refused;
+    };
     whole(pack::decode_footer(footer, &trailer), |entries| {
-        prefixed(pack_bytes, &pack::encode_footer(trailer.pack, trailer.footer_offset_bytes, entries))
+        prefixed(
+            pack_bytes,
+            &pack::encode_footer(trailer.pack, trailer.footer_offset_bytes, entries),
+        )
     })
 }
 
 fn repair_pack_footer(input: &mut Vec<u8>) {
-    let Some(trailer) = input.len().checked_sub(TRAILER_BYTES).filter(|at| *at >= 8) else { return };
+    let Some(trailer) = input.len().checked_sub(TRAILER_BYTES).filter(|at| *at >= 8) else {
+        return;
+    };
     let crc32 = crc32fast::hash(&input[8..trailer]);
     input[trailer + 36..trailer + 40].copy_from_slice(&crc32.to_le_bytes());
     put_crc32_in(input, trailer, TRAILER_BYTES - 4);
@@ -150,19 +282,39 @@ fn log_records(input: &[u8]) -> Outcome {
     let mut again = Vec::new();
     let mut scan = catalog_log::scan(input, Position::START, true);
     for found in &mut scan {
-        if let Found::Record { offset_bytes, sequence, record } = found {
-            assert_eq!(offset_bytes, Position::START.offset_bytes + again.len() as u64);
+        if let Found::Record {
+            offset_bytes,
+            sequence,
+            record,
+        } = found
+        {
+            assert_eq!(
+                offset_bytes,
+                Position::START.offset_bytes + again.len() as u64
+            );
             again.extend(record.encode(sequence));
         }
     }
-    assert_eq!(scan.position().offset_bytes, Position::START.offset_bytes + again.len() as u64);
-    if again.is_empty() { Outcome::Refused } else { Outcome::Same { again, whole: false } }
+    assert_eq!(
+        scan.position().offset_bytes,
+        Position::START.offset_bytes + again.len() as u64
+    );
+    if again.is_empty() {
+        Outcome::Refused
+    } else {
+        Outcome::Same {
+            again,
+            whole: false,
+        }
+    }
 }
 
 fn repair_log_records(input: &mut Vec<u8>) {
     for at in (0..input.len()).step_by(LOG_ALIGN as usize) {
         if let Some(len) = number_at(input, at + 16)
-            && let Some(payload) = input.get(at + 32..).and_then(|rest| rest.get(..len as usize))
+            && let Some(payload) = input
+                .get(at + 32..)
+                .and_then(|rest| rest.get(..len as usize))
         {
             let crc32 = crc32fast::hash(payload);
             input[at + 20..at + 24].copy_from_slice(&crc32.to_le_bytes());
@@ -182,14 +334,22 @@ fn repair_store_file(input: &mut Vec<u8>) {
 
 /// The key, then the value.
 fn pack_state(input: &[u8]) -> Outcome {
-    let Some((key, value)) = input.split_at_checked(8) else { return Outcome::Refused };
-    whole(PackState::decode(key, value), |it| [PackState::key_of(it.pack).as_slice(), &it.encode()].concat())
+    let Some((key, value)) = input.split_at_checked(8) else {
+        return Outcome::Refused;
+    };
+    whole(PackState::decode(key, value), |it| {
+        [PackState::key_of(it.pack).as_slice(), &it.encode()].concat()
+    })
 }
 
 /// The codec, the plain length, then the packed bytes. What is unpacked has that length, exactly.
 fn chunk_codec(input: &[u8]) -> Outcome {
-    let Some(([codec, a, b, c], packed)) = input.split_first_chunk() else { return Outcome::Refused };
-    let Ok(codec) = Codec::try_from(*codec) else { return Outcome::Refused };
+    let Some(([codec, a, b, c], packed)) = input.split_first_chunk() else {
+        return Outcome::Refused;
+    };
+    let Ok(codec) = Codec::try_from(*codec) else {
+        return Outcome::Refused;
+    };
     // A chunk has at most 256 KiB, and the decoder is never asked for more.
     let plain_bytes = u32::from_le_bytes([*a, *b, *c, 0]) as usize % ((256 << 10) + 1);
     let mut plain = Vec::new();
@@ -204,22 +364,28 @@ fn chunk_codec(input: &[u8]) -> Outcome {
 
 fn nbd_client_flags(input: &[u8]) -> Outcome {
     whole(wire::decode_client_flags(input), |flags| {
-        (u32::from(flags.fixed_newstyle) | u32::from(flags.no_zeroes) << 1).to_be_bytes().to_vec()
+        (u32::from(flags.fixed_newstyle) | u32::from(flags.no_zeroes) << 1)
+            .to_be_bytes()
+            .to_vec()
     })
 }
 
 fn nbd_option(input: &[u8]) -> Outcome {
-    whole(wire::decode_option_header(input), |header| varve_tests::nbd::option_bytes(header.option, header.data_bytes))
+    whole(wire::decode_option_header(input), |header| {
+        varve_tests::nbd::option_bytes(header.option, header.data_bytes)
+    })
 }
 
 /// The option, then its data.
 fn nbd_option_data(input: &[u8]) -> Outcome {
     use wire::OptionCode;
-    let Some((option, data)) = input.split_first_chunk() else { return Outcome::Refused };
+    let Some((option, data)) = input.split_first_chunk() else {
+        return Outcome::Refused;
+    };
     match OptionCode::from_u32(u32::from_be_bytes(*option)) {
-        Some(OptionCode::ExportName) => {
-            whole(wire::decode_export_name(data), |name| [option.as_slice(), name.as_bytes()].concat())
-        }
+        Some(OptionCode::ExportName) => whole(wire::decode_export_name(data), |name| {
+            [option.as_slice(), name.as_bytes()].concat()
+        }),
         // What is asked for and not known is passed over, so these are not written back.
         Some(OptionCode::Info | OptionCode::Go) => {
             wire::decode_info_request(data).map_or(Outcome::Refused, |_| Outcome::Accepted)
@@ -238,14 +404,20 @@ fn nbd_option_data(input: &[u8]) -> Outcome {
                 again
             })
         }
-        Some(OptionCode::Abort | OptionCode::List | OptionCode::StructuredReply) | None => Outcome::Refused,
+        Some(OptionCode::Abort | OptionCode::List | OptionCode::StructuredReply) | None => {
+            Outcome::Refused
+        }
     }
 }
 
 fn nbd_request(input: &[u8]) -> Outcome {
     whole(wire::decode_request(input), |request| {
-        let mut again =
-            varve_tests::nbd::request_bytes(request.command, request.cookie, request.offset, request.length_bytes);
+        let mut again = varve_tests::nbd::request_bytes(
+            request.command,
+            request.cookie,
+            request.offset,
+            request.length_bytes,
+        );
         again[4..6].copy_from_slice(&request.flags.0.to_be_bytes());
         // Ranges are judged without overflowing.
         let _ = request.is_within(u64::MAX);
@@ -254,7 +426,10 @@ fn nbd_request(input: &[u8]) -> Outcome {
 }
 
 fn number_at(input: &[u8], at: usize) -> Option<u32> {
-    input.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+    input
+        .get(at..)?
+        .first_chunk()
+        .map(|bytes| u32::from_le_bytes(*bytes))
 }
 
 /// Puts the CRC-32 of the first `len` bytes behind them.

@@ -35,11 +35,15 @@ fn corpus_dir(decoder: &Decoder) -> PathBuf {
 /// The committed inputs of a decoder, by file name.
 fn corpus(decoder: &Decoder) -> BTreeMap<String, Vec<u8>> {
     let dir = corpus_dir(decoder);
-    let entries = fs::read_dir(&dir).unwrap_or_else(|error| panic!("list {}: {error}", dir.display()));
+    let entries =
+        fs::read_dir(&dir).unwrap_or_else(|error| panic!("list {}: {error}", dir.display()));
     entries
         .map(|entry| {
             let path = entry.unwrap().path();
-            (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())
+            (
+                path.file_name().unwrap().to_str().unwrap().to_owned(),
+                fs::read(&path).unwrap(),
+            )
         })
         .collect()
 }
@@ -50,14 +54,33 @@ fn check(decoder: &Decoder, input: &[u8]) -> bool {
         Outcome::Refused => false,
         Outcome::Accepted => true,
         Outcome::Same { again, whole } => {
-            let read = if whole { input } else { &input[..again.len().min(input.len())] };
-            assert!(read == again, "{}: what was accepted is written back differently", decoder.name);
+            let read = if whole {
+                input
+            } else {
+                &input[..again.len().min(input.len())]
+            };
+            assert!(
+                read == again,
+                "{}: what was accepted is written back differently",
+                decoder.name
+            );
             true
         }
     }));
     checked.unwrap_or_else(|panic| {
-        eprintln!("{}: this input breaks it ({} bytes; add it to {}):", decoder.name, input.len(), corpus_dir(decoder).display());
-        eprintln!("{}", input.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        eprintln!(
+            "{}: this input breaks it ({} bytes; add it to {}):",
+            decoder.name,
+            input.len(),
+            corpus_dir(decoder).display()
+        );
+        eprintln!(
+            "{}",
+            input
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        );
         resume_unwind(panic)
     })
 }
@@ -69,7 +92,11 @@ fn what_we_wrote_is_accepted() {
         assert!(!corpus.is_empty(), "{} has no corpus", decoder.name);
         for (name, input) in corpus {
             // What is in the corpus because it broke something once need not be accepted.
-            assert!(check(decoder, &input) || name.starts_with("broke-"), "{}: {name} is refused", decoder.name);
+            assert!(
+                check(decoder, &input) || name.starts_with("broke-"),
+                "{}: {name} is refused",
+                decoder.name
+            );
         }
     }
 }
@@ -80,7 +107,11 @@ fn formats_are_as_they_were_when_the_corpus_was_written() {
     for decoder in &DECODERS {
         let corpus = corpus(decoder);
         for (name, bytes) in samples::of(decoder.name) {
-            assert!(corpus.get(name) == Some(&bytes), "{}: {name} is not as it was", decoder.name);
+            assert!(
+                corpus.get(name) == Some(&bytes),
+                "{}: {name} is not as it was",
+                decoder.name
+            );
         }
     }
 }

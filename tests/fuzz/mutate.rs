@@ -35,7 +35,11 @@ fn mutate(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
         return;
     }
     // Most of what matters is at the front, and long inputs are mostly zeros.
-    let reach = if random.one_in(2) { input.len().min(128) } else { input.len() };
+    let reach = if random.one_in(2) {
+        input.len().min(128)
+    } else {
+        input.len()
+    };
     let at = random.index(reach);
     match random.within(0..10) {
         0 | 1 => input[at] ^= 1 << random.within(0..8),

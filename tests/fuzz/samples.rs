@@ -28,44 +28,93 @@ pub(super) fn of(decoder: &str) -> Samples {
         ],
         "pack-record-header" => record_headers(),
         "pack-record" => records(),
-        "pack-footer" => vec![("empty", footer(0)), ("one", footer(1)), ("full-block", footer(77)), ("two-blocks", footer(100))],
+        "pack-footer" => vec![
+            ("empty", footer(0)),
+            ("one", footer(1)),
+            ("full-block", footer(77)),
+            ("two-blocks", footer(100)),
+        ],
         "pack-id" => vec![
             ("chunks", CHUNKS.to_string().into_bytes()),
-            ("nodes", PackId { kind: PackKind::Nodes, number: u64::MAX }.to_string().into_bytes()),
+            (
+                "nodes",
+                PackId {
+                    kind: PackKind::Nodes,
+                    number: u64::MAX,
+                }
+                .to_string()
+                .into_bytes(),
+            ),
         ],
         "catalog-log-header" => vec![("header", LogHeader { store: store() }.encode().to_vec())],
         "catalog-log" => vec![("records", log_records())],
-        "snapshot-record" => vec![("plain", snapshot(0).encode()), ("tags", snapshot(3).encode())],
+        "snapshot-record" => vec![
+            ("plain", snapshot(0).encode()),
+            ("tags", snapshot(3).encode()),
+        ],
         "snapshot-id" => vec![("id", snapshot_id().to_string().into_bytes())],
-        "store-file" => [("zstd", Compression::Zstd), ("lz4", Compression::Lz4), ("none", Compression::None)]
-            .map(|(name, compression)| (name, store_file(compression)))
-            .into(),
+        "store-file" => [
+            ("zstd", Compression::Zstd),
+            ("lz4", Compression::Lz4),
+            ("none", Compression::None),
+        ]
+        .map(|(name, compression)| (name, store_file(compression)))
+        .into(),
         "index-location" => vec![
             ("chunk", location(RecordKind::Chunk).encode().to_vec()),
             ("leaf", location(RecordKind::Leaf).encode().to_vec()),
         ],
         "index-pack-state" => vec![("open", pack_state(false)), ("sealed", pack_state(true))],
-        "index-totals" => vec![("zero", Totals::default().encode().to_vec()), ("some", totals())],
+        "index-totals" => vec![
+            ("zero", Totals::default().encode().to_vec()),
+            ("some", totals()),
+        ],
         "index-identity" => vec![("identity", Identity { store: store() }.encode().to_vec())],
-        "index-sequence" => vec![("one", keys::encode_sequence(1).to_vec()), ("large", keys::encode_sequence(1 << 40).to_vec())],
+        "index-sequence" => vec![
+            ("one", keys::encode_sequence(1).to_vec()),
+            ("large", keys::encode_sequence(1 << 40).to_vec()),
+        ],
         "index-named" => vec![("id", snapshot_id().as_bytes().to_vec())],
-        "tree-leaf" => vec![("one", leaf(1, 3).encode()), ("holes", leaf(20, 3).encode()), ("full", leaf(32, 64).encode())],
-        "tree-inner" => vec![("one", inner(1, 1).encode()), ("some", inner(2, 7).encode()), ("full", inner(1, 256).encode())],
+        "tree-leaf" => vec![
+            ("one", leaf(1, 3).encode()),
+            ("holes", leaf(20, 3).encode()),
+            ("full", leaf(32, 64).encode()),
+        ],
+        "tree-inner" => vec![
+            ("one", inner(1, 1).encode()),
+            ("some", inner(2, 7).encode()),
+            ("full", inner(1, 256).encode()),
+        ],
         "tree-root" => vec![("empty", root(None)), ("some", root(Some(node_id(1))))],
         "chunk-codec" => chunk_codecs(),
         "nbd-client-flags" => vec![("both", vec![0, 0, 0, 3]), ("none", vec![0; 4])],
-        "nbd-option" => vec![("go", nbd::option_bytes(nbd::option::GO, 20)), ("list", nbd::option_bytes(nbd::option::LIST, 0))],
+        "nbd-option" => vec![
+            ("go", nbd::option_bytes(nbd::option::GO, 20)),
+            ("list", nbd::option_bytes(nbd::option::LIST, 0)),
+        ],
         "nbd-option-data" => option_data(),
         "nbd-request" => vec![
-            ("read", nbd::request_bytes(nbd::request::READ, 1, 4096, 4096)),
-            ("write", nbd::request_bytes(nbd::request::WRITE, u64::MAX, 0, 1 << 20)),
-            ("status", nbd::request_bytes(nbd::request::BLOCK_STATUS, 2, 1 << 40, u32::MAX)),
+            (
+                "read",
+                nbd::request_bytes(nbd::request::READ, 1, 4096, 4096),
+            ),
+            (
+                "write",
+                nbd::request_bytes(nbd::request::WRITE, u64::MAX, 0, 1 << 20),
+            ),
+            (
+                "status",
+                nbd::request_bytes(nbd::request::BLOCK_STATUS, 2, 1 << 40, u32::MAX),
+            ),
         ],
         other => panic!("no samples for {other}"),
     }
 }
 
-const CHUNKS: PackId = PackId { kind: PackKind::Chunks, number: 7 };
+const CHUNKS: PackId = PackId {
+    kind: PackKind::Chunks,
+    number: 7,
+};
 
 fn store() -> StoreId {
     StoreId::from_bytes([0x51; StoreId::BYTES])
@@ -94,7 +143,11 @@ fn store_file(compression: Compression) -> Vec<u8> {
 }
 
 fn pack_header(kind: PackKind, number: u64) -> Vec<u8> {
-    let header = PackHeader { pack: PackId { kind, number }, store: store(), created_unix_seconds: 1_700_000_000 };
+    let header = PackHeader {
+        pack: PackId { kind, number },
+        store: store(),
+        created_unix_seconds: 1_700_000_000,
+    };
     header.encode().to_vec()
 }
 
@@ -114,7 +167,13 @@ fn record_headers() -> Samples {
         let record = RecordHeader::new(payload(kind, 100), *chunk_id(1).as_bytes(), &[1; 100]);
         [offset.to_le_bytes().as_slice(), &record.encode(offset)].concat()
     };
-    let padding = |offset: u64| [offset.to_le_bytes().as_slice(), &pack::encode_padding(offset)].concat();
+    let padding = |offset: u64| {
+        [
+            offset.to_le_bytes().as_slice(),
+            &pack::encode_padding(offset),
+        ]
+        .concat()
+    };
     vec![
         ("chunk", header(RecordKind::Chunk, 4096)),
         ("leaf", header(RecordKind::Leaf, 4096 + 168)),
@@ -129,12 +188,21 @@ fn records() -> Samples {
     let record = |kind, offset: u64, len: usize| {
         let stored = vec![len as u8; len];
         let header = RecordHeader::new(payload(kind, len as u32), *chunk_id(1).as_bytes(), &stored);
-        let mut bytes = [offset.to_le_bytes().as_slice(), &header.encode(offset), &stored].concat();
+        let mut bytes = [
+            offset.to_le_bytes().as_slice(),
+            &header.encode(offset),
+            &stored,
+        ]
+        .concat();
         bytes.resize(8 + header.payload.record_bytes() as usize, 0);
         bytes
     };
     let offset = 8192u64 - 200;
-    let mut padding = [offset.to_le_bytes().as_slice(), &pack::encode_padding(offset)].concat();
+    let mut padding = [
+        offset.to_le_bytes().as_slice(),
+        &pack::encode_padding(offset),
+    ]
+    .concat();
     padding.resize(8 + pack::padding_bytes(offset) as usize, 0);
     vec![
         ("chunk", record(RecordKind::Chunk, 4096, 1001)),
@@ -153,7 +221,11 @@ fn footer(entries: u8) -> Vec<u8> {
         })
         .collect();
     let footer = pack::encode_footer(CHUNKS, offset, &entries);
-    [(offset + footer.len() as u64).to_le_bytes().as_slice(), &footer].concat()
+    [
+        (offset + footer.len() as u64).to_le_bytes().as_slice(),
+        &footer,
+    ]
+    .concat()
 }
 
 fn snapshot(tags: u8) -> SnapshotRecord {
@@ -164,7 +236,9 @@ fn snapshot(tags: u8) -> SnapshotRecord {
         data_bytes: 486 << 20,
         root: RootId::from_bytes(*chunk_id(9).as_bytes()),
         created_at_ns: 1_700_000_000_123_456_789,
-        tags: (0..tags).map(|number| (format!("key-{number}"), "wért".repeat(number.into()))).collect::<BTreeMap<_, _>>(),
+        tags: (0..tags)
+            .map(|number| (format!("key-{number}"), "wért".repeat(number.into())))
+            .collect::<BTreeMap<_, _>>(),
         new_bytes: 1 << 20,
         stored_bytes: 1 << 19,
     }
@@ -180,17 +254,36 @@ fn log_records() -> Vec<u8> {
 }
 
 fn location(kind: RecordKind) -> Location {
-    let pack = PackId { kind: kind.pack_kind(), number: 7 };
-    Location { pack, offset_bytes: 123 * 4096 + 8, payload: payload(kind, 4711) }
+    let pack = PackId {
+        kind: kind.pack_kind(),
+        number: 7,
+    };
+    Location {
+        pack,
+        offset_bytes: 123 * 4096 + 8,
+        payload: payload(kind, 4711),
+    }
 }
 
 fn pack_state(sealed: bool) -> Vec<u8> {
-    let state = PackState { pack: CHUNKS, indexed_bytes: 1 << 20, sealed };
+    let state = PackState {
+        pack: CHUNKS,
+        indexed_bytes: 1 << 20,
+        sealed,
+    };
     [PackState::key_of(state.pack).as_slice(), &state.encode()].concat()
 }
 
 fn totals() -> Vec<u8> {
-    let totals = Totals { chunks: 1, chunk_bytes: 2, nodes: 3, stored_bytes: 4, packs: 5, snapshots: 6, logical_bytes: 7 };
+    let totals = Totals {
+        chunks: 1,
+        chunk_bytes: 2,
+        nodes: 3,
+        stored_bytes: 4,
+        packs: 5,
+        snapshots: 6,
+        logical_bytes: 7,
+    };
     totals.encode().to_vec()
 }
 
@@ -211,21 +304,29 @@ fn inner(level: u8, children: usize) -> Inner {
 }
 
 fn root(top: Option<NodeId>) -> Vec<u8> {
-    let root = Root { size_bytes: 4 << 30, chunker_version: CHUNKER_VERSION, top };
+    let root = Root {
+        size_bytes: 4 << 30,
+        chunker_version: CHUNKER_VERSION,
+        top,
+    };
     root.encode().to_vec()
 }
 
 fn chunk_codecs() -> Samples {
     let mut plain = vec![0; 8192];
     Random::seeded(1).fill(&mut plain[..1000]);
-    [("raw", Compression::None), ("lz4", Compression::Lz4), ("zstd", Compression::Zstd)]
-        .map(|(name, compression)| {
-            let mut encoder = Encoder::new(compression);
-            let (codec, packed) = encoder.encode(&plain);
-            let [a, b, c, _] = (plain.len() as u32).to_le_bytes();
-            (name, [[codec as u8, a, b, c].as_slice(), packed].concat())
-        })
-        .into()
+    [
+        ("raw", Compression::None),
+        ("lz4", Compression::Lz4),
+        ("zstd", Compression::Zstd),
+    ]
+    .map(|(name, compression)| {
+        let mut encoder = Encoder::new(compression);
+        let (codec, packed) = encoder.encode(&plain);
+        let [a, b, c, _] = (plain.len() as u32).to_le_bytes();
+        (name, [[codec as u8, a, b, c].as_slice(), packed].concat())
+    })
+    .into()
 }
 
 fn option_data() -> Samples {
@@ -247,6 +348,9 @@ fn option_data() -> Samples {
         ("export-name", data(nbd::option::EXPORT_NAME, name)),
         ("go", data(nbd::option::GO, &nbd::go_data("snapshot/web"))),
         ("info", data(nbd::option::INFO, &info)),
-        ("set-meta-context", data(nbd::option::SET_META_CONTEXT, &query)),
+        (
+            "set-meta-context",
+            data(nbd::option::SET_META_CONTEXT, &query),
+        ),
     ]
 }

@@ -5,8 +5,8 @@ use tokio_stream::iter;
 use tonic::{Code, Status};
 use varve_content::SEGMENT_BYTES;
 use varve_proto::v1::{
-    BeginUploadRequest, ChunkerParameters, FindMissingRequest, GetSnapshotRequest, GetStatusRequest, Leaf, LeafEntry,
-    ListSnapshotsRequest, PutChunksRequest, TagSnapshotRequest,
+    BeginUploadRequest, ChunkerParameters, FindMissingRequest, GetSnapshotRequest,
+    GetStatusRequest, Leaf, LeafEntry, ListSnapshotsRequest, PutChunksRequest, TagSnapshotRequest,
 };
 use varve_tests::{
     lab::Lab,
@@ -15,11 +15,18 @@ use varve_tests::{
 };
 
 async fn assert_serving(rpc: &Rpc) {
-    rpc.status.clone().get_status(GetStatusRequest {}).await.unwrap();
+    rpc.status
+        .clone()
+        .get_status(GetStatusRequest {})
+        .await
+        .unwrap();
 }
 
 fn is_refusal(status: &Status) -> bool {
-    matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted | Code::InvalidArgument)
+    matches!(
+        status.code(),
+        Code::OutOfRange | Code::ResourceExhausted | Code::InvalidArgument
+    )
 }
 
 #[tokio::test]
@@ -29,29 +36,60 @@ async fn messages_over_the_limits_are_refused() {
     let request = BeginUploadRequest {
         name: "volume".to_owned(),
         size_bytes: 64 << 20,
-        chunker: Some(ChunkerParameters { version: varve_content::chunker::CHUNKER_VERSION }),
+        chunker: Some(ChunkerParameters {
+            version: varve_content::chunker::CHUNKER_VERSION,
+        }),
         tags: Default::default(),
     };
-    let begun = rpc.content.clone().begin_upload(request).await.unwrap().into_inner();
-    assert!(begun.max_ids > 0 && begun.max_message_bytes >= 256 << 10, "{begun:?}");
+    let begun = rpc
+        .content
+        .clone()
+        .begin_upload(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(
+        begun.max_ids > 0 && begun.max_message_bytes >= 256 << 10,
+        "{begun:?}"
+    );
 
     let most = begun.max_ids as usize;
     for (ids, accepted) in [(most, true), (most + 1, false), (1 << 20, false)] {
-        let request = FindMissingRequest { upload_id: begun.upload_id.clone(), ids: vec![7; 32 * ids].into() };
+        let request = FindMissingRequest {
+            upload_id: begun.upload_id.clone(),
+            ids: vec![7; 32 * ids].into(),
+        };
         match rpc.content.clone().find_missing(request).await {
-            Ok(found) => assert!(accepted && found.into_inner().missing.len() == ids, "{ids} ids"),
+            Ok(found) => assert!(
+                accepted && found.into_inner().missing.len() == ids,
+                "{ids} ids"
+            ),
             Err(status) => assert!(!accepted && is_refusal(&status), "{ids} ids: {status:?}"),
         }
     }
-    let request = FindMissingRequest { upload_id: begun.upload_id.clone(), ids: vec![7; 33].into() };
-    assert_eq!(rpc.content.clone().find_missing(request).await.unwrap_err().code(), Code::InvalidArgument);
+    let request = FindMissingRequest {
+        upload_id: begun.upload_id.clone(),
+        ids: vec![7; 33].into(),
+    };
+    assert_eq!(
+        rpc.content
+            .clone()
+            .find_missing(request)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::InvalidArgument
+    );
 
     // As large as is allowed, and larger, in one message.
     let mut volume = vec![0; SEGMENT_BYTES];
     Random::seeded(131).fill(&mut volume);
     let chunks = Content::of(&volume).chunks;
     let put = |chunks: Vec<_>| {
-        let request = PutChunksRequest { upload_id: begun.upload_id.clone(), chunks };
+        let request = PutChunksRequest {
+            upload_id: begun.upload_id.clone(),
+            chunks,
+        };
         let mut content = rpc.content.clone();
         async move { content.put_chunks(iter([request])).await }
     };
@@ -71,13 +109,30 @@ async fn messages_over_the_limits_are_refused() {
     // Any number of small chunks, of leaves, of entries.
     let empty = varve_proto::v1::Chunk::default();
     put(vec![empty; 200_000]).await.unwrap_err();
-    let entry = LeafEntry { start_block: 0, blocks: 1, chunk_id: Bytes::from_static(&[1; 32]) };
-    let leaf = Leaf { segment: 0, entries: vec![entry; 100_000] };
+    let entry = LeafEntry {
+        start_block: 0,
+        blocks: 1,
+        chunk_id: Bytes::from_static(&[1; 32]),
+    };
+    let leaf = Leaf {
+        segment: 0,
+        entries: vec![entry; 100_000],
+    };
     rpc.put_leaves(&begun.upload_id, &[leaf]).await.unwrap_err();
-    let leaves = vec![Leaf { segment: 0, entries: Vec::new() }; 500_000];
+    let leaves = vec![
+        Leaf {
+            segment: 0,
+            entries: Vec::new()
+        };
+        500_000
+    ];
     rpc.put_leaves(&begun.upload_id, &leaves).await.unwrap_err();
     assert_serving(&rpc).await;
-    assert!(lab.varved.peak_memory_bytes() < 512 << 20, "{}", lab.varved.peak_memory_bytes());
+    assert!(
+        lab.varved.peak_memory_bytes() < 512 << 20,
+        "{}",
+        lab.varved.peak_memory_bytes()
+    );
 }
 
 #[tokio::test]
@@ -85,16 +140,50 @@ async fn small_requests_may_not_be_large() {
     let lab = Lab::new();
     let rpc = Rpc::connect(&lab.varved).await;
     let text = "x".repeat(8 << 20);
-    let get = GetSnapshotRequest { snapshot: text.clone() };
-    let list = ListSnapshotsRequest { name_prefix: text.clone(), ..Default::default() };
-    let token = ListSnapshotsRequest { page_token: text.clone(), ..Default::default() };
-    let tag = TagSnapshotRequest { snapshot: "x".to_owned(), remove: vec![String::new(); 1 << 20], ..Default::default() };
-    assert!(is_refusal(&rpc.snapshots.clone().get_snapshot(get).await.unwrap_err()));
-    assert!(is_refusal(&rpc.snapshots.clone().list_snapshots(list).await.unwrap_err()));
-    assert!(is_refusal(&rpc.snapshots.clone().list_snapshots(token).await.unwrap_err()));
+    let get = GetSnapshotRequest {
+        snapshot: text.clone(),
+    };
+    let list = ListSnapshotsRequest {
+        name_prefix: text.clone(),
+        ..Default::default()
+    };
+    let token = ListSnapshotsRequest {
+        page_token: text.clone(),
+        ..Default::default()
+    };
+    let tag = TagSnapshotRequest {
+        snapshot: "x".to_owned(),
+        remove: vec![String::new(); 1 << 20],
+        ..Default::default()
+    };
+    assert!(is_refusal(
+        &rpc.snapshots.clone().get_snapshot(get).await.unwrap_err()
+    ));
+    assert!(is_refusal(
+        &rpc.snapshots
+            .clone()
+            .list_snapshots(list)
+            .await
+            .unwrap_err()
+    ));
+    assert!(is_refusal(
+        &rpc.snapshots
+            .clone()
+            .list_snapshots(token)
+            .await
+            .unwrap_err()
+    ));
     rpc.snapshots.clone().tag_snapshot(tag).await.unwrap_err();
-    let garbage = ListSnapshotsRequest { page_token: "no token".to_owned(), ..Default::default() };
-    let status = rpc.snapshots.clone().list_snapshots(garbage).await.unwrap_err();
+    let garbage = ListSnapshotsRequest {
+        page_token: "no token".to_owned(),
+        ..Default::default()
+    };
+    let status = rpc
+        .snapshots
+        .clone()
+        .list_snapshots(garbage)
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert_serving(&rpc).await;
 }
@@ -112,8 +201,13 @@ async fn uploads_are_bounded_in_number() {
         assert!(open.len() <= 10_000, "there is no bound");
     };
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-    assert!(status.message().contains(&open.len().to_string()), "the limit is named: {status:?}");
-    let abort = varve_proto::v1::AbortUploadRequest { upload_id: open.pop().unwrap() };
+    assert!(
+        status.message().contains(&open.len().to_string()),
+        "the limit is named: {status:?}"
+    );
+    let abort = varve_proto::v1::AbortUploadRequest {
+        upload_id: open.pop().unwrap(),
+    };
     rpc.content.clone().abort_upload(abort).await.unwrap();
     rpc.begin("one-more", 4096).await.unwrap();
 }
@@ -124,7 +218,9 @@ async fn listings_come_in_pages() {
     let lab = Lab::new();
     let rpc = Rpc::connect(&lab.varved).await;
     let content = Content::of(&[1; 4096]);
-    let mut names: Vec<String> = (0..23).map(|number| format!("snapshot-{number:02}")).collect();
+    let mut names: Vec<String> = (0..23)
+        .map(|number| format!("snapshot-{number:02}"))
+        .collect();
     for name in &names {
         rpc.upload(name, &content).await.unwrap();
     }
@@ -132,8 +228,18 @@ async fn listings_come_in_pages() {
         let mut seen = Vec::new();
         let mut token = String::new();
         loop {
-            let request = ListSnapshotsRequest { page_size, page_token: token, ..Default::default() };
-            let page = rpc.snapshots.clone().list_snapshots(request).await.unwrap().into_inner();
+            let request = ListSnapshotsRequest {
+                page_size,
+                page_token: token,
+                ..Default::default()
+            };
+            let page = rpc
+                .snapshots
+                .clone()
+                .list_snapshots(request)
+                .await
+                .unwrap()
+                .into_inner();
             assert!(page_size == 0 || page.snapshots.len() <= page_size as usize);
             seen.extend(page.snapshots.into_iter().map(|snapshot| snapshot.name));
             token = page.next_page_token;
@@ -144,19 +250,51 @@ async fn listings_come_in_pages() {
         assert_eq!(seen, names, "in pages of {page_size}");
     }
     // The token holds its place when something before and after it changes.
-    let request = ListSnapshotsRequest { page_size: 10, ..Default::default() };
-    let first = rpc.snapshots.clone().list_snapshots(request).await.unwrap().into_inner();
+    let request = ListSnapshotsRequest {
+        page_size: 10,
+        ..Default::default()
+    };
+    let first = rpc
+        .snapshots
+        .clone()
+        .list_snapshots(request)
+        .await
+        .unwrap()
+        .into_inner();
     rpc.upload("snapshot-00-late", &content).await.unwrap();
     rpc.upload("snapshot-99-late", &content).await.unwrap();
     names.push("snapshot-99-late".to_owned());
-    let request = ListSnapshotsRequest { page_token: first.next_page_token.clone(), ..Default::default() };
-    let rest = rpc.snapshots.clone().list_snapshots(request).await.unwrap().into_inner();
-    assert_eq!(rest.snapshots.into_iter().map(|snapshot| snapshot.name).collect::<Vec<_>>(), names[10..]);
+    let request = ListSnapshotsRequest {
+        page_token: first.next_page_token.clone(),
+        ..Default::default()
+    };
+    let rest = rpc
+        .snapshots
+        .clone()
+        .list_snapshots(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        rest.snapshots
+            .into_iter()
+            .map(|snapshot| snapshot.name)
+            .collect::<Vec<_>>(),
+        names[10..]
+    );
     // And with other filters it is no token.
     let request = ListSnapshotsRequest {
         page_token: first.next_page_token,
         name_prefix: "other".to_owned(),
         ..Default::default()
     };
-    assert_eq!(rpc.snapshots.clone().list_snapshots(request).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(
+        rpc.snapshots
+            .clone()
+            .list_snapshots(request)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::InvalidArgument
+    );
 }

@@ -21,18 +21,37 @@ fn python() -> PathBuf {
     if let Some(python) = env::var_os("VARVE_PYTHON") {
         return PathBuf::from(python);
     }
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(|| {
-        Path::new(&env::var_os("HOME").expect("HOME is set, or XDG_CACHE_HOME, or VARVE_PYTHON")).join(".cache")
-    });
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            Path::new(
+                &env::var_os("HOME").expect("HOME is set, or XDG_CACHE_HOME, or VARVE_PYTHON"),
+            )
+            .join(".cache")
+        });
     let venv = cache.join("varve/python");
     fs::create_dir_all(&venv).expect("make a directory in the user's cache");
     // Another process may be making it.
     let lock = File::create(venv.join("lock")).expect("make a lock file");
-    lock.lock().expect("lock the directory of the Python environment");
+    lock.lock()
+        .expect("lock the directory of the Python environment");
     let python = venv.join("bin/python");
     if !has_packages(&python) {
-        run(command(tool("python3"), [Path::new("-m"), Path::new("venv"), &venv])).ok();
-        let mut install = command(&python, ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+        run(command(
+            tool("python3"),
+            [Path::new("-m"), Path::new("venv"), &venv],
+        ))
+        .ok();
+        let mut install = command(
+            &python,
+            [
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+            ],
+        );
         install.args(PACKAGES);
         let installed = run(install);
         assert!(
@@ -45,7 +64,13 @@ fn python() -> PathBuf {
 }
 
 fn has_packages(python: &Path) -> bool {
-    python.is_file() && run(command(python, ["-c", "import grpc, grpc_reflection, google.protobuf"])).status.success()
+    python.is_file()
+        && run(command(
+            python,
+            ["-c", "import grpc, grpc_reflection, google.protobuf"],
+        ))
+        .status
+        .success()
 }
 
 #[test]

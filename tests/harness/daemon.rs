@@ -49,7 +49,8 @@ impl Options {
     /// With one more variable in its environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
-        self.environment.push((name.to_owned(), value.as_ref().to_owned()));
+        self.environment
+            .push((name.to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -95,7 +96,10 @@ impl Options {
         let log = File::create(logs.join("log")).expect("make a log file");
         let [grpc_tcp, nbd_tcp] = [(); 2].map(|()| self.tcp.then(free_address));
         let mut command = Command::new(programs::varved());
-        command.arg("--data-dir").arg(&self.data_dir).args(&self.arguments);
+        command
+            .arg("--data-dir")
+            .arg(&self.data_dir)
+            .args(&self.arguments);
         for (option, address) in [("--grpc-tcp", grpc_tcp), ("--nbd-tcp", nbd_tcp)] {
             if let Some(address) = address {
                 command.arg(option).arg(address.to_string());
@@ -111,7 +115,9 @@ impl Options {
         command.stdin(Stdio::null());
         command.stdout(log.try_clone().expect("share a log file"));
         command.stderr(log);
-        let child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         Varved {
             child,
             data_dir: self.data_dir.clone(),
@@ -125,7 +131,9 @@ impl Options {
 /// An address that nobody listened on a moment ago.
 fn free_address() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
-    listener.local_addr().expect("ask for the port that was bound")
+    listener
+        .local_addr()
+        .expect("ask for the port that was bound")
 }
 
 /// A daemon that runs. It is killed when it is dropped; its log is shown when the test fails.
@@ -160,7 +168,10 @@ impl Varved {
     /// The same over TCP.
     #[must_use]
     pub fn tcp_endpoint(&self) -> String {
-        format!("http://{}", self.grpc_tcp.expect("started with Options::tcp"))
+        format!(
+            "http://{}",
+            self.grpc_tcp.expect("started with Options::tcp")
+        )
     }
 
     /// `snapctl`, speaking to it.
@@ -184,7 +195,10 @@ impl Varved {
     /// The NBD URI of a snapshot.
     #[must_use]
     pub fn nbd_uri(&self, snapshot: &str) -> String {
-        format!("nbd+unix:///snapshot/{snapshot}?socket={}", self.nbd_socket().display())
+        format!(
+            "nbd+unix:///snapshot/{snapshot}?socket={}",
+            self.nbd_socket().display()
+        )
     }
 
     /// The same over TCP.
@@ -215,7 +229,9 @@ impl Varved {
     /// Whether it has said that it serves.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.log().split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "ready")
+        self.log()
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .any(|word| word == "ready")
     }
 
     /// Its end, if it has come.
@@ -237,7 +253,8 @@ impl Varved {
     /// Sends it a signal, unless it has ended.
     pub fn signal(&mut self, signal: Signal) {
         if self.ended().is_none() {
-            rustix::process::kill_process(Pid::from_child(&self.child), signal).expect("send a signal to varved");
+            rustix::process::kill_process(Pid::from_child(&self.child), signal)
+                .expect("send a signal to varved");
         }
     }
 
@@ -245,7 +262,10 @@ impl Varved {
     pub fn stop(&mut self) {
         self.signal(Signal::TERM);
         let status = self.wait();
-        assert!(status.success(), "varved was asked to stop, and ended with {status}");
+        assert!(
+            status.success(),
+            "varved was asked to stop, and ended with {status}"
+        );
     }
 }
 
@@ -254,7 +274,11 @@ impl Drop for Varved {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- log of varved on {}\n{}---", self.data_dir.display(), self.log());
+            eprintln!(
+                "--- log of varved on {}\n{}---",
+                self.data_dir.display(),
+                self.log()
+            );
         }
     }
 }

@@ -29,7 +29,11 @@ impl Record {
     /// The id as messages show it.
     #[must_use]
     pub fn id(&self) -> String {
-        self.header.id.iter().map(|byte| format!("{byte:02x}")).collect()
+        self.header
+            .id
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// Where its payload begins in the file.
@@ -49,7 +53,8 @@ impl Record {
 #[must_use]
 pub fn packs(data_dir: &Path, kind: PackKind) -> Vec<(PackId, PathBuf)> {
     let dir = names::packs(data_dir);
-    let entries = fs::read_dir(&dir).unwrap_or_else(|error| panic!("list {}: {error}", dir.display()));
+    let entries =
+        fs::read_dir(&dir).unwrap_or_else(|error| panic!("list {}: {error}", dir.display()));
     let mut packs: Vec<_> = entries
         .map(|entry| entry.expect("list the packs").path())
         .filter_map(|path| {
@@ -69,7 +74,10 @@ pub fn records(data_dir: &Path, kind: PackKind) -> Vec<Record> {
         let bytes = fs::read(&path).expect("read a pack");
         let mut offset = PACK_HEADER_BYTES;
         // Ends at the footer of a sealed pack, and where one that is being written has nothing yet.
-        while let Some(Ok(header)) = bytes.get(offset..).map(|rest| Header::decode(rest, offset as u64)) {
+        while let Some(Ok(header)) = bytes
+            .get(offset..)
+            .map(|rest| Header::decode(rest, offset as u64))
+        {
             if let Header::Record(record) = header {
                 records.push(Record {
                     pack,
@@ -92,7 +100,10 @@ pub fn flip_byte(path: &Path, offset: u64) {
 
 /// Cuts a file off.
 pub fn truncate(path: &Path, len: u64) {
-    let file = fs::File::options().write(true).open(path).expect("open a file to cut it off");
+    let file = fs::File::options()
+        .write(true)
+        .open(path)
+        .expect("open a file to cut it off");
     file.set_len(len).expect("cut a file off");
     file.sync_all().expect("sync a file");
 }

@@ -27,7 +27,11 @@ pub fn len(path: &Path) -> u64 {
 /// Bytes that the file system keeps for it: holes take none.
 #[must_use]
 pub fn allocated_bytes(path: &Path) -> u64 {
-    open(path).metadata().expect("ask for a file's blocks").blocks() * 512
+    open(path)
+        .metadata()
+        .expect("ask for a file's blocks")
+        .blocks()
+        * 512
 }
 
 /// Bytes of a range.
@@ -36,7 +40,12 @@ pub fn read_range(path: &Path, offset: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     open(path)
         .read_exact_at(&mut bytes, offset)
-        .unwrap_or_else(|error| panic!("read {len} bytes at {offset} of {}: {error}", path.display()));
+        .unwrap_or_else(|error| {
+            panic!(
+                "read {len} bytes at {offset} of {}: {error}",
+                path.display()
+            )
+        });
     bytes
 }
 
@@ -46,17 +55,29 @@ pub fn write_range(path: &Path, offset: u64, bytes: &[u8]) {
         .write(true)
         .open(path)
         .unwrap_or_else(|error| panic!("open {} to write: {error}", path.display()));
-    file.write_all_at(bytes, offset).expect("overwrite part of a file");
+    file.write_all_at(bytes, offset)
+        .expect("overwrite part of a file");
     file.sync_all().expect("sync a file");
 }
 
 /// That two files have the same bytes. Where they differ first is named.
 pub fn assert_same(one: &Path, other: &Path) {
-    assert_eq!(len(one), len(other), "lengths of {} and {}", one.display(), other.display());
+    assert_eq!(
+        len(one),
+        len(other),
+        "lengths of {} and {}",
+        one.display(),
+        other.display()
+    );
     each_pair(one, other, |offset, a, b| {
         if a != b {
             let at = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(0);
-            panic!("{} and {} differ at offset {}", one.display(), other.display(), offset + at as u64);
+            panic!(
+                "{} and {} differ at offset {}",
+                one.display(),
+                other.display(),
+                offset + at as u64
+            );
         }
     });
 }

@@ -19,14 +19,22 @@ const REPEATED_FILES: u64 = 8;
 #[must_use]
 pub fn make(scratch: &Scratch, name: &str, size_bytes: u64, seed: u64) -> PathBuf {
     let path = scratch.join(name);
-    let file = File::create(&path).unwrap_or_else(|error| panic!("make {}: {error}", path.display()));
+    let file =
+        File::create(&path).unwrap_or_else(|error| panic!("make {}: {error}", path.display()));
     file.set_len(size_bytes).expect("set a file's length");
     let mut random = Random::seeded(seed);
     let mut offset = 0;
     while offset < size_bytes {
-        let blocks = if random.one_in(8) { random.within(64..1024) } else { random.within(1..64) };
+        let blocks = if random.one_in(8) {
+            random.within(64..1024)
+        } else {
+            random.within(1..64)
+        };
         let bytes = (blocks * BLOCK_BYTES).min(size_bytes - offset);
-        if let Some(content) = content(&mut random, usize::try_from(bytes).expect("an extent fits into memory")) {
+        if let Some(content) = content(
+            &mut random,
+            usize::try_from(bytes).expect("an extent fits into memory"),
+        ) {
             file.write_all_at(&content, offset).expect("write an image");
         }
         offset += bytes;
@@ -38,14 +46,18 @@ pub fn make(scratch: &Scratch, name: &str, size_bytes: u64, seed: u64) -> PathBu
 #[must_use]
 pub fn make_random(scratch: &Scratch, name: &str, size_bytes: u64, seed: u64) -> PathBuf {
     let path = scratch.join(name);
-    let file = File::create(&path).unwrap_or_else(|error| panic!("make {}: {error}", path.display()));
+    let file =
+        File::create(&path).unwrap_or_else(|error| panic!("make {}: {error}", path.display()));
     let mut random = Random::seeded(seed);
     let mut buffer = vec![0; 1 << 20];
     let mut offset = 0;
     while offset < size_bytes {
-        let len = buffer.len().min(usize::try_from(size_bytes - offset).unwrap_or(usize::MAX));
+        let len = buffer
+            .len()
+            .min(usize::try_from(size_bytes - offset).unwrap_or(usize::MAX));
         random.fill(&mut buffer[..len]);
-        file.write_all_at(&buffer[..len], offset).expect("write an image");
+        file.write_all_at(&buffer[..len], offset)
+            .expect("write an image");
         offset += len as u64;
     }
     path
@@ -61,11 +73,17 @@ pub fn copy(scratch: &Scratch, from: &Path, name: &str) -> PathBuf {
     let mut buffer = vec![0; 1 << 20];
     let mut offset = 0;
     while offset < size_bytes {
-        let len = buffer.len().min(usize::try_from(size_bytes - offset).unwrap_or(usize::MAX));
-        source.read_exact_at(&mut buffer[..len], offset).expect("read an image");
+        let len = buffer
+            .len()
+            .min(usize::try_from(size_bytes - offset).unwrap_or(usize::MAX));
+        source
+            .read_exact_at(&mut buffer[..len], offset)
+            .expect("read an image");
         for (number, block) in buffer[..len].chunks(BLOCK_BYTES as usize).enumerate() {
             if block.iter().any(|byte| *byte != 0) {
-                target.write_all_at(block, offset + number as u64 * BLOCK_BYTES).expect("write an image");
+                target
+                    .write_all_at(block, offset + number as u64 * BLOCK_BYTES)
+                    .expect("write an image");
             }
         }
         offset += len as u64;
@@ -75,14 +93,18 @@ pub fn copy(scratch: &Scratch, from: &Path, name: &str) -> PathBuf {
 
 /// Overwrites `places` stretches of an image with other content, some of it zeros.
 pub fn change(path: &Path, places: u32, random: &mut Random) {
-    let file = File::options().write(true).open(path).expect("open an image to change it");
+    let file = File::options()
+        .write(true)
+        .open(path)
+        .expect("open an image to change it");
     let size_bytes = files::len(path);
     for _ in 0..places {
         let offset = random.within(0..size_bytes.div_ceil(BLOCK_BYTES)) * BLOCK_BYTES;
         let bytes = (random.within(1..48) * BLOCK_BYTES).min(size_bytes - offset);
         let bytes = usize::try_from(bytes).expect("a stretch fits into memory");
         let content = content(random, bytes).unwrap_or_else(|| vec![0; bytes]);
-        file.write_all_at(&content, offset).expect("change an image");
+        file.write_all_at(&content, offset)
+            .expect("change an image");
     }
 }
 
@@ -123,7 +145,8 @@ fn text(random: &mut Random, into: &mut [u8]) {
 fn small_files(random: &mut Random, into: &mut [u8]) {
     let mut rest = into;
     while !rest.is_empty() {
-        let taken = usize::try_from(random.within(1..24) * BLOCK_BYTES).expect("a small file is small");
+        let taken =
+            usize::try_from(random.within(1..24) * BLOCK_BYTES).expect("a small file is small");
         let (file, after) = rest.split_at_mut(taken.min(rest.len()));
         let tail = random.index(BLOCK_BYTES as usize).min(file.len());
         let data = file.len() - tail;

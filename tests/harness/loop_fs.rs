@@ -30,12 +30,32 @@ impl LoopFs {
             skip_because("there are no loop devices (no /dev/loop-control)");
             return None;
         }
-        let file_system = Self { scratch: Scratch::new() };
+        let file_system = Self {
+            scratch: Scratch::new(),
+        };
         let image = file_system.scratch.join("image");
-        File::create(&image).and_then(|file| file.set_len(size_bytes)).expect("make a file for a file system");
-        run(command(tool("mkfs.ext4"), ["-q", "-F", "-m", "0"].map(Path::new).into_iter().chain([image.as_path()]))).ok();
+        File::create(&image)
+            .and_then(|file| file.set_len(size_bytes))
+            .expect("make a file for a file system");
+        run(command(
+            tool("mkfs.ext4"),
+            ["-q", "-F", "-m", "0"]
+                .map(Path::new)
+                .into_iter()
+                .chain([image.as_path()]),
+        ))
+        .ok();
         fs::create_dir(file_system.path()).expect("make a mount point");
-        run(command(tool("mount"), [Path::new("-o"), Path::new("loop"), &image, &file_system.path()])).ok();
+        run(command(
+            tool("mount"),
+            [
+                Path::new("-o"),
+                Path::new("loop"),
+                &image,
+                &file_system.path(),
+            ],
+        ))
+        .ok();
         Some(file_system)
     }
 

@@ -130,7 +130,14 @@ impl Peer {
         loop {
             match self.receive(1) {
                 Ok(_) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => return,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
+                    ) =>
+                {
+                    return;
+                }
                 Err(error) => panic!("the server should have closed the connection: {error}"),
             }
         }
@@ -147,13 +154,20 @@ impl Peer {
 
     /// Sends an option.
     pub fn send_option(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
-        self.send(&option_bytes(option, u32::try_from(data.len()).expect("option data are short")))?;
+        self.send(&option_bytes(
+            option,
+            u32::try_from(data.len()).expect("option data are short"),
+        ))?;
         self.send(data)
     }
 
     /// Receives one reply to an option: its type and its data.
     pub fn receive_option_reply(&mut self, option: u32) -> io::Result<(u32, Vec<u8>)> {
-        assert_eq!(self.receive_u64()?, 0x0003_e889_0455_65a9, "magic of a reply to an option");
+        assert_eq!(
+            self.receive_u64()?,
+            0x0003_e889_0455_65a9,
+            "magic of a reply to an option"
+        );
         assert_eq!(self.receive_u32()?, option, "the option replied to");
         let (kind, len) = (self.receive_u32()?, self.receive_u32()?);
         Ok((kind, self.receive(len as usize)?))
@@ -175,25 +189,42 @@ impl Peer {
 
     /// The last reply's type.
     pub fn ask_outcome(&mut self, option: u32, data: &[u8]) -> io::Result<u32> {
-        Ok(self.ask(option, data)?.last().expect("there is a last reply").0)
+        Ok(self
+            .ask(option, data)?
+            .last()
+            .expect("there is a last reply")
+            .0)
     }
 
     /// Goes through the handshake, with structured replies, to an export. Gives its size.
     pub fn open(&mut self, export: &str) -> io::Result<u64> {
         self.greet()?;
-        assert_eq!(self.ask_outcome(option::STRUCTURED_REPLY, &[])?, option_reply::ACK);
+        assert_eq!(
+            self.ask_outcome(option::STRUCTURED_REPLY, &[])?,
+            option_reply::ACK
+        );
         let replies = self.ask(option::GO, &go_data(export))?;
         let outcome = replies.last().expect("there is a last reply").0;
         if outcome != option_reply::ACK {
-            return Err(io::Error::other(format!("GO was answered with {outcome:#x}")));
+            return Err(io::Error::other(format!(
+                "GO was answered with {outcome:#x}"
+            )));
         }
-        let info = replies.iter().find(|(kind, data)| *kind == option_reply::INFO && data.starts_with(&[0, 0]));
+        let info = replies
+            .iter()
+            .find(|(kind, data)| *kind == option_reply::INFO && data.starts_with(&[0, 0]));
         let size = &info.expect("GO tells the size").1[2..10];
         Ok(u64::from_be_bytes(size.try_into().expect("eight bytes")))
     }
 
     /// Sends a request's header.
-    pub fn send_request(&mut self, command: u16, cookie: u64, offset: u64, len: u32) -> io::Result<()> {
+    pub fn send_request(
+        &mut self,
+        command: u16,
+        cookie: u64,
+        offset: u64,
+        len: u32,
+    ) -> io::Result<()> {
         self.send(&request_bytes(command, cookie, offset, len))
     }
 
@@ -201,7 +232,11 @@ impl Peer {
     pub fn receive_reply(&mut self, cookie: u64) -> io::Result<Reply> {
         let mut reply = Reply::default();
         loop {
-            assert_eq!(self.receive_u32()?, 0x668e_33ef, "magic of a structured reply");
+            assert_eq!(
+                self.receive_u32()?,
+                0x668e_33ef,
+                "magic of a structured reply"
+            );
             let head = self.receive(4)?;
             assert_eq!(self.receive_u64()?, cookie, "the request replied to");
             let len = self.receive_u32()?;
@@ -209,7 +244,11 @@ impl Peer {
             match u16::from_be_bytes([head[2], head[3]]) {
                 0 => {}
                 1 => reply.data_bytes += payload.len() as u64 - 8,
-                2 => reply.data_bytes += u64::from(u32::from_be_bytes(payload[8..12].try_into().expect("four bytes"))),
+                2 => {
+                    reply.data_bytes += u64::from(u32::from_be_bytes(
+                        payload[8..12].try_into().expect("four bytes"),
+                    ))
+                }
                 kind if kind & 1 << 15 != 0 => {
                     reply.error = u32::from_be_bytes(payload[..4].try_into().expect("four bytes"));
                 }
@@ -240,7 +279,12 @@ pub struct Reply {
 /// The header of an option.
 #[must_use]
 pub fn option_bytes(option: u32, data_bytes: u32) -> Vec<u8> {
-    [OPTION_MAGIC.as_slice(), &option.to_be_bytes(), &data_bytes.to_be_bytes()].concat()
+    [
+        OPTION_MAGIC.as_slice(),
+        &option.to_be_bytes(),
+        &data_bytes.to_be_bytes(),
+    ]
+    .concat()
 }
 
 /// The header of a request.

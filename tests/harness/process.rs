@@ -40,7 +40,10 @@ fn wait_within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> 
 
 /// A command for [`start`] and [`run`], said in one line.
 #[must_use]
-pub fn command<S: AsRef<OsStr>>(program: impl AsRef<Path>, arguments: impl IntoIterator<Item = S>) -> Command {
+pub fn command<S: AsRef<OsStr>>(
+    program: impl AsRef<Path>,
+    arguments: impl IntoIterator<Item = S>,
+) -> Command {
     let mut command = Command::new(program.as_ref());
     command.args(arguments);
     command
@@ -90,11 +93,19 @@ impl Running {
     fn spawn(mut command: Command) -> Self {
         let shown = format!("{command:?}");
         // Files, not pipes: they take any amount while nobody reads.
-        let [stdout, stderr] = [(); 2].map(|()| tempfile::tempfile().expect("make a temporary file"));
+        let [stdout, stderr] =
+            [(); 2].map(|()| tempfile::tempfile().expect("make a temporary file"));
         command.stdout(stdout.try_clone().expect("share a file"));
         command.stderr(stderr.try_clone().expect("share a file"));
-        let child = command.spawn().unwrap_or_else(|error| panic!("start {shown}: {error}"));
-        Self { shown, child, stdout, stderr }
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {shown}: {error}"));
+        Self {
+            shown,
+            child,
+            stdout,
+            stderr,
+        }
     }
 
     /// Its process id.
@@ -112,7 +123,8 @@ impl Running {
     pub fn signal(&mut self, signal: Signal) {
         // A program that has ended and was not waited for keeps its id: nobody else can be hit.
         if self.ended().is_none() {
-            rustix::process::kill_process(Pid::from_child(&self.child), signal).expect("send a signal");
+            rustix::process::kill_process(Pid::from_child(&self.child), signal)
+                .expect("send a signal");
         }
     }
 
@@ -168,7 +180,8 @@ fn bytes_of(file: &File) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let len = file.metadata().expect("ask for a file's length").len();
     let mut bytes = vec![0; usize::try_from(len).expect("what a program says fits into memory")];
-    file.read_exact_at(&mut bytes, 0).expect("read what a program said");
+    file.read_exact_at(&mut bytes, 0)
+        .expect("read what a program said");
     bytes
 }
 
@@ -197,7 +210,10 @@ impl Finished {
     /// That it succeeded.
     #[must_use = "what it said, if only its success matters: use `ok`"]
     pub fn success(self) -> Self {
-        assert!(self.status.success(), "this should have succeeded: {self:?}");
+        assert!(
+            self.status.success(),
+            "this should have succeeded: {self:?}"
+        );
         self
     }
 
@@ -208,8 +224,15 @@ impl Finished {
 
     /// That it failed by its own decision, with this exit code, and said why. Gives what it said.
     pub fn fails(self, code: i32) -> String {
-        assert_eq!(self.status.code(), Some(code), "this should have ended with {code}: {self:?}");
-        assert!(!self.stderr.trim().is_empty(), "a failure has to say why: {self:?}");
+        assert_eq!(
+            self.status.code(),
+            Some(code),
+            "this should have ended with {code}: {self:?}"
+        );
+        assert!(
+            !self.stderr.trim().is_empty(),
+            "a failure has to say why: {self:?}"
+        );
         self.stderr
     }
 
@@ -240,8 +263,13 @@ impl fmt::Debug for Finished {
 #[must_use]
 pub fn peak_memory_bytes(process_id: u32) -> Option<u64> {
     let mut status = String::new();
-    File::open(format!("/proc/{process_id}/status")).ok()?.read_to_string(&mut status).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    File::open(format!("/proc/{process_id}/status"))
+        .ok()?
+        .read_to_string(&mut status)
+        .ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
 }

@@ -54,11 +54,17 @@ pub fn tool(name: &str) -> PathBuf {
 #[must_use]
 pub fn repository() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().expect("tests/ is in the checkout").to_owned()
+    tests
+        .parent()
+        .expect("tests/ is in the checkout")
+        .to_owned()
 }
 
 /// Says that a test is skipped, for want of something that only some machines have. On CI it may not be.
 pub fn skip_because(reason: &str) {
-    assert!(env::var_os("CI").is_none_or(|ci| ci.is_empty()), "on CI nothing is skipped: {reason}");
+    assert!(
+        env::var_os("CI").is_none_or(|ci| ci.is_empty()),
+        "on CI nothing is skipped: {reason}"
+    );
     println!("skipped: {reason}");
 }

@@ -12,8 +12,9 @@ use varve_content::{
     tree::{self, TreeBuilder},
 };
 use varve_proto::v1::{
-    BeginUploadRequest, Chunk, ChunkerParameters, Codec, CommitUploadRequest, GetStatusRequest, GetStatusResponse, Leaf, LeafEntry, PutChunksRequest,
-    PutChunksResponse, PutLeavesRequest, Snapshot, content_service_client::ContentServiceClient,
+    BeginUploadRequest, Chunk, ChunkerParameters, Codec, CommitUploadRequest, GetStatusRequest,
+    GetStatusResponse, Leaf, LeafEntry, PutChunksRequest, PutChunksResponse, PutLeavesRequest,
+    Snapshot, content_service_client::ContentServiceClient,
     snapshot_service_client::SnapshotServiceClient, status_service_client::StatusServiceClient,
 };
 
@@ -37,11 +38,14 @@ pub struct Rpc {
 impl Rpc {
     /// Connects over the unix socket.
     pub async fn connect(varved: &Varved) -> Self {
-        let endpoint = Endpoint::from_shared(varved.endpoint()).expect("an endpoint of a unix socket");
+        let endpoint =
+            Endpoint::from_shared(varved.endpoint()).expect("an endpoint of a unix socket");
         let channel = endpoint.connect().await.expect("connect to varved");
         Self {
-            content: ContentServiceClient::new(channel.clone()).max_encoding_message_size(usize::MAX),
-            snapshots: SnapshotServiceClient::new(channel.clone()).max_encoding_message_size(usize::MAX),
+            content: ContentServiceClient::new(channel.clone())
+                .max_encoding_message_size(usize::MAX),
+            snapshots: SnapshotServiceClient::new(channel.clone())
+                .max_encoding_message_size(usize::MAX),
             status: StatusServiceClient::new(channel),
         }
     }
@@ -49,7 +53,15 @@ impl Rpc {
     /// Waits until the daemon's status is so.
     pub async fn wait_for_status(&self, what: &str, is_so: impl Fn(&GetStatusResponse) -> bool) {
         let wait = async {
-            while !is_so(&self.status.clone().get_status(GetStatusRequest {}).await.expect("a status").into_inner()) {}
+            while !is_so(
+                &self
+                    .status
+                    .clone()
+                    .get_status(GetStatusRequest {})
+                    .await
+                    .expect("a status")
+                    .into_inner(),
+            ) {}
         };
         let in_time = tokio::time::timeout(TIME_LIMIT, wait).await;
         in_time.unwrap_or_else(|_| panic!("waited {TIME_LIMIT:?} for {what}"));
@@ -60,30 +72,57 @@ impl Rpc {
         let request = BeginUploadRequest {
             name: name.to_owned(),
             size_bytes,
-            chunker: Some(ChunkerParameters { version: CHUNKER_VERSION }),
+            chunker: Some(ChunkerParameters {
+                version: CHUNKER_VERSION,
+            }),
             tags: Default::default(),
         };
-        Ok(self.content.clone().begin_upload(request).await?.into_inner().upload_id)
+        Ok(self
+            .content
+            .clone()
+            .begin_upload(request)
+            .await?
+            .into_inner()
+            .upload_id)
     }
 
     /// Puts chunks, in messages of an ordinary size.
-    pub async fn put_chunks(&self, upload_id: &str, chunks: &[Chunk]) -> Result<PutChunksResponse, Status> {
+    pub async fn put_chunks(
+        &self,
+        upload_id: &str,
+        chunks: &[Chunk],
+    ) -> Result<PutChunksResponse, Status> {
         let mut messages: Vec<PutChunksRequest> = Vec::new();
         let mut room = 0;
         for chunk in chunks {
             if messages.is_empty() || room < chunk.payload.len() {
-                messages.push(PutChunksRequest { upload_id: upload_id.to_owned(), chunks: Vec::new() });
+                messages.push(PutChunksRequest {
+                    upload_id: upload_id.to_owned(),
+                    chunks: Vec::new(),
+                });
                 room = MESSAGE_BYTES;
             }
             room -= chunk.payload.len().min(room);
-            messages.last_mut().expect("one was just made").chunks.push(chunk.clone());
+            messages
+                .last_mut()
+                .expect("one was just made")
+                .chunks
+                .push(chunk.clone());
         }
-        Ok(self.content.clone().put_chunks(iter(messages)).await?.into_inner())
+        Ok(self
+            .content
+            .clone()
+            .put_chunks(iter(messages))
+            .await?
+            .into_inner())
     }
 
     /// Puts leaves, in one message.
     pub async fn put_leaves(&self, upload_id: &str, leaves: &[Leaf]) -> Result<(), Status> {
-        let request = PutLeavesRequest { upload_id: upload_id.to_owned(), leaves: leaves.to_vec() };
+        let request = PutLeavesRequest {
+            upload_id: upload_id.to_owned(),
+            leaves: leaves.to_vec(),
+        };
         self.content.clone().put_leaves(request).await.map(drop)
     }
 
@@ -93,8 +132,15 @@ impl Rpc {
             upload_id: upload_id.to_owned(),
             root: Bytes::copy_from_slice(root.as_bytes()),
         };
-        let response = self.content.clone().commit_upload(request).await?.into_inner();
-        Ok(response.snapshot.expect("a commit answers with the snapshot"))
+        let response = self
+            .content
+            .clone()
+            .commit_upload(request)
+            .await?
+            .into_inner();
+        Ok(response
+            .snapshot
+            .expect("a commit answers with the snapshot"))
     }
 
     /// A whole upload, as it should be.
@@ -126,7 +172,8 @@ impl Content {
         let size_bytes = volume.len() as u64;
         let mut chunks = Vec::new();
         let mut leaves = Vec::new();
-        let mut builder = TreeBuilder::new(size_bytes).expect("a volume has a size that a tree takes");
+        let mut builder =
+            TreeBuilder::new(size_bytes).expect("a volume has a size that a tree takes");
         for (segment, bytes) in (0..).zip(volume.chunks(SEGMENT_BYTES)) {
             let mut padded = bytes.to_vec();
             padded.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
@@ -144,12 +191,19 @@ impl Content {
                 chunks.push(chunk);
             }
             if !entries.is_empty() {
-                builder.push(segment, node(&entries).id()).expect("leaves are pushed in order");
+                builder
+                    .push(segment, node(&entries).id())
+                    .expect("leaves are pushed in order");
                 leaves.push(Leaf { segment, entries });
             }
         }
         let (root, _) = builder.finish();
-        Self { size_bytes, chunks, leaves, root: root.id() }
+        Self {
+            size_bytes,
+            chunks,
+            leaves,
+            root: root.id(),
+        }
     }
 }
 

@@ -38,7 +38,8 @@ impl Scratch {
     #[must_use]
     pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.join(name);
-        fs::write(&path, content).unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
+        fs::write(&path, content)
+            .unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
         path
     }
 }

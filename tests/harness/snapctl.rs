@@ -45,14 +45,18 @@ impl Snapctl {
     /// Speaking to the daemon at `endpoint`.
     #[must_use]
     pub fn new(endpoint: impl Into<String>) -> Self {
-        Self { endpoint: endpoint.into() }
+        Self {
+            endpoint: endpoint.into(),
+        }
     }
 
     /// The command, for those who want to change it before it runs.
     #[must_use]
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(programs::snapctl());
-        command.args(arguments).env("VARVE_ENDPOINT", &self.endpoint);
+        command
+            .args(arguments)
+            .env("VARVE_ENDPOINT", &self.endpoint);
         command
     }
 
@@ -70,7 +74,11 @@ impl Snapctl {
 
     /// Runs it with a file as its standard input.
     #[must_use]
-    pub fn run_from<S: AsRef<OsStr>>(&self, input: &Path, arguments: impl IntoIterator<Item = S>) -> Finished {
+    pub fn run_from<S: AsRef<OsStr>>(
+        &self,
+        input: &Path,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Finished {
         let mut command = self.command(arguments);
         command.stdin(crate::files::open(input));
         run_given(command)
@@ -89,7 +97,12 @@ impl Snapctl {
     }
 
     /// The same, with more arguments.
-    pub fn import_with<'a>(&self, file: &Path, name: &str, more: impl IntoIterator<Item = &'a str>) -> Imported {
+    pub fn import_with<'a>(
+        &self,
+        file: &Path,
+        name: &str,
+        more: impl IntoIterator<Item = &'a str>,
+    ) -> Imported {
         let mut arguments = import_arguments(file, name);
         arguments.extend(more.into_iter().map(OsString::from));
         Imported(self.json(arguments))
@@ -103,7 +116,8 @@ impl Snapctl {
 
     /// Exports to a file, which has to succeed.
     pub fn export(&self, snapshot: &str, file: &Path) {
-        self.run([OsStr::new("export"), OsStr::new(snapshot), file.as_os_str()]).ok();
+        self.run([OsStr::new("export"), OsStr::new(snapshot), file.as_os_str()])
+            .ok();
     }
 
     /// A snapshot as `snapshot show` tells it.
@@ -116,8 +130,13 @@ impl Snapctl {
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         let list = self.json(["snapshot", "list"]);
-        let snapshots = list["snapshots"].as_array().unwrap_or_else(|| panic!("no list of snapshots in {list}"));
-        snapshots.iter().map(|snapshot| text(snapshot, "name")).collect()
+        let snapshots = list["snapshots"]
+            .as_array()
+            .unwrap_or_else(|| panic!("no list of snapshots in {list}"));
+        snapshots
+            .iter()
+            .map(|snapshot| text(snapshot, "name"))
+            .collect()
     }
 
     /// Verifies a snapshot, which has to be found sound.
@@ -129,7 +148,11 @@ impl Snapctl {
     #[must_use]
     pub fn verify_finds(&self, snapshot: &str) -> String {
         let finished = self.run(["snapshot", "verify", snapshot]);
-        assert_eq!(finished.status.code(), Some(exit::DAMAGED), "{snapshot} should have been found damaged: {finished:?}");
+        assert_eq!(
+            finished.status.code(),
+            Some(exit::DAMAGED),
+            "{snapshot} should have been found damaged: {finished:?}"
+        );
         finished.text()
     }
 
@@ -152,24 +175,35 @@ pub fn import_arguments(file: &Path, name: &str) -> Vec<OsString> {
 
 fn with_json<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Vec<OsString> {
     let output = ["--output", "json"].map(OsString::from);
-    output.into_iter().chain(arguments.into_iter().map(|argument| argument.as_ref().to_owned())).collect()
+    output
+        .into_iter()
+        .chain(
+            arguments
+                .into_iter()
+                .map(|argument| argument.as_ref().to_owned()),
+        )
+        .collect()
 }
 
 fn parse(finished: &Finished) -> Value {
-    serde_json::from_slice(&finished.stdout).unwrap_or_else(|error| panic!("not JSON: {error}: {finished:?}"))
+    serde_json::from_slice(&finished.stdout)
+        .unwrap_or_else(|error| panic!("not JSON: {error}: {finished:?}"))
 }
 
 /// A field that is text.
 #[must_use]
 pub fn text(value: &Value, field: &str) -> String {
     let text = value[field].as_str();
-    text.unwrap_or_else(|| panic!("no text {field:?} in {value}")).to_owned()
+    text.unwrap_or_else(|| panic!("no text {field:?} in {value}"))
+        .to_owned()
 }
 
 /// A field that is a whole number.
 #[must_use]
 pub fn number(value: &Value, field: &str) -> u64 {
-    value[field].as_u64().unwrap_or_else(|| panic!("no whole number {field:?} in {value}"))
+    value[field]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no whole number {field:?} in {value}"))
 }
 
 /// What an import reports.

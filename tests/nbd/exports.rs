@@ -25,10 +25,18 @@ fn a_deleted_snapshot_is_refused_and_open_connections_are_not_harmed() {
 
     let mut late = Peer::unix(&lab.varved.nbd_socket()).unwrap();
     late.greet().unwrap();
-    assert_eq!(late.ask_outcome(option::GO, &go_data("snapshot/image")).unwrap(), option_reply::ERR_UNKNOWN);
+    assert_eq!(
+        late.ask_outcome(option::GO, &go_data("snapshot/image"))
+            .unwrap(),
+        option_reply::ERR_UNKNOWN
+    );
     // The refusal has not ended the handshake, and the name can come back.
     lab.snapctl().import(&file, "image");
-    assert_eq!(late.ask_outcome(option::GO, &go_data("snapshot/image")).unwrap(), option_reply::ACK);
+    assert_eq!(
+        late.ask_outcome(option::GO, &go_data("snapshot/image"))
+            .unwrap(),
+        option_reply::ACK
+    );
 }
 
 #[test]
@@ -36,7 +44,8 @@ fn an_unknown_export_ends_the_old_handshake() {
     let lab = Lab::new();
     let mut peer = Peer::unix(&lab.varved.nbd_socket()).unwrap();
     peer.greet().unwrap();
-    peer.send_option(option::EXPORT_NAME, b"snapshot/absent").unwrap();
+    peer.send_option(option::EXPORT_NAME, b"snapshot/absent")
+        .unwrap();
     peer.receive_until_closed();
 }
 
@@ -45,7 +54,9 @@ async fn a_listing_of_many_exports_is_whole() {
     let lab = Lab::new();
     let rpc = Rpc::connect(&lab.varved).await;
     let content = Content::of(&[1; 4096]);
-    let mut names: Vec<String> = (0..700).map(|number| format!("snapshot-{number:03}")).collect();
+    let mut names: Vec<String> = (0..700)
+        .map(|number| format!("snapshot-{number:03}"))
+        .collect();
     for name in &names {
         rpc.upload(name, &content).await.unwrap();
     }
@@ -60,7 +71,9 @@ async fn a_listing_of_many_exports_is_whole() {
         String::from_utf8(data[4..4 + len].to_vec()).unwrap()
     });
     let listed: Vec<_> = listed.collect();
-    names.iter_mut().for_each(|name| name.insert_str(0, "snapshot/"));
+    names
+        .iter_mut()
+        .for_each(|name| name.insert_str(0, "snapshot/"));
     assert_eq!(listed, names);
 }
 

@@ -6,7 +6,9 @@ use varve_tests::{
     daemon::Options,
     files, image,
     lab::Lab,
-    nbd::{CLIENT_FLAGS, Peer, go_data, option, option_bytes, option_reply, request, request_bytes},
+    nbd::{
+        CLIENT_FLAGS, Peer, go_data, option, option_bytes, option_reply, request, request_bytes,
+    },
     process::{command, run},
     programs::tool,
     random::Random,
@@ -25,18 +27,34 @@ fn served() -> (Lab, std::path::PathBuf) {
 }
 
 fn connect(lab: &Lab, over_tcp: bool) -> Peer {
-    let peer = if over_tcp { Peer::tcp(lab.varved.nbd_address()) } else { Peer::unix(&lab.varved.nbd_socket()) };
+    let peer = if over_tcp {
+        Peer::tcp(lab.varved.nbd_address())
+    } else {
+        Peer::unix(&lab.varved.nbd_socket())
+    };
     peer.unwrap()
 }
 
 /// That an ordinary client gets all of the image, and that the daemon has stayed within its bounds.
 fn assert_serving(lab: &Lab, file: &std::path::Path) {
     let out = lab.scratch.join("out");
-    run(command(tool("nbdcopy"), [lab.varved.nbd_uri("image").as_str(), out.to_str().unwrap()])).ok();
+    run(command(
+        tool("nbdcopy"),
+        [lab.varved.nbd_uri("image").as_str(), out.to_str().unwrap()],
+    ))
+    .ok();
     files::assert_same(file, &out);
     std::fs::remove_file(out).unwrap();
-    assert!(lab.varved.peak_memory_bytes() < MEMORY_MAX, "{} bytes", lab.varved.peak_memory_bytes());
-    assert!(!lab.varved.log().contains("panicked"), "{}", lab.varved.log());
+    assert!(
+        lab.varved.peak_memory_bytes() < MEMORY_MAX,
+        "{} bytes",
+        lab.varved.peak_memory_bytes()
+    );
+    assert!(
+        !lab.varved.log().contains("panicked"),
+        "{}",
+        lab.varved.log()
+    );
 }
 
 #[test]
@@ -55,7 +73,11 @@ fn garbage_in_place_of_a_handshake_is_answered_by_closing() {
         peer.receive_until_closed();
     }
     // Other protocols, tried at the wrong door.
-    for words in [&b"GET / HTTP/1.1\r\nHost: varve\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"SSH-2.0-OpenSSH_9\r\n"] {
+    for words in [
+        &b"GET / HTTP/1.1\r\nHost: varve\r\n\r\n"[..],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9\r\n",
+    ] {
         let mut peer = connect(&lab, true);
         peer.receive(18).unwrap();
         let _ = peer.send(words);
@@ -121,21 +143,47 @@ fn malformed_options_are_answered_with_errors() {
         ("a length that lies", option::INFO, lying_len),
         ("more infos than there are", option::GO, many_infos),
         ("no UTF-8", option::GO, no_utf8),
-        ("trailing bytes", option::INFO, [go_data("snapshot/image"), vec![0]].concat()),
+        (
+            "trailing bytes",
+            option::INFO,
+            [go_data("snapshot/image"), vec![0]].concat(),
+        ),
         ("data where there are none", option::LIST, vec![0; 8]),
-        ("data where there are none", option::STRUCTURED_REPLY, vec![0; 8]),
+        (
+            "data where there are none",
+            option::STRUCTURED_REPLY,
+            vec![0; 8],
+        ),
         ("no data", option::SET_META_CONTEXT, vec![]),
-        ("a million queries", option::SET_META_CONTEXT, [go_data("x")[..5].to_vec(), vec![0, 0xf, 0xff, 0xff]].concat()),
+        (
+            "a million queries",
+            option::SET_META_CONTEXT,
+            [go_data("x")[..5].to_vec(), vec![0, 0xf, 0xff, 0xff]].concat(),
+        ),
         ("unknown", 4711, vec![0; 100]),
         ("unknown", u32::MAX, vec![]),
     ] {
         let outcome = peer.ask_outcome(option, &data).unwrap();
-        assert_ne!(outcome & option_reply::ERROR, 0, "{what} in option {option}: {outcome:#x}");
+        assert_ne!(
+            outcome & option_reply::ERROR,
+            0,
+            "{what} in option {option}: {outcome:#x}"
+        );
     }
-    assert_eq!(peer.ask_outcome(4711, &[]).unwrap(), option_reply::ERR_UNSUP);
+    assert_eq!(
+        peer.ask_outcome(4711, &[]).unwrap(),
+        option_reply::ERR_UNSUP
+    );
     // None of it has harmed the handshake.
-    assert_eq!(peer.ask_outcome(option::STRUCTURED_REPLY, &[]).unwrap(), option_reply::ACK);
-    assert_eq!(peer.ask_outcome(option::GO, &go_data("snapshot/image")).unwrap(), option_reply::ACK);
+    assert_eq!(
+        peer.ask_outcome(option::STRUCTURED_REPLY, &[]).unwrap(),
+        option_reply::ACK
+    );
+    assert_eq!(
+        peer.ask_outcome(option::GO, &go_data("snapshot/image"))
+            .unwrap(),
+        option_reply::ACK
+    );
     assert_eq!(peer.read(0, 4096).unwrap().data_bytes, 4096);
     assert_serving(&lab, &file);
 }
@@ -237,7 +285,8 @@ fn a_write_is_refused_and_its_payload_is_not_taken_for_requests() {
     peer.open("snapshot/image").unwrap();
     // The payload looks like requests to disconnect.
     let payload = request_bytes(request::DISCONNECT, 0, 0, 0).repeat(1000);
-    peer.send_request(request::WRITE, 3, 0, u32::try_from(payload.len()).unwrap()).unwrap();
+    peer.send_request(request::WRITE, 3, 0, u32::try_from(payload.len()).unwrap())
+        .unwrap();
     peer.send(&payload).unwrap();
     assert_eq!(peer.receive_reply(3).unwrap().error, 1, "EPERM");
     assert_eq!(peer.read(0, 4096).unwrap().data_bytes, 4096);
@@ -261,14 +310,17 @@ fn a_flood_of_options_is_ended_or_answered() {
     let flood = option_bytes(4711, 0).repeat(64);
     let mut outcome: io::Result<()> = Ok(());
     for _ in 0..4000 {
-        outcome = peer.send(&flood).and_then(|()| {
-            (0..64).try_for_each(|_| peer.receive_option_reply(4711).map(drop))
-        });
+        outcome = peer
+            .send(&flood)
+            .and_then(|()| (0..64).try_for_each(|_| peer.receive_option_reply(4711).map(drop)));
         if outcome.is_err() {
             break;
         }
     }
-    assert!(outcome.is_err(), "a handshake of a quarter of a million options should have been ended");
+    assert!(
+        outcome.is_err(),
+        "a handshake of a quarter of a million options should have been ended"
+    );
     assert_serving(&lab, &file);
 }
 
@@ -287,7 +339,9 @@ fn a_peer_that_takes_no_answers_holds_nobody_up() {
         for _ in 0..8 {
             let mut reading = connect(&lab, over_tcp);
             reading.open("snapshot/image").unwrap();
-            let requests: Vec<_> = (0..200).flat_map(|cookie| request_bytes(request::READ, cookie, 0, 16 << 20)).collect();
+            let requests: Vec<_> = (0..200)
+                .flat_map(|cookie| request_bytes(request::READ, cookie, 0, 16 << 20))
+                .collect();
             reading.send(&requests).unwrap();
             peers.push(reading);
         }
@@ -335,7 +389,10 @@ fn connections_over_the_limit_are_refused_and_room_comes_back() {
     open.truncate(4);
     match late.open("snapshot/image") {
         Ok(size) => assert_eq!(size, 4 * MIB),
-        Err(_) => assert_eq!(connect(&lab, false).open("snapshot/image").unwrap(), 4 * MIB),
+        Err(_) => assert_eq!(
+            connect(&lab, false).open("snapshot/image").unwrap(),
+            4 * MIB
+        ),
     }
     for peer in &mut open {
         assert_eq!(peer.read(0, 4096).unwrap().data_bytes, 4096);
@@ -348,6 +405,13 @@ fn allow_open_files() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < 4096) {
         let wanted = limit.maximum.map_or(4096, |maximum| maximum.min(4096));
-        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).unwrap();
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: Some(wanted),
+                maximum: limit.maximum,
+            },
+        )
+        .unwrap();
     }
 }

@@ -13,7 +13,9 @@ use varve_tests::{
 fn nbdsh() -> Command {
     let mut command = Command::new(tool("nbdsh"));
     let path = std::env::var("PATH").unwrap_or_default();
-    command.args(["-c", "-"]).env("PATH", format!("/usr/bin:/bin:{path}"));
+    command
+        .args(["-c", "-"])
+        .env("PATH", format!("/usr/bin:/bin:{path}"));
     command
 }
 
@@ -22,7 +24,10 @@ fn run_script(name: &str, variables: &[(&str, &str)]) {
     let mut command = nbdsh();
     command.envs(variables.iter().copied());
     let finished = run_with_input(command, &script).success();
-    assert!(finished.text().ends_with("all is as it should be\n"), "{finished:?}");
+    assert!(
+        finished.text().ends_with("all is as it should be\n"),
+        "{finished:?}"
+    );
 }
 
 #[test]
@@ -31,6 +36,9 @@ fn an_export_keeps_to_the_protocol() {
     let file = lab.image("image", (50 << 20) + 1000, 171);
     lab.snapctl().import(&file, "image");
     for uri in [lab.varved.nbd_uri("image"), lab.varved.nbd_tcp_uri("image")] {
-        run_script("nbd_protocol.py", &[("URI", &uri), ("IMAGE", file.to_str().unwrap())]);
+        run_script(
+            "nbd_protocol.py",
+            &[("URI", &uri), ("IMAGE", file.to_str().unwrap())],
+        );
     }
 }

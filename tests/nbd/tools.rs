@@ -33,14 +33,28 @@ fn nbdinfo_lists_every_snapshot() {
     let (lab, file, _) = served(9 * MIB, 161);
     lab.snapctl().import(&file, "nested/name:with+signs@all");
     let socket = lab.varved.nbd_socket();
-    let all = [format!("nbd+unix://?socket={}", socket.display()), format!("nbd://{}", lab.varved.nbd_address())];
+    let all = [
+        format!("nbd+unix://?socket={}", socket.display()),
+        format!("nbd://{}", lab.varved.nbd_address()),
+    ];
     for uri in all {
-        let list: Value = serde_json::from_slice(&tool_run("nbdinfo", &["--list", "--json", &uri]).success().stdout).unwrap();
+        let list: Value = serde_json::from_slice(
+            &tool_run("nbdinfo", &["--list", "--json", &uri])
+                .success()
+                .stdout,
+        )
+        .unwrap();
         assert_eq!(list["protocol"], "newstyle-fixed");
         assert_eq!(list["structured"], true);
         let exports = list["exports"].as_array().unwrap();
-        let names: Vec<_> = exports.iter().map(|export| export["export-name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["snapshot/image", "snapshot/nested/name:with+signs@all"]);
+        let names: Vec<_> = exports
+            .iter()
+            .map(|export| export["export-name"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            ["snapshot/image", "snapshot/nested/name:with+signs@all"]
+        );
         for export in exports {
             assert_eq!(export["export-size"], 9 * MIB);
             assert_eq!(export["is_read_only"], true);
@@ -49,7 +63,10 @@ fn nbdinfo_lists_every_snapshot() {
             assert_eq!(export["can_trim"], false);
             assert_eq!(export["block_size_minimum"], 1);
             assert_eq!(export["block_size_preferred"], 4096);
-            assert!(export["contexts"].to_string().contains("base:allocation"), "{export}");
+            assert!(
+                export["contexts"].to_string().contains("base:allocation"),
+                "{export}"
+            );
         }
         let text = tool_run("nbdinfo", &["--list", &uri]).success().text();
         assert!(text.contains("snapshot/image"), "{text}");
@@ -62,11 +79,19 @@ fn nbdinfo_shows_what_is_data_and_what_is_hole() {
     for uri in uris {
         let size = tool_run("nbdinfo", &["--size", &uri]).success().text();
         assert_eq!(size.trim(), (30 * MIB + 4096).to_string());
-        let map: Value = serde_json::from_slice(&tool_run("nbdinfo", &["--map", "--json", &uri]).success().stdout).unwrap();
+        let map: Value = serde_json::from_slice(
+            &tool_run("nbdinfo", &["--map", "--json", &uri])
+                .success()
+                .stdout,
+        )
+        .unwrap();
         let mut data = Vec::new();
         let mut end = 0;
         for extent in map.as_array().unwrap() {
-            let (offset, len) = (extent["offset"].as_u64().unwrap(), extent["length"].as_u64().unwrap());
+            let (offset, len) = (
+                extent["offset"].as_u64().unwrap(),
+                extent["length"].as_u64().unwrap(),
+            );
             assert_eq!(offset, end, "extents follow each other");
             end = offset + len;
             match extent["type"].as_u64().unwrap() {
@@ -92,7 +117,11 @@ fn nbdcopy_reads_the_whole_image() {
     for uri in &uris {
         for setting in settings {
             let out = lab.scratch.join("out");
-            tool_run("nbdcopy", &[setting, &[uri, out.to_str().unwrap()]].concat()).ok();
+            tool_run(
+                "nbdcopy",
+                &[setting, &[uri, out.to_str().unwrap()]].concat(),
+            )
+            .ok();
             files::assert_same(&file, &out);
             std::fs::remove_file(&out).unwrap();
         }
@@ -102,12 +131,17 @@ fn nbdcopy_reads_the_whole_image() {
 #[test]
 fn many_copies_run_side_by_side() {
     let (lab, file, uris) = served(60 * MIB, 164);
-    let outs: Vec<_> = (0..6).map(|number| lab.scratch.join(format!("out-{number}"))).collect();
+    let outs: Vec<_> = (0..6)
+        .map(|number| lab.scratch.join(format!("out-{number}")))
+        .collect();
     let running: Vec<_> = outs
         .iter()
         .zip(uris.iter().cycle())
         .map(|(out, uri)| {
-            varve_tests::process::start(command(tool("nbdcopy"), ["--connections=4", uri, out.to_str().unwrap()]))
+            varve_tests::process::start(command(
+                tool("nbdcopy"),
+                ["--connections=4", uri, out.to_str().unwrap()],
+            ))
         })
         .collect();
     for copy in running {
@@ -122,25 +156,81 @@ fn many_copies_run_side_by_side() {
 fn qemu_img_finds_the_same_content() {
     let (lab, file, uris) = served(70 * MIB, 165);
     for uri in &uris {
-        tool_run("qemu-img", &["compare", "-f", "raw", "-F", "raw", file.to_str().unwrap(), uri]).ok();
-        let map: Value =
-            serde_json::from_slice(&tool_run("qemu-img", &["map", "--output=json", "-f", "raw", uri]).success().stdout).unwrap();
+        tool_run(
+            "qemu-img",
+            &[
+                "compare",
+                "-f",
+                "raw",
+                "-F",
+                "raw",
+                file.to_str().unwrap(),
+                uri,
+            ],
+        )
+        .ok();
+        let map: Value = serde_json::from_slice(
+            &tool_run("qemu-img", &["map", "--output=json", "-f", "raw", uri])
+                .success()
+                .stdout,
+        )
+        .unwrap();
         let data: Vec<_> = map
             .as_array()
             .unwrap()
             .iter()
             .filter(|extent| extent["data"] == true)
-            .map(|extent| (extent["start"].as_u64().unwrap(), extent["length"].as_u64().unwrap()))
+            .map(|extent| {
+                (
+                    extent["start"].as_u64().unwrap(),
+                    extent["length"].as_u64().unwrap(),
+                )
+            })
             .collect();
         assert_eq!(data, data_extents(&file));
         let out = lab.scratch.join("out.qcow2");
-        tool_run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", uri, out.to_str().unwrap()]).ok();
-        tool_run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", file.to_str().unwrap(), out.to_str().unwrap()]).ok();
+        tool_run(
+            "qemu-img",
+            &[
+                "convert",
+                "-f",
+                "raw",
+                "-O",
+                "qcow2",
+                uri,
+                out.to_str().unwrap(),
+            ],
+        )
+        .ok();
+        tool_run(
+            "qemu-img",
+            &[
+                "compare",
+                "-f",
+                "raw",
+                "-F",
+                "qcow2",
+                file.to_str().unwrap(),
+                out.to_str().unwrap(),
+            ],
+        )
+        .ok();
         let info = tool_run("qemu-img", &["info", uri]).success().text();
         assert!(info.contains("70 MiB"), "{info}");
     }
     let other = image::make(&lab.scratch, "other", 70 * MIB, 166);
-    let differs = tool_run("qemu-img", &["compare", "-f", "raw", "-F", "raw", other.to_str().unwrap(), &uris[0]]);
+    let differs = tool_run(
+        "qemu-img",
+        &[
+            "compare",
+            "-f",
+            "raw",
+            "-F",
+            "raw",
+            other.to_str().unwrap(),
+            &uris[0],
+        ],
+    );
     assert_eq!(differs.status.code(), Some(1), "{differs:?}");
 }
 
@@ -167,15 +257,27 @@ fn qemu_io_reads_and_is_refused_to_write() {
         arguments.extend(["-c", read]);
     }
     let said = tool_run("qemu-io", &arguments).success();
-    assert!(!said.text().contains("verification failed") && !said.stderr.contains("failed"), "{said:?}");
-    let wrong = tool_run("qemu-io", &["-r", "-f", "raw", &uri, "-c", "read -P 1 0 4k"]);
-    assert!(wrong.text().contains("verification failed"), "the check above would not notice: {wrong:?}");
+    assert!(
+        !said.text().contains("verification failed") && !said.stderr.contains("failed"),
+        "{said:?}"
+    );
+    let wrong = tool_run(
+        "qemu-io",
+        &["-r", "-f", "raw", &uri, "-c", "read -P 1 0 4k"],
+    );
+    assert!(
+        wrong.text().contains("verification failed"),
+        "the check above would not notice: {wrong:?}"
+    );
 
     for write in ["write 0 4k", "discard 0 4k", "write -z 0 4k"] {
         let refused = tool_run("qemu-io", &["-f", "raw", &uri, "-c", write]);
         assert!(!refused.status.success(), "{refused:?}");
         let said = refused.text() + &refused.stderr;
-        assert!(said.contains("ead-only") || said.contains("ermission denied"), "{refused:?}");
+        assert!(
+            said.contains("ead-only") || said.contains("ermission denied"),
+            "{refused:?}"
+        );
     }
     lab.assert_content("image", &file);
 }
@@ -185,14 +287,32 @@ fn qemu_io_reads_and_is_refused_to_write() {
 fn fio_verifies_what_it_reads() {
     let lab = Lab::with(Options::tcp);
     let file = lab.scratch.join("image");
-    let job = ["--name=blocks", "--bs=4k", "--size=64M", "--verify=crc32c", "--randseed=167", "--output-format=terse"];
+    let job = [
+        "--name=blocks",
+        "--bs=4k",
+        "--size=64M",
+        "--verify=crc32c",
+        "--randseed=167",
+        "--output-format=terse",
+    ];
     let filename = format!("--filename={}", file.display());
-    tool_run("fio", &[&job[..], &["--rw=write", "--do_verify=0", "--ioengine=psync", &filename]].concat()).ok();
+    tool_run(
+        "fio",
+        &[
+            &job[..],
+            &["--rw=write", "--do_verify=0", "--ioengine=psync", &filename],
+        ]
+        .concat(),
+    )
+    .ok();
     lab.snapctl().import(&file, "image");
     for uri in [lab.varved.nbd_uri("image"), lab.varved.nbd_tcp_uri("image")] {
         let uri = format!("--uri={uri}");
         for pattern in ["--rw=read", "--rw=randread"] {
-            let read = tool_run("fio", &[&job[..], &[pattern, "--ioengine=nbd", "--iodepth=32", &uri]].concat());
+            let read = tool_run(
+                "fio",
+                &[&job[..], &[pattern, "--ioengine=nbd", "--iodepth=32", &uri]].concat(),
+            );
             assert!(read.status.success(), "{read:?}");
         }
     }
@@ -200,8 +320,18 @@ fn fio_verifies_what_it_reads() {
     files::write_range(&file, 8 * MIB, &[1; 4096]);
     lab.snapctl().import(&file, "changed");
     let uri = format!("--uri={}", lab.varved.nbd_uri("changed"));
-    let read = tool_run("fio", &[&job[..], &["--rw=read", "--ioengine=nbd", "--iodepth=32", &uri]].concat());
-    assert!(!read.status.success(), "fio does not check what it reads: {read:?}");
+    let read = tool_run(
+        "fio",
+        &[
+            &job[..],
+            &["--rw=read", "--ioengine=nbd", "--iodepth=32", &uri],
+        ]
+        .concat(),
+    );
+    assert!(
+        !read.status.success(),
+        "fio does not check what it reads: {read:?}"
+    );
 }
 
 #[test]

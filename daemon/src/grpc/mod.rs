@@ -6,13 +6,13 @@
 //!                                 └ uploads
 //! ```
 //!
-//! - [`connections`]: sockets as tonic takes them, bounded in number.
-//! - [`snapshots`], [`content`], [`status`]: one file for each service; methods are thin.
-//! - [`calls`]: how a method runs: its errors are logged and become a status there, and nowhere else.
-//! - [`convert`]: every conversion between protocol and store, and every check of what a field may hold.
-//! - [`failure`]: why a call fails, and the one match from the store's errors to gRPC's codes.
-//! - [`uploads`]: the table of open uploads.
-//! - [`health`]: what the standard health service says.
+//! - `connections`: sockets as tonic takes them, bounded in number.
+//! - `snapshots`, `content`, `status`: one file for each service; methods are thin.
+//! - `calls`: how a method runs: its errors are logged and become a status there, and nowhere else.
+//! - `convert`: every conversion between protocol and store, and every check of what a field may hold.
+//! - `failure`: why a call fails, and the one match from the store's errors to gRPC's codes.
+//! - `uploads`: the table of open uploads.
+//! - `health`: what the standard health service says.
 
 mod calls;
 mod connections;

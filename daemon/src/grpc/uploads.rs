@@ -1,7 +1,7 @@
 //! The table of open uploads.
 //!
 //! What must hold: an upload is found only by its id, which cannot be guessed; their number is bounded; one that
-//! nothing is heard of is dropped after a while, but never while a call works on it. Dropping the
+//! nothing is heard of is dropped after a while, sooner when its place is needed, but never while a call works on it. Dropping the
 //! ingest is what aborts it.
 
 use std::{collections::HashMap, fmt, io, ops::Deref, sync::Arc, time::Duration};
@@ -67,12 +67,28 @@ impl<I> Uploads<I> {
         self.idle
     }
 
-    /// Refuses before any work is done for an upload that would find no place.
-    pub(super) fn check_room(&self) -> Result<(), Error> {
-        match self.len() {
-            open if open >= self.most => Err(self.full()),
-            _ => Ok(()),
-        }
+    /// Makes room for one more, before any work is done for an upload that would find no place.
+    pub(super) fn make_room(&self) -> Result<(), Error> {
+        let yielded = {
+            let mut open = self.open.lock();
+            if open.len() < self.most {
+                return Ok(());
+            }
+            let now = Instant::now();
+            let forgotten = open
+                .iter()
+                .filter(|(_, entry)| entry.calls == 0)
+                .min_by_key(|(_, entry)| entry.last_call)
+                .filter(|(_, entry)| now >= entry.last_call + limits::UPLOAD_YIELDS_AFTER)
+                .map(|(id, _)| id.clone());
+            forgotten.and_then(|id| open.remove_entry(&id))
+        };
+        let (id, _) = yielded.ok_or_else(|| self.full())?;
+        info!(
+            upload = id,
+            "an upload that nothing was heard of gives way to a new one"
+        );
+        Ok(())
     }
 
     /// Adds an upload. Returns its id.
@@ -264,13 +280,32 @@ mod tests {
         let uploads = table(2);
         let first = uploads.open("a").unwrap();
         uploads.open("b").unwrap();
-        assert!(matches!(uploads.check_room(), Err(Error::Limit(_))));
+        assert!(matches!(uploads.make_room(), Err(Error::Limit(_))));
         assert!(matches!(uploads.open("c"), Err(Error::Limit(_))));
         uploads.remove(&first).unwrap();
-        uploads.check_room().unwrap();
+        uploads.make_room().unwrap();
         uploads.open("c").unwrap();
         uploads.clear();
         assert!(uploads.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_forgotten_upload_gives_way_and_a_busy_one_does_not() {
+        let uploads = table(2);
+        let busy = uploads.open("busy").unwrap();
+        let lease = uploads.lease(&busy).ok().unwrap();
+        let forgotten = uploads.open("forgotten").unwrap();
+        tokio::time::advance(limits::UPLOAD_YIELDS_AFTER - Duration::from_secs(1)).await;
+        assert!(matches!(uploads.make_room(), Err(Error::Limit(_))));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        uploads.make_room().unwrap();
+        assert!(!is_open(&uploads, &forgotten) && is_open(&uploads, &busy));
+        uploads.open("next").unwrap();
+        tokio::time::advance(limits::UPLOAD_YIELDS_AFTER).await;
+        uploads.make_room().unwrap();
+        uploads.open("after next").unwrap();
+        assert!(matches!(uploads.make_room(), Err(Error::Limit(_))));
+        assert_eq!(*lease, "busy");
     }
 
     #[test]

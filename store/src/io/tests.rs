@@ -1,6 +1,11 @@
 //! What every disk does, over all of them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests"
+)]
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -23,6 +23,10 @@ use crate::{
     limits,
 };
 
+/// [`RECORD_ALIGN`] in memory.
+#[expect(clippy::cast_possible_truncation, reason = "it is 8")]
+const RECORD_ALIGN_LEN: usize = RECORD_ALIGN as usize;
+
 /// What a scan finds next.
 #[derive(Debug, Clone)]
 pub enum ScanItem {
@@ -333,7 +337,7 @@ impl<'a> PackScanner<'a> {
             }
             let at = usize::try_from(from - self.window_start).unwrap_or(usize::MAX);
             let window = self.window.get(at..).unwrap_or_default();
-            let (places, _) = window.as_chunks::<{ RECORD_ALIGN as usize }>();
+            let (places, _) = window.as_chunks::<RECORD_ALIGN_LEN>();
             match places
                 .iter()
                 .position(|place| place.starts_with(&RECORD_MAGIC))

@@ -90,11 +90,15 @@ impl fmt::Display for RecoveryReport {
 /// Opens or makes a store.
 pub(crate) async fn open(options: Options) -> Result<(Shared, RecoveryReport)> {
     if let Some(point) = failpoints::arm_from_environment()? {
-        tracing::warn!(point = point.name(), "a failpoint is armed: this process will end there");
+        tracing::warn!(
+            point = point.name(),
+            "a failpoint is armed: this process will end there"
+        );
     }
     let dir = options.data_dir.clone();
     let lock = lock_directory(&dir)?;
-    let disk = io::choose(options.io_engine).map_err(|source| Error::io("set up input and output for", &dir, source))?;
+    let disk = io::choose(options.io_engine)
+        .map_err(|source| Error::io("set up input and output for", &dir, source))?;
     let mut report = RecoveryReport::default();
     let identity = match read_identity(&dir)? {
         Some(identity) => identity,
@@ -137,7 +141,11 @@ pub(crate) struct Base {
 }
 
 /// Recovers packs and catalog log, and puts the parts of the store together. `open_meta` is told whether both are empty.
-pub(crate) async fn assemble<F>(base: Base, report: &mut RecoveryReport, open_meta: F) -> Result<Shared>
+pub(crate) async fn assemble<F>(
+    base: Base,
+    report: &mut RecoveryReport,
+    open_meta: F,
+) -> Result<Shared>
 where
     F: FnOnce(bool) -> Result<Arc<dyn Meta>>,
 {
@@ -163,7 +171,11 @@ where
         compression,
         packs: PackReader::new(packs),
         commit,
-        chunk_cache: Cache::with_weighter(estimated_chunks(&options), options.chunk_cache_bytes, ByBytes),
+        chunk_cache: Cache::with_weighter(
+            estimated_chunks(&options),
+            options.chunk_cache_bytes,
+            ByBytes,
+        ),
         node_cache: Cache::with_weighter(ESTIMATED_NODES, limits::NODE_CACHE_BYTES, ByBytes),
         ingest_space: Semaphore::new(limits::INGEST_PLAIN_BYTES),
         read_space: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
@@ -181,7 +193,9 @@ const ESTIMATED_NODES: usize = (limits::NODE_CACHE_BYTES / (16 << 10)) as usize;
 
 /// Chunks that fit into their cache, about.
 fn estimated_chunks(options: &Options) -> usize {
-    usize::try_from(options.chunk_cache_bytes / (48 << 10)).unwrap_or(usize::MAX).max(16)
+    usize::try_from(options.chunk_cache_bytes / (48 << 10))
+        .unwrap_or(usize::MAX)
+        .max(16)
 }
 
 /// Takes the directory for this process; makes it if it is absent.
@@ -200,7 +214,10 @@ fn read_identity(dir: &Path) -> Result<Option<StoreFile>> {
         }
         Err(source) => return Err(Error::io("read", &path, source)),
     };
-    let refuse = |why: String| Error::Incompatible { path: path.clone(), why };
+    let refuse = |why: String| Error::Incompatible {
+        path: path.clone(),
+        why,
+    };
     let identity = StoreFile::decode(&text).map_err(|problem| refuse(problem.to_string()))?;
     if identity.chunker_version != CHUNKER_VERSION {
         return Err(refuse(format!(
@@ -215,7 +232,9 @@ fn read_identity(dir: &Path) -> Result<Option<StoreFile>> {
 fn refuse_other_files(dir: &Path) -> Result<()> {
     let entries = fs::read_dir(dir).map_err(|source| Error::io("list", dir, source))?;
     for entry in entries {
-        let name = entry.map_err(|source| Error::io("list", dir, source))?.file_name();
+        let name = entry
+            .map_err(|source| Error::io("list", dir, source))?
+            .file_name();
         if !names::may_precede_store(&name) {
             return Err(Error::Incompatible {
                 path: dir.to_owned(),
@@ -226,7 +245,11 @@ fn refuse_other_files(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn create_identity(disk: &Arc<dyn Disk>, dir: &Path, compression: Compression) -> Result<StoreFile> {
+async fn create_identity(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    compression: Compression,
+) -> Result<StoreFile> {
     let mut id = [0; StoreId::BYTES];
     getrandom::fill(&mut id).map_err(|error| Error::Io {
         verb: "draw a random id for",
@@ -241,10 +264,14 @@ async fn create_identity(disk: &Arc<dyn Disk>, dir: &Path, compression: Compress
     };
     let path = names::store_file(dir);
     let temporary = names::store_file_unfinished(dir);
-    let mut file = fs::File::create(&temporary).map_err(|source| Error::io("create", &temporary, source))?;
-    file.write_all(identity.encode().as_bytes()).map_err(|source| Error::io("write", &temporary, source))?;
-    file.sync_all().map_err(|source| Error::io("sync", &temporary, source))?;
-    disk.rename(&temporary, &path).map_err(|source| Error::io("rename to", &path, source))?;
+    let mut file =
+        fs::File::create(&temporary).map_err(|source| Error::io("create", &temporary, source))?;
+    file.write_all(identity.encode().as_bytes())
+        .map_err(|source| Error::io("write", &temporary, source))?;
+    file.sync_all()
+        .map_err(|source| Error::io("sync", &temporary, source))?;
+    disk.rename(&temporary, &path)
+        .map_err(|source| Error::io("rename to", &path, source))?;
     sync_dir(disk, dir).await?;
     Ok(identity)
 }
@@ -258,15 +285,28 @@ async fn create_missing_dir(disk: &Arc<dyn Disk>, parent: &Path, dir: &Path) -> 
 }
 
 async fn sync_dir(disk: &Arc<dyn Disk>, dir: &Path) -> Result<()> {
-    disk.sync_dir(dir).await.map_err(|source| Error::io("sync", dir, source))
+    disk.sync_dir(dir)
+        .await
+        .map_err(|source| Error::io("sync", dir, source))
 }
 
 /// Opens the catalog log. Where there are no packs there may be none yet: the store is new, or its making was
 /// cut short.
-async fn open_log(disk: &Arc<dyn Disk>, dir: &Path, store: StoreId, packs: &PackSet) -> Result<(CatalogLog, Replay)> {
+async fn open_log(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    store: StoreId,
+    packs: &PackSet,
+) -> Result<(CatalogLog, Replay)> {
     let path = names::catalog_log(dir);
-    let present = disk.list(dir).map_err(|source| Error::io("list", dir, source))?;
-    let has = |path: &Path| present.iter().any(|name| Some(name.as_os_str()) == path.file_name());
+    let present = disk
+        .list(dir)
+        .map_err(|source| Error::io("list", dir, source))?;
+    let has = |path: &Path| {
+        present
+            .iter()
+            .any(|name| Some(name.as_os_str()) == path.file_name())
+    };
     if has(&path) {
         return CatalogLog::open(Arc::clone(disk), path, store).await;
     }
@@ -279,10 +319,12 @@ async fn open_log(disk: &Arc<dyn Disk>, dir: &Path, store: StoreId, packs: &Pack
     // Made beside its place, so that a log with half a header is never found there.
     let temporary = names::catalog_log_unfinished(dir);
     if has(&temporary) {
-        disk.remove(&temporary).map_err(|source| Error::io("remove", &temporary, source))?;
+        disk.remove(&temporary)
+            .map_err(|source| Error::io("remove", &temporary, source))?;
     }
     drop(CatalogLog::create(Arc::clone(disk), temporary.clone(), store).await?);
-    disk.rename(&temporary, &path).map_err(|source| Error::io("rename to", &path, source))?;
+    disk.rename(&temporary, &path)
+        .map_err(|source| Error::io("rename to", &path, source))?;
     sync_dir(disk, dir).await?;
     CatalogLog::open(Arc::clone(disk), path, store).await
 }
@@ -297,7 +339,9 @@ async fn replay_log(
     let applied = meta.catalog_sequence()?;
     let last = replay.records.last().map_or(0, |(sequence, _)| *sequence);
     if applied > last {
-        let torn = replay.torn.map_or_else(|| "the file ends there".to_owned(), |torn| torn.to_string());
+        let torn = replay
+            .torn
+            .map_or_else(|| "the file ends there".to_owned(), |torn| torn.to_string());
         return Err(Error::Incompatible {
             path: log.path().to_owned(),
             why: format!(

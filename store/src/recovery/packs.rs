@@ -27,7 +27,11 @@ pub(super) async fn recover(
     believe: Believe,
     report: &mut RecoveryReport,
 ) -> Result<(PackWriter, PackWriter)> {
-    let known: HashMap<_, PackState> = meta.pack_states()?.into_iter().map(|state| (state.pack, state)).collect();
+    let known: HashMap<_, PackState> = meta
+        .pack_states()?
+        .into_iter()
+        .map(|state| (state.pack, state))
+        .collect();
     if let Some(highest) = known.keys().map(|pack| pack.number).max() {
         packs.keep_numbers_above(highest);
     }
@@ -57,7 +61,10 @@ pub(super) async fn recover(
             report.torn_packs.push(format!("{pack}: {torn}"));
         }
         // What lies before is in the index, as far as it is sound.
-        let behind = found.records.iter().filter(|record| record.location.offset_bytes >= promised_bytes);
+        let behind = found
+            .records
+            .iter()
+            .filter(|record| record.location.offset_bytes >= promised_bytes);
         let behind: Vec<_> = behind.copied().collect();
         report.recovered_records += behind.len() as u64;
         if found.sealed {
@@ -76,7 +83,8 @@ pub(super) async fn recover(
         }
     }
     let home: Arc<dyn PackHome> = Arc::<PackSet>::clone(packs);
-    let (chunks, chunk_states) = PackWriter::resume(Arc::clone(&home), PackKind::Chunks, chunks).await?;
+    let (chunks, chunk_states) =
+        PackWriter::resume(Arc::clone(&home), PackKind::Chunks, chunks).await?;
     let (nodes, node_states) = PackWriter::resume(home, PackKind::Nodes, nodes).await?;
     // Only now are the ends of the packs synced that these are in.
     for records in &found_behind {
@@ -86,7 +94,12 @@ pub(super) async fn recover(
     Ok((chunks, nodes))
 }
 
-fn index(meta: &dyn Meta, records: &[PlacedRecord], states: &[PackState], sync: bool) -> Result<()> {
+fn index(
+    meta: &dyn Meta,
+    records: &[PlacedRecord],
+    states: &[PackState],
+    sync: bool,
+) -> Result<()> {
     let mut batch = Batch::default();
     for record in records {
         put_record(&mut batch, record);

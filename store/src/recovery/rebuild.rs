@@ -2,12 +2,14 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use super::{RecoveryReport, packs::Believe, create_missing_dir, lock_directory, open_log, packs, read_identity, replay_log, sync_dir};
+use super::{
+    RecoveryReport, create_missing_dir, lock_directory, open_log, packs, packs::Believe,
+    read_identity, replay_log, sync_dir,
+};
 use crate::{
     Damage, Error, Result,
     format::names,
-    io,
-    limits,
+    io, limits,
     meta::{Meta, RocksMeta},
     pack::{PackHome as _, PackSet},
     store::Options,
@@ -35,7 +37,11 @@ pub struct RebuildReport {
 
 impl fmt::Display for RebuildReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "indexed {} chunks of {} packs, {} snapshots", self.chunks, self.packs, self.snapshots)?;
+        write!(
+            f,
+            "indexed {} chunks of {} packs, {} snapshots",
+            self.chunks, self.packs, self.snapshots
+        )?;
         if let Some(old) = &self.old_index {
             write!(f, "; the old index is kept in {}", old.display())?;
         }
@@ -46,7 +52,10 @@ impl fmt::Display for RebuildReport {
             write!(f, "\ncut off the end of the catalog log: {torn}")?;
         }
         for name in &self.incomplete {
-            write!(f, "\nsnapshot {name:?} is incomplete: its root is in no pack")?;
+            write!(
+                f,
+                "\nsnapshot {name:?} is incomplete: its root is in no pack"
+            )?;
         }
         Ok(())
     }
@@ -71,7 +80,8 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
             why: "it is missing: this is not a Varve store".to_owned(),
         });
     };
-    let disk = io::choose(options.io_engine).map_err(|source| Error::io("set up input and output for", dir, source))?;
+    let disk = io::choose(options.io_engine)
+        .map_err(|source| Error::io("set up input and output for", dir, source))?;
     create_missing_dir(&disk, dir, &names::packs(dir)).await?;
     let packs = PackSet::open(Arc::clone(&disk), dir, identity.store)?;
     let (mut log, replay) = open_log(&disk, dir, identity.store, &packs).await?;
@@ -99,10 +109,12 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     if index.exists() {
         let old = names::index_old(dir);
         RocksMeta::destroy(&old)?;
-        disk.rename(&index, &old).map_err(|source| Error::io("rename to", &old, source))?;
+        disk.rename(&index, &old)
+            .map_err(|source| Error::io("rename to", &old, source))?;
         report.old_index = Some(old);
     }
-    disk.rename(&temporary, &index).map_err(|source| Error::io("rename to", &index, source))?;
+    disk.rename(&temporary, &index)
+        .map_err(|source| Error::io("rename to", &index, source))?;
     sync_dir(&disk, dir).await?;
     Ok(report)
 }
@@ -118,9 +130,15 @@ fn incomplete(meta: &RocksMeta) -> Result<Vec<String>> {
             return Ok(incomplete);
         };
         after = Some(last.name.clone());
-        let keys: Vec<_> = page.iter().map(|record| NodeKey::Root(record.root)).collect();
+        let keys: Vec<_> = page
+            .iter()
+            .map(|record| NodeKey::Root(record.root))
+            .collect();
         let places = meta.nodes(&keys)?;
-        let absent = page.into_iter().zip(places).filter(|(_, place)| place.is_none());
+        let absent = page
+            .into_iter()
+            .zip(places)
+            .filter(|(_, place)| place.is_none());
         incomplete.extend(absent.map(|(record, _)| record.name));
     }
 }

@@ -29,7 +29,10 @@ struct PowerlessMeta {
 impl PowerlessMeta {
     fn crash(&self, random: &mut Random) -> Self {
         let batches = self.batches.lock();
-        let synced = batches.iter().rposition(|(_, sync)| *sync).map_or(0, |last| last + 1);
+        let synced = batches
+            .iter()
+            .rposition(|(_, sync)| *sync)
+            .map_or(0, |last| last + 1);
         let kept = synced + random.below(batches.len() - synced + 1);
         let after = Self::default();
         for (batch, _) in &batches[..kept] {
@@ -61,7 +64,12 @@ impl Catalog for PowerlessMeta {
     fn snapshot_by_name(&self, name: &str) -> Result<Option<SnapshotRecord>> {
         self.applied.snapshot_by_name(name)
     }
-    fn snapshots(&self, after_name: Option<&str>, prefix: &str, limit: usize) -> Result<Vec<SnapshotRecord>> {
+    fn snapshots(
+        &self,
+        after_name: Option<&str>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<SnapshotRecord>> {
         self.applied.snapshots(after_name, prefix, limit)
     }
     fn catalog_sequence(&self) -> Result<u64> {
@@ -158,7 +166,13 @@ async fn work(store: &Store, random: &mut Random, promises: &mut Promises) -> Re
             promises.perhaps.remove("s0");
         }
         if number == 3 {
-            store.tag_snapshot("s1", BTreeMap::from([("k".to_owned(), "v".to_owned())]), Vec::new()).await?;
+            store
+                .tag_snapshot(
+                    "s1",
+                    BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+                    Vec::new(),
+                )
+                .await?;
         }
     }
     Ok(())
@@ -192,7 +206,10 @@ fn cut_after(operations: u64, seed: u64) -> bool {
     let mut random = Random::new(seed ^ operations);
     let machine = machine.crash(&mut random);
     block_on(async {
-        let (store, report) = machine.open().await.unwrap_or_else(|error| panic!("after {operations} operations: {error}"));
+        let (store, report) = machine
+            .open()
+            .await
+            .unwrap_or_else(|error| panic!("after {operations} operations: {error}"));
         assert_eq!(report.damage, [], "after {operations} operations");
         check(&store, &promises).await;
         // The store goes on.
@@ -218,7 +235,10 @@ fn a_power_cut_at_every_operation_takes_nothing_that_was_promised() {
     while cut_after(operations, seed) {
         operations += 1;
     }
-    assert!(operations > 50, "the work is long enough to be cut: {operations} operations");
+    assert!(
+        operations > 50,
+        "the work is long enough to be cut: {operations} operations"
+    );
 }
 
 #[test]
@@ -229,9 +249,16 @@ fn a_sync_that_fails_stops_all_writing_and_no_reading() {
         let image = random_image(&mut Random::new(1), 100);
         upload(&store, "before", &image).await.unwrap();
         machine.disk.fail_sync(1);
-        let failed = upload(&store, "during", &random_image(&mut Random::new(2), 100)).await.unwrap_err();
-        assert!(matches!(failed, Error::Io { .. } | Error::Poisoned { .. }), "{failed}");
-        let refused = upload(&store, "later", &random_image(&mut Random::new(3), 100)).await.unwrap_err();
+        let failed = upload(&store, "during", &random_image(&mut Random::new(2), 100))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(failed, Error::Io { .. } | Error::Poisoned { .. }),
+            "{failed}"
+        );
+        let refused = upload(&store, "later", &random_image(&mut Random::new(3), 100))
+            .await
+            .unwrap_err();
         assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
         let refused = store.delete_snapshot("before").await.unwrap_err();
         assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
@@ -251,7 +278,10 @@ fn a_full_disk_fails_the_upload_and_nothing_else() {
         let large = random_image(&mut Random::new(2), 4000);
         let failed = upload(&store, "large", &large).await.unwrap_err();
         assert!(matches!(failed, Error::Full { .. }), "{failed}");
-        assert!(matches!(store.snapshot("large").await, Err(Error::NotFound { .. })));
+        assert!(matches!(
+            store.snapshot("large").await,
+            Err(Error::NotFound { .. })
+        ));
         assert_holds(&store, "before", &image).await;
         machine.disk.set_capacity(None);
         upload(&store, "large", &large).await.unwrap();

@@ -1,6 +1,11 @@
 //! The store as a whole, against a plain model of it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 mod crash;
 mod model;
@@ -41,7 +46,8 @@ impl Random {
 
 /// The seed of a randomised test: from `VARVE_SEED`, or a new one; printed either way.
 pub(super) fn seed() -> u64 {
-    let seed = std::env::var("VARVE_SEED").map_or_else(|_| crate::meta::now_ns(), |seed| seed.parse().unwrap());
+    let seed = std::env::var("VARVE_SEED")
+        .map_or_else(|_| crate::meta::now_ns(), |seed| seed.parse().unwrap());
     println!("VARVE_SEED={seed}");
     seed
 }
@@ -64,8 +70,12 @@ pub(super) fn scribble(random: &mut Random, image: &mut [u8], times: usize) {
             match kind {
                 0 => block.fill(0),
                 1 => block.fill(random.next() as u8),
-                2 => block.chunks_mut(8).for_each(|word| word.copy_from_slice(&(random.next() % 64).to_le_bytes())),
-                _ => block.chunks_mut(8).for_each(|word| word.copy_from_slice(&random.next().to_le_bytes())),
+                2 => block
+                    .chunks_mut(8)
+                    .for_each(|word| word.copy_from_slice(&(random.next() % 64).to_le_bytes())),
+                _ => block
+                    .chunks_mut(8)
+                    .for_each(|word| word.copy_from_slice(&random.next().to_le_bytes())),
             }
         }
         if kind == 3 {
@@ -139,7 +149,10 @@ pub(super) async fn send(ingest: &Ingest, cut: &Cut) -> Result<PutOutcome> {
     let missing = ingest.missing(&ids).await?;
     let mut sum = PutOutcome::default();
     for part in missing.chunks(7) {
-        let chunks = part.iter().map(|at| incoming(ids[*at as usize], &cut.chunks[&ids[*at as usize]])).collect();
+        let chunks = part
+            .iter()
+            .map(|at| incoming(ids[*at as usize], &cut.chunks[&ids[*at as usize]]))
+            .collect();
         let outcome = ingest.put_chunks(chunks).await?;
         sum.chunks += outcome.chunks;
         sum.new_bytes += outcome.new_bytes;
@@ -171,7 +184,10 @@ pub(super) async fn read(store: &Store, name: &str, offset: usize, len: usize) -
 /// That a snapshot is whole: every byte of it, and by the verifier's word.
 pub(super) async fn assert_holds(store: &Store, name: &str, image: &[u8]) {
     let found = read(store, name, 0, image.len()).await.unwrap();
-    assert!(found == image, "snapshot {name} differs from what was uploaded");
+    assert!(
+        found == image,
+        "snapshot {name} differs from what was uploaded"
+    );
     let mut verify = store.verify(name).await.unwrap();
     while let Some(progress) = verify.next().await.unwrap() {
         assert_eq!(progress.violations, [], "snapshot {name}");
@@ -180,6 +196,8 @@ pub(super) async fn assert_holds(store: &Store, name: &str, image: &[u8]) {
 }
 
 pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
 }
-

@@ -37,14 +37,19 @@ async fn step(store: &Store, model: &mut Model, random: &mut Random, number: usi
         (7, Some(name)) => {
             store.delete_snapshot(&name).await.unwrap();
             model.remove(&name);
-            assert!(matches!(store.snapshot(&name).await, Err(Error::NotFound { .. })));
+            assert!(matches!(
+                store.snapshot(&name).await,
+                Err(Error::NotFound { .. })
+            ));
         }
         (8, Some(name)) => {
             let image = &model[&name];
             for _ in 0..20 {
                 let offset = random.below(image.len());
                 let len = random.below((image.len() - offset).min(100_000) + 1);
-                assert!(read(store, &name, offset, len).await.unwrap() == image[offset..offset + len]);
+                assert!(
+                    read(store, &name, offset, len).await.unwrap() == image[offset..offset + len]
+                );
             }
             let past = read(store, &name, image.len(), 1).await.unwrap_err();
             assert!(matches!(past, Error::Invalid(_)), "{past}");
@@ -73,7 +78,9 @@ async fn check_diff(store: &Store, model: &Model, base: &str, target: &str) {
         }
     }
     let block = |image: &[u8], at: usize| -> Vec<u8> {
-        let bytes = image.get(at * 4096..(at * 4096 + 4096).min(image.len())).unwrap_or_default();
+        let bytes = image
+            .get(at * 4096..(at * 4096 + 4096).min(image.len()))
+            .unwrap_or_default();
         let mut block = bytes.to_vec();
         block.resize(4096, 0);
         block
@@ -82,8 +89,14 @@ async fn check_diff(store: &Store, model: &Model, base: &str, target: &str) {
         let (old, new) = (block(old, at), block(new, at));
         match kind {
             None => assert!(old == new, "block {at} differs and is not reported"),
-            Some(DiffKind::Added) => assert!(old.iter().all(|byte| *byte == 0), "block {at} of base is no hole"),
-            Some(DiffKind::Removed) => assert!(new.iter().all(|byte| *byte == 0), "block {at} of target is no hole"),
+            Some(DiffKind::Added) => assert!(
+                old.iter().all(|byte| *byte == 0),
+                "block {at} of base is no hole"
+            ),
+            Some(DiffKind::Removed) => assert!(
+                new.iter().all(|byte| *byte == 0),
+                "block {at} of target is no hole"
+            ),
             Some(DiffKind::Changed) => {}
         }
     }
@@ -94,14 +107,23 @@ async fn check_all(store: &Store, model: &Model) {
         limit: 1000,
         ..ListQuery::default()
     };
-    let listed: Vec<_> = store.list_snapshots(query).await.unwrap().into_iter().map(|record| record.name).collect();
+    let listed: Vec<_> = store
+        .list_snapshots(query)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|record| record.name)
+        .collect();
     assert_eq!(listed, model.keys().cloned().collect::<Vec<_>>());
     for (name, image) in model {
         assert_holds(store, name, image).await;
     }
     let status = store.status().await.unwrap();
     assert_eq!(status.snapshots, model.len() as u64);
-    assert_eq!(status.logical_bytes, model.values().map(|image| image.len() as u64).sum::<u64>());
+    assert_eq!(
+        status.logical_bytes,
+        model.values().map(|image| image.len() as u64).sum::<u64>()
+    );
 }
 
 fn run(engine: IoEngine, steps: usize) {
@@ -133,7 +155,10 @@ fn run(engine: IoEngine, steps: usize) {
                 assert!(refused.to_string().contains("varved rebuild"), "{refused}");
                 let report = rebuild(options.clone()).await.unwrap();
                 assert_eq!(report.snapshots, model.len() as u64);
-                assert!(report.damage.is_empty() && report.incomplete.is_empty(), "{report}");
+                assert!(
+                    report.damage.is_empty() && report.incomplete.is_empty(),
+                    "{report}"
+                );
             });
         }
     }

@@ -37,7 +37,7 @@ impl Content {
                 "it is not set, and says how content is cut",
             ));
         };
-        self.uploads.check_room()?;
+        self.uploads.make_room()?;
         let new = NewSnapshot {
             name: request.name,
             size_bytes: request.size_bytes,

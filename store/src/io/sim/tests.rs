@@ -1,6 +1,7 @@
 //! What the simulated disk takes away when the power fails, and what it keeps.
 
 #![allow(
+    clippy::cast_possible_truncation,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

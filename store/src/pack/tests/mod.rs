@@ -1,6 +1,7 @@
 //! Packs over real disks and simulated ones.
 
 #![allow(
+    clippy::cast_possible_truncation,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -57,7 +57,6 @@ impl Appended {
 
 /// The receipt of a flush: proof that what was appended before is durable. Only a flush makes one.
 #[derive(Debug)]
-#[must_use = "it is the proof that records are durable"]
 pub struct Flushed {
     generation: u64,
     upto: u64,

@@ -32,7 +32,7 @@ const _: () = assert!(
     PACK_BUFFERS > BUFFERS_NEEDED,
     "one is current, or nothing is ever written"
 );
-const _: () = assert!(PACK_BUFFER_BYTES.is_multiple_of(PACK_ALIGN as usize));
+const _: () = assert!((PACK_BUFFER_BYTES as u64).is_multiple_of(PACK_ALIGN));
 const _: () = assert!(
     PACK_BUFFER_BYTES >= PACK_HEADER_BYTES + RECORD_HEADER_BYTES + PAYLOAD_BYTES_MAX as usize
 );
@@ -334,7 +334,7 @@ impl State {
         let (Some(pack), Some(buffer)) = (self.packs.back_mut(), self.buffer.take()) else {
             return;
         };
-        debug_assert!(!buffer.is_empty() && buffer.len().is_multiple_of(PACK_ALIGN as usize));
+        debug_assert!(!buffer.is_empty() && (buffer.len() as u64).is_multiple_of(PACK_ALIGN));
         debug_assert_eq!(pack.begun_bytes + buffer.len() as u64, pack.end_bytes);
         debug_assert!(
             pack.begun_bytes >= pack.durable_bytes,
