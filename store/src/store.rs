@@ -81,7 +81,7 @@ pub struct StoreStatus {
     pub chunks: u64,
     /// Their plain bytes.
     pub chunk_bytes: u64,
-    /// Bytes that all packs take.
+    /// Bytes that chunks and tree nodes take in packs.
     pub stored_bytes: u64,
     /// Number of packs.
     pub packs: u64,

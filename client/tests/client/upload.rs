@@ -317,8 +317,9 @@ async fn a_cancelled_upload_is_aborted() {
 
 #[tokio::test]
 async fn a_daemon_that_goes_away_is_unreachable() {
-    let daemon = Arc::new(Mutex::new(Some(FakeDaemon::start(Manners::default()))));
-    let client = daemon.lock().unwrap().as_ref().unwrap().client().await;
+    let daemon = FakeDaemon::start(Manners::default());
+    let client = daemon.client().await;
+    let daemon = Arc::new(Mutex::new(Some(daemon)));
     let source = Trap::new(1 << 30, {
         let daemon = Arc::clone(&daemon);
         move |reads| {

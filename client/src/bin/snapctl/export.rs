@@ -139,7 +139,7 @@ async fn download(
 fn print(report: &DownloadReport, file: &Path, output: Output) -> Result<(), Failure> {
     let snapshot = &report.snapshot;
     let seconds = report.elapsed.as_secs_f64();
-    let rate = report.data_bytes as f64 / seconds.max(1e-6);
+    let bytes_per_second = output::per_second(report.data_bytes, report.elapsed);
     if output == Output::Json {
         return output::json(&Report {
             snapshot: snapshot.into(),
@@ -148,7 +148,7 @@ fn print(report: &DownloadReport, file: &Path, output: Output) -> Result<(), Fai
             received_bytes: report.received_bytes,
             root: snapshot.root.to_string(),
             seconds,
-            bytes_per_second: rate as u64,
+            bytes_per_second,
         });
     }
     let text = output::facts(&[
@@ -159,7 +159,7 @@ fn print(report: &DownloadReport, file: &Path, output: Output) -> Result<(), Fai
         ("Received", output::size(report.received_bytes)),
         ("Root", snapshot.root.to_string()),
         ("Time", format!("{seconds:.2} s")),
-        ("Rate", output::rate(rate)),
+        ("Rate", output::rate(bytes_per_second)),
     ]);
     output::write(text.as_bytes())
 }

@@ -203,7 +203,7 @@ fn convert(
 fn print(report: &UploadReport, output: Output) -> Result<(), Failure> {
     let snapshot = &report.snapshot;
     let seconds = report.elapsed.as_secs_f64();
-    let rate = snapshot.data_bytes as f64 / seconds.max(1e-6);
+    let bytes_per_second = output::per_second(snapshot.data_bytes, report.elapsed);
     if output == Output::Json {
         return output::json(&Report {
             snapshot: snapshot.into(),
@@ -214,7 +214,7 @@ fn print(report: &UploadReport, output: Output) -> Result<(), Failure> {
             sent_bytes: report.sent_bytes,
             root: snapshot.root.to_string(),
             seconds,
-            bytes_per_second: rate as u64,
+            bytes_per_second,
         });
     }
     let text = output::facts(&[
@@ -225,7 +225,7 @@ fn print(report: &UploadReport, output: Output) -> Result<(), Failure> {
         ("Stored", output::size(snapshot.stored_bytes)),
         ("Root", snapshot.root.to_string()),
         ("Time", format!("{seconds:.2} s")),
-        ("Rate", output::rate(rate)),
+        ("Rate", output::rate(bytes_per_second)),
     ]);
     output::write(text.as_bytes())
 }

@@ -99,21 +99,16 @@ impl Display {
 
 /// How far it is, how fast it goes, and how long it will take.
 fn line(done: u64, total: u64, elapsed: Duration) -> String {
-    let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
-    let share = if total > 0 {
-        done as f64 / total as f64 * 100.0
-    } else {
-        0.0
-    };
+    let rate = output::per_second(done, elapsed);
+    let percent = u128::from(done) * 100 / u128::from(total.max(1));
     let mut line = format!(
-        "{} of {} ({share:.0} %), {}",
+        "{} of {} ({percent} %), {}",
         output::size(done),
         output::size(total),
         output::rate(rate)
     );
-    if done > 0 && total > done {
-        let left = (total - done) as f64 / rate;
-        line.push_str(&format!(", {left:.0} s left"));
+    if rate > 0 && total > done {
+        line.push_str(&format!(", {} s left", (total - done).div_ceil(rate)));
     }
     line
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use clap::ValueEnum;
@@ -129,9 +129,15 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// How many bytes a second that makes.
+pub(crate) fn per_second(bytes: u64, elapsed: Duration) -> u64 {
+    let per_second = u128::from(bytes) * 1_000_000_000 / elapsed.as_nanos().max(1);
+    u64::try_from(per_second).unwrap_or(u64::MAX)
+}
+
 /// A rate for people, in the decimal megabytes that disks and networks are sold by.
-pub(crate) fn rate(bytes_per_second: f64) -> String {
-    format!("{:.0} MB/s", bytes_per_second / 1e6)
+pub(crate) fn rate(bytes_per_second: u64) -> String {
+    format!("{:.0} MB/s", bytes_per_second as f64 / 1e6)
 }
 
 /// A time for programs.
@@ -151,4 +157,31 @@ pub(crate) fn tags(tags: &BTreeMap<String, String>) -> String {
         .map(|(key, value)| format!("{key}={value}"))
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_rates_are_short() {
+        let cases = [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            ((1 << 20) - 1, "1.0 MiB"),
+            (4 << 30, "4.0 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(size(bytes), text);
+        }
+        assert_eq!(
+            per_second(3_000_000, Duration::from_millis(1500)),
+            2_000_000
+        );
+        assert_eq!(per_second(5, Duration::ZERO), 5_000_000_000);
+        assert_eq!(rate(512_400_000), "512 MB/s");
+    }
 }

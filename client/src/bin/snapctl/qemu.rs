@@ -150,6 +150,8 @@ struct Check {
     #[serde(default)]
     check_errors: u64,
     #[serde(default)]
+    allocated_clusters: u64,
+    #[serde(default)]
     compressed_clusters: u64,
 }
 
@@ -157,8 +159,10 @@ impl Check {
     /// What is wrong with an image of `file_bytes`, if anything.
     fn problem(&self, file_bytes: u64) -> Option<String> {
         let end_bytes = self.image_end_offset.unwrap_or(0);
-        // The file of an image with compressed clusters may end within its last one.
-        if self.compressed_clusters == 0 && end_bytes > file_bytes {
+        // The file of an image with compressed clusters may end within its last one, and that of an image without
+        // any data, as it was created, within the table behind its header.
+        let ends_with_cluster = self.allocated_clusters > 0 && self.compressed_clusters == 0;
+        if ends_with_cluster && end_bytes > file_bytes {
             return Some(format!(
                 "it is truncated: it has {file_bytes} bytes of at least {end_bytes}"
             ));
@@ -296,17 +300,17 @@ mod tests {
                 .unwrap()
                 .problem(file_bytes)
         };
-        let whole =
-            r#"{ "image-end-offset": 131072, "total-clusters": 9, "check-errors": 0, "leaks": 3 }"#;
+        let whole = r#"{ "image-end-offset": 131072, "allocated-clusters": 9, "check-errors": 0, "leaks": 3 }"#;
         assert_eq!(problem(whole, 131_072), None);
         assert!(
             problem(whole, 131_071)
                 .unwrap()
                 .contains("131071 bytes of at least 131072")
         );
-        let packed =
-            r#"{ "image-end-offset": 131072, "compressed-clusters": 1, "check-errors": 0 }"#;
+        let packed = r#"{ "image-end-offset": 131072, "allocated-clusters": 2, "compressed-clusters": 1, "check-errors": 0 }"#;
         assert_eq!(problem(packed, 131_071), None);
+        let created = r#"{ "image-end-offset": 262144, "total-clusters": 256, "check-errors": 0 }"#;
+        assert_eq!(problem(created, 196_616), None);
         let damaged = r#"{ "image-end-offset": 65536, "corruptions": 3, "check-errors": 1 }"#;
         assert!(problem(damaged, 1 << 20).unwrap().contains("4 errors"));
     }

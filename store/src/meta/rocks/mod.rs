@@ -6,8 +6,8 @@
 //! # When a write fails
 //!
 //! RocksDB fails a write when its log cannot be written or synced, and when a flush in the background could not be.
-//! On a full disk, as a test shows, all writes fail from then on, also once there is space again. Reads go on, and when it is
-//! opened again all that was acknowledged is there. The failed batch may be in the log and come back then, its totals
+//! Tried with a disk that is full while the log is written: all writes fail from then on, still ten seconds after there
+//! was space again; reads go on, and when it is opened again all that was acknowledged is there. The failed batch may be in the log and come back then, its totals
 //! included; a batch written meanwhile, should RocksDB take one, would have been counted without it. So this index
 //! writes nothing any more after a failure until it is opened again.
 
