@@ -7,7 +7,7 @@ use varve_tests::{
     files, image,
     lab::Lab,
     random::Random,
-    rpc::Content,
+    rpc::{Content, Rpc},
     snapctl::{exit, number, text},
 };
 
@@ -294,6 +294,26 @@ fn listings_are_sorted_and_filtered() {
         ["web-1"]
     );
     assert!(filtered(&["--tag", "host=webs"]).is_empty());
+}
+
+#[tokio::test]
+async fn a_listing_that_takes_many_pages_is_whole() {
+    let lab = Lab::new();
+    let rpc = Rpc::connect(&lab.varved).await;
+    let content = Content::of(&[1; 4096]);
+    let names: Vec<String> = (0..450)
+        .map(|number| format!("snapshot-{number:03}"))
+        .collect();
+    for name in &names {
+        rpc.upload(name, &content).await.unwrap();
+    }
+    assert_eq!(lab.snapctl().names(), names);
+    for limit in [1, 200, 201, 1000] {
+        let list = lab
+            .snapctl()
+            .json(["snapshot", "list", "--limit", &limit.to_string()]);
+        assert_eq!(self::names(&list), names[..limit.min(450)]);
+    }
 }
 
 #[test]

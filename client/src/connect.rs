@@ -18,9 +18,9 @@ use varve_proto::v1::{
 use crate::{
     error::{Error, ErrorKind, Result, innermost},
     limits::{
-        CONNECT_TIMEOUT, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_FRAME_BYTES,
-        HTTP2_STREAM_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LOCAL_WINDOW_BYTES,
-        MESSAGE_BYTES_MAX,
+        CONNECT_TIMEOUT, CONTENT_MESSAGE_BYTES_MAX, HTTP2_CONNECTION_WINDOW_BYTES,
+        HTTP2_FRAME_BYTES, HTTP2_STREAM_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
+        LOCAL_WINDOW_BYTES, MESSAGE_BYTES_MAX, SOCKET_BUFFER_BYTES,
     },
 };
 
@@ -50,6 +50,14 @@ impl Endpoint {
     /// A daemon's unix socket.
     pub fn unix(path: impl Into<PathBuf>) -> Self {
         Self(Address::Unix(path.into()))
+    }
+
+    /// What to look at when nobody answers.
+    fn question(&self) -> &'static str {
+        match self.0 {
+            Address::Unix(_) | Address::Http(_) => "is varved running there?",
+            Address::Https(_) => "is varved running there, with TLS?",
+        }
     }
 
     /// Whether the daemon is on this machine for certain, so that bytes cost no bandwidth.
@@ -159,7 +167,7 @@ impl Client {
             Err(error) => Err(Error::new(
                 ErrorKind::Unreachable,
                 format!("connect to {endpoint}"),
-                format!("{}: is varved running there?", innermost(&error)),
+                format!("{}: {}", innermost(&error), endpoint.question()),
             )
             .with_source(error)),
         }
@@ -178,7 +186,7 @@ impl Client {
 
     pub(crate) fn content_service(&self) -> ContentServiceClient<Channel> {
         ContentServiceClient::new(self.channel.clone())
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_decoding_message_size(CONTENT_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
@@ -228,9 +236,6 @@ async fn open_socket(path: &Path) -> std::io::Result<UnixStream> {
     }
     Ok(socket)
 }
-
-/// Fewer, larger turns between the two processes: the system cuts this down to what it allows.
-const SOCKET_BUFFER_BYTES: usize = 1 << 20;
 
 /// rustls has no provider of its own choice; the first that is installed stays, whoever installed it.
 fn install_crypto() {

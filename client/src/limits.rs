@@ -13,8 +13,8 @@
 //!
 //! | what | bound |
 //! | --- | --- |
-//! | messages received and not yet taken | [`HTTP2_STREAM_WINDOW_BYTES`] |
-//! | messages taken, whose chunks are being decoded, checked and written | ([`DECODERS_MAX`] + 1) x [`MESSAGE_BYTES_TYPICAL`] |
+//! | what the daemon sends ahead | [`HTTP2_STREAM_WINDOW_BYTES`] |
+//! | messages taken, whose chunks are being decoded, checked and written | ([`DECODERS_MAX`] + 1) x [`CONTENT_MESSAGE_BYTES_MAX`] |
 //! | segments put together for a sink that takes bytes in order | ([`DECODERS_MAX`] + 2) x one segment |
 
 use std::time::Duration;
@@ -48,8 +48,8 @@ pub(crate) const LEAF_CALLS_MAX: usize = 4;
 /// Threads that decode, check and write: as many as cores, up to this. Each has one message in hand, and one more
 /// message waits.
 pub(crate) const DECODERS_MAX: usize = 8;
-/// What a daemon sends in one message: a mebibyte of payload, and what names it.
-const MESSAGE_BYTES_TYPICAL: usize = 2 << 20;
+/// Largest message of a download that is accepted. A daemon sends a mebibyte of payload at a time, and what names it.
+pub(crate) const CONTENT_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
 /// What a peer may send on one stream before it is taken.
 pub(crate) const HTTP2_STREAM_WINDOW_BYTES: u32 = 16 << 20;
@@ -58,14 +58,17 @@ pub(crate) const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// The same for a unix socket, where there is no way to cover: what waits here only takes memory, and
 /// fresh memory costs time.
 pub(crate) const LOCAL_WINDOW_BYTES: u32 = 4 << 20;
+/// What may wait in a unix socket on its way to the daemon, for fewer, larger turns between the two processes. The
+/// system cuts this down to what it allows.
+pub(crate) const SOCKET_BUFFER_BYTES: usize = 1 << 20;
 /// Largest HTTP/2 frame accepted: larger than the default of 16 KiB, for fewer system calls.
 pub(crate) const HTTP2_FRAME_BYTES: u32 = 64 << 10;
-/// Largest message accepted and sent: a mebibyte of payload, or a page of a thousand tagged
-/// snapshots (50 tags of 382 characters each, in the worst case four bytes a character, would take more: such a
-/// listing is asked for in smaller pages).
+/// Largest message accepted beside those of a download; the largest is a page of a listing.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 20;
-/// Snapshots asked for in one page: see [`MESSAGE_BYTES_MAX`].
+/// Snapshots asked for in one page: as many as always fit into a message.
 pub(crate) const LIST_PAGE: u32 = 200;
+/// A snapshot as it is sent, with all the tags it may have: 50, of 127 + 255 characters of up to 4 bytes.
+const SNAPSHOT_BYTES_MAX: usize = 50 * (127 + 255) * 4 + 2048;
 
 /// How long a connection may take to be made.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,15 +91,14 @@ const _: () =
     assert!(SEGMENT_BUFFERS * JOB_BYTES + COMPRESSED_JOBS_MAX * JOB_BYTES <= PIPELINE_MEMORY_MAX);
 const _: () = assert!(
     HTTP2_STREAM_WINDOW_BYTES as usize
-        + (DECODERS_MAX + 1) * MESSAGE_BYTES_TYPICAL
+        + (DECODERS_MAX + 1) * CONTENT_MESSAGE_BYTES_MAX
         + (DECODERS_MAX + 2) * SEGMENT_BYTES
         <= PIPELINE_MEMORY_MAX
 );
 // Whatever a segment holds, a job has room for it, and every reader can have a buffer.
 const _: () =
     assert!(JOB_BYTES == SEGMENT_BYTES && SEGMENT_BUFFERS >= READERS_MAX + LOCAL_SPARE_BUFFERS);
-const _: () = assert!(MESSAGE_BYTES_MAX >= 4 * MESSAGE_PAYLOAD_BYTES);
-const _: () = assert!(MESSAGE_BYTES_MAX / LIST_PAGE as usize >= 50 * 382 * 4);
+const _: () = assert!(LIST_PAGE as usize * SNAPSHOT_BYTES_MAX <= MESSAGE_BYTES_MAX);
 
 /// Threads for work that keeps a core busy: one a core, between 2 and `most`.
 pub(crate) fn worker_threads(most: usize) -> usize {

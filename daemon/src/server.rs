@@ -83,6 +83,12 @@ impl Server {
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         let (store, report) = Store::open(store_options(config)).await?;
         info!(data_dir = %config.data_dir.display(), "{report}");
+        for torn in report.torn_packs.iter().chain(&report.torn_log) {
+            warn!("a torn end was cut off: {torn}");
+        }
+        for damage in &report.damage {
+            error!("{damage}");
+        }
         match Self::serve(config, store.clone()).await {
             Ok(server) => Ok(server),
             Err(error) => {

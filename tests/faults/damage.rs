@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, path::PathBuf};
 
+use varve_proto::v1::ReadSnapshotRequest;
 use varve_store::format::{PackKind, pack::RecordKind};
 use varve_tests::{
     data_dir::{self, Record},
@@ -9,7 +10,7 @@ use varve_tests::{
     lab::Lab,
     nbd::Peer,
     random::Random,
-    rpc::Content,
+    rpc::{Content, Rpc},
     snapctl::{exit, number, text},
 };
 
@@ -248,6 +249,37 @@ fn a_pack_that_is_gone_fails_what_was_in_it() {
     let more = scene.lab.image("more", 12 * MIB, 94);
     scene.lab.snapctl().import(&more, "more");
     scene.lab.assert_content("more", &more);
+}
+
+#[tokio::test]
+async fn a_range_that_is_damaged_is_no_data() {
+    let mut scene = Scene::new();
+    let (record, offset_bytes) = scene.chunk();
+    record.flip();
+    scene.lab.restart();
+    let rpc = Rpc::connect(&scene.lab.varved).await;
+    let read = async |offset_bytes| {
+        let request = ReadSnapshotRequest {
+            snapshot: "damaged".to_owned(),
+            offset_bytes,
+            length_bytes: 4096,
+        };
+        let mut parts = rpc
+            .content
+            .clone()
+            .read_snapshot(request)
+            .await?
+            .into_inner();
+        while parts.message().await?.is_some() {}
+        Ok::<_, tonic::Status>(())
+    };
+    let status = read(offset_bytes).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::DataLoss, "{status:?}");
+    assert!(
+        status.message().contains(&record.id()) && status.message().contains("damaged"),
+        "{status:?}"
+    );
+    read(0).await.unwrap();
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The gRPC protocol: its rules, broken on purpose, and a client that is not ours.
 
+mod hostile;
 mod limits;
 mod reading;
 mod reflection;
+mod tls;
 mod uploads;

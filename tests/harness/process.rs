@@ -273,3 +273,18 @@ pub fn peak_memory_bytes(process_id: u32) -> Option<u64> {
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
 }
+
+/// Allows this process the files that a thousand connections take.
+pub fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const WANTED: u64 = 4096;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < WANTED) {
+        let current = limit.maximum.map_or(WANTED, |maximum| maximum.min(WANTED));
+        let raised = Rlimit {
+            current: Some(current),
+            maximum: limit.maximum,
+        };
+        setrlimit(Resource::Nofile, raised).expect("raise the limit of open files");
+    }
+}

@@ -9,7 +9,7 @@ use varve_tests::{
     nbd::{
         CLIENT_FLAGS, Peer, go_data, option, option_bytes, option_reply, request, request_bytes,
     },
-    process::{command, run},
+    process::{allow_open_files, command, run},
     programs::tool,
     random::Random,
 };
@@ -396,22 +396,5 @@ fn connections_over_the_limit_are_refused_and_room_comes_back() {
     }
     for peer in &mut open {
         assert_eq!(peer.read(0, 4096).unwrap().data_bytes, 4096);
-    }
-}
-
-/// This side needs a file for each connection, too.
-fn allow_open_files() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_some_and(|current| current < 4096) {
-        let wanted = limit.maximum.map_or(4096, |maximum| maximum.min(4096));
-        setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: Some(wanted),
-                maximum: limit.maximum,
-            },
-        )
-        .unwrap();
     }
 }

@@ -281,7 +281,7 @@ fn exit_codes_and_messages_tell_what_happened() {
     expect(
         &["export", "none", "disk.img"],
         4,
-        "snapctl: write disk.img: exists already\n",
+        "snapctl: write disk.img: exists already; --force writes it all the same\n",
     );
     expect(
         &["import", "disk.img", "--name", "a"],

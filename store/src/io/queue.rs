@@ -39,7 +39,10 @@ pub(super) enum Wake {
 
 impl Wake {
     pub(super) fn by_event() -> io::Result<Self> {
-        Ok(Self::Event(eventfd(0, EventfdFlags::CLOEXEC)?))
+        Ok(Self::Event(eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?))
     }
 }
 
@@ -122,7 +125,7 @@ impl Queue {
                 condvar.notify_one();
             }
             Wake::Event(event) => {
-                // It fails only when 2^64 - 2 wakes are pending already.
+                // It fails only when 2^64 - 2 wakes are pending already, and then there are enough.
                 let _ = rustix::io::write(event, &1u64.to_ne_bytes());
             }
         }
@@ -144,6 +147,17 @@ impl Queue {
             waiting.sleeping += 1;
             condvar.wait(&mut waiting);
         }
+    }
+
+    /// Takes in the wakes so far: the event is quiet until the next. For [`Wake::Event`].
+    pub(super) fn woken(&self) -> io::Result<()> {
+        if let Wake::Event(event) = &self.wake {
+            match rustix::io::read(event, &mut [0; 8]) {
+                Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// All requests, moved to the end of `into`. If there are none, the caller counts as asleep from now on. For

@@ -5,7 +5,7 @@ use std::{io, os::fd::AsRawFd};
 use io_uring::{opcode, squeue, types};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{AlignedBuf, File};
+use super::{AlignedBuf, File, completion::ended};
 
 /// The most bytes of one system call: Linux takes a little under 2 GiB.
 const CALL_BYTES_MAX: usize = 1 << 30;
@@ -169,6 +169,19 @@ impl Request {
                 Progress::Done(Err(io::ErrorKind::WriteZero.into()))
             }
             Task::Write(_) | Task::SyncData(_) | Task::SyncAll(_) => Progress::Done(Ok(())),
+        }
+    }
+
+    /// Gives a request up that the kernel may still work on: its buffer is never freed.
+    pub(super) fn leak(self) {
+        match self.task {
+            Task::Read(transfer) | Task::Write(transfer) => {
+                std::mem::forget(transfer.buf);
+                let _ = transfer.reply.send(Err(ended()));
+            }
+            Task::SyncData(reply) | Task::SyncAll(reply) => {
+                let _ = reply.send(Err(ended()));
+            }
         }
     }
 

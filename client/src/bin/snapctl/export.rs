@@ -85,7 +85,7 @@ impl Export {
                 download(
                     &client,
                     &self.snapshot,
-                    FileSink::create(&self.file, existing)?,
+                    FileSink::create(&self.file, existing).map_err(mention_force)?,
                     options,
                 )
                 .await?
@@ -101,7 +101,7 @@ impl Export {
             }
             FormatChoice::Qcow2 => {
                 qemu::check_installed(&format!("export {} as qcow2", self.snapshot))?;
-                let target = NewFile::create(&self.file, existing)?;
+                let target = NewFile::create(&self.file, existing).map_err(mention_force)?;
                 let client = options.connect().await?;
                 let raw = scratch_file()?;
                 let sink = FileSink::scratch(&raw, &self.file)?;
@@ -119,6 +119,15 @@ impl Export {
             print(&report, &self.file, options.output)
         }
     }
+}
+
+/// Says what to do about a file that is in the way.
+fn mention_force(error: Error) -> Error {
+    if error.kind() != ErrorKind::AlreadyExists {
+        return error;
+    }
+    let why = format!("{}; --force writes it all the same", error.why());
+    Error::new(error.kind(), error.what(), why)
 }
 
 async fn download(

@@ -82,6 +82,7 @@ fn check(ring: &IoUring) -> io::Result<()> {
         ("read", opcode::Read::CODE),
         ("write", opcode::Write::CODE),
         ("fsync", opcode::Fsync::CODE),
+        ("poll", opcode::PollAdd::CODE),
     ];
     for (name, code) in needed {
         if !probe.is_supported(code) {

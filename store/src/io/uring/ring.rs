@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, io, os::fd::AsRawFd};
 
 use io_uring::{IoUring, opcode, squeue, types};
+use rustix::event::PollFlags;
 
 use super::slots::Slots;
 use crate::io::{
@@ -10,32 +11,36 @@ use crate::io::{
     request::{Progress, Request},
 };
 
-/// Marks the completion of the read from the eventfd; slots have small numbers.
+/// Marks the completion of the watch on the eventfd; slots have small numbers.
 const WAKE: u64 = u64::MAX;
 
 /// Carries requests out until the queue is closed and all have completed.
 pub(super) fn run(ring: IoUring, queue: &Queue, depth: u32) {
+    // However this ends, nobody must wait for ever.
+    let _abandoned_after = AbandonAfter(queue);
     let mut driver = Driver {
         ring,
         slots: Slots::new(depth),
-        count: Box::new(0),
         wake_armed: false,
         completed: Vec::with_capacity(depth as usize + 1),
     };
     if let Err(error) = driver.run(queue) {
         tracing::error!(%error, "io_uring failed, no file is read or written any more");
-        // What the kernel still holds is not freed: the slots forget their requests, and so goes this.
-        std::mem::forget(std::mem::take(&mut driver.count));
-        queue.abandon();
+    }
+}
+
+struct AbandonAfter<'a>(&'a Queue);
+
+impl Drop for AbandonAfter<'_> {
+    fn drop(&mut self) {
+        self.0.abandon();
     }
 }
 
 struct Driver {
     ring: IoUring,
     slots: Slots,
-    /// Where the kernel puts the eventfd's count.
-    count: Box<u64>,
-    /// Whether a read from the eventfd is in the ring.
+    /// Whether the ring watches the eventfd.
     wake_armed: bool,
     /// Completions just taken from the ring: what was asked for, and the kernel's answer.
     completed: Vec<(u64, i32)>,
@@ -45,6 +50,10 @@ impl Driver {
     fn run(&mut self, queue: &Queue) -> io::Result<()> {
         let mut arrived = VecDeque::new();
         loop {
+            if !self.wake_armed {
+                // Before the queue is looked at: a wake that comes after that is for the next sleep.
+                queue.woken()?;
+            }
             let found = loop {
                 let found = queue.take_or_sleep(&mut arrived);
                 while let Some(request) = arrived.pop_front() {
@@ -54,14 +63,11 @@ impl Driver {
                     break found;
                 }
             };
-            // The eventfd is read until the end: its last write, by whoever closes the queue, completes the read, and
-            // then the kernel holds nothing any more.
-            if found == Found::Closed {
-                if self.slots.is_empty() && !self.wake_armed {
-                    return Ok(());
-                }
-            } else if !self.wake_armed {
-                self.arm_wake(queue)?;
+            if found == Found::Closed && self.slots.is_empty() {
+                return Ok(());
+            }
+            if !self.wake_armed {
+                self.watch(queue)?;
             }
             self.wait()?;
             self.reap()?;
@@ -97,16 +103,16 @@ impl Driver {
         }
     }
 
-    fn arm_wake(&mut self, queue: &Queue) -> io::Result<()> {
+    /// Lets the ring watch the eventfd, for one completion.
+    fn watch(&mut self, queue: &Queue) -> io::Result<()> {
         let Wake::Event(event) = queue.wake() else {
             return Err(io::Error::other("the queue of a ring wakes it by an event"));
         };
-        let into = std::ptr::from_mut(&mut *self.count).cast();
-        let entry = opcode::Read::new(types::Fd(event.as_raw_fd()), into, 8)
+        let readable = u32::from(PollFlags::IN.bits());
+        let entry = opcode::PollAdd::new(types::Fd(event.as_raw_fd()), readable)
             .build()
             .user_data(WAKE);
-        // SAFETY: `count` lives in a box that is freed only after `wake_armed` is false, or never; the eventfd
-        // lives as long as the queue, which outlives this thread's loop.
+        // SAFETY: the entry points to no memory.
         unsafe { self.push(&entry)? };
         self.wake_armed = true;
         Ok(())

@@ -52,7 +52,7 @@ impl Drop for Slots {
         // The thread normally ends when all are empty. If it could not go on, the kernel may still write to these
         // buffers at any time: they are never freed.
         for request in self.slots.iter_mut().filter_map(Option::take) {
-            std::mem::forget(request);
+            request.leak();
         }
     }
 }

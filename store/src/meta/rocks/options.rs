@@ -62,6 +62,8 @@ pub(super) fn database() -> Options {
     options.set_stats_persist_period_sec(0);
 
     options.set_max_total_wal_size(WAL_BYTES_MAX);
+    // The default, 4 MiB, would be taken from a disk that is nearly full each time the store is opened.
+    options.set_manifest_preallocation_size(64 << 10);
     // Reading the log ends at the first record that is not whole. Behind the last sync that is what a power cut
     // leaves, and nobody was told of it; the stricter AbsoluteConsistency would refuse to open such a store. If it
     // is damage instead, before the last sync, what follows is lost here, but still in order: the index is then as it was some

@@ -1,0 +1,195 @@
+//! Nodes and chunks, from the caches or from packs.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use tokio::sync::SemaphorePermit;
+use varve_content::{
+    ChunkId, NodeId, RootId,
+    block::BLOCK_BYTES,
+    tree::{Inner, Leaf, NodeSource, Root, TreeError, WalkError, find_leaf},
+};
+
+use super::{CachedNode, LocatedLeaf, VerifiedChunk, chunk::open_chunk};
+use crate::{
+    Damage, Error, Result,
+    format::Location,
+    limits,
+    meta::NodeKey,
+    pack::{ReadSpan, Span},
+    store::Shared,
+    workers::{Priority, Scratch},
+};
+
+/// What a walk's error is to a reader.
+pub(crate) fn walked(error: WalkError<Error>) -> Error {
+    match error {
+        WalkError::Source(error) => error,
+        WalkError::Level { node, .. } | WalkError::Outside { node, .. } => {
+            Damage::in_tree(format_args!("node {node}"), &error).into()
+        }
+    }
+}
+
+pub(super) fn needed_by(error: Error, snapshot: &str) -> Error {
+    match error {
+        Error::Damaged(damage) => Error::Damaged(damage.needed_by(snapshot)),
+        other => other,
+    }
+}
+
+pub(super) fn missing_chunk(id: ChunkId) -> Damage {
+    Damage::missing(format_args!("chunk {id}"))
+}
+
+/// That a node's bytes have its id.
+fn verify_node(key: NodeKey, encoded: &[u8]) -> std::result::Result<(), String> {
+    let found = match key {
+        NodeKey::Leaf(_) => NodeKey::Leaf(NodeId::of_leaf(encoded)),
+        NodeKey::Inner(_) => NodeKey::Inner(NodeId::of_inner(encoded)),
+        NodeKey::Root(_) => NodeKey::Root(RootId::of(encoded)),
+    };
+    if found == key {
+        Ok(())
+    } else {
+        Err(format!("its bytes have id {found}"))
+    }
+}
+
+impl Shared {
+    /// A chunk, from the cache or its pack. Readers of the same chunk wait for one read.
+    pub(super) async fn load_chunk(
+        &self,
+        id: ChunkId,
+        place: Option<Location>,
+    ) -> Result<VerifiedChunk> {
+        let load = async {
+            let place = place.ok_or_else(|| missing_chunk(id))?;
+            let payload = self.read_one(place, id.as_bytes()).await?;
+            let open = move |scratch: &mut Scratch| {
+                open_chunk(scratch, id, place, &payload).map(VerifiedChunk::detached)
+            };
+            Ok::<_, Error>(self.workers.run(Priority::Read, open).await??)
+        };
+        self.chunk_cache.get_or_insert_async(&id, load).await
+    }
+
+    /// The payload of one record.
+    async fn read_one(&self, place: Location, id: &[u8; 32]) -> Result<Bytes> {
+        let bytes = u32::try_from(place.payload.record_bytes()).unwrap_or(u32::MAX);
+        let _space = self.read_space(bytes).await?;
+        Ok(self.packs.read_record(&place, id).await?.payload().clone())
+    }
+
+    /// Reads a span.
+    pub(super) async fn read_span(&self, span: Span) -> Result<(Span, ReadSpan)> {
+        let _space = self
+            .read_space(u32::try_from(span.len_bytes).unwrap_or(u32::MAX))
+            .await?;
+        let read = self.packs.read_span(&span).await?;
+        Ok((span, read))
+    }
+
+    /// Waits until so many more bytes may be under way.
+    async fn read_space(&self, bytes: u32) -> Result<SemaphorePermit<'_>> {
+        const MOST: u32 = limits::READ_BYTES_IN_FLIGHT as u32;
+        self.read_space
+            .acquire_many(bytes.min(MOST))
+            .await
+            .map_err(|_| Error::Closing)
+    }
+
+    /// The leaf of a segment, from the root down.
+    pub(super) async fn descend(
+        &self,
+        root: &Root,
+        segment: u32,
+    ) -> Result<Option<Arc<LocatedLeaf>>> {
+        match find_leaf(self, root, segment).await.map_err(walked)? {
+            Some(id) => self.located_leaf(id).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) async fn located_leaf(&self, id: NodeId) -> Result<Arc<LocatedLeaf>> {
+        let load = async {
+            let leaf = self.decoded(NodeKey::Leaf(id), Leaf::decode).await?;
+            let ids: Vec<_> = leaf.entries().iter().map(|entry| entry.chunk).collect();
+            let mut places = self
+                .meta(Priority::Read, move |meta| meta.chunks(&ids))
+                .await?;
+            for (entry, place) in leaf.entries().iter().zip(&mut places) {
+                let expected = entry.blocks as usize * BLOCK_BYTES;
+                if let Some(found) =
+                    place.filter(|place| place.payload.plain_bytes as usize != expected)
+                {
+                    tracing::error!(chunk = %entry.chunk, leaf = %id, expected, found = found.payload.plain_bytes, "a chunk's length differs");
+                    *place = None;
+                }
+            }
+            let leaf = Arc::new(leaf);
+            Ok::<_, Error>(CachedNode::Leaf(Arc::new(LocatedLeaf { leaf, places })))
+        };
+        match self.node_cache.get_or_insert_async(&id, load).await? {
+            CachedNode::Leaf(leaf) => Ok(leaf),
+            CachedNode::Inner(_) => Err(Damage::in_tree(
+                format_args!("node {id}"),
+                "an inner node stands where a leaf belongs",
+            )
+            .into()),
+        }
+    }
+
+    async fn inner_node(&self, id: NodeId) -> Result<Arc<Inner>> {
+        let load = async {
+            let inner = self.decoded(NodeKey::Inner(id), Inner::decode).await?;
+            Ok::<_, Error>(CachedNode::Inner(Arc::new(inner)))
+        };
+        match self.node_cache.get_or_insert_async(&id, load).await? {
+            CachedNode::Inner(inner) => Ok(inner),
+            CachedNode::Leaf(_) => Err(Damage::in_tree(
+                format_args!("node {id}"),
+                "a leaf stands where an inner node belongs",
+            )
+            .into()),
+        }
+    }
+
+    pub(crate) async fn root(&self, id: RootId) -> Result<Root> {
+        self.decoded(NodeKey::Root(id), Root::decode).await
+    }
+
+    /// A node, checked against its id and decoded.
+    async fn decoded<T>(
+        &self,
+        key: NodeKey,
+        decode: fn(&[u8]) -> std::result::Result<T, TreeError>,
+    ) -> Result<T> {
+        let places = self
+            .meta(Priority::Read, move |meta| meta.nodes(&[key]))
+            .await?;
+        let place = places
+            .into_iter()
+            .next()
+            .flatten()
+            .ok_or_else(|| Damage::missing(key))?;
+        let damage = |problem: &dyn fmt::Display| {
+            Damage::in_pack(place.pack, place.offset_bytes, key, problem)
+        };
+        let payload = self.read_one(place, key.as_bytes()).await?;
+        verify_node(key, &payload).map_err(|problem| damage(&problem))?;
+        Ok(decode(&payload).map_err(|error| damage(&error))?)
+    }
+}
+
+impl NodeSource for Shared {
+    type Error = Error;
+
+    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
+        Ok(Arc::clone(&self.located_leaf(id).await?.leaf))
+    }
+
+    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>> {
+        self.inner_node(id).await
+    }
+}

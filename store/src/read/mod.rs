@@ -1,0 +1,26 @@
+//! Content out: ranges for guests, segments for downloads.
+//!
+//! Bytes leave the store in one of two forms: as a [`VerifiedChunk`], whose bytes were hashed and have the id
+//! they are asked for by, or as a [`StoredChunk`], still packed, whose receiver has to do that.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `chunk` | chunks on their way out, and the check |
+//! | `segment` | leaves with the places of their chunks |
+//! | `reader` | one snapshot, read |
+//! | `range` | which bytes of which segment a range is |
+//! | `fetch` | nodes and chunks, from the caches or from packs |
+
+mod chunk;
+mod fetch;
+mod range;
+mod reader;
+mod segment;
+
+pub(crate) use chunk::CheckedChunk;
+pub use chunk::{StoredChunk, VerifiedChunk};
+pub(crate) use fetch::walked;
+pub use range::{Extent, Piece};
+pub use reader::SnapshotReader;
+pub(crate) use segment::{CachedNode, LocatedLeaf};
+pub use segment::{Segment, SegmentStream};

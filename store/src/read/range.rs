@@ -1,0 +1,117 @@
+//! Which bytes of which segment a range is, and what is there.
+
+use bytes::Bytes;
+use varve_content::{
+    block::{self, BLOCK_BYTES, SEGMENT_BYTES},
+    tree::LeafEntry,
+};
+
+use super::{Segment, VerifiedChunk};
+use crate::format::Location;
+
+/// A part of a range that was read, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Bytes.
+    Data(Bytes),
+    /// That many zeros.
+    Zero(usize),
+}
+
+/// A stretch of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// How long.
+    pub len_bytes: u64,
+    /// Whether it is all zeros because nothing is stored there.
+    pub hole: bool,
+}
+
+/// Part of a range that is within one segment, in bytes of it.
+pub(super) struct SegmentPart {
+    pub(super) segment: u32,
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+pub(super) fn segment_parts(
+    offset_bytes: u64,
+    len_bytes: u64,
+) -> impl Iterator<Item = SegmentPart> {
+    let segment_bytes = SEGMENT_BYTES as u64;
+    let end = offset_bytes + len_bytes;
+    let first = offset_bytes / segment_bytes;
+    let behind = end.div_ceil(segment_bytes);
+    (first..behind)
+        .filter(move |_| len_bytes > 0)
+        .map(move |segment| {
+            let base = segment * segment_bytes;
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a volume has at most 2^21 segments of 2^23 bytes"
+            )]
+            SegmentPart {
+                segment: segment as u32,
+                start: offset_bytes.saturating_sub(base) as usize,
+                end: (end - base).min(segment_bytes) as usize,
+            }
+        })
+}
+
+/// The chunks that overlap bytes `start..end` of a segment: the overlap, the entry, the place.
+pub(super) fn overlapping(
+    segment: &Segment,
+    start: usize,
+    end: usize,
+) -> impl Iterator<Item = (usize, usize, &LeafEntry, Option<Location>)> {
+    let entries = segment.located.leaf.entries();
+    let chunk_end = |entry: &LeafEntry| (entry.start_block + entry.blocks) as usize * BLOCK_BYTES;
+    let first = entries.partition_point(move |entry| chunk_end(entry) <= start);
+    let places = segment.located.places.iter().copied();
+    entries
+        .iter()
+        .zip(places)
+        .skip(first)
+        .map_while(move |(entry, place)| {
+            let chunk_start = entry.start_block as usize * BLOCK_BYTES;
+            (chunk_start < end).then(|| {
+                (
+                    chunk_start.max(start),
+                    chunk_end(entry).min(end),
+                    entry,
+                    place,
+                )
+            })
+        })
+}
+
+pub(super) fn slice(chunk: &VerifiedChunk, range: std::ops::Range<usize>) -> Bytes {
+    // A leaf's entry was checked to be as long as its chunk when it was located.
+    chunk.plain().slice(range)
+}
+
+pub(super) fn push_zeros(pieces: &mut Vec<Piece>, len: usize) {
+    if len == 0 {
+        return;
+    }
+    if let Some(Piece::Zero(before)) = pieces.last_mut() {
+        *before += len;
+    } else {
+        pieces.push(Piece::Zero(len));
+    }
+}
+
+pub(super) fn push_extent(extents: &mut Vec<Extent>, len: usize, hole: bool) {
+    if len == 0 {
+        return;
+    }
+    match extents.last_mut() {
+        Some(last) if last.hole == hole => last.len_bytes += len as u64,
+        _ => extents.push(Extent {
+            len_bytes: len as u64,
+            hole,
+        }),
+    }
+}
+
+const _: () = assert!(block::MAX_VOLUME_BYTES / SEGMENT_BYTES as u64 <= u32::MAX as u64);

@@ -1,0 +1,300 @@
+//! One snapshot, read.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+use varve_content::{
+    ChunkId,
+    block::BLOCK_BYTES,
+    tree::{LeafWalk, Root},
+};
+
+use super::{
+    CheckedChunk, Extent, Piece, Segment, SegmentStream, StoredChunk, VerifiedChunk,
+    chunk::open_chunk,
+    fetch::{missing_chunk, needed_by},
+    range::{overlapping, push_extent, push_zeros, segment_parts, slice},
+};
+use crate::{
+    Damage, Error, Result,
+    format::Location,
+    meta::SnapshotRecord,
+    pack::{Span, plan_spans},
+    store::Shared,
+    workers::{Priority, Scratch},
+};
+
+/// Reads one snapshot. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct SnapshotReader {
+    shared: Arc<Shared>,
+    record: Arc<SnapshotRecord>,
+    root: Root,
+}
+
+impl SnapshotReader {
+    pub(crate) async fn open(shared: Arc<Shared>, record: SnapshotRecord) -> Result<Self> {
+        let root = shared
+            .root(record.root)
+            .await
+            .map_err(|error| needed_by(error, &record.name))?;
+        if root.size_bytes != record.size_bytes {
+            return Err(Error::Damaged(
+                Damage::missing(format_args!("a root of {} bytes", record.size_bytes))
+                    .needed_by(&record.name),
+            ));
+        }
+        Ok(Self {
+            shared,
+            record: Arc::new(record),
+            root,
+        })
+    }
+
+    /// The snapshot's record, as it was when the reader was opened.
+    #[must_use]
+    pub fn record(&self) -> &SnapshotRecord {
+        &self.record
+    }
+
+    /// The snapshot's size.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.record.size_bytes
+    }
+
+    /// The root of the content.
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Names the snapshot in an error about its content.
+    pub(crate) fn named(&self, error: Error) -> Error {
+        needed_by(error, &self.record.name)
+    }
+
+    fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        match offset_bytes.checked_add(len_bytes) {
+            Some(end) if end <= self.size_bytes() => Ok(()),
+            _ => Err(Error::Invalid(format!(
+                "{len_bytes} bytes at offset {offset_bytes} are past the end of snapshot {:?} at {}",
+                self.record.name,
+                self.size_bytes()
+            ))),
+        }
+    }
+
+    /// Reads a range. What is in the cache comes without waiting.
+    pub async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
+        self.check_range(offset_bytes, len_bytes as u64)?;
+        let mut pieces = Vec::new();
+        for part in segment_parts(offset_bytes, len_bytes as u64) {
+            match self.segment(part.segment).await? {
+                None => push_zeros(&mut pieces, part.end - part.start),
+                Some(segment) => {
+                    self.read_segment(&segment, part.start, part.end, &mut pieces)
+                        .await?
+                }
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Reads bytes `start..end` of a segment.
+    async fn read_segment(
+        &self,
+        segment: &Segment,
+        start: usize,
+        end: usize,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<()> {
+        // What is not in the cache: which piece it belongs to, and which of its bytes.
+        let mut absent = Vec::new();
+        let mut position = start;
+        for (from, to, entry, place) in overlapping(segment, start, end) {
+            push_zeros(pieces, from - position);
+            let chunk_start = entry.start_block as usize * BLOCK_BYTES;
+            let range = from - chunk_start..to - chunk_start;
+            match self.shared.chunk_cache.get(&entry.chunk) {
+                Some(chunk) => pieces.push(Piece::Data(slice(&chunk, range))),
+                None => {
+                    absent.push((pieces.len(), entry.chunk, place, range));
+                    pieces.push(Piece::Data(Bytes::new()));
+                }
+            }
+            position = to;
+        }
+        push_zeros(pieces, end - position);
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let loads = absent
+            .iter()
+            .map(|(_, id, place, _)| self.shared.load_chunk(*id, *place));
+        let chunks = try_join_all(loads)
+            .await
+            .map_err(|error| self.named(error))?;
+        for ((position, _, _, range), chunk) in absent.into_iter().zip(chunks) {
+            if let Some(piece) = pieces.get_mut(position) {
+                *piece = Piece::Data(slice(&chunk, range));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where data and holes are in a range, neighbours of a kind as one.
+    pub async fn extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<Vec<Extent>> {
+        self.check_range(offset_bytes, len_bytes)?;
+        let mut extents = Vec::new();
+        for part in segment_parts(offset_bytes, len_bytes) {
+            let mut position = part.start;
+            if let Some(segment) = self.segment(part.segment).await? {
+                for (from, to, ..) in overlapping(&segment, part.start, part.end) {
+                    push_extent(&mut extents, from - position, true);
+                    push_extent(&mut extents, to - from, false);
+                    position = to;
+                }
+            }
+            push_extent(&mut extents, part.end - position, true);
+        }
+        Ok(extents)
+    }
+
+    /// Brings a range into the cache, as far as it fits there.
+    pub async fn prefetch(&self, offset_bytes: u64, len_bytes: usize) -> Result<()> {
+        self.read(offset_bytes, len_bytes).await.map(drop)
+    }
+
+    /// A segment, if it holds data.
+    pub async fn segment(&self, index: u32) -> Result<Option<Segment>> {
+        let located = self
+            .shared
+            .descend(&self.root, index)
+            .await
+            .map_err(|error| self.named(error))?;
+        Ok(located.map(|located| Segment { index, located }))
+    }
+
+    /// The segments that hold data, in ascending order.
+    #[must_use]
+    pub fn segments(&self) -> SegmentStream {
+        SegmentStream {
+            walk: LeafWalk::new(&self.root, 0),
+            reader: self.clone(),
+        }
+    }
+
+    /// A segment's distinct chunks as they are stored, in the order of their first place.
+    pub async fn stored_chunks(&self, segment: &Segment) -> Result<Vec<StoredChunk>> {
+        let wanted = self.present(segment)?;
+        let places: Vec<_> = wanted.iter().map(|(_, place)| *place).collect();
+        let reads = plan_spans(&places)
+            .into_iter()
+            .map(|span| self.shared.read_span(span));
+        let spans = try_join_all(reads)
+            .await
+            .map_err(|error| self.named(error))?;
+        let mut chunks = Vec::with_capacity(wanted.len());
+        for (span, read) in &spans {
+            for position in span.members.iter().copied() {
+                let Some((id, place)) = wanted.get(position) else {
+                    continue;
+                };
+                let record = read
+                    .record(place, id.as_bytes())
+                    .map_err(|error| self.named(error))?;
+                let chunk = StoredChunk {
+                    id: *id,
+                    codec: place.payload.codec,
+                    plain_bytes: place.payload.plain_bytes,
+                    payload: record.payload().clone(),
+                };
+                chunks.push((position, chunk));
+            }
+        }
+        chunks.sort_unstable_by_key(|(position, _)| *position);
+        Ok(chunks.into_iter().map(|(_, chunk)| chunk).collect())
+    }
+
+    /// A segment's distinct chunks, unpacked and checked, in the order of their first place. The cache is left
+    /// alone: who reads whole snapshots reads each chunk once.
+    pub async fn chunks(&self, segment: &Segment) -> Result<Vec<VerifiedChunk>> {
+        let checked = self.check_chunks(segment).await?;
+        checked
+            .into_iter()
+            .map(|(_, chunk)| chunk.map_err(|damage| self.named(damage.into())))
+            .collect()
+    }
+
+    /// A segment's distinct chunks, each with the position of its first entry: checked, or what is wrong with it.
+    pub(crate) async fn check_chunks(&self, segment: &Segment) -> Result<Vec<CheckedChunk>> {
+        let distinct = segment.distinct();
+        let mut checked = Vec::with_capacity(distinct.len());
+        let mut wanted = Vec::with_capacity(distinct.len());
+        for (position, id, place) in distinct {
+            match place {
+                Some(place) => wanted.push((position, id, place)),
+                None => checked.push((position, Err(missing_chunk(id)))),
+            }
+        }
+        let places: Vec<_> = wanted.iter().map(|(.., place)| *place).collect();
+        let reads = plan_spans(&places).into_iter().map(|span| {
+            let members: Vec<_> = span
+                .members
+                .iter()
+                .filter_map(|at| wanted.get(*at).copied())
+                .collect();
+            self.check_span(span, members)
+        });
+        checked.extend(try_join_all(reads).await?.into_iter().flatten());
+        checked.sort_unstable_by_key(|(position, _)| *position);
+        Ok(checked)
+    }
+
+    async fn check_span(
+        &self,
+        span: Span,
+        members: Vec<(usize, ChunkId, Location)>,
+    ) -> Result<Vec<CheckedChunk>> {
+        let read = match self.shared.read_span(span).await {
+            Ok((_, read)) => read,
+            // The pack is gone, or shorter than it was: each chunk is told with its own place.
+            Err(Error::Damaged(damage)) => {
+                let told = members.into_iter().map(|(position, id, place)| {
+                    let what = format_args!("chunk {id}");
+                    let told =
+                        Damage::in_pack(place.pack, place.offset_bytes, what, &damage.problem);
+                    (position, Err(told))
+                });
+                return Ok(told.collect());
+            }
+            Err(error) => return Err(error),
+        };
+        let open_all = move |scratch: &mut Scratch| {
+            let opened = members.into_iter().map(|(position, id, place)| {
+                match read.record(&place, id.as_bytes()) {
+                    Ok(record) => Ok((position, open_chunk(scratch, id, place, record.payload()))),
+                    Err(Error::Damaged(damage)) => Ok((position, Err(damage))),
+                    Err(error) => Err(error),
+                }
+            });
+            opened.collect::<Result<Vec<_>>>()
+        };
+        self.shared.workers.run(Priority::Read, open_all).await?
+    }
+
+    fn present(&self, segment: &Segment) -> Result<Vec<(ChunkId, Location)>> {
+        let distinct = segment.distinct().into_iter();
+        distinct
+            .map(|(_, id, place)| {
+                let place = place.ok_or_else(|| self.named(missing_chunk(id).into()))?;
+                Ok((id, place))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,110 @@
+//! Leaves with the places of their chunks.
+
+use std::{collections::HashSet, sync::Arc};
+
+use varve_content::{
+    ChunkId, NodeId,
+    tree::{Inner, Leaf, LeafEntry, LeafWalk},
+};
+
+use super::{SnapshotReader, walked};
+use crate::{Result, format::Location};
+
+/// A leaf, and where its chunks are: found once, and then as long as the leaf stays in the cache.
+#[derive(Debug)]
+pub(crate) struct LocatedLeaf {
+    pub(super) leaf: Arc<Leaf>,
+    /// One for each entry. `None`: the index does not know the chunk.
+    pub(super) places: Vec<Option<Location>>,
+}
+
+impl LocatedLeaf {
+    pub(crate) fn leaf(&self) -> &Leaf {
+        &self.leaf
+    }
+}
+
+/// A decoded node in the cache.
+#[derive(Debug, Clone)]
+pub(crate) enum CachedNode {
+    Leaf(Arc<LocatedLeaf>),
+    Inner(Arc<Inner>),
+}
+
+impl CachedNode {
+    /// What it takes in memory, for the cache's bound.
+    pub(crate) fn weight(&self) -> u64 {
+        let bytes = match self {
+            Self::Leaf(leaf) => {
+                leaf.places.len() * (size_of::<LeafEntry>() + size_of::<Option<Location>>())
+            }
+            Self::Inner(inner) => inner.children().len() * size_of::<(u8, NodeId)>(),
+        };
+        bytes as u64 + 128
+    }
+}
+
+/// 8 MiB of a snapshot that hold data.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    pub(super) index: u32,
+    pub(super) located: Arc<LocatedLeaf>,
+}
+
+impl Segment {
+    /// Its number: offset / 8 MiB.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Its chunks.
+    #[must_use]
+    pub fn leaf(&self) -> &Leaf {
+        &self.located.leaf
+    }
+
+    /// Its distinct chunks with their places, in the order of their first one; with the entry's position.
+    pub(super) fn distinct(&self) -> Vec<(usize, ChunkId, Option<Location>)> {
+        let mut seen = HashSet::with_capacity(self.located.places.len());
+        let entries = self
+            .located
+            .leaf
+            .entries()
+            .iter()
+            .zip(&self.located.places)
+            .enumerate();
+        entries
+            .filter(|(_, (entry, _))| seen.insert(entry.chunk))
+            .map(|(position, (entry, place))| (position, entry.chunk, *place))
+            .collect()
+    }
+}
+
+/// The segments of a snapshot that hold data.
+#[derive(Debug)]
+pub struct SegmentStream {
+    pub(super) walk: LeafWalk,
+    pub(super) reader: SnapshotReader,
+}
+
+impl SegmentStream {
+    /// The next one.
+    pub async fn next(&mut self) -> Result<Option<Segment>> {
+        let next = self
+            .walk
+            .next(&**self.reader.shared())
+            .await
+            .map_err(|error| self.reader.named(walked(error)))?;
+        let Some((index, id)) = next else {
+            return Ok(None);
+        };
+        let located = self
+            .reader
+            .shared()
+            .located_leaf(id)
+            .await
+            .map_err(|error| self.reader.named(error))?;
+        Ok(Some(Segment { index, located }))
+    }
+}

@@ -1,0 +1,73 @@
+//! Peers that do not speak gRPC, or do not speak at all.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    os::unix::net::UnixStream,
+};
+
+use varve_tests::{daemon::Options, lab::Lab, process::allow_open_files, random::Random};
+
+const MIB: u64 = 1 << 20;
+
+fn assert_serving(lab: &Lab, file: &std::path::Path) {
+    lab.assert_content("image", file);
+    let log = lab.varved.log();
+    assert!(!log.contains("panicked"), "{log}");
+    assert!(
+        lab.varved.peak_memory_bytes() < 512 << 20,
+        "{}",
+        lab.varved.peak_memory_bytes()
+    );
+}
+
+fn served() -> (Lab, std::path::PathBuf) {
+    let lab = Lab::with(Options::tcp);
+    let file = lab.image("image", 4 * MIB, 156);
+    lab.snapctl().import(&file, "image");
+    (lab, file)
+}
+
+fn tcp(lab: &Lab) -> TcpStream {
+    TcpStream::connect(lab.varved.tcp_endpoint().trim_start_matches("http://")).unwrap()
+}
+
+fn unix(lab: &Lab) -> UnixStream {
+    UnixStream::connect(lab.data_dir().join("grpc.sock")).unwrap()
+}
+
+#[test]
+fn garbage_is_answered_by_closing() {
+    let (lab, file) = served();
+    let mut random = Random::of_test("garbage_is_answered_by_closing");
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for round in 0..40 {
+        let mut garbage = vec![0; random.index(4000) + 100];
+        random.fill(&mut garbage);
+        // Some begin as they should.
+        let start = if round % 2 == 0 { &preface[..] } else { b"" };
+        let mut peer = unix(&lab);
+        let mut answer = Vec::new();
+        // Either side may be the first to give up.
+        let _ = peer
+            .write_all(&[start, &garbage].concat())
+            .and_then(|()| peer.shutdown(std::net::Shutdown::Write));
+        let _ = peer.read_to_end(&mut answer);
+        let mut peer = tcp(&lab);
+        let _ = peer
+            .write_all(&[start, &garbage].concat())
+            .and_then(|()| peer.shutdown(std::net::Shutdown::Write));
+        let _ = peer.read_to_end(&mut answer);
+    }
+    assert_serving(&lab, &file);
+}
+
+#[test]
+fn a_thousand_idle_connections_leave_room_for_work() {
+    allow_open_files();
+    let (lab, file) = served();
+    let idle: Vec<_> = (0..500).map(|_| (tcp(&lab), unix(&lab))).collect();
+    assert_serving(&lab, &file);
+    drop(idle);
+    assert_serving(&lab, &file);
+}

@@ -1,0 +1,114 @@
+//! gRPC over TCP with TLS.
+
+use std::path::PathBuf;
+
+use varve_tests::{
+    files,
+    lab::Lab,
+    process::{command, run},
+    programs::tool,
+    scratch::Scratch,
+    snapctl::{Snapctl, exit},
+};
+
+const MIB: u64 = 1 << 20;
+
+/// A certificate for this machine's own address, by an authority of one's own.
+struct Identity {
+    authority: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+impl Identity {
+    fn make(scratch: &Scratch) -> Self {
+        let [authority, authority_key, cert, key, request] =
+            ["ca.pem", "ca.key", "cert.pem", "key.pem", "request.pem"]
+                .map(|name| scratch.join(name));
+        let openssl = |arguments: &str| {
+            let arguments = arguments.split(' ').map(|argument| match argument {
+                "CA" => authority.to_str().unwrap(),
+                "CA_KEY" => authority_key.to_str().unwrap(),
+                "CERT" => cert.to_str().unwrap(),
+                "KEY" => key.to_str().unwrap(),
+                "REQUEST" => request.to_str().unwrap(),
+                other => other,
+            });
+            run(command(tool("openssl"), arguments)).ok();
+        };
+        openssl(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=authority -days 2 -keyout CA_KEY -out CA",
+        );
+        openssl(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=varved -addext subjectAltName=IP:127.0.0.1 -keyout KEY -out REQUEST",
+        );
+        openssl(
+            "x509 -req -in REQUEST -CA CA -CAkey CA_KEY -days 2 -copy_extensions copy -out CERT",
+        );
+        Self {
+            authority,
+            cert,
+            key,
+        }
+    }
+}
+
+#[test]
+fn import_and_export_work_over_tls() {
+    let identities = Scratch::new();
+    let identity = Identity::make(&identities);
+    let lab = Lab::with(|options| {
+        options
+            .tcp()
+            .env("VARVE_GRPC_TLS_CERT", &identity.cert)
+            .env("VARVE_GRPC_TLS_KEY", &identity.key)
+    });
+    let file = lab.image("image", 20 * MIB + 7, 161);
+    let snapctl = Snapctl::new(lab.varved.tcp_endpoint().replace("http://", "https://"));
+    let trusting = |arguments: &[&str]| {
+        let mut command = snapctl.command(arguments);
+        command.env("SSL_CERT_FILE", &identity.authority);
+        run(command)
+    };
+    trusting(&["import", file.to_str().unwrap(), "--name", "image"]).ok();
+    let out = lab.scratch.join("out");
+    trusting(&["export", "image", out.to_str().unwrap()]).ok();
+    files::assert_same(&file, &out);
+
+    // Who does not know the authority, or speaks plainly, gets nothing.
+    let other = Identity::make(&lab.scratch);
+    let mut command = snapctl.command(["status"]);
+    command.env("SSL_CERT_FILE", &other.authority);
+    let said = run(command).fails(exit::UNREACHABLE);
+    assert!(said.contains("certificate"), "{said}");
+    Snapctl::new(lab.varved.tcp_endpoint())
+        .run(["status"])
+        .fails(exit::UNREACHABLE);
+    // The unix socket is as it was.
+    lab.snapctl().verify("image");
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_refused_at_the_start() {
+    let scratch = Scratch::new();
+    let identity = Identity::make(&scratch);
+    let garbage = scratch.file("garbage.pem", "no certificate");
+    let data = scratch.join("data");
+    let cases = [
+        (
+            scratch.join("absent.pem"),
+            identity.key.clone(),
+            "absent.pem",
+        ),
+        (garbage.clone(), identity.key.clone(), "garbage.pem"),
+        (identity.cert.clone(), garbage, "garbage.pem"),
+    ];
+    for (cert, key, named) in cases {
+        let options = varve_tests::daemon::Options::new(&data).tcp();
+        let said = options
+            .env("VARVE_GRPC_TLS_CERT", cert)
+            .env("VARVE_GRPC_TLS_KEY", key)
+            .start_refused();
+        assert!(said.contains(named), "{said}");
+    }
+}
