@@ -310,7 +310,7 @@ fn log_records(input: &[u8]) -> Outcome {
 }
 
 fn repair_log_records(input: &mut Vec<u8>) {
-    for at in (0..input.len()).step_by(LOG_ALIGN as usize) {
+    for at in (0..input.len()).step_by(LOG_ALIGN) {
         if let Some(len) = number_at(input, at + 16)
             && let Some(payload) = input
                 .get(at + 32..)
@@ -446,4 +446,4 @@ fn put_crc32_in(input: &mut [u8], at: usize, len: usize) {
     }
 }
 
-const _: () = assert!(PACK_HEADER_BYTES == LOG_ALIGN as usize);
+const _: () = assert!(PACK_HEADER_BYTES == LOG_ALIGN);

@@ -12,6 +12,7 @@ use std::{
 use crate::{files, random::Random, scratch::Scratch};
 
 const BLOCK_BYTES: u64 = 4096;
+const BLOCK_LEN: usize = 4096;
 /// Contents that come up again and again, in all images.
 const REPEATED_FILES: u64 = 8;
 
@@ -79,7 +80,7 @@ pub fn copy(scratch: &Scratch, from: &Path, name: &str) -> PathBuf {
         source
             .read_exact_at(&mut buffer[..len], offset)
             .expect("read an image");
-        for (number, block) in buffer[..len].chunks(BLOCK_BYTES as usize).enumerate() {
+        for (number, block) in buffer[..len].chunks(BLOCK_LEN).enumerate() {
             if block.iter().any(|byte| *byte != 0) {
                 target
                     .write_all_at(block, offset + number as u64 * BLOCK_BYTES)
@@ -148,7 +149,7 @@ fn small_files(random: &mut Random, into: &mut [u8]) {
         let taken =
             usize::try_from(random.within(1..24) * BLOCK_BYTES).expect("a small file is small");
         let (file, after) = rest.split_at_mut(taken.min(rest.len()));
-        let tail = random.index(BLOCK_BYTES as usize).min(file.len());
+        let tail = random.index(BLOCK_LEN).min(file.len());
         let data = file.len() - tail;
         random.fill(&mut file[..data]);
         rest = after;
