@@ -214,7 +214,7 @@ mod tests {
     fn reads_go_first_and_what_is_queued_at_the_stop_is_done() {
         let workers = Arc::new(Workers::start(1, Compression::None).unwrap());
         let order = Arc::new(Mutex::new(Vec::new()));
-        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let (open, gate) = std::sync::mpsc::sync_channel::<()>(1);
         tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap()

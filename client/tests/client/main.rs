@@ -9,6 +9,7 @@
 
 mod download;
 mod fake;
+mod formats;
 mod snapctl;
 mod snapshots;
 mod upload;

@@ -15,7 +15,7 @@ use varve_client::RootId;
 
 use crate::fake::{FakeDaemon, Manners};
 
-fn snapctl(daemon: &FakeDaemon, arguments: &[&str]) -> Command {
+pub(crate) fn snapctl(daemon: &FakeDaemon, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_snapctl"));
     command
         .env_remove("VARVE_LOG")
@@ -27,11 +27,11 @@ fn snapctl(daemon: &FakeDaemon, arguments: &[&str]) -> Command {
 }
 
 /// Runs to the end: exit code, standard output, standard error.
-fn run(daemon: &FakeDaemon, arguments: &[&str]) -> (i32, String, String) {
+pub(crate) fn run(daemon: &FakeDaemon, arguments: &[&str]) -> (i32, String, String) {
     finished(snapctl(daemon, arguments).output().unwrap())
 }
 
-fn finished(output: Output) -> (i32, String, String) {
+pub(crate) fn finished(output: Output) -> (i32, String, String) {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (
         output.status.code().unwrap(),
@@ -41,7 +41,7 @@ fn finished(output: Output) -> (i32, String, String) {
 }
 
 /// Runs what has to succeed, without a word on standard error.
-fn succeed(daemon: &FakeDaemon, arguments: &[&str]) -> String {
+pub(crate) fn succeed(daemon: &FakeDaemon, arguments: &[&str]) -> String {
     let (code, stdout, stderr) = run(daemon, arguments);
     assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
     stdout
@@ -52,7 +52,7 @@ fn parse(text: &str) -> Value {
 }
 
 /// A 20 MiB file called disk.img with some data, and its bytes.
-fn disk(daemon: &FakeDaemon) -> Vec<u8> {
+pub(crate) fn disk(daemon: &FakeDaemon) -> Vec<u8> {
     let path = daemon.path("disk.img");
     let file = File::create(&path).unwrap();
     file.set_len(20 << 20).unwrap();
@@ -393,97 +393,6 @@ fn an_interrupted_import_is_aborted() {
     );
     let state = daemon.state();
     assert_eq!((state.aborted, state.snapshots.len()), (1, 0));
-}
-
-#[test]
-fn other_formats_go_through_qemu_img() {
-    let daemon = FakeDaemon::start(Manners::default());
-    let plain = disk(&daemon);
-    let root = |name: &str| daemon.state().snapshots[name].0.root.clone();
-    let qemu_img = |arguments: &[&str]| {
-        let done = Command::new("qemu-img")
-            .current_dir(daemon.path(""))
-            .args(arguments)
-            .output();
-        let done = done.expect("this test needs qemu-img (apt install qemu-utils)");
-        assert!(done.status.success(), "{done:?}");
-    };
-    succeed(&daemon, &["import", "disk.img", "--name", "raw"]);
-    for (format, extra) in [
-        ("qcow2", "compression_type=zstd"),
-        ("vmdk", "subformat=streamOptimized"),
-    ] {
-        let image = format!("disk.{format}");
-        qemu_img(&[
-            "convert", "-c", "-O", format, "-o", extra, "disk.img", &image,
-        ]);
-        for choice in ["auto", format] {
-            let name = format!("{format}-{choice}");
-            let (code, _, stderr) = run(
-                &daemon,
-                &["import", &image, "--name", &name, "--format", choice],
-            );
-            assert_eq!(code, 0, "{stderr}");
-            assert_eq!(root(&name), root("raw"));
-        }
-    }
-    // An image that is only taken for qcow2 does not get at other files.
-    qemu_img(&[
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-b",
-        "disk.img",
-        "-F",
-        "raw",
-        "overlay.qcow2",
-    ]);
-    let (code, _, stderr) = run(&daemon, &["import", "overlay.qcow2", "--name", "overlay"]);
-    assert_eq!(code, 1);
-    assert!(
-        stderr.contains("whose content is in") && stderr.contains("--format qcow2"),
-        "{stderr}"
-    );
-    let (code, _, stderr) = run(
-        &daemon,
-        &[
-            "import",
-            "overlay.qcow2",
-            "--name",
-            "overlay",
-            "--format",
-            "qcow2",
-        ],
-    );
-    assert_eq!(code, 0, "{stderr}");
-    assert!(
-        stderr.contains("disk.img\n"),
-        "the backing file is named: {stderr}"
-    );
-    assert_eq!(root("overlay"), root("raw"));
-
-    let (code, _, stderr) = run(
-        &daemon,
-        &["export", "raw", "out.qcow2", "--format", "qcow2"],
-    );
-    assert_eq!(code, 0, "{stderr}");
-    qemu_img(&["check", "-q", "out.qcow2"]);
-    qemu_img(&["convert", "-O", "raw", "out.qcow2", "back.img"]);
-    assert!(fs::read(daemon.path("back.img")).unwrap() == plain);
-
-    let without = snapctl(&daemon, &["import", "disk.qcow2", "--name", "b"])
-        .env("PATH", "")
-        .output()
-        .unwrap();
-    let (code, _, stderr) = finished(without);
-    assert_eq!(code, 1);
-    assert!(
-        stderr.contains(
-            "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils"
-        ),
-        "{stderr}"
-    );
 }
 
 #[test]

@@ -92,6 +92,7 @@ impl Shared {
 
     /// Waits until so many more bytes may be under way.
     async fn read_space(&self, bytes: u32) -> Result<SemaphorePermit<'_>> {
+        #[expect(clippy::cast_possible_truncation, reason = "a constant of 32 MiB")]
         const MOST: u32 = limits::READ_BYTES_IN_FLIGHT as u32;
         self.read_space
             .acquire_many(bytes.min(MOST))

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use varve_content::{
-    ChunkId, NodeId,
+    ChunkId,
     tree::{Inner, Leaf, LeafEntry, LeafWalk},
 };
 
@@ -38,7 +38,7 @@ impl CachedNode {
             Self::Leaf(leaf) => {
                 leaf.places.len() * (size_of::<LeafEntry>() + size_of::<Option<Location>>())
             }
-            Self::Inner(inner) => inner.children().len() * size_of::<(u8, NodeId)>(),
+            Self::Inner(inner) => size_of_val(inner.children()),
         };
         bytes as u64 + 128
     }

@@ -117,9 +117,12 @@ pub(crate) async fn open(options: Options) -> Result<(Shared, RecoveryReport)> {
     };
     let shared = assemble(base, &mut report, |empty| {
         let index = names::index(&dir);
+        if empty && !index.exists() {
+            return Ok(Arc::new(RocksMeta::create(&index, identity.store)?));
+        }
         match RocksMeta::open(&index, identity.store) {
             Ok(meta) => Ok(Arc::new(meta)),
-            // There is nothing that it could know: it was never made, or its making was cut short.
+            // There is nothing that it could know: its making was cut short.
             Err(Error::Incompatible { .. }) if empty => {
                 RocksMeta::destroy(&index)?;
                 Ok(Arc::new(RocksMeta::create(&index, identity.store)?))

@@ -54,6 +54,18 @@ enum FormatChoice {
     Vmdk,
 }
 
+impl FormatChoice {
+    /// The format, from how the file begins if need be.
+    fn resolve(self, file: &Path) -> Result<Format, Error> {
+        match self {
+            Self::Auto => Format::guess(file),
+            Self::Raw => Ok(Format::Raw),
+            Self::Qcow2 => Ok(Format::Qcow2),
+            Self::Vmdk => Ok(Format::Vmdk),
+        }
+    }
+}
+
 /// What `import` prints for programs.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
@@ -110,15 +122,8 @@ impl Import {
 }
 
 /// Whether the file can be read as it is.
-fn self_contained(file: &Path, format: FormatChoice) -> Result<bool, Failure> {
-    if file == Path::new("-") {
-        return Ok(false);
-    }
-    Ok(match format {
-        FormatChoice::Raw => true,
-        FormatChoice::Auto => Format::guess(file)? == Format::Raw,
-        FormatChoice::Qcow2 | FormatChoice::Vmdk => false,
-    })
+fn self_contained(file: &Path, choice: FormatChoice) -> Result<bool, Failure> {
+    Ok(file != Path::new("-") && choice.resolve(file)? == Format::Raw)
 }
 
 /// Copies standard input, and converts other formats than raw.
@@ -130,7 +135,7 @@ fn prepare(file: &Path, choice: FormatChoice, options: &Options) -> Result<FileS
     let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
     let mut stdin = stdin.map_err(|error| Error::file("open standard input", error))?;
     let is_file = stdin.metadata().is_ok_and(|metadata| metadata.is_file());
-    let spooled = if is_file && stdin.stream_position().is_ok_and(|position| position == 0) {
+    let copy = if is_file && stdin.stream_position().is_ok_and(|position| position == 0) {
         stdin
     } else {
         options.remark(format_args!(
@@ -139,48 +144,29 @@ fn prepare(file: &Path, choice: FormatChoice, options: &Options) -> Result<FileS
         ));
         FileSource::spool(&mut stdin, STDIN)?.into_file()
     };
-    // A name for what may have none.
-    let path = PathBuf::from(format!(
-        "/proc/self/fd/{}",
-        std::os::fd::AsRawFd::as_raw_fd(&spooled)
-    ));
-    let format = match choice {
-        FormatChoice::Auto => Format::guess(&path)?,
-        FormatChoice::Raw => Format::Raw,
-        FormatChoice::Qcow2 => Format::Qcow2,
-        FormatChoice::Vmdk => Format::Vmdk,
-    };
-    if format == Format::Raw {
-        return Ok(FileSource::from_file(spooled, STDIN)?);
+    let path = qemu::open_file(&copy);
+    if choice.resolve(&path)? == Format::Raw {
+        return Ok(FileSource::from_file(copy, STDIN)?);
     }
     Ok(convert(&path, choice, STDIN, options)?)
 }
 
+/// Converts the image at `path`, called `name` in messages, to a raw file.
 fn convert(
     path: &Path,
     choice: FormatChoice,
     name: &str,
     options: &Options,
 ) -> Result<FileSource, Error> {
-    let (format, guessed) = match choice {
-        FormatChoice::Auto => (Format::guess(path)?, true),
-        FormatChoice::Raw => (Format::Raw, false),
-        FormatChoice::Qcow2 => (Format::Qcow2, false),
-        FormatChoice::Vmdk => (Format::Vmdk, false),
-    };
-    if format == Format::Qcow2 {
-        qemu::check_whole(path)?;
-    }
-    let behind = qemu::files_behind(path, format)?;
+    let format = choice.resolve(path)?;
+    let behind = qemu::files_behind(path, format, name)?;
     if let Some(first) = behind.first()
-        && guessed
+        && choice == FormatChoice::Auto
     {
         let why = format!(
-            "it looks like a {} image whose content is in {}; if that is to be read, say --format {}, and \
-             --format raw if the image is a raw disk",
-            format.name(),
+            "it looks like a {format} image whose content is in {}; if that is to be read, say --format {format}, \
+             and --format raw if the image is a raw disk",
             first.display(),
-            format.name()
         );
         return Err(Error::new(
             ErrorKind::Invalid,
@@ -194,9 +180,12 @@ fn convert(
             file.display()
         ));
     }
-    options.remark(format_args!("converting {name} from {}", format.name()));
+    if format == Format::Qcow2 {
+        qemu::check_whole(path, name)?;
+    }
+    options.remark(format_args!("converting {name} from {format}"));
     let raw = scratch_file()?;
-    qemu::to_raw(path, format, &raw)?;
+    qemu::to_raw(path, format, name, &raw)?;
     FileSource::from_file(raw, name)
 }
 

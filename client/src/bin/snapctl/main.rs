@@ -121,19 +121,22 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// Completes when the user, or whoever runs this, wants it to end.
-async fn interrupted() {
+/// Completes when the user, or whoever runs this, wants it to end. Signals count from the call on, not only
+/// when the future is first polled.
+fn interrupted() -> impl Future<Output = ()> {
     let signals = (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
     );
-    let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
-        // Then they end the process as they do by default.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
+            // Then they end the process as they do by default.
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
     }
 }
 

@@ -1,0 +1,166 @@
+//! Looking after snapshots, and status.
+
+use futures::{StreamExt, stream};
+use tonic::{Request, Response, Status};
+use varve_content::chunker::CHUNKER_VERSION;
+use varve_proto::v1::{
+    self, snapshot_service_server::SnapshotService, status_service_server::StatusService,
+};
+
+use super::{Answers, Service};
+
+#[tonic::async_trait]
+impl SnapshotService for Service {
+    async fn list_snapshots(
+        &self,
+        request: Request<v1::ListSnapshotsRequest>,
+    ) -> Result<Response<v1::ListSnapshotsResponse>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        state.pages += 1;
+        let mut snapshots: Vec<_> = state
+            .snapshots
+            .values()
+            .map(|(snapshot, _)| snapshot)
+            .filter(|snapshot| snapshot.name.starts_with(&request.name_prefix))
+            .filter(|snapshot| snapshot.name > request.page_token)
+            .cloned()
+            .collect();
+        let mut next_page_token = String::new();
+        if snapshots.len() > request.page_size as usize {
+            snapshots.truncate(request.page_size as usize);
+            next_page_token = snapshots.last().unwrap().name.clone();
+        }
+        Ok(Response::new(v1::ListSnapshotsResponse {
+            snapshots,
+            next_page_token,
+        }))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<v1::GetSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let name = request.into_inner().snapshot;
+        let state = self.state();
+        let (snapshot, _) = state
+            .snapshots
+            .get(&name)
+            .ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
+        Ok(Response::new(snapshot.clone()))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<v1::DeleteSnapshotRequest>,
+    ) -> Result<Response<v1::DeleteSnapshotResponse>, Status> {
+        let name = request.into_inner().snapshot;
+        let removed = self.state().snapshots.remove(&name);
+        let (snapshot, _) =
+            removed.ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
+        Ok(Response::new(v1::DeleteSnapshotResponse {
+            deleted: Some(snapshot),
+        }))
+    }
+
+    async fn tag_snapshot(
+        &self,
+        request: Request<v1::TagSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let v1::TagSnapshotRequest {
+            snapshot: name,
+            set,
+            remove,
+        } = request.into_inner();
+        let mut state = self.state();
+        let (snapshot, _) = state
+            .snapshots
+            .get_mut(&name)
+            .ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
+        snapshot.tags.retain(|key, _| !remove.contains(key));
+        snapshot.tags.extend(set);
+        Ok(Response::new(snapshot.clone()))
+    }
+
+    type DiffSnapshotsStream = Answers<v1::DiffSnapshotsResponse>;
+
+    async fn diff_snapshots(
+        &self,
+        _: Request<v1::DiffSnapshotsRequest>,
+    ) -> Result<Response<Self::DiffSnapshotsStream>, Status> {
+        let extent = |offset_bytes, kind: v1::DiffKind| v1::DiffExtent {
+            offset_bytes,
+            length_bytes: 4096,
+            kind: kind.into(),
+        };
+        let answers = [
+            Ok(v1::DiffSnapshotsResponse {
+                extents: vec![extent(0, v1::DiffKind::Changed)],
+            }),
+            Ok(v1::DiffSnapshotsResponse {
+                extents: vec![
+                    extent(8192, v1::DiffKind::Added),
+                    extent(16384, v1::DiffKind::Removed),
+                ],
+            }),
+        ];
+        Ok(Response::new(stream::iter(answers).boxed()))
+    }
+
+    type VerifySnapshotStream = Answers<v1::VerifySnapshotResponse>;
+
+    async fn verify_snapshot(
+        &self,
+        _: Request<v1::VerifySnapshotRequest>,
+    ) -> Result<Response<Self::VerifySnapshotStream>, Status> {
+        let violation = v1::Violation {
+            message: "chunk 00 in pack 1".to_owned(),
+            offset_bytes: 4096,
+        };
+        let answers = [
+            Ok(v1::VerifySnapshotResponse {
+                checked: 1,
+                violations: vec![violation],
+                ..Default::default()
+            }),
+            Ok(v1::VerifySnapshotResponse {
+                checked: 2,
+                done: true,
+                ..Default::default()
+            }),
+        ];
+        Ok(Response::new(stream::iter(answers).boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl StatusService for Service {
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Ok(Response::new(v1::GetStatusResponse {
+            version: "1.2.3".to_owned(),
+            store_id: "5eed".to_owned(),
+            format_version: 1,
+            chunker_version: CHUNKER_VERSION,
+            data_dir: "/data".to_owned(),
+            started_at: Some(prost_types::Timestamp {
+                seconds: 1_700_000_000,
+                nanos: 0,
+            }),
+            snapshots: 2,
+            logical_bytes: 8 << 30,
+            chunks: 3,
+            chunk_bytes: 300 << 10,
+            stored_bytes: 100 << 10,
+            packs: 1,
+            io_engine: "io_uring".to_owned(),
+            compression: "zstd".to_owned(),
+            free_bytes: 1 << 40,
+            read_only_reason: "fdatasync failed".to_owned(),
+            nbd_uris: vec!["nbd+unix:///?socket=/data/nbd.sock".to_owned()],
+            ..Default::default()
+        }))
+    }
+}
