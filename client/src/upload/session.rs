@@ -329,7 +329,7 @@ impl Service<http::Request<Body>> for WithBody {
     }
 }
 
-/// Chunks compressed as the daemon would at its default, so that it can keep them as they come.
+/// Chunks compressed for the way. The daemon unpacks them to check them, and packs them as its own setting says.
 fn compress(chunks: Vec<CutChunk>) -> Vec<v1::Chunk> {
     let mut encoder = Encoder::new(Compression::Zstd);
     chunks
