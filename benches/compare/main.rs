@@ -36,7 +36,7 @@ struct Arguments {
     /// How often each is measured; the table shows medians
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Where files are put while measuring: some 15 GiB on the disk that is to be measured
+    /// Where files are put while measuring: some 8 GiB on the disk that is to be measured
     #[arg(long, default_value_os_t = cache_directory())]
     dir: PathBuf,
     /// Put the table in this document, between its two marks
