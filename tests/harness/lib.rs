@@ -4,6 +4,7 @@
 //! - [`snapctl`]: runs of `snapctl` and what they answer.
 //! - [`image`]: disk images made from a seed. [`files`]: whether two are the same, and how sparse.
 //! - [`data_dir`]: what lies in a data directory, for tests that damage it.
+//! - [`valve`]: a way to the daemon that closes in the middle of a transfer.
 //! - [`rpc`]: the gRPC services, asked directly. [`nbd`]: NBD, spoken by hand.
 //! - [`process`], [`programs`], [`scratch`], [`random`], [`loop_fs`]: programs with their output and a time limit, where
 //!   they are, directories that go away, random numbers that can be had again, small file systems.
@@ -32,3 +33,4 @@ pub mod random;
 pub mod rpc;
 pub mod scratch;
 pub mod snapctl;
+pub mod valve;

@@ -1,0 +1,137 @@
+//! A way to a daemon that lets so many bytes through and no more: what happens in the middle of a transfer happens there, on a
+//! machine of any speed.
+
+use std::{
+    io::{self, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Condvar, Mutex},
+    thread,
+};
+
+use crate::daemon::Varved;
+
+/// A TCP relay. Connections through it break when it is dropped.
+#[derive(Debug)]
+pub struct Valve {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    allowed: Mutex<Allowed>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Allowed {
+    /// So many bytes more towards the daemon.
+    Bytes(usize),
+    Everything,
+    /// Nothing, and what is connected ends.
+    Closed,
+}
+
+impl Valve {
+    /// A relay to a daemon that listens on TCP, for the first `bytes` that clients send, all together.
+    #[must_use]
+    pub fn before(varved: &Varved, bytes: usize) -> Self {
+        let target = varved.grpc_address();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
+        let address = listener.local_addr().expect("ask for the port that was bound");
+        let state = Arc::new(State { allowed: Mutex::new(Allowed::Bytes(bytes)), changed: Condvar::new() });
+        let of_listener = Arc::clone(&state);
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if of_listener.is_closed() {
+                    return;
+                }
+                // A daemon that is gone refuses: its clients are to see that.
+                if let Ok(daemon) = TcpStream::connect(target) {
+                    relay(&of_listener, client, daemon);
+                }
+            }
+        });
+        Self { address, state }
+    }
+
+    /// Where clients find the daemon now.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Lets everything through from now on.
+    pub fn open(&self) {
+        self.state.set(Allowed::Everything);
+    }
+}
+
+impl Drop for Valve {
+    fn drop(&mut self) {
+        self.state.set(Allowed::Closed);
+        // Wakes the listener, which then ends.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+impl State {
+    fn set(&self, allowed: Allowed) {
+        *self.allowed.lock().expect("no thread panics with it") = allowed;
+        self.changed.notify_all();
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(*self.allowed.lock().expect("no thread panics with it"), Allowed::Closed)
+    }
+
+    /// Waits until something may pass. How many bytes of `wanted`; 0 when the valve is closed.
+    fn take(&self, wanted: usize) -> usize {
+        let mut allowed = self.allowed.lock().expect("no thread panics with it");
+        loop {
+            match &mut *allowed {
+                Allowed::Everything => return wanted,
+                Allowed::Closed => return 0,
+                Allowed::Bytes(0) => allowed = self.changed.wait(allowed).expect("no thread panics with it"),
+                Allowed::Bytes(left) => {
+                    let taken = wanted.min(*left);
+                    *left -= taken;
+                    return taken;
+                }
+            }
+        }
+    }
+}
+
+/// Both ways, each on a thread of its own. When one ends the other does.
+fn relay(state: &Arc<State>, client: TcpStream, daemon: TcpStream) {
+    let (Ok(client_again), Ok(daemon_again)) = (client.try_clone(), daemon.try_clone()) else { return };
+    let state = Arc::clone(state);
+    thread::spawn(move || {
+        let _ = pass(&client, &daemon, |wanted| state.take(wanted));
+        let _ = (client.shutdown(Shutdown::Both), daemon.shutdown(Shutdown::Both));
+    });
+    thread::spawn(move || {
+        let _ = pass(&daemon_again, &client_again, |wanted| wanted);
+        let _ = (client_again.shutdown(Shutdown::Both), daemon_again.shutdown(Shutdown::Both));
+    });
+}
+
+fn pass(mut from: &TcpStream, mut to: &TcpStream, take: impl Fn(usize) -> usize) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let read = from.read(&mut buffer)?;
+        let mut rest = &buffer[..read];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        while !rest.is_empty() {
+            let (passed, held) = rest.split_at(take(rest.len()));
+            if passed.is_empty() {
+                return Ok(());
+            }
+            to.write_all(passed)?;
+            rest = held;
+        }
+    }
+}
