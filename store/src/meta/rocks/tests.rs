@@ -269,7 +269,8 @@ fn a_full_disk_ends_writing_until_the_index_is_opened_again() {
     };
     let path = index_in(&disk.0);
     let reserve = disk.0.path().join("reserve");
-    fs::write(&reserve, vec![1; 4 << 20]).unwrap();
+    // Half of it: opening writes out what the log holds.
+    fs::write(&reserve, vec![1; 8 << 20]).unwrap();
     let meta = RocksMeta::create(&path, STORE).unwrap();
     let mut applied = 0;
     let error = loop {
