@@ -55,8 +55,9 @@ pub const DISK_THREADS: usize = 16;
 pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
 /// Leaves that open uploads may have put and not committed, all together; 36 bytes each.
 pub const UPLOAD_LEAVES_MAX: usize = 2 << 20;
-/// Space on the file system that is left to the index and the catalog log: chunks are refused below this.
-pub const FREE_BYTES_MIN: u64 = 48 << 20;
+/// Space on the file system that is left to the index and the catalog log: chunks are refused below this. What was accepted
+/// before, and is on its way to disk, still takes from it.
+pub const FREE_BYTES_MIN: u64 = 64 << 20;
 
 /// Characters of a snapshot's name.
 pub const NAME_CHARS_MAX: usize = 128;

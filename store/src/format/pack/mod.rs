@@ -29,7 +29,7 @@ mod id;
 mod record;
 
 #[cfg(test)]
-pub(in crate::format) mod tests;
+pub(super) mod tests;
 
 pub use self::{
     footer::{

@@ -24,7 +24,7 @@ const LEVEL_1_BYTES: u64 = 64 << 20;
 /// Each input file of a compaction has a buffer like this: 2 MiB, the default, would be most of our memory.
 const COMPACTION_READ_BYTES: usize = 256 << 10;
 /// What is read again when a store is opened after a crash, and what rarely written families may hold on to.
-const WAL_BYTES_MAX: u64 = 32 << 20;
+const WAL_BYTES_MAX: u64 = 8 << 20;
 /// Two write buffers each: one fills while the other goes to disk, and writers wait when both are full. So this is a bound.
 const WRITE_BUFFERS: u8 = 2;
 
