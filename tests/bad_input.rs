@@ -9,6 +9,7 @@ use std::{
 
 use rustix::process::Signal;
 use varve_tests::{
+    daemon::Options,
     image,
     lab::Lab,
     loop_fs::LoopFs,
@@ -16,6 +17,7 @@ use varve_tests::{
     programs::{self, tool},
     rpc::Rpc,
     snapctl::{Snapctl, exit, import_arguments},
+    valve::Valve,
 };
 
 const MIB: u64 = 1 << 20;
@@ -219,21 +221,21 @@ fn an_image_with_a_base_is_followed_only_when_told_so() {
 
 #[tokio::test]
 async fn a_file_that_shrinks_while_it_is_read_is_refused() {
-    let mut lab = Lab::new();
+    let lab = Lab::with(Options::tcp);
     let rpc = Rpc::connect(&lab.varved).await;
     let file = image::make_random(&lab.scratch, "shrinking", 512 * MIB, 53);
-    let import = lab.snapctl().start(import_arguments(&file, "refused"));
+    let valve = Valve::before(&lab.varved, 16 << 20);
+    let import = Snapctl::new(valve.endpoint()).start(import_arguments(&file, "refused"));
     rpc.wait_for_status("an upload to begin", |status| status.uploads == 1)
         .await;
     // The reader can be no further ahead than its memory allows, which is less than half of the file.
-    lab.varved.signal(Signal::STOP);
     File::options()
         .write(true)
         .open(&file)
         .unwrap()
         .set_len(MIB)
         .unwrap();
-    lab.varved.signal(Signal::CONT);
+    valve.open();
     let said = import.wait().fails(exit::FAILURE);
     assert!(said.contains("shrinking"), "{said}");
     assert!(lab.snapctl().names().is_empty());
@@ -368,26 +370,31 @@ fn a_daemon_that_cannot_be_reached_is_named() {
 
 #[tokio::test]
 async fn a_daemon_that_goes_away_in_the_middle_is_reported() {
-    let mut lab = Lab::new();
+    let mut lab = Lab::with(Options::tcp);
     let rpc = Rpc::connect(&lab.varved).await;
-    let file = image::make_random(&lab.scratch, "image", 256 * MIB, 65);
-    let import = lab.snapctl().start(import_arguments(&file, "name"));
+    let file = image::make_random(&lab.scratch, "image", 64 * MIB, 65);
+    let valve = Valve::before(&lab.varved, 16 << 20);
+    let import = Snapctl::new(valve.endpoint()).start(import_arguments(&file, "name"));
     rpc.wait_for_status("an upload to begin", |status| status.uploads == 1)
         .await;
     lab.varved.kill();
+    valve.open();
     import.wait().fails(exit::UNREACHABLE);
 }
 
 #[tokio::test]
 async fn an_import_that_is_interrupted_by_the_user_says_so() {
-    let lab = Lab::new();
+    let lab = Lab::with(Options::tcp);
     let rpc = Rpc::connect(&lab.varved).await;
     let file = image::make_random(&lab.scratch, "image", 256 * MIB, 66);
     for signal in [Signal::INT, Signal::TERM] {
-        let mut import = lab.snapctl().start(import_arguments(&file, "name"));
+        let valve = Valve::before(&lab.varved, 16 << 20);
+        let mut import = Snapctl::new(valve.endpoint()).start(import_arguments(&file, "name"));
         rpc.wait_for_status("an upload to begin", |status| status.uploads == 1)
             .await;
         import.signal(signal);
+        // It tells the daemon that it gives up.
+        valve.open();
         import.wait().fails(exit::INTERRUPTED);
         assert!(lab.snapctl().names().is_empty());
         rpc.wait_for_status("the upload to be given up", |status| status.uploads == 0)

@@ -7,15 +7,16 @@ use std::{
     process::Stdio,
 };
 
-use rustix::process::Signal;
 use varve_tests::{
+    daemon::Options,
     files, image,
     lab::Lab,
     process::{command, run, run_given},
     programs::tool,
     random::Random,
     rpc::Rpc,
-    snapctl::{Imported, exit, import_arguments, number},
+    snapctl::{Imported, Snapctl, exit, import_arguments, number},
+    valve::Valve,
 };
 
 const MIB: u64 = 1 << 20;
@@ -360,7 +361,7 @@ fn import_works_over_tcp_with_every_compression() {
     let mut roots = Vec::new();
     for compression in ["zstd", "lz4", "none"] {
         let lab = Lab::with(|options| options.tcp().env("VARVE_COMPRESSION", compression));
-        let snapctl = varve_tests::snapctl::Snapctl::new(lab.varved.tcp_endpoint());
+        let snapctl = Snapctl::new(lab.varved.tcp_endpoint());
         roots.push(snapctl.import(&file, "image").root());
         let out = lab.scratch.join("out");
         snapctl.export("image", &out);
@@ -418,18 +419,17 @@ fn imports_run_side_by_side() {
 #[tokio::test]
 async fn an_import_that_is_killed_leaves_nothing_visible_and_goes_on_where_it_was() {
     const TOTAL: u64 = 192 * MIB;
-    let mut lab = Lab::new();
+    let lab = Lab::with(Options::tcp);
     let rpc = Rpc::connect(&lab.varved).await;
     let file = image::make_random(&lab.scratch, "image", TOTAL, 23);
-    let mut import = lab.snapctl().start(import_arguments(&file, "image"));
+    let valve = Valve::before(&lab.varved, 96 << 20);
+    let mut import = Snapctl::new(valve.endpoint()).start(import_arguments(&file, "image"));
     rpc.wait_for_status("the first chunks to be in the index", |status| {
         status.chunk_bytes > 0
     })
     .await;
-    // So that it cannot be done before it is killed.
-    lab.varved.signal(Signal::STOP);
     import.kill();
-    lab.varved.signal(Signal::CONT);
+    drop(valve);
 
     assert!(lab.snapctl().names().is_empty());
     lab.snapctl()

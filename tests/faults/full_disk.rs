@@ -101,7 +101,7 @@ fn an_import_goes_on_without_a_restart_when_space_was_freed() {
 /// Somebody else takes the last byte: not even the catalog can be written.
 #[test]
 fn a_disk_without_a_single_free_block_stops_writes_only() {
-    let Some(disk) = LoopFs::mount(128 * MIB) else {
+    let Some(disk) = LoopFs::mount(256 * MIB) else {
         return;
     };
     let scratch = Scratch::new();

@@ -16,7 +16,8 @@ use varve_tests::{
     nbd::{Peer, request},
     process::wait_for,
     rpc::Rpc,
-    snapctl::{import_arguments, number},
+    snapctl::{Snapctl, import_arguments, number},
+    valve::Valve,
 };
 
 const MIB: u64 = 1 << 20;
@@ -93,12 +94,13 @@ fn it_stops_beside_busy_clients() {
 
 #[tokio::test]
 async fn it_stops_in_the_middle_of_an_import() {
-    let mut lab = Lab::new();
+    let mut lab = Lab::with(Options::tcp);
     let rpc = Rpc::connect(&lab.varved).await;
     let kept = lab.image("kept", 10 * MIB, 113);
     lab.snapctl().import(&kept, "kept");
-    let new = image::make_random(&lab.scratch, "new", 256 * MIB, 114);
-    let import = lab.snapctl().start(import_arguments(&new, "new"));
+    let new = image::make_random(&lab.scratch, "new", 64 * MIB, 114);
+    let valve = Valve::before(&lab.varved, 16 << 20);
+    let import = Snapctl::new(valve.endpoint()).start(import_arguments(&new, "new"));
     rpc.wait_for_status("an upload to begin", |status| status.uploads == 1)
         .await;
     lab.varved.stop();

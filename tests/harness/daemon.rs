@@ -165,13 +165,16 @@ impl Varved {
         format!("unix:{}", self.data_dir.join("grpc.sock").display())
     }
 
-    /// The same over TCP.
+    /// The TCP address of gRPC.
+    #[must_use]
+    pub fn grpc_address(&self) -> SocketAddr {
+        self.grpc_tcp.expect("started with Options::tcp")
+    }
+
+    /// Where it serves gRPC over TCP, as `snapctl` takes it.
     #[must_use]
     pub fn tcp_endpoint(&self) -> String {
-        format!(
-            "http://{}",
-            self.grpc_tcp.expect("started with Options::tcp")
-        )
+        format!("http://{}", self.grpc_address())
     }
 
     /// `snapctl`, speaking to it.

@@ -38,8 +38,13 @@ impl Valve {
     pub fn before(varved: &Varved, bytes: usize) -> Self {
         let target = varved.grpc_address();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
-        let address = listener.local_addr().expect("ask for the port that was bound");
-        let state = Arc::new(State { allowed: Mutex::new(Allowed::Bytes(bytes)), changed: Condvar::new() });
+        let address = listener
+            .local_addr()
+            .expect("ask for the port that was bound");
+        let state = Arc::new(State {
+            allowed: Mutex::new(Allowed::Bytes(bytes)),
+            changed: Condvar::new(),
+        });
         let of_listener = Arc::clone(&state);
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
@@ -82,7 +87,10 @@ impl State {
     }
 
     fn is_closed(&self) -> bool {
-        matches!(*self.allowed.lock().expect("no thread panics with it"), Allowed::Closed)
+        matches!(
+            *self.allowed.lock().expect("no thread panics with it"),
+            Allowed::Closed
+        )
     }
 
     /// Waits until something may pass. How many bytes of `wanted`; 0 when the valve is closed.
@@ -92,7 +100,12 @@ impl State {
             match &mut *allowed {
                 Allowed::Everything => return wanted,
                 Allowed::Closed => return 0,
-                Allowed::Bytes(0) => allowed = self.changed.wait(allowed).expect("no thread panics with it"),
+                Allowed::Bytes(0) => {
+                    allowed = self
+                        .changed
+                        .wait(allowed)
+                        .expect("no thread panics with it")
+                }
                 Allowed::Bytes(left) => {
                     let taken = wanted.min(*left);
                     *left -= taken;
@@ -105,15 +118,23 @@ impl State {
 
 /// Both ways, each on a thread of its own. When one ends the other does.
 fn relay(state: &Arc<State>, client: TcpStream, daemon: TcpStream) {
-    let (Ok(client_again), Ok(daemon_again)) = (client.try_clone(), daemon.try_clone()) else { return };
+    let (Ok(client_again), Ok(daemon_again)) = (client.try_clone(), daemon.try_clone()) else {
+        return;
+    };
     let state = Arc::clone(state);
     thread::spawn(move || {
         let _ = pass(&client, &daemon, |wanted| state.take(wanted));
-        let _ = (client.shutdown(Shutdown::Both), daemon.shutdown(Shutdown::Both));
+        let _ = (
+            client.shutdown(Shutdown::Both),
+            daemon.shutdown(Shutdown::Both),
+        );
     });
     thread::spawn(move || {
         let _ = pass(&daemon_again, &client_again, |wanted| wanted);
-        let _ = (client_again.shutdown(Shutdown::Both), daemon_again.shutdown(Shutdown::Both));
+        let _ = (
+            client_again.shutdown(Shutdown::Both),
+            daemon_again.shutdown(Shutdown::Both),
+        );
     });
 }
 

@@ -3,7 +3,7 @@
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
     fmt,
-    ops::{Deref, DerefMut},
+    ops::Deref,
     ptr::NonNull,
     slice,
 };
@@ -155,13 +155,6 @@ impl Deref for AlignedBuf {
     fn deref(&self) -> &[u8] {
         // SAFETY: the first `len` bytes are initialised and owned by `self`.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl DerefMut for AlignedBuf {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`, and `self` is borrowed mutably.
-        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
 

@@ -32,10 +32,6 @@ impl<T> Completion<T> {
         Self(State::Deferred(Box::pin(future)))
     }
 
-    pub(super) const fn done(value: T) -> Self {
-        Self(State::Known(Some(Ok(value))))
-    }
-
     /// One that failed before it was begun.
     pub const fn failed(error: io::Error) -> Self {
         Self(State::Known(Some(Err(error))))

@@ -2,8 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fmt,
-    io::{self, IoSliceMut},
+    fmt, io,
     os::{fd::OwnedFd, unix::ffi::OsStringExt},
     path::Path,
     sync::{
@@ -17,7 +16,6 @@ use rustix::fs::{
     Advice, AtFlags, CWD, Mode, OFlags, RenameFlags, StatxFlags, fadvise, fstat, ftruncate, mkdir,
     open, renameat_with, statvfs, statx, unlink,
 };
-use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::sync::oneshot;
 
 use super::{
@@ -25,9 +23,6 @@ use super::{
     queue::Queue,
     request::{Task, Transfer},
 };
-
-/// Reads up to this are first tried from the page cache, by the thread that asks.
-const CACHED_READ_BYTES_MAX: usize = 128 << 10;
 
 /// Files of the operating system.
 pub(super) struct OsDisk {
@@ -60,38 +55,21 @@ impl OsDisk {
     fn transfer(
         &self,
         file: &File,
-        transfer: impl FnOnce(oneshot::Sender<io::Result<AlignedBuf>>) -> Task,
+        offset_bytes: u64,
+        buf: AlignedBuf,
+        len: usize,
+        task: impl FnOnce(Transfer) -> Task,
     ) -> Completion<AlignedBuf> {
         let (reply, outcome) = oneshot::channel();
-        self.queue.submit(file.clone(), transfer(reply), outcome)
-    }
-
-    fn read_some(
-        &self,
-        file: &File,
-        offset_bytes: u64,
-        len: usize,
-        may_be_short: bool,
-    ) -> Completion<AlignedBuf> {
-        let mut buf = AlignedBuf::with_capacity(len);
-        let done = if len <= CACHED_READ_BYTES_MAX {
-            read_cached(file, offset_bytes, &mut buf, len)
-        } else {
-            0
+        let transfer = Transfer {
+            buf,
+            offset_bytes,
+            len,
+            done: 0,
+            may_be_short: false,
+            reply,
         };
-        if done == len {
-            return Completion::done(buf);
-        }
-        self.transfer(file, |reply| {
-            Task::Read(Transfer {
-                buf,
-                offset_bytes,
-                len,
-                done,
-                may_be_short,
-                reply,
-            })
-        })
+        self.queue.submit(file.clone(), task(transfer), outcome)
     }
 
     fn simple(
@@ -169,27 +147,36 @@ impl Disk for OsDisk {
     }
 
     fn read(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
-        self.read_some(file, offset_bytes, len, false)
+        self.transfer(
+            file,
+            offset_bytes,
+            AlignedBuf::with_capacity(len),
+            len,
+            Task::Read,
+        )
     }
 
     fn read_up_to(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
-        self.read_some(file, offset_bytes, len, true)
+        self.transfer(
+            file,
+            offset_bytes,
+            AlignedBuf::with_capacity(len),
+            len,
+            |transfer| {
+                Task::Read(Transfer {
+                    may_be_short: true,
+                    ..transfer
+                })
+            },
+        )
     }
 
     fn write(&self, file: &File, offset_bytes: u64, buf: AlignedBuf) -> Completion<AlignedBuf> {
         if let Err(error) = file.check_alignment(offset_bytes, buf.len()) {
             return Completion::failed(error);
         }
-        self.transfer(file, |reply| {
-            Task::Write(Transfer {
-                len: buf.len(),
-                buf,
-                offset_bytes,
-                done: 0,
-                may_be_short: false,
-                reply,
-            })
-        })
+        let len = buf.len();
+        self.transfer(file, offset_bytes, buf, len, Task::Write)
     }
 
     fn sync_data(&self, file: &File) -> Completion<()> {
@@ -279,18 +266,4 @@ fn direct_alignment(descriptor: &OwnedFd) -> Option<u32> {
         (0, _) | (_, 0) => u32::MAX,
         (memory, offset) => memory.max(offset),
     })
-}
-
-/// Reads what the page cache holds, from the beginning of a range, without waiting for the disk; tells how much.
-///
-/// That takes less time than to wake another thread, and the copying is spread over those who want the bytes.
-fn read_cached(file: &File, offset_bytes: u64, buf: &mut AlignedBuf, len: usize) -> usize {
-    let Ok(descriptor) = file.descriptor() else {
-        return 0;
-    };
-    buf.extend_zeros(len);
-    let into = &mut [IoSliceMut::new(buf)];
-    let read = preadv2(descriptor, into, offset_bytes, ReadWriteFlags::NOWAIT);
-    // Whatever is wrong, the read that may wait will tell.
-    read.unwrap_or(0)
 }

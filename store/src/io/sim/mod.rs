@@ -8,8 +8,8 @@
 //! 2. for each number up to that: run on a new disk with [`power_off_after`](SimDisk::power_off_after), then open
 //!    what [`crash`](SimDisk::crash) left, for several seeds.
 //!
-//! A write happens when its completion is polled. One whose completion is dropped stays under way for
-//! ever: nobody sees it, but a crash may keep it.
+//! A write happens when its completion is polled for the second time, so that tasks take turns. One whose completion
+//! is dropped stays under way for ever: nobody sees it, but a crash may keep it.
 
 mod content;
 mod names;
@@ -21,9 +21,12 @@ mod tests;
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fmt, io,
+    fmt,
+    future::poll_fn,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
+    task::Poll,
 };
 
 use parking_lot::Mutex;
@@ -173,6 +176,7 @@ impl SimDisk {
     ) -> Completion<AlignedBuf> {
         let (world, file) = (Arc::clone(&self.world), file.clone());
         Completion::deferred(async move {
+            let_others_go_first().await;
             let mut world = world.lock();
             world.check_power()?;
             let bytes = world.opened(&file)?.read(offset_bytes, len);
@@ -286,6 +290,7 @@ impl Disk for SimDisk {
         };
         let (world, file) = (Arc::clone(&self.world), file.clone());
         Completion::deferred(async move {
+            let_others_go_first().await;
             let mut world = world.lock();
             world.check_power()?;
             if let Some(kind) = fault {
@@ -319,6 +324,7 @@ impl Disk for SimDisk {
         };
         let (world, file) = (Arc::clone(&self.world), file.clone());
         Completion::deferred(async move {
+            let_others_go_first().await;
             let mut world = world.lock();
             world.check_power()?;
             let content = world.opened(&file)?;
@@ -341,6 +347,7 @@ impl Disk for SimDisk {
         };
         let (world, dir): (_, PathBuf) = (Arc::clone(&self.world), dir.to_owned());
         Completion::deferred(async move {
+            let_others_go_first().await;
             let mut world = world.lock();
             world.check_power()?;
             world.names.sync(&dir, upto);
@@ -394,6 +401,20 @@ impl Disk for SimDisk {
             capacity.saturating_sub(world.used_bytes())
         }))
     }
+}
+
+/// No disk is done at once: what a caller does meanwhile is done in between.
+async fn let_others_go_first() {
+    let mut went = false;
+    poll_fn(|context| {
+        if went {
+            return Poll::Ready(());
+        }
+        went = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 impl fmt::Debug for SimDisk {
