@@ -448,15 +448,14 @@ fn output_that_nobody_reads_any_more_is_no_crash() {
         &["status"],
         &["completions", "bash"],
     ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
         let mut command = lab.snapctl().command(arguments);
-        let mut child = command
+        command
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        drop(child.stdout.take());
-        let output = child.wait_with_output().unwrap();
+            .stdout(writer)
+            .stderr(Stdio::piped());
+        let output = command.spawn().unwrap().wait_with_output().unwrap();
         assert_eq!(
             output.status.code(),
             Some(exit::OUTPUT_CLOSED),

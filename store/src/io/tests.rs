@@ -24,12 +24,16 @@ impl Place {
     }
 }
 
-/// All disks. The crate's directory is not on tmpfs, where direct writes are refused, or if it is that is tested as well.
+/// Where the build is: not on tmpfs as a rule, where direct writes are not what they are on a disk.
+fn beside_the_test() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    program.parent().unwrap().to_owned()
+}
+
+/// All disks.
 fn places() -> Vec<Place> {
     let real = |disk: Arc<dyn Disk>| {
-        let keep = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR"))
-            .or_else(|_| tempfile::tempdir())
-            .unwrap();
+        let keep = tempfile::tempdir_in(beside_the_test()).unwrap();
         Place {
             disk,
             dir: keep.path().to_owned(),
