@@ -448,3 +448,30 @@ async fn an_import_that_is_killed_leaves_nothing_visible_and_goes_on_where_it_wa
     lab.snapctl().verify("image");
     lab.assert_content("image", &file);
 }
+
+/// A connection may break while the daemon is at any point of its work.
+#[test]
+fn imports_that_are_cut_off_anywhere_lose_nothing() {
+    const ROUNDS: usize = 16;
+    let mut random = Random::of_test("imports_that_are_cut_off_anywhere");
+    let mut lab = Lab::with(Options::tcp);
+    for round in 0..ROUNDS {
+        let name = format!("round-{round}");
+        let file = image::make_random(&lab.scratch, &name, 48 * MIB, random.next_u64());
+        // Chunks are indexed in groups of 32 MiB: about there the daemon does most.
+        let bytes = usize::try_from(random.within(30 * MIB..38 * MIB)).unwrap();
+        let valve = Valve::before(&lab.varved, bytes);
+        let import = Snapctl::new(valve.endpoint()).start(import_arguments(&file, &name));
+        valve.wait_until_spent();
+        drop(valve);
+        import.wait().fails(exit::UNREACHABLE);
+
+        lab.snapctl().import(&file, &name);
+        lab.snapctl().verify(&name);
+        lab.assert_content(&name, &file);
+        std::fs::remove_file(file).unwrap();
+    }
+    lab.varved.kill();
+    lab.restart();
+    assert_eq!(lab.snapctl().verify_all().len(), ROUNDS);
+}

@@ -11,10 +11,15 @@
 //! A disk that is full loses what was not synced yet, and nothing else: uploads that were under way fail (their
 //! [`Generation`] has passed), the store goes on. Any other failure to write or to sync leaves the state of
 //! the disk unknown: nothing is written any more until a restart.
+//!
+//! A caller's future may be dropped at any `await`, as when its client goes away. What has left one of the steps above and not
+//! reached the next would then be forgotten, so these steps run in tasks of their own ([`Commit::to_the_end`]).
 
 use std::{
     collections::{HashMap, HashSet},
+    panic::resume_unwind,
     sync::Arc,
+    thread,
 };
 
 use parking_lot::RwLock;
@@ -27,6 +32,7 @@ use crate::{
     failpoints::{Failpoint, reach},
     format::{catalog_log::Record, pack::Payload},
     limits,
+    lock::DirectoryLock,
     meta::{Batch, Meta, NodeKey, SnapshotId, SnapshotRecord},
     pack::{Appended, EncodedRecord, PackWriter, PlacedRecord},
     workers::{Priority, Workers},
@@ -47,6 +53,21 @@ pub(crate) struct Commit {
     flushing: Mutex<()>,
     /// Changes of the catalog are made one after another.
     catalog: Mutex<CatalogLog>,
+    /// Held as long as anything here may write.
+    _lock: DirectoryLock,
+}
+
+/// Stops the store when a task that changes it panics: nobody knows how far it came.
+struct PoisonOnPanic(Arc<Commit>);
+
+impl Drop for PoisonOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.poison(&Error::Poisoned {
+                reason: "a task that was writing has panicked".to_owned(),
+            });
+        }
+    }
 }
 
 /// Records that were appended and are not in the index yet.
@@ -118,8 +139,9 @@ impl Commit {
         meta: Arc<dyn Meta>,
         workers: Arc<Workers>,
         log: CatalogLog,
-    ) -> Self {
-        Self {
+        lock: DirectoryLock,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             chunks,
             nodes,
             meta,
@@ -127,6 +149,33 @@ impl Commit {
             pending: RwLock::default(),
             flushing: Mutex::new(()),
             catalog: Mutex::new(log),
+            _lock: lock,
+        })
+    }
+
+    /// Does what must not stop half-way, even if the caller stops waiting for it.
+    async fn to_the_end<T, W, F>(self: &Arc<Self>, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(Arc<Self>) -> F,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let work = work(Arc::clone(self));
+        let guard = PoisonOnPanic(Arc::clone(self));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "`close` waits for all of them: it takes the locks that they hold"
+        )]
+        let task = tokio::spawn(async move {
+            let done = work.await;
+            drop(guard);
+            done
+        });
+        match task.await.map_err(tokio::task::JoinError::try_into_panic) {
+            Ok(done) => done,
+            Err(Ok(panic)) => resume_unwind(panic),
+            // The runtime is shutting down.
+            Err(Err(_)) => Err(Error::Closing),
         }
     }
 
@@ -164,7 +213,7 @@ impl Commit {
 
     /// Appends chunks, and indexes when a group is full. Returns the bytes they take in packs.
     pub(crate) async fn append_chunks(
-        &self,
+        self: &Arc<Self>,
         generation: Generation,
         records: Vec<EncodedRecord>,
     ) -> Result<u64> {
@@ -183,10 +232,14 @@ impl Commit {
         };
         reach(Failpoint::ChunksAppended);
         if full {
-            // Whoever flushes already takes these along, or the next group does.
-            if let Ok(flushing) = self.flushing.try_lock() {
-                self.flush_locked(&flushing, false).await?;
-            }
+            self.to_the_end(|commit| async move {
+                // Whoever flushes already takes these along, or the next group does.
+                match commit.flushing.try_lock() {
+                    Ok(flushing) => commit.flush_locked(&flushing, false).await,
+                    Err(_) => Ok(()),
+                }
+            })
+            .await?;
         }
         Ok(stored)
     }
@@ -209,52 +262,67 @@ impl Commit {
 
     /// Makes a snapshot of content whose nodes were all appended, and shows it.
     pub(crate) async fn commit_snapshot(
-        &self,
+        self: &Arc<Self>,
         generation: Generation,
         record: SnapshotRecord,
     ) -> Result<SnapshotRecord> {
-        {
-            let flushing = self.flushing.lock().await;
-            self.check(generation)?;
-            self.flush_locked(&flushing, false).await?;
-        }
-        self.check(generation)?;
-        let mut log = self.catalog.lock().await;
-        let name = record.name.clone();
-        if let Some(taken) = self.ask(move |meta| meta.snapshot_by_name(&name)).await? {
-            return Err(Error::AlreadyExists {
-                name: record.name,
-                id: taken.id.to_string(),
-            });
-        }
-        self.change_catalog(&mut log, Record::PutSnapshot(record.clone()))
-            .await?;
-        Ok(record)
+        self.to_the_end(|commit| async move {
+            {
+                let flushing = commit.flushing.lock().await;
+                commit.check(generation)?;
+                commit.flush_locked(&flushing, false).await?;
+            }
+            commit.check(generation)?;
+            let mut log = commit.catalog.lock().await;
+            let name = record.name.clone();
+            if let Some(taken) = commit.ask(move |meta| meta.snapshot_by_name(&name)).await? {
+                return Err(Error::AlreadyExists {
+                    name: record.name,
+                    id: taken.id.to_string(),
+                });
+            }
+            commit
+                .change_catalog(&mut log, Record::PutSnapshot(record.clone()))
+                .await?;
+            Ok(record)
+        })
+        .await
     }
 
     /// Replaces a snapshot's record by what `change` makes of it.
     pub(crate) async fn update_snapshot<F>(
-        &self,
+        self: &Arc<Self>,
         id: SnapshotId,
         change: F,
     ) -> Result<SnapshotRecord>
     where
-        F: FnOnce(SnapshotRecord) -> Result<SnapshotRecord>,
+        F: FnOnce(SnapshotRecord) -> Result<SnapshotRecord> + Send + 'static,
     {
-        let mut log = self.catalog.lock().await;
-        let record = change(self.existing(id).await?)?;
-        self.change_catalog(&mut log, Record::PutSnapshot(record.clone()))
-            .await?;
-        Ok(record)
+        self.to_the_end(|commit| async move {
+            let mut log = commit.catalog.lock().await;
+            let record = change(commit.existing(id).await?)?;
+            commit
+                .change_catalog(&mut log, Record::PutSnapshot(record.clone()))
+                .await?;
+            Ok(record)
+        })
+        .await
     }
 
     /// Removes a snapshot's record.
-    pub(crate) async fn delete_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
-        let mut log = self.catalog.lock().await;
-        let record = self.existing(id).await?;
-        self.change_catalog(&mut log, Record::DeleteSnapshot(id))
-            .await?;
-        Ok(record)
+    pub(crate) async fn delete_snapshot(
+        self: &Arc<Self>,
+        id: SnapshotId,
+    ) -> Result<SnapshotRecord> {
+        self.to_the_end(|commit| async move {
+            let mut log = commit.catalog.lock().await;
+            let record = commit.existing(id).await?;
+            commit
+                .change_catalog(&mut log, Record::DeleteSnapshot(id))
+                .await?;
+            Ok(record)
+        })
+        .await
     }
 
     async fn existing(&self, id: SnapshotId) -> Result<SnapshotRecord> {
@@ -391,16 +459,21 @@ impl Commit {
     }
 
     /// Syncs and indexes what is pending, and refuses everything after.
-    pub(crate) async fn close(&self) -> Result<()> {
-        self.pending.write().closing = true;
-        let flushing = self.flushing.lock().await;
-        if self.poisoned().is_some() {
-            return Ok(());
-        }
-        self.flush_locked(&flushing, true).await?;
-        // Nothing is pending: what closing syncs is the packs' lengths.
-        drop(self.written(self.chunks.close().await)?);
-        drop(self.written(self.nodes.close().await)?);
-        Ok(())
+    pub(crate) async fn close(self: &Arc<Self>) -> Result<()> {
+        self.to_the_end(|commit| async move {
+            commit.pending.write().closing = true;
+            let flushing = commit.flushing.lock().await;
+            // A change of the catalog that has begun ends first.
+            let _log = commit.catalog.lock().await;
+            if commit.poisoned().is_some() {
+                return Ok(());
+            }
+            commit.flush_locked(&flushing, true).await?;
+            // Nothing is pending: what closing syncs is the packs' lengths.
+            drop(commit.written(commit.chunks.close().await)?);
+            drop(commit.written(commit.nodes.close().await)?);
+            Ok(())
+        })
+        .await
     }
 }

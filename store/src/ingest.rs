@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use varve_content::{
     ChunkId, NodeId, RootId,
     block::{self, BLOCK_BYTES},
@@ -84,6 +86,8 @@ pub struct Ingest {
 struct Leaves {
     /// By segment, in the order they came.
     ids: Vec<(u32, NodeId)>,
+    /// Room for them, of all that open uploads share.
+    room: LeafRoom,
     data_blocks: u64,
     committed: bool,
 }
@@ -157,21 +161,20 @@ impl Ingest {
             clippy::cast_possible_truncation,
             reason = "checked against INGEST_PLAIN_BYTES just above"
         )]
-        let _space = self
-            .shared
-            .ingest_space
-            .acquire_many(plain_bytes as u32)
+        let space = Arc::clone(&self.shared.ingest_space)
+            .acquire_many_owned(plain_bytes as u32)
             .await
             .map_err(|_| Error::Closing)?;
 
         let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
         let places = self.shared.known_chunks(ids).await?;
         let known: Vec<bool> = places.iter().map(Option::is_some).collect();
-        let sealed = self
+        // The job keeps the space for as long as it keeps the chunks, which may be longer than anybody waits here.
+        let (sealed, _space) = self
             .shared
             .workers
             .run(Priority::Write, move |scratch| {
-                seal_all(scratch, &chunks, &known)
+                seal_all(scratch, &chunks, &known).map(|sealed| (sealed, space))
             })
             .await??;
         if sealed.records.is_empty() {
@@ -230,30 +233,26 @@ impl Ingest {
             data_blocks += u64::from(leaf.data_blocks());
             records.push(EncodedRecord::leaf(id, &leaf.encode()));
         }
-        let count = accepted.len();
-        self.reserve(count)?;
-        let stored = match self.shared.append_new_nodes(self.generation, records).await {
-            Ok(stored) => stored,
-            Err(error) => {
-                self.shared.leaves_reserved.release(count);
-                return Err(error);
-            }
-        };
+        let room = self.reserve(accepted.len())?;
+        let stored = self
+            .shared
+            .append_new_nodes(self.generation, records)
+            .await?;
         self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
         let mut state = self.leaves.lock();
+        state.room.join(room);
         state.ids.extend(accepted);
         state.data_blocks += data_blocks;
         Ok(())
     }
 
-    fn reserve(&self, count: usize) -> Result<()> {
-        if self.shared.leaves_reserved.take(count) {
-            return Ok(());
-        }
-        Err(Error::Limit(format!(
-            "open uploads hold {} leaves, the most at one time; commit or abort some",
-            limits::UPLOAD_LEAVES_MAX
-        )))
+    fn reserve(&self, count: usize) -> Result<LeafRoom> {
+        LeafRoom::take(&self.shared.leaf_room, count).ok_or_else(|| {
+            Error::Limit(format!(
+                "open uploads hold {} leaves, the most at one time; commit or abort some",
+                limits::UPLOAD_LEAVES_MAX
+            ))
+        })
     }
 
     fn check_extent(&self, segment: u32, leaf: &Leaf) -> Result<()> {
@@ -281,7 +280,7 @@ impl Ingest {
     /// An upload commits once; what was put is complete by the caller's word, and the root proves it.
     pub async fn commit(&self, expected: RootId) -> Result<SnapshotRecord> {
         self.shared.commit.check(self.generation)?;
-        let (mut ids, data_blocks) = {
+        let (mut ids, _room, data_blocks) = {
             let mut state = self.leaves.lock();
             if state.committed {
                 return Err(Error::Invalid(format!(
@@ -290,17 +289,18 @@ impl Ingest {
                 )));
             }
             state.committed = true;
-            (std::mem::take(&mut state.ids), state.data_blocks)
+            (
+                mem::take(&mut state.ids),
+                mem::take(&mut state.room),
+                state.data_blocks,
+            )
         };
-        let count = ids.len();
         let size_bytes = self.new.size_bytes;
-        let built = self
+        let (root, records) = self
             .shared
             .workers
             .run(Priority::Write, move |_| build(size_bytes, &mut ids))
-            .await;
-        self.shared.leaves_reserved.release(count);
-        let (root, records) = built??;
+            .await??;
         if root.id() != expected {
             return Err(Error::Invalid(format!(
                 "the content that arrived has root {}, expected was {expected}: leaves are missing or differ",
@@ -330,11 +330,21 @@ impl Ingest {
     }
 }
 
-impl Drop for Ingest {
-    fn drop(&mut self) {
-        self.shared
-            .leaves_reserved
-            .release(self.leaves.lock().ids.len());
+/// Room for leaves, of the [`limits::UPLOAD_LEAVES_MAX`] that open uploads share; given back when it is dropped.
+#[derive(Debug, Default)]
+struct LeafRoom(Option<OwnedSemaphorePermit>);
+
+impl LeafRoom {
+    fn take(all: &Arc<Semaphore>, count: usize) -> Option<Self> {
+        let permit = Arc::clone(all).try_acquire_many_owned(u32::try_from(count).ok()?);
+        permit.ok().map(|permit| Self(Some(permit)))
+    }
+
+    fn join(&mut self, more: Self) {
+        match (&mut self.0, more.0) {
+            (Some(permit), Some(more)) => permit.merge(more),
+            (none, more) => *none = more,
+        }
     }
 }
 

@@ -1,13 +1,6 @@
 //! A store: its parts put together, opened and closed.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-};
+use std::{path::PathBuf, sync::Arc, thread};
 
 use quick_cache::{Weighter, sync::Cache};
 use tokio::sync::Semaphore;
@@ -20,7 +13,6 @@ use crate::{
     ingest::{Ingest, NewSnapshot},
     io::{Disk, IoEngine},
     limits,
-    lock::DirectoryLock,
     meta::Meta,
     pack::{EncodedRecord, PackReader},
     read::{CachedNode, VerifiedChunk},
@@ -125,38 +117,15 @@ pub(crate) struct Shared {
     pub(crate) meta: Arc<dyn Meta>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) packs: PackReader,
-    pub(crate) commit: Commit,
+    pub(crate) commit: Arc<Commit>,
     pub(crate) chunk_cache: Cache<ChunkId, VerifiedChunk, ByBytes>,
     pub(crate) node_cache: Cache<NodeId, CachedNode, ByBytes>,
     /// Bytes of chunks that may be on their way in.
-    pub(crate) ingest_space: Semaphore,
+    pub(crate) ingest_space: Arc<Semaphore>,
     /// Bytes of reads that may be under way.
     pub(crate) read_space: Semaphore,
-    pub(crate) leaves_reserved: Reserved,
-    /// Held as long as the store is open.
-    pub(crate) _lock: DirectoryLock,
-}
-
-/// A count with a bound: [`limits::UPLOAD_LEAVES_MAX`].
-#[derive(Debug, Default)]
-pub(crate) struct Reserved(AtomicUsize);
-
-impl Reserved {
-    pub(crate) fn take(&self, count: usize) -> bool {
-        let add = |taken: usize| {
-            taken
-                .checked_add(count)
-                .filter(|sum| *sum <= limits::UPLOAD_LEAVES_MAX)
-        };
-        self.0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
-            .is_ok()
-    }
-
-    pub(crate) fn release(&self, count: usize) {
-        let before = self.0.fetch_sub(count, Ordering::Relaxed);
-        debug_assert!(before >= count, "released more than was taken");
-    }
+    /// Leaves that open uploads may put.
+    pub(crate) leaf_room: Arc<Semaphore>,
 }
 
 impl Store {

@@ -1,8 +1,8 @@
 //! The store's own threads: hashing, compression, and calls that may block (RocksDB).
 //!
 //! Async callers hand a job over and await its result, so that no executor thread is held up. Reads
-//! go before writes: a guest waits for them. What waits is bounded by a semaphore; a caller that cannot
-//! queue awaits.
+//! go before writes: a guest waits for them. What waits is bounded by a semaphore, also when callers go away; a caller that
+//! cannot queue awaits.
 
 use std::{
     collections::VecDeque,
@@ -48,8 +48,8 @@ struct Shared {
 
 pub(crate) struct Workers {
     shared: Arc<Shared>,
-    read_slots: Semaphore,
-    write_slots: Semaphore,
+    read_slots: Arc<Semaphore>,
+    write_slots: Arc<Semaphore>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -87,8 +87,8 @@ impl Workers {
         }
         Ok(Self {
             shared,
-            read_slots: Semaphore::new(limits::WORKER_QUEUE),
-            write_slots: Semaphore::new(limits::WORKER_QUEUE),
+            read_slots: Arc::new(Semaphore::new(limits::WORKER_QUEUE)),
+            write_slots: Arc::new(Semaphore::new(limits::WORKER_QUEUE)),
             threads: Mutex::new(handles),
         })
     }
@@ -105,9 +105,11 @@ impl Workers {
             Priority::Read => &self.read_slots,
             Priority::Write => &self.write_slots,
         };
-        let _slot = slots.acquire().await.map_err(|_| Error::Closing)?;
+        let slots = Arc::clone(slots);
+        let slot = slots.acquire_owned().await.map_err(|_| Error::Closing)?;
         let (reply, result) = oneshot::channel();
         let job: Job = Box::new(move |scratch| {
+            drop(slot);
             // A caller that went away needs no answer.
             let _ = reply.send(catch_unwind(AssertUnwindSafe(|| job(scratch))));
         });

@@ -362,7 +362,7 @@ fn a_data_directory_is_made_with_its_parents() {
 
 #[test]
 fn a_data_directory_that_cannot_be_written_is_refused() {
-    let Some(disk) = LoopFs::mount(64 * MIB) else {
+    let Some(disk) = LoopFs::mount(192 * MIB) else {
         return;
     };
     let scratch = Scratch::new();

@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use crate::daemon::Varved;
+use crate::{daemon::Varved, process::wait_for};
 
 /// A TCP relay. Connections through it break when it is dropped.
 #[derive(Debug)]
@@ -64,6 +64,14 @@ impl Valve {
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Waits until all that may pass has passed.
+    pub fn wait_until_spent(&self) {
+        wait_for("bytes to pass the valve", || {
+            let allowed = self.state.allowed.lock().expect("no thread panics with it");
+            matches!(*allowed, Allowed::Bytes(0)).then_some(())
+        });
     }
 
     /// Lets everything through from now on.

@@ -35,7 +35,7 @@ use crate::{
     lock::DirectoryLock,
     meta::{self, Batch, Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
-    store::{ByBytes, Options, Reserved, Shared},
+    store::{ByBytes, Options, Shared},
     workers::Workers,
 };
 
@@ -168,7 +168,14 @@ where
     replay_log(&*meta, &mut log, replay, report).await?;
 
     let workers = Arc::new(Workers::start(options.threads(), compression)?);
-    let commit = Commit::new(chunks, nodes, Arc::clone(&meta), Arc::clone(&workers), log);
+    let commit = Commit::new(
+        chunks,
+        nodes,
+        Arc::clone(&meta),
+        Arc::clone(&workers),
+        log,
+        lock,
+    );
     Ok(Shared {
         store_id: store,
         compression,
@@ -180,10 +187,9 @@ where
             ByBytes,
         ),
         node_cache: Cache::with_weighter(ESTIMATED_NODES, limits::NODE_CACHE_BYTES, ByBytes),
-        ingest_space: Semaphore::new(limits::INGEST_PLAIN_BYTES),
+        ingest_space: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),
         read_space: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
-        leaves_reserved: Reserved::default(),
-        _lock: lock,
+        leaf_room: Arc::new(Semaphore::new(limits::UPLOAD_LEAVES_MAX)),
         disk,
         meta,
         workers,

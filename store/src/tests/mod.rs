@@ -9,6 +9,7 @@
 )]
 
 mod crash;
+mod dropped;
 mod model;
 mod uploads;
 
