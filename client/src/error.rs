@@ -16,12 +16,13 @@ pub enum ErrorKind {
     Invalid,
     /// The daemon cannot be reached, or the connection was lost: try again when the daemon runs.
     Unreachable,
-    /// There is no room: the daemon's disk is full, or a limit of it is reached, or the disk that a local file
-    /// is written to is full. Free space, then try again.
+    /// There is no room: the daemon's disk is full, or the one that a local file is written to. Free space, then try
+    /// again.
     OutOfSpace,
     /// Content is not what its id says: verify the store, and restore what is damaged.
     Damaged,
-    /// The daemon answers but takes no writes, or cannot serve this now: see its log.
+    /// The daemon answers but cannot serve this now: it takes no writes, it is stopping, or as much is under way as it allows. Try again
+    /// later, or see its log.
     Unavailable,
     /// Not permitted.
     Denied,

@@ -28,7 +28,7 @@ pub(crate) const JOB_BYTES: usize = SEGMENT_BYTES;
 pub(crate) const SEGMENT_BUFFERS: usize = 12;
 /// Buffers beyond one a reader for an upload to a daemon on this machine: few, because fresh memory costs a
 /// page fault for every 4 KiB.
-pub(crate) const LOCAL_SPARE_BUFFERS: usize = 4;
+pub(crate) const LOCAL_SPARE_BUFFERS: usize = 1;
 /// Jobs that were read and not yet accepted by the daemon. More than buffers: a job whose chunks
 /// are all known to the daemon gives its buffer back and only waits for its turn.
 pub(crate) const JOBS_IN_FLIGHT: usize = 16;

@@ -102,7 +102,7 @@ impl Ingest {
             ));
         }
         if new.size_bytes > limits::VOLUME_BYTES_MAX {
-            return Err(Error::Limit(format!(
+            return Err(Error::Invalid(format!(
                 "a snapshot has at most {} bytes, this one would have {}",
                 limits::VOLUME_BYTES_MAX,
                 new.size_bytes
@@ -152,7 +152,7 @@ impl Ingest {
             plain_bytes += chunk.plain_bytes as usize;
         }
         if plain_bytes > limits::INGEST_PLAIN_BYTES {
-            return Err(Error::Limit(format!(
+            return Err(Error::Invalid(format!(
                 "{plain_bytes} bytes of chunks at once, at most {} are taken",
                 limits::INGEST_PLAIN_BYTES
             )));

@@ -87,8 +87,9 @@ fn store_code(error: &Error) -> Code {
         Error::AlreadyExists { .. } => Code::AlreadyExists,
         Error::Invalid(_) | Error::NotCanonical { .. } | Error::Tree(_) => Code::InvalidArgument,
         Error::Damaged(_) => Code::DataLoss,
-        Error::Full { .. } | Error::Limit(_) => Code::ResourceExhausted,
-        Error::Poisoned { .. } | Error::Closing => Code::Unavailable,
+        Error::Full { .. } => Code::ResourceExhausted,
+        // A limit on what is under way: later there is room again. Only a full disk needs somebody to act.
+        Error::Limit(_) | Error::Poisoned { .. } | Error::Closing => Code::Unavailable,
         Error::InUse(_) | Error::Incompatible { .. } => Code::FailedPrecondition,
         Error::Io { .. } | Error::Index { .. } => Code::Internal,
     }
@@ -172,7 +173,7 @@ mod tests {
             ),
             (
                 Error::Limit("64 uploads".into()),
-                Code::ResourceExhausted,
+                Code::Unavailable,
                 "64 uploads",
             ),
             (

@@ -273,7 +273,7 @@ async fn uploads_that_cannot_begin() {
     }
     refused(
         daemon.begin("one-more", SIZE).await,
-        Code::ResourceExhausted,
+        Code::Unavailable,
         "64 uploads",
     );
     daemon.stop().await;
