@@ -11,6 +11,9 @@
 //! - The packs and the catalog log are the truth: index and catalog can be made again from them ([`rebuild`]).
 //! - After a failed write or sync nothing more is written.
 //! - Memory, queues and concurrency are bounded ([`limits`]).
+//! - Any future may be dropped at any point, and nothing that was promised is lost with it.
+//!
+//! Futures that write must be polled within a tokio runtime: they spawn tasks for what must not stop half-way.
 
 pub mod error;
 pub mod failpoints;
