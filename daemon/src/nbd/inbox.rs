@@ -16,6 +16,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::limits::{DIRECT_READ_BYTES, INBOX_BYTES, READ_AHEAD_BYTES};
 
+#[cfg(test)]
+mod tests;
+
 pub(super) struct Inbox {
     /// All that is in it is unread.
     buffer: BytesMut,
@@ -79,8 +82,7 @@ impl Inbox {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         let room = self.make_room();
-        let mut room_only = (&mut self.buffer).limit(room);
-        let count = ready!(poll_read(stream, &mut room_only, cx))?;
+        let count = ready!(poll_read(stream, &mut (&mut self.buffer).limit(room), cx))?;
         self.busy = count >= room.min(INBOX_BYTES);
         Poll::Ready(Ok(count))
     }
@@ -102,7 +104,7 @@ impl Inbox {
             self.buffer = fresh;
             self.allocated_bytes = capacity;
         }
-        self.buffer.capacity() - unread
+        (self.buffer.capacity() - unread).min(capacity)
     }
 
     /// The next `N` bytes of the stream.

@@ -97,5 +97,7 @@ const _: () = assert!(
         <= PINNED_BYTES as u64
 );
 const _: () = assert!(INBOX_BYTES < READ_AHEAD_BYTES && READ_AHEAD_BYTES <= PINNED_BYTES as usize);
+// Not charged for, so it must be little even if every connection reads ahead.
+const _: () = assert!(DEFAULT_MAX_CONNECTIONS * READ_AHEAD_BYTES < MAX_SERVER_BYTES as usize);
 const _: () = assert!(MAX_STRING_BYTES < MAX_OPTION_BYTES as usize);
 const _: () = assert!(INBOX_BYTES >= MAX_REQUESTS_IN_FLIGHT * super::wire::REQUEST_BYTES);

@@ -135,11 +135,9 @@ impl MemoryExport {
         if let Some(refuse) = self.refuse {
             return Err(refuse());
         }
-        let mut content = self.content.lock();
-        if bytes.is_empty() {
-            return Ok(());
+        if !bytes.is_empty() {
+            self.content.lock()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
         }
-        content[offset as usize..][..bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 }
@@ -252,6 +250,37 @@ impl Exports for MemoryExports {
             name: name.to_owned(),
         })
     }
+}
+
+/// A generator that gives the same numbers for the same seed (xorshift64*, Vigna 2016).
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        // Seeds that differ in one bit must not begin alike.
+        Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+/// The seed of a randomised test: from `VARVE_SEED`, or a new one; printed either way.
+pub(super) fn seed() -> u64 {
+    let seed = std::env::var("VARVE_SEED").map_or_else(
+        |_| getrandom::u64().unwrap(),
+        |seed| seed.parse::<u64>().unwrap(),
+    );
+    println!("VARVE_SEED={seed}");
+    seed
 }
 
 /// The client's half of a connection, written apart from the server's encoders on purpose.

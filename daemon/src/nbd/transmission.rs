@@ -2,8 +2,8 @@
 //! as they finish, in any order.
 //!
 //! ```text
-//!           inbox ─────> running ──> outbox
-//! socket ──<    payload ──┘(futures)   (replies)──> socket
+//! socket ──> inbox ────┬──> running ──> outbox ──> socket
+//!       └──> payload ──┘   (futures)   (replies)
 //! ```
 //!
 //! The task is a loop over four steps, none of which blocks, until none of them gets anywhere: take
@@ -13,8 +13,8 @@
 //! What must hold: a request is started only if it can be charged for
 //! (`budget`), and stays charged until the last byte of its reply is written. So a
 //! client that does not take its replies is, after a while, not read from any more, and
-//! that is all that happens to it. A write is charged before its payload is read, and started once
-//! all of it is here: none is carried out in part because its client went away.
+//! that is all that happens to it. A write is charged before its payload is read from the socket,
+//! but for the little that came along with its header, and started once all of it is here.
 //!
 //! Requests are started in the order in which they arrive, and what is behind a write is not looked
 //! at before its payload is complete.

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use super::*;
-use crate::nbd::testing::request_bytes;
 
 #[tokio::test]
 async fn simple_replies_carry_all_bytes() {
