@@ -1,8 +1,9 @@
 //! Snapshots as NBD exports: `snapshot/<name>`, or `snapshot/<id>`, read-only.
 
+use bytes::Bytes;
 use varve_store::{Error, ListQuery, SnapshotReader, SnapshotRecord, Store};
 
-use crate::nbd::{Export, ExportError, ExportInfo, Exports, Extent, Piece};
+use crate::nbd::{Access, Export, ExportError, ExportInfo, Exports, Extent, Piece};
 
 /// What stands in front of a snapshot's name.
 const PREFIX: &str = "snapshot/";
@@ -77,6 +78,7 @@ fn info(name: String, record: &SnapshotRecord) -> ExportInfo {
         name,
         description: format!("snapshot {} of {} bytes", record.id, record.size_bytes),
         size_bytes: record.size_bytes,
+        access: Access::ReadOnly,
     }
 }
 
@@ -127,6 +129,22 @@ impl Export for SnapshotExport {
             .prefetch(offset, length_bytes as usize)
             .await
             .map_err(self.refuse(offset))
+    }
+
+    async fn write(&self, _: u64, _: Bytes, _: bool) -> Result<(), ExportError> {
+        Err(ExportError::ReadOnly)
+    }
+
+    async fn write_zeroes(&self, _: u64, _: u32, _: bool, _: bool) -> Result<(), ExportError> {
+        Err(ExportError::ReadOnly)
+    }
+
+    async fn trim(&self, _: u64, _: u32, _: bool) -> Result<(), ExportError> {
+        Err(ExportError::ReadOnly)
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        Err(ExportError::ReadOnly)
     }
 }
 

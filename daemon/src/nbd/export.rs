@@ -15,6 +15,26 @@ pub struct ExportInfo {
     /// For people.
     pub description: String,
     pub size_bytes: u64,
+    pub access: Access,
+}
+
+/// What a client may do with an export.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Access {
+    /// Nothing that changes it, and nobody else changes it either.
+    ReadOnly,
+    Writable {
+        /// Whether all connections see each other's writes at once, and a flush on one covers what
+        /// was answered on any. Clients open several connections only if so.
+        flush_covers_all: bool,
+    },
+}
+
+impl Access {
+    #[must_use]
+    pub const fn is_writable(self) -> bool {
+        matches!(self, Self::Writable { .. })
+    }
 }
 
 /// The directory of exports.
@@ -33,10 +53,19 @@ pub trait Exports: Send + Sync + 'static {
     fn open(&self, name: &str) -> impl Future<Output = Result<Self::Export, ExportError>> + Send;
 }
 
-/// One opened export. Its content and size do not change while it is open.
+/// One opened export. Its size does not change while it is open, and its content only by what is
+/// written through exports of it.
 ///
-/// `offset + length` never exceeds `info().size_bytes`: the server has checked it. A future may be
-/// dropped before it is done, when its connection ends.
+/// No range is empty, and none goes beyond `info().size_bytes`: the server has checked it. What
+/// changes the content is called only if `info().access` allows it.
+///
+/// Requests run side by side, and each is polled once before the next is called: that is the order
+/// in which the client sent them. A future may be dropped before it is done, when its connection
+/// ends. A change may then have happened or not, in whole or in part, but no block is half changed.
+///
+/// A change that is answered `Ok` has reached the kernel: it survives a kill of the daemon, and any
+/// read of the same connection that is started from then on sees it. If it was `durable`, or is
+/// followed by a flush that is answered `Ok`, it also survives a power cut.
 pub trait Export: Send + Sync + 'static {
     fn info(&self) -> &ExportInfo;
 
@@ -61,6 +90,38 @@ pub trait Export: Send + Sync + 'static {
         offset: u64,
         length_bytes: u32,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
+
+    /// Replaces a range. `data` may be a slice of what the client sent in one go, up to
+    /// [`READ_AHEAD_BYTES`](super::limits::READ_AHEAD_BYTES): whoever keeps it for longer than the
+    /// call keeps all that alive, and better copies it.
+    fn write(
+        &self,
+        offset: u64,
+        data: Bytes,
+        durable: bool,
+    ) -> impl Future<Output = Result<(), ExportError>> + Send;
+
+    /// Makes a range read as zeroes, if it may by not storing it any more.
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        length_bytes: u32,
+        may_punch_hole: bool,
+        durable: bool,
+    ) -> impl Future<Output = Result<(), ExportError>> + Send;
+
+    /// The client has no use for a range any more, and does not care what it reads as. A hint: it
+    /// may do less.
+    fn trim(
+        &self,
+        offset: u64,
+        length_bytes: u32,
+        durable: bool,
+    ) -> impl Future<Output = Result<(), ExportError>> + Send;
+
+    /// Makes durable what was answered `Ok` before the call: on this connection, or on all of them
+    /// if the export said so in [`Access::Writable`].
+    fn flush(&self) -> impl Future<Output = Result<(), ExportError>> + Send;
 }
 
 /// Part of what was read. Neither kind is empty.
@@ -100,6 +161,14 @@ pub enum ExportError {
     /// The store cannot answer: the disk failed, say.
     #[error("{message}")]
     Unavailable { message: String },
+    /// The store is full. What was written before is not affected.
+    #[error("{message}")]
+    NoSpace { message: String },
+    #[error("the export is read-only")]
+    ReadOnly,
+    /// The export was taken away from under its connections.
+    #[error("{message}")]
+    Detached { message: String },
     #[error("the server is shutting down")]
     Stopping,
 }

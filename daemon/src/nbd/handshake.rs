@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::export::{Export, ExportError, Exports};
+use super::export::{Access, Export, ExportError, Exports};
 use super::inbox::Inbox;
 use super::limits::{
     LIST_PAGE_EXPORTS, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_REQUEST_BYTES, MIN_BLOCK_BYTES,
@@ -36,16 +36,29 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    fn transmission_flags(&self) -> TransmissionFlags {
-        let flags = TransmissionFlags::HAS_FLAGS
-            .with(TransmissionFlags::READ_ONLY)
-            .with(TransmissionFlags::CAN_MULTI_CONN)
-            .with(TransmissionFlags::SEND_CACHE);
-        if self.structured_replies {
-            flags.with(TransmissionFlags::SEND_DF)
-        } else {
-            flags
+    fn transmission_flags(&self, access: Access) -> TransmissionFlags {
+        let mut flags = TransmissionFlags::HAS_FLAGS.with(TransmissionFlags::SEND_CACHE);
+        let many_connections = match access {
+            Access::ReadOnly => {
+                flags = flags.with(TransmissionFlags::READ_ONLY);
+                true
+            }
+            Access::Writable { flush_covers_all } => {
+                flags = flags
+                    .with(TransmissionFlags::SEND_FLUSH)
+                    .with(TransmissionFlags::SEND_FUA)
+                    .with(TransmissionFlags::SEND_TRIM)
+                    .with(TransmissionFlags::SEND_WRITE_ZEROES);
+                flush_covers_all
+            }
+        };
+        if many_connections {
+            flags = flags.with(TransmissionFlags::CAN_MULTI_CONN);
         }
+        if self.structured_replies {
+            flags = flags.with(TransmissionFlags::SEND_DF);
+        }
+        flags
     }
 }
 
@@ -234,9 +247,10 @@ where
     async fn export_name(&mut self, data: &[u8]) -> Result<Negotiated<X::Export>, HandshakeError> {
         let name = decode_export_name(data)?;
         let opened = self.open(name).await.map_err(HandshakeError::Refused)?;
+        let info = opened.export.info();
         let reply = encode_export_name_reply(
-            opened.export.info().size_bytes,
-            self.terms.transmission_flags(),
+            info.size_bytes,
+            self.terms.transmission_flags(info.access),
             self.client.no_zeroes,
         );
         send(self.stream, &reply).await?;
@@ -286,7 +300,7 @@ where
             }
         };
         let info = opened.export.info();
-        let flags = self.terms.transmission_flags();
+        let flags = self.terms.transmission_flags(info.access);
         let items = std::iter::once(encode_export_info(info.size_bytes, flags)).chain(
             request.wants.iter().map(|&kind| match kind {
                 InfoKind::Name => encode_text_info(kind, &info.name),
@@ -417,7 +431,10 @@ where
             // There is no code for "it exists, but": the message says which.
             ExportError::NotFound { .. }
             | ExportError::Damaged { .. }
-            | ExportError::Unavailable { .. } => OptionReplyCode::Unknown,
+            | ExportError::Unavailable { .. }
+            | ExportError::NoSpace { .. }
+            | ExportError::ReadOnly
+            | ExportError::Detached { .. } => OptionReplyCode::Unknown,
             ExportError::Stopping => OptionReplyCode::Stopping,
         };
         self.reply(option, code, error.to_string().as_bytes()).await

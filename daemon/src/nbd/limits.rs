@@ -30,7 +30,8 @@ pub const MAX_CONNECTION_BYTES: u32 = 96 << 20;
 /// The same for all connections together.
 pub const MAX_SERVER_BYTES: u32 = 384 << 20;
 /// What a request is charged besides its payload: slices of cached chunks keep whole chunks
-/// alive, and at either end of a read that can be most of a chunk of 256 KiB.
+/// alive, and at either end of a read that can be most of a chunk of 256 KiB. The payload of a short
+/// write is a slice of what was read ahead, and keeps that alive.
 pub const PINNED_BYTES: u32 = 256 << 10;
 /// Replies waiting for the socket above which no further request is started: the peer is slower
 /// than the store, and working ahead would only hold memory.
@@ -44,6 +45,12 @@ pub const EXTENT_WINDOW_BYTES: u64 = 64 << 20;
 /// Bytes read from the socket at once: more than [`MAX_REQUESTS_IN_FLIGHT`] request headers, and
 /// little enough that thousands of idle connections cost nothing to speak of.
 pub const INBOX_BYTES: usize = 8 << 10;
+/// The same for a connection that sends more than that at once, as long as it does: 15 writes of
+/// 4 KiB. This much of a connection's memory is not charged for.
+pub const READ_AHEAD_BYTES: usize = 64 << 10;
+/// After a payload of this length nothing is read ahead: the next would only be copied from where
+/// it was read to, which costs more than a system call.
+pub const DIRECT_READ_BYTES: usize = 32 << 10;
 /// Replies are handed to the socket once this much is waiting, and whenever there is nothing else
 /// to do: few system calls, yet the peer can take the first reply while the next is made.
 pub const FLUSH_BYTES: usize = 256 << 10;
@@ -63,10 +70,10 @@ pub const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests in flight may take to finish when the server stops.
 pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a client may leave replies untaken while other connections wait for memory. Without
-/// such a wait it may do so for ever: a paused guest is not an error.
+/// How long a client may leave replies untaken, or a payload half sent, while other connections
+/// wait for memory. Without such a wait it may do so for ever: a paused guest is not an error.
 pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// A client that takes less than this within the stall timeout counts as stalled.
+/// A client that takes or sends less than this within the stall timeout counts as stalled.
 pub const STALL_BYTES: u64 = 1 << 20;
 
 /// What a request that carries or returns `payload_bytes` is charged while it is in flight.
@@ -89,5 +96,8 @@ const _: () = assert!(
     EXTENT_WINDOW_BYTES / PREFERRED_BLOCK_BYTES as u64 * size_of::<super::Extent>() as u64
         <= PINNED_BYTES as u64
 );
+const _: () = assert!(INBOX_BYTES < READ_AHEAD_BYTES && READ_AHEAD_BYTES <= PINNED_BYTES as usize);
+// Not charged for, so it must be little even if every connection reads ahead.
+const _: () = assert!(DEFAULT_MAX_CONNECTIONS * READ_AHEAD_BYTES < MAX_SERVER_BYTES as usize);
 const _: () = assert!(MAX_STRING_BYTES < MAX_OPTION_BYTES as usize);
 const _: () = assert!(INBOX_BYTES >= MAX_REQUESTS_IN_FLIGHT * super::wire::REQUEST_BYTES);

@@ -1,4 +1,4 @@
-//! The NBD server: snapshots as block devices, for QEMU, the kernel's client and libnbd's tools.
+//! The NBD server: exports as block devices, for QEMU, the kernel's client and libnbd's tools.
 //!
 //! The protocol is `doc/proto.md` of <https://github.com/NetworkBlockDevice/nbd>; section names in
 //! this module's comments are that document's.
@@ -8,7 +8,7 @@
 //! ```text
 //! server ──accept──> handshake ──GO──> transmission ──> close
 //!                        │                  │
-//!                    Exports::open     Export::read, extents, prefetch
+//!                    Exports::open     Export::read, write, flush and so on
 //! ```
 //!
 //! - [`wire`]: every message as bytes; pure, no IO. The only file that knows a magic number.
@@ -34,5 +34,5 @@ pub mod wire;
 #[cfg(test)]
 mod testing;
 
-pub use export::{Export, ExportError, ExportInfo, Exports, Extent, Piece};
+pub use export::{Access, Export, ExportError, ExportInfo, Exports, Extent, Piece};
 pub use server::{Server, ServerOptions};

@@ -38,7 +38,7 @@ pub struct ServerOptions {
     pub handshake_timeout: Duration,
     /// For requests in flight when the server stops.
     pub stop_timeout: Duration,
-    /// For a client to take a reply while others wait for memory.
+    /// For a client to take a reply, or send the rest of a payload, while others wait for memory.
     pub stall_timeout: Duration,
 }
 

@@ -11,24 +11,50 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Buf, BufMut, Bytes};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::export::{Export, ExportError, ExportInfo, Exports, Extent, Piece};
+use super::export::{Access, Export, ExportError, ExportInfo, Exports, Extent, Piece};
 
 const BLOCK: usize = 4096;
 
 /// An export whose zero blocks are holes, with ways to make it slow and bad.
 pub(super) struct MemoryExport {
     pub(super) info: ExportInfo,
-    pub(super) data: Bytes,
+    content: Mutex<Vec<u8>>,
     /// A byte that cannot be read.
     pub(super) damaged_at: Option<u64>,
-    /// Reads below this offset wait until they are let go.
+    /// What every change fails with.
+    pub(super) refuse: Option<fn() -> ExportError>,
+    /// Reads and changes below this offset wait until they are let go.
     pub(super) held_below: u64,
     pub(super) hold: watch::Sender<bool>,
     pub(super) reads_started: AtomicUsize,
     pub(super) prefetched: AtomicUsize,
+    changes: Mutex<Vec<Change>>,
+}
+
+/// A call that changes an export, as it came.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Change {
+    Write {
+        offset: u64,
+        data: Bytes,
+        durable: bool,
+    },
+    WriteZeroes {
+        offset: u64,
+        length_bytes: u32,
+        may_punch_hole: bool,
+        durable: bool,
+    },
+    Trim {
+        offset: u64,
+        length_bytes: u32,
+        durable: bool,
+    },
+    Flush,
 }
 
 impl MemoryExport {
@@ -40,14 +66,35 @@ impl MemoryExport {
                 name: name.to_owned(),
                 description: format!("what {name} is"),
                 size_bytes: data.len() as u64,
+                access: Access::ReadOnly,
             },
-            data: data.into(),
+            content: Mutex::new(data),
             damaged_at: None,
+            refuse: None,
             held_below: 0,
             hold: watch::Sender::new(true),
             reads_started: AtomicUsize::new(0),
             prefetched: AtomicUsize::new(0),
+            changes: Mutex::new(Vec::new()),
         }
+    }
+
+    pub(super) fn writable(name: &str, blocks: &[u8]) -> Self {
+        let mut export = Self::new(name, blocks);
+        export.info.access = Access::Writable {
+            flush_covers_all: true,
+        };
+        export
+    }
+
+    /// A copy of all bytes.
+    pub(super) fn data(&self) -> Bytes {
+        self.content.lock().clone().into()
+    }
+
+    /// Every change that was started, in that order.
+    pub(super) fn changes(&self) -> Vec<Change> {
+        self.changes.lock().clone()
     }
 
     pub(super) fn let_go(&self) {
@@ -59,12 +106,12 @@ impl MemoryExport {
     }
 
     /// Runs of equal kind within a range, as (start, end, hole).
-    fn runs(&self, offset: u64, end: u64) -> Vec<(usize, usize, bool)> {
+    fn runs(data: &[u8], offset: u64, end: u64) -> Vec<(usize, usize, bool)> {
         let (mut at, end) = (offset as usize, end as usize);
         let mut runs: Vec<(usize, usize, bool)> = Vec::new();
         while at < end {
             let next = (at / BLOCK * BLOCK + BLOCK).min(end);
-            let hole = self.data[at] == 0;
+            let hole = data[at..next].iter().all(|&byte| byte == 0);
             match runs.last_mut() {
                 Some(last) if last.2 == hole => last.1 = next,
                 _ => runs.push((at, next, hole)),
@@ -72,6 +119,26 @@ impl MemoryExport {
             at = next;
         }
         runs
+    }
+
+    async fn held(&self, offset: u64) {
+        if offset < self.held_below {
+            let mut hold = self.hold.subscribe();
+            hold.wait_for(|held| !held).await.unwrap();
+        }
+    }
+
+    async fn change(&self, offset: u64, bytes: &[u8], change: Change) -> Result<(), ExportError> {
+        assert!(self.info.access.is_writable());
+        self.changes.lock().push(change);
+        self.held(offset).await;
+        if let Some(refuse) = self.refuse {
+            return Err(refuse());
+        }
+        if !bytes.is_empty() {
+            self.content.lock()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        }
+        Ok(())
     }
 }
 
@@ -82,10 +149,7 @@ impl Export for Arc<MemoryExport> {
 
     async fn read(&self, offset: u64, length_bytes: u32) -> Result<Vec<Piece>, ExportError> {
         self.reads_started.fetch_add(1, Ordering::SeqCst);
-        if offset < self.held_below {
-            let mut hold = self.hold.subscribe();
-            hold.wait_for(|held| !held).await.unwrap();
-        }
+        self.held(offset).await;
         let end = offset + u64::from(length_bytes);
         if let Some(at) = self.damaged_at.filter(|at| (offset..end).contains(at)) {
             return Err(ExportError::Damaged {
@@ -93,20 +157,22 @@ impl Export for Arc<MemoryExport> {
                 message: "chunk c0ffee is damaged".to_owned(),
             });
         }
-        let runs = self.runs(offset, end).into_iter();
+        let data = self.content.lock();
+        let runs = MemoryExport::runs(&data, offset, end).into_iter();
         Ok(runs
             .map(|(start, end, hole)| {
                 if hole {
                     Piece::Zero((end - start) as u32)
                 } else {
-                    Piece::Data(self.data.slice(start..end))
+                    Piece::Data(Bytes::copy_from_slice(&data[start..end]))
                 }
             })
             .collect())
     }
 
     async fn extents(&self, offset: u64, length_bytes: u64) -> Result<Vec<Extent>, ExportError> {
-        let runs = self.runs(offset, offset + length_bytes).into_iter();
+        let data = self.content.lock();
+        let runs = MemoryExport::runs(&data, offset, offset + length_bytes).into_iter();
         Ok(runs
             .map(|(start, end, hole)| Extent {
                 length_bytes: (end - start) as u64,
@@ -119,6 +185,46 @@ impl Export for Arc<MemoryExport> {
         self.prefetched
             .fetch_add(length_bytes as usize, Ordering::SeqCst);
         Ok(())
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, durable: bool) -> Result<(), ExportError> {
+        let change = Change::Write {
+            offset,
+            data: data.clone(),
+            durable,
+        };
+        self.change(offset, &data, change).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length_bytes: u32,
+        may_punch_hole: bool,
+        durable: bool,
+    ) -> Result<(), ExportError> {
+        let change = Change::WriteZeroes {
+            offset,
+            length_bytes,
+            may_punch_hole,
+            durable,
+        };
+        let zeroes = vec![0; length_bytes as usize];
+        self.change(offset, &zeroes, change).await
+    }
+
+    async fn trim(&self, offset: u64, length_bytes: u32, durable: bool) -> Result<(), ExportError> {
+        let change = Change::Trim {
+            offset,
+            length_bytes,
+            durable,
+        };
+        let zeroes = vec![0; length_bytes as usize];
+        self.change(offset, &zeroes, change).await
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        self.change(u64::MAX, &[], Change::Flush).await
     }
 }
 
@@ -144,6 +250,37 @@ impl Exports for MemoryExports {
             name: name.to_owned(),
         })
     }
+}
+
+/// A generator that gives the same numbers for the same seed (xorshift64*, Vigna 2016).
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        // Seeds that differ in one bit must not begin alike.
+        Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+/// The seed of a randomised test: from `VARVE_SEED`, or a new one; printed either way.
+pub(super) fn seed() -> u64 {
+    let seed = std::env::var("VARVE_SEED").map_or_else(
+        |_| getrandom::u64().unwrap(),
+        |seed| seed.parse::<u64>().unwrap(),
+    );
+    println!("VARVE_SEED={seed}");
+    seed
 }
 
 /// The client's half of a connection, written apart from the server's encoders on purpose.

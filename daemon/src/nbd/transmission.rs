@@ -2,8 +2,8 @@
 //! as they finish, in any order.
 //!
 //! ```text
-//!          inbox ──> running ──> outbox
-//! socket ──┘ (8 KiB)  (futures)   (replies)└──> socket
+//! socket ──> inbox ────┬──> running ──> outbox ──> socket
+//!       └──> payload ──┘   (futures)   (replies)
 //! ```
 //!
 //! The task is a loop over four steps, none of which blocks, until none of them gets anywhere: take
@@ -13,7 +13,11 @@
 //! What must hold: a request is started only if it can be charged for
 //! (`budget`), and stays charged until the last byte of its reply is written. So a
 //! client that does not take its replies is, after a while, not read from any more, and
-//! that is all that happens to it.
+//! that is all that happens to it. A write is charged before its payload is read from the socket,
+//! but for the little that came along with its header, and started once all of it is here.
+//!
+//! Requests are started in the order in which they arrive, and what is behind a write is not looked
+//! at before its payload is complete.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -22,9 +26,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -34,18 +39,22 @@ use super::handshake::Terms;
 use super::inbox::Inbox;
 use super::limits::{
     FLUSH_BYTES, MAX_LOGGED_FAILURES, MAX_QUEUED_BYTES, MAX_REQUEST_BYTES, MAX_REQUESTS_IN_FLIGHT,
-    STALL_BYTES, charge_bytes,
+    charge_bytes,
 };
 use super::wire::{Command, ErrorCode, REQUEST_BYTES, Request, WireError, decode_request};
 
 mod execute;
 mod outbox;
+mod payload;
+mod stall;
 
 #[cfg(test)]
 mod tests;
 
-use execute::{Refusal, execute};
+use execute::{Refusal, Rules, execute};
 use outbox::{Body, Outbox, Reply};
+use payload::Incoming;
+use stall::Stall;
 
 /// How the transmission phase ended, if not in an error.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -70,6 +79,8 @@ pub(super) enum TransmissionError {
     TornRequest,
     #[error("the client leaves its replies while other connections wait for their memory")]
     Stalled,
+    #[error("the client sends half a payload while other connections wait for its memory")]
+    PayloadStalled,
 }
 
 /// Timeouts of the transmission phase.
@@ -93,17 +104,20 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     E: Export,
 {
+    let rules = Rules::new(export.info(), terms);
     let mut session = Session {
         stream,
         inbox,
         outbox: Outbox::new(terms.structured_replies),
         running: FuturesUnordered::new(),
-        execute: |request| execute(export, terms, request),
+        rules,
+        execute: |request, payload| execute(export, rules, request, payload),
         account: Account::open(budget),
         in_flight: 0,
         input: Input::Requests,
         end: None,
-        stall: Stall::new(patience.stall),
+        reply_stall: Stall::new(patience.stall),
+        payload_stall: Stall::new(patience.stall),
         export: &export.info().name,
         failures: 0,
     };
@@ -123,6 +137,8 @@ where
 /// What the next bytes of the stream are.
 enum Input {
     Requests,
+    /// The rest of a write's payload.
+    Payload(Incoming),
     /// The payload of a write that is refused: read past it, then reply.
     Refused {
         left_bytes: usize,
@@ -138,6 +154,7 @@ struct Session<'a, S, X, F> {
     inbox: Inbox,
     outbox: Outbox,
     running: FuturesUnordered<Running<F>>,
+    rules: Rules<'a>,
     execute: X,
     account: Account,
     /// Requests accepted whose reply is not fully written: in `input`, `running` or `outbox`.
@@ -145,7 +162,8 @@ struct Session<'a, S, X, F> {
     input: Input,
     /// Set once there is no more input.
     end: Option<End>,
-    stall: Stall,
+    reply_stall: Stall,
+    payload_stall: Stall,
     /// For the log.
     export: &'a str,
     failures: u32,
@@ -154,7 +172,7 @@ struct Session<'a, S, X, F> {
 impl<S, X, F> Session<'_, S, X, F>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    X: Fn(Request) -> F,
+    X: Fn(Request, Bytes) -> F,
     F: Future<Output = Reply>,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, TransmissionError>> {
@@ -170,7 +188,7 @@ where
                 return Poll::Ready(Ok(end));
             }
             if !progress {
-                self.stall.poll(cx, &self.outbox, &self.account)?;
+                self.check_stalls(cx)?;
                 return Poll::Pending;
             }
         }
@@ -208,6 +226,18 @@ where
     fn start_next(&mut self, cx: &mut Context<'_>) -> Result<bool, TransmissionError> {
         match &mut self.input {
             Input::Ended => Ok(false),
+            Input::Payload(incoming) => {
+                if !incoming.is_complete() {
+                    return Ok(false);
+                }
+                if let Input::Payload(incoming) =
+                    std::mem::replace(&mut self.input, Input::Requests)
+                {
+                    let (request, charged_bytes) = (incoming.request, incoming.charged_bytes);
+                    self.start(request, incoming.into_payload(), charged_bytes, cx);
+                }
+                Ok(true)
+            }
             Input::Refused { left_bytes, .. } => {
                 let count = self.inbox.unread().len().min(*left_bytes);
                 self.inbox.consume(count);
@@ -246,7 +276,7 @@ where
                 self.end = Some(End::Disconnected);
                 return Ok(true);
             }
-            Some(Command::Write) => return self.accept_write(request),
+            Some(Command::Write) => return self.accept_write(request, cx),
             Some(Command::Read | Command::Cache) if request.length_bytes <= MAX_REQUEST_BYTES => {
                 charge_bytes(request.length_bytes)
             }
@@ -258,52 +288,80 @@ where
         }
         self.in_flight += 1;
         self.inbox.consume(REQUEST_BYTES);
+        self.start(request, Bytes::new(), charged_bytes, cx);
+        Ok(true)
+    }
+
+    /// Takes a write's header off the inbox, unless it has to wait for memory, and of its payload
+    /// what is there.
+    fn accept_write(
+        &mut self,
+        request: Request,
+        cx: &mut Context<'_>,
+    ) -> Result<bool, TransmissionError> {
+        let length_bytes = request.payload_bytes();
+        if length_bytes > MAX_REQUEST_BYTES {
+            return Err(TransmissionError::PayloadTooLong { length_bytes });
+        }
+        if let Err(refusal) = self.rules.check(&request) {
+            self.in_flight += 1;
+            self.inbox.consume(REQUEST_BYTES);
+            self.input = Input::Refused {
+                left_bytes: length_bytes as usize,
+                reply: Reply {
+                    cookie: request.cookie,
+                    body: refusal.into(),
+                },
+            };
+            return Ok(true);
+        }
+        let charged_bytes = charge_bytes(length_bytes);
+        if self.account.poll_charge(charged_bytes, cx).is_pending() {
+            return Ok(false);
+        }
+        self.in_flight += 1;
+        self.inbox.consume(REQUEST_BYTES);
+        match self.inbox.take_slice(length_bytes as usize) {
+            Some(payload) => self.start(request, payload, charged_bytes, cx),
+            None => {
+                let incoming = Incoming::new(request, charged_bytes, &mut self.inbox);
+                self.input = Input::Payload(incoming);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Starts a request that was accepted.
+    fn start(
+        &mut self,
+        request: Request,
+        payload: Bytes,
+        charged_bytes: u32,
+        cx: &mut Context<'_>,
+    ) {
         let mut request = Running {
-            future: Box::pin((self.execute)(request)),
+            future: Box::pin((self.execute)(request, payload)),
             charged_bytes,
         };
         match Pin::new(&mut request).poll(cx) {
             Poll::Ready((reply, charged_bytes)) => self.queue(reply, charged_bytes),
             Poll::Pending => self.running.push(request),
         }
-        Ok(true)
-    }
-
-    fn accept_write(&mut self, request: Request) -> Result<bool, TransmissionError> {
-        let length_bytes = request.payload_bytes();
-        if length_bytes > MAX_REQUEST_BYTES {
-            return Err(TransmissionError::PayloadTooLong { length_bytes });
-        }
-        self.in_flight += 1;
-        self.inbox.consume(REQUEST_BYTES);
-        self.input = Input::Refused {
-            left_bytes: length_bytes as usize,
-            reply: Reply {
-                cookie: request.cookie,
-                body: Refusal::READ_ONLY.into(),
-            },
-        };
-        Ok(true)
     }
 
     fn queue(&mut self, reply: Reply, charged_bytes: u32) {
         if let Body::Error {
-            code: ErrorCode::Io,
+            code: code @ (ErrorCode::Io | ErrorCode::NoSpace),
             offset,
             message,
         } = &reply.body
         {
             self.failures = self.failures.saturating_add(1);
+            let export = self.export;
             if self.failures <= MAX_LOGGED_FAILURES {
-                warn!(
-                    export = self.export,
-                    offset, "answer a request with EIO: {message}"
-                );
+                warn!(export, offset, ?code, "answer with an error: {message}");
             } else {
-                debug!(
-                    export = self.export,
-                    offset, "answer a request with EIO: {message}"
-                );
+                debug!(export, offset, ?code, "answer with an error: {message}");
             }
         }
         self.outbox.push(reply, charged_bytes);
@@ -318,23 +376,36 @@ where
         };
         self.in_flight -= written.replies;
         self.account.release(written.charged_bytes);
-        self.stall.note(written.bytes, self.outbox.is_empty());
+        self.reply_stall.note(written.bytes, self.outbox.is_empty());
         Ok(true)
     }
 
     /// Reads more if what is there is not enough, and if it could be used.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, TransmissionError> {
-        let wanted = match &self.input {
-            Input::Requests => self.inbox.unread().len() < REQUEST_BYTES && self.has_room(),
-            Input::Refused { .. } => self.inbox.unread().is_empty(),
-            Input::Ended => false,
+        let has_room = self.has_room();
+        let unread = self.inbox.unread().len();
+        let filled = match &mut self.input {
+            Input::Requests if unread < REQUEST_BYTES && has_room => {
+                self.inbox.poll_fill(self.stream, cx)?
+            }
+            Input::Refused { .. } if unread == 0 => self.inbox.poll_fill(self.stream, cx)?,
+            Input::Payload(incoming) if !incoming.is_complete() => {
+                let filled = incoming.poll_fill(self.stream, cx)?;
+                if let Poll::Ready(count) = filled {
+                    self.payload_stall.note(count, incoming.is_complete());
+                }
+                filled
+            }
+            _ => return Ok(false),
         };
-        if !wanted {
-            return Ok(false);
-        }
-        match self.inbox.poll_fill(self.stream, cx)? {
-            Poll::Pending => Ok(false),
-            Poll::Ready(0) if self.inbox.unread().is_empty() && !self.is_refusing() => {
+        match filled {
+            Poll::Pending => {
+                if self.in_flight == 0 {
+                    self.inbox.rest();
+                }
+                Ok(false)
+            }
+            Poll::Ready(0) if unread == 0 && matches!(self.input, Input::Requests) => {
                 self.input = Input::Ended;
                 self.end = Some(End::Closed);
                 Ok(true)
@@ -344,21 +415,33 @@ where
         }
     }
 
-    fn is_refusing(&self) -> bool {
-        matches!(self.input, Input::Refused { .. })
+    /// An error if the client has stalled and somebody else waits for what it holds.
+    fn check_stalls(&mut self, cx: &mut Context<'_>) -> Result<(), TransmissionError> {
+        let contended = self.account.is_contended();
+        let owes_taking = !self.outbox.is_empty();
+        if self.reply_stall.poll(cx, owes_taking, contended) {
+            return Err(TransmissionError::Stalled);
+        }
+        let owes_payload = matches!(self.input, Input::Payload(_));
+        if self.payload_stall.poll(cx, owes_payload, contended) {
+            return Err(TransmissionError::PayloadStalled);
+        }
+        Ok(())
     }
 
-    /// Takes no more requests: those that have arrived are told so.
+    /// Takes no more requests: those that have arrived are told so. A write whose payload has not
+    /// arrived in full is forgotten.
     fn stop(&mut self) -> Result<(), TransmissionError> {
         while let Input::Requests = self.input
             && let Some(header) = self.inbox.unread().first_chunk::<REQUEST_BYTES>()
         {
             let request = decode_request(header)?;
             self.inbox.consume(REQUEST_BYTES);
-            if request.payload_bytes() > 0 {
-                break;
-            }
-            if Command::from_u16(request.command) == Some(Command::Disconnect) {
+            let is_whole = self
+                .inbox
+                .take_slice(request.payload_bytes() as usize)
+                .is_some();
+            if !is_whole || Command::from_u16(request.command) == Some(Command::Disconnect) {
                 break;
             }
             self.in_flight += 1;
@@ -368,7 +451,11 @@ where
             };
             self.queue(reply, 0);
         }
-        self.input = Input::Ended;
+        let input = std::mem::replace(&mut self.input, Input::Ended);
+        if let Input::Payload(incoming) = input {
+            self.in_flight -= 1;
+            self.account.release(incoming.charged_bytes);
+        }
         self.end = Some(End::Stopped);
         Ok(())
     }
@@ -387,63 +474,5 @@ impl<F: Future<Output = Reply>> Future for Running<F> {
         let charged_bytes = self.charged_bytes;
         let reply = self.future.as_mut().poll(cx);
         reply.map(|reply| (reply, charged_bytes))
-    }
-}
-
-/// Notices a client that does not take its replies.
-struct Stall {
-    after: Duration,
-    /// Runs while there are replies that the socket did not take at once.
-    timer: Option<Pin<Box<Sleep>>>,
-    /// Since the timer was last set.
-    written_bytes: u64,
-    caught_up: bool,
-}
-
-impl Stall {
-    fn new(after: Duration) -> Self {
-        Self {
-            after,
-            timer: None,
-            written_bytes: 0,
-            caught_up: false,
-        }
-    }
-
-    fn note(&mut self, written_bytes: usize, caught_up: bool) {
-        self.written_bytes += written_bytes as u64;
-        self.caught_up |= caught_up;
-    }
-
-    /// An error if the client has stalled and somebody else waits for what it holds.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        outbox: &Outbox,
-        account: &Account,
-    ) -> Result<(), TransmissionError> {
-        if self.timer.is_none() {
-            if outbox.is_empty() {
-                return Ok(());
-            }
-            self.written_bytes = 0;
-            self.caught_up = false;
-        }
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(sleep(self.after)));
-        while timer.as_mut().poll(cx).is_ready() {
-            if outbox.is_empty() {
-                self.timer = None;
-                return Ok(());
-            }
-            if !self.caught_up && self.written_bytes < STALL_BYTES && account.is_contended() {
-                return Err(TransmissionError::Stalled);
-            }
-            timer.as_mut().reset(Instant::now() + self.after);
-            self.written_bytes = 0;
-            self.caught_up = false;
-        }
-        Ok(())
     }
 }

@@ -132,6 +132,41 @@ async fn info_does_not_end_the_handshake() {
 }
 
 #[tokio::test]
+async fn writable_exports_say_what_can_be_done_with_them() {
+    // Flush, FUA, trim, write zeroes and cache; multi-conn and DF only where they hold.
+    for (flush_covers_all, structured, flags) in [
+        (true, true, 0x05ed_u16),
+        (true, false, 0x056d),
+        (false, true, 0x04ed),
+        (false, false, 0x046d),
+    ] {
+        let (client, mut server) = tokio::io::duplex(1 << 20);
+        let mut export = MemoryExport::writable("volume/a", &[0]);
+        export.info.access = Access::Writable { flush_covers_all };
+        let exports = MemoryExports(vec![Arc::new(export)]);
+        let outcome = tokio::spawn(async move {
+            let mut inbox = Inbox::new();
+            negotiate(&mut server, &mut inbox, &exports, Duration::from_secs(60)).await
+        });
+        let mut client = Client(client);
+        client.greet(3).await;
+        if structured {
+            client.haggle(8, b"").await;
+        }
+        let replies = client.haggle(6, &info_data("volume/a", &[3])).await;
+        assert_eq!(replies[0].1[10..], flags.to_be_bytes());
+        assert_eq!(
+            replies[1].1, b"\0\x03\0\0\0\x01\0\0\x10\0\x02\0\0\0",
+            "blocks are those of any export"
+        );
+        client.option(1, b"volume/a").await;
+        let reply = client.receive(10).await;
+        assert_eq!(reply[8..], flags.to_be_bytes());
+        assert_eq!(terms(outcome).await.0, "volume/a");
+    }
+}
+
+#[tokio::test]
 async fn export_name_sends_zeroes_unless_spared() {
     for (flags, length) in [(3, 10), (1, 134), (0, 134)] {
         let (mut client, outcome) = start();

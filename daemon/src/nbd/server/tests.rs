@@ -2,6 +2,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
     reason = "tests"
 )]
 
@@ -24,8 +25,11 @@ fn start(options: ServerOptions) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("nbd.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let export = Arc::new(MemoryExport::new("snapshot/a", &[1, 0, 2]));
-    let server = Server::new(MemoryExports(vec![export]), options);
+    let exports = vec![
+        Arc::new(MemoryExport::new("snapshot/a", &[1, 0, 2])),
+        Arc::new(MemoryExport::writable("volume/a", &[0; 1024])),
+    ];
+    let server = Server::new(MemoryExports(exports), options);
     let stop = CancellationToken::new();
     let served = Arc::clone(&server).serve_unix(listener, stop.clone(), |connection| {
         tokio::spawn(connection);
@@ -45,9 +49,13 @@ impl Fixture {
     }
 
     async fn connect_to_export(&self) -> Client<UnixStream> {
+        self.connect_to("snapshot/a").await
+    }
+
+    async fn connect_to(&self, name: &str) -> Client<UnixStream> {
         let mut client = self.connect().await;
         client.greet(3).await;
-        let replies = client.haggle(7, &info_data("snapshot/a", &[])).await;
+        let replies = client.haggle(7, &info_data(name, &[])).await;
         assert_eq!(replies.last(), Some(&(1, Vec::new())));
         client
     }
@@ -88,6 +96,29 @@ async fn a_client_reads_over_tcp() {
     stop.cancel();
     served.await.unwrap();
     assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn what_one_client_writes_another_reads() {
+    let test = start(ServerOptions::default());
+    let mut writer = test.connect_to("volume/a").await;
+    let success = |cookie| Received::Simple { error: 0, cookie };
+    let mut offset = 0;
+    // More than the socket holds, in payloads of all kinds of lengths.
+    for (cookie, length) in [(1, 4096), (2, 100), (3, 1 << 20), (4, 70_000), (5, 2 << 20)] {
+        let payload = vec![cookie; length];
+        let cookie = u64::from(cookie);
+        writer.request(1, 0, cookie, offset, length as u32).await;
+        writer.send(&payload).await;
+        assert_eq!(writer.message().await, success(cookie));
+        let mut reader = test.connect_to("volume/a").await;
+        reader.request(0, 0, 9, offset, length as u32).await;
+        assert_eq!(reader.message().await, success(9));
+        assert!(reader.receive(length).await == payload);
+        offset += length as u64;
+    }
+    writer.request(3, 0, 6, 0, 0).await;
+    assert_eq!(writer.message().await, success(6));
 }
 
 #[tokio::test]

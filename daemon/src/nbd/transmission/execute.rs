@@ -3,16 +3,23 @@
 //! Whatever a request asks, the outcome is a reply; only the framing of the stream, which is not
 //! decided here, can end a connection.
 
+use bytes::Bytes;
+
 use super::outbox::{Body, Reply};
-use crate::nbd::export::{Export, ExportError, Piece};
+use crate::nbd::export::{Access, Export, ExportError, ExportInfo, Piece};
 use crate::nbd::handshake::{MetaContext, Terms};
 use crate::nbd::limits::{EXTENT_WINDOW_BYTES, MAX_EXTENTS, MAX_REQUEST_BYTES};
 use crate::nbd::wire::{Command, CommandFlags, ErrorCode, Request, StatusFlags};
 
-/// Carries out a request that is neither a disconnect nor accompanied by a payload.
-pub(super) async fn execute<E: Export>(export: &E, terms: &Terms, request: Request) -> Reply {
-    let body = match check(export.info().size_bytes, terms, &request) {
-        Ok(command) => match run(export, terms, &request, command).await {
+/// Carries out a request that is not a disconnect. `payload` is empty but for a write.
+pub(super) async fn execute<E: Export>(
+    export: &E,
+    rules: Rules<'_>,
+    request: Request,
+    payload: Bytes,
+) -> Reply {
+    let body = match rules.check(&request) {
+        Ok(question) => match run(export, rules.terms, &request, question, payload).await {
             Ok(body) => body,
             Err(error) => failure(&request, error),
         },
@@ -58,52 +65,109 @@ impl From<Refusal> for Body {
 }
 
 /// What an export can be asked.
-enum Question {
+pub(super) enum Question {
     Read,
     Cache,
     BlockStatus,
+    Write,
+    WriteZeroes,
+    Trim,
+    Flush,
 }
 
-/// "Error values" and "Command flags": what makes a request one that is answered `EINVAL` or
-/// `EPERM` before anything is done.
-fn check(size_bytes: u64, terms: &Terms, request: &Request) -> Result<Question, Refusal> {
-    let (question, allowed_flags) = match Command::from_u16(request.command) {
-        Some(Command::Read) if terms.structured_replies => (Question::Read, CommandFlags::DF),
-        Some(Command::Read) => (Question::Read, CommandFlags::NONE),
-        Some(Command::Cache) => (Question::Cache, CommandFlags::NONE),
-        Some(Command::BlockStatus) => (Question::BlockStatus, CommandFlags::REQ_ONE),
-        Some(Command::Write | Command::Trim | Command::WriteZeroes) => {
-            return Err(Refusal::READ_ONLY);
+/// What one connection may ask of its export.
+#[derive(Clone, Copy)]
+pub(super) struct Rules<'a> {
+    size_bytes: u64,
+    access: Access,
+    terms: &'a Terms,
+}
+
+impl<'a> Rules<'a> {
+    pub(super) fn new(info: &ExportInfo, terms: &'a Terms) -> Self {
+        Self {
+            size_bytes: info.size_bytes,
+            access: info.access,
+            terms,
         }
-        // FLUSH is not announced, and the two others never come here.
-        Some(Command::Flush | Command::Disconnect) | None => {
-            return Err(Refusal::invalid("unknown command"));
-        }
-    };
-    if !request.flags.is_subset_of(allowed_flags) {
-        return Err(Refusal::invalid("unknown command flag"));
     }
-    if !request.is_within(size_bytes) {
-        return Err(Refusal::invalid("the range exceeds the export"));
+
+    /// "Error values" and "Command flags": what makes a request one that is answered with an error
+    /// before anything is done.
+    pub(super) fn check(&self, request: &Request) -> Result<Question, Refusal> {
+        let (question, allowed_flags) = self.question(request)?;
+        if !request.flags.is_subset_of(allowed_flags) {
+            return Err(Refusal::invalid("unknown command flag"));
+        }
+        if !request.is_within(self.size_bytes) {
+            let message = "the range exceeds the export";
+            return Err(match question {
+                // As if the device were longer and its end did not fit.
+                Question::Write | Question::WriteZeroes => Refusal {
+                    code: ErrorCode::NoSpace,
+                    message,
+                },
+                _ => Refusal::invalid(message),
+            });
+        }
+        match question {
+            Question::Read | Question::Cache if request.length_bytes > MAX_REQUEST_BYTES => {
+                // The protocol keeps EOVERFLOW for this one case.
+                let code = if request.flags.contains(CommandFlags::DF) {
+                    ErrorCode::Overflow
+                } else {
+                    ErrorCode::Invalid
+                };
+                let message = "the length exceeds the maximum block size";
+                Err(Refusal { code, message })
+            }
+            Question::BlockStatus if self.terms.contexts.is_empty() => {
+                Err(Refusal::invalid("no metadata context was selected"))
+            }
+            Question::BlockStatus if request.length_bytes == 0 => {
+                Err(Refusal::invalid("no length to report extents of"))
+            }
+            Question::Flush if (request.offset, request.length_bytes) != (0, 0) => {
+                Err(Refusal::invalid("a flush has no range"))
+            }
+            question => Ok(question),
+        }
     }
-    match question {
-        Question::Read | Question::Cache if request.length_bytes > MAX_REQUEST_BYTES => {
-            // The protocol keeps EOVERFLOW for this one case.
-            let code = if request.flags.contains(CommandFlags::DF) {
-                ErrorCode::Overflow
-            } else {
-                ErrorCode::Invalid
-            };
-            let message = "the length exceeds the maximum block size";
-            Err(Refusal { code, message })
-        }
-        Question::BlockStatus if terms.contexts.is_empty() => {
-            Err(Refusal::invalid("no metadata context was selected"))
-        }
-        Question::BlockStatus if request.length_bytes == 0 => {
-            Err(Refusal::invalid("no length to report extents of"))
-        }
-        question => Ok(question),
+
+    /// What a request asks, and which flags it may carry.
+    fn question(&self, request: &Request) -> Result<(Question, CommandFlags), Refusal> {
+        // FUA belongs to any command once it was announced, and the rest announces no flag at all.
+        let usual = if self.access.is_writable() {
+            CommandFlags::FUA
+        } else {
+            CommandFlags::NONE
+        };
+        let command = Command::from_u16(request.command);
+        Ok(match command {
+            Some(Command::Read) if self.terms.structured_replies => {
+                (Question::Read, usual.with(CommandFlags::DF))
+            }
+            Some(Command::Read) => (Question::Read, usual),
+            Some(Command::Cache) => (Question::Cache, usual),
+            Some(Command::BlockStatus) => {
+                (Question::BlockStatus, usual.with(CommandFlags::REQ_ONE))
+            }
+            Some(Command::Write | Command::Trim | Command::WriteZeroes)
+                if !self.access.is_writable() =>
+            {
+                return Err(Refusal::READ_ONLY);
+            }
+            Some(Command::Write) => (Question::Write, usual),
+            Some(Command::Trim) => (Question::Trim, usual),
+            Some(Command::WriteZeroes) => {
+                (Question::WriteZeroes, usual.with(CommandFlags::NO_HOLE))
+            }
+            Some(Command::Flush) if self.access.is_writable() => (Question::Flush, usual),
+            // FLUSH is not announced, and a disconnect never comes here.
+            Some(Command::Flush | Command::Disconnect) | None => {
+                return Err(Refusal::invalid("unknown command"));
+            }
+        })
     }
 }
 
@@ -112,12 +176,36 @@ async fn run<E: Export>(
     terms: &Terms,
     request: &Request,
     question: Question,
+    payload: Bytes,
 ) -> Result<Body, ExportError> {
     let (offset, length_bytes) = (request.offset, request.length_bytes);
-    if length_bytes == 0 {
-        return Ok(Body::Done);
-    }
+    let durable = request.flags.contains(CommandFlags::FUA);
     match question {
+        Question::Flush => {
+            export.flush().await?;
+            Ok(Body::Done)
+        }
+        _ if length_bytes == 0 => Ok(Body::Done),
+        Question::Write => {
+            assert_eq!(
+                payload.len() as u64,
+                u64::from(length_bytes),
+                "a write comes with its whole payload"
+            );
+            export.write(offset, payload, durable).await?;
+            Ok(Body::Done)
+        }
+        Question::WriteZeroes => {
+            let may_punch_hole = !request.flags.contains(CommandFlags::NO_HOLE);
+            export
+                .write_zeroes(offset, length_bytes, may_punch_hole, durable)
+                .await?;
+            Ok(Body::Done)
+        }
+        Question::Trim => {
+            export.trim(offset, length_bytes, durable).await?;
+            Ok(Body::Done)
+        }
         Question::Read => {
             let pieces = export.read(offset, length_bytes).await?;
             // A reply of any other length would put the client out of step with the stream.
@@ -212,7 +300,9 @@ fn failure(request: &Request, error: ExportError) -> Body {
             (ErrorCode::Io, Some(inside))
         }
         ExportError::NotFound { .. } | ExportError::Unavailable { .. } => (ErrorCode::Io, None),
-        ExportError::Stopping => (ErrorCode::Stopping, None),
+        ExportError::NoSpace { .. } => (ErrorCode::NoSpace, None),
+        ExportError::ReadOnly => (ErrorCode::NotPermitted, None),
+        ExportError::Detached { .. } | ExportError::Stopping => (ErrorCode::Stopping, None),
     };
     Body::Error {
         code,

@@ -9,6 +9,9 @@
 
 mod commands;
 mod flow;
+mod random;
+mod write_flow;
+mod writes;
 
 use bytes::Buf;
 use tokio::io::DuplexStream;
@@ -16,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::nbd::handshake::MetaContext;
-use crate::nbd::testing::{Client, MemoryExport, Received};
+use crate::nbd::testing::{Change, Client, MemoryExport, Received, request_bytes};
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
@@ -28,8 +31,10 @@ const WRITE_ZEROES: u16 = 6;
 const BLOCK_STATUS: u16 = 7;
 
 const FUA: u16 = 1;
+const NO_HOLE: u16 = 2;
 const DF: u16 = 4;
 const REQ_ONE: u16 = 8;
+const FAST_ZERO: u16 = 16;
 
 const OFFSET_DATA: u16 = 1;
 const OFFSET_HOLE: u16 = 2;
@@ -40,6 +45,7 @@ const ERROR_OFFSET: u16 = 1 << 15 | 2;
 const EPERM: u32 = 1;
 const EIO: u32 = 5;
 const EINVAL: u32 = 22;
+const ENOSPC: u32 = 28;
 const EOVERFLOW: u32 = 75;
 const ESHUTDOWN: u32 = 108;
 
@@ -97,6 +103,27 @@ fn serve_with(
 /// Six blocks: data, hole, hole, data, data, hole. All holes are too short to be told apart.
 fn small() -> MemoryExport {
     MemoryExport::new("snapshot/small", &[1, 0, 0, 2, 3, 0])
+}
+
+/// The same as [`small`], but it can be written to.
+fn writable() -> MemoryExport {
+    MemoryExport::writable("volume/small", &[1, 0, 0, 2, 3, 0])
+}
+
+/// A write with its payload, as bytes on the wire.
+fn write_bytes(flags: u16, cookie: u64, offset: u64, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap();
+    let mut bytes = request_bytes(WRITE, flags, cookie, offset, length);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+fn write(offset: u64, payload: &[u8], durable: bool) -> Change {
+    Change::Write {
+        offset,
+        data: payload.to_vec().into(),
+        durable,
+    }
 }
 
 /// 64 KiB of data, 64 KiB of hole, 64 KiB of data.

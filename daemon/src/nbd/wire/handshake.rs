@@ -222,8 +222,14 @@ pub struct TransmissionFlags(pub u16);
 impl TransmissionFlags {
     pub const HAS_FLAGS: Self = Self(1 << 0);
     pub const READ_ONLY: Self = Self(1 << 1);
+    pub const SEND_FLUSH: Self = Self(1 << 2);
+    /// Every command may carry the flag FUA.
+    pub const SEND_FUA: Self = Self(1 << 3);
+    pub const SEND_TRIM: Self = Self(1 << 5);
+    pub const SEND_WRITE_ZEROES: Self = Self(1 << 6);
     /// `READ` may carry the flag DF. Only if structured replies were agreed on.
     pub const SEND_DF: Self = Self(1 << 7);
+    /// Any connection sees what was written on another, and a flush on one covers all.
     pub const CAN_MULTI_CONN: Self = Self(1 << 8);
     pub const SEND_CACHE: Self = Self(1 << 10);
 

@@ -45,6 +45,7 @@ pub enum ErrorCode {
     NotPermitted = 1,
     Io = 5,
     Invalid = 22,
+    NoSpace = 28,
     /// Only for a read that may not be fragmented and is too long for that.
     Overflow = 75,
     Stopping = 108,

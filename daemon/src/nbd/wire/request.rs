@@ -94,11 +94,21 @@ impl Command {
 pub struct CommandFlags(pub u16);
 
 impl CommandFlags {
+    /// Force unit access: the reply says that the bytes survive a power cut. Valid on every command
+    /// once announced, and without effect on those that write nothing.
+    pub const FUA: Self = Self(1 << 0);
+    /// The zeroes must have their space allotted.
+    pub const NO_HOLE: Self = Self(1 << 1);
     /// Don't fragment: at most one content chunk.
     pub const DF: Self = Self(1 << 2);
     /// One extent per metadata context.
     pub const REQ_ONE: Self = Self(1 << 3);
     pub const NONE: Self = Self(0);
+
+    #[must_use]
+    pub const fn with(self, flag: Self) -> Self {
+        Self(self.0 | flag.0)
+    }
 
     #[must_use]
     pub const fn contains(self, flag: Self) -> bool {

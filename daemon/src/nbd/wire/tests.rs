@@ -62,6 +62,15 @@ fn option_reply_data_bytes() {
         hex(&encode_export_info(0x1_0000_0000, flags)),
         "00000000 00010000 00000583"
     );
+    let flags = TransmissionFlags::HAS_FLAGS
+        .with(TransmissionFlags::SEND_FLUSH)
+        .with(TransmissionFlags::SEND_FUA)
+        .with(TransmissionFlags::SEND_TRIM)
+        .with(TransmissionFlags::SEND_WRITE_ZEROES);
+    assert_eq!(
+        hex(&encode_export_info(0x2000, flags)),
+        "00000000 00000000 2000006d"
+    );
     assert_eq!(hex(&encode_text_info(InfoKind::Name, "n")), "00016e");
     assert_eq!(hex(&encode_text_info(InfoKind::Description, "d")), "000264");
     assert_eq!(
@@ -126,6 +135,7 @@ fn transmission_reply_bytes() {
         (ErrorCode::NotPermitted, 1),
         (ErrorCode::Io, 5),
         (ErrorCode::Invalid, 22),
+        (ErrorCode::NoSpace, 28),
         (ErrorCode::Overflow, 75),
         (ErrorCode::Stopping, 108),
     ] {

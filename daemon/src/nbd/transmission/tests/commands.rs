@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use super::*;
-use crate::nbd::testing::request_bytes;
 
 #[tokio::test]
 async fn simple_replies_carry_all_bytes() {
@@ -17,7 +16,7 @@ async fn simple_replies_carry_all_bytes() {
         }
     );
     let data = test.client.receive(3 * 65536 - 2).await;
-    assert_eq!(data, test.export.data[1..3 * 65536 - 1]);
+    assert_eq!(data, test.export.data()[1..3 * 65536 - 1]);
     for (command, flags, error) in [
         (READ, DF, EINVAL),
         (BLOCK_STATUS, 0, EINVAL),
@@ -68,12 +67,12 @@ async fn short_holes_and_unfragmented_reads_are_one_chunk() {
     let mut test = serve(small(), structured());
     test.client.request(READ, 0, 1, 0, 6 * 4096).await;
     let chunk = content(test.client.message().await, 1);
-    assert_eq!(chunk, (true, OFFSET_DATA, 0, test.export.data.to_vec()));
+    assert_eq!(chunk, (true, OFFSET_DATA, 0, test.export.data().to_vec()));
 
     let mut test = serve(sparse(), structured());
     test.client.request(READ, DF, 1, 0, 3 * 65536).await;
     let chunk = content(test.client.message().await, 1);
-    assert_eq!(chunk, (true, OFFSET_DATA, 0, test.export.data.to_vec()));
+    assert_eq!(chunk, (true, OFFSET_DATA, 0, test.export.data().to_vec()));
 }
 
 #[tokio::test]

@@ -6,7 +6,6 @@ use std::collections::HashSet;
 
 use super::*;
 use crate::nbd::limits::MAX_SERVER_BYTES;
-use crate::nbd::testing::request_bytes;
 
 #[tokio::test]
 async fn a_payload_that_nobody_would_send_ends_the_connection() {
