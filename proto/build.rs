@@ -2,9 +2,10 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "varve/v1/types.proto",
     "varve/v1/snapshots.proto",
+    "varve/v1/volumes.proto",
     "varve/v1/content.proto",
     "varve/v1/status.proto",
 ];

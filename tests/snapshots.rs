@@ -171,6 +171,7 @@ fn json_has_the_field_names_that_programs_know() {
         "stored_bytes",
         "uploads",
         "version",
+        "volumes",
     ];
     assert_eq!(fields(&status), status_fields);
     assert_eq!(

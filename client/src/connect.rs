@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, ClientTlsConfig, Uri};
 use varve_proto::v1::{
     content_service_client::ContentServiceClient, snapshot_service_client::SnapshotServiceClient,
-    status_service_client::StatusServiceClient,
+    status_service_client::StatusServiceClient, volume_service_client::VolumeServiceClient,
 };
 
 use crate::{
@@ -197,6 +197,12 @@ impl Client {
 
     pub(crate) fn status_service(&self) -> StatusServiceClient<Channel> {
         StatusServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn volume_service(&self) -> VolumeServiceClient<Channel> {
+        VolumeServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }

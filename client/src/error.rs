@@ -8,12 +8,14 @@ use tonic::{Code, Status};
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// No such snapshot: check the name or id.
+    /// No such snapshot or volume: check the name or id.
     NotFound,
     /// The name is taken: choose another, or delete what has it.
     AlreadyExists,
     /// The request is wrong: repair it. Trying again as it is does not help.
     Invalid,
+    /// The state of something does not allow it: a volume is attached. Change that first.
+    Conflict,
     /// The daemon cannot be reached, or the connection was lost: try again when the daemon runs.
     Unreachable,
     /// There is no room: the daemon's disk is full, or the one that a local file is written to. Free space, then try
@@ -41,6 +43,7 @@ impl ErrorKind {
             Self::NotFound => "not_found",
             Self::AlreadyExists => "already_exists",
             Self::Invalid => "invalid",
+            Self::Conflict => "conflict",
             Self::Unreachable => "unreachable",
             Self::OutOfSpace => "out_of_space",
             Self::Damaged => "damaged",
@@ -107,7 +110,8 @@ impl Error {
             _ if lost => ErrorKind::Unreachable,
             Code::NotFound => ErrorKind::NotFound,
             Code::AlreadyExists => ErrorKind::AlreadyExists,
-            Code::InvalidArgument | Code::FailedPrecondition => ErrorKind::Invalid,
+            Code::InvalidArgument => ErrorKind::Invalid,
+            Code::FailedPrecondition => ErrorKind::Conflict,
             Code::ResourceExhausted => ErrorKind::OutOfSpace,
             Code::DataLoss => ErrorKind::Damaged,
             Code::Unavailable | Code::DeadlineExceeded => ErrorKind::Unavailable,

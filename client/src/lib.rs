@@ -1,7 +1,7 @@
 //! The client of Varve: what backup tools use, and what `snapctl` is made of.
 //!
 //! A [`Client`] is a connection to a daemon. It uploads a [`Source`] as a snapshot, downloads a snapshot to a [`Sink`],
-//! and looks after the snapshots of a store:
+//! and looks after the snapshots and volumes of a store:
 //!
 //! ```no_run
 //! use std::collections::BTreeMap;
@@ -41,11 +41,13 @@ mod connect;
 mod download;
 mod error;
 mod limits;
+mod pages;
 mod progress;
 mod retry;
 mod snapshots;
 mod status;
 mod upload;
+mod volumes;
 
 pub use connect::{Client, Endpoint};
 pub use download::{Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink};
@@ -57,3 +59,4 @@ pub use snapshots::{
 pub use status::Status;
 pub use upload::{FileSource, Source, Upload, UploadReport, scratch_file, spool_dir};
 pub use varve_content::RootId;
+pub use volumes::{Attachment, NewVolume, Volume, VolumeFilter};

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use varve_content::tree::RootId;
 use varve_proto::v1;
 
@@ -13,7 +13,7 @@ use crate::{
     connect::Client,
     error::{Error, Result},
     limits::LIST_PAGE,
-    retry,
+    pages, retry,
 };
 
 /// An immutable, named state of a volume.
@@ -135,48 +135,32 @@ impl Client {
         &self,
         filter: SnapshotFilter,
     ) -> impl Stream<Item = Result<Snapshot>> + Send + use<> {
+        const WHAT: &str = "list snapshots";
         let client = self.clone();
-        // The token of the next page; none after the last.
-        stream::try_unfold(Some(String::new()), move |token| {
-            let (client, filter) = (client.clone(), filter.clone());
+        pages::listed(WHAT, move |page_token| {
+            let client = client.clone();
+            let request = v1::ListSnapshotsRequest {
+                page_size: LIST_PAGE,
+                page_token,
+                name_prefix: filter.name_prefix.clone(),
+                tags: filter.tags.clone(),
+            };
             async move {
-                let Some(token) = token else { return Ok(None) };
-                let (page, next) = client.snapshot_page(filter, token).await?;
-                Ok(Some((stream::iter(page).map(Ok), next)))
+                let page = retry::idempotent(|| {
+                    let (mut service, request) = (client.snapshot_service(), request.clone());
+                    async move { service.list_snapshots(request).await }
+                })
+                .await
+                .map_err(|status| Error::rpc(WHAT, status))?
+                .into_inner();
+                let snapshots = page
+                    .snapshots
+                    .into_iter()
+                    .map(|snapshot| Snapshot::from_proto(WHAT, Some(snapshot)))
+                    .collect::<Result<_>>()?;
+                Ok((snapshots, page.next_page_token))
             }
         })
-        .try_flatten()
-    }
-
-    async fn snapshot_page(
-        &self,
-        filter: SnapshotFilter,
-        token: String,
-    ) -> Result<(Vec<Snapshot>, Option<String>)> {
-        const WHAT: &str = "list snapshots";
-        let request = v1::ListSnapshotsRequest {
-            page_size: LIST_PAGE,
-            page_token: token,
-            name_prefix: filter.name_prefix,
-            tags: filter.tags,
-        };
-        let page = retry::idempotent(|| {
-            let (mut service, request) = (self.snapshot_service(), request.clone());
-            async move { service.list_snapshots(request).await }
-        })
-        .await
-        .map_err(|status| Error::rpc(WHAT, status))?
-        .into_inner();
-        let snapshots = page
-            .snapshots
-            .into_iter()
-            .map(|snapshot| Snapshot::from_proto(WHAT, Some(snapshot)))
-            .collect::<Result<_>>()?;
-        let next = page.next_page_token;
-        if next == request.page_token && !next.is_empty() {
-            return Err(Error::protocol(WHAT, "a page is followed by itself"));
-        }
-        Ok((snapshots, (!next.is_empty()).then_some(next)))
     }
 
     /// The snapshot with this name or id.

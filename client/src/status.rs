@@ -29,6 +29,8 @@ pub struct Status {
     pub started_at: Option<SystemTime>,
     /// Number of snapshots.
     pub snapshots: u64,
+    /// Number of volumes.
+    pub volumes: u64,
     /// Sum of the snapshots' sizes.
     pub logical_bytes: u64,
     /// Number of chunks.
@@ -73,6 +75,7 @@ impl Client {
             chunker_version: answer.chunker_version,
             data_dir: answer.data_dir,
             snapshots: answer.snapshots,
+            volumes: answer.volumes,
             logical_bytes: answer.logical_bytes,
             chunks: answer.chunks,
             chunk_bytes: answer.chunk_bytes,

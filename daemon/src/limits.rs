@@ -54,12 +54,12 @@ pub const VIOLATIONS_PER_MESSAGE: usize = 256;
 /// How often a verification tells how far it is.
 pub const VERIFY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Snapshots in a page unless the request says otherwise.
+/// Snapshots or volumes in a page unless the request says otherwise.
 pub const PAGE_DEFAULT: usize = 100;
-/// A page ends early when its snapshots take this much: with all tags at their longest a full one would take 76 MB, and
+/// A page ends early when its snapshots or volumes take this much: with all tags at their longest a full one would take 76 MB, and
 /// gRPC clients take messages of 4 MiB unless told otherwise.
 pub const PAGE_BYTES: usize = 2 << 20;
-/// A snapshot's name or id in a request. Longer ones name nothing; a name has [`varve_store::limits::NAME_CHARS_MAX`]
+/// A snapshot's or volume's name or id in a request. Longer ones name nothing; a name has [`varve_store::limits::NAME_CHARS_MAX`]
 /// characters, all ASCII.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Characters of a request's text that an error repeats.

@@ -4,6 +4,8 @@
 //! 2. A snapshot's record is appended to the catalog log and synced.
 //! 3. Index entries and the snapshot's record enter RocksDB, in one batch with a synced WAL.
 //!
+//! Every other change of the catalog, volumes' records included, goes through 2 and 3.
+//!
 //! Nobody sees a snapshot before 3. A crash between 2 and 3 leaves a record that recovery brings in: the
 //! snapshot is whole by then, and nobody was told otherwise. Chunks are synced and indexed in groups while
 //! an upload runs, so that one that is interrupted need not send them again.
@@ -30,10 +32,10 @@ use crate::{
     Error, Result,
     catalog_log::CatalogLog,
     failpoints::{Failpoint, reach},
-    format::{catalog_log::Record, pack::Payload},
+    format::{RecordId, catalog_log::Record, pack::Payload},
     limits,
     lock::DirectoryLock,
-    meta::{Batch, Meta, NodeKey, SnapshotId, SnapshotRecord},
+    meta::{Batch, Meta, Named, NodeKey, SnapshotRecord},
     pack::{Appended, EncodedRecord, PackWriter, PlacedRecord},
     workers::{Priority, Workers},
 };
@@ -273,63 +275,87 @@ impl Commit {
                 commit.flush_locked(&flushing, false).await?;
             }
             commit.check(generation)?;
-            let mut log = commit.catalog.lock().await;
-            let name = record.name.clone();
-            if let Some(taken) = commit.ask(move |meta| meta.snapshot_by_name(&name)).await? {
-                return Err(Error::AlreadyExists {
-                    name: record.name,
-                    id: taken.id.to_string(),
-                });
-            }
-            commit
-                .change_catalog(&mut log, Record::PutSnapshot(record.clone()))
-                .await?;
-            Ok(record)
+            commit.insert(move |_| Ok(record)).await
         })
         .await
     }
 
-    /// Replaces a snapshot's record by what `change` makes of it.
-    pub(crate) async fn update_snapshot<F>(
-        self: &Arc<Self>,
-        id: SnapshotId,
-        change: F,
-    ) -> Result<SnapshotRecord>
+    /// Makes a record as `make` finds the catalog, which does not change meanwhile.
+    pub(crate) async fn create<R, F>(self: &Arc<Self>, make: F) -> Result<R>
     where
-        F: FnOnce(SnapshotRecord) -> Result<SnapshotRecord> + Send + 'static,
+        R: Named,
+        F: FnOnce(&dyn Meta) -> Result<R> + Send + 'static,
     {
-        self.to_the_end(|commit| async move {
-            let mut log = commit.catalog.lock().await;
-            let record = change(commit.existing(id).await?)?;
-            commit
-                .change_catalog(&mut log, Record::PutSnapshot(record.clone()))
-                .await?;
-            Ok(record)
-        })
-        .await
+        self.to_the_end(|commit| async move { commit.insert(make).await })
+            .await
     }
 
-    /// Removes a snapshot's record.
-    pub(crate) async fn delete_snapshot(
+    /// Replaces a record by what `change` makes of it. One that stays as it was is not written again.
+    pub(crate) async fn update<R, F>(
         self: &Arc<Self>,
-        id: SnapshotId,
-    ) -> Result<SnapshotRecord> {
-        self.to_the_end(|commit| async move {
+        id: RecordId<R::Kind>,
+        change: F,
+    ) -> Result<R>
+    where
+        R: Named,
+        F: FnOnce(R) -> Result<R> + Send + 'static,
+    {
+        self.to_the_end(move |commit| async move {
             let mut log = commit.catalog.lock().await;
-            let record = commit.existing(id).await?;
-            commit
-                .change_catalog(&mut log, Record::DeleteSnapshot(id))
-                .await?;
+            let before = commit.existing::<R>(id).await?;
+            let after = change(before.clone())?;
+            if after != before {
+                commit.change_catalog(&mut log, after.clone().put()).await?;
+            }
+            Ok(after)
+        })
+        .await
+    }
+
+    /// Removes a record, if `may_go` finds nothing against it.
+    pub(crate) async fn delete<R, F>(
+        self: &Arc<Self>,
+        id: RecordId<R::Kind>,
+        may_go: F,
+    ) -> Result<R>
+    where
+        R: Named,
+        F: FnOnce(&R) -> Result<()> + Send + 'static,
+    {
+        self.to_the_end(move |commit| async move {
+            let mut log = commit.catalog.lock().await;
+            let record = commit.existing::<R>(id).await?;
+            may_go(&record)?;
+            commit.change_catalog(&mut log, R::deleted(id)).await?;
             Ok(record)
         })
         .await
     }
 
-    async fn existing(&self, id: SnapshotId) -> Result<SnapshotRecord> {
-        self.ask(move |meta| meta.snapshot(id))
+    /// Adds a record whose name nobody has yet. Only within [`Commit::to_the_end`].
+    async fn insert<R, F>(&self, make: F) -> Result<R>
+    where
+        R: Named,
+        F: FnOnce(&dyn Meta) -> Result<R> + Send + 'static,
+    {
+        let mut log = self.catalog.lock().await;
+        let make = |meta: &dyn Meta| {
+            let record = make(meta)?;
+            match R::by_name(meta, record.name())? {
+                Some(taken) => Err(taken.has_the_name()),
+                None => Ok(record),
+            }
+        };
+        let record = self.ask(make).await?;
+        self.change_catalog(&mut log, record.clone().put()).await?;
+        Ok(record)
+    }
+
+    async fn existing<R: Named>(&self, id: RecordId<R::Kind>) -> Result<R> {
+        self.ask(move |meta| R::by_id(meta, id))
             .await?
             .ok_or_else(|| Error::NotFound {
-                what: "snapshot",
+                what: R::WHAT,
                 name: id.to_string(),
             })
     }

@@ -18,19 +18,28 @@ pub enum Error {
     /// There is nothing of that name or id. Ask for something else.
     #[error("{what} {name:?} not found")]
     NotFound {
-        /// "snapshot", "upload".
+        /// "snapshot", "volume", "upload".
         what: &'static str,
         /// As it was asked for.
         name: String,
     },
 
     /// The name is taken. Choose another.
-    #[error("a snapshot named {name:?} already exists ({id})")]
+    #[error("a {what} named {name:?} already exists ({id})")]
     AlreadyExists {
+        /// "snapshot", "volume".
+        what: &'static str,
         /// The name.
         name: String,
         /// Who has it.
         id: String,
+    },
+
+    /// The volume is attached, which stands in the way. Detach it, or attach it by force.
+    #[error("volume {name:?} is attached")]
+    Attached {
+        /// Its name.
+        name: String,
     },
 
     /// The request cannot be right, whatever the store holds. Mend it.
@@ -76,6 +85,15 @@ pub enum Error {
     /// A bound was reached. Try again later, or ask for less.
     #[error("limit reached: {0}")]
     Limit(String),
+
+    /// The store holds as many as it may. Delete some.
+    #[error("there are {most} {what}, and no more are possible")]
+    TooMany {
+        /// "volumes".
+        what: &'static str,
+        /// How many there may be.
+        most: u64,
+    },
 
     /// Another process has the data directory open.
     #[error("{} is in use by another process", .0.display())]

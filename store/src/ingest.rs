@@ -94,8 +94,8 @@ struct Leaves {
 
 impl Ingest {
     pub(crate) fn begin(shared: Arc<Shared>, new: NewSnapshot) -> Result<Self> {
-        meta::check_name(&new.name)?;
-        meta::check_tags(&new.tags)?;
+        meta::check_name("snapshot", &new.name)?;
+        meta::check_tags("snapshot", &new.tags)?;
         if new.size_bytes == 0 {
             return Err(Error::Invalid(
                 "a snapshot of 0 bytes cannot be made".to_owned(),

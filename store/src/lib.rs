@@ -23,6 +23,7 @@ pub mod limits;
 pub mod meta;
 pub mod pack;
 
+mod catalog;
 mod catalog_log;
 mod commit;
 mod ingest;
@@ -34,14 +35,17 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod volume;
 mod workers;
 
+pub use catalog::ListQuery;
 pub use error::{Damage, Error, Place, Result};
 pub use ingest::{IncomingChunk, Ingest, NewSnapshot, PutOutcome};
-pub use meta::{SnapshotId, SnapshotRecord};
+pub use meta::{SnapshotId, SnapshotRecord, VolumeId, VolumeRecord};
 pub use read::{Extent, Piece, Segment, SegmentStream, SnapshotReader, StoredChunk, VerifiedChunk};
 pub use recovery::{RebuildReport, RecoveryReport, rebuild};
-pub use snapshot::{DiffExtent, ListQuery, SnapshotDiff};
+pub use snapshot::{DiffExtent, SnapshotDiff};
 pub use store::{Options, Store, StoreStatus};
 pub use varve_content::tree::DiffKind;
 pub use verify::{SnapshotVerify, VerifyProgress, Violation};
+pub use volume::NewVolume;

@@ -59,15 +59,18 @@ pub const UPLOAD_LEAVES_MAX: usize = 2 << 20;
 /// before, and is on its way to disk, still takes from it.
 pub const FREE_BYTES_MIN: u64 = 64 << 20;
 
-/// Characters of a snapshot's name.
+/// Volumes of a store: each attached one has a journal of its own, open files and memory.
+pub const VOLUMES_MAX: u64 = 4096;
+
+/// Characters of a snapshot's or volume's name.
 pub const NAME_CHARS_MAX: usize = 128;
-/// Tags of a snapshot.
+/// Tags of a snapshot or volume.
 pub const TAGS_MAX: usize = 50;
 /// Characters of a tag's key.
 pub const TAG_KEY_CHARS_MAX: usize = 127;
 /// Characters of a tag's value.
 pub const TAG_VALUE_CHARS_MAX: usize = 255;
-/// Snapshots in one page of a listing.
+/// Snapshots or volumes in one page of a listing.
 pub const PAGE_MAX: usize = 1000;
 
 /// What the store may take in all: the daemon's promise of 512 MiB leaves the rest to connections and the program.
@@ -88,6 +91,7 @@ const _: () = assert!(
     VOLUME_BYTES_MAX.div_ceil(varve_content::block::SEGMENT_BYTES as u64)
         <= UPLOAD_LEAVES_MAX as u64
 );
+const _: () = assert!(VOLUME_BYTES_MAX.is_multiple_of(crate::format::volume::SECTOR_BYTES));
 const _: () = assert!(VOLUME_BYTES_MAX <= varve_content::block::MAX_VOLUME_BYTES);
 const _: () = assert!(
     PACK_BUFFER_BYTES

@@ -8,25 +8,12 @@ use varve_content::{
 };
 
 use crate::{
-    Error, Result, limits,
-    meta::{self, SnapshotId, SnapshotRecord},
+    Result,
+    catalog::ListQuery,
+    meta::SnapshotRecord,
     read::{LocatedLeaf, SnapshotReader, walked},
     store::Store,
-    workers::Priority,
 };
-
-/// Which snapshots to list.
-#[derive(Debug, Clone, Default)]
-pub struct ListQuery {
-    /// Only names that start so.
-    pub name_prefix: String,
-    /// Only those that have all of these tags with these values.
-    pub tags: BTreeMap<String, String>,
-    /// Only names behind this one.
-    pub after_name: Option<String>,
-    /// At most this many, and never more than [`limits::PAGE_MAX`].
-    pub limit: usize,
-}
 
 /// A stretch in which two snapshots differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,42 +29,12 @@ pub struct DiffExtent {
 impl Store {
     /// The snapshot of that name or id.
     pub async fn snapshot(&self, key: &str) -> Result<SnapshotRecord> {
-        let wanted = key.to_owned();
-        let found = self
-            .shared()
-            .meta(Priority::Read, move |meta| {
-                match wanted.parse::<SnapshotId>() {
-                    Ok(id) => meta.snapshot(id),
-                    Err(_) => meta.snapshot_by_name(&wanted),
-                }
-            })
-            .await?;
-        found.ok_or_else(|| Error::NotFound {
-            what: "snapshot",
-            name: key.to_owned(),
-        })
+        self.shared().find(key).await
     }
 
     /// Snapshots by name, ascending by bytes.
     pub async fn list_snapshots(&self, query: ListQuery) -> Result<Vec<SnapshotRecord>> {
-        let limit = query.limit.min(limits::PAGE_MAX);
-        self.shared()
-            .meta(Priority::Read, move |meta| {
-                let mut found = Vec::new();
-                let mut after = query.after_name;
-                while found.len() < limit {
-                    let page =
-                        meta.snapshots(after.as_deref(), &query.name_prefix, limits::PAGE_MAX)?;
-                    let Some(last) = page.last() else { break };
-                    after = Some(last.name.clone());
-                    let matching = page
-                        .into_iter()
-                        .filter(|record| has_tags(record, &query.tags));
-                    found.extend(matching.take(limit - found.len()));
-                }
-                Ok(found)
-            })
-            .await
+        self.shared().list(query).await
     }
 
     /// Sets and removes tags of a snapshot, in one step. What is both set and removed is set.
@@ -87,22 +44,16 @@ impl Store {
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<SnapshotRecord> {
-        let id = self.snapshot(key).await?.id;
-        let change = move |mut record: SnapshotRecord| {
-            for key in &remove {
-                record.tags.remove(key);
-            }
-            record.tags.extend(set);
-            meta::check_tags(&record.tags)?;
-            Ok(record)
-        };
-        self.shared().commit.update_snapshot(id, change).await
+        self.shared().tag(key, set, remove).await
     }
 
-    /// Deletes a snapshot's record. Readers that have it open go on.
+    /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were made from it.
     pub async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
         let id = self.snapshot(key).await?.id;
-        self.shared().commit.delete_snapshot(id).await
+        self.shared()
+            .commit
+            .delete(id, |_: &SnapshotRecord| Ok(()))
+            .await
     }
 
     /// A reader of the snapshot of that name or id.
@@ -121,12 +72,6 @@ impl Store {
             target,
         })
     }
-}
-
-fn has_tags(record: &SnapshotRecord, wanted: &BTreeMap<String, String>) -> bool {
-    wanted
-        .iter()
-        .all(|(key, value)| record.tags.get(key) == Some(value))
 }
 
 /// The differences of two snapshots, found as they are asked for. Subtrees that are equal are not read.

@@ -13,7 +13,7 @@ use crate::{
     ingest::{Ingest, NewSnapshot},
     io::{Disk, IoEngine},
     limits,
-    meta::Meta,
+    meta::{Meta, Named as _},
     pack::{EncodedRecord, PackReader},
     read::{CachedNode, VerifiedChunk},
     recovery::{self, RecoveryReport},
@@ -69,6 +69,8 @@ pub struct StoreStatus {
     pub snapshots: u64,
     /// Sum of their sizes.
     pub logical_bytes: u64,
+    /// Number of volumes.
+    pub volumes: u64,
     /// Number of chunks.
     pub chunks: u64,
     /// Their plain bytes.
@@ -160,10 +162,7 @@ impl Store {
             .meta(Priority::Read, move |meta| meta.snapshot_by_name(&name))
             .await?;
         if let Some(taken) = taken {
-            return Err(Error::AlreadyExists {
-                name: taken.name,
-                id: taken.id.to_string(),
-            });
+            return Err(taken.has_the_name());
         }
         Ok(ingest)
     }
@@ -178,6 +177,7 @@ impl Store {
             chunker_version: CHUNKER_VERSION,
             snapshots: totals.snapshots,
             logical_bytes: totals.logical_bytes,
+            volumes: totals.volumes,
             chunks: totals.chunks,
             chunk_bytes: totals.chunk_bytes,
             stored_bytes: totals.stored_bytes,

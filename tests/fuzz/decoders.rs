@@ -6,13 +6,13 @@ use varve_content::{
 };
 use varve_daemon::nbd::wire;
 use varve_store::format::{
-    Location, PackId, SnapshotRecord,
+    Location, PackId, SnapshotRecord, VolumeId, VolumeRecord,
     catalog_log::{self, Found, LOG_ALIGN, LogHeader, Position},
     keys::{self, Identity, PackState, Totals},
     pack::{
         self, Header, PACK_HEADER_BYTES, PackHeader, RECORD_HEADER_BYTES, TRAILER_BYTES, Trailer,
     },
-    snapshot::SnapshotId,
+    snapshot::{OfSnapshot, SnapshotId},
     store_file::StoreFile,
 };
 
@@ -37,7 +37,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 24] = [
+pub(super) const DECODERS: [Decoder; 26] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -79,6 +79,16 @@ pub(super) const DECODERS: [Decoder; 24] = [
         repair: |_| {},
     },
     Decoder {
+        name: "volume-record",
+        decode: |input| whole(VolumeRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "volume-id",
+        decode: |input| text::<VolumeId>(input),
+        repair: |_| {},
+    },
+    Decoder {
         name: "snapshot-id",
         decode: |input| text::<SnapshotId>(input),
         repair: |_| {},
@@ -100,7 +110,7 @@ pub(super) const DECODERS: [Decoder; 24] = [
     },
     Decoder {
         name: "index-totals",
-        decode: |input| whole(Totals::decode(input), |it| it.encode().to_vec()),
+        decode: |input| whole(Totals::decode(input), Totals::encode),
         repair: |_| {},
     },
     Decoder {
@@ -119,7 +129,11 @@ pub(super) const DECODERS: [Decoder; 24] = [
     },
     Decoder {
         name: "index-named",
-        decode: |input| whole(keys::decode_named(input), |it| it.as_bytes().to_vec()),
+        decode: |input| {
+            whole(keys::decode_named::<OfSnapshot>(input), |it| {
+                it.as_bytes().to_vec()
+            })
+        },
         repair: |_| {},
     },
     Decoder {

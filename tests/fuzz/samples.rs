@@ -9,7 +9,7 @@ use varve_content::{
     tree::{Inner, Leaf, LeafEntry, Root},
 };
 use varve_store::format::{
-    Location, PackId, PackKind, SnapshotId, SnapshotRecord, StoreId,
+    Location, PackId, PackKind, SnapshotId, SnapshotRecord, StoreId, VolumeId, VolumeRecord,
     catalog_log::{LogHeader, Record},
     keys::{self, Identity, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, Payload, RecordHeader, RecordKind},
@@ -52,6 +52,11 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("plain", snapshot(0).encode()),
             ("tags", snapshot(3).encode()),
         ],
+        "volume-record" => vec![
+            ("fresh", volume(false).encode()),
+            ("attached", volume(true).encode()),
+        ],
+        "volume-id" => vec![("id", volume(false).id.to_string().into_bytes())],
         "snapshot-id" => vec![("id", snapshot_id().to_string().into_bytes())],
         "store-file" => [
             ("zstd", Compression::Zstd),
@@ -67,7 +72,8 @@ pub(super) fn of(decoder: &str) -> Samples {
         "index-pack-state" => vec![("open", pack_state(false)), ("sealed", pack_state(true))],
         "index-totals" => vec![
             ("zero", Totals::default().encode().to_vec()),
-            ("some", totals()),
+            ("some", totals(0)),
+            ("volumes", totals(8)),
         ],
         "index-identity" => vec![("identity", Identity { store: store() }.encode().to_vec())],
         "index-sequence" => vec![
@@ -244,11 +250,29 @@ fn snapshot(tags: u8) -> SnapshotRecord {
     }
 }
 
+fn volume(attached: bool) -> VolumeRecord {
+    VolumeRecord {
+        id: VolumeId::from_low_bits([0xb7; 9]),
+        name: "db/data".to_owned(),
+        size_bytes: 10 << 30,
+        base: attached.then(|| RootId::from_bytes(*chunk_id(9).as_bytes())),
+        parent: attached.then(snapshot_id),
+        created_at_ns: 1_700_000_000_123_456_789,
+        tags: [("tier".to_owned(), "gold".to_owned())].into(),
+        attached_at_ns: attached.then_some(1_700_000_001_000_000_000),
+        attachments: attached.into(),
+        journal_from: 1,
+    }
+}
+
 fn log_records() -> Vec<u8> {
     [
         Record::PutSnapshot(snapshot(0)).encode(1),
         Record::PutSnapshot(snapshot(3)).encode(2),
         Record::DeleteSnapshot(snapshot_id()).encode(3),
+        Record::PutVolume(volume(false)).encode(4),
+        Record::PutVolume(volume(true)).encode(5),
+        Record::DeleteVolume(volume(true).id).encode(6),
     ]
     .concat()
 }
@@ -274,7 +298,7 @@ fn pack_state(sealed: bool) -> Vec<u8> {
     [PackState::key_of(state.pack).as_slice(), &state.encode()].concat()
 }
 
-fn totals() -> Vec<u8> {
+fn totals(volumes: u64) -> Vec<u8> {
     let totals = Totals {
         chunks: 1,
         chunk_bytes: 2,
@@ -283,8 +307,9 @@ fn totals() -> Vec<u8> {
         packs: 5,
         snapshots: 6,
         logical_bytes: 7,
+        volumes,
     };
-    totals.encode().to_vec()
+    totals.encode()
 }
 
 fn leaf(entries: u8, blocks: u32) -> Leaf {

@@ -19,7 +19,7 @@ pub mod exit {
     pub const FAILURE: i32 = 1;
     /// The command line is wrong.
     pub const USAGE: i32 = 2;
-    /// No such snapshot.
+    /// No such snapshot or volume.
     pub const NOT_FOUND: i32 = 3;
     /// The name is taken.
     pub const ALREADY_EXISTS: i32 = 4;
@@ -29,6 +29,8 @@ pub mod exit {
     pub const DAMAGED: i32 = 6;
     /// A disk is full: the daemon's, or that of an export.
     pub const OUT_OF_SPACE: i32 = 7;
+    /// The state of something does not allow it.
+    pub const CONFLICT: i32 = 8;
     /// The user wanted it to end.
     pub const INTERRUPTED: i32 = 130;
     /// Whoever read the output is gone.

@@ -13,3 +13,4 @@ mod formats;
 mod snapctl;
 mod snapshots;
 mod upload;
+mod volumes;

@@ -47,7 +47,7 @@ pub(crate) fn succeed(daemon: &FakeDaemon, arguments: &[&str]) -> String {
     stdout
 }
 
-fn parse(text: &str) -> Value {
+pub(crate) fn parse(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
@@ -148,7 +148,7 @@ fn json_is_stable() {
         parse(&succeed(&daemon, &["--output=json", "status"])),
         json!({
             "version": "1.2.3", "store_id": "5eed", "format_version": 1, "chunker_version": 1, "data_dir": "/data",
-            "started_at": "2023-11-14T22:13:20Z", "snapshots": 2, "logical_bytes": 8_u64 << 30, "chunks": 3,
+            "started_at": "2023-11-14T22:13:20Z", "snapshots": 2, "volumes": 4, "logical_bytes": 8_u64 << 30, "chunks": 3,
             "chunk_bytes": 300 << 10, "stored_bytes": 100 << 10, "packs": 1, "uploads": 0, "nbd_connections": 0,
             "io_engine": "io_uring", "compression": "zstd", "free_bytes": 1_u64 << 40,
             "read_only_reason": "fdatasync failed", "nbd_uris": ["nbd+unix:///?socket=/data/nbd.sock"],

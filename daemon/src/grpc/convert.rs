@@ -13,7 +13,8 @@ use varve_content::{
 };
 use varve_proto::v1;
 use varve_store::{
-    DiffExtent, IncomingChunk, Segment, SnapshotRecord, StoredChunk, VerifiedChunk, Violation,
+    DiffExtent, IncomingChunk, NewVolume, Segment, SnapshotRecord, StoredChunk, VerifiedChunk,
+    Violation, VolumeRecord,
 };
 
 use super::failure::Failure;
@@ -40,6 +41,50 @@ pub(super) fn snapshot(record: SnapshotRecord) -> v1::Snapshot {
     }
 }
 
+pub(super) fn volume(record: VolumeRecord) -> v1::Volume {
+    v1::Volume {
+        id: record.id.to_string(),
+        name: record.name,
+        size_bytes: record.size_bytes,
+        base: record
+            .base
+            .map_or_else(Bytes::new, |root| Bytes::copy_from_slice(root.as_bytes())),
+        parent: record.parent.map(|id| id.to_string()).unwrap_or_default(),
+        created_at: Some(timestamp(record.created_at_ns)),
+        tags: record.tags,
+        attached_at: record.attached_at_ns.map(timestamp),
+        attachments: record.attachments,
+    }
+}
+
+pub(super) fn new_volume(request: v1::CreateVolumeRequest) -> Result<NewVolume, Failure> {
+    let from = match request.from_snapshot.as_str() {
+        "" => None,
+        key => Some(snapshot_key("from_snapshot", key)?.to_owned()),
+    };
+    Ok(NewVolume {
+        name: request.name,
+        size_bytes: (request.size_bytes != 0).then_some(request.size_bytes),
+        from,
+        tags: request.tags,
+    })
+}
+
+/// The NBD export of a volume.
+pub(super) fn volume_export(name: &str) -> String {
+    format!("volume/{name}")
+}
+
+/// The URI of an export, from one without an export name. What names are made of may all stand in a URI's path.
+pub(super) fn export_uri(base: &str, export: &str) -> String {
+    let (server, query) = match base.split_once('?') {
+        Some((server, query)) => (server, format!("?{query}")),
+        None => (base, String::new()),
+    };
+    let server = server.strip_suffix('/').unwrap_or(server);
+    format!("{server}/{export}{query}")
+}
+
 /// A time in nanoseconds since 1970.
 pub(super) fn timestamp(unix_ns: u64) -> Timestamp {
     const NANOS: u64 = 1_000_000_000;
@@ -50,12 +95,21 @@ pub(super) fn timestamp(unix_ns: u64) -> Timestamp {
     }
 }
 
-/// The name or id in a request; the store knows which it is.
+/// The name or id of a snapshot in a request; the store knows which it is.
 pub(super) fn snapshot_key<'a>(field: &'static str, key: &'a str) -> Result<&'a str, Failure> {
+    check_key("snapshot", field, key)
+}
+
+/// The same of a volume.
+pub(super) fn volume_key(key: &str) -> Result<&str, Failure> {
+    check_key("volume", "volume", key)
+}
+
+fn check_key<'a>(what: &str, field: &'static str, key: &'a str) -> Result<&'a str, Failure> {
     match key {
         "" => Err(Failure::field(
             field,
-            "it is empty, a snapshot's name or id is asked for",
+            format!("it is empty, a {what}'s name or id is asked for"),
         )),
         // Any longer one names nothing, and need not be repeated in an error.
         _ if key.len() > limits::KEY_BYTES_MAX => Err(Failure::field(
@@ -348,6 +402,11 @@ mod tests {
     fn keys_have_a_length() {
         assert_eq!(snapshot_key("snapshot", "web").unwrap(), "web");
         refused(
+            volume_key("").unwrap_err(),
+            Code::InvalidArgument,
+            &["volume", "empty"],
+        );
+        refused(
             snapshot_key("base", "").unwrap_err(),
             Code::InvalidArgument,
             &["base", "empty"],
@@ -357,6 +416,19 @@ mod tests {
             Code::InvalidArgument,
             &["base", "10000 bytes"],
         );
+    }
+
+    #[test]
+    fn exports_have_uris_on_each_server() {
+        for (base, uri) in [
+            (
+                "nbd+unix:///?socket=/run/nbd.sock",
+                "nbd+unix:///volume/web/a?socket=/run/nbd.sock",
+            ),
+            ("nbd://[::1]:10809", "nbd://[::1]:10809/volume/web/a"),
+        ] {
+            assert_eq!(export_uri(base, &volume_export("web/a")), uri);
+        }
     }
 
     #[test]

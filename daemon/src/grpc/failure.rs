@@ -90,7 +90,10 @@ fn store_code(error: &Error) -> Code {
         Error::Full { .. } => Code::ResourceExhausted,
         // A limit on what is under way: later there is room again. Only a full disk needs somebody to act.
         Error::Limit(_) | Error::Poisoned { .. } | Error::Closing => Code::Unavailable,
-        Error::InUse(_) | Error::Incompatible { .. } => Code::FailedPrecondition,
+        Error::Attached { .. }
+        | Error::TooMany { .. }
+        | Error::InUse(_)
+        | Error::Incompatible { .. } => Code::FailedPrecondition,
         Error::Io { .. } | Error::Index { .. } => Code::Internal,
     }
 }
@@ -119,11 +122,17 @@ mod tests {
             ),
             (
                 Error::AlreadyExists {
+                    what: "snapshot",
                     name: "web".into(),
                     id: "snap-1".into(),
                 },
                 Code::AlreadyExists,
                 "snap-1",
+            ),
+            (
+                Error::Attached { name: "db".into() },
+                Code::FailedPrecondition,
+                "\"db\" is attached",
             ),
             (
                 Error::Invalid("0 bytes".into()),
@@ -175,6 +184,14 @@ mod tests {
                 Error::Limit("64 uploads".into()),
                 Code::Unavailable,
                 "64 uploads",
+            ),
+            (
+                Error::TooMany {
+                    what: "volumes",
+                    most: 4096,
+                },
+                Code::FailedPrecondition,
+                "4096 volumes",
             ),
             (
                 Error::InUse(path.clone()),

@@ -11,17 +11,18 @@ use tonic_health::{
 use tracing::{error, warn};
 use varve_proto::v1::{
     content_service_server::ContentServiceServer, snapshot_service_server::SnapshotServiceServer,
-    status_service_server::StatusServiceServer,
+    status_service_server::StatusServiceServer, volume_service_server::VolumeServiceServer,
 };
 use varve_store::Store;
 
-use super::{content::Content, snapshots::Snapshots, status::StatusOf};
+use super::{content::Content, snapshots::Snapshots, status::StatusOf, volumes::Volumes};
 use crate::limits;
 
 /// The daemon as a whole, as the health protocol calls it.
 const WHOLE: &str = "";
 const CONTENT: &str = <ContentServiceServer<Content> as NamedService>::NAME;
 const SNAPSHOTS: &str = <SnapshotServiceServer<Snapshots> as NamedService>::NAME;
+const VOLUMES: &str = <VolumeServiceServer<Volumes> as NamedService>::NAME;
 const STATUS: &str = <StatusServiceServer<StatusOf> as NamedService>::NAME;
 
 /// What the health service says.
@@ -31,14 +32,17 @@ pub struct Health(HealthReporter);
 impl Health {
     /// Says that everything is served.
     pub async fn serving(&self) {
-        self.say(&[WHOLE, SNAPSHOTS, CONTENT, STATUS], ServingStatus::Serving)
-            .await;
+        self.say(
+            &[WHOLE, SNAPSHOTS, VOLUMES, CONTENT, STATUS],
+            ServingStatus::Serving,
+        )
+        .await;
     }
 
     /// Says that the daemon stops.
     pub async fn stopping(&self) {
         self.say(
-            &[WHOLE, SNAPSHOTS, CONTENT, STATUS],
+            &[WHOLE, SNAPSHOTS, VOLUMES, CONTENT, STATUS],
             ServingStatus::NotServing,
         )
         .await;
@@ -52,8 +56,11 @@ impl Health {
                 Ok(None) => {}
                 Ok(Some(reason)) => {
                     error!(reason, "the store has stopped writing");
-                    self.say(&[WHOLE, SNAPSHOTS, CONTENT], ServingStatus::NotServing)
-                        .await;
+                    self.say(
+                        &[WHOLE, SNAPSHOTS, VOLUMES, CONTENT],
+                        ServingStatus::NotServing,
+                    )
+                    .await;
                     return;
                 }
                 Err(varve_store::Error::Closing) => return,

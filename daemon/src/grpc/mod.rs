@@ -1,13 +1,13 @@
-//! The gRPC services: what clients and other programs ask for snapshots and content with.
+//! The gRPC services: what clients and other programs ask for snapshots, volumes and content with.
 //!
 //! ```text
-//! connections ──> routes ──> snapshots, content, status ──> calls ──> store
-//!                                 │ convert, page_token
+//! connections ──> routes ──> snapshots, volumes, content, status ──> calls ──> store
+//!                                 │ convert, pages, page_token
 //!                                 └ uploads
 //! ```
 //!
 //! - `connections`: sockets as tonic takes them, bounded in number.
-//! - `snapshots`, `content`, `status`: one file for each service; methods are thin.
+//! - `snapshots`, `volumes`, `content`, `status`: one file for each service; methods are thin.
 //! - `calls`: how a method runs: its errors are logged and become a status there, and nowhere else.
 //! - `convert`: every conversion between protocol and store, and every check of what a field may hold.
 //! - `failure`: why a call fails, and the one match from the store's errors to gRPC's codes.
@@ -21,10 +21,12 @@ mod convert;
 mod failure;
 mod health;
 mod page_token;
+mod pages;
 mod routes;
 mod snapshots;
 mod status;
 mod uploads;
+mod volumes;
 
 #[cfg(test)]
 mod tests;

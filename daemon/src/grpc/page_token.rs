@@ -1,7 +1,7 @@
 //! Tokens that say where the next page of a listing begins.
 //!
 //! Opaque to clients: version, hash of the filters, last name; in hexadecimal. The hash catches a token that is
-//! used with other filters, where it would leave out snapshots without a word.
+//! used with other filters, or for another listing, where it would leave out records without a word.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,16 @@ const VERSION: u8 = 1;
 const HASH_BYTES: usize = 16;
 const FIELD: &str = "page_token";
 
-/// What a listing is restricted to.
+/// [`Filters::listing`] of snapshots.
+pub(super) const SNAPSHOTS: &str = "varve 2025 page token filters";
+/// The same of volumes.
+pub(super) const VOLUMES: &str = "varve 2025 page token filters of volumes";
+
+/// What is listed, and what the listing is restricted to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Filters<'a> {
+    /// The context of the hash: tokens of different listings differ.
+    pub(super) listing: &'static str,
     pub(super) name_prefix: &'a str,
     pub(super) tags: &'a BTreeMap<String, String>,
 }
@@ -21,7 +28,7 @@ pub(super) struct Filters<'a> {
 impl Filters<'_> {
     /// Lengths go in front, so that no two filters give the same bytes.
     fn hash(&self) -> [u8; HASH_BYTES] {
-        let mut hasher = blake3::Hasher::new_derive_key("varve 2025 page token filters");
+        let mut hasher = blake3::Hasher::new_derive_key(self.listing);
         let mut text = |text: &str| {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
@@ -106,6 +113,7 @@ mod tests {
     fn a_token_leads_behind_its_name() {
         let tags = tags(&[("os", "debian")]);
         let filters = Filters {
+            listing: SNAPSHOTS,
             name_prefix: "web",
             tags: &tags,
         };
@@ -119,6 +127,7 @@ mod tests {
         let given = tags(&[("a", "bc")]);
         let token = encode(
             Filters {
+                listing: SNAPSHOTS,
                 name_prefix: "web",
                 tags: &given,
             },
@@ -132,6 +141,7 @@ mod tests {
         ] {
             let error = decode(
                 Filters {
+                    listing: SNAPSHOTS,
                     name_prefix,
                     tags: &other,
                 },
@@ -141,20 +151,26 @@ mod tests {
             assert_eq!(error.code(), tonic::Code::InvalidArgument);
             assert!(error.to_string().contains("other filters"), "{error}");
         }
+        let volumes = Filters {
+            listing: VOLUMES,
+            name_prefix: "web",
+            tags: &given,
+        };
+        assert!(decode(volumes, &token).is_err());
     }
 
     proptest! {
         #[test]
         fn any_name_comes_back(name in ".*") {
             let tags = BTreeMap::new();
-            let filters = Filters { name_prefix: "", tags: &tags };
+            let filters = Filters { listing: SNAPSHOTS, name_prefix: "", tags: &tags };
             prop_assert_eq!(decode(filters, &encode(filters, &name)).unwrap(), Some(name));
         }
 
         #[test]
         fn anything_else_is_refused(token in ".+") {
             let tags = BTreeMap::new();
-            let filters = Filters { name_prefix: "", tags: &tags };
+            let filters = Filters { listing: SNAPSHOTS, name_prefix: "", tags: &tags };
             prop_assert!(decode(filters, &token).is_err());
         }
     }

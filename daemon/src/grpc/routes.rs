@@ -12,11 +12,15 @@ use varve_proto::{
     v1::{
         content_service_server::ContentServiceServer,
         snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
+        volume_service_server::VolumeServiceServer,
     },
 };
 use varve_store::{Ingest, Store};
 
-use super::{Facts, Health, Uploads, content::Content, snapshots::Snapshots, status::StatusOf};
+use super::{
+    Facts, Health, Uploads, content::Content, snapshots::Snapshots, status::StatusOf,
+    volumes::Volumes,
+};
 use crate::{config::TlsConfig, limits, tasks::Tasks};
 
 /// What the services work with.
@@ -73,6 +77,11 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
         store: context.store.clone(),
         tasks: context.tasks.clone(),
     };
+    let volumes = Volumes {
+        store: context.store.clone(),
+        tasks: context.tasks.clone(),
+        facts: Arc::clone(&context.facts),
+    };
     let status = StatusOf {
         store: context.store.clone(),
         uploads: Arc::clone(&context.uploads),
@@ -90,6 +99,7 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
             ContentServiceServer::new(content).max_decoding_message_size(limits::MESSAGE_BYTES_MAX),
         )
         .add_service(SnapshotServiceServer::new(snapshots).max_decoding_message_size(small))
+        .add_service(VolumeServiceServer::new(volumes).max_decoding_message_size(small))
         .add_service(StatusServiceServer::new(status).max_decoding_message_size(small))
         .add_service(HealthServer::new(context.health.service()).max_decoding_message_size(small))
         .add_service(reflection().build_v1()?.max_decoding_message_size(small))

@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
-use prost::Message;
 use tokio::time;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::info;
 use varve_proto::v1::{self, snapshot_service_server::SnapshotService};
-use varve_store::{DiffExtent, ListQuery, SnapshotDiff, SnapshotVerify, Store};
+use varve_store::{DiffExtent, SnapshotDiff, SnapshotVerify, Store};
 
 use super::{
     calls::{self, AnswerStream, Answers},
     convert,
     failure::Failure,
     page_token::{self, Filters},
+    pages::{self, Listed},
 };
 use crate::{limits, tasks::Tasks};
 
@@ -99,49 +99,17 @@ impl Snapshots {
         request: v1::ListSnapshotsRequest,
     ) -> Result<v1::ListSnapshotsResponse, Failure> {
         let filters = Filters {
+            listing: page_token::SNAPSHOTS,
             name_prefix: &request.name_prefix,
             tags: &request.tags,
         };
-        let limit = match request.page_size as usize {
-            0 => limits::PAGE_DEFAULT,
-            size => size.min(varve_store::limits::PAGE_MAX),
+        let listed = Listed {
+            list: |query| self.store.list_snapshots(query),
+            convert: convert::snapshot,
+            name: snapshot_name,
         };
-        let query = |after_name, limit| ListQuery {
-            name_prefix: request.name_prefix.clone(),
-            tags: request.tags.clone(),
-            after_name,
-            limit,
-        };
-        let after_name = page_token::decode(filters, &request.page_token)?;
-        let records = self.store.list_snapshots(query(after_name, limit)).await?;
-
-        let full = records.len() == limit;
-        let mut snapshots = Vec::with_capacity(records.len());
-        let mut bytes = 0;
-        let mut cut = false;
-        for record in records {
-            let snapshot = convert::snapshot(record);
-            bytes += snapshot.encoded_len();
-            if bytes > limits::PAGE_BYTES && !snapshots.is_empty() {
-                cut = true;
-                break;
-            }
-            snapshots.push(snapshot);
-        }
-
-        // A full page may be the last: then its token is empty, as the protocol promises.
-        let mut next_page_token = String::new();
-        if let Some(last) = snapshots.last().filter(|_| full || cut) {
-            let more = cut
-                || !self
-                    .store
-                    .list_snapshots(query(Some(last.name.clone()), 1))
-                    .await?
-                    .is_empty();
-            if more {
-                next_page_token = page_token::encode(filters, &last.name);
-            }
-        }
+        let (snapshots, next_page_token) =
+            pages::page(filters, request.page_size, &request.page_token, listed).await?;
         Ok(v1::ListSnapshotsResponse {
             snapshots,
             next_page_token,
@@ -186,6 +154,10 @@ impl Snapshots {
         info!(id = %tagged.id, name = tagged.name, tags = tagged.tags.len(), "snapshot tagged");
         Ok(convert::snapshot(tagged))
     }
+}
+
+fn snapshot_name(snapshot: &v1::Snapshot) -> &str {
+    &snapshot.name
 }
 
 /// Sends the extents of a diff, neighbours of a kind as one.

@@ -51,6 +51,7 @@ impl StatusOf {
             data_dir: self.facts.data_dir.to_string_lossy().into_owned(),
             started_at: Some(self.facts.started_at.into()),
             snapshots: store.snapshots,
+            volumes: store.volumes,
             logical_bytes: store.logical_bytes,
             chunks: store.chunks,
             chunk_bytes: store.chunk_bytes,

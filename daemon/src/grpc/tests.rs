@@ -6,6 +6,7 @@ mod bad_uploads;
 mod snapshots;
 mod standard;
 mod transfer;
+mod volumes;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,7 @@ use varve_content::{
 use varve_proto::v1::{
     self, content_service_client::ContentServiceClient,
     snapshot_service_client::SnapshotServiceClient, status_service_client::StatusServiceClient,
+    volume_service_client::VolumeServiceClient,
 };
 
 use crate::{config::Config, server::Server};
@@ -67,6 +69,10 @@ impl Daemon {
 
     fn snapshots(&self) -> SnapshotServiceClient<Channel> {
         SnapshotServiceClient::new(self.channel.clone())
+    }
+
+    fn volumes(&self) -> VolumeServiceClient<Channel> {
+        VolumeServiceClient::new(self.channel.clone())
     }
 
     fn status(&self) -> StatusServiceClient<Channel> {

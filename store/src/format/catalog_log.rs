@@ -13,7 +13,7 @@
 //! up by one from 1: one that is missing is damage, too.
 
 use super::{
-    FormatError, SnapshotId, SnapshotRecord, StoreId,
+    FormatError, IdKind, RecordId, SnapshotId, SnapshotRecord, StoreId, VolumeId, VolumeRecord,
     fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_crc32},
     store_file::FORMAT_VERSION,
 };
@@ -22,7 +22,7 @@ use super::{
 pub const LOG_HEADER_BYTES: usize = 4096;
 /// Records begin at multiples of this.
 pub const LOG_ALIGN: usize = 4096;
-/// The largest record, header and zeros included. A snapshot's record with the longest name and tags in 4-byte
+/// The largest record, header and zeros included. A snapshot's or volume's record with the longest name and tags in 4-byte
 /// characters is under 77 KiB.
 pub const LOG_RECORD_BYTES_MAX: usize = 128 << 10;
 
@@ -31,7 +31,9 @@ const LOG_MAGIC: [u8; 8] = *b"VARVCLOG";
 const RECORD_MAGIC: [u8; 4] = *b"VCAT";
 const PUT_SNAPSHOT: u8 = 1;
 const DELETE_SNAPSHOT: u8 = 2;
-/// First byte of a deletion, as [`SnapshotRecord`] has one of its own.
+const PUT_VOLUME: u8 = 3;
+const DELETE_VOLUME: u8 = 4;
+/// First byte of a deletion, as the records have one of their own.
 const DELETE_VERSION: u8 = 1;
 
 /// The first [`LOG_HEADER_BYTES`] of the log.
@@ -96,14 +98,14 @@ impl LogHeader {
 /// | offset | bytes | field |
 /// | --- | --- | --- |
 /// | 0 | 4 | `VCAT` |
-/// | 4 | 1 | kind: 1 put snapshot, 2 delete snapshot |
+/// | 4 | 1 | kind: 1 put snapshot, 2 delete snapshot, 3 put volume, 4 delete volume |
 /// | 5 | 3 | zero |
 /// | 8 | 8 | sequence number |
 /// | 16 | 4 | length of the payload |
 /// | 20 | 4 | CRC-32 of the payload |
 /// | 24 | 4 | zero |
 /// | 28 | 4 | CRC-32 of the bytes before |
-/// | 32 | n | payload: a [`SnapshotRecord`], or a version byte (1) and a [`SnapshotId`] |
+/// | 32 | n | payload: a [`SnapshotRecord`] or [`VolumeRecord`], or a version byte (1) and the id of one |
 /// | 32 + n |  | zeros up to a multiple of [`LOG_ALIGN`] |
 ///
 /// A kind or version that is not known is never passed over: the catalog would not be what it was.
@@ -113,6 +115,10 @@ pub enum Record {
     PutSnapshot(SnapshotRecord),
     /// A snapshot's record is gone.
     DeleteSnapshot(SnapshotId),
+    /// A volume is there from now on, or has changed.
+    PutVolume(VolumeRecord),
+    /// A volume's record is gone.
+    DeleteVolume(VolumeId),
 }
 
 impl Record {
@@ -121,11 +127,9 @@ impl Record {
     pub fn encode(&self, sequence: u64) -> Vec<u8> {
         let (kind, payload) = match self {
             Self::PutSnapshot(record) => (PUT_SNAPSHOT, record.encode()),
-            Self::DeleteSnapshot(id) => {
-                let mut payload = vec![DELETE_VERSION];
-                payload.extend_from_slice(id.as_bytes());
-                (DELETE_SNAPSHOT, payload)
-            }
+            Self::DeleteSnapshot(id) => (DELETE_SNAPSHOT, encode_deletion(*id)),
+            Self::PutVolume(record) => (PUT_VOLUME, record.encode()),
+            Self::DeleteVolume(id) => (DELETE_VOLUME, encode_deletion(*id)),
         };
         let record_bytes = (RECORD_HEADER_BYTES + payload.len()).next_multiple_of(LOG_ALIGN);
         assert!(
@@ -352,29 +356,39 @@ fn decode_record(bytes: &[u8], sequence: u64) -> Result<(usize, Record), FormatE
     }
     let record = match header.kind {
         PUT_SNAPSHOT => Record::PutSnapshot(SnapshotRecord::decode(payload)?),
-        DELETE_SNAPSHOT => {
-            let mut fields = Fields::new("deletion of a snapshot", payload);
-            let version = fields.u8()?;
-            if version != DELETE_VERSION {
-                return Err(FormatError::unknown(
-                    "version of a deletion",
-                    DELETE_VERSION,
-                    version,
-                ));
-            }
-            let id = SnapshotId::decode_from(&mut fields)?;
-            fields.end()?;
-            Record::DeleteSnapshot(id)
-        }
+        DELETE_SNAPSHOT => Record::DeleteSnapshot(decode_deletion(payload)?),
+        PUT_VOLUME => Record::PutVolume(VolumeRecord::decode(payload)?),
+        DELETE_VOLUME => Record::DeleteVolume(decode_deletion(payload)?),
         kind => {
             return Err(FormatError::unknown(
                 "kind of a catalog log record",
-                "1 (put snapshot), 2 (delete snapshot)",
+                "1 (put snapshot), 2 (delete snapshot), 3 (put volume), 4 (delete volume)",
                 kind,
             ));
         }
     };
     Ok((record_bytes, record))
+}
+
+fn encode_deletion<K: IdKind>(id: RecordId<K>) -> Vec<u8> {
+    let mut payload = vec![DELETE_VERSION];
+    payload.extend_from_slice(id.as_bytes());
+    payload
+}
+
+fn decode_deletion<K: IdKind>(payload: &[u8]) -> Result<RecordId<K>, FormatError> {
+    let mut fields = Fields::new("deletion of a record", payload);
+    let version = fields.u8()?;
+    if version != DELETE_VERSION {
+        return Err(FormatError::unknown(
+            "version of a deletion",
+            DELETE_VERSION,
+            version,
+        ));
+    }
+    let id = RecordId::decode_from(&mut fields)?;
+    fields.end()?;
+    Ok(id)
 }
 
 #[cfg(test)]

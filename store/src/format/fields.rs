@@ -1,5 +1,7 @@
 //! Reading and writing fields one after the other, without an index that could be out of bounds.
 
+use std::collections::BTreeMap;
+
 use super::FormatError;
 
 /// Fields still to be read of one value.
@@ -61,6 +63,34 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A text: its length, then UTF-8.
+    pub(super) fn text(&mut self) -> Result<String, FormatError> {
+        let len = self.u32()?;
+        let bytes = self.bytes(len as usize)?;
+        str::from_utf8(bytes)
+            .map(str::to_owned)
+            .map_err(|error| FormatError::differs(self.what, "text in UTF-8", error))
+    }
+
+    /// Tags: their number, then key and value of each, ascending by key.
+    pub(super) fn tags(&mut self) -> Result<BTreeMap<String, String>, FormatError> {
+        let mut tags = BTreeMap::new();
+        for _ in 0..self.u32()? {
+            let key = self.text()?;
+            if let Some((last, _)) = tags.last_key_value()
+                && *last >= key
+            {
+                return Err(FormatError::differs(
+                    self.what,
+                    format_args!("a tag with a key behind {last:?}"),
+                    format_args!("{key:?}"),
+                ));
+            }
+            tags.insert(key, self.text()?);
+        }
+        Ok(tags)
+    }
+
     /// That nothing is left.
     pub(super) fn end(self) -> Result<(), FormatError> {
         if self.rest.is_empty() {
@@ -114,6 +144,33 @@ impl<'a> FieldsMut<'a> {
         let (_, rest) = std::mem::take(&mut self.rest).split_at_mut(len);
         self.rest = rest;
         self
+    }
+}
+
+/// # Panics
+///
+/// At 4 GiB, which names and tags are held far below.
+fn put_count(bytes: &mut Vec<u8>, count: usize) {
+    assert!(
+        u32::try_from(count).is_ok(),
+        "a count of a record fits its field: {count}"
+    );
+    #[expect(clippy::cast_possible_truncation, reason = "asserted just above")]
+    bytes.extend_from_slice(&(count as u32).to_le_bytes());
+}
+
+/// Appends what [`Fields::text`] reads.
+pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    put_count(bytes, text.len());
+    bytes.extend_from_slice(text.as_bytes());
+}
+
+/// Appends what [`Fields::tags`] reads.
+pub(super) fn put_tags(bytes: &mut Vec<u8>, tags: &BTreeMap<String, String>) {
+    put_count(bytes, tags.len());
+    for (key, value) in tags {
+        put_text(bytes, key);
+        put_text(bytes, value);
     }
 }
 

@@ -7,14 +7,18 @@
 //! | [`PACKS`] | pack number, 8 bytes, big endian | [`PackState`] |
 //! | [`SNAPSHOTS`] | snapshot id, 9 bytes | [`SnapshotRecord`](super::SnapshotRecord) |
 //! | [`NAMES`] | snapshot name, UTF-8 | snapshot id, 9 bytes |
+//! | [`VOLUMES`] | volume id, 9 bytes | [`VolumeRecord`](super::VolumeRecord) |
+//! | [`VOLUME_NAMES`] | volume name, UTF-8 | volume id, 9 bytes |
 //! | [`META`] | [`IDENTITY`] | [`Identity`] |
 //! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
 //! | | [`TOTALS`] | [`Totals`] |
 //!
+//! An index from before there were volumes lacks their two families: such a one is opened as one without volumes.
+//!
 //! RocksDB keeps a checksum of its own over each block, so values have none.
 
 use super::{
-    FormatError, Location, PackId, PackKind, SnapshotId, StoreId,
+    FormatError, IdKind, Location, PackId, PackKind, RecordId, StoreId,
     fields::{Fields, FieldsMut},
     pack::{PACK_HEADER_BYTES, Payload, RECORD_ALIGN},
 };
@@ -29,6 +33,10 @@ pub const PACKS: &str = "packs";
 pub const SNAPSHOTS: &str = "snapshots";
 /// Snapshots by name.
 pub const NAMES: &str = "names";
+/// Volumes.
+pub const VOLUMES: &str = "volumes";
+/// Volumes by name.
+pub const VOLUME_NAMES: &str = "volume-names";
 /// The three keys below.
 pub const META: &str = "meta";
 
@@ -39,8 +47,10 @@ pub const CATALOG_SEQUENCE: &[u8] = b"catalog-sequence";
 /// Key of the [`Totals`].
 pub const TOTALS: &[u8] = b"totals";
 
-/// First byte of every value but ids.
+/// First byte of every value but ids and [`Totals`].
 const VERSION: u8 = 1;
+/// First byte of [`Totals`] with volumes.
+const TOTALS_VERSION: u8 = 2;
 
 fn expect_version(fields: &mut Fields<'_>) -> Result<(), FormatError> {
     match fields.u8()? {
@@ -191,32 +201,50 @@ pub struct Totals {
     pub snapshots: u64,
     /// Sizes of the snapshots.
     pub logical_bytes: u64,
+    /// Volumes.
+    pub volumes: u64,
 }
 
 impl Totals {
-    const BYTES: usize = 57;
-
-    /// As a value: the version (1), then all fields in the order above, 8 bytes each.
+    /// As a value: the version, then all fields in the order above, 8 bytes each.
+    ///
+    /// Version 1 ends before the volumes, and is that of an index without any; version 2 has some.
     #[must_use]
-    pub fn encode(&self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        FieldsMut::new(&mut bytes)
-            .u8(VERSION)
-            .u64(self.chunks)
-            .u64(self.chunk_bytes)
-            .u64(self.nodes)
-            .u64(self.stored_bytes)
-            .u64(self.packs)
-            .u64(self.snapshots)
-            .u64(self.logical_bytes);
+    pub fn encode(&self) -> Vec<u8> {
+        let version = match self.volumes {
+            0 => VERSION,
+            _ => TOTALS_VERSION,
+        };
+        let mut bytes = vec![version];
+        for total in [
+            self.chunks,
+            self.chunk_bytes,
+            self.nodes,
+            self.stored_bytes,
+            self.packs,
+            self.snapshots,
+            self.logical_bytes,
+        ] {
+            bytes.extend_from_slice(&total.to_le_bytes());
+        }
+        if self.volumes != 0 {
+            bytes.extend_from_slice(&self.volumes.to_le_bytes());
+        }
         bytes
     }
 
     /// From a value.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new("totals", bytes);
-        expect_version(&mut fields)?;
-        let totals = Self {
+        let version = fields.u8()?;
+        if version != VERSION && version != TOTALS_VERSION {
+            return Err(FormatError::unknown(
+                "version of totals",
+                format_args!("{VERSION} and {TOTALS_VERSION}"),
+                version,
+            ));
+        }
+        let mut totals = Self {
             chunks: fields.u64()?,
             chunk_bytes: fields.u64()?,
             nodes: fields.u64()?,
@@ -224,7 +252,18 @@ impl Totals {
             packs: fields.u64()?,
             snapshots: fields.u64()?,
             logical_bytes: fields.u64()?,
+            volumes: 0,
         };
+        if version == TOTALS_VERSION {
+            totals.volumes = fields.u64()?;
+            if totals.volumes == 0 {
+                return Err(FormatError::differs(
+                    "volumes in totals of version 2",
+                    "some",
+                    0,
+                ));
+            }
+        }
         fields.end()?;
         Ok(totals)
     }
@@ -274,7 +313,7 @@ pub const fn encode_sequence(sequence: u64) -> [u8; 8] {
     sequence.to_le_bytes()
 }
 
-/// The snapshot that a name belongs to, from a value.
-pub fn decode_named(bytes: &[u8]) -> Result<SnapshotId, FormatError> {
-    SnapshotId::decode(bytes)
+/// The snapshot or volume that a name belongs to, from a value.
+pub fn decode_named<K: IdKind>(bytes: &[u8]) -> Result<RecordId<K>, FormatError> {
+    RecordId::decode(bytes)
 }

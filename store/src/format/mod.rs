@@ -11,14 +11,16 @@
 //! | [`names`] | no bytes, but every file name of the data directory |
 //! | [`store_file`] | `FORMAT`, the identity of a store |
 //! | [`pack`] | packs: chunks and tree nodes, the truth of all content |
-//! | [`catalog_log`] | the catalog log, the truth of all snapshots' records |
+//! | [`catalog_log`] | the catalog log, the truth of all records of snapshots and volumes |
 //! | [`snapshot`] | a snapshot's record, in the catalog log and in the catalog |
+//! | [`volume`] | a volume's record, in the same places |
 //! | [`keys`] | keys and values in RocksDB, which can be made again from the above |
 
 #![warn(clippy::indexing_slicing)]
 
 mod error;
 mod fields;
+mod id;
 
 pub mod catalog_log;
 pub mod keys;
@@ -26,12 +28,15 @@ pub mod names;
 pub mod pack;
 pub mod snapshot;
 pub mod store_file;
+pub mod volume;
 
 #[cfg(test)]
 mod tests;
 
 pub use error::FormatError;
+pub use id::{ID_BYTES, IdKind, RecordId};
 pub use keys::{PackState, Totals};
 pub use pack::{Location, PackId, PackKind};
-pub use snapshot::{SnapshotId, SnapshotRecord};
+pub use snapshot::{OfSnapshot, SnapshotId, SnapshotRecord};
 pub use store_file::StoreId;
+pub use volume::{OfVolume, VolumeId, VolumeRecord};

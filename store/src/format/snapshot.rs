@@ -1,104 +1,28 @@
 //! A snapshot's record, as the catalog log and the catalog keep it.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::collections::BTreeMap;
 
 use varve_content::RootId;
 
-use super::{FormatError, fields::Fields};
+use super::{
+    FormatError, IdKind, RecordId,
+    fields::{Fields, put_tags, put_text},
+};
 
 /// The version of [`SnapshotRecord`]'s encoding, its first byte.
 const VERSION: u8 = 1;
 
-/// Tells a snapshot from every other that ever was: 68 random bits, shown as `snap-` and 17 hexadecimal digits.
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SnapshotId([u8; 9]);
+/// What is the id of a snapshot.
+#[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OfSnapshot {}
 
-impl SnapshotId {
-    /// Bytes of an id.
-    pub const BYTES: usize = 9;
-    const PREFIX: &str = "snap-";
-    const DIGITS: usize = 17;
-
-    /// The id with the last 68 bits of these bytes.
-    #[must_use]
-    pub const fn from_low_bits(mut bytes: [u8; Self::BYTES]) -> Self {
-        bytes[0] &= 0x0f;
-        Self(bytes)
-    }
-
-    /// Its bytes; the first four bits are zero.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; Self::BYTES] {
-        &self.0
-    }
-
-    /// Whether a text looks like an id, in upper or lower case: no snapshot may have such a name.
-    #[must_use]
-    pub fn is_of_its_form(text: &str) -> bool {
-        Self::digits(&text.to_ascii_lowercase()).is_some()
-    }
-
-    pub(super) fn decode_from(fields: &mut Fields<'_>) -> Result<Self, FormatError> {
-        let bytes = fields.array()?;
-        let id = Self::from_low_bits(bytes);
-        if id.0 != bytes {
-            return Err(FormatError::differs(
-                "id of a snapshot",
-                "68 bits",
-                format_args!("{bytes:02x?}"),
-            ));
-        }
-        Ok(id)
-    }
-
-    /// The id in bytes that hold nothing else.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let mut fields = Fields::new("id of a snapshot", bytes);
-        let id = Self::decode_from(&mut fields)?;
-        fields.end()?;
-        Ok(id)
-    }
-
-    fn digits(text: &str) -> Option<&str> {
-        let digits = text.strip_prefix(Self::PREFIX)?;
-        let hexadecimal = digits
-            .bytes()
-            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-        (digits.len() == Self::DIGITS && hexadecimal).then_some(digits)
-    }
+impl IdKind for OfSnapshot {
+    const WHAT: &'static str = "id of a snapshot";
+    const PREFIX: &'static str = "snap-";
 }
 
-impl fmt::Display for SnapshotId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [first, rest @ ..] = self.0;
-        write!(f, "{}{first:x}", Self::PREFIX)?;
-        rest.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for SnapshotId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for SnapshotId {
-    type Err = FormatError;
-
-    /// Only what `Display` writes.
-    fn from_str(text: &str) -> Result<Self, FormatError> {
-        let number = Self::digits(text).and_then(|digits| u128::from_str_radix(digits, 16).ok());
-        let Some(number) = number else {
-            return Err(FormatError::differs(
-                "id of a snapshot",
-                "\"snap-\" and 17 lower-case hexadecimal digits",
-                format_args!("{text:?}"),
-            ));
-        };
-        let [.., a, b, c, d, e, f, g, h, i] = number.to_be_bytes();
-        Ok(Self([a, b, c, d, e, f, g, h, i]))
-    }
-}
+/// Id of a snapshot: `snap-` and 17 hexadecimal digits.
+pub type SnapshotId = RecordId<OfSnapshot>;
 
 /// What the catalog knows of a snapshot. It is complete: one that is still being made has no record.
 ///
@@ -150,11 +74,7 @@ impl SnapshotRecord {
         bytes.extend_from_slice(&self.new_bytes.to_le_bytes());
         bytes.extend_from_slice(&self.stored_bytes.to_le_bytes());
         put_text(&mut bytes, &self.name);
-        put_count(&mut bytes, self.tags.len());
-        for (key, value) in &self.tags {
-            put_text(&mut bytes, key);
-            put_text(&mut bytes, value);
-        }
+        put_tags(&mut bytes, &self.tags);
         bytes
     }
 
@@ -169,7 +89,7 @@ impl SnapshotRecord {
                 version,
             ));
         }
-        let mut record = Self {
+        let record = Self {
             id: SnapshotId::decode_from(&mut fields)?,
             size_bytes: fields.u64()?,
             data_bytes: fields.u64()?,
@@ -177,48 +97,10 @@ impl SnapshotRecord {
             created_at_ns: fields.u64()?,
             new_bytes: fields.u64()?,
             stored_bytes: fields.u64()?,
-            name: text(&mut fields)?,
-            tags: BTreeMap::new(),
+            name: fields.text()?,
+            tags: fields.tags()?,
         };
-        for _ in 0..fields.u32()? {
-            let key = text(&mut fields)?;
-            if let Some((last, _)) = record.tags.last_key_value()
-                && *last >= key
-            {
-                return Err(FormatError::differs(
-                    "tags of a snapshot",
-                    format_args!("a key behind {last:?}"),
-                    format_args!("{key:?}"),
-                ));
-            }
-            record.tags.insert(key, text(&mut fields)?);
-        }
         fields.end()?;
         Ok(record)
     }
-}
-
-/// # Panics
-///
-/// At 4 GiB, which names and tags are held far below.
-fn put_count(bytes: &mut Vec<u8>, count: usize) {
-    assert!(
-        u32::try_from(count).is_ok(),
-        "a count of a record fits its field: {count}"
-    );
-    #[expect(clippy::cast_possible_truncation, reason = "asserted just above")]
-    bytes.extend_from_slice(&(count as u32).to_le_bytes());
-}
-
-fn put_text(bytes: &mut Vec<u8>, text: &str) {
-    put_count(bytes, text.len());
-    bytes.extend_from_slice(text.as_bytes());
-}
-
-fn text(fields: &mut Fields<'_>) -> Result<String, FormatError> {
-    let len = fields.u32()?;
-    let bytes = fields.bytes(len as usize)?;
-    str::from_utf8(bytes)
-        .map(str::to_owned)
-        .map_err(|error| FormatError::differs("text in a snapshot's record", "UTF-8", error))
 }

@@ -94,6 +94,21 @@ pub(super) fn snapshot() -> SnapshotRecord {
     }
 }
 
+pub(super) fn volume() -> VolumeRecord {
+    VolumeRecord {
+        id: "vol-0fedcba9876543210".parse().unwrap(),
+        name: "vm/disk".to_owned(),
+        size_bytes: 4 << 30,
+        base: Some(RootId::from_bytes([0x5a; 32])),
+        parent: Some(snapshot().id),
+        created_at_ns: 1_735_689_600_123_456_789,
+        tags: [("k".to_owned(), "v".to_owned())].into(),
+        attached_at_ns: Some(1_735_689_600_917_051_157),
+        attachments: 3,
+        journal_from: 5,
+    }
+}
+
 fn store_file() -> StoreFile {
     StoreFile {
         store: STORE,
@@ -227,6 +242,101 @@ fn snapshot_ids_have_one_form() {
 }
 
 #[test]
+fn volume_record_is_pinned() {
+    let bytes = volume().encode();
+    assert_bytes(
+        &bytes,
+        &[
+            "01",
+            "07",
+            "00fedcba9876543210",
+            "0000000001000000",
+            "15cdb2c77e681618",
+            "0300000000000000",
+            "151700f77e681618",
+            "0500000000000000",
+            "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a",
+            "00123456789abcdef0",
+            "07000000766d2f6469736b",
+            "01000000",
+            "010000006b0100000076",
+        ],
+    );
+    assert_eq!(VolumeRecord::decode(&bytes), Ok(volume()));
+    for len in 0..bytes.len() {
+        assert!(VolumeRecord::decode(&bytes[..len]).is_err());
+    }
+    let fresh = VolumeRecord {
+        base: None,
+        parent: None,
+        attached_at_ns: None,
+        attachments: 0,
+        journal_from: 1,
+        ..volume()
+    };
+    let bytes = fresh.encode();
+    assert_bytes(&bytes[..2], &["01", "00"]);
+    assert_bytes(&bytes[51..92], &[&"00".repeat(41)]);
+    assert_eq!(VolumeRecord::decode(&bytes), Ok(fresh));
+}
+
+/// What only makes another number, id or text is for the log's checksum to notice.
+#[test]
+fn volume_records_that_are_none() {
+    let good = volume().encode();
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        VolumeRecord::decode(&bytes).unwrap_err()
+    };
+    let refusals = [
+        (1, 0x0f, "flags of a volume's record"),
+        // Flags that do not fit what is in the fields, each way.
+        (1, 0x06, "zeros in reserved fields"),
+        (1, 0x05, "zeros in reserved fields"),
+        (1, 0x03, "zeros in reserved fields"),
+        (2, 0x10, "68 bits"),
+        (11, 0x01, "a multiple of 512"),
+        (27, 0x00, "number of a volume's attachment"),
+        (43, 0x00, "first journal file"),
+        (83, 0x10, "68 bits"),
+        (96, 0xff, "UTF-8"),
+    ];
+    assert!(with(0, 2).is_unknown());
+    for (at, byte, why) in refusals {
+        let error = with(at, byte).to_string();
+        assert!(error.contains(why), "byte {at}: {error}");
+    }
+    assert!(matches!(with(92, 0xff), FormatError::Short { .. }));
+    let orphan = VolumeRecord {
+        base: None,
+        ..volume()
+    };
+    let error = VolumeRecord::decode(&orphan.encode()).unwrap_err();
+    assert!(error.to_string().contains("has a parent"), "{error}");
+    let empty = VolumeRecord {
+        size_bytes: 0,
+        ..volume()
+    };
+    assert!(VolumeRecord::decode(&empty.encode()).is_err());
+    let mut longer = good;
+    longer.push(0);
+    assert!(VolumeRecord::decode(&longer).is_err());
+}
+
+#[test]
+fn ids_of_volumes_are_not_ids_of_snapshots() {
+    let id: VolumeId = "vol-0fedcba9876543210".parse().unwrap();
+    assert_eq!(id, volume().id);
+    assert_eq!(id.to_string(), "vol-0fedcba9876543210");
+    for text in ["vol-", "snap-0fedcba9876543210", "vol-0FEDCBA9876543210"] {
+        assert!(text.parse::<VolumeId>().is_err(), "{text}");
+    }
+    assert!("vol-0fedcba9876543210".parse::<SnapshotId>().is_err());
+    assert!(VolumeId::is_of_its_form("VOL-0FEDCBA9876543210"));
+}
+
+#[test]
 fn index_values_are_pinned() {
     assert_bytes(
         &location().encode(),
@@ -259,9 +369,10 @@ fn index_values_are_pinned() {
         packs: 5,
         snapshots: 6,
         logical_bytes: 7,
+        volumes: 8,
     };
-    let counted: Vec<String> = (1..=7).map(|n| format!("0{n}00000000000000")).collect();
-    assert_bytes(&totals.encode(), &["01", &counted.concat()]);
+    let counted: Vec<String> = (1..=8).map(|n| format!("0{n}00000000000000")).collect();
+    assert_bytes(&totals.encode(), &["02", &counted.concat()]);
 
     assert_eq!(Location::decode(&location().encode()), Ok(location()));
     assert_eq!(
@@ -278,6 +389,16 @@ fn index_values_are_pinned() {
         keys::decode_named(snapshot().id.as_bytes()),
         Ok(snapshot().id)
     );
+    // As they were before there were volumes.
+    let without = Totals {
+        volumes: 0,
+        ..totals
+    };
+    assert_bytes(&without.encode(), &["01", &counted[..7].concat()]);
+    assert_eq!(Totals::decode(&without.encode()), Ok(without));
+    let mut zero = totals.encode();
+    zero[57] = 0;
+    assert!(Totals::decode(&zero).is_err(), "one encoding of a value");
 }
 
 #[test]
@@ -286,7 +407,7 @@ fn index_values_of_another_version_are_told_so() {
     value[0] = 2;
     assert!(Location::decode(&value).unwrap_err().is_unknown());
     let mut value = Totals::default().encode();
-    value[0] = 2;
+    value[0] = 3;
     assert!(Totals::decode(&value).unwrap_err().is_unknown());
 }
 
@@ -315,10 +436,16 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
             catalog_log::Record::DeleteSnapshot(snapshot().id).encode(1),
             0..32,
         ),
+        (catalog_log::Record::PutVolume(volume()).encode(1), 0..32),
+        (
+            catalog_log::Record::DeleteVolume(volume().id).encode(1),
+            0..32,
+        ),
+        (volume().encode(), 0..0),
         (store_file().encode().into_bytes(), 0..0),
         (snapshot().encode(), 0..0),
         (location().encode().to_vec(), 0..0),
-        (Totals::default().encode().to_vec(), 0..0),
+        (Totals::default().encode(), 0..0),
     ];
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
     (prop::sample::select(seeds), changes).prop_map(|((mut bytes, header), changes)| {
@@ -339,12 +466,13 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
 fn decode_all(bytes: &[u8], number: u64) {
     let _ = StoreFile::decode(bytes);
     let _ = SnapshotRecord::decode(bytes);
+    let _ = VolumeRecord::decode(bytes);
     let _ = Location::decode(bytes);
     let _ = PackState::decode(bytes, bytes);
     let _ = Totals::decode(bytes);
     let _ = Identity::decode(bytes);
     let _ = keys::decode_sequence(bytes);
-    let _ = keys::decode_named(bytes);
+    let _ = keys::decode_named::<snapshot::OfSnapshot>(bytes);
     let _ = PackHeader::decode(bytes);
     if let Ok(header) = Header::decode(bytes, number) {
         let body = bytes.get(pack::RECORD_HEADER_BYTES..).unwrap_or_default();
@@ -398,5 +526,30 @@ proptest! {
             stored_bytes: numbers[4],
         };
         prop_assert_eq!(SnapshotRecord::decode(&record.encode()), Ok(record));
+    }
+
+    #[test]
+    fn records_of_volumes_read_back(
+        id: [u8; 9],
+        name in "\\PC{0,140}",
+        sectors in 1u64..1 << 55,
+        numbers: [u64; 2],
+        base: Option<([u8; 32], Option<[u8; 9]>)>,
+        attached: Option<(u64, u64)>,
+        tags in prop::collection::btree_map("\\PC{0,20}", "\\PC{0,20}", 0..6),
+    ) {
+        let record = VolumeRecord {
+            id: VolumeId::from_low_bits(id),
+            name,
+            size_bytes: sectors * volume::SECTOR_BYTES,
+            base: base.map(|(root, _)| RootId::from_bytes(root)),
+            parent: base.and_then(|(_, parent)| parent).map(SnapshotId::from_low_bits),
+            created_at_ns: numbers[0],
+            tags,
+            attached_at_ns: attached.map(|(at, _)| at),
+            attachments: attached.map_or(0, |(_, number)| number.max(1)),
+            journal_from: numbers[1].max(1),
+        };
+        prop_assert_eq!(VolumeRecord::decode(&record.encode()), Ok(record));
     }
 }

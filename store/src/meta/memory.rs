@@ -6,10 +6,13 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 use varve_content::ChunkId;
 
-use super::{Batch, Catalog, Index, Meta, NodeKey, PackState, SnapshotId, SnapshotRecord, Totals};
+use super::{
+    Batch, Catalog, Index, Meta, Named, NodeKey, PackState, SnapshotId, SnapshotRecord, Totals,
+    VolumeId, VolumeRecord,
+};
 use crate::{
-    Error, Result,
-    format::{Location, PackId, catalog_log::Record},
+    Result,
+    format::{Location, PackId, RecordId, catalog_log::Record},
 };
 
 /// Index and catalog that are gone with the process.
@@ -21,14 +24,43 @@ struct Model {
     chunks: BTreeMap<ChunkId, Location>,
     nodes: BTreeMap<NodeKey, Location>,
     packs: BTreeMap<u64, PackState>,
-    snapshots: BTreeMap<SnapshotId, SnapshotRecord>,
+    snapshots: Records<SnapshotRecord>,
+    volumes: Records<VolumeRecord>,
     catalog_sequence: u64,
 }
 
-impl Model {
-    fn named(&self, name: &str) -> Option<&SnapshotRecord> {
-        self.snapshots.values().find(|record| record.name == name)
+type Records<R> = BTreeMap<RecordId<<R as Named>::Kind>, R>;
+
+fn named<'a, R: Named>(records: &'a Records<R>, name: &str) -> Option<&'a R> {
+    records.values().find(|record| record.name() == name)
+}
+
+fn page<R: Named>(
+    records: &Records<R>,
+    after_name: Option<&str>,
+    prefix: &str,
+    limit: usize,
+) -> Vec<R> {
+    let wanted =
+        |name: &str| name.starts_with(prefix) && after_name.is_none_or(|after| name > after);
+    let mut found: Vec<_> = records
+        .values()
+        .filter(|record| wanted(record.name()))
+        .cloned()
+        .collect();
+    found.sort_unstable_by(|a, b| a.name().cmp(b.name()));
+    found.truncate(limit);
+    found
+}
+
+fn put<R: Named>(records: &mut Records<R>, record: R) -> Result<()> {
+    if let Some(owner) = named(records, record.name())
+        && owner.id() != record.id()
+    {
+        return Err(owner.has_the_name());
     }
+    records.insert(record.id(), record);
+    Ok(())
 }
 
 impl Index for MemoryMeta {
@@ -61,7 +93,7 @@ impl Catalog for MemoryMeta {
     }
 
     fn snapshot_by_name(&self, name: &str) -> Result<Option<SnapshotRecord>> {
-        Ok(self.0.lock().named(name).cloned())
+        Ok(named(&self.0.lock().snapshots, name).cloned())
     }
 
     fn snapshots(
@@ -70,18 +102,24 @@ impl Catalog for MemoryMeta {
         prefix: &str,
         limit: usize,
     ) -> Result<Vec<SnapshotRecord>> {
-        let model = self.0.lock();
-        let wanted =
-            |name: &str| name.starts_with(prefix) && after_name.is_none_or(|after| name > after);
-        let mut records: Vec<_> = model
-            .snapshots
-            .values()
-            .filter(|record| wanted(&record.name))
-            .cloned()
-            .collect();
-        records.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        records.truncate(limit);
-        Ok(records)
+        Ok(page(&self.0.lock().snapshots, after_name, prefix, limit))
+    }
+
+    fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
+        Ok(self.0.lock().volumes.get(&id).cloned())
+    }
+
+    fn volume_by_name(&self, name: &str) -> Result<Option<VolumeRecord>> {
+        Ok(named(&self.0.lock().volumes, name).cloned())
+    }
+
+    fn volumes(
+        &self,
+        after_name: Option<&str>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<VolumeRecord>> {
+        Ok(page(&self.0.lock().volumes, after_name, prefix, limit))
     }
 
     fn catalog_sequence(&self) -> Result<u64> {
@@ -104,20 +142,10 @@ impl Meta for MemoryMeta {
         );
         for (_, record) in batch.catalog {
             match record {
-                Record::PutSnapshot(record) => {
-                    if let Some(owner) = model.named(&record.name)
-                        && owner.id != record.id
-                    {
-                        return Err(Error::AlreadyExists {
-                            name: record.name,
-                            id: owner.id.to_string(),
-                        });
-                    }
-                    model.snapshots.insert(record.id, record);
-                }
-                Record::DeleteSnapshot(id) => {
-                    model.snapshots.remove(&id);
-                }
+                Record::PutSnapshot(record) => put(&mut model.snapshots, record)?,
+                Record::DeleteSnapshot(id) => drop(model.snapshots.remove(&id)),
+                Record::PutVolume(record) => put(&mut model.volumes, record)?,
+                Record::DeleteVolume(id) => drop(model.volumes.remove(&id)),
             }
         }
         *current = model;
@@ -145,6 +173,7 @@ impl Meta for MemoryMeta {
                 .values()
                 .map(|record| record.size_bytes)
                 .sum(),
+            volumes: model.volumes.len() as u64,
         })
     }
 

@@ -1,4 +1,4 @@
-//! The index (where chunks and nodes are) and the catalog (which snapshots there are).
+//! The index (where chunks and nodes are) and the catalog (which snapshots and volumes there are).
 //!
 //! Both are derived: packs and catalog log are the truth, and recovery brings in what they have more. What must
 //! hold of every [`Meta`]:
@@ -7,7 +7,7 @@
 //! - After `apply(.., sync = true)` has returned, that batch and all before it survive a power cut. Without `sync` a power
 //!   cut may take the latest batches, but never one without all that came after it.
 //! - [`Totals`] are the exact sums over what is there: putting the same chunk twice does not count it twice.
-//! - A name belongs to one snapshot.
+//! - A name belongs to one snapshot, and to one volume.
 //! - After a failed write nothing more is written ([`Error::Poisoned`](crate::Error::Poisoned)) until the
 //!   index is opened again: whether that batch survived is not known before. Reads go on.
 //!
@@ -25,13 +25,14 @@ use std::fmt;
 
 use varve_content::{ChunkId, NodeId, RootId};
 
+pub(crate) use self::records::Named;
 pub use self::{
     batch::Batch,
     memory::MemoryMeta,
     records::{check_name, check_tags, now_ns},
     rocks::RocksMeta,
 };
-pub use crate::format::{PackState, SnapshotId, SnapshotRecord, Totals};
+pub use crate::format::{PackState, SnapshotId, SnapshotRecord, Totals, VolumeId, VolumeRecord};
 use crate::{
     Result,
     format::{Location, PackId, pack::RecordKind},
@@ -110,7 +111,7 @@ pub trait Index {
     fn pack_states(&self) -> Result<Vec<PackState>>;
 }
 
-/// Which snapshots there are.
+/// Which snapshots and volumes there are.
 pub trait Catalog {
     /// The snapshot of that id.
     fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>>;
@@ -125,6 +126,20 @@ pub trait Catalog {
         prefix: &str,
         limit: usize,
     ) -> Result<Vec<SnapshotRecord>>;
+
+    /// The volume of that id.
+    fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>>;
+
+    /// The volume of that name.
+    fn volume_by_name(&self, name: &str) -> Result<Option<VolumeRecord>>;
+
+    /// Volumes by name, as [`snapshots`](Self::snapshots) lists them.
+    fn volumes(
+        &self,
+        after_name: Option<&str>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<VolumeRecord>>;
 
     /// Number of the last catalog log record that was applied; 0 before the first.
     fn catalog_sequence(&self) -> Result<u64>;

@@ -1,4 +1,4 @@
-//! What a snapshot may be called, and how ids are made.
+//! What snapshots and volumes have in common as records: an id, a name and tags, and what these may be.
 
 use std::{
     collections::BTreeMap,
@@ -6,15 +6,139 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::SnapshotId;
-use crate::{Error, Result, limits};
+use super::{Meta, SnapshotId, SnapshotRecord, VolumeId, VolumeRecord};
+use crate::{
+    Error, Result,
+    format::{ID_BYTES, IdKind, RecordId, catalog_log::Record},
+    limits,
+};
 
 const NAME_PUNCTUATION: &str = "._-/:+@";
 
-impl SnapshotId {
+/// A record of the catalog. No two of a kind have the same name.
+pub(crate) trait Named: Clone + PartialEq + Send + Sync + 'static {
+    /// What its id is the id of.
+    type Kind: IdKind;
+    /// "snapshot", for people.
+    const WHAT: &'static str;
+
+    fn id(&self) -> RecordId<Self::Kind>;
+    fn name(&self) -> &str;
+    fn tags(&self) -> &BTreeMap<String, String>;
+    fn tags_mut(&mut self) -> &mut BTreeMap<String, String>;
+
+    /// What the catalog log says when it is made or changed.
+    fn put(self) -> Record;
+    /// What the catalog log says when it is deleted.
+    fn deleted(id: RecordId<Self::Kind>) -> Record;
+
+    fn by_id(meta: &dyn Meta, id: RecordId<Self::Kind>) -> Result<Option<Self>>;
+    fn by_name(meta: &dyn Meta, name: &str) -> Result<Option<Self>>;
+    fn page(
+        meta: &dyn Meta,
+        after_name: Option<&str>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<Self>>;
+
+    /// The one of that name or id.
+    fn find(meta: &dyn Meta, key: &str) -> Result<Self> {
+        let found = match key.parse() {
+            Ok(id) => Self::by_id(meta, id)?,
+            Err(_) => Self::by_name(meta, key)?,
+        };
+        found.ok_or_else(|| Error::NotFound {
+            what: Self::WHAT,
+            name: key.to_owned(),
+        })
+    }
+
+    /// What is said to whoever wants its name.
+    fn has_the_name(&self) -> Error {
+        Error::AlreadyExists {
+            what: Self::WHAT,
+            name: self.name().to_owned(),
+            id: self.id().to_string(),
+        }
+    }
+}
+
+/// Both are alike but for their names.
+macro_rules! named {
+    ($record:ident, $id:ident, $what:literal, $put:ident, $deleted:ident, $by_id:ident, $by_name:ident, $page:ident) => {
+        impl Named for $record {
+            type Kind = crate::format::$id;
+            const WHAT: &'static str = $what;
+
+            fn id(&self) -> RecordId<Self::Kind> {
+                self.id
+            }
+
+            fn name(&self) -> &str {
+                &self.name
+            }
+
+            fn tags(&self) -> &BTreeMap<String, String> {
+                &self.tags
+            }
+
+            fn tags_mut(&mut self) -> &mut BTreeMap<String, String> {
+                &mut self.tags
+            }
+
+            fn put(self) -> Record {
+                Record::$put(self)
+            }
+
+            fn deleted(id: RecordId<Self::Kind>) -> Record {
+                Record::$deleted(id)
+            }
+
+            fn by_id(meta: &dyn Meta, id: RecordId<Self::Kind>) -> Result<Option<Self>> {
+                meta.$by_id(id)
+            }
+
+            fn by_name(meta: &dyn Meta, name: &str) -> Result<Option<Self>> {
+                meta.$by_name(name)
+            }
+
+            fn page(
+                meta: &dyn Meta,
+                after_name: Option<&str>,
+                prefix: &str,
+                limit: usize,
+            ) -> Result<Vec<Self>> {
+                meta.$page(after_name, prefix, limit)
+            }
+        }
+    };
+}
+
+named!(
+    SnapshotRecord,
+    OfSnapshot,
+    "snapshot",
+    PutSnapshot,
+    DeleteSnapshot,
+    snapshot,
+    snapshot_by_name,
+    snapshots
+);
+named!(
+    VolumeRecord,
+    OfVolume,
+    "volume",
+    PutVolume,
+    DeleteVolume,
+    volume,
+    volume_by_name,
+    volumes
+);
+
+impl<K: IdKind> RecordId<K> {
     /// A new id. Two are never equal in practice: of a million ids, with a probability of 1 in 590 million.
     pub fn random() -> Result<Self> {
-        let mut bytes = [0; Self::BYTES];
+        let mut bytes = [0; ID_BYTES];
         getrandom::fill(&mut bytes).map_err(|source| Error::Io {
             verb: "read random bytes from",
             path: "the operating system".into(),
@@ -33,17 +157,17 @@ pub fn now_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// That a snapshot may be called so: 1 to [`limits::NAME_CHARS_MAX`] letters and digits of ASCII and any of
+/// That a snapshot or volume (`what`) may be called so: 1 to [`limits::NAME_CHARS_MAX`] letters and digits of ASCII and any of
 /// `. _ - / : + @`, beginning with a letter or digit, and not of the form of an id.
-pub fn check_name(name: &str) -> Result<()> {
+pub fn check_name(what: &str, name: &str) -> Result<()> {
     let invalid = |why: String| {
         Err(Error::Invalid(format!(
-            "snapshot name {}: {why}",
+            "{what} name {}: {why}",
             shortened(name)
         )))
     };
     let Some(first) = name.chars().next() else {
-        return Err(Error::Invalid("a snapshot name cannot be empty".to_owned()));
+        return Err(Error::Invalid(format!("a {what} name cannot be empty")));
     };
     let chars = name.chars().count();
     if chars > limits::NAME_CHARS_MAX {
@@ -63,18 +187,18 @@ pub fn check_name(name: &str) -> Result<()> {
             "begins with {first:?}, it has to begin with a letter or digit"
         ));
     }
-    if SnapshotId::is_of_its_form(name) {
+    if SnapshotId::is_of_its_form(name) || VolumeId::is_of_its_form(name) {
         return invalid("has the form of an id, which names may not have".to_owned());
     }
     Ok(())
 }
 
-/// That a snapshot may have these tags: at most [`limits::TAGS_MAX`], keys of 1 to [`limits::TAG_KEY_CHARS_MAX`]
+/// That a snapshot or volume (`what`) may have these tags: at most [`limits::TAGS_MAX`], keys of 1 to [`limits::TAG_KEY_CHARS_MAX`]
 /// characters, values of at most [`limits::TAG_VALUE_CHARS_MAX`], no control characters.
-pub fn check_tags(tags: &BTreeMap<String, String>) -> Result<()> {
+pub fn check_tags(what: &str, tags: &BTreeMap<String, String>) -> Result<()> {
     if tags.len() > limits::TAGS_MAX {
         return Err(Error::Invalid(format!(
-            "{} tags, a snapshot has at most {}",
+            "{} tags, a {what} has at most {}",
             tags.len(),
             limits::TAGS_MAX
         )));
@@ -99,7 +223,7 @@ fn check_tag_text(part: &str, key: &str, text: &str, most: usize) -> Result<()> 
             "its {part} has {chars} characters, at most {most} are allowed"
         ));
     }
-    // They would break tables and terminals of everybody who lists snapshots.
+    // They would break tables and terminals of everybody who lists them.
     if let Some(char) = text.chars().find(|char| char.is_control()) {
         return invalid(format!(
             "its {part} has the control character {char:?}, which is not allowed"
@@ -140,9 +264,9 @@ mod tests {
             "snap-",
             "snap-0123",
         ] {
-            check_name(name).unwrap();
+            check_name("snapshot", name).unwrap();
         }
-        check_name(&"n".repeat(limits::NAME_CHARS_MAX)).unwrap();
+        check_name("snapshot", &"n".repeat(limits::NAME_CHARS_MAX)).unwrap();
     }
 
     #[test]
@@ -156,16 +280,17 @@ mod tests {
             ("ä", "'ä' is not allowed"),
             ("snap-00112233445566778", "form of an id"),
             ("SNAP-00112233445566AAA", "form of an id"),
+            ("vol-00112233445566778", "form of an id"),
             (
                 &"n".repeat(limits::NAME_CHARS_MAX + 1),
                 "129 characters, at most 128",
             ),
         ] {
-            let message = refusal(check_name(name));
+            let message = refusal(check_name("snapshot", name));
             assert!(message.contains(why), "{message}");
         }
         assert!(
-            refusal(check_name(&"ä".repeat(1 << 20))).len() < 1000,
+            refusal(check_name("snapshot", &"ä".repeat(1 << 20))).len() < 1000,
             "an error is short"
         );
     }
@@ -173,15 +298,15 @@ mod tests {
     #[test]
     fn tags_and_their_bounds() {
         let tag = |key: String, value: String| BTreeMap::from([(key, value)]);
-        check_tags(&BTreeMap::new()).unwrap();
-        check_tags(&tag("ключ".to_owned(), String::new())).unwrap();
+        check_tags("volume", &BTreeMap::new()).unwrap();
+        check_tags("volume", &tag("ключ".to_owned(), String::new())).unwrap();
         let longest = tag(
             "k".repeat(limits::TAG_KEY_CHARS_MAX),
             "v".repeat(limits::TAG_VALUE_CHARS_MAX),
         );
-        check_tags(&longest).unwrap();
+        check_tags("volume", &longest).unwrap();
         let many = |count: usize| (0..count).map(|n| (n.to_string(), String::new())).collect();
-        check_tags(&many(limits::TAGS_MAX)).unwrap();
+        check_tags("volume", &many(limits::TAGS_MAX)).unwrap();
         for (tags, why) in [
             (many(limits::TAGS_MAX + 1), "51 tags"),
             (tag(String::new(), "v".to_owned()), "cannot be empty"),
@@ -202,7 +327,7 @@ mod tests {
                 "control character '\\u{1b}'",
             ),
         ] {
-            let message = refusal(check_tags(&tags));
+            let message = refusal(check_tags("volume", &tags));
             assert!(message.contains(why), "{message}");
         }
     }

@@ -55,6 +55,8 @@ over_both!(
     a_taken_name_refuses_the_whole_batch,
     a_gap_in_the_catalog_refuses_the_whole_batch,
     deleting_what_is_not_there_changes_nothing,
+    volumes_are_kept_as_snapshots_are,
+    volumes_and_snapshots_share_no_names,
 );
 
 pub(super) fn chunk_id(number: u64) -> ChunkId {
@@ -106,6 +108,25 @@ pub(super) fn snapshot(number: u8, name: &str) -> SnapshotRecord {
         tags: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
         new_bytes: 2,
         stored_bytes: 3,
+    }
+}
+
+pub(super) fn volume_id(number: u8) -> VolumeId {
+    VolumeId::from_low_bits([number; 9])
+}
+
+pub(super) fn volume(number: u8, name: &str) -> VolumeRecord {
+    VolumeRecord {
+        id: volume_id(number),
+        name: name.to_owned(),
+        size_bytes: 512 * (1 + u64::from(number)),
+        base: Some(RootId::from_bytes([number; 32])),
+        parent: Some(snapshot_id(number)),
+        created_at_ns: 1,
+        tags: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        attached_at_ns: None,
+        attachments: number.into(),
+        journal_from: 1,
     }
 }
 
@@ -367,8 +388,11 @@ fn a_taken_name_refuses_the_whole_batch(meta: &dyn Meta) {
     let mut batch = records(meta, changes);
     batch.put_chunk(chunk_id(1), chunk_at(1, 0, 100));
     match meta.apply(batch, false) {
-        Err(Error::AlreadyExists { name, id }) => {
-            assert_eq!((name.as_str(), id), ("a", snapshot_id(1).to_string()));
+        Err(Error::AlreadyExists { what, name, id }) => {
+            assert_eq!(
+                (what, name.as_str(), id),
+                ("snapshot", "a", snapshot_id(1).to_string())
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -407,4 +431,59 @@ fn deleting_what_is_not_there_changes_nothing(meta: &dyn Meta) {
     .unwrap();
     assert_eq!(meta.totals().unwrap(), before);
     assert_eq!(meta.catalog_sequence().unwrap(), 2);
+}
+
+fn put_volumes(meta: &dyn Meta, volumes: impl IntoIterator<Item = VolumeRecord>) {
+    let batch = records(meta, volumes.into_iter().map(Record::PutVolume));
+    meta.apply(batch, false).unwrap();
+}
+
+fn volumes_are_kept_as_snapshots_are(meta: &dyn Meta) {
+    put_volumes(meta, [volume(1, "b"), volume(2, "a/1"), volume(3, "a/2")]);
+    assert_eq!(meta.volume(volume_id(2)).unwrap(), Some(volume(2, "a/1")));
+    assert_eq!(meta.volume_by_name("b").unwrap(), Some(volume(1, "b")));
+    assert_eq!(
+        meta.volumes(Some("a/1"), "a", 10).unwrap(),
+        [volume(3, "a/2")]
+    );
+    assert_eq!(
+        meta.volumes(None, "", 2).unwrap(),
+        [volume(2, "a/1"), volume(3, "a/2")]
+    );
+    // Changed, and under another name.
+    let changed = VolumeRecord {
+        attached_at_ns: Some(7),
+        base: None,
+        parent: None,
+        ..volume(1, "c")
+    };
+    put_volumes(meta, [changed.clone()]);
+    assert_eq!(meta.volume(volume_id(1)).unwrap(), Some(changed));
+    assert_eq!(meta.volume_by_name("b").unwrap(), None);
+    assert_eq!(meta.totals().unwrap().volumes, 3);
+    let taken = records(meta, [Record::PutVolume(volume(4, "c"))]);
+    match meta.apply(taken, false) {
+        Err(Error::AlreadyExists { what, name, id }) => assert_eq!(
+            (what, name.as_str(), id),
+            ("volume", "c", volume_id(1).to_string())
+        ),
+        other => panic!("{other:?}"),
+    }
+    let gone = records(meta, [1, 9].map(|n| Record::DeleteVolume(volume_id(n))));
+    meta.apply(gone, false).unwrap();
+    assert_eq!(meta.volume(volume_id(1)).unwrap(), None);
+    assert_eq!(meta.volume_by_name("c").unwrap(), None);
+    assert_eq!(meta.totals().unwrap().volumes, 2);
+}
+
+fn volumes_and_snapshots_share_no_names(meta: &dyn Meta) {
+    put_snapshots(meta, [snapshot(1, "a")]);
+    put_volumes(meta, [volume(1, "a")]);
+    assert_eq!(meta.volume_by_name("a").unwrap(), Some(volume(1, "a")));
+    let gone = records(meta, [Record::DeleteSnapshot(snapshot_id(1))]);
+    meta.apply(gone, false).unwrap();
+    assert_eq!(meta.snapshot_by_name("a").unwrap(), None);
+    assert_eq!(meta.volume_by_name("a").unwrap(), Some(volume(1, "a")));
+    let totals = meta.totals().unwrap();
+    assert_eq!((totals.snapshots, totals.volumes), (0, 1));
 }

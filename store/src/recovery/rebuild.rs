@@ -24,6 +24,8 @@ pub struct RebuildReport {
     pub chunks: u64,
     /// Snapshots in the catalog.
     pub snapshots: u64,
+    /// Volumes in the catalog.
+    pub volumes: u64,
     /// Where the old index was put aside, if there was one.
     pub old_index: Option<PathBuf>,
     /// What is not as it was written.
@@ -39,8 +41,8 @@ impl fmt::Display for RebuildReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "indexed {} chunks of {} packs, {} snapshots",
-            self.chunks, self.packs, self.snapshots
+            "indexed {} chunks of {} packs, {} snapshots, {} volumes",
+            self.chunks, self.packs, self.snapshots, self.volumes
         )?;
         if let Some(old) = &self.old_index {
             write!(f, "; the old index is kept in {}", old.display())?;
@@ -100,6 +102,7 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
         report.packs = packs.list()?.len() as u64;
         report.chunks = totals.chunks;
         report.snapshots = totals.snapshots;
+        report.volumes = totals.volumes;
         report.incomplete = incomplete(&meta)?;
     }
     report.damage = found.damage;

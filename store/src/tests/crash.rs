@@ -11,7 +11,8 @@ use varve_content::{ChunkId, codec::Compression};
 
 use super::{Random, assert_holds, block_on, random_image, scribble, seed, upload};
 use crate::{
-    Error, Options, RecoveryReport, Result, SnapshotId, SnapshotRecord, Store,
+    Error, Options, RecoveryReport, Result, SnapshotId, SnapshotRecord, Store, VolumeId,
+    VolumeRecord,
     format::{Location, PackId, StoreId},
     io::{Disk, sim::SimDisk},
     lock::DirectoryLock,
@@ -71,6 +72,20 @@ impl Catalog for PowerlessMeta {
         limit: usize,
     ) -> Result<Vec<SnapshotRecord>> {
         self.applied.snapshots(after_name, prefix, limit)
+    }
+    fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
+        self.applied.volume(id)
+    }
+    fn volume_by_name(&self, name: &str) -> Result<Option<VolumeRecord>> {
+        self.applied.volume_by_name(name)
+    }
+    fn volumes(
+        &self,
+        after_name: Option<&str>,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<VolumeRecord>> {
+        self.applied.volumes(after_name, prefix, limit)
     }
     fn catalog_sequence(&self) -> Result<u64> {
         self.applied.catalog_sequence()

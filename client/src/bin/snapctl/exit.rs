@@ -9,8 +9,8 @@ use crate::output::Output;
 
 /// The exit codes, for `--help`.
 pub(crate) const HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such snapshot, 4 exists already, 5 daemon not reachable, \
-6 damage found, 7 no space left, 130 interrupted, 141 whoever read the output is gone.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such snapshot or volume, 4 exists already, 5 daemon not reachable, \
+6 damage found, 7 no space left, 8 not possible in this state (as of a volume that is attached), 130 interrupted, 141 whoever read the output is gone.";
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -46,6 +46,7 @@ impl Failure {
                 ErrorKind::Unreachable => 5,
                 ErrorKind::Damaged => 6,
                 ErrorKind::OutOfSpace => 7,
+                ErrorKind::Conflict => 8,
                 ErrorKind::Cancelled => 130,
                 _ => 1,
             },

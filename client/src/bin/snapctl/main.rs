@@ -5,11 +5,14 @@
 mod exit;
 mod export;
 mod import;
+mod listing;
 mod meter;
 mod output;
 mod qemu;
+mod size;
 mod snapshot;
 mod status;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -20,7 +23,7 @@ use varve_client::{Client, Endpoint, Error};
 
 use self::{exit::Failure, output::Output};
 
-/// Keep, compare and restore snapshots of block volumes.
+/// Keep, compare and restore snapshots of block volumes, and volumes that are written to.
 #[derive(Debug, Parser)]
 #[command(name = "snapctl", version, max_term_width = 100, after_help = exit::HELP)]
 struct Cli {
@@ -54,6 +57,9 @@ enum Command {
     /// List, show, delete, tag, compare and verify snapshots
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    /// Create, list, show, tag, attach, detach and delete volumes
+    #[command(subcommand)]
+    Volume(volume::Volume),
     /// What the daemon is and how it is doing
     Status,
     /// Print a script that completes snapctl's arguments in a shell
@@ -112,6 +118,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Import(import) => import.run(&options).await,
         Command::Export(export) => export.run(&options).await,
         Command::Snapshot(snapshot) => snapshot.run(&options).await,
+        Command::Volume(volume) => volume.run(&options).await,
         Command::Status => status::run(&options).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, TableStyle};
 use jiff::Timestamp;
 use serde::Serialize;
-use varve_client::Snapshot;
+use varve_client::{Snapshot, Volume};
 
 use crate::exit::Failure;
 
@@ -54,6 +54,36 @@ impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
             tags: &snapshot.tags,
             new_bytes: snapshot.new_bytes,
             stored_bytes: snapshot.stored_bytes,
+        }
+    }
+}
+
+/// A volume as JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct VolumeJson<'a> {
+    id: &'a str,
+    name: &'a str,
+    size_bytes: u64,
+    base: Option<String>,
+    parent: Option<&'a str>,
+    created_at: Option<String>,
+    tags: &'a BTreeMap<String, String>,
+    attached_at: Option<String>,
+    attachments: u64,
+}
+
+impl<'a> From<&'a Volume> for VolumeJson<'a> {
+    fn from(volume: &'a Volume) -> Self {
+        Self {
+            id: &volume.id,
+            name: &volume.name,
+            size_bytes: volume.size_bytes,
+            base: volume.base.as_ref().map(ToString::to_string),
+            parent: volume.parent.as_deref(),
+            created_at: rfc3339(volume.created_at),
+            tags: &volume.tags,
+            attached_at: volume.attached_at.and_then(rfc3339),
+            attachments: volume.attachments,
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     Options,
     exit::Failure,
     import::parse_tag,
+    listing::Listing,
     meter,
     output::{self, Output, SnapshotJson},
 };
@@ -23,7 +24,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snapshot {
     /// List snapshots, by name
-    List(List),
+    List(Listing),
     /// Show a snapshot
     Show {
         /// Name or id
@@ -43,25 +44,6 @@ pub(crate) enum Snapshot {
         /// Name or id
         snapshot: String,
     },
-}
-
-/// What `snapshot list` takes.
-#[derive(Debug, Args)]
-pub(crate) struct List {
-    /// Only names that start so
-    #[arg(
-        long,
-        value_name = "PREFIX",
-        default_value = "",
-        hide_default_value = true
-    )]
-    name_prefix: String,
-    /// Only snapshots with this tag; may be given more than once
-    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
-    tags: Vec<(String, String)>,
-    /// At most this many
-    #[arg(long, value_name = "COUNT")]
-    limit: Option<usize>,
 }
 
 /// What `snapshot list` prints for programs.
@@ -99,7 +81,7 @@ impl Snapshot {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let client = options.connect().await?;
         match self {
-            Self::List(list) => list.run(&client, options).await,
+            Self::List(listing) => list(listing, &client, options).await,
             Self::Show { snapshot } => show(&client.snapshot(&snapshot).await?, options),
             Self::Delete { snapshot } => {
                 let deleted = client.delete_snapshot(&snapshot).await?;
@@ -126,39 +108,34 @@ impl Snapshot {
     }
 }
 
-impl List {
-    async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
-        let filter = SnapshotFilter {
-            name_prefix: self.name_prefix,
-            tags: BTreeMap::from_iter(self.tags),
-        };
-        let snapshots: Vec<_> = client
-            .snapshots(filter)
-            .take(self.limit.unwrap_or(usize::MAX))
-            .try_collect()
-            .await?;
-        if options.output == Output::Json {
-            return output::json(&ListJson {
-                snapshots: snapshots.iter().map(SnapshotJson::from).collect(),
-            });
-        }
-        let mut table = output::table(&[
-            "NAME", "ID", "STATE", ">SIZE", ">DATA", ">NEW", "CREATED", "TAGS",
-        ]);
-        for snapshot in &snapshots {
-            table.add_row([
-                snapshot.name.clone(),
-                snapshot.id.clone(),
-                snapshot.state.as_str().to_owned(),
-                output::size(snapshot.size_bytes),
-                output::size(snapshot.data_bytes),
-                output::size(snapshot.new_bytes),
-                output::time(snapshot.created_at),
-                output::tags(&snapshot.tags),
-            ]);
-        }
-        output::line(table.trim_fmt())
+async fn list(listing: Listing, client: &Client, options: &Options) -> Result<(), Failure> {
+    let (limit, tags) = (listing.limit(), listing.tags());
+    let filter = SnapshotFilter {
+        name_prefix: listing.name_prefix,
+        tags,
+    };
+    let snapshots: Vec<_> = client.snapshots(filter).take(limit).try_collect().await?;
+    if options.output == Output::Json {
+        return output::json(&ListJson {
+            snapshots: snapshots.iter().map(SnapshotJson::from).collect(),
+        });
     }
+    let mut table = output::table(&[
+        "NAME", "ID", "STATE", ">SIZE", ">DATA", ">NEW", "CREATED", "TAGS",
+    ]);
+    for snapshot in &snapshots {
+        table.add_row([
+            snapshot.name.clone(),
+            snapshot.id.clone(),
+            snapshot.state.as_str().to_owned(),
+            output::size(snapshot.size_bytes),
+            output::size(snapshot.data_bytes),
+            output::size(snapshot.new_bytes),
+            output::time(snapshot.created_at),
+            output::tags(&snapshot.tags),
+        ]);
+    }
+    output::line(table.trim_fmt())
 }
 
 fn show(snapshot: &varve_client::Snapshot, options: &Options) -> Result<(), Failure> {

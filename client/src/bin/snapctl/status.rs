@@ -19,6 +19,7 @@ struct StatusJson<'a> {
     data_dir: &'a str,
     started_at: Option<String>,
     snapshots: u64,
+    volumes: u64,
     logical_bytes: u64,
     chunks: u64,
     chunk_bytes: u64,
@@ -52,6 +53,7 @@ impl<'a> From<&'a Status> for StatusJson<'a> {
             data_dir: &status.data_dir,
             started_at: status.started_at.and_then(output::rfc3339),
             snapshots: status.snapshots,
+            volumes: status.volumes,
             logical_bytes: status.logical_bytes,
             chunks: status.chunks,
             chunk_bytes: status.chunk_bytes,
@@ -91,6 +93,7 @@ fn text(status: &Status, endpoint: &str) -> String {
                 output::size(status.logical_bytes)
             ),
         ),
+        ("Volumes", status.volumes.to_string()),
         (
             "Chunks",
             format!(

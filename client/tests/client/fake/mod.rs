@@ -2,6 +2,7 @@
 
 mod content;
 mod snapshots;
+mod volumes;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,6 +26,7 @@ use varve_content::{chunk_id::ChunkId, codec::Compression};
 use varve_proto::v1::{
     self, content_service_server::ContentServiceServer,
     snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 
 use self::content::Upload;
@@ -34,6 +36,7 @@ use self::content::Upload;
 pub(crate) struct State {
     pub(crate) chunks: HashMap<ChunkId, Bytes>,
     pub(crate) snapshots: BTreeMap<String, (v1::Snapshot, Vec<v1::Leaf>)>,
+    pub(crate) volumes: BTreeMap<String, v1::Volume>,
     pub(crate) uploads: HashMap<String, Upload>,
     pub(crate) begun: usize,
     pub(crate) aborted: usize,
@@ -174,6 +177,7 @@ fn services(manners: Manners) -> (Arc<Mutex<State>>, tonic::transport::server::R
     let router = Server::builder()
         .add_service(ContentServiceServer::new(service.clone()).max_decoding_message_size(2 << 20))
         .add_service(SnapshotServiceServer::new(service.clone()))
+        .add_service(VolumeServiceServer::new(service.clone()))
         .add_service(StatusServiceServer::new(service));
     (state, router)
 }

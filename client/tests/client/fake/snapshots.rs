@@ -150,6 +150,7 @@ impl StatusService for Service {
                 nanos: 0,
             }),
             snapshots: 2,
+            volumes: 4,
             logical_bytes: 8 << 30,
             chunks: 3,
             chunk_bytes: 300 << 10,

@@ -27,6 +27,7 @@ async fn health_answers_for_the_daemon_and_each_service() {
     for service in [
         "",
         "varve.v1.SnapshotService",
+        "varve.v1.VolumeService",
         "varve.v1.ContentService",
         "varve.v1.StatusService",
     ] {
@@ -104,6 +105,7 @@ async fn reflection_describes_the_services() {
         .collect();
     for service in [
         "varve.v1.SnapshotService",
+        "varve.v1.VolumeService",
         "varve.v1.ContentService",
         "grpc.health.v1.Health",
     ] {

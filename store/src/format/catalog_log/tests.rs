@@ -8,7 +8,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::format::tests::{CHANGED, STORE, assert_bytes, assert_every_byte_counts, hex, snapshot};
+use crate::format::tests::{
+    CHANGED, STORE, assert_bytes, assert_every_byte_counts, hex, snapshot, volume,
+};
 
 fn put() -> Record {
     Record::PutSnapshot(snapshot())
@@ -16,6 +18,14 @@ fn put() -> Record {
 
 fn delete() -> Record {
     Record::DeleteSnapshot(snapshot().id)
+}
+
+fn put_volume() -> Record {
+    Record::PutVolume(volume())
+}
+
+fn delete_volume() -> Record {
+    Record::DeleteVolume(volume().id)
 }
 
 /// A record of several blocks.
@@ -98,11 +108,34 @@ fn records_are_pinned() {
     let payload = snapshot().encode();
     assert_bytes(&bytes[..5], &[&hex(b"VCAT"), "01"]);
     assert_eq!(bytes[32..32 + payload.len()], payload);
+
+    let bytes = delete_volume().encode(7);
+    assert_bytes(
+        &bytes[..48],
+        &[
+            &hex(b"VCAT"),
+            "04000000",
+            "0700000000000000",
+            "0a000000",
+            "fa0dcb05",
+            "00000000",
+            "d1865d07",
+            "01",
+            "00fedcba9876543210",
+            "000000000000",
+        ],
+    );
+    assert_eq!(bytes[48..], [0; LOG_ALIGN - 48], "{CHANGED}");
+
+    let bytes = put_volume().encode(7);
+    let payload = volume().encode();
+    assert_bytes(&bytes[..5], &[&hex(b"VCAT"), "03"]);
+    assert_eq!(bytes[32..32 + payload.len()], payload);
 }
 
 #[test]
 fn every_byte_of_a_record_counts() {
-    for record in [put(), delete()] {
+    for record in [put(), delete(), put_volume(), delete_volume()] {
         let decode = |bytes: &[u8]| decode_record(bytes, 7);
         assert_every_byte_counts(&record.encode(7), decode);
     }
@@ -115,15 +148,21 @@ fn the_largest_record_fits() {
     record.tags = (0..50)
         .map(|n| (format!("{n}{}", "🏔".repeat(125)), "🏔".repeat(255)))
         .collect();
-    let record = Record::PutSnapshot(record);
-    let bytes = record.encode(1);
-    assert!(bytes.len() < 80 << 10);
-    assert_eq!(decode_record(&bytes, 1), Ok((bytes.len(), record)));
+    let volume = VolumeRecord {
+        name: record.name.clone(),
+        tags: record.tags.clone(),
+        ..volume()
+    };
+    for record in [Record::PutSnapshot(record), Record::PutVolume(volume)] {
+        let bytes = record.encode(1);
+        assert!(bytes.len() < 80 << 10);
+        assert_eq!(decode_record(&bytes, 1), Ok((bytes.len(), record)));
+    }
 }
 
 #[test]
 fn a_whole_log_reads_back() {
-    let records = [put(), put_large(), delete(), put()];
+    let records = [put(), put_large(), put_volume(), delete(), delete_volume()];
     let bytes = log(&records);
     let mut scan = scan(&bytes, Position::START, true);
     let mut offset = LOG_HEADER_BYTES as u64;
@@ -140,7 +179,7 @@ fn a_whole_log_reads_back() {
     assert_eq!(scan.next(), None);
     let end = Position {
         offset_bytes: offset,
-        next_sequence: 5,
+        next_sequence: 6,
     };
     assert_eq!(scan.position(), end);
 }
@@ -211,7 +250,7 @@ fn a_record_that_is_missing_is_damage() {
 
 #[test]
 fn records_of_a_later_version_are_told_so() {
-    for (at, value) in [(4, 3), (RECORD_HEADER_BYTES, 2)] {
+    for (at, value) in [(4, 5), (RECORD_HEADER_BYTES, 2)] {
         let mut bytes = delete().encode(1);
         bytes[at] = value;
         let payload_crc32 = crc32fast::hash(&bytes[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + 10]);
@@ -242,7 +281,7 @@ proptest! {
     /// What is found does not depend on how much is read at a time, whatever was changed.
     #[test]
     fn windows_do_not_matter(
-        records in prop::collection::vec(prop::sample::select(vec![put(), delete(), put_large()]), 1..24),
+        records in prop::collection::vec(prop::sample::select(vec![put(), delete(), put_large(), put_volume(), delete_volume()]), 1..24),
         change in prop::option::of((any::<prop::sample::Index>(), 1u8..)),
         cut in prop::option::of(any::<prop::sample::Index>()),
         window_blocks in 33usize..64,

@@ -1,15 +1,13 @@
 //! Writing: a batch becomes one RocksDB write batch, totals included.
 
-use std::collections::BTreeMap;
-
 use rocksdb::{WriteBatch, WriteOptions};
 use varve_content::ChunkId;
 
 use super::{Known, REMEDY, RocksMeta, failed_at};
 use crate::{
     Error, Result,
-    format::{PackState, StoreId, catalog_log::Record, keys},
-    meta::{Batch, Catalog, Index, Meta, NodeKey, SnapshotId, SnapshotRecord, Totals},
+    format::{PackState, StoreId, keys},
+    meta::{Batch, Index, Meta, NodeKey, Totals},
 };
 
 impl Meta for RocksMeta {
@@ -129,94 +127,9 @@ impl RocksMeta {
         }
         Ok(())
     }
-
-    fn add_catalog(
-        &self,
-        records: Vec<(u64, Record)>,
-        write: &mut WriteBatch,
-        totals: &mut Totals,
-    ) -> Result<()> {
-        let mut changes = CatalogChanges::new(self);
-        for (_, record) in records {
-            match record {
-                Record::PutSnapshot(record) => changes.put(record, totals)?,
-                Record::DeleteSnapshot(id) => changes.delete(id, totals)?,
-            }
-        }
-        let (snapshots, names) = (self.family(keys::SNAPSHOTS)?, self.family(keys::NAMES)?);
-        for (id, record) in changes.snapshots {
-            match record {
-                Some(record) => write.put_cf(snapshots, id.as_bytes(), record.encode()),
-                None => write.delete_cf(snapshots, id.as_bytes()),
-            }
-        }
-        for (name, id) in changes.names {
-            match id {
-                Some(id) => write.put_cf(names, name, id.as_bytes()),
-                None => write.delete_cf(names, name),
-            }
-        }
-        Ok(())
-    }
 }
 
-/// The catalog as it is, and what the records of one batch make of it: later ones see what earlier ones did.
-struct CatalogChanges<'a> {
-    meta: &'a RocksMeta,
-    snapshots: BTreeMap<SnapshotId, Option<SnapshotRecord>>,
-    names: BTreeMap<String, Option<SnapshotId>>,
-}
-
-impl<'a> CatalogChanges<'a> {
-    fn new(meta: &'a RocksMeta) -> Self {
-        Self {
-            meta,
-            snapshots: BTreeMap::new(),
-            names: BTreeMap::new(),
-        }
-    }
-
-    fn owner(&self, name: &str) -> Result<Option<SnapshotId>> {
-        match self.names.get(name) {
-            Some(changed) => Ok(*changed),
-            None => Ok(self.meta.snapshot_by_name(name)?.map(|record| record.id)),
-        }
-    }
-
-    fn put(&mut self, record: SnapshotRecord, totals: &mut Totals) -> Result<()> {
-        if let Some(owner) = self.owner(&record.name)?
-            && owner != record.id
-        {
-            return Err(Error::AlreadyExists {
-                name: record.name,
-                id: owner.to_string(),
-            });
-        }
-        self.delete(record.id, totals)?;
-        add(&mut totals.snapshots, 1)?;
-        add(&mut totals.logical_bytes, record.size_bytes)?;
-        self.names.insert(record.name.clone(), Some(record.id));
-        self.snapshots.insert(record.id, Some(record));
-        Ok(())
-    }
-
-    fn delete(&mut self, id: SnapshotId, totals: &mut Totals) -> Result<()> {
-        let present = match self.snapshots.get(&id) {
-            Some(changed) => changed.clone(),
-            None => self.meta.snapshot(id)?,
-        };
-        let Some(present) = present else {
-            return Ok(());
-        };
-        take(&mut totals.snapshots, 1)?;
-        take(&mut totals.logical_bytes, present.size_bytes)?;
-        self.names.insert(present.name, None);
-        self.snapshots.insert(id, None);
-        Ok(())
-    }
-}
-
-fn add(total: &mut u64, amount: u64) -> Result<()> {
+pub(super) fn add(total: &mut u64, amount: u64) -> Result<()> {
     *total = total.checked_add(amount).ok_or_else(|| {
         Error::Limit(format!(
             "{amount} more than a total of {total} cannot be counted"
@@ -226,7 +139,7 @@ fn add(total: &mut u64, amount: u64) -> Result<()> {
 }
 
 /// Takes from a total what was added to it once. Both come from disk: that they agree is no given.
-fn take(total: &mut u64, amount: u64) -> Result<()> {
+pub(super) fn take(total: &mut u64, amount: u64) -> Result<()> {
     *total = total.checked_sub(amount).ok_or_else(|| Error::Index {
         verb: "keep its totals",
         message: format!("{amount} is to be taken from a total of {total}; {REMEDY}"),

@@ -12,6 +12,7 @@
 //! writes nothing any more after a failure until it is opened again.
 
 mod apply;
+mod catalog;
 mod options;
 
 use std::{
@@ -21,10 +22,10 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use rocksdb::{ColumnFamily, DB, Direction, ErrorKind, IteratorMode, Options};
+use rocksdb::{ColumnFamily, DB, ErrorKind, IteratorMode, Options};
 use varve_content::ChunkId;
 
-use super::{Catalog, Index, NodeKey, PackState, SnapshotId, SnapshotRecord, Totals};
+use super::{Index, NodeKey, PackState, Totals};
 use crate::{
     Error, Result,
     format::{FormatError, Location, PackId, StoreId, keys},
@@ -84,7 +85,10 @@ impl RocksMeta {
     /// [`Error::Incompatible`] when there is none, when it is another store's, or of another version: all to be
     /// remedied by a rebuild.
     pub fn open(path: &Path, store: StoreId) -> Result<Self> {
-        let meta = Self::with_options(path, &options::database())?;
+        let mut options = options::database();
+        // An index that was made by an earlier version lacks the families of what that did not know.
+        options.create_missing_column_families(true);
+        let meta = Self::with_options(path, &options)?;
         let identity = match meta.get(keys::META, keys::IDENTITY)? {
             Some(value) => {
                 keys::Identity::decode(&value).map_err(|error| meta.incompatible(error))?
@@ -205,69 +209,6 @@ impl Index for RocksMeta {
                 PackState::decode(&key, &value).map_err(undecodable)
             })
             .collect()
-    }
-}
-
-impl Catalog for RocksMeta {
-    fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>> {
-        let value = self.get(keys::SNAPSHOTS, id.as_bytes())?;
-        value
-            .map(|value| SnapshotRecord::decode(&value).map_err(undecodable))
-            .transpose()
-    }
-
-    fn snapshot_by_name(&self, name: &str) -> Result<Option<SnapshotRecord>> {
-        let named = self.get(keys::NAMES, name.as_bytes())?;
-        let Some(id) = named
-            .map(|value| keys::decode_named(&value).map_err(undecodable))
-            .transpose()?
-        else {
-            return Ok(None);
-        };
-        // Deleted between the two questions, and the name perhaps given to another: as if asked a moment earlier.
-        self.snapshot(id)
-    }
-
-    fn snapshots(
-        &self,
-        after_name: Option<&str>,
-        prefix: &str,
-        limit: usize,
-    ) -> Result<Vec<SnapshotRecord>> {
-        // Both families as they were at one moment.
-        let view = self.db.snapshot();
-        let after = after_name.unwrap_or_default().as_bytes();
-        let start = after.max(prefix.as_bytes());
-        let names = view.iterator_cf(
-            self.family(keys::NAMES)?,
-            IteratorMode::From(start, Direction::Forward),
-        );
-        let mut ids = Vec::new();
-        for entry in names {
-            let (name, id) = entry.map_err(unreadable)?;
-            if ids.len() == limit || !name.starts_with(prefix.as_bytes()) {
-                break;
-            }
-            if after_name.is_none() || *name > *after {
-                ids.push(keys::decode_named(&id).map_err(undecodable)?);
-            }
-        }
-        let mut records = Vec::with_capacity(ids.len());
-        for id in ids {
-            let value = view
-                .get_cf(self.family(keys::SNAPSHOTS)?, id.as_bytes())
-                .map_err(unreadable)?;
-            let value = value.ok_or_else(|| Error::Index {
-                verb: "list snapshots",
-                message: format!("{id} has a name and no record; {REMEDY}"),
-            })?;
-            records.push(SnapshotRecord::decode(&value).map_err(undecodable)?);
-        }
-        Ok(records)
-    }
-
-    fn catalog_sequence(&self) -> Result<u64> {
-        Ok(self.known.read().catalog_sequence)
     }
 }
 

@@ -13,8 +13,8 @@ use super::*;
 use crate::{
     format::catalog_log::Record,
     meta::{
-        Batch, Meta,
-        tests::{STORE, chunk_at, chunk_id, snapshot},
+        Batch, Catalog as _, Meta,
+        tests::{STORE, chunk_at, chunk_id, snapshot, volume},
     },
 };
 
@@ -97,6 +97,28 @@ fn an_index_of_a_later_version_is_refused() {
     drop(meta);
     let why = refusal(&path, STORE);
     assert!(why.contains("it knows 1, found 2"), "{why}");
+}
+
+#[test]
+fn an_index_from_before_there_were_volumes_is_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = index_in(&directory);
+    let mut meta = RocksMeta::create(&path, STORE).unwrap();
+    meta.apply(numbered(1), true).unwrap();
+    meta.db.drop_cf(keys::VOLUMES).unwrap();
+    meta.db.drop_cf(keys::VOLUME_NAMES).unwrap();
+    drop(meta);
+
+    let meta = RocksMeta::open(&path, STORE).unwrap();
+    whole_batches(&meta, 1);
+    assert_eq!(meta.volumes(None, "", 10).unwrap(), []);
+    let mut batch = Batch::default();
+    batch.catalog(2, Record::PutVolume(volume(1, "v")));
+    meta.apply(batch, true).unwrap();
+    drop(meta);
+    let meta = RocksMeta::open(&path, STORE).unwrap();
+    assert_eq!(meta.volume_by_name("v").unwrap(), Some(volume(1, "v")));
+    assert_eq!(meta.totals().unwrap().volumes, 1);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::*;
 const CHUNKS: u64 = 24;
 const NODES: u64 = 8;
 const SNAPSHOTS: u8 = 6;
+const VOLUMES: u8 = 5;
 const NAMES: [&str; 5] = ["a", "a/b", "a/c", "b", "c"];
 
 #[derive(Debug, Clone)]
@@ -58,6 +59,10 @@ fn any_record() -> impl Strategy<Value = Record> {
             Record::PutSnapshot(SnapshotRecord { size_bytes: size_bytes.into(), ..snapshot(number, name) })
         }),
         2 => (0..SNAPSHOTS).prop_map(|number| Record::DeleteSnapshot(snapshot_id(number))),
+        3 => (0..VOLUMES, prop::sample::select(&NAMES[..]), any::<u32>()).prop_map(|(number, name, attachments)| {
+            Record::PutVolume(VolumeRecord { attachments: attachments.into(), ..volume(number, name) })
+        }),
+        2 => (0..VOLUMES).prop_map(|number| Record::DeleteVolume(volume_id(number))),
     ]
 }
 
@@ -105,18 +110,33 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
     .into_iter()
     .flat_map(|(after, prefix)| {
         [
-            meta.snapshots(after, prefix, 100),
-            meta.snapshots(after, prefix, 2),
+            (
+                meta.snapshots(after, prefix, 100).unwrap(),
+                meta.volumes(after, prefix, 100).unwrap(),
+            ),
+            (
+                meta.snapshots(after, prefix, 2).unwrap(),
+                meta.volumes(after, prefix, 2).unwrap(),
+            ),
         ]
     })
-    .map(Result::unwrap)
     .collect();
     let by_name: Vec<_> = NAMES
         .iter()
-        .map(|name| meta.snapshot_by_name(name).unwrap())
+        .map(|name| {
+            (
+                meta.snapshot_by_name(name).unwrap(),
+                meta.volume_by_name(name).unwrap(),
+            )
+        })
         .collect();
-    let by_id: Vec<_> = (0..SNAPSHOTS)
-        .map(|number| meta.snapshot(snapshot_id(number)).unwrap())
+    let by_id: Vec<_> = (0..SNAPSHOTS.max(VOLUMES))
+        .map(|number| {
+            (
+                meta.snapshot(snapshot_id(number)).unwrap(),
+                meta.volume(volume_id(number)).unwrap(),
+            )
+        })
         .collect();
     (
         (

@@ -1,0 +1,298 @@
+//! `snapctl volume`.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
+use varve_client::{Attachment, Client, NewVolume, VolumeFilter};
+
+use crate::{
+    Options,
+    exit::Failure,
+    import::parse_tag,
+    listing::Listing,
+    output::{self, Output, VolumeJson},
+    size::parse_size,
+};
+
+/// What `volume` takes. A volume is given by its name or its id.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Volume {
+    /// Make a volume, of zeros or with the content of a snapshot
+    Create(Create),
+    /// List volumes, by name
+    List(Listing),
+    /// Show a volume
+    Show {
+        /// Name or id
+        volume: String,
+    },
+    /// Attach a volume, and tell where it is served
+    Attach {
+        /// Name or id
+        volume: String,
+        /// Take it over if it is attached already
+        #[arg(long)]
+        force: bool,
+    },
+    /// Detach a volume
+    Detach {
+        /// Name or id
+        volume: String,
+    },
+    /// Delete a volume that is not attached
+    Delete {
+        /// Name or id
+        volume: String,
+    },
+    /// Set and remove tags of a volume
+    Tag(Tag),
+}
+
+/// What `volume create` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Name of the volume
+    #[arg(required_unless_present = "name_option")]
+    name: Option<String>,
+    /// The same, as an option
+    #[arg(
+        id = "name_option",
+        long = "name",
+        value_name = "NAME",
+        conflicts_with = "name"
+    )]
+    name_option: Option<String>,
+    /// Its size, as in 512M or 10G, or in bytes [default: the snapshot's]
+    #[arg(long, value_parser = parse_size, required_unless_present = "from")]
+    size: Option<u64>,
+    /// Name or id of the snapshot whose content it begins with
+    #[arg(long, value_name = "SNAPSHOT")]
+    from: Option<String>,
+    /// A tag for the volume; may be given more than once
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
+    tags: Vec<(String, String)>,
+}
+
+/// What `volume tag` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    /// Name or id
+    volume: String,
+    /// Tags to set
+    #[arg(value_name = "KEY=VALUE", value_parser = parse_tag, required_unless_present = "remove")]
+    tags: Vec<(String, String)>,
+    /// A tag to remove; may be given more than once
+    #[arg(long, value_name = "KEY")]
+    remove: Vec<String>,
+}
+
+/// What `volume list` prints for programs.
+#[derive(Debug, Serialize)]
+struct ListJson<'a> {
+    volumes: Vec<VolumeJson<'a>>,
+}
+
+/// What `volume attach` prints for programs.
+#[derive(Debug, Serialize)]
+struct AttachJson<'a> {
+    volume: VolumeJson<'a>,
+    nbd_uris: &'a [String],
+}
+
+impl Volume {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        let client = options.connect().await?;
+        match self {
+            Self::Create(create) => show(&client.create_volume(create.into()).await?, options),
+            Self::List(listing) => list(listing, &client, options).await,
+            Self::Show { volume } => show(&client.volume(&volume).await?, options),
+            Self::Attach { volume, force } => {
+                let attached = client.attach_volume(&volume, force).await?;
+                match options.output {
+                    Output::Json => output::json(&AttachJson {
+                        volume: VolumeJson::from(&attached.volume),
+                        nbd_uris: &attached.nbd_uris,
+                    }),
+                    Output::Table => output::write(how_to_use(&attached).as_bytes()),
+                }
+            }
+            Self::Detach { volume } => {
+                let detached = client.detach_volume(&volume).await?;
+                done("detached", &detached, options)
+            }
+            Self::Delete { volume } => {
+                let deleted = client.delete_volume(&volume).await?;
+                done("deleted", &deleted, options)
+            }
+            Self::Tag(Tag {
+                volume,
+                tags,
+                remove,
+            }) => {
+                let tags = BTreeMap::from_iter(tags);
+                show(&client.tag_volume(&volume, tags, remove).await?, options)
+            }
+        }
+    }
+}
+
+impl From<Create> for NewVolume {
+    fn from(create: Create) -> Self {
+        Self {
+            // One of the two is there: clap sees to it.
+            name: create.name.or(create.name_option).unwrap_or_default(),
+            size_bytes: create.size,
+            from_snapshot: create.from,
+            tags: BTreeMap::from_iter(create.tags),
+        }
+    }
+}
+
+async fn list(listing: Listing, client: &Client, options: &Options) -> Result<(), Failure> {
+    let (limit, tags) = (listing.limit(), listing.tags());
+    let filter = VolumeFilter {
+        name_prefix: listing.name_prefix,
+        tags,
+    };
+    let volumes: Vec<_> = client.volumes(filter).take(limit).try_collect().await?;
+    if options.output == Output::Json {
+        return output::json(&ListJson {
+            volumes: volumes.iter().map(VolumeJson::from).collect(),
+        });
+    }
+    let mut table = output::table(&["NAME", "ID", ">SIZE", "ATTACHED", "CREATED", "TAGS"]);
+    for volume in &volumes {
+        table.add_row([
+            volume.name.clone(),
+            volume.id.clone(),
+            output::size(volume.size_bytes),
+            volume
+                .attached_at
+                .map_or_else(|| "-".to_owned(), output::time),
+            output::time(volume.created_at),
+            output::tags(&volume.tags),
+        ]);
+    }
+    output::line(table.trim_fmt())
+}
+
+fn show(volume: &varve_client::Volume, options: &Options) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&VolumeJson::from(volume));
+    }
+    let attached = match volume.attached_at {
+        Some(since) => format!("since {}", output::time(since)),
+        None => "no".to_owned(),
+    };
+    let base = volume.base.as_ref().map(ToString::to_string);
+    let mut text = output::facts(&[
+        ("Name", volume.name.clone()),
+        ("Id", volume.id.clone()),
+        ("Size", output::size(volume.size_bytes)),
+        ("Base", base.unwrap_or_else(|| "-".to_owned())),
+        (
+            "Parent",
+            volume.parent.clone().unwrap_or_else(|| "-".to_owned()),
+        ),
+        ("Attached", attached),
+        ("Attachments", volume.attachments.to_string()),
+        ("Created", output::time(volume.created_at)),
+    ]);
+    for (key, value) in &volume.tags {
+        text.push_str(&format!("Tag          {key}={value}\n"));
+    }
+    output::write(text.as_bytes())
+}
+
+fn done(what: &str, volume: &varve_client::Volume, options: &Options) -> Result<(), Failure> {
+    match options.output {
+        Output::Json => output::json(&VolumeJson::from(volume)),
+        Output::Table => output::line(format_args!("{what} {} ({})", volume.name, volume.id)),
+    }
+}
+
+/// Where a volume is served, and command lines that use it there.
+fn how_to_use(attached: &Attachment) -> String {
+    let volume = &attached.volume;
+    let mut facts = vec![("Volume", format!("{} ({})", volume.name, volume.id))];
+    facts.extend(attached.nbd_uris.iter().map(|uri| ("NBD", uri.clone())));
+    let mut text = output::facts(&facts);
+    text.push('\n');
+    if let Some(uri) = attached.nbd_uris.first() {
+        // A comma would begin QEMU's next option.
+        let drive = format!("if=virtio,format=raw,file={}", uri.replace(',', ",,"));
+        text.push_str(&format!("qemu-system-x86_64 -drive {}\n", quoted(&drive)));
+    }
+    for server in attached.nbd_uris.iter().filter_map(|uri| nbd_server(uri)) {
+        let export = quoted(&format!("volume/{}", volume.name));
+        text.push_str(&format!("nbd-client {server} -N {export} /dev/nbd0\n"));
+    }
+    text
+}
+
+/// The server of an NBD URI as nbd-client takes it. `None` for what it cannot be told.
+fn nbd_server(uri: &str) -> Option<String> {
+    if let Some(local) = uri.strip_prefix("nbd+unix://") {
+        let (_, query) = local.split_once('?')?;
+        let socket = query
+            .split('&')
+            .find_map(|field| field.strip_prefix("socket="))?;
+        return Some(format!("-unix {}", quoted(&percent_decoded(socket)?)));
+    }
+    let (address, _) = uri.strip_prefix("nbd://")?.split_once('/')?;
+    let (host, port) = address.rsplit_once(':')?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Some(format!("{} {}", quoted(host), quoted(port)))
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// A word of a command line, as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |char: char| char.is_ascii_alphanumeric() || "._-/:+@%=,".contains(char);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_told_to_nbd_client() {
+        for (uri, server) in [
+            (
+                "nbd+unix:///volume/db?socket=/run/varve/nbd.sock",
+                Some("-unix /run/varve/nbd.sock"),
+            ),
+            (
+                "nbd+unix:///volume/db?socket=/a%20dir/it%27s",
+                Some("-unix '/a dir/it'\\''s'"),
+            ),
+            ("nbd://[::1]:10809/volume/db", Some("::1 10809")),
+            (
+                "nbd://127.0.0.1:10809/volume/web/db",
+                Some("127.0.0.1 10809"),
+            ),
+            ("nbd+unix:///volume/db", None),
+            ("nbd+unix:///volume/db?socket=/%ff", None),
+            ("nbd+unix:///volume/db?socket=/%f", None),
+            ("http://example.com/", None),
+        ] {
+            assert_eq!(nbd_server(uri).as_deref(), server, "{uri}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The volumes of a store: making, listing, looking at, tagging, attaching, detaching and deleting them.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use futures::Stream;
+use varve_content::tree::RootId;
+use varve_proto::v1;
+
+use crate::{
+    connect::Client,
+    error::{Error, ErrorKind, Result},
+    limits::LIST_PAGE,
+    pages, retry,
+    snapshots::system_time,
+};
+
+/// A block device that is written to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Volume {
+    /// `vol-` and 17 hexadecimal digits.
+    pub id: String,
+    /// Unique among the volumes of the store.
+    pub name: String,
+    /// Its size, a multiple of 512.
+    pub size_bytes: u64,
+    /// Id of the content that it had when what was written to it was last put into the content tree; `None`: zeros.
+    pub base: Option<RootId>,
+    /// Id of the snapshot that `base` is the content of, even if that is deleted by now.
+    pub parent: Option<String>,
+    /// When it was made.
+    pub created_at: SystemTime,
+    /// Keys and values.
+    pub tags: BTreeMap<String, String>,
+    /// Since when it is attached; `None` while it is not.
+    pub attached_at: Option<SystemTime>,
+    /// How often it was attached: the number of the current attachment while it is.
+    pub attachments: u64,
+}
+
+/// What is to become a volume.
+#[derive(Clone, Debug, Default)]
+pub struct NewVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size, a multiple of 512; `None`: the snapshot's, rounded up to one.
+    pub size_bytes: Option<u64>,
+    /// Name or id of the snapshot whose content it begins with; `None`: zeros.
+    pub from_snapshot: Option<String>,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Which volumes to list. The default is all of them.
+#[derive(Clone, Debug, Default)]
+pub struct VolumeFilter {
+    /// Only names that start so.
+    pub name_prefix: String,
+    /// Only volumes that have all of these tags with these values.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A volume that was attached, and where it is served.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Attachment {
+    /// The volume; `attachments` is the number of this attachment.
+    pub volume: Volume,
+    /// NBD URIs with the export's name: over the daemon's unix socket first, and over TCP if it listens there.
+    pub nbd_uris: Vec<String>,
+}
+
+impl Client {
+    /// Makes a volume, of zeros or with the content of a snapshot. Nothing is copied.
+    pub async fn create_volume(&self, new: NewVolume) -> Result<Volume> {
+        let what = format!("create volume {}", new.name);
+        let request = v1::CreateVolumeRequest {
+            name: new.name,
+            size_bytes: match new.size_bytes {
+                // The protocol takes it for none given.
+                Some(0) => {
+                    return Err(Error::new(
+                        ErrorKind::Invalid,
+                        what,
+                        "a volume has more than 0 bytes",
+                    ));
+                }
+                size_bytes => size_bytes.unwrap_or_default(),
+            },
+            from_snapshot: new.from_snapshot.unwrap_or_default(),
+            tags: new.tags,
+        };
+        let created = self
+            .volume_service()
+            .create_volume(request)
+            .await
+            .map_err(|status| Error::rpc(&what, status))?;
+        Volume::from_proto(&what, Some(created.into_inner()))
+    }
+
+    /// The volumes that pass `filter`, by name. Pages are fetched as they are needed.
+    pub fn volumes(
+        &self,
+        filter: VolumeFilter,
+    ) -> impl Stream<Item = Result<Volume>> + Send + use<> {
+        const WHAT: &str = "list volumes";
+        let client = self.clone();
+        pages::listed(WHAT, move |page_token| {
+            let client = client.clone();
+            let request = v1::ListVolumesRequest {
+                page_size: LIST_PAGE,
+                page_token,
+                name_prefix: filter.name_prefix.clone(),
+                tags: filter.tags.clone(),
+            };
+            async move {
+                let page = retry::idempotent(|| {
+                    let (mut service, request) = (client.volume_service(), request.clone());
+                    async move { service.list_volumes(request).await }
+                })
+                .await
+                .map_err(|status| Error::rpc(WHAT, status))?
+                .into_inner();
+                let volumes = page
+                    .volumes
+                    .into_iter()
+                    .map(|volume| Volume::from_proto(WHAT, Some(volume)))
+                    .collect::<Result<_>>()?;
+                Ok((volumes, page.next_page_token))
+            }
+        })
+    }
+
+    /// The volume with this name or id.
+    pub async fn volume(&self, volume: &str) -> Result<Volume> {
+        let what = format!("get volume {volume}");
+        let request = v1::GetVolumeRequest {
+            volume: volume.to_owned(),
+        };
+        let found = retry::idempotent(|| {
+            let (mut service, request) = (self.volume_service(), request.clone());
+            async move { service.get_volume(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
+        Volume::from_proto(&what, Some(found.into_inner()))
+    }
+
+    /// Sets tags of the volume with this name or id, and removes those with the keys in `remove`, in one step.
+    pub async fn tag_volume(
+        &self,
+        volume: &str,
+        set: BTreeMap<String, String>,
+        remove: Vec<String>,
+    ) -> Result<Volume> {
+        let what = format!("tag volume {volume}");
+        let request = v1::TagVolumeRequest {
+            volume: volume.to_owned(),
+            set,
+            remove,
+        };
+        let tagged = retry::idempotent(|| {
+            let (mut service, request) = (self.volume_service(), request.clone());
+            async move { service.tag_volume(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
+        Volume::from_proto(&what, Some(tagged.into_inner()))
+    }
+
+    /// Deletes the volume with this name or id, which must not be attached; gives what was deleted.
+    pub async fn delete_volume(&self, volume: &str) -> Result<Volume> {
+        let what = format!("delete volume {volume}");
+        let request = v1::DeleteVolumeRequest {
+            volume: volume.to_owned(),
+        };
+        let deleted = self
+            .volume_service()
+            .delete_volume(request)
+            .await
+            .map_err(|status| Error::rpc(&what, status))?;
+        Volume::from_proto(&what, deleted.into_inner().deleted)
+    }
+
+    /// Attaches the volume with this name or id, and tells where it is served. With `force` it is taken over
+    /// from whoever has it attached, who may have died without detaching it.
+    pub async fn attach_volume(&self, volume: &str, force: bool) -> Result<Attachment> {
+        let what = format!("attach volume {volume}");
+        let request = v1::AttachVolumeRequest {
+            volume: volume.to_owned(),
+            force,
+        };
+        // Not repeated: a second run would be refused because of the first.
+        let attached = self
+            .volume_service()
+            .attach_volume(request)
+            .await
+            .map_err(|status| Error::rpc(&what, status))?
+            .into_inner();
+        Ok(Attachment {
+            volume: Volume::from_proto(&what, attached.volume)?,
+            nbd_uris: attached.nbd_uris,
+        })
+    }
+
+    /// Detaches the volume with this name or id. One that is not attached stays as it is.
+    pub async fn detach_volume(&self, volume: &str) -> Result<Volume> {
+        let what = format!("detach volume {volume}");
+        let request = v1::DetachVolumeRequest {
+            volume: volume.to_owned(),
+        };
+        // Not repeated: somebody else may have attached it since the first run.
+        let detached = self
+            .volume_service()
+            .detach_volume(request)
+            .await
+            .map_err(|status| Error::rpc(&what, status))?;
+        Volume::from_proto(&what, Some(detached.into_inner()))
+    }
+}
+
+impl Volume {
+    fn from_proto(what: &str, volume: Option<v1::Volume>) -> Result<Self> {
+        let Some(volume) = volume else {
+            return Err(Error::protocol(what, "an answer without its volume"));
+        };
+        let no_time = |event: &str| {
+            Error::protocol(
+                what,
+                format!("volume {} was {event} at no time there is", volume.id),
+            )
+        };
+        let base = match &volume.base[..] {
+            [] => None,
+            root => Some(RootId::try_from(root).map_err(|error| {
+                Error::protocol(what, format!("volume {}: {error}", volume.id))
+            })?),
+        };
+        let created_at = volume.created_at.and_then(system_time);
+        let attached_at = match volume.attached_at {
+            Some(time) => Some(system_time(time).ok_or_else(|| no_time("attached"))?),
+            None => None,
+        };
+        Ok(Self {
+            created_at: created_at.ok_or_else(|| no_time("made"))?,
+            base,
+            attached_at,
+            id: volume.id,
+            name: volume.name,
+            size_bytes: volume.size_bytes,
+            parent: (!volume.parent.is_empty()).then_some(volume.parent),
+            tags: volume.tags,
+            attachments: volume.attachments,
+        })
+    }
+}

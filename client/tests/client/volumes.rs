@@ -1,0 +1,204 @@
+//! Looking after volumes.
+
+use std::collections::BTreeMap;
+
+use futures::TryStreamExt;
+use serde_json::json;
+use varve_client::{ErrorKind, NewVolume, VolumeFilter};
+
+use crate::{
+    fake::{FakeDaemon, Manners},
+    snapctl::{disk, parse, run, succeed},
+};
+
+fn new(name: &str) -> NewVolume {
+    NewVolume {
+        name: name.to_owned(),
+        size_bytes: Some(1 << 20),
+        ..NewVolume::default()
+    }
+}
+
+#[tokio::test]
+async fn listing_follows_the_pages() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let client = daemon.client().await;
+    for number in 0..401 {
+        client
+            .create_volume(new(&format!("v{number:04}")))
+            .await
+            .unwrap();
+    }
+    let all: Vec<_> = client
+        .volumes(VolumeFilter::default())
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(all.len(), 401);
+    assert_eq!(daemon.state().pages, 3);
+    let filter = VolumeFilter {
+        name_prefix: "v000".to_owned(),
+        ..VolumeFilter::default()
+    };
+    let few: Vec<_> = client.volumes(filter).try_collect().await.unwrap();
+    assert_eq!(few.len(), 10);
+}
+
+#[tokio::test]
+async fn a_volume_is_made_attached_tagged_and_deleted() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let client = daemon.client().await;
+    let made = client.create_volume(new("db")).await.unwrap();
+    assert_eq!(
+        (made.base, &made.parent, made.attached_at),
+        (None, &None, None)
+    );
+    let set = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
+    let tagged = client.tag_volume("db", set.clone(), vec![]).await.unwrap();
+    assert_eq!(tagged.tags, set);
+
+    let attached = client.attach_volume("db", false).await.unwrap();
+    assert!(attached.volume.attached_at.is_some());
+    assert!(attached.nbd_uris[0].starts_with("nbd+unix:///volume/db?"));
+    for error in [
+        client.attach_volume("db", false).await.unwrap_err(),
+        client.delete_volume("db").await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    }
+    let taken = client.attach_volume("db", true).await.unwrap();
+    assert_eq!(taken.volume.attachments, 2);
+    let detached = client.detach_volume("db").await.unwrap();
+    assert_eq!(detached.attached_at, None);
+    assert_eq!(client.volume("db").await.unwrap(), detached);
+    assert_eq!(client.delete_volume("db").await.unwrap(), detached);
+    let error = client.volume("db").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+
+    let empty = NewVolume {
+        size_bytes: Some(0),
+        ..new("empty")
+    };
+    let error = client.create_volume(empty).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn snapctl_answers_people_and_programs() {
+    let daemon = FakeDaemon::start(Manners::default());
+    disk(&daemon);
+    succeed(&daemon, &["import", "disk.img", "--name", "base"]);
+    let json = |arguments: &[&str]| {
+        let arguments = [&["--output=json", "volume"], arguments].concat();
+        parse(&succeed(&daemon, &arguments))
+    };
+    let text = |arguments: &[&str]| succeed(&daemon, &[&["volume"], arguments].concat());
+
+    let mut volume = json!({
+        "id": "vol-00000000000000001",
+        "name": "web/db",
+        "size_bytes": 10_u64 << 30,
+        "base": null,
+        "parent": null,
+        "created_at": "2023-11-14T22:13:20Z",
+        "tags": { "tier": "gold" },
+        "attached_at": null,
+        "attachments": 0,
+    });
+    let create = ["create", "web/db", "--size", "10G", "--tag", "tier=gold"];
+    assert_eq!(json(&create), volume);
+    let from = json(&["create", "--name", "clone", "--from", "base"]);
+    assert_eq!(from["parent"], "snap-00000000000000001");
+    assert_eq!(from["size_bytes"], 20 << 20);
+    assert_eq!(from["base"].as_str().unwrap().len(), 64);
+    assert_eq!(
+        json(&["list", "--tag", "tier=gold"]),
+        json!({ "volumes": [volume] })
+    );
+    assert_eq!(
+        json(&["list", "--limit", "1"])["volumes"][0]["name"],
+        "clone"
+    );
+    assert_eq!(
+        text(&["list", "--name-prefix", "web"]),
+        "NAME    ID                         SIZE  ATTACHED  CREATED               TAGS\n\
+         web/db  vol-00000000000000001  10.0 GiB  -         2023-11-14T22:13:20Z  tier=gold\n"
+    );
+
+    assert_eq!(
+        text(&["attach", "web/db"]),
+        "Volume  web/db (vol-00000000000000001)\n\
+         NBD     nbd+unix:///volume/web/db?socket=/data/nbd.sock\n\
+         NBD     nbd://127.0.0.1:10809/volume/web/db\n\
+         \n\
+         qemu-system-x86_64 -drive 'if=virtio,format=raw,file=nbd+unix:///volume/web/db?socket=/data/nbd.sock'\n\
+         nbd-client -unix /data/nbd.sock -N volume/web/db /dev/nbd0\n\
+         nbd-client 127.0.0.1 10809 -N volume/web/db /dev/nbd0\n"
+    );
+    for command in ["attach", "delete"] {
+        let (code, _, stderr) = run(&daemon, &["volume", command, "web/db"]);
+        assert_eq!(code, 8, "{stderr}");
+        assert_eq!(
+            stderr,
+            format!("snapctl: {command} volume web/db: volume web/db is attached\n")
+        );
+    }
+    volume["attached_at"] = json!("2023-11-14T22:13:20Z");
+    volume["attachments"] = json!(2);
+    assert_eq!(
+        json(&["attach", "web/db", "--force"]),
+        json!({
+            "volume": volume,
+            "nbd_uris": [
+                "nbd+unix:///volume/web/db?socket=/data/nbd.sock",
+                "nbd://127.0.0.1:10809/volume/web/db",
+            ],
+        })
+    );
+    assert_eq!(
+        text(&["show", "web/db"]),
+        "Name         web/db\n\
+         Id           vol-00000000000000001\n\
+         Size         10.0 GiB\n\
+         Base         -\n\
+         Parent       -\n\
+         Attached     since 2023-11-14T22:13:20Z\n\
+         Attachments  2\n\
+         Created      2023-11-14T22:13:20Z\n\
+         Tag          tier=gold\n"
+    );
+    assert_eq!(
+        text(&["detach", "web/db"]),
+        "detached web/db (vol-00000000000000001)\n"
+    );
+    volume["attached_at"] = json!(null);
+    volume["tags"] = json!({ "new": "" });
+    let tag = ["tag", "web/db", "new=", "--remove", "tier"];
+    assert_eq!(json(&tag), volume);
+    assert_eq!(json(&["delete", "web/db"]), volume);
+    let (code, _, stderr) = run(&daemon, &["volume", "show", "web/db"]);
+    assert_eq!(code, 3, "{stderr}");
+    let (code, _, stderr) = run(&daemon, &["volume", "create", "clone", "--size", "1M"]);
+    assert_eq!(code, 4, "{stderr}");
+}
+
+#[test]
+fn a_wrong_command_line_is_told_what_is_wrong() {
+    let daemon = FakeDaemon::start(Manners::default());
+    for (arguments, said) in [
+        (&["create", "--size", "1G"][..], "<NAME"),
+        (&["create", "a"], "--size"),
+        (
+            &["create", "a", "--name", "b", "--size", "1G"],
+            "cannot be used",
+        ),
+        (&["create", "a", "--size", "1GB"], "K, M, G or T"),
+        (&["create", "a", "--size", "0"], "more than 0"),
+        (&["tag", "a"], "KEY=VALUE"),
+        (&["attach"], "<VOLUME>"),
+    ] {
+        let (code, _, stderr) = run(&daemon, &[&["volume"], arguments].concat());
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+    }
+}

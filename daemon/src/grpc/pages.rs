@@ -1,0 +1,78 @@
+//! Listings in pages, the same for snapshots and volumes.
+
+use prost::Message;
+use varve_store::{Error, ListQuery};
+
+use super::{
+    failure::Failure,
+    page_token::{self, Filters},
+};
+use crate::limits;
+
+/// Records of one kind as a listing needs them: where they come from, and what becomes of them.
+pub(super) struct Listed<L, C, N> {
+    /// Asks the store.
+    pub(super) list: L,
+    /// Makes the message of a record.
+    pub(super) convert: C,
+    /// The name in a message.
+    pub(super) name: N,
+}
+
+/// A page's messages and the token of the next page, empty on the last.
+pub(super) async fn page<R, M, L, F, C, N>(
+    filters: Filters<'_>,
+    page_size: u32,
+    page_token: &str,
+    listed: Listed<L, C, N>,
+) -> Result<(Vec<M>, String), Failure>
+where
+    M: Message,
+    L: Fn(ListQuery) -> F,
+    F: Future<Output = Result<Vec<R>, Error>>,
+    C: Fn(R) -> M,
+    N: Fn(&M) -> &str,
+{
+    let limit = match page_size as usize {
+        0 => limits::PAGE_DEFAULT,
+        size => size.min(varve_store::limits::PAGE_MAX),
+    };
+    let query = |after_name, limit| ListQuery {
+        name_prefix: filters.name_prefix.to_owned(),
+        tags: filters.tags.clone(),
+        after_name,
+        limit,
+    };
+    let after_name = page_token::decode(filters, page_token)?;
+    let records = (listed.list)(query(after_name, limit)).await?;
+
+    let full = records.len() == limit;
+    let mut messages = Vec::with_capacity(records.len());
+    let mut bytes = 0;
+    let mut cut = false;
+    for record in records {
+        let message = (listed.convert)(record);
+        bytes += message.encoded_len();
+        if bytes > limits::PAGE_BYTES && !messages.is_empty() {
+            cut = true;
+            break;
+        }
+        messages.push(message);
+    }
+
+    // A full page may be the last: then its token is empty, as the protocol promises.
+    let Some(last) = messages.last().filter(|_| full || cut) else {
+        return Ok((messages, String::new()));
+    };
+    let last = (listed.name)(last).to_owned();
+    let more = cut
+        || !(listed.list)(query(Some(last.clone()), 1))
+            .await?
+            .is_empty();
+    let next_page_token = if more {
+        page_token::encode(filters, &last)
+    } else {
+        String::new()
+    };
+    Ok((messages, next_page_token))
+}

@@ -1,0 +1,5 @@
+//! Volumes: block devices that are written to.
+
+mod records;
+
+pub use records::NewVolume;

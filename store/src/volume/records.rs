@@ -1,0 +1,266 @@
+//! Volumes as records: make, find, list, tag, attach, detach, delete.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    Error, ListQuery, Result,
+    format::volume::SECTOR_BYTES,
+    limits,
+    meta::{self, Meta, Named as _, SnapshotRecord, VolumeId, VolumeRecord},
+    store::Store,
+};
+
+/// What is to become a volume.
+#[derive(Debug, Clone, Default)]
+pub struct NewVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size, a multiple of 512 bytes; `None`: as the snapshot's.
+    pub size_bytes: Option<u64>,
+    /// Name or id of the snapshot whose content it begins with; `None`: zeros.
+    pub from: Option<String>,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+impl NewVolume {
+    /// The record it becomes.
+    fn into_record(self, id: VolumeId, meta: &dyn Meta) -> Result<VolumeRecord> {
+        if meta.totals()?.volumes >= limits::VOLUMES_MAX {
+            return Err(Error::TooMany {
+                what: "volumes",
+                most: limits::VOLUMES_MAX,
+            });
+        }
+        let from = match &self.from {
+            Some(key) => Some(SnapshotRecord::find(meta, key)?),
+            None => None,
+        };
+        Ok(VolumeRecord {
+            id,
+            size_bytes: size(&self.name, self.size_bytes, from.as_ref())?,
+            name: self.name,
+            base: from.as_ref().map(|snapshot| snapshot.root),
+            parent: from.as_ref().map(|snapshot| snapshot.id),
+            created_at_ns: meta::now_ns(),
+            tags: self.tags,
+            attached_at_ns: None,
+            attachments: 0,
+            journal_from: 1,
+        })
+    }
+}
+
+/// The size of a new volume. A snapshot may end within a sector, a volume does not.
+fn size(name: &str, wanted: Option<u64>, from: Option<&SnapshotRecord>) -> Result<u64> {
+    let invalid = |why: String| Err(Error::Invalid(format!("volume {name:?}: {why}")));
+    let size_bytes = match (wanted, from) {
+        (Some(wanted), _) => wanted,
+        (None, Some(from)) => from.size_bytes.next_multiple_of(SECTOR_BYTES),
+        (None, None) => return invalid("a size is needed where there is no snapshot".to_owned()),
+    };
+    if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
+        return invalid(format!(
+            "its size has to be a multiple of {SECTOR_BYTES} bytes above 0, and {size_bytes} is none"
+        ));
+    }
+    if size_bytes > limits::VOLUME_BYTES_MAX {
+        return invalid(format!(
+            "a volume has at most {} bytes, this one would have {size_bytes}",
+            limits::VOLUME_BYTES_MAX
+        ));
+    }
+    if let Some(from) = from
+        && size_bytes < from.size_bytes
+    {
+        return invalid(format!(
+            "{size_bytes} bytes do not hold snapshot {:?}, which has {}",
+            from.name, from.size_bytes
+        ));
+    }
+    Ok(size_bytes)
+}
+
+impl Store {
+    /// Makes a volume, detached.
+    pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeRecord> {
+        meta::check_name("volume", &new.name)?;
+        meta::check_tags("volume", &new.tags)?;
+        let id = VolumeId::random()?;
+        // The snapshot is looked up where nothing can delete it before the volume holds on to its root.
+        self.shared()
+            .commit
+            .create(move |meta| new.into_record(id, meta))
+            .await
+    }
+
+    /// The volume of that name or id.
+    pub async fn volume(&self, key: &str) -> Result<VolumeRecord> {
+        self.shared().find(key).await
+    }
+
+    /// Volumes by name, ascending by bytes.
+    pub async fn list_volumes(&self, query: ListQuery) -> Result<Vec<VolumeRecord>> {
+        self.shared().list(query).await
+    }
+
+    /// Sets and removes tags of a volume, in one step. What is both set and removed is set.
+    pub async fn tag_volume(
+        &self,
+        key: &str,
+        set: BTreeMap<String, String>,
+        remove: Vec<String>,
+    ) -> Result<VolumeRecord> {
+        self.shared().tag(key, set, remove).await
+    }
+
+    /// Deletes a volume's record, while it is not attached.
+    pub async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
+        let id = self.volume(key).await?.id;
+        self.shared().commit.delete(id, detached).await
+    }
+
+    /// Attaches a volume, and numbers the attachment.
+    ///
+    /// One that is attached already is refused, unless it is taken over by `force`: as after its user died without
+    /// detaching it. The number goes up with that, too, so that whoever had it can be told apart.
+    pub async fn attach_volume(&self, key: &str, force: bool) -> Result<VolumeRecord> {
+        let change = move |mut record: VolumeRecord| {
+            if !force {
+                detached(&record)?;
+            }
+            record.attachments = record.attachments.checked_add(1).ok_or(Error::TooMany {
+                what: "attachments of a volume",
+                most: u64::MAX,
+            })?;
+            record.attached_at_ns = Some(meta::now_ns());
+            Ok(record)
+        };
+        self.change_volume(key, change).await
+    }
+
+    /// Detaches a volume. One that is not attached stays as it is: whoever lost the answer may ask again.
+    pub async fn detach_volume(&self, key: &str) -> Result<VolumeRecord> {
+        let change = |mut record: VolumeRecord| {
+            record.attached_at_ns = None;
+            Ok(record)
+        };
+        self.change_volume(key, change).await
+    }
+
+    async fn change_volume<F>(&self, key: &str, change: F) -> Result<VolumeRecord>
+    where
+        F: FnOnce(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
+    {
+        let id = self.volume(key).await?.id;
+        self.shared().commit.update(id, change).await
+    }
+}
+
+fn detached(record: &VolumeRecord) -> Result<()> {
+    match record.attached_at_ns {
+        Some(_) => Err(Error::Attached {
+            name: record.name.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use varve_content::RootId;
+
+    use super::*;
+    use crate::{
+        SnapshotId,
+        format::catalog_log::Record,
+        meta::{Batch, Catalog as _, MemoryMeta},
+    };
+
+    const ID: VolumeId = VolumeId::from_low_bits([7; 9]);
+
+    fn put(meta: &MemoryMeta, record: Record) {
+        let mut batch = Batch::default();
+        batch.catalog(meta.catalog_sequence().unwrap() + 1, record);
+        meta.apply(batch, true).unwrap();
+    }
+
+    fn meta_with_snapshot(size_bytes: u64) -> (MemoryMeta, SnapshotRecord) {
+        let record = SnapshotRecord {
+            id: SnapshotId::from_low_bits([1; 9]),
+            name: "base".to_owned(),
+            size_bytes,
+            data_bytes: 0,
+            root: RootId::from_bytes([3; 32]),
+            created_at_ns: 1,
+            tags: BTreeMap::new(),
+            new_bytes: 0,
+            stored_bytes: 0,
+        };
+        let meta = MemoryMeta::default();
+        put(&meta, Record::PutSnapshot(record.clone()));
+        (meta, record)
+    }
+
+    fn new(size_bytes: Option<u64>, from: Option<&str>) -> NewVolume {
+        NewVolume {
+            name: "v".to_owned(),
+            size_bytes,
+            from: from.map(str::to_owned),
+            tags: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_volume_of_a_snapshot_is_as_large_or_larger() {
+        let (meta, snapshot) = meta_with_snapshot(1000);
+        for (wanted, size_bytes) in [(None, 1024), (Some(1024), 1024), (Some(4096), 4096)] {
+            for key in ["base", &snapshot.id.to_string()] {
+                let made = new(wanted, Some(key)).into_record(ID, &meta).unwrap();
+                assert_eq!(made.size_bytes, size_bytes);
+                assert_eq!(made.base, Some(snapshot.root));
+                assert_eq!(made.parent, Some(snapshot.id));
+            }
+        }
+        let made = new(Some(512), None).into_record(ID, &meta).unwrap();
+        assert_eq!((made.base, made.parent), (None, None));
+        assert_eq!((made.attachments, made.journal_from), (0, 1));
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        let (meta, _) = meta_with_snapshot(1000);
+        for (wanted, from, why) in [
+            (None, None, "a size is needed"),
+            (Some(0), None, "multiple of 512"),
+            (Some(1000), Some("base"), "multiple of 512"),
+            (Some(512), Some("base"), "do not hold snapshot \"base\""),
+            (Some(limits::VOLUME_BYTES_MAX + 512), None, "at most"),
+            (Some(u64::MAX), None, "multiple of 512"),
+        ] {
+            let error = new(wanted, from).into_record(ID, &meta).unwrap_err();
+            assert!(matches!(error, Error::Invalid(_)), "{error:?}");
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        let error = new(None, Some("none")).into_record(ID, &meta).unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn volumes_are_bounded() {
+        let meta = MemoryMeta::default();
+        let mut batch = Batch::default();
+        for number in 1..=limits::VOLUMES_MAX {
+            let [.., a, b] = number.to_be_bytes();
+            let id = VolumeId::from_low_bits([0, 0, 0, 0, 0, 0, 0, a, b]);
+            let mut record = new(Some(512), None).into_record(id, &meta).unwrap();
+            record.name = format!("v{number}");
+            batch.catalog(number, Record::PutVolume(record));
+        }
+        meta.apply(batch, true).unwrap();
+        let error = new(Some(512), None).into_record(ID, &meta).unwrap_err();
+        assert!(matches!(error, Error::TooMany { .. }), "{error:?}");
+    }
+}
