@@ -192,6 +192,28 @@ impl Client {
         Snapshot::from_proto(&what, deleted.into_inner().deleted)
     }
 
+    /// Makes a snapshot called `name` of what the volume with this name or id holds now. Returns when it is complete.
+    pub async fn create_snapshot(
+        &self,
+        volume: &str,
+        name: &str,
+        tags: BTreeMap<String, String>,
+    ) -> Result<Snapshot> {
+        let what = format!("make snapshot {name} of volume {volume}");
+        let request = v1::CreateSnapshotRequest {
+            volume: volume.to_owned(),
+            name: name.to_owned(),
+            tags,
+        };
+        // Not tried again: it may have been made by the call whose answer was lost.
+        let created = self
+            .snapshot_service()
+            .create_snapshot(request)
+            .await
+            .map_err(|status| Error::rpc(&what, status))?;
+        Snapshot::from_proto(&what, Some(created.into_inner()))
+    }
+
     /// Sets tags of the snapshot with this name or id, and removes those with the keys in `remove`, in one step.
     pub async fn tag_snapshot(
         &self,

@@ -45,6 +45,8 @@ pub struct StoreConfig {
     pub io_engine: IoEngine,
     /// Memory for plain chunks that were read.
     pub chunk_cache_bytes: u64,
+    /// What the journal of a volume may take on disk.
+    pub journal_bytes_max: u64,
     /// Threads for hashing and compression; 0: one for each core.
     pub cpu_threads: usize,
 }
@@ -146,6 +148,9 @@ impl Config {
                 chunk_cache_bytes: values
                     .parse("store.chunk_cache_bytes", parse_number)?
                     .unwrap_or(varve_store::limits::CHUNK_CACHE_BYTES),
+                journal_bytes_max: values
+                    .parse("store.journal_bytes_max", parse_journal_bytes)?
+                    .unwrap_or(varve_store::limits::JOURNAL_BYTES_MAX),
                 cpu_threads: values
                     .parse("store.cpu_threads", parse_number)?
                     .unwrap_or(0),
@@ -237,6 +242,16 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 fn parse_number<N: FromStr>(text: &str) -> Result<N, String> {
     text.parse()
         .map_err(|_| "expected a whole number".to_owned())
+}
+
+fn parse_journal_bytes(text: &str) -> Result<u64, String> {
+    use varve_store::limits::{JOURNAL_BYTES_LEAST, JOURNAL_BYTES_LIMIT};
+    match text.parse::<u64>() {
+        Ok(number) if (JOURNAL_BYTES_LEAST..=JOURNAL_BYTES_LIMIT).contains(&number) => Ok(number),
+        _ => Err(format!(
+            "expected a number of bytes from {JOURNAL_BYTES_LEAST} to {JOURNAL_BYTES_LIMIT}"
+        )),
+    }
 }
 
 fn parse_positive(text: &str) -> Result<usize, String> {

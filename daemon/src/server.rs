@@ -15,7 +15,7 @@ use varve_store::{Options, Store};
 
 use crate::{
     config::{Config, TlsConfig},
-    exports::SnapshotExports,
+    exports::{Attachments, StoreExports},
     grpc::{self, Context, Facts, Health, RoutesError, Uploads},
     limits, nbd,
     service_manager::{self, State},
@@ -69,6 +69,7 @@ pub fn store_options(config: &Config) -> Options {
         data_dir: config.data_dir.clone(),
         compression: config.store.compression,
         chunk_cache_bytes: config.store.chunk_cache_bytes,
+        journal_bytes_max: config.store.journal_bytes_max,
         io_engine: config.store.io_engine,
         cpu_threads: config.store.cpu_threads,
     }
@@ -128,7 +129,9 @@ impl Server {
             stop_timeout: limits::NBD_STOP_GRACE,
             ..nbd::ServerOptions::default()
         };
-        let nbd = nbd::Server::new(SnapshotExports::new(store.clone()), nbd_options);
+        let attachments = Arc::new(Attachments::new(store.clone()));
+        let exports = StoreExports::new(store.clone(), Arc::clone(&attachments));
+        let nbd = nbd::Server::new(exports, nbd_options);
         let routes = grpc::routes(&Context {
             store: store.clone(),
             tasks: tasks.clone(),
@@ -139,6 +142,7 @@ impl Server {
                 nbd_uris: addresses.nbd_uris.clone(),
                 nbd: Arc::clone(&nbd),
             }),
+            attachments,
             health: health.clone(),
         })?;
 

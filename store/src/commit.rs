@@ -447,7 +447,8 @@ impl Commit {
             .await?
     }
 
-    fn writable(&self) -> Result<()> {
+    /// That the store writes.
+    pub(crate) fn writable(&self) -> Result<()> {
         match &self.pending.read().poisoned {
             Some(reason) => Err(Error::Poisoned {
                 reason: reason.clone(),
@@ -473,7 +474,8 @@ impl Commit {
         result
     }
 
-    fn poison(&self, error: &Error) {
+    /// Stops all writing, by packs and by journals.
+    pub(crate) fn poison(&self, error: &Error) {
         let mut pending = self.pending.write();
         if pending.poisoned.is_none() {
             tracing::error!(%error, "the store stops writing");

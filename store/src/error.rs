@@ -7,7 +7,7 @@ use std::{
 
 use varve_content::{ChunkId, chunker::NotCanonical, tree::TreeError};
 
-use crate::format::{FormatError, PackId};
+use crate::format::PackId;
 
 /// The result of a store's operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -234,7 +234,7 @@ impl Damage {
         path: &Path,
         offset_bytes: u64,
         what: impl fmt::Display,
-        problem: &FormatError,
+        problem: impl fmt::Display,
     ) -> Self {
         Self {
             place: Place::File {

@@ -55,6 +55,11 @@ failpoints! {
     CatalogLogSynced = "catalog-log-synced",
     /// RocksDB has the record too, nobody was told. After: the snapshot is whole.
     CatalogApplied = "catalog-applied",
+    /// A batch of a volume's journal is in the kernel, its writers were not told. After: each of its blocks is as it was, or
+    /// as it was to be.
+    JournalWritten = "journal-written",
+    /// A volume's journal was synced, whoever asked for it was not told. After: all that was written before is there.
+    JournalSynced = "journal-synced",
 }
 
 /// 0: none; otherwise the armed point's number + 1.

@@ -275,10 +275,30 @@ impl Ingest {
         }
     }
 
+    /// Takes leaves along that are in the store with all they name, each segment once: those of a volume's base. They have
+    /// so many blocks of data.
+    pub(crate) fn keep_leaves(&self, leaves: Vec<(u32, NodeId)>, data_blocks: u64) -> Result<()> {
+        let room = self.reserve(leaves.len())?;
+        let mut state = self.leaves.lock();
+        state.room.join(room);
+        state.ids.extend(leaves);
+        state.data_blocks += data_blocks;
+        Ok(())
+    }
+
+    /// Makes the snapshot of what was put, whatever its root: for content that was cut here.
+    pub(crate) async fn commit_whatever(&self) -> Result<SnapshotRecord> {
+        self.finish(None).await
+    }
+
     /// Makes the snapshot, durable and visible, if its content has the root that the sender expects.
     ///
     /// An upload commits once; what was put is complete by the caller's word, and the root proves it.
     pub async fn commit(&self, expected: RootId) -> Result<SnapshotRecord> {
+        self.finish(Some(expected)).await
+    }
+
+    async fn finish(&self, expected: Option<RootId>) -> Result<SnapshotRecord> {
         self.shared.commit.check(self.generation)?;
         let (mut ids, _room, data_blocks) = {
             let mut state = self.leaves.lock();
@@ -301,7 +321,7 @@ impl Ingest {
             .workers
             .run(Priority::Write, move |_| build(size_bytes, &mut ids))
             .await??;
-        if root.id() != expected {
+        if let Some(expected) = expected.filter(|expected| *expected != root.id()) {
             return Err(Error::Invalid(format!(
                 "the content that arrived has root {}, expected was {expected}: leaves are missing or differ",
                 root.id()

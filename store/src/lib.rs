@@ -42,10 +42,13 @@ pub use catalog::ListQuery;
 pub use error::{Damage, Error, Place, Result};
 pub use ingest::{IncomingChunk, Ingest, NewSnapshot, PutOutcome};
 pub use meta::{SnapshotId, SnapshotRecord, VolumeId, VolumeRecord};
-pub use read::{Extent, Piece, Segment, SegmentStream, SnapshotReader, StoredChunk, VerifiedChunk};
+pub use read::{
+    ContentReader, Extent, Piece, Segment, SegmentStream, SnapshotReader, StoredChunk,
+    VerifiedChunk,
+};
 pub use recovery::{RebuildReport, RecoveryReport, rebuild};
 pub use snapshot::{DiffExtent, SnapshotDiff};
 pub use store::{Options, Store, StoreStatus};
 pub use varve_content::tree::DiffKind;
 pub use verify::{SnapshotVerify, VerifyProgress, Violation};
-pub use volume::NewVolume;
+pub use volume::{JournalReport, NewVolume, Volume};

@@ -8,6 +8,8 @@
 //! | plain chunks on their way in | [`INGEST_PLAIN_BYTES`] |
 //! | packed bytes on their way to disk | [`PACK_BUFFERS`] x [`PACK_BUFFER_BYTES`] |
 //! | reads under way | [`READ_BYTES_IN_FLIGHT`], and as much again decoded |
+//! | changes of volumes on their way to journals | twice [`JOURNAL_QUEUE_BYTES`] |
+//! | segments of volumes being cut again | [`FOLD_SEGMENTS_IN_FLIGHT`] x 8 MiB |
 //! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
 
 /// Plain chunks kept for reads, by default; a setting.
@@ -55,6 +57,28 @@ pub const DISK_THREADS: usize = 16;
 pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
 /// Leaves that open uploads may have put and not committed, all together; 36 bytes each.
 pub const UPLOAD_LEAVES_MAX: usize = 2 << 20;
+/// All journal files of one volume, by default; a setting.
+pub const JOURNAL_BYTES_MAX: u64 = 8 << 30;
+/// The least and the most that it may be set to.
+pub const JOURNAL_BYTES_LEAST: u64 = 16 << 20;
+/// See [`JOURNAL_BYTES_LEAST`].
+pub const JOURNAL_BYTES_LIMIT: u64 = 256 << 30;
+/// A journal takes space in steps of a file: a 128th of its limit, between these two.
+pub const JOURNAL_FILE_BYTES_MIN: u64 = 4 << 20;
+/// See [`JOURNAL_FILE_BYTES_MIN`].
+pub const JOURNAL_FILE_BYTES_MAX: u64 = 64 << 20;
+/// A batch of a journal: 2 MiB of data, and what describes them.
+pub const BATCH_BYTES_MAX: u64 = (2 << 20) + 4096;
+/// Bytes of changes of all volumes that are not in their journals yet; while they are written there is a copy of them.
+pub const JOURNAL_QUEUE_BYTES: usize = 16 << 20;
+/// What a change without data counts in that queue.
+pub const JOURNAL_CHANGE_BYTES: u32 = 4096;
+/// Batches of one volume that are on their way to the disk, of 2 MiB at most.
+pub const JOURNAL_WRITES_IN_FLIGHT: usize = 2;
+
+/// Segments that are cut again at one time, of the one volume whose turn it is to be taken into the store.
+pub const FOLD_SEGMENTS_IN_FLIGHT: usize = 2;
+
 /// Space on the file system that is left to the index and the catalog log: chunks are refused below this. What was accepted
 /// before, and is on its way to disk, still takes from it.
 pub const FREE_BYTES_MIN: u64 = 64 << 20;
@@ -73,8 +97,9 @@ pub const TAG_VALUE_CHARS_MAX: usize = 255;
 /// Snapshots or volumes in one page of a listing.
 pub const PAGE_MAX: usize = 1000;
 
-/// What the store may take in all: the daemon's promise of 512 MiB leaves the rest to connections and the program.
-pub const STORE_MEMORY_MAX: u64 = 448 << 20;
+/// What the store may take in all, beside the maps of journals (4 to 8 bytes for each block that was written since the last
+/// snapshot, where changes are dense): the daemon's promise of 512 MiB leaves the rest to connections and the program.
+pub const STORE_MEMORY_MAX: u64 = 464 << 20;
 
 const _: () = assert!(
     CHUNK_CACHE_BYTES
@@ -82,6 +107,8 @@ const _: () = assert!(
         + INGEST_PLAIN_BYTES as u64
         + 2 * (PACK_BUFFERS * PACK_BUFFER_BYTES) as u64
         + 2 * READ_BYTES_IN_FLIGHT as u64
+        + 2 * JOURNAL_QUEUE_BYTES as u64
+        + (FOLD_SEGMENTS_IN_FLIGHT * varve_content::block::SEGMENT_BYTES) as u64
         + 36 * UPLOAD_LEAVES_MAX as u64
         + ROCKS_CACHE_BYTES as u64
         + ROCKS_WRITE_BUFFER_BYTES as u64

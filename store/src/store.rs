@@ -17,6 +17,7 @@ use crate::{
     pack::{EncodedRecord, PackReader},
     read::{CachedNode, VerifiedChunk},
     recovery::{self, RecoveryReport},
+    volume::OpenVolumes,
     workers::{Priority, Workers},
 };
 
@@ -29,6 +30,8 @@ pub struct Options {
     pub compression: Option<Compression>,
     /// Bytes of plain chunks kept for reads.
     pub chunk_cache_bytes: u64,
+    /// What each volume's journal may take on disk, between [`limits::JOURNAL_BYTES_LEAST`] and [`limits::JOURNAL_BYTES_LIMIT`].
+    pub journal_bytes_max: u64,
     /// How files are read and written.
     pub io_engine: IoEngine,
     /// Threads for hashing and compression; 0: one per core.
@@ -43,6 +46,7 @@ impl Options {
             data_dir: data_dir.into(),
             compression: None,
             chunk_cache_bytes: limits::CHUNK_CACHE_BYTES,
+            journal_bytes_max: limits::JOURNAL_BYTES_MAX,
             io_engine: IoEngine::Auto,
             cpu_threads: 0,
         }
@@ -126,6 +130,11 @@ pub(crate) struct Shared {
     pub(crate) ingest_space: Arc<Semaphore>,
     /// Bytes of reads that may be under way.
     pub(crate) read_space: Semaphore,
+    pub(crate) volumes: OpenVolumes,
+    /// Bytes of changes that may be on their way to journals.
+    pub(crate) journal_room: Arc<Semaphore>,
+    /// Whose turn it is to be taken into the store.
+    pub(crate) fold_turn: Semaphore,
     /// Leaves that open uploads may put.
     pub(crate) leaf_room: Arc<Semaphore>,
 }
@@ -147,6 +156,11 @@ impl Store {
     /// The store with these parts.
     pub(crate) fn of(shared: Shared) -> Self {
         Self(Arc::new(shared))
+    }
+
+    /// Another handle of the store whose parts these are.
+    pub(crate) fn from_shared(shared: Arc<Shared>) -> Self {
+        Self(shared)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -191,7 +205,8 @@ impl Store {
 
     /// Makes what arrived durable, and refuses everything after.
     pub async fn close(&self) -> Result<()> {
-        self.0.commit.close().await
+        let volumes = self.close_volumes().await;
+        self.0.commit.close().await.and(volumes)
     }
 }
 

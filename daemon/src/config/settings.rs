@@ -39,12 +39,13 @@ const fn flagged(key: &'static str, variable: &'static str, flag: &'static str) 
 }
 
 /// Every setting there is. `docs/varved.toml` describes them.
-pub const SETTINGS: [Setting; 16] = [
+pub const SETTINGS: [Setting; 17] = [
     flagged("data_dir", "VARVE_DATA_DIR", "--data-dir"),
     setting("socket_mode", "VARVE_SOCKET_MODE"),
     setting("store.compression", "VARVE_COMPRESSION"),
     setting("store.io_engine", "VARVE_IO_ENGINE"),
     setting("store.chunk_cache_bytes", "VARVE_CHUNK_CACHE_BYTES"),
+    setting("store.journal_bytes_max", "VARVE_JOURNAL_BYTES_MAX"),
     setting("store.cpu_threads", "VARVE_CPU_THREADS"),
     flagged("grpc.unix", "VARVE_GRPC_UNIX", "--grpc-unix"),
     flagged("grpc.tcp", "VARVE_GRPC_TCP", "--grpc-tcp"),

@@ -129,6 +129,10 @@ fn values_that_cannot_be_meant_are_refused_with_key_and_place() {
             "[store]\nchunk_cache_bytes = 1.5",
             "store.chunk_cache_bytes",
         ),
+        (
+            "[store]\njournal_bytes_max = 4096",
+            "store.journal_bytes_max",
+        ),
         ("[grpc]\ntcp = 'localhost'", "grpc.tcp"),
         ("[grpc]\nunix = ['a']", "grpc.unix"),
         ("[nbd]\nconnections_max = 0", "nbd.connections_max"),
@@ -239,6 +243,10 @@ fn the_documented_file_is_complete_and_valid() {
     assert_eq!(
         documented.store.chunk_cache_bytes,
         default.store.chunk_cache_bytes
+    );
+    assert_eq!(
+        documented.store.journal_bytes_max,
+        default.store.journal_bytes_max
     );
     assert_eq!(documented.store.cpu_threads, default.store.cpu_threads);
     assert_eq!(documented.grpc.unix, default.grpc.unix);

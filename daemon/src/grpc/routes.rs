@@ -21,7 +21,7 @@ use super::{
     Facts, Health, Uploads, content::Content, snapshots::Snapshots, status::StatusOf,
     volumes::Volumes,
 };
-use crate::{config::TlsConfig, limits, tasks::Tasks};
+use crate::{config::TlsConfig, exports::Attachments, limits, tasks::Tasks};
 
 /// What the services work with.
 #[derive(Debug, Clone)]
@@ -34,6 +34,8 @@ pub struct Context {
     pub uploads: Arc<Uploads<Ingest>>,
     /// What there is to know about the daemon.
     pub facts: Arc<Facts>,
+    /// Volumes that are used over NBD.
+    pub attachments: Arc<Attachments>,
     /// What the health service says.
     pub health: Health,
 }
@@ -81,6 +83,7 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
         store: context.store.clone(),
         tasks: context.tasks.clone(),
         facts: Arc::clone(&context.facts),
+        attachments: Arc::clone(&context.attachments),
     };
     let status = StatusOf {
         store: context.store.clone(),

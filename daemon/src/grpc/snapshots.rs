@@ -47,6 +47,13 @@ impl SnapshotService for Snapshots {
         .await
     }
 
+    async fn create_snapshot(
+        &self,
+        request: Request<v1::CreateSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        calls::answer("CreateSnapshot", self.create(request.into_inner())).await
+    }
+
     async fn delete_snapshot(
         &self,
         request: Request<v1::DeleteSnapshotRequest>,
@@ -140,6 +147,32 @@ impl Snapshots {
         Ok(v1::DeleteSnapshotResponse {
             deleted: Some(convert::snapshot(deleted)),
         })
+    }
+
+    /// In a task, like a deletion: an epoch that has ended is better taken into the store than left.
+    async fn create(&self, request: v1::CreateSnapshotRequest) -> Result<v1::Snapshot, Failure> {
+        let started = Instant::now();
+        let volume = convert::volume_key(&request.volume)?.to_owned();
+        let store = self.store.clone();
+        let created = self
+            .tasks
+            .spawn("create snapshot", async move {
+                store
+                    .snapshot_volume(&volume, &request.name, request.tags)
+                    .await
+            })
+            .await??;
+        info!(
+            id = %created.id,
+            name = created.name,
+            volume = request.volume,
+            new_bytes = created.new_bytes,
+            stored_bytes = created.stored_bytes,
+            root = %created.root,
+            seconds = started.elapsed().as_secs_f64(),
+            "snapshot of a volume created"
+        );
+        Ok(convert::snapshot(created))
     }
 
     async fn tag(&self, request: v1::TagSnapshotRequest) -> Result<v1::Snapshot, Failure> {

@@ -7,7 +7,7 @@ use varve_proto::v1::{self, status_service_server::StatusService};
 use varve_store::{Ingest, Store};
 
 use super::{Uploads, calls, failure::Failure};
-use crate::{exports::SnapshotExports, nbd};
+use crate::{exports::StoreExports, nbd};
 
 /// What there is to know about the daemon beside its store.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub struct Facts {
     /// Where exports are served.
     pub nbd_uris: Vec<String>,
     /// Knows who is connected to them.
-    pub nbd: Arc<nbd::Server<SnapshotExports>>,
+    pub nbd: Arc<nbd::Server<StoreExports>>,
 }
 
 /// The service.

@@ -13,7 +13,7 @@ use super::{
     page_token::{self, Filters},
     pages::{self, Listed},
 };
-use crate::tasks::Tasks;
+use crate::{exports::Attachments, tasks::Tasks};
 
 /// The service.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(super) struct Volumes {
     pub(super) store: Store,
     pub(super) tasks: Tasks,
     pub(super) facts: Arc<Facts>,
+    pub(super) attachments: Arc<Attachments>,
 }
 
 #[async_trait]
@@ -170,9 +171,15 @@ impl Volumes {
     ) -> Result<v1::AttachVolumeResponse, Failure> {
         let key = convert::volume_key(&request.volume)?.to_owned();
         let force = request.force;
+        let attachments = Arc::clone(&self.attachments);
         let attached = self
             .change("attach volume", |store| async move {
-                store.attach_volume(&key, force).await
+                let attached = store.attach_volume(&key, force).await?;
+                // Whoever had it is cut off before anybody else is told that it is theirs.
+                attachments
+                    .end(attached.id, attached.attachments.saturating_sub(1))
+                    .await?;
+                Ok(attached)
             })
             .await?;
         info!(
@@ -192,9 +199,12 @@ impl Volumes {
 
     async fn detach(&self, request: v1::DetachVolumeRequest) -> Result<v1::Volume, Failure> {
         let key = convert::volume_key(&request.volume)?.to_owned();
+        let attachments = Arc::clone(&self.attachments);
         let detached = self
             .change("detach volume", |store| async move {
-                store.detach_volume(&key).await
+                let detached = store.detach_volume(&key).await?;
+                attachments.end(detached.id, detached.attachments).await?;
+                Ok(detached)
             })
             .await?;
         info!(id = %detached.id, name = detached.name, "volume detached");

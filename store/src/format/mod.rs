@@ -14,6 +14,7 @@
 //! | [`catalog_log`] | the catalog log, the truth of all records of snapshots and volumes |
 //! | [`snapshot`] | a snapshot's record, in the catalog log and in the catalog |
 //! | [`volume`] | a volume's record, in the same places |
+//! | [`journal`] | the journals of volumes, the truth of what was written to them since their base |
 //! | [`keys`] | keys and values in RocksDB, which can be made again from the above |
 
 #![warn(clippy::indexing_slicing)]
@@ -23,6 +24,7 @@ mod fields;
 mod id;
 
 pub mod catalog_log;
+pub mod journal;
 pub mod keys;
 pub mod names;
 pub mod pack;

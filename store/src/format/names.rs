@@ -6,6 +6,7 @@
 //! catalog.log                     every change of the catalog
 //! packs/chunk-0000000000000001.pack
 //! packs/node-0000000000000002.pack
+//! volumes/vol-0123456789abcdef0/journal-0000000000000001.log
 //! index/                          RocksDB
 //! index.old/                      RocksDB as it was before the last rebuild
 //! ```
@@ -15,9 +16,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::PackId;
+use super::{PackId, volume::VolumeId};
 
 const PACK_SUFFIX: &str = ".pack";
+const JOURNAL_PREFIX: &str = "journal-";
+const JOURNAL_SUFFIX: &str = ".log";
 
 /// The identity of the store ([`StoreFile`](super::store_file::StoreFile)).
 #[must_use]
@@ -94,6 +97,40 @@ pub fn pack_of(file_name: &OsStr) -> Option<PackId> {
     file_name.to_str()?.strip_suffix(PACK_SUFFIX)?.parse().ok()
 }
 
+/// The directory of all volumes' journals.
+#[must_use]
+pub fn volumes(data_dir: &Path) -> PathBuf {
+    data_dir.join("volumes")
+}
+
+/// The directory of one volume's journal.
+#[must_use]
+pub fn volume(data_dir: &Path, id: VolumeId) -> PathBuf {
+    volumes(data_dir).join(id.to_string())
+}
+
+/// One of a volume's journal files.
+#[must_use]
+pub fn journal_file(data_dir: &Path, id: VolumeId, number: u64) -> PathBuf {
+    volume(data_dir, id).join(format!("{JOURNAL_PREFIX}{number:016x}{JOURNAL_SUFFIX}"))
+}
+
+/// The number of the journal file that has this name in its volume's directory; `None` for any other file.
+#[must_use]
+pub fn journal_number_of(file_name: &OsStr) -> Option<u64> {
+    let digits = file_name
+        .to_str()?
+        .strip_prefix(JOURNAL_PREFIX)?
+        .strip_suffix(JOURNAL_SUFFIX)?;
+    let hexadecimal = digits
+        .bytes()
+        .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    if digits.len() != 16 || !hexadecimal {
+        return None;
+    }
+    u64::from_str_radix(digits, 16).ok()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -111,6 +148,25 @@ mod tests {
             let path = pack(Path::new("/d"), id);
             assert_eq!(path, Path::new(name));
             assert_eq!(pack_of(path.file_name().unwrap()), Some(id));
+        }
+    }
+
+    #[test]
+    fn journal_names_are_read_back() {
+        let id = "vol-0123456789abcdef0".parse().unwrap();
+        let path = journal_file(Path::new("/d"), id, 0xa1);
+        assert_eq!(
+            path,
+            Path::new("/d/volumes/vol-0123456789abcdef0/journal-00000000000000a1.log")
+        );
+        assert_eq!(journal_number_of(path.file_name().unwrap()), Some(0xa1));
+        for name in [
+            "",
+            "journal-a1.log",
+            "journal-00000000000000A1.log",
+            "journal-00000000000000a1",
+        ] {
+            assert_eq!(journal_number_of(OsStr::new(name)), None, "{name}");
         }
     }
 

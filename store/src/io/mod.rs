@@ -89,6 +89,10 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Cuts the file off, or fills it up with zeros.
     fn set_len(&self, file: &File, len_bytes: u64) -> io::Result<()>;
 
+    /// Makes a file that long, with zeros at its end, and sees to it that the space is there where the file system can do that:
+    /// writes within do not find the disk full then.
+    fn allocate(&self, file: &File, len_bytes: u64) -> io::Result<()>;
+
     /// The names in a directory, in no order.
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>>;
 

@@ -12,9 +12,12 @@ use std::{
     thread::JoinHandle,
 };
 
-use rustix::fs::{
-    Advice, AtFlags, CWD, Mode, OFlags, RenameFlags, StatxFlags, fadvise, fstat, ftruncate, mkdir,
-    open, renameat_with, statvfs, statx, unlink,
+use rustix::{
+    fs::{
+        Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, fadvise,
+        fallocate, fstat, ftruncate, mkdir, open, renameat_with, statvfs, statx, unlink,
+    },
+    io::Errno,
 };
 use tokio::sync::oneshot;
 
@@ -200,6 +203,13 @@ impl Disk for OsDisk {
 
     fn set_len(&self, file: &File, len_bytes: u64) -> io::Result<()> {
         Ok(ftruncate(file.descriptor()?, len_bytes)?)
+    }
+
+    fn allocate(&self, file: &File, len_bytes: u64) -> io::Result<()> {
+        match fallocate(file.descriptor()?, FallocateFlags::empty(), 0, len_bytes) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.set_len(file, len_bytes),
+            done => Ok(done?),
+        }
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {

@@ -91,7 +91,7 @@ impl Shared {
     }
 
     /// Waits until so many more bytes may be under way.
-    async fn read_space(&self, bytes: u32) -> Result<SemaphorePermit<'_>> {
+    pub(crate) async fn read_space(&self, bytes: u32) -> Result<SemaphorePermit<'_>> {
         #[expect(clippy::cast_possible_truncation, reason = "a constant of 32 MiB")]
         const MOST: u32 = limits::READ_BYTES_IN_FLIGHT as u32;
         self.read_space
@@ -110,6 +110,16 @@ impl Shared {
             Some(id) => self.located_leaf(id).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    /// A leaf without the places of its chunks. It is not kept.
+    pub(super) async fn plain_leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
+        if let Some(CachedNode::Leaf(located)) = self.node_cache.get(&id) {
+            return Ok(Arc::clone(&located.leaf));
+        }
+        Ok(Arc::new(
+            self.decoded(NodeKey::Leaf(id), Leaf::decode).await?,
+        ))
     }
 
     pub(crate) async fn located_leaf(&self, id: NodeId) -> Result<Arc<LocatedLeaf>> {

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `chunk` | chunks on their way out, and the check |
 //! | `segment` | leaves with the places of their chunks |
-//! | `reader` | one snapshot, read |
+//! | `reader` | content by its root, and one snapshot's |
 //! | `range` | which bytes of which segment a range is |
 //! | `fetch` | nodes and chunks, from the caches or from packs |
 
@@ -21,6 +21,7 @@ pub(crate) use chunk::CheckedChunk;
 pub use chunk::{StoredChunk, VerifiedChunk};
 pub(crate) use fetch::walked;
 pub use range::{Extent, Piece};
-pub use reader::SnapshotReader;
+pub(crate) use range::{push_extent, push_zeros};
+pub use reader::{ContentReader, SnapshotReader};
 pub(crate) use segment::{CachedNode, LocatedLeaf};
 pub use segment::{Segment, SegmentStream};

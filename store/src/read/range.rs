@@ -90,7 +90,7 @@ pub(super) fn slice(chunk: &VerifiedChunk, range: std::ops::Range<usize>) -> Byt
     chunk.plain().slice(range)
 }
 
-pub(super) fn push_zeros(pieces: &mut Vec<Piece>, len: usize) {
+pub(crate) fn push_zeros(pieces: &mut Vec<Piece>, len: usize) {
     if len == 0 {
         return;
     }
@@ -101,7 +101,7 @@ pub(super) fn push_zeros(pieces: &mut Vec<Piece>, len: usize) {
     }
 }
 
-pub(super) fn push_extent(extents: &mut Vec<Extent>, len: usize, hole: bool) {
+pub(crate) fn push_extent(extents: &mut Vec<Extent>, len: usize, hole: bool) {
     if len == 0 {
         return;
     }

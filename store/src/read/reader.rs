@@ -1,13 +1,13 @@
-//! One snapshot, read.
+//! Content, read by its root; and one snapshot's.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
 use varve_content::{
-    ChunkId,
+    ChunkId, RootId,
     block::BLOCK_BYTES,
-    tree::{LeafWalk, Root},
+    tree::{Leaf, LeafWalk, NodeId, Root},
 };
 
 use super::{
@@ -28,27 +28,22 @@ use crate::{
 /// Reads one snapshot. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct SnapshotReader {
-    shared: Arc<Shared>,
     record: Arc<SnapshotRecord>,
-    root: Root,
+    content: ContentReader,
 }
 
 impl SnapshotReader {
     pub(crate) async fn open(shared: Arc<Shared>, record: SnapshotRecord) -> Result<Self> {
-        let root = shared
-            .root(record.root)
-            .await
-            .map_err(|error| needed_by(error, &record.name))?;
-        if root.size_bytes != record.size_bytes {
+        let content = ContentReader::open(shared, record.root, &record.name).await?;
+        if content.size_bytes() != record.size_bytes {
             return Err(Error::Damaged(
                 Damage::missing(format_args!("a root of {} bytes", record.size_bytes))
                     .needed_by(&record.name),
             ));
         }
         Ok(Self {
-            shared,
             record: Arc::new(record),
-            root,
+            content,
         })
     }
 
@@ -57,11 +52,42 @@ impl SnapshotReader {
     pub fn record(&self) -> &SnapshotRecord {
         &self.record
     }
+}
 
-    /// The snapshot's size.
+impl Deref for SnapshotReader {
+    type Target = ContentReader;
+
+    fn deref(&self) -> &ContentReader {
+        &self.content
+    }
+}
+
+/// Reads the content under a root. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ContentReader {
+    shared: Arc<Shared>,
+    root: Root,
+    /// What the content belongs to, for errors: a snapshot's name, or a volume's.
+    owner: Arc<str>,
+}
+
+impl ContentReader {
+    pub(crate) async fn open(shared: Arc<Shared>, root: RootId, owner: &str) -> Result<Self> {
+        let root = shared
+            .root(root)
+            .await
+            .map_err(|error| needed_by(error, owner))?;
+        Ok(Self {
+            shared,
+            root,
+            owner: owner.into(),
+        })
+    }
+
+    /// Its size.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.record.size_bytes
+        self.root.size_bytes
     }
 
     /// The root of the content.
@@ -73,17 +99,25 @@ impl SnapshotReader {
         &self.shared
     }
 
-    /// Names the snapshot in an error about its content.
+    /// A leaf of the content, by its id.
+    pub(crate) async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
+        self.shared
+            .plain_leaf(id)
+            .await
+            .map_err(|error| self.named(error))
+    }
+
+    /// Names the owner in an error about its content.
     pub(crate) fn named(&self, error: Error) -> Error {
-        needed_by(error, &self.record.name)
+        needed_by(error, &self.owner)
     }
 
     fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         match offset_bytes.checked_add(len_bytes) {
             Some(end) if end <= self.size_bytes() => Ok(()),
             _ => Err(Error::Invalid(format!(
-                "{len_bytes} bytes at offset {offset_bytes} are past the end of snapshot {:?} at {}",
-                self.record.name,
+                "{len_bytes} bytes at offset {offset_bytes} are past the end of {:?} at {}",
+                self.owner,
                 self.size_bytes()
             ))),
         }

@@ -7,7 +7,7 @@ use varve_content::{
     tree::{Inner, Leaf, LeafEntry, LeafWalk},
 };
 
-use super::{SnapshotReader, walked};
+use super::{ContentReader, walked};
 use crate::{Result, format::Location};
 
 /// A leaf, and where its chunks are: found once, and then as long as the leaf stays in the cache.
@@ -85,7 +85,7 @@ impl Segment {
 #[derive(Debug)]
 pub struct SegmentStream {
     pub(super) walk: LeafWalk,
-    pub(super) reader: SnapshotReader,
+    pub(super) reader: ContentReader,
 }
 
 impl SegmentStream {

@@ -36,6 +36,7 @@ use crate::{
     meta::{self, Batch, Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
     store::{ByBytes, Options, Shared},
+    volume::OpenVolumes,
     workers::Workers,
 };
 
@@ -189,6 +190,9 @@ where
         node_cache: Cache::with_weighter(ESTIMATED_NODES, limits::NODE_CACHE_BYTES, ByBytes),
         ingest_space: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),
         read_space: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
+        volumes: OpenVolumes::default(),
+        journal_room: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
+        fold_turn: Semaphore::new(1),
         leaf_room: Arc::new(Semaphore::new(limits::UPLOAD_LEAVES_MAX)),
         disk,
         meta,

@@ -107,8 +107,8 @@ impl Meta for PowerlessMeta {
     }
 }
 
-struct Machine {
-    disk: Arc<SimDisk>,
+pub(super) struct Machine {
+    pub(super) disk: Arc<SimDisk>,
     meta: Arc<PowerlessMeta>,
     /// Only for the lock, which is not part of the simulation.
     real: tempfile::TempDir,
@@ -117,7 +117,7 @@ struct Machine {
 const DATA_DIR: &str = "/data";
 
 impl Machine {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let disk = SimDisk::new();
         disk.create_dir(Path::new(DATA_DIR)).unwrap();
         block_on(disk.sync_dir(Path::new("/"))).unwrap();
@@ -128,9 +128,11 @@ impl Machine {
         }
     }
 
-    async fn open(&self) -> Result<(Store, RecoveryReport)> {
+    pub(super) async fn open(&self) -> Result<(Store, RecoveryReport)> {
         let mut options = Options::new(PathBuf::from(DATA_DIR));
         options.cpu_threads = 1;
+        // Journal files of 4 MiB.
+        options.journal_bytes_max = 256 << 20;
         let base = Base {
             disk: Arc::<SimDisk>::clone(&self.disk),
             store: StoreId::from_bytes([7; 16]),
@@ -145,7 +147,7 @@ impl Machine {
     }
 
     /// What is there when the power comes back.
-    fn crash(self, random: &mut Random) -> Self {
+    pub(super) fn crash(self, random: &mut Random) -> Self {
         Self {
             disk: self.disk.crash(random.next()),
             meta: Arc::new(self.meta.crash(random)),

@@ -12,6 +12,7 @@ mod crash;
 mod dropped;
 mod model;
 mod uploads;
+mod volume_data;
 mod volumes;
 
 use std::collections::BTreeMap;

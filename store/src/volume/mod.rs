@@ -1,5 +1,36 @@
 //! Volumes: block devices that are written to.
+//!
+//! A volume is a base, which is content like a snapshot's, and a journal of what was written since.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `records` | volumes as records: make, find, attach |
+//! | `device` | a volume that is open: reads and writes of any bytes |
+//! | `batch` | changes put together to be written at once |
+//! | `writer` | the one task that writes a volume's journal |
+//! | `journal` | the journal's files: where batches go, which are durable |
+//! | `fold` | what was written, taken into the store: snapshots |
+//! | `layers` | journal over base, read as one |
+//! | `map` | which blocks are in the journal, and where |
+//! | `recovery` | a journal that a process left behind |
+//!
+//! What must hold:
+//!
+//! - What was acknowledged is always a beginning of the journal: a loss of power takes its end, never something in the middle.
+//! - A write that returned is in the kernel; after a flush it is durable.
+//! - A block is as one write left it, never a mix of several.
 
+mod batch;
+mod device;
+mod fold;
+mod journal;
+mod layers;
+mod map;
 mod records;
+mod recovery;
+mod writer;
 
+pub(crate) use device::OpenVolumes;
+pub use device::Volume;
 pub use records::NewVolume;
+pub use recovery::JournalReport;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     Error, ListQuery, Result,
-    format::volume::SECTOR_BYTES,
+    format::{names, volume::SECTOR_BYTES},
     limits,
     meta::{self, Meta, Named as _, SnapshotRecord, VolumeId, VolumeRecord},
     store::Store,
@@ -114,10 +114,37 @@ impl Store {
         self.shared().tag(key, set, remove).await
     }
 
-    /// Deletes a volume's record, while it is not attached.
+    /// Deletes a volume and its journal, while it is not attached. Snapshots of it stay.
     pub async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
         let id = self.volume(key).await?.id;
-        self.shared().commit.delete(id, detached).await
+        let deleted = self.shared().commit.delete(id, detached).await?;
+        if let Err(error) = self.remove_journal(id) {
+            // The volume is gone all the same; only its space is not.
+            tracing::warn!(volume = deleted.name, %error, "the journal was not removed");
+        }
+        Ok(deleted)
+    }
+
+    fn remove_journal(&self, id: VolumeId) -> Result<()> {
+        let shared = self.shared();
+        let dir = names::volume(&shared.options.data_dir, id);
+        let files = match shared.disk.list(&dir) {
+            Ok(files) => files,
+            // It was never written to.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(Error::io("list", &dir, source)),
+        };
+        for number in files
+            .iter()
+            .filter_map(|name| names::journal_number_of(name))
+        {
+            let path = names::journal_file(&shared.options.data_dir, id, number);
+            shared
+                .disk
+                .remove(&path)
+                .map_err(|source| Error::io("remove", &path, source))?;
+        }
+        Ok(())
     }
 
     /// Attaches a volume, and numbers the attachment.
@@ -148,7 +175,7 @@ impl Store {
         self.change_volume(key, change).await
     }
 
-    async fn change_volume<F>(&self, key: &str, change: F) -> Result<VolumeRecord>
+    pub(super) async fn change_volume<F>(&self, key: &str, change: F) -> Result<VolumeRecord>
     where
         F: FnOnce(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
     {

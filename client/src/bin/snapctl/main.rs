@@ -54,7 +54,7 @@ enum Command {
     Import(import::Import),
     /// Write a snapshot's content to a file or block device
     Export(export::Export),
-    /// List, show, delete, tag, compare and verify snapshots
+    /// Create, list, show, delete, tag, compare and verify snapshots
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
     /// Create, list, show, tag, attach, detach and delete volumes

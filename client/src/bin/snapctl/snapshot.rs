@@ -23,6 +23,8 @@ use crate::{
 /// What `snapshot` takes. A snapshot is given by its name or its id.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snapshot {
+    /// Make a snapshot of a volume, while it is in use or not
+    Create(Create),
     /// List snapshots, by name
     List(Listing),
     /// Show a snapshot
@@ -50,6 +52,19 @@ pub(crate) enum Snapshot {
 #[derive(Debug, Serialize)]
 struct ListJson<'a> {
     snapshots: Vec<SnapshotJson<'a>>,
+}
+
+/// What `snapshot create` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Name or id of the volume
+    volume: String,
+    /// Name of the snapshot
+    #[arg(long)]
+    name: String,
+    /// A tag; may be given more than once
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
+    tags: Vec<(String, String)>,
 }
 
 /// What `snapshot tag` takes.
@@ -81,6 +96,13 @@ impl Snapshot {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let client = options.connect().await?;
         match self {
+            Self::Create(create) => {
+                let tags = BTreeMap::from_iter(create.tags);
+                let created = client
+                    .create_snapshot(&create.volume, &create.name, tags)
+                    .await?;
+                show(&created, options)
+            }
             Self::List(listing) => list(listing, &client, options).await,
             Self::Show { snapshot } => show(&client.snapshot(&snapshot).await?, options),
             Self::Delete { snapshot } => {

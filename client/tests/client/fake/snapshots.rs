@@ -50,6 +50,26 @@ impl SnapshotService for Service {
         Ok(Response::new(snapshot.clone()))
     }
 
+    async fn create_snapshot(
+        &self,
+        request: Request<v1::CreateSnapshotRequest>,
+    ) -> Result<Response<v1::Snapshot>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        let mut made = state
+            .snapshots
+            .values()
+            .next()
+            .map(|(snapshot, _)| snapshot.clone())
+            .ok_or_else(|| Status::not_found(format!("no volume {}", request.volume)))?;
+        made.name.clone_from(&request.name);
+        made.tags = request.tags;
+        state
+            .snapshots
+            .insert(request.name, (made.clone(), Vec::new()));
+        Ok(Response::new(made))
+    }
+
     async fn delete_snapshot(
         &self,
         request: Request<v1::DeleteSnapshotRequest>,

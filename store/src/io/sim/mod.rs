@@ -370,6 +370,18 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn allocate(&self, file: &File, len_bytes: u64) -> io::Result<()> {
+        {
+            let mut world = self.world.lock();
+            let len = world.opened(file)?.len_bytes();
+            let more = usize::try_from(len_bytes.saturating_sub(len)).unwrap_or(usize::MAX);
+            if world.room(file, len, more)? < more {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+        }
+        self.set_len(file, len_bytes)
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         let world = self.world.lock();
         world.check_power()?;

@@ -3,42 +3,30 @@
 use bytes::Bytes;
 use varve_store::{Error, ListQuery, SnapshotReader, SnapshotRecord, Store};
 
-use crate::nbd::{Access, Export, ExportError, ExportInfo, Exports, Extent, Piece};
+use super::refuse;
+use crate::nbd::{Access, Export, ExportError, ExportInfo, Extent, Piece};
 
 /// What stands in front of a snapshot's name.
-const PREFIX: &str = "snapshot/";
+pub(super) const PREFIX: &str = "snapshot/";
 
 /// The snapshots of a store as exports.
 #[derive(Debug)]
-pub struct SnapshotExports {
+pub(super) struct SnapshotExports {
     store: Store,
 }
 
 impl SnapshotExports {
     /// The exports of this store.
-    #[must_use]
-    pub fn new(store: Store) -> Self {
+    pub(super) fn new(store: Store) -> Self {
         Self { store }
     }
-}
 
-impl Exports for SnapshotExports {
-    type Export = SnapshotExport;
-
-    async fn list(
+    /// Those whose snapshot's name sorts after a name.
+    pub(super) async fn list(
         &self,
-        after: Option<&str>,
+        after_name: Option<String>,
         limit: usize,
     ) -> Result<Vec<ExportInfo>, ExportError> {
-        let after_name = match after {
-            None => None,
-            Some(after) => match after.strip_prefix(PREFIX) {
-                Some(name) => Some(name.to_owned()),
-                // All exports have the prefix: they are all before `after`, or all behind it.
-                None if after < PREFIX => None,
-                None => return Ok(Vec::new()),
-            },
-        };
         let query = ListQuery {
             after_name,
             limit,
@@ -55,12 +43,8 @@ impl Exports for SnapshotExports {
             .collect())
     }
 
-    async fn open(&self, name: &str) -> Result<SnapshotExport, ExportError> {
-        let Some(key) = name.strip_prefix(PREFIX) else {
-            return Err(ExportError::NotFound {
-                name: name.to_owned(),
-            });
-        };
+    /// The export `name` of the snapshot `key`.
+    pub(super) async fn open(&self, name: &str, key: &str) -> Result<SnapshotExport, ExportError> {
         let reader = self
             .store
             .open_snapshot(key)
@@ -106,7 +90,7 @@ impl Export for SnapshotExport {
             .read(offset, length_bytes as usize)
             .await
             .map_err(self.refuse(offset))?;
-        Ok(pieces.into_iter().map(piece).collect())
+        Ok(super::pieces(pieces))
     }
 
     async fn extents(&self, offset: u64, length_bytes: u64) -> Result<Vec<Extent>, ExportError> {
@@ -115,13 +99,7 @@ impl Export for SnapshotExport {
             .extents(offset, length_bytes)
             .await
             .map_err(self.refuse(offset))?;
-        Ok(extents
-            .into_iter()
-            .map(|extent| Extent {
-                length_bytes: extent.len_bytes,
-                hole: extent.hole,
-            })
-            .collect())
+        Ok(super::extents(&extents))
     }
 
     async fn prefetch(&self, offset: u64, length_bytes: u32) -> Result<(), ExportError> {
@@ -145,29 +123,5 @@ impl Export for SnapshotExport {
 
     async fn flush(&self) -> Result<(), ExportError> {
         Err(ExportError::ReadOnly)
-    }
-}
-
-fn piece(piece: varve_store::Piece) -> Piece {
-    match piece {
-        varve_store::Piece::Data(bytes) => Piece::Data(bytes),
-        // Part of a read of at most u32::MAX bytes.
-        varve_store::Piece::Zero(bytes) => Piece::Zero(u32::try_from(bytes).unwrap_or(u32::MAX)),
-    }
-}
-
-fn refuse(error: Error, name: &str, offset: u64) -> ExportError {
-    match error {
-        Error::NotFound { .. } => ExportError::NotFound {
-            name: name.to_owned(),
-        },
-        Error::Damaged(damage) => ExportError::Damaged {
-            offset,
-            message: damage.to_string(),
-        },
-        Error::Closing => ExportError::Stopping,
-        other => ExportError::Unavailable {
-            message: other.to_string(),
-        },
     }
 }

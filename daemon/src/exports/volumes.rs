@@ -1,0 +1,264 @@
+//! Volumes as NBD exports, while they are attached.
+//!
+//! A volume is one user's: each time it is attached, or taken over by force, it gets another number. Exports are of one
+//! attachment, and refuse everything once there is another, or none.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
+use tracing::info;
+use varve_store::{Error, ListQuery, Store, Volume, VolumeId, VolumeRecord};
+
+use super::refuse;
+use crate::nbd::{Access, Export, ExportError, ExportInfo, Extent, Piece};
+
+/// What stands in front of a volume's name.
+pub(super) const PREFIX: &str = "volume/";
+
+/// Volumes that are attached and were used since: they stay open until they are detached, so that their journals are read once.
+#[derive(Debug)]
+pub struct Attachments {
+    store: Store,
+    used: Mutex<HashMap<VolumeId, Arc<Attachment>>>,
+}
+
+/// One attachment of a volume.
+#[derive(Debug)]
+struct Attachment {
+    volume: Volume,
+    number: u64,
+    ended: AtomicBool,
+    /// Held by requests; waited for by the end.
+    requests: RwLock<()>,
+}
+
+impl Attachment {
+    /// Waits for requests under way, and refuses all later ones.
+    async fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        drop(self.requests.write().await);
+    }
+}
+
+impl Attachments {
+    /// The attached volumes of this store.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self {
+            store,
+            used: Mutex::default(),
+        }
+    }
+
+    /// Exports of attached volumes whose name sorts after a name.
+    pub(super) async fn list(
+        &self,
+        mut after_name: Option<String>,
+        limit: usize,
+    ) -> Result<Vec<ExportInfo>, ExportError> {
+        // Volumes that are not attached are passed over, however many there are.
+        loop {
+            let query = ListQuery {
+                after_name: after_name.take(),
+                limit,
+                ..ListQuery::default()
+            };
+            let records = self
+                .store
+                .list_volumes(query)
+                .await
+                .map_err(|error| refuse(error, PREFIX, 0))?;
+            let attached: Vec<_> = records
+                .iter()
+                .filter(|record| record.attached_at_ns.is_some())
+                .map(|record| info_of(format!("{PREFIX}{}", record.name), record))
+                .collect();
+            let Some(last) = records.last() else {
+                return Ok(Vec::new());
+            };
+            if !attached.is_empty() {
+                return Ok(attached);
+            }
+            after_name = Some(last.name.clone());
+        }
+    }
+
+    /// The export `name` of the volume `key`.
+    pub(super) async fn open(&self, name: &str, key: &str) -> Result<VolumeExport, ExportError> {
+        let refused = |error| refuse(error, name, 0);
+        let mut used = self.used.lock().await;
+        let record = self.store.volume(key).await.map_err(refused)?;
+        if record.attached_at_ns.is_none() {
+            return Err(ExportError::Unavailable {
+                message: format!("volume {:?} is not attached", record.name),
+            });
+        }
+        let known = used
+            .get(&record.id)
+            .filter(|it| it.number == record.attachments);
+        let attachment = match known {
+            Some(attachment) => Arc::clone(attachment),
+            None => {
+                let volume = self.store.open_volume(key).await.map_err(refused)?;
+                let attachment = Arc::new(Attachment {
+                    volume,
+                    number: record.attachments,
+                    ended: AtomicBool::new(false),
+                    requests: RwLock::default(),
+                });
+                if let Some(before) = used.insert(record.id, Arc::clone(&attachment)) {
+                    before.end().await;
+                }
+                attachment
+            }
+        };
+        Ok(VolumeExport {
+            info: info_of(name.to_owned(), &record),
+            attachment,
+        })
+    }
+
+    /// Ends attachments of a volume up to this number: it was detached, or attached again by force. When this returns, nothing
+    /// more is written through them, and what was written is durable.
+    ///
+    /// # Errors
+    ///
+    /// What was written could not be made durable.
+    pub async fn end(&self, id: VolumeId, upto: u64) -> Result<(), Error> {
+        let attachment = {
+            let mut used = self.used.lock().await;
+            match used.get(&id) {
+                Some(attachment) if attachment.number <= upto => used.remove(&id),
+                _ => None,
+            }
+        };
+        let Some(attachment) = attachment else {
+            return Ok(());
+        };
+        attachment.end().await;
+        info!(
+            volume = attachment.volume.record().name,
+            "connections were cut off"
+        );
+        attachment.volume.flush().await
+    }
+}
+
+fn info_of(name: String, record: &VolumeRecord) -> ExportInfo {
+    ExportInfo {
+        name,
+        description: format!("volume {} of {} bytes", record.id, record.size_bytes),
+        size_bytes: record.size_bytes,
+        access: Access::Writable {
+            // One journal takes the writes of all connections.
+            flush_covers_all: true,
+        },
+    }
+}
+
+/// One volume, as long as it stays attached.
+#[derive(Debug)]
+pub struct VolumeExport {
+    info: ExportInfo,
+    attachment: Arc<Attachment>,
+}
+
+impl VolumeExport {
+    async fn request(&self) -> Result<(&Volume, RwLockReadGuard<'_, ()>), ExportError> {
+        let guard = self.attachment.requests.read().await;
+        if self.attachment.ended.load(Ordering::Acquire) {
+            return Err(ExportError::Detached {
+                message: "the volume was detached, or attached elsewhere".to_owned(),
+            });
+        }
+        Ok((&self.attachment.volume, guard))
+    }
+
+    fn refused(&self, offset: u64) -> impl FnOnce(Error) -> ExportError {
+        move |error| refuse(error, &self.info.name, offset)
+    }
+
+    async fn finish(&self, volume: &Volume, durable: bool, offset: u64) -> Result<(), ExportError> {
+        if durable {
+            volume.flush().await.map_err(self.refused(offset))?;
+        }
+        Ok(())
+    }
+}
+
+impl Export for VolumeExport {
+    fn info(&self) -> &ExportInfo {
+        &self.info
+    }
+
+    async fn read(&self, offset: u64, length_bytes: u32) -> Result<Vec<Piece>, ExportError> {
+        let (volume, _guard) = self.request().await?;
+        let pieces = volume
+            .read(offset, length_bytes as usize)
+            .await
+            .map_err(self.refused(offset))?;
+        Ok(super::pieces(pieces))
+    }
+
+    async fn extents(&self, offset: u64, length_bytes: u64) -> Result<Vec<Extent>, ExportError> {
+        let (volume, _guard) = self.request().await?;
+        let extents = volume
+            .extents(offset, length_bytes)
+            .await
+            .map_err(self.refused(offset))?;
+        Ok(super::extents(&extents))
+    }
+
+    async fn prefetch(&self, offset: u64, length_bytes: u32) -> Result<(), ExportError> {
+        let (volume, _guard) = self.request().await?;
+        volume
+            .prefetch(offset, length_bytes as usize)
+            .await
+            .map_err(self.refused(offset))
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, durable: bool) -> Result<(), ExportError> {
+        let (volume, _guard) = self.request().await?;
+        volume
+            .write(offset, data)
+            .await
+            .map_err(self.refused(offset))?;
+        self.finish(volume, durable, offset).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length_bytes: u32,
+        _may_punch_hole: bool,
+        durable: bool,
+    ) -> Result<(), ExportError> {
+        let (volume, _guard) = self.request().await?;
+        volume
+            .write_zeroes(offset, length_bytes.into())
+            .await
+            .map_err(self.refused(offset))?;
+        self.finish(volume, durable, offset).await
+    }
+
+    async fn trim(&self, offset: u64, length_bytes: u32, durable: bool) -> Result<(), ExportError> {
+        let (volume, _guard) = self.request().await?;
+        volume
+            .trim(offset, length_bytes.into())
+            .await
+            .map_err(self.refused(offset))?;
+        self.finish(volume, durable, offset).await
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        let (volume, _guard) = self.request().await?;
+        volume.flush().await.map_err(self.refused(0))
+    }
+}

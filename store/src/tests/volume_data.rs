@@ -1,0 +1,567 @@
+//! Volumes against a plain array: whatever is written, however it ends.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{Random, assert_holds, block_on, crash::Machine, random_image, seed, upload};
+use crate::{Error, NewVolume, Options, Piece, Result, Store, Volume, format::names, limits};
+
+const BLOCK: usize = 4096;
+
+fn options(dir: &std::path::Path) -> Options {
+    let mut options = Options::new(dir);
+    // Small files, so that there are several.
+    options.journal_bytes_max = 1 << 30;
+    options
+}
+
+fn new_volume(name: &str, size_bytes: usize) -> NewVolume {
+    NewVolume {
+        name: name.to_owned(),
+        size_bytes: Some(size_bytes as u64),
+        from: None,
+        tags: BTreeMap::new(),
+    }
+}
+
+async fn contents(volume: &Volume) -> Vec<u8> {
+    read(volume, 0, volume.size_bytes() as usize).await
+}
+
+async fn read(volume: &Volume, offset: usize, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len);
+    for piece in volume.read(offset as u64, len).await.unwrap() {
+        match piece {
+            Piece::Data(data) => bytes.extend_from_slice(&data),
+            Piece::Zero(zeros) => bytes.resize(bytes.len() + zeros, 0),
+        }
+    }
+    assert_eq!(bytes.len(), len);
+    bytes
+}
+
+/// One change of a volume, as bytes.
+#[derive(Debug, Clone)]
+enum Change {
+    Write(usize, Vec<u8>),
+    Zeroes(usize, usize),
+    Trim(usize, usize),
+}
+
+impl Change {
+    /// Of whole blocks, of sectors, or of any bytes.
+    fn random(random: &mut Random, size: usize, longest: usize) -> Self {
+        let grain = [BLOCK, BLOCK, 512, 1][random.below(4)];
+        let start = random.below(size) / grain * grain;
+        let len = (1 + random.below(longest))
+            .next_multiple_of(grain)
+            .min(size - start);
+        match random.below(6) {
+            0 => Self::Zeroes(start, len),
+            1 => Self::Trim(start, len),
+            _ => {
+                let mut bytes = vec![0; len];
+                bytes.chunks_mut(8).for_each(|word| {
+                    word.copy_from_slice(&random.next().to_le_bytes()[..word.len()])
+                });
+                Self::Write(start, bytes)
+            }
+        }
+    }
+
+    fn apply(&self, model: &mut [u8]) {
+        let size = model.len();
+        match self {
+            Self::Write(start, bytes) => model[*start..start + bytes.len()].copy_from_slice(bytes),
+            Self::Zeroes(start, len) => model[*start..start + len].fill(0),
+            Self::Trim(start, len) => {
+                let end = start + len;
+                let end = if end == size {
+                    size
+                } else {
+                    end / BLOCK * BLOCK
+                };
+                let start = start.next_multiple_of(BLOCK);
+                if start < end {
+                    model[start..end].fill(0);
+                }
+            }
+        }
+    }
+
+    async fn make(&self, volume: &Volume) -> Result<()> {
+        match self.clone() {
+            Self::Write(start, bytes) => volume.write(start as u64, Bytes::from(bytes)).await,
+            Self::Zeroes(start, len) => volume.write_zeroes(start as u64, len as u64).await,
+            Self::Trim(start, len) => volume.trim(start as u64, len as u64).await,
+        }
+    }
+}
+
+/// Holes read as zeros, extents cover all of a range.
+async fn check_extents(volume: &Volume, model: &[u8], random: &mut Random) {
+    let offset = random.below(model.len());
+    let len = 1 + random.below(model.len() - offset);
+    let mut position = offset;
+    for extent in volume.extents(offset as u64, len as u64).await.unwrap() {
+        let end = position + extent.len_bytes as usize;
+        if extent.hole {
+            assert!(model[position..end].iter().all(|byte| *byte == 0));
+        }
+        position = end;
+    }
+    assert_eq!(position, offset + len);
+}
+
+#[test]
+fn it_holds_what_an_array_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random::new(seed());
+    // Not a multiple of a block.
+    let size = 9 * (1 << 20) + 512;
+    let base = random_image(&mut random, 1500);
+    let mut model = base.clone();
+    model.resize(size, 0);
+    let mut snapshots: Vec<(String, Vec<u8>)> = Vec::new();
+    block_on(async {
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        upload(&store, "base", &base).await.unwrap();
+        let mut new = new_volume("v", size);
+        new.from = Some("base".to_owned());
+        store.create_volume(new).await.unwrap();
+        store.close().await.unwrap();
+    });
+    for round in 0..8 {
+        block_on(async {
+            let (store, _) = Store::open(options(dir.path())).await.unwrap();
+            let volume = store.open_volume("v").await.unwrap();
+            assert_eq!(volume.journal_report().torn, None);
+            assert!(contents(&volume).await == model, "after {round} restarts");
+            for step in 0..120 {
+                let longest = [600, 20_000, 3 << 20][random.below(3)];
+                let change = Change::random(&mut random, size, longest);
+                change.make(&volume).await.unwrap();
+                change.apply(&mut model);
+                if step % 10 == 0 {
+                    volume.flush().await.unwrap();
+                    check_extents(&volume, &model, &mut random).await;
+                }
+                if step % 25 == 24 {
+                    let name = format!("s{round}-{step}");
+                    volume.snapshot(&name, BTreeMap::new()).await.unwrap();
+                    let refused = volume.snapshot(&name, BTreeMap::new()).await.unwrap_err();
+                    assert!(matches!(refused, Error::AlreadyExists { .. }), "{refused}");
+                    // By its root, too: it is what an upload of the same bytes would have.
+                    assert_holds(&store, &name, &model).await;
+                    assert!(contents(&volume).await == model, "after snapshot {name}");
+                    snapshots.push((name, model.clone()));
+                }
+                let offset = random.below(size);
+                let len = random.below((size - offset).min(100_000) + 1);
+                assert!(
+                    read(&volume, offset, len).await == model[offset..offset + len],
+                    "{len} bytes at {offset} after {change:?}"
+                );
+            }
+            assert!(contents(&volume).await == model);
+            for refused in [
+                volume.write(size as u64, Bytes::from_static(&[1])).await,
+                volume.trim(u64::MAX, 2).await,
+                volume.write_zeroes(1, size as u64).await,
+            ] {
+                assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+            }
+            for (name, image) in &snapshots {
+                assert_holds(&store, name, image).await;
+            }
+            // Half of the time as if killed: what was written is in the kernel.
+            if round % 2 == 0 {
+                store.close().await.unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn writers_of_parts_of_a_block_lose_nothing_of_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .build()
+        .unwrap()
+        .block_on(async {
+            let (store, _) = Store::open(options(dir.path())).await.unwrap();
+            store
+                .create_volume(new_volume("v", 64 << 10))
+                .await
+                .unwrap();
+            let volume = store.open_volume("v").await.unwrap();
+            let write_sector = |sector: u64| {
+                let volume = volume.clone();
+                async move {
+                    for value in 1..=100u8 {
+                        let bytes = Bytes::from(vec![value; 512]);
+                        volume.write(sector * 512, bytes).await.unwrap();
+                        // Whole blocks beside it.
+                        let bytes = Bytes::from(vec![value; BLOCK]);
+                        volume
+                            .write(BLOCK as u64 * (2 + sector), bytes)
+                            .await
+                            .unwrap();
+                    }
+                }
+            };
+            futures::future::join_all((0..8).map(write_sector)).await;
+            assert!(read(&volume, 0, BLOCK).await == vec![100; BLOCK]);
+            store.close().await.unwrap();
+        });
+}
+
+#[test]
+fn a_volume_is_open_once_and_closed_with_its_last_handle() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        store.create_volume(new_volume("v", 1 << 20)).await.unwrap();
+        for value in 0..20 {
+            let first = store.open_volume("v").await.unwrap();
+            let second = store.open_volume("v").await.unwrap();
+            let bytes = Bytes::from(vec![value; BLOCK]);
+            first.write(0, bytes).await.unwrap();
+            drop(first);
+            assert_eq!(read(&second, 0, 1).await, [value]);
+            // A write whose caller goes away may still be under way when it is opened again.
+            let bytes = Bytes::from(vec![0xaa; BLOCK]);
+            let unwatched = second.write(BLOCK as u64, bytes);
+            drop(unwatched);
+            drop(second);
+        }
+        store.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_snapshot_is_what_was_there_at_one_instant_of_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        let blocks = 64u64;
+        let size = blocks as usize * BLOCK;
+        store.create_volume(new_volume("v", size)).await.unwrap();
+        let volume = store.open_volume("v").await.unwrap();
+        // Each write puts the next number in the next block, round and round: what is there at an instant follows from
+        // the highest number.
+        let writes = async {
+            for number in 1..=3000u64 {
+                let block = number.to_le_bytes().repeat(BLOCK / 8);
+                let offset = number % blocks * BLOCK as u64;
+                volume.write(offset, Bytes::from(block)).await.unwrap();
+            }
+        };
+        let snapshots = async {
+            for number in 0..12 {
+                let name = format!("s{number}");
+                volume.snapshot(&name, BTreeMap::new()).await.unwrap();
+                let image = super::read(&store, &name, 0, size).await.unwrap();
+                let numbers: Vec<u64> = image
+                    .chunks(BLOCK)
+                    .map(|block| u64::from_le_bytes(block[..8].try_into().unwrap()))
+                    .collect();
+                let last = *numbers.iter().max().unwrap();
+                for (block, found) in (0u64..).zip(numbers) {
+                    let since = (last % blocks + blocks - block) % blocks;
+                    assert_eq!(found, last.saturating_sub(since), "block {block} of {name}");
+                }
+            }
+        };
+        tokio::join!(writes, snapshots);
+        store.close().await.unwrap();
+    });
+}
+
+#[test]
+fn journals_are_emptied_by_snapshots() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let mut options = options(dir.path());
+        options.journal_bytes_max = limits::JOURNAL_BYTES_LEAST;
+        let (store, _) = Store::open(options).await.unwrap();
+        let size = 32 << 20;
+        store.create_volume(new_volume("v", size)).await.unwrap();
+        let volume = store.open_volume("v").await.unwrap();
+        let mut model = vec![0; size];
+        for round in 0..8usize {
+            for number in 0..6usize {
+                let start = (round * 3 + number) << 20;
+                let bytes = vec![(round * 10 + number + 1) as u8; 1 << 20];
+                model[start..start + (1 << 20)].copy_from_slice(&bytes);
+                volume
+                    .write(start as u64, Bytes::from(bytes))
+                    .await
+                    .unwrap();
+            }
+            let name = format!("s{round}");
+            let snapshot = store
+                .snapshot_volume("v", &name, BTreeMap::new())
+                .await
+                .unwrap();
+            assert_eq!(volume.journal_bytes(), 0);
+            assert_holds(&store, &name, &model).await;
+            let record = store.volume("v").await.unwrap();
+            assert_eq!(record.parent, Some(snapshot.id));
+            assert_eq!(record.base, Some(snapshot.root));
+        }
+        store.close().await.unwrap();
+    });
+}
+
+/// What a loss of power may leave: all changes up to some point, which is not before the last flush.
+#[derive(Default)]
+struct Promised {
+    states: Vec<Vec<u8>>,
+    flushed: usize,
+    snapshots: BTreeMap<String, Vec<u8>>,
+}
+
+async fn work(
+    store: &Store,
+    random: &mut Random,
+    promised: &mut Promised,
+    size: usize,
+) -> Result<()> {
+    let mut model = vec![0; size];
+    promised.states.push(model.clone());
+    store.create_volume(new_volume("v", size)).await?;
+    let volume = store.open_volume("v").await?;
+    for step in 0..24 {
+        let change = Change::random(random, size, if step % 5 == 0 { 200_000 } else { 9000 });
+        change.apply(&mut model);
+        promised.states.push(model.clone());
+        change.make(&volume).await?;
+        if step % 4 == 3 {
+            volume.flush().await?;
+            promised.flushed = promised.states.len() - 1;
+        }
+        if step % 8 == 6 {
+            let name = format!("s{step}");
+            volume.snapshot(&name, BTreeMap::new()).await?;
+            promised.snapshots.insert(name, model.clone());
+            // A snapshot makes durable what it holds.
+            promised.flushed = promised.states.len() - 1;
+        }
+    }
+    Ok(())
+}
+
+fn cut_after(operations: u64, seed: u64) -> bool {
+    let size = 300 * BLOCK;
+    let mut random = Random::new(seed);
+    let mut promised = Promised::default();
+    let machine = Machine::new();
+    machine.disk.power_off_after(operations);
+    let finished = block_on(async {
+        let (store, _) = machine.open().await?;
+        work(&store, &mut random, &mut promised, size).await
+    });
+    let cut = finished.is_err();
+    let mut random = Random::new(seed ^ operations);
+    let mut machine = machine.crash(&mut random);
+    let mut expected: Option<Vec<u8>> = None;
+    // Twice: what one recovery found, the next one finds again.
+    for _ in 0..2 {
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = match store.open_volume("v").await {
+                Ok(volume) => volume,
+                Err(Error::NotFound { .. }) => {
+                    assert_eq!(promised.flushed, 0, "after {operations} operations");
+                    return;
+                }
+                Err(error) => panic!("after {operations} operations: {error}"),
+            };
+            let found = contents(&volume).await;
+            for (name, image) in &promised.snapshots {
+                assert_holds(&store, name, image).await;
+            }
+            match &expected {
+                Some(expected) => assert!(found == *expected, "after {operations} operations"),
+                None => assert!(
+                    promised.states[promised.flushed..].contains(&found),
+                    "after {operations} operations: not what any writes since the last flush left"
+                ),
+            }
+            // It goes on.
+            volume.write(512, Bytes::from(vec![7; 5000])).await.unwrap();
+            volume.flush().await.unwrap();
+            let mut after = found;
+            after[512..5512].fill(7);
+            expected = Some(after);
+        });
+        machine = machine.crash(&mut random);
+    }
+    cut
+}
+
+#[test]
+fn a_power_cut_at_every_operation_takes_nothing_that_was_flushed() {
+    let seed = seed();
+    let mut operations = 1;
+    while cut_after(operations, seed) {
+        operations += 1;
+    }
+    assert!(operations > 40, "{operations} operations");
+}
+
+/// A volume with some flushed batches, and its journal file.
+async fn written(machine: &Machine, batches: u8) -> PathBuf {
+    let (store, _) = machine.open().await.unwrap();
+    let record = store.create_volume(new_volume("v", 1 << 20)).await.unwrap();
+    let volume = store.open_volume("v").await.unwrap();
+    for number in 0..batches {
+        let bytes = Bytes::from(vec![number + 1; BLOCK]);
+        volume
+            .write(u64::from(number) * BLOCK as u64, bytes)
+            .await
+            .unwrap();
+        volume.flush().await.unwrap();
+    }
+    store.close().await.unwrap();
+    names::journal_file(std::path::Path::new("/data"), record.id, 1)
+}
+
+#[test]
+fn damage_to_what_was_durable_is_told_and_a_torn_end_is_cut_off() {
+    // Of each batch: its descriptor, and its data.
+    for block in 1..=10 {
+        let machine = Machine::new();
+        let path = block_on(written(&machine, 5));
+        machine
+            .disk
+            .flip(&path, block * BLOCK as u64 + 100, 1)
+            .unwrap();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let opened = store.open_volume("v").await;
+            if block < 9 {
+                let said = opened.unwrap_err().to_string();
+                let place = (block - 1) / 2 * 2 + 1;
+                assert!(said.contains(&path.display().to_string()), "{said}");
+                assert!(said.contains(&(place * BLOCK as u64).to_string()), "{said}");
+            } else {
+                // Nothing tells whether the last batch was ever promised.
+                let volume = opened.unwrap();
+                let torn = volume.journal_report().torn.clone().unwrap();
+                assert!(torn.contains(&(9 * BLOCK).to_string()), "{torn}");
+                assert_eq!(volume.journal_report().batches, 4);
+                assert!(read(&volume, 0, BLOCK).await == vec![1; BLOCK]);
+                assert!(read(&volume, 4 * BLOCK, BLOCK).await == vec![0; BLOCK]);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_journal_of_another_volume_is_refused() {
+    let machine = Machine::new();
+    let path = block_on(written(&machine, 3));
+    let bytes = machine.disk.contents(&path).unwrap();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let other = store.create_volume(new_volume("w", 1 << 20)).await.unwrap();
+        drop(store.open_volume("w").await.unwrap());
+        let path = names::journal_file(std::path::Path::new("/data"), other.id, 1);
+        machine.disk.put(&path, &bytes).unwrap();
+        store.close().await.unwrap();
+    });
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let refused = store.open_volume("w").await.unwrap_err();
+        assert!(matches!(refused, Error::Incompatible { .. }), "{refused}");
+        store.open_volume("v").await.unwrap();
+    });
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_goes_on_when_there_is_room() {
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        store
+            .create_volume(new_volume("v", 32 << 20))
+            .await
+            .unwrap();
+        let volume = store.open_volume("v").await.unwrap();
+        let mut model = vec![0; 32 << 20];
+        machine.disk.set_capacity(Some(6 << 20));
+        let mut refused = 0;
+        for number in 0..8usize {
+            let start = number << 20;
+            let bytes = vec![number as u8 + 1; 1 << 20];
+            match volume.write(start as u64, Bytes::from(bytes.clone())).await {
+                Ok(()) => model[start..start + (1 << 20)].copy_from_slice(&bytes),
+                Err(Error::Full { .. }) => refused += 1,
+                Err(other) => panic!("{other}"),
+            }
+            volume.flush().await.unwrap();
+        }
+        assert!(refused > 0 && refused < 8, "{refused} were refused");
+        machine.disk.set_capacity(None);
+        volume.write(0, Bytes::from(vec![9; BLOCK])).await.unwrap();
+        model[..BLOCK].fill(9);
+        assert!(contents(&volume).await == model);
+        store.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_journal_that_has_grown_to_its_limit_refuses_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let mut options = options(dir.path());
+        options.journal_bytes_max = limits::JOURNAL_BYTES_LEAST;
+        let (store, _) = Store::open(options).await.unwrap();
+        store.create_volume(new_volume("v", 1 << 30)).await.unwrap();
+        let volume = store.open_volume("v").await.unwrap();
+        let mut written = 0u64;
+        let refused = loop {
+            let bytes = Bytes::from(vec![1; 1 << 20]);
+            match volume.write(written, bytes).await {
+                Ok(()) => written += 1 << 20,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, Error::Full { .. }), "{refused}");
+        assert!((8 << 20..16 << 20).contains(&written), "{written}");
+        assert!(volume.journal_bytes() <= limits::JOURNAL_BYTES_LEAST);
+        assert!(read(&volume, 0, 1 << 20).await == vec![1; 1 << 20]);
+        store.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_sync_that_fails_stops_all_writing() {
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        store.create_volume(new_volume("v", 1 << 20)).await.unwrap();
+        let volume = store.open_volume("v").await.unwrap();
+        volume.write(0, Bytes::from(vec![1; BLOCK])).await.unwrap();
+        machine.disk.fail_sync(1);
+        volume.flush().await.unwrap_err();
+        let refused = volume.flush().await.unwrap_err();
+        assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+        let refused = volume
+            .write(0, Bytes::from(vec![2; BLOCK]))
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+        assert!(read(&volume, 0, BLOCK).await == vec![1; BLOCK]);
+        let _: &Arc<_> = &machine.disk;
+        assert!(machine.disk.operations() > 0);
+    });
+}

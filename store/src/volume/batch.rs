@@ -1,0 +1,134 @@
+//! Changes of a volume put together to be written at once.
+
+use bytes::Bytes;
+use varve_content::BLOCK_BYTES;
+
+use crate::format::journal::{BATCH_BLOCKS_MAX, Descriptor, Entry, JOURNAL_BLOCK_BYTES};
+
+/// Blocks added to an entry at a time, at most, and blocks it has at most when others are added: so their sum is a `u32`.
+const ENTRY_BLOCKS_MAX: u32 = 1 << 31;
+
+/// A change of whole blocks.
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    /// These bytes, a multiple of a block, from a block on.
+    Data { start_block: u64, data: Bytes },
+    /// Zeros.
+    Zeros { start_block: u64, blocks: u64 },
+}
+
+impl Change {
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Self::Data { data, .. } => data.is_empty(),
+            Self::Zeros { blocks, .. } => *blocks == 0,
+        }
+    }
+}
+
+/// Changes in the order in which they count.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    entries: Vec<Entry>,
+    data: Vec<Bytes>,
+    data_blocks: usize,
+}
+
+impl Batch {
+    /// Takes what fits off a change. Whether that was all of it.
+    pub(super) fn take(&mut self, change: &mut Change) -> bool {
+        match change {
+            Change::Data { start_block, data } => {
+                while !data.is_empty() {
+                    let room = BATCH_BLOCKS_MAX as usize - self.data_blocks;
+                    let mut blocks = (data.len() / BLOCK_BYTES).min(room);
+                    let extends = self.extends(*start_block, false);
+                    let entries = self.entries.len() + usize::from(!extends);
+                    while blocks > 0 && !Descriptor::fits(entries, self.data_blocks + blocks) {
+                        blocks -= 1;
+                    }
+                    if blocks == 0 {
+                        return false;
+                    }
+                    self.push(*start_block, blocks as u64, false);
+                    self.data_blocks += blocks;
+                    self.data.push(data.split_to(blocks * BLOCK_BYTES));
+                    *start_block += blocks as u64;
+                }
+            }
+            Change::Zeros {
+                start_block,
+                blocks,
+            } => {
+                while *blocks > 0 {
+                    let some = (*blocks).min(u64::from(ENTRY_BLOCKS_MAX));
+                    let extends = self.extends(*start_block, true);
+                    let entries = self.entries.len() + usize::from(!extends);
+                    if !Descriptor::fits(entries, self.data_blocks) {
+                        return false;
+                    }
+                    self.push(*start_block, some, true);
+                    *start_block += some;
+                    *blocks -= some;
+                }
+            }
+        }
+        true
+    }
+
+    /// Whether blocks from `start` on go on where the last entry ends.
+    fn extends(&self, start: u64, zeros: bool) -> bool {
+        self.entries.last().is_some_and(|last| {
+            last.zeros == zeros
+                && u64::from(last.start_block) + u64::from(last.blocks) == start
+                && last.blocks < ENTRY_BLOCKS_MAX
+        })
+    }
+
+    fn push(&mut self, start: u64, blocks: u64, zeros: bool) {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a volume has at most 2^32 blocks, and `take` gives fewer at a time"
+        )]
+        let (start_block, blocks) = (start as u32, blocks as u32);
+        if self.extends(start, zeros)
+            && let Some(last) = self.entries.last_mut()
+        {
+            last.blocks += blocks;
+            return;
+        }
+        self.entries.push(Entry {
+            start_block,
+            blocks,
+            zeros,
+        });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The data, in order.
+    pub(super) fn data(&self) -> impl Iterator<Item = &Bytes> {
+        self.data.iter()
+    }
+
+    /// The data, block by block.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &[u8]> {
+        self.data.iter().flat_map(|data| data.chunks(BLOCK_BYTES))
+    }
+
+    /// Bytes that it takes in a journal that has been begun.
+    pub(super) fn bytes(&self) -> u64 {
+        ((1 + self.data_blocks) * JOURNAL_BLOCK_BYTES) as u64
+    }
+
+    /// Bytes with a file header in front.
+    pub(super) fn bytes_with_header(&self) -> usize {
+        (2 + self.data_blocks) * JOURNAL_BLOCK_BYTES
+    }
+}

@@ -1,0 +1,635 @@
+//! A volume that is open: reads and writes of any bytes.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    panic::resume_unwind,
+    sync::{Arc, Weak},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures::future::try_join_all;
+use parking_lot::{Mutex, RwLock};
+use tokio::{
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock as AsyncRwLock, oneshot},
+    task::JoinHandle,
+};
+use varve_content::BLOCK_BYTES;
+
+use super::{
+    batch::Change,
+    journal::{Journal, Owner},
+    layers::{Epoch, Layers, Place, Stack, Stretch},
+    recovery::{self, JournalReport},
+    writer::{self, Op, Queue, Turn},
+};
+use crate::{
+    Error, Result, Store,
+    failpoints::{Failpoint, reach},
+    format::{names, volume::VolumeRecord},
+    io::File,
+    limits::{JOURNAL_CHANGE_BYTES, JOURNAL_QUEUE_BYTES},
+    meta::VolumeId,
+    read::{ContentReader, Extent, Piece, push_extent, push_zeros},
+    store::Shared,
+};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// A volume, open for reading and writing. Copies are the same volume; it is closed when the last of them is dropped.
+///
+/// Requests may overlap in time. Each block is then as one order or another of them leaves it, never a mix. What is read
+/// after a write has returned is what was written.
+#[derive(Debug, Clone)]
+pub struct Volume(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle {
+    inner: Arc<Inner>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.inner.queue.close();
+    }
+}
+
+/// What reads and the writing task share.
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) name: String,
+    pub(super) journal: Journal,
+    pub(super) layers: RwLock<Layers>,
+    pub(super) queue: Queue,
+    /// As it was when the volume was opened.
+    pub(super) record: VolumeRecord,
+    /// Whose turn it is to take epochs into the store.
+    pub(super) folding: AsyncMutex<()>,
+    /// Held alone by changes of parts of blocks, which read what they do not change.
+    turns: Arc<AsyncRwLock<()>>,
+    report: JournalReport,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Volume")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The volumes of a store that are open: each once, for a journal has one writer.
+#[derive(Debug, Default)]
+pub(crate) struct OpenVolumes(AsyncMutex<HashMap<VolumeId, Slot>>);
+
+#[derive(Debug, Default)]
+struct Slot {
+    handle: Weak<Handle>,
+    /// Held by the task that writes the journal, to its end.
+    writing: Arc<AsyncMutex<()>>,
+}
+
+impl Store {
+    /// Opens a volume, or gives the one that is open already. Its journal is read first, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] when the journal is, in a place that was durable.
+    pub async fn open_volume(&self, key: &str) -> Result<Volume> {
+        let record = self.volume(key).await?;
+        let mut open = self.shared().volumes.0.lock().await;
+        let slot = open.entry(record.id).or_default();
+        if let Some(handle) = slot.handle.upgrade() {
+            return Ok(Volume(handle));
+        }
+        // The last one may still be writing what was in its queue.
+        let writing = Arc::clone(&slot.writing).lock_owned().await;
+        let volume = Volume::open(Arc::clone(self.shared()), record, writing).await?;
+        slot.handle = Arc::downgrade(&volume.0);
+        open.retain(|_, slot| slot.handle.strong_count() > 0 || slot.writing.try_lock().is_err());
+        Ok(volume)
+    }
+
+    /// Makes durable what was written to volumes, and closes them.
+    pub(crate) async fn close_volumes(&self) -> Result<()> {
+        let open = self.shared().volumes.0.lock().await;
+        let handles: Vec<_> = open.values().map(|slot| slot.handle.upgrade()).collect();
+        let mut outcome = Ok(());
+        for handle in handles.into_iter().flatten() {
+            outcome = outcome.and(Volume(handle).close().await);
+        }
+        outcome
+    }
+}
+
+impl Volume {
+    async fn open(
+        shared: Arc<Shared>,
+        record: VolumeRecord,
+        writing: OwnedMutexGuard<()>,
+    ) -> Result<Self> {
+        shared.commit.writable()?;
+        let owner = Owner {
+            disk: Arc::clone(&shared.disk),
+            data_dir: shared.options.data_dir.clone(),
+            store: shared.store_id,
+            volume: record.id,
+            bytes_max: shared.options.journal_bytes_max,
+        };
+        make_directories(&owner).await?;
+        let (found, map, report) = recovery::recover(&owner, record.journal_from).await?;
+        if report != JournalReport::default() {
+            tracing::info!(
+                volume = record.name,
+                batches = report.batches,
+                blocks = report.blocks,
+                files = report.files,
+                torn = report.torn,
+                "journal read"
+            );
+        }
+        let base = match record.base {
+            Some(root) => Some(ContentReader::open(Arc::clone(&shared), root, &record.name).await?),
+            None => None,
+        };
+        let journal = Epoch {
+            first_file: record.journal_from,
+            map,
+        };
+        let inner = Arc::new(Inner {
+            name: record.name.clone(),
+            journal: Journal::new(owner, found),
+            layers: RwLock::new(Layers::new(journal, base)),
+            queue: Queue::default(),
+            folding: AsyncMutex::default(),
+            turns: Arc::default(),
+            report,
+            record,
+            shared,
+        });
+        let task = Arc::clone(&inner);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "`close` waits for it; and the volume is opened again only after it has ended"
+        )]
+        let writer = tokio::spawn(async move {
+            let _writing = writing;
+            writer::run(task).await;
+        });
+        Ok(Self(Arc::new(Handle {
+            inner,
+            writer: Mutex::new(Some(writer)),
+        })))
+    }
+
+    pub(super) fn inner(&self) -> &Arc<Inner> {
+        &self.0.inner
+    }
+
+    /// The volume's record, as it was when it was opened.
+    #[must_use]
+    pub fn record(&self) -> &VolumeRecord {
+        &self.0.inner.record
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.0.inner.record.size_bytes
+    }
+
+    /// What its journal held when it was opened.
+    #[must_use]
+    pub fn journal_report(&self) -> &JournalReport {
+        &self.0.inner.report
+    }
+
+    /// Bytes that its journal takes on disk.
+    #[must_use]
+    pub fn journal_bytes(&self) -> u64 {
+        self.0.inner.journal.len_bytes()
+    }
+
+    /// Bytes of memory that the map of its journal takes, about.
+    #[must_use]
+    pub fn map_bytes(&self) -> u64 {
+        let layers = self.0.inner.layers.read();
+        let ended = layers.below.ended.iter();
+        let ended: u64 = ended.map(|epoch| epoch.map.memory_bytes()).sum();
+        layers.current.map.memory_bytes() + ended
+    }
+
+    /// Reads a range.
+    pub async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
+        self.0.inner.check_range(offset_bytes, len_bytes as u64)?;
+        self.0.inner.read(offset_bytes, len_bytes).await
+    }
+
+    /// Writes bytes. They are in the kernel when this returns: they survive the end of this process, and after a
+    /// [`flush`](Self::flush) also a loss of power.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`] when there is no room; any of the blocks may be as they were then. [`Error::Poisoned`] once a write or
+    /// a sync of the store has failed.
+    pub async fn write(&self, offset_bytes: u64, data: Bytes) -> Result<()> {
+        let inner = &self.0.inner;
+        inner.check_range(offset_bytes, data.len() as u64)?;
+        let whole = offset_bytes.is_multiple_of(BLOCK) && data.len().is_multiple_of(BLOCK_BYTES);
+        if whole {
+            let turn = inner.shared_turn().await;
+            let start_block = offset_bytes / BLOCK;
+            return inner
+                .change([Change::Data { start_block, data }], turn)
+                .await;
+        }
+        let turn = inner.lone_turn().await;
+        let change = inner.filled_up(offset_bytes, data).await?;
+        inner.change([change], turn).await
+    }
+
+    /// Makes a range read as zeros, without writing them. Promises what [`write`](Self::write) does.
+    pub async fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        let inner = &self.0.inner;
+        inner.check_range(offset_bytes, len_bytes)?;
+        let end = offset_bytes + len_bytes;
+        // The last block of the volume may be shorter than a block, and is whole all the same.
+        let end_block = if end == self.size_bytes() {
+            end.div_ceil(BLOCK)
+        } else {
+            end / BLOCK
+        };
+        let start_block = offset_bytes.div_ceil(BLOCK);
+        if start_block * BLOCK == offset_bytes && end_block * BLOCK >= end {
+            let blocks = end_block - start_block;
+            let turn = inner.shared_turn().await;
+            return inner
+                .change(
+                    [Change::Zeros {
+                        start_block,
+                        blocks,
+                    }],
+                    turn,
+                )
+                .await;
+        }
+        let turn = inner.lone_turn().await;
+        let mut changes = Vec::with_capacity(3);
+        let head_end = end.min(start_block * BLOCK);
+        if offset_bytes < head_end {
+            changes.push(inner.zeroed(offset_bytes, head_end).await?);
+        }
+        if start_block < end_block {
+            changes.push(Change::Zeros {
+                start_block,
+                blocks: end_block - start_block,
+            });
+        }
+        let tail = head_end.max(end_block * BLOCK);
+        if tail < end {
+            changes.push(inner.zeroed(tail, end).await?);
+        }
+        inner.change(changes, turn).await
+    }
+
+    /// Gives a range back: its whole blocks read as zeros from now on, parts of blocks stay as they are.
+    pub async fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        let inner = &self.0.inner;
+        inner.check_range(offset_bytes, len_bytes)?;
+        let end = offset_bytes + len_bytes;
+        let start_block = offset_bytes.div_ceil(BLOCK);
+        let end_block = if end == self.size_bytes() {
+            end.div_ceil(BLOCK)
+        } else {
+            end / BLOCK
+        };
+        let blocks = end_block.saturating_sub(start_block);
+        let turn = inner.shared_turn().await;
+        inner
+            .change(
+                [Change::Zeros {
+                    start_block,
+                    blocks,
+                }],
+                turn,
+            )
+            .await
+    }
+
+    /// Makes all writes durable that returned before.
+    pub async fn flush(&self) -> Result<()> {
+        let inner = Arc::clone(&self.0.inner);
+        inner.shared.commit.writable()?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it is waited for here; it runs to its end for the sake of its error"
+        )]
+        let task = tokio::spawn(async move {
+            let synced = inner.journal.sync().await;
+            reach(Failpoint::JournalSynced);
+            synced.map_err(|error| inner.stop_writing(error))
+        });
+        match task.await.map_err(tokio::task::JoinError::try_into_panic) {
+            Ok(synced) => synced,
+            Err(Ok(panic)) => resume_unwind(panic),
+            Err(Err(_)) => Err(Error::Closing),
+        }
+    }
+
+    /// Where data and holes are in a range, neighbours of a kind as one.
+    pub async fn extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<Vec<Extent>> {
+        let inner = &self.0.inner;
+        inner.check_range(offset_bytes, len_bytes)?;
+        let (stretches, base) = {
+            let layers = inner.layers.read();
+            let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
+            (layers.stretches(first, blocks), layers.below.base.clone())
+        };
+        let mut extents = Vec::new();
+        for stretch in stretches {
+            let (start, end) = bytes_of(&stretch, offset_bytes, len_bytes);
+            let len = usize::try_from(end - start).unwrap_or(usize::MAX);
+            match stretch.place {
+                Place::Journal { .. } => push_extent(&mut extents, len, false),
+                Place::Zeros => push_extent(&mut extents, len, true),
+                Place::Base => {
+                    let within = in_base(base.as_ref(), start, end);
+                    if let (Some(base), true) = (&base, within > 0) {
+                        for extent in base.extents(start, within as u64).await? {
+                            let len = usize::try_from(extent.len_bytes).unwrap_or(usize::MAX);
+                            push_extent(&mut extents, len, extent.hole);
+                        }
+                    }
+                    push_extent(&mut extents, len - within, true);
+                }
+            }
+        }
+        Ok(extents)
+    }
+
+    /// Brings a range into the cache, as far as it fits there.
+    pub async fn prefetch(&self, offset_bytes: u64, len_bytes: usize) -> Result<()> {
+        self.read(offset_bytes, len_bytes).await.map(drop)
+    }
+
+    /// Writes what is queued, makes it durable, and takes no more.
+    pub async fn close(&self) -> Result<()> {
+        self.0.inner.queue.close();
+        let writer = self.0.writer.lock().take();
+        if let Some(writer) = writer
+            && let Err(ended) = writer.await
+            && let Ok(panic) = ended.try_into_panic()
+        {
+            resume_unwind(panic);
+        }
+        self.flush().await
+    }
+}
+
+impl Inner {
+    fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        match offset_bytes.checked_add(len_bytes) {
+            Some(end) if end <= self.record.size_bytes => Ok(()),
+            _ => Err(Error::Invalid(format!(
+                "{len_bytes} bytes at offset {offset_bytes} are past the end of volume {:?} at {}",
+                self.name, self.record.size_bytes
+            ))),
+        }
+    }
+
+    /// A turn among others that change whole blocks.
+    async fn shared_turn(&self) -> Turn {
+        Turn::Shared {
+            _guard: Arc::clone(&self.turns).read_owned().await,
+        }
+    }
+
+    async fn lone_turn(&self) -> Turn {
+        Turn::Alone {
+            _guard: Arc::clone(&self.turns).write_owned().await,
+        }
+    }
+
+    /// Queues changes, in this order, and waits until they are in the kernel.
+    async fn change(&self, changes: impl IntoIterator<Item = Change>, turn: Turn) -> Result<()> {
+        let turn = Arc::new(turn);
+        let mut replies = Vec::new();
+        for change in changes {
+            if change.is_empty() {
+                continue;
+            }
+            let bytes = match &change {
+                Change::Data { data, .. } => data.len().min(JOURNAL_QUEUE_BYTES),
+                Change::Zeros { .. } => JOURNAL_CHANGE_BYTES as usize,
+            };
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            let room = Arc::clone(&self.shared.journal_room)
+                .acquire_many_owned(bytes)
+                .await;
+            let (reply, outcome) = oneshot::channel();
+            self.queue.push(Op {
+                change,
+                is_begun: false,
+                reply,
+                _turn: Arc::clone(&turn),
+                _room: room.map_err(|_| Error::Closing)?,
+            })?;
+            replies.push(outcome);
+        }
+        for outcome in replies {
+            outcome.await.map_err(|_| Error::Closing)??;
+        }
+        Ok(())
+    }
+
+    /// The whole blocks that some bytes change, with what they leave as it is.
+    async fn filled_up(&self, offset_bytes: u64, data: Bytes) -> Result<Change> {
+        let end = offset_bytes + data.len() as u64;
+        let (start_block, end_block) = (offset_bytes / BLOCK, end.div_ceil(BLOCK));
+        let mut blocks = BytesMut::with_capacity(
+            usize::try_from((end_block - start_block) * BLOCK).unwrap_or(0),
+        );
+        self.read_into(start_block * BLOCK, offset_bytes, &mut blocks)
+            .await?;
+        blocks.extend_from_slice(&data);
+        self.read_into(end, end_block * BLOCK, &mut blocks).await?;
+        Ok(Change::Data {
+            start_block,
+            data: blocks.freeze(),
+        })
+    }
+
+    /// The same for zeros, in one block.
+    async fn zeroed(&self, start: u64, end: u64) -> Result<Change> {
+        let zeros = usize::try_from(end - start).unwrap_or(0);
+        self.filled_up(start, Bytes::from(vec![0; zeros])).await
+    }
+
+    /// Adds bytes of the volume, and zeros behind its end.
+    async fn read_into(&self, start: u64, end: u64, bytes: &mut BytesMut) -> Result<()> {
+        let within = end.min(self.record.size_bytes).saturating_sub(start);
+        let wanted = bytes.len() + usize::try_from(end - start).unwrap_or(0);
+        let within = usize::try_from(within).unwrap_or(0);
+        if within > 0 {
+            for piece in self.read(start, within).await? {
+                match piece {
+                    Piece::Data(data) => bytes.extend_from_slice(&data),
+                    Piece::Zero(zeros) => bytes.resize(bytes.len() + zeros, 0),
+                }
+            }
+        }
+        bytes.resize(wanted, 0);
+        Ok(())
+    }
+
+    async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
+        if len_bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let (first, blocks) = blocks_of(offset_bytes, len_bytes as u64)?;
+        let sources = {
+            let layers = self.layers.read();
+            let stretches = layers.stretches(first, blocks);
+            self.sources(stretches, layers.below.base.as_ref())?
+        };
+        self.gather(sources, offset_bytes, len_bytes as u64).await
+    }
+
+    /// The same of layers that have ended.
+    pub(super) async fn read_ended(
+        &self,
+        stack: &Stack,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Vec<Piece>> {
+        let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
+        let sources = self.sources(stack.stretches(first, blocks), stack.base.as_ref())?;
+        self.gather(sources, offset_bytes, len_bytes).await
+    }
+
+    /// Opens what stretches are read from. Files may be removed once the layers have changed, but not from under a reader.
+    fn sources(
+        &self,
+        stretches: Vec<Stretch>,
+        base: Option<&ContentReader>,
+    ) -> Result<Vec<(Stretch, Source)>> {
+        let source = |stretch: &Stretch| -> Result<Source> {
+            Ok(match stretch.place {
+                Place::Zeros => Source::Zeros,
+                Place::Base => base.map_or(Source::Zeros, |base| Source::Base(base.clone())),
+                Place::Journal { first_file, slot } => {
+                    let (file, offset_bytes) = self.journal.place(first_file, slot)?;
+                    Source::Journal { file, offset_bytes }
+                }
+            })
+        };
+        stretches
+            .into_iter()
+            .map(|stretch| Ok((stretch, source(&stretch)?)))
+            .collect()
+    }
+
+    async fn gather(
+        &self,
+        sources: Vec<(Stretch, Source)>,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Vec<Piece>> {
+        let reads = sources.iter().map(async |(stretch, source)| {
+            let (start, end) = bytes_of(stretch, offset_bytes, len_bytes);
+            self.read_source(source, start - stretch.start * BLOCK, start, end)
+                .await
+        });
+        let mut pieces = Vec::with_capacity(sources.len());
+        for piece in try_join_all(reads).await?.into_iter().flatten() {
+            match piece {
+                Piece::Zero(zeros) => push_zeros(&mut pieces, zeros),
+                data @ Piece::Data(_) => pieces.push(data),
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Reads bytes `start..end` of the volume, which begin `skip` bytes into a source.
+    async fn read_source(
+        &self,
+        source: &Source,
+        skip: u64,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Piece>> {
+        let len = usize::try_from(end - start).unwrap_or(usize::MAX);
+        match source {
+            Source::Zeros => Ok(vec![Piece::Zero(len)]),
+            Source::Journal { file, offset_bytes } => {
+                let _space = self
+                    .shared
+                    .read_space(u32::try_from(len).unwrap_or(u32::MAX))
+                    .await?;
+                let read = self.shared.disk.read(file, offset_bytes + skip, len).await;
+                let data = read.map_err(|source| Error::io("read", file.path(), source))?;
+                Ok(vec![Piece::Data(data.into_bytes())])
+            }
+            Source::Base(base) => {
+                let within = in_base(Some(base), start, end);
+                let mut pieces = if within > 0 {
+                    base.read(start, within).await?
+                } else {
+                    Vec::new()
+                };
+                push_zeros(&mut pieces, len - within);
+                Ok(pieces)
+            }
+        }
+    }
+}
+
+/// What some blocks are read from.
+enum Source {
+    Zeros,
+    Journal { file: File, offset_bytes: u64 },
+    Base(ContentReader),
+}
+
+/// How many of these bytes the base has: the volume may be longer.
+fn in_base(base: Option<&ContentReader>, start: u64, end: u64) -> usize {
+    let size_bytes = base.map_or(0, ContentReader::size_bytes);
+    usize::try_from(end.min(size_bytes).saturating_sub(start)).unwrap_or(usize::MAX)
+}
+
+/// The blocks that bytes are in: the first, and how many.
+fn blocks_of(offset_bytes: u64, len_bytes: u64) -> Result<(u64, u32)> {
+    let first = offset_bytes / BLOCK;
+    let blocks = (offset_bytes + len_bytes).div_ceil(BLOCK) - first;
+    let blocks = u32::try_from(blocks).map_err(|_| {
+        Error::Invalid(format!(
+            "{len_bytes} bytes are more than can be asked for at once"
+        ))
+    })?;
+    Ok((first, blocks))
+}
+
+/// The bytes of a stretch that are in a range.
+fn bytes_of(stretch: &Stretch, offset_bytes: u64, len_bytes: u64) -> (u64, u64) {
+    let start = stretch.start * BLOCK;
+    let end = start + u64::from(stretch.blocks) * BLOCK;
+    (start.max(offset_bytes), end.min(offset_bytes + len_bytes))
+}
+
+/// Makes the directory of a volume's journal if it is not there, durably either way.
+async fn make_directories(owner: &Owner) -> Result<()> {
+    let all = names::volumes(&owner.data_dir);
+    let own = owner.dir();
+    for (dir, parent) in [(&all, &owner.data_dir), (&own, &all)] {
+        match owner.disk.create_dir(dir) {
+            Ok(()) => {}
+            // Its maker may not have lived to sync it.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(Error::io("create", dir, source)),
+        }
+        let synced = owner.disk.sync_dir(parent).await;
+        synced.map_err(|source| Error::io("sync", parent, source))?;
+    }
+    Ok(())
+}

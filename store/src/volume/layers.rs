@@ -1,0 +1,154 @@
+//! What a volume holds, layer over layer: what is being written, what is on its way into the store, and the base.
+
+use std::sync::Arc;
+
+use super::map::{BlockMap, Slot, State};
+use crate::read::ContentReader;
+
+/// What was written between two cuts through the journal.
+#[derive(Debug)]
+pub(super) struct Epoch {
+    /// Its slots are counted from this journal file on.
+    pub(super) first_file: u64,
+    pub(super) map: BlockMap,
+}
+
+/// Layers, of which those of later writes go before earlier ones.
+#[derive(Debug, Clone)]
+pub(super) struct Stack {
+    /// Ended, the oldest first.
+    pub(super) ended: Vec<Arc<Epoch>>,
+    pub(super) base: Option<ContentReader>,
+}
+
+/// A volume's layers.
+#[derive(Debug)]
+pub(super) struct Layers {
+    pub(super) current: Epoch,
+    pub(super) below: Stack,
+}
+
+/// Where some blocks are.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    Zeros,
+    /// In the journal, from this slot on, counted from this file on.
+    Journal {
+        first_file: u64,
+        slot: Slot,
+    },
+    Base,
+}
+
+/// Blocks that are in one place.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub(super) struct Stretch {
+    pub(super) start: u64,
+    pub(super) blocks: u32,
+    pub(super) place: Place,
+}
+
+impl Layers {
+    pub(super) const fn new(journal: Epoch, base: Option<ContentReader>) -> Self {
+        Self {
+            current: journal,
+            below: Stack {
+                ended: Vec::new(),
+                base,
+            },
+        }
+    }
+
+    /// Where `blocks` from `start` on are, in order.
+    pub(super) fn stretches(&self, start: u64, blocks: u32) -> Vec<Stretch> {
+        let mut found = Vec::new();
+        look(
+            Some(&self.current),
+            &self.below.ended,
+            start,
+            blocks,
+            &mut found,
+        );
+        found
+    }
+
+    /// Ends the current epoch: what is written from now on is in another, and in files from `first_file` on.
+    pub(super) fn end_epoch(&mut self, first_file: u64) {
+        let next = Epoch {
+            first_file,
+            map: BlockMap::default(),
+        };
+        let ended = std::mem::replace(&mut self.current, next);
+        if !ended.map.is_empty() {
+            self.below.ended.push(Arc::new(ended));
+        }
+    }
+}
+
+impl Stack {
+    /// The same of what has ended.
+    pub(super) fn stretches(&self, start: u64, blocks: u32) -> Vec<Stretch> {
+        let mut found = Vec::new();
+        look(None, &self.ended, start, blocks, &mut found);
+        found
+    }
+
+    /// Segments in which something was changed since the base.
+    pub(super) fn changed_segments(&self) -> Vec<u32> {
+        let mut segments: Vec<_> = self
+            .ended
+            .iter()
+            .flat_map(|epoch| epoch.map.segments())
+            .collect();
+        segments.sort_unstable();
+        segments.dedup();
+        segments
+    }
+}
+
+/// Looks in the first epoch, for what it does not know in the last of the others, and so on down.
+fn look(
+    first: Option<&Epoch>,
+    others: &[Arc<Epoch>],
+    start: u64,
+    blocks: u32,
+    found: &mut Vec<Stretch>,
+) {
+    let (epoch, below) = match (first, others.split_last()) {
+        (Some(epoch), _) => (epoch, others),
+        (None, Some((last, below))) => (&**last, below),
+        (None, None) => {
+            push(found, start, blocks, Place::Base);
+            return;
+        }
+    };
+    epoch.map.runs(start, blocks, |run| match run.state {
+        State::Absent => look(None, below, run.start, run.blocks, found),
+        State::Zeros => push(found, run.start, run.blocks, Place::Zeros),
+        State::At(slot) => {
+            let first_file = epoch.first_file;
+            push(
+                found,
+                run.start,
+                run.blocks,
+                Place::Journal { first_file, slot },
+            );
+        }
+    });
+}
+
+/// Adds blocks; those that are in the same place as those before go with them.
+fn push(found: &mut Vec<Stretch>, start: u64, blocks: u32, place: Place) {
+    if let Some(last) = found.last_mut()
+        && last.place == place
+        && matches!(place, Place::Zeros | Place::Base)
+    {
+        last.blocks += blocks;
+        return;
+    }
+    found.push(Stretch {
+        start,
+        blocks,
+        place,
+    });
+}

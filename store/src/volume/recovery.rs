@@ -1,0 +1,449 @@
+//! Reads a journal that a process left behind.
+//!
+//! Batches count from the first on, as long as each is whole and has the number it should have. The first that is not is the end: what
+//! a loss of power tore, of which nobody was promised anything. Unless a descriptor behind it says that it was
+//! durable: then it is damage, and the volume is not opened.
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{
+    journal::{FILES_MAX, Found, Owner, slot},
+    map::BlockMap,
+};
+use crate::{
+    Damage, Error, Result,
+    format::{
+        FormatError,
+        journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, data_crc},
+        names,
+    },
+    io::{File, OpenMode},
+    limits::JOURNAL_FILE_BYTES_MAX,
+};
+
+const BLOCK: usize = JOURNAL_BLOCK_BYTES;
+/// Read at a time; a batch is shorter.
+const WINDOW_BYTES: usize = 4 << 20;
+
+const _: () =
+    assert!(WINDOW_BYTES >= (1 + crate::format::journal::BATCH_BLOCKS_MAX as usize) * BLOCK);
+
+/// What was found in a volume's journal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JournalReport {
+    /// Batches that count.
+    pub batches: u64,
+    /// Data blocks in them.
+    pub blocks: u64,
+    /// Journal files.
+    pub files: u64,
+    /// What could not be read at the end, and was cut off: nobody was promised it.
+    pub torn: Option<String>,
+}
+
+/// Where batches end that count.
+struct End {
+    number: u64,
+    offset_bytes: u64,
+    /// What is wrong with what is there. Nothing, where nothing was ever written.
+    why: Option<FormatError>,
+}
+
+struct Reader<'a> {
+    owner: &'a Owner,
+    map: BlockMap,
+    first_number: u64,
+    /// Of the file that is being read.
+    nonce: Nonce,
+    /// Of the last batch that counts.
+    sequence: u64,
+    report: JournalReport,
+}
+
+/// Reads the files from `first_number` on, makes them durable and clean, and removes those before.
+pub(super) async fn recover(
+    owner: &Owner,
+    first_number: u64,
+) -> Result<(Found, BlockMap, JournalReport)> {
+    let dir = owner.dir();
+    let names = owner
+        .disk
+        .list(&dir)
+        .map_err(|source| Error::io("list", &dir, source))?;
+    let mut numbers: Vec<_> = names
+        .iter()
+        .filter_map(|name| names::journal_number_of(name))
+        .collect();
+    numbers.sort_unstable();
+    let (old, live): (Vec<_>, Vec<_>) = numbers
+        .into_iter()
+        .partition(|number| *number < first_number);
+    for number in old {
+        remove(owner, number)?;
+    }
+
+    let mut reader = Reader {
+        owner,
+        map: BlockMap::default(),
+        first_number,
+        nonce: Nonce::default(),
+        sequence: 0,
+        report: JournalReport::default(),
+    };
+    let mut files = BTreeMap::new();
+    for number in &live {
+        let path = owner.path(*number);
+        let file = owner
+            .disk
+            .open(&path, OpenMode::ReadWrite)
+            .map_err(|source| Error::io("open", &path, source))?;
+        files.insert(*number, file);
+    }
+    if let Some(end) = reader.read_all(&files).await? {
+        reader.check_nothing_promised(&files, &end).await?;
+        cut_off(owner, &mut files, &end)?;
+        reader.report.torn = end.why.map(|why| {
+            let path = owner.path(end.number);
+            format!("{} at offset {}: {why}", path.display(), end.offset_bytes)
+        });
+    }
+    // A process that was killed may not have lived to sync what it acknowledged; from here on it is promised.
+    for file in files.values() {
+        let synced = owner.disk.sync_data(file).await;
+        synced.map_err(|source| Error::Io {
+            verb: "sync",
+            path: file.path().to_owned(),
+            source,
+        })?;
+    }
+    let synced = owner.disk.sync_dir(&dir).await;
+    synced.map_err(|source| Error::Io {
+        verb: "sync",
+        path: dir,
+        source,
+    })?;
+    reader.report.files = files.len() as u64;
+    let mut lengths = BTreeMap::new();
+    for (number, file) in files {
+        let len = owner.disk.len(&file);
+        let len_bytes =
+            len.map_err(|source| Error::io("read the length of", file.path(), source))?;
+        lengths.insert(number, (file, len_bytes));
+    }
+    let found = Found {
+        first_number,
+        files: lengths,
+        last_sequence: reader.sequence,
+    };
+    Ok((found, reader.map, reader.report))
+}
+
+fn remove(owner: &Owner, number: u64) -> Result<()> {
+    let path = owner.path(number);
+    owner
+        .disk
+        .remove(&path)
+        .map_err(|source| Error::io("remove", &path, source))
+}
+
+/// Removes what does not count.
+fn cut_off(owner: &Owner, files: &mut BTreeMap<u64, File>, end: &End) -> Result<()> {
+    // From the last on, so that a crash in between leaves no gap.
+    while let Some((number, file)) = files.pop_last() {
+        if number < end.number {
+            files.insert(number, file);
+            break;
+        }
+        if number == end.number && end.offset_bytes > 0 {
+            owner
+                .disk
+                .set_len(&file, end.offset_bytes)
+                .map_err(|source| Error::io("cut off", file.path(), source))?;
+            files.insert(number, file);
+            break;
+        }
+        remove(owner, number)?;
+    }
+    Ok(())
+}
+
+impl Reader<'_> {
+    /// Reads all that counts. Where that ends, if not with the end of the last file.
+    async fn read_all(&mut self, files: &BTreeMap<u64, File>) -> Result<Option<End>> {
+        // Where the file before ended. What is there may be an end, or the place that was left for the next file.
+        let mut left: Option<End> = None;
+        for ((number, file), expected) in files.iter().zip(self.first_number..) {
+            let here = |why| End {
+                number: *number,
+                offset_bytes: 0,
+                why: Some(why),
+            };
+            let refused = if *number == expected {
+                self.begin_file(*number, file).await?.err()
+            } else {
+                Some(FormatError::differs(
+                    "number of a journal file",
+                    expected,
+                    number,
+                ))
+            };
+            if let Some(why) = refused {
+                return Ok(Some(match left {
+                    Some(left) if left.why.is_some() => left,
+                    _ => here(why),
+                }));
+            }
+            left = self.read_file(*number, file).await?;
+        }
+        Ok(left)
+    }
+
+    /// That a file goes on where the one before ends.
+    async fn begin_file(
+        &mut self,
+        number: u64,
+        file: &File,
+    ) -> Result<std::result::Result<(), FormatError>> {
+        let header = match self.header(number, file).await? {
+            Ok(header) => header,
+            Err(why) => return Ok(Err(why)),
+        };
+        let first = header.first_sequence;
+        // The first file tells with which batch the journal begins.
+        if number == self.first_number {
+            self.sequence = first.saturating_sub(1);
+        } else if first != self.sequence + 1 {
+            return Ok(Err(FormatError::differs(
+                "first batch of a journal file",
+                self.sequence + 1,
+                first,
+            )));
+        }
+        self.nonce = header.nonce;
+        if number - self.first_number >= FILES_MAX {
+            return Err(Error::Incompatible {
+                path: file.path().to_owned(),
+                why: format!(
+                    "the journal begins with file {}: it has too many",
+                    self.first_number
+                ),
+            });
+        }
+        Ok(Ok(()))
+    }
+
+    async fn header(
+        &self,
+        number: u64,
+        file: &File,
+    ) -> Result<std::result::Result<FileHeader, FormatError>> {
+        let bytes = self.window(file, 0, BLOCK).await?;
+        let header = match FileHeader::decode(&bytes) {
+            Ok(header) => header,
+            Err(why) if why.is_unknown() => {
+                return Err(Error::Incompatible {
+                    path: file.path().to_owned(),
+                    why: why.to_string(),
+                });
+            }
+            Err(why) => return Ok(Err(why)),
+        };
+        if header.store != self.owner.store
+            || header.volume != self.owner.volume
+            || header.number != number
+        {
+            return Err(Error::Incompatible {
+                path: file.path().to_owned(),
+                why: format!(
+                    "it is journal file {} of volume {} in store {}, where file {number} of volume {} in store {} belongs",
+                    header.number, header.volume, header.store, self.owner.volume, self.owner.store
+                ),
+            });
+        }
+        Ok(Ok(header))
+    }
+
+    /// Reads the batches of a file. Where they end, if the file does not end there.
+    async fn read_file(&mut self, number: u64, file: &File) -> Result<Option<End>> {
+        let mut offset_bytes = BLOCK as u64;
+        loop {
+            let window = self.window(file, offset_bytes, WINDOW_BYTES).await?;
+            let mut rest = &*window;
+            loop {
+                match self.batch(number, offset_bytes, rest) {
+                    Ok(Step::Batch(bytes)) => {
+                        offset_bytes += bytes as u64;
+                        rest = rest.get(bytes..).unwrap_or_default();
+                    }
+                    Ok(Step::More) if window.len() == WINDOW_BYTES && rest.len() < window.len() => {
+                        break;
+                    }
+                    Ok(Step::More) => {
+                        return Ok((!rest.is_empty()).then(|| End {
+                            number,
+                            offset_bytes,
+                            why: Some(FormatError::short(
+                                "batch of a journal",
+                                rest.len() as u64 + 1,
+                                rest.len() as u64,
+                            )),
+                        }));
+                    }
+                    Ok(Step::Unwritten) => {
+                        return Ok(Some(End {
+                            number,
+                            offset_bytes,
+                            why: None,
+                        }));
+                    }
+                    Err(why) if why.is_unknown() => {
+                        return Err(Error::Incompatible {
+                            path: file.path().to_owned(),
+                            why: format!("at offset {offset_bytes}: {why}"),
+                        });
+                    }
+                    Err(why) => {
+                        return Ok(Some(End {
+                            number,
+                            offset_bytes,
+                            why: Some(why),
+                        }));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in the batch that `bytes` begin with.
+    fn batch(
+        &mut self,
+        number: u64,
+        offset_bytes: u64,
+        bytes: &[u8],
+    ) -> std::result::Result<Step, FormatError> {
+        let Some((descriptor, data)) = bytes.split_first_chunk::<BLOCK>() else {
+            return Ok(Step::More);
+        };
+        if descriptor.iter().all(|byte| *byte == 0) {
+            return Ok(Step::Unwritten);
+        }
+        let descriptor = Descriptor::decode(descriptor)?;
+        if descriptor.file_number != number
+            || descriptor.nonce != self.nonce
+            || descriptor.sequence != self.sequence + 1
+        {
+            return Err(FormatError::differs(
+                "number of a journal batch",
+                format_args!("batch {} in file {number}", self.sequence + 1),
+                format_args!(
+                    "batch {} in file {}",
+                    descriptor.sequence, descriptor.file_number
+                ),
+            ));
+        }
+        let data_bytes = descriptor.data_crcs.len() * BLOCK;
+        let Some(data) = data.get(..data_bytes) else {
+            return Ok(Step::More);
+        };
+        for (block, expected) in data.chunks(BLOCK).zip(&descriptor.data_crcs) {
+            let found = data_crc(block);
+            if found != *expected {
+                return Err(FormatError::differs(
+                    "data block of a journal batch",
+                    format_args!("CRC-32 {expected:08x}"),
+                    format_args!("{found:08x}"),
+                ));
+            }
+        }
+        self.apply(number, offset_bytes, &descriptor);
+        Ok(Step::Batch(BLOCK + data_bytes))
+    }
+
+    fn apply(&mut self, number: u64, offset_bytes: u64, descriptor: &Descriptor) {
+        let first = offset_bytes / BLOCK as u64 + 1;
+        let mut slot = slot(number - self.first_number, first);
+        for entry in &descriptor.entries {
+            let start = u64::from(entry.start_block);
+            if entry.zeros {
+                self.map.put_zeros(start, entry.blocks);
+            } else {
+                self.map.put(start, entry.blocks, slot);
+                slot += entry.blocks;
+                self.report.blocks += u64::from(entry.blocks);
+            }
+        }
+        self.sequence = descriptor.sequence;
+        self.report.batches += 1;
+    }
+
+    /// That no descriptor behind the end says that the batch there was durable.
+    async fn check_nothing_promised(&self, files: &BTreeMap<u64, File>, end: &End) -> Result<()> {
+        for (number, file) in files.range(end.number..) {
+            // A header that cannot be read tells no nonce. Any will do then: better an error too many.
+            let nonce = self.header(*number, file).await?.ok();
+            let nonce = nonce.map(|header| header.nonce);
+            let mut offset_bytes = if *number == end.number {
+                end.offset_bytes
+            } else {
+                0
+            };
+            loop {
+                let window = self.window(file, offset_bytes, WINDOW_BYTES).await?;
+                for (block, at) in window.chunks_exact(BLOCK).zip(0u64..) {
+                    let Ok(descriptor) = Descriptor::decode(block) else {
+                        continue;
+                    };
+                    if descriptor.file_number == *number
+                        && nonce.is_none_or(|nonce| descriptor.nonce == nonce)
+                        && descriptor.synced_sequence > self.sequence
+                    {
+                        let place = offset_bytes + at * BLOCK as u64;
+                        return Err(self.damage(end, descriptor.sequence, file.path(), place));
+                    }
+                }
+                if window.len() < WINDOW_BYTES {
+                    break;
+                }
+                offset_bytes += WINDOW_BYTES as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn damage(&self, end: &End, witness: u64, file: &Path, offset_bytes: u64) -> Error {
+        let nothing = "nothing was ever written there";
+        let why = end.why.as_ref().map(ToString::to_string);
+        let problem = format!(
+            "{}; but batch {witness} in {} at offset {offset_bytes} says that it was durable",
+            why.as_deref().unwrap_or(nothing),
+            file.display()
+        );
+        Damage::in_file(
+            &self.owner.path(end.number),
+            end.offset_bytes,
+            format_args!("journal of volume {}", self.owner.volume),
+            problem,
+        )
+        .into()
+    }
+
+    async fn window(
+        &self,
+        file: &File,
+        offset_bytes: u64,
+        len: usize,
+    ) -> Result<crate::io::AlignedBuf> {
+        debug_assert!(offset_bytes <= JOURNAL_FILE_BYTES_MAX);
+        let read = self.owner.disk.read_up_to(file, offset_bytes, len).await;
+        read.map_err(|source| Error::io("read", file.path(), source))
+    }
+}
+
+enum Step {
+    /// A batch of so many bytes.
+    Batch(usize),
+    /// It goes on behind these bytes.
+    More,
+    /// Nothing was written there.
+    Unwritten,
+}
