@@ -262,6 +262,18 @@ impl Commit {
         Ok(stored)
     }
 
+    /// Makes durable and indexes all that was appended.
+    pub(crate) async fn flush(self: &Arc<Self>, generation: Generation) -> Result<()> {
+        self.to_the_end(|commit| async move {
+            let flushing = commit.flushing.lock().await;
+            commit.check(generation)?;
+            commit.flush_locked(&flushing, false).await?;
+            // What was appended may have been lost to a full disk just now.
+            commit.check(generation)
+        })
+        .await
+    }
+
     /// Makes a snapshot of content whose nodes were all appended, and shows it.
     pub(crate) async fn commit_snapshot(
         self: &Arc<Self>,

@@ -298,7 +298,35 @@ impl Ingest {
         self.finish(Some(expected)).await
     }
 
+    /// Makes the content durable, whatever its root, and no snapshot of it.
+    pub(crate) async fn store_whatever(&self) -> Result<RootId> {
+        let (root, _) = self.put_tree(None).await?;
+        self.shared.commit.flush(self.generation).await?;
+        Ok(root)
+    }
+
     async fn finish(&self, expected: Option<RootId>) -> Result<SnapshotRecord> {
+        let (root, data_blocks) = self.put_tree(expected).await?;
+        let size_bytes = self.new.size_bytes;
+        let record = SnapshotRecord {
+            id: SnapshotId::random()?,
+            name: self.new.name.clone(),
+            size_bytes,
+            data_bytes: (data_blocks * BLOCK_BYTES as u64).min(size_bytes),
+            root,
+            created_at_ns: meta::now_ns(),
+            tags: self.new.tags.clone(),
+            new_bytes: self.new_bytes.load(Ordering::Relaxed),
+            stored_bytes: self.stored_bytes.load(Ordering::Relaxed),
+        };
+        self.shared
+            .commit
+            .commit_snapshot(self.generation, record)
+            .await
+    }
+
+    /// Appends the nodes above the leaves. The root, and the blocks of data below it.
+    async fn put_tree(&self, expected: Option<RootId>) -> Result<(RootId, u64)> {
         self.shared.commit.check(self.generation)?;
         let (mut ids, _room, data_blocks) = {
             let mut state = self.leaves.lock();
@@ -331,22 +359,8 @@ impl Ingest {
             .shared
             .append_new_nodes(self.generation, records)
             .await?;
-        let stored = self.stored_bytes.fetch_add(stored, Ordering::Relaxed) + stored;
-        let record = SnapshotRecord {
-            id: SnapshotId::random()?,
-            name: self.new.name.clone(),
-            size_bytes,
-            data_bytes: (data_blocks * BLOCK_BYTES as u64).min(size_bytes),
-            root: root.id(),
-            created_at_ns: meta::now_ns(),
-            tags: self.new.tags.clone(),
-            new_bytes: self.new_bytes.load(Ordering::Relaxed),
-            stored_bytes: stored,
-        };
-        self.shared
-            .commit
-            .commit_snapshot(self.generation, record)
-            .await
+        self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
+        Ok((root.id(), data_blocks))
     }
 }
 

@@ -112,6 +112,7 @@ pub(super) struct Machine {
     meta: Arc<PowerlessMeta>,
     /// Only for the lock, which is not part of the simulation.
     real: tempfile::TempDir,
+    pub(super) journal_bytes_max: u64,
 }
 
 const DATA_DIR: &str = "/data";
@@ -125,14 +126,15 @@ impl Machine {
             disk,
             meta: Arc::default(),
             real: tempfile::tempdir().unwrap(),
+            // In files of 4 MiB.
+            journal_bytes_max: 256 << 20,
         }
     }
 
     pub(super) async fn open(&self) -> Result<(Store, RecoveryReport)> {
         let mut options = Options::new(PathBuf::from(DATA_DIR));
         options.cpu_threads = 1;
-        // Journal files of 4 MiB.
-        options.journal_bytes_max = 256 << 20;
+        options.journal_bytes_max = self.journal_bytes_max;
         let base = Base {
             disk: Arc::<SimDisk>::clone(&self.disk),
             store: StoreId::from_bytes([7; 16]),
@@ -152,6 +154,7 @@ impl Machine {
             disk: self.disk.crash(random.next()),
             meta: Arc::new(self.meta.crash(random)),
             real: self.real,
+            journal_bytes_max: self.journal_bytes_max,
         }
     }
 }

@@ -18,6 +18,7 @@ use varve_content::BLOCK_BYTES;
 
 use super::{
     batch::Change,
+    fold::Folds,
     journal::{Journal, Owner},
     layers::{Epoch, Layers, Place, Stack, Stretch},
     recovery::{self, JournalReport},
@@ -64,8 +65,7 @@ pub(super) struct Inner {
     pub(super) queue: Queue,
     /// As it was when the volume was opened.
     pub(super) record: VolumeRecord,
-    /// Whose turn it is to take epochs into the store.
-    pub(super) folding: AsyncMutex<()>,
+    pub(super) folds: Folds,
     /// Held alone by changes of parts of blocks, which read what they do not change.
     turns: Arc<AsyncRwLock<()>>,
     report: JournalReport,
@@ -162,7 +162,7 @@ impl Volume {
             journal: Journal::new(owner, found),
             layers: RwLock::new(Layers::new(journal, base)),
             queue: Queue::default(),
-            folding: AsyncMutex::default(),
+            folds: Folds::default(),
             turns: Arc::default(),
             report,
             record,

@@ -7,12 +7,27 @@
 //!
 //! If it is cut short, by a crash or a full disk, the volume is as it was: the epochs that ended stay layers of it, and the
 //! next try takes them along.
+//!
+//! A journal that has grown to half of its limit is taken into the store without being asked. If it fills up all the same, its writers wait
+//! for the room that comes free at the end.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::runtime::Handle as Runtime;
+use parking_lot::Mutex as SyncMutex;
+use tokio::{
+    runtime::Handle as Runtime,
+    sync::{Mutex, watch},
+};
 use varve_content::{
     BLOCK_BYTES, ChunkId,
     block::{self, SEGMENT_BLOCKS, SEGMENT_BYTES},
@@ -35,6 +50,59 @@ use crate::{
 
 /// Chunks handed to the store at a time, in plain bytes.
 const PUT_BYTES: usize = 1 << 20;
+/// Until a journal is tried again in the background.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// What of a volume is being taken into the store.
+#[derive(Debug, Default)]
+pub(super) struct Folds {
+    /// Whose turn it is.
+    turn: Mutex<()>,
+    /// Whether an epoch has ended that is being stored: when that is done there is room in the journal.
+    storing: watch::Sender<bool>,
+    /// Whether one without a snapshot is under way, or waits for its turn.
+    in_background: AtomicBool,
+    /// When the last of those failed.
+    failed_at: SyncMutex<Option<Instant>>,
+}
+
+impl Folds {
+    pub(super) fn is_storing(&self) -> bool {
+        *self.storing.borrow()
+    }
+
+    /// Waits until nothing is being stored.
+    pub(super) async fn stored(&self) {
+        // The sender is here, so it does not go away.
+        let _ = self.storing.subscribe().wait_for(|storing| !storing).await;
+    }
+
+    /// Whether one in the background may be begun: if so, it has been. Not at every write, where the last one failed.
+    fn may_begin(&self) -> bool {
+        let failed_at = *self.failed_at.lock();
+        failed_at.is_none_or(|at| at.elapsed() >= PAUSE_AFTER_FAILURE)
+            && !self.in_background.swap(true, Ordering::AcqRel)
+    }
+
+    fn ended(&self, failed: bool) {
+        *self.failed_at.lock() = failed.then(Instant::now);
+        self.in_background.store(false, Ordering::Release);
+    }
+
+    fn begin_storing(&self) -> Storing<'_> {
+        self.storing.send_replace(true);
+        Storing(self)
+    }
+}
+
+/// An epoch is being stored for as long as this is there.
+struct Storing<'a>(&'a Folds);
+
+impl Drop for Storing<'_> {
+    fn drop(&mut self) {
+        self.0.storing.send_replace(false);
+    }
+}
 
 impl Store {
     /// Makes a snapshot of what a volume holds now. What is written to it meanwhile is not in it.
@@ -63,7 +131,7 @@ impl Volume {
     ) -> Result<SnapshotRecord> {
         let inner = self.inner();
         let store = Store::from_shared(Arc::clone(&inner.shared));
-        let _turn = inner.folding.lock().await;
+        let _turn = inner.folds.turn.lock().await;
         let new = NewSnapshot {
             name: name.to_owned(),
             size_bytes: inner.record.size_bytes,
@@ -73,6 +141,7 @@ impl Volume {
         // Refused before anything is done.
         let ingest = store.begin_ingest(new).await?;
         let (stack, next_file) = inner.end_epoch_here().await?;
+        let _storing = inner.folds.begin_storing();
         let folds = &inner.shared.fold_turn;
         let _fold = folds.acquire().await.map_err(|_| Error::Closing)?;
         inner.put_changes(&ingest, &stack).await?;
@@ -91,6 +160,58 @@ impl Volume {
 }
 
 impl Inner {
+    /// Begins to take the journal into the store if it has grown large.
+    pub(super) fn fold_if_large(self: &Arc<Self>) {
+        if !self.journal.is_large() || !self.folds.may_begin() {
+            return;
+        }
+        let volume = Arc::clone(self);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "whatever becomes of it the volume holds what it held; once the store is closed it is refused what it needs"
+        )]
+        drop(tokio::spawn(async move {
+            let outcome = volume.fold().await;
+            match &outcome {
+                Ok(()) => {
+                    tracing::info!(volume = volume.name, "the journal was taken into the store")
+                }
+                Err(Error::Closing) => {}
+                Err(error) => {
+                    tracing::warn!(volume = volume.name, %error, "the journal was not taken into the store");
+                }
+            }
+            volume.folds.ended(outcome.is_err());
+        }));
+    }
+
+    /// Takes what the volume holds into the store, without a snapshot.
+    async fn fold(self: &Arc<Self>) -> Result<()> {
+        let store = Store::from_shared(Arc::clone(&self.shared));
+        let _turn = self.folds.turn.lock().await;
+        let new = NewSnapshot {
+            name: self.name.clone(),
+            size_bytes: self.record.size_bytes,
+            tags: BTreeMap::new(),
+            chunker_version: CHUNKER_VERSION,
+        };
+        let ingest = Ingest::begin(Arc::clone(&self.shared), new)?;
+        let (stack, next_file) = self.end_epoch_here().await?;
+        let _storing = self.folds.begin_storing();
+        let folds = &self.shared.fold_turn;
+        let _fold = folds.acquire().await.map_err(|_| Error::Closing)?;
+        self.put_changes(&ingest, &stack).await?;
+        let root = ingest.store_whatever().await?;
+        let change = move |volume: VolumeRecord| VolumeRecord {
+            base: Some(root),
+            // It is no snapshot's any more.
+            parent: None,
+            journal_from: next_file,
+            ..volume
+        };
+        self.rebase(&store, root, next_file, change).await
+    }
+
     /// Ends the epoch that is being written. All that have ended, and the journal file behind them.
     async fn end_epoch_here(&self) -> Result<(Stack, u64)> {
         let ended = self.queue.end_epoch()?;

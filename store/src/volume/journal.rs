@@ -369,6 +369,11 @@ impl Journal {
         self.owner.dir()
     }
 
+    /// Whether it has grown to half of its limit, and had better be emptied.
+    pub(super) fn is_large(&self) -> bool {
+        self.state.lock().len_bytes() >= self.owner.bytes_max / 2
+    }
+
     /// How many bytes its files take.
     pub(super) fn len_bytes(&self) -> u64 {
         self.state.lock().len_bytes()

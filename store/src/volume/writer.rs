@@ -6,7 +6,7 @@
 //!
 //! A change that is in the queue is carried out even if its writer has gone away.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, io, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::{
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     Error, Result,
     failpoints::{Failpoint, reach},
+    io::AlignedBuf,
     limits::JOURNAL_WRITES_IN_FLIGHT,
 };
 
@@ -142,6 +143,8 @@ impl Queue {
 /// A batch on its way, and who waits for it.
 struct InFlight {
     begun: Begun,
+    /// Once it is known.
+    outcome: Option<io::Result<AlignedBuf>>,
     batch: Batch,
     complete: Vec<Op>,
 }
@@ -153,15 +156,26 @@ pub(super) async fn run(volume: Arc<Inner>) {
         while in_flight.len() < JOURNAL_WRITES_IN_FLIGHT
             && let Some((batch, complete)) = volume.queue.next_batch()
         {
-            match volume.begin(&batch) {
+            let mut begun = volume.begin(&batch);
+            while matches!(begun, Err(Error::Full { .. })) && volume.folds.is_storing() {
+                // There will be room. Until then nobody need wait for what is on its way.
+                while let Some(oldest) = in_flight.pop_front() {
+                    volume.end(oldest, &mut in_flight).await;
+                }
+                volume.folds.stored().await;
+                begun = volume.begin(&batch);
+            }
+            match begun {
                 Ok(begun) => in_flight.push_back(InFlight {
                     begun,
+                    outcome: None,
                     batch,
                     complete,
                 }),
                 // Nothing was begun, and what is on its way goes on.
                 Err(error) => volume.refuse(complete, &error),
             }
+            volume.fold_if_large();
         }
         let has_room = in_flight.len() < JOURNAL_WRITES_IN_FLIGHT;
         let Some(oldest) = in_flight.front_mut() else {
@@ -177,17 +191,13 @@ pub(super) async fn run(volume: Arc<Inner>) {
             volume.queue.wake.notified().await;
             continue;
         };
-        let outcome = tokio::select! {
+        tokio::select! {
             biased;
-            outcome = &mut oldest.begun.completion => outcome,
+            outcome = &mut oldest.begun.completion => oldest.outcome = Some(outcome),
             () = volume.queue.wake.notified(), if has_room => continue,
-        };
-        let Some(oldest) = in_flight.pop_front() else {
-            continue;
-        };
-        match outcome {
-            Ok(_) => volume.settle(oldest),
-            Err(source) => volume.give_up(oldest, &mut in_flight, source).await,
+        }
+        if let Some(oldest) = in_flight.pop_front() {
+            volume.end(oldest, &mut in_flight).await;
         }
     }
 }
@@ -196,6 +206,18 @@ impl Inner {
     fn begin(&self, batch: &Batch) -> Result<Begun> {
         self.shared.commit.writable()?;
         self.journal.begin(batch)
+    }
+
+    /// Waits for a batch, the oldest of those on their way, and draws the consequence.
+    async fn end(&self, mut oldest: InFlight, behind: &mut VecDeque<InFlight>) {
+        let outcome = match oldest.outcome.take() {
+            Some(outcome) => outcome,
+            None => (&mut oldest.begun.completion).await,
+        };
+        match outcome {
+            Ok(_) => self.settle(oldest),
+            Err(source) => self.give_up(oldest, behind, source).await,
+        }
     }
 
     /// A batch is in the kernel: its blocks are there from now on.
@@ -239,12 +261,7 @@ impl Inner {
     }
 
     /// A batch could not be written: those behind it are given up with it, for they would stand behind a gap.
-    async fn give_up(
-        &self,
-        failed: InFlight,
-        behind: &mut VecDeque<InFlight>,
-        source: std::io::Error,
-    ) {
+    async fn give_up(&self, failed: InFlight, behind: &mut VecDeque<InFlight>, source: io::Error) {
         let error = Error::io("write", &self.journal.dir(), source);
         let mut writers = failed.complete;
         for later in behind.drain(..) {
