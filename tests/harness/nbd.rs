@@ -67,8 +67,22 @@ pub mod request {
     pub const WRITE: u16 = 1;
     /// Says farewell.
     pub const DISCONNECT: u16 = 2;
+    /// Makes durable.
+    pub const FLUSH: u16 = 3;
+    /// Gives a range back.
+    pub const TRIM: u16 = 4;
+    /// Writes zeros.
+    pub const WRITE_ZEROES: u16 = 6;
     /// Asks for extents.
     pub const BLOCK_STATUS: u16 = 7;
+}
+
+/// Errors in replies.
+pub mod errno {
+    /// The disk is full.
+    pub const ENOSPC: u32 = 28;
+    /// The export is gone.
+    pub const ESHUTDOWN: u32 = 108;
 }
 
 /// A connection.
@@ -228,8 +242,17 @@ impl Peer {
         self.send(&request_bytes(command, cookie, offset, len))
     }
 
-    /// Receives all chunks of one structured reply. Gives the data by offset, or the error.
+    /// Receives all chunks of one structured reply. Gives how much it was, or the error.
     pub fn receive_reply(&mut self, cookie: u64) -> io::Result<Reply> {
+        self.receive_chunks(cookie, |_, _| {})
+    }
+
+    /// The same; shows data that is not a hole, and its offset.
+    fn receive_chunks(
+        &mut self,
+        cookie: u64,
+        mut data: impl FnMut(u64, &[u8]),
+    ) -> io::Result<Reply> {
         let mut reply = Reply::default();
         loop {
             assert_eq!(
@@ -243,7 +266,14 @@ impl Peer {
             let payload = self.receive(len as usize)?;
             match u16::from_be_bytes([head[2], head[3]]) {
                 0 => {}
-                1 => reply.data_bytes += payload.len() as u64 - 8,
+                1 => {
+                    let (offset, piece) = payload.split_at(8);
+                    reply.data_bytes += piece.len() as u64;
+                    data(
+                        u64::from_be_bytes(offset.try_into().expect("eight bytes")),
+                        piece,
+                    );
+                }
                 2 => {
                     reply.data_bytes += u64::from(u32::from_be_bytes(
                         payload[8..12].try_into().expect("four bytes"),
@@ -264,6 +294,45 @@ impl Peer {
     pub fn read(&mut self, offset: u64, len: u32) -> io::Result<Reply> {
         self.send_request(request::READ, offset, offset, len)?;
         self.receive_reply(offset)
+    }
+
+    /// Reads, and gives the bytes, or the error of the reply.
+    pub fn read_bytes(&mut self, offset: u64, len: u32) -> io::Result<Result<Vec<u8>, u32>> {
+        self.send_request(request::READ, offset, offset, len)?;
+        let mut bytes = vec![0; len as usize];
+        let reply = self.receive_chunks(offset, |at, piece| {
+            let start = usize::try_from(at - offset).expect("pieces are of what was asked for");
+            bytes[start..start + piece.len()].copy_from_slice(piece);
+        })?;
+        Ok(match reply.error {
+            0 => Ok(bytes),
+            error => Err(error),
+        })
+    }
+
+    /// Sends a write, and does not wait for its reply.
+    pub fn send_write(&mut self, cookie: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let len = u32::try_from(bytes.len()).expect("a write is not that long");
+        self.send_request(request::WRITE, cookie, offset, len)?;
+        self.send(bytes)
+    }
+
+    /// Writes. Gives the error of the reply; 0: none.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<u32> {
+        self.send_write(offset, offset, bytes)?;
+        Ok(self.receive_reply(offset)?.error)
+    }
+
+    /// Trims, or writes zeros. Gives the error of the reply; 0: none.
+    pub fn clear(&mut self, command: u16, offset: u64, len: u32) -> io::Result<u32> {
+        self.send_request(command, offset, offset, len)?;
+        Ok(self.receive_reply(offset)?.error)
+    }
+
+    /// Makes durable what was written. Gives the error of the reply; 0: none.
+    pub fn flush(&mut self) -> io::Result<u32> {
+        self.send_request(request::FLUSH, 0, 0, 0)?;
+        Ok(self.receive_reply(0)?.error)
     }
 }
 

@@ -1,0 +1,63 @@
+//! Volumes: as records, as disks that clients write to, and after crashes.
+
+mod data;
+mod records;
+
+use varve_tests::{
+    daemon::Varved,
+    nbd::Peer,
+    process::{Finished, command, run},
+    programs::tool,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// The URI of a volume's export.
+fn uri(varved: &Varved, volume: &str) -> String {
+    format!(
+        "nbd+unix:///volume/{volume}?socket={}",
+        varved.nbd_socket().display()
+    )
+}
+
+/// The same over TCP.
+fn tcp_uri(varved: &Varved, volume: &str) -> String {
+    format!("nbd://{}/volume/{volume}", varved.nbd_address())
+}
+
+/// A connection to a volume's export.
+fn peer(varved: &Varved, volume: &str) -> Peer {
+    let mut peer = Peer::unix(&varved.nbd_socket()).unwrap();
+    peer.open(&format!("volume/{volume}")).unwrap();
+    peer
+}
+
+/// Runs `snapctl volume` with these arguments, which has to succeed.
+fn volume(varved: &Varved, arguments: &str) {
+    let arguments = ["volume"].into_iter().chain(arguments.split(' '));
+    varved.snapctl().run(arguments).ok();
+}
+
+/// Makes a volume, and attaches it.
+fn make(varved: &Varved, name: &str, arguments: &str) {
+    volume(varved, &format!("create {name} {arguments}"));
+    volume(varved, &format!("attach {name}"));
+}
+
+/// Makes a snapshot of a volume, which has to succeed. Gives the root of its content.
+fn snapshot(varved: &Varved, volume: &str, name: &str) -> String {
+    let snapctl = varved.snapctl();
+    snapctl
+        .run(["snapshot", "create", volume, "--name", name])
+        .ok();
+    root(varved, name)
+}
+
+/// The root of a snapshot's content.
+fn root(varved: &Varved, snapshot: &str) -> String {
+    varve_tests::snapctl::text(&varved.snapctl().show(snapshot), "root")
+}
+
+fn tool_run(name: &str, arguments: &[&str]) -> Finished {
+    run(command(tool(name), arguments))
+}
