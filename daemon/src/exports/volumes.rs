@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
-use tracing::info;
+use tracing::{info, warn};
 use varve_store::{Error, ListQuery, Store, Volume, VolumeId, VolumeRecord};
 
 use super::refuse;
@@ -106,7 +106,12 @@ impl Attachments {
         let attachment = match known {
             Some(attachment) => Arc::clone(attachment),
             None => {
-                let volume = self.store.open_volume(key).await.map_err(refused)?;
+                let opened = self.store.open_volume(key).await;
+                // Many clients do not show what they are told.
+                let opened = opened.inspect_err(
+                    |error| warn!(volume = record.name, %error, "the volume cannot be opened"),
+                );
+                let volume = opened.map_err(refused)?;
                 let attachment = Arc::new(Attachment {
                     volume,
                     number: record.attachments,
