@@ -1,5 +1,6 @@
 //! Volumes: as records, as disks that clients write to, and after crashes.
 
+mod crashes;
 mod data;
 mod records;
 
