@@ -206,7 +206,7 @@ fn fio_verifies_what_it_writes() {
     lab.snapctl().verify("after");
 }
 
-/// Every snapshot is of one moment; the journal goes away under writes.
+/// Snapshots are sound, and the journal goes away under writes. (That each is of one moment is tested in the store.)
 #[test]
 fn snapshots_are_made_while_fio_writes() {
     let lab = Lab::new();

@@ -54,7 +54,7 @@ fn an_upload_that_is_dropped_anywhere() {
             assert_holds(&store, name, image).await;
         }
     });
-    assert!(images.len() > 4, "it was dropped at few points only");
+    assert!(images.len() > 2, "it was dropped at few points only");
 }
 
 /// Sends chunks in an order of its own, the last of them in a call that is polled so many times.

@@ -58,8 +58,8 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 pub(super) struct Folds {
     /// Whose turn it is.
     turn: Mutex<()>,
-    /// Whether an epoch has ended that is being stored: when that is done there is room in the journal.
-    storing: watch::Sender<bool>,
+    /// How many are under way or wait for their turn: when one ends there is room in the journal.
+    under_way: watch::Sender<u32>,
     /// Whether one without a snapshot is under way, or waits for its turn.
     in_background: AtomicBool,
     /// When the last of those failed.
@@ -67,14 +67,9 @@ pub(super) struct Folds {
 }
 
 impl Folds {
-    pub(super) fn is_storing(&self) -> bool {
-        *self.storing.borrow()
-    }
-
-    /// Waits until nothing is being stored.
-    pub(super) async fn stored(&self) {
-        // The sender is here, so it does not go away.
-        let _ = self.storing.subscribe().wait_for(|storing| !storing).await;
+    /// To see how many are under way, and wait for one to end.
+    pub(super) fn watch(&self) -> watch::Receiver<u32> {
+        self.under_way.subscribe()
     }
 
     /// Whether one in the background may be begun: if so, it has been. Not at every write, where the last one failed.
@@ -88,19 +83,21 @@ impl Folds {
         *self.failed_at.lock() = failed.then(Instant::now);
         self.in_background.store(false, Ordering::Release);
     }
+}
 
-    fn begin_storing(&self) -> Storing<'_> {
-        self.storing.send_replace(true);
-        Storing(self)
+/// One is under way for as long as this is there.
+struct UnderWay(Arc<Inner>);
+
+impl UnderWay {
+    fn begin(volume: &Arc<Inner>) -> Self {
+        volume.folds.under_way.send_modify(|count| *count += 1);
+        Self(Arc::clone(volume))
     }
 }
 
-/// An epoch is being stored for as long as this is there.
-struct Storing<'a>(&'a Folds);
-
-impl Drop for Storing<'_> {
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.storing.send_replace(false);
+        self.0.folds.under_way.send_modify(|count| *count -= 1);
     }
 }
 
@@ -131,6 +128,7 @@ impl Volume {
     ) -> Result<SnapshotRecord> {
         let inner = self.inner();
         let store = Store::from_shared(Arc::clone(&inner.shared));
+        let _under_way = UnderWay::begin(inner);
         let _turn = inner.folds.turn.lock().await;
         let new = NewSnapshot {
             name: name.to_owned(),
@@ -141,7 +139,6 @@ impl Volume {
         // Refused before anything is done.
         let ingest = store.begin_ingest(new).await?;
         let (stack, next_file) = inner.end_epoch_here().await?;
-        let _storing = inner.folds.begin_storing();
         let folds = &inner.shared.fold_turn;
         let _fold = folds.acquire().await.map_err(|_| Error::Closing)?;
         inner.put_changes(&ingest, &stack).await?;
@@ -166,6 +163,7 @@ impl Inner {
             return;
         }
         let volume = Arc::clone(self);
+        let under_way = UnderWay::begin(self);
         #[expect(
             clippy::disallowed_methods,
             reason = "whatever becomes of it the volume holds what it held; once the store is closed it is refused what it needs"
@@ -182,6 +180,7 @@ impl Inner {
                 }
             }
             volume.folds.ended(outcome.is_err());
+            drop(under_way);
         }));
     }
 
@@ -197,7 +196,6 @@ impl Inner {
         };
         let ingest = Ingest::begin(Arc::clone(&self.shared), new)?;
         let (stack, next_file) = self.end_epoch_here().await?;
-        let _storing = self.folds.begin_storing();
         let folds = &self.shared.fold_turn;
         let _fold = folds.acquire().await.map_err(|_| Error::Closing)?;
         self.put_changes(&ingest, &stack).await?;

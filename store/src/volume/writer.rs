@@ -134,6 +134,19 @@ impl Queue {
         }
     }
 
+    /// The same of an end that changes wait before.
+    fn take_any_end(&self) -> Option<oneshot::Sender<u64>> {
+        let mut state = self.state.lock();
+        let items = &mut state.items;
+        let at = items
+            .iter()
+            .position(|item| matches!(item, Item::EndEpoch(_)))?;
+        match items.remove(at) {
+            Some(Item::EndEpoch(reply)) => Some(reply),
+            _ => None,
+        }
+    }
+
     fn is_finished(&self) -> bool {
         let state = self.state.lock();
         state.closed && state.items.is_empty()
@@ -156,15 +169,7 @@ pub(super) async fn run(volume: Arc<Inner>) {
         while in_flight.len() < JOURNAL_WRITES_IN_FLIGHT
             && let Some((batch, complete)) = volume.queue.next_batch()
         {
-            let mut begun = volume.begin(&batch);
-            while matches!(begun, Err(Error::Full { .. })) && volume.folds.is_storing() {
-                // There will be room. Until then nobody need wait for what is on its way.
-                while let Some(oldest) = in_flight.pop_front() {
-                    volume.end(oldest, &mut in_flight).await;
-                }
-                volume.folds.stored().await;
-                begun = volume.begin(&batch);
-            }
+            let begun = volume.begin_or_wait(&batch, &mut in_flight).await;
             match begun {
                 Ok(begun) => in_flight.push_back(InFlight {
                     begun,
@@ -180,9 +185,7 @@ pub(super) async fn run(volume: Arc<Inner>) {
         let has_room = in_flight.len() < JOURNAL_WRITES_IN_FLIGHT;
         let Some(oldest) = in_flight.front_mut() else {
             if let Some(reply) = volume.queue.take_end() {
-                let first_file = volume.end_epoch();
-                // Who went away has no use for it; the epoch has ended all the same.
-                let _ = reply.send(first_file);
+                volume.end_epoch(reply);
                 continue;
             }
             if volume.queue.is_finished() {
@@ -206,6 +209,33 @@ impl Inner {
     fn begin(&self, batch: &Batch) -> Result<Begun> {
         self.shared.commit.writable()?;
         self.journal.begin(batch)
+    }
+
+    /// Begins to write a batch. Where there is no room, waits for what is being taken into the store, after which there is.
+    async fn begin_or_wait(
+        &self,
+        batch: &Batch,
+        in_flight: &mut VecDeque<InFlight>,
+    ) -> Result<Begun> {
+        let mut folds = self.folds.watch();
+        loop {
+            let under_way = *folds.borrow_and_update() > 0;
+            let begun = self.begin(batch);
+            if !under_way || !matches!(begun, Err(Error::Full { .. })) {
+                return begun;
+            }
+            while let Some(oldest) = in_flight.pop_front() {
+                self.end(oldest, in_flight).await;
+            }
+            // It may wait for the epoch to end. This batch was not acknowledged, so it may as well be in the next.
+            if let Some(reply) = self.queue.take_any_end() {
+                self.end_epoch(reply);
+            }
+            tokio::select! {
+                _ = folds.changed() => {}
+                () = self.queue.wake.notified() => {}
+            }
+        }
     }
 
     /// Waits for a batch, the oldest of those on their way, and draws the consequence.
@@ -244,13 +274,14 @@ impl Inner {
         }
     }
 
-    /// Ends the epoch, unless it is empty. The file that the next one begins with.
-    fn end_epoch(&self) -> u64 {
+    /// Ends the epoch, unless it is empty, and tells the file that the next one begins with. Nothing may be on its way.
+    fn end_epoch(&self, reply: oneshot::Sender<u64>) {
         let mut layers = self.layers.write();
         if !layers.current.map.is_empty() {
             layers.end_epoch(self.journal.end_epoch());
         }
-        layers.current.first_file
+        // Who went away has no use for it; the epoch has ended all the same.
+        let _ = reply.send(layers.current.first_file);
     }
 
     /// Tells writers, and the one whose change was begun and cannot be ended.
