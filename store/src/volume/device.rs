@@ -254,13 +254,7 @@ impl Volume {
         let inner = &self.0.inner;
         inner.check_range(offset_bytes, len_bytes)?;
         let end = offset_bytes + len_bytes;
-        // The last block of the volume may be shorter than a block, and is whole all the same.
-        let end_block = if end == self.size_bytes() {
-            end.div_ceil(BLOCK)
-        } else {
-            end / BLOCK
-        };
-        let start_block = offset_bytes.div_ceil(BLOCK);
+        let (start_block, end_block) = inner.whole_blocks(offset_bytes, end);
         if start_block * BLOCK == offset_bytes && end_block * BLOCK >= end {
             let blocks = end_block - start_block;
             let turn = inner.shared_turn().await;
@@ -297,13 +291,7 @@ impl Volume {
     pub async fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         let inner = &self.0.inner;
         inner.check_range(offset_bytes, len_bytes)?;
-        let end = offset_bytes + len_bytes;
-        let start_block = offset_bytes.div_ceil(BLOCK);
-        let end_block = if end == self.size_bytes() {
-            end.div_ceil(BLOCK)
-        } else {
-            end / BLOCK
-        };
+        let (start_block, end_block) = inner.whole_blocks(offset_bytes, offset_bytes + len_bytes);
         let blocks = end_block.saturating_sub(start_block);
         let turn = inner.shared_turn().await;
         inner
@@ -396,6 +384,16 @@ impl Inner {
                 self.name, self.record.size_bytes
             ))),
         }
+    }
+
+    /// From which block on, and up to which, a range covers blocks whole. The last of the volume may be shorter than a block.
+    fn whole_blocks(&self, start: u64, end: u64) -> (u64, u64) {
+        let end_block = if end == self.record.size_bytes {
+            end.div_ceil(BLOCK)
+        } else {
+            end / BLOCK
+        };
+        (start.div_ceil(BLOCK), end_block)
     }
 
     /// A turn among others that change whole blocks.

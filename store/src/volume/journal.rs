@@ -54,6 +54,13 @@ impl Owner {
         names::journal_file(&self.data_dir, self.volume, number)
     }
 
+    pub(super) fn remove(&self, number: u64) -> Result<()> {
+        let path = self.path(number);
+        self.disk
+            .remove(&path)
+            .map_err(|source| Error::io("remove", &path, source))
+    }
+
     /// The length of its files: a small journal has small ones.
     fn file_bytes(&self) -> u64 {
         let part = self.bytes_max / 128 / BLOCK * BLOCK;
@@ -234,8 +241,7 @@ impl Journal {
             .open(&path, OpenMode::CreateNew)
             .map_err(|source| Error::io("create", &path, source))?;
         if let Err(source) = disk.allocate(&file, file_bytes) {
-            disk.remove(&path)
-                .map_err(|source| Error::io("remove", &path, source))?;
+            self.owner.remove(state.next_number)?;
             return Err(Error::io("allocate", &path, source));
         }
         let number = state.next_number;
@@ -245,7 +251,7 @@ impl Journal {
         let file = JournalFile {
             file,
             nonce,
-            len_bytes: self.owner.file_bytes(),
+            len_bytes: file_bytes,
             last_sequence: 0,
             unsynced: true,
         };
@@ -268,11 +274,7 @@ impl Journal {
             && *number > begun.number
         {
             let number = *number;
-            let path = self.owner.path(number);
-            self.owner
-                .disk
-                .remove(&path)
-                .map_err(|source| Error::io("remove", &path, source))?;
+            self.owner.remove(number)?;
             state.files.remove(&number);
             state.next_number = number;
         }
@@ -339,14 +341,7 @@ impl Journal {
             let live = state.files.split_off(&number);
             std::mem::replace(&mut state.files, live)
         };
-        for number in old.keys() {
-            let path = self.owner.path(*number);
-            self.owner
-                .disk
-                .remove(&path)
-                .map_err(|source| Error::io("remove", &path, source))?;
-        }
-        Ok(())
+        old.keys().try_for_each(|number| self.owner.remove(*number))
     }
 
     /// Where a slot is that is counted from `first_file` on.

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use varve_content::block::SEGMENT_BLOCKS;
 
+use crate::format::journal::Entry;
+
 /// A data block of the journal; what the number means is for the journal to say. Below [`SLOTS_MAX`].
 pub(super) type Slot = u32;
 
@@ -76,6 +78,19 @@ impl BlockMap {
     pub(super) fn segments(&self) -> impl Iterator<Item = u32> {
         let zeroed = self.zeroed.iter().flat_map(|(start, end)| *start..*end);
         self.segments.keys().copied().chain(zeroed)
+    }
+
+    /// Takes in the entries of a batch whose data begins at `slot`, in their order.
+    pub(super) fn apply(&mut self, entries: &[Entry], mut slot: Slot) {
+        for entry in entries {
+            let start = u64::from(entry.start_block);
+            if entry.zeros {
+                self.put_zeros(start, entry.blocks);
+            } else {
+                self.put(start, entry.blocks, slot);
+                slot += entry.blocks;
+            }
+        }
     }
 
     /// `blocks` from `start` on are in `slot` and those that follow it.

@@ -79,7 +79,7 @@ pub(super) async fn recover(
         .into_iter()
         .partition(|number| *number < first_number);
     for number in old {
-        remove(owner, number)?;
+        owner.remove(number)?;
     }
 
     let mut reader = Reader {
@@ -138,14 +138,6 @@ pub(super) async fn recover(
     Ok((found, reader.map, reader.report))
 }
 
-fn remove(owner: &Owner, number: u64) -> Result<()> {
-    let path = owner.path(number);
-    owner
-        .disk
-        .remove(&path)
-        .map_err(|source| Error::io("remove", &path, source))
-}
-
 /// Removes what does not count.
 fn cut_off(owner: &Owner, files: &mut BTreeMap<u64, File>, end: &End) -> Result<()> {
     // From the last on, so that a crash in between leaves no gap.
@@ -162,7 +154,7 @@ fn cut_off(owner: &Owner, files: &mut BTreeMap<u64, File>, end: &End) -> Result<
             files.insert(number, file);
             break;
         }
-        remove(owner, number)?;
+        owner.remove(number)?;
     }
     Ok(())
 }
@@ -361,17 +353,9 @@ impl Reader<'_> {
 
     fn apply(&mut self, number: u64, offset_bytes: u64, descriptor: &Descriptor) {
         let first = offset_bytes / BLOCK as u64 + 1;
-        let mut slot = slot(number - self.first_number, first);
-        for entry in &descriptor.entries {
-            let start = u64::from(entry.start_block);
-            if entry.zeros {
-                self.map.put_zeros(start, entry.blocks);
-            } else {
-                self.map.put(start, entry.blocks, slot);
-                slot += entry.blocks;
-                self.report.blocks += u64::from(entry.blocks);
-            }
-        }
+        let slot = slot(number - self.first_number, first);
+        self.map.apply(&descriptor.entries, slot);
+        self.report.blocks += descriptor.data_crcs.len() as u64;
         self.sequence = descriptor.sequence;
         self.report.batches += 1;
     }

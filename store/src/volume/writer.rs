@@ -124,18 +124,8 @@ impl Queue {
         }
     }
 
-    /// Whether the epoch is to end here.
+    /// Whether an epoch is to end, here or behind changes that wait.
     fn take_end(&self) -> Option<oneshot::Sender<u64>> {
-        let mut state = self.state.lock();
-        let is_end = |item: &mut Item| matches!(item, Item::EndEpoch(_));
-        match state.items.pop_front_if(is_end) {
-            Some(Item::EndEpoch(reply)) => Some(reply),
-            _ => None,
-        }
-    }
-
-    /// The same of an end that changes wait before.
-    fn take_any_end(&self) -> Option<oneshot::Sender<u64>> {
         let mut state = self.state.lock();
         let items = &mut state.items;
         let at = items
@@ -156,8 +146,6 @@ impl Queue {
 /// A batch on its way, and who waits for it.
 struct InFlight {
     begun: Begun,
-    /// Once it is known.
-    outcome: Option<io::Result<AlignedBuf>>,
     batch: Batch,
     complete: Vec<Op>,
 }
@@ -173,7 +161,6 @@ pub(super) async fn run(volume: Arc<Inner>) {
             match begun {
                 Ok(begun) => in_flight.push_back(InFlight {
                     begun,
-                    outcome: None,
                     batch,
                     complete,
                 }),
@@ -194,13 +181,13 @@ pub(super) async fn run(volume: Arc<Inner>) {
             volume.queue.wake.notified().await;
             continue;
         };
-        tokio::select! {
+        let outcome = tokio::select! {
             biased;
-            outcome = &mut oldest.begun.completion => oldest.outcome = Some(outcome),
+            outcome = &mut oldest.begun.completion => outcome,
             () = volume.queue.wake.notified(), if has_room => continue,
-        }
+        };
         if let Some(oldest) = in_flight.pop_front() {
-            volume.end(oldest, &mut in_flight).await;
+            volume.end(oldest, outcome, &mut in_flight).await;
         }
     }
 }
@@ -224,11 +211,12 @@ impl Inner {
             if !under_way || !matches!(begun, Err(Error::Full { .. })) {
                 return begun;
             }
-            while let Some(oldest) = in_flight.pop_front() {
-                self.end(oldest, in_flight).await;
+            while let Some(mut oldest) = in_flight.pop_front() {
+                let outcome = (&mut oldest.begun.completion).await;
+                self.end(oldest, outcome, in_flight).await;
             }
             // It may wait for the epoch to end. This batch was not acknowledged, so it may as well be in the next.
-            if let Some(reply) = self.queue.take_any_end() {
+            if let Some(reply) = self.queue.take_end() {
                 self.end_epoch(reply);
             }
             tokio::select! {
@@ -238,12 +226,13 @@ impl Inner {
         }
     }
 
-    /// Waits for a batch, the oldest of those on their way, and draws the consequence.
-    async fn end(&self, mut oldest: InFlight, behind: &mut VecDeque<InFlight>) {
-        let outcome = match oldest.outcome.take() {
-            Some(outcome) => outcome,
-            None => (&mut oldest.begun.completion).await,
-        };
+    /// Draws the consequence of what became of a batch, the oldest of those that were on their way.
+    async fn end(
+        &self,
+        oldest: InFlight,
+        outcome: io::Result<AlignedBuf>,
+        behind: &mut VecDeque<InFlight>,
+    ) {
         match outcome {
             Ok(_) => self.settle(oldest),
             Err(source) => self.give_up(oldest, behind, source).await,
@@ -254,20 +243,11 @@ impl Inner {
     fn settle(&self, done: InFlight) {
         reach(Failpoint::JournalWritten);
         self.journal.written(&done.begun);
-        {
-            let mut layers = self.layers.write();
-            let map = &mut layers.current.map;
-            let mut slot = done.begun.first_slot;
-            for entry in done.batch.entries() {
-                let start = u64::from(entry.start_block);
-                if entry.zeros {
-                    map.put_zeros(start, entry.blocks);
-                } else {
-                    map.put(start, entry.blocks, slot);
-                    slot += entry.blocks;
-                }
-            }
-        }
+        self.layers
+            .write()
+            .current
+            .map
+            .apply(done.batch.entries(), done.begun.first_slot);
         for op in done.complete {
             // Who went away needs no answer.
             let _ = op.reply.send(Ok(()));
