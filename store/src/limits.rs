@@ -71,10 +71,26 @@ pub const JOURNAL_FILE_BYTES_MAX: u64 = 64 << 20;
 pub const BATCH_BYTES_MAX: u64 = (2 << 20) + 4096;
 /// Bytes of changes of all volumes that are not in their journals yet; while they are written there is a copy of them.
 pub const JOURNAL_QUEUE_BYTES: usize = 16 << 20;
+/// The same of one volume.
+pub const VOLUME_QUEUE_BYTES: usize = JOURNAL_QUEUE_BYTES / 2;
 /// What a change without data counts in that queue.
 pub const JOURNAL_CHANGE_BYTES: u32 = 4096;
+/// A batch of a journal that is copied to the page cache on the spot, at most; what is larger goes past it.
+pub const JOURNAL_COPY_BYTES: usize = 64 << 10;
+/// What a volume may have in the page cache that is not durable: from half of that on it is made so without being asked.
+pub const JOURNAL_COPIED_BYTES_MAX: u64 = 16 << 20;
+/// What is brought into the page cache around a block of a journal that is read.
+pub const JOURNAL_READ_AROUND_BYTES: u64 = 64 << 10;
+/// Data of this size that is aligned is written to journals from where it is; smaller is copied first, which costs less than
+/// the kernel asks for each place.
+pub const JOURNAL_LARGE_BYTES: usize = 32 << 10;
 /// Batches of one volume that are on their way to the disk, of 2 MiB at most.
-pub const JOURNAL_WRITES_IN_FLIGHT: usize = 2;
+pub const JOURNAL_WRITES_IN_FLIGHT: usize = 4;
+
+/// Writers are slowed from this fill of a journal on, in parts of a thousand of its limit, while it is being taken into the store.
+pub const BRAKE_FROM_PERMILLE: u64 = 750;
+/// To how much: of a journal that is full, and of one at the fill above.
+pub const BRAKE_BYTES_PER_SECOND: (u64, u64) = (16 << 20, 1 << 30);
 
 /// Segments that are cut again at one time, of the one volume whose turn it is to be taken into the store.
 pub const FOLD_SEGMENTS_IN_FLIGHT: usize = 2;
@@ -82,6 +98,9 @@ pub const FOLD_SEGMENTS_IN_FLIGHT: usize = 2;
 /// Space on the file system that is left to the index and the catalog log: chunks are refused below this. What was accepted
 /// before, and is on its way to disk, still takes from it.
 pub const FREE_BYTES_MIN: u64 = 64 << 20;
+
+/// Journals leave more: what is in them can only be taken into the store, which makes room, as long as chunks are accepted.
+pub const JOURNAL_FREE_BYTES_MIN: u64 = FREE_BYTES_MIN + (64 << 20);
 
 /// Volumes of a store: each attached one has a journal of its own, open files and memory.
 pub const VOLUMES_MAX: u64 = 4096;

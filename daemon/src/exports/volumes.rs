@@ -177,7 +177,11 @@ pub struct VolumeExport {
 
 impl VolumeExport {
     async fn request(&self) -> Result<(&Volume, RwLockReadGuard<'_, ()>), ExportError> {
-        let guard = self.attachment.requests.read().await;
+        let requests = &self.attachment.requests;
+        let guard = match requests.try_read() {
+            Ok(guard) => guard,
+            Err(_) => requests.read().await,
+        };
         if self.attachment.ended.load(Ordering::Acquire) {
             return Err(ExportError::Detached {
                 message: "the volume was detached, or attached elsewhere".to_owned(),

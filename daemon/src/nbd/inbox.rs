@@ -56,7 +56,7 @@ impl Inbox {
     /// `count`, and reads the rest past this inbox.
     pub(super) fn take_start(&mut self, count: usize) -> BytesMut {
         let early = self.buffer.len().min(count);
-        let mut start = BytesMut::with_capacity(count);
+        let mut start = aligned(count);
         start.extend_from_slice(&self.buffer[..early]);
         self.consume(early);
         if count >= DIRECT_READ_BYTES {
@@ -138,6 +138,16 @@ impl Inbox {
         stream.read_exact(&mut bytes[early..]).await?;
         Ok(bytes)
     }
+}
+
+/// Room for `count` bytes that begins at a page: the export may write them to a disk from where they are.
+fn aligned(count: usize) -> BytesMut {
+    const PAGE_BYTES: usize = 4096;
+    let mut room = BytesMut::with_capacity(count + PAGE_BYTES - 1);
+    let skip = room.as_ptr().align_offset(PAGE_BYTES);
+    room.resize(skip, 0);
+    room.advance(skip);
+    room
 }
 
 /// Reads what the socket has into the room that `buffer` has; zero bytes is the end of the stream.

@@ -179,8 +179,19 @@ impl Descriptor {
     /// Whether so many entries and data blocks fit one batch.
     #[must_use]
     pub const fn fits(entries: usize, data_blocks: usize) -> bool {
-        data_blocks <= BATCH_BLOCKS_MAX as usize
-            && entries * ENTRY_BYTES + data_blocks * CRC_BYTES <= DESCRIPTOR_ROOM_BYTES
+        entries * ENTRY_BYTES <= DESCRIPTOR_ROOM_BYTES
+            && data_blocks <= Self::data_blocks_beside(entries)
+    }
+
+    /// The most data blocks of a batch that has so many entries.
+    #[must_use]
+    pub const fn data_blocks_beside(entries: usize) -> usize {
+        let room = DESCRIPTOR_ROOM_BYTES.saturating_sub(entries * ENTRY_BYTES) / CRC_BYTES;
+        if room < BATCH_BLOCKS_MAX as usize {
+            room
+        } else {
+            BATCH_BLOCKS_MAX as usize
+        }
     }
 
     /// Bytes of the batch, the descriptor included.

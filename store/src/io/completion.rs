@@ -34,7 +34,12 @@ impl<T> Completion<T> {
 
     /// One that failed before it was begun.
     pub const fn failed(error: io::Error) -> Self {
-        Self(State::Known(Some(Err(error))))
+        Self::known(Err(error))
+    }
+
+    /// One that is over already.
+    pub const fn known(result: io::Result<T>) -> Self {
+        Self(State::Known(Some(result)))
     }
 
     /// Waits for it, and holds up this thread: for programs and tests that are not asynchronous.

@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
+
 /// An open file. Copies share it; it is closed with the last one, requests under way included.
 #[derive(Clone)]
 pub struct File(Arc<Inner>);
@@ -73,6 +75,32 @@ impl File {
             ));
         }
         Ok(())
+    }
+
+    /// The same of a write from several places in memory.
+    pub(super) fn check_parts(&self, offset_bytes: u64, parts: &[Bytes]) -> io::Result<()> {
+        let align = super::BUFFER_ALIGN;
+        let aligned = |part: &Bytes| {
+            part.as_ptr().addr().is_multiple_of(align) && part.len().is_multiple_of(align)
+        };
+        if parts.len() > super::PARTS_MAX || parts.iter().any(Bytes::is_empty) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a write of {} parts, or of an empty one", parts.len()),
+            ));
+        }
+        self.check_alignment(offset_bytes, 0)?;
+        match parts.iter().find(|part| !aligned(part)) {
+            Some(part) if self.0.aligned => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "direct write at {offset_bytes}: a part of {} bytes at {:p} is not at a multiple of {align}",
+                    part.len(),
+                    part.as_ptr()
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn foreign(&self) -> io::Error {

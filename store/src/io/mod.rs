@@ -39,7 +39,12 @@ pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
 pub use completion::Completion;
 pub use file::File;
 
+use bytes::Bytes;
+
 use crate::limits;
+
+/// Parts of one write, at most: what Linux takes in one system call.
+pub const PARTS_MAX: usize = 1024;
 
 /// How a file is opened.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
@@ -76,6 +81,20 @@ pub trait Disk: Send + Sync + fmt::Debug {
 
     /// Writes all of `buf`, and gives it back to be used again.
     fn write(&self, file: &File, offset_bytes: u64, buf: AlignedBuf) -> Completion<AlignedBuf>;
+
+    /// Writes parts one behind the other, as one write. Of a file that was opened for direct access each of them has to
+    /// begin in memory at a multiple of [`BUFFER_ALIGN`], and to be as long as a multiple of it. At most [`PARTS_MAX`].
+    fn write_parts(&self, file: &File, offset_bytes: u64, parts: Vec<Bytes>) -> Completion<()>;
+
+    /// Writes parts one behind the other, into the page cache, on the spot: for a few bytes that costs less than handing them over.
+    /// Not for files that were opened for direct access.
+    fn write_at_once(&self, file: &File, offset_bytes: u64, parts: &[Bytes]) -> io::Result<()>;
+
+    /// Says that a range is going to be read soon.
+    fn will_need(&self, file: &File, offset_bytes: u64, len: usize);
+
+    /// Reads exactly `len` bytes if that takes no waiting, for they are in memory. Nothing is said by its absence.
+    fn read_at_once(&self, file: &File, offset_bytes: u64, len: usize) -> Option<AlignedBuf>;
 
     /// Makes all completed writes to the file, and its length, durable.
     fn sync_data(&self, file: &File) -> Completion<()>;

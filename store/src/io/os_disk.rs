@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fmt, io,
+    num::NonZeroU64,
     os::{fd::OwnedFd, unix::ffi::OsStringExt},
     path::Path,
     sync::{
@@ -12,6 +13,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use bytes::Bytes;
 use rustix::{
     fs::{
         Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, fadvise,
@@ -24,7 +26,7 @@ use tokio::sync::oneshot;
 use super::{
     AlignedBuf, BUFFER_ALIGN, Completion, Disk, File, OpenMode,
     queue::Queue,
-    request::{Task, Transfer},
+    request::{Parts, Task, Transfer, read_at_once, write_at_once},
 };
 
 /// Files of the operating system.
@@ -180,6 +182,40 @@ impl Disk for OsDisk {
         }
         let len = buf.len();
         self.transfer(file, offset_bytes, buf, len, Task::Write)
+    }
+
+    fn write_parts(&self, file: &File, offset_bytes: u64, parts: Vec<Bytes>) -> Completion<()> {
+        let checked = file.check_parts(offset_bytes, &parts);
+        if let Err(error) = checked {
+            return Completion::failed(error);
+        }
+        self.simple(file, |reply| {
+            Task::WriteParts(Parts::new(parts, offset_bytes, reply))
+        })
+    }
+
+    fn write_at_once(&self, file: &File, offset_bytes: u64, parts: &[Bytes]) -> io::Result<()> {
+        file.check_parts(offset_bytes, parts)?;
+        write_at_once(file.descriptor()?, offset_bytes, parts)
+    }
+
+    fn will_need(&self, file: &File, offset_bytes: u64, len: usize) {
+        let Ok(descriptor) = file.descriptor() else {
+            return;
+        };
+        // Advice may be refused.
+        let _ = fadvise(
+            descriptor,
+            offset_bytes,
+            NonZeroU64::new(len as u64),
+            Advice::WillNeed,
+        );
+    }
+
+    fn read_at_once(&self, file: &File, offset_bytes: u64, len: usize) -> Option<AlignedBuf> {
+        let mut buf = AlignedBuf::with_capacity(len);
+        let read = read_at_once(file.descriptor().ok()?, &mut buf, offset_bytes, len);
+        (read == Some(len)).then_some(buf)
     }
 
     fn sync_data(&self, file: &File) -> Completion<()> {

@@ -1,8 +1,15 @@
 //! One request on its way, and how it goes on after the kernel did part of it.
 
-use std::{io, os::fd::AsRawFd};
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice, IoSliceMut},
+    os::fd::{AsRawFd, BorrowedFd},
+    slice,
+};
 
+use bytes::{Buf as _, Bytes};
 use io_uring::{opcode, squeue, types};
+use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{AlignedBuf, File, completion::ended};
@@ -28,6 +35,7 @@ pub(super) struct Request {
 pub(super) enum Task {
     Read(Transfer),
     Write(Transfer),
+    WriteParts(Parts),
     SyncData(oneshot::Sender<io::Result<()>>),
     /// With the file's attributes: what a directory needs.
     SyncAll(oneshot::Sender<io::Result<()>>),
@@ -45,6 +53,58 @@ pub(super) struct Transfer {
     /// Whether a read may end with the file.
     pub(super) may_be_short: bool,
     pub(super) reply: oneshot::Sender<io::Result<AlignedBuf>>,
+}
+
+/// Bytes from several places to one place in a file.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// What is not written yet.
+    parts: VecDeque<Bytes>,
+    /// Where all of `parts` are, for the kernel.
+    slices: Vec<IoSlice<'static>>,
+    offset_bytes: u64,
+    reply: oneshot::Sender<io::Result<()>>,
+}
+
+impl Parts {
+    pub(super) fn new(
+        parts: Vec<Bytes>,
+        offset_bytes: u64,
+        reply: oneshot::Sender<io::Result<()>>,
+    ) -> Self {
+        Self {
+            slices: Vec::with_capacity(parts.len()),
+            parts: parts.into(),
+            offset_bytes,
+            reply,
+        }
+    }
+
+    /// The next system call's memory and place in the file.
+    fn rest(&mut self) -> (&[IoSlice<'static>], u64) {
+        self.slices.clear();
+        self.slices.extend(self.parts.iter().map(|part| {
+            // SAFETY: what a `Bytes` points to does not move or change while it is there, and `parts` is changed only between
+            // system calls, after which the slices are made anew.
+            IoSlice::new(unsafe { slice::from_raw_parts(part.as_ptr(), part.len()) })
+        }));
+        (&self.slices, self.offset_bytes)
+    }
+
+    /// Takes note of bytes that were written. Whether that was all.
+    fn advance(&mut self, mut count: usize) -> bool {
+        self.offset_bytes += count as u64;
+        while let Some(first) = self.parts.front_mut() {
+            let some = first.len().min(count);
+            first.advance(some);
+            count -= some;
+            if !first.is_empty() {
+                return false;
+            }
+            self.parts.pop_front();
+        }
+        true
+    }
 }
 
 /// What to do with a request after a system call.
@@ -97,6 +157,14 @@ impl Request {
                     .offset(offset)
                     .build()
             }
+            Task::WriteParts(parts) => {
+                let (slices, offset) = parts.rest();
+                // An `IoSlice` is an `iovec`, as its documentation promises.
+                #[expect(clippy::cast_possible_truncation, reason = "at most PARTS_MAX")]
+                opcode::Writev::new(descriptor, slices.as_ptr().cast(), slices.len() as u32)
+                    .offset(offset)
+                    .build()
+            }
             Task::SyncData(_) => opcode::Fsync::new(descriptor)
                 .flags(types::FsyncFlags::DATASYNC)
                 .build(),
@@ -122,6 +190,10 @@ impl Request {
                 let offset = transfer.offset_bytes + transfer.done as u64;
                 let rest = transfer.buf.get(transfer.done..).unwrap_or_default();
                 Ok(rustix::io::pwrite(descriptor, rest, offset)?)
+            }
+            Task::WriteParts(parts) => {
+                let (slices, offset) = parts.rest();
+                Ok(rustix::io::pwritev(descriptor, slices, offset)?)
             }
             Task::SyncData(_) => Ok(rustix::fs::fdatasync(descriptor).map(|()| 0)?),
             Task::SyncAll(_) => Ok(rustix::fs::fsync(descriptor).map(|()| 0)?),
@@ -155,6 +227,16 @@ impl Request {
                     Progress::Done(Ok(()))
                 }
             }
+            Task::WriteParts(parts) if count > 0 => {
+                if parts.advance(count) {
+                    Progress::Done(Ok(()))
+                } else {
+                    Progress::Continue
+                }
+            }
+            Task::WriteParts(parts) if !parts.parts.is_empty() => {
+                Progress::Done(Err(io::ErrorKind::WriteZero.into()))
+            }
             Task::Read(transfer) if transfer.done == transfer.len || transfer.may_be_short => {
                 Progress::Done(Ok(()))
             }
@@ -168,7 +250,9 @@ impl Request {
             Task::Write(transfer) if transfer.done < transfer.len => {
                 Progress::Done(Err(io::ErrorKind::WriteZero.into()))
             }
-            Task::Write(_) | Task::SyncData(_) | Task::SyncAll(_) => Progress::Done(Ok(())),
+            Task::Write(_) | Task::WriteParts(_) | Task::SyncData(_) | Task::SyncAll(_) => {
+                Progress::Done(Ok(()))
+            }
         }
     }
 
@@ -178,6 +262,10 @@ impl Request {
             Task::Read(transfer) | Task::Write(transfer) => {
                 std::mem::forget(transfer.buf);
                 let _ = transfer.reply.send(Err(ended()));
+            }
+            Task::WriteParts(parts) => {
+                std::mem::forget((parts.parts, parts.slices));
+                let _ = parts.reply.send(Err(ended()));
             }
             Task::SyncData(reply) | Task::SyncAll(reply) => {
                 let _ = reply.send(Err(ended()));
@@ -197,9 +285,57 @@ impl Request {
             Task::Write(transfer) => {
                 let _ = transfer.reply.send(result.map(|()| transfer.buf));
             }
-            Task::SyncData(reply) | Task::SyncAll(reply) => {
+            Task::WriteParts(Parts { reply, .. })
+            | Task::SyncData(reply)
+            | Task::SyncAll(reply) => {
                 let _ = reply.send(result);
             }
         }
     }
+}
+
+/// Fills a buffer from the page cache, as far as that takes no waiting: how far, or none where the kernel does not say.
+pub(super) fn read_at_once(
+    descriptor: BorrowedFd<'_>,
+    buf: &mut AlignedBuf,
+    offset_bytes: u64,
+    len: usize,
+) -> Option<usize> {
+    let len = len.min(buf.capacity());
+    // SAFETY: the memory is the buffer's, borrowed mutably for this call, and nothing but bytes is written to it. That it is
+    // not initialised is the kernel's business alone: it only writes.
+    let into = unsafe { slice::from_raw_parts_mut(buf.as_mut_ptr(), len) };
+    let mut slices = [IoSliceMut::new(into)];
+    let read = preadv2(
+        descriptor,
+        &mut slices,
+        offset_bytes,
+        ReadWriteFlags::NOWAIT,
+    )
+    .ok()?;
+    // SAFETY: the kernel has filled so many.
+    unsafe { buf.set_len(read) };
+    Some(read)
+}
+
+/// Writes all parts, waiting for as long as it takes.
+pub(super) fn write_at_once(
+    descriptor: BorrowedFd<'_>,
+    mut offset_bytes: u64,
+    parts: &[Bytes],
+) -> io::Result<()> {
+    let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut slices = &mut *slices;
+    while !slices.is_empty() {
+        match rustix::io::pwritev(descriptor, slices, offset_bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset_bytes += written as u64;
+                IoSlice::advance_slices(&mut slices, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use varve_content::BLOCK_BYTES;
 
-use crate::format::journal::{BATCH_BLOCKS_MAX, Descriptor, Entry, JOURNAL_BLOCK_BYTES};
+use crate::format::journal::{Descriptor, Entry, JOURNAL_BLOCK_BYTES};
 
 /// Blocks added to an entry at a time, at most, and blocks it has at most when others are added: so their sum is a `u32`.
 const ENTRY_BLOCKS_MAX: u32 = 1 << 31;
@@ -26,6 +26,15 @@ impl Change {
     }
 }
 
+/// What of a change went into a batch.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub(super) enum Taken {
+    All,
+    /// The rest goes into the next one.
+    Some,
+    Nothing,
+}
+
 /// Changes in the order in which they count.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
@@ -35,21 +44,21 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Takes what fits off a change. Whether that was all of it.
-    pub(super) fn take(&mut self, change: &mut Change) -> bool {
+    /// Takes what fits off a change.
+    pub(super) fn take(&mut self, change: &mut Change) -> Taken {
+        let mut taken = Taken::Nothing;
         match change {
             Change::Data { start_block, data } => {
                 while !data.is_empty() {
-                    let room = BATCH_BLOCKS_MAX as usize - self.data_blocks;
-                    let mut blocks = (data.len() / BLOCK_BYTES).min(room);
+                    let mut blocks = data.len() / BLOCK_BYTES;
                     let extends = self.extends(*start_block, false);
                     let entries = self.entries.len() + usize::from(!extends);
-                    while blocks > 0 && !Descriptor::fits(entries, self.data_blocks + blocks) {
-                        blocks -= 1;
-                    }
+                    let fit = Descriptor::data_blocks_beside(entries);
+                    blocks = blocks.min(fit.saturating_sub(self.data_blocks));
                     if blocks == 0 {
-                        return false;
+                        return taken;
                     }
+                    taken = Taken::Some;
                     self.push(*start_block, blocks as u64, false);
                     self.data_blocks += blocks;
                     self.data.push(data.split_to(blocks * BLOCK_BYTES));
@@ -65,15 +74,16 @@ impl Batch {
                     let extends = self.extends(*start_block, true);
                     let entries = self.entries.len() + usize::from(!extends);
                     if !Descriptor::fits(entries, self.data_blocks) {
-                        return false;
+                        return taken;
                     }
+                    taken = Taken::Some;
                     self.push(*start_block, some, true);
                     *start_block += some;
                     *blocks -= some;
                 }
             }
         }
-        true
+        Taken::All
     }
 
     /// Whether blocks from `start` on go on where the last entry ends.
@@ -125,10 +135,5 @@ impl Batch {
     /// Bytes that it takes in a journal that has been begun.
     pub(super) fn bytes(&self) -> u64 {
         ((1 + self.data_blocks) * JOURNAL_BLOCK_BYTES) as u64
-    }
-
-    /// Bytes with a file header in front.
-    pub(super) fn bytes_with_header(&self) -> usize {
-        (2 + self.data_blocks) * JOURNAL_BLOCK_BYTES
     }
 }

@@ -4,14 +4,20 @@ use std::{
     collections::HashMap,
     fmt,
     panic::resume_unwind,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::{Bytes, BytesMut};
 use futures::future::try_join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
-    sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock as AsyncRwLock, oneshot},
+    sync::{
+        Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, RwLock as AsyncRwLock,
+        Semaphore, oneshot,
+    },
     task::JoinHandle,
 };
 use varve_content::BLOCK_BYTES;
@@ -19,7 +25,7 @@ use varve_content::BLOCK_BYTES;
 use super::{
     batch::Change,
     fold::Folds,
-    journal::{Journal, Owner},
+    journal::{BlockPlace, Journal, Owner},
     layers::{Epoch, Layers, Place, Stack, Stretch},
     recovery::{self, JournalReport},
     writer::{self, Op, Queue, Turn},
@@ -28,8 +34,7 @@ use crate::{
     Error, Result, Store,
     failpoints::{Failpoint, reach},
     format::{names, volume::VolumeRecord},
-    io::File,
-    limits::{JOURNAL_CHANGE_BYTES, JOURNAL_QUEUE_BYTES},
+    limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
     meta::VolumeId,
     read::{ContentReader, Extent, Piece, push_extent, push_zeros},
     store::Shared,
@@ -68,6 +73,10 @@ pub(super) struct Inner {
     pub(super) folds: Folds,
     /// Held alone by changes of parts of blocks, which read what they do not change.
     turns: Arc<AsyncRwLock<()>>,
+    /// Room for its changes on their way, so that one that waits does not take all there is.
+    room: Arc<Semaphore>,
+    /// Whether what was written is being made durable without anybody having asked.
+    syncs_by_itself: AtomicBool,
     report: JournalReport,
 }
 
@@ -164,6 +173,8 @@ impl Volume {
             queue: Queue::default(),
             folds: Folds::default(),
             turns: Arc::default(),
+            room: Arc::new(Semaphore::new(VOLUME_QUEUE_BYTES)),
+            syncs_by_itself: AtomicBool::new(false),
             report,
             record,
             shared,
@@ -313,11 +324,7 @@ impl Volume {
             clippy::disallowed_methods,
             reason = "it is waited for here; it runs to its end for the sake of its error"
         )]
-        let task = tokio::spawn(async move {
-            let synced = inner.journal.sync().await;
-            reach(Failpoint::JournalSynced);
-            synced.map_err(|error| inner.stop_writing(error))
-        });
+        let task = tokio::spawn(async move { inner.sync().await });
         match task.await.map_err(tokio::task::JoinError::try_into_panic) {
             Ok(synced) => synced,
             Err(Ok(panic)) => resume_unwind(panic),
@@ -396,11 +403,54 @@ impl Inner {
         (start.div_ceil(BLOCK), end_block)
     }
 
+    /// Makes durable what was written. To be run to its end.
+    async fn sync(&self) -> Result<()> {
+        let synced = self.journal.sync().await;
+        reach(Failpoint::JournalSynced);
+        synced.map_err(|error| self.stop_writing(error))
+    }
+
+    /// Begins to make durable what was written, if it has become so much that somebody would have to wait for it in the end.
+    pub(super) fn sync_if_much(self: &Arc<Self>) {
+        if !self.journal.wants_sync() || self.syncs_by_itself.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let volume = Arc::clone(self);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends by itself, and nobody is promised anything by it"
+        )]
+        drop(tokio::spawn(async move {
+            // An error has stopped the store, and is told to all who write.
+            let _ = volume.sync().await;
+            volume.syncs_by_itself.store(false, Ordering::Release);
+        }));
+    }
+
     /// A turn among others that change whole blocks.
     async fn shared_turn(&self) -> Turn {
-        Turn::Shared {
-            _guard: Arc::clone(&self.turns).read_owned().await,
-        }
+        let turns = Arc::clone(&self.turns);
+        let _guard = match turns.try_read_owned() {
+            Ok(guard) => guard,
+            Err(_) => Arc::clone(&self.turns).read_owned().await,
+        };
+        Turn::Shared { _guard }
+    }
+
+    /// Room for a change on its way, the volume's and that of all volumes.
+    async fn room(&self, bytes: u32) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let one = async |room: &Arc<Semaphore>| match Arc::clone(room).try_acquire_many_owned(bytes)
+        {
+            Ok(permit) => Ok(permit),
+            Err(_) => {
+                let permit = Arc::clone(room).acquire_many_owned(bytes).await;
+                permit.map_err(|_| Error::Closing)
+            }
+        };
+        Ok((
+            one(&self.room).await?,
+            one(&self.shared.journal_room).await?,
+        ))
     }
 
     async fn lone_turn(&self) -> Turn {
@@ -418,20 +468,18 @@ impl Inner {
                 continue;
             }
             let bytes = match &change {
-                Change::Data { data, .. } => data.len().min(JOURNAL_QUEUE_BYTES),
+                Change::Data { data, .. } => data.len().min(VOLUME_QUEUE_BYTES),
                 Change::Zeros { .. } => JOURNAL_CHANGE_BYTES as usize,
             };
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            let room = Arc::clone(&self.shared.journal_room)
-                .acquire_many_owned(bytes)
-                .await;
+            let room = self.room(bytes).await?;
             let (reply, outcome) = oneshot::channel();
             self.queue.push(Op {
                 change,
                 is_begun: false,
                 reply,
                 _turn: Arc::clone(&turn),
-                _room: room.map_err(|_| Error::Closing)?,
+                _room: room,
             })?;
             replies.push(outcome);
         }
@@ -517,8 +565,7 @@ impl Inner {
                 Place::Zeros => Source::Zeros,
                 Place::Base => base.map_or(Source::Zeros, |base| Source::Base(base.clone())),
                 Place::Journal { first_file, slot } => {
-                    let (file, offset_bytes) = self.journal.place(first_file, slot)?;
-                    Source::Journal { file, offset_bytes }
+                    Source::Journal(self.journal.place(first_file, slot)?)
                 }
             })
         };
@@ -534,6 +581,11 @@ impl Inner {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Vec<Piece>> {
+        if let [(stretch, source)] = &*sources {
+            let (start, end) = bytes_of(stretch, offset_bytes, len_bytes);
+            let skip = start - stretch.start * BLOCK;
+            return self.read_source(source, skip, start, end).await;
+        }
         let reads = sources.iter().map(async |(stretch, source)| {
             let (start, end) = bytes_of(stretch, offset_bytes, len_bytes);
             self.read_source(source, start - stretch.start * BLOCK, start, end)
@@ -560,12 +612,19 @@ impl Inner {
         let len = usize::try_from(end - start).unwrap_or(usize::MAX);
         match source {
             Source::Zeros => Ok(vec![Piece::Zero(len)]),
-            Source::Journal { file, offset_bytes } => {
+            Source::Journal(place) => {
+                let (disk, file) = (&self.shared.disk, &place.file);
+                let offset_bytes = place.offset_bytes + skip;
+                if let Some(data) = disk.read_at_once(file, offset_bytes, len) {
+                    return Ok(vec![Piece::Data(data.into_bytes())]);
+                }
+                let (start, around) = place.around(offset_bytes);
+                disk.will_need(file, start, around);
                 let _space = self
                     .shared
                     .read_space(u32::try_from(len).unwrap_or(u32::MAX))
                     .await?;
-                let read = self.shared.disk.read(file, offset_bytes + skip, len).await;
+                let read = disk.read(file, offset_bytes, len).await;
                 let data = read.map_err(|source| Error::io("read", file.path(), source))?;
                 Ok(vec![Piece::Data(data.into_bytes())])
             }
@@ -586,7 +645,7 @@ impl Inner {
 /// What some blocks are read from.
 enum Source {
     Zeros,
-    Journal { file: File, offset_bytes: u64 },
+    Journal(BlockPlace),
     Base(ContentReader),
 }
 

@@ -72,6 +72,11 @@ impl Folds {
         self.under_way.subscribe()
     }
 
+    /// Whether any is.
+    pub(super) fn is_under_way(&self) -> bool {
+        *self.under_way.borrow() > 0
+    }
+
     /// Whether one in the background may be begun: if so, it has been. Not at every write, where the last one failed.
     fn may_begin(&self) -> bool {
         let failed_at = *self.failed_at.lock();
@@ -159,8 +164,15 @@ impl Volume {
 impl Inner {
     /// Begins to take the journal into the store if it has grown large.
     pub(super) fn fold_if_large(self: &Arc<Self>) {
-        if !self.journal.is_large() || !self.folds.may_begin() {
-            return;
+        if self.journal.is_large() {
+            self.begin_fold();
+        }
+    }
+
+    /// Begins to take the journal into the store, if there is anything in it and the last try did not fail just now.
+    pub(super) fn begin_fold(self: &Arc<Self>) -> bool {
+        if self.journal.len_bytes() == 0 || !self.folds.may_begin() {
+            return false;
         }
         let volume = Arc::clone(self);
         let under_way = UnderWay::begin(self);
@@ -182,6 +194,7 @@ impl Inner {
             volume.folds.ended(outcome.is_err());
             drop(under_way);
         }));
+        true
     }
 
     /// Takes what the volume holds into the store, without a snapshot.

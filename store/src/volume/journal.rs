@@ -1,14 +1,16 @@
 //! The files of one volume's journal: where batches go, where their blocks are, and which of them are durable.
 //!
-//! Batches are written through the page cache, one behind the other, and what was written counts as done: a process that is
-//! killed loses nothing then. They are durable after a [`sync`](Journal::sync). Reads of what was just written come from the
-//! page cache.
+//! Batches are written one behind the other: a process that is killed loses none of those that the kernel has. They are
+//! durable after a [`sync`](Journal::sync). Small ones are copied to the page cache on the spot, which is the quickest answer
+//! there is; large ones go past it, which takes a fraction of the processor's time. Reads go through the page cache. The two do not
+//! get in each other's way: a block is read only after it was written, and is never written again.
 //!
 //! Files have their full length from the start, so that a full disk shows when a file is made, and not in the
 //! middle of it.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
+use bytes::Bytes;
 use futures::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
@@ -22,9 +24,11 @@ use crate::{
         names,
         volume::VolumeId,
     },
-    io::{AlignedBuf, Completion, Disk, File, OpenMode},
+    io::{AlignedBuf, BUFFER_ALIGN, Completion, Disk, File, OpenMode},
     limits::{
-        BATCH_BYTES_MAX, JOURNAL_BYTES_LIMIT, JOURNAL_FILE_BYTES_MAX, JOURNAL_FILE_BYTES_MIN,
+        BATCH_BYTES_MAX, JOURNAL_BYTES_LIMIT, JOURNAL_COPIED_BYTES_MAX, JOURNAL_COPY_BYTES,
+        JOURNAL_FILE_BYTES_MAX, JOURNAL_FILE_BYTES_MIN, JOURNAL_FREE_BYTES_MIN,
+        JOURNAL_LARGE_BYTES, JOURNAL_READ_AROUND_BYTES,
     },
 };
 
@@ -93,8 +97,8 @@ struct State {
     epoch_first: u64,
     files: BTreeMap<u64, JournalFile>,
     next_number: u64,
-    /// Where the next batch goes in the last file; `None` if that is not added to.
-    position_bytes: Option<u64>,
+    /// Where the next batch goes; `None` if the last file is not added to.
+    tail: Option<Tail>,
     next_sequence: u64,
     /// Batches up to this are in the kernel.
     written_sequence: u64,
@@ -102,27 +106,73 @@ struct State {
     /// Files made, and how many of their names are durable.
     names: u64,
     names_synced: u64,
+    /// Bytes that were copied to the page cache and not synced since.
+    copied_bytes: u64,
+    /// Set once: why nothing is written or made durable any more.
+    failed: Option<String>,
+}
+
+/// The file that is added to.
+#[derive(Debug, Clone)]
+struct Tail {
+    number: u64,
+    /// For writes past the page cache.
+    direct: File,
+    cached: File,
+    nonce: Nonce,
+    len_bytes: u64,
+    position_bytes: u64,
 }
 
 #[derive(Debug)]
 struct JournalFile {
+    /// Through the page cache.
     file: File,
-    nonce: Nonce,
     len_bytes: u64,
+    /// Up to where batches are in the kernel.
+    written_bytes: u64,
     /// Of the last batch that was begun in it since the start, or 0.
     last_sequence: u64,
     unsynced: bool,
 }
 
+/// Where a data block is.
+#[derive(Debug)]
+pub(super) struct BlockPlace {
+    pub(super) file: File,
+    pub(super) offset_bytes: u64,
+    /// What of the file was written.
+    pub(super) written_bytes: u64,
+}
+
+impl BlockPlace {
+    /// What of the file to bring into the page cache when a place in it is read: where that begins, and how much it is.
+    pub(super) fn around(&self, offset_bytes: u64) -> (u64, usize) {
+        let start = offset_bytes / JOURNAL_READ_AROUND_BYTES * JOURNAL_READ_AROUND_BYTES;
+        let end = (start + JOURNAL_READ_AROUND_BYTES).min(self.written_bytes);
+        (
+            start,
+            usize::try_from(end.saturating_sub(start)).unwrap_or(0),
+        )
+    }
+}
+
 /// A batch on its way.
 #[derive(Debug)]
 pub(super) struct Begun {
-    pub(super) sequence: u64,
+    pub(super) place: BatchPlace,
     /// Where its first data block is.
     pub(super) first_slot: Slot,
-    pub(super) completion: Completion<AlignedBuf>,
+    pub(super) completion: Completion<()>,
+}
+
+/// Which batch, and where.
+#[derive(Debug, Copy, Clone)]
+pub(super) struct BatchPlace {
+    sequence: u64,
     number: u64,
     offset_bytes: u64,
+    end_bytes: u64,
 }
 
 impl Journal {
@@ -131,11 +181,10 @@ impl Journal {
             .files
             .into_iter()
             .map(|(number, (file, len_bytes))| {
-                // It is not added to any more, so its nonce is not asked for.
                 let file = JournalFile {
                     file,
-                    nonce: Nonce::default(),
                     len_bytes,
+                    written_bytes: len_bytes,
                     last_sequence: 0,
                     unsynced: false,
                 };
@@ -150,146 +199,256 @@ impl Journal {
                     .last_key_value()
                     .map_or(found.first_number, |(number, _)| number + 1),
                 files,
-                position_bytes: None,
+                tail: None,
                 next_sequence: found.last_sequence + 1,
                 written_sequence: found.last_sequence,
                 synced_sequence: found.last_sequence,
                 names: 0,
                 names_synced: 0,
+                copied_bytes: 0,
+                failed: None,
             }),
             syncing: AsyncMutex::new(()),
         }
     }
 
-    /// Begins to write a batch behind all others.
+    /// Begins to write a batch behind all others. Only one may do so at a time.
     ///
     /// # Errors
     ///
     /// [`Error::Full`] when the disk or the journal has no room for another file. Nothing was begun then.
     pub(super) fn begin(&self, batch: &Batch) -> Result<Begun> {
-        let mut state = self.state.lock();
         let bytes = batch.bytes();
-        let number = match (state.files.last_key_value(), state.position_bytes) {
-            (Some((number, file)), Some(position)) if position + bytes <= file.len_bytes => *number,
-            _ => self.new_file(&mut state)?,
+        let has_room = |tail: &Tail| tail.position_bytes + bytes <= tail.len_bytes;
+        let tail = self.state.lock().tail.clone().filter(has_room);
+        let tail = match tail {
+            Some(tail) => tail,
+            None => self.new_file()?,
         };
-        let offset_bytes = state.position_bytes.unwrap_or(0);
-        let sequence = state.next_sequence;
-        let synced_sequence = state.synced_sequence;
-        let nonce = state
-            .files
-            .get(&number)
-            .map_or_else(Nonce::default, |file| file.nonce);
-        let mut buf = AlignedBuf::with_capacity(batch.bytes_with_header());
-        if offset_bytes == 0 {
-            let header = FileHeader {
-                store: self.owner.store,
-                volume: self.owner.volume,
-                number,
-                first_sequence: sequence,
-                nonce,
-            };
-            buf.extend_from_slice(&header.encode());
-        }
-        let first_block = (offset_bytes + buf.len() as u64) / BLOCK + 1;
+        let (sequence, synced_sequence) = {
+            let state = self.state.lock();
+            (state.next_sequence, state.synced_sequence)
+        };
+        let header = (tail.position_bytes == 0).then_some(FileHeader {
+            store: self.owner.store,
+            volume: self.owner.volume,
+            number: tail.number,
+            first_sequence: sequence,
+            nonce: tail.nonce,
+        });
         let descriptor = Descriptor {
-            file_number: number,
+            file_number: tail.number,
             sequence,
             synced_sequence,
-            nonce,
+            nonce: tail.nonce,
             entries: batch.entries().to_vec(),
             data_crcs: batch.blocks().map(data_crc).collect(),
         };
-        buf.extend_from_slice(&descriptor.encode());
-        batch.data().for_each(|data| buf.extend_from_slice(data));
+        let header_blocks = u64::from(header.is_some());
+        let first_block = tail.position_bytes / BLOCK + header_blocks + 1;
+        let parts = gather(header.as_ref(), &descriptor, batch);
 
-        let first_slot = slot(number - state.epoch_first, first_block);
-        state.position_bytes = Some(offset_bytes + buf.len() as u64);
-        state.next_sequence += 1;
-        let Some(entry) = state.files.get_mut(&number) else {
-            unreachable!("the file was found or made just above");
+        let batch_bytes: usize = parts.iter().map(Bytes::len).sum();
+        let end_bytes = tail.position_bytes + batch_bytes as u64;
+
+        let first_slot = {
+            let mut state = self.state.lock();
+            state.next_sequence += 1;
+            if let Some(file) = state.files.get_mut(&tail.number) {
+                file.last_sequence = sequence;
+                file.unsynced = true;
+            }
+            state.tail = Some(Tail {
+                position_bytes: end_bytes,
+                ..tail.clone()
+            });
+            slot(tail.number - state.epoch_first, first_block)
         };
-        entry.last_sequence = sequence;
-        entry.unsynced = true;
+        let completion = if self.may_copy(batch_bytes) {
+            let disk = &self.owner.disk;
+            Completion::known(disk.write_at_once(&tail.cached, tail.position_bytes, &parts))
+        } else {
+            let disk = &self.owner.disk;
+            disk.write_parts(&tail.direct, tail.position_bytes, parts)
+        };
         Ok(Begun {
-            sequence,
+            place: BatchPlace {
+                sequence,
+                number: tail.number,
+                offset_bytes: tail.position_bytes,
+                end_bytes,
+            },
             first_slot,
-            completion: self.owner.disk.write(&entry.file, offset_bytes, buf),
-            number,
-            offset_bytes,
+            completion,
         })
     }
 
-    fn new_file(&self, state: &mut State) -> Result<u64> {
-        let path = self.owner.path(state.next_number);
+    /// Whether so many bytes may be copied to the page cache on the spot: not when there are so many already that the kernel may let
+    /// a writer wait until it has written some.
+    fn may_copy(&self, bytes: usize) -> bool {
+        let mut state = self.state.lock();
+        let copied_bytes = state.copied_bytes + bytes as u64;
+        let may = bytes <= JOURNAL_COPY_BYTES && copied_bytes <= JOURNAL_COPIED_BYTES_MAX;
+        if may {
+            state.copied_bytes = copied_bytes;
+        }
+        may
+    }
+
+    /// Whether enough was copied to the page cache to have it written.
+    pub(super) fn wants_sync(&self) -> bool {
+        self.state.lock().copied_bytes >= JOURNAL_COPIED_BYTES_MAX / 2
+    }
+
+    /// Makes the next file. Reads go on meanwhile.
+    fn new_file(&self) -> Result<Tail> {
         let file_bytes = self.owner.file_bytes();
-        // Files that were cut off at a restart are short: they are bounded by number, too.
-        let is_full = state.len_bytes() + file_bytes > self.owner.bytes_max
-            || state.next_number - state.epoch_first >= FILES_MAX;
+        let (number, is_full) = {
+            let state = self.state.lock();
+            state.check()?;
+            // Files that were cut off at a restart are short: they are bounded by number, too.
+            let is_full = state.len_bytes() + file_bytes > self.owner.bytes_max
+                || state.next_number - state.epoch_first >= FILES_MAX;
+            (state.next_number, is_full)
+        };
         if is_full {
             return Err(Error::Full {
                 verb: "add to the journal, which has grown to its limit; its files are in",
                 path: self.owner.dir(),
             });
         }
+        let (disk, path) = (&self.owner.disk, self.owner.path(number));
+        let free_bytes = disk.free_bytes(&self.owner.data_dir).map_err(|source| {
+            Error::io("ask for the free space of", &self.owner.data_dir, source)
+        })?;
+        // What is left is for taking the journal into the store, after which there is more.
+        if free_bytes < JOURNAL_FREE_BYTES_MIN.saturating_add(file_bytes) {
+            return Err(Error::Full {
+                verb: "create",
+                path,
+            });
+        }
         let mut nonce = Nonce::default();
         getrandom::fill(&mut nonce).map_err(|error| {
             Error::io("get random bytes for", &path, std::io::Error::other(error))
         })?;
-        let disk = &self.owner.disk;
-        let file = disk
-            .open(&path, OpenMode::CreateNew)
+        let writer = disk
+            .open_direct(&path, OpenMode::CreateNew)
             .map_err(|source| Error::io("create", &path, source))?;
-        if let Err(source) = disk.allocate(&file, file_bytes) {
-            self.owner.remove(state.next_number)?;
-            return Err(Error::io("allocate", &path, source));
-        }
-        let number = state.next_number;
-        state.next_number += 1;
+        let reader = disk
+            .allocate(&writer, file_bytes)
+            .map_err(|source| Error::io("allocate", &path, source))
+            .and_then(|()| {
+                disk.open(&path, OpenMode::ReadWrite)
+                    .map_err(|source| Error::io("open", &path, source))
+            });
+        let reader = match reader {
+            Ok(reader) => reader,
+            Err(error) => {
+                self.owner.remove(number)?;
+                return Err(error);
+            }
+        };
+        let mut state = self.state.lock();
+        state.next_number = number + 1;
         state.names += 1;
-        state.position_bytes = Some(0);
         let file = JournalFile {
-            file,
-            nonce,
+            file: reader,
             len_bytes: file_bytes,
+            written_bytes: 0,
             last_sequence: 0,
             unsynced: true,
         };
+        let tail = Tail {
+            number,
+            direct: writer,
+            cached: file.file.clone(),
+            nonce,
+            len_bytes: file_bytes,
+            position_bytes: 0,
+        };
         state.files.insert(number, file);
-        Ok(number)
+        state.tail = Some(tail.clone());
+        Ok(tail)
     }
 
     /// Takes note that a batch, and all before it, is in the kernel.
-    pub(super) fn written(&self, begun: &Begun) {
+    pub(super) fn written(&self, batch: BatchPlace) {
         let mut state = self.state.lock();
-        debug_assert_eq!(begun.sequence, state.written_sequence + 1);
-        state.written_sequence = begun.sequence;
+        debug_assert_eq!(batch.sequence, state.written_sequence + 1);
+        state.written_sequence = batch.sequence;
+        if let Some(file) = state.files.get_mut(&batch.number) {
+            file.written_bytes = batch.end_bytes;
+        }
     }
 
-    /// Goes back to before a batch that could not be written. Nothing may be on its way.
-    pub(super) fn roll_back(&self, begun: &Begun) -> Result<()> {
-        let mut state = self.state.lock();
-        debug_assert_eq!(begun.sequence, state.written_sequence + 1);
-        while let Some((number, _)) = state.files.last_key_value()
-            && *number > begun.number
-        {
-            let number = *number;
+    /// Goes back to before a batch that could not be written, durably: what is written next must not be followed by what was
+    /// begun behind it. Nothing may be on its way.
+    ///
+    /// After an error nothing is written any more.
+    pub(super) async fn roll_back(&self, batch: BatchPlace) -> Result<()> {
+        let _turn = self.syncing.lock().await;
+        let rolled_back = self.cut_back(batch).await;
+        if let Err(error) = &rolled_back {
+            self.state.lock().failed = Some(error.to_string());
+        }
+        rolled_back
+    }
+
+    async fn cut_back(&self, batch: BatchPlace) -> Result<()> {
+        // A file of which nothing is left goes as a whole: without its header there must be none behind it.
+        let first_gone = batch.number + u64::from(batch.offset_bytes > 0);
+        let last = {
+            let mut state = self.state.lock();
+            debug_assert_eq!(batch.sequence, state.written_sequence + 1);
+            state.check()?;
+            state.tail = None;
+            state.next_sequence = batch.sequence;
+            state.files.get(&batch.number).map(|file| file.file.clone())
+        };
+        // From the last on, so that a crash in between leaves no gap.
+        loop {
+            let number = match self.state.lock().files.last_key_value() {
+                Some((number, _)) if *number >= first_gone => *number,
+                _ => break,
+            };
             self.owner.remove(number)?;
+            let mut state = self.state.lock();
             state.files.remove(&number);
             state.next_number = number;
+            state.names += 1;
         }
-        state.position_bytes = Some(begun.offset_bytes);
-        state.next_sequence = begun.sequence;
-        Ok(())
+        let disk = &self.owner.disk;
+        if let (Some(file), true) = (last, batch.offset_bytes > 0) {
+            let path = file.path().to_owned();
+            disk.set_len(&file, batch.offset_bytes)
+                .map_err(|source| Error::io("cut off", &path, source))?;
+            let synced = disk.sync_data(&file).await;
+            synced.map_err(|source| unsynced(path, source))?;
+            if let Some(file) = self.state.lock().files.get_mut(&batch.number) {
+                file.len_bytes = batch.offset_bytes;
+            }
+        }
+        self.sync_names().await
     }
 
     /// Makes all durable that was [written](Self::written) before. Of several callers one does the work of those that wait.
     ///
-    /// Must run to its end: an error that nobody sees would be forgotten by the kernel.
+    /// Must run to its end: an error that nobody sees would be forgotten by the kernel. After one nothing is made durable any
+    /// more, for whoever asks again would be told by the kernel that all is well.
     pub(super) async fn sync(&self) -> Result<()> {
         let _turn = self.syncing.lock().await;
-        let (upto, files, names) = {
+        let synced = self.sync_files().await;
+        if let Err(error) = &synced {
+            self.state.lock().failed = Some(error.to_string());
+        }
+        synced
+    }
+
+    async fn sync_files(&self) -> Result<()> {
+        let (upto, files, copied_bytes) = {
             let state = self.state.lock();
+            state.check()?;
             if state.synced_sequence == state.written_sequence {
                 return Ok(());
             }
@@ -297,21 +456,17 @@ impl Journal {
             let files: Vec<_> = unsynced
                 .map(|(number, file)| (*number, file.file.clone()))
                 .collect();
-            let names = (state.names_synced < state.names).then_some(state.names);
-            (state.written_sequence, files, names)
+            (state.written_sequence, files, state.copied_bytes)
         };
         let syncs = files.iter().map(async |(_, file)| {
             let synced = self.owner.disk.sync_data(file).await;
             synced.map_err(|source| unsynced(file.path().to_owned(), source))
         });
         try_join_all(syncs).await?;
-        if names.is_some() {
-            let dir = self.owner.dir();
-            let synced = self.owner.disk.sync_dir(&dir).await;
-            synced.map_err(|source| unsynced(dir, source))?;
-        }
+        self.sync_names().await?;
         let mut state = self.state.lock();
         state.synced_sequence = upto;
+        state.copied_bytes -= copied_bytes;
         for (number, _) in files {
             if let Some(file) = state.files.get_mut(&number)
                 && file.last_sequence <= upto
@@ -319,9 +474,22 @@ impl Journal {
                 file.unsynced = false;
             }
         }
-        if let Some(names) = names {
-            state.names_synced = names;
-        }
+        Ok(())
+    }
+
+    /// Makes durable which files there are, if that has changed.
+    async fn sync_names(&self) -> Result<()> {
+        let names = {
+            let state = self.state.lock();
+            if state.names == state.names_synced {
+                return Ok(());
+            }
+            state.names
+        };
+        let dir = self.owner.dir();
+        let synced = self.owner.disk.sync_dir(&dir).await;
+        synced.map_err(|source| unsynced(dir, source))?;
+        self.state.lock().names_synced = names;
         Ok(())
     }
 
@@ -329,7 +497,7 @@ impl Journal {
     pub(super) fn end_epoch(&self) -> u64 {
         let mut state = self.state.lock();
         debug_assert_eq!(state.written_sequence + 1, state.next_sequence);
-        state.position_bytes = None;
+        state.tail = None;
         state.epoch_first = state.next_number;
         state.epoch_first
     }
@@ -341,16 +509,21 @@ impl Journal {
             let live = state.files.split_off(&number);
             std::mem::replace(&mut state.files, live)
         };
-        old.keys().try_for_each(|number| self.owner.remove(*number))
+        // All of them, even if one cannot be removed.
+        let removed = old.keys().map(|number| self.owner.remove(*number));
+        removed.fold(Ok(()), Result::and)
     }
 
     /// Where a slot is that is counted from `first_file` on.
-    pub(super) fn place(&self, first_file: u64, slot: Slot) -> Result<(File, u64)> {
+    pub(super) fn place(&self, first_file: u64, slot: Slot) -> Result<BlockPlace> {
         let state = self.state.lock();
         let number = first_file + u64::from(slot) / FILE_SLOTS;
-        let offset_bytes = u64::from(slot) % FILE_SLOTS * BLOCK;
         match state.files.get(&number) {
-            Some(file) => Ok((file.file.clone(), offset_bytes)),
+            Some(file) => Ok(BlockPlace {
+                file: file.file.clone(),
+                offset_bytes: u64::from(slot) % FILE_SLOTS * BLOCK,
+                written_bytes: file.written_bytes,
+            }),
             None => Err(Error::io(
                 "read",
                 &self.owner.path(number),
@@ -369,6 +542,12 @@ impl Journal {
         self.state.lock().len_bytes() >= self.owner.bytes_max / 2
     }
 
+    /// How full it is, in parts of a thousand of its limit.
+    pub(super) fn fill_permille(&self) -> u64 {
+        let len_bytes = self.state.lock().len_bytes();
+        len_bytes.saturating_mul(1000) / self.owner.bytes_max.max(1)
+    }
+
     /// How many bytes its files take.
     pub(super) fn len_bytes(&self) -> u64 {
         self.state.lock().len_bytes()
@@ -376,9 +555,62 @@ impl Journal {
 }
 
 impl State {
+    /// That nothing has failed that leaves the state of the disk unknown.
+    fn check(&self) -> Result<()> {
+        match &self.failed {
+            Some(reason) => Err(Error::Poisoned {
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
     fn len_bytes(&self) -> u64 {
         self.files.values().map(|file| file.len_bytes).sum()
     }
+}
+
+/// A batch as it is written, with the file's header in front if it is the first of its file. Large data that may be written
+/// from where it is goes along as it is, all else is copied.
+fn gather(header: Option<&FileHeader>, descriptor: &Descriptor, batch: &Batch) -> Vec<Bytes> {
+    let copied_bytes: usize = batch
+        .data()
+        .filter(|data| !is_large(data))
+        .map(Bytes::len)
+        .sum();
+    let mut copied = AlignedBuf::with_capacity(2 * JOURNAL_BLOCK_BYTES + copied_bytes);
+    if let Some(header) = header {
+        copied.extend_from_slice(&header.encode());
+    }
+    copied.extend_from_slice(&descriptor.encode());
+    // Where copies end and large data goes in between.
+    let mut cuts = Vec::new();
+    for data in batch.data() {
+        if is_large(data) {
+            cuts.push((copied.len(), data));
+        } else {
+            copied.extend_from_slice(data);
+        }
+    }
+    let mut copied = copied.into_bytes();
+    let mut parts = Vec::with_capacity(2 * cuts.len() + 1);
+    let mut position = 0;
+    for (at, data) in cuts {
+        if at > position {
+            parts.push(copied.split_to(at - position));
+            position = at;
+        }
+        parts.push(data.clone());
+    }
+    if !copied.is_empty() {
+        parts.push(copied);
+    }
+    parts
+}
+
+/// Whether data is written from where it is.
+fn is_large(data: &Bytes) -> bool {
+    data.len() >= JOURNAL_LARGE_BYTES && data.as_ptr().addr().is_multiple_of(BUFFER_ALIGN)
 }
 
 /// Not [`Error::Full`], whatever it is: after a failed sync nobody knows what is on the disk.

@@ -6,23 +6,28 @@
 //!
 //! A change that is in the queue is carried out even if its writer has gone away.
 
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
-use tokio::sync::{
-    Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit, oneshot,
+use tokio::{
+    sync::{Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit, oneshot},
+    time::sleep_until,
 };
 
 use super::{
-    batch::{Batch, Change},
+    batch::{Batch, Change, Taken},
     device::Inner,
     journal::Begun,
 };
 use crate::{
     Error, Result,
     failpoints::{Failpoint, reach},
-    io::AlignedBuf,
-    limits::JOURNAL_WRITES_IN_FLIGHT,
+    limits::{BRAKE_BYTES_PER_SECOND, BRAKE_FROM_PERMILLE, JOURNAL_WRITES_IN_FLIGHT},
 };
 
 /// Keeps changes of parts of a block apart from all others, until the change is in the map.
@@ -42,8 +47,8 @@ pub(super) struct Op {
     pub(super) is_begun: bool,
     pub(super) reply: oneshot::Sender<Result<()>>,
     pub(super) _turn: Arc<Turn>,
-    /// Room for its bytes.
-    pub(super) _room: OwnedSemaphorePermit,
+    /// Room for its bytes: the volume's, and of all volumes.
+    pub(super) _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
 
 /// What waits to be written. Its bound is the room that each change brings along.
@@ -103,12 +108,17 @@ impl Queue {
         let mut batch = Batch::default();
         let mut complete = Vec::new();
         while let Some(Item::Change(op)) = state.items.front_mut() {
-            if !batch.take(&mut op.change) {
-                op.is_begun = true;
-                break;
-            }
-            if let Some(Item::Change(op)) = state.items.pop_front() {
-                complete.push(op);
+            match batch.take(&mut op.change) {
+                Taken::All => {
+                    if let Some(Item::Change(op)) = state.items.pop_front() {
+                        complete.push(op);
+                    }
+                }
+                Taken::Some => {
+                    op.is_begun = true;
+                    break;
+                }
+                Taken::Nothing => break,
             }
         }
         (!batch.is_empty()).then_some((batch, complete))
@@ -150,11 +160,48 @@ struct InFlight {
     complete: Vec<Op>,
 }
 
+/// Holds batches back while the journal runs full faster than it is emptied, so that writers are slowed before they are stopped.
+#[derive(Debug, Default)]
+struct Brake {
+    released_at: Option<Instant>,
+}
+
+impl Brake {
+    /// Takes note of a batch of so many bytes, behind which the journal is filled to so many parts of a thousand.
+    fn passed(&mut self, bytes: u64, fill_permille: u64) {
+        let Some(over) = fill_permille.checked_sub(BRAKE_FROM_PERMILLE) else {
+            self.released_at = None;
+            return;
+        };
+        // From the fast rate to the slow one, in proportion to what is left.
+        let left = (1000 - BRAKE_FROM_PERMILLE).saturating_sub(over);
+        let span = BRAKE_BYTES_PER_SECOND.1 - BRAKE_BYTES_PER_SECOND.0;
+        let rate = BRAKE_BYTES_PER_SECOND.0 + span * left / (1000 - BRAKE_FROM_PERMILLE);
+        let from = self
+            .released_at
+            .map_or_else(Instant::now, |at| at.max(Instant::now()));
+        self.released_at = Some(from + Duration::from_micros(bytes * 1_000_000 / rate));
+    }
+
+    fn is_on(&self) -> bool {
+        self.released_at.is_some_and(|at| at > Instant::now())
+    }
+
+    async fn released(&self) {
+        match self.released_at {
+            Some(at) if at > Instant::now() => sleep_until(at.into()).await,
+            _ => {}
+        }
+    }
+}
+
 /// Writes what comes, until the queue is closed and empty.
 pub(super) async fn run(volume: Arc<Inner>) {
     let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(JOURNAL_WRITES_IN_FLIGHT);
+    let mut brake = Brake::default();
     loop {
         while in_flight.len() < JOURNAL_WRITES_IN_FLIGHT
+            && !brake.is_on()
             && let Some((batch, complete)) = volume.queue.next_batch()
         {
             let begun = volume.begin_or_wait(&batch, &mut in_flight).await;
@@ -167,9 +214,14 @@ pub(super) async fn run(volume: Arc<Inner>) {
                 // Nothing was begun, and what is on its way goes on.
                 Err(error) => volume.refuse(complete, &error),
             }
+            volume.sync_if_much();
             volume.fold_if_large();
+            if volume.folds.is_under_way() {
+                let bytes = in_flight.back().map_or(0, |last| last.batch.bytes());
+                brake.passed(bytes, volume.journal.fill_permille());
+            }
         }
-        let has_room = in_flight.len() < JOURNAL_WRITES_IN_FLIGHT;
+        let may_begin = in_flight.len() < JOURNAL_WRITES_IN_FLIGHT;
         let Some(oldest) = in_flight.front_mut() else {
             if let Some(reply) = volume.queue.take_end() {
                 volume.end_epoch(reply);
@@ -178,13 +230,21 @@ pub(super) async fn run(volume: Arc<Inner>) {
             if volume.queue.is_finished() {
                 return;
             }
-            volume.queue.wake.notified().await;
+            if brake.is_on() {
+                tokio::select! {
+                    () = brake.released() => {}
+                    () = volume.queue.wake.notified() => {}
+                }
+            } else {
+                volume.queue.wake.notified().await;
+            }
             continue;
         };
         let outcome = tokio::select! {
             biased;
             outcome = &mut oldest.begun.completion => outcome,
-            () = volume.queue.wake.notified(), if has_room => continue,
+            () = volume.queue.wake.notified(), if may_begin => continue,
+            () = brake.released(), if may_begin && brake.is_on() => continue,
         };
         if let Some(oldest) = in_flight.pop_front() {
             volume.end(oldest, outcome, &mut in_flight).await;
@@ -200,7 +260,7 @@ impl Inner {
 
     /// Begins to write a batch. Where there is no room, waits for what is being taken into the store, after which there is.
     async fn begin_or_wait(
-        &self,
+        self: &Arc<Self>,
         batch: &Batch,
         in_flight: &mut VecDeque<InFlight>,
     ) -> Result<Begun> {
@@ -208,12 +268,17 @@ impl Inner {
         loop {
             let under_way = *folds.borrow_and_update() > 0;
             let begun = self.begin(batch);
-            if !under_way || !matches!(begun, Err(Error::Full { .. })) {
+            let is_full = matches!(begun, Err(Error::Full { .. }));
+            // A journal that was read at the start may be full without anything under way.
+            if !is_full || !(under_way || self.begin_fold()) {
                 return begun;
             }
             while let Some(mut oldest) = in_flight.pop_front() {
                 let outcome = (&mut oldest.begun.completion).await;
-                self.end(oldest, outcome, in_flight).await;
+                if !self.end(oldest, outcome, in_flight).await {
+                    // A change that this batch ends may have begun in one that was given up.
+                    return begun;
+                }
             }
             // It may wait for the epoch to end. This batch was not acknowledged, so it may as well be in the next.
             if let Some(reply) = self.queue.take_end() {
@@ -226,23 +291,29 @@ impl Inner {
         }
     }
 
-    /// Draws the consequence of what became of a batch, the oldest of those that were on their way.
+    /// Draws the consequence of what became of a batch, the oldest of those that were on their way. Whether it was written.
     async fn end(
         &self,
         oldest: InFlight,
-        outcome: io::Result<AlignedBuf>,
+        outcome: io::Result<()>,
         behind: &mut VecDeque<InFlight>,
-    ) {
+    ) -> bool {
         match outcome {
-            Ok(_) => self.settle(oldest),
-            Err(source) => self.give_up(oldest, behind, source).await,
+            Ok(()) => {
+                self.settle(oldest);
+                true
+            }
+            Err(source) => {
+                self.give_up(oldest, behind, source).await;
+                false
+            }
         }
     }
 
     /// A batch is in the kernel: its blocks are there from now on.
     fn settle(&self, done: InFlight) {
         reach(Failpoint::JournalWritten);
-        self.journal.written(&done.begun);
+        self.journal.written(done.begun.place);
         self.layers
             .write()
             .current
@@ -281,7 +352,7 @@ impl Inner {
             writers.extend(later.complete);
         }
         let error = match &error {
-            Error::Full { .. } => match self.journal.roll_back(&failed.begun) {
+            Error::Full { .. } => match self.journal.roll_back(failed.begun.place).await {
                 Ok(()) => error,
                 Err(worse) => self.stop_writing(worse),
             },

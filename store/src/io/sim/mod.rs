@@ -29,6 +29,7 @@ use std::{
     task::Poll,
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::{
@@ -303,6 +304,27 @@ impl Disk for SimDisk {
             }
             Ok(buf)
         })
+    }
+
+    fn write_parts(&self, file: &File, offset_bytes: u64, parts: Vec<Bytes>) -> Completion<()> {
+        if let Err(error) = file.check_parts(offset_bytes, &parts) {
+            return Completion::failed(error);
+        }
+        let mut buf = AlignedBuf::with_capacity(parts.iter().map(Bytes::len).sum());
+        parts.iter().for_each(|part| buf.extend_from_slice(part));
+        let written = self.write(file, offset_bytes, buf);
+        Completion::deferred(async move { written.await.map(drop) })
+    }
+
+    fn write_at_once(&self, file: &File, offset_bytes: u64, parts: &[Bytes]) -> io::Result<()> {
+        self.write_parts(file, offset_bytes, parts.to_vec())
+            .blocking_wait()
+    }
+
+    fn will_need(&self, _: &File, _: u64, _: usize) {}
+
+    fn read_at_once(&self, _: &File, _: u64, _: usize) -> Option<AlignedBuf> {
+        None
     }
 
     fn sync_data(&self, file: &File) -> Completion<()> {
