@@ -7,7 +7,8 @@
 //! +-------------+------------------+--------+-- - --+--------+------------------+-- - -
 //! ```
 //!
-//! Files follow one another by their numbers, batches by theirs, without a gap. All is in blocks of 4 KiB. A batch is what
+//! Files follow one another by their numbers, without a gap, and so do the batches of a file by theirs; each file says which batch is
+//! the last before its first. All is in blocks of 4 KiB. A batch is what
 //! was written together: its descriptor says which blocks of the volume its data is, in the order in which it counts, and vouches for
 //! each of them. A later batch, and within a batch a later entry, goes before an earlier one.
 //!
@@ -30,7 +31,11 @@ pub const JOURNAL_BLOCK_BYTES: usize = BLOCK_BYTES;
 /// Data blocks of one batch, at most: 2 MiB.
 pub const BATCH_BLOCKS_MAX: u32 = 512;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Sequence numbers ran on from file to file.
+const VERSION_1: u32 = 1;
+/// Sequence numbers of one file.
+const FILE_SEQUENCES_BITS: u32 = 32;
 const FILE_MAGIC: [u8; 8] = *b"VARVJRNL";
 const BATCH_MAGIC: [u8; 4] = *b"VJBT";
 const HEADER_BYTES: usize = 128;
@@ -52,7 +57,7 @@ pub type Nonce = [u8; 16];
 /// | offset | bytes | field |
 /// | --- | --- | --- |
 /// | 0 | 8 | `VARVJRNL` |
-/// | 8 | 4 | version: 1 |
+/// | 8 | 4 | version: 2 |
 /// | 12 | 4 | zero |
 /// | 16 | 16 | store id |
 /// | 32 | 9 | volume id |
@@ -60,9 +65,13 @@ pub type Nonce = [u8; 16];
 /// | 48 | 8 | number of the file |
 /// | 56 | 8 | sequence number of its first batch |
 /// | 64 | 16 | random bytes, which its descriptors repeat |
-/// | 80 | 44 | zero |
+/// | 80 | 8 | sequence number of the last batch before its first, in whatever file that is |
+/// | 88 | 36 | zero |
 /// | 124 | 4 | CRC-32 of the bytes before |
 /// | 128 | 3968 | zero |
+///
+/// Each file has [sequence numbers of its own](first_sequence_of), so that one says which file it is of even where the file's header is
+/// lost. In version 1, which is still read, sequence numbers run on from one file to the next, and the number at 80 is zero.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct FileHeader {
     /// Whose it is.
@@ -73,8 +82,16 @@ pub struct FileHeader {
     pub number: u64,
     /// Its first batch, whether or not it is there yet.
     pub first_sequence: u64,
+    /// The batch before that: less. What it was when the journal was begun says nothing.
+    pub previous_sequence: u64,
     /// Random: so no guest can write a block that looks like a descriptor.
     pub nonce: Nonce,
+}
+
+/// The sequence number of the first batch of a file.
+#[must_use]
+pub const fn first_sequence_of(file_number: u64) -> u64 {
+    file_number << FILE_SEQUENCES_BITS
 }
 
 impl FileHeader {
@@ -92,7 +109,8 @@ impl FileHeader {
             .reserved(7)
             .u64(self.number)
             .u64(self.first_sequence)
-            .bytes(&self.nonce);
+            .bytes(&self.nonce)
+            .u64(self.previous_sequence);
         put_crc32(head);
         bytes
     }
@@ -106,7 +124,7 @@ impl FileHeader {
         let mut fields = Fields::new(WHAT, check_crc32(WHAT, head)?);
         fields.bytes(FILE_MAGIC.len())?;
         let version = fields.u32()?;
-        if version != VERSION {
+        if version != VERSION && version != VERSION_1 {
             return Err(FormatError::unknown(
                 "version of a journal file",
                 VERSION,
@@ -120,14 +138,34 @@ impl FileHeader {
         let number = fields.u64()?;
         let first_sequence = fields.u64()?;
         let nonce = fields.array()?;
-        fields.reserved(44)?;
+        let previous_sequence = if version == VERSION_1 {
+            fields.reserved(8)?;
+            first_sequence.saturating_sub(1)
+        } else {
+            fields.u64()?
+        };
+        fields.reserved(36)?;
         fields.end()?;
         Fields::new(WHAT, tail).reserved(tail.len())?;
+        let expected = (version == VERSION).then(|| first_sequence_of(number));
+        if previous_sequence >= first_sequence
+            || number >> (u64::BITS - FILE_SEQUENCES_BITS) != 0
+            || expected.is_some_and(|expected| first_sequence != expected)
+        {
+            return Err(FormatError::differs(
+                WHAT,
+                "numbers that agree with each other",
+                format_args!(
+                    "file {number}, first batch {first_sequence}, {previous_sequence} before it"
+                ),
+            ));
+        }
         Ok(Self {
             store,
             volume,
             number,
             first_sequence,
+            previous_sequence,
             nonce,
         })
     }

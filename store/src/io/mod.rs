@@ -90,6 +90,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Not for files that were opened for direct access.
     fn write_at_once(&self, file: &File, offset_bytes: u64, parts: &[Bytes]) -> io::Result<()>;
 
+    /// Forgets what of a file is in memory and was written: the next read is of the disk.
+    fn forget_cached(&self, file: &File);
+
     /// Says that a range is going to be read soon.
     fn will_need(&self, file: &File, offset_bytes: u64, len: usize);
 

@@ -199,6 +199,13 @@ impl Disk for OsDisk {
         write_at_once(file.descriptor()?, offset_bytes, parts)
     }
 
+    fn forget_cached(&self, file: &File) {
+        if let Ok(descriptor) = file.descriptor() {
+            // Advice may be refused.
+            let _ = fadvise(descriptor, 0, None, Advice::DontNeed);
+        }
+    }
+
     fn will_need(&self, file: &File, offset_bytes: u64, len: usize) {
         let Ok(descriptor) = file.descriptor() else {
             return;

@@ -10,6 +10,7 @@
 
 mod crash;
 mod dropped;
+mod journal_faults;
 mod model;
 mod uploads;
 mod volume_data;
@@ -201,6 +202,7 @@ pub(super) async fn assert_holds(store: &Store, name: &str, image: &[u8]) {
 
 pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .unwrap()
         .block_on(future)

@@ -20,7 +20,9 @@ use crate::{
     Error, Result,
     format::{
         StoreId,
-        journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, data_crc},
+        journal::{
+            Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, data_crc, first_sequence_of,
+        },
         names,
         volume::VolumeId,
     },
@@ -99,7 +101,8 @@ struct State {
     next_number: u64,
     /// Where the next batch goes; `None` if the last file is not added to.
     tail: Option<Tail>,
-    next_sequence: u64,
+    /// Of the last batch that was begun.
+    last_sequence: u64,
     /// Batches up to this are in the kernel.
     written_sequence: u64,
     synced_sequence: u64,
@@ -200,7 +203,7 @@ impl Journal {
                     .map_or(found.first_number, |(number, _)| number + 1),
                 files,
                 tail: None,
-                next_sequence: found.last_sequence + 1,
+                last_sequence: found.last_sequence,
                 written_sequence: found.last_sequence,
                 synced_sequence: found.last_sequence,
                 names: 0,
@@ -225,17 +228,25 @@ impl Journal {
             Some(tail) => tail,
             None => self.new_file()?,
         };
-        let (sequence, synced_sequence) = {
+        let (last_sequence, synced_sequence) = {
             let state = self.state.lock();
-            (state.next_sequence, state.synced_sequence)
+            (state.last_sequence, state.synced_sequence)
         };
-        let header = (tail.position_bytes == 0).then_some(FileHeader {
+        let is_first = tail.position_bytes == 0;
+        let first_sequence = first_sequence_of(tail.number);
+        let header = is_first.then_some(FileHeader {
             store: self.owner.store,
             volume: self.owner.volume,
             number: tail.number,
-            first_sequence: sequence,
+            first_sequence,
+            previous_sequence: last_sequence,
             nonce: tail.nonce,
         });
+        let sequence = if is_first {
+            first_sequence
+        } else {
+            last_sequence + 1
+        };
         let descriptor = Descriptor {
             file_number: tail.number,
             sequence,
@@ -253,7 +264,7 @@ impl Journal {
 
         let first_slot = {
             let mut state = self.state.lock();
-            state.next_sequence += 1;
+            state.last_sequence = sequence;
             if let Some(file) = state.files.get_mut(&tail.number) {
                 file.last_sequence = sequence;
                 file.unsynced = true;
@@ -375,7 +386,7 @@ impl Journal {
     /// Takes note that a batch, and all before it, is in the kernel.
     pub(super) fn written(&self, batch: BatchPlace) {
         let mut state = self.state.lock();
-        debug_assert_eq!(batch.sequence, state.written_sequence + 1);
+        debug_assert!(batch.sequence > state.written_sequence);
         state.written_sequence = batch.sequence;
         if let Some(file) = state.files.get_mut(&batch.number) {
             file.written_bytes = batch.end_bytes;
@@ -400,10 +411,10 @@ impl Journal {
         let first_gone = batch.number + u64::from(batch.offset_bytes > 0);
         let last = {
             let mut state = self.state.lock();
-            debug_assert_eq!(batch.sequence, state.written_sequence + 1);
+            debug_assert!(batch.sequence > state.written_sequence);
             state.check()?;
             state.tail = None;
-            state.next_sequence = batch.sequence;
+            state.last_sequence = state.written_sequence;
             state.files.get(&batch.number).map(|file| file.file.clone())
         };
         // From the last on, so that a crash in between leaves no gap.
@@ -496,7 +507,7 @@ impl Journal {
     /// Lets what is written from now on begin in a file of its own, and returns its number. Nothing may be on its way.
     pub(super) fn end_epoch(&self) -> u64 {
         let mut state = self.state.lock();
-        debug_assert_eq!(state.written_sequence + 1, state.next_sequence);
+        debug_assert_eq!(state.written_sequence, state.last_sequence);
         state.tail = None;
         state.epoch_first = state.next_number;
         state.epoch_first
@@ -614,7 +625,7 @@ fn is_large(data: &Bytes) -> bool {
 }
 
 /// Not [`Error::Full`], whatever it is: after a failed sync nobody knows what is on the disk.
-fn unsynced(path: PathBuf, source: std::io::Error) -> Error {
+pub(super) fn unsynced(path: PathBuf, source: std::io::Error) -> Error {
     Error::Io {
         verb: "sync",
         path,

@@ -7,14 +7,16 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    journal::{FILES_MAX, Found, Owner, slot},
+    journal::{FILES_MAX, Found, Owner, slot, unsynced},
     map::BlockMap,
 };
 use crate::{
     Damage, Error, Result,
     format::{
         FormatError,
-        journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, data_crc},
+        journal::{
+            Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, data_crc, first_sequence_of,
+        },
         names,
     },
     io::{File, OpenMode},
@@ -55,8 +57,10 @@ struct Reader<'a> {
     first_number: u64,
     /// Of the file that is being read.
     nonce: Nonce,
-    /// Of the last batch that counts.
+    /// Of the last batch that counts. To begin with, a number below those of the first file.
     sequence: u64,
+    /// Of the batch that is to follow.
+    next_sequence: u64,
     report: JournalReport,
 }
 
@@ -87,7 +91,8 @@ pub(super) async fn recover(
         map: BlockMap::default(),
         first_number,
         nonce: Nonce::default(),
-        sequence: 0,
+        sequence: first_sequence_of(first_number).saturating_sub(1),
+        next_sequence: first_sequence_of(first_number),
         report: JournalReport::default(),
     };
     let mut files = BTreeMap::new();
@@ -99,6 +104,13 @@ pub(super) async fn recover(
             .map_err(|source| Error::io("open", &path, source))?;
         files.insert(*number, file);
     }
+    // A process that was killed may not have lived to sync what it acknowledged: from here on it is promised. What the cache holds
+    // may be more than what is on the disk, where a sync has failed.
+    for file in files.values() {
+        let synced = owner.disk.sync_data(file).await;
+        synced.map_err(|source| unsynced(file.path().to_owned(), source))?;
+        owner.disk.forget_cached(file);
+    }
     if let Some(end) = reader.read_all(&files).await? {
         reader.check_nothing_promised(&files, &end).await?;
         cut_off(owner, &mut files, &end)?;
@@ -107,21 +119,13 @@ pub(super) async fn recover(
             format!("{} at offset {}: {why}", path.display(), end.offset_bytes)
         });
     }
-    // A process that was killed may not have lived to sync what it acknowledged; from here on it is promised.
-    for file in files.values() {
-        let synced = owner.disk.sync_data(file).await;
-        synced.map_err(|source| Error::Io {
-            verb: "sync",
-            path: file.path().to_owned(),
-            source,
-        })?;
+    // What was cut off stays cut off.
+    if let Some(last) = files.values().next_back() {
+        let synced = owner.disk.sync_data(last).await;
+        synced.map_err(|source| unsynced(last.path().to_owned(), source))?;
     }
     let synced = owner.disk.sync_dir(&dir).await;
-    synced.map_err(|source| Error::Io {
-        verb: "sync",
-        path: dir,
-        source,
-    })?;
+    synced.map_err(|source| unsynced(dir, source))?;
     reader.report.files = files.len() as u64;
     let mut lengths = BTreeMap::new();
     for (number, file) in files {
@@ -180,9 +184,13 @@ impl Reader<'_> {
                 ))
             };
             if let Some(why) = refused {
+                // Where the file before ended is where something is missing.
                 return Ok(Some(match left {
-                    Some(left) if left.why.is_some() => left,
-                    _ => here(why),
+                    Some(left) => End {
+                        why: left.why.or(Some(why)),
+                        ..left
+                    },
+                    None => here(why),
                 }));
             }
             left = self.read_file(*number, file).await?;
@@ -200,17 +208,18 @@ impl Reader<'_> {
             Ok(header) => header,
             Err(why) => return Ok(Err(why)),
         };
-        let first = header.first_sequence;
-        // The first file tells with which batch the journal begins.
+        let previous = header.previous_sequence;
+        // What came before the first file is in the base.
         if number == self.first_number {
-            self.sequence = first.saturating_sub(1);
-        } else if first != self.sequence + 1 {
+            self.sequence = header.first_sequence.saturating_sub(1);
+        } else if previous != self.sequence {
             return Ok(Err(FormatError::differs(
-                "first batch of a journal file",
-                self.sequence + 1,
-                first,
+                "batch in front of a journal file",
+                self.sequence,
+                previous,
             )));
         }
+        self.next_sequence = header.first_sequence;
         self.nonce = header.nonce;
         if number - self.first_number >= FILES_MAX {
             return Err(Error::Incompatible {
@@ -322,11 +331,11 @@ impl Reader<'_> {
         let descriptor = Descriptor::decode(descriptor)?;
         if descriptor.file_number != number
             || descriptor.nonce != self.nonce
-            || descriptor.sequence != self.sequence + 1
+            || descriptor.sequence != self.next_sequence
         {
             return Err(FormatError::differs(
                 "number of a journal batch",
-                format_args!("batch {} in file {number}", self.sequence + 1),
+                format_args!("batch {} in file {number}", self.next_sequence),
                 format_args!(
                     "batch {} in file {}",
                     descriptor.sequence, descriptor.file_number
@@ -357,6 +366,7 @@ impl Reader<'_> {
         self.map.apply(&descriptor.entries, slot);
         self.report.blocks += descriptor.data_crcs.len() as u64;
         self.sequence = descriptor.sequence;
+        self.next_sequence = descriptor.sequence + 1;
         self.report.batches += 1;
     }
 

@@ -15,7 +15,8 @@ fn header() -> FileHeader {
         store: STORE,
         volume: "vol-0123456789abcdef0".parse().unwrap(),
         number: 0xa1,
-        first_sequence: 7,
+        first_sequence: 0xa1_0000_0000,
+        previous_sequence: 0xa0_0000_0007,
         nonce: [0x5e; 16],
     }
 }
@@ -54,15 +55,16 @@ fn the_file_header_is_pinned() {
         &bytes[..124],
         &[
             &hex(b"VARVJRNL"),
-            "01000000",
+            "02000000",
             "00000000",
             "00112233445566778899aabbccddeeff",
             "00123456789abcdef0",
             &"00".repeat(7),
             "a100000000000000",
-            "0700000000000000",
+            "00000000a1000000",
             &"5e".repeat(16),
-            &"00".repeat(44),
+            "07000000a0000000",
+            &"00".repeat(36),
         ],
     );
     assert_eq!(
@@ -72,6 +74,34 @@ fn the_file_header_is_pinned() {
     assert_eq!(bytes[128..], [0; JOURNAL_BLOCK_BYTES - 128]);
     assert_eq!(FileHeader::decode(&bytes), Ok(header()));
     assert_every_byte_counts(&bytes, FileHeader::decode);
+}
+
+#[test]
+fn a_file_header_of_version_1_is_read() {
+    let mut bytes = header().encode();
+    bytes[8] = 1;
+    bytes[56..64].copy_from_slice(&7u64.to_le_bytes());
+    bytes[80..88].fill(0);
+    let crc = crc32fast::hash(&bytes[..124]);
+    bytes[124..128].copy_from_slice(&crc.to_le_bytes());
+    let version_1 = FileHeader {
+        first_sequence: 7,
+        previous_sequence: 6,
+        ..header()
+    };
+    assert_eq!(FileHeader::decode(&bytes), Ok(version_1));
+}
+
+#[test]
+fn file_headers_whose_numbers_do_not_agree_are_refused() {
+    let wrong = |change: fn(&mut FileHeader)| {
+        let mut header = header();
+        change(&mut header);
+        FileHeader::decode(&header.encode()).unwrap_err()
+    };
+    wrong(|header| header.first_sequence += 1);
+    wrong(|header| header.previous_sequence = header.first_sequence);
+    wrong(|header| header.number = 1 << 32);
 }
 
 #[test]

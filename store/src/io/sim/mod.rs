@@ -321,6 +321,8 @@ impl Disk for SimDisk {
             .blocking_wait()
     }
 
+    fn forget_cached(&self, _: &File) {}
+
     fn will_need(&self, _: &File, _: u64, _: usize) {}
 
     fn read_at_once(&self, _: &File, _: u64, _: usize) -> Option<AlignedBuf> {

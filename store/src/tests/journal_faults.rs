@@ -1,0 +1,208 @@
+//! Journals of volumes on disks that refuse, fail and lose power at the wrong moment.
+
+use std::{collections::BTreeMap, io::ErrorKind, path::Path};
+
+use bytes::Bytes;
+use futures::future::join_all;
+
+use super::{Random, block_on, crash::Machine, seed};
+use crate::{Error, NewVolume, Piece, Store, Volume, format::names};
+
+const BLOCK: usize = 4096;
+
+async fn with_volume(store: &Store, size_bytes: usize) -> Volume {
+    let new = NewVolume {
+        name: "v".to_owned(),
+        size_bytes: Some(size_bytes as u64),
+        ..NewVolume::default()
+    };
+    store.create_volume(new).await.unwrap();
+    store.open_volume("v").await.unwrap()
+}
+
+async fn block(volume: &Volume, number: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(BLOCK);
+    for piece in volume.read((number * BLOCK) as u64, BLOCK).await.unwrap() {
+        match piece {
+            Piece::Data(data) => bytes.extend_from_slice(&data),
+            Piece::Zero(zeros) => bytes.resize(bytes.len() + zeros, 0),
+        }
+    }
+    bytes
+}
+
+/// Blocks that say which write they are of.
+fn data_of(write: u64, blocks: usize) -> Bytes {
+    let block = write.to_le_bytes().repeat(BLOCK / 8);
+    Bytes::from(block.repeat(blocks))
+}
+
+fn write_of(block: &[u8]) -> u64 {
+    let write = block[..8].try_into().map(u64::from_le_bytes).unwrap();
+    assert!(block == data_of(write, 1), "a block of several writes");
+    write
+}
+
+#[test]
+fn a_flush_behind_one_that_fails_fails_too() {
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let volume = with_volume(&store, 1 << 20).await;
+        volume.write(0, data_of(1, 1)).await.unwrap();
+        machine.disk.fail_sync(1);
+        let outcomes = tokio::join!(volume.flush(), volume.flush(), volume.flush());
+        outcomes.0.unwrap_err();
+        outcomes.1.unwrap_err();
+        outcomes.2.unwrap_err();
+    });
+}
+
+#[test]
+fn writes_that_the_disk_refuses_leave_nothing_behind_that_comes_back() {
+    const BLOCKS: usize = 4000;
+    let mut random = Random::new(seed());
+    let mut refused_in_all = 0;
+    for round in 0..40 {
+        let machine = Machine::new();
+        // Of each block, the write that it is of for certain, and others that it may be of.
+        let mut certain = vec![0u64; BLOCKS];
+        let mut possible: Vec<Vec<u64>> = vec![Vec::new(); BLOCKS];
+        let mut next = 1;
+        let check = async |volume: &Volume, certain: &[u64], possible: &[Vec<u64>]| {
+            for number in 0..BLOCKS {
+                let found = write_of(&block(volume, number).await);
+                assert!(
+                    found == certain[number] || possible[number].contains(&found),
+                    "round {round}: block {number} is of write {found}, not {} or one of {:?}",
+                    certain[number],
+                    possible[number]
+                );
+            }
+        };
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = with_volume(&store, BLOCKS * BLOCK).await;
+            for _ in 0..6 {
+                machine
+                    .disk
+                    .fail_write(1 + random.below(6) as u64, ErrorKind::StorageFull);
+                // Apart from one another, some of them larger than a batch, in flight together.
+                let writes: Vec<_> = (0..5)
+                    .map(|part| {
+                        let start = part * 800 + random.below(100);
+                        let most = [3, 40, 700][random.below(3)];
+                        let blocks = 1 + random.below(most);
+                        next += 1;
+                        (start, blocks, next)
+                    })
+                    .collect();
+                let outcomes = join_all(writes.iter().map(|(start, blocks, write)| {
+                    volume.write((start * BLOCK) as u64, data_of(*write, *blocks))
+                }))
+                .await;
+                for ((start, blocks, write), outcome) in writes.into_iter().zip(outcomes) {
+                    for number in start..start + blocks {
+                        match &outcome {
+                            Ok(()) => {
+                                certain[number] = write;
+                                possible[number].clear();
+                            }
+                            Err(Error::Full { .. }) => possible[number].push(write),
+                            Err(other) => panic!("{other}"),
+                        }
+                    }
+                    refused_in_all += usize::from(outcome.is_err());
+                }
+                check(&volume, &certain, &possible).await;
+            }
+            if round % 2 == 0 {
+                volume.flush().await.unwrap();
+            }
+        });
+        // The process is killed; and where all was flushed, the power fails as well.
+        let machine = if round % 2 == 0 {
+            machine.crash(&mut random)
+        } else {
+            machine
+        };
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = store.open_volume("v").await.unwrap();
+            check(&volume, &certain, &possible).await;
+        });
+    }
+    assert!(refused_in_all > 40, "{refused_in_all} were refused");
+}
+
+#[test]
+fn what_was_never_promised_is_no_damage() {
+    let mut random = Random::new(seed());
+    for round in 0..150 {
+        let machine = Machine::new();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = with_volume(&store, 1 << 20).await;
+            for number in 0..4 {
+                let write = volume.write((number * BLOCK) as u64, data_of(1 + number as u64, 1));
+                write.await.unwrap();
+            }
+            // Ends the epoch, and is durable. What follows is not.
+            volume.snapshot("s", BTreeMap::new()).await.unwrap();
+            for number in 0..1 + random.below(4) {
+                let write = volume.write((number * BLOCK) as u64, data_of(100 + number as u64, 1));
+                write.await.unwrap();
+            }
+        });
+        let machine = machine.crash(&mut random);
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = store
+                .open_volume("v")
+                .await
+                .unwrap_or_else(|error| panic!("round {round}: {error}"));
+            for number in 0..4 {
+                let found = write_of(&block(&volume, number).await);
+                assert!([1, 100].contains(&(found - number as u64)), "{found}");
+            }
+        });
+    }
+}
+
+#[test]
+fn damage_is_named_where_it_is() {
+    let machine = Machine::new();
+    let id = block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let volume = with_volume(&store, 64 << 20).await;
+        // Two files, and a part of a third.
+        for number in 0..10u64 {
+            volume
+                .write(number << 20, data_of(number + 1, 256))
+                .await
+                .unwrap();
+            volume.flush().await.unwrap();
+        }
+        let id = volume.record().id;
+        store.close().await.unwrap();
+        id
+    });
+    // The last descriptor of the first file reads as if it had never been written.
+    let path = names::journal_file(Path::new("/data"), id, 1);
+    let mut bytes = machine.disk.contents(&path).unwrap();
+    let last = bytes
+        .chunks(BLOCK)
+        .rposition(|block| block.starts_with(b"VJBT"))
+        .unwrap();
+    bytes[last * BLOCK..(last + 1) * BLOCK].fill(0);
+    machine.disk.put(&path, &bytes).unwrap();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let damage = store.open_volume("v").await.unwrap_err().to_string();
+        let place = format!("offset {}", last * BLOCK);
+        assert!(
+            damage.contains(&path.display().to_string()) && damage.contains(&place),
+            "{damage}"
+        );
+    });
+}
