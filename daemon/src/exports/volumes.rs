@@ -3,15 +3,10 @@
 //! A volume is one user's: each time it is attached, or taken over by force, it gets another number. Exports are of one
 //! attachment, and refuse everything once there is another, or none.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
+use parking_lot::Mutex as SyncMutex;
 use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
 use tracing::{info, warn};
 use varve_store::{Error, ListQuery, Store, Volume, VolumeId, VolumeRecord};
@@ -26,24 +21,29 @@ pub(super) const PREFIX: &str = "volume/";
 #[derive(Debug)]
 pub struct Attachments {
     store: Store,
-    used: Mutex<HashMap<VolumeId, Arc<Attachment>>>,
+    used: SyncMutex<HashMap<VolumeId, Arc<Place>>>,
 }
+
+/// Where the attachment of one volume is, if it was used. Held while the volume is opened, which takes as long as its journal
+/// is long: others do not wait for that.
+type Place = Mutex<Option<Arc<Attachment>>>;
 
 /// One attachment of a volume.
 #[derive(Debug)]
 struct Attachment {
-    volume: Volume,
     number: u64,
-    ended: AtomicBool,
-    /// Held by requests; waited for by the end.
-    requests: RwLock<()>,
+    name: String,
+    /// The volume, until the attachment ends: held by requests, waited for by the end.
+    volume: RwLock<Option<Volume>>,
 }
 
 impl Attachment {
-    /// Waits for requests under way, and refuses all later ones.
-    async fn end(&self) {
-        self.ended.store(true, Ordering::Release);
-        drop(self.requests.write().await);
+    /// Refuses all later requests, and waits for those under way, also of clients that have gone away. Gives the volume if this was the
+    /// end of it.
+    async fn end(&self) -> Option<Volume> {
+        let volume = self.volume.write().await.take()?;
+        volume.settle().await;
+        Some(volume)
     }
 }
 
@@ -53,7 +53,7 @@ impl Attachments {
     pub fn new(store: Store) -> Self {
         Self {
             store,
-            used: Mutex::default(),
+            used: SyncMutex::default(),
         }
     }
 
@@ -93,34 +93,35 @@ impl Attachments {
     /// The export `name` of the volume `key`.
     pub(super) async fn open(&self, name: &str, key: &str) -> Result<VolumeExport, ExportError> {
         let refused = |error| refuse(error, name, 0);
-        let mut used = self.used.lock().await;
-        let record = self.store.volume(key).await.map_err(refused)?;
+        let id = self.store.volume(key).await.map_err(refused)?.id;
+        let place = self.place(id);
+        let mut used = place.lock().await;
+        // As it is now that nobody else changes who has it.
+        let record = self.store.volume(&id.to_string()).await.map_err(refused)?;
         if record.attached_at_ns.is_none() {
             return Err(ExportError::Unavailable {
                 message: format!("volume {:?} is not attached", record.name),
             });
         }
-        let known = used
-            .get(&record.id)
-            .filter(|it| it.number == record.attachments);
+        let known = used.as_ref().filter(|it| it.number == record.attachments);
         let attachment = match known {
             Some(attachment) => Arc::clone(attachment),
             None => {
-                let opened = self.store.open_volume(key).await;
+                // First, so that the new one is not there before the end of the other if this is dropped half-way.
+                if let Some(before) = &*used {
+                    before.end().await;
+                }
+                let opened = self.store.open_volume(&id.to_string()).await;
                 // Many clients do not show what they are told.
                 let opened = opened.inspect_err(
                     |error| warn!(volume = record.name, %error, "the volume cannot be opened"),
                 );
-                let volume = opened.map_err(refused)?;
                 let attachment = Arc::new(Attachment {
-                    volume,
                     number: record.attachments,
-                    ended: AtomicBool::new(false),
-                    requests: RwLock::default(),
+                    name: record.name.clone(),
+                    volume: RwLock::new(Some(opened.map_err(refused)?)),
                 });
-                if let Some(before) = used.insert(record.id, Arc::clone(&attachment)) {
-                    before.end().await;
-                }
+                *used = Some(Arc::clone(&attachment));
                 attachment
             }
         };
@@ -137,22 +138,30 @@ impl Attachments {
     ///
     /// What was written could not be made durable.
     pub async fn end(&self, id: VolumeId, upto: u64) -> Result<(), Error> {
-        let attachment = {
-            let mut used = self.used.lock().await;
-            match used.get(&id) {
-                Some(attachment) if attachment.number <= upto => used.remove(&id),
-                _ => None,
-            }
-        };
-        let Some(attachment) = attachment else {
+        let place = self.place(id);
+        let mut used = place.lock().await;
+        let Some(attachment) = used.as_ref().filter(|it| it.number <= upto) else {
             return Ok(());
         };
-        attachment.end().await;
+        let Some(volume) = attachment.end().await else {
+            return Ok(());
+        };
         info!(
-            volume = attachment.volume.record().name,
-            "connections were cut off"
+            volume = attachment.name,
+            "its clients are refused from now on"
         );
-        attachment.volume.flush().await
+        let flushed = volume.flush().await;
+        *used = None;
+        flushed
+    }
+
+    fn place(&self, id: VolumeId) -> Arc<Place> {
+        let mut used = self.used.lock();
+        // Those that nobody holds and that hold nothing.
+        used.retain(|_, place| {
+            Arc::strong_count(place) > 1 || !place.try_lock().is_ok_and(|used| used.is_none())
+        });
+        Arc::clone(used.entry(id).or_default())
     }
 }
 
@@ -176,18 +185,15 @@ pub struct VolumeExport {
 }
 
 impl VolumeExport {
-    async fn request(&self) -> Result<(&Volume, RwLockReadGuard<'_, ()>), ExportError> {
-        let requests = &self.attachment.requests;
-        let guard = match requests.try_read() {
+    async fn request(&self) -> Result<RwLockReadGuard<'_, Volume>, ExportError> {
+        let volume = &self.attachment.volume;
+        let guard = match volume.try_read() {
             Ok(guard) => guard,
-            Err(_) => requests.read().await,
+            Err(_) => volume.read().await,
         };
-        if self.attachment.ended.load(Ordering::Acquire) {
-            return Err(ExportError::Detached {
-                message: "the volume was detached, or attached elsewhere".to_owned(),
-            });
-        }
-        Ok((&self.attachment.volume, guard))
+        RwLockReadGuard::try_map(guard, Option::as_ref).map_err(|_| ExportError::Detached {
+            message: "the volume was detached, or attached elsewhere".to_owned(),
+        })
     }
 
     fn refused(&self, offset: u64) -> impl FnOnce(Error) -> ExportError {
@@ -208,7 +214,7 @@ impl Export for VolumeExport {
     }
 
     async fn read(&self, offset: u64, length_bytes: u32) -> Result<Vec<Piece>, ExportError> {
-        let (volume, _guard) = self.request().await?;
+        let volume = self.request().await?;
         let pieces = volume
             .read(offset, length_bytes as usize)
             .await
@@ -217,7 +223,7 @@ impl Export for VolumeExport {
     }
 
     async fn extents(&self, offset: u64, length_bytes: u64) -> Result<Vec<Extent>, ExportError> {
-        let (volume, _guard) = self.request().await?;
+        let volume = self.request().await?;
         let extents = volume
             .extents(offset, length_bytes)
             .await
@@ -226,7 +232,7 @@ impl Export for VolumeExport {
     }
 
     async fn prefetch(&self, offset: u64, length_bytes: u32) -> Result<(), ExportError> {
-        let (volume, _guard) = self.request().await?;
+        let volume = self.request().await?;
         volume
             .prefetch(offset, length_bytes as usize)
             .await
@@ -234,12 +240,12 @@ impl Export for VolumeExport {
     }
 
     async fn write(&self, offset: u64, data: Bytes, durable: bool) -> Result<(), ExportError> {
-        let (volume, _guard) = self.request().await?;
+        let volume = self.request().await?;
         volume
             .write(offset, data)
             .await
             .map_err(self.refused(offset))?;
-        self.finish(volume, durable, offset).await
+        self.finish(&volume, durable, offset).await
     }
 
     async fn write_zeroes(
@@ -249,25 +255,25 @@ impl Export for VolumeExport {
         _may_punch_hole: bool,
         durable: bool,
     ) -> Result<(), ExportError> {
-        let (volume, _guard) = self.request().await?;
+        let volume = self.request().await?;
         volume
             .write_zeroes(offset, length_bytes.into())
             .await
             .map_err(self.refused(offset))?;
-        self.finish(volume, durable, offset).await
+        self.finish(&volume, durable, offset).await
     }
 
     async fn trim(&self, offset: u64, length_bytes: u32, durable: bool) -> Result<(), ExportError> {
-        let (volume, _guard) = self.request().await?;
+        let volume = self.request().await?;
         volume
             .trim(offset, length_bytes.into())
             .await
             .map_err(self.refused(offset))?;
-        self.finish(volume, durable, offset).await
+        self.finish(&volume, durable, offset).await
     }
 
     async fn flush(&self) -> Result<(), ExportError> {
-        let (volume, _guard) = self.request().await?;
+        let volume = self.request().await?;
         volume.flush().await.map_err(self.refused(0))
     }
 }

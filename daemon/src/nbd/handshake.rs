@@ -5,6 +5,8 @@
 //! what makes it impossible to find the next option, or to answer this one, ends the connection.
 
 use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -131,7 +133,9 @@ where
     X: Exports,
 {
     let client = timeout(step_timeout, greet(stream, inbox)).await??;
+    let asking = AtomicBool::new(false);
     let mut haggling = Haggling {
+        asking: &asking,
         stream,
         inbox,
         exports,
@@ -141,11 +145,27 @@ where
         opened: None,
     };
     for _ in 0..MAX_OPTIONS {
-        if let Some(negotiated) = timeout(step_timeout, haggling.step()).await?? {
+        if let Some(negotiated) = patiently(step_timeout, &asking, haggling.step()).await?? {
             return Ok(negotiated);
         }
     }
     Err(HandshakeError::TooManyOptions)
+}
+
+/// Lets a step take its time, but for what is spent on asking the store: a volume that is opened after a crash reads its journal
+/// first, for which its client is not to blame.
+async fn patiently<T>(
+    step_timeout: Duration,
+    asking: &AtomicBool,
+    step: impl Future<Output = T>,
+) -> Result<T, tokio::time::error::Elapsed> {
+    let mut step = pin!(step);
+    loop {
+        match timeout(step_timeout, &mut step).await {
+            Err(_) if asking.load(Ordering::Relaxed) => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
@@ -166,6 +186,8 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> io::Result
 
 /// A handshake after the greeting.
 struct Haggling<'a, S, X: Exports> {
+    /// Set while the store is asked, and not the client.
+    asking: &'a AtomicBool,
     stream: &'a mut S,
     inbox: &'a mut Inbox,
     exports: &'a X,
@@ -400,7 +422,10 @@ where
             // The protocol's "default export", which nothing here deserves to be.
             return Err(ExportError::NotFound { name });
         }
-        let export = self.exports.open(&name).await?;
+        self.asking.store(true, Ordering::Relaxed);
+        let opened = self.exports.open(&name).await;
+        self.asking.store(false, Ordering::Relaxed);
+        let export = opened?;
         Ok(Opened { name, export })
     }
 

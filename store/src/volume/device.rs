@@ -316,6 +316,11 @@ impl Volume {
             .await
     }
 
+    /// Waits for all changes that were begun before to be made or refused, those included whose callers have gone away.
+    pub async fn settle(&self) {
+        drop(self.0.inner.lone_turn().await);
+    }
+
     /// Makes all writes durable that returned before.
     pub async fn flush(&self) -> Result<()> {
         let inner = Arc::clone(&self.0.inner);

@@ -378,6 +378,41 @@ async fn a_client_that_stops_halfway_is_not_waited_for() {
     assert!(matches!(error(outcome).await, HandshakeError::TimedOut(_)));
 }
 
+/// Exports that take their time to open.
+struct SlowExports(MemoryExports, Duration);
+
+impl Exports for SlowExports {
+    type Export = Arc<MemoryExport>;
+
+    async fn list(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<crate::nbd::export::ExportInfo>, ExportError> {
+        self.0.list(after, limit).await
+    }
+
+    async fn open(&self, name: &str) -> Result<Arc<MemoryExport>, ExportError> {
+        tokio::time::sleep(self.1).await;
+        self.0.open(name).await
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_not_blamed_for_an_export_that_takes_long_to_open() {
+    let (client, mut server) = tokio::io::duplex(1 << 20);
+    let export = Arc::new(MemoryExport::new("snapshot/a", &[1]));
+    let exports = SlowExports(MemoryExports(vec![export]), Duration::from_millis(300));
+    let outcome = tokio::spawn(async move {
+        let mut inbox = Inbox::new();
+        negotiate(&mut server, &mut inbox, &exports, Duration::from_millis(40)).await
+    });
+    let mut client = Client(client);
+    client.greet(3).await;
+    client.haggle(7, &info_data("snapshot/a", &[])).await;
+    assert_eq!(terms(outcome).await.0, "snapshot/a");
+}
+
 #[tokio::test]
 async fn options_that_arrive_together_are_answered_in_turn() {
     let (mut client, outcome) = start();
