@@ -50,6 +50,8 @@ pub const WORKER_QUEUE: usize = 256;
 
 /// Requests that may wait for the disk at one time.
 pub const DISK_QUEUE_DEPTH: u32 = 128;
+/// Threads that sync files, beside io_uring.
+pub const DISK_SYNC_THREADS: usize = 4;
 /// Threads that read and write where io_uring is refused: a disk takes that many requests at a time.
 pub const DISK_THREADS: usize = 16;
 

@@ -13,17 +13,24 @@ use super::{
 /// A disk with `threads` threads, and so many requests under way; others wait, up to `depth` in all.
 pub(super) fn start(threads: usize, depth: u32) -> io::Result<OsDisk> {
     let queue = Arc::new(Queue::new(depth, Wake::Condvar(Condvar::new())));
-    let mut disk = OsDisk::new("blocking", Arc::clone(&queue), Vec::with_capacity(threads));
-    for number in 0..threads {
-        let queue = Arc::clone(&queue);
-        // If one cannot be started, dropping the disk ends those that were.
-        disk.add_thread(
-            thread::Builder::new()
-                .name(format!("io-{number}"))
-                .spawn(move || work(&queue))?,
-        );
-    }
+    let mut disk = OsDisk::new("blocking", Arc::clone(&queue), Arc::clone(&queue));
+    add_threads(&mut disk, "io", threads, &queue)?;
     Ok(disk)
+}
+
+/// Adds threads that carry out what is in a queue. If one cannot be started, dropping the disk ends those that were.
+pub(super) fn add_threads(
+    disk: &mut OsDisk,
+    name: &str,
+    threads: usize,
+    queue: &Arc<Queue>,
+) -> io::Result<()> {
+    for number in 0..threads {
+        let queue = Arc::clone(queue);
+        let thread = thread::Builder::new().name(format!("{name}-{number}"));
+        disk.add_thread(thread.spawn(move || work(&queue))?);
+    }
+    Ok(())
 }
 
 fn work(queue: &Queue) {

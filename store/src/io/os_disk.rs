@@ -33,22 +33,21 @@ use super::{
 pub(super) struct OsDisk {
     name: &'static str,
     queue: Arc<Queue>,
+    /// Of syncs; may be the same.
+    syncs: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
     /// Whether the log says already that direct writes are refused.
     direct_refused: AtomicBool,
 }
 
 impl OsDisk {
-    /// `threads` carry out what is in `queue`, and end when it is closed.
-    pub(super) const fn new(
-        name: &'static str,
-        queue: Arc<Queue>,
-        threads: Vec<JoinHandle<()>>,
-    ) -> Self {
+    /// Threads that are [added](Self::add_thread) carry out what is in the queues, and end when they are closed.
+    pub(super) const fn new(name: &'static str, queue: Arc<Queue>, syncs: Arc<Queue>) -> Self {
         Self {
             name,
             queue,
-            threads,
+            syncs,
+            threads: Vec::new(),
             direct_refused: AtomicBool::new(false),
         }
     }
@@ -77,13 +76,13 @@ impl OsDisk {
         self.queue.submit(file.clone(), task(transfer), outcome)
     }
 
-    fn simple(
+    fn sync(
         &self,
         file: &File,
         task: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Task,
     ) -> Completion<()> {
         let (reply, outcome) = oneshot::channel();
-        self.queue.submit(file.clone(), task(reply), outcome)
+        self.syncs.submit(file.clone(), task(reply), outcome)
     }
 
     fn warn_direct_refused(&self, path: &Path, why: &dyn fmt::Display) {
@@ -96,6 +95,7 @@ impl OsDisk {
 impl Drop for OsDisk {
     fn drop(&mut self) {
         self.queue.close();
+        self.syncs.close();
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so.
             let _ = thread.join();
@@ -189,9 +189,10 @@ impl Disk for OsDisk {
         if let Err(error) = checked {
             return Completion::failed(error);
         }
-        self.simple(file, |reply| {
-            Task::WriteParts(Parts::new(parts, offset_bytes, reply))
-        })
+        let (reply, outcome) = oneshot::channel();
+        let parts = Parts::new(parts, offset_bytes, reply);
+        self.queue
+            .submit(file.clone(), Task::WriteParts(parts), outcome)
     }
 
     fn write_at_once(&self, file: &File, offset_bytes: u64, parts: &[Bytes]) -> io::Result<()> {
@@ -226,7 +227,7 @@ impl Disk for OsDisk {
     }
 
     fn sync_data(&self, file: &File) -> Completion<()> {
-        self.simple(file, Task::SyncData)
+        self.sync(file, Task::SyncData)
     }
 
     fn sync_dir(&self, dir: &Path) -> Completion<()> {
@@ -235,7 +236,7 @@ impl Disk for OsDisk {
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         ) {
-            Ok(descriptor) => self.simple(&File::os(dir, descriptor, false), Task::SyncAll),
+            Ok(descriptor) => self.sync(&File::os(dir, descriptor, false), Task::SyncAll),
             Err(error) => Completion::failed(error.into()),
         }
     }

@@ -1,5 +1,8 @@
 //! A disk on io_uring: one thread owns the ring, and requests reach it through the bounded queue.
 //!
+//! Syncs do not go through the ring: the kernel would hand each of them to a thread of its own, and back through this one. They have
+//! threads here, which wake their callers directly.
+//!
 //! The thread sleeps in the kernel, waiting for completions and for an eventfd at once; whoever puts
 //! something in the queue writes to that only if the thread sleeps. Files are opened by plain system
 //! calls, for an open that is cancelled in a ring leaks its descriptor.
@@ -15,10 +18,14 @@ use std::{
 
 use io_uring::{IoUring, Probe, opcode};
 
+use parking_lot::Condvar;
+
 use super::{
+    blocking,
     os_disk::OsDisk,
     queue::{Queue, Wake},
 };
+use crate::limits;
 
 /// A disk whose ring has `depth` slots, or why the kernel does not give one.
 pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
@@ -46,7 +53,11 @@ pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
     outcome
         .recv()
         .map_err(|_| io::Error::other("the io_uring thread ended before it began"))??;
-    Ok(OsDisk::new("io_uring", queue, vec![thread]))
+    let syncs = Arc::new(Queue::new(depth, Wake::Condvar(Condvar::new())));
+    let mut disk = OsDisk::new("io_uring", queue, Arc::clone(&syncs));
+    disk.add_thread(thread);
+    blocking::add_threads(&mut disk, "io-sync", limits::DISK_SYNC_THREADS, &syncs)?;
+    Ok(disk)
 }
 
 /// The best ring that this kernel gives, and what it is called in the log.
