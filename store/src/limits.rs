@@ -78,7 +78,7 @@ pub const VOLUME_QUEUE_BYTES: usize = JOURNAL_QUEUE_BYTES / 2;
 /// What a change without data counts in that queue.
 pub const JOURNAL_CHANGE_BYTES: u32 = 4096;
 /// A batch of a journal that is copied to the page cache on the spot, at most; what is larger goes past it.
-pub const JOURNAL_COPY_BYTES: usize = 64 << 10;
+pub const JOURNAL_COPY_BYTES: u64 = 256 << 10;
 /// What a volume may have in the page cache that is not durable: from half of that on it is made so without being asked.
 pub const JOURNAL_COPIED_BYTES_MAX: u64 = 16 << 20;
 /// What is brought into the page cache around a block of a journal that is read.
@@ -88,6 +88,8 @@ pub const JOURNAL_READ_AROUND_BYTES: u64 = 64 << 10;
 pub const JOURNAL_LARGE_BYTES: usize = 32 << 10;
 /// Batches of one volume that are on their way to the disk, of 2 MiB at most.
 pub const JOURNAL_WRITES_IN_FLIGHT: usize = 4;
+/// What has to wait for another batch to be begun before the last one is done: less waits for more to come.
+pub const JOURNAL_WAITING_BYTES: usize = 512 << 10;
 
 /// Writers are slowed from this fill of a journal on, in parts of a thousand of its limit, while it is being taken into the store.
 pub const BRAKE_FROM_PERMILLE: u64 = 750;

@@ -18,6 +18,13 @@ pub(super) enum Change {
 }
 
 impl Change {
+    pub(super) fn data_bytes(&self) -> usize {
+        match self {
+            Self::Data { data, .. } => data.len(),
+            Self::Zeros { .. } => 0,
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         match self {
             Self::Data { data, .. } => data.is_empty(),
@@ -130,6 +137,11 @@ impl Batch {
     /// The data, block by block.
     pub(super) fn blocks(&self) -> impl Iterator<Item = &[u8]> {
         self.data.iter().flat_map(|data| data.chunks(BLOCK_BYTES))
+    }
+
+    /// Bytes of its data.
+    pub(super) fn data_bytes(&self) -> usize {
+        self.data_blocks * BLOCK_BYTES
     }
 
     /// Bytes that it takes in a journal that has been begun.

@@ -8,7 +8,7 @@
 //! Files have their full length from the start, so that a full disk shows when a file is made, and not in the
 //! middle of it.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, iter, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -257,10 +257,8 @@ impl Journal {
         };
         let header_blocks = u64::from(header.is_some());
         let first_block = tail.position_bytes / BLOCK + header_blocks + 1;
-        let parts = gather(header.as_ref(), &descriptor, batch);
-
-        let batch_bytes: usize = parts.iter().map(Bytes::len).sum();
-        let end_bytes = tail.position_bytes + batch_bytes as u64;
+        let batch_bytes = header_blocks * BLOCK + bytes;
+        let end_bytes = tail.position_bytes + batch_bytes;
 
         let first_slot = {
             let mut state = self.state.lock();
@@ -275,12 +273,13 @@ impl Journal {
             });
             slot(tail.number - state.epoch_first, first_block)
         };
+        let (disk, position_bytes) = (&self.owner.disk, tail.position_bytes);
         let completion = if self.may_copy(batch_bytes) {
-            let disk = &self.owner.disk;
-            Completion::known(disk.write_at_once(&tail.cached, tail.position_bytes, &parts))
+            let parts = from_where_it_is(header.as_ref(), &descriptor, batch);
+            Completion::known(disk.write_at_once(&tail.cached, position_bytes, &parts))
         } else {
-            let disk = &self.owner.disk;
-            disk.write_parts(&tail.direct, tail.position_bytes, parts)
+            let parts = aligned(header.as_ref(), &descriptor, batch);
+            disk.write_parts(&tail.direct, position_bytes, parts)
         };
         Ok(Begun {
             place: BatchPlace {
@@ -296,9 +295,9 @@ impl Journal {
 
     /// Whether so many bytes may be copied to the page cache on the spot: not when there are so many already that the kernel may let
     /// a writer wait until it has written some.
-    fn may_copy(&self, bytes: usize) -> bool {
+    fn may_copy(&self, bytes: u64) -> bool {
         let mut state = self.state.lock();
-        let copied_bytes = state.copied_bytes + bytes as u64;
+        let copied_bytes = state.copied_bytes + bytes;
         let may = bytes <= JOURNAL_COPY_BYTES && copied_bytes <= JOURNAL_COPIED_BYTES_MAX;
         if may {
             state.copied_bytes = copied_bytes;
@@ -581,19 +580,36 @@ impl State {
     }
 }
 
-/// A batch as it is written, with the file's header in front if it is the first of its file. Large data that may be written
-/// from where it is goes along as it is, all else is copied.
-fn gather(header: Option<&FileHeader>, descriptor: &Descriptor, batch: &Batch) -> Vec<Bytes> {
+/// What stands in front of a batch's data: its descriptor, and in front of that the file's header if it is the first of its file.
+fn put_head(buf: &mut AlignedBuf, header: Option<&FileHeader>, descriptor: &Descriptor) {
+    if let Some(header) = header {
+        buf.extend_from_slice(&header.encode());
+    }
+    buf.extend_from_slice(&descriptor.encode());
+}
+
+/// A batch as it is written to the page cache.
+fn from_where_it_is(
+    header: Option<&FileHeader>,
+    descriptor: &Descriptor,
+    batch: &Batch,
+) -> Vec<Bytes> {
+    let mut head = AlignedBuf::with_capacity(2 * JOURNAL_BLOCK_BYTES);
+    put_head(&mut head, header, descriptor);
+    iter::once(head.into_bytes())
+        .chain(batch.data().cloned())
+        .collect()
+}
+
+/// A batch as it is written past the page cache. Large data that is aligned goes along from where it is, all else is copied.
+fn aligned(header: Option<&FileHeader>, descriptor: &Descriptor, batch: &Batch) -> Vec<Bytes> {
     let copied_bytes: usize = batch
         .data()
         .filter(|data| !is_large(data))
         .map(Bytes::len)
         .sum();
     let mut copied = AlignedBuf::with_capacity(2 * JOURNAL_BLOCK_BYTES + copied_bytes);
-    if let Some(header) = header {
-        copied.extend_from_slice(&header.encode());
-    }
-    copied.extend_from_slice(&descriptor.encode());
+    put_head(&mut copied, header, descriptor);
     // Where copies end and large data goes in between.
     let mut cuts = Vec::new();
     for data in batch.data() {

@@ -27,7 +27,10 @@ use super::{
 use crate::{
     Error, Result,
     failpoints::{Failpoint, reach},
-    limits::{BRAKE_BYTES_PER_SECOND, BRAKE_FROM_PERMILLE, JOURNAL_WRITES_IN_FLIGHT},
+    limits::{
+        BRAKE_BYTES_PER_SECOND, BRAKE_FROM_PERMILLE, JOURNAL_WAITING_BYTES,
+        JOURNAL_WRITES_IN_FLIGHT,
+    },
 };
 
 /// Keeps changes of parts of a block apart from all others, until the change is in the map.
@@ -68,6 +71,8 @@ enum Item {
 #[derive(Debug, Default)]
 struct State {
     items: VecDeque<Item>,
+    /// Data of all items.
+    data_bytes: usize,
     closed: bool,
 }
 
@@ -89,6 +94,9 @@ impl Queue {
             let mut state = self.state.lock();
             if state.closed {
                 return Err(Error::Closing);
+            }
+            if let Item::Change(op) = &item {
+                state.data_bytes += op.change.data_bytes();
             }
             state.items.push_back(item);
         }
@@ -121,7 +129,16 @@ impl Queue {
                 Taken::Nothing => break,
             }
         }
+        state.data_bytes -= batch.data_bytes();
         (!batch.is_empty()).then_some((batch, complete))
+    }
+
+    /// Whether another batch may be begun, beside so many that are on their way. A few changes better wait for others to come, as long as
+    /// there is something to wait for.
+    fn may_begin(&self, in_flight: usize) -> bool {
+        in_flight == 0
+            || (in_flight < JOURNAL_WRITES_IN_FLIGHT
+                && self.state.lock().data_bytes >= JOURNAL_WAITING_BYTES)
     }
 
     /// A change of which a part was taken and not the rest.
@@ -129,7 +146,10 @@ impl Queue {
         let mut state = self.state.lock();
         let begun = |item: &mut Item| matches!(item, Item::Change(op) if op.is_begun);
         match state.items.pop_front_if(begun) {
-            Some(Item::Change(op)) => Some(op),
+            Some(Item::Change(op)) => {
+                state.data_bytes -= op.change.data_bytes();
+                Some(op)
+            }
             _ => None,
         }
     }
@@ -200,7 +220,7 @@ pub(super) async fn run(volume: Arc<Inner>) {
     let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(JOURNAL_WRITES_IN_FLIGHT);
     let mut brake = Brake::default();
     loop {
-        while in_flight.len() < JOURNAL_WRITES_IN_FLIGHT
+        while volume.queue.may_begin(in_flight.len())
             && !brake.is_on()
             && let Some((batch, complete)) = volume.queue.next_batch()
         {
@@ -221,7 +241,8 @@ pub(super) async fn run(volume: Arc<Inner>) {
                 brake.passed(bytes, volume.journal.fill_permille());
             }
         }
-        let may_begin = in_flight.len() < JOURNAL_WRITES_IN_FLIGHT;
+        let may_begin = volume.queue.may_begin(in_flight.len());
+        let may_follow = in_flight.len() < JOURNAL_WRITES_IN_FLIGHT;
         let Some(oldest) = in_flight.front_mut() else {
             if let Some(reply) = volume.queue.take_end() {
                 volume.end_epoch(reply);
@@ -243,7 +264,7 @@ pub(super) async fn run(volume: Arc<Inner>) {
         let outcome = tokio::select! {
             biased;
             outcome = &mut oldest.begun.completion => outcome,
-            () = volume.queue.wake.notified(), if may_begin => continue,
+            () = volume.queue.wake.notified(), if may_follow => continue,
             () = brake.released(), if may_begin && brake.is_on() => continue,
         };
         if let Some(oldest) = in_flight.pop_front() {
