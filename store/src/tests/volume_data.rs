@@ -465,6 +465,47 @@ fn damage_to_what_was_durable_is_told_and_a_torn_end_is_cut_off() {
     }
 }
 
+/// The first file of a journal whose beginning is in the base: a torn header is damage only if something behind it was durable.
+#[test]
+fn a_torn_header_behind_a_snapshot_is_no_damage() {
+    for flushes in [0, 1] {
+        let machine = Machine::new();
+        let path = block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let record = store.create_volume(new_volume("v", 1 << 20)).await.unwrap();
+            let volume = store.open_volume("v").await.unwrap();
+            for value in 1..4 {
+                let bytes = Bytes::from(vec![value; BLOCK]);
+                volume.write(0, bytes).await.unwrap();
+                volume.flush().await.unwrap();
+            }
+            volume.snapshot("s", BTreeMap::new()).await.unwrap();
+            for value in 4..6 {
+                let bytes = Bytes::from(vec![value; BLOCK]);
+                volume.write(0, bytes).await.unwrap();
+                if flushes > 0 {
+                    volume.flush().await.unwrap();
+                }
+            }
+            let from = store.volume("v").await.unwrap().journal_from;
+            names::journal_file(std::path::Path::new("/data"), record.id, from)
+        });
+        let mut bytes = machine.disk.contents(&path).unwrap();
+        bytes[..BLOCK].fill(0);
+        machine.disk.put(&path, &bytes).unwrap();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let opened = store.open_volume("v").await;
+            if flushes > 0 {
+                let damage = opened.unwrap_err();
+                assert!(matches!(damage, Error::Damaged(_)), "{damage}");
+            } else {
+                assert!(read(&opened.unwrap(), 0, BLOCK).await == vec![3; BLOCK]);
+            }
+        });
+    }
+}
+
 #[test]
 fn a_journal_of_another_volume_is_refused() {
     let machine = Machine::new();

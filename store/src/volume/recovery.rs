@@ -362,6 +362,36 @@ impl Reader<'_> {
 
     /// That no descriptor behind the end says that the batch there was durable.
     async fn check_nothing_promised(&self, files: &BTreeMap<u64, File>, end: &End) -> Result<()> {
+        let mut last_sequence = self.sequence;
+        // Without the first header nothing told with which batch the journal begins: what was durable before is in the base by now.
+        if last_sequence == 0 {
+            let mut first = None;
+            self.descriptors(files, end, |descriptor, _, _| {
+                let before = first.unwrap_or(u64::MAX);
+                first = Some(before.min(descriptor.sequence));
+                Ok(())
+            })
+            .await?;
+            // A file that is gone had one batch at least.
+            let gone = u64::from(end.number > self.first_number);
+            last_sequence = first.unwrap_or(0).saturating_sub(1 + gone);
+        }
+        self.descriptors(files, end, |descriptor, file, offset_bytes| {
+            if descriptor.synced_sequence <= last_sequence {
+                return Ok(());
+            }
+            Err(self.damage(end, descriptor.sequence, file.path(), offset_bytes))
+        })
+        .await
+    }
+
+    /// The descriptors behind the end, wherever they are.
+    async fn descriptors(
+        &self,
+        files: &BTreeMap<u64, File>,
+        end: &End,
+        mut each: impl FnMut(&Descriptor, &File, u64) -> Result<()>,
+    ) -> Result<()> {
         for (number, file) in files.range(end.number..) {
             // A header that cannot be read tells no nonce. Any will do then: better an error too many.
             let nonce = self.header(*number, file).await?.ok();
@@ -379,10 +409,8 @@ impl Reader<'_> {
                     };
                     if descriptor.file_number == *number
                         && nonce.is_none_or(|nonce| descriptor.nonce == nonce)
-                        && descriptor.synced_sequence > self.sequence
                     {
-                        let place = offset_bytes + at * BLOCK as u64;
-                        return Err(self.damage(end, descriptor.sequence, file.path(), place));
+                        each(&descriptor, file, offset_bytes + at * BLOCK as u64)?;
                     }
                 }
                 if window.len() < WINDOW_BYTES {
