@@ -7,16 +7,16 @@ use bytes::Bytes;
 use super::{Random, assert_holds, block_on, crash::Machine, random_image, seed, upload};
 use crate::{Error, NewVolume, Options, Piece, Result, Store, Volume, format::names, limits};
 
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 
-fn options(dir: &std::path::Path) -> Options {
+pub(super) fn options(dir: &std::path::Path) -> Options {
     let mut options = Options::new(dir);
     // Small files, so that there are several.
     options.journal_bytes_max = 1 << 30;
     options
 }
 
-fn new_volume(name: &str, size_bytes: usize) -> NewVolume {
+pub(super) fn new_volume(name: &str, size_bytes: usize) -> NewVolume {
     NewVolume {
         name: name.to_owned(),
         size_bytes: Some(size_bytes as u64),
@@ -25,7 +25,7 @@ fn new_volume(name: &str, size_bytes: usize) -> NewVolume {
     }
 }
 
-async fn contents(volume: &Volume) -> Vec<u8> {
+pub(super) async fn contents(volume: &Volume) -> Vec<u8> {
     read(volume, 0, volume.size_bytes() as usize).await
 }
 
@@ -43,7 +43,7 @@ async fn read(volume: &Volume, offset: usize, len: usize) -> Vec<u8> {
 
 /// One change of a volume, as bytes.
 #[derive(Debug, Clone)]
-enum Change {
+pub(super) enum Change {
     Write(usize, Vec<u8>),
     Zeroes(usize, usize),
     Trim(usize, usize),
@@ -51,7 +51,7 @@ enum Change {
 
 impl Change {
     /// Of whole blocks, of sectors, or of any bytes.
-    fn random(random: &mut Random, size: usize, longest: usize) -> Self {
+    pub(super) fn random(random: &mut Random, size: usize, longest: usize) -> Self {
         let grain = [BLOCK, BLOCK, 512, 1][random.below(4)];
         let start = random.below(size) / grain * grain;
         let len = (1 + random.below(longest))
@@ -70,7 +70,7 @@ impl Change {
         }
     }
 
-    fn apply(&self, model: &mut [u8]) {
+    pub(super) fn apply(&self, model: &mut [u8]) {
         let size = model.len();
         match self {
             Self::Write(start, bytes) => model[*start..start + bytes.len()].copy_from_slice(bytes),
@@ -90,7 +90,7 @@ impl Change {
         }
     }
 
-    async fn make(&self, volume: &Volume) -> Result<()> {
+    pub(super) async fn make(&self, volume: &Volume) -> Result<()> {
         match self.clone() {
             Self::Write(start, bytes) => volume.write(start as u64, Bytes::from(bytes)).await,
             Self::Zeroes(start, len) => volume.write_zeroes(start as u64, len as u64).await,
@@ -314,7 +314,7 @@ fn journals_are_emptied_by_snapshots() {
             assert_holds(&store, &name, &model).await;
             let record = store.volume("v").await.unwrap();
             assert_eq!(record.parent, Some(snapshot.id));
-            assert_eq!(record.base, Some(snapshot.root));
+            assert_eq!(record.base, snapshot.root());
         }
         store.close().await.unwrap();
     });

@@ -80,8 +80,8 @@ pub(super) struct Journal {
 /// What a journal that was read holds, to go on from there.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// The number of the first file there is, or will be.
-    pub(super) first_number: u64,
+    /// The number of the first file of the epoch that goes on: there is one, or will be.
+    pub(super) epoch_first: u64,
     /// The files and their lengths, all of them durable.
     pub(super) files: BTreeMap<u64, (File, u64)>,
     pub(super) last_sequence: u64,
@@ -145,10 +145,12 @@ impl Journal {
         Self {
             owner,
             state: Mutex::new(State {
-                epoch_first: found.first_number,
+                epoch_first: found.epoch_first,
                 next_number: files
                     .last_key_value()
-                    .map_or(found.first_number, |(number, _)| number + 1),
+                    .map_or(found.epoch_first, |(number, _)| {
+                        found.epoch_first.max(number + 1)
+                    }),
                 files,
                 position_bytes: None,
                 next_sequence: found.last_sequence + 1,
