@@ -224,7 +224,7 @@ impl Journal {
 
     fn new_file(&self, state: &mut State) -> Result<u64> {
         let path = self.owner.path(state.next_number);
-        let file_bytes = self.owner.file_bytes();
+        let mut file_bytes = self.owner.file_bytes();
         // Files that were cut off at a restart are short: they are bounded by number, too.
         let is_full = state.len_bytes() + file_bytes > self.owner.bytes_max
             || state.next_number - state.epoch_first >= FILES_MAX;
@@ -242,9 +242,18 @@ impl Journal {
         let file = disk
             .open(&path, OpenMode::CreateNew)
             .map_err(|source| Error::io("create", &path, source))?;
-        if let Err(source) = disk.allocate(&file, file_bytes) {
-            self.owner.remove(state.next_number)?;
-            return Err(Error::io("allocate", &path, source));
+        while let Err(source) = disk.allocate(&file, file_bytes) {
+            let error = Error::io("allocate", &path, source);
+            // Where there is no room for a whole file there may be some for a shorter one: a snapshot, which begins a file, must not
+            // be what fails a guest's writes.
+            let shorter = JOURNAL_FILE_BYTES_MIN.max(file_bytes / 4 / BLOCK * BLOCK);
+            let may_fit = matches!(error, Error::Full { .. }) && shorter < file_bytes;
+            // What was allocated of it goes first.
+            if !may_fit || disk.set_len(&file, 0).is_err() {
+                self.owner.remove(state.next_number)?;
+                return Err(error);
+            }
+            file_bytes = shorter;
         }
         let number = state.next_number;
         state.next_number += 1;
