@@ -2,6 +2,7 @@
 
 mod crashes;
 mod data;
+mod pending;
 mod records;
 
 use std::{
