@@ -35,17 +35,22 @@ fn names(list: &Value) -> Vec<String> {
 /// Programs depend on these names: a change here is a change of the interface.
 #[test]
 fn json_has_the_field_names_that_programs_know() {
-    const SNAPSHOT: [&str; 10] = [
+    const SNAPSHOT: [&str; 15] = [
         "created_at",
         "data_bytes",
+        "failure",
         "id",
         "name",
         "new_bytes",
+        "parent",
+        "progress",
         "root",
         "size_bytes",
         "state",
         "stored_bytes",
         "tags",
+        "volume_id",
+        "volume_name",
     ];
     let lab = Lab::new();
     let snapctl = lab.snapctl();

@@ -20,7 +20,7 @@
 //!
 //!     let mut snapshots = std::pin::pin!(client.snapshots(SnapshotFilter::default()));
 //!     while let Some(snapshot) = snapshots.try_next().await? {
-//!         println!("{} {}", snapshot.name, snapshot.root);
+//!         println!("{} {}", snapshot.name, snapshot.state.as_str());
 //!     }
 //!
 //!     // Every byte is checked before the file takes its name.
@@ -54,9 +54,12 @@ pub use download::{Download, DownloadReport, Existing, FileSink, NewFile, Sink, 
 pub use error::{Error, ErrorKind, Result};
 pub use progress::Progress;
 pub use snapshots::{
-    DiffExtent, DiffKind, Snapshot, SnapshotFilter, SnapshotState, VerifyProgress, Violation,
+    DiffExtent, DiffKind, Snapshot, SnapshotFilter, SnapshotProgress, SnapshotState,
+    SnapshotVolume, VerifyProgress, Violation,
 };
 pub use status::Status;
 pub use upload::{FileSource, Source, Upload, UploadReport, scratch_file, spool_dir};
 pub use varve_content::RootId;
-pub use volumes::{Attachment, NewVolume, Volume, VolumeFilter};
+pub use volumes::{
+    Attachment, JournalFound, NewClone, NewVolume, Volume, VolumeFilter, VolumeStatus,
+};

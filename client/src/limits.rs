@@ -45,6 +45,9 @@ pub(crate) const LEAF_ENTRIES_PER_MESSAGE: usize = 16 << 10;
 /// Calls that put leaves, under way at one time.
 pub(crate) const LEAF_CALLS_MAX: usize = 4;
 
+/// How often it is asked whether snapshots are complete.
+pub(crate) const SNAPSHOT_POLL: Duration = Duration::from_millis(100);
+
 /// Threads that decode, check and write: as many as cores, up to this. Each has one message in hand, and one more
 /// message waits.
 pub(crate) const DECODERS_MAX: usize = 8;

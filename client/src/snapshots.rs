@@ -11,9 +11,11 @@ use varve_proto::v1;
 
 use crate::{
     connect::Client,
-    error::{Error, Result},
-    limits::LIST_PAGE,
-    pages, retry,
+    error::{Error, ErrorKind, Result},
+    limits::{LIST_PAGE, SNAPSHOT_POLL},
+    pages,
+    progress::Progress,
+    retry,
 };
 
 /// An immutable, named state of a volume.
@@ -30,9 +32,9 @@ pub struct Snapshot {
     pub size_bytes: u64,
     /// Bytes that are not holes.
     pub data_bytes: u64,
-    /// Id of the whole content: equal for equal content of equal size.
-    pub root: RootId,
-    /// When it was committed.
+    /// Id of the whole content: equal for equal content of equal size. `None` unless it is completed.
+    pub root: Option<RootId>,
+    /// The instant whose content it has; of an upload, when it was committed.
     pub created_at: SystemTime,
     /// Keys and values.
     pub tags: BTreeMap<String, String>,
@@ -40,6 +42,32 @@ pub struct Snapshot {
     pub new_bytes: u64,
     /// Bytes that those chunks and the new tree nodes take in packs.
     pub stored_bytes: u64,
+    /// The volume it was made of; `None` for an upload.
+    pub volume: Option<SnapshotVolume>,
+    /// Id of the volume's snapshot before, or of the one that the volume was made from, even if that is deleted by now.
+    pub parent: Option<String>,
+    /// How far it has come, while it is pending.
+    pub progress: Option<SnapshotProgress>,
+    /// Why it failed, if it has.
+    pub failure: Option<String>,
+}
+
+/// The volume that a snapshot was made of.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SnapshotVolume {
+    /// Its id.
+    pub id: String,
+    /// Its name at that time.
+    pub name: String,
+}
+
+/// How far a pending snapshot has come.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct SnapshotProgress {
+    /// Bytes of the volume that were changed and are in the store, in whole segments.
+    pub done_bytes: u64,
+    /// Those that were changed in all; 0 until its turn has come.
+    pub total_bytes: u64,
 }
 
 /// How far along a snapshot is.
@@ -48,6 +76,10 @@ pub struct Snapshot {
 pub enum SnapshotState {
     /// All of its content is in the store.
     Completed,
+    /// Its content is promised, and on its way into the store.
+    Pending,
+    /// Its content did not get into the store.
+    Failed,
     /// Something this version of the client does not know.
     Unknown,
 }
@@ -57,6 +89,8 @@ impl SnapshotState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "completed",
+            Self::Pending => "pending",
+            Self::Failed => "failed",
             Self::Unknown => "unknown",
         }
     }
@@ -192,26 +226,73 @@ impl Client {
         Snapshot::from_proto(&what, deleted.into_inner().deleted)
     }
 
-    /// Makes a snapshot called `name` of what the volume with this name or id holds now. Returns when it is complete.
-    pub async fn create_snapshot(
+    /// Makes snapshots of what the volumes with these names or ids hold at one instant. They are pending when this returns: their content
+    /// is promised, and goes into the store in the background.
+    ///
+    /// The snapshot of a single volume is called `name`. Of several, each one's is called that, a hyphen, and the volume's name.
+    pub async fn create_snapshots(
         &self,
-        volume: &str,
+        volumes: &[String],
         name: &str,
         tags: BTreeMap<String, String>,
-    ) -> Result<Snapshot> {
-        let what = format!("make snapshot {name} of volume {volume}");
-        let request = v1::CreateSnapshotRequest {
-            volume: volume.to_owned(),
+    ) -> Result<Vec<Snapshot>> {
+        let what = format!("make snapshot {name} of volume {}", volumes.join(", "));
+        let request = v1::CreateSnapshotsRequest {
+            volumes: volumes.to_vec(),
             name: name.to_owned(),
             tags,
         };
-        // Not tried again: it may have been made by the call whose answer was lost.
+        // Not tried again: they may have been made by the call whose answer was lost.
         let created = self
             .snapshot_service()
-            .create_snapshot(request)
+            .create_snapshots(request)
             .await
             .map_err(|status| Error::rpc(&what, status))?;
-        Snapshot::from_proto(&what, Some(created.into_inner()))
+        let snapshots = created.into_inner().snapshots.into_iter();
+        snapshots
+            .map(|snapshot| Snapshot::from_proto(&what, Some(snapshot)))
+            .collect()
+    }
+
+    /// Waits until none of these snapshots, by name or id, is pending, and gives them as they are then.
+    ///
+    /// # Errors
+    ///
+    /// One of them has failed, or was deleted.
+    pub async fn completed_snapshots(
+        &self,
+        snapshots: &[String],
+        progress: &Progress,
+    ) -> Result<Vec<Snapshot>> {
+        loop {
+            let mut found = Vec::with_capacity(snapshots.len());
+            for snapshot in snapshots {
+                found.push(self.snapshot(snapshot).await?);
+            }
+            for snapshot in &found {
+                if snapshot.state == SnapshotState::Failed {
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        format!("wait for snapshot {}", snapshot.name),
+                        format!(
+                            "it has failed: {}",
+                            snapshot.failure.as_deref().unwrap_or("nothing says why")
+                        ),
+                    ));
+                }
+            }
+            let pending = |snapshot: &&Snapshot| snapshot.state == SnapshotState::Pending;
+            if !found.iter().any(|snapshot| pending(&snapshot)) {
+                return Ok(found);
+            }
+            let all = found.iter().filter_map(|snapshot| snapshot.progress);
+            let (done, total) = all.fold((0, 0), |(done, total), it| {
+                (done + it.done_bytes, total + it.total_bytes)
+            });
+            progress.set_total(total);
+            progress.set_done(done);
+            tokio::time::sleep(SNAPSHOT_POLL).await;
+        }
     }
 
     /// Sets tags of the snapshot with this name or id, and removes those with the keys in `remove`, in one step.
@@ -293,11 +374,17 @@ impl Snapshot {
         let Some(snapshot) = snapshot else {
             return Err(Error::protocol(what, "an answer without its snapshot"));
         };
-        let root = RootId::try_from(&snapshot.root[..])
-            .map_err(|error| Error::protocol(what, format!("snapshot {}: {error}", snapshot.id)))?;
         let state = match snapshot.state() {
             v1::SnapshotState::Completed => SnapshotState::Completed,
+            v1::SnapshotState::Pending => SnapshotState::Pending,
+            v1::SnapshotState::Failed => SnapshotState::Failed,
             v1::SnapshotState::Unspecified => SnapshotState::Unknown,
+        };
+        let root = match (&snapshot.root[..], state) {
+            ([], SnapshotState::Pending | SnapshotState::Failed | SnapshotState::Unknown) => None,
+            (root, _) => Some(RootId::try_from(root).map_err(|error| {
+                Error::protocol(what, format!("snapshot {}: {error}", snapshot.id))
+            })?),
         };
         let Some(created_at) = snapshot.created_at.and_then(system_time) else {
             return Err(Error::protocol(
@@ -316,6 +403,16 @@ impl Snapshot {
             tags: snapshot.tags,
             new_bytes: snapshot.new_bytes,
             stored_bytes: snapshot.stored_bytes,
+            volume: (!snapshot.volume_id.is_empty()).then_some(SnapshotVolume {
+                id: snapshot.volume_id,
+                name: snapshot.volume_name,
+            }),
+            parent: (!snapshot.parent.is_empty()).then_some(snapshot.parent),
+            progress: snapshot.progress.map(|progress| SnapshotProgress {
+                done_bytes: progress.done_bytes,
+                total_bytes: progress.total_bytes,
+            }),
+            failure: (!snapshot.failure.is_empty()).then_some(snapshot.failure),
         })
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     limits::LIST_PAGE,
     pages, retry,
-    snapshots::system_time,
+    snapshots::{Snapshot, system_time},
 };
 
 /// A block device that is written to.
@@ -26,7 +26,7 @@ pub struct Volume {
     pub size_bytes: u64,
     /// Id of the content that it had when what was written to it was last put into the content tree; `None`: zeros.
     pub base: Option<RootId>,
-    /// Id of the snapshot that `base` is the content of, even if that is deleted by now.
+    /// Id of the last snapshot of it that was completed, or of the one it was made from, even if that is deleted by now.
     pub parent: Option<String>,
     /// When it was made.
     pub created_at: SystemTime,
@@ -36,6 +36,51 @@ pub struct Volume {
     pub attached_at: Option<SystemTime>,
     /// How often it was attached: the number of the current attachment while it is.
     pub attachments: u64,
+    /// What is known of it beside its record; only of a volume that was asked for by its name or id.
+    pub status: Option<VolumeStatus>,
+}
+
+/// What is known of a volume beside its record.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct VolumeStatus {
+    /// Bytes that its journal takes on disk.
+    pub journal_bytes: u64,
+    /// Bytes that it may take.
+    pub journal_bytes_max: u64,
+    /// Bytes of memory that the map of its journal takes, about; 0 while it is not open.
+    pub map_bytes: u64,
+    /// What its journal held when it was opened; `None` while it is not open.
+    pub found: Option<JournalFound>,
+    /// Its snapshots that are pending, in the order of their instants.
+    pub pending: Vec<Snapshot>,
+}
+
+/// What was found in a volume's journal.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct JournalFound {
+    /// Batches of writes.
+    pub batches: u64,
+    /// Blocks of data in them.
+    pub blocks: u64,
+    /// Files they were in.
+    pub files: u64,
+    /// What could not be read at the end and was cut off: nobody was promised it.
+    pub torn: Option<String>,
+}
+
+/// What is to become a clone.
+#[derive(Clone, Debug, Default)]
+pub struct NewClone {
+    /// A snapshot or a volume: an id, a name that only one of them has, or a name behind `snapshot/` or `volume/`.
+    pub source: String,
+    /// The new volume's name.
+    pub name: String,
+    /// Its size, a multiple of 512; `None`: the source's, rounded up to one.
+    pub size_bytes: Option<u64>,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// What is to become a volume.
@@ -96,6 +141,40 @@ impl Client {
             .await
             .map_err(|status| Error::rpc(&what, status))?;
         Volume::from_proto(&what, Some(created.into_inner()))
+    }
+
+    /// Makes a volume with what a snapshot holds, or what another volume holds now. Nothing is copied; what was written to the other volume
+    /// since it was last put into the content tree is put there first.
+    pub async fn clone_volume(&self, new: NewClone) -> Result<Volume> {
+        let what = format!("clone {} as volume {}", new.source, new.name);
+        let request = v1::CloneVolumeRequest {
+            source: new.source,
+            name: new.name,
+            size_bytes: new.size_bytes.unwrap_or_default(),
+            tags: new.tags,
+        };
+        let made = self
+            .volume_service()
+            .clone_volume(request)
+            .await
+            .map_err(|status| Error::rpc(&what, status))?;
+        Volume::from_proto(&what, Some(made.into_inner()))
+    }
+
+    /// Lets the volume with this name or id grow to a size, a multiple of 512. What it grows by reads as zeros.
+    pub async fn resize_volume(&self, volume: &str, size_bytes: u64) -> Result<Volume> {
+        let what = format!("resize volume {volume}");
+        let request = v1::ResizeVolumeRequest {
+            volume: volume.to_owned(),
+            size_bytes,
+        };
+        let resized = retry::idempotent(|| {
+            let (mut service, request) = (self.volume_service(), request.clone());
+            async move { service.resize_volume(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(&what, status))?;
+        Volume::from_proto(&what, Some(resized.into_inner()))
     }
 
     /// The volumes that pass `filter`, by name. Pages are fetched as they are needed.
@@ -241,7 +320,12 @@ impl Volume {
             Some(time) => Some(system_time(time).ok_or_else(|| no_time("attached"))?),
             None => None,
         };
+        let status = match volume.status {
+            Some(status) => Some(VolumeStatus::from_proto(what, status)?),
+            None => None,
+        };
         Ok(Self {
+            status,
             created_at: created_at.ok_or_else(|| no_time("made"))?,
             base,
             attached_at,
@@ -251,6 +335,26 @@ impl Volume {
             parent: (!volume.parent.is_empty()).then_some(volume.parent),
             tags: volume.tags,
             attachments: volume.attachments,
+        })
+    }
+}
+
+impl VolumeStatus {
+    fn from_proto(what: &str, status: v1::VolumeStatus) -> Result<Self> {
+        let pending = status.pending.into_iter();
+        Ok(Self {
+            journal_bytes: status.journal_bytes,
+            journal_bytes_max: status.journal_bytes_max,
+            map_bytes: status.map_bytes,
+            found: status.found.map(|found| JournalFound {
+                batches: found.batches,
+                blocks: found.blocks,
+                files: found.files,
+                torn: (!found.torn.is_empty()).then_some(found.torn),
+            }),
+            pending: pending
+                .map(|snapshot| Snapshot::from_proto(what, Some(snapshot)))
+                .collect::<Result<_>>()?,
         })
     }
 }

@@ -179,6 +179,16 @@ impl Server {
             ),
         ));
 
+        let resuming = store.clone();
+        drop(tasks.spawn(
+            "pending snapshots",
+            until(stop.clone(), async move {
+                if let Err(error) = resuming.resume_snapshots().await {
+                    error!(%error, "pending snapshots do not go on");
+                }
+            }),
+        ));
+
         health.serving().await;
         service_manager::tell(State::Ready);
         info!(

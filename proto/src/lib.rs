@@ -6,6 +6,7 @@
 #[allow(
     missing_debug_implementations,
     unreachable_pub,
+    clippy::large_enum_variant,
     clippy::large_futures,
     clippy::doc_markdown,
     reason = "generated code"

@@ -156,7 +156,7 @@ impl Commit {
     }
 
     /// Does what must not stop half-way, even if the caller stops waiting for it.
-    async fn to_the_end<T, W, F>(self: &Arc<Self>, work: W) -> Result<T>
+    pub(crate) async fn to_the_end<T, W, F>(self: &Arc<Self>, work: W) -> Result<T>
     where
         T: Send + 'static,
         W: FnOnce(Arc<Self>) -> F,
@@ -270,6 +270,34 @@ impl Commit {
             commit.flush_locked(&flushing, false).await?;
             // What was appended may have been lost to a full disk just now.
             commit.check(generation)
+        })
+        .await
+    }
+
+    /// Makes the changes that `plan` finds right for the catalog as it is, which does not change meanwhile: all of them, or none.
+    pub(crate) async fn change<T, F>(self: &Arc<Self>, plan: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn Meta) -> Result<(Vec<Record>, T)> + Send + 'static,
+    {
+        self.to_the_end(|commit| async move {
+            let mut log = commit.catalog.lock().await;
+            let (mut changes, outcome) = commit.ask(plan).await?;
+            let record = match (changes.pop(), changes.is_empty()) {
+                (None, _) => return Ok(outcome),
+                (Some(only), true) => only,
+                (Some(last), false) => {
+                    changes.push(last);
+                    Record::Several(changes)
+                }
+            };
+            if !record.fits() {
+                return Err(Error::Invalid(
+                    "names and tags are too long to be changed all together".to_owned(),
+                ));
+            }
+            commit.change_catalog(&mut log, record).await?;
+            Ok(outcome)
         })
         .await
     }
@@ -457,6 +485,11 @@ impl Commit {
         self.workers
             .run(Priority::Write, move |_| meta.apply(batch, sync))
             .await?
+    }
+
+    /// Whether it refuses everything because the store is being closed.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.pending.read().closing
     }
 
     /// That the store writes.

@@ -42,6 +42,28 @@ pub enum Error {
         name: String,
     },
 
+    /// The snapshot's content is not in the store. Wait until it is, or delete the snapshot if it has failed.
+    #[error("snapshot {name:?} is {state}: {why}")]
+    NotCompleted {
+        /// Its name.
+        name: String,
+        /// "pending" or "failed".
+        state: &'static str,
+        /// In words.
+        why: String,
+    },
+
+    /// Snapshots of the volume are pending, which stands in the way. Wait for them, or delete them.
+    #[error(
+        "volume {name:?} has {count} pending snapshots: wait until they are completed, or delete them"
+    )]
+    HasPending {
+        /// Its name.
+        name: String,
+        /// How many.
+        count: usize,
+    },
+
     /// The request cannot be right, whatever the store holds. Mend it.
     #[error("{0}")]
     Invalid(String),

@@ -58,6 +58,10 @@ failpoints! {
     /// A batch of a volume's journal is in the kernel, its writers were not told. After: each of its blocks is as it was, or
     /// as it was to be.
     JournalWritten = "journal-written",
+    /// The epochs of all volumes of an instant have ended, nothing else has happened. After: no snapshot.
+    EpochsEnded = "epochs-ended",
+    /// What volumes held at an instant is durable in their journals, the catalog does not know. After: no snapshot.
+    InstantDurable = "instant-durable",
     /// A volume's journal was synced, whoever asked for it was not told. After: all that was written before is there.
     JournalSynced = "journal-synced",
 }

@@ -29,7 +29,7 @@ use crate::{
     commit::Generation,
     format::pack::Payload,
     limits,
-    meta::{self, SnapshotId, SnapshotRecord},
+    meta::{self, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
     store::Shared,
     workers::{Priority, Scratch},
@@ -286,38 +286,20 @@ impl Ingest {
         Ok(())
     }
 
-    /// Makes the snapshot of what was put, whatever its root: for content that was cut here.
-    pub(crate) async fn commit_whatever(&self) -> Result<SnapshotRecord> {
-        self.finish(None).await
-    }
-
     /// Makes the snapshot, durable and visible, if its content has the root that the sender expects.
     ///
     /// An upload commits once; what was put is complete by the caller's word, and the root proves it.
     pub async fn commit(&self, expected: RootId) -> Result<SnapshotRecord> {
-        self.finish(Some(expected)).await
-    }
-
-    /// Makes the content durable, whatever its root, and no snapshot of it.
-    pub(crate) async fn store_whatever(&self) -> Result<RootId> {
-        let (root, _) = self.put_tree(None).await?;
-        self.shared.commit.flush(self.generation).await?;
-        Ok(root)
-    }
-
-    async fn finish(&self, expected: Option<RootId>) -> Result<SnapshotRecord> {
-        let (root, data_blocks) = self.put_tree(expected).await?;
-        let size_bytes = self.new.size_bytes;
+        let content = self.put_tree(Some(expected)).await?;
         let record = SnapshotRecord {
             id: SnapshotId::random()?,
             name: self.new.name.clone(),
-            size_bytes,
-            data_bytes: (data_blocks * BLOCK_BYTES as u64).min(size_bytes),
-            root,
+            size_bytes: self.new.size_bytes,
+            state: SnapshotState::Completed(content),
             created_at_ns: meta::now_ns(),
             tags: self.new.tags.clone(),
-            new_bytes: self.new_bytes.load(Ordering::Relaxed),
-            stored_bytes: self.stored_bytes.load(Ordering::Relaxed),
+            origin: None,
+            parent: None,
         };
         self.shared
             .commit
@@ -325,8 +307,15 @@ impl Ingest {
             .await
     }
 
-    /// Appends the nodes above the leaves. The root, and the blocks of data below it.
-    async fn put_tree(&self, expected: Option<RootId>) -> Result<(RootId, u64)> {
+    /// Makes the content durable, whatever its root, and no snapshot of it: for content that was cut here.
+    pub(crate) async fn store_whatever(&self) -> Result<SnapshotContent> {
+        let content = self.put_tree(None).await?;
+        self.shared.commit.flush(self.generation).await?;
+        Ok(content)
+    }
+
+    /// Appends the nodes above the leaves.
+    async fn put_tree(&self, expected: Option<RootId>) -> Result<SnapshotContent> {
         self.shared.commit.check(self.generation)?;
         let (mut ids, _room, data_blocks) = {
             let mut state = self.leaves.lock();
@@ -360,7 +349,12 @@ impl Ingest {
             .append_new_nodes(self.generation, records)
             .await?;
         self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
-        Ok((root.id(), data_blocks))
+        Ok(SnapshotContent {
+            root: root.id(),
+            data_bytes: (data_blocks * BLOCK_BYTES as u64).min(size_bytes),
+            new_bytes: self.new_bytes.load(Ordering::Relaxed),
+            stored_bytes: self.stored_bytes.load(Ordering::Relaxed),
+        })
     }
 }
 

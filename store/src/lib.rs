@@ -41,7 +41,10 @@ mod workers;
 pub use catalog::ListQuery;
 pub use error::{Damage, Error, Place, Result};
 pub use ingest::{IncomingChunk, Ingest, NewSnapshot, PutOutcome};
-pub use meta::{SnapshotId, SnapshotRecord, VolumeId, VolumeRecord};
+pub use meta::{
+    PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState,
+    VolumeId, VolumeRecord,
+};
 pub use read::{
     ContentReader, Extent, Piece, Segment, SegmentStream, SnapshotReader, StoredChunk,
     VerifiedChunk,
@@ -51,4 +54,6 @@ pub use snapshot::{DiffExtent, SnapshotDiff};
 pub use store::{Options, Store, StoreStatus};
 pub use varve_content::tree::DiffKind;
 pub use verify::{SnapshotVerify, VerifyProgress, Violation};
-pub use volume::{JournalReport, NewVolume, Volume};
+pub use volume::{
+    JournalReport, NewClone, NewSnapshots, NewVolume, SnapshotProgress, Volume, VolumeStatus,
+};

@@ -106,8 +106,16 @@ pub const FREE_BYTES_MIN: u64 = 64 << 20;
 /// Journals leave more: what is in them can only be taken into the store, which makes room, as long as chunks are accepted.
 pub const JOURNAL_FREE_BYTES_MIN: u64 = FREE_BYTES_MIN + (64 << 20);
 
+/// What the first journal file behind a snapshot leaves, which is then a small one.
+pub const EPOCH_FREE_BYTES_MIN: u64 = FREE_BYTES_MIN / 4;
+
 /// Volumes of a store: each attached one has a journal of its own, open files and memory.
 pub const VOLUMES_MAX: u64 = 4096;
+
+/// Snapshots of one volume that are not in the store yet: each keeps a map of its own and at least one journal file.
+pub const PENDING_SNAPSHOTS_MAX: usize = 16;
+/// Volumes of which snapshots are made at one instant.
+pub const INSTANT_VOLUMES_MAX: usize = 16;
 
 /// Characters of a snapshot's or volume's name.
 pub const NAME_CHARS_MAX: usize = 128;

@@ -29,12 +29,15 @@ pub struct DiffExtent {
 impl Store {
     /// The snapshot of that name or id.
     pub async fn snapshot(&self, key: &str) -> Result<SnapshotRecord> {
-        self.shared().find(key).await
+        let found = self.shared().find(key).await?;
+        Ok(self.shared().pending_snapshots.see(found))
     }
 
     /// Snapshots by name, ascending by bytes.
     pub async fn list_snapshots(&self, query: ListQuery) -> Result<Vec<SnapshotRecord>> {
-        self.shared().list(query).await
+        let found = self.shared().list(query).await?;
+        let pending = &self.shared().pending_snapshots;
+        Ok(found.into_iter().map(|it| pending.see(it)).collect())
     }
 
     /// Sets and removes tags of a snapshot, in one step. What is both set and removed is set.
@@ -45,15 +48,6 @@ impl Store {
         remove: Vec<String>,
     ) -> Result<SnapshotRecord> {
         self.shared().tag(key, set, remove).await
-    }
-
-    /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were made from it.
-    pub async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
-        let id = self.snapshot(key).await?.id;
-        self.shared()
-            .commit
-            .delete(id, |_: &SnapshotRecord| Ok(()))
-            .await
     }
 
     /// A reader of the snapshot of that name or id.

@@ -17,7 +17,7 @@ use crate::{
     pack::{EncodedRecord, PackReader},
     read::{CachedNode, VerifiedChunk},
     recovery::{self, RecoveryReport},
-    volume::OpenVolumes,
+    volume::{OpenVolumes, PendingSnapshots},
     workers::{Priority, Workers},
 };
 
@@ -69,7 +69,7 @@ pub struct StoreStatus {
     pub format_version: u32,
     /// How content is cut.
     pub chunker_version: u32,
-    /// Number of snapshots.
+    /// Number of snapshots, pending and failed ones included.
     pub snapshots: u64,
     /// Sum of their sizes.
     pub logical_bytes: u64,
@@ -131,6 +131,7 @@ pub(crate) struct Shared {
     /// Bytes of reads that may be under way.
     pub(crate) read_space: Semaphore,
     pub(crate) volumes: OpenVolumes,
+    pub(crate) pending_snapshots: PendingSnapshots,
     /// Bytes of changes that may be on their way to journals.
     pub(crate) journal_room: Arc<Semaphore>,
     /// Whose turn it is to be taken into the store.

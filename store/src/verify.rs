@@ -43,7 +43,7 @@ impl Store {
         Ok(SnapshotVerify {
             walk: LeafWalk::new(reader.root(), 0),
             progress: VerifyProgress {
-                total_bytes: reader.record().data_bytes,
+                total_bytes: reader.record().completed()?.data_bytes,
                 ..VerifyProgress::default()
             },
             reader,

@@ -41,7 +41,10 @@ fn after(point: Failpoint) -> Option<After> {
         }
         Failpoint::CatalogLogWritten => After::Either,
         Failpoint::CatalogLogSynced | Failpoint::CatalogApplied => After::Present,
-        Failpoint::JournalWritten | Failpoint::JournalSynced => return None,
+        Failpoint::JournalWritten
+        | Failpoint::JournalSynced
+        | Failpoint::EpochsEnded
+        | Failpoint::InstantDurable => return None,
     })
 }
 

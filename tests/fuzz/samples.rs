@@ -9,7 +9,8 @@ use varve_content::{
     tree::{Inner, Leaf, LeafEntry, Root},
 };
 use varve_store::format::{
-    Location, PackId, PackKind, SnapshotId, SnapshotRecord, StoreId, VolumeId, VolumeRecord,
+    Location, PackId, PackKind, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin,
+    SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
     catalog_log::{LogHeader, Record},
     keys::{self, Identity, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, Payload, RecordHeader, RecordKind},
@@ -51,10 +52,17 @@ pub(super) fn of(decoder: &str) -> Samples {
         "snapshot-record" => vec![
             ("plain", snapshot(0).encode()),
             ("tags", snapshot(3).encode()),
+            ("of-volume", snapshot_of_volume(snapshot(0).state).encode()),
+            (
+                "pending",
+                snapshot_of_volume(SnapshotState::Pending).encode(),
+            ),
+            ("failed", snapshot_of_volume(failed()).encode()),
         ],
         "volume-record" => vec![
             ("fresh", volume(false).encode()),
             ("attached", volume(true).encode()),
+            ("pending", volume_with_pending().encode()),
         ],
         "volume-id" => vec![("id", volume(false).id.to_string().into_bytes())],
         "snapshot-id" => vec![("id", snapshot_id().to_string().into_bytes())],
@@ -234,19 +242,53 @@ fn footer(entries: u8) -> Vec<u8> {
     .concat()
 }
 
+/// Of a volume, which only the second version of the encoding can say.
+fn snapshot_of_volume(state: SnapshotState) -> SnapshotRecord {
+    SnapshotRecord {
+        state,
+        origin: Some(SnapshotOrigin {
+            volume: volume(false).id,
+            name: "db".to_owned(),
+        }),
+        parent: Some(SnapshotId::from_low_bits([9; 9])),
+        ..snapshot(1)
+    }
+}
+
+fn failed() -> SnapshotState {
+    SnapshotState::Failed {
+        reason: "no space left".to_owned(),
+    }
+}
+
+fn volume_with_pending() -> VolumeRecord {
+    let pending = |next_file| PendingSnapshot {
+        snapshot: snapshot_id(),
+        next_file,
+    };
+    VolumeRecord {
+        pending: vec![pending(2), pending(7)],
+        ..volume(true)
+    }
+}
+
 fn snapshot(tags: u8) -> SnapshotRecord {
     SnapshotRecord {
         id: snapshot_id(),
         name: "web/daily@2026-01-31".to_owned(),
         size_bytes: 4 << 30,
-        data_bytes: 486 << 20,
-        root: RootId::from_bytes(*chunk_id(9).as_bytes()),
+        state: SnapshotState::Completed(SnapshotContent {
+            root: RootId::from_bytes(*chunk_id(9).as_bytes()),
+            data_bytes: 486 << 20,
+            new_bytes: 1 << 20,
+            stored_bytes: 1 << 19,
+        }),
         created_at_ns: 1_700_000_000_123_456_789,
         tags: (0..tags)
             .map(|number| (format!("key-{number}"), "wért".repeat(number.into())))
             .collect::<BTreeMap<_, _>>(),
-        new_bytes: 1 << 20,
-        stored_bytes: 1 << 19,
+        origin: None,
+        parent: None,
     }
 }
 
@@ -262,6 +304,7 @@ fn volume(attached: bool) -> VolumeRecord {
         attached_at_ns: attached.then_some(1_700_000_001_000_000_000),
         attachments: attached.into(),
         journal_from: 1,
+        pending: Vec::new(),
     }
 }
 
@@ -273,6 +316,11 @@ fn log_records() -> Vec<u8> {
         Record::PutVolume(volume(false)).encode(4),
         Record::PutVolume(volume(true)).encode(5),
         Record::DeleteVolume(volume(true).id).encode(6),
+        Record::Several(vec![
+            Record::PutSnapshot(snapshot_of_volume(SnapshotState::Pending)),
+            Record::PutVolume(volume_with_pending()),
+        ])
+        .encode(7),
     ]
     .concat()
 }

@@ -18,7 +18,7 @@ use varve_tests::{
     snapctl::text,
 };
 
-use super::{MIB, make, peer, snapshot, tool_run, uri};
+use super::{MIB, all_completed, make, peer, snapshot, tool_run, uri};
 
 const BLOCK: u64 = 4096;
 
@@ -100,6 +100,7 @@ fn kills_at_random_moments_lose_no_acknowledged_write() {
             if let Some(snapshot) = snapshot {
                 let made = snapshot.wait().status.success();
                 lab.restart();
+                all_completed(&lab.varved);
                 let is_there = lab.snapctl().verify_all().contains(&name);
                 assert!(is_there || !made, "{name} was reported, and is gone");
             } else {

@@ -2,7 +2,13 @@
 
 mod crashes;
 mod data;
+mod pending;
 mod records;
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use varve_tests::{
     daemon::Varved,
@@ -45,13 +51,34 @@ fn make(varved: &Varved, name: &str, arguments: &str) {
     volume(varved, &format!("attach {name}"));
 }
 
-/// Makes a snapshot of a volume, which has to succeed. Gives the root of its content.
+/// Makes a snapshot of a volume and waits for it, which has to succeed. Gives the root of its content.
 fn snapshot(varved: &Varved, volume: &str, name: &str) -> String {
     let snapctl = varved.snapctl();
     snapctl
-        .run(["snapshot", "create", volume, "--name", name])
+        .run(["snapshot", "create", volume, "--name", name, "--wait"])
         .ok();
     root(varved, name)
+}
+
+/// Waits until a snapshot is complete.
+fn completed(varved: &Varved, snapshot: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let shown = varved.snapctl().show(snapshot);
+        match shown["state"].as_str() {
+            Some("completed") => return,
+            Some("pending") => assert!(Instant::now() < deadline, "still pending: {shown}"),
+            _ => panic!("{shown}"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The same of all that there are.
+fn all_completed(varved: &Varved) {
+    for snapshot in varved.snapctl().names() {
+        completed(varved, &snapshot);
+    }
 }
 
 /// The root of a snapshot's content.

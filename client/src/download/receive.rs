@@ -222,12 +222,13 @@ impl Receiver {
         self.hole_up_to(size_bytes, &mut work);
         work.settled_bytes = Some(size_bytes);
         let (root, _) = self.tree.finish();
-        if root.id() != self.snapshot.root {
+        if self.snapshot.root != Some(root.id()) {
+            let recorded = self.snapshot.root.as_ref().map(ToString::to_string);
             let why = format!(
                 "what was received has root {}, but the snapshot {} is recorded with root {}",
                 root.id(),
                 self.snapshot.id,
-                self.snapshot.root
+                recorded.as_deref().unwrap_or("none")
             );
             return Err(Error::new(ErrorKind::Damaged, self.what, why));
         }

@@ -260,10 +260,12 @@ impl Session {
             .map_err(|status| self.failed(status))?
             .into_inner();
         let snapshot = Snapshot::from_proto(&self.what, committed.snapshot)?;
-        if snapshot.root != root {
+        if snapshot.root != Some(root) {
+            let committed = snapshot.root.as_ref().map(ToString::to_string);
+            let committed = committed.as_deref().unwrap_or("none");
             return Err(Error::protocol(
                 &self.what,
-                format!("it committed root {} for {root}", snapshot.root),
+                format!("it committed root {committed} for {root}"),
             ));
         }
         Ok(snapshot)

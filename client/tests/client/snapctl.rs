@@ -95,6 +95,11 @@ fn json_is_stable() {
         "tags": { "empty": "", "host": "a" },
         "new_bytes": 802_816,
         "stored_bytes": 267_605,
+        "volume_id": null,
+        "volume_name": null,
+        "parent": null,
+        "progress": null,
+        "failure": null,
     });
     assert_eq!(
         report,

@@ -21,26 +21,37 @@ impl SnapshotExports {
         Self { store }
     }
 
-    /// Those whose snapshot's name sorts after a name.
+    /// Those whose snapshot's name sorts after a name, and that are complete.
     pub(super) async fn list(
         &self,
-        after_name: Option<String>,
+        mut after_name: Option<String>,
         limit: usize,
     ) -> Result<Vec<ExportInfo>, ExportError> {
-        let query = ListQuery {
-            after_name,
-            limit,
-            ..ListQuery::default()
-        };
-        let records = self
-            .store
-            .list_snapshots(query)
-            .await
-            .map_err(|error| refuse(error, PREFIX, 0))?;
-        Ok(records
-            .iter()
-            .map(|record| info(format!("{PREFIX}{}", record.name), record))
-            .collect())
+        // Others are passed over, however many there are.
+        loop {
+            let query = ListQuery {
+                after_name: after_name.take(),
+                limit,
+                ..ListQuery::default()
+            };
+            let records = self
+                .store
+                .list_snapshots(query)
+                .await
+                .map_err(|error| refuse(error, PREFIX, 0))?;
+            let completed: Vec<_> = records
+                .iter()
+                .filter(|record| record.content().is_some())
+                .map(|record| info(format!("{PREFIX}{}", record.name), record))
+                .collect();
+            let Some(last) = records.last() else {
+                return Ok(Vec::new());
+            };
+            if !completed.is_empty() {
+                return Ok(completed);
+            }
+            after_name = Some(last.name.clone());
+        }
     }
 
     /// The export `name` of the snapshot `key`.

@@ -7,14 +7,15 @@ use bytes::Bytes;
 use prost_types::Timestamp;
 use varve_content::{
     ChunkId, Codec, RootId,
-    block::BLOCK_BYTES,
+    block::{BLOCK_BYTES, SEGMENT_BYTES},
     chunker::MAX_CHUNK_BLOCKS,
     tree::{DiffKind, Leaf, LeafEntry},
 };
 use varve_proto::v1;
 use varve_store::{
-    DiffExtent, IncomingChunk, NewVolume, Segment, SnapshotRecord, StoredChunk, VerifiedChunk,
-    Violation, VolumeRecord,
+    DiffExtent, IncomingChunk, NewClone, NewSnapshots, NewVolume, Segment, SnapshotProgress,
+    SnapshotRecord, SnapshotState, Store, StoredChunk, VerifiedChunk, Violation, VolumeRecord,
+    VolumeStatus,
 };
 
 use super::failure::Failure;
@@ -25,19 +26,68 @@ const BLOCK: u32 = BLOCK_BYTES as u32;
 /// The longest plain chunk.
 const CHUNK_BYTES_MAX: u32 = MAX_CHUNK_BLOCKS * BLOCK;
 
-pub(super) fn snapshot(record: SnapshotRecord) -> v1::Snapshot {
+/// A snapshot, and how far it has come if it is pending.
+pub(super) fn snapshot(store: &Store, record: SnapshotRecord) -> v1::Snapshot {
+    let progress = match record.state {
+        SnapshotState::Pending => store.snapshot_progress(record.id).unwrap_or_default(),
+        SnapshotState::Completed(_) | SnapshotState::Failed { .. } => SnapshotProgress::default(),
+    };
+    snapshot_with(progress, record)
+}
+
+/// One that is complete.
+pub(super) fn completed_snapshot(record: SnapshotRecord) -> v1::Snapshot {
+    snapshot_with(SnapshotProgress::default(), record)
+}
+
+fn snapshot_with(progress: SnapshotProgress, record: SnapshotRecord) -> v1::Snapshot {
+    let content = record.content().copied();
+    let (state, failure) = match record.state {
+        SnapshotState::Completed(_) => (v1::SnapshotState::Completed, String::new()),
+        SnapshotState::Pending => (v1::SnapshotState::Pending, String::new()),
+        SnapshotState::Failed { reason } => (v1::SnapshotState::Failed, reason),
+    };
+    let (volume_id, volume_name) = record
+        .origin
+        .map(|origin| (origin.volume.to_string(), origin.name))
+        .unwrap_or_default();
+    let bytes = |segments: u64| segments * SEGMENT_BYTES as u64;
     v1::Snapshot {
         id: record.id.to_string(),
         name: record.name,
-        // The store makes no others visible.
-        state: v1::SnapshotState::Completed.into(),
+        state: state.into(),
         size_bytes: record.size_bytes,
-        data_bytes: record.data_bytes,
-        root: Bytes::copy_from_slice(record.root.as_bytes()),
+        data_bytes: content.map_or(0, |content| content.data_bytes),
+        root: content.map_or_else(Bytes::new, |content| {
+            Bytes::copy_from_slice(content.root.as_bytes())
+        }),
         created_at: Some(timestamp(record.created_at_ns)),
         tags: record.tags,
-        new_bytes: record.new_bytes,
-        stored_bytes: record.stored_bytes,
+        new_bytes: content.map_or(0, |content| content.new_bytes),
+        stored_bytes: content.map_or(0, |content| content.stored_bytes),
+        volume_id,
+        volume_name,
+        parent: record.parent.map(|id| id.to_string()).unwrap_or_default(),
+        progress: (state == v1::SnapshotState::Pending).then(|| v1::SnapshotProgress {
+            done_bytes: bytes(progress.segments_done),
+            total_bytes: bytes(progress.segments_total),
+        }),
+        failure,
+    }
+}
+
+pub(super) fn volume_status(status: VolumeStatus, pending: Vec<v1::Snapshot>) -> v1::VolumeStatus {
+    v1::VolumeStatus {
+        journal_bytes: status.journal_bytes,
+        journal_bytes_max: status.journal_bytes_max,
+        map_bytes: status.map_bytes,
+        found: status.found.map(|found| v1::JournalFound {
+            batches: found.batches,
+            blocks: found.blocks,
+            files: found.files,
+            torn: found.torn.unwrap_or_default(),
+        }),
+        pending,
     }
 }
 
@@ -54,7 +104,28 @@ pub(super) fn volume(record: VolumeRecord) -> v1::Volume {
         tags: record.tags,
         attached_at: record.attached_at_ns.map(timestamp),
         attachments: record.attachments,
+        status: None,
     }
+}
+
+pub(super) fn new_clone(request: v1::CloneVolumeRequest) -> Result<NewClone, Failure> {
+    Ok(NewClone {
+        source: check_key("snapshot or volume", "source", &request.source)?.to_owned(),
+        name: request.name,
+        size_bytes: (request.size_bytes != 0).then_some(request.size_bytes),
+        tags: request.tags,
+    })
+}
+
+pub(super) fn new_snapshots(request: v1::CreateSnapshotsRequest) -> Result<NewSnapshots, Failure> {
+    for volume in &request.volumes {
+        volume_key(volume)?;
+    }
+    Ok(NewSnapshots {
+        volumes: request.volumes,
+        name: request.name,
+        tags: request.tags,
+    })
 }
 
 pub(super) fn new_volume(request: v1::CreateVolumeRequest) -> Result<NewVolume, Failure> {

@@ -91,6 +91,8 @@ fn store_code(error: &Error) -> Code {
         // A limit on what is under way: later there is room again. Only a full disk needs somebody to act.
         Error::Limit(_) | Error::Poisoned { .. } | Error::Closing => Code::Unavailable,
         Error::Attached { .. }
+        | Error::NotCompleted { .. }
+        | Error::HasPending { .. }
         | Error::TooMany { .. }
         | Error::InUse(_)
         | Error::Incompatible { .. } => Code::FailedPrecondition,
@@ -133,6 +135,23 @@ mod tests {
                 Error::Attached { name: "db".into() },
                 Code::FailedPrecondition,
                 "\"db\" is attached",
+            ),
+            (
+                Error::NotCompleted {
+                    name: "web".into(),
+                    state: "failed",
+                    why: "no space left".into(),
+                },
+                Code::FailedPrecondition,
+                "\"web\" is failed: no space left",
+            ),
+            (
+                Error::HasPending {
+                    name: "db".into(),
+                    count: 2,
+                },
+                Code::FailedPrecondition,
+                "\"db\" has 2 pending snapshots",
             ),
             (
                 Error::Invalid("0 bytes".into()),

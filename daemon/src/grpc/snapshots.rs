@@ -42,16 +42,19 @@ impl SnapshotService for Snapshots {
     ) -> Result<Response<v1::Snapshot>, Status> {
         calls::answer("GetSnapshot", async {
             let key = convert::snapshot_key("snapshot", &request.get_ref().snapshot)?;
-            Ok(convert::snapshot(self.store.snapshot(key).await?))
+            Ok(convert::snapshot(
+                &self.store,
+                self.store.snapshot(key).await?,
+            ))
         })
         .await
     }
 
-    async fn create_snapshot(
+    async fn create_snapshots(
         &self,
-        request: Request<v1::CreateSnapshotRequest>,
-    ) -> Result<Response<v1::Snapshot>, Status> {
-        calls::answer("CreateSnapshot", self.create(request.into_inner())).await
+        request: Request<v1::CreateSnapshotsRequest>,
+    ) -> Result<Response<v1::CreateSnapshotsResponse>, Status> {
+        calls::answer("CreateSnapshots", self.create(request.into_inner())).await
     }
 
     async fn delete_snapshot(
@@ -112,7 +115,7 @@ impl Snapshots {
         };
         let listed = Listed {
             list: |query| self.store.list_snapshots(query),
-            convert: convert::snapshot,
+            convert: |record| convert::snapshot(&self.store, record),
             name: snapshot_name,
         };
         let (snapshots, next_page_token) =
@@ -145,34 +148,39 @@ impl Snapshots {
             "snapshot deleted"
         );
         Ok(v1::DeleteSnapshotResponse {
-            deleted: Some(convert::snapshot(deleted)),
+            deleted: Some(convert::snapshot(&self.store, deleted)),
         })
     }
 
-    /// In a task, like a deletion: an epoch that has ended is better taken into the store than left.
-    async fn create(&self, request: v1::CreateSnapshotRequest) -> Result<v1::Snapshot, Failure> {
+    /// In a task, like a deletion.
+    async fn create(
+        &self,
+        request: v1::CreateSnapshotsRequest,
+    ) -> Result<v1::CreateSnapshotsResponse, Failure> {
         let started = Instant::now();
-        let volume = convert::volume_key(&request.volume)?.to_owned();
+        let new = convert::new_snapshots(request)?;
         let store = self.store.clone();
-        let created = self
+        let made = self
             .tasks
-            .spawn("create snapshot", async move {
-                store
-                    .snapshot_volume(&volume, &request.name, request.tags)
-                    .await
+            .spawn("create snapshots", async move {
+                store.snapshot_volumes(new).await
             })
             .await??;
-        info!(
-            id = %created.id,
-            name = created.name,
-            volume = request.volume,
-            new_bytes = created.new_bytes,
-            stored_bytes = created.stored_bytes,
-            root = %created.root,
-            seconds = started.elapsed().as_secs_f64(),
-            "snapshot of a volume created"
-        );
-        Ok(convert::snapshot(created))
+        for record in &made {
+            info!(
+                id = %record.id,
+                name = record.name,
+                volume = record.origin.as_ref().map(|origin| &*origin.name),
+                size_bytes = record.size_bytes,
+                seconds = started.elapsed().as_secs_f64(),
+                "snapshot of a volume is pending"
+            );
+        }
+        let snapshots = made.into_iter();
+        let snapshots = snapshots.map(|record| convert::snapshot(&self.store, record));
+        Ok(v1::CreateSnapshotsResponse {
+            snapshots: snapshots.collect(),
+        })
     }
 
     async fn tag(&self, request: v1::TagSnapshotRequest) -> Result<v1::Snapshot, Failure> {
@@ -185,7 +193,7 @@ impl Snapshots {
             })
             .await??;
         info!(id = %tagged.id, name = tagged.name, tags = tagged.tags.len(), "snapshot tagged");
-        Ok(convert::snapshot(tagged))
+        Ok(convert::snapshot(&self.store, tagged))
     }
 }
 

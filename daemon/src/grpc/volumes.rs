@@ -1,11 +1,11 @@
 //! `VolumeService`: volumes as records. What is read and written goes over NBD.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use tonic::{Request, Response, Status, async_trait};
 use tracing::info;
 use varve_proto::v1::{self, volume_service_server::VolumeService};
-use varve_store::{Result as StoreResult, Store, VolumeRecord};
+use varve_store::{Error, Result as StoreResult, Store, VolumeRecord};
 
 use super::{
     Facts, calls, convert,
@@ -33,13 +33,27 @@ impl VolumeService for Volumes {
         calls::answer("CreateVolume", self.create(request.into_inner())).await
     }
 
+    async fn clone_volume(
+        &self,
+        request: Request<v1::CloneVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        calls::answer("CloneVolume", self.make_clone(request.into_inner())).await
+    }
+
+    async fn resize_volume(
+        &self,
+        request: Request<v1::ResizeVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        calls::answer("ResizeVolume", self.resize(request.into_inner())).await
+    }
+
     async fn get_volume(
         &self,
         request: Request<v1::GetVolumeRequest>,
     ) -> Result<Response<v1::Volume>, Status> {
         calls::answer("GetVolume", async {
             let key = convert::volume_key(&request.get_ref().volume)?;
-            Ok(convert::volume(self.store.volume(key).await?))
+            self.show(key).await
         })
         .await
     }
@@ -109,6 +123,62 @@ impl Volumes {
             "volume created"
         );
         Ok(convert::volume(created))
+    }
+
+    async fn make_clone(&self, request: v1::CloneVolumeRequest) -> Result<v1::Volume, Failure> {
+        let started = Instant::now();
+        let source = request.source.clone();
+        let new = convert::new_clone(request)?;
+        let made = self
+            .change("clone volume", |store| async move {
+                store.clone_volume(new).await
+            })
+            .await?;
+        info!(
+            id = %made.id,
+            name = made.name,
+            source,
+            size_bytes = made.size_bytes,
+            parent = made.parent.map(tracing::field::display),
+            seconds = started.elapsed().as_secs_f64(),
+            "volume cloned"
+        );
+        Ok(convert::volume(made))
+    }
+
+    async fn resize(&self, request: v1::ResizeVolumeRequest) -> Result<v1::Volume, Failure> {
+        let key = convert::volume_key(&request.volume)?.to_owned();
+        let resized = self
+            .change("resize volume", |store| async move {
+                store.resize_volume(&key, request.size_bytes).await
+            })
+            .await?;
+        info!(
+            id = %resized.id,
+            name = resized.name,
+            size_bytes = resized.size_bytes,
+            "volume resized"
+        );
+        Ok(convert::volume(resized))
+    }
+
+    /// A volume with its status.
+    async fn show(&self, key: &str) -> Result<v1::Volume, Failure> {
+        let record = self.store.volume(key).await?;
+        let status = self.store.volume_status(&record.id.to_string()).await?;
+        let mut pending = Vec::with_capacity(record.pending.len());
+        for snapshot in &record.pending {
+            match self.store.snapshot(&snapshot.snapshot.to_string()).await {
+                Ok(snapshot) => pending.push(convert::snapshot(&self.store, snapshot)),
+                // Deleted just now.
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(v1::Volume {
+            status: Some(convert::volume_status(status, pending)),
+            ..convert::volume(record)
+        })
     }
 
     async fn list(

@@ -14,7 +14,7 @@
 
 use super::{
     FormatError, IdKind, RecordId, SnapshotId, SnapshotRecord, StoreId, VolumeId, VolumeRecord,
-    fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_crc32},
+    fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_count, put_crc32},
     store_file::FORMAT_VERSION,
 };
 
@@ -23,8 +23,8 @@ pub const LOG_HEADER_BYTES: usize = 4096;
 /// Records begin at multiples of this.
 pub const LOG_ALIGN: usize = 4096;
 /// The largest record, header and zeros included. A snapshot's or volume's record with the longest name and tags in 4-byte
-/// characters is under 77 KiB.
-pub const LOG_RECORD_BYTES_MAX: usize = 128 << 10;
+/// characters is under 80 KiB, and the most that always has to fit is one of each.
+pub const LOG_RECORD_BYTES_MAX: usize = 512 << 10;
 
 const RECORD_HEADER_BYTES: usize = 32;
 const LOG_MAGIC: [u8; 8] = *b"VARVCLOG";
@@ -33,8 +33,11 @@ const PUT_SNAPSHOT: u8 = 1;
 const DELETE_SNAPSHOT: u8 = 2;
 const PUT_VOLUME: u8 = 3;
 const DELETE_VOLUME: u8 = 4;
+const SEVERAL: u8 = 5;
 /// First byte of a deletion, as the records have one of their own.
 const DELETE_VERSION: u8 = 1;
+/// The same of several changes.
+const SEVERAL_VERSION: u8 = 1;
 
 /// The first [`LOG_HEADER_BYTES`] of the log.
 ///
@@ -98,14 +101,14 @@ impl LogHeader {
 /// | offset | bytes | field |
 /// | --- | --- | --- |
 /// | 0 | 4 | `VCAT` |
-/// | 4 | 1 | kind: 1 put snapshot, 2 delete snapshot, 3 put volume, 4 delete volume |
+/// | 4 | 1 | kind: 1 put snapshot, 2 delete snapshot, 3 put volume, 4 delete volume, 5 several |
 /// | 5 | 3 | zero |
 /// | 8 | 8 | sequence number |
 /// | 16 | 4 | length of the payload |
 /// | 20 | 4 | CRC-32 of the payload |
 /// | 24 | 4 | zero |
 /// | 28 | 4 | CRC-32 of the bytes before |
-/// | 32 | n | payload: a [`SnapshotRecord`] or [`VolumeRecord`], or a version byte (1) and the id of one |
+/// | 32 | n | payload: a [`SnapshotRecord`] or [`VolumeRecord`], or a version byte (1) and the id of one; of several changes: a version byte (1), their number in 4 bytes, and of each its kind in 1, the length of its payload in 4, and that |
 /// | 32 + n |  | zeros up to a multiple of [`LOG_ALIGN`] |
 ///
 /// A kind or version that is not known is never passed over: the catalog would not be what it was.
@@ -119,18 +122,15 @@ pub enum Record {
     PutVolume(VolumeRecord),
     /// A volume's record is gone.
     DeleteVolume(VolumeId),
+    /// All of these changes, in this order, or none. None of them is of this kind itself.
+    Several(Vec<Record>),
 }
 
 impl Record {
     /// The record's bytes in the log, a multiple of [`LOG_ALIGN`].
     #[must_use]
     pub fn encode(&self, sequence: u64) -> Vec<u8> {
-        let (kind, payload) = match self {
-            Self::PutSnapshot(record) => (PUT_SNAPSHOT, record.encode()),
-            Self::DeleteSnapshot(id) => (DELETE_SNAPSHOT, encode_deletion(*id)),
-            Self::PutVolume(record) => (PUT_VOLUME, record.encode()),
-            Self::DeleteVolume(id) => (DELETE_VOLUME, encode_deletion(*id)),
-        };
+        let (kind, payload) = self.parts();
         let record_bytes = (RECORD_HEADER_BYTES + payload.len()).next_multiple_of(LOG_ALIGN);
         assert!(
             record_bytes <= LOG_RECORD_BYTES_MAX,
@@ -153,6 +153,65 @@ impl Record {
         FieldsMut::new(rest).bytes(&payload);
         bytes
     }
+
+    /// Whether it is short enough for the log.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        let (_, payload) = self.parts();
+        (RECORD_HEADER_BYTES + payload.len()).next_multiple_of(LOG_ALIGN) <= LOG_RECORD_BYTES_MAX
+    }
+
+    /// The changes that it stands for, one by one.
+    #[must_use]
+    pub fn into_changes(self) -> Vec<Self> {
+        match self {
+            Self::Several(changes) => changes,
+            one => vec![one],
+        }
+    }
+
+    fn parts(&self) -> (u8, Vec<u8>) {
+        match self {
+            Self::PutSnapshot(record) => (PUT_SNAPSHOT, record.encode()),
+            Self::DeleteSnapshot(id) => (DELETE_SNAPSHOT, encode_deletion(*id)),
+            Self::PutVolume(record) => (PUT_VOLUME, record.encode()),
+            Self::DeleteVolume(id) => (DELETE_VOLUME, encode_deletion(*id)),
+            Self::Several(changes) => (SEVERAL, encode_several(changes)),
+        }
+    }
+}
+
+fn encode_several(changes: &[Record]) -> Vec<u8> {
+    let mut bytes = vec![SEVERAL_VERSION];
+    put_count(&mut bytes, changes.len());
+    for change in changes {
+        let (kind, payload) = change.parts();
+        assert!(kind != SEVERAL, "several changes are not one of several");
+        bytes.push(kind);
+        put_count(&mut bytes, payload.len());
+        bytes.extend_from_slice(&payload);
+    }
+    bytes
+}
+
+fn decode_several(payload: &[u8]) -> Result<Vec<Record>, FormatError> {
+    let mut fields = Fields::new("several changes of the catalog", payload);
+    let version = fields.u8()?;
+    if version != SEVERAL_VERSION {
+        return Err(FormatError::unknown(
+            "version of several changes of the catalog",
+            SEVERAL_VERSION,
+            version,
+        ));
+    }
+    let mut changes = Vec::new();
+    for _ in 0..fields.u32()? {
+        let kind = fields.u8()?;
+        let len = fields.u32()?;
+        changes.push(decode_change(kind, fields.bytes(len as usize)?)?);
+    }
+    fields.end()?;
+    Ok(changes)
 }
 
 /// A place in the log, and the record to come there.
@@ -355,6 +414,14 @@ fn decode_record(bytes: &[u8], sequence: u64) -> Result<(usize, Record), FormatE
         ));
     }
     let record = match header.kind {
+        SEVERAL => Record::Several(decode_several(payload)?),
+        kind => decode_change(kind, payload)?,
+    };
+    Ok((record_bytes, record))
+}
+
+fn decode_change(kind: u8, payload: &[u8]) -> Result<Record, FormatError> {
+    Ok(match kind {
         PUT_SNAPSHOT => Record::PutSnapshot(SnapshotRecord::decode(payload)?),
         DELETE_SNAPSHOT => Record::DeleteSnapshot(decode_deletion(payload)?),
         PUT_VOLUME => Record::PutVolume(VolumeRecord::decode(payload)?),
@@ -362,12 +429,11 @@ fn decode_record(bytes: &[u8], sequence: u64) -> Result<(usize, Record), FormatE
         kind => {
             return Err(FormatError::unknown(
                 "kind of a catalog log record",
-                "1 (put snapshot), 2 (delete snapshot), 3 (put volume), 4 (delete volume)",
+                "1 (put snapshot), 2 (delete snapshot), 3 (put volume), 4 (delete volume), 5 (several)",
                 kind,
             ));
         }
-    };
-    Ok((record_bytes, record))
+    })
 }
 
 fn encode_deletion<K: IdKind>(id: RecordId<K>) -> Vec<u8> {

@@ -105,6 +105,20 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// A field of `len` bytes that is zero where it is not there.
+pub(super) fn optional<'a, T>(
+    fields: &mut Fields<'a>,
+    is_there: bool,
+    len: usize,
+    read: impl FnOnce(&mut Fields<'a>) -> Result<T, FormatError>,
+) -> Result<Option<T>, FormatError> {
+    if is_there {
+        read(fields).map(Some)
+    } else {
+        fields.reserved(len).map(|()| None)
+    }
+}
+
 /// Writes fields one after the other into an array of fixed size.
 #[derive(Debug)]
 pub(super) struct FieldsMut<'a> {
@@ -147,10 +161,12 @@ impl<'a> FieldsMut<'a> {
     }
 }
 
+/// Appends how many of something follow.
+///
 /// # Panics
 ///
 /// At 4 GiB, which names and tags are held far below.
-fn put_count(bytes: &mut Vec<u8>, count: usize) {
+pub(super) fn put_count(bytes: &mut Vec<u8>, count: usize) {
     assert!(
         u32::try_from(count).is_ok(),
         "a count of a record fits its field: {count}"

@@ -39,6 +39,8 @@ pub use error::FormatError;
 pub use id::{ID_BYTES, IdKind, RecordId};
 pub use keys::{PackState, Totals};
 pub use pack::{Location, PackId, PackKind};
-pub use snapshot::{OfSnapshot, SnapshotId, SnapshotRecord};
+pub use snapshot::{
+    OfSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState,
+};
 pub use store_file::StoreId;
-pub use volume::{OfVolume, VolumeId, VolumeRecord};
+pub use volume::{OfVolume, PendingSnapshot, VolumeId, VolumeRecord};

@@ -109,6 +109,12 @@ pub fn volume(data_dir: &Path, id: VolumeId) -> PathBuf {
     volumes(data_dir).join(id.to_string())
 }
 
+/// The volume whose journal's directory has this name in the directory of all; `None` for anything else.
+#[must_use]
+pub fn volume_of(file_name: &OsStr) -> Option<VolumeId> {
+    file_name.to_str()?.parse().ok()
+}
+
 /// One of a volume's journal files.
 #[must_use]
 pub fn journal_file(data_dir: &Path, id: VolumeId, number: u64) -> PathBuf {
@@ -160,6 +166,9 @@ mod tests {
             Path::new("/d/volumes/vol-0123456789abcdef0/journal-00000000000000a1.log")
         );
         assert_eq!(journal_number_of(path.file_name().unwrap()), Some(0xa1));
+        let dir = path.parent().unwrap();
+        assert_eq!(volume_of(dir.file_name().unwrap()), Some(id));
+        assert_eq!(volume_of(path.file_name().unwrap()), None);
         for name in [
             "",
             "journal-a1.log",

@@ -5,12 +5,21 @@ use std::collections::BTreeMap;
 use varve_content::RootId;
 
 use super::{
-    FormatError, IdKind, RecordId,
-    fields::{Fields, put_tags, put_text},
+    FormatError, ID_BYTES, IdKind, RecordId, VolumeId,
+    fields::{Fields, optional, put_tags, put_text},
 };
 
-/// The version of [`SnapshotRecord`]'s encoding, its first byte.
-const VERSION: u8 = 1;
+/// The versions of [`SnapshotRecord`]'s encoding, its first byte. The first has no place for a state, an origin and a parent: it is
+/// still how a record without them is written, as each was before there were any.
+const PLAIN: u8 = 1;
+const VERSION: u8 = 2;
+
+const COMPLETED: u8 = 1;
+const PENDING: u8 = 2;
+const FAILED: u8 = 3;
+
+const HAS_ORIGIN: u8 = 1;
+const HAS_PARENT: u8 = 2;
 
 /// What is the id of a snapshot.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,19 +33,25 @@ impl IdKind for OfSnapshot {
 /// Id of a snapshot: `snap-` and 17 hexadecimal digits.
 pub type SnapshotId = RecordId<OfSnapshot>;
 
-/// What the catalog knows of a snapshot. It is complete: one that is still being made has no record.
+/// What the catalog knows of a snapshot.
 ///
 /// | bytes | field |
 /// | --- | --- |
-/// | 1 | version: 1 |
+/// | 1 | version: 2; 1 for a snapshot that is complete, of no volume and without a parent |
+/// | 1 | state: 1 completed, 2 pending, 3 failed; absent in version 1, like all that is marked so |
+/// | 1 | flags: 1 has an origin, 2 has a parent; absent in version 1 |
 /// | 9 | id |
 /// | 8 | size |
-/// | 8 | data |
+/// | 8 | data; zero unless it is completed, like root, new bytes and stored bytes |
 /// | 32 | root |
 /// | 8 | created |
 /// | 8 | new bytes |
 /// | 8 | stored bytes |
+/// | 9 | id of the volume; zero if there is no origin; absent in version 1 |
+/// | 9 | id of the parent; zero if there is none; absent in version 1 |
 /// | 4 + n | name: length, UTF-8 |
+/// | 4 + n | name of the volume; empty if there is no origin; absent in version 1 |
+/// | 4 + n | why it failed; empty unless it has; absent in version 1 |
 /// | 4 | number of tags, ascending by key |
 /// | 4 + n, 4 + n | each tag: key, value |
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,60 +62,228 @@ pub struct SnapshotRecord {
     pub name: String,
     /// Size of the volume.
     pub size_bytes: u64,
-    /// Bytes that are not holes.
-    pub data_bytes: u64,
-    /// The root of its content.
-    pub root: RootId,
-    /// When it was committed, in nanoseconds since 1970.
+    /// How far along it is.
+    pub state: SnapshotState,
+    /// The instant whose content it has, in nanoseconds since 1970. Of an upload: when it was committed.
     pub created_at_ns: u64,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
+    /// The volume it was made of; `None` for an upload.
+    pub origin: Option<SnapshotOrigin>,
+    /// The volume's snapshot before, or the one that the volume was made from. It may be deleted by now.
+    pub parent: Option<SnapshotId>,
+}
+
+/// How far along a snapshot is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotState {
+    /// Its content is in the store.
+    Completed(SnapshotContent),
+    /// Its content is in the journal of its volume, and on its way into the store.
+    Pending,
+    /// Its content did not get into the store.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a snapshot holds.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub struct SnapshotContent {
+    /// The root of its content.
+    pub root: RootId,
+    /// Bytes that are not holes.
+    pub data_bytes: u64,
     /// Plain bytes of the chunks that the store did not have before.
     pub new_bytes: u64,
     /// Bytes that those chunks and the new nodes take in packs.
     pub stored_bytes: u64,
 }
 
+/// The volume that a snapshot was made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotOrigin {
+    /// Its id.
+    pub volume: VolumeId,
+    /// Its name at that time.
+    pub name: String,
+}
+
 impl SnapshotRecord {
+    /// What it holds, once it is complete.
+    #[must_use]
+    pub const fn content(&self) -> Option<&SnapshotContent> {
+        match &self.state {
+            SnapshotState::Completed(content) => Some(content),
+            SnapshotState::Pending | SnapshotState::Failed { .. } => None,
+        }
+    }
+
+    /// The root of its content, once it is complete.
+    #[must_use]
+    pub fn root(&self) -> Option<RootId> {
+        self.content().map(|content| content.root)
+    }
+
+    /// Whether its first version says all of it.
+    const fn is_plain(&self) -> bool {
+        self.content().is_some() && self.origin.is_none() && self.parent.is_none()
+    }
+
     /// Its bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![VERSION];
+        let plain = self.is_plain();
+        let (state, content, reason) = match &self.state {
+            SnapshotState::Completed(content) => (COMPLETED, Some(content), ""),
+            SnapshotState::Pending => (PENDING, None, ""),
+            SnapshotState::Failed { reason } => (FAILED, None, &**reason),
+        };
+        let mut bytes = if plain {
+            vec![PLAIN]
+        } else {
+            let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+            let flags =
+                flag(self.origin.is_some(), HAS_ORIGIN) | flag(self.parent.is_some(), HAS_PARENT);
+            vec![VERSION, state, flags]
+        };
+        let number = |of: fn(&SnapshotContent) -> u64| content.map_or(0, of).to_le_bytes();
         bytes.extend_from_slice(self.id.as_bytes());
         bytes.extend_from_slice(&self.size_bytes.to_le_bytes());
-        bytes.extend_from_slice(&self.data_bytes.to_le_bytes());
-        bytes.extend_from_slice(self.root.as_bytes());
+        bytes.extend_from_slice(&number(|content| content.data_bytes));
+        bytes.extend_from_slice(&content.map_or([0; 32], |content| *content.root.as_bytes()));
         bytes.extend_from_slice(&self.created_at_ns.to_le_bytes());
-        bytes.extend_from_slice(&self.new_bytes.to_le_bytes());
-        bytes.extend_from_slice(&self.stored_bytes.to_le_bytes());
+        bytes.extend_from_slice(&number(|content| content.new_bytes));
+        bytes.extend_from_slice(&number(|content| content.stored_bytes));
+        if !plain {
+            let volume = self.origin.as_ref().map(|origin| *origin.volume.as_bytes());
+            bytes.extend_from_slice(&volume.unwrap_or([0; ID_BYTES]));
+            bytes.extend_from_slice(&self.parent.map_or([0; ID_BYTES], |id| *id.as_bytes()));
+        }
         put_text(&mut bytes, &self.name);
+        if !plain {
+            let volume = self.origin.as_ref().map(|origin| &*origin.name);
+            put_text(&mut bytes, volume.unwrap_or_default());
+            put_text(&mut bytes, reason);
+        }
         put_tags(&mut bytes, &self.tags);
         bytes
     }
 
     /// The record with these bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let mut fields = Fields::new("record of a snapshot", bytes);
-        let version = fields.u8()?;
-        if version != VERSION {
-            return Err(FormatError::unknown(
-                "version of a snapshot's record",
-                VERSION,
-                version,
+        const WHAT: &str = "record of a snapshot";
+        let mut fields = Fields::new(WHAT, bytes);
+        let plain = match fields.u8()? {
+            PLAIN => true,
+            VERSION => false,
+            version => {
+                return Err(FormatError::unknown(
+                    "version of a snapshot's record",
+                    format_args!("{PLAIN} or {VERSION}"),
+                    version,
+                ));
+            }
+        };
+        let (state, flags) = if plain {
+            (COMPLETED, 0)
+        } else {
+            (fields.u8()?, fields.u8()?)
+        };
+        check_head(state, flags)?;
+        let id = SnapshotId::decode_from(&mut fields)?;
+        let size_bytes = fields.u64()?;
+        let completed = state == COMPLETED;
+        let data_bytes = optional(&mut fields, completed, 8, Fields::u64)?;
+        let root = optional(&mut fields, completed, 32, |fields| {
+            fields.array().map(RootId::from_bytes)
+        })?;
+        let created_at_ns = fields.u64()?;
+        let new_bytes = optional(&mut fields, completed, 8, Fields::u64)?;
+        let stored_bytes = optional(&mut fields, completed, 8, Fields::u64)?;
+        let (mut volume, mut parent) = (None, None);
+        if !plain {
+            let has = |flag: u8| flags & flag != 0;
+            volume = optional(
+                &mut fields,
+                has(HAS_ORIGIN),
+                ID_BYTES,
+                VolumeId::decode_from,
+            )?;
+            parent = optional(
+                &mut fields,
+                has(HAS_PARENT),
+                ID_BYTES,
+                SnapshotId::decode_from,
+            )?;
+        }
+        let name = fields.text()?;
+        let (mut volume_name, mut reason) = (String::new(), String::new());
+        if !plain {
+            volume_name = fields.text()?;
+            reason = fields.text()?;
+        }
+        let tags = fields.tags()?;
+        fields.end()?;
+        if (volume.is_none() && !volume_name.is_empty()) || (state != FAILED && !reason.is_empty())
+        {
+            return Err(FormatError::differs(
+                WHAT,
+                "no text where there is no origin, or no failure",
+                format_args!("{volume_name:?} and {reason:?}"),
             ));
         }
-        let record = Self {
-            id: SnapshotId::decode_from(&mut fields)?,
-            size_bytes: fields.u64()?,
-            data_bytes: fields.u64()?,
-            root: RootId::from_bytes(fields.array()?),
-            created_at_ns: fields.u64()?,
-            new_bytes: fields.u64()?,
-            stored_bytes: fields.u64()?,
-            name: fields.text()?,
-            tags: fields.tags()?,
+        let state = match (root, data_bytes, new_bytes, stored_bytes) {
+            (Some(root), Some(data_bytes), Some(new_bytes), Some(stored_bytes)) => {
+                SnapshotState::Completed(SnapshotContent {
+                    root,
+                    data_bytes,
+                    new_bytes,
+                    stored_bytes,
+                })
+            }
+            _ if state == PENDING => SnapshotState::Pending,
+            _ => SnapshotState::Failed { reason },
         };
-        fields.end()?;
+        let record = Self {
+            id,
+            name,
+            size_bytes,
+            state,
+            created_at_ns,
+            tags,
+            origin: volume.map(|volume| SnapshotOrigin {
+                volume,
+                name: volume_name,
+            }),
+            parent,
+        };
+        if record.is_plain() != plain {
+            return Err(FormatError::differs(
+                "version of a snapshot's record that is complete, of no volume and without a parent",
+                PLAIN,
+                VERSION,
+            ));
+        }
         Ok(record)
     }
+}
+
+fn check_head(state: u8, flags: u8) -> Result<(), FormatError> {
+    if !matches!(state, COMPLETED | PENDING | FAILED) {
+        return Err(FormatError::unknown(
+            "state of a snapshot",
+            "1 (completed), 2 (pending), 3 (failed)",
+            state,
+        ));
+    }
+    if flags & !(HAS_ORIGIN | HAS_PARENT) != 0 {
+        return Err(FormatError::differs(
+            "flags of a snapshot's record",
+            "1 (origin), 2 (parent)",
+            format_args!("{flags:#04x}"),
+        ));
+    }
+    Ok(())
 }

@@ -83,14 +83,31 @@ pub(super) fn snapshot() -> SnapshotRecord {
         id: "snap-0123456789abcdef0".parse().unwrap(),
         name: "vm/disk".to_owned(),
         size_bytes: 4 << 30,
-        data_bytes: 486 << 20,
-        root: RootId::from_bytes([0x5a; 32]),
+        state: SnapshotState::Completed(SnapshotContent {
+            root: RootId::from_bytes([0x5a; 32]),
+            data_bytes: 486 << 20,
+            new_bytes: 480 << 20,
+            stored_bytes: 170 << 20,
+        }),
         created_at_ns: 1_735_689_600_123_456_789,
         tags: [("k", "v"), ("os", "дебиан")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
-        new_bytes: 480 << 20,
-        stored_bytes: 170 << 20,
+        origin: None,
+        parent: None,
+    }
+}
+
+/// What only the second version of the encoding can say.
+pub(super) fn snapshot_of_volume(state: SnapshotState) -> SnapshotRecord {
+    SnapshotRecord {
+        state,
+        origin: Some(SnapshotOrigin {
+            volume: volume().id,
+            name: "vm".to_owned(),
+        }),
+        parent: Some(SnapshotId::from_low_bits([0x11; 9])),
+        ..snapshot()
     }
 }
 
@@ -106,6 +123,19 @@ pub(super) fn volume() -> VolumeRecord {
         attached_at_ns: Some(1_735_689_600_917_051_157),
         attachments: 3,
         journal_from: 5,
+        pending: Vec::new(),
+    }
+}
+
+/// The same with pending snapshots.
+pub(super) fn volume_with_pending() -> VolumeRecord {
+    let pending = |byte: u8, next_file| PendingSnapshot {
+        snapshot: SnapshotId::from_low_bits([byte; 9]),
+        next_file,
+    };
+    VolumeRecord {
+        pending: vec![pending(0x21, 6), pending(0x22, 6)],
+        ..volume()
     }
 }
 
@@ -201,7 +231,7 @@ fn snapshot_records_that_are_none() {
         bytes[at] = byte;
         SnapshotRecord::decode(&bytes).unwrap_err()
     };
-    assert!(with(0, 2).is_unknown());
+    assert!(with(0, 3).is_unknown());
     assert!(with(1, 0x10).to_string().contains("68 bits"));
     // The name's length, and its first byte.
     assert!(matches!(with(85, 0xff), FormatError::Short { .. }));
@@ -211,6 +241,132 @@ fn snapshot_records_that_are_none() {
     let mut longer = good;
     longer.push(0);
     assert!(SnapshotRecord::decode(&longer).is_err());
+}
+
+#[test]
+fn snapshot_records_of_volumes_are_pinned() {
+    let completed = snapshot().state;
+    let failed = SnapshotState::Failed {
+        reason: "full".to_owned(),
+    };
+    let content = [
+        "0000601e00000000",
+        "5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a",
+        "15cdb2c77e681618",
+        "0000001e00000000",
+        "0000a00a00000000",
+    ];
+    let none = [
+        "0000000000000000",
+        &"00".repeat(32),
+        "15cdb2c77e681618",
+        "0000000000000000",
+        "0000000000000000",
+    ];
+    for (state, head, content, reason) in [
+        (completed, "020103", content, "00000000"),
+        (SnapshotState::Pending, "020203", none, "00000000"),
+        (failed, "020303", none, "0400000066756c6c"),
+    ] {
+        let record = snapshot_of_volume(state);
+        let bytes = record.encode();
+        assert_bytes(
+            &bytes,
+            &[
+                head,
+                "00123456789abcdef0",
+                "0000000001000000",
+                &content.concat(),
+                "00fedcba9876543210",
+                "011111111111111111",
+                "07000000766d2f6469736b",
+                "02000000766d",
+                reason,
+                "02000000",
+                "010000006b0100000076",
+                "020000006f730c000000d0b4d0b5d0b1d0b8d0b0d0bd",
+            ],
+        );
+        assert_eq!(SnapshotRecord::decode(&bytes), Ok(record));
+        for len in 0..bytes.len() {
+            assert!(SnapshotRecord::decode(&bytes[..len]).is_err());
+        }
+    }
+}
+
+/// Each record has one encoding: what the first version can say is not said in the second.
+#[test]
+fn snapshot_records_of_volumes_that_are_none() {
+    let good = snapshot_of_volume(SnapshotState::Pending).encode();
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        SnapshotRecord::decode(&bytes).unwrap_err()
+    };
+    assert!(with(1, 4).is_unknown());
+    for (at, byte, why) in [
+        (2, 0x04, "flags of a snapshot's record"),
+        (2, 0x01, "zeros in reserved fields"),
+        (2, 0x02, "zeros in reserved fields"),
+        // Data of one that is pending.
+        (20, 0x01, "zeros in reserved fields"),
+    ] {
+        let error = with(at, byte).to_string();
+        assert!(error.contains(why), "byte {at}: {error}");
+    }
+    let mut failed = snapshot_of_volume(SnapshotState::Failed {
+        reason: "full".to_owned(),
+    })
+    .encode();
+    failed[1] = 2;
+    let error = SnapshotRecord::decode(&failed).unwrap_err();
+    assert!(error.to_string().contains("or no failure"), "{error}");
+    let plain = snapshot().encode();
+    let mut again = vec![2, 1, 0];
+    again.extend_from_slice(&plain[1..82]);
+    again.extend_from_slice(&[0; 18]);
+    again.extend_from_slice(&plain[82..93]);
+    again.extend_from_slice(&[0; 8]);
+    again.extend_from_slice(&plain[93..]);
+    let error = SnapshotRecord::decode(&again).unwrap_err();
+    assert!(error.to_string().contains("without a parent"), "{error}");
+}
+
+#[test]
+fn volume_record_with_pending_snapshots_is_pinned() {
+    let record = volume_with_pending();
+    let bytes = record.encode();
+    let plain = volume().encode();
+    let behind = plain.len();
+    assert_bytes(&bytes[..1], &["02"]);
+    assert_eq!(bytes[1..behind], plain[1..], "{CHANGED}");
+    assert_bytes(
+        &bytes[behind..],
+        &[
+            "02000000",
+            "012121212121212121",
+            "0600000000000000",
+            "022222222222222222",
+            "0600000000000000",
+        ],
+    );
+    assert_eq!(VolumeRecord::decode(&bytes), Ok(record.clone()));
+    for len in 0..bytes.len() {
+        assert!(VolumeRecord::decode(&bytes[..len]).is_err());
+    }
+    let mut none = plain;
+    none[0] = 2;
+    none.extend_from_slice(&[0; 4]);
+    let error = VolumeRecord::decode(&none).unwrap_err();
+    assert!(error.to_string().contains("without pending"), "{error}");
+    for files in [[4, 6], [7, 6]] {
+        let mut record = record.clone();
+        for (pending, next_file) in record.pending.iter_mut().zip(files) {
+            pending.next_file = next_file;
+        }
+        let error = VolumeRecord::decode(&record.encode()).unwrap_err();
+        assert!(error.to_string().contains("ascend"), "{error}");
+    }
 }
 
 #[test]
@@ -302,7 +458,7 @@ fn volume_records_that_are_none() {
         (83, 0x10, "68 bits"),
         (96, 0xff, "UTF-8"),
     ];
-    assert!(with(0, 2).is_unknown());
+    assert!(with(0, 3).is_unknown());
     for (at, byte, why) in refusals {
         let error = with(at, byte).to_string();
         assert!(error.contains(why), "byte {at}: {error}");
@@ -441,7 +597,17 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
             catalog_log::Record::DeleteVolume(volume().id).encode(1),
             0..32,
         ),
+        (
+            catalog_log::Record::Several(vec![
+                catalog_log::Record::PutSnapshot(snapshot_of_volume(SnapshotState::Pending)),
+                catalog_log::Record::PutVolume(volume_with_pending()),
+            ])
+            .encode(1),
+            0..32,
+        ),
         (volume().encode(), 0..0),
+        (volume_with_pending().encode(), 0..0),
+        (snapshot_of_volume(SnapshotState::Pending).encode(), 0..0),
         (store_file().encode().into_bytes(), 0..0),
         (snapshot().encode(), 0..0),
         (location().encode().to_vec(), 0..0),
@@ -512,18 +678,30 @@ proptest! {
         name in "\\PC{0,140}",
         numbers: [u64; 5],
         root: [u8; 32],
+        state in 0..3,
+        reason in "\\PC{0,80}",
+        origin: Option<([u8; 9], String)>,
+        parent: Option<[u8; 9]>,
         tags in prop::collection::btree_map("\\PC{0,20}", "\\PC{0,20}", 0..6),
     ) {
         let record = SnapshotRecord {
             id: SnapshotId::from_low_bits(id),
             name,
             size_bytes: numbers[0],
-            data_bytes: numbers[1],
-            root: RootId::from_bytes(root),
+            state: match state {
+                0 => SnapshotState::Pending,
+                1 => SnapshotState::Failed { reason },
+                _ => SnapshotState::Completed(SnapshotContent {
+                    root: RootId::from_bytes(root),
+                    data_bytes: numbers[1],
+                    new_bytes: numbers[3],
+                    stored_bytes: numbers[4],
+                }),
+            },
             created_at_ns: numbers[2],
             tags,
-            new_bytes: numbers[3],
-            stored_bytes: numbers[4],
+            origin: origin.map(|(id, name)| SnapshotOrigin { volume: VolumeId::from_low_bits(id), name }),
+            parent: parent.map(SnapshotId::from_low_bits),
         };
         prop_assert_eq!(SnapshotRecord::decode(&record.encode()), Ok(record));
     }
@@ -536,6 +714,7 @@ proptest! {
         numbers: [u64; 2],
         base: Option<([u8; 32], Option<[u8; 9]>)>,
         attached: Option<(u64, u64)>,
+        pending in prop::collection::vec((any::<[u8; 9]>(), any::<u64>()), 0..4),
         tags in prop::collection::btree_map("\\PC{0,20}", "\\PC{0,20}", 0..6),
     ) {
         let record = VolumeRecord {
@@ -549,6 +728,13 @@ proptest! {
             attached_at_ns: attached.map(|(at, _)| at),
             attachments: attached.map_or(0, |(_, number)| number.max(1)),
             journal_from: numbers[1].max(1),
+            pending: pending
+                .into_iter()
+                .scan(numbers[1].max(1), |last, (id, more)| {
+                    *last = last.saturating_add(more);
+                    Some(PendingSnapshot { snapshot: SnapshotId::from_low_bits(id), next_file: *last })
+                })
+                .collect(),
         };
         prop_assert_eq!(VolumeRecord::decode(&record.encode()), Ok(record));
     }

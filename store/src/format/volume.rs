@@ -6,11 +6,13 @@ use varve_content::RootId;
 
 use super::{
     FormatError, ID_BYTES, IdKind, RecordId, SnapshotId,
-    fields::{Fields, put_tags, put_text},
+    fields::{Fields, optional, put_count, put_tags, put_text},
 };
 
-/// The version of [`VolumeRecord`]'s encoding, its first byte.
-const VERSION: u8 = 1;
+/// The versions of [`VolumeRecord`]'s encoding, its first byte. The first has no place for pending snapshots: it is still how a record
+/// without them is written.
+const PLAIN: u8 = 1;
+const VERSION: u8 = 2;
 /// Volumes are a whole number of these: the smallest unit that a guest reads and writes.
 pub const SECTOR_BYTES: u64 = 512;
 
@@ -34,7 +36,7 @@ pub type VolumeId = RecordId<OfVolume>;
 ///
 /// | bytes | field |
 /// | --- | --- |
-/// | 1 | version: 1 |
+/// | 1 | version: 2; 1 for a volume without pending snapshots |
 /// | 1 | flags: 1 attached, 2 has a base, 4 has a parent |
 /// | 9 | id |
 /// | 8 | size |
@@ -47,6 +49,8 @@ pub type VolumeId = RecordId<OfVolume>;
 /// | 4 + n | name: length, UTF-8 |
 /// | 4 | number of tags, ascending by key |
 /// | 4 + n, 4 + n | each tag: key, value |
+/// | 4 | number of pending snapshots, in the order of their instants; absent in version 1 |
+/// | 9, 8 | each: id, number of the first journal file behind its instant |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeRecord {
     /// Its id.
@@ -57,7 +61,7 @@ pub struct VolumeRecord {
     pub size_bytes: u64,
     /// The root of the content under the journal; `None`: zeros. It may be of a smaller size: the rest is zeros.
     pub base: Option<RootId>,
-    /// The snapshot that `base` is the content of, if it is one's. It may be deleted by now; the base stays.
+    /// The last snapshot of it that was completed, or else the one it was made from. It may be deleted by now; the base stays.
     pub parent: Option<SnapshotId>,
     /// When it was made, in nanoseconds since 1970.
     pub created_at_ns: u64,
@@ -69,6 +73,17 @@ pub struct VolumeRecord {
     pub attachments: u64,
     /// Number of the first journal file that is not yet part of `base`; 1 to begin with.
     pub journal_from: u64,
+    /// Snapshots of it whose content is not in the store yet, in the order of their instants.
+    pub pending: Vec<PendingSnapshot>,
+}
+
+/// A snapshot whose content is the volume's base, and over it what journal files say up to its instant.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub struct PendingSnapshot {
+    /// Its id.
+    pub snapshot: SnapshotId,
+    /// Number of the first journal file that is of the time after its instant.
+    pub next_file: u64,
 }
 
 impl VolumeRecord {
@@ -76,8 +91,13 @@ impl VolumeRecord {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        let version = if self.pending.is_empty() {
+            PLAIN
+        } else {
+            VERSION
+        };
         let mut bytes = vec![
-            VERSION,
+            version,
             flag(self.attached_at_ns.is_some(), ATTACHED)
                 | flag(self.base.is_some(), HAS_BASE)
                 | flag(self.parent.is_some(), HAS_PARENT),
@@ -92,6 +112,13 @@ impl VolumeRecord {
         bytes.extend_from_slice(&self.parent.map_or([0; ID_BYTES], |id| *id.as_bytes()));
         put_text(&mut bytes, &self.name);
         put_tags(&mut bytes, &self.tags);
+        if version != PLAIN {
+            put_count(&mut bytes, self.pending.len());
+            for pending in &self.pending {
+                bytes.extend_from_slice(pending.snapshot.as_bytes());
+                bytes.extend_from_slice(&pending.next_file.to_le_bytes());
+            }
+        }
         bytes
     }
 
@@ -100,10 +127,10 @@ impl VolumeRecord {
         const WHAT: &str = "record of a volume";
         let mut fields = Fields::new(WHAT, bytes);
         let version = fields.u8()?;
-        if version != VERSION {
+        if !matches!(version, PLAIN | VERSION) {
             return Err(FormatError::unknown(
                 "version of a volume's record",
-                VERSION,
+                format_args!("{PLAIN} or {VERSION}"),
                 version,
             ));
         }
@@ -115,25 +142,42 @@ impl VolumeRecord {
                 format_args!("{flags:#04x}"),
             ));
         }
-        let record = Self {
+        let has = |flag: u8| flags & flag != 0;
+        let mut record = Self {
             id: VolumeId::decode_from(&mut fields)?,
             size_bytes: fields.u64()?,
             created_at_ns: fields.u64()?,
             attachments: fields.u64()?,
-            attached_at_ns: optional(&mut fields, flags & ATTACHED, 8, Fields::u64)?,
+            attached_at_ns: optional(&mut fields, has(ATTACHED), 8, Fields::u64)?,
             journal_from: fields.u64()?,
-            base: optional(&mut fields, flags & HAS_BASE, 32, |fields| {
+            base: optional(&mut fields, has(HAS_BASE), 32, |fields| {
                 fields.array().map(RootId::from_bytes)
             })?,
             parent: optional(
                 &mut fields,
-                flags & HAS_PARENT,
+                has(HAS_PARENT),
                 ID_BYTES,
                 SnapshotId::decode_from,
             )?,
             name: fields.text()?,
             tags: fields.tags()?,
+            pending: Vec::new(),
         };
+        if version != PLAIN {
+            for _ in 0..fields.u32()? {
+                record.pending.push(PendingSnapshot {
+                    snapshot: SnapshotId::decode_from(&mut fields)?,
+                    next_file: fields.u64()?,
+                });
+            }
+            if record.pending.is_empty() {
+                return Err(FormatError::differs(
+                    "version of a volume's record without pending snapshots",
+                    PLAIN,
+                    version,
+                ));
+            }
+        }
         fields.end()?;
         record.check()?;
         Ok(record)
@@ -162,6 +206,15 @@ impl VolumeRecord {
                 0,
             ));
         }
+        let files = self.pending.iter().map(|pending| pending.next_file);
+        let files: Vec<_> = std::iter::once(self.journal_from).chain(files).collect();
+        if !files.is_sorted() {
+            return Err(FormatError::differs(
+                "journal files of a volume's pending snapshots",
+                "numbers that ascend",
+                format_args!("{files:?}"),
+            ));
+        }
         if self.parent.is_some() && self.base.is_none() {
             return Err(FormatError::differs(
                 "base of a volume that has a parent",
@@ -171,17 +224,4 @@ impl VolumeRecord {
         }
         Ok(())
     }
-}
-
-/// A field of `len` bytes that is zero where its flag is not set.
-fn optional<'a, T>(
-    fields: &mut Fields<'a>,
-    flag: u8,
-    len: usize,
-    read: impl FnOnce(&mut Fields<'a>) -> Result<T, FormatError>,
-) -> Result<Option<T>, FormatError> {
-    if flag == 0 {
-        return fields.reserved(len).map(|()| None);
-    }
-    read(fields).map(Some)
 }

@@ -127,6 +127,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Makes a directory.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
+    /// Removes a directory, which has to be empty.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+
     /// Free space on the file system that `path` is on.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use rustix::{
     fs::{
         Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, fadvise,
-        fallocate, fstat, ftruncate, mkdir, open, renameat_with, statvfs, statx, unlink,
+        fallocate, fstat, ftruncate, mkdir, open, renameat_with, rmdir, statvfs, statx, unlink,
     },
     io::Errno,
 };
@@ -282,6 +282,10 @@ impl Disk for OsDisk {
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         Ok(mkdir(path, Mode::from_raw_mode(0o755))?)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        Ok(rmdir(path)?)
     }
 
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {

@@ -140,12 +140,14 @@ impl Meta for MemoryMeta {
                 .into_iter()
                 .map(|(pack, state)| (pack.number, state)),
         );
-        for (_, record) in batch.catalog {
-            match record {
+        let changes = batch.catalog.into_iter().map(|(_, record)| record);
+        for change in changes.flat_map(Record::into_changes) {
+            match change {
                 Record::PutSnapshot(record) => put(&mut model.snapshots, record)?,
                 Record::DeleteSnapshot(id) => drop(model.snapshots.remove(&id)),
                 Record::PutVolume(record) => put(&mut model.volumes, record)?,
                 Record::DeleteVolume(id) => drop(model.volumes.remove(&id)),
+                Record::Several(_) => unreachable!("taken apart just above"),
             }
         }
         *current = model;

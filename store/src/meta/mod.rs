@@ -32,7 +32,10 @@ pub use self::{
     records::{check_name, check_tags, now_ns},
     rocks::RocksMeta,
 };
-pub use crate::format::{PackState, SnapshotId, SnapshotRecord, Totals, VolumeId, VolumeRecord};
+pub use crate::format::{
+    PackState, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord,
+    SnapshotState, Totals, VolumeId, VolumeRecord,
+};
 use crate::{
     Result,
     format::{Location, PackId, pack::RecordKind},

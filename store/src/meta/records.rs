@@ -6,7 +6,9 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{Meta, SnapshotId, SnapshotRecord, VolumeId, VolumeRecord};
+use super::{
+    Meta, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
+};
 use crate::{
     Error, Result,
     format::{ID_BYTES, IdKind, RecordId, catalog_log::Record},
@@ -112,6 +114,26 @@ macro_rules! named {
             }
         }
     };
+}
+
+impl SnapshotRecord {
+    /// What it holds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotCompleted`].
+    pub fn completed(&self) -> Result<SnapshotContent> {
+        let (state, why) = match &self.state {
+            SnapshotState::Completed(content) => return Ok(*content),
+            SnapshotState::Pending => ("pending", "its content is on its way into the store"),
+            SnapshotState::Failed { reason } => ("failed", &**reason),
+        };
+        Err(Error::NotCompleted {
+            name: self.name.clone(),
+            state,
+            why: why.to_owned(),
+        })
+    }
 }
 
 named!(

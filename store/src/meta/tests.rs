@@ -102,12 +102,16 @@ pub(super) fn snapshot(number: u8, name: &str) -> SnapshotRecord {
         id: snapshot_id(number),
         name: name.to_owned(),
         size_bytes: 1000 + u64::from(number),
-        data_bytes: 500,
-        root: RootId::from_bytes([number; 32]),
+        state: SnapshotState::Completed(SnapshotContent {
+            root: RootId::from_bytes([number; 32]),
+            data_bytes: 500,
+            new_bytes: 2,
+            stored_bytes: 3,
+        }),
         created_at_ns: 1,
         tags: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
-        new_bytes: 2,
-        stored_bytes: 3,
+        origin: None,
+        parent: None,
     }
 }
 
@@ -127,6 +131,7 @@ pub(super) fn volume(number: u8, name: &str) -> VolumeRecord {
         attached_at_ns: None,
         attachments: number.into(),
         journal_from: 1,
+        pending: Vec::new(),
     }
 }
 

@@ -34,7 +34,8 @@ pub struct SnapshotReader {
 
 impl SnapshotReader {
     pub(crate) async fn open(shared: Arc<Shared>, record: SnapshotRecord) -> Result<Self> {
-        let content = ContentReader::open(shared, record.root, &record.name).await?;
+        let root = record.completed()?.root;
+        let content = ContentReader::open(shared, root, &record.name).await?;
         if content.size_bytes() != record.size_bytes {
             return Err(Error::Damaged(
                 Damage::missing(format_args!("a root of {} bytes", record.size_bytes))

@@ -8,6 +8,7 @@
 //! | a torn record at the end of a pack | cut off: it was never synced |
 //! | a record at the end of the catalog log that RocksDB does not have | applied: its content was durable before it was written |
 //! | a torn record at the end of the catalog log | cut off: nobody was told of it |
+//! | the journal of a volume that was deleted | removed |
 //!
 //! Anything else that is not as it was written is damage. In a pack it is reported, and the rest goes on; in the
 //! catalog log it is an error, because what follows cannot be trusted to be in order.
@@ -36,7 +37,7 @@ use crate::{
     meta::{self, Batch, Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
     store::{ByBytes, Options, Shared},
-    volume::OpenVolumes,
+    volume::{OpenVolumes, PendingSnapshots, remove_journal},
     workers::Workers,
 };
 
@@ -167,6 +168,7 @@ where
     let meta = open_meta(packs.list()?.is_empty() && replay.records.is_empty())?;
     let (chunks, nodes) = packs::recover(&packs, &*meta, Believe::Index, report).await?;
     replay_log(&*meta, &mut log, replay, report).await?;
+    remove_orphans(&*disk, dir, &*meta)?;
 
     let workers = Arc::new(Workers::start(options.threads(), compression)?);
     let commit = Commit::new(
@@ -191,6 +193,7 @@ where
         ingest_space: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),
         read_space: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
         volumes: OpenVolumes::default(),
+        pending_snapshots: PendingSnapshots::default(),
         journal_room: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
         fold_turn: Semaphore::new(1),
         leaf_room: Arc::new(Semaphore::new(limits::UPLOAD_LEAVES_MAX)),
@@ -377,6 +380,26 @@ async fn replay_log(
         }
     }
     meta.apply(batch, true)
+}
+
+/// Removes the journals of volumes that were deleted, where the process did not live to do it.
+fn remove_orphans(disk: &dyn Disk, dir: &Path, meta: &dyn Meta) -> Result<()> {
+    let volumes = names::volumes(dir);
+    let present = match disk.list(&volumes) {
+        Ok(present) => present,
+        // No volume was ever opened.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(Error::io("list", &volumes, source)),
+    };
+    for id in present.iter().filter_map(|name| names::volume_of(name)) {
+        if meta.volume(id)?.is_none() {
+            tracing::info!(volume = %id, "removing the journal of a volume that was deleted");
+            if let Err(error) = remove_journal(disk, dir, id) {
+                tracing::warn!(volume = %id, %error, "the journal was not removed");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Records of the catalog log that are applied at once.

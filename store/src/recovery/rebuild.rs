@@ -133,15 +133,16 @@ fn incomplete(meta: &RocksMeta) -> Result<Vec<String>> {
             return Ok(incomplete);
         };
         after = Some(last.name.clone());
-        let keys: Vec<_> = page
-            .iter()
-            .map(|record| NodeKey::Root(record.root))
-            .collect();
+        // Those that are pending have none yet.
+        let roots = page
+            .into_iter()
+            .filter_map(|record| record.root().map(|root| (record.name, NodeKey::Root(root))));
+        let (names, keys): (Vec<_>, Vec<_>) = roots.unzip();
         let places = meta.nodes(&keys)?;
-        let absent = page
+        let absent = names
             .into_iter()
             .zip(places)
             .filter(|(_, place)| place.is_none());
-        incomplete.extend(absent.map(|(record, _)| record.name));
+        incomplete.extend(absent.map(|(name, _)| name));
     }
 }

@@ -287,7 +287,8 @@ fn the_same_name_at_the_same_time_is_given_once() {
 fn an_image_of_zeros_takes_no_chunk() {
     with_store(async |store| {
         let record = upload(&store, "zeros", &vec![0; 3 << 20]).await.unwrap();
-        assert_eq!((record.data_bytes, record.new_bytes), (0, 0));
+        let content = record.completed().unwrap();
+        assert_eq!((content.data_bytes, content.new_bytes), (0, 0));
         assert_holds(&store, "zeros", &vec![0; 3 << 20]).await;
         assert_eq!(store.status().await.unwrap().chunks, 0);
     });

@@ -124,7 +124,7 @@ fn volumes_are_there_again_after_a_restart_and_after_a_rebuild() {
             ..new("db")
         };
         let made = store.create_volume(from).await.unwrap();
-        assert_eq!(made.base, Some(snapshot.root));
+        assert_eq!(made.base, snapshot.root());
         store.create_volume(new("gone")).await.unwrap();
         store.delete_volume("gone").await.unwrap();
         store.delete_snapshot("base").await.unwrap();

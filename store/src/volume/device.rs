@@ -5,8 +5,8 @@ use std::{
     fmt,
     panic::resume_unwind,
     sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -27,6 +27,7 @@ use super::{
     fold::Folds,
     journal::{BlockPlace, Journal, Owner},
     layers::{Epoch, Layers, Place, Stack, Stretch},
+    pending, records,
     recovery::{self, JournalReport},
     writer::{self, Op, Queue, Turn},
 };
@@ -71,6 +72,10 @@ pub(super) struct Inner {
     /// As it was when the volume was opened.
     pub(super) record: VolumeRecord,
     pub(super) folds: Folds,
+    /// It only grows.
+    size_bytes: AtomicU64,
+    /// To keep it open.
+    handle: OnceLock<Weak<Handle>>,
     /// Held alone by changes of parts of blocks, which read what they do not change.
     turns: Arc<AsyncRwLock<()>>,
     /// Room for its changes on their way, so that one that waits does not take all there is.
@@ -90,13 +95,86 @@ impl fmt::Debug for Inner {
 
 /// The volumes of a store that are open: each once, for a journal has one writer.
 #[derive(Debug, Default)]
-pub(crate) struct OpenVolumes(AsyncMutex<HashMap<VolumeId, Slot>>);
+pub(crate) struct OpenVolumes(Mutex<HashMap<VolumeId, Arc<Slot>>>);
 
 #[derive(Debug, Default)]
 struct Slot {
-    handle: Weak<Handle>,
+    /// Held while it is opened, which takes as long as its journal is long: others are not kept waiting by that.
+    handle: Arc<AsyncMutex<Weak<Handle>>>,
     /// Held by the task that writes the journal, to its end.
     writing: Arc<AsyncMutex<()>>,
+}
+
+impl Slot {
+    /// Whether nobody has the volume, or is opening it.
+    fn is_free(slot: &Arc<Self>) -> bool {
+        let unused = |handle: &Weak<Handle>| handle.strong_count() == 0;
+        Arc::strong_count(slot) == 1
+            && slot.handle.try_lock().is_ok_and(|handle| unused(&handle))
+            && slot.writing.try_lock().is_ok()
+    }
+}
+
+impl OpenVolumes {
+    fn slot(&self, id: VolumeId) -> Arc<Slot> {
+        let mut slots = self.0.lock();
+        slots.retain(|_, slot| !Slot::is_free(slot));
+        Arc::clone(slots.entry(id).or_default())
+    }
+
+    /// Keeps others from opening a volume.
+    pub(super) async fn opening(&self, id: VolumeId) -> Opening {
+        let slot = self.slot(id);
+        let handle = Arc::clone(&slot.handle).lock_owned().await;
+        Opening { handle, slot }
+    }
+
+    /// The volume, if it is open.
+    pub(super) fn get(&self, id: VolumeId) -> Option<Volume> {
+        let slot = self.0.lock().get(&id).cloned()?;
+        let handle = slot.handle.try_lock().ok()?.upgrade()?;
+        Some(Volume(handle))
+    }
+}
+
+/// The right to open a volume.
+#[derive(Debug)]
+pub(super) struct Opening {
+    handle: OwnedMutexGuard<Weak<Handle>>,
+    slot: Arc<Slot>,
+}
+
+impl Opening {
+    /// The volume, if it is open.
+    pub(super) fn volume(&self) -> Option<Volume> {
+        self.handle.upgrade().map(Volume)
+    }
+
+    async fn open(mut self, shared: Arc<Shared>, id: VolumeId) -> Result<Volume> {
+        if let Some(volume) = self.volume() {
+            return Ok(volume);
+        }
+        // The last one may still be writing what was in its queue.
+        let writing = Arc::clone(&self.slot.writing).lock_owned().await;
+        // What it took into the store meanwhile has changed the record.
+        let record = shared.find(&id.to_string()).await?;
+        let volume = Volume::open(shared, record, writing).await?;
+        *self.handle = Arc::downgrade(&volume.0);
+        Ok(volume)
+    }
+}
+
+/// What is known of a volume beside its record.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumeStatus {
+    /// Bytes that its journal takes on disk.
+    pub journal_bytes: u64,
+    /// Bytes that it may take.
+    pub journal_bytes_max: u64,
+    /// Bytes of memory that the map of its journal takes, about; 0 while it is not open.
+    pub map_bytes: u64,
+    /// What its journal held when it was opened; `None` while it is not open.
+    pub found: Option<JournalReport>,
 }
 
 impl Store {
@@ -106,27 +184,73 @@ impl Store {
     ///
     /// [`Error::Damaged`] when the journal is, in a place that was durable.
     pub async fn open_volume(&self, key: &str) -> Result<Volume> {
-        let record = self.volume(key).await?;
-        let mut open = self.shared().volumes.0.lock().await;
-        let slot = open.entry(record.id).or_default();
-        if let Some(handle) = slot.handle.upgrade() {
-            return Ok(Volume(handle));
+        let id = self.volume(key).await?.id;
+        let shared = Arc::clone(self.shared());
+        let opening = shared.volumes.opening(id).await;
+        if let Some(volume) = opening.volume() {
+            return Ok(volume);
         }
-        // The last one may still be writing what was in its queue.
-        let writing = Arc::clone(&slot.writing).lock_owned().await;
-        let volume = Volume::open(Arc::clone(self.shared()), record, writing).await?;
-        slot.handle = Arc::downgrade(&volume.0);
-        open.retain(|_, slot| slot.handle.strong_count() > 0 || slot.writing.try_lock().is_err());
-        Ok(volume)
+        // To its end: a sync that fails must not be forgotten, and who asks again finds the journal read.
+        let commit = Arc::clone(&shared.commit);
+        commit.to_the_end(move |_| opening.open(shared, id)).await
+    }
+
+    /// Lets a volume grow, attached or not; what it grows by reads as zeros. It does not shrink.
+    pub async fn resize_volume(&self, key: &str, size_bytes: u64) -> Result<VolumeRecord> {
+        let change = move |record: VolumeRecord| {
+            records::check_size(&record.name, size_bytes)?;
+            if size_bytes < record.size_bytes {
+                return Err(Error::Invalid(format!(
+                    "volume {:?} has {} bytes, and {size_bytes} are fewer: volumes only grow",
+                    record.name, record.size_bytes
+                )));
+            }
+            Ok(VolumeRecord {
+                size_bytes,
+                ..record
+            })
+        };
+        let id = self.volume(key).await?.id;
+        // Who opens it meanwhile may have read its record before.
+        let opening = self.shared().volumes.opening(id).await;
+        let resized = self.shared().commit.update(id, change).await?;
+        if let Some(volume) = opening.volume() {
+            volume.grow(resized.size_bytes);
+        }
+        Ok(resized)
+    }
+
+    /// What is known of a volume beside its record.
+    pub async fn volume_status(&self, key: &str) -> Result<VolumeStatus> {
+        let record = self.volume(key).await?;
+        let shared = self.shared();
+        let status = VolumeStatus {
+            journal_bytes_max: shared.options.journal_bytes_max,
+            ..VolumeStatus::default()
+        };
+        match shared.volumes.get(record.id) {
+            Some(volume) => Ok(VolumeStatus {
+                journal_bytes: volume.journal_bytes(),
+                map_bytes: volume.map_bytes(),
+                found: Some(volume.journal_report().clone()),
+                ..status
+            }),
+            None => Ok(VolumeStatus {
+                journal_bytes: records::journal_bytes(shared, record.id)?,
+                ..status
+            }),
+        }
     }
 
     /// Makes durable what was written to volumes, and closes them.
     pub(crate) async fn close_volumes(&self) -> Result<()> {
-        let open = self.shared().volumes.0.lock().await;
-        let handles: Vec<_> = open.values().map(|slot| slot.handle.upgrade()).collect();
+        let slots: Vec<_> = self.shared().volumes.0.lock().values().cloned().collect();
         let mut outcome = Ok(());
-        for handle in handles.into_iter().flatten() {
-            outcome = outcome.and(Volume(handle).close().await);
+        for slot in slots {
+            let handle = slot.handle.lock().await.upgrade();
+            if let Some(handle) = handle {
+                outcome = outcome.and(Volume(handle).close().await);
+            }
         }
         outcome
     }
@@ -147,7 +271,14 @@ impl Volume {
             bytes_max: shared.options.journal_bytes_max,
         };
         make_directories(&owner).await?;
-        let (found, map, report) = recovery::recover(&owner, record.journal_from).await?;
+        let cuts = record.pending.iter().map(|pending| pending.next_file);
+        let recovered = recovery::recover(&owner, record.journal_from, cuts.collect()).await;
+        let (found, mut epochs, report) = recovered.inspect_err(|error| {
+            // The kernel tells it once: who tried again would be told that all is well.
+            if matches!(error, Error::Io { verb: "sync", .. }) {
+                shared.commit.poison(error);
+            }
+        })?;
         if report != JournalReport::default() {
             tracing::info!(
                 volume = record.name,
@@ -162,16 +293,18 @@ impl Volume {
             Some(root) => Some(ContentReader::open(Arc::clone(&shared), root, &record.name).await?),
             None => None,
         };
-        let journal = Epoch {
-            first_file: record.journal_from,
-            map,
-        };
+        let jobs = pending::resumed(&shared, &record).await?;
+        let current = epochs
+            .pop()
+            .unwrap_or_else(|| Epoch::new(record.journal_from));
         let inner = Arc::new(Inner {
             name: record.name.clone(),
             journal: Journal::new(owner, found),
-            layers: RwLock::new(Layers::new(journal, base)),
+            layers: RwLock::new(Layers::new(current, epochs, base)),
             queue: Queue::default(),
             folds: Folds::default(),
+            size_bytes: AtomicU64::new(record.size_bytes),
+            handle: OnceLock::new(),
             turns: Arc::default(),
             room: Arc::new(Semaphore::new(VOLUME_QUEUE_BYTES)),
             syncs_by_itself: AtomicBool::new(false),
@@ -188,10 +321,15 @@ impl Volume {
             let _writing = writing;
             writer::run(task).await;
         });
-        Ok(Self(Arc::new(Handle {
+        let volume = Self(Arc::new(Handle {
             inner,
             writer: Mutex::new(Some(writer)),
-        })))
+        }));
+        drop(volume.0.inner.handle.set(Arc::downgrade(&volume.0)));
+        for job in jobs {
+            volume.fold_later(job);
+        }
+        Ok(volume)
     }
 
     pub(super) fn inner(&self) -> &Arc<Inner> {
@@ -207,7 +345,16 @@ impl Volume {
     /// Its size.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.0.inner.record.size_bytes
+        self.0.inner.size_bytes()
+    }
+
+    /// Lets it be as large as its record says by now.
+    pub(super) fn grow(&self, size_bytes: u64) {
+        let inner = &self.0.inner;
+        // Between changes: those past the old end are of an epoch that was cut off at the new one.
+        inner
+            .queue
+            .between(|| inner.size_bytes.fetch_max(size_bytes, Ordering::AcqRel));
     }
 
     /// What its journal held when it was opened.
@@ -388,19 +535,29 @@ impl Volume {
 }
 
 impl Inner {
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// The volume, unless it is being closed.
+    pub(super) fn volume(&self) -> Option<Volume> {
+        self.handle.get()?.upgrade().map(Volume)
+    }
+
     fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         match offset_bytes.checked_add(len_bytes) {
-            Some(end) if end <= self.record.size_bytes => Ok(()),
+            Some(end) if end <= self.size_bytes() => Ok(()),
             _ => Err(Error::Invalid(format!(
                 "{len_bytes} bytes at offset {offset_bytes} are past the end of volume {:?} at {}",
-                self.name, self.record.size_bytes
+                self.name,
+                self.size_bytes()
             ))),
         }
     }
 
     /// From which block on, and up to which, a range covers blocks whole. The last of the volume may be shorter than a block.
     fn whole_blocks(&self, start: u64, end: u64) -> (u64, u64) {
-        let end_block = if end == self.record.size_bytes {
+        let end_block = if end == self.size_bytes() {
             end.div_ceil(BLOCK)
         } else {
             end / BLOCK
@@ -519,7 +676,7 @@ impl Inner {
 
     /// Adds bytes of the volume, and zeros behind its end.
     async fn read_into(&self, start: u64, end: u64, bytes: &mut BytesMut) -> Result<()> {
-        let within = end.min(self.record.size_bytes).saturating_sub(start);
+        let within = end.min(self.size_bytes()).saturating_sub(start);
         let wanted = bytes.len() + usize::try_from(end - start).unwrap_or(0);
         let within = usize::try_from(within).unwrap_or(0);
         if within > 0 {

@@ -1,23 +1,24 @@
-//! Takes what was written to a volume into the store: as a snapshot, or only to make room in the journal.
+//! Takes what was written to a volume into the store: for a snapshot, for a clone, or only to make room in the journal.
 //!
 //! 1. The epoch ends: what is written from now on is in another, and in other journal files. That is all a writer
 //!    notices, and it takes no longer for a large volume.
 //! 2. The segments that were changed are cut again around the changes, and what is new of them is stored. Guests go on.
-//! 3. The new root is the volume's base, durably, and after that the journal files of what it holds are removed.
+//! 3. The new root is the volume's base, and the content of the snapshot if it is one's, durably and in one step. After that the journal
+//!    files of what it holds are removed.
+//!
+//! Of one volume one cut after the other is taken in, in their order, by a task that keeps the volume open. What was written after a
+//! cut stays in its own epochs, above the new base.
 //!
 //! If it is cut short, by a crash or a full disk, the volume is as it was: the epochs that ended stay layers of it, and the
-//! next try takes them along.
+//! next cut takes them along.
 //!
 //! A journal that has grown to half of its limit is taken into the store without being asked. If it fills up all the same, its writers wait
 //! for the room that comes free at the end.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,10 +27,10 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex as SyncMutex;
 use tokio::{
     runtime::Handle as Runtime,
-    sync::{Mutex, watch},
+    sync::{Mutex, oneshot, watch},
 };
 use varve_content::{
-    BLOCK_BYTES, ChunkId,
+    BLOCK_BYTES, ChunkId, RootId,
     block::{self, SEGMENT_BLOCKS, SEGMENT_BYTES},
     chunker::{CHUNKER_VERSION, Recut, recut},
     codec::Codec,
@@ -39,12 +40,14 @@ use varve_content::{
 use super::{
     device::{Inner, Volume},
     layers::{Place, Stack},
+    pending::{self, Progress},
+    writer::Queue,
 };
 use crate::{
-    Error, Result, Store,
+    Error, Result,
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::FOLD_SEGMENTS_IN_FLIGHT,
-    meta::{SnapshotRecord, VolumeRecord},
+    meta::SnapshotId,
     read::{ContentReader, Piece, walked},
 };
 
@@ -53,17 +56,53 @@ const PUT_BYTES: usize = 1 << 20;
 /// Until a journal is tried again in the background.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// What of a volume is being taken into the store.
+/// A cut through a volume's journal.
+#[derive(Debug, Copy, Clone)]
+pub(super) struct Cut {
+    /// The journal file that the time after it begins with.
+    pub(super) next_file: u64,
+    /// Size of the volume at that instant.
+    pub(super) size_bytes: u64,
+}
+
+/// A cut up to which a volume is to be taken into the store, and for what.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) cut: Cut,
+    pub(super) purpose: Purpose,
+}
+
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// The journal has grown large.
+    Room,
+    /// A snapshot.
+    Snapshot(SnapshotId, Arc<Progress>),
+    /// Whoever waits for the root.
+    Root(oneshot::Sender<Result<RootId>>),
+}
+
+/// What of a volume is to be taken into the store.
 #[derive(Debug, Default)]
 pub(super) struct Folds {
-    /// Whose turn it is.
-    turn: Mutex<()>,
+    jobs: SyncMutex<Jobs>,
     /// How many are under way or wait for their turn: when one ends there is room in the journal.
     under_way: watch::Sender<u32>,
-    /// Whether one without a snapshot is under way, or waits for its turn.
-    in_background: AtomicBool,
+    /// Held from a cut until its job waits in its place: so jobs are in the order of their cuts.
+    pub(super) cutting: Arc<Mutex<()>>,
+    /// Snapshots that have failed, and whose records do not say so yet.
+    unrecorded: SyncMutex<Vec<(SnapshotId, String)>>,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    /// Whether there is a task that carries them out.
+    is_running: bool,
+    /// Whether one to make room is on its way.
+    for_room: bool,
     /// When the last of those failed.
-    failed_at: SyncMutex<Option<Instant>>,
+    failed_at: Option<Instant>,
 }
 
 impl Folds {
@@ -77,16 +116,26 @@ impl Folds {
         *self.under_way.borrow() > 0
     }
 
-    /// Whether one in the background may be begun: if so, it has been. Not at every write, where the last one failed.
-    fn may_begin(&self) -> bool {
-        let failed_at = *self.failed_at.lock();
+    /// Whether room may be made: if so, it is on its way. Not at every write, where the last try failed.
+    fn may_make_room(&self) -> bool {
+        let mut jobs = self.jobs.lock();
+        let failed_at = jobs.failed_at;
         failed_at.is_none_or(|at| at.elapsed() >= PAUSE_AFTER_FAILURE)
-            && !self.in_background.swap(true, Ordering::AcqRel)
+            && !std::mem::replace(&mut jobs.for_room, true)
     }
 
-    fn ended(&self, failed: bool) {
-        *self.failed_at.lock() = failed.then(Instant::now);
-        self.in_background.store(false, Ordering::Release);
+    fn room_ended(&self, failed: bool) {
+        let mut jobs = self.jobs.lock();
+        jobs.failed_at = failed.then(Instant::now);
+        jobs.for_room = false;
+    }
+
+    /// The next one; none if there is none, and then nobody carries them out any more.
+    fn next(&self) -> Option<Job> {
+        let mut jobs = self.jobs.lock();
+        let next = jobs.waiting.pop_front();
+        jobs.is_running = next.is_some();
+        next
     }
 }
 
@@ -106,58 +155,45 @@ impl Drop for UnderWay {
     }
 }
 
-impl Store {
-    /// Makes a snapshot of what a volume holds now. What is written to it meanwhile is not in it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::AlreadyExists`] when there is a snapshot of that name; [`Error::Full`] when the disk is. The volume stays as
-    /// it is then.
-    pub async fn snapshot_volume(
-        &self,
-        volume: &str,
-        name: &str,
-        tags: BTreeMap<String, String>,
-    ) -> Result<SnapshotRecord> {
-        let volume = self.open_volume(volume).await?;
-        volume.snapshot(name, tags).await
-    }
-}
-
 impl Volume {
-    /// Makes a snapshot of what the volume holds now: see [`Store::snapshot_volume`].
-    pub async fn snapshot(
-        &self,
-        name: &str,
-        tags: BTreeMap<String, String>,
-    ) -> Result<SnapshotRecord> {
+    /// Puts a job behind all others. Only while cuts are kept from overtaking each other.
+    pub(super) fn fold_later(&self, job: Job) {
+        let folds = &self.inner().folds;
+        {
+            let mut jobs = folds.jobs.lock();
+            jobs.waiting.push_back(job);
+            folds.under_way.send_modify(|count| *count += 1);
+            if std::mem::replace(&mut jobs.is_running, true) {
+                return;
+            }
+        }
+        let volume = self.clone();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "whatever becomes of it the volume holds what it held; once the store is closed it is refused what it needs"
+        )]
+        drop(tokio::spawn(async move {
+            let inner = volume.inner();
+            while let Some(job) = inner.folds.next() {
+                // Counted when it was put there.
+                let _under_way = UnderWay(Arc::clone(inner));
+                inner.carry_out(job).await;
+            }
+        }));
+    }
+
+    /// Ends the epoch that is being written, here and now.
+    pub(super) async fn cut(&self) -> Result<Cut> {
         let inner = self.inner();
-        let store = Store::from_shared(Arc::clone(&inner.shared));
-        let _under_way = UnderWay::begin(inner);
-        let _turn = inner.folds.turn.lock().await;
-        let new = NewSnapshot {
-            name: name.to_owned(),
-            size_bytes: inner.record.size_bytes,
-            tags,
-            chunker_version: CHUNKER_VERSION,
+        let (ended, size_bytes) = Queue::end_epochs(&[&inner.queue], || inner.size_bytes())?;
+        let mut cut = Cut {
+            next_file: 0,
+            size_bytes,
         };
-        // Refused before anything is done.
-        let ingest = store.begin_ingest(new).await?;
-        let (stack, next_file) = inner.end_epoch_here().await?;
-        let folds = &inner.shared.fold_turn;
-        let _fold = folds.acquire().await.map_err(|_| Error::Closing)?;
-        inner.put_changes(&ingest, &stack).await?;
-        let record = ingest.commit_whatever().await?;
-        let parent = record.id;
-        let change = move |volume: VolumeRecord| VolumeRecord {
-            base: Some(record.root),
-            parent: Some(parent),
-            journal_from: next_file,
-            ..volume
-        };
-        let root = record.root;
-        inner.rebase(&store, root, next_file, change).await?;
-        store.snapshot(&parent.to_string()).await
+        for ended in ended {
+            cut.next_file = ended.await.map_err(|_| Error::Closing)?;
+        }
+        Ok(cut)
     }
 }
 
@@ -171,75 +207,167 @@ impl Inner {
 
     /// Begins to take the journal into the store, if there is anything in it and the last try did not fail just now.
     pub(super) fn begin_fold(self: &Arc<Self>) -> bool {
-        if self.journal.len_bytes() == 0 || !self.folds.may_begin() {
+        if self.journal.len_bytes() == 0 || !self.folds.may_make_room() {
             return false;
         }
-        let volume = Arc::clone(self);
+        // Nobody else has it: it is being closed.
+        let Some(volume) = self.volume() else {
+            self.folds.room_ended(true);
+            return false;
+        };
+        // From here on: the writer waits for it where there is no room.
         let under_way = UnderWay::begin(self);
         #[expect(
             clippy::disallowed_methods,
-            reason = "whatever becomes of it the volume holds what it held; once the store is closed it is refused what it needs"
+            reason = "it waits for the writer, which is open as long as this has the volume"
         )]
         drop(tokio::spawn(async move {
-            let outcome = volume.fold().await;
-            match &outcome {
-                Ok(()) => {
-                    tracing::info!(volume = volume.name, "the journal was taken into the store")
-                }
-                Err(Error::Closing) => {}
-                Err(error) => {
-                    tracing::warn!(volume = volume.name, %error, "the journal was not taken into the store");
-                }
+            let folds = &volume.inner().folds;
+            let _cutting = folds.cutting.lock().await;
+            match volume.cut().await {
+                Ok(cut) => volume.fold_later(Job {
+                    cut,
+                    purpose: Purpose::Room,
+                }),
+                // It is being closed.
+                Err(_) => folds.room_ended(true),
             }
-            volume.folds.ended(outcome.is_err());
             drop(under_way);
         }));
         true
     }
 
-    /// Takes what the volume holds into the store, without a snapshot.
-    async fn fold(self: &Arc<Self>) -> Result<()> {
-        let store = Store::from_shared(Arc::clone(&self.shared));
-        let _turn = self.folds.turn.lock().await;
+    async fn carry_out(self: &Arc<Self>, job: Job) {
+        let Job { cut, purpose } = job;
+        match purpose {
+            Purpose::Room => {
+                let outcome = self.fold(cut, None).await;
+                match &outcome {
+                    Ok(_) => {
+                        tracing::info!(volume = self.name, "the journal was taken into the store");
+                    }
+                    Err(Error::Closing) => {}
+                    Err(error) => {
+                        tracing::warn!(volume = self.name, %error, "the journal was not taken into the store");
+                    }
+                }
+                self.folds.room_ended(outcome.is_err());
+            }
+            // Who went away has no use for it.
+            Purpose::Root(reply) => drop(reply.send(self.fold(cut, None).await)),
+            Purpose::Snapshot(id, progress) => {
+                let outcome = self.fold(cut, Some((id, &progress))).await;
+                self.snapshot_ended(id, &progress, outcome.map(drop)).await;
+            }
+        }
+    }
+
+    /// Tells what became of a snapshot.
+    async fn snapshot_ended(&self, id: SnapshotId, progress: &Progress, outcome: Result<()>) {
+        let pending = &self.shared.pending_snapshots;
+        match outcome {
+            Ok(()) => pending.remove(id),
+            // It was deleted meanwhile.
+            Err(_) if progress.is_cancelled() => pending.remove(id),
+            // It is pending still, and goes on when the store is opened again.
+            Err(Error::Closing) if self.shared.commit.is_closing() => {}
+            Err(error) => {
+                let reason = error.to_string();
+                tracing::warn!(volume = self.name, snapshot = %id, %error, "a snapshot has failed");
+                progress.fail(reason.clone());
+                let volume = self.record.id;
+                match pending::record_failure(&self.shared, volume, id, &reason).await {
+                    Ok(()) => pending.remove(id),
+                    Err(error) => {
+                        tracing::warn!(snapshot = %id, %error, "its failure could not be written down");
+                        self.folds.unrecorded.lock().push((id, reason));
+                    }
+                }
+            }
+        }
+        progress.end();
+    }
+
+    /// Writes down what could not be written down before. Nothing may become the base before that: it would hold what is after the
+    /// instant of a snapshot that looks pending.
+    async fn record_failures(&self) -> Result<()> {
+        loop {
+            let Some((id, reason)) = self.folds.unrecorded.lock().first().cloned() else {
+                return Ok(());
+            };
+            pending::record_failure(&self.shared, self.record.id, id, &reason).await?;
+            self.shared.pending_snapshots.remove(id);
+            self.folds.unrecorded.lock().retain(|(it, _)| *it != id);
+        }
+    }
+
+    /// Takes what the volume held at a cut into the store, and puts the volume on it. All cuts before have had their turn.
+    async fn fold(
+        self: &Arc<Self>,
+        cut: Cut,
+        snapshot: Option<(SnapshotId, &Progress)>,
+    ) -> Result<RootId> {
+        let progress = snapshot.map(|(_, progress)| progress);
+        let folds = &self.shared.fold_turn;
+        let _turn = folds.acquire().await.map_err(|_| Error::Closing)?;
+        if let Some(progress) = progress {
+            progress.check()?;
+        }
+        self.record_failures().await?;
         let new = NewSnapshot {
             name: self.name.clone(),
-            size_bytes: self.record.size_bytes,
+            size_bytes: cut.size_bytes,
             tags: BTreeMap::new(),
             chunker_version: CHUNKER_VERSION,
         };
         let ingest = Ingest::begin(Arc::clone(&self.shared), new)?;
-        let (stack, next_file) = self.end_epoch_here().await?;
-        let folds = &self.shared.fold_turn;
-        let _fold = folds.acquire().await.map_err(|_| Error::Closing)?;
-        self.put_changes(&ingest, &stack).await?;
-        let root = ingest.store_whatever().await?;
-        let change = move |volume: VolumeRecord| VolumeRecord {
-            base: Some(root),
-            // It is no snapshot's any more.
-            parent: None,
-            journal_from: next_file,
-            ..volume
-        };
-        self.rebase(&store, root, next_file, change).await
-    }
-
-    /// Ends the epoch that is being written. All that have ended, and the journal file behind them.
-    async fn end_epoch_here(&self) -> Result<(Stack, u64)> {
-        let ended = self.queue.end_epoch()?;
-        let next_file = ended.await.map_err(|_| Error::Closing)?;
-        Ok((self.layers.read().below.clone(), next_file))
+        let stack = self.layers.read().below.before(cut.next_file);
+        self.put_changes(&ingest, &stack, cut.size_bytes, progress)
+            .await?;
+        let content = ingest.store_whatever().await?;
+        let base = ContentReader::open(Arc::clone(&self.shared), content.root, &self.name).await?;
+        let id = snapshot.map(|(id, _)| id);
+        pending::complete(&self.shared, self.record.id, cut.next_file, content, id).await?;
+        self.layers.write().rebase(cut.next_file, base);
+        let volume = Arc::clone(self);
+        // Large files are not removed at once.
+        let removal = move || volume.journal.remove_before(cut.next_file);
+        let removed = tokio::task::spawn_blocking(removal).await;
+        if let Ok(Err(error)) = removed {
+            // They are not needed, and go when the volume is opened again.
+            tracing::warn!(volume = self.name, %error, "journal files were not removed");
+        }
+        Ok(content.root)
     }
 
     /// Stores what was changed since the base, and tells the upload all leaves.
-    async fn put_changes(self: &Arc<Self>, ingest: &Ingest, stack: &Stack) -> Result<()> {
-        let segments = block::segment_count(self.record.size_bytes);
-        let changed: Vec<_> = stack
-            .changed_segments()
-            .into_iter()
-            .filter(|segment| *segment < segments)
-            .collect();
+    async fn put_changes(
+        self: &Arc<Self>,
+        ingest: &Ingest,
+        stack: &Stack,
+        size_bytes: u64,
+        progress: Option<&Progress>,
+    ) -> Result<()> {
+        let segments = block::segment_count(size_bytes);
+        let mut changed = stack.changed_segments();
+        changed.extend(ragged_end(stack, size_bytes).map(|(segment, _)| segment));
+        changed.sort_unstable();
+        changed.dedup();
+        changed.retain(|segment| *segment < segments);
+        if let Some(progress) = progress {
+            progress.begin(changed.len() as u64);
+        }
         let puts = stream::iter(changed.iter().copied())
-            .map(|segment| self.put_segment(ingest, stack, segment))
+            .map(async |segment| {
+                if let Some(progress) = progress {
+                    progress.check()?;
+                }
+                self.put_segment(ingest, stack, size_bytes, segment).await?;
+                if let Some(progress) = progress {
+                    progress.step();
+                }
+                Ok::<_, Error>(())
+            })
             .buffer_unordered(FOLD_SEGMENTS_IN_FLIGHT);
         puts.try_collect::<Vec<()>>().await?;
         let Some(base) = &stack.base else {
@@ -271,6 +399,7 @@ impl Inner {
         self: &Arc<Self>,
         ingest: &Ingest,
         stack: &Stack,
+        size_bytes: u64,
         segment: u32,
     ) -> Result<()> {
         let old = match &stack.base {
@@ -281,8 +410,8 @@ impl Inner {
         };
         let entries: Vec<LeafEntry> =
             old.map_or_else(Vec::new, |old| old.leaf().entries().to_vec());
-        let changed = changed_blocks(stack, segment);
-        let blocks = block::segment_blocks(self.record.size_bytes, segment);
+        let changed = changed_blocks(stack, size_bytes, segment);
+        let blocks = block::segment_blocks(size_bytes, segment);
         let ranges: Vec<_> = entries.iter().map(LeafEntry::block_range).collect();
 
         let (volume, stack) = (Arc::clone(self), stack.clone());
@@ -290,7 +419,7 @@ impl Inner {
         // Where cuts fall decides what is read, so cutting waits for reads, on a thread that may.
         let cutting = tokio::task::spawn_blocking(move || {
             recut(&ranges, &changed, blocks, |range, bytes| {
-                runtime.block_on(volume.read_blocks(&stack, segment, range, bytes))
+                runtime.block_on(volume.read_blocks(&stack, size_bytes, segment, range, bytes))
             })
         });
         let recuts = cutting.await.map_err(|_| Error::Closing)??;
@@ -331,6 +460,7 @@ impl Inner {
     async fn read_blocks(
         &self,
         stack: &Stack,
+        size_bytes: u64,
         segment: u32,
         range: Range<u32>,
         bytes: &mut Vec<u8>,
@@ -338,7 +468,7 @@ impl Inner {
         let start =
             u64::from(segment) * SEGMENT_BYTES as u64 + u64::from(range.start) * BLOCK_BYTES as u64;
         let len = range.len() * BLOCK_BYTES;
-        let within = (len as u64).min(self.record.size_bytes.saturating_sub(start));
+        let within = (len as u64).min(size_bytes.saturating_sub(start));
         for piece in self.read_ended(stack, start, within).await? {
             match piece {
                 Piece::Data(data) => bytes.extend_from_slice(&data),
@@ -348,42 +478,35 @@ impl Inner {
         bytes.resize(len, 0);
         Ok(())
     }
-
-    /// Puts the volume on a new base, which holds all epochs that have ended.
-    async fn rebase<F>(
-        &self,
-        store: &Store,
-        root: varve_content::RootId,
-        next_file: u64,
-        change: F,
-    ) -> Result<()>
-    where
-        F: FnOnce(VolumeRecord) -> VolumeRecord + Send + 'static,
-    {
-        let base = ContentReader::open(Arc::clone(&self.shared), root, &self.name).await?;
-        let key = self.record.id.to_string();
-        store
-            .change_volume(&key, move |record| Ok(change(record)))
-            .await?;
-        {
-            let mut layers = self.layers.write();
-            layers.below = Stack {
-                ended: Vec::new(),
-                base: Some(base),
-            };
-        }
-        self.journal.remove_before(next_file)
-    }
 }
 
-/// Blocks of a segment that were changed since the base, in blocks of it.
-fn changed_blocks(stack: &Stack, segment: u32) -> Vec<Range<u32>> {
+/// Where the base ends in the middle of a block and the volume goes on: segment, and block of it. What stands behind the end there is
+/// none of the volume's, so the block is taken for changed.
+fn ragged_end(stack: &Stack, size_bytes: u64) -> Option<(u32, u32)> {
+    let end = stack.base.as_ref()?.size_bytes();
+    let block = end / BLOCK_BYTES as u64;
+    if end.is_multiple_of(BLOCK_BYTES as u64) || end >= size_bytes {
+        return None;
+    }
+    let segment_blocks = u64::from(SEGMENT_BLOCKS);
+    let segment = u32::try_from(block / segment_blocks).ok()?;
+    let block = u32::try_from(block % segment_blocks).ok()?;
+    Some((segment, block))
+}
+
+/// Blocks of a segment that were changed since the base, in blocks of it, up to the end of the volume.
+fn changed_blocks(stack: &Stack, size_bytes: u64, segment: u32) -> Vec<Range<u32>> {
     let first = u64::from(segment) * u64::from(SEGMENT_BLOCKS);
-    let mut changed = Vec::new();
-    for stretch in stack.stretches(first, SEGMENT_BLOCKS) {
-        if stretch.place != Place::Base {
-            let start = u32::try_from(stretch.start - first).unwrap_or(SEGMENT_BLOCKS);
-            changed.push(start..start + stretch.blocks);
+    let edge = block::segment_blocks(size_bytes, segment);
+    let ragged = ragged_end(stack, size_bytes).filter(|(at, _)| *at == segment);
+    let mut changed: Vec<Range<u32>> = Vec::new();
+    for stretch in stack.stretches(first, edge) {
+        let start = u32::try_from(stretch.start - first).unwrap_or(SEGMENT_BLOCKS);
+        let range = start..start + stretch.blocks;
+        match ragged {
+            _ if stretch.place != Place::Base => changed.push(range),
+            Some((_, block)) if range.contains(&block) => changed.push(block..block + 1),
+            _ => {}
         }
     }
     changed

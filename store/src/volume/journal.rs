@@ -28,8 +28,8 @@ use crate::{
     },
     io::{AlignedBuf, BUFFER_ALIGN, Completion, Disk, File, OpenMode},
     limits::{
-        BATCH_BYTES_MAX, JOURNAL_BYTES_LIMIT, JOURNAL_COPIED_BYTES_MAX, JOURNAL_COPY_BYTES,
-        JOURNAL_FILE_BYTES_MAX, JOURNAL_FILE_BYTES_MIN, JOURNAL_FREE_BYTES_MIN,
+        BATCH_BYTES_MAX, EPOCH_FREE_BYTES_MIN, JOURNAL_BYTES_LIMIT, JOURNAL_COPIED_BYTES_MAX,
+        JOURNAL_COPY_BYTES, JOURNAL_FILE_BYTES_MAX, JOURNAL_FILE_BYTES_MIN, JOURNAL_FREE_BYTES_MIN,
         JOURNAL_LARGE_BYTES, JOURNAL_READ_AROUND_BYTES,
     },
 };
@@ -86,8 +86,8 @@ pub(super) struct Journal {
 /// What a journal that was read holds, to go on from there.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// The number of the first file there is, or will be.
-    pub(super) first_number: u64,
+    /// The number of the first file of the epoch that goes on: there is one, or will be.
+    pub(super) epoch_first: u64,
     /// The files and their lengths, all of them durable.
     pub(super) files: BTreeMap<u64, (File, u64)>,
     pub(super) last_sequence: u64,
@@ -197,10 +197,12 @@ impl Journal {
         Self {
             owner,
             state: Mutex::new(State {
-                epoch_first: found.first_number,
+                epoch_first: found.epoch_first,
                 next_number: files
                     .last_key_value()
-                    .map_or(found.first_number, |(number, _)| number + 1),
+                    .map_or(found.epoch_first, |(number, _)| {
+                        found.epoch_first.max(number + 1)
+                    }),
                 files,
                 tail: None,
                 last_sequence: found.last_sequence,
@@ -312,14 +314,16 @@ impl Journal {
 
     /// Makes the next file. Reads go on meanwhile.
     fn new_file(&self) -> Result<Tail> {
-        let file_bytes = self.owner.file_bytes();
-        let (number, is_full) = {
+        let mut file_bytes = self.owner.file_bytes();
+        let (number, begins_epoch, is_full) = {
             let state = self.state.lock();
             state.check()?;
+            let last = state.files.last_key_value().map(|(number, _)| *number);
             // Files that were cut off at a restart are short: they are bounded by number, too.
             let is_full = state.len_bytes() + file_bytes > self.owner.bytes_max
                 || state.next_number - state.epoch_first >= FILES_MAX;
-            (state.next_number, is_full)
+            let begins_epoch = last.is_none_or(|last| last < state.epoch_first);
+            (state.next_number, begins_epoch, is_full)
         };
         if is_full {
             return Err(Error::Full {
@@ -331,8 +335,19 @@ impl Journal {
         let free_bytes = disk.free_bytes(&self.owner.data_dir).map_err(|source| {
             Error::io("ask for the free space of", &self.owner.data_dir, source)
         })?;
-        // What is left is for taking the journal into the store, after which there is more.
-        if free_bytes < JOURNAL_FREE_BYTES_MIN.saturating_add(file_bytes) {
+        // What is left is for taking the journal into the store, after which there is more. But a snapshot, which begins a file, must not
+        // be what fails a guest's writes.
+        let left_bytes = if begins_epoch {
+            EPOCH_FREE_BYTES_MIN
+        } else {
+            JOURNAL_FREE_BYTES_MIN
+        };
+        while free_bytes < JOURNAL_FREE_BYTES_MIN.saturating_add(file_bytes)
+            && file_bytes > JOURNAL_FILE_BYTES_MIN
+        {
+            file_bytes = JOURNAL_FILE_BYTES_MIN.max(file_bytes / 4 / BLOCK * BLOCK);
+        }
+        if free_bytes < left_bytes.saturating_add(file_bytes) {
             return Err(Error::Full {
                 verb: "create",
                 path,

@@ -13,6 +13,15 @@ pub(super) struct Epoch {
     pub(super) map: BlockMap,
 }
 
+impl Epoch {
+    pub(super) fn new(first_file: u64) -> Self {
+        Self {
+            first_file,
+            map: BlockMap::default(),
+        }
+    }
+}
+
 /// Layers, of which those of later writes go before earlier ones.
 #[derive(Debug, Clone)]
 pub(super) struct Stack {
@@ -49,14 +58,31 @@ pub(super) struct Stretch {
 }
 
 impl Layers {
-    pub(super) const fn new(journal: Epoch, base: Option<ContentReader>) -> Self {
+    pub(super) fn new(
+        current: Epoch,
+        ended: impl IntoIterator<Item = Epoch>,
+        base: Option<ContentReader>,
+    ) -> Self {
         Self {
-            current: journal,
+            current,
             below: Stack {
-                ended: Vec::new(),
+                ended: ended.into_iter().map(Arc::new).collect(),
                 base,
             },
         }
+    }
+
+    /// Puts all on a base that holds what was written before a journal file.
+    pub(super) fn rebase(&mut self, next_file: u64, base: ContentReader) {
+        self.below
+            .ended
+            .retain(|epoch| epoch.first_file >= next_file);
+        self.below.base = Some(base);
+    }
+
+    /// Whether the base is all there is.
+    pub(super) fn is_base(&self) -> bool {
+        self.current.map.is_empty() && self.below.ended.is_empty()
     }
 
     /// Where `blocks` from `start` on are, in order.
@@ -74,10 +100,7 @@ impl Layers {
 
     /// Ends the current epoch: what is written from now on is in another, and in files from `first_file` on.
     pub(super) fn end_epoch(&mut self, first_file: u64) {
-        let next = Epoch {
-            first_file,
-            map: BlockMap::default(),
-        };
+        let next = Epoch::new(first_file);
         let ended = std::mem::replace(&mut self.current, next);
         if !ended.map.is_empty() {
             self.below.ended.push(Arc::new(ended));
@@ -86,7 +109,16 @@ impl Layers {
 }
 
 impl Stack {
-    /// The same of what has ended.
+    /// What of it was written before a journal file, with which an epoch begins.
+    pub(super) fn before(&self, next_file: u64) -> Self {
+        let before = |epoch: &&Arc<Epoch>| epoch.first_file < next_file;
+        Self {
+            ended: self.ended.iter().filter(before).cloned().collect(),
+            base: self.base.clone(),
+        }
+    }
+
+    /// Where blocks are in what has ended.
     pub(super) fn stretches(&self, start: u64, blocks: u32) -> Vec<Stretch> {
         let mut found = Vec::new();
         look(None, &self.ended, start, blocks, &mut found);

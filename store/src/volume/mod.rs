@@ -9,7 +9,9 @@
 //! | `batch` | changes put together to be written at once |
 //! | `writer` | the one task that writes a volume's journal |
 //! | `journal` | the journal's files: where batches go, which are durable |
-//! | `fold` | what was written, taken into the store: snapshots |
+//! | `clone` | volumes with the content of others |
+//! | `pending` | snapshots: their instant, and what becomes of them |
+//! | `fold` | what was written, taken into the store |
 //! | `layers` | journal over base, read as one |
 //! | `map` | which blocks are in the journal, and where |
 //! | `recovery` | a journal that a process left behind |
@@ -21,16 +23,22 @@
 //! - A block is as one write left it, never a mix of several.
 
 mod batch;
+mod clone;
 mod device;
 mod fold;
 mod journal;
 mod layers;
 mod map;
+mod pending;
 mod records;
 mod recovery;
 mod writer;
 
+pub use clone::NewClone;
 pub(crate) use device::OpenVolumes;
-pub use device::Volume;
+pub use device::{Volume, VolumeStatus};
+pub(crate) use pending::PendingSnapshots;
+pub use pending::{NewSnapshots, SnapshotProgress};
 pub use records::NewVolume;
+pub(crate) use records::remove_journal;
 pub use recovery::JournalReport;

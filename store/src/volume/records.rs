@@ -1,13 +1,16 @@
 //! Volumes as records: make, find, list, tag, attach, detach, delete.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::ErrorKind, path::Path};
+
+use varve_content::RootId;
 
 use crate::{
     Error, ListQuery, Result,
     format::{names, volume::SECTOR_BYTES},
+    io::{Disk, OpenMode},
     limits,
-    meta::{self, Meta, Named as _, SnapshotRecord, VolumeId, VolumeRecord},
-    store::Store,
+    meta::{self, Meta, Named as _, SnapshotId, SnapshotRecord, VolumeId, VolumeRecord},
+    store::{Shared, Store},
 };
 
 /// What is to become a volume.
@@ -26,39 +29,98 @@ pub struct NewVolume {
 impl NewVolume {
     /// The record it becomes.
     fn into_record(self, id: VolumeId, meta: &dyn Meta) -> Result<VolumeRecord> {
+        let from = match &self.from {
+            Some(key) => Some(Origin::of(&SnapshotRecord::find(meta, key)?)?),
+            None => None,
+        };
+        self.into_record_of(id, meta, from)
+    }
+
+    /// The same with content that was found.
+    pub(super) fn into_record_of(
+        self,
+        id: VolumeId,
+        meta: &dyn Meta,
+        from: Option<Origin>,
+    ) -> Result<VolumeRecord> {
         if meta.totals()?.volumes >= limits::VOLUMES_MAX {
             return Err(Error::TooMany {
                 what: "volumes",
                 most: limits::VOLUMES_MAX,
             });
         }
-        let from = match &self.from {
-            Some(key) => Some(SnapshotRecord::find(meta, key)?),
-            None => None,
-        };
         Ok(VolumeRecord {
             id,
             size_bytes: size(&self.name, self.size_bytes, from.as_ref())?,
             name: self.name,
-            base: from.as_ref().map(|snapshot| snapshot.root),
-            parent: from.as_ref().map(|snapshot| snapshot.id),
+            base: from.as_ref().and_then(|origin| origin.root),
+            parent: from.as_ref().and_then(|origin| origin.parent),
             created_at_ns: meta::now_ns(),
             tags: self.tags,
             attached_at_ns: None,
             attachments: 0,
             journal_from: 1,
+            pending: Vec::new(),
+        })
+    }
+}
+
+/// What a volume begins with.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    /// Whose content it is, for people.
+    pub(super) owner: String,
+    pub(super) size_bytes: u64,
+    /// `None`: zeros.
+    pub(super) root: Option<RootId>,
+    pub(super) parent: Option<SnapshotId>,
+}
+
+impl Origin {
+    /// What a volume holds, as far as its size matters.
+    pub(super) fn at_least(volume: &VolumeRecord) -> Self {
+        Self {
+            owner: format!("volume {:?}", volume.name),
+            size_bytes: volume.size_bytes,
+            root: None,
+            parent: None,
+        }
+    }
+
+    /// The content of a snapshot.
+    pub(super) fn of(snapshot: &SnapshotRecord) -> Result<Self> {
+        Ok(Self {
+            owner: format!("snapshot {:?}", snapshot.name),
+            size_bytes: snapshot.size_bytes,
+            root: Some(snapshot.completed()?.root),
+            parent: Some(snapshot.id),
         })
     }
 }
 
 /// The size of a new volume. A snapshot may end within a sector, a volume does not.
-fn size(name: &str, wanted: Option<u64>, from: Option<&SnapshotRecord>) -> Result<u64> {
+fn size(name: &str, wanted: Option<u64>, from: Option<&Origin>) -> Result<u64> {
     let invalid = |why: String| Err(Error::Invalid(format!("volume {name:?}: {why}")));
     let size_bytes = match (wanted, from) {
         (Some(wanted), _) => wanted,
         (None, Some(from)) => from.size_bytes.next_multiple_of(SECTOR_BYTES),
         (None, None) => return invalid("a size is needed where there is no snapshot".to_owned()),
     };
+    check_size(name, size_bytes)?;
+    if let Some(from) = from
+        && size_bytes < from.size_bytes
+    {
+        return invalid(format!(
+            "{size_bytes} bytes do not hold {}, which has {}",
+            from.owner, from.size_bytes
+        ));
+    }
+    Ok(size_bytes)
+}
+
+/// That a volume may be of a size.
+pub(super) fn check_size(name: &str, size_bytes: u64) -> Result<()> {
+    let invalid = |why: String| Err(Error::Invalid(format!("volume {name:?}: {why}")));
     if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         return invalid(format!(
             "its size has to be a multiple of {SECTOR_BYTES} bytes above 0, and {size_bytes} is none"
@@ -70,15 +132,7 @@ fn size(name: &str, wanted: Option<u64>, from: Option<&SnapshotRecord>) -> Resul
             limits::VOLUME_BYTES_MAX
         ));
     }
-    if let Some(from) = from
-        && size_bytes < from.size_bytes
-    {
-        return invalid(format!(
-            "{size_bytes} bytes do not hold snapshot {:?}, which has {}",
-            from.name, from.size_bytes
-        ));
-    }
-    Ok(size_bytes)
+    Ok(())
 }
 
 impl Store {
@@ -114,37 +168,34 @@ impl Store {
         self.shared().tag(key, set, remove).await
     }
 
-    /// Deletes a volume and its journal, while it is not attached. Snapshots of it stay.
+    /// Deletes a volume and its journal, while it is not attached and no snapshots of it are pending. Its snapshots stay.
     pub async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
         let id = self.volume(key).await?.id;
-        let deleted = self.shared().commit.delete(id, detached).await?;
-        if let Err(error) = self.remove_journal(id) {
+        let may_go = |record: &VolumeRecord| {
+            detached(record)?;
+            match record.pending.len() {
+                0 => Ok(()),
+                count => Err(Error::HasPending {
+                    name: record.name.clone(),
+                    count,
+                }),
+            }
+        };
+        let shared = self.shared();
+        // Nobody opens it meanwhile.
+        let opening = shared.volumes.opening(id).await;
+        let deleted = shared.commit.delete(id, may_go).await?;
+        let removed = async {
+            if let Some(volume) = opening.volume() {
+                volume.close().await?;
+            }
+            remove_journal(&*shared.disk, &shared.options.data_dir, id)
+        };
+        if let Err(error) = removed.await {
             // The volume is gone all the same; only its space is not.
             tracing::warn!(volume = deleted.name, %error, "the journal was not removed");
         }
         Ok(deleted)
-    }
-
-    fn remove_journal(&self, id: VolumeId) -> Result<()> {
-        let shared = self.shared();
-        let dir = names::volume(&shared.options.data_dir, id);
-        let files = match shared.disk.list(&dir) {
-            Ok(files) => files,
-            // It was never written to.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(Error::io("list", &dir, source)),
-        };
-        for number in files
-            .iter()
-            .filter_map(|name| names::journal_number_of(name))
-        {
-            let path = names::journal_file(&shared.options.data_dir, id, number);
-            shared
-                .disk
-                .remove(&path)
-                .map_err(|source| Error::io("remove", &path, source))?;
-        }
-        Ok(())
     }
 
     /// Attaches a volume, and numbers the attachment.
@@ -184,6 +235,54 @@ impl Store {
     }
 }
 
+/// Removes a volume's journal, and its directory.
+pub(crate) fn remove_journal(disk: &dyn Disk, data_dir: &Path, id: VolumeId) -> Result<()> {
+    let dir = names::volume(data_dir, id);
+    for number in journal_numbers(disk, &dir)? {
+        let path = names::journal_file(data_dir, id, number);
+        disk.remove(&path)
+            .map_err(|source| Error::io("remove", &path, source))?;
+    }
+    match disk.remove_dir(&dir) {
+        Ok(()) => Ok(()),
+        // It was never opened.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::io("remove", &dir, source)),
+    }
+}
+
+/// The numbers of the journal files in a directory; none if there is no directory.
+fn journal_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>> {
+    match disk.list(dir) {
+        Ok(files) => Ok(files
+            .iter()
+            .filter_map(|name| names::journal_number_of(name))
+            .collect()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::io("list", dir, source)),
+    }
+}
+
+/// Bytes that the journal of a volume takes that is not open.
+pub(super) fn journal_bytes(shared: &Shared, id: VolumeId) -> Result<u64> {
+    let data_dir = &shared.options.data_dir;
+    let disk = &shared.disk;
+    let mut bytes = 0;
+    for number in journal_numbers(&**disk, &names::volume(data_dir, id))? {
+        let path = names::journal_file(data_dir, id, number);
+        let len = disk
+            .open(&path, OpenMode::Read)
+            .and_then(|file| disk.len(&file));
+        match len {
+            Ok(len) => bytes += len,
+            // Removed just now.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::io("read the length of", &path, source)),
+        }
+    }
+    Ok(bytes)
+}
+
 fn detached(record: &VolumeRecord) -> Result<()> {
     match record.attached_at_ns {
         Some(_) => Err(Error::Attached {
@@ -197,13 +296,10 @@ fn detached(record: &VolumeRecord) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use varve_content::RootId;
-
     use super::*;
     use crate::{
-        SnapshotId,
         format::catalog_log::Record,
-        meta::{Batch, Catalog as _, MemoryMeta},
+        meta::{Batch, Catalog as _, MemoryMeta, SnapshotContent, SnapshotState},
     };
 
     const ID: VolumeId = VolumeId::from_low_bits([7; 9]);
@@ -219,12 +315,16 @@ mod tests {
             id: SnapshotId::from_low_bits([1; 9]),
             name: "base".to_owned(),
             size_bytes,
-            data_bytes: 0,
-            root: RootId::from_bytes([3; 32]),
+            state: SnapshotState::Completed(SnapshotContent {
+                root: RootId::from_bytes([3; 32]),
+                data_bytes: 0,
+                new_bytes: 0,
+                stored_bytes: 0,
+            }),
             created_at_ns: 1,
             tags: BTreeMap::new(),
-            new_bytes: 0,
-            stored_bytes: 0,
+            origin: None,
+            parent: None,
         };
         let meta = MemoryMeta::default();
         put(&meta, Record::PutSnapshot(record.clone()));
@@ -247,7 +347,7 @@ mod tests {
             for key in ["base", &snapshot.id.to_string()] {
                 let made = new(wanted, Some(key)).into_record(ID, &meta).unwrap();
                 assert_eq!(made.size_bytes, size_bytes);
-                assert_eq!(made.base, Some(snapshot.root));
+                assert_eq!(made.base, snapshot.root());
                 assert_eq!(made.parent, Some(snapshot.id));
             }
         }

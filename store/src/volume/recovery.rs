@@ -4,11 +4,11 @@
 //! a loss of power tore, of which nobody was promised anything. Unless a descriptor behind it says that it was
 //! durable: then it is damage, and the volume is not opened.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, iter::Peekable, path::Path};
 
 use super::{
     journal::{FILES_MAX, Found, Owner, slot, unsynced},
-    map::BlockMap,
+    layers::Epoch,
 };
 use crate::{
     Damage, Error, Result,
@@ -53,7 +53,10 @@ struct End {
 
 struct Reader<'a> {
     owner: &'a Owner,
-    map: BlockMap,
+    /// The last is the one that is being read.
+    epochs: Vec<Epoch>,
+    /// The files with which the others begin.
+    cuts: Peekable<std::vec::IntoIter<u64>>,
     first_number: u64,
     /// Of the file that is being read.
     nonce: Nonce,
@@ -64,11 +67,13 @@ struct Reader<'a> {
     report: JournalReport,
 }
 
-/// Reads the files from `first_number` on, makes them durable and clean, and removes those before.
+/// Reads the files from `first_number` on, makes them durable and clean, and removes those before. Epochs end where `cuts` say that
+/// others begin; the last one goes on.
 pub(super) async fn recover(
     owner: &Owner,
     first_number: u64,
-) -> Result<(Found, BlockMap, JournalReport)> {
+    mut cuts: Vec<u64>,
+) -> Result<(Found, Vec<Epoch>, JournalReport)> {
     let dir = owner.dir();
     let names = owner
         .disk
@@ -86,9 +91,12 @@ pub(super) async fn recover(
         owner.remove(number)?;
     }
 
+    cuts.dedup();
+    cuts.retain(|number| *number > first_number);
     let mut reader = Reader {
         owner,
-        map: BlockMap::default(),
+        epochs: vec![Epoch::new(first_number)],
+        cuts: cuts.into_iter().peekable(),
         first_number,
         nonce: Nonce::default(),
         sequence: first_sequence_of(first_number).saturating_sub(1),
@@ -134,12 +142,13 @@ pub(super) async fn recover(
             len.map_err(|source| Error::io("read the length of", file.path(), source))?;
         lengths.insert(number, (file, len_bytes));
     }
+    reader.go_on_in(u64::MAX);
     let found = Found {
-        first_number,
+        epoch_first: reader.epoch_first(),
         files: lengths,
         last_sequence: reader.sequence,
     };
-    Ok((found, reader.map, reader.report))
+    Ok((found, reader.epochs, reader.report))
 }
 
 /// Removes what does not count.
@@ -221,7 +230,8 @@ impl Reader<'_> {
         }
         self.next_sequence = header.first_sequence;
         self.nonce = header.nonce;
-        if number - self.first_number >= FILES_MAX {
+        self.go_on_in(number);
+        if number - self.epoch_first() >= FILES_MAX {
             return Err(Error::Incompatible {
                 path: file.path().to_owned(),
                 why: format!(
@@ -231,6 +241,19 @@ impl Reader<'_> {
             });
         }
         Ok(Ok(()))
+    }
+
+    /// Ends the epochs that end before a file.
+    fn go_on_in(&mut self, number: u64) {
+        while let Some(cut) = self.cuts.next_if(|cut| *cut <= number) {
+            self.epochs.push(Epoch::new(cut));
+        }
+    }
+
+    fn epoch_first(&self) -> u64 {
+        self.epochs
+            .last()
+            .map_or(self.first_number, |epoch| epoch.first_file)
     }
 
     async fn header(
@@ -362,8 +385,10 @@ impl Reader<'_> {
 
     fn apply(&mut self, number: u64, offset_bytes: u64, descriptor: &Descriptor) {
         let first = offset_bytes / BLOCK as u64 + 1;
-        let slot = slot(number - self.first_number, first);
-        self.map.apply(&descriptor.entries, slot);
+        let slot = slot(number - self.epoch_first(), first);
+        if let Some(epoch) = self.epochs.last_mut() {
+            epoch.map.apply(&descriptor.entries, slot);
+        }
         self.report.blocks += descriptor.data_crcs.len() as u64;
         self.sequence = descriptor.sequence;
         self.next_sequence = descriptor.sequence + 1;

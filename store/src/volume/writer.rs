@@ -82,11 +82,35 @@ impl Queue {
         self.add(Item::Change(op))
     }
 
-    /// Cuts through the changes: those that were added before are in the epoch that ends, all others are not.
-    pub(super) fn end_epoch(&self) -> Result<oneshot::Receiver<u64>> {
-        let (reply, outcome) = oneshot::channel();
-        self.add(Item::EndEpoch(reply))?;
-        Ok(outcome)
+    /// Cuts through the changes of several volumes at one instant, and does `then` at that instant: changes that were added before
+    /// are in the epochs that end, all others are not. So if a change was added after another one was acknowledged, and is in its
+    /// epoch, then the other is, too. Callers keep to one order of queues.
+    pub(super) fn end_epochs<T>(
+        queues: &[&Self],
+        then: impl FnOnce() -> T,
+    ) -> Result<(Vec<oneshot::Receiver<u64>>, T)> {
+        let mut states: Vec<_> = queues.iter().map(|queue| queue.state.lock()).collect();
+        if states.iter().any(|state| state.closed) {
+            return Err(Error::Closing);
+        }
+        let mut ended = Vec::with_capacity(states.len());
+        for state in &mut states {
+            let (reply, outcome) = oneshot::channel();
+            state.items.push_back(Item::EndEpoch(reply));
+            ended.push(outcome);
+        }
+        let outcome = then();
+        drop(states);
+        for queue in queues {
+            queue.wake.notify_one();
+        }
+        Ok((ended, outcome))
+    }
+
+    /// Does something between two changes.
+    pub(super) fn between<T>(&self, what: impl FnOnce() -> T) -> T {
+        let _state = self.state.lock();
+        what()
     }
 
     fn add(&self, item: Item) -> Result<()> {

@@ -155,7 +155,7 @@ fn print(report: &DownloadReport, file: &Path, output: Output) -> Result<(), Fai
             size_bytes: snapshot.size_bytes,
             data_bytes: report.data_bytes,
             received_bytes: report.received_bytes,
-            root: snapshot.root.to_string(),
+            root: output::root(snapshot),
             seconds,
             bytes_per_second,
         });
@@ -166,7 +166,7 @@ fn print(report: &DownloadReport, file: &Path, output: Output) -> Result<(), Fai
         ("Size", output::size(snapshot.size_bytes)),
         ("Data", output::size(report.data_bytes)),
         ("Received", output::size(report.received_bytes)),
-        ("Root", snapshot.root.to_string()),
+        ("Root", output::root(snapshot)),
         ("Time", format!("{seconds:.2} s")),
         ("Rate", output::rate(bytes_per_second)),
     ]);

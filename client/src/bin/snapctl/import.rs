@@ -201,7 +201,7 @@ fn print(report: &UploadReport, output: Output) -> Result<(), Failure> {
             new_bytes: snapshot.new_bytes,
             stored_bytes: snapshot.stored_bytes,
             sent_bytes: report.sent_bytes,
-            root: snapshot.root.to_string(),
+            root: output::root(snapshot),
             seconds,
             bytes_per_second,
         });
@@ -212,7 +212,7 @@ fn print(report: &UploadReport, output: Output) -> Result<(), Failure> {
         ("Data", output::size(snapshot.data_bytes)),
         ("New", output::size(snapshot.new_bytes)),
         ("Stored", output::size(snapshot.stored_bytes)),
-        ("Root", snapshot.root.to_string()),
+        ("Root", output::root(snapshot)),
         ("Time", format!("{seconds:.2} s")),
         ("Rate", output::rate(bytes_per_second)),
     ]);

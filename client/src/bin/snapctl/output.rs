@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, TableStyle};
 use jiff::Timestamp;
 use serde::Serialize;
-use varve_client::{Snapshot, Volume};
+use varve_client::{Snapshot, SnapshotState, Volume, VolumeStatus};
 
 use crate::exit::Failure;
 
@@ -34,11 +34,26 @@ pub(crate) struct SnapshotJson<'a> {
     state: &'a str,
     size_bytes: u64,
     data_bytes: u64,
-    root: String,
+    /// `null` unless it is completed.
+    root: Option<String>,
     created_at: Option<String>,
     tags: &'a BTreeMap<String, String>,
     new_bytes: u64,
     stored_bytes: u64,
+    volume_id: Option<&'a str>,
+    volume_name: Option<&'a str>,
+    parent: Option<&'a str>,
+    /// `null` unless it is pending.
+    progress: Option<ProgressJson>,
+    /// `null` unless it has failed.
+    failure: Option<&'a str>,
+}
+
+/// How far a pending snapshot has come, as JSON.
+#[derive(Debug, Serialize)]
+struct ProgressJson {
+    done_bytes: u64,
+    total_bytes: u64,
 }
 
 impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
@@ -49,11 +64,19 @@ impl<'a> From<&'a Snapshot> for SnapshotJson<'a> {
             state: snapshot.state.as_str(),
             size_bytes: snapshot.size_bytes,
             data_bytes: snapshot.data_bytes,
-            root: snapshot.root.to_string(),
+            root: snapshot.root.as_ref().map(ToString::to_string),
             created_at: rfc3339(snapshot.created_at),
             tags: &snapshot.tags,
             new_bytes: snapshot.new_bytes,
             stored_bytes: snapshot.stored_bytes,
+            volume_id: snapshot.volume.as_ref().map(|volume| &*volume.id),
+            volume_name: snapshot.volume.as_ref().map(|volume| &*volume.name),
+            parent: snapshot.parent.as_deref(),
+            progress: snapshot.progress.map(|progress| ProgressJson {
+                done_bytes: progress.done_bytes,
+                total_bytes: progress.total_bytes,
+            }),
+            failure: snapshot.failure.as_deref(),
         }
     }
 }
@@ -70,6 +93,46 @@ pub(crate) struct VolumeJson<'a> {
     tags: &'a BTreeMap<String, String>,
     attached_at: Option<String>,
     attachments: u64,
+    /// Only where a single volume is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<VolumeStatusJson<'a>>,
+}
+
+/// What is known of a volume beside its record, as JSON.
+#[derive(Debug, Serialize)]
+struct VolumeStatusJson<'a> {
+    journal_bytes: u64,
+    journal_bytes_max: u64,
+    map_bytes: u64,
+    /// `null` while it is not open.
+    found: Option<JournalFoundJson<'a>>,
+    pending: Vec<SnapshotJson<'a>>,
+}
+
+/// What was found in a journal, as JSON.
+#[derive(Debug, Serialize)]
+struct JournalFoundJson<'a> {
+    batches: u64,
+    blocks: u64,
+    files: u64,
+    torn: Option<&'a str>,
+}
+
+impl<'a> From<&'a VolumeStatus> for VolumeStatusJson<'a> {
+    fn from(status: &'a VolumeStatus) -> Self {
+        Self {
+            journal_bytes: status.journal_bytes,
+            journal_bytes_max: status.journal_bytes_max,
+            map_bytes: status.map_bytes,
+            found: status.found.as_ref().map(|found| JournalFoundJson {
+                batches: found.batches,
+                blocks: found.blocks,
+                files: found.files,
+                torn: found.torn.as_deref(),
+            }),
+            pending: status.pending.iter().map(SnapshotJson::from).collect(),
+        }
+    }
 }
 
 impl<'a> From<&'a Volume> for VolumeJson<'a> {
@@ -84,6 +147,7 @@ impl<'a> From<&'a Volume> for VolumeJson<'a> {
             tags: &volume.tags,
             attached_at: volume.attached_at.and_then(rfc3339),
             attachments: volume.attachments,
+            status: volume.status.as_ref().map(VolumeStatusJson::from),
         }
     }
 }
@@ -179,6 +243,24 @@ pub(crate) fn rfc3339(time: SystemTime) -> Option<String> {
 pub(crate) fn time(time: SystemTime) -> String {
     let whole = Timestamp::try_from(time).and_then(|time| Timestamp::from_second(time.as_second()));
     whole.map_or_else(|_| "?".to_owned(), |time| time.to_string())
+}
+
+/// A snapshot's root for people.
+pub(crate) fn root(snapshot: &Snapshot) -> String {
+    let root = snapshot.root.as_ref().map(ToString::to_string);
+    root.unwrap_or_else(|| "-".to_owned())
+}
+
+/// A snapshot's state for people, with how far it has come.
+pub(crate) fn state(snapshot: &Snapshot) -> String {
+    let state = snapshot.state.as_str();
+    match snapshot.progress {
+        Some(progress) if snapshot.state == SnapshotState::Pending && progress.total_bytes > 0 => {
+            let percent = u128::from(progress.done_bytes) * 100 / u128::from(progress.total_bytes);
+            format!("{state} {percent}%")
+        }
+        _ => state.to_owned(),
+    }
 }
 
 /// Tags for people.

@@ -23,7 +23,7 @@ use crate::{
 /// What `snapshot` takes. A snapshot is given by its name or its id.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snapshot {
-    /// Make a snapshot of a volume, while it is in use or not
+    /// Make a snapshot of a volume, or of several at one instant, while they are in use or not
     Create(Create),
     /// List snapshots, by name
     List(Listing),
@@ -32,7 +32,7 @@ pub(crate) enum Snapshot {
         /// Name or id
         snapshot: String,
     },
-    /// Delete a snapshot
+    /// Delete a snapshot; one that is pending is cancelled
     Delete {
         /// Name or id
         snapshot: String,
@@ -57,14 +57,18 @@ struct ListJson<'a> {
 /// What `snapshot create` takes.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// Name or id of the volume
-    volume: String,
-    /// Name of the snapshot
+    /// Names or ids of volumes: their snapshots are of one instant
+    #[arg(required = true, value_name = "VOLUME")]
+    volumes: Vec<String>,
+    /// Name of the snapshot; of several volumes, each one's snapshot is called NAME-VOLUME
     #[arg(long)]
     name: String,
     /// A tag; may be given more than once
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
+    /// Wait until it is complete: until then it is pending, its content promised and on its way into the store
+    #[arg(long)]
+    wait: bool,
 }
 
 /// What `snapshot tag` takes.
@@ -96,13 +100,7 @@ impl Snapshot {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let client = options.connect().await?;
         match self {
-            Self::Create(create) => {
-                let tags = BTreeMap::from_iter(create.tags);
-                let created = client
-                    .create_snapshot(&create.volume, &create.name, tags)
-                    .await?;
-                show(&created, options)
-            }
+            Self::Create(create) => create.run(&client, options).await,
             Self::List(listing) => list(listing, &client, options).await,
             Self::Show { snapshot } => show(&client.snapshot(&snapshot).await?, options),
             Self::Delete { snapshot } => {
@@ -130,6 +128,29 @@ impl Snapshot {
     }
 }
 
+impl Create {
+    async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
+        let tags = BTreeMap::from_iter(self.tags);
+        let mut snapshots = client
+            .create_snapshots(&self.volumes, &self.name, tags)
+            .await?;
+        if self.wait {
+            let progress = Arc::new(Progress::default());
+            let ids: Vec<_> = snapshots.iter().map(|it| it.id.clone()).collect();
+            let waiting = client.completed_snapshots(&ids, &progress);
+            snapshots =
+                meter::watch("snapshot", options.quiet, Arc::clone(&progress), waiting).await?;
+        }
+        match (&*snapshots, options.output) {
+            ([one], _) => show(one, options),
+            (several, Output::Json) => output::json(&ListJson {
+                snapshots: several.iter().map(SnapshotJson::from).collect(),
+            }),
+            (several, Output::Table) => table(several),
+        }
+    }
+}
+
 async fn list(listing: Listing, client: &Client, options: &Options) -> Result<(), Failure> {
     let (limit, tags) = (listing.limit(), listing.tags());
     let filter = SnapshotFilter {
@@ -142,14 +163,18 @@ async fn list(listing: Listing, client: &Client, options: &Options) -> Result<()
             snapshots: snapshots.iter().map(SnapshotJson::from).collect(),
         });
     }
+    table(&snapshots)
+}
+
+fn table(snapshots: &[varve_client::Snapshot]) -> Result<(), Failure> {
     let mut table = output::table(&[
         "NAME", "ID", "STATE", ">SIZE", ">DATA", ">NEW", "CREATED", "TAGS",
     ]);
-    for snapshot in &snapshots {
+    for snapshot in snapshots {
         table.add_row([
             snapshot.name.clone(),
             snapshot.id.clone(),
-            snapshot.state.as_str().to_owned(),
+            output::state(snapshot),
             output::size(snapshot.size_bytes),
             output::size(snapshot.data_bytes),
             output::size(snapshot.new_bytes),
@@ -164,17 +189,24 @@ fn show(snapshot: &varve_client::Snapshot, options: &Options) -> Result<(), Fail
     if options.output == Output::Json {
         return output::json(&SnapshotJson::from(snapshot));
     }
-    let mut text = output::facts(&[
+    let mut facts = vec![
         ("Name", snapshot.name.clone()),
         ("Id", snapshot.id.clone()),
-        ("State", snapshot.state.as_str().to_owned()),
+        ("State", output::state(snapshot)),
+    ];
+    facts.extend(snapshot.failure.iter().map(|why| ("Why", why.clone())));
+    facts.extend([
         ("Size", output::size(snapshot.size_bytes)),
         ("Data", output::size(snapshot.data_bytes)),
         ("New", output::size(snapshot.new_bytes)),
         ("Stored", output::size(snapshot.stored_bytes)),
-        ("Root", snapshot.root.to_string()),
+        ("Root", output::root(snapshot)),
         ("Created", output::time(snapshot.created_at)),
     ]);
+    let volume = snapshot.volume.iter();
+    facts.extend(volume.map(|volume| ("Volume", format!("{} ({})", volume.name, volume.id))));
+    facts.extend(snapshot.parent.iter().map(|id| ("Parent", id.clone())));
+    let mut text = output::facts(&facts);
     for (key, value) in &snapshot.tags {
         text.push_str(&format!("Tag      {key}={value}\n"));
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
-use varve_client::{Attachment, Client, NewVolume, VolumeFilter};
+use varve_client::{Attachment, Client, NewClone, NewVolume, VolumeFilter, VolumeStatus};
 
 use crate::{
     Options,
@@ -27,6 +27,19 @@ pub(crate) enum Volume {
     Show {
         /// Name or id
         volume: String,
+    },
+    /// Make a volume with what a snapshot holds, or another volume now
+    ///
+    /// Of a snapshot, and of a volume that was not written to since its last snapshot, that takes no time. Otherwise what was written since
+    /// is put into the store first.
+    Clone(Clone),
+    /// Let a volume grow, attached or not; NBD clients see it when they connect again
+    Resize {
+        /// Name or id
+        volume: String,
+        /// Its new size, as in 512M or 10G, or in bytes; not less than before
+        #[arg(value_parser = parse_size)]
+        size: u64,
     },
     /// Attach a volume, and tell where it is served
     Attach {
@@ -75,6 +88,22 @@ pub(crate) struct Create {
     tags: Vec<(String, String)>,
 }
 
+/// What `volume clone` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Clone {
+    /// A snapshot or a volume: an id, or a name, behind snapshot/ or volume/ if both have it
+    source: String,
+    /// Name of the new volume
+    #[arg(long)]
+    name: String,
+    /// Its size, as in 512M or 10G, or in bytes [default: the source's]
+    #[arg(long, value_parser = parse_size)]
+    size: Option<u64>,
+    /// A tag for the new volume; may be given more than once
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
+    tags: Vec<(String, String)>,
+}
+
 /// What `volume tag` takes.
 #[derive(Debug, Args)]
 pub(crate) struct Tag {
@@ -106,6 +135,10 @@ impl Volume {
         let client = options.connect().await?;
         match self {
             Self::Create(create) => show(&client.create_volume(create.into()).await?, options),
+            Self::Clone(clone) => show(&client.clone_volume(clone.into()).await?, options),
+            Self::Resize { volume, size } => {
+                show(&client.resize_volume(&volume, size).await?, options)
+            }
             Self::List(listing) => list(listing, &client, options).await,
             Self::Show { volume } => show(&client.volume(&volume).await?, options),
             Self::Attach { volume, force } => {
@@ -150,6 +183,17 @@ impl From<Create> for NewVolume {
     }
 }
 
+impl From<Clone> for NewClone {
+    fn from(clone: Clone) -> Self {
+        Self {
+            source: clone.source,
+            name: clone.name,
+            size_bytes: clone.size,
+            tags: BTreeMap::from_iter(clone.tags),
+        }
+    }
+}
+
 async fn list(listing: Listing, client: &Client, options: &Options) -> Result<(), Failure> {
     let (limit, tags) = (listing.limit(), listing.tags());
     let filter = VolumeFilter {
@@ -187,7 +231,7 @@ fn show(volume: &varve_client::Volume, options: &Options) -> Result<(), Failure>
         None => "no".to_owned(),
     };
     let base = volume.base.as_ref().map(ToString::to_string);
-    let mut text = output::facts(&[
+    let mut facts = vec![
         ("Name", volume.name.clone()),
         ("Id", volume.id.clone()),
         ("Size", output::size(volume.size_bytes)),
@@ -199,11 +243,39 @@ fn show(volume: &varve_client::Volume, options: &Options) -> Result<(), Failure>
         ("Attached", attached),
         ("Attachments", volume.attachments.to_string()),
         ("Created", output::time(volume.created_at)),
-    ]);
+    ];
+    if let Some(status) = &volume.status {
+        facts.extend(status_facts(status));
+    }
+    let mut text = output::facts(&facts);
     for (key, value) in &volume.tags {
         text.push_str(&format!("Tag          {key}={value}\n"));
     }
     output::write(text.as_bytes())
+}
+
+fn status_facts(status: &VolumeStatus) -> Vec<(&'static str, String)> {
+    let (bytes, most) = (status.journal_bytes, status.journal_bytes_max);
+    let journal = format!("{} of {}", output::size(bytes), output::size(most));
+    let mut facts = vec![("Journal", journal)];
+    if let Some(found) = &status.found {
+        facts.push(("Map", output::size(status.map_bytes)));
+        let at_open = format!(
+            "{} batches, {} blocks in {} files",
+            found.batches, found.blocks, found.files
+        );
+        facts.push(("Found", at_open));
+        facts.extend(found.torn.iter().map(|torn| ("Cut off", torn.clone())));
+    }
+    let pending = status.pending.iter();
+    facts.extend(pending.map(|snapshot| {
+        let state = output::state(snapshot);
+        (
+            "Pending",
+            format!("{} ({}) {state}", snapshot.name, snapshot.id),
+        )
+    }));
+    facts
 }
 
 fn done(what: &str, volume: &varve_client::Volume, options: &Options) -> Result<(), Failure> {

@@ -207,6 +207,7 @@ impl ContentService for Service {
             tags: upload.request.tags,
             new_bytes: upload.new_bytes,
             stored_bytes: upload.new_bytes / 3,
+            ..v1::Snapshot::default()
         };
         let leaves = upload.leaves.into_values().collect();
         state

@@ -50,24 +50,24 @@ impl SnapshotService for Service {
         Ok(Response::new(snapshot.clone()))
     }
 
-    async fn create_snapshot(
+    async fn create_snapshots(
         &self,
-        request: Request<v1::CreateSnapshotRequest>,
-    ) -> Result<Response<v1::Snapshot>, Status> {
+        request: Request<v1::CreateSnapshotsRequest>,
+    ) -> Result<Response<v1::CreateSnapshotsResponse>, Status> {
         let request = request.into_inner();
         let mut state = self.state();
-        let mut made = state
-            .snapshots
-            .values()
-            .next()
+        let made = state.snapshots.values().next();
+        let mut made = made
             .map(|(snapshot, _)| snapshot.clone())
-            .ok_or_else(|| Status::not_found(format!("no volume {}", request.volume)))?;
+            .ok_or_else(|| Status::not_found(format!("no volumes {:?}", request.volumes)))?;
         made.name.clone_from(&request.name);
         made.tags = request.tags;
         state
             .snapshots
             .insert(request.name, (made.clone(), Vec::new()));
-        Ok(Response::new(made))
+        Ok(Response::new(v1::CreateSnapshotsResponse {
+            snapshots: vec![made],
+        }))
     }
 
     async fn delete_snapshot(

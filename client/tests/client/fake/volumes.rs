@@ -69,6 +69,36 @@ impl VolumeService for Service {
         Ok(Response::new(volume))
     }
 
+    async fn clone_volume(
+        &self,
+        request: Request<v1::CloneVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        let source = state.volumes.get(&request.source);
+        let mut volume = source
+            .cloned()
+            .ok_or_else(|| Status::not_found("no such snapshot or volume"))?;
+        volume.id = format!("vol-{:017x}", state.volumes.len() + 1);
+        volume.name.clone_from(&request.name);
+        volume.size_bytes = volume.size_bytes.max(request.size_bytes);
+        volume.tags = request.tags;
+        state.volumes.insert(request.name, volume.clone());
+        Ok(Response::new(volume))
+    }
+
+    async fn resize_volume(
+        &self,
+        request: Request<v1::ResizeVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        let volume = state.volumes.get_mut(&request.volume);
+        let volume = volume.ok_or_else(|| Status::not_found("no such volume"))?;
+        volume.size_bytes = request.size_bytes;
+        Ok(Response::new(volume.clone()))
+    }
+
     async fn get_volume(
         &self,
         request: Request<v1::GetVolumeRequest>,

@@ -36,7 +36,7 @@ struct Pending {
 impl Download {
     pub(super) async fn send(self, answers: Answers<v1::DownloadResponse>) -> Result<(), Failure> {
         let started = Instant::now();
-        let snapshot = convert::snapshot(self.reader.record().clone());
+        let snapshot = convert::completed_snapshot(self.reader.record().clone());
         let (id, name) = (snapshot.id.clone(), snapshot.name.clone());
         answers.send(message(Part::Snapshot(snapshot))).await?;
 

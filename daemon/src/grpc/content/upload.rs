@@ -67,19 +67,20 @@ impl Content {
             .tasks
             .spawn("commit upload", async move { ingest.commit(root).await })
             .await??;
+        let content = record.content();
         info!(
             id = %record.id,
             name = record.name,
             size_bytes = record.size_bytes,
-            data_bytes = record.data_bytes,
-            new_bytes = record.new_bytes,
-            stored_bytes = record.stored_bytes,
-            root = %record.root,
+            data_bytes = content.map(|content| content.data_bytes),
+            new_bytes = content.map(|content| content.new_bytes),
+            stored_bytes = content.map(|content| content.stored_bytes),
+            root = content.map(|content| tracing::field::display(content.root)),
             seconds = started.elapsed().as_secs_f64(),
             "snapshot committed"
         );
         Ok(v1::CommitUploadResponse {
-            snapshot: Some(convert::snapshot(record)),
+            snapshot: Some(convert::completed_snapshot(record)),
         })
     }
 

@@ -8,8 +8,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::format::SnapshotState;
 use crate::format::tests::{
-    CHANGED, STORE, assert_bytes, assert_every_byte_counts, hex, snapshot, volume,
+    CHANGED, STORE, assert_bytes, assert_every_byte_counts, hex, snapshot, snapshot_of_volume,
+    volume, volume_with_pending,
 };
 
 fn put() -> Record {
@@ -22,6 +24,15 @@ fn delete() -> Record {
 
 fn put_volume() -> Record {
     Record::PutVolume(volume())
+}
+
+/// A volume's snapshot, pending.
+fn several() -> Record {
+    Record::Several(vec![
+        Record::PutSnapshot(snapshot_of_volume(SnapshotState::Pending)),
+        Record::PutVolume(volume_with_pending()),
+        delete(),
+    ])
 }
 
 fn delete_volume() -> Record {
@@ -131,11 +142,23 @@ fn records_are_pinned() {
     let payload = volume().encode();
     assert_bytes(&bytes[..5], &[&hex(b"VCAT"), "03"]);
     assert_eq!(bytes[32..32 + payload.len()], payload);
+
+    let bytes = several().encode(7);
+    assert_bytes(&bytes[..5], &[&hex(b"VCAT"), "05"]);
+    let snapshot = snapshot_of_volume(SnapshotState::Pending).encode();
+    let volume = volume_with_pending().encode();
+    let mut payload = String::from("0103000000");
+    for (kind, part) in [("01", snapshot), ("03", volume)] {
+        let len = (part.len() as u32).to_le_bytes();
+        payload += &[kind.to_owned(), hex(&len), hex(&part)].concat();
+    }
+    payload += "020a0000000100123456789abcdef0";
+    assert_bytes(&bytes[32..32 + payload.len() / 2], &[&payload]);
 }
 
 #[test]
 fn every_byte_of_a_record_counts() {
-    for record in [put(), delete(), put_volume(), delete_volume()] {
+    for record in [put(), delete(), put_volume(), delete_volume(), several()] {
         let decode = |bytes: &[u8]| decode_record(bytes, 7);
         assert_every_byte_counts(&record.encode(7), decode);
     }
@@ -153,16 +176,30 @@ fn the_largest_record_fits() {
         tags: record.tags.clone(),
         ..volume()
     };
-    for record in [Record::PutSnapshot(record), Record::PutVolume(volume)] {
+    for record in [
+        Record::PutSnapshot(record.clone()),
+        Record::PutVolume(volume.clone()),
+    ] {
         let bytes = record.encode(1);
         assert!(bytes.len() < 80 << 10);
         assert_eq!(decode_record(&bytes, 1), Ok((bytes.len(), record)));
     }
+    let both = [Record::PutSnapshot(record), Record::PutVolume(volume)];
+    assert!(Record::Several(both.to_vec()).fits());
+    let many = std::iter::repeat_n(both, 4).flatten();
+    assert!(!Record::Several(many.collect()).fits());
 }
 
 #[test]
 fn a_whole_log_reads_back() {
-    let records = [put(), put_large(), put_volume(), delete(), delete_volume()];
+    let records = [
+        put(),
+        put_large(),
+        several(),
+        put_volume(),
+        delete(),
+        delete_volume(),
+    ];
     let bytes = log(&records);
     let mut scan = scan(&bytes, Position::START, true);
     let mut offset = LOG_HEADER_BYTES as u64;
@@ -179,7 +216,7 @@ fn a_whole_log_reads_back() {
     assert_eq!(scan.next(), None);
     let end = Position {
         offset_bytes: offset,
-        next_sequence: 6,
+        next_sequence: 7,
     };
     assert_eq!(scan.position(), end);
 }
@@ -250,7 +287,7 @@ fn a_record_that_is_missing_is_damage() {
 
 #[test]
 fn records_of_a_later_version_are_told_so() {
-    for (at, value) in [(4, 5), (RECORD_HEADER_BYTES, 2)] {
+    for (at, value) in [(4, 6), (RECORD_HEADER_BYTES, 2)] {
         let mut bytes = delete().encode(1);
         bytes[at] = value;
         let payload_crc32 = crc32fast::hash(&bytes[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + 10]);
@@ -281,10 +318,10 @@ proptest! {
     /// What is found does not depend on how much is read at a time, whatever was changed.
     #[test]
     fn windows_do_not_matter(
-        records in prop::collection::vec(prop::sample::select(vec![put(), delete(), put_large(), put_volume(), delete_volume()]), 1..24),
+        records in prop::collection::vec(prop::sample::select(vec![put(), delete(), put_large(), put_volume(), delete_volume(), several()]), 1..24),
         change in prop::option::of((any::<prop::sample::Index>(), 1u8..)),
         cut in prop::option::of(any::<prop::sample::Index>()),
-        window_blocks in 33usize..64,
+        window_blocks in 129usize..200,
     ) {
         let mut bytes = log(&records);
         if let Some((at, mask)) = change {

@@ -430,6 +430,12 @@ impl Disk for SimDisk {
         world.names.create(path, Entry::Dir)
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let mut world = self.world.lock();
+        world.operate()?;
+        world.names.remove_dir(path)
+    }
+
     fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
         let world = self.world.lock();
         world.check_power()?;

@@ -95,6 +95,17 @@ impl Names {
         Ok(())
     }
 
+    pub(super) fn remove_dir(&mut self, path: &Path) -> io::Result<()> {
+        self.check_dir(path)?;
+        if !self.list(path)?.is_empty() {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        self.begin(Edit::Remove {
+            path: path.to_owned(),
+        });
+        Ok(())
+    }
+
     pub(super) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
         let entry = Entry::File(self.file(from)?);
         self.check_parent(to)?;

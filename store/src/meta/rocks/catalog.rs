@@ -131,12 +131,14 @@ impl RocksMeta {
     ) -> Result<()> {
         let mut snapshots = Changes::<SnapshotRecord>::new(self);
         let mut volumes = Changes::<VolumeRecord>::new(self);
-        for (_, record) in records {
-            match record {
+        let changes = records.into_iter().map(|(_, record)| record);
+        for change in changes.flat_map(Record::into_changes) {
+            match change {
                 Record::PutSnapshot(record) => snapshots.put(record, totals)?,
                 Record::DeleteSnapshot(id) => snapshots.delete(id, totals)?,
                 Record::PutVolume(record) => volumes.put(record, totals)?,
                 Record::DeleteVolume(id) => volumes.delete(id, totals)?,
+                Record::Several(_) => unreachable!("taken apart just above"),
             }
         }
         snapshots.write(write)?;

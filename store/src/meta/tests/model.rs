@@ -53,7 +53,7 @@ fn any_pack_state() -> impl Strategy<Value = PackState> {
     })
 }
 
-fn any_record() -> impl Strategy<Value = Record> {
+fn any_change() -> impl Strategy<Value = Record> {
     prop_oneof![
         3 => (0..SNAPSHOTS, prop::sample::select(&NAMES[..]), any::<u32>()).prop_map(|(number, name, size_bytes)| {
             Record::PutSnapshot(SnapshotRecord { size_bytes: size_bytes.into(), ..snapshot(number, name) })
@@ -63,6 +63,14 @@ fn any_record() -> impl Strategy<Value = Record> {
             Record::PutVolume(VolumeRecord { attachments: attachments.into(), ..volume(number, name) })
         }),
         2 => (0..VOLUMES).prop_map(|number| Record::DeleteVolume(volume_id(number))),
+    ]
+}
+
+/// One change, or several together.
+fn any_record() -> impl Strategy<Value = Record> {
+    prop_oneof![
+        3 => any_change(),
+        1 => prop::collection::vec(any_change(), 0..4).prop_map(Record::Several),
     ]
 }
 

@@ -1,0 +1,561 @@
+//! Snapshots of volumes: their instant, and what becomes of them.
+//!
+//! Of an instant:
+//!
+//! 1. The epochs of all volumes end, while none of them takes a change: so it is one instant for all of them. Then writers go on.
+//! 2. What was written before is made durable in the journals.
+//! 3. The snapshots' records, pending, and with each volume's where its journal was cut, enter the catalog in one change. Now they are
+//!    promised: whatever happens, their content is in the journals.
+//! 4. What each holds is taken into the store, in the background ([`fold`](super::fold)), and its record completed in the same change that
+//!    puts the volume on the new base.
+//!
+//! What is pending when the process ends goes on when the volume is opened again: the journal is read into the epochs that the cuts
+//! end.
+//!
+//! Deleting a snapshot that is pending cancels it: the volume loses the cut, and nothing else. One that fails (the disk is full, say) keeps its
+//! record with the reason until it is deleted.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    panic::resume_unwind,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{
+    device::Volume,
+    fold::{Cut, Job, Purpose},
+    writer::Queue,
+};
+use crate::{
+    Error, ListQuery, Result, Store,
+    failpoints::{Failpoint, reach},
+    format::catalog_log::Record,
+    limits,
+    meta::{
+        self, Meta, Named, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin,
+        SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
+    },
+    store::Shared,
+    workers::Priority,
+};
+
+/// A reason is shown, not kept for ever: this much of it.
+const REASON_CHARS_MAX: usize = 500;
+
+/// How far a pending snapshot has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SnapshotProgress {
+    /// Segments that were stored.
+    pub segments_done: u64,
+    /// Segments to store; 0 until its turn has come.
+    pub segments_total: u64,
+}
+
+/// What is known of a pending snapshot beside its record.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+    cancelled: AtomicBool,
+    /// Why it failed, whether or not its record says so.
+    failed: OnceLock<String>,
+    ended: watch::Sender<bool>,
+}
+
+impl Progress {
+    pub(super) fn begin(&self, segments: u64) {
+        self.total.store(segments, Ordering::Relaxed);
+    }
+
+    pub(super) fn step(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// That it goes on.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.is_cancelled() {
+            return Err(Error::Invalid("the snapshot was deleted".to_owned()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn fail(&self, reason: String) {
+        // The first reason stays.
+        let _ = self.failed.set(reason);
+    }
+
+    pub(super) fn end(&self) {
+        self.ended.send_replace(true);
+    }
+}
+
+/// The pending snapshots of the volumes that are open, and those that have failed without a record that says so.
+#[derive(Debug, Default)]
+pub(crate) struct PendingSnapshots(Mutex<HashMap<SnapshotId, Arc<Progress>>>);
+
+impl PendingSnapshots {
+    pub(super) fn add(&self, id: SnapshotId) -> Arc<Progress> {
+        let mut all = self.0.lock();
+        // One that failed before is tried once more.
+        let progress = Arc::new(Progress::default());
+        all.insert(id, Arc::clone(&progress));
+        progress
+    }
+
+    pub(super) fn remove(&self, id: SnapshotId) {
+        self.0.lock().remove(&id);
+    }
+
+    fn get(&self, id: SnapshotId) -> Option<Arc<Progress>> {
+        self.0.lock().get(&id).cloned()
+    }
+
+    /// A record, failed if that is known and not written down.
+    pub(crate) fn see(&self, record: SnapshotRecord) -> SnapshotRecord {
+        if record.state != SnapshotState::Pending {
+            return record;
+        }
+        let progress = self.get(record.id);
+        match progress.as_ref().and_then(|progress| progress.failed.get()) {
+            Some(reason) => SnapshotRecord {
+                state: failed(reason),
+                ..record
+            },
+            None => record,
+        }
+    }
+}
+
+fn failed(reason: &str) -> SnapshotState {
+    SnapshotState::Failed {
+        reason: reason.chars().take(REASON_CHARS_MAX).collect(),
+    }
+}
+
+/// Snapshots to be made at one instant.
+#[derive(Debug, Clone, Default)]
+pub struct NewSnapshots {
+    /// Names or ids of volumes.
+    pub volumes: Vec<String>,
+    /// The snapshot's name. Where there are several volumes, each one's is this, a hyphen, and its volume's name.
+    pub name: String,
+    /// Their tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+impl NewSnapshots {
+    fn name_for(&self, volume: &VolumeRecord) -> String {
+        match self.volumes.len() {
+            1 => self.name.clone(),
+            _ => format!("{}-{}", self.name, volume.name),
+        }
+    }
+}
+
+impl Volume {
+    /// Makes a snapshot of what the volume holds now: see [`Store::snapshot_volume`].
+    pub async fn snapshot(
+        &self,
+        name: &str,
+        tags: BTreeMap<String, String>,
+    ) -> Result<SnapshotRecord> {
+        let store = Store::from_shared(Arc::clone(&self.inner().shared));
+        let id = self.record().id.to_string();
+        store.snapshot_volume(&id, name, tags).await
+    }
+}
+
+/// One of them.
+struct Wanted {
+    volume: Volume,
+    id: SnapshotId,
+    name: String,
+}
+
+impl Store {
+    /// Makes snapshots of what volumes hold now, all of them at one instant. They are pending: their content is promised, and on its way
+    /// into the store.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyExists`] when there is a snapshot of such a name, [`Error::TooMany`] when too many of a volume are pending.
+    /// None of them is made then.
+    pub async fn snapshot_volumes(&self, new: NewSnapshots) -> Result<Vec<SnapshotRecord>> {
+        if new.volumes.is_empty() || new.volumes.len() > limits::INSTANT_VOLUMES_MAX {
+            return Err(Error::Invalid(format!(
+                "{} volumes, a snapshot is made of 1 to {} at one instant",
+                new.volumes.len(),
+                limits::INSTANT_VOLUMES_MAX
+            )));
+        }
+        meta::check_tags("snapshot", &new.tags)?;
+        let mut wanted: BTreeMap<VolumeId, Wanted> = BTreeMap::new();
+        for key in &new.volumes {
+            let record = self.volume(key).await?;
+            let name = new.name_for(&record);
+            meta::check_name("snapshot", &name)?;
+            // Refused before anything is done.
+            let (id, taken) = (record.id, name.clone());
+            self.shared()
+                .meta(Priority::Read, move |meta| check_new(meta, &record, &taken))
+                .await?;
+            let volume = self.open_volume(&id.to_string()).await?;
+            let snapshot = Wanted {
+                volume,
+                id: SnapshotId::random()?,
+                name,
+            };
+            if wanted.insert(id, snapshot).is_some() {
+                return Err(Error::Invalid(format!("volume {key:?} is named twice")));
+            }
+        }
+        let shared = Arc::clone(self.shared());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it is waited for here; it runs to its end so that what is promised is taken into the store"
+        )]
+        let task = tokio::spawn(at_one_instant(
+            shared,
+            wanted.into_values().collect(),
+            new.tags,
+        ));
+        match task.await.map_err(tokio::task::JoinError::try_into_panic) {
+            Ok(made) => made,
+            Err(Ok(panic)) => resume_unwind(panic),
+            Err(Err(_)) => Err(Error::Closing),
+        }
+    }
+
+    /// Makes a snapshot of what a volume holds now, and waits until it is complete.
+    ///
+    /// # Errors
+    ///
+    /// As of [`snapshot_volumes`](Self::snapshot_volumes), and [`Error::NotCompleted`] when it fails. The volume stays as it is then.
+    pub async fn snapshot_volume(
+        &self,
+        volume: &str,
+        name: &str,
+        tags: BTreeMap<String, String>,
+    ) -> Result<SnapshotRecord> {
+        let new = NewSnapshots {
+            volumes: vec![volume.to_owned()],
+            name: name.to_owned(),
+            tags,
+        };
+        match &*self.snapshot_volumes(new).await? {
+            [pending, ..] => self.completed_snapshot(pending.id).await,
+            [] => Err(Error::Closing),
+        }
+    }
+
+    /// Waits until a snapshot is not pending any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotCompleted`] when it fails, [`Error::NotFound`] when it is deleted.
+    pub async fn completed_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
+        if let Some(progress) = self.shared().pending_snapshots.get(id) {
+            // The sender is there as long as the progress.
+            let _ = progress.ended.subscribe().wait_for(|ended| *ended).await;
+        }
+        let record = self.snapshot(&id.to_string()).await?;
+        if self.shared().commit.poisoned().is_none() && record.state == SnapshotState::Pending {
+            return Err(Error::Closing);
+        }
+        record.completed().map(|_| record)
+    }
+
+    /// How far a pending snapshot has come; `None` if it is not pending, or not begun since the store was opened.
+    #[must_use]
+    pub fn snapshot_progress(&self, id: SnapshotId) -> Option<SnapshotProgress> {
+        let progress = self.shared().pending_snapshots.get(id)?;
+        Some(SnapshotProgress {
+            segments_done: progress.done.load(Ordering::Relaxed),
+            segments_total: progress.total.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Goes on with the snapshots that were pending when the store was closed, one volume after the other. Returns when all of them had
+    /// their turn.
+    pub async fn resume_snapshots(&self) -> Result<()> {
+        let mut after_name = None;
+        loop {
+            let query = ListQuery {
+                after_name: after_name.take(),
+                limit: limits::PAGE_MAX,
+                ..ListQuery::default()
+            };
+            let volumes = self.list_volumes(query).await?;
+            let Some(last) = volumes.last() else {
+                return Ok(());
+            };
+            after_name = Some(last.name.clone());
+            for record in volumes.iter().filter(|record| !record.pending.is_empty()) {
+                match self.open_volume(&record.id.to_string()).await {
+                    Ok(volume) => {
+                        for pending in &record.pending {
+                            // What became of it is in its record, and in the log.
+                            let _ = self.completed_snapshot(pending.snapshot).await;
+                        }
+                        drop(volume);
+                    }
+                    Err(Error::Closing) => return Err(Error::Closing),
+                    Err(error) => {
+                        tracing::error!(volume = record.name, %error, "its pending snapshots cannot go on");
+                        for pending in &record.pending {
+                            let progress = self.shared().pending_snapshots.add(pending.snapshot);
+                            progress.fail(error.to_string());
+                            progress.end();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were made from it. One that is pending is
+    /// cancelled by that: its volume stays as it is.
+    pub async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
+        let record = self.snapshot(key).await?;
+        let id = record.id;
+        let pending = &self.shared().pending_snapshots;
+        let delete = move |meta: &dyn Meta| {
+            let record = SnapshotRecord::find(meta, &id.to_string())?;
+            let mut changes = vec![Record::DeleteSnapshot(id)];
+            if record.state == SnapshotState::Pending
+                && let Some(volume) = volume_of(meta, &record)?
+            {
+                changes.push(Record::PutVolume(without(volume, id)));
+            }
+            Ok((changes, record))
+        };
+        let deleted = self.shared().commit.change(delete).await?;
+        if let Some(progress) = pending.get(id) {
+            progress.cancelled.store(true, Ordering::Relaxed);
+        }
+        let deleted = pending.see(deleted);
+        pending.remove(id);
+        Ok(deleted)
+    }
+}
+
+fn volume_of(meta: &dyn Meta, record: &SnapshotRecord) -> Result<Option<VolumeRecord>> {
+    match &record.origin {
+        Some(origin) => VolumeRecord::by_id(meta, origin.volume),
+        None => Ok(None),
+    }
+}
+
+/// A volume's record without a pending snapshot.
+fn without(mut volume: VolumeRecord, id: SnapshotId) -> VolumeRecord {
+    volume.pending.retain(|pending| pending.snapshot != id);
+    volume
+}
+
+/// That a volume may have one more snapshot, of this name.
+fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
+    if volume.pending.len() >= limits::PENDING_SNAPSHOTS_MAX {
+        return Err(Error::Limit(format!(
+            "{} snapshots of volume {:?} are pending; wait until one is completed",
+            volume.pending.len(),
+            volume.name
+        )));
+    }
+    match SnapshotRecord::by_name(meta, name)? {
+        Some(taken) => Err(taken.has_the_name()),
+        None => Ok(()),
+    }
+}
+
+/// What an instant leaves: of each volume its cut.
+async fn at_one_instant(
+    shared: Arc<Shared>,
+    wanted: Vec<Wanted>,
+    tags: BTreeMap<String, String>,
+) -> Result<Vec<SnapshotRecord>> {
+    // In the order of the volumes' ids, like all who take several.
+    let mut cutting = Vec::with_capacity(wanted.len());
+    for snapshot in &wanted {
+        let folds = &snapshot.volume.inner().folds;
+        cutting.push(Arc::clone(&folds.cutting).lock_owned().await);
+    }
+    let queues: Vec<_> = wanted
+        .iter()
+        .map(|snapshot| &snapshot.volume.inner().queue)
+        .collect();
+    let (ended, (sizes, now)) = Queue::end_epochs(&queues, || {
+        let size = |snapshot: &Wanted| snapshot.volume.size_bytes();
+        (wanted.iter().map(size).collect::<Vec<_>>(), meta::now_ns())
+    })?;
+    let mut cuts = Vec::with_capacity(wanted.len());
+    for (ended, size_bytes) in ended.into_iter().zip(sizes) {
+        let next_file = ended.await.map_err(|_| Error::Closing)?;
+        cuts.push(Cut {
+            next_file,
+            size_bytes,
+        });
+    }
+    reach(Failpoint::EpochsEnded);
+    for snapshot in &wanted {
+        snapshot.volume.flush().await?;
+    }
+    reach(Failpoint::InstantDurable);
+    let new: Vec<_> = wanted
+        .iter()
+        .zip(&cuts)
+        .map(|(snapshot, cut)| {
+            let volume = snapshot.volume.record().id;
+            (volume, snapshot.id, snapshot.name.clone(), *cut)
+        })
+        .collect();
+    let plan = move |meta: &dyn Meta| promise(meta, new, &tags, now);
+    let made = shared.commit.change(plan).await?;
+    for (snapshot, cut) in wanted.iter().zip(cuts) {
+        let progress = shared.pending_snapshots.add(snapshot.id);
+        snapshot.volume.fold_later(Job {
+            cut,
+            purpose: Purpose::Snapshot(snapshot.id, progress),
+        });
+    }
+    Ok(made)
+}
+
+/// The changes that make snapshots pending.
+fn promise(
+    meta: &dyn Meta,
+    new: Vec<(VolumeId, SnapshotId, String, Cut)>,
+    tags: &BTreeMap<String, String>,
+    now: u64,
+) -> Result<(Vec<Record>, Vec<SnapshotRecord>)> {
+    let mut changes = Vec::with_capacity(2 * new.len());
+    let mut made = Vec::with_capacity(new.len());
+    for (volume, id, name, cut) in new {
+        let mut volume = VolumeRecord::find(meta, &volume.to_string())?;
+        check_new(meta, &volume, &name)?;
+        let before = volume.pending.last().map(|pending| pending.snapshot);
+        let record = SnapshotRecord {
+            id,
+            name,
+            size_bytes: cut.size_bytes,
+            state: SnapshotState::Pending,
+            created_at_ns: now,
+            tags: tags.clone(),
+            origin: Some(SnapshotOrigin {
+                volume: volume.id,
+                name: volume.name.clone(),
+            }),
+            parent: before.or(volume.parent),
+        };
+        volume.pending.push(PendingSnapshot {
+            snapshot: id,
+            next_file: cut.next_file,
+        });
+        changes.push(Record::PutSnapshot(record.clone()));
+        changes.push(Record::PutVolume(volume));
+        made.push(record);
+    }
+    Ok((changes, made))
+}
+
+/// The jobs of a volume's pending snapshots, as its record has them.
+pub(super) async fn resumed(shared: &Arc<Shared>, record: &VolumeRecord) -> Result<Vec<Job>> {
+    let mut jobs = Vec::with_capacity(record.pending.len());
+    for pending in &record.pending {
+        let snapshot = match shared
+            .find::<SnapshotRecord>(&pending.snapshot.to_string())
+            .await
+        {
+            Ok(snapshot) => snapshot,
+            // They change together. What is wrong here is no reason to keep the volume's content from anybody.
+            Err(error @ Error::NotFound { .. }) => {
+                tracing::error!(volume = record.name, %error, "a pending snapshot has no record");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        jobs.push(Job {
+            cut: Cut {
+                next_file: pending.next_file,
+                size_bytes: snapshot.size_bytes,
+            },
+            purpose: Purpose::Snapshot(
+                pending.snapshot,
+                shared.pending_snapshots.add(pending.snapshot),
+            ),
+        });
+    }
+    Ok(jobs)
+}
+
+/// Puts a volume on a new base, which holds all before a journal file, and completes the snapshot that is of just that, if it was not
+/// deleted meanwhile.
+pub(super) async fn complete(
+    shared: &Arc<Shared>,
+    volume: VolumeId,
+    next_file: u64,
+    content: SnapshotContent,
+    snapshot: Option<SnapshotId>,
+) -> Result<()> {
+    let plan = move |meta: &dyn Meta| {
+        let mut volume = VolumeRecord::find(meta, &volume.to_string())?;
+        let mut changes = Vec::with_capacity(2);
+        if let Some(id) = snapshot
+            && let Some(record) = SnapshotRecord::by_id(meta, id)?
+            && record.state == SnapshotState::Pending
+        {
+            let record = SnapshotRecord {
+                state: SnapshotState::Completed(content),
+                // Those between may have been deleted, or have failed.
+                parent: volume.parent,
+                ..record
+            };
+            changes.push(Record::PutSnapshot(record));
+            volume = without(volume, id);
+            volume.parent = Some(id);
+        }
+        // A record that says so would be none. Where the snapshot before could not be ended, this one waits with it for a restart.
+        if let Some(before) = volume.pending.iter().find(|it| it.next_file < next_file) {
+            return Err(Error::Limit(format!(
+                "snapshot {} of volume {:?} comes first, and is pending still",
+                before.snapshot, volume.name
+            )));
+        }
+        volume.base = Some(content.root);
+        volume.journal_from = next_file;
+        changes.push(Record::PutVolume(volume));
+        Ok((changes, ()))
+    };
+    shared.commit.change(plan).await
+}
+
+/// Writes down that a snapshot has failed, unless it was deleted: its volume goes on without the cut.
+pub(super) async fn record_failure(
+    shared: &Arc<Shared>,
+    volume: VolumeId,
+    snapshot: SnapshotId,
+    reason: &str,
+) -> Result<()> {
+    let state = failed(reason);
+    let plan = move |meta: &dyn Meta| {
+        let mut changes = Vec::new();
+        if let Some(record) = SnapshotRecord::by_id(meta, snapshot)?
+            && record.state == SnapshotState::Pending
+        {
+            changes.push(Record::PutSnapshot(SnapshotRecord { state, ..record }));
+            let volume = VolumeRecord::by_id(meta, volume)?;
+            changes.extend(volume.map(|volume| Record::PutVolume(without(volume, snapshot))));
+        }
+        Ok((changes, ()))
+    };
+    shared.commit.change(plan).await
+}
