@@ -27,7 +27,7 @@ use varve_tests::{
 
 use crate::volumes::make;
 
-/// How often the power is cut; more than on CI in a test that runs for hours.
+/// How often the power is cut. `make soak` has more rounds.
 const ROUNDS_VARIABLE: &str = "VARVE_POWER_CUTS";
 const ROUNDS: u32 = 2;
 
