@@ -33,6 +33,7 @@ impl fmt::Display for Figure {
             Self::Seconds(samples) if samples.median() < 1.0 => (samples, "ms", 1e3, 0),
             Self::Seconds(samples) => (samples, "s", 1.0, 2),
             Self::BytesPerSecond(samples) => (samples, "GB/s", 1e-9, 2),
+            Self::PerSecond(samples) if samples.median() < 1e3 => (samples, "/s", 1.0, 0),
             Self::PerSecond(samples) => (samples, "k/s", 1e-3, 1),
             Self::Bytes(bytes) => {
                 return write!(f, "{:.1} MiB", *bytes as f64 / f64::from(1 << 20));
