@@ -8,8 +8,9 @@ export CARGO_TARGET_DIR ?= $(VARVE_CACHE)/target
 export PATH := $(PATH):$(HOME)/.cargo/bin:$(VARVE_CACHE)/tools/bin
 
 CARGO_FLAGS := --release --locked --workspace
+SOAK_ROUNDS ?= 100
 
-.PHONY: help build demo test check lint bench clean
+.PHONY: help build demo test check lint soak bench clean
 
 help: ## Show what there is to make
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1	\2/p' $(MAKEFILE_LIST)
@@ -42,6 +43,15 @@ lint: ## The part of check that runs nothing
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --no-deps
 	@scripts/check-dependencies
+
+# Not by nextest, which ends a test that takes so long.
+soak: build ## Power cuts and kills at random, over and over; SOAK_ROUNDS=1000 for more than 100 of each
+	@scripts/install-packages test
+	@scripts/make-image base
+	@for ((round = 0; round < $(SOAK_ROUNDS); round += 8)); do \
+	  cargo test --release --locked --package varve-tests --quiet -- --nocapture volumes::crashes::kills; \
+	done
+	VARVE_POWER_CUTS=$(SOAK_ROUNDS) cargo test --release --locked --package varve-tests --quiet -- --nocapture guests::power_cuts
 
 bench: ## Measure side by side with peers; BENCH_ARGS="--write docs/benchmarks.md" keeps the table
 	@scripts/install-packages build bench

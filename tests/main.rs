@@ -9,7 +9,7 @@
 //! - [`faults`]: full disks, crashes at any point, damage, data directories that are not as they should be.
 //! - [`grpc`]: the protocol's rules, broken on purpose; a client that is not ours.
 //! - [`nbd`]: exports read by QEMU, libnbd and fio; peers that break the protocol.
-//! - [`boot`]: a guest that runs from an export. [`memory`]: its bounds.
+//! - [`guests`]: virtual machines on exports and volumes, and varved inside of one that loses its power. [`memory`]: its bounds.
 //! - [`fuzz`]: decoders, given bytes that nobody wrote.
 //! - [`tidy`]: rules of this repository's own structure.
 
@@ -20,10 +20,10 @@
 )]
 
 mod bad_input;
-mod boot;
 mod faults;
 mod fuzz;
 mod grpc;
+mod guests;
 mod import_export;
 mod memory;
 mod nbd;

@@ -1,15 +1,19 @@
 //! What all measurements share: the input, the programs, and a place for their files.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FallocateFlags;
 use varve_benches::images;
 
 use crate::failure::{Failure, While};
 use crate::page_cache;
 use crate::varve::{Programs, Varved};
+
+/// See [`Bench::raw_disk`]: as large as the volumes it is compared with.
+pub(crate) const RAW_DISK_BYTES: u64 = 8 << 30;
 
 #[derive(Debug)]
 pub(crate) struct Bench {
@@ -57,6 +61,18 @@ impl Bench {
         Ok(data_dir)
     }
 
+    /// A raw file all of whose blocks were written, with data that does not compress: a disk that has been in use, as
+    /// other servers keep it. Made when it is first asked for; what is in it afterwards is what the rows before wrote.
+    pub(crate) fn raw_disk(&self) -> Result<PathBuf, Failure> {
+        let path = self.path("disk.raw");
+        if !path.exists() {
+            eprintln!("a raw disk of {} GiB is written", RAW_DISK_BYTES >> 30);
+            write_disk(&path).during(|| format!("write {}", path.display()))?;
+            page_cache::settle();
+        }
+        Ok(path)
+    }
+
     /// varved on an empty data directory, with the base image ready in memory.
     pub(crate) fn serve_fresh(&self, name: &str) -> Result<(Varved, PathBuf), Failure> {
         let data_dir = self.fresh_directory(name)?;
@@ -65,6 +81,27 @@ impl Bench {
         page_cache::settle();
         Ok((varved, data_dir))
     }
+}
+
+/// All of a disk, with the same data each time.
+fn write_disk(path: &Path) -> io::Result<()> {
+    const PIECE_BYTES: usize = 4 << 20;
+    let disk = File::create(path)?;
+    rustix::fs::fallocate(&disk, FallocateFlags::empty(), 0, RAW_DISK_BYTES)?;
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut state = 0_u64;
+    for offset in (0..RAW_DISK_BYTES).step_by(PIECE_BYTES) {
+        for word in piece.chunks_exact_mut(8) {
+            // SplitMix64 (Steele, Lea, Flood 2014).
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = state;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            word.copy_from_slice(&(mixed ^ (mixed >> 31)).to_le_bytes());
+        }
+        disk.write_all_at(&piece, offset)?;
+    }
+    disk.sync_all()
 }
 
 pub(crate) fn image(name: &str) -> Result<PathBuf, Failure> {

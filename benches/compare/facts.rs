@@ -44,6 +44,7 @@ pub(crate) fn markdown(bench: &Bench) -> Result<String, Failure> {
     let versions: Vec<String> = [
         ("restic", "version"),
         ("qemu-img", "--version"),
+        ("qemu-nbd", "--version"),
         ("casync", "--version"),
         ("nbdkit", "--version"),
         ("fio", "--version"),

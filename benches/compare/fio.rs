@@ -1,6 +1,8 @@
 //! fio with its NBD engine, as the client of all servers.
 
+use std::fs;
 use std::ops::Range;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -8,76 +10,165 @@ use serde_json::Value;
 use crate::failure::{Failure, While};
 use crate::process;
 
-/// What fio reads, and how.
+/// What fio does, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
+    pub(crate) does: Does,
     pub(crate) pattern: Pattern,
     pub(crate) block_bytes: u32,
     pub(crate) depth: u32,
     pub(crate) range: Range<u64>,
-    /// Ends after so many bytes.
-    pub(crate) bytes: u64,
+    pub(crate) until: Until,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Does {
+    Read,
+    Write,
+    /// Each write followed by NBD's FLUSH.
+    WriteAndFlush,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Pattern {
     /// From front to back, and again.
     Sequential,
-    /// Each block once, in an order that is the same in every run.
-    Random,
+    /// Each block once, in an order that is the same for the same seed.
+    Random { seed: u32 },
+}
+
+impl Pattern {
+    /// The same order in every run.
+    pub(crate) const RANDOM: Self = Self::Random { seed: 1 };
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Until {
+    /// Ends after so many bytes.
+    Bytes(u64),
+    Seconds(u32),
 }
 
 /// What came of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rate {
     pub(crate) bytes_per_second: f64,
-    pub(crate) reads_per_second: f64,
+    /// Reads or writes.
+    pub(crate) per_second: f64,
+    /// What one of them took, at the middle of all.
+    pub(crate) median_seconds: f64,
 }
 
-pub(crate) fn read(uri: &str, load: &Load) -> Result<Rate, Failure> {
-    let pattern = match load.pattern {
-        Pattern::Sequential => "read",
-        Pattern::Random => "randread",
+/// One request of a load that was logged.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Request {
+    /// When it was answered: seconds since 1970.
+    pub(crate) at: f64,
+    pub(crate) seconds: f64,
+    pub(crate) offset: u64,
+}
+
+pub(crate) fn run(uri: &str, load: &Load) -> Result<Rate, Failure> {
+    parse(&process::run(&mut command(&[uri], load))?.output, load.does)
+}
+
+/// The same load on several exports at a time. What it came to is not told.
+pub(crate) fn run_on_all(uris: &[&str], load: &Load) -> Result<(), Failure> {
+    process::run(&mut command(uris, load)).map(drop)
+}
+
+/// Runs a load and keeps what each request took, in files that begin with `prefix`.
+pub(crate) fn run_logged(uri: &str, load: &Load, prefix: &Path) -> Result<Vec<Request>, Failure> {
+    let mut command = command(&[uri], load);
+    command
+        .arg(format!("--write_lat_log={}", prefix.display()))
+        .args(["--log_unix_epoch=1", "--log_offset=1"]);
+    parse(&process::run(&mut command)?.output, load.does)?;
+    let log = format!("{}_lat.1.log", prefix.display());
+    let text = fs::read_to_string(&log).during(|| format!("read {log}"))?;
+    text.lines()
+        .map(|line| {
+            parse_logged(line).ok_or_else(|| Failure::new(format!("{log} has a line '{line}'")))
+        })
+        .collect()
+}
+
+fn command(uris: &[&str], load: &Load) -> Command {
+    let does = if load.does == Does::Read {
+        "read"
+    } else {
+        "write"
     };
     let mut command = Command::new("fio");
+    command.args(["--output-format=json", "--name=global", "--ioengine=nbd"]);
+    match load.pattern {
+        Pattern::Sequential => command.arg(format!("--rw={does}")),
+        Pattern::Random { seed } => {
+            command.args([format!("--rw=rand{does}"), format!("--randseed={seed}")])
+        }
+    };
+    if load.does == Does::WriteAndFlush {
+        command.arg("--fsync=1");
+    }
+    command.args([
+        format!("--bs={}", load.block_bytes),
+        format!("--iodepth={}", load.depth),
+        format!("--offset={}", load.range.start),
+        format!("--size={}", load.range.end - load.range.start),
+    ]);
+    match load.until {
+        Until::Bytes(bytes) => command.arg(format!("--io_size={bytes}")),
+        Until::Seconds(seconds) => {
+            command.args([format!("--runtime={seconds}"), "--time_based".to_owned()])
+        }
+    };
+    for (number, uri) in uris.iter().enumerate() {
+        command.args([format!("--name=on-{number}"), format!("--uri={uri}")]);
+    }
     command
-        .args([
-            "--name=varve-compare",
-            "--ioengine=nbd",
-            "--output-format=json",
-        ])
-        .args([
-            format!("--uri={uri}"),
-            format!("--rw={pattern}"),
-            format!("--bs={}", load.block_bytes),
-            format!("--iodepth={}", load.depth),
-            format!("--offset={}", load.range.start),
-            format!("--size={}", load.range.end - load.range.start),
-            format!("--io_size={}", load.bytes),
-        ]);
-    parse(&process::run(&mut command)?.output)
 }
 
 /// fio says a line or two before its JSON.
-fn parse(output: &str) -> Result<Rate, Failure> {
+fn parse(output: &str, does: Does) -> Result<Rate, Failure> {
     let start = output.find("{\n").unwrap_or(0);
     let report: Value =
         serde_json::from_str(&output[start..]).during(|| "read fio's report".to_owned())?;
     let job = &report["jobs"][0];
-    let number = |name: &str| {
-        job["read"][name]
-            .as_f64()
-            .ok_or_else(|| Failure::new(format!("fio's report has no number read.{name}")))
-    };
     if job["error"] != 0 {
         return Err(Failure::new(format!(
-            "fio's reads failed with error {}",
+            "fio's requests failed with error {}",
             job["error"]
         )));
     }
+    if does == Does::WriteAndFlush && job["sync"]["total_ios"].as_u64().unwrap_or(0) == 0 {
+        return Err(Failure::new("fio sent no FLUSH"));
+    }
+    let side = match does {
+        Does::Read => "read",
+        Does::Write | Does::WriteAndFlush => "write",
+    };
+    let number = |pointer: &str| {
+        job[side]
+            .pointer(pointer)
+            .and_then(Value::as_f64)
+            .ok_or_else(|| Failure::new(format!("fio's report has no number {side}{pointer}")))
+    };
     Ok(Rate {
-        bytes_per_second: number("bw_bytes")?,
-        reads_per_second: number("iops")?,
+        bytes_per_second: number("/bw_bytes")?,
+        per_second: number("/iops")?,
+        median_seconds: number("/clat_ns/percentile/50.000000")? * 1e-9,
+    })
+}
+
+/// Milliseconds of the clock, nanoseconds it took, direction, bytes, offset, priority.
+fn parse_logged(line: &str) -> Option<Request> {
+    let mut fields = line.split(',').map(str::trim);
+    let at_ms: f64 = fields.next()?.parse().ok()?;
+    let took_ns: f64 = fields.next()?.parse().ok()?;
+    Some(Request {
+        at: at_ms * 1e-3,
+        seconds: took_ns * 1e-9,
+        offset: fields.nth(2)?.parse().ok()?,
     })
 }
 
@@ -89,13 +180,25 @@ mod tests {
 
     #[test]
     fn reads_a_report() {
-        let report = "fio: connected to NBD server\n{\n\"jobs\": [{\"error\": 0, \"read\": {\"bw_bytes\": 4096, \"iops\": 1.5}}]}";
-        let rate = parse(report).unwrap();
-        assert_eq!(
-            (rate.bytes_per_second, rate.reads_per_second),
-            (4096.0, 1.5)
+        let side =
+            r#"{"bw_bytes": 4096, "iops": 1.5, "clat_ns": {"percentile": {"50.000000": 2000}}}"#;
+        let report = format!(
+            "fio: connected to NBD server\n{{\n\"jobs\": [{{\"error\": 0, \"read\": {side}, \"write\": {side}, \
+             \"sync\": {{\"total_ios\": 0}}}}]}}"
         );
-        assert!(parse(&report.replace("\"error\": 0", "\"error\": 5")).is_err());
-        assert!(parse("fio: connection refused").is_err());
+        let rate = parse(&report, Does::Read).unwrap();
+        assert_eq!((rate.bytes_per_second, rate.per_second), (4096.0, 1.5));
+        assert!((rate.median_seconds - 2e-6).abs() < 1e-12);
+        assert!(parse(&report.replace("\"error\": 0", "\"error\": 5"), Does::Read).is_err());
+        assert!(parse(&report, Does::WriteAndFlush).is_err());
+        assert!(parse("fio: connection refused", Does::Read).is_err());
+    }
+
+    #[test]
+    fn reads_a_log() {
+        let request = parse_logged("1795229394528, 2500000, 1, 4096, 8192, 0").unwrap();
+        assert_eq!((request.at, request.offset), (1_795_229_394.528, 8192));
+        assert!((request.seconds - 0.0025).abs() < 1e-12);
+        assert_eq!(parse_logged("fio"), None);
     }
 }

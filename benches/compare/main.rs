@@ -36,7 +36,7 @@ struct Arguments {
     /// How often each is measured; the table shows medians
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Where files are put while measuring: some 8 GiB on the disk that is to be measured
+    /// Where files are put while measuring: some 40 GiB on the disk that is to be measured
     #[arg(long, default_value_os_t = cache_directory())]
     dir: PathBuf,
     /// Put the table in this document, between its two marks
@@ -52,8 +52,18 @@ enum Subject {
     Export,
     NbdSequential,
     NbdRandom,
+    VolumeWrite,
+    VolumeFlush,
+    VolumeRead,
+    VolumeSequential,
+    SnapshotPause,
+    SnapshotCompletion,
+    Clone,
+    Depth,
     Boot,
+    Database,
     Memory,
+    VolumeMemory,
     Hash,
 }
 
@@ -66,8 +76,18 @@ impl Subject {
             Self::Export => rows::export::to_file(bench),
             Self::NbdSequential => rows::nbd::sequential(bench),
             Self::NbdRandom => rows::nbd::random(bench),
+            Self::VolumeWrite => rows::volume::random_writes(bench),
+            Self::VolumeFlush => rows::volume::flushed_writes(bench),
+            Self::VolumeRead => rows::volume::journal_reads(bench),
+            Self::VolumeSequential => rows::volume::sequential_writes(bench),
+            Self::SnapshotPause => rows::snapshots::pause(bench),
+            Self::SnapshotCompletion => rows::snapshots::completion(bench),
+            Self::Clone => rows::snapshots::clone(bench),
+            Self::Depth => rows::snapshots::depth(bench),
             Self::Boot => rows::boot::guest(bench),
+            Self::Database => rows::database::guest(bench),
             Self::Memory => rows::memory::peaks(bench),
+            Self::VolumeMemory => rows::memory::of_volumes(bench),
             Self::Hash => rows::hash::cut_and_hash(bench),
         }
     }

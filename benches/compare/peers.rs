@@ -103,30 +103,55 @@ pub(crate) struct NbdServer {
 }
 
 impl NbdServer {
-    /// nbdkit, serving a raw file.
-    pub(crate) fn nbdkit(directory: &Path, image: &Path) -> Result<Self, Failure> {
-        let socket = directory.join("nbdkit.sock");
-        let mut command = Command::new("nbdkit");
-        command
-            .args(["--foreground", "--readonly", "--unix"])
-            .arg(&socket)
-            .arg("file")
-            .arg(image);
-        Self::start(&mut command, socket)
+    /// nbdkit, serving a raw file that is not written to.
+    pub(crate) fn nbdkit_read_only(directory: &Path, image: &Path) -> Result<Self, Failure> {
+        Self::nbdkit(directory, "nbdkit", |nbdkit| {
+            nbdkit.args(["--readonly", "file"]).arg(image)
+        })
     }
 
-    /// qemu-nbd, serving a qcow2.
-    pub(crate) fn qemu_nbd(directory: &Path, qcow2: &Path) -> Result<Self, Failure> {
+    /// nbdkit, serving a raw file through the page cache.
+    pub(crate) fn nbdkit_file(directory: &Path, disk: &Path) -> Result<Self, Failure> {
+        Self::nbdkit(directory, "nbdkit", |nbdkit| nbdkit.arg("file").arg(disk))
+    }
+
+    /// nbdkit, serving a disk that keeps nothing: what the protocol alone costs.
+    pub(crate) fn nbdkit_null(directory: &Path, size_bytes: u64) -> Result<Self, Failure> {
+        Self::nbdkit(directory, "nbdkit-null", |nbdkit| {
+            nbdkit.args(["null", &format!("size={size_bytes}")])
+        })
+    }
+
+    fn nbdkit(
+        directory: &Path,
+        name: &str,
+        serving: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Result<Self, Failure> {
+        let socket = directory.join(format!("{name}.sock"));
+        let mut command = Command::new("nbdkit");
+        command.args(["--foreground", "--unix"]).arg(&socket);
+        Self::start(serving(&mut command), socket)
+    }
+
+    /// qemu-nbd, serving a qcow2 that is not written to.
+    pub(crate) fn qemu_nbd_qcow2(directory: &Path, qcow2: &Path) -> Result<Self, Failure> {
+        Self::qemu_nbd(directory, qcow2, &["--read-only", "--format=qcow2"])
+    }
+
+    /// qemu-nbd, serving a raw file past the page cache, as hypervisors are commonly set up.
+    pub(crate) fn qemu_nbd_raw(directory: &Path, disk: &Path) -> Result<Self, Failure> {
+        let options = ["--format=raw", "--cache=none", "--aio=io_uring"];
+        Self::qemu_nbd(directory, disk, &options)
+    }
+
+    fn qemu_nbd(directory: &Path, image: &Path, options: &[&str]) -> Result<Self, Failure> {
         let socket = directory.join("qemu-nbd.sock");
         let mut command = Command::new("qemu-nbd");
-        command.args([
-            "--read-only",
-            "--persistent",
-            "--shared=8",
-            "--format=qcow2",
-            "--socket",
-        ]);
-        command.arg(&socket).arg(qcow2);
+        command
+            .args(["--persistent", "--shared=8", "--socket"])
+            .arg(&socket)
+            .args(options)
+            .arg(image);
         Self::start(&mut command, socket)
     }
 
@@ -137,6 +162,14 @@ impl NbdServer {
 
     pub(crate) fn uri(&self) -> String {
         format!("nbd+unix:///?socket={}", self.socket.display())
+    }
+
+    /// Its export, for QEMU's `-drive`.
+    pub(crate) fn drive(&self) -> String {
+        format!(
+            "format=raw,file.driver=nbd,file.server.type=unix,file.server.path={}",
+            self.socket.display()
+        )
     }
 
     pub(crate) fn stop(self) -> Result<(), Failure> {

@@ -160,6 +160,16 @@ impl Service {
             .ok_or_else(|| Failure::new(format!("{}: its memory cannot be read", self.name)))
     }
 
+    /// Bytes that it had read from the disk so far; what came from the page cache does not count.
+    pub(crate) fn read_bytes(&self) -> Result<u64, Failure> {
+        let path = format!("/proc/{}/io", self.child.id());
+        let counters = fs::read_to_string(&path).during(|| format!("read {path}"))?;
+        counters
+            .lines()
+            .find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok())
+            .ok_or_else(|| Failure::new(format!("{path} has no read_bytes")))
+    }
+
     /// Asks it to stop, and waits until it has.
     pub(crate) fn stop(mut self) -> Result<(), Failure> {
         rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM)

@@ -9,16 +9,16 @@ use crate::samples::Samples;
 pub(crate) enum Figure {
     Seconds(Samples),
     BytesPerSecond(Samples),
-    ReadsPerSecond(Samples),
+    PerSecond(Samples),
     Bytes(u64),
 }
 
 impl Figure {
     fn median(&self) -> f64 {
         match self {
-            Self::Seconds(samples)
-            | Self::BytesPerSecond(samples)
-            | Self::ReadsPerSecond(samples) => samples.median(),
+            Self::Seconds(samples) | Self::BytesPerSecond(samples) | Self::PerSecond(samples) => {
+                samples.median()
+            }
             Self::Bytes(bytes) => *bytes as f64,
         }
     }
@@ -28,10 +28,13 @@ impl fmt::Display for Figure {
     /// The median, and where runs differ the least and the most.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (samples, unit, scale, digits) = match self {
+            Self::Seconds(samples) if samples.median() < 1e-3 => (samples, "µs", 1e6, 0),
+            Self::Seconds(samples) if samples.median() < 0.1 => (samples, "ms", 1e3, 1),
             Self::Seconds(samples) if samples.median() < 1.0 => (samples, "ms", 1e3, 0),
             Self::Seconds(samples) => (samples, "s", 1.0, 2),
             Self::BytesPerSecond(samples) => (samples, "GB/s", 1e-9, 2),
-            Self::ReadsPerSecond(samples) => (samples, "k/s", 1e-3, 1),
+            Self::PerSecond(samples) if samples.median() < 1e3 => (samples, "/s", 1.0, 0),
+            Self::PerSecond(samples) => (samples, "k/s", 1e-3, 1),
             Self::Bytes(bytes) => {
                 return write!(f, "{:.1} MiB", *bytes as f64 / f64::from(1 << 20));
             }
@@ -77,8 +80,9 @@ impl Row {
     fn ratio(&self) -> f64 {
         let as_much = self.ours.median() / self.theirs.median();
         match (self.wanted, &self.ours) {
-            (Wanted::TimesAsMuch(_), _)
-            | (_, Figure::BytesPerSecond(_) | Figure::ReadsPerSecond(_)) => as_much,
+            (Wanted::TimesAsMuch(_), _) | (_, Figure::BytesPerSecond(_) | Figure::PerSecond(_)) => {
+                as_much
+            }
             (_, Figure::Seconds(_) | Figure::Bytes(_)) => 1.0 / as_much,
         }
     }

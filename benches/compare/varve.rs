@@ -69,7 +69,7 @@ pub(crate) struct Varved {
 
 impl Varved {
     pub(crate) fn import(&self, file: &Path, name: &str) -> Result<Finished, Failure> {
-        self.snapctl([
+        self.snapctl(&[
             OsStr::new("import"),
             file.as_os_str(),
             OsStr::new("--name"),
@@ -78,21 +78,65 @@ impl Varved {
     }
 
     pub(crate) fn export(&self, name: &str, file: &Path) -> Result<Finished, Failure> {
-        self.snapctl([OsStr::new("export"), OsStr::new(name), file.as_os_str()])
+        self.snapctl(&[OsStr::new("export"), OsStr::new(name), file.as_os_str()])
     }
 
     /// One field of `snapctl status`, as text.
     pub(crate) fn status(&self, field: &str) -> Result<String, Failure> {
-        let output = self
-            .snapctl(["status", "--output", "json"].map(OsStr::new))?
-            .output;
-        let status: Value =
-            serde_json::from_str(&output).during(|| "read snapctl's status".to_owned())?;
+        let status = self.json(&["status"])?;
         match &status[field] {
             Value::Null => Err(Failure::new(format!("snapctl's status has no {field}"))),
             Value::String(text) => Ok(text.clone()),
             other => Ok(other.to_string()),
         }
+    }
+
+    /// One number that `snapctl snapshot show` tells.
+    pub(crate) fn of_snapshot(&self, name: &str, field: &str) -> Result<u64, Failure> {
+        self.json(&["snapshot", "show", name])?[field]
+            .as_u64()
+            .ok_or_else(|| Failure::new(format!("snapctl's snapshot has no number {field}")))
+    }
+
+    /// A new volume, attached: empty, or as a snapshot.
+    pub(crate) fn make_volume(&self, name: &str, of: Content<'_>) -> Result<Volume, Failure> {
+        self.create_volume(name, of)?;
+        self.ctl(&["volume", "attach", name])?;
+        Ok(Volume {
+            name: name.to_owned(),
+            nbd: self.nbd.clone(),
+        })
+    }
+
+    /// A new volume that is not attached.
+    pub(crate) fn create_volume(&self, name: &str, of: Content<'_>) -> Result<Finished, Failure> {
+        let size;
+        let content = match of {
+            Content::Zeros { bytes } => {
+                size = bytes.to_string();
+                ["--size", &size]
+            }
+            Content::Snapshot(snapshot) => ["--from", snapshot],
+        };
+        self.ctl(&[&["volume", "create", name][..], &content].concat())
+    }
+
+    /// Takes a snapshot, and waits until it is complete.
+    pub(crate) fn snapshot(&self, volume: &Volume, name: &str) -> Result<Finished, Failure> {
+        self.ctl(&["snapshot", "create", &volume.name, "--name", name, "--wait"])
+    }
+
+    /// Runs snapctl.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> Result<Finished, Failure> {
+        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+        self.snapctl(&arguments)
+    }
+
+    fn json(&self, arguments: &[&str]) -> Result<Value, Failure> {
+        let output = self
+            .ctl(&[arguments, &["--output", "json"]].concat())?
+            .output;
+        serde_json::from_str(&output).during(|| "read snapctl's answer".to_owned())
     }
 
     /// The export of a snapshot, for libnbd.
@@ -116,11 +160,50 @@ impl Varved {
         self.service.stop()
     }
 
-    fn snapctl<const N: usize>(&self, arguments: [&OsStr; N]) -> Result<Finished, Failure> {
+    /// Bytes that varved had read from the disk so far.
+    pub(crate) fn read_bytes(&self) -> Result<u64, Failure> {
+        self.service.read_bytes()
+    }
+
+    fn snapctl(&self, arguments: &[&OsStr]) -> Result<Finished, Failure> {
         process::run(
             Command::new(&self.snapctl)
                 .args(arguments)
                 .env("VARVE_ENDPOINT", format!("unix:{}", self.grpc.display())),
+        )
+    }
+}
+
+/// What a new volume holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Content<'a> {
+    Zeros { bytes: u64 },
+    Snapshot(&'a str),
+}
+
+/// An attached volume.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    name: String,
+    nbd: PathBuf,
+}
+
+impl Volume {
+    /// Its export, for libnbd.
+    pub(crate) fn uri(&self) -> String {
+        format!(
+            "nbd+unix:///volume/{}?socket={}",
+            self.name,
+            self.nbd.display()
+        )
+    }
+
+    /// Its export, for QEMU's `-drive`.
+    pub(crate) fn drive(&self) -> String {
+        format!(
+            "format=raw,file.driver=nbd,file.server.type=unix,file.server.path={},file.export=volume/{}",
+            self.nbd.display(),
+            self.name
         )
     }
 }

@@ -8,6 +8,7 @@ use varve_daemon::nbd::wire;
 use varve_store::format::{
     Location, PackId, SnapshotRecord, VolumeId, VolumeRecord,
     catalog_log::{self, Found, LOG_ALIGN, LogHeader, Position},
+    journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES},
     keys::{self, Identity, PackState, Totals},
     pack::{
         self, Header, PACK_HEADER_BYTES, PackHeader, RECORD_HEADER_BYTES, TRAILER_BYTES, Trailer,
@@ -37,7 +38,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 26] = [
+pub(super) const DECODERS: [Decoder; 28] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -72,6 +73,16 @@ pub(super) const DECODERS: [Decoder; 26] = [
         name: "catalog-log",
         decode: log_records,
         repair: repair_log_records,
+    },
+    Decoder {
+        name: "journal-header",
+        decode: journal_header,
+        repair: |input| put_crc32(input, 124),
+    },
+    Decoder {
+        name: "journal-descriptor",
+        decode: journal_descriptor,
+        repair: |input| put_crc32(input, JOURNAL_BLOCK_BYTES - 4),
     },
     Decoder {
         name: "snapshot-record",
@@ -335,6 +346,34 @@ fn repair_log_records(input: &mut Vec<u8>) {
         }
         put_crc32_in(input, at, 28);
     }
+}
+
+/// Version 1 is read, and not written any more.
+fn journal_header(input: &[u8]) -> Outcome {
+    match start(FileHeader::decode(input), |it| it.encode().to_vec()) {
+        Outcome::Same { .. } if number_at(input, 8) == Some(1) => Outcome::Accepted,
+        outcome => outcome,
+    }
+}
+
+/// What it says of its batch agrees with itself: recovery counts on that.
+fn journal_descriptor(input: &[u8]) -> Outcome {
+    let decoded = Descriptor::decode(input);
+    if let Ok(descriptor) = &decoded {
+        let data = descriptor.entries.iter().filter(|entry| !entry.zeros);
+        let blocks: u64 = data.map(|entry| u64::from(entry.blocks)).sum();
+        assert_eq!(blocks, descriptor.data_crcs.len() as u64);
+        assert!(descriptor.synced_sequence < descriptor.sequence);
+        assert!(Descriptor::fits(
+            descriptor.entries.len(),
+            descriptor.data_crcs.len()
+        ));
+        assert_eq!(
+            descriptor.batch_bytes(),
+            (1 + blocks) * JOURNAL_BLOCK_BYTES as u64
+        );
+    }
+    start(decoded, |it| it.encode().to_vec())
 }
 
 fn repair_store_file(input: &mut Vec<u8>) {

@@ -12,6 +12,7 @@ use varve_store::format::{
     Location, PackId, PackKind, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin,
     SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
     catalog_log::{LogHeader, Record},
+    journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, Payload, RecordHeader, RecordKind},
     store_file::StoreFile,
@@ -49,6 +50,23 @@ pub(super) fn of(decoder: &str) -> Samples {
         ],
         "catalog-log-header" => vec![("header", LogHeader { store: store() }.encode().to_vec())],
         "catalog-log" => vec![("records", log_records())],
+        "journal-header" => vec![
+            ("header", journal_header()),
+            ("version-1", journal_header_of_version_1()),
+        ],
+        "journal-descriptor" => vec![
+            ("one", descriptor(&[data(7, 1)])),
+            ("zeros", descriptor(&[zeros(0, 4096), zeros(u32::MAX, 1)])),
+            (
+                "mixed",
+                descriptor(&[data(2, 3), zeros(2, 1), data(90, 200)]),
+            ),
+            ("full", descriptor(&[data(1 << 20, 512)])),
+            (
+                "scattered",
+                descriptor(&(0..250).map(|n| data(n * 99, 1)).collect::<Vec<_>>()),
+            ),
+        ],
         "snapshot-record" => vec![
             ("plain", snapshot(0).encode()),
             ("tags", snapshot(3).encode()),
@@ -306,6 +324,60 @@ fn volume(attached: bool) -> VolumeRecord {
         journal_from: 1,
         pending: Vec::new(),
     }
+}
+
+fn journal_header() -> Vec<u8> {
+    let header = FileHeader {
+        store: store(),
+        volume: VolumeId::from_low_bits([0xb7; 9]),
+        number: 3,
+        first_sequence: journal::first_sequence_of(3),
+        previous_sequence: journal::first_sequence_of(2) + 4711,
+        nonce: [0x9e; 16],
+    };
+    header.encode().to_vec()
+}
+
+/// As it was written once, and still is read.
+fn journal_header_of_version_1() -> Vec<u8> {
+    let mut header = journal_header();
+    header[8] = 1;
+    header[80..88].fill(0);
+    let crc32 = crc32fast::hash(&header[..124]);
+    header[124..128].copy_from_slice(&crc32.to_le_bytes());
+    header
+}
+
+const fn data(start_block: u32, blocks: u32) -> Entry {
+    Entry {
+        start_block,
+        blocks,
+        zeros: false,
+    }
+}
+
+const fn zeros(start_block: u32, blocks: u32) -> Entry {
+    Entry {
+        start_block,
+        blocks,
+        zeros: true,
+    }
+}
+
+fn descriptor(entries: &[Entry]) -> Vec<u8> {
+    let data = entries.iter().filter(|entry| !entry.zeros);
+    let blocks: u32 = data.map(|entry| entry.blocks).sum();
+    let descriptor = Descriptor {
+        file_number: 3,
+        sequence: journal::first_sequence_of(3) + 2,
+        synced_sequence: journal::first_sequence_of(3) + 1,
+        nonce: [0x9e; 16],
+        entries: entries.to_vec(),
+        data_crcs: (0..blocks)
+            .map(|block| crc32fast::hash(&[block as u8]))
+            .collect(),
+    };
+    descriptor.encode().to_vec()
 }
 
 fn log_records() -> Vec<u8> {

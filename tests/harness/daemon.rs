@@ -129,11 +129,19 @@ impl Options {
 }
 
 /// An address that nobody listened on a moment ago.
-fn free_address() -> SocketAddr {
+#[must_use]
+pub fn free_address() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
     listener
         .local_addr()
         .expect("ask for the port that was bound")
+}
+
+/// Whether a log says that its daemon serves.
+#[must_use]
+pub fn says_that_it_is_ready(log: &str) -> bool {
+    log.split(|c: char| !c.is_ascii_alphanumeric())
+        .any(|word| word == "ready")
 }
 
 /// A daemon that runs. It is killed when it is dropped; its log is shown when the test fails.
@@ -232,9 +240,7 @@ impl Varved {
     /// Whether it has said that it serves.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.log()
-            .split(|c: char| !c.is_ascii_alphanumeric())
-            .any(|word| word == "ready")
+        says_that_it_is_ready(&self.log())
     }
 
     /// Its end, if it has come.

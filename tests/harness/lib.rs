@@ -4,6 +4,7 @@
 //! - [`snapctl`]: runs of `snapctl` and what they answer.
 //! - [`image`]: disk images made from a seed. [`files`]: whether two are the same, and how sparse.
 //! - [`data_dir`]: what lies in a data directory, for tests that damage it.
+//! - [`guest`]: virtual machines that run a script. [`qmp`]: QEMU, asked from outside.
 //! - [`valve`]: a way to the daemon that closes in the middle of a transfer.
 //! - [`rpc`]: the gRPC services, asked directly. [`nbd`]: NBD, spoken by hand.
 //! - [`process`], [`programs`], [`scratch`], [`random`], [`loop_fs`]: programs with their output and a time limit, where
@@ -23,12 +24,14 @@
 pub mod daemon;
 pub mod data_dir;
 pub mod files;
+pub mod guest;
 pub mod image;
 pub mod lab;
 pub mod loop_fs;
 pub mod nbd;
 pub mod process;
 pub mod programs;
+pub mod qmp;
 pub mod random;
 pub mod rpc;
 pub mod scratch;

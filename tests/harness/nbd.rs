@@ -106,6 +106,8 @@ impl Peer {
     /// Connects over TCP, and says nothing.
     pub fn tcp(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
+        // A request and its data are sent one after the other: the second is not to wait for the first's acknowledgement.
+        stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIME_LIMIT))?;
         stream.set_write_timeout(Some(TIME_LIMIT))?;
         Ok(Self::Tcp(stream))
@@ -244,15 +246,21 @@ impl Peer {
 
     /// Receives all chunks of one structured reply. Gives how much it was, or the error.
     pub fn receive_reply(&mut self, cookie: u64) -> io::Result<Reply> {
-        self.receive_chunks(cookie, |_, _| {})
+        self.receive_chunks(Some(cookie), |_, _| {})
+            .map(|(_, reply)| reply)
+    }
+
+    /// The same of whichever request is replied to first. Gives its cookie too.
+    pub fn receive_any_reply(&mut self) -> io::Result<(u64, Reply)> {
+        self.receive_chunks(None, |_, _| {})
     }
 
     /// The same; shows data that is not a hole, and its offset.
     fn receive_chunks(
         &mut self,
-        cookie: u64,
+        mut cookie: Option<u64>,
         mut data: impl FnMut(u64, &[u8]),
-    ) -> io::Result<Reply> {
+    ) -> io::Result<(u64, Reply)> {
         let mut reply = Reply::default();
         loop {
             assert_eq!(
@@ -261,7 +269,9 @@ impl Peer {
                 "magic of a structured reply"
             );
             let head = self.receive(4)?;
-            assert_eq!(self.receive_u64()?, cookie, "the request replied to");
+            let found = self.receive_u64()?;
+            let cookie = *cookie.get_or_insert(found);
+            assert_eq!(found, cookie, "the request replied to");
             let len = self.receive_u32()?;
             let payload = self.receive(len as usize)?;
             match u16::from_be_bytes([head[2], head[3]]) {
@@ -285,7 +295,7 @@ impl Peer {
                 kind => panic!("a reply chunk of type {kind} was not asked for"),
             }
             if head[1] & 1 != 0 {
-                return Ok(reply);
+                return Ok((cookie, reply));
             }
         }
     }
@@ -300,7 +310,7 @@ impl Peer {
     pub fn read_bytes(&mut self, offset: u64, len: u32) -> io::Result<Result<Vec<u8>, u32>> {
         self.send_request(request::READ, offset, offset, len)?;
         let mut bytes = vec![0; len as usize];
-        let reply = self.receive_chunks(offset, |at, piece| {
+        let (_, reply) = self.receive_chunks(Some(offset), |at, piece| {
             let start = usize::try_from(at - offset).expect("pieces are of what was asked for");
             bytes[start..start + piece.len()].copy_from_slice(piece);
         })?;

@@ -128,6 +128,12 @@ impl Running {
         }
     }
 
+    /// What it said so far on its standard output.
+    #[must_use]
+    pub fn stdout(&self) -> String {
+        text_of(&self.stdout)
+    }
+
     /// What it said so far on its standard error.
     pub fn stderr(&mut self) -> String {
         text_of(&self.stderr)

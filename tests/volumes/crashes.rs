@@ -1,6 +1,6 @@
 //! Volumes after crashes and damage, and on disks without room: what was acknowledged is there.
 
-use std::{fs, thread, time::Duration};
+use std::{collections::HashMap, fs, ops::Range, thread, time::Duration};
 
 use varve_store::{
     failpoints::{Failpoint, VARIABLE},
@@ -12,7 +12,7 @@ use varve_tests::{
     image,
     lab::Lab,
     loop_fs::LoopFs,
-    nbd::{Peer, errno},
+    nbd::{Peer, errno, request},
     random::Random,
     scratch::Scratch,
     snapctl::text,
@@ -115,6 +115,110 @@ fn kills_at_random_moments_lose_no_acknowledged_write() {
     let model = lab
         .scratch
         .file("model", blocks.collect::<Vec<_>>().concat());
+    lab.assert_content("end", &model);
+}
+
+const SECTOR: u64 = 512;
+
+fn sector_of(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(512 / 8)
+}
+
+/// Keeps sixteen writes under way, of 512 bytes to 64 KiB, none of them touching another, until the connection breaks. Places are
+/// sectors; numbers are from this one on, or 0 where zeros are written.
+fn write_deeply(
+    mut peer: Peer,
+    start: u64,
+    places: &mut [Place],
+    mut number: u64,
+    random: &mut Random,
+) {
+    let mut under_way: HashMap<u64, (Range<usize>, u64)> = HashMap::new();
+    loop {
+        while under_way.len() < 16 {
+            let longest = [1, 8, 128][random.index(3)];
+            let first = random.index(places.len());
+            let range = first..(first + 1 + random.index(longest)).min(places.len());
+            let touches = |(other, _): &(Range<usize>, u64)| {
+                other.start < range.end && range.start < other.end
+            };
+            if under_way.values().any(touches) {
+                continue;
+            }
+            number += 1;
+            let offset = start + first as u64 * SECTOR;
+            let zeros = random.one_in(16);
+            let value = if zeros { 0 } else { number };
+            for place in &mut places[range.clone()] {
+                place.tried = value;
+            }
+            let sent = if zeros {
+                let len = u32::try_from(range.len() as u64 * SECTOR).unwrap();
+                peer.send_request(request::WRITE_ZEROES, number, offset, len)
+            } else {
+                peer.send_write(number, offset, &sector_of(value).repeat(range.len()))
+            };
+            under_way.insert(number, (range, value));
+            if sent.is_err() {
+                return;
+            }
+        }
+        let Ok((cookie, reply)) = peer.receive_any_reply() else {
+            return;
+        };
+        assert_eq!(reply.error, 0);
+        let (range, value) = under_way.remove(&cookie).unwrap();
+        for place in &mut places[range] {
+            place.acknowledged = value;
+        }
+    }
+}
+
+/// The journal is small, so that some kills come while it is taken into the store.
+#[test]
+fn kills_under_deep_queues_of_any_sizes_lose_no_acknowledged_write() {
+    let mut random = Random::of_test("kills_under_deep_queues");
+    let small = |options: Options| options.env("VARVE_JOURNAL_BYTES_MAX", (16 * MIB).to_string());
+    let mut lab = Lab::with(small);
+    make(&lab.varved, "disk", "--size 16M");
+    let mut places = vec![Place::default(); (16 * MIB / SECTOR) as usize];
+    let part = places.len() / 2;
+    for round in 0..8_u64 {
+        let clients = [(); 2].map(|()| peer(&lab.varved, "disk"));
+        thread::scope(|scope| {
+            for (client, (index, places)) in
+                clients.into_iter().zip((0..).zip(places.chunks_mut(part)))
+            {
+                let (start, numbers) = (index * 8 * MIB, (2 * round + index) << 32);
+                let mut random = Random::seeded(random.next_u64());
+                scope.spawn(move || write_deeply(client, start, places, numbers, &mut random));
+            }
+            thread::sleep(Duration::from_millis(random.within(20..600)));
+            lab.varved.kill();
+        });
+        lab.restart_with(small);
+        let mut client = peer(&lab.varved, "disk");
+        for (index, places) in places.chunks_mut(2048).enumerate() {
+            let found = client
+                .read_bytes(index as u64 * MIB, 1 << 20)
+                .unwrap()
+                .unwrap();
+            for (sector, place) in found.chunks(512).zip(places) {
+                let is = |number| sector == sector_of(number);
+                assert!(
+                    is(place.acknowledged) || is(place.tried),
+                    "{place:?} in {index}"
+                );
+                place.acknowledged = u64::from_le_bytes(sector[..8].try_into().unwrap());
+                place.tried = place.acknowledged;
+            }
+        }
+    }
+    snapshot(&lab.varved, "disk", "end");
+    let sectors = places.iter().map(|place| sector_of(place.acknowledged));
+    let model = lab
+        .scratch
+        .file("model", sectors.collect::<Vec<_>>().concat());
     lab.assert_content("end", &model);
 }
 

@@ -20,7 +20,7 @@ use varve_tests::{
 const MIB: u64 = 1 << 20;
 
 /// The URI of a volume's export.
-fn uri(varved: &Varved, volume: &str) -> String {
+pub(crate) fn uri(varved: &Varved, volume: &str) -> String {
     format!(
         "nbd+unix:///volume/{volume}?socket={}",
         varved.nbd_socket().display()
@@ -33,7 +33,7 @@ fn tcp_uri(varved: &Varved, volume: &str) -> String {
 }
 
 /// A connection to a volume's export.
-fn peer(varved: &Varved, volume: &str) -> Peer {
+pub(crate) fn peer(varved: &Varved, volume: &str) -> Peer {
     let mut peer = Peer::unix(&varved.nbd_socket()).unwrap();
     peer.open(&format!("volume/{volume}")).unwrap();
     peer
@@ -46,13 +46,13 @@ fn volume(varved: &Varved, arguments: &str) {
 }
 
 /// Makes a volume, and attaches it.
-fn make(varved: &Varved, name: &str, arguments: &str) {
+pub(crate) fn make(varved: &Varved, name: &str, arguments: &str) {
     volume(varved, &format!("create {name} {arguments}"));
     volume(varved, &format!("attach {name}"));
 }
 
 /// Makes a snapshot of a volume and waits for it, which has to succeed. Gives the root of its content.
-fn snapshot(varved: &Varved, volume: &str, name: &str) -> String {
+pub(crate) fn snapshot(varved: &Varved, volume: &str, name: &str) -> String {
     let snapctl = varved.snapctl();
     snapctl
         .run(["snapshot", "create", volume, "--name", name, "--wait"])

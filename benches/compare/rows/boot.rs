@@ -43,7 +43,7 @@ pub(crate) fn guest(bench: &Bench) -> Result<Vec<Row>, Failure> {
     }])
 }
 
-fn script() -> PathBuf {
+pub(super) fn script() -> PathBuf {
     PathBuf::from(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../scripts/boot-guest"

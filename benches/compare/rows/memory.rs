@@ -3,12 +3,15 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
 
 use varve_benches::images::read_data;
 
 use crate::bench::{Bench, image, remove};
 use crate::failure::{Failure, While};
+use crate::fio::{self, Does, Load, Pattern, Until};
 use crate::table::{Figure, Row, Wanted};
+use crate::varve::{Content, Volume};
 
 const VOLUME_BYTES: u64 = 1 << 40;
 const CLIENT_LIMIT_BYTES: u64 = 256 << 20;
@@ -65,6 +68,54 @@ pub(crate) fn peaks(bench: &Bench) -> Result<Vec<Row>, Failure> {
             "",
         ),
     ])
+}
+
+/// With volumes written to at random, all at a time.
+pub(crate) fn of_volumes(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    const VOLUMES: u64 = 8;
+    const SIZE_BYTES: u64 = 8 << 30;
+    const WRITTEN_BYTES: u64 = 1 << 30;
+    /// What a test of the store promises for single blocks, at this density.
+    const MAP_BYTES_OF_TWO_BLOCKS: u64 = 17;
+    eprintln!("memory: {VOLUMES} volumes are written to");
+    let data_dir = bench.fresh_directory("memory")?;
+    let varved = bench.programs.serve(&data_dir)?;
+    let bytes = SIZE_BYTES;
+    let volumes = (0..VOLUMES)
+        .map(|number| varved.make_volume(&format!("disk-{number}"), Content::Zeros { bytes }))
+        .collect::<Result<Vec<_>, _>>()?;
+    let uris: Vec<_> = volumes.iter().map(Volume::uri).collect();
+    let load = Load {
+        does: Does::Write,
+        pattern: Pattern::RANDOM,
+        block_bytes: 4096,
+        depth: 32,
+        range: 0..SIZE_BYTES,
+        until: Until::Bytes(WRITTEN_BYTES),
+    };
+    let uris: Vec<_> = uris.iter().map(String::as_str).collect();
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| fio::run_on_all(&uris, &load));
+        for (number, volume) in volumes.iter().enumerate() {
+            varved.snapshot(volume, &format!("snapshot-{number}"))?;
+        }
+        writer
+            .join()
+            .map_err(|_| Failure::new("the writers ended early"))?
+    })?;
+    let peak = varved.peak_bytes()?;
+    varved.stop()?;
+    remove(&data_dir)?;
+    let blocks = VOLUMES * WRITTEN_BYTES / 4096;
+    Ok(vec![Row {
+        what: "memory of varved with 8 volumes written to".to_owned(),
+        against: "its limit and the maps".to_owned(),
+        ours: Figure::Bytes(peak),
+        theirs: Figure::Bytes(DAEMON_LIMIT_BYTES + blocks / 2 * MAP_BYTES_OF_TWO_BLOCKS),
+        wanted: Wanted::TimesAsMuch(1.0),
+        note: "the largest resident set while 8 volumes of 8 GiB are written to at a time, each at depth 32, 1 GiB of random single blocks \
+               each, and one snapshot after another is taken; the limit is 512 MiB, and 8.5 bytes for each block that is in a journal.",
+    }])
 }
 
 fn make_volume(path: &Path) -> Result<(), Failure> {

@@ -7,7 +7,7 @@ use varve_benches::images::{data_ranges, densest_stretch};
 
 use crate::bench::{Bench, remove};
 use crate::failure::{Failure, While};
-use crate::fio::{self, Load, Pattern};
+use crate::fio::{self, Does, Load, Pattern, Until};
 use crate::page_cache;
 use crate::peers::{NbdServer, qemu_img_compress};
 use crate::samples::in_turns;
@@ -23,26 +23,27 @@ const RANDOM_BYTES: u64 = 64 << 20;
 pub(crate) fn sequential(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let data_dir = bench.data_dir_with_base("nbd")?;
     let varved = bench.programs.serve(&data_dir)?;
-    let nbdkit = NbdServer::nbdkit(&bench.path(""), &bench.base)?;
+    let nbdkit = NbdServer::nbdkit_read_only(&bench.path(""), &bench.base)?;
     let stretch = stretch_of_data(bench)?;
 
     let measure = |what: &str, range: Range<u64>| {
         let load = Load {
+            does: Does::Read,
             pattern: Pattern::Sequential,
             block_bytes: 1 << 20,
             depth: 8,
             range,
-            bytes: SEQUENTIAL_BYTES,
+            until: Until::Bytes(SEQUENTIAL_BYTES),
         };
         let run = |uri: &str| {
-            fio::read(
+            fio::run(
                 uri,
                 &Load {
-                    bytes: load.range.end - load.range.start,
+                    until: Until::Bytes(load.range.end - load.range.start),
                     ..load.clone()
                 },
             )?;
-            Ok(fio::read(uri, &load)?.bytes_per_second)
+            Ok(fio::run(uri, &load)?.bytes_per_second)
         };
         let figures = in_turns(
             what,
@@ -84,24 +85,25 @@ pub(crate) fn random(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let qcow2 = bench.path("nbd.qcow2");
     qemu_img_compress(&bench.base, &qcow2)?;
     let load = Load {
-        pattern: Pattern::Random,
+        does: Does::Read,
+        pattern: Pattern::RANDOM,
         block_bytes: 4096,
         depth: 32,
         range: stretch_of_data(bench)?,
-        bytes: RANDOM_BYTES,
+        until: Until::Bytes(RANDOM_BYTES),
     };
 
     let mut varve = |_| {
         let varved = bench.programs.serve(&data_dir)?;
         page_cache::empty()?;
-        let rate = fio::read(&varved.uri("base"), &load)?.reads_per_second;
+        let rate = fio::run(&varved.uri("base"), &load)?.per_second;
         varved.stop()?;
         Ok(rate)
     };
     let mut qemu_nbd = |_| {
-        let server = NbdServer::qemu_nbd(&bench.path(""), &qcow2)?;
+        let server = NbdServer::qemu_nbd_qcow2(&bench.path(""), &qcow2)?;
         page_cache::empty()?;
-        let rate = fio::read(&server.uri(), &load)?.reads_per_second;
+        let rate = fio::run(&server.uri(), &load)?.per_second;
         server.stop()?;
         Ok(rate)
     };
@@ -110,7 +112,7 @@ pub(crate) fn random(bench: &Bench) -> Result<Vec<Row>, Failure> {
         bench.runs,
         [&mut varve, &mut qemu_nbd],
     )?
-    .map(Figure::ReadsPerSecond);
+    .map(Figure::PerSecond);
     remove(&data_dir)?;
     remove(&qcow2)?;
     Ok(vec![Row {

@@ -1,0 +1,160 @@
+//! A guest's files on a volume: sound after use, and in a snapshot that was taken while they were written.
+
+use std::{fs, path::Path};
+
+use varve_tests::{
+    guest::{self, Machine, export},
+    image,
+    lab::Lab,
+    process::{command, run},
+    programs::tool,
+    scratch::Scratch,
+};
+
+use crate::volumes::{make, snapshot, uri};
+
+/// Files of all sizes, some changed, cut off or removed after they were written; then the sums of what is left.
+const FILL: &str = r#"
+set -e
+mkfs.ext4 -q /dev/vdc
+mount -o discard /dev/vdc /mnt
+cd /mnt
+cp -a /usr/bin /usr/share/perl /etc .
+mkdir sizes
+for n in $(seq 1 60); do head -c $((n * n * 997)) /dev/urandom >sizes/$n; done
+sync
+for n in $(seq 1 60); do
+  case $((n % 5)) in
+    0) rm sizes/$n ;;
+    1) truncate -s $((n * 1000)) sizes/$n ;;
+    2) printf changed | dd of=sizes/$n bs=1 seek=$((n * 300)) conv=notrunc status=none ;;
+    3) fallocate -p -o 4096 -l 8192 sizes/$n ;;
+  esac
+done
+rm -r etc
+find . -xdev -type f -not -name sums -print0 | sort -z | xargs -0 sha256sum >sums
+wc -l <sums
+sync
+cd /
+umount /mnt
+"#;
+
+fn e2fsck<const N: usize>(options: [&str; N], image: &Path) {
+    let mut check = command(tool("e2fsck"), options);
+    check.arg(image);
+    run(check).ok();
+}
+
+/// That there is nothing to mend.
+fn assert_sound(image: &Path) {
+    e2fsck(["-f", "-n"], image);
+}
+
+#[test]
+fn a_guests_files_on_a_volume_are_whole_and_the_file_system_is_sound() {
+    let lab = Lab::new();
+    make(&lab.varved, "disk", "--size 700M");
+    let uri = uri(&lab.varved, "disk");
+    Machine::new()
+        .drive(&format!("discard=unmap,{}", export(&uri)))
+        .run(FILL);
+
+    let copy = lab.scratch.join("copy");
+    run(command(tool("nbdcopy"), [Path::new(&uri), &copy])).ok();
+    assert_sound(&copy);
+    let tree = lab.scratch.join("tree");
+    fs::create_dir(&tree).unwrap();
+    let dump = format!("rdump / {}", tree.display());
+    run(command(
+        tool("debugfs"),
+        ["-R".as_ref(), dump.as_ref(), copy.as_os_str()],
+    ))
+    .ok();
+    let mut check = command(
+        tool("sha256sum"),
+        ["--check", "--strict", "--quiet", "sums"],
+    );
+    check.current_dir(&tree);
+    run(check).ok();
+    let sums = fs::read_to_string(tree.join("sums")).unwrap();
+    assert!(sums.lines().count() > 100, "{sums}");
+
+    // A snapshot is the same disk.
+    snapshot(&lab.varved, "disk", "after");
+    lab.assert_content("after", &copy);
+}
+
+/// One file after another, each durable before it is told; their names say what is in them.
+const WRITE_FOR_EVER: &str = r#"
+set -e
+mkdir /work
+n=0
+while :; do
+  n=$((n + 1))
+  head -c $((n * 7919 % 200000 + 1)) /dev/urandom >/work/new
+  sum=$(sha256sum </work/new)
+  name=/work/$n-${sum%% *}
+  mv /work/new "$name"
+  sync "$name" /work
+  echo "durable: $n"
+done
+"#;
+
+/// Tells which of those files are as they should be.
+const LOOK: &str = r#"
+set -e
+cd /work
+for name in *-*; do
+  sum=$(sha256sum <"$name")
+  if [ "${sum%% *}" = "${name#*-}" ]; then echo "found: ${name%%-*}"; else echo "differs: $name"; fi
+done
+touch written-by-the-second-guest
+sync
+"#;
+
+/// The numbers behind a word at the beginnings of lines.
+fn numbers(console: &str, word: &str) -> Vec<u64> {
+    let lines = console.lines();
+    // The last line may not be whole yet.
+    let whole = lines.take(console.matches('\n').count());
+    let texts = whole.filter_map(|line| line.strip_prefix(word)?.strip_prefix(": "));
+    texts.map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_second_guest_boots_from_a_snapshot_taken_while_the_first_one_writes() {
+    let (lab, scratch) = (Lab::new(), Scratch::new());
+    let base = guest::image("base");
+    lab.snapctl().import(&base, "base");
+    make(&lab.varved, "first", "--from base");
+    let mut first = Machine::on(&export(&uri(&lab.varved, "first"))).start(WRITE_FOR_EVER);
+    let durable = |console: &str| numbers(console, "durable").last().copied();
+    let told = first.wait_for("the guest's files to be durable", |console| {
+        durable(console).filter(|number| *number >= 20)
+    });
+    snapshot(&lab.varved, "first", "meanwhile");
+    // It was not stopped by that.
+    let after = durable(&first.console()).unwrap();
+    first.wait_for("the guest to go on", |console| {
+        durable(console).filter(|number| *number > after + 3)
+    });
+    first.kill();
+
+    let exported = scratch.join("meanwhile");
+    lab.snapctl().export("meanwhile", &exported);
+    // Replaying its journal is all that it needs.
+    let replayed = image::copy(&scratch, &exported, "replayed");
+    e2fsck(["-y", "-E", "journal_only"], &replayed);
+    assert_sound(&replayed);
+
+    make(&lab.varved, "second", "--from meanwhile");
+    let console = Machine::on(&export(&uri(&lab.varved, "second"))).run(LOOK);
+    let mut found = numbers(&console, "found");
+    found.sort_unstable();
+    let told: Vec<_> = (1..=told).collect();
+    assert!(found.starts_with(&told), "{told:?} were durable: {console}");
+
+    // Neither guest wrote to a snapshot.
+    lab.assert_content("meanwhile", &exported);
+    lab.assert_content("base", &base);
+}

@@ -1,0 +1,85 @@
+//! A guest whose volume finds no room: QEMU stops it, and it goes on as if nothing had been when there is room again.
+
+use std::fs;
+
+use varve_tests::{
+    daemon::Options,
+    guest::{Machine, export},
+    loop_fs::LoopFs,
+    process::{command, run, wait_for},
+    programs::tool,
+    qmp::Qmp,
+    scratch::Scratch,
+};
+
+use crate::volumes::{make, uri};
+
+const MIB: u64 = 1 << 20;
+
+/// More than fits beside the other file.
+const WRITE: &str = r#"
+set -e
+echo writing
+sum=$(head -c 200M /dev/urandom | tee /dev/vdc | md5sum)
+sync
+blockdev --flushbufs /dev/vdc
+[ "$(head -c 200M /dev/vdc | md5sum)" = "$sum" ]
+echo "sum: ${sum%% *}"
+"#;
+
+#[test]
+fn a_guest_is_stopped_by_a_full_disk_and_goes_on_when_there_is_room() {
+    let Some(disk) = LoopFs::mount(400 * MIB) else {
+        return;
+    };
+    let scratch = Scratch::new();
+    let varved = Options::new(disk.path().join("data")).start();
+    make(&varved, "disk", "--size 256M");
+    let other = disk.path().join("other");
+    fs::write(&other, vec![0xab; 150 << 20]).unwrap();
+
+    let socket = scratch.join("qmp");
+    let mut guest = Machine::new()
+        .drive(&format!("werror=stop,{}", export(&uri(&varved, "disk"))))
+        .argument("-qmp")
+        .argument(&Qmp::listen(&socket))
+        .start(WRITE);
+    guest.wait_for("the guest to write", |said| {
+        said.contains("writing").then_some(())
+    });
+    let mut qmp = Qmp::connect(&socket);
+    wait_for("QEMU to stop the guest", || {
+        let status = qmp.status();
+        assert!(
+            ["running", "io-error"].contains(&&*status),
+            "{status}: {}",
+            guest.console()
+        );
+        (status == "io-error").then_some(())
+    });
+    // Trying again does not help as long as there is no room.
+    qmp.execute("cont");
+    wait_for("QEMU to stop the guest again", || {
+        (qmp.status() == "io-error").then_some(())
+    });
+    fs::remove_file(&other).unwrap();
+    qmp.execute("cont");
+
+    let console = guest.finish();
+    let sum = console.lines().find_map(|line| line.strip_prefix("sum: "));
+    let sum = sum.unwrap_or_else(|| panic!("{console}"));
+    let copy = scratch.join("copy");
+    run(command(
+        tool("nbdcopy"),
+        [uri(&varved, "disk").as_ref(), copy.as_os_str()],
+    ))
+    .ok();
+    fs::File::options()
+        .write(true)
+        .open(&copy)
+        .unwrap()
+        .set_len(200 * MIB)
+        .unwrap();
+    let found = run(command(tool("md5sum"), [&copy])).success().text();
+    assert!(found.starts_with(sum), "{found} is not {sum}");
+}

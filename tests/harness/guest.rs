@@ -1,0 +1,162 @@
+//! Virtual machines that run a script: Debian's kernel and programs, without its services.
+//!
+//! `scripts/boot-guest` starts QEMU, with KVM where that works.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    process::{Running, command, run, start, wait_for},
+    programs::repository,
+    scratch::Scratch,
+};
+
+/// Without KVM, on a machine that is busy with other tests, a boot takes minutes.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(1800);
+
+/// An image that `scripts/make-image` made.
+#[must_use]
+pub fn image(name: &str) -> PathBuf {
+    let script = command(repository().join("scripts/make-image"), ["--dir"]);
+    let directory = PathBuf::from(run(script).success().text().trim_end());
+    let image = directory.join(format!("{name}.img"));
+    assert!(
+        image.is_file(),
+        "{} is not there. It is made by: scripts/make-image {name}",
+        image.display()
+    );
+    image
+}
+
+/// How a guest is started.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    root: String,
+    keep: bool,
+    qemu: Vec<String>,
+}
+
+impl Machine {
+    /// Its root is the base image; what it writes there is lost.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            root: raw_file(&image("base")),
+            keep: false,
+            qemu: Vec::new(),
+        }
+    }
+
+    /// Its root is this drive, in QEMU's words, and what it writes stays there.
+    #[must_use]
+    pub fn on(root: &str) -> Self {
+        Self {
+            root: root.to_owned(),
+            keep: true,
+            qemu: Vec::new(),
+        }
+    }
+
+    /// With one more drive: the first one is `/dev/vdc`.
+    #[must_use]
+    pub fn drive(self, drive: &str) -> Self {
+        let drive = format!("if=virtio,{drive}");
+        self.argument("-drive").argument(&drive)
+    }
+
+    /// With one more argument of QEMU.
+    #[must_use]
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.qemu.push(argument.to_owned());
+        self
+    }
+
+    /// Starts it. It runs a shell script, and is switched off when that ends.
+    #[must_use]
+    pub fn start(&self, script: &str) -> Guest {
+        let scratch = Scratch::new();
+        let script = scratch.file("script", script);
+        let mut command = command(repository().join("scripts/boot-guest"), ["--run"]);
+        command.arg(&script);
+        if self.keep {
+            command.arg("--keep");
+        }
+        command.arg(&self.root).args(&self.qemu);
+        Guest {
+            qemu: start(command),
+            _script: scratch,
+        }
+    }
+
+    /// Runs a script to its end, which has to be a success. Gives what the guest said.
+    pub fn run(&self, script: &str) -> String {
+        self.start(script).finish()
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A drive that is a raw file.
+#[must_use]
+pub fn raw_file(path: &Path) -> String {
+    format!("format=raw,file={}", path.display())
+}
+
+/// A drive that is an NBD export.
+#[must_use]
+pub fn export(uri: &str) -> String {
+    format!("format=raw,file={uri}")
+}
+
+/// A guest that runs. Killed when it is dropped.
+#[derive(Debug)]
+pub struct Guest {
+    qemu: Running,
+    _script: Scratch,
+}
+
+impl Guest {
+    /// What it said so far.
+    #[must_use]
+    pub fn console(&self) -> String {
+        self.qemu.stdout().replace('\r', "")
+    }
+
+    /// Waits until what it said has something in it.
+    pub fn wait_for<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+        wait_for(what, || {
+            let said = self.console();
+            if let Some(found) = find(&said) {
+                return Some(found);
+            }
+            if let Some(status) = self.qemu.ended() {
+                let errors = self.qemu.stderr();
+                panic!("the guest ended ({status}) before {what}: {said}\n{errors}");
+            }
+            None
+        })
+    }
+
+    /// Waits until its script has ended, with success. Gives what it said.
+    pub fn finish(self) -> String {
+        let said = self.qemu.wait_within(BOOT_LIMIT).success();
+        let console = said.text().replace('\r', "");
+        assert!(
+            console.contains("script ended with 0"),
+            "{console}\n{}",
+            said.stderr
+        );
+        console
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        self.qemu.kill();
+    }
+}
