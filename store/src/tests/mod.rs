@@ -8,10 +8,12 @@
     reason = "tests"
 )]
 
+mod clones;
 mod crash;
 mod dropped;
 mod model;
 mod pending;
+mod pending_faults;
 mod uploads;
 mod volume_data;
 mod volumes;

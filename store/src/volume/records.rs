@@ -183,9 +183,8 @@ impl Store {
         };
         let shared = self.shared();
         let deleted = shared.commit.delete(id, may_go).await?;
-        let open = shared.volumes.get(id);
         let removed = async {
-            if let Some(volume) = open {
+            if let Some(volume) = shared.volumes.settled(id).await {
                 volume.close().await?;
             }
             remove_journal(&*shared.disk, &shared.options.data_dir, id)
