@@ -8,11 +8,13 @@
     reason = "tests"
 )]
 
+mod clones;
 mod crash;
 mod dropped;
 mod journal_faults;
 mod model;
 mod pending;
+mod pending_faults;
 mod uploads;
 mod volume_data;
 mod volumes;

@@ -1,7 +1,6 @@
 //! A volume that is open: reads and writes of any bytes.
 
 use std::{
-    collections::HashMap,
     fmt,
     panic::resume_unwind,
     sync::{
@@ -14,10 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures::future::try_join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
-    sync::{
-        Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, RwLock as AsyncRwLock,
-        Semaphore, oneshot,
-    },
+    sync::{OwnedMutexGuard, OwnedSemaphorePermit, RwLock as AsyncRwLock, Semaphore, oneshot},
     task::JoinHandle,
 };
 use varve_content::BLOCK_BYTES;
@@ -27,16 +23,15 @@ use super::{
     fold::Folds,
     journal::{BlockPlace, Journal, Owner},
     layers::{Epoch, Layers, Place, Stack, Stretch},
-    pending, records,
+    pending,
     recovery::{self, JournalReport},
     writer::{self, Op, Queue, Turn},
 };
 use crate::{
-    Error, Result, Store,
+    Error, Result,
     failpoints::{Failpoint, reach},
     format::{names, volume::VolumeRecord},
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
-    meta::VolumeId,
     read::{ContentReader, Extent, Piece, push_extent, push_zeros},
     store::Shared,
 };
@@ -48,10 +43,10 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Requests may overlap in time. Each block is then as one order or another of them leaves it, never a mix. What is read
 /// after a write has returned is what was written.
 #[derive(Debug, Clone)]
-pub struct Volume(Arc<Handle>);
+pub struct Volume(pub(super) Arc<Handle>);
 
 #[derive(Debug)]
-struct Handle {
+pub(super) struct Handle {
     inner: Arc<Inner>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -93,171 +88,8 @@ impl fmt::Debug for Inner {
     }
 }
 
-/// The volumes of a store that are open: each once, for a journal has one writer.
-#[derive(Debug, Default)]
-pub(crate) struct OpenVolumes(Mutex<HashMap<VolumeId, Arc<Slot>>>);
-
-#[derive(Debug, Default)]
-struct Slot {
-    /// Held while it is opened, which takes as long as its journal is long: others are not kept waiting by that.
-    handle: Arc<AsyncMutex<Weak<Handle>>>,
-    /// Held by the task that writes the journal, to its end.
-    writing: Arc<AsyncMutex<()>>,
-}
-
-impl Slot {
-    /// Whether nobody has the volume, or is opening it.
-    fn is_free(slot: &Arc<Self>) -> bool {
-        let unused = |handle: &Weak<Handle>| handle.strong_count() == 0;
-        Arc::strong_count(slot) == 1
-            && slot.handle.try_lock().is_ok_and(|handle| unused(&handle))
-            && slot.writing.try_lock().is_ok()
-    }
-}
-
-impl OpenVolumes {
-    fn slot(&self, id: VolumeId) -> Arc<Slot> {
-        let mut slots = self.0.lock();
-        slots.retain(|_, slot| !Slot::is_free(slot));
-        Arc::clone(slots.entry(id).or_default())
-    }
-
-    /// Keeps others from opening a volume.
-    pub(super) async fn opening(&self, id: VolumeId) -> Opening {
-        let slot = self.slot(id);
-        let handle = Arc::clone(&slot.handle).lock_owned().await;
-        Opening { handle, slot }
-    }
-
-    /// The volume, if it is open.
-    pub(super) fn get(&self, id: VolumeId) -> Option<Volume> {
-        let slot = self.0.lock().get(&id).cloned()?;
-        let handle = slot.handle.try_lock().ok()?.upgrade()?;
-        Some(Volume(handle))
-    }
-}
-
-/// The right to open a volume.
-#[derive(Debug)]
-pub(super) struct Opening {
-    handle: OwnedMutexGuard<Weak<Handle>>,
-    slot: Arc<Slot>,
-}
-
-impl Opening {
-    /// The volume, if it is open.
-    pub(super) fn volume(&self) -> Option<Volume> {
-        self.handle.upgrade().map(Volume)
-    }
-
-    async fn open(mut self, shared: Arc<Shared>, id: VolumeId) -> Result<Volume> {
-        if let Some(volume) = self.volume() {
-            return Ok(volume);
-        }
-        // The last one may still be writing what was in its queue.
-        let writing = Arc::clone(&self.slot.writing).lock_owned().await;
-        // What it took into the store meanwhile has changed the record.
-        let record = shared.find(&id.to_string()).await?;
-        let volume = Volume::open(shared, record, writing).await?;
-        *self.handle = Arc::downgrade(&volume.0);
-        Ok(volume)
-    }
-}
-
-/// What is known of a volume beside its record.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VolumeStatus {
-    /// Bytes that its journal takes on disk.
-    pub journal_bytes: u64,
-    /// Bytes that it may take.
-    pub journal_bytes_max: u64,
-    /// Bytes of memory that the map of its journal takes, about; 0 while it is not open.
-    pub map_bytes: u64,
-    /// What its journal held when it was opened; `None` while it is not open.
-    pub found: Option<JournalReport>,
-}
-
-impl Store {
-    /// Opens a volume, or gives the one that is open already. Its journal is read first, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Damaged`] when the journal is, in a place that was durable.
-    pub async fn open_volume(&self, key: &str) -> Result<Volume> {
-        let id = self.volume(key).await?.id;
-        let shared = Arc::clone(self.shared());
-        let opening = shared.volumes.opening(id).await;
-        if let Some(volume) = opening.volume() {
-            return Ok(volume);
-        }
-        // To its end: a sync that fails must not be forgotten, and who asks again finds the journal read.
-        let commit = Arc::clone(&shared.commit);
-        commit.to_the_end(move |_| opening.open(shared, id)).await
-    }
-
-    /// Lets a volume grow, attached or not; what it grows by reads as zeros. It does not shrink.
-    pub async fn resize_volume(&self, key: &str, size_bytes: u64) -> Result<VolumeRecord> {
-        let change = move |record: VolumeRecord| {
-            records::check_size(&record.name, size_bytes)?;
-            if size_bytes < record.size_bytes {
-                return Err(Error::Invalid(format!(
-                    "volume {:?} has {} bytes, and {size_bytes} are fewer: volumes only grow",
-                    record.name, record.size_bytes
-                )));
-            }
-            Ok(VolumeRecord {
-                size_bytes,
-                ..record
-            })
-        };
-        let id = self.volume(key).await?.id;
-        // Who opens it meanwhile may have read its record before.
-        let opening = self.shared().volumes.opening(id).await;
-        let resized = self.shared().commit.update(id, change).await?;
-        if let Some(volume) = opening.volume() {
-            volume.grow(resized.size_bytes);
-        }
-        Ok(resized)
-    }
-
-    /// What is known of a volume beside its record.
-    pub async fn volume_status(&self, key: &str) -> Result<VolumeStatus> {
-        let record = self.volume(key).await?;
-        let shared = self.shared();
-        let status = VolumeStatus {
-            journal_bytes_max: shared.options.journal_bytes_max,
-            ..VolumeStatus::default()
-        };
-        match shared.volumes.get(record.id) {
-            Some(volume) => Ok(VolumeStatus {
-                journal_bytes: volume.journal_bytes(),
-                map_bytes: volume.map_bytes(),
-                found: Some(volume.journal_report().clone()),
-                ..status
-            }),
-            None => Ok(VolumeStatus {
-                journal_bytes: records::journal_bytes(shared, record.id)?,
-                ..status
-            }),
-        }
-    }
-
-    /// Makes durable what was written to volumes, and closes them.
-    pub(crate) async fn close_volumes(&self) -> Result<()> {
-        let slots: Vec<_> = self.shared().volumes.0.lock().values().cloned().collect();
-        let mut outcome = Ok(());
-        for slot in slots {
-            let handle = slot.handle.lock().await.upgrade();
-            if let Some(handle) = handle {
-                outcome = outcome.and(Volume(handle).close().await);
-            }
-        }
-        outcome
-    }
-}
-
 impl Volume {
-    async fn open(
+    pub(super) async fn open(
         shared: Arc<Shared>,
         record: VolumeRecord,
         writing: OwnedMutexGuard<()>,

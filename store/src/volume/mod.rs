@@ -5,6 +5,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `records` | volumes as records: make, find, attach |
+//! | `open` | which of them are open |
 //! | `device` | a volume that is open: reads and writes of any bytes |
 //! | `batch` | changes put together to be written at once |
 //! | `writer` | the one task that writes a volume's journal |
@@ -29,14 +30,16 @@ mod fold;
 mod journal;
 mod layers;
 mod map;
+mod open;
 mod pending;
 mod records;
 mod recovery;
 mod writer;
 
 pub use clone::NewClone;
-pub(crate) use device::OpenVolumes;
-pub use device::{Volume, VolumeStatus};
+pub use device::Volume;
+pub(crate) use open::OpenVolumes;
+pub use open::VolumeStatus;
 pub(crate) use pending::PendingSnapshots;
 pub use pending::{NewSnapshots, SnapshotProgress};
 pub use records::NewVolume;
