@@ -60,7 +60,13 @@ pub(crate) struct Commit {
 }
 
 /// Stops the store when a task that changes it panics: nobody knows how far it came.
-struct PoisonOnPanic(Arc<Commit>);
+pub(crate) struct PoisonOnPanic(Arc<Commit>);
+
+impl PoisonOnPanic {
+    pub(crate) fn new(commit: &Arc<Commit>) -> Self {
+        Self(Arc::clone(commit))
+    }
+}
 
 impl Drop for PoisonOnPanic {
     fn drop(&mut self) {
@@ -163,7 +169,7 @@ impl Commit {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let work = work(Arc::clone(self));
-        let guard = PoisonOnPanic(Arc::clone(self));
+        let guard = PoisonOnPanic::new(self);
         #[expect(
             clippy::disallowed_methods,
             reason = "`close` waits for all of them: it takes the locks that they hold"

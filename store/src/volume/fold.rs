@@ -18,6 +18,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Range,
+    panic::resume_unwind,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -45,10 +46,12 @@ use super::{
 };
 use crate::{
     Error, Result,
+    commit::PoisonOnPanic,
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::FOLD_SEGMENTS_IN_FLIGHT,
-    meta::SnapshotId,
+    meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
     read::{ContentReader, Piece, walked},
+    workers::Priority,
 };
 
 /// Chunks handed to the store at a time, in plain bytes.
@@ -90,6 +93,8 @@ pub(super) struct Folds {
     under_way: watch::Sender<u32>,
     /// Held from a cut until its job waits in its place: so jobs are in the order of their cuts.
     pub(super) cutting: Arc<Mutex<()>>,
+    /// The last root that became the base, and how many of its blocks are data: or all its leaves would have to be read to count them.
+    data_blocks: SyncMutex<Option<(RootId, u64)>>,
     /// Snapshots that have failed, and whose records do not say so yet.
     unrecorded: SyncMutex<Vec<(SnapshotId, String)>>,
 }
@@ -174,6 +179,7 @@ impl Volume {
         )]
         drop(tokio::spawn(async move {
             let inner = volume.inner();
+            let _guard = PoisonOnPanic::new(&inner.shared.commit);
             while let Some(job) = inner.folds.next() {
                 // Counted when it was put there.
                 let _under_way = UnderWay(Arc::clone(inner));
@@ -266,7 +272,10 @@ impl Inner {
     async fn snapshot_ended(&self, id: SnapshotId, progress: &Progress, outcome: Result<()>) {
         let pending = &self.shared.pending_snapshots;
         match outcome {
-            Ok(()) => pending.remove(id),
+            Ok(()) => {
+                tracing::info!(volume = self.name, snapshot = %id, "a snapshot is completed");
+                pending.remove(id);
+            }
             // It was deleted meanwhile.
             Err(_) if progress.is_cancelled() => pending.remove(id),
             // It is pending still, and goes on when the store is opened again.
@@ -329,6 +338,7 @@ impl Inner {
         let id = snapshot.map(|(id, _)| id);
         pending::complete(&self.shared, self.record.id, cut.next_file, content, id).await?;
         self.layers.write().rebase(cut.next_file, base);
+        *self.folds.data_blocks.lock() = Some((content.root, data_blocks(&content)));
         let volume = Arc::clone(self);
         // Large files are not removed at once.
         let removal = move || volume.journal.remove_before(cut.next_file);
@@ -362,27 +372,58 @@ impl Inner {
                 if let Some(progress) = progress {
                     progress.check()?;
                 }
-                self.put_segment(ingest, stack, size_bytes, segment).await?;
+                let replaced = self.put_segment(ingest, stack, size_bytes, segment).await?;
                 if let Some(progress) = progress {
                     progress.step();
                 }
-                Ok::<_, Error>(())
+                Ok::<_, Error>(replaced)
             })
             .buffer_unordered(FOLD_SEGMENTS_IN_FLIGHT);
-        puts.try_collect::<Vec<()>>().await?;
+        let replaced = puts
+            .try_fold(0, async |sum, blocks| Ok(sum + blocks))
+            .await?;
         let Some(base) = &stack.base else {
             return Ok(());
         };
+        let known = self.known_data_blocks(base.root().id()).await?;
         let mut kept = Vec::new();
-        let mut blocks = 0;
+        let mut counted = 0;
         let mut walk = LeafWalk::new(base.root(), 0);
         while let Some((segment, id)) = self.next_leaf(base, &mut walk).await? {
             if changed.binary_search(&segment).is_err() {
-                blocks += u64::from(base.leaf(id).await?.data_blocks());
+                if known.is_none() {
+                    counted += u64::from(base.leaf(id).await?.data_blocks());
+                }
                 kept.push((segment, id));
             }
         }
-        ingest.keep_leaves(kept, blocks)
+        ingest.keep_leaves(
+            kept,
+            known.map_or(counted, |all| all.saturating_sub(replaced)),
+        )
+    }
+
+    /// How many blocks of a base are data, if that is written down somewhere.
+    async fn known_data_blocks(&self, base: RootId) -> Result<Option<u64>> {
+        let of_base = |(root, blocks): (RootId, u64)| (root == base).then_some(blocks);
+        let last = *self.folds.data_blocks.lock();
+        if let Some(known) = last.and_then(of_base) {
+            return Ok(Some(known));
+        }
+        let volume = self.record.id;
+        self.shared
+            .meta(Priority::Read, move |meta| {
+                let parent = VolumeRecord::by_id(meta, volume)?.and_then(|record| record.parent);
+                let Some(parent) = parent else {
+                    return Ok(None);
+                };
+                let content = match SnapshotRecord::by_id(meta, parent)?.map(|it| it.state) {
+                    Some(SnapshotState::Completed(content)) => content,
+                    _ => return Ok(None),
+                };
+                Ok((content.root == base).then(|| data_blocks(&content)))
+            })
+            .await
     }
 
     async fn next_leaf(
@@ -394,14 +435,14 @@ impl Inner {
         next.map_err(|error| base.named(walked(error)))
     }
 
-    /// Cuts a segment again, and stores what is new of it.
+    /// Cuts a segment again, and stores what is new of it. How many data blocks it had before.
     async fn put_segment(
         self: &Arc<Self>,
         ingest: &Ingest,
         stack: &Stack,
         size_bytes: u64,
         segment: u32,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let old = match &stack.base {
             Some(base) if segment < block::segment_count(base.size_bytes()) => {
                 base.segment(segment).await?
@@ -410,6 +451,7 @@ impl Inner {
         };
         let entries: Vec<LeafEntry> =
             old.map_or_else(Vec::new, |old| old.leaf().entries().to_vec());
+        let replaced = entries.iter().map(|entry| u64::from(entry.blocks)).sum();
         let changed = changed_blocks(stack, size_bytes, segment);
         let blocks = block::segment_blocks(size_bytes, segment);
         let ranges: Vec<_> = entries.iter().map(LeafEntry::block_range).collect();
@@ -422,7 +464,14 @@ impl Inner {
                 runtime.block_on(volume.read_blocks(&stack, size_bytes, segment, range, bytes))
             })
         });
-        let recuts = cutting.await.map_err(|_| Error::Closing)??;
+        let recuts = match cutting
+            .await
+            .map_err(tokio::task::JoinError::try_into_panic)
+        {
+            Ok(recuts) => recuts?,
+            Err(Ok(panic)) => resume_unwind(panic),
+            Err(Err(_)) => return Err(Error::Closing),
+        };
 
         let mut leaf = Vec::with_capacity(recuts.len());
         let mut chunks = Vec::new();
@@ -450,10 +499,10 @@ impl Inner {
             ingest.put_chunks(chunks).await?;
         }
         // A segment of zeros has no leaf.
-        if leaf.is_empty() {
-            return Ok(());
+        if !leaf.is_empty() {
+            ingest.put_leaves(vec![(segment, Leaf::new(leaf)?)]).await?;
         }
-        ingest.put_leaves(vec![(segment, Leaf::new(leaf)?)]).await
+        Ok(replaced)
     }
 
     /// Reads blocks of a segment, zeros where the volume is shorter than the last of them.
@@ -510,6 +559,11 @@ fn changed_blocks(stack: &Stack, size_bytes: u64, segment: u32) -> Vec<Range<u32
         }
     }
     changed
+}
+
+/// How many blocks of some content are data.
+const fn data_blocks(content: &SnapshotContent) -> u64 {
+    content.data_bytes.div_ceil(BLOCK_BYTES as u64)
 }
 
 fn incoming(id: ChunkId, bytes: Vec<u8>) -> IncomingChunk {

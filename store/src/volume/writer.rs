@@ -10,6 +10,7 @@ use std::{
     collections::VecDeque,
     io,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -26,6 +27,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    commit::PoisonOnPanic,
     failpoints::{Failpoint, reach},
     limits::{
         BRAKE_BYTES_PER_SECOND, BRAKE_FROM_PERMILLE, JOURNAL_WAITING_BYTES,
@@ -134,6 +136,13 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// Takes no more, and lets go of what is there.
+    fn abandon(&self) {
+        self.close();
+        let items = std::mem::take(&mut self.state.lock().items);
+        drop(items);
+    }
+
     /// The next batch and the writers whose changes it completes, or none if nothing waits.
     fn next_batch(&self) -> Option<(Batch, Vec<Op>)> {
         let mut state = self.state.lock();
@@ -239,8 +248,21 @@ impl Brake {
     }
 }
 
+/// Lets nobody wait for a task that has panicked.
+struct AbandonOnPanic(Arc<Inner>);
+
+impl Drop for AbandonOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.queue.abandon();
+        }
+    }
+}
+
 /// Writes what comes, until the queue is closed and empty.
 pub(super) async fn run(volume: Arc<Inner>) {
+    let _poison = PoisonOnPanic::new(&volume.shared.commit);
+    let _abandon = AbandonOnPanic(Arc::clone(&volume));
     let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(JOURNAL_WRITES_IN_FLIGHT);
     let mut brake = Brake::default();
     loop {

@@ -75,8 +75,12 @@ async fn a_volume_of_a_snapshot_outlives_it_and_the_daemon() {
     daemon.snapshots().delete_snapshot(gone).await.unwrap();
     let dir = daemon.stop().await;
     let daemon = Daemon::start_in(dir).await;
-    assert_eq!(get(&daemon, "db").await.unwrap(), made);
-    assert_eq!(get(&daemon, &made.id).await.unwrap(), made);
+    for key in ["db", &made.id] {
+        let mut found = get(&daemon, key).await.unwrap();
+        let status = found.status.take().unwrap();
+        assert_eq!((status.journal_bytes, status.found), (0, None));
+        assert_eq!(found, made);
+    }
     let status = daemon.status().get_status(v1::GetStatusRequest {}).await;
     assert_eq!(status.unwrap().into_inner().volumes, 3);
     daemon.stop().await;
