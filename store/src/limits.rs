@@ -103,9 +103,6 @@ pub const FOLD_SEGMENTS_IN_FLIGHT: usize = 2;
 /// before, and is on its way to disk, still takes from it.
 pub const FREE_BYTES_MIN: u64 = 64 << 20;
 
-/// Journals leave more: what is in them can only be taken into the store, which makes room, as long as chunks are accepted.
-pub const JOURNAL_FREE_BYTES_MIN: u64 = FREE_BYTES_MIN + (64 << 20);
-
 /// What the first journal file behind a snapshot leaves, which is then a small one.
 pub const EPOCH_FREE_BYTES_MIN: u64 = FREE_BYTES_MIN / 4;
 

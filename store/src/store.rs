@@ -1,6 +1,10 @@
 //! A store: its parts put together, opened and closed.
 
-use std::{path::PathBuf, sync::Arc, thread};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+    thread,
+};
 
 use quick_cache::{Weighter, sync::Cache};
 use tokio::sync::Semaphore;
@@ -134,6 +138,8 @@ pub(crate) struct Shared {
     pub(crate) pending_snapshots: PendingSnapshots,
     /// Bytes of changes that may be on their way to journals.
     pub(crate) journal_room: Arc<Semaphore>,
+    /// What the journals of open volumes take on disk.
+    pub(crate) journal_bytes: Arc<AtomicU64>,
     /// Whose turn it is to be taken into the store.
     pub(crate) fold_turn: Semaphore,
     /// Leaves that open uploads may put.

@@ -33,6 +33,13 @@ fn block_of(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(4096 / 8)
 }
 
+/// 64 KiB that cannot be made smaller.
+fn piece_of(number: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 1 << 16];
+    Random::seeded(number).fill(&mut bytes);
+    bytes
+}
+
 /// Writes numbered blocks, each to any place, until the connection breaks; flushes after every 16th.
 fn write_until_cut_off(
     mut peer: Peer,
@@ -279,7 +286,7 @@ fn damage_in_a_journal_is_found_and_stops_that_volume_only() {
 /// Writes pieces of 64 KiB that differ until one fails. How many there are, and the error.
 fn fill_up(peer: &mut Peer, from: u64, most: u64) -> (u64, u32) {
     for piece in from..most {
-        let error = peer.write(piece << 16, &block_of(piece + 1).repeat(16));
+        let error = peer.write(piece << 16, &piece_of(piece));
         match error.unwrap() {
             0 => {}
             error => return (piece, error),
@@ -291,7 +298,7 @@ fn fill_up(peer: &mut Peer, from: u64, most: u64) -> (u64, u32) {
 fn assert_filled(peer: &mut Peer, pieces: u64) {
     for piece in 0..pieces {
         let found = peer.read_bytes(piece << 16, 1 << 16).unwrap();
-        assert_eq!(found, Ok(block_of(piece + 1).repeat(16)), "{piece}");
+        assert_eq!(found, Ok(piece_of(piece)), "{piece}");
     }
 }
 
@@ -304,7 +311,7 @@ fn a_journal_is_emptied_beside_its_writers() {
     let mut peer = peer(&lab.varved, "disk");
     let pieces = (10 * limit) >> 16;
     for piece in 0..pieces {
-        let bytes = block_of(piece + 1).repeat(16);
+        let bytes = piece_of(piece);
         assert_eq!(peer.write(piece << 16, &bytes).unwrap(), 0, "{piece}");
     }
     assert_filled(&mut peer, pieces);
@@ -331,7 +338,7 @@ fn a_full_disk_refuses_writes_until_there_is_space() {
     fs::remove_file(&other).unwrap();
     let more = filled + 200;
     for piece in filled..more {
-        let bytes = block_of(piece + 1).repeat(16);
+        let bytes = piece_of(piece);
         assert_eq!(client.write(piece << 16, &bytes).unwrap(), 0);
     }
     assert_eq!(client.flush().unwrap(), 0);

@@ -195,6 +195,7 @@ where
         volumes: OpenVolumes::default(),
         pending_snapshots: PendingSnapshots::default(),
         journal_room: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
+        journal_bytes: Arc::default(),
         fold_turn: Semaphore::new(1),
         leaf_room: Arc::new(Semaphore::new(limits::UPLOAD_LEAVES_MAX)),
         disk,

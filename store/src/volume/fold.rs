@@ -211,9 +211,14 @@ impl Inner {
         }
     }
 
-    /// Begins to take the journal into the store, if there is anything in it and the last try did not fail just now.
-    pub(super) fn begin_fold(self: &Arc<Self>) -> bool {
-        if self.journal.len_bytes() == 0 || !self.folds.may_make_room() {
+    /// Begins to take the journal into the store because there is no room, if that would make some.
+    pub(super) fn fold_for_room(self: &Arc<Self>) -> bool {
+        self.journal.can_be_emptied() && self.begin_fold()
+    }
+
+    /// Begins to take the journal into the store, unless the last try failed just now.
+    fn begin_fold(self: &Arc<Self>) -> bool {
+        if !self.folds.may_make_room() {
             return false;
         }
         // Nobody else has it: it is being closed.

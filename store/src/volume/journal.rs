@@ -8,7 +8,15 @@
 //! Files have their full length from the start, so that a full disk shows when a file is made, and not in the
 //! middle of it.
 
-use std::{collections::BTreeMap, iter, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    iter,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -28,9 +36,9 @@ use crate::{
     },
     io::{AlignedBuf, BUFFER_ALIGN, Completion, Disk, File, OpenMode},
     limits::{
-        BATCH_BYTES_MAX, EPOCH_FREE_BYTES_MIN, JOURNAL_BYTES_LIMIT, JOURNAL_COPIED_BYTES_MAX,
-        JOURNAL_COPY_BYTES, JOURNAL_FILE_BYTES_MAX, JOURNAL_FILE_BYTES_MIN, JOURNAL_FREE_BYTES_MIN,
-        JOURNAL_LARGE_BYTES, JOURNAL_READ_AROUND_BYTES,
+        BATCH_BYTES_MAX, EPOCH_FREE_BYTES_MIN, FREE_BYTES_MIN, JOURNAL_BYTES_LIMIT,
+        JOURNAL_COPIED_BYTES_MAX, JOURNAL_COPY_BYTES, JOURNAL_FILE_BYTES_MAX,
+        JOURNAL_FILE_BYTES_MIN, JOURNAL_LARGE_BYTES, JOURNAL_READ_AROUND_BYTES,
     },
 };
 
@@ -49,6 +57,8 @@ pub(super) struct Owner {
     pub(super) volume: VolumeId,
     /// What the journal may take on disk.
     pub(super) bytes_max: u64,
+    /// What the journals of all open volumes take on disk.
+    pub(super) all_bytes: Arc<AtomicU64>,
 }
 
 impl Owner {
@@ -58,6 +68,12 @@ impl Owner {
 
     pub(super) fn path(&self, number: u64) -> PathBuf {
         names::journal_file(&self.data_dir, self.volume, number)
+    }
+
+    /// Free space of the file system.
+    fn free_bytes(&self) -> Result<u64> {
+        let free = self.disk.free_bytes(&self.data_dir);
+        free.map_err(|source| Error::io("ask for the free space of", &self.data_dir, source))
     }
 
     pub(super) fn remove(&self, number: u64) -> Result<()> {
@@ -194,6 +210,8 @@ impl Journal {
                 (number, file)
             })
             .collect();
+        let bytes = files.values().map(|file| file.len_bytes).sum();
+        owner.all_bytes.fetch_add(bytes, Ordering::Relaxed);
         Self {
             owner,
             state: Mutex::new(State {
@@ -332,22 +350,22 @@ impl Journal {
             });
         }
         let (disk, path) = (&self.owner.disk, self.owner.path(number));
-        let free_bytes = disk.free_bytes(&self.owner.data_dir).map_err(|source| {
-            Error::io("ask for the free space of", &self.owner.data_dir, source)
-        })?;
-        // What is left is for taking the journal into the store, after which there is more. But a snapshot, which begins a file, must not
-        // be what fails a guest's writes.
-        let left_bytes = if begins_epoch {
-            EPOCH_FREE_BYTES_MIN
-        } else {
-            JOURNAL_FREE_BYTES_MIN
-        };
-        while free_bytes < JOURNAL_FREE_BYTES_MIN.saturating_add(file_bytes)
+        let free_bytes = self.owner.free_bytes()?;
+        // All journals leave as much as they take, so that they can be taken into the store, whatever is in them. But a snapshot, which
+        // begins a file, must not be what fails a guest's writes.
+        let journals_bytes = self.owner.all_bytes.load(Ordering::Relaxed);
+        let left_bytes = |file_bytes| FREE_BYTES_MIN + journals_bytes + file_bytes;
+        while free_bytes < left_bytes(file_bytes) + file_bytes
             && file_bytes > JOURNAL_FILE_BYTES_MIN
         {
             file_bytes = JOURNAL_FILE_BYTES_MIN.max(file_bytes / 4 / BLOCK * BLOCK);
         }
-        if free_bytes < left_bytes.saturating_add(file_bytes) {
+        let left_bytes = if begins_epoch {
+            EPOCH_FREE_BYTES_MIN
+        } else {
+            left_bytes(file_bytes)
+        };
+        if free_bytes < left_bytes + file_bytes {
             return Err(Error::Full {
                 verb: "create",
                 path,
@@ -384,6 +402,9 @@ impl Journal {
             last_sequence: 0,
             unsynced: true,
         };
+        self.owner
+            .all_bytes
+            .fetch_add(file_bytes, Ordering::Relaxed);
         let tail = Tail {
             number,
             direct: writer,
@@ -439,7 +460,8 @@ impl Journal {
             };
             self.owner.remove(number)?;
             let mut state = self.state.lock();
-            state.files.remove(&number);
+            let removed = state.files.remove(&number);
+            self.forget(removed.iter());
             state.next_number = number;
             state.names += 1;
         }
@@ -451,6 +473,8 @@ impl Journal {
             let synced = disk.sync_data(&file).await;
             synced.map_err(|source| unsynced(path, source))?;
             if let Some(file) = self.state.lock().files.get_mut(&batch.number) {
+                let cut_bytes = file.len_bytes - batch.offset_bytes;
+                self.owner.all_bytes.fetch_sub(cut_bytes, Ordering::Relaxed);
                 file.len_bytes = batch.offset_bytes;
             }
         }
@@ -534,6 +558,7 @@ impl Journal {
             let live = state.files.split_off(&number);
             std::mem::replace(&mut state.files, live)
         };
+        self.forget(old.values());
         // All of them, even if one cannot be removed.
         let removed = old.keys().map(|number| self.owner.remove(*number));
         removed.fold(Ok(()), Result::and)
@@ -557,6 +582,19 @@ impl Journal {
         }
     }
 
+    /// Takes note that files are gone.
+    fn forget<'a>(&self, files: impl Iterator<Item = &'a JournalFile>) {
+        let bytes = files.map(|file| file.len_bytes).sum();
+        self.owner.all_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether there is something in it, and room in the store for all of that, whatever it is.
+    pub(super) fn can_be_emptied(&self) -> bool {
+        let len_bytes = self.len_bytes();
+        let free_bytes = self.owner.free_bytes().unwrap_or(0);
+        len_bytes > 0 && free_bytes >= FREE_BYTES_MIN + len_bytes
+    }
+
     /// Where its files are.
     pub(super) fn dir(&self) -> PathBuf {
         self.owner.dir()
@@ -576,6 +614,13 @@ impl Journal {
     /// How many bytes its files take.
     pub(super) fn len_bytes(&self) -> u64 {
         self.state.lock().len_bytes()
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        let state = self.state.lock();
+        self.forget(state.files.values());
     }
 }
 

@@ -266,8 +266,10 @@ pub(super) async fn run(volume: Arc<Inner>) {
     let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(JOURNAL_WRITES_IN_FLIGHT);
     let mut brake = Brake::default();
     loop {
+        // Asked once: whoever finds it released further down would wait for a wake that was before.
+        let mut is_held = brake.is_on();
         while volume.queue.may_begin(in_flight.len())
-            && !brake.is_on()
+            && !is_held
             && let Some((batch, complete)) = volume.queue.next_batch()
         {
             let begun = volume.begin_or_wait(&batch, &mut in_flight).await;
@@ -285,6 +287,7 @@ pub(super) async fn run(volume: Arc<Inner>) {
             if volume.folds.is_under_way() {
                 let bytes = in_flight.back().map_or(0, |last| last.batch.bytes());
                 brake.passed(bytes, volume.journal.fill_permille());
+                is_held = brake.is_on();
             }
         }
         let may_begin = volume.queue.may_begin(in_flight.len());
@@ -297,7 +300,7 @@ pub(super) async fn run(volume: Arc<Inner>) {
             if volume.queue.is_finished() {
                 return;
             }
-            if brake.is_on() {
+            if is_held {
                 tokio::select! {
                     () = brake.released() => {}
                     () = volume.queue.wake.notified() => {}
@@ -311,7 +314,7 @@ pub(super) async fn run(volume: Arc<Inner>) {
             biased;
             outcome = &mut oldest.begun.completion => outcome,
             () = volume.queue.wake.notified(), if may_follow => continue,
-            () = brake.released(), if may_begin && brake.is_on() => continue,
+            () = brake.released(), if may_begin && is_held => continue,
         };
         if let Some(oldest) = in_flight.pop_front() {
             volume.end(oldest, outcome, &mut in_flight).await;
@@ -337,7 +340,7 @@ impl Inner {
             let begun = self.begin(batch);
             let is_full = matches!(begun, Err(Error::Full { .. }));
             // A journal that was read at the start may be full without anything under way.
-            if !is_full || !(under_way || self.begin_fold()) {
+            if !is_full || !(under_way || self.fold_for_room()) {
                 return begun;
             }
             while let Some(mut oldest) = in_flight.pop_front() {
