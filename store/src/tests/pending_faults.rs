@@ -294,7 +294,8 @@ fn a_journal_file_is_shorter_where_there_is_no_room_for_a_whole_one() {
         volume.write(0, Bytes::from(vec![1; BLOCK])).await.unwrap();
         assert_eq!(volume.journal_bytes(), limits::JOURNAL_FILE_BYTES_MAX);
         volume.snapshot("s", BTreeMap::new()).await.unwrap();
-        machine.disk.set_capacity(Some(30 << 20));
+        let capacity = limits::FREE_BYTES_MIN + (48 << 20);
+        machine.disk.set_capacity(Some(capacity));
         for place in 0..6u64 {
             let bytes = Bytes::from(vec![place as u8 + 2; 1 << 20]);
             volume.write(place << 20, bytes).await.unwrap();

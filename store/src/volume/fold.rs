@@ -29,6 +29,7 @@ use parking_lot::Mutex as SyncMutex;
 use tokio::{
     runtime::Handle as Runtime,
     sync::{Mutex, oneshot, watch},
+    time::sleep_until,
 };
 use varve_content::{
     BLOCK_BYTES, ChunkId, RootId,
@@ -129,6 +130,12 @@ impl Folds {
             && !std::mem::replace(&mut jobs.for_room, true)
     }
 
+    /// When room may be made again, if the last try failed just now.
+    fn may_try_at(&self) -> Option<Instant> {
+        let failed_at = self.jobs.lock().failed_at;
+        failed_at.map(|at| at + PAUSE_AFTER_FAILURE)
+    }
+
     fn room_ended(&self, failed: bool) {
         let mut jobs = self.jobs.lock();
         jobs.failed_at = failed.then(Instant::now);
@@ -212,8 +219,15 @@ impl Inner {
     }
 
     /// Begins to take the journal into the store because there is no room, if that would make some.
-    pub(super) fn fold_for_room(self: &Arc<Self>) -> bool {
-        self.journal.can_be_emptied() && self.begin_fold()
+    pub(super) async fn fold_for_room(self: &Arc<Self>) -> bool {
+        if !self.journal.can_be_emptied() {
+            return false;
+        }
+        // Whoever is refused in the end was refused by a try of his own: space may have been freed since the last one.
+        if let Some(at) = self.folds.may_try_at() {
+            sleep_until(at.into()).await;
+        }
+        self.begin_fold()
     }
 
     /// Begins to take the journal into the store, unless the last try failed just now.

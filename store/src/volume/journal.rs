@@ -10,7 +10,6 @@
 
 use std::{
     collections::BTreeMap,
-    iter,
     path::PathBuf,
     sync::{
         Arc,
@@ -18,12 +17,11 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use futures::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::{batch::Batch, map::Slot};
+use super::{batch::Batch, gather, map::Slot};
 use crate::{
     Error, Result,
     format::{
@@ -34,11 +32,11 @@ use crate::{
         names,
         volume::VolumeId,
     },
-    io::{AlignedBuf, BUFFER_ALIGN, Completion, Disk, File, OpenMode},
+    io::{Completion, Disk, File, OpenMode},
     limits::{
         BATCH_BYTES_MAX, EPOCH_FREE_BYTES_MIN, FREE_BYTES_MIN, JOURNAL_BYTES_LIMIT,
         JOURNAL_COPIED_BYTES_MAX, JOURNAL_COPY_BYTES, JOURNAL_FILE_BYTES_MAX,
-        JOURNAL_FILE_BYTES_MIN, JOURNAL_LARGE_BYTES, JOURNAL_READ_AROUND_BYTES,
+        JOURNAL_FILE_BYTES_MIN, JOURNAL_READ_AROUND_BYTES,
     },
 };
 
@@ -295,10 +293,10 @@ impl Journal {
         };
         let (disk, position_bytes) = (&self.owner.disk, tail.position_bytes);
         let completion = if self.may_copy(batch_bytes) {
-            let parts = from_where_it_is(header.as_ref(), &descriptor, batch);
+            let parts = gather::as_it_is(header.as_ref(), &descriptor, batch);
             Completion::known(disk.write_at_once(&tail.cached, position_bytes, &parts))
         } else {
-            let parts = aligned(header.as_ref(), &descriptor, batch);
+            let parts = gather::aligned(header.as_ref(), &descriptor, batch);
             disk.write_parts(&tail.direct, position_bytes, parts)
         };
         Ok(Begun {
@@ -354,7 +352,7 @@ impl Journal {
         // All journals leave as much as they take, so that they can be taken into the store, whatever is in them. But a snapshot, which
         // begins a file, must not be what fails a guest's writes.
         let journals_bytes = self.owner.all_bytes.load(Ordering::Relaxed);
-        let left_bytes = |file_bytes| FREE_BYTES_MIN + journals_bytes + file_bytes;
+        let left_bytes = |file_bytes| room_for(journals_bytes + file_bytes);
         while free_bytes < left_bytes(file_bytes) + file_bytes
             && file_bytes > JOURNAL_FILE_BYTES_MIN
         {
@@ -592,7 +590,7 @@ impl Journal {
     pub(super) fn can_be_emptied(&self) -> bool {
         let len_bytes = self.len_bytes();
         let free_bytes = self.owner.free_bytes().unwrap_or(0);
-        len_bytes > 0 && free_bytes >= FREE_BYTES_MIN + len_bytes
+        len_bytes > 0 && free_bytes >= room_for(len_bytes)
     }
 
     /// Where its files are.
@@ -640,64 +638,10 @@ impl State {
     }
 }
 
-/// What stands in front of a batch's data: its descriptor, and in front of that the file's header if it is the first of its file.
-fn put_head(buf: &mut AlignedBuf, header: Option<&FileHeader>, descriptor: &Descriptor) {
-    if let Some(header) = header {
-        buf.extend_from_slice(&header.encode());
-    }
-    buf.extend_from_slice(&descriptor.encode());
-}
-
-/// A batch as it is written to the page cache.
-fn from_where_it_is(
-    header: Option<&FileHeader>,
-    descriptor: &Descriptor,
-    batch: &Batch,
-) -> Vec<Bytes> {
-    let mut head = AlignedBuf::with_capacity(2 * JOURNAL_BLOCK_BYTES);
-    put_head(&mut head, header, descriptor);
-    iter::once(head.into_bytes())
-        .chain(batch.data().cloned())
-        .collect()
-}
-
-/// A batch as it is written past the page cache. Large data that is aligned goes along from where it is, all else is copied.
-fn aligned(header: Option<&FileHeader>, descriptor: &Descriptor, batch: &Batch) -> Vec<Bytes> {
-    let copied_bytes: usize = batch
-        .data()
-        .filter(|data| !is_large(data))
-        .map(Bytes::len)
-        .sum();
-    let mut copied = AlignedBuf::with_capacity(2 * JOURNAL_BLOCK_BYTES + copied_bytes);
-    put_head(&mut copied, header, descriptor);
-    // Where copies end and large data goes in between.
-    let mut cuts = Vec::new();
-    for data in batch.data() {
-        if is_large(data) {
-            cuts.push((copied.len(), data));
-        } else {
-            copied.extend_from_slice(data);
-        }
-    }
-    let mut copied = copied.into_bytes();
-    let mut parts = Vec::with_capacity(2 * cuts.len() + 1);
-    let mut position = 0;
-    for (at, data) in cuts {
-        if at > position {
-            parts.push(copied.split_to(at - position));
-            position = at;
-        }
-        parts.push(data.clone());
-    }
-    if !copied.is_empty() {
-        parts.push(copied);
-    }
-    parts
-}
-
-/// Whether data is written from where it is.
-fn is_large(data: &Bytes) -> bool {
-    data.len() >= JOURNAL_LARGE_BYTES && data.as_ptr().addr().is_multiple_of(BUFFER_ALIGN)
+/// Free space with which so much of a journal can be taken into the store, whatever is in it: what chunks leave, and a little for
+/// what describes them.
+const fn room_for(journal_bytes: u64) -> u64 {
+    FREE_BYTES_MIN + journal_bytes + journal_bytes / 16 + (4 << 20)
 }
 
 /// Not [`Error::Full`], whatever it is: after a failed sync nobody knows what is on the disk.

@@ -12,6 +12,7 @@
 //! | `journal` | the journal's files: where batches go, which are durable |
 //! | `clone` | volumes with the content of others |
 //! | `pending` | snapshots: their instant, and what becomes of them |
+//! | `gather` | a batch as bytes |
 //! | `fold` | what was written, taken into the store |
 //! | `layers` | journal over base, read as one |
 //! | `map` | which blocks are in the journal, and where |
@@ -27,6 +28,7 @@ mod batch;
 mod clone;
 mod device;
 mod fold;
+mod gather;
 mod journal;
 mod layers;
 mod map;

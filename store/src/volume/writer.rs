@@ -335,14 +335,18 @@ impl Inner {
         in_flight: &mut VecDeque<InFlight>,
     ) -> Result<Begun> {
         let mut folds = self.folds.watch();
+        let mut has_tried = false;
         loop {
             let under_way = *folds.borrow_and_update() > 0;
             let begun = self.begin(batch);
-            let is_full = matches!(begun, Err(Error::Full { .. }));
-            // A journal that was read at the start may be full without anything under way.
-            if !is_full || !(under_way || self.fold_for_room()) {
+            if !matches!(begun, Err(Error::Full { .. })) {
                 return begun;
             }
+            // What is under way may have begun before there was room for it.
+            if !under_way && (has_tried || !self.fold_for_room().await) {
+                return begun;
+            }
+            has_tried |= !under_way;
             while let Some(mut oldest) = in_flight.pop_front() {
                 let outcome = (&mut oldest.begun.completion).await;
                 if !self.end(oldest, outcome, in_flight).await {
