@@ -25,7 +25,10 @@ use std::{
 };
 
 use parking_lot::RwLock;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    task::{JoinError, JoinHandle},
+};
 use varve_content::ChunkId;
 
 use crate::{
@@ -132,6 +135,16 @@ pub(crate) fn node_keys(records: &[EncodedRecord]) -> impl Iterator<Item = NodeK
         .filter_map(|record| NodeKey::new(record.payload().kind, *record.id()))
 }
 
+/// What became of a task; its panic goes on here.
+pub(crate) async fn joined<T>(task: JoinHandle<Result<T>>) -> Result<T> {
+    match task.await.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => resume_unwind(panic),
+        // The runtime is shutting down.
+        Err(Err(_)) => Err(Error::Closing),
+    }
+}
+
 /// Adds to what was appended before.
 fn join(all: &mut Option<Appended>, more: Appended) {
     match all {
@@ -179,12 +192,7 @@ impl Commit {
             drop(guard);
             done
         });
-        match task.await.map_err(tokio::task::JoinError::try_into_panic) {
-            Ok(done) => done,
-            Err(Ok(panic)) => resume_unwind(panic),
-            // The runtime is shutting down.
-            Err(Err(_)) => Err(Error::Closing),
-        }
+        joined(task).await
     }
 
     /// The current generation, for an upload that begins.

@@ -87,15 +87,15 @@ fn a_guests_files_on_a_volume_are_whole_and_the_file_system_is_sound() {
 /// One file after another, each durable before it is told; their names say what is in them.
 const WRITE_FOR_EVER: &str = r#"
 set -e
-mkdir /work
+mkdir /srv/files
 n=0
 while :; do
   n=$((n + 1))
-  head -c $((n * 7919 % 200000 + 1)) /dev/urandom >/work/new
-  sum=$(sha256sum </work/new)
-  name=/work/$n-${sum%% *}
-  mv /work/new "$name"
-  sync "$name" /work
+  head -c $((n * 7919 % 200000 + 1)) /dev/urandom >/srv/files/new
+  sum=$(sha256sum </srv/files/new)
+  name=/srv/files/$n-${sum%% *}
+  mv /srv/files/new "$name"
+  sync "$name" /srv/files
   echo "durable: $n"
 done
 "#;
@@ -103,7 +103,7 @@ done
 /// Tells which of those files are as they should be.
 const LOOK: &str = r#"
 set -e
-cd /work
+cd /srv/files
 for name in *-*; do
   sum=$(sha256sum <"$name")
   if [ "${sum%% *}" = "${name#*-}" ]; then echo "found: ${name%%-*}"; else echo "differs: $name"; fi

@@ -11,7 +11,7 @@ mod volumes;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use varve_store::{Error, Store};
+use varve_store::{Error, ListQuery, Store};
 
 pub use self::volumes::Attachments;
 use self::{
@@ -93,6 +93,30 @@ impl Exports for StoreExports {
         Err(ExportError::NotFound {
             name: name.to_owned(),
         })
+    }
+}
+
+/// The exports among records whose names sort after one: of the first page that has any. Records that are none are passed over, however
+/// many there are.
+async fn list<R, F: Future<Output = Result<Vec<R>, Error>>>(
+    mut after_name: Option<String>,
+    limit: usize,
+    page: impl Fn(ListQuery) -> F,
+    export: impl Fn(&R) -> Option<ExportInfo>,
+    name: impl Fn(&R) -> String,
+) -> Result<Vec<ExportInfo>, Error> {
+    loop {
+        let query = ListQuery {
+            after_name: after_name.take(),
+            limit,
+            ..ListQuery::default()
+        };
+        let records = page(query).await?;
+        let exports: Vec<_> = records.iter().filter_map(&export).collect();
+        match records.last() {
+            Some(last) if exports.is_empty() => after_name = Some(name(last)),
+            _ => return Ok(exports),
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Snapshots as NBD exports: `snapshot/<name>`, or `snapshot/<id>`, read-only.
 
 use bytes::Bytes;
-use varve_store::{Error, ListQuery, SnapshotReader, SnapshotRecord, Store};
+use varve_store::{Error, SnapshotReader, SnapshotRecord, Store};
 
-use super::refuse;
+use super::{list, refuse};
 use crate::nbd::{Access, Export, ExportError, ExportInfo, Extent, Piece};
 
 /// What stands in front of a snapshot's name.
@@ -24,34 +24,17 @@ impl SnapshotExports {
     /// Those whose snapshot's name sorts after a name, and that are complete.
     pub(super) async fn list(
         &self,
-        mut after_name: Option<String>,
+        after_name: Option<String>,
         limit: usize,
     ) -> Result<Vec<ExportInfo>, ExportError> {
-        // Others are passed over, however many there are.
-        loop {
-            let query = ListQuery {
-                after_name: after_name.take(),
-                limit,
-                ..ListQuery::default()
-            };
-            let records = self
-                .store
-                .list_snapshots(query)
-                .await
-                .map_err(|error| refuse(error, PREFIX, 0))?;
-            let completed: Vec<_> = records
-                .iter()
-                .filter(|record| record.content().is_some())
-                .map(|record| info(format!("{PREFIX}{}", record.name), record))
-                .collect();
-            let Some(last) = records.last() else {
-                return Ok(Vec::new());
-            };
-            if !completed.is_empty() {
-                return Ok(completed);
-            }
-            after_name = Some(last.name.clone());
-        }
+        let page = |query| self.store.list_snapshots(query);
+        let export = |record: &SnapshotRecord| {
+            let is_complete = record.content().is_some();
+            is_complete.then(|| info(format!("{PREFIX}{}", record.name), record))
+        };
+        let name = |record: &SnapshotRecord| record.name.clone();
+        let found = list(after_name, limit, page, export, name).await;
+        found.map_err(|error| refuse(error, PREFIX, 0))
     }
 
     /// The export `name` of the snapshot `key`.

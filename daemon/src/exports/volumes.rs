@@ -9,9 +9,9 @@ use bytes::Bytes;
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
 use tracing::{info, warn};
-use varve_store::{Error, ListQuery, Store, Volume, VolumeId, VolumeRecord};
+use varve_store::{Error, Store, Volume, VolumeId, VolumeRecord};
 
-use super::refuse;
+use super::{list, refuse};
 use crate::nbd::{Access, Export, ExportError, ExportInfo, Extent, Piece};
 
 /// What stands in front of a volume's name.
@@ -32,7 +32,6 @@ type Place = Mutex<Option<Arc<Attachment>>>;
 #[derive(Debug)]
 struct Attachment {
     number: u64,
-    name: String,
     /// The volume, until the attachment ends: held by requests, waited for by the end.
     volume: RwLock<Option<Volume>>,
 }
@@ -60,34 +59,17 @@ impl Attachments {
     /// Exports of attached volumes whose name sorts after a name.
     pub(super) async fn list(
         &self,
-        mut after_name: Option<String>,
+        after_name: Option<String>,
         limit: usize,
     ) -> Result<Vec<ExportInfo>, ExportError> {
-        // Volumes that are not attached are passed over, however many there are.
-        loop {
-            let query = ListQuery {
-                after_name: after_name.take(),
-                limit,
-                ..ListQuery::default()
-            };
-            let records = self
-                .store
-                .list_volumes(query)
-                .await
-                .map_err(|error| refuse(error, PREFIX, 0))?;
-            let attached: Vec<_> = records
-                .iter()
-                .filter(|record| record.attached_at_ns.is_some())
-                .map(|record| info_of(format!("{PREFIX}{}", record.name), record))
-                .collect();
-            let Some(last) = records.last() else {
-                return Ok(Vec::new());
-            };
-            if !attached.is_empty() {
-                return Ok(attached);
-            }
-            after_name = Some(last.name.clone());
-        }
+        let page = |query| self.store.list_volumes(query);
+        let export = |record: &VolumeRecord| {
+            let is_attached = record.attached_at_ns.is_some();
+            is_attached.then(|| info_of(format!("{PREFIX}{}", record.name), record))
+        };
+        let name = |record: &VolumeRecord| record.name.clone();
+        let found = list(after_name, limit, page, export, name).await;
+        found.map_err(|error| refuse(error, PREFIX, 0))
     }
 
     /// The export `name` of the volume `key`.
@@ -118,7 +100,6 @@ impl Attachments {
                 );
                 let attachment = Arc::new(Attachment {
                     number: record.attachments,
-                    name: record.name.clone(),
                     volume: RwLock::new(Some(opened.map_err(refused)?)),
                 });
                 *used = Some(Arc::clone(&attachment));
@@ -147,7 +128,7 @@ impl Attachments {
             return Ok(());
         };
         info!(
-            volume = attachment.name,
+            volume = volume.record().name,
             "its clients are refused from now on"
         );
         let flushed = volume.flush().await;

@@ -18,6 +18,16 @@ pub enum Piece {
     Zero(usize),
 }
 
+impl Piece {
+    /// Adds its bytes to others.
+    pub(crate) fn append_to(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Data(data) => bytes.extend_from_slice(data),
+            Self::Zero(zeros) => bytes.resize(bytes.len() + zeros, 0),
+        }
+    }
+}
+
 /// A stretch of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, io::ErrorKind, path::Path};
 use bytes::Bytes;
 use futures::future::join_all;
 
-use super::{Random, block_on, crash::Machine, seed};
-use crate::{Error, NewVolume, Piece, Store, Volume, format::names};
+use super::{Random, block_on, crash::Machine, seed, volume_data::read};
+use crate::{Error, NewVolume, Store, Volume, format::names};
 
 const BLOCK: usize = 4096;
 
@@ -21,14 +21,7 @@ async fn with_volume(store: &Store, size_bytes: usize) -> Volume {
 }
 
 async fn block(volume: &Volume, number: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(BLOCK);
-    for piece in volume.read((number * BLOCK) as u64, BLOCK).await.unwrap() {
-        match piece {
-            Piece::Data(data) => bytes.extend_from_slice(&data),
-            Piece::Zero(zeros) => bytes.resize(bytes.len() + zeros, 0),
-        }
-    }
-    bytes
+    read(volume, number * BLOCK, BLOCK).await
 }
 
 /// Blocks that say which write they are of.

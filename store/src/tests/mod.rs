@@ -29,7 +29,7 @@ use varve_content::{
     tree::{Leaf, LeafEntry, TreeBuilder},
 };
 
-use crate::{IncomingChunk, Ingest, NewSnapshot, Piece, PutOutcome, Result, SnapshotRecord, Store};
+use crate::{IncomingChunk, Ingest, NewSnapshot, PutOutcome, Result, SnapshotRecord, Store};
 
 /// A generator that gives the same numbers for the same seed (xorshift64*, Vigna 2016).
 pub(super) struct Random(u64);
@@ -181,10 +181,7 @@ pub(super) async fn read(store: &Store, name: &str, offset: usize, len: usize) -
     let reader = store.open_snapshot(name).await?;
     let mut bytes = Vec::with_capacity(len);
     for piece in reader.read(offset as u64, len).await? {
-        match piece {
-            Piece::Data(data) => bytes.extend_from_slice(&data),
-            Piece::Zero(zeros) => bytes.resize(bytes.len() + zeros, 0),
-        }
+        piece.append_to(&mut bytes);
     }
     Ok(bytes)
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use bytes::Bytes;
 
 use super::{Random, assert_holds, block_on, crash::Machine, random_image, seed, upload};
-use crate::{Error, NewVolume, Options, Piece, Result, Store, Volume, format::names, limits};
+use crate::{Error, NewVolume, Options, Result, Store, Volume, format::names, limits};
 
 pub(super) const BLOCK: usize = 4096;
 
@@ -29,13 +29,10 @@ pub(super) async fn contents(volume: &Volume) -> Vec<u8> {
     read(volume, 0, volume.size_bytes() as usize).await
 }
 
-async fn read(volume: &Volume, offset: usize, len: usize) -> Vec<u8> {
+pub(super) async fn read(volume: &Volume, offset: usize, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len);
     for piece in volume.read(offset as u64, len).await.unwrap() {
-        match piece {
-            Piece::Data(data) => bytes.extend_from_slice(&data),
-            Piece::Zero(zeros) => bytes.resize(bytes.len() + zeros, 0),
-        }
+        piece.append_to(&mut bytes);
     }
     assert_eq!(bytes.len(), len);
     bytes

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::future::try_join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    commit::joined,
     failpoints::{Failpoint, reach},
     format::{names, volume::VolumeRecord},
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
@@ -105,13 +106,9 @@ impl Volume {
         };
         make_directories(&owner).await?;
         let cuts = record.pending.iter().map(|pending| pending.next_file);
-        let recovered = recovery::recover(&owner, record.journal_from, cuts.collect()).await;
-        let (found, mut epochs, report) = recovered.inspect_err(|error| {
-            // The kernel tells it once: who tried again would be told that all is well.
-            if matches!(error, Error::Io { verb: "sync", .. }) {
-                shared.commit.poison(error);
-            }
-        })?;
+        let (commit, from) = (&shared.commit, record.journal_from);
+        let (found, mut epochs, report) =
+            recovery::recover(commit, &owner, from, cuts.collect()).await?;
         if report != JournalReport::default() {
             tracing::info!(
                 volume = record.name,
@@ -310,11 +307,7 @@ impl Volume {
             reason = "it is waited for here; it runs to its end for the sake of its error"
         )]
         let task = tokio::spawn(async move { inner.sync().await });
-        match task.await.map_err(tokio::task::JoinError::try_into_panic) {
-            Ok(synced) => synced,
-            Err(Ok(panic)) => resume_unwind(panic),
-            Err(Err(_)) => Err(Error::Closing),
-        }
+        joined(task).await
     }
 
     /// Where data and holes are in a range, neighbours of a kind as one.
@@ -488,16 +481,15 @@ impl Inner {
     async fn filled_up(&self, offset_bytes: u64, data: Bytes) -> Result<Change> {
         let end = offset_bytes + data.len() as u64;
         let (start_block, end_block) = (offset_bytes / BLOCK, end.div_ceil(BLOCK));
-        let mut blocks = BytesMut::with_capacity(
-            usize::try_from((end_block - start_block) * BLOCK).unwrap_or(0),
-        );
+        let len_bytes = usize::try_from((end_block - start_block) * BLOCK).unwrap_or(0);
+        let mut blocks = Vec::with_capacity(len_bytes);
         self.read_into(start_block * BLOCK, offset_bytes, &mut blocks)
             .await?;
         blocks.extend_from_slice(&data);
         self.read_into(end, end_block * BLOCK, &mut blocks).await?;
         Ok(Change::Data {
             start_block,
-            data: blocks.freeze(),
+            data: Bytes::from(blocks),
         })
     }
 
@@ -508,16 +500,13 @@ impl Inner {
     }
 
     /// Adds bytes of the volume, and zeros behind its end.
-    async fn read_into(&self, start: u64, end: u64, bytes: &mut BytesMut) -> Result<()> {
+    async fn read_into(&self, start: u64, end: u64, bytes: &mut Vec<u8>) -> Result<()> {
         let within = end.min(self.size_bytes()).saturating_sub(start);
         let wanted = bytes.len() + usize::try_from(end - start).unwrap_or(0);
         let within = usize::try_from(within).unwrap_or(0);
         if within > 0 {
             for piece in self.read(start, within).await? {
-                match piece {
-                    Piece::Data(data) => bytes.extend_from_slice(&data),
-                    Piece::Zero(zeros) => bytes.resize(bytes.len() + zeros, 0),
-                }
+                piece.append_to(bytes);
             }
         }
         bytes.resize(wanted, 0);
@@ -576,16 +565,15 @@ impl Inner {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Vec<Piece>> {
-        if let [(stretch, source)] = &*sources {
-            let (start, end) = bytes_of(stretch, offset_bytes, len_bytes);
-            let skip = start - stretch.start * BLOCK;
-            return self.read_source(source, skip, start, end).await;
-        }
-        let reads = sources.iter().map(async |(stretch, source)| {
+        let read = async |(stretch, source): &(Stretch, Source)| {
             let (start, end) = bytes_of(stretch, offset_bytes, len_bytes);
             self.read_source(source, start - stretch.start * BLOCK, start, end)
                 .await
-        });
+        };
+        if let [only] = &*sources {
+            return read(only).await;
+        }
+        let reads = sources.iter().map(read);
         let mut pieces = Vec::with_capacity(sources.len());
         for piece in try_join_all(reads).await?.into_iter().flatten() {
             match piece {

@@ -18,7 +18,6 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Range,
-    panic::resume_unwind,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -47,11 +46,11 @@ use super::{
 };
 use crate::{
     Error, Result,
-    commit::PoisonOnPanic,
+    commit::{PoisonOnPanic, joined},
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::FOLD_SEGMENTS_IN_FLIGHT,
     meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
-    read::{ContentReader, Piece, walked},
+    read::{ContentReader, walked},
     workers::Priority,
 };
 
@@ -483,14 +482,7 @@ impl Inner {
                 runtime.block_on(volume.read_blocks(&stack, size_bytes, segment, range, bytes))
             })
         });
-        let recuts = match cutting
-            .await
-            .map_err(tokio::task::JoinError::try_into_panic)
-        {
-            Ok(recuts) => recuts?,
-            Err(Ok(panic)) => resume_unwind(panic),
-            Err(Err(_)) => return Err(Error::Closing),
-        };
+        let recuts = joined(cutting).await?;
 
         let mut leaf = Vec::with_capacity(recuts.len());
         let mut chunks = Vec::new();
@@ -538,10 +530,7 @@ impl Inner {
         let len = range.len() * BLOCK_BYTES;
         let within = (len as u64).min(size_bytes.saturating_sub(start));
         for piece in self.read_ended(stack, start, within).await? {
-            match piece {
-                Piece::Data(data) => bytes.extend_from_slice(&data),
-                Piece::Zero(zeros) => bytes.resize(bytes.len() + zeros, 0),
-            }
+            piece.append_to(bytes);
         }
         bytes.resize(len, 0);
         Ok(())

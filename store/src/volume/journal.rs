@@ -285,10 +285,9 @@ impl Journal {
                 file.last_sequence = sequence;
                 file.unsynced = true;
             }
-            state.tail = Some(Tail {
-                position_bytes: end_bytes,
-                ..tail.clone()
-            });
+            if let Some(tail) = &mut state.tail {
+                tail.position_bytes = end_bytes;
+            }
             slot(tail.number - state.epoch_first, first_block)
         };
         let (disk, position_bytes) = (&self.owner.disk, tail.position_bytes);

@@ -17,7 +17,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    panic::resume_unwind,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -34,6 +33,7 @@ use super::{
 };
 use crate::{
     Error, ListQuery, Result, Store,
+    commit::joined,
     failpoints::{Failpoint, reach},
     format::catalog_log::Record,
     limits,
@@ -229,11 +229,7 @@ impl Store {
             wanted.into_values().collect(),
             new.tags,
         ));
-        match task.await.map_err(tokio::task::JoinError::try_into_panic) {
-            Ok(made) => made,
-            Err(Ok(panic)) => resume_unwind(panic),
-            Err(Err(_)) => Err(Error::Closing),
-        }
+        joined(task).await
     }
 
     /// Makes a snapshot of what a volume holds now, and waits until it is complete.

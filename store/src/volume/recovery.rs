@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Damage, Error, Result,
+    commit::Commit,
     format::{
         FormatError,
         journal::{
@@ -19,7 +20,7 @@ use crate::{
         },
         names,
     },
-    io::{File, OpenMode},
+    io::{Completion, File, OpenMode},
     limits::JOURNAL_FILE_BYTES_MAX,
 };
 
@@ -70,6 +71,7 @@ struct Reader<'a> {
 /// Reads the files from `first_number` on, makes them durable and clean, and removes those before. Epochs end where `cuts` say that
 /// others begin; the last one goes on.
 pub(super) async fn recover(
+    commit: &Commit,
     owner: &Owner,
     first_number: u64,
     mut cuts: Vec<u64>,
@@ -115,8 +117,7 @@ pub(super) async fn recover(
     // A process that was killed may not have lived to sync what it acknowledged: from here on it is promised. What the cache holds
     // may be more than what is on the disk, where a sync has failed.
     for file in files.values() {
-        let synced = owner.disk.sync_data(file).await;
-        synced.map_err(|source| unsynced(file.path().to_owned(), source))?;
+        durable(commit, owner.disk.sync_data(file), file.path()).await?;
         owner.disk.forget_cached(file);
     }
     if let Some(end) = reader.read_all(&files).await? {
@@ -129,11 +130,9 @@ pub(super) async fn recover(
     }
     // What was cut off stays cut off.
     if let Some(last) = files.values().next_back() {
-        let synced = owner.disk.sync_data(last).await;
-        synced.map_err(|source| unsynced(last.path().to_owned(), source))?;
+        durable(commit, owner.disk.sync_data(last), last.path()).await?;
     }
-    let synced = owner.disk.sync_dir(&dir).await;
-    synced.map_err(|source| unsynced(dir, source))?;
+    durable(commit, owner.disk.sync_dir(&dir), &dir).await?;
     reader.report.files = files.len() as u64;
     let mut lengths = BTreeMap::new();
     for (number, file) in files {
@@ -149,6 +148,13 @@ pub(super) async fn recover(
         last_sequence: reader.sequence,
     };
     Ok((found, reader.epochs, reader.report))
+}
+
+/// Waits for a sync. One that fails stops the store: the kernel tells it once, and who tried again would be told that all is well.
+async fn durable(commit: &Commit, sync: Completion<()>, path: &Path) -> Result<()> {
+    sync.await
+        .map_err(|source| unsynced(path.to_owned(), source))
+        .inspect_err(|error| commit.poison(error))
 }
 
 /// Removes what does not count.

@@ -81,7 +81,16 @@ struct State {
 impl Queue {
     /// Adds a change behind all others.
     pub(super) fn push(&self, op: Op) -> Result<()> {
-        self.add(Item::Change(op))
+        {
+            let mut state = self.state.lock();
+            if state.closed {
+                return Err(Error::Closing);
+            }
+            state.data_bytes += op.change.data_bytes();
+            state.items.push_back(Item::Change(op));
+        }
+        self.wake.notify_one();
+        Ok(())
     }
 
     /// Cuts through the changes of several volumes at one instant, and does `then` at that instant: changes that were added before
@@ -113,21 +122,6 @@ impl Queue {
     pub(super) fn between<T>(&self, what: impl FnOnce() -> T) -> T {
         let _state = self.state.lock();
         what()
-    }
-
-    fn add(&self, item: Item) -> Result<()> {
-        {
-            let mut state = self.state.lock();
-            if state.closed {
-                return Err(Error::Closing);
-            }
-            if let Item::Change(op) = &item {
-                state.data_bytes += op.change.data_bytes();
-            }
-            state.items.push_back(item);
-        }
-        self.wake.notify_one();
-        Ok(())
     }
 
     /// Takes no more. What is there is still written.
