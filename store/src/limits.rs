@@ -69,6 +69,12 @@ pub const JOURNAL_BYTES_LIMIT: u64 = 256 << 30;
 pub const JOURNAL_FILE_BYTES_MIN: u64 = 4 << 20;
 /// See [`JOURNAL_FILE_BYTES_MIN`].
 pub const JOURNAL_FILE_BYTES_MAX: u64 = 64 << 20;
+/// Journal files kept to be written again: of a volume this part of its limit,
+pub const SPARE_PART_OF_JOURNAL: u64 = 4;
+/// of all volumes no more than this part of what is free on the file system,
+pub const SPARE_PART_OF_FREE: u64 = 16;
+/// and no more than this.
+pub const SPARE_BYTES_MAX: u64 = 4 << 30;
 /// A batch of a journal: 2 MiB of data, and what describes them.
 pub const BATCH_BYTES_MAX: u64 = (2 << 20) + 4096;
 /// Bytes of changes of all volumes that are not in their journals yet; while they are written there is a copy of them.

@@ -1,10 +1,6 @@
 //! A store: its parts put together, opened and closed.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, atomic::AtomicU64},
-    thread,
-};
+use std::{path::PathBuf, sync::Arc, thread};
 
 use quick_cache::{Weighter, sync::Cache};
 use tokio::sync::Semaphore;
@@ -21,7 +17,7 @@ use crate::{
     pack::{EncodedRecord, PackReader},
     read::{CachedNode, VerifiedChunk},
     recovery::{self, RecoveryReport},
-    volume::{OpenVolumes, PendingSnapshots},
+    volume::{JournalSpace, OpenVolumes, PendingSnapshots},
     workers::{Priority, Workers},
 };
 
@@ -138,8 +134,7 @@ pub(crate) struct Shared {
     pub(crate) pending_snapshots: PendingSnapshots,
     /// Bytes of changes that may be on their way to journals.
     pub(crate) journal_room: Arc<Semaphore>,
-    /// What the journals of open volumes take on disk.
-    pub(crate) journal_bytes: Arc<AtomicU64>,
+    pub(crate) journal_space: Arc<JournalSpace>,
     /// Whose turn it is to be taken into the store.
     pub(crate) fold_turn: Semaphore,
     /// Leaves that open uploads may put.
@@ -227,7 +222,8 @@ impl Shared {
 
     /// That there is room for more than index and catalog log need to go on: chunks must not take the last of it.
     pub(crate) fn check_free_space(&self) -> Result<()> {
-        if self.free_bytes()? < limits::FREE_BYTES_MIN {
+        let is_short = || -> Result<bool> { Ok(self.free_bytes()? < limits::FREE_BYTES_MIN) };
+        if is_short()? && (!self.journal_space.give_up()? || is_short()?) {
             return Err(Error::Full {
                 verb: "write chunks; what is left is kept for the index",
                 path: self.options.data_dir.clone(),

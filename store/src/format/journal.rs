@@ -12,7 +12,9 @@
 //! was written together: its descriptor says which blocks of the volume its data is, in the order in which it counts, and vouches for
 //! each of them. A later batch, and within a batch a later entry, goes before an earlier one.
 //!
-//! A file may be longer than what was written to it; what follows the last batch reads as zeros, which are no descriptor.
+//! A file may be longer than what was written to it. What follows the last batch is no descriptor of this file: zeros, or what was there
+//! before, where the file is one that was in use before under a lower number. Until its first batch is there even its header
+//! may be what it was.
 //!
 //! A descriptor also says which batches were durable when it was written ([`Descriptor::synced_sequence`]). So the end of a journal
 //! that was torn by a loss of power, of which nobody was promised anything, can be told from damage to what was promised:
@@ -40,6 +42,7 @@ const FILE_MAGIC: [u8; 8] = *b"VARVJRNL";
 const BATCH_MAGIC: [u8; 4] = *b"VJBT";
 const HEADER_BYTES: usize = 128;
 const DESCRIPTOR_HEAD_BYTES: usize = 48;
+const NONCE_OFFSET: usize = 32;
 const ENTRY_BYTES: usize = 12;
 const CRC_BYTES: usize = 4;
 /// Entries and checksums of data share what is left of a descriptor.
@@ -236,6 +239,15 @@ impl Descriptor {
     #[must_use]
     pub fn batch_bytes(&self) -> u64 {
         (1 + self.data_crcs.len() as u64) * JOURNAL_BLOCK_BYTES as u64
+    }
+
+    /// Whether a block looks like a descriptor of the file that has these random bytes, whole or damaged.
+    #[must_use]
+    pub fn is_of(block: &[u8; JOURNAL_BLOCK_BYTES], nonce: &Nonce) -> bool {
+        block.starts_with(&BATCH_MAGIC)
+            && block
+                .get(NONCE_OFFSET..)
+                .is_some_and(|rest| rest.starts_with(nonce))
     }
 
     /// The block.

@@ -49,6 +49,11 @@ impl File {
         &self.0.path
     }
 
+    /// Whether there are other copies: requests under way, or whoever may make some.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     pub(super) fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
         match &self.0.handle {
             Handle::Os(descriptor) => Ok(descriptor.as_fd()),

@@ -37,7 +37,7 @@ use crate::{
     meta::{self, Batch, Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
     store::{ByBytes, Options, Shared},
-    volume::{OpenVolumes, PendingSnapshots, remove_journal},
+    volume::{JournalSpace, OpenVolumes, PendingSnapshots, remove_journal},
     workers::Workers,
 };
 
@@ -195,7 +195,7 @@ where
         volumes: OpenVolumes::default(),
         pending_snapshots: PendingSnapshots::default(),
         journal_room: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
-        journal_bytes: Arc::default(),
+        journal_space: Arc::new(JournalSpace::new(Arc::clone(&disk))),
         fold_turn: Semaphore::new(1),
         leaf_room: Arc::new(Semaphore::new(limits::UPLOAD_LEAVES_MAX)),
         disk,

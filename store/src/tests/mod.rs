@@ -15,6 +15,7 @@ mod journal_faults;
 mod model;
 mod pending;
 mod pending_faults;
+mod spare_files;
 mod uploads;
 mod volume_data;
 mod volumes;

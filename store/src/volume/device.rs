@@ -102,7 +102,7 @@ impl Volume {
             store: shared.store_id,
             volume: record.id,
             bytes_max: shared.options.journal_bytes_max,
-            all_bytes: Arc::clone(&shared.journal_bytes),
+            space: Arc::clone(&shared.journal_space),
         };
         make_directories(&owner).await?;
         let cuts = record.pending.iter().map(|pending| pending.next_file);

@@ -6,22 +6,25 @@
 //! get in each other's way: a block is read only after it was written, and is never written again.
 //!
 //! Files have their full length from the start, so that a full disk shows when a file is made, and not in the
-//! middle of it.
+//! middle of it. Those that are no longer needed are [kept](super::space) and written again under a new name: what was in them
+//! is told from what is written by their numbers and their random bytes, which are new.
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use futures::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::{batch::Batch, gather, map::Slot};
+use super::{
+    batch::Batch,
+    gather,
+    map::Slot,
+    space::{JournalSpace, Spare},
+};
 use crate::{
     Error, Result,
     format::{
@@ -36,7 +39,7 @@ use crate::{
     limits::{
         BATCH_BYTES_MAX, EPOCH_FREE_BYTES_MIN, FREE_BYTES_MIN, JOURNAL_BYTES_LIMIT,
         JOURNAL_COPIED_BYTES_MAX, JOURNAL_COPY_BYTES, JOURNAL_FILE_BYTES_MAX,
-        JOURNAL_FILE_BYTES_MIN, JOURNAL_READ_AROUND_BYTES,
+        JOURNAL_FILE_BYTES_MIN, JOURNAL_READ_AROUND_BYTES, SPARE_PART_OF_JOURNAL,
     },
 };
 
@@ -56,7 +59,7 @@ pub(super) struct Owner {
     /// What the journal may take on disk.
     pub(super) bytes_max: u64,
     /// What the journals of all open volumes take on disk.
-    pub(super) all_bytes: Arc<AtomicU64>,
+    pub(super) space: Arc<JournalSpace>,
 }
 
 impl Owner {
@@ -79,6 +82,63 @@ impl Owner {
         self.disk
             .remove(&path)
             .map_err(|source| Error::io("remove", &path, source))
+    }
+
+    /// Makes a file of which all is allocated and nothing was written, for writes past the page cache and for all else.
+    fn allocated(&self, path: &Path, len_bytes: u64) -> Result<(File, File)> {
+        let disk = &self.disk;
+        let direct = disk
+            .open_direct(path, OpenMode::CreateNew)
+            .map_err(|source| Error::io("create", path, source))?;
+        let cached = disk
+            .allocate(&direct, len_bytes)
+            .map_err(|source| Error::io("allocate", path, source))
+            .and_then(|()| self.opened(path));
+        Ok((direct, self.or_removed(path, cached)?))
+    }
+
+    /// The same of a file that was written before.
+    fn written_before(&self, spare: &Spare, path: &Path) -> Result<(File, File)> {
+        let disk = &self.disk;
+        disk.rename(&spare.path, path)
+            .map_err(|source| Error::io("rename", &spare.path, source))?;
+        let both = disk
+            .open_direct(path, OpenMode::ReadWrite)
+            .map_err(|source| Error::io("open", path, source))
+            .and_then(|direct| Ok((direct, self.opened(path)?)));
+        self.or_removed(path, both)
+    }
+
+    fn opened(&self, path: &Path) -> Result<File> {
+        let opened = self.disk.open(path, OpenMode::ReadWrite);
+        opened.map_err(|source| Error::io("open", path, source))
+    }
+
+    /// A file that was made and cannot be used must not stay.
+    fn or_removed<T>(&self, path: &Path, opened: Result<T>) -> Result<T> {
+        if opened.is_err() {
+            self.disk
+                .remove(path)
+                .map_err(|source| Error::io("remove", path, source))?;
+        }
+        opened
+    }
+
+    /// Keeps a file that is not needed any more to be written again, or removes it.
+    fn done_with(&self, number: u64, file: JournalFile, free_bytes: u64) -> Result<()> {
+        if file.len_bytes == self.file_bytes() {
+            let spare = Spare {
+                volume: self.volume,
+                path: self.path(number),
+                file: file.file,
+                len_bytes: file.len_bytes,
+            };
+            let volume_max = self.bytes_max / SPARE_PART_OF_JOURNAL;
+            if self.space.keep(spare, volume_max, free_bytes).is_none() {
+                return Ok(());
+            }
+        }
+        self.remove(number)
     }
 
     /// The length of its files: a small journal has small ones.
@@ -209,7 +269,7 @@ impl Journal {
             })
             .collect();
         let bytes = files.values().map(|file| file.len_bytes).sum();
-        owner.all_bytes.fetch_add(bytes, Ordering::Relaxed);
+        owner.space.add_live(bytes);
         Self {
             owner,
             state: Mutex::new(State {
@@ -346,12 +406,15 @@ impl Journal {
                 path: self.owner.dir(),
             });
         }
-        let (disk, path) = (&self.owner.disk, self.owner.path(number));
-        let free_bytes = self.owner.free_bytes()?;
+        let path = self.owner.path(number);
+        let mut free_bytes = self.owner.free_bytes()?;
         // All journals leave as much as they take, so that they can be taken into the store, whatever is in them. But a snapshot, which
         // begins a file, must not be what fails a guest's writes.
-        let journals_bytes = self.owner.all_bytes.load(Ordering::Relaxed);
+        let journals_bytes = self.owner.space.live_bytes();
         let left_bytes = |file_bytes| room_for(journals_bytes + file_bytes);
+        if free_bytes < left_bytes(file_bytes) + file_bytes && self.owner.space.give_up()? {
+            free_bytes = self.owner.free_bytes()?;
+        }
         while free_bytes < left_bytes(file_bytes) + file_bytes
             && file_bytes > JOURNAL_FILE_BYTES_MIN
         {
@@ -372,22 +435,9 @@ impl Journal {
         getrandom::fill(&mut nonce).map_err(|error| {
             Error::io("get random bytes for", &path, std::io::Error::other(error))
         })?;
-        let writer = disk
-            .open_direct(&path, OpenMode::CreateNew)
-            .map_err(|source| Error::io("create", &path, source))?;
-        let reader = disk
-            .allocate(&writer, file_bytes)
-            .map_err(|source| Error::io("allocate", &path, source))
-            .and_then(|()| {
-                disk.open(&path, OpenMode::ReadWrite)
-                    .map_err(|source| Error::io("open", &path, source))
-            });
-        let reader = match reader {
-            Ok(reader) => reader,
-            Err(error) => {
-                self.owner.remove(number)?;
-                return Err(error);
-            }
+        let (writer, reader) = match self.owner.space.take(self.owner.volume, file_bytes) {
+            Some(spare) => self.owner.written_before(&spare, &path)?,
+            None => self.owner.allocated(&path, file_bytes)?,
         };
         let mut state = self.state.lock();
         state.next_number = number + 1;
@@ -399,9 +449,7 @@ impl Journal {
             last_sequence: 0,
             unsynced: true,
         };
-        self.owner
-            .all_bytes
-            .fetch_add(file_bytes, Ordering::Relaxed);
+        self.owner.space.add_live(file_bytes);
         let tail = Tail {
             number,
             direct: writer,
@@ -471,7 +519,7 @@ impl Journal {
             synced.map_err(|source| unsynced(path, source))?;
             if let Some(file) = self.state.lock().files.get_mut(&batch.number) {
                 let cut_bytes = file.len_bytes - batch.offset_bytes;
-                self.owner.all_bytes.fetch_sub(cut_bytes, Ordering::Relaxed);
+                self.owner.space.subtract_live(cut_bytes);
                 file.len_bytes = batch.offset_bytes;
             }
         }
@@ -548,7 +596,7 @@ impl Journal {
         state.epoch_first
     }
 
-    /// Removes the files before one: what is in them is in the base now.
+    /// Lets go of the files before one: what is in them is in the base now, durably.
     pub(super) fn remove_before(&self, number: u64) -> Result<()> {
         let old = {
             let mut state = self.state.lock();
@@ -556,9 +604,12 @@ impl Journal {
             std::mem::replace(&mut state.files, live)
         };
         self.forget(old.values());
+        let free_bytes = self.owner.free_bytes()?;
         // All of them, even if one cannot be removed.
-        let removed = old.keys().map(|number| self.owner.remove(*number));
-        removed.fold(Ok(()), Result::and)
+        let done = old
+            .into_iter()
+            .map(|(number, file)| self.owner.done_with(number, file, free_bytes));
+        done.fold(Ok(()), Result::and)
     }
 
     /// Where a slot is that is counted from `first_file` on.
@@ -582,14 +633,17 @@ impl Journal {
     /// Takes note that files are gone.
     fn forget<'a>(&self, files: impl Iterator<Item = &'a JournalFile>) {
         let bytes = files.map(|file| file.len_bytes).sum();
-        self.owner.all_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.owner.space.subtract_live(bytes);
     }
 
     /// Whether there is something in it, and room in the store for all of that, whatever it is.
     pub(super) fn can_be_emptied(&self) -> bool {
         let len_bytes = self.len_bytes();
-        let free_bytes = self.owner.free_bytes().unwrap_or(0);
-        len_bytes > 0 && free_bytes >= room_for(len_bytes)
+        let has_room = || {
+            let free_bytes = self.owner.free_bytes().unwrap_or(0);
+            free_bytes >= room_for(len_bytes)
+        };
+        len_bytes > 0 && (has_room() || (self.owner.space.give_up().is_ok() && has_room()))
     }
 
     /// Where its files are.
@@ -618,6 +672,10 @@ impl Drop for Journal {
     fn drop(&mut self) {
         let state = self.state.lock();
         self.forget(state.files.values());
+        if let Err(error) = self.owner.space.give_up_of(self.owner.volume) {
+            // They go when the volume is opened again.
+            tracing::warn!(%error, "spare journal files were not removed");
+        }
     }
 }
 

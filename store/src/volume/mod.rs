@@ -10,6 +10,7 @@
 //! | `batch` | changes put together to be written at once |
 //! | `writer` | the one task that writes a volume's journal |
 //! | `journal` | the journal's files: where batches go, which are durable |
+//! | `space` | what journals take on disk, and files to be written again |
 //! | `clone` | volumes with the content of others |
 //! | `pending` | snapshots: their instant, and what becomes of them |
 //! | `gather` | a batch as bytes |
@@ -36,6 +37,7 @@ mod open;
 mod pending;
 mod records;
 mod recovery;
+mod space;
 mod writer;
 
 pub use clone::NewClone;
@@ -47,3 +49,4 @@ pub use pending::{NewSnapshots, SnapshotProgress};
 pub use records::NewVolume;
 pub(crate) use records::remove_journal;
 pub use recovery::JournalReport;
+pub(crate) use space::JournalSpace;

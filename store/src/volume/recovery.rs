@@ -48,7 +48,7 @@ pub struct JournalReport {
 struct End {
     number: u64,
     offset_bytes: u64,
-    /// What is wrong with what is there. Nothing, where nothing was ever written.
+    /// What is wrong with the batch that is there. Nothing, where none is.
     why: Option<FormatError>,
 }
 
@@ -89,6 +89,7 @@ pub(super) async fn recover(
     let (old, live): (Vec<_>, Vec<_>) = numbers
         .into_iter()
         .partition(|number| *number < first_number);
+    // Spare ones among them.
     for number in old {
         owner.remove(number)?;
     }
@@ -269,6 +270,18 @@ impl Reader<'_> {
     ) -> Result<std::result::Result<FileHeader, FormatError>> {
         let bytes = self.window(file, 0, BLOCK).await?;
         let header = match FileHeader::decode(&bytes) {
+            // It was renamed to be written again, and what it was is what it still says.
+            Ok(header)
+                if header.store == self.owner.store
+                    && header.volume == self.owner.volume
+                    && header.number < self.first_number =>
+            {
+                return Ok(Err(FormatError::differs(
+                    "header of a journal file",
+                    format_args!("file {number}"),
+                    format_args!("file {}", header.number),
+                )));
+            }
             Ok(header) => header,
             Err(why) if why.is_unknown() => {
                 return Err(Error::Incompatible {
@@ -354,7 +367,8 @@ impl Reader<'_> {
         let Some((descriptor, data)) = bytes.split_first_chunk::<BLOCK>() else {
             return Ok(Step::More);
         };
-        if descriptor.iter().all(|byte| *byte == 0) {
+        // What was there before the file was made, or written again, is not of its batches.
+        if !Descriptor::is_of(descriptor, &self.nonce) {
             return Ok(Step::Unwritten);
         }
         let descriptor = Descriptor::decode(descriptor)?;
@@ -436,7 +450,7 @@ impl Reader<'_> {
     }
 
     fn damage(&self, end: &End, witness: u64, file: &Path, offset_bytes: u64) -> Error {
-        let nothing = "nothing was ever written there";
+        let nothing = "there is no batch";
         let why = end.why.as_ref().map(ToString::to_string);
         let problem = format!(
             "{}; but batch {witness} in {} at offset {offset_bytes} says that it was durable",
@@ -469,6 +483,6 @@ enum Step {
     Batch(usize),
     /// It goes on behind these bytes.
     More,
-    /// Nothing was written there.
+    /// Nothing of this file was written there.
     Unwritten,
 }

@@ -1,0 +1,114 @@
+//! What journals take on disk, and files of theirs that are no longer needed and are kept to be written again.
+//!
+//! The first sync behind writes to a place that was only allocated makes the file system write down, in its own journal, that
+//! something is there now. In a file that was written before it need not, which takes a third off such a sync. So PostgreSQL does
+//! with its log, which it calls recycling.
+//!
+//! A spare file keeps its name, which is one before those that the volume's record says are in use: whoever opens the volume
+//! removes it. Nothing is promised of what is in it, and whoever is short of space has it removed.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    Error, Result,
+    format::volume::VolumeId,
+    io::{Disk, File},
+    limits::{SPARE_BYTES_MAX, SPARE_PART_OF_FREE},
+};
+
+/// Of the journals of all open volumes.
+#[derive(Debug)]
+pub(crate) struct JournalSpace {
+    disk: Arc<dyn Disk>,
+    /// What is in use.
+    live_bytes: AtomicU64,
+    spares: Mutex<Vec<Spare>>,
+}
+
+/// A file that may be written again.
+#[derive(Debug)]
+pub(super) struct Spare {
+    pub(super) volume: VolumeId,
+    pub(super) path: PathBuf,
+    /// Reads that were begun when it was in use may hold it, too.
+    pub(super) file: File,
+    pub(super) len_bytes: u64,
+}
+
+impl JournalSpace {
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Self {
+        Self {
+            disk,
+            live_bytes: AtomicU64::new(0),
+            spares: Mutex::default(),
+        }
+    }
+
+    /// What files take that are in use.
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.live_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add_live(&self, bytes: u64) {
+        self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn subtract_live(&self, bytes: u64) {
+        self.live_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Keeps a file that is not in use any more, unless its volume has spare files of `volume_max` bytes, or all of them would be too
+    /// much for so much free space: then it is given back.
+    pub(super) fn keep(&self, spare: Spare, volume_max: u64, free_bytes: u64) -> Option<Spare> {
+        let mut spares = self.spares.lock();
+        let of_volume = spares.iter().filter(|other| other.volume == spare.volume);
+        let of_volume: u64 = of_volume.map(|other| other.len_bytes).sum();
+        let of_all: u64 = spares.iter().map(|other| other.len_bytes).sum();
+        let all_max = SPARE_BYTES_MAX.min(free_bytes / SPARE_PART_OF_FREE);
+        if of_volume + spare.len_bytes > volume_max || of_all + spare.len_bytes > all_max {
+            return Some(spare);
+        }
+        spares.push(spare);
+        None
+    }
+
+    /// A spare file of a volume that is as long as that, and that nobody reads any more.
+    pub(super) fn take(&self, volume: VolumeId, len_bytes: u64) -> Option<Spare> {
+        let mut spares = self.spares.lock();
+        let fits = |spare: &Spare| {
+            spare.volume == volume && spare.len_bytes == len_bytes && !spare.file.is_shared()
+        };
+        let at = spares.iter().position(fits)?;
+        Some(spares.remove(at))
+    }
+
+    /// Removes all spare files, because there is too little space. Whether there were any.
+    pub(crate) fn give_up(&self) -> Result<bool> {
+        self.give_up_those(|_| true)
+    }
+
+    /// Removes the spare files of a volume.
+    pub(super) fn give_up_of(&self, volume: VolumeId) -> Result<bool> {
+        self.give_up_those(|spare| spare.volume == volume)
+    }
+
+    fn give_up_those(&self, which: impl Fn(&Spare) -> bool) -> Result<bool> {
+        // Removed under the lock: who finds none there may rely on the space.
+        let mut spares = self.spares.lock();
+        let mut outcome = Ok(false);
+        for spare in spares.extract_if(.., |spare| which(&*spare)) {
+            let removed = self.disk.remove(&spare.path);
+            let removed = removed.map_err(|source| Error::io("remove", &spare.path, source));
+            outcome = outcome.and_then(|_| removed.map(|()| true));
+        }
+        outcome
+    }
+}
