@@ -21,13 +21,11 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +44,7 @@ use super::wire::{Command, ErrorCode, REQUEST_BYTES, Request, WireError, decode_
 mod execute;
 mod outbox;
 mod payload;
+mod running;
 mod stall;
 
 #[cfg(test)]
@@ -54,6 +53,7 @@ mod tests;
 use execute::{Refusal, Rules, execute};
 use outbox::{Body, Outbox, Reply};
 use payload::Incoming;
+use running::Requests;
 use stall::Stall;
 
 /// How the transmission phase ended, if not in an error.
@@ -109,7 +109,7 @@ where
         stream,
         inbox,
         outbox: Outbox::new(terms.structured_replies),
-        running: FuturesUnordered::new(),
+        running: Requests::new(),
         rules,
         execute: |request, payload| execute(export, rules, request, payload),
         account: Account::open(budget),
@@ -153,7 +153,7 @@ struct Session<'a, S, X, F> {
     stream: &'a mut S,
     inbox: Inbox,
     outbox: Outbox,
-    running: FuturesUnordered<Running<F>>,
+    running: Requests<F>,
     rules: Rules<'a>,
     execute: X,
     account: Account,
@@ -196,9 +196,7 @@ where
 
     fn take_finished(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
-        while !self.running.is_empty()
-            && let Poll::Ready(Some((reply, charged_bytes))) = self.running.poll_next_unpin(cx)
-        {
+        while let Poll::Ready((reply, charged_bytes)) = self.running.poll_finished(cx) {
             self.queue(reply, charged_bytes);
             progress = true;
         }
@@ -339,13 +337,9 @@ where
         charged_bytes: u32,
         cx: &mut Context<'_>,
     ) {
-        let mut request = Running {
-            future: Box::pin((self.execute)(request, payload)),
-            charged_bytes,
-        };
-        match Pin::new(&mut request).poll(cx) {
-            Poll::Ready((reply, charged_bytes)) => self.queue(reply, charged_bytes),
-            Poll::Pending => self.running.push(request),
+        let future = (self.execute)(request, payload);
+        if let Poll::Ready((reply, charged_bytes)) = self.running.start(future, charged_bytes, cx) {
+            self.queue(reply, charged_bytes);
         }
     }
 
@@ -458,21 +452,5 @@ where
         }
         self.end = Some(End::Stopped);
         Ok(())
-    }
-}
-
-/// A request that is being carried out, and what it was charged.
-struct Running<F> {
-    future: Pin<Box<F>>,
-    charged_bytes: u32,
-}
-
-impl<F: Future<Output = Reply>> Future for Running<F> {
-    type Output = (Reply, u32);
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let charged_bytes = self.charged_bytes;
-        let reply = self.future.as_mut().poll(cx);
-        reply.map(|reply| (reply, charged_bytes))
     }
 }
