@@ -2,12 +2,14 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 7] = [
     "varve/v1/types.proto",
     "varve/v1/snapshots.proto",
     "varve/v1/volumes.proto",
     "varve/v1/content.proto",
     "varve/v1/status.proto",
+    "varve/v1/replication.proto",
+    "varve/v1/copies.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Once,
@@ -11,8 +12,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, ClientTlsConfig, Uri};
 use varve_proto::v1::{
-    content_service_client::ContentServiceClient, snapshot_service_client::SnapshotServiceClient,
-    status_service_client::StatusServiceClient, volume_service_client::VolumeServiceClient,
+    content_service_client::ContentServiceClient, copy_service_client::CopyServiceClient,
+    replication_service_client::ReplicationServiceClient,
+    snapshot_service_client::SnapshotServiceClient, status_service_client::StatusServiceClient,
+    volume_service_client::VolumeServiceClient,
 };
 
 use crate::{
@@ -58,6 +61,21 @@ impl Endpoint {
             Address::Unix(_) | Address::Http(_) => "is varved running there?",
             Address::Https(_) => "is varved running there, with TLS?",
         }
+    }
+
+    /// Whether what crosses can be read and changed by others on its way: plain HTTP to another machine.
+    #[must_use]
+    pub fn is_exposed(&self) -> bool {
+        let Address::Http(uri) = &self.0 else {
+            return false;
+        };
+        let host = uri.host().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let is_loopback = address
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+        // A name may stand for any address, this one too; but by RFC 6761 it does not.
+        !is_loopback && host != "localhost"
     }
 
     /// Whether the daemon is on this machine for certain, so that bytes cost no bandwidth.
@@ -201,6 +219,18 @@ impl Client {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
+    pub(crate) fn copy_service(&self) -> CopyServiceClient<Channel> {
+        CopyServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn replication_service(&self) -> ReplicationServiceClient<Channel> {
+        ReplicationServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(CONTENT_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
     pub(crate) fn volume_service(&self) -> VolumeServiceClient<Channel> {
         VolumeServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -288,6 +318,25 @@ mod tests {
         );
         assert!("unix:/x".parse::<Endpoint>().unwrap().is_unix());
         assert!(!"http://localhost:1".parse::<Endpoint>().unwrap().is_unix());
+    }
+
+    #[test]
+    fn plain_http_to_other_machines_is_exposed() {
+        for (text, exposed) in [
+            ("unix:/x", false),
+            ("https://example.com:1", false),
+            ("http://127.0.0.1:1", false),
+            ("http://127.3.4.5:1", false),
+            ("http://[::1]:1", false),
+            ("http://localhost:1", false),
+            ("http://localhost.example.com:1", true),
+            ("http://10.0.0.1:1", true),
+            ("http://[fe80::1]:1", true),
+            ("http://0.0.0.0:1", true),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!(endpoint.is_exposed(), exposed, "{text}");
+        }
     }
 
     #[test]

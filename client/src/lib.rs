@@ -38,11 +38,13 @@
 //! * **Errors say what to do about them**: see [`ErrorKind`].
 
 mod connect;
+mod copies;
 mod download;
 mod error;
 mod limits;
 mod pages;
 mod progress;
+mod replication;
 mod retry;
 mod snapshots;
 mod status;
@@ -50,9 +52,13 @@ mod upload;
 mod volumes;
 
 pub use connect::{Client, Endpoint};
+pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
 pub use download::{Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink};
 pub use error::{Error, ErrorKind, Result};
 pub use progress::Progress;
+pub use replication::{
+    ChunkStream, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, FetchedChunk, FetchedLeaf, WantedChunks,
+};
 pub use snapshots::{
     DiffExtent, DiffKind, Snapshot, SnapshotFilter, SnapshotProgress, SnapshotState,
     SnapshotVolume, VerifyProgress, Violation,

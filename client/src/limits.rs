@@ -48,6 +48,9 @@ pub(crate) const LEAF_CALLS_MAX: usize = 4;
 /// How often it is asked whether snapshots are complete.
 pub(crate) const SNAPSHOT_POLL: Duration = Duration::from_millis(100);
 
+/// How often it is asked how far a copy has come.
+pub(crate) const COPY_POLL: Duration = Duration::from_millis(200);
+
 /// Threads that decode, check and write: as many as cores, up to this. Each has one message in hand, and one more
 /// message waits.
 pub(crate) const DECODERS_MAX: usize = 8;

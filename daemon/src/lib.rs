@@ -10,6 +10,7 @@
 //! hold or do at one time is bounded.
 
 pub mod config;
+pub mod copies;
 pub mod exports;
 pub mod grpc;
 pub mod limits;

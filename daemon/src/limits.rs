@@ -97,6 +97,34 @@ pub const UPLOAD_YIELDS_AFTER: Duration = Duration::from_secs(30);
 /// NBD connections open at one time, by default; a setting.
 pub const NBD_CONNECTIONS_MAX: usize = crate::nbd::limits::DEFAULT_MAX_CONNECTIONS;
 
+/// `FetchChunks` streams that are served at one time; others wait.
+pub const COPY_STREAMS_MAX: usize = 16;
+/// Nodes of one `FetchNodesRequest`: leaves of 2048 entries, the longest there are, take 84 KiB.
+pub const FETCH_NODES_MAX: usize = varve_client::FETCH_NODES_MAX;
+/// Chunks of one `FetchChunksRequest`.
+pub const FETCH_CHUNKS_MAX: usize = varve_client::FETCH_CHUNKS_MAX;
+/// Connections of a copy to its source: one fills a link of 1 Gbit/s and 150 ms only if both systems allow windows of 19 MB.
+pub const COPY_CONNECTIONS: usize = 4;
+/// Parts of the tree, of [`FETCH_NODES_MAX`] leaves each, that a copy works on at one time.
+pub const COPY_BATCHES_IN_FLIGHT: usize = 4;
+/// Payload of one fetch of a copy, about: small enough that several fill a link evenly, and a limit on the rate is kept.
+pub const COPY_FETCH_BYTES: u64 = 2 << 20;
+/// What that may be once unpacked.
+pub const COPY_FETCH_PLAIN_BYTES: u64 = 8 << 20;
+/// Fetches that are under way at one time, of all copies: with [`COPY_FETCH_BYTES`] more than twice what is on its way over a link of 1 Gbit/s
+/// and 150 ms.
+pub const COPY_FETCHES_IN_FLIGHT: usize = 24;
+/// What has arrived is made durable each time it is so much.
+pub const COPY_FLUSH_BYTES: u64 = 64 << 20;
+/// Copies that run at one time; others wait for their turn.
+pub const COPIES_RUNNING_MAX: usize = 4;
+/// Copies that are under way, those that wait included.
+pub const COPIES_MAX: usize = 1024;
+/// Copies that have ended and are still shown.
+pub const COPIES_ENDED_MAX: usize = 256;
+/// Pause before a copy is tried again; each one after is twice as long, up to the second.
+pub const COPY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+
 /// How often the store is asked whether it still writes, for the health service.
 pub const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 /// How long running requests may go on when the daemon stops.

@@ -15,6 +15,7 @@ use varve_store::{Options, Store};
 
 use crate::{
     config::{Config, TlsConfig},
+    copies::Copies,
     exports::{Attachments, StoreExports},
     grpc::{self, Context, Facts, Health, RoutesError, Uploads},
     limits, nbd,
@@ -122,6 +123,7 @@ impl Server {
         warn_if_open("NBD", addresses.nbd_tcp, None);
 
         let tasks = Tasks::new();
+        let stop = CancellationToken::new();
         let uploads = Arc::new(Uploads::new(config.upload_idle));
         let health = Health::default();
         let nbd_options = nbd::ServerOptions {
@@ -143,10 +145,10 @@ impl Server {
                 nbd: Arc::clone(&nbd),
             }),
             attachments,
+            copies: Copies::new(store.clone(), tasks.clone(), stop.clone()),
             health: health.clone(),
         })?;
 
-        let stop = CancellationToken::new();
         let mut services = vec![
             tasks.spawn(
                 "gRPC over unix",

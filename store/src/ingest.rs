@@ -80,6 +80,8 @@ pub struct Ingest {
     leaves: Mutex<Leaves>,
     new_bytes: AtomicU64,
     stored_bytes: AtomicU64,
+    /// Whether chunks stay packed as they came.
+    keeps_packed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -122,7 +124,16 @@ impl Ingest {
             leaves: Mutex::default(),
             new_bytes: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
+            keeps_packed: false,
         })
+    }
+
+    /// Keeps chunks packed as they come, instead of packing them as this store does: for those of another store, which has done it
+    /// already.
+    #[must_use]
+    pub fn keep_packed(mut self) -> Self {
+        self.keeps_packed = true;
+        self
     }
 
     /// What it is to become.
@@ -134,12 +145,7 @@ impl Ingest {
     /// Positions of the chunks that the store lacks.
     pub async fn missing(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
         self.shared.commit.check(self.generation)?;
-        let places = self.shared.known_chunks(ids.to_vec()).await?;
-        Ok((0u32..)
-            .zip(&places)
-            .filter(|(_, place)| place.is_none())
-            .map(|(position, _)| position)
-            .collect())
+        self.shared.missing_chunks(ids).await
     }
 
     /// Takes chunks in. Waits while too many bytes are on their way to disk.
@@ -169,12 +175,13 @@ impl Ingest {
         let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
         let places = self.shared.known_chunks(ids).await?;
         let known: Vec<bool> = places.iter().map(Option::is_some).collect();
+        let keeps_packed = self.keeps_packed;
         // The job keeps the space for as long as it keeps the chunks, which may be longer than anybody waits here.
         let (sealed, _space) = self
             .shared
             .workers
             .run(Priority::Write, move |scratch| {
-                seal_all(scratch, &chunks, &known).map(|sealed| (sealed, space))
+                seal_all(scratch, &chunks, &known, keeps_packed).map(|sealed| (sealed, space))
             })
             .await??;
         if sealed.records.is_empty() {
@@ -291,6 +298,10 @@ impl Ingest {
     /// An upload commits once; what was put is complete by the caller's word, and the root proves it.
     pub async fn commit(&self, expected: RootId) -> Result<SnapshotRecord> {
         let content = self.put_tree(Some(expected)).await?;
+        self.make_snapshot(content).await
+    }
+
+    async fn make_snapshot(&self, content: SnapshotContent) -> Result<SnapshotRecord> {
         let record = SnapshotRecord {
             id: SnapshotId::random()?,
             name: self.new.name.clone(),
@@ -305,6 +316,28 @@ impl Ingest {
             .commit
             .commit_snapshot(self.generation, record)
             .await
+    }
+
+    /// Makes durable what arrived so far, so that not even a loss of power takes it.
+    pub async fn flush(&self) -> Result<()> {
+        self.shared.commit.flush(self.generation).await
+    }
+
+    /// Makes the snapshot of content that the store has already, as another snapshot of it says.
+    pub async fn commit_same(&self, other: &SnapshotRecord) -> Result<SnapshotRecord> {
+        let content = other.completed()?;
+        if other.size_bytes != self.new.size_bytes {
+            return Err(Error::Invalid(format!(
+                "snapshot {:?} has {} bytes, and {:?} is to have {}",
+                other.name, other.size_bytes, self.new.name, self.new.size_bytes
+            )));
+        }
+        self.make_snapshot(SnapshotContent {
+            new_bytes: 0,
+            stored_bytes: 0,
+            ..content
+        })
+        .await
     }
 
     /// Makes the content durable, whatever its root, and no snapshot of it: for content that was cut here.
@@ -448,6 +481,7 @@ fn seal_all(
     scratch: &mut Scratch,
     chunks: &[IncomingChunk],
     known: &[bool],
+    keeps_packed: bool,
 ) -> Result<SealedChunks> {
     let mut sealed = SealedChunks {
         records: Vec::with_capacity(chunks.len()),
@@ -492,7 +526,11 @@ fn seal_all(
         if *known || !seen.insert(chunk.id) {
             continue;
         }
-        let (codec, packed) = scratch.encoder.encode(plain);
+        let (codec, packed) = if keeps_packed {
+            (chunk.codec, &*chunk.payload)
+        } else {
+            scratch.encoder.encode(plain)
+        };
         sealed.records.push(EncodedRecord::chunk(
             chunk.id,
             codec,

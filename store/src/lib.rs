@@ -30,6 +30,7 @@ mod ingest;
 mod lock;
 mod read;
 mod recovery;
+mod replicate;
 mod snapshot;
 mod store;
 #[cfg(test)]
@@ -42,14 +43,15 @@ pub use catalog::ListQuery;
 pub use error::{Damage, Error, Place, Result};
 pub use ingest::{IncomingChunk, Ingest, NewSnapshot, PutOutcome};
 pub use meta::{
-    PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState,
-    VolumeId, VolumeRecord,
+    NodeKey, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord,
+    SnapshotState, VolumeId, VolumeRecord,
 };
 pub use read::{
     ContentReader, Extent, Piece, Segment, SegmentStream, SnapshotReader, StoredChunk,
     VerifiedChunk,
 };
 pub use recovery::{RebuildReport, RecoveryReport, rebuild};
+pub use replicate::{GivenNode, check_snapshot_name, check_snapshot_tags};
 pub use snapshot::{DiffExtent, SnapshotDiff};
 pub use store::{Options, Store, StoreStatus};
 pub use varve_content::tree::DiffKind;

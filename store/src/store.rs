@@ -242,6 +242,16 @@ impl Shared {
         self.workers.run(priority, move |_| ask(&*meta)).await?
     }
 
+    /// Positions of the chunks that the store lacks, ascending.
+    pub(crate) async fn missing_chunks(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
+        let known = self.known_chunks(ids.to_vec()).await?;
+        Ok((0u32..)
+            .zip(&known)
+            .filter(|(_, known)| known.is_none())
+            .map(|(position, _)| position)
+            .collect())
+    }
+
     /// How chunks are kept that the store has, in the index or on the way there.
     pub(crate) async fn known_chunks(&self, ids: Vec<ChunkId>) -> Result<Vec<Option<Payload>>> {
         // A chunk leaves the pending ones only after it has entered the index: asked in this order, none is missed.

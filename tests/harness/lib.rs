@@ -5,7 +5,7 @@
 //! - [`image`]: disk images made from a seed. [`files`]: whether two are the same, and how sparse.
 //! - [`data_dir`]: what lies in a data directory, for tests that damage it.
 //! - [`guest`]: virtual machines that run a script. [`qmp`]: QEMU, asked from outside.
-//! - [`valve`]: a way to the daemon that closes in the middle of a transfer.
+//! - [`link`]: a way between two daemons that is long, narrow, cut or bad. [`valve`]: a way to the daemon that closes in the middle of a transfer.
 //! - [`rpc`]: the gRPC services, asked directly. [`nbd`]: NBD, spoken by hand.
 //! - [`process`], [`programs`], [`scratch`], [`random`], [`loop_fs`]: programs with their output and a time limit, where
 //!   they are, directories that go away, random numbers that can be had again, small file systems.
@@ -27,6 +27,7 @@ pub mod files;
 pub mod guest;
 pub mod image;
 pub mod lab;
+pub mod link;
 pub mod loop_fs;
 pub mod nbd;
 pub mod process;

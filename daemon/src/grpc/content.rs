@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use varve_proto::v1::{self, content_service_server::ContentService};
 use varve_store::{Ingest, Store};
 
+pub(super) use self::download::message_sized;
 use self::{download::Download, upload::Intake};
 use super::{
     Uploads,

@@ -37,6 +37,14 @@ pub(super) enum Failure {
         /// How long.
         seconds: u64,
     },
+    /// Another daemon, which a copy was to be made from, is at fault.
+    #[error("{problem}")]
+    Source {
+        /// What the caller does about it.
+        code: Code,
+        /// In words.
+        problem: String,
+    },
     /// The work was done by a task, and it ended early.
     #[error(transparent)]
     Task(#[from] TaskEnded),
@@ -68,6 +76,7 @@ impl Failure {
             Self::Silent { .. } => Code::DeadlineExceeded,
             Self::Task(TaskEnded::Panicked { .. }) => Code::Internal,
             Self::Receive(status) => status.code(),
+            Self::Source { code, .. } => *code,
             Self::ClientGone => Code::Cancelled,
             Self::Task(TaskEnded::Stopped { .. }) | Self::Stopping => Code::Unavailable,
         }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - `connections`: sockets as tonic takes them, bounded in number.
-//! - `snapshots`, `volumes`, `content`, `status`: one file for each service; methods are thin.
+//! - `snapshots`, `volumes`, `content`, `status`, `replication`, `copies`: one file for each service; methods are thin.
 //! - `calls`: how a method runs: its errors are logged and become a status there, and nowhere else.
 //! - `convert`: every conversion between protocol and store, and every check of what a field may hold.
 //! - `failure`: why a call fails, and the one match from the store's errors to gRPC's codes.
@@ -18,10 +18,12 @@ mod calls;
 mod connections;
 mod content;
 mod convert;
+mod copies;
 mod failure;
 mod health;
 mod page_token;
 mod pages;
+mod replication;
 mod routes;
 mod snapshots;
 mod status;

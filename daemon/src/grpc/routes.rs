@@ -10,7 +10,8 @@ use tonic_health::pb::health_server::HealthServer;
 use varve_proto::{
     DESCRIPTORS,
     v1::{
-        content_service_server::ContentServiceServer,
+        content_service_server::ContentServiceServer, copy_service_server::CopyServiceServer,
+        replication_service_server::ReplicationServiceServer,
         snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
         volume_service_server::VolumeServiceServer,
     },
@@ -18,10 +19,10 @@ use varve_proto::{
 use varve_store::{Ingest, Store};
 
 use super::{
-    Facts, Health, Uploads, content::Content, snapshots::Snapshots, status::StatusOf,
-    volumes::Volumes,
+    Facts, Health, Uploads, content::Content, copies::CopyCalls, replication::Replication,
+    snapshots::Snapshots, status::StatusOf, volumes::Volumes,
 };
-use crate::{config::TlsConfig, exports::Attachments, limits, tasks::Tasks};
+use crate::{config::TlsConfig, copies::Copies, exports::Attachments, limits, tasks::Tasks};
 
 /// What the services work with.
 #[derive(Debug, Clone)]
@@ -36,6 +37,8 @@ pub struct Context {
     pub facts: Arc<Facts>,
     /// Volumes that are used over NBD.
     pub attachments: Arc<Attachments>,
+    /// Copies from other stores.
+    pub copies: Copies,
     /// What the health service says.
     pub health: Health,
 }
@@ -85,6 +88,10 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
         facts: Arc::clone(&context.facts),
         attachments: Arc::clone(&context.attachments),
     };
+    let replication = Replication::new(context.store.clone(), context.tasks.clone());
+    let copies = CopyCalls {
+        copies: context.copies.clone(),
+    };
     let status = StatusOf {
         store: context.store.clone(),
         uploads: Arc::clone(&context.uploads),
@@ -103,6 +110,8 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
         )
         .add_service(SnapshotServiceServer::new(snapshots).max_decoding_message_size(small))
         .add_service(VolumeServiceServer::new(volumes).max_decoding_message_size(small))
+        .add_service(ReplicationServiceServer::new(replication).max_decoding_message_size(small))
+        .add_service(CopyServiceServer::new(copies).max_decoding_message_size(small))
         .add_service(StatusServiceServer::new(status).max_decoding_message_size(small))
         .add_service(HealthServer::new(context.health.service()).max_decoding_message_size(small))
         .add_service(reflection().build_v1()?.max_decoding_message_size(small))

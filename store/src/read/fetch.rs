@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use tokio::sync::SemaphorePermit;
 use varve_content::{
     ChunkId, NodeId, RootId,
@@ -10,13 +11,13 @@ use varve_content::{
     tree::{Inner, Leaf, NodeSource, Root, TreeError, WalkError, find_leaf},
 };
 
-use super::{CachedNode, LocatedLeaf, VerifiedChunk, chunk::open_chunk};
+use super::{CachedNode, LocatedLeaf, StoredChunk, VerifiedChunk, chunk::open_chunk};
 use crate::{
     Damage, Error, Result,
     format::Location,
     limits,
     meta::NodeKey,
-    pack::{ReadSpan, Span},
+    pack::{ReadSpan, Span, plan_spans},
     store::Shared,
     workers::{Priority, Scratch},
 };
@@ -74,6 +75,39 @@ impl Shared {
         self.chunk_cache.get_or_insert_async(&id, load).await
     }
 
+    /// Chunks as they are stored, in this order.
+    pub(crate) async fn stored_chunks(
+        &self,
+        wanted: &[(ChunkId, Option<Location>)],
+    ) -> Result<Vec<StoredChunk>> {
+        let places = wanted
+            .iter()
+            .map(|(id, place)| place.ok_or_else(|| missing_chunk(*id)))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let reads = plan_spans(&places)
+            .into_iter()
+            .map(|span| self.read_span(span));
+        let spans = try_join_all(reads).await?;
+        let mut chunks = Vec::with_capacity(wanted.len());
+        for (span, read) in &spans {
+            for position in span.members.iter().copied() {
+                let (Some((id, _)), Some(place)) = (wanted.get(position), places.get(position))
+                else {
+                    continue;
+                };
+                let chunk = StoredChunk {
+                    id: *id,
+                    codec: place.payload.codec,
+                    plain_bytes: place.payload.plain_bytes,
+                    payload: read.record(place, id.as_bytes())?.payload().clone(),
+                };
+                chunks.push((position, chunk));
+            }
+        }
+        chunks.sort_unstable_by_key(|(position, _)| *position);
+        Ok(chunks.into_iter().map(|(_, chunk)| chunk).collect())
+    }
+
     /// The payload of one record.
     async fn read_one(&self, place: Location, id: &[u8; 32]) -> Result<Bytes> {
         let bytes = u32::try_from(place.payload.record_bytes()).unwrap_or(u32::MAX);
@@ -113,7 +147,7 @@ impl Shared {
     }
 
     /// A leaf without the places of its chunks. It is not kept.
-    pub(super) async fn plain_leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
+    pub(crate) async fn plain_leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
         if let Some(CachedNode::Leaf(located)) = self.node_cache.get(&id) {
             return Ok(Arc::clone(&located.leaf));
         }
@@ -151,7 +185,7 @@ impl Shared {
         }
     }
 
-    async fn inner_node(&self, id: NodeId) -> Result<Arc<Inner>> {
+    pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<Inner>> {
         let load = async {
             let inner = self.decoded(NodeKey::Inner(id), Inner::decode).await?;
             Ok::<_, Error>(CachedNode::Inner(Arc::new(inner)))

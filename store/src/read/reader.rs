@@ -226,34 +226,13 @@ impl ContentReader {
 
     /// A segment's distinct chunks as they are stored, in the order of their first place.
     pub async fn stored_chunks(&self, segment: &Segment) -> Result<Vec<StoredChunk>> {
-        let wanted = self.present(segment)?;
-        let places: Vec<_> = wanted.iter().map(|(_, place)| *place).collect();
-        let reads = plan_spans(&places)
+        let wanted: Vec<_> = segment
+            .distinct()
             .into_iter()
-            .map(|span| self.shared.read_span(span));
-        let spans = try_join_all(reads)
-            .await
-            .map_err(|error| self.named(error))?;
-        let mut chunks = Vec::with_capacity(wanted.len());
-        for (span, read) in &spans {
-            for position in span.members.iter().copied() {
-                let Some((id, place)) = wanted.get(position) else {
-                    continue;
-                };
-                let record = read
-                    .record(place, id.as_bytes())
-                    .map_err(|error| self.named(error))?;
-                let chunk = StoredChunk {
-                    id: *id,
-                    codec: place.payload.codec,
-                    plain_bytes: place.payload.plain_bytes,
-                    payload: record.payload().clone(),
-                };
-                chunks.push((position, chunk));
-            }
-        }
-        chunks.sort_unstable_by_key(|(position, _)| *position);
-        Ok(chunks.into_iter().map(|(_, chunk)| chunk).collect())
+            .map(|(_, id, place)| (id, place))
+            .collect();
+        let chunks = self.shared.stored_chunks(&wanted).await;
+        chunks.map_err(|error| self.named(error))
     }
 
     /// A segment's distinct chunks, unpacked and checked, in the order of their first place. The cache is left
@@ -321,15 +300,5 @@ impl ContentReader {
             opened.collect::<Result<Vec<_>>>()
         };
         self.shared.workers.run(Priority::Read, open_all).await?
-    }
-
-    fn present(&self, segment: &Segment) -> Result<Vec<(ChunkId, Location)>> {
-        let distinct = segment.distinct().into_iter();
-        distinct
-            .map(|(_, id, place)| {
-                let place = place.ok_or_else(|| self.named(missing_chunk(id).into()))?;
-                Ok((id, place))
-            })
-            .collect()
     }
 }

@@ -22,6 +22,21 @@ impl LocatedLeaf {
     pub(crate) fn leaf(&self) -> &Leaf {
         &self.leaf
     }
+
+    /// What the payload of each entry's chunk takes as it is stored; 0 where the index does not know it.
+    pub(crate) fn payload_bytes(&self) -> Vec<u32> {
+        let places = self.places.iter();
+        places
+            .map(|place| place.map_or(0, |place| place.payload.stored_bytes))
+            .collect()
+    }
+
+    /// The chunk of an entry, and where it is.
+    pub(crate) fn chunk_at(&self, position: u32) -> Option<(ChunkId, Option<Location>)> {
+        let position = position as usize;
+        let entry = self.leaf.entries().get(position)?;
+        Some((entry.chunk, *self.places.get(position)?))
+    }
 }
 
 /// A decoded node in the cache.

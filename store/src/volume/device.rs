@@ -21,8 +21,9 @@ use varve_content::BLOCK_BYTES;
 use super::{
     batch::Change,
     fold::Folds,
-    journal::{BlockPlace, Journal, Owner},
+    journal::{BlockPlace, Journal},
     layers::{Epoch, Layers, Place, Stack, Stretch},
+    owner::Owner,
     pending,
     recovery::{self, JournalReport},
     writer::{self, Op, Queue, Turn},

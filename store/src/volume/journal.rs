@@ -9,37 +9,23 @@
 //! middle of it. Those that are no longer needed are [kept](super::space) and written again under a new name: what was in them
 //! is told from what is written by their numbers and their random bytes, which are new.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use futures::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::{
-    batch::Batch,
-    gather,
-    map::Slot,
-    space::{JournalSpace, Spare},
-};
+use super::{batch::Batch, gather, map::Slot, owner::Owner};
 use crate::{
     Error, Result,
-    format::{
-        StoreId,
-        journal::{
-            Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, data_crc, first_sequence_of,
-        },
-        names,
-        volume::VolumeId,
+    format::journal::{
+        Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, data_crc, first_sequence_of,
     },
-    io::{Completion, Disk, File, OpenMode},
+    io::{Completion, File},
     limits::{
         BATCH_BYTES_MAX, EPOCH_FREE_BYTES_MIN, FREE_BYTES_MIN, JOURNAL_BYTES_LIMIT,
         JOURNAL_COPIED_BYTES_MAX, JOURNAL_COPY_BYTES, JOURNAL_FILE_BYTES_MAX,
-        JOURNAL_FILE_BYTES_MIN, JOURNAL_READ_AROUND_BYTES, SPARE_PART_OF_JOURNAL,
+        JOURNAL_FILE_BYTES_MIN, JOURNAL_READ_AROUND_BYTES,
     },
 };
 
@@ -48,105 +34,6 @@ const BLOCK: u64 = JOURNAL_BLOCK_BYTES as u64;
 const FILE_SLOTS: u64 = JOURNAL_FILE_BYTES_MAX / BLOCK;
 /// Files whose slots can be told apart.
 pub(super) const FILES_MAX: u64 = 1 << 17;
-
-/// Whose journal it is, and where.
-#[derive(Debug, Clone)]
-pub(super) struct Owner {
-    pub(super) disk: Arc<dyn Disk>,
-    pub(super) data_dir: PathBuf,
-    pub(super) store: StoreId,
-    pub(super) volume: VolumeId,
-    /// What the journal may take on disk.
-    pub(super) bytes_max: u64,
-    /// What the journals of all open volumes take on disk.
-    pub(super) space: Arc<JournalSpace>,
-}
-
-impl Owner {
-    pub(super) fn dir(&self) -> PathBuf {
-        names::volume(&self.data_dir, self.volume)
-    }
-
-    pub(super) fn path(&self, number: u64) -> PathBuf {
-        names::journal_file(&self.data_dir, self.volume, number)
-    }
-
-    /// Free space of the file system.
-    fn free_bytes(&self) -> Result<u64> {
-        let free = self.disk.free_bytes(&self.data_dir);
-        free.map_err(|source| Error::io("ask for the free space of", &self.data_dir, source))
-    }
-
-    pub(super) fn remove(&self, number: u64) -> Result<()> {
-        let path = self.path(number);
-        self.disk
-            .remove(&path)
-            .map_err(|source| Error::io("remove", &path, source))
-    }
-
-    /// Makes a file of which all is allocated and nothing was written, for writes past the page cache and for all else.
-    fn allocated(&self, path: &Path, len_bytes: u64) -> Result<(File, File)> {
-        let disk = &self.disk;
-        let direct = disk
-            .open_direct(path, OpenMode::CreateNew)
-            .map_err(|source| Error::io("create", path, source))?;
-        let cached = disk
-            .allocate(&direct, len_bytes)
-            .map_err(|source| Error::io("allocate", path, source))
-            .and_then(|()| self.opened(path));
-        Ok((direct, self.or_removed(path, cached)?))
-    }
-
-    /// The same of a file that was written before.
-    fn written_before(&self, spare: &Spare, path: &Path) -> Result<(File, File)> {
-        let disk = &self.disk;
-        disk.rename(&spare.path, path)
-            .map_err(|source| Error::io("rename", &spare.path, source))?;
-        let both = disk
-            .open_direct(path, OpenMode::ReadWrite)
-            .map_err(|source| Error::io("open", path, source))
-            .and_then(|direct| Ok((direct, self.opened(path)?)));
-        self.or_removed(path, both)
-    }
-
-    fn opened(&self, path: &Path) -> Result<File> {
-        let opened = self.disk.open(path, OpenMode::ReadWrite);
-        opened.map_err(|source| Error::io("open", path, source))
-    }
-
-    /// A file that was made and cannot be used must not stay.
-    fn or_removed<T>(&self, path: &Path, opened: Result<T>) -> Result<T> {
-        if opened.is_err() {
-            self.disk
-                .remove(path)
-                .map_err(|source| Error::io("remove", path, source))?;
-        }
-        opened
-    }
-
-    /// Keeps a file that is not needed any more to be written again, or removes it.
-    fn done_with(&self, number: u64, file: JournalFile, free_bytes: u64) -> Result<()> {
-        if file.len_bytes == self.file_bytes() {
-            let spare = Spare {
-                volume: self.volume,
-                path: self.path(number),
-                file: file.file,
-                len_bytes: file.len_bytes,
-            };
-            let volume_max = self.bytes_max / SPARE_PART_OF_JOURNAL;
-            if self.space.keep(spare, volume_max, free_bytes).is_none() {
-                return Ok(());
-            }
-        }
-        self.remove(number)
-    }
-
-    /// The length of its files: a small journal has small ones.
-    fn file_bytes(&self) -> u64 {
-        let part = self.bytes_max / 128 / BLOCK * BLOCK;
-        part.clamp(JOURNAL_FILE_BYTES_MIN, JOURNAL_FILE_BYTES_MAX)
-    }
-}
 
 /// A journal, open.
 #[derive(Debug)]
@@ -606,9 +493,14 @@ impl Journal {
         self.forget(old.values());
         let free_bytes = self.owner.free_bytes()?;
         // All of them, even if one cannot be removed.
-        let done = old
-            .into_iter()
-            .map(|(number, file)| self.owner.done_with(number, file, free_bytes));
+        let done = old.into_iter().map(
+            |(
+                number,
+                JournalFile {
+                    file, len_bytes, ..
+                },
+            )| { self.owner.done_with(number, file, len_bytes, free_bytes) },
+        );
         done.fold(Ok(()), Result::and)
     }
 

@@ -11,6 +11,7 @@
 //! | `writer` | the one task that writes a volume's journal |
 //! | `journal` | the journal's files: where batches go, which are durable |
 //! | `space` | what journals take on disk, and files to be written again |
+//! | `owner` | whose journal it is, and how its files are made |
 //! | `clone` | volumes with the content of others |
 //! | `pending` | snapshots: their instant, and what becomes of them |
 //! | `gather` | a batch as bytes |
@@ -34,6 +35,7 @@ mod journal;
 mod layers;
 mod map;
 mod open;
+mod owner;
 mod pending;
 mod records;
 mod recovery;

@@ -7,8 +7,9 @@
 use std::{collections::BTreeMap, iter::Peekable, path::Path};
 
 use super::{
-    journal::{FILES_MAX, Found, Owner, slot, unsynced},
+    journal::{FILES_MAX, Found, slot, unsynced},
     layers::Epoch,
+    owner::Owner,
 };
 use crate::{
     Damage, Error, Result,

@@ -2,6 +2,7 @@
 //!
 //! Results go to standard output; errors, progress and remarks to standard error. Exit codes: see `exit`.
 
+mod copy;
 mod exit;
 mod export;
 mod import;
@@ -60,6 +61,8 @@ enum Command {
     /// Create, list, show, tag, attach, detach and delete volumes
     #[command(subcommand)]
     Volume(volume::Volume),
+    /// Copy snapshots from other stores
+    Copy(Box<copy::Copies>),
     /// What the daemon is and how it is doing
     Status,
     /// Print a script that completes snapctl's arguments in a shell
@@ -119,6 +122,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Export(export) => export.run(&options).await,
         Command::Snapshot(snapshot) => snapshot.run(&options).await,
         Command::Volume(volume) => volume.run(&options).await,
+        Command::Copy(copies) => copies.run(&options).await,
         Command::Status => status::run(&options).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

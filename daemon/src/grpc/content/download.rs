@@ -136,8 +136,14 @@ fn payload_bytes(message: &v1::DownloadResponse) -> u64 {
     }
 }
 
-/// Chunks in messages of up to [`limits::READ_MESSAGE_BYTES`] of payload, in order.
 fn batches(chunks: Vec<v1::Chunk>) -> impl Iterator<Item = v1::DownloadResponse> {
+    message_sized(chunks).map(|chunks| message(Part::Chunks(v1::ChunkBatch { chunks })))
+}
+
+/// Chunks in parts of up to [`limits::READ_MESSAGE_BYTES`] of payload, in order.
+pub(in crate::grpc) fn message_sized(
+    chunks: Vec<v1::Chunk>,
+) -> impl Iterator<Item = Vec<v1::Chunk>> {
     let mut chunks = chunks.into_iter().peekable();
     std::iter::from_fn(move || {
         let mut batch = Vec::new();
@@ -148,7 +154,7 @@ fn batches(chunks: Vec<v1::Chunk>) -> impl Iterator<Item = v1::DownloadResponse>
             bytes += chunk.payload.len();
             batch.push(chunk);
         }
-        (!batch.is_empty()).then(|| message(Part::Chunks(v1::ChunkBatch { chunks: batch })))
+        (!batch.is_empty()).then_some(batch)
     })
 }
 

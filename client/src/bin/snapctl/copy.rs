@@ -1,0 +1,369 @@
+//! `snapctl copy`.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use varve_client::{
+    Client, Copy, CopyEstimate, CopySource, CopyState, Endpoint, NewCopy, Progress,
+};
+
+use crate::{
+    Options,
+    exit::Failure,
+    import::parse_tag,
+    meter,
+    output::{self, Output},
+    size::parse_size,
+};
+
+/// What `copy` takes: a snapshot, or what to do with copies.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
+The daemon pulls: it is asked by --endpoint, and it reaches the other one at --from. Only chunks that are missing cross. A copy that \
+is cut off is tried again by itself; after a restart of the daemon, begin it again: what has arrived is not fetched twice."
+)]
+pub(crate) struct Copies {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    new: Option<New>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say what would cross, and copy nothing
+    Estimate(Source),
+    /// List copies, the newest first
+    List,
+    /// Show a copy
+    Show {
+        /// Its id
+        copy: String,
+    },
+    /// End a copy; what has arrived stays in the store
+    Cancel {
+        /// Its id
+        copy: String,
+    },
+    /// Change how fast a copy may be
+    Limit {
+        /// Its id
+        copy: String,
+        /// Bytes a second, as 100M; none for no limit
+        #[arg(value_name = "BYTES", value_parser = parse_limit)]
+        limit: u64,
+    },
+}
+
+/// A snapshot of another store.
+#[derive(Debug, Args)]
+struct Source {
+    /// Name or id of the snapshot in the other store
+    snapshot: String,
+    /// Where the other daemon is, as this one reaches it: https://HOST:PORT, unix:PATH or http://HOST:PORT
+    #[arg(long, value_name = "ENDPOINT")]
+    from: Endpoint,
+    /// Let it cross a network in the clear, where others can read it
+    #[arg(long)]
+    allow_plaintext: bool,
+}
+
+/// A copy to be.
+#[derive(Debug, Args)]
+struct New {
+    /// Name or id of the snapshot in the other store
+    snapshot: String,
+    /// Where the other daemon is, as this one reaches it: https://HOST:PORT, unix:PATH or http://HOST:PORT
+    #[arg(long, value_name = "ENDPOINT")]
+    from: Endpoint,
+    /// Let it cross a network in the clear, where others can read it
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// Name of the snapshot here [default: as there]
+    #[arg(long)]
+    name: Option<String>,
+    /// A tag, beside those that it has there; may be given more than once
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
+    tags: Vec<(String, String)>,
+    /// How fast it may be, in bytes a second, as 100M
+    #[arg(long, value_name = "BYTES", value_parser = parse_limit, default_value = "none")]
+    limit: u64,
+    /// Wait until it is complete
+    #[arg(long)]
+    wait: bool,
+}
+
+/// A copy as JSON.
+#[derive(Debug, Serialize)]
+struct CopyJson<'a> {
+    id: &'a str,
+    state: &'a str,
+    endpoint: &'a str,
+    snapshot: &'a str,
+    name: &'a str,
+    created_at: Option<String>,
+    ended_at: Option<String>,
+    root: Option<String>,
+    size_bytes: u64,
+    data_bytes: u64,
+    done_data_bytes: u64,
+    received_chunks: u64,
+    received_bytes: u64,
+    rate_bytes_per_second: u64,
+    limit_bytes_per_second: u64,
+    remaining_seconds: Option<u64>,
+    last_error: Option<&'a str>,
+    snapshot_id: Option<&'a str>,
+    tags: &'a BTreeMap<String, String>,
+}
+
+impl<'a> From<&'a Copy> for CopyJson<'a> {
+    fn from(copy: &'a Copy) -> Self {
+        Self {
+            id: &copy.id,
+            state: copy.state.as_str(),
+            endpoint: &copy.source.endpoint,
+            snapshot: &copy.source.snapshot,
+            name: &copy.name,
+            created_at: output::rfc3339(copy.created_at),
+            ended_at: copy.ended_at.and_then(output::rfc3339),
+            root: copy.root.map(|root| root.to_string()),
+            size_bytes: copy.size_bytes,
+            data_bytes: copy.data_bytes,
+            done_data_bytes: copy.done_data_bytes,
+            received_chunks: copy.received_chunks,
+            received_bytes: copy.received_bytes,
+            rate_bytes_per_second: copy.rate_bytes_per_second,
+            limit_bytes_per_second: copy.limit_bytes_per_second,
+            remaining_seconds: copy.remaining().map(|left| left.as_secs()),
+            last_error: copy.last_error.as_deref(),
+            snapshot_id: copy.snapshot_id.as_deref(),
+            tags: &copy.tags,
+        }
+    }
+}
+
+/// What `copy list` prints for programs.
+#[derive(Debug, Serialize)]
+struct ListJson<'a> {
+    copies: Vec<CopyJson<'a>>,
+}
+
+/// What `copy estimate` prints for programs.
+#[derive(Debug, Serialize)]
+struct EstimateJson {
+    root: String,
+    size_bytes: u64,
+    data_bytes: u64,
+    present_data_bytes: u64,
+    missing_chunks: u64,
+    missing_bytes: u64,
+}
+
+impl Copies {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        let client = options.connect().await?;
+        match (self.command, self.new) {
+            (Some(Command::Estimate(source)), _) => {
+                let estimate = client.estimate_copy(source.into()).await?;
+                print_estimate(&estimate, options)
+            }
+            (Some(Command::List), _) => list(&client.copies().await?, options),
+            (Some(Command::Show { copy }), _) => show(&client.copy_status(&copy).await?, options),
+            (Some(Command::Cancel { copy }), _) => show(&client.cancel_copy(&copy).await?, options),
+            (Some(Command::Limit { copy, limit }), _) => {
+                show(&client.limit_copy(&copy, limit).await?, options)
+            }
+            (None, Some(new)) => new.run(&client, options).await,
+            (None, None) => Err(Failure::local(
+                "copy",
+                "say which snapshot, and --from where".to_owned(),
+            )),
+        }
+    }
+}
+
+impl New {
+    async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
+        let mut copy = client
+            .copy(NewCopy {
+                source: CopySource {
+                    endpoint: self.from.to_string(),
+                    snapshot: self.snapshot,
+                    allow_plaintext: self.allow_plaintext,
+                },
+                name: self.name.unwrap_or_default(),
+                tags: BTreeMap::from_iter(self.tags),
+                bytes_per_second: self.limit,
+            })
+            .await?;
+        if self.wait {
+            let progress = Arc::new(Progress::default());
+            let waiting = client.ended_copy(&copy.id, &progress);
+            copy = meter::watch("copy", options.quiet, Arc::clone(&progress), waiting).await?;
+        }
+        show(&copy, options)
+    }
+}
+
+impl From<Source> for CopySource {
+    fn from(source: Source) -> Self {
+        Self {
+            endpoint: source.from.to_string(),
+            snapshot: source.snapshot,
+            allow_plaintext: source.allow_plaintext,
+        }
+    }
+}
+
+fn list(copies: &[Copy], options: &Options) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&ListJson {
+            copies: copies.iter().map(CopyJson::from).collect(),
+        });
+    }
+    let mut table = output::table(&[
+        "ID",
+        "SNAPSHOT",
+        "FROM",
+        "STATE",
+        ">DONE",
+        ">DATA",
+        ">RECEIVED",
+        ">RATE",
+        "BEGUN",
+    ]);
+    for copy in copies {
+        table.add_row([
+            copy.id.clone(),
+            copy.source.snapshot.clone(),
+            copy.source.endpoint.clone(),
+            copy.state.as_str().to_owned(),
+            output::size(copy.done_data_bytes),
+            output::size(copy.data_bytes),
+            output::size(copy.received_bytes),
+            output::rate(copy.rate_bytes_per_second),
+            output::time(copy.created_at),
+        ]);
+    }
+    output::line(table.trim_fmt())
+}
+
+fn show(copy: &Copy, options: &Options) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&CopyJson::from(copy));
+    }
+    let mut facts = vec![
+        ("Copy", copy.id.clone()),
+        ("State", copy.state.as_str().to_owned()),
+        (
+            "From",
+            format!("{} at {}", copy.source.snapshot, copy.source.endpoint),
+        ),
+    ];
+    if !copy.name.is_empty() {
+        let id = copy.snapshot_id.as_ref();
+        let id = id.map(|id| format!(" ({id})")).unwrap_or_default();
+        facts.push(("Snapshot", format!("{}{id}", copy.name)));
+    }
+    if let Some(root) = copy.root {
+        let equal = if copy.state == CopyState::Completed {
+            ", here as there"
+        } else {
+            ""
+        };
+        facts.extend([
+            ("Root", format!("{root}{equal}")),
+            ("Size", output::size(copy.size_bytes)),
+            (
+                "Here",
+                format!(
+                    "{} of {}",
+                    output::size(copy.done_data_bytes),
+                    output::size(copy.data_bytes)
+                ),
+            ),
+        ]);
+    }
+    facts.push((
+        "Received",
+        format!(
+            "{} in {} chunks",
+            output::size(copy.received_bytes),
+            copy.received_chunks
+        ),
+    ));
+    if copy.limit_bytes_per_second > 0 {
+        facts.push(("Limit", output::rate(copy.limit_bytes_per_second)));
+    }
+    if copy.state == CopyState::Running {
+        facts.push(("Rate", output::rate(copy.rate_bytes_per_second)));
+    }
+    if let Some(left) = copy.remaining() {
+        facts.push(("Left", format!("{} s", left.as_secs())));
+    }
+    facts.extend(copy.last_error.iter().map(|why| ("Error", why.clone())));
+    facts.push(("Begun", output::time(copy.created_at)));
+    if let Some(ended) = copy.ended_at {
+        let took = ended.duration_since(copy.created_at);
+        let took = took.unwrap_or(Duration::ZERO).as_secs_f64();
+        facts.push(("Time", format!("{took:.2} s")));
+    }
+    output::write(output::facts(&facts).as_bytes())
+}
+
+fn print_estimate(estimate: &CopyEstimate, options: &Options) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&EstimateJson {
+            root: estimate.root.to_string(),
+            size_bytes: estimate.size_bytes,
+            data_bytes: estimate.data_bytes,
+            present_data_bytes: estimate.present_data_bytes,
+            missing_chunks: estimate.missing_chunks,
+            missing_bytes: estimate.missing_bytes,
+        });
+    }
+    let text = output::facts(&[
+        ("Root", estimate.root.to_string()),
+        ("Size", output::size(estimate.size_bytes)),
+        ("Data", output::size(estimate.data_bytes)),
+        ("Here", output::size(estimate.present_data_bytes)),
+        (
+            "To cross",
+            format!(
+                "{} in {} chunks",
+                output::size(estimate.missing_bytes),
+                estimate.missing_chunks
+            ),
+        ),
+    ]);
+    output::write(text.as_bytes())
+}
+
+/// Bytes a second; `none` is 0.
+fn parse_limit(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        text => parse_size(text).map_err(|error| match error.as_str() {
+            "a volume has more than 0 bytes" => "write none for no limit".to_owned(),
+            _ => error,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read() {
+        assert_eq!(parse_limit("none"), Ok(0));
+        assert_eq!(parse_limit("100M"), Ok(100 << 20));
+        assert_eq!(parse_limit("0"), Err("write none for no limit".to_owned()));
+        assert!(parse_limit("fast").is_err());
+    }
+}

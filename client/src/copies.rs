@@ -1,0 +1,358 @@
+//! Copies of snapshots from other stores: begun, watched, limited, cancelled.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use varve_content::tree::RootId;
+use varve_proto::v1;
+
+use crate::{
+    connect::Client,
+    error::{Error, ErrorKind, Result},
+    limits::COPY_POLL,
+    progress::Progress,
+    retry,
+    snapshots::system_time,
+};
+
+/// Where a snapshot is copied from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CopySource {
+    /// The other daemon: `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`, as the daemon that copies reaches it.
+    pub endpoint: String,
+    /// Name or id of the snapshot there.
+    pub snapshot: String,
+    /// Whether plain HTTP will do even to another machine.
+    pub allow_plaintext: bool,
+}
+
+/// A copy to be.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NewCopy {
+    /// From where, and what.
+    pub source: CopySource,
+    /// Name of the snapshot here; as there if it is empty.
+    pub name: String,
+    /// Tags of the snapshot here, beside those that it has there.
+    pub tags: BTreeMap<String, String>,
+    /// Bytes a second at most, as they are stored; 0: no limit.
+    pub bytes_per_second: u64,
+}
+
+/// How far along a copy is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+#[non_exhaustive]
+pub enum CopyState {
+    /// Under way, or next in turn.
+    Running,
+    /// It is tried again after a pause.
+    Waiting,
+    /// The snapshot is there, and its root is the source's.
+    Completed,
+    /// It has been given up.
+    Failed,
+    /// Somebody has ended it.
+    Cancelled,
+    /// Something this version of the client does not know.
+    Unknown,
+}
+
+impl CopyState {
+    /// The state as one lowercase word: stable, for programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether nothing more will become of it.
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// A copy, as the daemon that copies tells it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Copy {
+    /// `copy-` and 17 hexadecimal digits.
+    pub id: String,
+    /// From where, and what.
+    pub source: CopySource,
+    /// Name of the snapshot here; empty until the source was asked for it.
+    pub name: String,
+    /// How far along it is.
+    pub state: CopyState,
+    /// When it was begun.
+    pub created_at: SystemTime,
+    /// When it ended.
+    pub ended_at: Option<SystemTime>,
+    /// Root of the content; of a copy that is completed, of both snapshots.
+    pub root: Option<RootId>,
+    /// Size of the volume.
+    pub size_bytes: u64,
+    /// Bytes of the snapshot that are not holes.
+    pub data_bytes: u64,
+    /// Those of them that are here.
+    pub done_data_bytes: u64,
+    /// Chunks that have arrived.
+    pub received_chunks: u64,
+    /// Their payload.
+    pub received_bytes: u64,
+    /// Payload that arrived in the last seconds, per second.
+    pub rate_bytes_per_second: u64,
+    /// 0: no limit.
+    pub limit_bytes_per_second: u64,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// The snapshot here, when it is completed.
+    pub snapshot_id: Option<String>,
+    /// Tags that the snapshot gets here beside those of the source.
+    pub tags: BTreeMap<String, String>,
+}
+
+impl Copy {
+    /// How long it will take at the rate of the last seconds, if the rest of it is like what was done.
+    pub fn remaining(&self) -> Option<Duration> {
+        let left = self.data_bytes.checked_sub(self.done_data_bytes)?;
+        if self.state != CopyState::Running || self.done_data_bytes == 0 {
+            return None;
+        }
+        // Received bytes for each byte of data so far.
+        let left = u128::from(left) * u128::from(self.received_bytes);
+        let rate = u128::from(self.rate_bytes_per_second) * u128::from(self.done_data_bytes);
+        let seconds = left.checked_div(rate)?;
+        Some(Duration::from_secs(u64::try_from(seconds).ok()?))
+    }
+
+    fn from_proto(what: &str, copy: v1::Copy) -> Result<Self> {
+        let state = match copy.state() {
+            v1::CopyState::Running => CopyState::Running,
+            v1::CopyState::Waiting => CopyState::Waiting,
+            v1::CopyState::Completed => CopyState::Completed,
+            v1::CopyState::Failed => CopyState::Failed,
+            v1::CopyState::Cancelled => CopyState::Cancelled,
+            v1::CopyState::Unspecified => CopyState::Unknown,
+        };
+        let source = copy.source.unwrap_or_default();
+        let filled = |text: String| (!text.is_empty()).then_some(text);
+        Ok(Self {
+            id: copy.id,
+            source: CopySource {
+                endpoint: source.endpoint,
+                snapshot: source.snapshot,
+                allow_plaintext: source.allow_plaintext,
+            },
+            name: copy.name,
+            state,
+            created_at: copy
+                .created_at
+                .and_then(system_time)
+                .ok_or_else(|| Error::protocol(what, "a copy without a time"))?,
+            ended_at: copy.ended_at.and_then(system_time),
+            root: root(what, &copy.root)?,
+            size_bytes: copy.size_bytes,
+            data_bytes: copy.data_bytes,
+            done_data_bytes: copy.done_data_bytes,
+            received_chunks: copy.received_chunks,
+            received_bytes: copy.received_bytes,
+            rate_bytes_per_second: copy.rate_bytes_per_second,
+            limit_bytes_per_second: copy.limit_bytes_per_second,
+            last_error: filled(copy.last_error),
+            snapshot_id: filled(copy.snapshot_id),
+            tags: copy.tags,
+        })
+    }
+}
+
+/// What a copy would fetch.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct CopyEstimate {
+    /// Root of the content.
+    pub root: RootId,
+    /// Size of the volume.
+    pub size_bytes: u64,
+    /// Distinct chunks that are missing here.
+    pub missing_chunks: u64,
+    /// Their payload as it is stored at the source: what would cross.
+    pub missing_bytes: u64,
+    /// Plain bytes of all places whose chunks are here.
+    pub present_data_bytes: u64,
+    /// Plain bytes of all places.
+    pub data_bytes: u64,
+}
+
+impl Client {
+    /// Begins a copy to the store of this client's daemon.
+    pub async fn copy(&self, new: NewCopy) -> Result<Copy> {
+        let what = format!("copy {} from {}", new.source.snapshot, new.source.endpoint);
+        let request = v1::CreateCopyRequest {
+            source: Some(source(new.source)),
+            name: new.name,
+            tags: new.tags,
+            bytes_per_second: new.bytes_per_second,
+        };
+        let answer = self.copy_service().create_copy(request).await;
+        let copy = answer.map_err(|status| Error::rpc(&what, status))?;
+        Copy::from_proto(&what, copy.into_inner())
+    }
+
+    /// The copy with this id.
+    pub async fn copy_status(&self, id: &str) -> Result<Copy> {
+        let what = format!("show copy {id}");
+        let request = v1::GetCopyRequest {
+            copy: id.to_owned(),
+        };
+        let answer = retry::idempotent(|| {
+            let (mut service, request) = (self.copy_service(), request.clone());
+            async move { service.get_copy(request).await }
+        });
+        let copy = answer.await.map_err(|status| Error::rpc(&what, status))?;
+        Copy::from_proto(&what, copy.into_inner())
+    }
+
+    /// The copies under way, and the last ones that have ended; the newest first.
+    pub async fn copies(&self) -> Result<Vec<Copy>> {
+        const WHAT: &str = "list copies";
+        let answer = retry::idempotent(|| {
+            let mut service = self.copy_service();
+            async move { service.list_copies(v1::ListCopiesRequest {}).await }
+        });
+        let copies = answer.await.map_err(|status| Error::rpc(WHAT, status))?;
+        let copies = copies.into_inner().copies.into_iter();
+        copies.map(|copy| Copy::from_proto(WHAT, copy)).collect()
+    }
+
+    /// Ends a copy. What has arrived stays in the store.
+    pub async fn cancel_copy(&self, id: &str) -> Result<Copy> {
+        let what = format!("cancel copy {id}");
+        let request = v1::CancelCopyRequest {
+            copy: id.to_owned(),
+        };
+        let answer = self.copy_service().cancel_copy(request).await;
+        let copy = answer.map_err(|status| Error::rpc(&what, status))?;
+        Copy::from_proto(&what, copy.into_inner())
+    }
+
+    /// Lets a copy be so fast from now on; 0: as fast as it can.
+    pub async fn limit_copy(&self, id: &str, bytes_per_second: u64) -> Result<Copy> {
+        let what = format!("limit copy {id}");
+        let request = v1::LimitCopyRequest {
+            copy: id.to_owned(),
+            bytes_per_second,
+        };
+        let answer = self.copy_service().limit_copy(request).await;
+        let copy = answer.map_err(|status| Error::rpc(&what, status))?;
+        Copy::from_proto(&what, copy.into_inner())
+    }
+
+    /// What a copy would fetch if it were begun now.
+    pub async fn estimate_copy(&self, of: CopySource) -> Result<CopyEstimate> {
+        let what = format!("estimate the copy of {} from {}", of.snapshot, of.endpoint);
+        let request = v1::EstimateCopyRequest {
+            source: Some(source(of)),
+        };
+        let answer = self.copy_service().estimate_copy(request).await;
+        let estimate = answer
+            .map_err(|status| Error::rpc(&what, status))?
+            .into_inner();
+        let root = root(&what, &estimate.root)?;
+        Ok(CopyEstimate {
+            root: root.ok_or_else(|| Error::protocol(&what, "an estimate without a root"))?,
+            size_bytes: estimate.size_bytes,
+            missing_chunks: estimate.missing_chunks,
+            missing_bytes: estimate.missing_bytes,
+            present_data_bytes: estimate.present_data_bytes,
+            data_bytes: estimate.data_bytes,
+        })
+    }
+
+    /// Waits until a copy has ended, and keeps counters up to date. It waits through restarts of the source, not of the daemon.
+    ///
+    /// # Errors
+    ///
+    /// Of a copy that failed or was cancelled too.
+    pub async fn ended_copy(&self, id: &str, progress: &Progress) -> Result<Copy> {
+        loop {
+            let copy = self.copy_status(id).await?;
+            progress.set_total(copy.data_bytes);
+            progress.set_done(copy.done_data_bytes);
+            let what = format!(
+                "copy {} from {}",
+                copy.source.snapshot, copy.source.endpoint
+            );
+            match copy.state {
+                CopyState::Completed => return Ok(copy),
+                CopyState::Failed => {
+                    let why = copy.last_error.unwrap_or_default();
+                    return Err(Error::new(ErrorKind::Conflict, what, why));
+                }
+                CopyState::Cancelled => {
+                    return Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled"));
+                }
+                _ => tokio::time::sleep(COPY_POLL).await,
+            }
+        }
+    }
+}
+
+fn source(source: CopySource) -> v1::CopySource {
+    v1::CopySource {
+        endpoint: source.endpoint,
+        snapshot: source.snapshot,
+        allow_plaintext: source.allow_plaintext,
+    }
+}
+
+fn root(what: &str, bytes: &[u8]) -> Result<Option<RootId>> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let root = RootId::try_from(bytes);
+    root.map(Some)
+        .map_err(|error| Error::protocol(what, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_by_the_rate() {
+        let running = v1::Copy {
+            state: v1::CopyState::Running.into(),
+            created_at: Some(prost_types::Timestamp::default()),
+            data_bytes: 10_000,
+            done_data_bytes: 4000,
+            received_bytes: 1000,
+            rate_bytes_per_second: 100,
+            ..v1::Copy::default()
+        };
+        let copy = Copy::from_proto("show", running.clone()).unwrap();
+        // 1500 bytes are still to come.
+        assert_eq!(copy.remaining(), Some(Duration::from_secs(15)));
+        let still = v1::Copy {
+            rate_bytes_per_second: 0,
+            ..running
+        };
+        let copy = Copy::from_proto("show", still).unwrap();
+        assert_eq!(copy.remaining(), None);
+    }
+
+    #[test]
+    fn a_root_has_its_length() {
+        assert_eq!(root("show", &[]).unwrap(), None);
+        assert!(root("show", &[1; 32]).unwrap().is_some());
+        assert!(root("show", &[1; 31]).is_err());
+    }
+}

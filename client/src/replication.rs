@@ -1,0 +1,226 @@
+//! What a store fetches from another one: nodes of trees, and chunks as they are stored. All that is returned has been checked against
+//! the id that it was asked for by, except chunks, which still have to be unpacked for that.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tonic::Streaming;
+use varve_content::{
+    ChunkId, NodeId, RootId,
+    codec::Codec,
+    tree::{Inner, Leaf, Root, TreeError},
+};
+use varve_proto::v1;
+
+use crate::{
+    connect::Client,
+    error::{Error, ErrorKind, Result},
+    retry,
+};
+
+/// Nodes that are asked for at one time, at most.
+pub const FETCH_NODES_MAX: usize = 32;
+/// Chunks that are asked for at one time, at most.
+pub const FETCH_CHUNKS_MAX: usize = 4096;
+
+/// A leaf of another store.
+#[derive(Clone, Debug)]
+pub struct FetchedLeaf {
+    /// The leaf.
+    pub leaf: Leaf,
+    /// For each of its entries: what its chunk's payload takes as it is stored there, by the other side's word.
+    pub payload_bytes: Vec<u32>,
+}
+
+/// Chunks of a leaf.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct WantedChunks {
+    /// The leaf.
+    pub leaf: NodeId,
+    /// Positions of entries, ascending, and the chunks that are there.
+    pub entries: Vec<(u32, ChunkId)>,
+}
+
+/// A chunk as it came, with the id it was asked for by. Whether its bytes have that id is to be checked.
+#[derive(Clone, Debug)]
+pub struct FetchedChunk {
+    /// The id it was asked for by.
+    pub id: ChunkId,
+    /// How it is packed.
+    pub codec: Codec,
+    /// Its plain length, by the other side's word.
+    pub plain_bytes: u32,
+    /// The packed bytes.
+    pub payload: Bytes,
+}
+
+impl Client {
+    /// The root record of some content.
+    pub async fn fetch_root(&self, id: RootId) -> Result<Root> {
+        let what = format!("fetch root {id}");
+        let nodes = self
+            .fetch_nodes(&what, v1::NodeKind::Root, &[*id.as_bytes()])
+            .await?;
+        let encoded = nodes.into_iter().next().unwrap_or_default().encoded;
+        if RootId::of(&encoded) != id {
+            return Err(lied(what, format_args!("root {}", RootId::of(&encoded))));
+        }
+        Root::decode(&encoded).map_err(|error| broken(&what, error))
+    }
+
+    /// Inner nodes, in this order: at most [`FETCH_NODES_MAX`].
+    pub async fn fetch_inners(&self, ids: &[NodeId]) -> Result<Vec<Inner>> {
+        let what = fetching(ids, "inner nodes");
+        let raw: Vec<_> = ids.iter().map(|id| *id.as_bytes()).collect();
+        let nodes = self.fetch_nodes(&what, v1::NodeKind::Inner, &raw).await?;
+        let checked = ids.iter().zip(nodes).map(|(id, node)| {
+            if NodeId::of_inner(&node.encoded) != *id {
+                return Err(lied(&what, format_args!("another node for {id}")));
+            }
+            Inner::decode(&node.encoded).map_err(|error| broken(&what, error))
+        });
+        checked.collect()
+    }
+
+    /// Leaves, in this order: at most [`FETCH_NODES_MAX`].
+    pub async fn fetch_leaves(&self, ids: &[NodeId]) -> Result<Vec<FetchedLeaf>> {
+        let what = fetching(ids, "leaves");
+        let raw: Vec<_> = ids.iter().map(|id| *id.as_bytes()).collect();
+        let nodes = self.fetch_nodes(&what, v1::NodeKind::Leaf, &raw).await?;
+        let checked = ids.iter().zip(nodes).map(|(id, node)| {
+            if NodeId::of_leaf(&node.encoded) != *id {
+                return Err(lied(&what, format_args!("another node for {id}")));
+            }
+            let leaf = Leaf::decode(&node.encoded).map_err(|error| broken(&what, error))?;
+            if node.payload_bytes.len() != leaf.entries().len() {
+                let why = format!(
+                    "{} lengths of payloads for the {} entries of leaf {id}",
+                    node.payload_bytes.len(),
+                    leaf.entries().len()
+                );
+                return Err(Error::protocol(&what, why));
+            }
+            Ok(FetchedLeaf {
+                leaf,
+                payload_bytes: node.payload_bytes,
+            })
+        });
+        checked.collect()
+    }
+
+    async fn fetch_nodes(
+        &self,
+        what: &str,
+        kind: v1::NodeKind,
+        ids: &[[u8; 32]],
+    ) -> Result<Vec<v1::Node>> {
+        let nodes = ids.iter().map(|id| v1::NodeRef {
+            kind: kind.into(),
+            id: Bytes::copy_from_slice(id),
+        });
+        let request = v1::FetchNodesRequest {
+            nodes: nodes.collect(),
+        };
+        let answer = retry::idempotent(|| {
+            let (mut service, request) = (self.replication_service(), request.clone());
+            async move { service.fetch_nodes(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(what, status))?
+        .into_inner();
+        if answer.nodes.len() != ids.len() {
+            let why = format!("{} nodes where {} belong", answer.nodes.len(), ids.len());
+            return Err(Error::protocol(what, why));
+        }
+        Ok(answer.nodes)
+    }
+
+    /// Begins to fetch chunks as they are stored: at most [`FETCH_CHUNKS_MAX`].
+    pub async fn fetch_chunks(&self, wanted: &[WantedChunks]) -> Result<ChunkStream> {
+        let ids = wanted
+            .iter()
+            .flat_map(|leaf| leaf.entries.iter().map(|(_, id)| *id));
+        let expected: VecDeque<_> = ids.collect();
+        let what = format!("fetch {} chunks", expected.len());
+        let leaves = wanted.iter().map(|leaf| v1::LeafChunks {
+            leaf_id: Bytes::copy_from_slice(leaf.leaf.as_bytes()),
+            entries: leaf.entries.iter().map(|(position, _)| *position).collect(),
+        });
+        let request = v1::FetchChunksRequest {
+            leaves: leaves.collect(),
+        };
+        let answers = self.replication_service().fetch_chunks(request).await;
+        let answers = answers
+            .map_err(|status| Error::rpc(&what, status))?
+            .into_inner();
+        Ok(ChunkStream {
+            what,
+            expected,
+            answers,
+        })
+    }
+}
+
+/// Chunks on their way.
+#[derive(Debug)]
+pub struct ChunkStream {
+    what: String,
+    /// In the order in which they must come.
+    expected: VecDeque<ChunkId>,
+    answers: Streaming<v1::FetchChunksResponse>,
+}
+
+impl ChunkStream {
+    /// The next ones, in the order in which they were asked for; `None` when all have come.
+    pub async fn next(&mut self) -> Result<Option<Vec<FetchedChunk>>> {
+        if self.expected.is_empty() {
+            return Ok(None);
+        }
+        let answer = self.answers.message().await;
+        let answer = answer.map_err(|status| Error::rpc(&self.what, status))?;
+        let Some(answer) = answer else {
+            let why = format!("it ended with {} chunks to come", self.expected.len());
+            return Err(Error::protocol(&self.what, why));
+        };
+        let chunks = answer.chunks.into_iter().map(|chunk| self.checked(chunk));
+        Ok(Some(chunks.collect::<Result<_>>()?))
+    }
+
+    fn checked(&mut self, chunk: v1::Chunk) -> Result<FetchedChunk> {
+        let Some(id) = self.expected.pop_front() else {
+            return Err(lied(&self.what, "more chunks"));
+        };
+        if chunk.id[..] != id.as_bytes()[..] {
+            return Err(lied(&self.what, format_args!("another chunk for {id}")));
+        }
+        let codec = match v1::Codec::try_from(chunk.codec) {
+            Ok(v1::Codec::Raw) => Codec::Raw,
+            Ok(v1::Codec::Lz4) => Codec::Lz4,
+            Ok(v1::Codec::Zstd) => Codec::Zstd,
+            Err(_) => {
+                let why = format!("chunk {id} in unknown codec {}", chunk.codec);
+                return Err(Error::protocol(&self.what, why));
+            }
+        };
+        Ok(FetchedChunk {
+            id,
+            codec,
+            plain_bytes: chunk.plain_bytes,
+            payload: chunk.payload,
+        })
+    }
+}
+
+fn fetching(ids: &[NodeId], kind: &str) -> String {
+    format!("fetch {} {kind}", ids.len())
+}
+
+fn lied(what: impl Into<String>, sent: impl std::fmt::Display) -> Error {
+    let why = format!("the source sent {sent}, which was not asked for");
+    Error::new(ErrorKind::Damaged, what, why)
+}
+
+fn broken(what: &str, error: TreeError) -> Error {
+    let why = format!("the source sent a node that cannot be: {error}");
+    Error::new(ErrorKind::Damaged, what, why).with_source(error)
+}

@@ -1,0 +1,301 @@
+//! One copy: what it is to do, how far it has come, and what became of it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+use varve_content::{RootId, tree::Root};
+use varve_store::{Error, SnapshotId, SnapshotRecord};
+
+use super::{
+    limiter::Limiter,
+    source::{CopyError, SourceAddress},
+};
+
+/// Seconds over which a rate is told.
+const RATE_SECONDS: u64 = 5;
+
+/// What a copy is to do.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) source: SourceAddress,
+    /// Empty: as at the source.
+    pub(crate) name: String,
+    /// Beside those of the source.
+    pub(crate) tags: BTreeMap<String, String>,
+    /// 0: no limit.
+    pub(crate) bytes_per_second: u64,
+}
+
+/// What becomes of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Running,
+    /// Until it is tried again.
+    Waiting,
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+impl State {
+    pub(crate) fn has_ended(self) -> bool {
+        !matches!(self, Self::Running | Self::Waiting)
+    }
+}
+
+/// All there is to know about a copy at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    pub(crate) id: String,
+    pub(crate) request: Request,
+    pub(crate) name: String,
+    pub(crate) state: State,
+    pub(crate) created_at_ns: u64,
+    pub(crate) ended_at_ns: Option<u64>,
+    pub(crate) root: Option<RootId>,
+    pub(crate) size_bytes: u64,
+    pub(crate) data_bytes: u64,
+    pub(crate) done_data_bytes: u64,
+    pub(crate) received_chunks: u64,
+    pub(crate) received_bytes: u64,
+    pub(crate) rate_bytes_per_second: u64,
+    pub(crate) limit_bytes_per_second: u64,
+    pub(crate) last_error: String,
+    pub(crate) snapshot: Option<SnapshotId>,
+}
+
+/// A copy.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) id: String,
+    pub(super) request: Request,
+    pub(super) created_at_ns: u64,
+    pub(super) limiter: Limiter,
+    pub(super) cancel: CancellationToken,
+    state: watch::Sender<State>,
+    found: Mutex<Found>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    name: String,
+    ended_at_ns: Option<u64>,
+    root: Option<RootId>,
+    size_bytes: u64,
+    data_bytes: u64,
+    done_data_bytes: u64,
+    received_chunks: u64,
+    received_bytes: u64,
+    /// Of these, what is not known to be durable.
+    unflushed_bytes: u64,
+    rate: Rate,
+    last_error: String,
+    snapshot: Option<SnapshotId>,
+}
+
+/// Bytes of the last seconds.
+#[derive(Debug, Default)]
+struct Rate {
+    since: Option<Instant>,
+    /// Second, counted from the beginning, and its bytes.
+    seconds: VecDeque<(u64, u64)>,
+}
+
+impl Rate {
+    fn add(&mut self, bytes: u64) {
+        let now = self
+            .since
+            .get_or_insert_with(Instant::now)
+            .elapsed()
+            .as_secs();
+        match self.seconds.back_mut() {
+            Some((second, sum)) if *second == now => *sum += bytes,
+            _ => self.seconds.push_back((now, bytes)),
+        }
+        self.forget(now);
+    }
+
+    fn forget(&mut self, now: u64) {
+        while let Some((second, _)) = self.seconds.front()
+            && second + RATE_SECONDS < now
+        {
+            self.seconds.pop_front();
+        }
+    }
+
+    fn bytes_per_second(&mut self) -> u64 {
+        let Some(since) = self.since else {
+            return 0;
+        };
+        let elapsed = since.elapsed();
+        self.forget(elapsed.as_secs());
+        let window = elapsed
+            .min(Duration::from_secs(RATE_SECONDS))
+            .as_millis()
+            .max(1);
+        let bytes: u64 = self.seconds.iter().map(|(_, bytes)| bytes).sum();
+        u64::try_from(u128::from(bytes) * 1000 / window).unwrap_or(u64::MAX)
+    }
+}
+
+impl Job {
+    pub(super) fn new(id: String, request: Request, created_at_ns: u64) -> Self {
+        Self {
+            id,
+            created_at_ns,
+            limiter: Limiter::new(request.bytes_per_second),
+            cancel: CancellationToken::new(),
+            state: watch::Sender::new(State::Running),
+            found: Mutex::new(Found {
+                name: request.name.clone(),
+                ..Found::default()
+            }),
+            request,
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let mut found = self.found.lock();
+        let state = self.state();
+        let rate = found.rate.bytes_per_second();
+        Status {
+            id: self.id.clone(),
+            request: self.request.clone(),
+            name: found.name.clone(),
+            state,
+            created_at_ns: self.created_at_ns,
+            ended_at_ns: found.ended_at_ns,
+            root: found.root,
+            size_bytes: found.size_bytes,
+            data_bytes: found.data_bytes,
+            done_data_bytes: found.done_data_bytes,
+            received_chunks: found.received_chunks,
+            received_bytes: found.received_bytes,
+            rate_bytes_per_second: if state == State::Running { rate } else { 0 },
+            limit_bytes_per_second: self.limiter.limit(),
+            last_error: found.last_error.clone(),
+            snapshot: found.snapshot,
+        }
+    }
+
+    /// A try has found the snapshot at the source, and begins.
+    pub(super) fn found(&self, name: &str, root: &Root, data_bytes: u64) {
+        let mut found = self.found.lock();
+        found.name = name.to_owned();
+        found.root = Some(root.id());
+        found.size_bytes = root.size_bytes;
+        found.data_bytes = data_bytes;
+        found.done_data_bytes = 0;
+    }
+
+    /// Takes note of chunks that arrived. How many bytes arrived since the last flush.
+    pub(super) fn received(&self, chunks: u64, bytes: u64) -> u64 {
+        let mut found = self.found.lock();
+        found.received_chunks += chunks;
+        found.received_bytes += bytes;
+        found.unflushed_bytes += bytes;
+        found.rate.add(bytes);
+        found.unflushed_bytes
+    }
+
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.found.lock().received_bytes
+    }
+
+    /// What arrived is being made durable.
+    pub(super) fn flushed(&self) {
+        self.found.lock().unflushed_bytes = 0;
+    }
+
+    /// So much of the snapshot is here.
+    pub(super) fn done(&self, data_bytes: u64) {
+        self.found.lock().done_data_bytes += data_bytes;
+    }
+
+    /// All of it was here before.
+    pub(super) fn all_here(&self) {
+        let mut found = self.found.lock();
+        found.done_data_bytes = found.data_bytes;
+    }
+
+    /// What the store says to what the source has sent.
+    pub(super) fn blame(&self, error: Error) -> CopyError {
+        match error {
+            Error::Invalid(_) | Error::NotCanonical { .. } | Error::Tree(_) => {
+                CopyError::Refused(format!(
+                    "{} has sent what cannot be: {error}",
+                    self.request.source.endpoint
+                ))
+            }
+            other => other.into(),
+        }
+    }
+
+    pub(super) fn run(&self) {
+        self.state.send_replace(State::Running);
+    }
+
+    pub(super) fn wait(&self, error: &CopyError) {
+        self.found.lock().last_error = error.to_string();
+        self.state.send_replace(State::Waiting);
+    }
+
+    pub(super) fn complete(&self, record: &SnapshotRecord, now_ns: u64) {
+        {
+            let mut found = self.found.lock();
+            found.snapshot = Some(record.id);
+            found.ended_at_ns = Some(now_ns);
+        }
+        self.state.send_replace(State::Completed);
+    }
+
+    pub(super) fn fail(&self, error: &CopyError, now_ns: u64) {
+        {
+            let mut found = self.found.lock();
+            found.last_error = error.to_string();
+            found.ended_at_ns = Some(now_ns);
+        }
+        self.state.send_replace(State::Failed);
+    }
+
+    pub(super) fn cancelled(&self, now_ns: u64) {
+        self.found.lock().ended_at_ns = Some(now_ns);
+        self.state.send_replace(State::Cancelled);
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn ended(&self) {
+        let mut state = self.state.subscribe();
+        // The sender is here.
+        let _ = state.wait_for(|state| state.has_ended()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn rates_are_of_the_last_seconds() {
+        let mut rate = Rate::default();
+        assert_eq!(rate.bytes_per_second(), 0);
+        rate.add(0);
+        for _ in 0..20 {
+            tokio::time::advance(Duration::from_millis(500)).await;
+            rate.add(500);
+        }
+        let steady = rate.bytes_per_second();
+        assert!((900..1300).contains(&steady), "{steady}");
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(rate.bytes_per_second(), 0);
+    }
+}

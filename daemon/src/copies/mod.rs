@@ -1,0 +1,23 @@
+//! Copies of snapshots from other stores.
+//!
+//! ```text
+//! grpc::copies ──> Copies ──> job: state, counters, limit; tried again after pauses
+//!                               └> transfer ──> tree: nodes, from here or from the source
+//!                                           └─> source: connections to the other daemon
+//!                                           └─> claims: each missing chunk crosses once
+//! ```
+//!
+//! What must hold: nothing that arrives is believed; it is taken in by the store's `Ingest`, like an upload. What has been taken in
+//! stays, whatever becomes of the copy. A copy is complete when the root that this store has built is the source's.
+
+mod claims;
+mod job;
+mod limiter;
+mod source;
+mod table;
+mod transfer;
+mod tree;
+
+pub(crate) use job::{Request, State, Status};
+pub(crate) use source::{CopyError, SourceAddress};
+pub use table::Copies;

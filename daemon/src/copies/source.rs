@@ -1,0 +1,81 @@
+//! The other daemon, and what can go wrong with a copy.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::future::try_join_all;
+use varve_client::{Client, Endpoint, ErrorKind};
+
+use crate::limits;
+
+/// Where a snapshot is copied from.
+#[derive(Debug, Clone)]
+pub(crate) struct SourceAddress {
+    /// The other daemon.
+    pub(crate) endpoint: Endpoint,
+    /// Name or id of the snapshot there.
+    pub(crate) snapshot: String,
+    /// Whether it may be asked over plain HTTP, wherever it is.
+    pub(crate) allow_plaintext: bool,
+}
+
+/// Why a copy does not go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CopyError {
+    /// The other daemon says no, cannot be reached, or sends what it should not.
+    #[error(transparent)]
+    Source(#[from] varve_client::Error),
+    /// This store says no.
+    #[error(transparent)]
+    Store(#[from] varve_store::Error),
+    /// The snapshot is not there yet.
+    #[error("snapshot {name} is {state} at {endpoint}")]
+    NotCompleted {
+        /// As the source calls it.
+        name: String,
+        /// In a word.
+        state: &'static str,
+        /// The source.
+        endpoint: String,
+    },
+    /// It cannot be copied.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl CopyError {
+    /// Whether waiting may help.
+    pub(super) fn passes(&self) -> bool {
+        match self {
+            Self::Source(error) => matches!(
+                error.kind(),
+                ErrorKind::Unreachable | ErrorKind::Unavailable | ErrorKind::Cancelled
+            ),
+            Self::Store(error) => matches!(error, varve_store::Error::Limit(_)),
+            Self::NotCompleted { state, .. } => *state == "pending",
+            Self::Refused(_) => false,
+        }
+    }
+}
+
+/// Connections to the other daemon: one TCP connection does not fill a long link.
+#[derive(Debug)]
+pub(super) struct Connections {
+    clients: Vec<Client>,
+    next: AtomicUsize,
+}
+
+impl Connections {
+    pub(super) async fn open(endpoint: &Endpoint) -> Result<Self, CopyError> {
+        let clients = (0..limits::COPY_CONNECTIONS).map(|_| Client::connect(endpoint));
+        Ok(Self {
+            clients: try_join_all(clients).await?,
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    /// One after the other.
+    pub(super) fn client(&self) -> &Client {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
+        &self.clients[next]
+    }
+}

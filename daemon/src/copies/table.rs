@@ -1,0 +1,194 @@
+//! The copies of a daemon: begun, tried again, cancelled, shown.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::Semaphore, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use varve_store::{Error, Store};
+
+use super::{
+    job::{Job, Request, State, Status},
+    source::{CopyError, SourceAddress},
+    transfer::{Common, Estimate},
+};
+use crate::{limits, tasks::Tasks};
+
+/// Copies of snapshots from other stores to this one.
+#[derive(Debug, Clone)]
+pub struct Copies(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    common: Common,
+    tasks: Tasks,
+    stop: CancellationToken,
+    /// In the order in which they were begun.
+    jobs: Mutex<Vec<Arc<Job>>>,
+    /// Whose turn it is.
+    turns: Semaphore,
+}
+
+impl Copies {
+    /// No copies yet. Those that will be under way when `stop` comes are left as they are.
+    #[must_use]
+    pub fn new(store: Store, tasks: Tasks, stop: CancellationToken) -> Self {
+        Self(Arc::new(Inner {
+            common: Common::new(store),
+            tasks,
+            stop,
+            jobs: Mutex::default(),
+            turns: Semaphore::new(limits::COPIES_RUNNING_MAX),
+        }))
+    }
+
+    /// Begins a copy.
+    pub(crate) fn begin(&self, request: Request) -> Result<Status, Error> {
+        let job = Arc::new(Job::new(random_id()?, request, now_ns()));
+        {
+            let mut jobs = self.0.jobs.lock();
+            let ended = jobs.iter().filter(|job| job.state().has_ended()).count();
+            if jobs.len() - ended >= limits::COPIES_MAX {
+                return Err(Error::Limit(format!(
+                    "{} copies are under way, the most at one time; cancel some, or try again later",
+                    limits::COPIES_MAX
+                )));
+            }
+            let mut too_many = (ended + 1).saturating_sub(limits::COPIES_ENDED_MAX);
+            jobs.retain(|job| {
+                let forget = too_many > 0 && job.state().has_ended();
+                too_many -= usize::from(forget);
+                !forget
+            });
+            jobs.push(Arc::clone(&job));
+        }
+        let inner = Arc::clone(&self.0);
+        let driven = Arc::clone(&job);
+        drop(self.0.tasks.spawn("copy", async move {
+            let stop = inner.stop.clone();
+            // What has arrived stays.
+            let _ = stop
+                .run_until_cancelled_owned(Box::pin(inner.drive(&driven)))
+                .await;
+        }));
+        Ok(job.status())
+    }
+
+    /// One of them.
+    pub(crate) fn status(&self, id: &str) -> Result<Status, Error> {
+        Ok(self.0.find(id)?.status())
+    }
+
+    /// All of them, the newest first.
+    pub(crate) fn list(&self) -> Vec<Status> {
+        let jobs = self.0.jobs.lock();
+        jobs.iter().rev().map(|job| job.status()).collect()
+    }
+
+    /// Ends one.
+    pub(crate) async fn cancel(&self, id: &str) -> Result<Status, Error> {
+        let job = self.0.find(id)?;
+        job.cancel.cancel();
+        job.ended().await;
+        Ok(job.status())
+    }
+
+    /// Lets one be so fast from now on.
+    pub(crate) fn limit(&self, id: &str, bytes_per_second: u64) -> Result<Status, Error> {
+        let job = self.0.find(id)?;
+        job.limiter.set(bytes_per_second);
+        Ok(job.status())
+    }
+
+    /// What a copy would fetch.
+    pub(crate) async fn estimate(&self, source: &SourceAddress) -> Result<Estimate, CopyError> {
+        self.0.common.estimate(source).await
+    }
+}
+
+impl Inner {
+    fn find(&self, id: &str) -> Result<Arc<Job>, Error> {
+        let jobs = self.jobs.lock();
+        let found = jobs.iter().find(|job| job.id == id);
+        found.cloned().ok_or_else(|| Error::NotFound {
+            what: "copy",
+            name: id.chars().take(limits::QUOTED_CHARS_MAX).collect(),
+        })
+    }
+
+    /// Brings a copy to its end, however often it has to be tried.
+    async fn drive(&self, job: &Job) {
+        let (id, endpoint) = (&*job.id, &job.request.source.endpoint);
+        let (mut pause, most) = limits::COPY_PAUSES;
+        loop {
+            let before = job.received_bytes();
+            let attempt = async {
+                let turn = self.turns.acquire().await;
+                let _turn = turn.map_err(|_| Error::Closing)?;
+                job.run();
+                self.common.copy(job).await
+            };
+            let error = match job.cancel.run_until_cancelled(attempt).await {
+                None => return self.cancelled(job),
+                Some(Ok(record)) => {
+                    job.complete(&record, now_ns());
+                    let status = job.status();
+                    info!(
+                        id,
+                        %endpoint,
+                        snapshot = record.name,
+                        received_bytes = status.received_bytes,
+                        "copy completed: the roots are equal"
+                    );
+                    return;
+                }
+                Some(Err(error)) => error,
+            };
+            if !error.passes() {
+                warn!(id, %endpoint, %error, "copy failed");
+                return job.fail(&error, now_ns());
+            }
+            if job.received_bytes() > before {
+                pause = limits::COPY_PAUSES.0;
+            }
+            warn!(id, %endpoint, %error, seconds = pause.as_secs(), "copy is tried again");
+            job.wait(&error);
+            if job.cancel.run_until_cancelled(sleep(pause)).await.is_none() {
+                return self.cancelled(job);
+            }
+            pause = (pause * 2).min(most);
+        }
+    }
+
+    fn cancelled(&self, job: &Job) {
+        job.cancelled(now_ns());
+        info!(id = job.id, copies = self.running(), "copy cancelled");
+    }
+
+    /// How many are under way.
+    fn running(&self) -> usize {
+        let jobs = self.jobs.lock();
+        let running = jobs.iter().filter(|job| job.state() == State::Running);
+        running.count()
+    }
+}
+
+fn now_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn random_id() -> Result<String, Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| Error::Io {
+        verb: "read",
+        path: "the kernel's random numbers".into(),
+        source: io::Error::other(error.to_string()),
+    })?;
+    Ok(format!("copy-{:017x}", u128::from_be_bytes(bytes) >> 60))
+}

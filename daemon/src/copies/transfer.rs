@@ -1,0 +1,448 @@
+//! One try to copy one snapshot: from the source's root to the same root here.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use futures::{TryStreamExt, stream};
+use tokio::sync::Semaphore;
+use varve_client::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, WantedChunks};
+use varve_content::{
+    ChunkId, NodeId,
+    block::BLOCK_BYTES,
+    chunker::CHUNKER_VERSION,
+    tree::{LeafWalk, Root, WalkError},
+};
+use varve_store::{Error, IncomingChunk, Ingest, NewSnapshot, SnapshotRecord, Store};
+
+use super::{
+    claims::Claims,
+    job::Job,
+    source::{Connections, CopyError, SourceAddress},
+    tree::{Nodes, SizedLeaf},
+};
+use crate::limits::{
+    COPY_BATCHES_IN_FLIGHT, COPY_FETCH_BYTES, COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT,
+    COPY_FLUSH_BYTES,
+};
+
+/// What a copy would fetch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Estimate {
+    pub(crate) root: Root,
+    pub(crate) missing_chunks: u64,
+    pub(crate) missing_bytes: u64,
+    pub(crate) present_data_bytes: u64,
+    pub(crate) data_bytes: u64,
+}
+
+/// A snapshot at the source.
+struct Wanted {
+    connections: Connections,
+    snapshot: varve_client::Snapshot,
+    root: Root,
+}
+
+impl Wanted {
+    /// Asks the source for it.
+    async fn find(address: &SourceAddress) -> Result<Self, CopyError> {
+        let connections = Connections::open(&address.endpoint).await?;
+        let client = connections.client();
+        let snapshot = client.snapshot(&address.snapshot).await?;
+        let id = match (snapshot.state, snapshot.root) {
+            (SnapshotState::Completed, Some(id)) => id,
+            (state, _) => {
+                return Err(CopyError::NotCompleted {
+                    name: snapshot.name,
+                    state: state.as_str(),
+                    endpoint: address.endpoint.to_string(),
+                });
+            }
+        };
+        let root = client.fetch_root(id).await?;
+        if root.chunker_version != CHUNKER_VERSION {
+            return Err(CopyError::Refused(format!(
+                "{} cuts with chunker version {}, this store with {CHUNKER_VERSION}: they would share no chunks",
+                address.endpoint, root.chunker_version
+            )));
+        }
+        if root.size_bytes != snapshot.size_bytes {
+            return Err(CopyError::Refused(format!(
+                "{} says that snapshot {} has {} bytes, and its root {}",
+                address.endpoint, snapshot.name, snapshot.size_bytes, root.size_bytes
+            )));
+        }
+        Ok(Self {
+            connections,
+            snapshot,
+            root,
+        })
+    }
+
+    /// Its leaves, in parts.
+    fn batches<'a>(
+        &self,
+        nodes: &'a Nodes<'a>,
+    ) -> impl futures::Stream<Item = Result<Vec<(u32, NodeId)>, CopyError>> + 'a {
+        stream::try_unfold(LeafWalk::new(&self.root, 0), async |mut walk| {
+            let mut batch = Vec::with_capacity(FETCH_NODES_MAX);
+            while batch.len() < FETCH_NODES_MAX
+                && let Some(leaf) = walk.next(nodes).await.map_err(walked)?
+            {
+                batch.push(leaf);
+            }
+            Ok((!batch.is_empty()).then_some((batch, walk)))
+        })
+    }
+}
+
+/// What a walk's error is to a copy.
+fn walked(error: WalkError<CopyError>) -> CopyError {
+    match error {
+        WalkError::Source(error) => error,
+        WalkError::Level { .. } | WalkError::Outside { .. } => {
+            CopyError::Refused(format!("the source's tree cannot be: {error}"))
+        }
+    }
+}
+
+/// What all copies share.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) store: Store,
+    pub(super) claims: Arc<Claims>,
+    /// Fetches of chunks that may be under way.
+    pub(super) fetches: Semaphore,
+}
+
+impl Common {
+    pub(super) fn new(store: Store) -> Self {
+        Self {
+            store,
+            claims: Arc::default(),
+            fetches: Semaphore::new(COPY_FETCHES_IN_FLIGHT),
+        }
+    }
+
+    /// Copies what is missing, and makes the snapshot.
+    pub(super) async fn copy(&self, job: &Job) -> Result<SnapshotRecord, CopyError> {
+        let wanted = Wanted::find(&job.request.source).await?;
+        let root = wanted.root.id();
+        let name = match &*job.request.name {
+            "" => wanted.snapshot.name.clone(),
+            name => name.to_owned(),
+        };
+        job.found(&name, &wanted.root, wanted.snapshot.data_bytes);
+        match self.store.snapshot(&name).await {
+            Ok(there) if there.name == name && there.root() == Some(root) => {
+                job.all_here();
+                return Ok(there);
+            }
+            Ok(_) | Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut tags: BTreeMap<_, _> = wanted.snapshot.tags.clone();
+        tags.extend(job.request.tags.clone());
+        let new = NewSnapshot {
+            name,
+            size_bytes: wanted.root.size_bytes,
+            tags,
+            chunker_version: wanted.root.chunker_version,
+        };
+        let ingest = self.store.begin_ingest(new).await?.keep_packed();
+        if let Some(same) = self.store.snapshot_of(root).await? {
+            let record = ingest.commit_same(&same).await?;
+            job.all_here();
+            return Ok(record);
+        }
+        let nodes = Nodes::new(&self.store, &wanted.connections);
+        let try_ = Try {
+            common: self,
+            job,
+            ingest: &ingest,
+            source: &wanted.connections,
+            nodes: &nodes,
+        };
+        wanted
+            .batches(&nodes)
+            .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| try_.take(batch))
+            .await?;
+        let committed = ingest.commit(root).await;
+        committed.map_err(|error| job.blame(error))
+    }
+
+    /// What a copy would fetch, without fetching it.
+    pub(super) async fn estimate(&self, source: &SourceAddress) -> Result<Estimate, CopyError> {
+        let wanted = Wanted::find(source).await?;
+        let mut estimate = Estimate {
+            root: wanted.root,
+            missing_chunks: 0,
+            missing_bytes: 0,
+            present_data_bytes: 0,
+            data_bytes: 0,
+        };
+        if let Some(same) = self.store.snapshot_of(wanted.root.id()).await? {
+            let data_bytes = same.content().map_or(0, |content| content.data_bytes);
+            estimate.present_data_bytes = data_bytes;
+            estimate.data_bytes = data_bytes;
+            return Ok(estimate);
+        }
+        let nodes = &Nodes::new(&self.store, &wanted.connections);
+        // Eight bytes of an id: two that begin alike would make it a chunk too few.
+        let mut counted: HashSet<u64> = HashSet::new();
+        let mut batches = std::pin::pin!(
+            wanted
+                .batches(nodes)
+                .map_ok(|batch| async move { nodes.leaves(&batch).await })
+                .try_buffered(COPY_BATCHES_IN_FLIGHT)
+        );
+        while let Some(leaves) = batches.try_next().await? {
+            let places = Places::of(&leaves);
+            let missing = self.store.missing_chunks(&places.ids).await?;
+            for (at, id) in places.ids.iter().enumerate() {
+                let bytes = places.data_bytes.get(at).copied().unwrap_or(0);
+                estimate.data_bytes += bytes;
+                if missing.binary_search(&index(at)).is_err() {
+                    estimate.present_data_bytes += bytes;
+                    continue;
+                }
+                let first = id.as_bytes().first_chunk().copied().unwrap_or_default();
+                if counted.insert(u64::from_le_bytes(first)) {
+                    estimate.missing_chunks += 1;
+                    estimate.missing_bytes += places.payload_bytes(at, &leaves);
+                }
+            }
+        }
+        Ok(estimate)
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "positions of a batch's chunks"
+)]
+fn index(at: usize) -> u32 {
+    at as u32
+}
+
+/// The distinct chunks of some leaves, and where each is first.
+#[derive(Debug, Default)]
+struct Places {
+    ids: Vec<ChunkId>,
+    /// Leaf and entry.
+    first: Vec<(usize, usize)>,
+    /// Of all places.
+    data_bytes: Vec<u64>,
+}
+
+impl Places {
+    fn of(leaves: &[SizedLeaf]) -> Self {
+        let mut places = Self::default();
+        let mut known: HashMap<ChunkId, usize> = HashMap::new();
+        for (number, leaf) in leaves.iter().enumerate() {
+            for (position, entry) in leaf.leaf.entries().iter().enumerate() {
+                let bytes = u64::from(entry.blocks) * BLOCK_BYTES as u64;
+                let at = *known.entry(entry.chunk).or_insert(places.ids.len());
+                match places.data_bytes.get_mut(at) {
+                    Some(sum) => *sum += bytes,
+                    None => {
+                        places.ids.push(entry.chunk);
+                        places.first.push((number, position));
+                        places.data_bytes.push(bytes);
+                    }
+                }
+            }
+        }
+        places
+    }
+
+    /// What a chunk's payload takes at the source.
+    fn payload_bytes(&self, at: usize, leaves: &[SizedLeaf]) -> u64 {
+        let place = self.first.get(at);
+        let leaf = place.and_then(|(leaf, entry)| Some((leaves.get(*leaf)?, *entry)));
+        let bytes = leaf.and_then(|(leaf, entry)| leaf.payload_bytes.get(entry));
+        u64::from(bytes.copied().unwrap_or(0))
+    }
+}
+
+/// Chunks that are fetched with one call.
+#[derive(Debug, Default)]
+struct Fetch {
+    wanted: Vec<WantedChunks>,
+    chunks: usize,
+    payload_bytes: u64,
+    plain_bytes: u64,
+}
+
+/// Puts missing chunks together to fetches, in the order of their places.
+fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
+    let mut all = Vec::new();
+    let mut fetch = Fetch::default();
+    let mut seen = HashSet::with_capacity(missing.len());
+    for leaf in leaves {
+        let entries = leaf.leaf.entries().iter().zip(&leaf.payload_bytes);
+        for ((entry, payload_bytes), position) in entries.zip(0u32..) {
+            if !missing.contains(&entry.chunk) || !seen.insert(entry.chunk) {
+                continue;
+            }
+            let plain_bytes = u64::from(entry.blocks) * BLOCK_BYTES as u64;
+            let is_full = fetch.chunks == FETCH_CHUNKS_MAX
+                || fetch.payload_bytes + u64::from(*payload_bytes) > COPY_FETCH_BYTES
+                || fetch.plain_bytes + plain_bytes > COPY_FETCH_PLAIN_BYTES;
+            if is_full && fetch.chunks > 0 {
+                all.push(std::mem::take(&mut fetch));
+            }
+            fetch.chunks += 1;
+            fetch.payload_bytes += u64::from(*payload_bytes);
+            fetch.plain_bytes += plain_bytes;
+            match fetch.wanted.last_mut().filter(|last| last.leaf == leaf.id) {
+                Some(last) => last.entries.push((position, entry.chunk)),
+                None => fetch.wanted.push(WantedChunks {
+                    leaf: leaf.id,
+                    entries: vec![(position, entry.chunk)],
+                }),
+            }
+        }
+    }
+    if fetch.chunks > 0 {
+        all.push(fetch);
+    }
+    all
+}
+
+/// A try under way.
+struct Try<'a> {
+    common: &'a Common,
+    job: &'a Job,
+    ingest: &'a Ingest,
+    source: &'a Connections,
+    nodes: &'a Nodes<'a>,
+}
+
+impl Try<'_> {
+    /// Takes some leaves in, with all their chunks.
+    async fn take(&self, batch: Vec<(u32, NodeId)>) -> Result<(), CopyError> {
+        let leaves = self.nodes.leaves(&batch).await?;
+        let mut wanted = Places::of(&leaves).ids;
+        while !wanted.is_empty() {
+            let (claim, foreign) = self.common.claims.claim(wanted);
+            let missing = self.ingest.missing(&claim.ids).await?;
+            let missing: HashSet<_> = missing
+                .iter()
+                .filter_map(|at| claim.ids.get(*at as usize).copied())
+                .collect();
+            stream::iter(fetches(&leaves, &missing).into_iter().map(Ok))
+                .try_for_each_concurrent(COPY_FETCHES_IN_FLIGHT, |fetch| self.fetch(fetch))
+                .await?;
+            // Only now: who waits for these asks the store for them next.
+            drop(claim);
+            self.common.claims.released(&foreign).await;
+            // Whoever had claimed them may have given up.
+            wanted = foreign;
+        }
+        let data_blocks = leaves.iter().map(|leaf| leaf.leaf.data_blocks());
+        let data_bytes = data_blocks.map(u64::from).sum::<u64>() * BLOCK_BYTES as u64;
+        let leaves = leaves.into_iter();
+        let leaves = leaves.map(|leaf| (leaf.segment, Arc::unwrap_or_clone(leaf.leaf)));
+        let put = self.ingest.put_leaves(leaves.collect()).await;
+        put.map_err(|error| self.job.blame(error))?;
+        self.job.done(data_bytes);
+        Ok(())
+    }
+
+    async fn fetch(&self, fetch: Fetch) -> Result<(), CopyError> {
+        // Before there is a place for it: one that must be slow keeps none from others.
+        self.job.limiter.pass(fetch.payload_bytes).await;
+        let place = self.common.fetches.acquire().await;
+        let _place = place.map_err(|_| Error::Closing)?;
+        let mut chunks = self.source.client().fetch_chunks(&fetch.wanted).await?;
+        while let Some(chunks) = chunks.next().await? {
+            let bytes: usize = chunks.iter().map(|chunk| chunk.payload.len()).sum();
+            let count = chunks.len();
+            let incoming = chunks.into_iter().map(|chunk| IncomingChunk {
+                id: chunk.id,
+                codec: chunk.codec,
+                plain_bytes: chunk.plain_bytes,
+                payload: chunk.payload,
+            });
+            let put = self.ingest.put_chunks(incoming.collect()).await;
+            put.map_err(|error| self.job.blame(error))?;
+            if self.job.received(count as u64, bytes as u64) >= COPY_FLUSH_BYTES {
+                self.job.flushed();
+                self.ingest.flush().await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use varve_content::tree::{Leaf, LeafEntry};
+
+    use super::*;
+
+    fn leaf(segment: u32, chunks: &[u8], payload_bytes: u32) -> SizedLeaf {
+        let entries = chunks.iter().zip(0u32..).map(|(number, at)| LeafEntry {
+            start_block: at * 4,
+            blocks: 4,
+            chunk: ChunkId::from_bytes([*number; 32]),
+        });
+        let leaf = Leaf::new(entries.collect()).unwrap();
+        SizedLeaf {
+            id: leaf.id(),
+            segment,
+            payload_bytes: vec![payload_bytes; chunks.len()],
+            leaf: Arc::new(leaf),
+        }
+    }
+
+    fn ids(numbers: &[u8]) -> HashSet<ChunkId> {
+        let ids = numbers.iter().map(|n| ChunkId::from_bytes([*n; 32]));
+        ids.collect()
+    }
+
+    #[test]
+    fn each_missing_chunk_is_fetched_once_where_it_is_first() {
+        let leaves = [leaf(0, &[1, 2, 1, 3], 10), leaf(7, &[3, 4, 2], 10)];
+        let fetches = fetches(&leaves, &ids(&[1, 3, 4]));
+        assert_eq!(fetches.len(), 1);
+        let found: Vec<_> = fetches[0]
+            .wanted
+            .iter()
+            .map(|wanted| {
+                let positions: Vec<_> = wanted.entries.iter().map(|entry| entry.0).collect();
+                (wanted.leaf, positions)
+            })
+            .collect();
+        assert_eq!(found, [(leaves[0].id, vec![0, 3]), (leaves[1].id, vec![1])]);
+        assert_eq!((fetches[0].chunks, fetches[0].payload_bytes), (3, 30));
+    }
+
+    #[test]
+    fn fetches_are_bounded() {
+        #[expect(clippy::cast_possible_truncation, reason = "a few megabytes")]
+        let large = (COPY_FETCH_BYTES / 2) as u32;
+        let leaves = [leaf(0, &[1, 2, 3, 4, 5], large)];
+        let fetches = fetches(&leaves, &ids(&[1, 2, 3, 4, 5]));
+        let chunks: Vec<_> = fetches.iter().map(|fetch| fetch.chunks).collect();
+        assert_eq!(chunks, [2, 2, 1]);
+        // One that is larger than all is fetched all the same.
+        let leaves = [leaf(0, &[1, 2], u32::MAX)];
+        let fetches = super::fetches(&leaves, &ids(&[1, 2]));
+        let chunks: Vec<_> = fetches.iter().map(|fetch| fetch.chunks).collect();
+        assert_eq!(chunks, [1, 1]);
+    }
+
+    #[test]
+    fn places_count_every_byte_and_each_chunk_once() {
+        let leaves = [leaf(0, &[1, 2, 1], 10), leaf(1, &[2, 3], 20)];
+        let places = Places::of(&leaves);
+        assert_eq!(places.ids.len(), 3);
+        assert_eq!(places.data_bytes, [32768, 32768, 16384]);
+        assert_eq!(places.payload_bytes(2, &leaves), 20);
+    }
+}

@@ -1,0 +1,137 @@
+//! The tree of content that is being copied: nodes that are here, and the others from the source.
+
+use std::{collections::HashMap, sync::Arc};
+
+use futures::future::try_join_all;
+use parking_lot::Mutex;
+use varve_client::FETCH_NODES_MAX;
+use varve_content::{
+    NodeId,
+    tree::{Inner, Leaf, NodeSource},
+};
+use varve_store::Store;
+
+use super::source::{Connections, CopyError};
+
+/// Where the nodes of a tree come from.
+#[derive(Debug)]
+pub(super) struct Nodes<'a> {
+    store: &'a Store,
+    source: &'a Connections,
+    /// Children of the inner node that was asked for last, fetched together: or a walk would wait for each of them.
+    ahead: Mutex<HashMap<NodeId, Arc<Inner>>>,
+}
+
+/// A leaf, and what its chunks take as they are stored at the source.
+#[derive(Debug, Clone)]
+pub(super) struct SizedLeaf {
+    pub(super) id: NodeId,
+    pub(super) segment: u32,
+    pub(super) leaf: Arc<Leaf>,
+    /// One for each entry; the plain length where the source was not asked.
+    pub(super) payload_bytes: Vec<u32>,
+}
+
+impl<'a> Nodes<'a> {
+    pub(super) fn new(store: &'a Store, source: &'a Connections) -> Self {
+        Self {
+            store,
+            source,
+            ahead: Mutex::default(),
+        }
+    }
+
+    /// Leaves, at most [`FETCH_NODES_MAX`], with their segments.
+    pub(super) async fn leaves(
+        &self,
+        wanted: &[(u32, NodeId)],
+    ) -> Result<Vec<SizedLeaf>, CopyError> {
+        let known = wanted.iter().map(|(_, id)| self.store.known_leaf(*id));
+        let known = try_join_all(known).await?;
+        let absent: Vec<_> = wanted
+            .iter()
+            .zip(&known)
+            .filter(|(_, known)| known.is_none())
+            .map(|((_, id), _)| *id)
+            .collect();
+        let mut fetched = Vec::new();
+        if !absent.is_empty() {
+            fetched = self.source.client().fetch_leaves(&absent).await?;
+        }
+        let mut fetched = fetched.into_iter();
+        let leaves = wanted.iter().zip(known).map(|((segment, id), known)| {
+            let (leaf, payload_bytes) = match known {
+                Some(leaf) => {
+                    let plain = leaf.entries().iter().map(|entry| entry.blocks * BLOCK);
+                    (Arc::clone(&leaf), plain.collect())
+                }
+                None => {
+                    let fetched = fetched.next()?;
+                    (Arc::new(fetched.leaf), fetched.payload_bytes)
+                }
+            };
+            Some(SizedLeaf {
+                id: *id,
+                segment: *segment,
+                leaf,
+                payload_bytes,
+            })
+        });
+        leaves
+            .collect::<Option<_>>()
+            .ok_or_else(|| CopyError::Refused("the source sent too few leaves".to_owned()))
+    }
+
+    async fn fetch_ahead(&self, inner: &Inner) -> Result<(), CopyError> {
+        let children: Vec<_> = inner.children().iter().map(|(_, id)| *id).collect();
+        let known = children.iter().map(|id| self.store.known_inner(*id));
+        let known = try_join_all(known).await?;
+        let mut nodes = HashMap::with_capacity(children.len());
+        let mut absent = Vec::new();
+        for (id, known) in children.into_iter().zip(known) {
+            match known {
+                Some(inner) => drop(nodes.insert(id, inner)),
+                None => absent.push(id),
+            }
+        }
+        let fetches = absent
+            .chunks(FETCH_NODES_MAX)
+            .map(|ids| self.source.client().fetch_inners(ids));
+        let fetched = try_join_all(fetches).await?;
+        let fetched = fetched.into_iter().flatten().map(Arc::new);
+        nodes.extend(absent.into_iter().zip(fetched));
+        *self.ahead.lock() = nodes;
+        Ok(())
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "4096")]
+const BLOCK: u32 = varve_content::block::BLOCK_BYTES as u32;
+
+impl NodeSource for Nodes<'_> {
+    type Error = CopyError;
+
+    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>, CopyError> {
+        let leaves = self.leaves(&[(0, id)]).await?;
+        let leaf = leaves.into_iter().next().map(|leaf| leaf.leaf);
+        leaf.ok_or_else(|| CopyError::Refused(format!("the source sent no leaf {id}")))
+    }
+
+    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>, CopyError> {
+        if let Some(inner) = self.ahead.lock().remove(&id) {
+            return Ok(inner);
+        }
+        let inner = match self.store.known_inner(id).await? {
+            Some(inner) => inner,
+            None => {
+                let fetched = self.source.client().fetch_inners(&[id]).await?;
+                let inner = fetched.into_iter().next().map(Arc::new);
+                inner.ok_or_else(|| CopyError::Refused(format!("the source sent no node {id}")))?
+            }
+        };
+        if inner.level() == 2 {
+            self.fetch_ahead(&inner).await?;
+        }
+        Ok(inner)
+    }
+}

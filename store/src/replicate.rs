@@ -1,0 +1,161 @@
+//! Copies between stores: what another store is given, and what one that copies asks of itself.
+//!
+//! Content is given by its ids, and taken in by an [`Ingest`](crate::Ingest), which checks it like any upload.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+use varve_content::{
+    ChunkId, NodeId, RootId,
+    tree::{Inner, Leaf},
+};
+
+use crate::{
+    Error, ListQuery, Result, SnapshotRecord, Store, limits,
+    meta::{self, Named as _, NodeKey},
+    read::StoredChunk,
+    workers::Priority,
+};
+
+/// A node of a tree as it is given to another store.
+#[derive(Debug, Clone)]
+pub struct GivenNode {
+    /// The one encoding that has its id.
+    pub encoded: Bytes,
+    /// Of a leaf, for each of its entries: the bytes that its chunk's payload takes as it is stored. 0 for one that the store has lost.
+    pub payload_bytes: Vec<u32>,
+}
+
+impl Store {
+    /// Nodes, for another store.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] if there is no such node.
+    pub async fn give_nodes(&self, keys: Vec<NodeKey>) -> Result<Vec<GivenNode>> {
+        let shared = self.shared();
+        let wanted = keys.clone();
+        let known = shared
+            .meta(Priority::Read, move |meta| meta.nodes(&wanted))
+            .await?;
+        if let Some((key, _)) = keys.iter().zip(&known).find(|(_, place)| place.is_none()) {
+            return Err(Error::NotFound {
+                what: "node",
+                name: key.to_string(),
+            });
+        }
+        let nodes = keys.into_iter().map(|key| self.give_node(key));
+        try_join_all(nodes).await
+    }
+
+    async fn give_node(&self, key: NodeKey) -> Result<GivenNode> {
+        let shared = self.shared();
+        let (encoded, payload_bytes) = match key {
+            NodeKey::Root(id) => (shared.root(id).await?.encode().to_vec(), Vec::new()),
+            NodeKey::Inner(id) => (shared.inner_node(id).await?.encode(), Vec::new()),
+            NodeKey::Leaf(id) => {
+                let located = shared.located_leaf(id).await?;
+                (located.leaf().encode(), located.payload_bytes())
+            }
+        };
+        Ok(GivenNode {
+            encoded: encoded.into(),
+            payload_bytes,
+        })
+    }
+
+    /// Chunks as they are stored, by their places in a leaf, in this order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] if there is no such leaf, [`Error::Invalid`] if it has no such entry.
+    pub async fn give_chunks(&self, leaf: NodeId, entries: &[u32]) -> Result<Vec<StoredChunk>> {
+        let located = match self.known_leaf(leaf).await? {
+            Some(_) => self.shared().located_leaf(leaf).await?,
+            None => {
+                return Err(Error::NotFound {
+                    what: "node",
+                    name: NodeKey::Leaf(leaf).to_string(),
+                });
+            }
+        };
+        let wanted = entries
+            .iter()
+            .map(|position| {
+                located.chunk_at(*position).ok_or_else(|| {
+                    Error::Invalid(format!(
+                        "leaf {leaf} has {} entries, entry {position} was asked for",
+                        located.leaf().entries().len()
+                    ))
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.shared().stored_chunks(&wanted).await
+    }
+
+    /// Positions of the chunks that the store lacks, ascending.
+    pub async fn missing_chunks(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
+        self.shared().missing_chunks(ids).await
+    }
+
+    /// A leaf, if the store has it. Not all of its chunks need be there.
+    pub async fn known_leaf(&self, id: NodeId) -> Result<Option<Arc<Leaf>>> {
+        match self.is_known(NodeKey::Leaf(id)).await? {
+            true => Ok(Some(self.shared().plain_leaf(id).await?)),
+            false => Ok(None),
+        }
+    }
+
+    /// An inner node, if the store has it. Not all that is below it need be there.
+    pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<Inner>>> {
+        match self.is_known(NodeKey::Inner(id)).await? {
+            true => Ok(Some(self.shared().inner_node(id).await?)),
+            false => Ok(None),
+        }
+    }
+
+    async fn is_known(&self, key: NodeKey) -> Result<bool> {
+        let known = self
+            .shared()
+            .meta(Priority::Read, move |meta| meta.nodes(&[key]))
+            .await?;
+        Ok(matches!(known.first(), Some(Some(_))))
+    }
+
+    /// A completed snapshot of that content, if there is one.
+    pub async fn snapshot_of(&self, root: RootId) -> Result<Option<SnapshotRecord>> {
+        let mut query = ListQuery {
+            limit: limits::PAGE_MAX,
+            ..ListQuery::default()
+        };
+        loop {
+            let page = self.list_snapshots(query.clone()).await?;
+            let Some(last) = page.last() else {
+                return Ok(None);
+            };
+            query.after_name = Some(last.name.clone());
+            if let Some(found) = page.into_iter().find(|record| record.root() == Some(root)) {
+                return Ok(Some(found));
+            }
+        }
+    }
+}
+
+/// That a snapshot may have that name.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what a name may be.
+pub fn check_snapshot_name(name: &str) -> Result<()> {
+    meta::check_name(SnapshotRecord::WHAT, name)
+}
+
+/// That a snapshot may have these tags.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what tags may be.
+pub fn check_snapshot_tags(tags: &BTreeMap<String, String>) -> Result<()> {
+    meta::check_tags(SnapshotRecord::WHAT, tags)
+}

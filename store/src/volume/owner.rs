@@ -1,0 +1,123 @@
+//! Whose journal it is, where its files are, and how they are made.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::space::{JournalSpace, Spare};
+use crate::{
+    Error, Result,
+    format::{StoreId, journal::JOURNAL_BLOCK_BYTES, names, volume::VolumeId},
+    io::{Disk, File, OpenMode},
+    limits::{JOURNAL_FILE_BYTES_MAX, JOURNAL_FILE_BYTES_MIN, SPARE_PART_OF_JOURNAL},
+};
+
+const BLOCK: u64 = JOURNAL_BLOCK_BYTES as u64;
+
+/// Whose journal it is, and where.
+#[derive(Debug, Clone)]
+pub(super) struct Owner {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) data_dir: PathBuf,
+    pub(super) store: StoreId,
+    pub(super) volume: VolumeId,
+    /// What the journal may take on disk.
+    pub(super) bytes_max: u64,
+    /// What the journals of all open volumes take on disk.
+    pub(super) space: Arc<JournalSpace>,
+}
+
+impl Owner {
+    pub(super) fn dir(&self) -> PathBuf {
+        names::volume(&self.data_dir, self.volume)
+    }
+
+    pub(super) fn path(&self, number: u64) -> PathBuf {
+        names::journal_file(&self.data_dir, self.volume, number)
+    }
+
+    /// Free space of the file system.
+    pub(super) fn free_bytes(&self) -> Result<u64> {
+        let free = self.disk.free_bytes(&self.data_dir);
+        free.map_err(|source| Error::io("ask for the free space of", &self.data_dir, source))
+    }
+
+    pub(super) fn remove(&self, number: u64) -> Result<()> {
+        let path = self.path(number);
+        self.disk
+            .remove(&path)
+            .map_err(|source| Error::io("remove", &path, source))
+    }
+
+    /// Makes a file of which all is allocated and nothing was written, for writes past the page cache and for all else.
+    pub(super) fn allocated(&self, path: &Path, len_bytes: u64) -> Result<(File, File)> {
+        let disk = &self.disk;
+        let direct = disk
+            .open_direct(path, OpenMode::CreateNew)
+            .map_err(|source| Error::io("create", path, source))?;
+        let cached = disk
+            .allocate(&direct, len_bytes)
+            .map_err(|source| Error::io("allocate", path, source))
+            .and_then(|()| self.opened(path));
+        Ok((direct, self.or_removed(path, cached)?))
+    }
+
+    /// The same of a file that was written before.
+    pub(super) fn written_before(&self, spare: &Spare, path: &Path) -> Result<(File, File)> {
+        let disk = &self.disk;
+        disk.rename(&spare.path, path)
+            .map_err(|source| Error::io("rename", &spare.path, source))?;
+        let both = disk
+            .open_direct(path, OpenMode::ReadWrite)
+            .map_err(|source| Error::io("open", path, source))
+            .and_then(|direct| Ok((direct, self.opened(path)?)));
+        self.or_removed(path, both)
+    }
+
+    fn opened(&self, path: &Path) -> Result<File> {
+        let opened = self.disk.open(path, OpenMode::ReadWrite);
+        opened.map_err(|source| Error::io("open", path, source))
+    }
+
+    /// A file that was made and cannot be used must not stay.
+    fn or_removed<T>(&self, path: &Path, opened: Result<T>) -> Result<T> {
+        if opened.is_err() {
+            self.disk
+                .remove(path)
+                .map_err(|source| Error::io("remove", path, source))?;
+        }
+        opened
+    }
+
+    /// Keeps a file that is not needed any more to be written again, or removes it.
+    pub(super) fn done_with(
+        &self,
+        number: u64,
+        file: File,
+        len_bytes: u64,
+        free_bytes: u64,
+    ) -> Result<()> {
+        if len_bytes == self.file_bytes() {
+            // What is in the page cache would be in the way of writes past it.
+            self.disk.forget_cached(&file);
+            let spare = Spare {
+                volume: self.volume,
+                path: self.path(number),
+                file,
+                len_bytes,
+            };
+            let volume_max = self.bytes_max / SPARE_PART_OF_JOURNAL;
+            if self.space.keep(spare, volume_max, free_bytes).is_none() {
+                return Ok(());
+            }
+        }
+        self.remove(number)
+    }
+
+    /// The length of its files: a small journal has small ones.
+    pub(super) fn file_bytes(&self) -> u64 {
+        let part = self.bytes_max / 128 / BLOCK * BLOCK;
+        part.clamp(JOURNAL_FILE_BYTES_MIN, JOURNAL_FILE_BYTES_MAX)
+    }
+}

@@ -1,0 +1,210 @@
+//! Links that break, daemons that are killed, copies that are cancelled: what has arrived is not fetched again.
+
+use std::{thread, time::Duration};
+
+use serde_json::Value;
+use varve_tests::{
+    daemon::Options,
+    lab::Lab,
+    link::Link,
+    process::wait_for,
+    random::Random,
+    snapctl::{Snapctl, exit, number, text},
+};
+
+use super::{MIB, Pair, chunks, copy, count};
+
+/// Begins a copy through a link. Its id.
+fn begin(here: &Snapctl, link: &Link, snapshot: &str, more: &[&str]) -> String {
+    let endpoint = link.endpoint();
+    let arguments = ["copy", snapshot, "--from", &endpoint];
+    text(&here.json(arguments.iter().chain(more)), "id")
+}
+
+fn show(here: &Snapctl, id: &str) -> Value {
+    here.json(["copy", "show", id])
+}
+
+fn ended(here: &Snapctl, id: &str) -> Value {
+    wait_for("a copy to end", || {
+        let shown = show(here, id);
+        let ended = !matches!(text(&shown, "state").as_str(), "running" | "waiting");
+        ended.then_some(shown)
+    })
+}
+
+#[test]
+fn a_copy_that_is_cut_off_goes_on_by_itself_and_fetches_nothing_twice() {
+    let pair = Pair::new();
+    let image = pair.image("image", 64, 531);
+    let stored = pair.there.snapctl().import(&image, "image");
+    let stored_bytes = number(&pair.there.snapctl().show("image"), "stored_bytes");
+    assert!(stored.new_bytes() > 8 * MIB);
+    let link = Link::to(&pair.there.varved);
+    link.cut_after(stored_bytes / 3);
+    let here = pair.here.snapctl();
+    let id = begin(&here, &link, "image", &[]);
+    wait_for("the copy to be cut off", || {
+        (show(&here, &id)["state"] == "waiting").then_some(())
+    });
+    let waiting = show(&here, &id);
+    assert_ne!(text(&waiting, "last_error"), "", "{waiting}");
+    link.cut_after(stored_bytes / 3);
+    let copied = ended(&here, &id);
+    assert_eq!(copied["state"], "completed");
+    // What was on its way when it was cut off is all that crosses twice, and of that only what had not been taken in.
+    assert!(number(&copied, "received_chunks") <= count(&chunks(&image)));
+    pair.here.assert_content("image", &image);
+    here.verify("image");
+}
+
+#[test]
+fn bits_that_change_on_the_way_are_found() {
+    let pair = Pair::new();
+    let image = pair.image("image", 32, 541);
+    pair.there.snapctl().import(&image, "image");
+    let stored_bytes = number(&pair.there.snapctl().show("image"), "stored_bytes");
+    let here = pair.here.snapctl();
+    let mut random = Random::seeded(542);
+    let link = Link::to(&pair.there.varved);
+    for round in 0..6 {
+        link.corrupt_after(random.within(0..stored_bytes * 9 / 10 / 6));
+        let id = begin(&here, &link, "image", &[]);
+        let ended = ended(&here, &id);
+        // Some bits of the transport do not matter.
+        if ended["state"] == "completed" {
+            break;
+        }
+        let why = text(&ended, "last_error");
+        assert!(!why.is_empty(), "round {round}: {ended}");
+    }
+    let copied = copy(&pair.here.varved, &link.endpoint(), "image", &[]);
+    assert_eq!(copied["state"], "completed");
+    pair.here.assert_content("image", &image);
+    here.verify("image");
+}
+
+#[test]
+fn a_copy_is_limited_shown_and_cancelled_and_what_arrived_stays() {
+    let pair = Pair::new();
+    let image = pair.image("image", 48, 551);
+    pair.there.snapctl().import(&image, "image");
+    let here = pair.here.snapctl();
+    let link = Link::to(&pair.there.varved);
+    // So slow that it cannot be over before it is looked at.
+    let id = begin(&here, &link, "image", &["--limit", "1M"]);
+    wait_for("something to arrive", || {
+        (number(&show(&here, &id), "received_bytes") > 0).then_some(())
+    });
+    let shown = show(&here, &id);
+    assert_eq!(shown["state"], "running");
+    assert_eq!(number(&shown, "limit_bytes_per_second"), MIB);
+    assert_eq!(number(&shown, "size_bytes"), 48 * MIB);
+    assert!(number(&shown, "done_data_bytes") <= number(&shown, "data_bytes"));
+    let cancelled = here.json(["copy", "cancel", &id]);
+    assert_eq!(cancelled["state"], "cancelled");
+    assert_eq!(here.names(), [""; 0]);
+    let arrived = number(&cancelled, "received_chunks");
+    assert!(arrived > 0 && arrived < count(&chunks(&image)));
+
+    let id = begin(&here, &link, "image", &["--limit", "1K"]);
+    let faster = here.json(["copy", "limit", &id, "none"]);
+    assert_eq!(number(&faster, "limit_bytes_per_second"), 0);
+    let copied = ended(&here, &id);
+    assert_eq!(copied["state"], "completed");
+    // What was just being taken in when it was cancelled is there, too.
+    assert!(number(&copied, "received_chunks") + arrived <= count(&chunks(&image)));
+    pair.here.assert_content("image", &image);
+    let waited = here.run([
+        "copy",
+        "image",
+        "--from",
+        &link.endpoint(),
+        "--name",
+        "x",
+        "--wait",
+    ]);
+    waited.ok();
+    // Waiting for one that is cancelled is no success.
+    let second = pair.changed(&image, "second", 40, 552);
+    pair.there.snapctl().import(&second, "second");
+    let arguments = [
+        "copy",
+        "second",
+        "--from",
+        &link.endpoint(),
+        "--limit",
+        "1",
+        "--wait",
+    ];
+    let waiting = here.start(arguments);
+    let id = wait_for("the copy to be there", || {
+        let listed = here.json(["copy", "list"]);
+        let first = &listed["copies"][0];
+        (first["snapshot"] == "second").then(|| text(first, "id"))
+    });
+    let _ = here.json(["copy", "cancel", &id]);
+    waiting.wait().fails(exit::INTERRUPTED);
+}
+
+#[test]
+fn a_source_that_stalls_or_stops_is_waited_for() {
+    let mut pair = Pair::new();
+    let image = pair.image("image", 32, 561);
+    pair.there.snapctl().import(&image, "image");
+    let here = pair.here.snapctl();
+    let endpoint = pair.there.varved.endpoint();
+    pair.there.varved.stop();
+    let begun = here.json(["copy", "image", "--from", &endpoint]);
+    let id = text(&begun, "id");
+    wait_for("the copy to wait", || {
+        (show(&here, &id)["state"] == "waiting").then_some(())
+    });
+    pair.there.restart_with(Options::tcp);
+    assert_eq!(ended(&here, &id)["state"], "completed");
+
+    let link = Link::to(&pair.there.varved);
+    link.stall(true);
+    let id = begin(&here, &link, "image", &["--name", "again"]);
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(show(&here, &id)["state"], "running");
+    link.stall(false);
+    assert_eq!(ended(&here, &id)["state"], "completed");
+}
+
+/// Either daemon is killed at any moment. The same command again goes on.
+#[test]
+fn kills_lose_nothing_that_was_made_durable() {
+    let there = Lab::with(Options::tcp);
+    let mut pair = Pair {
+        there,
+        here: Lab::new(),
+    };
+    let image = pair.image("image", 96, 571);
+    pair.there.snapctl().import(&image, "image");
+    let chunks = count(&chunks(&image));
+    let mut random = Random::seeded(572);
+    let mut received = 0;
+    for round in 0..6 {
+        let endpoint = pair.there.varved.tcp_endpoint();
+        let here = pair.here.snapctl();
+        let begun = here.json(["copy", "image", "--from", &endpoint, "--limit", "40M"]);
+        let id = text(&begun, "id");
+        thread::sleep(Duration::from_millis(random.within(0..600)));
+        received += number(&show(&here, &id), "received_chunks");
+        if round % 2 == 0 {
+            pair.here.varved.kill();
+            pair.here.restart();
+        } else {
+            let _ = here.json(["copy", "cancel", &id]);
+            pair.there.varved.kill();
+            pair.there.restart_with(Options::tcp);
+        }
+    }
+    let copied = pair.copy("image", &[]);
+    received += number(&copied, "received_chunks");
+    println!("{received} chunks were received, {chunks} there are");
+    pair.here.assert_content("image", &image);
+    pair.here.snapctl().verify("image");
+    assert!(number(&copied, "received_chunks") <= chunks);
+}

@@ -1,0 +1,268 @@
+//! A link between two daemons that is long, narrow, cut or bad: a TCP relay to one of them.
+
+use std::{
+    collections::VecDeque,
+    io::{Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::daemon::Varved;
+
+/// Bytes on their way that a link holds for each connection and direction, so that a sender who is ahead waits.
+const HELD_BYTES: usize = 64 << 20;
+
+/// A TCP relay. Connections through it break when it is dropped.
+#[derive(Debug)]
+pub struct Link {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    target: SocketAddr,
+    /// How long bytes are under way, each way.
+    delay: Duration,
+    /// Of both directions and all connections together; 0: no limit.
+    bytes_per_second: u64,
+    narrow: Mutex<Option<Instant>>,
+    closed: AtomicBool,
+    /// Bytes that came from the daemon and were passed on.
+    answered: AtomicU64,
+    /// Connections are cut when so many bytes have come from the daemon, once; `u64::MAX`: never.
+    cut_at: AtomicU64,
+    /// One bit of this byte that comes from the daemon is changed, once; `u64::MAX`: none.
+    corrupt_at: AtomicU64,
+    /// Nothing is passed on.
+    stalled: AtomicBool,
+    connections: Mutex<Vec<TcpStream>>,
+}
+
+impl Link {
+    /// A link to a daemon that listens on TCP.
+    #[must_use]
+    pub fn to(varved: &Varved) -> Self {
+        Self::with(varved.grpc_address(), Duration::ZERO, 0)
+    }
+
+    /// The same, with a delay each way and a bound on what passes in a second; 0 is no bound.
+    #[must_use]
+    pub fn with(target: SocketAddr, delay: Duration, bytes_per_second: u64) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
+        let address = listener
+            .local_addr()
+            .expect("ask for the port that was bound");
+        let state = Arc::new(State {
+            target,
+            delay,
+            bytes_per_second,
+            narrow: Mutex::new(None),
+            closed: AtomicBool::new(false),
+            answered: AtomicU64::new(0),
+            cut_at: AtomicU64::new(u64::MAX),
+            corrupt_at: AtomicU64::new(u64::MAX),
+            stalled: AtomicBool::new(false),
+            connections: Mutex::default(),
+        });
+        let of_listener = Arc::clone(&state);
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if of_listener.closed.load(Ordering::Relaxed) {
+                    return;
+                }
+                // A daemon that is gone refuses: its clients are to see that.
+                if let Ok(daemon) = TcpStream::connect(of_listener.target) {
+                    relay(&of_listener, client, daemon);
+                }
+            }
+        });
+        Self { address, state }
+    }
+
+    /// Where the daemon is found through it.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Bytes that came from the daemon so far.
+    #[must_use]
+    pub fn answered_bytes(&self) -> u64 {
+        self.state.answered.load(Ordering::Relaxed)
+    }
+
+    /// Cuts all connections when so many more bytes have come from the daemon.
+    pub fn cut_after(&self, bytes: u64) {
+        let at = self.answered_bytes() + bytes;
+        self.state.cut_at.store(at, Ordering::Relaxed);
+    }
+
+    /// Changes a bit of a byte that comes from the daemon, so many bytes from now.
+    pub fn corrupt_after(&self, bytes: u64) {
+        let at = self.answered_bytes() + bytes;
+        self.state.corrupt_at.store(at, Ordering::Relaxed);
+    }
+
+    /// Passes nothing on, or goes on.
+    pub fn stall(&self, stalled: bool) {
+        self.state.stalled.store(stalled, Ordering::Relaxed);
+    }
+
+    /// Cuts all connections, now.
+    pub fn cut(&self) {
+        self.state.cut();
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.state.closed.store(true, Ordering::Relaxed);
+        self.state.cut();
+        // Wakes the listener, which then ends.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+impl State {
+    fn cut(&self) {
+        for connection in locked(&self.connections).drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Waits for as long as so many bytes take.
+    fn narrow(&self, bytes: usize) {
+        if self.bytes_per_second == 0 {
+            return;
+        }
+        let passed = {
+            let mut free_at = locked(&self.narrow);
+            let from = free_at.map_or_else(Instant::now, |at| at.max(Instant::now()));
+            let nanos = bytes as u64 * 1_000_000_000 / self.bytes_per_second;
+            let passed = from + Duration::from_nanos(nanos);
+            *free_at = Some(passed);
+            passed
+        };
+        thread::sleep(passed.saturating_duration_since(Instant::now()));
+    }
+
+    /// What becomes of bytes from the daemon: whether they pass.
+    fn answer(&self, bytes: &mut [u8]) -> bool {
+        let before = self
+            .answered
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let after = before + bytes.len() as u64;
+        let at = self.corrupt_at.load(Ordering::Relaxed);
+        if (before..after).contains(&at) {
+            self.corrupt_at.store(u64::MAX, Ordering::Relaxed);
+            let at = usize::try_from(at - before).unwrap_or(0);
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= 0x10;
+            }
+        }
+        let cut_at = self.cut_at.load(Ordering::Relaxed);
+        if after >= cut_at {
+            self.cut_at.store(u64::MAX, Ordering::Relaxed);
+            self.cut();
+            return false;
+        }
+        true
+    }
+}
+
+/// Bytes on their way in one direction.
+#[derive(Debug, Default)]
+struct Held {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    parts: VecDeque<(Instant, Vec<u8>)>,
+    bytes: usize,
+    ended: bool,
+}
+
+/// Both ways, each on two threads: one takes bytes in, the other passes them on when their time has come.
+fn relay(state: &Arc<State>, client: TcpStream, daemon: TcpStream) {
+    for stream in [&client, &daemon] {
+        let _ = stream.set_nodelay(true);
+        if let Ok(stream) = stream.try_clone() {
+            locked(&state.connections).push(stream);
+        }
+    }
+    for (from, to, is_answer) in [(&client, &daemon, false), (&daemon, &client, true)] {
+        let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else {
+            return;
+        };
+        let held = Arc::new(Held::default());
+        let (of_reader, taken) = (Arc::clone(state), Arc::clone(&held));
+        thread::spawn(move || {
+            take_in(&of_reader, from, &taken, is_answer);
+            locked(&taken.queue).ended = true;
+            taken.changed.notify_all();
+        });
+        let state = Arc::clone(state);
+        thread::spawn(move || pass_on(&state, to, &held));
+    }
+}
+
+fn take_in(state: &State, mut from: TcpStream, held: &Held, is_answer: bool) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        let bytes = &mut buffer[..count];
+        if is_answer && !state.answer(bytes) {
+            return;
+        }
+        state.narrow(count);
+        let mut queue = locked(&held.queue);
+        while queue.bytes > HELD_BYTES && !queue.ended {
+            queue = held.changed.wait(queue).expect("no thread panics with it");
+        }
+        queue.bytes += count;
+        queue
+            .parts
+            .push_back((Instant::now() + state.delay, bytes.to_vec()));
+        held.changed.notify_all();
+    }
+}
+
+fn pass_on(state: &State, mut to: TcpStream, held: &Held) {
+    loop {
+        let (due, bytes) = {
+            let mut queue = locked(&held.queue);
+            loop {
+                if let Some(part) = queue.parts.pop_front() {
+                    queue.bytes -= part.1.len();
+                    held.changed.notify_all();
+                    break part;
+                }
+                if queue.ended {
+                    let _ = to.shutdown(Shutdown::Both);
+                    return;
+                }
+                queue = held.changed.wait(queue).expect("no thread panics with it");
+            }
+        };
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        while state.stalled.load(Ordering::Relaxed) && !state.closed.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        if to.write_all(&bytes).is_err() {
+            locked(&held.queue).ended = true;
+            held.changed.notify_all();
+            return;
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no thread panics with it")
+}
