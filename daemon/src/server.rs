@@ -124,6 +124,7 @@ impl Server {
 
         let tasks = Tasks::new();
         let stop = CancellationToken::new();
+        let copies = Copies::new(store.clone(), tasks.clone(), stop.clone());
         let uploads = Arc::new(Uploads::new(config.upload_idle));
         let health = Health::default();
         let nbd_options = nbd::ServerOptions {
@@ -145,9 +146,10 @@ impl Server {
                 nbd: Arc::clone(&nbd),
             }),
             attachments,
-            copies: Copies::new(store.clone(), tasks.clone(), stop.clone()),
+            copies: copies.clone(),
             health: health.clone(),
         })?;
+        copies.resume().await?;
 
         let mut services = vec![
             tasks.spawn(

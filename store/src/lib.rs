@@ -43,8 +43,8 @@ pub use catalog::ListQuery;
 pub use error::{Damage, Error, Place, Result};
 pub use ingest::{IncomingChunk, Ingest, NewSnapshot, PutOutcome};
 pub use meta::{
-    NodeKey, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord,
-    SnapshotState, VolumeId, VolumeRecord,
+    CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot, SnapshotContent, SnapshotId,
+    SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
 };
 pub use read::{
     ContentReader, Extent, Piece, Segment, SegmentStream, SnapshotReader, StoredChunk,

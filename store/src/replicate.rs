@@ -12,8 +12,10 @@ use varve_content::{
 };
 
 use crate::{
-    Error, ListQuery, Result, SnapshotRecord, Store, limits,
-    meta::{self, Named as _, NodeKey},
+    Error, ListQuery, Result, SnapshotRecord, Store,
+    format::catalog_log::Record,
+    limits,
+    meta::{self, CopyId, CopyRecord, Meta, Named as _, NodeKey},
     read::StoredChunk,
     workers::Priority,
 };
@@ -139,6 +141,29 @@ impl Store {
                 return Ok(Some(found));
             }
         }
+    }
+
+    /// Writes down what is known of a copy, durably.
+    pub async fn put_copy(&self, record: CopyRecord) -> Result<()> {
+        let put = move |_: &dyn Meta| Ok((vec![Record::PutCopy(record)], ()));
+        self.shared().commit.change(put).await
+    }
+
+    /// Forgets copies.
+    pub async fn forget_copies(&self, ids: Vec<CopyId>) -> Result<()> {
+        let delete = move |_: &dyn Meta| {
+            let changes = ids.into_iter().map(Record::DeleteCopy);
+            Ok((changes.collect(), ()))
+        };
+        self.shared().commit.change(delete).await
+    }
+
+    /// All copies that are written down, in the order in which they were begun.
+    pub async fn copies(&self) -> Result<Vec<CopyRecord>> {
+        let copies = self.shared().meta(Priority::Read, |meta| meta.copies());
+        let mut copies = copies.await?;
+        copies.sort_unstable_by_key(|record| (record.created_at_ns, record.id));
+        Ok(copies)
     }
 }
 

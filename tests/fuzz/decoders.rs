@@ -6,7 +6,7 @@ use varve_content::{
 };
 use varve_daemon::nbd::wire;
 use varve_store::format::{
-    Location, PackId, SnapshotRecord, VolumeId, VolumeRecord,
+    CopyRecord, Location, PackId, SnapshotRecord, VolumeId, VolumeRecord,
     catalog_log::{self, Found, LOG_ALIGN, LogHeader, Position},
     journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES},
     keys::{self, Identity, PackState, Totals},
@@ -38,7 +38,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 28] = [
+pub(super) const DECODERS: [Decoder; 29] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -92,6 +92,11 @@ pub(super) const DECODERS: [Decoder; 28] = [
     Decoder {
         name: "volume-record",
         decode: |input| whole(VolumeRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "copy-record",
+        decode: |input| whole(CopyRecord::decode(input), |it| it.encode()),
         repair: |_| {},
     },
     Decoder {

@@ -9,8 +9,8 @@ use varve_content::{
     tree::{Inner, Leaf, LeafEntry, Root},
 };
 use varve_store::format::{
-    Location, PackId, PackKind, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin,
-    SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
+    CopyId, CopyOutcome, CopyRecord, Location, PackId, PackKind, PendingSnapshot, SnapshotContent,
+    SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
     catalog_log::{LogHeader, Record},
     journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackState, Totals},
@@ -81,6 +81,11 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("fresh", volume(false).encode()),
             ("attached", volume(true).encode()),
             ("pending", volume_with_pending().encode()),
+        ],
+        "copy-record" => vec![
+            ("begun", copy(CopyOutcome::UnderWay).encode()),
+            ("completed", copy(CopyOutcome::Completed).encode()),
+            ("failed", copy(CopyOutcome::Failed).encode()),
         ],
         "volume-id" => vec![("id", volume(false).id.to_string().into_bytes())],
         "snapshot-id" => vec![("id", snapshot_id().to_string().into_bytes())],
@@ -326,6 +331,30 @@ fn volume(attached: bool) -> VolumeRecord {
     }
 }
 
+fn copy(outcome: CopyOutcome) -> CopyRecord {
+    let is_known = outcome != CopyOutcome::UnderWay;
+    CopyRecord {
+        id: CopyId::from_low_bits([0xc3; 9]),
+        endpoint: "https://eu.example.com:7420".to_owned(),
+        allow_plaintext: !is_known,
+        snapshot: "web/1".to_owned(),
+        name: "eu/web/1".to_owned(),
+        tags: [("from".to_owned(), "eu".to_owned())].into(),
+        bytes_per_second: 100 << 20,
+        created_at_ns: 1_700_000_000_123_456_789,
+        outcome,
+        ended_at_ns: is_known.then_some(1_700_000_060_000_000_000),
+        root: is_known.then(|| RootId::from_bytes(*chunk_id(9).as_bytes())),
+        made: (outcome == CopyOutcome::Completed).then(snapshot_id),
+        size_bytes: 4 << 30,
+        data_bytes: 500 << 20,
+        done_data_bytes: 250 << 20,
+        received_chunks: 6000,
+        received_bytes: 90 << 20,
+        last_error: "connect: connection refused".to_owned(),
+    }
+}
+
 fn journal_header() -> Vec<u8> {
     let header = FileHeader {
         store: store(),
@@ -393,6 +422,8 @@ fn log_records() -> Vec<u8> {
             Record::PutVolume(volume_with_pending()),
         ])
         .encode(7),
+        Record::PutCopy(copy(CopyOutcome::UnderWay)).encode(8),
+        Record::DeleteCopy(copy(CopyOutcome::UnderWay).id).encode(9),
     ]
     .concat()
 }

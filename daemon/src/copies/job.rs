@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use varve_content::{RootId, tree::Root};
-use varve_store::{Error, SnapshotId, SnapshotRecord};
+use varve_store::{CopyId, CopyOutcome, CopyRecord, Error, SnapshotId, SnapshotRecord};
 
 use super::{
     limiter::Limiter,
@@ -18,6 +18,9 @@ use super::{
 
 /// Seconds over which a rate is told.
 const RATE_SECONDS: u64 = 5;
+
+/// Characters of an error that are written down.
+const ERROR_CHARS_MAX: usize = 4096;
 
 /// What a copy is to do.
 #[derive(Debug, Clone)]
@@ -51,7 +54,7 @@ impl State {
 /// All there is to know about a copy at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Status {
-    pub(crate) id: String,
+    pub(crate) id: CopyId,
     pub(crate) request: Request,
     pub(crate) name: String,
     pub(crate) state: State,
@@ -72,7 +75,7 @@ pub(crate) struct Status {
 /// A copy.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) id: String,
+    pub(super) id: CopyId,
     pub(super) request: Request,
     pub(super) created_at_ns: u64,
     pub(super) limiter: Limiter,
@@ -144,7 +147,7 @@ impl Rate {
 }
 
 impl Job {
-    pub(super) fn new(id: String, request: Request, created_at_ns: u64) -> Self {
+    pub(super) fn new(id: CopyId, request: Request, created_at_ns: u64) -> Self {
         Self {
             id,
             created_at_ns,
@@ -159,6 +162,84 @@ impl Job {
         }
     }
 
+    /// One that was written down. How many were before this one is not told.
+    pub(super) fn from_record(record: CopyRecord) -> Result<Self, varve_client::Error> {
+        let state = match record.outcome {
+            CopyOutcome::UnderWay => State::Running,
+            CopyOutcome::Completed => State::Completed,
+            CopyOutcome::Failed => State::Failed,
+            CopyOutcome::Cancelled => State::Cancelled,
+        };
+        let request = Request {
+            source: SourceAddress {
+                endpoint: record.endpoint.parse()?,
+                snapshot: record.snapshot,
+                allow_plaintext: record.allow_plaintext,
+            },
+            name: record.name.clone(),
+            tags: record.tags,
+            bytes_per_second: record.bytes_per_second,
+        };
+        Ok(Self {
+            id: record.id,
+            created_at_ns: record.created_at_ns,
+            limiter: Limiter::new(record.bytes_per_second),
+            cancel: CancellationToken::new(),
+            state: watch::Sender::new(state),
+            found: Mutex::new(Found {
+                name: record.name,
+                ended_at_ns: record.ended_at_ns,
+                root: record.root,
+                size_bytes: record.size_bytes,
+                data_bytes: record.data_bytes,
+                done_data_bytes: record.done_data_bytes,
+                received_chunks: record.received_chunks,
+                received_bytes: record.received_bytes,
+                last_error: record.last_error,
+                snapshot: record.made,
+                ..Found::default()
+            }),
+            request,
+        })
+    }
+
+    /// What is written down of it.
+    pub(super) fn record(&self) -> CopyRecord {
+        let Status {
+            id,
+            request,
+            name,
+            state,
+            ..
+        } = self.status();
+        let found = self.found.lock();
+        CopyRecord {
+            id,
+            endpoint: request.source.endpoint.to_string(),
+            allow_plaintext: request.source.allow_plaintext,
+            snapshot: request.source.snapshot,
+            name,
+            tags: request.tags,
+            bytes_per_second: self.limiter.limit(),
+            created_at_ns: self.created_at_ns,
+            outcome: match state {
+                State::Running | State::Waiting => CopyOutcome::UnderWay,
+                State::Completed => CopyOutcome::Completed,
+                State::Failed => CopyOutcome::Failed,
+                State::Cancelled => CopyOutcome::Cancelled,
+            },
+            ended_at_ns: found.ended_at_ns,
+            root: found.root,
+            made: found.snapshot,
+            size_bytes: found.size_bytes,
+            data_bytes: found.data_bytes,
+            done_data_bytes: found.done_data_bytes,
+            received_chunks: found.received_chunks,
+            received_bytes: found.received_bytes,
+            last_error: found.last_error.chars().take(ERROR_CHARS_MAX).collect(),
+        }
+    }
+
     pub(super) fn state(&self) -> State {
         *self.state.borrow()
     }
@@ -168,7 +249,7 @@ impl Job {
         let state = self.state();
         let rate = found.rate.bytes_per_second();
         Status {
-            id: self.id.clone(),
+            id: self.id,
             request: self.request.clone(),
             name: found.name.clone(),
             state,

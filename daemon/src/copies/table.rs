@@ -1,7 +1,6 @@
 //! The copies of a daemon: begun, tried again, cancelled, shown.
 
 use std::{
-    io,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -10,10 +9,10 @@ use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use varve_store::{Error, Store};
+use varve_store::{CopyId, Error, Store};
 
 use super::{
-    job::{Job, Request, State, Status},
+    job::{Job, Request, Status},
     source::{CopyError, SourceAddress},
     transfer::{Common, Estimate},
 };
@@ -35,7 +34,7 @@ struct Inner {
 }
 
 impl Copies {
-    /// No copies yet. Those that will be under way when `stop` comes are left as they are.
+    /// No copies yet: see [`resume`](Self::resume). Those that are under way when `stop` comes go on at the next start.
     #[must_use]
     pub fn new(store: Store, tasks: Tasks, stop: CancellationToken) -> Self {
         Self(Arc::new(Inner {
@@ -47,10 +46,33 @@ impl Copies {
         }))
     }
 
+    /// Goes on with the copies that are written down.
+    ///
+    /// # Errors
+    ///
+    /// The catalog cannot be read.
+    pub async fn resume(&self) -> Result<(), Error> {
+        for record in self.0.common.store.copies().await? {
+            let id = record.id;
+            let job = match Job::from_record(record) {
+                Ok(job) => Arc::new(job),
+                Err(error) => {
+                    warn!(%id, %error, "a copy cannot go on");
+                    continue;
+                }
+            };
+            self.0.jobs.lock().push(Arc::clone(&job));
+            if !job.state().has_ended() {
+                self.start(job);
+            }
+        }
+        Ok(())
+    }
+
     /// Begins a copy.
-    pub(crate) fn begin(&self, request: Request) -> Result<Status, Error> {
-        let job = Arc::new(Job::new(random_id()?, request, now_ns()));
-        {
+    pub(crate) async fn begin(&self, request: Request) -> Result<Status, Error> {
+        let job = Arc::new(Job::new(CopyId::random()?, request, now_ns()));
+        let forgotten: Vec<_> = {
             let mut jobs = self.0.jobs.lock();
             let ended = jobs.iter().filter(|job| job.state().has_ended()).count();
             if jobs.len() - ended >= limits::COPIES_MAX {
@@ -60,23 +82,29 @@ impl Copies {
                 )));
             }
             let mut too_many = (ended + 1).saturating_sub(limits::COPIES_ENDED_MAX);
-            jobs.retain(|job| {
+            let forgotten = jobs.extract_if(.., |job| {
                 let forget = too_many > 0 && job.state().has_ended();
                 too_many -= usize::from(forget);
-                !forget
+                forget
             });
-            jobs.push(Arc::clone(&job));
-        }
+            forgotten.map(|job| job.id).collect()
+        };
+        self.0.common.store.forget_copies(forgotten).await?;
+        // It is promised from here on.
+        self.0.common.store.put_copy(job.record()).await?;
+        self.0.jobs.lock().push(Arc::clone(&job));
+        self.start(Arc::clone(&job));
+        Ok(job.status())
+    }
+
+    fn start(&self, job: Arc<Job>) {
         let inner = Arc::clone(&self.0);
-        let driven = Arc::clone(&job);
         drop(self.0.tasks.spawn("copy", async move {
             let stop = inner.stop.clone();
-            // What has arrived stays.
-            let _ = stop
-                .run_until_cancelled_owned(Box::pin(inner.drive(&driven)))
-                .await;
+            let driven = Box::pin(inner.drive(&job));
+            // It goes on at the next start.
+            let _ = stop.run_until_cancelled_owned(driven).await;
         }));
-        Ok(job.status())
     }
 
     /// One of them.
@@ -99,9 +127,10 @@ impl Copies {
     }
 
     /// Lets one be so fast from now on.
-    pub(crate) fn limit(&self, id: &str, bytes_per_second: u64) -> Result<Status, Error> {
+    pub(crate) async fn limit(&self, id: &str, bytes_per_second: u64) -> Result<Status, Error> {
         let job = self.0.find(id)?;
         job.limiter.set(bytes_per_second);
+        self.0.common.store.put_copy(job.record()).await?;
         Ok(job.status())
     }
 
@@ -114,7 +143,8 @@ impl Copies {
 impl Inner {
     fn find(&self, id: &str) -> Result<Arc<Job>, Error> {
         let jobs = self.jobs.lock();
-        let found = jobs.iter().find(|job| job.id == id);
+        let wanted = id.parse::<CopyId>().ok();
+        let found = jobs.iter().find(|job| Some(job.id) == wanted);
         found.cloned().ok_or_else(|| Error::NotFound {
             what: "copy",
             name: id.chars().take(limits::QUOTED_CHARS_MAX).collect(),
@@ -123,7 +153,7 @@ impl Inner {
 
     /// Brings a copy to its end, however often it has to be tried.
     async fn drive(&self, job: &Job) {
-        let (id, endpoint) = (&*job.id, &job.request.source.endpoint);
+        let (id, endpoint) = (job.id, &job.request.source.endpoint);
         let (mut pause, most) = limits::COPY_PAUSES;
         loop {
             let before = job.received_bytes();
@@ -134,12 +164,13 @@ impl Inner {
                 self.common.copy(job).await
             };
             let error = match job.cancel.run_until_cancelled(attempt).await {
-                None => return self.cancelled(job),
+                None => return self.cancelled(job).await,
                 Some(Ok(record)) => {
                     job.complete(&record, now_ns());
+                    self.write_down(job).await;
                     let status = job.status();
                     info!(
-                        id,
+                        %id,
                         %endpoint,
                         snapshot = record.name,
                         received_bytes = status.received_bytes,
@@ -150,45 +181,38 @@ impl Inner {
                 Some(Err(error)) => error,
             };
             if !error.passes() {
-                warn!(id, %endpoint, %error, "copy failed");
-                return job.fail(&error, now_ns());
+                warn!(%id, %endpoint, %error, "copy failed");
+                job.fail(&error, now_ns());
+                return self.write_down(job).await;
             }
             if job.received_bytes() > before {
                 pause = limits::COPY_PAUSES.0;
             }
-            warn!(id, %endpoint, %error, seconds = pause.as_secs(), "copy is tried again");
+            warn!(%id, %endpoint, %error, seconds = pause.as_secs(), "copy is tried again");
             job.wait(&error);
+            self.write_down(job).await;
             if job.cancel.run_until_cancelled(sleep(pause)).await.is_none() {
-                return self.cancelled(job);
+                return self.cancelled(job).await;
             }
             pause = (pause * 2).min(most);
         }
     }
 
-    fn cancelled(&self, job: &Job) {
+    async fn cancelled(&self, job: &Job) {
         job.cancelled(now_ns());
-        info!(id = job.id, copies = self.running(), "copy cancelled");
+        self.write_down(job).await;
+        info!(id = %job.id, "copy cancelled");
     }
 
-    /// How many are under way.
-    fn running(&self) -> usize {
-        let jobs = self.jobs.lock();
-        let running = jobs.iter().filter(|job| job.state() == State::Running);
-        running.count()
+    /// A copy that could not be written down as it is goes on from what was, at the next start.
+    async fn write_down(&self, job: &Job) {
+        if let Err(error) = self.common.store.put_copy(job.record()).await {
+            warn!(id = %job.id, %error, "the state of a copy could not be written down");
+        }
     }
 }
 
 fn now_ns() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
-}
-
-fn random_id() -> Result<String, Error> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| Error::Io {
-        verb: "read",
-        path: "the kernel's random numbers".into(),
-        source: io::Error::other(error.to_string()),
-    })?;
-    Ok(format!("copy-{:017x}", u128::from_be_bytes(bytes) >> 60))
 }

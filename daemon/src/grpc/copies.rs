@@ -23,9 +23,9 @@ impl CopyService for CopyCalls {
     ) -> Result<Response<v1::Copy>, Status> {
         calls::answer("CreateCopy", async {
             let request = new_copy(request.into_inner())?;
-            let status = self.copies.begin(request)?;
+            let status = self.copies.begin(request).await?;
             info!(
-                id = status.id,
+                id = %status.id,
                 endpoint = %status.request.source.endpoint,
                 snapshot = status.request.source.snapshot,
                 "copy begun"
@@ -74,9 +74,8 @@ impl CopyService for CopyCalls {
     ) -> Result<Response<v1::Copy>, Status> {
         calls::answer("LimitCopy", async {
             let request = request.get_ref();
-            Ok(copy(
-                self.copies.limit(&request.copy, request.bytes_per_second)?,
-            ))
+            let limited = self.copies.limit(&request.copy, request.bytes_per_second);
+            Ok(copy(limited.await?))
         })
         .await
     }
@@ -147,7 +146,7 @@ fn copy(status: copies::Status) -> v1::Copy {
     };
     let source = status.request.source;
     v1::Copy {
-        id: status.id,
+        id: status.id.to_string(),
         source: Some(v1::CopySource {
             endpoint: source.endpoint.to_string(),
             snapshot: source.snapshot,

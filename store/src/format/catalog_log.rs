@@ -13,7 +13,8 @@
 //! up by one from 1: one that is missing is damage, too.
 
 use super::{
-    FormatError, IdKind, RecordId, SnapshotId, SnapshotRecord, StoreId, VolumeId, VolumeRecord,
+    CopyId, CopyRecord, FormatError, IdKind, RecordId, SnapshotId, SnapshotRecord, StoreId,
+    VolumeId, VolumeRecord,
     fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_count, put_crc32},
     store_file::FORMAT_VERSION,
 };
@@ -34,6 +35,8 @@ const DELETE_SNAPSHOT: u8 = 2;
 const PUT_VOLUME: u8 = 3;
 const DELETE_VOLUME: u8 = 4;
 const SEVERAL: u8 = 5;
+const PUT_COPY: u8 = 6;
+const DELETE_COPY: u8 = 7;
 /// First byte of a deletion, as the records have one of their own.
 const DELETE_VERSION: u8 = 1;
 /// The same of several changes.
@@ -101,14 +104,14 @@ impl LogHeader {
 /// | offset | bytes | field |
 /// | --- | --- | --- |
 /// | 0 | 4 | `VCAT` |
-/// | 4 | 1 | kind: 1 put snapshot, 2 delete snapshot, 3 put volume, 4 delete volume, 5 several |
+/// | 4 | 1 | kind: 1 put snapshot, 2 delete snapshot, 3 put volume, 4 delete volume, 5 several, 6 put copy, 7 delete copy |
 /// | 5 | 3 | zero |
 /// | 8 | 8 | sequence number |
 /// | 16 | 4 | length of the payload |
 /// | 20 | 4 | CRC-32 of the payload |
 /// | 24 | 4 | zero |
 /// | 28 | 4 | CRC-32 of the bytes before |
-/// | 32 | n | payload: a [`SnapshotRecord`] or [`VolumeRecord`], or a version byte (1) and the id of one; of several changes: a version byte (1), their number in 4 bytes, and of each its kind in 1, the length of its payload in 4, and that |
+/// | 32 | n | payload: a [`SnapshotRecord`], [`VolumeRecord`] or [`CopyRecord`], or a version byte (1) and the id of one; of several changes: a version byte (1), their number in 4 bytes, and of each its kind in 1, the length of its payload in 4, and that |
 /// | 32 + n |  | zeros up to a multiple of [`LOG_ALIGN`] |
 ///
 /// A kind or version that is not known is never passed over: the catalog would not be what it was.
@@ -122,6 +125,10 @@ pub enum Record {
     PutVolume(VolumeRecord),
     /// A volume's record is gone.
     DeleteVolume(VolumeId),
+    /// A copy is there from now on, or has changed.
+    PutCopy(CopyRecord),
+    /// A copy's record is gone.
+    DeleteCopy(CopyId),
     /// All of these changes, in this order, or none. None of them is of this kind itself.
     Several(Vec<Record>),
 }
@@ -176,6 +183,8 @@ impl Record {
             Self::DeleteSnapshot(id) => (DELETE_SNAPSHOT, encode_deletion(*id)),
             Self::PutVolume(record) => (PUT_VOLUME, record.encode()),
             Self::DeleteVolume(id) => (DELETE_VOLUME, encode_deletion(*id)),
+            Self::PutCopy(record) => (PUT_COPY, record.encode()),
+            Self::DeleteCopy(id) => (DELETE_COPY, encode_deletion(*id)),
             Self::Several(changes) => (SEVERAL, encode_several(changes)),
         }
     }
@@ -426,10 +435,12 @@ fn decode_change(kind: u8, payload: &[u8]) -> Result<Record, FormatError> {
         DELETE_SNAPSHOT => Record::DeleteSnapshot(decode_deletion(payload)?),
         PUT_VOLUME => Record::PutVolume(VolumeRecord::decode(payload)?),
         DELETE_VOLUME => Record::DeleteVolume(decode_deletion(payload)?),
+        PUT_COPY => Record::PutCopy(CopyRecord::decode(payload)?),
+        DELETE_COPY => Record::DeleteCopy(decode_deletion(payload)?),
         kind => {
             return Err(FormatError::unknown(
                 "kind of a catalog log record",
-                "1 (put snapshot), 2 (delete snapshot), 3 (put volume), 4 (delete volume), 5 (several)",
+                "1 (put snapshot), 2 (delete snapshot), 3 (put volume), 4 (delete volume), 5 (several), 6 (put copy), 7 (delete copy)",
                 kind,
             ));
         }

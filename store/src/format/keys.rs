@@ -9,11 +9,12 @@
 //! | [`NAMES`] | snapshot name, UTF-8 | snapshot id, 9 bytes |
 //! | [`VOLUMES`] | volume id, 9 bytes | [`VolumeRecord`](super::VolumeRecord) |
 //! | [`VOLUME_NAMES`] | volume name, UTF-8 | volume id, 9 bytes |
+//! | [`COPIES`] | copy id, 9 bytes | [`CopyRecord`](super::CopyRecord) |
 //! | [`META`] | [`IDENTITY`] | [`Identity`] |
 //! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
 //! | | [`TOTALS`] | [`Totals`] |
 //!
-//! An index from before there were volumes lacks their two families: such a one is opened as one without volumes.
+//! An index from before there were volumes, or copies, lacks their families: such a one is opened as one without any.
 //!
 //! RocksDB keeps a checksum of its own over each block, so values have none.
 
@@ -37,6 +38,8 @@ pub const NAMES: &str = "names";
 pub const VOLUMES: &str = "volumes";
 /// Volumes by name.
 pub const VOLUME_NAMES: &str = "volume-names";
+/// Copies from other stores.
+pub const COPIES: &str = "copies";
 /// The three keys below.
 pub const META: &str = "meta";
 

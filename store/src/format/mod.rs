@@ -11,9 +11,10 @@
 //! | [`names`] | no bytes, but every file name of the data directory |
 //! | [`store_file`] | `FORMAT`, the identity of a store |
 //! | [`pack`] | packs: chunks and tree nodes, the truth of all content |
-//! | [`catalog_log`] | the catalog log, the truth of all records of snapshots and volumes |
+//! | [`catalog_log`] | the catalog log, the truth of all records of snapshots, volumes and copies |
 //! | [`snapshot`] | a snapshot's record, in the catalog log and in the catalog |
 //! | [`volume`] | a volume's record, in the same places |
+//! | [`copy`] | the record of a copy from another store, in the same places |
 //! | [`journal`] | the journals of volumes, the truth of what was written to them since their base |
 //! | [`keys`] | keys and values in RocksDB, which can be made again from the above |
 
@@ -24,6 +25,7 @@ mod fields;
 mod id;
 
 pub mod catalog_log;
+pub mod copy;
 pub mod journal;
 pub mod keys;
 pub mod names;
@@ -35,6 +37,7 @@ pub mod volume;
 #[cfg(test)]
 mod tests;
 
+pub use copy::{CopyId, CopyOutcome, CopyRecord, OfCopy};
 pub use error::FormatError;
 pub use id::{ID_BYTES, IdKind, RecordId};
 pub use keys::{PackState, Totals};

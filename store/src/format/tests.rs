@@ -129,6 +129,30 @@ pub(super) fn volume() -> VolumeRecord {
     }
 }
 
+/// One that is completed.
+pub(super) fn copy() -> CopyRecord {
+    CopyRecord {
+        id: "copy-0a1b2c3d4e5f60718".parse().unwrap(),
+        endpoint: "unix:/x".to_owned(),
+        allow_plaintext: true,
+        snapshot: "web".to_owned(),
+        name: "eu/web".to_owned(),
+        tags: [("k".to_owned(), "v".to_owned())].into(),
+        bytes_per_second: 1 << 20,
+        created_at_ns: 1_735_689_600_123_456_789,
+        outcome: CopyOutcome::Completed,
+        ended_at_ns: Some(1_735_689_600_917_051_157),
+        root: Some(RootId::from_bytes([0x5a; 32])),
+        made: Some(snapshot().id),
+        size_bytes: 4 << 30,
+        data_bytes: 2 << 20,
+        done_data_bytes: 1 << 20,
+        received_chunks: 5,
+        received_bytes: 3 << 10,
+        last_error: "cut".to_owned(),
+    }
+}
+
 /// The same with pending snapshots.
 pub(super) fn volume_with_pending() -> VolumeRecord {
     let pending = |byte: u8, next_file| PendingSnapshot {
@@ -312,6 +336,8 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
             .encode(1),
             0..32,
         ),
+        (catalog_log::Record::PutCopy(copy()).encode(1), 0..32),
+        (copy().encode(), 0..0),
         (volume().encode(), 0..0),
         (volume_with_pending().encode(), 0..0),
         (snapshot_of_volume(SnapshotState::Pending).encode(), 0..0),

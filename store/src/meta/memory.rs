@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use varve_content::ChunkId;
 
 use super::{
-    Batch, Catalog, Index, Meta, Named, NodeKey, PackState, SnapshotId, SnapshotRecord, Totals,
-    VolumeId, VolumeRecord,
+    Batch, Catalog, CopyId, CopyRecord, Index, Meta, Named, NodeKey, PackState, SnapshotId,
+    SnapshotRecord, Totals, VolumeId, VolumeRecord,
 };
 use crate::{
     Result,
@@ -26,6 +26,7 @@ struct Model {
     packs: BTreeMap<u64, PackState>,
     snapshots: Records<SnapshotRecord>,
     volumes: Records<VolumeRecord>,
+    copies: BTreeMap<CopyId, CopyRecord>,
     catalog_sequence: u64,
 }
 
@@ -122,6 +123,10 @@ impl Catalog for MemoryMeta {
         Ok(page(&self.0.lock().volumes, after_name, prefix, limit))
     }
 
+    fn copies(&self) -> Result<Vec<CopyRecord>> {
+        Ok(self.0.lock().copies.values().cloned().collect())
+    }
+
     fn catalog_sequence(&self) -> Result<u64> {
         Ok(self.0.lock().catalog_sequence)
     }
@@ -147,6 +152,8 @@ impl Meta for MemoryMeta {
                 Record::DeleteSnapshot(id) => drop(model.snapshots.remove(&id)),
                 Record::PutVolume(record) => put(&mut model.volumes, record)?,
                 Record::DeleteVolume(id) => drop(model.volumes.remove(&id)),
+                Record::PutCopy(record) => drop(model.copies.insert(record.id, record)),
+                Record::DeleteCopy(id) => drop(model.copies.remove(&id)),
                 Record::Several(_) => unreachable!("taken apart just above"),
             }
         }

@@ -57,6 +57,7 @@ over_both!(
     deleting_what_is_not_there_changes_nothing,
     volumes_are_kept_as_snapshots_are,
     volumes_and_snapshots_share_no_names,
+    copies_are_kept_until_they_are_forgotten,
 );
 
 pub(super) fn chunk_id(number: u64) -> ChunkId {
@@ -479,6 +480,52 @@ fn volumes_are_kept_as_snapshots_are(meta: &dyn Meta) {
     assert_eq!(meta.volume(volume_id(1)).unwrap(), None);
     assert_eq!(meta.volume_by_name("c").unwrap(), None);
     assert_eq!(meta.totals().unwrap().volumes, 2);
+}
+
+fn copies_are_kept_until_they_are_forgotten(meta: &dyn Meta) {
+    let copy = |number: u8, received_bytes| CopyRecord {
+        received_bytes,
+        ..copy(number)
+    };
+    let put = |records_: Vec<CopyRecord>| {
+        let batch = records(meta, records_.into_iter().map(Record::PutCopy));
+        meta.apply(batch, false).unwrap();
+    };
+    put(vec![copy(1, 0), copy(2, 0)]);
+    put(vec![copy(2, 7)]);
+    let mut found = meta.copies().unwrap();
+    found.sort_by_key(|record| record.id);
+    assert_eq!(found, [copy(1, 0), copy(2, 7)]);
+    let gone = records(meta, [1, 9].map(|n| Record::DeleteCopy(copy_id(n))));
+    meta.apply(gone, false).unwrap();
+    assert_eq!(meta.copies().unwrap(), [copy(2, 7)]);
+}
+
+fn copy_id(number: u8) -> CopyId {
+    CopyId::from_low_bits([number; 9])
+}
+
+fn copy(number: u8) -> CopyRecord {
+    CopyRecord {
+        id: copy_id(number),
+        endpoint: "unix:/run/x".to_owned(),
+        allow_plaintext: false,
+        snapshot: "web".to_owned(),
+        name: String::new(),
+        tags: BTreeMap::new(),
+        bytes_per_second: 0,
+        created_at_ns: u64::from(number),
+        outcome: CopyOutcome::UnderWay,
+        ended_at_ns: None,
+        root: None,
+        made: None,
+        size_bytes: 0,
+        data_bytes: 0,
+        done_data_bytes: 0,
+        received_chunks: 0,
+        received_bytes: 0,
+        last_error: String::new(),
+    }
 }
 
 fn volumes_and_snapshots_share_no_names(meta: &dyn Meta) {

@@ -11,8 +11,8 @@ use varve_content::{ChunkId, codec::Compression};
 
 use super::{Random, assert_holds, block_on, random_image, scribble, seed, upload};
 use crate::{
-    Error, Options, RecoveryReport, Result, SnapshotId, SnapshotRecord, Store, VolumeId,
-    VolumeRecord,
+    CopyRecord, Error, Options, RecoveryReport, Result, SnapshotId, SnapshotRecord, Store,
+    VolumeId, VolumeRecord,
     format::{Location, PackId, StoreId},
     io::{Disk, sim::SimDisk},
     lock::DirectoryLock,
@@ -86,6 +86,9 @@ impl Catalog for PowerlessMeta {
         limit: usize,
     ) -> Result<Vec<VolumeRecord>> {
         self.applied.volumes(after_name, prefix, limit)
+    }
+    fn copies(&self) -> Result<Vec<CopyRecord>> {
+        self.applied.copies()
     }
     fn catalog_sequence(&self) -> Result<u64> {
         self.applied.catalog_sequence()

@@ -162,7 +162,7 @@ impl Store {
                 ..status
             }),
             None => Ok(VolumeStatus {
-                journal_bytes: records::journal_bytes(shared, record.id)?,
+                journal_bytes: records::journal_bytes(shared, &record)?,
                 ..status
             }),
         }

@@ -263,12 +263,14 @@ fn journal_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>> {
     }
 }
 
-/// Bytes that the journal of a volume takes that is not open.
-pub(super) fn journal_bytes(shared: &Shared, id: VolumeId) -> Result<u64> {
+/// Bytes that the journal of a volume takes that is not open. Files before its first go when it is opened.
+pub(super) fn journal_bytes(shared: &Shared, record: &VolumeRecord) -> Result<u64> {
+    let id = record.id;
     let data_dir = &shared.options.data_dir;
     let disk = &shared.disk;
     let mut bytes = 0;
-    for number in journal_numbers(&**disk, &names::volume(data_dir, id))? {
+    let numbers = journal_numbers(&**disk, &names::volume(data_dir, id))?;
+    for number in numbers.into_iter().filter(|it| *it >= record.journal_from) {
         let path = names::journal_file(data_dir, id, number);
         let len = disk
             .open(&path, OpenMode::Read)

@@ -24,7 +24,7 @@ use crate::{
     subcommand_negates_reqs = true,
     after_help = "\
 The daemon pulls: it is asked by --endpoint, and it reaches the other one at --from. Only chunks that are missing cross. A copy that \
-is cut off is tried again by itself; after a restart of the daemon, begin it again: what has arrived is not fetched twice."
+is cut off is tried again by itself, also after a restart of the daemon. What has arrived is not fetched twice."
 )]
 pub(crate) struct Copies {
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! Records of snapshots and of volumes.
+//! Records of snapshots, of volumes and of copies.
 
 use super::*;
 
@@ -295,4 +295,75 @@ fn ids_of_volumes_are_not_ids_of_snapshots() {
     }
     assert!("vol-0fedcba9876543210".parse::<SnapshotId>().is_err());
     assert!(VolumeId::is_of_its_form("VOL-0FEDCBA9876543210"));
+}
+
+#[test]
+fn copy_record_is_pinned() {
+    let bytes = copy().encode();
+    assert_bytes(
+        &bytes,
+        &[
+            "010f02",
+            "00a1b2c3d4e5f60718",
+            "15cdb2c77e681618",
+            "151700f77e681618",
+            "0000100000000000",
+            &"5a".repeat(32),
+            "00123456789abcdef0",
+            "0000000001000000",
+            "0000200000000000",
+            "0000100000000000",
+            "0500000000000000",
+            "000c000000000000",
+            "07000000756e69783a2f78",
+            "03000000776562",
+            "0600000065752f776562",
+            "03000000637574",
+            "01000000010000006b0100000076",
+        ],
+    );
+    assert_eq!(CopyRecord::decode(&bytes), Ok(copy()));
+    for len in 0..bytes.len() {
+        assert!(CopyRecord::decode(&bytes[..len]).is_err());
+    }
+    let begun = CopyRecord {
+        outcome: CopyOutcome::UnderWay,
+        ended_at_ns: None,
+        root: None,
+        made: None,
+        ..copy()
+    };
+    assert_eq!(CopyRecord::decode(&begun.encode()), Ok(begun));
+}
+
+#[test]
+fn copy_records_that_are_none() {
+    let good = copy().encode();
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        CopyRecord::decode(&bytes).unwrap_err()
+    };
+    assert!(with(0, 2).is_unknown());
+    assert!(with(2, 5).is_unknown());
+    for (at, byte, why) in [
+        (1, 0x1f, "flags of a copy's record"),
+        // Completed without a snapshot, without a root that is there, without an end; and one under way that has ended.
+        (1, 0x0b, "zeros in reserved fields"),
+        (1, 0x0d, "zeros in reserved fields"),
+        (1, 0x07, "zeros in reserved fields"),
+        (2, 1, "an end if it has ended"),
+        (3, 0x10, "68 bits"),
+    ] {
+        let error = with(at, byte).to_string();
+        assert!(error.contains(why), "byte {at}: {error}");
+    }
+    let unmade = CopyRecord {
+        made: None,
+        ..copy()
+    };
+    assert!(CopyRecord::decode(&unmade.encode()).is_err());
+    let mut longer = good;
+    longer.push(0);
+    assert!(CopyRecord::decode(&longer).is_err());
 }

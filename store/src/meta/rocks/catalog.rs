@@ -12,7 +12,9 @@ use super::{
 use crate::{
     Error, Result,
     format::{FormatError, RecordId, catalog_log::Record, keys},
-    meta::{Catalog, Named, SnapshotId, SnapshotRecord, Totals, VolumeId, VolumeRecord},
+    meta::{
+        Catalog, CopyRecord, Named, SnapshotId, SnapshotRecord, Totals, VolumeId, VolumeRecord,
+    },
 };
 
 /// How records of one kind are kept.
@@ -131,6 +133,7 @@ impl RocksMeta {
     ) -> Result<()> {
         let mut snapshots = Changes::<SnapshotRecord>::new(self);
         let mut volumes = Changes::<VolumeRecord>::new(self);
+        let copies = self.family(keys::COPIES)?;
         let changes = records.into_iter().map(|(_, record)| record);
         for change in changes.flat_map(Record::into_changes) {
             match change {
@@ -138,6 +141,10 @@ impl RocksMeta {
                 Record::DeleteSnapshot(id) => snapshots.delete(id, totals)?,
                 Record::PutVolume(record) => volumes.put(record, totals)?,
                 Record::DeleteVolume(id) => volumes.delete(id, totals)?,
+                Record::PutCopy(record) => {
+                    write.put_cf(copies, record.id.as_bytes(), record.encode());
+                }
+                Record::DeleteCopy(id) => write.delete_cf(copies, id.as_bytes()),
                 Record::Several(_) => unreachable!("taken apart just above"),
             }
         }
@@ -179,6 +186,17 @@ impl Catalog for RocksMeta {
         limit: usize,
     ) -> Result<Vec<VolumeRecord>> {
         self.records(after_name, prefix, limit)
+    }
+
+    fn copies(&self) -> Result<Vec<CopyRecord>> {
+        let entries = self
+            .db
+            .iterator_cf(self.family(keys::COPIES)?, IteratorMode::Start);
+        let copies = entries.map(|entry| {
+            let (_, value) = entry.map_err(unreadable)?;
+            CopyRecord::decode(&value).map_err(undecodable)
+        });
+        copies.collect()
     }
 
     fn catalog_sequence(&self) -> Result<u64> {
