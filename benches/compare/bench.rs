@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
 use varve_benches::images;
+use varve_tests::daemon::free_address;
 
 use crate::failure::{Failure, While};
 use crate::page_cache;
@@ -73,6 +75,17 @@ impl Bench {
         Ok(path)
     }
 
+    /// varved on an empty data directory, that listens on TCP, too.
+    pub(crate) fn serve_on_tcp(
+        &self,
+        name: &str,
+    ) -> Result<(Varved, PathBuf, SocketAddr), Failure> {
+        let data_dir = self.fresh_directory(name)?;
+        let address = free_address();
+        let varved = self.programs.serve_on_tcp(&data_dir, address)?;
+        Ok((varved, data_dir, address))
+    }
+
     /// varved on an empty data directory, with the base image ready in memory.
     pub(crate) fn serve_fresh(&self, name: &str) -> Result<(Varved, PathBuf), Failure> {
         let data_dir = self.fresh_directory(name)?;
@@ -85,12 +98,26 @@ impl Bench {
 
 /// All of a disk, with the same data each time.
 fn write_disk(path: &Path) -> io::Result<()> {
+    rustix::fs::fallocate(
+        File::create(path)?,
+        FallocateFlags::empty(),
+        0,
+        RAW_DISK_BYTES,
+    )?;
+    write_noise(path, RAW_DISK_BYTES)
+}
+
+/// A file of data that does not compress, the same each time; one that is there is written over.
+pub(crate) fn write_noise(path: &Path, size_bytes: u64) -> io::Result<()> {
     const PIECE_BYTES: usize = 4 << 20;
-    let disk = File::create(path)?;
-    rustix::fs::fallocate(&disk, FallocateFlags::empty(), 0, RAW_DISK_BYTES)?;
+    let disk = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
     let mut piece = vec![0; PIECE_BYTES];
     let mut state = 0_u64;
-    for offset in (0..RAW_DISK_BYTES).step_by(PIECE_BYTES) {
+    for offset in (0..size_bytes).step_by(PIECE_BYTES) {
         for word in piece.chunks_exact_mut(8) {
             // SplitMix64 (Steele, Lea, Flood 2014).
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -49,6 +49,8 @@ pub(crate) fn markdown(bench: &Bench) -> Result<String, Failure> {
         ("nbdkit", "--version"),
         ("fio", "--version"),
         ("b3sum", "--version"),
+        ("rsync", "--version"),
+        ("rclone", "version"),
     ]
     .map(|(program, argument)| said(Command::new(program).arg(argument)))
     .into();

@@ -64,6 +64,9 @@ enum Subject {
     Database,
     Memory,
     VolumeMemory,
+    CopyFar,
+    CopyNothing,
+    CopyNear,
     Hash,
 }
 
@@ -88,6 +91,9 @@ impl Subject {
             Self::Database => rows::database::guest(bench),
             Self::Memory => rows::memory::peaks(bench),
             Self::VolumeMemory => rows::memory::of_volumes(bench),
+            Self::CopyFar => rows::copy::over_a_link(bench),
+            Self::CopyNothing => rows::copy::nothing_missing(bench),
+            Self::CopyNear => rows::copy::near(bench),
             Self::Hash => rows::hash::cut_and_hash(bench),
         }
     }

@@ -40,6 +40,20 @@ impl Restic {
         )
     }
 
+    /// Where it is.
+    pub(crate) fn repository(&self) -> &Path {
+        &self.repository
+    }
+
+    /// Copies all snapshots of another repository that has the same password.
+    pub(crate) fn copy_from(&self, repository: &str) -> Result<Finished, Failure> {
+        process::run(
+            self.command()
+                .args(["copy", "--from-repo", repository])
+                .env("RESTIC_FROM_PASSWORD", "not a secret"),
+        )
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new("restic");
         command

@@ -1,6 +1,7 @@
 //! Varve as it is used: varved on a data directory, and snapctl over its unix socket.
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,10 +43,29 @@ impl Programs {
 
     /// A running varved on a data directory, made if it is not there.
     pub(crate) fn serve(&self, data_dir: &Path) -> Result<Varved, Failure> {
+        self.serve_with(data_dir, |varved| varved)
+    }
+
+    /// The same, that listens on TCP, too.
+    pub(crate) fn serve_on_tcp(
+        &self,
+        data_dir: &Path,
+        address: SocketAddr,
+    ) -> Result<Varved, Failure> {
+        self.serve_with(data_dir, |varved| {
+            varved.env("VARVE_GRPC_TCP", address.to_string())
+        })
+    }
+
+    fn serve_with(
+        &self,
+        data_dir: &Path,
+        change: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Result<Varved, Failure> {
         let (grpc, nbd) = (data_dir.join("grpc.sock"), data_dir.join("nbd.sock"));
         let log = data_dir.with_extension("log");
         let service = Service::start(
-            self.varved().arg("--data-dir").arg(data_dir),
+            change(self.varved().arg("--data-dir").arg(data_dir)),
             &log,
             &[&grpc, &nbd],
         )?;
@@ -68,6 +88,11 @@ pub(crate) struct Varved {
 }
 
 impl Varved {
+    /// Where it is asked, on this machine.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("unix:{}", self.grpc.display())
+    }
+
     pub(crate) fn import(&self, file: &Path, name: &str) -> Result<Finished, Failure> {
         self.snapctl(&[
             OsStr::new("import"),
@@ -169,7 +194,7 @@ impl Varved {
         process::run(
             Command::new(&self.snapctl)
                 .args(arguments)
-                .env("VARVE_ENDPOINT", format!("unix:{}", self.grpc.display())),
+                .env("VARVE_ENDPOINT", self.endpoint()),
         )
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, ClientTlsConfig, Uri};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Uri};
 use varve_proto::v1::{
     content_service_client::ContentServiceClient, copy_service_client::CopyServiceClient,
     replication_service_client::ReplicationServiceClient,
@@ -156,6 +156,53 @@ impl FromStr for Endpoint {
     }
 }
 
+/// Whom to trust and who to be on a connection with TLS. The default is to trust the authorities that this machine trusts, and to
+/// show no certificate.
+#[derive(Clone, Default)]
+pub struct Tls {
+    authorities: Option<Vec<u8>>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Tls {
+    /// Trusts these authorities, in PEM, and no others.
+    #[must_use]
+    pub fn trusting(mut self, authorities: Vec<u8>) -> Self {
+        self.authorities = Some(authorities);
+        self
+    }
+
+    /// Shows a certificate to daemons that ask for one: the chain and its private key, in PEM.
+    #[must_use]
+    pub fn showing(mut self, cert: Vec<u8>, key: Vec<u8>) -> Self {
+        self.identity = Some((cert, key));
+        self
+    }
+
+    fn config(&self) -> ClientTlsConfig {
+        let config = match &self.authorities {
+            Some(authorities) => {
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities))
+            }
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        match &self.identity {
+            Some((cert, key)) => config.identity(Identity::from_pem(cert, key)),
+            None => config,
+        }
+    }
+}
+
+impl fmt::Debug for Tls {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("trusts_its_own", &self.authorities.is_some())
+            .field("shows_a_certificate", &self.identity.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
 /// A connection to a daemon. Cloning it is cheap and shares the connection; it is made anew when it breaks.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -164,14 +211,19 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the daemon at `endpoint`.
+    /// Connects to the daemon at `endpoint`, trusting the authorities that this machine trusts.
     pub async fn connect(endpoint: &Endpoint) -> Result<Self> {
+        Self::connect_with(endpoint, &Tls::default()).await
+    }
+
+    /// Connects to the daemon at `endpoint`; `tls` is how, if that is `https`.
+    pub async fn connect_with(endpoint: &Endpoint, tls: &Tls) -> Result<Self> {
         let connected = match &endpoint.0 {
             Address::Unix(path) => connect_unix(path.clone()).await,
             Address::Http(uri) => settings(uri.clone()).connect().await,
             Address::Https(uri) => {
                 install_crypto();
-                match settings(uri.clone()).tls_config(ClientTlsConfig::new().with_native_roots()) {
+                match settings(uri.clone()).tls_config(tls.config()) {
                     Ok(settings) => settings.connect().await,
                     Err(error) => Err(error),
                 }

@@ -275,31 +275,39 @@ impl Client {
         })
     }
 
-    /// Waits until a copy has ended, and keeps counters up to date. It waits through restarts of the source, not of the daemon.
+    /// Waits until copies have ended, and keeps counters up to date. It waits through restarts of the source, not of the daemon.
     ///
     /// # Errors
     ///
-    /// Of a copy that failed or was cancelled too.
-    pub async fn ended_copy(&self, id: &str, progress: &Progress) -> Result<Copy> {
+    /// As soon as one of them has failed or was cancelled; the others go on.
+    pub async fn ended_copies(&self, ids: &[String], progress: &Progress) -> Result<Vec<Copy>> {
         loop {
-            let copy = self.copy_status(id).await?;
-            progress.set_total(copy.data_bytes);
-            progress.set_done(copy.done_data_bytes);
-            let what = format!(
-                "copy {} from {}",
-                copy.source.snapshot, copy.source.endpoint
-            );
-            match copy.state {
-                CopyState::Completed => return Ok(copy),
-                CopyState::Failed => {
-                    let why = copy.last_error.unwrap_or_default();
-                    return Err(Error::new(ErrorKind::Conflict, what, why));
-                }
-                CopyState::Cancelled => {
-                    return Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled"));
-                }
-                _ => tokio::time::sleep(COPY_POLL).await,
+            let mut copies = Vec::with_capacity(ids.len());
+            for id in ids {
+                copies.push(self.copy_status(id).await?);
             }
+            progress.set_total(copies.iter().map(|copy| copy.data_bytes).sum());
+            progress.set_done(copies.iter().map(|copy| copy.done_data_bytes).sum());
+            for copy in &copies {
+                let what = format!(
+                    "copy {} from {}",
+                    copy.source.snapshot, copy.source.endpoint
+                );
+                match copy.state {
+                    CopyState::Failed => {
+                        let why = copy.last_error.clone().unwrap_or_default();
+                        return Err(Error::new(ErrorKind::Conflict, what, why));
+                    }
+                    CopyState::Cancelled => {
+                        return Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled"));
+                    }
+                    _ => {}
+                }
+            }
+            if copies.iter().all(|copy| copy.state.has_ended()) {
+                return Ok(copies);
+            }
+            tokio::time::sleep(COPY_POLL).await;
         }
     }
 }

@@ -51,7 +51,7 @@ mod status;
 mod upload;
 mod volumes;
 
-pub use connect::{Client, Endpoint};
+pub use connect::{Client, Endpoint, Tls};
 pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
 pub use download::{Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink};
 pub use error::{Error, ErrorKind, Result};

@@ -30,6 +30,8 @@ pub struct Config {
     pub grpc: GrpcConfig,
     /// Where NBD is served.
     pub nbd: NbdConfig,
+    /// How other daemons are asked that snapshots are copied from.
+    pub copies: CopiesConfig,
     /// An upload that nothing was heard of for so long is dropped.
     pub upload_idle: Duration,
     /// What is logged.
@@ -69,6 +71,17 @@ pub struct TlsConfig {
     pub cert: PathBuf,
     /// The private key.
     pub key: PathBuf,
+    /// Authorities: clients have to show a certificate that one of them has signed. `None`: they need none.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// How other daemons are asked, with TLS. Files in PEM.
+#[derive(Debug, Clone, Default)]
+pub struct CopiesConfig {
+    /// Authorities that their certificates are signed by; `None`: those that this machine trusts.
+    pub ca: Option<PathBuf>,
+    /// The certificate to show them, and its private key.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Where NBD is served.
@@ -167,6 +180,10 @@ impl Config {
                     .parse("nbd.connections_max", parse_positive)?
                     .unwrap_or(limits::NBD_CONNECTIONS_MAX),
             },
+            copies: CopiesConfig {
+                ca: values.path("copies.tls_ca")?,
+                identity: both(values, "copies.tls_cert", "copies.tls_key")?,
+            },
             upload_idle: values
                 .parse("upload.idle_seconds", parse_positive)?
                 .map_or(limits::UPLOAD_IDLE, |seconds| {
@@ -193,19 +210,14 @@ impl Config {
 }
 
 fn resolve_tls(values: &Values) -> Result<Option<TlsConfig>, ConfigError> {
-    let tls = match (values.path("grpc.tls_cert")?, values.path("grpc.tls_key")?) {
-        (None, None) => return Ok(None),
-        (Some(cert), Some(key)) => TlsConfig { cert, key },
-        (Some(_), None) => {
-            return Err(ConfigError::Conflict(
-                "grpc.tls_cert is set, and grpc.tls_key is not".to_owned(),
-            ));
-        }
-        (None, Some(_)) => {
-            return Err(ConfigError::Conflict(
-                "grpc.tls_key is set, and grpc.tls_cert is not".to_owned(),
-            ));
-        }
+    let client_ca = values.path("grpc.tls_client_ca")?;
+    let Some((cert, key)) = both(values, "grpc.tls_cert", "grpc.tls_key")? else {
+        return match client_ca {
+            None => Ok(None),
+            Some(_) => Err(ConfigError::Conflict(
+                "grpc.tls_client_ca is set, and grpc.tls_cert is not".to_owned(),
+            )),
+        };
     };
     if values.get("grpc.tcp").is_none() {
         return Err(ConfigError::Conflict(
@@ -213,7 +225,32 @@ fn resolve_tls(values: &Values) -> Result<Option<TlsConfig>, ConfigError> {
                 .to_owned(),
         ));
     }
-    Ok(Some(tls))
+    Ok(Some(TlsConfig {
+        cert,
+        key,
+        client_ca,
+    }))
+}
+
+/// Two settings that have no meaning without each other.
+fn both(
+    values: &Values,
+    first: &'static str,
+    second: &'static str,
+) -> Result<Option<(PathBuf, PathBuf)>, ConfigError> {
+    match (values.path(first)?, values.path(second)?) {
+        (None, None) => Ok(None),
+        (Some(one), Some(other)) => Ok(Some((one, other))),
+        (one, _) => {
+            let (set, unset) = match one {
+                Some(_) => (first, second),
+                None => (second, first),
+            };
+            Err(ConfigError::Conflict(format!(
+                "{set} is set, and {unset} is not"
+            )))
+        }
+    }
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

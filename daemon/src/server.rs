@@ -105,6 +105,7 @@ impl Server {
         // Everything that can be refused comes before the first task.
         let unix_server = grpc::builder(None)?;
         let tcp_server = grpc::builder(grpc_tls)?;
+        let copies_tls = grpc::client_tls(&config.copies)?;
         let (grpc_unix, grpc_file) =
             sockets::listen_unix(&config.grpc.unix, config.socket_mode).await?;
         let (nbd_unix, nbd_file) =
@@ -124,7 +125,7 @@ impl Server {
 
         let tasks = Tasks::new();
         let stop = CancellationToken::new();
-        let copies = Copies::new(store.clone(), tasks.clone(), stop.clone());
+        let copies = Copies::new(store.clone(), copies_tls, tasks.clone(), stop.clone());
         let uploads = Arc::new(Uploads::new(config.upload_idle));
         let health = Health::default();
         let nbd_options = nbd::ServerOptions {

@@ -174,13 +174,13 @@ fn copies_at_one_time_fetch_each_chunk_once() {
     }
     let here = pair.here.snapctl();
     let endpoint = pair.there.varved.tcp_endpoint();
-    let copies: Vec<_> = names
-        .iter()
-        .map(|name| here.start(["copy", name, "--from", &endpoint, "--wait", "--quiet"]))
-        .collect();
-    for copy in copies {
-        copy.wait().ok();
-    }
+    let several = names.iter().map(String::as_str);
+    let told = here.json(
+        ["copy", "--from", &endpoint, "--wait"]
+            .into_iter()
+            .chain(several),
+    );
+    assert_eq!(told["copies"].as_array().unwrap().len(), names.len());
     let listed = here.json(["copy", "list"]);
     let received = listed["copies"].as_array().unwrap().iter();
     let received: u64 = received.map(|copy| number(copy, "received_chunks")).sum();
@@ -275,6 +275,11 @@ fn what_cannot_be_copied_is_told_and_leaves_nothing() {
         "plain HTTP",
     );
     refused(&["image", "--from", "ftp://x"], exit::USAGE, "unix:PATH");
+    refused(
+        &["a", "b", "--from", &endpoint, "--name", "c"],
+        exit::FAILURE,
+        "--name is for one",
+    );
     refused(&["show", "copy-1"], exit::NOT_FOUND, "copy-1");
     refused(&["cancel", "copy-1"], exit::NOT_FOUND, "copy-1");
     assert_eq!(here.names(), ["taken"]);

@@ -112,3 +112,59 @@ fn a_certificate_that_cannot_be_used_is_refused_at_the_start() {
         assert!(said.contains(named), "{said}");
     }
 }
+
+#[test]
+fn who_has_to_show_a_certificate_and_does_not_gets_nothing() {
+    let identities = Scratch::new();
+    let identity = Identity::make(&identities);
+    let there = Lab::with(|options| {
+        options
+            .tcp()
+            .env("VARVE_GRPC_TLS_CERT", &identity.cert)
+            .env("VARVE_GRPC_TLS_KEY", &identity.key)
+            .env("VARVE_GRPC_TLS_CLIENT_CA", &identity.authority)
+    });
+    let image = there.image("image", 20 * MIB, 162);
+    there.snapctl().import(&image, "image");
+    let endpoint = there.varved.tcp_endpoint().replace("http://", "https://");
+
+    // snapctl, and then another daemon.
+    let path = |path: &PathBuf| path.to_str().unwrap().to_owned();
+    let own = [
+        path(&identity.authority),
+        path(&identity.cert),
+        path(&identity.key),
+    ];
+    let snapctl = Snapctl::new(&endpoint);
+    let trusting = ["status", "--tls-ca", &own[0]];
+    let showing = ["--tls-cert", &own[1], "--tls-key", &own[2]];
+    snapctl.run(trusting).fails(exit::UNREACHABLE);
+    snapctl.run(trusting.iter().chain(&showing)).ok();
+    let said = snapctl.run(trusting.iter().chain(&showing[..2]));
+    assert!(said.fails(exit::FAILURE).contains("--tls-key"));
+    let other = Identity::make(&there.scratch);
+    let stranger = [path(&other.cert), path(&other.key)];
+    let showing = ["--tls-cert", &stranger[0], "--tls-key", &stranger[1]];
+    snapctl
+        .run(trusting.iter().chain(&showing))
+        .fails(exit::UNREACHABLE);
+
+    let here = Lab::with(|options| options.env("VARVE_COPIES_TLS_CA", &identity.authority));
+    let asked = here
+        .snapctl()
+        .run(["copy", "estimate", "image", "--from", &endpoint]);
+    // As it says of any daemon that cannot serve now.
+    let said = asked.fails(exit::FAILURE);
+    assert!(said.contains("image"), "{said}");
+    let here = Lab::with(|options| {
+        options
+            .env("VARVE_COPIES_TLS_CA", &identity.authority)
+            .env("VARVE_COPIES_TLS_CERT", &identity.cert)
+            .env("VARVE_COPIES_TLS_KEY", &identity.key)
+    });
+    let copied = here
+        .snapctl()
+        .json(["copy", "image", "--from", &endpoint, "--wait"]);
+    assert_eq!(copied["state"], "completed");
+    here.assert_content("image", &image);
+}

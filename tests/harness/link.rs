@@ -85,6 +85,12 @@ impl Link {
         Self { address, state }
     }
 
+    /// Its own address.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Where the daemon is found through it.
     #[must_use]
     pub fn endpoint(&self) -> String {

@@ -39,7 +39,7 @@ const fn flagged(key: &'static str, variable: &'static str, flag: &'static str) 
 }
 
 /// Every setting there is. `docs/varved.toml` describes them.
-pub const SETTINGS: [Setting; 17] = [
+pub const SETTINGS: [Setting; 21] = [
     flagged("data_dir", "VARVE_DATA_DIR", "--data-dir"),
     setting("socket_mode", "VARVE_SOCKET_MODE"),
     setting("store.compression", "VARVE_COMPRESSION"),
@@ -51,6 +51,10 @@ pub const SETTINGS: [Setting; 17] = [
     flagged("grpc.tcp", "VARVE_GRPC_TCP", "--grpc-tcp"),
     setting("grpc.tls_cert", "VARVE_GRPC_TLS_CERT"),
     setting("grpc.tls_key", "VARVE_GRPC_TLS_KEY"),
+    setting("grpc.tls_client_ca", "VARVE_GRPC_TLS_CLIENT_CA"),
+    setting("copies.tls_ca", "VARVE_COPIES_TLS_CA"),
+    setting("copies.tls_cert", "VARVE_COPIES_TLS_CERT"),
+    setting("copies.tls_key", "VARVE_COPIES_TLS_KEY"),
     flagged("nbd.unix", "VARVE_NBD_UNIX", "--nbd-unix"),
     flagged("nbd.tcp", "VARVE_NBD_TCP", "--nbd-tcp"),
     setting("nbd.connections_max", "VARVE_NBD_CONNECTIONS_MAX"),

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::future::try_join_all;
-use varve_client::{Client, Endpoint, ErrorKind};
+use varve_client::{Client, Endpoint, ErrorKind, Tls};
 
 use crate::limits;
 
@@ -65,8 +65,8 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) async fn open(endpoint: &Endpoint) -> Result<Self, CopyError> {
-        let clients = (0..limits::COPY_CONNECTIONS).map(|_| Client::connect(endpoint));
+    pub(super) async fn open(endpoint: &Endpoint, tls: &Tls) -> Result<Self, CopyError> {
+        let clients = (0..limits::COPY_CONNECTIONS).map(|_| Client::connect_with(endpoint, tls));
         Ok(Self {
             clients: try_join_all(clients).await?,
             next: AtomicUsize::new(0),

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use varve_client::Tls;
 use varve_store::{CopyId, Error, Store};
 
 use super::{
@@ -36,9 +37,9 @@ struct Inner {
 impl Copies {
     /// No copies yet: see [`resume`](Self::resume). Those that are under way when `stop` comes go on at the next start.
     #[must_use]
-    pub fn new(store: Store, tasks: Tasks, stop: CancellationToken) -> Self {
+    pub fn new(store: Store, tls: Tls, tasks: Tasks, stop: CancellationToken) -> Self {
         Self(Arc::new(Inner {
-            common: Common::new(store),
+            common: Common::new(store, tls),
             tasks,
             stop,
             jobs: Mutex::default(),

@@ -7,7 +7,7 @@ use std::{
 
 use futures::{TryStreamExt, stream};
 use tokio::sync::Semaphore;
-use varve_client::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, WantedChunks};
+use varve_client::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, Tls, WantedChunks};
 use varve_content::{
     ChunkId, NodeId,
     block::BLOCK_BYTES,
@@ -46,8 +46,8 @@ struct Wanted {
 
 impl Wanted {
     /// Asks the source for it.
-    async fn find(address: &SourceAddress) -> Result<Self, CopyError> {
-        let connections = Connections::open(&address.endpoint).await?;
+    async fn find(address: &SourceAddress, tls: &Tls) -> Result<Self, CopyError> {
+        let connections = Connections::open(&address.endpoint, tls).await?;
         let client = connections.client();
         let snapshot = client.snapshot(&address.snapshot).await?;
         let id = match (snapshot.state, snapshot.root) {
@@ -111,15 +111,18 @@ fn walked(error: WalkError<CopyError>) -> CopyError {
 #[derive(Debug)]
 pub(super) struct Common {
     pub(super) store: Store,
+    /// How sources are asked.
+    tls: Tls,
     pub(super) claims: Arc<Claims>,
     /// Fetches of chunks that may be under way.
     pub(super) fetches: Semaphore,
 }
 
 impl Common {
-    pub(super) fn new(store: Store) -> Self {
+    pub(super) fn new(store: Store, tls: Tls) -> Self {
         Self {
             store,
+            tls,
             claims: Arc::default(),
             fetches: Semaphore::new(COPY_FETCHES_IN_FLIGHT),
         }
@@ -127,7 +130,7 @@ impl Common {
 
     /// Copies what is missing, and makes the snapshot.
     pub(super) async fn copy(&self, job: &Job) -> Result<SnapshotRecord, CopyError> {
-        let wanted = Wanted::find(&job.request.source).await?;
+        let wanted = Wanted::find(&job.request.source, &self.tls).await?;
         let root = wanted.root.id();
         let name = match &*job.request.name {
             "" => wanted.snapshot.name.clone(),
@@ -174,7 +177,7 @@ impl Common {
 
     /// What a copy would fetch, without fetching it.
     pub(super) async fn estimate(&self, source: &SourceAddress) -> Result<Estimate, CopyError> {
-        let wanted = Wanted::find(source).await?;
+        let wanted = Wanted::find(source, &self.tls).await?;
         let mut estimate = Estimate {
             root: wanted.root,
             missing_chunks: 0,

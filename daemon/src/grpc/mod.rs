@@ -35,6 +35,6 @@ mod tests;
 
 pub use connections::{Connection, incoming_tcp, incoming_unix};
 pub use health::Health;
-pub use routes::{Context, RoutesError, builder, routes};
+pub use routes::{Context, RoutesError, builder, client_tls, routes};
 pub use status::Facts;
 pub use uploads::Uploads;

@@ -1,12 +1,16 @@
 //! The services put together, and how their connections are tuned.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tonic::{
     service::Routes,
-    transport::{Identity, Server, ServerTlsConfig},
+    transport::{Certificate, Identity, Server, ServerTlsConfig},
 };
 use tonic_health::pb::health_server::HealthServer;
+use varve_client::Tls;
 use varve_proto::{
     DESCRIPTORS,
     v1::{
@@ -22,7 +26,13 @@ use super::{
     Facts, Health, Uploads, content::Content, copies::CopyCalls, replication::Replication,
     snapshots::Snapshots, status::StatusOf, volumes::Volumes,
 };
-use crate::{config::TlsConfig, copies::Copies, exports::Attachments, limits, tasks::Tasks};
+use crate::{
+    config::{CopiesConfig, TlsConfig},
+    copies::Copies,
+    exports::Attachments,
+    limits,
+    tasks::Tasks,
+};
 
 /// What the services work with.
 #[derive(Debug, Clone)]
@@ -123,6 +133,29 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
     Ok(routes.routes())
 }
 
+/// How other daemons are asked.
+///
+/// # Errors
+///
+/// Files that cannot be read.
+pub fn client_tls(config: &CopiesConfig) -> Result<Tls, RoutesError> {
+    let mut tls = Tls::default();
+    if let Some(authorities) = &config.ca {
+        tls = tls.trusting(read_tls(authorities)?);
+    }
+    if let Some((cert, key)) = &config.identity {
+        tls = tls.showing(read_tls(cert)?, read_tls(key)?);
+    }
+    Ok(tls)
+}
+
+fn read_tls(path: &Path) -> Result<Vec<u8>, RoutesError> {
+    std::fs::read(path).map_err(|source| RoutesError::ReadTls {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// A server for one listener.
 ///
 /// # Errors
@@ -140,16 +173,13 @@ pub fn builder(tls: Option<&TlsConfig>) -> Result<Server, RoutesError> {
     let Some(files) = tls else {
         return Ok(server);
     };
-    let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|source| RoutesError::ReadTls {
-            path: path.clone(),
-            source,
-        })
-    };
-    let identity = Identity::from_pem(read(&files.cert)?, read(&files.key)?);
-    let tls = ServerTlsConfig::new()
+    let identity = Identity::from_pem(read_tls(&files.cert)?, read_tls(&files.key)?);
+    let mut tls = ServerTlsConfig::new()
         .identity(identity)
         .timeout(limits::TLS_HANDSHAKE_TIMEOUT);
+    if let Some(authorities) = &files.client_ca {
+        tls = tls.client_ca_root(Certificate::from_pem(read_tls(authorities)?));
+    }
     server.tls_config(tls).map_err(|error| RoutesError::Tls {
         files: files.clone(),
         why: innermost(&error),

@@ -75,24 +75,25 @@ struct Source {
 /// A copy to be.
 #[derive(Debug, Args)]
 struct New {
-    /// Name or id of the snapshot in the other store
-    snapshot: String,
+    /// Names or ids of snapshots in the other store; what several of them share crosses once
+    #[arg(required = true, value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
     /// Where the other daemon is, as this one reaches it: https://HOST:PORT, unix:PATH or http://HOST:PORT
     #[arg(long, value_name = "ENDPOINT")]
     from: Endpoint,
     /// Let it cross a network in the clear, where others can read it
     #[arg(long)]
     allow_plaintext: bool,
-    /// Name of the snapshot here [default: as there]
+    /// Name of the snapshot here, if it is one [default: as there]
     #[arg(long)]
     name: Option<String>,
     /// A tag, beside those that it has there; may be given more than once
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
-    /// How fast it may be, in bytes a second, as 100M
+    /// How fast each of them may be, in bytes a second, as 100M
     #[arg(long, value_name = "BYTES", value_parser = parse_limit, default_value = "none")]
     limit: u64,
-    /// Wait until it is complete
+    /// Wait until they are complete
     #[arg(long)]
     wait: bool,
 }
@@ -189,24 +190,37 @@ impl Copies {
 
 impl New {
     async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
-        let mut copy = client
-            .copy(NewCopy {
+        if self.name.is_some() && self.snapshots.len() > 1 {
+            return Err(Failure::local(
+                "copy",
+                "--name is for one snapshot; several keep the names that they have there"
+                    .to_owned(),
+            ));
+        }
+        let mut copies = Vec::with_capacity(self.snapshots.len());
+        for snapshot in self.snapshots {
+            let new = NewCopy {
                 source: CopySource {
                     endpoint: self.from.to_string(),
-                    snapshot: self.snapshot,
+                    snapshot,
                     allow_plaintext: self.allow_plaintext,
                 },
-                name: self.name.unwrap_or_default(),
-                tags: BTreeMap::from_iter(self.tags),
+                name: self.name.clone().unwrap_or_default(),
+                tags: BTreeMap::from_iter(self.tags.clone()),
                 bytes_per_second: self.limit,
-            })
-            .await?;
+            };
+            copies.push(client.copy(new).await?);
+        }
         if self.wait {
             let progress = Arc::new(Progress::default());
-            let waiting = client.ended_copy(&copy.id, &progress);
-            copy = meter::watch("copy", options.quiet, Arc::clone(&progress), waiting).await?;
+            let ids: Vec<_> = copies.iter().map(|copy| copy.id.clone()).collect();
+            let waiting = client.ended_copies(&ids, &progress);
+            copies = meter::watch("copy", options.quiet, Arc::clone(&progress), waiting).await?;
         }
-        show(&copy, options)
+        match &*copies {
+            [one] => show(one, options),
+            several => list(several, options),
+        }
     }
 }
 

@@ -15,12 +15,12 @@ mod snapshot;
 mod status;
 mod volume;
 
-use std::process::ExitCode;
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tokio::signal::unix::{SignalKind, signal};
-use varve_client::{Client, Endpoint, Error};
+use varve_client::{Client, Endpoint, Error, Tls};
 
 use self::{exit::Failure, output::Output};
 
@@ -41,6 +41,15 @@ struct Options {
     /// [default: unix:/run/varve/grpc.sock]
     #[arg(long, env = "VARVE_ENDPOINT", global = true, value_name = "ENDPOINT")]
     endpoint: Option<Endpoint>,
+    /// Authorities that the daemon's certificate is signed by (PEM), for https [default: the system's]
+    #[arg(long, env = "VARVE_TLS_CA", global = true, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Certificate to show to the daemon (PEM), for https; with --tls-key
+    #[arg(long, env = "VARVE_TLS_CERT", global = true, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of that certificate (PEM)
+    #[arg(long, env = "VARVE_TLS_KEY", global = true, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
     /// Tables for people, or JSON for programs
     #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -84,7 +93,26 @@ impl Options {
                 Error::new(error.kind(), error.what(), why).into()
             });
         };
-        Ok(Client::connect(endpoint).await?)
+        Ok(Client::connect_with(endpoint, &self.tls()?).await?)
+    }
+
+    fn tls(&self) -> Result<Tls, Failure> {
+        let read = |path: &PathBuf| {
+            let content = fs::read(path);
+            content.map_err(|error| Error::file(format!("read {}", path.display()), error))
+        };
+        let mut tls = Tls::default();
+        if let Some(authorities) = &self.tls_ca {
+            tls = tls.trusting(read(authorities)?);
+        }
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Ok(tls.showing(read(cert)?, read(key)?)),
+            (None, None) => Ok(tls),
+            _ => Err(Failure::local(
+                "connect",
+                "--tls-cert and --tls-key have no use without each other".to_owned(),
+            )),
+        }
     }
 
     /// A line for people, on standard error.

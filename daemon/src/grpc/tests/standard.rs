@@ -204,6 +204,7 @@ async fn what_cannot_be_listened_on_or_read_is_named() {
     config.nbd.unix = dir.path().join("nbd.sock");
     config.grpc.tcp = Some("127.0.0.1:0".parse().unwrap());
     let tls = crate::config::TlsConfig {
+        client_ca: None,
         cert: dir.path().join("cert.pem"),
         key: dir.path().join("key.pem"),
     };
