@@ -122,6 +122,9 @@ pub const COPIES_RUNNING_MAX: usize = 4;
 pub const COPIES_MAX: usize = 1024;
 /// Copies that have ended and are still shown.
 pub const COPIES_ENDED_MAX: usize = 256;
+/// How long a source may say nothing, with a message of a mebibyte under way on each of [`COPY_FETCHES_IN_FLIGHT`] streams: what 1 Mbit/s
+/// needs for them.
+pub const COPY_SILENCE: Duration = Duration::from_mins(5);
 /// Pause before a copy is tried again; each one after is twice as long, up to the second.
 pub const COPY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::future::try_join_all;
+use tokio::time::timeout;
 use varve_client::{Client, Endpoint, ErrorKind, Tls};
 
 use crate::limits;
@@ -37,6 +38,9 @@ pub(crate) enum CopyError {
         /// The source.
         endpoint: String,
     },
+    /// The other daemon holds the connection and says nothing.
+    #[error("the source has said nothing for {} seconds", limits::COPY_SILENCE.as_secs())]
+    Silent,
     /// It cannot be copied.
     #[error("{0}")]
     Refused(String),
@@ -52,8 +56,20 @@ impl CopyError {
             ),
             Self::Store(error) => matches!(error, varve_store::Error::Limit(_)),
             Self::NotCompleted { state, .. } => *state == "pending",
+            Self::Silent => true,
             Self::Refused(_) => false,
         }
+    }
+}
+
+/// What the other daemon answers, if it does in time: one that only holds the connection must not hold the copy, and its place among
+/// others.
+pub(super) async fn heard<T>(
+    answer: impl Future<Output = Result<T, varve_client::Error>>,
+) -> Result<T, CopyError> {
+    match timeout(limits::COPY_SILENCE, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(CopyError::Silent),
     }
 }
 
@@ -77,5 +93,17 @@ impl Connections {
     pub(super) fn client(&self) -> &Client {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
         &self.clients[next]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_has_an_end_and_an_answer_is_passed_on() {
+        let silent = heard(std::future::pending::<Result<(), _>>()).await;
+        assert!(silent.is_err_and(|error| error.passes()));
+        assert!(heard(async { Ok(7) }).await.is_ok_and(|answer| answer == 7));
     }
 }

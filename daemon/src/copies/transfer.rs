@@ -19,7 +19,7 @@ use varve_store::{Error, IncomingChunk, Ingest, NewSnapshot, SnapshotRecord, Sto
 use super::{
     claims::Claims,
     job::Job,
-    source::{Connections, CopyError, SourceAddress},
+    source::{Connections, CopyError, SourceAddress, heard},
     tree::{Nodes, SizedLeaf},
 };
 use crate::limits::{
@@ -49,7 +49,7 @@ impl Wanted {
     async fn find(address: &SourceAddress, tls: &Tls) -> Result<Self, CopyError> {
         let connections = Connections::open(&address.endpoint, tls).await?;
         let client = connections.client();
-        let snapshot = client.snapshot(&address.snapshot).await?;
+        let snapshot = heard(client.snapshot(&address.snapshot)).await?;
         let id = match (snapshot.state, snapshot.root) {
             (SnapshotState::Completed, Some(id)) => id,
             (state, _) => {
@@ -60,7 +60,7 @@ impl Wanted {
                 });
             }
         };
-        let root = client.fetch_root(id).await?;
+        let root = heard(client.fetch_root(id)).await?;
         if root.chunker_version != CHUNKER_VERSION {
             return Err(CopyError::Refused(format!(
                 "{} cuts with chunker version {}, this store with {CHUNKER_VERSION}: they would share no chunks",
@@ -359,8 +359,8 @@ impl Try<'_> {
         self.job.limiter.pass(fetch.payload_bytes).await;
         let place = self.common.fetches.acquire().await;
         let _place = place.map_err(|_| Error::Closing)?;
-        let mut chunks = self.source.client().fetch_chunks(&fetch.wanted).await?;
-        while let Some(chunks) = chunks.next().await? {
+        let mut chunks = heard(self.source.client().fetch_chunks(&fetch.wanted)).await?;
+        while let Some(chunks) = heard(chunks.next()).await? {
             let bytes: usize = chunks.iter().map(|chunk| chunk.payload.len()).sum();
             let count = chunks.len();
             let incoming = chunks.into_iter().map(|chunk| IncomingChunk {

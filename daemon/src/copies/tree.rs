@@ -11,7 +11,7 @@ use varve_content::{
 };
 use varve_store::Store;
 
-use super::source::{Connections, CopyError};
+use super::source::{Connections, CopyError, heard};
 
 /// Where the nodes of a tree come from.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl<'a> Nodes<'a> {
             .collect();
         let mut fetched = Vec::new();
         if !absent.is_empty() {
-            fetched = self.source.client().fetch_leaves(&absent).await?;
+            fetched = heard(self.source.client().fetch_leaves(&absent)).await?;
         }
         let mut fetched = fetched.into_iter();
         let leaves = wanted.iter().zip(known).map(|((segment, id), known)| {
@@ -96,7 +96,7 @@ impl<'a> Nodes<'a> {
         }
         let fetches = absent
             .chunks(FETCH_NODES_MAX)
-            .map(|ids| self.source.client().fetch_inners(ids));
+            .map(|ids| heard(self.source.client().fetch_inners(ids)));
         let fetched = try_join_all(fetches).await?;
         let fetched = fetched.into_iter().flatten().map(Arc::new);
         nodes.extend(absent.into_iter().zip(fetched));
@@ -124,7 +124,7 @@ impl NodeSource for Nodes<'_> {
         let inner = match self.store.known_inner(id).await? {
             Some(inner) => inner,
             None => {
-                let fetched = self.source.client().fetch_inners(&[id]).await?;
+                let fetched = heard(self.source.client().fetch_inners(&[id])).await?;
                 let inner = fetched.into_iter().next().map(Arc::new);
                 inner.ok_or_else(|| CopyError::Refused(format!("the source sent no node {id}")))?
             }

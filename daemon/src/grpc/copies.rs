@@ -86,7 +86,7 @@ impl CopyService for CopyCalls {
     ) -> Result<Response<v1::EstimateCopyResponse>, Status> {
         calls::answer("EstimateCopy", async {
             let source = source(request.into_inner().source)?;
-            let estimate = self.copies.estimate(&source).await;
+            let estimate = Box::pin(self.copies.estimate(&source)).await;
             let estimate = estimate.map_err(failure)?;
             Ok(v1::EstimateCopyResponse {
                 root: Bytes::copy_from_slice(estimate.root.id().as_bytes()),
@@ -189,6 +189,10 @@ fn failure(error: CopyError) -> Failure {
                 code: tonic::Code::Unavailable,
                 problem: error.to_string(),
             },
+        },
+        CopyError::Silent => Failure::Source {
+            code: tonic::Code::Unavailable,
+            problem: error.to_string(),
         },
         CopyError::NotCompleted { .. } | CopyError::Refused(_) => Failure::Source {
             code: tonic::Code::FailedPrecondition,
