@@ -286,8 +286,10 @@ impl Client {
             for id in ids {
                 copies.push(self.copy_status(id).await?);
             }
-            progress.set_total(copies.iter().map(|copy| copy.data_bytes).sum());
-            progress.set_done(copies.iter().map(|copy| copy.done_data_bytes).sum());
+            // By the word of others.
+            let sum = |of: fn(&Copy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
+            progress.set_total(sum(|copy| copy.data_bytes));
+            progress.set_done(sum(|copy| copy.done_data_bytes));
             for copy in &copies {
                 let what = format!(
                     "copy {} from {}",

@@ -182,6 +182,9 @@ impl ChunkStream {
             let why = format!("it ended with {} chunks to come", self.expected.len());
             return Err(Error::protocol(&self.what, why));
         };
+        if answer.chunks.is_empty() {
+            return Err(Error::protocol(&self.what, "a message without chunks"));
+        }
         let chunks = answer.chunks.into_iter().map(|chunk| self.checked(chunk));
         Ok(Some(chunks.collect::<Result<_>>()?))
     }

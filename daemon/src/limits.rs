@@ -99,6 +99,8 @@ pub const NBD_CONNECTIONS_MAX: usize = crate::nbd::limits::DEFAULT_MAX_CONNECTIO
 
 /// `FetchChunks` streams that are served at one time; others wait.
 pub const COPY_STREAMS_MAX: usize = 16;
+/// How long such a stream waits for whoever asked to take a message.
+pub const COPY_TAKEN_WITHIN: Duration = Duration::from_mins(5);
 /// Nodes of one `FetchNodesRequest`: leaves of 2048 entries, the longest there are, take 84 KiB.
 pub const FETCH_NODES_MAX: usize = varve_client::FETCH_NODES_MAX;
 /// Chunks of one `FetchChunksRequest`.
@@ -111,9 +113,17 @@ pub const COPY_BATCHES_IN_FLIGHT: usize = 4;
 pub const COPY_FETCH_BYTES: u64 = 2 << 20;
 /// What that may be once unpacked.
 pub const COPY_FETCH_PLAIN_BYTES: u64 = 8 << 20;
-/// Fetches that are under way at one time, of all copies: with [`COPY_FETCH_BYTES`] more than twice what is on its way over a link of 1 Gbit/s
-/// and 150 ms.
+/// Fetches that are under way at one time, of all copies: with [`COPY_FETCH_BYTES`], half of them are more than what is on its way over a link of
+/// 1 Gbit/s and 150 ms.
 pub const COPY_FETCHES_IN_FLIGHT: usize = 24;
+/// Of these, of one copy: another one always finds places, whatever becomes of this one's.
+pub const COPY_FETCHES_OF_ONE: usize = COPY_FETCHES_IN_FLIGHT / 2;
+/// How long a copy waits for chunks that another one is fetching, before it fetches them itself.
+pub const COPY_CLAIM_WAIT: Duration = Duration::from_secs(30);
+/// Estimates that are under way at one time; others wait.
+pub const COPY_ESTIMATES_MAX: usize = 2;
+/// Distinct missing chunks that an estimate tells apart, at 8 bytes and what a hash table adds.
+pub const ESTIMATE_CHUNKS_MAX: usize = 8 << 20;
 /// What has arrived is made durable each time it is so much.
 pub const COPY_FLUSH_BYTES: u64 = 64 << 20;
 /// Copies that run at one time; others wait for their turn.

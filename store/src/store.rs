@@ -223,7 +223,11 @@ impl Shared {
     /// That there is room for more than index and catalog log need to go on: chunks must not take the last of it.
     pub(crate) fn check_free_space(&self) -> Result<()> {
         let is_short = || -> Result<bool> { Ok(self.free_bytes()? < limits::FREE_BYTES_MIN) };
-        if is_short()? && (!self.journal_space.give_up()? || is_short()?) {
+        if !is_short()? {
+            return Ok(());
+        }
+        self.journal_space.give_up();
+        if is_short()? {
             return Err(Error::Full {
                 verb: "write chunks; what is left is kept for the index",
                 path: self.options.data_dir.clone(),

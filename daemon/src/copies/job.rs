@@ -6,7 +6,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Mutex as AsyncMutex, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use varve_content::{RootId, tree::Root};
 use varve_store::{CopyId, CopyOutcome, CopyRecord, Error, SnapshotId, SnapshotRecord};
@@ -19,7 +22,7 @@ use super::{
 /// Seconds over which a rate is told.
 const RATE_SECONDS: u64 = 5;
 
-/// Characters of an error that are written down.
+/// Characters of an error that are kept.
 const ERROR_CHARS_MAX: usize = 4096;
 
 /// What a copy is to do.
@@ -80,6 +83,10 @@ pub(super) struct Job {
     pub(super) created_at_ns: u64,
     pub(super) limiter: Limiter,
     pub(super) cancel: CancellationToken,
+    /// Held while what is known is written down, so that nothing older comes after something newer.
+    pub(super) writing: AsyncMutex<()>,
+    /// That nothing more will be written down.
+    pub(super) settled: CancellationToken,
     state: watch::Sender<State>,
     found: Mutex<Found>,
 }
@@ -153,6 +160,8 @@ impl Job {
             created_at_ns,
             limiter: Limiter::new(request.bytes_per_second),
             cancel: CancellationToken::new(),
+            writing: AsyncMutex::default(),
+            settled: CancellationToken::new(),
             state: watch::Sender::new(State::Running),
             found: Mutex::new(Found {
                 name: request.name.clone(),
@@ -185,6 +194,14 @@ impl Job {
             created_at_ns: record.created_at_ns,
             limiter: Limiter::new(record.bytes_per_second),
             cancel: CancellationToken::new(),
+            writing: AsyncMutex::default(),
+            settled: {
+                let settled = CancellationToken::new();
+                if state.has_ended() {
+                    settled.cancel();
+                }
+                settled
+            },
             state: watch::Sender::new(state),
             found: Mutex::new(Found {
                 name: record.name,
@@ -205,20 +222,16 @@ impl Job {
 
     /// What is written down of it.
     pub(super) fn record(&self) -> CopyRecord {
-        let Status {
-            id,
-            request,
-            name,
-            state,
-            ..
-        } = self.status();
+        let (id, request) = (self.id, self.request.clone());
         let found = self.found.lock();
+        // Under the lock: it changes together with what is found.
+        let state = self.state();
         CopyRecord {
             id,
             endpoint: request.source.endpoint.to_string(),
             allow_plaintext: request.source.allow_plaintext,
             snapshot: request.source.snapshot,
-            name,
+            name: found.name.clone(),
             tags: request.tags,
             bytes_per_second: self.limiter.limit(),
             created_at_ns: self.created_at_ns,
@@ -236,7 +249,7 @@ impl Job {
             done_data_bytes: found.done_data_bytes,
             received_chunks: found.received_chunks,
             received_bytes: found.received_bytes,
-            last_error: found.last_error.chars().take(ERROR_CHARS_MAX).collect(),
+            last_error: found.last_error.clone(),
         }
     }
 
@@ -326,39 +339,34 @@ impl Job {
     }
 
     pub(super) fn wait(&self, error: &CopyError) {
-        self.found.lock().last_error = error.to_string();
+        self.found.lock().last_error = shortened(error);
         self.state.send_replace(State::Waiting);
     }
 
     pub(super) fn complete(&self, record: &SnapshotRecord, now_ns: u64) {
-        {
-            let mut found = self.found.lock();
-            found.snapshot = Some(record.id);
-            found.ended_at_ns = Some(now_ns);
-        }
+        let mut found = self.found.lock();
+        found.snapshot = Some(record.id);
+        found.ended_at_ns = Some(now_ns);
         self.state.send_replace(State::Completed);
     }
 
     pub(super) fn fail(&self, error: &CopyError, now_ns: u64) {
-        {
-            let mut found = self.found.lock();
-            found.last_error = error.to_string();
-            found.ended_at_ns = Some(now_ns);
-        }
+        let mut found = self.found.lock();
+        found.last_error = shortened(error);
+        found.ended_at_ns = Some(now_ns);
         self.state.send_replace(State::Failed);
     }
 
     pub(super) fn cancelled(&self, now_ns: u64) {
-        self.found.lock().ended_at_ns = Some(now_ns);
+        let mut found = self.found.lock();
+        found.ended_at_ns = Some(now_ns);
         self.state.send_replace(State::Cancelled);
     }
+}
 
-    /// Waits until it has ended.
-    pub(super) async fn ended(&self) {
-        let mut state = self.state.subscribe();
-        // The sender is here.
-        let _ = state.wait_for(|state| state.has_ended()).await;
-    }
+/// An error as it is kept: what another daemon has said may be of any length.
+fn shortened(error: &CopyError) -> String {
+    error.to_string().chars().take(ERROR_CHARS_MAX).collect()
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ impl Copies {
             }
             let mut too_many = (ended + 1).saturating_sub(limits::COPIES_ENDED_MAX);
             let forgotten = jobs.extract_if(.., |job| {
-                let forget = too_many > 0 && job.state().has_ended();
+                let forget = too_many > 0 && job.settled.is_cancelled();
                 too_many -= usize::from(forget);
                 forget
             });
@@ -123,15 +123,21 @@ impl Copies {
     pub(crate) async fn cancel(&self, id: &str) -> Result<Status, Error> {
         let job = self.0.find(id)?;
         job.cancel.cancel();
-        job.ended().await;
-        Ok(job.status())
+        // Until that is written down: or it would go on after a restart.
+        tokio::select! {
+            () = job.settled.cancelled() => Ok(job.status()),
+            () = self.0.stop.cancelled() => Err(Error::Closing),
+        }
     }
 
     /// Lets one be so fast from now on.
     pub(crate) async fn limit(&self, id: &str, bytes_per_second: u64) -> Result<Status, Error> {
         let job = self.0.find(id)?;
         job.limiter.set(bytes_per_second);
-        self.0.common.store.put_copy(job.record()).await?;
+        let _writing = job.writing.lock().await;
+        if !job.settled.is_cancelled() {
+            self.0.common.store.put_copy(job.record()).await?;
+        }
         Ok(job.status())
     }
 
@@ -207,8 +213,12 @@ impl Inner {
 
     /// A copy that could not be written down as it is goes on from what was, at the next start.
     async fn write_down(&self, job: &Job) {
+        let _writing = job.writing.lock().await;
         if let Err(error) = self.common.store.put_copy(job.record()).await {
             warn!(id = %job.id, %error, "the state of a copy could not be written down");
+        }
+        if job.state().has_ended() {
+            job.settled.cancel();
         }
     }
 }

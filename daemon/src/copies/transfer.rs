@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::{TryStreamExt, stream};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 use varve_client::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, Tls, WantedChunks};
 use varve_content::{
     ChunkId, NodeId,
@@ -23,8 +23,9 @@ use super::{
     tree::{Nodes, SizedLeaf},
 };
 use crate::limits::{
-    COPY_BATCHES_IN_FLIGHT, COPY_FETCH_BYTES, COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT,
-    COPY_FLUSH_BYTES,
+    COPY_BATCHES_IN_FLIGHT, COPY_CLAIM_WAIT, COPY_ESTIMATES_MAX, COPY_FETCH_BYTES,
+    COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT, COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES,
+    ESTIMATE_CHUNKS_MAX,
 };
 
 /// What a copy would fetch.
@@ -116,6 +117,8 @@ pub(super) struct Common {
     pub(super) claims: Arc<Claims>,
     /// Fetches of chunks that may be under way.
     pub(super) fetches: Semaphore,
+    /// Estimates that may be under way.
+    estimates: Semaphore,
 }
 
 impl Common {
@@ -125,6 +128,7 @@ impl Common {
             tls,
             claims: Arc::default(),
             fetches: Semaphore::new(COPY_FETCHES_IN_FLIGHT),
+            estimates: Semaphore::new(COPY_ESTIMATES_MAX),
         }
     }
 
@@ -136,6 +140,7 @@ impl Common {
             "" => wanted.snapshot.name.clone(),
             name => name.to_owned(),
         };
+        varve_store::check_snapshot_name(&name).map_err(|error| job.blame(error))?;
         job.found(&name, &wanted.root, wanted.snapshot.data_bytes);
         match self.store.snapshot(&name).await {
             Ok(there) if there.name == name && there.root() == Some(root) => {
@@ -166,6 +171,7 @@ impl Common {
             ingest: &ingest,
             source: &wanted.connections,
             nodes: &nodes,
+            fetches: Semaphore::new(COPY_FETCHES_OF_ONE),
         };
         wanted
             .batches(&nodes)
@@ -177,6 +183,8 @@ impl Common {
 
     /// What a copy would fetch, without fetching it.
     pub(super) async fn estimate(&self, source: &SourceAddress) -> Result<Estimate, CopyError> {
+        let place = self.estimates.acquire().await;
+        let _place = place.map_err(|_| Error::Closing)?;
         let wanted = Wanted::find(source, &self.tls).await?;
         let mut estimate = Estimate {
             root: wanted.root,
@@ -211,7 +219,14 @@ impl Common {
                     continue;
                 }
                 let first = id.as_bytes().first_chunk().copied().unwrap_or_default();
-                if counted.insert(u64::from_le_bytes(first)) {
+                let first = u64::from_le_bytes(first);
+                // Of more chunks than that, some that repeat are counted again.
+                let is_new = if counted.len() < ESTIMATE_CHUNKS_MAX {
+                    counted.insert(first)
+                } else {
+                    !counted.contains(&first)
+                };
+                if is_new {
                     estimate.missing_chunks += 1;
                     estimate.missing_bytes += places.payload_bytes(at, &leaves);
                 }
@@ -290,14 +305,16 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
                 continue;
             }
             let plain_bytes = u64::from(entry.blocks) * BLOCK_BYTES as u64;
+            // What is packed is never longer; the number is only the source's word.
+            let payload_bytes = u64::from(*payload_bytes).clamp(1, plain_bytes);
             let is_full = fetch.chunks == FETCH_CHUNKS_MAX
-                || fetch.payload_bytes + u64::from(*payload_bytes) > COPY_FETCH_BYTES
+                || fetch.payload_bytes + payload_bytes > COPY_FETCH_BYTES
                 || fetch.plain_bytes + plain_bytes > COPY_FETCH_PLAIN_BYTES;
             if is_full && fetch.chunks > 0 {
                 all.push(std::mem::take(&mut fetch));
             }
             fetch.chunks += 1;
-            fetch.payload_bytes += u64::from(*payload_bytes);
+            fetch.payload_bytes += payload_bytes;
             fetch.plain_bytes += plain_bytes;
             match fetch.wanted.last_mut().filter(|last| last.leaf == leaf.id) {
                 Some(last) => last.entries.push((position, entry.chunk)),
@@ -321,6 +338,8 @@ struct Try<'a> {
     ingest: &'a Ingest,
     source: &'a Connections,
     nodes: &'a Nodes<'a>,
+    /// Fetches of this one that may be under way.
+    fetches: Semaphore,
 }
 
 impl Try<'_> {
@@ -330,19 +349,17 @@ impl Try<'_> {
         let mut wanted = Places::of(&leaves).ids;
         while !wanted.is_empty() {
             let (claim, foreign) = self.common.claims.claim(wanted);
-            let missing = self.ingest.missing(&claim.ids).await?;
-            let missing: HashSet<_> = missing
-                .iter()
-                .filter_map(|at| claim.ids.get(*at as usize).copied())
-                .collect();
-            stream::iter(fetches(&leaves, &missing).into_iter().map(Ok))
-                .try_for_each_concurrent(COPY_FETCHES_IN_FLIGHT, |fetch| self.fetch(fetch))
-                .await?;
+            self.fetch_missing(&leaves, &claim.ids).await?;
             // Only now: who waits for these asks the store for them next.
             drop(claim);
-            self.common.claims.released(&foreign).await;
             // Whoever had claimed them may have given up.
             wanted = foreign;
+            let released = self.common.claims.released(&wanted);
+            if timeout(COPY_CLAIM_WAIT, released).await.is_err() {
+                // One that is slow, on purpose or not, must not make others slow: rather twice.
+                self.fetch_missing(&leaves, &wanted).await?;
+                break;
+            }
         }
         let data_blocks = leaves.iter().map(|leaf| leaf.leaf.data_blocks());
         let data_bytes = data_blocks.map(u64::from).sum::<u64>() * BLOCK_BYTES as u64;
@@ -354,9 +371,23 @@ impl Try<'_> {
         Ok(())
     }
 
+    /// Fetches those of some chunks that are missing.
+    async fn fetch_missing(&self, leaves: &[SizedLeaf], ids: &[ChunkId]) -> Result<(), CopyError> {
+        let missing = self.ingest.missing(ids).await?;
+        let missing: HashSet<_> = missing
+            .iter()
+            .filter_map(|at| ids.get(*at as usize).copied())
+            .collect();
+        stream::iter(fetches(leaves, &missing).into_iter().map(Ok))
+            .try_for_each_concurrent(COPY_FETCHES_OF_ONE, |fetch| self.fetch(fetch))
+            .await
+    }
+
     async fn fetch(&self, fetch: Fetch) -> Result<(), CopyError> {
         // Before there is a place for it: one that must be slow keeps none from others.
         self.job.limiter.pass(fetch.payload_bytes).await;
+        let own = self.fetches.acquire().await;
+        let _own = own.map_err(|_| Error::Closing)?;
         let place = self.common.fetches.acquire().await;
         let _place = place.map_err(|_| Error::Closing)?;
         let mut chunks = heard(self.source.client().fetch_chunks(&fetch.wanted)).await?;
@@ -427,17 +458,29 @@ mod tests {
 
     #[test]
     fn fetches_are_bounded() {
-        #[expect(clippy::cast_possible_truncation, reason = "a few megabytes")]
-        let large = (COPY_FETCH_BYTES / 2) as u32;
-        let leaves = [leaf(0, &[1, 2, 3, 4, 5], large)];
-        let fetches = fetches(&leaves, &ids(&[1, 2, 3, 4, 5]));
-        let chunks: Vec<_> = fetches.iter().map(|fetch| fetch.chunks).collect();
-        assert_eq!(chunks, [2, 2, 1]);
-        // One that is larger than all is fetched all the same.
-        let leaves = [leaf(0, &[1, 2], u32::MAX)];
-        let fetches = super::fetches(&leaves, &ids(&[1, 2]));
-        let chunks: Vec<_> = fetches.iter().map(|fetch| fetch.chunks).collect();
-        assert_eq!(chunks, [1, 1]);
+        let longest = |payload_bytes| {
+            let entries = (0..20u8).map(|number| LeafEntry {
+                start_block: u32::from(number) * 64,
+                blocks: 64,
+                chunk: ChunkId::from_bytes([number; 32]),
+            });
+            let leaf = Leaf::new(entries.collect()).unwrap();
+            SizedLeaf {
+                id: leaf.id(),
+                segment: 0,
+                payload_bytes: vec![payload_bytes; 20],
+                leaf: Arc::new(leaf),
+            }
+        };
+        let all = ids(&(0..20).collect::<Vec<_>>());
+        let chunks = |payload_bytes| -> Vec<usize> {
+            let fetches = fetches(&[longest(payload_bytes)], &all);
+            fetches.iter().map(|fetch| fetch.chunks).collect()
+        };
+        // 256 KiB each, which is also the most that is believed.
+        assert_eq!(chunks(256 << 10), [8, 8, 4]);
+        assert_eq!(chunks(u32::MAX), [8, 8, 4]);
+        assert_eq!(chunks(0), [20]);
     }
 
     #[test]

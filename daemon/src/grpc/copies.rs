@@ -7,12 +7,16 @@ use varve_client::{Endpoint, ErrorKind};
 use varve_proto::v1::{self, copy_service_server::CopyService};
 
 use super::{calls, convert, failure::Failure};
-use crate::copies::{self, Copies, CopyError, SourceAddress, State};
+use crate::{
+    copies::{self, Copies, CopyError, SourceAddress, State},
+    tasks::Tasks,
+};
 
 /// The service.
 #[derive(Debug)]
 pub(super) struct CopyCalls {
     pub(super) copies: Copies,
+    pub(super) tasks: Tasks,
 }
 
 #[async_trait]
@@ -23,7 +27,12 @@ impl CopyService for CopyCalls {
     ) -> Result<Response<v1::Copy>, Status> {
         calls::answer("CreateCopy", async {
             let request = new_copy(request.into_inner())?;
-            let status = self.copies.begin(request).await?;
+            let copies = self.copies.clone();
+            // In a task: one that was promised is begun, even if the client goes.
+            let begun = self
+                .tasks
+                .spawn("begin copy", async move { copies.begin(request).await });
+            let status = begun.await??;
             info!(
                 id = %status.id,
                 endpoint = %status.request.source.endpoint,

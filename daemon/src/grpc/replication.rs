@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 use tonic::{Request, Response, Status, async_trait};
 use varve_content::{NodeId, RootId};
 use varve_proto::v1::{self, replication_service_server::ReplicationService};
@@ -104,7 +104,12 @@ async fn send(
         let chunks = store.give_chunks(leaf, &entries).await?;
         let chunks = chunks.into_iter().map(convert::stored_chunk).collect();
         for chunks in message_sized(chunks) {
-            answers.send(v1::FetchChunksResponse { chunks }).await?;
+            let sent = answers.send(v1::FetchChunksResponse { chunks });
+            let sent = timeout(limits::COPY_TAKEN_WITHIN, sent).await;
+            // Its place is for others.
+            sent.map_err(|_| Failure::Silent {
+                seconds: limits::COPY_TAKEN_WITHIN.as_secs(),
+            })??;
         }
     }
     Ok(())

@@ -101,6 +101,7 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
     let replication = Replication::new(context.store.clone(), context.tasks.clone());
     let copies = CopyCalls {
         copies: context.copies.clone(),
+        tasks: context.tasks.clone(),
     };
     let status = StatusOf {
         store: context.store.clone(),

@@ -299,7 +299,8 @@ impl Journal {
         // begins a file, must not be what fails a guest's writes.
         let journals_bytes = self.owner.space.live_bytes();
         let left_bytes = |file_bytes| room_for(journals_bytes + file_bytes);
-        if free_bytes < left_bytes(file_bytes) + file_bytes && self.owner.space.give_up()? {
+        if free_bytes < left_bytes(file_bytes) + file_bytes {
+            self.owner.space.give_up();
             free_bytes = self.owner.free_bytes()?;
         }
         while free_bytes < left_bytes(file_bytes) + file_bytes
@@ -322,8 +323,10 @@ impl Journal {
         getrandom::fill(&mut nonce).map_err(|error| {
             Error::io("get random bytes for", &path, std::io::Error::other(error))
         })?;
-        let (writer, reader) = match self.owner.space.take(self.owner.volume, file_bytes) {
-            Some(spare) => self.owner.written_before(&spare, &path)?,
+        let spare = self.owner.space.take(self.owner.volume, file_bytes);
+        let written_before = spare.and_then(|spare| self.owner.written_before(&spare, &path));
+        let (writer, reader) = match written_before {
+            Some(opened) => opened?,
             None => self.owner.allocated(&path, file_bytes)?,
         };
         let mut state = self.state.lock();
@@ -491,7 +494,7 @@ impl Journal {
             std::mem::replace(&mut state.files, live)
         };
         self.forget(old.values());
-        let free_bytes = self.owner.free_bytes()?;
+        let free_bytes = self.owner.free_bytes().unwrap_or(0);
         // All of them, even if one cannot be removed.
         let done = old.into_iter().map(
             |(
@@ -535,7 +538,11 @@ impl Journal {
             let free_bytes = self.owner.free_bytes().unwrap_or(0);
             free_bytes >= room_for(len_bytes)
         };
-        len_bytes > 0 && (has_room() || (self.owner.space.give_up().is_ok() && has_room()))
+        if len_bytes == 0 || has_room() {
+            return len_bytes > 0;
+        }
+        self.owner.space.give_up();
+        has_room()
     }
 
     /// Where its files are.
@@ -564,10 +571,7 @@ impl Drop for Journal {
     fn drop(&mut self) {
         let state = self.state.lock();
         self.forget(state.files.values());
-        if let Err(error) = self.owner.space.give_up_of(self.owner.volume) {
-            // They go when the volume is opened again.
-            tracing::warn!(%error, "spare journal files were not removed");
-        }
+        self.owner.space.give_up_of(self.owner.volume);
     }
 }
 

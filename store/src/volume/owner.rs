@@ -63,16 +63,23 @@ impl Owner {
         Ok((direct, self.or_removed(path, cached)?))
     }
 
-    /// The same of a file that was written before.
-    pub(super) fn written_before(&self, spare: &Spare, path: &Path) -> Result<(File, File)> {
+    /// The same of a file that was written before; `None` if it is not there any more.
+    pub(super) fn written_before(
+        &self,
+        spare: &Spare,
+        path: &Path,
+    ) -> Option<Result<(File, File)>> {
         let disk = &self.disk;
-        disk.rename(&spare.path, path)
-            .map_err(|source| Error::io("rename", &spare.path, source))?;
+        if let Err(error) = disk.rename(&spare.path, path) {
+            let path = spare.path.display();
+            tracing::warn!(%path, %error, "a journal file is not written again");
+            return None;
+        }
         let both = disk
             .open_direct(path, OpenMode::ReadWrite)
             .map_err(|source| Error::io("open", path, source))
             .and_then(|direct| Ok((direct, self.opened(path)?)));
-        self.or_removed(path, both)
+        Some(self.or_removed(path, both))
     }
 
     fn opened(&self, path: &Path) -> Result<File> {

@@ -189,6 +189,7 @@ impl Store {
             if let Some(volume) = opening.volume() {
                 volume.close().await?;
             }
+            shared.journal_space.give_up_of(id);
             remove_journal(&*shared.disk, &shared.options.data_dir, id)
         };
         if let Err(error) = removed.await {
@@ -240,8 +241,12 @@ pub(crate) fn remove_journal(disk: &dyn Disk, data_dir: &Path, id: VolumeId) -> 
     let dir = names::volume(data_dir, id);
     for number in journal_numbers(disk, &dir)? {
         let path = names::journal_file(data_dir, id, number);
-        disk.remove(&path)
-            .map_err(|source| Error::io("remove", &path, source))?;
+        match disk.remove(&path) {
+            Ok(()) => {}
+            // A spare file, by whoever was short of space.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::io("remove", &path, source)),
+        }
     }
     match disk.remove_dir(&dir) {
         Ok(()) => Ok(()),

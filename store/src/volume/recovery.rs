@@ -77,6 +77,8 @@ pub(super) async fn recover(
     first_number: u64,
     mut cuts: Vec<u64>,
 ) -> Result<(Found, Vec<Epoch>, JournalReport)> {
+    // Of this volume as it was open before, if that is still being closed.
+    owner.space.give_up_of(owner.volume);
     let dir = owner.dir();
     let names = owner
         .disk
@@ -264,6 +266,13 @@ impl Reader<'_> {
             .map_or(self.first_number, |epoch| epoch.first_file)
     }
 
+    /// Whether it is the header of what a file was before it was renamed to be written again.
+    fn is_stale(&self, header: &FileHeader) -> bool {
+        header.store == self.owner.store
+            && header.volume == self.owner.volume
+            && header.number < self.first_number
+    }
+
     async fn header(
         &self,
         number: u64,
@@ -272,11 +281,7 @@ impl Reader<'_> {
         let bytes = self.window(file, 0, BLOCK).await?;
         let header = match FileHeader::decode(&bytes) {
             // It was renamed to be written again, and what it was is what it still says.
-            Ok(header)
-                if header.store == self.owner.store
-                    && header.volume == self.owner.volume
-                    && header.number < self.first_number =>
-            {
+            Ok(header) if self.is_stale(&header) => {
                 return Ok(Err(FormatError::differs(
                     "header of a journal file",
                     format_args!("file {number}"),
@@ -419,6 +424,11 @@ impl Reader<'_> {
     /// That no descriptor behind the end says that the batch there was durable.
     async fn check_nothing_promised(&self, files: &BTreeMap<u64, File>, end: &End) -> Result<()> {
         for (number, file) in files.range(end.number..) {
+            // Its own header was never durable, and so was nothing in it; and what is there may be a guest's, whatever it looks like.
+            let head = self.window(file, 0, BLOCK).await?;
+            if FileHeader::decode(&head).is_ok_and(|header| self.is_stale(&header)) {
+                continue;
+            }
             // A header that cannot be read tells no nonce. Any will do then: better an error too many.
             let nonce = self.header(*number, file).await?.ok();
             let nonce = nonce.map(|header| header.nonce);

@@ -8,6 +8,7 @@
 //! removes it. Nothing is promised of what is in it, and whoever is short of space has it removed.
 
 use std::{
+    io::ErrorKind,
     path::PathBuf,
     sync::{
         Arc,
@@ -18,7 +19,6 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    Error, Result,
     format::volume::VolumeId,
     io::{Disk, File},
     limits::{SPARE_BYTES_MAX, SPARE_PART_OF_FREE},
@@ -90,25 +90,30 @@ impl JournalSpace {
         Some(spares.remove(at))
     }
 
-    /// Removes all spare files, because there is too little space. Whether there were any.
-    pub(crate) fn give_up(&self) -> Result<bool> {
-        self.give_up_those(|_| true)
+    /// Removes all spare files, because there is too little space. Whoever asks looks at the space again: somebody else may have done it.
+    pub(crate) fn give_up(&self) {
+        self.give_up_those(|_| true);
     }
 
     /// Removes the spare files of a volume.
-    pub(super) fn give_up_of(&self, volume: VolumeId) -> Result<bool> {
-        self.give_up_those(|spare| spare.volume == volume)
+    pub(crate) fn give_up_of(&self, volume: VolumeId) {
+        self.give_up_those(|spare| spare.volume == volume);
     }
 
-    fn give_up_those(&self, which: impl Fn(&Spare) -> bool) -> Result<bool> {
+    fn give_up_those(&self, which: impl Fn(&Spare) -> bool) {
         // Removed under the lock: who finds none there may rely on the space.
         let mut spares = self.spares.lock();
-        let mut outcome = Ok(false);
         for spare in spares.extract_if(.., |spare| which(&*spare)) {
-            let removed = self.disk.remove(&spare.path);
-            let removed = removed.map_err(|source| Error::io("remove", &spare.path, source));
-            outcome = outcome.and_then(|_| removed.map(|()| true));
+            match self.disk.remove(&spare.path) {
+                Ok(()) => {}
+                // With its volume.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // It goes when its volume is opened again. Whose space it takes is not to suffer for it more than by that.
+                Err(error) => {
+                    let path = spare.path.display();
+                    tracing::warn!(%path, %error, "a spare journal file was not removed");
+                }
+            }
         }
-        outcome
     }
 }
