@@ -59,6 +59,8 @@ enum Lie {
     Endless,
     /// Chunks that never come.
     FewChunks,
+    /// Messages without chunks, without end.
+    Empty,
 }
 
 /// Content with a tree, and lies in it.
@@ -293,6 +295,11 @@ impl ReplicationService for Served {
                 leaf.entries.iter().map(|at| chunks[*at as usize])
             });
             let ids: Vec<_> = ids.collect();
+            if source.lie == Lie::Empty {
+                let empty = v1::FetchChunksResponse::default;
+                while sender.send(Ok(empty())).await.is_ok() {}
+                return;
+            }
             for (at, id) in ids.iter().enumerate() {
                 let chunk = chunk(&source, *id, at == ids.len() / 2);
                 let chunks = vec![chunk];
@@ -393,6 +400,7 @@ fn a_source_that_lies_is_refused_and_named_and_harms_nothing() {
         (Lie::Bomb, "chunk"),
         (Lie::Endless, ""),
         (Lie::FewChunks, "chunks to come"),
+        (Lie::Empty, "a message without chunks"),
     ]) {
         let endpoint = endpoint(lie, seed);
         let name = format!("{lie:?}");

@@ -387,4 +387,35 @@ mod tests {
         tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!(rate.bytes_per_second(), 0);
     }
+
+    /// Whatever is written down of a copy can be read again, or the daemon could not start.
+    #[test]
+    fn records_can_be_read_in_every_state() {
+        let request = || Request {
+            source: SourceAddress {
+                endpoint: varve_client::Endpoint::unix("/run/x"),
+                snapshot: "web".to_owned(),
+                allow_plaintext: false,
+            },
+            name: String::new(),
+            tags: BTreeMap::new(),
+            bytes_per_second: 7,
+        };
+        let long = CopyError::Refused("x".repeat(1 << 20));
+        let end: [(fn(&Job, &CopyError), _); 4] = [
+            (|_, _| {}, CopyOutcome::UnderWay),
+            (|job, error| job.wait(error), CopyOutcome::UnderWay),
+            (|job, error| job.fail(error, 9), CopyOutcome::Failed),
+            (|job, _| job.cancelled(9), CopyOutcome::Cancelled),
+        ];
+        for (end, outcome) in end {
+            let job = Job::new(CopyId::from_low_bits([7; 9]), request(), 3);
+            end(&job, &long);
+            let record = job.record();
+            assert_eq!(record.outcome, outcome);
+            assert!(record.encode().len() < 8 << 10, "errors are cut off");
+            assert_eq!(CopyRecord::decode(&record.encode()), Ok(record.clone()));
+            assert!(Job::from_record(record.clone()).is_ok_and(|job| job.record() == record));
+        }
+    }
 }
