@@ -391,6 +391,8 @@ mod tests {
     /// Whatever is written down of a copy can be read again, or the daemon could not start.
     #[test]
     fn records_can_be_read_in_every_state() {
+        type End = fn(&Job, &CopyError);
+
         let request = || Request {
             source: SourceAddress {
                 endpoint: varve_client::Endpoint::unix("/run/x"),
@@ -402,13 +404,13 @@ mod tests {
             bytes_per_second: 7,
         };
         let long = CopyError::Refused("x".repeat(1 << 20));
-        let end: [(fn(&Job, &CopyError), _); 4] = [
+        let ends: [(End, CopyOutcome); 4] = [
             (|_, _| {}, CopyOutcome::UnderWay),
             (|job, error| job.wait(error), CopyOutcome::UnderWay),
             (|job, error| job.fail(error, 9), CopyOutcome::Failed),
             (|job, _| job.cancelled(9), CopyOutcome::Cancelled),
         ];
-        for (end, outcome) in end {
+        for (end, outcome) in ends {
             let job = Job::new(CopyId::from_low_bits([7; 9]), request(), 3);
             end(&job, &long);
             let record = job.record();
