@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "varve/v1/types.proto",
     "varve/v1/snapshots.proto",
     "varve/v1/volumes.proto",
@@ -10,6 +10,7 @@ const FILES: [&str; 7] = [
     "varve/v1/status.proto",
     "varve/v1/replication.proto",
     "varve/v1/copies.proto",
+    "varve/v1/remotes.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

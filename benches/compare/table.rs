@@ -14,6 +14,11 @@ pub(crate) enum Figure {
 }
 
 impl Figure {
+    /// One that was not measured: a limit.
+    pub(crate) fn seconds(seconds: f64) -> Self {
+        Self::Seconds(Samples::from_runs(vec![seconds]))
+    }
+
     fn median(&self) -> f64 {
         match self {
             Self::Seconds(samples) | Self::BytesPerSecond(samples) | Self::PerSecond(samples) => {

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Uri};
 use varve_proto::v1::{
     content_service_client::ContentServiceClient, copy_service_client::CopyServiceClient,
+    remote_service_client::RemoteServiceClient,
     replication_service_client::ReplicationServiceClient,
     snapshot_service_client::SnapshotServiceClient, status_service_client::StatusServiceClient,
     volume_service_client::VolumeServiceClient,
@@ -273,6 +274,12 @@ impl Client {
 
     pub(crate) fn copy_service(&self) -> CopyServiceClient<Channel> {
         CopyServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn remote_service(&self) -> RemoteServiceClient<Channel> {
+        RemoteServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }

@@ -5,22 +5,23 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use tonic::{Response, Status};
 use varve_content::tree::RootId;
 use varve_proto::v1;
 
 use crate::{
     connect::Client,
+    convert::{self, system_time},
     error::{Error, ErrorKind, Result},
     limits::COPY_POLL,
     progress::Progress,
     retry,
-    snapshots::system_time,
 };
 
 /// Where a snapshot is copied from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CopySource {
-    /// The other daemon: `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`, as the daemon that copies reaches it.
+    /// The other daemon: `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`, as the daemon that copies reaches it; or the name of a remote.
     pub endpoint: String,
     /// Name or id of the snapshot there.
     pub snapshot: String,
@@ -157,7 +158,7 @@ impl Copy {
                 .and_then(system_time)
                 .ok_or_else(|| Error::protocol(what, "a copy without a time"))?,
             ended_at: copy.ended_at.and_then(system_time),
-            root: root(what, &copy.root)?,
+            root: convert::root(what, "a copy", &copy.root)?,
             size_bytes: copy.size_bytes,
             data_bytes: copy.data_bytes,
             done_data_bytes: copy.done_data_bytes,
@@ -200,9 +201,7 @@ impl Client {
             tags: new.tags,
             bytes_per_second: new.bytes_per_second,
         };
-        let answer = self.copy_service().create_copy(request).await;
-        let copy = answer.map_err(|status| Error::rpc(&what, status))?;
-        Copy::from_proto(&what, copy.into_inner())
+        answered(&what, self.copy_service().create_copy(request).await)
     }
 
     /// The copy with this id.
@@ -215,8 +214,7 @@ impl Client {
             let (mut service, request) = (self.copy_service(), request.clone());
             async move { service.get_copy(request).await }
         });
-        let copy = answer.await.map_err(|status| Error::rpc(&what, status))?;
-        Copy::from_proto(&what, copy.into_inner())
+        answered(&what, answer.await)
     }
 
     /// The copies under way, and the last ones that have ended; the newest first.
@@ -237,9 +235,7 @@ impl Client {
         let request = v1::CancelCopyRequest {
             copy: id.to_owned(),
         };
-        let answer = self.copy_service().cancel_copy(request).await;
-        let copy = answer.map_err(|status| Error::rpc(&what, status))?;
-        Copy::from_proto(&what, copy.into_inner())
+        answered(&what, self.copy_service().cancel_copy(request).await)
     }
 
     /// Lets a copy be so fast from now on; 0: as fast as it can.
@@ -249,9 +245,7 @@ impl Client {
             copy: id.to_owned(),
             bytes_per_second,
         };
-        let answer = self.copy_service().limit_copy(request).await;
-        let copy = answer.map_err(|status| Error::rpc(&what, status))?;
-        Copy::from_proto(&what, copy.into_inner())
+        answered(&what, self.copy_service().limit_copy(request).await)
     }
 
     /// What a copy would fetch if it were begun now.
@@ -264,7 +258,7 @@ impl Client {
         let estimate = answer
             .map_err(|status| Error::rpc(&what, status))?
             .into_inner();
-        let root = root(&what, &estimate.root)?;
+        let root = convert::root(&what, "an estimate", &estimate.root)?;
         Ok(CopyEstimate {
             root: root.ok_or_else(|| Error::protocol(&what, "an estimate without a root"))?,
             size_bytes: estimate.size_bytes,
@@ -314,21 +308,17 @@ impl Client {
     }
 }
 
+fn answered(what: &str, answer: Result<Response<v1::Copy>, Status>) -> Result<Copy> {
+    let copy = answer.map_err(|status| Error::rpc(what, status))?;
+    Copy::from_proto(what, copy.into_inner())
+}
+
 fn source(source: CopySource) -> v1::CopySource {
     v1::CopySource {
         endpoint: source.endpoint,
         snapshot: source.snapshot,
         allow_plaintext: source.allow_plaintext,
     }
-}
-
-fn root(what: &str, bytes: &[u8]) -> Result<Option<RootId>> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let root = RootId::try_from(bytes);
-    root.map(Some)
-        .map_err(|error| Error::protocol(what, error.to_string()))
 }
 
 #[cfg(test)]
@@ -357,12 +347,5 @@ mod tests {
         };
         let copy = Copy::from_proto("show", still).unwrap();
         assert_eq!(copy.remaining(), None);
-    }
-
-    #[test]
-    fn a_root_has_its_length() {
-        assert_eq!(root("show", &[]).unwrap(), None);
-        assert!(root("show", &[1; 32]).unwrap().is_some());
-        assert!(root("show", &[1; 31]).is_err());
     }
 }

@@ -38,12 +38,14 @@
 //! * **Errors say what to do about them**: see [`ErrorKind`].
 
 mod connect;
+mod convert;
 mod copies;
 mod download;
 mod error;
 mod limits;
 mod pages;
 mod progress;
+mod remotes;
 mod replication;
 mod retry;
 mod snapshots;
@@ -56,6 +58,7 @@ pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
 pub use download::{Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink};
 pub use error::{Error, ErrorKind, Result};
 pub use progress::Progress;
+pub use remotes::Remote;
 pub use replication::{
     ChunkStream, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, FetchedChunk, FetchedLeaf, WantedChunks,
 };

@@ -14,6 +14,7 @@ use varve_proto::v1;
 
 use crate::{
     connect::Client,
+    convert,
     error::{Error, ErrorKind, Result},
     retry,
 };
@@ -196,14 +197,9 @@ impl ChunkStream {
         if chunk.id[..] != id.as_bytes()[..] {
             return Err(lied(&self.what, format_args!("another chunk for {id}")));
         }
-        let codec = match v1::Codec::try_from(chunk.codec) {
-            Ok(v1::Codec::Raw) => Codec::Raw,
-            Ok(v1::Codec::Lz4) => Codec::Lz4,
-            Ok(v1::Codec::Zstd) => Codec::Zstd,
-            Err(_) => {
-                let why = format!("chunk {id} in unknown codec {}", chunk.codec);
-                return Err(Error::protocol(&self.what, why));
-            }
+        let Some(codec) = convert::codec(&chunk) else {
+            let why = format!("chunk {id} in unknown codec {}", chunk.codec);
+            return Err(Error::protocol(&self.what, why));
         };
         Ok(FetchedChunk {
             id,

@@ -1,9 +1,6 @@
 //! The snapshots of a store: listing, looking at, tagging, deleting, comparing and verifying them.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, time::SystemTime};
 
 use futures::{Stream, StreamExt, stream};
 use varve_content::tree::RootId;
@@ -11,6 +8,7 @@ use varve_proto::v1;
 
 use crate::{
     connect::Client,
+    convert::{self, system_time},
     error::{Error, ErrorKind, Result},
     limits::{LIST_PAGE, SNAPSHOT_POLL},
     pages,
@@ -382,9 +380,11 @@ impl Snapshot {
         };
         let root = match (&snapshot.root[..], state) {
             ([], SnapshotState::Pending | SnapshotState::Failed | SnapshotState::Unknown) => None,
-            (root, _) => Some(RootId::try_from(root).map_err(|error| {
-                Error::protocol(what, format!("snapshot {}: {error}", snapshot.id))
-            })?),
+            ([], _) => {
+                let why = format!("snapshot {} is completed and has no root", snapshot.id);
+                return Err(Error::protocol(what, why));
+            }
+            (root, _) => convert::root(what, &snapshot.id, root)?,
         };
         let Some(created_at) = snapshot.created_at.and_then(system_time) else {
             return Err(Error::protocol(
@@ -456,13 +456,4 @@ impl VerifyProgress {
             done: answer.done,
         }
     }
-}
-
-/// A time as it is sent; `None` before 1970 or for what is no time.
-pub(crate) fn system_time(time: prost_types::Timestamp) -> Option<SystemTime> {
-    let seconds = u64::try_from(time.seconds).ok()?;
-    let nanos = u32::try_from(time.nanos)
-        .ok()
-        .filter(|nanos| *nanos < 1_000_000_000)?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
 }

@@ -6,9 +6,9 @@ use varve_proto::v1;
 
 use crate::{
     connect::Client,
+    convert::system_time,
     error::{Error, Result},
     retry,
-    snapshots::system_time,
 };
 
 /// What a daemon says about itself and its store.

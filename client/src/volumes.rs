@@ -8,10 +8,11 @@ use varve_proto::v1;
 
 use crate::{
     connect::Client,
+    convert::{self, system_time},
     error::{Error, ErrorKind, Result},
     limits::LIST_PAGE,
     pages, retry,
-    snapshots::{Snapshot, system_time},
+    snapshots::Snapshot,
 };
 
 /// A block device that is written to.
@@ -309,12 +310,7 @@ impl Volume {
                 format!("volume {} was {event} at no time there is", volume.id),
             )
         };
-        let base = match &volume.base[..] {
-            [] => None,
-            root => Some(RootId::try_from(root).map_err(|error| {
-                Error::protocol(what, format!("volume {}: {error}", volume.id))
-            })?),
-        };
+        let base = convert::root(what, &volume.id, &volume.base)?;
         let created_at = volume.created_at.and_then(system_time);
         let attached_at = match volume.attached_at {
             Some(time) => Some(system_time(time).ok_or_else(|| no_time("attached"))?),

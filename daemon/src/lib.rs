@@ -4,6 +4,7 @@
 //! - [`server`]: starts everything, and stops it cleanly.
 //! - [`grpc`]: snapshots, content, status; [`nbd`]: snapshots as block devices, through [`exports`].
 //! - [`sockets`]: listeners of both; [`tasks`]: the only place that starts tasks.
+//! - [`copies`]: snapshots from other daemons; [`tls`]: how these are asked.
 //! - [`telemetry`]: the log; [`service_manager`]: systemd.
 //!
 //! What must hold: nothing here decides what is durable or true, the store does. Everything a client can make the daemon
@@ -20,3 +21,4 @@ pub mod service_manager;
 pub mod sockets;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;

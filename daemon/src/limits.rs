@@ -130,6 +130,8 @@ pub const COPY_FLUSH_BYTES: u64 = 64 << 20;
 pub const COPIES_RUNNING_MAX: usize = 4;
 /// Copies that are under way, those that wait included.
 pub const COPIES_MAX: usize = 1024;
+/// Bytes of a remote's endpoint, and of each path to its files.
+pub const REMOTE_TEXT_BYTES_MAX: usize = 4096;
 /// Copies that have ended and are still shown.
 pub const COPIES_ENDED_MAX: usize = 256;
 /// How long a source may say nothing, with a message of a mebibyte under way on each of [`COPY_FETCHES_IN_FLIGHT`] streams: what 1 Mbit/s

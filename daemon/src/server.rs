@@ -22,6 +22,7 @@ use crate::{
     service_manager::{self, State},
     sockets::{self, SocketError, SocketFile},
     tasks::{Task, Tasks},
+    tls,
 };
 
 /// Why a daemon cannot start.
@@ -36,6 +37,9 @@ pub enum StartError {
     /// gRPC cannot be served.
     #[error(transparent)]
     Grpc(#[from] RoutesError),
+    /// The TLS files for copies cannot be read.
+    #[error(transparent)]
+    CopiesTls(#[from] tls::FileError),
 }
 
 /// Where a daemon is reached.
@@ -105,7 +109,7 @@ impl Server {
         // Everything that can be refused comes before the first task.
         let unix_server = grpc::builder(None)?;
         let tcp_server = grpc::builder(grpc_tls)?;
-        let copies_tls = grpc::client_tls(&config.copies)?;
+        tls::client(&config.copies)?;
         let (grpc_unix, grpc_file) =
             sockets::listen_unix(&config.grpc.unix, config.socket_mode).await?;
         let (nbd_unix, nbd_file) =
@@ -125,7 +129,12 @@ impl Server {
 
         let tasks = Tasks::new();
         let stop = CancellationToken::new();
-        let copies = Copies::new(store.clone(), copies_tls, tasks.clone(), stop.clone());
+        let copies = Copies::new(
+            store.clone(),
+            config.copies.clone(),
+            tasks.clone(),
+            stop.clone(),
+        );
         let uploads = Arc::new(Uploads::new(config.upload_idle));
         let health = Health::default();
         let nbd_options = nbd::ServerOptions {

@@ -29,7 +29,7 @@ use crate::{
     commit::Generation,
     format::pack::Payload,
     limits,
-    meta::{self, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
+    meta::{self, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
     store::Shared,
     workers::{Priority, Scratch},
@@ -46,6 +46,19 @@ pub struct NewSnapshot {
     pub tags: BTreeMap<String, String>,
     /// How the sender cuts.
     pub chunker_version: u32,
+    /// Where it comes from, if it was a snapshot before, in another store. `None`: it is made now.
+    pub lineage: Option<Lineage>,
+}
+
+/// Where a snapshot of another store comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lineage {
+    /// The instant whose content it has, in nanoseconds since 1970.
+    pub created_at_ns: u64,
+    /// The volume it was made of.
+    pub origin: Option<SnapshotOrigin>,
+    /// The snapshot before it.
+    pub parent: Option<SnapshotId>,
 }
 
 /// A chunk from outside, nothing of it believed yet.
@@ -115,6 +128,9 @@ impl Ingest {
                 "this store cuts with chunker version {CHUNKER_VERSION}, the sender with {}: they would share no chunks",
                 new.chunker_version
             )));
+        }
+        if let Some(origin) = new.lineage.as_ref().and_then(|it| it.origin.as_ref()) {
+            meta::check_name("volume", &origin.name)?;
         }
         let generation = shared.commit.generation()?;
         Ok(Self {
@@ -302,15 +318,20 @@ impl Ingest {
     }
 
     async fn make_snapshot(&self, content: SnapshotContent) -> Result<SnapshotRecord> {
+        let lineage = self.new.lineage.clone().unwrap_or_else(|| Lineage {
+            created_at_ns: meta::now_ns(),
+            origin: None,
+            parent: None,
+        });
         let record = SnapshotRecord {
             id: SnapshotId::random()?,
             name: self.new.name.clone(),
             size_bytes: self.new.size_bytes,
             state: SnapshotState::Completed(content),
-            created_at_ns: meta::now_ns(),
+            created_at_ns: lineage.created_at_ns,
             tags: self.new.tags.clone(),
-            origin: None,
-            parent: None,
+            origin: lineage.origin,
+            parent: lineage.parent,
         };
         self.shared
             .commit

@@ -41,10 +41,10 @@ mod workers;
 
 pub use catalog::ListQuery;
 pub use error::{Damage, Error, Place, Result};
-pub use ingest::{IncomingChunk, Ingest, NewSnapshot, PutOutcome};
+pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
-    CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot, SnapshotContent, SnapshotId,
-    SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
+    CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot, RemoteRecord, SnapshotContent,
+    SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord, now_ns,
 };
 pub use read::{
     ContentReader, Extent, Piece, Segment, SegmentStream, SnapshotReader, StoredChunk,

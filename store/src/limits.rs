@@ -21,6 +21,8 @@ pub const NODE_CACHE_BYTES: u64 = 16 << 20;
 pub const INGEST_PLAIN_BYTES: usize = 32 << 20;
 /// Uploads open at one time.
 pub const UPLOADS_MAX: usize = 64;
+/// Other daemons that have names.
+pub const REMOTES_MAX: usize = 256;
 /// Chunks are indexed in groups this large, of packed bytes: what a crash makes an interrupted upload send again.
 pub const INDEX_GROUP_BYTES: u64 = 32 << 20;
 

@@ -12,7 +12,7 @@ use varve_content::{
 };
 
 use crate::{
-    Error, ListQuery, Result, SnapshotRecord, Store,
+    Error, ListQuery, RemoteRecord, Result, SnapshotRecord, Store,
     format::catalog_log::Record,
     limits,
     meta::{self, CopyId, CopyRecord, Meta, Named as _, NodeKey},
@@ -36,17 +36,7 @@ impl Store {
     ///
     /// [`Error::NotFound`] if there is no such node.
     pub async fn give_nodes(&self, keys: Vec<NodeKey>) -> Result<Vec<GivenNode>> {
-        let shared = self.shared();
-        let wanted = keys.clone();
-        let known = shared
-            .meta(Priority::Read, move |meta| meta.nodes(&wanted))
-            .await?;
-        if let Some((key, _)) = keys.iter().zip(&known).find(|(_, place)| place.is_none()) {
-            return Err(Error::NotFound {
-                what: "node",
-                name: key.to_string(),
-            });
-        }
+        self.check_known(&keys).await?;
         let nodes = keys.into_iter().map(|key| self.give_node(key));
         try_join_all(nodes).await
     }
@@ -73,15 +63,8 @@ impl Store {
     ///
     /// [`Error::NotFound`] if there is no such leaf, [`Error::Invalid`] if it has no such entry.
     pub async fn give_chunks(&self, leaf: NodeId, entries: &[u32]) -> Result<Vec<StoredChunk>> {
-        let located = match self.known_leaf(leaf).await? {
-            Some(_) => self.shared().located_leaf(leaf).await?,
-            None => {
-                return Err(Error::NotFound {
-                    what: "node",
-                    name: NodeKey::Leaf(leaf).to_string(),
-                });
-            }
-        };
+        self.check_known(&[NodeKey::Leaf(leaf)]).await?;
+        let located = self.shared().located_leaf(leaf).await?;
         let wanted = entries
             .iter()
             .map(|position| {
@@ -118,11 +101,29 @@ impl Store {
     }
 
     async fn is_known(&self, key: NodeKey) -> Result<bool> {
+        Ok(self.first_unknown(&[key]).await?.is_none())
+    }
+
+    async fn check_known(&self, keys: &[NodeKey]) -> Result<()> {
+        match self.first_unknown(keys).await? {
+            None => Ok(()),
+            Some(key) => Err(Error::NotFound {
+                what: "node",
+                name: key.to_string(),
+            }),
+        }
+    }
+
+    async fn first_unknown(&self, keys: &[NodeKey]) -> Result<Option<NodeKey>> {
+        let wanted = keys.to_vec();
         let known = self
             .shared()
-            .meta(Priority::Read, move |meta| meta.nodes(&[key]))
+            .meta(Priority::Read, move |meta| meta.nodes(&wanted))
             .await?;
-        Ok(matches!(known.first(), Some(Some(_))))
+        let mut places = keys.iter().zip(&known);
+        Ok(places
+            .find(|(_, place)| place.is_none())
+            .map(|(key, _)| *key))
     }
 
     /// A completed snapshot of that content, if there is one.
@@ -158,6 +159,63 @@ impl Store {
         self.shared().commit.change(delete).await
     }
 
+    /// Gives another daemon a name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyExists`] if a remote has that name; [`Error::Invalid`], with what a name may be.
+    pub async fn add_remote(&self, record: RemoteRecord) -> Result<()> {
+        meta::check_name("remote", &record.name)?;
+        let add = move |meta: &dyn Meta| {
+            let remotes = meta.remotes()?;
+            if let Some(other) = remotes.iter().find(|other| other.name == record.name) {
+                return Err(Error::AlreadyExists {
+                    what: "remote",
+                    name: record.name,
+                    id: other.endpoint.clone(),
+                });
+            }
+            if remotes.len() >= limits::REMOTES_MAX {
+                return Err(Error::Limit(format!(
+                    "{} remotes have names, the most there may be",
+                    limits::REMOTES_MAX
+                )));
+            }
+            Ok((vec![Record::PutRemote(record)], ()))
+        };
+        self.shared().commit.change(add).await
+    }
+
+    /// Forgets a remote.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`].
+    pub async fn remove_remote(&self, name: String) -> Result<()> {
+        let remove = move |meta: &dyn Meta| {
+            named(meta.remotes()?, &name)?;
+            Ok((vec![Record::DeleteRemote(name)], ()))
+        };
+        self.shared().commit.change(remove).await
+    }
+
+    /// All remotes, by name.
+    pub async fn remotes(&self) -> Result<Vec<RemoteRecord>> {
+        let remotes = self.shared().meta(Priority::Read, |meta| meta.remotes());
+        let mut remotes = remotes.await?;
+        remotes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(remotes)
+    }
+
+    /// The remote of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`].
+    pub async fn remote(&self, name: &str) -> Result<RemoteRecord> {
+        named(self.remotes().await?, name)
+    }
+
     /// All copies that are written down, in the order in which they were begun.
     pub async fn copies(&self) -> Result<Vec<CopyRecord>> {
         let copies = self.shared().meta(Priority::Read, |meta| meta.copies());
@@ -165,6 +223,16 @@ impl Store {
         copies.sort_unstable_by_key(|record| (record.created_at_ns, record.id));
         Ok(copies)
     }
+}
+
+fn named(remotes: Vec<RemoteRecord>, name: &str) -> Result<RemoteRecord> {
+    let mut remotes = remotes.into_iter();
+    remotes
+        .find(|remote| remote.name == name)
+        .ok_or_else(|| Error::NotFound {
+            what: "remote",
+            name: name.to_owned(),
+        })
 }
 
 /// That a snapshot may have that name.

@@ -2,6 +2,7 @@
 
 mod broken;
 mod liar;
+mod remotes;
 
 use std::{
     collections::BTreeSet,
@@ -9,12 +10,13 @@ use std::{
 };
 
 use serde_json::Value;
-use varve_content::{BLOCK_BYTES, ChunkId, SEGMENT_BYTES, chunker::cut_segment};
+use varve_content::ChunkId;
 use varve_tests::{
     daemon::{Options, Varved},
     image,
     lab::Lab,
     random::Random,
+    rpc::Content,
     snapctl::{exit, number, text},
 };
 
@@ -63,18 +65,9 @@ fn copy(here: &Varved, endpoint: &str, snapshot: &str, more: &[&str]) -> Value {
 
 /// The distinct chunks of an image.
 fn chunks(image: &Path) -> BTreeSet<ChunkId> {
-    let mut bytes = std::fs::read(image).unwrap();
-    bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
-    let mut ids = BTreeSet::new();
-    for segment in bytes.chunks(SEGMENT_BYTES) {
-        let mut cuts = Vec::new();
-        cut_segment(segment, &mut cuts);
-        ids.extend(
-            cuts.iter()
-                .map(|cut| ChunkId::of(&segment[cut.byte_range()])),
-        );
-    }
-    ids
+    let content = Content::of(&std::fs::read(image).unwrap());
+    let ids = content.chunks.iter().map(|chunk| chunk.id.as_ref());
+    ids.map(|id| ChunkId::try_from(id).unwrap()).collect()
 }
 
 fn count(ids: &BTreeSet<ChunkId>) -> u64 {
@@ -274,7 +267,12 @@ fn what_cannot_be_copied_is_told_and_leaves_nothing() {
         exit::FAILURE,
         "plain HTTP",
     );
-    refused(&["image", "--from", "ftp://x"], exit::USAGE, "unix:PATH");
+    refused(&["image", "--from", "ftp://x"], exit::FAILURE, "unix:PATH");
+    refused(
+        &["image", "--from", "eu"],
+        exit::NOT_FOUND,
+        "no remote \"eu\"",
+    );
     refused(
         &["a", "b", "--from", &endpoint, "--name", "c"],
         exit::FAILURE,

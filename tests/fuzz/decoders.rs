@@ -6,7 +6,7 @@ use varve_content::{
 };
 use varve_daemon::nbd::wire;
 use varve_store::format::{
-    CopyRecord, Location, PackId, SnapshotRecord, VolumeId, VolumeRecord,
+    CopyRecord, Location, PackId, RemoteRecord, SnapshotRecord, VolumeId, VolumeRecord,
     catalog_log::{self, Found, LOG_ALIGN, LogHeader, Position},
     journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES},
     keys::{self, Identity, PackState, Totals},
@@ -38,7 +38,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 29] = [
+pub(super) const DECODERS: [Decoder; 30] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -97,6 +97,11 @@ pub(super) const DECODERS: [Decoder; 29] = [
     Decoder {
         name: "copy-record",
         decode: |input| whole(CopyRecord::decode(input), |it| it.encode()),
+        repair: |_| {},
+    },
+    Decoder {
+        name: "remote-record",
+        decode: |input| whole(RemoteRecord::decode(input), |it| it.encode()),
         repair: |_| {},
     },
     Decoder {

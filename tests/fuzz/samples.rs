@@ -9,8 +9,9 @@ use varve_content::{
     tree::{Inner, Leaf, LeafEntry, Root},
 };
 use varve_store::format::{
-    CopyId, CopyOutcome, CopyRecord, Location, PackId, PackKind, PendingSnapshot, SnapshotContent,
-    SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
+    CopyId, CopyOutcome, CopyRecord, Location, PackId, PackKind, PendingSnapshot, RemoteRecord,
+    SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, StoreId, VolumeId,
+    VolumeRecord,
     catalog_log::{LogHeader, Record},
     journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackState, Totals},
@@ -86,6 +87,10 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("begun", copy(CopyOutcome::UnderWay).encode()),
             ("completed", copy(CopyOutcome::Completed).encode()),
             ("failed", copy(CopyOutcome::Failed).encode()),
+        ],
+        "remote-record" => vec![
+            ("plain", remote(false).encode()),
+            ("files", remote(true).encode()),
         ],
         "volume-id" => vec![("id", volume(false).id.to_string().into_bytes())],
         "snapshot-id" => vec![("id", snapshot_id().to_string().into_bytes())],
@@ -355,6 +360,25 @@ fn copy(outcome: CopyOutcome) -> CopyRecord {
     }
 }
 
+fn remote(has_files: bool) -> RemoteRecord {
+    let file = |path: &str| {
+        if has_files {
+            path.to_owned()
+        } else {
+            String::new()
+        }
+    };
+    RemoteRecord {
+        name: "eu".to_owned(),
+        endpoint: "https://eu.example.com:7420".to_owned(),
+        allow_plaintext: !has_files,
+        tls_ca: file("/etc/varve/eu-ca.pem"),
+        tls_cert: file("/etc/varve/eu.pem"),
+        tls_key: file("/etc/varve/eu.key"),
+        created_at_ns: 1_700_000_000_123_456_789,
+    }
+}
+
 fn journal_header() -> Vec<u8> {
     let header = FileHeader {
         store: store(),
@@ -424,6 +448,8 @@ fn log_records() -> Vec<u8> {
         .encode(7),
         Record::PutCopy(copy(CopyOutcome::UnderWay)).encode(8),
         Record::DeleteCopy(copy(CopyOutcome::UnderWay).id).encode(9),
+        Record::PutRemote(remote(true)).encode(10),
+        Record::DeleteRemote(remote(true).name).encode(11),
     ]
     .concat()
 }

@@ -4,54 +4,14 @@ use std::path::PathBuf;
 
 use varve_tests::{
     files,
+    identity::Identity,
     lab::Lab,
-    process::{command, run},
-    programs::tool,
+    process::run,
     scratch::Scratch,
     snapctl::{Snapctl, exit},
 };
 
 const MIB: u64 = 1 << 20;
-
-/// A certificate for this machine's own address, by an authority of one's own.
-struct Identity {
-    authority: PathBuf,
-    cert: PathBuf,
-    key: PathBuf,
-}
-
-impl Identity {
-    fn make(scratch: &Scratch) -> Self {
-        let [authority, authority_key, cert, key, request] =
-            ["ca.pem", "ca.key", "cert.pem", "key.pem", "request.pem"]
-                .map(|name| scratch.join(name));
-        let openssl = |arguments: &str| {
-            let arguments = arguments.split(' ').map(|argument| match argument {
-                "CA" => authority.to_str().unwrap(),
-                "CA_KEY" => authority_key.to_str().unwrap(),
-                "CERT" => cert.to_str().unwrap(),
-                "KEY" => key.to_str().unwrap(),
-                "REQUEST" => request.to_str().unwrap(),
-                other => other,
-            });
-            run(command(tool("openssl"), arguments)).ok();
-        };
-        openssl(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=authority -days 2 -keyout CA_KEY -out CA",
-        );
-        openssl(
-            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=varved -addext subjectAltName=IP:127.0.0.1 -keyout KEY -out REQUEST",
-        );
-        openssl(
-            "x509 -req -in REQUEST -CA CA -CAkey CA_KEY -days 2 -copy_extensions copy -out CERT",
-        );
-        Self {
-            authority,
-            cert,
-            key,
-        }
-    }
-}
 
 #[test]
 fn import_and_export_work_over_tls() {

@@ -2,7 +2,7 @@
 //!
 //! - [`lab`]: a daemon on an empty store, and room for files. [`daemon`]: a `varved` of one's own, in a data directory of one's own, and its end, wanted or not.
 //! - [`snapctl`]: runs of `snapctl` and what they answer.
-//! - [`image`]: disk images made from a seed. [`files`]: whether two are the same, and how sparse.
+//! - [`image`]: disk images made from a seed. [`identity`]: certificates. [`files`]: whether two are the same, and how sparse.
 //! - [`data_dir`]: what lies in a data directory, for tests that damage it.
 //! - [`guest`]: virtual machines that run a script. [`qmp`]: QEMU, asked from outside.
 //! - [`link`]: a way between two daemons that is long, narrow, cut or bad. [`valve`]: a way to the daemon that closes in the middle of a transfer.
@@ -25,6 +25,7 @@ pub mod daemon;
 pub mod data_dir;
 pub mod files;
 pub mod guest;
+pub mod identity;
 pub mod image;
 pub mod lab;
 pub mod link;
@@ -34,6 +35,7 @@ pub mod process;
 pub mod programs;
 pub mod qmp;
 pub mod random;
+mod relay;
 pub mod rpc;
 pub mod scratch;
 pub mod snapctl;

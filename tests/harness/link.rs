@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::daemon::Varved;
+use crate::{
+    daemon::Varved,
+    relay::{listen, wake},
+};
 
 /// Bytes on their way that a link holds for each connection and direction, so that a sender who is ahead waits.
 const HELD_BYTES: usize = 64 << 20;
@@ -26,7 +29,6 @@ pub struct Link {
 
 #[derive(Debug)]
 struct State {
-    target: SocketAddr,
     /// How long bytes are under way, each way.
     delay: Duration,
     /// Of both directions and all connections together; 0: no limit.
@@ -54,12 +56,7 @@ impl Link {
     /// The same, with a delay each way and a bound on what passes in a second; 0 is no bound.
     #[must_use]
     pub fn with(target: SocketAddr, delay: Duration, bytes_per_second: u64) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
-        let address = listener
-            .local_addr()
-            .expect("ask for the port that was bound");
         let state = Arc::new(State {
-            target,
             delay,
             bytes_per_second,
             narrow: Mutex::new(None),
@@ -70,18 +67,12 @@ impl Link {
             stalled: AtomicBool::new(false),
             connections: Mutex::default(),
         });
-        let of_listener = Arc::clone(&state);
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if of_listener.closed.load(Ordering::Relaxed) {
-                    return;
-                }
-                // A daemon that is gone refuses: its clients are to see that.
-                if let Ok(daemon) = TcpStream::connect(of_listener.target) {
-                    relay(&of_listener, client, daemon);
-                }
-            }
-        });
+        let (passing, asked) = (Arc::clone(&state), Arc::clone(&state));
+        let address = listen(
+            target,
+            move |client, daemon| relay(&passing, client, daemon),
+            move || asked.closed.load(Ordering::Relaxed),
+        );
         Self { address, state }
     }
 
@@ -130,8 +121,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.state.closed.store(true, Ordering::Relaxed);
         self.state.cut();
-        // Wakes the listener, which then ends.
-        let _ = TcpStream::connect(self.address);
+        wake(self.address);
     }
 }
 

@@ -3,12 +3,16 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     sync::{Arc, Condvar, Mutex},
     thread,
 };
 
-use crate::{daemon::Varved, process::wait_for};
+use crate::{
+    daemon::Varved,
+    process::wait_for,
+    relay::{listen, wake},
+};
 
 /// A TCP relay. Connections through it break when it is dropped.
 #[derive(Debug)]
@@ -37,26 +41,16 @@ impl Valve {
     #[must_use]
     pub fn before(varved: &Varved, bytes: usize) -> Self {
         let target = varved.grpc_address();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
-        let address = listener
-            .local_addr()
-            .expect("ask for the port that was bound");
         let state = Arc::new(State {
             allowed: Mutex::new(Allowed::Bytes(bytes)),
             changed: Condvar::new(),
         });
-        let of_listener = Arc::clone(&state);
-        thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if of_listener.is_closed() {
-                    return;
-                }
-                // A daemon that is gone refuses: its clients are to see that.
-                if let Ok(daemon) = TcpStream::connect(target) {
-                    relay(&of_listener, client, daemon);
-                }
-            }
-        });
+        let (passing, asked) = (Arc::clone(&state), Arc::clone(&state));
+        let address = listen(
+            target,
+            move |client, daemon| relay(&passing, client, daemon),
+            move || asked.is_closed(),
+        );
         Self { address, state }
     }
 
@@ -83,8 +77,7 @@ impl Valve {
 impl Drop for Valve {
     fn drop(&mut self) {
         self.state.set(Allowed::Closed);
-        // Wakes the listener, which then ends.
-        let _ = TcpStream::connect(self.address);
+        wake(self.address);
     }
 }
 

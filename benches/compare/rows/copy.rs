@@ -213,7 +213,7 @@ pub(crate) fn nothing_missing(bench: &Bench) -> Result<Vec<Row>, Failure> {
         what: "copy with nothing missing, 64 GiB, 150 ms".to_owned(),
         against: "its limit".to_owned(),
         ours: Figure::Seconds(times),
-        theirs: Figure::Seconds(Samples::from_runs(vec![1.0])),
+        theirs: Figure::seconds(1.0),
         wanted: Wanted::TimesAsMuch(1.0),
         note: "2 GiB of data; the same content under another name, from snapctl's start to its end.",
     }])

@@ -133,7 +133,7 @@ pub(crate) fn pause(bench: &Bench) -> Result<Vec<Row>, Failure> {
             what: what("snapshot: p99"),
             against: "its limit".to_owned(),
             ours: figure(|pause| pause.around.p99),
-            theirs: limit(PAUSE_LIMIT_SECONDS),
+            theirs: Figure::seconds(PAUSE_LIMIT_SECONDS),
             wanted: Wanted::TimesAsMuch(1.0),
             note: if gibibytes == 8 {
                 "random writes of 4 KiB at full load, from 50 ms before snapctl is started to 250 ms after; 1 GiB and more was \
@@ -177,10 +177,6 @@ pub(crate) fn pause(bench: &Bench) -> Result<Vec<Row>, Failure> {
         });
     }
     Ok(rows)
-}
-
-fn limit(seconds: f64) -> Figure {
-    Figure::Seconds(Samples::from_runs(vec![seconds]))
 }
 
 /// A volume with the raw disk's content, and that as the snapshot `whole`. Gives the seconds which that snapshot took.
@@ -315,7 +311,7 @@ pub(crate) fn clone(bench: &Bench) -> Result<Vec<Row>, Failure> {
         what: what.to_owned(),
         against: "its limit".to_owned(),
         ours: Figure::Seconds(ours.clone()),
-        theirs: limit(CLONE_LIMIT_SECONDS),
+        theirs: Figure::seconds(CLONE_LIMIT_SECONDS),
         wanted: Wanted::TimesAsMuch(1.0),
         note,
     };

@@ -17,6 +17,7 @@ use varve_content::{
 use varve_proto::v1;
 
 use crate::{
+    convert,
     error::{Error, ErrorKind, Result},
     snapshots::Snapshot,
 };
@@ -193,13 +194,8 @@ impl Receiver {
                 message.plain_bytes
             )));
         }
-        let codec = match v1::Codec::try_from(message.codec) {
-            Ok(v1::Codec::Raw) => Codec::Raw,
-            Ok(v1::Codec::Lz4) => Codec::Lz4,
-            Ok(v1::Codec::Zstd) => Codec::Zstd,
-            Err(_) => {
-                return Err(self.broken(format!("chunk {id} in unknown codec {}", message.codec)));
-            }
+        let Some(codec) = convert::codec(&message) else {
+            return Err(self.broken(format!("chunk {id} in unknown codec {}", message.codec)));
         };
         let offsets = start_blocks
             .into_iter()

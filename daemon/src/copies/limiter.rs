@@ -24,10 +24,6 @@ impl Limiter {
         }
     }
 
-    pub(super) fn limit(&self) -> u64 {
-        *self.bytes_per_second.borrow()
-    }
-
     pub(super) fn set(&self, bytes_per_second: u64) {
         self.bytes_per_second.send_replace(bytes_per_second);
     }

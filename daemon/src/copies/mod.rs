@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! grpc::copies ──> Copies ──> job: state, counters, limit; tried again after pauses
+//!                               └> remotes: where the other daemon is
 //!                               └> transfer ──> tree: nodes, from here or from the source
 //!                                           └─> source: connections to the other daemon
 //!                                           └─> claims: each missing chunk crosses once
@@ -13,11 +14,14 @@
 mod claims;
 mod job;
 mod limiter;
+mod remotes;
 mod source;
 mod table;
 mod transfer;
 mod tree;
 
-pub(crate) use job::{Request, State, Status};
-pub(crate) use source::{CopyError, SourceAddress};
+pub(crate) use job::{State, Status};
+pub(crate) use remotes::Source;
+pub(crate) use source::CopyError;
 pub use table::Copies;
+pub(crate) use table::NewCopy;

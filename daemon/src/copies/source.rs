@@ -4,20 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::future::try_join_all;
 use tokio::time::timeout;
-use varve_client::{Client, Endpoint, ErrorKind, Tls};
+use varve_client::{Client, ErrorKind};
 
-use crate::limits;
-
-/// Where a snapshot is copied from.
-#[derive(Debug, Clone)]
-pub(crate) struct SourceAddress {
-    /// The other daemon.
-    pub(crate) endpoint: Endpoint,
-    /// Name or id of the snapshot there.
-    pub(crate) snapshot: String,
-    /// Whether it may be asked over plain HTTP, wherever it is.
-    pub(crate) allow_plaintext: bool,
-}
+use super::remotes::Address;
+use crate::{limits, tls};
 
 /// Why a copy does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +31,14 @@ pub(crate) enum CopyError {
     /// The other daemon holds the connection and says nothing.
     #[error("the source has said nothing for {} seconds", limits::COPY_SILENCE.as_secs())]
     Silent,
+    /// No other daemon has this name.
+    #[error(
+        "there is no remote {0:?}: write unix:PATH, http://HOST:PORT or https://HOST:PORT, or add it first"
+    )]
+    NoRemote(String),
+    /// A file of TLS cannot be read.
+    #[error(transparent)]
+    Tls(#[from] tls::FileError),
     /// It cannot be copied.
     #[error("{0}")]
     Refused(String),
@@ -56,8 +54,9 @@ impl CopyError {
             ),
             Self::Store(error) => matches!(error, varve_store::Error::Limit(_)),
             Self::NotCompleted { state, .. } => *state == "pending",
-            Self::Silent => true,
-            Self::Refused(_) => false,
+            // Files are renewed while copies run.
+            Self::Silent | Self::Tls(_) => true,
+            Self::NoRemote(_) | Self::Refused(_) => false,
         }
     }
 }
@@ -81,8 +80,9 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) async fn open(endpoint: &Endpoint, tls: &Tls) -> Result<Self, CopyError> {
-        let clients = (0..limits::COPY_CONNECTIONS).map(|_| Client::connect_with(endpoint, tls));
+    pub(super) async fn open(address: &Address) -> Result<Self, CopyError> {
+        let clients = (0..limits::COPY_CONNECTIONS)
+            .map(|_| Client::connect_with(&address.endpoint, &address.tls));
         Ok(Self {
             clients: try_join_all(clients).await?,
             next: AtomicUsize::new(0),

@@ -1,23 +1,32 @@
 //! The copies of a daemon: begun, tried again, cancelled, shown.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use varve_client::Tls;
-use varve_store::{CopyId, Error, Store};
+use varve_store::{CopyId, CopyRecord, Error, RemoteRecord, Store, now_ns};
 
 use super::{
-    job::{Job, Request, Status},
-    source::{CopyError, SourceAddress},
+    job::{Job, Status},
+    remotes::Source,
+    source::CopyError,
     transfer::{Common, Estimate},
 };
-use crate::{limits, tasks::Tasks};
+use crate::{config::CopiesConfig, limits, tasks::Tasks};
+
+/// What a copy is to do.
+#[derive(Debug, Clone)]
+pub(crate) struct NewCopy {
+    pub(crate) source: Source,
+    /// Empty: as at the source.
+    pub(crate) name: String,
+    /// Beside those of the source.
+    pub(crate) tags: BTreeMap<String, String>,
+    /// 0: no limit.
+    pub(crate) bytes_per_second: u64,
+}
 
 /// Copies of snapshots from other stores to this one.
 #[derive(Debug, Clone)]
@@ -37,7 +46,7 @@ struct Inner {
 impl Copies {
     /// No copies yet: see [`resume`](Self::resume). Those that are under way when `stop` comes go on at the next start.
     #[must_use]
-    pub fn new(store: Store, tls: Tls, tasks: Tasks, stop: CancellationToken) -> Self {
+    pub fn new(store: Store, tls: CopiesConfig, tasks: Tasks, stop: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             common: Common::new(store, tls),
             tasks,
@@ -54,14 +63,7 @@ impl Copies {
     /// The catalog cannot be read.
     pub async fn resume(&self) -> Result<(), Error> {
         for record in self.0.common.store.copies().await? {
-            let id = record.id;
-            let job = match Job::from_record(record) {
-                Ok(job) => Arc::new(job),
-                Err(error) => {
-                    warn!(%id, %error, "a copy cannot go on");
-                    continue;
-                }
-            };
+            let job = Arc::new(Job::new(record));
             self.0.jobs.lock().push(Arc::clone(&job));
             if !job.state().has_ended() {
                 self.start(job);
@@ -71,8 +73,16 @@ impl Copies {
     }
 
     /// Begins a copy.
-    pub(crate) async fn begin(&self, request: Request) -> Result<Status, Error> {
-        let job = Arc::new(Job::new(CopyId::random()?, request, now_ns()));
+    pub(crate) async fn begin(&self, new: NewCopy) -> Result<Status, CopyError> {
+        self.0.common.remotes.address(&new.source).await?;
+        let (id, source) = (CopyId::random()?, new.source);
+        let job = Arc::new(Job::new(CopyRecord {
+            allow_plaintext: source.allow_plaintext,
+            name: new.name,
+            tags: new.tags,
+            bytes_per_second: new.bytes_per_second,
+            ..CopyRecord::begun(id, source.endpoint, source.snapshot, now_ns())
+        }));
         let forgotten: Vec<_> = {
             let mut jobs = self.0.jobs.lock();
             let ended = jobs.iter().filter(|job| job.state().has_ended()).count();
@@ -80,7 +90,8 @@ impl Copies {
                 return Err(Error::Limit(format!(
                     "{} copies are under way, the most at one time; cancel some, or try again later",
                     limits::COPIES_MAX
-                )));
+                ))
+                .into());
             }
             let mut too_many = (ended + 1).saturating_sub(limits::COPIES_ENDED_MAX);
             let forgotten = jobs.extract_if(.., |job| {
@@ -133,7 +144,7 @@ impl Copies {
     /// Lets one be so fast from now on.
     pub(crate) async fn limit(&self, id: &str, bytes_per_second: u64) -> Result<Status, Error> {
         let job = self.0.find(id)?;
-        job.limiter.set(bytes_per_second);
+        job.limit(bytes_per_second);
         let _writing = job.writing.lock().await;
         if !job.settled.is_cancelled() {
             self.0.common.store.put_copy(job.record()).await?;
@@ -142,8 +153,39 @@ impl Copies {
     }
 
     /// What a copy would fetch.
-    pub(crate) async fn estimate(&self, source: &SourceAddress) -> Result<Estimate, CopyError> {
+    pub(crate) async fn estimate(&self, source: &Source) -> Result<Estimate, CopyError> {
         self.0.common.estimate(source).await
+    }
+
+    /// Gives another daemon a name. What is not known of the record, it is given.
+    pub(crate) async fn add_remote(&self, remote: RemoteRecord) -> Result<RemoteRecord, CopyError> {
+        let remote = RemoteRecord {
+            created_at_ns: now_ns(),
+            ..remote
+        };
+        self.0.common.remotes.add(remote.clone()).await?;
+        Ok(remote)
+    }
+
+    /// Forgets a daemon that no copy comes from.
+    pub(crate) async fn remove_remote(&self, name: String) -> Result<(), CopyError> {
+        let user = {
+            let jobs = self.0.jobs.lock();
+            let mut jobs = jobs.iter();
+            let user = jobs.find(|job| job.source.endpoint == name && !job.state().has_ended());
+            user.map(|job| job.id)
+        };
+        if let Some(id) = user {
+            return Err(CopyError::Refused(format!(
+                "{id} is under way from remote {name:?}: wait for it, or cancel it"
+            )));
+        }
+        Ok(self.0.common.store.remove_remote(name).await?)
+    }
+
+    /// All daemons that have names.
+    pub(crate) async fn remotes(&self) -> Result<Vec<RemoteRecord>, Error> {
+        self.0.common.store.remotes().await
     }
 }
 
@@ -160,7 +202,7 @@ impl Inner {
 
     /// Brings a copy to its end, however often it has to be tried.
     async fn drive(&self, job: &Job) {
-        let (id, endpoint) = (job.id, &job.request.source.endpoint);
+        let (id, endpoint) = (job.id, &job.source.endpoint);
         let (mut pause, most) = limits::COPY_PAUSES;
         loop {
             let before = job.received_bytes();
@@ -173,14 +215,13 @@ impl Inner {
             let error = match job.cancel.run_until_cancelled(attempt).await {
                 None => return self.cancelled(job).await,
                 Some(Ok(record)) => {
-                    job.complete(&record, now_ns());
+                    job.complete(&record);
                     self.write_down(job).await;
-                    let status = job.status();
                     info!(
                         %id,
                         %endpoint,
                         snapshot = record.name,
-                        received_bytes = status.received_bytes,
+                        received_bytes = job.received_bytes(),
                         "copy completed: the roots are equal"
                     );
                     return;
@@ -189,7 +230,7 @@ impl Inner {
             };
             if !error.passes() {
                 warn!(%id, %endpoint, %error, "copy failed");
-                job.fail(&error, now_ns());
+                job.fail(&error);
                 return self.write_down(job).await;
             }
             if job.received_bytes() > before {
@@ -206,7 +247,7 @@ impl Inner {
     }
 
     async fn cancelled(&self, job: &Job) {
-        job.cancelled(now_ns());
+        job.cancelled();
         self.write_down(job).await;
         info!(id = %job.id, "copy cancelled");
     }
@@ -221,9 +262,4 @@ impl Inner {
             job.settled.cancel();
         }
     }
-}
-
-fn now_ns() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }

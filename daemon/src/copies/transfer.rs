@@ -3,29 +3,37 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
+    time::UNIX_EPOCH,
 };
 
 use futures::{TryStreamExt, stream};
 use tokio::{sync::Semaphore, time::timeout};
-use varve_client::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, Tls, WantedChunks};
+use varve_client::{ErrorKind, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, WantedChunks};
 use varve_content::{
     ChunkId, NodeId,
     block::BLOCK_BYTES,
     chunker::CHUNKER_VERSION,
     tree::{LeafWalk, Root, WalkError},
 };
-use varve_store::{Error, IncomingChunk, Ingest, NewSnapshot, SnapshotRecord, Store};
+use varve_store::{
+    Error, IncomingChunk, Ingest, Lineage, NewSnapshot, SnapshotId, SnapshotOrigin, SnapshotRecord,
+    Store,
+};
 
 use super::{
     claims::Claims,
     job::Job,
-    source::{Connections, CopyError, SourceAddress, heard},
+    remotes::{Remotes, Source},
+    source::{Connections, CopyError, heard},
     tree::{Nodes, SizedLeaf},
 };
-use crate::limits::{
-    COPY_BATCHES_IN_FLIGHT, COPY_CLAIM_WAIT, COPY_ESTIMATES_MAX, COPY_FETCH_BYTES,
-    COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT, COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES,
-    ESTIMATE_CHUNKS_MAX,
+use crate::{
+    config::CopiesConfig,
+    limits::{
+        COPY_BATCHES_IN_FLIGHT, COPY_CLAIM_WAIT, COPY_ESTIMATES_MAX, COPY_FETCH_BYTES,
+        COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT, COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES,
+        ESTIMATE_CHUNKS_MAX,
+    },
 };
 
 /// What a copy would fetch.
@@ -47,17 +55,17 @@ struct Wanted {
 
 impl Wanted {
     /// Asks the source for it.
-    async fn find(address: &SourceAddress, tls: &Tls) -> Result<Self, CopyError> {
-        let connections = Connections::open(&address.endpoint, tls).await?;
+    async fn find(source: &Source, remotes: &Remotes) -> Result<Self, CopyError> {
+        let connections = Connections::open(&remotes.address(source).await?).await?;
         let client = connections.client();
-        let snapshot = heard(client.snapshot(&address.snapshot)).await?;
+        let snapshot = heard(client.snapshot(&source.snapshot)).await?;
         let id = match (snapshot.state, snapshot.root) {
             (SnapshotState::Completed, Some(id)) => id,
             (state, _) => {
                 return Err(CopyError::NotCompleted {
                     name: snapshot.name,
                     state: state.as_str(),
-                    endpoint: address.endpoint.to_string(),
+                    endpoint: source.endpoint.clone(),
                 });
             }
         };
@@ -65,13 +73,13 @@ impl Wanted {
         if root.chunker_version != CHUNKER_VERSION {
             return Err(CopyError::Refused(format!(
                 "{} cuts with chunker version {}, this store with {CHUNKER_VERSION}: they would share no chunks",
-                address.endpoint, root.chunker_version
+                source.endpoint, root.chunker_version
             )));
         }
         if root.size_bytes != snapshot.size_bytes {
             return Err(CopyError::Refused(format!(
                 "{} says that snapshot {} has {} bytes, and its root {}",
-                address.endpoint, snapshot.name, snapshot.size_bytes, root.size_bytes
+                source.endpoint, snapshot.name, snapshot.size_bytes, root.size_bytes
             )));
         }
         Ok(Self {
@@ -112,20 +120,19 @@ fn walked(error: WalkError<CopyError>) -> CopyError {
 #[derive(Debug)]
 pub(super) struct Common {
     pub(super) store: Store,
-    /// How sources are asked.
-    tls: Tls,
-    pub(super) claims: Arc<Claims>,
+    pub(super) remotes: Remotes,
+    claims: Arc<Claims>,
     /// Fetches of chunks that may be under way.
-    pub(super) fetches: Semaphore,
+    fetches: Semaphore,
     /// Estimates that may be under way.
     estimates: Semaphore,
 }
 
 impl Common {
-    pub(super) fn new(store: Store, tls: Tls) -> Self {
+    pub(super) fn new(store: Store, tls: CopiesConfig) -> Self {
         Self {
+            remotes: Remotes::new(store.clone(), tls),
             store,
-            tls,
             claims: Arc::default(),
             fetches: Semaphore::new(COPY_FETCHES_IN_FLIGHT),
             estimates: Semaphore::new(COPY_ESTIMATES_MAX),
@@ -134,11 +141,13 @@ impl Common {
 
     /// Copies what is missing, and makes the snapshot.
     pub(super) async fn copy(&self, job: &Job) -> Result<SnapshotRecord, CopyError> {
-        let wanted = Wanted::find(&job.request.source, &self.tls).await?;
+        let wanted = Wanted::find(&job.source, &self.remotes).await?;
         let root = wanted.root.id();
-        let name = match &*job.request.name {
-            "" => wanted.snapshot.name.clone(),
-            name => name.to_owned(),
+        let asked = job.record();
+        let name = if asked.name.is_empty() {
+            wanted.snapshot.name.clone()
+        } else {
+            asked.name
         };
         varve_store::check_snapshot_name(&name).map_err(|error| job.blame(error))?;
         job.found(&name, &wanted.root, wanted.snapshot.data_bytes);
@@ -151,12 +160,13 @@ impl Common {
             Err(error) => return Err(error.into()),
         }
         let mut tags: BTreeMap<_, _> = wanted.snapshot.tags.clone();
-        tags.extend(job.request.tags.clone());
+        tags.extend(asked.tags);
         let new = NewSnapshot {
             name,
             size_bytes: wanted.root.size_bytes,
             tags,
             chunker_version: wanted.root.chunker_version,
+            lineage: Some(self.lineage(&wanted).await?),
         };
         let ingest = self.store.begin_ingest(new).await?.keep_packed();
         if let Some(same) = self.store.snapshot_of(root).await? {
@@ -181,11 +191,63 @@ impl Common {
         committed.map_err(|error| job.blame(error))
     }
 
+    /// Where the snapshot comes from, as the source tells it; the snapshot before it as it is called here, if that was copied, too.
+    async fn lineage(&self, wanted: &Wanted) -> Result<Lineage, CopyError> {
+        let snapshot = &wanted.snapshot;
+        let refused = |what: &str, said: &str| {
+            CopyError::Refused(format!("the source says {said:?} for the {what}"))
+        };
+        let since = snapshot.created_at.duration_since(UNIX_EPOCH).ok();
+        let created_at_ns = since.and_then(|since| u64::try_from(since.as_nanos()).ok());
+        let origin = match &snapshot.volume {
+            None => None,
+            Some(volume) => Some(SnapshotOrigin {
+                volume: volume
+                    .id
+                    .parse()
+                    .map_err(|_| refused("volume", &volume.id))?,
+                name: volume.name.clone(),
+            }),
+        };
+        let parent = match &snapshot.parent {
+            None => None,
+            Some(id) => {
+                let there = id.parse().map_err(|_| refused("parent", id))?;
+                Some(self.parent_here(wanted, id).await?.unwrap_or(there))
+            }
+        };
+        Ok(Lineage {
+            created_at_ns: created_at_ns.ok_or_else(|| refused("time", "before 1970"))?,
+            origin,
+            parent,
+        })
+    }
+
+    /// The snapshot here that has the name and the content of one there.
+    async fn parent_here(
+        &self,
+        wanted: &Wanted,
+        id: &str,
+    ) -> Result<Option<SnapshotId>, CopyError> {
+        let there = match heard(wanted.connections.client().snapshot(id)).await {
+            Ok(there) => there,
+            Err(CopyError::Source(error)) if error.kind() == ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        match self.store.snapshot(&there.name).await {
+            Ok(here) if here.root().is_some() && here.root() == there.root => Ok(Some(here.id)),
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// What a copy would fetch, without fetching it.
-    pub(super) async fn estimate(&self, source: &SourceAddress) -> Result<Estimate, CopyError> {
+    pub(super) async fn estimate(&self, source: &Source) -> Result<Estimate, CopyError> {
         let place = self.estimates.acquire().await;
         let _place = place.map_err(|_| Error::Closing)?;
-        let wanted = Wanted::find(source, &self.tls).await?;
+        let wanted = Wanted::find(source, &self.remotes).await?;
         let mut estimate = Estimate {
             root: wanted.root,
             missing_chunks: 0,
@@ -211,10 +273,9 @@ impl Common {
         while let Some(leaves) = batches.try_next().await? {
             let places = Places::of(&leaves);
             let missing = self.store.missing_chunks(&places.ids).await?;
-            for (at, id) in places.ids.iter().enumerate() {
-                let bytes = places.data_bytes.get(at).copied().unwrap_or(0);
+            for ((at, id), bytes) in (0u32..).zip(&places.ids).zip(&places.data_bytes) {
                 estimate.data_bytes += bytes;
-                if missing.binary_search(&index(at)).is_err() {
+                if missing.binary_search(&at).is_err() {
                     estimate.present_data_bytes += bytes;
                     continue;
                 }
@@ -228,20 +289,12 @@ impl Common {
                 };
                 if is_new {
                     estimate.missing_chunks += 1;
-                    estimate.missing_bytes += places.payload_bytes(at, &leaves);
+                    estimate.missing_bytes += places.payload_bytes(at as usize, &leaves);
                 }
             }
         }
         Ok(estimate)
     }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "positions of a batch's chunks"
-)]
-fn index(at: usize) -> u32 {
-    at as u32
 }
 
 /// The distinct chunks of some leaves, and where each is first.

@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::info;
-use varve_client::{Endpoint, ErrorKind};
+use varve_client::ErrorKind;
 use varve_proto::v1::{self, copy_service_server::CopyService};
 
 use super::{calls, convert, failure::Failure};
 use crate::{
-    copies::{self, Copies, CopyError, SourceAddress, State},
+    copies::{self, Copies, CopyError, NewCopy, Source, State},
     tasks::Tasks,
 };
 
@@ -32,11 +32,12 @@ impl CopyService for CopyCalls {
             let begun = self
                 .tasks
                 .spawn("begin copy", async move { copies.begin(request).await });
-            let status = begun.await??;
+            let status = begun.await?.map_err(failure)?;
+            let record = &status.record;
             info!(
-                id = %status.id,
-                endpoint = %status.request.source.endpoint,
-                snapshot = status.request.source.snapshot,
+                id = %record.id,
+                endpoint = record.endpoint,
+                snapshot = record.snapshot,
                 "copy begun"
             );
             Ok(copy(status))
@@ -110,34 +111,22 @@ impl CopyService for CopyCalls {
     }
 }
 
-fn source(source: Option<v1::CopySource>) -> Result<SourceAddress, Failure> {
+fn source(source: Option<v1::CopySource>) -> Result<Source, Failure> {
     let source = source.ok_or_else(|| Failure::field("source", "it is missing"))?;
-    let endpoint: Endpoint = source
-        .endpoint
-        .parse()
-        .map_err(|error: varve_client::Error| Failure::field("source.endpoint", error.why()))?;
-    if endpoint.is_exposed() && !source.allow_plaintext {
-        return Err(Failure::field(
-            "source.endpoint",
-            format!(
-                "{endpoint} is plain HTTP to another machine: what crosses can be read on its way; use https, or say that it may be"
-            ),
-        ));
-    }
-    let snapshot = convert::snapshot_key("source.snapshot", &source.snapshot)?.to_owned();
-    Ok(SourceAddress {
-        endpoint,
-        snapshot,
+    convert::snapshot_key("source.snapshot", &source.snapshot)?;
+    Ok(Source {
+        endpoint: source.endpoint,
+        snapshot: source.snapshot,
         allow_plaintext: source.allow_plaintext,
     })
 }
 
-fn new_copy(request: v1::CreateCopyRequest) -> Result<copies::Request, Failure> {
+fn new_copy(request: v1::CreateCopyRequest) -> Result<NewCopy, Failure> {
     if !request.name.is_empty() {
         varve_store::check_snapshot_name(&request.name)?;
     }
     varve_store::check_snapshot_tags(&request.tags)?;
-    Ok(copies::Request {
+    Ok(NewCopy {
         source: source(request.source)?,
         name: request.name,
         tags: request.tags,
@@ -153,59 +142,54 @@ fn copy(status: copies::Status) -> v1::Copy {
         State::Failed => v1::CopyState::Failed,
         State::Cancelled => v1::CopyState::Cancelled,
     };
-    let source = status.request.source;
+    let record = status.record;
     v1::Copy {
-        id: status.id.to_string(),
+        id: record.id.to_string(),
         source: Some(v1::CopySource {
-            endpoint: source.endpoint.to_string(),
-            snapshot: source.snapshot,
-            allow_plaintext: source.allow_plaintext,
+            endpoint: record.endpoint,
+            snapshot: record.snapshot,
+            allow_plaintext: record.allow_plaintext,
         }),
-        name: status.name,
+        name: record.name,
         state: state.into(),
-        created_at: Some(convert::timestamp(status.created_at_ns)),
-        ended_at: status.ended_at_ns.map(convert::timestamp),
-        root: status
+        created_at: Some(convert::timestamp(record.created_at_ns)),
+        ended_at: record.ended_at_ns.map(convert::timestamp),
+        root: record
             .root
             .map_or_else(Bytes::new, |root| Bytes::copy_from_slice(root.as_bytes())),
-        size_bytes: status.size_bytes,
-        data_bytes: status.data_bytes,
-        done_data_bytes: status.done_data_bytes,
-        received_chunks: status.received_chunks,
-        received_bytes: status.received_bytes,
+        size_bytes: record.size_bytes,
+        data_bytes: record.data_bytes,
+        done_data_bytes: record.done_data_bytes,
+        received_chunks: record.received_chunks,
+        received_bytes: record.received_bytes,
         rate_bytes_per_second: status.rate_bytes_per_second,
-        limit_bytes_per_second: status.limit_bytes_per_second,
-        last_error: status.last_error,
-        snapshot_id: status.snapshot.map(|id| id.to_string()).unwrap_or_default(),
-        tags: status.request.tags,
+        limit_bytes_per_second: record.bytes_per_second,
+        last_error: record.last_error,
+        snapshot_id: record.made.map(|id| id.to_string()).unwrap_or_default(),
+        tags: record.tags,
     }
 }
 
 /// What a caller is told who waits for the source.
-fn failure(error: CopyError) -> Failure {
+pub(super) fn failure(error: CopyError) -> Failure {
+    let code = match &error {
+        CopyError::Source(error) => match error.kind() {
+            ErrorKind::NotFound => tonic::Code::NotFound,
+            ErrorKind::Damaged => tonic::Code::DataLoss,
+            _ => tonic::Code::Unavailable,
+        },
+        CopyError::Silent => tonic::Code::Unavailable,
+        CopyError::NoRemote(_) => tonic::Code::NotFound,
+        CopyError::NotCompleted { .. } | CopyError::Tls(_) | CopyError::Refused(_) => {
+            tonic::Code::FailedPrecondition
+        }
+        CopyError::Store(_) => tonic::Code::Internal,
+    };
     match error {
         CopyError::Store(error) => error.into(),
-        CopyError::Source(error) => match error.kind() {
-            ErrorKind::NotFound => Failure::Source {
-                code: tonic::Code::NotFound,
-                problem: error.to_string(),
-            },
-            ErrorKind::Damaged => Failure::Source {
-                code: tonic::Code::DataLoss,
-                problem: error.to_string(),
-            },
-            _ => Failure::Source {
-                code: tonic::Code::Unavailable,
-                problem: error.to_string(),
-            },
-        },
-        CopyError::Silent => Failure::Source {
-            code: tonic::Code::Unavailable,
-            problem: error.to_string(),
-        },
-        CopyError::NotCompleted { .. } | CopyError::Refused(_) => Failure::Source {
-            code: tonic::Code::FailedPrecondition,
-            problem: error.to_string(),
+        other => Failure::Source {
+            code,
+            problem: other.to_string(),
         },
     }
 }
@@ -214,49 +198,22 @@ fn failure(error: CopyError) -> Failure {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use tonic::Code;
-
     use super::*;
-
-    fn request(endpoint: &str, allow_plaintext: bool) -> v1::CreateCopyRequest {
-        v1::CreateCopyRequest {
-            source: Some(v1::CopySource {
-                endpoint: endpoint.to_owned(),
-                snapshot: "web".to_owned(),
-                allow_plaintext,
-            }),
-            ..v1::CreateCopyRequest::default()
-        }
-    }
-
-    #[test]
-    fn plaintext_over_a_network_has_to_be_allowed() {
-        for (endpoint, allow, taken) in [
-            ("unix:/run/x.sock", false, true),
-            ("http://127.0.0.1:7420", false, true),
-            ("https://eu.example.com:7420", false, true),
-            ("http://eu.example.com:7420", false, false),
-            ("http://eu.example.com:7420", true, true),
-        ] {
-            let outcome = new_copy(request(endpoint, allow));
-            assert_eq!(outcome.is_ok(), taken, "{endpoint}");
-            if let Err(refused) = outcome {
-                assert_eq!(refused.code(), Code::InvalidArgument);
-                assert!(refused.to_string().contains("plain HTTP"), "{refused}");
-            }
-        }
-    }
 
     #[test]
     fn what_cannot_be_copied_is_refused_with_its_field() {
         let refused = |request| new_copy(request).unwrap_err().to_string();
         assert!(refused(v1::CreateCopyRequest::default()).contains("source: it is missing"));
-        assert!(refused(request("ftp://x", false)).contains("source.endpoint: write unix:PATH"));
-        let mut unnamed = request("unix:/x", false);
-        unnamed.source.as_mut().unwrap().snapshot.clear();
-        assert!(refused(unnamed).contains("source.snapshot"));
-        let mut named = request("unix:/x", false);
-        named.name = "a b".to_owned();
-        assert!(refused(named).contains("a b"));
+        let request = |name: &str, snapshot: &str| v1::CreateCopyRequest {
+            source: Some(v1::CopySource {
+                endpoint: "unix:/x".to_owned(),
+                snapshot: snapshot.to_owned(),
+                allow_plaintext: false,
+            }),
+            name: name.to_owned(),
+            ..v1::CreateCopyRequest::default()
+        };
+        assert!(refused(request("", "")).contains("source.snapshot"));
+        assert!(refused(request("a b", "web")).contains("a b"));
     }
 }

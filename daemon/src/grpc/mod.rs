@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - `connections`: sockets as tonic takes them, bounded in number.
-//! - `snapshots`, `volumes`, `content`, `status`, `replication`, `copies`: one file for each service; methods are thin.
+//! - `snapshots`, `volumes`, `content`, `status`, `replication`, `copies`, `remotes`: one file for each service; methods are thin.
 //! - `calls`: how a method runs: its errors are logged and become a status there, and nowhere else.
 //! - `convert`: every conversion between protocol and store, and every check of what a field may hold.
 //! - `failure`: why a call fails, and the one match from the store's errors to gRPC's codes.
@@ -23,6 +23,7 @@ mod failure;
 mod health;
 mod page_token;
 mod pages;
+mod remotes;
 mod replication;
 mod routes;
 mod snapshots;
@@ -35,6 +36,6 @@ mod tests;
 
 pub use connections::{Connection, incoming_tcp, incoming_unix};
 pub use health::Health;
-pub use routes::{Context, RoutesError, builder, client_tls, routes};
+pub use routes::{Context, RoutesError, builder, routes};
 pub use status::Facts;
 pub use uploads::Uploads;

@@ -1,20 +1,17 @@
 //! The services put together, and how their connections are tuned.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use tonic::{
     service::Routes,
     transport::{Certificate, Identity, Server, ServerTlsConfig},
 };
 use tonic_health::pb::health_server::HealthServer;
-use varve_client::Tls;
 use varve_proto::{
     DESCRIPTORS,
     v1::{
         content_service_server::ContentServiceServer, copy_service_server::CopyServiceServer,
+        remote_service_server::RemoteServiceServer,
         replication_service_server::ReplicationServiceServer,
         snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
         volume_service_server::VolumeServiceServer,
@@ -23,16 +20,10 @@ use varve_proto::{
 use varve_store::{Ingest, Store};
 
 use super::{
-    Facts, Health, Uploads, content::Content, copies::CopyCalls, replication::Replication,
-    snapshots::Snapshots, status::StatusOf, volumes::Volumes,
+    Facts, Health, Uploads, content::Content, copies::CopyCalls, remotes::RemoteCalls,
+    replication::Replication, snapshots::Snapshots, status::StatusOf, volumes::Volumes,
 };
-use crate::{
-    config::{CopiesConfig, TlsConfig},
-    copies::Copies,
-    exports::Attachments,
-    limits,
-    tasks::Tasks,
-};
+use crate::{config::TlsConfig, copies::Copies, exports::Attachments, limits, tasks::Tasks, tls};
 
 /// What the services work with.
 #[derive(Debug, Clone)]
@@ -60,13 +51,8 @@ pub enum RoutesError {
     #[error("cannot serve reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// A file of the TLS identity cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    ReadTls {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    ReadTls(#[from] tls::FileError),
     /// The files are no identity.
     #[error("cannot serve TLS with {} and {}: {why}", files.cert.display(), files.key.display())]
     Tls {
@@ -103,6 +89,9 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
         copies: context.copies.clone(),
         tasks: context.tasks.clone(),
     };
+    let remotes = RemoteCalls {
+        copies: context.copies.clone(),
+    };
     let status = StatusOf {
         store: context.store.clone(),
         uploads: Arc::clone(&context.uploads),
@@ -123,6 +112,7 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
         .add_service(VolumeServiceServer::new(volumes).max_decoding_message_size(small))
         .add_service(ReplicationServiceServer::new(replication).max_decoding_message_size(small))
         .add_service(CopyServiceServer::new(copies).max_decoding_message_size(small))
+        .add_service(RemoteServiceServer::new(remotes).max_decoding_message_size(small))
         .add_service(StatusServiceServer::new(status).max_decoding_message_size(small))
         .add_service(HealthServer::new(context.health.service()).max_decoding_message_size(small))
         .add_service(reflection().build_v1()?.max_decoding_message_size(small))
@@ -134,35 +124,12 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
     Ok(routes.routes())
 }
 
-/// How other daemons are asked.
-///
-/// # Errors
-///
-/// Files that cannot be read.
-pub fn client_tls(config: &CopiesConfig) -> Result<Tls, RoutesError> {
-    let mut tls = Tls::default();
-    if let Some(authorities) = &config.ca {
-        tls = tls.trusting(read_tls(authorities)?);
-    }
-    if let Some((cert, key)) = &config.identity {
-        tls = tls.showing(read_tls(cert)?, read_tls(key)?);
-    }
-    Ok(tls)
-}
-
-fn read_tls(path: &Path) -> Result<Vec<u8>, RoutesError> {
-    std::fs::read(path).map_err(|source| RoutesError::ReadTls {
-        path: path.to_owned(),
-        source,
-    })
-}
-
 /// A server for one listener.
 ///
 /// # Errors
 ///
 /// TLS files that cannot be read or used.
-pub fn builder(tls: Option<&TlsConfig>) -> Result<Server, RoutesError> {
+pub fn builder(files: Option<&TlsConfig>) -> Result<Server, RoutesError> {
     let server = Server::builder()
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
@@ -171,17 +138,17 @@ pub fn builder(tls: Option<&TlsConfig>) -> Result<Server, RoutesError> {
         .http2_max_header_list_size(limits::HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT));
-    let Some(files) = tls else {
+    let Some(files) = files else {
         return Ok(server);
     };
-    let identity = Identity::from_pem(read_tls(&files.cert)?, read_tls(&files.key)?);
-    let mut tls = ServerTlsConfig::new()
+    let identity = Identity::from_pem(tls::read(&files.cert)?, tls::read(&files.key)?);
+    let mut config = ServerTlsConfig::new()
         .identity(identity)
         .timeout(limits::TLS_HANDSHAKE_TIMEOUT);
     if let Some(authorities) = &files.client_ca {
-        tls = tls.client_ca_root(Certificate::from_pem(read_tls(authorities)?));
+        config = config.client_ca_root(Certificate::from_pem(tls::read(authorities)?));
     }
-    server.tls_config(tls).map_err(|error| RoutesError::Tls {
+    server.tls_config(config).map_err(|error| RoutesError::Tls {
         files: files.clone(),
         why: innermost(&error),
     })

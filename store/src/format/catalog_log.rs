@@ -13,9 +13,9 @@
 //! up by one from 1: one that is missing is damage, too.
 
 use super::{
-    CopyId, CopyRecord, FormatError, IdKind, RecordId, SnapshotId, SnapshotRecord, StoreId,
-    VolumeId, VolumeRecord,
-    fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_count, put_crc32},
+    CopyId, CopyRecord, FormatError, IdKind, RecordId, RemoteRecord, SnapshotId, SnapshotRecord,
+    StoreId, VolumeId, VolumeRecord,
+    fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_count, put_crc32, put_text},
     store_file::FORMAT_VERSION,
 };
 
@@ -37,6 +37,8 @@ const DELETE_VOLUME: u8 = 4;
 const SEVERAL: u8 = 5;
 const PUT_COPY: u8 = 6;
 const DELETE_COPY: u8 = 7;
+const PUT_REMOTE: u8 = 8;
+const DELETE_REMOTE: u8 = 9;
 /// First byte of a deletion, as the records have one of their own.
 const DELETE_VERSION: u8 = 1;
 /// The same of several changes.
@@ -104,14 +106,14 @@ impl LogHeader {
 /// | offset | bytes | field |
 /// | --- | --- | --- |
 /// | 0 | 4 | `VCAT` |
-/// | 4 | 1 | kind: 1 put snapshot, 2 delete snapshot, 3 put volume, 4 delete volume, 5 several, 6 put copy, 7 delete copy |
+/// | 4 | 1 | kind: 1 put snapshot, 2 delete snapshot, 3 put volume, 4 delete volume, 5 several, 6 put copy, 7 delete copy, 8 put remote, 9 delete remote |
 /// | 5 | 3 | zero |
 /// | 8 | 8 | sequence number |
 /// | 16 | 4 | length of the payload |
 /// | 20 | 4 | CRC-32 of the payload |
 /// | 24 | 4 | zero |
 /// | 28 | 4 | CRC-32 of the bytes before |
-/// | 32 | n | payload: a [`SnapshotRecord`], [`VolumeRecord`] or [`CopyRecord`], or a version byte (1) and the id of one; of several changes: a version byte (1), their number in 4 bytes, and of each its kind in 1, the length of its payload in 4, and that |
+/// | 32 | n | payload: a [`SnapshotRecord`], [`VolumeRecord`], [`CopyRecord`] or [`RemoteRecord`], or a version byte (1) and the id of one, of a remote its name with its length; of several changes: a version byte (1), their number in 4 bytes, and of each its kind in 1, the length of its payload in 4, and that |
 /// | 32 + n |  | zeros up to a multiple of [`LOG_ALIGN`] |
 ///
 /// A kind or version that is not known is never passed over: the catalog would not be what it was.
@@ -129,6 +131,10 @@ pub enum Record {
     PutCopy(CopyRecord),
     /// A copy's record is gone.
     DeleteCopy(CopyId),
+    /// A remote is there from now on, or has changed.
+    PutRemote(RemoteRecord),
+    /// The remote of that name is gone.
+    DeleteRemote(String),
     /// All of these changes, in this order, or none. None of them is of this kind itself.
     Several(Vec<Record>),
 }
@@ -185,6 +191,12 @@ impl Record {
             Self::DeleteVolume(id) => (DELETE_VOLUME, encode_deletion(*id)),
             Self::PutCopy(record) => (PUT_COPY, record.encode()),
             Self::DeleteCopy(id) => (DELETE_COPY, encode_deletion(*id)),
+            Self::PutRemote(record) => (PUT_REMOTE, record.encode()),
+            Self::DeleteRemote(name) => {
+                let mut payload = vec![DELETE_VERSION];
+                put_text(&mut payload, name);
+                (DELETE_REMOTE, payload)
+            }
             Self::Several(changes) => (SEVERAL, encode_several(changes)),
         }
     }
@@ -432,15 +444,17 @@ fn decode_record(bytes: &[u8], sequence: u64) -> Result<(usize, Record), FormatE
 fn decode_change(kind: u8, payload: &[u8]) -> Result<Record, FormatError> {
     Ok(match kind {
         PUT_SNAPSHOT => Record::PutSnapshot(SnapshotRecord::decode(payload)?),
-        DELETE_SNAPSHOT => Record::DeleteSnapshot(decode_deletion(payload)?),
+        DELETE_SNAPSHOT => Record::DeleteSnapshot(decode_deletion(payload, RecordId::decode_from)?),
         PUT_VOLUME => Record::PutVolume(VolumeRecord::decode(payload)?),
-        DELETE_VOLUME => Record::DeleteVolume(decode_deletion(payload)?),
+        DELETE_VOLUME => Record::DeleteVolume(decode_deletion(payload, RecordId::decode_from)?),
         PUT_COPY => Record::PutCopy(CopyRecord::decode(payload)?),
-        DELETE_COPY => Record::DeleteCopy(decode_deletion(payload)?),
+        DELETE_COPY => Record::DeleteCopy(decode_deletion(payload, RecordId::decode_from)?),
+        PUT_REMOTE => Record::PutRemote(RemoteRecord::decode(payload)?),
+        DELETE_REMOTE => Record::DeleteRemote(decode_deletion(payload, Fields::text)?),
         kind => {
             return Err(FormatError::unknown(
                 "kind of a catalog log record",
-                "1 (put snapshot), 2 (delete snapshot), 3 (put volume), 4 (delete volume), 5 (several), 6 (put copy), 7 (delete copy)",
+                "1 (put snapshot), 2 (delete snapshot), 3 (put volume), 4 (delete volume), 5 (several), 6 (put copy), 7 (delete copy), 8 (put remote), 9 (delete remote)",
                 kind,
             ));
         }
@@ -453,7 +467,10 @@ fn encode_deletion<K: IdKind>(id: RecordId<K>) -> Vec<u8> {
     payload
 }
 
-fn decode_deletion<K: IdKind>(payload: &[u8]) -> Result<RecordId<K>, FormatError> {
+fn decode_deletion<'a, T>(
+    payload: &'a [u8],
+    key: impl FnOnce(&mut Fields<'a>) -> Result<T, FormatError>,
+) -> Result<T, FormatError> {
     let mut fields = Fields::new("deletion of a record", payload);
     let version = fields.u8()?;
     if version != DELETE_VERSION {
@@ -463,9 +480,9 @@ fn decode_deletion<K: IdKind>(payload: &[u8]) -> Result<RecordId<K>, FormatError
             version,
         ));
     }
-    let id = RecordId::decode_from(&mut fields)?;
+    let key = key(&mut fields)?;
     fields.end()?;
-    Ok(id)
+    Ok(key)
 }
 
 #[cfg(test)]

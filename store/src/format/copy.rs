@@ -85,7 +85,7 @@ impl CopyOutcome {
 pub struct CopyRecord {
     /// Its id.
     pub id: CopyId,
-    /// Where the other daemon is.
+    /// Where the other daemon is, or the name of a remote.
     pub endpoint: String,
     /// Whether plain HTTP will do, wherever that is.
     pub allow_plaintext: bool,
@@ -122,6 +122,31 @@ pub struct CopyRecord {
 }
 
 impl CopyRecord {
+    /// One that is under way, and of which nothing is known yet.
+    #[must_use]
+    pub const fn begun(id: CopyId, endpoint: String, snapshot: String, created_at_ns: u64) -> Self {
+        Self {
+            id,
+            endpoint,
+            allow_plaintext: false,
+            snapshot,
+            name: String::new(),
+            tags: BTreeMap::new(),
+            bytes_per_second: 0,
+            created_at_ns,
+            outcome: CopyOutcome::UnderWay,
+            ended_at_ns: None,
+            root: None,
+            made: None,
+            size_bytes: 0,
+            data_bytes: 0,
+            done_data_bytes: 0,
+            received_chunks: 0,
+            received_bytes: 0,
+            last_error: String::new(),
+        }
+    }
+
     /// Its bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

@@ -10,11 +10,12 @@
 //! | [`VOLUMES`] | volume id, 9 bytes | [`VolumeRecord`](super::VolumeRecord) |
 //! | [`VOLUME_NAMES`] | volume name, UTF-8 | volume id, 9 bytes |
 //! | [`COPIES`] | copy id, 9 bytes | [`CopyRecord`](super::CopyRecord) |
+//! | [`REMOTES`] | name, UTF-8 | [`RemoteRecord`](super::RemoteRecord) |
 //! | [`META`] | [`IDENTITY`] | [`Identity`] |
 //! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
 //! | | [`TOTALS`] | [`Totals`] |
 //!
-//! An index from before there were volumes, or copies, lacks their families: such a one is opened as one without any.
+//! An index from before there were volumes, copies or remotes lacks their families: such a one is opened as one without any.
 //!
 //! RocksDB keeps a checksum of its own over each block, so values have none.
 
@@ -40,6 +41,8 @@ pub const VOLUMES: &str = "volumes";
 pub const VOLUME_NAMES: &str = "volume-names";
 /// Copies from other stores.
 pub const COPIES: &str = "copies";
+/// Other daemons that have names here.
+pub const REMOTES: &str = "remotes";
 /// The three keys below.
 pub const META: &str = "meta";
 

@@ -11,10 +11,11 @@
 //! | [`names`] | no bytes, but every file name of the data directory |
 //! | [`store_file`] | `FORMAT`, the identity of a store |
 //! | [`pack`] | packs: chunks and tree nodes, the truth of all content |
-//! | [`catalog_log`] | the catalog log, the truth of all records of snapshots, volumes and copies |
+//! | [`catalog_log`] | the catalog log, the truth of all records of snapshots, volumes, copies and remotes |
 //! | [`snapshot`] | a snapshot's record, in the catalog log and in the catalog |
 //! | [`volume`] | a volume's record, in the same places |
 //! | [`copy`] | the record of a copy from another store, in the same places |
+//! | [`remote`] | the record of another daemon that has a name here, in the same places |
 //! | [`journal`] | the journals of volumes, the truth of what was written to them since their base |
 //! | [`keys`] | keys and values in RocksDB, which can be made again from the above |
 
@@ -30,6 +31,7 @@ pub mod journal;
 pub mod keys;
 pub mod names;
 pub mod pack;
+pub mod remote;
 pub mod snapshot;
 pub mod store_file;
 pub mod volume;
@@ -42,6 +44,7 @@ pub use error::FormatError;
 pub use id::{ID_BYTES, IdKind, RecordId};
 pub use keys::{PackState, Totals};
 pub use pack::{Location, PackId, PackKind};
+pub use remote::RemoteRecord;
 pub use snapshot::{
     OfSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState,
 };

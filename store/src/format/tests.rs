@@ -153,6 +153,18 @@ pub(super) fn copy() -> CopyRecord {
     }
 }
 
+pub(super) fn remote() -> RemoteRecord {
+    RemoteRecord {
+        name: "eu".to_owned(),
+        endpoint: "https://eu:1".to_owned(),
+        allow_plaintext: true,
+        tls_ca: "/ca".to_owned(),
+        tls_cert: "/c".to_owned(),
+        tls_key: "/k".to_owned(),
+        created_at_ns: 1_735_689_600_123_456_789,
+    }
+}
+
 /// The same with pending snapshots.
 pub(super) fn volume_with_pending() -> VolumeRecord {
     let pending = |byte: u8, next_file| PendingSnapshot {
@@ -337,7 +349,13 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
             0..32,
         ),
         (catalog_log::Record::PutCopy(copy()).encode(1), 0..32),
+        (catalog_log::Record::PutRemote(remote()).encode(1), 0..32),
+        (
+            catalog_log::Record::DeleteRemote(remote().name).encode(1),
+            0..32,
+        ),
         (copy().encode(), 0..0),
+        (remote().encode(), 0..0),
         (volume().encode(), 0..0),
         (volume_with_pending().encode(), 0..0),
         (snapshot_of_volume(SnapshotState::Pending).encode(), 0..0),

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use varve_content::ChunkId;
 
 use super::{
-    Batch, Catalog, CopyId, CopyRecord, Index, Meta, Named, NodeKey, PackState, SnapshotId,
-    SnapshotRecord, Totals, VolumeId, VolumeRecord,
+    Batch, Catalog, CopyId, CopyRecord, Index, Meta, Named, NodeKey, PackState, RemoteRecord,
+    SnapshotId, SnapshotRecord, Totals, VolumeId, VolumeRecord,
 };
 use crate::{
     Result,
@@ -27,6 +27,7 @@ struct Model {
     snapshots: Records<SnapshotRecord>,
     volumes: Records<VolumeRecord>,
     copies: BTreeMap<CopyId, CopyRecord>,
+    remotes: BTreeMap<String, RemoteRecord>,
     catalog_sequence: u64,
 }
 
@@ -127,6 +128,10 @@ impl Catalog for MemoryMeta {
         Ok(self.0.lock().copies.values().cloned().collect())
     }
 
+    fn remotes(&self) -> Result<Vec<RemoteRecord>> {
+        Ok(self.0.lock().remotes.values().cloned().collect())
+    }
+
     fn catalog_sequence(&self) -> Result<u64> {
         Ok(self.0.lock().catalog_sequence)
     }
@@ -154,6 +159,10 @@ impl Meta for MemoryMeta {
                 Record::DeleteVolume(id) => drop(model.volumes.remove(&id)),
                 Record::PutCopy(record) => drop(model.copies.insert(record.id, record)),
                 Record::DeleteCopy(id) => drop(model.copies.remove(&id)),
+                Record::PutRemote(record) => {
+                    drop(model.remotes.insert(record.name.clone(), record));
+                }
+                Record::DeleteRemote(name) => drop(model.remotes.remove(&name)),
                 Record::Several(_) => unreachable!("taken apart just above"),
             }
         }

@@ -33,8 +33,8 @@ pub use self::{
     rocks::RocksMeta,
 };
 pub use crate::format::{
-    CopyId, CopyOutcome, CopyRecord, PackState, PendingSnapshot, SnapshotContent, SnapshotId,
-    SnapshotOrigin, SnapshotRecord, SnapshotState, Totals, VolumeId, VolumeRecord,
+    CopyId, CopyOutcome, CopyRecord, PackState, PendingSnapshot, RemoteRecord, SnapshotContent,
+    SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, Totals, VolumeId, VolumeRecord,
 };
 use crate::{
     Result,
@@ -114,7 +114,7 @@ pub trait Index {
     fn pack_states(&self) -> Result<Vec<PackState>>;
 }
 
-/// Which snapshots, volumes and copies there are.
+/// Which snapshots, volumes, copies and remotes there are.
 pub trait Catalog {
     /// The snapshot of that id.
     fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>>;
@@ -146,6 +146,9 @@ pub trait Catalog {
 
     /// All copies, in no order.
     fn copies(&self) -> Result<Vec<CopyRecord>>;
+
+    /// All remotes, in no order.
+    fn remotes(&self) -> Result<Vec<RemoteRecord>>;
 
     /// Number of the last catalog log record that was applied; 0 before the first.
     fn catalog_sequence(&self) -> Result<u64>;

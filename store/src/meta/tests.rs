@@ -58,6 +58,7 @@ over_both!(
     volumes_are_kept_as_snapshots_are,
     volumes_and_snapshots_share_no_names,
     copies_are_kept_until_they_are_forgotten,
+    remotes_are_found_by_name,
 );
 
 pub(super) fn chunk_id(number: u64) -> ChunkId {
@@ -501,31 +502,38 @@ fn copies_are_kept_until_they_are_forgotten(meta: &dyn Meta) {
     assert_eq!(meta.copies().unwrap(), [copy(2, 7)]);
 }
 
+fn remotes_are_found_by_name(meta: &dyn Meta) {
+    let remote = |name: &str, endpoint: &str| RemoteRecord {
+        name: name.to_owned(),
+        endpoint: endpoint.to_owned(),
+        allow_plaintext: false,
+        tls_ca: String::new(),
+        tls_cert: String::new(),
+        tls_key: String::new(),
+        created_at_ns: 1,
+    };
+    let put = [("eu", "unix:/a"), ("us", "unix:/b"), ("eu", "unix:/c")];
+    let put = put.map(|(name, endpoint)| Record::PutRemote(remote(name, endpoint)));
+    meta.apply(records(meta, put), false).unwrap();
+    let mut found = meta.remotes().unwrap();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(found, [remote("eu", "unix:/c"), remote("us", "unix:/b")]);
+    let gone = ["eu", "none"].map(|name| Record::DeleteRemote(name.to_owned()));
+    meta.apply(records(meta, gone), false).unwrap();
+    assert_eq!(meta.remotes().unwrap(), [remote("us", "unix:/b")]);
+}
+
 fn copy_id(number: u8) -> CopyId {
     CopyId::from_low_bits([number; 9])
 }
 
 fn copy(number: u8) -> CopyRecord {
-    CopyRecord {
-        id: copy_id(number),
-        endpoint: "unix:/run/x".to_owned(),
-        allow_plaintext: false,
-        snapshot: "web".to_owned(),
-        name: String::new(),
-        tags: BTreeMap::new(),
-        bytes_per_second: 0,
-        created_at_ns: u64::from(number),
-        outcome: CopyOutcome::UnderWay,
-        ended_at_ns: None,
-        root: None,
-        made: None,
-        size_bytes: 0,
-        data_bytes: 0,
-        done_data_bytes: 0,
-        received_chunks: 0,
-        received_bytes: 0,
-        last_error: String::new(),
-    }
+    CopyRecord::begun(
+        copy_id(number),
+        "unix:/run/x".to_owned(),
+        "web".to_owned(),
+        number.into(),
+    )
 }
 
 fn volumes_and_snapshots_share_no_names(meta: &dyn Meta) {

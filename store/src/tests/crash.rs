@@ -11,8 +11,8 @@ use varve_content::{ChunkId, codec::Compression};
 
 use super::{Random, assert_holds, block_on, random_image, scribble, seed, upload};
 use crate::{
-    CopyRecord, Error, Options, RecoveryReport, Result, SnapshotId, SnapshotRecord, Store,
-    VolumeId, VolumeRecord,
+    CopyRecord, Error, Options, RecoveryReport, RemoteRecord, Result, SnapshotId, SnapshotRecord,
+    Store, VolumeId, VolumeRecord,
     format::{Location, PackId, StoreId},
     io::{Disk, sim::SimDisk},
     lock::DirectoryLock,
@@ -89,6 +89,10 @@ impl Catalog for PowerlessMeta {
     }
     fn copies(&self) -> Result<Vec<CopyRecord>> {
         self.applied.copies()
+    }
+
+    fn remotes(&self) -> Result<Vec<RemoteRecord>> {
+        self.applied.remotes()
     }
     fn catalog_sequence(&self) -> Result<u64> {
         self.applied.catalog_sequence()

@@ -145,6 +145,7 @@ pub(super) fn incoming(id: ChunkId, plain: &[u8]) -> IncomingChunk {
 
 pub(super) fn new_snapshot(name: &str, size_bytes: usize) -> NewSnapshot {
     NewSnapshot {
+        lineage: None,
         name: name.to_owned(),
         size_bytes: size_bytes as u64,
         tags: BTreeMap::new(),

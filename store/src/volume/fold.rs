@@ -342,6 +342,7 @@ impl Inner {
         }
         self.record_failures().await?;
         let new = NewSnapshot {
+            lineage: None,
             name: self.name.clone(),
             size_bytes: cut.size_bytes,
             tags: BTreeMap::new(),

@@ -115,7 +115,7 @@ impl Owner {
                 len_bytes,
             };
             let volume_max = self.bytes_max / SPARE_PART_OF_JOURNAL;
-            if self.space.keep(spare, volume_max, free_bytes).is_none() {
+            if self.space.keep(spare, volume_max, free_bytes) {
                 return Ok(());
             }
         }

@@ -223,7 +223,8 @@ impl Reader<'_> {
         number: u64,
         file: &File,
     ) -> Result<std::result::Result<(), FormatError>> {
-        let header = match self.header(number, file).await? {
+        let head = self.window(file, 0, BLOCK).await?;
+        let header = match self.header(number, file, &head)? {
             Ok(header) => header,
             Err(why) => return Ok(Err(why)),
         };
@@ -273,13 +274,14 @@ impl Reader<'_> {
             && header.number < self.first_number
     }
 
-    async fn header(
+    /// The header that a file has in its first block.
+    fn header(
         &self,
         number: u64,
         file: &File,
+        head: &[u8],
     ) -> Result<std::result::Result<FileHeader, FormatError>> {
-        let bytes = self.window(file, 0, BLOCK).await?;
-        let header = match FileHeader::decode(&bytes) {
+        let header = match FileHeader::decode(head) {
             // It was renamed to be written again, and what it was is what it still says.
             Ok(header) if self.is_stale(&header) => {
                 return Ok(Err(FormatError::differs(
@@ -430,7 +432,7 @@ impl Reader<'_> {
                 continue;
             }
             // A header that cannot be read tells no nonce. Any will do then: better an error too many.
-            let nonce = self.header(*number, file).await?.ok();
+            let nonce = self.header(*number, file, &head)?.ok();
             let nonce = nonce.map(|header| header.nonce);
             let mut offset_bytes = if *number == end.number {
                 end.offset_bytes

@@ -66,18 +66,18 @@ impl JournalSpace {
     }
 
     /// Keeps a file that is not in use any more, unless its volume has spare files of `volume_max` bytes, or all of them would be too
-    /// much for so much free space: then it is given back.
-    pub(super) fn keep(&self, spare: Spare, volume_max: u64, free_bytes: u64) -> Option<Spare> {
+    /// much for so much free space. Whether it is kept; one that is not is to be removed.
+    pub(super) fn keep(&self, spare: Spare, volume_max: u64, free_bytes: u64) -> bool {
         let mut spares = self.spares.lock();
         let of_volume = spares.iter().filter(|other| other.volume == spare.volume);
         let of_volume: u64 = of_volume.map(|other| other.len_bytes).sum();
         let of_all: u64 = spares.iter().map(|other| other.len_bytes).sum();
         let all_max = SPARE_BYTES_MAX.min(free_bytes / SPARE_PART_OF_FREE);
         if of_volume + spare.len_bytes > volume_max || of_all + spare.len_bytes > all_max {
-            return Some(spare);
+            return false;
         }
         spares.push(spare);
-        None
+        true
     }
 
     /// A spare file of a volume that is as long as that, and that nobody reads any more.

@@ -4,9 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use varve_client::{
-    Client, Copy, CopyEstimate, CopySource, CopyState, Endpoint, NewCopy, Progress,
-};
+use varve_client::{Client, Copy, CopyEstimate, CopySource, CopyState, NewCopy, Progress};
 
 use crate::{
     Options,
@@ -64,9 +62,10 @@ enum Command {
 struct Source {
     /// Name or id of the snapshot in the other store
     snapshot: String,
-    /// Where the other daemon is, as this one reaches it: https://HOST:PORT, unix:PATH or http://HOST:PORT
-    #[arg(long, value_name = "ENDPOINT")]
-    from: Endpoint,
+    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or a name that `remote add` has given
+    /// it
+    #[arg(long, value_name = "ENDPOINT|REMOTE")]
+    from: String,
     /// Let it cross a network in the clear, where others can read it
     #[arg(long)]
     allow_plaintext: bool,
@@ -78,9 +77,10 @@ struct New {
     /// Names or ids of snapshots in the other store; what several of them share crosses once
     #[arg(required = true, value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
-    /// Where the other daemon is, as this one reaches it: https://HOST:PORT, unix:PATH or http://HOST:PORT
-    #[arg(long, value_name = "ENDPOINT")]
-    from: Endpoint,
+    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or a name that `remote add` has given
+    /// it
+    #[arg(long, value_name = "ENDPOINT|REMOTE")]
+    from: String,
     /// Let it cross a network in the clear, where others can read it
     #[arg(long)]
     allow_plaintext: bool,
@@ -201,7 +201,7 @@ impl New {
         for snapshot in self.snapshots {
             let new = NewCopy {
                 source: CopySource {
-                    endpoint: self.from.to_string(),
+                    endpoint: self.from.clone(),
                     snapshot,
                     allow_plaintext: self.allow_plaintext,
                 },
@@ -227,7 +227,7 @@ impl New {
 impl From<Source> for CopySource {
     fn from(source: Source) -> Self {
         Self {
-            endpoint: source.from.to_string(),
+            endpoint: source.from,
             snapshot: source.snapshot,
             allow_plaintext: source.allow_plaintext,
         }

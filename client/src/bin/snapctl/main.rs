@@ -10,6 +10,7 @@ mod listing;
 mod meter;
 mod output;
 mod qemu;
+mod remote;
 mod size;
 mod snapshot;
 mod status;
@@ -72,6 +73,9 @@ enum Command {
     Volume(volume::Volume),
     /// Copy snapshots from other stores
     Copy(Box<copy::Copies>),
+    /// Name other daemons, to copy from them
+    #[command(subcommand)]
+    Remote(remote::Remotes),
     /// What the daemon is and how it is doing
     Status,
     /// Print a script that completes snapctl's arguments in a shell
@@ -151,6 +155,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Snapshot(snapshot) => snapshot.run(&options).await,
         Command::Volume(volume) => volume.run(&options).await,
         Command::Copy(copies) => copies.run(&options).await,
+        Command::Remote(remotes) => remotes.run(&options).await,
         Command::Status => status::run(&options).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

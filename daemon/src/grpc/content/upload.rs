@@ -39,6 +39,7 @@ impl Content {
         };
         self.uploads.make_room()?;
         let new = NewSnapshot {
+            lineage: None,
             name: request.name,
             size_bytes: request.size_bytes,
             tags: request.tags,

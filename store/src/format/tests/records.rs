@@ -367,3 +367,35 @@ fn copy_records_that_are_none() {
     longer.push(0);
     assert!(CopyRecord::decode(&longer).is_err());
 }
+
+#[test]
+fn remote_record_is_pinned() {
+    let bytes = remote().encode();
+    assert_bytes(
+        &bytes,
+        &[
+            "0101",
+            "15cdb2c77e681618",
+            "020000006575",
+            "0c00000068747470733a2f2f65753a31",
+            "030000002f6361",
+            "020000002f63",
+            "020000002f6b",
+        ],
+    );
+    assert_eq!(RemoteRecord::decode(&bytes), Ok(remote()));
+    for len in 0..bytes.len() {
+        assert!(RemoteRecord::decode(&bytes[..len]).is_err());
+    }
+    for (at, byte, why) in [
+        (0, 2, "it knows 1, found 2"),
+        (1, 2, "flags of a remote's record"),
+    ] {
+        let mut wrong = bytes.clone();
+        wrong[at] = byte;
+        let error = RemoteRecord::decode(&wrong).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    let deleted = catalog_log::Record::DeleteRemote("eu".to_owned()).encode(7);
+    assert_bytes(&deleted[32..40], &["01", "020000006575", "00"]);
+}

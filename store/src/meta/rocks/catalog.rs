@@ -13,7 +13,8 @@ use crate::{
     Error, Result,
     format::{FormatError, RecordId, catalog_log::Record, keys},
     meta::{
-        Catalog, CopyRecord, Named, SnapshotId, SnapshotRecord, Totals, VolumeId, VolumeRecord,
+        Catalog, CopyRecord, Named, RemoteRecord, SnapshotId, SnapshotRecord, Totals, VolumeId,
+        VolumeRecord,
     },
 };
 
@@ -125,6 +126,22 @@ impl RocksMeta {
         Ok(records)
     }
 
+    /// All records of a family that has only some.
+    fn all<R>(
+        &self,
+        family: &'static str,
+        decode: fn(&[u8]) -> std::result::Result<R, FormatError>,
+    ) -> Result<Vec<R>> {
+        let entries = self
+            .db
+            .iterator_cf(self.family(family)?, IteratorMode::Start);
+        let records = entries.map(|entry| {
+            let (_, value) = entry.map_err(unreadable)?;
+            decode(&value).map_err(undecodable)
+        });
+        records.collect()
+    }
+
     pub(super) fn add_catalog(
         &self,
         records: Vec<(u64, Record)>,
@@ -134,6 +151,7 @@ impl RocksMeta {
         let mut snapshots = Changes::<SnapshotRecord>::new(self);
         let mut volumes = Changes::<VolumeRecord>::new(self);
         let copies = self.family(keys::COPIES)?;
+        let remotes = self.family(keys::REMOTES)?;
         let changes = records.into_iter().map(|(_, record)| record);
         for change in changes.flat_map(Record::into_changes) {
             match change {
@@ -145,6 +163,8 @@ impl RocksMeta {
                     write.put_cf(copies, record.id.as_bytes(), record.encode());
                 }
                 Record::DeleteCopy(id) => write.delete_cf(copies, id.as_bytes()),
+                Record::PutRemote(record) => write.put_cf(remotes, &record.name, record.encode()),
+                Record::DeleteRemote(name) => write.delete_cf(remotes, name),
                 Record::Several(_) => unreachable!("taken apart just above"),
             }
         }
@@ -189,14 +209,11 @@ impl Catalog for RocksMeta {
     }
 
     fn copies(&self) -> Result<Vec<CopyRecord>> {
-        let entries = self
-            .db
-            .iterator_cf(self.family(keys::COPIES)?, IteratorMode::Start);
-        let copies = entries.map(|entry| {
-            let (_, value) = entry.map_err(unreadable)?;
-            CopyRecord::decode(&value).map_err(undecodable)
-        });
-        copies.collect()
+        self.all(keys::COPIES, CopyRecord::decode)
+    }
+
+    fn remotes(&self) -> Result<Vec<RemoteRecord>> {
+        self.all(keys::REMOTES, RemoteRecord::decode)
     }
 
     fn catalog_sequence(&self) -> Result<u64> {

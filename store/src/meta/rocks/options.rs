@@ -29,7 +29,7 @@ const WAL_BYTES_MAX: u64 = 8 << 20;
 const WRITE_BUFFERS: u8 = 2;
 
 /// Write buffer by column family. `meta` has the totals, written with every batch.
-const WRITE_BUFFER_BYTES: [(&str, usize); 9] = [
+const WRITE_BUFFER_BYTES: [(&str, usize); 10] = [
     (keys::CHUNKS, 8 << 20),
     (keys::NODES, 4 << 20),
     (keys::PACKS, 1 << 20),
@@ -37,7 +37,8 @@ const WRITE_BUFFER_BYTES: [(&str, usize); 9] = [
     (keys::NAMES, 256 << 10),
     (keys::VOLUMES, 512 << 10),
     (keys::VOLUME_NAMES, 256 << 10),
-    (keys::COPIES, 512 << 10),
+    (keys::COPIES, 384 << 10),
+    (keys::REMOTES, 128 << 10),
     (keys::META, 1 << 20),
 ];
 

@@ -100,7 +100,7 @@ fn an_index_of_a_later_version_is_refused() {
 }
 
 #[test]
-fn an_index_from_before_there_were_volumes_and_copies_is_opened() {
+fn an_index_from_before_there_were_volumes_copies_and_remotes_is_opened() {
     let directory = tempfile::tempdir().unwrap();
     let path = index_in(&directory);
     let mut meta = RocksMeta::create(&path, STORE).unwrap();
@@ -108,12 +108,14 @@ fn an_index_from_before_there_were_volumes_and_copies_is_opened() {
     meta.db.drop_cf(keys::VOLUMES).unwrap();
     meta.db.drop_cf(keys::VOLUME_NAMES).unwrap();
     meta.db.drop_cf(keys::COPIES).unwrap();
+    meta.db.drop_cf(keys::REMOTES).unwrap();
     drop(meta);
 
     let meta = RocksMeta::open(&path, STORE).unwrap();
     whole_batches(&meta, 1);
     assert_eq!(meta.volumes(None, "", 10).unwrap(), []);
     assert_eq!(meta.copies().unwrap(), []);
+    assert_eq!(meta.remotes().unwrap(), []);
     let mut batch = Batch::default();
     batch.catalog(2, Record::PutVolume(volume(1, "v")));
     meta.apply(batch, true).unwrap();

@@ -1,0 +1,147 @@
+//! `snapctl remote`.
+
+use std::path::{self, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use varve_client::{Client, Error, Remote};
+
+use crate::{
+    Options,
+    exit::Failure,
+    output::{self, Output},
+};
+
+/// What `remote` can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Remotes {
+    /// Give another daemon a name, for `copy --from`
+    Add(Add),
+    /// List the daemons that have names
+    List,
+    /// Forget a name
+    Remove {
+        /// The name
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The daemon that copies reads the files, each time that it connects: they may be renewed. They are on its machine; relative paths are \
+made absolute from here.")]
+pub(crate) struct Add {
+    /// The name: letters, digits and . _ - / + @
+    name: String,
+    /// Where it is, as the daemon that copies reaches it: https://HOST:PORT, unix:PATH or http://HOST:PORT
+    remote_endpoint: String,
+    /// Authorities that its certificate is signed by (PEM) [default: the daemon's copies.tls_ca]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Certificate to show it (PEM), with --key [default: the daemon's copies.tls_cert]
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Private key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Let copies cross a network in the clear, where others can read them
+    #[arg(long)]
+    allow_plaintext: bool,
+}
+
+/// A remote as JSON.
+#[derive(Debug, Serialize)]
+struct RemoteJson<'a> {
+    name: &'a str,
+    endpoint: &'a str,
+    allow_plaintext: bool,
+    tls_ca: Option<String>,
+    tls_cert: Option<String>,
+    tls_key: Option<String>,
+    created_at: Option<String>,
+}
+
+impl<'a> From<&'a Remote> for RemoteJson<'a> {
+    fn from(remote: &'a Remote) -> Self {
+        let text = |path: &PathBuf| path.display().to_string();
+        let identity = remote.tls_identity.as_ref();
+        Self {
+            name: &remote.name,
+            endpoint: &remote.endpoint,
+            allow_plaintext: remote.allow_plaintext,
+            tls_ca: remote.tls_ca.as_ref().map(text),
+            tls_cert: identity.map(|(cert, _)| text(cert)),
+            tls_key: identity.map(|(_, key)| text(key)),
+            created_at: remote.created_at.and_then(output::rfc3339),
+        }
+    }
+}
+
+/// What `remote list` prints for programs.
+#[derive(Debug, Serialize)]
+struct ListJson<'a> {
+    remotes: Vec<RemoteJson<'a>>,
+}
+
+impl Remotes {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        let client = options.connect().await?;
+        match self {
+            Self::Add(add) => add.run(&client, options).await,
+            Self::List => list(&client.remotes().await?, options),
+            Self::Remove { name } => {
+                client.remove_remote(&name).await?;
+                options.remark(format_args!("removed remote {name}"));
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Add {
+    async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
+        let absolute = |path: PathBuf| {
+            let absolute = path::absolute(&path);
+            absolute.map_err(|error| Error::file(format!("find {}", path.display()), error))
+        };
+        let identity = match self.cert.zip(self.key) {
+            Some((cert, key)) => Some((absolute(cert)?, absolute(key)?)),
+            None => None,
+        };
+        let remote = Remote {
+            name: self.name,
+            endpoint: self.remote_endpoint,
+            allow_plaintext: self.allow_plaintext,
+            tls_ca: self.ca.map(absolute).transpose()?,
+            tls_identity: identity,
+            created_at: None,
+        };
+        let added = client.add_remote(remote).await?;
+        match options.output {
+            Output::Json => output::json(&RemoteJson::from(&added)),
+            Output::Table => list(&[added], options),
+        }
+    }
+}
+
+fn list(remotes: &[Remote], options: &Options) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&ListJson {
+            remotes: remotes.iter().map(RemoteJson::from).collect(),
+        });
+    }
+    let mut table = output::table(&["NAME", "ENDPOINT", "AUTHORITIES", "CERTIFICATE", "ADDED"]);
+    for remote in remotes {
+        let path =
+            |path: Option<&PathBuf>| path.map_or_else(String::new, |it| it.display().to_string());
+        let cert = remote.tls_identity.as_ref().map(|(cert, _)| cert);
+        table.add_row([
+            remote.name.clone(),
+            remote.endpoint.clone(),
+            path(remote.tls_ca.as_ref()),
+            path(cert),
+            remote.created_at.map(output::time).unwrap_or_default(),
+        ]);
+    }
+    output::line(table.trim_fmt())
+}

@@ -1,0 +1,52 @@
+//! What several answers have in common: ids, times and codecs, read from the protocol.
+
+use std::time::{Duration, SystemTime};
+
+use varve_content::{codec::Codec, tree::RootId};
+use varve_proto::v1;
+
+use crate::error::{Error, Result};
+
+/// The root of some content; `None` for none. `whose` is named in the error.
+pub(crate) fn root(what: &str, whose: &str, bytes: &[u8]) -> Result<Option<RootId>> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let root = RootId::try_from(bytes);
+    root.map(Some)
+        .map_err(|error| Error::protocol(what, format!("{whose}: {error}")))
+}
+
+/// `None` for one that this version of the client does not know.
+pub(crate) fn codec(chunk: &v1::Chunk) -> Option<Codec> {
+    match v1::Codec::try_from(chunk.codec) {
+        Ok(v1::Codec::Raw) => Some(Codec::Raw),
+        Ok(v1::Codec::Lz4) => Some(Codec::Lz4),
+        Ok(v1::Codec::Zstd) => Some(Codec::Zstd),
+        Err(_) => None,
+    }
+}
+
+/// A time as it is sent; `None` before 1970 or for what is no time.
+pub(crate) fn system_time(time: prost_types::Timestamp) -> Option<SystemTime> {
+    let seconds = u64::try_from(time.seconds).ok()?;
+    let nanos = u32::try_from(time.nanos)
+        .ok()
+        .filter(|nanos| *nanos < 1_000_000_000)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn a_root_has_its_length() {
+        assert_eq!(root("show", "a copy", &[]).unwrap(), None);
+        assert!(root("show", "a copy", &[1; 32]).unwrap().is_some());
+        let error = root("show", "a copy", &[1; 31]).unwrap_err().to_string();
+        assert!(error.contains("a copy"), "{error}");
+    }
+}

@@ -1,0 +1,94 @@
+//! Other daemons that have names: added, listed, removed.
+
+use std::{path::PathBuf, time::SystemTime};
+
+use varve_proto::v1;
+
+use crate::{
+    connect::Client,
+    convert::system_time,
+    error::{Error, Result},
+    retry,
+};
+
+/// Another daemon that has a name at the daemon of a client.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Remote {
+    /// Its name, without colons.
+    pub name: String,
+    /// Where it is: `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`, as the daemon that copies reaches it.
+    pub endpoint: String,
+    /// Whether plain HTTP will do even to another machine.
+    pub allow_plaintext: bool,
+    /// File at the daemon of the authorities (PEM) that its certificate is signed by. `None`: the daemon's own setting.
+    pub tls_ca: Option<PathBuf>,
+    /// Files at the daemon of the certificate to show and of its private key (PEM). `None`: the daemon's own setting.
+    pub tls_identity: Option<(PathBuf, PathBuf)>,
+    /// When it was added; `None` for one that is to be.
+    pub created_at: Option<SystemTime>,
+}
+
+impl Remote {
+    fn from_proto(remote: v1::Remote) -> Self {
+        let file = |path: String| (!path.is_empty()).then(|| PathBuf::from(path));
+        Self {
+            name: remote.name,
+            endpoint: remote.endpoint,
+            allow_plaintext: remote.allow_plaintext,
+            tls_ca: file(remote.tls_ca),
+            tls_identity: file(remote.tls_cert).zip(file(remote.tls_key)),
+            created_at: remote.created_at.and_then(system_time),
+        }
+    }
+}
+
+impl Client {
+    /// Gives another daemon a name.
+    pub async fn add_remote(&self, remote: Remote) -> Result<Remote> {
+        let what = format!("add remote {}", remote.name);
+        let text = |path: PathBuf| {
+            path.into_os_string().into_string().map_err(|path| {
+                let why = format!("{} is not UTF-8", path.display());
+                Error::new(crate::ErrorKind::Invalid, &what, why)
+            })
+        };
+        let (cert, key) = remote.tls_identity.unzip();
+        let request = v1::AddRemoteRequest {
+            remote: Some(v1::Remote {
+                name: remote.name,
+                endpoint: remote.endpoint,
+                allow_plaintext: remote.allow_plaintext,
+                tls_ca: remote.tls_ca.map(text).transpose()?.unwrap_or_default(),
+                tls_cert: cert.map(text).transpose()?.unwrap_or_default(),
+                tls_key: key.map(text).transpose()?.unwrap_or_default(),
+                created_at: None,
+            }),
+        };
+        let added = self.remote_service().add_remote(request).await;
+        let added = added.map_err(|status| Error::rpc(&what, status))?;
+        Ok(Remote::from_proto(added.into_inner()))
+    }
+
+    /// The daemons that have names, by name.
+    pub async fn remotes(&self) -> Result<Vec<Remote>> {
+        let answer = retry::idempotent(|| {
+            let mut service = self.remote_service();
+            async move { service.list_remotes(v1::ListRemotesRequest {}).await }
+        });
+        let remotes = answer
+            .await
+            .map_err(|status| Error::rpc("list remotes", status))?;
+        let remotes = remotes.into_inner().remotes.into_iter();
+        Ok(remotes.map(Remote::from_proto).collect())
+    }
+
+    /// Forgets a daemon's name.
+    pub async fn remove_remote(&self, name: &str) -> Result<()> {
+        let request = v1::RemoveRemoteRequest {
+            name: name.to_owned(),
+        };
+        let removed = self.remote_service().remove_remote(request).await;
+        removed.map_err(|status| Error::rpc(format!("remove remote {name}"), status))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! Where snapshots are copied from: other daemons, by their endpoints or by names that they have here.
+
+use std::{path::PathBuf, sync::Arc};
+
+use varve_client::{Endpoint, Tls};
+use varve_store::{Error, RemoteRecord, Store};
+
+use super::source::CopyError;
+use crate::{config::CopiesConfig, tls};
+
+/// A snapshot of another daemon, as it is asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// The other daemon's endpoint, or the name of a remote.
+    pub(crate) endpoint: String,
+    /// Name or id of the snapshot there.
+    pub(crate) snapshot: String,
+    /// Whether it may be asked over plain HTTP, wherever it is.
+    pub(crate) allow_plaintext: bool,
+}
+
+/// Where a daemon is, and how it is asked.
+#[derive(Debug)]
+pub(super) struct Address {
+    pub(super) endpoint: Endpoint,
+    pub(super) tls: Tls,
+}
+
+/// Other daemons.
+#[derive(Debug, Clone)]
+pub(super) struct Remotes {
+    store: Store,
+    /// For those that have no files of their own.
+    tls: Arc<CopiesConfig>,
+}
+
+impl Remotes {
+    pub(super) fn new(store: Store, tls: CopiesConfig) -> Self {
+        Self {
+            store,
+            tls: Arc::new(tls),
+        }
+    }
+
+    /// Where a source is. Files are read now: they may have been renewed.
+    pub(super) async fn address(&self, source: &Source) -> Result<Address, CopyError> {
+        let (endpoint, config) = if is_name(&source.endpoint) {
+            let remote = self.store.remote(&source.endpoint).await;
+            let remote = remote.map_err(|error| match error {
+                Error::NotFound { .. } => CopyError::NoRemote(source.endpoint.clone()),
+                other => other.into(),
+            })?;
+            let endpoint = checked(&remote.endpoint, remote.allow_plaintext)?;
+            (endpoint, self.files(&remote))
+        } else {
+            let endpoint = checked(&source.endpoint, source.allow_plaintext)?;
+            (endpoint, (*self.tls).clone())
+        };
+        Ok(Address {
+            endpoint,
+            tls: tls::client(&config)?,
+        })
+    }
+
+    /// Those of a remote; where it has none, those of the configuration.
+    fn files(&self, remote: &RemoteRecord) -> CopiesConfig {
+        let file = |path: &String| (!path.is_empty()).then(|| PathBuf::from(path));
+        CopiesConfig {
+            ca: file(&remote.tls_ca).or_else(|| self.tls.ca.clone()),
+            identity: file(&remote.tls_cert)
+                .zip(file(&remote.tls_key))
+                .or_else(|| self.tls.identity.clone()),
+        }
+    }
+
+    /// Gives a daemon a name, if it could be asked so.
+    pub(super) async fn add(&self, remote: RemoteRecord) -> Result<(), CopyError> {
+        let invalid = |why: &str| Err(CopyError::Store(Error::Invalid(why.to_owned())));
+        // Endpoints are told from names by it.
+        if !is_name(&remote.name) {
+            return invalid("the name of a remote has no colon");
+        }
+        checked(&remote.endpoint, remote.allow_plaintext)?;
+        if remote.tls_cert.is_empty() != remote.tls_key.is_empty() {
+            return invalid("a certificate and its private key have no use without each other");
+        }
+        for path in [&remote.tls_ca, &remote.tls_cert, &remote.tls_key] {
+            if !path.is_empty() && !PathBuf::from(path).is_absolute() {
+                return invalid(&format!(
+                    "{path:?} is a relative path, and the daemon has a directory of its own: write an absolute one"
+                ));
+            }
+        }
+        tls::client(&self.files(&remote))?;
+        Ok(self.store.add_remote(remote).await?)
+    }
+}
+
+/// Whether it is a name, and no endpoint.
+fn is_name(text: &str) -> bool {
+    !text.contains(':')
+}
+
+/// An endpoint that is safe to be asked.
+fn checked(text: &str, allow_plaintext: bool) -> Result<Endpoint, CopyError> {
+    let invalid = |why| CopyError::Store(Error::Invalid(why));
+    let endpoint: Endpoint = text
+        .parse()
+        .map_err(|error: varve_client::Error| invalid(error.to_string()))?;
+    if endpoint.is_exposed() && !allow_plaintext {
+        return Err(invalid(format!(
+            "{endpoint} is plain HTTP to another machine: what crosses can be read on its way; use https, or say that it may be"
+        )));
+    }
+    Ok(endpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plaintext_over_a_network_has_to_be_allowed() {
+        for (endpoint, allow, taken) in [
+            ("unix:/run/x.sock", false, true),
+            ("http://127.0.0.1:7420", false, true),
+            ("https://eu.example.com:7420", false, true),
+            ("http://eu.example.com:7420", false, false),
+            ("http://eu.example.com:7420", true, true),
+        ] {
+            let outcome = checked(endpoint, allow);
+            assert_eq!(outcome.is_ok(), taken, "{endpoint}");
+            if let Err(refused) = outcome {
+                assert!(refused.to_string().contains("plain HTTP"), "{refused}");
+            }
+        }
+        assert!(checked("ftp://x", true).is_err());
+    }
+
+    #[test]
+    fn names_are_told_from_endpoints() {
+        for name in ["eu", "eu-west/1", "eu.example.com"] {
+            assert!(is_name(name), "{name}");
+        }
+        for endpoint in ["unix:/x", "https://[::1]:7420", "eu.example.com:7420"] {
+            assert!(!is_name(endpoint), "{endpoint}");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Certificates, made by `openssl`.
+
+use std::path::PathBuf;
+
+use crate::{
+    process::{command, run},
+    programs::tool,
+    scratch::Scratch,
+};
+
+/// A certificate for this machine's own address, by an authority of one's own.
+#[derive(Debug)]
+pub struct Identity {
+    /// Its authority's certificate.
+    pub authority: PathBuf,
+    /// Its own.
+    pub cert: PathBuf,
+    /// The key of that.
+    pub key: PathBuf,
+}
+
+impl Identity {
+    /// Makes one, in files with fixed names.
+    #[must_use]
+    pub fn make(scratch: &Scratch) -> Self {
+        let [authority, authority_key, cert, key, request] =
+            ["ca.pem", "ca.key", "cert.pem", "key.pem", "request.pem"]
+                .map(|name| scratch.join(name));
+        let openssl = |arguments: &str| {
+            let arguments = arguments.split(' ').map(|argument| match argument {
+                "CA" => authority.to_str().unwrap(),
+                "CA_KEY" => authority_key.to_str().unwrap(),
+                "CERT" => cert.to_str().unwrap(),
+                "KEY" => key.to_str().unwrap(),
+                "REQUEST" => request.to_str().unwrap(),
+                other => other,
+            });
+            run(command(tool("openssl"), arguments)).ok();
+        };
+        openssl(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=authority -days 2 -keyout CA_KEY -out CA",
+        );
+        openssl(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=varved -addext subjectAltName=IP:127.0.0.1 -keyout KEY -out REQUEST",
+        );
+        openssl(
+            "x509 -req -in REQUEST -CA CA -CAkey CA_KEY -days 2 -copy_extensions copy -out CERT",
+        );
+        Self {
+            authority,
+            cert,
+            key,
+        }
+    }
+}
