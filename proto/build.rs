@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "varve/v1/types.proto",
     "varve/v1/snapshots.proto",
     "varve/v1/volumes.proto",
@@ -11,6 +11,7 @@ const FILES: [&str; 8] = [
     "varve/v1/replication.proto",
     "varve/v1/copies.proto",
     "varve/v1/remotes.proto",
+    "varve/v1/archive.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -6,6 +6,7 @@
 //! - [`snapshots`]: listing, looking at, tagging, deleting, comparing and verifying them.
 //! - [`volumes`]: the same of volumes, as records; writes to them, and what is left of those after crashes.
 //! - [`copies`]: snapshots copied from one daemon to another, over links that break, and from a source that lies.
+//! - [`archives`]: snapshots as files that hold all there is to them.
 //! - [`bad_input`]: what `snapctl` is given by mistake.
 //! - [`faults`]: full disks, crashes at any point, damage, data directories that are not as they should be.
 //! - [`grpc`]: the protocol's rules, broken on purpose; a client that is not ours.
@@ -20,6 +21,7 @@
     reason = "tests: a failure is a panic that says what went wrong"
 )]
 
+mod archives;
 mod bad_input;
 mod copies;
 mod faults;

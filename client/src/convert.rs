@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use varve_content::{codec::Codec, tree::RootId};
+use bytes::Bytes;
+use prost_types::Timestamp;
+use varve_content::{chunk_id::ChunkId, codec::Codec, tree::RootId};
 use varve_proto::v1;
 
 use crate::error::{Error, Result};
@@ -27,8 +29,38 @@ pub(crate) fn codec(chunk: &v1::Chunk) -> Option<Codec> {
     }
 }
 
+/// A chunk as it is sent.
+pub(crate) fn chunk_message(
+    id: ChunkId,
+    codec: Codec,
+    plain_len: usize,
+    payload: Bytes,
+) -> v1::Chunk {
+    let codec = match codec {
+        Codec::Raw => v1::Codec::Raw,
+        Codec::Lz4 => v1::Codec::Lz4,
+        Codec::Zstd => v1::Codec::Zstd,
+    };
+    v1::Chunk {
+        id: Bytes::copy_from_slice(id.as_bytes()),
+        codec: codec.into(),
+        plain_bytes: u32::try_from(plain_len).unwrap_or(u32::MAX),
+        payload,
+    }
+}
+
+/// A time, to be sent; 1970 for one before.
+pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    let since = since.unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: since.subsec_nanos().cast_signed(),
+    }
+}
+
 /// A time as it is sent; `None` before 1970 or for what is no time.
-pub(crate) fn system_time(time: prost_types::Timestamp) -> Option<SystemTime> {
+pub(crate) fn system_time(time: Timestamp) -> Option<SystemTime> {
     let seconds = u64::try_from(time.seconds).ok()?;
     let nanos = u32::try_from(time.nanos)
         .ok()

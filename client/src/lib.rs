@@ -37,6 +37,7 @@
 //! * **Memory is bounded**, whatever the size of a volume: see `limits`.
 //! * **Errors say what to do about them**: see [`ErrorKind`].
 
+mod archive;
 mod connect;
 mod convert;
 mod copies;
@@ -50,9 +51,14 @@ mod replication;
 mod retry;
 mod snapshots;
 mod status;
+mod unpack;
 mod upload;
 mod volumes;
 
+pub use archive::{
+    ArchiveFacts, ArchiveRead, ArchiveReport, ArchiveWrite, RestoreReport, archive_head,
+    is_archive, verify_archive,
+};
 pub use connect::{Client, Endpoint, Tls};
 pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
 pub use download::{Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink};

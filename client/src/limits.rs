@@ -16,6 +16,13 @@
 //! | what the daemon sends ahead | [`HTTP2_STREAM_WINDOW_BYTES`] |
 //! | messages taken, whose chunks are being decoded, checked and written | ([`DECODERS_MAX`] + 1) x [`CONTENT_MESSAGE_BYTES_MAX`] |
 //! | segments put together for a sink that takes bytes in order | ([`DECODERS_MAX`] + 2) x one segment |
+//!
+//! and an archive:
+//!
+//! | what | bound |
+//! | --- | --- |
+//! | leaves with their chunks | ([`ARCHIVE_GROUPS`] + 3) x one segment |
+//! | ids of the chunks that it has | 20 bytes x [`ARCHIVE_CHUNKS_MAX`], while the table grows 30 |
 
 use std::time::Duration;
 
@@ -44,6 +51,14 @@ pub(crate) const MESSAGE_PAYLOAD_BYTES: usize = 1 << 20;
 pub(crate) const LEAF_ENTRIES_PER_MESSAGE: usize = 16 << 10;
 /// Calls that put leaves, under way at one time.
 pub(crate) const LEAF_CALLS_MAX: usize = 4;
+
+/// Groups of an archive, a leaf and its chunks each, that are under way at one time: fetched and checked, or sent.
+pub(crate) const ARCHIVE_GROUPS: usize = 6;
+/// Batches of leaves that are fetched ahead of those.
+pub(crate) const ARCHIVE_LEAF_FETCHES: usize = 4;
+/// Chunks that are told apart while an archive is written, at 16 bytes and what a hash table adds: 72 MiB. Of content with more, some
+/// that repeat are written again.
+pub(crate) const ARCHIVE_CHUNKS_MAX: usize = 7 << 19;
 
 /// How often it is asked whether snapshots are complete.
 pub(crate) const SNAPSHOT_POLL: Duration = Duration::from_millis(100);
@@ -104,6 +119,8 @@ const _: () = assert!(
 // Whatever a segment holds, a job has room for it, and every reader can have a buffer.
 const _: () =
     assert!(JOB_BYTES == SEGMENT_BYTES && SEGMENT_BUFFERS >= READERS_MAX + LOCAL_SPARE_BUFFERS);
+const _: () =
+    assert!((ARCHIVE_GROUPS + 3) * SEGMENT_BYTES + 30 * ARCHIVE_CHUNKS_MAX <= PIPELINE_MEMORY_MAX);
 const _: () = assert!(LIST_PAGE as usize * SNAPSHOT_BYTES_MAX <= MESSAGE_BYTES_MAX);
 
 /// Threads for work that keeps a core busy: one a core, between 2 and `most`.

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use varve_content::tree::RootId;
 use varve_proto::v1;
 
 use crate::{
     connect::Client,
-    convert::{self, system_time},
+    convert::{self, system_time, timestamp},
     error::{Error, ErrorKind, Result},
     limits::{LIST_PAGE, SNAPSHOT_POLL},
     pages,
@@ -368,6 +369,40 @@ impl Client {
 }
 
 impl Snapshot {
+    /// As it is told to others.
+    pub(crate) fn to_proto(&self) -> v1::Snapshot {
+        let state = match self.state {
+            SnapshotState::Completed => v1::SnapshotState::Completed,
+            SnapshotState::Pending => v1::SnapshotState::Pending,
+            SnapshotState::Failed => v1::SnapshotState::Failed,
+            SnapshotState::Unknown => v1::SnapshotState::Unspecified,
+        };
+        let root = self
+            .root
+            .map(|root| Bytes::copy_from_slice(root.as_bytes()));
+        let volume = self.volume.clone();
+        let (volume_id, volume_name) = volume
+            .map(|volume| (volume.id, volume.name))
+            .unwrap_or_default();
+        v1::Snapshot {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            state: state.into(),
+            size_bytes: self.size_bytes,
+            data_bytes: self.data_bytes,
+            root: root.unwrap_or_default(),
+            created_at: Some(timestamp(self.created_at)),
+            tags: self.tags.clone(),
+            new_bytes: self.new_bytes,
+            stored_bytes: self.stored_bytes,
+            volume_id,
+            volume_name,
+            parent: self.parent.clone().unwrap_or_default(),
+            progress: None,
+            failure: self.failure.clone().unwrap_or_default(),
+        }
+    }
+
     pub(crate) fn from_proto(what: &str, snapshot: Option<v1::Snapshot>) -> Result<Self> {
         let Some(snapshot) = snapshot else {
             return Err(Error::protocol(what, "an answer without its snapshot"));

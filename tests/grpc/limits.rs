@@ -40,6 +40,7 @@ async fn messages_over_the_limits_are_refused() {
             version: varve_content::chunker::CHUNKER_VERSION,
         }),
         tags: Default::default(),
+        ..BeginUploadRequest::default()
     };
     let begun = rpc
         .content

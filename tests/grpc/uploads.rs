@@ -611,6 +611,7 @@ async fn an_upload_that_cannot_become_a_snapshot_is_refused_at_once() {
             size_bytes: 4096,
             chunker,
             tags: Default::default(),
+            ..BeginUploadRequest::default()
         };
         assert_refused(
             scene.rpc.content.clone().begin_upload(request).await,
@@ -634,6 +635,7 @@ async fn an_upload_that_cannot_become_a_snapshot_is_refused_at_once() {
                 version: CHUNKER_VERSION,
             }),
             tags,
+            ..BeginUploadRequest::default()
         };
         assert_refused(
             scene.rpc.content.clone().begin_upload(request).await,

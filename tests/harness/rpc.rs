@@ -76,6 +76,7 @@ impl Rpc {
                 version: CHUNKER_VERSION,
             }),
             tags: Default::default(),
+            ..BeginUploadRequest::default()
         };
         Ok(self
             .content

@@ -5,16 +5,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use varve_content::{
-    chunk_id::ChunkId,
-    codec::{Codec, Decoder},
-};
-
 use super::{
     receive::{PlacedChunk, Work},
     sink::Sink,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    unpack::Unpacker,
+};
 
 /// Puts what was received into a sink. Shared by the threads that do it.
 pub(crate) struct Placer {
@@ -24,12 +22,6 @@ pub(crate) struct Placer {
     pub(crate) size_bytes: u64,
     /// Not in use at the moment: as many as threads ever were at work at once.
     unpackers: Mutex<Vec<Unpacker>>,
-}
-
-#[derive(Default)]
-struct Unpacker {
-    decoder: Decoder,
-    plain: Vec<u8>,
 }
 
 impl Placer {
@@ -68,35 +60,12 @@ impl Placer {
 
     fn place_chunk(&self, chunk: &PlacedChunk, unpacker: &mut Unpacker) -> Result<u64> {
         let first = chunk.offsets.first().copied().unwrap_or_default();
-        let damaged = |why: String| {
-            let why = format!("chunk {} at offset {first}: {why}", chunk.id);
-            Error::new(ErrorKind::Damaged, &self.what, why)
-        };
-        let plain = if chunk.codec == Codec::Raw {
-            &chunk.payload[..]
-        } else {
-            unpacker
-                .decoder
-                .decode(
-                    chunk.codec,
-                    &chunk.payload,
-                    chunk.plain_len,
-                    &mut unpacker.plain,
-                )
-                .map_err(|error| damaged(error.to_string()))?;
-            &unpacker.plain[..]
-        };
-        if plain.len() != chunk.plain_len {
-            return Err(damaged(format!(
-                "it has {} bytes instead of {}",
-                plain.len(),
-                chunk.plain_len
-            )));
-        }
-        let found = ChunkId::of(plain);
-        if found != chunk.id {
-            return Err(damaged(format!("its bytes have the id {found}")));
-        }
+        let plain = unpacker
+            .unpack(chunk.id, chunk.codec, chunk.plain_len, &chunk.payload)
+            .map_err(|why| {
+                let why = format!("chunk {} at offset {first}: {why}", chunk.id);
+                Error::new(ErrorKind::Damaged, &self.what, why)
+            })?;
         for &offset in &chunk.offsets {
             // The volume may end within its last block.
             let len = usize::try_from(self.size_bytes - offset)

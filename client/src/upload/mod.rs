@@ -29,9 +29,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use varve_content::block::MAX_VOLUME_BYTES;
+use varve_content::{block::MAX_VOLUME_BYTES, chunker::CHUNKER_VERSION};
+use varve_proto::v1;
 
-use self::{read::Readers, session::Session};
+use self::read::Readers;
+pub(crate) use self::{
+    pipeline::LeafBatch,
+    session::{Sent, Session, leaf_message},
+};
 pub use self::{
     source::{FileSource, Source},
     spool::{scratch_file, spool_dir},
@@ -120,14 +125,16 @@ impl Upload<'_> {
             return Err(Error::new(ErrorKind::Invalid, what, why));
         }
         self.progress.set_total(source.data_bytes_hint());
-        let session = Session::begin(
-            self.client,
-            &self.name,
-            &self.tags,
+        let request = v1::BeginUploadRequest {
+            name: self.name,
             size_bytes,
-            what.clone(),
-        )
-        .await?;
+            chunker: Some(v1::ChunkerParameters {
+                version: CHUNKER_VERSION,
+            }),
+            tags: self.tags,
+            ..v1::BeginUploadRequest::default()
+        };
+        let session = Session::begin(self.client, request, what.clone()).await?;
         let uploaded = tokio::select! {
             uploaded = upload(&session, source, &self.progress) => uploaded,
             () = self.cancel => Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled; nothing is visible")),

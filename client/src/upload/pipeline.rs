@@ -144,8 +144,36 @@ fn send<'a>(
 /// The tree as it grows, and the leaves that wait to be put.
 struct Tree {
     builder: TreeBuilder,
-    waiting: Vec<v1::Leaf>,
-    waiting_entries: usize,
+    waiting: LeafBatch,
+}
+
+/// Leaves that wait to be put together.
+#[derive(Debug, Default)]
+pub(crate) struct LeafBatch {
+    leaves: Vec<v1::Leaf>,
+    entries: usize,
+}
+
+impl LeafBatch {
+    /// Adds one.
+    pub(crate) fn push(&mut self, segment: u32, leaf: &Leaf) {
+        self.entries += leaf.entries().len();
+        self.leaves.push(leaf_message(segment, leaf));
+    }
+
+    /// All of them, once there are enough.
+    pub(crate) fn take_full(&mut self) -> Option<Vec<v1::Leaf>> {
+        if self.entries < LEAF_ENTRIES_PER_MESSAGE {
+            return None;
+        }
+        self.entries = 0;
+        Some(mem::take(&mut self.leaves))
+    }
+
+    /// Those that are left.
+    pub(crate) fn rest(self) -> Vec<v1::Leaf> {
+        self.leaves
+    }
 }
 
 impl Tree {
@@ -153,8 +181,7 @@ impl Tree {
         let builder = TreeBuilder::new(size_bytes).map_err(refused)?;
         Ok(Self {
             builder,
-            waiting: Vec::new(),
-            waiting_entries: 0,
+            waiting: LeafBatch::default(),
         })
     }
 
@@ -162,22 +189,17 @@ impl Tree {
     fn add(&mut self, leaves: Vec<(u32, Leaf)>) -> Result<Option<Vec<v1::Leaf>>> {
         for (segment, leaf) in leaves {
             self.builder.push(segment, leaf.id()).map_err(refused)?;
-            self.waiting_entries += leaf.entries().len();
-            self.waiting.push(leaf_message(segment, &leaf));
+            self.waiting.push(segment, &leaf);
         }
         // The daemon builds the tree for itself; only the root is compared.
         drop(self.builder.take_finished());
-        if self.waiting_entries < LEAF_ENTRIES_PER_MESSAGE {
-            return Ok(None);
-        }
-        self.waiting_entries = 0;
-        Ok(Some(mem::take(&mut self.waiting)))
+        Ok(self.waiting.take_full())
     }
 
     /// The leaves not put yet, and the root.
     fn finish(self) -> (Vec<v1::Leaf>, Root) {
         let (root, _) = self.builder.finish();
-        (self.waiting, root)
+        (self.waiting.rest(), root)
     }
 }
 

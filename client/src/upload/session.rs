@@ -1,7 +1,6 @@
 //! The calls of one upload.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -25,7 +24,6 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use varve_content::{
     chunk_id::ChunkId,
-    chunker::CHUNKER_VERSION,
     codec::{Codec, Compression, Encoder},
     tree::{Leaf, RootId},
 };
@@ -34,6 +32,7 @@ use varve_proto::v1::{self, content_service_client::ContentServiceClient};
 use super::{body::ChunksBody, read::CutChunk};
 use crate::{
     connect::Client,
+    convert::chunk_message,
     error::{Error, ErrorKind, Result},
     limits::{
         ABORT_TIMEOUT, COMPRESSED_JOBS_MAX, MESSAGE_BYTES_MAX, MESSAGE_PAYLOAD_BYTES, PUT_STREAMS,
@@ -76,19 +75,9 @@ pub(crate) struct Sent {
 impl Session {
     pub(crate) async fn begin(
         client: &Client,
-        name: &str,
-        tags: &BTreeMap<String, String>,
-        size_bytes: u64,
+        request: v1::BeginUploadRequest,
         what: String,
     ) -> Result<Self> {
-        let request = v1::BeginUploadRequest {
-            name: name.to_owned(),
-            size_bytes,
-            chunker: Some(v1::ChunkerParameters {
-                version: CHUNKER_VERSION,
-            }),
-            tags: tags.clone(),
-        };
         let mut content = client.content_service();
         let begun = content
             .begin_upload(request)
@@ -117,14 +106,17 @@ impl Session {
 
     /// Sends those of `chunks` that the daemon lacks, and returns when it has accepted them.
     pub(crate) async fn send(&self, chunks: Vec<CutChunk>) -> Result<Sent> {
-        let missing = self.missing_of(chunks).await?;
+        let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
+        let missing = self.missing_of(&ids).await?;
+        // The others' buffers are given back at once.
+        let missing = pick(chunks, &missing);
         if missing.is_empty() {
             return Ok(Sent::default());
         }
         if self.local {
             let chunks = missing
                 .into_iter()
-                .map(|chunk| message(chunk.id, Codec::Raw, chunk.plain.len(), chunk.plain));
+                .map(|chunk| chunk_message(chunk.id, Codec::Raw, chunk.plain.len(), chunk.plain));
             return self.put(chunks.collect()).await;
         }
         // Until the chunks are at the daemon: what is held is their compressed form.
@@ -141,22 +133,33 @@ impl Session {
         self.put(chunks).await
     }
 
+    /// Sends those of some packed chunks, whose ids these are, that the daemon lacks.
+    pub(crate) async fn send_packed(
+        &self,
+        ids: &[ChunkId],
+        chunks: Vec<v1::Chunk>,
+    ) -> Result<Sent> {
+        let missing = self.missing_of(ids).await?;
+        if missing.is_empty() {
+            return Ok(Sent::default());
+        }
+        self.put(pick(chunks, &missing)).await
+    }
+
     /// Whether the daemon is on this machine.
     pub(crate) fn is_local(&self) -> bool {
         self.local
     }
 
-    /// Keeps the chunks that the daemon lacks. The others' buffers are given back at once.
-    async fn missing_of(&self, chunks: Vec<CutChunk>) -> Result<Vec<CutChunk>> {
+    /// Positions of the chunks that the daemon lacks, ascending.
+    async fn missing_of(&self, ids: &[ChunkId]) -> Result<Vec<usize>> {
         let mut missing = Vec::new();
-        for asked in chunks.chunks(self.ids_max) {
-            let mut ids = BytesMut::with_capacity(asked.len() * ChunkId::BYTES);
-            asked
-                .iter()
-                .for_each(|chunk| ids.put_slice(chunk.id.as_bytes()));
+        for (number, asked) in ids.chunks(self.ids_max).enumerate() {
+            let mut raw = BytesMut::with_capacity(asked.len() * ChunkId::BYTES);
+            asked.iter().for_each(|id| raw.put_slice(id.as_bytes()));
             let request = v1::FindMissingRequest {
                 upload_id: self.upload_id.clone(),
-                ids: ids.freeze(),
+                ids: raw.freeze(),
             };
             let found = retry::idempotent(|| {
                 let mut content = self.content.clone();
@@ -165,25 +168,26 @@ impl Session {
             })
             .await
             .map_err(|status| self.failed(status))?
-            .into_inner();
-            let mut last = None;
-            for position in found.missing {
-                // Ascending, so that no chunk is sent twice whatever the daemon answers.
-                if last.is_some_and(|last| position <= last) {
-                    return Err(Error::protocol(
-                        &self.what,
-                        "the positions of missing chunks do not ascend",
-                    ));
-                }
-                last = Some(position);
-                let Some(chunk) = asked.get(position as usize) else {
-                    return Err(Error::protocol(
-                        &self.what,
-                        "a chunk that was not asked about is missing",
-                    ));
-                };
-                missing.push(chunk.clone());
+            .into_inner()
+            .missing;
+            // Ascending, so that no chunk is sent twice whatever the daemon answers.
+            if !found.is_sorted_by(|a, b| a < b) {
+                return Err(Error::protocol(
+                    &self.what,
+                    "the positions of missing chunks do not ascend",
+                ));
             }
+            if found
+                .last()
+                .is_some_and(|last| *last as usize >= asked.len())
+            {
+                return Err(Error::protocol(
+                    &self.what,
+                    "a chunk that was not asked about is missing",
+                ));
+            }
+            let before = number * self.ids_max;
+            missing.extend(found.into_iter().map(|position| before + position as usize));
         }
         Ok(missing)
     }
@@ -309,6 +313,14 @@ impl Session {
     }
 }
 
+/// Those at these positions, which ascend.
+fn pick<T>(all: Vec<T>, positions: &[usize]) -> Vec<T> {
+    let mut positions = positions.iter().copied().peekable();
+    let all = all.into_iter().enumerate();
+    all.filter_map(|(at, it)| positions.next_if_eq(&at).map(|_| it))
+        .collect()
+}
+
 /// A channel that sends this body in place of the one it is given.
 struct WithBody {
     channel: Channel,
@@ -344,23 +356,9 @@ fn compress(chunks: Vec<CutChunk>) -> Vec<v1::Chunk> {
                 Some(Bytes::copy_from_slice(stored))
             };
             let plain_len = chunk.plain.len();
-            message(chunk.id, codec, plain_len, payload.unwrap_or(chunk.plain))
+            chunk_message(chunk.id, codec, plain_len, payload.unwrap_or(chunk.plain))
         })
         .collect()
-}
-
-fn message(id: ChunkId, codec: Codec, plain_len: usize, payload: Bytes) -> v1::Chunk {
-    let codec = match codec {
-        Codec::Raw => v1::Codec::Raw,
-        Codec::Lz4 => v1::Codec::Lz4,
-        Codec::Zstd => v1::Codec::Zstd,
-    };
-    v1::Chunk {
-        id: Bytes::copy_from_slice(id.as_bytes()),
-        codec: codec.into(),
-        plain_bytes: u32::try_from(plain_len).unwrap_or(u32::MAX),
-        payload,
-    }
 }
 
 /// A leaf as it is sent.

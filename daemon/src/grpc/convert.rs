@@ -13,9 +13,10 @@ use varve_content::{
 };
 use varve_proto::v1;
 use varve_store::{
-    DiffExtent, IncomingChunk, NewClone, NewSnapshots, NewVolume, Segment, SnapshotProgress,
-    SnapshotRecord, SnapshotState, Store, StoredChunk, VerifiedChunk, Violation, VolumeRecord,
-    VolumeStatus,
+    DiffExtent, IncomingChunk, Lineage, NewClone, NewSnapshots, NewVolume, Segment, SnapshotOrigin,
+    SnapshotProgress, SnapshotRecord, SnapshotState, Store, StoredChunk, VerifiedChunk, Violation,
+    VolumeRecord, VolumeStatus,
+    format::{IdKind, RecordId},
 };
 
 use super::failure::Failure;
@@ -164,6 +165,46 @@ pub(super) fn timestamp(unix_ns: u64) -> Timestamp {
         seconds: (unix_ns / NANOS).cast_signed(),
         nanos,
     }
+}
+
+/// A time since 1970, in nanoseconds.
+fn unix_ns(field: &'static str, time: Option<Timestamp>) -> Result<u64, Failure> {
+    let wrong = || Failure::field(field, "no time between 1970 and 2554");
+    let time = time.ok_or_else(wrong)?;
+    let seconds = u64::try_from(time.seconds).map_err(|_| wrong())?;
+    let nanos = u64::try_from(time.nanos).map_err(|_| wrong())?;
+    if nanos >= 1_000_000_000 {
+        return Err(wrong());
+    }
+    let whole = seconds.checked_mul(1_000_000_000);
+    whole
+        .and_then(|whole| whole.checked_add(nanos))
+        .ok_or_else(wrong)
+}
+
+fn record_id<K: IdKind>(field: &'static str, text: &str) -> Result<RecordId<K>, Failure> {
+    let id = text.parse::<RecordId<K>>();
+    id.map_err(|error| Failure::field(field, error.to_string()))
+}
+
+/// Where a snapshot of another store comes from.
+pub(super) fn lineage(lineage: v1::SnapshotLineage) -> Result<Lineage, Failure> {
+    let origin = match (&*lineage.volume_id, &*lineage.volume_name) {
+        ("", "") => None,
+        (id, name) => Some(SnapshotOrigin {
+            volume: record_id("lineage.volume_id", id)?,
+            name: name.to_owned(),
+        }),
+    };
+    let parent = match &*lineage.parent {
+        "" => None,
+        id => Some(record_id("lineage.parent", id)?),
+    };
+    Ok(Lineage {
+        created_at_ns: unix_ns("lineage.created_at", lineage.created_at)?,
+        origin,
+        parent,
+    })
 }
 
 /// The name or id of a snapshot in a request; the store knows which it is.

@@ -87,6 +87,7 @@ impl Daemon {
                 version: CHUNKER_VERSION,
             }),
             tags: BTreeMap::new(),
+            ..v1::BeginUploadRequest::default()
         };
         Ok(self
             .content()

@@ -14,7 +14,7 @@ use varve_client::{
 };
 
 use crate::{
-    Options,
+    Options, archive,
     exit::Failure,
     meter,
     output::{self, Output, SnapshotJson},
@@ -26,7 +26,10 @@ use crate::{
 #[command(after_help = "\
 The file takes its name only when it is complete and checked; holes stay holes. A block device is written in \
 place, holes as zeros. For qcow2 the content is written to a temporary file in $TMPDIR (or /var/tmp) first, and \
-converted by qemu-img.")]
+converted by qemu-img.
+
+\
+An archive holds the snapshot's chunks as they are stored, each once, and can be checked by itself: `snapctl archive verify`.")]
 pub(crate) struct Export {
     /// Name or id of the snapshot
     snapshot: String,
@@ -35,6 +38,12 @@ pub(crate) struct Export {
     /// What the image is written in
     #[arg(long, value_enum, default_value_t = FormatChoice::Raw)]
     format: FormatChoice,
+    /// Write an archive: all there is to the snapshot, compressed, for `import --archive` into another store
+    #[arg(long, conflicts_with = "format")]
+    archive: bool,
+    /// Leave out of the archive what this snapshot has: the other store must have it
+    #[arg(long, value_name = "SNAPSHOT", requires = "archive")]
+    since: Option<String>,
     /// Replace a file that exists; write to a block device
     #[arg(long)]
     force: bool,
@@ -69,6 +78,9 @@ impl Export {
             Existing::Keep
         };
         let to_stdout = self.file == Path::new("-");
+        if self.archive {
+            return archive::write(&self.snapshot, self.since, &self.file, existing, options).await;
+        }
         let report = match self.format {
             FormatChoice::Raw if to_stdout => {
                 let client = options.connect().await?;
@@ -122,7 +134,7 @@ impl Export {
 }
 
 /// Says what to do about a file that is in the way.
-fn mention_force(error: Error) -> Error {
+pub(crate) fn mention_force(error: Error) -> Error {
     if error.kind() != ErrorKind::AlreadyExists {
         return error;
     }

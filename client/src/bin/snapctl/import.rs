@@ -14,7 +14,7 @@ use serde::Serialize;
 use varve_client::{Error, ErrorKind, FileSource, Progress, UploadReport, scratch_file};
 
 use crate::{
-    Options,
+    Options, archive,
     exit::Failure,
     meter,
     output::{self, Output, SnapshotJson},
@@ -29,14 +29,17 @@ So are images in other formats than raw, by qemu-img.
 
 An interrupted import leaves nothing visible; running it again sends only what is still missing.")]
 pub(crate) struct Import {
-    /// A disk image or block device; - for standard input
+    /// A disk image, block device or archive; - for standard input
     file: PathBuf,
-    /// Name of the snapshot
-    #[arg(long, value_name = "NAME")]
-    name: String,
+    /// Name of the snapshot [default of an archive: as it was called]
+    #[arg(long, value_name = "NAME", required_unless_present = "archive")]
+    name: Option<String>,
     /// What the image is written in; with auto, images that refer to other files are refused
     #[arg(long, value_enum, default_value_t = FormatChoice::Auto)]
     format: FormatChoice,
+    /// The file is an archive, written by `export --archive`
+    #[arg(long, conflicts_with = "format")]
+    archive: bool,
     /// A tag for the snapshot; may be given more than once
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
@@ -88,8 +91,15 @@ impl Import {
             file,
             name,
             format,
+            archive,
             tags,
         } = self;
+        let name = match (archive, name) {
+            (true, name) => {
+                return Box::pin(archive::read(&client, &file, name, tags, options)).await;
+            }
+            (false, name) => name.unwrap_or_default(),
+        };
         let source = if self_contained(&file, format)? {
             FileSource::open(&file)?
         } else {

@@ -2,6 +2,7 @@
 //!
 //! Results go to standard output; errors, progress and remarks to standard error. Exit codes: see `exit`.
 
+mod archive;
 mod copy;
 mod exit;
 mod export;
@@ -65,6 +66,9 @@ enum Command {
     Import(import::Import),
     /// Write a snapshot's content to a file or block device
     Export(export::Export),
+    /// Show and verify archives, without a daemon
+    #[command(subcommand)]
+    Archive(archive::Archive),
     /// Create, list, show, delete, tag, compare and verify snapshots
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
@@ -152,6 +156,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match command {
         Command::Import(import) => import.run(&options).await,
         Command::Export(export) => export.run(&options).await,
+        Command::Archive(archive) => archive.run(&options).await,
         Command::Snapshot(snapshot) => snapshot.run(&options).await,
         Command::Volume(volume) => volume.run(&options).await,
         Command::Copy(copies) => copies.run(&options).await,

@@ -45,6 +45,11 @@ impl Format {
             .take(32)
             .read_to_end(&mut head)
             .map_err(|error| Error::file(format!("read {}", path.display()), error))?;
+        if varve_client::is_archive(&head) {
+            let why = "it looks like an archive: say --archive if it is to be read as one, and --format raw if it is a raw disk";
+            let what = format!("import {}", path.display());
+            return Err(Error::new(ErrorKind::Invalid, what, why));
+        }
         Ok(Self::of_head(&head))
     }
 

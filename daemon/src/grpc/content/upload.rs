@@ -39,14 +39,18 @@ impl Content {
         };
         self.uploads.make_room()?;
         let new = NewSnapshot {
-            lineage: None,
+            lineage: request.lineage.map(convert::lineage).transpose()?,
             name: request.name,
             size_bytes: request.size_bytes,
             tags: request.tags,
             chunker_version: chunker.version,
         };
         let (name, size_bytes) = (new.name.clone(), new.size_bytes);
-        let upload_id = self.uploads.open(self.store.begin_ingest(new).await?)?;
+        let mut ingest = self.store.begin_ingest(new).await?;
+        if request.keep_packed {
+            ingest = ingest.keep_packed();
+        }
+        let upload_id = self.uploads.open(ingest)?;
         debug!(upload = upload_id, name, size_bytes, "upload begun");
         Ok(v1::BeginUploadResponse {
             upload_id,

@@ -1,0 +1,394 @@
+//! Making a snapshot of an archive.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::Read,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{TryStreamExt, stream};
+use tokio::{sync::mpsc, task};
+use varve_content::{
+    block::BLOCK_BYTES,
+    chunk_id::ChunkId,
+    chunker::CHUNKER_VERSION,
+    tree::{Leaf, NodeId},
+};
+use varve_proto::v1;
+
+use super::{
+    ArchiveFacts,
+    read::{Group, GroupLeaf, Reader},
+};
+use crate::{
+    connect::Client,
+    convert::timestamp,
+    error::{Error, ErrorKind, Result},
+    limits::ARCHIVE_GROUPS,
+    progress::Progress,
+    replication::FETCH_NODES_MAX,
+    snapshots::Snapshot,
+    upload::{LeafBatch, Sent, Session},
+};
+
+/// What reading an archive into a store came to.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RestoreReport {
+    /// The snapshot that was made.
+    pub snapshot: Snapshot,
+    /// What the archive is of.
+    pub archive: ArchiveFacts,
+    /// Chunks that the store lacked, and were sent.
+    pub sent_chunks: u64,
+    /// Their payload.
+    pub sent_bytes: u64,
+    /// From the first byte to the commit.
+    pub elapsed: Duration,
+}
+
+/// An archive to be read into a store: see [`Client::import_archive`].
+#[must_use = "an archive is not read until this is run"]
+pub struct ArchiveRead<'a> {
+    client: &'a Client,
+    name: Option<String>,
+    tags: BTreeMap<String, String>,
+    progress: Arc<Progress>,
+    cancel: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Client {
+    /// Prepares to make a snapshot of an archive.
+    ///
+    /// Only chunks that the store lacks are sent. Nothing is visible before all of the archive was read and has proved to be whole; what
+    /// has arrived by then stays for a while, and is not sent twice.
+    pub fn import_archive(&self) -> ArchiveRead<'_> {
+        ArchiveRead {
+            client: self,
+            name: None,
+            tags: BTreeMap::new(),
+            progress: Arc::default(),
+            cancel: Box::pin(std::future::pending()),
+        }
+    }
+}
+
+impl ArchiveRead<'_> {
+    /// A name for the snapshot; without, it is called as in the archive.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Tags for the snapshot, beside those that it has in the archive.
+    pub fn tags(mut self, tags: BTreeMap<String, String>) -> Self {
+        self.tags = tags;
+        self
+    }
+
+    /// Counters to keep up to date.
+    pub fn progress(mut self, progress: Arc<Progress>) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    /// Gives it up, and tells the daemon so, when `cancel` completes.
+    pub fn cancel_on(mut self, cancel: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.cancel = Box::pin(cancel);
+        self
+    }
+
+    /// Reads the archive that `from` gives, called `file` in errors.
+    ///
+    /// # Errors
+    ///
+    /// Among others, [`ErrorKind::Damaged`] if the archive is, and [`ErrorKind::NotFound`] if it has a base that the store has not.
+    pub async fn run(self, from: impl Read + Send + 'static, file: &str) -> Result<RestoreReport> {
+        let started = Instant::now();
+        let mut parts = Parts::start(from, file.to_owned());
+        let facts = parts.head().await?;
+        let snapshot = &facts.snapshot;
+        let name = self.name.unwrap_or_else(|| snapshot.name.clone());
+        let what = format!("import {file} as {name}");
+        self.progress.set_total(snapshot.data_bytes);
+        let base_here = self.client.base_here(&facts, &what).await?;
+        let mut tags = snapshot.tags.clone();
+        tags.extend(self.tags);
+        let request = v1::BeginUploadRequest {
+            name,
+            size_bytes: snapshot.size_bytes,
+            chunker: Some(v1::ChunkerParameters {
+                version: CHUNKER_VERSION,
+            }),
+            tags,
+            lineage: Some(lineage(snapshot, base_here)),
+            keep_packed: true,
+        };
+        let session = Session::begin(self.client, request, what.clone()).await?;
+        let restored = tokio::select! {
+            restored = Box::pin(self.client.restore(&session, &mut parts, &self.progress)) => restored,
+            () = self.cancel => Err(Error::new(ErrorKind::Cancelled, &what, "it was cancelled; nothing is visible")),
+        };
+        let (archive, sent) = match restored {
+            Ok(restored) => restored,
+            Err(error) => {
+                if error.kind() != ErrorKind::Unreachable {
+                    session.abort().await;
+                }
+                return Err(error);
+            }
+        };
+        let root = archive.snapshot.root;
+        let root = root.ok_or_else(|| Error::internal(&what, "an archive without a root"))?;
+        Ok(RestoreReport {
+            snapshot: session.commit(root).await?,
+            archive,
+            sent_chunks: sent.chunks,
+            sent_bytes: sent.payload_bytes,
+            elapsed: started.elapsed(),
+        })
+    }
+}
+
+impl fmt::Debug for ArchiveRead<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArchiveRead")
+            .field("name", &self.name)
+            .field("tags", &self.tags)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// That the store has the base of an archive, and the id of the snapshot before it, if that is known here.
+    async fn base_here(&self, facts: &ArchiveFacts, what: &str) -> Result<Option<String>> {
+        let Some(base) = &facts.base else {
+            return Ok(None);
+        };
+        let root = base.root;
+        let root = root.ok_or_else(|| Error::internal(what, "a base without a root"))?;
+        match self.fetch_root(root).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let why = format!(
+                    "it holds what {} has beyond {}, and the store has nothing with the content of that (root {root}): import that first",
+                    facts.snapshot.name, base.name
+                );
+                return Err(Error::new(ErrorKind::NotFound, what, why));
+            }
+            Err(error) => return Err(error),
+        }
+        if facts.snapshot.parent.as_ref() != Some(&base.id) {
+            return Ok(None);
+        }
+        match self.snapshot(&base.name).await {
+            Ok(here) if here.root == base.root => Ok(Some(here.id)),
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends what is missing. What the archive has proved to be of, and what was sent.
+    async fn restore(
+        &self,
+        session: &Session,
+        parts: &mut Parts,
+        progress: &Progress,
+    ) -> Result<(ArchiveFacts, Sent)> {
+        let mut total = Sent::default();
+        let mut waiting = LeafBatch::default();
+        {
+            // Leaves come out when their chunks, and those of all leaves before them, are at the daemon.
+            let mut accepted = std::pin::pin!(
+                stream::try_unfold(&mut *parts, async |parts| {
+                    let leaves = parts.leaves().await?;
+                    Ok(leaves.map(|leaves| (leaves, parts)))
+                })
+                .map_ok(|leaves| self.send(session, leaves))
+                .try_buffered(ARCHIVE_GROUPS)
+            );
+            while let Some((leaves, sent)) = accepted.try_next().await? {
+                total.chunks += sent.chunks;
+                total.payload_bytes += sent.payload_bytes;
+                for (segment, leaf) in leaves {
+                    progress.add_done(u64::from(leaf.data_blocks()) * BLOCK_BYTES as u64);
+                    waiting.push(segment, &leaf);
+                }
+                if let Some(full) = waiting.take_full() {
+                    session.put_leaves(full).await?;
+                }
+            }
+        }
+        let rest = waiting.rest();
+        if !rest.is_empty() {
+            session.put_leaves(rest).await?;
+        }
+        Ok((parts.ended()?, total))
+    }
+
+    /// Sees to it that the daemon has the chunks of some leaves.
+    async fn send(&self, session: &Session, leaves: Leaves) -> Result<(Vec<(u32, Leaf)>, Sent)> {
+        match leaves {
+            Leaves::Given {
+                segment,
+                leaf,
+                ids,
+                chunks,
+            } => {
+                let sent = session.send_packed(&ids, chunks).await?;
+                Ok((vec![(segment, leaf)], sent))
+            }
+            Leaves::Known(known) => {
+                let ids: Vec<_> = known.iter().map(|(_, id)| *id).collect();
+                let fetched = self.fetch_leaves(&ids).await?;
+                let segments = known.into_iter().map(|(segment, _)| segment);
+                let leaves = segments.zip(fetched.into_iter().map(|fetched| fetched.leaf));
+                Ok((leaves.collect(), Sent::default()))
+            }
+        }
+    }
+}
+
+fn lineage(snapshot: &Snapshot, base_here: Option<String>) -> v1::SnapshotLineage {
+    let volume = snapshot.volume.as_ref();
+    let volume = volume.map(|volume| (volume.id.clone(), volume.name.clone()));
+    let (volume_id, volume_name) = volume.unwrap_or_default();
+    v1::SnapshotLineage {
+        created_at: Some(timestamp(snapshot.created_at)),
+        volume_id,
+        volume_name,
+        parent: base_here
+            .or_else(|| snapshot.parent.clone())
+            .unwrap_or_default(),
+    }
+}
+
+/// Leaves on their way.
+#[derive(Debug)]
+enum Leaves {
+    /// One with those of its chunks that the archive has there.
+    Given {
+        segment: u32,
+        leaf: Leaf,
+        ids: Vec<ChunkId>,
+        chunks: Vec<v1::Chunk>,
+    },
+    /// Some of the base's.
+    Known(Vec<(u32, NodeId)>),
+}
+
+/// What a thread reads.
+#[derive(Debug)]
+enum Part {
+    Head(ArchiveFacts),
+    Leaves(Leaves),
+    /// It was whole.
+    End(ArchiveFacts),
+}
+
+/// An archive, read by a thread that blocks.
+#[derive(Debug)]
+struct Parts {
+    what: String,
+    parts: mpsc::Receiver<Result<Part>>,
+    ended: Option<ArchiveFacts>,
+}
+
+impl Parts {
+    fn start(from: impl Read + Send + 'static, name: String) -> Self {
+        let (parts, receiver) = mpsc::channel(1);
+        let what = format!("read {name}");
+        task::spawn_blocking(move || {
+            let passed = |part| parts.blocking_send(part).is_ok();
+            if let Err(error) = read(from, &name, |part| passed(Ok(part))) {
+                // Nobody may be there any more who wants to know.
+                let _ = passed(Err(error));
+            }
+        });
+        Self {
+            what,
+            parts: receiver,
+            ended: None,
+        }
+    }
+
+    async fn next(&mut self) -> Result<Part> {
+        let next = self.parts.recv().await;
+        next.unwrap_or_else(|| Err(Error::internal(&self.what, "the reading thread broke")))
+    }
+
+    async fn head(&mut self) -> Result<ArchiveFacts> {
+        match self.next().await? {
+            Part::Head(facts) => Ok(facts),
+            Part::Leaves(_) | Part::End(_) => Err(self.disorder()),
+        }
+    }
+
+    /// The next ones; `None` when all have come, and the archive has proved to be whole.
+    async fn leaves(&mut self) -> Result<Option<Leaves>> {
+        match self.next().await? {
+            Part::Leaves(leaves) => Ok(Some(leaves)),
+            Part::End(facts) => {
+                self.ended = Some(facts);
+                Ok(None)
+            }
+            Part::Head(_) => Err(self.disorder()),
+        }
+    }
+
+    fn ended(&mut self) -> Result<ArchiveFacts> {
+        self.ended.take().ok_or_else(|| self.disorder())
+    }
+
+    fn disorder(&self) -> Error {
+        Error::internal(&self.what, "its parts are out of order")
+    }
+}
+
+/// Reads an archive; `pass` takes its parts, and says whether it wants more.
+fn read(from: impl Read, name: &str, pass: impl Fn(Part) -> bool) -> Result<()> {
+    let mut reader = Reader::open(from, name)?;
+    if !pass(Part::Head(reader.facts().clone())) {
+        return Ok(());
+    }
+    let mut known = Vec::new();
+    loop {
+        let group = reader.next()?;
+        let adds_known = matches!(
+            &group,
+            Some(Group {
+                leaf: GroupLeaf::Known(_),
+                ..
+            })
+        );
+        if !known.is_empty() && (!adds_known || known.len() == FETCH_NODES_MAX) {
+            let all = std::mem::take(&mut known);
+            if !pass(Part::Leaves(Leaves::Known(all))) {
+                return Ok(());
+            }
+        }
+        let Some(group) = group else {
+            pass(Part::End(reader.facts().clone()));
+            return Ok(());
+        };
+        match group.leaf {
+            GroupLeaf::Known(id) => known.push((group.segment, id)),
+            GroupLeaf::Given(leaf) => {
+                let (ids, chunks) = group.chunks.into_iter().unzip();
+                let given = Leaves::Given {
+                    segment: group.segment,
+                    leaf,
+                    ids,
+                    chunks,
+                };
+                if !pass(Part::Leaves(given)) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,524 @@
+//! Writing an archive of a snapshot.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    io::{self, BufWriter, Write},
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::{TryStreamExt, future::try_join_all, stream};
+use prost::Message;
+use tokio::task;
+use varve_content::{
+    block::BLOCK_BYTES,
+    chunk_id::ChunkId,
+    chunker::CHUNKER_VERSION,
+    tree::{Inner, Leaf, LeafWalk, NodeId, NodeSource, Root, WalkError},
+};
+use varve_proto::v1::{self, archive_record::Record};
+
+use super::{ArchiveFacts, BATCH_PAYLOAD_BYTES, LENGTH_BYTES, MAGIC, Seen};
+use crate::{
+    connect::Client,
+    convert::chunk_message,
+    error::{Error, ErrorKind, Result},
+    limits::{ARCHIVE_GROUPS, ARCHIVE_LEAF_FETCHES},
+    progress::Progress,
+    replication::{FETCH_NODES_MAX, WantedChunks},
+    snapshots::{Snapshot, SnapshotState},
+    unpack::Unpacker,
+    upload::leaf_message,
+};
+
+/// Bytes written at a time.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// An archive to be: see [`Client::archive`].
+#[must_use = "an archive is not written until this is run"]
+pub struct ArchiveWrite<'a> {
+    client: &'a Client,
+    snapshot: String,
+    since: Option<String>,
+    progress: Arc<Progress>,
+    cancel: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// What writing an archive came to.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ArchiveReport {
+    /// What it is of.
+    pub archive: ArchiveFacts,
+    /// From the first call until all was written.
+    pub elapsed: Duration,
+}
+
+impl Client {
+    /// Prepares an archive of the snapshot with this name or id.
+    pub fn archive(&self, snapshot: impl Into<String>) -> ArchiveWrite<'_> {
+        ArchiveWrite {
+            client: self,
+            snapshot: snapshot.into(),
+            since: None,
+            progress: Arc::default(),
+            cancel: Box::pin(std::future::pending()),
+        }
+    }
+}
+
+impl ArchiveWrite<'_> {
+    /// Leaves out what the snapshot with this name or id has: who reads the archive must have that.
+    pub fn since(mut self, base: impl Into<String>) -> Self {
+        self.since = Some(base.into());
+        self
+    }
+
+    /// Counters to keep up to date.
+    pub fn progress(mut self, progress: Arc<Progress>) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    /// Gives it up when `cancel` completes.
+    pub fn cancel_on(mut self, cancel: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.cancel = Box::pin(cancel);
+        self
+    }
+
+    /// Writes the archive to `to`, called `name` in errors. Every chunk is checked before it is written. What was written is an
+    /// archive only if this succeeds; it is not synced.
+    pub async fn run(self, to: impl Write + Send + 'static, name: &str) -> Result<ArchiveReport> {
+        let what = format!("archive {} in {name}", self.snapshot);
+        let export = Export {
+            client: self.client,
+            what: &what,
+            progress: &self.progress,
+        };
+        tokio::select! {
+            report = export.run(&self.snapshot, self.since.as_deref(), to) => report,
+            () = self.cancel => Err(Error::new(ErrorKind::Cancelled, &what, "it was cancelled")),
+        }
+    }
+}
+
+impl fmt::Debug for ArchiveWrite<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArchiveWrite")
+            .field("snapshot", &self.snapshot)
+            .field("since", &self.since)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An archive that is being written.
+struct Export<'a> {
+    client: &'a Client,
+    /// Verb and object, for errors.
+    what: &'a str,
+    progress: &'a Progress,
+}
+
+/// A snapshot and its tree.
+struct Content {
+    snapshot: Snapshot,
+    /// In ascending order of their segments.
+    leaves: Vec<(u32, NodeId)>,
+}
+
+/// A leaf as it comes into the archive.
+enum Planned {
+    Known(u32, NodeId),
+    Given {
+        segment: u32,
+        id: NodeId,
+        leaf: Leaf,
+        /// Positions of its chunks that are new, and their ids.
+        new: Vec<(u32, ChunkId)>,
+    },
+}
+
+impl Export<'_> {
+    async fn run(
+        &self,
+        snapshot: &str,
+        since: Option<&str>,
+        to: impl Write + Send + 'static,
+    ) -> Result<ArchiveReport> {
+        let started = Instant::now();
+        let content = self.content(snapshot).await?;
+        self.progress.set_total(content.snapshot.data_bytes);
+        let mut seen = Seen::default();
+        let mut known = HashSet::new();
+        let base = match since {
+            None => None,
+            Some(since) => {
+                let base = self.content(since).await?;
+                self.see(&base, &content, &mut seen).await?;
+                known.extend(base.leaves.iter().map(|(_, id)| *id));
+                Some(base.snapshot)
+            }
+        };
+        let head = v1::ArchiveHead {
+            snapshot: Some(content.snapshot.to_proto()),
+            base: base.as_ref().map(Snapshot::to_proto),
+            chunker: Some(v1::ChunkerParameters {
+                version: CHUNKER_VERSION,
+            }),
+        };
+        let mut writer = self
+            .blocking(move || {
+                let mut writer = Writer::new(to)?;
+                writer.record(Record::Head(head))?;
+                Ok(writer)
+            })
+            .await?;
+        {
+            let batches = content.leaves.chunks(FETCH_NODES_MAX).map(Ok);
+            let mut groups = std::pin::pin!(
+                stream::iter(batches)
+                    .map_ok(|batch| self.leaves(batch, &known))
+                    .try_buffered(ARCHIVE_LEAF_FETCHES)
+                    .map_ok(|leaves| stream::iter(leaves.into_iter().map(Ok)))
+                    .try_flatten()
+                    // One after the other, in the order of the archive.
+                    .map_ok(|planned| choose(planned, &mut seen))
+                    .map_ok(|planned| self.fetch(planned))
+                    .try_buffered(ARCHIVE_GROUPS)
+            );
+            while let Some((records, data_bytes)) = groups.try_next().await? {
+                writer = self
+                    .blocking(move || {
+                        for record in records {
+                            writer.record(record)?;
+                        }
+                        Ok(writer)
+                    })
+                    .await?;
+                self.progress.add_done(data_bytes);
+            }
+        }
+        let written = self.blocking(move || writer.finish()).await?;
+        Ok(ArchiveReport {
+            archive: ArchiveFacts {
+                snapshot: content.snapshot,
+                base,
+                chunks: written.chunks,
+                payload_bytes: written.payload_bytes,
+                archive_bytes: written.bytes,
+            },
+            elapsed: started.elapsed(),
+        })
+    }
+
+    /// A snapshot, and where its leaves are.
+    async fn content(&self, key: &str) -> Result<Content> {
+        let snapshot = self.client.snapshot(key).await?;
+        let id = match (snapshot.state, snapshot.root) {
+            (SnapshotState::Completed, Some(id)) => id,
+            (state, _) => {
+                let why = format!("snapshot {} is {}", snapshot.name, state.as_str());
+                return Err(Error::new(ErrorKind::Conflict, self.what, why));
+            }
+        };
+        let root = self.client.fetch_root(id).await?;
+        if root.size_bytes != snapshot.size_bytes {
+            let why = format!(
+                "snapshot {} of {} bytes, whose root has {}",
+                snapshot.name, snapshot.size_bytes, root.size_bytes
+            );
+            return Err(Error::protocol(self.what, why));
+        }
+        let leaves = self.leaves_of(&root).await?;
+        Ok(Content { snapshot, leaves })
+    }
+
+    async fn leaves_of(&self, root: &Root) -> Result<Vec<(u32, NodeId)>> {
+        let nodes = Nodes {
+            client: self.client,
+            ahead: Mutex::default(),
+        };
+        let mut walk = LeafWalk::new(root, 0);
+        let mut leaves = Vec::new();
+        loop {
+            match walk.next(&nodes).await {
+                Ok(Some(leaf)) => leaves.push(leaf),
+                Ok(None) => return Ok(leaves),
+                Err(WalkError::Source(error)) => return Err(error),
+                Err(error) => {
+                    return Err(Error::new(ErrorKind::Damaged, self.what, error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Takes in what the base has: first where the two differ, for there it is most likely to be found again, and then all the rest, as
+    /// far as there is room.
+    async fn see(&self, base: &Content, content: &Content, seen: &mut Seen) -> Result<()> {
+        let there: HashSet<_> = content.leaves.iter().copied().collect();
+        let leaves = base.leaves.iter();
+        let (equal, changed): (Vec<_>, Vec<_>) = leaves.partition(|leaf| there.contains(leaf));
+        let leaves = changed.into_iter().chain(equal);
+        let ids: Vec<NodeId> = leaves.map(|(_, id)| id).collect();
+        let batches = ids.chunks(FETCH_NODES_MAX).map(Ok);
+        let mut leaves = std::pin::pin!(
+            stream::iter(batches)
+                .map_ok(|batch| self.client.fetch_leaves(batch))
+                .try_buffered(ARCHIVE_LEAF_FETCHES)
+        );
+        while let Some(leaves) = leaves.try_next().await? {
+            for entry in leaves.iter().flat_map(|fetched| fetched.leaf.entries()) {
+                seen.is_new(entry.chunk);
+            }
+            if seen.is_full() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Some leaves, in their order; those that the base has are not fetched.
+    async fn leaves(
+        &self,
+        batch: &[(u32, NodeId)],
+        known: &HashSet<NodeId>,
+    ) -> Result<Vec<Planned>> {
+        let wanted = batch.iter().map(|(_, id)| *id);
+        let wanted: Vec<_> = wanted.filter(|id| !known.contains(id)).collect();
+        let mut fetched = Vec::new();
+        if !wanted.is_empty() {
+            fetched = self.client.fetch_leaves(&wanted).await?;
+        }
+        let mut fetched = fetched.into_iter();
+        let planned = batch.iter().map(|&(segment, id)| {
+            if known.contains(&id) {
+                return Ok(Planned::Known(segment, id));
+            }
+            let leaf = fetched.next();
+            let leaf = leaf.ok_or_else(|| Error::protocol(self.what, "too few leaves"))?;
+            Ok(Planned::Given {
+                segment,
+                id,
+                leaf: leaf.leaf,
+                new: Vec::new(),
+            })
+        });
+        planned.collect()
+    }
+
+    /// The records of a leaf, with its new chunks, all of them checked. And how much data it is.
+    async fn fetch(&self, planned: Planned) -> Result<(Vec<Record>, u64)> {
+        let (segment, id, leaf, new) = match planned {
+            Planned::Known(segment, id) => {
+                let known = v1::KnownLeaf {
+                    segment,
+                    leaf_id: Bytes::copy_from_slice(id.as_bytes()),
+                };
+                return Ok((vec![Record::KnownLeaf(known)], 0));
+            }
+            Planned::Given {
+                segment,
+                id,
+                leaf,
+                new,
+            } => (segment, id, leaf, new),
+        };
+        let data_bytes = u64::from(leaf.data_blocks()) * BLOCK_BYTES as u64;
+        let mut records = vec![Record::Leaf(leaf_message(segment, &leaf))];
+        if new.is_empty() {
+            return Ok((records, data_bytes));
+        }
+        let wanted = [WantedChunks {
+            leaf: id,
+            entries: new,
+        }];
+        let mut chunks = Vec::new();
+        let mut answers = self.client.fetch_chunks(&wanted).await?;
+        while let Some(answer) = answers.next().await? {
+            chunks.extend(answer);
+        }
+        let what = self.what.to_owned();
+        let checked = task::spawn_blocking(move || {
+            let mut unpacker = Unpacker::default();
+            let entries = leaf.entries().iter();
+            let lens = entries.map(|entry| (entry.chunk, entry.blocks as usize * BLOCK_BYTES));
+            let lens: HashMap<_, _> = lens.collect();
+            let checked = chunks.into_iter().map(|chunk| {
+                // By the leaf's word, which has been checked.
+                let len = lens.get(&chunk.id).copied().unwrap_or_default();
+                let unpacked = unpacker.unpack(chunk.id, chunk.codec, len, &chunk.payload);
+                unpacked.map_err(|why| {
+                    let why = format!("chunk {} of segment {segment}: {why}", chunk.id);
+                    Error::new(ErrorKind::Damaged, &what, why)
+                })?;
+                Ok(chunk_message(chunk.id, chunk.codec, len, chunk.payload))
+            });
+            checked.collect::<Result<Vec<_>>>()
+        });
+        let broke =
+            |error| Error::internal(self.what, "a checking thread broke").with_source(error);
+        let chunks = checked.await.map_err(broke)??;
+        let mut batch = v1::ChunkBatch::default();
+        let mut payload_bytes = 0;
+        for chunk in chunks {
+            if payload_bytes + chunk.payload.len() > BATCH_PAYLOAD_BYTES && payload_bytes > 0 {
+                records.push(Record::Chunks(mem::take(&mut batch)));
+                payload_bytes = 0;
+            }
+            payload_bytes += chunk.payload.len();
+            batch.chunks.push(chunk);
+        }
+        records.push(Record::Chunks(batch));
+        Ok((records, data_bytes))
+    }
+
+    /// Does something on a thread that may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let broke = |error| Error::internal(self.what, "a writing thread broke").with_source(error);
+        let done = task::spawn_blocking(work).await.map_err(broke)?;
+        done.map_err(|error| Error::file(self.what, error))
+    }
+}
+
+/// Finds which chunks of a leaf are new.
+fn choose(planned: Planned, seen: &mut Seen) -> Planned {
+    match planned {
+        Planned::Given {
+            segment, id, leaf, ..
+        } => {
+            // A set of its own, too: one that is full does not tell that a chunk repeats.
+            let mut of_leaf = HashSet::new();
+            let entries = leaf.entries().iter().zip(0u32..);
+            let new = entries
+                .filter(|(entry, _)| of_leaf.insert(entry.chunk) && seen.is_new(entry.chunk));
+            let new = new
+                .map(|(entry, position)| (position, entry.chunk))
+                .collect();
+            Planned::Given {
+                segment,
+                id,
+                leaf,
+                new,
+            }
+        }
+        known => known,
+    }
+}
+
+/// Nodes of the daemon's.
+struct Nodes<'a> {
+    client: &'a Client,
+    /// Children of the last inner node of level 2, fetched together: or a walk would wait for each of them.
+    ahead: Mutex<HashMap<NodeId, Arc<Inner>>>,
+}
+
+impl Nodes<'_> {
+    fn ahead(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Inner>>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl NodeSource for Nodes<'_> {
+    type Error = Error;
+
+    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
+        let leaves = self.client.fetch_leaves(&[id]).await?;
+        let leaf = leaves
+            .into_iter()
+            .next()
+            .map(|fetched| Arc::new(fetched.leaf));
+        leaf.ok_or_else(|| Error::protocol("fetch a leaf", "it sent none"))
+    }
+
+    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>> {
+        if let Some(inner) = self.ahead().remove(&id) {
+            return Ok(inner);
+        }
+        let inner = self.client.fetch_inners(&[id]).await?.into_iter().next();
+        let inner = inner.ok_or_else(|| Error::protocol("fetch a node", "it sent none"))?;
+        if inner.level() == 2 {
+            let children: Vec<_> = inner.children().iter().map(|(_, id)| *id).collect();
+            let fetches = children
+                .chunks(FETCH_NODES_MAX)
+                .map(|ids| self.client.fetch_inners(ids));
+            let fetched = try_join_all(fetches).await?;
+            let fetched = fetched.into_iter().flatten().map(Arc::new);
+            *self.ahead() = children.into_iter().zip(fetched).collect();
+        }
+        Ok(Arc::new(inner))
+    }
+}
+
+/// What was written.
+pub(super) struct Written {
+    chunks: u64,
+    payload_bytes: u64,
+    bytes: u64,
+}
+
+/// Writes records, and keeps their digest.
+pub(super) struct Writer<W: Write> {
+    to: BufWriter<W>,
+    digest: blake3::Hasher,
+    written: Written,
+    /// To be used again.
+    buffer: Vec<u8>,
+}
+
+impl<W: Write> Writer<W> {
+    pub(super) fn new(to: W) -> io::Result<Self> {
+        let mut writer = Self {
+            to: BufWriter::with_capacity(BUFFER_BYTES, to),
+            digest: blake3::Hasher::new(),
+            written: Written {
+                chunks: 0,
+                payload_bytes: 0,
+                bytes: 0,
+            },
+            buffer: MAGIC.to_vec(),
+        };
+        writer.write()?;
+        Ok(writer)
+    }
+
+    pub(super) fn record(&mut self, record: Record) -> io::Result<()> {
+        if let Record::Chunks(batch) = &record {
+            let payload = batch.chunks.iter().map(|chunk| chunk.payload.len() as u64);
+            self.written.chunks += batch.chunks.len() as u64;
+            self.written.payload_bytes += payload.sum::<u64>();
+        }
+        let record = v1::ArchiveRecord {
+            record: Some(record),
+        };
+        let len = record.encoded_len();
+        let len = u32::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+        self.buffer.clear();
+        self.buffer.reserve(LENGTH_BYTES + len as usize);
+        self.buffer.extend_from_slice(&len.to_le_bytes());
+        record.encode(&mut self.buffer).map_err(io::Error::other)?;
+        self.write()
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        self.digest.update(&self.buffer);
+        self.written.bytes += self.buffer.len() as u64;
+        self.to.write_all(&self.buffer)
+    }
+
+    pub(super) fn finish(mut self) -> io::Result<Written> {
+        let digest = self.digest.finalize();
+        self.record(Record::End(v1::ArchiveEnd {
+            chunks: self.written.chunks,
+            digest: Bytes::copy_from_slice(digest.as_bytes()),
+        }))?;
+        self.to.flush()?;
+        Ok(self.written)
+    }
+}

@@ -1,0 +1,255 @@
+//! `snapctl archive`, and archives in `snapctl export` and `snapctl import`.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clap::Subcommand;
+use serde::Serialize;
+use varve_client::{
+    ArchiveFacts, ArchiveReport, Client, Error, Existing, NewFile, Progress, RestoreReport,
+    archive_head, verify_archive,
+};
+
+use crate::{
+    Options,
+    exit::Failure,
+    export::mention_force,
+    meter,
+    output::{self, Output, SnapshotJson},
+};
+
+/// What can be done with archives without a daemon.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Archive {
+    /// Show what an archive is of, by its head
+    Show {
+        /// The archive; - for standard input
+        file: PathBuf,
+    },
+    /// Check that an archive is whole, and every byte of it what it should be
+    Verify {
+        /// The archive; - for standard input
+        file: PathBuf,
+    },
+}
+
+/// An archive as JSON.
+#[derive(Debug, Serialize)]
+struct ArchiveJson<'a> {
+    snapshot: SnapshotJson<'a>,
+    /// What a store must have to read it.
+    base: Option<SnapshotJson<'a>>,
+    /// Of one that was read to its end, like those that follow.
+    chunks: Option<u64>,
+    payload_bytes: Option<u64>,
+    archive_bytes: Option<u64>,
+    seconds: Option<f64>,
+}
+
+/// What `import --archive` prints for programs.
+#[derive(Debug, Serialize)]
+struct RestoreJson<'a> {
+    snapshot: SnapshotJson<'a>,
+    archive: ArchiveJson<'a>,
+    sent_chunks: u64,
+    sent_bytes: u64,
+    root: String,
+    seconds: f64,
+}
+
+impl Archive {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        match self {
+            Self::Show { file } => {
+                let (from, name) = open(&file)?;
+                let facts = archive_head(from, &name)?;
+                print(&facts, None, None, options)
+            }
+            Self::Verify { file } => {
+                let (from, name) = open(&file)?;
+                let progress = Arc::new(Progress::default());
+                let counters = Arc::clone(&progress);
+                let verifying =
+                    tokio::task::spawn_blocking(move || verify_archive(from, &name, &counters));
+                let verifying = async {
+                    let broke = |error: tokio::task::JoinError| {
+                        let why = format!("a checking thread broke: {error}");
+                        Error::new(varve_client::ErrorKind::Internal, "verify", why)
+                    };
+                    verifying.await.map_err(broke)?
+                };
+                let facts = meter::watch("verify", options.quiet, progress, verifying).await?;
+                options.remark("the archive is whole, and every chunk of it is what its id says");
+                print(&facts, Some(&facts), None, options)
+            }
+        }
+    }
+}
+
+/// A file, or standard input, and what it is called.
+fn open(file: &Path) -> Result<(Box<dyn Read + Send>, String), Error> {
+    if file == Path::new("-") {
+        return Ok((Box::new(io::stdin()), "standard input".to_owned()));
+    }
+    let name = file.display().to_string();
+    let opened = File::open(file);
+    let opened = opened.map_err(|error| Error::file(format!("open {name}"), error))?;
+    Ok((Box::new(opened), name))
+}
+
+/// What `export --archive` does.
+pub(crate) async fn write(
+    snapshot: &str,
+    since: Option<String>,
+    file: &Path,
+    existing: Existing,
+    options: &Options,
+) -> Result<(), Failure> {
+    let client = options.connect().await?;
+    let progress = Arc::new(Progress::default());
+    let mut archive = client
+        .archive(snapshot)
+        .progress(Arc::clone(&progress))
+        .cancel_on(crate::interrupted());
+    if let Some(since) = since {
+        archive = archive.since(since);
+    }
+    if file == Path::new("-") {
+        let writing = Box::pin(archive.run(io::stdout(), "standard output"));
+        meter::watch("export", options.quiet, progress, writing).await?;
+        return Ok(());
+    }
+    let target = NewFile::create(file, existing).map_err(mention_force)?;
+    let opened = OpenOptions::new().write(true).open(target.path());
+    let opened = opened.map_err(|error| Error::file(format!("write {}", file.display()), error))?;
+    let name = file.display().to_string();
+    let writing = Box::pin(archive.run(opened, &name));
+    let ArchiveReport {
+        archive, elapsed, ..
+    } = meter::watch("export", options.quiet, progress, writing).await?;
+    target.publish()?;
+    print(
+        &archive,
+        Some(&archive),
+        Some(elapsed.as_secs_f64()),
+        options,
+    )
+}
+
+/// What `import --archive` does.
+pub(crate) async fn read(
+    client: &Client,
+    file: &Path,
+    name: Option<String>,
+    tags: Vec<(String, String)>,
+    options: &Options,
+) -> Result<(), Failure> {
+    let (from, file) = open(file)?;
+    let progress = Arc::new(Progress::default());
+    let mut archive = client
+        .import_archive()
+        .tags(BTreeMap::from_iter(tags))
+        .progress(Arc::clone(&progress))
+        .cancel_on(crate::interrupted());
+    if let Some(name) = name {
+        archive = archive.name(name);
+    }
+    let reading = Box::pin(archive.run(from, &file));
+    let report = meter::watch("import", options.quiet, progress, reading).await?;
+    print_restored(&report, options)
+}
+
+fn json<'a>(
+    facts: &'a ArchiveFacts,
+    whole: Option<&ArchiveFacts>,
+    seconds: Option<f64>,
+) -> ArchiveJson<'a> {
+    ArchiveJson {
+        snapshot: (&facts.snapshot).into(),
+        base: facts.base.as_ref().map(SnapshotJson::from),
+        chunks: whole.map(|whole| whole.chunks),
+        payload_bytes: whole.map(|whole| whole.payload_bytes),
+        archive_bytes: whole.map(|whole| whole.archive_bytes),
+        seconds,
+    }
+}
+
+/// Tells what an archive is of; how much is in it is known only of one that was read or written to its end.
+fn print(
+    facts: &ArchiveFacts,
+    whole: Option<&ArchiveFacts>,
+    seconds: Option<f64>,
+    options: &Options,
+) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&json(facts, whole, seconds));
+    }
+    let snapshot = &facts.snapshot;
+    let mut lines = vec![("Snapshot", format!("{} ({})", snapshot.name, snapshot.id))];
+    if let Some(base) = &facts.base {
+        lines.push(("Beyond", format!("{} ({})", base.name, base.id)));
+    }
+    lines.extend([
+        ("Size", output::size(snapshot.size_bytes)),
+        ("Data", output::size(snapshot.data_bytes)),
+        ("Created", output::time(snapshot.created_at)),
+        ("Root", output::root(snapshot)),
+    ]);
+    if let Some(whole) = whole {
+        lines.push((
+            "Archive",
+            format!(
+                "{}, with {} chunks",
+                output::size(whole.archive_bytes),
+                whole.chunks
+            ),
+        ));
+    }
+    lines.extend(seconds.map(|seconds| ("Time", format!("{seconds:.2} s"))));
+    output::write(output::facts(&lines).as_bytes())
+}
+
+fn print_restored(report: &RestoreReport, options: &Options) -> Result<(), Failure> {
+    let snapshot = &report.snapshot;
+    let seconds = report.elapsed.as_secs_f64();
+    if options.output == Output::Json {
+        return output::json(&RestoreJson {
+            snapshot: snapshot.into(),
+            archive: json(&report.archive, Some(&report.archive), None),
+            sent_chunks: report.sent_chunks,
+            sent_bytes: report.sent_bytes,
+            root: output::root(snapshot),
+            seconds,
+        });
+    }
+    let archive = &report.archive;
+    let text = output::facts(&[
+        ("Snapshot", format!("{} ({})", snapshot.name, snapshot.id)),
+        ("Size", output::size(snapshot.size_bytes)),
+        ("Data", output::size(snapshot.data_bytes)),
+        (
+            "Archive",
+            format!(
+                "{}, with {} chunks",
+                output::size(archive.archive_bytes),
+                archive.chunks
+            ),
+        ),
+        (
+            "Sent",
+            format!(
+                "{} in {} chunks",
+                output::size(report.sent_bytes),
+                report.sent_chunks
+            ),
+        ),
+        ("Root", output::root(snapshot)),
+        ("Time", format!("{seconds:.2} s")),
+    ]);
+    output::write(text.as_bytes())
+}
