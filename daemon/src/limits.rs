@@ -130,6 +130,10 @@ pub const COPY_FLUSH_BYTES: u64 = 64 << 20;
 pub const COPIES_RUNNING_MAX: usize = 4;
 /// Copies that are under way, those that wait included.
 pub const COPIES_MAX: usize = 1024;
+/// How far back a snapshot before the wanted one is looked for that is here, by asking the source for each.
+pub const COPY_ANCESTORS_MAX: usize = 16;
+/// Leaves of that one which are passed over together.
+pub const COPY_KEPT_LEAVES: usize = 4096;
 /// Bytes of a remote's endpoint, and of each path to its files.
 pub const REMOTE_TEXT_BYTES_MAX: usize = 4096;
 /// Copies that have ended and are still shown.

@@ -298,9 +298,9 @@ impl Ingest {
         }
     }
 
-    /// Takes leaves along that are in the store with all they name, each segment once: those of a volume's base. They have
-    /// so many blocks of data.
-    pub(crate) fn keep_leaves(&self, leaves: Vec<(u32, NodeId)>, data_blocks: u64) -> Result<()> {
+    /// Takes leaves along that are in the store with all they name, each segment once: those of a completed snapshot. They have
+    /// so many blocks of data. That all this is so is the caller's word; a leaf that does not belong makes another root.
+    pub fn keep_leaves(&self, leaves: Vec<(u32, NodeId)>, data_blocks: u64) -> Result<()> {
         let room = self.reserve(leaves.len())?;
         let mut state = self.leaves.lock();
         state.room.join(room);

@@ -1,8 +1,10 @@
 //! Snapshots copied from one daemon to another.
 
 mod broken;
+mod large;
 mod liar;
 mod remotes;
+mod sets;
 
 use std::{
     collections::BTreeSet,

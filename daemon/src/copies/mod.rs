@@ -4,6 +4,7 @@
 //! grpc::copies ──> Copies ──> job: state, counters, limit; tried again after pauses
 //!                               └> remotes: where the other daemon is
 //!                               └> transfer ──> tree: nodes, from here or from the source
+//!                                           └─> base: what a snapshot before it has here already
 //!                                           └─> source: connections to the other daemon
 //!                                           └─> claims: each missing chunk crosses once
 //! ```
@@ -11,6 +12,7 @@
 //! What must hold: nothing that arrives is believed; it is taken in by the store's `Ingest`, like an upload. What has been taken in
 //! stays, whatever becomes of the copy. A copy is complete when the root that this store has built is the source's.
 
+mod base;
 mod claims;
 mod job;
 mod limiter;

@@ -2,25 +2,28 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::UNIX_EPOCH,
 };
 
 use futures::{TryStreamExt, stream};
 use tokio::{sync::Semaphore, time::timeout};
-use varve_client::{ErrorKind, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, WantedChunks};
+use varve_client::{ErrorKind, FETCH_CHUNKS_MAX, SnapshotState, WantedChunks};
 use varve_content::{
     ChunkId, NodeId,
     block::BLOCK_BYTES,
     chunker::CHUNKER_VERSION,
-    tree::{LeafWalk, Root, WalkError},
+    tree::{Root, WalkError},
 };
 use varve_store::{
-    Error, IncomingChunk, Ingest, Lineage, NewSnapshot, SnapshotId, SnapshotOrigin, SnapshotRecord,
-    Store,
+    Error, IncomingChunk, Ingest, Lineage, NewSnapshot, SnapshotOrigin, SnapshotRecord, Store,
 };
 
 use super::{
+    base::{Base, Batch, Comparison},
     claims::Claims,
     job::Job,
     remotes::{Remotes, Source},
@@ -30,9 +33,9 @@ use super::{
 use crate::{
     config::CopiesConfig,
     limits::{
-        COPY_BATCHES_IN_FLIGHT, COPY_CLAIM_WAIT, COPY_ESTIMATES_MAX, COPY_FETCH_BYTES,
-        COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT, COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES,
-        ESTIMATE_CHUNKS_MAX,
+        COPY_ANCESTORS_MAX, COPY_BATCHES_IN_FLIGHT, COPY_CLAIM_WAIT, COPY_ESTIMATES_MAX,
+        COPY_FETCH_BYTES, COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT, COPY_FETCHES_OF_ONE,
+        COPY_FLUSH_BYTES, ESTIMATE_CHUNKS_MAX,
     },
 };
 
@@ -93,15 +96,12 @@ impl Wanted {
     fn batches<'a>(
         &self,
         nodes: &'a Nodes<'a>,
-    ) -> impl futures::Stream<Item = Result<Vec<(u32, NodeId)>, CopyError>> + 'a {
-        stream::try_unfold(LeafWalk::new(&self.root, 0), async |mut walk| {
-            let mut batch = Vec::with_capacity(FETCH_NODES_MAX);
-            while batch.len() < FETCH_NODES_MAX
-                && let Some(leaf) = walk.next(nodes).await.map_err(walked)?
-            {
-                batch.push(leaf);
-            }
-            Ok((!batch.is_empty()).then_some((batch, walk)))
+        base: Option<&Base>,
+    ) -> impl futures::Stream<Item = Result<Batch, CopyError>> + 'a {
+        let walk = Comparison::new(&self.root, base.map(|base| &base.root));
+        stream::try_unfold(walk, async |mut walk| {
+            let batch = walk.next(nodes).await.map_err(walked)?;
+            Ok(batch.map(|batch| (batch, walk)))
         })
     }
 }
@@ -175,6 +175,7 @@ impl Common {
             return Ok(record);
         }
         let nodes = Nodes::new(&self.store, &wanted.connections);
+        let base = self.base(&wanted).await?;
         let try_ = Try {
             common: self,
             job,
@@ -182,11 +183,17 @@ impl Common {
             source: &wanted.connections,
             nodes: &nodes,
             fetches: Semaphore::new(COPY_FETCHES_OF_ONE),
+            dropped_blocks: AtomicU64::new(0),
         };
         wanted
-            .batches(&nodes)
+            .batches(&nodes, base.as_ref())
             .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| try_.take(batch))
             .await?;
+        if let Some(base) = base {
+            let kept_blocks = base.kept_blocks(try_.dropped_blocks.into_inner());
+            ingest.keep_leaves(Vec::new(), kept_blocks)?;
+            job.done(kept_blocks * BLOCK_BYTES as u64);
+        }
         let committed = ingest.commit(root).await;
         committed.map_err(|error| job.blame(error))
     }
@@ -213,7 +220,10 @@ impl Common {
             None => None,
             Some(id) => {
                 let there = id.parse().map_err(|_| refused("parent", id))?;
-                Some(self.parent_here(wanted, id).await?.unwrap_or(there))
+                match self.counterpart(wanted, id).await? {
+                    Some(Ok(here)) => Some(here.id),
+                    Some(Err(_)) | None => Some(there),
+                }
             }
         };
         Ok(Lineage {
@@ -223,12 +233,12 @@ impl Common {
         })
     }
 
-    /// The snapshot here that has the name and the content of one there.
-    async fn parent_here(
+    /// The snapshot here that has the name and the content of one there, or else that one there.
+    async fn counterpart(
         &self,
         wanted: &Wanted,
         id: &str,
-    ) -> Result<Option<SnapshotId>, CopyError> {
+    ) -> Result<Option<Result<SnapshotRecord, varve_client::Snapshot>>, CopyError> {
         let there = match heard(wanted.connections.client().snapshot(id)).await {
             Ok(there) => there,
             Err(CopyError::Source(error)) if error.kind() == ErrorKind::NotFound => {
@@ -237,10 +247,31 @@ impl Common {
             Err(error) => return Err(error),
         };
         match self.store.snapshot(&there.name).await {
-            Ok(here) if here.root().is_some() && here.root() == there.root => Ok(Some(here.id)),
-            Ok(_) | Err(Error::NotFound { .. }) => Ok(None),
+            Ok(here) if here.root().is_some() && here.root() == there.root => Ok(Some(Ok(here))),
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(Some(Err(there))),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The nearest of the snapshots before it that is here.
+    async fn base(&self, wanted: &Wanted) -> Result<Option<Base>, CopyError> {
+        let mut parent = wanted.snapshot.parent.clone();
+        for _ in 0..COPY_ANCESTORS_MAX {
+            let Some(id) = parent else {
+                break;
+            };
+            match self.counterpart(wanted, &id).await? {
+                None => break,
+                Some(Ok(here)) => match Base::of(&self.store, &here).await {
+                    Ok(base) => return Ok(Some(base)),
+                    // Deleted just now.
+                    Err(Error::NotFound { .. }) => break,
+                    Err(error) => return Err(error.into()),
+                },
+                Some(Err(there)) => parent = there.parent,
+            }
+        }
+        Ok(None)
     }
 
     /// What a copy would fetch, without fetching it.
@@ -264,13 +295,19 @@ impl Common {
         let nodes = &Nodes::new(&self.store, &wanted.connections);
         // Eight bytes of an id: two that begin alike would make it a chunk too few.
         let mut counted: HashSet<u64> = HashSet::new();
+        let base = self.base(&wanted).await?;
+        let mut dropped_blocks = 0;
         let mut batches = std::pin::pin!(
             wanted
-                .batches(nodes)
-                .map_ok(|batch| async move { nodes.leaves(&batch).await })
+                .batches(nodes, base.as_ref())
+                .map_ok(|batch| async move {
+                    let dropped_blocks = self.blocks_of(&batch.dropped).await?;
+                    Ok((nodes.leaves(&batch.wanted).await?, dropped_blocks))
+                })
                 .try_buffered(COPY_BATCHES_IN_FLIGHT)
         );
-        while let Some(leaves) = batches.try_next().await? {
+        while let Some((leaves, dropped)) = batches.try_next().await? {
+            dropped_blocks += dropped;
             let places = Places::of(&leaves);
             let missing = self.store.missing_chunks(&places.ids).await?;
             for ((at, id), bytes) in (0u32..).zip(&places.ids).zip(&places.data_bytes) {
@@ -293,7 +330,22 @@ impl Common {
                 }
             }
         }
+        if let Some(base) = base {
+            let kept_bytes = base.kept_blocks(dropped_blocks) * BLOCK_BYTES as u64;
+            estimate.present_data_bytes += kept_bytes;
+            estimate.data_bytes += kept_bytes;
+        }
         Ok(estimate)
+    }
+
+    /// Blocks of data of some leaves that are here.
+    async fn blocks_of(&self, leaves: &[NodeId]) -> Result<u64, CopyError> {
+        let mut blocks = 0;
+        for id in leaves {
+            let leaf = self.store.known_leaf(*id).await?;
+            blocks += leaf.map_or(0, |leaf| u64::from(leaf.data_blocks()));
+        }
+        Ok(blocks)
     }
 }
 
@@ -393,12 +445,17 @@ struct Try<'a> {
     nodes: &'a Nodes<'a>,
     /// Fetches of this one that may be under way.
     fetches: Semaphore,
+    /// Blocks of data that only the base has.
+    dropped_blocks: AtomicU64,
 }
 
 impl Try<'_> {
     /// Takes some leaves in, with all their chunks.
-    async fn take(&self, batch: Vec<(u32, NodeId)>) -> Result<(), CopyError> {
-        let leaves = self.nodes.leaves(&batch).await?;
+    async fn take(&self, batch: Batch) -> Result<(), CopyError> {
+        let dropped = self.common.blocks_of(&batch.dropped).await?;
+        self.dropped_blocks.fetch_add(dropped, Ordering::Relaxed);
+        self.ingest.keep_leaves(batch.kept, 0)?;
+        let leaves = self.nodes.leaves(&batch.wanted).await?;
         let mut wanted = Places::of(&leaves).ids;
         while !wanted.is_empty() {
             let (claim, foreign) = self.common.claims.claim(wanted);

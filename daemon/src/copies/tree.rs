@@ -18,7 +18,7 @@ use super::source::{Connections, CopyError, heard};
 pub(super) struct Nodes<'a> {
     store: &'a Store,
     source: &'a Connections,
-    /// Children of the inner node that was asked for last, fetched together: or a walk would wait for each of them.
+    /// Children of an inner node that are not here, fetched together: or a walk would wait for each of them.
     ahead: Mutex<HashMap<NodeId, Arc<Inner>>>,
 }
 
@@ -86,21 +86,18 @@ impl<'a> Nodes<'a> {
         let children: Vec<_> = inner.children().iter().map(|(_, id)| *id).collect();
         let known = children.iter().map(|id| self.store.known_inner(*id));
         let known = try_join_all(known).await?;
-        let mut nodes = HashMap::with_capacity(children.len());
-        let mut absent = Vec::new();
-        for (id, known) in children.into_iter().zip(known) {
-            match known {
-                Some(inner) => drop(nodes.insert(id, inner)),
-                None => absent.push(id),
-            }
+        let known = children.into_iter().zip(known);
+        let absent = known.filter(|(_, known)| known.is_none());
+        let absent: Vec<_> = absent.map(|(id, _)| id).collect();
+        if absent.is_empty() {
+            return Ok(());
         }
         let fetches = absent
             .chunks(FETCH_NODES_MAX)
             .map(|ids| heard(self.source.client().fetch_inners(ids)));
         let fetched = try_join_all(fetches).await?;
         let fetched = fetched.into_iter().flatten().map(Arc::new);
-        nodes.extend(absent.into_iter().zip(fetched));
-        *self.ahead.lock() = nodes;
+        *self.ahead.lock() = absent.into_iter().zip(fetched).collect();
         Ok(())
     }
 }

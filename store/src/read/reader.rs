@@ -92,7 +92,7 @@ impl ContentReader {
     }
 
     /// The root of the content.
-    pub(crate) fn root(&self) -> &Root {
+    pub fn root(&self) -> &Root {
         &self.root
     }
 
