@@ -7,6 +7,7 @@ use varve_tests::{
     daemon::Options,
     lab::Lab,
     link::Link,
+    network::Network,
     process::{command, run, wait_for},
     programs::varved,
     random::Random,
@@ -59,17 +60,17 @@ fn a_copy_that_is_cut_off_goes_on_by_itself_and_fetches_nothing_twice() {
     here.verify("image");
 }
 
-#[test]
-fn bits_that_change_on_the_way_are_found() {
+/// Copies over a link that does this to what comes, so many bytes from now.
+fn copy_over_a_bad_link(seed: u64, harm: fn(&Link, u64)) {
     let pair = Pair::new();
-    let image = pair.image("image", 32, 541);
+    let image = pair.image("image", 32, seed);
     pair.there.snapctl().import(&image, "image");
     let stored_bytes = number(&pair.there.snapctl().show("image"), "stored_bytes");
     let here = pair.here.snapctl();
-    let mut random = Random::seeded(542);
+    let mut random = Random::seeded(seed + 1);
     let link = Link::to(&pair.there.varved);
     for round in 0..6 {
-        link.corrupt_after(random.within(0..stored_bytes * 9 / 10 / 6));
+        harm(&link, random.within(0..stored_bytes * 9 / 10 / 6));
         let id = begin(&here, &link, "image", &[]);
         let ended = ended(&here, &id);
         // Some bits of the transport do not matter.
@@ -83,6 +84,65 @@ fn bits_that_change_on_the_way_are_found() {
     assert_eq!(copied["state"], "completed");
     pair.here.assert_content("image", &image);
     here.verify("image");
+}
+
+#[test]
+fn bits_that_change_on_the_way_are_found() {
+    copy_over_a_bad_link(541, Link::corrupt_after);
+}
+
+#[test]
+fn bytes_in_another_order_are_found() {
+    copy_over_a_bad_link(546, Link::reorder_after);
+}
+
+#[test]
+fn connections_that_overtake_each_other_make_no_difference() {
+    let pair = Pair::new();
+    let image = pair.image("image", 48, 548);
+    pair.there.snapctl().import(&image, "image");
+    let link = Link::to(&pair.there.varved);
+    link.be_uneven(40);
+    let copied = copy(&pair.here.varved, &link.endpoint(), "image", &[]);
+    assert_eq!(number(&copied, "received_chunks"), count(&chunks(&image)));
+    pair.here.assert_content("image", &image);
+}
+
+#[test]
+fn a_network_that_goes_away_and_comes_back_is_waited_for() {
+    let Some(network) = Network::make() else {
+        return;
+    };
+    let there = network.socket(0, 7420);
+    let pair = Pair {
+        there: Lab::with(|options| options.within(network.name(0), there)),
+        here: Lab::with(|options| options.within(network.name(1), network.socket(1, 7420))),
+    };
+    let image = pair.image("image", 40, 549);
+    pair.there.snapctl().import(&image, "image");
+    let here = pair.here.snapctl();
+    let endpoint = format!("http://{there}");
+    let arguments = ["copy", "image", "--from", &endpoint];
+    // It is another machine's address.
+    let said = here.run(arguments).fails(exit::FAILURE);
+    assert!(said.contains("plain HTTP"), "{said}");
+    let begun = here.json(
+        arguments
+            .iter()
+            .chain(&["--allow-plaintext", "--limit", "4M"]),
+    );
+    let id = text(&begun, "id");
+    wait_for("something to arrive", || {
+        (number(&show(&here, &id), "received_bytes") > 0).then_some(())
+    });
+    network.set_link(false);
+    thread::sleep(Duration::from_secs(1));
+    assert!(!here.names().contains(&"image".to_owned()));
+    network.set_link(true);
+    here.run(["copy", "limit", &id, "none"]).ok();
+    let ended = ended(&here, &id);
+    assert_eq!(ended["state"], "completed", "{ended}");
+    pair.here.assert_content("image", &image);
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
+    hash::{BuildHasher as _, RandomState},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{self, Child, Command, ExitStatus, Stdio},
     thread,
 };
 
@@ -25,6 +26,8 @@ pub struct Options {
     arguments: Vec<OsString>,
     environment: Vec<(String, OsString)>,
     tcp: bool,
+    /// A network namespace, and where it serves gRPC there.
+    network: Option<(String, SocketAddr)>,
 }
 
 impl Options {
@@ -36,6 +39,7 @@ impl Options {
             arguments: Vec::new(),
             environment: Vec::new(),
             tcp: false,
+            network: None,
         }
     }
 
@@ -58,6 +62,13 @@ impl Options {
     #[must_use]
     pub fn tcp(mut self) -> Self {
         self.tcp = true;
+        self
+    }
+
+    /// In a network namespace, serving gRPC at an address that it has there.
+    #[must_use]
+    pub fn within(mut self, namespace: &str, grpc: SocketAddr) -> Self {
+        self.network = Some((namespace.to_owned(), grpc));
         self
     }
 
@@ -94,8 +105,18 @@ impl Options {
     pub fn spawn(&self) -> Varved {
         let logs = Scratch::new();
         let log = File::create(logs.join("log")).expect("make a log file");
-        let [grpc_tcp, nbd_tcp] = [(); 2].map(|()| self.tcp.then(free_address));
-        let mut command = Command::new(programs::varved());
+        let [mut grpc_tcp, nbd_tcp] = [(); 2].map(|()| self.tcp.then(free_address));
+        let mut command = match &self.network {
+            None => Command::new(programs::varved()),
+            Some((namespace, grpc)) => {
+                grpc_tcp = Some(*grpc);
+                // It becomes the program, so that the process is the daemon's.
+                let mut command = Command::new(programs::tool("ip"));
+                command.args(["netns", "exec", namespace]);
+                command.arg(programs::varved());
+                command
+            }
+        };
         command
             .arg("--data-dir")
             .arg(&self.data_dir)
@@ -128,13 +149,16 @@ impl Options {
     }
 }
 
-/// An address that nobody listened on a moment ago.
+/// An address that nobody listened on a moment ago. Its port is none of those that the system gives to connections, or one of these
+/// could have it before the daemon does.
 #[must_use]
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
-    listener
-        .local_addr()
-        .expect("ask for the port that was bound")
+    wait_for("a port that is free", || {
+        let random = RandomState::new().hash_one(process::id());
+        let port = 10_000 + u16::try_from(random % 20_000).expect("less than that");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
+        listener.local_addr().ok()
+    })
 }
 
 /// Whether a log says that its daemon serves.

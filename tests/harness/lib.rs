@@ -7,8 +7,8 @@
 //! - [`guest`]: virtual machines that run a script. [`qmp`]: QEMU, asked from outside.
 //! - [`link`]: a way between two daemons that is long, narrow, cut or bad. [`valve`]: a way to the daemon that closes in the middle of a transfer.
 //! - [`rpc`]: the gRPC services, asked directly. [`nbd`]: NBD, spoken by hand.
-//! - [`process`], [`programs`], [`scratch`], [`random`], [`loop_fs`]: programs with their output and a time limit, where
-//!   they are, directories that go away, random numbers that can be had again, small file systems.
+//! - [`process`], [`programs`], [`scratch`], [`random`], [`loop_fs`], [`network`]: programs with their output and a time limit, where
+//!   they are, directories that go away, random numbers that can be had again, small file systems, networks.
 //!
 //! What must hold: tests run in any order and side by side, so nothing here has a fixed name, path or port. Nothing
 //! waits for ever, and no test depends on how long something takes: limits are there to end a hang. A
@@ -31,6 +31,7 @@ pub mod lab;
 pub mod link;
 pub mod loop_fs;
 pub mod nbd;
+pub mod network;
 pub mod process;
 pub mod programs;
 pub mod qmp;

@@ -41,6 +41,10 @@ struct State {
     cut_at: AtomicU64,
     /// One bit of this byte that comes from the daemon is changed, once; `u64::MAX`: none.
     corrupt_at: AtomicU64,
+    /// What comes together with this byte from the daemon is put into another order, once; `u64::MAX`: nothing.
+    reorder_at: AtomicU64,
+    /// Parts are under way for up to so many milliseconds longer, each connection's in its own rhythm.
+    uneven_ms: AtomicU64,
     /// Nothing is passed on.
     stalled: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
@@ -64,6 +68,8 @@ impl Link {
             answered: AtomicU64::new(0),
             cut_at: AtomicU64::new(u64::MAX),
             corrupt_at: AtomicU64::new(u64::MAX),
+            reorder_at: AtomicU64::new(u64::MAX),
+            uneven_ms: AtomicU64::new(0),
             stalled: AtomicBool::new(false),
             connections: Mutex::default(),
         });
@@ -104,6 +110,17 @@ impl Link {
     pub fn corrupt_after(&self, bytes: u64) {
         let at = self.answered_bytes() + bytes;
         self.state.corrupt_at.store(at, Ordering::Relaxed);
+    }
+
+    /// Puts bytes that come from the daemon into another order, so many bytes from now.
+    pub fn reorder_after(&self, bytes: u64) {
+        let at = self.answered_bytes() + bytes;
+        self.state.reorder_at.store(at, Ordering::Relaxed);
+    }
+
+    /// Lets parts be under way for up to so many milliseconds longer, so that connections overtake each other.
+    pub fn be_uneven(&self, milliseconds: u64) {
+        self.state.uneven_ms.store(milliseconds, Ordering::Relaxed);
     }
 
     /// Passes nothing on, or goes on.
@@ -162,6 +179,11 @@ impl State {
                 *byte ^= 0x10;
             }
         }
+        let at = self.reorder_at.load(Ordering::Relaxed);
+        if (before..after).contains(&at) {
+            self.reorder_at.store(u64::MAX, Ordering::Relaxed);
+            bytes.rotate_left(bytes.len() / 2);
+        }
         let cut_at = self.cut_at.load(Ordering::Relaxed);
         if after >= cut_at {
             self.cut_at.store(u64::MAX, Ordering::Relaxed);
@@ -212,12 +234,18 @@ fn relay(state: &Arc<State>, client: TcpStream, daemon: TcpStream) {
 
 fn take_in(state: &State, mut from: TcpStream, held: &Held, is_answer: bool) {
     let mut buffer = vec![0; 64 << 10];
+    let mut rhythm = from.peer_addr().map_or(0, |peer| u64::from(peer.port()));
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         let bytes = &mut buffer[..count];
         if is_answer && !state.answer(bytes) {
             return;
         }
         state.narrow(count);
+        rhythm = rhythm
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let most = state.uneven_ms.load(Ordering::Relaxed);
+        let more = Duration::from_millis((rhythm >> 33).checked_rem(most).unwrap_or(0));
         let mut queue = locked(&held.queue);
         while queue.bytes > HELD_BYTES && !queue.ended {
             queue = held.changed.wait(queue).expect("no thread panics with it");
@@ -225,7 +253,7 @@ fn take_in(state: &State, mut from: TcpStream, held: &Held, is_answer: bool) {
         queue.bytes += count;
         queue
             .parts
-            .push_back((Instant::now() + state.delay, bytes.to_vec()));
+            .push_back((Instant::now() + state.delay + more, bytes.to_vec()));
         held.changed.notify_all();
     }
 }
