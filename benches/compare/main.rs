@@ -67,6 +67,7 @@ enum Subject {
     CopyFar,
     CopyNothing,
     CopyNear,
+    CopyBound,
     Hash,
 }
 
@@ -94,6 +95,7 @@ impl Subject {
             Self::CopyFar => rows::copy::over_a_link(bench),
             Self::CopyNothing => rows::copy::nothing_missing(bench),
             Self::CopyNear => rows::copy::near(bench),
+            Self::CopyBound => rows::copy::bound(bench),
             Self::Hash => rows::hash::cut_and_hash(bench),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tonic::{Response, Status};
@@ -13,7 +13,7 @@ use crate::{
     connect::Client,
     convert::{self, system_time},
     error::{Error, ErrorKind, Result},
-    limits::COPY_POLL,
+    limits::{COPY_POLL, COPY_POLL_PART},
     progress::Progress,
     retry,
 };
@@ -275,6 +275,7 @@ impl Client {
     ///
     /// As soon as one of them has failed or was cancelled; the others go on.
     pub async fn ended_copies(&self, ids: &[String], progress: &Progress) -> Result<Vec<Copy>> {
+        let begun = Instant::now();
         loop {
             let mut copies = Vec::with_capacity(ids.len());
             for id in ids {
@@ -303,7 +304,9 @@ impl Client {
             if copies.iter().all(|copy| copy.state.has_ended()) {
                 return Ok(copies);
             }
-            tokio::time::sleep(COPY_POLL).await;
+            // So that it is not told much later than it took.
+            let pause = begun.elapsed() / COPY_POLL_PART;
+            tokio::time::sleep(pause.clamp(COPY_POLL.0, COPY_POLL.1)).await;
         }
     }
 }

@@ -63,8 +63,10 @@ pub(crate) const ARCHIVE_CHUNKS_MAX: usize = 7 << 19;
 /// How often it is asked whether snapshots are complete.
 pub(crate) const SNAPSHOT_POLL: Duration = Duration::from_millis(100);
 
-/// How often it is asked how far a copy has come.
-pub(crate) const COPY_POLL: Duration = Duration::from_millis(200);
+/// How often it is asked how far a copy has come: each time this part of the time that it took so far is over, between these bounds.
+pub(crate) const COPY_POLL_PART: u32 = 20;
+pub(crate) const COPY_POLL: (Duration, Duration) =
+    (Duration::from_millis(10), Duration::from_millis(200));
 
 /// Threads that decode, check and write: as many as cores, up to this. Each has one message in hand, and one more
 /// message waits.

@@ -259,6 +259,49 @@ pub(crate) fn near(bench: &Bench) -> Result<Vec<Row>, Failure> {
     }])
 }
 
+/// The same of data that does not compress, beside what must be done at least: packs read, their chunks hashed.
+pub(crate) fn bound(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    let image = noise(bench)?;
+    let (there, there_dir, _) = bench.serve_on_tcp("copy-there")?;
+    there.import(&image, "noise")?;
+    let mut varve = |_| {
+        let (here, dir) = bench.serve_fresh("copy-here")?;
+        let seconds = copy(&here, &there.endpoint(), "noise")?;
+        here.stop()?;
+        remove(&dir)?;
+        Ok(seconds)
+    };
+    let packs = there_dir.join("packs");
+    let mut read = |_| {
+        let mut tar = Command::new("sh");
+        tar.args(["-c", "find \"$1\" -type f -exec cat {} + >/dev/null", "sh"]);
+        Ok(run(tar.arg(&packs))?.seconds)
+    };
+    let mut hash = |_| Ok(run(Command::new("b3sum").arg(&image))?.seconds);
+    let [varve, read, hash] = in_turns(
+        "copy, and its bound",
+        bench.runs,
+        [&mut varve, &mut read, &mut hash],
+    )?;
+    there.stop()?;
+    for path in [there_dir, image] {
+        remove(&path)?;
+    }
+    let slower = if read.median() > hash.median() {
+        read
+    } else {
+        hash
+    };
+    Ok(vec![Row {
+        what: "copy from store to store, no compression".to_owned(),
+        against: "its packs read, or its data hashed".to_owned(),
+        ours: Figure::Seconds(varve),
+        theirs: Figure::Seconds(slower),
+        wanted: Wanted::TimesAsFast(0.8),
+        note: "1 GiB; beside the slower of cat and b3sum with all cores, both from the page cache.",
+    }])
+}
+
 fn copy(here: &Varved, endpoint: &str, snapshot: &str) -> Result<f64, Failure> {
     copy_as(here, endpoint, snapshot, snapshot)
 }
