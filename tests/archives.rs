@@ -3,15 +3,19 @@
 use std::{
     collections::BTreeSet,
     fs,
+    io::Write,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use varve_content::ChunkId;
 use varve_tests::{
     files, image,
     lab::Lab,
-    process::{run, run_with_input},
+    process::{run, run_with_input, start_given},
     random::Random,
     rpc::Content,
     snapctl::{Snapctl, exit, number},
@@ -231,6 +235,7 @@ fn damaged_and_cut_archives_are_refused_and_leave_nothing() {
     let snapctl = here.snapctl();
     let mut random = Random::of_test("damaged_and_cut_archives_are_refused_and_leave_nothing");
     let bad = here.scratch.join("bad.varve");
+    let mut damaged = 0;
     for round in 0..24 {
         let mut bytes = good.clone();
         let at = random.index(bytes.len() - 16) + 16;
@@ -249,12 +254,39 @@ fn damaged_and_cut_archives_are_refused_and_leave_nothing() {
             let expected = matches!(code, Some(exit::DAMAGED | exit::FAILURE | exit::NOT_FOUND));
             assert!(expected, "at {at}: {refused:?}");
             assert!(refused.stderr.contains("bad.varve"), "at {at}: {refused:?}");
+            if code == Some(exit::DAMAGED) {
+                assert!(refused.stderr.contains("at offset"), "at {at}: {refused:?}");
+            }
+            damaged += u32::from(code == Some(exit::DAMAGED));
         }
         assert_eq!(snapctl.names(), [""; 0], "at {at}");
     }
+    // Nearly all of it is chunks and their ids.
+    assert!(damaged > 40, "{damaged} of 48");
     // What came of them is nothing that a good one would stumble over.
     import(&snapctl, &file, &[]);
     snapctl.verify("one");
+}
+
+/// Nothing more comes, and somebody has enough of it.
+#[test]
+fn an_import_from_a_pipe_that_is_idle_can_be_interrupted() {
+    let (there, ..) = store();
+    let (_, file) = archive(&there, "one", &[]);
+    let bytes = fs::read(&file).unwrap();
+    let here = Lab::new();
+    for given in [0, 10, bytes.len() / 2] {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let mut command = here.snapctl().command(["import", "--archive", "-"]);
+        command.stdin(reader);
+        let mut importing = start_given(command);
+        writer.write_all(&bytes[..given]).unwrap();
+        thread::sleep(Duration::from_millis(300));
+        assert!(importing.ended().is_none(), "it waits for the rest");
+        importing.signal(Signal::TERM);
+        importing.wait().fails(exit::INTERRUPTED);
+    }
+    assert_eq!(here.snapctl().names(), [""; 0]);
 }
 
 #[test]

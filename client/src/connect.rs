@@ -64,6 +64,12 @@ impl Endpoint {
         }
     }
 
+    /// Whether it is asked with TLS.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        matches!(self.0, Address::Https(_))
+    }
+
     /// Whether what crosses can be read and changed by others on its way: plain HTTP to another machine.
     #[must_use]
     pub fn is_exposed(&self) -> bool {
@@ -180,6 +186,29 @@ impl Tls {
         self
     }
 
+    /// That a daemon could be asked with this.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for what is no certificate, or no key of it.
+    pub fn check(&self, endpoint: &Endpoint) -> Result<()> {
+        match &endpoint.0 {
+            Address::Https(uri) => self.settings(uri.clone(), endpoint).map(drop),
+            Address::Unix(_) | Address::Http(_) => Ok(()),
+        }
+    }
+
+    fn settings(&self, uri: Uri, endpoint: &Endpoint) -> Result<tonic::transport::Endpoint> {
+        install_crypto();
+        settings(uri).tls_config(self.config()).map_err(|error| {
+            let why = format!(
+                "its authorities, certificate or key cannot be used: {}",
+                innermost(&error)
+            );
+            Error::new(ErrorKind::Invalid, format!("connect to {endpoint}"), why).with_source(error)
+        })
+    }
+
     fn config(&self) -> ClientTlsConfig {
         let config = match &self.authorities {
             Some(authorities) => {
@@ -222,13 +251,7 @@ impl Client {
         let connected = match &endpoint.0 {
             Address::Unix(path) => connect_unix(path.clone()).await,
             Address::Http(uri) => settings(uri.clone()).connect().await,
-            Address::Https(uri) => {
-                install_crypto();
-                match settings(uri.clone()).tls_config(tls.config()) {
-                    Ok(settings) => settings.connect().await,
-                    Err(error) => Err(error),
-                }
-            }
+            Address::Https(uri) => tls.settings(uri.clone(), endpoint)?.connect().await,
         };
         match connected {
             Ok(channel) => Ok(Self {

@@ -4,7 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use prost_types::Timestamp;
-use varve_content::{chunk_id::ChunkId, codec::Codec, tree::RootId};
+use varve_content::{
+    chunk_id::ChunkId,
+    codec::Codec,
+    tree::{Leaf, LeafEntry, RootId},
+};
 use varve_proto::v1;
 
 use crate::error::{Error, Result};
@@ -27,6 +31,19 @@ pub(crate) fn codec(chunk: &v1::Chunk) -> Option<Codec> {
         Ok(v1::Codec::Zstd) => Some(Codec::Zstd),
         Err(_) => None,
     }
+}
+
+/// A leaf as it is sent, or what is wrong with it.
+pub(crate) fn leaf(entries: Vec<v1::LeafEntry>) -> Result<Leaf, String> {
+    let entries = entries.into_iter().map(|entry| {
+        let chunk = ChunkId::try_from(&entry.chunk_id[..]);
+        Ok(LeafEntry {
+            start_block: entry.start_block,
+            blocks: entry.blocks,
+            chunk: chunk.map_err(|error| error.to_string())?,
+        })
+    });
+    Leaf::new(entries.collect::<Result<_, String>>()?).map_err(|error| error.to_string())
 }
 
 /// A chunk as it is sent.

@@ -22,11 +22,15 @@
 //! | what | bound |
 //! | --- | --- |
 //! | leaves with their chunks | ([`ARCHIVE_GROUPS`] + 3) x one segment |
-//! | ids of the chunks that it has | 20 bytes x [`ARCHIVE_CHUNKS_MAX`], while the table grows 30 |
+//! | ids of the chunks that it has, while their table grows | 57 bytes x [`ARCHIVE_CHUNKS_MAX`] |
+//!
+//! Verifying an archive without a base takes some 40 to 100 bytes for each of its chunks, which is no bound.
 
 use std::time::Duration;
 
-use varve_content::block::SEGMENT_BYTES;
+use varve_content::block::{SEGMENT_BLOCKS, SEGMENT_BYTES};
+
+use crate::replication::FETCH_NODES_MAX;
 
 /// Data of one job of an upload: whole segments that are read, cut, asked about and sent together.
 pub(crate) const JOB_BYTES: usize = SEGMENT_BYTES;
@@ -56,9 +60,11 @@ pub(crate) const LEAF_CALLS_MAX: usize = 4;
 pub(crate) const ARCHIVE_GROUPS: usize = 6;
 /// Batches of leaves that are fetched ahead of those.
 pub(crate) const ARCHIVE_LEAF_FETCHES: usize = 4;
-/// Chunks that are told apart while an archive is written, at 16 bytes and what a hash table adds: 72 MiB. Of content with more, some
-/// that repeat are written again.
-pub(crate) const ARCHIVE_CHUNKS_MAX: usize = 7 << 19;
+/// Leaves of an archive's base that are passed over together.
+pub(crate) const ARCHIVE_KEPT_LEAVES: usize = 4096;
+/// Chunks that are told apart while an archive is written, at 32 bytes and what a hash table adds. Of content with more, some that repeat are
+/// written again.
+pub(crate) const ARCHIVE_CHUNKS_MAX: usize = 7 << 18;
 
 /// How often it is asked whether snapshots are complete.
 pub(crate) const SNAPSHOT_POLL: Duration = Duration::from_millis(100);
@@ -122,7 +128,10 @@ const _: () = assert!(
 const _: () =
     assert!(JOB_BYTES == SEGMENT_BYTES && SEGMENT_BUFFERS >= READERS_MAX + LOCAL_SPARE_BUFFERS);
 const _: () =
-    assert!((ARCHIVE_GROUPS + 3) * SEGMENT_BYTES + 30 * ARCHIVE_CHUNKS_MAX <= PIPELINE_MEMORY_MAX);
+    assert!((ARCHIVE_GROUPS + 3) * SEGMENT_BYTES + 57 * ARCHIVE_CHUNKS_MAX <= PIPELINE_MEMORY_MAX);
+// Entries of 48 bytes as they are sent: leaves of the base come by so many at one time.
+const _: () =
+    assert!((LEAF_ENTRIES_PER_MESSAGE + FETCH_NODES_MAX * SEGMENT_BLOCKS as usize) * 48 <= 4 << 20);
 const _: () = assert!(LIST_PAGE as usize * SNAPSHOT_BYTES_MAX <= MESSAGE_BYTES_MAX);
 
 /// Threads for work that keeps a core busy: one a core, between 2 and `most`.

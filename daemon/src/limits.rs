@@ -135,7 +135,9 @@ pub const COPY_ANCESTORS_MAX: usize = 16;
 /// Leaves of that one which are passed over together.
 pub const COPY_KEPT_LEAVES: usize = 4096;
 /// Bytes of a remote's endpoint, and of each path to its files.
-pub const REMOTE_TEXT_BYTES_MAX: usize = 4096;
+pub const REMOTE_TEXT_BYTES_MAX: usize = 1024;
+/// Bytes of a file of certificates.
+pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Copies that have ended and are still shown.
 pub const COPIES_ENDED_MAX: usize = 256;
 /// How long a source may say nothing, with a message of a mebibyte under way on each of [`COPY_FETCHES_IN_FLIGHT`] streams: what 1 Mbit/s
@@ -163,6 +165,7 @@ const _: () = assert!(UPLOAD_MESSAGE_BYTES <= UPLOAD_BYTES_IN_FLIGHT);
 const _: () = assert!(PUT_GROUP_BYTES + SEGMENT_BYTES <= varve_store::limits::INGEST_PLAIN_BYTES);
 const _: () = assert!(PAGE_DEFAULT <= varve_store::limits::PAGE_MAX);
 // What gRPC clients take by default.
+const _: () = assert!(varve_store::limits::REMOTES_MAX * (5 * REMOTE_TEXT_BYTES_MAX) < 4 << 20);
 const _: () = assert!(
     READ_MESSAGE_BYTES + SMALL_MESSAGE_BYTES_MAX < 4 << 20
         && PAGE_BYTES + SMALL_MESSAGE_BYTES_MAX < 4 << 20

@@ -13,7 +13,7 @@ use varve_content::{
 
 use crate::{
     Error, ListQuery, RemoteRecord, Result, SnapshotRecord, Store,
-    format::catalog_log::Record,
+    format::{catalog_log::Record, names},
     limits,
     meta::{self, CopyId, CopyRecord, Meta, Named as _, NodeKey},
     read::StoredChunk,
@@ -126,6 +126,12 @@ impl Store {
             .map(|(key, _)| *key))
     }
 
+    /// Whether all that a completed snapshot names can be taken to be in the store. Not if index and catalog were ever made again: then the catalog
+    /// knows of snapshots, and packs may have been lost.
+    pub fn vouches_for_snapshots(&self) -> bool {
+        !names::rebuilt(&self.shared().options.data_dir).exists()
+    }
+
     /// A completed snapshot of that content, if there is one.
     pub async fn snapshot_of(&self, root: RootId) -> Result<Option<SnapshotRecord>> {
         let mut query = ListQuery {
@@ -176,10 +182,10 @@ impl Store {
                 });
             }
             if remotes.len() >= limits::REMOTES_MAX {
-                return Err(Error::Limit(format!(
-                    "{} remotes have names, the most there may be",
-                    limits::REMOTES_MAX
-                )));
+                return Err(Error::TooMany {
+                    what: "remotes",
+                    most: limits::REMOTES_MAX as u64,
+                });
             }
             Ok((vec![Record::PutRemote(record)], ()))
         };
@@ -231,7 +237,8 @@ fn named(remotes: Vec<RemoteRecord>, name: &str) -> Result<RemoteRecord> {
         .find(|remote| remote.name == name)
         .ok_or_else(|| Error::NotFound {
             what: "remote",
-            name: name.to_owned(),
+            // One that is longer is nobody's.
+            name: name.chars().take(limits::NAME_CHARS_MAX).collect(),
         })
 }
 

@@ -63,6 +63,12 @@ fn a_remote_is_named_once_and_copied_from_by_name() {
     snapctl
         .run(["remote", "add", "x", &endpoint, "--cert", &files[1]])
         .fails(exit::USAGE);
+    let garbage = identities.file("garbage.pem", "no certificate");
+    let showing = ["--cert", garbage.to_str().unwrap(), "--key", &files[2]];
+    let said = snapctl
+        .run(["remote", "add", "x", &endpoint].iter().chain(&showing))
+        .fails(exit::FAILURE);
+    assert!(said.contains("cannot be used"), "{said}");
     let said = snapctl
         .run(["remote", "add", "x", "http://192.0.2.1:7420"])
         .fails(exit::FAILURE);

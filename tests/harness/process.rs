@@ -80,6 +80,12 @@ pub fn start(mut command: Command) -> Running {
     Running::spawn(command)
 }
 
+/// Starts a command whose standard input is set.
+#[must_use]
+pub fn start_given(command: Command) -> Running {
+    Running::spawn(command)
+}
+
 /// A program under way. Ended if it is dropped.
 #[derive(Debug)]
 pub struct Running {

@@ -6,6 +6,7 @@ use std::{
     io::Read,
     pin::Pin,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,7 @@ use varve_content::{
 use varve_proto::v1;
 
 use super::{
-    ArchiveFacts,
+    ArchiveFacts, check_chunks,
     read::{Group, GroupLeaf, Reader},
 };
 use crate::{
@@ -107,49 +108,36 @@ impl ArchiveRead<'_> {
     ///
     /// Among others, [`ErrorKind::Damaged`] if the archive is, and [`ErrorKind::NotFound`] if it has a base that the store has not.
     pub async fn run(self, from: impl Read + Send + 'static, file: &str) -> Result<RestoreReport> {
-        let started = Instant::now();
-        let mut parts = Parts::start(from, file.to_owned());
-        let facts = parts.head().await?;
-        let snapshot = &facts.snapshot;
-        let name = self.name.unwrap_or_else(|| snapshot.name.clone());
-        let what = format!("import {file} as {name}");
-        self.progress.set_total(snapshot.data_bytes);
-        let base_here = self.client.base_here(&facts, &what).await?;
-        let mut tags = snapshot.tags.clone();
-        tags.extend(self.tags);
-        let request = v1::BeginUploadRequest {
+        let Self {
+            client,
             name,
-            size_bytes: snapshot.size_bytes,
-            chunker: Some(v1::ChunkerParameters {
-                version: CHUNKER_VERSION,
-            }),
             tags,
-            lineage: Some(lineage(snapshot, base_here)),
-            keep_packed: true,
-        };
-        let session = Session::begin(self.client, request, what.clone()).await?;
-        let restored = tokio::select! {
-            restored = Box::pin(self.client.restore(&session, &mut parts, &self.progress)) => restored,
-            () = self.cancel => Err(Error::new(ErrorKind::Cancelled, &what, "it was cancelled; nothing is visible")),
-        };
-        let (archive, sent) = match restored {
-            Ok(restored) => restored,
-            Err(error) => {
-                if error.kind() != ErrorKind::Unreachable {
-                    session.abort().await;
+            progress,
+            cancel,
+        } = self;
+        let mut session = None;
+        let outcome = {
+            let import = Import {
+                client,
+                file,
+                progress: &progress,
+                session: &mut session,
+            };
+            let importing = Box::pin(import.run(from, name, tags));
+            tokio::select! {
+                outcome = importing => outcome,
+                () = cancel => {
+                    let why = "it was cancelled; nothing is visible";
+                    Err(Error::new(ErrorKind::Cancelled, format!("import {file}"), why))
                 }
-                return Err(error);
             }
         };
-        let root = archive.snapshot.root;
-        let root = root.ok_or_else(|| Error::internal(&what, "an archive without a root"))?;
-        Ok(RestoreReport {
-            snapshot: session.commit(root).await?,
-            archive,
-            sent_chunks: sent.chunks,
-            sent_bytes: sent.payload_bytes,
-            elapsed: started.elapsed(),
-        })
+        if let (Err(error), Some(session)) = (&outcome, session)
+            && error.kind() != ErrorKind::Unreachable
+        {
+            session.abort().await;
+        }
+        outcome
     }
 }
 
@@ -162,43 +150,110 @@ impl fmt::Debug for ArchiveRead<'_> {
     }
 }
 
-impl Client {
-    /// That the store has the base of an archive, and the id of the snapshot before it, if that is known here.
-    async fn base_here(&self, facts: &ArchiveFacts, what: &str) -> Result<Option<String>> {
-        let Some(base) = &facts.base else {
-            return Ok(None);
-        };
-        let root = base.root;
-        let root = root.ok_or_else(|| Error::internal(what, "a base without a root"))?;
-        match self.fetch_root(root).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let why = format!(
-                    "it holds what {} has beyond {}, and the store has nothing with the content of that (root {root}): import that first",
-                    facts.snapshot.name, base.name
-                );
-                return Err(Error::new(ErrorKind::NotFound, what, why));
-            }
-            Err(error) => return Err(error),
-        }
-        if facts.snapshot.parent.as_ref() != Some(&base.id) {
-            return Ok(None);
-        }
-        match self.snapshot(&base.name).await {
-            Ok(here) if here.root == base.root => Ok(Some(here.id)),
-            Ok(_) => Ok(None),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
+/// An archive on its way into a store.
+struct Import<'a> {
+    client: &'a Client,
+    /// What it is called in errors.
+    file: &'a str,
+    progress: &'a Progress,
+    /// The upload, once it has begun: whoever gives up has to tell the daemon.
+    session: &'a mut Option<Session>,
+}
 
-    /// Sends what is missing. What the archive has proved to be of, and what was sent.
-    async fn restore(
-        &self,
-        session: &Session,
-        parts: &mut Parts,
-        progress: &Progress,
-    ) -> Result<(ArchiveFacts, Sent)> {
+impl Import<'_> {
+    async fn run(
+        self,
+        from: impl Read + Send + 'static,
+        name: Option<String>,
+        tags: BTreeMap<String, String>,
+    ) -> Result<RestoreReport> {
+        let started = Instant::now();
+        let Self {
+            client,
+            file,
+            progress,
+            session,
+        } = self;
+        let mut parts = Parts::start(from, file.to_owned())?;
+        let facts = parts.head().await?;
+        let snapshot = &facts.snapshot;
+        let name = name.unwrap_or_else(|| snapshot.name.clone());
+        let what = format!("import {file} as {name}");
+        progress.set_total(snapshot.data_bytes);
+        let base_here = base_here(client, &facts, &what).await?;
+        let mut all_tags = snapshot.tags.clone();
+        all_tags.extend(tags);
+        let request = v1::BeginUploadRequest {
+            name,
+            size_bytes: snapshot.size_bytes,
+            chunker: Some(v1::ChunkerParameters {
+                version: CHUNKER_VERSION,
+            }),
+            tags: all_tags,
+            lineage: Some(lineage(snapshot, base_here)),
+            keep_packed: true,
+        };
+        let session = session.insert(Session::begin(client, request, what.clone()).await?);
+        let sending = Sending {
+            client,
+            session,
+            file,
+            facts: &facts,
+        };
+        let sent = sending.run(&mut parts, progress).await?;
+        let archive = parts.ended()?;
+        let root = archive.snapshot.root;
+        let root = root.ok_or_else(|| Error::internal(&what, "an archive without a root"))?;
+        Ok(RestoreReport {
+            snapshot: session.commit(root).await?,
+            archive,
+            sent_chunks: sent.chunks,
+            sent_bytes: sent.payload_bytes,
+            elapsed: started.elapsed(),
+        })
+    }
+}
+
+/// That the store has the base of an archive, and the id of the snapshot before it, if that is known here.
+async fn base_here(client: &Client, facts: &ArchiveFacts, what: &str) -> Result<Option<String>> {
+    let Some(base) = &facts.base else {
+        return Ok(None);
+    };
+    let root = base.root;
+    let root = root.ok_or_else(|| Error::internal(what, "a base without a root"))?;
+    match client.fetch_root(root).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let why = format!(
+                "it holds what {} has beyond {}, and the store has nothing with the content of that (root {root}): import that first",
+                facts.snapshot.name, base.name
+            );
+            return Err(Error::new(ErrorKind::NotFound, what, why));
+        }
+        Err(error) => return Err(error),
+    }
+    if facts.snapshot.parent.as_ref() != Some(&base.id) {
+        return Ok(None);
+    }
+    match client.snapshot(&base.name).await {
+        Ok(here) if here.root == base.root => Ok(Some(here.id)),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The leaves and chunks of an archive on their way to the daemon.
+struct Sending<'a> {
+    client: &'a Client,
+    session: &'a Session,
+    file: &'a str,
+    facts: &'a ArchiveFacts,
+}
+
+impl Sending<'_> {
+    /// Sends what is missing.
+    async fn run(&self, parts: &mut Parts, progress: &Progress) -> Result<Sent> {
         let mut total = Sent::default();
         let mut waiting = LeafBatch::default();
         {
@@ -208,7 +263,7 @@ impl Client {
                     let leaves = parts.leaves().await?;
                     Ok(leaves.map(|leaves| (leaves, parts)))
                 })
-                .map_ok(|leaves| self.send(session, leaves))
+                .map_ok(|leaves| self.send(leaves))
                 .try_buffered(ARCHIVE_GROUPS)
             );
             while let Some((leaves, sent)) = accepted.try_next().await? {
@@ -219,32 +274,63 @@ impl Client {
                     waiting.push(segment, &leaf);
                 }
                 if let Some(full) = waiting.take_full() {
-                    session.put_leaves(full).await?;
+                    self.put(full).await?;
                 }
             }
         }
         let rest = waiting.rest();
         if !rest.is_empty() {
-            session.put_leaves(rest).await?;
+            self.put(rest).await?;
         }
-        Ok((parts.ended()?, total))
+        Ok(total)
+    }
+
+    async fn put(&self, leaves: Vec<v1::Leaf>) -> Result<()> {
+        let put = self.session.put_leaves(leaves).await;
+        put.map_err(|error| match (&self.facts.base, error.kind()) {
+            (Some(base), ErrorKind::Invalid) => {
+                let why = format!(
+                    "{}; {} is not all there: copy or import it again",
+                    error.why(),
+                    base.name
+                );
+                Error::new(ErrorKind::Conflict, error.what(), why)
+            }
+            _ => error,
+        })
     }
 
     /// Sees to it that the daemon has the chunks of some leaves.
-    async fn send(&self, session: &Session, leaves: Leaves) -> Result<(Vec<(u32, Leaf)>, Sent)> {
+    async fn send(&self, leaves: Leaves) -> Result<(Vec<(u32, Leaf)>, Sent)> {
         match leaves {
             Leaves::Given {
                 segment,
                 leaf,
                 ids,
                 chunks,
+                offset_bytes,
             } => {
-                let sent = session.send_packed(&ids, chunks).await?;
+                let sent = match self.session.send_packed(&ids, chunks.clone()).await {
+                    Err(error) if error.kind() == ErrorKind::Invalid => {
+                        // It says which, and not where.
+                        let file = self.file.to_owned();
+                        let checked = task::spawn_blocking(move || {
+                            check_chunks(&file, offset_bytes, &ids, &chunks)
+                        });
+                        let broke = |error| {
+                            Error::internal(&self.session.what, "a checking thread broke")
+                                .with_source(error)
+                        };
+                        checked.await.map_err(broke)??;
+                        return Err(error);
+                    }
+                    sent => sent?,
+                };
                 Ok((vec![(segment, leaf)], sent))
             }
             Leaves::Known(known) => {
                 let ids: Vec<_> = known.iter().map(|(_, id)| *id).collect();
-                let fetched = self.fetch_leaves(&ids).await?;
+                let fetched = self.client.fetch_leaves(&ids).await?;
                 let segments = known.into_iter().map(|(segment, _)| segment);
                 let leaves = segments.zip(fetched.into_iter().map(|fetched| fetched.leaf));
                 Ok((leaves.collect(), Sent::default()))
@@ -276,6 +362,8 @@ enum Leaves {
         leaf: Leaf,
         ids: Vec<ChunkId>,
         chunks: Vec<v1::Chunk>,
+        /// Where it begins in the file.
+        offset_bytes: u64,
     },
     /// Some of the base's.
     Known(Vec<(u32, NodeId)>),
@@ -299,21 +387,25 @@ struct Parts {
 }
 
 impl Parts {
-    fn start(from: impl Read + Send + 'static, name: String) -> Self {
+    /// On a thread of its own, for which nobody waits: what it reads may never come.
+    fn start(from: impl Read + Send + 'static, name: String) -> Result<Self> {
         let (parts, receiver) = mpsc::channel(1);
         let what = format!("read {name}");
-        task::spawn_blocking(move || {
-            let passed = |part| parts.blocking_send(part).is_ok();
-            if let Err(error) = read(from, &name, |part| passed(Ok(part))) {
-                // Nobody may be there any more who wants to know.
-                let _ = passed(Err(error));
-            }
-        });
-        Self {
+        let thread = thread::Builder::new()
+            .name("archive".to_owned())
+            .spawn(move || {
+                let passed = |part| parts.blocking_send(part).is_ok();
+                if let Err(error) = read(from, &name, |part| passed(Ok(part))) {
+                    // Nobody may be there any more who wants to know.
+                    let _ = passed(Err(error));
+                }
+            });
+        drop(thread.map_err(|error| Error::file(&what, error))?);
+        Ok(Self {
             what,
             parts: receiver,
             ended: None,
-        }
+        })
     }
 
     async fn next(&mut self) -> Result<Part> {
@@ -384,6 +476,7 @@ fn read(from: impl Read, name: &str, pass: impl Fn(Part) -> bool) -> Result<()> 
                     leaf,
                     ids,
                     chunks,
+                    offset_bytes: group.offset_bytes,
                 };
                 if !pass(Part::Leaves(given)) {
                     return Ok(());

@@ -19,6 +19,7 @@ mod write;
 use std::{collections::HashSet, io::Read};
 
 use varve_content::chunk_id::ChunkId;
+use varve_proto::v1;
 
 pub use self::{
     import::{ArchiveRead, RestoreReport},
@@ -29,6 +30,7 @@ use crate::{
     error::Result,
     limits::{ARCHIVE_CHUNKS_MAX, CONTENT_MESSAGE_BYTES_MAX},
     snapshots::Snapshot,
+    unpack::Unpacker,
 };
 
 /// How an archive begins.
@@ -66,22 +68,53 @@ pub fn archive_head(from: impl Read, name: &str) -> Result<ArchiveFacts> {
     Ok(read::Reader::open(from, name)?.facts().clone())
 }
 
-/// Ids of chunks, as many as there is room for: by half of each, which is long enough that nobody finds two that begin alike.
-#[derive(Debug, Default)]
-struct Seen(HashSet<[u8; 16]>);
+/// That chunks, which are behind the leaf at that place of an archive, have the ids that they should have.
+fn check_chunks(
+    name: &str,
+    offset_bytes: u64,
+    ids: &[ChunkId],
+    chunks: &[v1::Chunk],
+) -> Result<()> {
+    let mut unpacker = Unpacker::default();
+    for (id, chunk) in ids.iter().zip(chunks) {
+        let unpacked = unpacker.unpack_message(*id, chunk);
+        unpacked.map_err(|why| {
+            let why = format!("chunk {id} behind it: {why}");
+            read::damaged(name, offset_bytes, why)
+        })?;
+    }
+    Ok(())
+}
+
+/// Ids of chunks, as many as there is room for.
+#[derive(Debug)]
+struct Seen {
+    ids: HashSet<ChunkId>,
+    most: usize,
+}
 
 impl Seen {
+    fn new() -> Self {
+        Self::with_room(ARCHIVE_CHUNKS_MAX)
+    }
+
+    fn with_room(most: usize) -> Self {
+        Self {
+            ids: HashSet::new(),
+            most,
+        }
+    }
+
     /// Takes an id in. Whether it is new, or cannot be told to be old.
     fn is_new(&mut self, id: ChunkId) -> bool {
-        let half = id.as_bytes().first_chunk().copied().unwrap_or_default();
-        if self.0.len() < ARCHIVE_CHUNKS_MAX {
-            self.0.insert(half)
+        if self.is_full() {
+            !self.ids.contains(&id)
         } else {
-            !self.0.contains(&half)
+            self.ids.insert(id)
         }
     }
 
     fn is_full(&self) -> bool {
-        self.0.len() >= ARCHIVE_CHUNKS_MAX
+        self.ids.len() >= self.most
     }
 }

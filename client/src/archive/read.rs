@@ -12,12 +12,13 @@ use varve_content::{
     block::{BLOCK_BYTES, MAX_VOLUME_BYTES, segment_blocks},
     chunk_id::ChunkId,
     chunker::CHUNKER_VERSION,
-    tree::{Leaf, LeafEntry, NodeId, TreeBuilder},
+    tree::{Leaf, NodeId, TreeBuilder},
 };
 use varve_proto::v1::{self, archive_record::Record};
 
 use super::{ArchiveFacts, LENGTH_BYTES, MAGIC, RECORD_BYTES_MAX};
 use crate::{
+    convert,
     error::{Error, ErrorKind, Result},
     snapshots::{Snapshot, SnapshotState},
 };
@@ -89,8 +90,8 @@ impl<R: Read> Reader<R> {
             return Err(Error::new(ErrorKind::Invalid, format!("read {name}"), why));
         }
         let told = |snapshot| {
-            let told = Snapshot::from_proto("read its head", snapshot);
-            told.map_err(|error| damaged(error.why().to_owned()))
+            let told = Snapshot::from_proto("its head", snapshot);
+            told.map_err(|error| damaged(format!("its head cannot be: {}", error.why())))
         };
         let snapshot = told(head.snapshot)?;
         let base = match head.base {
@@ -173,18 +174,8 @@ impl<R: Read> Reader<R> {
     fn given(&mut self, offset_bytes: u64, message: v1::Leaf) -> Result<Group> {
         let segment = message.segment;
         let wrong = |why: String| format!("the leaf of segment {segment}: {why}");
-        let mut entries = Vec::with_capacity(message.entries.len());
-        for entry in message.entries {
-            let chunk = ChunkId::try_from(&entry.chunk_id[..])
-                .map_err(|error| self.damaged(offset_bytes, wrong(error.to_string())))?;
-            entries.push(LeafEntry {
-                start_block: entry.start_block,
-                blocks: entry.blocks,
-                chunk,
-            });
-        }
-        let leaf = Leaf::new(entries)
-            .map_err(|error| self.damaged(offset_bytes, wrong(error.to_string())))?;
+        let leaf =
+            convert::leaf(message.entries).map_err(|why| self.damaged(offset_bytes, wrong(why)))?;
         // Before the leaf's end is compared: that there is such a segment.
         self.push(offset_bytes, segment, leaf.id())?;
         let blocks = segment_blocks(self.facts.snapshot.size_bytes, segment);

@@ -275,8 +275,11 @@ fn an_archive_with_a_base_names_leaves_and_chunks_that_it_has_not() {
 
 #[test]
 fn a_set_that_is_full_takes_nothing_for_old_that_is_new() {
-    let mut seen = Seen::default();
-    assert!(seen.is_new(chunk(1).0));
+    let mut seen = Seen::with_room(2);
+    assert!(seen.is_new(chunk(1).0) && !seen.is_full());
     assert!(!seen.is_new(chunk(1).0));
-    assert!(!seen.is_full());
+    assert!(seen.is_new(chunk(2).0) && seen.is_full());
+    assert!(seen.is_new(chunk(3).0));
+    assert!(seen.is_new(chunk(3).0), "it cannot be told to be old");
+    assert!(!seen.is_new(chunk(2).0));
 }

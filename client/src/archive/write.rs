@@ -11,14 +11,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{TryStreamExt, future::try_join_all, stream};
+use futures::{Stream, TryStreamExt, future::try_join_all, stream};
 use prost::Message;
 use tokio::task;
 use varve_content::{
-    block::BLOCK_BYTES,
+    block::{BLOCK_BYTES, SEGMENT_BYTES},
     chunk_id::ChunkId,
     chunker::CHUNKER_VERSION,
-    tree::{Inner, Leaf, LeafWalk, NodeId, NodeSource, Root, WalkError},
+    tree::{
+        CompareError, ComparedLeaves, Inner, Leaf, LeafComparison, NodeId, NodeSource, Root,
+        TreeBuilder, WalkError,
+    },
 };
 use varve_proto::v1::{self, archive_record::Record};
 
@@ -27,7 +30,7 @@ use crate::{
     connect::Client,
     convert::chunk_message,
     error::{Error, ErrorKind, Result},
-    limits::{ARCHIVE_GROUPS, ARCHIVE_LEAF_FETCHES},
+    limits::{ARCHIVE_GROUPS, ARCHIVE_KEPT_LEAVES, ARCHIVE_LEAF_FETCHES},
     progress::Progress,
     replication::{FETCH_NODES_MAX, WantedChunks},
     snapshots::{Snapshot, SnapshotState},
@@ -123,11 +126,10 @@ struct Export<'a> {
     progress: &'a Progress,
 }
 
-/// A snapshot and its tree.
+/// A snapshot and its root.
 struct Content {
     snapshot: Snapshot,
-    /// In ascending order of their segments.
-    leaves: Vec<(u32, NodeId)>,
+    root: Root,
 }
 
 /// A leaf as it comes into the archive.
@@ -151,18 +153,19 @@ impl Export<'_> {
     ) -> Result<ArchiveReport> {
         let started = Instant::now();
         let content = self.content(snapshot).await?;
-        self.progress.set_total(content.snapshot.data_bytes);
-        let mut seen = Seen::default();
-        let mut known = HashSet::new();
         let base = match since {
+            Some(since) => Some(self.content(since).await?),
             None => None,
-            Some(since) => {
-                let base = self.content(since).await?;
-                self.see(&base, &content, &mut seen).await?;
-                known.extend(base.leaves.iter().map(|(_, id)| *id));
-                Some(base.snapshot)
-            }
         };
+        let mut seen = Seen::new();
+        let mut total_bytes = content.snapshot.data_bytes;
+        if let Some(base) = &base {
+            let leaves = self.see(base, &content, &mut seen).await?;
+            total_bytes = total_bytes.min(leaves * SEGMENT_BYTES as u64);
+        }
+        self.progress.set_total(total_bytes);
+        let base_root = base.as_ref().map(|base| base.root);
+        let base = base.map(|base| base.snapshot);
         let head = v1::ArchiveHead {
             snapshot: Some(content.snapshot.to_proto()),
             base: base.as_ref().map(Snapshot::to_proto),
@@ -177,11 +180,13 @@ impl Export<'_> {
                 Ok(writer)
             })
             .await?;
+        let built = TreeBuilder::new(content.root.size_bytes);
+        let mut built = built.map_err(|error| Error::protocol(self.what, error.to_string()))?;
         {
-            let batches = content.leaves.chunks(FETCH_NODES_MAX).map(Ok);
+            let nodes = [(); 2].map(|()| Nodes::new(self.client));
             let mut groups = std::pin::pin!(
-                stream::iter(batches)
-                    .map_ok(|batch| self.leaves(batch, &known))
+                self.leaves(&nodes, &content.root, base_root.as_ref())
+                    .map_ok(|leaves| self.planned(leaves))
                     .try_buffered(ARCHIVE_LEAF_FETCHES)
                     .map_ok(|leaves| stream::iter(leaves.into_iter().map(Ok)))
                     .try_flatten()
@@ -190,17 +195,29 @@ impl Export<'_> {
                     .map_ok(|planned| self.fetch(planned))
                     .try_buffered(ARCHIVE_GROUPS)
             );
-            while let Some((records, data_bytes)) = groups.try_next().await? {
+            while let Some(group) = groups.try_next().await? {
+                let pushed = built.push(group.segment, group.id);
+                pushed.map_err(|error| Error::protocol(self.what, error.to_string()))?;
+                drop(built.take_finished());
                 writer = self
                     .blocking(move || {
-                        for record in records {
+                        for record in group.records {
                             writer.record(record)?;
                         }
                         Ok(writer)
                     })
                     .await?;
-                self.progress.add_done(data_bytes);
+                self.progress.add_done(group.data_bytes);
             }
+        }
+        let (built, _) = built.finish();
+        if built != content.root {
+            let why = format!(
+                "what was written has root {}, and not {}",
+                built.id(),
+                content.root.id()
+            );
+            return Err(Error::internal(self.what, why));
         }
         let written = self.blocking(move || writer.finish()).await?;
         Ok(ArchiveReport {
@@ -215,7 +232,7 @@ impl Export<'_> {
         })
     }
 
-    /// A snapshot, and where its leaves are.
+    /// A snapshot and its root.
     async fn content(&self, key: &str) -> Result<Content> {
         let snapshot = self.client.snapshot(key).await?;
         let id = match (snapshot.state, snapshot.root) {
@@ -226,99 +243,110 @@ impl Export<'_> {
             }
         };
         let root = self.client.fetch_root(id).await?;
-        if root.size_bytes != snapshot.size_bytes {
+        if root.size_bytes != snapshot.size_bytes || root.chunker_version != CHUNKER_VERSION {
             let why = format!(
-                "snapshot {} of {} bytes, whose root has {}",
-                snapshot.name, snapshot.size_bytes, root.size_bytes
+                "snapshot {} of {} bytes, cut with chunker version {CHUNKER_VERSION}, whose root says {} bytes and version {}",
+                snapshot.name, snapshot.size_bytes, root.size_bytes, root.chunker_version
             );
             return Err(Error::protocol(self.what, why));
         }
-        let leaves = self.leaves_of(&root).await?;
-        Ok(Content { snapshot, leaves })
+        Ok(Content { snapshot, root })
     }
 
-    async fn leaves_of(&self, root: &Root) -> Result<Vec<(u32, NodeId)>> {
-        let nodes = Nodes {
-            client: self.client,
-            ahead: Mutex::default(),
-        };
-        let mut walk = LeafWalk::new(root, 0);
-        let mut leaves = Vec::new();
-        loop {
-            match walk.next(&nodes).await {
-                Ok(Some(leaf)) => leaves.push(leaf),
-                Ok(None) => return Ok(leaves),
-                Err(WalkError::Source(error)) => return Err(error),
-                Err(error) => {
-                    return Err(Error::new(ErrorKind::Damaged, self.what, error.to_string()));
-                }
+    /// The leaves of a snapshot beside those of its base, in ascending order.
+    fn leaves<'a>(
+        &'a self,
+        [nodes, base_nodes]: &'a [Nodes<'a>; 2],
+        root: &Root,
+        base: Option<&Root>,
+    ) -> impl Stream<Item = Result<ComparedLeaves>> + 'a {
+        let walk = LeafComparison::new(root, base);
+        stream::try_unfold(walk, move |mut walk| async move {
+            let next = walk.next(nodes, base_nodes, FETCH_NODES_MAX, ARCHIVE_KEPT_LEAVES);
+            match next.await {
+                Ok(leaves) => Ok(leaves.map(|leaves| (leaves, walk))),
+                Err(CompareError::Tree(error) | CompareError::Base(error)) => Err(match error {
+                    WalkError::Source(error) => error,
+                    other => Error::new(ErrorKind::Damaged, self.what, other.to_string()),
+                }),
             }
-        }
+        })
     }
 
     /// Takes in what the base has: first where the two differ, for there it is most likely to be found again, and then all the rest, as
-    /// far as there is room.
-    async fn see(&self, base: &Content, content: &Content, seen: &mut Seen) -> Result<()> {
-        let there: HashSet<_> = content.leaves.iter().copied().collect();
-        let leaves = base.leaves.iter();
-        let (equal, changed): (Vec<_>, Vec<_>) = leaves.partition(|leaf| there.contains(leaf));
-        let leaves = changed.into_iter().chain(equal);
-        let ids: Vec<NodeId> = leaves.map(|(_, id)| id).collect();
-        let batches = ids.chunks(FETCH_NODES_MAX).map(Ok);
-        let mut leaves = std::pin::pin!(
-            stream::iter(batches)
-                .map_ok(|batch| self.client.fetch_leaves(batch))
-                .try_buffered(ARCHIVE_LEAF_FETCHES)
-        );
-        while let Some(leaves) = leaves.try_next().await? {
-            for entry in leaves.iter().flat_map(|fetched| fetched.leaf.entries()) {
-                seen.is_new(entry.chunk);
-            }
-            if seen.is_full() {
-                break;
+    /// far as there is room. How many leaves the base has not.
+    async fn see(&self, base: &Content, content: &Content, seen: &mut Seen) -> Result<u64> {
+        let mut wanted = 0;
+        for differing in [true, false] {
+            let nodes = [(); 2].map(|()| Nodes::new(self.client));
+            let leaves = self
+                .leaves(&nodes, &content.root, Some(&base.root))
+                .map_ok(|leaves| {
+                    if differing {
+                        wanted += leaves.wanted.len() as u64;
+                        return leaves.dropped;
+                    }
+                    leaves.kept.into_iter().map(|(_, id)| id).collect()
+                })
+                .map_ok(|ids: Vec<NodeId>| async move {
+                    let mut fetched = Vec::new();
+                    for ids in ids.chunks(FETCH_NODES_MAX) {
+                        let leaves = self.client.fetch_leaves(ids).await?;
+                        let entries = leaves.iter().flat_map(|leaf| leaf.leaf.entries());
+                        fetched.extend(entries.map(|entry| entry.chunk));
+                    }
+                    Ok(fetched)
+                })
+                .try_buffered(ARCHIVE_LEAF_FETCHES);
+            let mut leaves = std::pin::pin!(leaves);
+            while let Some(ids) = leaves.try_next().await? {
+                for id in ids {
+                    seen.is_new(id);
+                }
+                // All that differs is walked through to be counted.
+                if seen.is_full() && !differing {
+                    break;
+                }
             }
         }
-        Ok(())
+        Ok(wanted)
     }
 
-    /// Some leaves, in their order; those that the base has are not fetched.
-    async fn leaves(
-        &self,
-        batch: &[(u32, NodeId)],
-        known: &HashSet<NodeId>,
-    ) -> Result<Vec<Planned>> {
-        let wanted = batch.iter().map(|(_, id)| *id);
-        let wanted: Vec<_> = wanted.filter(|id| !known.contains(id)).collect();
-        let mut fetched = Vec::new();
-        if !wanted.is_empty() {
-            fetched = self.client.fetch_leaves(&wanted).await?;
-        }
-        let mut fetched = fetched.into_iter();
-        let planned = batch.iter().map(|&(segment, id)| {
-            if known.contains(&id) {
-                return Ok(Planned::Known(segment, id));
-            }
-            let leaf = fetched.next();
-            let leaf = leaf.ok_or_else(|| Error::protocol(self.what, "too few leaves"))?;
-            Ok(Planned::Given {
+    /// Some leaves as they come into the archive, in their order; those that the base has are not fetched.
+    async fn planned(&self, leaves: ComparedLeaves) -> Result<Vec<Planned>> {
+        let known = leaves.kept.into_iter();
+        let mut planned: Vec<_> = known
+            .map(|(segment, id)| Planned::Known(segment, id))
+            .collect();
+        if !leaves.wanted.is_empty() {
+            let ids: Vec<_> = leaves.wanted.iter().map(|(_, id)| *id).collect();
+            let fetched = self.client.fetch_leaves(&ids).await?;
+            let fetched = leaves.wanted.into_iter().zip(fetched);
+            planned.extend(fetched.map(|((segment, id), fetched)| Planned::Given {
                 segment,
                 id,
-                leaf: leaf.leaf,
+                leaf: fetched.leaf,
                 new: Vec::new(),
-            })
-        });
-        planned.collect()
+            }));
+        }
+        planned.sort_unstable_by_key(Planned::segment);
+        Ok(planned)
     }
 
-    /// The records of a leaf, with its new chunks, all of them checked. And how much data it is.
-    async fn fetch(&self, planned: Planned) -> Result<(Vec<Record>, u64)> {
+    /// The records of a leaf, with its new chunks, all of them checked.
+    async fn fetch(&self, planned: Planned) -> Result<Group> {
         let (segment, id, leaf, new) = match planned {
             Planned::Known(segment, id) => {
                 let known = v1::KnownLeaf {
                     segment,
                     leaf_id: Bytes::copy_from_slice(id.as_bytes()),
                 };
-                return Ok((vec![Record::KnownLeaf(known)], 0));
+                return Ok(Group {
+                    segment,
+                    id,
+                    records: vec![Record::KnownLeaf(known)],
+                    data_bytes: 0,
+                });
             }
             Planned::Given {
                 segment,
@@ -328,9 +356,14 @@ impl Export<'_> {
             } => (segment, id, leaf, new),
         };
         let data_bytes = u64::from(leaf.data_blocks()) * BLOCK_BYTES as u64;
-        let mut records = vec![Record::Leaf(leaf_message(segment, &leaf))];
+        let mut group = Group {
+            segment,
+            id,
+            records: vec![Record::Leaf(leaf_message(segment, &leaf))],
+            data_bytes,
+        };
         if new.is_empty() {
-            return Ok((records, data_bytes));
+            return Ok(group);
         }
         let wanted = [WantedChunks {
             leaf: id,
@@ -366,14 +399,14 @@ impl Export<'_> {
         let mut payload_bytes = 0;
         for chunk in chunks {
             if payload_bytes + chunk.payload.len() > BATCH_PAYLOAD_BYTES && payload_bytes > 0 {
-                records.push(Record::Chunks(mem::take(&mut batch)));
+                group.records.push(Record::Chunks(mem::take(&mut batch)));
                 payload_bytes = 0;
             }
             payload_bytes += chunk.payload.len();
             batch.chunks.push(chunk);
         }
-        records.push(Record::Chunks(batch));
-        Ok((records, data_bytes))
+        group.records.push(Record::Chunks(batch));
+        Ok(group)
     }
 
     /// Does something on a thread that may block.
@@ -385,6 +418,22 @@ impl Export<'_> {
         let done = task::spawn_blocking(work).await.map_err(broke)?;
         done.map_err(|error| Error::file(self.what, error))
     }
+}
+
+impl Planned {
+    fn segment(&self) -> u32 {
+        match self {
+            Self::Known(segment, _) | Self::Given { segment, .. } => *segment,
+        }
+    }
+}
+
+/// A leaf with all that comes with it.
+struct Group {
+    segment: u32,
+    id: NodeId,
+    records: Vec<Record>,
+    data_bytes: u64,
 }
 
 /// Finds which chunks of a leaf are new.
@@ -419,7 +468,14 @@ struct Nodes<'a> {
     ahead: Mutex<HashMap<NodeId, Arc<Inner>>>,
 }
 
-impl Nodes<'_> {
+impl<'a> Nodes<'a> {
+    fn new(client: &'a Client) -> Self {
+        Self {
+            client,
+            ahead: Mutex::default(),
+        }
+    }
+
     fn ahead(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Inner>>> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }

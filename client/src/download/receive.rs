@@ -12,7 +12,7 @@ use varve_content::{
     block::{BLOCK_BYTES, MAX_VOLUME_BYTES, SEGMENT_BYTES, segment_blocks},
     chunk_id::ChunkId,
     codec::Codec,
-    tree::{Leaf, LeafEntry, TreeBuilder},
+    tree::TreeBuilder,
 };
 use varve_proto::v1;
 
@@ -101,18 +101,8 @@ impl Receiver {
     pub(crate) fn leaf(&mut self, message: v1::Leaf) -> Result<Work> {
         self.check_complete()?;
         let number = message.segment;
-        let mut entries = Vec::with_capacity(message.entries.len());
-        for entry in message.entries {
-            let chunk = ChunkId::try_from(&entry.chunk_id[..])
-                .map_err(|error| self.broken(format!("the leaf of segment {number}: {error}")))?;
-            entries.push(LeafEntry {
-                start_block: entry.start_block,
-                blocks: entry.blocks,
-                chunk,
-            });
-        }
-        let leaf = Leaf::new(entries)
-            .map_err(|error| self.broken(format!("the leaf of segment {number}: {error}")))?;
+        let leaf = convert::leaf(message.entries)
+            .map_err(|why| self.broken(format!("the leaf of segment {number}: {why}")))?;
         let size_bytes = self.snapshot.size_bytes;
         let blocks = segment_blocks(size_bytes, number);
         if leaf.end_block() > blocks {

@@ -50,7 +50,7 @@ pub(crate) struct Session {
     content: ContentServiceClient<Channel>,
     channel: Channel,
     /// Verb and object, for errors.
-    what: String,
+    pub(crate) what: String,
     upload_id: String,
     ids_max: usize,
     payload_max: usize,

@@ -167,8 +167,11 @@ impl Job {
         let mut known = self.known.lock();
         let state = known.state();
         let rate = known.rate.bytes_per_second();
+        let mut record = known.record.clone();
+        // What is here of a snapshot before may be more, until it is known which part of it is not wanted.
+        record.done_data_bytes = record.done_data_bytes.min(record.data_bytes);
         Status {
-            record: known.record.clone(),
+            record,
             state,
             rate_bytes_per_second: if state == State::Running { rate } else { 0 },
         }
@@ -211,6 +214,12 @@ impl Job {
     /// So much of the snapshot is here.
     pub(super) fn done(&self, data_bytes: u64) {
         self.known.lock().record.done_data_bytes += data_bytes;
+    }
+
+    /// So much of what was taken to be here is not part of it.
+    pub(super) fn undone(&self, data_bytes: u64) {
+        let record = &mut self.known.lock().record;
+        record.done_data_bytes = record.done_data_bytes.saturating_sub(data_bytes);
     }
 
     /// All of it was here before.

@@ -44,21 +44,28 @@ impl Remotes {
 
     /// Where a source is. Files are read now: they may have been renewed.
     pub(super) async fn address(&self, source: &Source) -> Result<Address, CopyError> {
-        let (endpoint, config) = if is_name(&source.endpoint) {
-            let remote = self.store.remote(&source.endpoint).await;
-            let remote = remote.map_err(|error| match error {
-                Error::NotFound { .. } => CopyError::NoRemote(source.endpoint.clone()),
-                other => other.into(),
-            })?;
-            let endpoint = checked(&remote.endpoint, remote.allow_plaintext)?;
-            (endpoint, self.files(&remote))
-        } else {
+        if !is_name(&source.endpoint) {
             let endpoint = checked(&source.endpoint, source.allow_plaintext)?;
-            (endpoint, (*self.tls).clone())
-        };
-        Ok(Address {
-            endpoint,
-            tls: tls::client(&config)?,
+            return address(endpoint, (*self.tls).clone()).await;
+        }
+        let remote = self.named(&source.endpoint).await?;
+        let endpoint = checked(&remote.endpoint, remote.allow_plaintext)?;
+        address(endpoint, self.files(&remote)).await
+    }
+
+    /// That a source is still there, if it goes by a name.
+    pub(super) async fn check(&self, source: &Source) -> Result<(), CopyError> {
+        if is_name(&source.endpoint) {
+            self.named(&source.endpoint).await?;
+        }
+        Ok(())
+    }
+
+    async fn named(&self, name: &str) -> Result<RemoteRecord, CopyError> {
+        let remote = self.store.remote(name).await;
+        remote.map_err(|error| match error {
+            Error::NotFound { name, .. } => CopyError::NoRemote(name),
+            other => other.into(),
         })
     }
 
@@ -80,7 +87,7 @@ impl Remotes {
         if !is_name(&remote.name) {
             return invalid("the name of a remote has no colon");
         }
-        checked(&remote.endpoint, remote.allow_plaintext)?;
+        let endpoint = checked(&remote.endpoint, remote.allow_plaintext)?;
         if remote.tls_cert.is_empty() != remote.tls_key.is_empty() {
             return invalid("a certificate and its private key have no use without each other");
         }
@@ -91,9 +98,21 @@ impl Remotes {
                 ));
             }
         }
-        tls::client(&self.files(&remote))?;
+        let address = address(endpoint, self.files(&remote)).await?;
+        address.tls.check(&address.endpoint)?;
         Ok(self.store.add_remote(remote).await?)
     }
+}
+
+/// An endpoint, and what the files say, if it is to be asked with TLS.
+async fn address(endpoint: Endpoint, files: CopiesConfig) -> Result<Address, CopyError> {
+    let tls = if endpoint.has_tls() {
+        let read = tokio::task::spawn_blocking(move || tls::client(&files));
+        read.await.map_err(|_| Error::Closing)??
+    } else {
+        Tls::default()
+    };
+    Ok(Address { endpoint, tls })
 }
 
 /// Whether it is a name, and no endpoint.
@@ -103,10 +122,10 @@ fn is_name(text: &str) -> bool {
 
 /// An endpoint that is safe to be asked.
 fn checked(text: &str, allow_plaintext: bool) -> Result<Endpoint, CopyError> {
-    let invalid = |why| CopyError::Store(Error::Invalid(why));
+    let invalid = |why: String| CopyError::Store(Error::Invalid(format!("endpoint: {why}")));
     let endpoint: Endpoint = text
         .parse()
-        .map_err(|error: varve_client::Error| invalid(error.to_string()))?;
+        .map_err(|error: varve_client::Error| invalid(error.why().to_owned()))?;
     if endpoint.is_exposed() && !allow_plaintext {
         return Err(invalid(format!(
             "{endpoint} is plain HTTP to another machine: what crosses can be read on its way; use https, or say that it may be"

@@ -39,6 +39,9 @@ pub(crate) enum CopyError {
     /// A file of TLS cannot be read.
     #[error(transparent)]
     Tls(#[from] tls::FileError),
+    /// A snapshot before the wanted one cannot be gone by.
+    #[error("a snapshot before: {0}")]
+    Base(#[source] varve_store::Error),
     /// It cannot be copied.
     #[error("{0}")]
     Refused(String),
@@ -56,7 +59,7 @@ impl CopyError {
             Self::NotCompleted { state, .. } => *state == "pending",
             // Files are renewed while copies run.
             Self::Silent | Self::Tls(_) => true,
-            Self::NoRemote(_) | Self::Refused(_) => false,
+            Self::Base(_) | Self::NoRemote(_) | Self::Refused(_) => false,
         }
     }
 }

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Semaphore},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use varve_store::{CopyId, CopyRecord, Error, RemoteRecord, Store, now_ns};
@@ -39,6 +42,8 @@ struct Inner {
     stop: CancellationToken,
     /// In the order in which they were begun.
     jobs: Mutex<Vec<Arc<Job>>>,
+    /// Held while a copy is begun or a remote goes: a copy that is promised has its remote.
+    changing: AsyncMutex<()>,
     /// Whose turn it is.
     turns: Semaphore,
 }
@@ -52,6 +57,7 @@ impl Copies {
             tasks,
             stop,
             jobs: Mutex::default(),
+            changing: AsyncMutex::default(),
             turns: Semaphore::new(limits::COPIES_RUNNING_MAX),
         }))
     }
@@ -75,6 +81,8 @@ impl Copies {
     /// Begins a copy.
     pub(crate) async fn begin(&self, new: NewCopy) -> Result<Status, CopyError> {
         self.0.common.remotes.address(&new.source).await?;
+        let _changing = self.0.changing.lock().await;
+        self.0.common.remotes.check(&new.source).await?;
         let (id, source) = (CopyId::random()?, new.source);
         let job = Arc::new(Job::new(CopyRecord {
             allow_plaintext: source.allow_plaintext,
@@ -169,6 +177,7 @@ impl Copies {
 
     /// Forgets a daemon that no copy comes from.
     pub(crate) async fn remove_remote(&self, name: String) -> Result<(), CopyError> {
+        let _changing = self.0.changing.lock().await;
         let user = {
             let jobs = self.0.jobs.lock();
             let mut jobs = jobs.iter();

@@ -11,19 +11,20 @@ use std::{
 
 use futures::{TryStreamExt, stream};
 use tokio::{sync::Semaphore, time::timeout};
-use varve_client::{ErrorKind, FETCH_CHUNKS_MAX, SnapshotState, WantedChunks};
+use tracing::warn;
+use varve_client::{ErrorKind, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, WantedChunks};
 use varve_content::{
-    ChunkId, NodeId,
+    ChunkId,
     block::BLOCK_BYTES,
     chunker::CHUNKER_VERSION,
-    tree::{Root, WalkError},
+    tree::{CompareError, ComparedLeaves, LeafComparison, Root, RootId, WalkError},
 };
 use varve_store::{
     Error, IncomingChunk, Ingest, Lineage, NewSnapshot, SnapshotOrigin, SnapshotRecord, Store,
 };
 
 use super::{
-    base::{Base, Batch, Comparison},
+    base::{self, Base},
     claims::Claims,
     job::Job,
     remotes::{Remotes, Source},
@@ -35,7 +36,7 @@ use crate::{
     limits::{
         COPY_ANCESTORS_MAX, COPY_BATCHES_IN_FLIGHT, COPY_CLAIM_WAIT, COPY_ESTIMATES_MAX,
         COPY_FETCH_BYTES, COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT, COPY_FETCHES_OF_ONE,
-        COPY_FLUSH_BYTES, ESTIMATE_CHUNKS_MAX,
+        COPY_FLUSH_BYTES, COPY_KEPT_LEAVES, ESTIMATE_CHUNKS_MAX,
     },
 };
 
@@ -96,14 +97,35 @@ impl Wanted {
     fn batches<'a>(
         &self,
         nodes: &'a Nodes<'a>,
-        base: Option<&Base>,
-    ) -> impl futures::Stream<Item = Result<Batch, CopyError>> + 'a {
-        let walk = Comparison::new(&self.root, base.map(|base| &base.root));
-        stream::try_unfold(walk, async |mut walk| {
-            let batch = walk.next(nodes).await.map_err(walked)?;
+        base: Option<&'a Base>,
+    ) -> impl futures::Stream<Item = Result<ComparedLeaves, CopyError>> + 'a {
+        let walk = LeafComparison::new(&self.root, base.map(|base| &base.root));
+        stream::try_unfold(walk, move |mut walk| async move {
+            let batch = match base {
+                Some(base) => walk
+                    .next(nodes, base, FETCH_NODES_MAX, COPY_KEPT_LEAVES)
+                    .await
+                    .map_err(|error| match error {
+                        CompareError::Tree(error) => walked(error),
+                        CompareError::Base(error) => base::walked(error),
+                    })?,
+                None => walk
+                    .next(nodes, nodes, FETCH_NODES_MAX, COPY_KEPT_LEAVES)
+                    .await
+                    .map_err(|error| match error {
+                        CompareError::Tree(error) | CompareError::Base(error) => walked(error),
+                    })?,
+            };
             Ok(batch.map(|batch| (batch, walk)))
         })
     }
+}
+
+/// A snapshot from which the wanted one descends.
+enum Ancestor {
+    Here(SnapshotRecord),
+    /// As it is there; not here.
+    There(varve_client::Snapshot),
 }
 
 /// What a walk's error is to a copy.
@@ -161,27 +183,52 @@ impl Common {
         }
         let mut tags: BTreeMap<_, _> = wanted.snapshot.tags.clone();
         tags.extend(asked.tags);
+        let parent = self.parent(&wanted).await?;
         let new = NewSnapshot {
             name,
             size_bytes: wanted.root.size_bytes,
             tags,
             chunker_version: wanted.root.chunker_version,
-            lineage: Some(self.lineage(&wanted).await?),
+            lineage: Some(lineage(&wanted.snapshot, parent.as_ref())?),
         };
-        let ingest = self.store.begin_ingest(new).await?.keep_packed();
-        if let Some(same) = self.store.snapshot_of(root).await? {
+        if let Some(same) = self.same(root).await? {
+            let ingest = self.store.begin_ingest(new).await?;
             let record = ingest.commit_same(&same).await?;
             job.all_here();
             return Ok(record);
         }
+        if let Some(base) = self.base(&wanted, parent).await? {
+            match self.fetch(job, &wanted, new.clone(), Some(base)).await {
+                Err(CopyError::Base(error)) => {
+                    warn!(id = %job.id, %error, "a snapshot before is no help: the copy looks at everything");
+                    job.found(&new.name, &wanted.root, wanted.snapshot.data_bytes);
+                }
+                outcome => return outcome,
+            }
+        }
+        self.fetch(job, &wanted, new, None).await
+    }
+
+    /// Fetches what is missing beyond a base, and makes the snapshot.
+    async fn fetch(
+        &self,
+        job: &Job,
+        wanted: &Wanted,
+        new: NewSnapshot,
+        base: Option<Base>,
+    ) -> Result<SnapshotRecord, CopyError> {
+        let ingest = self.store.begin_ingest(new).await?.keep_packed();
         let nodes = Nodes::new(&self.store, &wanted.connections);
-        let base = self.base(&wanted).await?;
+        // What is dropped is taken off again.
+        let base_blocks = base.as_ref().map_or(0, |base| base.data_blocks);
+        job.done(base_blocks * BLOCK_BYTES as u64);
         let try_ = Try {
             common: self,
             job,
             ingest: &ingest,
             source: &wanted.connections,
             nodes: &nodes,
+            base: base.as_ref(),
             fetches: Semaphore::new(COPY_FETCHES_OF_ONE),
             dropped_blocks: AtomicU64::new(0),
         };
@@ -189,56 +236,30 @@ impl Common {
             .batches(&nodes, base.as_ref())
             .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| try_.take(batch))
             .await?;
-        if let Some(base) = base {
-            let kept_blocks = base.kept_blocks(try_.dropped_blocks.into_inner());
-            ingest.keep_leaves(Vec::new(), kept_blocks)?;
-            job.done(kept_blocks * BLOCK_BYTES as u64);
-        }
-        let committed = ingest.commit(root).await;
+        let dropped_blocks = try_.dropped_blocks.into_inner();
+        ingest.keep_leaves(Vec::new(), base_blocks.saturating_sub(dropped_blocks))?;
+        let committed = ingest.commit(wanted.root.id()).await;
         committed.map_err(|error| job.blame(error))
     }
 
-    /// Where the snapshot comes from, as the source tells it; the snapshot before it as it is called here, if that was copied, too.
-    async fn lineage(&self, wanted: &Wanted) -> Result<Lineage, CopyError> {
-        let snapshot = &wanted.snapshot;
-        let refused = |what: &str, said: &str| {
-            CopyError::Refused(format!("the source says {said:?} for the {what}"))
-        };
-        let since = snapshot.created_at.duration_since(UNIX_EPOCH).ok();
-        let created_at_ns = since.and_then(|since| u64::try_from(since.as_nanos()).ok());
-        let origin = match &snapshot.volume {
-            None => None,
-            Some(volume) => Some(SnapshotOrigin {
-                volume: volume
-                    .id
-                    .parse()
-                    .map_err(|_| refused("volume", &volume.id))?,
-                name: volume.name.clone(),
-            }),
-        };
-        let parent = match &snapshot.parent {
-            None => None,
-            Some(id) => {
-                let there = id.parse().map_err(|_| refused("parent", id))?;
-                match self.counterpart(wanted, id).await? {
-                    Some(Ok(here)) => Some(here.id),
-                    Some(Err(_)) | None => Some(there),
-                }
-            }
-        };
-        Ok(Lineage {
-            created_at_ns: created_at_ns.ok_or_else(|| refused("time", "before 1970"))?,
-            origin,
-            parent,
-        })
+    /// A snapshot here that has that content, all of it.
+    async fn same(&self, root: RootId) -> Result<Option<SnapshotRecord>, Error> {
+        if !self.store.vouches_for_snapshots() {
+            return Ok(None);
+        }
+        self.store.snapshot_of(root).await
+    }
+
+    /// The snapshot before, here or there; `None` if there was none, or it is deleted.
+    async fn parent(&self, wanted: &Wanted) -> Result<Option<Ancestor>, CopyError> {
+        match &wanted.snapshot.parent {
+            Some(id) => self.ancestor(wanted, id).await,
+            None => Ok(None),
+        }
     }
 
     /// The snapshot here that has the name and the content of one there, or else that one there.
-    async fn counterpart(
-        &self,
-        wanted: &Wanted,
-        id: &str,
-    ) -> Result<Option<Result<SnapshotRecord, varve_client::Snapshot>>, CopyError> {
+    async fn ancestor(&self, wanted: &Wanted, id: &str) -> Result<Option<Ancestor>, CopyError> {
         let there = match heard(wanted.connections.client().snapshot(id)).await {
             Ok(there) => there,
             Err(CopyError::Source(error)) if error.kind() == ErrorKind::NotFound => {
@@ -247,28 +268,39 @@ impl Common {
             Err(error) => return Err(error),
         };
         match self.store.snapshot(&there.name).await {
-            Ok(here) if here.root().is_some() && here.root() == there.root => Ok(Some(Ok(here))),
-            Ok(_) | Err(Error::NotFound { .. }) => Ok(Some(Err(there))),
+            Ok(here) if here.root().is_some() && here.root() == there.root => {
+                Ok(Some(Ancestor::Here(here)))
+            }
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(Some(Ancestor::There(there))),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// The nearest of the snapshots before it that is here.
-    async fn base(&self, wanted: &Wanted) -> Result<Option<Base>, CopyError> {
-        let mut parent = wanted.snapshot.parent.clone();
+    /// The nearest of the snapshots before it that is here, with all that it names.
+    async fn base(
+        &self,
+        wanted: &Wanted,
+        parent: Option<Ancestor>,
+    ) -> Result<Option<Base>, CopyError> {
+        if !self.store.vouches_for_snapshots() {
+            return Ok(None);
+        }
+        let mut next = parent;
         for _ in 0..COPY_ANCESTORS_MAX {
-            let Some(id) = parent else {
-                break;
-            };
-            match self.counterpart(wanted, &id).await? {
+            match next {
                 None => break,
-                Some(Ok(here)) => match Base::of(&self.store, &here).await {
-                    Ok(base) => return Ok(Some(base)),
-                    // Deleted just now.
-                    Err(Error::NotFound { .. }) => break,
-                    Err(error) => return Err(error.into()),
-                },
-                Some(Err(there)) => parent = there.parent,
+                Some(Ancestor::Here(here)) => {
+                    let base = Base::of(&self.store, &here).await;
+                    return Ok(base
+                        .inspect_err(|error| warn!(snapshot = here.name, %error, "a snapshot before is no help"))
+                        .ok());
+                }
+                Some(Ancestor::There(there)) => {
+                    next = match &there.parent {
+                        Some(id) => self.ancestor(wanted, id).await?,
+                        None => None,
+                    };
+                }
             }
         }
         Ok(None)
@@ -279,35 +311,47 @@ impl Common {
         let place = self.estimates.acquire().await;
         let _place = place.map_err(|_| Error::Closing)?;
         let wanted = Wanted::find(source, &self.remotes).await?;
-        let mut estimate = Estimate {
-            root: wanted.root,
-            missing_chunks: 0,
-            missing_bytes: 0,
-            present_data_bytes: 0,
-            data_bytes: 0,
-        };
-        if let Some(same) = self.store.snapshot_of(wanted.root.id()).await? {
+        if let Some(same) = self.same(wanted.root.id()).await? {
             let data_bytes = same.content().map_or(0, |content| content.data_bytes);
-            estimate.present_data_bytes = data_bytes;
-            estimate.data_bytes = data_bytes;
-            return Ok(estimate);
+            return Ok(Estimate {
+                present_data_bytes: data_bytes,
+                data_bytes,
+                ..Estimate::of(wanted.root)
+            });
         }
+        let parent = self.parent(&wanted).await?;
+        if let Some(base) = self.base(&wanted, parent).await? {
+            match self.count(&wanted, Some(&base)).await {
+                Err(CopyError::Base(error)) => {
+                    warn!(%error, "a snapshot before is no help to an estimate");
+                }
+                outcome => return outcome,
+            }
+        }
+        self.count(&wanted, None).await
+    }
+
+    /// Counts what is missing beyond a base.
+    async fn count(&self, wanted: &Wanted, base: Option<&Base>) -> Result<Estimate, CopyError> {
+        let mut estimate = Estimate::of(wanted.root);
         let nodes = &Nodes::new(&self.store, &wanted.connections);
+        let mut kept_blocks = base.map_or(0, |base| base.data_blocks);
         // Eight bytes of an id: two that begin alike would make it a chunk too few.
         let mut counted: HashSet<u64> = HashSet::new();
-        let base = self.base(&wanted).await?;
-        let mut dropped_blocks = 0;
         let mut batches = std::pin::pin!(
             wanted
-                .batches(nodes, base.as_ref())
+                .batches(nodes, base)
                 .map_ok(|batch| async move {
-                    let dropped_blocks = self.blocks_of(&batch.dropped).await?;
-                    Ok((nodes.leaves(&batch.wanted).await?, dropped_blocks))
+                    let dropped = match base {
+                        Some(base) => base.blocks_of(&batch.dropped).await?,
+                        None => 0,
+                    };
+                    Ok((nodes.leaves(&batch.wanted).await?, dropped))
                 })
                 .try_buffered(COPY_BATCHES_IN_FLIGHT)
         );
         while let Some((leaves, dropped)) = batches.try_next().await? {
-            dropped_blocks += dropped;
+            kept_blocks = kept_blocks.saturating_sub(dropped);
             let places = Places::of(&leaves);
             let missing = self.store.missing_chunks(&places.ids).await?;
             for ((at, id), bytes) in (0u32..).zip(&places.ids).zip(&places.data_bytes) {
@@ -330,23 +374,55 @@ impl Common {
                 }
             }
         }
-        if let Some(base) = base {
-            let kept_bytes = base.kept_blocks(dropped_blocks) * BLOCK_BYTES as u64;
-            estimate.present_data_bytes += kept_bytes;
-            estimate.data_bytes += kept_bytes;
-        }
+        let kept_bytes = kept_blocks * BLOCK_BYTES as u64;
+        estimate.present_data_bytes += kept_bytes;
+        estimate.data_bytes += kept_bytes;
         Ok(estimate)
     }
+}
 
-    /// Blocks of data of some leaves that are here.
-    async fn blocks_of(&self, leaves: &[NodeId]) -> Result<u64, CopyError> {
-        let mut blocks = 0;
-        for id in leaves {
-            let leaf = self.store.known_leaf(*id).await?;
-            blocks += leaf.map_or(0, |leaf| u64::from(leaf.data_blocks()));
+impl Estimate {
+    const fn of(root: Root) -> Self {
+        Self {
+            root,
+            missing_chunks: 0,
+            missing_bytes: 0,
+            present_data_bytes: 0,
+            data_bytes: 0,
         }
-        Ok(blocks)
     }
+}
+
+/// Where a snapshot comes from, as the source tells it; the one before it as it is called here, if it is.
+fn lineage(
+    snapshot: &varve_client::Snapshot,
+    parent: Option<&Ancestor>,
+) -> Result<Lineage, CopyError> {
+    let refused = |what: &str, said: &str| {
+        CopyError::Refused(format!("the source says {said:?} for the {what}"))
+    };
+    let since = snapshot.created_at.duration_since(UNIX_EPOCH).ok();
+    let created_at_ns = since.and_then(|since| u64::try_from(since.as_nanos()).ok());
+    let origin = match &snapshot.volume {
+        None => None,
+        Some(volume) => Some(SnapshotOrigin {
+            volume: volume
+                .id
+                .parse()
+                .map_err(|_| refused("volume", &volume.id))?,
+            name: volume.name.clone(),
+        }),
+    };
+    let parent = match (parent, &snapshot.parent) {
+        (Some(Ancestor::Here(here)), _) => Some(here.id),
+        (_, Some(id)) => Some(id.parse().map_err(|_| refused("parent", id))?),
+        (_, None) => None,
+    };
+    Ok(Lineage {
+        created_at_ns: created_at_ns.ok_or_else(|| refused("time", "before 1970"))?,
+        origin,
+        parent,
+    })
 }
 
 /// The distinct chunks of some leaves, and where each is first.
@@ -443,6 +519,7 @@ struct Try<'a> {
     ingest: &'a Ingest,
     source: &'a Connections,
     nodes: &'a Nodes<'a>,
+    base: Option<&'a Base>,
     /// Fetches of this one that may be under way.
     fetches: Semaphore,
     /// Blocks of data that only the base has.
@@ -451,9 +528,12 @@ struct Try<'a> {
 
 impl Try<'_> {
     /// Takes some leaves in, with all their chunks.
-    async fn take(&self, batch: Batch) -> Result<(), CopyError> {
-        let dropped = self.common.blocks_of(&batch.dropped).await?;
-        self.dropped_blocks.fetch_add(dropped, Ordering::Relaxed);
+    async fn take(&self, batch: ComparedLeaves) -> Result<(), CopyError> {
+        if let Some(base) = self.base {
+            let dropped = base.blocks_of(&batch.dropped).await?;
+            self.dropped_blocks.fetch_add(dropped, Ordering::Relaxed);
+            self.job.undone(dropped * BLOCK_BYTES as u64);
+        }
         self.ingest.keep_leaves(batch.kept, 0)?;
         let leaves = self.nodes.leaves(&batch.wanted).await?;
         let mut wanted = Places::of(&leaves).ids;

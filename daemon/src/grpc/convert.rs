@@ -182,7 +182,26 @@ fn unix_ns(field: &'static str, time: Option<Timestamp>) -> Result<u64, Failure>
         .ok_or_else(wrong)
 }
 
+/// That an endpoint or a path is no longer than one can be.
+pub(super) fn check_remote_text(field: &'static str, text: &str) -> Result<(), Failure> {
+    if text.len() > limits::REMOTE_TEXT_BYTES_MAX {
+        return Err(Failure::TooMuch {
+            field,
+            unit: "bytes",
+            found: text.len() as u64,
+            most: limits::REMOTE_TEXT_BYTES_MAX as u64,
+        });
+    }
+    Ok(())
+}
+
 fn record_id<K: IdKind>(field: &'static str, text: &str) -> Result<RecordId<K>, Failure> {
+    if text.len() > limits::QUOTED_CHARS_MAX {
+        return Err(Failure::field(
+            field,
+            format!("{} bytes are no id", text.len()),
+        ));
+    }
     let id = text.parse::<RecordId<K>>();
     id.map_err(|error| Failure::field(field, error.to_string()))
 }

@@ -114,6 +114,11 @@ impl CopyService for CopyCalls {
 fn source(source: Option<v1::CopySource>) -> Result<Source, Failure> {
     let source = source.ok_or_else(|| Failure::field("source", "it is missing"))?;
     convert::snapshot_key("source.snapshot", &source.snapshot)?;
+    if source.endpoint.is_empty() {
+        let why = "it is empty: write unix:PATH, http://HOST:PORT, https://HOST:PORT or the name of a remote";
+        return Err(Failure::field("source.endpoint", why));
+    }
+    convert::check_remote_text("source.endpoint", &source.endpoint)?;
     Ok(Source {
         endpoint: source.endpoint,
         snapshot: source.snapshot,
@@ -176,6 +181,7 @@ pub(super) fn failure(error: CopyError) -> Failure {
         CopyError::Source(error) => match error.kind() {
             ErrorKind::NotFound => tonic::Code::NotFound,
             ErrorKind::Damaged => tonic::Code::DataLoss,
+            ErrorKind::Invalid => tonic::Code::InvalidArgument,
             _ => tonic::Code::Unavailable,
         },
         CopyError::Silent => tonic::Code::Unavailable,
@@ -183,7 +189,7 @@ pub(super) fn failure(error: CopyError) -> Failure {
         CopyError::NotCompleted { .. } | CopyError::Tls(_) | CopyError::Refused(_) => {
             tonic::Code::FailedPrecondition
         }
-        CopyError::Store(_) => tonic::Code::Internal,
+        CopyError::Store(_) | CopyError::Base(_) => tonic::Code::Internal,
     };
     match error {
         CopyError::Store(error) => error.into(),
@@ -204,6 +210,18 @@ mod tests {
     fn what_cannot_be_copied_is_refused_with_its_field() {
         let refused = |request| new_copy(request).unwrap_err().to_string();
         assert!(refused(v1::CreateCopyRequest::default()).contains("source: it is missing"));
+        let mut unnamed = v1::CopySource {
+            snapshot: "web".to_owned(),
+            ..v1::CopySource::default()
+        };
+        for (endpoint, why) in [
+            (String::new(), "it is empty"),
+            ("x".repeat(2000), "2000 bytes"),
+        ] {
+            unnamed.endpoint = endpoint;
+            let refused = source(Some(unnamed.clone())).unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
+        }
         let request = |name: &str, snapshot: &str| v1::CreateCopyRequest {
             source: Some(v1::CopySource {
                 endpoint: "unix:/x".to_owned(),

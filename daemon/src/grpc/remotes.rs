@@ -6,7 +6,7 @@ use varve_proto::v1::{self, remote_service_server::RemoteService};
 use varve_store::RemoteRecord;
 
 use super::{calls, convert, copies::failure, failure::Failure};
-use crate::{copies::Copies, limits};
+use crate::copies::Copies;
 
 /// The service.
 #[derive(Debug)]
@@ -65,14 +65,7 @@ fn record(remote: Option<v1::Remote>) -> Result<RemoteRecord, Failure> {
         ("remote.tls_cert", &remote.tls_cert),
         ("remote.tls_key", &remote.tls_key),
     ] {
-        if text.len() > limits::REMOTE_TEXT_BYTES_MAX {
-            return Err(Failure::TooMuch {
-                field,
-                unit: "bytes",
-                found: text.len() as u64,
-                most: limits::REMOTE_TEXT_BYTES_MAX as u64,
-            });
-        }
+        convert::check_remote_text(field, text)?;
     }
     Ok(RemoteRecord {
         name: remote.name,

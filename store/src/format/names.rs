@@ -64,6 +64,13 @@ pub fn index_old(data_dir: &Path) -> PathBuf {
     data_dir.join("index.old")
 }
 
+/// A directory that is there if index and catalog have ever been made again. Then a snapshot may be in the catalog whose content is not all in the
+/// packs.
+#[must_use]
+pub fn rebuilt(data_dir: &Path) -> PathBuf {
+    data_dir.join("rebuilt")
+}
+
 /// Whether a file of this name may be in a directory in which a store is made: what the making itself leaves when
 /// it is cut short, and what a new file system holds.
 #[must_use]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use varve_content::RootId;
+use varve_content::{RootId, block::BLOCK_BYTES};
 
 use super::{
     FormatError, ID_BYTES, IdKind, RecordId, VolumeId,
@@ -64,13 +64,13 @@ pub struct SnapshotRecord {
     pub size_bytes: u64,
     /// How far along it is.
     pub state: SnapshotState,
-    /// The instant whose content it has, in nanoseconds since 1970. Of an upload: when it was committed.
+    /// The instant whose content it has, in nanoseconds since 1970. Of an upload: when it was committed, unless it comes from another store.
     pub created_at_ns: u64,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
     /// The volume it was made of; `None` for an upload.
     pub origin: Option<SnapshotOrigin>,
-    /// The volume's snapshot before, or the one that the volume was made from. It may be deleted by now.
+    /// The volume's snapshot before, or the one that the volume was made from. It may be deleted by now, or have been in another store only.
     pub parent: Option<SnapshotId>,
 }
 
@@ -99,6 +99,14 @@ pub struct SnapshotContent {
     pub new_bytes: u64,
     /// Bytes that those chunks and the new nodes take in packs.
     pub stored_bytes: u64,
+}
+
+impl SnapshotContent {
+    /// How many blocks are data: of an odd size, the last may be a part of one.
+    #[must_use]
+    pub const fn data_blocks(&self) -> u64 {
+        self.data_bytes.div_ceil(BLOCK_BYTES as u64)
+    }
 }
 
 /// The volume that a snapshot was made of.

@@ -172,11 +172,21 @@ impl Shared {
                     *place = None;
                 }
             }
-            let leaf = Arc::new(leaf);
-            Ok::<_, Error>(CachedNode::Leaf(Arc::new(LocatedLeaf { leaf, places })))
+            let located = LocatedLeaf {
+                is_complete: places.iter().all(Option::is_some),
+                leaf: Arc::new(leaf),
+                places,
+            };
+            Ok::<_, Error>(CachedNode::Leaf(Arc::new(located)))
         };
         match self.node_cache.get_or_insert_async(&id, load).await? {
-            CachedNode::Leaf(leaf) => Ok(leaf),
+            CachedNode::Leaf(leaf) => {
+                if !leaf.is_complete {
+                    // What it lacks may come again, by an upload or a copy.
+                    self.node_cache.remove(&id);
+                }
+                Ok(leaf)
+            }
             CachedNode::Inner(_) => Err(Damage::in_tree(
                 format_args!("node {id}"),
                 "an inner node stands where a leaf belongs",

@@ -16,6 +16,8 @@ pub(crate) struct LocatedLeaf {
     pub(super) leaf: Arc<Leaf>,
     /// One for each entry. `None`: the index does not know the chunk.
     pub(super) places: Vec<Option<Location>>,
+    /// Whether the index knows all of them.
+    pub(super) is_complete: bool,
 }
 
 impl LocatedLeaf {

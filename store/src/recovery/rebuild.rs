@@ -108,6 +108,8 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     report.damage = found.damage;
     report.torn_log = found.torn_log;
 
+    // Before it is used: what it lacks must not be taken for granted.
+    create_missing_dir(&disk, dir, &names::rebuilt(dir)).await?;
     let index = names::index(dir);
     if index.exists() {
         let old = names::index_old(dir);

@@ -49,7 +49,7 @@ use crate::{
     commit::{PoisonOnPanic, joined},
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::FOLD_SEGMENTS_IN_FLIGHT,
-    meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
+    meta::{Named as _, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
     read::{ContentReader, walked},
     workers::Priority,
 };
@@ -357,7 +357,7 @@ impl Inner {
         let id = snapshot.map(|(id, _)| id);
         pending::complete(&self.shared, self.record.id, cut.next_file, content, id).await?;
         self.layers.write().rebase(cut.next_file, base);
-        *self.folds.data_blocks.lock() = Some((content.root, data_blocks(&content)));
+        *self.folds.data_blocks.lock() = Some((content.root, content.data_blocks()));
         let volume = Arc::clone(self);
         // Large files are not removed at once.
         let removal = move || volume.journal.remove_before(cut.next_file);
@@ -440,7 +440,7 @@ impl Inner {
                     Some(SnapshotState::Completed(content)) => content,
                     _ => return Ok(None),
                 };
-                Ok((content.root == base).then(|| data_blocks(&content)))
+                Ok((content.root == base).then(|| content.data_blocks()))
             })
             .await
     }
@@ -568,11 +568,6 @@ fn changed_blocks(stack: &Stack, size_bytes: u64, segment: u32) -> Vec<Range<u32
         }
     }
     changed
-}
-
-/// How many blocks of some content are data.
-const fn data_blocks(content: &SnapshotContent) -> u64 {
-    content.data_bytes.div_ceil(BLOCK_BYTES as u64)
 }
 
 fn incoming(id: ChunkId, bytes: Vec<u8>) -> IncomingChunk {

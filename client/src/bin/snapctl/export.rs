@@ -29,7 +29,7 @@ place, holes as zeros. For qcow2 the content is written to a temporary file in $
 converted by qemu-img.
 
 \
-An archive holds the snapshot's chunks as they are stored, each once, and can be checked by itself: `snapctl archive verify`.")]
+An archive holds the snapshot's chunks as they are stored, and can be checked by itself: `snapctl archive verify`.")]
 pub(crate) struct Export {
     /// Name or id of the snapshot
     snapshot: String,

@@ -16,6 +16,7 @@
 //!   volume's end) is checked by whoever walks: [`LeafWalk`], [`TreeDiff`], [`find_leaf`].
 
 mod build;
+mod compare;
 mod diff;
 mod error;
 mod inner;
@@ -28,6 +29,7 @@ mod tests;
 mod walk;
 
 pub use build::TreeBuilder;
+pub use compare::{CompareError, ComparedLeaves, LeafComparison};
 pub use diff::{DiffKind, LeafDiff, SegmentDiff, TreeDiff, diff_leaves};
 pub use error::{TreeError, WalkError};
 pub use inner::{INNER_MAX_BYTES, Inner};

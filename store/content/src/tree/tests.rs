@@ -4,4 +4,4 @@
 
 mod encoding;
 mod leaf_diff;
-mod walking;
+pub(super) mod walking;

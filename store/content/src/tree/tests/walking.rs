@@ -84,7 +84,7 @@ impl Nodes {
 }
 
 /// Runs a future that never waits.
-fn ready<F: Future>(future: F) -> F::Output {
+pub(in crate::tree) fn ready<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
         Poll::Pending => panic!("a source in memory never waits"),
