@@ -91,6 +91,10 @@ pub struct NbdConfig {
     pub unix: PathBuf,
     /// The TCP address, if any.
     pub tcp: Option<SocketAddr>,
+    /// TLS for TCP, if any.
+    pub tls: Option<TlsConfig>,
+    /// Whether clients get nothing without it.
+    pub tls_required: bool,
     /// Connections open at one time.
     pub connections_max: usize,
 }
@@ -171,11 +175,15 @@ impl Config {
             grpc: GrpcConfig {
                 unix: unix("grpc.unix", "grpc.sock")?,
                 tcp: values.parse("grpc.tcp", parse_address)?,
-                tls: resolve_tls(values)?,
+                tls: resolve_tls(values, &GRPC_TLS)?,
             },
             nbd: NbdConfig {
                 unix: unix("nbd.unix", "nbd.sock")?,
                 tcp: values.parse("nbd.tcp", parse_address)?,
+                tls: resolve_tls(values, &NBD_TLS)?,
+                tls_required: values
+                    .parse("nbd.tls_required", parse_bool)?
+                    .unwrap_or(true),
                 connections_max: values
                     .parse("nbd.connections_max", parse_positive)?
                     .unwrap_or(limits::NBD_CONNECTIONS_MAX),
@@ -209,21 +217,44 @@ impl Config {
     }
 }
 
-fn resolve_tls(values: &Values) -> Result<Option<TlsConfig>, ConfigError> {
-    let client_ca = values.path("grpc.tls_client_ca")?;
-    let Some((cert, key)) = both(values, "grpc.tls_cert", "grpc.tls_key")? else {
+/// The settings of a service's TLS.
+struct TlsSettings {
+    tcp: &'static str,
+    cert: &'static str,
+    key: &'static str,
+    client_ca: &'static str,
+}
+
+const GRPC_TLS: TlsSettings = TlsSettings {
+    tcp: "grpc.tcp",
+    cert: "grpc.tls_cert",
+    key: "grpc.tls_key",
+    client_ca: "grpc.tls_client_ca",
+};
+
+const NBD_TLS: TlsSettings = TlsSettings {
+    tcp: "nbd.tcp",
+    cert: "nbd.tls_cert",
+    key: "nbd.tls_key",
+    client_ca: "nbd.tls_client_ca",
+};
+
+fn resolve_tls(values: &Values, names: &TlsSettings) -> Result<Option<TlsConfig>, ConfigError> {
+    let client_ca = values.path(names.client_ca)?;
+    let Some((cert, key)) = both(values, names.cert, names.key)? else {
         return match client_ca {
             None => Ok(None),
-            Some(_) => Err(ConfigError::Conflict(
-                "grpc.tls_client_ca is set, and grpc.tls_cert is not".to_owned(),
-            )),
+            Some(_) => Err(ConfigError::Conflict(format!(
+                "{} is set, and {} is not",
+                names.client_ca, names.cert
+            ))),
         };
     };
-    if values.get("grpc.tcp").is_none() {
-        return Err(ConfigError::Conflict(
-            "grpc.tls_cert and grpc.tls_key are set, and there is no grpc.tcp to serve with them"
-                .to_owned(),
-        ));
+    if values.get(names.tcp).is_none() {
+        return Err(ConfigError::Conflict(format!(
+            "{} and {} are set, and there is no {} to serve with them",
+            names.cert, names.key, names.tcp
+        )));
     }
     Ok(Some(TlsConfig {
         cert,
@@ -289,6 +320,11 @@ fn parse_journal_bytes(text: &str) -> Result<u64, String> {
             "expected a number of bytes from {JOURNAL_BYTES_LEAST} to {JOURNAL_BYTES_LIMIT}"
         )),
     }
+}
+
+fn parse_bool(text: &str) -> Result<bool, String> {
+    text.parse()
+        .map_err(|_| "expected true or false".to_owned())
 }
 
 fn parse_positive(text: &str) -> Result<usize, String> {

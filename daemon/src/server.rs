@@ -40,6 +40,9 @@ pub enum StartError {
     /// The TLS files for copies cannot be read.
     #[error(transparent)]
     CopiesTls(#[from] tls::FileError),
+    /// NBD cannot be served with TLS.
+    #[error(transparent)]
+    NbdTls(#[from] tls::ServerError),
 }
 
 /// Where a daemon is reached.
@@ -110,6 +113,13 @@ impl Server {
         let unix_server = grpc::builder(None)?;
         let tcp_server = grpc::builder(grpc_tls)?;
         tls::client(&config.copies)?;
+        let nbd_tls = match &config.nbd.tls {
+            Some(files) => Some(nbd::Tls {
+                acceptor: tls::server(files)?,
+                required: config.nbd.tls_required,
+            }),
+            None => None,
+        };
         let (grpc_unix, grpc_file) =
             sockets::listen_unix(&config.grpc.unix, config.socket_mode).await?;
         let (nbd_unix, nbd_file) =
@@ -122,10 +132,11 @@ impl Server {
             nbd_uris: nbd_uris(
                 &config.nbd.unix,
                 nbd_tcp.as_ref().map(|(_, address)| *address),
+                config.nbd.tls.is_some(),
             ),
         };
         warn_if_open("gRPC", addresses.grpc_tcp, grpc_tls);
-        warn_if_open("NBD", addresses.nbd_tcp, None);
+        warn_if_open("NBD", addresses.nbd_tcp, config.nbd.tls.as_ref());
 
         let tasks = Tasks::new();
         let stop = CancellationToken::new();
@@ -176,7 +187,7 @@ impl Server {
             services.push(tasks.spawn("gRPC over TCP", serve));
         }
         if let Some((listener, _)) = nbd_tcp {
-            let serve = nbd.serve_tcp(listener, stop.clone(), spawn_connections(&tasks));
+            let serve = nbd.serve_tcp(listener, nbd_tls, stop.clone(), spawn_connections(&tasks));
             services.push(tasks.spawn("NBD over TCP", serve));
         }
         let expiry = Arc::clone(&uploads);
@@ -339,11 +350,12 @@ fn warn_if_open(service: &str, address: Option<SocketAddr>, tls: Option<&TlsConf
     }
 }
 
-fn nbd_uris(unix: &Path, tcp: Option<SocketAddr>) -> Vec<String> {
+fn nbd_uris(unix: &Path, tcp: Option<SocketAddr>, has_tls: bool) -> Vec<String> {
     // A relative path would mean something else to the reader.
     let unix = std::path::absolute(unix).unwrap_or_else(|_| unix.to_owned());
     let mut uris = vec![format!("nbd+unix:///?socket={}", percent_encoded(&unix))];
-    uris.extend(tcp.map(|address| format!("nbd://{address}")));
+    let scheme = if has_tls { "nbds" } else { "nbd" };
+    uris.extend(tcp.map(|address| format!("{scheme}://{address}")));
     uris
 }
 
@@ -371,6 +383,7 @@ mod tests {
         let uris = nbd_uris(
             Path::new("/data dir/a+b/nbd.sock"),
             Some("[::1]:10809".parse().unwrap()),
+            false,
         );
         assert_eq!(
             uris,
@@ -379,7 +392,7 @@ mod tests {
                 "nbd://[::1]:10809"
             ]
         );
-        let relative = nbd_uris(Path::new("x/nbd.sock"), None);
+        let relative = nbd_uris(Path::new("x/nbd.sock"), None, false);
         assert!(
             relative[0].starts_with("nbd+unix:///?socket=/")
                 && relative[0].ends_with("/x/nbd.sock"),

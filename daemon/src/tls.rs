@@ -1,16 +1,26 @@
-//! Files of TLS, and how other daemons are asked with them.
+//! Files of TLS: how other daemons are asked with them, and clients served.
 
 use std::{
     fs::OpenOptions,
     io::{self, Read as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::OFlags;
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::WebPkiClientVerifier,
+};
+use tokio_rustls::TlsAcceptor;
 use varve_client::Tls;
 
-use crate::{config::CopiesConfig, limits::TLS_FILE_BYTES_MAX};
+use crate::{
+    config::{CopiesConfig, TlsConfig},
+    limits::TLS_FILE_BYTES_MAX,
+};
 
 /// A file that cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +46,68 @@ pub fn client(config: &CopiesConfig) -> Result<Tls, FileError> {
         tls = tls.showing(read(cert)?, read(key)?);
     }
     Ok(tls)
+}
+
+/// Why a listener cannot have TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The files are no identity, or no authorities.
+    #[error("cannot serve TLS with {}: {why}", path.display())]
+    Useless {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+/// How clients are served that speak something else than gRPC in TLS.
+///
+/// # Errors
+///
+/// Files that cannot be read or used.
+pub fn server(files: &TlsConfig) -> Result<TlsAcceptor, ServerError> {
+    let useless = |path: &Path| {
+        let path = path.to_owned();
+        move |why: String| ServerError::Useless { path, why }
+    };
+    let chain = certificates(&files.cert)?;
+    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?);
+    let key = key.map_err(|error| useless(&files.key)(error.to_string()))?;
+    let config = match &files.client_ca {
+        None => ServerConfig::builder().with_no_client_auth(),
+        Some(authorities) => {
+            let mut roots = RootCertStore::empty();
+            for authority in certificates(authorities)? {
+                let added = roots.add(authority);
+                added.map_err(|error| useless(authorities)(error.to_string()))?;
+            }
+            let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build();
+            let verifier = verifier.map_err(|error| useless(authorities)(error.to_string()))?;
+            ServerConfig::builder().with_client_cert_verifier(verifier)
+        }
+    };
+    let config = config.with_single_cert(chain, key);
+    let config = config.map_err(|error| useless(&files.cert)(error.to_string()))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// The certificates in a file, at least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServerError> {
+    let useless = |why: String| ServerError::Useless {
+        path: path.to_owned(),
+        why,
+    };
+    let content = read(path)?;
+    let found = CertificateDer::pem_slice_iter(&content).collect::<Result<Vec<_>, _>>();
+    let found = found.map_err(|error| useless(error.to_string()))?;
+    if found.is_empty() {
+        return Err(useless("there is no certificate in it".to_owned()));
+    }
+    Ok(found)
 }
 
 /// The content of a file, which may be named by whoever may add remotes: one that is no file, or endless, is refused.

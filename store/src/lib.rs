@@ -47,8 +47,8 @@ pub use meta::{
     SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord, now_ns,
 };
 pub use read::{
-    ContentReader, Extent, Piece, Segment, SegmentStream, SnapshotReader, StoredChunk,
-    VerifiedChunk,
+    ChangeExtent, ContentReader, Extent, Piece, Segment, SegmentStream, SnapshotReader,
+    StoredChunk, VerifiedChunk,
 };
 pub use recovery::{RebuildReport, RecoveryReport, rebuild};
 pub use replicate::{GivenNode, check_snapshot_name, check_snapshot_tags};

@@ -467,9 +467,13 @@ fn nbd_option_data(input: &[u8]) -> Outcome {
                 again
             })
         }
-        Some(OptionCode::Abort | OptionCode::List | OptionCode::StructuredReply) | None => {
-            Outcome::Refused
-        }
+        Some(
+            OptionCode::Abort
+            | OptionCode::List
+            | OptionCode::StructuredReply
+            | OptionCode::StartTls,
+        )
+        | None => Outcome::Refused,
     }
 }
 

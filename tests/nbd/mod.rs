@@ -1,8 +1,10 @@
 //! NBD as clients meet it, and clients as the daemon should not meet them.
 
+mod bitmaps;
 mod exports;
 mod hostile;
 mod protocol;
+mod tls;
 mod tools;
 
 /// Data extents of a volume: what the chunker leaves out is a hole.

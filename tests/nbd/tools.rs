@@ -344,3 +344,33 @@ fn nbdkit_stands_in_front_of_an_export() {
     tool_run("nbdkit", &["-U", "-", "nbd", &uri, "--run", &copy]).ok();
     files::assert_same(&file, Path::new(&out));
 }
+
+#[test]
+fn a_volume_is_offered_with_all_that_it_can() {
+    let lab = Lab::new();
+    let snapctl = lab.snapctl();
+    snapctl
+        .run(["volume", "create", "disk", "--size", "64M"])
+        .ok();
+    snapctl.run(["volume", "attach", "disk"]).ok();
+    let uri = format!(
+        "nbd+unix:///volume/disk?socket={}",
+        lab.varved.nbd_socket().display()
+    );
+    let info = tool_run("nbdinfo", &["--json", &uri]).success();
+    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+    let export = &info["exports"][0];
+    assert_eq!(export["is_read_only"], false);
+    for can in [
+        "cache",
+        "df",
+        "fast_zero",
+        "flush",
+        "fua",
+        "multi_conn",
+        "trim",
+        "zero",
+    ] {
+        assert_eq!(export[format!("can_{can}")], true, "{can}: {export}");
+    }
+}

@@ -20,6 +20,8 @@ pub struct Setting {
     pub variable: &'static str,
     /// On the command line, if it is there.
     pub flag: Option<&'static str>,
+    /// Whether it is true or false, and nothing else.
+    pub is_switch: bool,
 }
 
 const fn setting(key: &'static str, variable: &'static str) -> Setting {
@@ -27,6 +29,14 @@ const fn setting(key: &'static str, variable: &'static str) -> Setting {
         key,
         variable,
         flag: None,
+        is_switch: false,
+    }
+}
+
+const fn switch(key: &'static str, variable: &'static str) -> Setting {
+    Setting {
+        is_switch: true,
+        ..setting(key, variable)
     }
 }
 
@@ -35,11 +45,12 @@ const fn flagged(key: &'static str, variable: &'static str, flag: &'static str) 
         key,
         variable,
         flag: Some(flag),
+        is_switch: false,
     }
 }
 
 /// Every setting there is. `docs/varved.toml` describes them.
-pub const SETTINGS: [Setting; 21] = [
+pub const SETTINGS: [Setting; 25] = [
     flagged("data_dir", "VARVE_DATA_DIR", "--data-dir"),
     setting("socket_mode", "VARVE_SOCKET_MODE"),
     setting("store.compression", "VARVE_COMPRESSION"),
@@ -57,6 +68,10 @@ pub const SETTINGS: [Setting; 21] = [
     setting("copies.tls_key", "VARVE_COPIES_TLS_KEY"),
     flagged("nbd.unix", "VARVE_NBD_UNIX", "--nbd-unix"),
     flagged("nbd.tcp", "VARVE_NBD_TCP", "--nbd-tcp"),
+    setting("nbd.tls_cert", "VARVE_NBD_TLS_CERT"),
+    setting("nbd.tls_key", "VARVE_NBD_TLS_KEY"),
+    setting("nbd.tls_client_ca", "VARVE_NBD_TLS_CLIENT_CA"),
+    switch("nbd.tls_required", "VARVE_NBD_TLS_REQUIRED"),
     setting("nbd.connections_max", "VARVE_NBD_CONNECTIONS_MAX"),
     setting("upload.idle_seconds", "VARVE_UPLOAD_IDLE_SECONDS"),
     setting("log.filter", "VARVE_LOG"),
@@ -146,6 +161,7 @@ impl Values {
                 let written = match value {
                     Value::String(text) => text.clone(),
                     Value::Integer(number) => number.to_string(),
+                    Value::Boolean(value) if setting.is_switch => value.to_string(),
                     other => {
                         return Err(ConfigError::Value {
                             key: setting.key,

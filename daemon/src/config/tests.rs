@@ -136,6 +136,8 @@ fn values_that_cannot_be_meant_are_refused_with_key_and_place() {
         ("[grpc]\ntcp = 'localhost'", "grpc.tcp"),
         ("[grpc]\nunix = ['a']", "grpc.unix"),
         ("[nbd]\nconnections_max = 0", "nbd.connections_max"),
+        ("[nbd]\nconnections_max = true", "nbd.connections_max"),
+        ("[nbd]\ntls_required = 'perhaps'", "nbd.tls_required"),
         ("[upload]\nidle_seconds = 0", "upload.idle_seconds"),
         ("[log]\nformat = 'xml'", "log.format"),
     ] {
@@ -190,6 +192,22 @@ fn tls_needs_both_files_and_an_address() {
     }
     let config = with_file("[grpc]\ntcp = '[::1]:1'\ntls_cert = '/c'\ntls_key = '/k'").unwrap();
     assert_eq!(config.grpc.tls.unwrap().key, Path::new("/k"));
+    for text in [
+        "[nbd]\ntcp = '[::1]:1'\ntls_cert = '/c'",
+        "[nbd]\ntcp = '[::1]:1'\ntls_client_ca = '/a'",
+        "[nbd]\ntls_cert = '/c'\ntls_key = '/k'",
+    ] {
+        assert!(message(with_file(text)).contains("nbd.tls_"), "{text}");
+    }
+    let text = "[nbd]\ntcp = '[::1]:1'\ntls_cert = '/c'\ntls_key = '/k'";
+    let nbd = with_file(text).unwrap().nbd;
+    assert!(nbd.tls.is_some() && nbd.tls_required);
+    for no in ["false", "'false'"] {
+        let nbd = with_file(&format!("{text}\ntls_required = {no}"))
+            .unwrap()
+            .nbd;
+        assert!(!nbd.tls_required);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! | `snapshot/<name or id>` | a snapshot |
 //! | `volume/<name or id>` | a volume, while it is attached |
 
+mod references;
 mod snapshots;
 mod volumes;
 
@@ -18,7 +19,7 @@ use self::{
     snapshots::{SnapshotExport, SnapshotExports},
     volumes::VolumeExport,
 };
-use crate::nbd::{Export, ExportError, ExportInfo, Exports, Extent, Piece};
+use crate::nbd::{ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece};
 
 /// The exports of a store.
 #[derive(Debug)]
@@ -149,6 +150,27 @@ impl Export for StoreExport {
 
     async fn extents(&self, offset: u64, length_bytes: u64) -> Result<Vec<Extent>, ExportError> {
         either!(self, export => export.extents(offset, length_bytes).await)
+    }
+
+    async fn choose_references(&mut self, snapshots: &[&str]) -> Result<Vec<bool>, ExportError> {
+        either!(self, export => export.choose_references(snapshots).await)
+    }
+
+    async fn has_references(&self, snapshots: &[&str]) -> Result<Vec<bool>, ExportError> {
+        either!(self, export => export.has_references(snapshots).await)
+    }
+
+    async fn ancestors(&self, limit: usize) -> Result<Vec<String>, ExportError> {
+        either!(self, export => export.ancestors(limit).await)
+    }
+
+    async fn changes(
+        &self,
+        reference: usize,
+        offset: u64,
+        length_bytes: u64,
+    ) -> Result<Vec<ChangedExtent>, ExportError> {
+        either!(self, export => export.changes(reference, offset, length_bytes).await)
     }
 
     async fn prefetch(&self, offset: u64, length_bytes: u32) -> Result<(), ExportError> {

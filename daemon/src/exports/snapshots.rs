@@ -3,8 +3,12 @@
 use bytes::Bytes;
 use varve_store::{Error, SnapshotReader, SnapshotRecord, Store};
 
-use super::{list, refuse};
-use crate::nbd::{Access, Export, ExportError, ExportInfo, Extent, Piece};
+use super::{
+    list,
+    references::{self, References},
+    refuse,
+};
+use crate::nbd::{Access, ChangedExtent, Export, ExportError, ExportInfo, Extent, Piece};
 
 /// What stands in front of a snapshot's name.
 pub(super) const PREFIX: &str = "snapshot/";
@@ -46,6 +50,7 @@ impl SnapshotExports {
             .map_err(|error| refuse(error, name, 0))?;
         Ok(SnapshotExport {
             info: info(name.to_owned(), reader.record()),
+            references: References::new(self.store.clone()),
             reader,
         })
     }
@@ -65,6 +70,7 @@ fn info(name: String, record: &SnapshotRecord) -> ExportInfo {
 pub struct SnapshotExport {
     info: ExportInfo,
     reader: SnapshotReader,
+    references: References,
 }
 
 impl SnapshotExport {
@@ -94,6 +100,31 @@ impl Export for SnapshotExport {
             .await
             .map_err(self.refuse(offset))?;
         Ok(super::extents(&extents))
+    }
+
+    async fn choose_references(&mut self, snapshots: &[&str]) -> Result<Vec<bool>, ExportError> {
+        self.references.choose(snapshots).await
+    }
+
+    async fn has_references(&self, snapshots: &[&str]) -> Result<Vec<bool>, ExportError> {
+        self.references.has(snapshots).await
+    }
+
+    async fn ancestors(&self, limit: usize) -> Result<Vec<String>, ExportError> {
+        let parent = self.reader.record().parent;
+        self.references.ancestors(parent, limit).await
+    }
+
+    async fn changes(
+        &self,
+        reference: usize,
+        offset: u64,
+        length_bytes: u64,
+    ) -> Result<Vec<ChangedExtent>, ExportError> {
+        let since = self.references.get(reference)?;
+        let changes = since.changes_to(Some(&self.reader), offset, length_bytes);
+        let changes = changes.await.map_err(self.refuse(offset))?;
+        Ok(references::changes(&changes))
     }
 
     async fn prefetch(&self, offset: u64, length_bytes: u32) -> Result<(), ExportError> {

@@ -11,8 +11,12 @@ use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
 use tracing::{info, warn};
 use varve_store::{Error, Store, Volume, VolumeId, VolumeRecord};
 
-use super::{list, refuse};
-use crate::nbd::{Access, Export, ExportError, ExportInfo, Extent, Piece};
+use super::{
+    list,
+    references::{self, References},
+    refuse,
+};
+use crate::nbd::{Access, ChangedExtent, Export, ExportError, ExportInfo, Extent, Piece};
 
 /// What stands in front of a volume's name.
 pub(super) const PREFIX: &str = "volume/";
@@ -108,6 +112,7 @@ impl Attachments {
         };
         Ok(VolumeExport {
             info: info_of(name.to_owned(), &record),
+            references: References::new(self.store.clone()),
             attachment,
         })
     }
@@ -163,6 +168,7 @@ fn info_of(name: String, record: &VolumeRecord) -> ExportInfo {
 pub struct VolumeExport {
     info: ExportInfo,
     attachment: Arc<Attachment>,
+    references: References,
 }
 
 impl VolumeExport {
@@ -210,6 +216,33 @@ impl Export for VolumeExport {
             .await
             .map_err(self.refused(offset))?;
         Ok(super::extents(&extents))
+    }
+
+    async fn choose_references(&mut self, snapshots: &[&str]) -> Result<Vec<bool>, ExportError> {
+        self.references.choose(snapshots).await
+    }
+
+    async fn has_references(&self, snapshots: &[&str]) -> Result<Vec<bool>, ExportError> {
+        self.references.has(snapshots).await
+    }
+
+    async fn ancestors(&self, limit: usize) -> Result<Vec<String>, ExportError> {
+        let id = self.request().await?.record().id;
+        let parent = self.references.last_of(id).await?;
+        self.references.ancestors(parent, limit).await
+    }
+
+    async fn changes(
+        &self,
+        reference: usize,
+        offset: u64,
+        length_bytes: u64,
+    ) -> Result<Vec<ChangedExtent>, ExportError> {
+        let since = self.references.get(reference)?;
+        let volume = self.request().await?;
+        let changes = volume.changes_since(since, offset, length_bytes);
+        let changes = changes.await.map_err(self.refused(offset))?;
+        Ok(references::changes(&changes))
     }
 
     async fn prefetch(&self, offset: u64, length_bytes: u32) -> Result<(), ExportError> {

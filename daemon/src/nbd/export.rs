@@ -84,6 +84,33 @@ pub trait Export: Send + Sync + 'static {
         length_bytes: u64,
     ) -> impl Future<Output = Result<Vec<Extent>, ExportError>> + Send;
 
+    /// Chooses snapshots that changes are told since, in place of those chosen before. Which of these there are.
+    fn choose_references(
+        &mut self,
+        snapshots: &[&str],
+    ) -> impl Future<Output = Result<Vec<bool>, ExportError>> + Send;
+
+    /// Which of these snapshots there are to choose from.
+    fn has_references(
+        &self,
+        snapshots: &[&str],
+    ) -> impl Future<Output = Result<Vec<bool>, ExportError>> + Send;
+
+    /// Snapshots that it descends from and that changes can be told since, the nearest first, at most `limit`.
+    fn ancestors(
+        &self,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<String>, ExportError>> + Send;
+
+    /// What may have changed since the chosen snapshot of this number, counted without those that are not there: like
+    /// [`extents`](Self::extents).
+    fn changes(
+        &self,
+        reference: usize,
+        offset: u64,
+        length_bytes: u64,
+    ) -> impl Future<Output = Result<Vec<ChangedExtent>, ExportError>> + Send;
+
     /// Brings a range into the cache. A hint: it may do less.
     fn prefetch(
         &self,
@@ -101,7 +128,7 @@ pub trait Export: Send + Sync + 'static {
         durable: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 
-    /// Makes a range read as zeroes, if it may by not storing it any more.
+    /// Makes a range read as zeroes, if it may by not storing it any more. It never takes longer than to write as many bytes.
     fn write_zeroes(
         &self,
         offset: u64,
@@ -148,6 +175,13 @@ pub struct Extent {
     pub length_bytes: u64,
     /// Not stored, and reads as zeroes.
     pub hole: bool,
+}
+
+/// A run of bytes that is as it was, or may not be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ChangedExtent {
+    pub length_bytes: u64,
+    pub changed: bool,
 }
 
 /// Why an export cannot do what was asked, by what the client is told.

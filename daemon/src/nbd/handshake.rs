@@ -4,6 +4,7 @@
 //! understood or not well formed is answered with an error and leaves the state as it was; only
 //! what makes it impossible to find the next option, or to answer this one, ends the connection.
 
+use std::collections::HashSet;
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +16,8 @@ use tokio::time::timeout;
 use super::export::{Access, Export, ExportError, Exports};
 use super::inbox::Inbox;
 use super::limits::{
-    LIST_PAGE_EXPORTS, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_REQUEST_BYTES, MIN_BLOCK_BYTES,
-    PREFERRED_BLOCK_BYTES,
+    LIST_PAGE_EXPORTS, MAX_LISTED_REFERENCES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_REFERENCES,
+    MAX_REQUEST_BYTES, MIN_BLOCK_BYTES, PREFERRED_BLOCK_BYTES,
 };
 use super::wire::{
     ClientFlags, InfoKind, OptionCode, OptionHeader, OptionReplyCode, TransmissionFlags, WireError,
@@ -50,7 +51,8 @@ impl Terms {
                     .with(TransmissionFlags::SEND_FLUSH)
                     .with(TransmissionFlags::SEND_FUA)
                     .with(TransmissionFlags::SEND_TRIM)
-                    .with(TransmissionFlags::SEND_WRITE_ZEROES);
+                    .with(TransmissionFlags::SEND_WRITE_ZEROES)
+                    .with(TransmissionFlags::SEND_FAST_ZERO);
                 flush_covers_all
             }
         };
@@ -64,32 +66,52 @@ impl Terms {
     }
 }
 
+/// What stands in front of a snapshot's name in the context of what changed since then. So QEMU names contexts of its bitmaps, and others
+/// who read them.
+const DIRTY_PREFIX: &str = "qemu:dirty-bitmap:";
+
 /// "Metadata querying": a kind of extents that `BLOCK_STATUS` can report.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum MetaContext {
     BaseAllocation,
+    /// What has changed since a snapshot, the chosen reference of this number.
+    DirtySince {
+        reference: u32,
+        snapshot: String,
+    },
 }
 
 impl MetaContext {
-    const ALL: [Self; 1] = [Self::BaseAllocation];
-
     /// What the client sees in replies. Any number but zero, which listings use.
-    pub(super) const fn id(self) -> u32 {
+    pub(super) const fn id(&self) -> u32 {
         match self {
             Self::BaseAllocation => 1,
+            Self::DirtySince { reference, .. } => 2 + *reference,
         }
     }
 
-    const fn name(self) -> &'static str {
+    fn name(&self) -> String {
         match self {
-            Self::BaseAllocation => "base:allocation",
+            Self::BaseAllocation => "base:allocation".to_owned(),
+            Self::DirtySince { snapshot, .. } => format!("{DIRTY_PREFIX}{snapshot}"),
         }
     }
 
-    /// Whether a listing with this query shows the context; `base:` is the wildcard.
-    fn is_listed_by(self, query: &str) -> bool {
-        query == self.name() || query.ends_with(':') && self.name().starts_with(query)
+    /// Contexts of snapshots that were chosen as references.
+    fn dirty<'a>(snapshots: impl IntoIterator<Item = &'a str>) -> impl Iterator<Item = Self> {
+        let snapshots: Vec<_> = snapshots.into_iter().map(str::to_owned).collect();
+        (0..)
+            .zip(snapshots)
+            .map(|(reference, snapshot)| Self::DirtySince {
+                reference,
+                snapshot,
+            })
     }
+}
+
+/// Whether a listing with this query shows a context; what ends with a colon is the wildcard of a namespace.
+fn lists(query: &str, name: &str) -> bool {
+    query == name || query.ends_with(':') && name.starts_with(query)
 }
 
 /// How a handshake ended, if not in an error.
@@ -98,6 +120,8 @@ pub(super) enum Negotiated<E> {
         export: E,
         terms: Terms,
     },
+    /// What comes next is TLS, and in it options again.
+    StartTls(ClientFlags),
     /// The client only wanted to look around.
     Aborted,
 }
@@ -112,6 +136,12 @@ pub(super) enum HandshakeError {
     TimedOut(#[from] tokio::time::error::Elapsed),
     #[error("option {option} has {data_bytes} bytes of data")]
     OptionTooBig { option: u32, data_bytes: u32 },
+    #[error("the client wants an export without TLS")]
+    NotSecure,
+    #[error("the client sent more in the clear after it asked for TLS")]
+    BeforeTls,
+    #[error("TLS: {0}")]
+    Tls(io::Error),
     #[error("more than {MAX_OPTIONS} options")]
     TooManyOptions,
     #[error("option {option} without fixed newstyle")]
@@ -121,18 +151,48 @@ pub(super) enum HandshakeError {
     Refused(ExportError),
 }
 
-/// Haggles until the client has an export, gives up, or breaks the rules.
+/// What there is of TLS on a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Security {
+    /// None, and none to be had.
+    Plain,
+    /// None yet; who wants it begins it.
+    Offered,
+    /// None yet, and nothing is told before.
+    Required,
+    /// It is there.
+    Tls,
+}
+
+/// Haggles until the client has an export, gives up, wants TLS, or breaks the rules.
 pub(super) async fn negotiate<S, X>(
     stream: &mut S,
     inbox: &mut Inbox,
     exports: &X,
     step_timeout: Duration,
+    security: Security,
 ) -> Result<Negotiated<X::Export>, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     X: Exports,
 {
     let client = timeout(step_timeout, greet(stream, inbox)).await??;
+    haggle(stream, inbox, exports, step_timeout, client, security).await
+}
+
+/// The same after the greeting: what was agreed on before TLS does not count.
+pub(super) async fn haggle<S, X>(
+    stream: &mut S,
+    inbox: &mut Inbox,
+    exports: &X,
+    step_timeout: Duration,
+    client: ClientFlags,
+    security: Security,
+) -> Result<Negotiated<X::Export>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    X: Exports,
+{
     let asking = AtomicBool::new(false);
     let mut haggling = Haggling {
         asking: &asking,
@@ -140,6 +200,7 @@ where
         inbox,
         exports,
         client,
+        security,
         terms: Terms::default(),
         contexts_export: String::new(),
         opened: None,
@@ -192,11 +253,45 @@ struct Haggling<'a, S, X: Exports> {
     inbox: &'a mut Inbox,
     exports: &'a X,
     client: ClientFlags,
+    security: Security,
     terms: Terms,
     /// The export that `terms.contexts` were chosen for; for another one they do not count.
     contexts_export: String,
     /// Kept from one option to the next: clients name the same export in several.
     opened: Option<Opened<X::Export>>,
+}
+
+/// Snapshots that a listing may be about: those that the export descends from, if there is a wildcard, and those that are named.
+async fn dirty_contexts<E: Export>(
+    export: &E,
+    queries: &[&str],
+) -> Result<Vec<MetaContext>, ExportError> {
+    let is_wild = |query: &&str| lists(query, DIRTY_PREFIX);
+    let mut snapshots = Vec::new();
+    if queries.is_empty() || queries.iter().any(is_wild) {
+        snapshots = export.ancestors(MAX_LISTED_REFERENCES).await?;
+    }
+    let named: Vec<_> = dirty_names(queries).collect();
+    // As many as can be chosen: whoever wants to know of more asks again.
+    let known = export.has_references(&named).await?;
+    for (name, _) in named.iter().zip(known).filter(|(_, is_known)| *is_known) {
+        if !snapshots.iter().any(|other| other == name) {
+            snapshots.push((*name).to_owned());
+        }
+    }
+    Ok(MetaContext::dirty(snapshots.iter().map(String::as_str)).collect())
+}
+
+/// The snapshots of queries for what changed since then, each once, and no more than can be chosen.
+fn dirty_names<'d>(queries: &[&'d str]) -> impl Iterator<Item = &'d str> {
+    let mut seen = HashSet::new();
+    let names = queries
+        .iter()
+        .filter_map(|query| query.strip_prefix(DIRTY_PREFIX));
+    names
+        .filter(|name| !name.is_empty())
+        .filter(move |name| seen.insert(*name))
+        .take(MAX_REFERENCES)
 }
 
 /// An export and the name the client used for it.
@@ -231,11 +326,24 @@ where
             .take_vec(self.stream, data_bytes as usize)
             .await?;
 
+        if self.security == Security::Required
+            && !matches!(code, Some(OptionCode::StartTls | OptionCode::Abort))
+        {
+            if code == Some(OptionCode::ExportName) {
+                return Err(HandshakeError::NotSecure);
+            }
+            let why = b"this server wants TLS first";
+            self.reply(option, OptionReplyCode::TlsRequired, why)
+                .await?;
+            return Ok(None);
+        }
+
         match code {
             None => {
                 self.reply(option, OptionReplyCode::Unsupported, b"unknown option")
                     .await?;
             }
+            Some(OptionCode::StartTls) => return self.start_tls(option, &data).await,
             Some(OptionCode::ExportName) => return self.export_name(&data).await.map(Some),
             Some(OptionCode::Abort) => {
                 // The client may be gone already; either way it got what it asked for.
@@ -266,9 +374,35 @@ where
         Ok(None)
     }
 
+    async fn start_tls(
+        &mut self,
+        option: u32,
+        data: &[u8],
+    ) -> Result<Option<Negotiated<X::Export>>, HandshakeError> {
+        let (code, why) = match self.security {
+            Security::Plain => (OptionReplyCode::Unsupported, &b"there is no TLS here"[..]),
+            Security::Tls => (OptionReplyCode::Invalid, &b"TLS is there already"[..]),
+            Security::Offered | Security::Required => {
+                if self.refuses_data(option, data).await? {
+                    return Ok(None);
+                }
+                // Whatever came in the clear must not be taken for what comes in TLS.
+                if !self.inbox.unread().is_empty() {
+                    return Err(HandshakeError::BeforeTls);
+                }
+                self.reply(option, OptionReplyCode::Ack, b"").await?;
+                return Ok(Some(Negotiated::StartTls(self.client)));
+            }
+        };
+        self.reply(option, code, why).await?;
+        Ok(None)
+    }
+
     async fn export_name(&mut self, data: &[u8]) -> Result<Negotiated<X::Export>, HandshakeError> {
         let name = decode_export_name(data)?;
-        let opened = self.open(name).await.map_err(HandshakeError::Refused)?;
+        let mut opened = self.open(name).await.map_err(HandshakeError::Refused)?;
+        let renewed = self.renew_references(&mut opened).await;
+        renewed.map_err(HandshakeError::Refused)?;
         let info = opened.export.info();
         let reply = encode_export_name_reply(
             info.size_bytes,
@@ -321,6 +455,11 @@ where
                 return Ok(None);
             }
         };
+        let mut opened = opened;
+        if let Err(error) = self.renew_references(&mut opened).await {
+            self.refuse(option, &error).await?;
+            return Ok(None);
+        }
         let info = opened.export.info();
         let flags = self.terms.transmission_flags(info.access);
         let items = std::iter::once(encode_export_info(info.size_bytes, flags)).chain(
@@ -344,30 +483,51 @@ where
     }
 
     async fn list_contexts(&mut self, option: u32, data: &[u8]) -> Result<(), HandshakeError> {
-        let Some((_, queries)) = self.meta_query(option, data).await? else {
+        let Some((opened, queries)) = self.meta_query(option, data).await? else {
             return Ok(());
         };
-        let contexts = MetaContext::ALL.into_iter().filter(|context| {
-            queries.is_empty() || queries.iter().any(|query| context.is_listed_by(query))
-        });
+        let listed = dirty_contexts(&opened.export, &queries).await;
+        let dirty = match listed {
+            Ok(dirty) => dirty,
+            Err(error) => return self.refuse(option, &error).await,
+        };
+        self.opened = Some(opened);
+        let contexts = [MetaContext::BaseAllocation].into_iter().chain(dirty);
         // The protocol reserves the id in a listing.
-        let contexts: Vec<_> = contexts.map(|context| (0, context)).collect();
+        let contexts: Vec<_> = contexts
+            .filter(|context| {
+                let name = context.name();
+                queries.is_empty() || queries.iter().any(|query| lists(query, &name))
+            })
+            .map(|context| (0, context))
+            .collect();
         self.reply_contexts(option, &contexts).await
     }
 
     async fn set_contexts(&mut self, option: u32, data: &[u8]) -> Result<(), HandshakeError> {
         // "Replaces all previously-set metadata contexts (including when this command fails)".
         self.terms.contexts.clear();
-        let Some((export, queries)) = self.meta_query(option, data).await? else {
+        let Some((mut opened, queries)) = self.meta_query(option, data).await? else {
             return Ok(());
         };
-        let contexts = MetaContext::ALL.into_iter();
-        self.terms.contexts = contexts
-            .filter(|context| queries.contains(&context.name()))
-            .collect();
-        self.contexts_export = export.to_owned();
+        let named: Vec<_> = dirty_names(&queries).collect();
+        let chosen = match opened.export.choose_references(&named).await {
+            Ok(chosen) => chosen,
+            Err(error) => return self.refuse(option, &error).await,
+        };
+        let allocation = MetaContext::BaseAllocation;
+        if queries.contains(&&*allocation.name()) {
+            self.terms.contexts.push(allocation);
+        }
+        let there = named.iter().zip(chosen);
+        let there = there.filter(|(_, there)| *there).map(|(name, _)| *name);
+        self.terms.contexts.extend(MetaContext::dirty(there));
+        self.contexts_export.clone_from(&opened.name);
+        self.opened = Some(opened);
         let contexts = self.terms.contexts.iter();
-        let contexts: Vec<_> = contexts.map(|context| (context.id(), *context)).collect();
+        let contexts: Vec<_> = contexts
+            .map(|context| (context.id(), context.clone()))
+            .collect();
         self.reply_contexts(option, &contexts).await
     }
 
@@ -376,7 +536,7 @@ where
         &mut self,
         option: u32,
         data: &'d [u8],
-    ) -> Result<Option<(&'d str, Vec<&'d str>)>, HandshakeError> {
+    ) -> Result<Option<(Opened<X::Export>, Vec<&'d str>)>, HandshakeError> {
         if !self.terms.structured_replies {
             let why = b"metadata contexts need structured replies";
             self.reply(option, OptionReplyCode::Invalid, why).await?;
@@ -390,13 +550,12 @@ where
             }
         };
         match self.open(query.export).await {
-            Ok(opened) => self.opened = Some(opened),
+            Ok(opened) => Ok(Some((opened, query.queries))),
             Err(error) => {
                 self.refuse(option, &error).await?;
-                return Ok(None);
+                Ok(None)
             }
         }
-        Ok(Some((query.export, query.queries)))
     }
 
     async fn reply_contexts(
@@ -406,7 +565,7 @@ where
     ) -> Result<(), HandshakeError> {
         let mut out = Vec::new();
         for (id, context) in contexts {
-            let data = encode_meta_context(*id, context.name());
+            let data = encode_meta_context(*id, &context.name());
             encode_option_reply(&mut out, option, OptionReplyCode::MetaContext, &data);
         }
         encode_option_reply(&mut out, option, OptionReplyCode::Ack, b"");
@@ -427,6 +586,33 @@ where
         self.asking.store(false, Ordering::Relaxed);
         let export = opened?;
         Ok(Opened { name, export })
+    }
+
+    /// Sees to it that an export has the references of the contexts that were agreed on for it: it may have been opened again meanwhile. If
+    /// any of them is gone, nothing is agreed on any more.
+    async fn renew_references(
+        &mut self,
+        opened: &mut Opened<X::Export>,
+    ) -> Result<(), ExportError> {
+        if self.contexts_export != opened.name {
+            return Ok(());
+        }
+        let snapshots = self
+            .terms
+            .contexts
+            .iter()
+            .filter_map(|context| match context {
+                MetaContext::DirtySince { snapshot, .. } => Some(&**snapshot),
+                MetaContext::BaseAllocation => None,
+            });
+        let snapshots: Vec<_> = snapshots.collect();
+        if !snapshots.is_empty() {
+            let there = opened.export.choose_references(&snapshots).await?;
+            if !there.iter().all(|there| *there) {
+                self.terms.contexts.clear();
+            }
+        }
+        Ok(())
     }
 
     /// Ends the handshake with this export.

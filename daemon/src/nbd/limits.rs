@@ -20,6 +20,10 @@ pub const MAX_OPTION_BYTES: u32 = 64 << 10;
 pub const MAX_OPTIONS: u32 = 1 << 16;
 /// Queries in one `LIST_META_CONTEXT` or `SET_META_CONTEXT`.
 pub const MAX_META_QUERIES: usize = 128;
+/// Snapshots that a connection can be told the changes since.
+pub const MAX_REFERENCES: usize = 16;
+/// Ancestors of an export that a listing of contexts names.
+pub const MAX_LISTED_REFERENCES: usize = 64;
 /// Exports that are listed in one go; a listing of any length is held a page at a time.
 pub const LIST_PAGE_EXPORTS: usize = 256;
 

@@ -34,5 +34,5 @@ pub mod wire;
 #[cfg(test)]
 mod testing;
 
-pub use export::{Access, Export, ExportError, ExportInfo, Exports, Extent, Piece};
-pub use server::{Server, ServerOptions};
+pub use export::{Access, ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece};
+pub use server::{Server, ServerOptions, Tls};

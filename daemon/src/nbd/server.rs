@@ -6,16 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::budget::Budget;
 use super::export::{Export, Exports};
-use super::handshake::{HandshakeError, Negotiated, negotiate};
+use super::handshake::{HandshakeError, Negotiated, Security, haggle, negotiate};
 use super::inbox::Inbox;
 use super::limits::{
     DEFAULT_HANDSHAKE_TIMEOUT, DEFAULT_MAX_CONNECTIONS, DEFAULT_STALL_TIMEOUT,
@@ -50,6 +52,22 @@ impl Default for ServerOptions {
             stop_timeout: DEFAULT_STOP_TIMEOUT,
             stall_timeout: DEFAULT_STALL_TIMEOUT,
         }
+    }
+}
+
+/// TLS for a listener.
+#[derive(Clone)]
+pub struct Tls {
+    pub acceptor: TlsAcceptor,
+    /// Whether clients get nothing without it.
+    pub required: bool,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("required", &self.required)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,24 +116,26 @@ impl<X: Exports> Server<X> {
         stop: CancellationToken,
         spawn: impl Fn(BoxFuture<'static, ()>),
     ) {
-        self.serve(listener, stop, spawn).await;
+        self.serve(listener, None, stop, spawn).await;
     }
 
-    /// Serves a TCP socket until `stop`, and then until its connections have ended.
+    /// Serves a TCP socket, with TLS if there is any, until `stop`, and then until its connections have ended.
     ///
     /// `spawn` starts one task for each connection.
     pub async fn serve_tcp(
         self: Arc<Self>,
         listener: TcpListener,
+        tls: Option<Tls>,
         stop: CancellationToken,
         spawn: impl Fn(BoxFuture<'static, ()>),
     ) {
-        self.serve(listener, stop, spawn).await;
+        self.serve(listener, tls, stop, spawn).await;
     }
 
     async fn serve<L: Listener>(
         self: Arc<Self>,
         listener: L,
+        tls: Option<Tls>,
         stop: CancellationToken,
         spawn: impl Fn(BoxFuture<'static, ()>),
     ) {
@@ -139,10 +159,11 @@ impl<X: Exports> Server<X> {
                 continue;
             };
             let server = Arc::clone(&self);
+            let tls = tls.clone();
             // A token of its own, or all connections would meet at one lock.
             let stop = stop.child_token();
             spawn(Box::pin(tracker.track_future(async move {
-                server.run(stream, &peer, &stop).await;
+                server.run(stream, tls.as_ref(), &peer, &stop).await;
                 drop(slot);
             })));
         }
@@ -154,11 +175,12 @@ impl<X: Exports> Server<X> {
     async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         mut stream: S,
+        tls: Option<&Tls>,
         peer: &Peer,
         stop: &CancellationToken,
     ) {
         debug!(%peer, "NBD connection");
-        match self.see_through(&mut stream, peer, stop).await {
+        match self.see_through(&mut stream, tls, peer, stop).await {
             Ok(()) => debug!(%peer, "NBD connection ended"),
             Err(ConnectionError::Handshake(HandshakeError::Io(error)))
             | Err(ConnectionError::Transmission(TransmissionError::Io(error))) => {
@@ -171,15 +193,65 @@ impl<X: Exports> Server<X> {
     async fn see_through<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
+        tls: Option<&Tls>,
         peer: &Peer,
         stop: &CancellationToken,
     ) -> Result<(), ConnectionError> {
         let mut inbox = Inbox::new();
-        let timeout = self.options.handshake_timeout;
-        let negotiated = tokio::select! {
-            negotiated = negotiate(stream, &mut inbox, &self.exports, timeout) => negotiated?,
-            () = stop.cancelled() => return Ok(()),
+        let patience = self.options.handshake_timeout;
+        let security = match tls {
+            None => Security::Plain,
+            Some(tls) if tls.required => Security::Required,
+            Some(_) => Security::Offered,
         };
+        let negotiating = negotiate(stream, &mut inbox, &self.exports, patience, security);
+        let Some(negotiated) = stop.run_until_cancelled(negotiating).await else {
+            return Ok(());
+        };
+        let client = match (negotiated?, tls) {
+            (Negotiated::StartTls(client), Some(tls)) => (client, tls),
+            (negotiated, _) => return self.transmit(stream, inbox, negotiated, peer, stop).await,
+        };
+        let (client, tls) = client;
+        let mut inbox = Inbox::new();
+        let negotiating = async {
+            let accepted = timeout(patience, tls.acceptor.accept(stream)).await;
+            let mut stream = accepted
+                .map_err(HandshakeError::TimedOut)?
+                .map_err(HandshakeError::Tls)?;
+            let exports = &self.exports;
+            let negotiated = haggle(
+                &mut stream,
+                &mut inbox,
+                exports,
+                patience,
+                client,
+                Security::Tls,
+            )
+            .await?;
+            Ok::<_, HandshakeError>((stream, negotiated))
+        };
+        let Some(negotiated) = stop.run_until_cancelled(Box::pin(negotiating)).await else {
+            return Ok(());
+        };
+        let (mut stream, negotiated) = negotiated?;
+        let outcome = self
+            .transmit(&mut stream, inbox, negotiated, peer, stop)
+            .await;
+        // So that the client knows that nothing was cut off. It may be gone already.
+        let _ = timeout(self.options.stop_timeout, stream.shutdown()).await;
+        outcome
+    }
+
+    /// The transmission phase of a connection that has got that far.
+    async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+        inbox: Inbox,
+        negotiated: Negotiated<X::Export>,
+        peer: &Peer,
+        stop: &CancellationToken,
+    ) -> Result<(), ConnectionError> {
         let Negotiated::Export { export, terms } = negotiated else {
             return Ok(());
         };

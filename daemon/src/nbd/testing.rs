@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,7 +16,9 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::export::{Access, Export, ExportError, ExportInfo, Exports, Extent, Piece};
+use super::export::{
+    Access, ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece,
+};
 
 const BLOCK: usize = 4096;
 
@@ -33,6 +36,9 @@ pub(super) struct MemoryExport {
     pub(super) reads_started: AtomicUsize,
     pub(super) prefetched: AtomicUsize,
     changes: Mutex<Vec<Change>>,
+    /// What it was when snapshots were taken of it.
+    pub(super) ancestors: BTreeMap<String, Vec<u8>>,
+    chosen: Mutex<Vec<String>>,
 }
 
 /// A call that changes an export, as it came.
@@ -76,6 +82,8 @@ impl MemoryExport {
             reads_started: AtomicUsize::new(0),
             prefetched: AtomicUsize::new(0),
             changes: Mutex::new(Vec::new()),
+            ancestors: BTreeMap::new(),
+            chosen: Mutex::default(),
         }
     }
 
@@ -93,7 +101,7 @@ impl MemoryExport {
     }
 
     /// Every change that was started, in that order.
-    pub(super) fn changes(&self) -> Vec<Change> {
+    pub(super) fn all_changes(&self) -> Vec<Change> {
         self.changes.lock().clone()
     }
 
@@ -177,6 +185,46 @@ impl Export for Arc<MemoryExport> {
             .map(|(start, end, hole)| Extent {
                 length_bytes: (end - start) as u64,
                 hole,
+            })
+            .collect())
+    }
+
+    async fn choose_references(&mut self, snapshots: &[&str]) -> Result<Vec<bool>, ExportError> {
+        let known = self.has_references(snapshots).await?;
+        let chosen = snapshots.iter().zip(&known).filter(|(_, known)| **known);
+        *self.chosen.lock() = chosen.map(|(name, _)| (*name).to_owned()).collect();
+        Ok(known)
+    }
+
+    async fn has_references(&self, snapshots: &[&str]) -> Result<Vec<bool>, ExportError> {
+        let known = snapshots.iter();
+        Ok(known
+            .map(|name| self.ancestors.contains_key(*name))
+            .collect())
+    }
+
+    async fn ancestors(&self, limit: usize) -> Result<Vec<String>, ExportError> {
+        Ok(self.ancestors.keys().take(limit).cloned().collect())
+    }
+
+    async fn changes(
+        &self,
+        reference: usize,
+        offset: u64,
+        length_bytes: u64,
+    ) -> Result<Vec<ChangedExtent>, ExportError> {
+        let before = &self.ancestors[&self.chosen.lock()[reference]];
+        let data = self.content.lock();
+        let changed: Vec<u8> = data
+            .iter()
+            .zip(before)
+            .map(|(now, then)| now ^ then)
+            .collect();
+        let runs = MemoryExport::runs(&changed, offset, offset + length_bytes).into_iter();
+        Ok(runs
+            .map(|(start, end, equal)| ChangedExtent {
+                length_bytes: (end - start) as u64,
+                changed: !equal,
             })
             .collect())
     }

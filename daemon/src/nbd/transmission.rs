@@ -21,6 +21,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -116,6 +117,7 @@ where
         in_flight: 0,
         input: Input::Requests,
         end: None,
+        is_unflushed: false,
         reply_stall: Stall::new(patience.stall),
         payload_stall: Stall::new(patience.stall),
         export: &export.info().name,
@@ -162,6 +164,8 @@ struct Session<'a, S, X, F> {
     input: Input,
     /// Set once there is no more input.
     end: Option<End>,
+    /// Something was written since the stream was last flushed.
+    is_unflushed: bool,
     reply_stall: Stall,
     payload_stall: Stall,
     /// For the log.
@@ -180,10 +184,12 @@ where
             let mut progress = self.take_finished(cx);
             progress |= self.start_requests(cx)?;
             progress |= self.write(cx)?;
+            self.flush(cx)?;
             progress |= self.read(cx)?;
             if let Some(end) = self.end
                 && self.running.is_empty()
                 && self.outbox.is_empty()
+                && !self.is_unflushed
             {
                 return Poll::Ready(Ok(end));
             }
@@ -368,10 +374,19 @@ where
         let Poll::Ready(written) = self.outbox.poll_write(self.stream, cx)? else {
             return Ok(false);
         };
+        self.is_unflushed = true;
         self.in_flight -= written.replies;
         self.account.release(written.charged_bytes);
         self.reply_stall.note(written.bytes, self.outbox.is_empty());
         Ok(true)
+    }
+
+    /// Sees to it that what was written goes out: TLS may hold some of it back.
+    fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), TransmissionError> {
+        if self.is_unflushed && Pin::new(&mut *self.stream).poll_flush(cx)?.is_ready() {
+            self.is_unflushed = false;
+        }
+        Ok(())
     }
 
     /// Reads more if what is there is not enough, and if it could be used.

@@ -37,6 +37,27 @@ pub struct Extent {
     pub hole: bool,
 }
 
+/// A stretch that is as it was, or may not be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangeExtent {
+    /// How long.
+    pub len_bytes: u64,
+    /// Whether anything in it may be different.
+    pub changed: bool,
+}
+
+/// Adds a stretch to others, to the last one if it is like that.
+pub(crate) fn push_change(extents: &mut Vec<ChangeExtent>, len: usize, changed: bool) {
+    match extents.last_mut() {
+        _ if len == 0 => {}
+        Some(last) if last.changed == changed => last.len_bytes += len as u64,
+        _ => extents.push(ChangeExtent {
+            len_bytes: len as u64,
+            changed,
+        }),
+    }
+}
+
 /// Part of a range that is within one segment, in bytes of it.
 pub(super) struct SegmentPart {
     pub(super) segment: u32,

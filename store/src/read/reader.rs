@@ -7,14 +7,17 @@ use futures::future::try_join_all;
 use varve_content::{
     ChunkId, RootId,
     block::BLOCK_BYTES,
-    tree::{Leaf, LeafWalk, NodeId, Root},
+    tree::{Leaf, LeafWalk, NodeId, Root, diff_leaves, find_leaf},
 };
 
 use super::{
     CheckedChunk, Extent, Piece, Segment, SegmentStream, StoredChunk, VerifiedChunk,
     chunk::open_chunk,
     fetch::{missing_chunk, needed_by},
-    range::{overlapping, push_extent, push_zeros, segment_parts, slice},
+    range::{
+        ChangeExtent, overlapping, push_change, push_extent, push_zeros, segment_parts, slice,
+    },
+    walked,
 };
 use crate::{
     Damage, Error, Result,
@@ -198,6 +201,53 @@ impl ContentReader {
             push_extent(&mut extents, part.end - position, true);
         }
         Ok(extents)
+    }
+
+    /// Which parts of a range are other in `target` than here, as far as chunks tell: what is not told to have changed is equal. What either has
+    /// not, because it is shorter, is a hole; no target is all hole.
+    pub async fn changes_to(
+        &self,
+        target: Option<&Self>,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Vec<ChangeExtent>> {
+        let mut extents = Vec::new();
+        for part in segment_parts(offset_bytes, len_bytes) {
+            let before = self.leaf_id(part.segment).await?;
+            let after = match target {
+                Some(target) => target.leaf_id(part.segment).await?,
+                None => None,
+            };
+            let mut position = part.start;
+            if before != after {
+                let before = match before {
+                    Some(id) => Some(self.leaf(id).await?),
+                    None => None,
+                };
+                let after = match (target, after) {
+                    (Some(target), Some(id)) => Some(target.leaf(id).await?),
+                    _ => None,
+                };
+                for differs in diff_leaves(before.as_deref(), after.as_deref()) {
+                    let from = differs.start_block as usize * BLOCK_BYTES;
+                    let to = from + differs.blocks as usize * BLOCK_BYTES;
+                    let (from, to) = (from.clamp(position, part.end), to.min(part.end));
+                    if to > from {
+                        push_change(&mut extents, from - position, false);
+                        push_change(&mut extents, to - from, true);
+                        position = to;
+                    }
+                }
+            }
+            push_change(&mut extents, part.end - position, false);
+        }
+        Ok(extents)
+    }
+
+    async fn leaf_id(&self, segment: u32) -> Result<Option<NodeId>> {
+        find_leaf(&*self.shared, &self.root, segment)
+            .await
+            .map_err(|error| self.named(walked(error)))
     }
 
     /// Brings a range into the cache, as far as it fits there.

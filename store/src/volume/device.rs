@@ -49,7 +49,7 @@ pub struct Volume(pub(super) Arc<Handle>);
 
 #[derive(Debug)]
 pub(super) struct Handle {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -371,7 +371,7 @@ impl Inner {
         self.handle.get()?.upgrade().map(Volume)
     }
 
-    fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+    pub(super) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         match offset_bytes.checked_add(len_bytes) {
             Some(end) if end <= self.size_bytes() => Ok(()),
             _ => Err(Error::Invalid(format!(
@@ -640,7 +640,7 @@ fn in_base(base: Option<&ContentReader>, start: u64, end: u64) -> usize {
 }
 
 /// The blocks that bytes are in: the first, and how many.
-fn blocks_of(offset_bytes: u64, len_bytes: u64) -> Result<(u64, u32)> {
+pub(super) fn blocks_of(offset_bytes: u64, len_bytes: u64) -> Result<(u64, u32)> {
     let first = offset_bytes / BLOCK;
     let blocks = (offset_bytes + len_bytes).div_ceil(BLOCK) - first;
     let blocks = u32::try_from(blocks).map_err(|_| {
@@ -652,7 +652,7 @@ fn blocks_of(offset_bytes: u64, len_bytes: u64) -> Result<(u64, u32)> {
 }
 
 /// The bytes of a stretch that are in a range.
-fn bytes_of(stretch: &Stretch, offset_bytes: u64, len_bytes: u64) -> (u64, u64) {
+pub(super) fn bytes_of(stretch: &Stretch, offset_bytes: u64, len_bytes: u64) -> (u64, u64) {
     let start = stretch.start * BLOCK;
     let end = start + u64::from(stretch.blocks) * BLOCK;
     (start.max(offset_bytes), end.min(offset_bytes + len_bytes))

@@ -17,6 +17,7 @@
 //! | `gather` | a batch as bytes |
 //! | `fold` | what was written, taken into the store |
 //! | `layers` | journal over base, read as one |
+//! | `changes` | what is other than in a snapshot |
 //! | `map` | which blocks are in the journal, and where |
 //! | `recovery` | a journal that a process left behind |
 //!
@@ -27,6 +28,7 @@
 //! - A block is as one write left it, never a mix of several.
 
 mod batch;
+mod changes;
 mod clone;
 mod device;
 mod fold;

@@ -26,18 +26,39 @@ fn start() -> (Client<DuplexStream>, JoinHandle<Outcome>) {
     start_with(Duration::from_secs(60), 2)
 }
 
+/// A server with one export, and snapshots before it.
+fn start_after(snapshots: &[String]) -> (Client<DuplexStream>, JoinHandle<Outcome>) {
+    let mut export = MemoryExport::new("snapshot/last", &[1, 0, 0, 2]);
+    let ancestors = snapshots.iter().map(|name| (name.clone(), Vec::new()));
+    export.ancestors = ancestors.collect();
+    start_from(vec![export], Duration::from_secs(60))
+}
+
 fn start_with(step_timeout: Duration, count: usize) -> (Client<DuplexStream>, JoinHandle<Outcome>) {
-    let (client, mut server) = tokio::io::duplex(1 << 20);
     let mut names: Vec<_> = ["snapshot/a", "snapshot/b"].map(String::from).into();
     names.extend((2..count).map(|i| format!("snapshot/c{i:06}")));
-    let exports = names
-        .iter()
-        .map(|name| Arc::new(MemoryExport::new(name, &[1, 0, 0, 2])))
-        .collect();
-    let exports = MemoryExports(exports);
+    let exports = names.iter();
+    let exports = exports.map(|name| MemoryExport::new(name, &[1, 0, 0, 2]));
+    start_from(exports.collect(), step_timeout)
+}
+
+fn start_from(
+    exports: Vec<MemoryExport>,
+    step_timeout: Duration,
+) -> (Client<DuplexStream>, JoinHandle<Outcome>) {
+    start_secure(exports, step_timeout, Security::Plain)
+}
+
+fn start_secure(
+    exports: Vec<MemoryExport>,
+    step_timeout: Duration,
+    security: Security,
+) -> (Client<DuplexStream>, JoinHandle<Outcome>) {
+    let (client, mut server) = tokio::io::duplex(1 << 20);
+    let exports = MemoryExports(exports.into_iter().map(Arc::new).collect());
     let outcome = tokio::spawn(async move {
         let mut inbox = Inbox::new();
-        negotiate(&mut server, &mut inbox, &exports, step_timeout).await
+        negotiate(&mut server, &mut inbox, &exports, step_timeout, security).await
     });
     (Client(client), outcome)
 }
@@ -49,7 +70,7 @@ fn text(data: &[u8]) -> &str {
 async fn terms(outcome: JoinHandle<Outcome>) -> (String, Terms) {
     match outcome.await.unwrap().unwrap() {
         Negotiated::Export { export, terms } => (export.info.name.clone(), terms),
-        Negotiated::Aborted => panic!("the client did not abort"),
+        Negotiated::Aborted | Negotiated::StartTls(_) => panic!("no export was opened"),
     }
 }
 
@@ -135,10 +156,10 @@ async fn info_does_not_end_the_handshake() {
 async fn writable_exports_say_what_can_be_done_with_them() {
     // Flush, FUA, trim, write zeroes and cache; multi-conn and DF only where they hold.
     for (flush_covers_all, structured, flags) in [
-        (true, true, 0x05ed_u16),
-        (true, false, 0x056d),
-        (false, true, 0x04ed),
-        (false, false, 0x046d),
+        (true, true, 0x0ded_u16),
+        (true, false, 0x0d6d),
+        (false, true, 0x0ced),
+        (false, false, 0x0c6d),
     ] {
         let (client, mut server) = tokio::io::duplex(1 << 20);
         let mut export = MemoryExport::writable("volume/a", &[0]);
@@ -146,7 +167,14 @@ async fn writable_exports_say_what_can_be_done_with_them() {
         let exports = MemoryExports(vec![Arc::new(export)]);
         let outcome = tokio::spawn(async move {
             let mut inbox = Inbox::new();
-            negotiate(&mut server, &mut inbox, &exports, Duration::from_secs(60)).await
+            negotiate(
+                &mut server,
+                &mut inbox,
+                &exports,
+                Duration::from_secs(60),
+                Security::Plain,
+            )
+            .await
         });
         let mut client = Client(client);
         client.greet(3).await;
@@ -297,6 +325,84 @@ async fn contexts_are_listed_by_wildcard_and_selected_by_name() {
 }
 
 #[tokio::test]
+async fn changes_since_snapshots_are_listed_and_selected() {
+    let (mut client, outcome) = start_after(&["monday", "sunday"].map(String::from));
+    client.greet(3).await;
+    client.haggle(8, b"").await;
+    let ack = (1, vec![]);
+    let listed = |name: &str| {
+        (
+            4,
+            [&[0; 4], format!("qemu:dirty-bitmap:{name}").as_bytes()].concat(),
+        )
+    };
+    let allocation = (4, b"\0\0\0\0base:allocation".to_vec());
+    let [monday, sunday] = ["monday", "sunday"].map(listed);
+    for (queries, expected) in [
+        (&[][..], vec![allocation, monday.clone(), sunday.clone()]),
+        (&["qemu:"], vec![monday.clone(), sunday.clone()]),
+        (&["qemu:dirty-bitmap:"], vec![monday, sunday.clone()]),
+        (
+            &["qemu:dirty-bitmap:sunday", "qemu:dirty-bitmap:none"],
+            vec![sunday],
+        ),
+        (&["qemu:dirty-bitmap", "qemu:allocation-depth"], vec![]),
+    ] {
+        let replies = client.haggle(9, &meta_data("snapshot/last", queries)).await;
+        let (last, contexts) = replies.split_last().unwrap();
+        assert_eq!((last, contexts), (&ack, &*expected), "{queries:?}");
+    }
+    // What is not there is left out, and what is named twice comes once.
+    let queries =
+        ["none", "sunday", "sunday", "monday"].map(|it| format!("qemu:dirty-bitmap:{it}"));
+    let mut queries: Vec<_> = queries.iter().map(String::as_str).collect();
+    queries.push("base:allocation");
+    let replies = client
+        .haggle(10, &meta_data("snapshot/last", &queries))
+        .await;
+    let selected = |id: u8, name: &str| (4, [&[0, 0, 0, id], name.as_bytes()].concat());
+    assert_eq!(
+        replies,
+        [
+            selected(1, "base:allocation"),
+            selected(2, "qemu:dirty-bitmap:sunday"),
+            selected(3, "qemu:dirty-bitmap:monday"),
+            ack
+        ]
+    );
+    client.haggle(7, &info_data("snapshot/last", &[])).await;
+    let dirty = |reference, snapshot: &str| MetaContext::DirtySince {
+        reference,
+        snapshot: snapshot.to_owned(),
+    };
+    assert_eq!(
+        terms(outcome).await.1.contexts,
+        [
+            MetaContext::BaseAllocation,
+            dirty(0, "sunday"),
+            dirty(1, "monday")
+        ]
+    );
+}
+
+#[tokio::test]
+async fn more_references_than_a_connection_may_have_are_left_out() {
+    let many: Vec<_> = (0..100).map(|n| format!("many-{n}")).collect();
+    let (mut client, outcome) = start_after(&many);
+    client.greet(3).await;
+    client.haggle(8, b"").await;
+    let queries = many.iter().map(|name| format!("qemu:dirty-bitmap:{name}"));
+    let queries: Vec<_> = queries.collect();
+    let queries: Vec<_> = queries.iter().map(String::as_str).collect();
+    let replies = client
+        .haggle(10, &meta_data("snapshot/last", &queries))
+        .await;
+    assert_eq!(replies.len(), 16 + 1);
+    client.haggle(7, &info_data("snapshot/last", &[])).await;
+    assert_eq!(terms(outcome).await.1.contexts.len(), 16);
+}
+
+#[tokio::test]
 async fn contexts_count_only_for_the_export_they_were_selected_for() {
     for (again, go) in [(None, "snapshot/b"), (Some("no"), "snapshot/a")] {
         let (mut client, outcome) = start();
@@ -405,7 +511,14 @@ async fn a_client_is_not_blamed_for_an_export_that_takes_long_to_open() {
     let exports = SlowExports(MemoryExports(vec![export]), Duration::from_millis(300));
     let outcome = tokio::spawn(async move {
         let mut inbox = Inbox::new();
-        negotiate(&mut server, &mut inbox, &exports, Duration::from_millis(40)).await
+        negotiate(
+            &mut server,
+            &mut inbox,
+            &exports,
+            Duration::from_millis(40),
+            Security::Plain,
+        )
+        .await
     });
     let mut client = Client(client);
     client.greet(3).await;
@@ -427,4 +540,76 @@ async fn options_that_arrive_together_are_answered_in_turn() {
     assert_eq!(client.replies(3).await.len(), 3);
     assert_eq!(client.replies(7).await.len(), 2);
     assert!(terms(outcome).await.1.structured_replies);
+}
+
+const TLS_REQUIRED: u32 = 1 << 31 | 5;
+const STARTTLS: u32 = 5;
+
+fn start_with_tls(security: Security) -> (Client<DuplexStream>, JoinHandle<Outcome>) {
+    let exports = vec![MemoryExport::new("snapshot/a", &[1])];
+    start_secure(exports, Duration::from_secs(60), security)
+}
+
+#[tokio::test]
+async fn nothing_is_told_before_tls_where_it_is_required() {
+    let (mut client, outcome) = start_with_tls(Security::Required);
+    client.greet(3).await;
+    for (option, data) in [
+        (3, vec![]),
+        (6, info_data("snapshot/a", &[])),
+        (7, info_data("snapshot/a", &[])),
+        (8, vec![]),
+        (99, vec![]),
+    ] {
+        let replies = client.haggle(option, &data).await;
+        assert_eq!(replies[0].0, TLS_REQUIRED, "option {option}");
+    }
+    assert_eq!(client.haggle(STARTTLS, b"x").await[0].0, INVALID);
+    assert_eq!(client.haggle(STARTTLS, b"").await, [(1, vec![])]);
+    assert!(matches!(
+        outcome.await.unwrap(),
+        Ok(Negotiated::StartTls(_))
+    ));
+
+    let (mut client, outcome) = start_with_tls(Security::Required);
+    client.greet(3).await;
+    client.option(1, b"snapshot/a").await;
+    assert!(matches!(error(outcome).await, HandshakeError::NotSecure));
+    assert!(client.is_closed().await);
+
+    let (mut client, outcome) = start_with_tls(Security::Required);
+    client.greet(3).await;
+    assert_eq!(
+        client.haggle(2, b"").await,
+        [(1, vec![])],
+        "who gives up may"
+    );
+    assert!(matches!(outcome.await.unwrap(), Ok(Negotiated::Aborted)));
+}
+
+#[tokio::test]
+async fn tls_is_begun_once_and_only_where_there_is_some() {
+    for (security, code) in [(Security::Plain, UNSUPPORTED), (Security::Tls, INVALID)] {
+        let (mut client, outcome) = start_with_tls(security);
+        client.greet(3).await;
+        assert_eq!(client.haggle(STARTTLS, b"").await[0].0, code);
+        client.haggle(7, &info_data("snapshot/a", &[])).await;
+        assert_eq!(terms(outcome).await.0, "snapshot/a");
+    }
+    let (mut client, outcome) = start_with_tls(Security::Offered);
+    client.greet(3).await;
+    client.haggle(7, &info_data("snapshot/a", &[])).await;
+    assert_eq!(terms(outcome).await.0, "snapshot/a");
+}
+
+/// Or somebody between the two could put words into the client's mouth.
+#[tokio::test]
+async fn what_follows_in_the_clear_does_not_count_as_tls() {
+    let (mut client, outcome) = start_with_tls(Security::Offered);
+    client.greet(3).await;
+    let mut bytes = b"IHAVEOPT\0\0\0\x05\0\0\0\0".to_vec();
+    bytes.extend_from_slice(b"IHAVEOPT\0\0\0\x08\0\0\0\0");
+    client.send(&bytes).await;
+    assert!(matches!(error(outcome).await, HandshakeError::BeforeTls));
+    assert!(client.is_closed().await);
 }

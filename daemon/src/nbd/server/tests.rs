@@ -86,9 +86,11 @@ async fn a_client_reads_over_tcp() {
     let export = Arc::new(MemoryExport::new("snapshot/a", &[1]));
     let server = Server::new(MemoryExports(vec![export]), ServerOptions::default());
     let stop = CancellationToken::new();
-    let served = tokio::spawn(server.serve_tcp(listener, stop.clone(), |connection| {
-        tokio::spawn(connection);
-    }));
+    let served = tokio::spawn(
+        server.serve_tcp(listener, None, stop.clone(), |connection| {
+            tokio::spawn(connection);
+        }),
+    );
     let mut client = Client(TcpStream::connect(address).await.unwrap());
     client.greet(3).await;
     client.haggle(7, &info_data("snapshot/a", &[])).await;

@@ -159,8 +159,10 @@ impl<'a> Rules<'a> {
             }
             Some(Command::Write) => (Question::Write, usual),
             Some(Command::Trim) => (Question::Trim, usual),
+            // Zeroes are always fast: an export takes note of them, and writes none.
             Some(Command::WriteZeroes) => {
-                (Question::WriteZeroes, usual.with(CommandFlags::NO_HOLE))
+                let zeroes = CommandFlags::NO_HOLE.with(CommandFlags::FAST_ZERO);
+                (Question::WriteZeroes, usual.with(zeroes))
             }
             Some(Command::Flush) if self.access.is_writable() => (Question::Flush, usual),
             // FLUSH is not announced, and a disconnect never comes here.
@@ -235,7 +237,12 @@ async fn run<E: Export>(
             for context in &terms.contexts {
                 let extents = match context {
                     MetaContext::BaseAllocation => {
-                        allocation(export, offset, length_bytes, limit).await?
+                        let allocation = |at, window| allocation(export, at, window);
+                        merged(offset, length_bytes, limit, allocation).await?
+                    }
+                    MetaContext::DirtySince { reference, .. } => {
+                        let changes = |at, window| changes(export, *reference, at, window);
+                        merged(offset, length_bytes, limit, changes).await?
                     }
                 };
                 status.push((context.id(), extents));
@@ -245,37 +252,75 @@ async fn run<E: Export>(
     }
 }
 
+async fn allocation<E: Export>(
+    export: &E,
+    offset: u64,
+    length_bytes: u64,
+) -> Result<Vec<(u64, StatusFlags)>, ExportError> {
+    let extents = export.extents(offset, length_bytes).await?.into_iter();
+    let status = |hole| {
+        if hole {
+            StatusFlags::HOLE
+        } else {
+            StatusFlags::DATA
+        }
+    };
+    Ok(extents
+        .map(|extent| (extent.length_bytes, status(extent.hole)))
+        .collect())
+}
+
+async fn changes<E: Export>(
+    export: &E,
+    reference: u32,
+    offset: u64,
+    length_bytes: u64,
+) -> Result<Vec<(u64, StatusFlags)>, ExportError> {
+    let changes = export
+        .changes(reference as usize, offset, length_bytes)
+        .await?
+        .into_iter();
+    let status = |changed| {
+        if changed {
+            StatusFlags::DIRTY
+        } else {
+            StatusFlags::CLEAN
+        }
+    };
+    Ok(changes
+        .map(|extent| (extent.length_bytes, status(extent.changed)))
+        .collect())
+}
+
 /// At most `limit` extents of the range from its start on, neighbours with equal status merged.
 ///
 /// The range is looked up in windows, so that neither a fragmented export nor a long range makes
 /// this hold more than one window's extents.
-async fn allocation<E: Export>(
-    export: &E,
+async fn merged<F>(
     offset: u64,
     length_bytes: u32,
     limit: usize,
-) -> Result<Vec<(u32, StatusFlags)>, ExportError> {
+    look_up: impl Fn(u64, u64) -> F,
+) -> Result<Vec<(u32, StatusFlags)>, ExportError>
+where
+    F: Future<Output = Result<Vec<(u64, StatusFlags)>, ExportError>>,
+{
     let mut merged: Vec<(u32, StatusFlags)> = Vec::new();
     let end = offset + u64::from(length_bytes);
     let mut at = offset;
     while at < end {
         let window = (end - at).min(EXTENT_WINDOW_BYTES);
-        let extents = export.extents(at, window).await?;
+        let extents = look_up(at, window).await?;
         assert!(
-            extents.iter().any(|extent| extent.length_bytes > 0),
+            extents.iter().any(|(length_bytes, _)| *length_bytes > 0),
             "an export has extents wherever it has bytes"
         );
-        for extent in extents {
+        for (length_bytes, status) in extents {
             // Never beyond the request: the length then fits 32 bits, and so do all sums.
-            let length = u32::try_from(extent.length_bytes.min(end - at)).unwrap_or(u32::MAX);
+            let length = u32::try_from(length_bytes.min(end - at)).unwrap_or(u32::MAX);
             if length == 0 {
                 continue;
             }
-            let status = if extent.hole {
-                StatusFlags::HOLE
-            } else {
-                StatusFlags::DATA
-            };
             let full = merged.len() == limit;
             match merged.last_mut() {
                 Some((last_length, last_status)) if *last_status == status => {

@@ -88,6 +88,7 @@ pub enum OptionCode {
     ExportName,
     Abort,
     List,
+    StartTls,
     Info,
     Go,
     StructuredReply,
@@ -103,6 +104,7 @@ impl OptionCode {
             1 => Self::ExportName,
             2 => Self::Abort,
             3 => Self::List,
+            5 => Self::StartTls,
             6 => Self::Info,
             7 => Self::Go,
             8 => Self::StructuredReply,
@@ -192,6 +194,8 @@ pub enum OptionReplyCode {
     Unsupported = 1 << 31 | 1,
     /// The option's data are not what they should be.
     Invalid = 1 << 31 | 3,
+    /// TLS has to be begun first.
+    TlsRequired = 1 << 31 | 5,
     /// There is no such export.
     Unknown = 1 << 31 | 6,
     Stopping = 1 << 31 | 7,
@@ -232,6 +236,8 @@ impl TransmissionFlags {
     /// Any connection sees what was written on another, and a flush on one covers all.
     pub const CAN_MULTI_CONN: Self = Self(1 << 8);
     pub const SEND_CACHE: Self = Self(1 << 10);
+    /// `WRITE_ZEROES` may carry the flag `FAST_ZERO`.
+    pub const SEND_FAST_ZERO: Self = Self(1 << 11);
 
     #[must_use]
     pub const fn with(self, flag: Self) -> Self {

@@ -51,7 +51,7 @@ pub enum ErrorCode {
     Stopping = 108,
 }
 
-/// The status of an extent in the context `base:allocation`.
+/// The status of an extent, in the context `base:allocation` or in one of changes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct StatusFlags(pub u32);
 
@@ -59,6 +59,9 @@ impl StatusFlags {
     pub const DATA: Self = Self(0);
     /// `NBD_STATE_HOLE | NBD_STATE_ZERO`
     pub const HOLE: Self = Self(1 | 1 << 1);
+    /// As QEMU defines it for its bitmaps.
+    pub const DIRTY: Self = Self(1);
+    pub const CLEAN: Self = Self(0);
 }
 
 /// The header of a simple reply; `None` is success.

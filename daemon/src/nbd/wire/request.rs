@@ -103,6 +103,8 @@ impl CommandFlags {
     pub const DF: Self = Self(1 << 2);
     /// One extent per metadata context.
     pub const REQ_ONE: Self = Self(1 << 3);
+    /// The zeroes must be no slower than as many bytes written, or the request fails at once.
+    pub const FAST_ZERO: Self = Self(1 << 4);
     pub const NONE: Self = Self(0);
 
     #[must_use]

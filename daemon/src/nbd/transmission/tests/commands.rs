@@ -210,6 +210,47 @@ async fn block_status_goes_on_over_windows_and_stops_at_the_limit() {
 }
 
 #[tokio::test]
+async fn block_status_tells_what_changed_since_a_snapshot_beside_what_is_there() {
+    let mut export = small();
+    let mut before = export.data().to_vec();
+    before[4096 + 5] = 9;
+    before[4 * 4096..].fill(7);
+    export.ancestors.insert("monday".to_owned(), before);
+    let mut export = Arc::new(export);
+    assert_eq!(
+        export.choose_references(&["none", "monday"]).await.unwrap(),
+        [false, true]
+    );
+    let terms = Terms {
+        structured_replies: true,
+        contexts: vec![
+            MetaContext::BaseAllocation,
+            MetaContext::DirtySince {
+                reference: 0,
+                snapshot: "monday".to_owned(),
+            },
+        ],
+    };
+    let mut test = serve(Arc::into_inner(export).unwrap(), terms);
+    test.client.request(BLOCK_STATUS, 0, 1, 0, 6 * 4096).await;
+    let allocation = test.client.message().await;
+    assert!(matches!(allocation, Received::Chunk { done: false, .. }));
+    let Received::Chunk {
+        done: true,
+        payload,
+        ..
+    } = test.client.message().await
+    else {
+        panic!("not the last chunk");
+    };
+    let words: Vec<_> = payload
+        .chunks(4)
+        .map(|word| u32::from_be_bytes(word.try_into().unwrap()))
+        .collect();
+    assert_eq!(words, [2, 4096, 0, 4096, 1, 2 * 4096, 0, 2 * 4096, 1]);
+}
+
+#[tokio::test]
 async fn block_status_needs_a_context() {
     let terms = Terms {
         structured_replies: true,

@@ -39,7 +39,7 @@ async fn a_request_may_be_torn_anywhere() {
         let (early, late) = stream.split_at(at);
         test.client.send(early).await;
         settle().await;
-        let started = test.export.changes().len();
+        let started = test.export.all_changes().len();
         let complete = [41, 41 + 328, 41 + 328 + 28]
             .iter()
             .filter(|&&end| end <= at);
@@ -50,7 +50,7 @@ async fn a_request_may_be_torn_anywhere() {
         }
         assert_eq!(test.client.error().await.1, 4);
         assert_eq!(
-            test.export.changes()[..2],
+            test.export.all_changes()[..2],
             [
                 write(10, b"first payload", true),
                 write(8000, &[4; 300], false)
@@ -68,7 +68,7 @@ async fn a_payload_may_come_in_single_bytes() {
         settle().await;
     }
     assert_eq!(test.client.message().await, done(1));
-    assert_eq!(test.export.changes(), [write(4000, &payload, false)]);
+    assert_eq!(test.export.all_changes(), [write(4000, &payload, false)]);
 }
 
 #[tokio::test]
@@ -89,7 +89,7 @@ async fn payloads_of_any_length_arrive_as_they_were_sent() {
     }
     test.client.send(&stream).await;
     assert_eq!(cookies(&mut test.client, wanted.len()).await.len(), 40);
-    assert_eq!(test.export.changes(), wanted);
+    assert_eq!(test.export.all_changes(), wanted);
 }
 
 #[tokio::test]
@@ -103,16 +103,16 @@ async fn many_writes_are_in_flight_and_start_in_order() {
     test.client
         .send(&requests.collect::<Vec<_>>().concat())
         .await;
-    until(|| test.export.changes().len() == MAX_REQUESTS_IN_FLIGHT).await;
+    until(|| test.export.all_changes().len() == MAX_REQUESTS_IN_FLIGHT).await;
     tokio::time::sleep(Duration::from_millis(30)).await;
-    assert_eq!(test.export.changes().len(), MAX_REQUESTS_IN_FLIGHT);
+    assert_eq!(test.export.all_changes().len(), MAX_REQUESTS_IN_FLIGHT);
     test.export.let_go();
     let cookies = cookies(&mut test.client, 2 * MAX_REQUESTS_IN_FLIGHT).await;
     assert_eq!(cookies.len(), 2 * MAX_REQUESTS_IN_FLIGHT);
     let wanted: Vec<_> = (0..count)
         .map(|cookie| write(cookie * 4096, &payload(cookie), false))
         .collect();
-    assert_eq!(test.export.changes(), wanted);
+    assert_eq!(test.export.all_changes(), wanted);
     assert_eq!(
         test.export.data()[..],
         (0..count).flat_map(payload).collect::<Vec<_>>()
@@ -198,7 +198,7 @@ async fn a_writer_that_sends_no_payload_gives_way_to_one_that_waits_for_memory()
             matches!(error, TransmissionError::PayloadStalled),
             "{error}"
         );
-        assert!(stuck.export.changes().is_empty());
+        assert!(stuck.export.all_changes().is_empty());
     }
 }
 
@@ -222,7 +222,7 @@ async fn memory_comes_back_when_a_payload_never_comes() {
             Err(error) => assert!(!stop && matches!(error, TransmissionError::TornRequest)),
         }
         assert_eq!(budget.available_bytes(), MAX_SERVER_BYTES as usize);
-        assert!(test.export.changes().is_empty());
+        assert!(test.export.all_changes().is_empty());
     }
 }
 
@@ -239,7 +239,7 @@ async fn a_stop_finishes_writes_that_run_and_drops_the_torn_one() {
     }
     test.client.request(WRITE, 0, 3, 300, 1000).await;
     test.client.send(&[0x22; 999]).await;
-    until(|| test.export.changes().len() == 3).await;
+    until(|| test.export.all_changes().len() == 3).await;
     settle().await;
     test.stop.cancel();
     settle().await;
@@ -249,7 +249,7 @@ async fn a_stop_finishes_writes_that_run_and_drops_the_torn_one() {
     assert_eq!(cookies(&mut test.client, 3).await, HashSet::from([0, 1, 2]));
     assert!(test.client.is_closed().await);
     assert_eq!(test.outcome.await.unwrap().unwrap(), End::Stopped);
-    assert_eq!(test.export.changes().len(), 3);
+    assert_eq!(test.export.all_changes().len(), 3);
     assert!(!test.export.data().contains(&0x22));
 }
 
@@ -264,7 +264,7 @@ async fn a_stop_refuses_writes_that_wait_for_their_turn() {
     stream.extend(request_bytes(FLUSH, 0, last + 1, 0, 0));
     stream.extend(&write_bytes(0, last + 2, 0, &[9; 8])[..30]);
     test.client.send(&stream).await;
-    until(|| test.export.changes().len() == MAX_REQUESTS_IN_FLIGHT).await;
+    until(|| test.export.all_changes().len() == MAX_REQUESTS_IN_FLIGHT).await;
     test.stop.cancel();
     for cookie in [last, last + 1] {
         let (_, refused, error, _) = test.client.error().await;
@@ -274,7 +274,7 @@ async fn a_stop_refuses_writes_that_wait_for_their_turn() {
     cookies(&mut test.client, MAX_REQUESTS_IN_FLIGHT).await;
     assert!(test.client.is_closed().await);
     assert_eq!(test.outcome.await.unwrap().unwrap(), End::Stopped);
-    assert_eq!(test.export.changes().len(), MAX_REQUESTS_IN_FLIGHT);
+    assert_eq!(test.export.all_changes().len(), MAX_REQUESTS_IN_FLIGHT);
 }
 
 #[tokio::test]
@@ -288,7 +288,7 @@ async fn a_writer_that_goes_away_at_any_byte_leaves_whole_writes_only() {
         let _ = test.outcome.await.unwrap();
         let wanted = [write(0, &[0x11; 20], false), write(100, &[0x22; 30], false)];
         let count = usize::from(length >= 48) + usize::from(length >= 106);
-        assert_eq!(test.export.changes(), wanted[..count], "{length}");
+        assert_eq!(test.export.all_changes(), wanted[..count], "{length}");
         assert_eq!(test.budget.available_bytes(), MAX_SERVER_BYTES as usize);
     }
 }

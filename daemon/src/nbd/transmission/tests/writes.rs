@@ -41,20 +41,20 @@ async fn every_change_reaches_the_export_with_its_flags() {
         test.client.send(&write_bytes(flags, 9, 100, b"abc")).await;
         assert_eq!(test.client.message().await, done(9));
         assert_eq!(
-            test.export.changes().pop().unwrap(),
+            test.export.all_changes().pop().unwrap(),
             write(100, b"abc", durable)
         );
-        for no_hole in [0, NO_HOLE] {
-            let flags = flags | no_hole;
+        for zeroes in [0, NO_HOLE, FAST_ZERO, NO_HOLE | FAST_ZERO] {
+            let flags = flags | zeroes;
             test.client.request(WRITE_ZEROES, flags, 9, 5, 8000).await;
             assert_eq!(test.client.message().await, done(9));
             let wanted = Change::WriteZeroes {
                 offset: 5,
                 length_bytes: 8000,
-                may_punch_hole: no_hole == 0,
+                may_punch_hole: zeroes & NO_HOLE == 0,
                 durable,
             };
-            assert_eq!(test.export.changes().pop().unwrap(), wanted);
+            assert_eq!(test.export.all_changes().pop().unwrap(), wanted);
         }
         test.client.request(TRIM, flags, 9, 4096, 4096).await;
         assert_eq!(test.client.message().await, done(9));
@@ -63,12 +63,12 @@ async fn every_change_reaches_the_export_with_its_flags() {
             length_bytes: 4096,
             durable,
         };
-        assert_eq!(test.export.changes().pop().unwrap(), wanted);
+        assert_eq!(test.export.all_changes().pop().unwrap(), wanted);
         test.client.request(FLUSH, flags, 9, 0, 0).await;
         assert_eq!(test.client.message().await, done(9));
-        assert_eq!(test.export.changes().pop().unwrap(), Change::Flush);
+        assert_eq!(test.export.all_changes().pop().unwrap(), Change::Flush);
     }
-    assert_eq!(test.export.changes().len(), 10);
+    assert_eq!(test.export.all_changes().len(), 14);
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn fua_belongs_to_any_command_once_it_was_announced() {
         .request(BLOCK_STATUS, FUA | REQ_ONE, 3, 0, 5000)
         .await;
     assert_eq!(extents(test.client.message().await), [(4096, 0)]);
-    assert!(test.export.changes().is_empty());
+    assert!(test.export.all_changes().is_empty());
 }
 
 #[tokio::test]
@@ -106,7 +106,8 @@ async fn changes_that_cannot_be_right_are_told_so_and_the_connection_goes_on() {
         (WRITE, NO_HOLE, 0, 1, EINVAL),
         (WRITE, DF, 0, 100, EINVAL),
         (WRITE, 0x8000, 0, 1, EINVAL),
-        (WRITE_ZEROES, FAST_ZERO, 0, 1, EINVAL),
+        (WRITE, FAST_ZERO, 0, 1, EINVAL),
+        (TRIM, FAST_ZERO, 0, 1, EINVAL),
         (WRITE_ZEROES, FUA | NO_HOLE | REQ_ONE, 0, 1, EINVAL),
         (TRIM, NO_HOLE, 0, 1, EINVAL),
         (FLUSH, DF, 0, 0, EINVAL),
@@ -126,7 +127,7 @@ async fn changes_that_cannot_be_right_are_told_so_and_the_connection_goes_on() {
         let what = format!("command {command} flags {flags} at {offset}+{length}: {message}");
         assert_eq!((kind, cookie, code), (ERROR, 77, error), "{what}");
     }
-    assert!(test.export.changes().is_empty());
+    assert!(test.export.all_changes().is_empty());
     test.client.send(&write_bytes(0, 78, 0, &[5])).await;
     assert_eq!(test.client.message().await, done(78));
 }
@@ -187,7 +188,7 @@ async fn empty_changes_are_done_at_once() {
             assert_eq!(test.client.message().await, done(9));
         }
     }
-    assert!(test.export.changes().is_empty());
+    assert!(test.export.all_changes().is_empty());
 }
 
 #[tokio::test]
