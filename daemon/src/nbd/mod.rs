@@ -11,6 +11,8 @@
 //!                    Exports::open     Export::read, write, flush and so on
 //! ```
 //!
+//! After `STARTTLS` the handshake begins again inside of TLS, and all that was said before is forgotten.
+//!
 //! - [`wire`]: every message as bytes; pure, no IO. The only file that knows a magic number.
 //! - [`limits`]: what one connection, and all of them together, may hold.
 //! - [`export`]: the seam to the store: what a directory of exports and one export must offer.
