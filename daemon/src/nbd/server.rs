@@ -208,11 +208,10 @@ impl<X: Exports> Server<X> {
         let Some(negotiated) = stop.run_until_cancelled(negotiating).await else {
             return Ok(());
         };
-        let client = match (negotiated?, tls) {
+        let (client, tls) = match (negotiated?, tls) {
             (Negotiated::StartTls(client), Some(tls)) => (client, tls),
             (negotiated, _) => return self.transmit(stream, inbox, negotiated, peer, stop).await,
         };
-        let (client, tls) = client;
         let mut inbox = Inbox::new();
         let negotiating = async {
             let accepted = timeout(patience, tls.acceptor.accept(stream)).await;
