@@ -18,13 +18,7 @@ use super::{MIB, Pair};
 fn a_remote_is_named_once_and_copied_from_by_name() {
     let identities = Scratch::new();
     let identity = Identity::make(&identities);
-    let there = Lab::with(|options| {
-        options
-            .tcp()
-            .env("VARVE_GRPC_TLS_CERT", &identity.cert)
-            .env("VARVE_GRPC_TLS_KEY", &identity.key)
-            .env("VARVE_GRPC_TLS_CLIENT_CA", &identity.authority)
-    });
+    let there = Lab::with(|options| identity.serve_known(options));
     let image = there.image("image", 12 * MIB, 601);
     there.snapctl().import(&image, "image");
     let endpoint = there.varved.tcp_endpoint().replace("http://", "https://");

@@ -17,12 +17,7 @@ const MIB: u64 = 1 << 20;
 fn import_and_export_work_over_tls() {
     let identities = Scratch::new();
     let identity = Identity::make(&identities);
-    let lab = Lab::with(|options| {
-        options
-            .tcp()
-            .env("VARVE_GRPC_TLS_CERT", &identity.cert)
-            .env("VARVE_GRPC_TLS_KEY", &identity.key)
-    });
+    let lab = Lab::with(|options| identity.serve(options));
     let file = lab.image("image", 20 * MIB + 7, 161);
     let snapctl = Snapctl::new(lab.varved.tcp_endpoint().replace("http://", "https://"));
     let trusting = |arguments: &[&str]| {
@@ -77,13 +72,7 @@ fn a_certificate_that_cannot_be_used_is_refused_at_the_start() {
 fn who_has_to_show_a_certificate_and_does_not_gets_nothing() {
     let identities = Scratch::new();
     let identity = Identity::make(&identities);
-    let there = Lab::with(|options| {
-        options
-            .tcp()
-            .env("VARVE_GRPC_TLS_CERT", &identity.cert)
-            .env("VARVE_GRPC_TLS_KEY", &identity.key)
-            .env("VARVE_GRPC_TLS_CLIENT_CA", &identity.authority)
-    });
+    let there = Lab::with(|options| identity.serve_known(options));
     let image = there.image("image", 20 * MIB, 162);
     there.snapctl().import(&image, "image");
     let endpoint = there.varved.tcp_endpoint().replace("http://", "https://");

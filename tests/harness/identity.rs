@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
+    daemon::Options,
     process::{command, run},
     programs::tool,
     scratch::Scratch,
@@ -51,5 +52,21 @@ impl Identity {
             cert,
             key,
         }
+    }
+
+    /// A daemon that serves gRPC over TCP as this one.
+    #[must_use]
+    pub fn serve(&self, options: Options) -> Options {
+        options
+            .tcp()
+            .env("VARVE_GRPC_TLS_CERT", &self.cert)
+            .env("VARVE_GRPC_TLS_KEY", &self.key)
+    }
+
+    /// The same, for those only who show a certificate by its authority.
+    #[must_use]
+    pub fn serve_known(&self, options: Options) -> Options {
+        let options = self.serve(options);
+        options.env("VARVE_GRPC_TLS_CLIENT_CA", &self.authority)
     }
 }

@@ -1,10 +1,6 @@
 //! What of a volume is other than in a snapshot.
 
-use super::{
-    Volume,
-    device::{blocks_of, bytes_of},
-    layers::Place,
-};
+use super::{Volume, device::bytes_of, layers::Place};
 use crate::{
     Result, SnapshotReader,
     read::{ChangeExtent, push_change},
@@ -19,13 +15,7 @@ impl Volume {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Vec<ChangeExtent>> {
-        let inner = &self.0.inner;
-        inner.check_range(offset_bytes, len_bytes)?;
-        let (stretches, base) = {
-            let layers = inner.layers.read();
-            let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
-            (layers.stretches(first, blocks), layers.below.base.clone())
-        };
+        let (stretches, base) = self.0.inner.stretches(offset_bytes, len_bytes)?;
         let mut extents = Vec::new();
         for stretch in stretches {
             let (start, end) = bytes_of(&stretch, offset_bytes, len_bytes);

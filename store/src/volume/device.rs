@@ -313,13 +313,7 @@ impl Volume {
 
     /// Where data and holes are in a range, neighbours of a kind as one.
     pub async fn extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<Vec<Extent>> {
-        let inner = &self.0.inner;
-        inner.check_range(offset_bytes, len_bytes)?;
-        let (stretches, base) = {
-            let layers = inner.layers.read();
-            let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
-            (layers.stretches(first, blocks), layers.below.base.clone())
-        };
+        let (stretches, base) = self.0.inner.stretches(offset_bytes, len_bytes)?;
         let mut extents = Vec::new();
         for stretch in stretches {
             let (start, end) = bytes_of(&stretch, offset_bytes, len_bytes);
@@ -371,7 +365,19 @@ impl Inner {
         self.handle.get()?.upgrade().map(Volume)
     }
 
-    pub(super) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+    /// Where the blocks of a range are at this moment, and the base that some of them are in.
+    pub(super) fn stretches(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<(Vec<Stretch>, Option<ContentReader>)> {
+        self.check_range(offset_bytes, len_bytes)?;
+        let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
+        let layers = self.layers.read();
+        Ok((layers.stretches(first, blocks), layers.below.base.clone()))
+    }
+
+    fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         match offset_bytes.checked_add(len_bytes) {
             Some(end) if end <= self.size_bytes() => Ok(()),
             _ => Err(Error::Invalid(format!(
@@ -640,7 +646,7 @@ fn in_base(base: Option<&ContentReader>, start: u64, end: u64) -> usize {
 }
 
 /// The blocks that bytes are in: the first, and how many.
-pub(super) fn blocks_of(offset_bytes: u64, len_bytes: u64) -> Result<(u64, u32)> {
+fn blocks_of(offset_bytes: u64, len_bytes: u64) -> Result<(u64, u32)> {
     let first = offset_bytes / BLOCK;
     let blocks = (offset_bytes + len_bytes).div_ceil(BLOCK) - first;
     let blocks = u32::try_from(blocks).map_err(|_| {
