@@ -28,6 +28,7 @@ test: ## Run all tests
 	@scripts/install-packages build test
 	@scripts/build --workspace --bins
 	@scripts/make-image base changed
+	@scripts/make-newer
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	  cargo nextest run $(CARGO_FLAGS); \
 	  cargo test $(CARGO_FLAGS) --doc; \

@@ -4,7 +4,7 @@ use varve_content::{
     Codec, codec,
     tree::{Inner, Leaf, Root},
 };
-use varve_daemon::nbd::wire;
+use varve_daemon::nbd::wire::{self, Framing};
 use varve_store::format::{
     CopyRecord, Location, PackId, RemoteRecord, SnapshotRecord, VolumeId, VolumeRecord,
     catalog_log::{self, Found, LOG_ALIGN, LogHeader, Position},
@@ -38,7 +38,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 30] = [
+pub(super) const DECODERS: [Decoder; 32] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -195,6 +195,16 @@ pub(super) const DECODERS: [Decoder; 30] = [
     Decoder {
         name: "nbd-request",
         decode: nbd_request,
+        repair: |_| {},
+    },
+    Decoder {
+        name: "nbd-extended-request",
+        decode: nbd_extended_request,
+        repair: |_| {},
+    },
+    Decoder {
+        name: "nbd-status-query",
+        decode: nbd_status_query,
         repair: |_| {},
     },
 ];
@@ -471,6 +481,7 @@ fn nbd_option_data(input: &[u8]) -> Outcome {
             OptionCode::Abort
             | OptionCode::List
             | OptionCode::StructuredReply
+            | OptionCode::ExtendedHeaders
             | OptionCode::StartTls,
         )
         | None => Outcome::Refused,
@@ -478,16 +489,40 @@ fn nbd_option_data(input: &[u8]) -> Outcome {
 }
 
 fn nbd_request(input: &[u8]) -> Outcome {
-    whole(wire::decode_request(input), |request| {
+    whole(wire::decode_request(input, Framing::Simple), |request| {
         let mut again = varve_tests::nbd::request_bytes(
+            request.command,
+            request.cookie,
+            request.offset,
+            request.length_bytes as u32,
+        );
+        again[4..6].copy_from_slice(&request.flags.0.to_be_bytes());
+        // Ranges are judged without overflowing.
+        let _ = request.is_within(u64::MAX);
+        again
+    })
+}
+
+fn nbd_extended_request(input: &[u8]) -> Outcome {
+    whole(wire::decode_request(input, Framing::Extended), |request| {
+        let mut again = varve_tests::nbd::extended_request_bytes(
             request.command,
             request.cookie,
             request.offset,
             request.length_bytes,
         );
         again[4..6].copy_from_slice(&request.flags.0.to_be_bytes());
-        // Ranges are judged without overflowing.
-        let _ = request.is_within(u64::MAX);
+        let _ = (request.is_within(u64::MAX), request.payload_bytes());
+        again
+    })
+}
+
+fn nbd_status_query(input: &[u8]) -> Outcome {
+    whole(wire::decode_status_query(input), |query| {
+        let mut again = query.length_bytes.to_be_bytes().to_vec();
+        for id in &query.context_ids {
+            again.extend_from_slice(&id.to_be_bytes());
+        }
         again
     })
 }

@@ -20,6 +20,7 @@
 mod decoders;
 mod mutate;
 mod samples;
+mod sessions;
 
 use std::{
     collections::BTreeMap,
@@ -31,16 +32,21 @@ use std::{
 use decoders::{DECODERS, Decoder, Outcome};
 use varve_tests::{programs::repository, random::Random};
 
-/// Mutated inputs for each decoder.
+/// Mutated inputs for each decoder, unless `VARVE_MUTATIONS` says otherwise.
 const MUTATIONS: usize = 30_000;
 
-fn corpus_dir(decoder: &Decoder) -> PathBuf {
-    repository().join("tests/corpus").join(decoder.name)
+/// So many, or as many as somebody wants who has more time.
+fn mutations(usual: usize) -> usize {
+    std::env::var("VARVE_MUTATIONS").map_or(usual, |number| number.parse().unwrap())
+}
+
+fn corpus_dir(of: &str) -> PathBuf {
+    repository().join("tests/corpus").join(of)
 }
 
 /// The committed inputs of a decoder, by file name.
-fn corpus(decoder: &Decoder) -> BTreeMap<String, Vec<u8>> {
-    let dir = corpus_dir(decoder);
+fn corpus(of: &str) -> BTreeMap<String, Vec<u8>> {
+    let dir = corpus_dir(of);
     let entries =
         fs::read_dir(&dir).unwrap_or_else(|error| panic!("list {}: {error}", dir.display()));
     entries
@@ -78,7 +84,7 @@ fn check(decoder: &Decoder, input: &[u8]) -> bool {
             "{}: this input breaks it ({} bytes; add it to {}):",
             decoder.name,
             input.len(),
-            corpus_dir(decoder).display()
+            corpus_dir(decoder.name).display()
         );
         eprintln!(
             "{}",
@@ -94,7 +100,7 @@ fn check(decoder: &Decoder, input: &[u8]) -> bool {
 #[test]
 fn what_we_wrote_is_accepted() {
     for decoder in &DECODERS {
-        let corpus = corpus(decoder);
+        let corpus = corpus(decoder.name);
         assert!(!corpus.is_empty(), "{} has no corpus", decoder.name);
         for (name, input) in corpus {
             // What is in the corpus because it broke something once need not be accepted.
@@ -111,7 +117,7 @@ fn what_we_wrote_is_accepted() {
 #[test]
 fn formats_are_as_they_were_when_the_corpus_was_written() {
     for decoder in &DECODERS {
-        let corpus = corpus(decoder);
+        let corpus = corpus(decoder.name);
         for (name, bytes) in samples::of(decoder.name) {
             assert!(
                 corpus.get(name) == Some(&bytes),
@@ -126,16 +132,17 @@ fn formats_are_as_they_were_when_the_corpus_was_written() {
 fn mutated_bytes_break_no_decoder() {
     let mut random = Random::of_test("mutated_bytes_break_no_decoder");
     for decoder in &DECODERS {
-        let corpus: Vec<_> = corpus(decoder).into_values().collect();
+        let corpus: Vec<_> = corpus(decoder.name).into_values().collect();
         let mut accepted = 0;
-        for _ in 0..MUTATIONS {
+        let mutations = mutations(MUTATIONS);
+        for _ in 0..mutations {
             let mut input = mutate::mutated(&corpus, &mut random);
             if random.one_in(2) {
                 (decoder.repair)(&mut input);
             }
             accepted += usize::from(check(decoder, &input));
         }
-        println!("{}: {accepted} of {MUTATIONS} accepted", decoder.name);
+        println!("{}: {accepted} of {mutations} accepted", decoder.name);
     }
 }
 
@@ -157,7 +164,7 @@ fn random_bytes_break_no_decoder() {
 #[test]
 fn truncated_bytes_break_no_decoder() {
     for decoder in &DECODERS {
-        for input in corpus(decoder).into_values() {
+        for input in corpus(decoder.name).into_values() {
             for len in (0..input.len()).step_by(1 + input.len() / 2000) {
                 check(decoder, &input[..len]);
             }
@@ -169,10 +176,11 @@ fn truncated_bytes_break_no_decoder() {
 #[ignore = "writes the corpus, when a format changes"]
 fn write_corpus() {
     for decoder in &DECODERS {
-        let dir = corpus_dir(decoder);
+        let dir = corpus_dir(decoder.name);
         fs::create_dir_all(&dir).unwrap();
         for (name, bytes) in samples::of(decoder.name) {
             fs::write(dir.join(name), bytes).unwrap();
         }
     }
+    sessions::write_corpus();
 }

@@ -149,6 +149,25 @@ pub(super) fn of(decoder: &str) -> Samples {
                 nbd::request_bytes(nbd::request::BLOCK_STATUS, 2, 1 << 40, u32::MAX),
             ),
         ],
+        "nbd-extended-request" => vec![
+            (
+                "trim",
+                nbd::extended_request_bytes(nbd::request::TRIM, 1, 4096, 1 << 40),
+            ),
+            ("write", {
+                let mut write =
+                    nbd::extended_request_bytes(nbd::request::WRITE, u64::MAX, 0, 1 << 20);
+                write[5] = nbd::FLAG_PAYLOAD_LEN;
+                write
+            }),
+        ],
+        "nbd-status-query" => vec![
+            ("all", 4096_u64.to_be_bytes().to_vec()),
+            (
+                "two",
+                [&(1_u64 << 40).to_be_bytes()[..], &[0, 0, 0, 1, 0, 0, 0, 2]].concat(),
+            ),
+        ],
         other => panic!("no samples for {other}"),
     }
 }

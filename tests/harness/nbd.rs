@@ -35,6 +35,10 @@ pub mod option {
     pub const STRUCTURED_REPLY: u32 = 8;
     /// Chooses metadata contexts.
     pub const SET_META_CONTEXT: u32 = 10;
+    /// Asks for TLS.
+    pub const STARTTLS: u32 = 5;
+    /// Asks for extended headers.
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Replies to options.
@@ -71,11 +75,16 @@ pub mod request {
     pub const FLUSH: u16 = 3;
     /// Gives a range back.
     pub const TRIM: u16 = 4;
+    /// Brings into the cache.
+    pub const CACHE: u16 = 5;
     /// Writes zeros.
     pub const WRITE_ZEROES: u16 = 6;
     /// Asks for extents.
     pub const BLOCK_STATUS: u16 = 7;
 }
+
+/// The flag of an extended request that has a payload, as the lower byte of the flags.
+pub const FLAG_PAYLOAD_LEN: u8 = 1 << 5;
 
 /// Errors in replies.
 pub mod errno {
@@ -364,6 +373,18 @@ pub fn option_bytes(option: u32, data_bytes: u32) -> Vec<u8> {
         &data_bytes.to_be_bytes(),
     ]
     .concat()
+}
+
+/// The header of an extended request without flags.
+#[must_use]
+pub fn extended_request_bytes(command: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
+    let mut bytes = 0x21e4_1c71_u32.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&0_u16.to_be_bytes());
+    bytes.extend_from_slice(&command.to_be_bytes());
+    for number in [cookie, offset, length] {
+        bytes.extend_from_slice(&number.to_be_bytes());
+    }
+    bytes
 }
 
 /// The header of a request.

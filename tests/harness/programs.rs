@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::process::{command, run};
+
 /// The daemon.
 #[must_use]
 pub fn varved() -> PathBuf {
@@ -48,6 +50,15 @@ pub fn tool(name: &str) -> PathBuf {
         .map(|dir| dir.join(name))
         .find(|program| program.is_file())
         .unwrap_or_else(|| panic!("{name} is not installed. What the tests need is installed by: scripts/install-packages test"))
+}
+
+/// The root of a later Debian, with the NBD clients of its own. None where it was not made.
+#[must_use]
+pub fn newer_root() -> Option<PathBuf> {
+    let script = repository().join("scripts/make-newer");
+    let told = run(command(script, ["--dir"])).success();
+    let root = PathBuf::from(told.text().trim());
+    root.is_dir().then_some(root)
 }
 
 /// The root of the checkout.

@@ -3,6 +3,7 @@
 mod bitmaps;
 mod exports;
 mod hostile;
+mod newer;
 mod protocol;
 mod tls;
 mod tools;

@@ -184,14 +184,14 @@ impl Export for StoreExport {
     async fn write_zeroes(
         &self,
         offset: u64,
-        length_bytes: u32,
+        length_bytes: u64,
         may_punch_hole: bool,
         durable: bool,
     ) -> Result<(), ExportError> {
         either!(self, export => export.write_zeroes(offset, length_bytes, may_punch_hole, durable).await)
     }
 
-    async fn trim(&self, offset: u64, length_bytes: u32, durable: bool) -> Result<(), ExportError> {
+    async fn trim(&self, offset: u64, length_bytes: u64, durable: bool) -> Result<(), ExportError> {
         either!(self, export => export.trim(offset, length_bytes, durable).await)
     }
 

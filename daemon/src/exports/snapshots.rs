@@ -138,11 +138,11 @@ impl Export for SnapshotExport {
         Err(ExportError::ReadOnly)
     }
 
-    async fn write_zeroes(&self, _: u64, _: u32, _: bool, _: bool) -> Result<(), ExportError> {
+    async fn write_zeroes(&self, _: u64, _: u64, _: bool, _: bool) -> Result<(), ExportError> {
         Err(ExportError::ReadOnly)
     }
 
-    async fn trim(&self, _: u64, _: u32, _: bool) -> Result<(), ExportError> {
+    async fn trim(&self, _: u64, _: u64, _: bool) -> Result<(), ExportError> {
         Err(ExportError::ReadOnly)
     }
 

@@ -265,22 +265,22 @@ impl Export for VolumeExport {
     async fn write_zeroes(
         &self,
         offset: u64,
-        length_bytes: u32,
+        length_bytes: u64,
         _may_punch_hole: bool,
         durable: bool,
     ) -> Result<(), ExportError> {
         let volume = self.request().await?;
         volume
-            .write_zeroes(offset, length_bytes.into())
+            .write_zeroes(offset, length_bytes)
             .await
             .map_err(self.refused(offset))?;
         self.finish(&volume, durable, offset).await
     }
 
-    async fn trim(&self, offset: u64, length_bytes: u32, durable: bool) -> Result<(), ExportError> {
+    async fn trim(&self, offset: u64, length_bytes: u64, durable: bool) -> Result<(), ExportError> {
         let volume = self.request().await?;
         volume
-            .trim(offset, length_bytes.into())
+            .trim(offset, length_bytes)
             .await
             .map_err(self.refused(offset))?;
         self.finish(&volume, durable, offset).await

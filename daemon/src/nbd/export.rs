@@ -132,7 +132,7 @@ pub trait Export: Send + Sync + 'static {
     fn write_zeroes(
         &self,
         offset: u64,
-        length_bytes: u32,
+        length_bytes: u64,
         may_punch_hole: bool,
         durable: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
@@ -142,7 +142,7 @@ pub trait Export: Send + Sync + 'static {
     fn trim(
         &self,
         offset: u64,
-        length_bytes: u32,
+        length_bytes: u64,
         durable: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 

@@ -20,8 +20,8 @@ use super::limits::{
     MAX_REQUEST_BYTES, MIN_BLOCK_BYTES, PREFERRED_BLOCK_BYTES,
 };
 use super::wire::{
-    ClientFlags, InfoKind, OptionCode, OptionHeader, OptionReplyCode, TransmissionFlags, WireError,
-    decode_client_flags, decode_export_name, decode_info_request, decode_meta_query,
+    ClientFlags, Framing, InfoKind, OptionCode, OptionHeader, OptionReplyCode, TransmissionFlags,
+    WireError, decode_client_flags, decode_export_name, decode_info_request, decode_meta_query,
     decode_option_header, encode_block_size_info, encode_export_info, encode_export_name_reply,
     encode_greeting, encode_listed_export, encode_meta_context, encode_option_reply,
     encode_text_info,
@@ -33,7 +33,7 @@ mod tests;
 /// What the two sides agreed on for the transmission phase.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Terms {
-    pub(super) structured_replies: bool,
+    pub(super) framing: Framing,
     /// What `BLOCK_STATUS` reports on; empty if the client may not ask.
     pub(super) contexts: Vec<MetaContext>,
 }
@@ -59,8 +59,11 @@ impl Terms {
         if many_connections {
             flags = flags.with(TransmissionFlags::CAN_MULTI_CONN);
         }
-        if self.structured_replies {
+        if self.framing >= Framing::Structured {
             flags = flags.with(TransmissionFlags::SEND_DF);
+        }
+        if self.framing >= Framing::Extended {
+            flags = flags.with(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
         }
         flags
     }
@@ -146,6 +149,9 @@ pub(super) enum HandshakeError {
     TooManyOptions,
     #[error("option {option} without fixed newstyle")]
     NotFixedNewstyle { option: u32 },
+    /// The protocol has `GO` for that.
+    #[error("EXPORT_NAME after extended headers were agreed on")]
+    ExtendedExportName,
     /// `EXPORT_NAME` leaves no other way to refuse.
     #[error("refuse EXPORT_NAME: {0}")]
     Refused(ExportError),
@@ -291,7 +297,7 @@ fn dirty_names<'d>(queries: &[&'d str]) -> impl Iterator<Item = &'d str> {
     names
         .filter(|name| !name.is_empty())
         .filter(move |name| seen.insert(*name))
-        .take(MAX_REFERENCES)
+        .take(MAX_REFERENCES as usize)
 }
 
 /// An export and the name the client used for it.
@@ -365,7 +371,20 @@ where
                 if self.refuses_data(option, &data).await? {
                     return Ok(None);
                 }
-                self.terms.structured_replies = true;
+                let (code, why) = if self.terms.framing == Framing::Extended {
+                    let why = &b"extended headers were agreed on"[..];
+                    (OptionReplyCode::ExtendedHeaders, why)
+                } else {
+                    self.terms.framing = Framing::Structured;
+                    (OptionReplyCode::Ack, &b""[..])
+                };
+                self.reply(option, code, why).await?;
+            }
+            Some(OptionCode::ExtendedHeaders) => {
+                if self.refuses_data(option, &data).await? {
+                    return Ok(None);
+                }
+                self.terms.framing = Framing::Extended;
                 self.reply(option, OptionReplyCode::Ack, b"").await?;
             }
             Some(OptionCode::ListMetaContext) => self.list_contexts(option, &data).await?,
@@ -399,6 +418,9 @@ where
     }
 
     async fn export_name(&mut self, data: &[u8]) -> Result<Negotiated<X::Export>, HandshakeError> {
+        if self.terms.framing == Framing::Extended {
+            return Err(HandshakeError::ExtendedExportName);
+        }
         let name = decode_export_name(data)?;
         let mut opened = self.open(name).await.map_err(HandshakeError::Refused)?;
         let renewed = self.renew_references(&mut opened).await;
@@ -448,14 +470,13 @@ where
                 return Ok(None);
             }
         };
-        let opened = match self.open(request.name).await {
+        let mut opened = match self.open(request.name).await {
             Ok(opened) => opened,
             Err(error) => {
                 self.refuse(option, &error).await?;
                 return Ok(None);
             }
         };
-        let mut opened = opened;
         if let Err(error) = self.renew_references(&mut opened).await {
             self.refuse(option, &error).await?;
             return Ok(None);
@@ -537,7 +558,7 @@ where
         option: u32,
         data: &'d [u8],
     ) -> Result<Option<(Opened<X::Export>, Vec<&'d str>)>, HandshakeError> {
-        if !self.terms.structured_replies {
+        if self.terms.framing == Framing::Simple {
             let why = b"metadata contexts need structured replies";
             self.reply(option, OptionReplyCode::Invalid, why).await?;
             return Ok(None);

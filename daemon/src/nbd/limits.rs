@@ -21,7 +21,7 @@ pub const MAX_OPTIONS: u32 = 1 << 16;
 /// Queries in one `LIST_META_CONTEXT` or `SET_META_CONTEXT`.
 pub const MAX_META_QUERIES: usize = 128;
 /// Snapshots that a connection can be told the changes since.
-pub const MAX_REFERENCES: usize = 16;
+pub const MAX_REFERENCES: u32 = 16;
 /// Ancestors of an export that a listing of contexts names.
 pub const MAX_LISTED_REFERENCES: usize = 64;
 /// Exports that are listed in one go; a listing of any length is held a page at a time.
@@ -41,10 +41,15 @@ pub const PINNED_BYTES: u32 = 256 << 10;
 /// than the store, and working ahead would only hold memory.
 pub const MAX_QUEUED_BYTES: usize = 4 << 20;
 /// Extents in one reply to `BLOCK_STATUS`. The client asks again from where the reply ends.
-pub const MAX_EXTENTS: usize = 8192;
+pub const MAX_EXTENTS: u32 = 8192;
+/// What one of them takes until it is sent.
+const EXTENT_BYTES: u32 = 16;
 /// How much of the export one look-up of extents covers: at worst every second block is a hole,
 /// so this bounds the extents held while a reply is put together.
 pub const EXTENT_WINDOW_BYTES: u64 = 64 << 20;
+/// Look-ups for one reply: with extended headers a client can ask for all of a large volume at once. The
+/// client asks again from where the reply ends.
+pub const MAX_EXTENT_WINDOWS: usize = 4096;
 
 /// Bytes read from the socket at once: more than [`MAX_REQUESTS_IN_FLIGHT`] request headers, and
 /// little enough that thousands of idle connections cost nothing to speak of.
@@ -80,6 +85,12 @@ pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client that takes or sends less than this within the stall timeout counts as stalled.
 pub const STALL_BYTES: u64 = 1 << 20;
 
+/// What a request for extents in so many contexts is charged.
+#[must_use]
+pub const fn charge_extents(contexts: u32) -> u32 {
+    charge_bytes(contexts.saturating_mul(MAX_EXTENTS * EXTENT_BYTES))
+}
+
 /// What a request that carries or returns `payload_bytes` is charged while it is in flight.
 #[must_use]
 pub const fn charge_bytes(payload_bytes: u32) -> u32 {
@@ -89,6 +100,8 @@ pub const fn charge_bytes(payload_bytes: u32) -> u32 {
 // A request of any size fits a connection, and a connection fits the server, or they would wait
 // for ever.
 const _: () = assert!(charge_bytes(MAX_REQUEST_BYTES) <= MAX_CONNECTION_BYTES);
+const _: () = assert!(charge_extents(MAX_REFERENCES + 1) <= MAX_CONNECTION_BYTES);
+const _: () = assert!(size_of::<(u64, super::wire::StatusFlags)>() <= EXTENT_BYTES as usize);
 const _: () = assert!(MAX_CONNECTION_BYTES < MAX_SERVER_BYTES);
 // Small requests are bounded by count, not by what they are charged.
 const _: () = assert!(
@@ -104,4 +117,5 @@ const _: () = assert!(INBOX_BYTES < READ_AHEAD_BYTES && READ_AHEAD_BYTES <= PINN
 // Not charged for, so it must be little even if every connection reads ahead.
 const _: () = assert!(DEFAULT_MAX_CONNECTIONS * READ_AHEAD_BYTES < MAX_SERVER_BYTES as usize);
 const _: () = assert!(MAX_STRING_BYTES < MAX_OPTION_BYTES as usize);
-const _: () = assert!(INBOX_BYTES >= MAX_REQUESTS_IN_FLIGHT * super::wire::REQUEST_BYTES);
+const _: () =
+    assert!(INBOX_BYTES >= MAX_REQUESTS_IN_FLIGHT * super::wire::MAX_REQUEST_HEADER_BYTES);

@@ -132,6 +132,15 @@ impl<X: Exports> Server<X> {
         self.serve(listener, tls, stop, spawn).await;
     }
 
+    /// Serves one connection that is there already, without TLS, until it ends: some time after `stop` at the latest.
+    pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        stop: &CancellationToken,
+    ) {
+        self.run(stream, None, &Peer::Given, stop).await;
+    }
+
     async fn serve<L: Listener>(
         self: Arc<Self>,
         listener: L,
@@ -278,8 +287,13 @@ enum ConnectionError {
 
 /// Who is at the other end, for the log.
 enum Peer {
-    Unix { process: Option<i32>, user: u32 },
+    Unix {
+        process: Option<i32>,
+        user: u32,
+    },
     UnknownUnix,
+    /// A stream that did not come from a listener.
+    Given,
     Tcp(std::net::SocketAddr),
 }
 
@@ -295,6 +309,7 @@ impl fmt::Display for Peer {
                 user,
             } => write!(f, "unix:uid={user}"),
             Self::UnknownUnix => write!(f, "unix"),
+            Self::Given => write!(f, "given"),
             Self::Tcp(address) => write!(f, "tcp:{address}"),
         }
     }

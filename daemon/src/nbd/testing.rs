@@ -51,13 +51,13 @@ pub(super) enum Change {
     },
     WriteZeroes {
         offset: u64,
-        length_bytes: u32,
+        length_bytes: u64,
         may_punch_hole: bool,
         durable: bool,
     },
     Trim {
         offset: u64,
-        length_bytes: u32,
+        length_bytes: u64,
         durable: bool,
     },
     Flush,
@@ -103,6 +103,11 @@ impl MemoryExport {
     /// Every change that was started, in that order.
     pub(super) fn all_changes(&self) -> Vec<Change> {
         self.changes.lock().clone()
+    }
+
+    /// As if the handshake had chosen it.
+    pub(super) fn choose(&self, ancestor: &str) {
+        *self.chosen.lock() = vec![ancestor.to_owned()];
     }
 
     pub(super) fn let_go(&self) {
@@ -247,7 +252,7 @@ impl Export for Arc<MemoryExport> {
     async fn write_zeroes(
         &self,
         offset: u64,
-        length_bytes: u32,
+        length_bytes: u64,
         may_punch_hole: bool,
         durable: bool,
     ) -> Result<(), ExportError> {
@@ -261,7 +266,7 @@ impl Export for Arc<MemoryExport> {
         self.change(offset, &zeroes, change).await
     }
 
-    async fn trim(&self, offset: u64, length_bytes: u32, durable: bool) -> Result<(), ExportError> {
+    async fn trim(&self, offset: u64, length_bytes: u64, durable: bool) -> Result<(), ExportError> {
         let change = Change::Trim {
             offset,
             length_bytes,
@@ -345,6 +350,13 @@ pub(super) enum Received {
         done: bool,
         kind: u16,
         cookie: u64,
+        payload: Vec<u8>,
+    },
+    Extended {
+        done: bool,
+        kind: u16,
+        cookie: u64,
+        offset: u64,
         payload: Vec<u8>,
     },
 }
@@ -434,6 +446,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                     payload: self.receive(length as usize).await,
                 }
             }
+            0x6e8a_278c => {
+                let flags = head.get_u16();
+                let kind = head.get_u16();
+                let cookie = head.get_u64();
+                let rest = self.receive(16).await;
+                let mut rest = rest.as_slice();
+                let offset = rest.get_u64();
+                Received::Extended {
+                    done: flags & 1 != 0,
+                    kind,
+                    cookie,
+                    offset,
+                    payload: self.receive(rest.get_u64() as usize).await,
+                }
+            }
             magic => panic!("a reply starts with {magic:#x}"),
         }
     }
@@ -471,6 +498,23 @@ pub(super) fn request_bytes(
     bytes.put_u64(cookie);
     bytes.put_u64(offset);
     bytes.put_u32(length);
+    bytes
+}
+
+pub(super) fn extended_request_bytes(
+    command: u16,
+    flags: u16,
+    cookie: u64,
+    offset: u64,
+    length: u64,
+) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_u32(0x21e4_1c71);
+    bytes.put_u16(flags);
+    bytes.put_u16(command);
+    bytes.put_u64(cookie);
+    bytes.put_u64(offset);
+    bytes.put_u64(length);
     bytes
 }
 

@@ -38,9 +38,9 @@ use super::handshake::Terms;
 use super::inbox::Inbox;
 use super::limits::{
     FLUSH_BYTES, MAX_LOGGED_FAILURES, MAX_QUEUED_BYTES, MAX_REQUEST_BYTES, MAX_REQUESTS_IN_FLIGHT,
-    charge_bytes,
+    charge_bytes, charge_extents,
 };
-use super::wire::{Command, ErrorCode, REQUEST_BYTES, Request, WireError, decode_request};
+use super::wire::{Command, ErrorCode, Framing, Request, WireError, decode_request};
 
 mod execute;
 mod outbox;
@@ -74,8 +74,8 @@ pub(super) enum TransmissionError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Wire(#[from] WireError),
-    #[error("a write of {length_bytes} bytes exceeds {MAX_REQUEST_BYTES}")]
-    PayloadTooLong { length_bytes: u32 },
+    #[error("a payload of {length_bytes} bytes exceeds {MAX_REQUEST_BYTES}")]
+    PayloadTooLong { length_bytes: u64 },
     #[error("the connection was closed in the middle of a request")]
     TornRequest,
     #[error("the client leaves its replies while other connections wait for their memory")]
@@ -109,7 +109,8 @@ where
     let mut session = Session {
         stream,
         inbox,
-        outbox: Outbox::new(terms.structured_replies),
+        framing: terms.framing,
+        outbox: Outbox::new(terms.framing),
         running: Requests::new(),
         rules,
         execute: |request, payload| execute(export, rules, request, payload),
@@ -139,9 +140,9 @@ where
 /// What the next bytes of the stream are.
 enum Input {
     Requests,
-    /// The rest of a write's payload.
+    /// The rest of a request's payload.
     Payload(Incoming),
-    /// The payload of a write that is refused: read past it, then reply.
+    /// The payload of a request that is refused: read past it, then reply.
     Refused {
         left_bytes: usize,
         reply: Reply,
@@ -154,6 +155,7 @@ enum Input {
 struct Session<'a, S, X, F> {
     stream: &'a mut S,
     inbox: Inbox,
+    framing: Framing,
     outbox: Outbox,
     running: Requests<F>,
     rules: Rules<'a>,
@@ -256,16 +258,28 @@ where
                 Ok(count > 0)
             }
             Input::Requests => {
-                let Some(header) = self.inbox.unread().first_chunk::<REQUEST_BYTES>() else {
+                let Some(request) = self.next_request()? else {
                     return Ok(false);
                 };
-                let request = decode_request(header)?;
                 if !self.has_room() {
                     return Ok(false);
                 }
                 self.accept(request, cx)
             }
         }
+    }
+
+    /// The request whose header comes next, if all of that is there.
+    fn next_request(&self) -> Result<Option<Request>, WireError> {
+        let header = self.inbox.unread().get(..self.framing.request_bytes());
+        header
+            .map(|header| decode_request(header, self.framing))
+            .transpose()
+    }
+
+    /// Takes a header off the inbox.
+    fn consume_header(&mut self) {
+        self.inbox.consume(self.framing.request_bytes());
     }
 
     /// Takes a request off the inbox, unless it has to wait for memory.
@@ -280,10 +294,13 @@ where
                 self.end = Some(End::Disconnected);
                 return Ok(true);
             }
-            Some(Command::Write) => return self.accept_write(request, cx),
-            Some(Command::Read | Command::Cache) if request.length_bytes <= MAX_REQUEST_BYTES => {
-                charge_bytes(request.length_bytes)
-            }
+            _ if request.has_payload => return self.accept_payload(request, cx),
+            Some(Command::Read | Command::Cache) => match u32::try_from(request.length_bytes) {
+                Ok(length_bytes) if length_bytes <= MAX_REQUEST_BYTES => charge_bytes(length_bytes),
+                // Refused.
+                _ => charge_bytes(0),
+            },
+            Some(Command::BlockStatus) => charge_extents(self.rules.contexts()),
             // All else holds little, or is refused.
             _ => charge_bytes(0),
         };
@@ -291,44 +308,46 @@ where
             return Ok(false);
         }
         self.in_flight += 1;
-        self.inbox.consume(REQUEST_BYTES);
+        self.consume_header();
         self.start(request, Bytes::new(), charged_bytes, cx);
         Ok(true)
     }
 
-    /// Takes a write's header off the inbox, unless it has to wait for memory, and of its payload
+    /// Takes the header of a request with a payload off the inbox, unless it has to wait for memory, and of the payload
     /// what is there.
-    fn accept_write(
+    fn accept_payload(
         &mut self,
         request: Request,
         cx: &mut Context<'_>,
     ) -> Result<bool, TransmissionError> {
         let length_bytes = request.payload_bytes();
-        if length_bytes > MAX_REQUEST_BYTES {
-            return Err(TransmissionError::PayloadTooLong { length_bytes });
-        }
+        let length_bytes = match u32::try_from(length_bytes) {
+            Ok(length_bytes) if length_bytes <= MAX_REQUEST_BYTES => length_bytes,
+            _ => return Err(TransmissionError::PayloadTooLong { length_bytes }),
+        };
         if let Err(refusal) = self.rules.check(&request) {
             self.in_flight += 1;
-            self.inbox.consume(REQUEST_BYTES);
+            self.consume_header();
             self.input = Input::Refused {
                 left_bytes: length_bytes as usize,
-                reply: Reply {
-                    cookie: request.cookie,
-                    body: refusal.into(),
-                },
+                reply: Reply::to(&request, refusal),
             };
             return Ok(true);
         }
-        let charged_bytes = charge_bytes(length_bytes);
+        let charged_bytes = match Command::from_u16(request.command) {
+            Some(Command::BlockStatus) => charge_extents(self.rules.contexts()),
+            _ => charge_bytes(length_bytes),
+        };
         if self.account.poll_charge(charged_bytes, cx).is_pending() {
             return Ok(false);
         }
         self.in_flight += 1;
-        self.inbox.consume(REQUEST_BYTES);
-        match self.inbox.take_slice(length_bytes as usize) {
+        self.consume_header();
+        let length_bytes = length_bytes as usize;
+        match self.inbox.take_slice(length_bytes) {
             Some(payload) => self.start(request, payload, charged_bytes, cx),
             None => {
-                let incoming = Incoming::new(request, charged_bytes, &mut self.inbox);
+                let incoming = Incoming::new(request, length_bytes, charged_bytes, &mut self.inbox);
                 self.input = Input::Payload(incoming);
             }
         }
@@ -394,7 +413,7 @@ where
         let has_room = self.has_room();
         let unread = self.inbox.unread().len();
         let filled = match &mut self.input {
-            Input::Requests if unread < REQUEST_BYTES && has_room => {
+            Input::Requests if unread < self.framing.request_bytes() && has_room => {
                 self.inbox.poll_fill(self.stream, cx)?
             }
             Input::Refused { .. } if unread == 0 => self.inbox.poll_fill(self.stream, cx)?,
@@ -438,27 +457,20 @@ where
         Ok(())
     }
 
-    /// Takes no more requests: those that have arrived are told so. A write whose payload has not
+    /// Takes no more requests: those that have arrived are told so. One whose payload has not
     /// arrived in full is forgotten.
     fn stop(&mut self) -> Result<(), TransmissionError> {
         while let Input::Requests = self.input
-            && let Some(header) = self.inbox.unread().first_chunk::<REQUEST_BYTES>()
+            && let Some(request) = self.next_request()?
         {
-            let request = decode_request(header)?;
-            self.inbox.consume(REQUEST_BYTES);
-            let is_whole = self
-                .inbox
-                .take_slice(request.payload_bytes() as usize)
-                .is_some();
+            self.consume_header();
+            let payload_bytes = usize::try_from(request.payload_bytes()).unwrap_or(usize::MAX);
+            let is_whole = self.inbox.take_slice(payload_bytes).is_some();
             if !is_whole || Command::from_u16(request.command) == Some(Command::Disconnect) {
                 break;
             }
             self.in_flight += 1;
-            let reply = Reply {
-                cookie: request.cookie,
-                body: Refusal::STOPPING.into(),
-            };
-            self.queue(reply, 0);
+            self.queue(Reply::to(&request, Refusal::STOPPING), 0);
         }
         let input = std::mem::replace(&mut self.input, Input::Ended);
         if let Input::Payload(incoming) = input {

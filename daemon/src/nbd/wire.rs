@@ -26,11 +26,13 @@ pub use handshake::{
     encode_text_info,
 };
 pub use reply::{
-    CHUNK_HEADER_BYTES, ChunkKind, ErrorCode, OFFSET_DATA_HEADER_BYTES, OFFSET_HOLE_BYTES,
-    SIMPLE_REPLY_BYTES, StatusFlags, encode_block_status, encode_done, encode_error,
-    encode_offset_data_header, encode_offset_hole, encode_simple_reply,
+    Answered, ChunkKind, ErrorCode, Head, MAX_HEAD_BYTES, StatusFlags, encode_block_status,
+    encode_done, encode_error, encode_offset_data_header, encode_offset_hole, encode_simple_reply,
 };
-pub use request::{Command, CommandFlags, REQUEST_BYTES, Request, decode_request};
+pub use request::{
+    Command, CommandFlags, Framing, MAX_REQUEST_HEADER_BYTES, REQUEST_BYTES, Request, StatusQuery,
+    decode_request, decode_status_query,
+};
 
 /// Why bytes are not the message they were taken for.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

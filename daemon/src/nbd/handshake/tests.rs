@@ -149,7 +149,7 @@ async fn info_does_not_end_the_handshake() {
     client.haggle(7, &info_data("snapshot/a", &[])).await;
     let (name, terms) = terms(outcome).await;
     assert_eq!(name, "snapshot/a");
-    assert!(terms.structured_replies);
+    assert_eq!(terms.framing, Framing::Structured);
 }
 
 #[tokio::test]
@@ -238,8 +238,8 @@ async fn unknown_exports_are_refused_with_a_message_and_haggling_goes_on() {
 async fn unknown_options_are_unsupported_and_their_data_skipped() {
     let (mut client, _outcome) = start();
     client.greet(3).await;
-    // STARTTLS, EXTENDED_HEADERS and some that nobody has heard of.
-    for option in [5, 11, 0, 4, 0xffff_ffff] {
+    // STARTTLS where there is none, and some that nobody has heard of.
+    for option in [5, 12, 0, 4, 0xffff_ffff] {
         let data = vec![0x55; 60_000];
         assert_eq!(client.haggle(option, &data).await[0].0, UNSUPPORTED);
     }
@@ -539,7 +539,7 @@ async fn options_that_arrive_together_are_answered_in_turn() {
     assert_eq!(client.replies(8).await.len(), 1);
     assert_eq!(client.replies(3).await.len(), 3);
     assert_eq!(client.replies(7).await.len(), 2);
-    assert!(terms(outcome).await.1.structured_replies);
+    assert_eq!(terms(outcome).await.1.framing, Framing::Structured);
 }
 
 const TLS_REQUIRED: u32 = 1 << 31 | 5;
@@ -612,4 +612,37 @@ async fn what_follows_in_the_clear_does_not_count_as_tls() {
     client.send(&bytes).await;
     assert!(matches!(error(outcome).await, HandshakeError::BeforeTls));
     assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn extended_headers_go_further_than_structured_replies() {
+    let (mut client, outcome) = start();
+    client.greet(3).await;
+    assert_eq!(client.haggle(11, b"x").await[0].0, INVALID);
+    assert_eq!(client.haggle(8, b"").await, [(1, vec![])]);
+    assert_eq!(client.haggle(11, b"").await, [(1, vec![])]);
+    assert_eq!(client.haggle(8, b"").await[0].0, 1 << 31 | 10);
+    // Contexts need no structured replies then, and BLOCK_STATUS may have a payload.
+    let contexts = client
+        .haggle(10, &meta_data("snapshot/a", &["base:allocation"]))
+        .await;
+    assert_eq!(contexts.len(), 2);
+    let replies = client.haggle(7, &info_data("snapshot/a", &[])).await;
+    assert_eq!(replies[0].1, b"\0\0\0\0\0\0\0\0\x40\0\x15\x83");
+    let (_, terms) = terms(outcome).await;
+    assert_eq!(terms.framing, Framing::Extended);
+    assert_eq!(terms.contexts, [MetaContext::BaseAllocation]);
+}
+
+#[tokio::test]
+async fn the_old_way_to_an_export_has_no_extended_headers() {
+    let (mut client, outcome) = start();
+    client.greet(3).await;
+    assert_eq!(client.haggle(11, b"").await, [(1, vec![])]);
+    client.option(1, b"snapshot/a").await;
+    assert!(client.is_closed().await);
+    assert!(matches!(
+        outcome.await.unwrap(),
+        Err(HandshakeError::ExtendedExportName)
+    ));
 }

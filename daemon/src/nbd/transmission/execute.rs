@@ -3,15 +3,20 @@
 //! Whatever a request asks, the outcome is a reply; only the framing of the stream, which is not
 //! decided here, can end a connection.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::outbox::{Body, Reply};
 use crate::nbd::export::{Access, Export, ExportError, ExportInfo, Piece};
 use crate::nbd::handshake::{MetaContext, Terms};
-use crate::nbd::limits::{EXTENT_WINDOW_BYTES, MAX_EXTENTS, MAX_REQUEST_BYTES};
-use crate::nbd::wire::{Command, CommandFlags, ErrorCode, Request, StatusFlags};
+use crate::nbd::limits::{EXTENT_WINDOW_BYTES, MAX_EXTENT_WINDOWS, MAX_EXTENTS, MAX_REQUEST_BYTES};
+use crate::nbd::wire::{
+    Command, CommandFlags, ErrorCode, Framing, Request, StatusFlags, StatusQuery,
+    decode_status_query,
+};
 
-/// Carries out a request that is not a disconnect. `payload` is empty but for a write.
+/// Carries out a request that is not a disconnect, with the payload that came with it.
 pub(super) async fn execute<E: Export>(
     export: &E,
     rules: Rules<'_>,
@@ -19,16 +24,18 @@ pub(super) async fn execute<E: Export>(
     payload: Bytes,
 ) -> Reply {
     let body = match rules.check(&request) {
-        Ok(question) => match run(export, rules.terms, &request, question, payload).await {
-            Ok(body) => body,
-            Err(error) => failure(&request, error),
+        Ok(question) => match rules.look_into(request, &payload) {
+            Ok((request, contexts)) => {
+                match run(export, &contexts, &request, question, payload).await {
+                    Ok(body) => body,
+                    Err(error) => failure(&request, error),
+                }
+            }
+            Err(refusal) => refusal.into(),
         },
         Err(refusal) => refusal.into(),
     };
-    Reply {
-        cookie: request.cookie,
-        body,
-    }
+    Reply::to(&request, body)
 }
 
 /// A request that is answered with an error without asking the export.
@@ -65,6 +72,7 @@ impl From<Refusal> for Body {
 }
 
 /// What an export can be asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Question {
     Read,
     Cache,
@@ -92,12 +100,29 @@ impl<'a> Rules<'a> {
         }
     }
 
+    /// How many contexts an answer to `BLOCK_STATUS` can be about.
+    pub(super) fn contexts(&self) -> u32 {
+        u32::try_from(self.terms.contexts.len()).unwrap_or(u32::MAX)
+    }
+
     /// "Error values" and "Command flags": what makes a request one that is answered with an error
     /// before anything is done.
     pub(super) fn check(&self, request: &Request) -> Result<Question, Refusal> {
-        let (question, allowed_flags) = self.question(request)?;
+        let (question, mut allowed_flags) = self.question(request)?;
+        let takes_payload = matches!(question, Question::Write | Question::BlockStatus);
+        if self.terms.framing == Framing::Extended && takes_payload {
+            allowed_flags = allowed_flags.with(CommandFlags::PAYLOAD_LEN);
+        }
         if !request.flags.is_subset_of(allowed_flags) {
             return Err(Refusal::invalid("unknown command flag"));
+        }
+        if question == Question::BlockStatus && request.has_payload {
+            let most = StatusQuery::payload_bytes(self.terms.contexts.len());
+            if request.length_bytes > most as u64 {
+                return Err(Refusal::invalid("more contexts than were selected"));
+            }
+            // The range is told by the payload.
+            return Ok(question);
         }
         if !request.is_within(self.size_bytes) {
             let message = "the range exceeds the export";
@@ -111,7 +136,9 @@ impl<'a> Rules<'a> {
             });
         }
         match question {
-            Question::Read | Question::Cache if request.length_bytes > MAX_REQUEST_BYTES => {
+            Question::Read | Question::Cache
+                if request.length_bytes > u64::from(MAX_REQUEST_BYTES) =>
+            {
                 // The protocol keeps EOVERFLOW for this one case.
                 let code = if request.flags.contains(CommandFlags::DF) {
                     ErrorCode::Overflow
@@ -134,6 +161,39 @@ impl<'a> Rules<'a> {
         }
     }
 
+    /// What a request says with its payload, if that is not data: the same request as one without, and the contexts that it is about.
+    fn look_into(
+        &self,
+        request: Request,
+        payload: &[u8],
+    ) -> Result<(Request, Cow<'a, [MetaContext]>), Refusal> {
+        let is_status = Command::from_u16(request.command) == Some(Command::BlockStatus);
+        if !is_status || !request.has_payload {
+            return Ok((request, Cow::Borrowed(&self.terms.contexts)));
+        }
+        let query = decode_status_query(payload)
+            .map_err(|_| Refusal::invalid("the payload is no length and contexts"))?;
+        let mut contexts: Vec<MetaContext> = Vec::with_capacity(query.context_ids.len());
+        for id in query.context_ids {
+            if contexts.iter().any(|context| context.id() == id) {
+                return Err(Refusal::invalid("a metadata context twice"));
+            }
+            let agreed = self.terms.contexts.iter();
+            let Some(context) = agreed.clone().find(|context| context.id() == id) else {
+                return Err(Refusal::invalid("a metadata context that was not selected"));
+            };
+            contexts.push(context.clone());
+        }
+        let plain = Request {
+            flags: request.flags.without(CommandFlags::PAYLOAD_LEN),
+            length_bytes: query.length_bytes,
+            has_payload: false,
+            ..request
+        };
+        self.check(&plain)?;
+        Ok((plain, Cow::Owned(contexts)))
+    }
+
     /// What a request asks, and which flags it may carry.
     fn question(&self, request: &Request) -> Result<(Question, CommandFlags), Refusal> {
         // FUA belongs to any command once it was announced, and the rest announces no flag at all.
@@ -144,7 +204,7 @@ impl<'a> Rules<'a> {
         };
         let command = Command::from_u16(request.command);
         Ok(match command {
-            Some(Command::Read) if self.terms.structured_replies => {
+            Some(Command::Read) if self.terms.framing > Framing::Simple => {
                 (Question::Read, usual.with(CommandFlags::DF))
             }
             Some(Command::Read) => (Question::Read, usual),
@@ -175,12 +235,14 @@ impl<'a> Rules<'a> {
 
 async fn run<E: Export>(
     export: &E,
-    terms: &Terms,
+    contexts: &[MetaContext],
     request: &Request,
     question: Question,
     payload: Bytes,
 ) -> Result<Body, ExportError> {
     let (offset, length_bytes) = (request.offset, request.length_bytes);
+    // What has bytes was checked to have no more than a request may.
+    let few_bytes = u32::try_from(length_bytes).unwrap_or(u32::MAX);
     let durable = request.flags.contains(CommandFlags::FUA);
     match question {
         Question::Flush => {
@@ -191,7 +253,7 @@ async fn run<E: Export>(
         Question::Write => {
             assert_eq!(
                 payload.len() as u64,
-                u64::from(length_bytes),
+                length_bytes,
                 "a write comes with its whole payload"
             );
             export.write(offset, payload, durable).await?;
@@ -209,32 +271,28 @@ async fn run<E: Export>(
             Ok(Body::Done)
         }
         Question::Read => {
-            let pieces = export.read(offset, length_bytes).await?;
+            let pieces = export.read(offset, few_bytes).await?;
             // A reply of any other length would put the client out of step with the stream.
             assert_eq!(
                 pieces.iter().map(Piece::length_bytes).sum::<u64>(),
-                u64::from(length_bytes),
+                length_bytes,
                 "an export returns what was asked for"
             );
             let whole = request.flags.contains(CommandFlags::DF);
-            Ok(Body::Data {
-                offset,
-                pieces,
-                whole,
-            })
+            Ok(Body::Data { pieces, whole })
         }
         Question::Cache => {
-            export.prefetch(offset, length_bytes).await?;
+            export.prefetch(offset, few_bytes).await?;
             Ok(Body::Done)
         }
         Question::BlockStatus => {
             let limit = if request.flags.contains(CommandFlags::REQ_ONE) {
                 1
             } else {
-                MAX_EXTENTS
+                MAX_EXTENTS as usize
             };
-            let mut status = Vec::with_capacity(terms.contexts.len());
-            for context in &terms.contexts {
+            let mut status = Vec::with_capacity(contexts.len());
+            for context in contexts {
                 let extents = match context {
                     MetaContext::BaseAllocation => {
                         let allocation = |at, window| allocation(export, at, window);
@@ -295,20 +353,25 @@ async fn changes<E: Export>(
 /// At most `limit` extents of the range from its start on, neighbours with equal status merged.
 ///
 /// The range is looked up in windows, so that neither a fragmented export nor a long range makes
-/// this hold more than one window's extents.
+/// this hold more than one window's extents, and no more than so many windows.
 async fn merged<F>(
     offset: u64,
-    length_bytes: u32,
+    length_bytes: u64,
     limit: usize,
     look_up: impl Fn(u64, u64) -> F,
-) -> Result<Vec<(u32, StatusFlags)>, ExportError>
+) -> Result<Vec<(u64, StatusFlags)>, ExportError>
 where
     F: Future<Output = Result<Vec<(u64, StatusFlags)>, ExportError>>,
 {
-    let mut merged: Vec<(u32, StatusFlags)> = Vec::new();
-    let end = offset + u64::from(length_bytes);
+    let mut merged: Vec<(u64, StatusFlags)> = Vec::new();
+    let end = offset + length_bytes;
     let mut at = offset;
-    while at < end {
+    for _ in 0..MAX_EXTENT_WINDOWS {
+        if at == end {
+            break;
+        }
+        // Whoever asks for much lets others have their turn.
+        tokio::task::consume_budget().await;
         let window = (end - at).min(EXTENT_WINDOW_BYTES);
         let extents = look_up(at, window).await?;
         assert!(
@@ -316,8 +379,8 @@ where
             "an export has extents wherever it has bytes"
         );
         for (length_bytes, status) in extents {
-            // Never beyond the request: the length then fits 32 bits, and so do all sums.
-            let length = u32::try_from(length_bytes.min(end - at)).unwrap_or(u32::MAX);
+            // Never beyond the request: where it has 32 bits, so have these and their sums.
+            let length = length_bytes.min(end - at);
             if length == 0 {
                 continue;
             }
@@ -329,7 +392,7 @@ where
                 _ if full => return Ok(merged),
                 _ => merged.push((length, status)),
             }
-            at += u64::from(length);
+            at += length;
         }
     }
     Ok(merged)
@@ -340,7 +403,7 @@ fn failure(request: &Request, error: ExportError) -> Body {
     let (code, offset) = match error {
         // The protocol wants an offset inside the request, and damage may begin where a chunk does.
         ExportError::Damaged { offset, .. } => {
-            let last = u64::from(request.length_bytes).saturating_sub(1);
+            let last = request.length_bytes.saturating_sub(1);
             let inside = offset.clamp(request.offset, request.offset + last);
             (ErrorCode::Io, Some(inside))
         }

@@ -14,8 +14,8 @@ use tokio::io::AsyncWrite;
 use crate::nbd::export::Piece;
 use crate::nbd::limits::MAX_WRITE_SLICES;
 use crate::nbd::wire::{
-    ErrorCode, OFFSET_HOLE_BYTES, StatusFlags, encode_block_status, encode_done, encode_error,
-    encode_offset_data_header, encode_offset_hole, encode_simple_reply,
+    Answered, ErrorCode, Framing, Head, Request, StatusFlags, encode_block_status, encode_done,
+    encode_error, encode_offset_data_header, encode_offset_hole, encode_simple_reply,
 };
 
 /// Holes shorter than this between data are sent as zeroes: for the client, taking one more chunk
@@ -27,21 +27,33 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 /// The answer to one request.
 #[derive(Debug)]
 pub(super) struct Reply {
-    pub(super) cookie: u64,
+    cookie: u64,
+    /// As in the request.
+    offset: u64,
     pub(super) body: Body,
+}
+
+impl Reply {
+    pub(super) fn to(request: &Request, body: impl Into<Body>) -> Self {
+        Self {
+            cookie: request.cookie,
+            offset: request.offset,
+            body: body.into(),
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(super) enum Body {
     Done,
+    /// From the request's offset on.
     Data {
-        offset: u64,
         pieces: Vec<Piece>,
         /// As one chunk, holes filled in.
         whole: bool,
     },
     /// Per metadata context its id and its extents.
-    Status(Vec<(u32, Vec<(u32, StatusFlags)>)>),
+    Status(Vec<(u32, Vec<(u64, StatusFlags)>)>),
     Error {
         code: ErrorCode,
         /// Where in the export, if that is known.
@@ -58,20 +70,14 @@ struct Segment {
 }
 
 enum Content {
-    Head {
-        bytes: [u8; MAX_HEAD_BYTES],
-        length: usize,
-    },
+    Head(Head),
     Body(Bytes),
 }
-
-/// The longest header that has a fixed length.
-const MAX_HEAD_BYTES: usize = OFFSET_HOLE_BYTES;
 
 impl Segment {
     fn bytes(&self) -> &[u8] {
         match &self.content {
-            Content::Head { bytes, length } => &bytes[..*length],
+            Content::Head(head) => head.bytes(),
             Content::Body(bytes) => bytes,
         }
     }
@@ -87,7 +93,7 @@ pub(super) struct Written {
 }
 
 pub(super) struct Outbox {
-    structured: bool,
+    framing: Framing,
     segments: VecDeque<Segment>,
     /// Of the first segment, what the socket has taken.
     first_written: usize,
@@ -95,9 +101,9 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn new(structured: bool) -> Self {
+    pub(super) fn new(framing: Framing) -> Self {
         Self {
-            structured,
+            framing,
             segments: VecDeque::new(),
             first_written: 0,
             queued_bytes: 0,
@@ -114,19 +120,22 @@ impl Outbox {
 
     /// Queues a reply; `charged_bytes` come back when it is written.
     pub(super) fn push(&mut self, reply: Reply, charged_bytes: u32) {
-        let cookie = reply.cookie;
-        if self.structured {
+        let answered = Answered {
+            framing: self.framing,
+            cookie: reply.cookie,
+            offset: reply.offset,
+        };
+        if self.framing > Framing::Simple {
             match reply.body {
-                Body::Done => self.push_head(encode_done(cookie)),
-                Body::Data {
-                    offset,
-                    pieces,
-                    whole,
-                } => self.push_chunks(cookie, offset, pieces, whole),
+                Body::Done => self.push_head(encode_done(&answered)),
+                Body::Data { pieces, whole } => self.push_chunks(&answered, pieces, whole),
+                Body::Status(contexts) if contexts.is_empty() => {
+                    self.push_head(encode_done(&answered));
+                }
                 Body::Status(contexts) => {
-                    let last = contexts.len().saturating_sub(1);
+                    let last = contexts.len() - 1;
                     for (i, (id, extents)) in contexts.iter().enumerate() {
-                        let chunk = encode_block_status(cookie, i == last, *id, extents);
+                        let chunk = encode_block_status(&answered, i == last, *id, extents);
                         self.push_content(Content::Body(chunk.into()));
                     }
                 }
@@ -135,7 +144,7 @@ impl Outbox {
                     offset,
                     message,
                 } => {
-                    let chunk = encode_error(cookie, code, offset, &message);
+                    let chunk = encode_error(&answered, code, offset, &message);
                     self.push_content(Content::Body(chunk.into()));
                 }
             }
@@ -147,7 +156,7 @@ impl Outbox {
                 // Contexts cannot be agreed on without structured replies.
                 Body::Status(_) => (Some(ErrorCode::Invalid), Vec::new()),
             };
-            self.push_head(encode_simple_reply(cookie, error));
+            self.push_head(encode_simple_reply(reply.cookie, error));
             pieces.into_iter().for_each(|piece| self.push_piece(piece));
         }
         if let Some(last) = self.segments.back_mut() {
@@ -156,14 +165,15 @@ impl Outbox {
     }
 
     /// Data as chunks: one for every run of data and every hole worth telling.
-    fn push_chunks(&mut self, cookie: u64, mut offset: u64, pieces: Vec<Piece>, whole: bool) {
+    fn push_chunks(&mut self, answered: &Answered, pieces: Vec<Piece>, whole: bool) {
+        let mut offset = answered.offset;
         let alone = pieces.len() == 1;
         let is_hole = |piece: &Piece| match piece {
             Piece::Data(_) => false,
             Piece::Zero(length) => !whole && (alone || u64::from(*length) >= MIN_HOLE_BYTES),
         };
         if pieces.is_empty() {
-            return self.push_head(encode_done(cookie));
+            return self.push_head(encode_done(answered));
         }
         let mut pieces = pieces.into_iter();
         while let Some(first) = pieces.as_slice().first() {
@@ -177,11 +187,11 @@ impl Outbox {
             let length_bytes = u32::try_from(length).unwrap_or(u32::MAX);
             let done = count == pieces.len();
             if hole {
-                self.push_head(encode_offset_hole(cookie, done, offset, length_bytes));
+                self.push_head(encode_offset_hole(answered, done, offset, length_bytes));
                 pieces.by_ref().take(count).for_each(drop);
             } else {
                 self.push_head(encode_offset_data_header(
-                    cookie,
+                    answered,
                     done,
                     offset,
                     length_bytes,
@@ -208,11 +218,8 @@ impl Outbox {
         }
     }
 
-    fn push_head<const N: usize>(&mut self, head: [u8; N]) {
-        const { assert!(N <= MAX_HEAD_BYTES) };
-        let mut bytes = [0; MAX_HEAD_BYTES];
-        bytes[..N].copy_from_slice(&head);
-        self.push_content(Content::Head { bytes, length: N });
+    fn push_head(&mut self, head: Head) {
+        self.push_content(Content::Head(head));
     }
 
     fn push_content(&mut self, content: Content) {

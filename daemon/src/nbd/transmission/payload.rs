@@ -1,4 +1,4 @@
-//! The payload of a write that did not arrive together with its header.
+//! A payload that did not arrive together with its request's header.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -9,26 +9,33 @@ use tokio::io::AsyncRead;
 use crate::nbd::inbox::{Inbox, poll_read};
 use crate::nbd::wire::Request;
 
-/// A write that is charged for and waits for the rest of its payload, which is read from the socket
+/// A request that is charged for and waits for the rest of its payload, which is read from the socket
 /// straight to where it stays.
 pub(super) struct Incoming {
     pub(super) request: Request,
     pub(super) charged_bytes: u32,
+    length_bytes: usize,
     payload: BytesMut,
 }
 
 impl Incoming {
     /// Begins with what is in the inbox behind the request's header, which is less than all.
-    pub(super) fn new(request: Request, charged_bytes: u32, inbox: &mut Inbox) -> Self {
+    pub(super) fn new(
+        request: Request,
+        length_bytes: usize,
+        charged_bytes: u32,
+        inbox: &mut Inbox,
+    ) -> Self {
         Self {
             request,
             charged_bytes,
-            payload: inbox.take_start(request.payload_bytes() as usize),
+            length_bytes,
+            payload: inbox.take_start(length_bytes),
         }
     }
 
     fn missing_bytes(&self) -> usize {
-        self.request.payload_bytes() as usize - self.payload.len()
+        self.length_bytes - self.payload.len()
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -46,7 +53,10 @@ impl Incoming {
     }
 
     pub(super) fn into_payload(self) -> Bytes {
-        assert!(self.is_complete(), "no write starts with half its payload");
+        assert!(
+            self.is_complete(),
+            "no request starts with half its payload"
+        );
         self.payload.freeze()
     }
 }

@@ -8,6 +8,7 @@
 )]
 
 mod commands;
+mod extended;
 mod flow;
 mod random;
 mod write_flow;
@@ -19,7 +20,9 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::nbd::handshake::MetaContext;
-use crate::nbd::testing::{Change, Client, MemoryExport, Received, request_bytes};
+use crate::nbd::testing::{
+    Change, Client, MemoryExport, Received, extended_request_bytes, request_bytes,
+};
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
@@ -35,6 +38,7 @@ const NO_HOLE: u16 = 2;
 const DF: u16 = 4;
 const REQ_ONE: u16 = 8;
 const FAST_ZERO: u16 = 16;
+const PAYLOAD_LEN: u16 = 32;
 
 const OFFSET_DATA: u16 = 1;
 const OFFSET_HOLE: u16 = 2;
@@ -61,7 +65,7 @@ struct Fixture {
 
 fn structured() -> Terms {
     Terms {
-        structured_replies: true,
+        framing: Framing::Structured,
         contexts: vec![MetaContext::BaseAllocation],
     }
 }

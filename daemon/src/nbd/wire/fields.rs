@@ -58,6 +58,10 @@ impl<'a> Fields<'a> {
         text_of(self.message, field, self.rest)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     pub(super) fn end(self) -> Result<(), WireError> {
         if self.rest.is_empty() {
             return Ok(());

@@ -94,6 +94,7 @@ pub enum OptionCode {
     StructuredReply,
     ListMetaContext,
     SetMetaContext,
+    ExtendedHeaders,
 }
 
 impl OptionCode {
@@ -110,6 +111,7 @@ impl OptionCode {
             8 => Self::StructuredReply,
             9 => Self::ListMetaContext,
             10 => Self::SetMetaContext,
+            11 => Self::ExtendedHeaders,
             _ => return None,
         })
     }
@@ -200,6 +202,8 @@ pub enum OptionReplyCode {
     Unknown = 1 << 31 | 6,
     Stopping = 1 << 31 | 7,
     TooBig = 1 << 31 | 9,
+    /// Extended headers say more than this option does.
+    ExtendedHeaders = 1 << 31 | 10,
 }
 
 /// Appends a reply to an option.
@@ -238,6 +242,8 @@ impl TransmissionFlags {
     pub const SEND_CACHE: Self = Self(1 << 10);
     /// `WRITE_ZEROES` may carry the flag `FAST_ZERO`.
     pub const SEND_FAST_ZERO: Self = Self(1 << 11);
+    /// `BLOCK_STATUS` may carry a payload. Only with extended headers.
+    pub const BLOCK_STATUS_PAYLOAD: Self = Self(1 << 12);
 
     #[must_use]
     pub const fn with(self, flag: Self) -> Self {

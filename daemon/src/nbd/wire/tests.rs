@@ -91,31 +91,75 @@ fn export_name_reply_bytes() {
     assert!(long[10..].iter().all(|&byte| byte == 0));
 }
 
+const STRUCTURED: Answered = Answered {
+    framing: Framing::Structured,
+    cookie: COOKIE,
+    offset: 0x1000,
+};
+const EXTENDED: Answered = Answered {
+    framing: Framing::Extended,
+    ..STRUCTURED
+};
+
+#[test]
+fn extended_reply_bytes() {
+    assert_eq!(
+        hex(encode_done(&EXTENDED).bytes()),
+        "6e8a278c 00010000 01020304 05060708 00000000 00001000 00000000 00000000"
+    );
+    assert_eq!(
+        hex(encode_offset_data_header(&EXTENDED, false, 0x1200, 0x200).bytes()),
+        "6e8a278c 00000001 01020304 05060708 00000000 00001000 00000000 00000208 \
+         00000000 00001200"
+    );
+    assert_eq!(
+        hex(encode_offset_hole(&EXTENDED, true, 0x1200, 0x200).bytes()),
+        "6e8a278c 00010002 01020304 05060708 00000000 00001000 00000000 0000000c \
+         00000000 00001200 00000200"
+    );
+    assert_eq!(
+        hex(&encode_block_status(
+            &EXTENDED,
+            true,
+            1,
+            &[(1 << 40, StatusFlags::DATA), (0x2000, StatusFlags::HOLE)]
+        )),
+        "6e8a278c 00010006 01020304 05060708 00000000 00001000 00000000 00000028 \
+         00000001 00000002 00000100 00000000 00000000 00000000 \
+         00000000 00002000 00000000 00000003"
+    );
+    assert_eq!(
+        hex(&encode_error(&EXTENDED, ErrorCode::Io, Some(9), "bad")),
+        "6e8a278c 00018002 01020304 05060708 00000000 00001000 00000000 00000011 \
+         00000005 00036261 64000000 00000000 09"
+    );
+}
+
 #[test]
 fn transmission_reply_bytes() {
     assert_eq!(
-        hex(&encode_simple_reply(COOKIE, None)),
+        hex(encode_simple_reply(COOKIE, None).bytes()),
         "67446698 00000000 01020304 05060708"
     );
     assert_eq!(
-        hex(&encode_simple_reply(COOKIE, Some(ErrorCode::NotPermitted))),
+        hex(encode_simple_reply(COOKIE, Some(ErrorCode::NotPermitted)).bytes()),
         "67446698 00000001 01020304 05060708"
     );
     assert_eq!(
-        hex(&encode_done(COOKIE)),
+        hex(encode_done(&STRUCTURED).bytes()),
         "668e33ef 00010000 01020304 05060708 00000000"
     );
     assert_eq!(
-        hex(&encode_offset_data_header(COOKIE, false, 0x1000, 0x200)),
+        hex(encode_offset_data_header(&STRUCTURED, false, 0x1000, 0x200).bytes()),
         "668e33ef 00000001 01020304 05060708 00000208 00000000 00001000"
     );
     assert_eq!(
-        hex(&encode_offset_hole(COOKIE, true, 0x1000, 0x200)),
+        hex(encode_offset_hole(&STRUCTURED, true, 0x1000, 0x200).bytes()),
         "668e33ef 00010002 01020304 05060708 0000000c 00000000 00001000 00000200"
     );
     assert_eq!(
         hex(&encode_block_status(
-            COOKIE,
+            &STRUCTURED,
             true,
             1,
             &[(0x1000, StatusFlags::DATA), (0x2000, StatusFlags::HOLE)]
@@ -124,11 +168,11 @@ fn transmission_reply_bytes() {
          00001000 00000000 00002000 00000003"
     );
     assert_eq!(
-        hex(&encode_error(COOKIE, ErrorCode::Io, None, "bad")),
+        hex(&encode_error(&STRUCTURED, ErrorCode::Io, None, "bad")),
         "668e33ef 00018001 01020304 05060708 00000009 00000005 00036261 64"
     );
     assert_eq!(
-        hex(&encode_error(COOKIE, ErrorCode::Io, Some(9), "bad")),
+        hex(&encode_error(&STRUCTURED, ErrorCode::Io, Some(9), "bad")),
         "668e33ef 00018002 01020304 05060708 00000011 00000005 00036261 64000000 00000000 09"
     );
     for (code, number) in [
@@ -146,8 +190,8 @@ fn transmission_reply_bytes() {
 #[test]
 fn long_messages_are_cut_between_characters() {
     let message = format!("x{}", "é".repeat(4096));
-    let bytes = encode_error(COOKIE, ErrorCode::Io, None, &message);
-    let text = std::str::from_utf8(&bytes[CHUNK_HEADER_BYTES + 6..]).unwrap();
+    let bytes = encode_error(&STRUCTURED, ErrorCode::Io, None, &message);
+    let text = std::str::from_utf8(&bytes[20 + 6..]).unwrap();
     assert_eq!(text.len(), 4095);
     assert!(message.starts_with(text));
 }
@@ -164,7 +208,9 @@ fn request_bytes() {
         cookie: COOKIE,
         offset: 0x1000,
         length_bytes: 0x200,
+        has_payload: false,
     };
+    let decode_request = |bytes: &[u8]| decode_request(bytes, Framing::Structured);
     assert_eq!(decode_request(&bytes), Ok(request));
     for at in 0..4 {
         let mut bytes = bytes;
@@ -179,8 +225,57 @@ fn request_bytes() {
 }
 
 #[test]
+fn extended_request_bytes() {
+    let bytes = [
+        0x21, 0xe4, 0x1c, 0x71, 0, 0x20, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0x10, 0,
+        0, 0, 1, 0, 0, 0, 2, 0,
+    ];
+    let decoded = decode_request(&bytes, Framing::Extended);
+    let request = Request {
+        flags: CommandFlags::PAYLOAD_LEN,
+        command: 1,
+        cookie: COOKIE,
+        offset: 0x1000,
+        length_bytes: 0x100_0000_0200,
+        has_payload: true,
+    };
+    assert_eq!(decoded, Ok(request));
+    assert_eq!(request.payload_bytes(), 0x100_0000_0200);
+    let mut trim = bytes;
+    (trim[5], trim[7]) = (0, 4);
+    let decoded = decode_request(&trim, Framing::Extended).unwrap();
+    assert_eq!((decoded.has_payload, decoded.payload_bytes()), (false, 0));
+    let mut write = bytes;
+    write[5] = 0;
+    let decoded = decode_request(&write, Framing::Extended).unwrap();
+    assert!(decoded.has_payload, "as QEMU sends it");
+    for length in 0..bytes.len() {
+        let error = decode_request(&bytes[..length], Framing::Extended).unwrap_err();
+        assert!(matches!(error, WireError::Truncated { .. }), "{error}");
+    }
+    let error = decode_request(&bytes[..28], Framing::Structured).unwrap_err();
+    assert!(matches!(error, WireError::Magic { .. }), "{error}");
+}
+
+#[test]
+fn status_query_bytes() {
+    let bytes = [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1];
+    let query = decode_status_query(&bytes).unwrap();
+    assert_eq!(
+        (query.length_bytes, query.context_ids),
+        (1 << 40, vec![2, 1])
+    );
+    for length in 0..bytes.len() {
+        let whole = [8, 12].contains(&length);
+        assert_eq!(decode_status_query(&bytes[..length]).is_ok(), whole);
+    }
+    assert_eq!(StatusQuery::payload_bytes(2), bytes.len());
+}
+
+#[test]
 fn ranges_do_not_wrap_around() {
-    let mut request = decode_request(&crate::nbd::testing::request_bytes(0, 0, 0, 6, 4)).unwrap();
+    let bytes = crate::nbd::testing::request_bytes(0, 0, 0, 6, 4);
+    let mut request = decode_request(&bytes, Framing::Simple).unwrap();
     assert!(request.is_within(10));
     assert!(!request.is_within(9));
     request.offset = u64::MAX;
@@ -283,8 +378,24 @@ proptest! {
     fn any_bytes_are_a_request_or_an_error(
         bytes in nearly(crate::nbd::testing::request_bytes(0, 0, 1, 2, 3)),
     ) {
-        if let Ok(request) = decode_request(&bytes) {
+        if let Ok(request) = decode_request(&bytes, Framing::Structured) {
             let again = crate::nbd::testing::request_bytes(
+                request.command,
+                request.flags.0,
+                request.cookie,
+                request.offset,
+                u32::try_from(request.length_bytes).unwrap(),
+            );
+            prop_assert_eq!(again, bytes);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_an_extended_request_or_an_error(
+        bytes in nearly(crate::nbd::testing::extended_request_bytes(1, 0x20, 1, 2, 3)),
+    ) {
+        if let Ok(request) = decode_request(&bytes, Framing::Extended) {
+            let again = crate::nbd::testing::extended_request_bytes(
                 request.command,
                 request.flags.0,
                 request.cookie,

@@ -200,12 +200,12 @@ async fn block_status_goes_on_over_windows_and_stops_at_the_limit() {
     test.client.request(BLOCK_STATUS, 0, 1, 0, length).await;
     assert_eq!(extents(test.client.message().await), [(length, 3)]);
 
-    let striped = MemoryExport::new("snapshot/striped", &[1, 0].repeat(MAX_EXTENTS));
+    let striped = MemoryExport::new("snapshot/striped", &[1, 0].repeat(MAX_EXTENTS as usize));
     let length = u32::try_from(striped.info.size_bytes).unwrap();
     let mut test = serve(striped, structured());
     test.client.request(BLOCK_STATUS, 0, 1, 0, length).await;
     let extents = extents(test.client.message().await);
-    assert_eq!(extents.len(), MAX_EXTENTS);
+    assert_eq!(extents.len(), MAX_EXTENTS as usize);
     assert!(extents.iter().all(|&(length, _)| length == 4096));
 }
 
@@ -222,7 +222,7 @@ async fn block_status_tells_what_changed_since_a_snapshot_beside_what_is_there()
         [false, true]
     );
     let terms = Terms {
-        structured_replies: true,
+        framing: Framing::Structured,
         contexts: vec![
             MetaContext::BaseAllocation,
             MetaContext::DirtySince {
@@ -253,7 +253,7 @@ async fn block_status_tells_what_changed_since_a_snapshot_beside_what_is_there()
 #[tokio::test]
 async fn block_status_needs_a_context() {
     let terms = Terms {
-        structured_replies: true,
+        framing: Framing::Structured,
         contexts: Vec::new(),
     };
     let mut test = serve(small(), terms);

@@ -8,7 +8,7 @@ use crate::nbd::export::ExportError;
 #[tokio::test]
 async fn what_was_written_is_read() {
     for terms in [structured(), Terms::default()] {
-        let is_structured = terms.structured_replies;
+        let is_structured = terms.framing == Framing::Structured;
         let mut test = serve(writable(), terms);
         // Not aligned, over two blocks, into a hole; then once more over part of it.
         test.client.send(&write_bytes(0, 1, 8000, &[7; 5000])).await;
