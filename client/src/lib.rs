@@ -41,6 +41,7 @@ mod archive;
 mod connect;
 mod convert;
 mod copies;
+mod device;
 mod download;
 mod error;
 mod limits;
@@ -61,6 +62,9 @@ pub use archive::{
 };
 pub use connect::{Client, Endpoint, Tls};
 pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
+pub use device::{
+    Ended, Event as MapEvent, MapOptions, Mapped, Mapping, NbdAddress, Unmapped, mapped, unmap,
+};
 pub use download::{Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink};
 pub use error::{Error, ErrorKind, Result};
 pub use progress::Progress;

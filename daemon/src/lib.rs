@@ -5,7 +5,7 @@
 //! - [`grpc`]: snapshots, content, status; [`nbd`]: snapshots as block devices, through [`exports`].
 //! - [`sockets`]: listeners of both; [`tasks`]: the only place that starts tasks.
 //! - [`copies`]: snapshots from other daemons; [`tls`]: how these are asked.
-//! - [`telemetry`]: the log; [`service_manager`]: systemd.
+//! - [`telemetry`]: the log.
 //!
 //! What must hold: nothing here decides what is durable or true, the store does. Everything a client can make the daemon
 //! hold or do at one time is bounded.
@@ -17,7 +17,6 @@ pub mod grpc;
 pub mod limits;
 pub mod nbd;
 pub mod server;
-pub mod service_manager;
 pub mod sockets;
 pub mod tasks;
 pub mod telemetry;

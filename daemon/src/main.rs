@@ -13,6 +13,7 @@ use varve_daemon::{
     config::{Arguments, Config},
     limits,
     server::{self, Server},
+    sockets::Inherited,
     telemetry,
 };
 
@@ -43,6 +44,8 @@ const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // Before there are threads: it changes the environment.
+    let inherited = Inherited::find();
     let cli = Cli::parse();
     let config = match Config::load(&cli.arguments) {
         Ok(config) => config,
@@ -65,7 +68,10 @@ fn main() -> ExitCode {
     };
     runtime.block_on(async {
         match cli.command {
-            None => serve(&config).await,
+            None => match inherited.take() {
+                Ok(inherited) => serve(&config, inherited).await,
+                Err(error) => complain(error, USAGE),
+            },
             Some(Command::Rebuild) => rebuild(&config).await,
         }
     })
@@ -77,13 +83,13 @@ fn complain(error: impl Display, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-async fn serve(config: &Config) -> ExitCode {
+async fn serve(config: &Config, inherited: Inherited) -> ExitCode {
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => return complain(format_args!("cannot listen for signals: {error}"), FAILURE),
     };
     let started = tokio::select! {
-        started = Server::start(config) => started,
+        started = Server::start_with(config, inherited) => started,
         name = signals.next() => {
             info!(signal = name, "stopped before the start was over");
             return ExitCode::SUCCESS;

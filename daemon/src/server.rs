@@ -7,6 +7,7 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
 
 use futures::future;
+use sd_notify::NotifyState;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -19,8 +20,7 @@ use crate::{
     exports::{Attachments, StoreExports},
     grpc::{self, Context, Facts, Health, RoutesError, Uploads},
     limits, nbd,
-    service_manager::{self, State},
-    sockets::{self, SocketError, SocketFile},
+    sockets::{self, Inherited, SocketError, SocketFile},
     tasks::{Task, Tasks},
     tls,
 };
@@ -67,7 +67,7 @@ pub struct Server {
     /// One for each listener. None ends before the stop.
     services: Vec<Task<()>>,
     addresses: Addresses,
-    _socket_files: [SocketFile; 2],
+    _socket_files: [Option<SocketFile>; 2],
 }
 
 /// The store's options in a configuration.
@@ -90,6 +90,15 @@ impl Server {
     ///
     /// The first thing that does not work. What was started before it is stopped again.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
+        Self::start_with(config, Inherited::default()).await
+    }
+
+    /// The same, with sockets that the service manager listens on in place of those that the configuration names.
+    ///
+    /// # Errors
+    ///
+    /// As of [`start`](Self::start).
+    pub async fn start_with(config: &Config, inherited: Inherited) -> Result<Self, StartError> {
         let (store, report) = Store::open(store_options(config)).await?;
         info!(data_dir = %config.data_dir.display(), "{report}");
         for torn in report.torn_packs.iter().chain(&report.torn_log) {
@@ -98,7 +107,7 @@ impl Server {
         for damage in &report.damage {
             error!("{damage}");
         }
-        match Self::serve(config, store.clone()).await {
+        match Self::serve(config, inherited, store.clone()).await {
             Ok(server) => Ok(server),
             Err(error) => {
                 close(&store).await;
@@ -107,7 +116,11 @@ impl Server {
         }
     }
 
-    async fn serve(config: &Config, store: Store) -> Result<Self, StartError> {
+    async fn serve(
+        config: &Config,
+        inherited: Inherited,
+        store: Store,
+    ) -> Result<Self, StartError> {
         let grpc_tls = config.grpc.tls.as_ref();
         // Everything that can be refused comes before the first task.
         let unix_server = grpc::builder(None)?;
@@ -120,17 +133,16 @@ impl Server {
             }),
             None => None,
         };
-        let (grpc_unix, grpc_file) =
-            sockets::listen_unix(&config.grpc.unix, config.socket_mode).await?;
-        let (nbd_unix, nbd_file) =
-            sockets::listen_unix(&config.nbd.unix, config.socket_mode).await?;
-        let grpc_tcp = listen_tcp(config.grpc.tcp).await?;
-        let nbd_tcp = listen_tcp(config.nbd.tcp).await?;
+        let mode = config.socket_mode;
+        let grpc_unix = sockets::serve_unix(inherited.grpc_unix, &config.grpc.unix, mode).await?;
+        let nbd_unix = sockets::serve_unix(inherited.nbd_unix, &config.nbd.unix, mode).await?;
+        let grpc_tcp = listen_tcp(inherited.grpc_tcp, config.grpc.tcp).await?;
+        let nbd_tcp = listen_tcp(inherited.nbd_tcp, config.nbd.tcp).await?;
         let addresses = Addresses {
             grpc_tcp: grpc_tcp.as_ref().map(|(_, address)| *address),
             nbd_tcp: nbd_tcp.as_ref().map(|(_, address)| *address),
             nbd_uris: nbd_uris(
-                &config.nbd.unix,
+                &nbd_unix.path,
                 nbd_tcp.as_ref().map(|(_, address)| *address),
                 config.nbd.tls.is_some(),
             ),
@@ -175,11 +187,16 @@ impl Server {
         let mut services = vec![
             tasks.spawn(
                 "gRPC over unix",
-                serve_grpc_unix(unix_server, routes.clone(), grpc_unix, stop.clone()),
+                serve_grpc_unix(
+                    unix_server,
+                    routes.clone(),
+                    grpc_unix.listener,
+                    stop.clone(),
+                ),
             ),
             tasks.spawn("NBD over unix", {
                 let spawn = spawn_connections(&tasks);
-                Arc::clone(&nbd).serve_unix(nbd_unix, stop.clone(), spawn)
+                Arc::clone(&nbd).serve_unix(nbd_unix.listener, stop.clone(), spawn)
             }),
         ];
         if let Some((listener, _)) = grpc_tcp {
@@ -215,12 +232,12 @@ impl Server {
         ));
 
         health.serving().await;
-        service_manager::tell(State::Ready);
+        tell_service_manager(NotifyState::Ready);
         info!(
-            grpc_unix = %config.grpc.unix.display(),
+            grpc_unix = %grpc_unix.path.display(),
             grpc_tcp = addresses.grpc_tcp.map(tracing::field::display),
             grpc_tls = grpc_tls.is_some(),
-            nbd_unix = %config.nbd.unix.display(),
+            nbd_unix = %nbd_unix.path.display(),
             nbd_tcp = addresses.nbd_tcp.map(tracing::field::display),
             version = env!("CARGO_PKG_VERSION"),
             "ready"
@@ -233,7 +250,7 @@ impl Server {
             stop,
             services,
             addresses,
-            _socket_files: [grpc_file, nbd_file],
+            _socket_files: [grpc_unix.file, nbd_unix.file],
         })
     }
 
@@ -262,7 +279,7 @@ impl Server {
     /// The store could not be closed; what was committed is safe nevertheless.
     pub async fn stop(self) -> Result<(), varve_store::Error> {
         info!("stopping");
-        service_manager::tell(State::Stopping);
+        tell_service_manager(NotifyState::Stopping);
         self.health.stopping().await;
         self.stop.cancel();
         self.tasks.stop(limits::STOP_GRACE).await;
@@ -282,16 +299,23 @@ async fn close(store: &Store) {
     }
 }
 
+/// Tells systemd, or whatever manages services in its way, how the daemon is.
+fn tell_service_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "cannot tell the service manager");
+    }
+}
+
 async fn listen_tcp(
+    inherited: Option<TcpListener>,
     address: Option<SocketAddr>,
 ) -> Result<Option<(TcpListener, SocketAddr)>, SocketError> {
-    let Some(address) = address else {
-        return Ok(None);
+    let listener = match (inherited, address) {
+        (Some(listener), _) => listener,
+        (None, Some(address)) => sockets::listen_tcp(address).await?,
+        (None, None) => return Ok(None),
     };
-    let listener = sockets::listen_tcp(address).await?;
-    let taken = listener
-        .local_addr()
-        .map_err(|source| SocketError::Tcp { address, source })?;
+    let taken = listener.local_addr().map_err(SocketError::Unknown)?;
     Ok(Some((listener, taken)))
 }
 

@@ -2,6 +2,9 @@
 //!
 //! What must hold for a unix socket: nobody without permission can connect at any moment, a socket that another process
 //! serves is never taken from it, and what a daemon that died left behind is no obstacle.
+//!
+//! Where a service manager listens in the daemon's place, by systemd's socket activation, connections wait in its sockets while the daemon
+//! is restarted, instead of being refused: see [`Inherited`].
 
 use std::{
     fs, io,
@@ -65,6 +68,17 @@ pub enum SocketError {
         /// Why.
         source: io::Error,
     },
+    /// The service manager hands over what cannot be served.
+    #[error("the socket {name:?} of the service manager: {why}")]
+    Inherited {
+        /// Its name, by `FileDescriptorName`.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// The operating system refused.
+    #[error("cannot tell the address of a socket: {0}")]
+    Unknown(io::Error),
     /// The operating system refused.
     #[error("cannot listen on {address}: {source}")]
     Tcp {
@@ -73,6 +87,90 @@ pub enum SocketError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Sockets that the service manager listens on for the daemon: units of systemd with `FileDescriptorName=grpc` or `=nbd`, each of which
+/// may have a unix socket and a TCP port.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// gRPC over a unix socket.
+    pub grpc_unix: Option<UnixListener>,
+    /// gRPC over TCP.
+    pub grpc_tcp: Option<TcpListener>,
+    /// NBD over a unix socket.
+    pub nbd_unix: Option<UnixListener>,
+    /// NBD over TCP.
+    pub nbd_tcp: Option<TcpListener>,
+}
+
+impl Inherited {
+    /// Takes them, from where the environment says they are. Once, and before there are threads.
+    #[must_use]
+    pub fn find() -> Found {
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        Found {
+            names: names.split(':').map(str::to_owned).collect(),
+            sockets: listenfd::ListenFd::from_env(),
+        }
+    }
+}
+
+/// What was inherited, before anybody has looked at it.
+pub struct Found {
+    names: Vec<String>,
+    sockets: listenfd::ListenFd,
+}
+
+impl std::fmt::Debug for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Found")
+            .field("names", &self.names)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Found {
+    /// Tells which is which. In the runtime that will serve them.
+    ///
+    /// # Errors
+    ///
+    /// A socket has a name that means nothing here, is of a kind that is not served, or one of a kind is there already.
+    pub fn take(mut self) -> Result<Inherited, SocketError> {
+        let mut inherited = Inherited::default();
+        for index in 0..self.sockets.len() {
+            let name = self.names.get(index).map_or("", String::as_str);
+            let refuse = |why: String| SocketError::Inherited {
+                name: name.to_owned(),
+                why,
+            };
+            let unreadable = |error: io::Error| refuse(error.to_string());
+            let (unix_place, tcp_place) = match name {
+                "grpc" => (&mut inherited.grpc_unix, &mut inherited.grpc_tcp),
+                "nbd" => (&mut inherited.nbd_unix, &mut inherited.nbd_tcp),
+                _ => {
+                    let why = "its name says not what it is for: FileDescriptorName=grpc or nbd";
+                    return Err(refuse(why.to_owned()));
+                }
+            };
+            // A socket of another kind stays where it is, and is taken as that.
+            let is_new = if let Ok(Some(listener)) = self.sockets.take_unix_listener(index) {
+                listener.set_nonblocking(true).map_err(unreadable)?;
+                let listener = UnixListener::from_std(listener).map_err(unreadable)?;
+                unix_place.replace(listener).is_none()
+            } else if let Ok(Some(listener)) = self.sockets.take_tcp_listener(index) {
+                listener.set_nonblocking(true).map_err(unreadable)?;
+                let listener = TcpListener::from_std(listener).map_err(unreadable)?;
+                tcp_place.replace(listener).is_none()
+            } else {
+                let why = "it listens neither on a unix stream nor on TCP";
+                return Err(refuse(why.to_owned()));
+            };
+            if !is_new {
+                return Err(refuse("there is one of its kind already".to_owned()));
+            }
+        }
+        Ok(inherited)
+    }
 }
 
 /// The file of a unix socket, removed when this is dropped.
@@ -102,6 +200,44 @@ impl Drop for SocketFile {
             }
         }
     }
+}
+
+/// A unix socket that is listened on.
+#[derive(Debug)]
+pub struct UnixService {
+    /// Where connections come from.
+    pub listener: UnixListener,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Removed with the daemon, unless the service manager made it.
+    pub file: Option<SocketFile>,
+}
+
+/// Serves the inherited unix socket, or listens on one of this path with these permissions.
+///
+/// # Errors
+///
+/// A path that is too long, in use, something else, or not permitted.
+pub async fn serve_unix(
+    inherited: Option<UnixListener>,
+    path: &Path,
+    mode: u32,
+) -> Result<UnixService, SocketError> {
+    let Some(listener) = inherited else {
+        let (listener, file) = listen_unix(path, mode).await?;
+        return Ok(UnixService {
+            listener,
+            path: path.to_owned(),
+            file: Some(file),
+        });
+    };
+    let address = listener.local_addr().ok();
+    let path = address.and_then(|address| address.as_pathname().map(Path::to_owned));
+    Ok(UnixService {
+        listener,
+        path: path.unwrap_or_default(),
+        file: None,
+    })
 }
 
 /// Listens on a unix socket with these permissions.

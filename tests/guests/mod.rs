@@ -1,6 +1,8 @@
-//! Guests: they boot from exports, keep their files on volumes, and lose their power.
+//! Guests: they boot from exports, keep their files on volumes, lose their power, outlive the daemon, and map exports themselves.
 
 mod boot;
+mod devices;
 mod file_systems;
 mod full_disk;
 mod power_cuts;
+mod restarts;

@@ -17,9 +17,9 @@ use std::{
 
 use varve_tests::{
     daemon::{Varved, free_address, says_that_it_is_ready},
-    guest::{Guest, Machine, export, raw_file},
+    guest::{Guest, Machine, export, make_disk, raw_file},
     nbd::Peer,
-    process::{Running, command, run, start, wait_for},
+    process::{Running, command, start, wait_for},
     programs::{self, tool},
     random::Random,
     scratch::Scratch,
@@ -63,10 +63,7 @@ impl Disk {
         drop(varved);
         fs::copy(programs::varved(), tree.join("varved")).unwrap();
         let disk = Self { scratch };
-        let options = ["-q", "-F", "-d"].map(Path::new);
-        let mut mkfs = command(tool("mkfs.ext4"), options);
-        mkfs.arg(&tree).arg(disk.path()).arg("2G");
-        run(mkfs).ok();
+        make_disk(&disk.path(), &tree, "2G");
         disk
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     process::{Running, command, run, start, wait_for},
-    programs::repository,
+    programs::{repository, tool},
     scratch::Scratch,
 };
 
@@ -102,6 +102,13 @@ impl Default for Machine {
     }
 }
 
+/// Makes a raw file with an ext4 file system of this size (`2G`) that has the files of a directory.
+pub fn make_disk(path: &Path, tree: &Path, size: &str) {
+    let mut mkfs = command(tool("mkfs.ext4"), ["-q", "-F", "-d"]);
+    mkfs.arg(tree).arg(path).arg(size);
+    run(mkfs).ok();
+}
+
 /// A drive that is a raw file.
 #[must_use]
 pub fn raw_file(path: &Path) -> String {
@@ -112,6 +119,15 @@ pub fn raw_file(path: &Path) -> String {
 #[must_use]
 pub fn export(uri: &str) -> String {
     format!("format=raw,file={uri}")
+}
+
+/// A drive that is an NBD export at a unix socket, whose requests wait that many seconds for a server that went away.
+#[must_use]
+pub fn patient_export(socket: &Path, export: &str, seconds: u32) -> String {
+    format!(
+        "format=raw,file.driver=nbd,file.server.type=unix,file.server.path={},file.export={export},file.reconnect-delay={seconds}",
+        socket.display()
+    )
 }
 
 /// A guest that runs. Killed when it is dropped.

@@ -1,5 +1,6 @@
 //! NBD as clients meet it, and clients as the daemon should not meet them.
 
+mod activation;
 mod bitmaps;
 mod exports;
 mod hostile;

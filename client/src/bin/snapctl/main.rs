@@ -8,6 +8,7 @@ mod exit;
 mod export;
 mod import;
 mod listing;
+mod map;
 mod meter;
 mod output;
 mod qemu;
@@ -80,6 +81,12 @@ enum Command {
     /// Name other daemons, to copy from them
     #[command(subcommand)]
     Remote(remote::Remotes),
+    /// Attach an export as a block device of this machine, and stay to look after it
+    Map(map::Map),
+    /// Detach a block device
+    Unmap(map::Unmap),
+    /// List the block devices that exports are attached as
+    Mapped,
     /// What the daemon is and how it is doing
     Status,
     /// Print a script that completes snapctl's arguments in a shell
@@ -161,6 +168,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Volume(volume) => volume.run(&options).await,
         Command::Copy(copies) => copies.run(&options).await,
         Command::Remote(remotes) => remotes.run(&options).await,
+        Command::Map(map) => map.run(&options).await,
+        Command::Unmap(unmap) => unmap.run(&options).await,
+        Command::Mapped => map::list(&options),
         Command::Status => status::run(&options).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -54,11 +54,6 @@ impl Refusal {
         code: ErrorCode::NotPermitted,
         message: "the export is read-only",
     };
-
-    pub(super) const STOPPING: Self = Self {
-        code: ErrorCode::Stopping,
-        message: "the server is shutting down",
-    };
 }
 
 impl From<Refusal> for Body {

@@ -1,0 +1,251 @@
+//! `snapctl map`, `unmap` and `mapped`: exports as block devices of this machine.
+
+use std::{path::Path, time::Duration};
+
+use clap::Args;
+use sd_notify::NotifyState;
+use serde::Serialize;
+use varve_client::{
+    Ended, Error, ErrorKind, MapEvent, MapOptions, Mapped, Mapping, NbdAddress, mapped, unmap,
+};
+
+use crate::{
+    Options,
+    exit::Failure,
+    interrupted,
+    output::{self, Output},
+};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It prints the device, and stays to hand the kernel a new connection when the daemon was restarted: requests wait meanwhile. It ends \
+when the device is unmapped. Interrupted, it detaches the device if nobody uses it; if somebody does, it leaves it attached, and \
+'snapctl map' of the same export looks after it again.
+
+The systemd unit varve-map@.service does the same for exports that are to be there always.")]
+pub(crate) struct Map {
+    /// volume/NAME or snapshot/NAME; a volume has to be attached ('snapctl volume attach')
+    export: String,
+    /// As this device, /dev/nbdN [default: one that is free]
+    #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
+    device: Option<u32>,
+    /// Connections to the daemon
+    #[arg(long, value_name = "COUNT", default_value_t = MapOptions::default().connections)]
+    connections: u32,
+    /// Sector size in bytes: 512 to 4096. Partition tables are read in sectors of the size they were made with
+    #[arg(long, value_name = "BYTES", default_value_t = MapOptions::default().block_size_bytes)]
+    block_size: u32,
+    /// Seconds until an unanswered request is sent again, after a kill of the daemon say
+    #[arg(long, value_name = "SECONDS", default_value_t = MapOptions::default().timeout.as_secs())]
+    timeout: u64,
+    /// Seconds that requests wait for the daemon to come back, before they fail
+    #[arg(long, value_name = "SECONDS", default_value_t = MapOptions::default().dead_timeout.as_secs())]
+    dead_timeout: u64,
+    /// Write nothing, even if the export could be written to
+    #[arg(long)]
+    read_only: bool,
+    /// Where the daemon serves NBD: nbd+unix:///?socket=PATH or nbd://HOST:PORT [default: what the daemon tells]
+    #[arg(long, value_name = "URI")]
+    nbd: Option<NbdAddress>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unmap {
+    /// /dev/nbdN, or the export that is attached as it
+    device: String,
+    /// Even if it is in use: whatever uses it gets errors
+    #[arg(long)]
+    force: bool,
+}
+
+/// A device as JSON.
+#[derive(Debug, Serialize)]
+struct MappedJson<'a> {
+    device: &'a Path,
+    export: &'a str,
+    opened: &'a str,
+    address: &'a str,
+    connections: u32,
+    size_bytes: u64,
+    read_only: bool,
+    process: Option<u32>,
+}
+
+impl<'a> From<&'a Mapped> for MappedJson<'a> {
+    fn from(device: &'a Mapped) -> Self {
+        Self {
+            device: &device.path,
+            export: &device.export,
+            opened: &device.opened,
+            address: &device.address,
+            connections: device.connections,
+            size_bytes: device.size_bytes,
+            read_only: device.read_only,
+            process: device.process,
+        }
+    }
+}
+
+/// What `mapped` prints for programs.
+#[derive(Debug, Serialize)]
+struct ListJson<'a> {
+    devices: Vec<MappedJson<'a>>,
+}
+
+fn parse_device(text: &str) -> Result<u32, String> {
+    let name = text.strip_prefix("/dev/").unwrap_or(text);
+    let index = name
+        .strip_prefix("nbd")
+        .and_then(|index| index.parse().ok());
+    index.ok_or_else(|| "it is /dev/nbdN, with a number for N".to_owned())
+}
+
+impl Map {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        let interrupted = interrupted();
+        let (address, opened) = self.find(options).await?;
+        let settings = MapOptions {
+            connections: self.connections,
+            block_size_bytes: self.block_size,
+            timeout: Duration::from_secs(self.timeout),
+            dead_timeout: Duration::from_secs(self.dead_timeout),
+            read_only: self.read_only,
+            index: self.device,
+        };
+        let mut mapping =
+            Mapping::attach(&address, &self.export, opened.as_deref(), &settings).await?;
+        let device = mapping.device().path.display().to_string();
+        if mapping.was_taken_over() {
+            options.remark(format_args!(
+                "{device} was attached already; looking after it now"
+            ));
+        }
+        match options.output {
+            Output::Json => output::json(&MappedJson::from(mapping.device()))?,
+            Output::Table => output::line(&device)?,
+        }
+        ready();
+        let tell = |event| match event {
+            MapEvent::Lost => options.remark(format_args!("{device}: lost a connection")),
+            MapEvent::NotYet(error) => {
+                options.remark(format_args!("{device}: {error}; trying again"));
+            }
+            MapEvent::Restored(after) => options.remark(format_args!(
+                "{device}: all connections are there again, after {:.1} s",
+                after.as_secs_f64()
+            )),
+        };
+        match mapping.stay(interrupted, tell).await? {
+            Ended::Detached => {
+                options.remark(format_args!("{device} was detached"));
+                Ok(())
+            }
+            Ended::Interrupted => match mapping.detach().await {
+                Ok(()) => {
+                    options.remark(format_args!("detached {device}"));
+                    Ok(())
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    options.remark(format_args!(
+                        "{device} is in use and stays attached; 'snapctl map {}' looks after it again",
+                        self.export
+                    ));
+                    Ok(())
+                }
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    /// Where the export is, and its name with an id: a name may go to another volume while this one is mapped.
+    async fn find(&self, options: &Options) -> Result<(NbdAddress, Option<String>), Failure> {
+        let what = || format!("map {}", self.export);
+        let wrong = |why: &str| Error::new(ErrorKind::Invalid, what(), why);
+        let Some((kind, name)) = self.export.split_once('/') else {
+            return Err(wrong("an export is volume/NAME or snapshot/NAME").into());
+        };
+        if let Some(address) = &self.nbd {
+            return Ok((address.clone(), None));
+        }
+        let client = options.connect().await?;
+        let opened = match kind {
+            "volume" => format!("volume/{}", client.volume(name).await?.id),
+            "snapshot" => format!("snapshot/{}", client.snapshot(name).await?.id),
+            _ => return Err(wrong("an export is volume/NAME or snapshot/NAME").into()),
+        };
+        let uris = client.status().await?.nbd_uris;
+        let Some(address) = uris.iter().find_map(|uri| uri.parse().ok()) else {
+            let why = format!(
+                "the kernel's NBD client can use no address of the daemon ({})",
+                uris.join(", ")
+            );
+            return Err(wrong(&why).into());
+        };
+        Ok((address, Some(opened)))
+    }
+}
+
+/// Tells the service manager, if there is one, that the device is there.
+fn ready() {
+    // Where there is none, or it does not listen, there is nobody to tell.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+}
+
+impl Unmap {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        let unmapped = unmap(&self.device, self.force).await?;
+        let device = unmapped.path.display();
+        if unmapped.is_gone {
+            options.remark(format_args!("detached {device}"));
+        } else {
+            options.remark(format_args!(
+                "detached {device}; it gives errors to whatever uses it, and goes when nothing does"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `snapctl mapped`.
+pub(crate) fn list(options: &Options) -> Result<(), Failure> {
+    let devices = mapped()?;
+    if options.output == Output::Json {
+        return output::json(&ListJson {
+            devices: devices.iter().map(MappedJson::from).collect(),
+        });
+    }
+    let mut table = output::table(&["DEVICE", "EXPORT", "SIZE", "ACCESS", "KEPT BY"]);
+    for device in &devices {
+        let access = if device.read_only {
+            "read-only"
+        } else {
+            "writable"
+        };
+        let keeper = device.process.map_or_else(
+            || "nobody".to_owned(),
+            |process| format!("process {process}"),
+        );
+        table.add_row([
+            device.path.display().to_string(),
+            device.export.clone(),
+            output::size(device.size_bytes),
+            access.to_owned(),
+            keeper,
+        ]);
+    }
+    output::line(table.trim_fmt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_people_do() {
+        assert_eq!(parse_device("/dev/nbd12"), Ok(12));
+        assert_eq!(parse_device("nbd0"), Ok(0));
+        for wrong in ["/dev/sda", "nbd", "nbd-1", "0", ""] {
+            assert!(parse_device(wrong).is_err(), "{wrong}");
+        }
+    }
+}

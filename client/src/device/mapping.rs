@@ -1,0 +1,456 @@
+//! Attaching, staying, taking over, detaching.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    pin::{Pin, pin},
+    time::{Duration, Instant},
+};
+
+use super::{
+    MapOptions, NbdAddress,
+    handshake::{self, Connection},
+    netlink::{Announced, Events, Kernel, NewDevice},
+    sysfs::{self, Backend, Keeping, Mapped, mapped},
+};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Between looks at whether a device is still attached.
+const LOOK: Duration = Duration::from_secs(1);
+/// Before a daemon that does not answer is tried again: the first time, and at most.
+const RETRY: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_millis(250);
+/// For udev to make the device's file, and for the kernel to let go of a device.
+const SETTLE: Duration = Duration::from_secs(3);
+/// The kernel has a queue for each connection, and its tables are not endless.
+const CONNECTIONS_MAX: u32 = 64;
+
+/// An export that is attached as a device.
+#[derive(Debug)]
+pub struct Mapping {
+    device: Mapped,
+    backend: String,
+    address: NbdAddress,
+    taken_over: bool,
+    kernel: Kernel,
+    events: Events,
+    /// Connections that the kernel has lost and that were not replaced yet.
+    dead: u32,
+    _keeping: Keeping,
+}
+
+/// What happens to a mapping while somebody stays.
+#[derive(Debug)]
+pub enum Event {
+    /// A connection was lost. Requests wait.
+    Lost,
+    /// The daemon was asked for a new connection and there is none; it is asked again.
+    NotYet(Error),
+    /// All connections are there again, so long after the first was lost.
+    Restored(Duration),
+}
+
+/// How staying ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ended {
+    /// The device was detached.
+    Detached,
+    /// Whoever stays wants to go. The device is still attached.
+    Interrupted,
+}
+
+fn not_root(what: &str, error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return Error::new(ErrorKind::Denied, what, "only root may do that");
+    }
+    Error::file(what, error)
+}
+
+fn open_kernel(what: &str) -> Result<Kernel> {
+    let kernel = Kernel::open().map_err(|error| not_root(what, error))?;
+    kernel.ok_or_else(|| {
+        let loaded = Path::new("/sys/module/nbd").exists() || Path::new("/sys/block/nbd0").exists();
+        let why = if loaded {
+            "the kernel's NBD client is too old: Linux 5.14 or later is needed"
+        } else {
+            "the kernel has no NBD client now: load it with 'modprobe nbd'"
+        };
+        Error::new(ErrorKind::Unavailable, what, why)
+    })
+}
+
+impl Mapping {
+    /// Attaches an export as a device. `opened` is the same export by its id, if that is known.
+    ///
+    /// If the export is attached already and nobody looks after the device, it is taken over.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unavailable`] if the kernel has no NBD client, or one that is too old; [`ErrorKind::Conflict`] if the device is taken, or
+    /// the export attached and looked after; [`ErrorKind::Denied`] if this is not root; what the daemon says.
+    pub async fn attach(
+        address: &NbdAddress,
+        export: &str,
+        opened: Option<&str>,
+        options: &MapOptions,
+    ) -> Result<Self> {
+        let what = format!("map {export}");
+        let opened = opened.unwrap_or(export);
+        check(options, &what)?;
+        let kernel = open_kernel(&what)?;
+        let same = |it: &Mapped| it.opened == opened && it.address == address.to_string();
+        if let Some(device) = mapped()?.into_iter().find(same) {
+            return Self::take_over(kernel, device, address, &what);
+        }
+        Self::attach_new(kernel, address, export, opened, options, &what).await
+    }
+
+    fn take_over(kernel: Kernel, device: Mapped, address: &NbdAddress, what: &str) -> Result<Self> {
+        let Some(keeping) = Keeping::begin(device.index)? else {
+            let keeper = device.process.map_or_else(
+                || "another process".to_owned(),
+                |process| format!("process {process}"),
+            );
+            let why = format!(
+                "it is {} already, and {keeper} looks after it",
+                device.path.display()
+            );
+            return Err(Error::new(ErrorKind::Conflict, what, why));
+        };
+        let backend = Backend::new(&device.export, &device.opened, address, device.connections);
+        let events = kernel.events().map_err(|error| not_root(what, error))?;
+        Ok(Self {
+            backend: backend.encode()?,
+            address: address.clone(),
+            taken_over: true,
+            kernel,
+            events,
+            // Any may have been lost while nobody looked.
+            dead: device.connections,
+            device,
+            _keeping: keeping,
+        })
+    }
+
+    async fn attach_new(
+        mut kernel: Kernel,
+        address: &NbdAddress,
+        export: &str,
+        opened: &str,
+        options: &MapOptions,
+        what: &str,
+    ) -> Result<Self> {
+        let first = handshake::connect(address, opened).await?;
+        let (size_bytes, mut flags) = (first.size_bytes, first.flags);
+        if options.read_only {
+            flags = handshake::read_only(flags);
+        }
+        let connections = if first.can_multi_conn() {
+            options.connections
+        } else {
+            1
+        };
+        let mut sockets = vec![first.socket];
+        for _ in 1..connections {
+            sockets.push(handshake::connect(address, opened).await?.socket);
+        }
+        let backend = Backend::new(export, opened, address, connections).encode()?;
+        // First, so that no loss goes unnoticed.
+        let events = kernel.events().map_err(|error| not_root(what, error))?;
+        let new = NewDevice {
+            index: options.index,
+            size_bytes,
+            block_size_bytes: options.block_size_bytes,
+            timeout: options.timeout,
+            dead_timeout: options.dead_timeout,
+            flags,
+            backend: backend.clone(),
+        };
+        let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        let index = kernel.connect(&new, &fds).map_err(|error| {
+            let device = options
+                .index
+                .map_or_else(|| "a device".to_owned(), |it| format!("/dev/nbd{it}"));
+            match (error.kind(), options.index) {
+                (io::ErrorKind::ResourceBusy, Some(_)) => {
+                    Error::new(ErrorKind::Conflict, what, format!("{device} is in use"))
+                }
+                (io::ErrorKind::ResourceBusy, None) => {
+                    Error::new(ErrorKind::Conflict, what, "no NBD device is free")
+                }
+                _ => not_root(&format!("{what} as {device}"), error),
+            }
+        })?;
+        let detach = |kernel: &mut Kernel, error| {
+            // It is of no use to anybody, and the first error is the one to tell.
+            let _ = kernel.disconnect(index);
+            Err(error)
+        };
+        if !sysfs::keeps_backends(index) {
+            let why = "the kernel is too old: from Linux 5.14 on it keeps what a device is, without which devices could be mixed up";
+            return detach(&mut kernel, Error::new(ErrorKind::Unavailable, what, why));
+        }
+        let keeping = match Keeping::begin(index) {
+            Ok(Some(keeping)) => keeping,
+            Ok(None) => {
+                let why = format!("another process looks after /dev/nbd{index}");
+                return detach(&mut kernel, Error::new(ErrorKind::Conflict, what, why));
+            }
+            Err(error) => return detach(&mut kernel, error),
+        };
+        let there = settled(|| sysfs::read(index).filter(|it| it.path.exists())).await;
+        let Some(device) = there else {
+            let why = format!("/dev/nbd{index} does not appear; is udev running?");
+            return detach(&mut kernel, Error::new(ErrorKind::Unavailable, what, why));
+        };
+        Ok(Self {
+            device,
+            backend,
+            address: address.clone(),
+            taken_over: false,
+            kernel,
+            events,
+            dead: 0,
+            _keeping: keeping,
+        })
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &Mapped {
+        &self.device
+    }
+
+    /// Whether it was attached before, and only looked after by nobody.
+    #[must_use]
+    pub fn was_taken_over(&self) -> bool {
+        self.taken_over
+    }
+
+    /// Gives the kernel a new connection for each that is lost, until the device is detached or `until` is done.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be asked any more.
+    pub async fn stay(
+        &mut self,
+        until: impl Future<Output = ()>,
+        mut tell: impl FnMut(Event),
+    ) -> Result<Ended> {
+        let what = format!("look after {}", self.device.path.display());
+        let failed = |error| not_root(&what, error);
+        let index = self.device.index;
+        let mut until = pin!(until);
+        let mut look = tokio::time::interval(LOOK);
+        let mut lost_at: Option<Instant> = None;
+        let mut delay = RETRY;
+        let mut attempt: Option<Attempt> = None;
+        loop {
+            if self.dead > 0 && attempt.is_none() {
+                let (address, opened) = (self.address.clone(), self.device.opened.clone());
+                attempt = Some(Box::pin(async move {
+                    handshake::connect(&address, &opened).await
+                }));
+            }
+            tokio::select! {
+                () = &mut until => return Ok(Ended::Interrupted),
+                _ = look.tick() => {
+                    if !sysfs::is_attached(index) {
+                        return Ok(Ended::Detached);
+                    }
+                }
+                announced = self.events.next() => {
+                    match announced.map_err(failed)? {
+                        Announced::LinkDead(dead) if dead == index => {
+                            self.dead = self.device.connections.min(self.dead + 1);
+                        }
+                        Announced::LinkDead(_) => continue,
+                        Announced::Lost => self.dead = self.device.connections,
+                    }
+                    // The last words of a device that is being detached.
+                    if !sysfs::is_attached(index) {
+                        return Ok(Ended::Detached);
+                    }
+                    if lost_at.is_none() {
+                        lost_at = Some(Instant::now());
+                        tell(Event::Lost);
+                    }
+                }
+                connection = made(&mut attempt) => {
+                    attempt = None;
+                    match connection.and_then(|connection| self.replace(connection)) {
+                        Ok(()) => {
+                            delay = RETRY;
+                            self.dead -= 1;
+                            if self.dead == 0 && let Some(at) = lost_at.take() {
+                                tell(Event::Restored(at.elapsed()));
+                            }
+                        }
+                        Err(error) => {
+                            if !sysfs::is_attached(index) {
+                                return Ok(Ended::Detached);
+                            }
+                            if delay == RETRY {
+                                tell(Event::NotYet(error));
+                            }
+                            let (address, opened, pause) =
+                                (self.address.clone(), self.device.opened.clone(), delay);
+                            attempt = Some(Box::pin(async move {
+                                tokio::time::sleep(pause).await;
+                                handshake::connect(&address, &opened).await
+                            }));
+                            delay = RETRY_MAX.min(delay * 2);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands the kernel a connection in place of one that is dead.
+    fn replace(&mut self, connection: Connection) -> Result<()> {
+        let what = format!("reconnect {}", self.device.path.display());
+        if connection.size_bytes / 512 * 512 < self.device.size_bytes {
+            let why = format!(
+                "{} has {} bytes now, which is less than the {} that it had",
+                self.device.export, connection.size_bytes, self.device.size_bytes
+            );
+            return Err(Error::new(ErrorKind::Conflict, what, why));
+        }
+        if connection.is_read_only() && !self.device.read_only {
+            let why = format!("{} cannot be written to any more", self.device.export);
+            return Err(Error::new(ErrorKind::Conflict, what, why));
+        }
+        let socket = connection.socket.as_fd();
+        let (index, size_bytes) = (self.device.index, connection.size_bytes);
+        let taken = self
+            .kernel
+            .reconnect(index, size_bytes, &self.backend, socket);
+        taken.map_err(|error| not_root(&what, error))
+    }
+
+    /// Detaches the device, if nobody uses it. What was written to it is durable then.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`] if it is in use: it stays attached.
+    pub async fn detach(&mut self) -> Result<()> {
+        detach(&mut self.kernel, &self.device, false)
+            .await
+            .map(drop)
+    }
+}
+
+type Attempt = Pin<Box<dyn Future<Output = Result<Connection>> + Send>>;
+
+/// What an attempt brings; nothing ever without one.
+async fn made(attempt: &mut Option<Attempt>) -> Result<Connection> {
+    match attempt {
+        Some(attempt) => attempt.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn check(options: &MapOptions, what: &str) -> Result<()> {
+    let wrong = |why: String| Err(Error::new(ErrorKind::Invalid, what, why));
+    let block_size = options.block_size_bytes;
+    if !block_size.is_power_of_two() || !(512..=4096).contains(&block_size) {
+        return wrong(format!(
+            "a block size is a power of two from 512 to 4096, and {block_size} is not"
+        ));
+    }
+    if !(1..=CONNECTIONS_MAX).contains(&options.connections) {
+        return wrong(format!(
+            "there are 1 to {CONNECTIONS_MAX} connections, and not {}",
+            options.connections
+        ));
+    }
+    Ok(())
+}
+
+/// Waits for something to be there.
+async fn settled<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + SETTLE;
+    loop {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        if Instant::now() > end {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Detaches a device: `/dev/nbdN`, or by the export that it is.
+///
+/// What was written to it is durable then. A device that is in use, mounted say, is detached only by `force`: then whatever uses it gets
+/// errors.
+///
+/// # Errors
+///
+/// [`ErrorKind::NotFound`] if there is no such device, or no export attached as it; [`ErrorKind::Conflict`] if it is in use, or if an export is attached more than
+/// once.
+pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
+    let what = format!("unmap {which}");
+    let mut kernel = open_kernel(&what)?;
+    let matches = |it: &Mapped| {
+        it.path == Path::new(which)
+            || it.path.file_name().is_some_and(|name| name == which)
+            || it.export == which
+            || it.opened == which
+    };
+    let mut found = mapped()?.into_iter().filter(matches);
+    let Some(device) = found.next() else {
+        let why = "it is attached as no device; 'snapctl mapped' lists those that are";
+        return Err(Error::new(ErrorKind::NotFound, what, why));
+    };
+    if let Some(other) = found.next() {
+        let (one, other) = (device.path.display(), other.path.display());
+        let why = format!("it is attached as {one} and as {other}: say which");
+        return Err(Error::new(ErrorKind::Conflict, what, why));
+    }
+    let is_gone = detach(&mut kernel, &device, force).await?;
+    Ok(Unmapped {
+        path: device.path,
+        is_gone,
+    })
+}
+
+/// A device that was detached.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Unmapped {
+    /// `/dev/nbdN`.
+    pub path: PathBuf,
+    /// Whether nothing is attached as it any more. What was detached by force while it was used goes when nobody uses it any more, and gives errors until
+    /// then.
+    pub is_gone: bool,
+}
+
+/// Whether the device is gone: one that is in use stays until nobody uses it any more.
+async fn detach(kernel: &mut Kernel, device: &Mapped, force: bool) -> Result<bool> {
+    let what = format!("detach {}", device.path.display());
+    let claimed = sysfs::claim(&device.path).map_err(|error| not_root(&what, error))?;
+    match &claimed {
+        Some(file) if !device.read_only => {
+            let synced = file.sync_all();
+            if let Err(error) = synced
+                && !force
+            {
+                return Err(Error::file(what, error));
+            }
+        }
+        None if !force => {
+            let why = "it is in use: mounted, say, or part of a volume group";
+            return Err(Error::new(ErrorKind::Conflict, what, why));
+        }
+        _ => {}
+    }
+    kernel
+        .disconnect(device.index)
+        .map_err(|error| not_root(&what, error))?;
+    drop(claimed);
+    let gone = settled(|| (!sysfs::is_attached(device.index)).then_some(())).await;
+    Ok(gone.is_some())
+}

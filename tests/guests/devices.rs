@@ -1,0 +1,313 @@
+//! Exports as block devices, by the kernel's NBD client: in a guest, for a kernel that has one is not everywhere.
+//!
+//! The guest runs daemon and client, and checks what it sees as a shell script does; what it says is checked out here.
+
+use std::fs;
+
+use varve_tests::{
+    guest::{Machine, make_disk, raw_file},
+    programs::{self, repository},
+    scratch::Scratch,
+};
+
+/// What all scripts begin with: the programs, and a daemon to start and to kill.
+const BEGIN: &str = r#"
+set -e
+mount /dev/vdc /mnt
+cd /mnt
+PATH=$PATH:/mnt
+export VARVE_ENDPOINT=unix:/mnt/data/grpc.sock
+socket=/mnt/data/nbd.sock
+serve() {
+  varved --data-dir /mnt/data >>/mnt/log 2>&1 &
+  varved=$!
+  for try in $(seq 600); do
+    if snapctl -q status >/dev/null 2>&1; then return 0; fi
+    sleep 0.1
+  done
+  cat /mnt/log
+  return 1
+}
+# Its exit code, and what it said.
+refused() {
+  code=0
+  said=$("$@" 2>&1) || code=$?
+  echo "refused with $code: $said"
+}
+# Runs in the background until the device is told, which is in $device then.
+map() {
+  rm -f device
+  snapctl map "$@" >device 2>>map.log &
+  map=$!
+  for try in $(seq 600); do
+    if [ -s device ]; then device=$(cat device); return 0; fi
+    if ! kill -0 $map; then cat map.log; return 1; fi
+    sleep 0.1
+  done
+  return 1
+}
+ended() {
+  code=0
+  wait $1 || code=$?
+  echo "ended with $code"
+}
+"#;
+
+fn run(script: &str) -> String {
+    let scratch = Scratch::new();
+    let tree = scratch.join("tree");
+    fs::create_dir(&tree).unwrap();
+    for (program, name) in [
+        (programs::varved(), "varved"),
+        (programs::snapctl(), "snapctl"),
+    ] {
+        fs::copy(program, tree.join(name)).unwrap();
+    }
+    for unit in fs::read_dir(repository().join("daemon/systemd")).unwrap() {
+        let unit = unit.unwrap();
+        fs::copy(unit.path(), tree.join(unit.file_name())).unwrap();
+    }
+    let disk = scratch.join("disk");
+    make_disk(&disk, &tree, "3G");
+    Machine::new()
+        .drive(&raw_file(&disk))
+        .run(&format!("{BEGIN}{script}"))
+}
+
+/// That these are among what was said, in this order.
+fn assert_says(console: &str, all: &[&str]) {
+    let mut rest = console;
+    for said in all {
+        let Some((_, behind)) = rest.split_once(said) else {
+            panic!("{said:?} is not said, or not in its place: {console}");
+        };
+        rest = behind;
+    }
+}
+
+/// Files are written while the daemon is killed, twice, and nobody looks after the device in between.
+const KILLED: &str = r#"
+modprobe nbd
+serve
+snapctl -q volume create disk --size 1G >/dev/null
+snapctl volume attach disk >/dev/null
+map volume/disk --timeout 5
+mkfs.ext4 -q $device
+mkdir /t
+mount $device /t
+write() {
+  n=0
+  while [ ! -e /mnt/enough ]; do
+    n=$((n + 1))
+    head -c 200000 /dev/urandom >/t/$n
+    sha256sum /t/$n >>/mnt/sums
+    sync -f /t
+    echo "$(date +%s.%N) $n" >>/mnt/times
+  done
+}
+write & writer=$!
+# Many requests are always under way.
+load() { while [ ! -e /mnt/enough ]; do dd if=/dev/zero of=/t/load$1 bs=64k count=64 oflag=direct status=none; done; }
+load 1 & one=$!
+load 2 & two=$!
+for round in 1 2; do
+  sleep 4
+  kill -9 $varved
+  wait $varved || true
+  serve
+  sleep 12
+done
+# Whoever looks after it is killed too, and the daemon: the next one takes over.
+kill -9 $map
+wait $map || true
+snapctl mapped
+kill -9 $varved
+wait $varved || true
+serve
+map volume/disk
+sleep 8
+touch enough
+wait $writer $one $two
+echo "writers ended with $?"
+sync
+echo 3 >/proc/sys/vm/drop_caches
+echo "$(wc -l <sums) files"
+sha256sum --quiet --check sums
+echo "all are as they were written"
+awk '{ if (last && $1 - last > longest) longest = $1 - last; last = $1 } END { print "longest pause: " longest " s" }' times
+umount /t
+e2fsck -f -n $device
+snapctl unmap volume/disk
+ended $map
+snapctl mapped
+grep 'all connections' map.log
+if dmesg | grep 'I/O error' | grep nbd; then exit 1; fi
+"#;
+
+#[test]
+fn files_on_a_device_outlive_kills_of_the_daemon() {
+    let console = run(KILLED);
+    assert_says(
+        &console,
+        &[
+            "nobody",
+            "writers ended with 0",
+            "all are as they were written",
+            "longest pause",
+            "detached /dev/nbd0",
+            "ended with 0",
+            "DEVICE",
+            "all connections are there again",
+        ],
+    );
+    let told = console.lines().filter(|line| {
+        ["longest pause", " files", "all connections"]
+            .iter()
+            .any(|it| line.contains(it))
+    });
+    told.for_each(|line| println!("{line}"));
+}
+
+/// What is refused, and why; and all ways for a device to go.
+const USED: &str = r#"
+serve
+head -c 20000000 /dev/urandom >image
+printf odd >>image
+snapctl -q import image --name base >/dev/null
+snapctl -q volume create disk --from base --size 64M >/dev/null
+refused snapctl map volume/disk
+modprobe nbd nbds_max=2
+refused snapctl map volume/disk
+refused snapctl map volume/none
+refused snapctl map disk
+refused snapctl map volume/disk --nbd nbds://localhost
+refused snapctl map volume/disk --nbd nbd+unix:///?socket=/nowhere
+refused snapctl unmap volume/disk
+snapctl volume attach disk >/dev/null
+
+# A device that is asked for, and one that is used.
+map volume/disk --device nbd1 --block-size 4096 --connections 2
+echo "device $device of $(blockdev --getsize64 $device) in $(blockdev --getss $device), read-only $(blockdev --getro $device)"
+cmp -n 20000003 image $device
+snapctl mapped --output json
+refused snapctl map volume/disk
+refused snapctl map snapshot/base --device nbd1
+mkfs.ext4 -q -F $device
+mkdir /t
+mount $device /t
+echo kept >/t/file
+refused snapctl unmap $device
+# Interrupted while it is in use, it stays; and is taken over.
+kill -TERM $map
+ended $map
+snapctl mapped
+first=$map
+map volume/disk
+echo "again $device"
+umount /t
+kill -INT $map
+ended $map
+cat map.log
+snapctl mapped
+
+# A snapshot, whose last bytes are no sector.
+map snapshot/base
+echo "device $device of $(blockdev --getsize64 $device), read-only $(blockdev --getro $device)"
+cmp -n 19999744 image $device
+refused dd if=/dev/zero of=$device bs=512 count=1 oflag=direct
+snapctl unmap snapshot/base
+ended $map
+
+# By name it is found again after the volume has another one, for a device keeps its id.
+map volume/disk --read-only
+mount -o ro $device /t
+cat /t/file
+umount /t
+# By force, while it is used.
+exec 5<$device
+mount -o ro $device /t
+snapctl unmap --force $device
+umount /t
+exec 5<&-
+ended $map
+
+# A daemon that stops for good: requests fail when the time is over that they may wait.
+map volume/disk --dead-timeout 3
+kill -TERM $varved
+ended $varved
+refused dd if=$device of=/dev/null bs=4096 count=1 iflag=direct
+refused snapctl unmap --force $device
+ended $map
+
+# The kernel's client as others use it, through nbd-client.
+serve
+nbd-client -unix $socket -N snapshot/base -readonly /dev/nbd0 >/dev/null
+cmp -n 19999744 image /dev/nbd0 && echo "nbd-client reads the same"
+refused snapctl map volume/disk --device nbd0
+snapctl mapped
+nbd-client -d /dev/nbd0 >/dev/null
+nbd-client -unix $socket -N volume/disk -C 2 /dev/nbd0 >/dev/null
+mount /dev/nbd0 /t
+echo more >/t/more
+umount /t
+nbd-client -d /dev/nbd0 >/dev/null
+map volume/disk
+mount -o ro $device /t
+cat /t/file /t/more
+umount /t
+snapctl unmap $device
+ended $map
+
+# What systemd is to do with all this is understood by it.
+mkdir -p /usr/local/bin
+ln -s /mnt/varved /mnt/snapctl /usr/local/bin/
+systemd-analyze verify --man=no /mnt/*.socket /mnt/varved.service /mnt/varve-map@.service && echo "units are sound"
+"#;
+
+#[test]
+fn devices_come_and_go_as_people_ask() {
+    let console = run(USED);
+    assert_says(
+        &console,
+        &[
+            "refused with 1: snapctl: map volume/disk: the kernel has no NBD client now: load it with 'modprobe nbd'",
+            "refused with 3: snapctl: open volume/vol-",
+            "is not attached",
+            "refused with 3:",
+            "refused with 1: snapctl: map disk: an export is volume/NAME or snapshot/NAME",
+            "refused with 2:",
+            "knows no TLS",
+            "refused with 5: snapctl: connect to nbd+unix:///?socket=/nowhere",
+            "refused with 3: snapctl: unmap volume/disk: it is attached as no device",
+            "device /dev/nbd1 of 67108864 in 4096, read-only 0",
+            r#""connections": 2"#,
+            "refused with 8: snapctl: map volume/disk: it is /dev/nbd1 already, and process",
+            "refused with 8: snapctl: map snapshot/base: /dev/nbd1 is in use",
+            "refused with 8: snapctl: detach /dev/nbd1: it is in use",
+            "ended with 0",
+            "nobody",
+            "again /dev/nbd1",
+            "ended with 0",
+            "/dev/nbd1 is in use and stays attached",
+            "/dev/nbd1 was attached already; looking after it now",
+            "detached /dev/nbd1",
+            "device /dev/nbd0 of 19999744, read-only 1",
+            "refused with 1:",
+            "detached /dev/nbd0",
+            "ended with 0",
+            "kept",
+            "detached",
+            "ended with 0",
+            // The daemon, the request, and the device.
+            "ended with 0",
+            "refused with 1:",
+            "refused with 0:",
+            "ended with 0",
+            "nbd-client reads the same",
+            "/dev/nbd0 is in use",
+            "kept\nmore",
+            "ended with 0",
+            "units are sound",
+        ],
+    );
+}
