@@ -57,6 +57,8 @@ pub(crate) struct Rate {
     pub(crate) per_second: f64,
     /// What one of them took, at the middle of all.
     pub(crate) median_seconds: f64,
+    /// What 99 of 100 took at most.
+    pub(crate) p99_seconds: f64,
 }
 
 /// One request of a load that was logged.
@@ -75,6 +77,56 @@ pub(crate) fn run(uri: &str, load: &Load) -> Result<Rate, Failure> {
 /// The same load on several exports at a time. What it came to is not told.
 pub(crate) fn run_on_all(uris: &[&str], load: &Load) -> Result<(), Failure> {
     process::run(&mut command(uris, load)).map(drop)
+}
+
+/// Jobs of random requests of 4 KiB, 70 of 100 of them reads, at depth 16, each on its part of a range and over two connections. Requests a
+/// second, of all together.
+pub(crate) fn run_crowd(
+    uri: &str,
+    jobs: u32,
+    range: &Range<u64>,
+    seconds: u32,
+) -> Result<f64, Failure> {
+    let part = (range.end - range.start) / u64::from(jobs);
+    let mut command = Command::new("fio");
+    command.args([
+        "--output-format=json",
+        "--name=global",
+        "--ioengine=nbd",
+        "--rw=randrw",
+        "--rwmixread=70",
+        "--bs=4096",
+        "--iodepth=16",
+        "--numjobs=2",
+        "--time_based",
+    ]);
+    command.args([
+        format!("--runtime={seconds}"),
+        format!("--size={part}"),
+        format!("--uri={uri}"),
+    ]);
+    for job in 0..jobs {
+        let offset = range.start + part * u64::from(job);
+        command.args([format!("--name=job-{job}"), format!("--offset={offset}")]);
+    }
+    let report = report(&process::run(&mut command)?.output)?;
+    let jobs = report["jobs"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut per_second = 0.0;
+    for job in jobs {
+        if job["error"] != 0 {
+            return Err(Failure::new(format!(
+                "fio's requests failed with error {}",
+                job["error"]
+            )));
+        }
+        for side in ["read", "write"] {
+            per_second += job[side]["iops"].as_f64().unwrap_or_default();
+        }
+    }
+    if per_second == 0.0 {
+        return Err(Failure::new("fio did nothing"));
+    }
+    Ok(per_second)
 }
 
 /// Runs a load and keeps what each request took, in files that begin with `prefix`.
@@ -129,10 +181,13 @@ fn command(uris: &[&str], load: &Load) -> Command {
 }
 
 /// fio says a line or two before its JSON.
-fn parse(output: &str, does: Does) -> Result<Rate, Failure> {
+fn report(output: &str) -> Result<Value, Failure> {
     let start = output.find("{\n").unwrap_or(0);
-    let report: Value =
-        serde_json::from_str(&output[start..]).during(|| "read fio's report".to_owned())?;
+    serde_json::from_str(&output[start..]).during(|| "read fio's report".to_owned())
+}
+
+fn parse(output: &str, does: Does) -> Result<Rate, Failure> {
+    let report = report(output)?;
     let job = &report["jobs"][0];
     if job["error"] != 0 {
         return Err(Failure::new(format!(
@@ -157,6 +212,7 @@ fn parse(output: &str, does: Does) -> Result<Rate, Failure> {
         bytes_per_second: number("/bw_bytes")?,
         per_second: number("/iops")?,
         median_seconds: number("/clat_ns/percentile/50.000000")? * 1e-9,
+        p99_seconds: number("/clat_ns/percentile/99.000000")? * 1e-9,
     })
 }
 
@@ -180,8 +236,7 @@ mod tests {
 
     #[test]
     fn reads_a_report() {
-        let side =
-            r#"{"bw_bytes": 4096, "iops": 1.5, "clat_ns": {"percentile": {"50.000000": 2000}}}"#;
+        let side = r#"{"bw_bytes": 4096, "iops": 1.5, "clat_ns": {"percentile": {"50.000000": 2000, "99.000000": 5000}}}"#;
         let report = format!(
             "fio: connected to NBD server\n{{\n\"jobs\": [{{\"error\": 0, \"read\": {side}, \"write\": {side}, \
              \"sync\": {{\"total_ios\": 0}}}}]}}"

@@ -25,6 +25,7 @@ use varve_benches::images::cache_directory;
 
 use crate::bench::Bench;
 use crate::failure::Failure;
+use crate::process::Over;
 use crate::table::{Row, Table};
 
 #[derive(Debug, Parser)]
@@ -51,6 +52,10 @@ enum Subject {
     Stored,
     Export,
     NbdSequential,
+    NbdCopy,
+    NbdLatency,
+    NbdCrowd,
+    NbdCold,
     NbdRandom,
     VolumeWrite,
     VolumeFlush,
@@ -78,12 +83,18 @@ impl Subject {
             Self::Again => rows::import::again(bench),
             Self::Stored => rows::stored::three_images(bench),
             Self::Export => rows::export::to_file(bench),
-            Self::NbdSequential => rows::nbd::sequential(bench),
+            Self::NbdSequential => over_both(|over| rows::nbd::sequential(bench, over)),
+            Self::NbdCopy => over_both(|over| rows::protocol::whole_snapshot(bench, over)),
+            Self::NbdLatency => over_both(|over| rows::protocol::latency(bench, over)),
+            Self::NbdCrowd => over_both(|over| rows::protocol::crowd(bench, over)),
+            Self::NbdCold => rows::protocol::cold_sequential(bench),
             Self::NbdRandom => rows::nbd::random(bench),
-            Self::VolumeWrite => rows::volume::random_writes(bench),
-            Self::VolumeFlush => rows::volume::flushed_writes(bench),
-            Self::VolumeRead => rows::volume::journal_reads(bench),
-            Self::VolumeSequential => rows::volume::sequential_writes(bench),
+            Self::VolumeWrite => over_both(|over| rows::volume::random_writes(bench, over)),
+            Self::VolumeFlush => over_both(|over| rows::volume::flushed_writes(bench, over)),
+            Self::VolumeRead => over_both(|over| rows::volume::journal_reads(bench, over)),
+            Self::VolumeSequential => {
+                over_both(|over| rows::volume::sequential_writes(bench, over))
+            }
             Self::SnapshotPause => rows::snapshots::pause(bench),
             Self::SnapshotCompletion => rows::snapshots::completion(bench),
             Self::Clone => rows::snapshots::clone(bench),
@@ -99,6 +110,13 @@ impl Subject {
             Self::Hash => rows::hash::cut_and_hash(bench),
         }
     }
+}
+
+/// The same over a unix socket, and over TCP.
+fn over_both(measure: impl Fn(Over) -> Result<Vec<Row>, Failure>) -> Result<Vec<Row>, Failure> {
+    let mut rows = measure(Over::Unix)?;
+    rows.extend(measure(Over::Tcp)?);
+    Ok(rows)
 }
 
 fn main() -> ExitCode {

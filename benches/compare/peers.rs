@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use varve_tests::daemon::free_address;
+
 use crate::failure::Failure;
-use crate::process::{self, Finished, Service};
+use crate::process::{self, Address, Finished, Over, Service};
 
 /// A restic repository of its own, version 2, with compression `auto`.
 ///
@@ -113,77 +115,124 @@ pub(crate) fn b3sum(file: &Path) -> Result<Finished, Failure> {
 #[derive(Debug)]
 pub(crate) struct NbdServer {
     service: Service,
-    socket: PathBuf,
+    address: Address,
 }
 
 impl NbdServer {
     /// nbdkit, serving a raw file that is not written to.
-    pub(crate) fn nbdkit_read_only(directory: &Path, image: &Path) -> Result<Self, Failure> {
-        Self::nbdkit(directory, "nbdkit", |nbdkit| {
+    pub(crate) fn nbdkit_read_only(
+        over: Over,
+        directory: &Path,
+        image: &Path,
+    ) -> Result<Self, Failure> {
+        Self::nbdkit(over, directory, "nbdkit", |nbdkit| {
             nbdkit.args(["--readonly", "file"]).arg(image)
         })
     }
 
     /// nbdkit, serving a raw file through the page cache.
-    pub(crate) fn nbdkit_file(directory: &Path, disk: &Path) -> Result<Self, Failure> {
-        Self::nbdkit(directory, "nbdkit", |nbdkit| nbdkit.arg("file").arg(disk))
+    pub(crate) fn nbdkit_file(over: Over, directory: &Path, disk: &Path) -> Result<Self, Failure> {
+        Self::nbdkit(over, directory, "nbdkit", |nbdkit| {
+            nbdkit.arg("file").arg(disk)
+        })
     }
 
     /// nbdkit, serving a disk that keeps nothing: what the protocol alone costs.
-    pub(crate) fn nbdkit_null(directory: &Path, size_bytes: u64) -> Result<Self, Failure> {
-        Self::nbdkit(directory, "nbdkit-null", |nbdkit| {
+    pub(crate) fn nbdkit_null(
+        over: Over,
+        directory: &Path,
+        size_bytes: u64,
+    ) -> Result<Self, Failure> {
+        Self::nbdkit(over, directory, "nbdkit-null", |nbdkit| {
             nbdkit.args(["null", &format!("size={size_bytes}")])
         })
     }
 
     fn nbdkit(
+        over: Over,
         directory: &Path,
         name: &str,
         serving: impl FnOnce(&mut Command) -> &mut Command,
     ) -> Result<Self, Failure> {
-        let socket = directory.join(format!("{name}.sock"));
         let mut command = Command::new("nbdkit");
-        command.args(["--foreground", "--unix"]).arg(&socket);
-        Self::start(serving(&mut command), socket)
+        command.arg("--foreground");
+        let address = match over {
+            Over::Unix => {
+                let socket = directory.join(format!("{name}.sock"));
+                command.arg("--unix").arg(&socket);
+                Address::Unix(socket)
+            }
+            Over::Tcp => {
+                let address = free_address();
+                let (ip, port) = (address.ip().to_string(), address.port().to_string());
+                command.args(["--ipaddr", &ip, "--port", &port]);
+                Address::Tcp(address)
+            }
+        };
+        let log = directory.join(format!("{name}.log"));
+        Self::start(serving(&mut command), &log, address)
     }
 
     /// qemu-nbd, serving a qcow2 that is not written to.
     pub(crate) fn qemu_nbd_qcow2(directory: &Path, qcow2: &Path) -> Result<Self, Failure> {
-        Self::qemu_nbd(directory, qcow2, &["--read-only", "--format=qcow2"])
+        let options = ["--read-only", "--format=qcow2"];
+        Self::qemu_nbd(Over::Unix, directory, qcow2, &options)
     }
 
     /// qemu-nbd, serving a raw file past the page cache, as hypervisors are commonly set up.
-    pub(crate) fn qemu_nbd_raw(directory: &Path, disk: &Path) -> Result<Self, Failure> {
+    pub(crate) fn qemu_nbd_raw(over: Over, directory: &Path, disk: &Path) -> Result<Self, Failure> {
         let options = ["--format=raw", "--cache=none", "--aio=io_uring"];
-        Self::qemu_nbd(directory, disk, &options)
+        Self::qemu_nbd(over, directory, disk, &options)
     }
 
-    fn qemu_nbd(directory: &Path, image: &Path, options: &[&str]) -> Result<Self, Failure> {
-        let socket = directory.join("qemu-nbd.sock");
+    fn qemu_nbd(
+        over: Over,
+        directory: &Path,
+        image: &Path,
+        options: &[&str],
+    ) -> Result<Self, Failure> {
         let mut command = Command::new("qemu-nbd");
-        command
-            .args(["--persistent", "--shared=8", "--socket"])
-            .arg(&socket)
-            .args(options)
-            .arg(image);
-        Self::start(&mut command, socket)
+        command.args(["--persistent", "--shared=8"]);
+        let address = match over {
+            Over::Unix => {
+                let socket = directory.join("qemu-nbd.sock");
+                command.arg("--socket").arg(&socket);
+                Address::Unix(socket)
+            }
+            Over::Tcp => {
+                let address = free_address();
+                let (ip, port) = (address.ip().to_string(), address.port().to_string());
+                command.args(["--bind", &ip, "--port", &port]);
+                Address::Tcp(address)
+            }
+        };
+        command.args(options).arg(image);
+        Self::start(&mut command, &directory.join("qemu-nbd.log"), address)
     }
 
-    fn start(command: &mut Command, socket: PathBuf) -> Result<Self, Failure> {
-        let service = Service::start(command, &socket.with_extension("log"), &[&socket])?;
-        Ok(Self { service, socket })
+    fn start(command: &mut Command, log: &Path, address: Address) -> Result<Self, Failure> {
+        let service = Service::start(command, log, std::slice::from_ref(&address))?;
+        Ok(Self { service, address })
     }
 
     pub(crate) fn uri(&self) -> String {
-        format!("nbd+unix:///?socket={}", self.socket.display())
+        self.address.uri("")
+    }
+
+    /// What it has used of the processors so far.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64, Failure> {
+        self.service.cpu_seconds()
     }
 
     /// Its export, for QEMU's `-drive`.
     pub(crate) fn drive(&self) -> String {
-        format!(
-            "format=raw,file.driver=nbd,file.server.type=unix,file.server.path={}",
-            self.socket.display()
-        )
+        match &self.address {
+            Address::Unix(path) => format!(
+                "format=raw,file.driver=nbd,file.server.type=unix,file.server.path={}",
+                path.display()
+            ),
+            Address::Tcp(address) => format!("format=raw,file={}", Address::Tcp(*address).uri("")),
+        }
     }
 
     pub(crate) fn stop(self) -> Result<(), Failure> {

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::{Read, Seek};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -89,7 +90,48 @@ pub(crate) fn first_line(command: &mut Command) -> Result<String, Failure> {
     Ok(output.lines().next().unwrap_or_default().to_owned())
 }
 
-/// A program that serves on a unix socket. Killed when dropped.
+/// Where something is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Address {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl Address {
+    fn is_served(&self) -> bool {
+        match self {
+            Self::Unix(path) => UnixStream::connect(path).is_ok(),
+            Self::Tcp(address) => TcpStream::connect(address).is_ok(),
+        }
+    }
+
+    /// An NBD export there, for libnbd.
+    pub(crate) fn uri(&self, export: &str) -> String {
+        match self {
+            Self::Unix(path) => format!("nbd+unix:///{export}?socket={}", path.display()),
+            Self::Tcp(address) => format!("nbd://{address}/{export}"),
+        }
+    }
+}
+
+/// How a server is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    Unix,
+    Tcp,
+}
+
+impl Over {
+    /// Behind the name of what is measured.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Self::Unix => "",
+            Self::Tcp => ", TCP",
+        }
+    }
+}
+
+/// A program that serves. Killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Service {
     name: String,
@@ -97,14 +139,17 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts it, what it says going to `log`, and waits until it accepts connections at all of `sockets`.
+    /// Starts it, what it says going to `log`, and waits until it accepts connections at all of these.
     pub(crate) fn start(
         command: &mut Command,
         log: &Path,
-        sockets: &[&Path],
+        listens: &[Address],
     ) -> Result<Self, Failure> {
         let name = name_of(command);
-        for socket in sockets {
+        for address in listens {
+            let Address::Unix(socket) = address else {
+                continue;
+            };
             match fs::remove_file(socket) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(Failure::new(format!(
@@ -127,10 +172,7 @@ impl Service {
             .during(|| format!("start {name}"))?;
         let mut service = Self { name, child };
         let started = Instant::now();
-        while !sockets
-            .iter()
-            .all(|socket| UnixStream::connect(socket).is_ok())
-        {
+        while !listens.iter().all(Address::is_served) {
             if let Some(status) = service
                 .child
                 .try_wait()
@@ -158,6 +200,24 @@ impl Service {
     pub(crate) fn peak_bytes(&self) -> Result<u64, Failure> {
         peak_memory(self.child.id())
             .ok_or_else(|| Failure::new(format!("{}: its memory cannot be read", self.name)))
+    }
+
+    /// What it has used of the processors so far.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64, Failure> {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let line = fs::read_to_string(&path).during(|| format!("read {path}"))?;
+        // The name, in parentheses, may have anything in it.
+        let behind_name = line.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let ticks: Vec<f64> = behind_name
+            .split_ascii_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        match ticks[..] {
+            [user, system] => Ok((user + system) / rustix::param::clock_ticks_per_second() as f64),
+            _ => Err(Failure::new(format!("{path} has no times"))),
+        }
     }
 
     /// Bytes that it had read from the disk so far; what came from the page cache does not count.

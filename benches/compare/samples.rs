@@ -43,6 +43,26 @@ impl Samples {
     }
 }
 
+/// The same of several figures each, in the same order.
+pub(crate) fn figures_in_turns<const N: usize, const M: usize>(
+    what: &str,
+    runs: u32,
+    contenders: [&mut dyn FnMut(u32) -> Result<[f64; M], Failure>; N],
+) -> Result<[[Samples; M]; N], Failure> {
+    let mut results = [const { [const { Vec::new() }; M] }; N];
+    for run in 0..runs {
+        eprintln!("{what}: run {} of {runs}", run + 1);
+        for turn in 0..N {
+            let contender = (turn + run as usize) % N;
+            let figures = contenders[contender](run)?;
+            for (samples, figure) in results[contender].iter_mut().zip(figures) {
+                samples.push(figure);
+            }
+        }
+    }
+    Ok(results.map(|figures| figures.map(Samples::from_runs)))
+}
+
 /// One of those measured in turns: does one run, given its number, and returns its result.
 pub(crate) type Contender<'a> = &'a mut dyn FnMut(u32) -> Result<f64, Failure>;
 
@@ -53,15 +73,11 @@ pub(crate) fn in_turns<const N: usize>(
     runs: u32,
     contenders: [Contender<'_>; N],
 ) -> Result<[Samples; N], Failure> {
-    let mut results = [const { Vec::new() }; N];
-    for run in 0..runs {
-        eprintln!("{what}: run {} of {runs}", run + 1);
-        for turn in 0..N {
-            let contender = (turn + run as usize) % N;
-            results[contender].push(contenders[contender](run)?);
-        }
-    }
-    Ok(results.map(Samples::from_runs))
+    let mut single = contenders.map(|contender| move |run| Ok([contender(run)?]));
+    let single = single
+        .each_mut()
+        .map(|contender| contender as &mut dyn FnMut(u32) -> Result<[f64; 1], Failure>);
+    Ok(figures_in_turns(what, runs, single)?.map(|[samples]| samples))
 }
 
 #[cfg(test)]

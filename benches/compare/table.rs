@@ -11,6 +11,8 @@ pub(crate) enum Figure {
     BytesPerSecond(Samples),
     PerSecond(Samples),
     Bytes(u64),
+    /// Seconds of the processors for each GiB.
+    CpuPerGib(Samples),
 }
 
 impl Figure {
@@ -21,9 +23,10 @@ impl Figure {
 
     fn median(&self) -> f64 {
         match self {
-            Self::Seconds(samples) | Self::BytesPerSecond(samples) | Self::PerSecond(samples) => {
-                samples.median()
-            }
+            Self::Seconds(samples)
+            | Self::BytesPerSecond(samples)
+            | Self::PerSecond(samples)
+            | Self::CpuPerGib(samples) => samples.median(),
             Self::Bytes(bytes) => *bytes as f64,
         }
     }
@@ -40,6 +43,7 @@ impl fmt::Display for Figure {
             Self::BytesPerSecond(samples) => (samples, "GB/s", 1e-9, 2),
             Self::PerSecond(samples) if samples.median() < 1e3 => (samples, "/s", 1.0, 0),
             Self::PerSecond(samples) => (samples, "k/s", 1e-3, 1),
+            Self::CpuPerGib(samples) => (samples, "s/GiB", 1.0, 2),
             Self::Bytes(bytes) => {
                 return write!(f, "{:.1} MiB", *bytes as f64 / f64::from(1 << 20));
             }
@@ -88,7 +92,7 @@ impl Row {
             (Wanted::TimesAsMuch(_), _) | (_, Figure::BytesPerSecond(_) | Figure::PerSecond(_)) => {
                 as_much
             }
-            (_, Figure::Seconds(_) | Figure::Bytes(_)) => 1.0 / as_much,
+            (_, Figure::Seconds(_) | Figure::Bytes(_) | Figure::CpuPerGib(_)) => 1.0 / as_much,
         }
     }
 

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use varve_tests::daemon::free_address;
 
 use crate::failure::{Failure, While};
-use crate::process::{self, Finished, Service};
+use crate::process::{self, Address, Finished, Over, Service};
 
 /// Where the two programs are.
 #[derive(Debug)]
@@ -64,15 +65,20 @@ impl Programs {
     ) -> Result<Varved, Failure> {
         let (grpc, nbd) = (data_dir.join("grpc.sock"), data_dir.join("nbd.sock"));
         let log = data_dir.with_extension("log");
+        let nbd_tcp = free_address();
+        let mut command = self.varved();
+        command.arg("--data-dir").arg(data_dir);
+        command.arg("--nbd-tcp").arg(nbd_tcp.to_string());
         let service = Service::start(
-            change(self.varved().arg("--data-dir").arg(data_dir)),
+            change(&mut command),
             &log,
-            &[&grpc, &nbd],
+            &[Address::Unix(grpc.clone()), Address::Unix(nbd.clone())],
         )?;
         Ok(Varved {
             snapctl: self.directory.join("snapctl"),
             grpc,
             nbd,
+            nbd_tcp,
             service,
         })
     }
@@ -84,6 +90,7 @@ pub(crate) struct Varved {
     snapctl: PathBuf,
     grpc: PathBuf,
     nbd: PathBuf,
+    nbd_tcp: SocketAddr,
     service: Service,
 }
 
@@ -130,6 +137,7 @@ impl Varved {
         Ok(Volume {
             name: name.to_owned(),
             nbd: self.nbd.clone(),
+            nbd_tcp: self.nbd_tcp,
         })
     }
 
@@ -166,7 +174,16 @@ impl Varved {
 
     /// The export of a snapshot, for libnbd.
     pub(crate) fn uri(&self, name: &str) -> String {
-        format!("nbd+unix:///snapshot/{name}?socket={}", self.nbd.display())
+        self.uri_over(Over::Unix, name)
+    }
+
+    pub(crate) fn uri_over(&self, over: Over, name: &str) -> String {
+        uri_over(over, &self.nbd, self.nbd_tcp, &format!("snapshot/{name}"))
+    }
+
+    /// What varved has used of the processors so far.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64, Failure> {
+        self.service.cpu_seconds()
     }
 
     /// The export of a snapshot, for QEMU's `-drive`.
@@ -211,15 +228,28 @@ pub(crate) enum Content<'a> {
 pub(crate) struct Volume {
     name: String,
     nbd: PathBuf,
+    nbd_tcp: SocketAddr,
+}
+
+fn uri_over(over: Over, unix: &Path, tcp: SocketAddr, export: &str) -> String {
+    match over {
+        Over::Unix => Address::Unix(unix.to_owned()).uri(export),
+        Over::Tcp => Address::Tcp(tcp).uri(export),
+    }
 }
 
 impl Volume {
     /// Its export, for libnbd.
     pub(crate) fn uri(&self) -> String {
-        format!(
-            "nbd+unix:///volume/{}?socket={}",
-            self.name,
-            self.nbd.display()
+        self.uri_over(Over::Unix)
+    }
+
+    pub(crate) fn uri_over(&self, over: Over) -> String {
+        uri_over(
+            over,
+            &self.nbd,
+            self.nbd_tcp,
+            &format!("volume/{}", self.name),
         )
     }
 

@@ -8,6 +8,7 @@ use crate::failure::{Failure, While};
 use crate::page_cache;
 use crate::peers::NbdServer;
 use crate::process;
+use crate::process::Over;
 use crate::rows::boot;
 use crate::samples::{Samples, in_turns};
 use crate::table::{Figure, Row, Wanted};
@@ -56,7 +57,7 @@ pub(crate) fn guest(bench: &Bench) -> Result<Vec<Row>, Failure> {
         .arg(image("database")?)
         .arg(&disk);
     process::run(&mut copy)?;
-    let peer = NbdServer::qemu_nbd_raw(&bench.path(""), &disk)?;
+    let peer = NbdServer::qemu_nbd_raw(Over::Unix, &bench.path(""), &disk)?;
 
     let (mut our_writes, mut their_writes) = (Vec::new(), Vec::new());
     let one = |drive: &str, writes: &mut Vec<f64>| {

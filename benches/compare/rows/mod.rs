@@ -8,6 +8,7 @@ pub(crate) mod hash;
 pub(crate) mod import;
 pub(crate) mod memory;
 pub(crate) mod nbd;
+pub(crate) mod protocol;
 pub(crate) mod snapshots;
 pub(crate) mod stored;
 pub(crate) mod volume;

@@ -10,20 +10,21 @@ use crate::failure::{Failure, While};
 use crate::fio::{self, Does, Load, Pattern, Until};
 use crate::page_cache;
 use crate::peers::{NbdServer, qemu_img_compress};
+use crate::process::Over;
 use crate::samples::in_turns;
 use crate::table::{Figure, Row, Wanted};
 
 /// What a server reads again and again when warm. Less than varved keeps decoded in memory.
-const WARM_BYTES: u64 = 96 << 20;
+pub(crate) const WARM_BYTES: u64 = 96 << 20;
 /// Enough to take seconds.
 const SEQUENTIAL_BYTES: u64 = 4 << 30;
 /// Of a cold image: 16384 blocks, far apart.
 const RANDOM_BYTES: u64 = 64 << 20;
 
-pub(crate) fn sequential(bench: &Bench) -> Result<Vec<Row>, Failure> {
+pub(crate) fn sequential(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure> {
     let data_dir = bench.data_dir_with_base("nbd")?;
     let varved = bench.programs.serve(&data_dir)?;
-    let nbdkit = NbdServer::nbdkit_read_only(&bench.path(""), &bench.base)?;
+    let nbdkit = NbdServer::nbdkit_read_only(over, &bench.path(""), &bench.base)?;
     let stretch = stretch_of_data(bench)?;
 
     let measure = |what: &str, range: Range<u64>| {
@@ -48,7 +49,7 @@ pub(crate) fn sequential(bench: &Bench) -> Result<Vec<Row>, Failure> {
         let figures = in_turns(
             what,
             bench.runs,
-            [&mut |_| run(&varved.uri("base")), &mut |_| {
+            [&mut |_| run(&varved.uri_over(over, "base")), &mut |_| {
                 run(&nbdkit.uri())
             }],
         )?;
@@ -62,7 +63,7 @@ pub(crate) fn sequential(bench: &Bench) -> Result<Vec<Row>, Failure> {
     remove(&data_dir)?;
     Ok(vec![
         Row {
-            what: "NBD read 1 MiB, depth 8, warm".to_owned(),
+            what: format!("NBD read 1 MiB, depth 8, warm{}", over.suffix()),
             against: "nbdkit file".to_owned(),
             ours: varve_warm,
             theirs: nbdkit_warm,
@@ -70,7 +71,7 @@ pub(crate) fn sequential(bench: &Bench) -> Result<Vec<Row>, Failure> {
             note: "96 MiB of data, read once and then again and again; nbdkit has the raw file in the page cache.",
         },
         Row {
-            what: "NBD read 1 MiB, depth 8, all data".to_owned(),
+            what: format!("NBD read 1 MiB, depth 8, all data{}", over.suffix()),
             against: "nbdkit file".to_owned(),
             ours: varve_all,
             theirs: nbdkit_all,
@@ -126,7 +127,14 @@ pub(crate) fn random(bench: &Bench) -> Result<Vec<Row>, Failure> {
     }])
 }
 
-fn stretch_of_data(bench: &Bench) -> Result<Range<u64>, Failure> {
+/// Of the image, without its holes.
+pub(crate) fn data_bytes(bench: &Bench) -> Result<u64, Failure> {
+    let ranges = File::open(&bench.base).and_then(|file| data_ranges(&file));
+    let ranges = ranges.during(|| format!("look for data in {}", bench.base.display()))?;
+    Ok(ranges.iter().map(|range| range.end - range.start).sum())
+}
+
+pub(crate) fn stretch_of_data(bench: &Bench) -> Result<Range<u64>, Failure> {
     let ranges = File::open(&bench.base).and_then(|file| data_ranges(&file));
     let stretch =
         densest_stretch(&ranges.during(|| format!("look for data in {}", bench.base.display()))?);

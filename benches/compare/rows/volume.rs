@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::fio::{self, Does, Load, Pattern, Rate, Until};
 use crate::page_cache;
 use crate::peers::NbdServer;
+use crate::process::Over;
 use crate::samples::{Samples, in_turns};
 use crate::table::{Figure, Row, Wanted};
 use crate::varve::{Content, Varved, Volume};
@@ -50,15 +51,20 @@ const SEQUENTIAL_WRITES: Load = Load {
 struct Used {
     varved: Varved,
     volume: Volume,
+    over: Over,
 }
 
 impl Used {
-    fn start(bench: &Bench) -> Result<Self, Failure> {
+    fn start(bench: &Bench, over: Over) -> Result<Self, Failure> {
         let varved = bench.programs.serve(&bench.fresh_directory("volume")?)?;
         let bytes = RAW_DISK_BYTES;
         let volume = varved.make_volume("disk", Content::Zeros { bytes })?;
         fio::run(&volume.uri(), &RANDOM_WRITES)?;
-        Ok(Self { varved, volume })
+        Ok(Self {
+            varved,
+            volume,
+            over,
+        })
     }
 
     /// One run on an empty journal.
@@ -66,7 +72,11 @@ impl Used {
         self.varved
             .snapshot(&self.volume, &format!("before-{run}"))?;
         page_cache::settle();
-        fio::run(&self.volume.uri(), load)
+        fio::run(&self.uri(), load)
+    }
+
+    fn uri(&self) -> String {
+        self.volume.uri_over(self.over)
     }
 
     fn stop(self, bench: &Bench) -> Result<(), Failure> {
@@ -84,20 +94,20 @@ fn per_second(ours: &Samples, theirs: Samples) -> (Figure, Figure) {
     (Figure::PerSecond(ours.clone()), Figure::PerSecond(theirs))
 }
 
-pub(crate) fn random_writes(bench: &Bench) -> Result<Vec<Row>, Failure> {
-    let (used, disk) = (Used::start(bench)?, bench.raw_disk()?);
+pub(crate) fn random_writes(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure> {
+    let (used, disk) = (Used::start(bench, over)?, bench.raw_disk()?);
     let directory = bench.path("");
-    let null = NbdServer::nbdkit_null(&directory, RAW_DISK_BYTES)?;
+    let null = NbdServer::nbdkit_null(over, &directory, RAW_DISK_BYTES)?;
     let load = &RANDOM_WRITES;
     // One at a time: both have the same file.
     let mut qemu_nbd = |_| {
-        let server = NbdServer::qemu_nbd_raw(&directory, &disk)?;
+        let server = NbdServer::qemu_nbd_raw(over, &directory, &disk)?;
         let rate = run_on(&server, load)?.per_second;
         server.stop()?;
         Ok(rate)
     };
     let mut nbdkit = |_| {
-        let server = NbdServer::nbdkit_file(&directory, &disk)?;
+        let server = NbdServer::nbdkit_file(over, &directory, &disk)?;
         let rate = run_on(&server, load)?.per_second;
         server.stop()?;
         Ok(rate)
@@ -117,7 +127,7 @@ pub(crate) fn random_writes(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let row = |against: &str, theirs, wanted, note| {
         let (ours, theirs) = per_second(&varve, theirs);
         Row {
-            what: "volume: random write 4 KiB, depth 32".to_owned(),
+            what: format!("volume: random write 4 KiB, depth 32{}", over.suffix()),
             against: against.to_owned(),
             ours,
             theirs,
@@ -144,9 +154,9 @@ pub(crate) fn random_writes(bench: &Bench) -> Result<Vec<Row>, Failure> {
     ])
 }
 
-pub(crate) fn flushed_writes(bench: &Bench) -> Result<Vec<Row>, Failure> {
-    let (used, disk) = (Used::start(bench)?, bench.raw_disk()?);
-    let peer = NbdServer::qemu_nbd_raw(&bench.path(""), &disk)?;
+pub(crate) fn flushed_writes(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure> {
+    let (used, disk) = (Used::start(bench, over)?, bench.raw_disk()?);
+    let peer = NbdServer::qemu_nbd_raw(over, &bench.path(""), &disk)?;
     let load = &FLUSHED_WRITES;
     let [varve, qemu_nbd] = in_turns(
         "volume, write and flush",
@@ -159,7 +169,10 @@ pub(crate) fn flushed_writes(bench: &Bench) -> Result<Vec<Row>, Failure> {
     peer.stop()?;
     let (ours, theirs) = per_second(&varve, qemu_nbd);
     Ok(vec![Row {
-        what: "volume: random write 4 KiB and FLUSH, depth 1".to_owned(),
+        what: format!(
+            "volume: random write 4 KiB and FLUSH, depth 1{}",
+            over.suffix()
+        ),
         against: "qemu-nbd, raw file, cache none, io_uring".to_owned(),
         ours,
         theirs,
@@ -168,9 +181,9 @@ pub(crate) fn flushed_writes(bench: &Bench) -> Result<Vec<Row>, Failure> {
     }])
 }
 
-pub(crate) fn journal_reads(bench: &Bench) -> Result<Vec<Row>, Failure> {
-    let (used, disk) = (Used::start(bench)?, bench.raw_disk()?);
-    let peer = NbdServer::nbdkit_file(&bench.path(""), &disk)?;
+pub(crate) fn journal_reads(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure> {
+    let (used, disk) = (Used::start(bench, over)?, bench.raw_disk()?);
+    let peer = NbdServer::nbdkit_file(over, &bench.path(""), &disk)?;
     fio::run(&peer.uri(), &RANDOM_WRITES)?;
     let [varve, nbdkit] = in_turns(
         "volume, reads of the journal",
@@ -178,7 +191,7 @@ pub(crate) fn journal_reads(bench: &Bench) -> Result<Vec<Row>, Failure> {
         [
             &mut |_| {
                 page_cache::settle();
-                Ok(fio::run(&used.volume.uri(), &RANDOM_READS)?.per_second)
+                Ok(fio::run(&used.uri(), &RANDOM_READS)?.per_second)
             },
             &mut |_| Ok(run_on(&peer, &RANDOM_READS)?.per_second),
         ],
@@ -187,7 +200,10 @@ pub(crate) fn journal_reads(bench: &Bench) -> Result<Vec<Row>, Failure> {
     peer.stop()?;
     let (ours, theirs) = per_second(&varve, nbdkit);
     Ok(vec![Row {
-        what: "volume: random read 4 KiB, depth 32, of the journal".to_owned(),
+        what: format!(
+            "volume: random read 4 KiB, depth 32, of the journal{}",
+            over.suffix()
+        ),
         against: "nbdkit file".to_owned(),
         ours,
         theirs,
@@ -197,9 +213,9 @@ pub(crate) fn journal_reads(bench: &Bench) -> Result<Vec<Row>, Failure> {
     }])
 }
 
-pub(crate) fn sequential_writes(bench: &Bench) -> Result<Vec<Row>, Failure> {
-    let (used, disk) = (Used::start(bench)?, bench.raw_disk()?);
-    let peer = NbdServer::nbdkit_file(&bench.path(""), &disk)?;
+pub(crate) fn sequential_writes(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure> {
+    let (used, disk) = (Used::start(bench, over)?, bench.raw_disk()?);
+    let peer = NbdServer::nbdkit_file(over, &bench.path(""), &disk)?;
     let load = &SEQUENTIAL_WRITES;
     let [varve, nbdkit] = in_turns(
         "volume, sequential writes",
@@ -212,7 +228,7 @@ pub(crate) fn sequential_writes(bench: &Bench) -> Result<Vec<Row>, Failure> {
     used.stop(bench)?;
     peer.stop()?;
     Ok(vec![Row {
-        what: "volume: sequential write 1 MiB, depth 8".to_owned(),
+        what: format!("volume: sequential write 1 MiB, depth 8{}", over.suffix()),
         against: "nbdkit file".to_owned(),
         ours: Figure::BytesPerSecond(varve),
         theirs: Figure::BytesPerSecond(nbdkit),
