@@ -15,7 +15,7 @@ pub use error::ConfigError;
 use settings::Values;
 pub use settings::{Arguments, SETTINGS, Setting};
 
-use crate::{limits, telemetry::LogFormat};
+use crate::{limits, memory, telemetry::LogFormat};
 
 /// The configuration of a daemon.
 #[derive(Debug, Clone)]
@@ -162,9 +162,10 @@ impl Config {
                 io_engine: values
                     .parse("store.io_engine", parse_engine)?
                     .unwrap_or(IoEngine::Auto),
-                chunk_cache_bytes: values
-                    .parse("store.chunk_cache_bytes", parse_number)?
-                    .unwrap_or(varve_store::limits::CHUNK_CACHE_BYTES),
+                chunk_cache_bytes: match values.parse("store.chunk_cache_bytes", parse_number)? {
+                    None | Some(0) => memory::chunk_cache_bytes(),
+                    Some(bytes) => bytes,
+                },
                 journal_bytes_max: values
                     .parse("store.journal_bytes_max", parse_journal_bytes)?
                     .unwrap_or(varve_store::limits::JOURNAL_BYTES_MAX),

@@ -5,7 +5,7 @@
 //! - [`grpc`]: snapshots, content, status; [`nbd`]: snapshots as block devices, through [`exports`].
 //! - [`sockets`]: listeners of both; [`tasks`]: the only place that starts tasks.
 //! - [`copies`]: snapshots from other daemons; [`tls`]: how these are asked.
-//! - [`telemetry`]: the log.
+//! - [`telemetry`]: the log; [`memory`]: how much there is.
 //!
 //! What must hold: nothing here decides what is durable or true, the store does. Everything a client can make the daemon
 //! hold or do at one time is bounded.
@@ -15,6 +15,7 @@ pub mod copies;
 pub mod exports;
 pub mod grpc;
 pub mod limits;
+pub mod memory;
 pub mod nbd;
 pub mod server;
 pub mod sockets;

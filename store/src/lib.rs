@@ -47,7 +47,7 @@ pub use meta::{
     SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord, now_ns,
 };
 pub use read::{
-    ChangeExtent, ContentReader, Extent, Piece, Segment, SegmentStream, SnapshotReader,
+    ChangeExtent, ContentReader, Extent, Piece, ReadAhead, Segment, SegmentStream, SnapshotReader,
     StoredChunk, VerifiedChunk,
 };
 pub use recovery::{RebuildReport, RecoveryReport, rebuild};

@@ -39,6 +39,13 @@ pub const PACKS_OPEN_MAX: usize = 256;
 pub const READ_BYTES_IN_FLIGHT: usize = 32 << 20;
 /// The largest single read from a pack: neighbouring records are read together up to this.
 pub const READ_SPAN_BYTES: usize = 1 << 20;
+/// Plain bytes that one worker unpacks of such a read before the next may begin: little enough that all have something to do.
+pub const DECODE_JOB_BYTES: usize = 128 << 10;
+/// What is brought ahead of a reader that goes from front to back: at first, and at most. The pieces that are read at a time share
+/// [`READ_BYTES_IN_FLIGHT`].
+pub const READ_AHEAD_BYTES_MIN: u64 = 512 << 10;
+/// See [`READ_AHEAD_BYTES_MIN`].
+pub const READ_AHEAD_BYTES_MAX: u64 = 8 << 20;
 /// Neighbouring records are read together when no more than this lies between them.
 pub const READ_GAP_BYTES: u64 = 16 << 10;
 

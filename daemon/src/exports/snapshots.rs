@@ -1,7 +1,7 @@
 //! Snapshots as NBD exports: `snapshot/<name>`, or `snapshot/<id>`, read-only.
 
 use bytes::Bytes;
-use varve_store::{Error, SnapshotReader, SnapshotRecord, Store};
+use varve_store::{Error, ReadAhead, SnapshotReader, SnapshotRecord, Store};
 
 use super::{
     list,
@@ -51,6 +51,7 @@ impl SnapshotExports {
         Ok(SnapshotExport {
             info: info(name.to_owned(), reader.record()),
             references: References::new(self.store.clone()),
+            ahead: ReadAhead::default(),
             reader,
         })
     }
@@ -71,6 +72,7 @@ pub struct SnapshotExport {
     info: ExportInfo,
     reader: SnapshotReader,
     references: References,
+    ahead: ReadAhead,
 }
 
 impl SnapshotExport {
@@ -85,6 +87,15 @@ impl Export for SnapshotExport {
     }
 
     async fn read(&self, offset: u64, length_bytes: u32) -> Result<Vec<Piece>, ExportError> {
+        let end = self.info.size_bytes;
+        self.ahead.follow(offset, length_bytes.into(), end, |next| {
+            let reader = self.reader.clone();
+            async move {
+                let length_bytes = usize::try_from(next.end - next.start).unwrap_or(usize::MAX);
+                // Who asks for it is told what is wrong with it.
+                let _ = reader.prefetch(next.start, length_bytes).await;
+            }
+        });
         let pieces = self
             .reader
             .read(offset, length_bytes as usize)

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
 use tracing::{info, warn};
-use varve_store::{Error, Store, Volume, VolumeId, VolumeRecord};
+use varve_store::{Error, ReadAhead, Store, Volume, VolumeId, VolumeRecord};
 
 use super::{
     list,
@@ -113,6 +113,7 @@ impl Attachments {
         Ok(VolumeExport {
             info: info_of(name.to_owned(), &record),
             references: References::new(self.store.clone()),
+            ahead: ReadAhead::default(),
             attachment,
         })
     }
@@ -169,6 +170,7 @@ pub struct VolumeExport {
     info: ExportInfo,
     attachment: Arc<Attachment>,
     references: References,
+    ahead: ReadAhead,
 }
 
 impl VolumeExport {
@@ -201,6 +203,17 @@ impl Export for VolumeExport {
     }
 
     async fn read(&self, offset: u64, length_bytes: u32) -> Result<Vec<Piece>, ExportError> {
+        let end = self.info.size_bytes;
+        self.ahead.follow(offset, length_bytes.into(), end, |next| {
+            let attachment = Arc::clone(&self.attachment);
+            async move {
+                if let Some(volume) = &*attachment.volume.read().await {
+                    let length_bytes = usize::try_from(next.end - next.start).unwrap_or(usize::MAX);
+                    // Who asks for it is told what is wrong with it.
+                    let _ = volume.prefetch(next.start, length_bytes).await;
+                }
+            }
+        });
         let volume = self.request().await?;
         let pieces = volume
             .read(offset, length_bytes as usize)

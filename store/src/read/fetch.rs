@@ -1,9 +1,13 @@
 //! Nodes and chunks, from the caches or from packs.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
+use quick_cache::{
+    DefaultHashBuilder,
+    sync::{DefaultLifecycle, GuardResult, PlaceholderGuard},
+};
 use tokio::sync::SemaphorePermit;
 use varve_content::{
     ChunkId, NodeId, RootId,
@@ -18,9 +22,24 @@ use crate::{
     limits,
     meta::NodeKey,
     pack::{ReadSpan, Span, plan_spans},
-    store::Shared,
+    store::{ByBytes, Shared},
     workers::{Priority, Scratch},
 };
+
+/// A chunk that is being loaded: its position among those that are wanted, its id, its place, and the cache's.
+type Member<'a> = (
+    usize,
+    ChunkId,
+    Location,
+    PlaceholderGuard<
+        'a,
+        ChunkId,
+        VerifiedChunk,
+        ByBytes,
+        DefaultHashBuilder,
+        DefaultLifecycle<ChunkId, VerifiedChunk>,
+    >,
+);
 
 /// What a walk's error is to a reader.
 pub(crate) fn walked(error: WalkError<Error>) -> Error {
@@ -73,6 +92,111 @@ impl Shared {
             Ok::<_, Error>(self.workers.run(Priority::Read, open).await??)
         };
         self.chunk_cache.get_or_insert_async(&id, load).await
+    }
+
+    /// Chunks, in this order, from the cache or their packs. What lies side by side in a pack is read together, and unpacked in
+    /// pieces on all workers. Nobody reads what somebody else is reading.
+    pub(super) async fn load_chunks(
+        &self,
+        wanted: &[(ChunkId, Option<Location>)],
+    ) -> Result<Vec<VerifiedChunk>> {
+        let mut found: Vec<Option<VerifiedChunk>> = vec![None; wanted.len()];
+        let (mut ours, mut places) = (Vec::new(), Vec::new());
+        for (position, (id, place)) in wanted.iter().enumerate() {
+            let Some(place) = place else {
+                return Err(missing_chunk(*id).into());
+            };
+            // Without waiting, for whoever waits with places of its own taken can be waited for in turn.
+            match self
+                .chunk_cache
+                .get_value_or_guard(id, Some(Duration::ZERO))
+            {
+                GuardResult::Value(chunk) => found[position] = Some(chunk),
+                GuardResult::Guard(guard) => {
+                    ours.push((position, *id, Some(guard)));
+                    places.push(*place);
+                }
+                GuardResult::Timeout => {}
+            }
+        }
+        let mut loads = Vec::new();
+        for span in plan_spans(&places) {
+            let members: Vec<_> = span
+                .members
+                .iter()
+                .filter_map(|at| {
+                    let (position, id, guard) = ours.get_mut(*at)?;
+                    Some((*position, *id, *places.get(*at)?, guard.take()?))
+                })
+                .collect();
+            loads.push(self.load_span(span, members));
+        }
+        for (position, chunk) in try_join_all(loads).await?.into_iter().flatten() {
+            found[position] = Some(chunk);
+        }
+        // What others are reading; and what could not be read with its neighbours, to tell what is wrong with which.
+        let mut chunks = Vec::with_capacity(wanted.len());
+        for (chunk, (id, place)) in found.into_iter().zip(wanted) {
+            chunks.push(match chunk {
+                Some(chunk) => chunk,
+                None => self.load_chunk(*id, *place).await?,
+            });
+        }
+        Ok(chunks)
+    }
+
+    /// Reads a span and unpacks its chunks, in jobs of some chunks each. What was damaged is not among them.
+    async fn load_span(
+        &self,
+        span: Span,
+        members: Vec<Member<'_>>,
+    ) -> Result<Vec<(usize, VerifiedChunk)>> {
+        let read = match self.read_span(span).await {
+            Ok((_, read)) => Arc::new(read),
+            Err(Error::Damaged(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut jobs = Vec::new();
+        let mut rest = members.into_iter().peekable();
+        while rest.peek().is_some() {
+            let mut plain_bytes = 0;
+            let mut job = Vec::new();
+            while let Some(member) = rest.next_if(|_| plain_bytes < limits::DECODE_JOB_BYTES) {
+                plain_bytes += member.2.payload.plain_bytes as usize;
+                job.push(member);
+            }
+            jobs.push(self.unpack(Arc::clone(&read), job));
+        }
+        Ok(try_join_all(jobs).await?.into_iter().flatten().collect())
+    }
+
+    /// Unpacks chunks of a span, and keeps them.
+    async fn unpack(
+        &self,
+        read: Arc<ReadSpan>,
+        members: Vec<Member<'_>>,
+    ) -> Result<Vec<(usize, VerifiedChunk)>> {
+        let places: Vec<_> = members
+            .iter()
+            .map(|(_, id, place, _)| (*id, *place))
+            .collect();
+        let open_all = move |scratch: &mut Scratch| -> Vec<_> {
+            let opened = places.into_iter().map(|(id, place)| {
+                let record = read.record(&place, id.as_bytes()).ok()?;
+                let chunk = open_chunk(scratch, id, place, record.payload()).ok()?;
+                Some(chunk.detached())
+            });
+            opened.collect()
+        };
+        let opened = self.workers.run(Priority::Read, open_all).await?;
+        let mut chunks = Vec::with_capacity(members.len());
+        for ((position, .., guard), chunk) in members.into_iter().zip(opened) {
+            let Some(chunk) = chunk else { continue };
+            // It may have been taken from under the guard, which does not change the chunk.
+            let _ = guard.insert(chunk.clone());
+            chunks.push((position, chunk));
+        }
+        Ok(chunks)
     }
 
     /// Chunks as they are stored, in this order.

@@ -10,13 +10,16 @@
 //! | `reader` | content by its root, and one snapshot's |
 //! | `range` | which bytes of which segment a range is |
 //! | `fetch` | nodes and chunks, from the caches or from packs |
+//! | `ahead` | what comes next for whoever reads from front to back |
 
+mod ahead;
 mod chunk;
 mod fetch;
 mod range;
 mod reader;
 mod segment;
 
+pub use ahead::ReadAhead;
 pub(crate) use chunk::CheckedChunk;
 pub use chunk::{StoredChunk, VerifiedChunk};
 pub(crate) use fetch::walked;

@@ -171,10 +171,13 @@ impl ContentReader {
         if absent.is_empty() {
             return Ok(());
         }
-        let loads = absent
+        let wanted: Vec<_> = absent
             .iter()
-            .map(|(_, id, place, _)| self.shared.load_chunk(*id, *place));
-        let chunks = try_join_all(loads)
+            .map(|(_, id, place, _)| (*id, *place))
+            .collect();
+        let chunks = self
+            .shared
+            .load_chunks(&wanted)
             .await
             .map_err(|error| self.named(error))?;
         for ((position, _, _, range), chunk) in absent.into_iter().zip(chunks) {

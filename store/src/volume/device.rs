@@ -336,9 +336,22 @@ impl Volume {
         Ok(extents)
     }
 
-    /// Brings a range into the cache, as far as it fits there.
+    /// Brings what a range has of the volume's base into the cache, as far as it fits there. What is in the journal is left to the
+    /// page cache.
     pub async fn prefetch(&self, offset_bytes: u64, len_bytes: usize) -> Result<()> {
-        self.read(offset_bytes, len_bytes).await.map(drop)
+        let (stretches, base) = self.0.inner.stretches(offset_bytes, len_bytes as u64)?;
+        let Some(base) = base else { return Ok(()) };
+        for stretch in stretches
+            .iter()
+            .filter(|stretch| stretch.place == Place::Base)
+        {
+            let (start, end) = bytes_of(stretch, offset_bytes, len_bytes as u64);
+            let within = in_base(Some(&base), start, end);
+            if within > 0 {
+                base.prefetch(start, within).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes what is queued, makes it durable, and takes no more.
