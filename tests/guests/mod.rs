@@ -1,5 +1,6 @@
 //! Guests: they boot from exports, keep their files on volumes, lose their power, outlive the daemon, and map exports themselves.
 
+mod backups;
 mod boot;
 mod devices;
 mod file_systems;

@@ -286,7 +286,7 @@ pub fn peak_memory_bytes(process_id: u32) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Allows this process the files that a thousand connections take.
+/// Allows this process the files that thousands of connections take.
 pub fn allow_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const WANTED: u64 = 4096;

@@ -1,0 +1,76 @@
+//! Backups of a running guest's disk, that read no more than what has changed.
+
+use std::path::{Path, PathBuf};
+
+use varve_tests::{
+    files,
+    guest::{self, Machine, export},
+    lab::Lab,
+    process::{command, run},
+    programs::{repository, tool},
+};
+
+use crate::volumes::{make, snapshot, uri};
+
+/// Files come, change and go, for ever.
+const WORK: &str = r#"
+set -e
+mkdir /srv/files
+n=0
+while :; do
+  n=$((n + 1))
+  head -c $((n * 7919 % 100000 + 1)) /dev/urandom >/srv/files/$((n % 20))
+  sync /srv/files/$((n % 20)) /srv/files
+  echo "written: $n"
+done
+"#;
+
+fn written(console: &str) -> usize {
+    console.matches("written: ").count()
+}
+
+#[test]
+fn a_running_guests_disk_is_backed_up_by_its_changes() {
+    let lab = Lab::new();
+    lab.snapctl().import(&guest::image("base"), "base");
+    make(&lab.varved, "disk", "--from base");
+    let mut guest = Machine::on(&export(&uri(&lab.varved, "disk"))).start(WORK);
+    let snapshot_uri = |name: &str| lab.varved.nbd_uri(name);
+    let copy = |name: &str| -> PathBuf {
+        let file = lab.scratch.join(format!("{name}.raw"));
+        run(command(
+            tool("nbdcopy"),
+            [snapshot_uri(name).as_ref(), file.as_os_str()],
+        ))
+        .ok();
+        file
+    };
+    let mut more = |number: usize| {
+        let before = written(&guest.console());
+        guest.wait_for("the guest to work", |console| {
+            (written(console) >= before + number).then_some(())
+        });
+    };
+
+    more(20);
+    snapshot(&lab.varved, "disk", "day-0");
+    let backup = copy("day-0");
+    let size = files::len(&backup);
+    let script = repository().join("tests/python/pull_backup.py");
+    for day in 1..=2 {
+        more(15);
+        let (since, until) = (format!("day-{}", day - 1), format!("day-{day}"));
+        snapshot(&lab.varved, "disk", &until);
+        let mut pull = command(Path::new("/usr/bin/python3"), [&script]);
+        pull.arg(snapshot_uri(&until)).arg(&since).arg(&backup);
+        let pulled = run(pull).success();
+        let read: u64 = pulled.text().trim().parse().unwrap();
+        println!("day {day}: {read} of {size} bytes were read");
+        assert!(read > 0 && read < size / 20, "{read} of {size}");
+        more(1);
+        files::assert_same(&backup, &copy(&until));
+        std::fs::remove_file(lab.scratch.join(format!("{until}.raw"))).unwrap();
+    }
+    guest.kill();
+    lab.snapctl().verify("day-2");
+}
