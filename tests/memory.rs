@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 
 use varve_tests::{
-    daemon::Options,
     files, image,
     lab::Lab,
     process::{command, peak_memory_bytes, wait_for},

@@ -86,7 +86,8 @@ impl Endpoint {
     }
 
     /// Whether the daemon is on this machine for certain, so that bytes cost no bandwidth.
-    pub(crate) fn is_unix(&self) -> bool {
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
         matches!(self.0, Address::Unix(_))
     }
 }

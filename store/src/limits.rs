@@ -7,6 +7,7 @@
 //! | plain chunks and tree nodes kept for reads | [`CHUNK_CACHE_BYTES`] + [`NODE_CACHE_BYTES`] |
 //! | plain chunks on their way in | [`INGEST_PLAIN_BYTES`] |
 //! | packed bytes on their way to disk | [`PACK_BUFFERS`] x [`PACK_BUFFER_BYTES`] |
+//! | what is brought ahead of readers | is among the chunks kept; where these are less, [`READ_AHEADS_MAX`] x [`READ_AHEAD_BYTES_MAX`] |
 //! | reads under way | [`READ_BYTES_IN_FLIGHT`], and as much again decoded |
 //! | changes of volumes on their way to journals | twice [`JOURNAL_QUEUE_BYTES`] |
 //! | segments of volumes being cut again | [`FOLD_SEGMENTS_IN_FLIGHT`] x 8 MiB |
@@ -44,8 +45,10 @@ pub const DECODE_JOB_BYTES: usize = 128 << 10;
 /// What is brought ahead of a reader that goes from front to back: at first, and at most. The pieces that are read at a time share
 /// [`READ_BYTES_IN_FLIGHT`].
 pub const READ_AHEAD_BYTES_MIN: u64 = 512 << 10;
-/// See [`READ_AHEAD_BYTES_MIN`].
+/// See [`READ_AHEAD_BYTES_MIN`]. As many as [`READ_AHEADS_MAX`] readers have that much brought at a time; others read without.
 pub const READ_AHEAD_BYTES_MAX: u64 = 8 << 20;
+/// Readers that something is brought for at a time, of all that there are.
+pub const READ_AHEADS_MAX: usize = 4;
 /// Neighbouring records are read together when no more than this lies between them.
 pub const READ_GAP_BYTES: u64 = 16 << 10;
 

@@ -130,6 +130,8 @@ pub(crate) struct Shared {
     pub(crate) ingest_space: Arc<Semaphore>,
     /// Bytes of reads that may be under way.
     pub(crate) read_space: Semaphore,
+    /// Readers that something may be brought for at a time.
+    pub(crate) read_aheads: Semaphore,
     pub(crate) volumes: OpenVolumes,
     pub(crate) pending_snapshots: PendingSnapshots,
     /// Bytes of changes that may be on their way to journals.

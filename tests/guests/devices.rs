@@ -182,6 +182,7 @@ refused snapctl map volume/none
 refused snapctl map disk
 refused snapctl map volume/disk --nbd nbds://localhost
 refused snapctl map volume/disk --nbd nbd+unix:///?socket=/nowhere
+refused snapctl map snapshot/base --nbd nbd+unix:///?socket=/nowhere
 refused snapctl unmap volume/disk
 snapctl volume attach disk >/dev/null
 
@@ -192,6 +193,11 @@ cmp -n 20000003 image $device
 snapctl mapped --output json
 refused snapctl map volume/disk
 refused snapctl map snapshot/base --device nbd1
+# In use by a program that has it open, and by nobody.
+exec 5<$device
+refused snapctl unmap $device
+refused snapctl map volume/disk --read-only
+exec 5<&-
 mkfs.ext4 -q -F $device
 mkdir /t
 mount $device /t
@@ -258,6 +264,22 @@ umount /t
 snapctl unmap $device
 ended $map
 
+# Attached elsewhere, by force, and the daemon started again: the device is not given what is somebody else's now.
+map volume/disk --timeout 2 --dead-timeout 2
+snapctl volume attach disk --force >/dev/null
+kill -9 $varved
+wait $varved || true
+serve
+refused dd if=$device of=/dev/null bs=4096 count=1 iflag=direct
+grep 'attached again since' map.log
+snapctl unmap --force $device
+map volume/disk
+dd if=$device of=/dev/null bs=4096 count=1 iflag=direct status=none && echo "its own is read"
+snapctl unmap $device
+# At once, and by its number.
+map snapshot/base --device nbd0
+snapctl unmap $device
+
 # What systemd is to do with all this is understood by it.
 mkdir -p /usr/local/bin
 ln -s /mnt/varved /mnt/snapctl /usr/local/bin/
@@ -277,19 +299,22 @@ fn devices_come_and_go_as_people_ask() {
             "refused with 1: snapctl: map disk: an export is volume/NAME or snapshot/NAME",
             "refused with 2:",
             "knows no TLS",
+            "refused with 1: snapctl: map volume/disk: with --nbd a volume is told by its id",
             "refused with 5: snapctl: connect to nbd+unix:///?socket=/nowhere",
             "refused with 3: snapctl: unmap volume/disk: it is attached as no device",
             "device /dev/nbd1 of 67108864 in 4096, read-only 0",
             r#""connections": 2"#,
             "refused with 8: snapctl: map volume/disk: it is /dev/nbd1 already, and process",
             "refused with 8: snapctl: map snapshot/base: /dev/nbd1 is in use",
+            "refused with 8: snapctl: detach /dev/nbd1: it is in use: process",
+            "refused with 8: snapctl: map volume/disk: it is /dev/nbd1 already, writable",
             "refused with 8: snapctl: detach /dev/nbd1: it is in use",
             "ended with 0",
             "nobody",
             "again /dev/nbd1",
             "ended with 0",
-            "/dev/nbd1 is in use and stays attached",
-            "/dev/nbd1 was attached already; looking after it now",
+            "in use: mounted, say, or part of a volume group; it stays attached",
+            "/dev/nbd1 was attached already, as it is; looking after it now",
             "detached /dev/nbd1",
             "device /dev/nbd0 of 19999744, read-only 1",
             "refused with 1:",
@@ -307,6 +332,10 @@ fn devices_come_and_go_as_people_ask() {
             "/dev/nbd0 is in use",
             "kept\nmore",
             "ended with 0",
+            "refused with 1:",
+            "attached again since",
+            "its own is read",
+            "detached /dev/nbd0",
             "units are sound",
         ],
     );

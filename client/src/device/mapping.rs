@@ -12,17 +12,19 @@ use super::{
     MapOptions, NbdAddress,
     handshake::{self, Connection},
     netlink::{Announced, Events, Kernel, NewDevice},
-    sysfs::{self, Backend, Keeping, Mapped, mapped},
+    sysfs::{self, Backend, Claimed, Keeping, Mapped, mapped},
 };
 use crate::error::{Error, ErrorKind, Result};
 
 /// Between looks at whether a device is still attached.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(200);
 /// Before a daemon that does not answer is tried again: the first time, and at most.
 const RETRY: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_millis(250);
 /// For udev to make the device's file, and for the kernel to let go of a device.
 const SETTLE: Duration = Duration::from_secs(3);
+/// What is written to a device may take to become durable that is detached by force.
+const SYNC_BY_FORCE: Duration = Duration::from_secs(2);
 /// The kernel has a queue for each connection, and its tables are not endless.
 const CONNECTIONS_MAX: u32 = 64;
 
@@ -37,6 +39,8 @@ pub struct Mapping {
     events: Events,
     /// Connections that the kernel has lost and that were not replaced yet.
     dead: u32,
+    /// When the first of them was lost, if that was seen.
+    lost_at: Option<Instant>,
     _keeping: Keeping,
 }
 
@@ -99,15 +103,31 @@ impl Mapping {
         let opened = opened.unwrap_or(export);
         check(options, &what)?;
         let kernel = open_kernel(&what)?;
-        let same = |it: &Mapped| it.opened == opened && it.address == address.to_string();
-        if let Some(device) = mapped()?.into_iter().find(same) {
-            return Self::take_over(kernel, device, address, &what);
+        if let Some(device) = mapped()?.into_iter().find(|it| it.is(opened, address)) {
+            return Self::take_over(kernel, device, address, options, &what).await;
         }
         Self::attach_new(kernel, address, export, opened, options, &what).await
     }
 
-    fn take_over(kernel: Kernel, device: Mapped, address: &NbdAddress, what: &str) -> Result<Self> {
-        let Some(keeping) = Keeping::begin(device.index)? else {
+    async fn take_over(
+        kernel: Kernel,
+        device: Mapped,
+        address: &NbdAddress,
+        options: &MapOptions,
+        what: &str,
+    ) -> Result<Self> {
+        let other = (options.read_only && !device.read_only)
+            || options.index.is_some_and(|index| index != device.index);
+        if other {
+            let access = if device.read_only {
+                "read-only"
+            } else {
+                "writable"
+            };
+            let why = format!("it is {} already, {access}", device.path.display());
+            return Err(Error::new(ErrorKind::Conflict, what, why));
+        }
+        let Some(keeping) = Keeping::begin(device.index).await? else {
             let keeper = device.process.map_or_else(
                 || "another process".to_owned(),
                 |process| format!("process {process}"),
@@ -128,6 +148,7 @@ impl Mapping {
             events,
             // Any may have been lost while nobody looked.
             dead: device.connections,
+            lost_at: None,
             device,
             _keeping: keeping,
         })
@@ -158,6 +179,12 @@ impl Mapping {
         let backend = Backend::new(export, opened, address, connections).encode()?;
         // First, so that no loss goes unnoticed.
         let events = kernel.events().map_err(|error| not_root(what, error))?;
+        // From here on nobody else attaches anything, so that nothing is attached twice.
+        let _alone = sysfs::attach_alone().await?;
+        if let Some(other) = mapped()?.into_iter().find(|it| it.is(opened, address)) {
+            let why = format!("it has become {} meanwhile", other.path.display());
+            return Err(Error::new(ErrorKind::Conflict, what, why));
+        }
         let new = NewDevice {
             index: options.index,
             size_bytes,
@@ -191,7 +218,7 @@ impl Mapping {
             let why = "the kernel is too old: from Linux 5.14 on it keeps what a device is, without which devices could be mixed up";
             return detach(&mut kernel, Error::new(ErrorKind::Unavailable, what, why));
         }
-        let keeping = match Keeping::begin(index) {
+        let keeping = match Keeping::begin(index).await {
             Ok(Some(keeping)) => keeping,
             Ok(None) => {
                 let why = format!("another process looks after /dev/nbd{index}");
@@ -212,6 +239,7 @@ impl Mapping {
             kernel,
             events,
             dead: 0,
+            lost_at: None,
             _keeping: keeping,
         })
     }
@@ -243,8 +271,8 @@ impl Mapping {
         let index = self.device.index;
         let mut until = pin!(until);
         let mut look = tokio::time::interval(LOOK);
-        let mut lost_at: Option<Instant> = None;
         let mut delay = RETRY;
+        let mut told = String::new();
         let mut attempt: Option<Attempt> = None;
         loop {
             if self.dead > 0 && attempt.is_none() {
@@ -256,7 +284,7 @@ impl Mapping {
             tokio::select! {
                 () = &mut until => return Ok(Ended::Interrupted),
                 _ = look.tick() => {
-                    if !sysfs::is_attached(index) {
+                    if !self.is_there() {
                         return Ok(Ended::Detached);
                     }
                 }
@@ -269,11 +297,11 @@ impl Mapping {
                         Announced::Lost => self.dead = self.device.connections,
                     }
                     // The last words of a device that is being detached.
-                    if !sysfs::is_attached(index) {
+                    if !self.is_there() {
                         return Ok(Ended::Detached);
                     }
-                    if lost_at.is_none() {
-                        lost_at = Some(Instant::now());
+                    if self.lost_at.is_none() {
+                        self.lost_at = Some(Instant::now());
                         tell(Event::Lost);
                     }
                 }
@@ -282,16 +310,19 @@ impl Mapping {
                     match connection.and_then(|connection| self.replace(connection)) {
                         Ok(()) => {
                             delay = RETRY;
+                            told.clear();
                             self.dead -= 1;
-                            if self.dead == 0 && let Some(at) = lost_at.take() {
+                            if self.dead == 0 && let Some(at) = self.lost_at.take() {
                                 tell(Event::Restored(at.elapsed()));
                             }
                         }
                         Err(error) => {
-                            if !sysfs::is_attached(index) {
+                            if !self.is_there() {
                                 return Ok(Ended::Detached);
                             }
-                            if delay == RETRY {
+                            // Once, until it is something else.
+                            if told != error.to_string() {
+                                told = error.to_string();
                                 tell(Event::NotYet(error));
                             }
                             let (address, opened, pause) =
@@ -306,6 +337,17 @@ impl Mapping {
                 }
             }
         }
+    }
+
+    /// Whether the device is still this one: it may be another already.
+    fn is_there(&self) -> bool {
+        sysfs::has_backend(self.device.index, &self.backend)
+    }
+
+    /// Whether a connection is known to be lost at this moment.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.lost_at.is_some()
     }
 
     /// Hands the kernel a connection in place of one that is dead.
@@ -323,10 +365,9 @@ impl Mapping {
             return Err(Error::new(ErrorKind::Conflict, what, why));
         }
         let socket = connection.socket.as_fd();
-        let (index, size_bytes) = (self.device.index, connection.size_bytes);
         let taken = self
             .kernel
-            .reconnect(index, size_bytes, &self.backend, socket);
+            .reconnect(self.device.index, &self.backend, socket);
         taken.map_err(|error| not_root(&what, error))
     }
 
@@ -412,6 +453,10 @@ pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
         return Err(Error::new(ErrorKind::Conflict, what, why));
     }
     let is_gone = detach(&mut kernel, &device, force).await?;
+    if is_gone && device.process.is_some() {
+        // Whoever looked after it notices. The device's number may be given again at once.
+        let _ = settled(|| sysfs::keeper(device.index).is_none().then_some(())).await;
+    }
     Ok(Unmapped {
         path: device.path,
         is_gone,
@@ -431,26 +476,39 @@ pub struct Unmapped {
 /// Whether the device is gone: one that is in use stays until nobody uses it any more.
 async fn detach(kernel: &mut Kernel, device: &Mapped, force: bool) -> Result<bool> {
     let what = format!("detach {}", device.path.display());
-    let claimed = sysfs::claim(&device.path).map_err(|error| not_root(&what, error))?;
-    match &claimed {
-        Some(file) if !device.read_only => {
-            let synced = file.sync_all();
-            if let Err(error) = synced
-                && !force
-            {
-                return Err(Error::file(what, error));
-            }
-        }
-        None if !force => {
-            let why = "it is in use: mounted, say, or part of a volume group";
+    let claimed = sysfs::claim(device.index)
+        .await
+        .map_err(|error| not_root(&what, error))?;
+    let file = match claimed {
+        Claimed::Alone(file) => Some(file),
+        Claimed::Used(by) if !force => {
+            let why = format!("it is in use: {by}");
             return Err(Error::new(ErrorKind::Conflict, what, why));
         }
-        _ => {}
+        Claimed::Used(_) => None,
+    };
+    // Closed before it is detached, whatever becomes of it: the device would stay for us.
+    if let Some(file) = file.filter(|_| !device.read_only)
+        && let Err(error) = sync(file, force).await
+        && !force
+    {
+        return Err(Error::file(what, error));
     }
     kernel
         .disconnect(device.index)
         .map_err(|error| not_root(&what, error))?;
-    drop(claimed);
     let gone = settled(|| (!sysfs::is_attached(device.index)).then_some(())).await;
     Ok(gone.is_some())
+}
+
+/// Makes durable what was written to a device. By force only as far as it takes no time: a daemon that is gone makes it wait.
+async fn sync(file: std::fs::File, force: bool) -> io::Result<()> {
+    let (told, outcome) = tokio::sync::oneshot::channel();
+    // Not one of the runtime's threads, for whose end a program waits: the kernel lets go of this one when the device is detached.
+    std::thread::spawn(move || told.send(file.sync_all()));
+    let limit = if force { SYNC_BY_FORCE } else { Duration::MAX };
+    match tokio::time::timeout(limit, outcome).await {
+        Ok(Ok(synced)) => synced,
+        Ok(Err(_)) | Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
 }

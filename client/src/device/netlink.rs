@@ -192,13 +192,12 @@ impl Kernel {
     pub(super) fn reconnect(
         &mut self,
         index: u32,
-        size_bytes: u64,
         backend: &str,
         socket: BorrowedFd<'_>,
     ) -> io::Result<()> {
+        // The size is left as it is: a change would wait for requests that wait for this socket.
         let attributes = vec![
             index_of(index),
-            number(ATTR_SIZE_BYTES, size_bytes),
             text(ATTR_BACKEND_IDENTIFIER, backend),
             sockets_of(&[socket]),
         ];

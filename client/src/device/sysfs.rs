@@ -3,14 +3,16 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::NbdAddress;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 const BLOCK: &str = "/sys/block";
 const SECTOR_BYTES: u64 = 512;
@@ -114,6 +116,19 @@ pub(super) fn read(index: u32) -> Option<Mapped> {
     })
 }
 
+impl Mapped {
+    /// Whether it is this export of this daemon.
+    pub(super) fn is(&self, opened: &str, address: &NbdAddress) -> bool {
+        self.opened == opened && self.address == address.to_string()
+    }
+}
+
+/// Whether what is attached as a device is just this.
+pub(super) fn has_backend(index: u32, backend: &str) -> bool {
+    let kept = fs::read_to_string(attribute(index, "backend"));
+    is_attached(index) && kept.is_ok_and(|kept| kept.trim_end() == backend)
+}
+
 /// Whether anything is attached as a device, Varve's or not.
 pub(super) fn is_attached(index: u32) -> bool {
     attribute(index, "pid").exists()
@@ -132,17 +147,81 @@ pub(super) fn device(index: u32) -> PathBuf {
     PathBuf::from(format!("/dev/nbd{index}"))
 }
 
-/// Opens a device for nobody else: none if it is in use, mounted say.
-pub(super) fn claim(path: &Path) -> io::Result<Option<File>> {
+/// Whether nobody else uses a device.
+#[derive(Debug)]
+pub(super) enum Claimed {
+    /// Nobody does.
+    Alone(File),
+    /// Who does, in words.
+    Used(String),
+}
+
+/// For whoever only looks at a new device, as udev does.
+const GLANCE: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Finds out whether a device is used: mounted or part of another device, which the kernel tells, or open in a program.
+pub(super) async fn claim(index: u32) -> io::Result<Claimed> {
+    let end = Instant::now() + GLANCE;
+    loop {
+        let claimed = try_claim(index)?;
+        if matches!(claimed, Claimed::Alone(_)) || Instant::now() > end {
+            return Ok(claimed);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn try_claim(index: u32) -> io::Result<Claimed> {
     let exclusive = rustix::fs::OFlags::EXCL.bits().cast_signed();
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(exclusive)
-        .open(path);
-    match opened {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(None),
-        opened => opened.map(Some),
-    }
+        .open(device(index));
+    let file = match opened {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            return Ok(Claimed::Used(
+                "mounted, say, or part of a volume group".to_owned(),
+            ));
+        }
+        opened => opened?,
+    };
+    Ok(match open_in(&numbers_of(index, &file)?) {
+        Some(process) => Claimed::Used(format!("process {process} has it open")),
+        None => Claimed::Alone(file),
+    })
+}
+
+/// The device numbers of a device and its partitions.
+fn numbers_of(index: u32, file: &File) -> io::Result<Vec<u64>> {
+    let mut numbers = vec![file.metadata()?.rdev()];
+    let partitions = fs::read_dir("/dev")?.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let name = entry.file_name();
+        let is_ours = name.to_str()?.starts_with(&format!("nbd{index}p"));
+        is_ours.then(|| entry.metadata().ok().map(|it| it.rdev()))?
+    });
+    numbers.extend(partitions);
+    Ok(numbers)
+}
+
+/// A process, other than this one, that has one of these block devices open.
+fn open_in(numbers: &[u64]) -> Option<u32> {
+    let processes = fs::read_dir("/proc").ok()?;
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|process| *process != std::process::id())
+        .find(|process| {
+            // What ends meanwhile has nothing open.
+            let Ok(files) = fs::read_dir(format!("/proc/{process}/fd")) else {
+                return false;
+            };
+            files.flatten().any(|file| {
+                fs::metadata(file.path()).is_ok_and(|it| {
+                    it.file_type().is_block_device() && numbers.contains(&it.rdev())
+                })
+            })
+        })
 }
 
 const LOCKS: &str = "/run/varve-map";
@@ -151,37 +230,69 @@ fn lock_path(index: u32) -> PathBuf {
     Path::new(LOCKS).join(format!("nbd{index}.lock"))
 }
 
+/// A file that is locked as long as this is there.
+#[derive(Debug)]
+pub(super) struct Locked {
+    _file: File,
+}
+
+/// Locks a file that only root may open. None if it is locked for longer than somebody takes who only looks.
+async fn lock(path: &Path, patience: Duration) -> Result<Option<File>> {
+    let failed = |error: io::Error| Error::file(format!("lock {}", path.display()), error);
+    let mut directory = fs::DirBuilder::new();
+    let made = directory.recursive(true).mode(0o700).create(LOCKS);
+    made.map_err(failed)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    let end = Instant::now() + patience;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() > end => return Ok(None),
+            Err(rustix::io::Errno::WOULDBLOCK) => tokio::time::sleep(RETRY).await,
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+}
+
+/// Waits until nobody else attaches a device.
+pub(super) async fn attach_alone() -> Result<Locked> {
+    let path = Path::new(LOCKS).join("lock");
+    let locked = lock(&path, Duration::from_secs(30)).await?;
+    locked.map(|file| Locked { _file: file }).ok_or_else(|| {
+        let why = "another process has attached a device for half a minute";
+        Error::new(ErrorKind::Unavailable, "attach a device", why)
+    })
+}
+
 /// Held by the process that hands the kernel new connections for a device.
 #[derive(Debug)]
 pub(super) struct Keeping {
-    _locked: File,
+    _locked: Locked,
 }
 
 impl Keeping {
     /// None if another process does so.
-    pub(super) fn begin(index: u32) -> Result<Option<Self>> {
+    pub(super) async fn begin(index: u32) -> Result<Option<Self>> {
         let path = lock_path(index);
-        let failed = |error: io::Error| Error::file(format!("lock {}", path.display()), error);
-        fs::create_dir_all(LOCKS).map_err(failed)?;
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(failed)?;
-        use rustix::fs::{FlockOperation, flock};
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-            locked => locked.map_err(|error| failed(error.into()))?,
-        }
-        fs::write(&path, format!("{}\n", std::process::id())).map_err(failed)?;
-        Ok(Some(Self { _locked: file }))
+        let Some(file) = lock(&path, Duration::from_millis(500)).await? else {
+            return Ok(None);
+        };
+        fs::write(&path, format!("{}\n", std::process::id()))
+            .map_err(|error| Error::file(format!("write {}", path.display()), error))?;
+        Ok(Some(Self {
+            _locked: Locked { _file: file },
+        }))
     }
 }
 
 /// The process that keeps a device, if one does.
-fn keeper(index: u32) -> Option<u32> {
-    use rustix::fs::{FlockOperation, flock};
+pub(super) fn keeper(index: u32) -> Option<u32> {
     let file = File::open(lock_path(index)).ok()?;
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         Err(rustix::io::Errno::WOULDBLOCK) => {}

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `snapshot/<name or id>` | a snapshot |
 //! | `volume/<name or id>` | a volume, while it is attached |
+//! | `volume/<id>@<number>` | the same, as long as it is this attachment |
 
 mod references;
 mod snapshots;

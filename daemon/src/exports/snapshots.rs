@@ -92,8 +92,7 @@ impl Export for SnapshotExport {
             let reader = self.reader.clone();
             async move {
                 let length_bytes = usize::try_from(next.end - next.start).unwrap_or(usize::MAX);
-                // Who asks for it is told what is wrong with it.
-                let _ = reader.prefetch(next.start, length_bytes).await;
+                reader.read_ahead(next.start, length_bytes).await;
             }
         });
         let pieces = self

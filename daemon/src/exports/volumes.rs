@@ -79,6 +79,7 @@ impl Attachments {
     /// The export `name` of the volume `key`.
     pub(super) async fn open(&self, name: &str, key: &str) -> Result<VolumeExport, ExportError> {
         let refused = |error| refuse(error, name, 0);
+        let (key, wanted) = split_attachment(key);
         let id = self.store.volume(key).await.map_err(refused)?.id;
         let place = self.place(id);
         let mut used = place.lock().await;
@@ -88,6 +89,13 @@ impl Attachments {
             return Err(ExportError::Unavailable {
                 message: format!("volume {:?} is not attached", record.name),
             });
+        }
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != record.attachments) {
+            let message = format!(
+                "volume {:?} was attached again since: this is attachment {}, and not {wanted}",
+                record.name, record.attachments
+            );
+            return Err(ExportError::Unavailable { message });
         }
         let known = used.as_ref().filter(|it| it.number == record.attachments);
         let attachment = match known {
@@ -152,6 +160,16 @@ impl Attachments {
     }
 }
 
+/// What is asked for, and the number of the attachment that it has to be of: `vol-...@7`.
+fn split_attachment(key: &str) -> (&str, Option<u64>) {
+    let split = key.rsplit_once('@').and_then(|(id, number)| {
+        let number = number.parse().ok()?;
+        // A name may have such an end as well.
+        VolumeId::is_of_its_form(id).then_some((id, Some(number)))
+    });
+    split.unwrap_or((key, None))
+}
+
 fn info_of(name: String, record: &VolumeRecord) -> ExportInfo {
     ExportInfo {
         name,
@@ -209,8 +227,7 @@ impl Export for VolumeExport {
             async move {
                 if let Some(volume) = &*attachment.volume.read().await {
                     let length_bytes = usize::try_from(next.end - next.start).unwrap_or(usize::MAX);
-                    // Who asks for it is told what is wrong with it.
-                    let _ = volume.prefetch(next.start, length_bytes).await;
+                    volume.read_ahead(next.start, length_bytes).await;
                 }
             }
         });

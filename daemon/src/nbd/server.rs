@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -30,6 +30,9 @@ mod tests;
 
 /// How long to leave a listener alone that cannot accept, for want of file descriptors, say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// For a client to notice that the server stops.
+const PARTING: Duration = Duration::from_millis(500);
 
 /// What can be configured.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -219,7 +222,13 @@ impl<X: Exports> Server<X> {
         };
         let (client, tls) = match (negotiated?, tls) {
             (Negotiated::StartTls(client), Some(tls)) => (client, tls),
-            (negotiated, _) => return self.transmit(stream, inbox, negotiated, peer, stop).await,
+            (negotiated, _) => {
+                let outcome = self.transmit(stream, inbox, negotiated, peer, stop).await;
+                if stop.is_cancelled() {
+                    part(stream).await;
+                }
+                return outcome;
+            }
         };
         let mut inbox = Inbox::new();
         let negotiating = async {
@@ -274,6 +283,19 @@ impl<X: Exports> Server<X> {
         debug!(%peer, export = name, ?end, "NBD export closed");
         Ok(())
     }
+}
+
+/// Closes a connection whose client may still be sending. What is not read makes TCP reset the connection, and throw away the replies that are
+/// on their way.
+async fn part<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
+    let mut unread = [0; 4096];
+    let drain = async {
+        stream.shutdown().await?;
+        while stream.read(&mut unread).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    // Whatever comes of it, it is over.
+    let _ = timeout(PARTING, drain).await;
 }
 
 /// What ends one connection.

@@ -258,6 +258,14 @@ impl ContentReader {
         self.read(offset_bytes, len_bytes).await.map(drop)
     }
 
+    /// The same for a reader that will come there, unless that is done for too many others already.
+    pub async fn read_ahead(&self, offset_bytes: u64, len_bytes: usize) {
+        if let Ok(_permit) = self.shared.read_aheads.try_acquire() {
+            // Who asks for it is told what is wrong with it.
+            let _ = self.prefetch(offset_bytes, len_bytes).await;
+        }
+    }
+
     /// A segment, if it holds data.
     pub async fn segment(&self, index: u32) -> Result<Option<Segment>> {
         let located = self

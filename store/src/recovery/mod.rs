@@ -192,6 +192,7 @@ where
         node_cache: Cache::with_weighter(ESTIMATED_NODES, limits::NODE_CACHE_BYTES, ByBytes),
         ingest_space: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),
         read_space: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
+        read_aheads: Semaphore::new(limits::READ_AHEADS_MAX),
         volumes: OpenVolumes::default(),
         pending_snapshots: PendingSnapshots::default(),
         journal_room: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),

@@ -336,24 +336,6 @@ impl Volume {
         Ok(extents)
     }
 
-    /// Brings what a range has of the volume's base into the cache, as far as it fits there. What is in the journal is left to the
-    /// page cache.
-    pub async fn prefetch(&self, offset_bytes: u64, len_bytes: usize) -> Result<()> {
-        let (stretches, base) = self.0.inner.stretches(offset_bytes, len_bytes as u64)?;
-        let Some(base) = base else { return Ok(()) };
-        for stretch in stretches
-            .iter()
-            .filter(|stretch| stretch.place == Place::Base)
-        {
-            let (start, end) = bytes_of(stretch, offset_bytes, len_bytes as u64);
-            let within = in_base(Some(&base), start, end);
-            if within > 0 {
-                base.prefetch(start, within).await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Writes what is queued, makes it durable, and takes no more.
     pub async fn close(&self) -> Result<()> {
         self.0.inner.queue.close();
@@ -653,7 +635,7 @@ enum Source {
 }
 
 /// How many of these bytes the base has: the volume may be longer.
-fn in_base(base: Option<&ContentReader>, start: u64, end: u64) -> usize {
+pub(super) fn in_base(base: Option<&ContentReader>, start: u64, end: u64) -> usize {
     let size_bytes = base.map_or(0, ContentReader::size_bytes);
     usize::try_from(end.min(size_bytes).saturating_sub(start)).unwrap_or(usize::MAX)
 }

@@ -18,6 +18,7 @@
 //! | `fold` | what was written, taken into the store |
 //! | `layers` | journal over base, read as one |
 //! | `changes` | what is other than in a snapshot |
+//! | `ahead` | what is brought into the cache before it is read |
 //! | `map` | which blocks are in the journal, and where |
 //! | `recovery` | a journal that a process left behind |
 //!
@@ -27,6 +28,7 @@
 //! - A write that returned is in the kernel; after a flush it is durable.
 //! - A block is as one write left it, never a mix of several.
 
+mod ahead;
 mod batch;
 mod changes;
 mod clone;

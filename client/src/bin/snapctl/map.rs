@@ -6,7 +6,8 @@ use clap::Args;
 use sd_notify::NotifyState;
 use serde::Serialize;
 use varve_client::{
-    Ended, Error, ErrorKind, MapEvent, MapOptions, Mapped, Mapping, NbdAddress, mapped, unmap,
+    Ended, Endpoint, Error, ErrorKind, MapEvent, MapOptions, Mapped, Mapping, NbdAddress, mapped,
+    unmap,
 };
 
 use crate::{
@@ -103,6 +104,7 @@ fn parse_device(text: &str) -> Result<u32, String> {
 impl Map {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let interrupted = interrupted();
+        let mut interrupted = std::pin::pin!(interrupted);
         let (address, opened) = self.find(options).await?;
         let settings = MapOptions {
             connections: self.connections,
@@ -112,12 +114,19 @@ impl Map {
             read_only: self.read_only,
             index: self.device,
         };
-        let mut mapping =
-            Mapping::attach(&address, &self.export, opened.as_deref(), &settings).await?;
+        let attaching = Mapping::attach(&address, &self.export, opened.as_deref(), &settings);
+        let mut mapping = tokio::select! {
+            // Opening a volume may take minutes, if its journal is long.
+            mapping = attaching => mapping?,
+            () = &mut interrupted => {
+                let what = format!("map {}", self.export);
+                return Err(Error::new(ErrorKind::Cancelled, what, "interrupted").into());
+            }
+        };
         let device = mapping.device().path.display().to_string();
         if mapping.was_taken_over() {
             options.remark(format_args!(
-                "{device} was attached already; looking after it now"
+                "{device} was attached already, as it is; looking after it now"
             ));
         }
         match options.output {
@@ -135,9 +144,16 @@ impl Map {
                 after.as_secs_f64()
             )),
         };
-        match mapping.stay(interrupted, tell).await? {
+        match mapping.stay(&mut interrupted, tell).await? {
             Ended::Detached => {
                 options.remark(format_args!("{device} was detached"));
+                Ok(())
+            }
+            Ended::Interrupted if mapping.is_cut_off() => {
+                options.remark(format_args!(
+                    "{device} has no connection now and stays attached; 'snapctl map {}' looks after it again",
+                    self.export
+                ));
                 Ok(())
             }
             Ended::Interrupted => match mapping.detach().await {
@@ -147,7 +163,7 @@ impl Map {
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     options.remark(format_args!(
-                        "{device} is in use and stays attached; 'snapctl map {}' looks after it again",
+                        "{error}; it stays attached, and 'snapctl map {}' looks after it again",
                         self.export
                     ));
                     Ok(())
@@ -165,18 +181,33 @@ impl Map {
             return Err(wrong("an export is volume/NAME or snapshot/NAME").into());
         };
         if let Some(address) = &self.nbd {
+            if kind == "volume" && !name.starts_with("vol-") {
+                let why = "with --nbd a volume is told by its id, volume/vol-...: its name may go to another volume while it is mapped";
+                return Err(wrong(why).into());
+            }
             return Ok((address.clone(), None));
         }
         let client = options.connect().await?;
         let opened = match kind {
-            "volume" => format!("volume/{}", client.volume(name).await?.id),
+            "volume" => {
+                let volume = client.volume(name).await?;
+                // And no attachment but this one: after it, the volume is somebody else's.
+                format!("volume/{}@{}", volume.id, volume.attachments)
+            }
             "snapshot" => format!("snapshot/{}", client.snapshot(name).await?.id),
             _ => return Err(wrong("an export is volume/NAME or snapshot/NAME").into()),
         };
+        // A path is one of this machine, and so has to be the daemon.
+        let is_here = options.endpoint.as_ref().is_none_or(Endpoint::is_unix);
         let uris = client.status().await?.nbd_uris;
-        let Some(address) = uris.iter().find_map(|uri| uri.parse().ok()) else {
+        let usable = |address: &NbdAddress| match address {
+            NbdAddress::Unix(_) => is_here,
+            NbdAddress::Tcp(host) => !host.starts_with("0.0.0.0:") && !host.starts_with("[::]:"),
+        };
+        let mut addresses = uris.iter().filter_map(|uri| uri.parse().ok());
+        let Some(address) = addresses.find(usable) else {
             let why = format!(
-                "the kernel's NBD client can use no address of the daemon ({})",
+                "of the daemon's NBD addresses ({}) the kernel here can use none; --nbd says where it is reached",
                 uris.join(", ")
             );
             return Err(wrong(&why).into());
