@@ -85,7 +85,7 @@ fn assert_says(console: &str, all: &[&str]) {
     }
 }
 
-/// Files are written while the daemon is killed, twice, and nobody looks after the device in between.
+/// Files are written while the daemon is stopped, and killed twice; then whoever looks after the device is killed, too.
 const KILLED: &str = r#"
 modprobe nbd
 serve
@@ -110,9 +110,9 @@ write & writer=$!
 load() { while [ ! -e /mnt/enough ]; do dd if=/dev/zero of=/t/load$1 bs=64k count=64 oflag=direct status=none; done; }
 load 1 & one=$!
 load 2 & two=$!
-for round in 1 2; do
+for signal in TERM KILL KILL; do
   sleep 4
-  kill -9 $varved
+  kill -$signal $varved
   wait $varved || true
   serve
   sleep 12
@@ -145,7 +145,7 @@ if dmesg | grep 'I/O error' | grep nbd; then exit 1; fi
 "#;
 
 #[test]
-fn files_on_a_device_outlive_kills_of_the_daemon() {
+fn files_on_a_device_outlive_stops_and_kills_of_the_daemon() {
     let console = run(KILLED);
     assert_says(
         &console,
