@@ -196,9 +196,10 @@ impl Mapping {
         };
         let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
         let index = kernel.connect(&new, &fds).map_err(|error| {
-            let device = options
-                .index
-                .map_or_else(|| "a device".to_owned(), |it| format!("/dev/nbd{it}"));
+            let device = options.index.map_or_else(
+                || "a device".to_owned(),
+                |it| sysfs::device(it).display().to_string(),
+            );
             match (error.kind(), options.index) {
                 (io::ErrorKind::ResourceBusy, Some(_)) => {
                     Error::new(ErrorKind::Conflict, what, format!("{device} is in use"))
@@ -221,14 +222,20 @@ impl Mapping {
         let keeping = match Keeping::begin(index).await {
             Ok(Some(keeping)) => keeping,
             Ok(None) => {
-                let why = format!("another process looks after /dev/nbd{index}");
+                let why = format!(
+                    "another process looks after {}",
+                    sysfs::device(index).display()
+                );
                 return detach(&mut kernel, Error::new(ErrorKind::Conflict, what, why));
             }
             Err(error) => return detach(&mut kernel, error),
         };
         let there = settled(|| sysfs::read(index).filter(|it| it.path.exists())).await;
         let Some(device) = there else {
-            let why = format!("/dev/nbd{index} does not appear; is udev running?");
+            let why = format!(
+                "{} does not appear; is udev running?",
+                sysfs::device(index).display()
+            );
             return detach(&mut kernel, Error::new(ErrorKind::Unavailable, what, why));
         };
         Ok(Self {
@@ -271,15 +278,12 @@ impl Mapping {
         let index = self.device.index;
         let mut until = pin!(until);
         let mut look = tokio::time::interval(LOOK);
-        let mut delay = RETRY;
+        let mut pause = Duration::ZERO;
         let mut told = String::new();
         let mut attempt: Option<Attempt> = None;
         loop {
             if self.dead > 0 && attempt.is_none() {
-                let (address, opened) = (self.address.clone(), self.device.opened.clone());
-                attempt = Some(Box::pin(async move {
-                    handshake::connect(&address, &opened).await
-                }));
+                attempt = Some(self.attempt_after(pause));
             }
             tokio::select! {
                 () = &mut until => return Ok(Ended::Interrupted),
@@ -309,7 +313,7 @@ impl Mapping {
                     attempt = None;
                     match connection.and_then(|connection| self.replace(connection)) {
                         Ok(()) => {
-                            delay = RETRY;
+                            pause = Duration::ZERO;
                             told.clear();
                             self.dead -= 1;
                             if self.dead == 0 && let Some(at) = self.lost_at.take() {
@@ -325,18 +329,21 @@ impl Mapping {
                                 told = error.to_string();
                                 tell(Event::NotYet(error));
                             }
-                            let (address, opened, pause) =
-                                (self.address.clone(), self.device.opened.clone(), delay);
-                            attempt = Some(Box::pin(async move {
-                                tokio::time::sleep(pause).await;
-                                handshake::connect(&address, &opened).await
-                            }));
-                            delay = RETRY_MAX.min(delay * 2);
+                            pause = (pause * 2).clamp(RETRY, RETRY_MAX);
                         }
                     }
                 }
             }
         }
+    }
+
+    /// A new connection, asked for some time from now.
+    fn attempt_after(&self, pause: Duration) -> Attempt {
+        let (address, opened) = (self.address.clone(), self.device.opened.clone());
+        Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            handshake::connect(&address, &opened).await
+        })
     }
 
     /// Whether the device is still this one: it may be another already.
