@@ -1,10 +1,10 @@
 //! What can be asked of snapshots and volumes alike: find, list, tag.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     Result, limits,
-    meta::{self, Named},
+    meta::{self, Meta, Named},
     store::Shared,
     workers::Priority,
 };
@@ -18,7 +18,7 @@ pub struct ListQuery {
     pub tags: BTreeMap<String, String>,
     /// Only names behind this one.
     pub after_name: Option<String>,
-    /// At most this many, and never more than [`limits::PAGE_MAX`].
+    /// At most this many, and never more than [`limits::LIST_MAX`].
     pub limit: usize,
 }
 
@@ -31,23 +31,25 @@ impl Shared {
     }
 
     /// Records by name, ascending by bytes.
+    ///
+    /// However many there are to be looked at, the store's threads are asked for a few of them at a time, and others have their turn in
+    /// between. What is made or deleted meanwhile may be listed or not.
     pub(crate) async fn list<R: Named>(&self, query: ListQuery) -> Result<Vec<R>> {
-        let limit = query.limit.min(limits::PAGE_MAX);
-        self.meta(Priority::Read, move |meta| {
-            let mut found: Vec<R> = Vec::new();
-            let mut after = query.after_name;
-            while found.len() < limit {
-                let page = R::page(meta, after.as_deref(), &query.name_prefix, limits::PAGE_MAX)?;
-                let Some(last) = page.last() else { break };
-                after = Some(last.name().to_owned());
-                let matching = page
-                    .into_iter()
-                    .filter(|record| has_tags(record, &query.tags));
-                found.extend(matching.take(limit - found.len()));
-            }
-            Ok(found)
-        })
-        .await
+        let limit = query.limit.min(limits::LIST_MAX);
+        let mut found: Vec<R> = Vec::new();
+        let mut next = (limit > 0).then(|| query.after_name.clone());
+        let query = Arc::new(query);
+        while let Some(after) = next {
+            let wanted = limit - found.len();
+            let query = Arc::clone(&query);
+            let slice = self.meta(Priority::Manage, move |meta| {
+                slice::<R>(meta, &query, after.as_deref(), wanted)
+            });
+            let (matching, goes_on) = slice.await?;
+            found.extend(matching);
+            next = goes_on.filter(|_| found.len() < limit).map(Some);
+        }
+        Ok(found)
     }
 
     /// Sets and removes tags of a record, in one step. What is both set and removed is set.
@@ -69,6 +71,27 @@ impl Shared {
         };
         self.commit.update(id, change).await
     }
+}
+
+/// Up to `wanted` records behind a name, of the few that are looked at, and the name behind which to go on, unless that was the end.
+fn slice<R: Named>(
+    meta: &dyn Meta,
+    query: &ListQuery,
+    after: Option<&str>,
+    wanted: usize,
+) -> Result<(Vec<R>, Option<String>)> {
+    let most = if query.tags.is_empty() {
+        wanted.min(limits::LIST_SLICE_RECORDS)
+    } else {
+        limits::LIST_SLICE_RECORDS
+    };
+    let records = R::page(meta, after, &query.name_prefix, most)?;
+    let goes_on =
+        (records.len() == most).then(|| records.last().map(|last| last.name().to_owned()));
+    let matching = records
+        .into_iter()
+        .filter(|record| has_tags(record, &query.tags));
+    Ok((matching.take(wanted).collect(), goes_on.flatten()))
 }
 
 fn has_tags(record: &impl Named, wanted: &BTreeMap<String, String>) -> bool {

@@ -40,7 +40,7 @@ use crate::{
     lock::DirectoryLock,
     meta::{Batch, Meta, Named, NodeKey, SnapshotRecord},
     pack::{Appended, EncodedRecord, PackWriter, PlacedRecord},
-    workers::{Priority, Workers},
+    workers::Workers,
 };
 
 /// A span between two losses of unsynced records. What was learned in one does not hold in the next.
@@ -489,16 +489,12 @@ impl Commit {
         F: FnOnce(&dyn Meta) -> Result<T> + Send + 'static,
     {
         let meta = Arc::clone(&self.meta);
-        self.workers
-            .run(Priority::Read, move |_| ask(&*meta))
-            .await?
+        self.workers.commit(move || ask(&*meta)).await?
     }
 
     async fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
         let meta = Arc::clone(&self.meta);
-        self.workers
-            .run(Priority::Write, move |_| meta.apply(batch, sync))
-            .await?
+        self.workers.commit(move || meta.apply(batch, sync)).await?
     }
 
     /// Whether it refuses everything because the store is being closed.

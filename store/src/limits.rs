@@ -9,7 +9,7 @@
 //! | packed bytes on their way to disk | [`PACK_BUFFERS`] x [`PACK_BUFFER_BYTES`] |
 //! | what is brought ahead of readers | is among the chunks kept; where these are less, [`READ_AHEADS_MAX`] x [`READ_AHEAD_BYTES_MAX`] |
 //! | reads under way | [`READ_BYTES_IN_FLIGHT`], and as much again decoded |
-//! | changes of volumes on their way to journals | twice [`JOURNAL_QUEUE_BYTES`] |
+//! | batches of changes on their way to journals | twice [`JOURNAL_QUEUE_BYTES`]; what waits is with its writers |
 //! | segments of volumes being cut again | [`FOLD_SEGMENTS_IN_FLIGHT`] x 8 MiB |
 //! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
 
@@ -57,8 +57,10 @@ pub const ROCKS_CACHE_BYTES: usize = 32 << 20;
 /// RocksDB's write buffers, all together.
 pub const ROCKS_WRITE_BUFFER_BYTES: usize = 32 << 20;
 
-/// Jobs that may wait for the store's threads, reads and writes each.
+/// Jobs that may wait for the store's threads, of each class.
 pub const WORKER_QUEUE: usize = 256;
+/// Threads of those that hold a lock of the commit path: there are two such locks, so that neither waits for the other.
+pub const COMMIT_THREADS: usize = 2;
 
 /// Requests that may wait for the disk at one time.
 pub const DISK_QUEUE_DEPTH: u32 = 128;
@@ -89,9 +91,10 @@ pub const SPARE_PART_OF_FREE: u64 = 16;
 pub const SPARE_BYTES_MAX: u64 = 4 << 30;
 /// A batch of a journal: 2 MiB of data, and what describes them.
 pub const BATCH_BYTES_MAX: u64 = (2 << 20) + 4096;
-/// Bytes of changes of all volumes that are not in their journals yet; while they are written there is a copy of them.
+/// Bytes of batches of all volumes that are on their way to the disk, of which there is a copy then. What waits for its turn, or for
+/// room in a journal, takes nothing of this, or a few volumes whose journals are full would stop all others.
 pub const JOURNAL_QUEUE_BYTES: usize = 16 << 20;
-/// The same of one volume.
+/// Bytes of changes of one volume that wait or are on their way. Their writers have the memory, and bound it over all volumes.
 pub const VOLUME_QUEUE_BYTES: usize = JOURNAL_QUEUE_BYTES / 2;
 /// What a change without data counts in that queue.
 pub const JOURNAL_CHANGE_BYTES: u32 = 4096;
@@ -142,6 +145,10 @@ pub const TAG_KEY_CHARS_MAX: usize = 127;
 pub const TAG_VALUE_CHARS_MAX: usize = 255;
 /// Snapshots or volumes in one page of a listing.
 pub const PAGE_MAX: usize = 1000;
+/// The same where they are asked for: one more than a page, which tells whether there is another.
+pub const LIST_MAX: usize = PAGE_MAX + 1;
+/// Records that a listing looks at in one job: some 0.3 ms, which is what a guest's read may have to wait for.
+pub const LIST_SLICE_RECORDS: usize = 64;
 
 /// What the store may take in all, beside the maps of journals (4 to 8 bytes for each block that was written since the last
 /// snapshot, where changes are dense): the daemon's promise of 512 MiB leaves the rest to connections and the program.

@@ -118,7 +118,7 @@ impl Store {
         let wanted = keys.to_vec();
         let known = self
             .shared()
-            .meta(Priority::Read, move |meta| meta.nodes(&wanted))
+            .meta(Priority::Write, move |meta| meta.nodes(&wanted))
             .await?;
         let mut places = keys.iter().zip(&known);
         Ok(places
@@ -207,7 +207,7 @@ impl Store {
 
     /// All remotes, by name.
     pub async fn remotes(&self) -> Result<Vec<RemoteRecord>> {
-        let remotes = self.shared().meta(Priority::Read, |meta| meta.remotes());
+        let remotes = self.shared().meta(Priority::Manage, |meta| meta.remotes());
         let mut remotes = remotes.await?;
         remotes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(remotes)
@@ -224,7 +224,7 @@ impl Store {
 
     /// All copies that are written down, in the order in which they were begun.
     pub async fn copies(&self) -> Result<Vec<CopyRecord>> {
-        let copies = self.shared().meta(Priority::Read, |meta| meta.copies());
+        let copies = self.shared().meta(Priority::Manage, |meta| meta.copies());
         let mut copies = copies.await?;
         copies.sort_unstable_by_key(|record| (record.created_at_ns, record.id));
         Ok(copies)

@@ -134,7 +134,7 @@ pub(crate) struct Shared {
     pub(crate) read_aheads: Semaphore,
     pub(crate) volumes: OpenVolumes,
     pub(crate) pending_snapshots: PendingSnapshots,
-    /// Bytes of changes that may be on their way to journals.
+    /// Bytes of batches that may be on their way to journals.
     pub(crate) journal_room: Arc<Semaphore>,
     pub(crate) journal_space: Arc<JournalSpace>,
     /// Whose turn it is to be taken into the store.
@@ -188,7 +188,7 @@ impl Store {
     /// What the store is and holds.
     pub async fn status(&self) -> Result<StoreStatus> {
         let shared = &self.0;
-        let totals = shared.meta(Priority::Read, |meta| meta.totals()).await?;
+        let totals = shared.meta(Priority::Manage, |meta| meta.totals()).await?;
         Ok(StoreStatus {
             store_id: shared.store_id.to_string(),
             format_version: FORMAT_VERSION,

@@ -1,8 +1,11 @@
 //! The store's own threads: hashing, compression, and calls that may block (RocksDB).
 //!
-//! Async callers hand a job over and await its result, so that no executor thread is held up. Reads
-//! go before writes: a guest waits for them. What waits is bounded by a semaphore, also when callers go away; a caller that
-//! cannot queue awaits.
+//! Async callers hand a job over and await its result, so that no executor thread is held up. Who waits together with others
+//! [shares](shares) the threads with them: guests have the most, and nobody has nothing. What holds the locks of the commit path has
+//! threads of its own, for everybody may have to wait for it. What waits is bounded by a semaphore, also when callers go away; a
+//! caller that cannot queue awaits.
+
+mod shares;
 
 use std::{
     collections::VecDeque,
@@ -10,12 +13,15 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, oneshot};
 use varve_content::codec::{Compression, Decoder, Encoder};
 
+pub(crate) use self::shares::Priority;
+use self::shares::{CLASSES, Shares};
 use crate::{Error, Result, limits};
 
 /// What each thread keeps between jobs, because making it anew costs more than the job.
@@ -25,31 +31,40 @@ pub(crate) struct Scratch {
 }
 
 type Job = Box<dyn FnOnce(&mut Scratch) + Send>;
-
-/// Whose turn it is.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Priority {
-    /// Somebody waits for these bytes.
-    Read,
-    /// Throughput matters, not when.
-    Write,
-}
+type CommitJob = Box<dyn FnOnce() + Send>;
 
 struct Queues {
-    reads: VecDeque<Job>,
-    writes: VecDeque<Job>,
+    waiting: [VecDeque<Job>; CLASSES],
+    shares: Shares,
+    commits: VecDeque<CommitJob>,
     stopping: bool,
+}
+
+impl Queues {
+    fn is_empty(&self) -> bool {
+        self.waiting.iter().all(VecDeque::is_empty)
+    }
+
+    /// The job whose turn it is, if a thread may begin one.
+    fn next(&mut self) -> Option<(Priority, Job)> {
+        let stopping = self.stopping;
+        let waits = self.waiting.each_ref().map(|queue| !queue.is_empty());
+        let class = self.shares.next(waits, stopping)?;
+        let job = self.waiting.get_mut(class as usize)?.pop_front()?;
+        Some((class, job))
+    }
 }
 
 struct Shared {
     queues: Mutex<Queues>,
     wake: Condvar,
+    wake_commits: Condvar,
 }
 
 pub(crate) struct Workers {
     shared: Arc<Shared>,
-    read_slots: Arc<Semaphore>,
-    write_slots: Arc<Semaphore>,
+    slots: [Arc<Semaphore>; CLASSES],
+    commit_slots: Arc<Semaphore>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -62,33 +77,45 @@ impl fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// Starts `threads` threads.
+    /// Starts `threads` threads, and [`limits::COMMIT_THREADS`] others.
     pub(crate) fn start(threads: usize, compression: Compression) -> Result<Self> {
+        let queue = || VecDeque::with_capacity(limits::WORKER_QUEUE);
         let shared = Arc::new(Shared {
             queues: Mutex::new(Queues {
-                reads: VecDeque::with_capacity(limits::WORKER_QUEUE),
-                writes: VecDeque::with_capacity(limits::WORKER_QUEUE),
+                waiting: [queue(), queue(), queue()],
+                shares: Shares::new(threads),
+                commits: VecDeque::with_capacity(limits::COMMIT_THREADS),
                 stopping: false,
             }),
             wake: Condvar::new(),
+            wake_commits: Condvar::new(),
         });
-        let mut handles = Vec::with_capacity(threads);
-        for number in 0..threads {
+        let mut handles = Vec::with_capacity(threads + limits::COMMIT_THREADS);
+        let mut start = |name: String, run: Box<dyn FnOnce(&Shared) + Send>| {
             let shared = Arc::clone(&shared);
             let handle = thread::Builder::new()
-                .name(format!("store-{number}"))
-                .spawn(move || work(&shared, compression))
+                .name(name)
+                .spawn(move || run(&shared))
                 .map_err(|source| Error::Io {
                     verb: "start a thread for",
                     path: "the store".into(),
                     source,
                 })?;
             handles.push(handle);
+            Ok::<_, Error>(())
+        };
+        for number in 0..threads {
+            let run = move |shared: &Shared| work(shared, compression);
+            start(format!("store-{number}"), Box::new(run))?;
         }
+        for number in 0..limits::COMMIT_THREADS {
+            start(format!("commit-{number}"), Box::new(work_on_commits))?;
+        }
+        let slots = || Arc::new(Semaphore::new(limits::WORKER_QUEUE));
         Ok(Self {
             shared,
-            read_slots: Arc::new(Semaphore::new(limits::WORKER_QUEUE)),
-            write_slots: Arc::new(Semaphore::new(limits::WORKER_QUEUE)),
+            slots: [slots(), slots(), slots()],
+            commit_slots: Arc::new(Semaphore::new(limits::COMMIT_THREADS)),
             threads: Mutex::new(handles),
         })
     }
@@ -101,12 +128,14 @@ impl Workers {
         T: Send + 'static,
         F: FnOnce(&mut Scratch) -> T + Send + 'static,
     {
+        let [reads, writes, management] = &self.slots;
         let slots = match priority {
-            Priority::Read => &self.read_slots,
-            Priority::Write => &self.write_slots,
+            Priority::Read => reads,
+            Priority::Write => writes,
+            Priority::Manage => management,
         };
-        let slots = Arc::clone(slots);
-        let slot = slots.acquire_owned().await.map_err(|_| Error::Closing)?;
+        let slot = Arc::clone(slots).acquire_owned().await;
+        let slot = slot.map_err(|_| Error::Closing)?;
         let (reply, result) = oneshot::channel();
         let job: Job = Box::new(move |scratch| {
             drop(slot);
@@ -118,23 +147,47 @@ impl Workers {
             if queues.stopping {
                 return Err(Error::Closing);
             }
-            match priority {
-                Priority::Read => queues.reads.push_back(job),
-                Priority::Write => queues.writes.push_back(job),
+            if let Some(queue) = queues.waiting.get_mut(priority as usize) {
+                queue.push_back(job);
             }
         }
         self.shared.wake.notify_one();
-        match result.await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(panic)) => resume_unwind(panic),
-            Err(_) => Err(Error::Closing),
+        answer(result).await
+    }
+
+    /// Runs a job for somebody who holds a lock of the commit path: on a thread that has nothing else to do, so that those who wait for
+    /// the lock do not wait for whatever else the store is asked.
+    pub(crate) async fn commit<T, F>(&self, job: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let slot = Arc::clone(&self.commit_slots).acquire_owned().await;
+        let slot = slot.map_err(|_| Error::Closing)?;
+        let (reply, result) = oneshot::channel();
+        let job: CommitJob = Box::new(move || {
+            let outcome = catch_unwind(AssertUnwindSafe(job));
+            // Before the answer: who has it may ask again at once.
+            drop(slot);
+            // A caller that went away needs no answer.
+            let _ = reply.send(outcome);
+        });
+        {
+            let mut queues = self.shared.queues.lock();
+            if queues.stopping {
+                return Err(Error::Closing);
+            }
+            queues.commits.push_back(job);
         }
+        self.shared.wake_commits.notify_one();
+        answer(result).await
     }
 
     /// Lets the threads finish what is queued, and ends them.
     pub(crate) fn stop(&self) {
         self.shared.queues.lock().stopping = true;
         self.shared.wake.notify_all();
+        self.shared.wake_commits.notify_all();
         for thread in self.threads.lock().drain(..) {
             // The last handle of a store may be dropped by one of its own threads.
             if thread.thread().id() != thread::current().id() {
@@ -151,28 +204,51 @@ impl Drop for Workers {
     }
 }
 
+/// What a job has come to.
+async fn answer<T>(result: oneshot::Receiver<thread::Result<T>>) -> Result<T> {
+    match result.await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(panic)) => resume_unwind(panic),
+        Err(_) => Err(Error::Closing),
+    }
+}
+
 fn work(shared: &Shared, compression: Compression) {
     let mut scratch = Scratch {
         encoder: Encoder::new(compression),
         decoder: Decoder::new(),
     };
+    let mut queues = shared.queues.lock();
     loop {
-        let job = {
-            let mut queues = shared.queues.lock();
-            loop {
-                if let Some(job) = queues.reads.pop_front() {
-                    break job;
-                }
-                if let Some(job) = queues.writes.pop_front() {
-                    break job;
-                }
-                if queues.stopping {
-                    return;
-                }
-                shared.wake.wait(&mut queues);
+        let Some((class, job)) = queues.next() else {
+            if queues.stopping && queues.is_empty() {
+                return;
             }
+            shared.wake.wait(&mut queues);
+            continue;
         };
+        drop(queues);
+        let begun_at = Instant::now();
         job(&mut scratch);
+        let took = begun_at.elapsed();
+        queues = shared.queues.lock();
+        queues.shares.ended(class, took);
+    }
+}
+
+fn work_on_commits(shared: &Shared) {
+    let mut queues = shared.queues.lock();
+    loop {
+        let Some(job) = queues.commits.pop_front() else {
+            if queues.stopping {
+                return;
+            }
+            shared.wake_commits.wait(&mut queues);
+            continue;
+        };
+        drop(queues);
+        job();
+        queues = shared.queues.lock();
     }
 }
 
@@ -213,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_go_first_and_what_is_queued_at_the_stop_is_done() {
+    fn reads_go_before_who_has_had_more_and_what_is_queued_at_the_stop_is_done() {
         let workers = Arc::new(Workers::start(1, Compression::None).unwrap());
         let order = Arc::new(Mutex::new(Vec::new()));
         let (open, gate) = std::sync::mpsc::sync_channel::<()>(1);
@@ -241,6 +317,99 @@ mod tests {
         workers.stop();
         assert!(matches!(
             block_on(workers.run(Priority::Read, |_| ())),
+            Err(Error::Closing)
+        ));
+    }
+
+    #[test]
+    fn reads_without_end_do_not_keep_others_waiting() {
+        let workers = Arc::new(Workers::start(1, Compression::None).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let reads_done = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let order = std::sync::atomic::Ordering::SeqCst;
+        runtime.block_on(async {
+            // There is always one that waits, however many have run.
+            let flood = async {
+                let reader = async || {
+                    while !over.load(order) {
+                        let done = Arc::clone(&reads_done);
+                        let read = workers.run(Priority::Read, move |_| done.fetch_add(1, order));
+                        read.await.unwrap();
+                    }
+                };
+                futures::future::join_all((0..64).map(|_| reader())).await;
+            };
+            let others = async {
+                for class in [Priority::Write, Priority::Manage] {
+                    let done = Arc::clone(&reads_done);
+                    let before = done.load(order);
+                    let ran_at = workers.run(class, move |_| done.load(order)).await.unwrap();
+                    // Those that were queued already may all have their turn before; not others without end.
+                    assert!(
+                        ran_at - before < 1000,
+                        "{class:?} waited for {}",
+                        ran_at - before
+                    );
+                }
+                over.store(true, order);
+            };
+            tokio::join!(flood, others);
+        });
+    }
+
+    #[test]
+    fn a_read_does_not_wait_for_all_that_management_asked_before() {
+        let workers = Arc::new(Workers::start(1, Compression::None).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let lists_done = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let order = std::sync::atomic::Ordering::SeqCst;
+        let (open, gate) = std::sync::mpsc::sync_channel::<()>(1);
+        let ran_at = runtime.block_on(async {
+            let gated = workers.run(Priority::Manage, move |_| gate.recv().unwrap());
+            let lists = (0..960).map(|_| {
+                let done = Arc::clone(&lists_done);
+                workers.run(Priority::Manage, move |_| done.fetch_add(1, order))
+            });
+            let read = async {
+                tokio::task::yield_now().await;
+                let done = Arc::clone(&lists_done);
+                let read = workers.run(Priority::Read, move |_| done.load(order));
+                tokio::pin!(read);
+                // Queued, with hundreds of lists before it.
+                assert!(futures::poll!(&mut read).is_pending());
+                open.send(()).unwrap();
+                read.await.unwrap()
+            };
+            let (_, _, ran_at) = tokio::join!(gated, futures::future::join_all(lists), read);
+            ran_at
+        });
+        assert!(ran_at <= 1, "{ran_at} lists ran before the read");
+    }
+
+    #[test]
+    fn the_commit_path_does_not_wait_for_the_workers() {
+        let workers = Arc::new(Workers::start(1, Compression::None).unwrap());
+        let (open, gate) = std::sync::mpsc::sync_channel::<()>(1);
+        block_on(async {
+            let busy = workers.run(Priority::Read, move |_| gate.recv().unwrap());
+            let commits = async {
+                tokio::task::yield_now().await;
+                for n in 0..10 {
+                    assert_eq!(workers.commit(move || n).await.unwrap(), n);
+                }
+                open.send(()).unwrap();
+            };
+            let (busy, ()) = tokio::join!(busy, commits);
+            busy.unwrap();
+        });
+        workers.stop();
+        assert!(matches!(
+            block_on(workers.commit(|| ())),
             Err(Error::Closing)
         ));
     }

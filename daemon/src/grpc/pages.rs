@@ -28,7 +28,7 @@ pub(super) async fn page<R, M, L, F, C, N>(
 ) -> Result<(Vec<M>, String), Failure>
 where
     M: Message,
-    L: Fn(ListQuery) -> F,
+    L: FnOnce(ListQuery) -> F,
     F: Future<Output = Result<Vec<R>, Error>>,
     C: Fn(R) -> M,
     N: Fn(&M) -> &str,
@@ -37,42 +37,33 @@ where
         0 => limits::PAGE_DEFAULT,
         size => size.min(varve_store::limits::PAGE_MAX),
     };
-    let query = |after_name, limit| ListQuery {
+    let query = ListQuery {
         name_prefix: filters.name_prefix.to_owned(),
         tags: filters.tags.clone(),
-        after_name,
-        limit,
+        after_name: page_token::decode(filters, page_token)?,
+        // One more tells whether there is another page: to look for it again might mean to look at all records.
+        limit: limit + 1,
     };
-    let after_name = page_token::decode(filters, page_token)?;
-    let records = (listed.list)(query(after_name, limit)).await?;
+    let mut records = (listed.list)(query).await?;
+    let mut more = records.len() > limit;
+    records.truncate(limit);
 
-    let full = records.len() == limit;
     let mut messages = Vec::with_capacity(records.len());
     let mut bytes = 0;
-    let mut cut = false;
     for record in records {
         let message = (listed.convert)(record);
         bytes += message.encoded_len();
         if bytes > limits::PAGE_BYTES && !messages.is_empty() {
-            cut = true;
+            more = true;
             break;
         }
         messages.push(message);
     }
 
     // A full page may be the last: then its token is empty, as the protocol promises.
-    let Some(last) = messages.last().filter(|_| full || cut) else {
-        return Ok((messages, String::new()));
-    };
-    let last = (listed.name)(last).to_owned();
-    let more = cut
-        || !(listed.list)(query(Some(last.clone()), 1))
-            .await?
-            .is_empty();
-    let next_page_token = if more {
-        page_token::encode(filters, &last)
-    } else {
-        String::new()
+    let next_page_token = match messages.last() {
+        Some(last) if more => page_token::encode(filters, (listed.name)(last)),
+        _ => String::new(),
     };
     Ok((messages, next_page_token))
 }

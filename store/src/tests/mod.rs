@@ -15,6 +15,7 @@ mod journal_faults;
 mod model;
 mod pending;
 mod pending_faults;
+mod shares;
 mod spare_files;
 mod uploads;
 mod volume_data;

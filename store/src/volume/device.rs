@@ -75,7 +75,7 @@ pub(super) struct Inner {
     handle: OnceLock<Weak<Handle>>,
     /// Held alone by changes of parts of blocks, which read what they do not change.
     turns: Arc<AsyncRwLock<()>>,
-    /// Room for its changes on their way, so that one that waits does not take all there is.
+    /// Room for its changes that wait.
     room: Arc<Semaphore>,
     /// Whether what was written is being made durable without anybody having asked.
     syncs_by_itself: AtomicBool,
@@ -150,7 +150,9 @@ impl Volume {
         )]
         let writer = tokio::spawn(async move {
             let _writing = writing;
-            writer::run(task).await;
+            writer::run(Arc::clone(&task)).await;
+            // Whoever had it last may not have flushed it. An error has stopped the store, which is how others learn of it.
+            let _ = task.sync().await;
         });
         let volume = Self(Arc::new(Handle {
             inner,
@@ -427,20 +429,14 @@ impl Inner {
         Turn::Shared { _guard }
     }
 
-    /// Room for a change on its way, the volume's and that of all volumes.
-    async fn room(&self, bytes: u32) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-        let one = async |room: &Arc<Semaphore>| match Arc::clone(room).try_acquire_many_owned(bytes)
-        {
-            Ok(permit) => Ok(permit),
-            Err(_) => {
-                let permit = Arc::clone(room).acquire_many_owned(bytes).await;
-                permit.map_err(|_| Error::Closing)
-            }
-        };
-        Ok((
-            one(&self.room).await?,
-            one(&self.shared.journal_room).await?,
-        ))
+    /// Room for a change among those of the volume that wait. What all volumes share is only taken by what is on its way to the disk:
+    /// a change that waits for room in the journal may wait for long.
+    async fn room(&self, bytes: u32) -> Result<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(bytes) {
+            return Ok(permit);
+        }
+        let permit = Arc::clone(&self.room).acquire_many_owned(bytes).await;
+        permit.map_err(|_| Error::Closing)
     }
 
     async fn lone_turn(&self) -> Turn {

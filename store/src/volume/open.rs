@@ -27,7 +27,7 @@ pub(crate) struct OpenVolumes(Mutex<HashMap<VolumeId, Arc<Slot>>>);
 struct Slot {
     /// Held while it is opened, which takes as long as its journal is long: others are not kept waiting by that.
     handle: Arc<AsyncMutex<Weak<Handle>>>,
-    /// Held by the task that writes the journal, to its end.
+    /// Held by the task that writes the journal, to its end, which is when all of it is durable.
     writing: Arc<AsyncMutex<()>>,
 }
 
@@ -176,7 +176,11 @@ impl Store {
             let handle = slot.handle.lock().await.upgrade();
             if let Some(handle) = handle {
                 outcome = outcome.and(Volume(handle).close().await);
+                continue;
             }
+            // The last handle has gone, and what was written through it is still being made durable.
+            drop(slot.writing.lock().await);
+            outcome = outcome.and(self.shared().commit.writable());
         }
         outcome
     }

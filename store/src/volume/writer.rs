@@ -52,8 +52,8 @@ pub(super) struct Op {
     pub(super) is_begun: bool,
     pub(super) reply: oneshot::Sender<Result<()>>,
     pub(super) _turn: Arc<Turn>,
-    /// Room for its bytes: the volume's, and of all volumes.
-    pub(super) _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    /// Room for its bytes among the changes of the volume that wait.
+    pub(super) _room: OwnedSemaphorePermit,
 }
 
 /// What waits to be written. Its bound is the room that each change brings along.
@@ -205,6 +205,8 @@ struct InFlight {
     begun: Begun,
     batch: Batch,
     complete: Vec<Op>,
+    /// Room for its bytes, which all volumes share.
+    _room: OwnedSemaphorePermit,
 }
 
 /// Holds batches back while the journal runs full faster than it is emptied, so that writers are slowed before they are stopped.
@@ -268,10 +270,11 @@ pub(super) async fn run(volume: Arc<Inner>) {
         {
             let begun = volume.begin_or_wait(&batch, &mut in_flight).await;
             match begun {
-                Ok(begun) => in_flight.push_back(InFlight {
+                Ok((begun, room)) => in_flight.push_back(InFlight {
                     begun,
                     batch,
                     complete,
+                    _room: room,
                 }),
                 // Nothing was begun, and what is on its way goes on.
                 Err(error) => volume.refuse(complete, &error),
@@ -311,7 +314,8 @@ pub(super) async fn run(volume: Arc<Inner>) {
             () = brake.released(), if may_begin && is_held => continue,
         };
         if let Some(oldest) = in_flight.pop_front() {
-            volume.end(oldest, outcome, &mut in_flight).await;
+            // What went wrong was told to those whom it concerns.
+            let _ = volume.end(oldest, outcome, &mut in_flight).await;
         }
     }
 }
@@ -322,20 +326,47 @@ impl Inner {
         self.journal.begin(batch)
     }
 
-    /// Begins to write a batch. Where there is no room, waits for what is being taken into the store, after which there is.
+    /// Room for the bytes of a batch while it is on its way, which all volumes share. Nobody waits for some while having some: what this
+    /// volume has on its way is ended first.
+    async fn room_on_the_way(
+        &self,
+        batch: &Batch,
+        in_flight: &mut VecDeque<InFlight>,
+    ) -> Result<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(batch.bytes()).unwrap_or(u32::MAX);
+        let room = &self.shared.journal_room;
+        loop {
+            if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(bytes) {
+                return Ok(permit);
+            }
+            let Some(mut oldest) = in_flight.pop_front() else {
+                let permit = Arc::clone(room).acquire_many_owned(bytes).await;
+                return permit.map_err(|_| Error::Closing);
+            };
+            let outcome = (&mut oldest.begun.completion).await;
+            // A change that this batch ends may have begun in one that was given up.
+            self.end(oldest, outcome, in_flight).await?;
+        }
+    }
+
+    /// Begins to write a batch. Where there is no room in the journal, waits for what is being taken into the store, after which there
+    /// is. Until then it has nothing of what all volumes share.
     async fn begin_or_wait(
         self: &Arc<Self>,
         batch: &Batch,
         in_flight: &mut VecDeque<InFlight>,
-    ) -> Result<Begun> {
+    ) -> Result<(Begun, OwnedSemaphorePermit)> {
         let mut folds = self.folds.watch();
         let mut has_tried = false;
         loop {
+            let room = self.room_on_the_way(batch, in_flight).await?;
             let under_way = *folds.borrow_and_update() > 0;
-            let begun = self.begin(batch);
-            if !matches!(begun, Err(Error::Full { .. })) {
-                return begun;
-            }
+            let begun = match self.begin(batch) {
+                Ok(begun) => return Ok((begun, room)),
+                Err(error @ Error::Full { .. }) => Err(error),
+                Err(error) => return Err(error),
+            };
+            drop(room);
             // What is under way may have begun before there was room for it.
             if !under_way && (has_tried || !self.fold_for_room().await) {
                 return begun;
@@ -343,10 +374,8 @@ impl Inner {
             has_tried |= !under_way;
             while let Some(mut oldest) = in_flight.pop_front() {
                 let outcome = (&mut oldest.begun.completion).await;
-                if !self.end(oldest, outcome, in_flight).await {
-                    // A change that this batch ends may have begun in one that was given up.
-                    return begun;
-                }
+                // As above.
+                self.end(oldest, outcome, in_flight).await?;
             }
             // It may wait for the epoch to end. This batch was not acknowledged, so it may as well be in the next.
             if let Some(reply) = self.queue.take_end() {
@@ -359,22 +388,20 @@ impl Inner {
         }
     }
 
-    /// Draws the consequence of what became of a batch, the oldest of those that were on their way. Whether it was written.
+    /// Draws the consequence of what became of a batch, the oldest of those that were on their way. If it was not written its writers
+    /// have been told why.
     async fn end(
         &self,
         oldest: InFlight,
         outcome: io::Result<()>,
         behind: &mut VecDeque<InFlight>,
-    ) -> bool {
+    ) -> Result<()> {
         match outcome {
             Ok(()) => {
                 self.settle(oldest);
-                true
+                Ok(())
             }
-            Err(source) => {
-                self.give_up(oldest, behind, source).await;
-                false
-            }
+            Err(source) => Err(self.give_up(oldest, behind, source).await),
         }
     }
 
@@ -411,7 +438,12 @@ impl Inner {
     }
 
     /// A batch could not be written: those behind it are given up with it, for they would stand behind a gap.
-    async fn give_up(&self, failed: InFlight, behind: &mut VecDeque<InFlight>, source: io::Error) {
+    async fn give_up(
+        &self,
+        failed: InFlight,
+        behind: &mut VecDeque<InFlight>,
+        source: io::Error,
+    ) -> Error {
         let error = Error::io("write", &self.journal.dir(), source);
         let mut writers = failed.complete;
         for later in behind.drain(..) {
@@ -428,6 +460,7 @@ impl Inner {
         };
         tracing::warn!(volume = %self.name, %error, "writes were refused");
         self.refuse(writers, &error);
+        error
     }
 
     /// Nobody knows what is on the disk: nothing is written any more, by the whole store.

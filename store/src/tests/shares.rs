@@ -1,0 +1,182 @@
+//! What volumes, guests and callers share: nobody keeps it from the others, and who leaves last leaves nothing behind.
+
+use std::{collections::BTreeMap, sync::mpsc, task::Poll};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use parking_lot::Mutex;
+
+use super::{
+    Random, block_on,
+    crash::Machine,
+    pending::fill,
+    volume_data::{BLOCK, contents, new_volume},
+};
+use crate::{ListQuery, NewVolume, RemoteRecord, limits, workers::Priority};
+
+const MIB: usize = 1 << 20;
+
+/// Gives all that runs beside so many turns.
+async fn turns(count: usize) {
+    for _ in 0..count {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn volumes_without_room_in_their_journals_do_not_stop_one_that_has_some() {
+    let mut machine = Machine::new();
+    machine.journal_bytes_max = 16 << 20;
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let mut volumes = Vec::new();
+        for name in ["a", "b", "c"] {
+            store
+                .create_volume(new_volume(name, 64 * MIB))
+                .await
+                .unwrap();
+            volumes.push(store.open_volume(name).await.unwrap());
+        }
+        let [a, b, c] = &*volumes else { unreachable!() };
+        // The one thread has something else to do: nothing is taken into the store, and no journal is emptied.
+        let (open, gate) = mpsc::sync_channel::<()>(1);
+        let workers = &store.shared().workers;
+        let mut busy = Box::pin(workers.run(Priority::Read, move |_| gate.recv().unwrap()));
+        assert!(futures::poll!(&mut busy).is_pending());
+        let write = async |(volume, mib): (&crate::Volume, usize)| {
+            let data = Bytes::from(vec![mib as u8 + 1; MIB]);
+            volume.write((mib * MIB) as u64, data).await.unwrap();
+        };
+        let all = [a, b].into_iter();
+        let all = all.flat_map(|volume| (0..32).map(move |mib| (volume, mib)));
+        let mut stopped = Box::pin(join_all(all.map(write)));
+        for _ in 0..2000 {
+            assert!(futures::poll!(&mut stopped).is_pending());
+            turns(1).await;
+        }
+        for volume in [a, b] {
+            // No further file of 4 MiB fits.
+            assert!(volume.journal_bytes() > 12 << 20);
+        }
+        let mut third = Box::pin(fill(c, 0, 9));
+        let mut polls = 0;
+        while futures::poll!(&mut third) == Poll::Pending {
+            polls += 1;
+            assert!(polls < 100_000, "the volume waits for the others");
+            turns(1).await;
+        }
+        open.send(()).unwrap();
+        busy.await.unwrap();
+        stopped.await;
+        let mut expected = vec![0; 64 * MIB];
+        for (at, mib) in expected.chunks_mut(MIB).take(32).enumerate() {
+            mib.fill(at as u8 + 1);
+        }
+        for volume in [a, b] {
+            assert!(contents(volume).await == expected);
+        }
+        expected.fill(0);
+        expected[..BLOCK].fill(9);
+        assert!(contents(c).await == expected);
+        store.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_change_of_the_catalog_does_not_wait_for_reads() {
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        // There is one thread, and it is at a read that does not end.
+        let (open, gate) = mpsc::sync_channel::<()>(1);
+        let workers = &store.shared().workers;
+        let read = workers.run(Priority::Read, move |_| gate.recv().unwrap());
+        let change = async {
+            turns(1).await;
+            let remote = RemoteRecord {
+                name: "there".to_owned(),
+                endpoint: "https://there".to_owned(),
+                allow_plaintext: false,
+                tls_ca: String::new(),
+                tls_cert: String::new(),
+                tls_key: String::new(),
+                created_at_ns: 1,
+            };
+            store.add_remote(remote).await.unwrap();
+            open.send(()).unwrap();
+        };
+        let (read, ()) = tokio::join!(read, change);
+        read.unwrap();
+        store.close().await.unwrap();
+    });
+}
+
+#[test]
+fn closing_the_store_makes_durable_what_was_written_by_those_who_left_before() {
+    for seed in 0..8 {
+        let machine = Machine::new();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            store.create_volume(new_volume("v", MIB)).await.unwrap();
+            let volume = store.open_volume("v").await.unwrap();
+            fill(&volume, 3, 7).await;
+            drop(volume);
+            store.close().await.unwrap();
+        });
+        let machine = machine.crash(&mut Random::new(seed));
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = store.open_volume("v").await.unwrap();
+            let mut expected = vec![0; MIB];
+            expected[3 * BLOCK..4 * BLOCK].fill(7);
+            assert!(contents(&volume).await == expected, "seed {seed}");
+        });
+    }
+}
+
+/// A listing that finds nothing looks at all records, and not in one go.
+#[test]
+fn a_listing_of_all_records_lets_others_have_their_turn() {
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let many = 5 * limits::LIST_SLICE_RECORDS + 7;
+        for number in 0..many {
+            let new = NewVolume {
+                tags: BTreeMap::from([("odd".to_owned(), (number % 2).to_string())]),
+                ..new_volume(&format!("v{number:04}"), MIB)
+            };
+            store.create_volume(new).await.unwrap();
+        }
+        let list = async |tag: &str, limit| {
+            let query = ListQuery {
+                tags: BTreeMap::from([("odd".to_owned(), tag.to_owned())]),
+                limit,
+                ..ListQuery::default()
+            };
+            store.list_volumes(query).await.unwrap()
+        };
+        let ended = Mutex::new(Vec::new());
+        let all = async {
+            assert_eq!(list("neither", limits::PAGE_MAX).await, []);
+            ended.lock().push("all");
+        };
+        let few = async {
+            let found = list("1", 3).await;
+            let names: Vec<_> = found.iter().map(|record| &*record.name).collect();
+            assert_eq!(names, ["v0001", "v0003", "v0005"]);
+            ended.lock().push("few");
+        };
+        // The first was asked for first, and there is one thread.
+        tokio::join!(all, few);
+        assert_eq!(*ended.lock(), ["few", "all"]);
+        // Nothing is lost between slices.
+        let odd = list("1", limits::PAGE_MAX).await;
+        let expected: Vec<_> = (0..many).filter(|number| number % 2 == 1).collect();
+        assert_eq!(odd.len(), expected.len());
+        for (record, number) in odd.iter().zip(expected) {
+            assert_eq!(record.name, format!("v{number:04}"));
+        }
+        store.close().await.unwrap();
+    });
+}
