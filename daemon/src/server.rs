@@ -231,6 +231,15 @@ impl Server {
             }),
         ));
 
+        let emptying = store.clone();
+        drop(tasks.spawn(
+            "idle journals",
+            until(
+                stop.clone(),
+                async move { emptying.empty_idle_journals().await },
+            ),
+        ));
+
         health.serving().await;
         tell_service_manager(NotifyState::Ready);
         info!(

@@ -13,6 +13,8 @@
 //! | segments of volumes being cut again | [`FOLD_SEGMENTS_IN_FLIGHT`] x 8 MiB |
 //! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
 
+use std::time::Duration;
+
 /// Plain chunks kept for reads, by default; a setting.
 pub const CHUNK_CACHE_BYTES: u64 = 128 << 20;
 /// Decoded tree nodes kept for reads.
@@ -79,7 +81,8 @@ pub const JOURNAL_BYTES_MAX: u64 = 8 << 30;
 pub const JOURNAL_BYTES_LEAST: u64 = 16 << 20;
 /// See [`JOURNAL_BYTES_LEAST`].
 pub const JOURNAL_BYTES_LIMIT: u64 = 256 << 30;
-/// A journal takes space in steps of a file: a 128th of its limit, between these two.
+/// A journal takes space in steps of a file, which is as long as all before it, from the first of these up to a 128th of the journal's
+/// limit or the second.
 pub const JOURNAL_FILE_BYTES_MIN: u64 = 4 << 20;
 /// See [`JOURNAL_FILE_BYTES_MIN`].
 pub const JOURNAL_FILE_BYTES_MAX: u64 = 64 << 20;
@@ -111,6 +114,11 @@ pub const JOURNAL_LARGE_BYTES: usize = 32 << 10;
 pub const JOURNAL_WRITES_IN_FLIGHT: usize = 4;
 /// What has to wait for another batch to be begun before the last one is done: less waits for more to come.
 pub const JOURNAL_WAITING_BYTES: usize = 512 << 10;
+
+/// A journal that nobody has added to for so long is taken into the store,
+pub const JOURNAL_IDLE: Duration = Duration::from_secs(30);
+/// while its volume is open only if it takes so much, which is what can be read in a fraction of a second.
+pub const JOURNAL_IDLE_BYTES: u64 = 64 << 20;
 
 /// Writers are slowed from this fill of a journal on, in parts of a thousand of its limit, while it is being taken into the store.
 pub const BRAKE_FROM_PERMILLE: u64 = 750;

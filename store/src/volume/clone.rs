@@ -96,7 +96,7 @@ impl Store {
     }
 
     /// What a volume holds at this instant, in the store.
-    async fn content_now(&self, volume: &Volume) -> Result<Origin> {
+    pub(super) async fn content_now(&self, volume: &Volume) -> Result<Origin> {
         let inner = volume.inner();
         let cutting = inner.folds.cutting.lock().await;
         // The record is asked for after that: it has the base that is the content, or one that is equal.

@@ -9,7 +9,7 @@
 //! middle of it. Those that are no longer needed are [kept](super::space) and written again under a new name: what was in them
 //! is told from what is written by their numbers and their random bytes, which are new.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use futures::future::try_join_all;
 use parking_lot::Mutex;
@@ -64,6 +64,8 @@ struct State {
     tail: Option<Tail>,
     /// Of the last batch that was begun.
     last_sequence: u64,
+    /// When it was, or when the journal was opened.
+    begun_at: Instant,
     /// Batches up to this are in the kernel.
     written_sequence: u64,
     synced_sequence: u64,
@@ -169,6 +171,7 @@ impl Journal {
                 files,
                 tail: None,
                 last_sequence: found.last_sequence,
+                begun_at: Instant::now(),
                 written_sequence: found.last_sequence,
                 synced_sequence: found.last_sequence,
                 names: 0,
@@ -228,6 +231,7 @@ impl Journal {
         let first_slot = {
             let mut state = self.state.lock();
             state.last_sequence = sequence;
+            state.begun_at = Instant::now();
             if let Some(file) = state.files.get_mut(&tail.number) {
                 file.last_sequence = sequence;
                 file.unsynced = true;
@@ -276,16 +280,16 @@ impl Journal {
 
     /// Makes the next file. Reads go on meanwhile.
     fn new_file(&self) -> Result<Tail> {
-        let mut file_bytes = self.owner.file_bytes();
-        let (number, begins_epoch, is_full) = {
+        let (number, mut file_bytes, begins_epoch, is_full) = {
             let state = self.state.lock();
             state.check()?;
+            let file_bytes = self.owner.next_file_bytes(state.len_bytes());
             let last = state.files.last_key_value().map(|(number, _)| *number);
             // Files that were cut off at a restart are short: they are bounded by number, too.
             let is_full = state.len_bytes() + file_bytes > self.owner.bytes_max
                 || state.next_number - state.epoch_first >= FILES_MAX;
             let begins_epoch = last.is_none_or(|last| last < state.epoch_first);
-            (state.next_number, begins_epoch, is_full)
+            (state.next_number, file_bytes, begins_epoch, is_full)
         };
         if is_full {
             return Err(Error::Full {
@@ -543,6 +547,11 @@ impl Journal {
         }
         self.owner.space.give_up();
         has_room()
+    }
+
+    /// When the last batch was begun, or when it was opened.
+    pub(super) fn begun_at(&self) -> Instant {
+        self.state.lock().begun_at
     }
 
     /// Where its files are.

@@ -35,6 +35,7 @@ mod clone;
 mod device;
 mod fold;
 mod gather;
+mod idle;
 mod journal;
 mod layers;
 mod map;

@@ -105,7 +105,8 @@ impl Owner {
         len_bytes: u64,
         free_bytes: u64,
     ) -> Result<()> {
-        if len_bytes == self.file_bytes() {
+        // One that was cut off may be too short to be worth it.
+        if len_bytes >= JOURNAL_FILE_BYTES_MIN {
             // What is in the page cache would be in the way of writes past it.
             self.disk.forget_cached(&file);
             let spare = Spare {
@@ -122,9 +123,13 @@ impl Owner {
         self.remove(number)
     }
 
-    /// The length of its files: a small journal has small ones.
-    pub(super) fn file_bytes(&self) -> u64 {
-        let part = self.bytes_max / 128 / BLOCK * BLOCK;
-        part.clamp(JOURNAL_FILE_BYTES_MIN, JOURNAL_FILE_BYTES_MAX)
+    /// The length of the next file of a journal that takes so much: as much again, so that a volume of which little is written takes
+    /// little, and one of which much is written has few files. One that is spare is as good, if it fits.
+    pub(super) fn next_file_bytes(&self, journal_bytes: u64) -> u64 {
+        let part = self.bytes_max / 128;
+        let most = part.clamp(JOURNAL_FILE_BYTES_MIN, JOURNAL_FILE_BYTES_MAX);
+        let next = journal_bytes.clamp(JOURNAL_FILE_BYTES_MIN, most) / BLOCK * BLOCK;
+        let room = self.bytes_max.saturating_sub(journal_bytes);
+        self.space.spare_bytes(self.volume, room).unwrap_or(next)
     }
 }

@@ -268,6 +268,13 @@ fn journal_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>> {
     }
 }
 
+/// The last file of the journal of a volume that is not open, if there is any that holds what its base does not.
+pub(super) fn last_journal_file(shared: &Shared, record: &VolumeRecord) -> Result<Option<u64>> {
+    let dir = names::volume(&shared.options.data_dir, record.id);
+    let last = journal_numbers(&*shared.disk, &dir)?.into_iter().max();
+    Ok(last.filter(|last| *last >= record.journal_from))
+}
+
 /// Bytes that the journal of a volume takes that is not open. Files before its first go when it is opened.
 pub(super) fn journal_bytes(shared: &Shared, record: &VolumeRecord) -> Result<u64> {
     let id = record.id;

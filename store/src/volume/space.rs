@@ -80,6 +80,13 @@ impl JournalSpace {
         true
     }
 
+    /// The length of the longest spare file of a volume that is not longer than that.
+    pub(super) fn spare_bytes(&self, volume: VolumeId, most_bytes: u64) -> Option<u64> {
+        let spares = self.spares.lock();
+        let fit = |spare: &&Spare| spare.volume == volume && spare.len_bytes <= most_bytes;
+        spares.iter().filter(fit).map(|spare| spare.len_bytes).max()
+    }
+
     /// A spare file of a volume that is as long as that, and that nobody reads any more.
     pub(super) fn take(&self, volume: VolumeId, len_bytes: u64) -> Option<Spare> {
         let mut spares = self.spares.lock();
