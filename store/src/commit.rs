@@ -552,10 +552,12 @@ impl Commit {
                 return Ok(());
             }
             commit.flush_locked(&flushing, true).await?;
-            // Nothing is pending: what closing syncs is the packs' lengths.
-            drop(commit.written(commit.chunks.close().await)?);
-            drop(commit.written(commit.nodes.close().await)?);
-            Ok(())
+            // Nothing is pending: what closing syncs is the packs' lengths, and their footers.
+            let mut batch = Batch::default();
+            batch.packs(commit.written(commit.chunks.close().await)?.packs());
+            batch.packs(commit.written(commit.nodes.close().await)?.packs());
+            let indexed = commit.apply(batch, true).await;
+            indexed.inspect_err(|error| commit.poison(error))
         })
         .await
     }

@@ -35,6 +35,9 @@ pub const PACK_BUFFER_BYTES: usize = 1 << 20;
 pub const PACK_BUFFERS: usize = 16;
 /// A pack is sealed when it has grown to this.
 pub const PACK_BYTES_MAX: u64 = 256 << 20;
+/// At a clean stop one that has grown to this part of that is, too: what is not sealed is scanned at the start, and 64 MiB are in a
+/// fraction of a second.
+pub const PACK_CLOSED_PART: u64 = 4;
 /// Pack files kept open for reads.
 pub const PACKS_OPEN_MAX: usize = 256;
 

@@ -26,10 +26,16 @@ fn restarts_do_not_leave_a_swarm_of_packs() {
         let home = place.home(PACK_BYTES_MAX);
         assert_eq!(
             home.list().unwrap().len(),
-            1 + 40 * 24576 / PACK_BYTES_MAX as usize
+            1 + 40 * 24576 / (PACK_BYTES_MAX / limits::PACK_CLOSED_PART) as usize
         );
         for pack in home.list().unwrap() {
-            assert_eq!(block_on(scan(&*home, pack)).1, []);
+            let (_, damage, tail) = block_on(scan(&*home, pack));
+            assert_eq!(damage, []);
+            // What is large is not scanned again.
+            let is_sealed = matches!(tail, Tail::Sealed { .. });
+            let large = home.len_bytes(pack).unwrap() >= PACK_BYTES_MAX / limits::PACK_CLOSED_PART;
+            assert_eq!(is_sealed, large);
+            assert_eq!(known.packs[&pack].sealed, is_sealed);
         }
     }
 }

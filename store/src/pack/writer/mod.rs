@@ -26,6 +26,7 @@ use crate::{
     Error, Result,
     format::{PackKind, PackState, pack::encode_footer},
     io::AlignedBuf,
+    limits::PACK_CLOSED_PART,
 };
 
 /// Appends records of one kind.
@@ -147,15 +148,23 @@ impl PackWriter {
         Ok(Flushed::new(&goal, packs))
     }
 
-    /// Flushes, and frees the buffers.
+    /// Flushes, seals the last pack if it is large, and frees the buffers.
+    ///
+    /// A pack that is not sealed is read from its beginning at the next start. One that is small is gone on with all the same, so
+    /// that restarts do not leave a swarm of small packs.
     ///
     /// # Errors
     ///
     /// Like [`append`](Self::append).
     pub async fn close(&self) -> Result<Flushed> {
         let flushed = self.flush().await?;
+        let mut packs = flushed.packs().to_vec();
+        let turn = self.flushing.lock().await;
+        let large_bytes = self.home.pack_bytes_max() / PACK_CLOSED_PART;
+        self.state.lock().end_pack_from(large_bytes);
+        self.seal_full(&turn, &mut packs).await?;
         self.state.lock().free_buffers();
-        Ok(flushed)
+        Ok(flushed.with_packs(packs))
     }
 
     /// Makes completed writes durable, and the names of new packs.

@@ -87,6 +87,11 @@ impl Flushed {
         })
     }
 
+    /// The same receipt, with what became of packs afterwards.
+    pub(super) fn with_packs(self, packs: Vec<PackState>) -> Self {
+        Self { packs, ..self }
+    }
+
     /// The packs that this flush made durable, and up to where; `indexed_bytes` is true once all records are
     /// indexed that were appended before.
     #[must_use]

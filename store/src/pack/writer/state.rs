@@ -425,6 +425,13 @@ impl State {
         }
     }
 
+    /// Lets no more be added to the last pack, if it has so many bytes.
+    pub(super) fn end_pack_from(&mut self, bytes: u64) {
+        if let Some(pack) = self.packs.back_mut() {
+            pack.is_full |= pack.end_bytes >= bytes;
+        }
+    }
+
     /// A pack that is full and durable, and has no footer.
     pub(super) fn to_seal(&self) -> Option<OpenPack> {
         self.packs
