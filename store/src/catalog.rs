@@ -32,23 +32,60 @@ impl Shared {
 
     /// Records by name, ascending by bytes.
     ///
-    /// However many there are to be looked at, the store's threads are asked for a few of them at a time, and others have their turn in
-    /// between. What is made or deleted meanwhile may be listed or not.
+    /// However many there are, the store's threads are asked for a few of them at a time, and others have their turn in between. What is
+    /// made or deleted meanwhile may be listed or not.
     pub(crate) async fn list<R: Named>(&self, query: ListQuery) -> Result<Vec<R>> {
         let limit = query.limit.min(limits::LIST_MAX);
-        let mut found: Vec<R> = Vec::new();
-        let mut next = (limit > 0).then(|| query.after_name.clone());
-        let query = Arc::new(query);
-        while let Some(after) = next {
-            let wanted = limit - found.len();
-            let query = Arc::clone(&query);
-            let slice = self.meta(Priority::Manage, move |meta| {
-                slice::<R>(meta, &query, after.as_deref(), wanted)
-            });
-            let (matching, goes_on) = slice.await?;
-            found.extend(matching);
-            next = goes_on.filter(|_| found.len() < limit).map(Some);
+        if query.tags.is_empty() {
+            self.list_all(query.after_name, query.name_prefix, limit)
+                .await
+        } else {
+            self.list_tagged(query, limit).await
         }
+    }
+
+    async fn list_all<R: Named>(
+        &self,
+        mut after: Option<String>,
+        prefix: String,
+        limit: usize,
+    ) -> Result<Vec<R>> {
+        let prefix: Arc<str> = prefix.into();
+        let mut found: Vec<R> = Vec::new();
+        while found.len() < limit {
+            let wanted = (limit - found.len()).min(limits::LIST_SLICE_RECORDS);
+            let prefix = Arc::clone(&prefix);
+            let page = move |meta: &dyn Meta| R::page(meta, after.as_deref(), &prefix, wanted);
+            let page = self.meta(Priority::Manage, page).await?;
+            let is_last = page.len() < wanted;
+            found.extend(page);
+            if is_last {
+                break;
+            }
+            after = found.last().map(|last| last.name().to_owned());
+        }
+        Ok(found)
+    }
+
+    async fn list_tagged<R: Named>(&self, query: ListQuery, limit: usize) -> Result<Vec<R>> {
+        // The least that is behind the name.
+        let start = query.after_name.as_ref().map(|name| format!("{name}\0"));
+        let mut next = Some(start.unwrap_or_default());
+        let query = Arc::new(query);
+        let mut found: Vec<R> = Vec::new();
+        while let Some(from) = next.take()
+            && found.len() < limit
+        {
+            let query = Arc::clone(&query);
+            let steps = limits::LIST_SLICE_RECORDS;
+            let some = move |meta: &dyn Meta| {
+                R::tagged(meta, &query.tags, &from, &query.name_prefix, steps)
+            };
+            let (some, goes_on) = self.meta(Priority::Manage, some).await?;
+            found.extend(some);
+            next = goes_on;
+        }
+        found.truncate(limit);
         Ok(found)
     }
 
@@ -71,31 +108,4 @@ impl Shared {
         };
         self.commit.update(id, change).await
     }
-}
-
-/// Up to `wanted` records behind a name, of the few that are looked at, and the name behind which to go on, unless that was the end.
-fn slice<R: Named>(
-    meta: &dyn Meta,
-    query: &ListQuery,
-    after: Option<&str>,
-    wanted: usize,
-) -> Result<(Vec<R>, Option<String>)> {
-    let most = if query.tags.is_empty() {
-        wanted.min(limits::LIST_SLICE_RECORDS)
-    } else {
-        limits::LIST_SLICE_RECORDS
-    };
-    let records = R::page(meta, after, &query.name_prefix, most)?;
-    let goes_on =
-        (records.len() == most).then(|| records.last().map(|last| last.name().to_owned()));
-    let matching = records
-        .into_iter()
-        .filter(|record| has_tags(record, &query.tags));
-    Ok((matching.take(wanted).collect(), goes_on.flatten()))
-}
-
-fn has_tags(record: &impl Named, wanted: &BTreeMap<String, String>) -> bool {
-    wanted
-        .iter()
-        .all(|(key, value)| record.tags().get(key) == Some(value))
 }

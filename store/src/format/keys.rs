@@ -9,13 +9,17 @@
 //! | [`NAMES`] | snapshot name, UTF-8 | snapshot id, 9 bytes |
 //! | [`VOLUMES`] | volume id, 9 bytes | [`VolumeRecord`](super::VolumeRecord) |
 //! | [`VOLUME_NAMES`] | volume name, UTF-8 | volume id, 9 bytes |
+//! | [`SNAPSHOT_TAGS`] | key and value of a tag, each with a 0 behind it, and snapshot name | snapshot id, 9 bytes |
+//! | [`VOLUME_TAGS`] | the same of volumes | volume id, 9 bytes |
 //! | [`COPIES`] | copy id, 9 bytes | [`CopyRecord`](super::CopyRecord) |
 //! | [`REMOTES`] | name, UTF-8 | [`RemoteRecord`](super::RemoteRecord) |
 //! | [`META`] | [`IDENTITY`] | [`Identity`] |
 //! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
 //! | | [`TOTALS`] | [`Totals`] |
+//! | | [`TAGS_INDEXED`] | nothing; there once all tags are in their families |
 //!
-//! An index from before there were volumes, copies or remotes lacks their families: such a one is opened as one without any.
+//! An index from before there were volumes, copies or remotes lacks their families: such a one is opened as one without any. The families of
+//! tags are filled when an index from before them is opened.
 //!
 //! RocksDB keeps a checksum of its own over each block, so values have none.
 
@@ -39,11 +43,15 @@ pub const NAMES: &str = "names";
 pub const VOLUMES: &str = "volumes";
 /// Volumes by name.
 pub const VOLUME_NAMES: &str = "volume-names";
+/// Snapshots by their tags, and then by name.
+pub const SNAPSHOT_TAGS: &str = "snapshot-tags";
+/// Volumes by their tags, and then by name.
+pub const VOLUME_TAGS: &str = "volume-tags";
 /// Copies from other stores.
 pub const COPIES: &str = "copies";
 /// Other daemons that have names here.
 pub const REMOTES: &str = "remotes";
-/// The three keys below.
+/// The keys below.
 pub const META: &str = "meta";
 
 /// Key of the [`Identity`].
@@ -52,6 +60,8 @@ pub const IDENTITY: &[u8] = b"identity";
 pub const CATALOG_SEQUENCE: &[u8] = b"catalog-sequence";
 /// Key of the [`Totals`].
 pub const TOTALS: &[u8] = b"totals";
+/// Key of what says that all tags are in their families.
+pub const TAGS_INDEXED: &[u8] = b"tags-indexed";
 
 /// First byte of every value but ids and [`Totals`].
 const VERSION: u8 = 1;
@@ -322,4 +332,10 @@ pub const fn encode_sequence(sequence: u64) -> [u8; 8] {
 /// The snapshot or volume that a name belongs to, from a value.
 pub fn decode_named<K: IdKind>(bytes: &[u8]) -> Result<RecordId<K>, FormatError> {
     RecordId::decode(bytes)
+}
+
+/// What the keys of all records with a tag begin with; their names follow. Neither a tag's key nor its value has a 0 in it.
+#[must_use]
+pub fn tag_prefix(key: &str, value: &str) -> Vec<u8> {
+    [key.as_bytes(), &[0], value.as_bytes(), &[0]].concat()
 }

@@ -55,6 +55,21 @@ fn page<R: Named>(
     found
 }
 
+fn tagged<R: Named>(
+    records: &Records<R>,
+    tags: &BTreeMap<String, String>,
+    from: &str,
+    prefix: &str,
+    steps: usize,
+) -> (Vec<R>, Option<String>) {
+    let mut found = page(records, None, prefix, usize::MAX);
+    let has = |record: &R, (key, value): (&String, &String)| record.tags().get(key) == Some(value);
+    found.retain(|record| record.name() >= from && tags.iter().all(|tag| has(record, tag)));
+    let goes_on = found.get(steps).map(|next| next.name().to_owned());
+    found.truncate(steps);
+    (found, goes_on)
+}
+
 fn put<R: Named>(records: &mut Records<R>, record: R) -> Result<()> {
     if let Some(owner) = named(records, record.name())
         && owner.id() != record.id()
@@ -107,6 +122,16 @@ impl Catalog for MemoryMeta {
         Ok(page(&self.0.lock().snapshots, after_name, prefix, limit))
     }
 
+    fn tagged_snapshots(
+        &self,
+        tags: &BTreeMap<String, String>,
+        from: &str,
+        prefix: &str,
+        steps: usize,
+    ) -> Result<(Vec<SnapshotRecord>, Option<String>)> {
+        Ok(tagged(&self.0.lock().snapshots, tags, from, prefix, steps))
+    }
+
     fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
         Ok(self.0.lock().volumes.get(&id).cloned())
     }
@@ -122,6 +147,16 @@ impl Catalog for MemoryMeta {
         limit: usize,
     ) -> Result<Vec<VolumeRecord>> {
         Ok(page(&self.0.lock().volumes, after_name, prefix, limit))
+    }
+
+    fn tagged_volumes(
+        &self,
+        tags: &BTreeMap<String, String>,
+        from: &str,
+        prefix: &str,
+        steps: usize,
+    ) -> Result<(Vec<VolumeRecord>, Option<String>)> {
+        Ok(tagged(&self.0.lock().volumes, tags, from, prefix, steps))
     }
 
     fn copies(&self) -> Result<Vec<CopyRecord>> {

@@ -21,7 +21,7 @@ mod rocks;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use varve_content::{ChunkId, NodeId, RootId};
 
@@ -130,6 +130,16 @@ pub trait Catalog {
         limit: usize,
     ) -> Result<Vec<SnapshotRecord>>;
 
+    /// Snapshots by name that have all of these tags, of which there is one at least, with names from `from` on that start with
+    /// `prefix`. What is looked at is bounded by `steps`; where names are left to look at, the second value is where to go on.
+    fn tagged_snapshots(
+        &self,
+        tags: &BTreeMap<String, String>,
+        from: &str,
+        prefix: &str,
+        steps: usize,
+    ) -> Result<(Vec<SnapshotRecord>, Option<String>)>;
+
     /// The volume of that id.
     fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>>;
 
@@ -143,6 +153,15 @@ pub trait Catalog {
         prefix: &str,
         limit: usize,
     ) -> Result<Vec<VolumeRecord>>;
+
+    /// Volumes by their tags, as [`tagged_snapshots`](Self::tagged_snapshots) lists snapshots.
+    fn tagged_volumes(
+        &self,
+        tags: &BTreeMap<String, String>,
+        from: &str,
+        prefix: &str,
+        steps: usize,
+    ) -> Result<(Vec<VolumeRecord>, Option<String>)>;
 
     /// All copies, in no order.
     fn copies(&self) -> Result<Vec<CopyRecord>>;

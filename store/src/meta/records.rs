@@ -43,6 +43,15 @@ pub(crate) trait Named: Clone + PartialEq + Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Self>>;
 
+    /// Those with tags, as [`Catalog::tagged_snapshots`](super::Catalog::tagged_snapshots) lists snapshots.
+    fn tagged(
+        meta: &dyn Meta,
+        tags: &BTreeMap<String, String>,
+        from: &str,
+        prefix: &str,
+        steps: usize,
+    ) -> Result<(Vec<Self>, Option<String>)>;
+
     /// The one of that name or id.
     fn find(meta: &dyn Meta, key: &str) -> Result<Self> {
         let found = match key.parse() {
@@ -67,7 +76,7 @@ pub(crate) trait Named: Clone + PartialEq + Send + Sync + 'static {
 
 /// Both are alike but for their names.
 macro_rules! named {
-    ($record:ident, $id:ident, $what:literal, $put:ident, $deleted:ident, $by_id:ident, $by_name:ident, $page:ident) => {
+    ($record:ident, $id:ident, $what:literal, $put:ident, $deleted:ident, $by_id:ident, $by_name:ident, $page:ident, $tagged:ident) => {
         impl Named for $record {
             type Kind = crate::format::$id;
             const WHAT: &'static str = $what;
@@ -112,6 +121,16 @@ macro_rules! named {
             ) -> Result<Vec<Self>> {
                 meta.$page(after_name, prefix, limit)
             }
+
+            fn tagged(
+                meta: &dyn Meta,
+                tags: &BTreeMap<String, String>,
+                from: &str,
+                prefix: &str,
+                steps: usize,
+            ) -> Result<(Vec<Self>, Option<String>)> {
+                meta.$tagged(tags, from, prefix, steps)
+            }
         }
     };
 }
@@ -144,7 +163,8 @@ named!(
     DeleteSnapshot,
     snapshot,
     snapshot_by_name,
-    snapshots
+    snapshots,
+    tagged_snapshots
 );
 named!(
     VolumeRecord,
@@ -154,7 +174,8 @@ named!(
     DeleteVolume,
     volume,
     volume_by_name,
-    volumes
+    volumes,
+    tagged_volumes
 );
 
 impl<K: IdKind> RecordId<K> {

@@ -73,6 +73,15 @@ impl Catalog for PowerlessMeta {
     ) -> Result<Vec<SnapshotRecord>> {
         self.applied.snapshots(after_name, prefix, limit)
     }
+    fn tagged_snapshots(
+        &self,
+        tags: &BTreeMap<String, String>,
+        from: &str,
+        prefix: &str,
+        steps: usize,
+    ) -> Result<(Vec<SnapshotRecord>, Option<String>)> {
+        self.applied.tagged_snapshots(tags, from, prefix, steps)
+    }
     fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
         self.applied.volume(id)
     }
@@ -86,6 +95,15 @@ impl Catalog for PowerlessMeta {
         limit: usize,
     ) -> Result<Vec<VolumeRecord>> {
         self.applied.volumes(after_name, prefix, limit)
+    }
+    fn tagged_volumes(
+        &self,
+        tags: &BTreeMap<String, String>,
+        from: &str,
+        prefix: &str,
+        steps: usize,
+    ) -> Result<(Vec<VolumeRecord>, Option<String>)> {
+        self.applied.tagged_volumes(tags, from, prefix, steps)
     }
     fn copies(&self) -> Result<Vec<CopyRecord>> {
         self.applied.copies()

@@ -58,13 +58,14 @@ impl RocksMeta {
         let family = self.family(keys::META)?;
         let mut write = WriteBatch::default();
         write.put_cf(family, keys::IDENTITY, keys::Identity { store }.encode());
+        write.put_cf(family, keys::TAGS_INDEXED, []);
         self.write(write, true)?;
         self.db
             .flush_cf(family)
             .map_err(|error| failed_at(&self.path, "write the index in", error))
     }
 
-    fn write(&self, write: WriteBatch, sync: bool) -> Result<()> {
+    pub(super) fn write(&self, write: WriteBatch, sync: bool) -> Result<()> {
         let mut options = WriteOptions::default();
         options.set_sync(sync);
         self.db.write_opt(write, &options).map_err(|error| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rocksdb::{Direction, IteratorMode, WriteBatch};
+use rocksdb::{DBRawIterator, Direction, IteratorMode, WriteBatch};
 
 use super::{
     REMEDY, RocksMeta,
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    format::{FormatError, RecordId, catalog_log::Record, keys},
+    format::{FormatError, IdKind, RecordId, catalog_log::Record, keys},
     meta::{
         Catalog, CopyRecord, Named, RemoteRecord, SnapshotId, SnapshotRecord, Totals, VolumeId,
         VolumeRecord,
@@ -24,6 +24,8 @@ trait Kept: Named {
     const RECORDS: &'static str;
     /// The column family of the ids, by name.
     const NAMES: &'static str;
+    /// The column family of the ids, by tag and name.
+    const TAGS: &'static str;
 
     fn encode(&self) -> Vec<u8>;
     fn decode(bytes: &[u8]) -> Result<Self, FormatError>;
@@ -35,6 +37,7 @@ trait Kept: Named {
 impl Kept for SnapshotRecord {
     const RECORDS: &'static str = keys::SNAPSHOTS;
     const NAMES: &'static str = keys::NAMES;
+    const TAGS: &'static str = keys::SNAPSHOT_TAGS;
 
     fn encode(&self) -> Vec<u8> {
         self.encode()
@@ -55,6 +58,7 @@ impl Kept for SnapshotRecord {
 impl Kept for VolumeRecord {
     const RECORDS: &'static str = keys::VOLUMES;
     const NAMES: &'static str = keys::VOLUME_NAMES;
+    const TAGS: &'static str = keys::VOLUME_TAGS;
 
     fn encode(&self) -> Vec<u8> {
         self.encode()
@@ -67,6 +71,38 @@ impl Kept for VolumeRecord {
     fn counts<'t>(&self, totals: &'t mut Totals) -> Vec<(&'t mut u64, u64)> {
         vec![(&mut totals.volumes, 1)]
     }
+}
+
+/// Index entries of tags that are written at once where an index gets them that had none.
+const TAGS_BATCH_BYTES: usize = 1 << 20;
+
+/// The keys of a record's tags.
+fn tag_keys(record: &impl Named) -> impl Iterator<Item = Vec<u8>> {
+    let name = record.name().as_bytes();
+    let tags = record.tags().iter();
+    tags.map(move |(key, value)| [&*keys::tag_prefix(key, value), name].concat())
+}
+
+/// The first record from a name on that has a tag.
+fn first_named<K: IdKind>(
+    names: &mut DBRawIterator<'_>,
+    tag: &[u8],
+    from: &str,
+) -> Result<Option<(String, RecordId<K>)>> {
+    names.seek([tag, from.as_bytes()].concat());
+    names.status().map_err(unreadable)?;
+    let Some((key, id)) = names.item() else {
+        return Ok(None);
+    };
+    let Some(name) = key.strip_prefix(tag) else {
+        return Ok(None);
+    };
+    let name = str::from_utf8(name).map_err(|_| Error::Index {
+        verb: "list its catalog",
+        message: format!("{name:?} is no name; {REMEDY}"),
+    })?;
+    let id = keys::decode_named(id).map_err(undecodable)?;
+    Ok(Some((name.to_owned(), id)))
 }
 
 impl RocksMeta {
@@ -124,6 +160,79 @@ impl RocksMeta {
             records.push(<R as Kept>::decode(&value).map_err(undecodable)?);
         }
         Ok(records)
+    }
+
+    /// Records by name that have all of the tags.
+    ///
+    /// All tags are asked in turn for their first name from one on. If they name the same it is one; if not, the next can only be the
+    /// last of what they named. So what a rare tag skips is skipped by all.
+    fn tagged<R: Kept>(
+        &self,
+        tags: &BTreeMap<String, String>,
+        from: &str,
+        prefix: &str,
+        steps: usize,
+    ) -> Result<(Vec<R>, Option<String>)> {
+        // Both families as they were at one moment.
+        let view = self.db.snapshot();
+        let (family, records) = (self.family(R::TAGS)?, self.family(R::RECORDS)?);
+        let mut tags: Vec<_> = tags
+            .iter()
+            .map(|(key, value)| (keys::tag_prefix(key, value), view.raw_iterator_cf(family)))
+            .collect();
+        let mut from = from.max(prefix).to_owned();
+        let mut found = Vec::new();
+        for _ in 0..steps.div_ceil(tags.len().max(1)) {
+            let mut last: Option<(String, RecordId<R::Kind>)> = None;
+            let mut is_one = true;
+            for (tag, names) in &mut tags {
+                let Some(named) = first_named(names, tag, &from)? else {
+                    return Ok((found, None));
+                };
+                is_one &= last.as_ref().is_none_or(|(name, _)| *name == named.0);
+                last = last.max(Some(named));
+            }
+            let Some((name, id)) = last.filter(|(name, _)| name.starts_with(prefix)) else {
+                return Ok((found, None));
+            };
+            from = name;
+            if is_one {
+                let value = view.get_cf(records, id.as_bytes()).map_err(unreadable)?;
+                let value = value.ok_or_else(|| Error::Index {
+                    verb: "list its catalog",
+                    message: format!("{id} has a tag and no record; {REMEDY}"),
+                })?;
+                found.push(<R as Kept>::decode(&value).map_err(undecodable)?);
+                // The least that is behind the name.
+                from.push('\0');
+            }
+        }
+        Ok((found, Some(from)))
+    }
+
+    /// Fills the families of tags, in an index from before there were any. It is cut short without harm: it is done again then.
+    pub(super) fn index_tags(&self) -> Result<()> {
+        self.index_tags_of::<SnapshotRecord>()?;
+        self.index_tags_of::<VolumeRecord>()?;
+        let mut write = WriteBatch::default();
+        write.put_cf(self.family(keys::META)?, keys::TAGS_INDEXED, []);
+        self.write(write, true)
+    }
+
+    fn index_tags_of<R: Kept>(&self) -> Result<()> {
+        let (records, tags) = (self.family(R::RECORDS)?, self.family(R::TAGS)?);
+        let mut write = WriteBatch::default();
+        for entry in self.db.iterator_cf(records, IteratorMode::Start) {
+            let (_, value) = entry.map_err(unreadable)?;
+            let record = <R as Kept>::decode(&value).map_err(undecodable)?;
+            for key in tag_keys(&record) {
+                write.put_cf(tags, key, record.id().as_bytes());
+            }
+            if write.size_in_bytes() >= TAGS_BATCH_BYTES {
+                self.write(std::mem::take(&mut write), false)?;
+            }
+        }
+        self.write(write, false)
     }
 
     /// All records of a family that has only some.
@@ -191,6 +300,16 @@ impl Catalog for RocksMeta {
         self.records(after_name, prefix, limit)
     }
 
+    fn tagged_snapshots(
+        &self,
+        tags: &BTreeMap<String, String>,
+        from: &str,
+        prefix: &str,
+        steps: usize,
+    ) -> Result<(Vec<SnapshotRecord>, Option<String>)> {
+        self.tagged(tags, from, prefix, steps)
+    }
+
     fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
         self.record(id)
     }
@@ -206,6 +325,16 @@ impl Catalog for RocksMeta {
         limit: usize,
     ) -> Result<Vec<VolumeRecord>> {
         self.records(after_name, prefix, limit)
+    }
+
+    fn tagged_volumes(
+        &self,
+        tags: &BTreeMap<String, String>,
+        from: &str,
+        prefix: &str,
+        steps: usize,
+    ) -> Result<(Vec<VolumeRecord>, Option<String>)> {
+        self.tagged(tags, from, prefix, steps)
     }
 
     fn copies(&self) -> Result<Vec<CopyRecord>> {
@@ -226,6 +355,8 @@ struct Changes<'a, R: Kept> {
     meta: &'a RocksMeta,
     records: BTreeMap<RecordId<R::Kind>, Option<R>>,
     names: BTreeMap<String, Option<RecordId<R::Kind>>>,
+    /// Keys of tags.
+    tags: BTreeMap<Vec<u8>, Option<RecordId<R::Kind>>>,
 }
 
 impl<'a, R: Kept> Changes<'a, R> {
@@ -234,6 +365,7 @@ impl<'a, R: Kept> Changes<'a, R> {
             meta,
             records: BTreeMap::new(),
             names: BTreeMap::new(),
+            tags: BTreeMap::new(),
         }
     }
 
@@ -263,6 +395,8 @@ impl<'a, R: Kept> Changes<'a, R> {
         }
         self.names
             .insert(record.name().to_owned(), Some(record.id()));
+        let tags = tag_keys(&record).map(|key| (key, Some(record.id())));
+        self.tags.extend(tags);
         self.records.insert(record.id(), Some(record));
         Ok(())
     }
@@ -279,6 +413,7 @@ impl<'a, R: Kept> Changes<'a, R> {
             take(total, amount)?;
         }
         self.names.insert(present.name().to_owned(), None);
+        self.tags.extend(tag_keys(&present).map(|key| (key, None)));
         self.records.insert(id, None);
         Ok(())
     }
@@ -291,11 +426,14 @@ impl<'a, R: Kept> Changes<'a, R> {
                 None => write.delete_cf(records, id.as_bytes()),
             }
         }
-        let names = self.meta.family(R::NAMES)?;
-        for (name, id) in self.names {
+        let (names, tags) = (self.meta.family(R::NAMES)?, self.meta.family(R::TAGS)?);
+        let by_name = self.names.into_iter();
+        let by_name = by_name.map(|(name, id)| (names, name.into_bytes(), id));
+        let by_tag = self.tags.into_iter().map(|(key, id)| (tags, key, id));
+        for (family, key, id) in by_name.chain(by_tag) {
             match id {
-                Some(id) => write.put_cf(names, name, id.as_bytes()),
-                None => write.delete_cf(names, name),
+                Some(id) => write.put_cf(family, key, id.as_bytes()),
+                None => write.delete_cf(family, key),
             }
         }
         Ok(())

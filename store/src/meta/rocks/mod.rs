@@ -112,6 +112,9 @@ impl RocksMeta {
             },
         };
         *meta.known.write() = known;
+        if meta.get(keys::META, keys::TAGS_INDEXED)?.is_none() {
+            meta.index_tags()?;
+        }
         Ok(meta)
     }
 

@@ -29,14 +29,16 @@ const WAL_BYTES_MAX: u64 = 8 << 20;
 const WRITE_BUFFERS: u8 = 2;
 
 /// Write buffer by column family. `meta` has the totals, written with every batch.
-const WRITE_BUFFER_BYTES: [(&str, usize); 10] = [
+const WRITE_BUFFER_BYTES: [(&str, usize); 12] = [
     (keys::CHUNKS, 8 << 20),
     (keys::NODES, 4 << 20),
-    (keys::PACKS, 1 << 20),
+    (keys::PACKS, 512 << 10),
     (keys::SNAPSHOTS, 512 << 10),
     (keys::NAMES, 256 << 10),
     (keys::VOLUMES, 512 << 10),
     (keys::VOLUME_NAMES, 256 << 10),
+    (keys::SNAPSHOT_TAGS, 256 << 10),
+    (keys::VOLUME_TAGS, 256 << 10),
     (keys::COPIES, 384 << 10),
     (keys::REMOTES, 128 << 10),
     (keys::META, 1 << 20),

@@ -5,7 +5,7 @@
     reason = "tests"
 )]
 
-use std::{fs, process::Command};
+use std::{collections::BTreeMap, fs, process::Command};
 
 use tempfile::TempDir;
 
@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     format::catalog_log::Record,
     meta::{
-        Batch, Catalog as _, Meta,
+        Batch, Catalog as _, Meta, SnapshotRecord, VolumeRecord,
         tests::{STORE, chunk_at, chunk_id, snapshot, volume},
     },
 };
@@ -123,6 +123,44 @@ fn an_index_from_before_there_were_volumes_copies_and_remotes_is_opened() {
     let meta = RocksMeta::open(&path, STORE).unwrap();
     assert_eq!(meta.volume_by_name("v").unwrap(), Some(volume(1, "v")));
     assert_eq!(meta.totals().unwrap().volumes, 1);
+}
+
+#[test]
+fn an_index_from_before_tags_were_indexed_gets_them_when_it_is_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = index_in(&directory);
+    let tags = |value: &str| BTreeMap::from([("tier".to_owned(), value.to_owned())]);
+    let mut meta = RocksMeta::create(&path, STORE).unwrap();
+    let mut batch = Batch::default();
+    let gold = VolumeRecord {
+        tags: tags("gold"),
+        ..volume(1, "v")
+    };
+    let tin = SnapshotRecord {
+        tags: tags("tin"),
+        ..snapshot(1, "s")
+    };
+    batch.catalog(1, Record::PutVolume(gold.clone()));
+    batch.catalog(2, Record::PutSnapshot(tin.clone()));
+    batch.catalog(3, Record::PutVolume(volume(2, "w")));
+    meta.apply(batch, true).unwrap();
+    meta.db.drop_cf(keys::VOLUME_TAGS).unwrap();
+    meta.db.drop_cf(keys::SNAPSHOT_TAGS).unwrap();
+    let family = meta.family(keys::META).unwrap();
+    meta.db.delete_cf(family, keys::TAGS_INDEXED).unwrap();
+    drop(meta);
+
+    // The second time there is nothing to do.
+    for _ in 0..2 {
+        let meta = RocksMeta::open(&path, STORE).unwrap();
+        let volumes = |value| meta.tagged_volumes(&tags(value), "", "", 10).unwrap();
+        assert_eq!(volumes("gold"), (vec![gold.clone()], None));
+        assert_eq!(volumes("tin"), (vec![], None));
+        let snapshots = |value| meta.tagged_snapshots(&tags(value), "", "", 10).unwrap();
+        assert_eq!(snapshots("tin"), (vec![tin.clone()], None));
+        assert_eq!(snapshots("gold"), (vec![], None));
+        assert!(meta.get(keys::META, keys::TAGS_INDEXED).unwrap().is_some());
+    }
 }
 
 #[test]

@@ -53,14 +53,49 @@ fn any_pack_state() -> impl Strategy<Value = PackState> {
     })
 }
 
+/// Few enough that records share them, alone and together.
+fn tags_of(seed: u32) -> BTreeMap<String, String> {
+    let mut tags = BTreeMap::from([("parity".to_owned(), (seed % 2).to_string())]);
+    if seed.is_multiple_of(3) {
+        // What a key and a value have together must not be taken for another's.
+        tags.insert("par".to_owned(), "ity0".to_owned());
+    }
+    tags
+}
+
+/// All that is listed of some tags, in steps.
+fn tagged<R: Named>(meta: &dyn Meta, tags: &[(&str, &str)], from: &str, prefix: &str) -> Vec<R> {
+    let tags = tags
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let tags = tags.collect();
+    let mut found = Vec::new();
+    let mut next = Some(from.to_owned());
+    while let Some(from) = next {
+        let (some, goes_on) = R::tagged(meta, &tags, &from, prefix, 1).unwrap();
+        assert!(some.len() <= 1 && goes_on.as_ref().is_none_or(|to| *to >= from));
+        found.extend(some);
+        next = goes_on;
+    }
+    found
+}
+
 fn any_change() -> impl Strategy<Value = Record> {
     prop_oneof![
         3 => (0..SNAPSHOTS, prop::sample::select(&NAMES[..]), any::<u32>()).prop_map(|(number, name, size_bytes)| {
-            Record::PutSnapshot(SnapshotRecord { size_bytes: size_bytes.into(), ..snapshot(number, name) })
+            Record::PutSnapshot(SnapshotRecord {
+                size_bytes: size_bytes.into(),
+                tags: tags_of(size_bytes),
+                ..snapshot(number, name)
+            })
         }),
         2 => (0..SNAPSHOTS).prop_map(|number| Record::DeleteSnapshot(snapshot_id(number))),
         3 => (0..VOLUMES, prop::sample::select(&NAMES[..]), any::<u32>()).prop_map(|(number, name, attachments)| {
-            Record::PutVolume(VolumeRecord { attachments: attachments.into(), ..volume(number, name) })
+            Record::PutVolume(VolumeRecord {
+                attachments: attachments.into(),
+                tags: tags_of(attachments),
+                ..volume(number, name)
+            })
         }),
         2 => (0..VOLUMES).prop_map(|number| Record::DeleteVolume(volume_id(number))),
     ]
@@ -129,6 +164,22 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
         ]
     })
     .collect();
+    let by_tags: Vec<_> = [
+        (&[("parity", "0")][..], "", ""),
+        (&[("parity", "1")], "a/", "a"),
+        (&[("par", "ity0"), ("parity", "0")], "", ""),
+        (&[("par", "ity0"), ("parity", "1")], "a/b\0", "a"),
+        (&[("par", "ity1")], "", ""),
+        (&[("parity", "")], "", ""),
+    ]
+    .into_iter()
+    .map(|(tags, from, prefix)| {
+        (
+            tagged::<SnapshotRecord>(meta, tags, from, prefix),
+            tagged::<VolumeRecord>(meta, tags, from, prefix),
+        )
+    })
+    .collect();
     let by_name: Vec<_> = NAMES
         .iter()
         .map(|name| {
@@ -153,7 +204,7 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             meta.pack_states().unwrap(),
         ),
         (meta.chunks(&chunks).unwrap(), meta.nodes(&nodes).unwrap()),
-        (pages, by_name, by_id),
+        (pages, by_tags, by_name, by_id),
     )
 }
 
