@@ -11,6 +11,7 @@
 mod clones;
 mod crash;
 mod dropped;
+mod header_only;
 mod journal_faults;
 mod model;
 mod pending;

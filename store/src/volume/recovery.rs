@@ -45,12 +45,20 @@ pub struct JournalReport {
     pub torn: Option<String>,
 }
 
-/// Where batches end that count.
+/// Where batches end that count, or those of one file.
 struct End {
     number: u64,
     offset_bytes: u64,
-    /// What is wrong with the batch that is there. Nothing, where none is.
+    /// What is wrong with what is there. Nothing, where no batch is.
     why: Option<FormatError>,
+}
+
+/// What keeps a file from being read.
+enum Refused {
+    /// Its header, or that there is no such file.
+    Itself(FormatError),
+    /// What it says of the batch before its first.
+    Before(FormatError),
 }
 
 struct Reader<'a> {
@@ -62,8 +70,12 @@ struct Reader<'a> {
     first_number: u64,
     /// Of the file that is being read.
     nonce: Nonce,
-    /// Of the last batch that counts. To begin with, a number below those of the first file.
+    /// A number below those of the first file. All batches up to it are in the base, whatever their numbers are.
+    in_base_sequence: u64,
+    /// Of the last batch that counts.
     sequence: u64,
+    /// Where that one ends, and in which file. Nothing, where there is none.
+    kept: Option<(u64, u64)>,
     /// Of the batch that is to follow.
     next_sequence: u64,
     report: JournalReport,
@@ -105,7 +117,9 @@ pub(super) async fn recover(
         cuts: cuts.into_iter().peekable(),
         first_number,
         nonce: Nonce::default(),
+        in_base_sequence: first_sequence_of(first_number).saturating_sub(1),
         sequence: first_sequence_of(first_number).saturating_sub(1),
+        kept: None,
         next_sequence: first_sequence_of(first_number),
         report: JournalReport::default(),
     };
@@ -124,14 +138,13 @@ pub(super) async fn recover(
         durable(commit, owner.disk.sync_data(file), file.path()).await?;
         owner.disk.forget_cached(file);
     }
-    if let Some(end) = reader.read_all(&files).await? {
-        reader.check_nothing_promised(&files, &end).await?;
-        cut_off(owner, &mut files, &end)?;
-        reader.report.torn = end.why.map(|why| {
-            let path = owner.path(end.number);
-            format!("{} at offset {}: {why}", path.display(), end.offset_bytes)
-        });
-    }
+    let end = reader.read_all(&files).await?;
+    reader.check_nothing_promised(&files, &end).await?;
+    cut_off(owner, &mut files, reader.kept)?;
+    reader.report.torn = end.why.map(|why| {
+        let path = owner.path(end.number);
+        format!("{} at offset {}: {why}", path.display(), end.offset_bytes)
+    });
     // What was cut off stays cut off.
     if let Some(last) = files.values().next_back() {
         durable(commit, owner.disk.sync_data(last), last.path()).await?;
@@ -161,58 +174,68 @@ async fn durable(commit: &Commit, sync: Completion<()>, path: &Path) -> Result<(
         .inspect_err(|error| commit.poison(error))
 }
 
-/// Removes what does not count.
-fn cut_off(owner: &Owner, files: &mut BTreeMap<u64, File>, end: &End) -> Result<()> {
+/// Removes what does not count: all behind the last batch that does.
+///
+/// A file without a batch goes as a whole, its header too, and its number is given to the next one. If it stayed, two headers
+/// would tell what came before one batch: and once the files before are in the base, the second would name a batch that nobody
+/// can find.
+fn cut_off(owner: &Owner, files: &mut BTreeMap<u64, File>, kept: Option<(u64, u64)>) -> Result<()> {
     // From the last on, so that a crash in between leaves no gap.
     while let Some((number, file)) = files.pop_last() {
-        if number < end.number {
-            files.insert(number, file);
-            break;
+        let Some((last, end_bytes)) = kept.filter(|(last, _)| number <= *last) else {
+            owner.remove(number)?;
+            continue;
+        };
+        debug_assert_eq!(number, last);
+        let path = file.path();
+        let len_bytes = owner.disk.len(&file);
+        let len_bytes =
+            len_bytes.map_err(|source| Error::io("read the length of", path, source))?;
+        if len_bytes > end_bytes {
+            let cut = owner.disk.set_len(&file, end_bytes);
+            cut.map_err(|source| Error::io("cut off", path, source))?;
         }
-        if number == end.number && end.offset_bytes > 0 {
-            owner
-                .disk
-                .set_len(&file, end.offset_bytes)
-                .map_err(|source| Error::io("cut off", file.path(), source))?;
-            files.insert(number, file);
-            break;
-        }
-        owner.remove(number)?;
+        files.insert(number, file);
+        break;
     }
     Ok(())
 }
 
 impl Reader<'_> {
-    /// Reads all that counts. Where that ends, if not with the end of the last file.
-    async fn read_all(&mut self, files: &BTreeMap<u64, File>) -> Result<Option<End>> {
+    /// Reads all that counts, and tells where that ends.
+    async fn read_all(&mut self, files: &BTreeMap<u64, File>) -> Result<End> {
         // Where the file before ended. What is there may be an end, or the place that was left for the next file.
-        let mut left: Option<End> = None;
+        let mut left = End {
+            number: self.first_number,
+            offset_bytes: 0,
+            why: None,
+        };
         for ((number, file), expected) in files.iter().zip(self.first_number..) {
-            let here = |why| End {
-                number: *number,
-                offset_bytes: 0,
-                why: Some(why),
-            };
-            let refused = if *number == expected {
-                self.begin_file(*number, file).await?.err()
+            let begun = if *number == expected {
+                self.begin_file(*number, file).await?
             } else {
-                Some(FormatError::differs(
-                    "number of a journal file",
-                    expected,
-                    number,
-                ))
+                let what = "number of a journal file";
+                let differs = FormatError::differs(what, expected, number);
+                Err(Refused::Itself(differs))
             };
-            if let Some(why) = refused {
-                // Where the file before ended is where something is missing.
-                return Ok(Some(match left {
-                    Some(left) => End {
+            match begun {
+                Ok(()) => left = self.read_file(*number, file).await?,
+                Err(Refused::Itself(_)) if left.why.is_some() => return Ok(left),
+                Err(Refused::Itself(why)) => {
+                    return Ok(End {
+                        number: expected,
+                        offset_bytes: 0,
+                        why: Some(why),
+                    });
+                }
+                // Something is missing where the file before ended.
+                Err(Refused::Before(why)) => {
+                    return Ok(End {
                         why: left.why.or(Some(why)),
                         ..left
-                    },
-                    None => here(why),
-                }));
+                    });
+                }
             }
-            left = self.read_file(*number, file).await?;
         }
         Ok(left)
     }
@@ -222,22 +245,28 @@ impl Reader<'_> {
         &mut self,
         number: u64,
         file: &File,
-    ) -> Result<std::result::Result<(), FormatError>> {
+    ) -> Result<std::result::Result<(), Refused>> {
         let head = self.window(file, 0, BLOCK).await?;
         let header = match self.header(number, file, &head)? {
             Ok(header) => header,
-            Err(why) => return Ok(Err(why)),
+            Err(why) => return Ok(Err(Refused::Itself(why))),
         };
-        let previous = header.previous_sequence;
-        // What came before the first file is in the base.
         if number == self.first_number {
-            self.sequence = header.first_sequence.saturating_sub(1);
-        } else if previous != self.sequence {
-            return Ok(Err(FormatError::differs(
+            self.in_base_sequence = header.first_sequence.saturating_sub(1);
+            self.sequence = self.in_base_sequence;
+        }
+        // What came before the first file is in the base, and it does not matter which of those batches was the last. So of the
+        // first file itself nothing is expected. Nor is it of files behind it as long as no batch was read: earlier versions kept
+        // files of which only the header was left, and the files behind repeat what was last when those were made. It is safe:
+        // had the first file ever held a batch that was acknowledged, this one would name it, or a later one, and their numbers
+        // are above those of the base.
+        let previous = header.previous_sequence.max(self.in_base_sequence);
+        if previous != self.sequence {
+            return Ok(Err(Refused::Before(FormatError::differs(
                 "batch in front of a journal file",
                 self.sequence,
-                previous,
-            )));
+                header.previous_sequence,
+            ))));
         }
         self.next_sequence = header.first_sequence;
         self.nonce = header.nonce;
@@ -314,10 +343,10 @@ impl Reader<'_> {
         Ok(Ok(header))
     }
 
-    /// Reads the batches of a file. Where they end, if the file does not end there.
-    async fn read_file(&mut self, number: u64, file: &File) -> Result<Option<End>> {
+    /// Reads the batches of a file, and tells where they end.
+    async fn read_file(&mut self, number: u64, file: &File) -> Result<End> {
         let mut offset_bytes = BLOCK as u64;
-        loop {
+        let why = 'file: loop {
             let window = self.window(file, offset_bytes, WINDOW_BYTES).await?;
             let mut rest = &*window;
             loop {
@@ -325,44 +354,33 @@ impl Reader<'_> {
                     Ok(Step::Batch(bytes)) => {
                         offset_bytes += bytes as u64;
                         rest = rest.get(bytes..).unwrap_or_default();
+                        self.kept = Some((number, offset_bytes));
                     }
                     Ok(Step::More) if window.len() == WINDOW_BYTES && rest.len() < window.len() => {
                         break;
                     }
+                    Ok(Step::More) if rest.is_empty() => break 'file None,
                     Ok(Step::More) => {
-                        return Ok((!rest.is_empty()).then(|| End {
-                            number,
-                            offset_bytes,
-                            why: Some(FormatError::short(
-                                "batch of a journal",
-                                rest.len() as u64 + 1,
-                                rest.len() as u64,
-                            )),
-                        }));
+                        let len_bytes = rest.len() as u64;
+                        let what = "batch of a journal";
+                        break 'file Some(FormatError::short(what, len_bytes + 1, len_bytes));
                     }
-                    Ok(Step::Unwritten) => {
-                        return Ok(Some(End {
-                            number,
-                            offset_bytes,
-                            why: None,
-                        }));
-                    }
+                    Ok(Step::Unwritten) => break 'file None,
                     Err(why) if why.is_unknown() => {
                         return Err(Error::Incompatible {
                             path: file.path().to_owned(),
                             why: format!("at offset {offset_bytes}: {why}"),
                         });
                     }
-                    Err(why) => {
-                        return Ok(Some(End {
-                            number,
-                            offset_bytes,
-                            why: Some(why),
-                        }));
-                    }
+                    Err(why) => break 'file Some(why),
                 }
             }
-        }
+        };
+        Ok(End {
+            number,
+            offset_bytes,
+            why,
+        })
     }
 
     /// Takes in the batch that `bytes` begin with.
@@ -425,7 +443,9 @@ impl Reader<'_> {
 
     /// That no descriptor behind the end says that the batch there was durable.
     async fn check_nothing_promised(&self, files: &BTreeMap<u64, File>, end: &End) -> Result<()> {
-        for (number, file) in files.range(end.number..) {
+        // From the last batch on that counts: what is missing may be in front of the place where reading ended.
+        let (first_number, first_offset) = self.kept.unwrap_or((self.first_number, 0));
+        for (number, file) in files.range(first_number..) {
             // Its own header was never durable, and so was nothing in it; and what is there may be a guest's, whatever it looks like.
             let head = self.window(file, 0, BLOCK).await?;
             if FileHeader::decode(&head).is_ok_and(|header| self.is_stale(&header)) {
@@ -434,8 +454,8 @@ impl Reader<'_> {
             // A header that cannot be read tells no nonce. Any will do then: better an error too many.
             let nonce = self.header(*number, file, &head)?.ok();
             let nonce = nonce.map(|header| header.nonce);
-            let mut offset_bytes = if *number == end.number {
-                end.offset_bytes
+            let mut offset_bytes = if *number == first_number {
+                first_offset
             } else {
                 0
             };
