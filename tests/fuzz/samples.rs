@@ -82,6 +82,7 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("fresh", volume(false).encode()),
             ("attached", volume(true).encode()),
             ("pending", volume_with_pending().encode()),
+            ("promised", volume_with_promise().encode()),
         ],
         "copy-record" => vec![
             ("begun", copy(CopyOutcome::UnderWay).encode()),
@@ -319,6 +320,13 @@ fn volume_with_pending() -> VolumeRecord {
     }
 }
 
+fn volume_with_promise() -> VolumeRecord {
+    VolumeRecord {
+        promised_sequence: (6 << 32) + 41,
+        ..volume_with_pending()
+    }
+}
+
 fn snapshot(tags: u8) -> SnapshotRecord {
     SnapshotRecord {
         id: snapshot_id(),
@@ -352,6 +360,7 @@ fn volume(attached: bool) -> VolumeRecord {
         attachments: attached.into(),
         journal_from: 1,
         pending: Vec::new(),
+        promised_sequence: 0,
     }
 }
 

@@ -126,6 +126,7 @@ pub(super) fn volume() -> VolumeRecord {
         attachments: 3,
         journal_from: 5,
         pending: Vec::new(),
+        promised_sequence: 0,
     }
 }
 
@@ -174,6 +175,14 @@ pub(super) fn volume_with_pending() -> VolumeRecord {
     VolumeRecord {
         pending: vec![pending(0x21, 6), pending(0x22, 6)],
         ..volume()
+    }
+}
+
+/// The same with what they promise of the journal.
+pub(super) fn volume_with_promise() -> VolumeRecord {
+    VolumeRecord {
+        promised_sequence: 0x0000_0005_0000_0041,
+        ..volume_with_pending()
     }
 }
 
@@ -466,6 +475,7 @@ proptest! {
         base: Option<([u8; 32], Option<[u8; 9]>)>,
         attached: Option<(u64, u64)>,
         pending in prop::collection::vec((any::<[u8; 9]>(), any::<u64>()), 0..4),
+        promised_sequence in prop_oneof![Just(0), any::<u64>()],
         tags in prop::collection::btree_map("\\PC{0,20}", "\\PC{0,20}", 0..6),
     ) {
         let record = VolumeRecord {
@@ -486,6 +496,7 @@ proptest! {
                     Some(PendingSnapshot { snapshot: SnapshotId::from_low_bits(id), next_file: *last })
                 })
                 .collect(),
+            promised_sequence,
         };
         prop_assert_eq!(VolumeRecord::decode(&record.encode()), Ok(record));
     }

@@ -9,10 +9,11 @@ use super::{
     fields::{Fields, optional, put_count, put_tags, put_text},
 };
 
-/// The versions of [`VolumeRecord`]'s encoding, its first byte. The first has no place for pending snapshots: it is still how a record
-/// without them is written.
+/// The versions of [`VolumeRecord`]'s encoding, its first byte. The first has no place for pending snapshots, the second none for what
+/// they promise of the journal. A record is written in the first that can say what it says.
 const PLAIN: u8 = 1;
-const VERSION: u8 = 2;
+const WITH_PENDING: u8 = 2;
+const VERSION: u8 = 3;
 /// Volumes are a whole number of these: the smallest unit that a guest reads and writes.
 pub const SECTOR_BYTES: u64 = 512;
 
@@ -36,7 +37,7 @@ pub type VolumeId = RecordId<OfVolume>;
 ///
 /// | bytes | field |
 /// | --- | --- |
-/// | 1 | version: 2; 1 for a volume without pending snapshots |
+/// | 1 | version: 3; 2 for a volume of whose journal nothing is promised, 1 if it has no pending snapshots either |
 /// | 1 | flags: 1 attached, 2 has a base, 4 has a parent |
 /// | 9 | id |
 /// | 8 | size |
@@ -51,6 +52,7 @@ pub type VolumeId = RecordId<OfVolume>;
 /// | 4 + n, 4 + n | each tag: key, value |
 /// | 4 | number of pending snapshots, in the order of their instants; absent in version 1 |
 /// | 9, 8 | each: id, number of the first journal file behind its instant |
+/// | 8 | number of the last journal batch that was promised; absent in versions 1 and 2 |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeRecord {
     /// Its id.
@@ -75,6 +77,9 @@ pub struct VolumeRecord {
     pub journal_from: u64,
     /// Snapshots of it whose content is not in the store yet, in the order of their instants.
     pub pending: Vec<PendingSnapshot>,
+    /// Batches of the journal up to this one were durable when a snapshot was promised that needs them, whatever became of it; 0 if
+    /// nothing was promised of what is in the journal. So damage to them can be told from an end that a loss of power tore.
+    pub promised_sequence: u64,
 }
 
 /// A snapshot whose content is the volume's base, and over it what journal files say up to its instant.
@@ -91,10 +96,10 @@ impl VolumeRecord {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
-        let version = if self.pending.is_empty() {
-            PLAIN
-        } else {
-            VERSION
+        let version = match (self.promised_sequence, self.pending.is_empty()) {
+            (0, true) => PLAIN,
+            (0, false) => WITH_PENDING,
+            _ => VERSION,
         };
         let mut bytes = vec![
             version,
@@ -119,6 +124,9 @@ impl VolumeRecord {
                 bytes.extend_from_slice(&pending.next_file.to_le_bytes());
             }
         }
+        if version == VERSION {
+            bytes.extend_from_slice(&self.promised_sequence.to_le_bytes());
+        }
         bytes
     }
 
@@ -127,10 +135,10 @@ impl VolumeRecord {
         const WHAT: &str = "record of a volume";
         let mut fields = Fields::new(WHAT, bytes);
         let version = fields.u8()?;
-        if !matches!(version, PLAIN | VERSION) {
+        if !matches!(version, PLAIN | WITH_PENDING | VERSION) {
             return Err(FormatError::unknown(
                 "version of a volume's record",
-                format_args!("{PLAIN} or {VERSION}"),
+                format_args!("{PLAIN} to {VERSION}"),
                 version,
             ));
         }
@@ -162,6 +170,7 @@ impl VolumeRecord {
             name: fields.text()?,
             tags: fields.tags()?,
             pending: Vec::new(),
+            promised_sequence: 0,
         };
         if version != PLAIN {
             for _ in 0..fields.u32()? {
@@ -170,13 +179,21 @@ impl VolumeRecord {
                     next_file: fields.u64()?,
                 });
             }
-            if record.pending.is_empty() {
-                return Err(FormatError::differs(
-                    "version of a volume's record without pending snapshots",
-                    PLAIN,
-                    version,
-                ));
-            }
+        }
+        if version == VERSION {
+            record.promised_sequence = fields.u64()?;
+        }
+        let says_nothing = match version {
+            PLAIN => false,
+            WITH_PENDING => record.pending.is_empty(),
+            _ => record.promised_sequence == 0,
+        };
+        if says_nothing {
+            return Err(FormatError::differs(
+                "version of a volume's record",
+                "the first that can say what it says",
+                version,
+            ));
         }
         fields.end()?;
         record.check()?;

@@ -134,6 +134,7 @@ pub(super) fn volume(number: u8, name: &str) -> VolumeRecord {
         attachments: number.into(),
         journal_from: 1,
         pending: Vec::new(),
+        promised_sequence: 0,
     }
 }
 

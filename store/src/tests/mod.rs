@@ -16,6 +16,7 @@ mod journal_faults;
 mod model;
 mod pending;
 mod pending_faults;
+mod promises;
 mod shares;
 mod spare_files;
 mod uploads;

@@ -106,10 +106,9 @@ impl Volume {
             space: Arc::clone(&shared.journal_space),
         };
         make_directories(&owner).await?;
-        let cuts = record.pending.iter().map(|pending| pending.next_file);
+        let promises = pending::promises(&shared, &record).await?;
         let (commit, from) = (&shared.commit, record.journal_from);
-        let (found, mut epochs, report) =
-            recovery::recover(commit, &owner, from, cuts.collect()).await?;
+        let (found, mut epochs, report) = recovery::recover(commit, &owner, from, promises).await?;
         if report != JournalReport::default() {
             tracing::info!(
                 volume = record.name,

@@ -203,7 +203,7 @@ impl Volume {
             size_bytes,
         };
         for ended in ended {
-            cut.next_file = ended.await.map_err(|_| Error::Closing)?;
+            cut.next_file = ended.await.map_err(|_| Error::Closing)?.next_file;
         }
         Ok(cut)
     }

@@ -481,6 +481,13 @@ impl Journal {
         Ok(())
     }
 
+    /// Number of the last batch. Nothing may be on its way.
+    pub(super) fn last_sequence(&self) -> u64 {
+        let state = self.state.lock();
+        debug_assert_eq!(state.written_sequence, state.last_sequence);
+        state.written_sequence
+    }
+
     /// Lets what is written from now on begin in a file of its own, and returns its number. Nothing may be on its way.
     pub(super) fn end_epoch(&self) -> u64 {
         let mut state = self.state.lock();

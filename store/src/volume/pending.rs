@@ -29,13 +29,14 @@ use tokio::sync::watch;
 use super::{
     device::Volume,
     fold::{Cut, Job, Purpose},
+    recovery::{PromisedCut, Promises},
     writer::Queue,
 };
 use crate::{
     Error, ListQuery, Result, Store,
     commit::joined,
     failpoints::{Failpoint, reach},
-    format::catalog_log::Record,
+    format::{catalog_log::Record, journal::first_sequence_of},
     limits,
     meta::{
         self, Meta, Named, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin,
@@ -394,10 +395,12 @@ async fn at_one_instant(
         (wanted.iter().map(size).collect::<Vec<_>>(), meta::now_ns())
     })?;
     let mut cuts = Vec::with_capacity(wanted.len());
+    let mut sequences = Vec::with_capacity(wanted.len());
     for (ended, size_bytes) in ended.into_iter().zip(sizes) {
-        let next_file = ended.await.map_err(|_| Error::Closing)?;
+        let ended = ended.await.map_err(|_| Error::Closing)?;
+        sequences.push(ended.last_sequence);
         cuts.push(Cut {
-            next_file,
+            next_file: ended.next_file,
             size_bytes,
         });
     }
@@ -408,10 +411,13 @@ async fn at_one_instant(
     reach(Failpoint::InstantDurable);
     let new: Vec<_> = wanted
         .iter()
-        .zip(&cuts)
-        .map(|(snapshot, cut)| {
-            let volume = snapshot.volume.record().id;
-            (volume, snapshot.id, snapshot.name.clone(), *cut)
+        .zip(cuts.iter().zip(sequences))
+        .map(|(snapshot, (cut, last_sequence))| Promised {
+            volume: snapshot.volume.record().id,
+            snapshot: snapshot.id,
+            name: snapshot.name.clone(),
+            cut: *cut,
+            last_sequence,
         })
         .collect();
     let plan = move |meta: &dyn Meta| promise(meta, new, &tags, now);
@@ -426,17 +432,34 @@ async fn at_one_instant(
     Ok(made)
 }
 
+/// A snapshot that is to be pending: all before its cut is durable.
+struct Promised {
+    volume: VolumeId,
+    snapshot: SnapshotId,
+    name: String,
+    cut: Cut,
+    /// The last batch before the cut.
+    last_sequence: u64,
+}
+
 /// The changes that make snapshots pending.
 fn promise(
     meta: &dyn Meta,
-    new: Vec<(VolumeId, SnapshotId, String, Cut)>,
+    new: Vec<Promised>,
     tags: &BTreeMap<String, String>,
     now: u64,
 ) -> Result<(Vec<Record>, Vec<SnapshotRecord>)> {
     let mut changes = Vec::with_capacity(2 * new.len());
     let mut made = Vec::with_capacity(new.len());
-    for (volume, id, name, cut) in new {
-        let mut volume = VolumeRecord::find(meta, &volume.to_string())?;
+    for promised in new {
+        let Promised {
+            snapshot: id,
+            name,
+            cut,
+            last_sequence,
+            ..
+        } = promised;
+        let mut volume = VolumeRecord::find(meta, &promised.volume.to_string())?;
         check_new(meta, &volume, &name)?;
         let before = volume.pending.last().map(|pending| pending.snapshot);
         let record = SnapshotRecord {
@@ -456,6 +479,10 @@ fn promise(
             snapshot: id,
             next_file: cut.next_file,
         });
+        // What is in the base already needs no witness.
+        if last_sequence >= first_sequence_of(volume.journal_from) {
+            volume.promised_sequence = volume.promised_sequence.max(last_sequence);
+        }
         changes.push(Record::PutSnapshot(record.clone()));
         changes.push(Record::PutVolume(volume));
         made.push(record);
@@ -493,6 +520,27 @@ pub(super) async fn resumed(shared: &Arc<Shared>, record: &VolumeRecord) -> Resu
     Ok(jobs)
 }
 
+/// What a volume's record says of its journal: where epochs begin, and what was durable.
+pub(super) async fn promises(shared: &Arc<Shared>, record: &VolumeRecord) -> Result<Promises> {
+    let mut cuts = Vec::with_capacity(record.pending.len());
+    for pending in &record.pending {
+        let id = pending.snapshot.to_string();
+        let snapshot = match shared.find::<SnapshotRecord>(&id).await {
+            Ok(snapshot) => format!("{:?}", snapshot.name),
+            Err(Error::NotFound { .. }) => id,
+            Err(error) => return Err(error),
+        };
+        cuts.push(PromisedCut {
+            next_file: pending.next_file,
+            snapshot,
+        });
+    }
+    Ok(Promises {
+        cuts,
+        sequence: record.promised_sequence,
+    })
+}
+
 /// Puts a volume on a new base, which holds all before a journal file, and completes the snapshot that is of just that, if it was not
 /// deleted meanwhile.
 pub(super) async fn complete(
@@ -528,6 +576,9 @@ pub(super) async fn complete(
         }
         volume.base = Some(content.root);
         volume.journal_from = next_file;
+        if volume.promised_sequence < first_sequence_of(next_file) {
+            volume.promised_sequence = 0;
+        }
         changes.push(Record::PutVolume(volume));
         Ok((changes, ()))
     };

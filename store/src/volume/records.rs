@@ -61,6 +61,7 @@ impl NewVolume {
             attachments: 0,
             journal_from: 1,
             pending: Vec::new(),
+            promised_sequence: 0,
         })
     }
 }

@@ -45,6 +45,24 @@ pub struct JournalReport {
     pub torn: Option<String>,
 }
 
+/// What the volume's record says of its journal.
+#[derive(Debug)]
+pub(super) struct Promises {
+    /// The cuts of pending snapshots, in their order.
+    pub(super) cuts: Vec<PromisedCut>,
+    /// Batches up to this one were durable, if it is above those of the base.
+    pub(super) sequence: u64,
+}
+
+/// All in front of it was durable when its snapshot was promised.
+#[derive(Debug)]
+pub(super) struct PromisedCut {
+    /// The file that the epoch behind it begins with.
+    pub(super) next_file: u64,
+    /// For people.
+    pub(super) snapshot: String,
+}
+
 /// Where batches end that count, or those of one file.
 struct End {
     number: u64,
@@ -68,6 +86,8 @@ struct Reader<'a> {
     /// The files with which the others begin.
     cuts: Peekable<std::vec::IntoIter<u64>>,
     first_number: u64,
+    /// All files below this one were there when a snapshot was promised.
+    promised_files_end: u64,
     /// Of the file that is being read.
     nonce: Nonce,
     /// A number below those of the first file. All batches up to it are in the base, whatever their numbers are.
@@ -81,13 +101,13 @@ struct Reader<'a> {
     report: JournalReport,
 }
 
-/// Reads the files from `first_number` on, makes them durable and clean, and removes those before. Epochs end where `cuts` say that
+/// Reads the files from `first_number` on, makes them durable and clean, and removes those before. Epochs end where cuts say that
 /// others begin; the last one goes on.
 pub(super) async fn recover(
     commit: &Commit,
     owner: &Owner,
     first_number: u64,
-    mut cuts: Vec<u64>,
+    mut promises: Promises,
 ) -> Result<(Found, Vec<Epoch>, JournalReport)> {
     // Of this volume as it was open before, if that is still being closed.
     owner.space.give_up_of(owner.volume);
@@ -109,13 +129,17 @@ pub(super) async fn recover(
         owner.remove(number)?;
     }
 
+    // What is in front of others is in the base.
+    promises.cuts.retain(|cut| cut.next_file > first_number);
+    let mut cuts: Vec<_> = promises.cuts.iter().map(|cut| cut.next_file).collect();
     cuts.dedup();
-    cuts.retain(|number| *number > first_number);
+    let promised_files_end = cuts.last().copied().unwrap_or(first_number);
     let mut reader = Reader {
         owner,
         epochs: vec![Epoch::new(first_number)],
         cuts: cuts.into_iter().peekable(),
         first_number,
+        promised_files_end,
         nonce: Nonce::default(),
         in_base_sequence: first_sequence_of(first_number).saturating_sub(1),
         sequence: first_sequence_of(first_number).saturating_sub(1),
@@ -139,6 +163,7 @@ pub(super) async fn recover(
         owner.disk.forget_cached(file);
     }
     let end = reader.read_all(&files).await?;
+    reader.check_promises(&promises, &end)?;
     reader.check_nothing_promised(&files, &end).await?;
     cut_off(owner, &mut files, reader.kept)?;
     reader.report.torn = end.why.map(|why| {
@@ -236,6 +261,15 @@ impl Reader<'_> {
                     });
                 }
             }
+        }
+        let next = self.first_number + files.len() as u64;
+        if left.why.is_none() && next < self.promised_files_end {
+            let what = "journal file in front of a pending snapshot's cut";
+            return Ok(End {
+                number: next,
+                offset_bytes: 0,
+                why: Some(FormatError::differs(what, "one that is there", "none")),
+            });
         }
         Ok(left)
     }
@@ -441,6 +475,34 @@ impl Reader<'_> {
         self.report.batches += 1;
     }
 
+    /// That all is there of which the volume's record says that it was durable.
+    fn check_promises(&self, promises: &Promises, end: &End) -> Result<()> {
+        let cut_behind = |number| promises.cuts.iter().find(|cut| cut.next_file > number);
+        // Records of earlier versions tell no batch, but in front of which file all was durable.
+        let is_torn = end.why.is_some() && cut_behind(end.number).is_some();
+        let is_short = self.sequence < promises.sequence;
+        if !is_torn && !is_short {
+            return Ok(());
+        }
+        // The number of a batch says which file it is in: what follows there looks as if it had never been written.
+        let is_of = |number| promises.sequence < first_sequence_of(number + 1);
+        let (number, offset_bytes) = match self.kept {
+            Some((number, offset_bytes)) if is_short && is_of(number) => (number, offset_bytes),
+            _ => (end.number, end.offset_bytes),
+        };
+        let witness = match cut_behind(number) {
+            Some(cut) => format!(
+                "all in front of journal file {} was durable when snapshot {} was promised",
+                cut.next_file, cut.snapshot
+            ),
+            None => format!(
+                "the volume's record says that batch {} was durable",
+                promises.sequence
+            ),
+        };
+        Err(self.damage(number, offset_bytes, end, &witness))
+    }
+
     /// That no descriptor behind the end says that the batch there was durable.
     async fn check_nothing_promised(&self, files: &BTreeMap<u64, File>, end: &End) -> Result<()> {
         // From the last batch on that counts: what is missing may be in front of the place where reading ended.
@@ -469,8 +531,13 @@ impl Reader<'_> {
                         && nonce.is_none_or(|nonce| descriptor.nonce == nonce)
                         && descriptor.synced_sequence > self.sequence
                     {
-                        let place = offset_bytes + at * BLOCK as u64;
-                        return Err(self.damage(end, descriptor.sequence, file.path(), place));
+                        let witness = format!(
+                            "batch {} in {} at offset {} says that it was durable",
+                            descriptor.sequence,
+                            file.path().display(),
+                            offset_bytes + at * BLOCK as u64
+                        );
+                        return Err(self.damage(end.number, end.offset_bytes, end, &witness));
                     }
                 }
                 if window.len() < WINDOW_BYTES {
@@ -482,19 +549,15 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn damage(&self, end: &End, witness: u64, file: &Path, offset_bytes: u64) -> Error {
-        let nothing = "there is no batch";
-        let why = end.why.as_ref().map(ToString::to_string);
-        let problem = format!(
-            "{}; but batch {witness} in {} at offset {offset_bytes} says that it was durable",
-            why.as_deref().unwrap_or(nothing),
-            file.display()
-        );
+    fn damage(&self, number: u64, offset_bytes: u64, end: &End, witness: &str) -> Error {
+        let is_end = (number, offset_bytes) == (end.number, end.offset_bytes);
+        let why = end.why.as_ref().filter(|_| is_end).map(ToString::to_string);
+        let why = why.as_deref().unwrap_or("there is no batch");
         Damage::in_file(
-            &self.owner.path(end.number),
-            end.offset_bytes,
+            &self.owner.path(number),
+            offset_bytes,
             format_args!("journal of volume {}", self.owner.volume),
-            problem,
+            format_args!("{why}; but {witness}"),
         )
         .into()
     }

@@ -66,8 +66,17 @@ pub(super) struct Queue {
 #[derive(Debug)]
 enum Item {
     Change(Op),
-    /// Ends the epoch, and tells the file that the next one begins with.
-    EndEpoch(oneshot::Sender<u64>),
+    /// Ends the epoch.
+    EndEpoch(oneshot::Sender<Ended>),
+}
+
+/// Where an epoch has ended.
+#[derive(Debug, Copy, Clone)]
+pub(super) struct Ended {
+    /// The journal file that the next one begins with.
+    pub(super) next_file: u64,
+    /// Its last batch, or one before it.
+    pub(super) last_sequence: u64,
 }
 
 #[derive(Debug, Default)]
@@ -99,7 +108,7 @@ impl Queue {
     pub(super) fn end_epochs<T>(
         queues: &[&Self],
         then: impl FnOnce() -> T,
-    ) -> Result<(Vec<oneshot::Receiver<u64>>, T)> {
+    ) -> Result<(Vec<oneshot::Receiver<Ended>>, T)> {
         let mut states: Vec<_> = queues.iter().map(|queue| queue.state.lock()).collect();
         if states.iter().any(|state| state.closed) {
             return Err(Error::Closing);
@@ -182,7 +191,7 @@ impl Queue {
     }
 
     /// Whether an epoch is to end, here or behind changes that wait.
-    fn take_end(&self) -> Option<oneshot::Sender<u64>> {
+    fn take_end(&self) -> Option<oneshot::Sender<Ended>> {
         let mut state = self.state.lock();
         let items = &mut state.items;
         let at = items
@@ -420,14 +429,17 @@ impl Inner {
         }
     }
 
-    /// Ends the epoch, unless it is empty, and tells the file that the next one begins with. Nothing may be on its way.
-    fn end_epoch(&self, reply: oneshot::Sender<u64>) {
+    /// Ends the epoch, unless it is empty, and tells where. Nothing may be on its way.
+    fn end_epoch(&self, reply: oneshot::Sender<Ended>) {
         let mut layers = self.layers.write();
         if !layers.current.map.is_empty() {
             layers.end_epoch(self.journal.end_epoch());
         }
         // Who went away has no use for it; the epoch has ended all the same.
-        let _ = reply.send(layers.current.first_file);
+        let _ = reply.send(Ended {
+            next_file: layers.current.first_file,
+            last_sequence: self.journal.last_sequence(),
+        });
     }
 
     /// Tells writers, and the one whose change was begun and cannot be ended.

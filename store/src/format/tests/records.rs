@@ -36,7 +36,7 @@ fn snapshot_records_that_are_none() {
         bytes[at] = byte;
         SnapshotRecord::decode(&bytes).unwrap_err()
     };
-    assert!(with(0, 3).is_unknown());
+    assert!(with(0, 4).is_unknown());
     assert!(with(1, 0x10).to_string().contains("68 bits"));
     // The name's length, and its first byte.
     assert!(matches!(with(85, 0xff), FormatError::Short { .. }));
@@ -163,7 +163,7 @@ fn volume_record_with_pending_snapshots_is_pinned() {
     none[0] = 2;
     none.extend_from_slice(&[0; 4]);
     let error = VolumeRecord::decode(&none).unwrap_err();
-    assert!(error.to_string().contains("without pending"), "{error}");
+    assert!(error.to_string().contains("the first that"), "{error}");
     for files in [[4, 6], [7, 6]] {
         let mut record = record.clone();
         for (pending, next_file) in record.pending.iter_mut().zip(files) {
@@ -171,6 +171,35 @@ fn volume_record_with_pending_snapshots_is_pinned() {
         }
         let error = VolumeRecord::decode(&record.encode()).unwrap_err();
         assert!(error.to_string().contains("ascend"), "{error}");
+    }
+}
+
+#[test]
+fn volume_record_with_a_promise_is_pinned() {
+    for pending in [true, false] {
+        let mut record = volume_with_promise();
+        let mut without = volume_with_pending();
+        if !pending {
+            record.pending.clear();
+            without.pending.clear();
+        }
+        let bytes = record.encode();
+        let mut behind = without.encode();
+        // A record without either has no number of pending snapshots.
+        if !pending {
+            behind.extend_from_slice(&[0; 4]);
+        }
+        assert_bytes(&bytes[..1], &["03"]);
+        assert_eq!(bytes[1..behind.len()], behind[1..], "{CHANGED}");
+        assert_bytes(&bytes[behind.len()..], &["4100000005000000"]);
+        assert_eq!(VolumeRecord::decode(&bytes), Ok(record));
+        for len in 0..bytes.len() {
+            assert!(VolumeRecord::decode(&bytes[..len]).is_err());
+        }
+        behind[0] = 3;
+        behind.extend_from_slice(&[0; 8]);
+        let error = VolumeRecord::decode(&behind).unwrap_err();
+        assert!(error.to_string().contains("the first that"), "{error}");
     }
 }
 
@@ -263,7 +292,7 @@ fn volume_records_that_are_none() {
         (83, 0x10, "68 bits"),
         (96, 0xff, "UTF-8"),
     ];
-    assert!(with(0, 3).is_unknown());
+    assert!(with(0, 4).is_unknown());
     for (at, byte, why) in refusals {
         let error = with(at, byte).to_string();
         assert!(error.contains(why), "byte {at}: {error}");

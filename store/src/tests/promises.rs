@@ -1,0 +1,169 @@
+//! What a pending snapshot promised of the journal is a witness: damage to it is never taken for a torn end.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    assert_holds, block_on,
+    crash::Machine,
+    pending::{completed, fill, pending},
+    volume_data::{BLOCK, contents, new_volume},
+};
+use crate::{
+    Error, SnapshotState, VolumeId, VolumeRecord,
+    format::{journal::first_sequence_of, names},
+    io::Disk as _,
+};
+
+const BLOCKS: usize = 8;
+/// Where the second batch of a file of single blocks is.
+const SECOND: u64 = 3 * BLOCK as u64;
+
+fn path(id: VolumeId, number: u64) -> PathBuf {
+    names::journal_file(Path::new("/data"), id, number)
+}
+
+fn image(blocks: &[u8]) -> Vec<u8> {
+    let mut image: Vec<u8> = blocks.iter().flat_map(|byte| [*byte; BLOCK]).collect();
+    image.resize(BLOCKS * BLOCK, 0);
+    image
+}
+
+/// Snapshot `s` is pending: it has the two blocks in file 1. Perhaps another is behind it, in file 2.
+async fn with_pending(machine: &Machine, more: bool, by_earlier_version: bool) -> VolumeId {
+    let (store, _) = machine.open().await.unwrap();
+    let new = new_volume("v", BLOCKS * BLOCK);
+    let id = store.create_volume(new).await.unwrap().id;
+    let volume = store.open_volume("v").await.unwrap();
+    let _turn = store.shared().fold_turn.acquire().await.unwrap();
+    fill(&volume, 0, 1).await;
+    fill(&volume, 1, 2).await;
+    pending(&store, "v", "s").await.unwrap();
+    let promised = store.volume("v").await.unwrap().promised_sequence;
+    assert_eq!(promised, first_sequence_of(1) + 1);
+    if more {
+        fill(&volume, 2, 3).await;
+    }
+    if by_earlier_version {
+        let change = |record: VolumeRecord| {
+            Ok(VolumeRecord {
+                promised_sequence: 0,
+                ..record
+            })
+        };
+        store.shared().commit.update(id, change).await.unwrap();
+    }
+    id
+}
+
+/// That the volume is refused, with these words.
+async fn assert_damaged(machine: &Machine, words: &[&str]) {
+    let (store, _) = machine.open().await.unwrap();
+    let refused = store.open_volume("v").await.unwrap_err();
+    assert!(matches!(refused, Error::Damaged(_)), "{refused}");
+    let said = refused.to_string();
+    for word in words {
+        assert!(said.contains(word), "{word:?} in {said}");
+    }
+    store.resume_snapshots().await.unwrap();
+    if let Ok(shown) = store.snapshot("s").await {
+        let SnapshotState::Failed { reason } = shown.state else {
+            panic!("{shown:?}");
+        };
+        assert_eq!(reason, said);
+    }
+}
+
+#[test]
+fn one_bit_in_front_of_a_cut_is_damage() {
+    // In the data, in its checksum, in the number of the batch, in what makes the descriptor one of this file, in its magic.
+    let bits = [BLOCK as u64 + 9, 60, 16, 40, 1];
+    for (more, by_earlier_version) in [(false, false), (true, false), (true, true)] {
+        for bit in bits {
+            let machine = Machine::new();
+            let id = block_on(with_pending(&machine, more, by_earlier_version));
+            let path = path(id, 1);
+            let before = machine.disk.contents(&path).unwrap();
+            machine.disk.flip(&path, SECOND + bit, 4).unwrap();
+            let place = format!("{} at offset {SECOND}", path.display());
+            let words = [&*place, "snapshot \"s\"", "in front of journal file 2"];
+            block_on(assert_damaged(&machine, &words));
+            // It stays as it is: nothing is cut off.
+            machine.disk.flip(&path, SECOND + bit, 4).unwrap();
+            assert!(machine.disk.contents(&path).unwrap() == before);
+            block_on(async {
+                let (store, _) = machine.open().await.unwrap();
+                let volume = store.open_volume("v").await.unwrap();
+                let now = image(&[1, 2, if more { 3 } else { 0 }]);
+                assert!(contents(&volume).await == now);
+                completed(&store, "s").await;
+                assert_holds(&store, "s", &image(&[1, 2])).await;
+                let record = store.volume("v").await.unwrap();
+                assert_eq!((record.promised_sequence, record.journal_from), (0, 2));
+            });
+        }
+    }
+}
+
+/// Without a file behind the cut, a record of an earlier version cannot tell a batch that looks as if it had never been written.
+#[test]
+fn what_cannot_be_read_in_front_of_a_cut_is_damage_by_an_old_record_too() {
+    for bit in [BLOCK as u64 + 9, 60, 16] {
+        let machine = Machine::new();
+        let id = block_on(with_pending(&machine, false, true));
+        let path = path(id, 1);
+        machine.disk.flip(&path, SECOND + bit, 4).unwrap();
+        let place = format!("{} at offset {SECOND}", path.display());
+        block_on(assert_damaged(&machine, &[&place, "snapshot \"s\""]));
+    }
+}
+
+#[test]
+fn a_file_that_is_missing_in_front_of_a_cut_is_damage() {
+    for more in [false, true] {
+        for by_earlier_version in [false, true] {
+            let machine = Machine::new();
+            let id = block_on(with_pending(&machine, more, by_earlier_version));
+            machine.disk.remove(&path(id, 1)).unwrap();
+            let place = format!("{} at offset 0", path(id, 1).display());
+            block_on(assert_damaged(&machine, &[&place, "snapshot \"s\""]));
+        }
+    }
+}
+
+/// Who deletes the snapshot does not give up what was flushed for it.
+#[test]
+fn the_promise_outlives_its_snapshot() {
+    let machine = Machine::new();
+    let id = block_on(with_pending(&machine, false, false));
+    let path = path(id, 1);
+    machine.disk.flip(&path, SECOND + 1, 4).unwrap();
+    let place = format!("{} at offset {SECOND}", path.display());
+    block_on(assert_damaged(&machine, &[&place, "snapshot \"s\""]));
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        store.delete_snapshot("s").await.unwrap();
+        assert_eq!(store.volume("v").await.unwrap().pending, []);
+    });
+    let promised = format!("batch {} was durable", first_sequence_of(1) + 1);
+    block_on(assert_damaged(&machine, &[&place, &promised]));
+}
+
+/// What was written behind the cut was promised to nobody: a torn end there is one.
+#[test]
+fn a_torn_end_behind_a_cut_is_no_damage() {
+    for bit in [BLOCK + 9, 60, 16, 40, 1] {
+        let machine = Machine::new();
+        let id = block_on(with_pending(&machine, true, false));
+        // It is not durable: what is flipped is only in the cache.
+        let mut bytes = machine.disk.contents(&path(id, 2)).unwrap();
+        bytes[BLOCK + bit] ^= 4;
+        machine.disk.put(&path(id, 2), &bytes).unwrap();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = store.open_volume("v").await.unwrap();
+            assert!(contents(&volume).await == image(&[1, 2]));
+            completed(&store, "s").await;
+            assert_holds(&store, "s", &image(&[1, 2])).await;
+        });
+    }
+}
