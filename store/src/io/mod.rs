@@ -1,7 +1,7 @@
 //! The only access to packs and the catalog log: every read, write and sync of theirs goes through a [`Disk`].
 //!
 //! (RocksDB does its own.) Three disks exist: [`choose`] gives io_uring, or a pool of threads where the kernel
-//! refuses that; [`sim::SimDisk`] keeps files in memory and can lose power at any moment.
+//! refuses that; [`sim::SimDisk`] keeps files in memory, and can lose power or the process at any moment.
 //!
 //! # What a disk promises
 //!
@@ -18,6 +18,8 @@
 //! - After a sync has failed, what was written since the one before is in doubt for good: a later sync
 //!   that succeeds does not bring it back (the kernel forgets such pages). Callers stop writing.
 //! - Writes under way at the same time are in no order.
+//! - When the process is killed and the machine goes on, everything that had completed is there, for the next process to see and to
+//!   sync. What was under way has happened by then, in whole or some of its 4 KiB pages, or never will.
 
 pub mod sim;
 

@@ -9,7 +9,7 @@ const PAGE_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
 
 /// A change of a file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Edit {
     Write { offset_bytes: u64, bytes: Vec<u8> },
     SetLen(u64),
@@ -28,14 +28,14 @@ enum Stage {
     Doubtful,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Pending {
     number: u64,
     edit: Edit,
     stage: Stage,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Content {
     seen: Vec<u8>,
     durable: Vec<u8>,
@@ -147,20 +147,81 @@ impl Content {
         }
     }
 
+    /// What the page cache goes on with: of what a sync has failed to write, the disk has what it has, and it is read from there.
+    pub(super) fn forget_cached(&mut self, random: &mut Random) {
+        let is_doubtful = |pending: &Pending| pending.stage == Stage::Doubtful;
+        if !self.pending.iter().any(is_doubtful) {
+            return;
+        }
+        let durable = &mut self.durable;
+        self.pending.retain(|pending| {
+            if is_doubtful(pending) {
+                pending.edit.keep_some(durable, random);
+            }
+            !is_doubtful(pending)
+        });
+        self.seen = self.durable.clone();
+        for pending in &self.pending {
+            if pending.stage == Stage::Completed {
+                apply(&pending.edit, &mut self.seen);
+            }
+        }
+    }
+
+    /// What others see once the process is gone. What was under way happened, in whole or in part, or did not. Nothing of it is more
+    /// durable than before.
+    pub(super) fn after_kill(mut self, random: &mut Random) -> Self {
+        let is_begun = |pending: &mut Pending| pending.stage == Stage::Begun;
+        let under_way: Vec<_> = self.pending.extract_if(.., is_begun).collect();
+        for pending in under_way {
+            for edit in pending.edit.some_pages(random) {
+                let number = self.begin(edit);
+                self.complete(number);
+            }
+        }
+        self
+    }
+
     /// What is left after a loss of power.
     pub(super) fn after_crash(&self, random: &mut Random) -> Self {
         let mut bytes = self.durable.clone();
         for pending in &self.pending {
-            match &pending.edit {
-                Edit::Write {
-                    offset_bytes,
-                    bytes: written,
-                } => keep_some(*offset_bytes, written, &mut bytes, random),
-                Edit::SetLen(_) if random.one_in(2) => apply(&pending.edit, &mut bytes),
-                Edit::SetLen(_) => {}
-            }
+            pending.edit.keep_some(&mut bytes, random);
         }
         Self::durable(bytes)
+    }
+}
+
+impl Edit {
+    /// What a disk keeps of it.
+    fn keep_some(&self, bytes: &mut Vec<u8>, random: &mut Random) {
+        match self {
+            Self::Write {
+                offset_bytes,
+                bytes: written,
+            } => keep_some(*offset_bytes, written, bytes, random),
+            Self::SetLen(_) if random.one_in(2) => apply(self, bytes),
+            Self::SetLen(_) => {}
+        }
+    }
+
+    /// All of it, nothing, or some of its pages.
+    fn some_pages(self, random: &mut Random) -> Vec<Self> {
+        let all = random.next() % 3;
+        match self {
+            _ if all == 0 => Vec::new(),
+            Self::Write {
+                offset_bytes,
+                bytes,
+            } if all == 1 => pieces(offset_bytes, &bytes, PAGE_BYTES)
+                .filter(|_| random.one_in(2))
+                .map(|(offset_bytes, page)| Self::Write {
+                    offset_bytes,
+                    bytes: page.to_vec(),
+                })
+                .collect(),
+            whole => vec![whole],
+        }
     }
 }
 

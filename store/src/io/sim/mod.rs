@@ -1,12 +1,13 @@
-//! A disk in memory that keeps only what [`Disk`] promises: for tests of what happens when the power fails, a write
-//! fails, or the disk is full.
+//! A disk in memory that keeps only what [`Disk`] promises: for tests of what happens when the power fails, the process is
+//! killed, a write fails, or the disk is full.
 //!
 //! It is deterministic: what a crash keeps follows from its seed. Every operation that changes something is counted,
 //! so that a test can let a run end after each of them in turn:
 //!
 //! 1. run once, and ask for [`operations`](SimDisk::operations);
 //! 2. for each number up to that: run on a new disk with [`power_off_after`](SimDisk::power_off_after), then open
-//!    what [`crash`](SimDisk::crash) left, for several seeds.
+//!    what [`crash`](SimDisk::crash) left, for several seeds. [`kill`](SimDisk::kill) leaves what the page cache has as well: to
+//!    those who do anything it is the same, for a process that is killed does nothing any more either.
 //!
 //! A write happens when its completion is polled for the second time, so that tasks take turns. One whose completion
 //! is dropped stays under way for ever: nobody sees it, but a crash may keep it.
@@ -52,6 +53,8 @@ struct World {
     writes: u64,
     syncs: u64,
     faults: Faults,
+    /// What the disk holds where a sync has failed.
+    random: Random,
 }
 
 #[derive(Default)]
@@ -86,6 +89,50 @@ impl SimDisk {
             world: Arc::new(Mutex::new(World {
                 names,
                 files,
+                random,
+                ..World::default()
+            })),
+        })
+    }
+
+    /// The disk after the process was killed and the machine went on: what had completed is there, and as durable as it was. What
+    /// was under way happened or not, as `seed` decides. Faults are not handed on. This one does nothing any more: it is the
+    /// process's.
+    #[must_use]
+    pub fn kill(&self, seed: u64) -> Arc<Self> {
+        let mut random = Random::new(seed);
+        let dead = World {
+            operations: 1,
+            faults: Faults {
+                power_off_after: Some(0),
+                ..Faults::default()
+            },
+            ..World::default()
+        };
+        let world = std::mem::replace(&mut *self.world.lock(), dead);
+        let files = world.files.into_iter();
+        let files = files
+            .map(|(number, content)| (number, content.after_kill(&mut random)))
+            .collect();
+        Arc::new(Self {
+            world: Arc::new(Mutex::new(World {
+                names: world.names,
+                files,
+                random,
+                ..World::default()
+            })),
+        })
+    }
+
+    /// Another disk with the same on it. Faults are not handed on.
+    #[must_use]
+    pub fn copy(&self) -> Arc<Self> {
+        let world = self.world.lock();
+        Arc::new(Self {
+            world: Arc::new(Mutex::new(World {
+                names: world.names.clone(),
+                files: world.files.clone(),
+                random: world.random.clone(),
                 ..World::default()
             })),
         })
@@ -321,7 +368,13 @@ impl Disk for SimDisk {
             .blocking_wait()
     }
 
-    fn forget_cached(&self, _: &File) {}
+    fn forget_cached(&self, file: &File) {
+        let world = &mut *self.world.lock();
+        let content = file.simulated_number().ok();
+        if let Some(content) = content.and_then(|number| world.files.get_mut(&number)) {
+            content.forget_cached(&mut world.random);
+        }
+    }
 
     fn will_need(&self, _: &File, _: u64, _: usize) {}
 

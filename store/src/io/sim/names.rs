@@ -33,14 +33,14 @@ enum Edit {
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Pending {
     number: u64,
     edit: Edit,
 }
 
 /// All directories are flat in one map: a path and what it stands for. `/` is always there.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Names {
     seen: BTreeMap<PathBuf, Entry>,
     durable: BTreeMap<PathBuf, Entry>,

@@ -1,7 +1,7 @@
 //! Numbers that follow from a seed.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
-#[derive(Debug)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Random(u64);
 
 impl Random {

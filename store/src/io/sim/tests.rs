@@ -245,3 +245,106 @@ fn bytes_can_be_put_and_flipped() {
         BTreeSet::from([b"aBc".to_vec()])
     );
 }
+
+/// What the next process sees of a file that is written while this one is killed.
+fn after_kills<T: Ord>(under_way: bool, look: impl Fn(&SimDisk) -> T) -> BTreeSet<T> {
+    let killed = |seed| {
+        let (disk, file) = with_file();
+        write(&disk, &file, 0, &[1; 4096]).unwrap();
+        if under_way {
+            drop(disk.write(&file, 4096, AlignedBuf::from_slice(&[2; 3 * 4096])));
+        }
+        let after = disk.kill(seed);
+        assert!(write(&disk, &file, 0, &[9; 512]).is_err(), "it is dead");
+        assert!(disk.list(Path::new("/")).is_err());
+        look(&after)
+    };
+    SEEDS.map(killed).collect()
+}
+
+#[test]
+fn a_kill_takes_nothing_that_had_completed() {
+    let seen = after_kills(false, |disk| disk.contents(path()).unwrap());
+    assert_eq!(seen, BTreeSet::from([vec![1; 4096]]));
+    // But it is no more durable than it was, until somebody syncs it.
+    let kept = after_kills(false, |disk| disk.crash(7).contents(path()).unwrap());
+    assert_eq!(kept.len(), 1, "the same seed, whatever the kill's");
+    let lens = after_kills(false, |disk| {
+        let all = outcomes(disk, |disk| disk.contents(path()).unwrap());
+        assert!(all.len() > 1);
+        let file = disk.open(path(), OpenMode::ReadWrite).unwrap();
+        disk.sync_data(&file).blocking_wait().unwrap();
+        outcomes(disk, |disk| disk.contents(path()).unwrap())
+    });
+    assert_eq!(lens, BTreeSet::from([BTreeSet::from([vec![1; 4096]])]));
+}
+
+#[test]
+fn what_is_under_way_at_a_kill_happens_or_not_by_pages() {
+    let seen = after_kills(true, |disk| {
+        let bytes = disk.contents(path()).unwrap();
+        assert_eq!(bytes[..4096], [1; 4096]);
+        let pages = bytes[4096..].chunks(4096);
+        pages
+            .map(|page| {
+                assert!(
+                    [[0; 4096], [2; 4096]].iter().any(|it| page == it),
+                    "a page is whole"
+                );
+                page[0]
+            })
+            .collect::<Vec<_>>()
+    });
+    // All, none, or any of the three pages: what is behind the last of them is not there.
+    let expected = [
+        &[][..],
+        &[2],
+        &[0, 2],
+        &[2, 2],
+        &[0, 0, 2],
+        &[2, 0, 2],
+        &[0, 2, 2],
+        &[2, 2, 2],
+    ];
+    assert_eq!(seen, expected.into_iter().map(<[u8]>::to_vec).collect());
+}
+
+#[test]
+fn names_outlive_a_kill_and_are_no_more_durable() {
+    let gone: BTreeSet<_> = SEEDS
+        .map(|seed| {
+            let disk = SimDisk::new();
+            disk.open(path(), OpenMode::CreateNew).unwrap();
+            let after = disk.kill(seed);
+            assert_eq!(after.list(Path::new("/")).unwrap(), ["file"]);
+            after.crash(seed).list(Path::new("/")).unwrap().len()
+        })
+        .collect();
+    assert_eq!(gone, BTreeSet::from([0, 1]));
+}
+
+/// Whoever reads on finds in the cache what never reached the disk, and has to forget that first.
+#[test]
+fn a_failed_sync_is_seen_once_the_cache_is_forgotten() {
+    let mut seen = BTreeSet::new();
+    for seed in SEEDS {
+        let (disk, file) = with_file();
+        write(&disk, &file, 0, &[1; 4096]).unwrap();
+        disk.fail_sync(1);
+        assert!(disk.sync_data(&file).blocking_wait().is_err());
+        let after = disk.kill(seed);
+        let file = after.open(path(), OpenMode::ReadWrite).unwrap();
+        after.sync_data(&file).blocking_wait().unwrap();
+        assert_eq!(after.contents(path()).unwrap(), [1; 4096]);
+        after.forget_cached(&file);
+        let found = after.contents(path()).unwrap();
+        // From now on it is as it is.
+        let kept = outcomes(&after, |disk| disk.contents(path()).unwrap());
+        assert_eq!(kept, BTreeSet::from([found.clone()]));
+        seen.insert(found.first().copied());
+    }
+    assert!(
+        seen.is_superset(&BTreeSet::from([None, Some(1)])),
+        "{seen:?}"
+    );
+}
