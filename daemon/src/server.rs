@@ -107,6 +107,9 @@ impl Server {
         for damage in &report.damage {
             error!("{damage}");
         }
+        for stranded in &report.stranded_journals {
+            error!("{stranded}");
+        }
         match Self::serve(config, inherited, store.clone()).await {
             Ok(server) => Ok(server),
             Err(error) => {

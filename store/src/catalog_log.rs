@@ -166,6 +166,21 @@ impl CatalogLog {
         Ok(replay)
     }
 
+    /// What could not be read at the end, and where that begins.
+    pub(crate) async fn torn_tail(&self) -> Result<(u64, AlignedBuf)> {
+        let offset_bytes = self.position.offset_bytes;
+        let len_bytes = self
+            .disk
+            .len(&self.file)
+            .map_err(|source| Error::io("read the length of", self.path(), source))?;
+        // What is longer than a record is damage, which is not cut off.
+        let len = usize::try_from(len_bytes.saturating_sub(offset_bytes))
+            .map_or(WINDOW_BYTES, |len| len.min(WINDOW_BYTES));
+        let read = self.disk.read_up_to(&self.file, offset_bytes, len).await;
+        let tail = read.map_err(|source| Error::io("read", self.path(), source))?;
+        Ok((offset_bytes, tail))
+    }
+
     /// Cuts off what could not be read at the end.
     pub(crate) async fn cut_torn_tail(&mut self) -> Result<()> {
         let cut = self.disk.set_len(&self.file, self.position.offset_bytes);
@@ -221,6 +236,8 @@ impl CatalogLog {
             self.disk
                 .set_len(&self.file, offset_bytes)
                 .map_err(|source| Error::io("cut back", path, source))?;
+            // A record that was refused must not come back: after a loss of power it would be taken for one that was made.
+            self.sync().await?;
         }
         Err(error)
     }

@@ -94,6 +94,16 @@ struct Pending {
     closing: bool,
 }
 
+/// How many records wait to be indexed.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Fill {
+    Some,
+    /// Enough for a group.
+    Group,
+    /// More than may be while another group is being indexed.
+    TooMany,
+}
+
 impl Pending {
     fn check(&self, generation: Generation) -> Result<()> {
         if let Some(reason) = &self.poisoned {
@@ -117,6 +127,25 @@ impl Pending {
         let bytes =
             |appended: &Option<Appended>| appended.as_ref().map_or(0, Appended::stored_bytes);
         bytes(&self.chunks_appended) + bytes(&self.nodes_appended)
+    }
+
+    /// Records that are kept in mind.
+    fn records(&self) -> usize {
+        self.chunks.len() + self.nodes.len()
+    }
+
+    /// What is to be done about their number.
+    fn fill(&self) -> Fill {
+        let records = self.records();
+        if records >= 2 * limits::INDEX_GROUP_RECORDS {
+            Fill::TooMany
+        } else if records >= limits::INDEX_GROUP_RECORDS
+            || self.appended_bytes() >= limits::INDEX_GROUP_BYTES
+        {
+            Fill::Group
+        } else {
+            Fill::Some
+        }
     }
 }
 
@@ -239,40 +268,52 @@ impl Commit {
             .collect();
         let appended = self.written(self.chunks.append(records).await)?;
         let stored = appended.stored_bytes();
-        let full = {
+        let fill = {
             let mut pending = self.pending.write();
             pending.check(generation)?;
             pending.chunks.extend(kept);
             join(&mut pending.chunks_appended, appended);
-            pending.appended_bytes() >= limits::INDEX_GROUP_BYTES
+            pending.fill()
         };
         reach(Failpoint::ChunksAppended);
-        if full {
-            self.to_the_end(|commit| async move {
-                // Whoever flushes already takes these along, or the next group does.
-                match commit.flushing.try_lock() {
-                    Ok(flushing) => commit.flush_locked(&flushing, false).await,
-                    Err(_) => Ok(()),
-                }
-            })
-            .await?;
-        }
+        self.index_group(fill).await?;
         Ok(stored)
     }
 
-    /// Appends tree nodes. Returns the bytes they take in packs.
+    /// Indexes what was appended, if it is enough for a group.
+    async fn index_group(self: &Arc<Self>, fill: Fill) -> Result<()> {
+        if fill == Fill::Some {
+            return Ok(());
+        }
+        self.to_the_end(move |commit| async move {
+            let flushing = match commit.flushing.try_lock() {
+                Ok(flushing) => flushing,
+                // The next group takes these along.
+                Err(_) if fill == Fill::Group => return Ok(()),
+                Err(_) => commit.flushing.lock().await,
+            };
+            commit.flush_locked(&flushing, false).await
+        })
+        .await
+    }
+
+    /// Appends tree nodes, and indexes when a group is full. Returns the bytes they take in packs.
     pub(crate) async fn append_nodes(
-        &self,
+        self: &Arc<Self>,
         generation: Generation,
         records: Vec<EncodedRecord>,
     ) -> Result<u64> {
         let keys: Vec<_> = node_keys(&records).collect();
         let appended = self.written(self.nodes.append(records).await)?;
         let stored = appended.stored_bytes();
-        let mut pending = self.pending.write();
-        pending.check(generation)?;
-        pending.nodes.extend(keys);
-        join(&mut pending.nodes_appended, appended);
+        let fill = {
+            let mut pending = self.pending.write();
+            pending.check(generation)?;
+            pending.nodes.extend(keys);
+            join(&mut pending.nodes_appended, appended);
+            pending.fill()
+        };
+        self.index_group(fill).await?;
         Ok(stored)
     }
 

@@ -50,7 +50,7 @@ pub use read::{
     ChangeExtent, ContentReader, Extent, Piece, ReadAhead, Segment, SegmentStream, SnapshotReader,
     StoredChunk, VerifiedChunk,
 };
-pub use recovery::{RebuildReport, RecoveryReport, rebuild};
+pub use recovery::{RebuildReport, RecoveryReport, StrandedJournal, rebuild};
 pub use replicate::{GivenNode, check_snapshot_name, check_snapshot_tags};
 pub use snapshot::{DiffExtent, SnapshotDiff};
 pub use store::{Options, Store, StoreStatus};

@@ -11,6 +11,7 @@
 //! | reads under way | [`READ_BYTES_IN_FLIGHT`], and as much again decoded |
 //! | batches of changes on their way to journals | twice [`JOURNAL_QUEUE_BYTES`]; what waits is with its writers |
 //! | segments of volumes being cut again | [`FOLD_SEGMENTS_IN_FLIGHT`] x 8 MiB |
+//! | what is kept in mind of chunks that are not indexed | twice [`INDEX_GROUP_RECORDS`] x 300 |
 //! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
 
 use std::time::Duration;
@@ -28,6 +29,9 @@ pub const UPLOADS_MAX: usize = 64;
 pub const REMOTES_MAX: usize = 256;
 /// Chunks are indexed in groups this large, of packed bytes: what a crash makes an interrupted upload send again.
 pub const INDEX_GROUP_BYTES: u64 = 32 << 20;
+/// And no larger than this, in chunks and tree nodes: what is kept in mind of each takes some 300 bytes, and one may pack to fewer.
+/// Of chunks of the usual 14 KiB a group has 2400. While one is being indexed the next may grow as large; then senders wait.
+pub const INDEX_GROUP_RECORDS: usize = 1 << 13;
 
 /// One write to a pack.
 pub const PACK_BUFFER_BYTES: usize = 1 << 20;
@@ -40,6 +44,8 @@ pub const PACK_BYTES_MAX: u64 = 256 << 20;
 pub const PACK_CLOSED_PART: u64 = 4;
 /// Pack files kept open for reads.
 pub const PACKS_OPEN_MAX: usize = 256;
+/// Pack files kept open for reads past the page cache, by whoever verifies: it goes from pack to pack.
+pub const PACKS_OPEN_DIRECT_MAX: usize = 16;
 
 /// Bytes of reads from packs under way at one time.
 pub const READ_BYTES_IN_FLIGHT: usize = 32 << 20;
@@ -174,6 +180,7 @@ const _: () = assert!(
         + 2 * JOURNAL_QUEUE_BYTES as u64
         + (FOLD_SEGMENTS_IN_FLIGHT * varve_content::block::SEGMENT_BYTES) as u64
         + 36 * UPLOAD_LEAVES_MAX as u64
+        + 2 * 300 * INDEX_GROUP_RECORDS as u64
         + ROCKS_CACHE_BYTES as u64
         + ROCKS_WRITE_BUFFER_BYTES as u64
         <= STORE_MEMORY_MAX

@@ -101,35 +101,34 @@ impl Store {
     }
 
     async fn is_known(&self, key: NodeKey) -> Result<bool> {
-        Ok(self.first_unknown(&[key]).await?.is_none())
+        let shared = self.shared();
+        let places = shared
+            .meta(Priority::Read, move |meta| meta.nodes(&[key]))
+            .await?;
+        let mut places = places.into_iter().flatten();
+        Ok(places.any(|place| !shared.lost.hold(&place)))
     }
 
     async fn check_known(&self, keys: &[NodeKey]) -> Result<()> {
-        match self.first_unknown(keys).await? {
-            None => Ok(()),
-            Some(key) => Err(Error::NotFound {
-                what: "node",
-                name: key.to_string(),
-            }),
-        }
-    }
-
-    async fn first_unknown(&self, keys: &[NodeKey]) -> Result<Option<NodeKey>> {
         let wanted = keys.to_vec();
         let known = self
             .shared()
             .meta(Priority::Write, move |meta| meta.nodes(&wanted))
             .await?;
         let mut places = keys.iter().zip(&known);
-        Ok(places
-            .find(|(_, place)| place.is_none())
-            .map(|(key, _)| *key))
+        match places.find(|(_, place)| place.is_none()) {
+            None => Ok(()),
+            Some((key, _)) => Err(Error::NotFound {
+                what: "node",
+                name: key.to_string(),
+            }),
+        }
     }
 
     /// Whether all that a completed snapshot names can be taken to be in the store. Not if index and catalog were ever made again: then the catalog
-    /// knows of snapshots, and packs may have been lost.
+    /// knows of snapshots, and packs may have been lost. Nor if the last start found something lost.
     pub fn vouches_for_snapshots(&self) -> bool {
-        !names::rebuilt(&self.shared().options.data_dir).exists()
+        self.shared().lost.is_empty() && !names::rebuilt(&self.shared().options.data_dir).exists()
     }
 
     /// A completed snapshot of that content, if there is one.

@@ -14,7 +14,7 @@ use crate::{
     io::{Disk, IoEngine},
     limits,
     meta::{Meta, Named as _},
-    pack::{EncodedRecord, PackReader},
+    pack::{EncodedRecord, LostPlaces, PackReader},
     read::{CachedNode, VerifiedChunk},
     recovery::{self, RecoveryReport},
     volume::{JournalSpace, OpenVolumes, PendingSnapshots},
@@ -71,7 +71,7 @@ pub struct StoreStatus {
     pub chunker_version: u32,
     /// Number of snapshots, pending and failed ones included.
     pub snapshots: u64,
-    /// Sum of their sizes.
+    /// Sum of their sizes; 2^64 - 1 where it is more.
     pub logical_bytes: u64,
     /// Number of volumes.
     pub volumes: u64,
@@ -123,6 +123,8 @@ pub(crate) struct Shared {
     pub(crate) meta: Arc<dyn Meta>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) packs: PackReader,
+    /// What recovery found to be gone from packs: it does not count as being in the store.
+    pub(crate) lost: LostPlaces,
     pub(crate) commit: Arc<Commit>,
     pub(crate) chunk_cache: Cache<ChunkId, VerifiedChunk, ByBytes>,
     pub(crate) node_cache: Cache<NodeId, CachedNode, ByBytes>,
@@ -194,7 +196,7 @@ impl Store {
             format_version: FORMAT_VERSION,
             chunker_version: CHUNKER_VERSION,
             snapshots: totals.snapshots,
-            logical_bytes: totals.logical_bytes,
+            logical_bytes: u64::try_from(totals.logical_bytes).unwrap_or(u64::MAX),
             volumes: totals.volumes,
             chunks: totals.chunks,
             chunk_bytes: totals.chunk_bytes,
@@ -277,7 +279,9 @@ impl Shared {
             .await?;
         for (position, place) in positions.into_iter().zip(indexed) {
             if let Some(slot) = known.get_mut(position) {
-                *slot = place.map(|place| place.payload);
+                *slot = place
+                    .filter(|place| !self.lost.hold(place))
+                    .map(|place| place.payload);
             }
         }
         Ok(known)
@@ -294,10 +298,10 @@ impl Shared {
         let indexed = self
             .meta(Priority::Write, move |meta| meta.nodes(&keys))
             .await?;
-        let known = pending
-            .iter()
-            .zip(&indexed)
-            .map(|(pending, indexed)| *pending || indexed.is_some());
+        let known = pending.iter().zip(&indexed).map(|(pending, indexed)| {
+            let is_there = indexed.is_some_and(|place| !self.lost.hold(&place));
+            *pending || is_there
+        });
         let new: Vec<_> = records
             .into_iter()
             .zip(known)

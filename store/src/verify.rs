@@ -1,7 +1,12 @@
 //! The verifier: reads every node and chunk of a snapshot from its pack and checks it.
 //!
+//! What is in memory says nothing of the disk, so it is read past the store's caches, and past the page cache where the
+//! file system can do that.
+//!
 //! It goes on after damage: a violation is a finding, not an end. What cannot be reached for a broken node is one
 //! violation, of the node.
+
+use std::sync::Arc;
 
 use varve_content::{
     block::{BLOCK_BYTES, SEGMENT_BYTES},
@@ -10,7 +15,7 @@ use varve_content::{
 
 use crate::{
     Error, Result,
-    read::{SnapshotReader, walked},
+    read::{DiskSource, Segment, SnapshotReader, walked},
     store::Store,
 };
 
@@ -40,13 +45,17 @@ impl Store {
     /// Begins to verify a snapshot.
     pub async fn verify(&self, key: &str) -> Result<SnapshotVerify> {
         let reader = self.open_snapshot(key).await?;
+        let disk = DiskSource::new(Arc::clone(self.shared()));
+        let root = disk.root(reader.root().id()).await;
+        let root = root.map_err(|error| reader.named(error))?;
         Ok(SnapshotVerify {
-            walk: LeafWalk::new(reader.root(), 0),
+            walk: LeafWalk::new(&root, 0),
             progress: VerifyProgress {
                 total_bytes: reader.record().completed()?.data_bytes,
                 ..VerifyProgress::default()
             },
             reader,
+            disk,
             next_segment: 0,
             finished: false,
         })
@@ -57,6 +66,7 @@ impl Store {
 #[derive(Debug)]
 pub struct SnapshotVerify {
     reader: SnapshotReader,
+    disk: DiskSource,
     walk: LeafWalk,
     progress: VerifyProgress,
     next_segment: u32,
@@ -70,12 +80,7 @@ impl SnapshotVerify {
             return Ok(None);
         }
         self.progress.violations.clear();
-        match self
-            .walk
-            .next(&**self.reader.shared())
-            .await
-            .map_err(walked)
-        {
+        match self.walk.next(&self.disk).await.map_err(walked) {
             Ok(None) => {
                 self.finished = true;
                 self.compare_length();
@@ -83,8 +88,8 @@ impl SnapshotVerify {
             Ok(Some((segment, leaf))) => {
                 self.next_segment = segment + 1;
                 self.progress.checked += 1;
-                match self.reader.shared().located_leaf(leaf).await {
-                    Ok(_) => self.check_segment(segment).await?,
+                match self.disk.segment(segment, leaf).await {
+                    Ok(segment) => self.check_segment(&segment).await?,
                     Err(error) => self.found(segment, 0, error)?,
                 }
             }
@@ -97,11 +102,9 @@ impl SnapshotVerify {
         Ok(Some(self.progress.clone()))
     }
 
-    async fn check_segment(&mut self, index: u32) -> Result<()> {
-        let Some(segment) = self.reader.segment(index).await? else {
-            return Ok(());
-        };
-        for (position, checked) in self.reader.check_chunks(&segment).await? {
+    async fn check_segment(&mut self, segment: &Segment) -> Result<()> {
+        let index = segment.index();
+        for (position, checked) in self.disk.check_chunks(&self.reader, segment).await? {
             self.progress.checked += 1;
             if let Err(damage) = checked {
                 let block = segment

@@ -5,4 +5,5 @@ mod crashes;
 mod damage;
 mod data_dir;
 mod full_disk;
+mod old_stores;
 mod stop;

@@ -6,10 +6,12 @@ use varve_content::{
 };
 use varve_daemon::nbd::wire::{self, Framing};
 use varve_store::format::{
-    CopyRecord, Location, PackId, RemoteRecord, SnapshotRecord, VolumeId, VolumeRecord,
+    CopyRecord, Location, OwnerRecord, PackId, RemoteRecord, SnapshotRecord, VolumeId,
+    VolumeRecord,
     catalog_log::{self, Found, LOG_ALIGN, LogHeader, Position},
     journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES},
     keys::{self, Identity, PackState, Totals},
+    owner::OWNER_SLOT_BYTES,
     pack::{
         self, Header, PACK_HEADER_BYTES, PackHeader, RECORD_HEADER_BYTES, TRAILER_BYTES, Trailer,
     },
@@ -38,7 +40,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 32] = [
+pub(super) const DECODERS: [Decoder; 33] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -78,6 +80,15 @@ pub(super) const DECODERS: [Decoder; 32] = [
         name: "journal-header",
         decode: journal_header,
         repair: |input| put_crc32(input, 124),
+    },
+    Decoder {
+        name: "journal-owner",
+        decode: |input| {
+            start(OwnerRecord::decode(input), |it| {
+                it.encode().unwrap().to_vec()
+            })
+        },
+        repair: |input| put_crc32(input, OWNER_SLOT_BYTES - 4),
     },
     Decoder {
         name: "journal-descriptor",
@@ -304,7 +315,12 @@ fn pack_footer(input: &[u8]) -> Outcome {
     whole(pack::decode_footer(footer, &trailer), |entries| {
         prefixed(
             pack_bytes,
-            &pack::encode_footer(trailer.pack, trailer.footer_offset_bytes, entries),
+            &pack::encode_footer(
+                trailer.pack,
+                trailer.nonce,
+                trailer.footer_offset_bytes,
+                entries,
+            ),
         )
     })
 }

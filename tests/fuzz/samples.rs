@@ -9,13 +9,13 @@ use varve_content::{
     tree::{Inner, Leaf, LeafEntry, Root},
 };
 use varve_store::format::{
-    CopyId, CopyOutcome, CopyRecord, Location, PackId, PackKind, PendingSnapshot, RemoteRecord,
-    SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, StoreId, VolumeId,
-    VolumeRecord,
+    CopyId, CopyOutcome, CopyRecord, Location, OwnerRecord, PackId, PackKind, PendingSnapshot,
+    RemoteRecord, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState,
+    StoreId, VolumeId, VolumeRecord,
     catalog_log::{LogHeader, Record},
     journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackState, Totals},
-    pack::{self, FooterEntry, PackHeader, Payload, RecordHeader, RecordKind},
+    pack::{self, FooterEntry, PackHeader, PackNonce, Payload, RecordHeader, RecordKind},
     store_file::StoreFile,
 };
 use varve_tests::{nbd, random::Random};
@@ -26,16 +26,18 @@ type Samples = Vec<(&'static str, Vec<u8>)>;
 pub(super) fn of(decoder: &str) -> Samples {
     match decoder {
         "pack-header" => vec![
-            ("chunks", pack_header(PackKind::Chunks, 1)),
-            ("nodes", pack_header(PackKind::Nodes, u64::MAX)),
+            ("chunks", pack_header(PackKind::Chunks, 1, PACK_NONCE)),
+            ("nodes", pack_header(PackKind::Nodes, u64::MAX, PACK_NONCE)),
+            ("version-1", pack_header(PackKind::Chunks, 1, None)),
         ],
         "pack-record-header" => record_headers(),
         "pack-record" => records(),
         "pack-footer" => vec![
-            ("empty", footer(0)),
-            ("one", footer(1)),
-            ("full-block", footer(77)),
-            ("two-blocks", footer(100)),
+            ("empty", footer(0, PACK_NONCE)),
+            ("one", footer(1, PACK_NONCE)),
+            ("full-block", footer(77, PACK_NONCE)),
+            ("two-blocks", footer(100, PACK_NONCE)),
+            ("version-1", footer(1, None)),
         ],
         "pack-id" => vec![
             ("chunks", CHUNKS.to_string().into_bytes()),
@@ -55,6 +57,7 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("header", journal_header()),
             ("version-1", journal_header_of_version_1()),
         ],
+        "journal-owner" => vec![("attached", owner(true)), ("detached", owner(false))],
         "journal-descriptor" => vec![
             ("one", descriptor(&[data(7, 1)])),
             ("zeros", descriptor(&[zeros(0, 4096), zeros(u32::MAX, 1)])),
@@ -111,6 +114,7 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("zero", Totals::default().encode().to_vec()),
             ("some", totals(0)),
             ("volumes", totals(8)),
+            ("wide", wide_totals()),
         ],
         "index-identity" => vec![("identity", Identity { store: store() }.encode().to_vec())],
         "index-sequence" => vec![
@@ -204,11 +208,14 @@ fn store_file(compression: Compression) -> Vec<u8> {
     file.encode().into_bytes()
 }
 
-fn pack_header(kind: PackKind, number: u64) -> Vec<u8> {
+const PACK_NONCE: Option<PackNonce> = Some([0x9e; 12]);
+
+fn pack_header(kind: PackKind, number: u64, nonce: Option<PackNonce>) -> Vec<u8> {
     let header = PackHeader {
         pack: PackId { kind, number },
         store: store(),
         created_unix_seconds: 1_700_000_000,
+        nonce,
     };
     header.encode().to_vec()
 }
@@ -273,7 +280,7 @@ fn records() -> Samples {
     ]
 }
 
-fn footer(entries: u8) -> Vec<u8> {
+fn footer(entries: u8, nonce: Option<PackNonce>) -> Vec<u8> {
     let offset = 1u64 << 20;
     let entries: Vec<_> = (0..entries)
         .map(|number| FooterEntry {
@@ -282,7 +289,7 @@ fn footer(entries: u8) -> Vec<u8> {
             payload: payload(RecordKind::Chunk, 900),
         })
         .collect();
-    let footer = pack::encode_footer(CHUNKS, offset, &entries);
+    let footer = pack::encode_footer(CHUNKS, nonce, offset, &entries);
     [
         (offset + footer.len() as u64).to_le_bytes().as_slice(),
         &footer,
@@ -429,6 +436,15 @@ fn journal_header_of_version_1() -> Vec<u8> {
     header
 }
 
+fn owner(attached: bool) -> Vec<u8> {
+    let record = OwnerRecord {
+        store: store(),
+        number: 7,
+        volume: volume(attached),
+    };
+    record.encode().unwrap().to_vec()
+}
+
 const fn data(start_block: u32, blocks: u32) -> Entry {
     Entry {
         start_block,
@@ -501,6 +517,15 @@ fn pack_state(sealed: bool) -> Vec<u8> {
         sealed,
     };
     [PackState::key_of(state.pack).as_slice(), &state.encode()].concat()
+}
+
+fn wide_totals() -> Vec<u8> {
+    let totals = Totals {
+        snapshots: 1 << 21,
+        logical_bytes: 1 << 65,
+        ..Totals::default()
+    };
+    totals.encode()
 }
 
 fn totals(volumes: u64) -> Vec<u8> {

@@ -67,6 +67,8 @@ pub const TAGS_INDEXED: &[u8] = b"tags-indexed";
 const VERSION: u8 = 1;
 /// First byte of [`Totals`] with volumes.
 const TOTALS_VERSION: u8 = 2;
+/// First byte of [`Totals`] of more logical bytes than 64 bits hold.
+const TOTALS_VERSION_WIDE: u8 = 3;
 
 fn expect_version(fields: &mut Fields<'_>) -> Result<(), FormatError> {
     match fields.u8()? {
@@ -215,8 +217,8 @@ pub struct Totals {
     pub packs: u64,
     /// Snapshots.
     pub snapshots: u64,
-    /// Sizes of the snapshots.
-    pub logical_bytes: u64,
+    /// Sizes of the snapshots: a million of the largest are more than 64 bits hold.
+    pub logical_bytes: u128,
     /// Volumes.
     pub volumes: u64,
 }
@@ -224,12 +226,15 @@ pub struct Totals {
 impl Totals {
     /// As a value: the version, then all fields in the order above, 8 bytes each.
     ///
-    /// Version 1 ends before the volumes, and is that of an index without any; version 2 has some.
+    /// Version 1 ends before the volumes, and is that of an index without any; version 2 has some. In version 3 the sizes of the
+    /// snapshots take 16 bytes, because they need them, and volumes follow, any number.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let version = match self.volumes {
-            0 => VERSION,
-            _ => TOTALS_VERSION,
+        let narrow = u64::try_from(self.logical_bytes);
+        let version = match (narrow, self.volumes) {
+            (Err(_), _) => TOTALS_VERSION_WIDE,
+            (Ok(_), 0) => VERSION,
+            (Ok(_), _) => TOTALS_VERSION,
         };
         let mut bytes = vec![version];
         for total in [
@@ -239,11 +244,14 @@ impl Totals {
             self.stored_bytes,
             self.packs,
             self.snapshots,
-            self.logical_bytes,
         ] {
             bytes.extend_from_slice(&total.to_le_bytes());
         }
-        if self.volumes != 0 {
+        match narrow {
+            Ok(narrow) => bytes.extend_from_slice(&narrow.to_le_bytes()),
+            Err(_) => bytes.extend_from_slice(&self.logical_bytes.to_le_bytes()),
+        }
+        if version != VERSION {
             bytes.extend_from_slice(&self.volumes.to_le_bytes());
         }
         bytes
@@ -253,10 +261,10 @@ impl Totals {
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new("totals", bytes);
         let version = fields.u8()?;
-        if version != VERSION && version != TOTALS_VERSION {
+        if !matches!(version, VERSION | TOTALS_VERSION | TOTALS_VERSION_WIDE) {
             return Err(FormatError::unknown(
                 "version of totals",
-                format_args!("{VERSION} and {TOTALS_VERSION}"),
+                format_args!("{VERSION} to {TOTALS_VERSION_WIDE}"),
                 version,
             ));
         }
@@ -267,18 +275,24 @@ impl Totals {
             stored_bytes: fields.u64()?,
             packs: fields.u64()?,
             snapshots: fields.u64()?,
-            logical_bytes: fields.u64()?,
+            logical_bytes: 0,
             volumes: 0,
         };
-        if version == TOTALS_VERSION {
+        totals.logical_bytes = match version {
+            TOTALS_VERSION_WIDE => u128::from_le_bytes(fields.array()?),
+            _ => fields.u64()?.into(),
+        };
+        if version != VERSION {
             totals.volumes = fields.u64()?;
-            if totals.volumes == 0 {
-                return Err(FormatError::differs(
-                    "volumes in totals of version 2",
-                    "some",
-                    0,
-                ));
-            }
+        }
+        // One encoding of a value.
+        let expected = totals.encode().first().copied();
+        if expected != Some(version) {
+            return Err(FormatError::differs(
+                "version of totals",
+                format_args!("{expected:?} for these"),
+                version,
+            ));
         }
         fields.end()?;
         Ok(totals)

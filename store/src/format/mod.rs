@@ -17,6 +17,7 @@
 //! | [`copy`] | the record of a copy from another store, in the same places |
 //! | [`remote`] | the record of another daemon that has a name here, in the same places |
 //! | [`journal`] | the journals of volumes, the truth of what was written to them since their base |
+//! | [`owner`] | beside a journal: which volume it is of |
 //! | [`keys`] | keys and values in RocksDB, which can be made again from the above |
 
 #![warn(clippy::indexing_slicing)]
@@ -30,6 +31,7 @@ pub mod copy;
 pub mod journal;
 pub mod keys;
 pub mod names;
+pub mod owner;
 pub mod pack;
 pub mod remote;
 pub mod snapshot;
@@ -43,6 +45,7 @@ pub use copy::{CopyId, CopyOutcome, CopyRecord, OfCopy};
 pub use error::FormatError;
 pub use id::{ID_BYTES, IdKind, RecordId};
 pub use keys::{PackState, Totals};
+pub use owner::OwnerRecord;
 pub use pack::{Location, PackId, PackKind};
 pub use remote::RemoteRecord;
 pub use snapshot::{

@@ -4,8 +4,10 @@
 //! FORMAT                          which store this is: written once, first of all when a store is made
 //! LOCK                            locked by the process that has the store open
 //! catalog.log                     every change of the catalog
+//! catalog.log.cut-0000000000012000  what a rebuild cut off there
 //! packs/chunk-0000000000000001.pack
 //! packs/node-0000000000000002.pack
+//! volumes/vol-0123456789abcdef0/owner   which volume the journal is of
 //! volumes/vol-0123456789abcdef0/journal-0000000000000001.log
 //! index/                          RocksDB
 //! index.old/                      RocksDB as it was before the last rebuild
@@ -50,6 +52,16 @@ pub fn catalog_log(data_dir: &Path) -> PathBuf {
 #[must_use]
 pub fn catalog_log_unfinished(data_dir: &Path) -> PathBuf {
     data_dir.join("catalog.log.unfinished")
+}
+
+/// Where a rebuild keeps what it cuts off the catalog log at an offset, for the `nth` time.
+#[must_use]
+pub fn catalog_log_cut(data_dir: &Path, offset_bytes: u64, nth: u32) -> PathBuf {
+    let more = match nth {
+        0 => String::new(),
+        nth => format!("-{nth}"),
+    };
+    data_dir.join(format!("catalog.log.cut-{offset_bytes:016x}{more}"))
 }
 
 /// RocksDB's directory while it is made again. Like the next one it holds nothing that packs and log do not.
@@ -120,6 +132,12 @@ pub fn volume(data_dir: &Path, id: VolumeId) -> PathBuf {
 #[must_use]
 pub fn volume_of(file_name: &OsStr) -> Option<VolumeId> {
     file_name.to_str()?.parse().ok()
+}
+
+/// The owner record of a volume's journal.
+#[must_use]
+pub fn journal_owner(data_dir: &Path, id: VolumeId) -> PathBuf {
+    volume(data_dir, id).join("owner")
 }
 
 /// One of a volume's journal files.

@@ -307,6 +307,23 @@ fn index_values_are_pinned() {
     let mut zero = totals.encode();
     zero[57] = 0;
     assert!(Totals::decode(&zero).is_err(), "one encoding of a value");
+    // More than 64 bits hold.
+    let wide = Totals {
+        logical_bytes: 7 << 64,
+        volumes: 0,
+        ..totals
+    };
+    let literal = [
+        &counted[..6].concat(),
+        "0000000000000000",
+        "0700000000000000",
+        "0000000000000000",
+    ];
+    assert_bytes(&wide.encode(), &["03", &literal.concat()]);
+    assert_eq!(Totals::decode(&wide.encode()), Ok(wide));
+    let mut narrow = wide.encode();
+    narrow[57] = 0;
+    assert!(Totals::decode(&narrow).is_err(), "one encoding of a value");
 }
 
 #[test]
@@ -315,7 +332,7 @@ fn index_values_of_another_version_are_told_so() {
     value[0] = 2;
     assert!(Location::decode(&value).unwrap_err().is_unknown());
     let mut value = Totals::default().encode();
-    value[0] = 3;
+    value[0] = 4;
     assert!(Totals::decode(&value).unwrap_err().is_unknown());
 }
 
@@ -326,6 +343,7 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
         pack: location().pack,
         store: STORE,
         created_unix_seconds: 1,
+        nonce: Some([0x5e; 12]),
     };
     let (footer, trailer_at) = pack::tests::footer();
     let trailer = trailer_at..footer.len();

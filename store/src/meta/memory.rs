@@ -224,7 +224,7 @@ impl Meta for MemoryMeta {
             logical_bytes: model
                 .snapshots
                 .values()
-                .map(|record| record.size_bytes)
+                .map(|record| u128::from(record.size_bytes))
                 .sum(),
             volumes: model.volumes.len() as u64,
         })

@@ -49,6 +49,7 @@ over_both!(
     chunks_and_nodes_are_kept_apart,
     pack_states_are_replaced,
     snapshots_are_found_by_id_and_name,
+    sizes_of_snapshots_add_up_beyond_64_bits,
     snapshots_are_listed_by_name,
     a_snapshot_may_change_its_name,
     a_name_is_free_again_after_a_delete_in_the_same_batch,
@@ -312,6 +313,22 @@ fn snapshots_are_found_by_id_and_name(meta: &dyn Meta) {
     assert_eq!(meta.snapshot_by_name("a").unwrap(), None);
     let totals = meta.totals().unwrap();
     assert_eq!((totals.snapshots, totals.logical_bytes), (1, 1002));
+}
+
+fn sizes_of_snapshots_add_up_beyond_64_bits(meta: &dyn Meta) {
+    let large = |number: u8| SnapshotRecord {
+        size_bytes: u64::MAX - 1,
+        ..snapshot(number, &format!("s{number}"))
+    };
+    put_snapshots(meta, (1..=5).map(large));
+    let sum = |count: u128| count * u128::from(u64::MAX - 1);
+    assert_eq!(meta.totals().unwrap().logical_bytes, sum(5));
+    let batch = records(
+        meta,
+        (1..=4).map(|n| Record::DeleteSnapshot(snapshot_id(n))),
+    );
+    meta.apply(batch, true).unwrap();
+    assert_eq!(meta.totals().unwrap().logical_bytes, sum(1));
 }
 
 fn snapshots_are_listed_by_name(meta: &dyn Meta) {

@@ -52,4 +52,13 @@ pub trait PackHome: Send + Sync + fmt::Debug {
 
     /// Reads from a pack, sealed or not. Past its end: [`io::ErrorKind::UnexpectedEof`].
     fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Completion<AlignedBuf>;
+
+    /// Reads what the disk has, past the page cache where the file system can do that, up to the end of the pack. Begins and
+    /// ends at multiples of [`BUFFER_ALIGN`](crate::io::BUFFER_ALIGN).
+    fn read_past_cache(
+        &self,
+        pack: PackId,
+        offset_bytes: u64,
+        len: usize,
+    ) -> Completion<AlignedBuf>;
 }

@@ -10,6 +10,7 @@
 //! | `reader` | reads records that the index knows, checked |
 //! | `scanner` | walks a pack from its beginning, knowing nothing |
 //! | `survey` | what a scan finds out for recovery |
+//! | `lost` | places in packs that hold nothing any more |
 //!
 //! What must hold:
 //!
@@ -22,6 +23,7 @@
 //!   was not durable yet, and then writing can go on.
 
 mod home;
+mod lost;
 mod reader;
 mod record;
 mod scanner;
@@ -33,6 +35,7 @@ mod writer;
 mod tests;
 
 pub use home::PackHome;
+pub use lost::LostPlaces;
 pub use reader::{PackReader, ReadSpan, Span, StoredRecord, plan_spans};
 pub use record::{EncodedRecord, PlacedRecord};
 pub use scanner::{PackScanner, ScanItem, ScannedRecord, Tail};

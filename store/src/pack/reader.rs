@@ -13,6 +13,7 @@ use crate::{
         FormatError, Location, PackId,
         pack::{Header, Payload, RECORD_HEADER_BYTES, RecordHeader, RecordKind},
     },
+    io::{AlignedBuf, BUFFER_ALIGN},
     limits,
 };
 
@@ -20,6 +21,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct PackReader {
     home: Arc<dyn PackHome>,
+    past_cache: bool,
 }
 
 /// A record that was read: it is the one that was asked for, and its checksums are right. Whether the payload's
@@ -69,7 +71,19 @@ impl PackReader {
     /// A reader of the packs that live there.
     #[must_use]
     pub fn new(home: Arc<dyn PackHome>) -> Self {
-        Self { home }
+        Self {
+            home,
+            past_cache: false,
+        }
+    }
+
+    /// One that reads what the disk has, whatever of it is in memory.
+    #[must_use]
+    pub fn past_cache(&self) -> Self {
+        Self {
+            home: Arc::clone(&self.home),
+            past_cache: true,
+        }
     }
 
     /// Reads one record, which must have this id.
@@ -91,8 +105,39 @@ impl PackReader {
     }
 
     async fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Result<Bytes> {
-        match self.home.read(pack, offset_bytes, len).await {
-            Ok(buf) => Ok(buf.into_bytes()),
+        let read = match self.past_cache {
+            false => self.home.read(pack, offset_bytes, len).await,
+            true => return self.read_past_cache(pack, offset_bytes, len).await,
+        };
+        self.told(pack, offset_bytes, len, read.map(AlignedBuf::into_bytes))
+    }
+
+    async fn read_past_cache(&self, pack: PackId, offset_bytes: u64, len: usize) -> Result<Bytes> {
+        let align = BUFFER_ALIGN as u64;
+        let start = offset_bytes / align * align;
+        let skip = usize::try_from(offset_bytes - start).unwrap_or(0);
+        let aligned_len = skip.saturating_add(len).next_multiple_of(BUFFER_ALIGN);
+        let read = self.home.read_past_cache(pack, start, aligned_len).await;
+        let read = read.and_then(|buf| {
+            let range = skip..skip.saturating_add(len);
+            match buf.len() >= range.end {
+                true => Ok(buf.into_bytes().slice(range)),
+                false => Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        });
+        self.told(pack, offset_bytes, len, read)
+    }
+
+    /// What became of a read.
+    fn told(
+        &self,
+        pack: PackId,
+        offset_bytes: u64,
+        len: usize,
+        read: io::Result<Bytes>,
+    ) -> Result<Bytes> {
+        match read {
+            Ok(bytes) => Ok(bytes),
             Err(error) => Err(match error.kind() {
                 io::ErrorKind::NotFound => {
                     Damage::in_pack(pack, offset_bytes, "records", "the pack is gone").into()

@@ -1,6 +1,8 @@
 //! Walks a pack from its beginning to its end, knowing nothing of what is in it.
 //!
-//! Every byte is checked: headers, payloads, the zeros between them, the footer. What is damaged is reported with its
+//! Every byte is checked: headers, payloads, the zeros between them, the footer. A footer counts if it has the random bytes of
+//! the pack's header. Where there are none, in packs of version 1, or the header cannot be read, records are believed before a
+//! footer: they have to end where it begins. What is damaged is reported with its
 //! place, and the scan goes on at the next record that is whole. After damage to a header, a sealed pack's
 //! footer tells where that is; in one that is not sealed the scanner looks for a header. It could be deceived there: a
 //! payload may hold a pack's bytes, at the same offset by intent. So what it yields has its id only by its own word,
@@ -16,8 +18,8 @@ use crate::{
     format::{
         FormatError, PackId,
         pack::{
-            FooterEntry, Header, PACK_HEADER_BYTES, PackHeader, RECORD_ALIGN, RECORD_HEADER_BYTES,
-            RECORD_MAGIC, RecordHeader, TRAILER_BYTES, Trailer, decode_footer,
+            FooterEntry, Header, PACK_HEADER_BYTES, PackHeader, PackNonce, RECORD_ALIGN,
+            RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, TRAILER_BYTES, Trailer, decode_footer,
         },
     },
     limits,
@@ -86,6 +88,8 @@ pub struct PackScanner<'a> {
     /// Where the records end: at the footer, or with the file.
     end_bytes: u64,
     sealed: bool,
+    /// `None` if it cannot be read.
+    header: Option<PackHeader>,
     /// What the footer lists, if it can be read.
     footer: Option<Vec<FooterEntry>>,
     position: u64,
@@ -116,6 +120,7 @@ impl<'a> PackScanner<'a> {
             pack,
             end_bytes: len_bytes,
             sealed: false,
+            header: None,
             footer: None,
             position: 0,
             window: Bytes::new(),
@@ -123,6 +128,7 @@ impl<'a> PackScanner<'a> {
             doubtful: Vec::new(),
             found: VecDeque::new(),
         };
+        scanner.header = scanner.read_pack_header().await?.ok();
         scanner.find_footer().await?;
         Ok(scanner)
     }
@@ -147,6 +153,12 @@ impl<'a> PackScanner<'a> {
     #[must_use]
     pub const fn is_sealed(&self) -> bool {
         self.sealed
+    }
+
+    /// The pack's random bytes; `None` in version 1, and where the header cannot be read.
+    #[must_use]
+    pub fn nonce(&self) -> Option<PackNonce> {
+        self.header.and_then(|header| header.nonce)
     }
 
     fn end(&mut self) -> ScanItem {
@@ -201,6 +213,17 @@ impl<'a> PackScanner<'a> {
         if trailer.pack != self.pack || trailer.footer_offset_bytes < PACK_HEADER_BYTES as u64 {
             return Ok(());
         }
+        let is_footer = match self.header {
+            Some(header) if header.nonce != trailer.nonce => false,
+            Some(PackHeader { nonce: Some(_), .. }) => true,
+            // Nothing tells it from a payload but where the records end.
+            Some(PackHeader { nonce: None, .. }) | None => {
+                self.records_end_at(trailer.footer_offset_bytes).await?
+            }
+        };
+        if !is_footer {
+            return Ok(());
+        }
         let offset_bytes = trailer.footer_offset_bytes;
         let footer_len = usize::try_from(len_bytes - offset_bytes).unwrap_or(usize::MAX);
         let footer = self.bytes(offset_bytes, footer_len).await?;
@@ -217,9 +240,28 @@ impl<'a> PackScanner<'a> {
         Ok(())
     }
 
-    async fn check_pack_header(&mut self) -> Result<()> {
+    /// Whether records follow one another up to just this place, as far as their headers can be read.
+    async fn records_end_at(&mut self, end_bytes: u64) -> Result<bool> {
+        let mut position = PACK_HEADER_BYTES as u64;
+        while position < end_bytes {
+            let head = self.bytes(position, RECORD_HEADER_BYTES).await?;
+            position = match Header::decode(&head, position) {
+                Ok(header) => position + header.total_bytes(),
+                // Damage. A record that is found behind the footer says that it is none.
+                Err(_) => match self.find_next(position).await? {
+                    next if next == self.end_bytes => end_bytes,
+                    next => next,
+                },
+            };
+        }
+        let head = self.bytes(position, RECORD_HEADER_BYTES).await?;
+        Ok(position == end_bytes && Header::decode(&head, position).is_err())
+    }
+
+    /// Reads the pack header. Whether it is this pack's.
+    async fn read_pack_header(&mut self) -> Result<Result<PackHeader, FormatError>> {
         let bytes = self.bytes(0, PACK_HEADER_BYTES).await?;
-        let checked = PackHeader::decode(&bytes).and_then(|header| {
+        Ok(PackHeader::decode(&bytes).and_then(|header| {
             if header.pack != self.pack {
                 return Err(FormatError::differs("pack header", self.pack, header.pack));
             }
@@ -230,9 +272,12 @@ impl<'a> PackScanner<'a> {
                     header.store,
                 ));
             }
-            Ok(())
-        });
-        if let Err(why) = checked {
+            Ok(header)
+        }))
+    }
+
+    async fn check_pack_header(&mut self) -> Result<()> {
+        if let Err(why) = self.read_pack_header().await? {
             self.doubt(0, "pack header", &why);
         }
         // A pack of records begins here even if it does not say so.

@@ -33,11 +33,14 @@ pub struct PackSet {
     /// The highest number that was ever used, as far as known.
     last_number: AtomicU64,
     open: Mutex<OpenFiles>,
+    /// The same, past the page cache.
+    open_direct: Mutex<OpenFiles>,
 }
 
 /// Open files, and when they were used.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct OpenFiles {
+    most: usize,
     files: HashMap<PackId, (File, u64)>,
     uses: u64,
 }
@@ -61,7 +64,8 @@ impl PackSet {
             store,
             pack_bytes_max,
             last_number: AtomicU64::new(0),
-            open: Mutex::default(),
+            open: Mutex::new(OpenFiles::new(limits::PACKS_OPEN_MAX)),
+            open_direct: Mutex::new(OpenFiles::new(limits::PACKS_OPEN_DIRECT_MAX)),
         };
         if let Some(last) = set.list()?.last() {
             set.keep_numbers_above(last.number);
@@ -78,6 +82,15 @@ impl PackSet {
         Ok(file)
     }
 
+    fn direct_file(&self, pack: PackId) -> io::Result<File> {
+        if let Some(file) = self.open_direct.lock().used(pack) {
+            return Ok(file);
+        }
+        let file = self.disk.open_direct(&self.path(pack), OpenMode::Read)?;
+        self.open_direct.lock().insert(pack, file.clone());
+        Ok(file)
+    }
+
     fn open_as(
         &self,
         verb: &'static str,
@@ -90,6 +103,14 @@ impl PackSet {
 }
 
 impl OpenFiles {
+    fn new(most: usize) -> Self {
+        Self {
+            most,
+            files: HashMap::new(),
+            uses: 0,
+        }
+    }
+
     fn used(&mut self, pack: PackId) -> Option<File> {
         self.uses += 1;
         let (file, used) = self.files.get_mut(&pack)?;
@@ -98,7 +119,7 @@ impl OpenFiles {
     }
 
     fn insert(&mut self, pack: PackId, file: File) {
-        if self.files.len() >= limits::PACKS_OPEN_MAX {
+        if self.files.len() >= self.most {
             // A look at all of them, once for each file that is opened, which takes longer.
             let oldest = self
                 .files
@@ -175,6 +196,7 @@ impl PackHome for PackSet {
 
     fn remove(&self, pack: PackId) -> Result<()> {
         self.open.lock().files.remove(&pack);
+        self.open_direct.lock().files.remove(&pack);
         let path = self.path(pack);
         self.disk
             .remove(&path)
@@ -192,6 +214,18 @@ impl PackHome for PackSet {
     fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
         match self.file(pack) {
             Ok(file) => self.disk.read(&file, offset_bytes, len),
+            Err(error) => Completion::failed(error),
+        }
+    }
+
+    fn read_past_cache(
+        &self,
+        pack: PackId,
+        offset_bytes: u64,
+        len: usize,
+    ) -> Completion<AlignedBuf> {
+        match self.direct_file(pack) {
+            Ok(file) => self.disk.read_up_to(&file, offset_bytes, len),
             Err(error) => Completion::failed(error),
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     Damage, Error, Result,
     format::{
         Location, PackId,
-        pack::{PACK_HEADER_BYTES, PACK_RECORDS_MAX, padding_bytes},
+        pack::{PACK_HEADER_BYTES, PACK_RECORDS_MAX, PackNonce, padding_bytes},
     },
 };
 
@@ -23,6 +23,8 @@ pub struct Survey {
     pub end_bytes: u64,
     /// It has a footer.
     pub sealed: bool,
+    /// Its random bytes; `None` in version 1, and where the header cannot be read.
+    pub nonce: Option<PackNonce>,
     /// Why what follows the end is given up, if anything does.
     pub torn: Option<String>,
 }
@@ -45,6 +47,7 @@ pub async fn survey(
         damage: Vec::new(),
         end_bytes: 0,
         sealed: false,
+        nonce: scanner.nonce(),
         torn: None,
     };
     let promised = |offset_bytes: u64| {

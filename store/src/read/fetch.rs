@@ -21,7 +21,7 @@ use crate::{
     format::Location,
     limits,
     meta::NodeKey,
-    pack::{ReadSpan, Span, plan_spans},
+    pack::{PackReader, ReadSpan, Span, plan_spans},
     store::{ByBytes, Shared},
     workers::{Priority, Scratch},
 };
@@ -85,7 +85,7 @@ impl Shared {
     ) -> Result<VerifiedChunk> {
         let load = async {
             let place = place.ok_or_else(|| missing_chunk(id))?;
-            let payload = self.read_one(place, id.as_bytes()).await?;
+            let payload = self.read_one(&self.packs, place, id.as_bytes()).await?;
             let open = move |scratch: &mut Scratch| {
                 open_chunk(scratch, id, place, &payload).map(VerifiedChunk::detached)
             };
@@ -151,7 +151,7 @@ impl Shared {
         span: Span,
         members: Vec<Member<'_>>,
     ) -> Result<Vec<(usize, VerifiedChunk)>> {
-        let read = match self.read_span(span).await {
+        let read = match self.read_span(&self.packs, span).await {
             Ok((_, read)) => Arc::new(read),
             Err(Error::Damaged(_)) => return Ok(Vec::new()),
             Err(error) => return Err(error),
@@ -210,7 +210,7 @@ impl Shared {
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let reads = plan_spans(&places)
             .into_iter()
-            .map(|span| self.read_span(span));
+            .map(|span| self.read_span(&self.packs, span));
         let spans = try_join_all(reads).await?;
         let mut chunks = Vec::with_capacity(wanted.len());
         for (span, read) in &spans {
@@ -233,18 +233,22 @@ impl Shared {
     }
 
     /// The payload of one record.
-    async fn read_one(&self, place: Location, id: &[u8; 32]) -> Result<Bytes> {
+    async fn read_one(&self, packs: &PackReader, place: Location, id: &[u8; 32]) -> Result<Bytes> {
         let bytes = u32::try_from(place.payload.record_bytes()).unwrap_or(u32::MAX);
         let _space = self.read_space(bytes).await?;
-        Ok(self.packs.read_record(&place, id).await?.payload().clone())
+        Ok(packs.read_record(&place, id).await?.payload().clone())
     }
 
     /// Reads a span.
-    pub(super) async fn read_span(&self, span: Span) -> Result<(Span, ReadSpan)> {
+    pub(super) async fn read_span(
+        &self,
+        packs: &PackReader,
+        span: Span,
+    ) -> Result<(Span, ReadSpan)> {
         let _space = self
             .read_space(u32::try_from(span.len_bytes).unwrap_or(u32::MAX))
             .await?;
-        let read = self.packs.read_span(&span).await?;
+        let read = packs.read_span(&span).await?;
         Ok((span, read))
     }
 
@@ -276,31 +280,14 @@ impl Shared {
             return Ok(Arc::clone(&located.leaf));
         }
         Ok(Arc::new(
-            self.decoded(NodeKey::Leaf(id), Leaf::decode).await?,
+            self.decoded(&self.packs, NodeKey::Leaf(id), Leaf::decode)
+                .await?,
         ))
     }
 
     pub(crate) async fn located_leaf(&self, id: NodeId) -> Result<Arc<LocatedLeaf>> {
         let load = async {
-            let leaf = self.decoded(NodeKey::Leaf(id), Leaf::decode).await?;
-            let ids: Vec<_> = leaf.entries().iter().map(|entry| entry.chunk).collect();
-            let mut places = self
-                .meta(Priority::Read, move |meta| meta.chunks(&ids))
-                .await?;
-            for (entry, place) in leaf.entries().iter().zip(&mut places) {
-                let expected = entry.blocks as usize * BLOCK_BYTES;
-                if let Some(found) =
-                    place.filter(|place| place.payload.plain_bytes as usize != expected)
-                {
-                    tracing::error!(chunk = %entry.chunk, leaf = %id, expected, found = found.payload.plain_bytes, "a chunk's length differs");
-                    *place = None;
-                }
-            }
-            let located = LocatedLeaf {
-                is_complete: places.iter().all(Option::is_some),
-                leaf: Arc::new(leaf),
-                places,
-            };
+            let located = self.load_leaf(&self.packs, id).await?;
             Ok::<_, Error>(CachedNode::Leaf(Arc::new(located)))
         };
         match self.node_cache.get_or_insert_async(&id, load).await? {
@@ -319,9 +306,33 @@ impl Shared {
         }
     }
 
+    /// A leaf from its pack, and where its chunks are.
+    pub(super) async fn load_leaf(&self, packs: &PackReader, id: NodeId) -> Result<LocatedLeaf> {
+        let leaf = self.decoded(packs, NodeKey::Leaf(id), Leaf::decode).await?;
+        let ids: Vec<_> = leaf.entries().iter().map(|entry| entry.chunk).collect();
+        let mut places = self
+            .meta(Priority::Read, move |meta| meta.chunks(&ids))
+            .await?;
+        for (entry, place) in leaf.entries().iter().zip(&mut places) {
+            let expected = entry.blocks as usize * BLOCK_BYTES;
+            if let Some(found) =
+                place.filter(|place| place.payload.plain_bytes as usize != expected)
+            {
+                tracing::error!(chunk = %entry.chunk, leaf = %id, expected, found = found.payload.plain_bytes, "a chunk's length differs");
+                *place = None;
+            }
+        }
+        Ok(LocatedLeaf {
+            is_complete: (places.iter())
+                .all(|place| place.is_some_and(|place| !self.lost.hold(&place))),
+            leaf: Arc::new(leaf),
+            places,
+        })
+    }
+
     pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<Inner>> {
         let load = async {
-            let inner = self.decoded(NodeKey::Inner(id), Inner::decode).await?;
+            let inner = self.load_inner(&self.packs, id).await?;
             Ok::<_, Error>(CachedNode::Inner(Arc::new(inner)))
         };
         match self.node_cache.get_or_insert_async(&id, load).await? {
@@ -334,13 +345,24 @@ impl Shared {
         }
     }
 
+    /// An inner node from its pack.
+    pub(super) async fn load_inner(&self, packs: &PackReader, id: NodeId) -> Result<Inner> {
+        self.decoded(packs, NodeKey::Inner(id), Inner::decode).await
+    }
+
     pub(crate) async fn root(&self, id: RootId) -> Result<Root> {
-        self.decoded(NodeKey::Root(id), Root::decode).await
+        self.load_root(&self.packs, id).await
+    }
+
+    /// A root from its pack.
+    pub(super) async fn load_root(&self, packs: &PackReader, id: RootId) -> Result<Root> {
+        self.decoded(packs, NodeKey::Root(id), Root::decode).await
     }
 
     /// A node, checked against its id and decoded.
     async fn decoded<T>(
         &self,
+        packs: &PackReader,
         key: NodeKey,
         decode: fn(&[u8]) -> std::result::Result<T, TreeError>,
     ) -> Result<T> {
@@ -355,7 +377,7 @@ impl Shared {
         let damage = |problem: &dyn fmt::Display| {
             Damage::in_pack(place.pack, place.offset_bytes, key, problem)
         };
-        let payload = self.read_one(place, key.as_bytes()).await?;
+        let payload = self.read_one(packs, place, key.as_bytes()).await?;
         verify_node(key, &payload).map_err(|problem| damage(&problem))?;
         Ok(decode(&payload).map_err(|error| damage(&error))?)
     }

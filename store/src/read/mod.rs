@@ -10,10 +10,12 @@
 //! | `reader` | content by its root, and one snapshot's |
 //! | `range` | which bytes of which segment a range is |
 //! | `fetch` | nodes and chunks, from the caches or from packs |
+//! | `disk` | the same as the disk has them, whatever is in memory |
 //! | `ahead` | what comes next for whoever reads from front to back |
 
 mod ahead;
 mod chunk;
+mod disk;
 mod fetch;
 mod range;
 mod reader;
@@ -22,6 +24,7 @@ mod segment;
 pub use ahead::ReadAhead;
 pub(crate) use chunk::CheckedChunk;
 pub use chunk::{StoredChunk, VerifiedChunk};
+pub(crate) use disk::DiskSource;
 pub(crate) use fetch::walked;
 pub use range::{ChangeExtent, Extent, Piece};
 pub(crate) use range::{push_change, push_extent, push_zeros};

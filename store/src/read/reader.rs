@@ -23,7 +23,7 @@ use crate::{
     Damage, Error, Result,
     format::Location,
     meta::SnapshotRecord,
-    pack::{Span, plan_spans},
+    pack::{PackReader, Span, plan_spans},
     store::Shared,
     workers::{Priority, Scratch},
 };
@@ -299,7 +299,7 @@ impl ContentReader {
     /// A segment's distinct chunks, unpacked and checked, in the order of their first place. The cache is left
     /// alone: who reads whole snapshots reads each chunk once.
     pub async fn chunks(&self, segment: &Segment) -> Result<Vec<VerifiedChunk>> {
-        let checked = self.check_chunks(segment).await?;
+        let checked = self.check_chunks(&self.shared.packs, segment).await?;
         checked
             .into_iter()
             .map(|(_, chunk)| chunk.map_err(|damage| self.named(damage.into())))
@@ -307,7 +307,11 @@ impl ContentReader {
     }
 
     /// A segment's distinct chunks, each with the position of its first entry: checked, or what is wrong with it.
-    pub(crate) async fn check_chunks(&self, segment: &Segment) -> Result<Vec<CheckedChunk>> {
+    pub(crate) async fn check_chunks(
+        &self,
+        packs: &PackReader,
+        segment: &Segment,
+    ) -> Result<Vec<CheckedChunk>> {
         let distinct = segment.distinct();
         let mut checked = Vec::with_capacity(distinct.len());
         let mut wanted = Vec::with_capacity(distinct.len());
@@ -324,7 +328,7 @@ impl ContentReader {
                 .iter()
                 .filter_map(|at| wanted.get(*at).copied())
                 .collect();
-            self.check_span(span, members)
+            self.check_span(packs, span, members)
         });
         checked.extend(try_join_all(reads).await?.into_iter().flatten());
         checked.sort_unstable_by_key(|(position, _)| *position);
@@ -333,10 +337,11 @@ impl ContentReader {
 
     async fn check_span(
         &self,
+        packs: &PackReader,
         span: Span,
         members: Vec<(usize, ChunkId, Location)>,
     ) -> Result<Vec<CheckedChunk>> {
-        let read = match self.shared.read_span(span).await {
+        let read = match self.shared.read_span(packs, span).await {
             Ok((_, read)) => read,
             // The pack is gone, or shorter than it was: each chunk is told with its own place.
             Err(Error::Damaged(damage)) => {

@@ -16,7 +16,7 @@ pub(crate) struct LocatedLeaf {
     pub(super) leaf: Arc<Leaf>,
     /// One for each entry. `None`: the index does not know the chunk.
     pub(super) places: Vec<Option<Location>>,
-    /// Whether the index knows all of them.
+    /// Whether the index knows all of them, and none was lost from its pack.
     pub(super) is_complete: bool,
 }
 

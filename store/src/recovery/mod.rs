@@ -10,21 +10,27 @@
 //! | a torn record at the end of the catalog log | cut off: nobody was told of it |
 //! | the journal of a volume that was deleted | removed |
 //!
+//! What damage may leave as well: [the journal of a volume that nobody knows](journals). It stays.
+//!
 //! Anything else that is not as it was written is damage. In a pack it is reported, and the rest goes on; in the
 //! catalog log it is an error, because what follows cannot be trusted to be in order.
 
+mod journals;
 mod packs;
 mod rebuild;
 
-use std::{fmt, fs, io::Write as _, path::Path, sync::Arc};
+use std::{fmt, fs, io::Write as _, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 use varve_content::{chunker::CHUNKER_VERSION, codec::Compression};
 
+pub use journals::StrandedJournal;
+#[cfg(test)]
+pub(crate) use rebuild::refill;
 pub use rebuild::{RebuildReport, rebuild};
 
-use self::packs::Believe;
+use self::packs::{Believe, Recovered};
 use crate::{
     Damage, Error, Result,
     catalog_log::{CatalogLog, Replay},
@@ -37,7 +43,7 @@ use crate::{
     meta::{self, Batch, Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
     store::{ByBytes, Options, Shared},
-    volume::{JournalSpace, OpenVolumes, PendingSnapshots, remove_journal},
+    volume::{JournalSpace, OpenVolumes, PendingSnapshots},
     workers::Workers,
 };
 
@@ -56,6 +62,8 @@ pub struct RecoveryReport {
     pub torn_log: Option<String>,
     /// What is not as it was written.
     pub damage: Vec<Damage>,
+    /// Journals of volumes that the catalog does not know. They are left alone.
+    pub stranded_journals: Vec<StrandedJournal>,
 }
 
 impl RecoveryReport {
@@ -67,6 +75,7 @@ impl RecoveryReport {
             && self.replayed_records == 0
             && self.torn_log.is_none()
             && self.damage.is_empty()
+            && self.stranded_journals.is_empty()
     }
 }
 
@@ -85,7 +94,11 @@ impl fmt::Display for RecoveryReport {
             self.replayed_records,
             self.torn_packs.len() + usize::from(self.torn_log.is_some()),
             self.damage.len()
-        )
+        )?;
+        match self.stranded_journals.len() {
+            0 => Ok(()),
+            count => write!(f, " and {count} journals of unknown volumes"),
+        }
     }
 }
 
@@ -164,11 +177,16 @@ where
     let dir = &options.data_dir;
     create_missing_dir(&disk, dir, &names::packs(dir)).await?;
     let packs = PackSet::open(Arc::clone(&disk), dir, store)?;
-    let (mut log, replay) = open_log(&disk, dir, store, &packs).await?;
+    let (mut log, replay) = open_log(&disk, dir, store, &packs, LostLog::Refused).await?;
+    let deleted = journals::deleted_volumes(&replay.records);
     let meta = open_meta(packs.list()?.is_empty() && replay.records.is_empty())?;
-    let (chunks, nodes) = packs::recover(&packs, &*meta, Believe::Index, report).await?;
+    let Recovered {
+        chunks,
+        nodes,
+        lost,
+    } = packs::recover(&packs, &*meta, Believe::Index, report).await?;
     replay_log(&*meta, &mut log, replay, report).await?;
-    remove_orphans(&*disk, dir, &*meta)?;
+    report.stranded_journals = journals::sort_out(&*disk, dir, &*meta, &deleted)?;
 
     let workers = Arc::new(Workers::start(options.threads(), compression)?);
     let commit = Commit::new(
@@ -183,6 +201,7 @@ where
         store_id: store,
         compression,
         packs: PackReader::new(packs),
+        lost,
         commit,
         chunk_cache: Cache::with_weighter(
             estimated_chunks(&options),
@@ -218,8 +237,30 @@ fn estimated_chunks(options: &Options) -> usize {
 
 /// Takes the directory for this process; makes it if it is absent.
 fn lock_directory(dir: &Path) -> Result<DirectoryLock> {
+    check_user(dir)?;
     fs::create_dir_all(dir).map_err(|source| Error::io("create", dir, source))?;
     DirectoryLock::take(dir)
+}
+
+/// That this process runs as the user that the store belongs to. Files that another one makes, root above all, shut that user out.
+fn check_user(dir: &Path) -> Result<()> {
+    let path = names::store_file(dir);
+    let owner = match fs::metadata(&path) {
+        Ok(found) => found.uid(),
+        // What is wrong with it is told where it is read.
+        Err(_) => return Ok(()),
+    };
+    let user = rustix::process::geteuid().as_raw();
+    if owner == user {
+        return Ok(());
+    }
+    Err(Error::Incompatible {
+        path,
+        why: format!(
+            "it belongs to user {owner}, and this process runs as user {user}: the store's own user could not read the \
+             files that it makes; run it as that user (sudo -u '#{owner}' varved ...)"
+        ),
+    })
 }
 
 /// What the directory says it is; `None` if it is empty, and a store may be made in it.
@@ -308,13 +349,23 @@ async fn sync_dir(disk: &Arc<dyn Disk>, dir: &Path) -> Result<()> {
         .map_err(|source| Error::io("sync", dir, source))
 }
 
-/// Opens the catalog log. Where there are no packs there may be none yet: the store is new, or its making was
+/// What a missing catalog log means where journals are the only content.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum LostLog {
+    /// Nothing goes on.
+    Refused,
+    /// Volumes are made again from their journals.
+    BeginsAnew,
+}
+
+/// Opens the catalog log. Where there are no packs and no journals there may be none yet: the store is new, or its making was
 /// cut short.
 async fn open_log(
     disk: &Arc<dyn Disk>,
     dir: &Path,
     store: StoreId,
     packs: &PackSet,
+    lost: LostLog,
 ) -> Result<(CatalogLog, Replay)> {
     let path = names::catalog_log(dir);
     let present = disk
@@ -332,6 +383,12 @@ async fn open_log(
         return Err(Error::Incompatible {
             path,
             why: "it is missing, and with it the names of all snapshots".to_owned(),
+        });
+    }
+    if lost == LostLog::Refused && journals::has_journals(&**disk, dir)? {
+        return Err(Error::Incompatible {
+            path,
+            why: "it is missing, and there are journals of volumes; `varved rebuild` makes these volumes again".to_owned(),
         });
     }
     // Made beside its place, so that a log with half a header is never found there.
@@ -382,26 +439,6 @@ async fn replay_log(
         }
     }
     meta.apply(batch, true)
-}
-
-/// Removes the journals of volumes that were deleted, where the process did not live to do it.
-fn remove_orphans(disk: &dyn Disk, dir: &Path, meta: &dyn Meta) -> Result<()> {
-    let volumes = names::volumes(dir);
-    let present = match disk.list(&volumes) {
-        Ok(present) => present,
-        // No volume was ever opened.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(Error::io("list", &volumes, source)),
-    };
-    for id in present.iter().filter_map(|name| names::volume_of(name)) {
-        if meta.volume(id)?.is_none() {
-            tracing::info!(volume = %id, "removing the journal of a volume that was deleted");
-            if let Err(error) = remove_journal(disk, dir, id) {
-                tracing::warn!(volume = %id, %error, "the journal was not removed");
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Records of the catalog log that are applied at once.

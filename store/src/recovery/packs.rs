@@ -3,11 +3,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
-    Damage, Result,
+    Damage, Error, Result,
     commit::put_record,
     format::PackKind,
     meta::{Batch, Meta, PackState},
-    pack::{PackHome, PackSet, PackWriter, PlacedRecord, survey},
+    pack::{LostPlaces, PackHome, PackSet, PackWriter, PlacedRecord, survey},
     recovery::RecoveryReport,
 };
 
@@ -20,13 +20,22 @@ pub(super) enum Believe {
     Packs,
 }
 
+/// What recovery made of the packs.
+pub(super) struct Recovered {
+    pub(super) chunks: PackWriter,
+    pub(super) nodes: PackWriter,
+    /// What the index has and the packs have not.
+    pub(super) lost: LostPlaces,
+}
+
 /// Indexes what the index does not know, and opens the writers of chunks and of nodes.
 pub(super) async fn recover(
     packs: &Arc<PackSet>,
     meta: &dyn Meta,
     believe: Believe,
     report: &mut RecoveryReport,
-) -> Result<(PackWriter, PackWriter)> {
+) -> Result<Recovered> {
+    let mut lost = LostPlaces::default();
     let known: HashMap<_, PackState> = meta
         .pack_states()?
         .into_iter()
@@ -40,6 +49,7 @@ pub(super) async fn recover(
         let mut damage = Damage::missing(format_args!("pack {pack}"));
         "its file is gone, the index has records in it".clone_into(&mut damage.problem);
         report.damage.push(damage);
+        lost.add_pack(*pack);
     }
 
     let mut chunks = Vec::new();
@@ -47,7 +57,19 @@ pub(super) async fn recover(
     let mut found_behind = Vec::new();
     for pack in present {
         let state = known.get(&pack);
-        if state.is_some_and(|state| state.sealed) {
+        if let Some(state) = state.filter(|state| state.sealed) {
+            let len_bytes = packs
+                .len_bytes(pack)
+                .map_err(|source| Error::io("read the length of", &packs.path(pack), source))?;
+            if len_bytes < state.indexed_bytes {
+                let why = format!(
+                    "the pack ends here, it was sealed with records up to {}",
+                    state.indexed_bytes
+                );
+                let damage = Damage::in_pack(pack, len_bytes, "records", why);
+                report.damage.push(damage);
+                lost.add_end(pack, len_bytes);
+            }
             continue;
         }
         let promised_bytes = state.map_or(0, |state| state.indexed_bytes);
@@ -55,8 +77,9 @@ pub(super) async fn recover(
             Believe::Index => Some(promised_bytes),
             Believe::Packs => None,
         };
-        let mut found = survey(&**packs, pack, promise).await?;
-        report.damage.append(&mut found.damage);
+        let found = survey(&**packs, pack, promise).await?;
+        lost.add_survey(&found);
+        report.damage.extend(found.damage.iter().cloned());
         if let Some(torn) = &found.torn {
             report.torn_packs.push(format!("{pack}: {torn}"));
         }
@@ -91,7 +114,11 @@ pub(super) async fn recover(
         index(meta, records, &[], false)?;
     }
     index(meta, &[], &[chunk_states, node_states].concat(), true)?;
-    Ok((chunks, nodes))
+    Ok(Recovered {
+        chunks,
+        nodes,
+        lost,
+    })
 }
 
 fn index(

@@ -1,17 +1,27 @@
 //! Makes index and catalog again from the packs and the catalog log.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
-    RecoveryReport, create_missing_dir, lock_directory, open_log, packs, packs::Believe,
+    LostLog, RecoveryReport, StrandedJournal, create_missing_dir,
+    journals::{self, Scene},
+    lock_directory, open_log, packs,
+    packs::Believe,
     read_identity, replay_log, sync_dir,
 };
 use crate::{
     Damage, Error, Result,
-    format::names,
-    io, limits,
+    catalog_log::CatalogLog,
+    format::{StoreId, names},
+    io::{self, Disk, OpenMode},
+    limits,
     meta::{Meta, RocksMeta},
-    pack::{PackHome as _, PackSet},
+    pack::{PackHome as _, PackReader, PackSet},
     store::Options,
 };
 
@@ -33,6 +43,12 @@ pub struct RebuildReport {
     /// The end of the catalog log that could not be read and was cut off, if any: a record that was being written, or
     /// the last one, damaged.
     pub torn_log: Option<String>,
+    /// Where that end is kept.
+    pub cut_log: Option<PathBuf>,
+    /// Volumes that were made again from their journals, or put on what these say, in words.
+    pub adopted_volumes: Vec<String>,
+    /// Journals of volumes that could not be made again.
+    pub stranded_journals: Vec<StrandedJournal>,
     /// Names of snapshots whose root is in no pack.
     pub incomplete: Vec<String>,
 }
@@ -52,6 +68,15 @@ impl fmt::Display for RebuildReport {
         }
         if let Some(torn) = &self.torn_log {
             write!(f, "\ncut off the end of the catalog log: {torn}")?;
+        }
+        if let Some(path) = &self.cut_log {
+            write!(f, "\nwhat was cut off is kept in {}", path.display())?;
+        }
+        for adopted in &self.adopted_volumes {
+            write!(f, "\n{adopted}")?;
+        }
+        for stranded in &self.stranded_journals {
+            write!(f, "\n{stranded}")?;
         }
         for name in &self.incomplete {
             write!(
@@ -84,44 +109,103 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     };
     let disk = io::choose(options.io_engine)
         .map_err(|source| Error::io("set up input and output for", dir, source))?;
-    create_missing_dir(&disk, dir, &names::packs(dir)).await?;
-    let packs = PackSet::open(Arc::clone(&disk), dir, identity.store)?;
-    let (mut log, replay) = open_log(&disk, dir, identity.store, &packs).await?;
-
     let temporary = names::index_unfinished(dir);
     RocksMeta::destroy(&temporary)?;
-    let mut found = RecoveryReport::default();
-    let mut report = RebuildReport::default();
-    {
+    let mut report = {
         let meta = RocksMeta::create(&temporary, identity.store)?;
-        let (chunks, nodes) = packs::recover(&packs, &meta, Believe::Packs, &mut found).await?;
-        drop(chunks.close().await?);
-        drop(nodes.close().await?);
-        replay_log(&meta, &mut log, replay, &mut found).await?;
-        let totals = meta.totals()?;
-        report.packs = packs.list()?.len() as u64;
-        report.chunks = totals.chunks;
-        report.snapshots = totals.snapshots;
-        report.volumes = totals.volumes;
+        let mut report = refill(&disk, dir, identity.store, &meta).await?;
         report.incomplete = incomplete(&meta)?;
-    }
-    report.damage = found.damage;
-    report.torn_log = found.torn_log;
+        report
+    };
 
     // Before it is used: what it lacks must not be taken for granted.
     create_missing_dir(&disk, dir, &names::rebuilt(dir)).await?;
-    let index = names::index(dir);
-    if index.exists() {
-        let old = names::index_old(dir);
-        RocksMeta::destroy(&old)?;
-        disk.rename(&index, &old)
-            .map_err(|source| Error::io("rename to", &old, source))?;
+    if let Some(old) = set_index_aside(&disk, dir).await? {
         report.old_index = Some(old);
     }
+    let index = names::index(dir);
     disk.rename(&temporary, &index)
         .map_err(|source| Error::io("rename to", &index, source))?;
     sync_dir(&disk, dir).await?;
     Ok(report)
+}
+
+/// Fills an index and catalog in which there is nothing yet, and makes volumes again from their journals.
+pub(crate) async fn refill(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    store: StoreId,
+    meta: &dyn Meta,
+) -> Result<RebuildReport> {
+    create_missing_dir(disk, dir, &names::packs(dir)).await?;
+    let packs = PackSet::open(Arc::clone(disk), dir, store)?;
+    let (mut log, replay) = open_log(disk, dir, store, &packs, LostLog::BeginsAnew).await?;
+    let deleted = journals::deleted_volumes(&replay.records);
+    let mut found = RecoveryReport::default();
+    let mut report = RebuildReport::default();
+    if replay.torn.is_some() {
+        report.cut_log = Some(keep_torn_tail(disk, dir, &log).await?);
+    }
+    let recovered = packs::recover(&packs, meta, Believe::Packs, &mut found).await?;
+    drop(recovered.chunks.close().await?);
+    drop(recovered.nodes.close().await?);
+    replay_log(meta, &mut log, replay, &mut found).await?;
+    let scene = Scene {
+        disk,
+        data_dir: dir,
+        store,
+        packs: PackReader::new(Arc::<PackSet>::clone(&packs)),
+        meta,
+    };
+    let adopted = scene.adopt(&mut log, &deleted).await?;
+    let totals = meta.totals()?;
+    Ok(RebuildReport {
+        packs: packs.list()?.len() as u64,
+        chunks: totals.chunks,
+        snapshots: totals.snapshots,
+        volumes: totals.volumes,
+        old_index: adopted.old_index,
+        damage: found.damage,
+        torn_log: found.torn_log,
+        adopted_volumes: adopted.volumes,
+        stranded_journals: adopted.stranded,
+        ..report
+    })
+}
+
+/// Puts the old index beside its place, durably. Where it is then, if there was one.
+pub(super) async fn set_index_aside(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<PathBuf>> {
+    let index = names::index(dir);
+    if !index.exists() {
+        return Ok(None);
+    }
+    let old = names::index_old(dir);
+    RocksMeta::destroy(&old)?;
+    disk.rename(&index, &old)
+        .map_err(|source| Error::io("rename to", &old, source))?;
+    sync_dir(disk, dir).await?;
+    Ok(Some(old))
+}
+
+/// Keeps what is going to be cut off the log: it may be the last record, damaged, and not one that was never promised.
+async fn keep_torn_tail(disk: &Arc<dyn Disk>, dir: &Path, log: &CatalogLog) -> Result<PathBuf> {
+    let (offset_bytes, tail) = log.torn_tail().await?;
+    let mut nth = 0;
+    let file = loop {
+        let path = names::catalog_log_cut(dir, offset_bytes, nth);
+        match disk.open(&path, OpenMode::CreateNew) {
+            Ok(file) => break file,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => nth += 1,
+            Err(source) => return Err(Error::io("create", &path, source)),
+        }
+    };
+    let path = file.path().to_owned();
+    let written = disk.write(&file, 0, tail).await;
+    written.map_err(|source| Error::io("write", &path, source))?;
+    let synced = disk.sync_data(&file).await;
+    synced.map_err(|source| Error::io("sync", &path, source))?;
+    sync_dir(disk, dir).await?;
+    Ok(path)
 }
 
 /// Snapshots whose root is in no pack. What is below a root is left to verify.

@@ -11,13 +11,13 @@ use varve_content::{ChunkId, codec::Compression};
 
 use super::{Random, assert_holds, block_on, random_image, scribble, seed, upload};
 use crate::{
-    CopyRecord, Error, Options, RecoveryReport, RemoteRecord, Result, SnapshotId, SnapshotRecord,
-    Store, VolumeId, VolumeRecord,
-    format::{Location, PackId, StoreId},
+    CopyRecord, Error, Options, RebuildReport, RecoveryReport, RemoteRecord, Result, SnapshotId,
+    SnapshotRecord, Store, VolumeId, VolumeRecord,
+    format::{Location, PackId, StoreId, catalog_log::LogHeader, names},
     io::{Disk, sim::SimDisk},
     lock::DirectoryLock,
     meta::{Batch, Catalog, Index, MemoryMeta, Meta, NodeKey, PackState, Totals},
-    recovery::{Base, assemble},
+    recovery::{Base, assemble, refill},
 };
 
 /// A model of RocksDB that can lose power: the latest batches that were not synced are lost, never one in the middle.
@@ -141,6 +141,7 @@ pub(super) struct Machine {
 }
 
 const DATA_DIR: &str = "/data";
+const STORE: StoreId = StoreId::from_bytes([7; 16]);
 
 impl Machine {
     pub(super) fn new() -> Self {
@@ -162,7 +163,7 @@ impl Machine {
         options.journal_bytes_max = self.journal_bytes_max;
         let base = Base {
             disk: Arc::<SimDisk>::clone(&self.disk),
-            store: StoreId::from_bytes([7; 16]),
+            store: STORE,
             compression: Compression::Lz4,
             options,
             lock: DirectoryLock::take(self.real.path())?,
@@ -171,6 +172,22 @@ impl Machine {
         let meta: Arc<dyn Meta> = Arc::<PowerlessMeta>::clone(&self.meta);
         let shared = assemble(base, &mut report, |_| Ok(meta)).await?;
         Ok((Store::of(shared), report))
+    }
+
+    /// Loses the catalog log, and makes the catalog again without it, packs and journals being all there is.
+    pub(super) async fn lose_catalog(&mut self) -> RebuildReport {
+        let log = names::catalog_log(Path::new(DATA_DIR));
+        if self.disk.remove(&log).is_ok() {
+            self.disk.sync_dir(Path::new(DATA_DIR)).await.unwrap();
+        }
+        // As where there never were any: with packs the log is not begun anew.
+        let empty = LogHeader { store: STORE }.encode();
+        self.disk.put(&log, &empty).unwrap();
+        self.meta = Arc::default();
+        let disk: Arc<dyn Disk> = Arc::<SimDisk>::clone(&self.disk);
+        refill(&disk, Path::new(DATA_DIR), STORE, &*self.meta)
+            .await
+            .unwrap()
     }
 
     /// What is there when the power comes back.
@@ -333,4 +350,29 @@ fn a_full_disk_fails_the_upload_and_nothing_else() {
         assert_holds(&store, "large", &large).await;
         assert_holds(&store, "before", &image).await;
     });
+}
+
+/// What was refused for want of space is not there after a loss of power either.
+#[test]
+fn a_change_that_was_refused_does_not_come_back() {
+    let mut random = Random::new(seed());
+    for round in 0..64 {
+        let machine = Machine::new();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            machine.disk.fail_write(1, std::io::ErrorKind::StorageFull);
+            let new = super::volume_data::new_volume("v", 4096);
+            let refused = store.create_volume(new).await.unwrap_err();
+            assert!(matches!(refused, Error::Full { .. }), "{refused}");
+        });
+        let machine = machine.crash(&mut random);
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let found = store.volume("v").await;
+            assert!(
+                matches!(found, Err(Error::NotFound { .. })),
+                "round {round}"
+            );
+        });
+    }
 }

@@ -173,3 +173,40 @@ fn a_store_behaves_like_a_map_from_names_to_bytes() {
 fn with_threads_instead_of_io_uring_too() {
     run(IoEngine::Blocking, 6);
 }
+
+/// Only root can give a file away, and only with root's rights is this a danger.
+#[test]
+fn a_store_of_another_user_is_refused_before_anything_is_made() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options::new(dir.path());
+    let files = || {
+        let mut names: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    block_on(async {
+        let (store, _) = Store::open(options.clone()).await.unwrap();
+        super::repairs::closed(store).await;
+        std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+        std::fs::remove_file(dir.path().join("LOCK")).unwrap();
+        std::os::unix::fs::chown(dir.path().join("FORMAT"), Some(4711), None).unwrap();
+        let before = files();
+        for refused in [
+            Store::open(options.clone()).await.unwrap_err(),
+            rebuild(options.clone()).await.unwrap_err(),
+        ] {
+            let said = refused.to_string();
+            assert!(
+                said.contains("user 4711") && said.contains("sudo -u '#4711' varved"),
+                "{said}"
+            );
+            assert_eq!(files(), before);
+        }
+    });
+}

@@ -13,7 +13,10 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
-    sync::{OwnedMutexGuard, OwnedSemaphorePermit, RwLock as AsyncRwLock, Semaphore, oneshot},
+    sync::{
+        Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, RwLock as AsyncRwLock,
+        Semaphore, oneshot,
+    },
     task::JoinHandle,
 };
 use varve_content::BLOCK_BYTES;
@@ -24,6 +27,7 @@ use super::{
     journal::{BlockPlace, Journal},
     layers::{Epoch, Layers, Place, Stack, Stretch},
     owner::Owner,
+    owner_file::OwnerFile,
     pending,
     recovery::{self, JournalReport},
     writer::{self, Op, Queue, Turn},
@@ -69,6 +73,7 @@ pub(super) struct Inner {
     /// As it was when the volume was opened.
     pub(super) record: VolumeRecord,
     pub(super) folds: Folds,
+    pub(super) owner_file: AsyncMutex<OwnerFile>,
     /// It only grows.
     size_bytes: AtomicU64,
     /// To keep it open.
@@ -107,6 +112,7 @@ impl Volume {
         };
         make_directories(&owner).await?;
         let promises = pending::promises(&shared, &record).await?;
+        let owner_file = OwnerFile::open(&shared.commit, &owner, &record).await?;
         let (commit, from) = (&shared.commit, record.journal_from);
         let (found, mut epochs, report) = recovery::recover(commit, &owner, from, promises).await?;
         if report != JournalReport::default() {
@@ -133,6 +139,7 @@ impl Volume {
             layers: RwLock::new(Layers::new(current, epochs, base)),
             queue: Queue::default(),
             folds: Folds::default(),
+            owner_file: AsyncMutex::new(owner_file),
             size_bytes: AtomicU64::new(record.size_bytes),
             handle: OnceLock::new(),
             turns: Arc::default(),
@@ -347,6 +354,8 @@ impl Volume {
         {
             resume_unwind(panic);
         }
+        // Whoever is writing the owner record is done then.
+        drop(self.0.inner.owner_file.lock().await);
         self.flush().await
     }
 }

@@ -356,6 +356,8 @@ impl Inner {
         let base = ContentReader::open(Arc::clone(&self.shared), content.root, &self.name).await?;
         let id = snapshot.map(|(id, _)| id);
         pending::complete(&self.shared, self.record.id, cut.next_file, content, id).await?;
+        // Before files go that the journal begins with by the word of its owner record.
+        self.record_owner().await?;
         self.layers.write().rebase(cut.next_file, base);
         *self.folds.data_blocks.lock() = Some((content.root, content.data_blocks()));
         let volume = Arc::clone(self);

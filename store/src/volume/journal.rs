@@ -561,6 +561,11 @@ impl Journal {
         self.state.lock().begun_at
     }
 
+    /// Whose it is.
+    pub(super) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
     /// Where its files are.
     pub(super) fn dir(&self) -> PathBuf {
         self.owner.dir()

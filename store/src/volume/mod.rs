@@ -12,6 +12,7 @@
 //! | `journal` | the journal's files: where batches go, which are durable |
 //! | `space` | what journals take on disk, and files to be written again |
 //! | `owner` | whose journal it is, and how its files are made |
+//! | `owner_file` | the same, kept beside the journal for when the catalog is lost |
 //! | `clone` | volumes with the content of others |
 //! | `pending` | snapshots: their instant, and what becomes of them |
 //! | `gather` | a batch as bytes |
@@ -41,6 +42,7 @@ mod layers;
 mod map;
 mod open;
 mod owner;
+mod owner_file;
 mod pending;
 mod records;
 mod recovery;
@@ -51,9 +53,10 @@ pub use clone::NewClone;
 pub use device::Volume;
 pub(crate) use open::OpenVolumes;
 pub use open::VolumeStatus;
+pub(crate) use owner_file::{check_owner, read_owner};
 pub(crate) use pending::PendingSnapshots;
 pub use pending::{NewSnapshots, SnapshotProgress};
 pub use records::NewVolume;
-pub(crate) use records::remove_journal;
+pub(crate) use records::{journal_numbers, remove_journal};
 pub use recovery::JournalReport;
 pub(crate) use space::JournalSpace;

@@ -141,6 +141,8 @@ impl Store {
         let opening = self.shared().volumes.opening(id).await;
         let resized = self.shared().commit.update(id, change).await?;
         if let Some(volume) = opening.volume() {
+            // Before anything is written behind the old end.
+            volume.inner().record_owner().await?;
             volume.grow(resized.size_bytes);
         }
         Ok(resized)

@@ -233,7 +233,11 @@ impl Store {
         F: FnOnce(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
     {
         let id = self.volume(key).await?.id;
-        self.shared().commit.update(id, change).await
+        let changed = self.shared().commit.update(id, change).await?;
+        if let Some(volume) = self.shared().volumes.get(id) {
+            volume.inner().record_owner().await?;
+        }
+        Ok(changed)
     }
 }
 
@@ -249,6 +253,12 @@ pub(crate) fn remove_journal(disk: &dyn Disk, data_dir: &Path, id: VolumeId) -> 
             Err(source) => return Err(Error::io("remove", &path, source)),
         }
     }
+    let owner = names::journal_owner(data_dir, id);
+    match disk.remove(&owner) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(source) => return Err(Error::io("remove", &owner, source)),
+    }
     match disk.remove_dir(&dir) {
         Ok(()) => Ok(()),
         // It was never opened.
@@ -258,7 +268,7 @@ pub(crate) fn remove_journal(disk: &dyn Disk, data_dir: &Path, id: VolumeId) -> 
 }
 
 /// The numbers of the journal files in a directory; none if there is no directory.
-fn journal_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>> {
+pub(crate) fn journal_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>> {
     match disk.list(dir) {
         Ok(files) => Ok(files
             .iter()

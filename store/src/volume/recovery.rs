@@ -193,7 +193,7 @@ pub(super) async fn recover(
 }
 
 /// Waits for a sync. One that fails stops the store: the kernel tells it once, and who tried again would be told that all is well.
-async fn durable(commit: &Commit, sync: Completion<()>, path: &Path) -> Result<()> {
+pub(super) async fn durable(commit: &Commit, sync: Completion<()>, path: &Path) -> Result<()> {
     sync.await
         .map_err(|source| unsynced(path.to_owned(), source))
         .inspect_err(|error| commit.poison(error))

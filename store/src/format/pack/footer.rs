@@ -1,10 +1,12 @@
 //! The footer that lists a sealed pack's records, and the trailer behind it.
 
-use super::{PACK_ALIGN, PACK_HEADER_BYTES, PackId, PackKind, Payload, RECORD_ALIGN};
+use super::{
+    PACK_ALIGN, PACK_HEADER_BYTES, PackId, PackKind, PackNonce, Payload, RECORD_ALIGN,
+    header::{decode_nonce, has_nonce, version_of},
+};
 use crate::format::{
     FormatError,
     fields::{Fields, FieldsMut, check_crc32, expect_magic, put_crc32},
-    store_file::FORMAT_VERSION,
 };
 
 /// One record in the footer.
@@ -39,14 +41,15 @@ pub struct FooterEntry {
 /// | offset | bytes | field |
 /// | --- | --- | --- |
 /// | 0 | 8 | `VARVSEAL` |
-/// | 8 | 4 | format version |
+/// | 8 | 4 | version, that of the pack's header |
 /// | 12 | 1 | kind: 1 chunks, 2 nodes |
 /// | 13 | 3 | zero |
 /// | 16 | 8 | pack number |
 /// | 24 | 8 | offset of the footer |
 /// | 32 | 4 | number of footer entries |
 /// | 36 | 4 | CRC-32 of all bytes from the footer's offset to this trailer |
-/// | 40 | 20 | zero |
+/// | 40 | 12 | the pack's random bytes; zero in version 1 |
+/// | 52 | 8 | zero |
 /// | 60 | 4 | CRC-32 of the bytes before |
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct Trailer {
@@ -58,6 +61,8 @@ pub struct Trailer {
     pub records: u32,
     /// Of the footer.
     pub footer_crc32: u32,
+    /// Those of the pack's header. `None` in version 1, where a payload may look like a footer.
+    pub nonce: Option<PackNonce>,
 }
 
 impl Trailer {
@@ -77,14 +82,7 @@ impl Trailer {
         expect_magic(WHAT, bytes, &TRAILER_MAGIC)?;
         let mut fields = Fields::new(WHAT, check_crc32(WHAT, bytes)?);
         fields.bytes(TRAILER_MAGIC.len())?;
-        let version = fields.u32()?;
-        if version != FORMAT_VERSION {
-            return Err(FormatError::unknown(
-                "format version of a pack",
-                FORMAT_VERSION,
-                version,
-            ));
-        }
+        let has_nonce = has_nonce(fields.u32()?)?;
         let kind = PackKind::from_byte(fields.u8()?)?;
         fields.reserved(3)?;
         let trailer = Self {
@@ -95,8 +93,9 @@ impl Trailer {
             footer_offset_bytes: fields.u64()?,
             records: fields.u32()?,
             footer_crc32: fields.u32()?,
+            nonce: decode_nonce(&mut fields, has_nonce)?,
         };
-        fields.reserved(20)?;
+        fields.reserved(8)?;
         fields.end()?;
         if trailer.records > PACK_RECORDS_MAX {
             return Err(FormatError::differs(
@@ -125,21 +124,27 @@ impl Trailer {
         let mut bytes = [0; TRAILER_BYTES];
         FieldsMut::new(&mut bytes)
             .bytes(&TRAILER_MAGIC)
-            .u32(FORMAT_VERSION)
+            .u32(version_of(self.nonce))
             .u8(self.pack.kind.to_byte())
             .reserved(3)
             .u64(self.pack.number)
             .u64(self.footer_offset_bytes)
             .u32(self.records)
-            .u32(self.footer_crc32);
+            .u32(self.footer_crc32)
+            .bytes(&self.nonce.unwrap_or_default());
         put_crc32(&mut bytes);
         bytes
     }
 }
 
-/// What seals `pack`, to be written at `footer_offset_bytes`, a multiple of [`PACK_ALIGN`]: entries, zeros and trailer.
+/// What seals `pack`, whose header has these random bytes, to be written at `footer_offset_bytes`, a multiple of [`PACK_ALIGN`]: entries, zeros and trailer.
 #[must_use]
-pub fn encode_footer(pack: PackId, footer_offset_bytes: u64, entries: &[FooterEntry]) -> Vec<u8> {
+pub fn encode_footer(
+    pack: PackId,
+    nonce: Option<PackNonce>,
+    footer_offset_bytes: u64,
+    entries: &[FooterEntry],
+) -> Vec<u8> {
     assert!(
         entries.len() <= PACK_RECORDS_MAX as usize,
         "a pack is sealed at {PACK_RECORDS_MAX} records"
@@ -167,6 +172,7 @@ pub fn encode_footer(pack: PackId, footer_offset_bytes: u64, entries: &[FooterEn
         footer_offset_bytes,
         records,
         footer_crc32: crc32fast::hash(&bytes),
+        nonce,
     };
     bytes.extend_from_slice(&trailer.encode());
     bytes

@@ -3,13 +3,18 @@
 use super::{PACK_ALIGN, PackId, PackKind};
 use crate::format::{
     FormatError, StoreId,
-    fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_crc32},
-    store_file::FORMAT_VERSION,
+    fields::{Fields, FieldsMut, check_crc32, expect_magic, first, optional, put_crc32},
 };
 
 /// The header in front of all records.
 pub const PACK_HEADER_BYTES: usize = 4096;
 
+/// Random bytes of a pack, which its footer repeats: so no payload can look like the footer of the pack that it is in.
+pub type PackNonce = [u8; 12];
+
+pub(super) const VERSION: u32 = 2;
+/// Packs had no random bytes.
+pub(super) const VERSION_1: u32 = 1;
 const PACK_MAGIC: [u8; 8] = *b"VARVPACK";
 
 const _: () = assert!(PACK_HEADER_BYTES as u64 == PACK_ALIGN);
@@ -19,13 +24,13 @@ const _: () = assert!(PACK_HEADER_BYTES as u64 == PACK_ALIGN);
 /// | offset | bytes | field |
 /// | --- | --- | --- |
 /// | 0 | 8 | `VARVPACK` |
-/// | 8 | 4 | format version |
+/// | 8 | 4 | version: 2 |
 /// | 12 | 1 | kind: 1 chunks, 2 nodes |
 /// | 13 | 3 | zero |
 /// | 16 | 8 | pack number |
 /// | 24 | 16 | store id |
 /// | 40 | 8 | created, seconds since 1970 |
-/// | 48 | 12 | zero |
+/// | 48 | 12 | random bytes; zero in version 1, which is still read |
 /// | 60 | 4 | CRC-32 of the bytes before |
 /// | 64 | 4032 | zero |
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
@@ -36,6 +41,37 @@ pub struct PackHeader {
     pub store: StoreId,
     /// When it was begun, in seconds since 1970. For people only.
     pub created_unix_seconds: u64,
+    /// `None` in version 1.
+    pub nonce: Option<PackNonce>,
+}
+
+/// The version of a pack that has these random bytes, or none.
+pub(super) const fn version_of(nonce: Option<PackNonce>) -> u32 {
+    match nonce {
+        Some(_) => VERSION,
+        None => VERSION_1,
+    }
+}
+
+/// Reads a version and says whether random bytes belong to it.
+pub(super) fn has_nonce(version: u32) -> Result<bool, FormatError> {
+    match version {
+        VERSION => Ok(true),
+        VERSION_1 => Ok(false),
+        other => Err(FormatError::unknown(
+            "format version of a pack",
+            format_args!("{VERSION_1} and {VERSION}"),
+            other,
+        )),
+    }
+}
+
+/// Random bytes, or zeros where there are none.
+pub(super) fn decode_nonce(
+    fields: &mut Fields<'_>,
+    is_there: bool,
+) -> Result<Option<PackNonce>, FormatError> {
+    optional(fields, is_there, size_of::<PackNonce>(), Fields::array)
 }
 
 impl PackHeader {
@@ -46,12 +82,13 @@ impl PackHeader {
         let (head, _) = bytes.split_at_mut(64);
         FieldsMut::new(head)
             .bytes(&PACK_MAGIC)
-            .u32(FORMAT_VERSION)
+            .u32(version_of(self.nonce))
             .u8(self.pack.kind.to_byte())
             .reserved(3)
             .u64(self.pack.number)
             .bytes(self.store.as_bytes())
-            .u64(self.created_unix_seconds);
+            .u64(self.created_unix_seconds)
+            .bytes(&self.nonce.unwrap_or_default());
         put_crc32(head);
         bytes
     }
@@ -64,14 +101,7 @@ impl PackHeader {
         expect_magic(WHAT, head, &PACK_MAGIC)?;
         let mut fields = Fields::new(WHAT, check_crc32(WHAT, head)?);
         fields.bytes(PACK_MAGIC.len())?;
-        let version = fields.u32()?;
-        if version != FORMAT_VERSION {
-            return Err(FormatError::unknown(
-                "format version of a pack",
-                FORMAT_VERSION,
-                version,
-            ));
-        }
+        let has_nonce = has_nonce(fields.u32()?)?;
         let kind = PackKind::from_byte(fields.u8()?)?;
         fields.reserved(3)?;
         let header = Self {
@@ -81,8 +111,8 @@ impl PackHeader {
             },
             store: StoreId::from_bytes(fields.array()?),
             created_unix_seconds: fields.u64()?,
+            nonce: decode_nonce(&mut fields, has_nonce)?,
         };
-        fields.reserved(12)?;
         fields.end()?;
         Fields::new(WHAT, tail).reserved(tail.len())?;
         Ok(header)

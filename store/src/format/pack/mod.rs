@@ -14,7 +14,9 @@
 //! the next 4 KiB: whoever scans a pack finds a header at every step and never has to guess.
 //!
 //! A pack with a valid [`Trailer`] in its last bytes is sealed: nothing is ever added to it. One
-//! without is still being written, or was when the power failed; its last records may be torn.
+//! without is still being written, or was when the power failed; its last records may be torn. The trailer repeats the
+//! random bytes of the header, which nobody outside learns. In version 1 there are none, and a payload at the end of a pack that
+//! is not sealed may look like a footer: there the records have to end where the footer begins.
 //!
 //! | file | bytes of |
 //! | --- | --- |
@@ -36,7 +38,7 @@ pub use self::{
         FOOTER_ENTRY_BYTES, FooterEntry, PACK_RECORDS_MAX, TRAILER_BYTES, Trailer, decode_footer,
         encode_footer,
     },
-    header::{PACK_HEADER_BYTES, PackHeader},
+    header::{PACK_HEADER_BYTES, PackHeader, PackNonce},
     id::{PackId, PackKind},
     record::{
         Header, Location, PAYLOAD_BYTES_MAX, Payload, RECORD_ALIGN, RECORD_HEADER_BYTES,

@@ -16,6 +16,7 @@ use crate::format::{
 
 const OFFSET: u64 = 0x0012_3458;
 const ID: [u8; 32] = [0xc7; 32];
+const NONCE: PackNonce = [0x5e; 12];
 
 fn pack_id() -> PackId {
     PackId {
@@ -29,6 +30,7 @@ fn header() -> PackHeader {
         pack: pack_id(),
         store: STORE,
         created_unix_seconds: 1_735_689_600,
+        nonce: Some(NONCE),
     }
 }
 
@@ -80,7 +82,11 @@ fn entries() -> Vec<FooterEntry> {
 
 /// A footer of two records, and where its trailer begins.
 pub(in crate::format) fn footer() -> (Vec<u8>, usize) {
-    let bytes = encode_footer(pack_id(), FOOTER_AT, &entries());
+    footer_of(Some(NONCE))
+}
+
+fn footer_of(nonce: Option<PackNonce>) -> (Vec<u8>, usize) {
+    let bytes = encode_footer(pack_id(), nonce, FOOTER_AT, &entries());
     let trailer_at = bytes.len() - TRAILER_BYTES;
     (bytes, trailer_at)
 }
@@ -92,23 +98,29 @@ fn decode_all_of_footer(bytes: &[u8]) -> Result<Vec<FooterEntry>, FormatError> {
 
 #[test]
 fn pack_header_is_pinned() {
-    let bytes = header().encode();
-    assert_bytes(
-        &bytes[..64],
-        &[
-            &hex(b"VARVPACK"),
-            "01000000",
-            "01000000",
-            "a100000000000000",
-            "00112233445566778899aabbccddeeff",
-            "8085746700000000",
-            "000000000000000000000000",
-            "e4a7ba22",
-        ],
-    );
-    assert_eq!(bytes[64..], [0; PACK_HEADER_BYTES - 64], "{CHANGED}");
-    assert_eq!(PackHeader::decode(&bytes), Ok(header()));
-    assert_every_byte_counts(&bytes, PackHeader::decode);
+    for (nonce, version, crc32) in [
+        (Some(NONCE), "02000000", "edecda1d"),
+        (None, "01000000", "e4a7ba22"),
+    ] {
+        let header = PackHeader { nonce, ..header() };
+        let bytes = header.encode();
+        assert_bytes(
+            &bytes[..64],
+            &[
+                &hex(b"VARVPACK"),
+                version,
+                "01000000",
+                "a100000000000000",
+                "00112233445566778899aabbccddeeff",
+                "8085746700000000",
+                &hex(&nonce.unwrap_or_default()),
+                crc32,
+            ],
+        );
+        assert_eq!(bytes[64..], [0; PACK_HEADER_BYTES - 64], "{CHANGED}");
+        assert_eq!(PackHeader::decode(&bytes), Ok(header));
+        assert_every_byte_counts(&bytes, PackHeader::decode);
+    }
 }
 
 #[test]
@@ -181,27 +193,38 @@ fn footer_and_trailer_are_pinned() {
             "b90b0000",
         ],
     );
-    assert_bytes(
-        &bytes[trailer_at..],
-        &[
-            &hex(b"VARVSEAL"),
-            "01000000",
-            "01000000",
-            "a100000000000000",
-            "0030000000000000",
-            "02000000",
-            "06f053be",
-            &"00".repeat(20),
-            "ce522fc9",
-        ],
-    );
-    assert_eq!(decode_all_of_footer(&bytes), Ok(entries()));
-    assert_every_byte_counts(&bytes, decode_all_of_footer);
+    for (nonce, version, crc32) in [
+        (Some(NONCE), "02000000", "acd9b985"),
+        (None, "01000000", "ce522fc9"),
+    ] {
+        let (bytes, _) = footer_of(nonce);
+        assert_bytes(
+            &bytes[trailer_at..],
+            &[
+                &hex(b"VARVSEAL"),
+                version,
+                "01000000",
+                "a100000000000000",
+                "0030000000000000",
+                "02000000",
+                "06f053be",
+                &hex(&nonce.unwrap_or_default()),
+                &"00".repeat(8),
+                crc32,
+            ],
+        );
+        assert_eq!(
+            Trailer::decode(&bytes, FOOTER_AT + 4096).unwrap().nonce,
+            nonce
+        );
+        assert_eq!(decode_all_of_footer(&bytes), Ok(entries()));
+        assert_every_byte_counts(&bytes, decode_all_of_footer);
+    }
 }
 
 #[test]
 fn an_empty_pack_can_be_sealed() {
-    let bytes = encode_footer(pack_id(), 4096, &[]);
+    let bytes = encode_footer(pack_id(), Some(NONCE), 4096, &[]);
     let trailer = Trailer::decode(&bytes, 8192).unwrap();
     assert_eq!(decode_footer(&bytes, &trailer), Ok(Vec::new()));
 }
@@ -224,7 +247,7 @@ fn footers_that_contradict_themselves_are_refused() {
     let refused = |change: fn(&mut Vec<FooterEntry>)| {
         let mut entries = entries();
         change(&mut entries);
-        decode_all_of_footer(&encode_footer(pack_id(), FOOTER_AT, &entries))
+        decode_all_of_footer(&encode_footer(pack_id(), Some(NONCE), FOOTER_AT, &entries))
             .unwrap_err()
             .to_string()
     };
@@ -277,10 +300,10 @@ fn headers_that_cannot_be_are_refused() {
     assert!(with(14, 1).to_string().contains("1 to its plain length"));
 
     let mut bytes = header().encode();
-    bytes[8] = 2;
+    bytes[8] = 3;
     crate::format::fields::put_crc32(&mut bytes[..64]);
     assert!(PackHeader::decode(&bytes).unwrap_err().is_unknown());
-    bytes[8] = 1;
+    bytes[8] = 2;
     bytes[12] = 3;
     crate::format::fields::put_crc32(&mut bytes[..64]);
     assert!(PackHeader::decode(&bytes).unwrap_err().is_unknown());

@@ -1,5 +1,7 @@
 //! Writing: a batch becomes one RocksDB write batch, totals included.
 
+use std::{fmt, ops::SubAssign};
+
 use rocksdb::{WriteBatch, WriteOptions};
 use varve_content::ChunkId;
 
@@ -140,10 +142,16 @@ pub(super) fn add(total: &mut u64, amount: u64) -> Result<()> {
 }
 
 /// Takes from a total what was added to it once. Both come from disk: that they agree is no given.
-pub(super) fn take(total: &mut u64, amount: u64) -> Result<()> {
-    *total = total.checked_sub(amount).ok_or_else(|| Error::Index {
-        verb: "keep its totals",
-        message: format!("{amount} is to be taken from a total of {total}; {REMEDY}"),
-    })?;
+pub(super) fn take<T>(total: &mut T, amount: T) -> Result<()>
+where
+    T: Copy + fmt::Display + PartialOrd + SubAssign,
+{
+    if amount > *total {
+        return Err(Error::Index {
+            verb: "keep its totals",
+            message: format!("{amount} is to be taken from a total of {total}; {REMEDY}"),
+        });
+    }
+    *total -= amount;
     Ok(())
 }

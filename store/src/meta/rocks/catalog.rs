@@ -32,6 +32,11 @@ trait Kept: Named {
 
     /// The totals that it is part of, and with how much.
     fn counts<'t>(&self, totals: &'t mut Totals) -> Vec<(&'t mut u64, u64)>;
+
+    /// What it adds to the sizes of snapshots.
+    fn logical_bytes(&self) -> u64 {
+        0
+    }
 }
 
 impl Kept for SnapshotRecord {
@@ -48,10 +53,11 @@ impl Kept for SnapshotRecord {
     }
 
     fn counts<'t>(&self, totals: &'t mut Totals) -> Vec<(&'t mut u64, u64)> {
-        vec![
-            (&mut totals.snapshots, 1),
-            (&mut totals.logical_bytes, self.size_bytes),
-        ]
+        vec![(&mut totals.snapshots, 1)]
+    }
+
+    fn logical_bytes(&self) -> u64 {
+        self.size_bytes
     }
 }
 
@@ -393,6 +399,8 @@ impl<'a, R: Kept> Changes<'a, R> {
         for (total, amount) in record.counts(totals) {
             add(total, amount)?;
         }
+        // It cannot overflow: not with so many records as 64 bits count.
+        totals.logical_bytes = (totals.logical_bytes).saturating_add(record.logical_bytes().into());
         self.names
             .insert(record.name().to_owned(), Some(record.id()));
         let tags = tag_keys(&record).map(|key| (key, Some(record.id())));
@@ -412,6 +420,7 @@ impl<'a, R: Kept> Changes<'a, R> {
         for (total, amount) in present.counts(totals) {
             take(total, amount)?;
         }
+        take(&mut totals.logical_bytes, present.logical_bytes().into())?;
         self.names.insert(present.name().to_owned(), None);
         self.tags.extend(tag_keys(&present).map(|key| (key, None)));
         self.records.insert(id, None);

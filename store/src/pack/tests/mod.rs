@@ -11,6 +11,7 @@
 mod crash;
 mod damage;
 mod faults;
+mod forged;
 mod resume;
 mod write;
 

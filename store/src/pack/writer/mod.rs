@@ -289,7 +289,8 @@ impl PackWriter {
 /// Writes a pack's footer and makes it durable. All its records must be.
 async fn seal(home: &dyn PackHome, pack: &OpenPack) -> Result<()> {
     let path = home.path(pack.id);
-    let footer = AlignedBuf::from_slice(&encode_footer(pack.id, pack.end_bytes, &pack.entries));
+    let footer = encode_footer(pack.id, pack.nonce, pack.end_bytes, &pack.entries);
+    let footer = AlignedBuf::from_slice(&footer);
     let written = home.disk().write(&pack.file, pack.end_bytes, footer).await;
     written.map_err(|source| Error::io("write the footer of", &path, source))?;
     let synced = home.disk().sync_data(&pack.file).await;

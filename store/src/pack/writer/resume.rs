@@ -18,7 +18,8 @@ impl PackWriter {
     ///
     /// What is torn off their ends is cut off, what is left is made durable. The newest is gone on with if it is sound
     /// and not full, so that restarts do not leave a swarm of small packs; the others are sealed, and those without a
-    /// record removed. Returns what became of those that are left: only now may their surveyed records be indexed.
+    /// record removed. One that is damaged stays without a footer: so it is surveyed at each start, and what it has lost
+    /// is known. Returns what became of those that are left: only now may their surveyed records be indexed.
     ///
     /// Bytes that were durable are not written again: a flush ends at 4 KiB, so where padding shares its 4 KiB with
     /// a record, nobody was ever told of that record.
@@ -43,7 +44,12 @@ impl PackWriter {
                 home.remove(survey.pack)?;
                 continue;
             }
+            let is_sound = survey.damage.is_empty();
             let pack = take_on(&*home, survey).await?;
+            if !is_sound {
+                states.push(state_of(&pack, false));
+                continue;
+            }
             // The newest that can be gone on with stays.
             let done = if pack.is_full {
                 Some(pack)
@@ -98,15 +104,16 @@ async fn take_on(home: &dyn PackHome, survey: Survey) -> Result<OpenPack> {
             payload: record.location.payload,
         })
         .collect();
-    let is_sound = survey.damage.is_empty();
     Ok(OpenPack {
         id: survey.pack,
+        nonce: survey.nonce,
         file,
         end_bytes,
         begun_bytes: end_bytes,
         durable_bytes: end_bytes,
         durable_records: entries.len(),
-        is_full: !is_sound
+        // Of version 1: what is added might look like a footer.
+        is_full: survey.nonce.is_none()
             || end_bytes >= home.pack_bytes_max()
             || entries.len() >= PACK_RECORDS_MAX as usize,
         entries,

@@ -16,7 +16,7 @@ use crate::{
         Location, PackId, PackKind, PackState,
         pack::{
             FooterEntry, PACK_ALIGN, PACK_HEADER_BYTES, PACK_RECORDS_MAX, PAYLOAD_BYTES_MAX,
-            PackHeader, RECORD_HEADER_BYTES, encode_padding, padding_bytes,
+            PackHeader, PackNonce, RECORD_HEADER_BYTES, encode_padding, padding_bytes,
         },
     },
     io::{AlignedBuf, BufferPool, Completion, Disk, File},
@@ -50,6 +50,8 @@ pub(super) enum Halted {
 #[derive(Clone)]
 pub(super) struct OpenPack {
     pub(super) id: PackId,
+    /// Of its header. `None` in version 1, to which nothing is added.
+    pub(super) nonce: Option<PackNonce>,
     pub(super) file: File,
     /// Its records, for the footer.
     pub(super) entries: Vec<FooterEntry>,
@@ -247,6 +249,12 @@ impl State {
     /// Ends the current pack, if there is one, and begins the next.
     fn begin_pack(&mut self, home: &dyn PackHome, kind: PackKind) -> Result<()> {
         let id = home.reserve(kind);
+        let mut nonce = PackNonce::default();
+        getrandom::fill(&mut nonce).map_err(|error| Error::Io {
+            verb: "get random bytes for",
+            path: home.path(id),
+            source: std::io::Error::other(error),
+        })?;
         let file = home.create(id)?;
         self.pad(home.disk());
         if let Some(pack) = self.packs.back_mut() {
@@ -254,6 +262,7 @@ impl State {
         }
         self.packs.push_back(OpenPack {
             id,
+            nonce: Some(nonce),
             file,
             entries: Vec::new(),
             end_bytes: 0,
@@ -268,6 +277,7 @@ impl State {
             created_unix_seconds: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
+            nonce: Some(nonce),
         };
         self.put(home.disk(), &header.encode());
         Ok(())

@@ -1,0 +1,62 @@
+//! Places in packs that are known to hold nothing any more.
+
+use std::collections::HashMap;
+
+use super::Survey;
+use crate::format::{Location, PackId, pack::Payload};
+
+/// What recovery found to be gone though the index has records there. These records do not count as being in the
+/// store: whoever sends one again repairs it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LostPlaces(HashMap<PackId, Lost>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Lost {
+    /// All from an offset on.
+    From(u64),
+    /// All but the records at these offsets, which ascend.
+    AllBut(Vec<(u64, Payload)>),
+}
+
+impl LostPlaces {
+    /// All of a pack is gone.
+    pub fn add_pack(&mut self, pack: PackId) {
+        self.add_end(pack, 0);
+    }
+
+    /// A pack ends here, and went on once.
+    pub fn add_end(&mut self, pack: PackId, end_bytes: u64) {
+        self.0.insert(pack, Lost::From(end_bytes));
+    }
+
+    /// Of a pack that was found damaged: all that the survey did not find whole.
+    pub fn add_survey(&mut self, survey: &Survey) {
+        if survey.damage.is_empty() {
+            return;
+        }
+        let whole = survey.records.iter();
+        let whole = whole.map(|record| (record.location.offset_bytes, record.location.payload));
+        self.0.insert(survey.pack, Lost::AllBut(whole.collect()));
+    }
+
+    /// Whether a record is in such a place, or partly.
+    #[must_use]
+    pub fn hold(&self, location: &Location) -> bool {
+        let start = location.offset_bytes;
+        match self.0.get(&location.pack) {
+            None => false,
+            Some(Lost::From(lost)) => start.saturating_add(location.payload.record_bytes()) > *lost,
+            Some(Lost::AllBut(whole)) => {
+                let found = whole.binary_search_by_key(&start, |(offset_bytes, _)| *offset_bytes);
+                let found = found.ok().and_then(|at| whole.get(at));
+                found.is_none_or(|(_, payload)| *payload != location.payload)
+            }
+        }
+    }
+
+    /// Whether nothing is lost, as usual.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

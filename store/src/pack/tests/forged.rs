@@ -1,0 +1,139 @@
+//! Payloads that end in what looks like a pack's footer.
+
+use super::*;
+use crate::{
+    format::pack::{
+        PACK_HEADER_BYTES, PackHeader, PackNonce, RECORD_HEADER_BYTES, TRAILER_BYTES, Trailer,
+        encode_footer,
+    },
+    limits::PACK_BYTES_MAX,
+};
+
+const PACK: PackId = PackId {
+    kind: PackKind::Chunks,
+    number: 1,
+};
+const HEADER: u64 = PACK_HEADER_BYTES as u64;
+/// What the second record begins behind: its payload begins at 4 KiB then, and ends the file.
+const FIRST_STORED: usize = 4096 - 2 * RECORD_HEADER_BYTES;
+
+/// A chunk that ends with a trailer, for the end of a pack of `pack_bytes`: one that says that records end at
+/// `footer_at`, which is at most 3.25 MiB before.
+fn forged(pack_bytes: u64, footer_at: u64, nonce: Option<PackNonce>) -> EncodedRecord {
+    // A footer of many records is as long as the bytes that it disowns.
+    let records = (0..=u32::MAX)
+        .find(|records| footer_at + Trailer::footer_bytes(*records) >= pack_bytes)
+        .unwrap();
+    assert_eq!(footer_at + Trailer::footer_bytes(records), pack_bytes);
+    let mut trailer = encode_footer(PACK, nonce, footer_at, &[]).split_off(4096 - TRAILER_BYTES);
+    trailer[32..36].copy_from_slice(&records.to_le_bytes());
+    let crc32 = crc32fast::hash(&trailer[..60]);
+    trailer[60..].copy_from_slice(&crc32.to_le_bytes());
+    assert!(Trailer::decode(&trailer, pack_bytes).is_ok());
+    let mut plain = plain(7, 4);
+    let start = plain.len() - TRAILER_BYTES;
+    plain[start..].copy_from_slice(&trailer);
+    EncodedRecord::chunk(
+        ChunkId::of(&plain),
+        Codec::Raw,
+        End::Settled,
+        plain.len() as u32,
+        &plain,
+    )
+}
+
+/// A pack of a version that has these random bytes, of which the last record is forged. Its ids, in order.
+fn pack_with(
+    header_nonce: Option<PackNonce>,
+    footer_at: u64,
+    nonce: Option<PackNonce>,
+) -> (Sim, Vec<[u8; 32]>) {
+    let sim = Sim::new();
+    let header = PackHeader {
+        pack: PACK,
+        store: STORE,
+        created_unix_seconds: 1,
+        nonce: header_nonce,
+    };
+    let mut bytes = header.encode().to_vec();
+    let mut ids = Vec::new();
+    let mut put = |bytes: &mut Vec<u8>, record: &EncodedRecord| {
+        ids.push(*record.id());
+        let at = bytes.len() as u64;
+        bytes.extend_from_slice(&record.header().encode(at));
+        bytes.extend_from_slice(record.stored());
+        bytes.resize(at as usize + record.record_bytes() as usize, 0);
+    };
+    put(&mut bytes, &packed_chunk(1, FIRST_STORED));
+    let pack_bytes = bytes.len() as u64 + RECORD_HEADER_BYTES as u64 + 4 * 4096;
+    put(&mut bytes, &forged(pack_bytes, footer_at, nonce));
+    assert_eq!(bytes.len() as u64, pack_bytes);
+    sim.0.put(&Sim::path(PACK), &bytes).unwrap();
+    (sim, ids)
+}
+
+/// Where the forged footer says that records end: at the first, and within the payload of the second.
+const PLACES: [u64; 3] = [HEADER, HEADER + 4096, HEADER + 2 * 4096];
+
+#[test]
+fn a_payload_does_not_seal_the_pack_that_it_is_in() {
+    let own = [9; 12];
+    for header in [Some(own), None] {
+        for nonce in [None, Some([0; 12]), Some([1; 12])] {
+            for footer_at in PLACES {
+                let (sim, ids) = pack_with(header, footer_at, nonce);
+                let place = sim.place();
+                let home = place.home(PACK_BYTES_MAX);
+                let told = format!("{header:?}, {nonce:?}, footer at {footer_at}");
+                for promised in [
+                    None,
+                    Some(0),
+                    Some(HEADER + 4096),
+                    Some(u64::from(u32::MAX)),
+                ] {
+                    let found = block_on(survey(&*home, PACK, promised)).unwrap();
+                    let found_ids: Vec<_> = found.records.iter().map(|it| it.id).collect();
+                    assert_eq!(found_ids, ids, "{told}");
+                    assert!(!found.sealed, "{told}");
+                }
+                let found = block_on(survey(&*home, PACK, None)).unwrap();
+                assert!(found.damage.is_empty() && found.torn.is_none(), "{told}");
+                // Whatever goes on with it is sound in the end.
+                let (writer, states) = block_on(PackWriter::resume(
+                    Arc::clone(&home) as _,
+                    PackKind::Chunks,
+                    vec![found],
+                ))
+                .unwrap();
+                assert_eq!(states[0].sealed, header.is_none(), "{told}");
+                drop(writer);
+                let (records, damage, tail) = block_on(scan(&*home, PACK));
+                assert_eq!((records.len(), damage), (2, Vec::new()), "{told}");
+                let sealed = matches!(tail, Tail::Sealed { .. });
+                assert_eq!(sealed, header.is_none(), "{told}");
+            }
+        }
+    }
+}
+
+/// Where a header cannot be read, its random bytes cannot tell: the records do.
+#[test]
+fn a_pack_without_its_header_is_sealed_where_its_records_end() {
+    let sim = Sim::new();
+    let (home, writer) = sim.place().writer(16_384);
+    block_on(async {
+        drop(writer.append(chunks(0..4, 1)).await.unwrap());
+        writer.flush().await.unwrap();
+        let pack = home.list().unwrap()[0];
+        assert!(matches!(scan(&*home, pack).await.2, Tail::Sealed { .. }));
+        sim.0.flip(&Sim::path(pack), 50, 1).unwrap();
+        let (records, damage, tail) = scan(&*home, pack).await;
+        assert_eq!((records.len(), damage.len()), (2, 1));
+        assert!(matches!(tail, Tail::Sealed { .. }));
+    });
+    let (sim, ids) = pack_with(Some([9; 12]), HEADER, Some([3; 12]));
+    sim.0.flip(&Sim::path(PACK), 50, 1).unwrap();
+    let home = sim.place().home(PACK_BYTES_MAX);
+    let (records, damage, _) = block_on(scan(&*home, PACK));
+    assert_eq!((records.len(), damage.len()), (ids.len(), 1));
+}

@@ -1,0 +1,65 @@
+//! Nodes and chunks as the disk has them now, past the store's caches and the kernel's.
+
+use std::sync::Arc;
+
+use varve_content::{
+    NodeId, RootId,
+    tree::{Inner, Leaf, NodeSource, Root},
+};
+
+use super::{CheckedChunk, ContentReader, LocatedLeaf, Segment};
+use crate::{Error, Result, pack::PackReader, store::Shared};
+
+/// Reads from the disk what others may have in memory: for whoever wants to know whether it is still there.
+#[derive(Debug)]
+pub(crate) struct DiskSource {
+    shared: Arc<Shared>,
+    packs: PackReader,
+}
+
+impl DiskSource {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            packs: shared.packs.past_cache(),
+            shared,
+        }
+    }
+
+    pub(crate) async fn root(&self, id: RootId) -> Result<Root> {
+        self.shared.load_root(&self.packs, id).await
+    }
+
+    /// A segment, by its leaf.
+    pub(crate) async fn segment(&self, index: u32, leaf: NodeId) -> Result<Segment> {
+        let located = self.located(leaf).await?;
+        Ok(Segment {
+            index,
+            located: Arc::new(located),
+        })
+    }
+
+    /// A segment's distinct chunks, each with the position of its first entry: checked, or what is wrong with it.
+    pub(crate) async fn check_chunks(
+        &self,
+        content: &ContentReader,
+        segment: &Segment,
+    ) -> Result<Vec<CheckedChunk>> {
+        content.check_chunks(&self.packs, segment).await
+    }
+
+    async fn located(&self, id: NodeId) -> Result<LocatedLeaf> {
+        self.shared.load_leaf(&self.packs, id).await
+    }
+}
+
+impl NodeSource for DiskSource {
+    type Error = Error;
+
+    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
+        Ok(Arc::clone(&self.located(id).await?.leaf))
+    }
+
+    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>> {
+        self.shared.load_inner(&self.packs, id).await.map(Arc::new)
+    }
+}

@@ -1,0 +1,309 @@
+//! Journals of volumes that the catalog does not know.
+//!
+//! | the log says | the directory | becomes |
+//! | --- | --- | --- |
+//! | that the volume was deleted | | removed: the process did not live to do it |
+//! | nothing of it | any | left alone and named, at each start: its record was lost |
+//! | nothing of it | with an owner record | at a rebuild a volume again |
+//! | an older state than its owner record | | at a rebuild put on what that says |
+//!
+//! A volume's record is durable before its directory is made, and its deletion is durable before anything is removed.
+//! So a crash leaves no directory of which the log says nothing: only damage to the log does. The log holds
+//! all deletions there ever were. Whoever shortens it has to remove the journals of the deleted volumes before.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use varve_content::{RootId, tree::Root};
+
+use super::rebuild::set_index_aside;
+use crate::{
+    Error, Result,
+    catalog_log::CatalogLog,
+    format::{StoreId, catalog_log::Record, journal::first_sequence_of, names},
+    io::Disk,
+    limits,
+    meta::{
+        Batch, Meta, Named as _, NodeKey, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
+    },
+    pack::PackReader,
+    volume::{check_owner, journal_numbers, read_owner, remove_journal},
+};
+
+/// A journal that cannot be read as the catalog is. It is left as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StrandedJournal {
+    /// The directory.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl fmt::Display for StrandedJournal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        write!(f, "the journal in {path} is left alone: {}", self.why)
+    }
+}
+
+/// The volumes that the log says were deleted.
+pub(super) fn deleted_volumes(records: &[(u64, Record)]) -> HashSet<VolumeId> {
+    fn find(record: &Record, deleted: &mut HashSet<VolumeId>) {
+        match record {
+            Record::DeleteVolume(id) => drop(deleted.insert(*id)),
+            Record::Several(changes) => changes.iter().for_each(|change| find(change, deleted)),
+            _ => {}
+        }
+    }
+    let mut deleted = HashSet::new();
+    for (_, record) in records {
+        find(record, &mut deleted);
+    }
+    deleted
+}
+
+/// The volumes that have a directory, in the order of their ids.
+fn directories(disk: &dyn Disk, data_dir: &Path) -> Result<Vec<VolumeId>> {
+    let volumes = names::volumes(data_dir);
+    let mut ids: Vec<_> = match disk.list(&volumes) {
+        Ok(present) => present
+            .iter()
+            .filter_map(|name| names::volume_of(name))
+            .collect(),
+        // No volume was ever opened.
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(source) => return Err(Error::io("list", &volumes, source)),
+    };
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Whether there are journals of any volume.
+pub(super) fn has_journals(disk: &dyn Disk, data_dir: &Path) -> Result<bool> {
+    Ok(!directories(disk, data_dir)?.is_empty())
+}
+
+/// Removes the journals of volumes that were deleted, and names those of volumes that nobody knows.
+pub(super) fn sort_out(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    meta: &dyn Meta,
+    deleted: &HashSet<VolumeId>,
+) -> Result<Vec<StrandedJournal>> {
+    let mut stranded = Vec::new();
+    for id in directories(disk, data_dir)? {
+        if meta.volume(id)?.is_some() {
+            continue;
+        }
+        if !deleted.contains(&id) {
+            stranded.push(StrandedJournal {
+                path: names::volume(data_dir, id),
+                why: "the catalog knows no such volume; `varved rebuild` may make it again"
+                    .to_owned(),
+            });
+            continue;
+        }
+        tracing::info!(volume = %id, "removing the journal of a volume that was deleted");
+        if let Err(error) = remove_journal(disk, data_dir, id) {
+            tracing::warn!(volume = %id, %error, "the journal was not removed");
+        }
+    }
+    Ok(stranded)
+}
+
+/// What a rebuild did about journals whose owner records say more than the catalog log.
+#[derive(Debug, Default)]
+pub(super) struct Adopted {
+    /// Volumes that were made again, or put on what their owner records say.
+    pub(super) volumes: Vec<String>,
+    pub(super) stranded: Vec<StrandedJournal>,
+    /// Where the old index is, if it had to make way.
+    pub(super) old_index: Option<PathBuf>,
+}
+
+/// Changes of the catalog that a journal calls for, if any, and what to say about them; or why it cannot have them.
+type Called = std::result::Result<Option<(Vec<Record>, String)>, String>;
+
+/// What a rebuild works on.
+pub(super) struct Scene<'a> {
+    pub(super) disk: &'a Arc<dyn Disk>,
+    pub(super) data_dir: &'a Path,
+    pub(super) store: StoreId,
+    pub(super) packs: PackReader,
+    pub(super) meta: &'a dyn Meta,
+}
+
+impl Scene<'_> {
+    /// Makes volumes again from the owner records of their journals, where the catalog lacks them or is behind. What is made
+    /// is in the log, durably, before it is in the catalog.
+    pub(super) async fn adopt(
+        &self,
+        log: &mut CatalogLog,
+        deleted: &HashSet<VolumeId>,
+    ) -> Result<Adopted> {
+        let mut adopted = Adopted::default();
+        for id in directories(&**self.disk, self.data_dir)? {
+            let known = self.meta.volume(id)?;
+            if known.is_none() && deleted.contains(&id) {
+                continue;
+            }
+            match self.changes_for(id, known.as_ref()).await? {
+                Ok(None) => {}
+                Ok(Some((changes, said))) => {
+                    // What the old index has applied is not what the log has from here on.
+                    if let Some(old) = set_index_aside(self.disk, self.data_dir).await? {
+                        adopted.old_index = Some(old);
+                    }
+                    let record = Record::Several(changes);
+                    let sequence = log.append(&record).await?;
+                    let mut batch = Batch::default();
+                    batch.catalog(sequence, record);
+                    self.meta.apply(batch, true)?;
+                    adopted.volumes.push(said);
+                }
+                Err(why) => {
+                    let path = names::volume(self.data_dir, id);
+                    let why = match known {
+                        None => why,
+                        Some(known) => {
+                            format!("volume {:?} is as the log has it: {why}", known.name)
+                        }
+                    };
+                    adopted.stranded.push(StrandedJournal { path, why });
+                }
+            }
+        }
+        Ok(adopted)
+    }
+
+    async fn changes_for(&self, id: VolumeId, known: Option<&VolumeRecord>) -> Result<Called> {
+        let owner = match read_owner(self.disk, self.data_dir, id).await? {
+            Some(Ok(owner)) => owner,
+            Some(Err(_)) | None if known.is_some() => return Ok(Ok(None)),
+            Some(Err(why)) => return Ok(Err(why.to_string())),
+            None => {
+                let why = "it has no owner record, so it was written by an older version";
+                return Ok(Err(why.to_owned()));
+            }
+        };
+        if let Err(why) = check_owner(&owner, self.store, id) {
+            return Ok(Err(format!("its owner record is another's: {why}")));
+        }
+        let says = owner.volume;
+        if let Some(known) = known
+            && says.journal_from <= known.journal_from
+        {
+            return Ok(Ok(None));
+        }
+        if let Some(base) = says.base
+            && let Err(why) = self.check_root(base).await?
+        {
+            return Ok(Err(format!(
+                "volume {:?} cannot be made again without its base, root {base}: {why}",
+                says.name
+            )));
+        }
+        let numbers = journal_numbers(&**self.disk, &names::volume(self.data_dir, id))?;
+        let first = numbers
+            .into_iter()
+            .filter(|it| *it >= says.journal_from)
+            .min();
+        if let Some(first) = first.filter(|first| *first != says.journal_from) {
+            return Ok(Err(format!(
+                "volume {:?}: its journal begins with file {first}, its owner record says {}",
+                says.name, says.journal_from
+            )));
+        }
+        match known {
+            Some(known) => self.moved_on(known, says).map(Ok),
+            None => self.made_again(says),
+        }
+    }
+
+    /// That a root is in a pack, and its own bytes.
+    async fn check_root(&self, id: RootId) -> Result<std::result::Result<(), String>> {
+        let places = self.meta.nodes(&[NodeKey::Root(id)])?;
+        let Some(place) = places.into_iter().next().flatten() else {
+            return Ok(Err("it is in no pack".to_owned()));
+        };
+        let record = match self.packs.read_record(&place, id.as_bytes()).await {
+            Ok(record) => record,
+            Err(Error::Damaged(damage)) => return Ok(Err(damage.to_string())),
+            Err(error) => return Err(error),
+        };
+        let root = Root::decode(record.payload());
+        Ok(match root {
+            Ok(_) if RootId::of(record.payload()) == id => Ok(()),
+            Ok(_) => Err("its bytes have another id".to_owned()),
+            Err(why) => Err(why.to_string()),
+        })
+    }
+
+    /// A volume that the catalog does not know.
+    fn made_again(&self, says: VolumeRecord) -> Result<Called> {
+        if self.meta.totals()?.volumes >= limits::VOLUMES_MAX {
+            return Ok(Err(format!(
+                "volume {:?} cannot be made again, there are {} volumes already",
+                says.name,
+                limits::VOLUMES_MAX
+            )));
+        }
+        let mut said = format!("volume {:?} was made again from its journal", says.name);
+        let mut record = says;
+        if let Some(taken) = VolumeRecord::by_name(self.meta, &record.name)? {
+            record.name = format!("adopted-{}", record.id);
+            said = format!(
+                "{said}, as {:?}: volume {} has the name",
+                record.name, taken.id
+            );
+        }
+        Ok(Ok(Some((vec![Record::PutVolume(record)], said))))
+    }
+
+    /// A volume of which the log has an older state than its journal.
+    fn moved_on(
+        &self,
+        known: &VolumeRecord,
+        says: VolumeRecord,
+    ) -> Result<Option<(Vec<Record>, String)>> {
+        let (ended, pending): (Vec<_>, Vec<_>) = (known.pending.iter().copied())
+            .partition(|pending| pending.next_file < says.journal_from);
+        let mut changes = Vec::new();
+        for ended in ended {
+            // Its journal is part of the base, and the record that completed it is lost.
+            if let Some(snapshot) = SnapshotRecord::by_id(self.meta, ended.snapshot)?
+                && snapshot.state == SnapshotState::Pending
+            {
+                let reason = "the record that completed it was lost with a part of the catalog log";
+                changes.push(Record::PutSnapshot(SnapshotRecord {
+                    state: SnapshotState::Failed {
+                        reason: reason.to_owned(),
+                    },
+                    ..snapshot
+                }));
+            }
+        }
+        let said = format!(
+            "volume {:?} was put on what its journal's owner record says: the catalog log was behind",
+            known.name
+        );
+        changes.push(Record::PutVolume(VolumeRecord {
+            size_bytes: known.size_bytes.max(says.size_bytes),
+            base: says.base,
+            attachments: known.attachments.max(says.attachments),
+            journal_from: says.journal_from,
+            pending,
+            promised_sequence: match known.promised_sequence {
+                promised if promised < first_sequence_of(says.journal_from) => 0,
+                promised => promised,
+            },
+            ..known.clone()
+        }));
+        Ok(Some((changes, said)))
+    }
+}

@@ -1,0 +1,110 @@
+//! Stores of earlier versions: they open, with all that is in them, and go on as stores of this version.
+
+use std::{fs, path::Path};
+
+use varve_store::format::{
+    PackKind, names,
+    pack::{PackHeader, TRAILER_BYTES, Trailer},
+};
+use varve_tests::{
+    data_dir,
+    lab::Lab,
+    nbd::Peer,
+    process::{command, run},
+    programs::{self, repository, tool},
+};
+
+const BLOCK: usize = 4096;
+
+/// A lab with a store of that name in place of its own, and a stopped daemon.
+fn lab_with(store: &str) -> Lab {
+    let mut lab = Lab::new();
+    lab.varved.stop();
+    let data_dir = lab.data_dir();
+    fs::remove_dir_all(&data_dir).unwrap();
+    let archive = repository().join("tests/stores").join(store);
+    let mut unpack = command(tool("tar"), ["--no-same-owner", "--strip-components=1"]);
+    fs::create_dir(&data_dir).unwrap();
+    unpack.arg("-C").arg(&data_dir).arg("-xzf").arg(archive);
+    run(unpack).ok();
+    lab
+}
+
+/// What the snapshot `image` holds: 64 blocks that differ, with a hole of ten.
+fn image() -> Vec<u8> {
+    let mut image: Vec<u8> = (0..64u8)
+        .flat_map(|block| [block.wrapping_mul(37).wrapping_add(1); BLOCK])
+        .collect();
+    image[20 * BLOCK..30 * BLOCK].fill(0);
+    image
+}
+
+/// The same with what was written to both volumes, and flushed, and is in their journals.
+fn written(mut image: Vec<u8>) -> Vec<u8> {
+    image[BLOCK..2 * BLOCK].fill(7);
+    image[3 * BLOCK..4 * BLOCK].fill(9);
+    image
+}
+
+fn assert_volumes(lab: &Lab) {
+    for (name, expected) in [
+        ("blank", written(vec![0; 1 << 20])),
+        ("from-image", written(image())),
+    ] {
+        lab.snapctl().run(["volume", "attach", name]).ok();
+        let mut peer = Peer::unix(&lab.varved.nbd_socket()).unwrap();
+        let export = format!("volume/{name}");
+        assert_eq!(peer.open(&export).unwrap(), expected.len() as u64);
+        let len = u32::try_from(expected.len()).unwrap();
+        assert!(
+            peer.read_bytes(0, len).unwrap().unwrap() == expected,
+            "{name}"
+        );
+        drop(peer);
+        lab.snapctl().run(["volume", "detach", name]).ok();
+    }
+}
+
+fn version_of(path: &Path) -> Option<[u8; 12]> {
+    PackHeader::decode(&fs::read(path).unwrap()).unwrap().nonce
+}
+
+#[test]
+fn packs_without_random_bytes_and_journals_without_owners() {
+    let mut lab = lab_with("packs-1-without-owners.tar.gz");
+    let expected = lab.scratch.file("expected", image());
+    let old = data_dir::packs(&lab.data_dir(), PackKind::Chunks);
+    assert_eq!((old.len(), version_of(&old[0].1)), (1, None));
+
+    lab.restart();
+    lab.assert_content("image", &expected);
+    assert_volumes(&lab);
+    let more = lab.image("more", 2 << 20, 301);
+    lab.snapctl().import(&more, "more");
+    lab.varved.stop();
+
+    // Nothing is added to a pack of the old version: it is sealed as one.
+    let bytes = fs::read(&old[0].1).unwrap();
+    let last = &bytes[bytes.len() - TRAILER_BYTES..];
+    assert_eq!(
+        Trailer::decode(last, bytes.len() as u64).unwrap().nonce,
+        None
+    );
+    let packs = data_dir::packs(&lab.data_dir(), PackKind::Chunks);
+    assert_eq!(packs.len(), 2);
+    assert!(version_of(&packs[1].1).is_some());
+
+    // The journals have owners now, and the catalog can be made again from them.
+    fs::remove_dir_all(names::index(&lab.data_dir())).unwrap();
+    let mut rebuild = command(programs::varved(), ["rebuild", "--data-dir"]);
+    rebuild.arg(lab.data_dir());
+    run(rebuild).ok();
+    let volumes = fs::read_dir(names::volumes(&lab.data_dir())).unwrap();
+    let owners = volumes.filter(|dir| dir.as_ref().unwrap().path().join("owner").is_file());
+    assert_eq!(owners.count(), 2);
+    lab.restart();
+    lab.assert_content("image", &expected);
+    lab.assert_content("more", &more);
+    lab.snapctl().verify("image");
+    assert_volumes(&lab);
+}
