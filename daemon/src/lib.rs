@@ -5,13 +5,14 @@
 //! - [`grpc`]: snapshots, content, status; [`nbd`]: snapshots as block devices, through [`exports`].
 //! - [`sockets`]: listeners of both; [`tasks`]: the only place that starts tasks.
 //! - [`copies`]: snapshots from other daemons; [`tls`]: how these are asked.
-//! - [`telemetry`]: the log; [`memory`]: how much there is.
+//! - [`telemetry`]: the log; [`memory`]: how much there is; [`descriptors`]: how many open files, and who gets them.
 //!
 //! What must hold: nothing here decides what is durable or true, the store does. Everything a client can make the daemon
 //! hold or do at one time is bounded.
 
 pub mod config;
 pub mod copies;
+pub mod descriptors;
 pub mod exports;
 pub mod grpc;
 pub mod limits;

@@ -65,7 +65,7 @@ pub const KEY_BYTES_MAX: usize = 1024;
 /// Characters of a request's text that an error repeats.
 pub const QUOTED_CHARS_MAX: usize = 80;
 
-/// gRPC connections open at one time, per listener; further ones wait to be accepted.
+/// gRPC connections open at one time, per listener, if there are descriptors for so many; further ones wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Requests under way on one connection. Each may hold one message before the daemon sees it.
 pub const CONNECTION_STREAMS_MAX: u32 = 64;
@@ -153,8 +153,21 @@ pub const STOP_GRACE: Duration = Duration::from_secs(5);
 /// The same for NBD, which ends its connections in its own way; a little less, so that it gets to.
 pub const NBD_STOP_GRACE: Duration = Duration::from_secs(4);
 
-/// Open files that a daemon with full tables needs: connections of both services, packs, index, the rest.
-pub const OPEN_FILES_WANTED: u64 = 2 * CONNECTIONS_MAX as u64 + NBD_CONNECTIONS_MAX as u64 + 1024;
+/// Listeners of gRPC: a unix socket and a TCP address. Each has its own [`CONNECTIONS_MAX`].
+pub const GRPC_LISTENERS: usize = 2;
+/// Descriptors that are neither connections, nor journals, nor packs that are read: what the store says that it needs, the
+/// connections of copies and estimates to their sources, and 64 for listeners, the runtime, standard streams and what
+/// a client library opens for a moment.
+pub const DESCRIPTORS_FIXED: u64 = varve_store::limits::STORE_DESCRIPTORS
+    + ((COPIES_RUNNING_MAX + COPY_ESTIMATES_MAX) * COPY_CONNECTIONS) as u64
+    + 64;
+/// The fewest packs open for reads.
+pub const PACK_DESCRIPTORS_LEAST: usize = 16;
+/// The fewest descriptors for journals: with fewer than two for each volume that is being written, volumes take turns.
+pub const JOURNAL_DESCRIPTORS_LEAST: usize = 64;
+/// The fewest descriptors that a daemon starts with: few connections then, and everything works.
+pub const DESCRIPTORS_LEAST: u64 =
+    DESCRIPTORS_FIXED + (PACK_DESCRIPTORS_LEAST + 2 * JOURNAL_DESCRIPTORS_LEAST) as u64;
 
 const _: () = assert!((UPLOAD_MESSAGE_BYTES as usize) < MESSAGE_BYTES_MAX);
 const _: () = assert!(FIND_IDS_MAX as usize * ChunkId::BYTES + 1024 <= MESSAGE_BYTES_MAX);

@@ -3,15 +3,12 @@
 use std::{fmt::Display, process::ExitCode};
 
 use clap::Parser;
-use rustix::{
-    fs::Mode,
-    process::{Resource, getrlimit, setrlimit, umask},
-};
+use rustix::{fs::Mode, process::umask};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 use varve_daemon::{
     config::{Arguments, Config},
-    limits,
+    descriptors,
     server::{self, Server},
     sockets::Inherited,
     telemetry,
@@ -56,7 +53,7 @@ fn main() -> ExitCode {
     }
     // The only provider that is linked. It fails when one was installed before, which does as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    raise_open_files();
+    descriptors::raise_limit();
     // What guests have written is nobody else's to read. The sockets have their own permissions.
     umask(Mode::RWXG | Mode::RWXO);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -148,24 +145,5 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
-    }
-}
-
-/// Takes as many open files as the system gives: a thousand connections are more than the usual soft limit.
-fn raise_open_files() {
-    let mut limit = getrlimit(Resource::Nofile);
-    let wanted = limits::OPEN_FILES_WANTED;
-    let possible = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
-    if limit.current.is_none_or(|current| current >= possible) {
-        return;
-    }
-    limit.current = Some(possible);
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        warn!(%error, possible, "cannot raise the limit of open files");
-    } else if possible < wanted {
-        warn!(
-            possible,
-            wanted, "few open files are permitted, and so fewer connections are possible"
-        );
     }
 }

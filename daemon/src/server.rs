@@ -17,6 +17,7 @@ use varve_store::{Options, Store};
 use crate::{
     config::{Config, TlsConfig},
     copies::Copies,
+    descriptors::{self, Descriptors},
     exports::{Attachments, StoreExports},
     grpc::{self, Context, Facts, Health, RoutesError, Uploads},
     limits, nbd,
@@ -28,6 +29,9 @@ use crate::{
 /// Why a daemon cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// Too few open files are permitted.
+    #[error(transparent)]
+    Descriptors(#[from] descriptors::TooFew),
     /// The store does not open.
     #[error(transparent)]
     Store(#[from] varve_store::Error),
@@ -80,6 +84,7 @@ pub fn store_options(config: &Config) -> Options {
         journal_bytes_max: config.store.journal_bytes_max,
         io_engine: config.store.io_engine,
         cpu_threads: config.store.cpu_threads,
+        ..Options::new(&config.data_dir)
     }
 }
 
@@ -99,7 +104,14 @@ impl Server {
     ///
     /// As of [`start`](Self::start).
     pub async fn start_with(config: &Config, inherited: Inherited) -> Result<Self, StartError> {
-        let (store, report) = Store::open(store_options(config)).await?;
+        let descriptors = Descriptors::of_process(config.nbd.connections_max)?;
+        descriptors.tell();
+        let options = Options {
+            packs_open_max: descriptors.packs,
+            journal_files_open_max: descriptors.journals,
+            ..store_options(config)
+        };
+        let (store, report) = Store::open(options).await?;
         info!(data_dir = %config.data_dir.display(), "{report}");
         for torn in report.torn_packs.iter().chain(&report.torn_log) {
             warn!("a torn end was cut off: {torn}");
@@ -110,7 +122,7 @@ impl Server {
         for stranded in &report.stranded_journals {
             error!("{stranded}");
         }
-        match Self::serve(config, inherited, store.clone()).await {
+        match Self::serve(config, inherited, descriptors, store.clone()).await {
             Ok(server) => Ok(server),
             Err(error) => {
                 close(&store).await;
@@ -122,6 +134,7 @@ impl Server {
     async fn serve(
         config: &Config,
         inherited: Inherited,
+        descriptors: Descriptors,
         store: Store,
     ) -> Result<Self, StartError> {
         let grpc_tls = config.grpc.tls.as_ref();
@@ -164,7 +177,7 @@ impl Server {
         let uploads = Arc::new(Uploads::new(config.upload_idle));
         let health = Health::default();
         let nbd_options = nbd::ServerOptions {
-            max_connections: config.nbd.connections_max,
+            max_connections: descriptors.nbd_connections,
             stop_timeout: limits::NBD_STOP_GRACE,
             ..nbd::ServerOptions::default()
         };
@@ -194,6 +207,7 @@ impl Server {
                     unix_server,
                     routes.clone(),
                     grpc_unix.listener,
+                    descriptors.grpc_connections,
                     stop.clone(),
                 ),
             ),
@@ -203,7 +217,13 @@ impl Server {
             }),
         ];
         if let Some((listener, _)) = grpc_tcp {
-            let serve = serve_grpc_tcp(tcp_server, routes, listener, stop.clone());
+            let serve = serve_grpc_tcp(
+                tcp_server,
+                routes,
+                listener,
+                descriptors.grpc_connections,
+                stop.clone(),
+            );
             services.push(tasks.spawn("gRPC over TCP", serve));
         }
         if let Some((listener, _)) = nbd_tcp {
@@ -335,9 +355,10 @@ async fn serve_grpc_unix(
     mut server: tonic::transport::Server,
     routes: Routes,
     listener: UnixListener,
+    connections_max: usize,
     stop: CancellationToken,
 ) {
-    let incoming = grpc::incoming_unix(listener, stop.clone());
+    let incoming = grpc::incoming_unix(listener, connections_max, stop.clone());
     let served = server
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
@@ -351,9 +372,10 @@ async fn serve_grpc_tcp(
     mut server: tonic::transport::Server,
     routes: Routes,
     listener: TcpListener,
+    connections_max: usize,
     stop: CancellationToken,
 ) {
-    let incoming = grpc::incoming_tcp(listener, stop.clone());
+    let incoming = grpc::incoming_tcp(listener, connections_max, stop.clone());
     let served = server
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

@@ -11,8 +11,9 @@
 //! an upload runs, so that one that is interrupted need not send them again.
 //!
 //! A disk that is full loses what was not synced yet, and nothing else: uploads that were under way fail (their
-//! [`Generation`] has passed), the store goes on. Any other failure to write or to sync leaves the state of
-//! the disk unknown: nothing is written any more until a restart.
+//! [`Generation`] has passed), the store goes on. What the system is short of (descriptors, memory) is waited for, and
+//! a pack that cannot be made fails those who needed it. Any other failure to write or to sync leaves the state of
+//! the disk unknown: nothing is written any more until a restart. `docs/errors.md` tells what happens for each error.
 //!
 //! A caller's future may be dropped at any `await`, as when its client goes away. What has left one of the steps above and not
 //! reached the next would then be forgotten, so these steps run in tasks of their own ([`Commit::to_the_end`]).
@@ -20,7 +21,10 @@
 use std::{
     collections::{HashMap, HashSet},
     panic::resume_unwind,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -36,6 +40,7 @@ use crate::{
     catalog_log::CatalogLog,
     failpoints::{Failpoint, reach},
     format::{RecordId, catalog_log::Record, pack::Payload},
+    io::Disk,
     limits,
     lock::DirectoryLock,
     meta::{Batch, Meta, Named, NodeKey, SnapshotRecord},
@@ -53,6 +58,9 @@ pub(crate) struct Commit {
     nodes: PackWriter,
     meta: Arc<dyn Meta>,
     workers: Arc<Workers>,
+    disk: Arc<dyn Disk>,
+    /// The last batch found no space in the index.
+    index_full: AtomicBool,
     pending: RwLock<Pending>,
     /// One flush at a time: a second would sync what the first does.
     flushing: Mutex<()>,
@@ -188,6 +196,7 @@ impl Commit {
         nodes: PackWriter,
         meta: Arc<dyn Meta>,
         workers: Arc<Workers>,
+        disk: Arc<dyn Disk>,
         log: CatalogLog,
         lock: DirectoryLock,
     ) -> Arc<Self> {
@@ -196,6 +205,8 @@ impl Commit {
             nodes,
             meta,
             workers,
+            disk,
+            index_full: AtomicBool::new(false),
             pending: RwLock::default(),
             flushing: Mutex::new(()),
             catalog: Mutex::new(log),
@@ -266,7 +277,7 @@ impl Commit {
             .iter()
             .map(|record| (ChunkId::from_bytes(*record.id()), *record.payload()))
             .collect();
-        let appended = self.written(self.chunks.append(records).await)?;
+        let appended = self.appended(self.chunks.append(records).await)?;
         let stored = appended.stored_bytes();
         let fill = {
             let mut pending = self.pending.write();
@@ -304,7 +315,7 @@ impl Commit {
         records: Vec<EncodedRecord>,
     ) -> Result<u64> {
         let keys: Vec<_> = node_keys(&records).collect();
-        let appended = self.written(self.nodes.append(records).await)?;
+        let appended = self.appended(self.nodes.append(records).await)?;
         let stored = appended.stored_bytes();
         let fill = {
             let mut pending = self.pending.write();
@@ -458,15 +469,36 @@ impl Commit {
     /// Steps 2 and 3.
     async fn change_catalog(&self, log: &mut CatalogLog, record: Record) -> Result<()> {
         self.writable()?;
+        self.index_writes().await?;
         reach(Failpoint::BeforeCatalogLog);
         let sequence = self.written(log.append(&record).await)?;
         reach(Failpoint::CatalogLogSynced);
         let mut batch = Batch::default();
         batch.catalog(sequence, record);
-        let applied = self.apply(batch, true).await;
-        // The record is durable and not applied: it must not be overtaken by another.
-        applied.inspect_err(|error| self.poison(error))?;
+        let mut tries = self.disk.patience().tries();
+        loop {
+            match self.apply(batch.clone(), true).await {
+                Ok(()) => break,
+                // The record is durable, so it can be refused no more, and must not be overtaken by another: all changes wait.
+                Err(error @ Error::Full { .. }) if tries.again(&error).await => {}
+                Err(error) => {
+                    self.poison(&error);
+                    return Err(error);
+                }
+            }
+        }
         reach(Failpoint::CatalogApplied);
+        Ok(())
+    }
+
+    /// That the index can be written, if it could not be the last time: what is refused here leaves nothing behind.
+    async fn index_writes(&self) -> Result<()> {
+        if !self.index_full.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let meta = Arc::clone(&self.meta);
+        self.workers.commit(move || meta.writes_again()).await??;
+        self.index_full.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -491,9 +523,8 @@ impl Commit {
         for record in chunks.iter().chain(&nodes) {
             put_record(&mut batch, record);
         }
-        self.apply(batch, sync)
-            .await
-            .inspect_err(|error| self.poison(error))?;
+        // What the index has no space for is in packs, and counts as lost all the same: it is sent again.
+        self.written(self.apply(batch, sync).await)?;
         reach(Failpoint::GroupIndexed);
         let mut pending = self.pending.write();
         for record in &chunks {
@@ -534,8 +565,19 @@ impl Commit {
     }
 
     async fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
-        let meta = Arc::clone(&self.meta);
-        self.workers.commit(move || meta.apply(batch, sync)).await?
+        let mut tries = self.disk.patience().tries();
+        loop {
+            let (meta, batch) = (Arc::clone(&self.meta), batch.clone());
+            let applied = self.workers.commit(move || meta.apply(batch, sync)).await?;
+            match applied {
+                Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
+                Err(error @ Error::Full { .. }) => {
+                    self.index_full.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+                applied => return applied,
+            }
+        }
     }
 
     /// Whether it refuses everything because the store is being closed.
@@ -553,10 +595,18 @@ impl Commit {
         }
     }
 
-    /// Draws the consequence of a failed write, sync or append.
+    /// Draws the consequence of a failed append. One for which no pack could be made has lost nothing.
+    fn appended<T>(&self, result: Result<T>) -> Result<T> {
+        match result {
+            Err(Error::Poisoned { .. } | Error::Full { .. }) => self.written(result),
+            _ => result,
+        }
+    }
+
+    /// Draws the consequence of a failed write or sync.
     fn written<T>(&self, result: Result<T>) -> Result<T> {
         match &result {
-            Ok(_) | Err(Error::Closing | Error::Limit(_)) => {}
+            Ok(_) | Err(Error::Closing | Error::Limit(_) | Error::Shortage { .. }) => {}
             Err(Error::Full { .. }) => {
                 let mut pending = self.pending.write();
                 pending.generation += 1;

@@ -7,7 +7,7 @@ use std::{
 
 use varve_content::{ChunkId, chunker::NotCanonical, tree::TreeError};
 
-use crate::format::PackId;
+use crate::{format::PackId, io::is_shortage};
 
 /// The result of a store's operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -130,6 +130,17 @@ pub enum Error {
         why: String,
     },
 
+    /// The system was short of something: file descriptors, memory. Nothing was done; try again later.
+    #[error("cannot {verb} {} for now: {source}", path.display())]
+    Shortage {
+        /// What was being done.
+        verb: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What it was short of.
+        source: io::Error,
+    },
+
     /// The operating system refused.
     #[error("cannot {verb} {}: {source}", path.display())]
     Io {
@@ -162,6 +173,11 @@ impl Error {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full {
                 verb,
                 path: path.to_owned(),
+            },
+            _ if is_shortage(&source) => Self::Shortage {
+                verb,
+                path: path.to_owned(),
+                source,
             },
             _ => Self::Io {
                 verb,

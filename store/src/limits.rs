@@ -47,6 +47,23 @@ pub const PACKS_OPEN_MAX: usize = 256;
 /// Pack files kept open for reads past the page cache, by whoever verifies: it goes from pack to pack.
 pub const PACKS_OPEN_DIRECT_MAX: usize = 16;
 
+/// Descriptors of journal files of all volumes: two of the file that is added to, which is written past the page cache and through it, and
+/// one of each other. Those used longest ago are closed for others.
+pub const JOURNAL_FILES_OPEN_MAX: usize = journal_descriptors(VOLUMES_MAX) as usize;
+/// The same for so many volumes: what none of them has to wait for, and a thousand files that are read or not durable yet.
+#[must_use]
+pub const fn journal_descriptors(volumes: u64) -> u64 {
+    2 * volumes + 1024
+}
+/// Files of one journal that are not durable, and so stay open, before they are made so without being asked.
+pub const JOURNAL_FILES_UNSYNCED: usize = 4;
+/// RocksDB's open tables.
+pub const ROCKS_FILES_OPEN_MAX: u64 = 128;
+/// Descriptors that a store needs beside journals and packs that are read. RocksDB: its tables, and 64 for logs, manifest and what a
+/// compaction reads and writes. 64 for packs being written, the catalog log, the ring, directories being synced, files that
+/// are being read and were closed for others, locks.
+pub const STORE_DESCRIPTORS: u64 = ROCKS_FILES_OPEN_MAX + 64 + 64;
+
 /// Bytes of reads from packs under way at one time.
 pub const READ_BYTES_IN_FLIGHT: usize = 32 << 20;
 /// The largest single read from a pack: neighbouring records are read together up to this.
@@ -68,6 +85,15 @@ pub const ROCKS_CACHE_BYTES: usize = 32 << 20;
 /// RocksDB's write buffers, all together.
 pub const ROCKS_WRITE_BUFFER_BYTES: usize = 32 << 20;
 
+/// Pauses between tries to read the index where the system is short of something, a second and a half in all.
+pub const INDEX_READ_PAUSES: [Duration; 5] = [
+    Duration::from_millis(10),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+];
+
 /// Jobs that may wait for the store's threads, of each class.
 pub const WORKER_QUEUE: usize = 256;
 /// Threads of those that hold a lock of the commit path: there are two such locks, so that neither waits for the other.
@@ -79,6 +105,13 @@ pub const DISK_QUEUE_DEPTH: u32 = 128;
 pub const DISK_SYNC_THREADS: usize = 4;
 /// Threads that read and write where io_uring is refused: a disk takes that many requests at a time.
 pub const DISK_THREADS: usize = 16;
+
+/// Pauses before what the system was short of something for (descriptors, memory) is tried again: the first, each one after
+/// twice as long, and the longest.
+pub const SHORTAGE_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(10), Duration::from_secs(1));
+/// How often the log says that a shortage still lasts.
+pub const SHORTAGE_LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The largest volume: what the leaves of one upload may take in memory stays under [`UPLOAD_LEAVES_MAX`].
 pub const VOLUME_BYTES_MAX: u64 = 16 << 40;

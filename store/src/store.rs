@@ -36,6 +36,10 @@ pub struct Options {
     pub io_engine: IoEngine,
     /// Threads for hashing and compression; 0: one per core.
     pub cpu_threads: usize,
+    /// Packs kept open for reads.
+    pub packs_open_max: usize,
+    /// Descriptors of journal files, of all volumes.
+    pub journal_files_open_max: usize,
 }
 
 impl Options {
@@ -49,6 +53,8 @@ impl Options {
             journal_bytes_max: limits::JOURNAL_BYTES_MAX,
             io_engine: IoEngine::Auto,
             cpu_threads: 0,
+            packs_open_max: limits::PACKS_OPEN_MAX,
+            journal_files_open_max: limits::JOURNAL_FILES_OPEN_MAX,
         }
     }
 
@@ -211,6 +217,7 @@ impl Store {
 
     /// Makes what arrived durable, and refuses everything after.
     pub async fn close(&self) -> Result<()> {
+        self.0.disk.patience().end();
         let volumes = self.close_volumes().await;
         self.0.commit.close().await.and(volumes)
     }

@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 
 use crate::{limits, sockets};
 
-/// A connection that holds a place among [`limits::CONNECTIONS_MAX`].
+/// A connection that holds a place among those of its listener.
 #[derive(Debug)]
 pub struct Connection<S> {
     socket: S,
@@ -33,36 +33,49 @@ pub struct Connection<S> {
 /// Connections of a unix socket.
 pub fn incoming_unix(
     listener: UnixListener,
+    connections_max: usize,
     stop: CancellationToken,
 ) -> impl Stream<Item = Result<Connection<UnixStream>, Infallible>> {
-    incoming(listener, stop, async |listener: &UnixListener| {
-        let (socket, _) = listener.accept().await?;
-        sockets::enlarge_buffers(&socket);
-        Ok(socket)
-    })
+    incoming(
+        listener,
+        connections_max,
+        stop,
+        async |listener: &UnixListener| {
+            let (socket, _) = listener.accept().await?;
+            sockets::enlarge_buffers(&socket);
+            Ok(socket)
+        },
+    )
 }
 
 /// Connections of a TCP address.
 pub fn incoming_tcp(
     listener: TcpListener,
+    connections_max: usize,
     stop: CancellationToken,
 ) -> impl Stream<Item = Result<Connection<TcpStream>, Infallible>> {
-    incoming(listener, stop, async |listener: &TcpListener| {
-        let (socket, peer) = listener.accept().await?;
-        if let Err(error) = socket.set_nodelay(true) {
-            debug!(%peer, %error, "cannot turn off Nagle's algorithm");
-        }
-        Ok(socket)
-    })
+    incoming(
+        listener,
+        connections_max,
+        stop,
+        async |listener: &TcpListener| {
+            let (socket, peer) = listener.accept().await?;
+            if let Err(error) = socket.set_nodelay(true) {
+                debug!(%peer, %error, "cannot turn off Nagle's algorithm");
+            }
+            Ok(socket)
+        },
+    )
 }
 
 /// Accepts one connection after another. Failing to is never the end: what is missing (file descriptors, memory) comes back.
 fn incoming<L, S>(
     listener: L,
+    connections_max: usize,
     stop: CancellationToken,
     accept: impl AsyncFn(&L) -> io::Result<S>,
 ) -> impl Stream<Item = Result<Connection<S>, Infallible>> {
-    let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(connections_max));
     let state = (listener, stop, accept, places);
     stream::unfold(state, async |(listener, stop, accept, places)| {
         // The semaphore is never closed.

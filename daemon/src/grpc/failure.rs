@@ -98,7 +98,9 @@ fn store_code(error: &Error) -> Code {
         Error::Damaged(_) => Code::DataLoss,
         Error::Full { .. } => Code::ResourceExhausted,
         // A limit on what is under way: later there is room again. Only a full disk needs somebody to act.
-        Error::Limit(_) | Error::Poisoned { .. } | Error::Closing => Code::Unavailable,
+        Error::Limit(_) | Error::Shortage { .. } | Error::Poisoned { .. } | Error::Closing => {
+            Code::Unavailable
+        }
         Error::Attached { .. }
         | Error::NotCompleted { .. }
         | Error::HasPending { .. }
@@ -233,6 +235,15 @@ mod tests {
                 },
                 Code::FailedPrecondition,
                 "format 9",
+            ),
+            (
+                Error::Shortage {
+                    verb: "open",
+                    path: path.clone(),
+                    source: std::io::Error::other("too many open files"),
+                },
+                Code::Unavailable,
+                "for now: too many open files",
             ),
             (
                 Error::Io {

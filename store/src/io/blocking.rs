@@ -9,6 +9,7 @@ use super::{
     queue::{Queue, Wake},
     request::Progress,
 };
+use crate::limits::SHORTAGE_PAUSES;
 
 /// A disk with `threads` threads, and so many requests under way; others wait, up to `depth` in all.
 pub(super) fn start(threads: usize, depth: u32) -> io::Result<OsDisk> {
@@ -35,10 +36,21 @@ pub(super) fn add_threads(
 
 fn work(queue: &Queue) {
     while let Some(mut request) = queue.next() {
+        let mut pause = SHORTAGE_PAUSES.0;
         let result = loop {
             let returned = request.call();
-            if let Progress::Done(result) = request.advance(returned) {
-                break result;
+            match request.advance(returned) {
+                Progress::Continue => {}
+                Progress::Done(result) => break result,
+                // Nobody waits for a disk that is closed.
+                Progress::Later(error) if queue.is_closed() => break Err(error),
+                Progress::Later(error) => {
+                    if pause == SHORTAGE_PAUSES.0 {
+                        tracing::warn!(%error, "a read or write is tried again until the system is not short of something");
+                    }
+                    thread::sleep(pause);
+                    pause = (pause * 2).min(SHORTAGE_PAUSES.1);
+                }
             }
         };
         request.finish(result);

@@ -28,7 +28,7 @@ impl<T> Completion<T> {
         Self(State::Begun(reply))
     }
 
-    pub(super) fn deferred(future: impl Future<Output = io::Result<T>> + Send + 'static) -> Self {
+    pub(crate) fn deferred(future: impl Future<Output = io::Result<T>> + Send + 'static) -> Self {
         Self(State::Deferred(Box::pin(future)))
     }
 

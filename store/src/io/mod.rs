@@ -20,6 +20,9 @@
 //! - Writes under way at the same time are in no order.
 //! - When the process is killed and the machine goes on, everything that had completed is there, for the next process to see and to
 //!   sync. What was under way has happened by then, in whole or some of its 4 KiB pages, or never will.
+//! - Reads and writes that find the system [short](is_shortage) of something wait for it. What else fails for a shortage has
+//!   done nothing, and can be tried again: an open, a name, a length, and the sync of a directory, which opens it first. A sync
+//!   that has begun never fails for a shortage: whatever the reason, it is a failed sync.
 
 pub mod sim;
 
@@ -30,6 +33,7 @@ mod file;
 mod os_disk;
 mod queue;
 mod request;
+mod shortage;
 mod uring;
 
 #[cfg(test)]
@@ -40,6 +44,7 @@ use std::{ffi::OsString, fmt, io, path::Path, str::FromStr, sync::Arc};
 pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
 pub use completion::Completion;
 pub use file::File;
+pub use shortage::{Patience, is_shortage};
 
 use bytes::Bytes;
 
@@ -67,6 +72,9 @@ pub enum OpenMode {
 pub trait Disk: Send + Sync + fmt::Debug {
     /// "io_uring", "blocking" or "simulated".
     fn name(&self) -> &'static str;
+
+    /// How long callers try again what the system was [short](is_shortage) of something for.
+    fn patience(&self) -> &Patience;
 
     /// Opens a file through the page cache.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File>;

@@ -24,7 +24,7 @@ use rustix::{
 use tokio::sync::oneshot;
 
 use super::{
-    AlignedBuf, BUFFER_ALIGN, Completion, Disk, File, OpenMode,
+    AlignedBuf, BUFFER_ALIGN, Completion, Disk, File, OpenMode, Patience,
     queue::Queue,
     request::{Parts, Task, Transfer, read_at_once, write_at_once},
 };
@@ -38,17 +38,19 @@ pub(super) struct OsDisk {
     threads: Vec<JoinHandle<()>>,
     /// Whether the log says already that direct writes are refused.
     direct_refused: AtomicBool,
+    patience: Patience,
 }
 
 impl OsDisk {
     /// Threads that are [added](Self::add_thread) carry out what is in the queues, and end when they are closed.
-    pub(super) const fn new(name: &'static str, queue: Arc<Queue>, syncs: Arc<Queue>) -> Self {
+    pub(super) fn new(name: &'static str, queue: Arc<Queue>, syncs: Arc<Queue>) -> Self {
         Self {
             name,
             queue,
             syncs,
             threads: Vec::new(),
             direct_refused: AtomicBool::new(false),
+            patience: Patience::default(),
         }
     }
 
@@ -114,6 +116,10 @@ impl fmt::Debug for OsDisk {
 impl Disk for OsDisk {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn patience(&self) -> &Patience {
+        &self.patience
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File> {

@@ -103,7 +103,11 @@ impl Queue {
     }
 
     fn push(&self, file: File, task: Task, place: OwnedSemaphorePermit) {
-        let request = Request::new(file, task, place);
+        self.hand_over(Request::new(file, task, place));
+    }
+
+    /// Takes a request that has a place already, here or in another queue.
+    pub(super) fn hand_over(&self, request: Request) {
         let mut waiting = self.waiting.lock();
         if waiting.closed {
             drop(waiting);
@@ -175,6 +179,11 @@ impl Queue {
         waiting.sleeping = 0;
         into.append(&mut waiting.requests);
         Found::Requests
+    }
+
+    /// Whether no more requests are taken.
+    pub(super) fn is_closed(&self) -> bool {
+        self.waiting.lock().closed
     }
 
     /// Takes no more requests. Those that wait are carried out still.

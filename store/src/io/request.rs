@@ -12,12 +12,12 @@ use io_uring::{opcode, squeue, types};
 use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{AlignedBuf, File, completion::ended};
+use super::{AlignedBuf, File, completion::ended, is_shortage};
 
 /// The most bytes of one system call: Linux takes a little under 2 GiB.
 const CALL_BYTES_MAX: usize = 1 << 30;
-/// How often in a row "try again" is believed.
-const AGAIN_MAX: u32 = 1000;
+/// How often in a row "try again" is taken at its word, before there is a pause, and before a sync is given up.
+const AGAIN_MAX: u32 = 100;
 
 /// A request. It owns what the kernel works on: whoever carries it out keeps it until the kernel is done.
 #[derive(Debug)]
@@ -112,6 +112,8 @@ impl Parts {
 pub(super) enum Progress {
     /// Another system call for the rest.
     Continue,
+    /// The same after a pause: the system was short of something.
+    Later(io::Error),
     /// [Finish](Request::finish) it.
     Done(io::Result<()>),
 }
@@ -210,10 +212,16 @@ impl Request {
                     error.kind(),
                     io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
                 );
+                let is_sync = matches!(self.task, Task::SyncData(_) | Task::SyncAll(_));
                 return if again && self.again <= AGAIN_MAX {
                     Progress::Continue
-                } else {
+                } else if !is_shortage(&error) {
                     Progress::Done(Err(error))
+                } else if is_sync {
+                    // What was to be made durable is in doubt: nobody must take this for a sync that can be tried again.
+                    Progress::Done(Err(io::Error::other(error)))
+                } else {
+                    Progress::Later(error)
                 };
             }
         };

@@ -443,3 +443,102 @@ fn engines_have_names() {
     );
     assert_eq!(choose(IoEngine::Blocking).unwrap().name(), "blocking");
 }
+
+/// What a request does about errors of the system: shortages are waited for, and a failed sync is one whatever its reason.
+#[test]
+fn reads_and_writes_wait_for_what_the_system_is_short_of_and_syncs_do_not() {
+    use super::{
+        request::{Progress, Request, Task, Transfer},
+        shortage::is_shortage,
+    };
+    use rustix::io::Errno;
+    use tokio::sync::{Semaphore, oneshot};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let file = File::os(&path, std::fs::File::create(&path).unwrap().into(), false);
+    let places = Arc::new(Semaphore::new(8));
+    let request = |is_sync: bool| {
+        let task = if is_sync {
+            Task::SyncData(oneshot::channel().0)
+        } else {
+            Task::Write(Transfer {
+                buf: AlignedBuf::from_slice(&[1; 512]),
+                offset_bytes: 0,
+                len: 512,
+                done: 0,
+                may_be_short: false,
+                reply: oneshot::channel().0,
+            })
+        };
+        let place = Arc::clone(&places).try_acquire_owned().unwrap();
+        Request::new(file.clone(), task, place)
+    };
+    let failed = |errno: Errno| Err(io::Error::from(errno));
+    for errno in [Errno::NOMEM, Errno::NFILE, Errno::MFILE] {
+        let progress = request(false).advance(failed(errno));
+        assert!(
+            matches!(progress, Progress::Later(_)),
+            "{errno:?}: {progress:?}"
+        );
+        let progress = request(true).advance(failed(errno));
+        let Progress::Done(Err(error)) = progress else {
+            panic!("{errno:?}: {progress:?}");
+        };
+        assert!(!is_shortage(&error), "{error}");
+    }
+    for errno in [Errno::INTR, Errno::AGAIN] {
+        for is_sync in [false, true] {
+            let mut request = request(is_sync);
+            let mut count = 0;
+            let last = loop {
+                match request.advance(failed(errno)) {
+                    Progress::Continue => count += 1,
+                    other => break other,
+                }
+            };
+            assert_eq!(count, 100);
+            match last {
+                Progress::Later(_) => assert!(!is_sync),
+                Progress::Done(Err(error)) => assert!(is_sync && !is_shortage(&error)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    for errno in [Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::ROFS] {
+        for is_sync in [false, true] {
+            let progress = request(is_sync).advance(failed(errno));
+            assert!(matches!(progress, Progress::Done(Err(_))), "{progress:?}");
+        }
+    }
+}
+
+/// A request for which a ring finds the system short of something goes on in a thread.
+#[test]
+fn a_write_that_is_handed_over_is_made_by_a_thread() {
+    use super::{
+        queue::{Queue, Wake},
+        request::{Request, Task, Transfer},
+    };
+    use tokio::sync::{Semaphore, oneshot};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let file = File::os(&path, std::fs::File::create(&path).unwrap().into(), false);
+    let queue = Arc::new(Queue::new(4, Wake::Condvar(parking_lot::Condvar::new())));
+    let mut disk = super::os_disk::OsDisk::new("test", Arc::clone(&queue), Arc::clone(&queue));
+    blocking::add_threads(&mut disk, "io", 1, &queue).unwrap();
+    let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    let (reply, outcome) = oneshot::channel();
+    let task = Task::Write(Transfer {
+        buf: AlignedBuf::from_slice(&[7; 512]),
+        offset_bytes: 0,
+        len: 512,
+        done: 0,
+        may_be_short: false,
+        reply,
+    });
+    queue.hand_over(Request::new(file, task, place));
+    block_on(async { outcome.await.unwrap() }).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), [7; 512]);
+}

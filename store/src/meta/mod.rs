@@ -8,8 +8,10 @@
 //!   cut may take the latest batches, but never one without all that came after it.
 //! - [`Totals`] are the exact sums over what is there: putting the same chunk twice does not count it twice.
 //! - A name belongs to one snapshot, and to one volume.
-//! - After a failed write nothing more is written ([`Error::Poisoned`](crate::Error::Poisoned)) until the
-//!   index is opened again: whether that batch survived is not known before. Reads go on.
+//! - After a write that failed for want of something ([`Error::Full`](crate::Error::Full), [`Error::Shortage`](crate::Error::Shortage))
+//!   others fail in the same way until there is enough of it again. Whether that batch is in is not known before; it can be applied once
+//!   more, and is then in once. After any other failed write nothing more is written ([`Error::Poisoned`](crate::Error::Poisoned)) until
+//!   the index is opened again. Reads go on.
 //!
 //! [`RocksMeta`] is what stores use. [`MemoryMeta`] is the model that it is tested against.
 
@@ -182,6 +184,12 @@ pub trait Meta: Index + Catalog + fmt::Debug + Send + Sync {
 
     /// What there is, all together.
     fn totals(&self) -> Result<Totals>;
+
+    /// Ends what a write has left behind that failed for want of something (space, descriptors), if there is enough of it
+    /// again. If not: the error that the next write would get.
+    fn writes_again(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Whether writes can go on: no write has failed since it was opened.
     fn is_healthy(&self) -> bool;

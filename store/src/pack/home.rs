@@ -29,6 +29,9 @@ pub trait PackHome: Send + Sync + fmt::Debug {
     /// The pack as a file, for messages.
     fn path(&self, pack: PackId) -> PathBuf;
 
+    /// The directory that packs are in, for messages.
+    fn dir(&self) -> PathBuf;
+
     /// The disk on which packs are written.
     fn disk(&self) -> &Arc<dyn Disk>;
 

@@ -16,11 +16,11 @@ use super::PackHome;
 use crate::{
     Error, Result,
     format::{PackId, PackKind, StoreId, names},
-    io::{AlignedBuf, Completion, Disk, File, OpenMode},
+    io::{AlignedBuf, Completion, Disk, File, OpenMode, is_shortage},
     limits,
 };
 
-/// All packs of a data directory. Those that were read last stay open, [`limits::PACKS_OPEN_MAX`] of them.
+/// All packs of a data directory. Those that were read last stay open, as many of them as there are descriptors for.
 ///
 /// Packs are read through the page cache, which so keeps packed bytes beside the store's cache of plain ones, and
 /// written past it.
@@ -32,7 +32,7 @@ pub struct PackSet {
     pack_bytes_max: u64,
     /// The highest number that was ever used, as far as known.
     last_number: AtomicU64,
-    open: Mutex<OpenFiles>,
+    open: Arc<Mutex<OpenFiles>>,
     /// The same, past the page cache.
     open_direct: Mutex<OpenFiles>,
 }
@@ -47,8 +47,13 @@ struct OpenFiles {
 
 impl PackSet {
     /// The packs of a data directory, in which there is a directory for them.
-    pub fn open(disk: Arc<dyn Disk>, data_dir: &Path, store: StoreId) -> Result<Arc<Self>> {
-        Self::open_with(disk, data_dir, store, limits::PACK_BYTES_MAX)
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        data_dir: &Path,
+        store: StoreId,
+        open_max: usize,
+    ) -> Result<Arc<Self>> {
+        Self::new(disk, data_dir, store, limits::PACK_BYTES_MAX, open_max).count()
     }
 
     /// The same, with packs that are sealed at another length.
@@ -58,19 +63,34 @@ impl PackSet {
         store: StoreId,
         pack_bytes_max: u64,
     ) -> Result<Arc<Self>> {
-        let set = Self {
+        let open_max = limits::PACKS_OPEN_MAX;
+        Self::new(disk, data_dir, store, pack_bytes_max, open_max).count()
+    }
+
+    fn new(
+        disk: Arc<dyn Disk>,
+        data_dir: &Path,
+        store: StoreId,
+        pack_bytes_max: u64,
+        open_max: usize,
+    ) -> Self {
+        Self {
             disk,
             data_dir: data_dir.to_owned(),
             store,
             pack_bytes_max,
             last_number: AtomicU64::new(0),
-            open: Mutex::new(OpenFiles::new(limits::PACKS_OPEN_MAX)),
+            open: Arc::new(Mutex::new(OpenFiles::new(open_max))),
             open_direct: Mutex::new(OpenFiles::new(limits::PACKS_OPEN_DIRECT_MAX)),
-        };
-        if let Some(last) = set.list()?.last() {
-            set.keep_numbers_above(last.number);
         }
-        Ok(Arc::new(set))
+    }
+
+    /// Finds out which numbers were used.
+    fn count(self) -> Result<Arc<Self>> {
+        if let Some(last) = self.list()?.last() {
+            self.keep_numbers_above(last.number);
+        }
+        Ok(Arc::new(self))
     }
 
     fn file(&self, pack: PackId) -> io::Result<File> {
@@ -89,6 +109,29 @@ impl PackSet {
         let file = self.disk.open_direct(&self.path(pack), OpenMode::Read)?;
         self.open_direct.lock().insert(pack, file.clone());
         Ok(file)
+    }
+
+    /// Reads as soon as the pack can be opened.
+    fn read_patiently(
+        &self,
+        pack: PackId,
+        offset_bytes: u64,
+        len: usize,
+    ) -> Completion<AlignedBuf> {
+        let (disk, open) = (Arc::clone(&self.disk), Arc::clone(&self.open));
+        let path = self.path(pack);
+        Completion::deferred(async move {
+            let mut tries = disk.patience().tries();
+            loop {
+                let known = open.lock().used(pack);
+                let opened = known.map_or_else(|| disk.open(&path, OpenMode::Read), Ok);
+                if tries.is_final(&opened).await {
+                    let file = opened?;
+                    open.lock().insert(pack, file.clone());
+                    return disk.read(&file, offset_bytes, len).await;
+                }
+            }
+        })
     }
 
     fn open_as(
@@ -172,6 +215,10 @@ impl PackHome for PackSet {
         names::pack(&self.data_dir, pack)
     }
 
+    fn dir(&self) -> PathBuf {
+        names::packs(&self.data_dir)
+    }
+
     fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
     }
@@ -214,6 +261,7 @@ impl PackHome for PackSet {
     fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
         match self.file(pack) {
             Ok(file) => self.disk.read(&file, offset_bytes, len),
+            Err(error) if is_shortage(&error) => self.read_patiently(pack, offset_bytes, len),
             Err(error) => Completion::failed(error),
         }
     }

@@ -176,7 +176,7 @@ where
     } = base;
     let dir = &options.data_dir;
     create_missing_dir(&disk, dir, &names::packs(dir)).await?;
-    let packs = PackSet::open(Arc::clone(&disk), dir, store)?;
+    let packs = PackSet::open(Arc::clone(&disk), dir, store, options.packs_open_max)?;
     let (mut log, replay) = open_log(&disk, dir, store, &packs, LostLog::Refused).await?;
     let deleted = journals::deleted_volumes(&replay.records);
     let meta = open_meta(packs.list()?.is_empty() && replay.records.is_empty())?;
@@ -194,6 +194,7 @@ where
         nodes,
         Arc::clone(&meta),
         Arc::clone(&workers),
+        Arc::clone(&disk),
         log,
         lock,
     );
@@ -215,7 +216,10 @@ where
         volumes: OpenVolumes::default(),
         pending_snapshots: PendingSnapshots::default(),
         journal_room: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
-        journal_space: Arc::new(JournalSpace::new(Arc::clone(&disk))),
+        journal_space: Arc::new(JournalSpace::new(
+            Arc::clone(&disk),
+            options.journal_files_open_max,
+        )),
         fold_turn: Semaphore::new(1),
         leaf_room: Arc::new(Semaphore::new(limits::UPLOAD_LEAVES_MAX)),
         disk,

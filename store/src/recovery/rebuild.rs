@@ -113,7 +113,7 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     RocksMeta::destroy(&temporary)?;
     let mut report = {
         let meta = RocksMeta::create(&temporary, identity.store)?;
-        let mut report = refill(&disk, dir, identity.store, &meta).await?;
+        let mut report = refill(&disk, &options, identity.store, &meta).await?;
         report.incomplete = incomplete(&meta)?;
         report
     };
@@ -133,12 +133,13 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
 /// Fills an index and catalog in which there is nothing yet, and makes volumes again from their journals.
 pub(crate) async fn refill(
     disk: &Arc<dyn Disk>,
-    dir: &Path,
+    options: &Options,
     store: StoreId,
     meta: &dyn Meta,
 ) -> Result<RebuildReport> {
+    let dir = &*options.data_dir;
     create_missing_dir(disk, dir, &names::packs(dir)).await?;
-    let packs = PackSet::open(Arc::clone(disk), dir, store)?;
+    let packs = PackSet::open(Arc::clone(disk), dir, store, options.packs_open_max)?;
     let (mut log, replay) = open_log(disk, dir, store, &packs, LostLog::BeginsAnew).await?;
     let deleted = journals::deleted_volumes(&replay.records);
     let mut found = RecoveryReport::default();

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, io::ErrorKind, path::Path};
 use bytes::Bytes;
 use futures::future::join_all;
 
-use super::{Random, block_on, crash::Machine, seed, volume_data::read};
-use crate::{Error, NewVolume, Store, Volume, format::names};
+use super::{Random, block_on, crash::Machine, pending::pending, seed, volume_data::read};
+use crate::{Error, NewVolume, Store, Volume, format::names, io::sim::Call};
 
 const BLOCK: usize = 4096;
 
@@ -198,4 +198,104 @@ fn damage_is_named_where_it_is() {
             "{damage}"
         );
     });
+}
+
+/// EMFILE, ENFILE, ENOMEM, EAGAIN, EINTR.
+const SHORTAGES: [i32; 5] = [24, 23, 12, 11, 4];
+
+#[test]
+fn guests_wait_for_what_the_system_is_short_of_and_are_told_nothing_else() {
+    for errno in SHORTAGES {
+        for call in [
+            Call::Create,
+            Call::Open,
+            Call::Allocate,
+            Call::SyncDir,
+            Call::List,
+        ] {
+            let machine = Machine::new();
+            block_on(async {
+                let (store, _) = machine.open().await.unwrap();
+                let new = NewVolume {
+                    name: "v".to_owned(),
+                    size_bytes: Some(8 << 20),
+                    ..NewVolume::default()
+                };
+                store.create_volume(new).await.unwrap();
+                // Opened, written, made durable, snapshot and all.
+                machine.disk.refuse(call, 3, errno);
+                let volume = store.open_volume("v").await.unwrap();
+                volume.write(0, data_of(1, 5)).await.unwrap();
+                machine.disk.refuse(call, 3, errno);
+                volume.write(5 * BLOCK as u64, data_of(2, 5)).await.unwrap();
+                volume.flush().await.unwrap();
+                let made = pending(&store, "v", "s").await.unwrap();
+                volume.write(0, data_of(3, 1)).await.unwrap();
+                volume.flush().await.unwrap();
+                store.completed_snapshot(made.id).await.unwrap();
+                for (number, write) in [(0, 3), (1, 1), (4, 1), (5, 2), (9, 2)] {
+                    let found = write_of(&block(&volume, number).await);
+                    assert_eq!(found, write, "{call:?} {errno}: block {number}");
+                }
+                assert_eq!(store.shared().commit.poisoned(), None, "{call:?} {errno}");
+            });
+        }
+    }
+}
+
+#[test]
+fn what_waits_for_the_system_is_refused_when_the_store_closes() {
+    for call in [Call::Create, Call::SyncDir] {
+        let machine = Machine::new();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = with_volume(&store, 1 << 20).await;
+            if call == Call::SyncDir {
+                volume.write(0, data_of(1, 1)).await.unwrap();
+            }
+            machine.disk.refuse(call, u64::MAX, SHORTAGES[0]);
+            let change = async {
+                volume.write(BLOCK as u64, data_of(2, 1)).await?;
+                volume.flush().await
+            };
+            let (refused, closed) = tokio::join!(change, async {
+                for _ in 0..200 {
+                    tokio::task::yield_now().await;
+                }
+                store.close().await
+            });
+            let error = refused.unwrap_err();
+            assert!(matches!(error, Error::Shortage { .. }), "{call:?}: {error}");
+            assert!(error.to_string().contains("/volumes/"), "{error}");
+            drop((volume, closed));
+            assert_eq!(store.shared().commit.poisoned(), None, "{call:?}");
+        });
+        machine.disk.refuse(call, 0, 0);
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = store.open_volume("v").await.unwrap();
+            let found = write_of(&block(&volume, 0).await);
+            assert_eq!(found, u64::from(call == Call::SyncDir), "{call:?}");
+            volume.write(0, data_of(4, 1)).await.unwrap();
+            volume.flush().await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_journal_file_that_cannot_be_made_refuses_a_write_and_stops_nothing() {
+    // EIO, EACCES, EROFS
+    for errno in [5, 13, 30] {
+        let machine = Machine::new();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = with_volume(&store, 1 << 20).await;
+            machine.disk.refuse(Call::Create, 1, errno);
+            let error = volume.write(0, data_of(1, 1)).await.unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{error}");
+            volume.write(0, data_of(2, 1)).await.unwrap();
+            volume.flush().await.unwrap();
+            assert_eq!(write_of(&block(&volume, 0).await), 2);
+        });
+    }
 }

@@ -10,6 +10,7 @@
 
 mod clones;
 mod crash;
+mod descriptors;
 mod dropped;
 mod header_only;
 mod journal_faults;

@@ -23,6 +23,7 @@ use varve_content::BLOCK_BYTES;
 
 use super::{
     batch::Change,
+    files::MakesDurable,
     fold::Folds,
     journal::{BlockPlace, Journal},
     layers::{Epoch, Layers, Place, Stack, Stretch},
@@ -165,6 +166,8 @@ impl Volume {
             writer: Mutex::new(Some(writer)),
         }));
         drop(volume.0.inner.handle.set(Arc::downgrade(&volume.0)));
+        let inner: Arc<dyn MakesDurable> = Arc::<Inner>::clone(&volume.0.inner);
+        volume.0.inner.journal.register(Arc::downgrade(&inner));
         for job in jobs {
             volume.fold_later(job);
         }
@@ -407,24 +410,18 @@ impl Inner {
     async fn sync(&self) -> Result<()> {
         let synced = self.journal.sync().await;
         reach(Failpoint::JournalSynced);
-        synced.map_err(|error| self.stop_writing(error))
+        synced.map_err(|error| match error {
+            // The store closes, and the flush is refused.
+            Error::Shortage { .. } => error,
+            error => self.stop_writing(error),
+        })
     }
 
     /// Begins to make durable what was written, if it has become so much that somebody would have to wait for it in the end.
     pub(super) fn sync_if_much(self: &Arc<Self>) {
-        if !self.journal.wants_sync() || self.syncs_by_itself.swap(true, Ordering::AcqRel) {
-            return;
+        if self.journal.wants_sync() {
+            Arc::clone(self).make_durable();
         }
-        let volume = Arc::clone(self);
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "it ends by itself, and nobody is promised anything by it"
-        )]
-        drop(tokio::spawn(async move {
-            // An error has stopped the store, and is told to all who write.
-            let _ = volume.sync().await;
-            volume.syncs_by_itself.store(false, Ordering::Release);
-        }));
     }
 
     /// A turn among others that change whole blocks.
@@ -524,11 +521,12 @@ impl Inner {
             return Ok(Vec::new());
         }
         let (first, blocks) = blocks_of(offset_bytes, len_bytes as u64)?;
-        let sources = {
+        let sources_now = || {
             let layers = self.layers.read();
             let stretches = layers.stretches(first, blocks);
-            self.sources(stretches, layers.below.base.as_ref())?
+            self.sources(stretches, layers.below.base.as_ref())
         };
+        let sources = self.patiently(sources_now).await?;
         self.gather(sources, offset_bytes, len_bytes as u64).await
     }
 
@@ -540,8 +538,21 @@ impl Inner {
         len_bytes: u64,
     ) -> Result<Vec<Piece>> {
         let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
-        let sources = self.sources(stack.stretches(first, blocks), stack.base.as_ref())?;
+        let stretches = stack.stretches(first, blocks);
+        let sources_now = || self.sources(stretches.clone(), stack.base.as_ref());
+        let sources = self.patiently(sources_now).await?;
         self.gather(sources, offset_bytes, len_bytes).await
+    }
+
+    /// Does something as soon as the system is not short of something. What a try that failed had opened is closed again.
+    async fn patiently<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        let mut tries = self.shared.disk.patience().tries();
+        loop {
+            match attempt() {
+                Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
+                done => return done,
+            }
+        }
     }
 
     /// Opens what stretches are read from. Files may be removed once the layers have changed, but not from under a reader.
@@ -631,6 +642,24 @@ impl Inner {
     }
 }
 
+impl MakesDurable for Inner {
+    fn make_durable(self: Arc<Self>) {
+        if self.syncs_by_itself.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let volume = self;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends by itself, and nobody is promised anything by it"
+        )]
+        drop(tokio::spawn(async move {
+            // An error has stopped the store, and is told to all who write.
+            let _ = volume.sync().await;
+            volume.syncs_by_itself.store(false, Ordering::Release);
+        }));
+    }
+}
+
 /// What some blocks are read from.
 enum Source {
     Zeros,
@@ -667,15 +696,25 @@ pub(super) fn bytes_of(stretch: &Stretch, offset_bytes: u64, len_bytes: u64) -> 
 async fn make_directories(owner: &Owner) -> Result<()> {
     let all = names::volumes(&owner.data_dir);
     let own = owner.dir();
+    let disk = &owner.disk;
+    let mut tries = disk.patience().tries();
     for (dir, parent) in [(&all, &owner.data_dir), (&own, &all)] {
-        match owner.disk.create_dir(dir) {
-            Ok(()) => {}
-            // Its maker may not have lived to sync it.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(source) => return Err(Error::io("create", dir, source)),
+        loop {
+            let made = match disk.create_dir(dir) {
+                // Its maker may not have lived to sync it.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+                made => made,
+            };
+            if tries.is_final(&made).await {
+                break made.map_err(|source| Error::io("create", dir, source))?;
+            }
         }
-        let synced = owner.disk.sync_dir(parent).await;
-        synced.map_err(|source| Error::io("sync", parent, source))?;
+        loop {
+            let synced = disk.sync_dir(parent).await;
+            if tries.is_final(&synced).await {
+                break synced.map_err(|source| Error::io("sync", parent, source))?;
+            }
+        }
     }
     Ok(())
 }

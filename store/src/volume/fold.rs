@@ -298,6 +298,8 @@ impl Inner {
             Err(_) if progress.is_cancelled() => pending.remove(id),
             // It is pending still, and goes on when the store is opened again.
             Err(Error::Closing) if self.shared.commit.is_closing() => {}
+            // The same: until the store closes it would have been waited for.
+            Err(Error::Shortage { .. }) => {}
             Err(error) => {
                 let reason = error.to_string();
                 tracing::warn!(volume = self.name, snapshot = %id, %error, "a snapshot has failed");

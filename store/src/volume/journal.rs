@@ -9,23 +9,29 @@
 //! middle of it. Those that are no longer needed are [kept](super::space) and written again under a new name: what was in them
 //! is told from what is written by their numbers and their random bytes, which are new.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, sync::Weak, time::Instant};
 
 use futures::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::{batch::Batch, gather, map::Slot, owner::Owner};
+use super::{
+    batch::Batch,
+    files::{JournalId, MakesDurable, Writers},
+    gather,
+    map::Slot,
+    owner::Owner,
+};
 use crate::{
     Error, Result,
     format::journal::{
         Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, data_crc, first_sequence_of,
     },
-    io::{Completion, File},
+    io::{Completion, File, is_shortage},
     limits::{
         BATCH_BYTES_MAX, EPOCH_FREE_BYTES_MIN, FREE_BYTES_MIN, JOURNAL_BYTES_LIMIT,
         JOURNAL_COPIED_BYTES_MAX, JOURNAL_COPY_BYTES, JOURNAL_FILE_BYTES_MAX,
-        JOURNAL_FILE_BYTES_MIN, JOURNAL_READ_AROUND_BYTES,
+        JOURNAL_FILE_BYTES_MIN, JOURNAL_FILES_UNSYNCED, JOURNAL_READ_AROUND_BYTES,
     },
 };
 
@@ -39,6 +45,8 @@ pub(super) const FILES_MAX: u64 = 1 << 17;
 #[derive(Debug)]
 pub(super) struct Journal {
     owner: Owner,
+    /// By which its open files are known.
+    id: JournalId,
     state: Mutex<State>,
     /// Whose turn it is to sync.
     syncing: AsyncMutex<()>,
@@ -49,8 +57,8 @@ pub(super) struct Journal {
 pub(super) struct Found {
     /// The number of the first file of the epoch that goes on: there is one, or will be.
     pub(super) epoch_first: u64,
-    /// The files and their lengths, all of them durable.
-    pub(super) files: BTreeMap<u64, (File, u64)>,
+    /// The files' lengths; all of them are durable.
+    pub(super) files: BTreeMap<u64, u64>,
     pub(super) last_sequence: u64,
 }
 
@@ -82,9 +90,6 @@ struct State {
 #[derive(Debug, Clone)]
 struct Tail {
     number: u64,
-    /// For writes past the page cache.
-    direct: File,
-    cached: File,
     nonce: Nonce,
     len_bytes: u64,
     position_bytes: u64,
@@ -92,8 +97,6 @@ struct Tail {
 
 #[derive(Debug)]
 struct JournalFile {
-    /// Through the page cache.
-    file: File,
     len_bytes: u64,
     /// Up to where batches are in the kernel.
     written_bytes: u64,
@@ -146,9 +149,8 @@ impl Journal {
         let files: BTreeMap<_, _> = found
             .files
             .into_iter()
-            .map(|(number, (file, len_bytes))| {
+            .map(|(number, len_bytes)| {
                 let file = JournalFile {
-                    file,
                     len_bytes,
                     written_bytes: len_bytes,
                     last_sequence: 0,
@@ -160,6 +162,7 @@ impl Journal {
         let bytes = files.values().map(|file| file.len_bytes).sum();
         owner.space.add_live(bytes);
         Self {
+            id: owner.space.files.new_journal(),
             owner,
             state: Mutex::new(State {
                 epoch_first: found.epoch_first,
@@ -195,6 +198,11 @@ impl Journal {
         let tail = match tail {
             Some(tail) => tail,
             None => self.new_file()?,
+        };
+        let files = &self.owner.space.files;
+        let writers = match files.get_to_write(self.id, tail.number) {
+            Some(writers) => writers,
+            None => self.open_to_write(tail.number)?,
         };
         let (last_sequence, synced_sequence) = {
             let state = self.state.lock();
@@ -235,6 +243,7 @@ impl Journal {
             if let Some(file) = state.files.get_mut(&tail.number) {
                 file.last_sequence = sequence;
                 file.unsynced = true;
+                files.unsynced(self.id, tail.number);
             }
             if let Some(tail) = &mut state.tail {
                 tail.position_bytes = end_bytes;
@@ -244,10 +253,16 @@ impl Journal {
         let (disk, position_bytes) = (&self.owner.disk, tail.position_bytes);
         let completion = if self.may_copy(batch_bytes) {
             let parts = gather::as_it_is(header.as_ref(), &descriptor, batch);
-            Completion::known(disk.write_at_once(&tail.cached, position_bytes, &parts))
+            match disk.write_at_once(&writers.cached, position_bytes, &parts) {
+                // Where it may wait, from the beginning: nobody was told of a part that was written.
+                Err(error) if is_shortage(&error) => {
+                    disk.write_parts(&writers.cached, position_bytes, parts)
+                }
+                written => Completion::known(written),
+            }
         } else {
             let parts = gather::aligned(header.as_ref(), &descriptor, batch);
-            disk.write_parts(&tail.direct, position_bytes, parts)
+            disk.write_parts(&writers.direct, position_bytes, parts)
         };
         Ok(Begun {
             place: BatchPlace {
@@ -273,9 +288,48 @@ impl Journal {
         may
     }
 
-    /// Whether enough was copied to the page cache to have it written.
+    /// Whether enough was copied to the page cache to have it written, or so many files are not durable that they had better not all
+    /// stay open.
     pub(super) fn wants_sync(&self) -> bool {
-        self.state.lock().copied_bytes >= JOURNAL_COPIED_BYTES_MAX / 2
+        let state = self.state.lock();
+        let last = || state.files.values().rev().take(JOURNAL_FILES_UNSYNCED);
+        state.copied_bytes >= JOURNAL_COPIED_BYTES_MAX / 2
+            || (last().len() == JOURNAL_FILES_UNSYNCED && last().all(|file| file.unsynced))
+    }
+
+    /// Whether the file that a batch goes to is open, or can be opened.
+    pub(super) fn has_room_for(&self, batch: &Batch) -> bool {
+        let files = &self.owner.space.files;
+        let tail = self.state.lock().tail.clone();
+        let is_open = tail.is_some_and(|tail| {
+            tail.position_bytes + batch.bytes() <= tail.len_bytes
+                && files.is_open_to_write(self.id, tail.number)
+        });
+        is_open || files.has_room(2)
+    }
+
+    /// Waits until another file can be opened to be added to.
+    pub(super) async fn room(&self) {
+        let patience = self.owner.disk.patience();
+        self.owner.space.files.room(2, patience).await;
+    }
+
+    /// Opens the last file again, to add to it.
+    fn open_to_write(&self, number: u64) -> Result<Writers> {
+        let (direct, cached) = self.owner.opened_to_write(&self.owner.path(number))?;
+        let files = &self.owner.space.files;
+        let cached = files.insert(self.id, number, cached, Some(direct.clone()));
+        Ok(Writers { cached, direct })
+    }
+
+    /// Opens a file to read it, if it is not open.
+    fn open(&self, number: u64) -> Result<File> {
+        let files = &self.owner.space.files;
+        if let Some(file) = files.get(self.id, number) {
+            return Ok(file);
+        }
+        let file = self.owner.opened(&self.owner.path(number))?;
+        Ok(files.insert(self.id, number, file, None))
     }
 
     /// Makes the next file. Reads go on meanwhile.
@@ -329,25 +383,27 @@ impl Journal {
         })?;
         let spare = self.owner.space.take(self.owner.volume, file_bytes);
         let written_before = spare.and_then(|spare| self.owner.written_before(&spare, &path));
-        let (writer, reader) = match written_before {
+        let (direct, cached) = match written_before {
             Some(opened) => opened?,
             None => self.owner.allocated(&path, file_bytes)?,
         };
+        let files = &self.owner.space.files;
+        files.insert(self.id, number, cached, Some(direct));
         let mut state = self.state.lock();
+        if let Some(tail) = &state.tail {
+            files.ended(self.id, tail.number);
+        }
         state.next_number = number + 1;
         state.names += 1;
         let file = JournalFile {
-            file: reader,
             len_bytes: file_bytes,
             written_bytes: 0,
             last_sequence: 0,
-            unsynced: true,
+            unsynced: false,
         };
         self.owner.space.add_live(file_bytes);
         let tail = Tail {
             number,
-            direct: writer,
-            cached: file.file.clone(),
             nonce,
             len_bytes: file_bytes,
             position_bytes: 0,
@@ -383,21 +439,22 @@ impl Journal {
     async fn cut_back(&self, batch: BatchPlace) -> Result<()> {
         // A file of which nothing is left goes as a whole: without its header there must be none behind it.
         let first_gone = batch.number + u64::from(batch.offset_bytes > 0);
-        let last = {
+        {
             let mut state = self.state.lock();
             debug_assert!(batch.sequence > state.written_sequence);
             state.check()?;
-            state.tail = None;
+            self.end_tail(&mut state);
             state.last_sequence = state.written_sequence;
-            state.files.get(&batch.number).map(|file| file.file.clone())
-        };
+        }
+        let files = &self.owner.space.files;
         // From the last on, so that a crash in between leaves no gap.
         loop {
             let number = match self.state.lock().files.last_key_value() {
                 Some((number, _)) if *number >= first_gone => *number,
                 _ => break,
             };
-            self.owner.remove(number)?;
+            self.owner.remove_patiently(number).await?;
+            drop(files.remove(self.id, number));
             let mut state = self.state.lock();
             let removed = state.files.remove(&number);
             self.forget(removed.iter());
@@ -405,19 +462,43 @@ impl Journal {
             state.names += 1;
         }
         let disk = &self.owner.disk;
-        if let (Some(file), true) = (last, batch.offset_bytes > 0) {
+        if batch.offset_bytes > 0 {
+            let file = self.written_file(batch.number)?;
             let path = file.path().to_owned();
-            disk.set_len(&file, batch.offset_bytes)
-                .map_err(|source| Error::io("cut off", &path, source))?;
+            let mut tries = disk.patience().tries();
+            loop {
+                let cut = disk.set_len(&file, batch.offset_bytes);
+                if tries.is_final(&cut).await {
+                    break cut.map_err(|source| Error::io("cut off", &path, source))?;
+                }
+            }
             let synced = disk.sync_data(&file).await;
             synced.map_err(|source| unsynced(path, source))?;
             if let Some(file) = self.state.lock().files.get_mut(&batch.number) {
                 let cut_bytes = file.len_bytes - batch.offset_bytes;
                 self.owner.space.subtract_live(cut_bytes);
                 file.len_bytes = batch.offset_bytes;
+                file.unsynced = false;
+                files.synced(self.id, batch.number);
             }
         }
         self.sync_names().await
+    }
+
+    /// A file that was written and not synced: it is open.
+    fn written_file(&self, number: u64) -> Result<File> {
+        let file = self.owner.space.files.get(self.id, number);
+        file.ok_or_else(|| {
+            let closed = std::io::Error::other("it was closed before it was durable");
+            unsynced(self.owner.path(number), closed)
+        })
+    }
+
+    /// Adds nothing to the last file any more.
+    fn end_tail(&self, state: &mut State) {
+        if let Some(tail) = state.tail.take() {
+            self.owner.space.files.ended(self.id, tail.number);
+        }
     }
 
     /// Makes all durable that was [written](Self::written) before. Of several callers one does the work of those that wait.
@@ -427,8 +508,10 @@ impl Journal {
     pub(super) async fn sync(&self) -> Result<()> {
         let _turn = self.syncing.lock().await;
         let synced = self.sync_files().await;
-        if let Err(error) = &synced {
-            self.state.lock().failed = Some(error.to_string());
+        match &synced {
+            // What was not done can be done later: no sync has failed.
+            Ok(()) | Err(Error::Shortage { .. }) => {}
+            Err(error) => self.state.lock().failed = Some(error.to_string()),
         }
         synced
     }
@@ -441,10 +524,10 @@ impl Journal {
                 return Ok(());
             }
             let unsynced = state.files.iter().filter(|(_, file)| file.unsynced);
-            let files: Vec<_> = unsynced
-                .map(|(number, file)| (*number, file.file.clone()))
+            let files: Result<Vec<_>> = unsynced
+                .map(|(number, _)| Ok((*number, self.written_file(*number)?)))
                 .collect();
-            (state.written_sequence, files, state.copied_bytes)
+            (state.written_sequence, files?, state.copied_bytes)
         };
         let syncs = files.iter().map(async |(_, file)| {
             let synced = self.owner.disk.sync_data(file).await;
@@ -460,6 +543,7 @@ impl Journal {
                 && file.last_sequence <= upto
             {
                 file.unsynced = false;
+                self.owner.space.files.synced(self.id, number);
             }
         }
         Ok(())
@@ -474,9 +558,7 @@ impl Journal {
             }
             state.names
         };
-        let dir = self.owner.dir();
-        let synced = self.owner.disk.sync_dir(&dir).await;
-        synced.map_err(|source| unsynced(dir, source))?;
+        self.owner.sync_dir().await?;
         self.state.lock().names_synced = names;
         Ok(())
     }
@@ -492,7 +574,7 @@ impl Journal {
     pub(super) fn end_epoch(&self) -> u64 {
         let mut state = self.state.lock();
         debug_assert_eq!(state.written_sequence, state.last_sequence);
-        state.tail = None;
+        self.end_tail(&mut state);
         state.epoch_first = state.next_number;
         state.epoch_first
     }
@@ -507,26 +589,27 @@ impl Journal {
         self.forget(old.values());
         let free_bytes = self.owner.free_bytes().unwrap_or(0);
         // All of them, even if one cannot be removed.
-        let done = old.into_iter().map(
-            |(
-                number,
-                JournalFile {
-                    file, len_bytes, ..
-                },
-            )| { self.owner.done_with(number, file, len_bytes, free_bytes) },
-        );
+        let done = old
+            .into_iter()
+            .map(|(number, JournalFile { len_bytes, .. })| {
+                let open = self.owner.space.files.remove(self.id, number);
+                self.owner.done_with(number, open, len_bytes, free_bytes)
+            });
         done.fold(Ok(()), Result::and)
     }
 
     /// Where a slot is that is counted from `first_file` on.
     pub(super) fn place(&self, first_file: u64, slot: Slot) -> Result<BlockPlace> {
-        let state = self.state.lock();
         let number = first_file + u64::from(slot) / FILE_SLOTS;
-        match state.files.get(&number) {
-            Some(file) => Ok(BlockPlace {
-                file: file.file.clone(),
+        let written_bytes = {
+            let state = self.state.lock();
+            state.files.get(&number).map(|file| file.written_bytes)
+        };
+        match written_bytes {
+            Some(written_bytes) => Ok(BlockPlace {
+                file: self.open(number)?,
                 offset_bytes: u64::from(slot) % FILE_SLOTS * BLOCK,
-                written_bytes: file.written_bytes,
+                written_bytes,
             }),
             None => Err(Error::io(
                 "read",
@@ -534,6 +617,11 @@ impl Journal {
                 std::io::ErrorKind::NotFound.into(),
             )),
         }
+    }
+
+    /// Who makes it durable when its files are to be closed for others.
+    pub(super) fn register(&self, who: Weak<dyn MakesDurable>) {
+        self.owner.space.files.register(self.id, who);
     }
 
     /// Takes note that files are gone.
@@ -592,6 +680,7 @@ impl Drop for Journal {
     fn drop(&mut self) {
         let state = self.state.lock();
         self.forget(state.files.values());
+        self.owner.space.files.remove_all(self.id);
         self.owner.space.give_up_of(self.owner.volume);
     }
 }
@@ -618,8 +707,12 @@ const fn room_for(journal_bytes: u64) -> u64 {
     FREE_BYTES_MIN + journal_bytes + journal_bytes / 16 + (4 << 20)
 }
 
-/// Not [`Error::Full`], whatever it is: after a failed sync nobody knows what is on the disk.
+/// Not [`Error::Full`], whatever it is: after a failed sync nobody knows what is on the disk. Except where it was not begun: see
+/// [`Disk`](crate::io::Disk).
 pub(super) fn unsynced(path: PathBuf, source: std::io::Error) -> Error {
+    if is_shortage(&source) {
+        return Error::io("sync", &path, source);
+    }
     Error::Io {
         verb: "sync",
         path,

@@ -16,6 +16,7 @@
 //! | `clone` | volumes with the content of others |
 //! | `pending` | snapshots: their instant, and what becomes of them |
 //! | `gather` | a batch as bytes |
+//! | `files` | which files of all journals are open |
 //! | `fold` | what was written, taken into the store |
 //! | `layers` | journal over base, read as one |
 //! | `changes` | what is other than in a snapshot |
@@ -34,6 +35,7 @@ mod batch;
 mod changes;
 mod clone;
 mod device;
+mod files;
 mod fold;
 mod gather;
 mod idle;

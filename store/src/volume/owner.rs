@@ -1,11 +1,15 @@
 //! Whose journal it is, where its files are, and how they are made.
 
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::space::{JournalSpace, Spare};
+use super::{
+    journal::unsynced,
+    space::{JournalSpace, Spare},
+};
 use crate::{
     Error, Result,
     format::{StoreId, journal::JOURNAL_BLOCK_BYTES, names, volume::VolumeId},
@@ -50,12 +54,41 @@ impl Owner {
             .map_err(|source| Error::io("remove", &path, source))
     }
 
+    /// The same, as soon as the system is not short of something.
+    pub(super) async fn remove_patiently(&self, number: u64) -> Result<()> {
+        let mut tries = self.disk.patience().tries();
+        loop {
+            match self.remove(number) {
+                Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
+                removed => return removed,
+            }
+        }
+    }
+
+    /// Makes durable which files there are. [`Error::Shortage`]: the store closes, and no sync has failed.
+    pub(super) async fn sync_dir(&self) -> Result<()> {
+        let dir = self.dir();
+        let mut tries = self.disk.patience().tries();
+        loop {
+            let synced = self.disk.sync_dir(&dir).await;
+            if tries.is_final(&synced).await {
+                return synced.map_err(|source| unsynced(dir, source));
+            }
+        }
+    }
+
     /// Makes a file of which all is allocated and nothing was written, for writes past the page cache and for all else.
     pub(super) fn allocated(&self, path: &Path, len_bytes: u64) -> Result<(File, File)> {
         let disk = &self.disk;
-        let direct = disk
-            .open_direct(path, OpenMode::CreateNew)
-            .map_err(|source| Error::io("create", path, source))?;
+        let create = || disk.open_direct(path, OpenMode::CreateNew);
+        let direct = match create() {
+            // Of a try that failed behind it and could not remove it: its number was never used.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                disk.remove(path).and_then(|()| create())
+            }
+            created => created,
+        };
+        let direct = direct.map_err(|source| Error::io("create", path, source))?;
         let cached = disk
             .allocate(&direct, len_bytes)
             .map_err(|source| Error::io("allocate", path, source))
@@ -75,16 +108,30 @@ impl Owner {
             tracing::warn!(%path, %error, "a journal file is not written again");
             return None;
         }
-        let both = disk
-            .open_direct(path, OpenMode::ReadWrite)
-            .map_err(|source| Error::io("open", path, source))
-            .and_then(|direct| Ok((direct, self.opened(path)?)));
-        Some(self.or_removed(path, both))
+        Some(self.or_removed(path, self.opened_to_write(path)))
     }
 
-    fn opened(&self, path: &Path) -> Result<File> {
+    /// Opens a file as soon as the system is not short of something.
+    pub(super) async fn open_patiently(&self, path: &Path) -> Result<File> {
+        let mut tries = self.disk.patience().tries();
+        loop {
+            match self.opened(path) {
+                Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
+                opened => return opened,
+            }
+        }
+    }
+
+    pub(super) fn opened(&self, path: &Path) -> Result<File> {
         let opened = self.disk.open(path, OpenMode::ReadWrite);
         opened.map_err(|source| Error::io("open", path, source))
+    }
+
+    /// Opens a file to add to it.
+    pub(super) fn opened_to_write(&self, path: &Path) -> Result<(File, File)> {
+        let direct = self.disk.open_direct(path, OpenMode::ReadWrite);
+        let direct = direct.map_err(|source| Error::io("open", path, source))?;
+        Ok((direct, self.opened(path)?))
     }
 
     /// A file that was made and cannot be used must not stay.
@@ -101,18 +148,22 @@ impl Owner {
     pub(super) fn done_with(
         &self,
         number: u64,
-        file: File,
+        file: Option<File>,
         len_bytes: u64,
         free_bytes: u64,
     ) -> Result<()> {
+        let path = self.path(number);
+        let open = || file.or_else(|| self.opened(&path).ok());
         // One that was cut off may be too short to be worth it.
-        if len_bytes >= JOURNAL_FILE_BYTES_MIN {
+        if len_bytes >= JOURNAL_FILE_BYTES_MIN
+            && let Some(file) = open()
+        {
             // What is in the page cache would be in the way of writes past it.
             self.disk.forget_cached(&file);
             let spare = Spare {
                 volume: self.volume,
-                path: self.path(number),
-                file,
+                path,
+                file: Some(file),
                 len_bytes,
             };
             let volume_max = self.bytes_max / SPARE_PART_OF_JOURNAL;

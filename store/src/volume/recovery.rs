@@ -4,7 +4,11 @@
 //! a loss of power tore, of which nobody was promised anything. Unless a descriptor behind it says that it was
 //! durable: then it is damage, and the volume is not opened.
 
-use std::{collections::BTreeMap, iter::Peekable, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter::Peekable,
+    path::Path,
+};
 
 use super::{
     journal::{FILES_MAX, Found, slot, unsynced},
@@ -21,7 +25,7 @@ use crate::{
         },
         names,
     },
-    io::{Completion, File, OpenMode},
+    io::{Completion, File},
     limits::JOURNAL_FILE_BYTES_MAX,
 };
 
@@ -112,10 +116,14 @@ pub(super) async fn recover(
     // Of this volume as it was open before, if that is still being closed.
     owner.space.give_up_of(owner.volume);
     let dir = owner.dir();
-    let names = owner
-        .disk
-        .list(&dir)
-        .map_err(|source| Error::io("list", &dir, source))?;
+    let mut tries = owner.disk.patience().tries();
+    let names = loop {
+        let listed = owner.disk.list(&dir);
+        if tries.is_final(&listed).await {
+            break listed.map_err(|source| Error::io("list", &dir, source))?;
+        }
+    };
+    drop(tries);
     let mut numbers: Vec<_> = names
         .iter()
         .filter_map(|name| names::journal_number_of(name))
@@ -147,41 +155,41 @@ pub(super) async fn recover(
         next_sequence: first_sequence_of(first_number),
         report: JournalReport::default(),
     };
-    let mut files = BTreeMap::new();
+    // One is open at a time: journals may have many, and others have theirs.
+    let mut files = BTreeSet::new();
     for number in &live {
-        let path = owner.path(*number);
-        let file = owner
-            .disk
-            .open(&path, OpenMode::ReadWrite)
-            .map_err(|source| Error::io("open", &path, source))?;
-        files.insert(*number, file);
-    }
-    // A process that was killed may not have lived to sync what it acknowledged: from here on it is promised. What the cache holds
-    // may be more than what is on the disk, where a sync has failed.
-    for file in files.values() {
-        durable(commit, owner.disk.sync_data(file), file.path()).await?;
-        owner.disk.forget_cached(file);
+        let file = owner.open_patiently(&owner.path(*number)).await?;
+        // A process that was killed may not have lived to sync what it acknowledged: from here on it is promised. What the cache
+        // holds may be more than what is on the disk, where a sync has failed.
+        durable(commit, owner.disk.sync_data(&file), file.path()).await?;
+        owner.disk.forget_cached(&file);
+        files.insert(*number);
     }
     let end = reader.read_all(&files).await?;
     reader.check_promises(&promises, &end)?;
     reader.check_nothing_promised(&files, &end).await?;
-    cut_off(owner, &mut files, reader.kept)?;
+    cut_off(owner, &mut files, reader.kept).await?;
     reader.report.torn = end.why.map(|why| {
         let path = owner.path(end.number);
         format!("{} at offset {}: {why}", path.display(), end.offset_bytes)
     });
     // What was cut off stays cut off.
-    if let Some(last) = files.values().next_back() {
-        durable(commit, owner.disk.sync_data(last), last.path()).await?;
+    if let Some(last) = files.last() {
+        let last = owner.open_patiently(&owner.path(*last)).await?;
+        durable(commit, owner.disk.sync_data(&last), last.path()).await?;
     }
-    durable(commit, owner.disk.sync_dir(&dir), &dir).await?;
+    owner.sync_dir().await.inspect_err(|error| match error {
+        Error::Shortage { .. } => {}
+        error => commit.poison(error),
+    })?;
     reader.report.files = files.len() as u64;
     let mut lengths = BTreeMap::new();
-    for (number, file) in files {
+    for number in files {
+        let file = owner.open_patiently(&owner.path(number)).await?;
         let len = owner.disk.len(&file);
         let len_bytes =
             len.map_err(|source| Error::io("read the length of", file.path(), source))?;
-        lengths.insert(number, (file, len_bytes));
+        lengths.insert(number, len_bytes);
     }
     reader.go_on_in(u64::MAX);
     let found = Found {
@@ -204,14 +212,16 @@ pub(super) async fn durable(commit: &Commit, sync: Completion<()>, path: &Path) 
 /// A file without a batch goes as a whole, its header too, and its number is given to the next one. If it stayed, two headers
 /// would tell what came before one batch: and once the files before are in the base, the second would name a batch that nobody
 /// can find.
-fn cut_off(owner: &Owner, files: &mut BTreeMap<u64, File>, kept: Option<(u64, u64)>) -> Result<()> {
+async fn cut_off(owner: &Owner, files: &mut BTreeSet<u64>, kept: Option<(u64, u64)>) -> Result<()> {
     // From the last on, so that a crash in between leaves no gap.
-    while let Some((number, file)) = files.pop_last() {
+    while let Some(number) = files.last().copied() {
         let Some((last, end_bytes)) = kept.filter(|(last, _)| number <= *last) else {
-            owner.remove(number)?;
+            owner.remove_patiently(number).await?;
+            files.remove(&number);
             continue;
         };
         debug_assert_eq!(number, last);
+        let file = owner.open_patiently(&owner.path(number)).await?;
         let path = file.path();
         let len_bytes = owner.disk.len(&file);
         let len_bytes =
@@ -220,7 +230,6 @@ fn cut_off(owner: &Owner, files: &mut BTreeMap<u64, File>, kept: Option<(u64, u6
             let cut = owner.disk.set_len(&file, end_bytes);
             cut.map_err(|source| Error::io("cut off", path, source))?;
         }
-        files.insert(number, file);
         break;
     }
     Ok(())
@@ -228,14 +237,15 @@ fn cut_off(owner: &Owner, files: &mut BTreeMap<u64, File>, kept: Option<(u64, u6
 
 impl Reader<'_> {
     /// Reads all that counts, and tells where that ends.
-    async fn read_all(&mut self, files: &BTreeMap<u64, File>) -> Result<End> {
+    async fn read_all(&mut self, files: &BTreeSet<u64>) -> Result<End> {
         // Where the file before ended. What is there may be an end, or the place that was left for the next file.
         let mut left = End {
             number: self.first_number,
             offset_bytes: 0,
             why: None,
         };
-        for ((number, file), expected) in files.iter().zip(self.first_number..) {
+        for (number, expected) in files.iter().zip(self.first_number..) {
+            let file = &self.file(*number).await?;
             let begun = if *number == expected {
                 self.begin_file(*number, file).await?
             } else {
@@ -504,10 +514,11 @@ impl Reader<'_> {
     }
 
     /// That no descriptor behind the end says that the batch there was durable.
-    async fn check_nothing_promised(&self, files: &BTreeMap<u64, File>, end: &End) -> Result<()> {
+    async fn check_nothing_promised(&self, files: &BTreeSet<u64>, end: &End) -> Result<()> {
         // From the last batch on that counts: what is missing may be in front of the place where reading ended.
         let (first_number, first_offset) = self.kept.unwrap_or((self.first_number, 0));
-        for (number, file) in files.range(first_number..) {
+        for number in files.range(first_number..) {
+            let file = &self.file(*number).await?;
             // Its own header was never durable, and so was nothing in it; and what is there may be a guest's, whatever it looks like.
             let head = self.window(file, 0, BLOCK).await?;
             if FileHeader::decode(&head).is_ok_and(|header| self.is_stale(&header)) {
@@ -560,6 +571,10 @@ impl Reader<'_> {
             format_args!("{why}; but {witness}"),
         )
         .into()
+    }
+
+    async fn file(&self, number: u64) -> Result<File> {
+        self.owner.open_patiently(&self.owner.path(number)).await
     }
 
     async fn window(

@@ -18,6 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 
+use super::files::JournalFiles;
 use crate::{
     format::volume::VolumeId,
     io::{Disk, File},
@@ -28,6 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct JournalSpace {
     disk: Arc<dyn Disk>,
+    pub(super) files: JournalFiles,
     /// What is in use.
     live_bytes: AtomicU64,
     spares: Mutex<Vec<Spare>>,
@@ -38,15 +40,17 @@ pub(crate) struct JournalSpace {
 pub(super) struct Spare {
     pub(super) volume: VolumeId,
     pub(super) path: PathBuf,
-    /// Reads that were begun when it was in use may hold it, too.
-    pub(super) file: File,
+    /// As long as reads may hold it that were begun when it was in use.
+    pub(super) file: Option<File>,
     pub(super) len_bytes: u64,
 }
 
 impl JournalSpace {
-    pub(crate) fn new(disk: Arc<dyn Disk>) -> Self {
+    /// There is none yet. Their files may take so many descriptors.
+    pub(crate) fn new(disk: Arc<dyn Disk>, files_open_max: usize) -> Self {
         Self {
             disk,
+            files: JournalFiles::new(files_open_max),
             live_bytes: AtomicU64::new(0),
             spares: Mutex::default(),
         }
@@ -77,6 +81,10 @@ impl JournalSpace {
             return false;
         }
         spares.push(spare);
+        // Descriptors are for those that are in use.
+        for spare in spares.iter_mut() {
+            spare.file.take_if(|file| !file.is_shared());
+        }
         true
     }
 
@@ -91,7 +99,9 @@ impl JournalSpace {
     pub(super) fn take(&self, volume: VolumeId, len_bytes: u64) -> Option<Spare> {
         let mut spares = self.spares.lock();
         let fits = |spare: &Spare| {
-            spare.volume == volume && spare.len_bytes == len_bytes && !spare.file.is_shared()
+            spare.volume == volume
+                && spare.len_bytes == len_bytes
+                && !spare.file.as_ref().is_some_and(File::is_shared)
         };
         let at = spares.iter().position(fits)?;
         Some(spares.remove(at))

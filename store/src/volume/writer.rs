@@ -359,7 +359,7 @@ impl Inner {
     }
 
     /// Begins to write a batch. Where there is no room in the journal, waits for what is being taken into the store, after which there
-    /// is. Until then it has nothing of what all volumes share.
+    /// is; where the system is short of something, for that. Until then it has nothing of what all volumes share.
     async fn begin_or_wait(
         self: &Arc<Self>,
         batch: &Batch,
@@ -367,34 +367,55 @@ impl Inner {
     ) -> Result<(Begun, OwnedSemaphorePermit)> {
         let mut folds = self.folds.watch();
         let mut has_tried = false;
+        let mut tries = self.shared.disk.patience().tries();
         loop {
+            if !self.journal.has_room_for(batch) {
+                self.end_all(in_flight).await?;
+                self.journal.room().await;
+            }
             let room = self.room_on_the_way(batch, in_flight).await?;
             let under_way = *folds.borrow_and_update() > 0;
-            let begun = match self.begin(batch) {
+            let error = match self.begin(batch) {
                 Ok(begun) => return Ok((begun, room)),
-                Err(error @ Error::Full { .. }) => Err(error),
-                Err(error) => return Err(error),
+                Err(error) => error,
             };
             drop(room);
+            match error {
+                Error::Full { .. } => {}
+                Error::Shortage { .. } => {
+                    self.end_all(in_flight).await?;
+                    if !tries.again(&error).await {
+                        return Err(error);
+                    }
+                    continue;
+                }
+                error => return Err(error),
+            }
             // What is under way may have begun before there was room for it.
             if !under_way && (has_tried || !self.fold_for_room().await) {
-                return begun;
+                return Err(error);
             }
             has_tried |= !under_way;
-            while let Some(mut oldest) = in_flight.pop_front() {
-                let outcome = (&mut oldest.begun.completion).await;
-                // As above.
-                self.end(oldest, outcome, in_flight).await?;
-            }
-            // It may wait for the epoch to end. This batch was not acknowledged, so it may as well be in the next.
-            if let Some(reply) = self.queue.take_end() {
-                self.end_epoch(reply);
-            }
+            self.end_all(in_flight).await?;
             tokio::select! {
                 _ = folds.changed() => {}
                 () = self.queue.wake.notified() => {}
             }
         }
+    }
+
+    /// Waits for what is on its way, while a batch cannot be begun. An error: a change that the batch ends may have begun in one that
+    /// was given up.
+    async fn end_all(&self, in_flight: &mut VecDeque<InFlight>) -> Result<()> {
+        while let Some(mut oldest) = in_flight.pop_front() {
+            let outcome = (&mut oldest.begun.completion).await;
+            self.end(oldest, outcome, in_flight).await?;
+        }
+        // What makes room may wait for the epoch to end. The batch was not acknowledged, so it may as well be in the next.
+        if let Some(reply) = self.queue.take_end() {
+            self.end_epoch(reply);
+        }
+        Ok(())
     }
 
     /// Draws the consequence of what became of a batch, the oldest of those that were on their way. If it was not written its writers
@@ -490,6 +511,16 @@ fn again(error: &Error) -> Error {
             path: path.clone(),
         },
         Error::Closing => Error::Closing,
+        Error::Shortage { verb, path, source } => Error::Shortage {
+            verb,
+            path: path.clone(),
+            source: io::Error::new(source.kind(), source.to_string()),
+        },
+        Error::Io { verb, path, source } => Error::Io {
+            verb,
+            path: path.clone(),
+            source: io::Error::new(source.kind(), source.to_string()),
+        },
         Error::Poisoned { reason } => Error::Poisoned {
             reason: reason.clone(),
         },

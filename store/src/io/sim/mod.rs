@@ -38,11 +38,33 @@ use self::{
     names::{Entry, Names},
     random::Random,
 };
-use super::{AlignedBuf, Completion, Disk, File, OpenMode};
+use super::{AlignedBuf, Completion, Disk, File, OpenMode, Patience};
 
 /// Files in memory.
 pub struct SimDisk {
     world: Arc<Mutex<World>>,
+    patience: Patience,
+}
+
+/// A kind of call that can be [refused](SimDisk::refuse).
+#[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    /// Opening a file that is there.
+    Open,
+    /// Making a file.
+    Create,
+    /// Allocating space.
+    Allocate,
+    /// Syncing a directory, which has to be opened for it.
+    SyncDir,
+    /// Setting a length.
+    SetLen,
+    /// Removing a file.
+    Remove,
+    /// Renaming a file.
+    Rename,
+    /// Listing a directory.
+    List,
 }
 
 #[derive(Default)]
@@ -63,6 +85,8 @@ struct Faults {
     write: Option<(u64, io::ErrorKind)>,
     sync: Option<u64>,
     capacity_bytes: Option<u64>,
+    /// How many more of these calls fail, and with what error number.
+    refused: BTreeMap<Call, (u64, i32)>,
 }
 
 impl SimDisk {
@@ -71,6 +95,7 @@ impl SimDisk {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             world: Arc::default(),
+            patience: Patience::default(),
         })
     }
 
@@ -135,6 +160,7 @@ impl SimDisk {
                 random: world.random.clone(),
                 ..World::default()
             })),
+            patience: Patience::default(),
         })
     }
 
@@ -160,6 +186,23 @@ impl SimDisk {
     pub fn fail_sync(&self, nth: u64) {
         let mut world = self.world.lock();
         world.faults.sync = Some(world.syncs + nth);
+    }
+
+    /// Lets the next `times` calls of a kind fail with an error number of the system, before they have done anything.
+    pub fn refuse(&self, call: Call, times: u64, errno: i32) {
+        let mut world = self.world.lock();
+        world.faults.refused.insert(call, (times, errno));
+    }
+
+    /// How many calls of a kind are still to be refused.
+    #[must_use]
+    pub fn still_refused(&self, call: Call) -> u64 {
+        let world = self.world.lock();
+        world
+            .faults
+            .refused
+            .get(&call)
+            .map_or(0, |(times, _)| *times)
     }
 
     /// Limits the sum of all files' lengths; none is no limit.
@@ -200,8 +243,12 @@ impl SimDisk {
         let mut world = self.world.lock();
         world.check_power()?;
         let number = match mode {
-            OpenMode::Read | OpenMode::ReadWrite => world.names.file(path)?,
+            OpenMode::Read | OpenMode::ReadWrite => {
+                world.check_refused(Call::Open)?;
+                world.names.file(path)?
+            }
             OpenMode::CreateNew => {
+                world.check_refused(Call::Create)?;
                 world.operate()?;
                 if world.faults.capacity_bytes == Some(0) {
                     return Err(io::ErrorKind::StorageFull.into());
@@ -247,6 +294,16 @@ impl World {
     fn operate(&mut self) -> io::Result<()> {
         self.operations += 1;
         self.check_power()
+    }
+
+    fn check_refused(&mut self, call: Call) -> io::Result<()> {
+        match self.faults.refused.get_mut(&call) {
+            Some((times, errno)) if *times > 0 => {
+                *times -= 1;
+                Err(io::Error::from_raw_os_error(*errno))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn new_number(&self) -> u64 {
@@ -300,6 +357,10 @@ impl World {
 impl Disk for SimDisk {
     fn name(&self) -> &'static str {
         "simulated"
+    }
+
+    fn patience(&self) -> &Patience {
+        &self.patience
     }
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File> {
@@ -417,7 +478,8 @@ impl Disk for SimDisk {
     fn sync_dir(&self, dir: &Path) -> Completion<()> {
         let upto = {
             let mut world = self.world.lock();
-            if let Err(error) = world.operate() {
+            let begun = world.check_refused(Call::SyncDir);
+            if let Err(error) = begun.and_then(|()| world.operate()) {
                 return Completion::failed(error);
             }
             world.names.begun()
@@ -440,6 +502,7 @@ impl Disk for SimDisk {
 
     fn set_len(&self, file: &File, len_bytes: u64) -> io::Result<()> {
         let mut world = self.world.lock();
+        world.check_refused(Call::SetLen)?;
         world.operate()?;
         let content = world.opened(file)?;
         let edit = content.begin(Edit::SetLen(len_bytes));
@@ -450,6 +513,7 @@ impl Disk for SimDisk {
     fn allocate(&self, file: &File, len_bytes: u64) -> io::Result<()> {
         {
             let mut world = self.world.lock();
+            world.check_refused(Call::Allocate)?;
             let len = world.opened(file)?.len_bytes();
             let more = usize::try_from(len_bytes.saturating_sub(len)).unwrap_or(usize::MAX);
             if world.room(file, len, more)? < more {
@@ -460,19 +524,22 @@ impl Disk for SimDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
-        let world = self.world.lock();
+        let mut world = self.world.lock();
+        world.check_refused(Call::List)?;
         world.check_power()?;
         world.names.list(dir)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut world = self.world.lock();
+        world.check_refused(Call::Remove)?;
         world.operate()?;
         world.names.remove(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut world = self.world.lock();
+        world.check_refused(Call::Rename)?;
         world.operate()?;
         world.names.rename(from, to)
     }

@@ -30,9 +30,10 @@ use crate::limits;
 /// A disk whose ring has `depth` slots, or why the kernel does not give one.
 pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
     let queue = Arc::new(Queue::new(depth, Wake::by_event()?));
+    let syncs = Arc::new(Queue::new(depth, Wake::Condvar(Condvar::new())));
     let (ready, outcome) = mpsc::sync_channel(1);
     let thread = thread::Builder::new().name("io-uring".to_owned()).spawn({
-        let queue = Arc::clone(&queue);
+        let (queue, syncs) = (Arc::clone(&queue), Arc::clone(&syncs));
         // The ring is made by the thread that uses it: a kernel that is told of a single issuer holds it to that.
         move || {
             let ring = match set_up(depth) {
@@ -47,13 +48,12 @@ pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
                 }
             };
             let _ = ready.send(Ok(()));
-            ring::run(ring, &queue, depth);
+            ring::run(ring, &queue, &syncs, depth);
         }
     })?;
     outcome
         .recv()
         .map_err(|_| io::Error::other("the io_uring thread ended before it began"))??;
-    let syncs = Arc::new(Queue::new(depth, Wake::Condvar(Condvar::new())));
     let mut disk = OsDisk::new("io_uring", queue, Arc::clone(&syncs));
     disk.add_thread(thread);
     blocking::add_threads(&mut disk, "io-sync", limits::DISK_SYNC_THREADS, &syncs)?;

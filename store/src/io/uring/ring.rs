@@ -15,7 +15,9 @@ use crate::io::{
 const WAKE: u64 = u64::MAX;
 
 /// Carries requests out until the queue is closed and all have completed.
-pub(super) fn run(ring: IoUring, queue: &Queue, depth: u32) {
+///
+/// A request for which the system is short of something goes on in `patient`, whose threads may sleep.
+pub(super) fn run(ring: IoUring, queue: &Queue, patient: &Queue, depth: u32) {
     // However this ends, nobody must wait for ever.
     let _abandoned_after = AbandonAfter(queue);
     let mut driver = Driver {
@@ -23,8 +25,9 @@ pub(super) fn run(ring: IoUring, queue: &Queue, depth: u32) {
         slots: Slots::new(depth),
         wake_armed: false,
         completed: Vec::with_capacity(depth as usize + 1),
+        delayed: Vec::new(),
     };
-    if let Err(error) = driver.run(queue) {
+    if let Err(error) = driver.run(queue, patient) {
         tracing::error!(%error, "io_uring failed, no file is read or written any more");
     }
 }
@@ -44,10 +47,12 @@ struct Driver {
     wake_armed: bool,
     /// Completions just taken from the ring: what was asked for, and the kernel's answer.
     completed: Vec<(u64, i32)>,
+    /// The system was short of something for them.
+    delayed: Vec<Request>,
 }
 
 impl Driver {
-    fn run(&mut self, queue: &Queue) -> io::Result<()> {
+    fn run(&mut self, queue: &Queue, patient: &Queue) -> io::Result<()> {
         let mut arrived = VecDeque::new();
         loop {
             if !self.wake_armed {
@@ -71,6 +76,9 @@ impl Driver {
             }
             self.wait()?;
             self.reap()?;
+            for request in self.delayed.drain(..) {
+                patient.hand_over(request);
+            }
         }
     }
 
@@ -178,6 +186,10 @@ impl Driver {
         };
         match request.advance(returned) {
             Progress::Continue => self.call(number),
+            Progress::Later(_) => {
+                self.delayed.extend(self.slots.remove(number));
+                Ok(())
+            }
             Progress::Done(result) => {
                 self.finish(number, result);
                 Ok(())

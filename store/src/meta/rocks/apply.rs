@@ -5,42 +5,49 @@ use std::{fmt, ops::SubAssign};
 use rocksdb::{WriteBatch, WriteOptions};
 use varve_content::ChunkId;
 
-use super::{Known, REMEDY, RocksMeta, failed_at};
+use super::{Database, Known, REMEDY, RocksMeta, failed_at};
 use crate::{
     Error, Result,
     format::{PackState, StoreId, keys},
-    meta::{Batch, Index, Meta, NodeKey, Totals},
+    meta::{Batch, Meta, NodeKey, Totals},
 };
 
 impl Meta for RocksMeta {
     fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
-        let _one_at_a_time = self.applying.lock();
+        let mut applying = self.applying.lock();
         if let Some(reason) = self.failed.get() {
             return Err(Error::Poisoned {
                 reason: reason.clone(),
             });
         }
+        self.go_on(&mut applying)?;
+        if applying.came_back(&batch) {
+            return Ok(());
+        }
+        let database = self.database()?;
         let before = *self.known.read();
         let mut totals = before.totals;
         let mut write = WriteBatch::default();
-        self.add_chunks(&batch, &mut write, &mut totals)?;
-        self.add_nodes(&batch, &mut write, &mut totals)?;
-        self.add_packs(&batch, &mut write, &mut totals)?;
+        database.add_chunks(&batch, &mut write, &mut totals)?;
+        database.add_nodes(&batch, &mut write, &mut totals)?;
+        database.add_packs(&batch, &mut write, &mut totals)?;
         let after = Known {
             catalog_sequence: batch.sequence_after(before.catalog_sequence)?,
             totals: {
-                self.add_catalog(batch.catalog, &mut write, &mut totals)?;
+                database.add_catalog(batch.catalog.clone(), &mut write, &mut totals)?;
                 totals
             },
         };
-        let family = self.family(keys::META)?;
+        let family = database.family(keys::META)?;
         write.put_cf(family, keys::TOTALS, after.totals.encode());
         write.put_cf(
             family,
             keys::CATALOG_SEQUENCE,
             keys::encode_sequence(after.catalog_sequence),
         );
-        self.write(write, sync)?;
+        if let Err(error) = database.write(write, sync) {
+            return Err(self.interrupted(&mut applying, batch, before, after, error));
+        }
         *self.known.write() = after;
         Ok(())
     }
@@ -52,32 +59,39 @@ impl Meta for RocksMeta {
     fn is_healthy(&self) -> bool {
         self.failed.get().is_none()
     }
+
+    fn writes_again(&self) -> Result<()> {
+        if let Some(reason) = self.failed.get() {
+            return Err(Error::Poisoned {
+                reason: reason.clone(),
+            });
+        }
+        self.go_on(&mut self.applying.lock())
+    }
 }
 
-impl RocksMeta {
+impl Database {
     /// Writes down whose index this is, and not only in the log, of which damage may take all.
     pub(super) fn begin(&self, store: StoreId) -> Result<()> {
         let family = self.family(keys::META)?;
         let mut write = WriteBatch::default();
         write.put_cf(family, keys::IDENTITY, keys::Identity { store }.encode());
         write.put_cf(family, keys::TAGS_INDEXED, []);
-        self.write(write, true)?;
+        self.put(write, true)?;
         self.db
             .flush_cf(family)
             .map_err(|error| failed_at(&self.path, "write the index in", error))
     }
 
-    pub(super) fn write(&self, write: WriteBatch, sync: bool) -> Result<()> {
+    pub(super) fn put(&self, write: WriteBatch, sync: bool) -> Result<()> {
+        self.write(write, sync)
+            .map_err(|error| failed_at(&self.path, "write the index in", error))
+    }
+
+    fn write(&self, write: WriteBatch, sync: bool) -> std::result::Result<(), rocksdb::Error> {
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        self.db.write_opt(write, &options).map_err(|error| {
-            // Set here and nowhere else, under the lock of `apply`: the first reason stays.
-            let _ = self.failed.set(format!(
-                "the index in {} cannot be written: {error}",
-                self.path.display()
-            ));
-            failed_at(&self.path, "write the index in", error)
-        })
+        self.db.write_opt(write, &options)
     }
 
     fn add_chunks(&self, batch: &Batch, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {

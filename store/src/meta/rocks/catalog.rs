@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rocksdb::{DBRawIterator, Direction, IteratorMode, WriteBatch};
 
 use super::{
-    REMEDY, RocksMeta,
+    Database, REMEDY, RocksMeta,
     apply::{add, take},
     undecodable, unreadable,
 };
@@ -111,7 +111,7 @@ fn first_named<K: IdKind>(
     Ok(Some((name.to_owned(), id)))
 }
 
-impl RocksMeta {
+impl Database {
     fn record<R: Kept>(&self, id: RecordId<R::Kind>) -> Result<Option<R>> {
         let value = self.get(R::RECORDS, id.as_bytes())?;
         value
@@ -222,7 +222,7 @@ impl RocksMeta {
         self.index_tags_of::<VolumeRecord>()?;
         let mut write = WriteBatch::default();
         write.put_cf(self.family(keys::META)?, keys::TAGS_INDEXED, []);
-        self.write(write, true)
+        self.put(write, true)
     }
 
     fn index_tags_of<R: Kept>(&self) -> Result<()> {
@@ -235,10 +235,10 @@ impl RocksMeta {
                 write.put_cf(tags, key, record.id().as_bytes());
             }
             if write.size_in_bytes() >= TAGS_BATCH_BYTES {
-                self.write(std::mem::take(&mut write), false)?;
+                self.put(std::mem::take(&mut write), false)?;
             }
         }
-        self.write(write, false)
+        self.put(write, false)
     }
 
     /// All records of a family that has only some.
@@ -290,11 +290,11 @@ impl RocksMeta {
 
 impl Catalog for RocksMeta {
     fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>> {
-        self.record(id)
+        self.reading(|database| database.record(id))
     }
 
     fn snapshot_by_name(&self, name: &str) -> Result<Option<SnapshotRecord>> {
-        self.record_by_name(name)
+        self.reading(|database| database.record_by_name(name))
     }
 
     fn snapshots(
@@ -303,7 +303,7 @@ impl Catalog for RocksMeta {
         prefix: &str,
         limit: usize,
     ) -> Result<Vec<SnapshotRecord>> {
-        self.records(after_name, prefix, limit)
+        self.reading(|database| database.records(after_name, prefix, limit))
     }
 
     fn tagged_snapshots(
@@ -313,15 +313,15 @@ impl Catalog for RocksMeta {
         prefix: &str,
         steps: usize,
     ) -> Result<(Vec<SnapshotRecord>, Option<String>)> {
-        self.tagged(tags, from, prefix, steps)
+        self.reading(|database| database.tagged(tags, from, prefix, steps))
     }
 
     fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
-        self.record(id)
+        self.reading(|database| database.record(id))
     }
 
     fn volume_by_name(&self, name: &str) -> Result<Option<VolumeRecord>> {
-        self.record_by_name(name)
+        self.reading(|database| database.record_by_name(name))
     }
 
     fn volumes(
@@ -330,7 +330,7 @@ impl Catalog for RocksMeta {
         prefix: &str,
         limit: usize,
     ) -> Result<Vec<VolumeRecord>> {
-        self.records(after_name, prefix, limit)
+        self.reading(|database| database.records(after_name, prefix, limit))
     }
 
     fn tagged_volumes(
@@ -340,15 +340,15 @@ impl Catalog for RocksMeta {
         prefix: &str,
         steps: usize,
     ) -> Result<(Vec<VolumeRecord>, Option<String>)> {
-        self.tagged(tags, from, prefix, steps)
+        self.reading(|database| database.tagged(tags, from, prefix, steps))
     }
 
     fn copies(&self) -> Result<Vec<CopyRecord>> {
-        self.all(keys::COPIES, CopyRecord::decode)
+        self.reading(|database| database.all(keys::COPIES, CopyRecord::decode))
     }
 
     fn remotes(&self) -> Result<Vec<RemoteRecord>> {
-        self.all(keys::REMOTES, RemoteRecord::decode)
+        self.reading(|database| database.all(keys::REMOTES, RemoteRecord::decode))
     }
 
     fn catalog_sequence(&self) -> Result<u64> {
@@ -358,7 +358,7 @@ impl Catalog for RocksMeta {
 
 /// The records of a kind as they are, and what those of one batch make of them: later ones see what earlier ones did.
 struct Changes<'a, R: Kept> {
-    meta: &'a RocksMeta,
+    meta: &'a Database,
     records: BTreeMap<RecordId<R::Kind>, Option<R>>,
     names: BTreeMap<String, Option<RecordId<R::Kind>>>,
     /// Keys of tags.
@@ -366,7 +366,7 @@ struct Changes<'a, R: Kept> {
 }
 
 impl<'a, R: Kept> Changes<'a, R> {
-    fn new(meta: &'a RocksMeta) -> Self {
+    fn new(meta: &'a Database) -> Self {
         Self {
             meta,
             records: BTreeMap::new(),

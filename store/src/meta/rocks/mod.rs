@@ -5,30 +5,39 @@
 //!
 //! # When a write fails
 //!
-//! RocksDB fails a write when its log cannot be written or synced, and when a flush in the background could not be.
-//! Tried with a disk that is full while the log is written: all writes fail from then on, still ten seconds after there
-//! was space again; reads go on, and when it is opened again all that was acknowledged is there. The failed batch may be in the log and come back then, its totals
-//! included; a batch written meanwhile, should RocksDB take one, would have been counted without it. So this index
-//! writes nothing any more after a failure until it is opened again.
+//! RocksDB fails a write when its log cannot be written or synced, and when a flush in the background could not be done. From
+//! then on it fails all writes, also when what it was short of (space, descriptors) is there again: its C interface has no
+//! `Resume`, and for descriptors there would be none in C++ either. Reads go on, and when it is opened again all that was acknowledged is there. The
+//! failed batch may be in the log and come back then, its totals included; a batch written meanwhile, should
+//! RocksDB take one, would have been counted without it.
+//!
+//! So after such a failure the next batch first [opens the database again](recover), if that can succeed, and looks
+//! at totals and catalog sequence: they say whether the failed batch is in it. If they say something else, and after a failed
+//! sync, nothing is written any more until a restart.
 
 mod apply;
 mod catalog;
 mod options;
+mod recover;
 
 use std::{
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
     sync::OnceLock,
+    thread,
 };
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{ColumnFamily, DB, ErrorKind, IteratorMode, Options};
+use rustix::io::Errno;
 use varve_content::ChunkId;
 
+use self::recover::Applying;
 use super::{Index, NodeKey, PackState, Totals};
 use crate::{
     Error, Result,
     format::{FormatError, Location, PackId, StoreId, keys},
+    limits,
 };
 
 /// Keys looked up in one call: what bounds the values that RocksDB keeps pinned for us meanwhile.
@@ -39,17 +48,28 @@ const REMEDY: &str = "`varved rebuild` makes the index again from packs and cata
 
 /// Index and catalog in a directory of their own.
 pub struct RocksMeta {
-    db: DB,
     path: PathBuf,
+    store: StoreId,
+    /// None only if it could not be opened again.
+    database: RwLock<Option<Database>>,
     /// One batch at a time: each reads what it replaces, to keep the totals exact.
-    applying: Mutex<()>,
+    applying: Mutex<Applying>,
     known: RwLock<Known>,
     /// Why nothing is written any more.
     failed: OnceLock<String>,
 }
 
+/// The database, open.
+struct Database {
+    db: DB,
+    path: PathBuf,
+}
+
+/// A database that stays open as long as this is held.
+type Held<'a> = MappedRwLockReadGuard<'a, Database>;
+
 /// What is kept in memory too.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Known {
     totals: Totals,
     catalog_sequence: u64,
@@ -72,10 +92,10 @@ impl RocksMeta {
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_error_if_exists(true);
-        let meta = Self::with_options(path, &options)?;
+        let database = Database::with_options(path, &options)?;
         // Written last: an index without it was not completed.
-        meta.begin(store)?;
-        Ok(meta)
+        database.begin(store)?;
+        Ok(Self::new(database, store))
     }
 
     /// Opens the index of `store` in `path`.
@@ -85,36 +105,9 @@ impl RocksMeta {
     /// [`Error::Incompatible`] when there is none, when it is another store's, or of another version: all to be
     /// remedied by a rebuild.
     pub fn open(path: &Path, store: StoreId) -> Result<Self> {
-        let mut options = options::database();
-        // An index that was made by an earlier version lacks the families of what that did not know.
-        options.create_missing_column_families(true);
-        let meta = Self::with_options(path, &options)?;
-        let identity = match meta.get(keys::META, keys::IDENTITY)? {
-            Some(value) => {
-                keys::Identity::decode(&value).map_err(|error| meta.incompatible(error))?
-            }
-            None => return Err(meta.incompatible("the index was not made to its end")),
-        };
-        if identity.store != store {
-            return Err(meta.incompatible(format_args!(
-                "it is the index of store {}, not of {store}",
-                identity.store
-            )));
-        }
-        let known = Known {
-            totals: match meta.get(keys::META, keys::TOTALS)? {
-                Some(value) => Totals::decode(&value).map_err(undecodable)?,
-                None => Totals::default(),
-            },
-            catalog_sequence: match meta.get(keys::META, keys::CATALOG_SEQUENCE)? {
-                Some(value) => keys::decode_sequence(&value).map_err(undecodable)?,
-                None => 0,
-            },
-        };
+        let (database, known) = Database::open(path, store)?;
+        let meta = Self::new(database, store);
         *meta.known.write() = known;
-        if meta.get(keys::META, keys::TAGS_INDEXED)?.is_none() {
-            meta.index_tags()?;
-        }
         Ok(meta)
     }
 
@@ -122,6 +115,77 @@ impl RocksMeta {
     pub fn destroy(path: &Path) -> Result<()> {
         DB::destroy(&Options::default(), path)
             .map_err(|error| failed_at(path, "remove the index in", error))
+    }
+
+    fn new(database: Database, store: StoreId) -> Self {
+        Self {
+            path: database.path.clone(),
+            store,
+            database: RwLock::new(Some(database)),
+            applying: Mutex::default(),
+            known: RwLock::default(),
+            failed: OnceLock::new(),
+        }
+    }
+
+    /// Reads, and tries again for a while where the system is short of something: it holds up one of the store's threads.
+    fn reading<T>(&self, read: impl Fn(&Database) -> Result<T>) -> Result<T> {
+        for pause in limits::INDEX_READ_PAUSES {
+            match self.database().and_then(|database| read(&database)) {
+                Err(Error::Shortage { .. }) => thread::sleep(pause),
+                done => return done,
+            }
+        }
+        read(&*self.database()?)
+    }
+
+    fn database(&self) -> Result<Held<'_>> {
+        if let Ok(held) = RwLockReadGuard::try_map(self.database.read(), Option::as_ref) {
+            return Ok(held);
+        }
+        self.open_if_closed()?;
+        RwLockReadGuard::try_map(self.database.read(), Option::as_ref).map_err(|_| {
+            Error::Shortage {
+                verb: "open the index in",
+                path: self.path.clone(),
+                source: io::Error::other("it could not be opened again yet"),
+            }
+        })
+    }
+}
+
+impl Database {
+    fn open(path: &Path, store: StoreId) -> Result<(Self, Known)> {
+        let mut options = options::database();
+        // An index that was made by an earlier version lacks the families of what that did not know.
+        options.create_missing_column_families(true);
+        let database = Self::with_options(path, &options)?;
+        let identity = match database.get(keys::META, keys::IDENTITY)? {
+            Some(value) => {
+                keys::Identity::decode(&value).map_err(|error| database.incompatible(error))?
+            }
+            None => return Err(database.incompatible("the index was not made to its end")),
+        };
+        if identity.store != store {
+            return Err(database.incompatible(format_args!(
+                "it is the index of store {}, not of {store}",
+                identity.store
+            )));
+        }
+        if database.get(keys::META, keys::TAGS_INDEXED)?.is_none() {
+            database.index_tags()?;
+        }
+        let known = Known {
+            totals: match database.get(keys::META, keys::TOTALS)? {
+                Some(value) => Totals::decode(&value).map_err(undecodable)?,
+                None => Totals::default(),
+            },
+            catalog_sequence: match database.get(keys::META, keys::CATALOG_SEQUENCE)? {
+                Some(value) => keys::decode_sequence(&value).map_err(undecodable)?,
+                None => 0,
+            },
+        };
+        Ok((database, known))
     }
 
     fn with_options(path: &Path, database: &Options) -> Result<Self> {
@@ -135,9 +199,6 @@ impl RocksMeta {
         Ok(Self {
             db,
             path: path.to_owned(),
-            applying: Mutex::default(),
-            known: RwLock::default(),
-            failed: OnceLock::new(),
         })
     }
 
@@ -156,6 +217,15 @@ impl RocksMeta {
         self.db
             .get_cf(self.family(family)?, key)
             .map_err(unreadable)
+    }
+
+    fn pack_state(&self, pack: PackId) -> Result<Option<PackState>> {
+        let key = PackState::key_of(pack);
+        let Some(value) = self.get(keys::PACKS, &key)? else {
+            return Ok(None);
+        };
+        let state = PackState::decode(&key, &value).map_err(undecodable)?;
+        Ok((state.pack == pack).then_some(state))
     }
 
     /// Locations under `keys`, in their order.
@@ -188,30 +258,30 @@ impl RocksMeta {
 
 impl Index for RocksMeta {
     fn chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>> {
-        self.locations(keys::CHUNKS, ids.iter().map(ChunkId::as_bytes))
+        self.reading(|database| database.locations(keys::CHUNKS, ids.iter().map(ChunkId::as_bytes)))
     }
 
     fn nodes(&self, node_keys: &[NodeKey]) -> Result<Vec<Option<Location>>> {
-        self.locations(keys::NODES, node_keys.iter().map(NodeKey::as_bytes))
+        self.reading(|database| {
+            database.locations(keys::NODES, node_keys.iter().map(NodeKey::as_bytes))
+        })
     }
 
     fn pack_state(&self, pack: PackId) -> Result<Option<PackState>> {
-        let key = PackState::key_of(pack);
-        let Some(value) = self.get(keys::PACKS, &key)? else {
-            return Ok(None);
-        };
-        let state = PackState::decode(&key, &value).map_err(undecodable)?;
-        Ok((state.pack == pack).then_some(state))
+        self.reading(|database| database.pack_state(pack))
     }
 
     fn pack_states(&self) -> Result<Vec<PackState>> {
-        self.db
-            .iterator_cf(self.family(keys::PACKS)?, IteratorMode::Start)
-            .map(|entry| {
-                let (key, value) = entry.map_err(unreadable)?;
-                PackState::decode(&key, &value).map_err(undecodable)
-            })
-            .collect()
+        self.reading(|database| {
+            database
+                .db
+                .iterator_cf(database.family(keys::PACKS)?, IteratorMode::Start)
+                .map(|entry| {
+                    let (key, value) = entry.map_err(unreadable)?;
+                    PackState::decode(&key, &value).map_err(undecodable)
+                })
+                .collect()
+        })
     }
 }
 
@@ -230,6 +300,13 @@ fn undecodable(error: FormatError) -> Error {
 }
 
 fn unreadable(error: rocksdb::Error) -> Error {
+    if let Some(short) = shortage(&error) {
+        return Error::Shortage {
+            verb: "read the index",
+            path: PathBuf::new(),
+            source: short,
+        };
+    }
     Error::Index {
         verb: "read",
         message: match error.kind() {
@@ -247,6 +324,13 @@ fn failed_at(path: &Path, verb: &'static str, error: rocksdb::Error) -> Error {
             path: path.to_owned(),
         };
     }
+    if let Some(source) = shortage(&error) {
+        return Error::Shortage {
+            verb,
+            path: path.to_owned(),
+            source,
+        };
+    }
     let message = match error.kind() {
         ErrorKind::Corruption => format!("{}: {error}; {REMEDY}", path.display()),
         _ => format!("{}: {error}", path.display()),
@@ -257,6 +341,26 @@ fn failed_at(path: &Path, verb: &'static str, error: rocksdb::Error) -> Error {
 /// RocksDB has a code for this, of which its C interface hands on nothing but the text.
 fn is_disk_full(error: &rocksdb::Error) -> bool {
     error.kind() == ErrorKind::IOError && error.as_ref().contains("No space left on device")
+}
+
+/// What the system was short of. RocksDB ends its message with the text that the C library has for the error number.
+fn shortage(error: &rocksdb::Error) -> Option<io::Error> {
+    let texts = [
+        (Errno::MFILE, "Too many open files"),
+        (Errno::NFILE, "Too many open files in system"),
+        (Errno::NOMEM, "Cannot allocate memory"),
+        (Errno::AGAIN, "Resource temporarily unavailable"),
+        (Errno::INTR, "Interrupted system call"),
+    ];
+    if error.kind() != ErrorKind::IOError {
+        return None;
+    }
+    let message = error.as_ref();
+    let (errno, _) = texts.iter().find(|(_, text)| message.ends_with(text))?;
+    Some(io::Error::new(
+        io::Error::from(*errno).kind(),
+        message.to_owned(),
+    ))
 }
 
 #[cfg(test)]

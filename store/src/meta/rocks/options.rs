@@ -17,7 +17,9 @@ use crate::{format::keys, limits};
 /// Threads for flush and compaction.
 const BACKGROUND_JOBS: i32 = 2;
 /// Files of ten million chunks at [`FILE_BYTES`] each, twice: none is opened again and again.
-const OPEN_FILES_MAX: i32 = 128;
+#[expect(clippy::cast_possible_truncation, reason = "checked just below")]
+const OPEN_FILES_MAX: i32 = limits::ROCKS_FILES_OPEN_MAX as i32;
+const _: () = assert!(limits::ROCKS_FILES_OPEN_MAX < 1 << 16);
 const FILE_BYTES: u64 = 16 << 20;
 /// Level 1. As keys are hashes each compaction into it reads all of it: small, but above all write buffers.
 const LEVEL_1_BYTES: u64 = 64 << 20;

@@ -30,6 +30,10 @@ fn refusal(path: &Path, store: StoreId) -> String {
     }
 }
 
+fn database_of(meta: &mut RocksMeta) -> &mut Database {
+    meta.database.get_mut().as_mut().unwrap()
+}
+
 /// A batch that adds one chunk and one snapshot.
 fn numbered(number: u64) -> Batch {
     let mut batch = Batch::default();
@@ -79,7 +83,7 @@ fn an_index_that_was_not_completed_is_refused() {
     let mut options = options::database();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
-    drop(RocksMeta::with_options(&path, &options).unwrap());
+    drop(Database::with_options(&path, &options).unwrap());
     let why = refusal(&path, STORE);
     assert!(why.contains("not made to its end"), "{why}");
 }
@@ -91,9 +95,11 @@ fn an_index_of_a_later_version_is_refused() {
     let meta = RocksMeta::create(&path, STORE).unwrap();
     let mut identity = keys::Identity { store: STORE }.encode();
     identity[0] = 2;
-    meta.db
-        .put_cf(meta.family(keys::META).unwrap(), keys::IDENTITY, identity)
-        .unwrap();
+    {
+        let open = meta.database().unwrap();
+        let family = open.family(keys::META).unwrap();
+        open.db.put_cf(family, keys::IDENTITY, identity).unwrap();
+    }
     drop(meta);
     let why = refusal(&path, STORE);
     assert!(why.contains("it knows 1, found 2"), "{why}");
@@ -105,10 +111,13 @@ fn an_index_from_before_there_were_volumes_copies_and_remotes_is_opened() {
     let path = index_in(&directory);
     let mut meta = RocksMeta::create(&path, STORE).unwrap();
     meta.apply(numbered(1), true).unwrap();
-    meta.db.drop_cf(keys::VOLUMES).unwrap();
-    meta.db.drop_cf(keys::VOLUME_NAMES).unwrap();
-    meta.db.drop_cf(keys::COPIES).unwrap();
-    meta.db.drop_cf(keys::REMOTES).unwrap();
+    database_of(&mut meta).db.drop_cf(keys::VOLUMES).unwrap();
+    database_of(&mut meta)
+        .db
+        .drop_cf(keys::VOLUME_NAMES)
+        .unwrap();
+    database_of(&mut meta).db.drop_cf(keys::COPIES).unwrap();
+    database_of(&mut meta).db.drop_cf(keys::REMOTES).unwrap();
     drop(meta);
 
     let meta = RocksMeta::open(&path, STORE).unwrap();
@@ -144,10 +153,11 @@ fn an_index_from_before_tags_were_indexed_gets_them_when_it_is_opened() {
     batch.catalog(2, Record::PutSnapshot(tin.clone()));
     batch.catalog(3, Record::PutVolume(volume(2, "w")));
     meta.apply(batch, true).unwrap();
-    meta.db.drop_cf(keys::VOLUME_TAGS).unwrap();
-    meta.db.drop_cf(keys::SNAPSHOT_TAGS).unwrap();
-    let family = meta.family(keys::META).unwrap();
-    meta.db.delete_cf(family, keys::TAGS_INDEXED).unwrap();
+    let database = database_of(&mut meta);
+    database.db.drop_cf(keys::VOLUME_TAGS).unwrap();
+    database.db.drop_cf(keys::SNAPSHOT_TAGS).unwrap();
+    let family = database.family(keys::META).unwrap();
+    database.db.delete_cf(family, keys::TAGS_INDEXED).unwrap();
     drop(meta);
 
     // The second time there is nothing to do.
@@ -159,7 +169,13 @@ fn an_index_from_before_tags_were_indexed_gets_them_when_it_is_opened() {
         let snapshots = |value| meta.tagged_snapshots(&tags(value), "", "", 10).unwrap();
         assert_eq!(snapshots("tin"), (vec![tin.clone()], None));
         assert_eq!(snapshots("gold"), (vec![], None));
-        assert!(meta.get(keys::META, keys::TAGS_INDEXED).unwrap().is_some());
+        let database = meta.database().unwrap();
+        assert!(
+            database
+                .get(keys::META, keys::TAGS_INDEXED)
+                .unwrap()
+                .is_some()
+        );
     }
 }
 
@@ -180,21 +196,18 @@ fn a_destroyed_index_can_be_made_again() {
 fn values_that_cannot_be_decoded_are_errors() {
     let directory = tempfile::tempdir().unwrap();
     let meta = RocksMeta::create(&index_in(&directory), STORE).unwrap();
-    meta.db
-        .put_cf(
-            meta.family(keys::CHUNKS).unwrap(),
-            chunk_id(1).as_bytes(),
-            [1, 2, 3],
-        )
-        .unwrap();
+    let put = |family, key: &[u8], value: &[u8]| {
+        let open = meta.database().unwrap();
+        let family = open.family(family).unwrap();
+        open.db.put_cf(family, key, value).unwrap();
+    };
+    put(keys::CHUNKS, chunk_id(1).as_bytes(), &[1, 2, 3]);
     let error = meta.chunks(&[chunk_id(1)]).unwrap_err().to_string();
     assert!(
         error.contains("place of a record is cut short") && error.contains("rebuild"),
         "{error}"
     );
-    meta.db
-        .put_cf(meta.family(keys::NAMES).unwrap(), "lost", [1; 9])
-        .unwrap();
+    put(keys::NAMES, b"lost", &[1; 9]);
     let error = meta.snapshots(None, "", 10).unwrap_err().to_string();
     assert!(error.contains("has a name and no record"), "{error}");
 }
@@ -268,9 +281,12 @@ fn parts_of_batches_are_refused() {
     let meta = RocksMeta::create(&path, STORE).unwrap();
     (1..=10).for_each(|number| meta.apply(numbered(number), false).unwrap());
     let log = log_of(&path);
-    meta.db
-        .flush_cf(meta.family(keys::CHUNKS).unwrap())
-        .unwrap();
+    {
+        let open = meta.database().unwrap();
+        open.db
+            .flush_cf(open.family(keys::CHUNKS).unwrap())
+            .unwrap();
+    }
     (11..=20).for_each(|number| meta.apply(numbered(number), false).unwrap());
     drop(meta);
     assert_ne!(log_of(&path), log);
@@ -316,59 +332,123 @@ impl Drop for SmallDisk {
     }
 }
 
-/// What was applied stays, what was not may come back whole, and nothing is written in between.
-#[test]
-fn a_full_disk_ends_writing_until_the_index_is_opened_again() {
-    const CHUNKS: u64 = 500;
-    let batch = |number: u64| {
-        let mut batch = Batch::default();
-        for chunk in CHUNKS * number..CHUNKS * (number + 1) {
-            batch.put_chunk(chunk_id(chunk), chunk_at(1, chunk, 100));
+/// Batches of many chunks, so that what holds them is full soon.
+fn many(number: u64) -> Batch {
+    let mut batch = Batch::default();
+    for chunk in MANY * number..MANY * (number + 1) {
+        batch.put_chunk(chunk_id(chunk), chunk_at(1, chunk, 100));
+    }
+    let snapshot = snapshot(number as u8, &format!("s{number}"));
+    batch.catalog(number + 1, Record::PutSnapshot(snapshot));
+    batch
+}
+
+const MANY: u64 = 2000;
+
+/// That the first batches are there, whole, and no others.
+fn check_many(meta: &RocksMeta, batches: u64) {
+    let ids: Vec<_> = (0..MANY * (batches + 2)).map(chunk_id).collect();
+    for (number, place) in (0..).zip(meta.chunks(&ids).unwrap()) {
+        assert_eq!(
+            place.is_some(),
+            number < MANY * batches,
+            "chunk {number} of {batches} batches"
+        );
+    }
+    assert_eq!(meta.totals().unwrap().chunks, MANY * batches);
+    assert_eq!(meta.totals().unwrap().snapshots, batches);
+    assert_eq!(meta.catalog_sequence().unwrap(), batches);
+}
+
+/// Applies batches until one is refused: how many were applied, and why no more.
+fn until_refused(meta: &RocksMeta, mut applied: u64, sync: bool) -> (u64, Error) {
+    loop {
+        match meta.apply(many(applied), sync) {
+            Ok(()) => applied += 1,
+            Err(error) => return (applied, error),
         }
-        batch
-    };
+        assert!(
+            applied < 250,
+            "{applied} batches found enough of everything"
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_batches_until_there_is_space_again() {
     let Some(disk) = SmallDisk::mount() else {
         eprintln!("skipped: a tmpfs cannot be mounted here");
         return;
     };
     let path = index_in(&disk.0);
     let reserve = disk.0.path().join("reserve");
-    // Half of it: opening writes out what the log holds.
-    fs::write(&reserve, vec![1; 8 << 20]).unwrap();
+    // Most of it: opening writes out what the log holds.
+    fs::write(&reserve, vec![1; 12 << 20]).unwrap();
+    let meta = RocksMeta::create(&path, STORE).unwrap();
+    let (applied, error) = until_refused(&meta, 0, true);
+    assert!(matches!(error, Error::Full { .. }), "{error:?}");
+    assert!(meta.is_healthy());
+    // Still full: refused in the same way, and reads go on.
+    for _ in 0..3 {
+        let error = meta.apply(many(applied), true).unwrap_err();
+        assert!(matches!(error, Error::Full { .. }), "{error:?}");
+        let error = meta.writes_again().unwrap_err();
+        assert!(matches!(error, Error::Full { .. }), "{error:?}");
+        check_many(&meta, applied);
+    }
+
+    fs::remove_file(&reserve).unwrap();
+    meta.writes_again().unwrap();
+    // Whether it was in the log or not: it is applied once.
+    for number in applied..applied + 5 {
+        meta.apply(many(number), true).unwrap();
+        check_many(&meta, number + 1);
+    }
+    drop(meta);
+    check_many(&RocksMeta::open(&path, STORE).unwrap(), applied + 5);
+}
+
+/// Descriptors that are open.
+fn descriptors() -> u64 {
+    fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1
+}
+
+fn permit_descriptors(count: u64) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(count);
+    setrlimit(Resource::Nofile, limit).unwrap();
+}
+
+/// Each test is a process of its own.
+#[test]
+fn a_want_of_descriptors_refuses_batches_until_there_are_some_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = index_in(&directory);
     let meta = RocksMeta::create(&path, STORE).unwrap();
     let mut applied = 0;
-    let error = loop {
-        match meta.apply(batch(applied), true) {
-            Ok(()) => applied += 1,
-            Err(error) => break error,
+    for sync in [false, true] {
+        // No log can follow the one that is full.
+        permit_descriptors(descriptors());
+        let refused = until_refused(&meta, applied, sync);
+        applied = refused.0;
+        assert!(
+            matches!(refused.1, Error::Shortage { .. }),
+            "{:?}",
+            refused.1
+        );
+        for _ in 0..3 {
+            let error = meta.apply(many(applied), sync).unwrap_err();
+            assert!(matches!(error, Error::Shortage { .. }), "{error:?}");
         }
-        assert!(applied < 1000, "16 MiB are full by now");
-    };
-    assert!(matches!(error, Error::Full { .. }), "{error:?}");
-    assert!(!meta.is_healthy());
-
-    // Space alone does not mend it.
-    fs::remove_file(&reserve).unwrap();
-    assert!(matches!(
-        meta.apply(batch(applied), true),
-        Err(Error::Poisoned { .. })
-    ));
-    let ids: Vec<_> = (0..CHUNKS * applied).map(chunk_id).collect();
-    assert!(
-        meta.chunks(&ids).unwrap().iter().all(Option::is_some),
-        "reads go on"
-    );
-    assert_eq!(meta.totals().unwrap().chunks, CHUNKS * applied);
+        assert!(meta.is_healthy());
+        permit_descriptors(1024);
+        for number in applied..applied + 3 {
+            meta.apply(many(number), sync).unwrap();
+            check_many(&meta, number + 1);
+        }
+        applied += 3;
+    }
     drop(meta);
-
-    let meta = RocksMeta::open(&path, STORE).unwrap();
-    assert!(meta.chunks(&ids).unwrap().iter().all(Option::is_some));
-    let ids: Vec<_> = (CHUNKS * applied..CHUNKS * (applied + 1))
-        .map(chunk_id)
-        .collect();
-    let back = meta.chunks(&ids).unwrap().iter().flatten().count() as u64;
-    assert!(back == 0 || back == CHUNKS);
-    assert_eq!(meta.totals().unwrap().chunks, CHUNKS * applied + back);
-    meta.apply(batch(applied), true).unwrap();
-    assert_eq!(meta.totals().unwrap().chunks, CHUNKS * (applied + 1));
+    check_many(&RocksMeta::open(&path, STORE).unwrap(), applied);
 }

@@ -192,3 +192,96 @@ fn a_pack_that_cannot_be_made_is_an_error() {
         assert_eq!(home.list().unwrap().len(), 2);
     });
 }
+
+/// Errors of the system that go away.
+const SHORTAGES: [i32; 5] = [
+    // EMFILE, ENFILE, ENOMEM, EAGAIN, EINTR
+    24, 23, 12, 11, 4,
+];
+
+#[test]
+fn what_the_system_is_short_of_is_waited_for_and_nothing_is_lost() {
+    for errno in SHORTAGES {
+        for call in [Call::Create, Call::SyncDir] {
+            let sim = Sim::new();
+            let place = sim.place();
+            let (home, writer) = place.writer(PACK_BYTES_MAX);
+            let mut known = Known::default();
+            block_on(async {
+                // The first pack, and one that follows a full one.
+                for round in 0..5 {
+                    sim.0.refuse(call, 2, errno);
+                    let numbers = round * 100..round * 100 + 40;
+                    let appended = writer.append(chunks(numbers, 64)).await.unwrap();
+                    let flushed = writer.flush().await.unwrap();
+                    known.learn(flushed.settle(appended).unwrap(), flushed.packs());
+                    assert_eq!(sim.0.still_refused(call), 0, "{call:?} was tried again");
+                }
+                known.check(&home).await;
+            });
+            recover(&Sim(sim.0.crash(7)), &known);
+        }
+    }
+}
+
+#[test]
+fn waiting_for_the_system_ends_when_the_store_closes_and_loses_nothing() {
+    for call in [Call::Create, Call::SyncDir] {
+        let sim = Sim::new();
+        let place = sim.place();
+        let (_, writer) = place.writer(PACK_BYTES_MAX);
+        sim.0.refuse(call, u64::MAX, SHORTAGES[0]);
+        sim.0.patience().end();
+        block_on(async {
+            let refused = async {
+                let appended = writer.append(chunks(0..8, 64)).await?;
+                let flushed = writer.flush().await?;
+                Ok::<_, Error>((appended, flushed))
+            };
+            let error = refused.await.unwrap_err();
+            assert!(matches!(error, Error::Shortage { .. }), "{call:?}: {error}");
+            assert!(error.to_string().contains("/packs"), "{error}");
+            sim.0.refuse(call, 0, 0);
+            let mut known = Known::default();
+            run(&writer, &mut known).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_pack_that_cannot_be_made_fails_whoever_needs_it_and_nobody_else() {
+    // EIO, EACCES, EROFS
+    for errno in [5, 13, 30] {
+        let sim = Sim::new();
+        let place = sim.place();
+        let (home, writer) = place.writer(PACK_BYTES_MAX);
+        let mut known = Known::default();
+        block_on(async {
+            let before = writer.append(chunks(900..901, 64)).await.unwrap();
+            sim.0.refuse(Call::Create, 1, errno);
+            let error = writer.append(chunks(0..60, 64)).await.unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{error}");
+            let flushed = writer.flush().await.unwrap();
+            known.learn(flushed.settle(before).unwrap(), flushed.packs());
+            run(&writer, &mut known).await.unwrap();
+            known.check(&home).await;
+        });
+        recover(&Sim(sim.0.crash(3)), &known);
+    }
+}
+
+#[test]
+fn a_read_waits_for_a_descriptor() {
+    for errno in SHORTAGES {
+        let sim = Sim::new();
+        let place = sim.place();
+        let (home, writer) = place.writer(PACK_BYTES_MAX);
+        let mut known = Known::default();
+        block_on(async {
+            run(&writer, &mut known).await.unwrap();
+            sim.0.refuse(Call::Open, 3, errno);
+            known.check(&home).await;
+            assert_eq!(sim.0.still_refused(Call::Open), 0);
+        });
+    }
+}

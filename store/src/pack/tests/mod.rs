@@ -27,13 +27,17 @@ use super::*;
 use crate::{
     Result,
     format::{PackId, PackKind, PackState, StoreId, names},
-    io::{self, Disk, IoEngine, sim::SimDisk},
+    io::{
+        self, Disk, IoEngine,
+        sim::{Call, SimDisk},
+    },
 };
 
 const STORE: StoreId = StoreId::from_bytes([0x5a; 16]);
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .unwrap()
         .block_on(future)

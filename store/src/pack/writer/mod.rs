@@ -62,7 +62,8 @@ impl PackWriter {
     /// # Errors
     ///
     /// [`Error::Full`]: none of them will be durable, nor any others that were appended since the last flush.
-    /// [`Error::Poisoned`]: a write or a sync has failed, now or before.
+    /// [`Error::Poisoned`]: a write or a sync has failed, now or before. Anything else: no pack could be made for them, and
+    /// what was appended before is as it was; for what the system is short of it is waited until the store closes.
     ///
     /// # Panics
     ///
@@ -83,32 +84,55 @@ impl PackWriter {
             state.generation()
         };
         let mut placed = Vec::with_capacity(records.len());
-        let mut records = records.into_iter().peekable();
+        let mut tries = self.home.disk().patience().tries();
         loop {
-            {
+            let begun = {
                 let mut state = self.state.lock();
                 state.check_generation(generation)?;
-                while state.has_room()
-                    && let Some(record) = records.next()
-                {
-                    assert_eq!(
-                        record.payload().kind.pack_kind(),
-                        self.kind,
-                        "a record for another writer"
-                    );
-                    let location = state.place(&*self.home, self.kind, &record)?;
-                    placed.push(PlacedRecord {
-                        id: *record.id(),
-                        location,
-                    });
-                }
-                if records.peek().is_none() {
+                let begun = self.place_some(&mut state, &records, &mut placed);
+                if placed.len() == records.len() {
                     return Ok(Appended::new(generation, state.appended(), placed));
                 }
+                begun
+            };
+            match begun {
+                Ok(()) => {
+                    self.reap_until(|state| state.has_room() || state.is_halted())
+                        .await;
+                }
+                // Nothing was begun of the pack that could not be made.
+                Err(error @ Error::Shortage { .. }) => {
+                    if !tries.again(&error).await {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            self.reap_until(|state| state.has_room() || state.is_halted())
-                .await;
         }
+    }
+
+    /// Adds those records that have no place yet, as long as there is room.
+    fn place_some(
+        &self,
+        state: &mut State,
+        records: &[EncodedRecord],
+        placed: &mut Vec<PlacedRecord>,
+    ) -> Result<()> {
+        while state.has_room()
+            && let Some(record) = records.get(placed.len())
+        {
+            assert_eq!(
+                record.payload().kind.pack_kind(),
+                self.kind,
+                "a record for another writer"
+            );
+            let location = state.place(&*self.home, self.kind, record)?;
+            placed.push(PlacedRecord {
+                id: *record.id(),
+                location,
+            });
+        }
+        Ok(())
     }
 
     /// Makes everything durable that was appended before, and returns the receipt.
@@ -181,12 +205,25 @@ impl PackWriter {
             })?;
         }
         if goal.targets.iter().any(|target| target.is_new) {
-            let synced = self.home.sync_names().await;
-            synced.map_err(|source| {
-                self.poison(&format!("cannot sync the directory of packs: {source}"))
-            })?;
+            self.sync_names().await?;
         }
         Ok(())
+    }
+
+    /// Makes durable which packs there are. If the system is short of something until the store closes, that is no more than it was.
+    async fn sync_names(&self) -> Result<()> {
+        let mut tries = self.home.disk().patience().tries();
+        loop {
+            let synced = self.home.sync_names().await;
+            if tries.is_final(&synced).await {
+                return synced.map_err(|source| {
+                    match Error::io("sync", &self.home.dir(), source) {
+                        short @ Error::Shortage { .. } => short,
+                        error => self.poison(&error.to_string()),
+                    }
+                });
+            }
+        }
     }
 
     /// Writes the footers of packs that are full and durable. One for which there is no space has to wait for a later flush.
@@ -232,7 +269,13 @@ impl PackWriter {
         for (pack, end_bytes) in cut {
             let disk = self.home.disk();
             let cut_off = async {
-                disk.set_len(&pack.file, end_bytes)?;
+                let mut tries = disk.patience().tries();
+                loop {
+                    let cut = disk.set_len(&pack.file, end_bytes);
+                    if tries.is_final(&cut).await {
+                        break cut?;
+                    }
+                }
                 disk.sync_data(&pack.file).await
             };
             cut_off.await.map_err(|source| {
@@ -241,17 +284,19 @@ impl PackWriter {
         }
         let any = !drop.is_empty();
         for pack in drop {
-            self.home
-                .remove(pack)
-                .map_err(|error| self.poison(&error.to_string()))?;
+            let mut tries = self.home.disk().patience().tries();
+            loop {
+                match self.home.remove(pack) {
+                    Ok(()) => break,
+                    Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
+                    Err(error) => return Err(self.poison(&error.to_string())),
+                }
+            }
             // A removed pack is not removed again if this future is dropped at an await.
             self.state.lock().removed(pack);
         }
         if any {
-            let synced = self.home.sync_names().await;
-            synced.map_err(|source| {
-                self.poison(&format!("cannot sync the directory of packs: {source}"))
-            })?;
+            self.sync_names().await?;
         }
         self.state.lock().go_back();
         Ok(())

@@ -1,0 +1,173 @@
+//! What the system was short of for a moment, and how long to wait for it.
+//!
+//! No descriptor, no memory, a signal in between: such a call has done nothing, and can be made again. What depends on
+//! it waits, for as long as the store is open: a shortage must not be taken for a disk that is lost.
+
+use std::{fmt, io, time::Duration};
+
+use rustix::io::Errno;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+use crate::limits::{SHORTAGE_LOG_INTERVAL, SHORTAGE_PAUSES};
+
+/// Whether the system was short of something that the call needs: nothing was done, and the same call can succeed later.
+///
+/// A failed sync is never one, whatever its reason: see [`Disk`](super::Disk).
+#[must_use]
+pub fn is_shortage(error: &io::Error) -> bool {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(errno) => matches!(
+            errno,
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::INTR
+        ),
+        None => matches!(
+            error.kind(),
+            io::ErrorKind::OutOfMemory | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+        ),
+    }
+}
+
+/// Lets callers wait for the end of shortages, until the store closes.
+#[derive(Debug, Default)]
+pub struct Patience {
+    closing: watch::Sender<bool>,
+}
+
+impl Patience {
+    /// Begins to try something that may find the system short of something.
+    pub(crate) fn tries(&self) -> Tries<'_> {
+        Tries {
+            patience: self,
+            pause: SHORTAGE_PAUSES.0,
+            since: None,
+            logged: None,
+        }
+    }
+
+    /// Nobody waits any more, from now on: the store closes.
+    pub(crate) fn end(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Whether nobody waits any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        *self.closing.borrow()
+    }
+}
+
+/// Tries of one thing.
+#[derive(Debug)]
+pub(crate) struct Tries<'a> {
+    patience: &'a Patience,
+    pause: Duration,
+    /// Of the first that failed.
+    since: Option<Instant>,
+    /// When the log was told last.
+    logged: Option<Instant>,
+}
+
+impl Tries<'_> {
+    /// Waits before the next try. False: there is none, because the store closes.
+    pub(crate) async fn again(&mut self, error: &(dyn fmt::Display + Sync)) -> bool {
+        let mut closing = self.patience.closing.subscribe();
+        if *closing.borrow_and_update() {
+            return false;
+        }
+        let now = Instant::now();
+        self.since.get_or_insert(now);
+        if self
+            .logged
+            .is_none_or(|at| now.duration_since(at) >= SHORTAGE_LOG_INTERVAL)
+        {
+            self.logged = Some(now);
+            tracing::warn!(%error, "the system is short of something, trying again until it is not");
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(SHORTAGE_PAUSES.1);
+        tokio::select! {
+            () = sleep(pause) => true,
+            _ = closing.wait_for(|closing| *closing) => false,
+        }
+    }
+
+    /// Whether a result is final: it is not for a shortage, or nobody waits any more. If not, the next try may begin.
+    pub(crate) async fn is_final<T>(&mut self, result: &io::Result<T>) -> bool {
+        match result {
+            Err(error) if is_shortage(error) => !self.again(error).await,
+            _ => true,
+        }
+    }
+}
+
+impl Drop for Tries<'_> {
+    fn drop(&mut self) {
+        if let Some(since) = self.since {
+            let milliseconds = since.elapsed().as_millis();
+            tracing::info!(milliseconds, "no longer waiting for the end of a shortage");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap()
+            .block_on(future)
+    }
+
+    #[test]
+    fn shortages_are_told_from_errors_that_stay() {
+        for (errno, is) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::NOMEM, true),
+            (Errno::AGAIN, true),
+            (Errno::INTR, true),
+            (Errno::NOSPC, false),
+            (Errno::DQUOT, false),
+            (Errno::IO, false),
+            (Errno::ROFS, false),
+            (Errno::ACCESS, false),
+            (Errno::NOENT, false),
+        ] {
+            let error = io::Error::from_raw_os_error(errno.raw_os_error());
+            assert_eq!(is_shortage(&error), is, "{errno:?}");
+        }
+    }
+
+    #[test]
+    fn waiting_ends_with_the_store() {
+        let patience = Patience::default();
+        block_on(async {
+            let mut tries = patience.tries();
+            assert!(tries.again(&"x").await);
+            let (waited, ()) = tokio::join!(
+                async {
+                    let mut count = 0;
+                    while tries.again(&"x").await {
+                        count += 1;
+                    }
+                    count
+                },
+                async {
+                    sleep(SHORTAGE_PAUSES.0).await;
+                    patience.end();
+                }
+            );
+            assert!(waited < 100, "{waited}");
+            assert!(!patience.tries().again(&"x").await);
+            let failed: io::Result<()> = Err(io::ErrorKind::OutOfMemory.into());
+            assert!(patience.tries().is_final(&failed).await);
+        });
+    }
+}

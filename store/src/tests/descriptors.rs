@@ -1,0 +1,102 @@
+//! Many volumes and few descriptors, on a real disk. Each test is a process of its own.
+
+use std::{fs, path::Path};
+
+use bytes::Bytes;
+
+use super::{
+    block_on,
+    volume_data::{BLOCK, new_volume, options, read},
+};
+use crate::Store;
+
+/// Descriptors of journal files that this process has open. Directories are open only while they are synced.
+fn journal_descriptors() -> usize {
+    let of_journals = |path: &Path| {
+        let target = fs::read_link(path).unwrap_or_default();
+        target.to_string_lossy().contains("/volumes/")
+            && fs::metadata(path).is_ok_and(|metadata| metadata.is_file())
+    };
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    descriptors
+        .filter(|descriptor| of_journals(&descriptor.as_ref().unwrap().path()))
+        .count()
+}
+
+fn data(volume: usize, round: usize, blocks: usize) -> Bytes {
+    let block = [volume as u8, round as u8, 1, 2].repeat(BLOCK / 4);
+    Bytes::from(block.repeat(blocks))
+}
+
+/// All of them write, read what they wrote and are made durable, though only some can have their files open.
+#[test]
+fn volumes_share_the_descriptors_that_there_are() {
+    const MOST: usize = 16;
+    // More are tried by hand.
+    let count: usize =
+        std::env::var("VARVE_TEST_VOLUMES").map_or(40, |count| count.parse().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = options(directory.path());
+    // In files of 4 MiB, of which each volume has several.
+    options.journal_bytes_max = 64 << 20;
+    options.journal_files_open_max = MOST;
+    let check_count = || {
+        let open = journal_descriptors();
+        // A read may open one more before it closes another.
+        assert!(open <= MOST + 2, "{open} descriptors of journals are open");
+    };
+    let rounds = if count > 100 { 1 } else { 3 };
+    let blocks = if count > 100 { 1 } else { 700 };
+    block_on(async {
+        let (store, _) = Store::open(options.clone()).await.unwrap();
+        let mut volumes = Vec::new();
+        for number in 0..count {
+            let name = format!("v{number}");
+            store
+                .create_volume(new_volume(&name, 16 << 20))
+                .await
+                .unwrap();
+            volumes.push(store.open_volume(&name).await.unwrap());
+        }
+        for round in 0..rounds {
+            for (number, volume) in volumes.iter().enumerate() {
+                let at = round * blocks * BLOCK;
+                let written = volume.write(at as u64, data(number, round, blocks));
+                written.await.unwrap();
+                check_count();
+            }
+        }
+        for (number, volume) in volumes.iter().enumerate() {
+            for round in 0..rounds {
+                let at = round * blocks * BLOCK;
+                assert!(read(volume, at, blocks * BLOCK).await == data(number, round, blocks));
+            }
+            check_count();
+        }
+        for volume in &volumes {
+            volume.flush().await.unwrap();
+            check_count();
+        }
+        // All at once.
+        let writes = volumes.iter().enumerate().map(async |(number, volume)| {
+            volume.write(0, data(number, 9, 1)).await.unwrap();
+            volume.flush().await.unwrap();
+        });
+        futures::future::join_all(writes).await;
+        check_count();
+        store.close().await.unwrap();
+    });
+    // As it was left.
+    block_on(async {
+        let (store, _) = Store::open(options).await.unwrap();
+        for number in (0..count).step_by(1 + count / 50) {
+            let volume = store.open_volume(&format!("v{number}")).await.unwrap();
+            assert!(read(&volume, 0, BLOCK).await == data(number, 9, 1));
+            if blocks > 1 {
+                assert!(read(&volume, BLOCK, BLOCK).await == data(number, 0, 1));
+            }
+            check_count();
+        }
+        store.close().await.unwrap();
+    });
+}
