@@ -10,16 +10,27 @@
 //! | what is brought ahead of readers | is among the chunks kept; where these are less, [`READ_AHEADS_MAX`] x [`READ_AHEAD_BYTES_MAX`] |
 //! | reads under way | [`READ_BYTES_IN_FLIGHT`], and as much again decoded |
 //! | batches of changes on their way to journals | twice [`JOURNAL_QUEUE_BYTES`]; what waits is with its writers |
+//! | journals that are read | [`JOURNAL_SCANS`] x ([`JOURNAL_SCAN_READS`] + 2) x [`JOURNAL_SCAN_WINDOW_BYTES`], and a batch each |
 //! | segments of volumes being cut again | [`FOLD_SEGMENTS_IN_FLIGHT`] x 8 MiB |
 //! | what is kept in mind of chunks that are not indexed | twice [`INDEX_GROUP_RECORDS`] x 300 |
 //! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
 
 use std::time::Duration;
 
-/// Plain chunks kept for reads, by default; a setting.
+/// Plain chunks and decoded tree nodes kept for reads, by default; a setting.
 pub const CHUNK_CACHE_BYTES: u64 = 128 << 20;
-/// Decoded tree nodes kept for reads.
+/// What is kept beside that, for nodes mostly: an eighth as much, and no more than this.
 pub const NODE_CACHE_BYTES: u64 = 16 << 20;
+
+/// See [`NODE_CACHE_BYTES`].
+pub(crate) const fn node_cache_bytes(chunk_cache_bytes: u64) -> u64 {
+    let part = chunk_cache_bytes / 8;
+    if part < NODE_CACHE_BYTES {
+        part
+    } else {
+        NODE_CACHE_BYTES
+    }
+}
 
 /// Plain bytes of chunks that were accepted and are not yet in a pack buffer, over all uploads.
 pub const INGEST_PLAIN_BYTES: usize = 32 << 20;
@@ -149,6 +160,13 @@ pub const JOURNAL_COPY_BYTES: u64 = 256 << 10;
 pub const JOURNAL_COPIED_BYTES_MAX: u64 = 16 << 20;
 /// What is brought into the page cache around a block of a journal that is read.
 pub const JOURNAL_READ_AROUND_BYTES: u64 = 64 << 10;
+/// A journal is read in pieces of this, to open its volume,
+pub const JOURNAL_SCAN_WINDOW_BYTES: usize = 512 << 10;
+/// so many of which are under way, beside those that the batch is in that is looked at.
+pub const JOURNAL_SCAN_READS: usize = 6;
+/// Journals that are read at a time, however many volumes are opened at once: the disk has enough to do with one, and a second lets a short
+/// one pass.
+pub const JOURNAL_SCANS: usize = 2;
 /// Data of this size that is aligned is written to journals from where it is; smaller is copied first, which costs less than
 /// the kernel asks for each place.
 pub const JOURNAL_LARGE_BYTES: usize = 32 << 10;
@@ -202,7 +220,7 @@ pub const LIST_SLICE_RECORDS: usize = 64;
 
 /// What the store may take in all, beside the maps of journals (4 to 8 bytes for each block that was written since the last
 /// snapshot, where changes are dense): the daemon's promise of 512 MiB leaves the rest to connections and the program.
-pub const STORE_MEMORY_MAX: u64 = 464 << 20;
+pub const STORE_MEMORY_MAX: u64 = 469 << 20;
 
 const _: () = assert!(
     CHUNK_CACHE_BYTES
@@ -211,6 +229,8 @@ const _: () = assert!(
         + 2 * (PACK_BUFFERS * PACK_BUFFER_BYTES) as u64
         + 2 * READ_BYTES_IN_FLIGHT as u64
         + 2 * JOURNAL_QUEUE_BYTES as u64
+        + (JOURNAL_SCANS * (JOURNAL_SCAN_READS + 2) * JOURNAL_SCAN_WINDOW_BYTES) as u64
+        + JOURNAL_SCANS as u64 * BATCH_BYTES_MAX
         + (FOLD_SEGMENTS_IN_FLIGHT * varve_content::block::SEGMENT_BYTES) as u64
         + 36 * UPLOAD_LEAVES_MAX as u64
         + 2 * 300 * INDEX_GROUP_RECORDS as u64

@@ -2,9 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc, thread};
 
-use quick_cache::{Weighter, sync::Cache};
 use tokio::sync::Semaphore;
-use varve_content::{ChunkId, NodeId, chunker::CHUNKER_VERSION, codec::Compression};
+use varve_content::{ChunkId, chunker::CHUNKER_VERSION, codec::Compression};
 
 use crate::{
     Error, Result,
@@ -15,7 +14,7 @@ use crate::{
     limits,
     meta::{Meta, Named as _},
     pack::{EncodedRecord, LostPlaces, PackReader},
-    read::{CachedNode, VerifiedChunk},
+    read::ReadCache,
     recovery::{self, RecoveryReport},
     volume::{JournalSpace, OpenVolumes, PendingSnapshots},
     workers::{Priority, Workers},
@@ -28,7 +27,7 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// How a new store packs chunks; one that exists may be given another for what is written from now on. `None`: as it was.
     pub compression: Option<Compression>,
-    /// Bytes of plain chunks kept for reads.
+    /// Bytes of plain chunks and tree nodes kept for reads.
     pub chunk_cache_bytes: u64,
     /// What each volume's journal may take on disk, between [`limits::JOURNAL_BYTES_LEAST`] and [`limits::JOURNAL_BYTES_LIMIT`].
     pub journal_bytes_max: u64,
@@ -103,22 +102,6 @@ pub struct StoreStatus {
 #[derive(Debug, Clone)]
 pub struct Store(Arc<Shared>);
 
-/// Chunks by their length, so that the cache's bound is one of bytes.
-#[derive(Debug, Clone)]
-pub(crate) struct ByBytes;
-
-impl Weighter<ChunkId, VerifiedChunk> for ByBytes {
-    fn weight(&self, _: &ChunkId, chunk: &VerifiedChunk) -> u64 {
-        chunk.plain().len() as u64 + 128
-    }
-}
-
-impl Weighter<NodeId, CachedNode> for ByBytes {
-    fn weight(&self, _: &NodeId, node: &CachedNode) -> u64 {
-        node.weight()
-    }
-}
-
 /// What the parts of an open store have in common.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -132,8 +115,7 @@ pub(crate) struct Shared {
     /// What recovery found to be gone from packs: it does not count as being in the store.
     pub(crate) lost: LostPlaces,
     pub(crate) commit: Arc<Commit>,
-    pub(crate) chunk_cache: Cache<ChunkId, VerifiedChunk, ByBytes>,
-    pub(crate) node_cache: Cache<NodeId, CachedNode, ByBytes>,
+    pub(crate) cache: ReadCache,
     /// Bytes of chunks that may be on their way in.
     pub(crate) ingest_space: Arc<Semaphore>,
     /// Bytes of reads that may be under way.
@@ -145,6 +127,8 @@ pub(crate) struct Shared {
     /// Bytes of batches that may be on their way to journals.
     pub(crate) journal_room: Arc<Semaphore>,
     pub(crate) journal_space: Arc<JournalSpace>,
+    /// Journals that may be read at a time, to open their volumes.
+    pub(crate) journal_scans: Semaphore,
     /// Whose turn it is to be taken into the store.
     pub(crate) fold_turn: Semaphore,
     /// Leaves that open uploads may put.

@@ -1,13 +1,9 @@
 //! Nodes and chunks, from the caches or from packs.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
-use quick_cache::{
-    DefaultHashBuilder,
-    sync::{DefaultLifecycle, GuardResult, PlaceholderGuard},
-};
 use tokio::sync::SemaphorePermit;
 use varve_content::{
     ChunkId, NodeId, RootId,
@@ -15,31 +11,23 @@ use varve_content::{
     tree::{Inner, Leaf, NodeSource, Root, TreeError, WalkError, find_leaf},
 };
 
-use super::{CachedNode, LocatedLeaf, StoredChunk, VerifiedChunk, chunk::open_chunk};
+use super::{
+    CachedNode, LocatedLeaf, StoredChunk, VerifiedChunk,
+    cache::{ChunkGuard, Found},
+    chunk::open_chunk,
+};
 use crate::{
     Damage, Error, Result,
     format::Location,
     limits,
     meta::NodeKey,
     pack::{PackReader, ReadSpan, Span, plan_spans},
-    store::{ByBytes, Shared},
+    store::Shared,
     workers::{Priority, Scratch},
 };
 
 /// A chunk that is being loaded: its position among those that are wanted, its id, its place, and the cache's.
-type Member<'a> = (
-    usize,
-    ChunkId,
-    Location,
-    PlaceholderGuard<
-        'a,
-        ChunkId,
-        VerifiedChunk,
-        ByBytes,
-        DefaultHashBuilder,
-        DefaultLifecycle<ChunkId, VerifiedChunk>,
-    >,
-);
+type Member<'a> = (usize, ChunkId, Location, ChunkGuard<'a>);
 
 /// What a walk's error is to a reader.
 pub(crate) fn walked(error: WalkError<Error>) -> Error {
@@ -91,7 +79,7 @@ impl Shared {
             };
             Ok::<_, Error>(self.workers.run(Priority::Read, open).await??)
         };
-        self.chunk_cache.get_or_insert_async(&id, load).await
+        self.cache.chunk_or(id, load).await
     }
 
     /// Chunks, in this order, from the cache or their packs. What lies side by side in a pack is read together, and unpacked in
@@ -107,16 +95,13 @@ impl Shared {
                 return Err(missing_chunk(*id).into());
             };
             // Without waiting, for whoever waits with places of its own taken can be waited for in turn.
-            match self
-                .chunk_cache
-                .get_value_or_guard(id, Some(Duration::ZERO))
-            {
-                GuardResult::Value(chunk) => found[position] = Some(chunk),
-                GuardResult::Guard(guard) => {
+            match self.cache.chunk_or_guard(*id) {
+                Found::Chunk(chunk) => found[position] = Some(chunk),
+                Found::Nothing(guard) => {
                     ours.push((position, *id, Some(guard)));
                     places.push(*place);
                 }
-                GuardResult::Timeout => {}
+                Found::OnItsWay => {}
             }
         }
         let mut loads = Vec::new();
@@ -192,8 +177,7 @@ impl Shared {
         let mut chunks = Vec::with_capacity(members.len());
         for ((position, .., guard), chunk) in members.into_iter().zip(opened) {
             let Some(chunk) = chunk else { continue };
-            // It may have been taken from under the guard, which does not change the chunk.
-            let _ = guard.insert(chunk.clone());
+            guard.insert(chunk.clone());
             chunks.push((position, chunk));
         }
         Ok(chunks)
@@ -276,7 +260,7 @@ impl Shared {
 
     /// A leaf without the places of its chunks. It is not kept.
     pub(crate) async fn plain_leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
-        if let Some(CachedNode::Leaf(located)) = self.node_cache.get(&id) {
+        if let Some(CachedNode::Leaf(located)) = self.cache.node(id) {
             return Ok(Arc::clone(&located.leaf));
         }
         Ok(Arc::new(
@@ -290,11 +274,11 @@ impl Shared {
             let located = self.load_leaf(&self.packs, id).await?;
             Ok::<_, Error>(CachedNode::Leaf(Arc::new(located)))
         };
-        match self.node_cache.get_or_insert_async(&id, load).await? {
+        match self.cache.node_or(id, load).await? {
             CachedNode::Leaf(leaf) => {
                 if !leaf.is_complete {
                     // What it lacks may come again, by an upload or a copy.
-                    self.node_cache.remove(&id);
+                    self.cache.forget_node(id);
                 }
                 Ok(leaf)
             }
@@ -335,7 +319,7 @@ impl Shared {
             let inner = self.load_inner(&self.packs, id).await?;
             Ok::<_, Error>(CachedNode::Inner(Arc::new(inner)))
         };
-        match self.node_cache.get_or_insert_async(&id, load).await? {
+        match self.cache.node_or(id, load).await? {
             CachedNode::Inner(inner) => Ok(inner),
             CachedNode::Leaf(_) => Err(Damage::in_tree(
                 format_args!("node {id}"),

@@ -9,11 +9,13 @@
 //! | `segment` | leaves with the places of their chunks |
 //! | `reader` | content by its root, and one snapshot's |
 //! | `range` | which bytes of which segment a range is |
+//! | `cache` | what was read, kept in memory |
 //! | `fetch` | nodes and chunks, from the caches or from packs |
 //! | `disk` | the same as the disk has them, whatever is in memory |
 //! | `ahead` | what comes next for whoever reads from front to back |
 
 mod ahead;
+mod cache;
 mod chunk;
 mod disk;
 mod fetch;
@@ -22,6 +24,7 @@ mod reader;
 mod segment;
 
 pub use ahead::ReadAhead;
+pub(crate) use cache::ReadCache;
 pub(crate) use chunk::CheckedChunk;
 pub use chunk::{StoredChunk, VerifiedChunk};
 pub(crate) use disk::DiskSource;
@@ -29,5 +32,6 @@ pub(crate) use fetch::walked;
 pub use range::{ChangeExtent, Extent, Piece};
 pub(crate) use range::{push_change, push_extent, push_zeros};
 pub use reader::{ContentReader, SnapshotReader};
-pub(crate) use segment::{CachedNode, LocatedLeaf};
+use segment::CachedNode;
+pub(crate) use segment::LocatedLeaf;
 pub use segment::{Segment, SegmentStream};

@@ -158,7 +158,7 @@ impl ContentReader {
             push_zeros(pieces, from - position);
             let chunk_start = entry.start_block as usize * BLOCK_BYTES;
             let range = from - chunk_start..to - chunk_start;
-            match self.shared.chunk_cache.get(&entry.chunk) {
+            match self.shared.cache.chunk(entry.chunk) {
                 Some(chunk) => pieces.push(Piece::Data(slice(&chunk, range))),
                 None => {
                     absent.push((pieces.len(), entry.chunk, place, range));

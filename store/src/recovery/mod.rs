@@ -21,7 +21,6 @@ mod rebuild;
 
 use std::{fmt, fs, io::Write as _, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
-use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 use varve_content::{chunker::CHUNKER_VERSION, codec::Compression};
 
@@ -42,7 +41,8 @@ use crate::{
     lock::DirectoryLock,
     meta::{self, Batch, Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
-    store::{ByBytes, Options, Shared},
+    read::ReadCache,
+    store::{Options, Shared},
     volume::{JournalSpace, OpenVolumes, PendingSnapshots},
     workers::Workers,
 };
@@ -204,18 +204,14 @@ where
         packs: PackReader::new(packs),
         lost,
         commit,
-        chunk_cache: Cache::with_weighter(
-            estimated_chunks(&options),
-            options.chunk_cache_bytes,
-            ByBytes,
-        ),
-        node_cache: Cache::with_weighter(ESTIMATED_NODES, limits::NODE_CACHE_BYTES, ByBytes),
+        cache: ReadCache::new(options.chunk_cache_bytes),
         ingest_space: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),
         read_space: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
         read_aheads: Semaphore::new(limits::READ_AHEADS_MAX),
         volumes: OpenVolumes::default(),
         pending_snapshots: PendingSnapshots::default(),
         journal_room: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
+        journal_scans: Semaphore::new(limits::JOURNAL_SCANS),
         journal_space: Arc::new(JournalSpace::new(
             Arc::clone(&disk),
             options.journal_files_open_max,
@@ -227,16 +223,6 @@ where
         workers,
         options,
     })
-}
-
-/// Nodes that fit into their cache, about: a full leaf is 24 KiB there.
-const ESTIMATED_NODES: usize = (limits::NODE_CACHE_BYTES / (16 << 10)) as usize;
-
-/// Chunks that fit into their cache, about.
-fn estimated_chunks(options: &Options) -> usize {
-    usize::try_from(options.chunk_cache_bytes / (48 << 10))
-        .unwrap_or(usize::MAX)
-        .max(16)
 }
 
 /// Takes the directory for this process; makes it if it is absent.

@@ -185,7 +185,7 @@ impl Machine {
         self.disk.put(&log, &empty).unwrap();
         self.meta = Arc::default();
         let disk: Arc<dyn Disk> = Arc::<SimDisk>::clone(&self.disk);
-        refill(&disk, Path::new(DATA_DIR), STORE, &*self.meta)
+        refill(&disk, &Options::new(DATA_DIR), STORE, &*self.meta)
             .await
             .unwrap()
     }

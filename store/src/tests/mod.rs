@@ -13,6 +13,7 @@ mod crash;
 mod descriptors;
 mod dropped;
 mod header_only;
+mod idle_journals;
 mod journal_faults;
 mod lost_catalog;
 mod model;

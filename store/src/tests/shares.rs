@@ -182,3 +182,39 @@ fn a_listing_of_all_records_lets_others_have_their_turn() {
         store.close().await.unwrap();
     });
 }
+
+/// Each takes memory for what is read ahead.
+#[test]
+fn however_many_volumes_are_opened_few_journals_are_read_at_a_time() {
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        for name in ["empty", "full"] {
+            store.create_volume(new_volume(name, MIB)).await.unwrap();
+        }
+        let volume = store.open_volume("full").await.unwrap();
+        fill(&volume, 3, 7).await;
+        drop(volume);
+        store.close().await.unwrap();
+    });
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let scans = &store.shared().journal_scans;
+        let most = u32::try_from(limits::JOURNAL_SCANS).unwrap();
+        let others = scans.acquire_many(most).await.unwrap();
+        let mut opening = Box::pin(store.open_volume("full"));
+        for _ in 0..2000 {
+            assert!(futures::poll!(&mut opening).is_pending());
+            turns(1).await;
+        }
+        // One without a journal need not wait for those that are read.
+        store.open_volume("empty").await.unwrap();
+        assert!(futures::poll!(&mut opening).is_pending());
+        drop(others);
+        let volume = opening.await.unwrap();
+        assert_eq!(volume.journal_report().batches, 1);
+        assert_eq!(scans.available_permits(), limits::JOURNAL_SCANS);
+        drop(volume);
+        store.close().await.unwrap();
+    });
+}

@@ -114,8 +114,9 @@ impl Volume {
         make_directories(&owner).await?;
         let promises = pending::promises(&shared, &record).await?;
         let owner_file = OwnerFile::open(&shared.commit, &owner, &record).await?;
-        let (commit, from) = (&shared.commit, record.journal_from);
-        let (found, mut epochs, report) = recovery::recover(commit, &owner, from, promises).await?;
+        let from = record.journal_from;
+        let (found, mut epochs, report) =
+            recovery::recover(&shared, &owner, from, promises).await?;
         if report != JournalReport::default() {
             tracing::info!(
                 volume = record.name,

@@ -49,6 +49,7 @@ mod pending;
 mod records;
 mod recovery;
 mod space;
+mod windows;
 mod writer;
 
 pub use clone::NewClone;

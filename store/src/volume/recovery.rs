@@ -14,28 +14,23 @@ use super::{
     journal::{FILES_MAX, Found, slot, unsynced},
     layers::Epoch,
     owner::Owner,
+    windows::Windows,
 };
 use crate::{
     Damage, Error, Result,
     commit::Commit,
     format::{
         FormatError,
-        journal::{
-            Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, data_crc, first_sequence_of,
-        },
+        journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, first_sequence_of},
         names,
     },
     io::{Completion, File},
     limits::JOURNAL_FILE_BYTES_MAX,
+    store::Shared,
+    workers::Workers,
 };
 
 const BLOCK: usize = JOURNAL_BLOCK_BYTES;
-/// Read at a time; a batch is shorter.
-const WINDOW_BYTES: usize = 4 << 20;
-
-const _: () =
-    assert!(WINDOW_BYTES >= (1 + crate::format::journal::BATCH_BLOCKS_MAX as usize) * BLOCK);
-
 /// What was found in a volume's journal.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JournalReport {
@@ -85,6 +80,7 @@ enum Refused {
 
 struct Reader<'a> {
     owner: &'a Owner,
+    workers: &'a Workers,
     /// The last is the one that is being read.
     epochs: Vec<Epoch>,
     /// The files with which the others begin.
@@ -108,11 +104,12 @@ struct Reader<'a> {
 /// Reads the files from `first_number` on, makes them durable and clean, and removes those before. Epochs end where cuts say that
 /// others begin; the last one goes on.
 pub(super) async fn recover(
-    commit: &Commit,
+    shared: &Shared,
     owner: &Owner,
     first_number: u64,
     mut promises: Promises,
 ) -> Result<(Found, Vec<Epoch>, JournalReport)> {
+    let commit = &shared.commit;
     // Of this volume as it was open before, if that is still being closed.
     owner.space.give_up_of(owner.volume);
     let dir = owner.dir();
@@ -144,6 +141,7 @@ pub(super) async fn recover(
     let promised_files_end = cuts.last().copied().unwrap_or(first_number);
     let mut reader = Reader {
         owner,
+        workers: &shared.workers,
         epochs: vec![Epoch::new(first_number)],
         cuts: cuts.into_iter().peekable(),
         first_number,
@@ -165,9 +163,15 @@ pub(super) async fn recover(
         owner.disk.forget_cached(&file);
         files.insert(*number);
     }
+    // One that is empty waits for nobody.
+    let scan = match files.is_empty() {
+        true => None,
+        false => Some(shared.journal_scans.acquire().await),
+    };
     let end = reader.read_all(&files).await?;
     reader.check_promises(&promises, &end)?;
     reader.check_nothing_promised(&files, &end).await?;
+    drop(scan);
     cut_off(owner, &mut files, reader.kept).await?;
     reader.report.torn = end.why.map(|why| {
         let path = owner.path(end.number);
@@ -389,88 +393,82 @@ impl Reader<'_> {
 
     /// Reads the batches of a file, and tells where they end.
     async fn read_file(&mut self, number: u64, file: &File) -> Result<End> {
-        let mut offset_bytes = BLOCK as u64;
-        let why = 'file: loop {
-            let window = self.window(file, offset_bytes, WINDOW_BYTES).await?;
-            let mut rest = &*window;
-            loop {
-                match self.batch(number, offset_bytes, rest) {
-                    Ok(Step::Batch(bytes)) => {
-                        offset_bytes += bytes as u64;
-                        rest = rest.get(bytes..).unwrap_or_default();
-                        self.kept = Some((number, offset_bytes));
-                    }
-                    Ok(Step::More) if window.len() == WINDOW_BYTES && rest.len() < window.len() => {
-                        break;
-                    }
-                    Ok(Step::More) if rest.is_empty() => break 'file None,
-                    Ok(Step::More) => {
-                        let len_bytes = rest.len() as u64;
-                        let what = "batch of a journal";
-                        break 'file Some(FormatError::short(what, len_bytes + 1, len_bytes));
-                    }
-                    Ok(Step::Unwritten) => break 'file None,
-                    Err(why) if why.is_unknown() => {
-                        return Err(Error::Incompatible {
-                            path: file.path().to_owned(),
-                            why: format!("at offset {offset_bytes}: {why}"),
-                        });
-                    }
-                    Err(why) => break 'file Some(why),
+        let mut windows = Windows::new(&*self.owner.disk, self.workers, file, 1, true)?;
+        let mut block = 1;
+        let why = loop {
+            match self.batch(number, block, &mut windows).await? {
+                Ok(Step::Batch(blocks)) => {
+                    block += blocks;
+                    self.kept = Some((number, block * BLOCK as u64));
                 }
+                Ok(Step::End) => break None,
+                Err(why) if why.is_unknown() => {
+                    return Err(Error::Incompatible {
+                        path: file.path().to_owned(),
+                        why: format!("at offset {}: {why}", block * BLOCK as u64),
+                    });
+                }
+                Err(why) => break Some(why),
             }
         };
         Ok(End {
             number,
-            offset_bytes,
+            offset_bytes: block * BLOCK as u64,
             why,
         })
     }
 
-    /// Takes in the batch that `bytes` begin with.
-    fn batch(
+    /// Takes in the batch that begins with a block.
+    async fn batch(
         &mut self,
         number: u64,
-        offset_bytes: u64,
-        bytes: &[u8],
-    ) -> std::result::Result<Step, FormatError> {
-        let Some((descriptor, data)) = bytes.split_first_chunk::<BLOCK>() else {
-            return Ok(Step::More);
-        };
-        // What was there before the file was made, or written again, is not of its batches.
-        if !Descriptor::is_of(descriptor, &self.nonce) {
-            return Ok(Step::Unwritten);
+        at: u64,
+        windows: &mut Windows<'_>,
+    ) -> Result<std::result::Result<Step, FormatError>> {
+        let short = |there| FormatError::short("batch of a journal", there + 1, there);
+        match windows.bring(at, 1).await? {
+            None => {}
+            Some(0) => return Ok(Ok(Step::End)),
+            Some(there) => return Ok(Err(short(there))),
         }
-        let descriptor = Descriptor::decode(descriptor)?;
+        // What was there before the file was made, or written again, is not of its batches.
+        let block = windows.block(at);
+        let Some(block) = block.filter(|block| Descriptor::is_of(block, &self.nonce)) else {
+            return Ok(Ok(Step::End));
+        };
+        let descriptor = match Descriptor::decode(block) {
+            Ok(descriptor) => descriptor,
+            Err(why) => return Ok(Err(why)),
+        };
         if descriptor.file_number != number
             || descriptor.nonce != self.nonce
             || descriptor.sequence != self.next_sequence
         {
-            return Err(FormatError::differs(
+            return Ok(Err(FormatError::differs(
                 "number of a journal batch",
                 format_args!("batch {} in file {number}", self.next_sequence),
                 format_args!(
                     "batch {} in file {}",
                     descriptor.sequence, descriptor.file_number
                 ),
-            ));
+            )));
         }
-        let data_bytes = descriptor.data_crcs.len() * BLOCK;
-        let Some(data) = data.get(..data_bytes) else {
-            return Ok(Step::More);
-        };
-        for (block, expected) in data.chunks(BLOCK).zip(&descriptor.data_crcs) {
-            let found = data_crc(block);
+        let blocks = 1 + descriptor.data_crcs.len() as u64;
+        if let Some(there) = windows.bring(at, blocks).await? {
+            return Ok(Err(short(there)));
+        }
+        for (block, expected) in (at + 1..).zip(&descriptor.data_crcs) {
+            let found = windows.crc(block).unwrap_or(!expected);
             if found != *expected {
-                return Err(FormatError::differs(
+                return Ok(Err(FormatError::differs(
                     "data block of a journal batch",
                     format_args!("CRC-32 {expected:08x}"),
                     format_args!("{found:08x}"),
-                ));
+                )));
             }
         }
-        self.apply(number, offset_bytes, &descriptor);
-        Ok(Step::Batch(BLOCK + data_bytes))
+        self.apply(number, at * BLOCK as u64, &descriptor);
+        Ok(Ok(Step::Batch(blocks)))
     }
 
     fn apply(&mut self, number: u64, offset_bytes: u64, descriptor: &Descriptor) {
@@ -527,34 +525,29 @@ impl Reader<'_> {
             // A header that cannot be read tells no nonce. Any will do then: better an error too many.
             let nonce = self.header(*number, file, &head)?.ok();
             let nonce = nonce.map(|header| header.nonce);
-            let mut offset_bytes = if *number == first_number {
-                first_offset
+            let mut at = if *number == first_number {
+                first_offset / BLOCK as u64
             } else {
                 0
             };
-            loop {
-                let window = self.window(file, offset_bytes, WINDOW_BYTES).await?;
-                for (block, at) in window.chunks_exact(BLOCK).zip(0u64..) {
-                    let Ok(descriptor) = Descriptor::decode(block) else {
-                        continue;
-                    };
-                    if descriptor.file_number == *number
-                        && nonce.is_none_or(|nonce| descriptor.nonce == nonce)
-                        && descriptor.synced_sequence > self.sequence
-                    {
-                        let witness = format!(
-                            "batch {} in {} at offset {} says that it was durable",
-                            descriptor.sequence,
-                            file.path().display(),
-                            offset_bytes + at * BLOCK as u64
-                        );
-                        return Err(self.damage(end.number, end.offset_bytes, end, &witness));
-                    }
+            let disk = &*self.owner.disk;
+            let mut windows = Windows::new(disk, self.workers, file, at, false)?;
+            while windows.bring(at, 1).await?.is_none() {
+                if let Some(block) = windows.block(at)
+                    && let Ok(descriptor) = Descriptor::decode(block)
+                    && descriptor.file_number == *number
+                    && nonce.is_none_or(|nonce| descriptor.nonce == nonce)
+                    && descriptor.synced_sequence > self.sequence
+                {
+                    let witness = format!(
+                        "batch {} in {} at offset {} says that it was durable",
+                        descriptor.sequence,
+                        file.path().display(),
+                        at * BLOCK as u64
+                    );
+                    return Err(self.damage(end.number, end.offset_bytes, end, &witness));
                 }
-                if window.len() < WINDOW_BYTES {
-                    break;
-                }
-                offset_bytes += WINDOW_BYTES as u64;
+                at += 1;
             }
         }
         Ok(())
@@ -590,10 +583,8 @@ impl Reader<'_> {
 }
 
 enum Step {
-    /// A batch of so many bytes.
-    Batch(usize),
-    /// It goes on behind these bytes.
-    More,
+    /// A batch of so many blocks.
+    Batch(u64),
     /// Nothing of this file was written there.
-    Unwritten,
+    End,
 }
