@@ -47,7 +47,7 @@ pub struct Snapshot {
     pub parent: Option<String>,
     /// How far it has come, while it is pending.
     pub progress: Option<SnapshotProgress>,
-    /// Why it failed, if it has.
+    /// Why it failed, if it has; of one that is pending, why the last try could not complete it.
     pub failure: Option<String>,
 }
 

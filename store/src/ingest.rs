@@ -21,7 +21,7 @@ use varve_content::{
     block::{self, BLOCK_BYTES},
     chunker::{self, CHUNKER_VERSION},
     codec::Codec,
-    tree::{Leaf, LeafEntry, Root, TreeBuilder},
+    tree::{Inner, Leaf, LeafEntry, Root, TreeBuilder},
 };
 
 use crate::{
@@ -223,6 +223,19 @@ impl Ingest {
 
     /// Takes leaves in: segment number and content, each segment once over the whole upload, no segment twice in a call.
     pub async fn put_leaves(&self, leaves: Vec<(u32, Leaf)>) -> Result<()> {
+        let room = self.reserve(leaves.len())?;
+        let data_blocks = leaves.iter().map(|(_, leaf)| u64::from(leaf.data_blocks()));
+        let data_blocks: u64 = data_blocks.sum();
+        let accepted = self.store_leaves(leaves).await?;
+        let mut state = self.leaves.lock();
+        state.room.join(room);
+        state.ids.extend(accepted);
+        state.data_blocks += data_blocks;
+        Ok(())
+    }
+
+    /// Stores leaves, and tells their ids.
+    async fn store_leaves(&self, leaves: Vec<(u32, Leaf)>) -> Result<Vec<(u32, NodeId)>> {
         self.shared.commit.check(self.generation)?;
         let mut wanted = Vec::new();
         for (segment, leaf) in &leaves {
@@ -249,24 +262,13 @@ impl Ingest {
 
         let mut accepted = Vec::with_capacity(leaves.len());
         let mut records = Vec::with_capacity(leaves.len());
-        let mut data_blocks = 0u64;
         for (segment, leaf) in &leaves {
             let id = leaf.id();
             accepted.push((*segment, id));
-            data_blocks += u64::from(leaf.data_blocks());
             records.push(EncodedRecord::leaf(id, &leaf.encode()));
         }
-        let room = self.reserve(accepted.len())?;
-        let stored = self
-            .shared
-            .append_new_nodes(self.generation, records)
-            .await?;
-        self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
-        let mut state = self.leaves.lock();
-        state.room.join(room);
-        state.ids.extend(accepted);
-        state.data_blocks += data_blocks;
-        Ok(())
+        self.store_nodes(records).await?;
+        Ok(accepted)
     }
 
     fn reserve(&self, count: usize) -> Result<LeafRoom> {
@@ -313,7 +315,7 @@ impl Ingest {
     ///
     /// An upload commits once; what was put is complete by the caller's word, and the root proves it.
     pub async fn commit(&self, expected: RootId) -> Result<SnapshotRecord> {
-        let content = self.put_tree(Some(expected)).await?;
+        let content = self.put_tree(expected).await?;
         self.make_snapshot(content).await
     }
 
@@ -361,15 +363,54 @@ impl Ingest {
         .await
     }
 
-    /// Makes the content durable, whatever its root, and no snapshot of it: for content that was cut here.
-    pub(crate) async fn store_whatever(&self) -> Result<SnapshotContent> {
-        let content = self.put_tree(None).await?;
+    /// Stores a leaf of content that was cut here, which goes into a tree of the caller's.
+    pub(crate) async fn store_leaf(&self, segment: u32, leaf: Leaf) -> Result<NodeId> {
+        let id = leaf.id();
+        self.store_leaves(vec![(segment, leaf)]).await?;
+        Ok(id)
+    }
+
+    /// Stores inner nodes of that tree, behind their children.
+    pub(crate) async fn store_inner(&self, inners: Vec<Inner>) -> Result<()> {
+        let records = inners
+            .iter()
+            .map(|inner| EncodedRecord::inner(inner.id(), &inner.encode()));
+        self.store_nodes(records.collect()).await
+    }
+
+    /// Makes that tree durable with all below, and no snapshot of it.
+    pub(crate) async fn store_root(
+        &self,
+        root: &Root,
+        data_blocks: u64,
+    ) -> Result<SnapshotContent> {
+        self.store_nodes(vec![EncodedRecord::root(root.id(), &root.encode())])
+            .await?;
         self.shared.commit.flush(self.generation).await?;
-        Ok(content)
+        Ok(self.content(root, data_blocks))
+    }
+
+    async fn store_nodes(&self, records: Vec<EncodedRecord>) -> Result<()> {
+        self.shared.commit.check(self.generation)?;
+        let stored = self
+            .shared
+            .append_new_nodes(self.generation, records)
+            .await?;
+        self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn content(&self, root: &Root, data_blocks: u64) -> SnapshotContent {
+        SnapshotContent {
+            root: root.id(),
+            data_bytes: (data_blocks * BLOCK_BYTES as u64).min(root.size_bytes),
+            new_bytes: self.new_bytes.load(Ordering::Relaxed),
+            stored_bytes: self.stored_bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// Appends the nodes above the leaves.
-    async fn put_tree(&self, expected: Option<RootId>) -> Result<SnapshotContent> {
+    async fn put_tree(&self, expected: RootId) -> Result<SnapshotContent> {
         self.shared.commit.check(self.generation)?;
         let (mut ids, _room, data_blocks) = {
             let mut state = self.leaves.lock();
@@ -392,23 +433,14 @@ impl Ingest {
             .workers
             .run(Priority::Write, move |_| build(size_bytes, &mut ids))
             .await??;
-        if let Some(expected) = expected.filter(|expected| *expected != root.id()) {
+        if expected != root.id() {
             return Err(Error::Invalid(format!(
                 "the content that arrived has root {}, expected was {expected}: leaves are missing or differ",
                 root.id()
             )));
         }
-        let stored = self
-            .shared
-            .append_new_nodes(self.generation, records)
-            .await?;
-        self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
-        Ok(SnapshotContent {
-            root: root.id(),
-            data_bytes: (data_blocks * BLOCK_BYTES as u64).min(size_bytes),
-            new_bytes: self.new_bytes.load(Ordering::Relaxed),
-            stored_bytes: self.stored_bytes.load(Ordering::Relaxed),
-        })
+        self.store_nodes(records).await?;
+        Ok(self.content(&root, data_blocks))
     }
 }
 

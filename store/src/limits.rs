@@ -13,6 +13,8 @@
 //! | journals that are read | [`JOURNAL_SCANS`] x ([`JOURNAL_SCAN_READS`] + 2) x [`JOURNAL_SCAN_WINDOW_BYTES`], and a batch each |
 //! | segments of volumes being cut again | [`FOLD_SEGMENTS_IN_FLIGHT`] x 8 MiB |
 //! | what is kept in mind of chunks that are not indexed | twice [`INDEX_GROUP_RECORDS`] x 300 |
+//! | trees of volumes being made anew | [`FOLDS_MAX`] x ([`FOLD_NODES_MAX`] + 6 nodes of 8.25 KiB) |
+//! | maps of journals | [`MAPS_BYTES_MAX`] + [`VOLUMES_MAX`] x [`MAP_BYTES_LEAST`], beside all else |
 //! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
 
 use std::time::Duration;
@@ -185,8 +187,20 @@ pub const BRAKE_FROM_PERMILLE: u64 = 750;
 /// To how much: of a journal that is full, and of one at the fill above.
 pub const BRAKE_BYTES_PER_SECOND: (u64, u64) = (16 << 20, 1 << 30);
 
-/// Segments that are cut again at one time, of the one volume whose turn it is to be taken into the store.
+/// Segments that are cut again at one time, of all volumes that are being taken into the store.
 pub const FOLD_SEGMENTS_IN_FLIGHT: usize = 2;
+/// Volumes that are taken into the store side by side; others wait for their turn.
+pub const FOLDS_MAX: usize = 32;
+/// Inner nodes that each of them has made and not stored yet. Beside these it holds one node of the old tree and one of the new for
+/// each of three levels.
+pub const FOLD_NODES_MAX: usize = 16;
+
+/// What the maps of all volumes' journals take in memory, which say where each block is that was written since the last snapshot: some 10 bytes for
+/// a block by itself, 4 where changes are dense, and next to nothing for what is written in order. From three quarters of it on, journals are
+/// taken into the store for that.
+pub const MAPS_BYTES_MAX: u64 = 256 << 20;
+/// What a volume's may take even then: its own journal is taken into the store before it has more.
+pub const MAP_BYTES_LEAST: u64 = 16 << 10;
 
 /// Space on the file system that is left to the index and the catalog log: chunks are refused below this. What was accepted
 /// before, and is on its way to disk, still takes from it.
@@ -218,8 +232,8 @@ pub const LIST_MAX: usize = PAGE_MAX + 1;
 /// Records that a listing looks at in one job: some 0.3 ms, which is what a guest's read may have to wait for.
 pub const LIST_SLICE_RECORDS: usize = 64;
 
-/// What the store may take in all, beside the maps of journals (4 to 8 bytes for each block that was written since the last
-/// snapshot, where changes are dense): the daemon's promise of 512 MiB leaves the rest to connections and the program.
+/// What the store may take in all, beside the maps of journals ([`MAPS_BYTES_MAX`], and [`MAP_BYTES_LEAST`] of each volume): the daemon's promise of
+/// 512 MiB leaves the rest to connections and the program.
 pub const STORE_MEMORY_MAX: u64 = 469 << 20;
 
 const _: () = assert!(
@@ -232,6 +246,7 @@ const _: () = assert!(
         + (JOURNAL_SCANS * (JOURNAL_SCAN_READS + 2) * JOURNAL_SCAN_WINDOW_BYTES) as u64
         + JOURNAL_SCANS as u64 * BATCH_BYTES_MAX
         + (FOLD_SEGMENTS_IN_FLIGHT * varve_content::block::SEGMENT_BYTES) as u64
+        + (FOLDS_MAX * (FOLD_NODES_MAX + 6) * varve_content::tree::INNER_MAX_BYTES) as u64
         + 36 * UPLOAD_LEAVES_MAX as u64
         + 2 * 300 * INDEX_GROUP_RECORDS as u64
         + ROCKS_CACHE_BYTES as u64

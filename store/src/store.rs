@@ -16,7 +16,7 @@ use crate::{
     pack::{EncodedRecord, LostPlaces, PackReader},
     read::ReadCache,
     recovery::{self, RecoveryReport},
-    volume::{JournalSpace, OpenVolumes, PendingSnapshots},
+    volume::{JournalSpace, MapMemory, OpenVolumes, PendingSnapshots},
     workers::{Priority, Workers},
 };
 
@@ -129,8 +129,12 @@ pub(crate) struct Shared {
     pub(crate) journal_space: Arc<JournalSpace>,
     /// Journals that may be read at a time, to open their volumes.
     pub(crate) journal_scans: Semaphore,
-    /// Whose turn it is to be taken into the store.
-    pub(crate) fold_turn: Semaphore,
+    /// What the maps of journals take.
+    pub(crate) map_memory: Arc<MapMemory>,
+    /// Volumes that may be taken into the store side by side.
+    pub(crate) fold_places: Semaphore,
+    /// Segments of theirs that may be cut again at one time.
+    pub(crate) fold_segments: Arc<Semaphore>,
     /// Leaves that open uploads may put.
     pub(crate) leaf_room: Arc<Semaphore>,
 }

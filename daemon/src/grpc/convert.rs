@@ -45,7 +45,10 @@ fn snapshot_with(progress: SnapshotProgress, record: SnapshotRecord) -> v1::Snap
     let content = record.content().copied();
     let (state, failure) = match record.state {
         SnapshotState::Completed(_) => (v1::SnapshotState::Completed, String::new()),
-        SnapshotState::Pending => (v1::SnapshotState::Pending, String::new()),
+        SnapshotState::Pending => {
+            let waits_for = progress.waits_for.clone();
+            (v1::SnapshotState::Pending, waits_for.unwrap_or_default())
+        }
         SnapshotState::Failed { reason } => (v1::SnapshotState::Failed, reason),
     };
     let (volume_id, volume_name) = record

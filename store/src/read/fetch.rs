@@ -39,7 +39,7 @@ pub(crate) fn walked(error: WalkError<Error>) -> Error {
     }
 }
 
-pub(super) fn needed_by(error: Error, snapshot: &str) -> Error {
+pub(crate) fn needed_by(error: Error, snapshot: &str) -> Error {
     match error {
         Error::Damaged(damage) => Error::Damaged(damage.needed_by(snapshot)),
         other => other,

@@ -28,7 +28,7 @@ pub(crate) use cache::ReadCache;
 pub(crate) use chunk::CheckedChunk;
 pub use chunk::{StoredChunk, VerifiedChunk};
 pub(crate) use disk::DiskSource;
-pub(crate) use fetch::walked;
+pub(crate) use fetch::{needed_by, walked};
 pub use range::{ChangeExtent, Extent, Piece};
 pub(crate) use range::{push_change, push_extent, push_zeros};
 pub use reader::{ContentReader, SnapshotReader};

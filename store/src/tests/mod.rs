@@ -12,6 +12,7 @@ mod clones;
 mod crash;
 mod descriptors;
 mod dropped;
+mod folds;
 mod header_only;
 mod idle_journals;
 mod journal_faults;
@@ -24,7 +25,7 @@ mod repairs;
 mod shares;
 mod spare_files;
 mod uploads;
-mod volume_data;
+pub(crate) mod volume_data;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -210,7 +211,7 @@ pub(super) async fn assert_holds(store: &Store, name: &str, image: &[u8]) {
     assert_eq!(root, Some(cut(image).root));
 }
 
-pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()

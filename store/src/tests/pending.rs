@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use tokio::sync::SemaphorePermit;
 
 use super::{
     Random, assert_holds, block_on,
@@ -28,6 +29,13 @@ pub(super) fn clone_of(source: &str, name: &str) -> NewClone {
         name: name.to_owned(),
         ..NewClone::default()
     }
+}
+
+/// Keeps all volumes from being taken into the store.
+pub(super) async fn hold_folds(store: &Store) -> SemaphorePermit<'_> {
+    let all = u32::try_from(limits::FOLDS_MAX).unwrap();
+    let places = &store.shared().fold_places;
+    places.acquire_many(all).await.unwrap()
 }
 
 pub(super) async fn pending(store: &Store, volume: &str, name: &str) -> Result<SnapshotRecord> {
@@ -280,7 +288,7 @@ fn lineage_is_kept_over_pending_cancelled_and_unnamed_ones() {
         let volume = store.open_volume("v").await.unwrap();
         let mut ids = Vec::new();
         // None is completed before all have been made.
-        let turn = store.shared().fold_turn.acquire().await.unwrap();
+        let turn = hold_folds(&store).await;
         for number in 0..3 {
             fill(&volume, number, 1).await;
             let made = pending(&store, "v", &format!("s{number}")).await.unwrap();
@@ -347,7 +355,7 @@ fn pending_snapshots_are_bounded() {
             .unwrap();
         let volume = store.open_volume("v").await.unwrap();
         // Chunks are refused, so the first waits for ever, nearly.
-        let turn = store.shared().fold_turn.acquire().await.unwrap();
+        let turn = hold_folds(&store).await;
         for number in 0..limits::PENDING_SNAPSHOTS_MAX {
             fill(&volume, 0, number as u8).await;
             pending(&store, "v", &format!("s{number}")).await.unwrap();

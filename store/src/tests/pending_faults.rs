@@ -1,17 +1,19 @@
 //! Pending snapshots on disks that are full or lose their power: what was promised is there in the end, and the volume whatever becomes of it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use bytes::Bytes;
 
 use super::{
     Random, assert_holds, block_on,
     crash::Machine,
-    pending::{clone_of, fill, of, pending},
-    seed,
+    pending::{clone_of, fill, hold_folds, of, pending},
+    seed, upload,
     volume_data::{BLOCK, Change, contents, new_volume},
 };
-use crate::{Error, Result, SnapshotState, Store, limits};
+use crate::{
+    Error, Result, SnapshotId, SnapshotState, Store, format::names, io::Disk as _, limits,
+};
 
 /// Waits for what the store does by itself.
 async fn settle() {
@@ -20,10 +22,23 @@ async fn settle() {
     }
 }
 
+/// Why a pending snapshot is not completed, once a try could not do it.
+async fn waits_for(store: &Store, snapshot: SnapshotId) -> String {
+    loop {
+        let progress = store.snapshot_progress(snapshot).unwrap();
+        if let Some(reason) = progress.waits_for {
+            return reason;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[test]
-fn a_full_disk_fails_a_snapshot_and_leaves_its_volume() {
+fn a_snapshot_waits_for_room_on_the_disk_and_its_volume_goes_on() {
     let mut machine = Machine::new();
     let mut model = vec![0; 4 << 20];
+    let promised;
+    let short = Some(limits::FREE_BYTES_MIN - 1);
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         store.create_volume(new_volume("v", 4 << 20)).await.unwrap();
@@ -36,58 +51,54 @@ fn a_full_disk_fails_a_snapshot_and_leaves_its_volume() {
         );
         change.make(&volume).await.unwrap();
         change.apply(&mut model);
+        promised = model.clone();
         // Room for the journal and the catalog, and less than chunks have to leave free.
-        machine.disk.set_capacity(Some(limits::FREE_BYTES_MIN - 1));
+        machine.disk.set_capacity(short);
         let made = pending(&store, "v", "s").await.unwrap();
+        let said = waits_for(&store, made.id).await;
+        assert!(said.contains("no space left"), "{said}");
         let behind = pending(&store, "v", "t").await.unwrap();
-        let failed = store.completed_snapshot(made.id).await.unwrap_err();
-        let said = failed.to_string();
-        assert!(said.contains("\"s\" is failed: no space left"), "{said}");
-        assert!(store.completed_snapshot(behind.id).await.is_err());
-        // The guest goes on.
+        let said = waits_for(&store, behind.id).await;
+        assert!(said.contains("comes first"), "{said}");
+        // The guest goes on, and whoever wants its content now is told why that cannot be had.
         fill(&volume, 0, 9).await;
         model[..BLOCK].fill(9);
         assert!(contents(&volume).await == model);
-        assert_eq!(store.volume("v").await.unwrap().pending, []);
-        let refused = store.open_snapshot("s").await.unwrap_err();
-        assert!(
-            matches!(
-                refused,
-                Error::NotCompleted {
-                    state: "failed",
-                    ..
-                }
-            ),
-            "{refused}"
-        );
+        let refused = store.clone_volume(clone_of("v", "c")).await.unwrap_err();
+        assert!(matches!(refused, Error::Limit(_)), "{refused}");
+        assert!(refused.to_string().contains("no space left"), "{refused}");
+        assert_eq!(store.volume("v").await.unwrap().pending.len(), 2);
+        for name in ["s", "t"] {
+            let shown = store.snapshot(name).await.unwrap();
+            assert_eq!(shown.state, SnapshotState::Pending, "{shown:?}");
+        }
+        volume.flush().await.unwrap();
     });
     machine = machine.crash(&mut Random::new(1));
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
+        machine.disk.set_capacity(short);
         store.resume_snapshots().await.unwrap();
-        let shown = store.snapshot("s").await.unwrap();
-        assert!(
-            matches!(shown.state, SnapshotState::Failed { .. }),
-            "{shown:?}"
-        );
-        let volume = store.open_volume("v").await.unwrap();
-        machine.disk.set_capacity(None);
-        store.delete_snapshot("s").await.unwrap();
-        // All that was written is in the next, and nothing is left of the journal.
-        volume.flush().await.unwrap();
-        let now = contents(&volume).await;
-        volume.snapshot("s", BTreeMap::new()).await.unwrap();
-        assert_holds(&store, "s", &now).await;
-        assert!(now[BLOCK..] == model[BLOCK..]);
-        assert_eq!(volume.journal_bytes(), 0);
+        let made = store.snapshot("s").await.unwrap();
+        let said = waits_for(&store, made.id).await;
+        assert!(said.contains("no space left"), "{said}");
+        // One that waits can be cancelled, and the other one goes on by itself when there is room.
         store.delete_snapshot("t").await.unwrap();
-        store.delete_volume("v").await.unwrap();
+        machine.disk.set_capacity(None);
+        store.completed_snapshot(made.id).await.unwrap();
+        assert_holds(&store, "s", &promised).await;
+        let volume = store.open_volume("v").await.unwrap();
+        assert!(contents(&volume).await == model);
+        volume.snapshot("t", BTreeMap::new()).await.unwrap();
+        assert_holds(&store, "t", &model).await;
+        assert_eq!(volume.journal_bytes(), 0);
+        store.close().await.unwrap();
     });
 }
 
-/// When not even the failure can be written down it is told all the same, and what comes later does not overtake it.
+/// One that waits is cancelled at once, without another try.
 #[test]
-fn a_disk_without_any_room_fails_a_snapshot_too() {
+fn a_snapshot_that_waits_is_cancelled_by_deleting_it() {
     let machine = Machine::new();
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
@@ -97,19 +108,14 @@ fn a_disk_without_any_room_fails_a_snapshot_too() {
             .unwrap();
         let volume = store.open_volume("v").await.unwrap();
         fill(&volume, 0, 1).await;
-        let turn = store.shared().fold_turn.acquire().await.unwrap();
+        let held = hold_folds(&store).await;
         let made = pending(&store, "v", "s").await.unwrap();
         machine.disk.set_capacity(Some(0));
-        drop(turn);
-        let failed = store.completed_snapshot(made.id).await.unwrap_err();
-        assert!(failed.to_string().contains("no space left"), "{failed}");
-        let shown = store.snapshot("s").await.unwrap();
-        assert!(
-            matches!(shown.state, SnapshotState::Failed { .. }),
-            "{shown:?}"
-        );
-        assert_eq!(store.volume("v").await.unwrap().pending.len(), 1);
+        drop(held);
+        let said = waits_for(&store, made.id).await;
+        assert!(said.contains("no space left"), "{said}");
         machine.disk.set_capacity(None);
+        store.delete_snapshot("s").await.unwrap();
         fill(&volume, 1, 2).await;
         volume.snapshot("t", BTreeMap::new()).await.unwrap();
         assert_eq!(store.volume("v").await.unwrap().pending, []);
@@ -117,12 +123,86 @@ fn a_disk_without_any_room_fails_a_snapshot_too() {
         image[..BLOCK].fill(1);
         image[BLOCK..2 * BLOCK].fill(2);
         assert_holds(&store, "t", &image).await;
+        store.close().await.unwrap();
+    });
+}
+
+/// What never can be done fails, and says why.
+#[test]
+fn a_snapshot_over_a_damaged_base_fails() {
+    let machine = Machine::new();
+    let image = vec![3; 20 * BLOCK];
+    let cut = super::cut(&image);
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        upload(&store, "base", &image).await.unwrap();
+        store.close().await.unwrap();
+    });
+    let leaf = cut.leaves[0].1.encode();
+    let packs = names::packs(Path::new("/data"));
+    let flipped = machine.disk.list(&packs).unwrap().iter().any(|name| {
+        let path = packs.join(name);
+        let bytes = machine.disk.contents(&path).unwrap();
+        let Some(at) = bytes.windows(leaf.len()).position(|part| part == leaf) else {
+            return false;
+        };
+        machine.disk.flip(&path, at as u64 + 9, 1).unwrap();
+        true
+    });
+    assert!(flipped, "the leaf is in no pack");
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let mut new = new_volume("v", image.len());
+        new.from = Some("base".to_owned());
+        store.create_volume(new).await.unwrap();
+        let volume = store.open_volume("v").await.unwrap();
+        fill(&volume, 1, 4).await;
+        let made = pending(&store, "v", "s").await.unwrap();
+        let failed = store.completed_snapshot(made.id).await.unwrap_err();
+        let said = failed.to_string();
+        assert!(said.contains("\"s\" is failed: damage"), "{said}");
         let shown = store.snapshot("s").await.unwrap();
         assert!(
             matches!(shown.state, SnapshotState::Failed { .. }),
             "{shown:?}"
         );
-        store.delete_snapshot("s").await.unwrap();
+        assert_eq!(store.volume("v").await.unwrap().pending, []);
+        store.close().await.unwrap();
+    });
+}
+
+/// A disk that is full for a moment is no reason to refuse a guest's writes.
+#[test]
+fn a_journal_is_emptied_at_the_second_try() {
+    let mut machine = Machine::new();
+    machine.journal_bytes_max = limits::JOURNAL_BYTES_LEAST;
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let size = 2 * limits::JOURNAL_BYTES_LEAST as usize;
+        store.create_volume(new_volume("v", size)).await.unwrap();
+        let volume = store.open_volume("v").await.unwrap();
+        let held = hold_folds(&store).await;
+        let mut writes = Box::pin(async {
+            for start in (0..size).step_by(1 << 20) {
+                let bytes = Bytes::from(vec![(start >> 20) as u8 + 1; 1 << 20]);
+                volume.write(start as u64, bytes).await?;
+            }
+            Ok::<_, Error>(())
+        });
+        // Until there is no more room.
+        for _ in 0..10_000 {
+            assert!(futures::poll!(&mut writes).is_pending());
+            tokio::task::yield_now().await;
+        }
+        machine.disk.set_capacity(Some(0));
+        drop(held);
+        let lift = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            machine.disk.set_capacity(None);
+        };
+        let (written, ()) = futures::join!(writes, lift);
+        written.unwrap();
+        store.close().await.unwrap();
     });
 }
 

@@ -9,14 +9,14 @@ use crate::{Error, NewVolume, Options, Result, Store, Volume, format::names, lim
 
 pub(super) const BLOCK: usize = 4096;
 
-pub(super) fn options(dir: &std::path::Path) -> Options {
+pub(crate) fn options(dir: &std::path::Path) -> Options {
     let mut options = Options::new(dir);
     // Small files, so that there are several.
     options.journal_bytes_max = 1 << 30;
     options
 }
 
-pub(super) fn new_volume(name: &str, size_bytes: usize) -> NewVolume {
+pub(crate) fn new_volume(name: &str, size_bytes: usize) -> NewVolume {
     NewVolume {
         name: name.to_owned(),
         size_bytes: Some(size_bytes as u64),
@@ -25,7 +25,7 @@ pub(super) fn new_volume(name: &str, size_bytes: usize) -> NewVolume {
     }
 }
 
-pub(super) async fn contents(volume: &Volume) -> Vec<u8> {
+pub(crate) async fn contents(volume: &Volume) -> Vec<u8> {
     read(volume, 0, volume.size_bytes() as usize).await
 }
 

@@ -1,5 +1,7 @@
 //! Changes of a volume put together to be written at once.
 
+use std::iter;
+
 use bytes::Bytes;
 use varve_content::BLOCK_BYTES;
 
@@ -25,7 +27,30 @@ impl Change {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// The same in pieces, of `most` bytes of data each at most; none if it changes nothing.
+    pub(super) fn in_pieces(self, most: usize) -> impl Iterator<Item = Self> {
+        debug_assert!(most.is_multiple_of(BLOCK_BYTES));
+        let mut rest = (!self.is_empty()).then_some(self);
+        iter::from_fn(move || match rest.take()? {
+            Self::Data {
+                start_block,
+                mut data,
+            } if data.len() > most => {
+                let piece = data.split_to(most);
+                rest = Some(Self::Data {
+                    start_block: start_block + (most / BLOCK_BYTES) as u64,
+                    data,
+                });
+                Some(Self::Data {
+                    start_block,
+                    data: piece,
+                })
+            }
+            all => Some(all),
+        })
+    }
+
+    fn is_empty(&self) -> bool {
         match self {
             Self::Data { data, .. } => data.is_empty(),
             Self::Zeros { blocks, .. } => *blocks == 0,

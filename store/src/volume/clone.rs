@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{
     device::Volume,
-    fold::{Job, Purpose},
+    jobs::{Job, Purpose},
     records::{NewVolume, Origin},
 };
 use crate::{

@@ -24,7 +24,7 @@ use varve_content::BLOCK_BYTES;
 use super::{
     batch::Change,
     files::MakesDurable,
-    fold::Folds,
+    jobs::Folds,
     journal::{BlockPlace, Journal},
     layers::{Epoch, Layers, Place, Stack, Stretch},
     owner::Owner,
@@ -134,11 +134,16 @@ impl Volume {
         let jobs = pending::resumed(&shared, &record).await?;
         let current = epochs
             .pop()
-            .unwrap_or_else(|| Epoch::new(record.journal_from));
+            .unwrap_or_else(|| Epoch::new(record.journal_from))
+            .counted(&shared.map_memory);
+        let ended = epochs
+            .into_iter()
+            .map(|epoch| epoch.counted(&shared.map_memory));
+        let layers = RwLock::new(Layers::new(current, ended, base));
         let inner = Arc::new(Inner {
             name: record.name.clone(),
             journal: Journal::new(owner, found),
-            layers: RwLock::new(Layers::new(current, epochs, base)),
+            layers,
             queue: Queue::default(),
             folds: Folds::default(),
             owner_file: AsyncMutex::new(owner_file),
@@ -246,8 +251,8 @@ impl Volume {
                 .await;
         }
         let turn = inner.lone_turn().await;
-        let change = inner.filled_up(offset_bytes, data).await?;
-        inner.change([change], turn).await
+        let changes = inner.with_edges(offset_bytes, data).await?;
+        inner.change(changes, turn).await
     }
 
     /// Makes a range read as zeros, without writing them. Promises what [`write`](Self::write) does.
@@ -255,21 +260,9 @@ impl Volume {
         let inner = &self.0.inner;
         inner.check_range(offset_bytes, len_bytes)?;
         let end = offset_bytes + len_bytes;
+        let whole = offset_bytes.is_multiple_of(BLOCK);
+        let turn = inner.turn_to_zero(whole, end).await;
         let (start_block, end_block) = inner.whole_blocks(offset_bytes, end);
-        if start_block * BLOCK == offset_bytes && end_block * BLOCK >= end {
-            let blocks = end_block - start_block;
-            let turn = inner.shared_turn().await;
-            return inner
-                .change(
-                    [Change::Zeros {
-                        start_block,
-                        blocks,
-                    }],
-                    turn,
-                )
-                .await;
-        }
-        let turn = inner.lone_turn().await;
         let mut changes = Vec::with_capacity(3);
         let head_end = end.min(start_block * BLOCK);
         if offset_bytes < head_end {
@@ -292,9 +285,11 @@ impl Volume {
     pub async fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         let inner = &self.0.inner;
         inner.check_range(offset_bytes, len_bytes)?;
-        let (start_block, end_block) = inner.whole_blocks(offset_bytes, offset_bytes + len_bytes);
+        let end = offset_bytes + len_bytes;
+        // What is before its first whole block is not touched.
+        let turn = inner.turn_to_zero(true, end).await;
+        let (start_block, end_block) = inner.whole_blocks(offset_bytes, end);
         let blocks = end_block.saturating_sub(start_block);
-        let turn = inner.shared_turn().await;
         inner
             .change(
                 [Change::Zeros {
@@ -350,6 +345,7 @@ impl Volume {
 
     /// Writes what is queued, makes it durable, and takes no more.
     pub async fn close(&self) -> Result<()> {
+        self.0.inner.folds.close();
         self.0.inner.queue.close();
         let writer = self.0.writer.lock().take();
         if let Some(writer) = writer
@@ -397,7 +393,18 @@ impl Inner {
         }
     }
 
-    /// From which block on, and up to which, a range covers blocks whole. The last of the volume may be shorter than a block.
+    /// The turn of a change that zeroes a range up to `end`. A block that the volume's end cuts short counts as whole, and does
+    /// not any more once the volume has grown: so where the range ends within a block, no other change goes beside this one.
+    async fn turn_to_zero(&self, begins_whole: bool, end: u64) -> Turn {
+        if begins_whole && end.is_multiple_of(BLOCK) {
+            self.shared_turn().await
+        } else {
+            self.lone_turn().await
+        }
+    }
+
+    /// From which block on, and up to which, a range covers blocks whole. The last of the volume may be shorter than a block. To be
+    /// asked by whoever has its turn: the volume may grow before.
     fn whole_blocks(&self, start: u64, end: u64) -> (u64, u64) {
         let end_block = if end == self.size_bytes() {
             end.div_ceil(BLOCK)
@@ -451,29 +458,29 @@ impl Inner {
         }
     }
 
-    /// Queues changes, in this order, and waits until they are in the kernel.
+    /// Queues changes, in this order, and waits until they are in the kernel. One that is larger than the volume's room is queued in
+    /// pieces, each when there is room for it: what waits in the queue is counted to the byte.
     async fn change(&self, changes: impl IntoIterator<Item = Change>, turn: Turn) -> Result<()> {
         let turn = Arc::new(turn);
         let mut replies = Vec::new();
         for change in changes {
-            if change.is_empty() {
-                continue;
+            for change in change.in_pieces(VOLUME_QUEUE_BYTES) {
+                let bytes = match &change {
+                    Change::Data { data, .. } => data.len(),
+                    Change::Zeros { .. } => JOURNAL_CHANGE_BYTES as usize,
+                };
+                let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+                let room = self.room(bytes).await?;
+                let (reply, outcome) = oneshot::channel();
+                self.queue.push(Op {
+                    change,
+                    is_begun: false,
+                    reply,
+                    _turn: Arc::clone(&turn),
+                    _room: room,
+                })?;
+                replies.push(outcome);
             }
-            let bytes = match &change {
-                Change::Data { data, .. } => data.len().min(VOLUME_QUEUE_BYTES),
-                Change::Zeros { .. } => JOURNAL_CHANGE_BYTES as usize,
-            };
-            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            let room = self.room(bytes).await?;
-            let (reply, outcome) = oneshot::channel();
-            self.queue.push(Op {
-                change,
-                is_begun: false,
-                reply,
-                _turn: Arc::clone(&turn),
-                _room: room,
-            })?;
-            replies.push(outcome);
         }
         for outcome in replies {
             outcome.await.map_err(|_| Error::Closing)??;
@@ -481,19 +488,45 @@ impl Inner {
         Ok(())
     }
 
-    /// The whole blocks that some bytes change, with what they leave as it is.
+    /// The changes that write some bytes: of the blocks that they cover whole, and of those at their edges with what is left
+    /// of these as it is.
+    async fn with_edges(&self, offset_bytes: u64, mut data: Bytes) -> Result<Vec<Change>> {
+        let mut changes = Vec::with_capacity(3);
+        let mut position = offset_bytes;
+        while !data.is_empty() {
+            let in_block = position % BLOCK;
+            let whole = data.len() / BLOCK_BYTES * BLOCK_BYTES;
+            if in_block == 0 && whole > 0 {
+                changes.push(Change::Data {
+                    start_block: position / BLOCK,
+                    data: data.split_to(whole),
+                });
+                position += whole as u64;
+            } else {
+                let rest = usize::try_from(BLOCK - in_block).unwrap_or(BLOCK_BYTES);
+                let part = data.split_to(rest.min(data.len()));
+                let len = part.len() as u64;
+                changes.push(self.filled_up(position, part).await?);
+                position += len;
+            }
+        }
+        Ok(changes)
+    }
+
+    /// The whole block in which some bytes change, with what they leave as it is.
     async fn filled_up(&self, offset_bytes: u64, data: Bytes) -> Result<Change> {
         let end = offset_bytes + data.len() as u64;
-        let (start_block, end_block) = (offset_bytes / BLOCK, end.div_ceil(BLOCK));
-        let len_bytes = usize::try_from((end_block - start_block) * BLOCK).unwrap_or(0);
-        let mut blocks = Vec::with_capacity(len_bytes);
-        self.read_into(start_block * BLOCK, offset_bytes, &mut blocks)
+        let start_block = offset_bytes / BLOCK;
+        let end_of_block = (start_block + 1) * BLOCK;
+        debug_assert!(end <= end_of_block);
+        let mut block = Vec::with_capacity(BLOCK_BYTES);
+        self.read_into(start_block * BLOCK, offset_bytes, &mut block)
             .await?;
-        blocks.extend_from_slice(&data);
-        self.read_into(end, end_block * BLOCK, &mut blocks).await?;
+        block.extend_from_slice(&data);
+        self.read_into(end, end_of_block, &mut block).await?;
         Ok(Change::Data {
             start_block,
-            data: Bytes::from(blocks),
+            data: Bytes::from(block),
         })
     }
 
@@ -719,3 +752,6 @@ async fn make_directories(owner: &Owner) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

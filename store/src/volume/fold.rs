@@ -3,342 +3,73 @@
 //! 1. The epoch ends: what is written from now on is in another, and in other journal files. That is all a writer
 //!    notices, and it takes no longer for a large volume.
 //! 2. The segments that were changed are cut again around the changes, and what is new of them is stored. Guests go on.
-//! 3. The new root is the volume's base, and the content of the snapshot if it is one's, durably and in one step. After that the journal
+//! 3. The tree is made of the base's: only inner nodes above what was changed are read and made.
+//! 4. The new root is the volume's base, and the content of the snapshot if it is one's, durably and in one step. After that the journal
 //!    files of what it holds are removed.
 //!
-//! Of one volume one cut after the other is taken in, in their order, by a task that keeps the volume open. What was written after a
-//! cut stays in its own epochs, above the new base.
+//! What it costs follows what was written. Segments that were zeroed are neither read nor looked at, however many they are.
+//!
+//! Several volumes are taken in side by side, and take turns by the segment.
 //!
 //! If it is cut short, by a crash or a full disk, the volume is as it was: the epochs that ended stay layers of it, and the
 //! next cut takes them along.
-//!
-//! A journal that has grown to half of its limit is taken into the store without being asked. If it fills up all the same, its writers wait
-//! for the room that comes free at the end.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    ops::Range,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
-use parking_lot::Mutex as SyncMutex;
-use tokio::{
-    runtime::Handle as Runtime,
-    sync::{Mutex, oneshot, watch},
-    time::sleep_until,
-};
+use futures::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
+use tokio::runtime::Handle as Runtime;
 use varve_content::{
     BLOCK_BYTES, ChunkId, RootId,
     block::{self, SEGMENT_BLOCKS, SEGMENT_BYTES},
     chunker::{CHUNKER_VERSION, Recut, recut},
     codec::Codec,
-    tree::{Leaf, LeafEntry, LeafWalk, NodeId},
+    tree::{Leaf, LeafEntry, LeafWalk, NodeId, TreeUpdate, UpdateError},
 };
 
 use super::{
-    device::{Inner, Volume},
-    layers::{Place, Stack},
+    device::Inner,
+    jobs::Cut,
+    layers::{Changed, Place, Stack},
     pending::{self, Progress},
-    writer::Queue,
 };
 use crate::{
     Error, Result,
-    commit::{PoisonOnPanic, joined},
+    commit::joined,
     ingest::{IncomingChunk, Ingest, NewSnapshot},
-    limits::FOLD_SEGMENTS_IN_FLIGHT,
-    meta::{Named as _, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
-    read::{ContentReader, walked},
+    limits::{FOLD_NODES_MAX, FOLD_SEGMENTS_IN_FLIGHT},
+    meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
+    read::{ContentReader, needed_by, walked},
     workers::Priority,
 };
 
 /// Chunks handed to the store at a time, in plain bytes.
 const PUT_BYTES: usize = 1 << 20;
-/// Until a journal is tried again in the background.
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// A cut through a volume's journal.
-#[derive(Debug, Copy, Clone)]
-pub(super) struct Cut {
-    /// The journal file that the time after it begins with.
-    pub(super) next_file: u64,
-    /// Size of the volume at that instant.
-    pub(super) size_bytes: u64,
-}
+/// Leaves that are read at a time to be counted.
+const LEAVES_AT_A_TIME: usize = 16;
 
-/// A cut up to which a volume is to be taken into the store, and for what.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) cut: Cut,
-    pub(super) purpose: Purpose,
-}
-
-#[derive(Debug)]
-pub(super) enum Purpose {
-    /// The journal has grown large.
-    Room,
-    /// A snapshot.
-    Snapshot(SnapshotId, Arc<Progress>),
-    /// Whoever waits for the root.
-    Root(oneshot::Sender<Result<RootId>>),
-}
-
-/// What of a volume is to be taken into the store.
+/// What became of a segment that was cut again.
 #[derive(Debug, Default)]
-pub(super) struct Folds {
-    jobs: SyncMutex<Jobs>,
-    /// How many are under way or wait for their turn: when one ends there is room in the journal.
-    under_way: watch::Sender<u32>,
-    /// Held from a cut until its job waits in its place: so jobs are in the order of their cuts.
-    pub(super) cutting: Arc<Mutex<()>>,
-    /// The last root that became the base, and how many of its blocks are data: or all its leaves would have to be read to count them.
-    data_blocks: SyncMutex<Option<(RootId, u64)>>,
-    /// Snapshots that have failed, and whose records do not say so yet.
-    unrecorded: SyncMutex<Vec<(SnapshotId, String)>>,
-}
-
-#[derive(Debug, Default)]
-struct Jobs {
-    waiting: VecDeque<Job>,
-    /// Whether there is a task that carries them out.
-    is_running: bool,
-    /// Whether one to make room is on its way.
-    for_room: bool,
-    /// When the last of those failed.
-    failed_at: Option<Instant>,
-}
-
-impl Folds {
-    /// To see how many are under way, and wait for one to end.
-    pub(super) fn watch(&self) -> watch::Receiver<u32> {
-        self.under_way.subscribe()
-    }
-
-    /// Whether any is.
-    pub(super) fn is_under_way(&self) -> bool {
-        *self.under_way.borrow() > 0
-    }
-
-    /// Whether room may be made: if so, it is on its way. Not at every write, where the last try failed.
-    fn may_make_room(&self) -> bool {
-        let mut jobs = self.jobs.lock();
-        let failed_at = jobs.failed_at;
-        failed_at.is_none_or(|at| at.elapsed() >= PAUSE_AFTER_FAILURE)
-            && !std::mem::replace(&mut jobs.for_room, true)
-    }
-
-    /// When room may be made again, if the last try failed just now.
-    fn may_try_at(&self) -> Option<Instant> {
-        let failed_at = self.jobs.lock().failed_at;
-        failed_at.map(|at| at + PAUSE_AFTER_FAILURE)
-    }
-
-    fn room_ended(&self, failed: bool) {
-        let mut jobs = self.jobs.lock();
-        jobs.failed_at = failed.then(Instant::now);
-        jobs.for_room = false;
-    }
-
-    /// The next one; none if there is none, and then nobody carries them out any more.
-    fn next(&self) -> Option<Job> {
-        let mut jobs = self.jobs.lock();
-        let next = jobs.waiting.pop_front();
-        jobs.is_running = next.is_some();
-        next
-    }
-}
-
-/// One is under way for as long as this is there.
-struct UnderWay(Arc<Inner>);
-
-impl UnderWay {
-    fn begin(volume: &Arc<Inner>) -> Self {
-        volume.folds.under_way.send_modify(|count| *count += 1);
-        Self(Arc::clone(volume))
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.folds.under_way.send_modify(|count| *count -= 1);
-    }
-}
-
-impl Volume {
-    /// Puts a job behind all others. Only while cuts are kept from overtaking each other.
-    pub(super) fn fold_later(&self, job: Job) {
-        let folds = &self.inner().folds;
-        {
-            let mut jobs = folds.jobs.lock();
-            jobs.waiting.push_back(job);
-            folds.under_way.send_modify(|count| *count += 1);
-            if std::mem::replace(&mut jobs.is_running, true) {
-                return;
-            }
-        }
-        let volume = self.clone();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "whatever becomes of it the volume holds what it held; once the store is closed it is refused what it needs"
-        )]
-        drop(tokio::spawn(async move {
-            let inner = volume.inner();
-            let _guard = PoisonOnPanic::new(&inner.shared.commit);
-            while let Some(job) = inner.folds.next() {
-                // Counted when it was put there.
-                let _under_way = UnderWay(Arc::clone(inner));
-                inner.carry_out(job).await;
-            }
-        }));
-    }
-
-    /// Ends the epoch that is being written, here and now.
-    pub(super) async fn cut(&self) -> Result<Cut> {
-        let inner = self.inner();
-        let (ended, size_bytes) = Queue::end_epochs(&[&inner.queue], || inner.size_bytes())?;
-        let mut cut = Cut {
-            next_file: 0,
-            size_bytes,
-        };
-        for ended in ended {
-            cut.next_file = ended.await.map_err(|_| Error::Closing)?.next_file;
-        }
-        Ok(cut)
-    }
+struct SegmentPut {
+    /// Its leaf; none if it is all zeros.
+    leaf: Option<NodeId>,
+    /// Blocks of data.
+    blocks: u64,
+    /// Blocks of data that it had in the base.
+    replaced_blocks: u64,
 }
 
 impl Inner {
-    /// Begins to take the journal into the store if it has grown large.
-    pub(super) fn fold_if_large(self: &Arc<Self>) {
-        if self.journal.is_large() {
-            self.begin_fold();
-        }
-    }
-
-    /// Begins to take the journal into the store because there is no room, if that would make some.
-    pub(super) async fn fold_for_room(self: &Arc<Self>) -> bool {
-        if !self.journal.can_be_emptied() {
-            return false;
-        }
-        // Whoever is refused in the end was refused by a try of his own: space may have been freed since the last one.
-        if let Some(at) = self.folds.may_try_at() {
-            sleep_until(at.into()).await;
-        }
-        self.begin_fold()
-    }
-
-    /// Begins to take the journal into the store, unless the last try failed just now.
-    fn begin_fold(self: &Arc<Self>) -> bool {
-        if !self.folds.may_make_room() {
-            return false;
-        }
-        // Nobody else has it: it is being closed.
-        let Some(volume) = self.volume() else {
-            self.folds.room_ended(true);
-            return false;
-        };
-        // From here on: the writer waits for it where there is no room.
-        let under_way = UnderWay::begin(self);
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "it waits for the writer, which is open as long as this has the volume"
-        )]
-        drop(tokio::spawn(async move {
-            let folds = &volume.inner().folds;
-            let _cutting = folds.cutting.lock().await;
-            match volume.cut().await {
-                Ok(cut) => volume.fold_later(Job {
-                    cut,
-                    purpose: Purpose::Room,
-                }),
-                // It is being closed.
-                Err(_) => folds.room_ended(true),
-            }
-            drop(under_way);
-        }));
-        true
-    }
-
-    async fn carry_out(self: &Arc<Self>, job: Job) {
-        let Job { cut, purpose } = job;
-        match purpose {
-            Purpose::Room => {
-                let outcome = self.fold(cut, None).await;
-                match &outcome {
-                    Ok(_) => {
-                        tracing::info!(volume = self.name, "the journal was taken into the store");
-                    }
-                    Err(Error::Closing) => {}
-                    Err(error) => {
-                        tracing::warn!(volume = self.name, %error, "the journal was not taken into the store");
-                    }
-                }
-                self.folds.room_ended(outcome.is_err());
-            }
-            // Who went away has no use for it.
-            Purpose::Root(reply) => drop(reply.send(self.fold(cut, None).await)),
-            Purpose::Snapshot(id, progress) => {
-                let outcome = self.fold(cut, Some((id, &progress))).await;
-                self.snapshot_ended(id, &progress, outcome.map(drop)).await;
-            }
-        }
-    }
-
-    /// Tells what became of a snapshot.
-    async fn snapshot_ended(&self, id: SnapshotId, progress: &Progress, outcome: Result<()>) {
-        let pending = &self.shared.pending_snapshots;
-        match outcome {
-            Ok(()) => {
-                tracing::info!(volume = self.name, snapshot = %id, "a snapshot is completed");
-                pending.remove(id);
-            }
-            // It was deleted meanwhile.
-            Err(_) if progress.is_cancelled() => pending.remove(id),
-            // It is pending still, and goes on when the store is opened again.
-            Err(Error::Closing) if self.shared.commit.is_closing() => {}
-            // The same: until the store closes it would have been waited for.
-            Err(Error::Shortage { .. }) => {}
-            Err(error) => {
-                let reason = error.to_string();
-                tracing::warn!(volume = self.name, snapshot = %id, %error, "a snapshot has failed");
-                progress.fail(reason.clone());
-                let volume = self.record.id;
-                match pending::record_failure(&self.shared, volume, id, &reason).await {
-                    Ok(()) => pending.remove(id),
-                    Err(error) => {
-                        tracing::warn!(snapshot = %id, %error, "its failure could not be written down");
-                        self.folds.unrecorded.lock().push((id, reason));
-                    }
-                }
-            }
-        }
-        progress.end();
-    }
-
-    /// Writes down what could not be written down before. Nothing may become the base before that: it would hold what is after the
-    /// instant of a snapshot that looks pending.
-    async fn record_failures(&self) -> Result<()> {
-        loop {
-            let Some((id, reason)) = self.folds.unrecorded.lock().first().cloned() else {
-                return Ok(());
-            };
-            pending::record_failure(&self.shared, self.record.id, id, &reason).await?;
-            self.shared.pending_snapshots.remove(id);
-            self.folds.unrecorded.lock().retain(|(it, _)| *it != id);
-        }
-    }
-
     /// Takes what the volume held at a cut into the store, and puts the volume on it. All cuts before have had their turn.
-    async fn fold(
+    pub(super) async fn fold(
         self: &Arc<Self>,
         cut: Cut,
         snapshot: Option<(SnapshotId, &Progress)>,
     ) -> Result<RootId> {
         let progress = snapshot.map(|(_, progress)| progress);
-        let folds = &self.shared.fold_turn;
-        let _turn = folds.acquire().await.map_err(|_| Error::Closing)?;
+        let places = &self.shared.fold_places;
+        let _place = places.acquire().await.map_err(|_| Error::Closing)?;
         if let Some(progress) = progress {
             progress.check()?;
         }
@@ -352,9 +83,9 @@ impl Inner {
         };
         let ingest = Ingest::begin(Arc::clone(&self.shared), new)?;
         let stack = self.layers.read().below.before(cut.next_file);
-        self.put_changes(&ingest, &stack, cut.size_bytes, progress)
+        let content = self
+            .put_changes(&ingest, &stack, cut.size_bytes, progress)
             .await?;
-        let content = ingest.store_whatever().await?;
         let base = ContentReader::open(Arc::clone(&self.shared), content.root, &self.name).await?;
         let id = snapshot.map(|(id, _)| id);
         pending::complete(&self.shared, self.record.id, cut.next_file, content, id).await?;
@@ -373,57 +104,102 @@ impl Inner {
         Ok(content.root)
     }
 
-    /// Stores what was changed since the base, and tells the upload all leaves.
+    /// Stores what was changed since the base, and the tree that this makes of the base's. What it costs follows what was written:
+    /// what is known to be zeros is neither read nor looked at, and subtrees without a change are taken over.
     async fn put_changes(
         self: &Arc<Self>,
         ingest: &Ingest,
         stack: &Stack,
         size_bytes: u64,
         progress: Option<&Progress>,
-    ) -> Result<()> {
-        let segments = block::segment_count(size_bytes);
-        let mut changed = stack.changed_segments();
-        changed.extend(ragged_end(stack, size_bytes).map(|(segment, _)| segment));
-        changed.sort_unstable();
-        changed.dedup();
-        changed.retain(|segment| *segment < segments);
+    ) -> Result<SnapshotContent> {
+        let below = stack.clone();
+        let listing = move || Ok(Arc::<[Changed]>::from(changed_segments(&below, size_bytes)));
+        let changes = joined(tokio::task::spawn_blocking(listing)).await?;
         if let Some(progress) = progress {
-            progress.begin(changed.len() as u64);
+            let is_mixed = |changed: &&Changed| matches!(changed, Changed::Mixed(_));
+            progress.begin(changes.iter().filter(is_mixed).count() as u64);
         }
-        let puts = stream::iter(changed.iter().copied())
-            .map(async |segment| {
+        let mut puts = stream::iter(changes.iter().cloned())
+            .map(async |changed| {
                 if let Some(progress) = progress {
                     progress.check()?;
                 }
-                let replaced = self.put_segment(ingest, stack, size_bytes, segment).await?;
+                let Changed::Mixed(segment) = changed else {
+                    return Ok((changed, SegmentPut::default()));
+                };
+                // Volumes take turns, segment by segment: a fold asks for as many as may be cut at a time and no more, and all
+                // are served in the order in which they ask.
+                let segments = Arc::clone(&self.shared.fold_segments);
+                let turn = segments.acquire_owned().await;
+                let _turn = turn.map_err(|_| Error::Closing)?;
+                let put = self.put_segment(ingest, stack, size_bytes, segment).await?;
                 if let Some(progress) = progress {
                     progress.step();
                 }
-                Ok::<_, Error>(replaced)
+                Ok::<_, Error>((changed, put))
             })
-            .buffer_unordered(FOLD_SEGMENTS_IN_FLIGHT);
-        let replaced = puts
-            .try_fold(0, async |sum, blocks| Ok(sum + blocks))
-            .await?;
-        let Some(base) = &stack.base else {
-            return Ok(());
-        };
-        let known = self.known_data_blocks(base.root().id()).await?;
-        let mut kept = Vec::new();
-        let mut counted = 0;
-        let mut walk = LeafWalk::new(base.root(), 0);
-        while let Some((segment, id)) = self.next_leaf(base, &mut walk).await? {
-            if changed.binary_search(&segment).is_err() {
-                if known.is_none() {
-                    counted += u64::from(base.leaf(id).await?.data_blocks());
-                }
-                kept.push((segment, id));
+            .buffered(FOLD_SEGMENTS_IN_FLIGHT);
+
+        let base = stack.base.as_ref();
+        let mut tree = TreeUpdate::new(base.map(ContentReader::root), size_bytes)?;
+        let (mut added, mut replaced) = (0, 0);
+        while let Some((changed, put)) = puts.try_next().await? {
+            let nodes = &*self.shared;
+            let done = match (changed, put.leaf) {
+                (Changed::Mixed(segment), Some(leaf)) => tree.put(nodes, segment, leaf).await,
+                (changed, _) => tree.remove(nodes, changed.segments()).await,
+            };
+            done.map_err(|error| self.not_updated(error))?;
+            added += put.blocks;
+            replaced += put.replaced_blocks;
+            if tree.finished_count() >= FOLD_NODES_MAX {
+                ingest.store_inner(tree.take_finished()).await?;
             }
         }
-        ingest.keep_leaves(
-            kept,
-            known.map_or(counted, |all| all.saturating_sub(replaced)),
-        )
+        let root = tree.finish(&*self.shared).await;
+        let root = root.map_err(|error| self.not_updated(error))?;
+        ingest.store_inner(tree.take_finished()).await?;
+        let kept = match base {
+            Some(base) if root.top.is_some() => {
+                self.kept_blocks(base, &changes, replaced, progress).await?
+            }
+            _ => 0,
+        };
+        ingest.store_root(&root, kept + added).await
+    }
+
+    fn not_updated(&self, error: UpdateError<Error>) -> Error {
+        match error {
+            UpdateError::Change(error) => error.into(),
+            UpdateError::Base(error) => needed_by(walked(error), &self.name),
+        }
+    }
+
+    /// How many blocks of the base are data in segments without a change. That is what there are less those that were replaced, and those
+    /// in segments that were zeroed, which nobody has looked at yet. Either these are counted or all that stay, whichever are fewer.
+    async fn kept_blocks(
+        &self,
+        base: &ContentReader,
+        changes: &Arc<[Changed]>,
+        replaced: u64,
+        progress: Option<&Progress>,
+    ) -> Result<u64> {
+        let leaves = |which| LeavesIn::new(base, changes, which);
+        let known = self.known_data_blocks(base.root().id()).await?;
+        let Some(known) = known else {
+            return leaves(Which::Kept).count_blocks(progress).await;
+        };
+        let (mut zeroed, mut kept) = (leaves(Which::Zeroed), leaves(Which::Kept));
+        loop {
+            if zeroed.next().await?.is_none() {
+                let zeroed = leaves(Which::Zeroed).count_blocks(progress).await?;
+                return Ok(known.saturating_sub(replaced + zeroed));
+            }
+            if kept.next().await?.is_none() {
+                return leaves(Which::Kept).count_blocks(progress).await;
+            }
+        }
     }
 
     /// How many blocks of a base are data, if that is written down somewhere.
@@ -449,23 +225,14 @@ impl Inner {
             .await
     }
 
-    async fn next_leaf(
-        &self,
-        base: &ContentReader,
-        walk: &mut LeafWalk,
-    ) -> Result<Option<(u32, NodeId)>> {
-        let next = walk.next(&*self.shared).await;
-        next.map_err(|error| base.named(walked(error)))
-    }
-
-    /// Cuts a segment again, and stores what is new of it. How many data blocks it had before.
+    /// Cuts a segment again, and stores what is new of it.
     async fn put_segment(
         self: &Arc<Self>,
         ingest: &Ingest,
         stack: &Stack,
         size_bytes: u64,
         segment: u32,
-    ) -> Result<u64> {
+    ) -> Result<SegmentPut> {
         let old = match &stack.base {
             Some(base) if segment < block::segment_count(base.size_bytes()) => {
                 base.segment(segment).await?
@@ -474,8 +241,8 @@ impl Inner {
         };
         let entries: Vec<LeafEntry> =
             old.map_or_else(Vec::new, |old| old.leaf().entries().to_vec());
-        let replaced = entries.iter().map(|entry| u64::from(entry.blocks)).sum();
-        let changed = changed_blocks(stack, size_bytes, segment);
+        let replaced_blocks = entries.iter().map(|entry| u64::from(entry.blocks)).sum();
+        let (changed, zeros) = changed_blocks(stack, size_bytes, segment);
         let blocks = block::segment_blocks(size_bytes, segment);
         let ranges: Vec<_> = entries.iter().map(LeafEntry::block_range).collect();
 
@@ -483,7 +250,7 @@ impl Inner {
         let runtime = Runtime::current();
         // Where cuts fall decides what is read, so cutting waits for reads, on a thread that may.
         let cutting = tokio::task::spawn_blocking(move || {
-            recut(&ranges, &changed, blocks, |range, bytes| {
+            recut(&ranges, &changed, &zeros, blocks, |range, bytes| {
                 runtime.block_on(volume.read_blocks(&stack, size_bytes, segment, range, bytes))
             })
         });
@@ -515,10 +282,18 @@ impl Inner {
             ingest.put_chunks(chunks).await?;
         }
         // A segment of zeros has no leaf.
-        if !leaf.is_empty() {
-            ingest.put_leaves(vec![(segment, Leaf::new(leaf)?)]).await?;
+        if leaf.is_empty() {
+            return Ok(SegmentPut {
+                replaced_blocks,
+                ..SegmentPut::default()
+            });
         }
-        Ok(replaced)
+        let leaf = Leaf::new(leaf)?;
+        Ok(SegmentPut {
+            replaced_blocks,
+            blocks: leaf.data_blocks().into(),
+            leaf: Some(ingest.store_leaf(segment, leaf).await?),
+        })
     }
 
     /// Reads blocks of a segment, zeros where the volume is shorter than the last of them.
@@ -556,22 +331,145 @@ fn ragged_end(stack: &Stack, size_bytes: u64) -> Option<(u32, u32)> {
     Some((segment, block))
 }
 
-/// Blocks of a segment that were changed since the base, in blocks of it, up to the end of the volume.
-fn changed_blocks(stack: &Stack, size_bytes: u64, segment: u32) -> Vec<Range<u32>> {
+/// Where something was changed, up to the end of the volume.
+fn changed_segments(stack: &Stack, size_bytes: u64) -> Vec<Changed> {
+    let mut changes = stack.changes();
+    if let Some((segment, _)) = ragged_end(stack, size_bytes) {
+        let at = changes.partition_point(|changed| changed.segments().end <= segment);
+        let is_there = changes
+            .get(at)
+            .is_some_and(|changed| changed.segments().start <= segment);
+        if !is_there {
+            changes.insert(at, Changed::Mixed(segment));
+        }
+    }
+    let segments = block::segment_count(size_bytes);
+    changes.retain(|changed| changed.segments().start < segments);
+    changes
+}
+
+/// Which segments are meant.
+#[derive(Debug, Copy, Clone)]
+enum Which {
+    /// Those that were zeroed whole.
+    Zeroed,
+    /// Those in which nothing was changed.
+    Kept,
+}
+
+/// The leaves of a base in some segments.
+struct LeavesIn {
+    base: ContentReader,
+    changes: Arc<[Changed]>,
+    which: Which,
+    /// The change that comes next, and what is before it.
+    next: usize,
+    position: u32,
+    /// Where it is, and up to which segment it goes.
+    walk: Option<(LeafWalk, u32)>,
+}
+
+impl LeavesIn {
+    fn new(base: &ContentReader, changes: &Arc<[Changed]>, which: Which) -> Self {
+        Self {
+            base: base.clone(),
+            changes: Arc::clone(changes),
+            which,
+            next: 0,
+            position: 0,
+            walk: None,
+        }
+    }
+
+    /// The next segments that are meant; none behind the last.
+    fn next_range(&mut self) -> Option<Range<u32>> {
+        loop {
+            let kept_from = self.position;
+            let changed = self.changes.get(self.next);
+            let segments = match (changed, self.which) {
+                (None, Which::Kept) if kept_from < u32::MAX => u32::MAX..u32::MAX,
+                (None, _) => return None,
+                (Some(changed), _) => changed.segments(),
+            };
+            self.next += 1;
+            self.position = segments.end;
+            let range = match (changed, self.which) {
+                (_, Which::Kept) => kept_from..segments.start,
+                (Some(Changed::Zeroed(_)), Which::Zeroed) => segments,
+                _ => continue,
+            };
+            if !range.is_empty() {
+                return Some(range);
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<NodeId>> {
+        loop {
+            let Some((walk, end)) = &mut self.walk else {
+                let Some(range) = self.next_range() else {
+                    return Ok(None);
+                };
+                let walk = LeafWalk::new(self.base.root(), range.start);
+                self.walk = Some((walk, range.end));
+                continue;
+            };
+            let next = walk.next(&**self.base.shared()).await;
+            match next.map_err(|error| self.base.named(walked(error)))? {
+                Some((segment, id)) if segment < *end => return Ok(Some(id)),
+                _ => self.walk = None,
+            }
+        }
+    }
+
+    /// How many blocks of data they have in all.
+    async fn count_blocks(mut self, progress: Option<&Progress>) -> Result<u64> {
+        let mut sum = 0;
+        loop {
+            let mut some = Vec::with_capacity(LEAVES_AT_A_TIME);
+            while some.len() < LEAVES_AT_A_TIME
+                && let Some(id) = self.next().await?
+            {
+                some.push(id);
+            }
+            if some.is_empty() {
+                return Ok(sum);
+            }
+            if let Some(progress) = progress {
+                progress.check()?;
+            }
+            let leaves = try_join_all(some.into_iter().map(|id| self.base.leaf(id))).await?;
+            sum += leaves
+                .iter()
+                .map(|leaf| u64::from(leaf.data_blocks()))
+                .sum::<u64>();
+        }
+    }
+}
+
+/// Blocks of a segment that were changed since the base, in blocks of it, up to the end of the volume; and which of them are zeros.
+fn changed_blocks(
+    stack: &Stack,
+    size_bytes: u64,
+    segment: u32,
+) -> (Vec<Range<u32>>, Vec<Range<u32>>) {
     let first = u64::from(segment) * u64::from(SEGMENT_BLOCKS);
     let edge = block::segment_blocks(size_bytes, segment);
     let ragged = ragged_end(stack, size_bytes).filter(|(at, _)| *at == segment);
-    let mut changed: Vec<Range<u32>> = Vec::new();
+    let (mut changed, mut zeros) = (Vec::new(), Vec::new());
     for stretch in stack.stretches(first, edge) {
         let start = u32::try_from(stretch.start - first).unwrap_or(SEGMENT_BLOCKS);
         let range = start..start + stretch.blocks;
-        match ragged {
-            _ if stretch.place != Place::Base => changed.push(range),
-            Some((_, block)) if range.contains(&block) => changed.push(block..block + 1),
-            _ => {}
+        match (stretch.place, ragged) {
+            (Place::Zeros, _) => zeros.push(range),
+            (Place::Journal { .. }, _) => changed.push(range),
+            (Place::Base, Some((_, block))) if range.contains(&block) => {
+                changed.push(block..block + 1);
+            }
+            (Place::Base, _) => {}
         }
     }
-    changed
+    (changed, zeros)
 }
 
 fn incoming(id: ChunkId, bytes: Vec<u8>) -> IncomingChunk {

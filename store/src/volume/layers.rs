@@ -1,9 +1,12 @@
 //! What a volume holds, layer over layer: what is being written, what is on its way into the store, and the base.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use super::map::{BlockMap, Slot, State};
-use crate::read::ContentReader;
+use super::{
+    map::{BlockMap, Slot, State},
+    memory::{MapCharge, MapMemory},
+};
+use crate::{format::journal::Entry, read::ContentReader};
 
 /// What was written between two cuts through the journal.
 #[derive(Debug)]
@@ -11,6 +14,8 @@ pub(super) struct Epoch {
     /// Its slots are counted from this journal file on.
     pub(super) first_file: u64,
     pub(super) map: BlockMap,
+    /// What the map takes; none while the journal is being read.
+    charge: Option<MapCharge>,
 }
 
 impl Epoch {
@@ -18,6 +23,23 @@ impl Epoch {
         Self {
             first_file,
             map: BlockMap::default(),
+            charge: None,
+        }
+    }
+
+    /// Counts what its map takes, from now on.
+    pub(super) fn counted(self, memory: &Arc<MapMemory>) -> Self {
+        Self {
+            charge: Some(memory.charge(self.map.memory_bytes())),
+            ..self
+        }
+    }
+
+    /// Takes in the entries of a batch whose data begins at `slot`.
+    pub(super) fn apply(&mut self, entries: &[Entry], slot: Slot) {
+        self.map.apply(entries, slot);
+        if let Some(charge) = &mut self.charge {
+            charge.set(self.map.memory_bytes());
         }
     }
 }
@@ -28,6 +50,24 @@ pub(super) struct Stack {
     /// Ended, the oldest first.
     pub(super) ended: Vec<Arc<Epoch>>,
     pub(super) base: Option<ContentReader>,
+}
+
+/// What became of segments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Changed {
+    /// They are all zeros, whatever is below.
+    Zeroed(Range<u32>),
+    /// Some of its blocks were changed.
+    Mixed(u32),
+}
+
+impl Changed {
+    pub(super) fn segments(&self) -> Range<u32> {
+        match self {
+            Self::Zeroed(segments) => segments.clone(),
+            Self::Mixed(segment) => *segment..segment + 1,
+        }
+    }
 }
 
 /// A volume's layers.
@@ -100,7 +140,10 @@ impl Layers {
 
     /// Ends the current epoch: what is written from now on is in another, and in files from `first_file` on.
     pub(super) fn end_epoch(&mut self, first_file: u64) {
-        let next = Epoch::new(first_file);
+        let next = Epoch {
+            charge: self.current.charge.as_ref().map(MapCharge::another),
+            ..Epoch::new(first_file)
+        };
         let ended = std::mem::replace(&mut self.current, next);
         if !ended.map.is_empty() {
             self.below.ended.push(Arc::new(ended));
@@ -125,17 +168,63 @@ impl Stack {
         found
     }
 
-    /// Segments in which something was changed since the base.
-    pub(super) fn changed_segments(&self) -> Vec<u32> {
-        let mut segments: Vec<_> = self
+    /// Where something was changed since the base, in ascending order. Takes as long as there are changes, not as what they cover is
+    /// large.
+    pub(super) fn changes(&self) -> Vec<Changed> {
+        let mut mixed: Vec<u32> = self
             .ended
             .iter()
-            .flat_map(|epoch| epoch.map.segments())
+            .flat_map(|epoch| epoch.map.mixed())
             .collect();
-        segments.sort_unstable();
-        segments.dedup();
-        segments
+        mixed.sort_unstable();
+        mixed.dedup();
+        // A segment that a later epoch zeroed is not looked at for what an earlier one has of it.
+        mixed.retain(|segment| !self.is_zeroed(*segment));
+        let mut zeroed: Vec<Range<u32>> = self
+            .ended
+            .iter()
+            .flat_map(|epoch| epoch.map.zeroed())
+            .collect();
+        zeroed.sort_unstable_by_key(|range| range.start);
+
+        let mut changes = Vec::with_capacity(mixed.len() + zeroed.len());
+        let mut mixed = mixed.into_iter().peekable();
+        let mut position = 0;
+        for range in zeroed {
+            position = position.max(range.start);
+            while let Some(segment) = mixed.next_if(|segment| *segment < range.end) {
+                if position < segment {
+                    push_zeroed(&mut changes, position..segment);
+                }
+                changes.push(Changed::Mixed(segment));
+                position = position.max(segment + 1);
+            }
+            if position < range.end {
+                push_zeroed(&mut changes, position..range.end);
+                position = range.end;
+            }
+        }
+        changes.extend(mixed.map(Changed::Mixed));
+        changes
     }
+
+    /// Whether a segment was zeroed whole, and nothing was written there since.
+    fn is_zeroed(&self, segment: u32) -> bool {
+        let newest = self.ended.iter().rev();
+        let mut known = newest.map(|epoch| epoch.map.is_zeroed(segment));
+        known.find_map(|known| known).unwrap_or(false)
+    }
+}
+
+/// Adds segments; those that follow the last go with them.
+fn push_zeroed(changes: &mut Vec<Changed>, range: Range<u32>) {
+    if let Some(Changed::Zeroed(last)) = changes.last_mut()
+        && last.end == range.start
+    {
+        last.end = range.end;
+        return;
+    }
+    changes.push(Changed::Zeroed(range));
 }
 
 /// Looks in the first epoch, for what it does not know in the last of the others, and so on down.
@@ -184,3 +273,6 @@ fn push(found: &mut Vec<Stretch>, start: u64, blocks: u32, place: Place) {
         place,
     });
 }
+
+#[cfg(test)]
+mod tests;

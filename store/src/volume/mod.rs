@@ -17,11 +17,13 @@
 //! | `pending` | snapshots: their instant, and what becomes of them |
 //! | `gather` | a batch as bytes |
 //! | `files` | which files of all journals are open |
-//! | `fold` | what was written, taken into the store |
+//! | `jobs` | what is to be taken into the store, one cut after the other |
+//! | `fold` | what was written up to a cut, taken into the store |
 //! | `layers` | journal over base, read as one |
 //! | `changes` | what is other than in a snapshot |
 //! | `ahead` | what is brought into the cache before it is read |
 //! | `map` | which blocks are in the journal, and where |
+//! | `memory` | what the maps of all volumes take |
 //! | `recovery` | a journal that a process left behind |
 //!
 //! What must hold:
@@ -39,9 +41,11 @@ mod files;
 mod fold;
 mod gather;
 mod idle;
+mod jobs;
 mod journal;
 mod layers;
 mod map;
+mod memory;
 mod open;
 mod owner;
 mod owner_file;
@@ -54,6 +58,7 @@ mod writer;
 
 pub use clone::NewClone;
 pub use device::Volume;
+pub(crate) use memory::MapMemory;
 pub(crate) use open::OpenVolumes;
 pub use open::VolumeStatus;
 pub(crate) use owner_file::{check_owner, read_owner};

@@ -55,6 +55,18 @@ impl OpenVolumes {
         Opening { handle, slot }
     }
 
+    /// Of those volumes that are not being taken into the store, the one with the largest map.
+    pub(super) fn largest_map(&self) -> Option<Volume> {
+        let slots: Vec<_> = self.0.lock().values().cloned().collect();
+        let open = slots.iter().filter_map(|slot| {
+            let handle = slot.handle.try_lock().ok()?.upgrade()?;
+            Some(Volume(handle))
+        });
+        open.filter(|volume| !volume.inner().folds.is_under_way())
+            .max_by_key(Volume::map_bytes)
+            .filter(|volume| volume.map_bytes() > 0)
+    }
+
     /// The volume, if it is open.
     pub(super) fn get(&self, id: VolumeId) -> Option<Volume> {
         let slot = self.0.lock().get(&id).cloned()?;

@@ -12,15 +12,17 @@
 //! What is pending when the process ends goes on when the volume is opened again: the journal is read into the epochs that the cuts
 //! end.
 //!
-//! Deleting a snapshot that is pending cancels it: the volume loses the cut, and nothing else. One that fails (the disk is full, say) keeps its
-//! record with the reason until it is deleted.
+//! Deleting a snapshot that is pending cancels it: the volume loses the cut, and nothing else. One that cannot be completed for now (the disk is
+//! full, say) stays pending, with the reason shown, and is tried again. One that never can be is failed, and keeps its record with the reason
+//! until it is deleted.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -28,7 +30,7 @@ use tokio::sync::watch;
 
 use super::{
     device::Volume,
-    fold::{Cut, Job, Purpose},
+    jobs::{Cut, Job, Purpose, passes},
     recovery::{PromisedCut, Promises},
     writer::Queue,
 };
@@ -56,6 +58,8 @@ pub struct SnapshotProgress {
     pub segments_done: u64,
     /// Segments to store; 0 until its turn has come.
     pub segments_total: u64,
+    /// Why the last try could not complete it, if there was one: it is tried again.
+    pub waits_for: Option<String>,
 }
 
 /// What is known of a pending snapshot beside its record.
@@ -63,14 +67,30 @@ pub struct SnapshotProgress {
 pub(crate) struct Progress {
     done: AtomicU64,
     total: AtomicU64,
-    cancelled: AtomicBool,
+    cancelled: watch::Sender<bool>,
+    /// Why the last try could not complete it.
+    waits_for: Mutex<Option<String>>,
     /// Why it failed, whether or not its record says so.
     failed: OnceLock<String>,
-    ended: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
+}
+
+/// How far along it is.
+#[derive(Debug, Default, Copy, Clone, PartialEq, Eq)]
+enum Stage {
+    /// Its turn comes, or has come.
+    #[default]
+    UnderWay,
+    /// It could not be completed, and is tried again.
+    Waits,
+    /// Nothing more is done about it.
+    Ended,
 }
 
 impl Progress {
     pub(super) fn begin(&self, segments: u64) {
+        // It may not be the first try.
+        self.done.store(0, Ordering::Relaxed);
         self.total.store(segments, Ordering::Relaxed);
     }
 
@@ -79,7 +99,19 @@ impl Progress {
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        *self.cancelled.borrow()
+    }
+
+    /// Ends when it is cancelled.
+    pub(super) async fn cancelled(&self) {
+        // The sender is there as long as this is.
+        let _ = self.cancelled.subscribe().wait_for(|it| *it).await;
+    }
+
+    /// It could not be completed for now.
+    pub(super) fn wait(&self, reason: String) {
+        *self.waits_for.lock() = Some(shown(&reason));
+        self.stage.send_replace(Stage::Waits);
     }
 
     /// That it goes on.
@@ -95,8 +127,13 @@ impl Progress {
         let _ = self.failed.set(reason);
     }
 
+    async fn reaches(&self, is_it: impl Fn(Stage) -> bool) {
+        // The sender is there as long as this is.
+        let _ = self.stage.subscribe().wait_for(|stage| is_it(*stage)).await;
+    }
+
     pub(super) fn end(&self) {
-        self.ended.send_replace(true);
+        self.stage.send_replace(Stage::Ended);
     }
 }
 
@@ -139,8 +176,13 @@ impl PendingSnapshots {
 
 fn failed(reason: &str) -> SnapshotState {
     SnapshotState::Failed {
-        reason: reason.chars().take(REASON_CHARS_MAX).collect(),
+        reason: shown(reason),
     }
+}
+
+/// As much of a reason as is shown.
+fn shown(reason: &str) -> String {
+    reason.chars().take(REASON_CHARS_MAX).collect()
 }
 
 /// Snapshots to be made at one instant.
@@ -262,8 +304,7 @@ impl Store {
     /// [`Error::NotCompleted`] when it fails, [`Error::NotFound`] when it is deleted.
     pub async fn completed_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
         if let Some(progress) = self.shared().pending_snapshots.get(id) {
-            // The sender is there as long as the progress.
-            let _ = progress.ended.subscribe().wait_for(|ended| *ended).await;
+            progress.reaches(|stage| stage == Stage::Ended).await;
         }
         let record = self.snapshot(&id.to_string()).await?;
         if self.shared().commit.poisoned().is_none() && record.state == SnapshotState::Pending {
@@ -279,13 +320,25 @@ impl Store {
         Some(SnapshotProgress {
             segments_done: progress.done.load(Ordering::Relaxed),
             segments_total: progress.total.load(Ordering::Relaxed),
+            waits_for: progress.waits_for.lock().clone(),
         })
     }
 
     /// Goes on with the snapshots that were pending when the store was closed, one volume after the other. Returns when all of them had
-    /// their turn.
+    /// their turn: those that have to wait are tried again.
     pub async fn resume_snapshots(&self) -> Result<()> {
+        let mut pause = Duration::from_secs(1);
+        while self.resume_once().await? {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(60));
+        }
+        Ok(())
+    }
+
+    /// Whether there are volumes that cannot be opened for now.
+    async fn resume_once(&self) -> Result<bool> {
         let mut after_name = None;
+        let mut some_wait = false;
         loop {
             let query = ListQuery {
                 after_name: after_name.take(),
@@ -294,30 +347,42 @@ impl Store {
             };
             let volumes = self.list_volumes(query).await?;
             let Some(last) = volumes.last() else {
-                return Ok(());
+                return Ok(some_wait);
             };
             after_name = Some(last.name.clone());
             for record in volumes.iter().filter(|record| !record.pending.is_empty()) {
-                match self.open_volume(&record.id.to_string()).await {
-                    Ok(volume) => {
-                        for pending in &record.pending {
-                            // What became of it is in its record, and in the log.
-                            let _ = self.completed_snapshot(pending.snapshot).await;
-                        }
-                        drop(volume);
-                    }
-                    Err(Error::Closing) => return Err(Error::Closing),
-                    Err(error) => {
-                        tracing::error!(volume = record.name, %error, "its pending snapshots cannot go on");
-                        for pending in &record.pending {
-                            let progress = self.shared().pending_snapshots.add(pending.snapshot);
-                            progress.fail(error.to_string());
-                            progress.end();
-                        }
-                    }
-                }
+                some_wait |= self.resume(record).await?;
             }
         }
+    }
+
+    /// Goes on with a volume's. Whether it cannot be opened for now.
+    async fn resume(&self, record: &VolumeRecord) -> Result<bool> {
+        let all = &self.shared().pending_snapshots;
+        let ids = record.pending.iter().map(|pending| pending.snapshot);
+        let error = match self.open_volume(&record.id.to_string()).await {
+            Ok(_volume) => {
+                // What becomes of them is in their records, and in the log. One that has to wait keeps its volume open, and no other volume
+                // from its turn.
+                for progress in ids.filter_map(|id| all.get(id)) {
+                    progress.reaches(|stage| stage != Stage::UnderWay).await;
+                }
+                return Ok(false);
+            }
+            Err(Error::Closing) => return Err(Error::Closing),
+            Err(error) => error,
+        };
+        let waits = passes(&error);
+        tracing::error!(volume = record.name, %error, waits, "its pending snapshots cannot go on");
+        for progress in ids.map(|id| all.add(id)) {
+            if waits {
+                progress.wait(error.to_string());
+            } else {
+                progress.fail(error.to_string());
+                progress.end();
+            }
+        }
+        Ok(waits)
     }
 
     /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were made from it. One that is pending is
@@ -338,7 +403,7 @@ impl Store {
         };
         let deleted = self.shared().commit.change(delete).await?;
         if let Some(progress) = pending.get(id) {
-            progress.cancelled.store(true, Ordering::Relaxed);
+            progress.cancelled.send_replace(true);
         }
         let deleted = pending.see(deleted);
         pending.remove(id);

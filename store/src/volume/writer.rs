@@ -332,6 +332,13 @@ pub(super) async fn run(volume: Arc<Inner>) {
 impl Inner {
     fn begin(&self, batch: &Batch) -> Result<Begun> {
         self.shared.commit.writable()?;
+        let map_bytes = || self.layers.read().current.map.memory_bytes();
+        if self.shared.map_memory.is_full_for(map_bytes()) {
+            return Err(Error::Full {
+                verb: "keep in memory where more of what was written is in the journals of",
+                path: self.journal.dir(),
+            });
+        }
         self.journal.begin(batch)
     }
 
@@ -374,7 +381,7 @@ impl Inner {
                 self.journal.room().await;
             }
             let room = self.room_on_the_way(batch, in_flight).await?;
-            let under_way = *folds.borrow_and_update() > 0;
+            let under_way = folds.borrow_and_update().goes_on();
             let error = match self.begin(batch) {
                 Ok(begun) => return Ok((begun, room)),
                 Err(error) => error,
@@ -442,7 +449,6 @@ impl Inner {
         self.layers
             .write()
             .current
-            .map
             .apply(done.batch.entries(), done.begun.first_slot);
         for op in done.complete {
             // Who went away needs no answer.
@@ -529,3 +535,6 @@ fn again(error: &Error) -> Error {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

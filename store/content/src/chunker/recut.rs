@@ -21,6 +21,7 @@ pub enum Recut {
 ///   cut them.
 /// * `changed`: the blocks that may differ since, in any order. Blocks that the old segment did not
 ///   have, because the volume has grown, count as changed.
+/// * `zeros`: blocks that have become zeros, in any order. They count as changed, too, and are not read.
 /// * `segment_blocks`: length of the new segment.
 /// * `read`: fills the buffer it is given with the new bytes of a range of blocks. The buffer is
 ///   empty, and `read` leaves exactly the bytes of the range in it.
@@ -42,6 +43,7 @@ pub enum Recut {
 pub fn recut<E>(
     old: &[Range<u32>],
     changed: &[Range<u32>],
+    zeros: &[Range<u32>],
     segment_blocks: u32,
     read: impl FnMut(Range<u32>, &mut Vec<u8>) -> Result<(), E>,
 ) -> Result<Vec<Recut>, E> {
@@ -53,7 +55,8 @@ pub fn recut<E>(
     );
     Recutter {
         old,
-        changed: ChangedBlocks::new(changed),
+        changed: BlockSet::new(changed.iter().chain(zeros)),
+        zeros: BlockSet::new(zeros),
         segment_blocks,
         read: Reader {
             read,
@@ -68,12 +71,12 @@ pub fn recut<E>(
 }
 
 /// One bit per block of a segment.
-struct ChangedBlocks([u64; SEGMENT_BLOCKS as usize / 64]);
+struct BlockSet([u64; SEGMENT_BLOCKS as usize / 64]);
 
-impl ChangedBlocks {
-    fn new(changed: &[Range<u32>]) -> Self {
+impl BlockSet {
+    fn new<'a>(ranges: impl IntoIterator<Item = &'a Range<u32>>) -> Self {
         let mut bits = [0; SEGMENT_BLOCKS as usize / 64];
-        for range in changed {
+        for range in ranges {
             for block in range.start..range.end.min(SEGMENT_BLOCKS) {
                 bits[block as usize / 64] |= 1 << (block % 64);
             }
@@ -120,7 +123,7 @@ impl<F> Reader<F> {
 
 /// What a block of the new segment is before it is read.
 enum Source {
-    /// Neither in an old chunk nor changed: still a hole.
+    /// Neither in an old chunk nor changed, or changed to zeros: a hole.
     Hole,
     /// To be read, with what follows up to this block.
     Read { until: u32 },
@@ -130,7 +133,9 @@ enum Source {
 /// there, because a cut, a hole or the segment's edge is before it.
 struct Recutter<'a, F> {
     old: &'a [Range<u32>],
-    changed: ChangedBlocks,
+    changed: BlockSet,
+    /// What of it is zeros.
+    zeros: BlockSet,
     segment_blocks: u32,
     read: Reader<F>,
     rule: CutRule,
@@ -224,10 +229,16 @@ impl<F> Recutter<'_, F> {
 
     fn source(&mut self, block: u32) -> Source {
         let limit = self.segment_blocks;
+        if self.zeros.contains(block) {
+            return Source::Hole;
+        }
         if let Some(chunk) = self.old_chunk(block)
             && chunk.contains(&block)
         {
-            let until = chunk.end.min(limit);
+            let limit = chunk.end.min(limit);
+            let until = (block..limit)
+                .find(|&block| self.zeros.contains(block))
+                .unwrap_or(limit);
             return Source::Read { until };
         }
         if !self.changed.contains(block) {
@@ -236,7 +247,7 @@ impl<F> Recutter<'_, F> {
         let next_chunk = self.old_chunk(block).map_or(limit, |next| next.start);
         let limit = limit.min(next_chunk);
         let until = (block..limit)
-            .find(|&block| !self.changed.contains(block))
+            .find(|&block| !self.changed.contains(block) || self.zeros.contains(block))
             .unwrap_or(limit);
         Source::Read { until }
     }

@@ -26,6 +26,7 @@ mod root;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod update;
 mod walk;
 
 pub use build::TreeBuilder;
@@ -37,4 +38,5 @@ pub use leaf::{LEAF_MAX_BYTES, Leaf, LeafEntry};
 pub use node_id::{NodeId, RootId};
 pub use root::{ROOT_BYTES, Root};
 pub use shape::{INNER_CHILDREN, MAX_HEIGHT, height};
+pub use update::{TreeUpdate, UpdateError};
 pub use walk::{LeafWalk, Node, NodeSource, find_leaf};

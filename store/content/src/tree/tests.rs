@@ -4,4 +4,5 @@
 
 mod encoding;
 mod leaf_diff;
+mod updating;
 pub(super) mod walking;

@@ -72,6 +72,7 @@ struct World {
     names: Names,
     files: BTreeMap<u64, Content>,
     operations: u64,
+    reads: u64,
     writes: u64,
     syncs: u64,
     faults: Faults,
@@ -168,6 +169,12 @@ impl SimDisk {
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.world.lock().operations
+    }
+
+    /// Reads so far.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.world.lock().reads
     }
 
     /// Lets everything fail after so many operations, from the first one on.
@@ -274,6 +281,7 @@ impl SimDisk {
             let_others_go_first().await;
             let mut world = world.lock();
             world.check_power()?;
+            world.reads += 1;
             let bytes = world.opened(&file)?.read(offset_bytes, len);
             if bytes.len() < len && !may_be_short {
                 return Err(io::ErrorKind::UnexpectedEof.into());

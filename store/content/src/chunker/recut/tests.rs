@@ -35,20 +35,27 @@ fn slice(segment: &[u8], blocks: Range<u32>) -> &[u8] {
 /// Cuts `new` again and checks all that is promised. Gives the ranges that were read.
 fn check_recut(old: &[u8], new: &[u8], changed: &[Range<u32>]) -> Vec<Range<u32>> {
     let old_chunks = block_ranges(old);
-    let changed_blocks = ChangedBlocks::new(changed);
+    let changed_blocks = BlockSet::new(changed);
     let mut reads: Vec<Range<u32>> = Vec::new();
-    let recuts = recut(&old_chunks, changed, blocks_of(new), |blocks, bytes| {
-        assert!(!blocks.is_empty() && bytes.is_empty());
-        assert!(reads.last().is_none_or(|last| last.end <= blocks.start));
-        let overlaps = |chunk: &&Range<u32>| chunk.start < blocks.end && blocks.start < chunk.end;
-        match old_chunks.iter().find(overlaps) {
-            Some(chunk) => assert!(chunk.start <= blocks.start && blocks.end <= chunk.end),
-            None => assert!(changed_blocks.touches(blocks.clone())),
-        }
-        bytes.extend_from_slice(slice(new, blocks.clone()));
-        reads.push(blocks);
-        Ok::<_, Infallible>(())
-    })
+    let recuts = recut(
+        &old_chunks,
+        changed,
+        &[],
+        blocks_of(new),
+        |blocks, bytes| {
+            assert!(!blocks.is_empty() && bytes.is_empty());
+            assert!(reads.last().is_none_or(|last| last.end <= blocks.start));
+            let overlaps =
+                |chunk: &&Range<u32>| chunk.start < blocks.end && blocks.start < chunk.end;
+            match old_chunks.iter().find(overlaps) {
+                Some(chunk) => assert!(chunk.start <= blocks.start && blocks.end <= chunk.end),
+                None => assert!(changed_blocks.touches(blocks.clone())),
+            }
+            bytes.extend_from_slice(slice(new, blocks.clone()));
+            reads.push(blocks);
+            Ok::<_, Infallible>(())
+        },
+    )
     .unwrap();
 
     let expected = cut(new);
@@ -70,7 +77,26 @@ fn check_recut(old: &[u8], new: &[u8], changed: &[Range<u32>]) -> Vec<Range<u32>
             }
         }
     }
+    check_zeros(&old_chunks, new, changed, &recuts);
     reads
+}
+
+/// Whoever knows which of the changed blocks are zeros gets the same, and those are not read.
+fn check_zeros(old: &[Range<u32>], new: &[u8], changed: &[Range<u32>], expected: &[Recut]) {
+    let is_zeros = |&block: &u32| is_zero(slice(new, block..block + 1));
+    let zeros: Vec<_> = changed
+        .iter()
+        .flat_map(|range| range.start..range.end.min(blocks_of(new)))
+        .filter(is_zeros)
+        .map(|block| block..block + 1)
+        .collect();
+    let set = BlockSet::new(&zeros);
+    let recuts = recut(old, changed, &zeros, blocks_of(new), |blocks, bytes| {
+        assert!(!set.touches(blocks.clone()), "{blocks:?} holds known zeros");
+        bytes.extend_from_slice(slice(new, blocks));
+        Ok::<_, Infallible>(())
+    });
+    assert_eq!(recuts.unwrap(), expected);
 }
 
 /// Something that happens to a segment.
@@ -272,12 +298,12 @@ fn a_chunk_before_filled_hole_is_read_again() {
 
 #[test]
 fn an_error_of_the_reader_is_passed_on() {
-    let result = recut(&[0..4], &[1..2], 4, |blocks, _| Err(blocks));
+    let result = recut(&[0..4], &[1..2], &[], 4, |blocks, _| Err(blocks));
     assert_eq!(result, Err(0..4));
 }
 
 #[test]
 #[should_panic(expected = "ascend")]
 fn chunks_out_of_order_are_a_mistake_of_the_caller() {
-    let _ = recut(&[4..8, 0..4], &[], 8, |_, _| Ok::<_, Infallible>(()));
+    let _ = recut(&[4..8, 0..4], &[], &[], 8, |_, _| Ok::<_, Infallible>(()));
 }

@@ -11,21 +11,21 @@ use proptest::prelude::*;
 use super::super::*;
 use crate::block::{MAX_VOLUME_BYTES, SEGMENT_BYTES, segment_count};
 
-const SEGMENT: u64 = SEGMENT_BYTES as u64;
+pub(super) const SEGMENT: u64 = SEGMENT_BYTES as u64;
 
 /// The leaves of a volume by segment.
-type Leaves = BTreeMap<u32, NodeId>;
+pub(super) type Leaves = BTreeMap<u32, NodeId>;
 
 /// Inner nodes by id. Leaves are ids only: walks do not look into them.
 #[derive(Default)]
-struct Nodes {
-    inner: Mutex<HashMap<NodeId, Arc<Inner>>>,
+pub(super) struct Nodes {
+    pub(super) inner: Mutex<HashMap<NodeId, Arc<Inner>>>,
     reads: AtomicUsize,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("no node {0}")]
-struct Missing(NodeId);
+pub(super) struct Missing(pub(super) NodeId);
 
 impl NodeSource for Nodes {
     type Error = Missing;
@@ -46,13 +46,13 @@ impl NodeSource for Nodes {
 }
 
 impl Nodes {
-    fn add(&self, inner: Inner) -> NodeId {
+    pub(super) fn add(&self, inner: Inner) -> NodeId {
         let id = inner.id();
         self.inner.lock().unwrap().insert(id, Arc::new(inner));
         id
     }
 
-    fn build(&self, size_bytes: u64, leaves: &Leaves) -> Root {
+    pub(super) fn build(&self, size_bytes: u64, leaves: &Leaves) -> Root {
         let mut builder = TreeBuilder::new(size_bytes).unwrap();
         for (&segment, &leaf) in leaves {
             builder.push(segment, leaf).unwrap();
@@ -64,7 +64,7 @@ impl Nodes {
         root
     }
 
-    fn walk(
+    pub(super) fn walk(
         &self,
         root: &Root,
         from_segment: u32,
@@ -78,7 +78,7 @@ impl Nodes {
         std::iter::from_fn(|| ready(diff.next(self)).transpose()).collect()
     }
 
-    fn reads(&self) -> usize {
+    pub(super) fn reads(&self) -> usize {
         self.reads.swap(0, Ordering::Relaxed)
     }
 }
@@ -91,7 +91,7 @@ pub(in crate::tree) fn ready<F: Future>(future: F) -> F::Output {
     }
 }
 
-fn leaf_id(number: u32) -> NodeId {
+pub(super) fn leaf_id(number: u32) -> NodeId {
     NodeId::of_leaf(&number.to_le_bytes())
 }
 
@@ -111,7 +111,7 @@ fn naive_diff(base: &Leaves, target: &Leaves) -> Vec<SegmentDiff> {
 }
 
 /// Sizes of trees of one, two and three levels.
-fn size_bytes() -> impl Strategy<Value = u64> {
+pub(super) fn size_bytes() -> impl Strategy<Value = u64> {
     prop_oneof![
         1..=256 * SEGMENT,
         256 * SEGMENT + 1..=65536 * SEGMENT,
@@ -121,7 +121,7 @@ fn size_bytes() -> impl Strategy<Value = u64> {
 }
 
 /// Segments of a volume, some of them close together.
-fn leaves(size_bytes: u64) -> impl Strategy<Value = Leaves> {
+pub(super) fn leaves(size_bytes: u64) -> impl Strategy<Value = Leaves> {
     let count = segment_count(size_bytes);
     let runs = prop::collection::vec((0..count, 1u32..40, 0u32..4), 0..12);
     runs.prop_map(move |runs| {
@@ -132,7 +132,7 @@ fn leaves(size_bytes: u64) -> impl Strategy<Value = Leaves> {
     })
 }
 
-fn volume() -> impl Strategy<Value = (u64, Leaves)> {
+pub(super) fn volume() -> impl Strategy<Value = (u64, Leaves)> {
     size_bytes().prop_flat_map(|size_bytes| (Just(size_bytes), leaves(size_bytes)))
 }
 
@@ -296,7 +296,12 @@ fn a_volume_without_data_has_no_nodes() {
 }
 
 /// A root over a hand-made top node.
-fn root_over(nodes: &Nodes, size_bytes: u64, level: u8, children: Vec<(u8, NodeId)>) -> Root {
+pub(super) fn root_over(
+    nodes: &Nodes,
+    size_bytes: u64,
+    level: u8,
+    children: Vec<(u8, NodeId)>,
+) -> Root {
     let top = nodes.add(Inner::new(level, children).unwrap());
     Root {
         size_bytes,

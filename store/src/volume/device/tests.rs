@@ -1,0 +1,46 @@
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+use crate::{
+    Store,
+    tests::{
+        block_on,
+        volume_data::{contents, new_volume, options},
+    },
+};
+
+use super::*;
+
+/// What is written behind the old end, once the volume has grown, is not zeroed by a change that ends there and was begun before.
+#[test]
+fn a_volume_that_grows_beside_a_trim_of_its_last_block_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        for (name, is_trim) in [("t", true), ("z", false)] {
+            store.create_volume(new_volume(name, 512)).await.unwrap();
+            let volume = store.open_volume(name).await.unwrap();
+            // Others have taken all the room, so that both have to wait.
+            let all = u32::try_from(VOLUME_QUEUE_BYTES).unwrap();
+            let others = volume.0.inner.room.acquire_many(all).await.unwrap();
+            let mut zeroing = Box::pin(async {
+                if is_trim {
+                    volume.trim(0, 512).await
+                } else {
+                    volume.write_zeroes(0, 512).await
+                }
+            });
+            assert!(futures::poll!(&mut zeroing).is_pending());
+            store.resize_volume(name, BLOCK).await.unwrap();
+            let data = Bytes::from(vec![7; BLOCK_BYTES]);
+            let mut write = Box::pin(volume.write(0, data));
+            assert!(futures::poll!(&mut write).is_pending());
+            drop(others);
+            // The later one comes to it first, if it may.
+            let (written, zeroed) = futures::join!(write, zeroing);
+            written.and(zeroed).unwrap();
+            let found = contents(&volume).await;
+            assert!(found[512..] == [7; BLOCK_BYTES - 512], "{name}");
+        }
+        store.close().await.unwrap();
+    });
+}
