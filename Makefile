@@ -52,6 +52,7 @@ soak: build ## Power cuts and kills at random, over and over; SOAK_ROUNDS=1000 f
 	@for ((round = 0; round < $(SOAK_ROUNDS); round += 8)); do \
 	  cargo test --release --locked --package varve-tests --quiet -- --nocapture volumes::crashes::kills; \
 	done
+	VARVE_CRASH_ROUNDS=$$(($(SOAK_ROUNDS) * 50)) cargo test --release --locked --package varve-store --quiet -- --nocapture crash_fuzz
 	VARVE_POWER_CUTS=$(SOAK_ROUNDS) cargo test --release --locked --package varve-tests --quiet -- --nocapture guests::power_cuts
 
 bench: ## Measure side by side with peers; BENCH_ARGS="--write docs/benchmarks.md" keeps the table

@@ -98,6 +98,10 @@ impl CatalogLog {
             file,
             position: Position::START,
         };
+        // A process that was killed may not have lived to sync its last record. What is applied must be durable here first, or a power
+        // cut leaves a catalog that is ahead of its log.
+        log.sync().await?;
+        log.disk.forget_cached(&log.file);
         let replay = log.replay(store).await?;
         Ok((log, replay))
     }

@@ -369,6 +369,8 @@ async fn open_log(
             .any(|name| Some(name.as_os_str()) == path.file_name())
     };
     if has(&path) {
+        // Its name, and those beside it, may be of a process that did not live to make them durable.
+        sync_dir(disk, dir).await?;
         return CatalogLog::open(Arc::clone(disk), path, store).await;
     }
     if !packs.list()?.is_empty() {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use crate::{
     Damage, Error, Result,
     commit::put_record,
-    format::PackKind,
+    format::{PackId, PackKind},
     meta::{Batch, Meta, PackState},
     pack::{LostPlaces, PackHome, PackSet, PackWriter, PlacedRecord, survey},
     recovery::RecoveryReport,
@@ -52,6 +52,11 @@ pub(super) async fn recover(
         lost.add_pack(*pack);
     }
 
+    if let Some(first) = present.first() {
+        let synced = packs.sync_names().await;
+        let path = packs.path(*first);
+        synced.map_err(|source| Error::io("sync the directory of", &path, source))?;
+    }
     let mut chunks = Vec::new();
     let mut nodes = Vec::new();
     let mut found_behind = Vec::new();
@@ -72,6 +77,7 @@ pub(super) async fn recover(
             }
             continue;
         }
+        make_durable(&**packs, pack).await?;
         let promised_bytes = state.map_or(0, |state| state.indexed_bytes);
         let promise = match believe {
             Believe::Index => Some(promised_bytes),
@@ -119,6 +125,16 @@ pub(super) async fn recover(
         nodes,
         lost,
     })
+}
+
+/// Makes durable what is found of a pack: its last process may not have lived to sync it. What the cache holds may be more than what
+/// is on the disk, where a sync has failed.
+async fn make_durable(home: &dyn PackHome, pack: PackId) -> Result<()> {
+    let file = home.open_to_mend(pack)?;
+    let synced = home.disk().sync_data(&file).await;
+    synced.map_err(|source| Error::io("sync", &home.path(pack), source))?;
+    home.disk().forget_cached(&file);
+    Ok(())
 }
 
 fn index(

@@ -41,6 +41,15 @@ impl PowerlessMeta {
         }
         after
     }
+
+    /// As the page cache has it: what was written to the log is there, and no more durable than before.
+    fn kill(&self) -> Self {
+        let after = Self::default();
+        for (batch, sync) in &*self.batches.lock() {
+            after.apply(batch.clone(), *sync).unwrap();
+        }
+        after
+    }
 }
 
 impl Index for PowerlessMeta {
@@ -190,6 +199,26 @@ impl Machine {
             .unwrap()
     }
 
+    /// Another machine with the same on its disk.
+    pub(super) fn copy(&self) -> Self {
+        Self {
+            disk: self.disk.copy(),
+            meta: Arc::new(self.meta.kill()),
+            real: tempfile::tempdir().unwrap(),
+            journal_bytes_max: self.journal_bytes_max,
+        }
+    }
+
+    /// What the next process finds after this one was killed.
+    pub(super) fn kill(self, seed: u64) -> Self {
+        Self {
+            disk: self.disk.kill(seed),
+            meta: Arc::new(self.meta.kill()),
+            real: self.real,
+            journal_bytes_max: self.journal_bytes_max,
+        }
+    }
+
     /// What is there when the power comes back.
     pub(super) fn crash(self, random: &mut Random) -> Self {
         Self {
@@ -301,6 +330,49 @@ fn a_power_cut_at_every_operation_takes_nothing_that_was_promised() {
         operations > 30,
         "the work is long enough to be cut: {operations} operations"
     );
+}
+
+/// The process is killed after so many operations. What the next one finds is there for good, also if the power fails then.
+fn kill_after(operations: u64, seed: u64) -> bool {
+    let mut random = Random::new(seed);
+    let mut promises = Promises::default();
+    let machine = Machine::new();
+    machine.disk.power_off_after(operations);
+    let finished = block_on(async {
+        let (store, _) = machine.open().await?;
+        work(&store, &mut random, &mut promises).await
+    });
+    let mut random = Random::new(seed ^ operations);
+    let machine = machine.kill(random.next());
+    block_on(async {
+        let (store, report) = machine.open().await.unwrap();
+        assert_eq!(report.damage, [], "after {operations} operations");
+        check(&store, &promises).await;
+        for (name, image) in std::mem::take(&mut promises.perhaps) {
+            if store.snapshot(&name).await.is_ok() {
+                promises.there.insert(name, image);
+            }
+        }
+    });
+    let machine = machine.crash(&mut random);
+    block_on(async {
+        let opened = machine.open().await;
+        let (store, report) =
+            opened.unwrap_or_else(|error| panic!("after {operations} operations: {error}"));
+        assert_eq!(report.damage, [], "after {operations} operations");
+        check(&store, &promises).await;
+    });
+    finished.is_err()
+}
+
+#[test]
+fn what_is_found_after_a_kill_survives_a_power_cut() {
+    let seed = seed();
+    let mut operations = 1;
+    while kill_after(operations, seed) {
+        operations += 1;
+    }
+    assert!(operations > 30, "{operations} operations");
 }
 
 #[test]

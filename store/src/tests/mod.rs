@@ -10,6 +10,7 @@
 
 mod clones;
 mod crash;
+mod crash_fuzz;
 mod descriptors;
 mod dropped;
 mod folds;
