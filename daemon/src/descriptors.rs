@@ -9,8 +9,7 @@
 //! | fixed | RocksDB, packs being written, logs, listeners, copies, the runtime: [`DESCRIPTORS_FIXED`] |
 //! | packs | packs kept open for reads |
 //! | journals | journal files of all volumes: two for each that is being written, and those that are read |
-//! | gRPC | connections, for each of its listeners |
-//! | NBD | connections, all listeners together |
+//! | gRPC, NBD | connections of each, both listeners together, and the handshakes at them |
 //!
 //! [`DESCRIPTORS_FIXED`]: limits::DESCRIPTORS_FIXED
 
@@ -19,9 +18,12 @@ use std::fmt;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing::{info, warn};
 
-use crate::limits::{
-    CONNECTIONS_MAX, DESCRIPTORS_FIXED, DESCRIPTORS_LEAST, GRPC_LISTENERS,
-    JOURNAL_DESCRIPTORS_LEAST, PACK_DESCRIPTORS_LEAST,
+use crate::{
+    limits::{
+        CONNECTIONS_MAX, DESCRIPTORS_FIXED, DESCRIPTORS_LEAST, JOURNAL_DESCRIPTORS_LEAST,
+        PACK_DESCRIPTORS_LEAST,
+    },
+    net::limits::{HANDSHAKES_LEAST, handshakes_max},
 };
 
 /// How the descriptors of a process are divided.
@@ -35,7 +37,7 @@ pub struct Descriptors {
     pub packs: usize,
     /// Descriptors for journals.
     pub journals: usize,
-    /// gRPC connections, for each listener.
+    /// gRPC connections.
     pub grpc_connections: usize,
     /// NBD connections.
     pub nbd_connections: usize,
@@ -58,8 +60,23 @@ pub const fn asked_for(volumes: u64, nbd_connections: usize) -> u64 {
     DESCRIPTORS_FIXED
         + varve_store::limits::PACKS_OPEN_MAX as u64
         + varve_store::limits::journal_descriptors(volumes)
-        + (GRPC_LISTENERS * CONNECTIONS_MAX) as u64
-        + nbd_connections as u64
+        + (descriptors_of(CONNECTIONS_MAX) + descriptors_of(nbd_connections)) as u64
+}
+
+/// What a service with so many places for connections takes, with the handshakes at its two listeners beyond those that are
+/// among the fixed.
+const fn descriptors_of(places: usize) -> usize {
+    places + 2 * (handshakes_max(places) - HANDSHAKES_LEAST)
+}
+
+/// The most places for which so many descriptors are enough.
+fn places_of(descriptors: usize) -> usize {
+    // Half again as many at most: so no more than a few steps from the answer.
+    let mut places = descriptors * 2 / 3;
+    while descriptors_of(places + 1) <= descriptors {
+        places += 1;
+    }
+    places
 }
 
 impl Descriptors {
@@ -79,23 +96,25 @@ impl Descriptors {
         // What packs leave goes to journals and connections, half to each; who needs less leaves it to the other.
         let rest = rest - packs;
         let journals_max = varve_store::limits::JOURNAL_FILES_OPEN_MAX;
-        let connections_max = GRPC_LISTENERS * CONNECTIONS_MAX + nbd_connections;
+        let grpc_max = descriptors_of(CONNECTIONS_MAX);
+        let nbd_max = descriptors_of(nbd_connections);
+        let connections_max = grpc_max + nbd_max;
         let journals = (rest / 2)
             .max(rest.saturating_sub(connections_max))
             .clamp(JOURNAL_DESCRIPTORS_LEAST, journals_max);
         let connections = rest - journals;
         // NBD gets its share of them, but never so much that gRPC is left with less than a quarter.
-        let grpc_least = (connections / 4).min(GRPC_LISTENERS * CONNECTIONS_MAX);
-        let nbd = (connections * nbd_connections).div_ceil(connections_max);
-        let nbd = nbd.clamp(1, nbd_connections.min(connections - grpc_least));
-        let grpc = ((connections - nbd) / GRPC_LISTENERS).min(CONNECTIONS_MAX);
+        let grpc_least = (connections / 4).min(grpc_max);
+        let nbd = (connections * nbd_max).div_ceil(connections_max);
+        let nbd = nbd.clamp(1, nbd_max.min(connections - grpc_least));
+        let grpc = (connections - nbd).min(grpc_max);
         Ok(Self {
             limit,
             wanted,
             packs,
             journals,
-            grpc_connections: grpc,
-            nbd_connections: nbd,
+            grpc_connections: places_of(grpc).min(CONNECTIONS_MAX),
+            nbd_connections: places_of(nbd).min(nbd_connections),
         })
     }
 
@@ -126,7 +145,7 @@ impl fmt::Display for Descriptors {
             f,
             "{} open files are permitted, {} are asked for with {} volumes attached; \
              kept for the store: {DESCRIPTORS_FIXED}, {} packs, {} for journals; \
-             connections: {} of gRPC per listener, {} of NBD",
+             connections: {} of gRPC, {} of NBD",
             self.limit,
             self.wanted,
             varve_store::limits::VOLUMES_MAX,
@@ -160,7 +179,8 @@ mod tests {
 
     /// What may be open in all.
     fn sum(divided: &Descriptors) -> u64 {
-        let connections = GRPC_LISTENERS * divided.grpc_connections + divided.nbd_connections;
+        let connections =
+            descriptors_of(divided.grpc_connections) + descriptors_of(divided.nbd_connections);
         DESCRIPTORS_FIXED + (divided.packs + divided.journals + connections) as u64
     }
 
@@ -198,8 +218,8 @@ mod tests {
             }
         );
         // As the documentation says.
-        assert_eq!(wanted, 22_104);
-        assert_eq!(asked_for(0, NBD_CONNECTIONS_MAX), 13_912);
+        assert_eq!(wanted, 19_032);
+        assert_eq!(asked_for(0, NBD_CONNECTIONS_MAX), 10_840);
     }
 
     #[test]
@@ -212,12 +232,12 @@ mod tests {
                 divided.grpc_connections,
                 divided.nbd_connections
             ),
-            (85, 297, 99, 100)
+            (77, 269, 111, 111)
         );
         assert!(
             divided
                 .to_string()
-                .contains("1024 open files are permitted, 22104 are asked for")
+                .contains("1024 open files are permitted, 19032 are asked for")
         );
     }
 

@@ -2,13 +2,15 @@
 //!
 //! - [`config`]: arguments, environment, file; [`limits`]: every bound.
 //! - [`server`]: starts everything, and stops it cleanly.
-//! - [`grpc`]: snapshots, content, status; [`nbd`]: snapshots as block devices, through [`exports`].
-//! - [`sockets`]: listeners of both; [`tasks`]: the only place that starts tasks.
+//! - [`grpc`]: snapshots, content, status; [`nbd`]: snapshots as block devices, through
+//!   [`exports`].
+//! - [`sockets`]: listeners of both; [`net`]: who may connect; [`tasks`]: the only place that
+//!   starts tasks.
 //! - [`copies`]: snapshots from other daemons; [`tls`]: how these are asked.
 //! - [`telemetry`]: the log; [`memory`]: how much there is; [`descriptors`]: how many open files, and who gets them.
 //!
-//! What must hold: nothing here decides what is durable or true, the store does. Everything a client can make the daemon
-//! hold or do at one time is bounded.
+//! What must hold: nothing here decides what is durable or true, the store does. Everything a
+//! client can make the daemon hold or do at one time is bounded.
 
 pub mod config;
 pub mod copies;
@@ -18,6 +20,7 @@ pub mod grpc;
 pub mod limits;
 pub mod memory;
 pub mod nbd;
+pub mod net;
 pub mod server;
 pub mod sockets;
 pub mod tasks;

@@ -65,7 +65,8 @@ pub const KEY_BYTES_MAX: usize = 1024;
 /// Characters of a request's text that an error repeats.
 pub const QUOTED_CHARS_MAX: usize = 80;
 
-/// gRPC connections open at one time, per listener, if there are descriptors for so many; further ones wait to be accepted.
+/// gRPC connections open at one time, over all listeners, if there are descriptors for so many. For a further one an idle one is
+/// ended; if there is none, the further one is.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Requests under way on one connection. Each may hold one message before the daemon sees it.
 pub const CONNECTION_STREAMS_MAX: u32 = 64;
@@ -78,16 +79,12 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 pub const FRAME_BYTES: u32 = 1 << 20;
 /// Headers of a request.
 pub const HEADER_BYTES_MAX: u32 = 16 << 10;
-/// Buffers of a unix socket, each way: the default (208 KiB) makes sender and receiver wait for each other within a message.
-pub const UNIX_BUFFER_BYTES: usize = 2 << 20;
 /// A peer that is silent is asked for a sign of life, and dropped without one.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the sign may take.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a TLS handshake may take.
-pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long to wait before accepting again after accepting failed, for example for want of file descriptors.
-pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// How long a connection may take to show that it speaks HTTP/2, a TLS handshake included.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An upload that nothing was heard of for so long is dropped, by default; a setting.
 pub const UPLOAD_IDLE: Duration = Duration::from_mins(10);
@@ -153,13 +150,12 @@ pub const STOP_GRACE: Duration = Duration::from_secs(5);
 /// The same for NBD, which ends its connections in its own way; a little less, so that it gets to.
 pub const NBD_STOP_GRACE: Duration = Duration::from_secs(4);
 
-/// Listeners of gRPC: a unix socket and a TCP address. Each has its own [`CONNECTIONS_MAX`].
-pub const GRPC_LISTENERS: usize = 2;
 /// Descriptors that are neither connections, nor journals, nor packs that are read: what the store says that it needs, the
-/// connections of copies and estimates to their sources, and 64 for listeners, the runtime, standard streams and what
-/// a client library opens for a moment.
+/// connections of copies and estimates to their sources, the handshakes that each of four listeners always has descriptors
+/// for, and 64 for listeners, the runtime, standard streams and what a client library opens for a moment.
 pub const DESCRIPTORS_FIXED: u64 = varve_store::limits::STORE_DESCRIPTORS
     + ((COPIES_RUNNING_MAX + COPY_ESTIMATES_MAX) * COPY_CONNECTIONS) as u64
+    + 4 * crate::net::limits::HANDSHAKES_LEAST as u64
     + 64;
 /// The fewest packs open for reads.
 pub const PACK_DESCRIPTORS_LEAST: usize = 16;

@@ -4,11 +4,11 @@
 //! then the services. At the stop: say so, accept nothing more, let running requests finish for a while, drop uploads,
 //! close the store.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
+use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
 
-use futures::future;
+use futures::{Stream, future};
 use sd_notify::NotifyState;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{error, info, warn};
@@ -19,7 +19,7 @@ use crate::{
     copies::Copies,
     descriptors::{self, Descriptors},
     exports::{Attachments, StoreExports},
-    grpc::{self, Context, Facts, Health, RoutesError, Uploads},
+    grpc::{self, Connection, Connections, Context, Facts, Health, RoutesError, Uploads},
     limits, nbd,
     sockets::{self, Inherited, SocketError, SocketFile},
     tasks::{Task, Tasks},
@@ -44,9 +44,9 @@ pub enum StartError {
     /// The TLS files for copies cannot be read.
     #[error(transparent)]
     CopiesTls(#[from] tls::FileError),
-    /// NBD cannot be served with TLS.
+    /// A listener cannot be served with TLS.
     #[error(transparent)]
-    NbdTls(#[from] tls::ServerError),
+    Tls(#[from] tls::ServerError),
 }
 
 /// Where a daemon is reached.
@@ -139,12 +139,17 @@ impl Server {
     ) -> Result<Self, StartError> {
         let grpc_tls = config.grpc.tls.as_ref();
         // Everything that can be refused comes before the first task.
-        let unix_server = grpc::builder(None)?;
-        let tcp_server = grpc::builder(grpc_tls)?;
+        let grpc_acceptor = match grpc_tls {
+            Some(files) => {
+                let acceptor = tls::server(files, Some(tls::HTTP2))?;
+                Some(Arc::new(move || acceptor.clone()) as grpc::Tls)
+            }
+            None => None,
+        };
         tls::client(&config.copies)?;
         let nbd_tls = match &config.nbd.tls {
             Some(files) => Some(nbd::Tls {
-                acceptor: tls::server(files)?,
+                acceptor: tls::server(files, None)?,
                 required: config.nbd.tls_required,
             }),
             None => None,
@@ -200,16 +205,12 @@ impl Server {
         })?;
         copies.resume().await?;
 
+        let connections = Connections::new(descriptors.grpc_connections, tasks.clone());
+        let incoming = connections.of_unix(grpc_unix.listener, stop.clone());
         let mut services = vec![
             tasks.spawn(
                 "gRPC over unix",
-                serve_grpc_unix(
-                    unix_server,
-                    routes.clone(),
-                    grpc_unix.listener,
-                    descriptors.grpc_connections,
-                    stop.clone(),
-                ),
+                serve_grpc(routes.clone(), incoming, stop.clone()),
             ),
             tasks.spawn("NBD over unix", {
                 let spawn = spawn_connections(&tasks);
@@ -217,13 +218,8 @@ impl Server {
             }),
         ];
         if let Some((listener, _)) = grpc_tcp {
-            let serve = serve_grpc_tcp(
-                tcp_server,
-                routes,
-                listener,
-                descriptors.grpc_connections,
-                stop.clone(),
-            );
+            let incoming = connections.of_tcp(listener, grpc_acceptor, stop.clone());
+            let serve = serve_grpc(routes, incoming, stop.clone());
             services.push(tasks.spawn("gRPC over TCP", serve));
         }
         if let Some((listener, _)) = nbd_tcp {
@@ -351,37 +347,17 @@ async fn listen_tcp(
     Ok(Some((listener, taken)))
 }
 
-async fn serve_grpc_unix(
-    mut server: tonic::transport::Server,
+async fn serve_grpc(
     routes: Routes,
-    listener: UnixListener,
-    connections_max: usize,
+    incoming: impl Stream<Item = Result<Connection, Infallible>>,
     stop: CancellationToken,
 ) {
-    let incoming = grpc::incoming_unix(listener, connections_max, stop.clone());
-    let served = server
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+    let services = grpc::Busy::new(routes);
+    let served = grpc::server()
+        .serve_with_incoming_shutdown(services, incoming, stop.cancelled_owned())
         .await;
     if let Err(error) = served {
-        error!(%error, "gRPC over the unix socket has ended");
-    }
-}
-
-async fn serve_grpc_tcp(
-    mut server: tonic::transport::Server,
-    routes: Routes,
-    listener: TcpListener,
-    connections_max: usize,
-    stop: CancellationToken,
-) {
-    let incoming = grpc::incoming_tcp(listener, connections_max, stop.clone());
-    let served = server
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-        .await;
-    if let Err(error) = served {
-        error!(%error, "gRPC over TCP has ended");
+        error!(%error, "gRPC has ended at a listener");
     }
 }
 

@@ -9,22 +9,17 @@
 use std::{
     fs, io,
     net::SocketAddr,
-    os::{
-        fd::AsFd,
-        unix::{
-            ffi::OsStrExt,
-            fs::{FileTypeExt, MetadataExt, PermissionsExt},
-        },
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tracing::{debug, info, warn};
-
-use crate::limits::UNIX_BUFFER_BYTES;
 
 /// The longest path of a unix socket: `sun_path` has 108 bytes, with the closing zero.
 const UNIX_PATH_BYTES_MAX: usize = 107;
@@ -269,15 +264,6 @@ pub async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, SocketError>
         .map_err(|source| SocketError::Tcp { address, source })
 }
 
-/// Makes a connection's buffers large enough for whole messages. The kernel may grant less, which only costs speed.
-pub fn enlarge_buffers(socket: impl AsFd) {
-    let sent = sockopt::set_socket_send_buffer_size(&socket, UNIX_BUFFER_BYTES);
-    let received = sockopt::set_socket_recv_buffer_size(&socket, UNIX_BUFFER_BYTES);
-    if let Err(error) = sent.and(received) {
-        debug!(%error, "cannot enlarge socket buffers");
-    }
-}
-
 /// Removes a socket that nobody serves any more.
 async fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let refuse = |verb| {
@@ -376,7 +362,7 @@ mod tests {
         );
         let (client, served) = tokio::join!(UnixStream::connect(&path), listener.accept());
         client.unwrap();
-        enlarge_buffers(&served.unwrap().0);
+        served.unwrap();
         drop(file);
         assert!(!path.exists());
     }

@@ -64,12 +64,15 @@ pub enum ServerError {
     },
 }
 
-/// How clients are served that speak something else than gRPC in TLS.
+/// What clients of gRPC ask for when TLS begins, and are told that they get.
+pub const HTTP2: &[u8] = b"h2";
+
+/// How clients are served with TLS, and what is spoken in it, for those that ask.
 ///
 /// # Errors
 ///
 /// Files that cannot be read or used.
-pub fn server(files: &TlsConfig) -> Result<TlsAcceptor, ServerError> {
+pub fn server(files: &TlsConfig, protocol: Option<&[u8]>) -> Result<TlsAcceptor, ServerError> {
     let useless = |path: &Path| {
         let path = path.to_owned();
         move |why: String| ServerError::Useless { path, why }
@@ -91,7 +94,8 @@ pub fn server(files: &TlsConfig) -> Result<TlsAcceptor, ServerError> {
         }
     };
     let config = config.with_single_cert(chain, key);
-    let config = config.map_err(|error| useless(&files.cert)(error.to_string()))?;
+    let mut config = config.map_err(|error| useless(&files.cert)(error.to_string()))?;
+    config.alpn_protocols = protocol.map(<[u8]>::to_vec).into_iter().collect();
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 

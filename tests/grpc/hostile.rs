@@ -71,3 +71,61 @@ fn a_thousand_idle_connections_leave_room_for_work() {
     drop(idle);
     assert_serving(&lab, &file);
 }
+
+/// More connections than there are places, that say nothing, or only what a client says first.
+#[test]
+fn more_idle_connections_than_places_hang_nobody() {
+    allow_open_files();
+    let (lab, file) = served();
+    // The preface, and settings without any.
+    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let mut silent = Vec::new();
+    let mut idle = Vec::new();
+    for number in 0..4500 {
+        if number < 300 {
+            silent.push(tcp(&lab));
+        }
+        let mut peer = unix(&lab);
+        // It may have been closed already to make room.
+        let _ = peer.write_all(hello);
+        idle.push(peer);
+        if number % 1500 == 1499 {
+            assert_serving(&lab, &file);
+        }
+    }
+    let log = lab.varved.log();
+    for words in [
+        "end the oldest gRPC handshake for a newcomer",
+        "end an idle gRPC connection for a newcomer",
+    ] {
+        let lines = log.matches(words).count();
+        assert!((1..500).contains(&lines), "{lines} times {words}");
+    }
+    // Whoever gives way is closed.
+    assert_eq!(silent[0].read(&mut [0; 64]).unwrap(), 0);
+    let mut said = Vec::new();
+    idle[0].read_to_end(&mut said).unwrap();
+    drop((silent, idle));
+    assert_serving(&lab, &file);
+}
+
+/// A peer that never gets to the end of its preface is not waited for.
+#[test]
+fn a_silent_connection_is_ended() {
+    let (lab, file) = served();
+    let mut peers = [tcp(&lab), tcp(&lab)];
+    peers[1].write_all(b"PRI * HTTP/2.0\r\n").unwrap();
+    for peer in &mut peers {
+        assert_eq!(
+            peer.read(&mut [0; 64]).unwrap(),
+            0,
+            "closed, without a word"
+        );
+    }
+    let log = lab.varved.log();
+    assert!(
+        log.contains("its handshake has taken longer than 10s"),
+        "{log}"
+    );
+    assert_serving(&lab, &file);
+}

@@ -57,6 +57,8 @@ pub mod option_reply {
     pub const ERR_UNSUP: u32 = ERROR | 1;
     /// The option's data are wrong.
     pub const ERR_INVALID: u32 = ERROR | 3;
+    /// Not allowed, or not now.
+    pub const ERR_POLICY: u32 = ERROR | 2;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = ERROR | 6;
     /// The option's data are too long.
@@ -128,6 +130,16 @@ impl Peer {
             Self::Unix(stream) => stream.write_all(bytes),
             Self::Tcp(stream) => stream.write_all(bytes),
         }
+    }
+
+    /// What has arrived and was not received.
+    #[must_use]
+    pub fn unread_bytes(&self) -> u64 {
+        let unread = match self {
+            Self::Unix(stream) => rustix::io::ioctl_fionread(stream),
+            Self::Tcp(stream) => rustix::io::ioctl_fionread(stream),
+        };
+        unread.expect("a socket tells what it has")
     }
 
     /// Receives that many bytes.

@@ -289,7 +289,7 @@ pub fn peak_memory_bytes(process_id: u32) -> Option<u64> {
 /// Allows this process the files that thousands of connections take.
 pub fn allow_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    const WANTED: u64 = 4096;
+    const WANTED: u64 = 8192;
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < WANTED) {
         let current = limit.maximum.map_or(WANTED, |maximum| maximum.min(WANTED));

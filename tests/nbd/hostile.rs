@@ -384,17 +384,128 @@ fn connections_over_the_limit_are_refused_and_room_comes_back() {
             peer
         })
         .collect();
-    // Refused at once, or left waiting until there is room.
+    // Refused at once, and in words.
     let mut late = connect(&lab, false);
+    late.greet().unwrap();
+    let go = go_data("snapshot/image");
+    let refused = late.ask_outcome(option::GO, &go).unwrap();
+    assert_eq!(refused, option_reply::ERR_POLICY);
+    let log = lab.varved.log();
+    assert!(
+        log.contains("as many connections as allowed are open: 8"),
+        "{log}"
+    );
     open.truncate(4);
-    if late.open("snapshot/image").is_err() {
-        late = wait_for("room for a connection", || {
-            let mut peer = connect(&lab, false);
-            peer.open("snapshot/image").ok().map(|_| peer)
-        });
-    }
+    wait_for("room for a connection", || {
+        let outcome = late.ask_outcome(option::GO, &go).unwrap();
+        (outcome == option_reply::ACK).then_some(())
+    });
     assert_eq!(late.read(0, 4096).unwrap().data_bytes, 4096);
     for peer in &mut open {
         assert_eq!(peer.read(0, 4096).unwrap().data_bytes, 4096);
     }
+}
+
+/// Peers that say nothing, half of it, or only what comes before a handshake's end, in any number.
+#[test]
+fn endless_handshakes_keep_nobody_out() {
+    allow_open_files();
+    let lab = Lab::with(|options| options.tcp().env("VARVE_NBD_CONNECTIONS_MAX", "64"));
+    let file = lab.image("image", 4 * MIB, 193);
+    lab.snapctl().import(&file, "image");
+    let mut hostile = Vec::new();
+    for number in 0..1200 {
+        let mut peer = connect(&lab, number % 4 != 0);
+        if number % 3 > 0 {
+            // The oldest are closed to make room.
+            let _ = peer.greet();
+        }
+        hostile.push(peer);
+        if number % 200 == 0 {
+            for over_tcp in [false, true] {
+                let mut guest = connect(&lab, over_tcp);
+                guest.open("snapshot/image").unwrap();
+                assert_eq!(guest.read(0, 4096).unwrap().data_bytes, 4096);
+            }
+        }
+    }
+    assert_serving(&lab, &file);
+    let log = lab.varved.log();
+    assert!(log.contains("as many as allowed are under way"), "{log}");
+    let lines = log.matches("under way").count();
+    assert!(lines < 200, "{lines} lines for a thousand peers");
+}
+
+/// Clients over TCP that are through and idle.
+#[test]
+fn idle_clients_over_tcp_leave_places_to_the_unix_socket() {
+    let lab = Lab::with(|options| options.tcp().env("VARVE_NBD_CONNECTIONS_MAX", "16"));
+    let file = lab.image("image", 4 * MIB, 194);
+    lab.snapctl().import(&file, "image");
+    let mut idle = Vec::new();
+    let refused = loop {
+        let mut peer = connect(&lab, true);
+        peer.greet().unwrap();
+        let outcome = peer
+            .ask_outcome(option::GO, &go_data("snapshot/image"))
+            .unwrap();
+        if outcome != option_reply::ACK {
+            break outcome;
+        }
+        idle.push(peer);
+    };
+    assert_eq!((idle.len(), refused), (6, option_reply::ERR_POLICY));
+    let mut guests: Vec<_> = (0..10).map(|_| connect(&lab, false)).collect();
+    for guest in &mut guests {
+        guest.open("snapshot/image").unwrap();
+        assert_eq!(guest.read(0, 4096).unwrap().data_bytes, 4096);
+    }
+}
+
+/// Clients that ask for as much as they may and take none of it, or a little now and then, of an
+/// image that no cache holds.
+#[test]
+fn replies_that_nobody_takes_hold_little_and_hold_up_nobody() {
+    let lab = Lab::with(|options| {
+        let options = options.tcp().env("VARVE_CHUNK_CACHE_BYTES", "8388608");
+        options.env("VARVE_NBD_CONNECTIONS_MAX", "1024")
+    });
+    let file = image::make_random(&lab.scratch, "image", 192 * MIB, 195);
+    lab.snapctl().import(&file, "image");
+    let mut hostile = Vec::new();
+    for number in 0..300_u64 {
+        let mut peer = connect(&lab, number % 2 == 0);
+        peer.open("snapshot/image").unwrap();
+        // 95 MiB by a few large ones, or by many small ones.
+        let (count, len) = if number % 4 < 2 { (3, 31) } else { (95, 1) };
+        let requests: Vec<_> = (0..count)
+            .flat_map(|cookie| {
+                let offset = (number * 7 + cookie * len) % 160 * MIB;
+                request_bytes(request::READ, cookie, offset, (len * MIB) as u32)
+            })
+            .collect();
+        peer.send(&requests).unwrap();
+        hostile.push(peer);
+    }
+    for round in 0..20_u64 {
+        for over_tcp in [false, true] {
+            let mut guest = connect(&lab, over_tcp);
+            guest.open("snapshot/image").unwrap();
+            let offset = round * 8 * MIB;
+            assert_eq!(guest.read(offset, 4096).unwrap().data_bytes, 4096);
+            assert_eq!(guest.read(offset, 16 << 10).unwrap().data_bytes, 16 << 10);
+        }
+        for peer in &mut hostile {
+            if peer.unread_bytes() >= 100 {
+                let _ = peer.receive(100);
+            }
+        }
+    }
+    // What the kernel keeps of them is little, too.
+    let unread: Vec<_> = hostile.iter().map(Peer::unread_bytes).collect();
+    let most = unread.iter().max().unwrap();
+    assert!(*most <= 2 << 20, "{most} bytes for one connection");
+    let of_unix: u64 = unread.iter().skip(1).step_by(2).sum();
+    assert!(of_unix <= 150 * (32 << 10), "{of_unix} bytes in the kernel");
+    assert_serving(&lab, &file);
 }

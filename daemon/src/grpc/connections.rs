@@ -1,129 +1,364 @@
-//! Connections as tonic takes them: accepted without end, bounded in number, tuned for large messages.
+//! Connections as they are served: accepted without end, known to speak HTTP/2, bounded in number.
+//!
+//! ```text
+//! listener ──accept──> handshake: TLS, preface ──> seat ──> Connection
+//!                      (bounded, a deadline)     (bounded, idle ones give way)
+//! ```
 
 use std::{
     convert::Infallible,
+    fmt,
     io::{self, IoSlice},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use futures::{Stream, stream};
+use futures::{Stream, future::BoxFuture, stream};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::mpsc,
+    time::timeout,
 };
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use crate::{limits, sockets};
+use crate::{
+    limits,
+    net::{
+        buffers::{BufferPool, Buffered},
+        handshakes::{Handshake, Handshakes},
+        limits::{ACCEPT_PAUSE, handshakes_max},
+        peer::Peer,
+        places::Full,
+        seats::{Seat, Seats},
+        seldom::Seldom,
+    },
+    tasks::Tasks,
+};
 
-/// A connection that holds a place among those of its listener.
+/// What a client of HTTP/2 says first.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Connections that are ready and wait to be served; they have their places already.
+const READY_MAX: usize = 16;
+
+/// How the next client is served with TLS.
+pub type Tls = Arc<dyn Fn() -> TlsAcceptor + Send + Sync>;
+
+/// The connections of all listeners, which share their places.
 #[derive(Debug)]
-pub struct Connection<S> {
-    socket: S,
-    /// Until the peer has said something: the daemon's stop. tonic ends connections by telling the peer, which it cannot before
-    /// the peer has spoken; such a connection would hold up the stop.
-    silent: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    _place: OwnedSemaphorePermit,
+pub struct Connections {
+    max: usize,
+    seats: Arc<Seats>,
+    buffers: Arc<BufferPool>,
+    tasks: Tasks,
+    logs: Logs,
 }
 
-/// Connections of a unix socket.
-pub fn incoming_unix(
-    listener: UnixListener,
-    connections_max: usize,
-    stop: CancellationToken,
-) -> impl Stream<Item = Result<Connection<UnixStream>, Infallible>> {
-    incoming(
-        listener,
-        connections_max,
-        stop,
-        async |listener: &UnixListener| {
-            let (socket, _) = listener.accept().await?;
-            sockets::enlarge_buffers(&socket);
-            Ok(socket)
-        },
-    )
+/// Log lines that peers can cause.
+#[derive(Debug, Default)]
+struct Logs {
+    accept: Seldom,
+    displaced: Seldom,
+    idle: Seldom,
+    full: Seldom,
+    handshake: Seldom,
 }
 
-/// Connections of a TCP address.
-pub fn incoming_tcp(
-    listener: TcpListener,
-    connections_max: usize,
-    stop: CancellationToken,
-) -> impl Stream<Item = Result<Connection<TcpStream>, Infallible>> {
-    incoming(
-        listener,
-        connections_max,
-        stop,
-        async |listener: &TcpListener| {
-            let (socket, peer) = listener.accept().await?;
-            if let Err(error) = socket.set_nodelay(true) {
-                debug!(%peer, %error, "cannot turn off Nagle's algorithm");
-            }
-            Ok(socket)
-        },
-    )
+/// Why a connection does not come to be served.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("it is lost: {0}")]
+    Io(#[from] io::Error),
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+    #[error("it does not speak HTTP/2")]
+    Protocol,
+    #[error("its handshake has taken longer than {:?}", limits::HANDSHAKE_TIMEOUT)]
+    TimedOut,
+    #[error("a newcomer takes its turn: as many handshakes as allowed are under way")]
+    Displaced,
+    #[error(transparent)]
+    Full(#[from] Full),
 }
 
-/// Accepts one connection after another. Failing to is never the end: what is missing (file descriptors, memory) comes back.
-fn incoming<L, S>(
-    listener: L,
-    connections_max: usize,
-    stop: CancellationToken,
-    accept: impl AsyncFn(&L) -> io::Result<S>,
-) -> impl Stream<Item = Result<Connection<S>, Infallible>> {
-    let places = Arc::new(Semaphore::new(connections_max));
-    let state = (listener, stop, accept, places);
-    stream::unfold(state, async |(listener, stop, accept, places)| {
-        // The semaphore is never closed.
-        let place = Arc::clone(&places).acquire_owned().await.ok()?;
-        let socket = loop {
-            match accept(&listener).await {
-                Ok(socket) => break socket,
+trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
+
+impl Connections {
+    /// At most so many.
+    #[must_use]
+    pub fn new(max: usize, tasks: Tasks) -> Arc<Self> {
+        Arc::new(Self {
+            max,
+            seats: Seats::new(max),
+            buffers: BufferPool::new(),
+            tasks,
+            logs: Logs::default(),
+        })
+    }
+
+    /// Connections of a unix socket, until `stop`.
+    pub fn of_unix(
+        self: &Arc<Self>,
+        listener: UnixListener,
+        stop: CancellationToken,
+    ) -> impl Stream<Item = Result<Connection, Infallible>> + use<> {
+        let buffers = Arc::clone(&self.buffers);
+        self.incoming(Unix { listener, buffers }, None, stop)
+    }
+
+    /// Connections of a TCP address, with TLS if there is any, until `stop`.
+    pub fn of_tcp(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        tls: Option<Tls>,
+        stop: CancellationToken,
+    ) -> impl Stream<Item = Result<Connection, Infallible>> + use<> {
+        self.incoming(listener, tls, stop)
+    }
+
+    fn incoming<L: Listener>(
+        self: &Arc<Self>,
+        listener: L,
+        tls: Option<Tls>,
+        stop: CancellationToken,
+    ) -> impl Stream<Item = Result<Connection, Infallible>> + use<L> {
+        let (ready, connections) = mpsc::channel(READY_MAX);
+        let all = Arc::clone(self);
+        drop(self.tasks.spawn("gRPC listener", async move {
+            let accepting = all.accept(&listener, tls, &stop, &ready);
+            // Who has not got through is dropped.
+            let _ = stop.run_until_cancelled(accepting).await;
+        }));
+        stream::unfold(connections, async |mut connections| {
+            Some((Ok(connections.recv().await?), connections))
+        })
+    }
+
+    /// Accepts one connection after another. Failing to is never the end: what is missing (file
+    /// descriptors, memory) comes back.
+    async fn accept<L: Listener>(
+        self: &Arc<Self>,
+        listener: &L,
+        tls: Option<Tls>,
+        stop: &CancellationToken,
+        ready: &mpsc::Sender<Connection>,
+    ) {
+        let handshakes = Handshakes::new(handshakes_max(self.max));
+        loop {
+            let (socket, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(limits::ACCEPT_RETRY_DELAY).await;
+                    if let Some(left_out) = self.logs.accept.may_log() {
+                        warn!("cannot accept a gRPC connection: {error}{left_out}");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let (handshake, displaces) = handshakes.begin(peer.key());
+            if displaces && let Some(left_out) = self.logs.displaced.may_log() {
+                let limit = handshakes_max(self.max);
+                warn!(
+                    %peer,
+                    limit,
+                    "end the oldest gRPC handshake for a newcomer: as many as allowed are under way{left_out}"
+                );
+            }
+            let (all, ready, stop) = (Arc::clone(self), ready.clone(), stop.clone());
+            let tls = tls.clone();
+            drop(self.tasks.spawn("gRPC handshake", async move {
+                let through = all.let_in(socket, tls, &peer, handshake);
+                match stop.run_until_cancelled(Box::pin(through)).await {
+                    // Nobody takes it when the daemon stops.
+                    Some(Ok(connection)) => drop(ready.send(connection).await),
+                    Some(Err(error)) => all.tell(&peer, &error),
+                    None => {}
+                }
+            }));
+        }
+    }
+
+    /// Sees a connection through its handshake to its seat.
+    async fn let_in<S: Socket + 'static>(
+        &self,
+        socket: S,
+        tls: Option<Tls>,
+        peer: &Peer,
+        handshake: Handshake,
+    ) -> Result<Connection, Refused> {
+        let socket = tokio::select! {
+            shaken = timeout(limits::HANDSHAKE_TIMEOUT, shake_hands(socket, tls)) => {
+                shaken.map_err(|_| Refused::TimedOut)??
+            }
+            () = handshake.displaced() => return Err(Refused::Displaced),
+        };
+        drop(handshake);
+        let (seat, displaces) = self.seats.take(peer.key())?;
+        if displaces && let Some(left_out) = self.logs.idle.may_log() {
+            let limit = self.max;
+            warn!(
+                %peer,
+                limit,
+                "end an idle gRPC connection for a newcomer: as many as allowed are open{left_out}"
+            );
+        }
+        Ok(Connection::new(socket, Arc::new(seat)))
+    }
+
+    fn tell(&self, peer: &Peer, error: &Refused) {
+        match error {
+            Refused::Io(_) => debug!(%peer, "a gRPC connection has not begun: {error}"),
+            Refused::Full(_) => {
+                if let Some(left_out) = self.logs.full.may_log() {
+                    warn!(%peer, "turn away a gRPC connection: {error}{left_out}");
                 }
             }
-        };
-        let connection = Connection {
-            socket,
-            silent: Some(Box::pin(stop.clone().cancelled_owned())),
-            _place: place,
-        };
-        Some((Ok(connection), (listener, stop, accept, places)))
-    })
-}
-
-impl<S: Connected> Connected for Connection<S> {
-    type ConnectInfo = S::ConnectInfo;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.socket.connect_info()
+            _ => match self.logs.handshake.may_log() {
+                Some(left_out) => info!(%peer, "close a gRPC connection: {error}{left_out}"),
+                None => debug!(%peer, "close a gRPC connection: {error}"),
+            },
+        }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+/// TLS, if there is any, and the words by which a client shows that it speaks HTTP/2.
+async fn shake_hands<S: Socket + 'static>(
+    socket: S,
+    tls: Option<Tls>,
+) -> Result<Box<dyn Socket>, Refused> {
+    let mut socket: Box<dyn Socket> = match tls {
+        None => Box::new(socket),
+        Some(tls) => Box::new(tls().accept(socket).await.map_err(Refused::Tls)?),
+    };
+    let mut preface = [0; PREFACE.len()];
+    let mut count = 0;
+    while let Some(missing) = preface
+        .get_mut(count..)
+        .filter(|missing| !missing.is_empty())
+    {
+        let more = socket.read(missing).await?;
+        if more == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        count += more;
+        if preface.get(..count) != PREFACE.get(..count) {
+            return Err(Refused::Protocol);
+        }
+    }
+    Ok(socket)
+}
+
+/// A socket that connections come from, set up for what gRPC does with them.
+trait Listener: Send + Sync + 'static {
+    type Socket: Socket + 'static;
+
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Socket, Peer)>> + Send;
+}
+
+struct Unix {
+    listener: UnixListener,
+    buffers: Arc<BufferPool>,
+}
+
+impl Listener for Unix {
+    type Socket = Buffered<UnixStream>;
+
+    async fn accept(&self) -> io::Result<(Self::Socket, Peer)> {
+        let (socket, _) = self.listener.accept().await?;
+        let peer = Peer::of_unix(&socket);
+        Ok((Buffered::new(socket, &self.buffers), peer))
+    }
+}
+
+impl Listener for TcpListener {
+    type Socket = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
+        let (socket, address) = TcpListener::accept(self).await?;
+        if let Err(error) = socket.set_nodelay(true) {
+            debug!(%address, %error, "cannot turn off Nagle's algorithm");
+        }
+        Ok((socket, Peer::Tcp(address)))
+    }
+}
+
+/// A connection that has its seat.
+pub struct Connection {
+    socket: Box<dyn Socket>,
+    /// Of the preface, what is read once more by who serves the connection.
+    early: &'static [u8],
+    seat: Arc<Seat>,
+    /// None once it has been.
+    displaced: Option<BoxFuture<'static, ()>>,
+}
+
+impl Connection {
+    fn new(socket: Box<dyn Socket>, seat: Arc<Seat>) -> Self {
+        let waits = Arc::clone(&seat);
+        Self {
+            socket,
+            early: PREFACE,
+            seat,
+            displaced: Some(Box::pin(async move { waits.displaced().await })),
+        }
+    }
+
+    /// Its seat, which it holds on to while requests are under way.
+    #[must_use]
+    pub fn seat(&self) -> &Arc<Seat> {
+        &self.seat
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("seat", &self.seat)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Arc<Seat>;
+
+    fn connect_info(&self) -> Arc<Seat> {
+        Arc::clone(&self.seat)
+    }
+}
+
+impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let early = self.early;
+        if !early.is_empty() {
+            let (now, later) = early.split_at(early.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            self.early = later;
+            return Poll::Ready(Ok(()));
+        }
         let read = Pin::new(&mut self.socket).poll_read(context, buffer);
-        match (&read, &mut self.silent) {
-            (Poll::Ready(_), silent) => *silent = None,
+        if read.is_pending() {
+            if let Some(displaced) = &mut self.displaced {
+                ready!(displaced.as_mut().poll(context));
+                self.displaced = None;
+            }
             // As if the peer had closed it.
-            (Poll::Pending, Some(stop)) => return stop.as_mut().poll(context).map(Ok),
-            (Poll::Pending, None) => {}
+            return Poll::Ready(Ok(()));
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -152,3 +387,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
         Pin::new(&mut self.socket).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@
 //! - `uploads`: the table of open uploads.
 //! - `health`: what the standard health service says.
 
+mod busy;
 mod calls;
 mod connections;
 mod content;
@@ -34,8 +35,9 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
-pub use connections::{Connection, incoming_tcp, incoming_unix};
+pub use busy::Busy;
+pub use connections::{Connection, Connections, Tls};
 pub use health::Health;
-pub use routes::{Context, RoutesError, builder, routes};
+pub use routes::{Context, RoutesError, routes, server};
 pub use status::Facts;
 pub use uploads::Uploads;

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use tonic::{
-    service::Routes,
-    transport::{Certificate, Identity, Server, ServerTlsConfig},
-};
+use tonic::{service::Routes, transport::Server};
 use tonic_health::pb::health_server::HealthServer;
 use varve_proto::{
     DESCRIPTORS,
@@ -23,7 +20,7 @@ use super::{
     Facts, Health, Uploads, content::Content, copies::CopyCalls, remotes::RemoteCalls,
     replication::Replication, snapshots::Snapshots, status::StatusOf, volumes::Volumes,
 };
-use crate::{config::TlsConfig, copies::Copies, exports::Attachments, limits, tasks::Tasks, tls};
+use crate::{copies::Copies, exports::Attachments, limits, tasks::Tasks};
 
 /// What the services work with.
 #[derive(Debug, Clone)]
@@ -50,17 +47,6 @@ pub enum RoutesError {
     /// The descriptors that reflection serves are broken: a defect of the build.
     #[error("cannot serve reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// A file of the TLS identity cannot be read.
-    #[error(transparent)]
-    ReadTls(#[from] tls::FileError),
-    /// The files are no identity.
-    #[error("cannot serve TLS with {} and {}: {why}", files.cert.display(), files.key.display())]
-    Tls {
-        /// The files.
-        files: TlsConfig,
-        /// Why.
-        why: String,
-    },
 }
 
 /// Every service.
@@ -125,40 +111,14 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
 }
 
 /// A server for one listener.
-///
-/// # Errors
-///
-/// TLS files that cannot be read or used.
-pub fn builder(files: Option<&TlsConfig>) -> Result<Server, RoutesError> {
-    let server = Server::builder()
+#[must_use]
+pub fn server() -> Server {
+    Server::builder()
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits::CONNECTION_STREAMS_MAX)
         .max_frame_size(limits::FRAME_BYTES)
         .http2_max_header_list_size(limits::HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT));
-    let Some(files) = files else {
-        return Ok(server);
-    };
-    let identity = Identity::from_pem(tls::read(&files.cert)?, tls::read(&files.key)?);
-    let mut config = ServerTlsConfig::new()
-        .identity(identity)
-        .timeout(limits::TLS_HANDSHAKE_TIMEOUT);
-    if let Some(authorities) = &files.client_ca {
-        config = config.client_ca_root(Certificate::from_pem(tls::read(authorities)?));
-    }
-    server.tls_config(config).map_err(|error| RoutesError::Tls {
-        files: files.clone(),
-        why: innermost(&error),
-    })
-}
-
-/// The cause that says what is wrong; those around it only say where.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+        .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
 }

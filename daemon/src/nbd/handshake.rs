@@ -6,12 +6,9 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
 
 use super::export::{Access, Export, ExportError, Exports};
 use super::inbox::Inbox;
@@ -27,8 +24,14 @@ use super::wire::{
     encode_text_info,
 };
 
+mod deadline;
+
 #[cfg(test)]
 mod tests;
+
+pub(super) use deadline::Deadline;
+
+use crate::net::places::{Full, Place};
 
 /// What the two sides agreed on for the transmission phase.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -122,6 +125,8 @@ pub(super) enum Negotiated<E> {
     Export {
         export: E,
         terms: Terms,
+        /// Taken just before the client was told that it has the export.
+        place: Place,
     },
     /// What comes next is TLS, and in it options again.
     StartTls(ClientFlags),
@@ -135,8 +140,10 @@ pub(super) enum HandshakeError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Wire(#[from] WireError),
-    #[error("the client took too long for one step of the handshake")]
-    TimedOut(#[from] tokio::time::error::Elapsed),
+    #[error("the handshake has taken {after:.1?}; the client may take {limit:?} for all of it")]
+    TimedOut { after: Duration, limit: Duration },
+    #[error("a newcomer takes its turn: as many handshakes as allowed are under way")]
+    Displaced,
     #[error("option {option} has {data_bytes} bytes of data")]
     OptionTooBig { option: u32, data_bytes: u32 },
     #[error("the client wants an export without TLS")]
@@ -155,6 +162,9 @@ pub(super) enum HandshakeError {
     /// `EXPORT_NAME` leaves no other way to refuse.
     #[error("refuse EXPORT_NAME: {0}")]
     Refused(ExportError),
+    /// The same.
+    #[error("refuse EXPORT_NAME: {0}")]
+    NoPlace(Full),
 }
 
 /// What there is of TLS on a connection.
@@ -170,28 +180,34 @@ pub(super) enum Security {
     Tls,
 }
 
+/// What a handshake needs besides its stream.
+pub(super) struct Desk<'a, X> {
+    pub(super) exports: &'a X,
+    pub(super) deadline: &'a Deadline,
+    /// Takes a place for the connection.
+    pub(super) admit: &'a (dyn Fn() -> Result<Place, Full> + Send + Sync),
+}
+
 /// Haggles until the client has an export, gives up, wants TLS, or breaks the rules.
 pub(super) async fn negotiate<S, X>(
     stream: &mut S,
     inbox: &mut Inbox,
-    exports: &X,
-    step_timeout: Duration,
+    desk: &Desk<'_, X>,
     security: Security,
 ) -> Result<Negotiated<X::Export>, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     X: Exports,
 {
-    let client = timeout(step_timeout, greet(stream, inbox)).await??;
-    haggle(stream, inbox, exports, step_timeout, client, security).await
+    let client = desk.deadline.run(greet(stream, inbox)).await??;
+    haggle(stream, inbox, desk, client, security).await
 }
 
 /// The same after the greeting: what was agreed on before TLS does not count.
 pub(super) async fn haggle<S, X>(
     stream: &mut S,
     inbox: &mut Inbox,
-    exports: &X,
-    step_timeout: Duration,
+    desk: &Desk<'_, X>,
     client: ClientFlags,
     security: Security,
 ) -> Result<Negotiated<X::Export>, HandshakeError>
@@ -199,12 +215,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     X: Exports,
 {
-    let asking = AtomicBool::new(false);
     let mut haggling = Haggling {
-        asking: &asking,
+        desk,
         stream,
         inbox,
-        exports,
         client,
         security,
         terms: Terms::default(),
@@ -212,27 +226,11 @@ where
         opened: None,
     };
     for _ in 0..MAX_OPTIONS {
-        if let Some(negotiated) = patiently(step_timeout, &asking, haggling.step()).await?? {
+        if let Some(negotiated) = desk.deadline.run(haggling.step()).await?? {
             return Ok(negotiated);
         }
     }
     Err(HandshakeError::TooManyOptions)
-}
-
-/// Lets a step take its time, but for what is spent on asking the store: a volume that is opened after a crash reads its journal
-/// first, for which its client is not to blame.
-async fn patiently<T>(
-    step_timeout: Duration,
-    asking: &AtomicBool,
-    step: impl Future<Output = T>,
-) -> Result<T, tokio::time::error::Elapsed> {
-    let mut step = pin!(step);
-    loop {
-        match timeout(step_timeout, &mut step).await {
-            Err(_) if asking.load(Ordering::Relaxed) => {}
-            outcome => return outcome,
-        }
-    }
 }
 
 async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
@@ -253,11 +251,9 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> io::Result
 
 /// A handshake after the greeting.
 struct Haggling<'a, S, X: Exports> {
-    /// Set while the store is asked, and not the client.
-    asking: &'a AtomicBool,
+    desk: &'a Desk<'a, X>,
     stream: &'a mut S,
     inbox: &'a mut Inbox,
-    exports: &'a X,
     client: ClientFlags,
     security: Security,
     terms: Terms,
@@ -358,14 +354,13 @@ where
             }
             Some(OptionCode::List) => self.list(option, &data).await?,
             Some(OptionCode::Info) => {
-                if let Some(opened) = self.info(option, &data).await? {
+                if let Some((opened, out)) = self.info(option, &data).await? {
+                    send(self.stream, &out).await?;
                     self.opened = Some(opened);
                 }
             }
             Some(OptionCode::Go) => {
-                if let Some(opened) = self.info(option, &data).await? {
-                    return Ok(Some(self.end(opened)));
-                }
+                return self.go(option, &data).await;
             }
             Some(OptionCode::StructuredReply) => {
                 if self.refuses_data(option, &data).await? {
@@ -425,6 +420,7 @@ where
         let mut opened = self.open(name).await.map_err(HandshakeError::Refused)?;
         let renewed = self.renew_references(&mut opened).await;
         renewed.map_err(HandshakeError::Refused)?;
+        let place = (self.desk.admit)().map_err(HandshakeError::NoPlace)?;
         let info = opened.export.info();
         let reply = encode_export_name_reply(
             info.size_bytes,
@@ -432,7 +428,7 @@ where
             self.client.no_zeroes,
         );
         send(self.stream, &reply).await?;
-        Ok(self.end(opened))
+        Ok(self.end(opened, place))
     }
 
     async fn list(&mut self, option: u32, data: &[u8]) -> Result<(), HandshakeError> {
@@ -441,12 +437,14 @@ where
         }
         let mut after: Option<String> = None;
         loop {
-            let page = match self.exports.list(after.as_deref(), LIST_PAGE_EXPORTS).await {
+            let page = self.desk.exports.list(after.as_deref(), LIST_PAGE_EXPORTS);
+            let page = match self.desk.deadline.asking(page).await {
                 Ok(page) => page,
                 Err(error) => return self.refuse(option, &error).await,
             };
             let Some(last) = page.last() else { break };
             after = Some(last.name.clone());
+            self.desk.deadline.listed(page.len());
             let mut out = Vec::new();
             for export in &page {
                 let line = encode_listed_export(&export.name, &export.description);
@@ -457,12 +455,37 @@ where
         self.reply(option, OptionReplyCode::Ack, b"").await
     }
 
-    /// Answers `INFO` and `GO`; the export if the client may have it.
+    /// Answers `GO`; ends the handshake if the client may have the export and there is a place for
+    /// it.
+    async fn go(
+        &mut self,
+        option: u32,
+        data: &[u8],
+    ) -> Result<Option<Negotiated<X::Export>>, HandshakeError> {
+        let Some((opened, out)) = self.info(option, data).await? else {
+            return Ok(None);
+        };
+        match (self.desk.admit)() {
+            Ok(place) => {
+                send(self.stream, &out).await?;
+                Ok(Some(self.end(opened, place)))
+            }
+            Err(full) => {
+                let why = full.to_string();
+                self.reply(option, OptionReplyCode::Policy, why.as_bytes())
+                    .await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// What `INFO` and `GO` say of an export if the client may have it. If not, that has been
+    /// answered.
     async fn info(
         &mut self,
         option: u32,
         data: &[u8],
-    ) -> Result<Option<Opened<X::Export>>, HandshakeError> {
+    ) -> Result<Option<(Opened<X::Export>, Vec<u8>)>, HandshakeError> {
         let request = match decode_info_request(data) {
             Ok(request) => request,
             Err(error) => {
@@ -499,15 +522,15 @@ where
             encode_option_reply(&mut out, option, OptionReplyCode::Info, &item);
         }
         encode_option_reply(&mut out, option, OptionReplyCode::Ack, b"");
-        send(self.stream, &out).await?;
-        Ok(Some(opened))
+        Ok(Some((opened, out)))
     }
 
     async fn list_contexts(&mut self, option: u32, data: &[u8]) -> Result<(), HandshakeError> {
         let Some((opened, queries)) = self.meta_query(option, data).await? else {
             return Ok(());
         };
-        let listed = dirty_contexts(&opened.export, &queries).await;
+        let listed = dirty_contexts(&opened.export, &queries);
+        let listed = self.desk.deadline.asking(listed).await;
         let dirty = match listed {
             Ok(dirty) => dirty,
             Err(error) => return self.refuse(option, &error).await,
@@ -532,7 +555,8 @@ where
             return Ok(());
         };
         let named: Vec<_> = dirty_names(&queries).collect();
-        let chosen = match opened.export.choose_references(&named).await {
+        let chosen = opened.export.choose_references(&named);
+        let chosen = match self.desk.deadline.asking(chosen).await {
             Ok(chosen) => chosen,
             Err(error) => return self.refuse(option, &error).await,
         };
@@ -602,10 +626,8 @@ where
             // The protocol's "default export", which nothing here deserves to be.
             return Err(ExportError::NotFound { name });
         }
-        self.asking.store(true, Ordering::Relaxed);
-        let opened = self.exports.open(&name).await;
-        self.asking.store(false, Ordering::Relaxed);
-        let export = opened?;
+        let opened = self.desk.exports.open(&name);
+        let export = self.desk.deadline.asking(opened).await?;
         Ok(Opened { name, export })
     }
 
@@ -628,7 +650,8 @@ where
             });
         let snapshots: Vec<_> = snapshots.collect();
         if !snapshots.is_empty() {
-            let there = opened.export.choose_references(&snapshots).await?;
+            let there = opened.export.choose_references(&snapshots);
+            let there = self.desk.deadline.asking(there).await?;
             if !there.iter().all(|there| *there) {
                 self.terms.contexts.clear();
             }
@@ -637,7 +660,7 @@ where
     }
 
     /// Ends the handshake with this export.
-    fn end(&mut self, opened: Opened<X::Export>) -> Negotiated<X::Export> {
+    fn end(&mut self, opened: Opened<X::Export>, place: Place) -> Negotiated<X::Export> {
         let mut terms = std::mem::take(&mut self.terms);
         if self.contexts_export != opened.name {
             terms.contexts.clear();
@@ -645,6 +668,7 @@ where
         Negotiated::Export {
             export: opened.export,
             terms,
+            place,
         }
     }
 

@@ -73,6 +73,16 @@ impl Inbox {
         }
     }
 
+    /// Whether the next buffer would be a large one.
+    pub(super) fn would_read_ahead(&self) -> bool {
+        self.busy
+    }
+
+    /// Makes it a small one.
+    pub(super) fn read_little(&mut self) {
+        self.busy = false;
+    }
+
     /// Reads what the socket has; zero bytes is the end of the stream.
     ///
     /// May only be called while no more than the torn head of a message is unread.

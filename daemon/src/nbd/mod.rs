@@ -18,7 +18,7 @@
 //! - [`export`]: the seam to the store: what a directory of exports and one export must offer.
 //! - `handshake`: fixed newstyle option haggling; ends in an opened export and the agreed terms.
 //! - `transmission`: requests in, replies out, many at a time and in any order.
-//! - [`server`]: listeners, the limit on connections, clean shutdown.
+//! - [`server`]: listeners, who comes in (by [`net`](crate::net)), clean shutdown.
 //! - `inbox`, `budget`: what a connection has received, and what memory it holds.
 //!
 //! Nothing here panics on what a peer sends, and nothing a peer does can make a connection hold

@@ -8,28 +8,31 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::budget::Budget;
+use super::budget::{Account, Budget};
 use super::export::{Export, Exports};
-use super::handshake::{HandshakeError, Negotiated, Security, haggle, negotiate};
+use super::handshake::{Deadline, Desk, HandshakeError, Negotiated, Security, haggle, negotiate};
 use super::inbox::Inbox;
 use super::limits::{
-    DEFAULT_HANDSHAKE_TIMEOUT, DEFAULT_MAX_CONNECTIONS, DEFAULT_STALL_TIMEOUT,
-    DEFAULT_STOP_TIMEOUT, UNIX_SEND_BUFFER_BYTES,
+    DEFAULT_HANDSHAKE_TIMEOUT, DEFAULT_MAX_CONNECTIONS, DEFAULT_STALL_TIMEOUT, DEFAULT_STOP_TIMEOUT,
 };
 use super::transmission::{Patience, TransmissionError, transmit};
+use crate::net::buffers::{BufferPool, Buffered};
+use crate::net::handshakes::{Handshake, Handshakes};
+use crate::net::limits::{
+    ACCEPT_PAUSE, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, handshakes_max,
+};
+use crate::net::peer::Peer;
+use crate::net::places::{Full, Place, Places};
+use crate::net::seldom::Seldom;
 
 #[cfg(test)]
 mod tests;
-
-/// How long to leave a listener alone that cannot accept, for want of file descriptors, say.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// For a client to notice that the server stops.
 const PARTING: Duration = Duration::from_millis(500);
@@ -37,9 +40,9 @@ const PARTING: Duration = Duration::from_millis(500);
 /// What can be configured.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ServerOptions {
-    /// Over all listeners. Whoever comes after that is turned away.
+    /// Over all listeners, without handshakes. Who comes after that is turned away.
     pub max_connections: usize,
-    /// For each step of a handshake.
+    /// For a whole handshake; listings add to it.
     pub handshake_timeout: Duration,
     /// For requests in flight when the server stops.
     pub stop_timeout: Duration,
@@ -78,8 +81,19 @@ impl fmt::Debug for Tls {
 pub struct Server<X> {
     exports: X,
     options: ServerOptions,
-    slots: Arc<Semaphore>,
+    places: Arc<Places>,
+    buffers: Arc<BufferPool>,
     budget: Arc<Budget>,
+    logs: Logs,
+}
+
+/// Log lines that peers can cause.
+#[derive(Default)]
+struct Logs {
+    accept: Seldom,
+    displaced: Seldom,
+    full: Seldom,
+    handshake: Seldom,
 }
 
 impl<X> fmt::Debug for Server<X> {
@@ -92,10 +106,20 @@ impl<X> fmt::Debug for Server<X> {
 }
 
 impl<X> Server<X> {
-    /// Connections that are open now.
+    /// Connections that are open now and have an export.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.options.max_connections - self.slots.available_permits()
+        self.places.taken()
+    }
+
+    fn admit(&self, peer: &Peer) -> Result<Place, Full> {
+        let place = self.places.take(peer.key());
+        if let Err(full) = &place
+            && let Some(left_out) = self.logs.full.may_log()
+        {
+            warn!(%peer, "turn away an NBD connection: {full}{left_out}");
+        }
+        place
     }
 }
 
@@ -104,8 +128,10 @@ impl<X: Exports> Server<X> {
     pub fn new(exports: X, options: ServerOptions) -> Arc<Self> {
         Arc::new(Self {
             exports,
-            slots: Arc::new(Semaphore::new(options.max_connections)),
+            places: Places::new(options.max_connections),
+            buffers: BufferPool::new(),
             budget: Budget::new(),
+            logs: Logs::default(),
             options,
         })
     }
@@ -141,7 +167,7 @@ impl<X: Exports> Server<X> {
         stream: S,
         stop: &CancellationToken,
     ) {
-        self.run(stream, None, &Peer::Given, stop).await;
+        self.run(stream, None, &Peer::Given, None, stop).await;
     }
 
     async fn serve<L: Listener>(
@@ -152,31 +178,39 @@ impl<X: Exports> Server<X> {
         spawn: impl Fn(BoxFuture<'static, ()>),
     ) {
         let tracker = TaskTracker::new();
+        let handshakes = Handshakes::new(handshakes_max(self.options.max_connections));
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = listener.accept(&self.buffers) => accepted,
                 () = stop.cancelled() => break,
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    warn!("accept an NBD connection: {error}");
+                    if let Some(left_out) = self.logs.accept.may_log() {
+                        warn!("accept an NBD connection: {error}{left_out}");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-                let limit = self.options.max_connections;
-                warn!(%peer, limit, "turn away an NBD connection: too many");
-                continue;
-            };
+            let (handshake, displaces) = handshakes.begin(peer.key());
+            if displaces && let Some(left_out) = self.logs.displaced.may_log() {
+                let limit = handshakes_max(self.options.max_connections);
+                warn!(
+                    %peer,
+                    limit,
+                    "end the oldest NBD handshake for a newcomer: as many as allowed are under way{left_out}"
+                );
+            }
             let server = Arc::clone(&self);
             let tls = tls.clone();
             // A token of its own, or all connections would meet at one lock.
             let stop = stop.child_token();
             spawn(Box::pin(tracker.track_future(async move {
-                server.run(stream, tls.as_ref(), &peer, &stop).await;
-                drop(slot);
+                server
+                    .run(stream, tls.as_ref(), &peer, Some(handshake), &stop)
+                    .await;
             })));
         }
         tracker.close();
@@ -189,14 +223,28 @@ impl<X: Exports> Server<X> {
         mut stream: S,
         tls: Option<&Tls>,
         peer: &Peer,
+        handshake: Option<Handshake>,
         stop: &CancellationToken,
     ) {
         debug!(%peer, "NBD connection");
-        match self.see_through(&mut stream, tls, peer, stop).await {
+        match self
+            .see_through(&mut stream, tls, peer, handshake, stop)
+            .await
+        {
             Ok(()) => debug!(%peer, "NBD connection ended"),
             Err(ConnectionError::Handshake(HandshakeError::Io(error)))
             | Err(ConnectionError::Transmission(TransmissionError::Io(error))) => {
                 debug!(%peer, "NBD connection lost: {error}");
+            }
+            Err(ConnectionError::Handshake(error)) => match self.logs.handshake.may_log() {
+                Some(left_out) => info!(%peer, "close an NBD connection: {error}{left_out}"),
+                None => debug!(%peer, "close an NBD connection: {error}"),
+            },
+            Err(ConnectionError::Transmission(
+                error @ (TransmissionError::Stalled { .. }
+                | TransmissionError::PayloadStalled { .. }),
+            )) => {
+                warn!(%peer, "close an NBD connection: {error}");
             }
             Err(error) => info!(%peer, "close an NBD connection: {error}"),
         }
@@ -207,22 +255,29 @@ impl<X: Exports> Server<X> {
         stream: &mut S,
         tls: Option<&Tls>,
         peer: &Peer,
+        handshake: Option<Handshake>,
         stop: &CancellationToken,
     ) -> Result<(), ConnectionError> {
         let mut inbox = Inbox::new();
-        let patience = self.options.handshake_timeout;
+        let deadline = Deadline::new(self.options.handshake_timeout);
+        let desk = Desk {
+            exports: &self.exports,
+            deadline: &deadline,
+            admit: &|| self.admit(peer),
+        };
         let security = match tls {
             None => Security::Plain,
             Some(tls) if tls.required => Security::Required,
             Some(_) => Security::Offered,
         };
-        let negotiating = negotiate(stream, &mut inbox, &self.exports, patience, security);
-        let Some(negotiated) = stop.run_until_cancelled(negotiating).await else {
+        let negotiating = negotiate(stream, &mut inbox, &desk, security);
+        let Some(negotiated) = unless_ended(negotiating, handshake.as_ref(), stop).await? else {
             return Ok(());
         };
-        let (client, tls) = match (negotiated?, tls) {
+        let (client, tls) = match (negotiated, tls) {
             (Negotiated::StartTls(client), Some(tls)) => (client, tls),
             (negotiated, _) => {
+                drop(handshake);
                 let outcome = self.transmit(stream, inbox, negotiated, peer, stop).await;
                 if stop.is_cancelled() {
                     part(stream).await;
@@ -231,27 +286,17 @@ impl<X: Exports> Server<X> {
             }
         };
         let mut inbox = Inbox::new();
-        let negotiating = async {
-            let accepted = timeout(patience, tls.acceptor.accept(stream)).await;
-            let mut stream = accepted
-                .map_err(HandshakeError::TimedOut)?
-                .map_err(HandshakeError::Tls)?;
-            let exports = &self.exports;
-            let negotiated = haggle(
-                &mut stream,
-                &mut inbox,
-                exports,
-                patience,
-                client,
-                Security::Tls,
-            )
-            .await?;
-            Ok::<_, HandshakeError>((stream, negotiated))
-        };
-        let Some(negotiated) = stop.run_until_cancelled(Box::pin(negotiating)).await else {
+        let negotiating = Box::pin(async {
+            let accepted = deadline.run(tls.acceptor.accept(stream)).await?;
+            let mut stream = accepted.map_err(HandshakeError::Tls)?;
+            let negotiated = haggle(&mut stream, &mut inbox, &desk, client, Security::Tls).await?;
+            Ok((stream, negotiated))
+        });
+        let ended = unless_ended(negotiating, handshake.as_ref(), stop).await?;
+        let Some((mut stream, negotiated)) = ended else {
             return Ok(());
         };
-        let (mut stream, negotiated) = negotiated?;
+        drop(handshake);
         let outcome = self
             .transmit(&mut stream, inbox, negotiated, peer, stop)
             .await;
@@ -269,17 +314,22 @@ impl<X: Exports> Server<X> {
         peer: &Peer,
         stop: &CancellationToken,
     ) -> Result<(), ConnectionError> {
-        let Negotiated::Export { export, terms } = negotiated else {
+        let Negotiated::Export {
+            export,
+            terms,
+            place: _place,
+        } = negotiated
+        else {
             return Ok(());
         };
         let name = &export.info().name;
         debug!(%peer, export = name, ?terms, "NBD export opened");
-        let budget = Arc::clone(&self.budget);
+        let account = Account::open(Arc::clone(&self.budget), peer.is_remote());
         let patience = Patience {
             stop: self.options.stop_timeout,
             stall: self.options.stall_timeout,
         };
-        let end = transmit(stream, inbox, &export, &terms, budget, patience, stop).await?;
+        let end = transmit(stream, inbox, &export, &terms, account, patience, stop).await?;
         debug!(%peer, export = name, ?end, "NBD export closed");
         Ok(())
     }
@@ -307,33 +357,23 @@ enum ConnectionError {
     Transmission(#[from] TransmissionError),
 }
 
-/// Who is at the other end, for the log.
-enum Peer {
-    Unix {
-        process: Option<i32>,
-        user: u32,
-    },
-    UnknownUnix,
-    /// A stream that did not come from a listener.
-    Given,
-    Tcp(std::net::SocketAddr),
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix {
-                process: Some(process),
-                user,
-            } => write!(f, "unix:pid={process},uid={user}"),
-            Self::Unix {
-                process: None,
-                user,
-            } => write!(f, "unix:uid={user}"),
-            Self::UnknownUnix => write!(f, "unix"),
-            Self::Given => write!(f, "given"),
-            Self::Tcp(address) => write!(f, "tcp:{address}"),
+/// A part of a handshake; nothing if the server stops, an error if another handshake takes its
+/// turn.
+async fn unless_ended<T>(
+    part: impl Future<Output = Result<T, HandshakeError>>,
+    handshake: Option<&Handshake>,
+    stop: &CancellationToken,
+) -> Result<Option<T>, HandshakeError> {
+    let displaced = async {
+        match handshake {
+            Some(handshake) => handshake.displaced().await,
+            None => std::future::pending().await,
         }
+    };
+    tokio::select! {
+        outcome = part => outcome.map(Some),
+        () = stop.cancelled() => Ok(None),
+        () = displaced => Err(HandshakeError::Displaced),
     }
 }
 
@@ -341,40 +381,42 @@ impl fmt::Display for Peer {
 trait Listener {
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
-    async fn accept(&self) -> io::Result<(Self::Stream, Peer)>;
+    async fn accept(&self, buffers: &Arc<BufferPool>) -> io::Result<(Self::Stream, Peer)>;
 }
 
 impl Listener for UnixListener {
-    type Stream = UnixStream;
+    type Stream = Buffered<UnixStream>;
 
-    async fn accept(&self) -> io::Result<(UnixStream, Peer)> {
+    async fn accept(&self, buffers: &Arc<BufferPool>) -> io::Result<(Self::Stream, Peer)> {
         let (stream, _) = UnixListener::accept(self).await?;
-        // The kernel cuts this down to its own limit. Without it things are only slower.
-        if let Err(error) =
-            rustix::net::sockopt::set_socket_send_buffer_size(&stream, UNIX_SEND_BUFFER_BYTES)
-        {
-            debug!("set the send buffer of a unix socket: {error}");
-        }
-        let peer = match stream.peer_cred() {
-            Ok(credentials) => Peer::Unix {
-                process: credentials.pid(),
-                user: credentials.uid(),
-            },
-            Err(_) => Peer::UnknownUnix,
-        };
-        Ok((stream, peer))
+        let peer = Peer::of_unix(&stream);
+        Ok((Buffered::new(stream, buffers), peer))
     }
 }
 
 impl Listener for TcpListener {
-    type Stream = TcpStream;
+    type Stream = Buffered<TcpStream>;
 
-    async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
+    async fn accept(&self, buffers: &Arc<BufferPool>) -> io::Result<(Self::Stream, Peer)> {
         let (stream, address) = TcpListener::accept(self).await?;
-        // A reply goes out in one write; nothing is gained by waiting for more.
-        stream.set_nodelay(true)?;
-        // An idle client is welcome for ever, one whose machine is gone is not.
-        rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-        Ok((stream, Peer::Tcp(address)))
+        // Not a failure to accept: that would keep others waiting.
+        if let Err(error) = tune(&stream) {
+            debug!(%address, "cannot tune a TCP connection: {error}");
+        }
+        Ok((Buffered::new(stream, buffers), Peer::Tcp(address)))
     }
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt::{
+        set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
+    };
+    // A reply goes out in one write; nothing is gained by waiting for more.
+    stream.set_nodelay(true)?;
+    // An idle client is welcome for ever, one whose machine is gone is not.
+    set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
+    set_socket_keepalive(stream, true)?;
+    Ok(())
 }

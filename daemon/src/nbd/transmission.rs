@@ -1,5 +1,5 @@
-//! The transmission phase: one task that reads requests, runs many at a time and writes replies
-//! as they finish, in any order.
+//! The transmission phase: one task that reads requests, runs many at a time and writes replies as
+//! they finish, in any order.
 //!
 //! ```text
 //! socket ──> inbox ────┬──> running ──> outbox ──> socket
@@ -10,11 +10,11 @@
 //! finished requests, start new ones, write, read. A request is polled at once when it is started:
 //! one that is answered from memory goes straight to the outbox, without any wake-up.
 //!
-//! What must hold: a request is started only if it can be charged for
-//! (`budget`), and stays charged until the last byte of its reply is written. So a
-//! client that does not take its replies is, after a while, not read from any more, and
-//! that is all that happens to it. A write is charged before its payload is read from the socket,
-//! but for the little that came along with its header, and started once all of it is here.
+//! What must hold: a request is started only if it can be charged for (`budget`), and what its
+//! reply holds stays charged until it is written, piece by piece. So a client that does not take
+//! its replies is, after a while, not read from any more, and that is all that happens to it,
+//! unless others wait for the memory. A write is charged before its payload is read from the
+//! socket, but for the little that came along with its header, and started once all of it is here.
 //!
 //! Requests are started in the order in which they arrive, and what is behind a write is not looked
 //! at before its payload is complete.
@@ -22,7 +22,6 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -32,13 +31,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::budget::{Account, Budget};
+use super::budget::{Account, Charge};
 use super::export::Export;
 use super::handshake::Terms;
 use super::inbox::Inbox;
 use super::limits::{
     FLUSH_BYTES, MAX_LOGGED_FAILURES, MAX_QUEUED_BYTES, MAX_REQUEST_BYTES, MAX_REQUESTS_IN_FLIGHT,
-    charge_bytes, charge_extents,
+    charge_bytes, charge_extents, own_bytes,
 };
 use super::wire::{Command, ErrorCode, Framing, Request, WireError, decode_request};
 
@@ -78,10 +77,14 @@ pub(super) enum TransmissionError {
     PayloadTooLong { length_bytes: u64 },
     #[error("the connection was closed in the middle of a request")]
     TornRequest,
-    #[error("the client leaves its replies while other connections wait for their memory")]
-    Stalled,
-    #[error("the client sends half a payload while other connections wait for its memory")]
-    PayloadStalled,
+    #[error(
+        "the client leaves replies that hold {held_bytes} bytes, or takes them too slowly, while other connections wait for memory"
+    )]
+    Stalled { held_bytes: u64 },
+    #[error(
+        "the client sends half a payload, or the rest too slowly, while other connections wait for the {held_bytes} bytes that it holds"
+    )]
+    PayloadStalled { held_bytes: u64 },
 }
 
 /// Timeouts of the transmission phase.
@@ -97,7 +100,7 @@ pub(super) async fn transmit<S, E>(
     inbox: Inbox,
     export: &E,
     terms: &Terms,
-    budget: Arc<Budget>,
+    account: Account,
     patience: Patience,
     stop: &CancellationToken,
 ) -> Result<End, TransmissionError>
@@ -114,7 +117,7 @@ where
         running: Requests::new(),
         rules,
         execute: |request, payload| execute(export, rules, request, payload),
-        account: Account::open(budget),
+        account,
         in_flight: 0,
         input: Input::Requests,
         end: None,
@@ -204,8 +207,8 @@ where
 
     fn take_finished(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
-        while let Poll::Ready((reply, charged_bytes)) = self.running.poll_finished(cx) {
-            self.queue(reply, charged_bytes);
+        while let Poll::Ready((reply, charge)) = self.running.poll_finished(cx) {
+            self.queue(reply, charge);
             progress = true;
         }
         progress
@@ -239,8 +242,8 @@ where
                 if let Input::Payload(incoming) =
                     std::mem::replace(&mut self.input, Input::Requests)
                 {
-                    let (request, charged_bytes) = (incoming.request, incoming.charged_bytes);
-                    self.start(request, incoming.into_payload(), charged_bytes, cx);
+                    let (request, charge) = (incoming.request, incoming.charge);
+                    self.start(request, incoming.into_payload(), charge, cx);
                 }
                 Ok(true)
             }
@@ -252,7 +255,7 @@ where
                     && let Input::Refused { reply, .. } =
                         std::mem::replace(&mut self.input, Input::Requests)
                 {
-                    self.queue(reply, 0);
+                    self.queue(reply, Charge::NONE);
                     return Ok(true);
                 }
                 Ok(count > 0)
@@ -288,29 +291,45 @@ where
         request: Request,
         cx: &mut Context<'_>,
     ) -> Result<bool, TransmissionError> {
-        let charged_bytes = match Command::from_u16(request.command) {
+        let charge = match Command::from_u16(request.command) {
             Some(Command::Disconnect) => {
                 self.input = Input::Ended;
                 self.end = Some(End::Disconnected);
                 return Ok(true);
             }
             _ if request.has_payload => return self.accept_payload(request, cx),
-            Some(Command::Read | Command::Cache) => match u32::try_from(request.length_bytes) {
-                Ok(length_bytes) if length_bytes <= MAX_REQUEST_BYTES => charge_bytes(length_bytes),
-                // Refused.
-                _ => charge_bytes(0),
-            },
-            Some(Command::BlockStatus) => charge_extents(self.rules.contexts()),
+            Some(Command::Read | Command::Cache) => {
+                match u32::try_from(request.length_bytes) {
+                    Ok(length_bytes) if length_bytes <= MAX_REQUEST_BYTES => {
+                        self.poll_charge(length_bytes, cx)
+                    }
+                    // Refused.
+                    _ => self.poll_charge(0, cx),
+                }
+            }
+            Some(Command::BlockStatus) => self.poll_charge_extents(cx),
             // All else holds little, or is refused.
-            _ => charge_bytes(0),
+            _ => self.poll_charge(0, cx),
         };
-        if self.account.poll_charge(charged_bytes, cx).is_pending() {
+        let Poll::Ready(charge) = charge else {
             return Ok(false);
-        }
+        };
         self.in_flight += 1;
         self.consume_header();
-        self.start(request, Bytes::new(), charged_bytes, cx);
+        self.start(request, Bytes::new(), charge, cx);
         Ok(true)
+    }
+
+    /// Charges a request with a payload, either way, of so many bytes.
+    fn poll_charge(&mut self, payload_bytes: u32, cx: &mut Context<'_>) -> Poll<Charge> {
+        let (bytes, own_bytes) = (charge_bytes(payload_bytes), own_bytes(payload_bytes));
+        self.account.poll_charge(bytes, own_bytes, cx)
+    }
+
+    /// Charges a request for extents.
+    fn poll_charge_extents(&mut self, cx: &mut Context<'_>) -> Poll<Charge> {
+        let bytes = charge_extents(self.rules.contexts());
+        self.account.poll_charge(bytes, bytes, cx)
     }
 
     /// Takes the header of a request with a payload off the inbox, unless it has to wait for memory, and of the payload
@@ -334,20 +353,20 @@ where
             };
             return Ok(true);
         }
-        let charged_bytes = match Command::from_u16(request.command) {
-            Some(Command::BlockStatus) => charge_extents(self.rules.contexts()),
-            _ => charge_bytes(length_bytes),
+        let charge = match Command::from_u16(request.command) {
+            Some(Command::BlockStatus) => self.poll_charge_extents(cx),
+            _ => self.poll_charge(length_bytes, cx),
         };
-        if self.account.poll_charge(charged_bytes, cx).is_pending() {
+        let Poll::Ready(charge) = charge else {
             return Ok(false);
-        }
+        };
         self.in_flight += 1;
         self.consume_header();
         let length_bytes = length_bytes as usize;
         match self.inbox.take_slice(length_bytes) {
-            Some(payload) => self.start(request, payload, charged_bytes, cx),
+            Some(payload) => self.start(request, payload, charge, cx),
             None => {
-                let incoming = Incoming::new(request, length_bytes, charged_bytes, &mut self.inbox);
+                let incoming = Incoming::new(request, length_bytes, charge, &mut self.inbox);
                 self.input = Input::Payload(incoming);
             }
         }
@@ -358,17 +377,20 @@ where
     fn start(
         &mut self,
         request: Request,
-        payload: Bytes,
-        charged_bytes: u32,
+        mut payload: Bytes,
+        charge: Charge,
         cx: &mut Context<'_>,
     ) {
+        if charge.is_reserve() && !payload.is_empty() {
+            payload = Bytes::copy_from_slice(&payload);
+        }
         let future = (self.execute)(request, payload);
-        if let Poll::Ready((reply, charged_bytes)) = self.running.start(future, charged_bytes, cx) {
-            self.queue(reply, charged_bytes);
+        if let Poll::Ready((reply, charge)) = self.running.start(future, charge, cx) {
+            self.queue(reply, charge);
         }
     }
 
-    fn queue(&mut self, reply: Reply, charged_bytes: u32) {
+    fn queue(&mut self, mut reply: Reply, charge: Charge) {
         if let Body::Error {
             code: code @ (ErrorCode::Io | ErrorCode::NoSpace),
             offset,
@@ -383,7 +405,11 @@ where
                 debug!(export, offset, ?code, "answer with an error: {message}");
             }
         }
-        self.outbox.push(reply, charged_bytes);
+        if charge.is_reserve() {
+            reply.keep_own();
+        }
+        let freed = self.outbox.push(reply, charge);
+        self.account.release(freed);
     }
 
     fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, TransmissionError> {
@@ -395,7 +421,7 @@ where
         };
         self.is_unflushed = true;
         self.in_flight -= written.replies;
-        self.account.release(written.charged_bytes);
+        self.account.release(written.freed);
         self.reply_stall.note(written.bytes, self.outbox.is_empty());
         Ok(true)
     }
@@ -414,6 +440,9 @@ where
         let unread = self.inbox.unread().len();
         let filled = match &mut self.input {
             Input::Requests if unread < self.framing.request_bytes() && has_room => {
+                if self.inbox.would_read_ahead() && !self.account.may_read_ahead() {
+                    self.inbox.read_little();
+                }
                 self.inbox.poll_fill(self.stream, cx)?
             }
             Input::Refused { .. } if unread == 0 => self.inbox.poll_fill(self.stream, cx)?,
@@ -428,8 +457,9 @@ where
         };
         match filled {
             Poll::Pending => {
-                if self.in_flight == 0 {
+                if self.in_flight == 0 && self.inbox.unread().is_empty() {
                     self.inbox.rest();
+                    self.account.stop_reading_ahead();
                 }
                 Ok(false)
             }
@@ -445,14 +475,17 @@ where
 
     /// An error if the client has stalled and somebody else waits for what it holds.
     fn check_stalls(&mut self, cx: &mut Context<'_>) -> Result<(), TransmissionError> {
-        let contended = self.account.is_contended();
-        let owes_taking = !self.outbox.is_empty();
-        if self.reply_stall.poll(cx, owes_taking, contended) {
-            return Err(TransmissionError::Stalled);
+        let contended = || self.account.is_contended();
+        let held_bytes = self.outbox.shared_bytes();
+        if self.reply_stall.poll(cx, held_bytes, contended) {
+            return Err(TransmissionError::Stalled { held_bytes });
         }
-        let owes_payload = matches!(self.input, Input::Payload(_));
-        if self.payload_stall.poll(cx, owes_payload, contended) {
-            return Err(TransmissionError::PayloadStalled);
+        let held_bytes = match &self.input {
+            Input::Payload(incoming) => incoming.charge.shared_bytes().into(),
+            _ => 0,
+        };
+        if self.payload_stall.poll(cx, held_bytes, contended) {
+            return Err(TransmissionError::PayloadStalled { held_bytes });
         }
         Ok(())
     }
@@ -464,7 +497,7 @@ where
         let input = std::mem::replace(&mut self.input, Input::Ended);
         if let Input::Payload(incoming) = input {
             self.in_flight -= 1;
-            self.account.release(incoming.charged_bytes);
+            self.account.release(incoming.charge);
         }
         self.end = Some(End::Stopped);
     }

@@ -12,8 +12,11 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::nbd::testing::{Client, MemoryExport, MemoryExports, info_data, meta_data};
+use crate::net::peer::PeerKey;
+use crate::net::places::Places;
 
 const UNSUPPORTED: u32 = 1 << 31 | 1;
+const POLICY: u32 = 1 << 31 | 2;
 const INVALID: u32 = 1 << 31 | 3;
 const UNKNOWN: u32 = 1 << 31 | 6;
 const TOO_BIG: u32 = 1 << 31 | 9;
@@ -34,33 +37,51 @@ fn start_after(snapshots: &[String]) -> (Client<DuplexStream>, JoinHandle<Outcom
     start_from(vec![export], Duration::from_secs(60))
 }
 
-fn start_with(step_timeout: Duration, count: usize) -> (Client<DuplexStream>, JoinHandle<Outcome>) {
+fn start_with(limit: Duration, count: usize) -> (Client<DuplexStream>, JoinHandle<Outcome>) {
     let mut names: Vec<_> = ["snapshot/a", "snapshot/b"].map(String::from).into();
     names.extend((2..count).map(|i| format!("snapshot/c{i:06}")));
     let exports = names.iter();
     let exports = exports.map(|name| MemoryExport::new(name, &[1, 0, 0, 2]));
-    start_from(exports.collect(), step_timeout)
+    start_from(exports.collect(), limit)
 }
 
 fn start_from(
     exports: Vec<MemoryExport>,
-    step_timeout: Duration,
+    limit: Duration,
 ) -> (Client<DuplexStream>, JoinHandle<Outcome>) {
-    start_secure(exports, step_timeout, Security::Plain)
+    start_secure(exports, limit, Security::Plain)
 }
 
 fn start_secure(
     exports: Vec<MemoryExport>,
-    step_timeout: Duration,
+    limit: Duration,
     security: Security,
 ) -> (Client<DuplexStream>, JoinHandle<Outcome>) {
-    let (client, mut server) = tokio::io::duplex(1 << 20);
+    let (client, server) = tokio::io::duplex(1 << 20);
     let exports = MemoryExports(exports.into_iter().map(Arc::new).collect());
-    let outcome = tokio::spawn(async move {
-        let mut inbox = Inbox::new();
-        negotiate(&mut server, &mut inbox, &exports, step_timeout, security).await
-    });
+    let outcome = spawn(server, exports, limit, security, Places::new(10));
     (Client(client), outcome)
+}
+
+fn spawn<X>(
+    mut server: DuplexStream,
+    exports: X,
+    limit: Duration,
+    security: Security,
+    places: Arc<Places>,
+) -> JoinHandle<Outcome>
+where
+    X: Exports<Export = Arc<MemoryExport>>,
+{
+    tokio::spawn(async move {
+        let mut inbox = Inbox::new();
+        let desk = Desk {
+            exports: &exports,
+            deadline: &Deadline::new(limit),
+            admit: &move || places.take(PeerKey::Local { user: None }),
+        };
+        negotiate(&mut server, &mut inbox, &desk, security).await
+    })
 }
 
 fn text(data: &[u8]) -> &str {
@@ -69,7 +90,7 @@ fn text(data: &[u8]) -> &str {
 
 async fn terms(outcome: JoinHandle<Outcome>) -> (String, Terms) {
     match outcome.await.unwrap().unwrap() {
-        Negotiated::Export { export, terms } => (export.info.name.clone(), terms),
+        Negotiated::Export { export, terms, .. } => (export.info.name.clone(), terms),
         Negotiated::Aborted | Negotiated::StartTls(_) => panic!("no export was opened"),
     }
 }
@@ -161,22 +182,9 @@ async fn writable_exports_say_what_can_be_done_with_them() {
         (false, true, 0x0ced),
         (false, false, 0x0c6d),
     ] {
-        let (client, mut server) = tokio::io::duplex(1 << 20);
         let mut export = MemoryExport::writable("volume/a", &[0]);
         export.info.access = Access::Writable { flush_covers_all };
-        let exports = MemoryExports(vec![Arc::new(export)]);
-        let outcome = tokio::spawn(async move {
-            let mut inbox = Inbox::new();
-            negotiate(
-                &mut server,
-                &mut inbox,
-                &exports,
-                Duration::from_secs(60),
-                Security::Plain,
-            )
-            .await
-        });
-        let mut client = Client(client);
+        let (mut client, outcome) = start_from(vec![export], Duration::from_secs(60));
         client.greet(3).await;
         if structured {
             client.haggle(8, b"").await;
@@ -477,11 +485,17 @@ async fn a_client_that_stops_halfway_is_not_waited_for() {
         let (mut client, outcome) = start_with(Duration::from_millis(30), 2);
         client.greet(3).await;
         client.send(start_of_option).await;
-        assert!(matches!(error(outcome).await, HandshakeError::TimedOut(_)));
+        assert!(matches!(
+            error(outcome).await,
+            HandshakeError::TimedOut { .. }
+        ));
         assert!(client.is_closed().await);
     }
     let (_client, outcome) = start_with(Duration::from_millis(30), 2);
-    assert!(matches!(error(outcome).await, HandshakeError::TimedOut(_)));
+    assert!(matches!(
+        error(outcome).await,
+        HandshakeError::TimedOut { .. }
+    ));
 }
 
 /// Exports that take their time to open.
@@ -504,26 +518,122 @@ impl Exports for SlowExports {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_is_not_blamed_for_an_export_that_takes_long_to_open() {
-    let (client, mut server) = tokio::io::duplex(1 << 20);
+    let (client, server) = tokio::io::duplex(1 << 20);
     let export = Arc::new(MemoryExport::new("snapshot/a", &[1]));
-    let exports = SlowExports(MemoryExports(vec![export]), Duration::from_millis(300));
-    let outcome = tokio::spawn(async move {
-        let mut inbox = Inbox::new();
-        negotiate(
-            &mut server,
-            &mut inbox,
-            &exports,
-            Duration::from_millis(40),
-            Security::Plain,
-        )
-        .await
-    });
+    let exports = SlowExports(MemoryExports(vec![export]), Duration::from_mins(20));
+    let limit = Duration::from_secs(10);
+    let outcome = spawn(server, exports, limit, Security::Plain, Places::new(1));
     let mut client = Client(client);
     client.greet(3).await;
     client.haggle(7, &info_data("snapshot/a", &[])).await;
     assert_eq!(terms(outcome).await.0, "snapshot/a");
+}
+
+/// Asks about an export every second, until it is not answered any more. How long that went on.
+async fn dawdle(client: &mut Client<DuplexStream>, outcome: &JoinHandle<Outcome>) -> u64 {
+    let started = tokio::time::Instant::now();
+    while !outcome.is_finished() {
+        client.option(6, &info_data("snapshot/a", &[])).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    started.elapsed().as_secs()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_has_one_deadline_however_many_steps_it_takes() {
+    let (mut client, outcome) = start_with(Duration::from_secs(10), 2);
+    client.greet(3).await;
+    let lasted = dawdle(&mut client, &outcome).await;
+    assert!((10..12).contains(&lasted), "{lasted} s");
+    assert!(matches!(
+        error(outcome).await,
+        HandshakeError::TimedOut { .. }
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_gives_time_to_ask_for_each_export_and_not_without_end() {
+    for (count, wanted) in [(1000, 20), (10_000, 60)] {
+        let (mut client, outcome) = start_with(Duration::from_secs(10), count);
+        client.greet(3).await;
+        client.haggle(3, b"").await;
+        let lasted = dawdle(&mut client, &outcome).await;
+        assert!((wanted..wanted + 2).contains(&lasted), "{lasted} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_the_store_asked_again_and_again_is_ended() {
+    let (client, server) = tokio::io::duplex(1 << 20);
+    let export = Arc::new(MemoryExport::new("snapshot/a", &[1]));
+    let exports = SlowExports(MemoryExports(vec![export]), Duration::from_mins(1));
+    let limit = Duration::from_secs(10);
+    let outcome = spawn(server, exports, limit, Security::Plain, Places::new(1));
+    let mut client = Client(client);
+    client.greet(3).await;
+    // Each another one, or it would not be opened again.
+    for name in ["snapshot/a", "snapshot/b"].iter().cycle().take(20) {
+        client.option(6, &info_data(name, &[])).await;
+    }
+    assert!(matches!(
+        error(outcome).await,
+        HandshakeError::TimedOut { .. }
+    ));
+}
+
+#[tokio::test]
+async fn who_finds_no_place_is_told_so_and_may_ask_again() {
+    let places = Places::new(1);
+    let taken = places.take(PeerKey::Local { user: None }).unwrap();
+    let exports = || {
+        let export = MemoryExport::new("snapshot/a", &[1]);
+        MemoryExports(vec![Arc::new(export)])
+    };
+    let begin = |places: &Arc<Places>| {
+        let (client, server) = tokio::io::duplex(1 << 20);
+        let limit = Duration::from_secs(60);
+        let outcome = spawn(
+            server,
+            exports(),
+            limit,
+            Security::Plain,
+            Arc::clone(places),
+        );
+        (Client(client), outcome)
+    };
+    let (mut client, outcome) = begin(&places);
+    client.greet(3).await;
+    let info = client.haggle(6, &info_data("snapshot/a", &[])).await;
+    assert_eq!(
+        info.last(),
+        Some(&(1, Vec::new())),
+        "looking takes no place"
+    );
+    let refused = client.haggle(7, &info_data("snapshot/a", &[])).await;
+    let (code, why) = &refused[0];
+    assert_eq!((refused.len(), *code), (1, POLICY));
+    assert_eq!(text(why), "as many connections as allowed are open: 1");
+    // There is no such answer to EXPORT_NAME.
+    let (mut other, other_outcome) = begin(&places);
+    other.greet(3).await;
+    other.option(1, b"snapshot/a").await;
+    let refused = error(other_outcome).await;
+    assert!(matches!(
+        refused,
+        HandshakeError::NoPlace(Full::Service { max: 1 })
+    ));
+    assert!(other.is_closed().await);
+
+    drop(taken);
+    client.haggle(7, &info_data("snapshot/a", &[])).await;
+    let Ok(Negotiated::Export { place, .. }) = outcome.await.unwrap() else {
+        panic!("no export was opened");
+    };
+    assert_eq!(places.taken(), 1);
+    drop(place);
+    assert_eq!(places.taken(), 0);
 }
 
 #[tokio::test]

@@ -137,7 +137,7 @@ async fn idle_connections_stay_and_work() {
         client.greet(3).await;
         idle.push(client);
     }
-    test.connections(300).await;
+    test.connections(150).await;
     read_a_byte(&mut test.connect_to_export().await).await;
     for client in idle.iter_mut().step_by(2) {
         read_a_byte(client).await;
@@ -147,18 +147,178 @@ async fn idle_connections_stay_and_work() {
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_are_turned_away() {
+async fn connections_over_the_limit_are_told_so() {
     let test = start(ServerOptions {
         max_connections: 2,
         ..ServerOptions::default()
     });
     let mut first = test.connect_to_export().await;
     let second = test.connect_to_export().await;
-    assert!(test.connect().await.is_closed().await);
+    let mut third = test.connect().await;
+    third.greet(3).await;
+    let refused = third.haggle(7, &info_data("snapshot/a", &[])).await;
+    assert_eq!(refused[0].0, 1 << 31 | 2);
+    let why = String::from_utf8_lossy(&refused[0].1);
+    assert_eq!(why, "as many connections as allowed are open: 2");
     read_a_byte(&mut first).await;
     drop(second);
     test.connections(1).await;
-    read_a_byte(&mut test.connect_to_export().await).await;
+    // It may ask again.
+    let replies = third.haggle(7, &info_data("snapshot/a", &[])).await;
+    assert_eq!(replies.last(), Some(&(1, Vec::new())));
+    read_a_byte(&mut third).await;
+}
+
+/// A server with a unix socket, as in [`start`], and a TCP address, with TLS or not.
+async fn start_tcp(options: ServerOptions, tls: Option<Tls>) -> (Fixture, std::net::SocketAddr) {
+    let test = start(options);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let served =
+        Arc::clone(&test.server).serve_tcp(listener, tls, test.stop.clone(), |connection| {
+            tokio::spawn(connection);
+        });
+    tokio::spawn(served);
+    (test, address)
+}
+
+/// TLS that nobody gets through: whoever comes needs a certificate, and there is none.
+fn tls() -> Tls {
+    #[derive(Debug)]
+    struct NoIdentity;
+    impl rustls::server::ResolvesServerCert for NoIdentity {
+        fn resolve(
+            &self,
+            _hello: rustls::server::ClientHello<'_>,
+        ) -> Option<Arc<rustls::sign::CertifiedKey>> {
+            None
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(NoIdentity));
+    Tls {
+        acceptor: TlsAcceptor::from(Arc::new(config)),
+        required: true,
+    }
+}
+
+#[tokio::test]
+async fn peers_that_never_finish_a_handshake_keep_nobody_out() {
+    let options = ServerOptions {
+        max_connections: 4,
+        handshake_timeout: Duration::from_secs(3600),
+        ..ServerOptions::default()
+    };
+    let (test, address) = start_tcp(options, Some(tls())).await;
+    let mut hostile = Vec::new();
+    // More than there are places and handshakes; some say nothing, some begin, some go on to TLS.
+    for round in 0..handshakes_max(4) + 20 {
+        let mut client = Client(TcpStream::connect(address).await.unwrap());
+        if round % 3 > 0 {
+            client.greet(3).await;
+        }
+        if round % 3 > 1 {
+            assert_eq!(client.haggle(5, b"").await, [(1, Vec::new())], "STARTTLS");
+            client.send(b"\x16\x03\x01").await;
+        }
+        hostile.push(client);
+    }
+    assert_eq!(test.server.connections(), 0, "none of them has a place");
+    let mut guests = Vec::new();
+    for _ in 0..4 {
+        guests.push(test.connect_to_export().await);
+    }
+    for guest in &mut guests {
+        read_a_byte(guest).await;
+    }
+    // The oldest have given way, the others have their time.
+    hostile[0].receive(18).await;
+    assert!(hostile[0].is_closed().await);
+    let last = hostile.last_mut().unwrap();
+    let waits = tokio::time::timeout(Duration::from_millis(50), last.is_closed());
+    assert!(
+        waits.await.is_err(),
+        "one that is not too many is waited for"
+    );
+}
+
+#[tokio::test]
+async fn tcp_leaves_places_to_the_unix_socket() {
+    let options = ServerOptions {
+        max_connections: 8,
+        ..ServerOptions::default()
+    };
+    let (test, address) = start_tcp(options, None).await;
+    let mut idle = Vec::new();
+    let refused = loop {
+        let mut client = Client(TcpStream::connect(address).await.unwrap());
+        client.greet(3).await;
+        let replies = client.haggle(7, &info_data("snapshot/a", &[])).await;
+        if replies[0].0 == 1 << 31 | 2 {
+            break String::from_utf8(replies[0].1.clone()).unwrap();
+        }
+        idle.push(client);
+    };
+    assert_eq!(idle.len(), 3, "{refused}");
+    assert!(refused.contains("from this host"), "{refused}");
+    let mut guests = Vec::new();
+    for _ in 0..5 {
+        guests.push(test.connect_to_export().await);
+    }
+    for guest in &mut guests {
+        read_a_byte(guest).await;
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_takes_is_little_in_the_kernel_too() {
+    let export = Arc::new(MemoryExport::new("snapshot/full", &[7; 4096]));
+    let server = Server::new(MemoryExports(vec![export]), ServerOptions::default());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nbd.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(server.serve_unix(listener, stop.clone(), |connection| {
+        tokio::spawn(connection);
+    }));
+    let mut idle = Vec::new();
+    for _ in 0..50 {
+        let mut client = Client(UnixStream::connect(&path).await.unwrap());
+        client.greet(3).await;
+        client.haggle(7, &info_data("snapshot/full", &[])).await;
+        client.request(0, 0, 1, 0, 4 << 20).await;
+        idle.push(client);
+    }
+    // Each has begun to be answered, and so has whoever is served after them.
+    let mut last = idle.pop().unwrap();
+    last.message().await;
+    last.receive(4 << 20).await;
+    for client in &idle {
+        let unread = rustix::io::ioctl_fionread(&client.0).unwrap();
+        assert!((1..=32 << 10).contains(&unread), "{unread} bytes");
+    }
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn tcp_clients_are_asked_for_signs_of_life() {
+    use rustix::net::sockopt::{socket_keepalive, tcp_keepcnt, tcp_keepidle, tcp_keepintvl};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let _client = TcpStream::connect(address).await.unwrap();
+    let (stream, peer) = Listener::accept(&listener, &BufferPool::new())
+        .await
+        .unwrap();
+    assert!(peer.is_remote());
+    let socket = stream.socket();
+    assert!(socket_keepalive(socket).unwrap());
+    assert_eq!(tcp_keepidle(socket).unwrap(), KEEPALIVE_IDLE);
+    assert_eq!(tcp_keepintvl(socket).unwrap(), KEEPALIVE_INTERVAL);
+    assert_eq!(tcp_keepcnt(socket).unwrap(), KEEPALIVE_PROBES);
 }
 
 #[tokio::test]

@@ -11,8 +11,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
 
+use crate::nbd::budget::{Charge, Freed};
 use crate::nbd::export::Piece;
-use crate::nbd::limits::MAX_WRITE_SLICES;
+use crate::nbd::limits::{MAX_WRITE_SLICES, PINNED_BYTES};
 use crate::nbd::wire::{
     Answered, ErrorCode, Framing, Head, Request, StatusFlags, encode_block_status, encode_done,
     encode_error, encode_offset_data_header, encode_offset_hole, encode_simple_reply,
@@ -41,6 +42,18 @@ impl Reply {
             body: body.into(),
         }
     }
+
+    /// Sees to it that what was read keeps nothing alive but itself.
+    pub(super) fn keep_own(&mut self) {
+        let Body::Data { pieces, .. } = &mut self.body else {
+            return;
+        };
+        for piece in pieces {
+            if let Piece::Data(bytes) = piece {
+                *bytes = Bytes::copy_from_slice(bytes);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -65,13 +78,17 @@ pub(super) enum Body {
 /// Part of a reply.
 struct Segment {
     content: Content,
-    /// On a reply's last segment: what its request was charged.
-    ends: Option<u32>,
+    /// What is given back once it is out: what it keeps alive, and with the last one all the rest.
+    frees: Charge,
+    /// A reply's last.
+    is_last: bool,
 }
 
 enum Content {
     Head(Head),
     Body(Bytes),
+    /// Of [`ZEROES`], so many.
+    Zeroes(usize),
 }
 
 impl Segment {
@@ -79,6 +96,15 @@ impl Segment {
         match &self.content {
             Content::Head(head) => head.bytes(),
             Content::Body(bytes) => bytes,
+            Content::Zeroes(count) => ZEROES.get(..*count).unwrap_or(&ZEROES),
+        }
+    }
+
+    /// What it keeps in memory until it is out.
+    fn held_bytes(&self) -> usize {
+        match &self.content {
+            Content::Body(bytes) => bytes.len(),
+            Content::Head(_) | Content::Zeroes(_) => 0,
         }
     }
 }
@@ -87,9 +113,10 @@ impl Segment {
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(super) struct Written {
     pub(super) bytes: usize,
-    /// Replies that are now out completely, and what their requests were charged.
+    /// Replies that are now out completely.
     pub(super) replies: usize,
-    pub(super) charged_bytes: u32,
+    /// What is not held any more of what requests were charged.
+    pub(super) freed: Freed,
 }
 
 pub(super) struct Outbox {
@@ -98,6 +125,8 @@ pub(super) struct Outbox {
     /// Of the first segment, what the socket has taken.
     first_written: usize,
     queued_bytes: usize,
+    /// What segments will free that others can wait for.
+    shared_bytes: u64,
 }
 
 impl Outbox {
@@ -107,6 +136,7 @@ impl Outbox {
             segments: VecDeque::new(),
             first_written: 0,
             queued_bytes: 0,
+            shared_bytes: 0,
         }
     }
 
@@ -118,8 +148,16 @@ impl Outbox {
         self.queued_bytes
     }
 
-    /// Queues a reply; `charged_bytes` come back when it is written.
-    pub(super) fn push(&mut self, reply: Reply, charged_bytes: u32) {
+    /// What replies hold that were not taken yet and that others can wait for.
+    pub(super) fn shared_bytes(&self) -> u64 {
+        self.shared_bytes
+    }
+
+    /// Queues a reply, and returns what its request was charged and it does not hold. The rest
+    /// comes back as it is written.
+    #[must_use]
+    pub(super) fn push(&mut self, reply: Reply, charge: Charge) -> Charge {
+        let first = self.segments.len();
         let answered = Answered {
             framing: self.framing,
             cookie: reply.cookie,
@@ -159,9 +197,30 @@ impl Outbox {
             self.push_head(encode_simple_reply(reply.cookie, error));
             pieces.into_iter().for_each(|piece| self.push_piece(piece));
         }
-        if let Some(last) = self.segments.back_mut() {
-            last.ends = Some(charged_bytes);
+        self.settle(first, charge)
+    }
+
+    /// Divides a charge among the segments from `first` on, which are one reply.
+    fn settle(&mut self, first: usize, mut charge: Charge) -> Charge {
+        let segments = self.segments.iter_mut().skip(first);
+        let mut holds_any = false;
+        for segment in segments {
+            let held_bytes = segment.held_bytes();
+            holds_any |= held_bytes > 0;
+            segment.frees = charge.split(held_bytes);
+            self.shared_bytes += u64::from(segment.frees.shared_bytes());
         }
+        let Some(last) = self.segments.back_mut() else {
+            return charge;
+        };
+        last.is_last = true;
+        if holds_any {
+            // The slices may keep more alive than themselves.
+            let pinned = charge.split(PINNED_BYTES as usize);
+            last.frees.join(pinned);
+            self.shared_bytes += u64::from(pinned.shared_bytes());
+        }
+        charge
     }
 
     /// Data as chunks: one for every run of data and every hole worth telling.
@@ -211,7 +270,7 @@ impl Outbox {
                 let mut left = length as usize;
                 while left > 0 {
                     let part = left.min(ZEROES.len());
-                    self.push_content(Content::Body(Bytes::from_static(&ZEROES[..part])));
+                    self.push_content(Content::Zeroes(part));
                     left -= part;
                 }
             }
@@ -225,7 +284,8 @@ impl Outbox {
     fn push_content(&mut self, content: Content) {
         let segment = Segment {
             content,
-            ends: None,
+            frees: Charge::NONE,
+            is_last: false,
         };
         self.queued_bytes += segment.bytes().len();
         self.segments.push_back(segment);
@@ -264,10 +324,9 @@ impl Outbox {
                 break;
             }
             left -= length;
-            if let Some(charged_bytes) = first.ends {
-                written.replies += 1;
-                written.charged_bytes += charged_bytes;
-            }
+            written.replies += usize::from(first.is_last);
+            written.freed.add(first.frees);
+            self.shared_bytes -= u64::from(first.frees.shared_bytes());
             self.segments.pop_front();
         }
         self.first_written = left;

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::AsyncRead;
 
+use crate::nbd::budget::Charge;
 use crate::nbd::inbox::{Inbox, poll_read};
 use crate::nbd::wire::Request;
 
@@ -13,7 +14,7 @@ use crate::nbd::wire::Request;
 /// straight to where it stays.
 pub(super) struct Incoming {
     pub(super) request: Request,
-    pub(super) charged_bytes: u32,
+    pub(super) charge: Charge,
     length_bytes: usize,
     payload: BytesMut,
 }
@@ -23,12 +24,12 @@ impl Incoming {
     pub(super) fn new(
         request: Request,
         length_bytes: usize,
-        charged_bytes: u32,
+        charge: Charge,
         inbox: &mut Inbox,
     ) -> Self {
         Self {
             request,
-            charged_bytes,
+            charge,
             length_bytes,
             payload: inbox.take_start(length_bytes),
         }

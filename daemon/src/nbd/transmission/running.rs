@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use futures::stream::{FuturesUnordered, StreamExt};
 
 use super::outbox::Reply;
+use crate::nbd::budget::Charge;
 
 /// Requests under way, in no order.
 pub(super) struct Requests<F> {
@@ -20,14 +21,14 @@ pub(super) struct Requests<F> {
 struct Running<F> {
     /// None: never answered.
     future: Option<Pin<Box<F>>>,
-    charged_bytes: u32,
+    charge: Charge,
 }
 
 impl<F: Future<Output = Reply>> Requests<F> {
     pub(super) fn new() -> Self {
         let never = Running {
             future: None,
-            charged_bytes: 0,
+            charge: Charge::NONE,
         };
         Self {
             all: FuturesUnordered::from_iter([never]),
@@ -42,12 +43,12 @@ impl<F: Future<Output = Reply>> Requests<F> {
     pub(super) fn start(
         &mut self,
         future: F,
-        charged_bytes: u32,
+        charge: Charge,
         cx: &mut Context<'_>,
-    ) -> Poll<(Reply, u32)> {
+    ) -> Poll<(Reply, Charge)> {
         let mut request = Running {
             future: Some(Box::pin(future)),
-            charged_bytes,
+            charge,
         };
         let outcome = Pin::new(&mut request).poll(cx);
         if outcome.is_pending() {
@@ -57,7 +58,7 @@ impl<F: Future<Output = Reply>> Requests<F> {
     }
 
     /// A request that has been answered, and what it was charged.
-    pub(super) fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<(Reply, u32)> {
+    pub(super) fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<(Reply, Charge)> {
         match self.all.poll_next_unpin(cx) {
             Poll::Ready(Some(finished)) => Poll::Ready(finished),
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
@@ -66,12 +67,12 @@ impl<F: Future<Output = Reply>> Requests<F> {
 }
 
 impl<F: Future<Output = Reply>> Future for Running<F> {
-    type Output = (Reply, u32);
+    type Output = (Reply, Charge);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let charged_bytes = self.charged_bytes;
+        let charge = self.charge;
         match &mut self.future {
-            Some(future) => future.as_mut().poll(cx).map(|reply| (reply, charged_bytes)),
+            Some(future) => future.as_mut().poll(cx).map(|reply| (reply, charge)),
             None => Poll::Pending,
         }
     }

@@ -18,8 +18,12 @@ use bytes::Buf;
 use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 
+use std::sync::Arc;
+
 use super::*;
+use crate::nbd::budget::Budget;
 use crate::nbd::handshake::MetaContext;
+use crate::nbd::limits::{LARGE_LANE_BYTES, MAX_ORDINARY_BYTES, ORDINARY_LANE_BYTES};
 use crate::nbd::testing::{
     Change, Client, MemoryExport, Received, extended_request_bytes, request_bytes,
 };
@@ -63,6 +67,19 @@ struct Fixture {
     outcome: JoinHandle<Outcome>,
 }
 
+/// What a budget has that nobody uses.
+const ALL_BYTES: u64 = ORDINARY_LANE_BYTES as u64 + LARGE_LANE_BYTES as u64;
+
+/// A budget with room for one request of this payload, and a little more.
+fn small_budget(payload_bytes: u32) -> Arc<Budget> {
+    let bytes = charge_bytes(payload_bytes);
+    Budget::with_lanes(if bytes <= MAX_ORDINARY_BYTES {
+        [bytes + 1000, 0]
+    } else {
+        [0, bytes + 1000]
+    })
+}
+
 fn structured() -> Terms {
     Terms {
         framing: Framing::Structured,
@@ -81,6 +98,28 @@ fn serve_with(
     budget: Arc<Budget>,
     pipe_bytes: usize,
 ) -> Fixture {
+    serve_as(
+        export,
+        terms,
+        Account::open(Arc::clone(&budget), false),
+        budget,
+        pipe_bytes,
+    )
+}
+
+/// The same, as if it came over TCP.
+fn serve_remote(export: MemoryExport, budget: Arc<Budget>, pipe_bytes: usize) -> Fixture {
+    let account = Account::open(Arc::clone(&budget), true);
+    serve_as(export, structured(), account, budget, pipe_bytes)
+}
+
+fn serve_as(
+    export: MemoryExport,
+    terms: Terms,
+    account: Account,
+    budget: Arc<Budget>,
+    pipe_bytes: usize,
+) -> Fixture {
     let (client, mut server) = tokio::io::duplex(pipe_bytes);
     let export = Arc::new(export);
     let stop = CancellationToken::new();
@@ -89,10 +128,19 @@ fn serve_with(
         stall: Duration::from_millis(50),
     };
     let outcome = tokio::spawn({
-        let (export, stop, budget) = (Arc::clone(&export), stop.clone(), Arc::clone(&budget));
+        let (export, stop) = (Arc::clone(&export), stop.clone());
         async move {
             let inbox = Inbox::new();
-            transmit(&mut server, inbox, &export, &terms, budget, patience, &stop).await
+            transmit(
+                &mut server,
+                inbox,
+                &export,
+                &terms,
+                account,
+                patience,
+                &stop,
+            )
+            .await
         }
     });
     Fixture {
@@ -183,5 +231,12 @@ fn extents(received: Received) -> Vec<(u32, u32)> {
 async fn until(condition: impl Fn() -> bool) {
     while !condition() {
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Long enough for the other side to have looked at all it was sent.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
     }
 }

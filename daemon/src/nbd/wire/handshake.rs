@@ -194,6 +194,8 @@ pub enum OptionReplyCode {
     MetaContext = 4,
     /// The option is not known here.
     Unsupported = 1 << 31 | 1,
+    /// The server does not allow it, now or ever.
+    Policy = 1 << 31 | 2,
     /// The option's data are not what they should be.
     Invalid = 1 << 31 | 3,
     /// TLS has to be begun first.

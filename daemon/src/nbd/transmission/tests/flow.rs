@@ -5,7 +5,6 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::nbd::limits::MAX_SERVER_BYTES;
 
 #[tokio::test]
 async fn a_payload_that_nobody_would_send_ends_the_connection() {
@@ -101,7 +100,7 @@ async fn a_client_that_takes_no_replies_is_not_worked_for() {
 async fn a_stalled_client_gives_way_to_one_that_waits_for_memory() {
     // Room for one request of this size, not for two.
     let length = 4 << 20;
-    let budget = Budget::with_bytes(charge_bytes(length) + 1000);
+    let budget = small_budget(length);
     let export = || MemoryExport::new("snapshot/full", &[5; 1024]);
     let mut stalled = serve_with(export(), structured(), Arc::clone(&budget), 1000);
     stalled.client.request(READ, 0, 0, 0, length).await;
@@ -115,7 +114,7 @@ async fn a_stalled_client_gives_way_to_one_that_waits_for_memory() {
         assert!(done);
     }
     let error = stalled.outcome.await.unwrap().unwrap_err();
-    assert!(matches!(error, TransmissionError::Stalled));
+    assert!(matches!(error, TransmissionError::Stalled { .. }));
 }
 
 #[tokio::test]
@@ -128,7 +127,7 @@ async fn memory_comes_back_however_a_connection_ends() {
         test.client.request(READ, 0, 1, 0, 10).await;
         test.client.request(READ, 0, 2, 1, 10).await;
         test.client.message().await;
-        assert!(test.budget.available_bytes() < MAX_SERVER_BYTES as usize);
+        assert!(test.budget.available_bytes() < ALL_BYTES);
         if disconnect {
             test.client.request(DISCONNECT, 0, 0, 0, 0).await;
             test.export.let_go();
@@ -138,7 +137,7 @@ async fn memory_comes_back_however_a_connection_ends() {
                 .await;
         }
         let _ = test.outcome.await.unwrap();
-        assert_eq!(budget.available_bytes(), MAX_SERVER_BYTES as usize);
+        assert_eq!(budget.available_bytes(), ALL_BYTES);
     }
 }
 
@@ -216,4 +215,152 @@ async fn a_stop_does_not_wait_for_ever() {
     until(|| test.export.started() == 1).await;
     test.stop.cancel();
     assert_eq!(test.outcome.await.unwrap().unwrap(), End::Stopped);
+}
+
+/// A large reply that is taken a little at a time, by so many clients that hold as much as they
+/// can.
+async fn trickling(budget: &Arc<Budget>, clients: usize) -> Vec<Fixture> {
+    let length = 31 << 20;
+    let mut all = Vec::new();
+    for _ in 0..clients {
+        let export = MemoryExport::new("snapshot/full", &[5; 8192]);
+        let mut test = serve_remote(export, Arc::clone(budget), 16 << 10);
+        for cookie in 0..3 {
+            test.client.request(READ, 0, cookie, 0, length).await;
+        }
+        settle().await;
+        all.push(test);
+    }
+    all
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_take_large_replies_slowly_hold_up_nobody_with_ordinary_ones() {
+    let budget = Budget::new();
+    let slow = trickling(&budget, 20).await;
+    let mut remote = serve_remote(
+        MemoryExport::new("snapshot/full", &[5; 1024]),
+        Arc::clone(&budget),
+        2 << 20,
+    );
+    let started = tokio::time::Instant::now();
+    for (cookie, length) in [(0, 1), (1, 4096), (2, 256 << 10), (3, 1 << 20)] {
+        remote.client.request(READ, 0, cookie, 0, length).await;
+        assert!(content(remote.client.message().await, cookie).0);
+    }
+    // A large one of the unix socket does not wait for TCP either.
+    let export = MemoryExport::new("snapshot/full", &[5; 8192]);
+    let mut local = serve_with(export, structured(), Arc::clone(&budget), 64 << 20);
+    local.client.request(READ, 0, 0, 0, 32 << 20).await;
+    assert!(content(local.client.message().await, 0).0);
+    assert_eq!(started.elapsed(), Duration::ZERO, "nobody has waited");
+    assert!(slow.iter().all(|client| !client.outcome.is_finished()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_what_slow_clients_hold_gets_it_and_they_are_ended() {
+    let budget = Budget::new();
+    let mut slow = trickling(&budget, 3).await;
+    let export = MemoryExport::new("snapshot/full", &[5; 8192]);
+    let mut waiting = serve_remote(export, Arc::clone(&budget), 64 << 20);
+    waiting.client.request(READ, 0, 0, 0, 32 << 20).await;
+    // They take a little now and then.
+    let trickle = async {
+        loop {
+            for test in &mut slow {
+                let mut some = [0; 1000];
+                let _ = tokio::io::AsyncReadExt::read(&mut test.client.0, &mut some).await;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let served = async { content(waiting.client.message().await, 0).0 };
+    let served = tokio::select! {
+        served = served => served,
+        () = trickle => unreachable!("it goes on for ever"),
+    };
+    assert!(served);
+    // One of them was enough.
+    let ended = slow.iter().position(|test| test.outcome.is_finished());
+    let ended = slow.remove(ended.expect("one has ended"));
+    let error = ended.outcome.await.unwrap().unwrap_err();
+    let TransmissionError::Stalled { held_bytes } = error else {
+        panic!("{error}");
+    };
+    assert!((30 << 20..=64 << 20).contains(&held_bytes), "{held_bytes}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_request_is_served_though_others_hold_everything() {
+    let budget = small_budget(1 << 20);
+    let big = || MemoryExport::writable("volume/full", &[5; 1024]);
+    let mut holds = serve_with(big(), structured(), Arc::clone(&budget), 1000);
+    holds.client.request(READ, 0, 0, 0, 1 << 20).await;
+    settle().await;
+    assert_eq!(budget.available_bytes(), 1000);
+    let mut small = serve_with(big(), structured(), Arc::clone(&budget), 1 << 20);
+    let started = tokio::time::Instant::now();
+    for cookie in 0..100 {
+        small.client.request(READ, 0, cookie, 1 << 20, 4096).await;
+        assert_eq!(content(small.client.message().await, cookie).3, [5; 4096]);
+        small
+            .client
+            .send(&write_bytes(0, cookie, 0, &[6; 16 << 10]))
+            .await;
+        assert_eq!(small.client.message().await, done(cookie));
+        small.client.request(FLUSH, 0, cookie, 0, 0).await;
+        assert_eq!(small.client.message().await, done(cookie));
+    }
+    assert_eq!(started.elapsed(), Duration::ZERO, "nothing has waited");
+    // And who holds little may go on doing so: it is in nobody's way.
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(!holds.outcome.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_comes_back_as_a_reply_is_taken() {
+    let budget = Budget::new();
+    // Runs of 64 KiB.
+    let blocks = [[5; 16], [0; 16]].concat().repeat(8);
+    let export = MemoryExport::new("snapshot/half", &blocks);
+    let mut test = serve_with(export, structured(), Arc::clone(&budget), 4096);
+    test.client.request(READ, 0, 0, 0, 1 << 20).await;
+    settle().await;
+    let held = || ALL_BYTES - budget.available_bytes();
+    assert_eq!(
+        held(),
+        u64::from(charge_bytes(512 << 10)),
+        "holes hold nothing"
+    );
+    for taken in 1..8 {
+        for kind in [OFFSET_DATA, OFFSET_HOLE] {
+            assert_eq!(content(test.client.message().await, 0).1, kind);
+        }
+        settle().await;
+        assert_eq!(held(), u64::from(charge_bytes((8 - taken) * (64 << 10))));
+    }
+    test.client.message().await;
+    test.client.message().await;
+    settle().await;
+    assert_eq!(held(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn zeroes_on_their_way_hold_no_memory() {
+    let budget = Budget::new();
+    let export = MemoryExport::new("snapshot/empty", &[0; 1024]);
+    // With simple replies zeroes are sent.
+    let test = serve_with(export, Terms::default(), Arc::clone(&budget), 1000);
+    let mut client = test.client;
+    client.request(READ, 0, 0, 0, 4 << 20).await;
+    settle().await;
+    assert_eq!(budget.available_bytes(), ALL_BYTES);
+    assert_eq!(
+        client.message().await,
+        Received::Simple {
+            error: 0,
+            cookie: 0
+        }
+    );
+    assert!(client.receive(4 << 20).await.iter().all(|&byte| byte == 0));
 }

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::nbd::limits::MAX_SERVER_BYTES;
 use crate::nbd::testing::{Random, seed};
 
 const BLOCKS: usize = 128;
@@ -113,7 +112,7 @@ async fn mixed_reads_and_writes_are_as_in_the_model() {
         drop(client);
         assert_eq!(test.outcome.await.unwrap().unwrap(), End::Closed);
         assert!(test.export.data() == model);
-        assert_eq!(test.budget.available_bytes(), MAX_SERVER_BYTES as usize);
+        assert_eq!(test.budget.available_bytes(), ALL_BYTES);
     }
 }
 
@@ -153,6 +152,6 @@ async fn whatever_arrives_a_session_ends_and_gives_back_its_memory() {
             .expect("it does not panic");
         sent.await.unwrap();
         let _ = taken.await.unwrap();
-        assert_eq!(test.budget.available_bytes(), MAX_SERVER_BYTES as usize);
+        assert_eq!(test.budget.available_bytes(), ALL_BYTES);
     }
 }

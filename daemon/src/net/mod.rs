@@ -1,0 +1,24 @@
+//! Connections before any protocol is spoken on them: who may come in, and what the kernel keeps
+//! for each.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | [`peer`] | who is at the other end, and whom a peer shares its part with |
+//! | [`handshakes`] | peers that are not known yet: bounded for each listener, the oldest gives way |
+//! | [`places`] | connections that have got through: bounded, with a reserve and shares |
+//! | [`seats`] | the same, of connections that give way when they do nothing |
+//! | [`buffers`] | kernel buffers that grow for those who use them, within a sum |
+//! | [`seldom`] | log lines that a peer can cause, at most one a second |
+//! | [`limits`] | every bound of these |
+//!
+//! What must hold: a listener never stops accepting because of who has connected already. Who
+//! cannot stay is told, or closed at once, and the log says so. A peer over TCP never takes what
+//! unix sockets need.
+
+pub mod buffers;
+pub mod handshakes;
+pub mod limits;
+pub mod peer;
+pub mod places;
+pub mod seats;
+pub mod seldom;
