@@ -20,6 +20,7 @@ use varve_proto::v1::{
 };
 
 use crate::{
+    activity::{Activity, Line},
     error::{Error, ErrorKind, Result, innermost},
     limits::{
         CONNECT_TIMEOUT, CONTENT_MESSAGE_BYTES_MAX, HTTP2_CONNECTION_WINDOW_BYTES,
@@ -237,7 +238,7 @@ impl fmt::Debug for Tls {
 /// A connection to a daemon. Cloning it is cheap and shares the connection; it is made anew when it breaks.
 #[derive(Clone, Debug)]
 pub struct Client {
-    channel: Channel,
+    line: Line,
     endpoint: Endpoint,
 }
 
@@ -256,7 +257,7 @@ impl Client {
         };
         match connected {
             Ok(channel) => Ok(Self {
-                channel,
+                line: Line::new(channel),
                 endpoint: endpoint.clone(),
             }),
             Err(error) => Err(Error::new(
@@ -273,49 +274,54 @@ impl Client {
         &self.endpoint
     }
 
-    pub(crate) fn snapshot_service(&self) -> SnapshotServiceClient<Channel> {
-        SnapshotServiceClient::new(self.channel.clone())
+    pub(crate) fn snapshot_service(&self) -> SnapshotServiceClient<Line> {
+        SnapshotServiceClient::new(self.line.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn content_service(&self) -> ContentServiceClient<Channel> {
-        ContentServiceClient::new(self.channel.clone())
+    pub(crate) fn content_service(&self) -> ContentServiceClient<Line> {
+        ContentServiceClient::new(self.line.clone())
             .max_decoding_message_size(CONTENT_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// How long the daemon has been silent while calls of this client, or of a clone of it, wait.
+    pub fn activity(&self) -> &Activity {
+        self.line.activity()
     }
 
     /// The connection, for calls that the generated clients do not make.
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+    pub(crate) fn line(&self) -> Line {
+        self.line.clone()
     }
 
-    pub(crate) fn status_service(&self) -> StatusServiceClient<Channel> {
-        StatusServiceClient::new(self.channel.clone())
+    pub(crate) fn status_service(&self) -> StatusServiceClient<Line> {
+        StatusServiceClient::new(self.line.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn copy_service(&self) -> CopyServiceClient<Channel> {
-        CopyServiceClient::new(self.channel.clone())
+    pub(crate) fn copy_service(&self) -> CopyServiceClient<Line> {
+        CopyServiceClient::new(self.line.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn remote_service(&self) -> RemoteServiceClient<Channel> {
-        RemoteServiceClient::new(self.channel.clone())
+    pub(crate) fn remote_service(&self) -> RemoteServiceClient<Line> {
+        RemoteServiceClient::new(self.line.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn replication_service(&self) -> ReplicationServiceClient<Channel> {
-        ReplicationServiceClient::new(self.channel.clone())
+    pub(crate) fn replication_service(&self) -> ReplicationServiceClient<Line> {
+        ReplicationServiceClient::new(self.line.clone())
             .max_decoding_message_size(CONTENT_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn volume_service(&self) -> VolumeServiceClient<Channel> {
-        VolumeServiceClient::new(self.channel.clone())
+    pub(crate) fn volume_service(&self) -> VolumeServiceClient<Line> {
+        VolumeServiceClient::new(self.line.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }

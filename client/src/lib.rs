@@ -37,6 +37,7 @@
 //! * **Memory is bounded**, whatever the size of a volume: see `limits`.
 //! * **Errors say what to do about them**: see [`ErrorKind`].
 
+mod activity;
 mod archive;
 mod connect;
 mod convert;
@@ -56,6 +57,7 @@ mod unpack;
 mod upload;
 mod volumes;
 
+pub use activity::Activity;
 pub use archive::{
     ArchiveFacts, ArchiveRead, ArchiveReport, ArchiveWrite, RestoreReport, archive_head,
     is_archive, verify_archive,
@@ -65,7 +67,9 @@ pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
 pub use device::{
     Ended, Event as MapEvent, MapOptions, Mapped, Mapping, NbdAddress, Unmapped, mapped, unmap,
 };
-pub use download::{Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink};
+pub use download::{
+    Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use progress::Progress;
 pub use remotes::Remote;

@@ -34,7 +34,8 @@ impl Progress {
         self.done_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    pub(crate) fn add_done(&self, bytes: u64) {
+    /// Says how many more bytes are done with.
+    pub fn add_done(&self, bytes: u64) {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }

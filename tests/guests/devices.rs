@@ -91,7 +91,7 @@ modprobe nbd
 serve
 snapctl -q volume create disk --size 1G >/dev/null
 snapctl volume attach disk >/dev/null
-map volume/disk --timeout 5
+map volume/disk --request-timeout 5
 mkfs.ext4 -q $device
 mkdir /t
 mount $device /t
@@ -265,7 +265,7 @@ snapctl unmap $device
 ended $map
 
 # Attached elsewhere, by force, and the daemon started again: the device is not given what is somebody else's now.
-map volume/disk --timeout 2 --dead-timeout 2
+map volume/disk --request-timeout 2 --dead-timeout 2
 snapctl volume attach disk --force >/dev/null
 kill -9 $varved
 wait $varved || true

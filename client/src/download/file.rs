@@ -1,13 +1,12 @@
 //! Files and block devices that a download is written to.
 
 use std::{
-    ffi::OsString,
-    fs::{File, OpenOptions, Permissions},
+    fs::{File, OpenOptions},
     io,
     num::NonZeroU64,
     ops::Range,
-    os::unix::fs::{FileExt, FileTypeExt, PermissionsExt},
-    path::{Path, PathBuf},
+    os::unix::fs::{FileExt, FileTypeExt},
+    path::PathBuf,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -18,89 +17,12 @@ use rustix::{
     fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek},
     io::Errno,
 };
-use tempfile::NamedTempFile;
 
-use super::sink::Sink;
+use super::{
+    new_file::{Existing, NewFile},
+    sink::Sink,
+};
 use crate::error::{Error, ErrorKind, Result};
-
-/// What to do about a file that exists already.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Existing {
-    /// Refuse. A block device counts as existing.
-    Keep,
-    /// Put the new one in its place; write to a block device.
-    Replace,
-}
-
-/// A file that takes its name only when it is complete: until then it has another name in the same directory, and is
-/// removed if it is dropped.
-#[derive(Debug)]
-pub struct NewFile {
-    temporary: NamedTempFile,
-    path: PathBuf,
-    existing: Existing,
-}
-
-impl NewFile {
-    /// Prepares to write `path`.
-    pub fn create(path: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
-        let path = path.into();
-        let what = format!("write {}", path.display());
-        let refuse = |kind, why: &str| Err(Error::new(kind, &what, why));
-        match path.metadata() {
-            Ok(metadata) if metadata.is_dir() => {
-                return refuse(ErrorKind::Invalid, "is a directory");
-            }
-            Ok(metadata) if !metadata.is_file() => {
-                return refuse(ErrorKind::Invalid, "is not a regular file");
-            }
-            Ok(_) if existing == Existing::Keep => {
-                return refuse(ErrorKind::AlreadyExists, "exists already");
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::file(what, error)),
-        }
-        let mut prefix = OsString::from(".");
-        prefix.push(path.file_name().unwrap_or_default());
-        prefix.push(".");
-        let temporary = tempfile::Builder::new()
-            .prefix(&prefix)
-            // As any new file: what the user's umask leaves of it.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(directory(&path))
-            .map_err(|error| Error::file(what, error))?;
-        Ok(Self {
-            temporary,
-            path,
-            existing,
-        })
-    }
-
-    /// Where it is until it is published.
-    pub fn path(&self) -> &Path {
-        self.temporary.path()
-    }
-
-    /// Makes it durable, and gives it its name.
-    pub fn publish(self) -> Result<()> {
-        let path = self.path.clone();
-        self.sync_and_rename()
-            .map_err(|error| Error::file(format!("complete {}", path.display()), error))
-    }
-
-    fn sync_and_rename(self) -> io::Result<()> {
-        // By name: another program may have put another file there.
-        File::open(self.temporary.path())?.sync_all()?;
-        let temporary = self.temporary.into_temp_path();
-        match self.existing {
-            Existing::Replace => temporary.persist(&self.path)?,
-            // Somebody may have made one meanwhile.
-            Existing::Keep => temporary.persist_noclobber(&self.path)?,
-        }
-        File::open(directory(&self.path))?.sync_all()
-    }
-}
 
 /// Writes a volume to a file, holes left out, or to a block device, in place.
 ///
@@ -117,7 +39,7 @@ pub struct FileSink {
 #[derive(Debug)]
 enum Target {
     /// A file to be published; no more once it was.
-    New(Mutex<Option<NewFile>>),
+    New(Mutex<Option<Box<NewFile>>>),
     /// What was on it shows through unless holes are zeroed.
     Device,
     /// A file that somebody else holds and looks after.
@@ -153,12 +75,13 @@ impl FileSink {
             return Ok(Self::new(file, path, Target::Device));
         }
         let new = NewFile::create(&path, existing)?;
-        let file = new
-            .temporary
-            .as_file()
-            .try_clone()
-            .map_err(|error| Error::file(what, error))?;
-        Ok(Self::new(file, path, Target::New(Mutex::new(Some(new)))))
+        let file = new.file().try_clone();
+        let file = file.map_err(|error| Error::file(what, error))?;
+        Ok(Self::new(
+            file,
+            path,
+            Target::New(Mutex::new(Some(Box::new(new)))),
+        ))
     }
 
     /// Writes to an empty file that is open already and is of no use after a crash: it is not synced. Errors call it
@@ -219,20 +142,12 @@ impl Sink for FileSink {
     fn finish(&self) -> io::Result<()> {
         match &self.target {
             Target::New(new) => match new.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                Some(new) => new.sync_and_rename(),
+                Some(new) => new.sync_and_name(),
                 None => Ok(()),
             },
             Target::Device => self.file.sync_all(),
             Target::Scratch => Ok(()),
         }
-    }
-}
-
-/// The directory that a path is in.
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
     }
 }
 

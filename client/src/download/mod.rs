@@ -11,6 +11,7 @@
 //! see `limits`.
 
 mod file;
+mod new_file;
 mod place;
 mod receive;
 mod sink;
@@ -28,7 +29,8 @@ use tonic::Streaming;
 use varve_proto::v1::{self, download_response::Part};
 
 pub use self::{
-    file::{Existing, FileSink, NewFile},
+    file::FileSink,
+    new_file::{Existing, NewFile, open_stream},
     sink::{Sink, StreamSink},
 };
 use self::{

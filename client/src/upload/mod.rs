@@ -134,10 +134,19 @@ impl Upload<'_> {
             tags: self.tags,
             ..v1::BeginUploadRequest::default()
         };
-        let session = Session::begin(self.client, request, what.clone()).await?;
+        let cancelled = || {
+            let why = "it was cancelled; nothing is visible";
+            Error::new(ErrorKind::Cancelled, &what, why)
+        };
+        let mut cancel = self.cancel;
+        let session = tokio::select! {
+            session = Session::begin(self.client, request, what.clone()) => session?,
+            // If it has begun, the daemon finds out by itself that nobody goes on with it.
+            () = &mut cancel => return Err(cancelled()),
+        };
         let uploaded = tokio::select! {
             uploaded = upload(&session, source, &self.progress) => uploaded,
-            () = self.cancel => Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled; nothing is visible")),
+            () = &mut cancel => Err(cancelled()),
         };
         match uploaded {
             Ok((snapshot, finished)) => Ok(UploadReport {

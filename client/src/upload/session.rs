@@ -19,7 +19,6 @@ use tonic::{
         Service,
         http::{self, uri::PathAndQuery},
     },
-    transport::Channel,
 };
 use tonic_prost::ProstCodec;
 use varve_content::{
@@ -31,6 +30,7 @@ use varve_proto::v1::{self, content_service_client::ContentServiceClient};
 
 use super::{body::ChunksBody, read::CutChunk};
 use crate::{
+    activity::Line,
     connect::Client,
     convert::chunk_message,
     error::{Error, ErrorKind, Result},
@@ -47,8 +47,8 @@ const PUT_CHUNKS: &str = "/varve.v1.ContentService/PutChunks";
 /// An upload that the daemon has begun.
 #[derive(Debug)]
 pub(crate) struct Session {
-    content: ContentServiceClient<Channel>,
-    channel: Channel,
+    content: ContentServiceClient<Line>,
+    line: Line,
     /// Verb and object, for errors.
     pub(crate) what: String,
     upload_id: String,
@@ -92,7 +92,7 @@ impl Session {
         }
         Ok(Self {
             content,
-            channel: client.channel(),
+            line: client.line(),
             what,
             upload_id: begun.upload_id,
             ids_max: begun.max_ids as usize,
@@ -220,7 +220,7 @@ impl Session {
 
     async fn put_body(&self, body: ChunksBody) -> Result<v1::PutChunksResponse, Status> {
         let mut calls = Grpc::new(WithBody {
-            channel: self.channel.clone(),
+            line: self.line.clone(),
             body: Some(body),
         })
         .max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -321,24 +321,24 @@ fn pick<T>(all: Vec<T>, positions: &[usize]) -> Vec<T> {
         .collect()
 }
 
-/// A channel that sends this body in place of the one it is given.
+/// A connection that sends this body in place of the one it is given.
 struct WithBody {
-    channel: Channel,
+    line: Line,
     body: Option<ChunksBody>,
 }
 
 impl Service<http::Request<Body>> for WithBody {
     type Response = http::Response<Body>;
     type Error = tonic::transport::Error;
-    type Future = <Channel as Service<http::Request<Body>>>::Future;
+    type Future = <Line as Service<http::Request<Body>>>::Future;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.channel.poll_ready(context)
+        self.line.poll_ready(context)
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let body = self.body.take();
-        self.channel
+        self.line
             .call(request.map(|given| body.map_or(given, Body::new)))
     }
 }

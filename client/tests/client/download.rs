@@ -140,11 +140,11 @@ async fn a_new_file_is_published_or_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a");
     let new = NewFile::create(&path, Existing::Keep).unwrap();
-    fs::write(new.path(), "x").unwrap();
+    new.file().write_all(b"x").unwrap();
     drop(new);
     assert!(files_in(dir.path()).is_empty());
     let new = NewFile::create(&path, Existing::Keep).unwrap();
-    fs::write(new.path(), "x").unwrap();
+    new.file().write_all(b"x").unwrap();
     new.publish().unwrap();
     assert_eq!(files_in(dir.path()), ["a"]);
     let error = NewFile::create(dir.path().join("none/a"), Existing::Keep).unwrap_err();

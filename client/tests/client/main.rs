@@ -7,9 +7,13 @@
     reason = "tests"
 )]
 
+mod cut_off;
 mod download;
+mod endings;
 mod fake;
 mod formats;
+mod packed;
+mod replaced;
 mod snapctl;
 mod snapshots;
 mod upload;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,7 +18,7 @@ use varve_client::{
 use crate::{
     Options,
     exit::Failure,
-    export::mention_force,
+    export::{Stream, mention_force},
     meter,
     output::{self, Output, SnapshotJson},
 };
@@ -66,23 +66,20 @@ impl Archive {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         match self {
             Self::Show { file } => {
-                let (from, name) = open(&file)?;
-                let facts = archive_head(from, &name)?;
+                let facts = crate::blocking(move || {
+                    let (from, name) = open(&file)?;
+                    archive_head(from, &name)
+                });
+                let facts = facts.await?;
                 print(&facts, None, None, options)
             }
             Self::Verify { file } => {
-                let (from, name) = open(&file)?;
                 let progress = Arc::new(Progress::default());
                 let counters = Arc::clone(&progress);
-                let verifying =
-                    tokio::task::spawn_blocking(move || verify_archive(from, &name, &counters));
-                let verifying = async {
-                    let broke = |error: tokio::task::JoinError| {
-                        let why = format!("a checking thread broke: {error}");
-                        Error::new(varve_client::ErrorKind::Internal, "verify", why)
-                    };
-                    verifying.await.map_err(broke)?
-                };
+                let verifying = crate::blocking(move || {
+                    let (from, name) = open(&file)?;
+                    verify_archive(from, &name, &counters)
+                });
                 let facts = meter::watch("verify", options.quiet, progress, verifying).await?;
                 options.remark("the archive is whole, and every chunk of it is what its id says");
                 print(&facts, Some(&facts), None, options)
@@ -110,6 +107,11 @@ pub(crate) async fn write(
     existing: Existing,
     options: &Options,
 ) -> Result<(), Failure> {
+    let stream = Stream::open(file, existing).await?;
+    let target = match stream {
+        Some(_) => None,
+        None => Some(NewFile::create(file, existing).map_err(mention_force)?),
+    };
     let client = options.connect().await?;
     let progress = Arc::new(Progress::default());
     let mut archive = client
@@ -119,20 +121,27 @@ pub(crate) async fn write(
     if let Some(since) = since {
         archive = archive.since(since);
     }
-    if file == Path::new("-") {
-        let writing = Box::pin(archive.run(io::stdout(), "standard output"));
-        meter::watch("export", options.quiet, progress, writing).await?;
+    let name = file.display().to_string();
+    let (to, name, is_stdout) = match (stream, &target) {
+        (Some(stream), _) => (Some(stream.to), stream.name, stream.is_stdout),
+        (None, Some(target)) => (target.file().try_clone().ok(), name, false),
+        (None, None) => (None, name, false),
+    };
+    let to = to.ok_or_else(|| {
+        let why = "its descriptor cannot be had twice";
+        Error::new(varve_client::ErrorKind::File, format!("write {name}"), why)
+    })?;
+    let writing = Box::pin(archive.run(to, &name));
+    let report = meter::watch("export", options.quiet, progress, writing).await?;
+    if is_stdout {
         return Ok(());
     }
-    let target = NewFile::create(file, existing).map_err(mention_force)?;
-    let opened = OpenOptions::new().write(true).open(target.path());
-    let opened = opened.map_err(|error| Error::file(format!("write {}", file.display()), error))?;
-    let name = file.display().to_string();
-    let writing = Box::pin(archive.run(opened, &name));
+    if let Some(target) = target {
+        crate::blocking(move || target.publish()).await?;
+    }
     let ArchiveReport {
         archive, elapsed, ..
-    } = meter::watch("export", options.quiet, progress, writing).await?;
-    target.publish()?;
+    } = report;
     print(
         &archive,
         Some(&archive),
@@ -149,7 +158,8 @@ pub(crate) async fn read(
     tags: Vec<(String, String)>,
     options: &Options,
 ) -> Result<(), Failure> {
-    let (from, file) = open(file)?;
+    let owned = file.to_path_buf();
+    let (from, file) = crate::blocking(move || open(&owned)).await?;
     let progress = Arc::new(Progress::default());
     let mut archive = client
         .import_archive()

@@ -19,6 +19,8 @@ pub(crate) enum Failure {
     Client(Error),
     /// Verification found damage, and has said so.
     Violations,
+    /// A signal ended it.
+    Interrupted,
     /// Whoever read the output wants no more of it: nothing to say, and nobody to say it to.
     OutputClosed,
 }
@@ -51,6 +53,7 @@ impl Failure {
                 _ => 1,
             },
             Self::Violations => 6,
+            Self::Interrupted => 130,
             // As if killed by SIGPIPE.
             Self::OutputClosed => 141,
         }
@@ -76,6 +79,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Client(error) => error.fmt(f),
             Self::Violations => f.write_str("damage was found"),
+            Self::Interrupted => f.write_str("interrupted"),
             Self::OutputClosed => f.write_str("the output was closed"),
         }
     }
@@ -83,12 +87,17 @@ impl fmt::Display for Failure {
 
 /// Says why a command failed, and gives its exit code.
 pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
-    if let Failure::Client(error) = failure {
-        eprintln!("snapctl: {error}");
+    let kind = match failure {
+        Failure::Client(error) => Some(error.kind()),
+        Failure::Interrupted => Some(ErrorKind::Cancelled),
+        Failure::Violations | Failure::OutputClosed => None,
+    };
+    if let Some(kind) = kind {
+        eprintln!("snapctl: {failure}");
         if output == Output::Json {
             eprintln!(
                 "{}",
-                json!({ "error": { "kind": error.kind().as_str(), "message": error.to_string() } })
+                json!({ "error": { "kind": kind.as_str(), "message": failure.to_string() } })
             );
         }
     }

@@ -1,7 +1,9 @@
 //! `snapctl export`.
 
 use std::{
+    fs::{File, Metadata},
     io,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,22 +12,24 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use varve_client::{
     Client, DownloadReport, Error, ErrorKind, Existing, FileSink, NewFile, Progress, Sink,
-    StreamSink, scratch_file,
+    StreamSink, open_stream, scratch_file,
 };
 
 use crate::{
     Options, archive,
     exit::Failure,
+    image::Format,
     meter,
     output::{self, Output, SnapshotJson},
-    qemu::{self, Format},
+    qemu,
 };
 
 /// What `export` takes.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The file takes its name only when it is complete and checked; holes stay holes. A block device is written in \
-place, holes as zeros. For qcow2 the content is written to a temporary file in $TMPDIR (or /var/tmp) first, and \
+The file takes its name only when it is complete and checked; holes stay holes. With --force it has the owner and mode of \
+the file that it replaces; a symbolic link stays, and the file that it leads to is replaced. A block device is written in \
+place, holes as zeros; a pipe or a character device like standard output. For qcow2 the content is written to a temporary file in $TMPDIR (or /var/tmp) first, and \
 converted by qemu-img.
 
 \
@@ -77,32 +81,23 @@ impl Export {
         } else {
             Existing::Keep
         };
-        let to_stdout = self.file == Path::new("-");
         if self.archive {
             return archive::write(&self.snapshot, self.since, &self.file, existing, options).await;
         }
-        let report = match self.format {
-            FormatChoice::Raw if to_stdout => {
+        let stream = Stream::open(&self.file, existing).await?;
+        let is_stdout = stream.as_ref().is_some_and(|stream| stream.is_stdout);
+        let report = match (self.format, stream) {
+            (FormatChoice::Raw, Some(stream)) => {
                 let client = options.connect().await?;
-                download(
-                    &client,
-                    &self.snapshot,
-                    StreamSink::new(io::stdout(), "standard output"),
-                    options,
-                )
-                .await?
+                let sink = StreamSink::new(stream.to, stream.name);
+                download(&client, &self.snapshot, sink, options).await?
             }
-            FormatChoice::Raw => {
+            (FormatChoice::Raw, None) => {
+                let sink = FileSink::create(&self.file, existing).map_err(mention_force)?;
                 let client = options.connect().await?;
-                download(
-                    &client,
-                    &self.snapshot,
-                    FileSink::create(&self.file, existing).map_err(mention_force)?,
-                    options,
-                )
-                .await?
+                download(&client, &self.snapshot, sink, options).await?
             }
-            FormatChoice::Qcow2 if to_stdout => {
+            (FormatChoice::Qcow2, Some(_)) => {
                 let what = format!("export {}", self.snapshot);
                 return Err(Error::new(
                     ErrorKind::Invalid,
@@ -111,25 +106,71 @@ impl Export {
                 )
                 .into());
             }
-            FormatChoice::Qcow2 => {
-                qemu::check_installed(&format!("export {} as qcow2", self.snapshot))?;
+            (FormatChoice::Qcow2, None) => {
+                qemu::check_installed(&format!("export {} as qcow2", self.snapshot)).await?;
                 let target = NewFile::create(&self.file, existing).map_err(mention_force)?;
                 let client = options.connect().await?;
                 let raw = scratch_file()?;
                 let sink = FileSink::scratch(&raw, &self.file)?;
                 let report = download(&client, &self.snapshot, sink, options).await?;
                 options.remark(format_args!("converting {} to qcow2", self.file.display()));
-                qemu::from_raw(&raw, Format::Qcow2, target.path(), &self.file)?;
-                target.publish()?;
+                let progress = Arc::new(Progress::default());
+                let converting =
+                    qemu::from_raw(&raw, Format::Qcow2, target.file(), &self.file, &progress);
+                meter::watch("convert", options.quiet, Arc::clone(&progress), converting).await?;
+                crate::blocking(move || target.publish()).await?;
                 report
             }
         };
         // What went to standard output is the volume.
-        if to_stdout {
+        if is_stdout {
             Ok(())
         } else {
             print(&report, &self.file, options.output)
         }
+    }
+}
+
+/// Something that takes bytes only from front to back.
+pub(crate) struct Stream {
+    pub(crate) to: File,
+    /// What errors call it.
+    pub(crate) name: String,
+    pub(crate) is_stdout: bool,
+}
+
+impl Stream {
+    /// Opens `path` if it is one: `-`, a pipe, a character device, `/dev/stdout`.
+    pub(crate) async fn open(path: &Path, existing: Existing) -> Result<Option<Self>, Error> {
+        let failed = |error| Error::file("open standard output", error);
+        if path == Path::new("-") {
+            let to = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+            return Ok(Some(Self {
+                to: to.into(),
+                name: "standard output".to_owned(),
+                is_stdout: true,
+            }));
+        }
+        let owned = path.to_path_buf();
+        // Opening a pipe waits for its reader.
+        let opened = crate::blocking(move || open_stream(&owned, existing)).await;
+        let Some(to) = opened.map_err(mention_force)? else {
+            return Ok(None);
+        };
+        let same = |one: &Metadata, other: &Metadata| {
+            (one.dev(), one.ino(), one.rdev()) == (other.dev(), other.ino(), other.rdev())
+        };
+        let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+        let stdout = stdout.and_then(|stdout| stdout.metadata());
+        let is_stdout = match (stdout, to.metadata()) {
+            (Ok(stdout), Ok(to)) => same(&stdout, &to),
+            _ => false,
+        };
+        Ok(Some(Self {
+            to,
+            name: path.display().to_string(),
+            is_stdout,
+        }))
     }
 }
 

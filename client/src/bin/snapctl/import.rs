@@ -2,41 +2,51 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, Seek},
-    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::PossibleValue};
 use serde::Serialize;
-use varve_client::{Error, ErrorKind, FileSource, Progress, UploadReport, scratch_file};
+use varve_client::{Client, Error, ErrorKind, Progress, UploadReport};
 
 use crate::{
     Options, archive,
     exit::Failure,
+    image::Format,
+    intake::Intake,
     meter,
     output::{self, Output, SnapshotJson},
-    qemu::{self, Format},
 };
 
 /// What `import` takes.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Standard input is copied to a temporary file in $TMPDIR (or /var/tmp) first, zeros left out, unless it is a file. \
-So are images in other formats than raw, by qemu-img.
+Raw disks and block devices are read where they are. What comes from a pipe, what is packed (gzip, xz, zstd, bzip2) and \
+images in other formats are written to a temporary file in $TMPDIR (or /var/tmp) first, zeros left out; other formats are \
+read by qemu-img. Of an OVA the disk is taken that its description names.
+
+An image may be read from other files: its backing file, its extents. They are read only if --format says what the image \
+is, and if they are below its own directory or one that --allow-dir names. Images that are cut off are refused; that a raw \
+disk is cut off cannot be told.
 
 An interrupted import leaves nothing visible; running it again sends only what is still missing.")]
 pub(crate) struct Import {
-    /// A disk image, block device or archive; - for standard input
+    /// A disk image, block device, OVA or archive; - for standard input
     file: PathBuf,
     /// Name of the snapshot [default of an archive: as it was called]
     #[arg(long, value_name = "NAME", required_unless_present = "archive")]
     name: Option<String>,
-    /// What the image is written in; with auto, images that refer to other files are refused
+    /// What the image is written in; with auto, images that refer to other files are refused, and with raw a packed file is
+    /// taken as it is
     #[arg(long, value_enum, default_value_t = FormatChoice::Auto)]
     format: FormatChoice,
+    /// Of an OVA with several disks, the one with this number, from 1
+    #[arg(long, value_name = "NUMBER", conflicts_with = "archive")]
+    disk: Option<usize>,
+    /// A directory whose files may be read if the image refers to them, beside its own; may be given more than once
+    #[arg(long = "allow-dir", value_name = "DIR", conflicts_with = "archive")]
+    allow_dirs: Vec<PathBuf>,
     /// The file is an archive, written by `export --archive`
     #[arg(long, conflicts_with = "format")]
     archive: bool,
@@ -45,26 +55,31 @@ pub(crate) struct Import {
     tags: Vec<(String, String)>,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-enum FormatChoice {
-    /// Told by how the file begins
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum FormatChoice {
     Auto,
-    /// The bytes of the disk as they are
-    Raw,
-    /// QEMU's format
-    Qcow2,
-    /// VMware's format
-    Vmdk,
+    Is(Format),
 }
 
-impl FormatChoice {
-    /// The format, from how the file begins if need be.
-    fn resolve(self, file: &Path) -> Result<Format, Error> {
+impl ValueEnum for FormatChoice {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self::Auto,
+            Self::Is(Format::Raw),
+            Self::Is(Format::Qcow2),
+            Self::Is(Format::Vmdk),
+            Self::Is(Format::Vhd),
+            Self::Is(Format::Vhdx),
+            Self::Is(Format::Vdi),
+            Self::Is(Format::Qed),
+            Self::Is(Format::Parallels),
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
         match self {
-            Self::Auto => Format::guess(file),
-            Self::Raw => Ok(Format::Raw),
-            Self::Qcow2 => Ok(Format::Qcow2),
-            Self::Vmdk => Ok(Format::Vmdk),
+            Self::Auto => Some(PossibleValue::new("auto").help("Told by its content")),
+            Self::Is(format) => format.to_possible_value(),
         }
     }
 }
@@ -87,42 +102,25 @@ struct Report<'a> {
 impl Import {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let client = options.connect().await?;
-        let Self {
-            file,
-            name,
-            format,
-            archive,
-            tags,
-        } = self;
-        let name = match (archive, name) {
+        let name = match (self.archive, self.name) {
             (true, name) => {
-                return Box::pin(archive::read(&client, &file, name, tags, options)).await;
+                let reading = archive::read(&client, &self.file, name, self.tags, options);
+                return Box::pin(reading).await;
             }
             (false, name) => name.unwrap_or_default(),
         };
-        let source = if self_contained(&file, format)? {
-            FileSource::open(&file)?
-        } else {
+        let intake = Intake::open(&self.file).await?;
+        if !intake.is_ready(self.format).await? {
             // Copying may take long: rather find out now that the name is taken.
-            match client.snapshot(&name).await {
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
-                Ok(taken) => {
-                    let why = format!("snapshot {name} exists already ({})", taken.id);
-                    return Err(Error::new(
-                        ErrorKind::AlreadyExists,
-                        format!("import {}", file.display()),
-                        why,
-                    )
-                    .into());
-                }
-            }
-            prepare(&file, format, options)?
-        };
+            check_free(&client, &name, &self.file).await?;
+        }
+        let source = intake
+            .source(self.format, self.disk, &self.allow_dirs, options)
+            .await?;
         let progress = Arc::new(Progress::default());
         let upload = client
             .upload(name)
-            .tags(BTreeMap::from_iter(tags))
+            .tags(BTreeMap::from_iter(self.tags))
             .progress(Arc::clone(&progress))
             .cancel_on(crate::interrupted())
             .run(source);
@@ -131,72 +129,17 @@ impl Import {
     }
 }
 
-/// Whether the file can be read as it is.
-fn self_contained(file: &Path, choice: FormatChoice) -> Result<bool, Failure> {
-    Ok(file != Path::new("-") && choice.resolve(file)? == Format::Raw)
-}
-
-/// Copies standard input, and converts other formats than raw.
-fn prepare(file: &Path, choice: FormatChoice, options: &Options) -> Result<FileSource, Failure> {
-    if file != Path::new("-") {
-        return Ok(convert(file, choice, &file.display().to_string(), options)?);
+/// Fails if there is a snapshot of that name.
+async fn check_free(client: &Client, name: &str, file: &Path) -> Result<(), Error> {
+    match client.snapshot(name).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(taken) => {
+            let why = format!("snapshot {name} exists already ({})", taken.id);
+            let what = format!("import {}", file.display());
+            Err(Error::new(ErrorKind::AlreadyExists, what, why))
+        }
     }
-    const STDIN: &str = "standard input";
-    let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
-    let mut stdin = stdin.map_err(|error| Error::file("open standard input", error))?;
-    let is_file = stdin.metadata().is_ok_and(|metadata| metadata.is_file());
-    let copy = if is_file && stdin.stream_position().is_ok_and(|position| position == 0) {
-        stdin
-    } else {
-        options.remark(format_args!(
-            "copying standard input to {}",
-            varve_client::spool_dir().display()
-        ));
-        FileSource::spool(&mut stdin, STDIN)?.into_file()
-    };
-    let path = qemu::open_file(&copy);
-    if choice.resolve(&path)? == Format::Raw {
-        return Ok(FileSource::from_file(copy, STDIN)?);
-    }
-    Ok(convert(&path, choice, STDIN, options)?)
-}
-
-/// Converts the image at `path`, called `name` in messages, to a raw file.
-fn convert(
-    path: &Path,
-    choice: FormatChoice,
-    name: &str,
-    options: &Options,
-) -> Result<FileSource, Error> {
-    let format = choice.resolve(path)?;
-    let behind = qemu::files_behind(path, format, name)?;
-    if let Some(first) = behind.first()
-        && choice == FormatChoice::Auto
-    {
-        let why = format!(
-            "it looks like a {format} image whose content is in {}; if that is to be read, say --format {format}, \
-             and --format raw if the image is a raw disk",
-            first.display(),
-        );
-        return Err(Error::new(
-            ErrorKind::Invalid,
-            format!("import {name}"),
-            why,
-        ));
-    }
-    for file in behind {
-        options.remark(format_args!(
-            "{name} is read together with {}",
-            file.display()
-        ));
-    }
-    if format == Format::Qcow2 {
-        qemu::check_whole(path, name)?;
-    }
-    options.remark(format_args!("converting {name} from {format}"));
-    let raw = scratch_file()?;
-    qemu::to_raw(path, format, name, &raw)?;
-    FileSource::from_file(raw, name)
 }
 
 fn print(report: &UploadReport, output: Output) -> Result<(), Failure> {

@@ -6,26 +6,32 @@ mod archive;
 mod copy;
 mod exit;
 mod export;
+mod image;
 mod import;
+mod intake;
 mod listing;
 mod map;
 mod meter;
 mod output;
 mod qemu;
 mod remote;
+mod signals;
+mod silence;
 mod size;
 mod snapshot;
 mod status;
 mod volume;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use tokio::signal::unix::{SignalKind, signal};
-use varve_client::{Client, Endpoint, Error, Tls};
+use varve_client::{Client, Endpoint, Error, ErrorKind, Result as ClientResult, Tls};
 
-use self::{exit::Failure, output::Output};
+use self::{exit::Failure, output::Output, signals::interrupted, silence::Silence};
+
+/// How long threads may go on after a command has failed: they may have files to remove.
+const THREADS_TIME: Duration = Duration::from_secs(1);
 
 /// Keep, compare and restore snapshots of block volumes, and volumes that are written to.
 #[derive(Debug, Parser)]
@@ -56,9 +62,14 @@ struct Options {
     /// Tables for people, or JSON for programs
     #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
+    /// Give up when the daemon has not answered, nor gone on with anything, for this long [default: never]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
     /// Neither progress nor remarks
     #[arg(long, short, global = true)]
     quiet: bool,
+    #[arg(skip)]
+    silence: Silence,
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,17 +109,33 @@ enum Command {
 
 impl Options {
     async fn connect(&self) -> Result<Client, Failure> {
-        let Some(endpoint) = &self.endpoint else {
-            let connected = Client::connect(&Endpoint::default()).await;
-            return connected.map_err(|error| {
+        let given = self.endpoint.clone();
+        let endpoint = given.clone().unwrap_or_default();
+        let tls = match &given {
+            Some(_) => self.tls()?,
+            None => Tls::default(),
+        };
+        let connecting = Client::connect_with(&endpoint, &tls);
+        let connected = match self.timeout {
+            None => connecting.await,
+            Some(seconds) => {
+                let limit = Duration::from_secs(seconds);
+                let connected = tokio::time::timeout(limit, connecting).await;
+                connected.unwrap_or_else(|_| Err(silence::gave_up(&endpoint, limit)))
+            }
+        };
+        let client = connected.map_err(|error| match given {
+            Some(_) => error,
+            None => {
                 let why = format!(
                     "{} --endpoint or VARVE_ENDPOINT says where else",
                     error.why()
                 );
-                Error::new(error.kind(), error.what(), why).into()
-            });
-        };
-        Ok(Client::connect_with(endpoint, &self.tls()?).await?)
+                Error::new(error.kind(), error.what(), why)
+            }
+        })?;
+        self.silence.listen_to(&client);
+        Ok(client)
     }
 
     fn tls(&self) -> Result<Tls, Failure> {
@@ -150,28 +177,46 @@ fn main() -> ExitCode {
         Err(error) => return exit::report(&Failure::local("start", error.to_string()), output),
     };
     let done = runtime.block_on(run(cli));
-    // Waits for threads that still write, so that what is unfinished is removed.
-    drop(runtime);
     match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => exit::report(&failure, output),
+        Ok(()) => {
+            // Waits for threads that still work.
+            drop(runtime);
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            // One may wait for what never comes: for whoever should read a pipe.
+            runtime.shutdown_timeout(THREADS_TIME);
+            exit::report(&failure, output)
+        }
     }
 }
 
+/// Runs the command to its end, or until a signal or a daemon's silence ends it: whatever it waits for, it is dropped.
 async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { options, command } = cli;
+    let signals = signals::listen();
+    let mut command = Box::pin(dispatch(&options, command));
+    tokio::select! {
+        biased;
+        done = &mut command => done,
+        () = signals => Err(Failure::Interrupted),
+        failure = options.silence.watch(&options) => Err(failure),
+    }
+}
+
+async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {
     match command {
-        Command::Import(import) => import.run(&options).await,
-        Command::Export(export) => export.run(&options).await,
-        Command::Archive(archive) => archive.run(&options).await,
-        Command::Snapshot(snapshot) => snapshot.run(&options).await,
-        Command::Volume(volume) => volume.run(&options).await,
-        Command::Copy(copies) => copies.run(&options).await,
-        Command::Remote(remotes) => remotes.run(&options).await,
-        Command::Map(map) => map.run(&options).await,
-        Command::Unmap(unmap) => unmap.run(&options).await,
-        Command::Mapped => map::list(&options),
-        Command::Status => status::run(&options).await,
+        Command::Import(import) => import.run(options).await,
+        Command::Export(export) => export.run(options).await,
+        Command::Archive(archive) => archive.run(options).await,
+        Command::Snapshot(snapshot) => snapshot.run(options).await,
+        Command::Volume(volume) => volume.run(options).await,
+        Command::Copy(copies) => copies.run(options).await,
+        Command::Remote(remotes) => remotes.run(options).await,
+        Command::Map(map) => map.run(options).await,
+        Command::Unmap(unmap) => unmap.run(options).await,
+        Command::Mapped => map::list(options),
+        Command::Status => status::run(options).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "snapctl", &mut script);
@@ -180,23 +225,15 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// Completes when the user, or whoever runs this, wants it to end. Signals count from the call on, not only
-/// when the future is first polled.
-fn interrupted() -> impl Future<Output = ()> {
-    let signals = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    );
-    async move {
-        let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
-            // Then they end the process as they do by default.
-            return std::future::pending().await;
-        };
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    }
+/// Runs `work` on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> ClientResult<T> + Send + 'static,
+) -> ClientResult<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| {
+        let why = format!("a thread broke: {error}");
+        Error::new(ErrorKind::Internal, "read and write files", why)
+    })?
 }
 
 /// What the library does, on standard error, for those who set `VARVE_LOG`, to `debug` say.

@@ -13,9 +13,12 @@ use varve_client::{
 use crate::{
     Options,
     exit::Failure,
-    interrupted,
     output::{self, Output},
+    signals::interrupted_within,
 };
+
+/// How long detaching a device may take: the kernel writes out what it holds back for it.
+const DETACH_TIME: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -38,7 +41,7 @@ pub(crate) struct Map {
     block_size: u32,
     /// Seconds until an unanswered request is sent again, after a kill of the daemon say
     #[arg(long, value_name = "SECONDS", default_value_t = MapOptions::default().timeout.as_secs())]
-    timeout: u64,
+    request_timeout: u64,
     /// Seconds that requests wait for the daemon to come back, before they fail
     #[arg(long, value_name = "SECONDS", default_value_t = MapOptions::default().dead_timeout.as_secs())]
     dead_timeout: u64,
@@ -103,13 +106,13 @@ fn parse_device(text: &str) -> Result<u32, String> {
 
 impl Map {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
-        let interrupted = interrupted();
+        let interrupted = interrupted_within(DETACH_TIME);
         let mut interrupted = std::pin::pin!(interrupted);
         let (address, opened) = self.find(options).await?;
         let settings = MapOptions {
             connections: self.connections,
             block_size_bytes: self.block_size,
-            timeout: Duration::from_secs(self.timeout),
+            timeout: Duration::from_secs(self.request_timeout),
             dead_timeout: Duration::from_secs(self.dead_timeout),
             read_only: self.read_only,
             index: self.device,

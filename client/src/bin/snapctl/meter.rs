@@ -24,7 +24,7 @@ pub(crate) async fn watch<T>(
     if quiet {
         return transfer.await;
     }
-    let mut display = if stderr().is_terminal() {
+    let display = if stderr().is_terminal() {
         Display::bar(verb)
     } else {
         Display::lines(verb)
@@ -35,10 +35,7 @@ pub(crate) async fn watch<T>(
     ticks.tick().await;
     loop {
         tokio::select! {
-            result = &mut transfer => {
-                display.clear();
-                return result;
-            }
+            result = &mut transfer => return result,
             _ = ticks.tick() => display.show(&progress),
         }
     }
@@ -89,8 +86,11 @@ impl Display {
             }
         }
     }
+}
 
-    fn clear(&mut self) {
+impl Drop for Display {
+    /// Also when the transfer is given up: what is said then begins a line of its own.
+    fn drop(&mut self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();
         }

@@ -1,155 +1,34 @@
 //! Disk images in other formats than raw, by `qemu-img`.
 //!
-//! A disk's content may itself look like an image in another format, and its guest may have made it so: a raw disk
-//! that begins like a qcow2 image names a "backing file" of the guest's choosing. So a format that was only guessed
-//! is never followed to other files.
+//! It is told which files to read by their descriptors, and never follows a name that an image
+//! gives. It runs in a process group of its own, so that what the terminal sends reaches only this
+//! program, which ends it.
 
 use std::{
-    ffi::OsStr,
-    fmt,
+    ffi::OsString,
     fs::File,
-    io::{self, Read},
-    os::{fd::AsRawFd, unix::fs::FileTypeExt},
-    path::{self, Path, PathBuf},
-    process::{self, Command, Output, Stdio},
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::{Path, PathBuf},
+    process::{self, ExitStatus, Stdio},
 };
 
 use serde::Deserialize;
-use varve_client::{Error, ErrorKind, Result};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::{Child, ChildStdout, Command},
+};
+use varve_client::{Error, ErrorKind, Progress, Result, scratch_file};
 
-/// What an image is written in.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Format {
-    /// The bytes of the disk as they are
-    Raw,
-    /// QEMU's format
-    Qcow2,
-    /// VMware's format
-    Vmdk,
-}
+use crate::image::{Format, Image, Layer, Probe};
 
-impl Format {
-    /// Looks at how the file begins. Block devices are taken as they are.
-    pub(crate) fn guess(path: &Path) -> Result<Self> {
-        let what = || format!("open {}", path.display());
-        let mut file = File::open(path).map_err(|error| Error::file(what(), error))?;
-        let kind = file
-            .metadata()
-            .map_err(|error| Error::file(what(), error))?
-            .file_type();
-        if kind.is_dir() || kind.is_block_device() {
-            return Ok(Self::Raw);
-        }
-        let mut head = Vec::new();
-        file.by_ref()
-            .take(32)
-            .read_to_end(&mut head)
-            .map_err(|error| Error::file(format!("read {}", path.display()), error))?;
-        if varve_client::is_archive(&head) {
-            let why = "it looks like an archive: say --archive if it is to be read as one, and --format raw if it is a raw disk";
-            let what = format!("import {}", path.display());
-            return Err(Error::new(ErrorKind::Invalid, what, why));
-        }
-        Ok(Self::of_head(&head))
-    }
-
-    fn of_head(head: &[u8]) -> Self {
-        if head.starts_with(b"QFI\xfb") {
-            Self::Qcow2
-        } else if [&b"KDMV"[..], b"COWD", b"# Disk DescriptorFile"]
-            .iter()
-            .any(|magic| head.starts_with(magic))
-        {
-            Self::Vmdk
-        } else {
-            Self::Raw
-        }
-    }
-
-    /// As `qemu-img` calls it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-            Self::Vmdk => "vmdk",
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// What `qemu-img info` says about an image.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Info {
-    full_backing_filename: Option<PathBuf>,
-    backing_filename: Option<PathBuf>,
-    format_specific: Option<FormatSpecific>,
-}
-
-#[derive(Debug, Deserialize)]
-struct FormatSpecific {
-    data: FormatData,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct FormatData {
-    data_file: Option<PathBuf>,
-    #[serde(default)]
-    extents: Vec<Extent>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Extent {
-    filename: PathBuf,
-}
-
-/// Other files that the content of the image at `path`, called `name` in errors, is read from.
-pub(crate) fn files_behind(path: &Path, format: Format, name: &str) -> Result<Vec<PathBuf>> {
-    let what = format!("read {name}");
-    let path = absolute(path)?;
-    let answer = run(
-        &what,
-        [
-            "info".as_ref(),
-            "--output=json".as_ref(),
-            "-f".as_ref(),
-            format.name().as_ref(),
-        ],
-        &[path.as_os_str()],
-    )?;
-    let info: Info = serde_json::from_slice(&answer.stdout).map_err(|error| {
-        Error::new(
-            ErrorKind::File,
-            &what,
-            format!("qemu-img info said what is not understood: {error}"),
-        )
-    })?;
-    Ok(info.others(&path))
-}
-
-impl Info {
-    fn others(self, path: &Path) -> Vec<PathBuf> {
-        let data = self.format_specific.map(|specific| specific.data);
-        let (data_file, extents) =
-            data.map_or((None, Vec::new()), |data| (data.data_file, data.extents));
-        let backing = self.full_backing_filename.or(self.backing_filename);
-        let extents = extents
-            .into_iter()
-            .map(|extent| extent.filename)
-            .filter(|file| file != path);
-        backing
-            .into_iter()
-            .chain(data_file)
-            .chain(extents)
-            .collect()
-    }
-}
+/// What is kept of what it says on standard error.
+const SAID_BYTES_MAX: usize = 64 << 10;
+/// The longest line that it prints for programs.
+const LINE_BYTES_MAX: u64 = 64 << 10;
+/// The longest answer that is not read line by line.
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 /// What `qemu-img check` says about an image.
 #[derive(Debug, Deserialize)]
@@ -161,142 +40,349 @@ struct Check {
     check_errors: u64,
 }
 
-/// That a qcow2 image is whole. Reading one does not tell: what is missing at its end would be read as zeros.
-///
-/// Less than a cluster cannot be told: the file of a good image may end within its last one.
-pub(crate) fn check_whole(path: &Path, name: &str) -> Result<()> {
-    let what = format!("read {name}");
-    let arguments = ["check", "--output=json", "-f", "qcow2"].map(OsStr::new);
-    let output = start(&what, arguments, &[absolute(path)?.as_os_str()])?;
-    // Its exit code tells of damage too, but leaked clusters count as such.
-    let Ok(check) = serde_json::from_slice::<Check>(&output.stdout) else {
-        return finished(&what, output).map(drop);
+/// What `qemu-img map` says about a stretch of an image.
+#[derive(Debug, Deserialize)]
+struct Mapped {
+    length: u64,
+    data: bool,
+    /// In the file.
+    offset: Option<u64>,
+}
+
+/// That an image and all behind it are whole. Reading them does not tell: what is missing at the
+/// end of a file would be read as zeros.
+pub(crate) async fn check_whole(image: &Image) -> Result<()> {
+    for layer in &image.layers {
+        for probe in layer.probes()? {
+            check_ends(&probe, layer.format).await?;
+        }
+        check_metadata(layer).await?;
+    }
+    Ok(())
+}
+
+/// What the format itself can be checked for.
+async fn check_metadata(layer: &Layer) -> Result<()> {
+    // There is nothing to check in a raw disk, and QEMU does not know how to check a VHD.
+    if matches!(layer.format, Format::Raw | Format::Vhd) {
+        return Ok(());
+    }
+    let what = format!("read {}", layer.part.name());
+    let arguments = ["check".into(), "--output=json".into(), shown(layer.alone())];
+    let mut running = Running::start(&what, arguments)?;
+    let answer = running.answer().await?;
+    let Ok(check) = serde_json::from_slice::<Check>(&answer) else {
+        return Err(running.failed().await);
     };
+    let status = running.end().await?;
     let found = check.corruptions + check.check_errors;
     if found > 0 {
         let why = format!("it is truncated or damaged: qemu-img check finds {found} errors");
         return Err(Error::new(ErrorKind::File, what, why));
     }
+    // Leaked clusters have an exit code too, and do no harm.
+    if !status.success() && status.code() != Some(3) {
+        return Err(running.failed().await);
+    }
     Ok(())
 }
 
-/// Writes the content of the image at `path` to `raw`, an empty file without a name.
-pub(crate) fn to_raw(path: &Path, format: Format, name: &str, raw: &File) -> Result<()> {
+/// That all content is in front of the end of the file that it is in.
+async fn check_ends(probe: &Probe, format: Format) -> Result<()> {
+    let what = format!("read {}", probe.name);
+    let arguments = [
+        "map".into(),
+        "--output=json".into(),
+        shown(probe.node.clone()),
+    ];
+    let mut running = Running::start(&what, arguments)?;
+    while let Some(line) = running.line().await? {
+        let line = line.trim_matches(['[', ']', ',', '\n', ' ']);
+        if line.is_empty() {
+            continue;
+        }
+        let mapped: Mapped = serde_json::from_str(line).map_err(|error| {
+            let why = format!("qemu-img map said what is not understood: {error}");
+            Error::new(ErrorKind::File, &what, why)
+        })?;
+        // The clusters of zeros that qcow2 has room for are not read.
+        let Some(offset) = mapped
+            .offset
+            .filter(|_| mapped.data || format != Format::Qcow2)
+        else {
+            continue;
+        };
+        let end = offset.saturating_add(mapped.length);
+        if end > probe.len {
+            let why = format!(
+                "it is truncated: it has content up to {end}, and the file ends at {}",
+                probe.len
+            );
+            return Err(Error::new(ErrorKind::File, what, why));
+        }
+    }
+    running.finish().await
+}
+
+/// Writes the content of an image, called `name`, to `raw`, an empty file without a name.
+pub(crate) async fn to_raw(
+    image: &Image,
+    name: &str,
+    raw: &File,
+    progress: &Progress,
+) -> Result<()> {
+    let format = image.top().map_or(Format::Raw, |layer| layer.format);
     let what = format!("convert {name} from {format}");
-    let arguments = ["convert", "-f", format.name(), "-O", "raw"].map(OsStr::new);
-    run(
-        &what,
-        arguments,
-        &[absolute(path)?.as_os_str(), open_file(raw).as_os_str()],
-    )?;
-    Ok(())
+    let arguments = [
+        "convert".into(),
+        "-p".into(),
+        "-O".into(),
+        "raw".into(),
+        shown(image.node()),
+        open_file(raw).into(),
+    ];
+    let mut running = Running::start(&what, arguments)?;
+    running
+        .progress(|hundredths| {
+            // It is made as long as it will be before the first bytes are written.
+            let total = raw.metadata().map_or(0, |metadata| metadata.len());
+            progress.set_total(total);
+            progress.set_done(part_of(total, hundredths));
+        })
+        .await?;
+    running.finish().await
 }
 
-/// Writes the content of `raw`, a file without a name, as an image at `path`, which exists and is replaced. Errors
+/// Writes the content of `raw`, a file without a name, as an image into the open file `to`. Errors
 /// speak of `target`, which it is to become.
-pub(crate) fn from_raw(raw: &File, format: Format, path: &Path, target: &Path) -> Result<()> {
-    let what = format!("write {} as {}", target.display(), format.name());
-    let arguments = ["convert", "-f", "raw", "-O", format.name()].map(OsStr::new);
-    run(
-        &what,
-        arguments,
-        &[open_file(raw).as_os_str(), absolute(path)?.as_os_str()],
-    )?;
-    Ok(())
+pub(crate) async fn from_raw(
+    raw: &File,
+    format: Format,
+    to: &File,
+    target: &Path,
+    progress: &Progress,
+) -> Result<()> {
+    let what = format!("write {} as {format}", target.display());
+    let arguments = [
+        "convert".into(),
+        "-p".into(),
+        "-f".into(),
+        "raw".into(),
+        "-O".into(),
+        format.driver().into(),
+        open_file(raw).into(),
+        open_file(to).into(),
+    ];
+    let total = raw.metadata().map_or(0, |metadata| metadata.len());
+    progress.set_total(total);
+    let mut running = Running::start(&what, arguments)?;
+    running
+        .progress(|hundredths| progress.set_done(part_of(total, hundredths)))
+        .await?;
+    running.finish().await
 }
 
 /// Fails if there is no `qemu-img`.
-pub(crate) fn check_installed(what: &str) -> Result<()> {
-    run(what, ["--version"].map(OsStr::new), &[]).map(drop)
+pub(crate) async fn check_installed(what: &str) -> Result<()> {
+    let mut running = Running::start(what, ["--version".into()])?;
+    running.answer().await?;
+    running.finish().await
 }
 
 /// A path that another process finds an open file by, also one that has no name.
-pub(crate) fn open_file(file: &File) -> PathBuf {
+fn open_file(file: &File) -> PathBuf {
     format!("/proc/{}/fd/{}", process::id(), file.as_raw_fd()).into()
 }
 
-/// Absolute, because `qemu-img` takes what is before a colon in anything else for a protocol. Links are not
-/// followed: that of an open file may lead to no name.
-fn absolute(path: &Path) -> Result<PathBuf> {
-    path::absolute(path).map_err(|error| Error::file(format!("open {}", path.display()), error))
+/// Something to read, as `qemu-img` takes it.
+fn shown(node: Value) -> OsString {
+    format!("json:{node}").into()
 }
 
-/// Runs `qemu-img` to a good end.
-fn run<const N: usize>(what: &str, arguments: [&OsStr; N], files: &[&OsStr]) -> Result<Output> {
-    finished(what, start(what, arguments, files)?)
+fn part_of(total: u64, hundredths: u64) -> u64 {
+    let part = u128::from(total) * u128::from(hundredths) / 10_000;
+    u64::try_from(part).unwrap_or(total)
 }
 
-/// Runs `qemu-img`, to whatever end.
-fn start<const N: usize>(what: &str, arguments: [&OsStr; N], files: &[&OsStr]) -> Result<Output> {
-    let done = Command::new("qemu-img")
-        .args(arguments)
-        .args(files)
-        // What it says is looked at, and shown, in one language.
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output();
-    done.map_err(|error| {
-        if error.kind() == io::ErrorKind::NotFound {
-            let why =
-                "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils";
-            Error::new(ErrorKind::File, what, why)
-        } else {
-            Error::file(format!("{what}: start qemu-img"), error)
-        }
-    })
+/// `qemu-img` at work. Killed if it is dropped.
+struct Running {
+    what: String,
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    /// What it said on standard error: a file takes any amount while nobody reads.
+    stderr: File,
 }
 
-fn finished(what: &str, output: Output) -> Result<Output> {
-    if output.status.success() {
-        return Ok(output);
+impl Running {
+    fn start(what: &str, arguments: impl IntoIterator<Item = OsString>) -> Result<Self> {
+        let failed = |error| Error::file(format!("{what}: start qemu-img"), error);
+        let stderr = scratch_file()?;
+        let child = Command::new("qemu-img")
+            .args(arguments)
+            // What it says is looked at, and shown, in one language.
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr.try_clone().map_err(failed)?)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn();
+        let mut child = child.map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                let why =
+                    "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils";
+                return Error::new(ErrorKind::File, what, why);
+            }
+            failed(error)
+        })?;
+        let stdout = child.stdout.take();
+        let stdout = stdout.ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+        Ok(Self {
+            what: what.to_owned(),
+            child,
+            stdout: BufReader::new(stdout),
+            stderr,
+        })
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim().trim_start_matches("qemu-img: ");
-    let kind = if said.contains("No space left on device") {
-        ErrorKind::OutOfSpace
-    } else {
-        ErrorKind::File
-    };
-    let why = if said.is_empty() {
-        format!("qemu-img ended with {}", output.status)
-    } else {
-        said.to_owned()
-    };
-    Err(Error::new(kind, what, why))
+
+    fn unreadable(&self, error: io::Error) -> Error {
+        Error::file(format!("{}: listen to qemu-img", self.what), error)
+    }
+
+    /// The next line that it prints; `None` after the last.
+    async fn line(&mut self) -> Result<Option<String>> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.stdout).take(LINE_BYTES_MAX);
+        let read = limited.read_until(b'\n', &mut line).await;
+        match read {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(String::from_utf8_lossy(&line).into_owned())),
+            Err(error) => Err(self.unreadable(error)),
+        }
+    }
+
+    /// All that it prints.
+    async fn answer(&mut self) -> Result<Vec<u8>> {
+        let mut answer = Vec::new();
+        let mut limited = (&mut self.stdout).take(ANSWER_BYTES_MAX);
+        let read = limited.read_to_end(&mut answer).await;
+        read.map_err(|error| self.unreadable(error))?;
+        Ok(answer)
+    }
+
+    /// Tells how far it is, in hundredths of a percent, until it says no more.
+    async fn progress(&mut self, mut tell: impl FnMut(u64)) -> Result<()> {
+        let mut rest = Vec::new();
+        loop {
+            let mut piece = [0; 1024];
+            let read = self.stdout.read(&mut piece).await;
+            let read = read.map_err(|error| self.unreadable(error))?;
+            if read == 0 {
+                return Ok(());
+            }
+            rest.extend_from_slice(&piece[..read]);
+            let end = rest.iter().rposition(|byte| matches!(byte, b'\r' | b'\n'));
+            let Some(end) = end else {
+                // Nothing that it prints is as long.
+                if rest.len() > piece.len() {
+                    rest.clear();
+                }
+                continue;
+            };
+            let told = rest[..end].rsplit(|byte| matches!(byte, b'\r' | b'\n'));
+            if let Some(hundredths) = told.filter_map(hundredths).next() {
+                tell(hundredths);
+            }
+            rest.drain(..=end);
+        }
+    }
+
+    /// Its end, whatever that is.
+    async fn end(&mut self) -> Result<ExitStatus> {
+        let ended = self.child.wait().await;
+        ended.map_err(|error| Error::file(format!("{}: wait for qemu-img", self.what), error))
+    }
+
+    /// Its good end.
+    async fn finish(mut self) -> Result<()> {
+        if self.end().await?.success() {
+            return Ok(());
+        }
+        Err(self.failed().await)
+    }
+
+    /// Why it ended badly.
+    async fn failed(mut self) -> Error {
+        let status = match self.end().await {
+            Ok(status) => status,
+            Err(error) => return error,
+        };
+        let mut said = vec![0; SAID_BYTES_MAX];
+        let read = self.stderr.read_at(&mut said, 0).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said[..read]);
+        let said = said.trim().trim_start_matches("qemu-img: ");
+        let kind = if said.contains("No space left on device") {
+            ErrorKind::OutOfSpace
+        } else {
+            ErrorKind::File
+        };
+        let why = if said.is_empty() {
+            format!("qemu-img ended with {status}")
+        } else {
+            plain(said, &self.what)
+        };
+        Error::new(kind, self.what, why)
+    }
+}
+
+/// What it said, without the descriptions of what it was to read, which are long and have no names
+/// in them.
+fn plain(said: &str, what: &str) -> String {
+    let mut lines = said.lines().map(|line| match line.find("json:{") {
+        Some(at) => {
+            let end = line.rfind('}').map_or(line.len(), |end| end + 1);
+            let front = line[..at].trim_end_matches(['\'', '"']);
+            let back = line.get(end..).unwrap_or_default();
+            format!("{front}the image{}", back.trim_start_matches(['\'', '"']))
+        }
+        None => line.to_owned(),
+    });
+    let first = lines.next();
+    first.map_or_else(
+        || what.to_owned(),
+        |first| lines.fold(first, |all, line| all + "; " + &line),
+    )
+}
+
+/// What it prints with `-p`: `    (12.34/100%)`.
+fn hundredths(line: &[u8]) -> Option<u64> {
+    let line = std::str::from_utf8(line).ok()?.trim();
+    let percent = line.strip_prefix('(')?.strip_suffix("/100%)")?;
+    let (whole, part) = percent.split_once('.')?;
+    Some(whole.parse::<u64>().ok()? * 100 + part.parse::<u64>().ok()?)
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
     use super::*;
 
     #[test]
-    fn formats_are_told_by_how_a_file_begins() {
-        assert_eq!(Format::of_head(b"QFI\xfb\0\0\0\x03"), Format::Qcow2);
-        assert_eq!(Format::of_head(b"KDMV\x01"), Format::Vmdk);
-        assert_eq!(
-            Format::of_head(b"# Disk DescriptorFile\nversion=1"),
-            Format::Vmdk
-        );
-        assert_eq!(Format::of_head(b"QFI"), Format::Raw);
-        assert_eq!(Format::of_head(b""), Format::Raw);
+    fn progress_is_read() {
+        assert_eq!(hundredths(b"    (12.34/100%)"), Some(1234));
+        assert_eq!(hundredths(b"    (100.00/100%)"), Some(10_000));
+        assert_eq!(hundredths(b"Formatting"), None);
+        assert_eq!(part_of(u64::MAX, 10_000), u64::MAX);
+        assert_eq!(part_of(3 << 40, 5_000), 3 << 39);
     }
 
     #[test]
-    fn files_behind_an_image_are_found() {
-        let info = r#"{ "virtual-size": 1, "filename": "/a.qcow2", "format": "qcow2", "backing-filename": "base.raw",
-            "full-backing-filename": "/base.raw", "format-specific": { "type": "qcow2", "data": { "compat": "1.1" } } }"#;
-        let info: Info = serde_json::from_str(info).unwrap();
-        assert_eq!(info.others(Path::new("/a.qcow2")), [Path::new("/base.raw")]);
-
-        let info = r#"{ "virtual-size": 1, "filename": "/a.vmdk", "format": "vmdk", "format-specific": { "type": "vmdk",
-            "data": { "cid": 1, "create-type": "monolithicFlat", "extents": [ { "filename": "/a.vmdk", "format": "X" },
-            { "filename": "/etc/shadow", "format": "FLAT", "virtual-size": 1 } ] } } }"#;
-        let info: Info = serde_json::from_str(info).unwrap();
+    fn what_it_said_is_shown_without_what_it_was_told() {
+        let said =
+            "Could not open 'json:{\"driver\":\"vhdx\",\"file\":{}}': log needs to be replayed";
         assert_eq!(
-            info.others(Path::new("/a.vmdk")),
-            [Path::new("/etc/shadow")]
+            plain(said, "read x"),
+            "Could not open the image: log needs to be replayed"
         );
+        assert_eq!(plain("one\ntwo", "read x"), "one; two");
     }
 }

@@ -1,0 +1,243 @@
+//! How long a daemon has been silent while calls wait for it.
+//!
+//! A connection that is up says nothing about a daemon behind it that has stopped. What counts is
+//! what calls hear: answers, the parts of answers, and that what they send is taken. A call on
+//! which nobody waits at the moment, because its caller is busy with what it has, makes no daemon
+//! silent.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{Service, http},
+    transport::{Channel, Error},
+};
+
+/// What is known of a daemon's silence. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Activity(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    /// Calls and answers that somebody waits for.
+    waiting: usize,
+    /// When something was heard last, or waiting began.
+    heard: Instant,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(State {
+            waiting: 0,
+            heard: Instant::now(),
+        })))
+    }
+}
+
+impl Activity {
+    /// How long calls have been waiting and heard nothing; `None` if none waits.
+    pub fn silent_for(&self) -> Option<Duration> {
+        let state = self.state();
+        (state.waiting > 0).then(|| state.heard.elapsed())
+    }
+
+    fn heard(&self) {
+        self.state().heard = Instant::now();
+    }
+
+    fn wait(&self) -> Wait {
+        Wait {
+            activity: self.clone(),
+            waits: false,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One that may wait, and is counted while it does.
+#[derive(Debug)]
+struct Wait {
+    activity: Activity,
+    waits: bool,
+}
+
+impl Wait {
+    /// Takes note of what was polled for.
+    fn note<T>(&mut self, poll: Poll<T>) -> Poll<T> {
+        match (poll.is_pending(), self.waits) {
+            (true, false) => {
+                let mut state = self.activity.state();
+                if state.waiting == 0 {
+                    state.heard = Instant::now();
+                }
+                state.waiting += 1;
+                self.waits = true;
+            }
+            (true, true) => {}
+            (false, _) => {
+                self.end();
+                self.activity.heard();
+            }
+        }
+        poll
+    }
+
+    fn end(&mut self) {
+        if self.waits {
+            self.waits = false;
+            self.activity.state().waiting -= 1;
+        }
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A connection whose calls are listened to.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    channel: Channel,
+    activity: Activity,
+}
+
+impl Line {
+    pub(crate) fn new(channel: Channel) -> Self {
+        Self {
+            channel,
+            activity: Activity::default(),
+        }
+    }
+
+    pub(crate) fn activity(&self) -> &Activity {
+        &self.activity
+    }
+}
+
+impl Service<http::Request<Body>> for Line {
+    type Response = http::Response<Body>;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.channel.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let activity = self.activity.clone();
+        let request = request.map(|body| Body::new(Sent { body, activity }));
+        let mut answer = Box::pin(self.channel.call(request));
+        let mut wait = self.activity.wait();
+        Box::pin(async move {
+            let answer = std::future::poll_fn(|context| wait.note(answer.as_mut().poll(context)));
+            let answer = answer.await?;
+            Ok(answer.map(|body| Body::new(Heard { body, wait })))
+        })
+    }
+}
+
+/// What a call sends.
+struct Sent {
+    body: Body,
+    activity: Activity,
+}
+
+impl http_body::Body for Sent {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        // It is asked for when what was sent before has been taken.
+        self.activity.heard();
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What is answered.
+struct Heard {
+    body: Body,
+    wait: Wait,
+}
+
+impl http_body::Body for Heard {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Self { body, wait } = self.get_mut();
+        wait.note(Pin::new(body).poll_frame(context))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_waits_makes_a_daemon_silent() {
+        let activity = Activity::default();
+        assert_eq!(activity.silent_for(), None);
+        let (mut one, mut other) = (activity.wait(), activity.wait());
+        assert!(one.note(Poll::<()>::Pending).is_pending());
+        assert!(one.note(Poll::<()>::Pending).is_pending());
+        assert!(other.note(Poll::<()>::Pending).is_pending());
+        assert!(activity.silent_for().is_some());
+        assert!(one.note(Poll::Ready(())).is_ready());
+        assert!(activity.silent_for().is_some());
+        drop(other);
+        assert_eq!(activity.silent_for(), None);
+        drop(one);
+        assert_eq!(activity.state().waiting, 0);
+    }
+
+    #[test]
+    fn what_is_heard_ends_a_silence() {
+        let activity = Activity::default();
+        let mut wait = activity.wait();
+        assert!(wait.note(Poll::<()>::Pending).is_pending());
+        let Some(long_ago) = Instant::now().checked_sub(Duration::from_secs(60)) else {
+            // The machine has just been started.
+            return;
+        };
+        activity.state().heard = long_ago;
+        let minute = Duration::from_secs(60);
+        assert!(activity.silent_for().is_some_and(|silent| silent >= minute));
+        activity.heard();
+        assert!(activity.silent_for().is_some_and(|silent| silent < minute));
+    }
+}

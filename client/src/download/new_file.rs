@@ -1,0 +1,338 @@
+//! Files that take their names when they are complete, and keep what the files had that they
+//! replace.
+//!
+//! What must hold here: where a file will be is found out once, before anything is written, and
+//! everything is done in that directory, by its descriptor. Until it is published a file has no
+//! name, where the file system has such files, and so is gone however this program ends.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileTypeExt, MetadataExt},
+        },
+    },
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rustix::{
+    fs::{
+        AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fchmod, fchown, fstatfs,
+        fsync, linkat, openat, readlinkat, renameat, renameat_with, statat, unlinkat,
+    },
+    io::Errno,
+};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Symbolic links that are followed, one after the other: as many as the system follows.
+const LINKS_MAX: usize = 40;
+/// Names that are tried for a file until it has its own.
+const NAMES_TRIED: usize = 100;
+/// Bytes of a file's name that its temporary name has: room for the rest of it within 255.
+const NAME_BYTES_KEPT: usize = 200;
+/// How `statfs` calls the file system of `/proc`.
+const PROC_MAGIC: i64 = 0x9fa0;
+
+/// What to do about a file that exists already.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Existing {
+    /// Refuse. A block device counts as existing.
+    Keep,
+    /// Put the new one in its place, with its owner and mode; write to a block device.
+    Replace,
+}
+
+/// A file that takes its name only when it is complete. If it is dropped before, nothing is left of
+/// it.
+///
+/// A symbolic link stays: the file is where it leads to.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    place: Place,
+    existing: Existing,
+    /// The name that it has until it is published, where files without a name cannot be.
+    temporary: Option<OsString>,
+}
+
+/// Where a file will be.
+#[derive(Debug)]
+struct Place {
+    dir: OwnedFd,
+    name: OsString,
+    /// What is there now.
+    before: Option<Stat>,
+    /// The last link on the way leads to an open file of a process, not to a name.
+    is_open_file: bool,
+}
+
+impl Place {
+    /// Follows links from `path` to where a file is, or would be made.
+    fn of(path: &Path) -> io::Result<Self> {
+        let mut path = path.to_path_buf();
+        for _ in 0..LINKS_MAX {
+            let Some(name) = path.file_name().map(OsStr::to_os_string) else {
+                return Err(io::Error::other("it is the name of a directory"));
+            };
+            let dir = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir = openat(CWD, directory(&path), dir, Mode::empty())?;
+            let before = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(found) => Some(found),
+                Err(Errno::NOENT) => None,
+                Err(error) => return Err(error.into()),
+            };
+            let is_link = before.is_some_and(|found| kind(&found) == FileType::Symlink);
+            let is_open_file = is_link && fstatfs(&dir)?.f_type == PROC_MAGIC;
+            if is_link && !is_open_file {
+                let target = readlinkat(&dir, &name, Vec::new())?;
+                path = directory(&path).join(OsStr::from_bytes(target.as_bytes()));
+                continue;
+            }
+            return Ok(Self {
+                dir,
+                name,
+                before,
+                is_open_file,
+            });
+        }
+        Err(Errno::LOOP.into())
+    }
+
+    /// A name for a file on its way to this place.
+    fn temporary_name(&self) -> OsString {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let kept = self.name.as_bytes();
+        let mut name = OsString::from(".");
+        name.push(OsStr::from_bytes(&kept[..kept.len().min(NAME_BYTES_KEPT)]));
+        name.push(format!(".{}-{number}", process::id()));
+        name
+    }
+
+    /// Tries names until `make` does not find one taken.
+    fn with_temporary_name<T>(
+        &self,
+        mut make: impl FnMut(&OsStr) -> rustix::io::Result<T>,
+    ) -> io::Result<(T, OsString)> {
+        for _ in 0..NAMES_TRIED {
+            let name = self.temporary_name();
+            match make(&name) {
+                Ok(made) => return Ok((made, name)),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Errno::EXIST.into())
+    }
+}
+
+impl NewFile {
+    /// Prepares to write `path`.
+    ///
+    /// # Errors
+    ///
+    /// All that can be known beforehand: there is a file and `existing` is [`Existing::Keep`],
+    /// there is something else than a file, nothing can be made there, or not with the owner that
+    /// the file there has.
+    pub fn create(path: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
+        let path = path.into();
+        let what = format!("write {}", path.display());
+        let refuse = |kind, why: &str| Err(Error::new(kind, &what, why));
+        let place = Place::of(&path).map_err(|error| Error::file(&what, error))?;
+        match place.before.as_ref().map(kind) {
+            Some(FileType::Directory) => return refuse(ErrorKind::Invalid, "is a directory"),
+            Some(FileType::RegularFile) if existing == Existing::Keep => {
+                return refuse(ErrorKind::AlreadyExists, "exists already");
+            }
+            Some(FileType::RegularFile) | None => {}
+            Some(_) => return refuse(ErrorKind::Invalid, "is not a regular file"),
+        }
+        let mode = match place.before {
+            // Until it has its owner.
+            Some(_) => Mode::RUSR | Mode::WUSR,
+            // As any new file: what the user's umask leaves of it.
+            None => Mode::from_raw_mode(0o666),
+        };
+        let (file, temporary) = make(&place, mode).map_err(|error| Error::file(&what, error))?;
+        let new = Self {
+            file,
+            place,
+            existing,
+            temporary,
+        };
+        if let Some(before) = &new.place.before {
+            give(&new.file, before).map_err(|error| {
+                let (user, group) = (before.st_uid, before.st_gid);
+                let why = format!(
+                    "it belongs to user {user} and group {group}, and what takes its place cannot: {error}; remove it \
+                     first, or choose another name"
+                );
+                Error::new(ErrorKind::Denied, &what, why).with_source(error)
+            })?;
+        }
+        Ok(new)
+    }
+
+    /// The file, to be written.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Makes it durable, and gives it its name.
+    pub fn publish(self) -> Result<()> {
+        let name = self.place.name.clone();
+        let failed = |error| Error::file(format!("complete {}", name.display()), error);
+        self.sync_and_name().map_err(failed)
+    }
+
+    pub(super) fn sync_and_name(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        match self.existing {
+            // Somebody may have made one meanwhile.
+            Existing::Keep => self.name_new()?,
+            Existing::Replace => self.name_instead()?,
+        }
+        Ok(fsync(&self.place.dir)?)
+    }
+
+    fn name_new(&mut self) -> io::Result<()> {
+        let Place { dir, name, .. } = &self.place;
+        let Some(temporary) = &self.temporary else {
+            return Ok(link(&self.file, &self.place, name)?);
+        };
+        match renameat_with(dir, temporary, dir, name, RenameFlags::NOREPLACE) {
+            // Not every file system can; then a second name that must be new, and the first one
+            // taken away.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                linkat(dir, temporary, dir, name, AtFlags::empty())?
+            }
+            renamed => {
+                renamed?;
+                self.temporary = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn name_instead(&mut self) -> io::Result<()> {
+        let place = &self.place;
+        let found = statat(&place.dir, &place.name, AtFlags::SYMLINK_NOFOLLOW);
+        if found.is_ok_and(|found| kind(&found) != FileType::RegularFile) {
+            return Err(io::Error::other("something that is no file took its place"));
+        }
+        let temporary = match self.temporary.take() {
+            Some(temporary) => temporary,
+            None => {
+                let named = place.with_temporary_name(|name| link(&self.file, place, name));
+                named?.1
+            }
+        };
+        let renamed = renameat(&place.dir, &temporary, &place.dir, &place.name);
+        if renamed.is_err() {
+            self.temporary = Some(temporary);
+        }
+        Ok(renamed?)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary
+            && let Err(error) = unlinkat(&self.place.dir, temporary, AtFlags::empty())
+        {
+            tracing::warn!(%error, name = %temporary.display(), "an unfinished file was not removed");
+        }
+    }
+}
+
+/// Opens what takes bytes only from front to back: a pipe, a character device, or an open file by
+/// its descriptor, as `/dev/stdout` is. `None` for anything else. Waits for the reader of a pipe.
+pub fn open_stream(path: &Path, existing: Existing) -> Result<Option<File>> {
+    let what = format!("write {}", path.display());
+    let failed = |error| Error::file(&what, error);
+    let is_stream = |kind: std::fs::FileType| kind.is_fifo() || kind.is_char_device();
+    let is_open_file = match path.metadata() {
+        Err(_) => return Ok(None),
+        Ok(metadata) if is_stream(metadata.file_type()) => false,
+        Ok(metadata) if metadata.is_file() => match Place::of(path) {
+            Ok(place) if place.is_open_file => true,
+            _ => return Ok(None),
+        },
+        Ok(_) => return Ok(None),
+    };
+    let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if is_open_file && metadata.is_file() {
+        if existing == Existing::Keep && metadata.size() > 0 {
+            return Err(Error::new(ErrorKind::AlreadyExists, what, "exists already"));
+        }
+        file.set_len(0).map_err(failed)?;
+    } else if !is_stream(metadata.file_type()) {
+        return Err(failed(io::Error::other("something else took its place")));
+    }
+    Ok(Some(file))
+}
+
+/// A file in the directory of `place`, and its name if it has one.
+fn make(place: &Place, mode: Mode) -> io::Result<(File, Option<OsString>)> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    match openat(&place.dir, c".", flags | OFlags::TMPFILE, mode) {
+        Ok(file) => {
+            let file = File::from(file);
+            // It is given its name by this path.
+            if Path::new(&by_descriptor(&file)).exists() {
+                return Ok((file, None));
+            }
+        }
+        // The file system, or the system, does not know such files.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+    let (file, name) = place.with_temporary_name(|name| openat(&place.dir, name, flags, mode))?;
+    Ok((File::from(file), Some(name)))
+}
+
+/// Gives a file the owner and mode that another one has.
+fn give(file: &File, before: &Stat) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    if (metadata.uid(), metadata.gid()) != (before.st_uid, before.st_gid) {
+        let (user, group) = (Uid::from_raw(before.st_uid), Gid::from_raw(before.st_gid));
+        fchown(file, Some(user), Some(group))?;
+    }
+    Ok(fchmod(file, Mode::from_raw_mode(before.st_mode & 0o777))?)
+}
+
+/// Gives a file without a name one that must be new.
+fn link(file: &File, place: &Place, name: &OsStr) -> rustix::io::Result<()> {
+    linkat(
+        CWD,
+        by_descriptor(file),
+        &place.dir,
+        name,
+        AtFlags::SYMLINK_FOLLOW,
+    )
+}
+
+fn by_descriptor(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// The directory that a path is in.
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
