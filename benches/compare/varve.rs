@@ -69,6 +69,8 @@ impl Programs {
         let mut command = self.varved();
         command.arg("--data-dir").arg(data_dir);
         command.arg("--nbd-tcp").arg(nbd_tcp.to_string());
+        command.arg("--grpc-unix").arg(&grpc);
+        command.arg("--nbd-unix").arg(&nbd);
         let service = Service::start(
             change(&mut command),
             &log,

@@ -37,6 +37,9 @@
 //! * **Memory is bounded**, whatever the size of a volume: see `limits`.
 //! * **Errors say what to do about them**: see [`ErrorKind`].
 
+// What is said goes through what can fail and escapes: `println` panics where nobody can be told.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod activity;
 mod archive;
 mod connect;

@@ -6,7 +6,13 @@
 mod error;
 mod settings;
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr as _,
+    time::Duration,
+};
 
 use varve_content::Compression;
 use varve_store::io::IoEngine;
@@ -15,7 +21,13 @@ pub use error::ConfigError;
 use settings::Values;
 pub use settings::{Arguments, SETTINGS, Setting};
 
-use crate::{limits, memory, telemetry::LogFormat};
+use crate::{
+    limits, memory,
+    telemetry::{self, LogFormat},
+};
+
+/// Where `snapctl` looks for the daemon's sockets.
+const RUN_DIR: &str = "/run/varve";
 
 /// The configuration of a daemon.
 #[derive(Debug, Clone)]
@@ -24,6 +36,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Permissions of the unix sockets.
     pub socket_mode: u32,
+    /// Where unix sockets are that no setting has a path for, if the daemon may have them there; else in the data directory.
+    pub run_dir: PathBuf,
     /// How the store is run.
     pub store: StoreConfig,
     /// Where gRPC is served.
@@ -56,8 +70,8 @@ pub struct StoreConfig {
 /// Where gRPC is served.
 #[derive(Debug, Clone)]
 pub struct GrpcConfig {
-    /// The unix socket.
-    pub unix: PathBuf,
+    /// The unix socket, if a setting names it.
+    pub unix: Option<PathBuf>,
     /// The TCP address, if any.
     pub tcp: Option<SocketAddr>,
     /// TLS for TCP, if any.
@@ -87,8 +101,8 @@ pub struct CopiesConfig {
 /// Where NBD is served.
 #[derive(Debug, Clone)]
 pub struct NbdConfig {
-    /// The unix socket.
-    pub unix: PathBuf,
+    /// The unix socket, if a setting names it.
+    pub unix: Option<PathBuf>,
     /// The TCP address, if any.
     pub tcp: Option<SocketAddr>,
     /// TLS for TCP, if any.
@@ -118,7 +132,7 @@ impl Config {
         Self::load_with(arguments, |variable| std::env::var_os(variable))
     }
 
-    /// The defaults for a data directory, without looking at environment or files.
+    /// The defaults for a data directory, without looking at environment or files, and with the sockets in it.
     ///
     /// # Errors
     ///
@@ -128,7 +142,25 @@ impl Config {
             data_dir: Some(data_dir.into()),
             ..Arguments::default()
         };
-        Self::load_with(&arguments, |_| None)
+        let config = Self::load_with(&arguments, |_| None)?;
+        Ok(Self {
+            run_dir: config.data_dir.clone(),
+            ..config
+        })
+    }
+
+    /// Where gRPC is served in `dir` unless a setting names another path.
+    #[must_use]
+    pub fn grpc_unix_in(&self, dir: &Path) -> PathBuf {
+        let named = self.grpc.unix.clone();
+        named.unwrap_or_else(|| dir.join("grpc.sock"))
+    }
+
+    /// The same of NBD.
+    #[must_use]
+    pub fn nbd_unix_in(&self, dir: &Path) -> PathBuf {
+        let named = self.nbd.unix.clone();
+        named.unwrap_or_else(|| dir.join("nbd.sock"))
     }
 
     fn load_with(
@@ -143,26 +175,30 @@ impl Config {
         if let Some(file) = file {
             values.overlay_file(&file)?;
         }
-        values.overlay_environment(environment);
+        values.overlay_environment(&environment);
         values.overlay_arguments(arguments);
-        Self::resolve(&values)
+        // What systemd has made for the service by `StateDirectory=`: the first, if there are several.
+        let state_dir = environment("STATE_DIRECTORY")
+            .and_then(|dirs| Some(dirs.to_str()?.split(':').next()?.to_owned()))
+            .filter(|dir| !dir.is_empty());
+        Self::resolve(&values, state_dir.map(PathBuf::from))
     }
 
-    fn resolve(values: &Values) -> Result<Self, ConfigError> {
-        let Some(data_dir) = values.path("data_dir")? else {
+    fn resolve(values: &Values, state_dir: Option<PathBuf>) -> Result<Self, ConfigError> {
+        let Some(data_dir) = values.path("data_dir")?.or(state_dir) else {
             return Err(ConfigError::Missing { key: "data_dir" });
         };
-        let unix = |key, name: &str| -> Result<PathBuf, ConfigError> {
-            Ok(values.path(key)?.unwrap_or_else(|| data_dir.join(name)))
-        };
         let config = Self {
-            socket_mode: values.parse("socket_mode", parse_mode)?.unwrap_or(0o600),
+            socket_mode: socket_mode(values)?,
+            run_dir: PathBuf::from(RUN_DIR),
             store: StoreConfig {
                 compression: values.parse("store.compression", parse_compression)?,
                 io_engine: values
                     .parse("store.io_engine", parse_engine)?
                     .unwrap_or(IoEngine::Auto),
-                chunk_cache_bytes: match values.parse("store.chunk_cache_bytes", parse_number)? {
+                chunk_cache_bytes: match values
+                    .parse("store.chunk_cache_bytes", parse_cache_bytes)?
+                {
                     None | Some(0) => memory::chunk_cache_bytes(),
                     Some(bytes) => bytes,
                 },
@@ -170,16 +206,16 @@ impl Config {
                     .parse("store.journal_bytes_max", parse_journal_bytes)?
                     .unwrap_or(varve_store::limits::JOURNAL_BYTES_MAX),
                 cpu_threads: values
-                    .parse("store.cpu_threads", parse_number)?
+                    .parse("store.cpu_threads", parse_threads)?
                     .unwrap_or(0),
             },
             grpc: GrpcConfig {
-                unix: unix("grpc.unix", "grpc.sock")?,
+                unix: values.path("grpc.unix")?,
                 tcp: values.parse("grpc.tcp", parse_address)?,
                 tls: resolve_tls(values, &GRPC_TLS)?,
             },
             nbd: NbdConfig {
-                unix: unix("nbd.unix", "nbd.sock")?,
+                unix: values.path("nbd.unix")?,
                 tcp: values.parse("nbd.tcp", parse_address)?,
                 tls: resolve_tls(values, &NBD_TLS)?,
                 tls_required: values
@@ -200,7 +236,9 @@ impl Config {
                 }),
             log: LogConfig {
                 filter: values
-                    .parse("log.filter", |text| Ok::<_, String>(text.to_owned()))?
+                    .parse("log.filter", |text| {
+                        telemetry::parse_filter(text).map(|_| text.to_owned())
+                    })?
                     .unwrap_or_else(|| "info".to_owned()),
                 format: values
                     .parse("log.format", LogFormat::from_str)?
@@ -208,10 +246,12 @@ impl Config {
             },
             data_dir,
         };
-        if config.grpc.unix == config.nbd.unix {
+        if let (Some(grpc), Some(nbd)) = (&config.grpc.unix, &config.nbd.unix)
+            && grpc == nbd
+        {
             return Err(ConfigError::Conflict(format!(
                 "grpc.unix and nbd.unix are both {}",
-                config.grpc.unix.display()
+                grpc.display()
             )));
         }
         Ok(config)
@@ -285,10 +325,50 @@ fn both(
     }
 }
 
+/// The permissions of the unix sockets. Whoever may write to one may do everything, so a second setting has to say that all users may.
+fn socket_mode(values: &Values) -> Result<u32, ConfigError> {
+    let mode = values.parse("socket_mode", parse_mode)?.unwrap_or(0o600);
+    let is_open = mode & 0o007 != 0;
+    let may_be_open = values
+        .parse("socket_open_to_all", parse_bool)?
+        .unwrap_or(false);
+    if is_open && !may_be_open {
+        return Err(ConfigError::Conflict(format!(
+            "socket_mode is {mode:04o}, which lets every user of this machine do everything with the store: if that is wanted, set \
+             socket_open_to_all = true"
+        )));
+    }
+    Ok(mode)
+}
+
+/// Text is octal, with or without a prefix. A number in the file has its value, as `0o660` has; it comes as `0o660` here.
 fn parse_mode(text: &str) -> Result<u32, String> {
-    match u32::from_str_radix(text, 8) {
-        Ok(mode) if mode <= 0o777 => Ok(mode),
-        _ => Err("expected permissions in octal, for example 0660".to_owned()),
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    match u32::from_str_radix(digits, 8) {
+        // Connecting needs reading and writing together, and nothing else has a meaning for a socket. So a decimal 660, which
+        // is 0o1224, or 440, which is 0o670, is never taken for something that was not meant.
+        Ok(mode @ (0o600 | 0o660 | 0o666)) => Ok(mode),
+        _ => Err("expected permissions in octal: 0600, 0660 or 0666 (in the file 0o660, or \"0660\" in quotes)".to_owned()),
+    }
+}
+
+fn parse_cache_bytes(text: &str) -> Result<u64, String> {
+    let most = memory::total_bytes();
+    match text.parse::<u64>() {
+        Ok(number) if number <= most => Ok(number),
+        _ => Err(format!(
+            "expected a number of bytes from 0 to {most}, which is the memory there is"
+        )),
+    }
+}
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(number) if number <= limits::CPU_THREADS_MAX => Ok(number),
+        _ => Err(format!(
+            "expected a whole number from 0 (one for each core) to {}",
+            limits::CPU_THREADS_MAX
+        )),
     }
 }
 
@@ -306,11 +386,6 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "expected an IP address and a port, for example 127.0.0.1:7433 or [::]:7433".to_owned()
     })
-}
-
-fn parse_number<N: FromStr>(text: &str) -> Result<N, String> {
-    text.parse()
-        .map_err(|_| "expected a whole number".to_owned())
 }
 
 fn parse_journal_bytes(text: &str) -> Result<u64, String> {

@@ -143,6 +143,17 @@ pub const COPY_SILENCE: Duration = Duration::from_mins(5);
 /// Pause before a copy is tried again; each one after is twice as long, up to the second.
 pub const COPY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
+/// The most threads for hashing and compression that a setting may ask for: more than any machine has cores.
+pub const CPU_THREADS_MAX: usize = 1024;
+
+/// A line of the log; a longer one is cut.
+pub const LOG_LINE_BYTES_MAX: usize = 16 << 10;
+/// Lines of the log that wait for whoever reads it, all together; further ones are lost, and counted.
+pub const LOG_QUEUE_BYTES_MAX: usize = 1 << 20;
+
+/// How often files of TLS are looked at for changes.
+pub const TLS_FILES_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How often the store is asked whether it still writes, for the health service.
 pub const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 /// How long running requests may go on when the daemon stops.

@@ -14,6 +14,12 @@ pub fn chunk_cache_bytes() -> u64 {
     (all / CACHE_SHARE).clamp(CACHE_BYTES.0, CACHE_BYTES.1)
 }
 
+/// The memory that there is, in bytes: the most that a cache may be told to take.
+#[must_use]
+pub fn total_bytes() -> u64 {
+    available(Path::new("/")).unwrap_or(i64::MAX.cast_unsigned())
+}
+
 /// The machine's memory, or what the control group has of it. None if that cannot be told.
 fn available(root: &Path) -> Option<u64> {
     let meminfo = fs::read_to_string(root.join("proc/meminfo")).ok()?;

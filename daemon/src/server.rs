@@ -4,7 +4,13 @@
 //! then the services. At the stop: say so, accept nothing more, let running requests finish for a while, drop uploads,
 //! close the store.
 
-use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use futures::{Stream, future};
 use sd_notify::NotifyState;
@@ -23,7 +29,7 @@ use crate::{
     limits, nbd,
     sockets::{self, Inherited, SocketError, SocketFile},
     tasks::{Task, Tasks},
-    tls,
+    tls::{self, ServerTls},
 };
 
 /// Why a daemon cannot start.
@@ -41,17 +47,66 @@ pub enum StartError {
     /// gRPC cannot be served.
     #[error(transparent)]
     Grpc(#[from] RoutesError),
-    /// The TLS files for copies cannot be read.
-    #[error(transparent)]
-    CopiesTls(#[from] tls::FileError),
-    /// A listener cannot be served with TLS.
+    /// Files of TLS, of a listener or for copies, cannot be used.
     #[error(transparent)]
     Tls(#[from] tls::ServerError),
+    /// The clock of the machine was never set.
+    #[error("the clock of this machine is before 1970: set it first")]
+    Clock,
+}
+
+impl StartError {
+    /// Whether another start with the same settings ends in the same way, for it was refused before the store was touched.
+    #[must_use]
+    pub fn is_of_settings(&self) -> bool {
+        match self {
+            Self::Tls(_) => true,
+            Self::Socket(error) => matches!(error, SocketError::PathTooLong { .. }),
+            _ => false,
+        }
+    }
+}
+
+/// What a configuration asks for, as far as it can be seen to be possible without opening the store.
+#[derive(Debug)]
+pub struct Prepared {
+    grpc_tls: Option<Arc<ServerTls>>,
+    nbd_tls: Option<Arc<ServerTls>>,
+}
+
+impl Prepared {
+    /// Looks at everything that the settings name. Blocks for a moment.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be used: files of TLS, paths of sockets.
+    pub fn new(config: &Config) -> Result<Self, StartError> {
+        for path in [
+            config.grpc_unix_in(&config.data_dir),
+            config.nbd_unix_in(&config.data_dir),
+        ] {
+            sockets::check_path(&path)?;
+        }
+        let load = |files: &Option<TlsConfig>, protocols| -> Result<_, StartError> {
+            match files {
+                Some(files) => Ok(Some(Arc::new(ServerTls::load(files, protocols)?))),
+                None => Ok(None),
+            }
+        };
+        let grpc_tls = load(&config.grpc.tls, tls::HTTP2)?;
+        tls::check_client(&config.copies)?;
+        Ok(Self {
+            grpc_tls,
+            nbd_tls: load(&config.nbd.tls, &[])?,
+        })
+    }
 }
 
 /// Where a daemon is reached.
 #[derive(Debug, Clone)]
 pub struct Addresses {
+    /// The unix socket of gRPC.
+    pub grpc_unix: PathBuf,
     /// The TCP address of gRPC, with the port that was really taken.
     pub grpc_tcp: Option<SocketAddr>,
     /// The TCP address of NBD, with the port that was really taken.
@@ -71,6 +126,7 @@ pub struct Server {
     /// One for each listener. None ends before the stop.
     services: Vec<Task<()>>,
     addresses: Addresses,
+    tls: Vec<Arc<ServerTls>>,
     _socket_files: [Option<SocketFile>; 2],
 }
 
@@ -104,6 +160,8 @@ impl Server {
     ///
     /// As of [`start`](Self::start).
     pub async fn start_with(config: &Config, inherited: Inherited) -> Result<Self, StartError> {
+        let prepared = Prepared::new(config)?;
+        check_clock(SystemTime::now())?;
         let descriptors = Descriptors::of_process(config.nbd.connections_max)?;
         descriptors.tell();
         let options = Options {
@@ -122,7 +180,7 @@ impl Server {
         for stranded in &report.stranded_journals {
             error!("{stranded}");
         }
-        match Self::serve(config, inherited, descriptors, store.clone()).await {
+        match Self::serve(config, prepared, inherited, descriptors, store.clone()).await {
             Ok(server) => Ok(server),
             Err(error) => {
                 close(&store).await;
@@ -133,33 +191,29 @@ impl Server {
 
     async fn serve(
         config: &Config,
+        prepared: Prepared,
         inherited: Inherited,
         descriptors: Descriptors,
         store: Store,
     ) -> Result<Self, StartError> {
         let grpc_tls = config.grpc.tls.as_ref();
-        // Everything that can be refused comes before the first task.
-        let grpc_acceptor = match grpc_tls {
-            Some(files) => {
-                let acceptor = tls::server(files, Some(tls::HTTP2))?;
-                Some(Arc::new(move || acceptor.clone()) as grpc::Tls)
-            }
-            None => None,
-        };
-        tls::client(&config.copies)?;
-        let nbd_tls = match &config.nbd.tls {
-            Some(files) => Some(nbd::Tls {
-                acceptor: tls::server(files, None)?,
-                required: config.nbd.tls_required,
-            }),
-            None => None,
-        };
+        let grpc_acceptor = prepared
+            .grpc_tls
+            .clone()
+            .map(|tls| Arc::new(move || tls.acceptor()) as grpc::Tls);
+        let nbd_tls = prepared.nbd_tls.clone().map(|tls| nbd::Tls {
+            acceptor: Arc::new(move || tls.acceptor()),
+            required: config.nbd.tls_required,
+        });
         let mode = config.socket_mode;
-        let grpc_unix = sockets::serve_unix(inherited.grpc_unix, &config.grpc.unix, mode).await?;
-        let nbd_unix = sockets::serve_unix(inherited.nbd_unix, &config.nbd.unix, mode).await?;
+        let (grpc_unix, nbd_unix) = sockets::unix_paths(config).await;
+        let grpc_unix = sockets::serve_unix(inherited.grpc_unix, &grpc_unix, mode).await?;
+        let nbd_unix = sockets::serve_unix(inherited.nbd_unix, &nbd_unix, mode).await?;
         let grpc_tcp = listen_tcp(inherited.grpc_tcp, config.grpc.tcp).await?;
         let nbd_tcp = listen_tcp(inherited.nbd_tcp, config.nbd.tcp).await?;
         let addresses = Addresses {
+            grpc_unix: std::path::absolute(&grpc_unix.path)
+                .unwrap_or_else(|_| grpc_unix.path.clone()),
             grpc_tcp: grpc_tcp.as_ref().map(|(_, address)| *address),
             nbd_tcp: nbd_tcp.as_ref().map(|(_, address)| *address),
             nbd_uris: nbd_uris(
@@ -240,6 +294,15 @@ impl Server {
             ),
         ));
 
+        let tls: Vec<_> = [prepared.grpc_tls, prepared.nbd_tls]
+            .into_iter()
+            .flatten()
+            .collect();
+        if !tls.is_empty() {
+            let renewed = renew(tls.clone());
+            drop(tasks.spawn("TLS files", until(stop.clone(), renewed)));
+        }
+
         let resuming = store.clone();
         drop(tasks.spawn(
             "pending snapshots",
@@ -278,6 +341,7 @@ impl Server {
             stop,
             services,
             addresses,
+            tls,
             _socket_files: [grpc_unix.file, nbd_unix.file],
         })
     }
@@ -286,6 +350,13 @@ impl Server {
     #[must_use]
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// Reads files of TLS again: clients who come from now on are served by them.
+    pub async fn reload(&self) {
+        for tls in &self.tls {
+            reload(tls, true).await;
+        }
     }
 
     /// Waits until a listener is served no more, which only a defect can bring about. A daemon that cannot be
@@ -366,6 +437,35 @@ fn spawn_connections(tasks: &Tasks) -> impl Fn(future::BoxFuture<'static, ()>) +
     move |connection| drop(tasks.spawn("NBD connection", connection))
 }
 
+/// Reads files of TLS again when they change, for as long as it is polled.
+async fn renew(all: Vec<Arc<ServerTls>>) {
+    loop {
+        tokio::time::sleep(limits::TLS_FILES_INTERVAL).await;
+        for tls in &all {
+            reload(tls, false).await;
+        }
+    }
+}
+
+async fn reload(tls: &Arc<ServerTls>, in_any_case: bool) {
+    let cert = tls.cert().to_owned();
+    let tls = Arc::clone(tls);
+    match tokio::task::spawn_blocking(move || tls.reload(in_any_case)).await {
+        Ok(Ok(true)) => info!(cert = %cert.display(), "files of TLS were read again"),
+        Ok(Ok(false)) => {}
+        Ok(Err(error)) => {
+            error!(%error, "files of TLS have changed and cannot be used: clients are served by the old ones");
+        }
+        Err(error) => error!(%error, "files of TLS were not read again"),
+    }
+}
+
+/// Times are kept as nanoseconds since 1970, and the HTTP library cannot write earlier ones.
+fn check_clock(now: SystemTime) -> Result<(), StartError> {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH);
+    since.map(drop).map_err(|_| StartError::Clock)
+}
+
 /// Work that goes on until the daemon stops.
 async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     // Nothing is lost with work that is dropped.
@@ -411,6 +511,14 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
     use super::*;
+
+    #[test]
+    fn a_clock_before_1970_is_refused_before_anything_is_made() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        check_clock(epoch).unwrap();
+        let error = check_clock(epoch - std::time::Duration::from_secs(1)).unwrap_err();
+        assert!(matches!(error, StartError::Clock), "{error}");
+    }
 
     #[test]
     fn uris_are_what_nbd_tools_take() {

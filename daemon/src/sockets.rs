@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     os::unix::{
         ffi::OsStrExt,
-        fs::{FileTypeExt, MetadataExt, PermissionsExt},
+        fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -20,6 +20,8 @@ use std::{
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tracing::{debug, info, warn};
+
+use crate::config::Config;
 
 /// The longest path of a unix socket: `sun_path` has 108 bytes, with the closing zero.
 const UNIX_PATH_BYTES_MAX: usize = 107;
@@ -235,6 +237,82 @@ pub async fn serve_unix(
     })
 }
 
+/// Where the unix sockets of `config` are. Those that no setting names are in its `run_dir`, so that clients find the daemon without
+/// being told; where they cannot be, or another daemon has its sockets there, they are in the data directory.
+pub async fn unix_paths(config: &Config) -> (PathBuf, PathBuf) {
+    let in_dir = |dir: &Path| (config.grpc_unix_in(dir), config.nbd_unix_in(dir));
+    let in_data_dir = in_dir(&config.data_dir);
+    if (config.grpc.unix.is_some() && config.nbd.unix.is_some())
+        || config.run_dir == config.data_dir
+    {
+        return in_data_dir;
+    }
+    if let Err(why) = make_run_dir(&config.run_dir) {
+        info!(dir = %config.run_dir.display(), %why, "sockets are in the data directory");
+        return in_data_dir;
+    }
+    let in_run_dir = in_dir(&config.run_dir);
+    for path in [&in_run_dir.0, &in_run_dir.1] {
+        if path.starts_with(&config.run_dir) && is_served(path).await {
+            warn!(
+                path = %path.display(),
+                "another daemon has its sockets there: this one has them in its data directory"
+            );
+            return in_data_dir;
+        }
+    }
+    in_run_dir
+}
+
+/// Makes a directory that everybody may look into, and only this user write to.
+fn make_run_dir(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o755).create(path) {
+        // Whatever the umask has taken off.
+        Ok(()) => return fs::set_permissions(path, fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    // Whoever owns it could put another socket in the place of this daemon's.
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other(format!(
+            "it belongs to user {}, and this is user {}",
+            found.uid(),
+            rustix::process::geteuid().as_raw()
+        )));
+    }
+    Ok(())
+}
+
+/// Whether somebody serves a socket, or may: one that cannot be asked is left alone.
+async fn is_served(path: &Path) -> bool {
+    let asked = tokio::time::timeout(PROBE_TIMEOUT, UnixStream::connect(path)).await;
+    let is_free = |kind| {
+        matches!(
+            kind,
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+        )
+    };
+    !asked.is_ok_and(|asked| asked.is_err_and(|error| is_free(error.kind())))
+}
+
+/// That a unix socket can have this path.
+///
+/// # Errors
+///
+/// One that is too long.
+pub fn check_path(path: &Path) -> Result<(), SocketError> {
+    if path.as_os_str().as_bytes().len() > UNIX_PATH_BYTES_MAX {
+        return Err(SocketError::PathTooLong {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
 /// Listens on a unix socket with these permissions.
 ///
 /// # Errors
@@ -244,11 +322,7 @@ pub async fn listen_unix(
     path: &Path,
     mode: u32,
 ) -> Result<(UnixListener, SocketFile), SocketError> {
-    if path.as_os_str().as_bytes().len() > UNIX_PATH_BYTES_MAX {
-        return Err(SocketError::PathTooLong {
-            path: path.to_owned(),
-        });
-    }
+    check_path(path)?;
     remove_stale(path).await?;
     bind_unix(path, mode)
 }
@@ -365,6 +439,61 @@ mod tests {
         served.unwrap();
         drop(file);
         assert!(!path.exists());
+    }
+
+    fn config(dir: &Path) -> Config {
+        let mut config = Config::for_data_dir(dir.join("data")).unwrap();
+        config.run_dir = dir.join("run");
+        config
+    }
+
+    #[tokio::test]
+    async fn sockets_are_where_clients_look_unless_they_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, mut config) = (dir.path().join("run"), config(dir.path()));
+        let there = (run.join("grpc.sock"), run.join("nbd.sock"));
+        assert_eq!(unix_paths(&config).await, there);
+        let mode = fs::metadata(&run).unwrap().permissions().mode();
+        assert_eq!(
+            mode & 0o777,
+            0o755,
+            "others reach it if the sockets let them"
+        );
+        assert_eq!(unix_paths(&config).await, there, "it is there already");
+        drop(std::os::unix::net::UnixListener::bind(&there.0).unwrap());
+        assert_eq!(unix_paths(&config).await, there, "nobody serves that one");
+        config.nbd.unix = Some("/elsewhere/nbd".into());
+        let (grpc, nbd) = unix_paths(&config).await;
+        assert_eq!((grpc, nbd), (there.0, "/elsewhere/nbd".into()));
+    }
+
+    #[tokio::test]
+    async fn sockets_are_in_the_data_directory_where_they_cannot_be_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        let data = dir.path().join("data");
+        let fallback = (data.join("grpc.sock"), data.join("nbd.sock"));
+        config.run_dir = dir.path().join("absent/run");
+        assert_eq!(unix_paths(&config).await, fallback, "it cannot be made");
+        config.run_dir = dir.path().join("file");
+        fs::write(&config.run_dir, "").unwrap();
+        assert_eq!(unix_paths(&config).await, fallback, "it is no directory");
+        config.run_dir = dir.path().join("run");
+        fs::create_dir(&config.run_dir).unwrap();
+        let other = listen_unix(&config.run_dir.join("nbd.sock"), 0o600)
+            .await
+            .unwrap();
+        assert_eq!(
+            unix_paths(&config).await,
+            fallback,
+            "another daemon is there"
+        );
+        drop(other);
+        assert_ne!(unix_paths(&config).await, fallback);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&config.run_dir, Some(12345), None).unwrap();
+            assert_eq!(unix_paths(&config).await, fallback, "it is another user's");
+        }
     }
 
     #[tokio::test]

@@ -1,11 +1,29 @@
 //! What is logged, where and how. Standard error, so that a service manager collects it.
+//!
+//! What must hold: the log never hurts what it describes (see `sink`), and one event is one line: text from clients, peers and
+//! files has no character that could forge another one or reach the terminal.
 
-use std::{io::IsTerminal, panic, str::FromStr};
+mod sink;
 
-use tracing::error;
-use tracing_subscriber::EnvFilter;
+use std::{
+    fmt::{self, Write as _},
+    io::{self, IsTerminal},
+    panic,
+    str::FromStr,
+    time::Duration,
+};
 
+use tracing::{error, level_filters::LevelFilter};
+use tracing_subscriber::{EnvFilter, field::MakeExt as _, fmt::MakeWriter, fmt::format};
+use varve_content::printable::{Escaping, printable_json};
+
+use self::sink::{Guard, Sink};
 use crate::{config::LogConfig, tasks::panic_message};
+
+/// How long the end of the process waits for what is still to be written.
+const FLUSH_AT_END: Duration = Duration::from_secs(1);
+/// How long a panic waits for its line to be written: the process may be about to abort.
+const FLUSH_AT_PANIC: Duration = Duration::from_millis(200);
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,41 +49,106 @@ impl FromStr for LogFormat {
 /// Why logging cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The filter makes no sense.
-    #[error("{filter:?} is no value for log.filter: {why}")]
-    Filter {
-        /// The filter.
-        filter: String,
-        /// What is wrong.
-        why: String,
-    },
+    /// The system gives no thread.
+    #[error("cannot start the thread that writes the log: {0}")]
+    Thread(io::Error),
     /// Somebody was first.
     #[error("cannot start logging: {0}")]
     Taken(String),
+}
+
+/// A filter as it is written in the settings.
+///
+/// # Errors
+///
+/// What makes no sense, and a bare word that is not a level: it would be taken for a module, and silence all others.
+pub(crate) fn parse_filter(text: &str) -> Result<EnvFilter, String> {
+    for directive in text.split(',').map(str::trim).filter(|it| !it.is_empty()) {
+        let is_level = directive.parse::<LevelFilter>().is_ok();
+        if !is_level && !directive.contains(['=', '[']) {
+            return Err(format!(
+                "expected off, error, warn, info, debug or trace, or MODULE=LEVEL: {directive:?} is neither"
+            ));
+        }
+    }
+    EnvFilter::builder()
+        .parse(text)
+        .map_err(|error| error.to_string())
+}
+
+/// The running log. Lines that wait are written when it is dropped.
+pub struct Telemetry {
+    sink: Sink,
+    set_filter: Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>,
+    _guard: Guard,
+}
+
+impl Telemetry {
+    /// Logs by another filter from now on.
+    ///
+    /// # Errors
+    ///
+    /// The filter makes no sense; the old one stays.
+    pub fn set_filter(&self, filter: &str) -> Result<(), String> {
+        (self.set_filter)(parse_filter(filter)?)
+    }
+
+    /// Waits a moment for what is still to be written: for a process that ends without dropping this.
+    pub fn flush(&self) {
+        self.sink.flush(FLUSH_AT_END);
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Telemetry").finish_non_exhaustive()
+    }
 }
 
 /// Starts logging for this process, panics included.
 ///
 /// # Errors
 ///
-/// A filter that makes no sense, or logging that was started before.
-pub fn start(config: &LogConfig) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::builder()
-        .parse(&config.filter)
-        .map_err(|error| TelemetryError::Filter {
-            filter: config.filter.clone(),
-            why: error.to_string(),
-        })?;
+/// The system gives no thread, or logging was started before.
+pub fn start(config: &LogConfig) -> Result<Telemetry, TelemetryError> {
+    let (sink, guard) = Sink::start(io::stderr()).map_err(TelemetryError::Thread)?;
+    let taken = |error: &dyn fmt::Display| TelemetryError::Taken(error.to_string());
+    let filter = parse_filter(&config.filter).map_err(|why| taken(&why))?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+        // It would be printed to standard error, and panic where that cannot be.
+        .log_internal_errors(false);
+    let set_filter: Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
     match config.format {
-        LogFormat::Text => lines.try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        LogFormat::Text => {
+            let lines = lines
+                .with_ansi(io::stderr().is_terminal())
+                .fmt_fields(format::debug_fn(write_field).delimited(" "))
+                .with_writer(Lines {
+                    sink: sink.clone(),
+                    is_json: false,
+                })
+                .with_filter_reloading();
+            let handle = lines.reload_handle();
+            set_filter = Box::new(move |filter| handle.reload(filter).map_err(|it| it.to_string()));
+            lines.try_init().map_err(|error| taken(&error))?;
+        }
+        LogFormat::Json => {
+            let lines = lines
+                .json()
+                .flatten_event(true)
+                .with_writer(Lines {
+                    sink: sink.clone(),
+                    is_json: true,
+                })
+                .with_filter_reloading();
+            let handle = lines.reload_handle();
+            set_filter = Box::new(move |filter| handle.reload(filter).map_err(|it| it.to_string()));
+            lines.try_init().map_err(|error| taken(&error))?;
+        }
     }
-    .map_err(|error| TelemetryError::Taken(error.to_string()))?;
-    panic::set_hook(Box::new(|info| {
+    let at_panic = sink.clone();
+    panic::set_hook(Box::new(move |info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let thread = std::thread::current();
         error!(
@@ -74,8 +157,55 @@ pub fn start(config: &LogConfig) -> Result<(), TelemetryError> {
             thread = thread.name().unwrap_or_default(),
             "panic"
         );
+        at_panic.flush(FLUSH_AT_PANIC);
     }));
-    Ok(())
+    Ok(Telemetry {
+        sink,
+        set_filter,
+        _guard: guard,
+    })
+}
+
+/// Writes a field of a line for people.
+fn write_field(
+    writer: &mut format::Writer<'_>,
+    field: &tracing::field::Field,
+    value: &dyn fmt::Debug,
+) -> fmt::Result {
+    if field.name() != "message" {
+        write!(writer, "{}=", field.name())?;
+    }
+    write!(Escaping(writer), "{value:?}")
+}
+
+/// Hands whole lines to the sink.
+#[derive(Debug, Clone)]
+struct Lines {
+    sink: Sink,
+    is_json: bool,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        self
+    }
+}
+
+/// Each write is one line: the subscriber puts it together first.
+impl io::Write for &Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match str::from_utf8(line) {
+            Ok(text) if self.is_json => self.sink.put(printable_json(text).as_bytes()),
+            _ => self.sink.put(line),
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -85,12 +215,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bad_filter_is_named() {
-        let error = start(&LogConfig {
-            filter: "info,nbd=loud".to_owned(),
-            format: LogFormat::Text,
-        })
-        .unwrap_err();
-        assert!(error.to_string().contains("info,nbd=loud"), "{error}");
+    fn filters_that_would_silence_the_log_are_refused() {
+        for filter in [
+            "info",
+            "OFF",
+            "",
+            "warn,varve_daemon::nbd=debug",
+            "varve_store=trace",
+        ] {
+            parse_filter(filter).unwrap();
+        }
+        for filter in ["inof", "info,nbd", "info,nbd=loud", "varve_daemon"] {
+            let error = parse_filter(filter).unwrap_err();
+            assert!(error.contains("expected"), "{filter}: {error}");
+        }
     }
 }

@@ -1,17 +1,22 @@
 //! Files of TLS: how other daemons are asked with them, and clients served.
 
 use std::{
+    fmt,
     fs::OpenOptions,
     io::{self, Read as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use rustls::{
     RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject as _},
+    },
     server::WebPkiClientVerifier,
 };
 use tokio_rustls::TlsAcceptor;
@@ -30,6 +35,27 @@ pub struct FileError {
     pub path: PathBuf,
     /// Why.
     pub source: io::Error,
+}
+
+/// That other daemons can be asked with these files. Blocks.
+///
+/// # Errors
+///
+/// Files that cannot be read, or that hold no authorities, or no identity.
+pub fn check_client(config: &CopiesConfig) -> Result<(), ServerError> {
+    if let Some(authorities) = &config.ca {
+        roots(authorities)?;
+    }
+    if let Some((cert, key)) = &config.identity {
+        // Made for a server, the same is asked of a client's.
+        let files = TlsConfig {
+            cert: cert.clone(),
+            key: key.clone(),
+            client_ca: None,
+        };
+        acceptor(&files, &[])?;
+    }
+    Ok(())
 }
 
 /// How other daemons are asked. Blocks.
@@ -55,7 +81,7 @@ pub enum ServerError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The files are no identity, or no authorities.
-    #[error("cannot serve TLS with {}: {why}", path.display())]
+    #[error("cannot use {} for TLS: {why}", path.display())]
     Useless {
         /// The file.
         path: PathBuf,
@@ -65,38 +91,148 @@ pub enum ServerError {
 }
 
 /// What clients of gRPC ask for when TLS begins, and are told that they get.
-pub const HTTP2: &[u8] = b"h2";
+pub const HTTP2: &[&[u8]] = &[b"h2"];
 
-/// How clients are served with TLS, and what is spoken in it, for those that ask.
-///
-/// # Errors
-///
-/// Files that cannot be read or used.
-pub fn server(files: &TlsConfig, protocol: Option<&[u8]>) -> Result<TlsAcceptor, ServerError> {
+/// How clients of a listener are served with TLS, by files that may be renewed while the daemon runs.
+pub struct ServerTls {
+    files: TlsConfig,
+    protocols: &'static [&'static [u8]],
+    current: Mutex<Current>,
+}
+
+struct Current {
+    acceptor: TlsAcceptor,
+    /// What the files looked like when they were read last, whatever came of it.
+    stamps: Vec<Stamp>,
+}
+
+/// Tells a file that was written again from what it was: device, inode, length, modification in nanoseconds. `None`: it is not there.
+type Stamp = Option<(u64, u64, u64, i64, i64)>;
+
+impl ServerTls {
+    /// Reads the files. `protocols` are those of ALPN, if the listener takes part in it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Files that cannot be read or used.
+    pub fn load(
+        files: &TlsConfig,
+        protocols: &'static [&'static [u8]],
+    ) -> Result<Self, ServerError> {
+        let stamps = stamps(files);
+        Ok(Self {
+            files: files.clone(),
+            protocols,
+            current: Mutex::new(Current {
+                acceptor: acceptor(files, protocols)?,
+                stamps,
+            }),
+        })
+    }
+
+    /// How the next client is to be served.
+    #[must_use]
+    pub fn acceptor(&self) -> TlsAcceptor {
+        self.current.lock().acceptor.clone()
+    }
+
+    /// Reads the files again if they look different, or in any case. Says whether clients are served by new ones from now on. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Files that cannot be read or used: clients are served as before.
+    pub fn reload(&self, in_any_case: bool) -> Result<bool, ServerError> {
+        let stamps = stamps(&self.files);
+        {
+            let mut current = self.current.lock();
+            let is_same = current.stamps == stamps;
+            // They are not tried again until they change again.
+            current.stamps = stamps;
+            if is_same && !in_any_case {
+                return Ok(false);
+            }
+        }
+        let acceptor = acceptor(&self.files, self.protocols)?;
+        self.current.lock().acceptor = acceptor;
+        Ok(true)
+    }
+
+    /// The certificate that is shown.
+    #[must_use]
+    pub fn cert(&self) -> &Path {
+        &self.files.cert
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls")
+            .field("files", &self.files)
+            .finish_non_exhaustive()
+    }
+}
+
+fn stamps(files: &TlsConfig) -> Vec<Stamp> {
+    let paths = [
+        Some(&files.cert),
+        Some(&files.key),
+        files.client_ca.as_ref(),
+    ];
+    let stamp = |path: &PathBuf| {
+        let found = std::fs::metadata(path).ok()?;
+        Some((
+            found.dev(),
+            found.ino(),
+            found.len(),
+            found.mtime(),
+            found.mtime_nsec(),
+        ))
+    };
+    paths.into_iter().flatten().map(stamp).collect()
+}
+
+fn acceptor(files: &TlsConfig, protocols: &[&[u8]]) -> Result<TlsAcceptor, ServerError> {
     let useless = |path: &Path| {
         let path = path.to_owned();
         move |why: String| ServerError::Useless { path, why }
     };
     let chain = certificates(&files.cert)?;
-    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?);
-    let key = key.map_err(|error| useless(&files.key)(error.to_string()))?;
+    let key = private_key(&files.key)?;
     let config = match &files.client_ca {
         None => ServerConfig::builder().with_no_client_auth(),
         Some(authorities) => {
-            let mut roots = RootCertStore::empty();
-            for authority in certificates(authorities)? {
-                let added = roots.add(authority);
-                added.map_err(|error| useless(authorities)(error.to_string()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build();
+            let roots = Arc::new(roots(authorities)?);
+            let verifier = WebPkiClientVerifier::builder(roots).build();
             let verifier = verifier.map_err(|error| useless(authorities)(error.to_string()))?;
             ServerConfig::builder().with_client_cert_verifier(verifier)
         }
     };
     let config = config.with_single_cert(chain, key);
     let mut config = config.map_err(|error| useless(&files.cert)(error.to_string()))?;
-    config.alpn_protocols = protocol.map(<[u8]>::to_vec).into_iter().collect();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// The authorities in a file, at least one.
+fn roots(path: &Path) -> Result<RootCertStore, ServerError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        roots.add(authority).map_err(|error| ServerError::Useless {
+            path: path.to_owned(),
+            why: error.to_string(),
+        })?;
+    }
+    Ok(roots)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, ServerError> {
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| ServerError::Useless {
+        path: path.to_owned(),
+        why: match error {
+            pem::Error::NoItemsFound => "there is no private key in it".to_owned(),
+            other => other.to_string(),
+        },
+    })
 }
 
 /// The certificates in a file, at least one.

@@ -15,6 +15,9 @@
 //!
 //! Futures that write must be polled within a tokio runtime: they spawn tasks for what must not stop half-way.
 
+// What is said goes through what can fail and escapes: `println` panics where nobody can be told.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod error;
 pub mod failpoints;
 pub mod format;

@@ -7,3 +7,4 @@ mod file_systems;
 mod full_disk;
 mod power_cuts;
 mod restarts;
+mod units;

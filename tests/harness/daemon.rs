@@ -5,8 +5,10 @@ use std::{
     fs::File,
     hash::{BuildHasher as _, RandomState},
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{self, Child, Command, ExitStatus, Stdio},
+    sync::Arc,
     thread,
 };
 
@@ -26,6 +28,8 @@ pub struct Options {
     arguments: Vec<OsString>,
     environment: Vec<(String, OsString)>,
     tcp: bool,
+    /// Where its standard error goes, if not into the log that the tests read.
+    stderr: Option<Arc<OwnedFd>>,
     /// A network namespace, and where it serves gRPC there.
     network: Option<(String, SocketAddr)>,
 }
@@ -39,6 +43,7 @@ impl Options {
             arguments: Vec::new(),
             environment: Vec::new(),
             tcp: false,
+            stderr: None,
             network: None,
         }
     }
@@ -62,6 +67,20 @@ impl Options {
     #[must_use]
     pub fn tcp(mut self) -> Self {
         self.tcp = true;
+        self
+    }
+
+    /// The same on another data directory.
+    #[must_use]
+    pub fn on(mut self, data_dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = data_dir.into();
+        self
+    }
+
+    /// With something else as its standard error.
+    #[must_use]
+    pub fn stderr(mut self, stderr: impl Into<OwnedFd>) -> Self {
+        self.stderr = Some(Arc::new(stderr.into()));
         self
     }
 
@@ -132,10 +151,20 @@ impl Options {
                 command.env_remove(name);
             }
         }
+        // Not where operators' daemons are: tests have many at a time.
+        for (variable, name) in [
+            ("VARVE_GRPC_UNIX", "grpc.sock"),
+            ("VARVE_NBD_UNIX", "nbd.sock"),
+        ] {
+            command.env(variable, self.data_dir.join(name));
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());
         command.stdout(log.try_clone().expect("share a log file"));
-        command.stderr(log);
+        match &self.stderr {
+            None => command.stderr(log),
+            Some(other) => command.stderr(other.try_clone().expect("share a descriptor")),
+        };
         let child = command
             .spawn()
             .unwrap_or_else(|error| panic!("start {command:?}: {error}"));
@@ -166,6 +195,8 @@ pub fn free_address() -> SocketAddr {
 pub fn says_that_it_is_ready(log: &str) -> bool {
     log.split(|c: char| !c.is_ascii_alphanumeric())
         .any(|word| word == "ready")
+        // On standard output.
+        || log.contains("export VARVE_ENDPOINT=")
 }
 
 /// A daemon that runs. It is killed when it is dropped; its log is shown when the test fails.

@@ -35,6 +35,7 @@ pub fn image(name: &str) -> PathBuf {
 pub struct Machine {
     root: String,
     keep: bool,
+    services: bool,
     qemu: Vec<String>,
 }
 
@@ -45,6 +46,7 @@ impl Machine {
         Self {
             root: raw_file(&image("base")),
             keep: false,
+            services: false,
             qemu: Vec::new(),
         }
     }
@@ -55,8 +57,16 @@ impl Machine {
         Self {
             root: root.to_owned(),
             keep: true,
+            services: false,
             qemu: Vec::new(),
         }
+    }
+
+    /// With its services: systemd boots it, and runs the script beside them.
+    #[must_use]
+    pub fn services(mut self) -> Self {
+        self.services = true;
+        self
     }
 
     /// With one more drive: the first one is `/dev/vdc`.
@@ -82,6 +92,9 @@ impl Machine {
         command.arg(&script);
         if self.keep {
             command.arg("--keep");
+        }
+        if self.services {
+            command.arg("--services");
         }
         command.arg(&self.root).args(&self.qemu);
         Guest {

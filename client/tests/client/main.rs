@@ -16,5 +16,6 @@ mod packed;
 mod replaced;
 mod snapctl;
 mod snapshots;
+mod terminal;
 mod upload;
 mod volumes;

@@ -22,6 +22,8 @@ pub struct Setting {
     pub flag: Option<&'static str>,
     /// Whether it is true or false, and nothing else.
     pub is_switch: bool,
+    /// Whether text is taken as octal.
+    pub is_octal: bool,
 }
 
 const fn setting(key: &'static str, variable: &'static str) -> Setting {
@@ -30,6 +32,14 @@ const fn setting(key: &'static str, variable: &'static str) -> Setting {
         variable,
         flag: None,
         is_switch: false,
+        is_octal: false,
+    }
+}
+
+const fn octal(key: &'static str, variable: &'static str) -> Setting {
+    Setting {
+        is_octal: true,
+        ..setting(key, variable)
     }
 }
 
@@ -42,17 +52,16 @@ const fn switch(key: &'static str, variable: &'static str) -> Setting {
 
 const fn flagged(key: &'static str, variable: &'static str, flag: &'static str) -> Setting {
     Setting {
-        key,
-        variable,
         flag: Some(flag),
-        is_switch: false,
+        ..setting(key, variable)
     }
 }
 
 /// Every setting there is. `docs/varved.toml` describes them.
-pub const SETTINGS: [Setting; 25] = [
+pub const SETTINGS: [Setting; 26] = [
     flagged("data_dir", "VARVE_DATA_DIR", "--data-dir"),
-    setting("socket_mode", "VARVE_SOCKET_MODE"),
+    octal("socket_mode", "VARVE_SOCKET_MODE"),
+    switch("socket_open_to_all", "VARVE_SOCKET_OPEN_TO_ALL"),
     setting("store.compression", "VARVE_COMPRESSION"),
     setting("store.io_engine", "VARVE_IO_ENGINE"),
     setting("store.chunk_cache_bytes", "VARVE_CHUNK_CACHE_BYTES"),
@@ -87,13 +96,13 @@ pub struct Arguments {
     /// Configuration file (TOML) [env: VARVE_CONFIG]
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Unix socket for gRPC [default: DIR/grpc.sock]
+    /// Unix socket for gRPC [default: /run/varve/grpc.sock; DIR/grpc.sock where that cannot be]
     #[arg(long, value_name = "PATH")]
     pub grpc_unix: Option<PathBuf>,
     /// TCP address for gRPC, for example 127.0.0.1:7433 [default: none]
     #[arg(long, value_name = "ADDR")]
     pub grpc_tcp: Option<String>,
-    /// Unix socket for NBD [default: DIR/nbd.sock]
+    /// Unix socket for NBD [default: /run/varve/nbd.sock; DIR/nbd.sock where that cannot be]
     #[arg(long, value_name = "PATH")]
     pub nbd_unix: Option<PathBuf>,
     /// TCP address for NBD, for example 127.0.0.1:10809 [default: none]
@@ -160,6 +169,8 @@ impl Values {
             if let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) {
                 let written = match value {
                     Value::String(text) => text.clone(),
+                    // By its value, whatever base it is written in.
+                    Value::Integer(number) if setting.is_octal => format!("{number:#o}"),
                     Value::Integer(number) => number.to_string(),
                     Value::Boolean(value) if setting.is_switch => value.to_string(),
                     other => {

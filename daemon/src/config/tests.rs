@@ -31,9 +31,17 @@ fn message(result: Result<Config, ConfigError>) -> String {
 
 #[test]
 fn a_data_directory_is_enough() {
-    let config = Config::for_data_dir("/data").unwrap();
-    assert_eq!(config.grpc.unix, Path::new("/data/grpc.sock"));
-    assert_eq!(config.nbd.unix, Path::new("/data/nbd.sock"));
+    let config = load(&Arguments::default(), &[("VARVE_DATA_DIR", "/data")]).unwrap();
+    assert_eq!((&config.grpc.unix, &config.nbd.unix), (&None, &None));
+    assert_eq!(
+        config.run_dir,
+        Path::new("/run/varve"),
+        "where snapctl looks"
+    );
+    assert_eq!(
+        config.grpc_unix_in(&config.run_dir),
+        Path::new("/run/varve/grpc.sock")
+    );
     assert_eq!(config.socket_mode, 0o600);
     assert!(config.grpc.tcp.is_none() && config.nbd.tcp.is_none() && config.grpc.tls.is_none());
     assert_eq!(config.upload_idle, Duration::from_secs(600));
@@ -70,8 +78,14 @@ fn arguments_win_over_environment_over_file_over_defaults() {
     )
     .unwrap();
     assert_eq!(config.data_dir, Path::new("/from-file"));
-    assert_eq!(config.grpc.unix, Path::new("/argument/grpc"));
-    assert_eq!(config.nbd.unix, Path::new("/variable/nbd"));
+    assert_eq!(
+        config.grpc_unix_in(Path::new("/x")),
+        Path::new("/argument/grpc")
+    );
+    assert_eq!(
+        config.nbd_unix_in(Path::new("/x")),
+        Path::new("/variable/nbd")
+    );
     assert_eq!(config.grpc.tcp, Some("127.0.0.1:1".parse().unwrap()));
     assert_eq!(config.nbd.connections_max, 7);
     assert_eq!(config.nbd.tcp, None);
@@ -121,6 +135,18 @@ fn values_that_cannot_be_meant_are_refused_with_key_and_place() {
     for (text, key) in [
         ("socket_mode = '0999'", "socket_mode"),
         ("socket_mode = '7777'", "socket_mode"),
+        // Decimal numbers that look like octal ones: 0o1224, 0o670, 0o620.
+        ("socket_mode = 660", "socket_mode"),
+        ("socket_mode = 440", "socket_mode"),
+        ("socket_mode = 400", "socket_mode"),
+        ("socket_mode = -1", "socket_mode"),
+        ("socket_open_to_all = 1", "socket_open_to_all"),
+        ("[store]\ncpu_threads = 100000", "store.cpu_threads"),
+        (
+            "[store]\nchunk_cache_bytes = 9223372036854775807",
+            "store.chunk_cache_bytes",
+        ),
+        ("[log]\nfilter = 'inof'", "log.filter"),
         ("data_dir = ''", "data_dir"),
         ("[store]\ncompression = 'brotli'", "store.compression"),
         ("[store]\nio_engine = 'aio'", "store.io_engine"),
@@ -254,7 +280,7 @@ fn the_documented_file_is_complete_and_valid() {
             setting.flag
         );
     }
-    let documented = Config::resolve(&values).unwrap();
+    let documented = Config::resolve(&values, None).unwrap();
     let default = Config::for_data_dir(&documented.data_dir).unwrap();
     assert_eq!(documented.socket_mode, default.socket_mode);
     assert_eq!(documented.store.io_engine, default.store.io_engine);
@@ -267,10 +293,39 @@ fn the_documented_file_is_complete_and_valid() {
         default.store.journal_bytes_max
     );
     assert_eq!(documented.store.cpu_threads, default.store.cpu_threads);
-    assert_eq!(documented.grpc.unix, default.grpc.unix);
-    assert_eq!(documented.nbd.unix, default.nbd.unix);
+    let run_dir = &documented.run_dir;
+    assert_eq!(documented.grpc_unix_in(run_dir), run_dir.join("grpc.sock"));
+    assert_eq!(documented.nbd_unix_in(run_dir), run_dir.join("nbd.sock"));
     assert_eq!(documented.nbd.connections_max, default.nbd.connections_max);
     assert_eq!(documented.upload_idle, default.upload_idle);
     assert_eq!(documented.log.filter, default.log.filter);
     assert_eq!(documented.log.format, default.log.format);
+}
+
+#[test]
+fn permissions_of_sockets_mean_what_is_written() {
+    for (text, mode) in [
+        ("socket_mode = 0o660", 0o660),
+        ("socket_mode = '0660'", 0o660),
+        ("socket_mode = '660'", 0o660),
+        ("socket_mode = '0o600'", 0o600),
+        ("socket_mode = 0o666\nsocket_open_to_all = true", 0o666),
+    ] {
+        let text = format!("data_dir = '/data'\n{text}");
+        assert_eq!(with_file(&text).unwrap().socket_mode, mode, "{text}");
+    }
+    let refused = message(with_file("data_dir = '/data'\nsocket_mode = 0o666"));
+    assert!(
+        refused.contains("0666") && refused.contains("socket_open_to_all = true"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_service_has_the_directory_that_the_service_manager_made() {
+    let made = ("STATE_DIRECTORY", "/var/lib/varve:/var/lib/other");
+    let config = load(&Arguments::default(), &[made]).unwrap();
+    assert_eq!(config.data_dir, Path::new("/var/lib/varve"));
+    let config = load(&Arguments::default(), &[made, ("VARVE_DATA_DIR", "/data")]).unwrap();
+    assert_eq!(config.data_dir, Path::new("/data"));
 }

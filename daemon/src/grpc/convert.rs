@@ -9,6 +9,7 @@ use varve_content::{
     ChunkId, Codec, RootId,
     block::{BLOCK_BYTES, SEGMENT_BYTES},
     chunker::MAX_CHUNK_BLOCKS,
+    printable::is_printable,
     tree::{DiffKind, Leaf, LeafEntry},
 };
 use varve_proto::v1;
@@ -194,6 +195,13 @@ pub(super) fn check_remote_text(field: &'static str, text: &str) -> Result<(), F
             found: text.len() as u64,
             most: limits::REMOTE_TEXT_BYTES_MAX as u64,
         });
+    }
+    if let Some(char) = text.chars().find(|char| !is_printable(*char)) {
+        let why = format!(
+            "it has the character U+{:04X}, which does not show as itself and is not allowed",
+            u32::from(char)
+        );
+        return Err(Failure::field(field, why));
     }
     Ok(())
 }

@@ -46,8 +46,8 @@ impl Daemon {
     async fn start_in(dir: TempDir) -> Self {
         let config = Config::for_data_dir(dir.path()).unwrap();
         let server = Server::start(&config).await.unwrap();
-        let endpoint =
-            Endpoint::from_shared(format!("unix:{}", config.grpc.unix.display())).unwrap();
+        let endpoint = format!("unix:{}", server.addresses().grpc_unix.display());
+        let endpoint = Endpoint::from_shared(endpoint).unwrap();
         Self {
             server,
             channel: endpoint.connect().await.unwrap(),

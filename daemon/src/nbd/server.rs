@@ -64,7 +64,8 @@ impl Default for ServerOptions {
 /// TLS for a listener.
 #[derive(Clone)]
 pub struct Tls {
-    pub acceptor: TlsAcceptor,
+    /// How the next client is served: certificates are renewed while the server runs.
+    pub acceptor: Arc<dyn Fn() -> TlsAcceptor + Send + Sync>,
     /// Whether clients get nothing without it.
     pub required: bool,
 }
@@ -287,7 +288,7 @@ impl<X: Exports> Server<X> {
         };
         let mut inbox = Inbox::new();
         let negotiating = Box::pin(async {
-            let accepted = deadline.run(tls.acceptor.accept(stream)).await?;
+            let accepted = deadline.run((tls.acceptor)().accept(stream)).await?;
             let mut stream = accepted.map_err(HandshakeError::Tls)?;
             let negotiated = haggle(&mut stream, &mut inbox, &desk, client, Security::Tls).await?;
             Ok((stream, negotiated))

@@ -17,6 +17,7 @@ pub mod block;
 pub mod chunk_id;
 pub mod chunker;
 pub mod codec;
+pub mod printable;
 pub mod tree;
 
 mod id;

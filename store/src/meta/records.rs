@@ -6,6 +6,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use varve_content::printable::is_printable;
+
 use super::{
     Meta, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
 };
@@ -237,7 +239,7 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
 }
 
 /// That a snapshot or volume (`what`) may have these tags: at most [`limits::TAGS_MAX`], keys of 1 to [`limits::TAG_KEY_CHARS_MAX`]
-/// characters, values of at most [`limits::TAG_VALUE_CHARS_MAX`], no control characters.
+/// characters, values of at most [`limits::TAG_VALUE_CHARS_MAX`], [printable](is_printable) characters only.
 pub fn check_tags(what: &str, tags: &BTreeMap<String, String>) -> Result<()> {
     if tags.len() > limits::TAGS_MAX {
         return Err(Error::Invalid(format!(
@@ -267,9 +269,10 @@ fn check_tag_text(part: &str, key: &str, text: &str, most: usize) -> Result<()> 
         ));
     }
     // They would break tables and terminals of everybody who lists them.
-    if let Some(char) = text.chars().find(|char| char.is_control()) {
+    if let Some(char) = text.chars().find(|char| !is_printable(*char)) {
         return invalid(format!(
-            "its {part} has the control character {char:?}, which is not allowed"
+            "its {part} has the character U+{:04X}, which does not show as itself and is not allowed",
+            u32::from(char)
         ));
     }
     Ok(())
@@ -363,11 +366,19 @@ mod tests {
             ),
             (
                 tag("k\0".to_owned(), String::new()),
-                "control character '\\0'",
+                "key has the character U+0000",
             ),
             (
                 tag("k".to_owned(), "\u{1b}[2J".to_owned()),
-                "control character '\\u{1b}'",
+                "value has the character U+001B",
+            ),
+            (
+                tag("k".to_owned(), "good\u{202e}dab".to_owned()),
+                "value has the character U+202E",
+            ),
+            (
+                tag("one\u{2028}two".to_owned(), String::new()),
+                "key has the character U+2028",
             ),
         ] {
             let message = refusal(check_tags("volume", &tags));

@@ -221,7 +221,7 @@ fn print(
         ));
     }
     lines.extend(seconds.map(|seconds| ("Time", format!("{seconds:.2} s"))));
-    output::write(output::facts(&lines).as_bytes())
+    output::write(&output::facts(&lines))
 }
 
 fn print_restored(report: &RestoreReport, options: &Options) -> Result<(), Failure> {
@@ -261,5 +261,5 @@ fn print_restored(report: &RestoreReport, options: &Options) -> Result<(), Failu
         ("Root", output::root(snapshot)),
         ("Time", format!("{seconds:.2} s")),
     ]);
-    output::write(text.as_bytes())
+    output::write(&text)
 }

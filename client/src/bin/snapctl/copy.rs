@@ -264,7 +264,7 @@ fn list(copies: &[Copy], options: &Options) -> Result<(), Failure> {
             output::time(copy.created_at),
         ]);
     }
-    output::line(table.trim_fmt())
+    table.write()
 }
 
 fn show(copy: &Copy, options: &Options) -> Result<(), Failure> {
@@ -327,7 +327,7 @@ fn show(copy: &Copy, options: &Options) -> Result<(), Failure> {
         let took = took.unwrap_or(Duration::ZERO).as_secs_f64();
         facts.push(("Time", format!("{took:.2} s")));
     }
-    output::write(output::facts(&facts).as_bytes())
+    output::write(&output::facts(&facts))
 }
 
 fn print_estimate(estimate: &CopyEstimate, options: &Options) -> Result<(), Failure> {
@@ -355,7 +355,7 @@ fn print_estimate(estimate: &CopyEstimate, options: &Options) -> Result<(), Fail
             ),
         ),
     ]);
-    output::write(text.as_bytes())
+    output::write(&text)
 }
 
 /// Bytes a second; `none` is 0.

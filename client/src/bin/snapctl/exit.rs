@@ -4,8 +4,9 @@ use std::{error::Error as _, fmt, io, process::ExitCode};
 
 use serde_json::json;
 use varve_client::{Error, ErrorKind};
+use varve_content::printable::printable_json;
 
-use crate::output::Output;
+use crate::output::{self, Output};
 
 /// The exit codes, for `--help`.
 pub(crate) const HELP: &str = "\
@@ -93,12 +94,12 @@ pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
         Failure::Violations | Failure::OutputClosed => None,
     };
     if let Some(kind) = kind {
-        eprintln!("snapctl: {failure}");
-        if output == Output::Json {
-            eprintln!(
-                "{}",
-                json!({ "error": { "kind": kind.as_str(), "message": failure.to_string() } })
-            );
+        match output {
+            Output::Table => output::tell(format_args!("snapctl: {failure}")),
+            Output::Json => output::tell(printable_json(
+                &json!({ "error": { "kind": kind.as_str(), "message": failure.to_string() } })
+                    .to_string(),
+            )),
         }
     }
     ExitCode::from(failure.code())

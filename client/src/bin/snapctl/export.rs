@@ -223,5 +223,5 @@ fn print(report: &DownloadReport, file: &Path, output: Output) -> Result<(), Fai
         ("Time", format!("{seconds:.2} s")),
         ("Rate", output::rate(bytes_per_second)),
     ]);
-    output::write(text.as_bytes())
+    output::write(&text)
 }

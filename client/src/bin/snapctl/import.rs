@@ -169,7 +169,7 @@ fn print(report: &UploadReport, output: Output) -> Result<(), Failure> {
         ("Time", format!("{seconds:.2} s")),
         ("Rate", output::rate(bytes_per_second)),
     ]);
-    output::write(text.as_bytes())
+    output::write(&text)
 }
 
 /// `KEY=VALUE`; the value may be empty and hold further equals signs.

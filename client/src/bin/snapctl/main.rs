@@ -2,6 +2,9 @@
 //!
 //! Results go to standard output; errors, progress and remarks to standard error. Exit codes: see `exit`.
 
+// What is said goes through what can fail and escapes: `println` panics where nobody can be told.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod archive;
 mod copy;
 mod exit;
@@ -160,7 +163,7 @@ impl Options {
     /// A line for people, on standard error.
     fn remark(&self, line: impl std::fmt::Display) {
         if !self.quiet {
-            eprintln!("snapctl: {line}");
+            output::tell(format_args!("snapctl: {line}"));
         }
     }
 }
@@ -220,7 +223,7 @@ async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "snapctl", &mut script);
-            output::write(&script)
+            output::bytes(&script)
         }
     }
 }
@@ -242,6 +245,8 @@ fn init_log() {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
+            // It would be printed to standard error, and panic where that cannot be.
+            .log_internal_errors(false)
             .init();
     }
 }

@@ -267,7 +267,7 @@ pub(crate) fn list(options: &Options) -> Result<(), Failure> {
             keeper,
         ]);
     }
-    output::line(table.trim_fmt())
+    table.write()
 }
 
 #[cfg(test)]

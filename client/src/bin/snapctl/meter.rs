@@ -82,7 +82,10 @@ impl Display {
                 bar.set_position(done);
             }
             Self::Lines { verb, started } => {
-                eprintln!("{verb} {}", line(done, total, started.elapsed()))
+                output::tell(format_args!(
+                    "{verb} {}",
+                    line(done, total, started.elapsed())
+                ));
             }
         }
     }

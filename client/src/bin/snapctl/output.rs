@@ -14,6 +14,7 @@ use comfy_table::{CellAlignment, Table, TableStyle};
 use jiff::Timestamp;
 use serde::Serialize;
 use varve_client::{Snapshot, SnapshotState, Volume, VolumeStatus};
+use varve_content::printable::{printable, printable_json};
 
 use crate::exit::Failure;
 
@@ -152,8 +153,8 @@ impl<'a> From<&'a Volume> for VolumeJson<'a> {
     }
 }
 
-/// Writes to standard output.
-pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
+/// Writes bytes to standard output as they are.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout
         .write_all(bytes)
@@ -161,20 +162,60 @@ pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
         .map_err(Failure::output)
 }
 
+/// Writes lines to standard output. Names, tags and reasons in them come from others: nothing in them reaches the terminal but
+/// what shows as itself.
+pub(crate) fn write(lines: &str) -> Result<(), Failure> {
+    let mut text = String::with_capacity(lines.len());
+    for line in lines.split_inclusive('\n') {
+        let (line, end) = match line.strip_suffix('\n') {
+            Some(line) => (line, "\n"),
+            None => (line, ""),
+        };
+        text.push_str(&printable(line).to_string());
+        text.push_str(end);
+    }
+    bytes(text.as_bytes())
+}
+
 /// Writes a line to standard output.
 pub(crate) fn line(text: impl std::fmt::Display) -> Result<(), Failure> {
-    write(format!("{text}\n").as_bytes())
+    bytes(format!("{}\n", printable(&text.to_string())).as_bytes())
+}
+
+/// Tells people something, on standard error. Where nobody can be told, the work goes on.
+pub(crate) fn tell(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{}", printable(&text.to_string()));
 }
 
 /// Writes one JSON value.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::local("write JSON to standard output", error.to_string()))?;
-    line(text)
+    json_text(&format!("{text}\n"))
+}
+
+/// Writes a part of a JSON text to standard output.
+pub(crate) fn json_text(text: &str) -> Result<(), Failure> {
+    bytes(printable_json(text).as_bytes())
+}
+
+/// Rows for people.
+#[derive(Debug)]
+pub(crate) struct Rows(Table);
+
+impl Rows {
+    pub(crate) fn add_row<const N: usize>(&mut self, cells: [String; N]) {
+        self.0
+            .add_row(cells.map(|cell| printable(&cell).to_string()));
+    }
+
+    pub(crate) fn write(&self) -> Result<(), Failure> {
+        write(&format!("{}\n", self.0.trim_fmt()))
+    }
 }
 
 /// A table without lines, with these headings; those that begin with `>` are of numbers, set to the right.
-pub(crate) fn table(headings: &[&str]) -> Table {
+pub(crate) fn table(headings: &[&str]) -> Rows {
     let mut table = Table::new();
     table.load_style(TableStyle::new());
     table.set_header(
@@ -191,7 +232,7 @@ pub(crate) fn table(headings: &[&str]) -> Table {
             }
         }
     }
-    table
+    Rows(table)
 }
 
 /// Names and values below each other.
@@ -203,7 +244,7 @@ pub(crate) fn facts(facts: &[(&str, String)]) -> String {
         .unwrap_or_default();
     facts
         .iter()
-        .map(|(name, value)| format!("{name:width$}  {value}\n"))
+        .map(|(name, value)| format!("{name:width$}  {}\n", printable(value)))
         .collect()
 }
 

@@ -143,5 +143,5 @@ fn list(remotes: &[Remote], options: &Options) -> Result<(), Failure> {
             remote.created_at.map(output::time).unwrap_or_default(),
         ]);
     }
-    output::line(table.trim_fmt())
+    table.write()
 }

@@ -182,7 +182,7 @@ fn table(snapshots: &[varve_client::Snapshot]) -> Result<(), Failure> {
             output::tags(&snapshot.tags),
         ]);
     }
-    output::line(table.trim_fmt())
+    table.write()
 }
 
 fn show(snapshot: &varve_client::Snapshot, options: &Options) -> Result<(), Failure> {
@@ -206,11 +206,9 @@ fn show(snapshot: &varve_client::Snapshot, options: &Options) -> Result<(), Fail
     let volume = snapshot.volume.iter();
     facts.extend(volume.map(|volume| ("Volume", format!("{} ({})", volume.name, volume.id))));
     facts.extend(snapshot.parent.iter().map(|id| ("Parent", id.clone())));
-    let mut text = output::facts(&facts);
-    for (key, value) in &snapshot.tags {
-        text.push_str(&format!("Tag      {key}={value}\n"));
-    }
-    output::write(text.as_bytes())
+    let tags = snapshot.tags.iter();
+    facts.extend(tags.map(|(key, value)| ("Tag", format!("{key}={value}"))));
+    output::write(&output::facts(&facts))
 }
 
 /// How much differs.
@@ -243,16 +241,13 @@ impl Diff {
         let mut totals = Totals::default();
         let mut first = true;
         if json {
-            output::write(
-                format!(
-                    "{{\"base\":{},\"target\":{}",
-                    json!(self.base),
-                    json!(self.target)
-                )
-                .as_bytes(),
-            )?;
+            output::json_text(&format!(
+                "{{\"base\":{},\"target\":{}",
+                json!(self.base),
+                json!(self.target)
+            ))?;
             if !self.summary {
-                output::write(b",\"extents\":[")?;
+                output::json_text(",\"extents\":[")?;
             }
         } else if !self.summary {
             output::line(format_args!("{:>16} {:>16}  KIND", "OFFSET", "LENGTH"))?;
@@ -285,7 +280,7 @@ impl Diff {
                     Failure::local("write to standard output", error.to_string())
                 })?;
             }
-            output::write(text.as_bytes())?;
+            output::write(&text)?;
         }
         if json {
             let end = if self.summary { "" } else { "]" };
@@ -301,14 +296,11 @@ impl Diff {
         if !self.summary {
             output::line("")?;
         }
-        output::write(
-            output::facts(&[
-                ("Changed", output::size(totals.changed_bytes)),
-                ("Added", output::size(totals.added_bytes)),
-                ("Removed", output::size(totals.removed_bytes)),
-            ])
-            .as_bytes(),
-        )
+        output::write(&output::facts(&[
+            ("Changed", output::size(totals.changed_bytes)),
+            ("Added", output::size(totals.added_bytes)),
+            ("Removed", output::size(totals.removed_bytes)),
+        ]))
     }
 }
 

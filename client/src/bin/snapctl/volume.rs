@@ -148,7 +148,7 @@ impl Volume {
                         volume: VolumeJson::from(&attached.volume),
                         nbd_uris: &attached.nbd_uris,
                     }),
-                    Output::Table => output::write(how_to_use(&attached).as_bytes()),
+                    Output::Table => output::write(&how_to_use(&attached)),
                 }
             }
             Self::Detach { volume } => {
@@ -219,7 +219,7 @@ async fn list(listing: Listing, client: &Client, options: &Options) -> Result<()
             output::tags(&volume.tags),
         ]);
     }
-    output::line(table.trim_fmt())
+    table.write()
 }
 
 fn show(volume: &varve_client::Volume, options: &Options) -> Result<(), Failure> {
@@ -247,11 +247,9 @@ fn show(volume: &varve_client::Volume, options: &Options) -> Result<(), Failure>
     if let Some(status) = &volume.status {
         facts.extend(status_facts(status));
     }
-    let mut text = output::facts(&facts);
-    for (key, value) in &volume.tags {
-        text.push_str(&format!("Tag          {key}={value}\n"));
-    }
-    output::write(text.as_bytes())
+    let tags = volume.tags.iter();
+    facts.extend(tags.map(|(key, value)| ("Tag", format!("{key}={value}"))));
+    output::write(&output::facts(&facts))
 }
 
 fn status_facts(status: &VolumeStatus) -> Vec<(&'static str, String)> {

@@ -165,7 +165,8 @@ async fn status_tells_what_the_daemon_holds() {
     assert_eq!(status.read_only_reason, "");
     assert_eq!(status.compression, "zstd");
     assert!(["io_uring", "blocking"].contains(&status.io_engine.as_str()));
-    let socket = daemon.config.nbd.unix.to_str().unwrap().to_owned();
+    let socket = daemon.dir.path().join("nbd.sock");
+    let socket = socket.to_str().unwrap().to_owned();
     assert_eq!(status.nbd_uris, [format!("nbd+unix:///?socket={socket}")]);
     assert!(status.started_at.is_some());
     daemon.stop().await;
@@ -193,15 +194,15 @@ async fn a_second_daemon_is_kept_away_and_the_first_goes_on() {
 async fn what_cannot_be_listened_on_or_read_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config::for_data_dir(dir.path().join("data")).unwrap();
-    config.nbd.unix = dir.path().join("absent/nbd.sock");
+    config.nbd.unix = Some(dir.path().join("absent/nbd.sock"));
     let error = Server::start(&config).await.unwrap_err().to_string();
     assert!(error.contains("absent/nbd.sock"), "{error}");
     assert!(
-        !config.grpc.unix.exists(),
+        !config.data_dir.join("grpc.sock").exists(),
         "what was made before is removed"
     );
 
-    config.nbd.unix = dir.path().join("nbd.sock");
+    config.nbd.unix = Some(dir.path().join("nbd.sock"));
     config.grpc.tcp = Some("127.0.0.1:0".parse().unwrap());
     let tls = crate::config::TlsConfig {
         client_ca: None,
@@ -231,7 +232,7 @@ async fn connections_that_say_nothing_do_not_hold_up_the_stop() {
     let mut silent = Vec::new();
     for _ in 0..10 {
         silent.push(
-            tokio::net::UnixStream::connect(&daemon.config.grpc.unix)
+            tokio::net::UnixStream::connect(daemon.dir.path().join("grpc.sock"))
                 .await
                 .unwrap(),
         );

@@ -272,7 +272,7 @@ async fn a_restart_keeps_what_was_committed_and_drops_open_uploads() {
             .uploads,
         1
     );
-    let socket = daemon.config.grpc.unix.clone();
+    let socket = daemon.dir.path().join("grpc.sock");
     let dir = daemon.stop().await;
     assert!(!socket.exists(), "sockets go with the daemon");
 

@@ -124,7 +124,8 @@ async fn an_attached_volume_is_served_and_held_on_to() {
     let daemon = Daemon::start().await;
     create(&daemon, "web/db", 1 << 20, "").await.unwrap();
     let attached = attach(&daemon, "web/db", false).await.unwrap();
-    let socket = daemon.config.nbd.unix.to_str().unwrap();
+    let socket = daemon.dir.path().join("nbd.sock");
+    let socket = socket.to_str().unwrap();
     assert_eq!(
         attached.nbd_uris,
         [format!("nbd+unix:///volume/web/db?socket={socket}")]

@@ -1,0 +1,280 @@
+//! What becomes of a daemon whose log cannot be written, that is asked to read its settings again, and whose settings are wrong.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::fd::OwnedFd,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
+
+use rustix::process::Signal;
+use varve_tests::{
+    daemon::{Options, Varved},
+    identity::Identity,
+    lab::Lab,
+    nbd::{Peer, option},
+    process::{Finished, command, run, wait_for},
+    programs::{self, tool},
+    scratch::Scratch,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// A pipe whose reader takes what `taken` says of it.
+enum Reader {
+    Gone,
+    Stalled(std::io::PipeReader),
+}
+
+fn pipe(is_gone: bool) -> (Reader, OwnedFd) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let reader = if is_gone {
+        drop(reader);
+        Reader::Gone
+    } else {
+        // All that a pipe takes: the first line of the log finds it full.
+        writer.write_all(&[b'x'; 64 << 10]).unwrap();
+        Reader::Stalled(reader)
+    };
+    (reader, writer.into())
+}
+
+/// Work that is logged, and an end in order.
+fn works(options: Options) {
+    for format in ["text", "json"] {
+        let scratch = Scratch::new();
+        let options = options
+            .clone()
+            .env("VARVE_LOG", "debug")
+            .env("VARVE_LOG_FORMAT", format);
+        let mut lab = Lab {
+            varved: options.on(scratch.join("data")).start(),
+            scratch,
+        };
+        let image = lab.image("image", 8 * MIB, 1101);
+        lab.snapctl().import(&image, "image");
+        // What is worth a warning.
+        for _ in 0..200 {
+            let mut peer = Peer::unix(&lab.varved.nbd_socket()).unwrap();
+            peer.greet().unwrap();
+            let _ = peer.send_option(option::EXPORT_NAME, b"no/such export");
+            peer.receive_until_closed();
+        }
+        lab.assert_content("image", &image);
+        lab.varved.stop();
+    }
+}
+
+#[test]
+fn a_log_without_a_reader_does_not_end_the_daemon() {
+    let (Reader::Gone, writer) = pipe(true) else {
+        panic!("the reader is gone")
+    };
+    works(Options::new("").stderr(writer));
+}
+
+#[test]
+fn a_log_on_a_full_file_system_does_not_end_the_daemon() {
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    works(Options::new("").stderr(full));
+}
+
+#[test]
+fn a_log_whose_reader_takes_nothing_holds_nobody_up() {
+    let (Reader::Stalled(mut reader), writer) = pipe(false) else {
+        panic!("the reader is there")
+    };
+    works(Options::new("").stderr(writer));
+    let mut beginning = [0; 16];
+    reader.read_exact(&mut beginning).unwrap();
+}
+
+#[test]
+fn text_of_clients_forges_no_lines_of_the_log() {
+    let mut lab = Lab::with(|options| options.env("VARVE_LOG", "debug"));
+    let forged = "x\n2026-01-01T00:00:00Z ERROR varve_daemon: forged\u{1b}[2J\u{202e}";
+    let mut peer = Peer::unix(&lab.varved.nbd_socket()).unwrap();
+    peer.greet().unwrap();
+    let _ = peer.send_option(option::EXPORT_NAME, forged.as_bytes());
+    peer.receive_until_closed();
+    let refused = lab
+        .snapctl()
+        .run(["remote", "add", "eu", &format!("unix:/{forged}")]);
+    assert!(!refused.status.success(), "{refused:?}");
+    lab.varved.stop();
+    let log = lab.varved.log();
+    assert!(log.contains("forged"), "it is told, in its place: {log}");
+    for line in log.lines() {
+        assert!(!line.starts_with("2026-01-01T00:00:00Z"), "{log}");
+        assert!(!line.contains(['\u{1b}', '\u{202e}']), "{log}");
+    }
+}
+
+#[test]
+fn a_hangup_reads_the_levels_again_and_nothing_ends() {
+    let scratch = Scratch::new();
+    let file = scratch.join("varved.toml");
+    fs::write(&file, "[log]\nfilter = 'warn'\n").unwrap();
+    let mut varved = Options::new(scratch.join("data"))
+        .argument("--config")
+        .argument(&file)
+        .start();
+    assert!(!varved.log().contains("DEBUG"), "{}", varved.log());
+    fs::write(&file, "[log]\nfilter = 'debug'\n").unwrap();
+    varved.signal(Signal::HUP);
+    wait_for("the log to tell more", || {
+        let _ = varved.snapctl().run(["status"]);
+        varved.log().contains("DEBUG").then_some(())
+    });
+    // What makes no sense changes nothing.
+    fs::write(&file, "[log]\nfilter = 'debugg'\n").unwrap();
+    varved.signal(Signal::HUP);
+    wait_for("the refusal to be told", || {
+        varved.log().contains("stay as they were").then_some(())
+    });
+    assert!(varved.log().contains("debugg"), "{}", varved.log());
+    varved.snapctl().run(["status"]).ok();
+    varved.stop();
+}
+
+/// Who serves, as `openssl s_client` sees it: whether an authority has signed its certificate.
+fn is_trusted(varved: &Varved, authority: &Path) -> bool {
+    let asked = run(command(
+        tool("openssl"),
+        [
+            "s_client",
+            "-connect",
+            &varved.grpc_address().to_string(),
+            "-verify_return_error",
+            "-CAfile",
+            authority.to_str().unwrap(),
+            "-alpn",
+            "h2",
+        ],
+    ));
+    asked.status.success()
+}
+
+#[test]
+fn certificates_that_are_renewed_are_shown_from_then_on() {
+    let (old_scratch, new_scratch) = (Scratch::new(), Scratch::new());
+    let (old, new) = (Identity::make(&old_scratch), Identity::make(&new_scratch));
+    let mut varved = old
+        .serve(Options::new(old_scratch.join("data")).tcp())
+        .env("VARVE_NBD_TLS_CERT", &old.cert)
+        .env("VARVE_NBD_TLS_KEY", &old.key)
+        .start();
+    let nbd = |varved: &Varved, trusted: &Identity| {
+        let directory = Scratch::new();
+        fs::copy(&trusted.authority, directory.join("ca-cert.pem")).unwrap();
+        let uri = format!(
+            "nbds://{}/?tls-certificates={}",
+            varved.nbd_address(),
+            directory.join("").display()
+        );
+        run(command(tool("nbdinfo"), ["--list", &uri]))
+            .status
+            .success()
+    };
+    assert!(is_trusted(&varved, &old.authority) && nbd(&varved, &old));
+    // Half a renewal is no use: clients are served as before.
+    fs::copy(&new.cert, &old.cert).unwrap();
+    varved.signal(Signal::HUP);
+    wait_for("the refusal to be told", || {
+        varved.log().contains("cannot be used").then_some(())
+    });
+    assert!(is_trusted(&varved, &old.authority) && nbd(&varved, &old));
+    // The rest comes, and is found without being asked for.
+    fs::copy(&new.key, &old.key).unwrap();
+    wait_for("the files to be read again", || {
+        nbd(&varved, &new).then_some(())
+    });
+    assert!(!nbd(&varved, &old));
+    varved.stop();
+}
+
+fn check_config(data_dir: &Path, environment: &[(&str, &str)]) -> Finished {
+    let mut check = command(programs::varved(), ["--check-config", "--data-dir"]);
+    check.arg(data_dir);
+    check.envs(environment.iter().copied());
+    run(check)
+}
+
+#[test]
+fn settings_are_checked_before_anything_is_made() {
+    let scratch = Scratch::new();
+    let identity = Identity::make(&scratch);
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let (cert, key) = (path(&identity.cert), path(&identity.key));
+    let data_dir = scratch.join("data");
+    check_config(&data_dir, &[]).ok();
+    let tls = |prefix: &str, cert: &str, key: &str, ca: &str| {
+        let name = |what: &str| format!("VARVE_{prefix}_{what}");
+        let mut all = vec![
+            (name("TLS_CERT"), cert.to_owned()),
+            (name("TLS_KEY"), key.to_owned()),
+        ];
+        if prefix != "COPIES" {
+            all.push((name("TCP"), "127.0.0.1:1".to_owned()));
+            all.push((name("TLS_CLIENT_CA"), ca.to_owned()));
+        } else {
+            all.push((name("TLS_CA"), ca.to_owned()));
+        }
+        all
+    };
+    let authority = path(&identity.authority);
+    for prefix in ["GRPC", "NBD", "COPIES"] {
+        let environment = tls(prefix, &cert, &key, &authority);
+        let environment: Vec<_> = environment.iter().map(|(n, v)| (&**n, &**v)).collect();
+        check_config(&data_dir, &environment).ok();
+        for (environment, named) in [
+            (tls(prefix, "/etc/passwd", &key, &authority), "/etc/passwd"),
+            (tls(prefix, &cert, "/etc/passwd", &authority), "/etc/passwd"),
+            (tls(prefix, &cert, &key, "/etc/passwd"), "/etc/passwd"),
+            (tls(prefix, &cert, &key, "/no/such/file"), "/no/such/file"),
+            // A key that is not the certificate's.
+            (tls(prefix, &authority, &key, &authority), &*authority),
+        ] {
+            let environment: Vec<_> = environment.iter().map(|(n, v)| (&**n, &**v)).collect();
+            let said = check_config(&data_dir, &environment).fails(2);
+            assert!(said.contains(named), "{environment:?}: {said}");
+            // As the daemon itself says it, and before the store is made.
+            let mut start = command(programs::varved(), ["--data-dir"]);
+            start.arg(&data_dir).envs(environment.iter().copied());
+            let said = run(start).fails(2);
+            assert!(said.contains(named), "{environment:?}: {said}");
+        }
+    }
+    let long = format!("/tmp/{}", "x".repeat(120));
+    for (environment, named) in [
+        ([("VARVE_LOG", "inof")], "inof"),
+        ([("VARVE_CPU_THREADS", "100000")], "100000"),
+        ([("VARVE_GRPC_UNIX", &*long)], "107"),
+        ([("VARVE_SOCKET_MODE", "0666")], "socket_open_to_all"),
+    ] {
+        let said = check_config(&data_dir, &environment).fails(2);
+        assert!(said.contains(named), "{environment:?}: {said}");
+    }
+    assert!(!data_dir.exists(), "nothing was made");
+}
+
+#[test]
+fn sockets_have_the_permissions_that_the_file_says() {
+    let scratch = Scratch::new();
+    let file = scratch.join("varved.toml");
+    fs::write(&file, "socket_mode = 0o660\n").unwrap();
+    let varved = Options::new(scratch.join("data"))
+        .argument("--config")
+        .argument(&file)
+        .start();
+    for name in ["grpc.sock", "nbd.sock"] {
+        let socket = fs::metadata(varved.data_dir().join(name)).unwrap();
+        assert_eq!(socket.permissions().mode() & 0o7777, 0o660, "{name}");
+    }
+    let endpoint = format!("export VARVE_ENDPOINT={}\n", varved.endpoint());
+    assert!(varved.log().contains(&endpoint), "{}", varved.log());
+}
