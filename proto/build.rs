@@ -28,6 +28,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Payloads are slices of the buffer they arrived in, not copies.
         .bytes(".")
         .btree_map(".")
+        .build_server(false)
+        .compile_fds(descriptors.clone())?;
+    // The servers by themselves, for they decode in another way.
+    let servers = out.join("servers");
+    fs::create_dir_all(&servers)?;
+    tonic_prost_build::configure()
+        .extern_path(".varve.v1", "crate::v1")
+        .build_client(false)
+        .codec_path("crate::RequestCodec")
+        .out_dir(servers)
         .compile_fds(descriptors)?;
     Ok(())
 }

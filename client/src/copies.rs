@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use futures::Stream;
 use tonic::{Response, Status};
 use varve_content::tree::RootId;
 use varve_proto::v1;
@@ -14,6 +15,7 @@ use crate::{
     convert::{self, system_time},
     error::{Error, ErrorKind, Result},
     limits::{COPY_POLL, COPY_POLL_PART},
+    pages,
     progress::Progress,
     retry,
 };
@@ -46,7 +48,9 @@ pub struct NewCopy {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum CopyState {
-    /// Under way, or next in turn.
+    /// It waits for its turn.
+    Queued,
+    /// Under way.
     Running,
     /// It is tried again after a pause.
     Waiting,
@@ -64,6 +68,7 @@ impl CopyState {
     /// The state as one lowercase word: stable, for programs.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Queued => "queued",
             Self::Running => "running",
             Self::Waiting => "waiting",
             Self::Completed => "completed",
@@ -135,6 +140,7 @@ impl Copy {
 
     fn from_proto(what: &str, copy: v1::Copy) -> Result<Self> {
         let state = match copy.state() {
+            v1::CopyState::Queued => CopyState::Queued,
             v1::CopyState::Running => CopyState::Running,
             v1::CopyState::Waiting => CopyState::Waiting,
             v1::CopyState::Completed => CopyState::Completed,
@@ -217,16 +223,28 @@ impl Client {
         answered(&what, answer.await)
     }
 
-    /// The copies under way, and the last ones that have ended; the newest first.
-    pub async fn copies(&self) -> Result<Vec<Copy>> {
+    /// The copies under way, and the last ones that have ended; the newest first, fetched in pages as they are needed.
+    pub fn copies(&self) -> impl Stream<Item = Result<Copy>> + Send + use<> {
         const WHAT: &str = "list copies";
-        let answer = retry::idempotent(|| {
-            let mut service = self.copy_service();
-            async move { service.list_copies(v1::ListCopiesRequest {}).await }
-        });
-        let copies = answer.await.map_err(|status| Error::rpc(WHAT, status))?;
-        let copies = copies.into_inner().copies.into_iter();
-        copies.map(|copy| Copy::from_proto(WHAT, copy)).collect()
+        let client = self.clone();
+        pages::listed(WHAT, move |page_token| {
+            let client = client.clone();
+            async move {
+                let request = v1::ListCopiesRequest {
+                    page_size: 0,
+                    page_token,
+                };
+                let answer = retry::idempotent(|| {
+                    let (mut service, request) = (client.copy_service(), request.clone());
+                    async move { service.list_copies(request).await }
+                });
+                let page = answer.await.map_err(|status| Error::rpc(WHAT, status))?;
+                let page = page.into_inner();
+                let copies = page.copies.into_iter();
+                let copies = copies.map(|copy| Copy::from_proto(WHAT, copy));
+                Ok((copies.collect::<Result<_>>()?, page.next_page_token))
+            }
+        })
     }
 
     /// Ends a copy. What has arrived stays in the store.

@@ -73,6 +73,11 @@ pub struct Error {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
+/// Whether as much is under way as the daemon allows: it says when to come again, as it does not of a full disk.
+pub(crate) fn is_busy(status: &Status) -> bool {
+    status.metadata().contains_key("grpc-retry-pushback-ms")
+}
+
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -112,6 +117,7 @@ impl Error {
             Code::AlreadyExists => ErrorKind::AlreadyExists,
             Code::InvalidArgument => ErrorKind::Invalid,
             Code::FailedPrecondition => ErrorKind::Conflict,
+            Code::ResourceExhausted if is_busy(&status) => ErrorKind::Unavailable,
             Code::ResourceExhausted => ErrorKind::OutOfSpace,
             Code::DataLoss => ErrorKind::Damaged,
             Code::Unavailable | Code::DeadlineExceeded => ErrorKind::Unavailable,

@@ -7,7 +7,10 @@ use std::{error::Error as _, future::Future};
 
 use tonic::{Code, Status};
 
-use crate::limits::{ATTEMPTS, FIRST_PAUSE};
+use crate::{
+    error::is_busy,
+    limits::{ATTEMPTS, FIRST_PAUSE},
+};
 
 /// Runs `call` until it succeeds, fails for good, or has been tried [`ATTEMPTS`] times.
 pub(crate) async fn idempotent<T, F>(mut call: impl FnMut() -> F) -> Result<T, Status>
@@ -30,7 +33,7 @@ where
 
 /// Whether waiting may help: the daemon said so, or the connection broke under the call.
 fn passes(status: &Status) -> bool {
-    status.code() == Code::Unavailable || status.source().is_some()
+    status.code() == Code::Unavailable || is_busy(status) || status.source().is_some()
 }
 
 #[cfg(test)]

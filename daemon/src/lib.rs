@@ -5,7 +5,7 @@
 //! - [`grpc`]: snapshots, content, status; [`nbd`]: snapshots as block devices, through
 //!   [`exports`].
 //! - [`sockets`]: listeners of both; [`net`]: who may connect; [`tasks`]: the only place that
-//!   starts tasks.
+//!   starts tasks; `shares`: places and bytes that several share.
 //! - [`copies`]: snapshots from other daemons; [`tls`]: how these are asked.
 //! - [`telemetry`]: the log; [`memory`]: how much there is; [`descriptors`]: how many open files, and who gets them.
 //!
@@ -25,6 +25,7 @@ pub mod memory;
 pub mod nbd;
 pub mod net;
 pub mod server;
+mod shares;
 pub mod sockets;
 pub mod tasks;
 pub mod telemetry;

@@ -8,15 +8,15 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::SystemTime,
 };
 
-use futures::{Stream, future};
+use futures::{Stream, StreamExt as _, future};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 use tracing::{error, info, warn};
 use varve_store::{Options, Store};
 
@@ -25,7 +25,7 @@ use crate::{
     copies::Copies,
     descriptors::{self, Descriptors},
     exports::{Attachments, StoreExports},
-    grpc::{self, Connection, Connections, Context, Facts, Health, RoutesError, Uploads},
+    grpc::{self, Connection, Connections, Context, Facts, Health, RoutesError, Serving, Uploads},
     limits, nbd,
     sockets::{self, Inherited, SocketError, SocketFile},
     tasks::{Task, Tasks},
@@ -257,6 +257,7 @@ impl Server {
             copies: copies.clone(),
             health: health.clone(),
         })?;
+        let serving = Serving::new(routes, tasks.clone());
         copies.resume().await?;
 
         let connections = Connections::new(descriptors.grpc_connections, tasks.clone());
@@ -264,7 +265,7 @@ impl Server {
         let mut services = vec![
             tasks.spawn(
                 "gRPC over unix",
-                serve_grpc(routes.clone(), incoming, stop.clone()),
+                serve_grpc(serving.clone(), tasks.clone(), incoming, stop.clone()),
             ),
             tasks.spawn("NBD over unix", {
                 let spawn = spawn_connections(&tasks);
@@ -273,7 +274,7 @@ impl Server {
         ];
         if let Some((listener, _)) = grpc_tcp {
             let incoming = connections.of_tcp(listener, grpc_acceptor, stop.clone());
-            let serve = serve_grpc(routes, incoming, stop.clone());
+            let serve = serve_grpc(serving, tasks.clone(), incoming, stop.clone());
             services.push(tasks.spawn("gRPC over TCP", serve));
         }
         if let Some((listener, _)) = nbd_tcp {
@@ -419,16 +420,18 @@ async fn listen_tcp(
 }
 
 async fn serve_grpc(
-    routes: Routes,
+    serving: Serving,
+    tasks: Tasks,
     incoming: impl Stream<Item = Result<Connection, Infallible>>,
     stop: CancellationToken,
 ) {
-    let services = grpc::Busy::new(routes);
-    let served = grpc::server()
-        .serve_with_incoming_shutdown(services, incoming, stop.cancelled_owned())
-        .await;
-    if let Err(error) = served {
-        error!(%error, "gRPC has ended at a listener");
+    let mut incoming = pin!(incoming);
+    while let Some(Some(Ok(connection))) = stop.run_until_cancelled(incoming.next()).await {
+        let (serving, stop) = (serving.clone(), stop.clone());
+        drop(tasks.spawn("gRPC connection", async move {
+            let (seat, is_local) = (Arc::clone(connection.seat()), connection.is_local());
+            serving.serve(connection, Some(seat), is_local, stop).await;
+        }));
     }
 }
 

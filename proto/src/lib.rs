@@ -1,6 +1,10 @@
 //! The gRPC protocol of Varve, generated from `varve/v1/*.proto`.
 //!
-//! The `.proto` files are the documentation; nothing is written by hand here but the module tree.
+//! The `.proto` files are the documentation; nothing is written by hand here but the module tree, and how servers decode.
+
+mod requests;
+
+pub use requests::{RequestCodec, RequestDecoder};
 
 /// Version 1 of the protocol.
 #[allow(
@@ -13,6 +17,7 @@
 )]
 pub mod v1 {
     tonic::include_proto!("varve.v1");
+    include!(concat!(env!("OUT_DIR"), "/servers/varve.v1.rs"));
 }
 
 /// The compiled descriptors of the protocol, for server reflection.

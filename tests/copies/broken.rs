@@ -69,19 +69,15 @@ fn copy_over_a_bad_link(seed: u64, harm: fn(&Link, u64)) {
     let here = pair.here.snapctl();
     let mut random = Random::seeded(seed + 1);
     let link = Link::to(&pair.there.varved);
-    for round in 0..6 {
-        harm(&link, random.within(0..stored_bytes * 9 / 10 / 6));
-        let id = begin(&here, &link, "image", &[]);
-        let ended = ended(&here, &id);
-        // Some bits of the transport do not matter.
-        if ended["state"] == "completed" {
-            break;
-        }
-        let why = text(&ended, "last_error");
-        assert!(!why.is_empty(), "round {round}: {ended}");
-    }
-    let copied = copy(&pair.here.varved, &link.endpoint(), "image", &[]);
-    assert_eq!(copied["state"], "completed");
+    harm(
+        &link,
+        stored_bytes / 20 + random.within(0..stored_bytes / 2),
+    );
+    let id = begin(&here, &link, "image", &[]);
+    let copied = ended(&here, &id);
+    // It was found, and fetched again: what a link does once is not the source's fault.
+    assert_eq!(copied["state"], "completed", "{copied}");
+    assert_ne!(text(&copied, "last_error"), "", "{copied}");
     pair.here.assert_content("image", &image);
     here.verify("image");
 }
@@ -318,4 +314,34 @@ fn a_kill_costs_what_was_on_its_way_to_the_disk() {
     pair.here.snapctl().verify("image");
     // Four times what fits between two writes to the disk.
     assert!(received < chunks * 2, "{received} of {chunks}");
+}
+
+#[test]
+fn silent_sources_keep_no_turns_from_others() {
+    let pair = Pair::new();
+    let image = pair.image("image", 8, 591);
+    pair.there.snapctl().import(&image, "image");
+    let here = pair.here.snapctl();
+    // It takes connections and says nothing on them.
+    let silent = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let silent: Vec<_> = (0..5)
+        .map(|number| {
+            let name = format!("silent{number}");
+            let begun = here.json(["copy", "none", "--from", &endpoint, "--name", &name]);
+            text(&begun, "id")
+        })
+        .collect();
+    wait_for("four to have their turn and one to wait for it", || {
+        let states: Vec<_> = silent
+            .iter()
+            .map(|id| text(&show(&here, id), "state"))
+            .collect();
+        let of = |wanted| states.iter().filter(|state| *state == wanted).count();
+        (of("running") == 4 && of("queued") == 1).then_some(())
+    });
+    let copied = pair.copy("image", &[]);
+    assert_eq!(copied["state"], "completed");
+    let listed = here.json(["copy", "list"]);
+    assert_eq!(listed["copies"].as_array().unwrap().len(), 6);
 }

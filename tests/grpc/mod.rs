@@ -1,5 +1,6 @@
 //! The gRPC protocol: its rules, broken on purpose, and a client that is not ours.
 
+mod attacks;
 mod hostile;
 mod limits;
 mod reading;

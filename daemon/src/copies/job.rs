@@ -9,6 +9,10 @@ use varve_content::tree::Root;
 use varve_store::{CopyId, CopyOutcome, CopyRecord, Error, SnapshotRecord, now_ns};
 
 use super::{limiter::Limiter, remotes::Source, source::CopyError};
+use crate::{
+    limits::{COPY_FRUITLESS_MAX, COPY_RECORD_BYTES},
+    shares::Holder,
+};
 
 /// Seconds over which a rate is told.
 const RATE_SECONDS: u64 = 5;
@@ -19,6 +23,8 @@ const ERROR_CHARS_MAX: usize = 4096;
 /// What becomes of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
+    /// Until it is its turn.
+    Queued,
     Running,
     /// Until it is tried again.
     Waiting,
@@ -29,9 +35,12 @@ pub(crate) enum State {
 
 impl State {
     pub(crate) fn has_ended(self) -> bool {
-        !matches!(self, Self::Running | Self::Waiting)
+        !matches!(self, Self::Queued | Self::Running | Self::Waiting)
     }
 }
+
+/// When a copy was begun, and its id: an order in which each has one place.
+pub(crate) type Begun = (u64, CopyId);
 
 /// All there is to know about a copy at one moment.
 #[derive(Debug, Clone)]
@@ -58,8 +67,10 @@ pub(super) struct Job {
 #[derive(Debug)]
 struct Known {
     record: CopyRecord,
-    /// Until it is tried again.
-    waits: bool,
+    /// What it does, as long as it has not ended.
+    phase: State,
+    /// What had arrived when it was written down last.
+    recorded_bytes: u64,
     /// Of the bytes that were received, those that are not known to be durable.
     unflushed_bytes: u64,
     rate: Rate,
@@ -68,8 +79,7 @@ struct Known {
 impl Known {
     fn state(&self) -> State {
         match self.record.outcome {
-            CopyOutcome::UnderWay if self.waits => State::Waiting,
-            CopyOutcome::UnderWay => State::Running,
+            CopyOutcome::UnderWay => self.phase,
             CopyOutcome::Completed => State::Completed,
             CopyOutcome::Failed => State::Failed,
             CopyOutcome::Cancelled => State::Cancelled,
@@ -146,15 +156,31 @@ impl Job {
             writing: AsyncMutex::default(),
             settled,
             known: Mutex::new(Known {
+                phase: State::Queued,
+                recorded_bytes: record.received_bytes,
                 record,
-                waits: false,
                 unflushed_bytes: 0,
                 rate: Rate::default(),
             }),
         }
     }
 
-    /// What is written down of it.
+    /// For whom it holds what copies share.
+    pub(super) fn holder(&self) -> Holder {
+        let number = self.id.to_string();
+        let number = blake3::hash(number.as_bytes());
+        let number = number.as_bytes().first_chunk().copied().unwrap_or_default();
+        Holder {
+            number: u64::from_le_bytes(number),
+            is_local: true,
+        }
+    }
+
+    pub(super) fn begun(&self) -> Begun {
+        (self.known.lock().record.created_at_ns, self.id)
+    }
+
+    /// What is known of it.
     pub(super) fn record(&self) -> CopyRecord {
         self.known.lock().record.clone()
     }
@@ -231,21 +257,44 @@ impl Job {
     /// What the store says to what the source has sent.
     pub(super) fn blame(&self, error: Error) -> CopyError {
         match error {
-            Error::Invalid(_) | Error::NotCanonical { .. } | Error::Tree(_) => CopyError::Refused(
+            Error::Invalid(_) | Error::NotCanonical { .. } | Error::Tree(_) => CopyError::Mismatch(
                 format!("{} has sent what cannot be: {error}", self.source.endpoint),
             ),
             other => other.into(),
         }
     }
 
-    pub(super) fn run(&self) {
-        self.known.lock().waits = false;
+    /// It waits for its turn.
+    pub(super) fn queue(&self) {
+        self.known.lock().phase = State::Queued;
     }
 
-    pub(super) fn wait(&self, error: &CopyError) {
+    pub(super) fn run(&self) {
+        self.known.lock().phase = State::Running;
+    }
+
+    /// It waits until it is tried again. Whether that is something new.
+    pub(super) fn wait(&self, error: &CopyError) -> bool {
         let mut known = self.known.lock();
-        known.record.last_error = shortened(error);
-        known.waits = true;
+        let error = shortened(error);
+        let is_new = known.record.last_error != error;
+        known.record.last_error = error;
+        known.phase = State::Waiting;
+        is_new
+    }
+
+    /// Whether so much has arrived since it was written down that it is worth another record.
+    pub(super) fn is_worth_a_record(&self) -> bool {
+        let known = self.known.lock();
+        let since = known.record.received_bytes - known.recorded_bytes;
+        since >= COPY_RECORD_BYTES
+    }
+
+    /// What is to be written down of it now.
+    pub(super) fn to_record(&self) -> CopyRecord {
+        let mut known = self.known.lock();
+        known.recorded_bytes = known.record.received_bytes;
+        known.record.clone()
     }
 
     pub(super) fn complete(&self, made: &SnapshotRecord) {
@@ -254,9 +303,14 @@ impl Job {
         known.end(CopyOutcome::Completed);
     }
 
-    pub(super) fn fail(&self, error: &CopyError) {
+    pub(super) fn fail(&self, error: &CopyError, gave_up: bool) {
         let mut known = self.known.lock();
-        known.record.last_error = shortened(error);
+        let mut why = shortened(error);
+        if gave_up {
+            let hours = COPY_FRUITLESS_MAX.as_secs() / 3600;
+            why = format!("nothing has arrived for {hours} hours: {why}");
+        }
+        known.record.last_error = why;
         known.end(CopyOutcome::Failed);
     }
 
@@ -289,6 +343,36 @@ mod tests {
         assert_eq!(rate.bytes_per_second(), 0);
     }
 
+    #[test]
+    fn tries_are_not_written_down_and_what_has_arrived_is_now_and_then() {
+        let begun = CopyRecord::begun(
+            CopyId::from_low_bits([7; 9]),
+            "unix:/run/x".to_owned(),
+            "web".to_owned(),
+            3,
+        );
+        let job = Job::new(begun);
+        assert_eq!(job.state(), State::Queued);
+        job.run();
+        let away = CopyError::Refused("it is away".to_owned());
+        assert!(job.wait(&away), "something new");
+        for _ in 0..100 {
+            assert!(!job.wait(&away) && !job.is_worth_a_record());
+        }
+        assert_eq!(job.status().record.last_error, "it is away");
+        job.received(1, COPY_RECORD_BYTES - 1);
+        assert!(!job.is_worth_a_record());
+        job.received(1, 1);
+        assert!(job.is_worth_a_record());
+        assert_eq!(job.to_record().received_bytes, COPY_RECORD_BYTES);
+        assert!(!job.is_worth_a_record());
+        job.fail(&away, true);
+        assert_eq!(
+            job.record().last_error,
+            "nothing has arrived for 24 hours: it is away"
+        );
+    }
+
     /// Whatever is written down of a copy can be read again, or the daemon could not start.
     #[test]
     fn records_can_be_read_in_every_state() {
@@ -306,8 +390,8 @@ mod tests {
         let long = CopyError::Refused("x".repeat(1 << 20));
         let ends: [(End, CopyOutcome); 4] = [
             (|_, _| {}, CopyOutcome::UnderWay),
-            (|job, error| job.wait(error), CopyOutcome::UnderWay),
-            (|job, error| job.fail(error), CopyOutcome::Failed),
+            (|job, error| assert!(job.wait(error)), CopyOutcome::UnderWay),
+            (|job, error| job.fail(error, true), CopyOutcome::Failed),
             (|job, _| job.cancelled(), CopyOutcome::Cancelled),
         ];
         for (end, outcome) in ends {

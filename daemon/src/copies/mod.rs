@@ -16,13 +16,14 @@ mod base;
 mod claims;
 mod job;
 mod limiter;
+mod patience;
 mod remotes;
 mod source;
 mod table;
 mod transfer;
 mod tree;
 
-pub(crate) use job::{State, Status};
+pub(crate) use job::{Begun, State, Status};
 pub(crate) use remotes::Source;
 pub(crate) use source::CopyError;
 pub use table::Copies;

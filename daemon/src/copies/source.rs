@@ -1,13 +1,20 @@
 //! The other daemon, and what can go wrong with a copy.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use futures::future::try_join_all;
 use tokio::time::timeout;
 use varve_client::{Client, ErrorKind};
 
 use super::remotes::Address;
-use crate::{limits, tls};
+use crate::{
+    limits,
+    shares::{Busy, GaveWay, Hold},
+    tls,
+};
 
 /// Why a copy does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -42,31 +49,61 @@ pub(crate) enum CopyError {
     /// A snapshot before the wanted one cannot be gone by.
     #[error("a snapshot before: {0}")]
     Base(#[source] varve_store::Error),
+    /// As much is under way as is allowed.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// The source did not go on, and others waited.
+    #[error("the source does not go on: {0}")]
+    GaveWay(#[from] GaveWay),
+    /// What arrived is not what its id says, or cannot be: changed on its way, or by the source.
+    #[error("{0}")]
+    Mismatch(String),
     /// It cannot be copied.
     #[error("{0}")]
     Refused(String),
 }
 
+/// What helps a copy that does not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// To wait, for as long as it takes.
+    Time,
+    /// To try again: if a link has flipped a bit, it will not flip it again.
+    AnotherTry,
+    /// Nothing.
+    None,
+}
+
 impl CopyError {
-    /// Whether waiting may help.
-    pub(super) fn passes(&self) -> bool {
+    /// What helps.
+    pub(super) fn remedy(&self) -> Remedy {
         match self {
-            Self::Source(error) => matches!(
-                error.kind(),
-                ErrorKind::Unreachable | ErrorKind::Unavailable | ErrorKind::Cancelled
-            ),
-            Self::Store(error) => matches!(error, varve_store::Error::Limit(_)),
-            Self::NotCompleted { state, .. } => *state == "pending",
+            Self::Source(error) => match error.kind() {
+                ErrorKind::Unreachable | ErrorKind::Unavailable | ErrorKind::Cancelled => {
+                    Remedy::Time
+                }
+                // Bytes that are not what they should be, in content or in what is around it.
+                ErrorKind::Damaged | ErrorKind::Internal => Remedy::AnotherTry,
+                _ => Remedy::None,
+            },
+            Self::Store(varve_store::Error::Limit(_)) => Remedy::Time,
+            Self::NotCompleted {
+                state: "pending", ..
+            } => Remedy::Time,
             // Files are renewed while copies run.
-            Self::Silent | Self::Tls(_) => true,
-            Self::Base(_) | Self::NoRemote(_) | Self::Refused(_) => false,
+            Self::Silent | Self::Tls(_) | Self::Busy(_) | Self::GaveWay(_) => Remedy::Time,
+            Self::Mismatch(_) => Remedy::AnotherTry,
+            Self::Store(_)
+            | Self::NotCompleted { .. }
+            | Self::Base(_)
+            | Self::NoRemote(_)
+            | Self::Refused(_) => Remedy::None,
         }
     }
 }
 
-/// What the other daemon answers, if it does in time: one that only holds the connection must not hold the copy, and its place among
-/// others.
-pub(super) async fn heard<T>(
+/// What the other daemon answers, if it does in time: one that only holds the connection must not hold the copy.
+async fn heard<T>(
     answer: impl Future<Output = Result<T, varve_client::Error>>,
 ) -> Result<T, CopyError> {
     match timeout(limits::COPY_SILENCE, answer).await {
@@ -80,16 +117,29 @@ pub(super) async fn heard<T>(
 pub(super) struct Connections {
     clients: Vec<Client>,
     next: AtomicUsize,
+    /// Of whoever asks; it is given up if the other daemon is silent and others wait.
+    place: Arc<Hold>,
 }
 
 impl Connections {
-    pub(super) async fn open(address: &Address) -> Result<Self, CopyError> {
+    pub(super) async fn open(address: &Address, place: Arc<Hold>) -> Result<Self, CopyError> {
         let clients = (0..limits::COPY_CONNECTIONS)
             .map(|_| Client::connect_with(&address.endpoint, &address.tls));
         Ok(Self {
             clients: try_join_all(clients).await?,
             next: AtomicUsize::new(0),
+            place,
         })
+    }
+
+    /// What the other daemon answers, if it does in time. That it answers is a sign of life.
+    pub(super) async fn heard<T>(
+        &self,
+        answer: impl Future<Output = Result<T, varve_client::Error>>,
+    ) -> Result<T, CopyError> {
+        let answer = heard(answer).await;
+        self.place.is_alive();
+        answer
     }
 
     /// One after the other.
@@ -106,7 +156,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_has_an_end_and_an_answer_is_passed_on() {
         let silent = heard(std::future::pending::<Result<(), _>>()).await;
-        assert!(silent.is_err_and(|error| error.passes()));
+        assert!(silent.is_err_and(|error| error.remedy() == Remedy::Time));
         assert!(heard(async { Ok(7) }).await.is_ok_and(|answer| answer == 7));
     }
 }

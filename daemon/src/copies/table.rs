@@ -1,23 +1,21 @@
 //! The copies of a daemon: begun, tried again, cancelled, shown.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::{
-    sync::{Mutex as AsyncMutex, Semaphore},
-    time::sleep,
-};
+use tokio::{sync::Mutex as AsyncMutex, time::sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use varve_store::{CopyId, CopyRecord, Error, RemoteRecord, Store, now_ns};
 
 use super::{
-    job::{Job, Status},
+    job::{Begun, Job, Status},
+    patience::{Next, Patience},
     remotes::Source,
     source::CopyError,
-    transfer::{Common, Estimate},
+    transfer::{self, Common, Estimate},
 };
-use crate::{config::CopiesConfig, limits, tasks::Tasks};
+use crate::{config::CopiesConfig, limits, shares::Shares, tasks::Tasks};
 
 /// What a copy is to do.
 #[derive(Debug, Clone)]
@@ -45,7 +43,7 @@ struct Inner {
     /// Held while a copy is begun or a remote goes: a copy that is promised has its remote.
     changing: AsyncMutex<()>,
     /// Whose turn it is.
-    turns: Semaphore,
+    turns: Shares,
 }
 
 impl Copies {
@@ -58,7 +56,7 @@ impl Copies {
             stop,
             jobs: Mutex::default(),
             changing: AsyncMutex::default(),
-            turns: Semaphore::new(limits::COPIES_RUNNING_MAX),
+            turns: transfer::places("copies", limits::COPIES_RUNNING_MAX),
         }))
     }
 
@@ -132,10 +130,16 @@ impl Copies {
         Ok(self.0.find(id)?.status())
     }
 
-    /// All of them, the newest first.
-    pub(crate) fn list(&self) -> Vec<Status> {
-        let jobs = self.0.jobs.lock();
-        jobs.iter().rev().map(|job| job.status()).collect()
+    /// Those that were begun before `before`, the newest first, each when it is asked for.
+    pub(crate) fn list(&self, before: Option<Begun>) -> impl Iterator<Item = Status> + use<> {
+        let mut jobs: Vec<_> = {
+            let jobs = self.0.jobs.lock();
+            let jobs = jobs.iter().map(|job| (job.begun(), Arc::clone(job)));
+            jobs.filter(|(begun, _)| before.is_none_or(|before| *begun < before))
+                .collect()
+        };
+        jobs.sort_unstable_by_key(|(begun, _)| Reverse(*begun));
+        jobs.into_iter().map(|(_, job)| job.status())
     }
 
     /// Ends one.
@@ -155,7 +159,7 @@ impl Copies {
         job.limit(bytes_per_second);
         let _writing = job.writing.lock().await;
         if !job.settled.is_cancelled() {
-            self.0.common.store.put_copy(job.record()).await?;
+            self.0.common.store.put_copy(job.to_record()).await?;
         }
         Ok(job.status())
     }
@@ -212,14 +216,14 @@ impl Inner {
     /// Brings a copy to its end, however often it has to be tried.
     async fn drive(&self, job: &Job) {
         let (id, endpoint) = (job.id, &job.source.endpoint);
-        let (mut pause, most) = limits::COPY_PAUSES;
+        let mut patience = Patience::new();
         loop {
             let before = job.received_bytes();
             let attempt = async {
-                let turn = self.turns.acquire().await;
-                let _turn = turn.map_err(|_| Error::Closing)?;
+                job.queue();
+                let turn = self.turns.take(job.holder(), 1, limits::FOREVER).await?;
                 job.run();
-                self.common.copy(job).await
+                self.common.copy(job, Arc::new(turn)).await
             };
             let error = match job.cancel.run_until_cancelled(attempt).await {
                 None => return self.cancelled(job).await,
@@ -237,21 +241,29 @@ impl Inner {
                 }
                 Some(Err(error)) => error,
             };
-            if !error.passes() {
-                warn!(%id, %endpoint, %error, "copy failed");
-                job.fail(&error);
-                return self.write_down(job).await;
+            let fruitful = job.received_bytes() > before;
+            let pause = match patience.after(error.remedy(), fruitful) {
+                Next::After(pause) => pause,
+                end => {
+                    warn!(%id, %endpoint, %error, gave_up = end == Next::GiveUp, "copy failed");
+                    job.fail(&error, end == Next::GiveUp);
+                    return self.write_down(job).await;
+                }
+            };
+            let seconds = pause.as_secs();
+            // A thousand copies from a source that is away would fill the log.
+            if job.wait(&error) {
+                warn!(%id, %endpoint, %error, seconds, "copy is tried again");
+            } else {
+                debug!(%id, %endpoint, %error, seconds, "copy is tried again");
             }
-            if job.received_bytes() > before {
-                pause = limits::COPY_PAUSES.0;
+            // That it was tried is not worth a record: after a restart it is tried at once.
+            if job.is_worth_a_record() {
+                self.write_down(job).await;
             }
-            warn!(%id, %endpoint, %error, seconds = pause.as_secs(), "copy is tried again");
-            job.wait(&error);
-            self.write_down(job).await;
             if job.cancel.run_until_cancelled(sleep(pause)).await.is_none() {
                 return self.cancelled(job).await;
             }
-            pause = (pause * 2).min(most);
         }
     }
 
@@ -264,7 +276,7 @@ impl Inner {
     /// A copy that could not be written down as it is goes on from what was, at the next start.
     async fn write_down(&self, job: &Job) {
         let _writing = job.writing.lock().await;
-        if let Err(error) = self.common.store.put_copy(job.record()).await {
+        if let Err(error) = self.common.store.put_copy(job.to_record()).await {
             warn!(id = %job.id, %error, "the state of a copy could not be written down");
         }
         if job.state().has_ended() {

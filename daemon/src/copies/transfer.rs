@@ -28,16 +28,18 @@ use super::{
     claims::Claims,
     job::Job,
     remotes::{Remotes, Source},
-    source::{Connections, CopyError, heard},
+    source::{Connections, CopyError},
     tree::{Nodes, SizedLeaf},
 };
 use crate::{
     config::CopiesConfig,
     limits::{
-        COPY_ANCESTORS_MAX, COPY_BATCHES_IN_FLIGHT, COPY_CLAIM_WAIT, COPY_ESTIMATES_MAX,
-        COPY_FETCH_BYTES, COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT, COPY_FETCHES_OF_ONE,
-        COPY_FLUSH_BYTES, COPY_KEPT_LEAVES, ESTIMATE_CHUNKS_MAX,
+        BUSY_WITHIN, COPIES_MAX, COPY_ANCESTORS_MAX, COPY_BATCHES_IN_FLIGHT, COPY_CLAIM_WAIT,
+        COPY_ESTIMATES_MAX, COPY_FETCH_BYTES, COPY_FETCH_PLAIN_BYTES, COPY_FETCHES_IN_FLIGHT,
+        COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES, COPY_KEPT_LEAVES, COPY_YIELDS_AFTER,
+        ESTIMATE_CHUNKS_MAX, FOREVER, REQUEST_BYTES_PER_SECOND,
     },
+    shares::{Hold, Holder, Rules, Shares},
 };
 
 /// What a copy would fetch.
@@ -59,10 +61,10 @@ struct Wanted {
 
 impl Wanted {
     /// Asks the source for it.
-    async fn find(source: &Source, remotes: &Remotes) -> Result<Self, CopyError> {
-        let connections = Connections::open(&remotes.address(source).await?).await?;
+    async fn find(source: &Source, remotes: &Remotes, place: Arc<Hold>) -> Result<Self, CopyError> {
+        let connections = Connections::open(&remotes.address(source).await?, place).await?;
         let client = connections.client();
-        let snapshot = heard(client.snapshot(&source.snapshot)).await?;
+        let snapshot = connections.heard(client.snapshot(&source.snapshot)).await?;
         let id = match (snapshot.state, snapshot.root) {
             (SnapshotState::Completed, Some(id)) => id,
             (state, _) => {
@@ -73,7 +75,7 @@ impl Wanted {
                 });
             }
         };
-        let root = heard(client.fetch_root(id)).await?;
+        let root = connections.heard(client.fetch_root(id)).await?;
         if root.chunker_version != CHUNKER_VERSION {
             return Err(CopyError::Refused(format!(
                 "{} cuts with chunker version {}, this store with {CHUNKER_VERSION}: they would share no chunks",
@@ -133,7 +135,7 @@ fn walked(error: WalkError<CopyError>) -> CopyError {
     match error {
         WalkError::Source(error) => error,
         WalkError::Level { .. } | WalkError::Outside { .. } => {
-            CopyError::Refused(format!("the source's tree cannot be: {error}"))
+            CopyError::Mismatch(format!("the source's tree cannot be: {error}"))
         }
     }
 }
@@ -145,9 +147,22 @@ pub(super) struct Common {
     pub(super) remotes: Remotes,
     claims: Arc<Claims>,
     /// Fetches of chunks that may be under way.
-    fetches: Semaphore,
+    fetches: Shares,
     /// Estimates that may be under way.
-    estimates: Semaphore,
+    estimates: Shares,
+}
+
+/// So many of something that copies do. Those that wait take the place of one whose source is silent.
+pub(super) fn places(what: &'static str, total: usize) -> Shares {
+    Shares::new(Rules {
+        what,
+        total: total as u64,
+        local: 0,
+        // All copies there can be, with all that one does at one time.
+        waiting: COPIES_MAX * COPY_FETCHES_IN_FLIGHT,
+        yields_after: COPY_YIELDS_AFTER,
+        pace: REQUEST_BYTES_PER_SECOND,
+    })
 }
 
 impl Common {
@@ -156,14 +171,23 @@ impl Common {
             remotes: Remotes::new(store.clone(), tls),
             store,
             claims: Arc::default(),
-            fetches: Semaphore::new(COPY_FETCHES_IN_FLIGHT),
-            estimates: Semaphore::new(COPY_ESTIMATES_MAX),
+            fetches: places("fetches of copies", COPY_FETCHES_IN_FLIGHT),
+            estimates: places("estimates", COPY_ESTIMATES_MAX),
         }
     }
 
-    /// Copies what is missing, and makes the snapshot.
-    pub(super) async fn copy(&self, job: &Job) -> Result<SnapshotRecord, CopyError> {
-        let wanted = Wanted::find(&job.source, &self.remotes).await?;
+    /// Copies what is missing, and makes the snapshot, for as long as the place is not given up.
+    pub(super) async fn copy(
+        &self,
+        job: &Job,
+        place: Arc<Hold>,
+    ) -> Result<SnapshotRecord, CopyError> {
+        let copying = Box::pin(self.copy_all(job, Arc::clone(&place)));
+        place.unless_it_gives_way(copying).await?
+    }
+
+    async fn copy_all(&self, job: &Job, place: Arc<Hold>) -> Result<SnapshotRecord, CopyError> {
+        let wanted = Wanted::find(&job.source, &self.remotes, Arc::clone(&place)).await?;
         let root = wanted.root.id();
         let asked = job.record();
         let name = if asked.name.is_empty() {
@@ -198,7 +222,10 @@ impl Common {
             return Ok(record);
         }
         if let Some(base) = self.base(&wanted, parent).await? {
-            match self.fetch(job, &wanted, new.clone(), Some(base)).await {
+            match self
+                .fetch(job, &place, &wanted, new.clone(), Some(base))
+                .await
+            {
                 Err(CopyError::Base(error)) => {
                     warn!(id = %job.id, %error, "a snapshot before is no help: the copy looks at everything");
                     job.found(&new.name, &wanted.root, wanted.snapshot.data_bytes);
@@ -206,13 +233,14 @@ impl Common {
                 outcome => return outcome,
             }
         }
-        self.fetch(job, &wanted, new, None).await
+        self.fetch(job, &place, &wanted, new, None).await
     }
 
     /// Fetches what is missing beyond a base, and makes the snapshot.
     async fn fetch(
         &self,
         job: &Job,
+        place: &Hold,
         wanted: &Wanted,
         new: NewSnapshot,
         base: Option<Base>,
@@ -225,6 +253,7 @@ impl Common {
         let try_ = Try {
             common: self,
             job,
+            place,
             ingest: &ingest,
             source: &wanted.connections,
             nodes: &nodes,
@@ -238,7 +267,7 @@ impl Common {
             .await?;
         let dropped_blocks = try_.dropped_blocks.into_inner();
         ingest.keep_leaves(Vec::new(), base_blocks.saturating_sub(dropped_blocks))?;
-        let committed = ingest.commit(wanted.root.id()).await;
+        let committed = place.excused(ingest.commit(wanted.root.id())).await;
         committed.map_err(|error| job.blame(error))
     }
 
@@ -260,7 +289,8 @@ impl Common {
 
     /// The snapshot here that has the name and the content of one there, or else that one there.
     async fn ancestor(&self, wanted: &Wanted, id: &str) -> Result<Option<Ancestor>, CopyError> {
-        let there = match heard(wanted.connections.client().snapshot(id)).await {
+        let connections = &wanted.connections;
+        let there = match connections.heard(connections.client().snapshot(id)).await {
             Ok(there) => there,
             Err(CopyError::Source(error)) if error.kind() == ErrorKind::NotFound => {
                 return Ok(None);
@@ -308,9 +338,14 @@ impl Common {
 
     /// What a copy would fetch, without fetching it.
     pub(super) async fn estimate(&self, source: &Source) -> Result<Estimate, CopyError> {
-        let place = self.estimates.acquire().await;
-        let _place = place.map_err(|_| Error::Closing)?;
-        let wanted = Wanted::find(source, &self.remotes).await?;
+        let place = self.estimates.take(Holder::OWN, 1, BUSY_WITHIN).await?;
+        let place = Arc::new(place);
+        let estimating = Box::pin(self.estimate_all(source, Arc::clone(&place)));
+        place.unless_it_gives_way(estimating).await?
+    }
+
+    async fn estimate_all(&self, source: &Source, place: Arc<Hold>) -> Result<Estimate, CopyError> {
+        let wanted = Wanted::find(source, &self.remotes, place).await?;
         if let Some(same) = self.same(wanted.root.id()).await? {
             let data_bytes = same.content().map_or(0, |content| content.data_bytes);
             return Ok(Estimate {
@@ -516,6 +551,7 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
 struct Try<'a> {
     common: &'a Common,
     job: &'a Job,
+    place: &'a Hold,
     ingest: &'a Ingest,
     source: &'a Connections,
     nodes: &'a Nodes<'a>,
@@ -575,13 +611,23 @@ impl Try<'_> {
 
     async fn fetch(&self, fetch: Fetch) -> Result<(), CopyError> {
         // Before there is a place for it: one that must be slow keeps none from others.
-        self.job.limiter.pass(fetch.payload_bytes).await;
+        let passing = self.job.limiter.pass(fetch.payload_bytes);
+        self.place.excused(passing).await;
         let own = self.fetches.acquire().await;
         let _own = own.map_err(|_| Error::Closing)?;
-        let place = self.common.fetches.acquire().await;
-        let _place = place.map_err(|_| Error::Closing)?;
-        let mut chunks = heard(self.source.client().fetch_chunks(&fetch.wanted)).await?;
-        while let Some(chunks) = heard(chunks.next()).await? {
+        let fetches = &self.common.fetches;
+        let place = fetches.take(self.job.holder(), 1, FOREVER).await?;
+        let fetched = self.fetch_now(fetch, &place);
+        place.unless_it_gives_way(Box::pin(fetched)).await?
+    }
+
+    async fn fetch_now(&self, fetch: Fetch, place: &Hold) -> Result<(), CopyError> {
+        let source = self.source;
+        let chunks = source.client().fetch_chunks(&fetch.wanted);
+        let mut chunks = source.heard(chunks).await?;
+        while let Some(chunks) = source.heard(chunks.next()).await? {
+            // What it waits for now is this store.
+            place.settle(true);
             let bytes: usize = chunks.iter().map(|chunk| chunk.payload.len()).sum();
             let count = chunks.len();
             let incoming = chunks.into_iter().map(|chunk| IncomingChunk {
@@ -596,6 +642,7 @@ impl Try<'_> {
                 self.job.flushed();
                 self.ingest.flush().await?;
             }
+            place.settle(false);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use varve_content::{
 };
 use varve_store::Store;
 
-use super::source::{Connections, CopyError, heard};
+use super::source::{Connections, CopyError};
 
 /// Where the nodes of a tree come from.
 #[derive(Debug)]
@@ -56,7 +56,10 @@ impl<'a> Nodes<'a> {
             .collect();
         let mut fetched = Vec::new();
         if !absent.is_empty() {
-            fetched = heard(self.source.client().fetch_leaves(&absent)).await?;
+            fetched = self
+                .source
+                .heard(self.source.client().fetch_leaves(&absent))
+                .await?;
         }
         let mut fetched = fetched.into_iter();
         let leaves = wanted.iter().zip(known).map(|((segment, id), known)| {
@@ -79,7 +82,7 @@ impl<'a> Nodes<'a> {
         });
         leaves
             .collect::<Option<_>>()
-            .ok_or_else(|| CopyError::Refused("the source sent too few leaves".to_owned()))
+            .ok_or_else(|| CopyError::Mismatch("the source sent too few leaves".to_owned()))
     }
 
     async fn fetch_ahead(&self, inner: &Inner) -> Result<(), CopyError> {
@@ -94,7 +97,7 @@ impl<'a> Nodes<'a> {
         }
         let fetches = absent
             .chunks(FETCH_NODES_MAX)
-            .map(|ids| heard(self.source.client().fetch_inners(ids)));
+            .map(|ids| self.source.heard(self.source.client().fetch_inners(ids)));
         let fetched = try_join_all(fetches).await?;
         let fetched = fetched.into_iter().flatten().map(Arc::new);
         *self.ahead.lock() = absent.into_iter().zip(fetched).collect();
@@ -111,7 +114,7 @@ impl NodeSource for Nodes<'_> {
     async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>, CopyError> {
         let leaves = self.leaves(&[(0, id)]).await?;
         let leaf = leaves.into_iter().next().map(|leaf| leaf.leaf);
-        leaf.ok_or_else(|| CopyError::Refused(format!("the source sent no leaf {id}")))
+        leaf.ok_or_else(|| CopyError::Mismatch(format!("the source sent no leaf {id}")))
     }
 
     async fn inner(&self, id: NodeId) -> Result<Arc<Inner>, CopyError> {
@@ -121,9 +124,12 @@ impl NodeSource for Nodes<'_> {
         let inner = match self.store.known_inner(id).await? {
             Some(inner) => inner,
             None => {
-                let fetched = heard(self.source.client().fetch_inners(&[id])).await?;
+                let fetched = self
+                    .source
+                    .heard(self.source.client().fetch_inners(&[id]))
+                    .await?;
                 let inner = fetched.into_iter().next().map(Arc::new);
-                inner.ok_or_else(|| CopyError::Refused(format!("the source sent no node {id}")))?
+                inner.ok_or_else(|| CopyError::Mismatch(format!("the source sent no node {id}")))?
             }
         };
         if inner.level() == 2 {

@@ -6,17 +6,22 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
 
 use futures::Stream;
 use tokio::sync::mpsc;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing::{debug, warn};
 
-use super::failure::Failure;
-use crate::{limits::MESSAGES_QUEUED, tasks::Tasks};
+use super::{failure::Failure, serve::Place};
+use crate::{
+    limits::{self, MESSAGES_QUEUED},
+    shares::{Hold, Holder, Rules, Shares},
+    tasks::Tasks,
+};
 
 /// Runs a call that has one answer.
 pub(super) async fn answer<T>(
@@ -37,10 +42,12 @@ pub(super) async fn answer<T>(
     }
 }
 
-/// Runs a call whose answer is a stream: `work` sends the messages.
+/// Runs a call whose answer is a stream: `work` sends the messages. Its place moves as they go out, and is given up if they do not while others
+/// wait for it.
 pub(super) fn stream<T, W>(
     tasks: &Tasks,
     call: &'static str,
+    place: Option<Hold>,
     work: impl FnOnce(Answers<T>) -> W,
 ) -> Response<AnswerStream<T>>
 where
@@ -66,7 +73,37 @@ where
         // A client that has gone needs no end.
         let _ = sender.send(end).await;
     }));
-    Response::new(AnswerStream(Some(messages)))
+    let mut response = Response::new(AnswerStream(Some(messages)));
+    if let Some(place) = place {
+        response.extensions_mut().insert(Place(Arc::new(place)));
+    }
+    response
+}
+
+/// Whom a call is for.
+pub(super) fn holder<T>(request: &Request<T>) -> Holder {
+    let holder = request.extensions().get::<Holder>();
+    holder.copied().unwrap_or(Holder::OWN)
+}
+
+/// Places for so many calls whose answers are streams.
+pub(super) fn places(what: &'static str, total: usize) -> Shares {
+    let total = total as u64;
+    Shares::new(Rules {
+        what,
+        total,
+        local: total / 4,
+        waiting: limits::WAITING_MAX,
+        yields_after: limits::PLACE_YIELDS_AFTER,
+        pace: limits::ANSWER_BYTES_PER_SECOND,
+    })
+}
+
+/// A place, as soon as there is one. Whoever makes it does not have to move before there is something to send.
+pub(super) async fn place(places: &Shares, holder: Holder) -> Result<Hold, Failure> {
+    let place = places.take(holder, 1, limits::PLACE_WITHIN).await?;
+    place.settle(true);
+    Ok(place)
 }
 
 /// Logs a failure: loud when the daemon or the disk is at fault, quiet when the client is.
@@ -156,7 +193,7 @@ mod tests {
     #[tokio::test]
     async fn messages_arrive_in_order_and_the_stream_ends() {
         let tasks = Tasks::new();
-        let answers = stream(&tasks, "Count", |answers| async move {
+        let answers = stream(&tasks, "Count", None, |answers| async move {
             for number in 0..10 {
                 answers.send(number).await?;
             }
@@ -168,7 +205,7 @@ mod tests {
     #[tokio::test]
     async fn a_failure_is_the_last_thing_heard() {
         let tasks = Tasks::new();
-        let answers = stream(&tasks, "Fail", |answers| async move {
+        let answers = stream(&tasks, "Fail", None, |answers| async move {
             answers.send(1).await?;
             Err(Failure::field("name", "no"))
         });
@@ -178,13 +215,13 @@ mod tests {
     #[tokio::test]
     async fn a_panic_and_a_stop_do_not_look_like_an_end() {
         let tasks = Tasks::new();
-        let broken = stream(&tasks, "Broken", |answers| async move {
+        let broken = stream(&tasks, "Broken", None, |answers| async move {
             answers.send(1).await?;
             panic!("on purpose")
         });
         assert_eq!(collect(broken).await, [Ok(1), Err(Code::Unavailable)]);
 
-        let endless = stream(&tasks, "Endless", |answers| async move {
+        let endless = stream(&tasks, "Endless", None, |answers| async move {
             answers.send(1).await?;
             std::future::pending().await
         });
@@ -196,7 +233,7 @@ mod tests {
     async fn work_ends_when_nobody_listens_and_never_runs_far_ahead() {
         let tasks = Tasks::new();
         let (sent, mut seen) = mpsc::channel(1000);
-        let mut answers = stream(&tasks, "Endless", move |answers| async move {
+        let mut answers = stream(&tasks, "Endless", None, move |answers| async move {
             for number in 0.. {
                 answers.send(number).await?;
                 sent.try_send(number).unwrap();

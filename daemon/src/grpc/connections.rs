@@ -23,7 +23,6 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -309,6 +308,12 @@ impl Connection {
         }
     }
 
+    /// Whether the peer is on this machine, at the unix socket.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.seat.is_local()
+    }
+
     /// Its seat, which it holds on to while requests are under way.
     #[must_use]
     pub fn seat(&self) -> &Arc<Seat> {
@@ -321,14 +326,6 @@ impl fmt::Debug for Connection {
         f.debug_struct("Connection")
             .field("seat", &self.seat)
             .finish_non_exhaustive()
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Arc<Seat>;
-
-    fn connect_info(&self) -> Arc<Seat> {
-        Arc::clone(&self.seat)
     }
 }
 

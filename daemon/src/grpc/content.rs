@@ -10,7 +10,7 @@ mod upload;
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use varve_proto::v1::{self, content_service_server::ContentService};
 use varve_store::{Ingest, Store};
@@ -21,9 +21,8 @@ use super::{
     Uploads,
     calls::{self, AnswerStream},
     convert,
-    failure::Failure,
 };
-use crate::{limits, tasks::Tasks};
+use crate::{limits, shares::Shares, tasks::Tasks};
 
 /// The service.
 #[derive(Debug)]
@@ -33,7 +32,7 @@ pub(super) struct Content {
     uploads: Arc<Uploads<Ingest>>,
     intake: Intake,
     /// Places for downloads and reads.
-    readers: Arc<Semaphore>,
+    readers: Shares,
     /// Segments that downloads may read ahead.
     read_ahead: Arc<Semaphore>,
 }
@@ -45,16 +44,9 @@ impl Content {
             tasks,
             uploads,
             intake: Intake::new(),
-            readers: Arc::new(Semaphore::new(limits::READ_STREAMS_MAX)),
+            readers: calls::places("exports and reads", limits::READ_STREAMS_MAX),
             read_ahead: Arc::new(Semaphore::new(limits::READ_AHEAD_SEGMENTS_SHARED)),
         }
-    }
-
-    async fn reader_place(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        Arc::clone(&self.readers)
-            .acquire_owned()
-            .await
-            .map_err(|_| Failure::Stopping)
     }
 }
 
@@ -67,7 +59,8 @@ impl ContentService for Content {
         &self,
         request: Request<v1::BeginUploadRequest>,
     ) -> Result<Response<v1::BeginUploadResponse>, Status> {
-        calls::answer("BeginUpload", self.begin(request.into_inner())).await
+        let holder = calls::holder(&request);
+        calls::answer("BeginUpload", self.begin(request.into_inner(), holder)).await
     }
 
     async fn find_missing(
@@ -78,6 +71,8 @@ impl ContentService for Content {
             let request = request.get_ref();
             let ids = convert::chunk_ids(&request.ids)?;
             let upload = self.uploads.lease(&request.upload_id)?;
+            // One of no ids brings nothing further.
+            let _work = (!ids.is_empty()).then(|| upload.work());
             Ok(v1::FindMissingResponse {
                 missing: upload.missing(&ids).await?,
             })
@@ -89,11 +84,11 @@ impl ContentService for Content {
         &self,
         request: Request<Streaming<v1::PutChunksRequest>>,
     ) -> Result<Response<v1::PutChunksResponse>, Status> {
-        calls::answer(
-            "PutChunks",
-            self.intake.take_chunks(&self.uploads, request.into_inner()),
-        )
-        .await
+        let holder = calls::holder(&request);
+        let taken = self
+            .intake
+            .take_chunks(&self.uploads, holder, request.into_inner());
+        calls::answer("PutChunks", taken).await
     }
 
     async fn put_leaves(
@@ -106,8 +101,9 @@ impl ContentService for Content {
                 .leaves
                 .iter()
                 .map(convert::incoming_leaf)
-                .collect::<Result<_, _>>()?;
+                .collect::<Result<Vec<_>, _>>()?;
             let upload = self.uploads.lease(&request.upload_id)?;
+            let _work = (!leaves.is_empty()).then(|| upload.work());
             upload.put_leaves(leaves).await?;
             Ok(v1::PutLeavesResponse {})
         })
@@ -136,33 +132,38 @@ impl ContentService for Content {
         &self,
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
+        let holder = calls::holder(&request);
         let request = request.into_inner();
         let opened = calls::answer("Download", async {
             let key = convert::snapshot_key("snapshot", &request.snapshot)?;
-            let place = self.reader_place().await?;
+            let place = calls::place(&self.readers, holder).await?;
             let reader = self.store.open_snapshot(key).await?;
-            Ok(Download {
+            let download = Download {
                 reader,
                 plain: request.plain,
                 tasks: self.tasks.clone(),
                 read_ahead: Arc::clone(&self.read_ahead),
-                _place: place,
-            })
+            };
+            Ok((download, place))
         });
-        let download = opened.await?.into_inner();
-        Ok(calls::stream(&self.tasks, "Download", |answers| {
-            download.send(answers)
-        }))
+        let (download, place) = opened.await?.into_inner();
+        Ok(calls::stream(
+            &self.tasks,
+            "Download",
+            Some(place),
+            |answers| download.send(answers),
+        ))
     }
 
     async fn read_snapshot(
         &self,
         request: Request<v1::ReadSnapshotRequest>,
     ) -> Result<Response<Self::ReadSnapshotStream>, Status> {
+        let holder = calls::holder(&request);
         let request = request.into_inner();
         let opened = calls::answer("ReadSnapshot", async {
             let key = convert::snapshot_key("snapshot", &request.snapshot)?;
-            let place = self.reader_place().await?;
+            let place = calls::place(&self.readers, holder).await?;
             let reader = self.store.open_snapshot(key).await?;
             let range = read::range(
                 reader.size_bytes(),
@@ -175,10 +176,8 @@ impl ContentService for Content {
         Ok(calls::stream(
             &self.tasks,
             "ReadSnapshot",
-            |answers| async move {
-                let _place = place;
-                read::send(reader, range, answers).await
-            },
+            Some(place),
+            |answers| read::send(reader, range, answers),
         ))
     }
 }

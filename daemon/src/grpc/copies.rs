@@ -1,14 +1,23 @@
 //! `CopyService`: snapshots copied from other stores.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
+use prost::Message as _;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::info;
 use varve_client::ErrorKind;
 use varve_proto::v1::{self, copy_service_server::CopyService};
 
-use super::{calls, convert, failure::Failure};
+use super::{
+    calls, convert,
+    failure::Failure,
+    page_token::{self, Filters},
+    pages,
+};
 use crate::{
-    copies::{self, Copies, CopyError, NewCopy, Source, State},
+    copies::{self, Begun, Copies, CopyError, NewCopy, Source, State},
+    limits,
     tasks::Tasks,
 };
 
@@ -57,15 +66,9 @@ impl CopyService for CopyCalls {
 
     async fn list_copies(
         &self,
-        _request: Request<v1::ListCopiesRequest>,
+        request: Request<v1::ListCopiesRequest>,
     ) -> Result<Response<v1::ListCopiesResponse>, Status> {
-        calls::answer("ListCopies", async {
-            let copies = self.copies.list().into_iter().map(copy);
-            Ok(v1::ListCopiesResponse {
-                copies: copies.collect(),
-            })
-        })
-        .await
+        calls::answer("ListCopies", async { self.list(request.get_ref()) }).await
     }
 
     async fn cancel_copy(
@@ -111,6 +114,60 @@ impl CopyService for CopyCalls {
     }
 }
 
+impl CopyCalls {
+    fn list(&self, request: &v1::ListCopiesRequest) -> Result<v1::ListCopiesResponse, Failure> {
+        let before = match page_token::decode(ALL, &request.page_token)? {
+            Some(place) => Some(begun_at(&place)?),
+            None => None,
+        };
+        let found = self.copies.list(before);
+        let (copies, next) = page_of(found, pages::size(request.page_size));
+        Ok(v1::ListCopiesResponse {
+            copies,
+            next_page_token: next.unwrap_or_default(),
+        })
+    }
+}
+
+/// Copies are not filtered.
+const ALL: Filters<'static> = Filters {
+    listing: page_token::COPIES,
+    name_prefix: "",
+    tags: &BTreeMap::new(),
+};
+
+/// At most so many of them, and of so many bytes as one message takes; the token of the page behind them, if there are more.
+fn page_of(
+    found: impl Iterator<Item = copies::Status>,
+    limit: usize,
+) -> (Vec<v1::Copy>, Option<String>) {
+    let mut page = Vec::new();
+    let mut bytes = 0;
+    let mut last = None;
+    for status in found {
+        let place = (status.record.created_at_ns, status.record.id);
+        let message = copy(status);
+        bytes += message.encoded_len();
+        if let Some((begun, id)) = last
+            && (page.len() == limit || bytes > limits::PAGE_BYTES)
+        {
+            let token = page_token::encode(ALL, &format!("{begun} {id}"));
+            return (page, Some(token));
+        }
+        page.push(message);
+        last = Some(place);
+    }
+    (page, None)
+}
+
+/// The place of a page's last copy.
+fn begun_at(place: &str) -> Result<Begun, Failure> {
+    let place = place.split_once(' ');
+    place
+        .and_then(|(begun, id)| Some((begun.parse().ok()?, id.parse().ok()?)))
+        .ok_or_else(|| Failure::field("page_token", "it is not one that this daemon gave"))
+}
+
 fn source(source: Option<v1::CopySource>) -> Result<Source, Failure> {
     let source = source.ok_or_else(|| Failure::field("source", "it is missing"))?;
     convert::snapshot_key("source.snapshot", &source.snapshot)?;
@@ -141,6 +198,7 @@ fn new_copy(request: v1::CreateCopyRequest) -> Result<NewCopy, Failure> {
 
 fn copy(status: copies::Status) -> v1::Copy {
     let state = match status.state {
+        State::Queued => v1::CopyState::Queued,
         State::Running => v1::CopyState::Running,
         State::Waiting => v1::CopyState::Waiting,
         State::Completed => v1::CopyState::Completed,
@@ -185,7 +243,9 @@ pub(super) fn failure(error: CopyError) -> Failure {
             _ => tonic::Code::Unavailable,
         },
         CopyError::Silent => tonic::Code::Unavailable,
+        CopyError::Busy(_) | CopyError::GaveWay(_) => tonic::Code::ResourceExhausted,
         CopyError::NoRemote(_) => tonic::Code::NotFound,
+        CopyError::Mismatch(_) => tonic::Code::DataLoss,
         CopyError::NotCompleted { .. } | CopyError::Tls(_) | CopyError::Refused(_) => {
             tonic::Code::FailedPrecondition
         }
@@ -193,6 +253,8 @@ pub(super) fn failure(error: CopyError) -> Failure {
     };
     match error {
         CopyError::Store(error) => error.into(),
+        CopyError::Busy(busy) => busy.into(),
+        CopyError::GaveWay(gave_way) => gave_way.into(),
         other => Failure::Source {
             code,
             problem: other.to_string(),
@@ -204,7 +266,65 @@ pub(super) fn failure(error: CopyError) -> Failure {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
+    use varve_store::{CopyId, CopyRecord};
+
     use super::*;
+
+    /// One that was begun at that time, and of which there is so much to say.
+    fn status(number: u8, begun_ns: u64, error_bytes: usize) -> copies::Status {
+        let id = CopyId::from_low_bits([number; 9]);
+        copies::Status {
+            record: CopyRecord {
+                last_error: "x".repeat(error_bytes),
+                ..CopyRecord::begun(id, "unix:/x".to_owned(), "web".to_owned(), begun_ns)
+            },
+            state: State::Waiting,
+            rate_bytes_per_second: 0,
+        }
+    }
+
+    /// Reads all pages, as a client does.
+    fn walk(all: &[copies::Status], limit: usize) -> Vec<Vec<String>> {
+        let mut pages = Vec::new();
+        let mut token = String::new();
+        loop {
+            let before = page_token::decode(ALL, &token).unwrap();
+            let before = before.map(|place| begun_at(&place).unwrap());
+            let found = all.iter().filter(|status| {
+                let begun = (status.record.created_at_ns, status.record.id);
+                before.is_none_or(|before| begun < before)
+            });
+            let (page, next) = page_of(found.cloned(), limit);
+            let bytes: usize = page.iter().map(prost::Message::encoded_len).sum();
+            assert!(bytes <= limits::PAGE_BYTES || page.len() == 1);
+            pages.push(page.into_iter().map(|copy| copy.id).collect());
+            match next {
+                Some(next) => token = next,
+                None => return pages,
+            }
+        }
+    }
+
+    #[test]
+    fn pages_have_every_copy_once_and_fit_into_a_message() {
+        // Two of one instant, and the newest first.
+        let all: Vec<_> = (0..10)
+            .map(|number: u8| status(9 - number, u64::from(9 - number) / 2, 0))
+            .collect();
+        let ids: Vec<_> = all.iter().map(|copy| copy.record.id.to_string()).collect();
+        for limit in [1, 3, 5, 10, 100] {
+            let pages = walk(&all, limit);
+            assert_eq!(pages.concat(), ids, "{limit}");
+            assert_eq!(pages.len(), 10_usize.div_ceil(limit), "{limit}");
+        }
+        let long: Vec<_> = (0..10)
+            .map(|number: u8| status(9 - number, 7, limits::PAGE_BYTES / 4))
+            .collect();
+        let pages = walk(&long, 100);
+        assert_eq!(pages.concat(), ids);
+        assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 3, 1]);
+        assert!(begun_at("7").is_err() && begun_at("7 copy").is_err());
+    }
 
     #[test]
     fn what_cannot_be_copied_is_refused_with_its_field() {

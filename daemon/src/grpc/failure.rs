@@ -3,7 +3,11 @@
 use tonic::{Code, Status};
 use varve_store::Error;
 
-use crate::tasks::TaskEnded;
+use crate::{
+    limits,
+    shares::{Busy, GaveWay},
+    tasks::TaskEnded,
+};
 
 /// Why a call fails.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +35,21 @@ pub(super) enum Failure {
         /// How many may come.
         most: u64,
     },
+    /// As much is under way as is allowed.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// It did not go on, and others waited for its place.
+    #[error(transparent)]
+    GaveWay(#[from] GaveWay),
     /// A stream on which nothing came for so long that it was given up.
     #[error("nothing was received for {seconds} seconds")]
     Silent {
+        /// How long.
+        seconds: u64,
+    },
+    /// An answer that is not taken.
+    #[error("nothing of the answer was taken for {seconds} seconds")]
+    Untaken {
         /// How long.
         seconds: u64,
     },
@@ -74,6 +90,7 @@ impl Failure {
             Self::Field { .. } => Code::InvalidArgument,
             Self::TooMuch { .. } => Code::OutOfRange,
             Self::Silent { .. } => Code::DeadlineExceeded,
+            Self::Busy(_) | Self::GaveWay(_) | Self::Untaken { .. } => Code::ResourceExhausted,
             Self::Task(TaskEnded::Panicked { .. }) => Code::Internal,
             Self::Receive(status) => status.code(),
             Self::Source { code, .. } => *code,
@@ -83,9 +100,19 @@ impl Failure {
     }
 }
 
+/// What tells "try again later" from a full disk, which has the same code. As gRPC's own clients read it: after so many milliseconds.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
 impl From<&Failure> for Status {
     fn from(failure: &Failure) -> Self {
-        Self::new(failure.code(), failure.to_string())
+        let mut status = Self::new(failure.code(), failure.to_string());
+        if let Failure::Busy(_) | Failure::GaveWay(_) | Failure::Untaken { .. } = failure {
+            let pushback = limits::BUSY_PUSHBACK.as_millis();
+            if let Ok(pushback) = pushback.to_string().parse() {
+                status.metadata_mut().insert(PUSHBACK, pushback);
+            }
+        }
+        status
     }
 }
 
@@ -293,6 +320,11 @@ mod tests {
                 Failure::Silent { seconds: 600 },
                 Code::DeadlineExceeded,
                 "600",
+            ),
+            (
+                Busy("uploads").into(),
+                Code::ResourceExhausted,
+                "as many uploads as allowed are under way",
             ),
             (
                 TaskEnded::Panicked { name: "read" }.into(),

@@ -1,12 +1,13 @@
 //! The gRPC services: what clients and other programs ask for snapshots, volumes and content with.
 //!
 //! ```text
-//! connections ──> routes ──> snapshots, volumes, content, status ──> calls ──> store
-//!                                 │ convert, pages, page_token
-//!                                 └ uploads
+//! connections ──> serve ──> routes ──> snapshots, volumes, content, status ──> calls ──> store
+//!                                           │ convert, pages, page_token
+//!                                           └ uploads
 //! ```
 //!
-//! - `connections`: sockets as tonic takes them, bounded in number.
+//! - `connections`: sockets, bounded in number.
+//! - `serve`: HTTP/2 and calls, with a bound for all that peers can make the daemon hold.
 //! - `snapshots`, `volumes`, `content`, `status`, `replication`, `copies`, `remotes`: one file for each service; methods are thin.
 //! - `calls`: how a method runs: its errors are logged and become a status there, and nowhere else.
 //! - `convert`: every conversion between protocol and store, and every check of what a field may hold.
@@ -14,7 +15,6 @@
 //! - `uploads`: the table of open uploads.
 //! - `health`: what the standard health service says.
 
-mod busy;
 mod calls;
 mod connections;
 mod content;
@@ -27,6 +27,7 @@ mod pages;
 mod remotes;
 mod replication;
 mod routes;
+mod serve;
 mod snapshots;
 mod status;
 mod uploads;
@@ -35,9 +36,9 @@ mod volumes;
 #[cfg(test)]
 mod tests;
 
-pub use busy::Busy;
 pub use connections::{Connection, Connections, Tls};
 pub use health::Health;
-pub use routes::{Context, RoutesError, routes, server};
+pub use routes::{Context, RoutesError, routes};
+pub use serve::Serving;
 pub use status::Facts;
 pub use uploads::Uploads;

@@ -15,6 +15,8 @@ const FIELD: &str = "page_token";
 pub(super) const SNAPSHOTS: &str = "varve 2025 page token filters";
 /// The same of volumes.
 pub(super) const VOLUMES: &str = "varve 2025 page token filters of volumes";
+/// The same of copies.
+pub(super) const COPIES: &str = "varve 2025 page token filters of copies";
 
 /// What is listed, and what the listing is restricted to.
 #[derive(Debug, Clone, Copy)]

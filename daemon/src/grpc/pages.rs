@@ -19,6 +19,14 @@ pub(super) struct Listed<L, C, N> {
     pub(super) name: N,
 }
 
+/// How many records a page may have, where so many are asked for.
+pub(super) fn size(page_size: u32) -> usize {
+    match page_size as usize {
+        0 => limits::PAGE_DEFAULT,
+        size => size.min(varve_store::limits::PAGE_MAX),
+    }
+}
+
 /// A page's messages and the token of the next page, empty on the last.
 pub(super) async fn page<R, M, L, F, C, N>(
     filters: Filters<'_>,
@@ -33,10 +41,7 @@ where
     C: Fn(R) -> M,
     N: Fn(&M) -> &str,
 {
-    let limit = match page_size as usize {
-        0 => limits::PAGE_DEFAULT,
-        size => size.min(varve_store::limits::PAGE_MAX),
-    };
+    let limit = size(page_size);
     let query = ListQuery {
         name_prefix: filters.name_prefix.to_owned(),
         tags: filters.tags.clone(),

@@ -1,8 +1,5 @@
 //! `ReplicationService`: nodes and chunks for another store that copies a snapshot.
 
-use std::sync::Arc;
-
-use tokio::{sync::Semaphore, time::timeout};
 use tonic::{Request, Response, Status, async_trait};
 use varve_content::{NodeId, RootId};
 use varve_proto::v1::{self, replication_service_server::ReplicationService};
@@ -14,7 +11,7 @@ use super::{
     convert,
     failure::Failure,
 };
-use crate::{limits, tasks::Tasks};
+use crate::{limits, shares::Shares, tasks::Tasks};
 
 /// The service.
 #[derive(Debug)]
@@ -22,7 +19,7 @@ pub(super) struct Replication {
     store: Store,
     tasks: Tasks,
     /// Places for streams of chunks.
-    streams: Arc<Semaphore>,
+    streams: Shares,
 }
 
 /// Chunks of a leaf that are asked for.
@@ -37,7 +34,7 @@ impl Replication {
         Self {
             store,
             tasks,
-            streams: Arc::new(Semaphore::new(limits::COPY_STREAMS_MAX)),
+            streams: calls::places("fetches of chunks", limits::COPY_STREAMS_MAX),
         }
     }
 }
@@ -77,20 +74,18 @@ impl ReplicationService for Replication {
         &self,
         request: Request<v1::FetchChunksRequest>,
     ) -> Result<Response<Self::FetchChunksStream>, Status> {
+        let holder = calls::holder(&request);
         let opened = calls::answer("FetchChunks", async {
             let wanted = wanted(request.into_inner())?;
-            let place = Arc::clone(&self.streams).acquire_owned().await;
-            Ok((wanted, place.map_err(|_| Failure::Stopping)?))
+            Ok((wanted, calls::place(&self.streams, holder).await?))
         });
         let (wanted, place) = opened.await?.into_inner();
         let store = self.store.clone();
         Ok(calls::stream(
             &self.tasks,
             "FetchChunks",
-            |answers| async move {
-                let _place = place;
-                send(&store, wanted, answers).await
-            },
+            Some(place),
+            |answers| async move { send(&store, wanted, answers).await },
         ))
     }
 }
@@ -104,12 +99,7 @@ async fn send(
         let chunks = store.give_chunks(leaf, &entries).await?;
         let chunks = chunks.into_iter().map(convert::stored_chunk).collect();
         for chunks in message_sized(chunks) {
-            let sent = answers.send(v1::FetchChunksResponse { chunks });
-            let sent = timeout(limits::COPY_TAKEN_WITHIN, sent).await;
-            // Its place is for others.
-            sent.map_err(|_| Failure::Silent {
-                seconds: limits::COPY_TAKEN_WITHIN.as_secs(),
-            })??;
+            answers.send(v1::FetchChunksResponse { chunks }).await?;
         }
     }
     Ok(())

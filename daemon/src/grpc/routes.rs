@@ -1,8 +1,8 @@
-//! The services put together, and how their connections are tuned.
+//! The services put together.
 
 use std::sync::Arc;
 
-use tonic::{service::Routes, transport::Server};
+use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use varve_proto::{
     DESCRIPTORS,
@@ -60,10 +60,7 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
         context.tasks.clone(),
         Arc::clone(&context.uploads),
     );
-    let snapshots = Snapshots {
-        store: context.store.clone(),
-        tasks: context.tasks.clone(),
-    };
+    let snapshots = Snapshots::new(context.store.clone(), context.tasks.clone());
     let volumes = Volumes {
         store: context.store.clone(),
         tasks: context.tasks.clone(),
@@ -108,17 +105,4 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
                 .max_decoding_message_size(small),
         );
     Ok(routes.routes())
-}
-
-/// A server for one listener.
-#[must_use]
-pub fn server() -> Server {
-    Server::builder()
-        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(limits::CONNECTION_STREAMS_MAX)
-        .max_frame_size(limits::FRAME_BYTES)
-        .http2_max_header_list_size(limits::HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
 }

@@ -15,13 +15,25 @@ use super::{
     page_token::{self, Filters},
     pages::{self, Listed},
 };
-use crate::{limits, tasks::Tasks};
+use crate::{limits, shares::Shares, tasks::Tasks};
 
 /// The service.
 #[derive(Debug)]
 pub(super) struct Snapshots {
-    pub(super) store: Store,
-    pub(super) tasks: Tasks,
+    store: Store,
+    tasks: Tasks,
+    /// Places for comparisons and verifications.
+    checks: Shares,
+}
+
+impl Snapshots {
+    pub(super) fn new(store: Store, tasks: Tasks) -> Self {
+        Self {
+            store,
+            tasks,
+            checks: calls::places("comparisons and verifications", limits::CHECK_STREAMS_MAX),
+        }
+    }
 }
 
 #[async_trait]
@@ -75,31 +87,41 @@ impl SnapshotService for Snapshots {
         &self,
         request: Request<v1::DiffSnapshotsRequest>,
     ) -> Result<Response<Self::DiffSnapshotsStream>, Status> {
+        let holder = calls::holder(&request);
         let request = request.into_inner();
         let opened = calls::answer("DiffSnapshots", async {
             let base = convert::snapshot_key("base", &request.base)?;
             let target = convert::snapshot_key("target", &request.target)?;
-            Ok(self.store.diff(base, target).await?)
+            let place = calls::place(&self.checks, holder).await?;
+            Ok((self.store.diff(base, target).await?, place))
         });
-        let diff = opened.await?.into_inner();
-        Ok(calls::stream(&self.tasks, "DiffSnapshots", |answers| {
-            send_diff(diff, answers)
-        }))
+        let (diff, place) = opened.await?.into_inner();
+        Ok(calls::stream(
+            &self.tasks,
+            "DiffSnapshots",
+            Some(place),
+            |answers| send_diff(diff, answers),
+        ))
     }
 
     async fn verify_snapshot(
         &self,
         request: Request<v1::VerifySnapshotRequest>,
     ) -> Result<Response<Self::VerifySnapshotStream>, Status> {
+        let holder = calls::holder(&request);
         let request = request.into_inner();
         let opened = calls::answer("VerifySnapshot", async {
             let key = convert::snapshot_key("snapshot", &request.snapshot)?;
-            Ok(self.store.verify(key).await?)
+            let place = calls::place(&self.checks, holder).await?;
+            Ok((self.store.verify(key).await?, place))
         });
-        let verify = opened.await?.into_inner();
-        Ok(calls::stream(&self.tasks, "VerifySnapshot", |answers| {
-            send_verify(request.snapshot, verify, answers)
-        }))
+        let (verify, place) = opened.await?.into_inner();
+        Ok(calls::stream(
+            &self.tasks,
+            "VerifySnapshot",
+            Some(place),
+            |answers| send_verify(request.snapshot, verify, answers),
+        ))
     }
 }
 

@@ -1,29 +1,43 @@
 //! The table of open uploads.
 //!
-//! What must hold: an upload is found only by its id, which cannot be guessed; their number is bounded; one that
-//! nothing is heard of is dropped after a while, sooner when its place is needed, but never while a call works on it. Dropping the
-//! ingest is what aborts it.
+//! What must hold: an upload is found only by its id, which cannot be guessed; their number is bounded, and some places are for peers on this
+//! machine only; one that does not come further is dropped after a while, sooner when its place is needed, but never while the store
+//! works on it. Calls that bring nothing are no progress. Dropping the ingest is what aborts it.
 
 use std::{collections::HashMap, fmt, io, ops::Deref, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 use varve_store::Error;
 
-use crate::limits;
+use crate::{limits, shares::Holder};
 
 /// Open uploads by id. `I` is the store's ingest; the table knows nothing of it.
 pub struct Uploads<I> {
     open: Mutex<HashMap<String, Entry<I>>>,
     most: usize,
+    /// Of these, for peers on this machine only.
+    local: usize,
     idle: Duration,
 }
 
 struct Entry<I> {
     ingest: Arc<I>,
-    calls: usize,
-    last_call: Instant,
+    is_local: bool,
+    /// Parts of calls that bring it further.
+    works: usize,
+    /// When the last of these ended.
+    came_further: Instant,
+    /// Tells calls that it is gone.
+    gone: CancellationToken,
+}
+
+impl<I> Drop for Entry<I> {
+    fn drop(&mut self) {
+        self.gone.cancel();
+    }
 }
 
 impl<I> fmt::Debug for Uploads<I> {
@@ -36,16 +50,21 @@ impl<I> fmt::Debug for Uploads<I> {
 }
 
 impl<I> Uploads<I> {
-    /// An empty table whose uploads are dropped after `idle` without a call.
+    /// An empty table whose uploads are dropped after `idle` in which they do not come further.
     #[must_use]
     pub fn new(idle: Duration) -> Self {
-        Self::bounded(varve_store::limits::UPLOADS_MAX, idle)
+        Self::bounded(
+            varve_store::limits::UPLOADS_MAX,
+            limits::UPLOADS_LOCAL,
+            idle,
+        )
     }
 
-    fn bounded(most: usize, idle: Duration) -> Self {
+    fn bounded(most: usize, local: usize, idle: Duration) -> Self {
         Self {
             open: Mutex::default(),
             most,
+            local,
             idle,
         }
     }
@@ -62,46 +81,53 @@ impl<I> Uploads<I> {
         self.len() == 0
     }
 
-    /// How long nothing may be heard of one.
+    /// How long one may not come further.
     pub(super) fn idle(&self) -> Duration {
         self.idle
     }
 
     /// Makes room for one more, before any work is done for an upload that would find no place.
-    pub(super) fn make_room(&self) -> Result<(), Error> {
+    pub(super) fn make_room(&self, holder: Holder) -> Result<(), Error> {
         let yielded = {
             let mut open = self.open.lock();
-            if open.len() < self.most {
+            if self.has_room(&open, holder) {
                 return Ok(());
             }
             let now = Instant::now();
             let forgotten = open
                 .iter()
-                .filter(|(_, entry)| entry.calls == 0)
-                .min_by_key(|(_, entry)| entry.last_call)
-                .filter(|(_, entry)| now >= entry.last_call + limits::UPLOAD_YIELDS_AFTER)
+                .filter(|(_, entry)| entry.works == 0 && (holder.is_local || !entry.is_local))
+                .min_by_key(|(_, entry)| entry.came_further)
+                .filter(|(_, entry)| now >= entry.came_further + limits::UPLOAD_YIELDS_AFTER)
                 .map(|(id, _)| id.clone());
             forgotten.and_then(|id| open.remove_entry(&id))
         };
         let (id, _) = yielded.ok_or_else(|| self.full())?;
         info!(
             upload = id,
-            "an upload that nothing was heard of gives way to a new one"
+            "an upload that did not come further gives way to a new one"
         );
         Ok(())
     }
 
+    fn has_room(&self, open: &HashMap<String, Entry<I>>, holder: Holder) -> bool {
+        let remote = || open.values().filter(|entry| !entry.is_local).count();
+        open.len() < self.most && (holder.is_local || remote() < self.most - self.local)
+    }
+
     /// Adds an upload. Returns its id.
-    pub(super) fn open(&self, ingest: I) -> Result<String, Error> {
+    pub(super) fn open(&self, ingest: I, holder: Holder) -> Result<String, Error> {
         let id = random_id()?;
         let mut open = self.open.lock();
-        if open.len() >= self.most {
+        if !self.has_room(&open, holder) {
             return Err(self.full());
         }
         let entry = Entry {
             ingest: Arc::new(ingest),
-            calls: 0,
-            last_call: Instant::now(),
+            is_local: holder.is_local,
+            works: 0,
+            came_further: Instant::now(),
+            gone: CancellationToken::new(),
         };
         open.insert(id.clone(), entry);
         Ok(id)
@@ -109,14 +135,13 @@ impl<I> Uploads<I> {
 
     /// The upload of that id, for one call.
     pub(super) fn lease(self: &Arc<Self>, id: &str) -> Result<Lease<I>, Error> {
-        let mut open = self.open.lock();
-        let entry = open.get_mut(id).ok_or_else(|| not_found(id))?;
-        entry.calls += 1;
-        entry.last_call = Instant::now();
+        let open = self.open.lock();
+        let entry = open.get(id).ok_or_else(|| not_found(id))?;
         Ok(Lease {
             table: Arc::clone(self),
             id: id.to_owned(),
             ingest: Arc::clone(&entry.ingest),
+            gone: entry.gone.clone(),
         })
     }
 
@@ -125,7 +150,7 @@ impl<I> Uploads<I> {
         self.open
             .lock()
             .remove(id)
-            .map(|entry| entry.ingest)
+            .map(|entry| Arc::clone(&entry.ingest))
             .ok_or_else(|| not_found(id))
     }
 
@@ -138,7 +163,7 @@ impl<I> Uploads<I> {
         }
     }
 
-    /// Drops uploads that have been idle for too long, again and again.
+    /// Drops uploads that have not come further for too long, again and again.
     pub async fn expire(&self) {
         loop {
             tokio::time::sleep(self.until_next_expiry()).await;
@@ -150,10 +175,10 @@ impl<I> Uploads<I> {
         let open = self.open.lock();
         let next = open
             .values()
-            .filter(|entry| entry.calls == 0)
-            .map(|entry| entry.last_call + self.idle)
+            .filter(|entry| entry.works == 0)
+            .map(|entry| entry.came_further + self.idle)
             .min();
-        // One that is opened, or whose call ends, while this sleeps cannot expire sooner than `idle` from then.
+        // One that is opened, or on which work ends, while this sleeps cannot expire sooner than `idle` from then.
         next.map_or(self.idle, |next| {
             next.saturating_duration_since(Instant::now())
         })
@@ -163,14 +188,14 @@ impl<I> Uploads<I> {
         let now = Instant::now();
         let expired: Vec<_> = {
             let mut open = self.open.lock();
-            open.extract_if(|_, entry| entry.calls == 0 && now >= entry.last_call + self.idle)
+            open.extract_if(|_, entry| entry.works == 0 && now >= entry.came_further + self.idle)
                 .collect()
         };
         for (id, entry) in expired {
-            let idle_seconds = now.duration_since(entry.last_call).as_secs();
+            let idle_seconds = now.duration_since(entry.came_further).as_secs();
             info!(
                 upload = id,
-                idle_seconds, "an upload that nothing was heard of is dropped"
+                idle_seconds, "an upload that did not come further is dropped"
             );
         }
     }
@@ -188,17 +213,37 @@ pub(super) struct Lease<I> {
     table: Arc<Uploads<I>>,
     id: String,
     ingest: Arc<I>,
+    gone: CancellationToken,
 }
 
+/// Something that brings an upload further, as long as it takes.
+pub(super) struct Work<'a, I>(&'a Lease<I>);
+
 impl<I> Lease<I> {
-    /// Tells that the upload is alive; an error if it was aborted or committed since.
-    pub(super) fn renew(&self) -> Result<(), Error> {
-        match self.table.open.lock().get_mut(&self.id) {
-            Some(entry) => {
-                entry.last_call = Instant::now();
-                Ok(())
-            }
-            None => Err(not_found(&self.id)),
+    /// An error if the upload was aborted, committed or dropped since.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if self.gone.is_cancelled() {
+            return Err(not_found(&self.id));
+        }
+        Ok(())
+    }
+
+    /// Waits until the upload is gone.
+    pub(super) async fn gone(&self) -> Error {
+        self.gone.cancelled().await;
+        not_found(&self.id)
+    }
+
+    /// Brings the upload further, until what is returned is dropped.
+    pub(super) fn work(&self) -> Work<'_, I> {
+        self.count(1);
+        Work(self)
+    }
+
+    fn count(&self, change: isize) {
+        if let Some(entry) = self.table.open.lock().get_mut(&self.id) {
+            entry.works = entry.works.saturating_add_signed(change);
+            entry.came_further = Instant::now();
         }
     }
 
@@ -216,12 +261,9 @@ impl<I> Deref for Lease<I> {
     }
 }
 
-impl<I> Drop for Lease<I> {
+impl<I> Drop for Work<'_, I> {
     fn drop(&mut self) {
-        if let Some(entry) = self.table.open.lock().get_mut(&self.id) {
-            entry.calls -= 1;
-            entry.last_call = Instant::now();
-        }
+        self.0.count(-1);
     }
 }
 
@@ -251,7 +293,7 @@ mod tests {
     const IDLE: Duration = Duration::from_secs(600);
 
     fn table(most: usize) -> Arc<Uploads<&'static str>> {
-        Arc::new(Uploads::bounded(most, IDLE))
+        Arc::new(Uploads::bounded(most, most / 4, IDLE))
     }
 
     fn is_open(uploads: &Arc<Uploads<&'static str>>, id: &str) -> bool {
@@ -261,7 +303,8 @@ mod tests {
     #[test]
     fn ids_differ_and_find_their_upload() {
         let uploads = table(8);
-        let (a, b) = (uploads.open("a").unwrap(), uploads.open("b").unwrap());
+        let open = |name| uploads.open(name, Holder::OWN).unwrap();
+        let (a, b) = (open("a"), open("b"));
         assert_ne!(a, b);
         assert_eq!(*uploads.lease(&a).ok().unwrap(), "a");
         assert_eq!(*uploads.remove(&b).unwrap(), "b");
@@ -278,58 +321,104 @@ mod tests {
     #[test]
     fn the_number_is_bounded_and_room_comes_back() {
         let uploads = table(2);
-        let first = uploads.open("a").unwrap();
-        uploads.open("b").unwrap();
-        assert!(matches!(uploads.make_room(), Err(Error::Limit(_))));
-        assert!(matches!(uploads.open("c"), Err(Error::Limit(_))));
+        let open = |name| uploads.open(name, Holder::OWN);
+        let first = open("a").unwrap();
+        open("b").unwrap();
+        let room = uploads.make_room(Holder::OWN);
+        assert!(matches!(room, Err(Error::Limit(_))));
+        assert!(matches!(open("c"), Err(Error::Limit(_))));
         uploads.remove(&first).unwrap();
-        uploads.make_room().unwrap();
-        uploads.open("c").unwrap();
+        uploads.make_room(Holder::OWN).unwrap();
+        open("c").unwrap();
         uploads.clear();
         assert!(uploads.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_network_leaves_places_to_this_machine_and_takes_none_of_it() {
+        let uploads = table(4);
+        let remote = Holder {
+            number: 7,
+            is_local: false,
+        };
+        let own = uploads.open("own", Holder::OWN).unwrap();
+        for _ in 0..3 {
+            uploads.make_room(remote).unwrap();
+            uploads.open("remote", remote).unwrap();
+        }
+        assert!(uploads.make_room(remote).is_err());
+        tokio::time::advance(limits::UPLOAD_YIELDS_AFTER).await;
+        for _ in 0..5 {
+            uploads.make_room(remote).unwrap();
+            uploads.open("remote", remote).unwrap();
+            tokio::time::advance(limits::UPLOAD_YIELDS_AFTER).await;
+        }
+        assert!(is_open(&uploads, &own));
+        uploads.make_room(Holder::OWN).unwrap();
+        assert!(
+            !is_open(&uploads, &own),
+            "the one that did not come further for longest"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_forgotten_upload_gives_way_and_a_busy_one_does_not() {
         let uploads = table(2);
-        let busy = uploads.open("busy").unwrap();
+        let open = |name| uploads.open(name, Holder::OWN).unwrap();
+        let room = || uploads.make_room(Holder::OWN);
+        let busy = open("busy");
         let lease = uploads.lease(&busy).ok().unwrap();
-        let forgotten = uploads.open("forgotten").unwrap();
+        let work = lease.work();
+        let forgotten = open("forgotten");
+        // Calls that bring nothing.
+        let kept = uploads.lease(&forgotten).ok().unwrap();
         tokio::time::advance(limits::UPLOAD_YIELDS_AFTER - Duration::from_secs(1)).await;
-        assert!(matches!(uploads.make_room(), Err(Error::Limit(_))));
+        assert!(matches!(room(), Err(Error::Limit(_))));
+        drop(uploads.lease(&forgotten).ok().unwrap());
         tokio::time::advance(Duration::from_secs(2)).await;
-        uploads.make_room().unwrap();
+        room().unwrap();
         assert!(!is_open(&uploads, &forgotten) && is_open(&uploads, &busy));
-        uploads.open("next").unwrap();
+        assert!(kept.check().is_err());
+        assert!(matches!(kept.gone().await, Error::NotFound { .. }));
+        open("next");
         tokio::time::advance(limits::UPLOAD_YIELDS_AFTER).await;
-        uploads.make_room().unwrap();
-        uploads.open("after next").unwrap();
-        assert!(matches!(uploads.make_room(), Err(Error::Limit(_))));
-        assert_eq!(*lease, "busy");
+        room().unwrap();
+        open("after next");
+        assert!(matches!(room(), Err(Error::Limit(_))));
+        lease.check().unwrap();
+        drop(work);
+        tokio::time::advance(limits::UPLOAD_YIELDS_AFTER).await;
+        room().unwrap();
+        room().unwrap();
+        assert!(!is_open(&uploads, &busy));
+        assert_eq!(*lease, "busy", "the call may end");
     }
 
     #[test]
     fn a_lease_of_an_upload_that_was_aborted_says_so() {
         let uploads = table(2);
-        let id = uploads.open("a").unwrap();
+        let id = uploads.open("a", Holder::OWN).unwrap();
         let lease = uploads.lease(&id).ok().unwrap();
-        lease.renew().unwrap();
+        lease.check().unwrap();
         uploads.remove(&id).unwrap();
-        assert!(matches!(lease.renew(), Err(Error::NotFound { .. })));
+        assert!(matches!(lease.check(), Err(Error::NotFound { .. })));
         assert_eq!(*lease, "a", "the call may end");
     }
 
     #[tokio::test(start_paused = true)]
     async fn idle_uploads_are_dropped_and_busy_ones_are_not() {
         let uploads = table(8);
-        let forgotten = uploads.open("forgotten").unwrap();
-        let busy = uploads.open("busy").unwrap();
-        let renewed = uploads.open("renewed").unwrap();
+        let open = |name| uploads.open(name, Holder::OWN).unwrap();
+        let forgotten = open("forgotten");
+        let busy = open("busy");
+        let renewed = open("renewed");
         let expiry = Arc::clone(&uploads);
         let watch = async {
             let lease = uploads.lease(&busy).ok().unwrap();
+            let work = lease.work();
             tokio::time::sleep(IDLE / 2).await;
-            drop(uploads.lease(&renewed).ok().unwrap());
+            drop(uploads.lease(&forgotten).ok().unwrap());
+            drop(uploads.lease(&renewed).ok().unwrap().work());
             tokio::time::sleep(IDLE / 2 - Duration::from_secs(1)).await;
             assert!(is_open(&uploads, &forgotten), "one second early");
             tokio::time::sleep(Duration::from_secs(2)).await;
@@ -339,9 +428,9 @@ mod tests {
             assert!(!is_open(&uploads, &renewed));
             tokio::time::sleep(IDLE * 10).await;
             assert!(is_open(&uploads, &busy), "a call works on it");
-            drop(lease);
+            drop(work);
             tokio::time::sleep(IDLE - Duration::from_secs(1)).await;
-            assert!(is_open(&uploads, &busy), "idle since the call ended");
+            assert!(is_open(&uploads, &busy), "idle since the work ended");
             tokio::time::sleep(IDLE).await;
             assert!(uploads.is_empty());
         };

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use clap::{Args, Subcommand};
+use futures::TryStreamExt as _;
 use serde::Serialize;
 use varve_client::{Client, Copy, CopyEstimate, CopySource, CopyState, NewCopy, Progress};
 
@@ -173,7 +174,10 @@ impl Copies {
                 let estimate = client.estimate_copy(source.into()).await?;
                 print_estimate(&estimate, options)
             }
-            (Some(Command::List), _) => list(&client.copies().await?, options),
+            (Some(Command::List), _) => {
+                let copies: Vec<_> = client.copies().try_collect().await?;
+                list(&copies, options)
+            }
             (Some(Command::Show { copy }), _) => show(&client.copy_status(&copy).await?, options),
             (Some(Command::Cancel { copy }), _) => show(&client.cancel_copy(&copy).await?, options),
             (Some(Command::Limit { copy, limit }), _) => {

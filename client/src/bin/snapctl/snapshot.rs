@@ -304,11 +304,33 @@ impl Diff {
     }
 }
 
+/// Violations that `snapshot verify` lists, and the bytes of what they say; further ones are counted. A pack that is lost
+/// is a violation for each of its chunks, which are millions.
+const VIOLATIONS_LISTED: (usize, usize) = (1000, 1 << 20);
+
 /// What `snapshot verify` found.
 #[derive(Debug, Default)]
 struct Findings {
     last: VerifyProgress,
     violations: Vec<Violation>,
+    /// Of what these say.
+    bytes: usize,
+    /// All of them, listed or not.
+    count: u64,
+}
+
+impl Findings {
+    fn add(&mut self, mut message: VerifyProgress) {
+        for violation in message.violations.drain(..) {
+            self.count += 1;
+            self.bytes = self.bytes.saturating_add(violation.message.len());
+            let (most, most_bytes) = VIOLATIONS_LISTED;
+            if self.violations.len() < most && self.bytes <= most_bytes {
+                self.violations.push(violation);
+            }
+        }
+        self.last = message;
+    }
 }
 
 /// What `snapshot verify` prints for programs.
@@ -319,6 +341,8 @@ struct VerifyJson<'a> {
     ok: bool,
     checked: u64,
     checked_bytes: u64,
+    /// All of them; the first ones are listed.
+    violation_count: u64,
     violations: Vec<ViolationJson<'a>>,
 }
 
@@ -340,15 +364,18 @@ impl<'a> From<&'a Violation> for ViolationJson<'a> {
 async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<(), Failure> {
     let progress = Arc::new(Progress::default());
     let messages = client.verify_snapshot(snapshot).await?;
-    let checking = messages.try_fold(Findings::default(), |mut findings, mut message| {
+    let checking = messages.try_fold(Findings::default(), |mut findings, message| {
         progress.set_total(message.total_bytes);
         progress.set_done(message.checked_bytes);
-        findings.violations.append(&mut message.violations);
-        findings.last = message;
+        findings.add(message);
         future::ready(Ok(findings))
     });
-    let Findings { last, violations } =
-        meter::watch("verify", options.quiet, Arc::clone(&progress), checking).await?;
+    let Findings {
+        last,
+        violations,
+        count,
+        ..
+    } = meter::watch("verify", options.quiet, Arc::clone(&progress), checking).await?;
     if !last.done {
         let what = format!("verify snapshot {snapshot}");
         return Err(Error::new(
@@ -361,9 +388,10 @@ async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<()
     if options.output == Output::Json {
         output::json(&VerifyJson {
             snapshot,
-            ok: violations.is_empty(),
+            ok: count == 0,
             checked: last.checked,
             checked_bytes: last.checked_bytes,
+            violation_count: count,
             violations: violations.iter().map(ViolationJson::from).collect(),
         })?;
     } else {
@@ -373,7 +401,11 @@ async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<()
                 violation.offset_bytes, violation.message
             ))?;
         }
-        let verdict = match violations.len() {
+        let unlisted = count - violations.len() as u64;
+        if unlisted > 0 {
+            output::line(format_args!("and {unlisted} more"))?;
+        }
+        let verdict = match count {
             0 => "sound".to_owned(),
             1 => "1 violation".to_owned(),
             count => format!("{count} violations"),
@@ -384,9 +416,39 @@ async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<()
             last.checked
         ))?;
     }
-    if violations.is_empty() {
+    if count == 0 {
         Ok(())
     } else {
         Err(Failure::Violations)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(count: usize, message: &str) -> VerifyProgress {
+        let violation = Violation {
+            message: message.to_owned(),
+            offset_bytes: 4096,
+        };
+        let mut progress = VerifyProgress::default();
+        progress.violations = vec![violation; count];
+        progress
+    }
+
+    #[test]
+    fn the_first_violations_are_kept_and_all_are_counted() {
+        let mut findings = Findings::default();
+        for _ in 0..10_000 {
+            findings.add(found(256, "chunk 1 is damaged"));
+        }
+        assert_eq!(findings.violations.len(), VIOLATIONS_LISTED.0);
+        assert_eq!(findings.count, 2_560_000);
+        assert!(findings.last.violations.is_empty());
+
+        let mut long = Findings::default();
+        long.add(found(3, &"x".repeat(VIOLATIONS_LISTED.1 / 2)));
+        assert_eq!((long.violations.len(), long.count), (2, 3));
     }
 }

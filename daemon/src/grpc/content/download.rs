@@ -24,7 +24,6 @@ pub(super) struct Download {
     pub(super) plain: bool,
     pub(super) tasks: Tasks,
     pub(super) read_ahead: Arc<Semaphore>,
-    pub(super) _place: OwnedSemaphorePermit,
 }
 
 /// A segment that is being read, with what it takes from the budget of all downloads.

@@ -19,17 +19,19 @@ use varve_store::{IncomingChunk, Ingest, NewSnapshot, PutOutcome};
 use super::Content;
 use crate::{
     grpc::{
-        convert,
+        calls, convert,
         failure::Failure,
         uploads::{Lease, Uploads},
     },
     limits,
+    shares::{Holder, Shares},
 };
 
 impl Content {
     pub(super) async fn begin(
         &self,
         request: v1::BeginUploadRequest,
+        holder: Holder,
     ) -> Result<v1::BeginUploadResponse, Failure> {
         let Some(chunker) = request.chunker else {
             return Err(Failure::field(
@@ -37,7 +39,7 @@ impl Content {
                 "it is not set, and says how content is cut",
             ));
         };
-        self.uploads.make_room()?;
+        self.uploads.make_room(holder)?;
         let new = NewSnapshot {
             lineage: request.lineage.map(convert::lineage).transpose()?,
             name: request.name,
@@ -50,7 +52,7 @@ impl Content {
         if request.keep_packed {
             ingest = ingest.keep_packed();
         }
-        let upload_id = self.uploads.open(ingest)?;
+        let upload_id = self.uploads.open(ingest, holder)?;
         debug!(upload = upload_id, name, size_bytes, "upload begun");
         Ok(v1::BeginUploadResponse {
             upload_id,
@@ -104,7 +106,7 @@ impl Content {
 #[derive(Debug)]
 pub(super) struct Intake {
     /// Places for streams.
-    streams: Semaphore,
+    streams: Shares,
     /// Bytes of payload that the store has not taken yet.
     bytes: Arc<Semaphore>,
 }
@@ -112,7 +114,7 @@ pub(super) struct Intake {
 impl Intake {
     pub(super) fn new() -> Self {
         Self {
-            streams: Semaphore::new(limits::UPLOAD_STREAMS_MAX),
+            streams: calls::places("streams of chunks", limits::UPLOAD_STREAMS_MAX),
             bytes: Arc::new(Semaphore::new(limits::UPLOAD_BYTES_IN_FLIGHT as usize)),
         }
     }
@@ -121,23 +123,24 @@ impl Intake {
     pub(super) async fn take_chunks(
         &self,
         uploads: &Arc<Uploads<Ingest>>,
+        holder: Holder,
         mut messages: Streaming<v1::PutChunksRequest>,
     ) -> Result<v1::PutChunksResponse, Failure> {
-        let _place = self
-            .streams
-            .acquire()
-            .await
-            .map_err(|_| Failure::Stopping)?;
-        let idle = uploads.idle();
         let mut total = v1::PutChunksResponse::default();
-        let Some(first) = receive(&mut messages, idle).await? else {
+        let first = receive(&mut messages, limits::FIRST_MESSAGE_WITHIN);
+        let Some(first) = first.await? else {
             return Ok(total);
         };
         let upload = uploads.lease(&first.upload_id)?;
+        // Not before: one that says nothing keeps nobody from a place.
+        let place = self.streams.take(holder, 1, limits::BUSY_WITHIN).await?;
+        place.settle(true);
+        let idle = uploads.idle();
         let mut under_way = FuturesUnordered::new();
         let mut message = Some(first);
         while let Some(request) = message {
             check_same_upload(&upload, &request)?;
+            let work = (!request.chunks.is_empty()).then(|| upload.work());
             let space = Arc::new(drive(&mut under_way, &mut total, self.space(&request)).await??);
             for group in groups(request.chunks) {
                 if under_way.len() >= limits::PUT_GROUPS_IN_FLIGHT
@@ -147,9 +150,19 @@ impl Intake {
                 }
                 under_way.push(put(&upload, group?, Arc::clone(&space)));
             }
-            drop(space);
-            message = drive(&mut under_way, &mut total, receive(&mut messages, idle)).await??;
+            drop((space, work));
+            place.settle(false);
+            let next = async {
+                tokio::select! {
+                    received = receive(&mut messages, idle) => received,
+                    gave_way = place.gives_way() => Err(gave_way.into()),
+                    gone = upload.gone() => Err(gone.into()),
+                }
+            };
+            message = drive(&mut under_way, &mut total, next).await??;
+            place.settle(true);
         }
+        let _work = upload.work();
         while let Some(outcome) = under_way.next().await {
             add(&mut total, outcome?);
         }
@@ -218,7 +231,7 @@ fn check_same_upload(
             "it is not the one that the stream began with",
         ));
     }
-    Ok(upload.renew()?)
+    Ok(upload.check()?)
 }
 
 async fn put(

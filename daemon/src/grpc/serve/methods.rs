@@ -1,0 +1,132 @@
+//! What each method may take: the one place where a new one has to be thought about.
+
+use std::time::Duration;
+
+use crate::limits;
+
+/// What a method may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Method {
+    /// The longest message of a request.
+    pub(super) request_bytes: usize,
+    /// What a message takes once it is there, for each of its bytes: the buffer it arrives in, and what it is decoded to.
+    pub(super) held_per_byte: u64,
+    /// Fields of a request that are lists of messages with lists.
+    pub(super) lists_in: &'static [u32],
+    /// Whether a request may be several messages.
+    pub(super) takes_many: bool,
+    /// The longest message of an answer, where that is much, and it does not come piece by piece.
+    pub(super) answer_bytes: u64,
+    /// How long it may take in all.
+    pub(super) within: Option<Duration>,
+}
+
+const SMALL: Method = Method {
+    request_bytes: limits::SMALL_MESSAGE_BYTES_MAX,
+    held_per_byte: 2,
+    lists_in: &[],
+    takes_many: false,
+    answer_bytes: 0,
+    within: Some(limits::CALL_WITHIN),
+};
+
+const STREAM: Method = Method {
+    within: None,
+    ..SMALL
+};
+
+const LONG: Method = Method {
+    within: Some(limits::LONG_CALL_WITHIN),
+    ..SMALL
+};
+
+const LIST: Method = Method {
+    answer_bytes: limits::ANSWER_BYTES_MAX as u64,
+    ..SMALL
+};
+
+impl Method {
+    /// By the path of a request. What there is not takes little.
+    pub(super) fn of(path: &str) -> Self {
+        let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/'))
+        else {
+            return SMALL;
+        };
+        match (service, method) {
+            ("varve.v1.ContentService", "PutChunks") => Self {
+                request_bytes: limits::MESSAGE_BYTES_MAX,
+                takes_many: true,
+                ..STREAM
+            },
+            ("varve.v1.ContentService", "PutLeaves") => Self {
+                request_bytes: limits::MESSAGE_BYTES_MAX,
+                held_per_byte: 3,
+                lists_in: &[2],
+                ..SMALL
+            },
+            ("varve.v1.ContentService", "FindMissing") => Self {
+                request_bytes: limits::FIND_MESSAGE_BYTES_MAX,
+                ..SMALL
+            },
+            ("varve.v1.ContentService", "Download" | "ReadSnapshot")
+            | ("varve.v1.SnapshotService", "DiffSnapshots" | "VerifySnapshot")
+            | ("varve.v1.ReplicationService", "FetchChunks")
+            | ("grpc.health.v1.Health", "Watch") => STREAM,
+            ("varve.v1.ContentService", "CommitUpload")
+            | ("varve.v1.SnapshotService", "CreateSnapshots" | "DeleteSnapshot")
+            | (
+                "varve.v1.VolumeService",
+                "CloneVolume" | "DeleteVolume" | "AttachVolume" | "DetachVolume",
+            )
+            | ("varve.v1.CopyService", "EstimateCopy") => LONG,
+            ("varve.v1.SnapshotService", "ListSnapshots")
+            | ("varve.v1.VolumeService", "ListVolumes" | "GetVolume")
+            | ("varve.v1.CopyService", "ListCopies")
+            | ("varve.v1.RemoteService", "ListRemotes")
+            | ("varve.v1.ReplicationService", "FetchNodes") => LIST,
+            (_, "ServerReflectionInfo") => Self {
+                takes_many: true,
+                ..SMALL
+            },
+            _ => SMALL,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use prost::Message as _;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    /// One that is renamed must not become an ordinary one in silence.
+    #[test]
+    fn streams_have_no_deadline_and_all_others_do() {
+        let all = FileDescriptorSet::decode(varve_proto::DESCRIPTORS).unwrap();
+        let mut streams = 0;
+        for file in all.file {
+            for service in file.service {
+                for method in service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let is_stream = method.client_streaming() || method.server_streaming();
+                    streams += usize::from(is_stream);
+                    assert_eq!(Method::of(&path).within.is_none(), is_stream, "{path}");
+                    assert_eq!(
+                        Method::of(&path).takes_many,
+                        method.client_streaming(),
+                        "{path}"
+                    );
+                }
+            }
+        }
+        assert_eq!(streams, 6);
+        let put = Method::of("/varve.v1.ContentService/PutLeaves");
+        assert_eq!(put.request_bytes, limits::MESSAGE_BYTES_MAX);
+        for odd in ["", "/", "x", "/x", "/x/y/z"] {
+            assert_eq!(Method::of(odd).request_bytes, SMALL.request_bytes);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! How connections and their calls are served: HTTP/2, with a bound for whatever a peer can make the daemon hold.
+//!
+//! ```text
+//! connection ──> call ──> request: messages, each with room before it is taken in; scan: what it becomes when it is decoded
+//!                  │  ──> methods: what a call may take
+//!                  └──> service ──> answer: as fast as the peer takes it, or ended
+//! ```
+//!
+//! What must hold: calls, the bytes of requests, those of long answers and the windows of connections are bounded over all connections. A part of
+//! each is for peers on this machine only. Each connection always has one call, and a small request always has room, so that large ones
+//! do not keep out those that manage. A call has a deadline unless it is a stream; a stream goes on for as long as its peer does.
+
+mod answer;
+mod heard;
+mod methods;
+mod request;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{
+    RecvStream,
+    server::{Builder, Connection, SendResponse},
+};
+use http::{HeaderMap, Request};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, codegen::Service as _, service::Routes};
+use tracing::debug;
+
+pub(super) use self::answer::Place;
+use self::{
+    answer::{Answer, Gone, refuse},
+    heard::{Heard, HeardAt, Life},
+    methods::Method,
+    request::RequestBody,
+};
+use super::failure::Failure;
+use crate::{
+    limits,
+    net::seats::Seat,
+    shares::{Busy, Hold, Holder, Rules, Shares},
+    tasks::Tasks,
+};
+
+/// What all connections share.
+#[derive(Debug, Clone)]
+pub struct Serving(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    routes: Routes,
+    tasks: Tasks,
+    calls: Shares,
+    requests: Shares,
+    answers: Shares,
+    windows: Arc<AtomicU32>,
+    connections: AtomicU64,
+}
+
+/// A part of what may be under way to the daemon, for one connection.
+#[derive(Debug)]
+struct Window {
+    bytes: u32,
+    free: Arc<AtomicU32>,
+}
+
+impl Window {
+    fn of(free: &Arc<AtomicU32>) -> Self {
+        let part = |free: u32| free / limits::WINDOW_PART;
+        let taken = free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| {
+            free.checked_sub(part(free))
+        });
+        Self {
+            bytes: taken.map_or(0, part),
+            free: Arc::clone(free),
+        }
+    }
+
+    fn connection(&self) -> u32 {
+        limits::WINDOW_BYTES_MIN + self.bytes
+    }
+
+    /// One that waits for room does not take all of the connection's.
+    fn stream(&self) -> u32 {
+        self.connection() / 2
+    }
+
+    fn frame(&self) -> u32 {
+        (self.bytes / 4).clamp(16 << 10, limits::FRAME_BYTES_MAX)
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.free.fetch_add(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Serving {
+    /// Serves these.
+    #[must_use]
+    pub fn new(routes: Routes, tasks: Tasks) -> Self {
+        let bytes = |what, total, local, yields_after, pace| {
+            Shares::new(Rules {
+                what,
+                total,
+                local,
+                waiting: limits::WAITING_MAX,
+                yields_after,
+                pace,
+            })
+        };
+        Self(Arc::new(Shared {
+            routes: routes.prepare(),
+            tasks,
+            calls: bytes(
+                "calls",
+                limits::CALLS_MAX,
+                limits::CALLS_LOCAL,
+                Duration::MAX,
+                1,
+            ),
+            requests: bytes(
+                "bytes of requests",
+                limits::REQUEST_BYTES,
+                limits::REQUEST_BYTES_LOCAL,
+                limits::REQUEST_YIELDS_AFTER,
+                limits::REQUEST_BYTES_PER_SECOND,
+            ),
+            answers: bytes(
+                "bytes of answers",
+                limits::ANSWER_BYTES,
+                limits::ANSWER_BYTES_LOCAL,
+                limits::ANSWER_YIELDS_AFTER,
+                limits::ANSWER_BYTES_PER_SECOND,
+            ),
+            windows: Arc::new(AtomicU32::new(limits::WINDOW_BYTES)),
+            connections: AtomicU64::new(1),
+        }))
+    }
+
+    /// What may be under way on a new connection.
+    fn window(&self) -> Window {
+        Window::of(&self.0.windows)
+    }
+
+    /// Serves one connection until it ends.
+    ///
+    /// While calls are under way on it, it does not give its seat away.
+    pub async fn serve<S>(
+        &self,
+        socket: S,
+        seat: Option<Arc<Seat>>,
+        is_local: bool,
+        stop: CancellationToken,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let window = self.window();
+        let number = self.0.connections.fetch_add(1, Ordering::Relaxed);
+        let connected = Connected {
+            shared: Arc::clone(&self.0),
+            holder: Holder { number, is_local },
+            own: Arc::new(Semaphore::new(1)),
+            seat,
+        };
+        let mut builder = Builder::new();
+        builder
+            .initial_window_size(window.stream())
+            .initial_connection_window_size(window.connection())
+            .max_frame_size(window.frame())
+            .max_concurrent_streams(limits::CONNECTION_STREAMS_MAX)
+            .max_header_list_size(limits::HEADER_BYTES_MAX)
+            .max_send_buffer_size(limits::SEND_BUFFER_BYTES);
+        let (socket, heard) = Heard::of(socket);
+        let handshake = timeout(limits::HTTP2_HANDSHAKE_TIMEOUT, builder.handshake(socket));
+        let connection = match stop.run_until_cancelled(handshake).await {
+            Some(Ok(Ok(connection))) => connection,
+            Some(Ok(Err(error))) => return debug!(%error, "a connection that is not HTTP/2"),
+            Some(Err(_)) => return debug!("a connection on which nothing was said"),
+            None => return,
+        };
+        connected.serve(connection, &heard, stop).await;
+        drop(window);
+    }
+}
+
+/// A connection that is served.
+struct Connected {
+    shared: Arc<Shared>,
+    holder: Holder,
+    /// The one call that it has for itself.
+    own: Arc<Semaphore>,
+    seat: Option<Arc<Seat>>,
+}
+
+impl Connected {
+    async fn serve<S>(
+        &self,
+        mut connection: Connection<S, Bytes>,
+        heard: &HeardAt,
+        stop: CancellationToken,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut life = Life::of(connection.ping_pong());
+        let mut stopping = false;
+        loop {
+            tokio::select! {
+                accepted = connection.accept() => match accepted {
+                    Some(Ok((request, respond))) => self.start(request, respond),
+                    Some(Err(error)) => return debug!(%error, "a connection has broken"),
+                    None => return,
+                },
+                () = life.ended(heard) => return debug!("a connection gives no sign of life"),
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    connection.graceful_shutdown();
+                }
+            }
+        }
+    }
+
+    fn start(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let (shared, holder) = (Arc::clone(&self.shared), self.holder);
+        let own = Arc::clone(&self.own).try_acquire_owned().ok();
+        // One that has given way is about to be closed.
+        let busy = self.seat.as_ref().and_then(|seat| seat.begin());
+        drop(self.shared.tasks.spawn("gRPC call", async move {
+            let place = match &own {
+                Some(_) => None,
+                None => match shared.calls.take(holder, 1, Duration::ZERO).await {
+                    Ok(place) => Some(place),
+                    Err(busy) => {
+                        let status = Status::from(&Failure::from(busy));
+                        return drop(refuse(&mut respond, status));
+                    }
+                },
+            };
+            // One who has gone needs no answer.
+            let _ = call(&shared, holder, request, &mut respond).await;
+            drop((own, place, busy));
+        }));
+    }
+}
+
+/// Serves one call.
+async fn call(
+    shared: &Shared,
+    holder: Holder,
+    mut request: Request<RecvStream>,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(), Gone> {
+    let method = Method::of(request.uri().path());
+    let within = [method.within, asked_timeout(request.headers())];
+    let within = within.into_iter().flatten().min();
+    let begun = Instant::now();
+    let deadline = || async move {
+        match within.and_then(|within| begun.checked_add(within)) {
+            Some(deadline) => sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+        Status::deadline_exceeded("the call has taken longer than it may")
+    };
+    request.extensions_mut().insert(holder);
+    let room = request::Room::default();
+    let served = async {
+        let answer = room_for_answer(shared, holder, method).await?;
+        let request = request.map(|stream| {
+            let all = shared.requests.clone();
+            RequestBody::new(stream, method, holder, all, Arc::clone(&room))
+        });
+        match shared.routes.clone().call(request).await {
+            Ok(response) => Ok((response, answer)),
+            Err(never) => match never {},
+        }
+    };
+    let outcome: Result<_, Busy> = tokio::select! {
+        biased;
+        outcome = served => outcome,
+        _ = poll_fn(|context| respond.poll_reset(context)) => return Err(Gone),
+        status = deadline() => return refuse(respond, status),
+    };
+    // A stream of requests goes on until it is answered, and one that is answered is over.
+    *room.lock() = None;
+    match outcome {
+        Ok((response, answer)) => Answer::send(respond, response, answer, deadline()).await,
+        Err(busy) => refuse(respond, Status::from(&Failure::from(busy))),
+    }
+}
+
+/// The answer is there before it is sent: its room is taken before it is made.
+async fn room_for_answer(
+    shared: &Shared,
+    holder: Holder,
+    method: Method,
+) -> Result<Option<Hold>, Busy> {
+    if method.answer_bytes == 0 {
+        return Ok(None);
+    }
+    let room = shared
+        .answers
+        .take(holder, method.answer_bytes, limits::BUSY_WITHIN);
+    let room = room.await?;
+    room.settle(true);
+    Ok(Some(room))
+}
+
+/// How long whoever calls waits for the answer.
+fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let asked = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = asked.split_at_checked(asked.len().checked_sub(1)?)?;
+    if number.is_empty() || number.len() > 8 || !number.bytes().all(|digit| digit.is_ascii_digit())
+    {
+        return None;
+    }
+    let number: u64 = number.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}

@@ -1,0 +1,310 @@
+//! A request as it arrives.
+//!
+//! What must hold: of a message that is longer than a few KiB no byte is taken in before there is room for all of it, over all connections; what is
+//! not taken in waits where flow control bounds it. A message is passed on only when it is known how much it becomes when it is
+//! decoded, and that there is room for that.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes};
+use futures::future::BoxFuture;
+use h2::RecvStream;
+use http_body::{Body, Frame};
+use parking_lot::Mutex;
+use tokio::time::{Sleep, sleep};
+use tonic::Status;
+
+use super::{methods::Method, scan::Scan};
+use crate::{
+    grpc::failure::Failure,
+    limits,
+    shares::{Busy, GaveWay, Hold, Holder, Shares},
+};
+
+/// A byte that says whether what follows is compressed, and the length of that.
+const PREFIX_BYTES: usize = 5;
+
+/// The room of the message that was received last. Who serves the call has it, too: the message is there for longer than what it arrived by.
+pub(super) type Room = Arc<Mutex<Option<Hold>>>;
+
+/// The body of a request.
+pub(super) struct RequestBody {
+    stream: RecvStream,
+    method: Method,
+    holder: Holder,
+    room_of_all: Shares,
+    room: Room,
+    /// What has arrived and was not taken in.
+    arrived: Bytes,
+    at: At,
+    /// Until when the message has to be there; none between messages.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// Where in a request this is.
+enum At {
+    /// Before or in what precedes a message.
+    Prefix {
+        bytes: [u8; PREFIX_BYTES],
+        have: usize,
+    },
+    /// Before a message for which there is no room yet.
+    Waiting {
+        prefix: [u8; PREFIX_BYTES],
+        length: usize,
+        room: BoxFuture<'static, Result<Hold, Busy>>,
+    },
+    /// In a message.
+    Message {
+        left: usize,
+        scan: Scan,
+        /// Bytes there is room for.
+        room_bytes: u64,
+        gives_way: Option<BoxFuture<'static, GaveWay>>,
+    },
+    /// Nothing more is passed on.
+    Over,
+}
+
+const START: At = At::Prefix {
+    bytes: [0; PREFIX_BYTES],
+    have: 0,
+};
+
+impl RequestBody {
+    pub(super) fn new(
+        stream: RecvStream,
+        method: Method,
+        holder: Holder,
+        room_of_all: Shares,
+        room: Room,
+    ) -> Self {
+        Self {
+            stream,
+            method,
+            holder,
+            room_of_all,
+            room,
+            arrived: Bytes::new(),
+            at: START,
+            deadline: Some(Box::pin(sleep(limits::REQUEST_WITHIN))),
+        }
+    }
+
+    /// Waits for more, if all that has arrived was taken in. Whether there is more.
+    fn poll_arrived(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Status>> {
+        while self.arrived.is_empty() {
+            match ready!(self.stream.poll_data(context)) {
+                Some(Ok(bytes)) => self.arrived = bytes,
+                // The peer has given up, or the connection has.
+                Some(Err(error)) => return Poll::Ready(Err(Status::cancelled(error.to_string()))),
+                None => return Poll::Ready(Ok(false)),
+            }
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Takes in what has arrived, up to so many bytes, and lets the peer send as much again.
+    fn take(&mut self, most: usize) -> Bytes {
+        let taken = self.arrived.split_to(most.min(self.arrived.len()));
+        // It fails for a stream that is over.
+        let _ = self.stream.flow_control().release_capacity(taken.len());
+        taken
+    }
+
+    fn poll_on(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        loop {
+            match &mut self.at {
+                At::Over => return Poll::Ready(None),
+                At::Prefix { have, .. } => {
+                    let have = *have;
+                    if !ready!(self.poll_arrived(context))? {
+                        self.at = At::Over;
+                        if have > 0 {
+                            return Poll::Ready(Some(Err(cut_short())));
+                        }
+                        return Poll::Ready(None);
+                    }
+                    let mut taken = self.take(PREFIX_BYTES - have);
+                    let At::Prefix { bytes, have } = &mut self.at else {
+                        continue;
+                    };
+                    let end = *have + taken.len();
+                    if let Some(place) = bytes.get_mut(*have..end) {
+                        taken.copy_to_slice(place);
+                    }
+                    *have = end;
+                    if end == PREFIX_BYTES {
+                        let prefix = *bytes;
+                        self.begin(prefix)?;
+                    }
+                }
+                At::Waiting {
+                    prefix,
+                    length,
+                    room,
+                } => {
+                    let room = ready!(room.as_mut().poll(context)).map_err(Failure::from);
+                    let room = room.map_err(|failure| Status::from(&failure))?;
+                    let (prefix, length) = (*prefix, *length);
+                    return Poll::Ready(Some(Ok(self.enter(prefix, length, Some(room)))));
+                }
+                At::Message { left: 0, .. } => {
+                    self.at = START;
+                    if self.method.takes_many {
+                        // Whoever asks for another message knows how long to wait for it.
+                        self.deadline = None;
+                    }
+                }
+                At::Message { gives_way, .. } => {
+                    if let Some(gives_way) = gives_way
+                        && let Poll::Ready(gave_way) = gives_way.as_mut().poll(context)
+                    {
+                        let status = Status::from(&Failure::from(gave_way));
+                        return Poll::Ready(Some(Err(status)));
+                    }
+                    if !ready!(self.poll_arrived(context))? {
+                        return Poll::Ready(Some(Err(cut_short())));
+                    }
+                    return Poll::Ready(Some(self.pass_on()));
+                }
+            }
+        }
+    }
+
+    /// A message of that prefix is to be received.
+    fn begin(&mut self, prefix: [u8; PREFIX_BYTES]) -> Result<(), Status> {
+        let [_, length @ ..] = prefix;
+        let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        let most = self.method.request_bytes;
+        if length > most {
+            return Err(Status::out_of_range(format!(
+                "a message of {length} bytes is too large: the method takes at most {most}"
+            )));
+        }
+        // The one before is with whoever asked for this one, and counted there.
+        *self.room.lock() = None;
+        let (room_of_all, holder) = (self.room_of_all.clone(), self.holder);
+        let bytes = self.method.held_per_byte * length as u64;
+        self.at = At::Waiting {
+            prefix,
+            length,
+            room: if length <= limits::REQUEST_BYTES_FREE {
+                // No byte of the sum, so that small requests are served whatever large ones do.
+                Box::pin(async move { room_of_all.take(holder, 0, Duration::ZERO).await })
+            } else {
+                Box::pin(async move { room_of_all.take(holder, bytes, limits::BUSY_WITHIN).await })
+            },
+        };
+        Ok(())
+    }
+
+    /// There is room for a message. Its prefix.
+    fn enter(&mut self, prefix: [u8; PREFIX_BYTES], length: usize, room: Option<Hold>) -> Bytes {
+        let within = limits::REQUEST_WITHIN
+            + Duration::from_secs(length as u64 / limits::REQUEST_BYTES_PER_SECOND);
+        self.deadline = Some(Box::pin(sleep(within)));
+        let gives_way = room.as_ref().map(|room| Box::pin(room.gives_way()) as _);
+        *self.room.lock() = room;
+        self.at = At::Message {
+            left: length,
+            scan: Scan::new(length as u64, self.method.lists_in),
+            room_bytes: self.method.held_per_byte * length as u64,
+            gives_way,
+        };
+        Bytes::copy_from_slice(&prefix)
+    }
+
+    /// The next part of a message, if what is known of it by then has room.
+    fn pass_on(&mut self) -> Result<Bytes, Status> {
+        let At::Message { left, .. } = &self.at else {
+            return Ok(Bytes::new());
+        };
+        let taken = self.take(*left);
+        let At::Message {
+            left,
+            scan,
+            room_bytes,
+            ..
+        } = &mut self.at
+        else {
+            return Ok(taken);
+        };
+        scan.pass(&taken).map_err(|error| malformed(&error))?;
+        *left -= taken.len();
+        let fields = scan.fields();
+        if fields > limits::REQUEST_FIELDS_MAX {
+            return Err(Status::out_of_range(format!(
+                "a message of more than {} fields",
+                limits::REQUEST_FIELDS_MAX
+            )));
+        }
+        let is_whole = *left == 0;
+        if is_whole {
+            scan.end().map_err(|error| malformed(&error))?;
+        }
+        if let Some(room) = &*self.room.lock() {
+            let decoded = fields * limits::REQUEST_FIELD_BYTES;
+            let free = limits::REQUEST_BYTES_FREE as u64;
+            if decoded > (*room_bytes).max(free) {
+                let more = decoded - *room_bytes;
+                let grown = room.grow(more).map_err(Failure::from);
+                grown.map_err(|failure| Status::from(&failure))?;
+                *room_bytes = decoded;
+            }
+            room.moved(taken.len() as u64);
+            if is_whole {
+                // What becomes of it is up to the daemon.
+                room.settle(true);
+            }
+        }
+        Ok(taken)
+    }
+}
+
+fn cut_short() -> Status {
+    Status::invalid_argument("the request ends within a message")
+}
+
+fn malformed(error: &dyn std::error::Error) -> Status {
+    Status::invalid_argument(format!(
+        "the request is no message of the protocol: {error}"
+    ))
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let polled = match this.poll_on(context) {
+            Poll::Ready(passed) => Poll::Ready(passed.map(|passed| passed.map(Frame::data))),
+            Poll::Pending => match &mut this.deadline {
+                Some(deadline) => deadline.as_mut().poll(context).map(|()| {
+                    Some(Err(Status::deadline_exceeded(
+                        "the request did not arrive in time",
+                    )))
+                }),
+                None => Poll::Pending,
+            },
+        };
+        if matches!(polled, Poll::Ready(Some(Err(_)))) {
+            this.at = At::Over;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // An empty request is one that lacks its message: whoever decodes it says so.
+        false
+    }
+}
