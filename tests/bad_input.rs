@@ -88,7 +88,11 @@ fn an_empty_standard_input_is_refused() {
 
 #[test]
 fn a_file_that_may_not_be_read_is_refused() {
-    let lab = Lab::with(|options| options.env("VARVE_SOCKET_MODE", "0666"));
+    let lab = Lab::with(|options| {
+        options
+            .env("VARVE_SOCKET_MODE", "0666")
+            .env("VARVE_SOCKET_OPEN_TO_ALL", "true")
+    });
     let file = lab.scratch.file("secret", [1; 8192]);
     fs::set_permissions(&file, Permissions::from_mode(0o000)).unwrap();
     let import = if rustix::process::geteuid().is_root() {

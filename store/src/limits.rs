@@ -62,6 +62,7 @@ pub const PACKS_OPEN_DIRECT_MAX: usize = 16;
 
 /// Descriptors of journal files of all volumes: two of the file that is added to, which is written past the page cache and through it, and
 /// one of each other. Those used longest ago are closed for others.
+#[expect(clippy::cast_possible_truncation, reason = "9216")]
 pub const JOURNAL_FILES_OPEN_MAX: usize = journal_descriptors(VOLUMES_MAX) as usize;
 /// The same for so many volumes: what none of them has to wait for, and a thousand files that are read or not durable yet.
 #[must_use]
@@ -72,10 +73,10 @@ pub const fn journal_descriptors(volumes: u64) -> u64 {
 pub const JOURNAL_FILES_UNSYNCED: usize = 4;
 /// RocksDB's open tables.
 pub const ROCKS_FILES_OPEN_MAX: u64 = 128;
-/// Descriptors that a store needs beside journals and packs that are read. RocksDB: its tables, and 64 for logs, manifest and what a
+/// Descriptors that a store needs beside journals and packs that are read: packs that are verified, past the page cache; RocksDB: its tables, and 64 for logs, manifest and what a
 /// compaction reads and writes. 64 for packs being written, the catalog log, the ring, directories being synced, files that
 /// are being read and were closed for others, locks.
-pub const STORE_DESCRIPTORS: u64 = ROCKS_FILES_OPEN_MAX + 64 + 64;
+pub const STORE_DESCRIPTORS: u64 = PACKS_OPEN_DIRECT_MAX as u64 + ROCKS_FILES_OPEN_MAX + 64 + 64;
 
 /// Bytes of reads from packs under way at one time.
 pub const READ_BYTES_IN_FLIGHT: usize = 32 << 20;
@@ -234,7 +235,7 @@ pub const LIST_SLICE_RECORDS: usize = 64;
 
 /// What the store may take in all, beside the maps of journals ([`MAPS_BYTES_MAX`], and [`MAP_BYTES_LEAST`] of each volume): the daemon's promise of
 /// 512 MiB leaves the rest to connections and the program.
-pub const STORE_MEMORY_MAX: u64 = 469 << 20;
+pub const STORE_MEMORY_MAX: u64 = 480 << 20;
 
 const _: () = assert!(
     CHUNK_CACHE_BYTES

@@ -4,6 +4,7 @@
 mod crashes;
 mod damage;
 mod data_dir;
+mod descriptors;
 mod diagnostics;
 mod full_disk;
 mod old_stores;

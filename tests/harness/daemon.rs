@@ -10,6 +10,7 @@ use std::{
     process::{self, Child, Command, ExitStatus, Stdio},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal};
@@ -20,6 +21,9 @@ use crate::{
     scratch::Scratch,
     snapctl::Snapctl,
 };
+
+/// What a line of the log may take from its event to the file.
+const LOG_DELAY: Duration = Duration::from_millis(50);
 
 /// How a daemon is to be started. Without more it is as an operator's first: a data directory and nothing else.
 #[derive(Debug, Clone)]
@@ -32,6 +36,7 @@ pub struct Options {
     stderr: Option<Arc<OwnedFd>>,
     /// A network namespace, and where it serves gRPC there.
     network: Option<(String, SocketAddr)>,
+    open_files: Option<u64>,
 }
 
 impl Options {
@@ -45,6 +50,7 @@ impl Options {
             tcp: false,
             stderr: None,
             network: None,
+            open_files: None,
         }
     }
 
@@ -91,6 +97,13 @@ impl Options {
         self
     }
 
+    /// With so many open files permitted, at most.
+    #[must_use]
+    pub fn open_files(mut self, count: u64) -> Self {
+        self.open_files = Some(count);
+        self
+    }
+
     /// Starts it, and waits until it serves.
     #[must_use]
     pub fn start(&self) -> Varved {
@@ -125,9 +138,16 @@ impl Options {
         let logs = Scratch::new();
         let log = File::create(logs.join("log")).expect("make a log file");
         let [mut grpc_tcp, nbd_tcp] = [(); 2].map(|()| self.tcp.then(free_address));
-        let mut command = match &self.network {
-            None => Command::new(programs::varved()),
-            Some((namespace, grpc)) => {
+        let mut command = match (&self.network, self.open_files) {
+            (None, None) => Command::new(programs::varved()),
+            (None, Some(count)) => {
+                // It becomes the program, too.
+                let mut command = Command::new(programs::tool("prlimit"));
+                command.arg(format!("--nofile={count}:{count}"));
+                command.arg(programs::varved());
+                command
+            }
+            (Some((namespace, grpc)), _) => {
                 grpc_tcp = Some(*grpc);
                 // It becomes the program, so that the process is the daemon's.
                 let mut command = Command::new(programs::tool("ip"));
@@ -285,9 +305,14 @@ impl Varved {
         peak_memory_bytes(self.id()).expect("varved runs")
     }
 
-    /// All it logged since it started.
+    /// All it logged since it started, a moment ago: it writes its log in a thread of its own.
     #[must_use]
     pub fn log(&self) -> String {
+        thread::sleep(LOG_DELAY);
+        self.logged()
+    }
+
+    fn logged(&self) -> String {
         let bytes = std::fs::read(self.logs.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -295,7 +320,7 @@ impl Varved {
     /// Whether it has said that it serves.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        says_that_it_is_ready(&self.log())
+        says_that_it_is_ready(&self.logged())
     }
 
     /// Its end, if it has come.

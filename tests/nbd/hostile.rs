@@ -387,6 +387,8 @@ fn connections_over_the_limit_are_refused_and_room_comes_back() {
     // Refused at once, and in words.
     let mut late = connect(&lab, false);
     late.greet().unwrap();
+    let structured = late.ask_outcome(option::STRUCTURED_REPLY, &[]).unwrap();
+    assert_eq!(structured, option_reply::ACK);
     let go = go_data("snapshot/image");
     let refused = late.ask_outcome(option::GO, &go).unwrap();
     assert_eq!(refused, option_reply::ERR_POLICY);
@@ -481,7 +483,8 @@ fn replies_that_nobody_takes_hold_little_and_hold_up_nobody() {
         let requests: Vec<_> = (0..count)
             .flat_map(|cookie| {
                 let offset = (number * 7 + cookie * len) % 160 * MIB;
-                request_bytes(request::READ, cookie, offset, (len * MIB) as u32)
+                let len = u32::try_from(len * MIB).unwrap();
+                request_bytes(request::READ, cookie, offset, len)
             })
             .collect();
         peer.send(&requests).unwrap();

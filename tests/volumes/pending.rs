@@ -11,7 +11,7 @@ use varve_store::{
     format::names,
 };
 use varve_tests::{
-    daemon::Options,
+    daemon::{Options, Varved},
     lab::Lab,
     loop_fs::LoopFs,
     nbd::{errno, go_data, option, option_reply},

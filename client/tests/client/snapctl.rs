@@ -169,16 +169,15 @@ fn json_is_stable() {
         parse(&stdout),
         json!({
             "snapshot": "web-1", "ok": false, "checked": 2, "checked_bytes": 0,
+            "violation_count": 1,
             "violations": [{ "message": "chunk 00 in pack 1", "offset_bytes": 4096 }],
         })
     );
 
     let (code, _, stderr) = run(&daemon, &["--output=json", "snapshot", "show", "none"]);
     assert_eq!(code, 3);
-    let (text, error) = stderr.split_once('\n').unwrap();
-    assert_eq!(text, "snapctl: get snapshot none: no snapshot none");
     assert_eq!(
-        parse(error),
+        parse(&stderr),
         json!({ "error": { "kind": "not_found", "message": "get snapshot none: no snapshot none" } })
     );
 }

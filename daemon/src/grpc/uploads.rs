@@ -388,7 +388,10 @@ mod tests {
         lease.check().unwrap();
         drop(work);
         tokio::time::advance(limits::UPLOAD_YIELDS_AFTER).await;
+        // The other one did not come further for longer.
         room().unwrap();
+        open("last");
+        assert!(is_open(&uploads, &busy));
         room().unwrap();
         assert!(!is_open(&uploads, &busy));
         assert_eq!(*lease, "busy", "the call may end");

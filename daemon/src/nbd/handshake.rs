@@ -6,7 +6,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
@@ -25,11 +24,13 @@ use super::wire::{
 };
 
 mod deadline;
+mod error;
 
 #[cfg(test)]
 mod tests;
 
 pub(super) use deadline::Deadline;
+pub(super) use error::HandshakeError;
 
 use crate::net::places::{Full, Place};
 
@@ -132,39 +133,6 @@ pub(super) enum Negotiated<E> {
     StartTls(ClientFlags),
     /// The client only wanted to look around.
     Aborted,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub(super) enum HandshakeError {
-    #[error("talk to the client: {0}")]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    #[error("the handshake has taken {after:.1?}; the client may take {limit:?} for all of it")]
-    TimedOut { after: Duration, limit: Duration },
-    #[error("a newcomer takes its turn: as many handshakes as allowed are under way")]
-    Displaced,
-    #[error("option {option} has {data_bytes} bytes of data")]
-    OptionTooBig { option: u32, data_bytes: u32 },
-    #[error("the client wants an export without TLS")]
-    NotSecure,
-    #[error("the client sent more in the clear after it asked for TLS")]
-    BeforeTls,
-    #[error("TLS: {0}")]
-    Tls(io::Error),
-    #[error("more than {MAX_OPTIONS} options")]
-    TooManyOptions,
-    #[error("option {option} without fixed newstyle")]
-    NotFixedNewstyle { option: u32 },
-    /// The protocol has `GO` for that.
-    #[error("EXPORT_NAME after extended headers were agreed on")]
-    ExtendedExportName,
-    /// `EXPORT_NAME` leaves no other way to refuse.
-    #[error("refuse EXPORT_NAME: {0}")]
-    Refused(ExportError),
-    /// The same.
-    #[error("refuse EXPORT_NAME: {0}")]
-    NoPlace(Full),
 }
 
 /// What there is of TLS on a connection.

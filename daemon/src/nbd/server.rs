@@ -271,7 +271,8 @@ impl<X: Exports> Server<X> {
             Some(tls) if tls.required => Security::Required,
             Some(_) => Security::Offered,
         };
-        let negotiating = negotiate(stream, &mut inbox, &desk, security);
+        // In a box of its own, which goes when the handshake is over.
+        let negotiating = Box::pin(negotiate(stream, &mut inbox, &desk, security));
         let Some(negotiated) = unless_ended(negotiating, handshake.as_ref(), stop).await? else {
             return Ok(());
         };

@@ -31,7 +31,7 @@ use super::{
     seed,
     volume_data::{BLOCK, Change, new_volume},
 };
-use crate::{Error, Result, Store, Volume, format::names, io::Disk as _};
+use crate::{Error, Result, Store, Volume, format::names, io::Disk as _, limits};
 
 /// Seeds of a run of the suite.
 const ROUNDS: u64 = 40;
@@ -406,7 +406,10 @@ impl World {
         steps: usize,
     ) -> Result<()> {
         let mut held = match self.random.below(2) {
-            0 => store.shared().fold_turn.try_acquire().ok(),
+            0 => {
+                let all = u32::try_from(limits::FOLDS_MAX).unwrap();
+                store.shared().fold_places.try_acquire_many(all).ok()
+            }
             _ => None,
         };
         self.log(format!("snapshots are held up: {}", held.is_some()));

@@ -37,9 +37,8 @@ async fn waits_for(store: &Store, snapshot: SnapshotId) -> String {
 fn a_snapshot_waits_for_room_on_the_disk_and_its_volume_goes_on() {
     let mut machine = Machine::new();
     let mut model = vec![0; 4 << 20];
-    let promised;
     let short = Some(limits::FREE_BYTES_MIN - 1);
-    block_on(async {
+    let promised = block_on(async {
         let (store, _) = machine.open().await.unwrap();
         store.create_volume(new_volume("v", 4 << 20)).await.unwrap();
         let volume = store.open_volume("v").await.unwrap();
@@ -51,7 +50,7 @@ fn a_snapshot_waits_for_room_on_the_disk_and_its_volume_goes_on() {
         );
         change.make(&volume).await.unwrap();
         change.apply(&mut model);
-        promised = model.clone();
+        let promised = model.clone();
         // Room for the journal and the catalog, and less than chunks have to leave free.
         machine.disk.set_capacity(short);
         let made = pending(&store, "v", "s").await.unwrap();
@@ -73,6 +72,7 @@ fn a_snapshot_waits_for_room_on_the_disk_and_its_volume_goes_on() {
             assert_eq!(shown.state, SnapshotState::Pending, "{shown:?}");
         }
         volume.flush().await.unwrap();
+        promised
     });
     machine = machine.crash(&mut Random::new(1));
     block_on(async {

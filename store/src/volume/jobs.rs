@@ -8,11 +8,10 @@
 //!
 //! What was promised is tried until it is done. A disk that is full or a bound that is reached passes, so a snapshot waits with the reason
 //! shown, and its volume's journal keeps what it needs. It is tried again after a pause, when a writer lacks room, and when the store is opened
-//! again, until it is done or deleted. It fails only if it never can be done, as when its volume's base is damaged.
+//! again, until it is done or deleted. It fails if that is no question of room, as when its volume's base is damaged.
 
 use std::{
     collections::VecDeque,
-    io::ErrorKind,
     mem,
     sync::Arc,
     time::{Duration, Instant},
@@ -454,16 +453,10 @@ impl Inner {
     }
 }
 
-/// Whether what went wrong may be otherwise later, without anybody mending what the store holds.
+/// Whether what went wrong is a shortage, which passes without anybody mending what the store holds.
 pub(super) fn passes(error: &Error) -> bool {
-    match error {
-        Error::Full { .. }
-        | Error::Shortage { .. }
-        | Error::Limit(_)
-        | Error::TooMany { .. }
-        | Error::Index { .. } => true,
-        // Nothing is where nothing was.
-        Error::Io { source, .. } => source.kind() != ErrorKind::NotFound,
-        _ => false,
-    }
+    matches!(
+        error,
+        Error::Full { .. } | Error::Shortage { .. } | Error::Limit(_)
+    )
 }

@@ -9,7 +9,7 @@
 
 use std::{
     fmt,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -115,22 +115,26 @@ impl OwnerFile {
         for (into, byte) in bytes.iter_mut().skip(slot_start(first)).zip(slot) {
             *into = byte;
         }
-        let file = match owner.disk.open_direct(&self.path, OpenMode::ReadWrite) {
+        let open = || match owner.disk.open_direct(&self.path, OpenMode::ReadWrite) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 owner.disk.open_direct(&self.path, OpenMode::CreateNew)
             }
             opened => opened,
         };
+        let file = patiently(&*owner.disk, open).await;
         let file = file.map_err(|source| Error::io("create", &self.path, source))?;
         write(commit, &owner.disk, &file, 0, &bytes).await?;
-        let dir = owner.dir();
-        durable(commit, owner.disk.sync_dir(&dir), &dir).await
+        owner.sync_dir().await.inspect_err(|error| match error {
+            Error::Shortage { .. } => {}
+            error => commit.poison(error),
+        })
     }
 
     async fn write_next(&self, commit: &Commit, owner: &Owner, next: &OwnerRecord) -> Result<()> {
         let slot = next.encode().map_err(|why| self.refuse(why))?;
         // Not kept open: there may be thousands of volumes.
-        let file = owner.disk.open_direct(&self.path, OpenMode::ReadWrite);
+        let open = || owner.disk.open_direct(&self.path, OpenMode::ReadWrite);
+        let file = patiently(&*owner.disk, open).await;
         let file = file.map_err(|source| Error::io("open", &self.path, source))?;
         write(commit, &owner.disk, &file, next.offset_bytes(), &slot).await
     }
@@ -139,6 +143,17 @@ impl OwnerFile {
         Error::Incompatible {
             path: self.path.clone(),
             why: why.to_string(),
+        }
+    }
+}
+
+/// Opens a file as soon as the system is not short of what that takes.
+async fn patiently(disk: &dyn Disk, open: impl Fn() -> io::Result<File>) -> io::Result<File> {
+    let mut tries = disk.patience().tries();
+    loop {
+        let opened = open();
+        if tries.is_final(&opened).await {
+            return opened;
         }
     }
 }
@@ -175,7 +190,7 @@ pub(crate) async fn read_owner(
     volume: VolumeId,
 ) -> Result<Option<std::result::Result<OwnerRecord, FormatError>>> {
     let path = names::journal_owner(data_dir, volume);
-    let file = match disk.open(&path, OpenMode::Read) {
+    let file = match patiently(&**disk, || disk.open(&path, OpenMode::Read)).await {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(Error::io("open", &path, source)),

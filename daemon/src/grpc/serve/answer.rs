@@ -171,7 +171,7 @@ impl Answer {
                 hold.settle(true);
             }
             let frame = poll_fn(|context| {
-                if let std::task::Poll::Ready(_) = self.stream.poll_reset(context) {
+                if self.stream.poll_reset(context).is_ready() {
                     return std::task::Poll::Ready(Err(Gone));
                 }
                 Pin::new(&mut *body).poll_frame(context).map(Ok)

@@ -108,8 +108,8 @@ mod tests {
         let all = FileDescriptorSet::decode(varve_proto::DESCRIPTORS).unwrap();
         let mut streams = 0;
         for file in all.file {
-            for service in file.service {
-                for method in service.method {
+            for service in &file.service {
+                for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
                     let is_stream = method.client_streaming() || method.server_streaming();
                     streams += usize::from(is_stream);

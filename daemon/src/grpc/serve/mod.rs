@@ -178,6 +178,7 @@ impl Serving {
             holder: Holder { number, is_local },
             own: Arc::new(Semaphore::new(1)),
             seat,
+            stop: stop.clone(),
         };
         let mut builder = Builder::new();
         builder
@@ -207,6 +208,7 @@ struct Connected {
     /// The one call that it has for itself.
     own: Arc<Semaphore>,
     seat: Option<Arc<Seat>>,
+    stop: CancellationToken,
 }
 
 impl Connected {
@@ -241,6 +243,7 @@ impl Connected {
         let own = Arc::clone(&self.own).try_acquire_owned().ok();
         // One that has given way is about to be closed.
         let busy = self.seat.as_ref().and_then(|seat| seat.begin());
+        let stop = self.stop.clone();
         drop(self.shared.tasks.spawn("gRPC call", async move {
             let place = match &own {
                 Some(_) => None,
@@ -253,7 +256,7 @@ impl Connected {
                 },
             };
             // One who has gone needs no answer.
-            let _ = call(&shared, holder, request, &mut respond).await;
+            let _ = call(&shared, holder, request, &mut respond, &stop).await;
             drop((own, place, busy));
         }));
     }
@@ -265,17 +268,28 @@ async fn call(
     holder: Holder,
     mut request: Request<RecvStream>,
     respond: &mut SendResponse<Bytes>,
+    stop: &CancellationToken,
 ) -> Result<(), Gone> {
     let method = Method::of(request.uri().path());
     let within = [method.within, asked_timeout(request.headers())];
     let within = within.into_iter().flatten().min();
     let begun = Instant::now();
     let deadline = || async move {
-        match within.and_then(|within| begun.checked_add(within)) {
-            Some(deadline) => sleep_until(deadline).await,
-            None => std::future::pending().await,
+        let late = async {
+            match within.and_then(|within| begun.checked_add(within)) {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Before the task is ended, so that whoever called is told.
+        let stopped = async {
+            stop.cancelled().await;
+            tokio::time::sleep(limits::NBD_STOP_GRACE).await;
+        };
+        tokio::select! {
+            () = late => Status::deadline_exceeded("the call has taken longer than it may"),
+            () = stopped => Status::from(&Failure::Stopping),
         }
-        Status::deadline_exceeded("the call has taken longer than it may")
     };
     request.extensions_mut().insert(holder);
     let room = request::Room::default();

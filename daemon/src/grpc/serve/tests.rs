@@ -380,10 +380,10 @@ async fn windows_get_smaller_and_come_back() {
     let windows: Vec<_> = (0..2000).map(|_| scene.serving.window()).collect();
     let sum: u64 = windows.iter().map(|window| u64::from(window.bytes)).sum();
     assert!(sum <= u64::from(limits::WINDOW_BYTES));
-    assert!(windows[0].is_wide() && windows[0].connection() >= 6 << 20);
-    assert!(!windows[1999].is_wide());
+    assert!(windows[0].bytes >= 1 << 20 && windows[0].connection() >= 6 << 20);
+    assert!(windows[1999].bytes < 1 << 20);
     assert_eq!(windows[1999].frame(), 16 << 10);
-    assert!(windows[1999].stream() >= 32 << 10);
+    assert_eq!(windows[1999].stream(), limits::WINDOW_BYTES_MIN / 2);
     drop(windows);
     assert!(scene.serving.window().bytes >= 1 << 20);
 }

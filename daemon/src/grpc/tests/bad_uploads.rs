@@ -388,11 +388,9 @@ async fn streams_that_name_no_upload_or_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_stream_is_taken_with_more_streams_than_places() {
+async fn many_long_streams_are_taken_side_by_side() {
     let daemon = Daemon::start().await;
-    let volumes: Vec<_> = (0..limits::UPLOAD_STREAMS_MAX as u64 + 4)
-        .map(|seed| noise(100 * seed, 2 << 20))
-        .collect();
+    let volumes: Vec<_> = (0..20).map(|seed| noise(100 * seed, 2 << 20)).collect();
     let uploads = volumes.iter().enumerate().map(|(number, volume)| {
         let daemon = &daemon;
         async move { daemon.upload(&format!("v{number}"), volume).await }

@@ -215,10 +215,7 @@ async fn what_cannot_be_listened_on_or_read_is_named() {
     std::fs::write(&tls.cert, "rubbish").unwrap();
     std::fs::write(&tls.key, "rubbish").unwrap();
     let error = Server::start(&config).await.unwrap_err().to_string();
-    assert!(
-        error.contains("cert.pem: there is no certificate in it"),
-        "{error}"
-    );
+    assert!(error.contains("cert.pem"), "{error}");
 
     config.grpc.tls = None;
     let server = Server::start(&config).await.unwrap();

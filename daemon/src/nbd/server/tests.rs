@@ -200,8 +200,9 @@ fn tls() -> Tls {
         .unwrap()
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(NoIdentity));
+    let acceptor = TlsAcceptor::from(Arc::new(config));
     Tls {
-        acceptor: TlsAcceptor::from(Arc::new(config)),
+        acceptor: Arc::new(move || acceptor.clone()),
         required: true,
     }
 }

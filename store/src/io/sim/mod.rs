@@ -118,6 +118,7 @@ impl SimDisk {
                 random,
                 ..World::default()
             })),
+            patience: Patience::default(),
         })
     }
 
@@ -147,6 +148,7 @@ impl SimDisk {
                 random,
                 ..World::default()
             })),
+            patience: Patience::default(),
         })
     }
 

@@ -242,7 +242,7 @@ mod tests {
             name: "my disk-flat.vmdk".to_owned(),
             offset_sectors: 128,
         };
-        assert_eq!(description.extents, [extent.clone()]);
+        assert_eq!(description.extents, std::slice::from_ref(&extent));
         assert_eq!(description.parent, None);
         let text = description.rewritten(&[(extent, "/proc/1/fd/7".to_owned())], false);
         assert!(
