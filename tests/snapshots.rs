@@ -228,7 +228,7 @@ fn people_get_tables() {
         said.contains(&root),
         "an import ends by telling the root: {said}"
     );
-    assert!(said.contains("MB/s"), "and the rate: {said}");
+    assert!(said.contains("iB/s"), "and the rate: {said}");
 
     let list = snapctl.run(["snapshot", "list"]).success().text();
     assert!(

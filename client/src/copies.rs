@@ -1,7 +1,7 @@
 //! Copies of snapshots from other stores: begun, watched, limited, cancelled.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -287,22 +287,41 @@ impl Client {
         })
     }
 
-    /// Waits until copies have ended, and keeps counters up to date. It waits through restarts of the source, not of the daemon.
+    /// Waits until copies have ended, keeps counters up to date, and passes each copy to `changed`
+    /// whenever its state or last error is another. It waits through restarts of the source, not
+    /// of the daemon.
     ///
     /// # Errors
     ///
     /// As soon as one of them has failed or was cancelled; the others go on.
-    pub async fn ended_copies(&self, ids: &[String], progress: &Progress) -> Result<Vec<Copy>> {
+    pub async fn ended_copies(
+        &self,
+        ids: &[String],
+        progress: &Progress,
+        mut changed: impl FnMut(&Copy),
+    ) -> Result<Vec<Copy>> {
         let begun = Instant::now();
+        let mut arrivals = HashMap::<String, Arrival>::new();
+        let mut told = HashMap::new();
         loop {
             let mut copies = Vec::with_capacity(ids.len());
             for id in ids {
                 copies.push(self.copy_status(id).await?);
             }
-            // By the word of others.
-            let sum = |of: fn(&Copy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
-            progress.set_total(sum(|copy| copy.data_bytes));
-            progress.set_done(sum(|copy| copy.done_data_bytes));
+            let (mut total, mut done) = (0_u64, 0_u64);
+            for copy in &copies {
+                // By the word of others.
+                total = total.saturating_add(copy.data_bytes);
+                let arrival = arrivals.entry(copy.id.clone()).or_default();
+                done = done.saturating_add(arrival.seen(copy));
+                let now = (copy.state, copy.last_error.clone());
+                if told.get(&copy.id) != Some(&now) {
+                    changed(copy);
+                    told.insert(copy.id.clone(), now);
+                }
+            }
+            progress.set_total(total);
+            progress.set_done(done);
             for copy in &copies {
                 let what = format!(
                     "copy {} from {}",
@@ -326,6 +345,35 @@ impl Client {
             let pause = begun.elapsed() / COPY_POLL_PART;
             tokio::time::sleep(pause.clamp(COPY_POLL.0, COPY_POLL.1)).await;
         }
+    }
+}
+
+/// How far a copy has come. A copy counts data as done in large steps, when all chunks of a step
+/// are there; what has arrived of the next step counts here already, so that a slow copy is seen
+/// to go on.
+#[derive(Debug, Default)]
+struct Arrival {
+    done_data_bytes: u64,
+    /// Received when the done data was last another.
+    received_bytes: u64,
+    shown_bytes: u64,
+}
+
+impl Arrival {
+    /// Bytes of data that are there.
+    fn seen(&mut self, copy: &Copy) -> u64 {
+        if self.done_data_bytes != copy.done_data_bytes {
+            self.done_data_bytes = copy.done_data_bytes;
+            self.received_bytes = copy.received_bytes;
+        }
+        if copy.state == CopyState::Completed {
+            return copy.data_bytes;
+        }
+        // The payload is packed: rarely more than the data that it holds.
+        let arrived = copy.received_bytes.saturating_sub(self.received_bytes);
+        let here = copy.done_data_bytes.saturating_add(arrived);
+        self.shown_bytes = self.shown_bytes.max(here).min(copy.data_bytes);
+        self.shown_bytes
     }
 }
 
@@ -368,5 +416,32 @@ mod tests {
         };
         let copy = Copy::from_proto("show", still).unwrap();
         assert_eq!(copy.remaining(), None);
+    }
+
+    #[test]
+    fn what_has_arrived_of_a_step_counts() {
+        let mut copy = v1::Copy {
+            state: v1::CopyState::Running.into(),
+            created_at: Some(prost_types::Timestamp::default()),
+            data_bytes: 10_000,
+            ..v1::Copy::default()
+        };
+        let mut arrival = Arrival::default();
+        for (done, received, shown) in [
+            (0, 0, 0),
+            (0, 500, 500),
+            (0, 3000, 3000),
+            // The step is done: its data are more than its payload.
+            (4000, 3000, 4000),
+            (4000, 3700, 4700),
+            // It begins anew: it is not shown to go back.
+            (0, 3700, 4700),
+            (9900, 9000, 9900),
+            (9900, 9900, 10_000),
+        ] {
+            (copy.done_data_bytes, copy.received_bytes) = (done, received);
+            let copy = Copy::from_proto("show", copy.clone()).unwrap();
+            assert_eq!(arrival.seen(&copy), shown, "{done} {received}");
+        }
     }
 }

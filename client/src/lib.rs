@@ -84,7 +84,7 @@ pub use snapshots::{
     SnapshotVolume, VerifyProgress, Violation,
 };
 pub use status::Status;
-pub use upload::{FileSource, Source, Upload, UploadReport, scratch_file, spool_dir};
+pub use upload::{FileSource, Source, Upload, UploadReport, scratch_file, scratch_name, spool_dir};
 pub use varve_content::RootId;
 pub use volumes::{
     Attachment, JournalFound, NewClone, NewVolume, Volume, VolumeFilter, VolumeStatus,

@@ -152,7 +152,7 @@ fn files_on_a_device_outlive_stops_and_kills_of_the_daemon() {
             "longest pause",
             "detached /dev/nbd0",
             "ended with 0",
-            "DEVICE",
+            "no devices",
             "all connections are there again",
         ],
     );

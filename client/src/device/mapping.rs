@@ -451,7 +451,7 @@ pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
     };
     let mut found = mapped()?.into_iter().filter(matches);
     let Some(device) = found.next() else {
-        let why = "it is attached as no device; 'snapctl mapped' lists those that are";
+        let why = "it is attached as no device; 'snapctl device list' lists those that are";
         return Err(Error::new(ErrorKind::NotFound, what, why));
     };
     if let Some(other) = found.next() {

@@ -39,7 +39,7 @@ pub(crate) use self::{
 };
 pub use self::{
     source::{FileSource, Source},
-    spool::{scratch_file, spool_dir},
+    spool::{scratch_file, scratch_name, spool_dir},
 };
 use crate::{
     connect::Client,

@@ -46,14 +46,17 @@ pub fn scratch_file() -> Result<File> {
     tempfile::tempfile_in(spool_dir()).map_err(spool_error)
 }
 
-fn spool_error(error: io::Error) -> Error {
-    Error::file(
-        format!(
-            "write a temporary file in {} (TMPDIR sets another place)",
-            spool_dir().display()
-        ),
-        error,
+/// What errors call a [`scratch_file`], so that a full disk is looked for where it is.
+pub fn scratch_name() -> String {
+    let dir = spool_dir();
+    format!(
+        "a temporary file in {} (TMPDIR sets another place)",
+        dir.display()
     )
+}
+
+fn spool_error(error: io::Error) -> Error {
+    Error::file(format!("write {}", scratch_name()), error)
 }
 
 enum Failed {

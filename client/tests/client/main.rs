@@ -7,11 +7,13 @@
     reason = "tests"
 )]
 
+mod copies;
 mod cut_off;
 mod download;
 mod endings;
 mod fake;
 mod formats;
+mod grammar;
 mod packed;
 mod replaced;
 mod snapctl;

@@ -11,7 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tonic::Status;
-use varve_client::RootId;
+use varve_client::{FileSink, RootId, Sink};
 
 use crate::fake::{FakeDaemon, Manners};
 
@@ -168,8 +168,7 @@ fn json_is_stable() {
     assert_eq!(
         parse(&stdout),
         json!({
-            "snapshot": "web-1", "ok": false, "checked": 2, "checked_bytes": 0,
-            "violation_count": 1,
+            "snapshot": "web-1", "ok": false, "checked": 2, "checked_bytes": 0, "violation_count": 1,
             "violations": [{ "message": "chunk 00 in pack 1", "offset_bytes": 4096 }],
         })
     );
@@ -193,6 +192,11 @@ fn tables_are_for_people() {
     assert!(text.starts_with("Snapshot  web-1 (snap-00000000000000001)\nSize      20.0 MiB\nData      1.5 MiB\nNew       784.0 KiB\nStored    261.3 KiB\nRoot      "), "{text}");
     assert_eq!(
         succeed(&daemon, &["snapshot", "list"]),
+        "NAME   ID                      STATE          SIZE     DATA\n\
+         web-1  snap-00000000000000001  completed  20.0 MiB  1.5 MiB\n"
+    );
+    assert_eq!(
+        succeed(&daemon, &["snapshot", "list", "-o", "wide"]),
         "NAME   ID                      STATE          SIZE     DATA        NEW  CREATED               TAGS\n\
          web-1  snap-00000000000000001  completed  20.0 MiB  1.5 MiB  784.0 KiB  2023-11-14T22:13:20Z  host=a\n"
     );
@@ -216,11 +220,19 @@ fn tables_are_for_people() {
         "deleted web-1 (snap-00000000000000001)\n"
     );
     assert_eq!(
-        succeed(&daemon, &["snapshot", "list", "--limit", "0"])
-            .lines()
-            .count(),
-        1
+        succeed(&daemon, &["snapshot", "list", "--limit", "0"]),
+        "no snapshots\n"
     );
+    for (noun, none) in [
+        ("volume", "volumes"),
+        ("copy", "copies"),
+        ("remote", "remotes"),
+    ] {
+        let list = [noun, "list"];
+        assert_eq!(succeed(&daemon, &list), format!("no {none}\n"));
+        let json = succeed(&daemon, &[&list[..], &["--output", "json"]].concat());
+        assert_eq!(parse(&json)[none], json!([]), "{json}");
+    }
 }
 
 #[test]
@@ -307,7 +319,10 @@ fn without_an_endpoint_the_default_is_named_and_how_to_change_it() {
         "{stderr}"
     );
     assert!(
-        stderr.ends_with("is varved running there? --endpoint or VARVE_ENDPOINT says where else\n"),
+        stderr.ends_with(
+            "is varved running there? It prints a line `export VARVE_ENDPOINT=...` at its start; \
+             that or --endpoint says where it is\n"
+        ),
         "{stderr}"
     );
 }
@@ -415,4 +430,159 @@ fn an_export_replaces_a_file_only_by_force_and_stays_sparse() {
 fn completions_are_printed() {
     let daemon = FakeDaemon::start(Manners::default());
     assert!(succeed(&daemon, &["completions", "bash"]).contains("_snapctl()"));
+}
+
+#[test]
+fn a_tag_that_is_given_twice_is_refused() {
+    let daemon = FakeDaemon::start(Manners::default());
+    for command in [
+        "import none.img --name x",
+        "snapshot create v --name x",
+        "snapshot list",
+        "snapshot tag x",
+        "volume create x --size 1M",
+        "volume clone x --name y",
+        "volume list",
+        "volume tag x",
+        "copy x --from unix:/x",
+    ] {
+        let mut arguments: Vec<_> = command.split(' ').collect();
+        arguments.extend(if command.contains(" tag ") {
+            vec!["a=1", "b=1", "a=2"]
+        } else {
+            vec!["--tag", "a=1", "--tag", "b=1", "--tag", "a=2"]
+        });
+        let (code, stdout, stderr) = run(&daemon, &arguments);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{command}: {stderr}");
+        let why = "the tag a is given more than once";
+        assert!(stderr.contains(why), "{command}: {stderr}");
+    }
+}
+
+#[test]
+fn what_goes_wrong_with_a_temporary_file_is_said_of_that() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let sink = FileSink::scratch(&full, varve_client::scratch_name()).unwrap();
+    let name = sink.name();
+    assert!(
+        name.starts_with("a temporary file in ") && name.ends_with(" (TMPDIR sets another place)"),
+        "{name}"
+    );
+    let daemon = FakeDaemon::start(Manners::default());
+    disk(&daemon);
+    succeed(&daemon, &["import", "disk.img", "--name", "a"]);
+    let client = daemon.client();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let error = runtime
+        .block_on(async { client.await.download("a").run(sink).await })
+        .unwrap_err();
+    assert!(error.to_string().contains(&name), "{error}");
+}
+
+/// An endpoint that is none is minded only by what needs it.
+#[test]
+fn a_wrong_endpoint_does_not_stop_what_needs_none() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let garbage = |arguments: &[&str]| {
+        let mut command = snapctl(&daemon, arguments);
+        finished(command.env("VARVE_ENDPOINT", "garbage").output().unwrap())
+    };
+    for arguments in [
+        &["completions", "bash"][..],
+        &["device", "list"],
+        &["--help"],
+        &["snapshot", "list", "--help"],
+    ] {
+        let (code, _, stderr) = garbage(arguments);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{arguments:?}");
+    }
+    for verb in ["show", "verify"] {
+        let (code, _, stderr) = garbage(&["archive", verb, "none"]);
+        assert_eq!(code, 1, "{stderr}");
+        assert!(stderr.starts_with("snapctl: open none: "), "{stderr}");
+    }
+    let (code, stdout, stderr) = garbage(&["snapshot", "list"]);
+    assert_eq!((code, stdout.as_str()), (2, ""));
+    assert_eq!(
+        stderr,
+        "snapctl: endpoint \"garbage\": write unix:PATH, http://HOST:PORT or https://HOST:PORT\n"
+    );
+}
+
+#[test]
+fn every_answer_is_json_where_that_is_asked_for() {
+    let daemon = FakeDaemon::start(Manners::default());
+    disk(&daemon);
+    let copy = "copy-00000000000000001";
+    for (command, field, value) in [
+        ("import disk.img --name a", "size_bytes", json!(20 << 20)),
+        ("snapshot tag a x=1", "tags", json!({ "x": "1" })),
+        ("snapshot delete a", "name", json!("a")),
+        ("volume create v --size 1M", "size_bytes", json!(1 << 20)),
+        ("volume tag v x=1", "tags", json!({ "x": "1" })),
+        ("volume resize v 2M", "size_bytes", json!(2 << 20)),
+        ("volume delete v", "name", json!("v")),
+        ("copy create web --from unix:/x", "id", json!(copy)),
+        ("copy show copy-00000000000000001", "state", json!("queued")),
+        (
+            "copy limit copy-00000000000000001 1M",
+            "limit_bytes_per_second",
+            json!(1 << 20),
+        ),
+        (
+            "copy cancel copy-00000000000000001",
+            "state",
+            json!("cancelled"),
+        ),
+        (
+            "copy estimate web --from unix:/x",
+            "missing_chunks",
+            json!(3),
+        ),
+        ("remote create eu https://eu:7420", "name", json!("eu")),
+        ("remote show eu", "endpoint", json!("https://eu:7420")),
+        ("remote delete eu", "name", json!("eu")),
+    ] {
+        let mut arguments: Vec<_> = command.split(' ').collect();
+        arguments.extend(["--quiet", "--output", "json"]);
+        let answer = parse(&succeed(&daemon, &arguments));
+        assert_eq!(answer[field], value, "{command}: {answer}");
+    }
+    for command in ["snapshot show", "copy create x", "snapshot list --none"] {
+        let mut arguments: Vec<_> = command.split(' ').collect();
+        arguments.extend(["--output", "json"]);
+        let (code, stdout, stderr) = run(&daemon, &arguments);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{command}");
+        assert_eq!(parse(&stderr)["error"]["kind"], "invalid", "{stderr}");
+    }
+}
+
+/// Whoever takes connections and speaks something else, or hangs up.
+#[test]
+fn a_connection_that_fails_says_what_to_do() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut asked = [0; 16];
+            let _ = stream.read(&mut asked);
+            // To those who speak TLS something else, to others TLS.
+            let answer: &[u8] = match asked[0] {
+                0x16 => b"HTTP/1.1 400 Bad Request\r\n\r\n",
+                _ => b"\x15\x03\x03\0\x02\x02\x32",
+            };
+            let _ = stream.write_all(answer);
+        }
+    });
+    for (scheme, question) in [
+        ("http", "does it want https?"),
+        ("https", "does it want http?"),
+    ] {
+        let endpoint = format!("{scheme}://127.0.0.1:{port}");
+        let (code, _, stderr) = run(&daemon, &["status", "--endpoint", &endpoint]);
+        assert_eq!(code, 5, "{stderr}");
+        assert!(stderr.contains(question), "{stderr}");
+    }
 }

@@ -120,7 +120,7 @@ fn snapctl_answers_people_and_programs() {
         "clone"
     );
     assert_eq!(
-        text(&["list", "--name-prefix", "web"]),
+        text(&["list", "--name-prefix", "web", "-o", "wide"]),
         "NAME    ID                         SIZE  ATTACHED  CREATED               TAGS\n\
          web/db  vol-00000000000000001  10.0 GiB  -         2023-11-14T22:13:20Z  tier=gold\n"
     );

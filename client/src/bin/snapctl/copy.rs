@@ -16,12 +16,13 @@ use crate::{
     size::parse_size,
 };
 
-/// What `copy` takes: a snapshot, or what to do with copies.
+/// What `copy` takes: what to do with copies; or, as it was once written, what `create` takes.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "\
+    override_usage = "snapctl copy <COMMAND>",
+    after_long_help = "\
 The daemon pulls: it is asked by --endpoint, and it reaches the other one at --from. Only chunks that are missing cross. A copy that \
 is cut off is tried again by itself, also after a restart of the daemon. What has arrived is not fetched twice."
 )]
@@ -32,13 +33,22 @@ pub(crate) struct Copies {
     new: Option<New>,
 }
 
+/// Leaves the old way to begin a copy out of the help.
+pub(crate) fn hide_old(command: clap::Command) -> clap::Command {
+    command.mut_subcommand("copy", |copy| copy.mut_args(|argument| argument.hide(true)))
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Begin copies of snapshots of another store
+    Create(New),
     /// Say what would cross, and copy nothing
     Estimate(Source),
     /// List copies, the newest first
+    #[command(visible_alias = "ls")]
     List,
     /// Show a copy
+    #[command(visible_alias = "get")]
     Show {
         /// Its id
         copy: String,
@@ -63,7 +73,7 @@ enum Command {
 struct Source {
     /// Name or id of the snapshot in the other store
     snapshot: String,
-    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or a name that `remote add` has given
+    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or a name that `remote create` has given
     /// it
     #[arg(long, value_name = "ENDPOINT|REMOTE")]
     from: String,
@@ -78,7 +88,7 @@ struct New {
     /// Names or ids of snapshots in the other store; what several of them share crosses once
     #[arg(required = true, value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
-    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or a name that `remote add` has given
+    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or a name that `remote create` has given
     /// it
     #[arg(long, value_name = "ENDPOINT|REMOTE")]
     from: String,
@@ -183,7 +193,7 @@ impl Copies {
             (Some(Command::Limit { copy, limit }), _) => {
                 show(&client.limit_copy(&copy, limit).await?, options)
             }
-            (None, Some(new)) => new.run(&client, options).await,
+            (Some(Command::Create(new)), _) | (None, Some(new)) => new.run(&client, options).await,
             (None, None) => Err(Failure::local(
                 "copy",
                 "say which snapshot, and --from where".to_owned(),
@@ -218,13 +228,27 @@ impl New {
         if self.wait {
             let progress = Arc::new(Progress::default());
             let ids: Vec<_> = copies.iter().map(|copy| copy.id.clone()).collect();
-            let waiting = client.ended_copies(&ids, &progress);
+            let waiting = client.ended_copies(&ids, &progress, |copy| tell(copy, options));
             copies = meter::watch("copy", options.quiet, Arc::clone(&progress), waiting).await?;
         }
         match &*copies {
             [one] => show(one, options),
             several => list(several, options),
         }
+    }
+}
+
+/// Says why a copy does not go on, and that it does again.
+fn tell(copy: &Copy, options: &Options) {
+    let (id, snapshot) = (&copy.id, &copy.source.snapshot);
+    match (copy.state, &copy.last_error) {
+        (CopyState::Queued, _) => {
+            options.remark(format_args!("{id} ({snapshot}) waits for its turn"));
+        }
+        (CopyState::Waiting, Some(why)) => {
+            options.remark(format_args!("{id} ({snapshot}) is tried again: {why}"));
+        }
+        _ => {}
     }
 }
 
@@ -244,17 +268,18 @@ fn list(copies: &[Copy], options: &Options) -> Result<(), Failure> {
             copies: copies.iter().map(CopyJson::from).collect(),
         });
     }
-    let mut table = output::table(&[
+    const HEADINGS: [&str; 9] = [
         "ID",
         "SNAPSHOT",
-        "FROM",
+        "+FROM",
         "STATE",
         ">DONE",
         ">DATA",
-        ">RECEIVED",
-        ">RATE",
-        "BEGUN",
-    ]);
+        "+>RECEIVED",
+        "+>RATE",
+        "+BEGUN",
+    ];
+    let mut table = output::table(&HEADINGS, options.output);
     for copy in copies {
         table.add_row([
             copy.id.clone(),
@@ -268,7 +293,7 @@ fn list(copies: &[Copy], options: &Options) -> Result<(), Failure> {
             output::time(copy.created_at),
         ]);
     }
-    table.write()
+    table.write("copies")
 }
 
 fn show(copy: &Copy, options: &Options) -> Result<(), Failure> {

@@ -18,6 +18,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such snapshot or volume, 4 exi
 pub(crate) enum Failure {
     /// The library, or the daemon behind it, says why.
     Client(Error),
+    /// The command line is wrong in a way that shows only when it is used.
+    Usage(Error),
     /// Verification found damage, and has said so.
     Violations,
     /// A signal ended it.
@@ -41,6 +43,20 @@ impl Failure {
         }
     }
 
+    /// Says what to do about a connection that failed, where that is known.
+    pub(crate) fn advised(self, endpoint: Option<&str>) -> Self {
+        match self {
+            Self::Client(error) => match advice(&error, endpoint.unwrap_or_default()) {
+                Some(advice) => {
+                    let why = format!("{}: {advice}", error.why());
+                    Self::Client(Error::new(error.kind(), error.what(), why))
+                }
+                None => Self::Client(error),
+            },
+            other => other,
+        }
+    }
+
     fn code(&self) -> u8 {
         match self {
             Self::Client(error) => match error.kind() {
@@ -53,6 +69,7 @@ impl Failure {
                 ErrorKind::Cancelled => 130,
                 _ => 1,
             },
+            Self::Usage(_) => 2,
             Self::Violations => 6,
             Self::Interrupted => 130,
             // As if killed by SIGPIPE.
@@ -78,7 +95,7 @@ impl From<Error> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Client(error) => error.fmt(f),
+            Self::Client(error) | Self::Usage(error) => error.fmt(f),
             Self::Violations => f.write_str("damage was found"),
             Self::Interrupted => f.write_str("interrupted"),
             Self::OutputClosed => f.write_str("the output was closed"),
@@ -86,21 +103,98 @@ impl fmt::Display for Failure {
     }
 }
 
+/// What to do about a connection that failed; the library below tells only what it saw.
+fn advice(error: &Error, endpoint: &str) -> Option<&'static str> {
+    if error.kind() != ErrorKind::Unreachable {
+        return None;
+    }
+    let saw = |text: &str| error.why().contains(text);
+    if saw("CertificateRequired") {
+        Some("the daemon asks for a certificate: give --tls-cert and --tls-key")
+    } else if saw("received fatal alert: UnknownCA")
+        || saw("received fatal alert: BadCertificate")
+        || saw("received fatal alert: CertificateUnknown")
+        || saw("received fatal alert: CertificateExpired")
+    {
+        Some("the daemon does not accept the certificate of --tls-cert")
+    } else if saw("UnknownIssuer") {
+        Some("give the authority that signed the daemon's certificate: --tls-ca")
+    } else if saw("InvalidContentType") {
+        Some("does it want http?")
+    } else if endpoint.starts_with("http://") && saw("lost the connection") {
+        Some("does it want https?")
+    } else {
+        None
+    }
+}
+
 /// Says why a command failed, and gives its exit code.
 pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
     let kind = match failure {
-        Failure::Client(error) => Some(error.kind()),
+        Failure::Client(error) | Failure::Usage(error) => Some(error.kind()),
         Failure::Interrupted => Some(ErrorKind::Cancelled),
         Failure::Violations | Failure::OutputClosed => None,
     };
     if let Some(kind) = kind {
         match output {
-            Output::Table => output::tell(format_args!("snapctl: {failure}")),
-            Output::Json => output::tell(printable_json(
-                &json!({ "error": { "kind": kind.as_str(), "message": failure.to_string() } })
-                    .to_string(),
-            )),
+            Output::Table | Output::Wide => output::tell(format_args!("snapctl: {failure}")),
+            Output::Json => tell_json(kind, &failure.to_string()),
         }
     }
     ExitCode::from(failure.code())
+}
+
+/// Says for programs why a command failed.
+pub(crate) fn tell_json(kind: ErrorKind, message: &str) {
+    let error = json!({ "error": { "kind": kind.as_str(), "message": message } });
+    output::tell(printable_json(&error.to_string()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(why: &str, endpoint: &str) -> String {
+        let error = Error::new(ErrorKind::Unreachable, "get status", why);
+        Failure::Client(error).advised(Some(endpoint)).to_string()
+    }
+
+    #[test]
+    fn failed_connections_come_with_advice() {
+        let (https, http) = ("https://eu:7420", "http://eu:7420");
+        for (why, endpoint, advice) in [
+            (
+                "received fatal alert: CertificateRequired",
+                https,
+                ": the daemon asks for a certificate: give --tls-cert and --tls-key",
+            ),
+            (
+                "received fatal alert: UnknownCA",
+                https,
+                ": the daemon does not accept the certificate of --tls-cert",
+            ),
+            (
+                "invalid peer certificate: UnknownIssuer",
+                https,
+                ": give the authority that signed the daemon's certificate: --tls-ca",
+            ),
+            (
+                "lost the connection to the daemon: broken pipe",
+                http,
+                ": does it want https?",
+            ),
+            ("lost the connection to the daemon: broken pipe", https, ""),
+            (
+                "lost the connection to the daemon: broken pipe",
+                "unix:/x",
+                "",
+            ),
+        ] {
+            let whole = format!("get status: {why}{advice}");
+            assert_eq!(said(why, endpoint), whole);
+        }
+        let error = Error::new(ErrorKind::NotFound, "show", "lost the connection");
+        let failure = Failure::Client(error).advised(Some(http));
+        assert_eq!(failure.to_string(), "show: lost the connection");
+    }
 }

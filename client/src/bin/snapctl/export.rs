@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use varve_client::{
     Client, DownloadReport, Error, ErrorKind, Existing, FileSink, NewFile, Progress, Sink,
-    StreamSink, open_stream, scratch_file,
+    StreamSink, open_stream, scratch_file, scratch_name,
 };
 
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
 
 /// What `export` takes.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 The file takes its name only when it is complete and checked; holes stay holes. With --force it has the owner and mode of \
 the file that it replaces; a symbolic link stays, and the file that it leads to is replaced. A block device is written in \
 place, holes as zeros; a pipe or a character device like standard output. For qcow2 the content is written to a temporary file in $TMPDIR (or /var/tmp) first, and \
@@ -111,7 +111,7 @@ impl Export {
                 let target = NewFile::create(&self.file, existing).map_err(mention_force)?;
                 let client = options.connect().await?;
                 let raw = scratch_file()?;
-                let sink = FileSink::scratch(&raw, &self.file)?;
+                let sink = FileSink::scratch(&raw, scratch_name())?;
                 let report = download(&client, &self.snapshot, sink, options).await?;
                 options.remark(format_args!("converting {} to qcow2", self.file.display()));
                 let progress = Arc::new(Progress::default());

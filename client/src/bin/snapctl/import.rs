@@ -21,7 +21,7 @@ use crate::{
 
 /// What `import` takes.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 Raw disks and block devices are read where they are. What comes from a pipe, what is packed (gzip, xz, zstd, bzip2) and \
 images in other formats are written to a temporary file in $TMPDIR (or /var/tmp) first, zeros left out; other formats are \
 read by qemu-img. Of an OVA the disk is taken that its description names.

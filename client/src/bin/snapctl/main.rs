@@ -25,9 +25,13 @@ mod snapshot;
 mod status;
 mod volume;
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    collections::HashSet, env, ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration,
+};
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{
+    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind as Usage,
+};
 use clap_complete::Shell;
 use varve_client::{Client, Endpoint, Error, ErrorKind, Result as ClientResult, Tls};
 
@@ -38,7 +42,7 @@ const THREADS_TIME: Duration = Duration::from_secs(1);
 
 /// Keep, compare and restore snapshots of block volumes, and volumes that are written to.
 #[derive(Debug, Parser)]
-#[command(name = "snapctl", version, max_term_width = 100, after_help = exit::HELP)]
+#[command(name = "snapctl", version, max_term_width = 100, after_long_help = exit::HELP)]
 struct Cli {
     #[command(flatten)]
     options: Options,
@@ -48,25 +52,44 @@ struct Cli {
 
 /// What every command understands.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 struct Options {
     /// Where the daemon listens: unix:PATH, http://HOST:PORT or https://HOST:PORT
     /// [default: unix:/run/varve/grpc.sock]
     #[arg(long, env = "VARVE_ENDPOINT", global = true, value_name = "ENDPOINT")]
-    endpoint: Option<Endpoint>,
+    endpoint: Option<String>,
     /// Authorities that the daemon's certificate is signed by (PEM), for https [default: the system's]
-    #[arg(long, env = "VARVE_TLS_CA", global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        env = "VARVE_TLS_CA",
+        global = true,
+        hide_short_help = true,
+        value_name = "FILE"
+    )]
     tls_ca: Option<PathBuf>,
     /// Certificate to show to the daemon (PEM), for https; with --tls-key
-    #[arg(long, env = "VARVE_TLS_CERT", global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        env = "VARVE_TLS_CERT",
+        global = true,
+        hide_short_help = true,
+        value_name = "FILE"
+    )]
     tls_cert: Option<PathBuf>,
     /// Private key of that certificate (PEM)
-    #[arg(long, env = "VARVE_TLS_KEY", global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        env = "VARVE_TLS_KEY",
+        global = true,
+        hide_short_help = true,
+        value_name = "FILE"
+    )]
     tls_key: Option<PathBuf>,
     /// Tables for people, or JSON for programs
-    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
     /// Give up when the daemon has not answered, nor gone on with anything, for this long [default: never]
-    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, global = true, hide_short_help = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Neither progress nor remarks
     #[arg(long, short, global = true)]
@@ -95,11 +118,18 @@ enum Command {
     /// Name other daemons, to copy from them
     #[command(subcommand)]
     Remote(remote::Remotes),
-    /// Attach an export as a block device of this machine, and stay to look after it
+    /// Attach exports as block devices of this machine
+    #[command(subcommand)]
+    Device(map::Devices),
+    // As these were called before they had a noun.
+    /// The same as device map
+    #[command(hide = true)]
     Map(map::Map),
-    /// Detach a block device
+    /// The same as device unmap
+    #[command(hide = true)]
     Unmap(map::Unmap),
-    /// List the block devices that exports are attached as
+    /// The same as device list
+    #[command(hide = true)]
     Mapped,
     /// What the daemon is and how it is doing
     Status,
@@ -111,8 +141,15 @@ enum Command {
 }
 
 impl Options {
+    /// Where the daemon is said to be. Only who needs it minds what is wrong with it.
+    fn endpoint(&self) -> Result<Option<Endpoint>, Failure> {
+        let given = self.endpoint.as_ref();
+        let endpoint = given.map(|text| text.parse()).transpose();
+        endpoint.map_err(Failure::Usage)
+    }
+
     async fn connect(&self) -> Result<Client, Failure> {
-        let given = self.endpoint.clone();
+        let given = self.endpoint()?;
         let endpoint = given.clone().unwrap_or_default();
         let tls = match &given {
             Some(_) => self.tls()?,
@@ -131,7 +168,8 @@ impl Options {
             Some(_) => error,
             None => {
                 let why = format!(
-                    "{} --endpoint or VARVE_ENDPOINT says where else",
+                    "{} It prints a line `export VARVE_ENDPOINT=...` at its start; that or \
+                     --endpoint says where it is",
                     error.why()
                 );
                 Error::new(error.kind(), error.what(), why)
@@ -168,8 +206,59 @@ impl Options {
     }
 }
 
+/// The grammar.
+fn command() -> clap::Command {
+    copy::hide_old(Cli::command())
+}
+
+/// Reads the command line; what is wrong with it ends the program.
+fn command_line() -> Cli {
+    let mut command = self::command();
+    let matches = match command.try_get_matches_from_mut(env::args_os()) {
+        Ok(matches) => matches,
+        Err(error) => wrong_usage(&error),
+    };
+    if let Some(key) = doubled_tag(&matches) {
+        let why = format!("the tag {key} is given more than once, and has one value");
+        wrong_usage(&command.error(Usage::ArgumentConflict, why));
+    }
+    let cli = Cli::from_arg_matches(&matches);
+    cli.unwrap_or_else(|error| wrong_usage(&error.format(&mut command)))
+}
+
+/// Says what is wrong with the command line, or gives the help that was asked for.
+fn wrong_usage(error: &clap::Error) -> ! {
+    let arguments: Vec<_> = env::args_os().collect();
+    let is_json = |text: &OsString| text == "--output=json" || text == "-ojson";
+    let wants_json = arguments.iter().any(is_json)
+        || arguments
+            .windows(2)
+            .any(|pair| (pair[0] == "--output" || pair[0] == "-o") && pair[1] == "json");
+    if error.use_stderr() && wants_json {
+        let text = error.to_string();
+        let why = text.trim().trim_start_matches("error: ");
+        exit::tell_json(ErrorKind::Invalid, why);
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
+}
+
+/// The key of a tag that is given twice, to whichever command: one of the two values would be lost.
+fn doubled_tag(matches: &ArgMatches) -> Option<String> {
+    let mut keys = HashSet::new();
+    let tags = matches.try_get_many::<(String, String)>("tags");
+    let tags = tags.ok().flatten().into_iter().flatten();
+    for (key, _) in tags {
+        if !keys.insert(key) {
+            return Some(key.clone());
+        }
+    }
+    let (_, inner) = matches.subcommand()?;
+    doubled_tag(inner)
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = command_line();
     init_log();
     let output = cli.options.output;
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -199,12 +288,13 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { options, command } = cli;
     let signals = signals::listen();
     let mut command = Box::pin(dispatch(&options, command));
-    tokio::select! {
+    let done = tokio::select! {
         biased;
         done = &mut command => done,
         () = signals => Err(Failure::Interrupted),
         failure = options.silence.watch(&options) => Err(failure),
-    }
+    };
+    done.map_err(|failure| failure.advised(options.endpoint.as_deref()))
 }
 
 async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {
@@ -216,13 +306,14 @@ async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {
         Command::Volume(volume) => volume.run(options).await,
         Command::Copy(copies) => copies.run(options).await,
         Command::Remote(remotes) => remotes.run(options).await,
-        Command::Map(map) => map.run(options).await,
-        Command::Unmap(unmap) => unmap.run(options).await,
-        Command::Mapped => map::list(options),
+        Command::Device(devices) => devices.run(options).await,
+        Command::Map(map) => map::Devices::Map(map).run(options).await,
+        Command::Unmap(unmap) => map::Devices::Unmap(unmap).run(options).await,
+        Command::Mapped => map::Devices::List.run(options).await,
         Command::Status => status::run(options).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "snapctl", &mut script);
+            clap_complete::generate(shell, &mut self::command(), "snapctl", &mut script);
             output::bytes(&script)
         }
     }
@@ -257,6 +348,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

@@ -1,8 +1,8 @@
-//! `snapctl map`, `unmap` and `mapped`: exports as block devices of this machine.
+//! `snapctl device`: exports as block devices of this machine.
 
 use std::{path::Path, time::Duration};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use sd_notify::NotifyState;
 use serde::Serialize;
 use varve_client::{
@@ -20,11 +20,33 @@ use crate::{
 /// How long detaching a device may take: the kernel writes out what it holds back for it.
 const DETACH_TIME: Duration = Duration::from_secs(600);
 
+/// What `device` can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Devices {
+    /// Attach an export as a block device of this machine, and stay to look after it
+    Map(Map),
+    /// Detach a block device
+    Unmap(Unmap),
+    /// List the block devices that exports are attached as
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+impl Devices {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        match self {
+            Self::Map(map) => map.run(options).await,
+            Self::Unmap(unmap) => unmap.run(options).await,
+            Self::List => list(options),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 It prints the device, and stays to hand the kernel a new connection when the daemon was restarted: requests wait meanwhile. It ends \
 when the device is unmapped. Interrupted, it detaches the device if nobody uses it; if somebody does, it leaves it attached, and \
-'snapctl map' of the same export looks after it again.
+'snapctl device map' of the same export looks after it again.
 
 The systemd unit varve-map@.service does the same for exports that are to be there always.")]
 pub(crate) struct Map {
@@ -90,10 +112,18 @@ impl<'a> From<&'a Mapped> for MappedJson<'a> {
     }
 }
 
-/// What `mapped` prints for programs.
+/// What `device list` prints for programs.
 #[derive(Debug, Serialize)]
 struct ListJson<'a> {
     devices: Vec<MappedJson<'a>>,
+}
+
+/// A detached device as JSON.
+#[derive(Debug, Serialize)]
+struct UnmappedJson<'a> {
+    device: &'a Path,
+    /// It is not in use any more.
+    is_gone: bool,
 }
 
 fn parse_device(text: &str) -> Result<u32, String> {
@@ -134,7 +164,7 @@ impl Map {
         }
         match options.output {
             Output::Json => output::json(&MappedJson::from(mapping.device()))?,
-            Output::Table => output::line(&device)?,
+            Output::Table | Output::Wide => output::line(&device)?,
         }
         ready();
         let tell = |event| match event {
@@ -154,7 +184,7 @@ impl Map {
             }
             Ended::Interrupted if mapping.is_cut_off() => {
                 options.remark(format_args!(
-                    "{device} has no connection now and stays attached; 'snapctl map {}' looks after it again",
+                    "{device} has no connection now and stays attached; 'snapctl device map {}' looks after it again",
                     self.export
                 ));
                 Ok(())
@@ -166,7 +196,7 @@ impl Map {
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     options.remark(format_args!(
-                        "{error}; it stays attached, and 'snapctl map {}' looks after it again",
+                        "{error}; it stays attached, and 'snapctl device map {}' looks after it again",
                         self.export
                     ));
                     Ok(())
@@ -201,7 +231,7 @@ impl Map {
             _ => return Err(wrong("an export is volume/NAME or snapshot/NAME").into()),
         };
         // A path is one of this machine, and so has to be the daemon.
-        let is_here = options.endpoint.as_ref().is_none_or(Endpoint::is_unix);
+        let is_here = options.endpoint()?.as_ref().is_none_or(Endpoint::is_unix);
         let uris = client.status().await?.nbd_uris;
         let usable = |address: &NbdAddress| match address {
             NbdAddress::Unix(_) => is_here,
@@ -228,6 +258,12 @@ fn ready() {
 impl Unmap {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let unmapped = unmap(&self.device, self.force).await?;
+        if options.output == Output::Json {
+            return output::json(&UnmappedJson {
+                device: &unmapped.path,
+                is_gone: unmapped.is_gone,
+            });
+        }
         let device = unmapped.path.display();
         if unmapped.is_gone {
             options.remark(format_args!("detached {device}"));
@@ -240,7 +276,7 @@ impl Unmap {
     }
 }
 
-/// `snapctl mapped`.
+/// `snapctl device list`.
 pub(crate) fn list(options: &Options) -> Result<(), Failure> {
     let devices = mapped()?;
     if options.output == Output::Json {
@@ -248,7 +284,10 @@ pub(crate) fn list(options: &Options) -> Result<(), Failure> {
             devices: devices.iter().map(MappedJson::from).collect(),
         });
     }
-    let mut table = output::table(&["DEVICE", "EXPORT", "SIZE", "ACCESS", "KEPT BY"]);
+    let mut table = output::table(
+        &["DEVICE", "EXPORT", ">SIZE", "ACCESS", "KEPT BY"],
+        options.output,
+    );
     for device in &devices {
         let access = if device.read_only {
             "read-only"
@@ -267,7 +306,7 @@ pub(crate) fn list(options: &Options) -> Result<(), Failure> {
             keeper,
         ]);
     }
-    table.write()
+    table.write("devices")
 }
 
 #[cfg(test)]

@@ -125,8 +125,8 @@ mod tests {
         let mib = 1 << 20;
         assert_eq!(
             line(100 * mib, 400 * mib, Duration::from_secs(2)),
-            "100.0 MiB of 400.0 MiB (25 %), 52 MB/s, 6 s left"
+            "100.0 MiB of 400.0 MiB (25 %), 50.0 MiB/s, 6 s left"
         );
-        assert_eq!(line(0, 0, Duration::ZERO), "0 B of 0 B (0 %), 0 MB/s");
+        assert_eq!(line(0, 0, Duration::ZERO), "0 B of 0 B (0 %), 0 B/s");
     }
 }

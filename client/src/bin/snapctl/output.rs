@@ -23,6 +23,8 @@ use crate::exit::Failure;
 pub(crate) enum Output {
     /// For people.
     Table,
+    /// For people, with all columns.
+    Wide,
     /// For programs.
     Json,
 }
@@ -201,21 +203,44 @@ pub(crate) fn json_text(text: &str) -> Result<(), Failure> {
 
 /// Rows for people.
 #[derive(Debug)]
-pub(crate) struct Rows(Table);
+pub(crate) struct Rows {
+    table: Table,
+    /// Which of the columns are shown.
+    shown: Vec<bool>,
+    is_empty: bool,
+}
 
 impl Rows {
     pub(crate) fn add_row<const N: usize>(&mut self, cells: [String; N]) {
-        self.0
-            .add_row(cells.map(|cell| printable(&cell).to_string()));
+        self.is_empty = false;
+        let cells = cells.into_iter().zip(&self.shown);
+        let cells = cells.filter(|(_, shown)| **shown);
+        let cells: Vec<_> = cells
+            .map(|(cell, _)| printable(&cell).to_string())
+            .collect();
+        self.table.add_row(cells);
     }
 
-    pub(crate) fn write(&self) -> Result<(), Failure> {
-        write(&format!("{}\n", self.0.trim_fmt()))
+    /// Writes the rows; if there are none, that there are no `things`.
+    pub(crate) fn write(&self, things: &str) -> Result<(), Failure> {
+        if self.is_empty {
+            return line(format_args!("no {things}"));
+        }
+        write(&format!("{}\n", self.table.trim_fmt()))
     }
 }
 
-/// A table without lines, with these headings; those that begin with `>` are of numbers, set to the right.
-pub(crate) fn table(headings: &[&str]) -> Rows {
+/// A table without lines, with these headings. Those of numbers, which are set to the right, begin
+/// with `>`; in front of that stands `+` for what is shown only where there is room, with
+/// `--output wide`: the others fit a terminal of 80 columns.
+pub(crate) fn table(headings: &[&str], output: Output) -> Rows {
+    let is_shown = |heading: &&str| output == Output::Wide || !heading.starts_with('+');
+    let shown = headings.iter().map(is_shown).collect();
+    let headings: Vec<_> = headings
+        .iter()
+        .filter(|heading| is_shown(heading))
+        .map(|heading| heading.trim_start_matches('+'))
+        .collect();
     let mut table = Table::new();
     table.load_style(TableStyle::new());
     table.set_header(
@@ -232,7 +257,11 @@ pub(crate) fn table(headings: &[&str]) -> Rows {
             }
         }
     }
-    Rows(table)
+    Rows {
+        table,
+        shown,
+        is_empty: true,
+    }
 }
 
 /// Names and values below each other.
@@ -270,9 +299,9 @@ pub(crate) fn per_second(bytes: u64, elapsed: Duration) -> u64 {
     u64::try_from(per_second).unwrap_or(u64::MAX)
 }
 
-/// A rate for people, in the decimal megabytes that disks and networks are sold by.
+/// A rate for people, in the units of sizes.
 pub(crate) fn rate(bytes_per_second: u64) -> String {
-    format!("{:.0} MB/s", bytes_per_second as f64 / 1e6)
+    format!("{}/s", size(bytes_per_second))
 }
 
 /// A time for programs.
@@ -335,6 +364,6 @@ mod tests {
             2_000_000
         );
         assert_eq!(per_second(5, Duration::ZERO), 5_000_000_000);
-        assert_eq!(rate(512_400_000), "512 MB/s");
+        assert_eq!(rate(512 << 20), "512.0 MiB/s");
     }
 }

@@ -19,7 +19,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     process::{Child, ChildStdout, Command},
 };
-use varve_client::{Error, ErrorKind, Progress, Result, scratch_file};
+use varve_client::{Error, ErrorKind, Progress, Result, scratch_file, scratch_name};
 
 use crate::image::{Format, Image, Layer, Probe};
 
@@ -132,7 +132,7 @@ pub(crate) async fn to_raw(
     progress: &Progress,
 ) -> Result<()> {
     let format = image.top().map_or(Format::Raw, |layer| layer.format);
-    let what = format!("convert {name} from {format}");
+    let what = format!("convert {name} from {format} to {}", scratch_name());
     let arguments = [
         "convert".into(),
         "-p".into(),

@@ -4,7 +4,7 @@ use std::path::{self, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use varve_client::{Client, Error, Remote};
+use varve_client::{Client, Error, ErrorKind, Remote};
 
 use crate::{
     Options,
@@ -15,22 +15,31 @@ use crate::{
 /// What `remote` can do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Remotes {
-    /// Give another daemon a name, for `copy --from`
-    Add(Add),
+    /// Give another daemon a name, for `copy create --from`
+    #[command(alias = "add")]
+    Create(Create),
     /// List the daemons that have names
+    #[command(visible_alias = "ls")]
     List,
+    /// Show where a daemon with a name is
+    #[command(visible_alias = "get")]
+    Show {
+        /// The name
+        name: String,
+    },
     /// Forget a name
-    Remove {
+    #[command(visible_alias = "rm", alias = "remove")]
+    Delete {
         /// The name
         name: String,
     },
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 The daemon that copies reads the files, each time that it connects: they may be renewed. They are on its machine; relative paths are \
 made absolute from here.")]
-pub(crate) struct Add {
+pub(crate) struct Create {
     /// The name: letters, digits and . _ - / + @
     name: String,
     /// Where it is, as the daemon that copies reaches it: https://HOST:PORT, unix:PATH or http://HOST:PORT
@@ -83,14 +92,32 @@ struct ListJson<'a> {
     remotes: Vec<RemoteJson<'a>>,
 }
 
+/// What is printed for programs when a name is forgotten.
+#[derive(Debug, Serialize)]
+struct RemovedJson<'a> {
+    name: &'a str,
+}
+
 impl Remotes {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let client = options.connect().await?;
         match self {
-            Self::Add(add) => add.run(&client, options).await,
+            Self::Create(create) => create.run(&client, options).await,
             Self::List => list(&client.remotes().await?, options),
-            Self::Remove { name } => {
+            Self::Show { name } => {
+                let remotes = client.remotes().await?;
+                let remote = remotes.iter().find(|remote| remote.name == name);
+                let remote = remote.ok_or_else(|| {
+                    let what = format!("show remote {name}");
+                    Error::new(ErrorKind::NotFound, what, "there is no such remote")
+                })?;
+                show(remote, options)
+            }
+            Self::Delete { name } => {
                 client.remove_remote(&name).await?;
+                if options.output == Output::Json {
+                    return output::json(&RemovedJson { name: &name });
+                }
                 options.remark(format_args!("removed remote {name}"));
                 Ok(())
             }
@@ -98,7 +125,7 @@ impl Remotes {
     }
 }
 
-impl Add {
+impl Create {
     async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
         let absolute = |path: PathBuf| {
             let absolute = path::absolute(&path);
@@ -117,11 +144,30 @@ impl Add {
             created_at: None,
         };
         let added = client.add_remote(remote).await?;
-        match options.output {
-            Output::Json => output::json(&RemoteJson::from(&added)),
-            Output::Table => list(&[added], options),
-        }
+        show(&added, options)
     }
+}
+
+fn show(remote: &Remote, options: &Options) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&RemoteJson::from(remote));
+    }
+    let path = |path: &PathBuf| path.display().to_string();
+    let mut facts = vec![
+        ("Name", remote.name.clone()),
+        ("Endpoint", remote.endpoint.clone()),
+    ];
+    let authorities = remote.tls_ca.iter();
+    facts.extend(authorities.map(|file| ("Authorities", path(file))));
+    if let Some((cert, key)) = &remote.tls_identity {
+        facts.extend([("Certificate", path(cert)), ("Key", path(key))]);
+    }
+    if remote.allow_plaintext {
+        facts.push(("Plaintext", "allowed".to_owned()));
+    }
+    let added = remote.created_at.iter();
+    facts.extend(added.map(|time| ("Added", output::time(*time))));
+    output::write(&output::facts(&facts))
 }
 
 fn list(remotes: &[Remote], options: &Options) -> Result<(), Failure> {
@@ -130,7 +176,10 @@ fn list(remotes: &[Remote], options: &Options) -> Result<(), Failure> {
             remotes: remotes.iter().map(RemoteJson::from).collect(),
         });
     }
-    let mut table = output::table(&["NAME", "ENDPOINT", "AUTHORITIES", "CERTIFICATE", "ADDED"]);
+    let mut table = output::table(
+        &["NAME", "ENDPOINT", "+AUTHORITIES", "+CERTIFICATE", "+ADDED"],
+        options.output,
+    );
     for remote in remotes {
         let path =
             |path: Option<&PathBuf>| path.map_or_else(String::new, |it| it.display().to_string());
@@ -143,5 +192,5 @@ fn list(remotes: &[Remote], options: &Options) -> Result<(), Failure> {
             remote.created_at.map(output::time).unwrap_or_default(),
         ]);
     }
-    table.write()
+    table.write("remotes")
 }

@@ -26,13 +26,16 @@ pub(crate) enum Snapshot {
     /// Make a snapshot of a volume, or of several at one instant, while they are in use or not
     Create(Create),
     /// List snapshots, by name
+    #[command(visible_alias = "ls")]
     List(Listing),
     /// Show a snapshot
+    #[command(visible_alias = "get")]
     Show {
         /// Name or id
         snapshot: String,
     },
     /// Delete a snapshot; one that is pending is cancelled
+    #[command(visible_alias = "rm")]
     Delete {
         /// Name or id
         snapshot: String,
@@ -107,7 +110,7 @@ impl Snapshot {
                 let deleted = client.delete_snapshot(&snapshot).await?;
                 match options.output {
                     Output::Json => output::json(&SnapshotJson::from(&deleted)),
-                    Output::Table => {
+                    Output::Table | Output::Wide => {
                         output::line(format_args!("deleted {} ({})", deleted.name, deleted.id))
                     }
                 }
@@ -146,7 +149,7 @@ impl Create {
             (several, Output::Json) => output::json(&ListJson {
                 snapshots: several.iter().map(SnapshotJson::from).collect(),
             }),
-            (several, Output::Table) => table(several),
+            (several, output) => table(several, output),
         }
     }
 }
@@ -163,13 +166,14 @@ async fn list(listing: Listing, client: &Client, options: &Options) -> Result<()
             snapshots: snapshots.iter().map(SnapshotJson::from).collect(),
         });
     }
-    table(&snapshots)
+    table(&snapshots, options.output)
 }
 
-fn table(snapshots: &[varve_client::Snapshot]) -> Result<(), Failure> {
-    let mut table = output::table(&[
-        "NAME", "ID", "STATE", ">SIZE", ">DATA", ">NEW", "CREATED", "TAGS",
-    ]);
+fn table(snapshots: &[varve_client::Snapshot], output: Output) -> Result<(), Failure> {
+    const HEADINGS: [&str; 8] = [
+        "NAME", "ID", "STATE", ">SIZE", ">DATA", "+>NEW", "+CREATED", "+TAGS",
+    ];
+    let mut table = output::table(&HEADINGS, output);
     for snapshot in snapshots {
         table.add_row([
             snapshot.name.clone(),
@@ -182,7 +186,7 @@ fn table(snapshots: &[varve_client::Snapshot]) -> Result<(), Failure> {
             output::tags(&snapshot.tags),
         ]);
     }
-    table.write()
+    table.write("snapshots")
 }
 
 fn show(snapshot: &varve_client::Snapshot, options: &Options) -> Result<(), Failure> {

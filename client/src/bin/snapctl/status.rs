@@ -39,7 +39,9 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let status = client.status().await?;
     match options.output {
         Output::Json => output::json(&StatusJson::from(&status)),
-        Output::Table => output::write(&text(&status, &client.endpoint().to_string())),
+        Output::Table | Output::Wide => {
+            output::write(&text(&status, &client.endpoint().to_string()))
+        }
     }
 }
 

@@ -22,8 +22,10 @@ pub(crate) enum Volume {
     /// Make a volume, of zeros or with the content of a snapshot
     Create(Create),
     /// List volumes, by name
+    #[command(visible_alias = "ls")]
     List(Listing),
     /// Show a volume
+    #[command(visible_alias = "get")]
     Show {
         /// Name or id
         volume: String,
@@ -55,6 +57,7 @@ pub(crate) enum Volume {
         volume: String,
     },
     /// Delete a volume that is not attached
+    #[command(visible_alias = "rm")]
     Delete {
         /// Name or id
         volume: String,
@@ -148,7 +151,7 @@ impl Volume {
                         volume: VolumeJson::from(&attached.volume),
                         nbd_uris: &attached.nbd_uris,
                     }),
-                    Output::Table => output::write(&how_to_use(&attached)),
+                    Output::Table | Output::Wide => output::write(&how_to_use(&attached)),
                 }
             }
             Self::Detach { volume } => {
@@ -206,7 +209,10 @@ async fn list(listing: Listing, client: &Client, options: &Options) -> Result<()
             volumes: volumes.iter().map(VolumeJson::from).collect(),
         });
     }
-    let mut table = output::table(&["NAME", "ID", ">SIZE", "ATTACHED", "CREATED", "TAGS"]);
+    let mut table = output::table(
+        &["NAME", "ID", ">SIZE", "ATTACHED", "+CREATED", "+TAGS"],
+        options.output,
+    );
     for volume in &volumes {
         table.add_row([
             volume.name.clone(),
@@ -219,7 +225,7 @@ async fn list(listing: Listing, client: &Client, options: &Options) -> Result<()
             output::tags(&volume.tags),
         ]);
     }
-    table.write()
+    table.write("volumes")
 }
 
 fn show(volume: &varve_client::Volume, options: &Options) -> Result<(), Failure> {
@@ -279,7 +285,9 @@ fn status_facts(status: &VolumeStatus) -> Vec<(&'static str, String)> {
 fn done(what: &str, volume: &varve_client::Volume, options: &Options) -> Result<(), Failure> {
     match options.output {
         Output::Json => output::json(&VolumeJson::from(volume)),
-        Output::Table => output::line(format_args!("{what} {} ({})", volume.name, volume.id)),
+        Output::Table | Output::Wide => {
+            output::line(format_args!("{what} {} ({})", volume.name, volume.id))
+        }
     }
 }
 

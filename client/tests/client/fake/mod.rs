@@ -1,6 +1,7 @@
 //! A daemon for tests: content in memory, and the protocol's rules checked.
 
 mod content;
+mod copies;
 mod snapshots;
 mod volumes;
 
@@ -24,9 +25,9 @@ use tonic::{Status, transport::Server};
 use varve_client::{Client, Endpoint};
 use varve_content::{chunk_id::ChunkId, codec::Compression};
 use varve_proto::v1::{
-    self, content_service_server::ContentServiceServer,
-    snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
-    volume_service_server::VolumeServiceServer,
+    self, content_service_server::ContentServiceServer, copy_service_server::CopyServiceServer,
+    remote_service_server::RemoteServiceServer, snapshot_service_server::SnapshotServiceServer,
+    status_service_server::StatusServiceServer, volume_service_server::VolumeServiceServer,
 };
 
 use self::content::Upload;
@@ -37,6 +38,11 @@ pub(crate) struct State {
     pub(crate) chunks: HashMap<ChunkId, Bytes>,
     pub(crate) snapshots: BTreeMap<String, (v1::Snapshot, Vec<v1::Leaf>)>,
     pub(crate) volumes: BTreeMap<String, v1::Volume>,
+    /// What is told of each copy, one after the other.
+    pub(crate) copies: BTreeMap<String, Vec<v1::Copy>>,
+    /// States and errors that copies go through which are begun from now on.
+    pub(crate) course: Vec<v1::Copy>,
+    pub(crate) remotes: BTreeMap<String, v1::Remote>,
     pub(crate) uploads: HashMap<String, Upload>,
     pub(crate) begun: usize,
     pub(crate) aborted: usize,
@@ -178,6 +184,8 @@ fn services(manners: Manners) -> (Arc<Mutex<State>>, tonic::transport::server::R
         .add_service(ContentServiceServer::new(service.clone()).max_decoding_message_size(2 << 20))
         .add_service(SnapshotServiceServer::new(service.clone()))
         .add_service(VolumeServiceServer::new(service.clone()))
+        .add_service(CopyServiceServer::new(service.clone()))
+        .add_service(RemoteServiceServer::new(service.clone()))
         .add_service(StatusServiceServer::new(service));
     (state, router)
 }
