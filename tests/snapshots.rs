@@ -104,7 +104,14 @@ fn json_has_the_field_names_that_programs_know() {
     let verified = snapctl.json(["snapshot", "verify", "one"]);
     assert_eq!(
         fields(&verified),
-        ["checked", "checked_bytes", "ok", "snapshot", "violations"]
+        [
+            "checked",
+            "checked_bytes",
+            "ok",
+            "snapshot",
+            "violation_count",
+            "violations"
+        ]
     );
     assert_eq!(verified["ok"], true);
     assert_eq!(verified["violations"], json!([]));

@@ -16,6 +16,8 @@
 //! A failure prints its seed and what was done: `VARVE_SEED` repeats it, and `VARVE_CRASH_ROUNDS` says how many seeds to try from
 //! there on.
 
+mod model;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -24,6 +26,7 @@ use std::{
 
 use futures::future::join_all;
 
+use self::model::{Content, Model, is_mix};
 use super::{
     Random, assert_holds, block_on,
     crash::Machine,
@@ -37,129 +40,6 @@ use crate::{Error, Result, Store, Volume, format::names, io::Disk as _, limits};
 const ROUNDS: u64 = 40;
 const VOLUMES_MAX: usize = 4;
 const SNAPSHOTS_MAX: usize = 12;
-
-/// What a volume may hold.
-struct Model {
-    /// Contents, each after one more change that was acknowledged. To the first a witness in the journal testifies: a change behind
-    /// the flush.
-    states: Vec<Vec<u8>>,
-    /// Which of them is durable.
-    durable: usize,
-    /// With changes that were begun and not acknowledged.
-    perhaps: Option<Vec<u8>>,
-    /// Whether what was acknowledged and is not durable may be lost.
-    may_be_older: bool,
-    /// Whether the witness is there for certain: a loss of power may have taken it.
-    is_witnessed: bool,
-}
-
-impl Model {
-    fn new(state: Vec<u8>) -> Self {
-        Self {
-            states: vec![state],
-            durable: 0,
-            perhaps: None,
-            may_be_older: false,
-            is_witnessed: true,
-        }
-    }
-
-    fn now(&self) -> &Vec<u8> {
-        self.states.last().unwrap()
-    }
-
-    /// What was there is durable.
-    fn flushed(&mut self) {
-        self.durable = self.states.len() - 1;
-    }
-
-    /// A change was acknowledged.
-    fn made(&mut self, state: Vec<u8>) {
-        // One that changes nothing may leave no trace.
-        if state != *self.now() {
-            self.is_witnessed |= self.durable > 0;
-            self.states.drain(..self.durable);
-            self.durable = 0;
-        }
-        self.states.push(state);
-    }
-
-    /// Which state it is that was found, from `oldest` on, or the last one before it.
-    fn find(&self, name: &str, oldest: usize, found: &Vec<u8>) -> usize {
-        let len = found.len();
-        let is_len = |state: &Vec<u8>| state.len() == len;
-        assert!(
-            is_len(self.now()) || self.perhaps.as_ref().is_some_and(is_len),
-            "volume {name} has {len} bytes, not {}",
-            self.now().len()
-        );
-        let as_long = |state: &Vec<u8>| {
-            let mut state = state.clone();
-            state.resize(len, 0);
-            state
-        };
-        let chain = self.states[oldest..].iter().chain(&self.perhaps);
-        let chain: Vec<_> = chain.map(as_long).collect();
-        let is = |state: &Vec<u8>| state == found;
-        let is_between = |pair: &[Vec<u8>]| is_mix(&pair[0], &pair[1], found);
-        let at = chain
-            .iter()
-            .rposition(is)
-            .or_else(|| chain.windows(2).rposition(is_between));
-        let Some(at) = at else {
-            let differs = |state: &Vec<u8>| {
-                let blocks = found.chunks(BLOCK).zip(state.chunks(BLOCK)).enumerate();
-                let blocks = blocks.filter(|(_, (found, state))| found != state);
-                blocks.map(|(at, _)| at).collect::<Vec<_>>()
-            };
-            let all: Vec<_> = chain.iter().map(differs).collect();
-            panic!("volume {name} is none of its states; blocks that differ from each: {all:?}");
-        };
-        oldest + at
-    }
-
-    /// That a volume that was opened may hold this. It is durable from then on.
-    fn accept(&mut self, name: &str, found: Vec<u8>) {
-        let oldest = if self.may_be_older {
-            self.durable
-        } else {
-            self.states.len() - 1
-        };
-        let at = self.find(name, oldest, &found);
-        self.states.truncate(at + 1);
-        self.states.push(found);
-        self.durable = self.states.len() - 1;
-        self.perhaps = None;
-        self.is_witnessed &= !self.may_be_older;
-        self.may_be_older = false;
-    }
-}
-
-/// Whether each block is that of one or the other.
-fn is_mix(one: &[u8], other: &[u8], found: &[u8]) -> bool {
-    let blocks = one
-        .chunks(BLOCK)
-        .zip(other.chunks(BLOCK))
-        .zip(found.chunks(BLOCK));
-    let mut blocks = blocks.map(|((one, other), found)| found == one || found == other);
-    found.len() == one.len() && blocks.all(|is_either| is_either)
-}
-
-/// What a snapshot holds: of one that was made beside a change, any blocks of it.
-#[derive(Clone)]
-struct Content {
-    before: Vec<u8>,
-    after: Vec<u8>,
-}
-
-impl Content {
-    fn of(model: &Model) -> Self {
-        Self {
-            before: model.now().clone(),
-            after: model.now().clone(),
-        }
-    }
-}
 
 /// What is done, told if it fails.
 #[derive(Default)]

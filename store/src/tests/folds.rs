@@ -245,12 +245,12 @@ fn volumes_take_turns_by_the_segment() {
         let segments = &store.shared().fold_segments;
         let held = segments.acquire_many(all).await.unwrap();
         let mut ids = Vec::new();
-        for (name, segments) in [("much", MUCH), ("little", LITTLE)] {
+        for (name, segments, byte) in [("much", MUCH, 1), ("little", LITTLE, 2)] {
             let size = segments * SEGMENT_BYTES;
             store.create_volume(new_volume(name, size)).await.unwrap();
             let volume = store.open_volume(name).await.unwrap();
             for segment in 0..segments {
-                fill(&volume, segment * SEGMENT_BLOCKS as usize, 1).await;
+                fill(&volume, segment * SEGMENT_BLOCKS as usize, byte).await;
             }
             ids.push(pending(&store, name, name).await.unwrap().id);
         }

@@ -1,5 +1,7 @@
 //! A volume that is open: reads and writes of any bytes.
 
+mod sources;
+
 use std::{
     fmt,
     panic::resume_unwind,
@@ -10,7 +12,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::future::try_join_all;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::{
@@ -25,7 +26,7 @@ use super::{
     batch::Change,
     files::MakesDurable,
     jobs::Folds,
-    journal::{BlockPlace, Journal},
+    journal::Journal,
     layers::{Epoch, Layers, Place, Stack, Stretch},
     owner::Owner,
     owner_file::OwnerFile,
@@ -39,7 +40,7 @@ use crate::{
     failpoints::{Failpoint, reach},
     format::{names, volume::VolumeRecord},
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
-    read::{ContentReader, Extent, Piece, push_extent, push_zeros},
+    read::{ContentReader, Extent, Piece, push_extent},
     store::Shared,
 };
 
@@ -588,92 +589,6 @@ impl Inner {
             }
         }
     }
-
-    /// Opens what stretches are read from. Files may be removed once the layers have changed, but not from under a reader.
-    fn sources(
-        &self,
-        stretches: Vec<Stretch>,
-        base: Option<&ContentReader>,
-    ) -> Result<Vec<(Stretch, Source)>> {
-        let source = |stretch: &Stretch| -> Result<Source> {
-            Ok(match stretch.place {
-                Place::Zeros => Source::Zeros,
-                Place::Base => base.map_or(Source::Zeros, |base| Source::Base(base.clone())),
-                Place::Journal { first_file, slot } => {
-                    Source::Journal(self.journal.place(first_file, slot)?)
-                }
-            })
-        };
-        stretches
-            .into_iter()
-            .map(|stretch| Ok((stretch, source(&stretch)?)))
-            .collect()
-    }
-
-    async fn gather(
-        &self,
-        sources: Vec<(Stretch, Source)>,
-        offset_bytes: u64,
-        len_bytes: u64,
-    ) -> Result<Vec<Piece>> {
-        let read = async |(stretch, source): &(Stretch, Source)| {
-            let (start, end) = bytes_of(stretch, offset_bytes, len_bytes);
-            self.read_source(source, start - stretch.start * BLOCK, start, end)
-                .await
-        };
-        if let [only] = &*sources {
-            return read(only).await;
-        }
-        let reads = sources.iter().map(read);
-        let mut pieces = Vec::with_capacity(sources.len());
-        for piece in try_join_all(reads).await?.into_iter().flatten() {
-            match piece {
-                Piece::Zero(zeros) => push_zeros(&mut pieces, zeros),
-                data @ Piece::Data(_) => pieces.push(data),
-            }
-        }
-        Ok(pieces)
-    }
-
-    /// Reads bytes `start..end` of the volume, which begin `skip` bytes into a source.
-    async fn read_source(
-        &self,
-        source: &Source,
-        skip: u64,
-        start: u64,
-        end: u64,
-    ) -> Result<Vec<Piece>> {
-        let len = usize::try_from(end - start).unwrap_or(usize::MAX);
-        match source {
-            Source::Zeros => Ok(vec![Piece::Zero(len)]),
-            Source::Journal(place) => {
-                let (disk, file) = (&self.shared.disk, &place.file);
-                let offset_bytes = place.offset_bytes + skip;
-                if let Some(data) = disk.read_at_once(file, offset_bytes, len) {
-                    return Ok(vec![Piece::Data(data.into_bytes())]);
-                }
-                let (start, around) = place.around(offset_bytes);
-                disk.will_need(file, start, around);
-                let _space = self
-                    .shared
-                    .read_space(u32::try_from(len).unwrap_or(u32::MAX))
-                    .await?;
-                let read = disk.read(file, offset_bytes, len).await;
-                let data = read.map_err(|source| Error::io("read", file.path(), source))?;
-                Ok(vec![Piece::Data(data.into_bytes())])
-            }
-            Source::Base(base) => {
-                let within = in_base(Some(base), start, end);
-                let mut pieces = if within > 0 {
-                    base.read(start, within).await?
-                } else {
-                    Vec::new()
-                };
-                push_zeros(&mut pieces, len - within);
-                Ok(pieces)
-            }
-        }
-    }
 }
 
 impl MakesDurable for Inner {
@@ -692,13 +607,6 @@ impl MakesDurable for Inner {
             volume.syncs_by_itself.store(false, Ordering::Release);
         }));
     }
-}
-
-/// What some blocks are read from.
-enum Source {
-    Zeros,
-    Journal(BlockPlace),
-    Base(ContentReader),
 }
 
 /// How many of these bytes the base has: the volume may be longer.

@@ -9,6 +9,8 @@
 //! middle of it. Those that are no longer needed are [kept](super::space) and written again under a new name: what was in them
 //! is told from what is written by their numbers and their random bytes, which are new.
 
+mod fill;
+
 use std::{collections::BTreeMap, path::PathBuf, sync::Weak, time::Instant};
 
 use futures::future::try_join_all;
@@ -628,51 +630,6 @@ impl Journal {
     fn forget<'a>(&self, files: impl Iterator<Item = &'a JournalFile>) {
         let bytes = files.map(|file| file.len_bytes).sum();
         self.owner.space.subtract_live(bytes);
-    }
-
-    /// Whether there is something in it, and room in the store for all of that, whatever it is.
-    pub(super) fn can_be_emptied(&self) -> bool {
-        let len_bytes = self.len_bytes();
-        let has_room = || {
-            let free_bytes = self.owner.free_bytes().unwrap_or(0);
-            free_bytes >= room_for(len_bytes)
-        };
-        if len_bytes == 0 || has_room() {
-            return len_bytes > 0;
-        }
-        self.owner.space.give_up();
-        has_room()
-    }
-
-    /// When the last batch was begun, or when it was opened.
-    pub(super) fn begun_at(&self) -> Instant {
-        self.state.lock().begun_at
-    }
-
-    /// Whose it is.
-    pub(super) fn owner(&self) -> &Owner {
-        &self.owner
-    }
-
-    /// Where its files are.
-    pub(super) fn dir(&self) -> PathBuf {
-        self.owner.dir()
-    }
-
-    /// Whether it has grown to half of its limit, and had better be emptied.
-    pub(super) fn is_large(&self) -> bool {
-        self.state.lock().len_bytes() >= self.owner.bytes_max / 2
-    }
-
-    /// How full it is, in parts of a thousand of its limit.
-    pub(super) fn fill_permille(&self) -> u64 {
-        let len_bytes = self.state.lock().len_bytes();
-        len_bytes.saturating_mul(1000) / self.owner.bytes_max.max(1)
-    }
-
-    /// How many bytes its files take.
-    pub(super) fn len_bytes(&self) -> u64 {
-        self.state.lock().len_bytes()
     }
 }
 
