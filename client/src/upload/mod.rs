@@ -29,6 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::time::timeout;
 use varve_content::{block::MAX_VOLUME_BYTES, chunker::CHUNKER_VERSION};
 use varve_proto::v1;
 
@@ -44,6 +45,7 @@ pub use self::{
 use crate::{
     connect::Client,
     error::{Error, ErrorKind, Result},
+    limits::ABORT_TIMEOUT,
     progress::Progress,
     snapshots::Snapshot,
 };
@@ -139,10 +141,16 @@ impl Upload<'_> {
             Error::new(ErrorKind::Cancelled, &what, why)
         };
         let mut cancel = self.cancel;
+        let mut begin = Box::pin(Session::begin(self.client, request, what.clone()));
         let session = tokio::select! {
-            session = Session::begin(self.client, request, what.clone()) => session?,
-            // If it has begun, the daemon finds out by itself that nobody goes on with it.
-            () = &mut cancel => return Err(cancelled()),
+            session = &mut begin => session?,
+            () = &mut cancel => {
+                // It may have begun, and would keep its place among the daemon's uploads until it expires.
+                if let Ok(Ok(session)) = timeout(ABORT_TIMEOUT, begin).await {
+                    session.abort().await;
+                }
+                return Err(cancelled());
+            }
         };
         let uploaded = tokio::select! {
             uploaded = upload(&session, source, &self.progress) => uploaded,
