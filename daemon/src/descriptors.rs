@@ -10,8 +10,6 @@
 //! | packs | packs kept open for reads |
 //! | journals | journal files of all volumes: two for each that is being written, and those that are read |
 //! | gRPC, NBD | connections of each, both listeners together, and the handshakes at them |
-//!
-//! [`DESCRIPTORS_FIXED`]: limits::DESCRIPTORS_FIXED
 
 use std::fmt;
 
