@@ -13,7 +13,7 @@ use super::{
     Random, assert_holds, block_on,
     crash::Machine,
     incoming, new_snapshot,
-    pending::{completed, fill, pending},
+    pending::fill,
     read, seed,
     volume_data::{BLOCK, contents, new_volume, options},
 };
@@ -229,54 +229,6 @@ fn a_snapshot_needs_none_of_the_room_of_uploads() {
         let mut image = vec![0; 4 * BLOCK];
         image[BLOCK..2 * BLOCK].fill(5);
         assert_holds(&store, "s", &image).await;
-        store.close().await.unwrap();
-    });
-}
-
-/// A volume with little to store does not wait for one with much.
-#[test]
-fn volumes_take_turns_by_the_segment() {
-    const MUCH: usize = 60;
-    const LITTLE: usize = 5;
-    let dir = tempfile::tempdir().unwrap();
-    block_on(async {
-        let (store, _) = Store::open(options(dir.path())).await.unwrap();
-        let all = u32::try_from(limits::FOLD_SEGMENTS_IN_FLIGHT).unwrap();
-        let segments = &store.shared().fold_segments;
-        let held = segments.acquire_many(all).await.unwrap();
-        let mut ids = Vec::new();
-        for (name, segments, byte) in [("much", MUCH, 1), ("little", LITTLE, 2)] {
-            let size = segments * SEGMENT_BYTES;
-            store.create_volume(new_volume(name, size)).await.unwrap();
-            let volume = store.open_volume(name).await.unwrap();
-            for segment in 0..segments {
-                fill(&volume, segment * SEGMENT_BLOCKS as usize, byte).await;
-            }
-            ids.push(pending(&store, name, name).await.unwrap().id);
-        }
-        let done = |at: usize| store.snapshot_progress(ids[at]).unwrap();
-        // Both have asked for their first segments.
-        while done(0).segments_total == 0 || done(1).segments_total == 0 {
-            tokio::task::yield_now().await;
-        }
-        drop(held);
-        // Only from its first segment on is it certain that the one has asked, too.
-        while done(1).segments_done == 0 {
-            tokio::task::yield_now().await;
-        }
-        let before = done(0).segments_done;
-        while done(1).segments_done < LITTLE as u64 {
-            tokio::task::yield_now().await;
-        }
-        // Whatever comes between two that the one asks for are the few that the other has asked for.
-        let most = LITTLE + 3 * limits::FOLD_SEGMENTS_IN_FLIGHT;
-        let much = done(0);
-        assert_eq!(much.segments_total, MUCH as u64);
-        let meanwhile = much.segments_done - before;
-        assert!(meanwhile <= most as u64, "{meanwhile}: {much:?}");
-        for name in ["much", "little"] {
-            completed(&store, name).await;
-        }
         store.close().await.unwrap();
     });
 }
