@@ -13,7 +13,7 @@ use super::{
     Random, assert_holds, block_on,
     crash::Machine,
     incoming, new_snapshot,
-    pending::fill,
+    pending::{completed, fill, pending},
     read, seed,
     volume_data::{BLOCK, contents, new_volume, options},
 };
@@ -229,6 +229,50 @@ fn a_snapshot_needs_none_of_the_room_of_uploads() {
         let mut image = vec![0; 4 * BLOCK];
         image[BLOCK..2 * BLOCK].fill(5);
         assert_holds(&store, "s", &image).await;
+        store.close().await.unwrap();
+    });
+}
+
+/// A volume with little to store does not wait for one with much. Segments are cut one at a time here: with two places, a volume whose
+/// segments take longer has one of them, and the other volume the other, as often as it likes.
+#[test]
+fn volumes_take_turns_by_the_segment() {
+    const MUCH: u64 = 120;
+    const LITTLE: u64 = 5;
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let (store, _) = Store::open(options(dir.path())).await.unwrap();
+        let segments = &store.shared().fold_segments;
+        let all = u32::try_from(limits::FOLD_SEGMENTS_IN_FLIGHT).unwrap();
+        let kept = segments.acquire_many(all - 1).await.unwrap();
+        let held = segments.acquire().await.unwrap();
+        let mut ids = Vec::new();
+        for (name, segments, byte) in [("much", MUCH, 1), ("little", LITTLE, 2)] {
+            let size = segments as usize * SEGMENT_BYTES;
+            store.create_volume(new_volume(name, size)).await.unwrap();
+            let volume = store.open_volume(name).await.unwrap();
+            for segment in 0..segments as usize {
+                fill(&volume, segment * SEGMENT_BLOCKS as usize, byte).await;
+            }
+            ids.push(pending(&store, name, name).await.unwrap().id);
+        }
+        let done = |at: usize| store.snapshot_progress(ids[at]).unwrap();
+        // Each asks for its first segments, the one with much before the other.
+        while done(0).segments_total == 0 || done(1).segments_total == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(done(0).segments_total, MUCH);
+        drop(held);
+        while done(1).segments_done < LITTLE {
+            tokio::task::yield_now().await;
+        }
+        // In turn it is as many as the other, and a few that are under way; what this leaves is for threads that wait for a processor.
+        let much = done(0);
+        assert!(much.segments_done < MUCH / 2, "{much:?}");
+        for name in ["much", "little"] {
+            completed(&store, name).await;
+        }
+        drop(kept);
         store.close().await.unwrap();
     });
 }
