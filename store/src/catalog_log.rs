@@ -187,7 +187,8 @@ impl CatalogLog {
 
     /// Cuts off what could not be read at the end.
     pub(crate) async fn cut_torn_tail(&mut self) -> Result<()> {
-        let cut = self.disk.set_len(&self.file, self.position.offset_bytes);
+        let cut = || self.disk.set_len(&self.file, self.position.offset_bytes);
+        let cut = self.disk.patience().until_possible(cut).await;
         cut.map_err(|source| Error::io("cut the torn tail of", self.path(), source))?;
         self.sync().await
     }
@@ -237,9 +238,9 @@ impl CatalogLog {
         };
         let error = Error::io("append to", path, source);
         if matches!(error, Error::Full { .. }) {
-            self.disk
-                .set_len(&self.file, offset_bytes)
-                .map_err(|source| Error::io("cut back", path, source))?;
+            let cut = || self.disk.set_len(&self.file, offset_bytes);
+            let cut = self.disk.patience().until_possible(cut).await;
+            cut.map_err(|source| Error::io("cut back", path, source))?;
             // A record that was refused must not come back: after a loss of power it would be taken for one that was made.
             self.sync().await?;
         }

@@ -7,7 +7,10 @@ use std::{
 
 use varve_content::{ChunkId, chunker::NotCanonical, tree::TreeError};
 
-use crate::{format::PackId, io::is_shortage};
+use crate::{
+    format::PackId,
+    io::{MayBeShortage, is_shortage},
+};
 
 /// The result of a store's operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -164,6 +167,12 @@ pub enum Error {
     /// The store is closing.
     #[error("the store is closing")]
     Closing,
+}
+
+impl MayBeShortage for Error {
+    fn is_shortage(&self) -> bool {
+        matches!(self, Self::Shortage { .. })
+    }
 }
 
 impl Error {

@@ -44,6 +44,7 @@ use std::{ffi::OsString, fmt, io, path::Path, str::FromStr, sync::Arc};
 pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
 pub use completion::Completion;
 pub use file::File;
+pub(crate) use shortage::MayBeShortage;
 pub use shortage::{Patience, is_shortage};
 
 use bytes::Bytes;

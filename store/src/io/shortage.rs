@@ -30,6 +30,18 @@ pub fn is_shortage(error: &io::Error) -> bool {
     }
 }
 
+/// Errors among which are shortages.
+pub(crate) trait MayBeShortage: fmt::Display + Sync {
+    /// Whether it is one.
+    fn is_shortage(&self) -> bool;
+}
+
+impl MayBeShortage for io::Error {
+    fn is_shortage(&self) -> bool {
+        is_shortage(self)
+    }
+}
+
 /// Lets callers wait for the end of shortages, until the store closes.
 #[derive(Debug, Default)]
 pub struct Patience {
@@ -44,6 +56,20 @@ impl Patience {
             pause: SHORTAGE_PAUSES.0,
             since: None,
             logged: None,
+        }
+    }
+
+    /// Does something as soon as the system is not short of what it takes. A shortage is the outcome only when the store closes.
+    pub(crate) async fn until_possible<T, E: MayBeShortage>(
+        &self,
+        mut attempt: impl FnMut() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut tries = self.tries();
+        loop {
+            let outcome = attempt();
+            if tries.is_final(&outcome).await {
+                return outcome;
+            }
         }
     }
 
@@ -94,9 +120,9 @@ impl Tries<'_> {
     }
 
     /// Whether a result is final: it is not for a shortage, or nobody waits any more. If not, the next try may begin.
-    pub(crate) async fn is_final<T>(&mut self, result: &io::Result<T>) -> bool {
+    pub(crate) async fn is_final<T, E: MayBeShortage>(&mut self, result: &Result<T, E>) -> bool {
         match result {
-            Err(error) if is_shortage(error) => !self.again(error).await,
+            Err(error) if error.is_shortage() => !self.again(error).await,
             _ => true,
         }
     }

@@ -32,9 +32,17 @@ pub struct PackSet {
     pack_bytes_max: u64,
     /// The highest number that was ever used, as far as known.
     last_number: AtomicU64,
-    open: Arc<Mutex<OpenFiles>>,
+    open: OpenPacks,
     /// The same, past the page cache.
-    open_direct: Mutex<OpenFiles>,
+    open_direct: OpenPacks,
+}
+
+/// Packs that are open for reads.
+#[derive(Debug, Clone)]
+struct OpenPacks {
+    disk: Arc<dyn Disk>,
+    past_cache: bool,
+    files: Arc<Mutex<OpenFiles>>,
 }
 
 /// Open files, and when they were used.
@@ -74,14 +82,19 @@ impl PackSet {
         pack_bytes_max: u64,
         open_max: usize,
     ) -> Self {
+        let open = |past_cache, most| OpenPacks {
+            disk: Arc::clone(&disk),
+            past_cache,
+            files: Arc::new(Mutex::new(OpenFiles::new(most))),
+        };
         Self {
+            open: open(false, open_max),
+            open_direct: open(true, limits::PACKS_OPEN_DIRECT_MAX),
             disk,
             data_dir: data_dir.to_owned(),
             store,
             pack_bytes_max,
             last_number: AtomicU64::new(0),
-            open: Arc::new(Mutex::new(OpenFiles::new(open_max))),
-            open_direct: Mutex::new(OpenFiles::new(limits::PACKS_OPEN_DIRECT_MAX)),
         }
     }
 
@@ -93,47 +106,6 @@ impl PackSet {
         Ok(Arc::new(self))
     }
 
-    fn file(&self, pack: PackId) -> io::Result<File> {
-        if let Some(file) = self.open.lock().used(pack) {
-            return Ok(file);
-        }
-        let file = self.disk.open(&self.path(pack), OpenMode::Read)?;
-        self.open.lock().insert(pack, file.clone());
-        Ok(file)
-    }
-
-    fn direct_file(&self, pack: PackId) -> io::Result<File> {
-        if let Some(file) = self.open_direct.lock().used(pack) {
-            return Ok(file);
-        }
-        let file = self.disk.open_direct(&self.path(pack), OpenMode::Read)?;
-        self.open_direct.lock().insert(pack, file.clone());
-        Ok(file)
-    }
-
-    /// Reads as soon as the pack can be opened.
-    fn read_patiently(
-        &self,
-        pack: PackId,
-        offset_bytes: u64,
-        len: usize,
-    ) -> Completion<AlignedBuf> {
-        let (disk, open) = (Arc::clone(&self.disk), Arc::clone(&self.open));
-        let path = self.path(pack);
-        Completion::deferred(async move {
-            let mut tries = disk.patience().tries();
-            loop {
-                let known = open.lock().used(pack);
-                let opened = known.map_or_else(|| disk.open(&path, OpenMode::Read), Ok);
-                if tries.is_final(&opened).await {
-                    let file = opened?;
-                    open.lock().insert(pack, file.clone());
-                    return disk.read(&file, offset_bytes, len).await;
-                }
-            }
-        })
-    }
-
     fn open_as(
         &self,
         verb: &'static str,
@@ -142,6 +114,41 @@ impl PackSet {
     ) -> Result<File> {
         let path = self.path(pack);
         open(&path).map_err(|source| Error::io(verb, &path, source))
+    }
+}
+
+impl OpenPacks {
+    fn file(&self, pack: PackId, path: &Path) -> io::Result<File> {
+        if let Some(file) = self.files.lock().used(pack) {
+            return Ok(file);
+        }
+        let file = match self.past_cache {
+            true => self.disk.open_direct(path, OpenMode::Read)?,
+            false => self.disk.open(path, OpenMode::Read)?,
+        };
+        self.files.lock().insert(pack, file.clone());
+        Ok(file)
+    }
+
+    /// Reads, as soon as the pack can be opened.
+    fn read(
+        &self,
+        pack: PackId,
+        path: PathBuf,
+        read: impl Fn(&dyn Disk, &File) -> Completion<AlignedBuf> + Send + 'static,
+    ) -> Completion<AlignedBuf> {
+        match self.file(pack, &path) {
+            Ok(file) => read(&*self.disk, &file),
+            Err(error) if is_shortage(&error) => {
+                let packs = self.clone();
+                Completion::deferred(async move {
+                    let patience = packs.disk.patience();
+                    let file = patience.until_possible(|| packs.file(pack, &path)).await?;
+                    read(&*packs.disk, &file).await
+                })
+            }
+            Err(error) => Completion::failed(error),
+        }
     }
 }
 
@@ -242,8 +249,9 @@ impl PackHome for PackSet {
     }
 
     fn remove(&self, pack: PackId) -> Result<()> {
-        self.open.lock().files.remove(&pack);
-        self.open_direct.lock().files.remove(&pack);
+        for open in [&self.open, &self.open_direct] {
+            open.files.lock().files.remove(&pack);
+        }
         let path = self.path(pack);
         self.disk
             .remove(&path)
@@ -255,15 +263,14 @@ impl PackHome for PackSet {
     }
 
     fn len_bytes(&self, pack: PackId) -> io::Result<u64> {
-        self.disk.len(&self.file(pack)?)
+        self.disk.len(&self.open.file(pack, &self.path(pack))?)
     }
 
     fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
-        match self.file(pack) {
-            Ok(file) => self.disk.read(&file, offset_bytes, len),
-            Err(error) if is_shortage(&error) => self.read_patiently(pack, offset_bytes, len),
-            Err(error) => Completion::failed(error),
-        }
+        let path = self.path(pack);
+        self.open.read(pack, path, move |disk, file| {
+            disk.read(file, offset_bytes, len)
+        })
     }
 
     fn read_past_cache(
@@ -272,9 +279,9 @@ impl PackHome for PackSet {
         offset_bytes: u64,
         len: usize,
     ) -> Completion<AlignedBuf> {
-        match self.direct_file(pack) {
-            Ok(file) => self.disk.read_up_to(&file, offset_bytes, len),
-            Err(error) => Completion::failed(error),
-        }
+        let path = self.path(pack);
+        self.open_direct.read(pack, path, move |disk, file| {
+            disk.read_up_to(file, offset_bytes, len)
+        })
     }
 }

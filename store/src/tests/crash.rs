@@ -14,7 +14,10 @@ use crate::{
     CopyRecord, Error, Options, RebuildReport, RecoveryReport, RemoteRecord, Result, SnapshotId,
     SnapshotRecord, Store, VolumeId, VolumeRecord,
     format::{Location, PackId, StoreId, catalog_log::LogHeader, names},
-    io::{Disk, sim::SimDisk},
+    io::{
+        Disk,
+        sim::{Call, SimDisk},
+    },
     lock::DirectoryLock,
     meta::{Batch, Catalog, Index, MemoryMeta, Meta, NodeKey, PackState, Totals},
     recovery::{Base, assemble, refill},
@@ -433,9 +436,13 @@ fn a_change_that_was_refused_does_not_come_back() {
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
             machine.disk.fail_write(1, std::io::ErrorKind::StorageFull);
+            // EMFILE, ENFILE, ENOMEM, EAGAIN, EINTR
+            let errno = [24, 23, 12, 11, 4][round % 5];
+            machine.disk.refuse(Call::SetLen, 2, errno);
             let new = super::volume_data::new_volume("v", 4096);
             let refused = store.create_volume(new).await.unwrap_err();
             assert!(matches!(refused, Error::Full { .. }), "{refused}");
+            assert_eq!(machine.disk.still_refused(Call::SetLen), 0);
         });
         let machine = machine.crash(&mut random);
         block_on(async {

@@ -56,6 +56,7 @@ fn writes_that_the_disk_refuses_leave_nothing_behind_that_comes_back() {
     const BLOCKS: usize = 4000;
     let mut random = Random::new(seed());
     let mut refused_in_all = 0;
+    let mut waited = [0, 0];
     for round in 0..40 {
         let machine = Machine::new();
         // Of each block, the write that it is of for certain, and others that it may be of.
@@ -76,7 +77,15 @@ fn writes_that_the_disk_refuses_leave_nothing_behind_that_comes_back() {
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
             let volume = with_volume(&store, BLOCKS * BLOCK).await;
-            for _ in 0..6 {
+            for turn in 0..6 {
+                // What is taken back waits for the system as well.
+                for call in [Call::SetLen, Call::Remove] {
+                    waited[usize::from(call == Call::Remove)] +=
+                        usize::from(machine.disk.still_refused(call) == 0);
+                    machine
+                        .disk
+                        .refuse(call, 2, SHORTAGES[turn % SHORTAGES.len()]);
+                }
                 machine
                     .disk
                     .fail_write(1 + random.below(6) as u64, ErrorKind::StorageFull);
@@ -109,6 +118,7 @@ fn writes_that_the_disk_refuses_leave_nothing_behind_that_comes_back() {
                 }
                 check(&volume, &certain, &possible).await;
             }
+            assert_eq!(store.shared().commit.poisoned(), None);
             if round % 2 == 0 {
                 volume.flush().await.unwrap();
             }
@@ -126,6 +136,8 @@ fn writes_that_the_disk_refuses_leave_nothing_behind_that_comes_back() {
         });
     }
     assert!(refused_in_all > 40, "{refused_in_all} were refused");
+    // The first look at each machine is before there was anything to wait for.
+    assert!(waited.iter().all(|times| *times > 40 + 20), "{waited:?}");
 }
 
 #[test]

@@ -561,7 +561,8 @@ impl Inner {
             let stretches = layers.stretches(first, blocks);
             self.sources(stretches, layers.below.base.as_ref())
         };
-        let sources = self.patiently(sources_now).await?;
+        let patience = self.shared.disk.patience();
+        let sources = patience.until_possible(sources_now).await?;
         self.gather(sources, offset_bytes, len_bytes as u64).await
     }
 
@@ -575,19 +576,9 @@ impl Inner {
         let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
         let stretches = stack.stretches(first, blocks);
         let sources_now = || self.sources(stretches.clone(), stack.base.as_ref());
-        let sources = self.patiently(sources_now).await?;
+        let patience = self.shared.disk.patience();
+        let sources = patience.until_possible(sources_now).await?;
         self.gather(sources, offset_bytes, len_bytes).await
-    }
-
-    /// Does something as soon as the system is not short of something. What a try that failed had opened is closed again.
-    async fn patiently<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
-        let mut tries = self.shared.disk.patience().tries();
-        loop {
-            match attempt() {
-                Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
-                done => return done,
-            }
-        }
     }
 }
 
@@ -641,16 +632,13 @@ async fn make_directories(owner: &Owner) -> Result<()> {
     let disk = &owner.disk;
     let mut tries = disk.patience().tries();
     for (dir, parent) in [(&all, &owner.data_dir), (&own, &all)] {
-        loop {
-            let made = match disk.create_dir(dir) {
-                // Its maker may not have lived to sync it.
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-                made => made,
-            };
-            if tries.is_final(&made).await {
-                break made.map_err(|source| Error::io("create", dir, source))?;
-            }
-        }
+        let make = || match disk.create_dir(dir) {
+            // Its maker may not have lived to sync it.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        };
+        let made = disk.patience().until_possible(make).await;
+        made.map_err(|source| Error::io("create", dir, source))?;
         loop {
             let synced = disk.sync_dir(parent).await;
             if tries.is_final(&synced).await {

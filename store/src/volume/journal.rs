@@ -467,13 +467,9 @@ impl Journal {
         if batch.offset_bytes > 0 {
             let file = self.written_file(batch.number)?;
             let path = file.path().to_owned();
-            let mut tries = disk.patience().tries();
-            loop {
-                let cut = disk.set_len(&file, batch.offset_bytes);
-                if tries.is_final(&cut).await {
-                    break cut.map_err(|source| Error::io("cut off", &path, source))?;
-                }
-            }
+            let cut = || disk.set_len(&file, batch.offset_bytes);
+            let cut = disk.patience().until_possible(cut).await;
+            cut.map_err(|source| Error::io("cut off", &path, source))?;
             let synced = disk.sync_data(&file).await;
             synced.map_err(|source| unsynced(path, source))?;
             if let Some(file) = self.state.lock().files.get_mut(&batch.number) {

@@ -56,13 +56,8 @@ impl Owner {
 
     /// The same, as soon as the system is not short of something.
     pub(super) async fn remove_patiently(&self, number: u64) -> Result<()> {
-        let mut tries = self.disk.patience().tries();
-        loop {
-            match self.remove(number) {
-                Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
-                removed => return removed,
-            }
-        }
+        let patience = self.disk.patience();
+        patience.until_possible(|| self.remove(number)).await
     }
 
     /// Makes durable which files there are. [`Error::Shortage`]: the store closes, and no sync has failed.
@@ -113,13 +108,8 @@ impl Owner {
 
     /// Opens a file as soon as the system is not short of something.
     pub(super) async fn open_patiently(&self, path: &Path) -> Result<File> {
-        let mut tries = self.disk.patience().tries();
-        loop {
-            match self.opened(path) {
-                Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
-                opened => return opened,
-            }
-        }
+        let patience = self.disk.patience();
+        patience.until_possible(|| self.opened(path)).await
     }
 
     pub(super) fn opened(&self, path: &Path) -> Result<File> {

@@ -9,7 +9,7 @@
 
 use std::{
     fmt,
-    io::{self, ErrorKind},
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -121,7 +121,7 @@ impl OwnerFile {
             }
             opened => opened,
         };
-        let file = patiently(&*owner.disk, open).await;
+        let file = owner.disk.patience().until_possible(open).await;
         let file = file.map_err(|source| Error::io("create", &self.path, source))?;
         write(commit, &owner.disk, &file, 0, &bytes).await?;
         owner.sync_dir().await.inspect_err(|error| match error {
@@ -134,7 +134,7 @@ impl OwnerFile {
         let slot = next.encode().map_err(|why| self.refuse(why))?;
         // Not kept open: there may be thousands of volumes.
         let open = || owner.disk.open_direct(&self.path, OpenMode::ReadWrite);
-        let file = patiently(&*owner.disk, open).await;
+        let file = owner.disk.patience().until_possible(open).await;
         let file = file.map_err(|source| Error::io("open", &self.path, source))?;
         write(commit, &owner.disk, &file, next.offset_bytes(), &slot).await
     }
@@ -143,17 +143,6 @@ impl OwnerFile {
         Error::Incompatible {
             path: self.path.clone(),
             why: why.to_string(),
-        }
-    }
-}
-
-/// Opens a file as soon as the system is not short of what that takes.
-async fn patiently(disk: &dyn Disk, open: impl Fn() -> io::Result<File>) -> io::Result<File> {
-    let mut tries = disk.patience().tries();
-    loop {
-        let opened = open();
-        if tries.is_final(&opened).await {
-            return opened;
         }
     }
 }
@@ -190,7 +179,8 @@ pub(crate) async fn read_owner(
     volume: VolumeId,
 ) -> Result<Option<std::result::Result<OwnerRecord, FormatError>>> {
     let path = names::journal_owner(data_dir, volume);
-    let file = match patiently(&**disk, || disk.open(&path, OpenMode::Read)).await {
+    let open = || disk.open(&path, OpenMode::Read);
+    let file = match disk.patience().until_possible(open).await {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(Error::io("open", &path, source)),

@@ -113,14 +113,9 @@ pub(super) async fn recover(
     // Of this volume as it was open before, if that is still being closed.
     owner.space.give_up_of(owner.volume);
     let dir = owner.dir();
-    let mut tries = owner.disk.patience().tries();
-    let names = loop {
-        let listed = owner.disk.list(&dir);
-        if tries.is_final(&listed).await {
-            break listed.map_err(|source| Error::io("list", &dir, source))?;
-        }
-    };
-    drop(tries);
+    let patience = owner.disk.patience();
+    let names = patience.until_possible(|| owner.disk.list(&dir)).await;
+    let names = names.map_err(|source| Error::io("list", &dir, source))?;
     let mut numbers: Vec<_> = names
         .iter()
         .filter_map(|name| names::journal_number_of(name))
@@ -231,7 +226,8 @@ async fn cut_off(owner: &Owner, files: &mut BTreeSet<u64>, kept: Option<(u64, u6
         let len_bytes =
             len_bytes.map_err(|source| Error::io("read the length of", path, source))?;
         if len_bytes > end_bytes {
-            let cut = owner.disk.set_len(&file, end_bytes);
+            let cut = || owner.disk.set_len(&file, end_bytes);
+            let cut = owner.disk.patience().until_possible(cut).await;
             cut.map_err(|source| Error::io("cut off", path, source))?;
         }
         break;

@@ -80,10 +80,15 @@ fn a_failed_sync_stops_all_writing() {
 /// A sync that says the disk is full is a failed sync as well.
 #[test]
 fn only_writes_find_the_disk_full() {
+    let (mut cut, mut removed) = (0, 0);
     for nth in 1..15 {
         let sim = Sim::new();
         let (_, writer) = sim.place().writer(PACK_BYTES_MAX);
         sim.0.fail_write(nth, ErrorKind::StorageFull);
+        // To cut back or remove what is there of it waits for the system.
+        let errno = SHORTAGES[nth as usize % SHORTAGES.len()];
+        sim.0.refuse(Call::SetLen, 2, errno);
+        sim.0.refuse(Call::Remove, 2, errno);
         let mut known = Known::default();
         match block_on(run(&writer, &mut known)) {
             // A footer that did not fit was written later.
@@ -92,7 +97,10 @@ fn only_writes_find_the_disk_full() {
         }
         block_on(run(&writer, &mut known)).unwrap();
         recover(&Sim(sim.0.crash(nth)), &known);
+        cut += u32::from(sim.0.still_refused(Call::SetLen) == 0);
+        removed += u32::from(sim.0.still_refused(Call::Remove) == 0);
     }
+    assert!(cut > 0 && removed > 0, "{cut} {removed}");
 }
 
 #[test]
@@ -281,6 +289,11 @@ fn a_read_waits_for_a_descriptor() {
             run(&writer, &mut known).await.unwrap();
             sim.0.refuse(Call::Open, 3, errno);
             known.check(&home).await;
+            assert_eq!(sim.0.still_refused(Call::Open), 0);
+            // A verification opens files of its own.
+            let pack = *home.list().unwrap().last().unwrap();
+            sim.0.refuse(Call::Open, 3, errno);
+            home.read_past_cache(pack, 0, 4096).await.unwrap();
             assert_eq!(sim.0.still_refused(Call::Open), 0);
         });
     }

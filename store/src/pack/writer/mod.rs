@@ -269,13 +269,8 @@ impl PackWriter {
         for (pack, end_bytes) in cut {
             let disk = self.home.disk();
             let cut_off = async {
-                let mut tries = disk.patience().tries();
-                loop {
-                    let cut = disk.set_len(&pack.file, end_bytes);
-                    if tries.is_final(&cut).await {
-                        break cut?;
-                    }
-                }
+                let cut = || disk.set_len(&pack.file, end_bytes);
+                disk.patience().until_possible(cut).await?;
                 disk.sync_data(&pack.file).await
             };
             cut_off.await.map_err(|source| {
@@ -284,14 +279,9 @@ impl PackWriter {
         }
         let any = !drop.is_empty();
         for pack in drop {
-            let mut tries = self.home.disk().patience().tries();
-            loop {
-                match self.home.remove(pack) {
-                    Ok(()) => break,
-                    Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
-                    Err(error) => return Err(self.poison(&error.to_string())),
-                }
-            }
+            let patience = self.home.disk().patience();
+            let removed = patience.until_possible(|| self.home.remove(pack)).await;
+            removed.map_err(|error| self.poison(&error.to_string()))?;
             // A removed pack is not removed again if this future is dropped at an await.
             self.state.lock().removed(pack);
         }
