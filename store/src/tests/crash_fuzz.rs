@@ -16,12 +16,12 @@
 //! A failure prints its seed and what was done: `VARVE_SEED` repeats it, and `VARVE_CRASH_ROUNDS` says how many seeds to try from
 //! there on.
 
+mod damage;
 mod model;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
-    thread,
+    mem, slice, thread,
 };
 
 use futures::future::join_all;
@@ -34,7 +34,7 @@ use super::{
     seed,
     volume_data::{BLOCK, Change, new_volume},
 };
-use crate::{Error, Result, Store, Volume, format::names, io::Disk as _, limits};
+use crate::{Error, Result, Store, Volume, limits};
 
 /// Seeds of a run of the suite.
 const ROUNDS: u64 = 40;
@@ -69,6 +69,8 @@ struct World {
     opened: BTreeSet<String>,
     /// A sync was made to fail.
     sync_failed: bool,
+    /// The power fails here and now, whatever was to be done.
+    is_over: bool,
 }
 
 impl World {
@@ -86,6 +88,7 @@ impl World {
             snapshots_perhaps: Vec::new(),
             opened: BTreeSet::new(),
             sync_failed: false,
+            is_over: false,
         }
     }
 
@@ -341,7 +344,16 @@ impl World {
                     self.volumes.get_mut(&name).unwrap().flushed();
                 }
                 13..=15 if self.snapshots.len() < SNAPSHOTS_MAX => {
-                    self.snapshot(store, &[name], None).await?;
+                    self.snapshot(store, slice::from_ref(&name), None).await?;
+                    // A file of the journal that has little in it, or nothing, behind what is promised.
+                    if held.is_some() && self.random.below(3) == 0 {
+                        let start = self.random.below(self.volumes[&name].now().len() / BLOCK);
+                        let change = Change::Write(start * BLOCK, vec![1; BLOCK]);
+                        self.log(format!("{name}: {}, and the power fails", told(&change)));
+                        self.make(&name, &volume, vec![change]).await?;
+                        self.is_over = true;
+                        return Ok(());
+                    }
                 }
                 16 if self.snapshots.len() < SNAPSHOTS_MAX => {
                     self.snapshot(store, &[name], Some(&volume)).await?;
@@ -490,14 +502,14 @@ impl World {
             assert_eq!(report.damage, []);
             let mut open = BTreeMap::new();
             self.work(&machine, &store, &mut open, steps).await?;
-            if closes {
+            if closes && !self.is_over {
                 store.close().await?;
             }
             Ok::<_, Error>(())
         });
         let is_off = power_off_after.is_some_and(|last| machine.disk.operations() > last);
         match ended {
-            Ok(()) if closes => {
+            Ok(()) if closes && !self.is_over => {
                 for name in &self.opened {
                     if let Some(model) = self.volumes.get_mut(name) {
                         model.flushed();
@@ -510,6 +522,7 @@ impl World {
                 assert!(is_off || self.sync_failed, "{error}");
             }
         }
+        let is_cut = is_cut | mem::take(&mut self.is_over);
         self.log(format!("the power fails: {is_cut}"));
         let all = self
             .volumes
@@ -524,70 +537,6 @@ impl World {
         } else {
             machine.kill(self.random.next())
         }
-    }
-
-    /// One bit of a volume's journal changes, on a copy of the disk: what a witness testifies to is there, or the volume is refused.
-    fn damage(&mut self, machine: &Machine) {
-        let Some(name) = self.any() else { return };
-        let model = &self.volumes[&name];
-        if model.may_be_older || !model.is_witnessed {
-            return;
-        }
-        let machine = machine.copy();
-        block_on(async {
-            let (store, _) = machine.open().await.unwrap();
-            let record = store.volume(&name).await.unwrap();
-            let dir = names::volume(Path::new("/data"), record.id);
-            let files = machine.disk.list(&dir).unwrap_or_default();
-            let files = files.into_iter().map(|file| dir.join(file));
-            let files: Vec<_> = files
-                .map(|path| (machine.disk.contents(&path).unwrap(), path))
-                .collect();
-            // Most of a file was never written.
-            let places = files.iter().flat_map(|(bytes, path)| {
-                let blocks = bytes.chunks(BLOCK).enumerate();
-                let written = blocks.filter(|(_, block)| block.iter().any(|byte| *byte != 0));
-                written.map(move |(at, _)| (path, at * BLOCK))
-            });
-            let places: Vec<_> = places.collect();
-            if places.is_empty() {
-                return;
-            }
-            let (path, block) = places[self.random.below(places.len())];
-            // The beginnings of descriptors are where it hurts.
-            let bytes = [40, BLOCK][self.random.below(2)];
-            let offset = block + self.random.below(bytes);
-            self.log(format!(
-                "{name}: a bit of {} changes at {offset}",
-                path.display()
-            ));
-            let mut bytes = machine.disk.contents(path).unwrap();
-            bytes[offset] ^= 1 << self.random.below(8);
-            machine.disk.put(path, &bytes).unwrap();
-            let volume = match store.open_volume(&name).await {
-                Ok(volume) => volume,
-                Err(Error::Damaged(_) | Error::Incompatible { .. }) => return,
-                Err(error) => panic!("{error}"),
-            };
-            let model = &self.volumes[&name];
-            model.find(&name, 0, &contents(&volume).await.unwrap());
-            for (snapshot, content) in &self.snapshots {
-                let record = store.snapshot(snapshot).await.unwrap();
-                if record
-                    .origin
-                    .as_ref()
-                    .is_some_and(|origin| origin.name == name)
-                {
-                    store.completed_snapshot(record.id).await.unwrap();
-                    let len = content.before.len();
-                    let found = super::read(&store, snapshot, 0, len).await.unwrap();
-                    assert!(
-                        is_mix(&content.before, &content.after, &found),
-                        "{snapshot}"
-                    );
-                }
-            }
-        });
     }
 
     /// That all is there, whatever it takes.
