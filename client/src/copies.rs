@@ -118,6 +118,8 @@ pub struct Copy {
     pub limit_bytes_per_second: u64,
     /// What went wrong last.
     pub last_error: Option<String>,
+    /// Of what kind that is; none of copies that ended before daemons kept it.
+    pub last_error_kind: Option<ErrorKind>,
     /// The snapshot here, when it is completed.
     pub snapshot_id: Option<String>,
     /// Tags that the snapshot gets here beside those of the source.
@@ -173,6 +175,10 @@ impl Copy {
             rate_bytes_per_second: copy.rate_bytes_per_second,
             limit_bytes_per_second: copy.limit_bytes_per_second,
             last_error: filled(copy.last_error),
+            last_error_kind: i32::try_from(copy.last_error_code)
+                .ok()
+                .filter(|code| *code != 0)
+                .map(|code| ErrorKind::from_code(code.into())),
             snapshot_id: filled(copy.snapshot_id),
             tags: copy.tags,
         })
@@ -330,7 +336,8 @@ impl Client {
                 match copy.state {
                     CopyState::Failed => {
                         let why = copy.last_error.clone().unwrap_or_default();
-                        return Err(Error::new(ErrorKind::Conflict, what, why));
+                        let kind = copy.last_error_kind.unwrap_or(ErrorKind::Conflict);
+                        return Err(Error::new(kind, what, why));
                     }
                     CopyState::Cancelled => {
                         return Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled"));

@@ -37,6 +37,24 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// What a status code of gRPC means. The one place where they are given a meaning.
+    pub(crate) const fn from_code(code: Code) -> Self {
+        match code {
+            Code::NotFound => Self::NotFound,
+            Code::AlreadyExists => Self::AlreadyExists,
+            Code::InvalidArgument => Self::Invalid,
+            Code::FailedPrecondition => Self::Conflict,
+            Code::ResourceExhausted => Self::OutOfSpace,
+            Code::DataLoss => Self::Damaged,
+            Code::Unavailable | Code::DeadlineExceeded => Self::Unavailable,
+            Code::PermissionDenied | Code::Unauthenticated => Self::Denied,
+            Code::Cancelled | Code::Aborted => Self::Cancelled,
+            Code::Ok | Code::Unknown | Code::OutOfRange | Code::Unimplemented | Code::Internal => {
+                Self::Internal
+            }
+        }
+    }
+
     /// The kind as one lowercase word: stable, for programs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -106,26 +124,15 @@ impl Error {
         }
     }
 
-    /// What the answer to a call means. The one place where gRPC codes are given a meaning.
+    /// What the answer to a call means.
     pub(crate) fn rpc(what: impl Into<String>, status: Status) -> Self {
         // A status with a source was made on this side, by a transport that failed; whatever code it was given,
         // what the caller can do is the same.
         let lost = status.source().is_some();
         let kind = match status.code() {
             _ if lost => ErrorKind::Unreachable,
-            Code::NotFound => ErrorKind::NotFound,
-            Code::AlreadyExists => ErrorKind::AlreadyExists,
-            Code::InvalidArgument => ErrorKind::Invalid,
-            Code::FailedPrecondition => ErrorKind::Conflict,
             Code::ResourceExhausted if is_busy(&status) => ErrorKind::Unavailable,
-            Code::ResourceExhausted => ErrorKind::OutOfSpace,
-            Code::DataLoss => ErrorKind::Damaged,
-            Code::Unavailable | Code::DeadlineExceeded => ErrorKind::Unavailable,
-            Code::PermissionDenied | Code::Unauthenticated => ErrorKind::Denied,
-            Code::Cancelled | Code::Aborted => ErrorKind::Cancelled,
-            Code::Ok | Code::Unknown | Code::OutOfRange | Code::Unimplemented | Code::Internal => {
-                ErrorKind::Internal
-            }
+            code => ErrorKind::from_code(code),
         };
         let why = if lost {
             format!("lost the connection to the daemon: {}", innermost(&status))

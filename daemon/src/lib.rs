@@ -15,6 +15,7 @@
 // What is said goes through what can fail and escapes: `println` panics where nobody can be told.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod code;
 pub mod config;
 pub mod copies;
 pub mod descriptors;

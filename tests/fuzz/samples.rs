@@ -392,6 +392,7 @@ fn copy(outcome: CopyOutcome) -> CopyRecord {
         received_chunks: 6000,
         received_bytes: 90 << 20,
         last_error: "connect: connection refused".to_owned(),
+        last_error_code: 14,
     }
 }
 

@@ -38,6 +38,26 @@ fn whoever_waits_for_a_copy_is_told_why() {
     succeed(&daemon, &[&wait[..], &["--quiet"]].concat());
 }
 
+/// The exit code is of what failed, not of the copy.
+#[test]
+fn a_copy_that_fails_ends_as_what_failed_it_would() {
+    let daemon = FakeDaemon::start(Manners::default());
+    // Codes of gRPC: not found, data loss, resource exhausted, failed precondition, internal; and a daemon that does not say.
+    let ends = [(5, 3), (15, 6), (8, 7), (9, 8), (13, 1), (0, 8)];
+    for (code, expected) in ends {
+        daemon.state().course = vec![v1::Copy {
+            last_error_code: code,
+            ..step(CopyState::Failed, "it is so")
+        }];
+        let (exit_code, _, stderr) = run(&daemon, &["copy", "web", "--from", "unix:/x", "--wait"]);
+        assert_eq!(exit_code, expected, "{code}: {stderr}");
+        assert!(
+            stderr.contains("copy web from unix:/x: it is so"),
+            "{stderr}"
+        );
+    }
+}
+
 #[test]
 fn copies_that_wait_for_their_turn_are_shown_as_queued() {
     let daemon = FakeDaemon::start(Manners::default());

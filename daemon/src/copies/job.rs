@@ -274,11 +274,12 @@ impl Job {
     }
 
     /// It waits until it is tried again. Whether that is something new.
-    pub(super) fn wait(&self, error: &CopyError) -> bool {
+    pub(super) fn wait(&self, cause: &CopyError) -> bool {
         let mut known = self.known.lock();
-        let error = shortened(error);
+        let error = shortened(cause);
         let is_new = known.record.last_error != error;
         known.record.last_error = error;
+        known.record.last_error_code = code_byte(cause);
         known.phase = State::Waiting;
         is_new
     }
@@ -311,12 +312,18 @@ impl Job {
             why = format!("nothing has arrived for {hours} hours: {why}");
         }
         known.record.last_error = why;
+        known.record.last_error_code = code_byte(error);
         known.end(CopyOutcome::Failed);
     }
 
     pub(super) fn cancelled(&self) {
         self.known.lock().end(CopyOutcome::Cancelled);
     }
+}
+
+/// The kind of an error as it is kept.
+fn code_byte(error: &CopyError) -> u8 {
+    u8::try_from(i32::from(error.code())).unwrap_or_default()
 }
 
 /// An error as it is kept: what another daemon has said may be of any length.

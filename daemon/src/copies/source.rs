@@ -7,10 +7,13 @@ use std::sync::{
 
 use futures::future::try_join_all;
 use tokio::time::timeout;
+use tonic::Code;
 use varve_client::{Client, ErrorKind};
+use varve_store::Error;
 
 use super::remotes::Address;
 use crate::{
+    code::store_code,
     limits,
     shares::{Busy, GaveWay, Hold},
     tls,
@@ -24,7 +27,7 @@ pub(crate) enum CopyError {
     Source(#[from] varve_client::Error),
     /// This store says no.
     #[error(transparent)]
-    Store(#[from] varve_store::Error),
+    Store(#[from] Error),
     /// The snapshot is not there yet.
     #[error("snapshot {name} is {state} at {endpoint}")]
     NotCompleted {
@@ -48,7 +51,7 @@ pub(crate) enum CopyError {
     Tls(#[from] tls::FileError),
     /// A snapshot before the wanted one cannot be gone by.
     #[error("a snapshot before: {0}")]
-    Base(#[source] varve_store::Error),
+    Base(#[source] Error),
     /// As much is under way as is allowed.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -75,6 +78,24 @@ pub(super) enum Remedy {
 }
 
 impl CopyError {
+    /// What a caller is told who waits for the source, and what a copy's record keeps.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Source(error) => match error.kind() {
+                ErrorKind::NotFound => Code::NotFound,
+                ErrorKind::Damaged => Code::DataLoss,
+                ErrorKind::Invalid => Code::InvalidArgument,
+                ErrorKind::Denied => Code::PermissionDenied,
+                _ => Code::Unavailable,
+            },
+            Self::Store(error) | Self::Base(error) => store_code(error),
+            Self::Silent | Self::Busy(_) | Self::GaveWay(_) => Code::Unavailable,
+            Self::NoRemote(_) => Code::NotFound,
+            Self::Mismatch(_) => Code::DataLoss,
+            Self::NotCompleted { .. } | Self::Tls(_) | Self::Refused(_) => Code::FailedPrecondition,
+        }
+    }
+
     /// What helps.
     pub(super) fn remedy(&self) -> Remedy {
         match self {
@@ -86,7 +107,10 @@ impl CopyError {
                 ErrorKind::Damaged | ErrorKind::Internal => Remedy::AnotherTry,
                 _ => Remedy::None,
             },
-            Self::Store(varve_store::Error::Limit(_)) => Remedy::Time,
+            // A store that takes no writes takes them again after a restart, and copies go on then.
+            Self::Store(
+                Error::Limit(_) | Error::Shortage { .. } | Error::Poisoned { .. } | Error::Closing,
+            ) => Remedy::Time,
             Self::NotCompleted {
                 state: "pending", ..
             } => Remedy::Time,

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use prost::Message as _;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::info;
-use varve_client::ErrorKind;
 use varve_proto::v1::{self, copy_service_server::CopyService};
 
 use super::{
@@ -228,6 +227,7 @@ fn copy(status: copies::Status) -> v1::Copy {
         rate_bytes_per_second: status.rate_bytes_per_second,
         limit_bytes_per_second: record.bytes_per_second,
         last_error: record.last_error,
+        last_error_code: record.last_error_code.into(),
         snapshot_id: record.made.map(|id| id.to_string()).unwrap_or_default(),
         tags: record.tags,
     }
@@ -235,28 +235,12 @@ fn copy(status: copies::Status) -> v1::Copy {
 
 /// What a caller is told who waits for the source.
 pub(super) fn failure(error: CopyError) -> Failure {
-    let code = match &error {
-        CopyError::Source(error) => match error.kind() {
-            ErrorKind::NotFound => tonic::Code::NotFound,
-            ErrorKind::Damaged => tonic::Code::DataLoss,
-            ErrorKind::Invalid => tonic::Code::InvalidArgument,
-            _ => tonic::Code::Unavailable,
-        },
-        CopyError::Silent => tonic::Code::Unavailable,
-        CopyError::Busy(_) | CopyError::GaveWay(_) => tonic::Code::ResourceExhausted,
-        CopyError::NoRemote(_) => tonic::Code::NotFound,
-        CopyError::Mismatch(_) => tonic::Code::DataLoss,
-        CopyError::NotCompleted { .. } | CopyError::Tls(_) | CopyError::Refused(_) => {
-            tonic::Code::FailedPrecondition
-        }
-        CopyError::Store(_) | CopyError::Base(_) => tonic::Code::Internal,
-    };
     match error {
         CopyError::Store(error) => error.into(),
         CopyError::Busy(busy) => busy.into(),
         CopyError::GaveWay(gave_way) => gave_way.into(),
         other => Failure::Source {
-            code,
+            code: other.code(),
             problem: other.to_string(),
         },
     }

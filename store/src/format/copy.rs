@@ -9,8 +9,9 @@ use super::{
     fields::{Fields, optional, put_tags, put_text},
 };
 
-/// The version of [`CopyRecord`]'s encoding, its first byte.
-const VERSION: u8 = 1;
+/// The version of [`CopyRecord`]'s encoding, its first byte. Version 1 had no code of the last error.
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_CODE: u8 = 1;
 
 const PLAINTEXT: u8 = 1;
 const HAS_ROOT: u8 = 2;
@@ -67,7 +68,7 @@ impl CopyOutcome {
 ///
 /// | bytes | field |
 /// | --- | --- |
-/// | 1 | version: 1 |
+/// | 1 | version: 2 |
 /// | 1 | flags: 1 plain HTTP is allowed, 2 has a root, 4 has a snapshot, 8 has ended |
 /// | 1 | outcome: 1 under way, 2 completed, 3 failed, 4 cancelled |
 /// | 9 | id |
@@ -81,6 +82,7 @@ impl CopyOutcome {
 /// | 4 + n, four times | endpoint, name or id of the snapshot there, name here, last error: length, UTF-8 |
 /// | 4 | number of tags, ascending by key |
 /// | 4 + n, 4 + n | each tag: key, value |
+/// | 1 | code of the last error; not in version 1 |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyRecord {
     /// Its id.
@@ -119,6 +121,8 @@ pub struct CopyRecord {
     pub received_bytes: u64,
     /// What went wrong last; empty: nothing.
     pub last_error: String,
+    /// Its kind, as gRPC numbers status codes; 0 if nothing went wrong, or if the record is of version 1.
+    pub last_error_code: u8,
 }
 
 impl CopyRecord {
@@ -144,6 +148,7 @@ impl CopyRecord {
             received_chunks: 0,
             received_bytes: 0,
             last_error: String::new(),
+            last_error_code: 0,
         }
     }
 
@@ -179,6 +184,7 @@ impl CopyRecord {
             put_text(&mut bytes, text);
         }
         put_tags(&mut bytes, &self.tags);
+        bytes.push(self.last_error_code);
         bytes
     }
 
@@ -186,10 +192,10 @@ impl CopyRecord {
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new("record of a copy", bytes);
         let version = fields.u8()?;
-        if version != VERSION {
+        if ![VERSION_WITHOUT_CODE, VERSION].contains(&version) {
             return Err(FormatError::unknown(
                 "version of a copy's record",
-                VERSION,
+                format_args!("{VERSION_WITHOUT_CODE} or {VERSION}"),
                 version,
             ));
         }
@@ -229,6 +235,10 @@ impl CopyRecord {
             name: fields.text()?,
             last_error: fields.text()?,
             tags: fields.tags()?,
+            last_error_code: match version {
+                VERSION_WITHOUT_CODE => 0,
+                _ => fields.u8()?,
+            },
         };
         fields.end()?;
         let ended = outcome != CopyOutcome::UnderWay;

@@ -151,6 +151,7 @@ pub(super) fn copy() -> CopyRecord {
         received_chunks: 5,
         received_bytes: 3 << 10,
         last_error: "cut".to_owned(),
+        last_error_code: 14,
     }
 }
 

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use clap::{Args, Subcommand};
 use futures::TryStreamExt as _;
 use serde::Serialize;
-use varve_client::{Client, Copy, CopyEstimate, CopySource, CopyState, NewCopy, Progress};
+use varve_client::{
+    Client, Copy, CopyEstimate, CopySource, CopyState, ErrorKind, NewCopy, Progress,
+};
 
 use crate::{
     Options,
@@ -129,6 +131,7 @@ struct CopyJson<'a> {
     limit_bytes_per_second: u64,
     remaining_seconds: Option<u64>,
     last_error: Option<&'a str>,
+    last_error_kind: Option<&'a str>,
     snapshot_id: Option<&'a str>,
     tags: &'a BTreeMap<String, String>,
 }
@@ -153,6 +156,7 @@ impl<'a> From<&'a Copy> for CopyJson<'a> {
             limit_bytes_per_second: copy.limit_bytes_per_second,
             remaining_seconds: copy.remaining().map(|left| left.as_secs()),
             last_error: copy.last_error.as_deref(),
+            last_error_kind: copy.last_error_kind.map(ErrorKind::as_str),
             snapshot_id: copy.snapshot_id.as_deref(),
             tags: &copy.tags,
         }

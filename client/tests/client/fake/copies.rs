@@ -49,6 +49,7 @@ impl CopyService for Service {
         let course = course.into_iter().map(|step| v1::Copy {
             state: step.state,
             last_error: step.last_error,
+            last_error_code: step.last_error_code,
             ..copy.clone()
         });
         let script = std::iter::once(copy.clone()).chain(course).collect();

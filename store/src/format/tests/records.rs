@@ -332,7 +332,7 @@ fn copy_record_is_pinned() {
     assert_bytes(
         &bytes,
         &[
-            "010f02",
+            "020f02",
             "00a1b2c3d4e5f60718",
             "15cdb2c77e681618",
             "151700f77e681618",
@@ -349,9 +349,18 @@ fn copy_record_is_pinned() {
             "0600000065752f776562",
             "03000000637574",
             "01000000010000006b0100000076",
+            "0e",
         ],
     );
     assert_eq!(CopyRecord::decode(&bytes), Ok(copy()));
+    // As it was before the kind of an error was kept.
+    let mut first = bytes[..bytes.len() - 1].to_vec();
+    first[0] = 1;
+    let without = CopyRecord {
+        last_error_code: 0,
+        ..copy()
+    };
+    assert_eq!(CopyRecord::decode(&first), Ok(without));
     for len in 0..bytes.len() {
         assert!(CopyRecord::decode(&bytes[..len]).is_err());
     }
@@ -373,7 +382,7 @@ fn copy_records_that_are_none() {
         bytes[at] = byte;
         CopyRecord::decode(&bytes).unwrap_err()
     };
-    assert!(with(0, 2).is_unknown());
+    assert!(with(0, 3).is_unknown());
     assert!(with(2, 5).is_unknown());
     for (at, byte, why) in [
         (1, 0x1f, "flags of a copy's record"),
