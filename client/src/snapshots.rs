@@ -1,6 +1,9 @@
 //! The snapshots of a store: listing, looking at, tagging, deleting, comparing and verifying them.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::SystemTime,
+};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -253,7 +256,8 @@ impl Client {
             .collect()
     }
 
-    /// Waits until none of these snapshots, by name or id, is pending, and gives them as they are then.
+    /// Waits until none of these snapshots, by name or id, is pending, and gives them as they are then. Passes a snapshot to `waits`
+    /// whenever the last try could not complete it, for a reason that was not told yet.
     ///
     /// # Errors
     ///
@@ -262,7 +266,9 @@ impl Client {
         &self,
         snapshots: &[String],
         progress: &Progress,
+        mut waits: impl FnMut(&Snapshot),
     ) -> Result<Vec<Snapshot>> {
+        let mut told = HashMap::new();
         loop {
             let mut found = Vec::with_capacity(snapshots.len());
             for snapshot in snapshots {
@@ -283,6 +289,12 @@ impl Client {
             let pending = |snapshot: &&Snapshot| snapshot.state == SnapshotState::Pending;
             if !found.iter().any(|snapshot| pending(&snapshot)) {
                 return Ok(found);
+            }
+            for snapshot in found.iter().filter(pending) {
+                if snapshot.failure.is_some() && told.get(&snapshot.id) != Some(&snapshot.failure) {
+                    waits(snapshot);
+                    told.insert(snapshot.id.clone(), snapshot.failure.clone());
+                }
             }
             let all = found.iter().filter_map(|snapshot| snapshot.progress);
             let (done, total) = all.fold((0, 0), |(done, total), it| {

@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, fs};
 
+use bytes::Bytes;
 use futures::TryStreamExt;
-use varve_client::{DiffKind, ErrorKind, FileSource, SnapshotFilter};
+use varve_client::{DiffKind, ErrorKind, FileSource, Progress, SnapshotFilter};
+use varve_proto::v1;
 
 use crate::fake::{FakeDaemon, Manners};
 
@@ -79,6 +81,36 @@ async fn a_snapshot_is_tagged_and_deleted() {
     let error = client.delete_snapshot("base").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert_eq!(error.to_string(), "delete snapshot base: no snapshot base");
+}
+
+/// A reason is told once, and another one again.
+#[tokio::test]
+async fn whoever_waits_for_a_snapshot_is_told_why_it_is_tried_again() {
+    let daemon = daemon_with_base().await;
+    let client = daemon.client().await;
+    {
+        let mut state = daemon.state();
+        let base = state.snapshots["base"].0.clone();
+        let pending = |failure: &str| v1::Snapshot {
+            state: v1::SnapshotState::Pending.into(),
+            root: Bytes::new(),
+            failure: failure.to_owned(),
+            ..base.clone()
+        };
+        state.snapshot_course = ["", "no room", "no room", "", "no room", "too many files"]
+            .map(pending)
+            .into();
+    }
+    let mut told = Vec::new();
+    let progress = Progress::default();
+    let completed = client
+        .completed_snapshots(&["base".to_owned()], &progress, |snapshot| {
+            told.push(snapshot.failure.clone().unwrap());
+        })
+        .await
+        .unwrap();
+    assert_eq!(completed[0].name, "base");
+    assert_eq!(told, ["no room", "too many files"]);
 }
 
 #[tokio::test]

@@ -140,7 +140,12 @@ impl Create {
         if self.wait {
             let progress = Arc::new(Progress::default());
             let ids: Vec<_> = snapshots.iter().map(|it| it.id.clone()).collect();
-            let waiting = client.completed_snapshots(&ids, &progress);
+            let waiting = client.completed_snapshots(&ids, &progress, |snapshot| {
+                if let Some(why) = &snapshot.failure {
+                    let (id, name) = (&snapshot.id, &snapshot.name);
+                    options.remark(format_args!("{id} ({name}) is tried again: {why}"));
+                }
+            });
             snapshots =
                 meter::watch("snapshot", options.quiet, Arc::clone(&progress), waiting).await?;
         }

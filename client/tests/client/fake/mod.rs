@@ -38,6 +38,8 @@ pub(crate) struct State {
     pub(crate) chunks: HashMap<ChunkId, Bytes>,
     pub(crate) snapshots: BTreeMap<String, (v1::Snapshot, Vec<v1::Leaf>)>,
     pub(crate) volumes: BTreeMap<String, v1::Volume>,
+    /// What is told of the snapshot that is made next, one after the other.
+    pub(crate) snapshot_course: Vec<v1::Snapshot>,
     /// What is told of each copy, one after the other.
     pub(crate) copies: BTreeMap<String, Vec<v1::Copy>>,
     /// States and errors that copies go through which are begun from now on.
