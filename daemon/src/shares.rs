@@ -1,7 +1,7 @@
 //! Places and bytes that several share.
 //!
 //! What must hold: never is more given out than there is. A part of it is for peers on this machine only, whatever the network does. Of those
-//! who wait, whoever holds least comes first. Whoever holds something and does not move gives way when others wait, and not
+//! who wait, whoever holds least comes first; if too many wait, whoever waits for most gives up a place for one who waits for less. Whoever holds something and does not move gives way when others wait, and not
 //! before: a slow peer harms nobody as long as nobody wants what it holds.
 
 use std::{
@@ -139,9 +139,8 @@ impl Shares {
         }
         let (hold, mut granted) = {
             let mut state = self.0.state.lock();
-            let at_once = within.is_zero();
-            let full = state.queue.len() >= rules.waiting || at_once;
-            if full && !state.fits(rules, holder, amount) {
+            let waits = !state.fits(rules, holder, amount);
+            if waits && (within.is_zero() || !state.has_place(rules, holder)) {
                 return Err(Busy(rules.what));
             }
             let (sender, granted) = oneshot::channel();
@@ -168,8 +167,11 @@ impl Shares {
             let look = Instant::now() + LOOK_INTERVAL;
             tokio::select! {
                 biased;
-                // The sender is kept until then.
-                _ = &mut granted => return Ok(hold),
+                granted = &mut granted => return match granted {
+                    Ok(()) => Ok(hold),
+                    // The place in the queue was given to another.
+                    Err(_) => Err(Busy(rules.what)),
+                },
                 () = tokio::time::sleep_until(look.min(deadline)) => {}
             }
             if Instant::now() >= deadline {
@@ -220,6 +222,33 @@ impl State {
     fn fits(&self, rules: &Rules, holder: Holder, amount: u64) -> bool {
         self.held + amount <= rules.total
             && (holder.is_local || self.held_remotely + amount <= rules.most(holder))
+    }
+
+    /// Whether one more may wait: if as many wait as may, the last one goes of whoever has most places in the queue, if these are more than
+    /// the new one would have. Peers of the network do not take them from those on this machine.
+    fn has_place(&mut self, rules: &Rules, holder: Holder) -> bool {
+        if self.queue.len() < rules.waiting {
+            return true;
+        }
+        let mut places = HashMap::<u64, usize>::new();
+        for waiting in &self.queue {
+            *places.entry(waiting.holder.number).or_default() += 1;
+        }
+        let would_have = places.get(&holder.number).map_or(1, |places| places + 1);
+        let last = self
+            .queue
+            .iter()
+            .enumerate()
+            .filter(|(_, waiting)| holder.is_local || !waiting.holder.is_local)
+            .map(|(at, waiting)| {
+                let places = places.get(&waiting.holder.number);
+                (places.copied().unwrap_or(0), at)
+            })
+            .max();
+        match last {
+            Some((has, at)) if has > would_have => self.queue.remove(at).is_some(),
+            _ => false,
+        }
     }
 
     /// Gives those who wait what there is.
@@ -376,6 +405,7 @@ impl Drop for Hold {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
+    use futures::FutureExt as _;
     use tokio::time::{advance, sleep};
 
     use super::*;
@@ -453,6 +483,43 @@ mod tests {
         assert_eq!(shares.held(), 2);
         drop((other, again));
         assert_eq!(shares.held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_most_gives_up_a_place_for_one_who_waits_for_less() {
+        let shares = shares(2, 1);
+        let held = shares.take(remote(1), 1, WITHIN).await.unwrap();
+        let own = shares.take(Holder::OWN, 1, WITHIN).await.unwrap();
+        let begin = async |holder| {
+            let mut taking = Box::pin(shares.take(holder, 1, WITHIN));
+            assert!(futures::poll!(&mut taking).is_pending());
+            taking
+        };
+        // All that may wait: one of this machine, three of one connection.
+        let local = begin(Holder::OWN).await;
+        let [first, second, last] = [
+            begin(remote(1)).await,
+            begin(remote(1)).await,
+            begin(remote(1)).await,
+        ];
+        let other = begin(remote(2)).await;
+        assert_eq!(last.await.unwrap_err(), Busy("things"));
+        // Two places for the one, and one for the other: neither gets a place more.
+        for number in [1, 2] {
+            let taken = shares.take(remote(number), 1, WITHIN).now_or_never();
+            assert!(matches!(taken, Some(Err(_))));
+        }
+        drop((first, second));
+        // Whoever comes by the network takes no place of this machine's.
+        let mut more = Vec::new();
+        for _ in 0..2 {
+            more.push(begin(Holder::OWN).await);
+        }
+        let taken = shares.take(remote(3), 1, WITHIN).now_or_never();
+        assert!(matches!(taken, Some(Err(_))));
+        drop((more, held, own));
+        assert!(local.await.is_ok());
+        assert!(other.await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,18 +24,18 @@ use varve_tests::{
     rpc::Rpc,
 };
 
-const MIB: u64 = 1 << 20;
-const DAEMON_MAX: u64 = 512 * MIB;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const DAEMON_MAX: u64 = 512 * MIB;
 /// What is kept of what was read is beside the promise.
-const CACHE: u64 = 16 * MIB;
-const STREAMS: usize = 60;
+pub(super) const CACHE: u64 = 16 * MIB;
+pub(super) const STREAMS: usize = 60;
 
-const PUT_CHUNKS: &str = "varve.v1.ContentService/PutChunks";
-const PUT_LEAVES: &str = "varve.v1.ContentService/PutLeaves";
-const DOWNLOAD: &str = "varve.v1.ContentService/Download";
-const LIST_VOLUMES: &str = "varve.v1.VolumeService/ListVolumes";
+pub(super) const PUT_CHUNKS: &str = "varve.v1.ContentService/PutChunks";
+pub(super) const PUT_LEAVES: &str = "varve.v1.ContentService/PutLeaves";
+pub(super) const DOWNLOAD: &str = "varve.v1.ContentService/Download";
+pub(super) const LIST_VOLUMES: &str = "varve.v1.VolumeService/ListVolumes";
 
-fn lab() -> Lab {
+pub(super) fn lab() -> Lab {
     Lab::with(|options: Options| {
         options
             .tcp()
@@ -44,20 +44,20 @@ fn lab() -> Lab {
 }
 
 /// A message as it goes over the wire, behind its length.
-fn framed(message: &[u8]) -> Vec<u8> {
+pub(super) fn framed(message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     [&[0], &length[..], message].concat()
 }
 
 /// A connection of an enemy, whose tasks end with it.
-struct Enemy {
+pub(super) struct Enemy {
     requests: SendRequest<Bytes>,
     tasks: JoinSet<()>,
 }
 
 impl Enemy {
     /// One that takes so much of an answer.
-    async fn connect(address: SocketAddr, window: u32) -> Self {
+    pub(super) async fn connect(address: SocketAddr, window: u32) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         let mut builder = Builder::new();
         builder.initial_window_size(window);
@@ -81,7 +81,7 @@ impl Enemy {
     }
 
     /// Sends a request, as far as it is taken, and does not listen.
-    async fn send(&mut self, method: &str, bytes: Bytes, end: bool) {
+    pub(super) async fn send(&mut self, method: &str, bytes: Bytes, end: bool) {
         let (answer, mut body) = self.call(method, false).await;
         self.tasks.spawn(async move {
             if send_all(&mut body, bytes, end).await {
@@ -137,15 +137,38 @@ async fn send_all(body: &mut SendStream<Bytes>, mut bytes: Bytes, end: bool) -> 
 }
 
 fn assert_within_bounds(lab: &Lab, what: &str) {
+    assert_within(lab, what, DAEMON_MAX);
+}
+
+pub(super) fn assert_within(lab: &Lab, what: &str, most: u64) {
     let peak = lab.varved.peak_memory_bytes();
     println!("varved under {what}: {} MiB", peak / MIB);
-    assert!(peak < DAEMON_MAX, "{} MiB under {what}", peak / MIB);
+    assert!(peak < most, "{} MiB under {what}", peak / MIB);
     let log = lab.varved.log();
     assert!(!log.contains("panicked"), "{log}");
 }
 
+/// So many that a page of them is a long answer.
+pub(super) async fn make_volumes_with_long_tags(lab: &Lab) {
+    let endpoint = tonic::transport::Endpoint::from_shared(lab.varved.endpoint()).unwrap();
+    let mut volumes = VolumeServiceClient::new(endpoint.connect().await.unwrap());
+    for number in 0..120 {
+        let tags = (0..50).map(|tag| (format!("k{tag}{}", "k".repeat(100)), "v".repeat(250)));
+        let request = CreateVolumeRequest {
+            name: format!("v{number}"),
+            size_bytes: MIB,
+            tags: tags.collect(),
+            ..CreateVolumeRequest::default()
+        };
+        volumes.create_volume(request).await.unwrap();
+    }
+    let page = volumes.list_volumes(ListVolumesRequest::default()).await;
+    let page_bytes = page.unwrap().into_inner().encoded_len() as u64;
+    assert!(page_bytes > MIB, "{page_bytes}");
+}
+
 /// Others are served meanwhile, here and over the network.
-async fn assert_others_are_served(lab: &Lab, name: &str, seed: u64) {
+pub(super) async fn assert_others_are_served(lab: &Lab, name: &str, seed: u64) {
     let file = lab.image(name, 24 * MIB, seed);
     let (over_unix, over_tcp) = (
         lab.snapctl(),
@@ -247,21 +270,7 @@ async fn empty_elements_are_counted_before_they_are_decoded() {
 async fn answers_that_nobody_takes_take_what_is_allowed_and_no_more() {
     allow_open_files();
     let lab = lab();
-    let endpoint = tonic::transport::Endpoint::from_shared(lab.varved.endpoint()).unwrap();
-    let mut volumes = VolumeServiceClient::new(endpoint.connect().await.unwrap());
-    for number in 0..120 {
-        let tags = (0..50).map(|tag| (format!("k{tag}{}", "k".repeat(100)), "v".repeat(250)));
-        let request = CreateVolumeRequest {
-            name: format!("v{number}"),
-            size_bytes: MIB,
-            tags: tags.collect(),
-            ..CreateVolumeRequest::default()
-        };
-        volumes.create_volume(request).await.unwrap();
-    }
-    let page = volumes.list_volumes(ListVolumesRequest::default()).await;
-    let page_bytes = page.unwrap().into_inner().encoded_len() as u64;
-    assert!(page_bytes > MIB, "{page_bytes}");
+    make_volumes_with_long_tags(&lab).await;
 
     let ask = Bytes::from(framed(&ListVolumesRequest::default().encode_to_vec()));
     let mut enemies = Vec::new();
@@ -275,11 +284,13 @@ async fn answers_that_nobody_takes_take_what_is_allowed_and_no_more() {
         enemies.push(enemy);
     }
     assert_others_are_served(&lab, "beside-answers", 921).await;
-    // Whoever comes by the same way may be told to try again; peers on this machine are not.
-    let here = lab.varved.snapctl();
-    let listed = tokio::task::spawn_blocking(move || here.json(["volume", "list"]));
-    let listed = listed.await.unwrap();
-    assert_eq!(listed["volumes"].as_array().unwrap().len(), 120);
+    // Whoever comes by the same way as the enemies is served, too.
+    let over_tcp = varve_tests::snapctl::Snapctl::new(lab.varved.tcp_endpoint());
+    for client in [lab.varved.snapctl(), over_tcp] {
+        let listed = tokio::task::spawn_blocking(move || client.json(["volume", "list"]));
+        let listed = listed.await.unwrap();
+        assert_eq!(listed["volumes"].as_array().unwrap().len(), 120);
+    }
     assert_within_bounds(&lab, "answers that nobody takes");
     drop(enemies);
 }

@@ -6,4 +6,5 @@ mod limits;
 mod reading;
 mod reflection;
 mod tls;
+mod together;
 mod uploads;
