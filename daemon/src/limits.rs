@@ -238,6 +238,10 @@ pub const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
 /// The same for NBD, which ends its connections in its own way; a little less, so that it gets to.
 pub const NBD_STOP_GRACE: Duration = Duration::from_secs(4);
+/// How long threads are waited for that read files when all is closed.
+pub const RUNTIME_STOP_GRACE: Duration = Duration::from_secs(1);
+/// How long a gRPC connection without a call is kept then, so that its peer learns that it ends and can end it.
+pub const STOP_IDLE_GRACE: Duration = Duration::from_millis(500);
 
 /// Descriptors that are neither connections, nor journals, nor packs that are read: what the store says that it needs, the
 /// connections of copies and estimates to their sources, the handshakes that each of four listeners always has descriptors

@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 use varve_daemon::{
     config::{Arguments, Config},
-    descriptors,
+    descriptors, limits,
     server::{self, Prepared, Server},
     sockets::Inherited,
     telemetry::{self, Telemetry},
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(format_args!("cannot start threads: {error}"), FAILURE),
     };
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         match cli.command {
             None => match inherited.take() {
                 Ok(inherited) => serve(&cli.arguments, &config, inherited, &telemetry).await,
@@ -92,7 +92,10 @@ fn main() -> ExitCode {
             },
             Some(Command::Rebuild) => rebuild(&config).await,
         }
-    })
+    });
+    // The store is closed. Whoever still reads a file of settings, from a file system that hangs, is not waited for.
+    runtime.shutdown_timeout(limits::RUNTIME_STOP_GRACE);
+    code
 }
 
 /// Says why nothing was done. Not in the log, which may go elsewhere or be filtered.
@@ -124,8 +127,11 @@ fn export_line(socket: &Path) -> String {
 /// Takes over what can be changed while the daemon runs: the levels of the log, and files of TLS.
 async fn reload(arguments: &Arguments, server: &Server, telemetry: &Telemetry) {
     info!("asked to read settings again: levels of the log and files of TLS");
-    let filter = match Config::load(arguments) {
-        Ok(config) => telemetry.set_filter(&config.log.filter),
+    let arguments = arguments.clone();
+    let loading = tokio::task::spawn_blocking(move || Config::load(&arguments));
+    let filter = match loading.await {
+        Ok(Ok(config)) => telemetry.set_filter(&config.log.filter),
+        Ok(Err(error)) => Err(error.to_string()),
         Err(error) => Err(error.to_string()),
     };
     if let Err(error) = filter {
@@ -170,7 +176,14 @@ async fn serve(
                     info!(signal = name, "asked to stop");
                     break true;
                 }
-                Asked::Reload => reload(arguments, &server, telemetry).await,
+                // From a file system that hangs it may take for ever.
+                Asked::Reload => tokio::select! {
+                    () = reload(arguments, &server, telemetry) => {}
+                    name = signals.end() => {
+                        info!(signal = name, "asked to stop");
+                        break true;
+                    }
+                },
             },
             () = server.failed() => break false,
         }
@@ -234,10 +247,9 @@ impl Signals {
 
     /// The next one that asks for the end.
     async fn end(&mut self) -> &'static str {
-        loop {
-            if let Asked::End(name) = self.next().await {
-                return name;
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
     }
 }

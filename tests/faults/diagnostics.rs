@@ -141,6 +141,28 @@ fn a_hangup_reads_the_levels_again_and_nothing_ends() {
     varved.stop();
 }
 
+/// As on a file system that hangs: whoever opens the file waits.
+#[test]
+fn settings_that_cannot_be_read_hold_up_neither_guests_nor_the_end() {
+    let scratch = Scratch::new();
+    let file = scratch.join("varved.toml");
+    fs::write(&file, "[log]\nfilter = 'info'\n").unwrap();
+    let mut varved = Options::new(scratch.join("data"))
+        .argument("--config")
+        .argument(&file)
+        .start();
+    fs::remove_file(&file).unwrap();
+    run(command(tool("mkfifo"), [&file])).ok();
+    varved.signal(Signal::HUP);
+    wait_for("the settings to be read", || {
+        let asked = varved.log().contains("asked to read settings again");
+        asked.then_some(())
+    });
+    varved.snapctl().run(["status"]).ok();
+    varved.stop();
+    assert!(varved.log().contains("asked to stop"), "{}", varved.log());
+}
+
 /// Who serves, as `openssl s_client` sees it: whether an authority has signed its certificate.
 fn is_trusted(varved: &Varved, authority: &Path) -> bool {
     let asked = run(command(

@@ -20,6 +20,7 @@ mod tests;
 
 use std::{
     future::poll_fn,
+    mem,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -179,6 +180,7 @@ impl Serving {
             own: Arc::new(Semaphore::new(1)),
             seat,
             stop: stop.clone(),
+            calls: Arc::default(),
         };
         let mut builder = Builder::new();
         builder
@@ -209,6 +211,8 @@ struct Connected {
     own: Arc<Semaphore>,
     seat: Option<Arc<Seat>>,
     stop: CancellationToken,
+    /// One more for each call that is under way.
+    calls: Arc<()>,
 }
 
 impl Connected {
@@ -234,6 +238,21 @@ impl Connected {
                     stopping = true;
                     connection.graceful_shutdown();
                 }
+                () = self.idle(), if stopping => {
+                    return debug!("a connection is ended that its peer does not end");
+                }
+            }
+        }
+    }
+
+    /// Ends when there has been no call for a while. It may be dropped and asked again.
+    async fn idle(&self) {
+        let mut is_idle = false;
+        loop {
+            tokio::time::sleep(limits::STOP_IDLE_GRACE / 2).await;
+            let was_idle = mem::replace(&mut is_idle, Arc::strong_count(&self.calls) == 1);
+            if was_idle && is_idle {
+                return;
             }
         }
     }
@@ -243,7 +262,7 @@ impl Connected {
         let own = Arc::clone(&self.own).try_acquire_owned().ok();
         // One that has given way is about to be closed.
         let busy = self.seat.as_ref().and_then(|seat| seat.begin());
-        let stop = self.stop.clone();
+        let (stop, under_way) = (self.stop.clone(), Arc::clone(&self.calls));
         drop(self.shared.tasks.spawn("gRPC call", async move {
             let place = match &own {
                 Some(_) => None,
@@ -257,7 +276,7 @@ impl Connected {
             };
             // One who has gone needs no answer.
             let _ = call(&shared, holder, request, &mut respond, &stop).await;
-            drop((own, place, busy));
+            drop((own, place, busy, under_way));
         }));
     }
 }

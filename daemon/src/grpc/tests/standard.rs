@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt as _;
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -227,12 +228,19 @@ async fn what_cannot_be_listened_on_or_read_is_named() {
 async fn connections_that_say_nothing_do_not_hold_up_the_stop() {
     let daemon = Daemon::start().await;
     let mut silent = Vec::new();
-    for _ in 0..10 {
-        silent.push(
-            tokio::net::UnixStream::connect(daemon.dir.path().join("grpc.sock"))
+    for number in 0..10 {
+        let socket = daemon.dir.path().join("grpc.sock");
+        let mut socket = tokio::net::UnixStream::connect(socket).await.unwrap();
+        if number % 2 == 0 {
+            // A client of HTTP/2 with nothing to set, which answers nothing.
+            let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+            socket
+                .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
                 .await
-                .unwrap(),
-        );
+                .unwrap();
+            socket.write_all(&settings).await.unwrap();
+        }
+        silent.push(socket);
     }
     // Served, so that the others were accepted before.
     assert!(daemon.names().await.is_empty());
