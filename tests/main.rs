@@ -13,6 +13,7 @@
 //! - [`nbd`]: exports read by QEMU, libnbd and fio; peers that break the protocol.
 //! - [`guests`]: virtual machines on exports and volumes, and varved inside of one that loses its power. [`memory`]: its bounds.
 //! - [`fuzz`]: decoders, given bytes that nobody wrote.
+//! - [`scripts`]: what installs packages, where they get in each other's way.
 //! - [`tidy`]: rules of this repository's own structure.
 
 #![allow(
@@ -31,6 +32,7 @@ mod guests;
 mod import_export;
 mod memory;
 mod nbd;
+mod scripts;
 mod snapshots;
 mod tidy;
 mod volumes;
