@@ -1,11 +1,11 @@
-//! Many volumes and few descriptors, on a real disk. Each test is a process of its own.
+//! Many volumes and few descriptors, on a real disk.
 
 use std::{fs, path::Path};
 
 use bytes::Bytes;
 
 use super::{
-    block_on,
+    block_on, is_alone,
     volume_data::{BLOCK, new_volume, options, read},
 };
 use crate::Store;
@@ -32,6 +32,9 @@ fn data(volume: usize, round: usize, blocks: usize) -> Bytes {
 #[test]
 fn volumes_share_the_descriptors_that_there_are() {
     const MOST: usize = 16;
+    if !is_alone("tests::descriptors::volumes_share_the_descriptors_that_there_are") {
+        return;
+    }
     // More are tried by hand.
     let count: usize =
         std::env::var("VARVE_TEST_VOLUMES").map_or(40, |count| count.parse().unwrap());

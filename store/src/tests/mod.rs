@@ -187,6 +187,27 @@ pub(super) async fn upload(store: &Store, name: &str, image: &[u8]) -> Result<Sn
     ingest.commit(cut.root).await
 }
 
+/// Runs a test, by its path in this crate, in a process of its own: it is about what a process has one of. Whether this is that process; if
+/// not, the test has passed there.
+pub(crate) fn is_alone(test: &str) -> bool {
+    const ALONE: &str = "VARVE_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let ran = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&ran.stdout);
+    assert!(
+        ran.status.success() && told.contains("1 passed"),
+        "{told}\n{}",
+        String::from_utf8_lossy(&ran.stderr)
+    );
+    false
+}
+
 /// Reads a range, holes as zeros.
 pub(super) async fn read(store: &Store, name: &str, offset: usize, len: usize) -> Result<Vec<u8>> {
     let reader = store.open_snapshot(name).await?;

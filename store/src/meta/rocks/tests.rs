@@ -420,9 +420,13 @@ fn permit_descriptors(count: u64) {
     setrlimit(Resource::Nofile, limit).unwrap();
 }
 
-/// Each test is a process of its own.
 #[test]
 fn a_want_of_descriptors_refuses_batches_until_there_are_some_again() {
+    if !crate::tests::is_alone(
+        "meta::rocks::tests::a_want_of_descriptors_refuses_batches_until_there_are_some_again",
+    ) {
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
     let path = index_in(&directory);
     let meta = RocksMeta::create(&path, STORE).unwrap();
