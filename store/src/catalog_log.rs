@@ -237,9 +237,18 @@ impl CatalogLog {
         };
         let error = Error::io("append to", path, source);
         if matches!(error, Error::Full { .. }) {
-            self.disk
-                .set_len(&self.file, offset_bytes)
-                .map_err(|source| Error::io("cut back", path, source))?;
+            let mut tries = self.disk.patience().tries();
+            loop {
+                let cut = self.disk.set_len(&self.file, offset_bytes);
+                if tries.is_final(&cut).await {
+                    // Not told apart by its reason: what was refused may still be there.
+                    break cut.map_err(|source| Error::Io {
+                        verb: "cut back",
+                        path: path.to_owned(),
+                        source,
+                    })?;
+                }
+            }
             // A record that was refused must not come back: after a loss of power it would be taken for one that was made.
             self.sync().await?;
         }

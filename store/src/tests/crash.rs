@@ -14,7 +14,10 @@ use crate::{
     CopyRecord, Error, Options, RebuildReport, RecoveryReport, RemoteRecord, Result, SnapshotId,
     SnapshotRecord, Store, VolumeId, VolumeRecord,
     format::{Location, PackId, StoreId, catalog_log::LogHeader, names},
-    io::{Disk, sim::SimDisk},
+    io::{
+        Disk,
+        sim::{Call, SimDisk},
+    },
     lock::DirectoryLock,
     meta::{Batch, Catalog, Index, MemoryMeta, Meta, NodeKey, PackState, Totals},
     recovery::{Base, assemble, refill},
@@ -447,4 +450,35 @@ fn a_change_that_was_refused_does_not_come_back() {
             );
         });
     }
+}
+
+/// Nor where the system was short of something for a moment when it was to be cut off the log.
+#[test]
+fn a_change_that_was_refused_is_cut_off_as_soon_as_that_can_be() {
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let log = names::catalog_log(Path::new(DATA_DIR));
+        let len = |disk: &SimDisk| disk.contents(&log).unwrap().len();
+        let before = len(&machine.disk);
+        machine.disk.fail_write(1, std::io::ErrorKind::StorageFull);
+        let errno = rustix::io::Errno::NOMEM.raw_os_error();
+        machine.disk.refuse(Call::SetLen, 2, errno);
+        let new = super::volume_data::new_volume("v", 4096);
+        let refused = store.create_volume(new).await.unwrap_err();
+        assert!(matches!(refused, Error::Full { .. }), "{refused}");
+        assert_eq!(machine.disk.still_refused(Call::SetLen), 0);
+        assert_eq!(len(&machine.disk), before);
+
+        // If it cannot be until the store closes, nobody knows what the log holds.
+        machine.disk.fail_write(1, std::io::ErrorKind::StorageFull);
+        machine.disk.refuse(Call::SetLen, u64::MAX, errno);
+        machine.disk.patience().end();
+        let new = super::volume_data::new_volume("v", 4096);
+        let refused = store.create_volume(new).await.unwrap_err();
+        assert!(matches!(refused, Error::Io { .. }), "{refused}");
+        let new = super::volume_data::new_volume("w", 4096);
+        let refused = store.create_volume(new).await.unwrap_err();
+        assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+    });
 }
