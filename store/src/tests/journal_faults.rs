@@ -243,6 +243,34 @@ fn guests_wait_for_what_the_system_is_short_of_and_are_told_nothing_else() {
     }
 }
 
+/// Whichever of the calls it is that opening a volume makes.
+#[test]
+fn who_opens_a_volume_waits_for_descriptors_too() {
+    for first in 0..12 {
+        let machine = Machine::new();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = with_volume(&store, 8 << 20).await;
+            volume.write(0, data_of(1, 5)).await.unwrap();
+            volume.snapshot("s", BTreeMap::new()).await.unwrap();
+            volume.write(0, data_of(2, 1)).await.unwrap();
+            volume.flush().await.unwrap();
+            drop(volume);
+            store.close().await.unwrap();
+        });
+        // With a disk that somebody waits for.
+        let machine = machine.copy();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            machine
+                .disk
+                .refuse_later(Call::Open, first, 2, SHORTAGES[0]);
+            let volume = store.open_volume("v").await.unwrap();
+            assert_eq!(write_of(&block(&volume, 0).await), 2, "call {first}");
+        });
+    }
+}
+
 #[test]
 fn what_waits_for_the_system_is_refused_when_the_store_closes() {
     for call in [Call::Create, Call::SyncDir] {
