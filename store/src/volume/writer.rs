@@ -376,11 +376,14 @@ impl Inner {
         let mut has_tried = false;
         let mut tries = self.shared.disk.patience().tries();
         loop {
-            if !self.journal.has_room_for(batch) {
+            let room = self.room_on_the_way(batch, in_flight).await?;
+            // Asked last, and nothing is waited for before the file is open: many may have waited, and each opens one.
+            if !self.journal.has_room_for(batch) && !self.shared.disk.patience().has_ended() {
+                drop(room);
                 self.end_all(in_flight).await?;
                 self.journal.room().await;
+                continue;
             }
-            let room = self.room_on_the_way(batch, in_flight).await?;
             let under_way = folds.borrow_and_update().goes_on();
             let error = match self.begin(batch) {
                 Ok(begun) => return Ok((begun, room)),
