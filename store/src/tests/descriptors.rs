@@ -129,7 +129,9 @@ fn volumes_that_waited_together_do_not_open_more_than_there_is() {
         }
         assert_eq!(journal_descriptors(), 0);
         drop(held);
-        while futures::poll!(&mut writes).is_pending() {
+        let mut is_over = false;
+        while !is_over {
+            is_over = futures::poll!(&mut writes).is_ready();
             let open = journal_descriptors();
             assert!(open <= MOST, "{open} descriptors of journals are open");
             tokio::task::yield_now().await;
