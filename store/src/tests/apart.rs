@@ -19,7 +19,7 @@ use super::{
 use crate::{Store, limits};
 
 /// Waits for something that has all it needs. Not for ever: what it needs may be held by somebody who is not polled.
-async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     let mut work = Box::pin(work);
     for _ in 0..1_000_000 {
         if let Poll::Ready(done) = futures::poll!(&mut work) {

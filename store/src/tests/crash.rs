@@ -18,6 +18,7 @@ use crate::{
         Disk,
         sim::{Call, SimDisk},
     },
+    limits,
     lock::DirectoryLock,
     meta::{Batch, Catalog, Index, MemoryMeta, Meta, NodeKey, PackState, Totals},
     recovery::{Base, assemble, refill},
@@ -150,6 +151,7 @@ pub(super) struct Machine {
     /// Only for the lock, which is not part of the simulation.
     real: tempfile::TempDir,
     pub(super) journal_bytes_max: u64,
+    pub(super) journal_files_open_max: usize,
 }
 
 const DATA_DIR: &str = "/data";
@@ -166,6 +168,7 @@ impl Machine {
             real: tempfile::tempdir().unwrap(),
             // In files of 4 MiB.
             journal_bytes_max: 256 << 20,
+            journal_files_open_max: limits::JOURNAL_FILES_OPEN_MAX,
         }
     }
 
@@ -173,6 +176,7 @@ impl Machine {
         let mut options = Options::new(PathBuf::from(DATA_DIR));
         options.cpu_threads = 1;
         options.journal_bytes_max = self.journal_bytes_max;
+        options.journal_files_open_max = self.journal_files_open_max;
         let base = Base {
             disk: Arc::<SimDisk>::clone(&self.disk),
             store: STORE,
@@ -209,6 +213,7 @@ impl Machine {
             meta: Arc::new(self.meta.kill()),
             real: tempfile::tempdir().unwrap(),
             journal_bytes_max: self.journal_bytes_max,
+            journal_files_open_max: self.journal_files_open_max,
         }
     }
 
@@ -219,6 +224,7 @@ impl Machine {
             meta: Arc::new(self.meta.kill()),
             real: self.real,
             journal_bytes_max: self.journal_bytes_max,
+            journal_files_open_max: self.journal_files_open_max,
         }
     }
 
@@ -229,6 +235,7 @@ impl Machine {
             meta: Arc::new(self.meta.crash(random)),
             real: self.real,
             journal_bytes_max: self.journal_bytes_max,
+            journal_files_open_max: self.journal_files_open_max,
         }
     }
 }

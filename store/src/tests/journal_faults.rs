@@ -5,7 +5,15 @@ use std::{collections::BTreeMap, io::ErrorKind, path::Path};
 use bytes::Bytes;
 use futures::future::join_all;
 
-use super::{Random, block_on, crash::Machine, pending::pending, seed, volume_data::read};
+use super::{
+    Random,
+    apart::soon,
+    block_on,
+    crash::Machine,
+    pending::pending,
+    seed,
+    volume_data::{new_volume, read},
+};
 use crate::{Error, NewVolume, Store, Volume, format::names, io::sim::Call};
 
 const BLOCK: usize = 4096;
@@ -269,6 +277,25 @@ fn who_opens_a_volume_waits_for_descriptors_too() {
             assert_eq!(write_of(&block(&volume, 0).await), 2, "call {first}");
         });
     }
+}
+
+/// The files that a write waits to have closed are closed by nobody then.
+#[test]
+fn who_waits_for_descriptors_is_refused_once_nothing_is_made_durable_any_more() {
+    let mut machine = Machine::new();
+    machine.journal_files_open_max = 2;
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let first = with_volume(&store, 1 << 20).await;
+        let new = new_volume("w", 1 << 20);
+        store.create_volume(new).await.unwrap();
+        let second = store.open_volume("w").await.unwrap();
+        first.write(0, data_of(1, 1)).await.unwrap();
+        machine.disk.fail_sync(1);
+        let refused = soon("the write", second.write(0, data_of(2, 1))).await;
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+    });
 }
 
 #[test]

@@ -313,10 +313,9 @@ impl Journal {
         is_open || files.has_room(2)
     }
 
-    /// Waits until another file can be opened to be added to.
-    pub(super) async fn room(&self) {
-        let patience = self.owner.disk.patience();
-        self.owner.space.files.room(2, patience).await;
+    /// Waits until another file can be opened to be added to, as long as that is of use.
+    pub(super) async fn room(&self, is_of_no_use: impl Fn() -> bool) {
+        self.owner.space.files.room(2, is_of_no_use).await;
     }
 
     /// Opens the last file again, to add to it.
