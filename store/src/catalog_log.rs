@@ -240,7 +240,12 @@ impl CatalogLog {
         if matches!(error, Error::Full { .. }) {
             let cut = || self.disk.set_len(&self.file, offset_bytes);
             let cut = self.disk.patience().until_possible(cut).await;
-            cut.map_err(|source| Error::io("cut back", path, source))?;
+            // Not told apart by its reason: what was refused may still be there.
+            cut.map_err(|source| Error::Io {
+                verb: "cut back",
+                path: path.to_owned(),
+                source,
+            })?;
             // A record that was refused must not come back: after a loss of power it would be taken for one that was made.
             self.sync().await?;
         }

@@ -31,7 +31,7 @@ use std::{
 use parking_lot::RwLock;
 use tokio::{
     sync::{Mutex, MutexGuard},
-    task::{JoinError, JoinHandle},
+    task::JoinError,
 };
 use varve_content::ChunkId;
 
@@ -173,7 +173,9 @@ pub(crate) fn node_keys(records: &[EncodedRecord]) -> impl Iterator<Item = NodeK
 }
 
 /// What became of a task; its panic goes on here.
-pub(crate) async fn joined<T>(task: JoinHandle<Result<T>>) -> Result<T> {
+pub(crate) async fn joined<T>(
+    task: impl Future<Output = std::result::Result<Result<T>, JoinError>>,
+) -> Result<T> {
     match task.await.map_err(JoinError::try_into_panic) {
         Ok(done) => done,
         Err(Ok(panic)) => resume_unwind(panic),

@@ -26,6 +26,7 @@ pub mod limits;
 pub mod meta;
 pub mod pack;
 
+mod apart;
 mod catalog;
 mod catalog_log;
 mod commit;

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     Damage, Error, Result,
+    apart::apart_if_it_waits,
     format::Location,
     meta::SnapshotRecord,
     pack::{PackReader, Span, plan_spans},
@@ -127,9 +128,15 @@ impl ContentReader {
         }
     }
 
-    /// Reads a range. What is in the cache comes without waiting.
+    /// Reads a range. What is in the cache comes without waiting. What is not is read whether or not the caller goes on polling: others
+    /// may wait for the same.
     pub async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
         self.check_range(offset_bytes, len_bytes as u64)?;
+        let reader = self.clone();
+        apart_if_it_waits(async move { reader.pieces(offset_bytes, len_bytes).await }).await
+    }
+
+    async fn pieces(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
         let mut pieces = Vec::new();
         for part in segment_parts(offset_bytes, len_bytes as u64) {
             match self.segment(part.segment).await? {

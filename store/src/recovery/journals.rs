@@ -195,8 +195,11 @@ impl Scene<'_> {
             return Ok(Err(format!("its owner record is another's: {why}")));
         }
         let says = owner.volume;
+        // What it says of each was durable in the catalog before.
         if let Some(known) = known
             && says.journal_from <= known.journal_from
+            && says.size_bytes <= known.size_bytes
+            && says.attachments <= known.attachments
         {
             return Ok(Ok(None));
         }
@@ -271,8 +274,13 @@ impl Scene<'_> {
         known: &VolumeRecord,
         says: VolumeRecord,
     ) -> Result<Option<(Vec<Record>, String)>> {
-        let (ended, pending): (Vec<_>, Vec<_>) = (known.pending.iter().copied())
-            .partition(|pending| pending.next_file < says.journal_from);
+        let (base, journal_from) = if says.journal_from > known.journal_from {
+            (says.base, says.journal_from)
+        } else {
+            (known.base, known.journal_from)
+        };
+        let (ended, pending): (Vec<_>, Vec<_>) =
+            (known.pending.iter().copied()).partition(|pending| pending.next_file < journal_from);
         let mut changes = Vec::new();
         for ended in ended {
             // Its journal is part of the base, and the record that completed it is lost.
@@ -294,12 +302,12 @@ impl Scene<'_> {
         );
         changes.push(Record::PutVolume(VolumeRecord {
             size_bytes: known.size_bytes.max(says.size_bytes),
-            base: says.base,
+            base,
             attachments: known.attachments.max(says.attachments),
-            journal_from: says.journal_from,
+            journal_from,
             pending,
             promised_sequence: match known.promised_sequence {
-                promised if promised < first_sequence_of(says.journal_from) => 0,
+                promised if promised < first_sequence_of(journal_from) => 0,
                 promised => promised,
             },
             ..known.clone()

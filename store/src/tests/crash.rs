@@ -18,6 +18,7 @@ use crate::{
         Disk,
         sim::{Call, SimDisk},
     },
+    limits,
     lock::DirectoryLock,
     meta::{Batch, Catalog, Index, MemoryMeta, Meta, NodeKey, PackState, Totals},
     recovery::{Base, assemble, refill},
@@ -150,6 +151,7 @@ pub(super) struct Machine {
     /// Only for the lock, which is not part of the simulation.
     real: tempfile::TempDir,
     pub(super) journal_bytes_max: u64,
+    pub(super) journal_files_open_max: usize,
 }
 
 const DATA_DIR: &str = "/data";
@@ -166,6 +168,7 @@ impl Machine {
             real: tempfile::tempdir().unwrap(),
             // In files of 4 MiB.
             journal_bytes_max: 256 << 20,
+            journal_files_open_max: limits::JOURNAL_FILES_OPEN_MAX,
         }
     }
 
@@ -173,6 +176,7 @@ impl Machine {
         let mut options = Options::new(PathBuf::from(DATA_DIR));
         options.cpu_threads = 1;
         options.journal_bytes_max = self.journal_bytes_max;
+        options.journal_files_open_max = self.journal_files_open_max;
         let base = Base {
             disk: Arc::<SimDisk>::clone(&self.disk),
             store: STORE,
@@ -209,6 +213,7 @@ impl Machine {
             meta: Arc::new(self.meta.kill()),
             real: tempfile::tempdir().unwrap(),
             journal_bytes_max: self.journal_bytes_max,
+            journal_files_open_max: self.journal_files_open_max,
         }
     }
 
@@ -219,6 +224,7 @@ impl Machine {
             meta: Arc::new(self.meta.kill()),
             real: self.real,
             journal_bytes_max: self.journal_bytes_max,
+            journal_files_open_max: self.journal_files_open_max,
         }
     }
 
@@ -229,6 +235,7 @@ impl Machine {
             meta: Arc::new(self.meta.crash(random)),
             real: self.real,
             journal_bytes_max: self.journal_bytes_max,
+            journal_files_open_max: self.journal_files_open_max,
         }
     }
 }
@@ -454,4 +461,35 @@ fn a_change_that_was_refused_does_not_come_back() {
             );
         });
     }
+}
+
+/// Nor where the system was short of something for a moment when it was to be cut off the log.
+#[test]
+fn a_change_that_was_refused_is_cut_off_as_soon_as_that_can_be() {
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let log = names::catalog_log(Path::new(DATA_DIR));
+        let len = |disk: &SimDisk| disk.contents(&log).unwrap().len();
+        let before = len(&machine.disk);
+        machine.disk.fail_write(1, std::io::ErrorKind::StorageFull);
+        let errno = rustix::io::Errno::NOMEM.raw_os_error();
+        machine.disk.refuse(Call::SetLen, 2, errno);
+        let new = super::volume_data::new_volume("v", 4096);
+        let refused = store.create_volume(new).await.unwrap_err();
+        assert!(matches!(refused, Error::Full { .. }), "{refused}");
+        assert_eq!(machine.disk.still_refused(Call::SetLen), 0);
+        assert_eq!(len(&machine.disk), before);
+
+        // If it cannot be until the store closes, nobody knows what the log holds.
+        machine.disk.fail_write(1, std::io::ErrorKind::StorageFull);
+        machine.disk.refuse(Call::SetLen, u64::MAX, errno);
+        machine.disk.patience().end();
+        let new = super::volume_data::new_volume("v", 4096);
+        let refused = store.create_volume(new).await.unwrap_err();
+        assert!(matches!(refused, Error::Io { .. }), "{refused}");
+        let new = super::volume_data::new_volume("w", 4096);
+        let refused = store.create_volume(new).await.unwrap_err();
+        assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+    });
 }

@@ -3,12 +3,13 @@
 use std::{fs, path::Path};
 
 use bytes::Bytes;
+use futures::future::join_all;
 
 use super::{
     block_on, is_alone,
     volume_data::{BLOCK, new_volume, options, read},
 };
-use crate::Store;
+use crate::{Store, limits};
 
 /// Descriptors of journal files that this process has open. Directories are open only while they are synced.
 fn journal_descriptors() -> usize {
@@ -85,7 +86,7 @@ fn volumes_share_the_descriptors_that_there_are() {
             volume.write(0, data(number, 9, 1)).await.unwrap();
             volume.flush().await.unwrap();
         });
-        futures::future::join_all(writes).await;
+        join_all(writes).await;
         check_count();
         store.close().await.unwrap();
     });
@@ -99,6 +100,47 @@ fn volumes_share_the_descriptors_that_there_are() {
                 assert!(read(&volume, BLOCK, BLOCK).await == data(number, 0, 1));
             }
             check_count();
+        }
+        store.close().await.unwrap();
+    });
+}
+
+/// They find descriptors, and then wait for what all volumes have on their way to the disk: when that is over the descriptors may be gone.
+#[test]
+fn volumes_that_waited_together_do_not_open_more_than_there_is() {
+    const MOST: usize = 16;
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = options(directory.path());
+    options.journal_files_open_max = MOST;
+    block_on(async {
+        let (store, _) = Store::open(options).await.unwrap();
+        let mut volumes = Vec::new();
+        for number in 0..40 {
+            let name = format!("v{number}");
+            let new = new_volume(&name, 1 << 20);
+            store.create_volume(new).await.unwrap();
+            volumes.push(store.open_volume(&name).await.unwrap());
+        }
+        let all = u32::try_from(limits::JOURNAL_QUEUE_BYTES).unwrap();
+        let held = store.shared().journal_room.acquire_many(all).await.unwrap();
+        let writes = volumes.iter().enumerate();
+        let mut writes =
+            join_all(writes.map(|(number, volume)| volume.write(0, data(number, 1, 1))));
+        for _ in 0..1000 {
+            assert!(futures::poll!(&mut writes).is_pending());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(journal_descriptors(), 0);
+        drop(held);
+        let mut is_over = false;
+        while !is_over {
+            is_over = futures::poll!(&mut writes).is_ready();
+            let open = journal_descriptors();
+            assert!(open <= MOST, "{open} descriptors of journals are open");
+            tokio::task::yield_now().await;
+        }
+        for (number, volume) in volumes.iter().enumerate() {
+            assert!(read(volume, 0, BLOCK).await == data(number, 1, 1));
         }
         store.close().await.unwrap();
     });

@@ -5,7 +5,15 @@ use std::{collections::BTreeMap, io::ErrorKind, path::Path};
 use bytes::Bytes;
 use futures::future::join_all;
 
-use super::{Random, block_on, crash::Machine, pending::pending, seed, volume_data::read};
+use super::{
+    Random,
+    apart::soon,
+    block_on,
+    crash::Machine,
+    pending::pending,
+    seed,
+    volume_data::{new_volume, read},
+};
 use crate::{Error, NewVolume, Store, Volume, format::names, io::sim::Call};
 
 const BLOCK: usize = 4096;
@@ -253,6 +261,53 @@ fn guests_wait_for_what_the_system_is_short_of_and_are_told_nothing_else() {
             });
         }
     }
+}
+
+/// Whichever of the calls it is that opening a volume makes.
+#[test]
+fn who_opens_a_volume_waits_for_descriptors_too() {
+    for first in 0..12 {
+        let machine = Machine::new();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let volume = with_volume(&store, 8 << 20).await;
+            volume.write(0, data_of(1, 5)).await.unwrap();
+            volume.snapshot("s", BTreeMap::new()).await.unwrap();
+            volume.write(0, data_of(2, 1)).await.unwrap();
+            volume.flush().await.unwrap();
+            drop(volume);
+            store.close().await.unwrap();
+        });
+        // With a disk that somebody waits for.
+        let machine = machine.copy();
+        block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            machine
+                .disk
+                .refuse_later(Call::Open, first, 2, SHORTAGES[0]);
+            let volume = store.open_volume("v").await.unwrap();
+            assert_eq!(write_of(&block(&volume, 0).await), 2, "call {first}");
+        });
+    }
+}
+
+/// The files that a write waits to have closed are closed by nobody then.
+#[test]
+fn who_waits_for_descriptors_is_refused_once_nothing_is_made_durable_any_more() {
+    let mut machine = Machine::new();
+    machine.journal_files_open_max = 2;
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let first = with_volume(&store, 1 << 20).await;
+        let new = new_volume("w", 1 << 20);
+        store.create_volume(new).await.unwrap();
+        let second = store.open_volume("w").await.unwrap();
+        first.write(0, data_of(1, 1)).await.unwrap();
+        machine.disk.fail_sync(1);
+        let refused = soon("the write", second.write(0, data_of(2, 1))).await;
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+    });
 }
 
 #[test]

@@ -271,6 +271,69 @@ fn a_volume_goes_on_from_the_base_that_its_journal_begins_with() {
     });
 }
 
+/// The record by which the volume grew is the last, and is lost: what was written behind the old end is in the journal, and flushed.
+#[test]
+fn a_volume_is_as_large_as_its_journal_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    block_on(async {
+        let id = with_journal(&options, new_volume("v", 1 << 20)).await;
+        let (store, _) = opened(&options).await;
+        store.attach_volume("v", false).await.unwrap();
+        let volume = store.open_volume("v").await.unwrap();
+        store.resize_volume("v", 2 << 20).await.unwrap();
+        fill(&volume, 400, 4).await;
+        volume.flush().await.unwrap();
+        drop(volume);
+        closed(store).await;
+        damage_last_record(dir.path());
+        // A catalog that is older than the journal does not get at it.
+        let owner = names::journal_owner(dir.path(), id);
+        let newer = fs::read(&owner).unwrap();
+        fs::remove_file(&owner).unwrap();
+        rebuild(options.clone()).await.unwrap();
+        fs::write(&owner, newer).unwrap();
+        let (store, _) = opened(&options).await;
+        let refused = store.open_volume("v").await.unwrap_err().to_string();
+        assert!(refused.contains("varved rebuild"), "{refused}");
+        closed(store).await;
+
+        let report = rebuild(options.clone()).await.unwrap();
+        assert_eq!(report.volumes, 1, "{report}");
+        assert_eq!(report.adopted_volumes.len(), 1, "{report}");
+        let (store, _) = opened(&options).await;
+        let volume = store.open_volume("v").await.unwrap();
+        let mut expected = blocks_of(2 << 20);
+        expected[400 * BLOCK..401 * BLOCK].fill(4);
+        assert!(contents(&volume).await == expected);
+        assert_eq!(store.volume("v").await.unwrap().attachments, 1);
+        drop(volume);
+        closed(store).await;
+    });
+}
+
+/// The record of an attachment is the last, and is lost: its number is not given to another.
+#[test]
+fn an_attachment_that_was_lost_has_a_number_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    block_on(async {
+        with_journal(&options, new_volume("v", 1 << 20)).await;
+        let (store, _) = opened(&options).await;
+        let volume = store.open_volume("v").await.unwrap();
+        let attached = store.attach_volume("v", false).await.unwrap();
+        assert_eq!(attached.attachments, 1);
+        drop(volume);
+        closed(store).await;
+        damage_last_record(dir.path());
+        rebuild(options.clone()).await.unwrap();
+        let (store, _) = opened(&options).await;
+        let attached = store.attach_volume("v", true).await.unwrap();
+        assert_eq!(attached.attachments, 2);
+        closed(store).await;
+    });
+}
+
 #[test]
 fn an_older_catalog_does_not_get_at_a_journal() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod apart;
 mod clones;
 mod crash;
 mod crash_fuzz;

@@ -14,10 +14,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep};
 
-use crate::{
-    io::{File, Patience},
-    limits::SHORTAGE_PAUSES,
-};
+use crate::{io::File, limits::SHORTAGE_PAUSES};
 
 /// What makes a volume durable without having been asked by its guest.
 pub(super) trait MakesDurable: Send + Sync {
@@ -191,9 +188,9 @@ impl JournalFiles {
         self.state.lock().make_room(descriptors, self.most)
     }
 
-    /// Waits until so many more descriptors can be had, by closing files, and by having some made durable before. Not once the
-    /// store closes.
-    pub(super) async fn room(&self, descriptors: usize, patience: &Patience) {
+    /// Waits until so many more descriptors can be had, by closing files, and by having some made durable before. Not once there is no
+    /// use in it: when the store closes, or makes nothing durable any more.
+    pub(super) async fn room(&self, descriptors: usize, is_of_no_use: impl Fn() -> bool) {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
@@ -201,7 +198,7 @@ impl JournalFiles {
             freed.as_mut().enable();
             let volumes = {
                 let mut state = self.state.lock();
-                if state.make_room(descriptors, self.most) || patience.has_ended() {
+                if state.make_room(descriptors, self.most) || is_of_no_use() {
                     return;
                 }
                 state.longest_unsynced()

@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    apart::apart,
     commit::joined,
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::{FOLD_NODES_MAX, FOLD_SEGMENTS_IN_FLIGHT},
@@ -81,7 +82,7 @@ impl Inner {
             tags: BTreeMap::new(),
             chunker_version: CHUNKER_VERSION,
         };
-        let ingest = Ingest::begin(Arc::clone(&self.shared), new)?;
+        let ingest = Arc::new(Ingest::begin(Arc::clone(&self.shared), new)?);
         let stack = self.layers.read().below.before(cut.next_file);
         let content = self
             .put_changes(&ingest, &stack, cut.size_bytes, progress)
@@ -108,7 +109,7 @@ impl Inner {
     /// what is known to be zeros is neither read nor looked at, and subtrees without a change are taken over.
     async fn put_changes(
         self: &Arc<Self>,
-        ingest: &Ingest,
+        ingest: &Arc<Ingest>,
         stack: &Stack,
         size_bytes: u64,
         progress: Option<&Progress>,
@@ -128,12 +129,10 @@ impl Inner {
                 let Changed::Mixed(segment) = changed else {
                     return Ok((changed, SegmentPut::default()));
                 };
-                // Volumes take turns, segment by segment: a fold asks for as many as may be cut at a time and no more, and all
-                // are served in the order in which they ask.
-                let segments = Arc::clone(&self.shared.fold_segments);
-                let turn = segments.acquire_owned().await;
-                let _turn = turn.map_err(|_| Error::Closing)?;
-                let put = self.put_segment(ingest, stack, size_bytes, segment).await?;
+                // The tree waits for nodes and for what is stored before, and nobody polls this meanwhile: so it goes on by itself.
+                let (volume, ingest) = (Arc::clone(self), Arc::clone(ingest));
+                let put = volume.put_in_turn(ingest, stack.clone(), size_bytes, segment);
+                let put = apart(put).await?;
                 if let Some(progress) = progress {
                     progress.step();
                 }
@@ -223,6 +222,21 @@ impl Inner {
                 Ok((content.root == base).then(|| content.data_blocks()))
             })
             .await
+    }
+
+    /// Cuts a segment again when it has its turn: volumes take turns, segment by segment. A fold asks for as many as may be cut at a
+    /// time and no more, and all are served in the order in which they ask.
+    async fn put_in_turn(
+        self: Arc<Self>,
+        ingest: Arc<Ingest>,
+        stack: Stack,
+        size_bytes: u64,
+        segment: u32,
+    ) -> Result<SegmentPut> {
+        let segments = Arc::clone(&self.shared.fold_segments);
+        let turn = segments.acquire_owned().await;
+        let _turn = turn.map_err(|_| Error::Closing)?;
+        self.put_segment(&ingest, &stack, size_bytes, segment).await
     }
 
     /// Cuts a segment again, and stores what is new of it.

@@ -9,7 +9,10 @@
 //! middle of it. Those that are no longer needed are [kept](super::space) and written again under a new name: what was in them
 //! is told from what is written by their numbers and their random bytes, which are new.
 
+mod epoch;
 mod fill;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Weak, time::Instant};
 
@@ -310,10 +313,9 @@ impl Journal {
         is_open || files.has_room(2)
     }
 
-    /// Waits until another file can be opened to be added to.
-    pub(super) async fn room(&self) {
-        let patience = self.owner.disk.patience();
-        self.owner.space.files.room(2, patience).await;
+    /// Waits until another file can be opened to be added to, as long as that is of use.
+    pub(super) async fn room(&self, is_of_no_use: impl Fn() -> bool) {
+        self.owner.space.files.room(2, is_of_no_use).await;
     }
 
     /// Opens the last file again, to add to it.
@@ -559,22 +561,6 @@ impl Journal {
         self.owner.sync_dir().await?;
         self.state.lock().names_synced = names;
         Ok(())
-    }
-
-    /// Number of the last batch. Nothing may be on its way.
-    pub(super) fn last_sequence(&self) -> u64 {
-        let state = self.state.lock();
-        debug_assert_eq!(state.written_sequence, state.last_sequence);
-        state.written_sequence
-    }
-
-    /// Lets what is written from now on begin in a file of its own, and returns its number. Nothing may be on its way.
-    pub(super) fn end_epoch(&self) -> u64 {
-        let mut state = self.state.lock();
-        debug_assert_eq!(state.written_sequence, state.last_sequence);
-        self.end_tail(&mut state);
-        state.epoch_first = state.next_number;
-        state.epoch_first
     }
 
     /// Lets go of the files before one: what is in them is in the base now, durably.

@@ -50,13 +50,16 @@ impl OwnerFile {
         match read_owner(&owner.disk, &owner.data_dir, owner.volume).await? {
             Some(Ok(last)) => {
                 check_owner(&last, owner.store, owner.volume).map_err(|why| opened.refuse(why))?;
-                let (says, catalog) = (last.volume.journal_from, record.journal_from);
-                if says > catalog {
-                    return Err(opened.refuse(format!(
-                        "the journal of volume {:?} begins with file {says}, the catalog says {catalog}, so it is \
-                         older; `varved rebuild` puts the volume on what its journal says",
-                        record.name
-                    )));
+                let numbers = |of: &VolumeRecord| [of.journal_from, of.size_bytes];
+                let both = numbers(&last.volume).into_iter().zip(numbers(record));
+                for ((says, catalog), what) in both.zip(["first file", "size in bytes"]) {
+                    if says > catalog {
+                        return Err(opened.refuse(format!(
+                            "{what} of volume {:?}: {says} by its journal, {catalog} by the catalog, which is older; \
+                             `varved rebuild` puts the volume on what its journal says",
+                            record.name
+                        )));
+                    }
                 }
                 opened.last = Some(last);
             }

@@ -389,7 +389,7 @@ impl Reader<'_> {
 
     /// Reads the batches of a file, and tells where they end.
     async fn read_file(&mut self, number: u64, file: &File) -> Result<End> {
-        let mut windows = Windows::new(&*self.owner.disk, self.workers, file, 1, true)?;
+        let mut windows = Windows::new(&*self.owner.disk, self.workers, file, 1, true).await?;
         let mut block = 1;
         let why = loop {
             match self.batch(number, block, &mut windows).await? {
@@ -527,7 +527,7 @@ impl Reader<'_> {
                 0
             };
             let disk = &*self.owner.disk;
-            let mut windows = Windows::new(disk, self.workers, file, at, false)?;
+            let mut windows = Windows::new(disk, self.workers, file, at, false).await?;
             while windows.bring(at, 1).await?.is_none() {
                 if let Some(block) = windows.block(at)
                     && let Ok(descriptor) = Descriptor::decode(block)

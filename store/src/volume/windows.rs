@@ -43,14 +43,14 @@ impl Window {
 
 impl<'a> Windows<'a> {
     /// Begins to read a file at a block.
-    pub(super) fn new(
+    pub(super) async fn new(
         disk: &'a dyn Disk,
         workers: &'a Workers,
         file: &File,
         first_block: u64,
         with_checksums: bool,
     ) -> Result<Self> {
-        let file = past_the_cache(disk, file)?;
+        let file = past_the_cache(disk, file).await?;
         let window = move |number: u64| {
             let file = file.clone();
             async move {
@@ -126,15 +126,16 @@ impl<'a> Windows<'a> {
 
 /// The same file, opened for reads past the page cache. Where it does not end with a block, as no journal file does by itself, only the
 /// cache can read its end.
-fn past_the_cache(disk: &dyn Disk, file: &File) -> Result<File> {
+async fn past_the_cache(disk: &dyn Disk, file: &File) -> Result<File> {
     let path = file.path();
     let len_bytes = disk.len(file);
     let len_bytes = len_bytes.map_err(|source| Error::io("read the length of", path, source))?;
     if !len_bytes.is_multiple_of(BLOCK as u64) {
         return Ok(file.clone());
     }
-    disk.open_direct(path, OpenMode::Read)
-        .map_err(|source| Error::io("open", path, source))
+    let open = || disk.open_direct(path, OpenMode::Read);
+    let opened = disk.patience().until_possible(open).await;
+    opened.map_err(|source| Error::io("open", path, source))
 }
 
 #[cfg(test)]
@@ -177,7 +178,9 @@ mod tests {
             disk.put(path, &bytes).unwrap();
             let file = disk.open(path, OpenMode::Read).unwrap();
             let found = runtime.block_on(async {
-                let mut windows = Windows::new(&*disk, &workers, &file, 1, true).unwrap();
+                let mut windows = Windows::new(&*disk, &workers, &file, 1, true)
+                    .await
+                    .unwrap();
                 let mut at = 1;
                 // As long as a batch is, which spans windows.
                 while windows.bring(at, 3).await.unwrap().is_none() {

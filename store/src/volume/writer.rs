@@ -376,11 +376,18 @@ impl Inner {
         let mut has_tried = false;
         let mut tries = self.shared.disk.patience().tries();
         loop {
-            if !self.journal.has_room_for(batch) {
-                self.end_all(in_flight).await?;
-                self.journal.room().await;
-            }
             let room = self.room_on_the_way(batch, in_flight).await?;
+            // Asked last, and nothing is waited for before the file is open: many may have waited, and each opens one.
+            // Files that cannot be made durable any more stay open: then the batch is refused for that.
+            let is_of_no_use = || {
+                self.shared.disk.patience().has_ended() || self.shared.commit.writable().is_err()
+            };
+            if !self.journal.has_room_for(batch) && !is_of_no_use() {
+                drop(room);
+                self.end_all(in_flight).await?;
+                self.journal.room(is_of_no_use).await;
+                continue;
+            }
             let under_way = folds.borrow_and_update().goes_on();
             let error = match self.begin(batch) {
                 Ok(begun) => return Ok((begun, room)),

@@ -86,8 +86,8 @@ struct Faults {
     write: Option<(u64, io::ErrorKind)>,
     sync: Option<u64>,
     capacity_bytes: Option<u64>,
-    /// How many more of these calls fail, and with what error number.
-    refused: BTreeMap<Call, (u64, i32)>,
+    /// How many of these calls do not fail, how many fail then, and with what error number.
+    refused: BTreeMap<Call, (u64, u64, i32)>,
 }
 
 impl SimDisk {
@@ -199,8 +199,13 @@ impl SimDisk {
 
     /// Lets the next `times` calls of a kind fail with an error number of the system, before they have done anything.
     pub fn refuse(&self, call: Call, times: u64, errno: i32) {
+        self.refuse_later(call, 0, times, errno);
+    }
+
+    /// The same after so many calls that succeed.
+    pub fn refuse_later(&self, call: Call, after: u64, times: u64, errno: i32) {
         let mut world = self.world.lock();
-        world.faults.refused.insert(call, (times, errno));
+        world.faults.refused.insert(call, (after, times, errno));
     }
 
     /// How many calls of a kind are still to be refused.
@@ -211,7 +216,7 @@ impl SimDisk {
             .faults
             .refused
             .get(&call)
-            .map_or(0, |(times, _)| *times)
+            .map_or(0, |(_, times, _)| *times)
     }
 
     /// Limits the sum of all files' lengths; none is no limit.
@@ -308,7 +313,11 @@ impl World {
 
     fn check_refused(&mut self, call: Call) -> io::Result<()> {
         match self.faults.refused.get_mut(&call) {
-            Some((times, errno)) if *times > 0 => {
+            Some((after, ..)) if *after > 0 => {
+                *after -= 1;
+                Ok(())
+            }
+            Some((_, times, errno)) if *times > 0 => {
                 *times -= 1;
                 Err(io::Error::from_raw_os_error(*errno))
             }

@@ -95,7 +95,10 @@ impl RocksMeta {
         let Some(interrupted) = applying.interrupted.take() else {
             return Ok(());
         };
-        if known == interrupted.after {
+        // A batch may look the same before and after: one that puts records in another place, say. Then nothing tells whether it is
+        // there, and it is applied once more, as if it were not.
+        let is_there = known == interrupted.after && known != interrupted.before;
+        if is_there {
             applying.came_back = Some(interrupted.batch);
         } else if known != interrupted.before {
             let reason = format!(

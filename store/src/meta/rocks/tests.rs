@@ -456,3 +456,43 @@ fn a_want_of_descriptors_refuses_batches_until_there_are_some_again() {
     drop(meta);
     check_many(&RocksMeta::open(&path, STORE).unwrap(), applied);
 }
+
+/// An error of RocksDB's, as of a write for which there was no descriptor.
+fn want_of_descriptors(directory: &TempDir) -> rocksdb::Error {
+    permit_descriptors(descriptors());
+    let failed = DB::open_default(directory.path().join("other"));
+    permit_descriptors(1024);
+    let error = failed.err().unwrap();
+    assert!(shortage(&error).is_some(), "{error}");
+    error
+}
+
+/// A chunk that was lost is sent again and put elsewhere: no total tells whether that is written down.
+#[test]
+fn a_batch_that_changes_no_total_is_applied_after_all_when_it_is_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let meta = RocksMeta::create(&index_in(&directory), STORE).unwrap();
+    let at = |number| {
+        let mut batch = Batch::default();
+        batch.put_chunk(chunk_id(1), chunk_at(1, number, 100));
+        batch
+    };
+    meta.apply(at(1), true).unwrap();
+    for is_written in [false, true] {
+        let number = 2 + u64::from(is_written);
+        let known = *meta.known.read();
+        let error = want_of_descriptors(&directory);
+        if is_written {
+            meta.apply(at(number), true).unwrap();
+        }
+        assert_eq!(*meta.known.read(), known);
+        let mut applying = meta.applying.lock();
+        let told = meta.interrupted(&mut applying, at(number), known, known, error);
+        drop(applying);
+        assert!(matches!(told, Error::Shortage { .. }), "{told:?}");
+        meta.apply(at(number), true).unwrap();
+        let found = meta.chunks(&[chunk_id(1)]).unwrap();
+        assert_eq!(found, [Some(chunk_at(1, number, 100))]);
+        assert_eq!(*meta.known.read(), known);
+    }
+}

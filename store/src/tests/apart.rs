@@ -1,0 +1,145 @@
+//! What several wait for goes on, whoever began it and whatever he is waiting for himself.
+
+use std::{collections::BTreeMap, task::Poll};
+
+use varve_content::{
+    ChunkId,
+    block::{SEGMENT_BLOCKS, SEGMENT_BYTES},
+    tree::{Inner, Leaf, LeafEntry, TreeBuilder},
+};
+
+use super::{
+    Random, block_on,
+    crash::Machine,
+    incoming, new_snapshot,
+    pending::{completed, fill, pending},
+    random_image, read, upload,
+    volume_data::{BLOCK, new_volume},
+};
+use crate::{Store, limits};
+
+/// Waits for something that has all it needs. Not for ever: what it needs may be held by somebody who is not polled.
+pub(super) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let mut work = Box::pin(work);
+    for _ in 0..1_000_000 {
+        if let Poll::Ready(done) = futures::poll!(&mut work) {
+            return done;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("{what} waits for somebody who is not polled");
+}
+
+/// As of a client that takes nothing for a while of what was read for it.
+#[test]
+fn what_others_want_too_is_read_though_nobody_polls_who_asked_first() {
+    let machine = Machine::new();
+    let image = random_image(&mut Random::new(5), 300);
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        upload(&store, "s", &image).await.unwrap();
+        store.close().await.unwrap();
+    });
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let first = store.open_snapshot("s").await.unwrap();
+        let second = store.open_snapshot("s").await.unwrap();
+        let mut asked = Box::pin(first.read(0, image.len()));
+        assert!(futures::poll!(&mut asked).is_pending());
+        let found = soon("the second", second.read(0, image.len())).await;
+        let mut bytes = Vec::new();
+        for piece in found.unwrap() {
+            piece.append_to(&mut bytes);
+        }
+        assert!(bytes == image);
+        // Nor does he keep a place among those who read.
+        let read_space = &store.shared().read_space;
+        assert_eq!(read_space.available_permits(), limits::READ_BYTES_IN_FLIGHT);
+        asked.await.unwrap();
+        store.close().await.unwrap();
+    });
+}
+
+const BASE_SEGMENTS: u32 = 300;
+
+/// A snapshot with a block in each of its segments, and the last inner node above them.
+async fn base(store: &Store, name: &str) -> Inner {
+    let bytes = vec![9; BLOCK];
+    let leaf = Leaf::new(vec![LeafEntry {
+        start_block: 7,
+        blocks: 1,
+        chunk: ChunkId::of(&bytes),
+    }]);
+    let leaf = leaf.unwrap();
+    let size = BASE_SEGMENTS as usize * SEGMENT_BYTES;
+    let ingest = store.begin_ingest(new_snapshot(name, size)).await.unwrap();
+    let chunk = incoming(ChunkId::of(&bytes), &bytes);
+    ingest.put_chunks(vec![chunk]).await.unwrap();
+    let mut tree = TreeBuilder::new(size as u64).unwrap();
+    let mut leaves = Vec::new();
+    for segment in 0..BASE_SEGMENTS {
+        tree.push(segment, leaf.id()).unwrap();
+        leaves.push((segment, leaf.clone()));
+    }
+    ingest.put_leaves(leaves).await.unwrap();
+    let (root, inners) = tree.finish();
+    ingest.commit(root.id()).await.unwrap();
+    let children = BASE_SEGMENTS as usize % 256;
+    let last = inners
+        .into_iter()
+        .find(|it| it.children().len() == children);
+    last.unwrap()
+}
+
+/// What a volume's tree waits for keeps no segment from being cut, its own or another volume's: here a node that somebody else is
+/// bringing, who takes his time. Segments are cut one at a time.
+#[test]
+fn segments_are_cut_while_a_tree_waits_for_a_node() {
+    let machine = Machine::new();
+    let last = block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let last = base(&store, "base").await;
+        store.close().await.unwrap();
+        last
+    });
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        // Larger than its base, and written behind the end of that, twice: only the tree needs the node there.
+        let mut new = new_volume("v", 2 * BASE_SEGMENTS as usize * SEGMENT_BYTES);
+        new.from = Some("base".to_owned());
+        store.create_volume(new).await.unwrap();
+        let volume = store.open_volume("v").await.unwrap();
+        let new = new_volume("w", SEGMENT_BYTES);
+        store.create_volume(new).await.unwrap();
+        let other = store.open_volume("w").await.unwrap();
+        let written = [10, 11].map(|at| (BASE_SEGMENTS + at) as usize * SEGMENT_BLOCKS as usize);
+        for block in written {
+            fill(&volume, block, 1).await;
+        }
+        fill(&other, 0, 3).await;
+
+        let shared = store.shared();
+        let mut brought = Box::pin(shared.inner_node(last.id()));
+        assert!(futures::poll!(&mut brought).is_pending());
+        let most = u32::try_from(limits::FOLD_SEGMENTS_IN_FLIGHT).unwrap();
+        let kept = shared.fold_segments.acquire_many(most - 1).await.unwrap();
+        let id = pending(&store, "v", "s").await.unwrap().id;
+        let has_begun = async {
+            while store.snapshot_progress(id).unwrap().segments_done == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("the volume", has_begun).await;
+        let taken = other.snapshot("t", BTreeMap::new());
+        soon("the other volume", taken).await.unwrap();
+        assert_eq!(store.snapshot("s").await.unwrap().root(), None);
+        brought.await.unwrap();
+        completed(&store, "s").await;
+        for block in written {
+            let found = read(&store, "s", block * BLOCK, BLOCK).await.unwrap();
+            assert!(found == [1; BLOCK]);
+        }
+        drop(kept);
+        store.close().await.unwrap();
+    });
+}
