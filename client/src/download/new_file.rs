@@ -23,10 +23,11 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fchmod, fchown, fstatfs,
-        fsync, linkat, openat, readlinkat, renameat, renameat_with, statat, unlinkat,
+        AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fchmod, fchown, fstat,
+        fstatfs, fsync, linkat, openat, readlinkat, renameat, renameat_with, statat, unlinkat,
     },
     io::Errno,
+    process::geteuid,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -91,6 +92,9 @@ impl Place {
             let is_link = before.is_some_and(|found| kind(&found) == FileType::Symlink);
             let is_open_file = is_link && fstatfs(&dir)?.f_type == PROC_MAGIC;
             if is_link && !is_open_file {
+                if let Some(link) = &before {
+                    check_followed(&dir, link)?;
+                }
                 let target = readlinkat(&dir, &name, Vec::new())?;
                 path = directory(&path).join(OsStr::from_bytes(target.as_bytes()));
                 continue;
@@ -131,6 +135,24 @@ impl Place {
         }
         Err(Errno::EXIST.into())
     }
+}
+
+/// That a link in `dir` may be followed. In a directory where everybody may make links, as `/tmp`,
+/// only one's own and those of the directory's owner are: whoever made another one would say
+/// where the file goes. The system has the same rule (`fs.protected_symlinks`), but only for
+/// links that it follows itself.
+fn check_followed(dir: &OwnedFd, link: &Stat) -> io::Result<()> {
+    let directory = fstat(dir)?;
+    let mode = Mode::from_raw_mode(directory.st_mode);
+    let is_of_all = mode.contains(Mode::SVTX | Mode::WOTH);
+    let trusted = [geteuid().as_raw(), directory.st_uid];
+    if is_of_all && !trusted.contains(&link.st_uid) {
+        return Err(io::Error::other(format!(
+            "it is a link of user {}, in a directory where everybody may make one: it is not followed",
+            link.st_uid
+        )));
+    }
+    Ok(())
 }
 
 impl NewFile {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, Permissions},
     io::Read,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink},
     process::Command,
 };
 
@@ -54,6 +54,42 @@ fn a_link_stays_and_the_file_that_it_leads_to_is_replaced() {
     assert!(stderr.contains("snapctl: write circle: "), "{stderr}");
     let left = fs::read_dir(daemon.path("elsewhere")).unwrap().count();
     assert_eq!(left, 2);
+}
+
+#[test]
+fn who_makes_a_link_where_everybody_may_does_not_say_where_the_file_goes() {
+    if !is_root() {
+        // Nobody else can make a link of somebody else's.
+        return;
+    }
+    let (daemon, plain) = daemon();
+    let shared = daemon.path("shared");
+    fs::create_dir(&shared).unwrap();
+    symlink("../target", shared.join("out")).unwrap();
+    let export = ["export", "a", "shared/out"];
+    // The sticky bit is what such directories have, and who owns the directory is trusted.
+    for (mode, link, directory, is_followed) in [
+        (0o1777, 12345, 0, false),
+        (0o1777, 0, 0, true),
+        (0o1777, 12345, 12345, true),
+        (0o1755, 12345, 0, true),
+        (0o777, 12345, 0, true),
+    ] {
+        lchown(shared.join("out"), Some(link), None).unwrap();
+        chown(&shared, Some(directory), None).unwrap();
+        fs::set_permissions(&shared, Permissions::from_mode(mode)).unwrap();
+        let (code, _, stderr) = run(&daemon, &export);
+        let about = format!("{mode:o} {link} {directory}: {stderr}");
+        if is_followed {
+            assert_eq!(code, 0, "{about}");
+            assert!(fs::read(daemon.path("target")).unwrap() == plain);
+            fs::remove_file(daemon.path("target")).unwrap();
+        } else {
+            assert_eq!(code, 1, "{about}");
+            assert!(stderr.contains("a link of user 12345"), "{about}");
+            assert!(!daemon.path("target").exists(), "{about}");
+        }
+    }
 }
 
 #[test]
