@@ -114,6 +114,49 @@ fn a_file_that_is_replaced_keeps_its_mode() {
     assert_eq!(mode("out"), mode("new"));
 }
 
+/// An access list: the owner may read and write, user 12345 read, and the group and others nothing.
+fn access_list() -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (kind, may, id) in [
+        (1_u16, 6_u16, NOBODY),
+        (2, 4, 12345),
+        (4, 0, NOBODY),
+        // The most that those may who are neither the owner nor others; the mode shows it in place of the group.
+        (0x10, 4, NOBODY),
+        (0x20, 0, NOBODY),
+    ] {
+        list.extend(kind.to_le_bytes());
+        list.extend(may.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    list
+}
+
+#[test]
+fn a_file_that_is_replaced_keeps_who_else_may_read_it() {
+    use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+    const NAME: &str = "system.posix_acl_access";
+
+    let (daemon, _) = daemon();
+    let out = daemon.path("out");
+    for way in WAYS {
+        let old = File::create(&out).unwrap();
+        if fsetxattr(&old, NAME, &access_list(), XattrFlags::empty()).is_err() {
+            // The file system knows of no such lists.
+            return;
+        }
+        assert_eq!(run(&daemon, way).0, 0, "{way:?}");
+        let new = File::open(&out).unwrap();
+        assert!(new.metadata().unwrap().len() > 1000, "{way:?}");
+        let mut found = vec![0; 1000];
+        let len = fgetxattr(&new, NAME, &mut found[..]).unwrap();
+        assert_eq!(found[..len], access_list(), "{way:?}");
+        assert_eq!(new.metadata().unwrap().mode() & 0o777, 0o640);
+        fs::remove_file(&out).unwrap();
+    }
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
