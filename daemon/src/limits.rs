@@ -123,8 +123,6 @@ pub const WAITING_MAX: usize = 256;
 pub const PLACE_YIELDS_AFTER: Duration = Duration::from_secs(15);
 /// How long a call waits for a place among those that make long answers: others may need theirs for hours, and are at work.
 pub const PLACE_WITHIN: Duration = Duration::from_hours(1);
-/// How long the first message of an upload's stream may take, before it has a place.
-pub const FIRST_MESSAGE_WITHIN: Duration = Duration::from_secs(30);
 
 /// gRPC connections open at one time, over all listeners, if there are descriptors for so many. For a further one an idle one is
 /// ended; if there is none, the further one is.

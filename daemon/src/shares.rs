@@ -97,6 +97,8 @@ struct Held {
     moved: Instant,
     /// Whether it is up to the daemon that nothing moves.
     is_settled: bool,
+    /// Waits that are not up to the holder, several at one time perhaps.
+    excuses: usize,
     gives_way: CancellationToken,
 }
 
@@ -196,7 +198,7 @@ impl Shares {
         let behind = state
             .holds
             .values()
-            .filter(|held| held.amount > 0 && !held.is_settled)
+            .filter(|held| held.amount > 0 && !held.is_settled && held.excuses == 0)
             .filter(|held| !held.gives_way.is_cancelled())
             .filter(|held| waiting.is_local || !held.holder.is_local)
             .filter(|held| now.duration_since(held.moved) >= yields_after)
@@ -273,6 +275,7 @@ impl State {
                 amount: waiting.amount,
                 moved: Instant::now(),
                 is_settled: false,
+                excuses: 0,
                 gives_way: waiting.gives_way,
             };
             self.holds.insert(waiting.number, held);
@@ -378,12 +381,29 @@ impl Hold {
         }
     }
 
-    /// Waits for something that is not up to whoever holds this.
+    /// Waits for something that is not up to whoever holds this. Several may, at one time.
     pub(crate) async fn excused<T>(&self, wait: impl Future<Output = T>) -> T {
-        self.settle(true);
-        let done = wait.await;
-        self.settle(false);
-        done
+        let _excuse = Excuse::of(self);
+        wait.await
+    }
+}
+
+/// That a wait is not up to the holder, until this is dropped.
+struct Excuse<'a>(&'a Hold);
+
+impl<'a> Excuse<'a> {
+    fn of(hold: &'a Hold) -> Self {
+        hold.with(|held, _| held.excuses += 1);
+        Self(hold)
+    }
+}
+
+impl Drop for Excuse<'_> {
+    fn drop(&mut self) {
+        self.0.with(|held, _| {
+            held.excuses -= 1;
+            held.moved = Instant::now();
+        });
     }
 }
 
@@ -562,6 +582,27 @@ mod tests {
         });
         assert!(!busy.gives_way.is_cancelled());
         drop(taken);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_several_waits_that_are_excused_each_counts() {
+        let shares = shares(1, 0);
+        let hold = shares.take(Holder::OWN, 1, WITHIN).await.unwrap();
+        let short = hold.excused(sleep(Duration::from_secs(1)));
+        let long = hold.excused(sleep(Duration::from_secs(100)));
+        let other = shares.take(Holder::OWN, 1, WITHIN);
+        let (_, _, other) = tokio::join!(short, long, other);
+        assert!(other.is_err());
+        assert!(
+            !hold.gives_way.is_cancelled(),
+            "it moved as soon as it could"
+        );
+        // One that is given up before its end is none.
+        let dropped =
+            tokio::time::timeout(Duration::ZERO, hold.excused(std::future::pending::<()>()));
+        assert!(dropped.await.is_err());
+        assert!(shares.take(Holder::OWN, 1, WITHIN).await.is_err());
+        assert!(hold.gives_way.is_cancelled());
     }
 
     #[tokio::test(start_paused = true)]

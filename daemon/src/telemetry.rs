@@ -111,7 +111,8 @@ impl fmt::Debug for Telemetry {
 ///
 /// The system gives no thread, or logging was started before.
 pub fn start(config: &LogConfig) -> Result<Telemetry, TelemetryError> {
-    let (sink, guard) = Sink::start(io::stderr()).map_err(TelemetryError::Thread)?;
+    let is_json = config.format == LogFormat::Json;
+    let (sink, guard) = Sink::start(io::stderr(), is_json).map_err(TelemetryError::Thread)?;
     let taken = |error: &dyn fmt::Display| TelemetryError::Taken(error.to_string());
     let filter = parse_filter(&config.filter).map_err(|why| taken(&why))?;
     let lines = tracing_subscriber::fmt()

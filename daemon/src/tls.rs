@@ -90,6 +90,20 @@ pub enum ServerError {
     },
 }
 
+impl ServerError {
+    /// Whether the same files may be readable the next time: descriptors were short, say.
+    fn passes(&self) -> bool {
+        match self {
+            Self::File(FileError { source, .. }) => {
+                let is_of_file = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied]
+                    .contains(&source.kind());
+                source.raw_os_error().is_some() && !is_of_file
+            }
+            Self::Useless { .. } => false,
+        }
+    }
+}
+
 /// What clients of gRPC ask for when TLS begins, and are told that they get.
 pub const HTTP2: &[&[u8]] = &[b"h2"];
 
@@ -106,8 +120,9 @@ struct Current {
     stamps: Vec<Stamp>,
 }
 
-/// Tells a file that was written again from what it was: device, inode, length, modification in nanoseconds. `None`: it is not there.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
+/// Tells a file that was written again, or may be read by others now, from what it was: device, inode, length, and when content and inode changed,
+/// with nanoseconds. `None`: it is not there.
+type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 
 impl ServerTls {
     /// Reads the files. `protocols` are those of ALPN, if the listener takes part in it. Blocks.
@@ -146,13 +161,18 @@ impl ServerTls {
         {
             let mut current = self.current.lock();
             let is_same = current.stamps == stamps;
-            // They are not tried again until they change again.
+            // Files that cannot be used are not tried again until they change again.
             current.stamps = stamps;
             if is_same && !in_any_case {
                 return Ok(false);
             }
         }
-        let acceptor = acceptor(&self.files, self.protocols)?;
+        let acceptor = acceptor(&self.files, self.protocols).inspect_err(|error| {
+            if error.passes() {
+                // What was in the way leaves no trace in the files.
+                self.current.lock().stamps.clear();
+            }
+        })?;
         self.current.lock().acceptor = acceptor;
         Ok(true)
     }
@@ -184,8 +204,8 @@ fn stamps(files: &TlsConfig) -> Vec<Stamp> {
             found.dev(),
             found.ino(),
             found.len(),
-            found.mtime(),
-            found.mtime_nsec(),
+            (found.mtime(), found.mtime_nsec()),
+            (found.ctime(), found.ctime_nsec()),
         ))
     };
     paths.into_iter().flatten().map(stamp).collect()
@@ -308,6 +328,67 @@ mod tests {
             let refused = read(&path).unwrap_err().to_string();
             assert!(refused.contains(why), "{refused}");
             assert!(refused.contains(path.to_str().unwrap()), "{refused}");
+        }
+    }
+
+    /// One that serves nobody, with files that cannot be used.
+    fn useless(directory: &Path) -> ServerTls {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let files = TlsConfig {
+            cert: directory.join("cert.pem"),
+            key: directory.join("key.pem"),
+            client_ca: None,
+        };
+        for path in [&files.cert, &files.key] {
+            std::fs::write(path, "rubbish").unwrap();
+        }
+        let resolver = Arc::new(rustls::server::ResolvesServerCertUsingSni::new());
+        let config = ServerConfig::builder().with_no_client_auth();
+        let acceptor = TlsAcceptor::from(Arc::new(config.with_cert_resolver(resolver)));
+        let current = Mutex::new(Current {
+            acceptor,
+            stamps: stamps(&files),
+        });
+        ServerTls {
+            files,
+            protocols: &[],
+            current,
+        }
+    }
+
+    #[test]
+    fn files_are_read_again_when_they_or_their_owner_or_mode_have_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let tls = useless(directory.path());
+        assert!(!tls.reload(false).unwrap(), "nothing has changed");
+        assert!(tls.reload(true).is_err());
+        // As whoever renews a key does it: written by root, and given to the daemon's user after that. In a moment that can be told from the one
+        // before.
+        let changed = || {
+            let found = std::fs::metadata(&tls.files.key).unwrap();
+            (found.ctime(), found.ctime_nsec())
+        };
+        let before = changed();
+        while changed() == before {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
+            std::fs::set_permissions(&tls.files.key, mode).unwrap();
+        }
+        assert!(tls.reload(false).is_err(), "they are looked at");
+        assert!(!tls.reload(false).unwrap(), "once");
+    }
+
+    #[test]
+    fn files_are_tried_again_as_long_as_it_may_help() {
+        let directory = tempfile::tempdir().unwrap();
+        let tls = useless(directory.path());
+        std::fs::remove_file(&tls.files.cert).unwrap();
+        assert!(tls.reload(false).is_err());
+        assert!(!tls.reload(false).unwrap(), "it is told once");
+        // What the system refuses without looking at them.
+        std::os::unix::fs::symlink("cert.pem", &tls.files.cert).unwrap();
+        assert!(tls.reload(true).is_err());
+        for _ in 0..3 {
+            assert!(tls.reload(false).is_err());
         }
     }
 }

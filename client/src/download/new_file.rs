@@ -6,7 +6,7 @@
 //! name, where the file system has such files, and so is gone however this program ends.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::{CStr, OsStr, OsString},
     fs::{File, OpenOptions},
     io,
     os::{
@@ -23,10 +23,12 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, fchmod, fchown, fstatfs,
-        fsync, linkat, openat, readlinkat, renameat, renameat_with, statat, unlinkat,
+        AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, XattrFlags, fchmod,
+        fchown, fremovexattr, fsetxattr, fstat, fstatfs, fsync, lgetxattr, linkat, openat,
+        readlinkat, renameat, renameat_with, statat, unlinkat,
     },
     io::Errno,
+    process::geteuid,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -37,6 +39,9 @@ const LINKS_MAX: usize = 40;
 const NAMES_TRIED: usize = 100;
 /// Bytes of a file's name that its temporary name has: room for the rest of it within 255.
 const NAME_BYTES_KEPT: usize = 200;
+/// Where file systems keep who else may do what with a file, and the longest that there is.
+const ACCESS_LIST: &CStr = c"system.posix_acl_access";
+const ACCESS_LIST_BYTES_MAX: usize = 64 << 10;
 /// How `statfs` calls the file system of `/proc`.
 const PROC_MAGIC: i64 = 0x9fa0;
 
@@ -91,6 +96,9 @@ impl Place {
             let is_link = before.is_some_and(|found| kind(&found) == FileType::Symlink);
             let is_open_file = is_link && fstatfs(&dir)?.f_type == PROC_MAGIC;
             if is_link && !is_open_file {
+                if let Some(link) = &before {
+                    check_followed(&dir, link)?;
+                }
                 let target = readlinkat(&dir, &name, Vec::new())?;
                 path = directory(&path).join(OsStr::from_bytes(target.as_bytes()));
                 continue;
@@ -133,6 +141,24 @@ impl Place {
     }
 }
 
+/// That a link in `dir` may be followed. In a directory where everybody may make links, as `/tmp`,
+/// only one's own and those of the directory's owner are: whoever made another one would say
+/// where the file goes. The system has the same rule (`fs.protected_symlinks`), but only for
+/// links that it follows itself.
+fn check_followed(dir: &OwnedFd, link: &Stat) -> io::Result<()> {
+    let directory = fstat(dir)?;
+    let mode = Mode::from_raw_mode(directory.st_mode);
+    let is_of_all = mode.contains(Mode::SVTX | Mode::WOTH);
+    let trusted = [geteuid().as_raw(), directory.st_uid];
+    if is_of_all && !trusted.contains(&link.st_uid) {
+        return Err(io::Error::other(format!(
+            "it is a link of user {}, in a directory where everybody may make one: it is not followed",
+            link.st_uid
+        )));
+    }
+    Ok(())
+}
+
 impl NewFile {
     /// Prepares to write `path`.
     ///
@@ -168,7 +194,7 @@ impl NewFile {
             temporary,
         };
         if let Some(before) = &new.place.before {
-            give(&new.file, before).map_err(|error| {
+            give(&new.file, &new.place, before).map_err(|error| {
                 let (user, group) = (before.st_uid, before.st_gid);
                 let why = format!(
                     "it belongs to user {user} and group {group}, and what takes its place cannot: {error}; remove it \
@@ -300,14 +326,33 @@ fn make(place: &Place, mode: Mode) -> io::Result<(File, Option<OsString>)> {
     Ok((File::from(file), Some(name)))
 }
 
-/// Gives a file the owner and mode that another one has.
-fn give(file: &File, before: &Stat) -> io::Result<()> {
+/// Gives a file the owner, the mode and the access list of the one in its place.
+fn give(file: &File, place: &Place, before: &Stat) -> io::Result<()> {
     let metadata = file.metadata()?;
     if (metadata.uid(), metadata.gid()) != (before.st_uid, before.st_gid) {
         let (user, group) = (Uid::from_raw(before.st_uid), Gid::from_raw(before.st_gid));
         fchown(file, Some(user), Some(group))?;
     }
+    if let Some(list) = access_list(place) {
+        // The mode is made of it. Without it the bits of the group would say what the others in the list may.
+        return Ok(fsetxattr(file, ACCESS_LIST, &list, XattrFlags::empty())?);
+    }
+    // One that the directory gives to new files.
+    match fremovexattr(file, ACCESS_LIST) {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+        Err(error) => return Err(error.into()),
+    }
     Ok(fchmod(file, Mode::from_raw_mode(before.st_mode & 0o777))?)
+}
+
+/// Who else may do what with the file in this place, if the file system knows of such lists.
+fn access_list(place: &Place) -> Option<Vec<u8>> {
+    let mut path = PathBuf::from(by_descriptor(&place.dir));
+    path.push(&place.name);
+    let mut list = vec![0; ACCESS_LIST_BYTES_MAX];
+    let len = lgetxattr(&path, ACCESS_LIST, &mut list[..]).ok()?;
+    list.truncate(len);
+    Some(list)
 }
 
 /// Gives a file without a name one that must be new.
@@ -321,7 +366,7 @@ fn link(file: &File, place: &Place, name: &OsStr) -> rustix::io::Result<()> {
     )
 }
 
-fn by_descriptor(file: &File) -> String {
+fn by_descriptor(file: &impl AsRawFd) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 

@@ -61,7 +61,7 @@ const fn case(
     }
 }
 
-const CASES: [Case; 19] = [
+const CASES: [Case; 20] = [
     case("qcow2", &["-o", "compat=0.10"], "qcow2"),
     case("qcow2", &["-o", "compat=1.1"], "qcow2"),
     case("qcow2", &["-o", "extended_l2=on"], "qcow2"),
@@ -103,6 +103,8 @@ const CASES: [Case; 19] = [
     case("vpc", &["-o", "subformat=dynamic,force_size=on"], "vhd"),
     case("vpc", &["-o", "subformat=fixed,force_size=on"], "vhd"),
     case("vhdx", &["-o", "subformat=dynamic"], "vhdx"),
+    // The last byte of the file is the last one of the disk.
+    case("vhdx", &["-o", "subformat=fixed,block_size=1M"], "vhdx"),
     case("vdi", &[], "vdi"),
     case("qed", &[], "qed"),
     case("parallels", &[], "hds"),

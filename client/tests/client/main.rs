@@ -20,4 +20,5 @@ mod snapctl;
 mod snapshots;
 mod terminal;
 mod upload;
+mod vhd;
 mod volumes;

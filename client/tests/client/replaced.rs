@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, Permissions},
     io::Read,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink},
     process::Command,
 };
 
@@ -57,6 +57,42 @@ fn a_link_stays_and_the_file_that_it_leads_to_is_replaced() {
 }
 
 #[test]
+fn who_makes_a_link_where_everybody_may_does_not_say_where_the_file_goes() {
+    if !is_root() {
+        // Nobody else can make a link of somebody else's.
+        return;
+    }
+    let (daemon, plain) = daemon();
+    let shared = daemon.path("shared");
+    fs::create_dir(&shared).unwrap();
+    symlink("../target", shared.join("out")).unwrap();
+    let export = ["export", "a", "shared/out"];
+    // The sticky bit is what such directories have, and who owns the directory is trusted.
+    for (mode, link, directory, is_followed) in [
+        (0o1777, 12345, 0, false),
+        (0o1777, 0, 0, true),
+        (0o1777, 12345, 12345, true),
+        (0o1755, 12345, 0, true),
+        (0o777, 12345, 0, true),
+    ] {
+        lchown(shared.join("out"), Some(link), None).unwrap();
+        chown(&shared, Some(directory), None).unwrap();
+        fs::set_permissions(&shared, Permissions::from_mode(mode)).unwrap();
+        let (code, _, stderr) = run(&daemon, &export);
+        let about = format!("{mode:o} {link} {directory}: {stderr}");
+        if is_followed {
+            assert_eq!(code, 0, "{about}");
+            assert!(fs::read(daemon.path("target")).unwrap() == plain);
+            fs::remove_file(daemon.path("target")).unwrap();
+        } else {
+            assert_eq!(code, 1, "{about}");
+            assert!(stderr.contains("a link of user 12345"), "{about}");
+            assert!(!daemon.path("target").exists(), "{about}");
+        }
+    }
+}
+
+#[test]
 fn a_file_that_is_replaced_keeps_its_mode() {
     let (daemon, _) = daemon();
     let out = daemon.path("out");
@@ -76,6 +112,49 @@ fn a_file_that_is_replaced_keeps_its_mode() {
     succeed(&daemon, &["export", "a", "out"]);
     let mode = |name| fs::metadata(daemon.path(name)).unwrap().mode();
     assert_eq!(mode("out"), mode("new"));
+}
+
+/// An access list: the owner may read and write, user 12345 read, and the group and others nothing.
+fn access_list() -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (kind, may, id) in [
+        (1_u16, 6_u16, NOBODY),
+        (2, 4, 12345),
+        (4, 0, NOBODY),
+        // The most that those may who are neither the owner nor others; the mode shows it in place of the group.
+        (0x10, 4, NOBODY),
+        (0x20, 0, NOBODY),
+    ] {
+        list.extend(kind.to_le_bytes());
+        list.extend(may.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    list
+}
+
+#[test]
+fn a_file_that_is_replaced_keeps_who_else_may_read_it() {
+    use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+    const NAME: &str = "system.posix_acl_access";
+
+    let (daemon, _) = daemon();
+    let out = daemon.path("out");
+    for way in WAYS {
+        let old = File::create(&out).unwrap();
+        if fsetxattr(&old, NAME, &access_list(), XattrFlags::empty()).is_err() {
+            // The file system knows of no such lists.
+            return;
+        }
+        assert_eq!(run(&daemon, way).0, 0, "{way:?}");
+        let new = File::open(&out).unwrap();
+        assert!(new.metadata().unwrap().len() > 1000, "{way:?}");
+        let mut found = vec![0; 1000];
+        let len = fgetxattr(&new, NAME, &mut found[..]).unwrap();
+        assert_eq!(found[..len], access_list(), "{way:?}");
+        assert_eq!(new.metadata().unwrap().mode() & 0o777, 0o640);
+        fs::remove_file(&out).unwrap();
+    }
 }
 
 fn is_root() -> bool {

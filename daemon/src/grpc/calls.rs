@@ -16,7 +16,10 @@ use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status};
 use tracing::{debug, warn};
 
-use super::{failure::Failure, serve::Place};
+use super::{
+    failure::Failure,
+    serve::{Arrives, Place},
+};
 use crate::{
     limits::{self, MESSAGES_QUEUED},
     shares::{Hold, Holder, Rules, Shares},
@@ -84,6 +87,12 @@ where
 pub(super) fn holder<T>(request: &Request<T>) -> Holder {
     let holder = request.extensions().get::<Holder>();
     holder.copied().unwrap_or(Holder::OWN)
+}
+
+/// What moves as the rest of a request arrives.
+pub(super) fn arrives<T>(request: &Request<T>) -> Arrives {
+    let arrives = request.extensions().get::<Arrives>();
+    arrives.cloned().unwrap_or_default()
 }
 
 /// Places for so many calls whose answers are streams.

@@ -84,10 +84,11 @@ impl ContentService for Content {
         &self,
         request: Request<Streaming<v1::PutChunksRequest>>,
     ) -> Result<Response<v1::PutChunksResponse>, Status> {
-        let holder = calls::holder(&request);
+        let (holder, arrives) = (calls::holder(&request), calls::arrives(&request));
+        let messages = request.into_inner();
         let taken = self
             .intake
-            .take_chunks(&self.uploads, holder, request.into_inner());
+            .take_chunks(&self.uploads, holder, messages, arrives);
         calls::answer("PutChunks", taken).await
     }
 

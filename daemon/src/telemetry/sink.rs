@@ -47,12 +47,15 @@ struct Queue {
 pub(super) struct Guard(Sink);
 
 impl Sink {
-    /// Starts the thread that writes to `output`.
+    /// Starts the thread that writes to `output`. `is_json`: its lines are objects, and so is what it tells itself.
     ///
     /// # Errors
     ///
     /// The system gives no thread.
-    pub(super) fn start(output: impl Write + Send + 'static) -> io::Result<(Self, Guard)> {
+    pub(super) fn start(
+        output: impl Write + Send + 'static,
+        is_json: bool,
+    ) -> io::Result<(Self, Guard)> {
         let sink = Self(Arc::new(Shared {
             queue: Mutex::default(),
             filled: Condvar::new(),
@@ -61,7 +64,7 @@ impl Sink {
         let shared = Arc::clone(&sink.0);
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || shared.write_all_to(output))?;
+            .spawn(move || shared.write_all_to(output, is_json))?;
         Ok((sink.clone(), Guard(sink)))
     }
 
@@ -94,7 +97,7 @@ impl Sink {
 }
 
 impl Shared {
-    fn write_all_to(&self, mut output: impl Write) {
+    fn write_all_to(&self, mut output: impl Write, is_json: bool) {
         let mut queue = self.queue.lock();
         loop {
             let Some(line) = queue.lines.pop_front() else {
@@ -110,7 +113,8 @@ impl Shared {
             queue.is_writing = true;
             let (lost, why) = (queue.lost, queue.why);
             drop(queue);
-            let written = write(&mut output, &line, lost, why);
+            let told = (lost > 0).then(|| told(lost, why, is_json));
+            let written = write(&mut output, told.as_deref(), &line);
             queue = self.queue.lock();
             match written {
                 // More may have been lost meanwhile.
@@ -127,22 +131,28 @@ impl Shared {
     }
 }
 
-fn write(
-    output: &mut impl Write,
-    line: &[u8],
-    lost: u64,
-    why: Option<io::ErrorKind>,
-) -> io::Result<()> {
-    if lost > 0 {
-        let lines = if lost == 1 { "line" } else { "lines" };
-        match why {
-            Some(why) => writeln!(output, "varved: {lost} {lines} of the log were lost: {why}")?,
-            None => writeln!(
-                output,
-                "varved: {lost} {lines} of the log were lost: they were not read in time"
-            )?,
-        }
+/// What is said of lines that were lost.
+fn told(lost: u64, why: Option<io::ErrorKind>, is_json: bool) -> String {
+    let lines = if lost == 1 {
+        "line of the log was"
+    } else {
+        "lines of the log were"
+    };
+    let why = match why {
+        Some(why) => why.to_string(),
+        None => "they were not read in time".to_owned(),
+    };
+    let told = format!("{lost} {lines} lost: {why}");
+    if is_json {
+        // Nothing in it has to be escaped.
+        format!("{{\"level\":\"WARN\",\"message\":\"{told}\"}}\n")
+    } else {
+        format!("varved: {told}\n")
     }
+}
+
+fn write(output: &mut impl Write, told: Option<&str>, line: &[u8]) -> io::Result<()> {
+    output.write_all(told.unwrap_or_default().as_bytes())?;
     output.write_all(line)?;
     output.flush()
 }
@@ -203,7 +213,7 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_written_are_lost_and_told_of() {
         let file = File::default();
-        let (sink, _guard) = Sink::start(file.clone()).unwrap();
+        let (sink, _guard) = Sink::start(file.clone(), false).unwrap();
         sink.put(b"one\n");
         sink.flush(LONG);
         file.fill(true);
@@ -218,6 +228,20 @@ mod tests {
             file.text(),
             "one\nvarved: 2 lines of the log were lost: no storage space\nfour\nfive\n"
         );
+    }
+
+    #[test]
+    fn where_lines_are_objects_what_is_told_of_them_is_one() {
+        let file = File::default();
+        let (sink, _guard) = Sink::start(file.clone(), true).unwrap();
+        file.fill(true);
+        sink.put(b"{}\n");
+        sink.flush(LONG);
+        file.fill(false);
+        sink.put(b"{}\n");
+        sink.flush(LONG);
+        let told = r#"{"level":"WARN","message":"1 line of the log was lost: no storage space"}"#;
+        assert_eq!(file.text(), format!("{told}\n{{}}\n"));
     }
 
     /// A reader that takes nothing until it is told to.
@@ -239,7 +263,7 @@ mod tests {
     fn nobody_waits_for_a_reader_that_takes_nothing_and_the_queue_is_bounded() {
         let file = File::default();
         let (go, stalled): (SyncSender<()>, _) = sync_channel(0);
-        let (sink, _guard) = Sink::start(Stalled(stalled, file.clone())).unwrap();
+        let (sink, _guard) = Sink::start(Stalled(stalled, file.clone()), false).unwrap();
         let line = vec![b'x'; 1 << 10];
         let many = 2 * LOG_QUEUE_BYTES_MAX / line.len();
         for _ in 0..many {
@@ -262,7 +286,7 @@ mod tests {
     #[test]
     fn an_endless_line_is_cut() {
         let file = File::default();
-        let (sink, _guard) = Sink::start(file.clone()).unwrap();
+        let (sink, _guard) = Sink::start(file.clone(), false).unwrap();
         sink.put(&vec![b'x'; LOG_LINE_BYTES_MAX + 1]);
         sink.flush(LONG);
         assert_eq!(file.text().len(), LOG_LINE_BYTES_MAX + 4);

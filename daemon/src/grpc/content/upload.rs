@@ -21,6 +21,7 @@ use crate::{
     grpc::{
         calls, convert,
         failure::Failure,
+        serve::Arrives,
         uploads::{Lease, Uploads},
     },
     limits,
@@ -125,16 +126,20 @@ impl Intake {
         uploads: &Arc<Uploads<Ingest>>,
         holder: Holder,
         mut messages: Streaming<v1::PutChunksRequest>,
+        arrives: Arrives,
     ) -> Result<v1::PutChunksResponse, Failure> {
         let mut total = v1::PutChunksResponse::default();
-        let first = receive(&mut messages, limits::FIRST_MESSAGE_WITHIN);
-        let Some(first) = first.await? else {
+        // It has as long as a request has to arrive.
+        let first = messages.message().await.map_err(Failure::Receive)?;
+        let Some(first) = first else {
             return Ok(total);
         };
         let upload = uploads.lease(&first.upload_id)?;
         // Not before: one that says nothing keeps nobody from a place.
         let place = self.streams.take(holder, 1, limits::BUSY_WITHIN).await?;
         place.settle(true);
+        let place = Arc::new(place);
+        arrives.moves(&place);
         let idle = uploads.idle();
         let mut under_way = FuturesUnordered::new();
         let mut message = Some(first);
@@ -301,5 +306,51 @@ mod tests {
                 ..
             })]
         ));
+    }
+
+    /// A request that has to wait for room, or comes over a slow link.
+    struct Late(std::pin::Pin<Box<tokio::time::Sleep>>, Option<bytes::Bytes>);
+
+    impl http_body::Body for Late {
+        type Data = bytes::Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            context: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Status>>> {
+            std::task::ready!(self.0.as_mut().poll(context));
+            std::task::Poll::Ready(self.1.take().map(http_body::Frame::data).map(Ok))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn how_long_a_first_message_may_take_is_up_to_how_requests_arrive() {
+        use prost::Message as _;
+        use tonic::codec::Codec as _;
+
+        let message = v1::PutChunksRequest {
+            upload_id: "up-1".to_owned(),
+            ..v1::PutChunksRequest::default()
+        };
+        let message = message.encode_to_vec();
+        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+        let bytes = [&[0], &length[..], &message].concat();
+        let late = tokio::time::sleep(limits::REQUEST_WITHIN + limits::BUSY_WITHIN);
+        let mut codec = varve_proto::RequestCodec::<v1::PutChunksResponse, _>::default();
+        let messages = Streaming::new_request(
+            codec.decoder(),
+            Late(Box::pin(late), Some(bytes.into())),
+            None,
+            None,
+        );
+        let uploads = Arc::new(Uploads::new(limits::UPLOAD_IDLE));
+        let intake = Intake::new();
+        let taken = intake.take_chunks(&uploads, Holder::OWN, messages, Arrives::default());
+        let failure = taken.await.unwrap_err();
+        assert!(
+            matches!(failure, Failure::Store(varve_store::Error::NotFound { .. })),
+            "it was received: {failure}"
+        );
     }
 }

@@ -30,7 +30,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{
-    RecvStream,
+    Reason, RecvStream,
     server::{Builder, Connection, SendResponse},
 };
 use http::{HeaderMap, Request};
@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, codegen::Service as _, service::Routes};
 use tracing::debug;
 
-pub(super) use self::answer::Place;
+pub(super) use self::{answer::Place, request::Arrives};
 use self::{
     answer::{Answer, Gone, refuse},
     heard::{Heard, HeardAt, Life},
@@ -54,7 +54,7 @@ use super::failure::Failure;
 use crate::{
     limits,
     net::seats::Seat,
-    shares::{Busy, Hold, Holder, Rules, Shares},
+    shares::{Hold, Holder, Rules, Shares},
     tasks::Tasks,
 };
 
@@ -259,9 +259,12 @@ impl Connected {
 
     fn start(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let (shared, holder) = (Arc::clone(&self.shared), self.holder);
+        let busy = self.seat.as_ref().map(|seat| seat.begin());
+        if let Some(None) = busy {
+            // Its seat is somebody else's, and it is about to be closed. What was done now would never be answered; so it is said that it was not.
+            return respond.send_reset(Reason::REFUSED_STREAM);
+        }
         let own = Arc::clone(&self.own).try_acquire_owned().ok();
-        // One that has given way is about to be closed.
-        let busy = self.seat.as_ref().and_then(|seat| seat.begin());
         let (stop, under_way) = (self.stop.clone(), Arc::clone(&self.calls));
         drop(self.shared.tasks.spawn("gRPC call", async move {
             let place = match &own {
@@ -311,19 +314,26 @@ async fn call(
         }
     };
     request.extensions_mut().insert(holder);
+    let arrives = Arrives::default();
+    request.extensions_mut().insert(arrives.clone());
     let room = request::Room::default();
     let served = async {
-        let answer = room_for_answer(shared, holder, method).await?;
-        let request = request.map(|stream| {
+        let mut request = request.map(|stream| {
             let all = shared.requests.clone();
-            RequestBody::new(stream, method, holder, all, Arc::clone(&room))
+            RequestBody::new(stream, method, holder, all, Arc::clone(&room), arrives)
         });
+        let mut answer = None;
+        if method.answer_bytes > 0 {
+            // Or whoever says nothing would hold what others wait for.
+            request.body_mut().receive().await?;
+            answer = Some(room_for_answer(shared, holder, method).await?);
+        }
         match shared.routes.clone().call(request).await {
             Ok(response) => Ok((response, answer)),
             Err(never) => match never {},
         }
     };
-    let outcome: Result<_, Busy> = tokio::select! {
+    let outcome: Result<_, Status> = tokio::select! {
         biased;
         outcome = served => outcome,
         _ = poll_fn(|context| respond.poll_reset(context)) => return Err(Gone),
@@ -333,25 +343,19 @@ async fn call(
     *room.lock() = None;
     match outcome {
         Ok((response, answer)) => Answer::send(respond, response, answer, deadline()).await,
-        Err(busy) => refuse(respond, Status::from(&Failure::from(busy))),
+        Err(status) => refuse(respond, status),
     }
 }
 
 /// The answer is there before it is sent: its room is taken before it is made.
-async fn room_for_answer(
-    shared: &Shared,
-    holder: Holder,
-    method: Method,
-) -> Result<Option<Hold>, Busy> {
-    if method.answer_bytes == 0 {
-        return Ok(None);
-    }
+async fn room_for_answer(shared: &Shared, holder: Holder, method: Method) -> Result<Hold, Status> {
     let room = shared
         .answers
         .take(holder, method.answer_bytes, limits::BUSY_WITHIN);
-    let room = room.await?;
+    let room = room.await.map_err(Failure::from);
+    let room = room.map_err(|failure| Status::from(&failure))?;
     room.settle(true);
-    Ok(Some(room))
+    Ok(room)
 }
 
 /// How long whoever calls waits for the answer.

@@ -2,16 +2,17 @@
 //!
 //! What must hold: of a message that is longer than a few KiB no byte is taken in before there is room for all of it, over all connections; what is
 //! not taken in waits where flow control bounds it. A message is passed on only when it is known how much it becomes when it is
-//! decoded, and that there is room for that.
+//! decoded, and that there is room for that. A method that takes one message keeps its room until it has answered, and gets no other one.
 
 use std::{
+    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use h2::RecvStream;
 use http_body::{Body, Frame};
@@ -32,6 +33,23 @@ const PREFIX_BYTES: usize = 5;
 /// The room of the message that was received last. Who serves the call has it, too: the message is there for longer than what it arrived by.
 pub(super) type Room = Arc<Mutex<Option<Hold>>>;
 
+/// What else moves as a request arrives: the place of a stream, once it has one.
+#[derive(Debug, Clone, Default)]
+pub(in crate::grpc) struct Arrives(Arc<Mutex<Option<Arc<Hold>>>>);
+
+impl Arrives {
+    /// From now on this moves with what arrives, and nobody minds that it does not while there is no room for more.
+    pub(in crate::grpc) fn moves(&self, hold: &Arc<Hold>) {
+        *self.0.lock() = Some(Arc::clone(hold));
+    }
+
+    fn with(&self, tell: impl FnOnce(&Hold)) {
+        if let Some(hold) = &*self.0.lock() {
+            tell(hold);
+        }
+    }
+}
+
 /// The body of a request.
 pub(super) struct RequestBody {
     stream: RecvStream,
@@ -39,11 +57,14 @@ pub(super) struct RequestBody {
     holder: Holder,
     room_of_all: Shares,
     room: Room,
+    arrives: Arrives,
     /// What has arrived and was not taken in.
     arrived: Bytes,
     at: At,
     /// Until when the message has to be there; none between messages.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// What was received before it was asked for: in one piece, for a part of any length keeps a frame alive.
+    received: BytesMut,
 }
 
 /// Where in a request this is.
@@ -67,6 +88,8 @@ enum At {
         room_bytes: u64,
         gives_way: Option<BoxFuture<'static, GaveWay>>,
     },
+    /// Behind the one message that there may be.
+    End,
     /// Nothing more is passed on.
     Over,
 }
@@ -83,6 +106,7 @@ impl RequestBody {
         holder: Holder,
         room_of_all: Shares,
         room: Room,
+        arrives: Arrives,
     ) -> Self {
         Self {
             stream,
@@ -90,10 +114,39 @@ impl RequestBody {
             holder,
             room_of_all,
             room,
+            arrives,
             arrived: Bytes::new(),
             at: START,
             deadline: Some(Box::pin(sleep(limits::REQUEST_WITHIN))),
+            received: BytesMut::new(),
         }
+    }
+
+    /// Receives all of it, to be passed on when it is asked for.
+    pub(super) async fn receive(&mut self) -> Result<(), Status> {
+        while let Some(part) = poll_fn(|context| self.poll_receive(context)).await {
+            self.received.extend_from_slice(&part?);
+        }
+        Ok(())
+    }
+
+    /// The next part of it, or that there is none in time.
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        let polled = match self.poll_on(context) {
+            Poll::Ready(passed) => Poll::Ready(passed),
+            Poll::Pending => match &mut self.deadline {
+                Some(deadline) => deadline.as_mut().poll(context).map(|()| {
+                    Some(Err(Status::deadline_exceeded(
+                        "the request did not arrive in time",
+                    )))
+                }),
+                None => Poll::Pending,
+            },
+        };
+        if matches!(polled, Poll::Ready(Some(Err(_)))) {
+            self.at = At::Over;
+        }
+        polled
     }
 
     /// Waits for more, if all that has arrived was taken in. Whether there is more.
@@ -155,11 +208,20 @@ impl RequestBody {
                     return Poll::Ready(Some(Ok(self.enter(prefix, length, Some(room)))));
                 }
                 At::Message { left: 0, .. } => {
-                    self.at = START;
                     if self.method.takes_many {
                         // Whoever asks for another message knows how long to wait for it.
                         self.deadline = None;
+                        self.at = START;
+                    } else {
+                        self.at = At::End;
                     }
+                }
+                At::End => {
+                    // With a second message the room of the first would go, which is there until it is answered.
+                    if ready!(self.poll_arrived(context))? {
+                        return Poll::Ready(Some(Err(one_too_many())));
+                    }
+                    self.at = At::Over;
                 }
                 At::Message { gives_way, .. } => {
                     if let Some(gives_way) = gives_way
@@ -191,6 +253,9 @@ impl RequestBody {
         *self.room.lock() = None;
         let (room_of_all, holder) = (self.room_of_all.clone(), self.holder);
         let bytes = self.method.held_per_byte * length as u64;
+        // What it waits for now is not the peer, and has an end of its own.
+        self.deadline = None;
+        self.arrives.with(|hold| hold.settle(true));
         self.at = At::Waiting {
             prefix,
             length,
@@ -209,6 +274,7 @@ impl RequestBody {
         let within = limits::REQUEST_WITHIN
             + Duration::from_secs(length as u64 / limits::REQUEST_BYTES_PER_SECOND);
         self.deadline = Some(Box::pin(sleep(within)));
+        self.arrives.with(|hold| hold.settle(false));
         let gives_way = room.as_ref().map(|room| Box::pin(room.gives_way()) as _);
         *self.room.lock() = room;
         self.at = At::Message {
@@ -226,6 +292,7 @@ impl RequestBody {
             return Ok(Bytes::new());
         };
         let taken = self.take(*left);
+        self.arrives.with(|hold| hold.moved(taken.len() as u64));
         let At::Message {
             left,
             scan,
@@ -267,6 +334,10 @@ impl RequestBody {
     }
 }
 
+fn one_too_many() -> Status {
+    Status::invalid_argument("the method takes one message, and more follow it")
+}
+
 fn cut_short() -> Status {
     Status::invalid_argument("the request ends within a message")
 }
@@ -285,22 +356,12 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        let polled = match this.poll_on(context) {
-            Poll::Ready(passed) => Poll::Ready(passed.map(|passed| passed.map(Frame::data))),
-            Poll::Pending => match &mut this.deadline {
-                Some(deadline) => deadline.as_mut().poll(context).map(|()| {
-                    Some(Err(Status::deadline_exceeded(
-                        "the request did not arrive in time",
-                    )))
-                }),
-                None => Poll::Pending,
-            },
-        };
-        if matches!(polled, Poll::Ready(Some(Err(_)))) {
-            this.at = At::Over;
+        if !self.received.is_empty() {
+            let received = std::mem::take(&mut self.received).freeze();
+            return Poll::Ready(Some(Ok(Frame::data(received))));
         }
-        polled
+        let part = ready!(self.poll_receive(context));
+        Poll::Ready(part.map(|part| part.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -11,10 +11,14 @@ use tokio::io::{DuplexStream, duplex};
 use tonic::{body::Body, server::NamedService};
 
 use super::*;
+use crate::net::{peer::PeerKey, seats::Seats};
 
 /// Takes a whole request and answers with as many bytes as it is asked for, in one message.
 #[derive(Clone)]
-struct Echo;
+struct Echo {
+    /// What moves with what arrives.
+    place: Option<Arc<Hold>>,
+}
 
 impl NamedService for Echo {
     const NAME: &'static str = "varve.v1.ContentService";
@@ -30,7 +34,12 @@ impl tonic::codegen::Service<Request<Body>> for Echo {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let place = self.place.clone();
         Box::pin(async move {
+            if let Some(place) = place {
+                let arrives = request.extensions().get::<Arrives>();
+                arrives.unwrap().moves(&place);
+            }
             let wanted = request.headers().get("bytes");
             let wanted = wanted.map_or(0, |wanted| wanted.to_str().unwrap().parse().unwrap());
             let mut body = request.into_body();
@@ -86,9 +95,13 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
+        Self::with_place(None)
+    }
+
+    fn with_place(place: Option<Arc<Hold>>) -> Self {
         let tasks = Tasks::new();
         Self {
-            serving: Serving::new(Routes::new(Echo), tasks.clone()),
+            serving: Serving::new(Routes::new(Echo { place }), tasks.clone()),
             tasks,
             stop: CancellationToken::new(),
         }
@@ -122,8 +135,12 @@ struct Call {
 }
 
 async fn begin(peer: &SendRequest<Bytes>, method: &str, headers: &[(&str, &str)]) -> Call {
+    begin_at(peer, &format!("ContentService/{method}"), headers).await
+}
+
+async fn begin_at(peer: &SendRequest<Bytes>, path: &str, headers: &[(&str, &str)]) -> Call {
     let mut peer = peer.clone().ready().await.unwrap();
-    let uri = format!("http://varve/varve.v1.ContentService/{method}");
+    let uri = format!("http://varve/varve.v1.{path}");
     let mut request = Request::post(uri);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -196,6 +213,7 @@ const INVALID: i32 = 3;
 const DEADLINE: i32 = 4;
 const EXHAUSTED: i32 = 8;
 const RANGE: i32 = 11;
+const UNIMPLEMENTED: i32 = 12;
 
 #[tokio::test(start_paused = true)]
 async fn requests_and_answers_of_all_lengths_pass() {
@@ -325,6 +343,129 @@ async fn requests_hold_what_is_allowed_and_give_way_to_others() {
     assert!(held <= remote, "{held}");
 }
 
+/// The room of the first would be somebody else's, while what it was for is still there.
+#[tokio::test(start_paused = true)]
+async fn a_method_that_takes_one_message_gets_no_second() {
+    let scene = Scene::new();
+    let peer = scene.peer(65_535).await;
+    for second in [message(6), message(100_000), Bytes::from_static(&[0])] {
+        let mut call = begin(&peer, "PutLeaves", &[]).await;
+        call.send(message(1 << 20), false).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let held = scene.serving.0.requests.held();
+        assert!(held >= 1 << 20, "{held}");
+        call.send(second, false).await.unwrap();
+        let (_, code, text) = call.end().await;
+        assert_eq!(code, INVALID, "{text}");
+        assert!(text.contains("takes one message"), "{text}");
+        assert_eq!(scene.serving.0.requests.held(), 0);
+    }
+    // A stream gets as many as it likes.
+    let mut call = begin(&peer, "PutChunks", &[]).await;
+    for bytes in [6, 100_000, 6] {
+        call.send(message(bytes), false).await.unwrap();
+    }
+    call.send(Bytes::new(), true).await.unwrap();
+    assert_eq!(call.end().await.1, OK);
+}
+
+/// What a request waits for is the daemon's, and so is the time that it waits.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_gets_no_room_is_told_so() {
+    let scene = Scene::new();
+    let requests = &scene.serving.0.requests;
+    let held = requests.take(Holder::OWN, limits::REQUEST_BYTES, Duration::ZERO);
+    let held = held.await.unwrap();
+    // The daemon works on it.
+    held.settle(true);
+    let peer = scene.peer(65_535).await;
+    let since = Instant::now();
+    let mut call = begin(&peer, "PutLeaves", &[]).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    call.send(message(1 << 20).slice(..60_000), false)
+        .await
+        .unwrap();
+    let (_, code, text) = call.end().await;
+    assert_eq!(
+        (code, &*text),
+        (
+            EXHAUSTED,
+            "as many bytes of requests as allowed are under way: try again later"
+        )
+    );
+    let waited = since.elapsed().as_secs();
+    assert_eq!(waited, 5 + limits::BUSY_WITHIN.as_secs());
+}
+
+/// A stream is not ended while it goes on at a pace that will do, however long its messages are.
+#[tokio::test(start_paused = true)]
+async fn the_place_of_a_stream_moves_as_its_message_arrives() {
+    for (bytes_a_second, gives_way) in [(40_000, false), (20_000, true)] {
+        let places = Shares::new(Rules {
+            what: "streams",
+            total: 1,
+            local: 0,
+            waiting: 4,
+            yields_after: limits::PLACE_YIELDS_AFTER,
+            pace: limits::REQUEST_BYTES_PER_SECOND,
+        });
+        let place = places.take(Holder::OWN, 1, Duration::ZERO).await.unwrap();
+        let place = Arc::new(place);
+        let scene = Scene::with_place(Some(Arc::clone(&place)));
+        let peer = scene.peer(65_535).await;
+        let mut call = begin(&peer, "PutChunks", &[]).await;
+        let waits = places.take(Holder::OWN, 1, Duration::from_secs(50));
+        let sends = async {
+            let mut message = message(2 << 20);
+            while !message.is_empty() {
+                let part = message.split_to(bytes_a_second.min(message.len()));
+                // One that takes too long is ended.
+                if call.send(part, false).await.is_none() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let (_, ()) = tokio::join!(waits, sends);
+        let gave_way = futures::FutureExt::now_or_never(place.gives_way());
+        assert_eq!(gave_way.is_some(), gives_way, "{bytes_a_second}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_not_said_what_is_asked_for_holds_no_room_for_an_answer() {
+    let scene = Scene::new();
+    let path = "SnapshotService/ListSnapshots";
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        let peer = scene.peer(65_535).await;
+        for _ in 0..16 {
+            let mut call = begin_at(&peer, path, &[]).await;
+            // All but the last byte.
+            call.send(message(6).slice(..10), false).await.unwrap();
+            silent.push(call);
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(scene.serving.0.answers.held(), 0);
+    let peer = scene.peer(65_535).await;
+    let since = Instant::now();
+    let mut call = begin_at(&peer, path, &[]).await;
+    call.send(message(6), true).await.unwrap();
+    // There is no such service here.
+    assert_eq!(call.end().await.1, UNIMPLEMENTED);
+    assert!(
+        since.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        since.elapsed()
+    );
+    assert_eq!(scene.serving.0.answers.held(), 0);
+    // They are given up like others.
+    for call in silent {
+        assert_eq!(call.end().await.1, DEADLINE);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn answers_that_nobody_takes_are_ended() {
     let scene = Scene::new();
@@ -372,6 +513,32 @@ async fn calls_are_bounded_and_each_connection_has_one() {
     let mut call = begin(&other, "FindMissing", &[]).await;
     call.send(message(6), true).await.unwrap();
     assert_eq!(call.end().await.1, OK);
+}
+
+/// It is closed in a moment, and whoever called must know whether anything was done.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_has_lost_its_seat_does_nothing_more() {
+    let scene = Scene::new();
+    let seats = Seats::new(1);
+    let local = PeerKey::Local { user: None };
+    let seat = Arc::new(seats.take(local).unwrap().0);
+    let (own, peers) = duplex(64 << 10);
+    let (serving, stop, held) = (scene.serving.clone(), scene.stop.clone(), seat);
+    drop(scene.tasks.spawn("connection", async move {
+        serving.serve(own, Some(held), true, stop).await;
+    }));
+    let (peer, connection) = client::handshake(peers).await.unwrap();
+    drop(scene.tasks.spawn("peer", async move {
+        let _ = connection.await;
+    }));
+    let mut call = begin(&peer, "PutLeaves", &[]).await;
+    call.send(message(6), true).await.unwrap();
+    assert_eq!(call.end().await.1, OK);
+    let (_newcomer, displaces) = seats.take(local).unwrap();
+    assert!(displaces);
+    let late = begin(&peer, "PutLeaves", &[]).await;
+    let refused = late.answer.await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::REFUSED_STREAM));
 }
 
 #[tokio::test(start_paused = true)]

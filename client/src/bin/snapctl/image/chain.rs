@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use varve_client::{Error, Result, scratch_file};
 
 use super::{
-    Format, Looks, Part, qcow2, qed,
+    Format, Looks, Part, qcow2, qed, vhd,
     vmdk::{self, Description, Extent},
 };
 
@@ -217,12 +217,13 @@ impl Layer {
                     format: Some(Format::Vmdk),
                 }))
             }
-            Format::Vhd => {
-                let tail = self.part.bytes(self.part.len().saturating_sub(512), 512)?;
-                if tail.starts_with(b"conectix") || tail.get(1..9) == Some(b"conectix") {
-                    return Ok(None);
-                }
-                let why = "it is truncated: it does not end with the footer of a vhd";
+            Format::Vhd => vhd::check(&self.part).map(|()| None),
+            // Everything in it begins and ends at a mebibyte, and QEMU looks at whole sectors only.
+            Format::Vhdx if !self.part.is_device() && !self.part.len().is_multiple_of(512) => {
+                let why = format!(
+                    "it is truncated: its {} bytes are no whole number of sectors",
+                    self.part.len()
+                );
                 Err(self.part.damaged(why))
             }
             Format::Vhdx | Format::Vdi | Format::Parallels => Ok(None),
@@ -341,6 +342,9 @@ impl Layer {
         }
         if matches!(self.format, Format::Qcow2 | Format::Qed | Format::Vmdk) {
             node["backing"] = behind;
+        }
+        if self.format == Format::Vhd {
+            node["force_size_calc"] = json!("current_size");
         }
         node
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use varve_client::Result;
 
-use super::{Format, Packing, Part};
+use super::{Format, Packing, Part, vhd};
 
 /// Bytes at the front of a file that tell what it is.
 const HEAD_BYTES: usize = 512;
@@ -93,7 +93,7 @@ impl Looks {
             return Self::Image(Format::Vdi);
         }
         // A fixed VHD is a disk with a footer, which old ones end a byte early.
-        if tail.starts_with(b"conectix") || tail.get(1..9) == Some(b"conectix") {
+        if vhd::has_footer(tail) {
             return Self::Image(Format::Vhd);
         }
         if tail.starts_with(b"koly") && tail.len() == 512 {

@@ -8,7 +8,7 @@
 //! | `unpack` | gzip, xz, zstd, bzip2 |
 //! | `ova` | a disk in an OVA |
 //! | `chain` | an image and all files that its content is in |
-//! | `qcow2`, `qed`, `vmdk` | what these formats say about other files and about their own length |
+//! | `qcow2`, `qed`, `vhd`, `vmdk` | what these formats say about other files and about their own length |
 //!
 //! What must hold here: no file is opened because an image names it, unless the user said that the
 //! image is one and the file is where images may be read from; and the file that was looked at is
@@ -22,6 +22,7 @@ mod part;
 mod qcow2;
 mod qed;
 mod unpack;
+mod vhd;
 mod vmdk;
 
 use std::fmt;
