@@ -196,6 +196,9 @@ pub const FOLDS_MAX: usize = 32;
 /// each of three levels.
 pub const FOLD_NODES_MAX: usize = 16;
 
+/// Damaged records of a pack that are kept in mind one by one; with more of them all of it counts as lost, and what is whole may be stored twice.
+pub const LOST_RECORDS_MAX: usize = 1024;
+
 /// What the maps of all volumes' journals take in memory, which say where each block is that was written since the last snapshot: some 10 bytes for
 /// a block by itself, 4 where changes are dense, and next to nothing for what is written in order. From three quarters of it on, journals are
 /// taken into the store for that.

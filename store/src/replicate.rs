@@ -106,7 +106,8 @@ impl Store {
             .meta(Priority::Read, move |meta| meta.nodes(&[key]))
             .await?;
         let mut places = places.into_iter().flatten();
-        Ok(places.any(|place| !shared.lost.hold(&place)))
+        let lost = shared.lost.read();
+        Ok(places.any(|place| !lost.hold(&place)))
     }
 
     async fn check_known(&self, keys: &[NodeKey]) -> Result<()> {
@@ -126,9 +127,10 @@ impl Store {
     }
 
     /// Whether all that a completed snapshot names can be taken to be in the store. Not if index and catalog were ever made again: then the catalog
-    /// knows of snapshots, and packs may have been lost. Nor if the last start found something lost.
+    /// knows of snapshots, and packs may have been lost. Nor if something was found lost since the last start.
     pub fn vouches_for_snapshots(&self) -> bool {
-        self.shared().lost.is_empty() && !names::rebuilt(&self.shared().options.data_dir).exists()
+        self.shared().lost.read().is_empty()
+            && !names::rebuilt(&self.shared().options.data_dir).exists()
     }
 
     /// A completed snapshot of that content, if there is one.

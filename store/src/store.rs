@@ -2,11 +2,12 @@
 
 use std::{path::PathBuf, sync::Arc, thread};
 
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use varve_content::{ChunkId, chunker::CHUNKER_VERSION, codec::Compression};
 
 use crate::{
-    Error, Result,
+    Damage, Error, Place, Result,
     commit::{Commit, Generation, node_keys},
     format::{StoreId, pack::Payload, store_file::FORMAT_VERSION},
     ingest::{Ingest, NewSnapshot},
@@ -112,8 +113,8 @@ pub(crate) struct Shared {
     pub(crate) meta: Arc<dyn Meta>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) packs: PackReader,
-    /// What recovery found to be gone from packs: it does not count as being in the store.
-    pub(crate) lost: LostPlaces,
+    /// What was found to be gone from packs, or damaged: it does not count as being in the store.
+    pub(crate) lost: RwLock<LostPlaces>,
     pub(crate) commit: Arc<Commit>,
     pub(crate) cache: ReadCache,
     /// Bytes of chunks that may be on their way in.
@@ -255,6 +256,25 @@ impl Shared {
             .collect())
     }
 
+    /// Takes note of damage that a read has found: from here on the record counts as not being in the store, so whoever sends it again repairs
+    /// it. It is found again by the next read, or the next verification, after a restart.
+    pub(crate) fn note_damage(&self, damage: &Damage) {
+        if let Place::Pack { pack, offset_bytes } = damage.place
+            && self.lost.write().add_record(pack, offset_bytes)
+        {
+            tracing::error!(%damage, "what is damaged counts as not being in the store: store it again to repair it");
+        }
+    }
+
+    /// The same, of whatever was read.
+    pub(crate) fn noting_damage<T>(&self, read: Result<T>) -> Result<T> {
+        read.inspect_err(|error| {
+            if let Error::Damaged(damage) = error {
+                self.note_damage(damage);
+            }
+        })
+    }
+
     /// How chunks are kept that the store has, in the index or on the way there.
     pub(crate) async fn known_chunks(&self, ids: Vec<ChunkId>) -> Result<Vec<Option<Payload>>> {
         // A chunk leaves the pending ones only after it has entered the index: asked in this order, none is missed.
@@ -272,10 +292,11 @@ impl Shared {
         let indexed = self
             .meta(Priority::Write, move |meta| meta.chunks(&unknown))
             .await?;
+        let lost = self.lost.read();
         for (position, place) in positions.into_iter().zip(indexed) {
             if let Some(slot) = known.get_mut(position) {
                 *slot = place
-                    .filter(|place| !self.lost.hold(place))
+                    .filter(|place| !lost.hold(place))
                     .map(|place| place.payload);
             }
         }
@@ -293,16 +314,15 @@ impl Shared {
         let indexed = self
             .meta(Priority::Write, move |meta| meta.nodes(&keys))
             .await?;
-        let known = pending.iter().zip(&indexed).map(|(pending, indexed)| {
-            let is_there = indexed.is_some_and(|place| !self.lost.hold(&place));
-            *pending || is_there
-        });
-        let new: Vec<_> = records
-            .into_iter()
-            .zip(known)
-            .filter(|(_, known)| !known)
-            .map(|(record, _)| record)
-            .collect();
+        let new: Vec<_> = {
+            let lost = self.lost.read();
+            let known = pending.iter().zip(&indexed).map(|(pending, indexed)| {
+                *pending || indexed.is_some_and(|place| !lost.hold(&place))
+            });
+            let records = records.into_iter().zip(known);
+            let new = records.filter(|(_, known)| !known);
+            new.map(|(record, _)| record).collect()
+        };
         if new.is_empty() {
             return Ok(0);
         }

@@ -1,12 +1,15 @@
 //! Places in packs that are known to hold nothing any more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::Survey;
-use crate::format::{Location, PackId, pack::Payload};
+use crate::{
+    format::{Location, PackId, pack::Payload},
+    limits::LOST_RECORDS_MAX,
+};
 
-/// What recovery found to be gone though the index has records there. These records do not count as being in the
-/// store: whoever sends one again repairs it.
+/// What was found to be gone or damaged though the index has records there, by recovery or by a read since. These records do not
+/// count as being in the store: whoever sends one again repairs it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LostPlaces(HashMap<PackId, Lost>);
 
@@ -16,6 +19,8 @@ enum Lost {
     From(u64),
     /// All but the records at these offsets, which ascend.
     AllBut(Vec<(u64, Payload)>),
+    /// The records at these offsets.
+    At(BTreeSet<u64>),
 }
 
 impl LostPlaces {
@@ -39,6 +44,30 @@ impl LostPlaces {
         self.0.insert(survey.pack, Lost::AllBut(whole.collect()));
     }
 
+    /// The record at an offset of a pack is damaged. Whether that is new.
+    pub fn add_record(&mut self, pack: PackId, offset_bytes: u64) -> bool {
+        let lost = self.0.entry(pack).or_insert(Lost::At(BTreeSet::new()));
+        match lost {
+            Lost::From(from) => {
+                let is_new = offset_bytes < *from;
+                // What is behind it may be whole. To store that twice does no harm.
+                *from = offset_bytes.min(*from);
+                is_new
+            }
+            Lost::AllBut(whole) => {
+                let found = whole.binary_search_by_key(&offset_bytes, |(offset, _)| *offset);
+                found.map(|at| whole.remove(at)).is_ok()
+            }
+            Lost::At(offsets) => {
+                let is_new = offsets.insert(offset_bytes);
+                if offsets.len() > LOST_RECORDS_MAX {
+                    *lost = Lost::From(0);
+                }
+                is_new
+            }
+        }
+    }
+
     /// Whether a record is in such a place, or partly.
     #[must_use]
     pub fn hold(&self, location: &Location) -> bool {
@@ -51,6 +80,7 @@ impl LostPlaces {
                 let found = found.ok().and_then(|at| whole.get(at));
                 found.is_none_or(|(_, payload)| *payload != location.payload)
             }
+            Some(Lost::At(offsets)) => offsets.contains(&start),
         }
     }
 

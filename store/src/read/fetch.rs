@@ -73,11 +73,13 @@ impl Shared {
     ) -> Result<VerifiedChunk> {
         let load = async {
             let place = place.ok_or_else(|| missing_chunk(id))?;
-            let payload = self.read_one(&self.packs, place, id.as_bytes()).await?;
+            let payload = self.read_one(&self.packs, place, id.as_bytes()).await;
+            let payload = self.noting_damage(payload)?;
             let open = move |scratch: &mut Scratch| {
                 open_chunk(scratch, id, place, &payload).map(VerifiedChunk::detached)
             };
-            Ok::<_, Error>(self.workers.run(Priority::Read, open).await??)
+            let opened = self.workers.run(Priority::Read, open).await?;
+            self.noting_damage(opened.map_err(Error::from))
         };
         self.cache.chunk_or(id, load).await
     }
@@ -195,7 +197,7 @@ impl Shared {
         let reads = plan_spans(&places)
             .into_iter()
             .map(|span| self.read_span(&self.packs, span));
-        let spans = try_join_all(reads).await?;
+        let spans = self.noting_damage(try_join_all(reads).await)?;
         let mut chunks = Vec::with_capacity(wanted.len());
         for (span, read) in &spans {
             for position in span.members.iter().copied() {
@@ -203,11 +205,12 @@ impl Shared {
                 else {
                     continue;
                 };
+                let record = self.noting_damage(read.record(place, id.as_bytes()))?;
                 let chunk = StoredChunk {
                     id: *id,
                     codec: place.payload.codec,
                     plain_bytes: place.payload.plain_bytes,
-                    payload: read.record(place, id.as_bytes())?.payload().clone(),
+                    payload: record.payload().clone(),
                 };
                 chunks.push((position, chunk));
             }
@@ -270,13 +273,19 @@ impl Shared {
     }
 
     pub(crate) async fn located_leaf(&self, id: NodeId) -> Result<Arc<LocatedLeaf>> {
+        // One that is kept knows the places of its chunks. What was found damaged in one may be in another by now.
+        if let Some(CachedNode::Leaf(kept)) = self.cache.node(id)
+            && !self.is_complete(&kept)
+        {
+            self.cache.forget_node(id);
+        }
         let load = async {
             let located = self.load_leaf(&self.packs, id).await?;
             Ok::<_, Error>(CachedNode::Leaf(Arc::new(located)))
         };
         match self.cache.node_or(id, load).await? {
             CachedNode::Leaf(leaf) => {
-                if !leaf.is_complete {
+                if !self.is_complete(&leaf) {
                     // What it lacks may come again, by an upload or a copy.
                     self.cache.forget_node(id);
                 }
@@ -307,11 +316,17 @@ impl Shared {
             }
         }
         Ok(LocatedLeaf {
-            is_complete: (places.iter())
-                .all(|place| place.is_some_and(|place| !self.lost.hold(&place))),
+            has_all_places: places.iter().all(Option::is_some),
             leaf: Arc::new(leaf),
             places,
         })
+    }
+
+    /// Whether all of its chunks are there, as far as known.
+    fn is_complete(&self, leaf: &LocatedLeaf) -> bool {
+        let lost = self.lost.read();
+        let mut places = leaf.places.iter().flatten();
+        leaf.has_all_places && (lost.is_empty() || !places.any(|place| lost.hold(place)))
     }
 
     pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<Inner>> {
@@ -361,9 +376,12 @@ impl Shared {
         let damage = |problem: &dyn fmt::Display| {
             Damage::in_pack(place.pack, place.offset_bytes, key, problem)
         };
-        let payload = self.read_one(packs, place, key.as_bytes()).await?;
-        verify_node(key, &payload).map_err(|problem| damage(&problem))?;
-        Ok(decode(&payload).map_err(|error| damage(&error))?)
+        let decoded = async {
+            let payload = self.read_one(packs, place, key.as_bytes()).await?;
+            verify_node(key, &payload).map_err(|problem| damage(&problem))?;
+            Ok::<_, Error>(decode(&payload).map_err(|error| damage(&error))?)
+        };
+        self.noting_damage(decoded.await)
     }
 }
 

@@ -338,6 +338,11 @@ impl ContentReader {
             self.check_span(packs, span, members)
         });
         checked.extend(try_join_all(reads).await?.into_iter().flatten());
+        for (_, damage) in &checked {
+            if let Err(damage) = damage {
+                self.shared.note_damage(damage);
+            }
+        }
         checked.sort_unstable_by_key(|(position, _)| *position);
         Ok(checked)
     }

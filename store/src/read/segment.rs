@@ -17,7 +17,7 @@ pub(crate) struct LocatedLeaf {
     /// One for each entry. `None`: the index does not know the chunk.
     pub(super) places: Vec<Option<Location>>,
     /// Whether the index knows all of them, and none was lost from its pack.
-    pub(super) is_complete: bool,
+    pub(super) has_all_places: bool,
 }
 
 impl LocatedLeaf {

@@ -21,6 +21,7 @@ mod rebuild;
 
 use std::{fmt, fs, io::Write as _, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use varve_content::{chunker::CHUNKER_VERSION, codec::Compression};
 
@@ -202,7 +203,7 @@ where
         store_id: store,
         compression,
         packs: PackReader::new(packs),
-        lost,
+        lost: RwLock::new(lost),
         commit,
         cache: ReadCache::new(options.chunk_cache_bytes),
         ingest_space: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),

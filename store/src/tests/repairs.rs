@@ -195,6 +195,56 @@ fn verifying_reads_the_disk_and_no_cache() {
     });
 }
 
+/// What a verification finds, past everything in memory.
+async fn violations(store: &Store, name: &str) -> crate::Result<usize> {
+    let mut verify = store.verify(name).await?;
+    let mut count = 0;
+    while let Some(progress) = verify.next().await? {
+        count += progress.violations.len();
+    }
+    Ok(count)
+}
+
+/// Also in a store that runs, which has read all of it before.
+#[test]
+fn what_is_found_damaged_is_repaired_by_whoever_stores_it_again() {
+    for kind in [PackKind::Chunks, PackKind::Nodes] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options::new(dir.path());
+        let image = random_image(&mut Random::new(13), 9000);
+        block_on(async {
+            let store = opened(&options).await;
+            upload(&store, "first", &image).await.unwrap();
+            closed(store).await;
+            let store = opened(&options).await;
+            assert!(read(&store, "first", 0, image.len()).await.unwrap() == image);
+            lose(Loss::Bytes, dir.path(), kind);
+            let mut rounds = 0;
+            while !matches!(violations(&store, "first").await, Ok(0)) {
+                assert!(!store.vouches_for_snapshots(), "{kind:?}");
+                rounds += 1;
+                assert!(rounds < 20, "{kind:?}: it is not repaired");
+                let name = format!("again-{rounds}");
+                upload(&store, &name, &image).await.unwrap();
+            }
+            // Below a node that is damaged nothing is seen.
+            assert!(rounds == 1 || kind == PackKind::Nodes, "{kind:?}: {rounds}");
+            for name in ["first", "again-1"] {
+                assert_holds(&store, name, &image).await;
+                assert_eq!(
+                    violations(&store, name).await.unwrap(),
+                    0,
+                    "{kind:?}: {name}"
+                );
+            }
+            closed(store).await;
+            let store = opened(&options).await;
+            assert_eq!(violations(&store, "again-1").await.unwrap(), 0, "{kind:?}");
+            closed(store).await;
+        });
+    }
+}
+
 /// A chunk of four blocks that ends in a trailer which says that the pack ends at its header.
 fn forged(pack: PackId, pack_bytes: u64) -> Vec<u8> {
     let footer_at = 4096;
