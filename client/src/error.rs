@@ -1,6 +1,6 @@
 //! What can go wrong, told apart by what the caller does about it.
 
-use std::{error::Error as StdError, fmt, io};
+use std::{error::Error as StdError, fmt, io, time::Duration};
 
 use tonic::{Code, Status};
 
@@ -91,9 +91,11 @@ pub struct Error {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
-/// Whether as much is under way as the daemon allows: it says when to come again, as it does not of a full disk.
-pub(crate) fn is_busy(status: &Status) -> bool {
-    status.metadata().contains_key("grpc-retry-pushback-ms")
+/// When to come again, if as much is under way as the daemon allows. Of a full disk, which has the same code, it does not say that.
+pub(crate) fn pushback(status: &Status) -> Option<Duration> {
+    let milliseconds = status.metadata().get("grpc-retry-pushback-ms")?;
+    let milliseconds = milliseconds.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_millis(milliseconds))
 }
 
 /// A result of this crate.
@@ -114,6 +116,7 @@ impl Error {
     pub fn file(what: impl Into<String>, error: io::Error) -> Self {
         let kind = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::OutOfSpace,
+            io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
             _ => ErrorKind::File,
         };
         Self {
@@ -131,7 +134,7 @@ impl Error {
         let lost = status.source().is_some();
         let kind = match status.code() {
             _ if lost => ErrorKind::Unreachable,
-            Code::ResourceExhausted if is_busy(&status) => ErrorKind::Unavailable,
+            Code::ResourceExhausted if pushback(&status).is_some() => ErrorKind::Unavailable,
             code => ErrorKind::from_code(code),
         };
         let why = if lost {

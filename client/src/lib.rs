@@ -42,6 +42,7 @@
 
 mod activity;
 mod archive;
+mod cancel;
 mod connect;
 mod convert;
 mod copies;

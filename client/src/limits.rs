@@ -66,6 +66,13 @@ pub(crate) const ARCHIVE_KEPT_LEAVES: usize = 4096;
 /// written again.
 pub(crate) const ARCHIVE_CHUNKS_MAX: usize = 7 << 18;
 
+/// How long the outcome of something is waited for that was cancelled as it was about to become visible.
+pub(crate) const OUTCOME_WITHIN: Duration = Duration::from_secs(30);
+/// How long calls are repeated that are refused because as much is under way as the daemon allows.
+pub(crate) const BUSY_PATIENCE: Duration = Duration::from_secs(120);
+/// How long is waited before such a call is repeated, whatever the daemon says.
+pub(crate) const BUSY_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(10));
 /// How often it is asked whether snapshots are complete.
 pub(crate) const SNAPSHOT_POLL: Duration = Duration::from_millis(100);
 

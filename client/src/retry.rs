@@ -5,11 +5,12 @@
 
 use std::{error::Error as _, future::Future};
 
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::{
-    error::is_busy,
-    limits::{ATTEMPTS, FIRST_PAUSE},
+    error::pushback,
+    limits::{ATTEMPTS, BUSY_PATIENCE, BUSY_PAUSES, FIRST_PAUSE},
 };
 
 /// Runs `call` until it succeeds, fails for good, or has been tried [`ATTEMPTS`] times.
@@ -19,7 +20,7 @@ where
 {
     let mut pause = FIRST_PAUSE;
     for _ in 1..ATTEMPTS {
-        match call().await {
+        match while_busy(&mut call).await {
             Err(status) if passes(&status) => {
                 tracing::debug!(%status, ?pause, "the daemon is unavailable; trying again");
                 tokio::time::sleep(pause).await;
@@ -28,19 +29,40 @@ where
             answer => return answer,
         }
     }
-    call().await
+    while_busy(call).await
 }
 
 /// Whether waiting may help: the daemon said so, or the connection broke under the call.
 fn passes(status: &Status) -> bool {
-    status.code() == Code::Unavailable || is_busy(status) || status.source().is_some()
+    status.code() == Code::Unavailable || status.source().is_some()
+}
+
+/// Runs `call` until it is not refused for what others have under way, or has been for [`BUSY_PATIENCE`]. For any call: one that is refused
+/// so has done nothing, or can be done again.
+pub(crate) async fn while_busy<T, F>(mut call: impl FnMut() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let begun = Instant::now();
+    loop {
+        match call().await {
+            Err(status) if begun.elapsed() < BUSY_PATIENCE => match pushback(&status) {
+                Some(pause) => {
+                    tracing::debug!(%status, ?pause, "the daemon is busy; trying again");
+                    tokio::time::sleep(pause.clamp(BUSY_PAUSES.0, BUSY_PAUSES.1)).await;
+                }
+                None => return Err(status),
+            },
+            answer => return answer,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-    use std::cell::Cell;
+    use std::{cell::Cell, time::Duration};
 
     use super::*;
 
@@ -54,6 +76,36 @@ mod tests {
         .await;
         assert_eq!(answer.unwrap_err().code(), Code::Unavailable);
         assert_eq!(asked.get(), ATTEMPTS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_daemon_is_asked_again_when_it_says_and_not_for_ever() {
+        let busy = |milliseconds: &str| {
+            let mut status = Status::resource_exhausted("as many things as allowed");
+            let pause = milliseconds.parse().unwrap();
+            status
+                .metadata_mut()
+                .insert("grpc-retry-pushback-ms", pause);
+            status
+        };
+        let begun = Instant::now();
+        let asked = Cell::new(0);
+        let answer = while_busy(|| async {
+            asked.set(asked.get() + 1);
+            match asked.get() {
+                1..4 => Err(busy("2000")),
+                _ => Ok(asked.get()),
+            }
+        });
+        assert_eq!(answer.await.unwrap(), 4);
+        assert_eq!(begun.elapsed(), Duration::from_secs(6));
+        let answer: Result<(), _> = while_busy(|| async { Err(busy("0")) }).await;
+        assert_eq!(answer.unwrap_err().code(), Code::ResourceExhausted);
+        assert!(begun.elapsed() >= BUSY_PATIENCE);
+        // A full disk has the same code, and stays full.
+        let full = Status::resource_exhausted("no space left");
+        let answer: Result<(), _> = while_busy(|| async { Err(full.clone()) }).await;
+        assert_eq!(answer.unwrap_err().message(), "no space left");
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ use super::{
     read::{Group, GroupLeaf, Reader},
 };
 use crate::{
+    cancel::{Completing, NOTHING, unless_cancelled},
     connect::Client,
     convert::timestamp,
     error::{Error, ErrorKind, Result},
@@ -116,21 +117,18 @@ impl ArchiveRead<'_> {
             cancel,
         } = self;
         let mut session = None;
+        let completing = Completing::default();
         let outcome = {
             let import = Import {
                 client,
                 file,
                 progress: &progress,
                 session: &mut session,
+                completing: &completing,
             };
             let importing = Box::pin(import.run(from, name, tags));
-            tokio::select! {
-                outcome = importing => outcome,
-                () = cancel => {
-                    let why = "it was cancelled; nothing is visible";
-                    Err(Error::new(ErrorKind::Cancelled, format!("import {file}"), why))
-                }
-            }
+            let what = format!("import {file}");
+            unless_cancelled(&what, NOTHING, &completing, cancel, importing).await
         };
         if let (Err(error), Some(session)) = (&outcome, session)
             && error.kind() != ErrorKind::Unreachable
@@ -158,6 +156,7 @@ struct Import<'a> {
     progress: &'a Progress,
     /// The upload, once it has begun: whoever gives up has to tell the daemon.
     session: &'a mut Option<Session>,
+    completing: &'a Completing,
 }
 
 impl Import<'_> {
@@ -173,6 +172,7 @@ impl Import<'_> {
             file,
             progress,
             session,
+            completing,
         } = self;
         let mut parts = Parts::start(from, file.to_owned())?;
         let facts = parts.head().await?;
@@ -204,6 +204,7 @@ impl Import<'_> {
         let archive = parts.ended()?;
         let root = archive.snapshot.root;
         let root = root.ok_or_else(|| Error::internal(&what, "an archive without a root"))?;
+        completing.begin();
         Ok(RestoreReport {
             snapshot: session.commit(root).await?,
             archive,

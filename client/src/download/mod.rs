@@ -38,10 +38,12 @@ use self::{
     receive::{Receiver, Work},
 };
 use crate::{
+    cancel::{Completing, unless_cancelled},
     connect::Client,
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     limits::{DECODERS_MAX, worker_threads},
     progress::Progress,
+    retry,
     snapshots::Snapshot,
 };
 
@@ -97,10 +99,18 @@ impl Download<'_> {
     pub async fn run(self, sink: impl Sink) -> Result<DownloadReport> {
         let what = format!("export {} to {}", self.snapshot, sink.name());
         let sink: Arc<dyn Sink> = Arc::new(sink);
-        tokio::select! {
-            report = download(self.client, self.snapshot, &what, sink, &self.progress) => report,
-            () = self.cancel => Err(Error::new(ErrorKind::Cancelled, &what, "it was cancelled")),
-        }
+        let completing = Completing::default();
+        let snapshot = self.snapshot;
+        let downloading = download(
+            self.client,
+            snapshot,
+            &what,
+            sink,
+            &self.progress,
+            &completing,
+        );
+        let nothing = "it was cancelled";
+        unless_cancelled(&what, nothing, &completing, self.cancel, downloading).await
     }
 }
 
@@ -110,14 +120,19 @@ async fn download(
     what: &str,
     sink: Arc<dyn Sink>,
     progress: &Progress,
+    completing: &Completing,
 ) -> Result<DownloadReport> {
     let started = Instant::now();
     let request = v1::DownloadRequest {
         snapshot,
         plain: false,
     };
-    let answer = client.content_service().download(request).await;
+    let answer = retry::while_busy(|| {
+        let (mut content, request) = (client.content_service(), request.clone());
+        async move { content.download(request).await }
+    });
     let mut parts = answer
+        .await
         .map_err(|status| Error::rpc(what, status))?
         .into_inner();
     let snapshot = match next_part(&mut parts, what).await? {
@@ -163,6 +178,7 @@ async fn download(
     let (snapshot, rest) = receiver.finish()?;
     placing.add(rest).await?;
     let data_bytes = placing.finish().await?;
+    completing.begin();
     blocking(&placer, |placer| {
         let failed = |error| Error::file(format!("complete {}", placer.sink.name()), error);
         placer.sink.finish().map_err(failed)

@@ -43,6 +43,7 @@ pub use self::{
     spool::{scratch_file, scratch_name, spool_dir},
 };
 use crate::{
+    cancel::{Completing, NOTHING, unless_cancelled},
     connect::Client,
     error::{Error, ErrorKind, Result},
     limits::ABORT_TIMEOUT,
@@ -136,10 +137,6 @@ impl Upload<'_> {
             tags: self.tags,
             ..v1::BeginUploadRequest::default()
         };
-        let cancelled = || {
-            let why = "it was cancelled; nothing is visible";
-            Error::new(ErrorKind::Cancelled, &what, why)
-        };
         let mut cancel = self.cancel;
         let mut begin = Box::pin(Session::begin(self.client, request, what.clone()));
         let session = tokio::select! {
@@ -149,13 +146,12 @@ impl Upload<'_> {
                 if let Ok(Ok(session)) = timeout(ABORT_TIMEOUT, begin).await {
                     session.abort().await;
                 }
-                return Err(cancelled());
+                return Err(Error::new(ErrorKind::Cancelled, &what, NOTHING));
             }
         };
-        let uploaded = tokio::select! {
-            uploaded = upload(&session, source, &self.progress) => uploaded,
-            () = &mut cancel => Err(cancelled()),
-        };
+        let completing = Completing::default();
+        let uploading = upload(&session, source, &self.progress, &completing);
+        let uploaded = unless_cancelled(&what, NOTHING, &completing, cancel, uploading).await;
         match uploaded {
             Ok((snapshot, finished)) => Ok(UploadReport {
                 snapshot,
@@ -178,6 +174,7 @@ async fn upload(
     session: &Session,
     source: Arc<dyn Source>,
     progress: &Progress,
+    completing: &Completing,
 ) -> Result<(Snapshot, pipeline::Finished)> {
     let readers = Readers::start(Arc::clone(&source), session.is_local());
     let finished = pipeline::run(session, readers, source.size_bytes(), progress).await?;
@@ -185,6 +182,7 @@ async fn upload(
         .check_unchanged()
         .map_err(|error| Error::file(format!("read {}", source.name()), error))?;
     progress.set_total(finished.read_bytes);
+    completing.begin();
     Ok((session.commit(finished.root.id()).await?, finished))
 }
 

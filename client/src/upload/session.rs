@@ -78,9 +78,12 @@ impl Session {
         request: v1::BeginUploadRequest,
         what: String,
     ) -> Result<Self> {
-        let mut content = client.content_service();
-        let begun = content
-            .begin_upload(request)
+        let content = client.content_service();
+        let begun = retry::while_busy(|| {
+            let (mut content, request) = (content.clone(), request.clone());
+            async move { content.begin_upload(request).await }
+        });
+        let begun = begun
             .await
             .map_err(|status| Error::rpc(&what, status))?
             .into_inner();
@@ -206,6 +209,7 @@ impl Session {
             .acquire_owned()
             .await
             .map_err(|error| self.closed(error))?;
+        // Not repeated, should the daemon be busy: chunks are let go of as they are sent. It has waited for room for half a minute then.
         let body = ChunksBody::new(&self.upload_id, chunks, self.payload_max, turn);
         let accepted = self
             .put_body(body)
@@ -242,11 +246,11 @@ impl Session {
             upload_id: self.upload_id.clone(),
             leaves,
         };
-        self.content
-            .clone()
-            .put_leaves(request)
-            .await
-            .map_err(|status| self.failed(status))?;
+        let put = retry::while_busy(|| {
+            let (mut content, request) = (self.content.clone(), request.clone());
+            async move { content.put_leaves(request).await }
+        });
+        put.await.map_err(|status| self.failed(status))?;
         Ok(())
     }
 
@@ -256,10 +260,11 @@ impl Session {
             upload_id: self.upload_id.clone(),
             root: Bytes::copy_from_slice(root.as_bytes()),
         };
-        let committed = self
-            .content
-            .clone()
-            .commit_upload(request)
+        let committed = retry::while_busy(|| {
+            let (mut content, request) = (self.content.clone(), request.clone());
+            async move { content.commit_upload(request).await }
+        });
+        let committed = committed
             .await
             .map_err(|status| self.failed(status))?
             .into_inner();
