@@ -92,6 +92,8 @@ pub const REQUEST_YIELDS_AFTER: Duration = Duration::from_secs(3);
 pub const ANSWER_BYTES: u64 = 48 << 20;
 /// Of these, what only peers on this machine get.
 pub const ANSWER_BYTES_LOCAL: u64 = 16 << 20;
+/// A message of an answer up to this needs no room: there are as many as calls.
+pub const ANSWER_BYTES_FREE: usize = 4 << 10;
 /// The longest answer: a page of a listing, or nodes.
 pub const ANSWER_BYTES_MAX: usize = 3 << 20;
 /// What a peer has to take of an answer in a second not to give way to others that wait for room, or for its place.

@@ -106,6 +106,10 @@ const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 impl From<&Failure> for Status {
     fn from(failure: &Failure) -> Self {
+        if let Failure::Receive(status) = failure {
+            // With what it says of when to come again.
+            return status.clone();
+        }
         let mut status = Self::new(failure.code(), failure.to_string());
         if let Failure::Busy(_) | Failure::GaveWay(_) | Failure::Untaken { .. } = failure {
             let pushback = limits::BUSY_PUSHBACK.as_millis();

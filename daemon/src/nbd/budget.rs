@@ -64,12 +64,6 @@ impl Charge {
         if self.is_reserve() { 0 } else { self.bytes }
     }
 
-    /// Adds what was split off.
-    pub(super) fn join(&mut self, other: Self) {
-        assert_eq!(self.source, other.source, "a part of the same");
-        self.bytes += other.bytes;
-    }
-
     /// Splits off as much of it as there is, up to `bytes`.
     pub(super) fn split(&mut self, bytes: usize) -> Self {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.bytes);

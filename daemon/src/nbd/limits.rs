@@ -52,6 +52,9 @@ pub const MORE_LOOKED_AT: usize = 32;
 /// alive, and at either end of a read that can be most of a chunk of 256 KiB. The payload of a short
 /// write is a slice of what was read ahead, and keeps that alive.
 pub const PINNED_BYTES: u32 = 256 << 10;
+/// Replies of no more than this are copied when the client does not take them at once, and pin nothing any more: a client that takes none of
+/// its replies would hold [`PINNED_BYTES`] for each byte otherwise.
+pub const DETACHED_BYTES_MAX: usize = 64 << 10;
 /// Replies waiting for the socket above which no further request is started: the peer is slower
 /// than the store, and working ahead would only hold memory.
 pub const MAX_QUEUED_BYTES: usize = 4 << 20;

@@ -417,6 +417,9 @@ where
             return Ok(false);
         }
         let Poll::Ready(written) = self.outbox.poll_write(self.stream, cx)? else {
+            // Nobody knows for how long.
+            let freed = self.outbox.detach();
+            self.account.release(freed);
             return Ok(false);
         };
         self.is_unflushed = true;

@@ -21,7 +21,11 @@ use http_body::Body as _;
 use tokio::{sync::Notify, time::Instant};
 use tonic::{Status, body::Body};
 
-use crate::{grpc::failure::Failure, limits, shares::Hold};
+use crate::{
+    grpc::failure::Failure,
+    limits,
+    shares::{Hold, Holder, Shares},
+};
 
 /// What an answer that is a stream holds beside what is in its messages: it moves as they go out.
 #[derive(Debug, Clone)]
@@ -47,6 +51,8 @@ pub(super) fn refuse(respond: &mut SendResponse<Bytes>, status: Status) -> Resul
 pub(super) struct Answer {
     stream: SendStream<Bytes>,
     place: Option<Place>,
+    all: Shares,
+    holder: Holder,
     on_way: Arc<OnWay>,
     pace: Pace,
 }
@@ -116,11 +122,12 @@ enum Wait<T> {
 }
 
 impl Answer {
-    /// Sends a whole answer, and returns when it has gone out.
+    /// Sends a whole answer, and returns when it has gone out. One that has no room yet, and is not short, gets it out of the answers of `all`.
     pub(super) async fn send(
         respond: &mut SendResponse<Bytes>,
         response: Response<Body>,
         room: Option<Hold>,
+        (all, holder): (&Shares, Holder),
         deadline: impl Future<Output = Status>,
     ) -> Result<(), Gone> {
         let (parts, mut body) = response.into_parts();
@@ -134,6 +141,8 @@ impl Answer {
         let mut answer = Self {
             stream: respond.send_response(head, false)?,
             place,
+            all: all.clone(),
+            holder,
             on_way: Arc::default(),
             pace: Pace {
                 taken: Instant::now(),
@@ -197,6 +206,15 @@ impl Answer {
     }
 
     async fn send_data(&mut self, bytes: Bytes) -> Result<Option<Status>, Gone> {
+        if self.place.is_none() && bytes.len() > limits::ANSWER_BYTES_FREE {
+            let room = self
+                .all
+                .take(self.holder, bytes.len() as u64, limits::BUSY_WITHIN);
+            match room.await {
+                Ok(room) => self.place = Some(Place(Arc::new(room))),
+                Err(busy) => return Ok(Some(Status::from(&Failure::from(busy)))),
+            }
+        }
         if let Some(Place(hold)) = &self.place {
             hold.settle(false);
         }

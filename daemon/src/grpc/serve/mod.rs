@@ -342,7 +342,10 @@ async fn call(
     // A stream of requests goes on until it is answered, and one that is answered is over.
     *room.lock() = None;
     match outcome {
-        Ok((response, answer)) => Answer::send(respond, response, answer, deadline()).await,
+        Ok((response, answer)) => {
+            let all = (&shared.answers, holder);
+            Answer::send(respond, response, answer, all, deadline()).await
+        }
         Err(status) => refuse(respond, status),
     }
 }

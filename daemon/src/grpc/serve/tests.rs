@@ -7,7 +7,10 @@ use std::{convert::Infallible, task::Context as TaskContext, task::Poll};
 use futures::future::BoxFuture;
 use h2::client::{self, SendRequest};
 use http::Response;
-use tokio::io::{DuplexStream, duplex};
+use tokio::{
+    io::{DuplexStream, duplex},
+    task::JoinSet,
+};
 use tonic::{body::Body, server::NamedService};
 
 use super::*;
@@ -486,6 +489,31 @@ async fn answers_that_nobody_takes_are_ended() {
         let seconds = since.elapsed().as_secs();
         assert!((100..=300).contains(&seconds), "{seconds}");
     }
+}
+
+/// Also of methods whose answers are short, as a rule: a snapshot with all its tags takes 76 KB.
+#[tokio::test(start_paused = true)]
+async fn answers_of_any_method_have_room_or_are_refused() {
+    let scene = Scene::new();
+    let (mut peers, mut calls) = (Vec::new(), JoinSet::new());
+    for _ in 0..12 {
+        let peer = scene.peer(0).await;
+        for _ in 0..60 {
+            let mut call = begin(&peer, "PutLeaves", &[("bytes", "76000")]).await;
+            calls.spawn(async move {
+                call.send(message(6), true).await.unwrap();
+                call.end().await.1
+            });
+        }
+        peers.push(peer);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let most = limits::ANSWER_BYTES - limits::ANSWER_BYTES_LOCAL;
+    let held = scene.serving.0.answers.held();
+    assert!((most - 76_000..=most).contains(&held), "{held} of {most}");
+    let first = calls.join_next().await.unwrap().unwrap();
+    assert_eq!(first, EXHAUSTED);
+    drop(calls);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -13,7 +14,7 @@ use tokio::io::AsyncWrite;
 
 use crate::nbd::budget::{Charge, Freed};
 use crate::nbd::export::Piece;
-use crate::nbd::limits::{MAX_WRITE_SLICES, PINNED_BYTES};
+use crate::nbd::limits::{DETACHED_BYTES_MAX, MAX_WRITE_SLICES, PINNED_BYTES};
 use crate::nbd::wire::{
     Answered, ErrorCode, Framing, Head, Request, StatusFlags, encode_block_status, encode_done,
     encode_error, encode_offset_data_header, encode_offset_hole, encode_simple_reply,
@@ -80,6 +81,8 @@ struct Segment {
     content: Content,
     /// What is given back once it is out: what it keeps alive, and with the last one all the rest.
     frees: Charge,
+    /// With a reply's last one, for what its slices keep alive beside themselves.
+    pinned: Charge,
     /// A reply's last.
     is_last: bool,
 }
@@ -158,6 +161,8 @@ impl Outbox {
     #[must_use]
     pub(super) fn push(&mut self, reply: Reply, charge: Charge) -> Charge {
         let first = self.segments.len();
+        // Extents and messages are the reply's own.
+        let pins = matches!(reply.body, Body::Data { .. });
         let answered = Answered {
             framing: self.framing,
             cookie: reply.cookie,
@@ -197,11 +202,11 @@ impl Outbox {
             self.push_head(encode_simple_reply(reply.cookie, error));
             pieces.into_iter().for_each(|piece| self.push_piece(piece));
         }
-        self.settle(first, charge)
+        self.settle(first, charge, pins)
     }
 
     /// Divides a charge among the segments from `first` on, which are one reply.
-    fn settle(&mut self, first: usize, mut charge: Charge) -> Charge {
+    fn settle(&mut self, first: usize, mut charge: Charge, pins: bool) -> Charge {
         let segments = self.segments.iter_mut().skip(first);
         let mut holds_any = false;
         for segment in segments {
@@ -214,13 +219,40 @@ impl Outbox {
             return charge;
         };
         last.is_last = true;
-        if holds_any {
-            // The slices may keep more alive than themselves.
-            let pinned = charge.split(PINNED_BYTES as usize);
-            last.frees.join(pinned);
-            self.shared_bytes += u64::from(pinned.shared_bytes());
+        if holds_any && pins {
+            last.pinned = charge.split(PINNED_BYTES as usize);
+            self.shared_bytes += u64::from(last.pinned.shared_bytes());
         }
         charge
+    }
+
+    /// Short replies that wait for the client keep nothing alive but themselves any more, and are charged no more than that. Returns what is
+    /// not held any more.
+    #[must_use]
+    pub(super) fn detach(&mut self) -> Freed {
+        let mut freed = Freed::default();
+        let (mut first, mut held_bytes) = (0, 0);
+        for at in 0..self.segments.len() {
+            let Some(segment) = self.segments.get_mut(at) else {
+                break;
+            };
+            held_bytes += segment.held_bytes();
+            if !segment.is_last {
+                continue;
+            }
+            let pinned_bytes = segment.pinned.shared_bytes();
+            if pinned_bytes > 0 && held_bytes <= DETACHED_BYTES_MAX {
+                freed.add(mem::replace(&mut segment.pinned, Charge::NONE));
+                self.shared_bytes -= u64::from(pinned_bytes);
+                for segment in self.segments.range_mut(first..=at) {
+                    if let Content::Body(bytes) = &mut segment.content {
+                        *bytes = Bytes::copy_from_slice(bytes);
+                    }
+                }
+            }
+            (first, held_bytes) = (at + 1, 0);
+        }
+        freed
     }
 
     /// Data as chunks: one for every run of data and every hole worth telling.
@@ -285,6 +317,7 @@ impl Outbox {
         let segment = Segment {
             content,
             frees: Charge::NONE,
+            pinned: Charge::NONE,
             is_last: false,
         };
         self.queued_bytes += segment.bytes().len();
@@ -325,8 +358,10 @@ impl Outbox {
             }
             left -= length;
             written.replies += usize::from(first.is_last);
-            written.freed.add(first.frees);
-            self.shared_bytes -= u64::from(first.frees.shared_bytes());
+            for charge in [first.frees, first.pinned] {
+                written.freed.add(charge);
+                self.shared_bytes -= u64::from(charge.shared_bytes());
+            }
             self.segments.pop_front();
         }
         self.first_written = left;

@@ -345,6 +345,24 @@ async fn memory_comes_back_as_a_reply_is_taken() {
     assert_eq!(held(), 0);
 }
 
+/// Of short replies that nobody takes each holds itself, and not the chunk that it is a slice of.
+#[tokio::test(start_paused = true)]
+async fn short_replies_that_wait_hold_no_more_than_themselves() {
+    let budget = Budget::new();
+    let export = MemoryExport::new("snapshot/full", &[5; 256]);
+    let mut test = serve_with(export, structured(), Arc::clone(&budget), 64);
+    for cookie in 0..100 {
+        test.client.request(READ, 0, cookie, 0, 1000).await;
+    }
+    settle().await;
+    assert_eq!(ALL_BYTES - budget.available_bytes(), 100 * 1000);
+    for _ in 0..100 {
+        test.client.message().await;
+    }
+    settle().await;
+    assert_eq!(budget.available_bytes(), ALL_BYTES);
+}
+
 #[tokio::test(start_paused = true)]
 async fn zeroes_on_their_way_hold_no_memory() {
     let budget = Budget::new();
