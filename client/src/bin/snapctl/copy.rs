@@ -198,9 +198,9 @@ impl Copies {
                 show(&client.limit_copy(&copy, limit).await?, options)
             }
             (Some(Command::Create(new)), _) | (None, Some(new)) => new.run(&client, options).await,
-            (None, None) => Err(Failure::local(
+            (None, None) => Err(Failure::usage(
                 "copy",
-                "say which snapshot, and --from where".to_owned(),
+                "say which snapshot, and --from where",
             )),
         }
     }
@@ -209,10 +209,9 @@ impl Copies {
 impl New {
     async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
         if self.name.is_some() && self.snapshots.len() > 1 {
-            return Err(Failure::local(
+            return Err(Failure::usage(
                 "copy",
-                "--name is for one snapshot; several keep the names that they have there"
-                    .to_owned(),
+                "--name is for one snapshot; several keep the names that they have there",
             ));
         }
         let mut copies = Vec::with_capacity(self.snapshots.len());

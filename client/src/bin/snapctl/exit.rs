@@ -10,7 +10,7 @@ use crate::output::{self, Output};
 
 /// The exit codes, for `--help`.
 pub(crate) const HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such snapshot or volume, 4 exists already, 5 daemon not reachable, \
+Exit codes: 0 done, 1 failed, 2 wrong usage, or a value that cannot be, 3 no such snapshot or volume, 4 exists already, 5 daemon not reachable, \
 6 damage found, 7 no space left, 8 not possible in this state (as of a volume that is attached), 130 interrupted, 141 whoever read the output is gone.";
 
 /// Why a command failed.
@@ -18,8 +18,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such snapshot or volume, 4 exi
 pub(crate) enum Failure {
     /// The library, or the daemon behind it, says why.
     Client(Error),
-    /// The command line is wrong in a way that shows only when it is used.
-    Usage(Error),
     /// Verification found damage, and has said so.
     Violations,
     /// A signal ended it.
@@ -32,6 +30,11 @@ impl Failure {
     /// Something on this machine that is not a file.
     pub(crate) fn local(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Client(Error::new(ErrorKind::File, what, why))
+    }
+
+    /// The command line is wrong in a way that shows only when it is used.
+    pub(crate) fn usage(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Client(Error::new(ErrorKind::Invalid, what, why))
     }
 
     /// Standard output did not take what was written.
@@ -60,6 +63,7 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Client(error) => match error.kind() {
+                ErrorKind::Invalid => 2,
                 ErrorKind::NotFound => 3,
                 ErrorKind::AlreadyExists => 4,
                 ErrorKind::Unreachable => 5,
@@ -69,7 +73,6 @@ impl Failure {
                 ErrorKind::Cancelled => 130,
                 _ => 1,
             },
-            Self::Usage(_) => 2,
             Self::Violations => 6,
             Self::Interrupted => 130,
             // As if killed by SIGPIPE.
@@ -95,7 +98,7 @@ impl From<Error> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Client(error) | Self::Usage(error) => error.fmt(f),
+            Self::Client(error) => error.fmt(f),
             Self::Violations => f.write_str("damage was found"),
             Self::Interrupted => f.write_str("interrupted"),
             Self::OutputClosed => f.write_str("the output was closed"),
@@ -131,7 +134,7 @@ fn advice(error: &Error, endpoint: &str) -> Option<&'static str> {
 /// Says why a command failed, and gives its exit code.
 pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
     let kind = match failure {
-        Failure::Client(error) | Failure::Usage(error) => Some(error.kind()),
+        Failure::Client(error) => Some(error.kind()),
         Failure::Interrupted => Some(ErrorKind::Cancelled),
         Failure::Violations | Failure::OutputClosed => None,
     };

@@ -176,7 +176,9 @@ impl Intake {
             }
         };
         if disk.is_some() && !in_ova {
-            return Err(part.refused("--disk is for an OVA, and it looks like none"));
+            let what = format!("import {}", part.name());
+            let why = "--disk is for an OVA, and it looks like none";
+            return Err(Error::new(ErrorKind::Invalid, what, why));
         }
         if format == Format::Raw {
             let name = part.name().to_owned();

@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod archive;
+mod authorities;
 mod copy;
 mod exit;
 mod export;
@@ -145,7 +146,7 @@ impl Options {
     fn endpoint(&self) -> Result<Option<Endpoint>, Failure> {
         let given = self.endpoint.as_ref();
         let endpoint = given.map(|text| text.parse()).transpose();
-        endpoint.map_err(Failure::Usage)
+        Ok(endpoint?)
     }
 
     async fn connect(&self) -> Result<Client, Failure> {
@@ -186,14 +187,14 @@ impl Options {
         };
         let mut tls = Tls::default();
         if let Some(authorities) = &self.tls_ca {
-            tls = tls.trusting(read(authorities)?);
+            tls = tls.trusting(authorities::read(authorities)?);
         }
         match (&self.tls_cert, &self.tls_key) {
             (Some(cert), Some(key)) => Ok(tls.showing(read(cert)?, read(key)?)),
             (None, None) => Ok(tls),
-            _ => Err(Failure::local(
+            _ => Err(Failure::usage(
                 "connect",
-                "--tls-cert and --tls-key have no use without each other".to_owned(),
+                "--tls-cert and --tls-key have no use without each other",
             )),
         }
     }
