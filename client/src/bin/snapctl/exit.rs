@@ -11,7 +11,11 @@ use crate::output::{self, Output};
 /// The exit codes, for `--help`.
 pub(crate) const HELP: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage, or a value that cannot be, 3 no such snapshot or volume, 4 exists already, 5 daemon not reachable, \
-6 damage found, 7 no space left, 8 not possible in this state (as of a volume that is attached), 130 interrupted, 141 whoever read the output is gone.";
+6 damage found, 7 no space left, 8 not possible in this state (as of a volume that is attached), 130 interrupted, 141 whoever read the output is gone.
+
+With --output json an error is JSON as well, on standard error: {\"error\": {\"kind\": KIND, \"message\": TEXT}}, and nothing else is \
+written there. KIND is one of: not_found, already_exists, invalid, conflict, unreachable, out_of_space, damaged, unavailable, denied, file, \
+cancelled, internal. (Damage that a verification finds is a result, on standard output.)";
 
 /// Why a command failed.
 #[derive(Debug)]

@@ -92,7 +92,7 @@ struct Options {
     /// Give up when the daemon has not answered, nor gone on with anything, for this long [default: never]
     #[arg(long, global = true, hide_short_help = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
-    /// Neither progress nor remarks
+    /// Neither progress nor remarks; with JSON there are none
     #[arg(long, short, global = true)]
     quiet: bool,
     #[arg(skip)]
@@ -259,9 +259,11 @@ fn doubled_tag(matches: &ArgMatches) -> Option<String> {
 }
 
 fn main() -> ExitCode {
-    let cli = command_line();
+    let mut cli = command_line();
     init_log();
     let output = cli.options.output;
+    // What programs read on standard error is one error, or nothing.
+    cli.options.quiet |= output == Output::Json;
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
