@@ -1,6 +1,6 @@
 //! How `snapctl` answers what cannot be done as it was asked.
 
-use std::fs;
+use std::{fs, io::Write, net::Shutdown, os::unix::net::UnixListener};
 
 use crate::{
     fake::{FakeDaemon, Manners},
@@ -57,4 +57,46 @@ fn mistakes_of_usage_end_with_2() {
             "{stderr}"
         );
     }
+}
+
+#[test]
+fn with_json_standard_error_holds_one_error_or_nothing() {
+    let daemon = FakeDaemon::start(Manners::default());
+    fs::write(
+        daemon.path("cut.img.gz"),
+        b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x4b",
+    )
+    .unwrap();
+    let import = ["import", "cut.img.gz", "--name", "a", "-o", "json"];
+    let (code, stdout, stderr) = run(&daemon, &import);
+    assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
+    assert_eq!(parse(&stderr)["error"]["kind"], "file");
+    // People are told what is done.
+    let (_, _, stderr) = run(&daemon, &import[..4]);
+    assert!(
+        stderr.starts_with("snapctl: unpacking cut.img.gz"),
+        "{stderr}"
+    );
+    let help = run(&daemon, &["--help"]).1;
+    for kind in ["not_found", "out_of_space", "internal"] {
+        assert!(help.contains(kind), "{help}");
+    }
+}
+
+#[test]
+fn the_nbd_socket_is_told_from_the_one_for_grpc() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let listener = UnixListener::bind(daemon.path("nbd.sock")).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // Whoever has gone away is not greeted.
+            let _ = stream.write_all(b"NBDMAGICIHAVEOPT\0\x03");
+            // As a server does that gets HTTP/2 in place of flags.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    });
+    let (code, _, stderr) = run(&daemon, &["--endpoint", "unix:nbd.sock", "status"]);
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("is this the NBD socket?"), "{stderr}");
 }

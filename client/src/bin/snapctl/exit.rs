@@ -50,17 +50,14 @@ impl Failure {
         }
     }
 
-    /// Says what to do about a connection that failed, where that is known.
-    pub(crate) fn advised(self, endpoint: Option<&str>) -> Self {
-        match self {
-            Self::Client(error) => match advice(&error, endpoint.unwrap_or_default()) {
-                Some(advice) => {
-                    let why = format!("{}: {advice}", error.why());
-                    Self::Client(Error::new(error.kind(), error.what(), why))
-                }
-                None => Self::Client(error),
-            },
-            other => other,
+    /// Adds what is known beside it.
+    pub(crate) fn with_advice(self, advice: Option<String>) -> Self {
+        match (self, advice) {
+            (Self::Client(error), Some(advice)) => {
+                let why = format!("{}: {advice}", error.why());
+                Self::Client(Error::new(error.kind(), error.what(), why))
+            }
+            (other, _) => other,
         }
     }
 
@@ -110,31 +107,6 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What to do about a connection that failed; the library below tells only what it saw.
-fn advice(error: &Error, endpoint: &str) -> Option<&'static str> {
-    if error.kind() != ErrorKind::Unreachable {
-        return None;
-    }
-    let saw = |text: &str| error.why().contains(text);
-    if saw("CertificateRequired") {
-        Some("the daemon asks for a certificate: give --tls-cert and --tls-key")
-    } else if saw("received fatal alert: UnknownCA")
-        || saw("received fatal alert: BadCertificate")
-        || saw("received fatal alert: CertificateUnknown")
-        || saw("received fatal alert: CertificateExpired")
-    {
-        Some("the daemon does not accept the certificate of --tls-cert")
-    } else if saw("UnknownIssuer") {
-        Some("give the authority that signed the daemon's certificate: --tls-ca")
-    } else if saw("InvalidContentType") {
-        Some("does it want http?")
-    } else if endpoint.starts_with("http://") && saw("lost the connection") {
-        Some("does it want https?")
-    } else {
-        None
-    }
-}
-
 /// Says why a command failed, and gives its exit code.
 pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
     let kind = match failure {
@@ -155,53 +127,4 @@ pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
 pub(crate) fn tell_json(kind: ErrorKind, message: &str) {
     let error = json!({ "error": { "kind": kind.as_str(), "message": message } });
     output::tell(printable_json(&error.to_string()));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn said(why: &str, endpoint: &str) -> String {
-        let error = Error::new(ErrorKind::Unreachable, "get status", why);
-        Failure::Client(error).advised(Some(endpoint)).to_string()
-    }
-
-    #[test]
-    fn failed_connections_come_with_advice() {
-        let (https, http) = ("https://eu:7420", "http://eu:7420");
-        for (why, endpoint, advice) in [
-            (
-                "received fatal alert: CertificateRequired",
-                https,
-                ": the daemon asks for a certificate: give --tls-cert and --tls-key",
-            ),
-            (
-                "received fatal alert: UnknownCA",
-                https,
-                ": the daemon does not accept the certificate of --tls-cert",
-            ),
-            (
-                "invalid peer certificate: UnknownIssuer",
-                https,
-                ": give the authority that signed the daemon's certificate: --tls-ca",
-            ),
-            (
-                "lost the connection to the daemon: broken pipe",
-                http,
-                ": does it want https?",
-            ),
-            ("lost the connection to the daemon: broken pipe", https, ""),
-            (
-                "lost the connection to the daemon: broken pipe",
-                "unix:/x",
-                "",
-            ),
-        ] {
-            let whole = format!("get status: {why}{advice}");
-            assert_eq!(said(why, endpoint), whole);
-        }
-        let error = Error::new(ErrorKind::NotFound, "show", "lost the connection");
-        let failure = Failure::Client(error).advised(Some(http));
-        assert_eq!(failure.to_string(), "show: lost the connection");
-    }
 }

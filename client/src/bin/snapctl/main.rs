@@ -5,6 +5,7 @@
 // What is said goes through what can fail and escapes: `println` panics where nobody can be told.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod advice;
 mod archive;
 mod authorities;
 mod copy;
@@ -36,7 +37,7 @@ use clap::{
 use clap_complete::Shell;
 use varve_client::{Client, Endpoint, Error, ErrorKind, Result as ClientResult, Tls};
 
-use self::{exit::Failure, output::Output, signals::interrupted, silence::Silence};
+use self::{advice::Asked, exit::Failure, output::Output, signals::interrupted, silence::Silence};
 
 /// How long threads may go on after a command has failed: they may have files to remove.
 const THREADS_TIME: Duration = Duration::from_secs(1);
@@ -166,8 +167,8 @@ impl Options {
             }
         };
         let client = connected.map_err(|error| match given {
-            Some(_) => error,
-            None => {
+            // Somebody is there, or it may not be asked.
+            None if error.why().ends_with("is varved running there?") => {
                 let why = format!(
                     "{} It prints a line `export VARVE_ENDPOINT=...` at its start; that or \
                      --endpoint says where it is",
@@ -175,6 +176,7 @@ impl Options {
                 );
                 Error::new(error.kind(), error.what(), why)
             }
+            _ => error,
         })?;
         self.silence.listen_to(&client);
         Ok(client)
@@ -196,6 +198,15 @@ impl Options {
                 "connect",
                 "--tls-cert and --tls-key have no use without each other",
             )),
+        }
+    }
+
+    /// How the daemon was to be reached, for advice.
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            endpoint: self.endpoint.as_deref().unwrap_or_default(),
+            tls_ca: self.tls_ca.as_deref(),
+            has_cert: self.tls_cert.is_some(),
         }
     }
 
@@ -297,7 +308,13 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         () = signals => Err(Failure::Interrupted),
         failure = options.silence.watch(&options) => Err(failure),
     };
-    done.map_err(|failure| failure.advised(options.endpoint.as_deref()))
+    done.map_err(|failure| {
+        let advice = match &failure {
+            Failure::Client(error) => advice::advice(error, options.asked()),
+            _ => None,
+        };
+        failure.with_advice(advice)
+    })
 }
 
 async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {
