@@ -4,7 +4,7 @@ use std::{fs, io::Write, net::Shutdown, os::unix::net::UnixListener};
 
 use crate::{
     fake::{FakeDaemon, Manners},
-    snapctl::{disk, parse, run},
+    snapctl::{disk, parse, run, succeed},
 };
 
 /// Whoever finds it: the grammar, `snapctl` later on, or the daemon.
@@ -99,4 +99,77 @@ fn the_nbd_socket_is_told_from_the_one_for_grpc() {
     let (code, _, stderr) = run(&daemon, &["--endpoint", "unix:nbd.sock", "status"]);
     assert_eq!(code, 5, "{stderr}");
     assert!(stderr.contains("is this the NBD socket?"), "{stderr}");
+}
+
+#[test]
+fn the_other_kind_of_thing_is_told_with_what_makes_one_of_it() {
+    let daemon = FakeDaemon::start(Manners::default());
+    disk(&daemon);
+    succeed(&daemon, &["import", "disk.img", "--name", "base"]);
+    succeed(&daemon, &["volume", "create", "web", "--size", "1M"]);
+    let of_volume = ": there is a volume \"web\": make a snapshot of it first (snapctl snapshot create web --name NAME)\n";
+    let of_snapshot = ": there is a snapshot \"base\": make a volume of it first (snapctl volume create NAME --from base)\n";
+    for (command, advice) in [
+        ("export web out.img", of_volume),
+        ("export volume/web out.img", of_volume),
+        ("export --archive web out.varve", of_volume),
+        ("snapshot show web", of_volume),
+        ("snapshot delete web", of_volume),
+        ("volume create v --from web", of_volume),
+        ("volume attach base", of_snapshot),
+        ("volume delete snapshot/base", of_snapshot),
+        ("volume show none", ": no volume none\n"),
+    ] {
+        let arguments: Vec<_> = command.split(' ').collect();
+        let (code, _, stderr) = run(&daemon, &arguments);
+        assert_eq!(code, 3, "{command}: {stderr}");
+        assert!(stderr.ends_with(advice), "{command}: {stderr}");
+    }
+}
+
+#[test]
+fn names_may_have_their_kind_in_front() {
+    let daemon = FakeDaemon::start(Manners::default());
+    disk(&daemon);
+    for name in ["base", "snapshot/own"] {
+        succeed(&daemon, &["import", "disk.img", "--name", name]);
+    }
+    for command in [
+        "export snapshot/base out.img",
+        "export --archive snapshot/base out.varve",
+        "snapshot tag snapshot/base a=b",
+        "volume create web --from snapshot/base",
+        "volume attach volume/web",
+        "volume detach volume/web",
+        "volume delete volume/web",
+    ] {
+        succeed(&daemon, &command.split(' ').collect::<Vec<_>>());
+    }
+    // Whatever a snapshot is called itself comes first.
+    for name in ["snapshot/own", "snapshot/snapshot/own"] {
+        let shown = succeed(&daemon, &["snapshot", "show", name]);
+        assert!(shown.starts_with("Name     snapshot/own\n"), "{shown}");
+    }
+}
+
+#[test]
+fn several_are_deleted_at_once() {
+    let daemon = FakeDaemon::start(Manners::default());
+    disk(&daemon);
+    for name in ["a", "b", "c"] {
+        succeed(&daemon, &["import", "disk.img", "--name", name]);
+        succeed(&daemon, &["volume", "create", name, "--size", "1M"]);
+    }
+    for (noun, nouns) in [("snapshot", "snapshots"), ("volume", "volumes")] {
+        let said = succeed(&daemon, &[noun, "delete", "a", "b"]);
+        assert!(
+            said.starts_with("deleted a (") && said.contains("\ndeleted b ("),
+            "{said}"
+        );
+        let (code, stdout, stderr) = run(&daemon, &[noun, "delete", "c", "a"]);
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stdout.starts_with("deleted c ("), "{stdout}");
+        let list = parse(&succeed(&daemon, &[noun, "list", "-o", "json"]));
+        assert_eq!(list[nouns], serde_json::json!([]));
+    }
 }

@@ -190,6 +190,7 @@ async fn download(
     options: &Options,
 ) -> Result<DownloadReport, Failure> {
     let progress = Arc::new(Progress::default());
+    let snapshot = options.named.snapshot(client, snapshot).await?;
     let download = client
         .download(snapshot)
         .progress(Arc::clone(&progress))

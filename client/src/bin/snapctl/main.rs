@@ -17,6 +17,7 @@ mod intake;
 mod listing;
 mod map;
 mod meter;
+mod named;
 mod output;
 mod qemu;
 mod remote;
@@ -37,10 +38,16 @@ use clap::{
 use clap_complete::Shell;
 use varve_client::{Client, Endpoint, Error, ErrorKind, Result as ClientResult, Tls};
 
-use self::{advice::Asked, exit::Failure, output::Output, signals::interrupted, silence::Silence};
+use self::{
+    advice::Asked, exit::Failure, named::Named, output::Output, signals::interrupted,
+    silence::Silence,
+};
 
 /// How long threads may go on after a command has failed: they may have files to remove.
 const THREADS_TIME: Duration = Duration::from_secs(1);
+
+/// How long looking for advice may take.
+const ADVICE_TIME: Duration = Duration::from_secs(2);
 
 /// Keep, compare and restore snapshots of block volumes, and volumes that are written to.
 #[derive(Debug, Parser)]
@@ -98,6 +105,8 @@ struct Options {
     quiet: bool,
     #[arg(skip)]
     silence: Silence,
+    #[arg(skip)]
+    named: Named,
 }
 
 #[derive(Debug, Subcommand)]
@@ -199,6 +208,16 @@ impl Options {
                 "--tls-cert and --tls-key have no use without each other",
             )),
         }
+    }
+
+    /// What there is where something of the other kind was asked for. The failure is told without it if that takes long.
+    async fn other(&self) -> Option<String> {
+        let asking = async {
+            let client = self.connect().await?;
+            Ok::<_, Failure>(self.named.advice(&client).await?)
+        };
+        let asked = tokio::time::timeout(ADVICE_TIME, asking).await;
+        asked.ok()?.ok()?
     }
 
     /// How the daemon was to be reached, for advice.
@@ -308,13 +327,15 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         () = signals => Err(Failure::Interrupted),
         failure = options.silence.watch(&options) => Err(failure),
     };
-    done.map_err(|failure| {
-        let advice = match &failure {
-            Failure::Client(error) => advice::advice(error, options.asked()),
-            _ => None,
-        };
-        failure.with_advice(advice)
-    })
+    let Err(failure) = done else {
+        return Ok(());
+    };
+    let advice = match &failure {
+        Failure::Client(error) if error.kind() == ErrorKind::NotFound => options.other().await,
+        Failure::Client(error) => advice::advice(error, options.asked()),
+        _ => None,
+    };
+    Err(failure.with_advice(advice))
 }
 
 async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {

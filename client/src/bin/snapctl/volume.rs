@@ -16,7 +16,7 @@ use crate::{
     size::parse_size,
 };
 
-/// What `volume` takes. A volume is given by its name or its id.
+/// What `volume` takes. A volume is given by its name or its id, with or without `volume/` in front.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Volume {
     /// Make a volume, of zeros or with the content of a snapshot
@@ -56,11 +56,12 @@ pub(crate) enum Volume {
         /// Name or id
         volume: String,
     },
-    /// Delete a volume that is not attached
+    /// Delete volumes that are not attached, one after the other
     #[command(visible_alias = "rm")]
     Delete {
-        /// Name or id
-        volume: String,
+        /// Names or ids
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<String>,
     },
     /// Set and remove tags of a volume
     Tag(Tag),
@@ -137,14 +138,24 @@ impl Volume {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let client = options.connect().await?;
         match self {
-            Self::Create(create) => show(&client.create_volume(create.into()).await?, options),
+            Self::Create(mut create) => {
+                if let Some(from) = &create.from {
+                    create.from = Some(options.named.snapshot(&client, from).await?);
+                }
+                show(&client.create_volume(create.into()).await?, options)
+            }
             Self::Clone(clone) => show(&client.clone_volume(clone.into()).await?, options),
             Self::Resize { volume, size } => {
+                let volume = options.named.volume(&client, &volume).await?;
                 show(&client.resize_volume(&volume, size).await?, options)
             }
             Self::List(listing) => list(listing, &client, options).await,
-            Self::Show { volume } => show(&client.volume(&volume).await?, options),
+            Self::Show { volume } => {
+                let volume = options.named.volume(&client, &volume).await?;
+                show(&client.volume(&volume).await?, options)
+            }
             Self::Attach { volume, force } => {
+                let volume = options.named.volume(&client, &volume).await?;
                 let attached = client.attach_volume(&volume, force).await?;
                 match options.output {
                     Output::Json => output::json(&AttachJson {
@@ -155,18 +166,17 @@ impl Volume {
                 }
             }
             Self::Detach { volume } => {
+                let volume = options.named.volume(&client, &volume).await?;
                 let detached = client.detach_volume(&volume).await?;
                 done("detached", &detached, options)
             }
-            Self::Delete { volume } => {
-                let deleted = client.delete_volume(&volume).await?;
-                done("deleted", &deleted, options)
-            }
+            Self::Delete { volumes } => delete(&volumes, &client, options).await,
             Self::Tag(Tag {
                 volume,
                 tags,
                 remove,
             }) => {
+                let volume = options.named.volume(&client, &volume).await?;
                 let tags = BTreeMap::from_iter(tags);
                 show(&client.tag_volume(&volume, tags, remove).await?, options)
             }
@@ -194,6 +204,26 @@ impl From<Clone> for NewClone {
             size_bytes: clone.size,
             tags: BTreeMap::from_iter(clone.tags),
         }
+    }
+}
+
+/// Ends with the first that cannot be deleted.
+async fn delete(names: &[String], client: &Client, options: &Options) -> Result<(), Failure> {
+    let mut all = Vec::with_capacity(names.len());
+    for name in names {
+        let name = options.named.volume(client, name).await?;
+        let deleted = client.delete_volume(&name).await?;
+        if options.output != Output::Json {
+            done("deleted", &deleted, options)?;
+        }
+        all.push(deleted);
+    }
+    match (&*all, options.output) {
+        ([one], Output::Json) => done("deleted", one, options),
+        (several, Output::Json) => output::json(&ListJson {
+            volumes: several.iter().map(VolumeJson::from).collect(),
+        }),
+        _ => Ok(()),
     }
 }
 
