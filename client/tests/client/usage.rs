@@ -25,6 +25,7 @@ fn mistakes_of_usage_end_with_2() {
             "--name is for one",
         ),
         ("device map s", "volume/NAME"),
+        ("snapshot list --limit 0", "1.."),
         ("device map volume/web --block-size 100", "power of two"),
         ("device map volume/web --connections 0", "1 to "),
         ("export web out.img --format qcow3", "qcow3"),
@@ -70,7 +71,13 @@ fn with_json_standard_error_holds_one_error_or_nothing() {
     let import = ["import", "cut.img.gz", "--name", "a", "-o", "json"];
     let (code, stdout, stderr) = run(&daemon, &import);
     assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
-    assert_eq!(parse(&stderr)["error"]["kind"], "file");
+    let error = &parse(&stderr)["error"];
+    assert_eq!(error["kind"], "file");
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("read cut.img.gz: it is cut off: "),
+        "{message}"
+    );
     // People are told what is done.
     let (_, _, stderr) = run(&daemon, &import[..4]);
     assert!(
@@ -172,4 +179,34 @@ fn several_are_deleted_at_once() {
         let list = parse(&succeed(&daemon, &[noun, "list", "-o", "json"]));
         assert_eq!(list[nouns], serde_json::json!([]));
     }
+}
+
+#[test]
+fn a_name_that_promises_another_format_is_remarked() {
+    let daemon = FakeDaemon::start(Manners::default());
+    disk(&daemon);
+    succeed(&daemon, &["import", "disk.img", "--name", "a"]);
+    for (file, says) in [
+        (
+            "y.qcow2",
+            "snapctl: y.qcow2 is written as a raw image; --format qcow2 makes it what its name says\n",
+        ),
+        (
+            "y.vdi",
+            "snapctl: y.vdi is written as a raw image; only raw and qcow2 can be written\n",
+        ),
+        ("y.img", ""),
+    ] {
+        let (code, _, stderr) = run(&daemon, &["export", "a", file]);
+        assert_eq!((code, stderr.as_str()), (0, says), "{file}");
+    }
+    let raw = ["export", "a", "y.qcow2", "--format", "raw", "--force"];
+    succeed(&daemon, &raw);
+    let import = ["import", "y.img", "--name", "b", "--format", "qcow2"];
+    let (code, _, stderr) = run(&daemon, &import);
+    assert_eq!(code, 1, "{stderr}");
+    assert_eq!(
+        stderr,
+        "snapctl: import y.img: it does not begin as a qcow2 image does; without --format the format is found out\n"
+    );
 }

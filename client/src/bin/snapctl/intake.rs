@@ -162,7 +162,10 @@ impl Intake {
                 }
                 Looks::Image(found) => {
                     break match choice {
-                        FormatChoice::Is(format) => format,
+                        FormatChoice::Is(format) => {
+                            check_begins(&part, found, format)?;
+                            format
+                        }
                         FormatChoice::Auto => {
                             check_name(&part, found, path.as_deref())?;
                             found
@@ -246,6 +249,20 @@ fn not_taken(looks: Looks) -> String {
     }
 }
 
+/// That an image begins as one does of the format that was said, where all of them begin alike.
+fn check_begins(part: &Part, found: Format, said: Format) -> Result<()> {
+    use Format::{Parallels, Qcow2, Qed, Vdi, Vhdx};
+    let alike = matches!(said, Qcow2 | Vhdx | Vdi | Qed | Parallels);
+    // What a device is, nobody has looked at.
+    if found == said || !alike || part.is_device() {
+        return Ok(());
+    }
+    let why = format!(
+        "it does not begin as a {said} image does; without --format the format is found out"
+    );
+    Err(part.refused(why))
+}
+
 /// That a file that would be taken for a raw disk is not called otherwise: it may have lost what
 /// tells its format.
 fn check_name(part: &Part, found: Format, path: Option<&Path>) -> Result<()> {
@@ -317,7 +334,7 @@ fn copy(
     let counted = Counted { reader, progress };
     let failed = |error| Error::file(format!("read {name}"), error);
     let plain: Box<dyn Read + Send> = match packing {
-        Some(packing) => unpacked(packing, counted).map_err(failed)?,
+        Some(packing) => Box::new(Packed(unpacked(packing, counted).map_err(failed)?)),
         None => Box::new(counted),
     };
     let mut bounded = Bounded {
@@ -326,6 +343,21 @@ fn copy(
     };
     let file = FileSource::spool(&mut bounded, &name)?.into_file();
     Part::whole(file, name)
+}
+
+/// Says of something packed that ends too early that it does.
+struct Packed(Box<dyn Read + Send>);
+
+impl Read for Packed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(buffer);
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                io::Error::new(error.kind(), format!("it is cut off: {error}"))
+            }
+            _ => error,
+        })
+    }
 }
 
 /// Counts what is read.
