@@ -251,7 +251,10 @@ fn damaged_and_cut_archives_are_refused_and_leave_nothing() {
             let refused = snapctl.run(arguments);
             let code = refused.status.code();
             // A head that can be read may ask for what there is not: another chunker, a name that is none.
-            let expected = matches!(code, Some(exit::DAMAGED | exit::FAILURE | exit::NOT_FOUND));
+            let expected = matches!(
+                code,
+                Some(exit::DAMAGED | exit::FAILURE | exit::USAGE | exit::NOT_FOUND)
+            );
             assert!(expected, "at {at}: {refused:?}");
             assert!(refused.stderr.contains("bad.varve"), "at {at}: {refused:?}");
             if code == Some(exit::DAMAGED) {

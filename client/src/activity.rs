@@ -6,8 +6,13 @@
 //! silent.
 
 use std::{
+    error::Error as StdError,
+    fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -15,11 +20,13 @@ use std::{
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tonic::{
-    Status,
+    ConnectError, Status,
     body::Body,
     codegen::{Service, http},
-    transport::{Channel, Error},
+    transport::Channel,
 };
+
+type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// What is known of a daemon's silence. Clones share it.
 #[derive(Clone, Debug)]
@@ -112,13 +119,54 @@ impl Drop for Wait {
 pub(crate) struct Line {
     channel: Channel,
     activity: Activity,
+    has_tls: bool,
+    /// Whether any call was answered.
+    answered: Arc<AtomicBool>,
+}
+
+/// A connection with TLS ended before any call was answered on it. That is how a daemon refuses a client's certificate, or the lack of
+/// one: with TLS 1.3 the client has finished the handshake by then.
+#[derive(Debug)]
+pub(crate) struct Unanswered(pub(crate) BoxError);
+
+impl Unanswered {
+    /// Whether it is behind an error.
+    pub(crate) fn is_behind(error: &(dyn StdError + 'static)) -> bool {
+        is_behind::<Self>(error)
+    }
+}
+
+/// Whether an error, or one of its causes, is a `T`.
+fn is_behind<T: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<T>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the connection ended right after the TLS handshake")
+    }
+}
+
+impl StdError for Unanswered {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.0)
+    }
 }
 
 impl Line {
-    pub(crate) fn new(channel: Channel) -> Self {
+    pub(crate) fn new(channel: Channel, has_tls: bool) -> Self {
         Self {
             channel,
             activity: Activity::default(),
+            has_tls,
+            answered: Arc::default(),
         }
     }
 
@@ -129,11 +177,11 @@ impl Line {
 
 impl Service<http::Request<Body>> for Line {
     type Response = http::Response<Body>;
-    type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.channel.poll_ready(context)
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.channel.poll_ready(context).map_err(BoxError::from)
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
@@ -141,9 +189,19 @@ impl Service<http::Request<Body>> for Line {
         let request = request.map(|body| Body::new(Sent { body, activity }));
         let mut answer = Box::pin(self.channel.call(request));
         let mut wait = self.activity.wait();
+        let (has_tls, answered) = (self.has_tls, Arc::clone(&self.answered));
         Box::pin(async move {
             let answer = std::future::poll_fn(|context| wait.note(answer.as_mut().poll(context)));
-            let answer = answer.await?;
+            let answer = answer.await.map_err(|error| {
+                // A daemon that cannot be reached any more says nothing about certificates.
+                let is_connected = !is_behind::<ConnectError>(&error);
+                if has_tls && is_connected && !answered.load(Ordering::Relaxed) {
+                    BoxError::from(Unanswered(error.into()))
+                } else {
+                    error.into()
+                }
+            })?;
+            answered.store(true, Ordering::Relaxed);
             Ok(answer.map(|body| Body::new(Heard { body, wait })))
         })
     }

@@ -1,7 +1,8 @@
 //! Where a daemon is, and the connection to it.
 
 use std::{
-    fmt,
+    error::Error as StdError,
+    fmt, io,
     net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
@@ -57,11 +58,23 @@ impl Endpoint {
         Self(Address::Unix(path.into()))
     }
 
-    /// What to look at when nobody answers.
-    fn question(&self) -> &'static str {
+    /// What to look at when nobody answers; nothing where somebody does, or is not to be spoken to.
+    fn question(&self, error: &(dyn StdError + 'static)) -> Option<&'static str> {
+        let mut answers = false;
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+                // What is no TLS at all may be anything.
+                answers |= matches!(inner, Some(error) if !matches!(error, rustls::Error::InvalidMessage(_)));
+                answers |= error.kind() == io::ErrorKind::PermissionDenied;
+            }
+            next = error.source();
+        }
         match self.0 {
-            Address::Unix(_) | Address::Http(_) => "is varved running there?",
-            Address::Https(_) => "is varved running there, with TLS?",
+            _ if answers => None,
+            Address::Unix(_) | Address::Http(_) => Some("is varved running there?"),
+            Address::Https(_) => Some("is varved running there, with TLS?"),
         }
     }
 
@@ -257,13 +270,16 @@ impl Client {
         };
         match connected {
             Ok(channel) => Ok(Self {
-                line: Line::new(channel),
+                line: Line::new(channel, endpoint.has_tls()),
                 endpoint: endpoint.clone(),
             }),
             Err(error) => Err(Error::new(
                 ErrorKind::Unreachable,
                 format!("connect to {endpoint}"),
-                format!("{}: {}", innermost(&error), endpoint.question()),
+                match endpoint.question(&error) {
+                    Some(question) => format!("{}: {question}", innermost(&error)),
+                    None => innermost(&error),
+                },
             )
             .with_source(error)),
         }

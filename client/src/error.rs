@@ -4,6 +4,8 @@ use std::{error::Error as StdError, fmt, io, time::Duration};
 
 use tonic::{Code, Status};
 
+use crate::activity::Unanswered;
+
 /// What a caller does about an error.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
@@ -137,7 +139,12 @@ impl Error {
             Code::ResourceExhausted if pushback(&status).is_some() => ErrorKind::Unavailable,
             code => ErrorKind::from_code(code),
         };
-        let why = if lost {
+        let why = if Unanswered::is_behind(&status) {
+            format!(
+                "lost the connection to the daemon right after the TLS handshake: {}",
+                innermost(&status)
+            )
+        } else if lost {
             format!("lost the connection to the daemon: {}", innermost(&status))
         } else if status.message().is_empty() {
             format!("the daemon answered {:?}", status.code())

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::{
+    activity::Unanswered,
     error::pushback,
     limits::{ATTEMPTS, BUSY_PATIENCE, BUSY_PAUSES, FIRST_PAUSE},
 };
@@ -34,6 +35,9 @@ where
 
 /// Whether waiting may help: the daemon said so, or the connection broke under the call.
 fn passes(status: &Status) -> bool {
+    if Unanswered::is_behind(status) {
+        return false;
+    }
     status.code() == Code::Unavailable || status.source().is_some()
 }
 
@@ -106,6 +110,24 @@ mod tests {
         let full = Status::resource_exhausted("no space left");
         let answer: Result<(), _> = while_busy(|| async { Err(full.clone()) }).await;
         assert_eq!(answer.unwrap_err().message(), "no space left");
+    }
+
+    #[tokio::test]
+    async fn who_is_turned_away_after_the_handshake_does_not_knock_again() {
+        let asked = Cell::new(0);
+        let answer: Result<(), _> = idempotent(|| async {
+            asked.set(asked.get() + 1);
+            let closed = std::io::Error::other("connection closed");
+            Err(Status::from_error(Box::new(Unanswered(closed.into()))))
+        })
+        .await;
+        let error = crate::Error::rpc("get status", answer.unwrap_err());
+        assert_eq!(asked.get(), 1);
+        assert_eq!(error.kind(), crate::ErrorKind::Unreachable);
+        assert_eq!(
+            error.why(),
+            "lost the connection to the daemon right after the TLS handshake: connection closed"
+        );
     }
 
     #[tokio::test]

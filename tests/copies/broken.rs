@@ -120,7 +120,7 @@ fn a_network_that_goes_away_and_comes_back_is_waited_for() {
     let endpoint = format!("http://{there}");
     let arguments = ["copy", "image", "--from", &endpoint];
     // It is another machine's address.
-    let said = here.run(arguments).fails(exit::FAILURE);
+    let said = here.run(arguments).fails(exit::USAGE);
     assert!(said.contains("plain HTTP"), "{said}");
     let begun = here.json(
         arguments

@@ -262,15 +262,15 @@ fn what_cannot_be_copied_is_told_and_leaves_nothing() {
     );
     refused(
         &["image", "--from", &endpoint, "--name", "a b"],
-        exit::FAILURE,
+        exit::USAGE,
         "a b",
     );
     refused(
         &["image", "--from", "http://192.0.2.1:7420"],
-        exit::FAILURE,
+        exit::USAGE,
         "plain HTTP",
     );
-    refused(&["image", "--from", "ftp://x"], exit::FAILURE, "unix:PATH");
+    refused(&["image", "--from", "ftp://x"], exit::USAGE, "unix:PATH");
     refused(
         &["image", "--from", "eu"],
         exit::NOT_FOUND,
@@ -278,7 +278,7 @@ fn what_cannot_be_copied_is_told_and_leaves_nothing() {
     );
     refused(
         &["a", "b", "--from", &endpoint, "--name", "c"],
-        exit::FAILURE,
+        exit::USAGE,
         "--name is for one",
     );
     refused(&["show", "copy-1"], exit::NOT_FOUND, "copy-1");

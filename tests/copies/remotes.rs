@@ -37,7 +37,7 @@ fn a_remote_is_named_once_and_copied_from_by_name() {
     // Twice, with a name that could be an endpoint, with files that are not there or go without each other.
     let said = add("eu").fails(exit::ALREADY_EXISTS);
     assert!(said.contains("remote") && said.contains("eu"), "{said}");
-    let said = add("eu:1").fails(exit::FAILURE);
+    let said = add("eu:1").fails(exit::USAGE);
     assert!(
         said.contains("':' is not") || said.contains("colon"),
         "{said}"
@@ -52,7 +52,7 @@ fn a_remote_is_named_once_and_copied_from_by_name() {
             "--ca",
             absent.to_str().unwrap(),
         ])
-        .fails(exit::CONFLICT);
+        .fails(exit::FAILURE);
     assert!(said.contains("absent.pem"), "{said}");
     snapctl
         .run(["remote", "add", "x", &endpoint, "--cert", &files[1]])
@@ -61,11 +61,11 @@ fn a_remote_is_named_once_and_copied_from_by_name() {
     let showing = ["--cert", garbage.to_str().unwrap(), "--key", &files[2]];
     let said = snapctl
         .run(["remote", "add", "x", &endpoint].iter().chain(&showing))
-        .fails(exit::FAILURE);
+        .fails(exit::USAGE);
     assert!(said.contains("cannot be used"), "{said}");
     let said = snapctl
         .run(["remote", "add", "x", "http://192.0.2.1:7420"])
-        .fails(exit::FAILURE);
+        .fails(exit::USAGE);
     assert!(said.contains("plain HTTP"), "{said}");
 
     let listed = snapctl.json(["remote", "list"]);

@@ -90,7 +90,7 @@ fn who_has_to_show_a_certificate_and_does_not_gets_nothing() {
     snapctl.run(trusting).fails(exit::UNREACHABLE);
     snapctl.run(trusting.iter().chain(&showing)).ok();
     let said = snapctl.run(trusting.iter().chain(&showing[..2]));
-    assert!(said.fails(exit::FAILURE).contains("--tls-key"));
+    assert!(said.fails(exit::USAGE).contains("--tls-key"));
     let other = Identity::make(&there.scratch);
     let stranger = [path(&other.cert), path(&other.key)];
     let showing = ["--tls-cert", &stranger[0], "--tls-key", &stranger[1]];

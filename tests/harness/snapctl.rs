@@ -17,7 +17,7 @@ use crate::{
 pub mod exit {
     /// Anything else.
     pub const FAILURE: i32 = 1;
-    /// The command line is wrong.
+    /// The command line is wrong, or a value in it cannot be.
     pub const USAGE: i32 = 2;
     /// No such snapshot or volume.
     pub const NOT_FOUND: i32 = 3;

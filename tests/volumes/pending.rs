@@ -133,7 +133,7 @@ fn several_volumes_at_one_instant_are_named_by_volume() {
     assert_eq!(made[0]["state"], "completed");
     for (arguments, code, why) in [
         ("web db --name nightly", exit::ALREADY_EXISTS, "nightly-"),
-        ("web web --name x", exit::FAILURE, "twice"),
+        ("web web --name x", exit::USAGE, "twice"),
         ("web none --name x", exit::NOT_FOUND, "\"none\""),
     ] {
         let arguments = ["snapshot", "create"]
@@ -342,7 +342,7 @@ fn a_volume_grows_while_it_is_attached() {
         let said = lab
             .snapctl()
             .run(["volume", "resize", "disk", size])
-            .fails(exit::FAILURE);
+            .fails(exit::USAGE);
         assert!(said.contains(why), "{said}");
     }
 }
@@ -379,7 +379,7 @@ fn clones_begin_as_their_sources_and_go_their_own_way() {
             exit::NOT_FOUND,
             "snapshot or volume \"none\"",
         ),
-        ("disk --name x --size 1M", exit::FAILURE, "volume \"disk\""),
+        ("disk --name x --size 1M", exit::USAGE, "volume \"disk\""),
     ] {
         let arguments = ["volume", "clone"].into_iter().chain(arguments.split(' '));
         let said = snapctl.run(arguments).fails(code);
@@ -390,7 +390,7 @@ fn clones_begin_as_their_sources_and_go_their_own_way() {
     volume(&lab.varved, "create base --size 1M");
     let said = snapctl
         .run(["volume", "clone", "base", "--name", "x"])
-        .fails(exit::FAILURE);
+        .fails(exit::USAGE);
     assert!(said.contains("snapshot/base or volume/base"), "{said}");
     volume(&lab.varved, "clone snapshot/base --name x");
     assert_eq!(snapctl.json(["volume", "show", "x"])["base"], base["root"]);

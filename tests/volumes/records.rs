@@ -147,16 +147,12 @@ fn what_cannot_be_made_is_refused_and_leaves_nothing() {
     let list = snapctl.json(["volume", "list"]);
     for (arguments, code, why) in [
         ("base --size 1M", exit::ALREADY_EXISTS, "already exists"),
-        ("a --size 1000", exit::FAILURE, "multiple of 512"),
-        ("a --size 17T", exit::FAILURE, "at most"),
-        (
-            "a --from base --size 2M",
-            exit::FAILURE,
-            "snapshot \"base\"",
-        ),
+        ("a --size 1000", exit::USAGE, "multiple of 512"),
+        ("a --size 17T", exit::USAGE, "at most"),
+        ("a --from base --size 2M", exit::USAGE, "snapshot \"base\""),
         ("a --from absent", exit::NOT_FOUND, "\"absent\""),
-        ("a,b --size 1M", exit::FAILURE, "','"),
-        ("vol-0123456789abcdef0 --size 1M", exit::FAILURE, "an id"),
+        ("a,b --size 1M", exit::USAGE, "','"),
+        ("vol-0123456789abcdef0 --size 1M", exit::USAGE, "an id"),
         ("a --size 1X", exit::USAGE, "10G"),
     ] {
         let arguments = arguments.split(' ');

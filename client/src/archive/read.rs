@@ -71,7 +71,7 @@ impl<R: Read> Reader<R> {
         if !is_archive {
             let why =
                 "it does not begin as an archive does; `snapctl export --archive` writes them";
-            return Err(Error::new(ErrorKind::Invalid, format!("read {name}"), why));
+            return Err(Error::new(ErrorKind::File, format!("read {name}"), why));
         }
         let mut digest = blake3::Hasher::new();
         digest.update(&magic);
@@ -87,7 +87,7 @@ impl<R: Read> Reader<R> {
             let why = format!(
                 "it was cut with chunker version {version}, this program knows {CHUNKER_VERSION}"
             );
-            return Err(Error::new(ErrorKind::Invalid, format!("read {name}"), why));
+            return Err(Error::new(ErrorKind::File, format!("read {name}"), why));
         }
         let told = |snapshot| {
             let told = Snapshot::from_proto("its head", snapshot);

@@ -157,7 +157,7 @@ fn every_cut_and_every_changed_byte_is_found() {
     for len in 0..good.len() {
         let (kind, why) = refusal(&good[..len]);
         let expected = if len < 16 {
-            ErrorKind::Invalid
+            ErrorKind::File
         } else {
             ErrorKind::Damaged
         };
@@ -168,7 +168,7 @@ fn every_cut_and_every_changed_byte_is_found() {
         bad[at] ^= 0x41;
         let (kind, why) = refusal(&bad);
         assert!(
-            matches!(kind, ErrorKind::Damaged | ErrorKind::Invalid),
+            matches!(kind, ErrorKind::Damaged | ErrorKind::File),
             "byte {at}: {why}"
         );
         assert!(why.contains('x'), "{why}");
@@ -243,7 +243,7 @@ fn archives_that_lie_are_refused() {
         it[0] = Record::Head(head);
     });
     assert!(
-        kind == ErrorKind::Invalid && why.contains("version 7"),
+        kind == ErrorKind::File && why.contains("version 7"),
         "{why}"
     );
     // A record that would take all memory.

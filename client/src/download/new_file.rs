@@ -173,12 +173,12 @@ impl NewFile {
         let refuse = |kind, why: &str| Err(Error::new(kind, &what, why));
         let place = Place::of(&path).map_err(|error| Error::file(&what, error))?;
         match place.before.as_ref().map(kind) {
-            Some(FileType::Directory) => return refuse(ErrorKind::Invalid, "is a directory"),
+            Some(FileType::Directory) => return refuse(ErrorKind::File, "is a directory"),
             Some(FileType::RegularFile) if existing == Existing::Keep => {
                 return refuse(ErrorKind::AlreadyExists, "exists already");
             }
             Some(FileType::RegularFile) | None => {}
-            Some(_) => return refuse(ErrorKind::Invalid, "is not a regular file"),
+            Some(_) => return refuse(ErrorKind::File, "is not a regular file"),
         }
         let mode = match place.before {
             // Until it has its owner.

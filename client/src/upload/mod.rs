@@ -119,13 +119,13 @@ impl Upload<'_> {
         let what = format!("import {} as {}", source.name(), self.name);
         let size_bytes = source.size_bytes();
         if size_bytes == 0 {
-            return Err(Error::new(ErrorKind::Invalid, what, "it is empty"));
+            return Err(Error::new(ErrorKind::File, what, "it is empty"));
         }
         if size_bytes > MAX_VOLUME_BYTES {
             let why = format!(
                 "its {size_bytes} bytes are more than a volume may have ({MAX_VOLUME_BYTES})"
             );
-            return Err(Error::new(ErrorKind::Invalid, what, why));
+            return Err(Error::new(ErrorKind::File, what, why));
         }
         self.progress.set_total(source.data_bytes_hint());
         let request = v1::BeginUploadRequest {

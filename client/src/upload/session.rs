@@ -228,10 +228,7 @@ impl Session {
             body: Some(body),
         })
         .max_decoding_message_size(MESSAGE_BYTES_MAX);
-        calls
-            .ready()
-            .await
-            .map_err(|error| Status::from_error(error.into()))?;
+        calls.ready().await.map_err(Status::from_error)?;
         let path = PathAndQuery::from_static(PUT_CHUNKS);
         let codec = ProstCodec::<v1::PutChunksRequest, v1::PutChunksResponse>::default();
         Ok(calls
@@ -334,7 +331,7 @@ struct WithBody {
 
 impl Service<http::Request<Body>> for WithBody {
     type Response = http::Response<Body>;
-    type Error = tonic::transport::Error;
+    type Error = <Line as Service<http::Request<Body>>>::Error;
     type Future = <Line as Service<http::Request<Body>>>::Future;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {

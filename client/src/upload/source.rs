@@ -81,7 +81,7 @@ impl FileSource {
             .metadata()
             .map_err(|error| Error::file(what(), error))?;
         let kind = metadata.file_type();
-        let refuse = |why: &str| Err(Error::new(ErrorKind::Invalid, what(), why));
+        let refuse = |why: &str| Err(Error::new(ErrorKind::File, what(), why));
         let (size_bytes, data_bytes_hint, stamp) = if kind.is_file() {
             // st_blocks counts units of 512 bytes.
             let allocated = metadata.blocks().saturating_mul(512);

@@ -1,10 +1,13 @@
 //! `snapctl copy` as a user runs it.
 
+use std::{process::Stdio, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
 use varve_proto::v1::{self, CopyState};
 
 use crate::{
     fake::{FakeDaemon, Manners},
-    snapctl::{run, succeed},
+    snapctl::{finished, run, snapctl, succeed},
 };
 
 fn step(state: CopyState, last_error: &str) -> v1::Copy {
@@ -69,4 +72,34 @@ fn copies_that_wait_for_their_turn_are_shown_as_queued() {
         let shown = succeed(&daemon, arguments);
         assert!(shown.contains("queued"), "{shown}");
     }
+}
+
+#[test]
+fn an_interrupted_wait_says_that_the_copy_goes_on() {
+    let daemon = FakeDaemon::start(Manners::default());
+    daemon.state().course = vec![step(CopyState::Running, "")];
+    let arguments = ["copy", "create", "a", "--from", "unix:/x", "--wait"];
+    let child = snapctl(&daemon, &[&arguments[..], &["--quiet"]].concat())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It waits when it has asked.
+    while daemon
+        .state()
+        .copies
+        .values()
+        .all(|script| script.len() > 1)
+    {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let (code, _, stderr) = finished(child.wait_with_output().unwrap());
+    assert_eq!(
+        (code, stderr.as_str()),
+        (
+            130,
+            "snapctl: wait for copy-00000000000000001: interrupted; the copy goes on, and \
+             `snapctl copy cancel copy-00000000000000001` ends it\n"
+        )
+    );
 }

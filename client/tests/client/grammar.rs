@@ -38,7 +38,7 @@ fn old_spellings_stay() {
     }
     // These end otherwise where the kernel has such devices, but in the same way.
     for (old, new) in [
-        (["map", "disk"], ["device", "map", "disk"]),
+        (["map", "volume/none"], ["device", "map", "volume/none"]),
         (["unmap", "x"], ["device", "unmap", "x"]),
     ] {
         let ended = run(&daemon, &old);

@@ -20,5 +20,6 @@ mod snapctl;
 mod snapshots;
 mod terminal;
 mod upload;
+mod usage;
 mod vhd;
 mod volumes;

@@ -287,5 +287,5 @@ fn a_name_as_long_as_can_be_is_taken() {
     assert_eq!(fs::read(&path).unwrap(), b"");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     let error = NewFile::create(dir.path(), Existing::Replace).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert_eq!(error.kind(), ErrorKind::File);
 }

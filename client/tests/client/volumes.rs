@@ -131,16 +131,24 @@ fn snapctl_answers_people_and_programs() {
          NBD     nbd+unix:///volume/web/db?socket=/data/nbd.sock\n\
          NBD     nbd://127.0.0.1:10809/volume/web/db\n\
          \n\
-         qemu-system-x86_64 -drive 'if=virtio,format=raw,file=nbd+unix:///volume/web/db?socket=/data/nbd.sock'\n\
-         nbd-client -unix /data/nbd.sock -N volume/web/db /dev/nbd0\n\
-         nbd-client 127.0.0.1 10809 -N volume/web/db /dev/nbd0\n"
+         snapctl device map volume/web/db\n\
+         qemu-system-x86_64 -drive if=virtio,format=raw,discard=unmap,file.driver=nbd,file.server.type=unix,\
+         file.server.path=/data/nbd.sock,file.export=volume/web/db,file.reconnect-delay=600\n"
     );
     for command in ["attach", "delete"] {
         let (code, _, stderr) = run(&daemon, &["volume", command, "web/db"]);
         assert_eq!(code, 8, "{stderr}");
+        let takes = if command == "attach" {
+            "; --force takes it over"
+        } else {
+            ""
+        };
         assert_eq!(
             stderr,
-            format!("snapctl: {command} volume web/db: volume web/db is attached\n")
+            format!(
+                "snapctl: {command} volume web/db: volume web/db is attached: \
+                 `snapctl volume detach web/db` first{takes}\n"
+            )
         );
     }
     volume["attached_at"] = json!("2023-11-14T22:13:20Z");
@@ -187,7 +195,10 @@ fn a_wrong_command_line_is_told_what_is_wrong() {
     let daemon = FakeDaemon::start(Manners::default());
     for (arguments, said) in [
         (&["create", "--size", "1G"][..], "<NAME"),
-        (&["create", "a"], "--size"),
+        (
+            &["create", "a"],
+            "snapctl: create volume a: give --size, or --from SNAPSHOT\n",
+        ),
         (
             &["create", "a", "--name", "b", "--size", "1G"],
             "cannot be used",

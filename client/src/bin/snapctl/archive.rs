@@ -113,13 +113,14 @@ pub(crate) async fn write(
         None => Some(NewFile::create(file, existing).map_err(mention_force)?),
     };
     let client = options.connect().await?;
+    let snapshot = options.named.snapshot(&client, snapshot).await?;
     let progress = Arc::new(Progress::default());
     let mut archive = client
         .archive(snapshot)
         .progress(Arc::clone(&progress))
         .cancel_on(crate::interrupted());
     if let Some(since) = since {
-        archive = archive.since(since);
+        archive = archive.since(options.named.snapshot(&client, &since).await?);
     }
     let name = file.display().to_string();
     let (to, name, is_stdout) = match (stream, &target) {

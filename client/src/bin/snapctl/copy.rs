@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use futures::TryStreamExt as _;
 use serde::Serialize;
 use varve_client::{
-    Client, Copy, CopyEstimate, CopySource, CopyState, ErrorKind, NewCopy, Progress,
+    Client, Copy, CopyEstimate, CopySource, CopyState, Error, ErrorKind, NewCopy, Progress,
 };
 
 use crate::{
@@ -198,9 +198,9 @@ impl Copies {
                 show(&client.limit_copy(&copy, limit).await?, options)
             }
             (Some(Command::Create(new)), _) | (None, Some(new)) => new.run(&client, options).await,
-            (None, None) => Err(Failure::local(
+            (None, None) => Err(Failure::usage(
                 "copy",
-                "say which snapshot, and --from where".to_owned(),
+                "say which snapshot, and --from where",
             )),
         }
     }
@@ -209,10 +209,9 @@ impl Copies {
 impl New {
     async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
         if self.name.is_some() && self.snapshots.len() > 1 {
-            return Err(Failure::local(
+            return Err(Failure::usage(
                 "copy",
-                "--name is for one snapshot; several keep the names that they have there"
-                    .to_owned(),
+                "--name is for one snapshot; several keep the names that they have there",
             ));
         }
         let mut copies = Vec::with_capacity(self.snapshots.len());
@@ -232,14 +231,29 @@ impl New {
         if self.wait {
             let progress = Arc::new(Progress::default());
             let ids: Vec<_> = copies.iter().map(|copy| copy.id.clone()).collect();
+            let interrupted = crate::interrupted();
             let waiting = client.ended_copies(&ids, &progress, |copy| tell(copy, options));
-            copies = meter::watch("copy", options.quiet, Arc::clone(&progress), waiting).await?;
+            let waiting = meter::watch("copy", options.quiet, Arc::clone(&progress), waiting);
+            copies = tokio::select! {
+                copies = waiting => copies?,
+                () = interrupted => return Err(goes_on(&ids).into()),
+            };
         }
         match &*copies {
             [one] => show(one, options),
             several => list(several, options),
         }
     }
+}
+
+/// The error for waiting that was interrupted.
+fn goes_on(ids: &[String]) -> Error {
+    let (what, ids) = (
+        format!("wait for {}", ids.join(", ")),
+        ids.join("` and `snapctl copy cancel "),
+    );
+    let why = format!("interrupted; the copy goes on, and `snapctl copy cancel {ids}` ends it");
+    Error::new(ErrorKind::Cancelled, what, why)
 }
 
 /// Says why a copy does not go on, and that it does again.

@@ -10,16 +10,18 @@ use crate::output::{self, Output};
 
 /// The exit codes, for `--help`.
 pub(crate) const HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such snapshot or volume, 4 exists already, 5 daemon not reachable, \
-6 damage found, 7 no space left, 8 not possible in this state (as of a volume that is attached), 130 interrupted, 141 whoever read the output is gone.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, or a value that cannot be, 3 no such snapshot or volume, 4 exists already, 5 daemon not reachable, \
+6 damage found, 7 no space left, 8 not possible in this state (as of a volume that is attached), 130 interrupted, 141 whoever read the output is gone.
+
+With --output json an error is JSON as well, on standard error: {\"error\": {\"kind\": KIND, \"message\": TEXT}}, and nothing else is \
+written there. KIND is one of: not_found, already_exists, invalid, conflict, unreachable, out_of_space, damaged, unavailable, denied, file, \
+cancelled, internal. (Damage that a verification finds is a result, on standard output.)";
 
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The library, or the daemon behind it, says why.
     Client(Error),
-    /// The command line is wrong in a way that shows only when it is used.
-    Usage(Error),
     /// Verification found damage, and has said so.
     Violations,
     /// A signal ended it.
@@ -34,6 +36,11 @@ impl Failure {
         Self::Client(Error::new(ErrorKind::File, what, why))
     }
 
+    /// The command line is wrong in a way that shows only when it is used.
+    pub(crate) fn usage(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Client(Error::new(ErrorKind::Invalid, what, why))
+    }
+
     /// Standard output did not take what was written.
     pub(crate) fn output(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
@@ -43,23 +50,21 @@ impl Failure {
         }
     }
 
-    /// Says what to do about a connection that failed, where that is known.
-    pub(crate) fn advised(self, endpoint: Option<&str>) -> Self {
-        match self {
-            Self::Client(error) => match advice(&error, endpoint.unwrap_or_default()) {
-                Some(advice) => {
-                    let why = format!("{}: {advice}", error.why());
-                    Self::Client(Error::new(error.kind(), error.what(), why))
-                }
-                None => Self::Client(error),
-            },
-            other => other,
+    /// Adds what is known beside it.
+    pub(crate) fn with_advice(self, advice: Option<String>) -> Self {
+        match (self, advice) {
+            (Self::Client(error), Some(advice)) => {
+                let why = format!("{}: {advice}", error.why());
+                Self::Client(Error::new(error.kind(), error.what(), why))
+            }
+            (other, _) => other,
         }
     }
 
     fn code(&self) -> u8 {
         match self {
             Self::Client(error) => match error.kind() {
+                ErrorKind::Invalid => 2,
                 ErrorKind::NotFound => 3,
                 ErrorKind::AlreadyExists => 4,
                 ErrorKind::Unreachable => 5,
@@ -69,7 +74,6 @@ impl Failure {
                 ErrorKind::Cancelled => 130,
                 _ => 1,
             },
-            Self::Usage(_) => 2,
             Self::Violations => 6,
             Self::Interrupted => 130,
             // As if killed by SIGPIPE.
@@ -95,7 +99,7 @@ impl From<Error> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Client(error) | Self::Usage(error) => error.fmt(f),
+            Self::Client(error) => error.fmt(f),
             Self::Violations => f.write_str("damage was found"),
             Self::Interrupted => f.write_str("interrupted"),
             Self::OutputClosed => f.write_str("the output was closed"),
@@ -103,35 +107,10 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What to do about a connection that failed; the library below tells only what it saw.
-fn advice(error: &Error, endpoint: &str) -> Option<&'static str> {
-    if error.kind() != ErrorKind::Unreachable {
-        return None;
-    }
-    let saw = |text: &str| error.why().contains(text);
-    if saw("CertificateRequired") {
-        Some("the daemon asks for a certificate: give --tls-cert and --tls-key")
-    } else if saw("received fatal alert: UnknownCA")
-        || saw("received fatal alert: BadCertificate")
-        || saw("received fatal alert: CertificateUnknown")
-        || saw("received fatal alert: CertificateExpired")
-    {
-        Some("the daemon does not accept the certificate of --tls-cert")
-    } else if saw("UnknownIssuer") {
-        Some("give the authority that signed the daemon's certificate: --tls-ca")
-    } else if saw("InvalidContentType") {
-        Some("does it want http?")
-    } else if endpoint.starts_with("http://") && saw("lost the connection") {
-        Some("does it want https?")
-    } else {
-        None
-    }
-}
-
 /// Says why a command failed, and gives its exit code.
 pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
     let kind = match failure {
-        Failure::Client(error) | Failure::Usage(error) => Some(error.kind()),
+        Failure::Client(error) => Some(error.kind()),
         Failure::Interrupted => Some(ErrorKind::Cancelled),
         Failure::Violations | Failure::OutputClosed => None,
     };
@@ -148,53 +127,4 @@ pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
 pub(crate) fn tell_json(kind: ErrorKind, message: &str) {
     let error = json!({ "error": { "kind": kind.as_str(), "message": message } });
     output::tell(printable_json(&error.to_string()));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn said(why: &str, endpoint: &str) -> String {
-        let error = Error::new(ErrorKind::Unreachable, "get status", why);
-        Failure::Client(error).advised(Some(endpoint)).to_string()
-    }
-
-    #[test]
-    fn failed_connections_come_with_advice() {
-        let (https, http) = ("https://eu:7420", "http://eu:7420");
-        for (why, endpoint, advice) in [
-            (
-                "received fatal alert: CertificateRequired",
-                https,
-                ": the daemon asks for a certificate: give --tls-cert and --tls-key",
-            ),
-            (
-                "received fatal alert: UnknownCA",
-                https,
-                ": the daemon does not accept the certificate of --tls-cert",
-            ),
-            (
-                "invalid peer certificate: UnknownIssuer",
-                https,
-                ": give the authority that signed the daemon's certificate: --tls-ca",
-            ),
-            (
-                "lost the connection to the daemon: broken pipe",
-                http,
-                ": does it want https?",
-            ),
-            ("lost the connection to the daemon: broken pipe", https, ""),
-            (
-                "lost the connection to the daemon: broken pipe",
-                "unix:/x",
-                "",
-            ),
-        ] {
-            let whole = format!("get status: {why}{advice}");
-            assert_eq!(said(why, endpoint), whole);
-        }
-        let error = Error::new(ErrorKind::NotFound, "show", "lost the connection");
-        let failure = Failure::Client(error).advised(Some(http));
-        assert_eq!(failure.to_string(), "show: lost the connection");
-    }
 }

@@ -18,7 +18,7 @@ use varve_client::{
 use crate::{
     Options, archive,
     exit::Failure,
-    image::Format,
+    image::{Format, expected_by_name},
     meter,
     output::{self, Output, SnapshotJson},
     qemu,
@@ -39,9 +39,9 @@ pub(crate) struct Export {
     snapshot: String,
     /// File or block device to write; - for standard output
     file: PathBuf,
-    /// What the image is written in
-    #[arg(long, value_enum, default_value_t = FormatChoice::Raw)]
-    format: FormatChoice,
+    /// What the image is written in [default: raw]
+    #[arg(long, value_enum)]
+    format: Option<FormatChoice>,
     /// Write an archive: all there is to the snapshot, compressed, for `import --archive` into another store
     #[arg(long, conflicts_with = "format")]
     archive: bool,
@@ -86,7 +86,15 @@ impl Export {
         }
         let stream = Stream::open(&self.file, existing).await?;
         let is_stdout = stream.as_ref().is_some_and(|stream| stream.is_stdout);
-        let report = match (self.format, stream) {
+        if let (None, None, Some(looks)) = (self.format, &stream, expected_by_name(&self.file)) {
+            let file = self.file.display();
+            let advice = match looks {
+                Format::Qcow2 => "--format qcow2 makes it what its name says",
+                _ => "only raw and qcow2 can be written",
+            };
+            options.remark(format_args!("{file} is written as a raw image; {advice}"));
+        }
+        let report = match (self.format.unwrap_or(FormatChoice::Raw), stream) {
             (FormatChoice::Raw, Some(stream)) => {
                 let client = options.connect().await?;
                 let sink = StreamSink::new(stream.to, stream.name);
@@ -190,6 +198,7 @@ async fn download(
     options: &Options,
 ) -> Result<DownloadReport, Failure> {
     let progress = Arc::new(Progress::default());
+    let snapshot = options.named.snapshot(client, snapshot).await?;
     let download = client
         .download(snapshot)
         .progress(Arc::clone(&progress))

@@ -162,7 +162,10 @@ impl Intake {
                 }
                 Looks::Image(found) => {
                     break match choice {
-                        FormatChoice::Is(format) => format,
+                        FormatChoice::Is(format) => {
+                            check_begins(&part, found, format)?;
+                            format
+                        }
                         FormatChoice::Auto => {
                             check_name(&part, found, path.as_deref())?;
                             found
@@ -176,7 +179,9 @@ impl Intake {
             }
         };
         if disk.is_some() && !in_ova {
-            return Err(part.refused("--disk is for an OVA, and it looks like none"));
+            let what = format!("import {}", part.name());
+            let why = "--disk is for an OVA, and it looks like none";
+            return Err(Error::new(ErrorKind::Invalid, what, why));
         }
         if format == Format::Raw {
             let name = part.name().to_owned();
@@ -242,6 +247,20 @@ fn not_taken(looks: Looks) -> String {
         Looks::Ova => "it looks like an OVA within another".to_owned(),
         Looks::Image(_) | Looks::Packed(_) => "it is not taken here".to_owned(),
     }
+}
+
+/// That an image begins as one does of the format that was said, where all of them begin alike.
+fn check_begins(part: &Part, found: Format, said: Format) -> Result<()> {
+    use Format::{Parallels, Qcow2, Qed, Vdi, Vhdx};
+    let alike = matches!(said, Qcow2 | Vhdx | Vdi | Qed | Parallels);
+    // What a device is, nobody has looked at.
+    if found == said || !alike || part.is_device() {
+        return Ok(());
+    }
+    let why = format!(
+        "it does not begin as a {said} image does; without --format the format is found out"
+    );
+    Err(part.refused(why))
 }
 
 /// That a file that would be taken for a raw disk is not called otherwise: it may have lost what
@@ -315,7 +334,7 @@ fn copy(
     let counted = Counted { reader, progress };
     let failed = |error| Error::file(format!("read {name}"), error);
     let plain: Box<dyn Read + Send> = match packing {
-        Some(packing) => unpacked(packing, counted).map_err(failed)?,
+        Some(packing) => Box::new(Packed(unpacked(packing, counted).map_err(failed)?)),
         None => Box::new(counted),
     };
     let mut bounded = Bounded {
@@ -324,6 +343,21 @@ fn copy(
     };
     let file = FileSource::spool(&mut bounded, &name)?.into_file();
     Part::whole(file, name)
+}
+
+/// Says of something packed that ends too early that it does.
+struct Packed(Box<dyn Read + Send>);
+
+impl Read for Packed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(buffer);
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                io::Error::new(error.kind(), format!("it is cut off: {error}"))
+            }
+            _ => error,
+        })
+    }
 }
 
 /// Counts what is read.

@@ -21,8 +21,8 @@ pub(crate) struct Listing {
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
     /// At most this many
-    #[arg(long, value_name = "COUNT")]
-    limit: Option<usize>,
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
 }
 
 impl Listing {
@@ -31,6 +31,7 @@ impl Listing {
     }
 
     pub(crate) fn limit(&self) -> usize {
-        self.limit.unwrap_or(usize::MAX)
+        let limit = self.limit.map(usize::try_from);
+        limit.and_then(Result::ok).unwrap_or(usize::MAX)
     }
 }

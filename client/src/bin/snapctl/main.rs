@@ -5,7 +5,9 @@
 // What is said goes through what can fail and escapes: `println` panics where nobody can be told.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod advice;
 mod archive;
+mod authorities;
 mod copy;
 mod exit;
 mod export;
@@ -15,6 +17,7 @@ mod intake;
 mod listing;
 mod map;
 mod meter;
+mod named;
 mod output;
 mod qemu;
 mod remote;
@@ -35,10 +38,16 @@ use clap::{
 use clap_complete::Shell;
 use varve_client::{Client, Endpoint, Error, ErrorKind, Result as ClientResult, Tls};
 
-use self::{exit::Failure, output::Output, signals::interrupted, silence::Silence};
+use self::{
+    advice::Asked, exit::Failure, named::Named, output::Output, signals::interrupted,
+    silence::Silence,
+};
 
 /// How long threads may go on after a command has failed: they may have files to remove.
 const THREADS_TIME: Duration = Duration::from_secs(1);
+
+/// How long looking for advice may take.
+const ADVICE_TIME: Duration = Duration::from_secs(2);
 
 /// Keep, compare and restore snapshots of block volumes, and volumes that are written to.
 #[derive(Debug, Parser)]
@@ -91,11 +100,13 @@ struct Options {
     /// Give up when the daemon has not answered, nor gone on with anything, for this long [default: never]
     #[arg(long, global = true, hide_short_help = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
-    /// Neither progress nor remarks
+    /// Neither progress nor remarks; with JSON there are none
     #[arg(long, short, global = true)]
     quiet: bool,
     #[arg(skip)]
     silence: Silence,
+    #[arg(skip)]
+    named: Named,
 }
 
 #[derive(Debug, Subcommand)]
@@ -145,7 +156,7 @@ impl Options {
     fn endpoint(&self) -> Result<Option<Endpoint>, Failure> {
         let given = self.endpoint.as_ref();
         let endpoint = given.map(|text| text.parse()).transpose();
-        endpoint.map_err(Failure::Usage)
+        Ok(endpoint?)
     }
 
     async fn connect(&self) -> Result<Client, Failure> {
@@ -165,8 +176,8 @@ impl Options {
             }
         };
         let client = connected.map_err(|error| match given {
-            Some(_) => error,
-            None => {
+            // Somebody is there, or it may not be asked.
+            None if error.why().ends_with("is varved running there?") => {
                 let why = format!(
                     "{} It prints a line `export VARVE_ENDPOINT=...` at its start; that or \
                      --endpoint says where it is",
@@ -174,6 +185,7 @@ impl Options {
                 );
                 Error::new(error.kind(), error.what(), why)
             }
+            _ => error,
         })?;
         self.silence.listen_to(&client);
         Ok(client)
@@ -186,15 +198,34 @@ impl Options {
         };
         let mut tls = Tls::default();
         if let Some(authorities) = &self.tls_ca {
-            tls = tls.trusting(read(authorities)?);
+            tls = tls.trusting(authorities::read(authorities)?);
         }
         match (&self.tls_cert, &self.tls_key) {
             (Some(cert), Some(key)) => Ok(tls.showing(read(cert)?, read(key)?)),
             (None, None) => Ok(tls),
-            _ => Err(Failure::local(
+            _ => Err(Failure::usage(
                 "connect",
-                "--tls-cert and --tls-key have no use without each other".to_owned(),
+                "--tls-cert and --tls-key have no use without each other",
             )),
+        }
+    }
+
+    /// What there is where something of the other kind was asked for. The failure is told without it if that takes long.
+    async fn other(&self) -> Option<String> {
+        let asking = async {
+            let client = self.connect().await?;
+            Ok::<_, Failure>(self.named.advice(&client).await?)
+        };
+        let asked = tokio::time::timeout(ADVICE_TIME, asking).await;
+        asked.ok()?.ok()?
+    }
+
+    /// How the daemon was to be reached, for advice.
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            endpoint: self.endpoint.as_deref().unwrap_or_default(),
+            tls_ca: self.tls_ca.as_deref(),
+            has_cert: self.tls_cert.is_some(),
         }
     }
 
@@ -258,9 +289,11 @@ fn doubled_tag(matches: &ArgMatches) -> Option<String> {
 }
 
 fn main() -> ExitCode {
-    let cli = command_line();
+    let mut cli = command_line();
     init_log();
     let output = cli.options.output;
+    // What programs read on standard error is one error, or nothing.
+    cli.options.quiet |= output == Output::Json;
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -294,7 +327,15 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         () = signals => Err(Failure::Interrupted),
         failure = options.silence.watch(&options) => Err(failure),
     };
-    done.map_err(|failure| failure.advised(options.endpoint.as_deref()))
+    let Err(failure) = done else {
+        return Ok(());
+    };
+    let advice = match &failure {
+        Failure::Client(error) if error.kind() == ErrorKind::NotFound => options.other().await,
+        Failure::Client(error) => advice::advice(error, options.asked()),
+        _ => None,
+    };
+    Err(failure.with_advice(advice))
 }
 
 async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {

@@ -1,13 +1,16 @@
 //! `snapctl remote`.
 
-use std::path::{self, PathBuf};
+use std::{
+    fs, io,
+    path::{self, Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use varve_client::{Client, Error, ErrorKind, Remote};
+use varve_client::{Client, Endpoint, Error, ErrorKind, Remote};
 
 use crate::{
-    Options,
+    Options, authorities,
     exit::Failure,
     output::{self, Output},
 };
@@ -131,6 +134,20 @@ impl Create {
             let absolute = path::absolute(&path);
             absolute.map_err(|error| Error::file(format!("find {}", path.display()), error))
         };
+        // The files are the daemon's: whether they are there is known here if it is on this machine.
+        if options.endpoint()?.as_ref().is_none_or(Endpoint::is_unix) {
+            let files = [
+                self.ca.as_deref(),
+                self.cert.as_deref(),
+                self.key.as_deref(),
+            ];
+            for file in files.into_iter().flatten() {
+                check_there(file)?;
+            }
+            if let Some(ca) = &self.ca {
+                check_authorities(ca)?;
+            }
+        }
         let identity = match self.cert.zip(self.key) {
             Some((cert, key)) => Some((absolute(cert)?, absolute(key)?)),
             None => None,
@@ -145,6 +162,24 @@ impl Create {
         };
         let added = client.add_remote(remote).await?;
         show(&added, options)
+    }
+}
+
+fn check_there(file: &Path) -> Result<(), Error> {
+    match fs::metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(Error::file(format!("read {}", file.display()), error))
+        }
+        // What cannot be read here may be readable for the daemon.
+        _ => Ok(()),
+    }
+}
+
+/// That there is a certificate in it, if it can be read here.
+fn check_authorities(file: &Path) -> Result<(), Error> {
+    match authorities::read(file) {
+        Err(error) if error.kind() == ErrorKind::Invalid => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     output::{self, Output, SnapshotJson},
 };
 
-/// What `snapshot` takes. A snapshot is given by its name or its id.
+/// What `snapshot` takes. A snapshot is given by its name or its id, with or without `snapshot/` in front.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snapshot {
     /// Make a snapshot of a volume, or of several at one instant, while they are in use or not
@@ -34,11 +34,12 @@ pub(crate) enum Snapshot {
         /// Name or id
         snapshot: String,
     },
-    /// Delete a snapshot; one that is pending is cancelled
+    /// Delete snapshots, one after the other; one that is pending is cancelled
     #[command(visible_alias = "rm")]
     Delete {
-        /// Name or id
-        snapshot: String,
+        /// Names or ids
+        #[arg(required = true, value_name = "SNAPSHOT")]
+        snapshots: Vec<String>,
     },
     /// Set and remove tags of a snapshot
     Tag(Tag),
@@ -105,21 +106,17 @@ impl Snapshot {
         match self {
             Self::Create(create) => create.run(&client, options).await,
             Self::List(listing) => list(listing, &client, options).await,
-            Self::Show { snapshot } => show(&client.snapshot(&snapshot).await?, options),
-            Self::Delete { snapshot } => {
-                let deleted = client.delete_snapshot(&snapshot).await?;
-                match options.output {
-                    Output::Json => output::json(&SnapshotJson::from(&deleted)),
-                    Output::Table | Output::Wide => {
-                        output::line(format_args!("deleted {} ({})", deleted.name, deleted.id))
-                    }
-                }
+            Self::Show { snapshot } => {
+                let snapshot = options.named.snapshot(&client, &snapshot).await?;
+                show(&client.snapshot(&snapshot).await?, options)
             }
+            Self::Delete { snapshots } => delete(&snapshots, &client, options).await,
             Self::Tag(Tag {
                 snapshot,
                 tags,
                 remove,
             }) => {
+                let snapshot = options.named.snapshot(&client, &snapshot).await?;
                 let tagged = client
                     .tag_snapshot(&snapshot, BTreeMap::from_iter(tags), remove)
                     .await?;
@@ -134,9 +131,11 @@ impl Snapshot {
 impl Create {
     async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
         let tags = BTreeMap::from_iter(self.tags);
-        let mut snapshots = client
-            .create_snapshots(&self.volumes, &self.name, tags)
-            .await?;
+        let mut volumes = Vec::with_capacity(self.volumes.len());
+        for volume in &self.volumes {
+            volumes.push(options.named.volume(client, volume).await?);
+        }
+        let mut snapshots = client.create_snapshots(&volumes, &self.name, tags).await?;
         if self.wait {
             let progress = Arc::new(Progress::default());
             let ids: Vec<_> = snapshots.iter().map(|it| it.id.clone()).collect();
@@ -156,6 +155,26 @@ impl Create {
             }),
             (several, output) => table(several, output),
         }
+    }
+}
+
+/// Ends with the first that cannot be deleted.
+async fn delete(names: &[String], client: &Client, options: &Options) -> Result<(), Failure> {
+    let mut all = Vec::with_capacity(names.len());
+    for name in names {
+        let name = options.named.snapshot(client, name).await?;
+        let deleted = client.delete_snapshot(&name).await?;
+        if options.output != Output::Json {
+            output::line(format_args!("deleted {} ({})", deleted.name, deleted.id))?;
+        }
+        all.push(deleted);
+    }
+    match (&*all, options.output) {
+        ([one], Output::Json) => output::json(&SnapshotJson::from(one)),
+        (several, Output::Json) => output::json(&ListJson {
+            snapshots: several.iter().map(SnapshotJson::from).collect(),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -243,8 +262,10 @@ impl Diff {
     /// Extents are written as they come: there may be millions.
     async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
         let json = options.output == Output::Json;
+        let base = options.named.snapshot(client, &self.base).await?;
+        let target = options.named.snapshot(client, &self.target).await?;
         let mut extents = client
-            .diff_snapshots(&self.base, &self.target)
+            .diff_snapshots(&base, &target)
             .await?
             .ready_chunks(1000);
         let mut totals = Totals::default();
@@ -372,7 +393,8 @@ impl<'a> From<&'a Violation> for ViolationJson<'a> {
 
 async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<(), Failure> {
     let progress = Arc::new(Progress::default());
-    let messages = client.verify_snapshot(snapshot).await?;
+    let name = options.named.snapshot(client, snapshot).await?;
+    let messages = client.verify_snapshot(&name).await?;
     let checking = messages.try_fold(Findings::default(), |mut findings, message| {
         progress.set_total(message.total_bytes);
         progress.set_done(message.checked_bytes);

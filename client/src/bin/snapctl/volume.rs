@@ -16,7 +16,7 @@ use crate::{
     size::parse_size,
 };
 
-/// What `volume` takes. A volume is given by its name or its id.
+/// What `volume` takes. A volume is given by its name or its id, with or without `volume/` in front.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Volume {
     /// Make a volume, of zeros or with the content of a snapshot
@@ -56,11 +56,12 @@ pub(crate) enum Volume {
         /// Name or id
         volume: String,
     },
-    /// Delete a volume that is not attached
+    /// Delete volumes that are not attached, one after the other
     #[command(visible_alias = "rm")]
     Delete {
-        /// Name or id
-        volume: String,
+        /// Names or ids
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<String>,
     },
     /// Set and remove tags of a volume
     Tag(Tag),
@@ -81,7 +82,7 @@ pub(crate) struct Create {
     )]
     name_option: Option<String>,
     /// Its size, as in 512M or 10G, or in bytes [default: the snapshot's]
-    #[arg(long, value_parser = parse_size, required_unless_present = "from")]
+    #[arg(long, value_parser = parse_size)]
     size: Option<u64>,
     /// Name or id of the snapshot whose content it begins with
     #[arg(long, value_name = "SNAPSHOT")]
@@ -135,16 +136,29 @@ struct AttachJson<'a> {
 
 impl Volume {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        if let Self::Create(create) = &self {
+            create.check()?;
+        }
         let client = options.connect().await?;
         match self {
-            Self::Create(create) => show(&client.create_volume(create.into()).await?, options),
+            Self::Create(mut create) => {
+                if let Some(from) = &create.from {
+                    create.from = Some(options.named.snapshot(&client, from).await?);
+                }
+                show(&client.create_volume(create.into()).await?, options)
+            }
             Self::Clone(clone) => show(&client.clone_volume(clone.into()).await?, options),
             Self::Resize { volume, size } => {
+                let volume = options.named.volume(&client, &volume).await?;
                 show(&client.resize_volume(&volume, size).await?, options)
             }
             Self::List(listing) => list(listing, &client, options).await,
-            Self::Show { volume } => show(&client.volume(&volume).await?, options),
+            Self::Show { volume } => {
+                let volume = options.named.volume(&client, &volume).await?;
+                show(&client.volume(&volume).await?, options)
+            }
             Self::Attach { volume, force } => {
+                let volume = options.named.volume(&client, &volume).await?;
                 let attached = client.attach_volume(&volume, force).await?;
                 match options.output {
                     Output::Json => output::json(&AttachJson {
@@ -155,22 +169,32 @@ impl Volume {
                 }
             }
             Self::Detach { volume } => {
+                let volume = options.named.volume(&client, &volume).await?;
                 let detached = client.detach_volume(&volume).await?;
                 done("detached", &detached, options)
             }
-            Self::Delete { volume } => {
-                let deleted = client.delete_volume(&volume).await?;
-                done("deleted", &deleted, options)
-            }
+            Self::Delete { volumes } => delete(&volumes, &client, options).await,
             Self::Tag(Tag {
                 volume,
                 tags,
                 remove,
             }) => {
+                let volume = options.named.volume(&client, &volume).await?;
                 let tags = BTreeMap::from_iter(tags);
                 show(&client.tag_volume(&volume, tags, remove).await?, options)
             }
         }
+    }
+}
+
+impl Create {
+    fn check(&self) -> Result<(), Failure> {
+        if self.size.is_some() || self.from.is_some() {
+            return Ok(());
+        }
+        let name = self.name.as_ref().or(self.name_option.as_ref());
+        let what = format!("create volume {}", name.map_or("", String::as_str));
+        Err(Failure::usage(what, "give --size, or --from SNAPSHOT"))
     }
 }
 
@@ -194,6 +218,26 @@ impl From<Clone> for NewClone {
             size_bytes: clone.size,
             tags: BTreeMap::from_iter(clone.tags),
         }
+    }
+}
+
+/// Ends with the first that cannot be deleted.
+async fn delete(names: &[String], client: &Client, options: &Options) -> Result<(), Failure> {
+    let mut all = Vec::with_capacity(names.len());
+    for name in names {
+        let name = options.named.volume(client, name).await?;
+        let deleted = client.delete_volume(&name).await?;
+        if options.output != Output::Json {
+            done("deleted", &deleted, options)?;
+        }
+        all.push(deleted);
+    }
+    match (&*all, options.output) {
+        ([one], Output::Json) => done("deleted", one, options),
+        (several, Output::Json) => output::json(&ListJson {
+            volumes: several.iter().map(VolumeJson::from).collect(),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -298,31 +342,38 @@ fn how_to_use(attached: &Attachment) -> String {
     facts.extend(attached.nbd_uris.iter().map(|uri| ("NBD", uri.clone())));
     let mut text = output::facts(&facts);
     text.push('\n');
-    if let Some(uri) = attached.nbd_uris.first() {
-        // A comma would begin QEMU's next option.
-        let drive = format!("if=virtio,format=raw,file={}", uri.replace(',', ",,"));
+    text.push_str(&format!(
+        "snapctl device map {}\n",
+        quoted(&format!("volume/{}", volume.name))
+    ));
+    if let Some(server) = attached.nbd_uris.iter().find_map(|uri| qemu_server(uri)) {
+        // The guest waits while the daemon is started again, and what it discards takes no room.
+        let drive = format!(
+            "if=virtio,format=raw,discard=unmap,file.driver=nbd,{server},file.export=volume/{},file.reconnect-delay=600",
+            volume.name
+        );
         text.push_str(&format!("qemu-system-x86_64 -drive {}\n", quoted(&drive)));
-    }
-    for server in attached.nbd_uris.iter().filter_map(|uri| nbd_server(uri)) {
-        let export = quoted(&format!("volume/{}", volume.name));
-        text.push_str(&format!("nbd-client {server} -N {export} /dev/nbd0\n"));
     }
     text
 }
 
-/// The server of an NBD URI as nbd-client takes it. `None` for what it cannot be told.
-fn nbd_server(uri: &str) -> Option<String> {
+/// The server of an NBD URI as QEMU's options name it. `None` for what they cannot.
+fn qemu_server(uri: &str) -> Option<String> {
+    // A comma would begin the next option.
+    let value = |text: &str| text.replace(',', ",,");
     if let Some(local) = uri.strip_prefix("nbd+unix://") {
         let (_, query) = local.split_once('?')?;
-        let socket = query
-            .split('&')
-            .find_map(|field| field.strip_prefix("socket="))?;
-        return Some(format!("-unix {}", quoted(&percent_decoded(socket)?)));
+        let mut fields = query.split('&');
+        let socket = percent_decoded(fields.find_map(|field| field.strip_prefix("socket="))?)?;
+        let path = value(&socket);
+        return Some(format!("file.server.type=unix,file.server.path={path}"));
     }
     let (address, _) = uri.strip_prefix("nbd://")?.split_once('/')?;
     let (host, port) = address.rsplit_once(':')?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    Some(format!("{} {}", quoted(host), quoted(port)))
+    let host = value(host.trim_start_matches('[').trim_end_matches(']'));
+    Some(format!(
+        "file.server.type=inet,file.server.host={host},file.server.port={port}"
+    ))
 }
 
 fn percent_decoded(text: &str) -> Option<String> {
@@ -350,27 +401,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_are_told_to_nbd_client() {
+    fn servers_are_told_to_qemu() {
         for (uri, server) in [
             (
                 "nbd+unix:///volume/db?socket=/run/varve/nbd.sock",
-                Some("-unix /run/varve/nbd.sock"),
+                Some("type=unix,file.server.path=/run/varve/nbd.sock"),
             ),
             (
-                "nbd+unix:///volume/db?socket=/a%20dir/it%27s",
-                Some("-unix '/a dir/it'\\''s'"),
+                "nbd+unix:///volume/db?socket=/a%20dir/it%27s,1",
+                Some("type=unix,file.server.path=/a dir/it's,,1"),
             ),
-            ("nbd://[::1]:10809/volume/db", Some("::1 10809")),
+            (
+                "nbd://[::1]:10809/volume/db",
+                Some("type=inet,file.server.host=::1,file.server.port=10809"),
+            ),
             (
                 "nbd://127.0.0.1:10809/volume/web/db",
-                Some("127.0.0.1 10809"),
+                Some("type=inet,file.server.host=127.0.0.1,file.server.port=10809"),
             ),
             ("nbd+unix:///volume/db", None),
             ("nbd+unix:///volume/db?socket=/%ff", None),
             ("nbd+unix:///volume/db?socket=/%f", None),
             ("http://example.com/", None),
         ] {
-            assert_eq!(nbd_server(uri).as_deref(), server, "{uri}");
+            let server = server.map(|server| format!("file.server.{server}"));
+            assert_eq!(qemu_server(uri), server, "{uri}");
         }
+        assert_eq!(quoted("a b'c"), "'a b'\\''c'");
     }
 }

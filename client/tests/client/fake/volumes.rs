@@ -1,6 +1,7 @@
 //! Looking after volumes.
 
 use tonic::{Request, Response, Status};
+use varve_content::block::MAX_VOLUME_BYTES;
 use varve_proto::v1::{self, volume_service_server::VolumeService};
 
 use super::Service;
@@ -47,6 +48,9 @@ impl VolumeService for Service {
         let mut state = self.state();
         if state.volumes.contains_key(&request.name) {
             return Err(Status::already_exists(request.name));
+        }
+        if request.size_bytes > MAX_VOLUME_BYTES {
+            return Err(Status::invalid_argument("a volume has at most 16 TiB"));
         }
         let mut volume = v1::Volume {
             id: format!("vol-{:017x}", state.volumes.len() + 1),

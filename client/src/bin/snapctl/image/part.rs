@@ -41,13 +41,13 @@ impl Part {
             seek(&file, SeekFrom::End(0)).map_err(|error| Error::file(what(), error.into()))?
         } else if kind.is_dir() {
             return Err(Error::new(
-                ErrorKind::Invalid,
+                ErrorKind::File,
                 what(),
                 "is a directory, not a disk image",
             ));
         } else {
             let why = "is neither a regular file nor a block device";
-            return Err(Error::new(ErrorKind::Invalid, what(), why));
+            return Err(Error::new(ErrorKind::File, what(), why));
         };
         Ok(Self {
             file: Arc::new(file),
@@ -142,7 +142,7 @@ impl Part {
 
     /// The error for an image that is not taken.
     pub(crate) fn refused(&self, why: impl Into<String>) -> Error {
-        Error::new(ErrorKind::Invalid, format!("import {}", self.name), why)
+        Error::new(ErrorKind::File, format!("import {}", self.name), why)
     }
 
     /// Its bytes from front to back, for a thread of their own.

@@ -1,0 +1,93 @@
+//! Snapshots and volumes as they are named on the command line.
+
+use std::sync::{Mutex, PoisonError};
+
+use varve_client::{Client, Error, ErrorKind, Result};
+
+/// What is to have a name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    Snapshot,
+    Volume,
+}
+
+impl Kind {
+    /// As NBD writes it in front of a name.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot/",
+            Self::Volume => "volume/",
+        }
+    }
+
+    /// Whether the daemon has one of that name or id.
+    async fn has(self, client: &Client, name: &str) -> Result<bool> {
+        let found = match self {
+            Self::Snapshot => client.snapshot(name).await.map(drop),
+            Self::Volume => client.volume(name).await.map(drop),
+        };
+        match found {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The names that a command was given, for advice when there is nothing by one of them.
+#[derive(Debug, Default)]
+pub(crate) struct Named(Mutex<Vec<(Kind, String)>>);
+
+impl Named {
+    /// A snapshot's name or id, without the `snapshot/` that NBD writes in front.
+    pub(crate) async fn snapshot(&self, client: &Client, given: &str) -> Result<String> {
+        self.name(Kind::Snapshot, client, given).await
+    }
+
+    /// A volume's name or id, without the `volume/` that NBD writes in front.
+    pub(crate) async fn volume(&self, client: &Client, given: &str) -> Result<String> {
+        self.name(Kind::Volume, client, given).await
+    }
+
+    async fn name(&self, kind: Kind, client: &Client, given: &str) -> Result<String> {
+        let name = match given.strip_prefix(kind.prefix()) {
+            // Names may begin so, too.
+            Some(rest) if !kind.has(client, given).await? => rest,
+            _ => given,
+        };
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push((kind, name.to_owned()));
+        Ok(name.to_owned())
+    }
+
+    /// What to do if there is something else of a name: a volume where a snapshot was asked for, or the other way round.
+    pub(crate) async fn advice(&self, client: &Client) -> Result<Option<String>, Error> {
+        let all = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for (wanted, name) in all {
+            if wanted.has(client, &name).await? {
+                continue;
+            }
+            let other = match wanted {
+                Kind::Snapshot => Kind::Volume,
+                Kind::Volume => Kind::Snapshot,
+            };
+            let name = name.strip_prefix(other.prefix()).unwrap_or(&name);
+            if !other.has(client, name).await? {
+                continue;
+            }
+            return Ok(Some(match other {
+                Kind::Volume => format!(
+                    "there is a volume \"{name}\": make a snapshot of it first (snapctl snapshot create {name} --name NAME)"
+                ),
+                Kind::Snapshot => format!(
+                    "there is a snapshot \"{name}\": make a volume of it first (snapctl volume create NAME --from {name})"
+                ),
+            }));
+        }
+        Ok(None)
+    }
+}
