@@ -18,7 +18,8 @@ help: ## Show what there is to make
 build: ## Build varved and snapctl
 	@scripts/install-packages build
 	@scripts/build --workspace --bins
-	@echo "Built: $(CARGO_TARGET_DIR)/release/varved and snapctl"
+	@echo "Built varved and snapctl. To have them in a shell:"
+	@echo '    export PATH="$(CARGO_TARGET_DIR)/release:$$PATH"'
 
 demo: build ## From a Debian image to a booted guest, step by step
 	@scripts/install-packages demo

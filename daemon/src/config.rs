@@ -3,6 +3,7 @@
 //! `settings` is the one list of what there is: keys, variables, flags. Here the values get their types.
 //! Every refusal names the setting and where its value came from.
 
+mod cautions;
 mod error;
 mod settings;
 
@@ -17,6 +18,7 @@ use std::{
 use varve_content::Compression;
 use varve_store::io::IoEngine;
 
+pub use cautions::unknown_variables;
 pub use error::ConfigError;
 use settings::Values;
 pub use settings::{Arguments, SETTINGS, Setting};
@@ -156,11 +158,14 @@ impl Config {
         named.unwrap_or_else(|| dir.join("grpc.sock"))
     }
 
-    /// The same of NBD.
+    /// The same of NBD, which is beside gRPC if a setting names only that.
     #[must_use]
     pub fn nbd_unix_in(&self, dir: &Path) -> PathBuf {
         let named = self.nbd.unix.clone();
-        named.unwrap_or_else(|| dir.join("nbd.sock"))
+        named.unwrap_or_else(|| {
+            let beside = self.grpc.unix.as_deref().and_then(Path::parent);
+            nbd_socket(beside.unwrap_or(dir))
+        })
     }
 
     fn load_with(
@@ -211,12 +216,12 @@ impl Config {
             },
             grpc: GrpcConfig {
                 unix: values.path("grpc.unix")?,
-                tcp: values.parse("grpc.tcp", parse_address)?,
+                tcp: values.parse("grpc.tcp", |text| parse_address(text, 7433))?,
                 tls: resolve_tls(values, &GRPC_TLS)?,
             },
             nbd: NbdConfig {
                 unix: values.path("nbd.unix")?,
-                tcp: values.parse("nbd.tcp", parse_address)?,
+                tcp: values.parse("nbd.tcp", |text| parse_address(text, 10809))?,
                 tls: resolve_tls(values, &NBD_TLS)?,
                 tls_required: values
                     .parse("nbd.tls_required", parse_bool)?
@@ -246,8 +251,8 @@ impl Config {
             },
             data_dir,
         };
-        if let (Some(grpc), Some(nbd)) = (&config.grpc.unix, &config.nbd.unix)
-            && grpc == nbd
+        if let Some(grpc) = &config.grpc.unix
+            && *grpc == config.nbd_unix_in(&config.run_dir)
         {
             return Err(ConfigError::Conflict(format!(
                 "grpc.unix and nbd.unix are both {}",
@@ -256,6 +261,11 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// Where NBD's unix socket is in a directory.
+pub(crate) fn nbd_socket(dir: &Path) -> PathBuf {
+    dir.join("nbd.sock")
 }
 
 /// The settings of a service's TLS.
@@ -382,9 +392,9 @@ fn parse_engine(text: &str) -> Result<IoEngine, String> {
         .map_err(|_| "expected auto, io_uring or blocking".to_owned())
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
+fn parse_address(text: &str, port: u16) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
-        "expected an IP address and a port, for example 127.0.0.1:7433 or [::]:7433".to_owned()
+        format!("expected an IP address and a port, for example 127.0.0.1:{port} or [::]:{port}")
     })
 }
 

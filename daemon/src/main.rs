@@ -4,20 +4,20 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 use std::{
+    ffi::OsString,
     fmt::Display,
     io::{Write as _, stderr, stdout},
-    path::Path,
     process::ExitCode,
 };
 
 use clap::Parser;
 use rustix::{fs::Mode, process::umask};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use varve_daemon::{
-    config::{Arguments, Config},
+    config::{self, Arguments, Config},
     descriptors, limits,
-    server::{self, Prepared, Server},
+    server::{self, Addresses, Prepared, Server},
     sockets::Inherited,
     telemetry::{self, Telemetry},
 };
@@ -28,7 +28,8 @@ use varve_daemon::{
     name = "varved",
     version,
     about,
-    args_conflicts_with_subcommands = false
+    args_conflicts_with_subcommands = false,
+    after_help = "All settings, of which these are a few, are described in docs/varved.toml: each has a line of the file and a variable."
 )]
 struct Cli {
     #[command(flatten)]
@@ -43,6 +44,9 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Makes index and catalog again, from the packs and the catalog log, and ends
+    ///
+    /// The store must not be open. Ends with 0 if nothing is damaged, and with 6 if something is: it is listed, and everything else is in the
+    /// new index. With 1 or 2 it could not be done.
     Rebuild,
 }
 
@@ -50,6 +54,8 @@ enum Command {
 const FAILURE: u8 = 1;
 /// What cannot be meant; clap uses the same.
 const USAGE: u8 = 2;
+/// What was found to be damaged; `snapctl` uses the same.
+const DAMAGED: u8 = 6;
 
 fn main() -> ExitCode {
     // Before there are threads: it changes the environment.
@@ -64,6 +70,10 @@ fn main() -> ExitCode {
     if cli.check_config {
         return match Prepared::new(&config) {
             Ok(_) => {
+                let unknown = config::unknown_variables(variables());
+                for caution in unknown.iter().chain(&config.open_addresses()) {
+                    let _ = writeln!(stderr(), "varved: warning: {caution}");
+                }
                 say("the configuration can be used");
                 ExitCode::SUCCESS
             }
@@ -74,6 +84,9 @@ fn main() -> ExitCode {
         Ok(telemetry) => telemetry,
         Err(error) => return complain(error, FAILURE),
     };
+    for unknown in config::unknown_variables(variables()) {
+        warn!("{unknown}");
+    }
     descriptors::raise_limit();
     // What guests have written is nobody else's to read. The sockets have their own permissions.
     umask(Mode::RWXG | Mode::RWXO);
@@ -105,22 +118,29 @@ fn complain(error: impl Display, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Tells whoever has started this. If nobody listens it goes on.
-fn say(line: impl Display) {
-    let _ = writeln!(stdout(), "{line}");
+/// Tells whoever has started this, all at once. If nobody listens it goes on.
+fn say(lines: impl Display) {
+    let _ = stdout().write_all(format!("{lines}\n").as_bytes());
 }
 
-/// What to put into a shell so that `snapctl` finds this daemon.
-fn export_line(socket: &Path) -> String {
-    let endpoint = format!("unix:{}", socket.display());
+/// What to put into a shell so that `snapctl` and NBD clients find this daemon. What is for `snapctl` comes first.
+fn export_lines(addresses: &Addresses) -> String {
+    let endpoint = format!("unix:{}", addresses.grpc_unix.display());
+    let mut lines = export_line("VARVE_ENDPOINT", &endpoint);
+    if !addresses.nbd_unix.as_os_str().is_empty() {
+        let socket = addresses.nbd_unix.display().to_string();
+        lines += &format!("\n{}", export_line("VARVE_NBD", &socket));
+    }
+    lines
+}
+
+/// A variable as a line for a shell.
+fn export_line(name: &str, value: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/:._-+@%,=".contains(c);
-    if endpoint.chars().all(is_plain) {
-        format!("export VARVE_ENDPOINT={endpoint}")
+    if value.chars().all(is_plain) {
+        format!("export {name}={value}")
     } else {
-        format!(
-            "export VARVE_ENDPOINT='{}'",
-            endpoint.replace('\'', "'\\''")
-        )
+        format!("export {name}='{}'", value.replace('\'', "'\\''"))
     }
 }
 
@@ -138,6 +158,11 @@ async fn reload(arguments: &Arguments, server: &Server, telemetry: &Telemetry) {
         error!(error, "the levels of the log stay as they were");
     }
     server.reload().await;
+}
+
+/// The names of this process's variables.
+fn variables() -> impl Iterator<Item = OsString> {
+    std::env::vars_os().map(|(name, _)| name)
 }
 
 async fn serve(
@@ -168,7 +193,7 @@ async fn serve(
             return complain(error, code);
         }
     };
-    say(export_line(&server.addresses().grpc_unix));
+    say(export_lines(server.addresses()));
     let asked = loop {
         tokio::select! {
             asked = signals.next() => match asked {
@@ -205,8 +230,12 @@ async fn serve(
 async fn rebuild(config: &Config) -> ExitCode {
     match varve_store::rebuild(server::store_options(config)).await {
         Ok(report) => {
-            say(report);
-            ExitCode::SUCCESS
+            say(&report);
+            if report.is_whole() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(DAMAGED)
+            }
         }
         Err(error) => complain(error, FAILURE),
     }

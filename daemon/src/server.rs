@@ -107,6 +107,8 @@ impl Prepared {
 pub struct Addresses {
     /// The unix socket of gRPC.
     pub grpc_unix: PathBuf,
+    /// The unix socket of NBD; empty if the service manager has given it another kind of name.
+    pub nbd_unix: PathBuf,
     /// The TCP address of gRPC, with the port that was really taken.
     pub grpc_tcp: Option<SocketAddr>,
     /// The TCP address of NBD, with the port that was really taken.
@@ -126,7 +128,8 @@ pub struct Server {
     /// One for each listener. None ends before the stop.
     services: Vec<Task<()>>,
     addresses: Addresses,
-    tls: Vec<Arc<ServerTls>>,
+    /// With the service that each is of.
+    tls: Vec<(&'static str, Arc<ServerTls>)>,
     _socket_files: [Option<SocketFile>; 2],
 }
 
@@ -206,14 +209,14 @@ impl Server {
             required: config.nbd.tls_required,
         });
         let mode = config.socket_mode;
-        let (grpc_unix, nbd_unix) = sockets::unix_paths(config).await;
+        let (grpc_unix, nbd_unix) = sockets::unix_paths(config, &inherited).await;
         let grpc_unix = sockets::serve_unix(inherited.grpc_unix, &grpc_unix, mode).await?;
         let nbd_unix = sockets::serve_unix(inherited.nbd_unix, &nbd_unix, mode).await?;
         let grpc_tcp = listen_tcp(inherited.grpc_tcp, config.grpc.tcp).await?;
         let nbd_tcp = listen_tcp(inherited.nbd_tcp, config.nbd.tcp).await?;
         let addresses = Addresses {
-            grpc_unix: std::path::absolute(&grpc_unix.path)
-                .unwrap_or_else(|_| grpc_unix.path.clone()),
+            grpc_unix: absolute(&grpc_unix.path),
+            nbd_unix: absolute(&nbd_unix.path),
             grpc_tcp: grpc_tcp.as_ref().map(|(_, address)| *address),
             nbd_tcp: nbd_tcp.as_ref().map(|(_, address)| *address),
             nbd_uris: nbd_uris(
@@ -222,8 +225,10 @@ impl Server {
                 config.nbd.tls.is_some(),
             ),
         };
-        warn_if_open("gRPC", addresses.grpc_tcp, grpc_tls);
-        warn_if_open("NBD", addresses.nbd_tcp, config.nbd.tls.as_ref());
+        let open_grpc = config.open_grpc(addresses.grpc_tcp);
+        for open in open_grpc.iter().chain(&config.open_nbd(addresses.nbd_tcp)) {
+            warn!("{open}");
+        }
 
         let tasks = Tasks::new();
         let stop = CancellationToken::new();
@@ -295,9 +300,9 @@ impl Server {
             ),
         ));
 
-        let tls: Vec<_> = [prepared.grpc_tls, prepared.nbd_tls]
+        let tls: Vec<_> = [("gRPC", prepared.grpc_tls), ("NBD", prepared.nbd_tls)]
             .into_iter()
-            .flatten()
+            .filter_map(|(service, tls)| Some((service, tls?)))
             .collect();
         if !tls.is_empty() {
             let renewed = renew(tls.clone());
@@ -355,8 +360,8 @@ impl Server {
 
     /// Reads files of TLS again: clients who come from now on are served by them.
     pub async fn reload(&self) {
-        for tls in &self.tls {
-            reload(tls, true).await;
+        for (service, tls) in &self.tls {
+            reload(service, tls, true).await;
         }
     }
 
@@ -441,25 +446,27 @@ fn spawn_connections(tasks: &Tasks) -> impl Fn(future::BoxFuture<'static, ()>) +
 }
 
 /// Reads files of TLS again when they change, for as long as it is polled.
-async fn renew(all: Vec<Arc<ServerTls>>) {
+async fn renew(all: Vec<(&'static str, Arc<ServerTls>)>) {
     loop {
         tokio::time::sleep(limits::TLS_FILES_INTERVAL).await;
-        for tls in &all {
-            reload(tls, false).await;
+        for (service, tls) in &all {
+            reload(service, tls, false).await;
         }
     }
 }
 
-async fn reload(tls: &Arc<ServerTls>, in_any_case: bool) {
+async fn reload(service: &str, tls: &Arc<ServerTls>, in_any_case: bool) {
     let cert = tls.cert().to_owned();
     let tls = Arc::clone(tls);
     match tokio::task::spawn_blocking(move || tls.reload(in_any_case)).await {
-        Ok(Ok(true)) => info!(cert = %cert.display(), "files of TLS were read again"),
+        Ok(Ok(true)) => {
+            info!(cert = %cert.display(), "the TLS files of {service} were read again");
+        }
         Ok(Ok(false)) => {}
         Ok(Err(error)) => {
-            error!(%error, "files of TLS have changed and cannot be used: clients are served by the old ones");
+            error!(%error, "the TLS files of {service} cannot be used: clients are served by the old ones");
         }
-        Err(error) => error!(%error, "files of TLS were not read again"),
+        Err(error) => error!(%error, "the TLS files of {service} were not read again"),
     }
 }
 
@@ -475,22 +482,16 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     let _ = stop.run_until_cancelled(work).await;
 }
 
-/// There are no accounts yet: who reaches a TCP address may do everything, and without TLS is not even kept from listening.
-fn warn_if_open(service: &str, address: Option<SocketAddr>, tls: Option<&TlsConfig>) {
-    if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
-        let encrypted = tls.is_some();
-        warn!(
-            %address,
-            encrypted,
-            "{service} is served to the network without authentication: whoever reaches the address has full access"
-        );
-    }
+/// A relative path would mean something else to the reader.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn nbd_uris(unix: &Path, tcp: Option<SocketAddr>, has_tls: bool) -> Vec<String> {
-    // A relative path would mean something else to the reader.
-    let unix = std::path::absolute(unix).unwrap_or_else(|_| unix.to_owned());
-    let mut uris = vec![format!("nbd+unix:///?socket={}", percent_encoded(&unix))];
+    let mut uris = vec![format!(
+        "nbd+unix:///?socket={}",
+        percent_encoded(&absolute(unix))
+    )];
     let scheme = if has_tls { "nbds" } else { "nbd" };
     uris.extend(tcp.map(|address| format!("{scheme}://{address}")));
     uris

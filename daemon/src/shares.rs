@@ -510,6 +510,7 @@ mod tests {
         let shares = shares(2, 1);
         let held = shares.take(remote(1), 1, WITHIN).await.unwrap();
         let own = shares.take(Holder::OWN, 1, WITHIN).await.unwrap();
+        #[allow(clippy::async_yields_async, reason = "one that waits is wanted")]
         let begin = async |holder| {
             let mut taking = Box::pin(shares.take(holder, 1, WITHIN));
             assert!(futures::poll!(&mut taking).is_pending());

@@ -21,7 +21,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tracing::{debug, info, warn};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 
 /// The longest path of a unix socket: `sun_path` has 108 bytes, with the closing zero.
 const UNIX_PATH_BYTES_MAX: usize = 107;
@@ -228,32 +228,53 @@ pub async fn serve_unix(
             file: Some(file),
         });
     };
-    let address = listener.local_addr().ok();
-    let path = address.and_then(|address| address.as_pathname().map(Path::to_owned));
     Ok(UnixService {
+        path: path_of(&listener).unwrap_or_default(),
         listener,
-        path: path.unwrap_or_default(),
         file: None,
     })
 }
 
-/// Where the unix sockets of `config` are. Those that no setting names are in its `run_dir`, so that clients find the daemon without
-/// being told; where they cannot be, or another daemon has its sockets there, they are in the data directory.
-pub async fn unix_paths(config: &Config) -> (PathBuf, PathBuf) {
+/// Where an inherited socket is; it may have another kind of name.
+fn path_of(listener: &UnixListener) -> Option<PathBuf> {
+    let address = listener.local_addr().ok()?;
+    address.as_pathname().map(Path::to_owned)
+}
+
+/// Where the unix sockets of `config` are: gRPC's, then NBD's, which is beside it unless a setting names another place. If nothing says where they
+/// are they are in its `run_dir`, so that clients find the daemon without being told; where they cannot be, or another daemon has its sockets there,
+/// they are in the data directory.
+pub async fn unix_paths(config: &Config, inherited: &Inherited) -> (PathBuf, PathBuf) {
+    let given = |listener: &Option<UnixListener>| listener.as_ref().map(path_of);
+    if let Some(grpc) = given(&inherited.grpc_unix) {
+        let grpc = grpc.unwrap_or_default();
+        let nbd = given(&inherited.nbd_unix).map(Option::unwrap_or_default);
+        let nbd = nbd.or_else(|| config.nbd.unix.clone());
+        if let Some(nbd) = nbd.or_else(|| grpc.parent().map(config::nbd_socket)) {
+            return (grpc, nbd);
+        }
+    }
     let in_dir = |dir: &Path| (config.grpc_unix_in(dir), config.nbd_unix_in(dir));
     let in_data_dir = in_dir(&config.data_dir);
-    if (config.grpc.unix.is_some() && config.nbd.unix.is_some())
-        || config.run_dir == config.data_dir
-    {
+    if config.grpc.unix.is_some() || config.run_dir == config.data_dir {
         return in_data_dir;
     }
     if let Err(why) = make_run_dir(&config.run_dir) {
-        info!(dir = %config.run_dir.display(), %why, "sockets are in the data directory");
+        let why = why.to_string();
+        info!(
+            "cannot use {} ({}): sockets are in {}",
+            config.run_dir.display(),
+            why.split(" (os error").next().unwrap_or(&why),
+            config.data_dir.display()
+        );
         return in_data_dir;
     }
     let in_run_dir = in_dir(&config.run_dir);
-    for path in [&in_run_dir.0, &in_run_dir.1] {
-        if path.starts_with(&config.run_dir) && is_served(path).await {
+    for (path, is_ours) in [
+        (&in_run_dir.0, false),
+        (&in_run_dir.1, inherited.nbd_unix.is_some()),
+    ] {
+        if !is_ours && path.starts_with(&config.run_dir) && is_served(path).await {
             warn!(
                 path = %path.display(),
                 "another daemon has its sockets there: this one has them in its data directory"
@@ -447,23 +468,57 @@ mod tests {
         config
     }
 
+    fn none() -> Inherited {
+        Inherited::default()
+    }
+
+    #[tokio::test]
+    async fn nothing_is_made_for_sockets_that_are_somewhere_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let inherit = |name: &str| Some(UnixListener::bind(path(name)).unwrap());
+        let mut config = config(dir.path());
+        let mut inherited = Inherited {
+            grpc_unix: inherit("given-grpc"),
+            nbd_unix: inherit("given-nbd"),
+            ..none()
+        };
+        let both = unix_paths(&config, &inherited).await;
+        assert_eq!(both, (path("given-grpc"), path("given-nbd")));
+        inherited.nbd_unix = None;
+        let beside = unix_paths(&config, &inherited).await;
+        assert_eq!(beside, (path("given-grpc"), path("nbd.sock")));
+        config.grpc.unix = Some(path("elsewhere/g"));
+        let named = unix_paths(&config, &none()).await;
+        assert_eq!(named, (path("elsewhere/g"), path("elsewhere/nbd.sock")));
+        assert!(!config.run_dir.exists());
+    }
+
     #[tokio::test]
     async fn sockets_are_where_clients_look_unless_they_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let (run, mut config) = (dir.path().join("run"), config(dir.path()));
         let there = (run.join("grpc.sock"), run.join("nbd.sock"));
-        assert_eq!(unix_paths(&config).await, there);
+        assert_eq!(unix_paths(&config, &none()).await, there);
         let mode = fs::metadata(&run).unwrap().permissions().mode();
         assert_eq!(
             mode & 0o777,
             0o755,
             "others reach it if the sockets let them"
         );
-        assert_eq!(unix_paths(&config).await, there, "it is there already");
+        assert_eq!(
+            unix_paths(&config, &none()).await,
+            there,
+            "it is there already"
+        );
         drop(std::os::unix::net::UnixListener::bind(&there.0).unwrap());
-        assert_eq!(unix_paths(&config).await, there, "nobody serves that one");
+        assert_eq!(
+            unix_paths(&config, &none()).await,
+            there,
+            "nobody serves that one"
+        );
         config.nbd.unix = Some("/elsewhere/nbd".into());
-        let (grpc, nbd) = unix_paths(&config).await;
+        let (grpc, nbd) = unix_paths(&config, &none()).await;
         assert_eq!((grpc, nbd), (there.0, "/elsewhere/nbd".into()));
     }
 
@@ -474,25 +529,37 @@ mod tests {
         let data = dir.path().join("data");
         let fallback = (data.join("grpc.sock"), data.join("nbd.sock"));
         config.run_dir = dir.path().join("absent/run");
-        assert_eq!(unix_paths(&config).await, fallback, "it cannot be made");
+        assert_eq!(
+            unix_paths(&config, &none()).await,
+            fallback,
+            "it cannot be made"
+        );
         config.run_dir = dir.path().join("file");
         fs::write(&config.run_dir, "").unwrap();
-        assert_eq!(unix_paths(&config).await, fallback, "it is no directory");
+        assert_eq!(
+            unix_paths(&config, &none()).await,
+            fallback,
+            "it is no directory"
+        );
         config.run_dir = dir.path().join("run");
         fs::create_dir(&config.run_dir).unwrap();
         let other = listen_unix(&config.run_dir.join("nbd.sock"), 0o600)
             .await
             .unwrap();
         assert_eq!(
-            unix_paths(&config).await,
+            unix_paths(&config, &none()).await,
             fallback,
             "another daemon is there"
         );
         drop(other);
-        assert_ne!(unix_paths(&config).await, fallback);
+        assert_ne!(unix_paths(&config, &none()).await, fallback);
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(&config.run_dir, Some(12345), None).unwrap();
-            assert_eq!(unix_paths(&config).await, fallback, "it is another user's");
+            assert_eq!(
+                unix_paths(&config, &none()).await,
+                fallback,
+                "it is another user's"
+            );
         }
     }
 

@@ -13,8 +13,16 @@ use std::{
     time::Duration,
 };
 
-use tracing::{error, level_filters::LevelFilter};
-use tracing_subscriber::{EnvFilter, field::MakeExt as _, fmt::MakeWriter, fmt::format};
+use tracing::{
+    error,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+};
+use tracing_subscriber::{
+    EnvFilter,
+    field::RecordFields,
+    fmt::{FormatFields, MakeWriter, format},
+};
 use varve_content::printable::{Escaping, printable_json};
 
 use self::sink::{Guard, Sink};
@@ -124,7 +132,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, TelemetryError> {
         LogFormat::Text => {
             let lines = lines
                 .with_ansi(io::stderr().is_terminal())
-                .fmt_fields(format::debug_fn(write_field).delimited(" "))
+                .fmt_fields(Fields)
                 .with_writer(Lines {
                     sink: sink.clone(),
                     is_json: false,
@@ -167,16 +175,43 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, TelemetryError> {
     })
 }
 
-/// Writes a field of a line for people.
-fn write_field(
-    writer: &mut format::Writer<'_>,
-    field: &tracing::field::Field,
-    value: &dyn fmt::Debug,
-) -> fmt::Result {
-    if field.name() != "message" {
-        write!(writer, "{}=", field.name())?;
+/// Writes the fields of a line for people.
+#[derive(Debug)]
+struct Fields;
+
+impl<'a> FormatFields<'a> for Fields {
+    fn format_fields<R: RecordFields>(&self, writer: format::Writer<'a>, fields: R) -> fmt::Result {
+        let mut line = FieldWriter {
+            writer,
+            is_first: true,
+            result: Ok(()),
+        };
+        fields.record(&mut line);
+        line.result
     }
-    write!(Escaping(writer), "{value:?}")
+}
+
+struct FieldWriter<'a> {
+    writer: format::Writer<'a>,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl Visit for FieldWriter<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let name = field.name();
+        // Where in the sources of a library a record was made, if it does not speak the language of this log itself.
+        if self.result.is_err() || name.starts_with("log.") {
+            return;
+        }
+        let space = if self.is_first { "" } else { " " };
+        self.is_first = false;
+        self.result = match name {
+            "message" => write!(self.writer, "{space}"),
+            _ => write!(self.writer, "{space}{name}="),
+        }
+        .and_then(|()| write!(Escaping(&mut self.writer), "{value:?}"));
+    }
 }
 
 /// Hands whole lines to the sink.
@@ -214,6 +249,45 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
     use super::*;
+
+    #[test]
+    fn lines_say_nothing_of_the_sources_of_libraries() {
+        #[derive(Clone, Default)]
+        struct Buffer(std::sync::Arc<parking_lot::Mutex<Vec<u8>>>);
+        impl io::Write for Buffer {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let written = Buffer::default();
+        let lines = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .without_time()
+            .fmt_fields(Fields)
+            .with_writer(move || lines.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            // As `tracing_log` makes them of records.
+            tracing::warn!(
+                "log.target" = "x",
+                "log.file" = "/y/z.rs",
+                "log.line" = 3,
+                "words"
+            );
+            tracing::warn!(a = 1, b = "two", "words");
+            tracing::warn!(a = 1);
+        });
+        let written = String::from_utf8(written.0.lock().clone()).unwrap();
+        let lines: Vec<_> = written
+            .lines()
+            .map(|line| line.split_once("tests: ").unwrap().1)
+            .collect();
+        assert_eq!(lines, ["words", "words a=1 b=\"two\"", "a=1"]);
+    }
 
     #[test]
     fn filters_that_would_silence_the_log_are_refused() {

@@ -266,7 +266,7 @@ fn what_cannot_be_copied_is_told_and_leaves_nothing() {
         "a b",
     );
     refused(
-        &["image", "--from", "http://192.0.2.1:7420"],
+        &["image", "--from", "http://192.0.2.1:7433"],
         exit::USAGE,
         "plain HTTP",
     );

@@ -64,7 +64,7 @@ fn a_remote_is_named_once_and_copied_from_by_name() {
         .fails(exit::USAGE);
     assert!(said.contains("cannot be used"), "{said}");
     let said = snapctl
-        .run(["remote", "add", "x", "http://192.0.2.1:7420"])
+        .run(["remote", "add", "x", "http://192.0.2.1:7433"])
         .fails(exit::USAGE);
     assert!(said.contains("plain HTTP"), "{said}");
 

@@ -110,6 +110,7 @@ fn a_rebuild_says_what_is_damaged_and_brings_back_the_rest() {
     data_dir::flip_byte(&broken.path, broken.offset_bytes + 8);
     fs::remove_dir_all(names::index(&lab.data_dir())).unwrap();
     let finished = rebuild(&lab);
+    assert_eq!(finished.status.code(), Some(6));
     let said = finished.text() + &finished.stderr;
     assert!(
         said.contains(&broken.pack.to_string()) && said.contains(&broken.offset_bytes.to_string()),
@@ -335,13 +336,24 @@ fn a_directory_that_is_no_store_is_refused() {
         said.contains("thesis.txt") || said.contains("not empty"),
         "{said}"
     );
-    assert_eq!(
-        fs::read_dir(&full)
-            .unwrap()
-            .filter(|entry| entry.as_ref().unwrap().file_name() != "LOCK")
-            .count(),
-        1
-    );
+    let mut rebuild = command(programs::varved(), ["rebuild", "--data-dir"]);
+    let said = run({
+        rebuild.arg(&full);
+        rebuild
+    })
+    .fails(1);
+    assert!(said.contains("thesis.txt"), "{said}");
+    let left: Vec<_> = fs::read_dir(&full)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["thesis.txt"], "nothing is made in what is refused");
+    let empty = scratch.join("empty");
+    fs::create_dir(&empty).unwrap();
+    let mut rebuild = command(programs::varved(), ["rebuild", "--data-dir"]);
+    rebuild.arg(&empty);
+    run(rebuild).fails(1);
+    assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
 
     let file = scratch.file("file", "");
     let said = Options::new(&file).start_refused();

@@ -298,5 +298,32 @@ fn sockets_have_the_permissions_that_the_file_says() {
         assert_eq!(socket.permissions().mode() & 0o7777, 0o660, "{name}");
     }
     let endpoint = format!("export VARVE_ENDPOINT={}\n", varved.endpoint());
-    assert!(varved.log().contains(&endpoint), "{}", varved.log());
+    let nbd = format!("export VARVE_NBD={}\n", varved.nbd_socket().display());
+    let both = endpoint + &nbd;
+    assert!(varved.log().contains(&both), "{}", varved.log());
+}
+
+#[test]
+fn what_is_set_and_hardly_meant_is_told() {
+    let scratch = Scratch::new();
+    let data_dir = scratch.join("data");
+    let wrong = [
+        ("VARVE_CPU_THREAD", "3"),
+        ("VARVE_ENDPOINT", "unix:/x"),
+        ("VARVE_GRPC_TCP", "0.0.0.0:0"),
+    ];
+    let checked = check_config(&data_dir, &wrong);
+    assert!(checked.status.success());
+    let options = wrong
+        .into_iter()
+        .fold(Options::new(&data_dir), |options, (name, value)| {
+            options.env(name, value)
+        });
+    let varved = options.start();
+    for said in [&checked.stderr, &varved.log()] {
+        let told = |what: &str| said.lines().filter(|line| line.contains(what)).count();
+        assert_eq!(told("VARVE_CPU_THREAD is unknown"), 1, "{said}");
+        assert_eq!(told("gRPC is in the clear at 0.0.0.0:"), 1, "{said}");
+        assert_eq!(told("VARVE_ENDPOINT is unknown"), 0, "{said}");
+    }
 }

@@ -32,6 +32,13 @@ for try in $(seq 60); do
   sleep 1
 done
 echo "killed, it was started again $(show NRestarts) time"
+snapctl -q volume attach disk >/dev/null
+unit=$(systemd-escape --template=varve-map@.service volume/disk)
+systemctl start "$unit"
+mkfs.ext4 -q /dev/nbd0
+echo "mapped, it is $(systemctl is-active "$unit")"
+systemctl stop "$unit"
+snapctl -q volume detach disk >/dev/null
 before=$(show MainPID)
 systemctl reload varved.service
 sleep 2
@@ -80,6 +87,7 @@ fn units_serve_without_any_setting_and_do_not_loop_over_wrong_ones() {
         "/run/varve/nbd.sock 600 root",
         "the volume is there",
         "killed, it was started again 1 time",
+        "mapped, it is active",
         "reloaded, it goes on",
         "it does not start",
         "it is failed with 2 after 0 more tries",

@@ -90,22 +90,22 @@ pub const SETTINGS: [Setting; 26] = [
 /// Arguments that are settings too, and the place of the file.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Arguments {
-    /// Directory of the store; made if it does not exist
+    /// Directory of the store; a daemon makes it if it does not exist [env: VARVE_DATA_DIR]
     #[arg(long, value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
     /// Configuration file (TOML) [env: VARVE_CONFIG]
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Unix socket for gRPC [default: /run/varve/grpc.sock; DIR/grpc.sock where that cannot be]
+    /// Unix socket for gRPC [default: grpc.sock in /run/varve, or in DIR where that cannot be used] [env: VARVE_GRPC_UNIX]
     #[arg(long, value_name = "PATH")]
     pub grpc_unix: Option<PathBuf>,
-    /// TCP address for gRPC, for example 127.0.0.1:7433 [default: none]
+    /// TCP address for gRPC, for example 127.0.0.1:7433 [default: none] [env: VARVE_GRPC_TCP]
     #[arg(long, value_name = "ADDR")]
     pub grpc_tcp: Option<String>,
-    /// Unix socket for NBD [default: /run/varve/nbd.sock; DIR/nbd.sock where that cannot be]
+    /// Unix socket for NBD [default: nbd.sock beside gRPC's socket] [env: VARVE_NBD_UNIX]
     #[arg(long, value_name = "PATH")]
     pub nbd_unix: Option<PathBuf>,
-    /// TCP address for NBD, for example 127.0.0.1:10809 [default: none]
+    /// TCP address for NBD, for example 127.0.0.1:10809 [default: none] [env: VARVE_NBD_TCP]
     #[arg(long, value_name = "ADDR")]
     pub nbd_tcp: Option<String>,
 }

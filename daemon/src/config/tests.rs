@@ -191,6 +191,9 @@ fn values_that_cannot_be_meant_are_refused_with_key_and_place() {
             ("VARVE_CHUNK_CACHE_BYTES", "12 MiB"),
         ],
     ));
+    let refused = |text| self::message(with_file(text));
+    assert!(refused("[grpc]\ntcp = 'x'").contains("127.0.0.1:7433"));
+    assert!(refused("[nbd]\ntcp = 'x'").contains("127.0.0.1:10809"));
     assert!(
         message.contains("VARVE_CHUNK_CACHE_BYTES") && message.contains("12 MiB"),
         "{message}"
@@ -242,6 +245,38 @@ fn two_services_cannot_share_a_socket() {
         message(with_file("[grpc]\nunix = '/s'\n[nbd]\nunix = '/s'"))
             .contains("grpc.unix and nbd.unix")
     );
+    assert!(
+        message(with_file("[grpc]\nunix = '/x/nbd.sock'")).contains("both /x/nbd.sock"),
+        "where NBD's is by default"
+    );
+}
+
+#[test]
+fn help_names_the_variables_of_its_options() {
+    use clap::Args as _;
+    let mut command = Arguments::augment_args(clap::Command::new("varved"));
+    let help = command.render_help().to_string();
+    for setting in SETTINGS.iter().filter(|setting| setting.flag.is_some()) {
+        let variable = format!("[env: {}]", setting.variable);
+        assert!(help.contains(&variable), "{variable} is not in {help}");
+    }
+}
+
+#[test]
+fn the_socket_of_nbd_is_beside_the_one_of_grpc() {
+    for (text, nbd) in [
+        ("", "/dir/nbd.sock"),
+        ("[grpc]\nunix = '/x/g'", "/x/nbd.sock"),
+        ("[grpc]\nunix = 'g'", "nbd.sock"),
+        ("[grpc]\nunix = '/x/g'\n[nbd]\nunix = '/y/n'", "/y/n"),
+    ] {
+        let config = with_file(text).unwrap();
+        assert_eq!(
+            config.nbd_unix_in(Path::new("/dir")),
+            Path::new(nbd),
+            "{text}"
+        );
+    }
 }
 
 /// The documented file holds every setting with its default, as a remark; taken in, it changes nothing.

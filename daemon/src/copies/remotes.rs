@@ -142,10 +142,10 @@ mod tests {
     fn plaintext_over_a_network_has_to_be_allowed() {
         for (endpoint, allow, taken) in [
             ("unix:/run/x.sock", false, true),
-            ("http://127.0.0.1:7420", false, true),
-            ("https://eu.example.com:7420", false, true),
-            ("http://eu.example.com:7420", false, false),
-            ("http://eu.example.com:7420", true, true),
+            ("http://127.0.0.1:7433", false, true),
+            ("https://eu.example.com:7433", false, true),
+            ("http://eu.example.com:7433", false, false),
+            ("http://eu.example.com:7433", true, true),
         ] {
             let outcome = checked(endpoint, allow);
             assert_eq!(outcome.is_ok(), taken, "{endpoint}");
@@ -161,7 +161,7 @@ mod tests {
         for name in ["eu", "eu-west/1", "eu.example.com"] {
             assert!(is_name(name), "{name}");
         }
-        for endpoint in ["unix:/x", "https://[::1]:7420", "eu.example.com:7420"] {
+        for endpoint in ["unix:/x", "https://[::1]:7433", "eu.example.com:7433"] {
             assert!(!is_name(endpoint), "{endpoint}");
         }
     }

@@ -232,6 +232,8 @@ where
 fn lock_directory(dir: &Path) -> Result<DirectoryLock> {
     check_user(dir)?;
     fs::create_dir_all(dir).map_err(|source| Error::io("create", dir, source))?;
+    // The lock is a file, and a directory that is refused is left as it is. What counts is read again under the lock.
+    read_identity(dir)?;
     DirectoryLock::take(dir)
 }
 
@@ -287,7 +289,8 @@ fn refuse_other_files(dir: &Path) -> Result<()> {
         let name = entry
             .map_err(|source| Error::io("list", dir, source))?
             .file_name();
-        if !names::may_precede_store(&name) {
+        // A process that makes a store writes its identity first: what is beside it may have come since somebody looked for it.
+        if !names::may_precede_store(&name) && !names::store_file(dir).exists() {
             return Err(Error::Incompatible {
                 path: dir.to_owned(),
                 why: format!("it is not a Varve store and not empty (it holds {name:?})"),
@@ -438,3 +441,6 @@ async fn replay_log(
 
 /// Records of the catalog log that are applied at once.
 const REPLAY_BATCH_RECORDS: usize = 1000;
+
+#[cfg(test)]
+mod tests;

@@ -53,6 +53,14 @@ pub struct RebuildReport {
     pub incomplete: Vec<String>,
 }
 
+impl RebuildReport {
+    /// Whether nothing is damaged. The torn end of a log is what a crash may leave, and a volume that was made again is whole.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.damage.is_empty() && self.stranded_journals.is_empty() && self.incomplete.is_empty()
+    }
+}
+
 impl fmt::Display for RebuildReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -100,13 +108,16 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
             name: dir.display().to_string(),
         });
     }
-    let _lock = lock_directory(dir)?;
-    let Some(identity) = read_identity(dir)? else {
-        return Err(Error::Incompatible {
+    let identify = || {
+        read_identity(dir)?.ok_or_else(|| Error::Incompatible {
             path: names::store_file(dir),
             why: "it is missing: this is not a Varve store".to_owned(),
-        });
+        })
     };
+    // Nothing is left in what is no store, not even a lock.
+    identify()?;
+    let _lock = lock_directory(dir)?;
+    let identity = identify()?;
     let disk = io::choose(options.io_engine)
         .map_err(|source| Error::io("set up input and output for", dir, source))?;
     let temporary = names::index_unfinished(dir);
