@@ -106,7 +106,7 @@ fn main() -> ExitCode {
             Some(Command::Rebuild) => rebuild(&config).await,
         }
     });
-    // The store is closed. Whoever still reads a file of settings, from a file system that hangs, is not waited for.
+    // The store is closed. What still reads settings from a file system that hangs, or writes to a pipe that is full, is not waited for.
     runtime.shutdown_timeout(limits::RUNTIME_STOP_GRACE);
     code
 }
@@ -193,7 +193,9 @@ async fn serve(
             return complain(error, code);
         }
     };
-    say(export_lines(server.addresses()));
+    let lines = export_lines(server.addresses());
+    // Whoever started this may not read it, and their pipe may be full.
+    drop(tokio::task::spawn_blocking(move || say(lines)));
     let asked = loop {
         tokio::select! {
             asked = signals.next() => match asked {

@@ -6,9 +6,10 @@ use std::{
     os::fd::OwnedFd,
     os::unix::fs::PermissionsExt as _,
     path::Path,
+    process::{Command, Stdio},
 };
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use varve_tests::{
     daemon::{Options, Varved},
     identity::Identity,
@@ -17,6 +18,7 @@ use varve_tests::{
     process::{Finished, command, run, wait_for},
     programs::{self, tool},
     scratch::Scratch,
+    snapctl::Snapctl,
 };
 
 const MIB: u64 = 1 << 20;
@@ -139,6 +141,31 @@ fn a_hangup_reads_the_levels_again_and_nothing_ends() {
     assert!(varved.log().contains("debugg"), "{}", varved.log());
     varved.snapctl().run(["status"]).ok();
     varved.stop();
+}
+
+#[test]
+fn whoever_starts_it_need_not_read_what_it_prints() {
+    let scratch = Scratch::new();
+    let (_stalled, stdout) = pipe(false);
+    let socket = scratch.join("grpc.sock");
+    let mut varved = Command::new(programs::varved())
+        .arg("--data-dir")
+        .arg(scratch.join("data"))
+        .arg("--grpc-unix")
+        .arg(&socket)
+        .arg("--nbd-unix")
+        .arg(scratch.join("nbd.sock"))
+        .stdout(stdout)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let snapctl = Snapctl::new(format!("unix:{}", socket.display()));
+    wait_for("varved to serve", || {
+        snapctl.run(["status"]).status.success().then_some(())
+    });
+    kill_process(Pid::from_child(&varved), Signal::TERM).unwrap();
+    let ended = wait_for("varved to end", || varved.try_wait().unwrap());
+    assert!(ended.success(), "{ended}");
 }
 
 /// As on a file system that hangs: whoever opens the file waits.
