@@ -2,7 +2,7 @@
 
 use crate::{
     fake::{FakeDaemon, Manners},
-    snapctl::{disk, run, succeed},
+    snapctl::{disk, finished, run, snapctl, succeed},
 };
 
 /// What scripts were written with goes on.
@@ -114,5 +114,34 @@ fn tables_fit_a_terminal() {
         assert!(width(&narrow) <= 80 && narrow.contains(name), "{narrow}");
         assert!(width(&wide) > width(&narrow), "{wide}");
         assert_eq!(narrow.lines().count(), 2, "{narrow}");
+    }
+}
+
+#[test]
+fn help_is_as_wide_as_the_terminal_and_no_wider_than_is_read_easily() {
+    let daemon = FakeDaemon::start(Manners::default());
+    for command in [
+        "",
+        "import",
+        "export",
+        "archive",
+        "snapshot create",
+        "volume clone",
+        "copy create",
+        "remote create",
+        "device map",
+        "status",
+    ] {
+        for (columns, most) in [("80", 80), ("300", 100)] {
+            let mut arguments: Vec<_> = command.split_whitespace().collect();
+            arguments.push("--help");
+            let output = snapctl(&daemon, &arguments)
+                .env("COLUMNS", columns)
+                .output();
+            let (code, help, _) = finished(output.unwrap());
+            assert_eq!(code, 0);
+            let widest = help.lines().map(|line| line.chars().count()).max();
+            assert!(widest.unwrap() <= most, "{help}");
+        }
     }
 }

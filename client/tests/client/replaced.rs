@@ -247,7 +247,7 @@ fn what_takes_bytes_in_order_is_written_to() {
     succeed(&daemon, &["export", "a", "/dev/null", "--force"]);
     assert!(!fs::metadata("/dev/null").unwrap().is_file());
     let (code, _, stderr) = run(&daemon, &["export", "a", "/dev/null", "--format", "qcow2"]);
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     assert!(
         stderr.contains("qcow2 cannot be written to a pipe"),
         "{stderr}"

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use parking_lot::Mutex;
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 use tokio_util::sync::CancellationToken;
+use varve_client::ErrorKind;
 use varve_content::tree::Root;
 use varve_store::{CopyId, CopyOutcome, CopyRecord, Error, SnapshotRecord, now_ns};
 
@@ -276,7 +277,7 @@ impl Job {
     /// It waits until it is tried again. Whether that is something new.
     pub(super) fn wait(&self, cause: &CopyError) -> bool {
         let mut known = self.known.lock();
-        let error = shortened(cause);
+        let error = self.shortened(cause);
         let is_new = known.record.last_error != error;
         known.record.last_error = error;
         known.record.last_error_code = code_byte(cause);
@@ -306,7 +307,7 @@ impl Job {
 
     pub(super) fn fail(&self, error: &CopyError, gave_up: bool) {
         let mut known = self.known.lock();
-        let mut why = shortened(error);
+        let mut why = self.shortened(error);
         if gave_up {
             let hours = COPY_FRUITLESS_MAX.as_secs() / 3600;
             why = format!("nothing has arrived for {hours} hours: {why}");
@@ -319,16 +320,21 @@ impl Job {
     pub(super) fn cancelled(&self) {
         self.known.lock().end(CopyOutcome::Cancelled);
     }
+
+    /// An error as it is kept: what another daemon has said may be of any length. Whose damage it tells of, it does not say itself.
+    fn shortened(&self, error: &CopyError) -> String {
+        let is_damage = matches!(error, CopyError::Source(it) if it.kind() == ErrorKind::Damaged);
+        let text = match is_damage {
+            true => format!("the store at {}: {error}", self.source.endpoint),
+            false => error.to_string(),
+        };
+        text.chars().take(ERROR_CHARS_MAX).collect()
+    }
 }
 
 /// The kind of an error as it is kept.
 fn code_byte(error: &CopyError) -> u8 {
     u8::try_from(i32::from(error.code())).unwrap_or_default()
-}
-
-/// An error as it is kept: what another daemon has said may be of any length.
-fn shortened(error: &CopyError) -> String {
-    error.to_string().chars().take(ERROR_CHARS_MAX).collect()
 }
 
 #[cfg(test)]
@@ -377,6 +383,24 @@ mod tests {
         assert_eq!(
             job.record().last_error,
             "nothing has arrived for 24 hours: it is away"
+        );
+    }
+
+    #[test]
+    fn damage_at_the_source_is_told_as_the_sources() {
+        let begun = CopyRecord::begun(
+            CopyId::from_low_bits([7; 9]),
+            "unix:/run/x".to_owned(),
+            "web".to_owned(),
+            3,
+        );
+        let job = Job::new(begun);
+        let why = "chunk 00 in pack 1 is damaged";
+        let damage = varve_client::Error::new(ErrorKind::Damaged, "fetch chunks", why);
+        job.fail(&damage.into(), false);
+        assert_eq!(
+            job.record().last_error,
+            format!("the store at unix:/run/x: fetch chunks: {why}")
         );
     }
 

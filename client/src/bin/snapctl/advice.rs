@@ -41,6 +41,7 @@ pub(crate) fn advice(error: &Error, asked: Asked<'_>) -> Option<String> {
 fn connection(error: &Error, asked: Asked<'_>) -> Option<String> {
     let saw = |text: &str| error.why().contains(text);
     let lost = saw("lost the connection");
+    let hung_up = lost || saw("Broken pipe") || saw("Connection reset");
     let said = if saw("CertificateRequired") {
         "the daemon asks for a certificate: give --tls-cert and --tls-key"
     } else if saw("received fatal alert: UnknownCA")
@@ -57,7 +58,7 @@ fn connection(error: &Error, asked: Asked<'_>) -> Option<String> {
             ));
         }
         "give the authority that signed the daemon's certificate: --tls-ca"
-    } else if (lost || saw("InvalidContentType")) && greets_as_nbd(asked.endpoint) {
+    } else if (hung_up || saw("InvalidContentType")) && greets_as_nbd(asked.endpoint) {
         "is this the NBD socket? snapctl needs the one for gRPC"
     } else if saw("right after the TLS handshake") {
         if asked.has_cert {

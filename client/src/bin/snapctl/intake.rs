@@ -179,9 +179,7 @@ impl Intake {
             }
         };
         if disk.is_some() && !in_ova {
-            let what = format!("import {}", part.name());
-            let why = "--disk is for an OVA, and it looks like none";
-            return Err(Error::new(ErrorKind::Invalid, what, why));
+            return Err(part.refused("--disk is for an OVA, and it looks like none"));
         }
         if format == Format::Raw {
             let name = part.name().to_owned();

@@ -1,7 +1,6 @@
 //! Looking after volumes.
 
 use tonic::{Request, Response, Status};
-use varve_content::block::MAX_VOLUME_BYTES;
 use varve_proto::v1::{self, volume_service_server::VolumeService};
 
 use super::Service;
@@ -49,7 +48,7 @@ impl VolumeService for Service {
         if state.volumes.contains_key(&request.name) {
             return Err(Status::already_exists(request.name));
         }
-        if request.size_bytes > MAX_VOLUME_BYTES {
+        if request.size_bytes > 16 << 40 {
             return Err(Status::invalid_argument("a volume has at most 16 TiB"));
         }
         let mut volume = v1::Volume {
