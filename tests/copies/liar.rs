@@ -413,7 +413,12 @@ fn a_source_that_lies_is_refused_and_named_and_harms_nothing() {
             finished.ok();
             continue;
         }
-        let said = finished.fails(exit::CONFLICT);
+        // Damage, if what came is not what was asked for; a failure, if it makes no sense.
+        let code = finished.status.code().unwrap_or_default();
+        println!("{lie:?}: {code}");
+        let is_told = [exit::DAMAGED, exit::FAILURE, exit::CONFLICT].contains(&code);
+        assert!(is_told, "{lie:?}: {finished:?}");
+        let said = finished.fails(code);
         assert!(said.contains(says), "{lie:?}: {said}");
         let listed = snapctl.json(["copy", "list"]);
         let failed = &listed["copies"][0];

@@ -247,7 +247,7 @@ fn what_cannot_be_copied_is_told_and_leaves_nothing() {
     };
     refused(
         &["none", "--from", &endpoint, "--wait"],
-        exit::CONFLICT,
+        exit::NOT_FOUND,
         "\"none\" not found",
     );
     refused(
@@ -257,7 +257,7 @@ fn what_cannot_be_copied_is_told_and_leaves_nothing() {
     );
     refused(
         &["image", "--from", &endpoint, "--name", "taken", "--wait"],
-        exit::CONFLICT,
+        exit::ALREADY_EXISTS,
         "taken",
     );
     refused(

@@ -91,6 +91,7 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("begun", copy(CopyOutcome::UnderWay).encode()),
             ("completed", copy(CopyOutcome::Completed).encode()),
             ("failed", copy(CopyOutcome::Failed).encode()),
+            ("failed-with-code", failed_with_code().encode()),
         ],
         "remote-record" => vec![
             ("plain", remote(false).encode()),
@@ -392,7 +393,15 @@ fn copy(outcome: CopyOutcome) -> CopyRecord {
         received_chunks: 6000,
         received_bytes: 90 << 20,
         last_error: "connect: connection refused".to_owned(),
+        last_error_code: 0,
+    }
+}
+
+/// What only the second version of the encoding can say.
+fn failed_with_code() -> CopyRecord {
+    CopyRecord {
         last_error_code: 14,
+        ..copy(CopyOutcome::Failed)
     }
 }
 

@@ -117,10 +117,15 @@ fn an_attached_volume_is_told_where_it_is_served() {
     }
     let taken = snapctl.run(["volume", "attach", "web/db", "--force"]);
     let said = taken.success().text();
-    assert!(
-        said.contains(&format!("file={unix}")) && said.contains("-N volume/web/db"),
-        "{said}"
-    );
+    let socket = lab.varved.nbd_socket();
+    for told in [
+        unix.as_str(),
+        &format!("file.server.path={}", socket.display()),
+        "file.export=volume/web/db",
+        "snapctl device map volume/web/db",
+    ] {
+        assert!(said.contains(told), "{told}: {said}");
+    }
     for _ in 0..2 {
         snapctl.run(["volume", "detach", "web/db"]).ok();
     }

@@ -101,14 +101,14 @@ impl Download<'_> {
         let sink: Arc<dyn Sink> = Arc::new(sink);
         let completing = Completing::default();
         let snapshot = self.snapshot;
-        let downloading = download(
+        let downloading = Box::pin(download(
             self.client,
             snapshot,
             &what,
             sink,
             &self.progress,
             &completing,
-        );
+        ));
         let nothing = "it was cancelled";
         unless_cancelled(&what, nothing, &completing, self.cancel, downloading).await
     }

@@ -150,7 +150,7 @@ impl Upload<'_> {
             }
         };
         let completing = Completing::default();
-        let uploading = upload(&session, source, &self.progress, &completing);
+        let uploading = Box::pin(upload(&session, source, &self.progress, &completing));
         let uploaded = unless_cancelled(&what, NOTHING, &completing, cancel, uploading).await;
         match uploaded {
             Ok((snapshot, finished)) => Ok(UploadReport {

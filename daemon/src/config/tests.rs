@@ -256,6 +256,8 @@ fn help_names_the_variables_of_its_options() {
     use clap::Args as _;
     let mut command = Arguments::augment_args(clap::Command::new("varved"));
     let help = command.render_help().to_string();
+    // Lines may be broken anywhere.
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for setting in SETTINGS.iter().filter(|setting| setting.flag.is_some()) {
         let variable = format!("[env: {}]", setting.variable);
         assert!(help.contains(&variable), "{variable} is not in {help}");

@@ -9,9 +9,9 @@ use super::{
     fields::{Fields, optional, put_tags, put_text},
 };
 
-/// The version of [`CopyRecord`]'s encoding, its first byte. Version 1 had no code of the last error.
-const VERSION: u8 = 2;
+/// The versions of [`CopyRecord`]'s encoding, its first byte. A record without a code of its last error has the first, as all had once.
 const VERSION_WITHOUT_CODE: u8 = 1;
+const VERSION: u8 = 2;
 
 const PLAINTEXT: u8 = 1;
 const HAS_ROOT: u8 = 2;
@@ -68,7 +68,7 @@ impl CopyOutcome {
 ///
 /// | bytes | field |
 /// | --- | --- |
-/// | 1 | version: 2 |
+/// | 1 | version: 1, or 2 if there is a code of the last error |
 /// | 1 | flags: 1 plain HTTP is allowed, 2 has a root, 4 has a snapshot, 8 has ended |
 /// | 1 | outcome: 1 under way, 2 completed, 3 failed, 4 cancelled |
 /// | 9 | id |
@@ -82,7 +82,7 @@ impl CopyOutcome {
 /// | 4 + n, four times | endpoint, name or id of the snapshot there, name here, last error: length, UTF-8 |
 /// | 4 | number of tags, ascending by key |
 /// | 4 + n, 4 + n | each tag: key, value |
-/// | 1 | code of the last error; not in version 1 |
+/// | 1 | in version 2: code of the last error, not 0 |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyRecord {
     /// Its id.
@@ -160,7 +160,11 @@ impl CopyRecord {
             | flag(self.root.is_some(), HAS_ROOT)
             | flag(self.made.is_some(), HAS_SNAPSHOT)
             | flag(self.ended_at_ns.is_some(), HAS_ENDED);
-        let mut bytes = vec![VERSION, flags, self.outcome.to_byte()];
+        let version = match self.last_error_code {
+            0 => VERSION_WITHOUT_CODE,
+            _ => VERSION,
+        };
+        let mut bytes = vec![version, flags, self.outcome.to_byte()];
         bytes.extend_from_slice(self.id.as_bytes());
         for number in [
             self.created_at_ns,
@@ -184,7 +188,9 @@ impl CopyRecord {
             put_text(&mut bytes, text);
         }
         put_tags(&mut bytes, &self.tags);
-        bytes.push(self.last_error_code);
+        if version == VERSION {
+            bytes.push(self.last_error_code);
+        }
         bytes
     }
 
@@ -237,7 +243,16 @@ impl CopyRecord {
             tags: fields.tags()?,
             last_error_code: match version {
                 VERSION_WITHOUT_CODE => 0,
-                _ => fields.u8()?,
+                _ => match fields.u8()? {
+                    0 => {
+                        return Err(FormatError::differs(
+                            "code of a copy's last error",
+                            "1 to 255",
+                            0,
+                        ));
+                    }
+                    code => code,
+                },
             },
         };
         fields.end()?;

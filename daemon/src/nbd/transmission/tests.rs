@@ -23,7 +23,9 @@ use std::sync::Arc;
 use super::*;
 use crate::nbd::budget::Budget;
 use crate::nbd::handshake::MetaContext;
-use crate::nbd::limits::{LARGE_LANE_BYTES, MAX_ORDINARY_BYTES, ORDINARY_LANE_BYTES};
+use crate::nbd::limits::{
+    DETACHED_BYTES_MAX, LARGE_LANE_BYTES, MAX_ORDINARY_BYTES, ORDINARY_LANE_BYTES,
+};
 use crate::nbd::testing::{
     Change, Client, MemoryExport, Received, extended_request_bytes, request_bytes,
 };

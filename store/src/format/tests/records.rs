@@ -360,7 +360,14 @@ fn copy_record_is_pinned() {
         last_error_code: 0,
         ..copy()
     };
+    assert_eq!(without.encode(), first);
     assert_eq!(CopyRecord::decode(&first), Ok(without));
+    let mut zero = bytes.clone();
+    *zero.last_mut().unwrap() = 0;
+    assert!(
+        CopyRecord::decode(&zero).is_err(),
+        "one encoding of a value"
+    );
     for len in 0..bytes.len() {
         assert!(CopyRecord::decode(&bytes[..len]).is_err());
     }
