@@ -1,14 +1,17 @@
 //! Every NBD message as bytes, and nothing else: no IO, no state, no policy.
 //!
 //! Layouts and numbers are those of `doc/proto.md` in
-//! <https://github.com/NetworkBlockDevice/nbd>. All numbers are big-endian. What comes from a
-//! client is decoded by the `decode_*` functions, which take exactly one message and answer with
-//! a [`WireError`] for anything that is not one; they never panic and allocate no more than a small
-//! multiple of what they are given. What goes to a client is encoded by the rest, which cannot
-//! fail.
+//! <https://github.com/NetworkBlockDevice/nbd>. All numbers are big-endian. The `decode_*` functions
+//! take exactly one message and answer with a [`WireError`] for anything that is not one; they never
+//! panic and allocate no more than a small multiple of what they are given. The `encode_*` functions
+//! cannot fail.
+//!
+//! A server needs the messages of both phases. A client that hands its socket to the kernel after the
+//! handshake needs those of the handshake only: they are there in both directions.
 
 #![deny(clippy::indexing_slicing, clippy::panic)]
 
+mod client;
 mod fields;
 mod handshake;
 mod reply;
@@ -17,6 +20,11 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+pub use client::{
+    ExportDetails, GREETING_BYTES, OPTION_REPLY_HEADER_BYTES, OptionReplyHeader, ServerFlags,
+    decode_export_info, decode_greeting, decode_option_reply_header, encode_client_flags,
+    encode_info_request, encode_option,
+};
 pub use handshake::{
     CLIENT_FLAGS_BYTES, ClientFlags, Greeting, InfoKind, InfoRequest, MetaQuery,
     OPTION_HEADER_BYTES, OptionCode, OptionHeader, OptionReplyCode, TransmissionFlags,

@@ -1,4 +1,4 @@
-//! Handshake phase, both directions.
+//! Handshake phase: its numbers, and the messages as a server decodes and encodes them.
 
 use bytes::BufMut;
 
@@ -7,17 +7,17 @@ use super::fields::Fields;
 use super::reply::truncate_text;
 use crate::limits::MAX_META_QUERIES;
 
-const SERVER_MAGIC: u64 = 0x4e42_444d_4147_4943; // "NBDMAGIC"
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054; // "IHAVEOPT"
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub(super) const SERVER_MAGIC: u64 = 0x4e42_444d_4147_4943; // "NBDMAGIC"
+pub(super) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054; // "IHAVEOPT"
+pub(super) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 /// "Handshake flags" and "Client flags": the same bits in both directions.
-const FIXED_NEWSTYLE: u16 = 1 << 0;
-const NO_ZEROES: u16 = 1 << 1;
+pub(super) const FIXED_NEWSTYLE: u16 = 1 << 0;
+pub(super) const NO_ZEROES: u16 = 1 << 1;
 /// Sent after the reply to `EXPORT_NAME` to clients that did not ask to be spared.
 const RESERVED_ZEROES: usize = 124;
 
 /// The information that is sent unasked: size and flags.
-const INFO_EXPORT: u16 = 0;
+pub(super) const INFO_EXPORT: u16 = 0;
 
 pub const CLIENT_FLAGS_BYTES: usize = 4;
 pub const OPTION_HEADER_BYTES: usize = 16;
@@ -84,17 +84,18 @@ pub fn decode_option_header(bytes: &[u8]) -> Result<OptionHeader, WireError> {
 
 /// "Option types".
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
 pub enum OptionCode {
-    ExportName,
-    Abort,
-    List,
-    StartTls,
-    Info,
-    Go,
-    StructuredReply,
-    ListMetaContext,
-    SetMetaContext,
-    ExtendedHeaders,
+    ExportName = 1,
+    Abort = 2,
+    List = 3,
+    StartTls = 5,
+    Info = 6,
+    Go = 7,
+    StructuredReply = 8,
+    ListMetaContext = 9,
+    SetMetaContext = 10,
+    ExtendedHeaders = 11,
 }
 
 impl OptionCode {
@@ -208,6 +209,36 @@ pub enum OptionReplyCode {
     ExtendedHeaders = 1 << 31 | 10,
 }
 
+impl OptionReplyCode {
+    const ERROR: u32 = 1 << 31;
+
+    /// `None` for a code that this crate does not know; see [`is_error`](Self::is_error).
+    #[must_use]
+    pub const fn from_u32(code: u32) -> Option<Self> {
+        Some(match code {
+            1 => Self::Ack,
+            2 => Self::Server,
+            3 => Self::Info,
+            4 => Self::MetaContext,
+            0x8000_0001 => Self::Unsupported,
+            0x8000_0002 => Self::Policy,
+            0x8000_0003 => Self::Invalid,
+            0x8000_0005 => Self::TlsRequired,
+            0x8000_0006 => Self::Unknown,
+            0x8000_0007 => Self::Stopping,
+            0x8000_0009 => Self::TooBig,
+            0x8000_000a => Self::ExtendedHeaders,
+            _ => return None,
+        })
+    }
+
+    /// Whether a code, known or not, refuses the option.
+    #[must_use]
+    pub const fn is_error(code: u32) -> bool {
+        code & Self::ERROR != 0
+    }
+}
+
 /// Appends a reply to an option.
 ///
 /// ```text
@@ -250,6 +281,11 @@ impl TransmissionFlags {
     #[must_use]
     pub const fn with(self, flag: Self) -> Self {
         Self(self.0 | flag.0)
+    }
+
+    #[must_use]
+    pub const fn contains(self, flag: Self) -> bool {
+        self.0 & flag.0 == flag.0
     }
 }
 

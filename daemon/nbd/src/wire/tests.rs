@@ -29,6 +29,93 @@ fn greeting_is_both_magics_and_fixed_newstyle_no_zeroes() {
 }
 
 #[test]
+fn a_server_understands_what_a_client_sends() {
+    for (fixed_newstyle, no_zeroes) in [(true, true), (true, false), (false, true)] {
+        let flags = ClientFlags {
+            fixed_newstyle,
+            no_zeroes,
+        };
+        assert_eq!(
+            decode_client_flags(&encode_client_flags(flags)).unwrap(),
+            flags
+        );
+    }
+    let data = encode_info_request("volume/a", &[InfoKind::Name, InfoKind::BlockSize]);
+    let mut option = Vec::new();
+    encode_option(&mut option, OptionCode::Go, &data);
+    assert_eq!(
+        option,
+        b"IHAVEOPT\0\0\0\x07\0\0\0\x12\0\0\0\x08volume/a\0\x02\0\x01\0\x03"
+    );
+    let (header, rest) = option.split_at(OPTION_HEADER_BYTES);
+    let header = decode_option_header(header).unwrap();
+    assert_eq!(OptionCode::from_u32(header.option), Some(OptionCode::Go));
+    assert_eq!(header.data_bytes as usize, rest.len());
+    let request = decode_info_request(rest).unwrap();
+    assert_eq!(request.name, "volume/a");
+    assert_eq!(request.wants, [InfoKind::Name, InfoKind::BlockSize]);
+}
+
+#[test]
+fn a_client_understands_what_a_server_sends() {
+    let server = decode_greeting(&encode_greeting()).unwrap();
+    assert!(server.fixed_newstyle && server.no_zeroes);
+    assert!(decode_greeting(b"SSH-2.0-OpenSSH_9.").is_err());
+
+    let flags = TransmissionFlags::HAS_FLAGS.with(TransmissionFlags::READ_ONLY);
+    assert!(flags.contains(TransmissionFlags::READ_ONLY));
+    assert!(!flags.contains(TransmissionFlags::CAN_MULTI_CONN));
+    let info = encode_export_info(12_345, flags);
+    let mut reply = Vec::new();
+    encode_option_reply(
+        &mut reply,
+        OptionCode::Go as u32,
+        OptionReplyCode::Info,
+        &info,
+    );
+    let (header, data) = reply.split_at(OPTION_REPLY_HEADER_BYTES);
+    let header = decode_option_reply_header(header).unwrap();
+    assert_eq!(header.option, 7);
+    assert_eq!(
+        OptionReplyCode::from_u32(header.code),
+        Some(OptionReplyCode::Info)
+    );
+    assert_eq!(header.data_bytes as usize, data.len());
+    let size_bytes = 12_345;
+    let details = ExportDetails { size_bytes, flags };
+    assert_eq!(decode_export_info(data).unwrap(), Some(details));
+    let other = encode_block_size_info(1, 4096, 4096);
+    assert_eq!(decode_export_info(&other).unwrap(), None);
+    assert!(decode_export_info(&data[..11]).is_err());
+}
+
+#[test]
+fn every_reply_code_is_known_by_its_number() {
+    for code in [
+        OptionReplyCode::Ack,
+        OptionReplyCode::Server,
+        OptionReplyCode::Info,
+        OptionReplyCode::MetaContext,
+        OptionReplyCode::Unsupported,
+        OptionReplyCode::Policy,
+        OptionReplyCode::Invalid,
+        OptionReplyCode::TlsRequired,
+        OptionReplyCode::Unknown,
+        OptionReplyCode::Stopping,
+        OptionReplyCode::TooBig,
+        OptionReplyCode::ExtendedHeaders,
+    ] {
+        assert_eq!(OptionReplyCode::from_u32(code as u32), Some(code));
+        assert_eq!(
+            OptionReplyCode::is_error(code as u32),
+            code as u32 >= 0x8000_0000
+        );
+    }
+    assert_eq!(OptionReplyCode::from_u32(0x8000_0004), None);
+    assert!(OptionReplyCode::is_error(0x8000_0004));
+}
+
+#[test]
 fn option_reply_bytes() {
     let mut bytes = Vec::new();
     encode_option_reply(&mut bytes, 0x99, OptionReplyCode::Unsupported, b"no");
