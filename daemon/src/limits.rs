@@ -201,8 +201,6 @@ pub const COPY_ANCESTORS_MAX: usize = 16;
 pub const COPY_KEPT_LEAVES: usize = 4096;
 /// Bytes of a remote's endpoint, and of each path to its files.
 pub const REMOTE_TEXT_BYTES_MAX: usize = 1024;
-/// Bytes of a file of certificates.
-pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Copies that have ended and are still shown.
 pub const COPIES_ENDED_MAX: usize = 256;
 /// A copy or an estimate whose source has said nothing for so long gives way to those that wait. A copy is tried again.
@@ -242,21 +240,6 @@ pub const NBD_STOP_GRACE: Duration = Duration::from_secs(4);
 pub const RUNTIME_STOP_GRACE: Duration = Duration::from_secs(1);
 /// How long a gRPC connection without a call is kept then, so that its peer learns that it ends and can end it.
 pub const STOP_IDLE_GRACE: Duration = Duration::from_millis(500);
-
-/// Descriptors that are neither connections, nor journals, nor packs that are read: what the store says that it needs, the
-/// connections of copies and estimates to their sources, the handshakes that each of four listeners always has descriptors
-/// for, and 64 for listeners, the runtime, standard streams and what a client library opens for a moment.
-pub const DESCRIPTORS_FIXED: u64 = varve_store::limits::STORE_DESCRIPTORS
-    + ((COPIES_RUNNING_MAX + COPY_ESTIMATES_MAX) * COPY_CONNECTIONS) as u64
-    + 4 * crate::net::limits::HANDSHAKES_LEAST as u64
-    + 64;
-/// The fewest packs open for reads.
-pub const PACK_DESCRIPTORS_LEAST: usize = 16;
-/// The fewest descriptors for journals: with fewer than two for each volume that is being written, volumes take turns.
-pub const JOURNAL_DESCRIPTORS_LEAST: usize = 64;
-/// The fewest descriptors that a daemon starts with: few connections then, and everything works.
-pub const DESCRIPTORS_LEAST: u64 =
-    DESCRIPTORS_FIXED + (PACK_DESCRIPTORS_LEAST + 2 * JOURNAL_DESCRIPTORS_LEAST) as u64;
 
 const _: () = assert!((UPLOAD_MESSAGE_BYTES as usize) < MESSAGE_BYTES_MAX);
 const _: () = assert!(NBD_STOP_GRACE.as_nanos() < STOP_GRACE.as_nanos());

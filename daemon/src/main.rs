@@ -16,9 +16,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 use varve_daemon::{
     config::{self, Arguments, Config},
-    descriptors, limits,
+    limits,
+    net::sockets::Inherited,
+    resources::descriptors,
     server::{self, Addresses, Prepared, Server},
-    sockets::Inherited,
     telemetry::{self, Telemetry},
 };
 

@@ -23,13 +23,13 @@ use varve_store::{Options, Store};
 use crate::{
     config::{Config, TlsConfig},
     copies::Copies,
-    descriptors::{self, Descriptors},
     exports::{Attachments, StoreExports},
     grpc::{self, Connection, Connections, Context, Facts, Health, RoutesError, Serving, Uploads},
     limits, nbd,
-    sockets::{self, Inherited, SocketError, SocketFile},
+    net::sockets::{self, Inherited, SocketError, SocketFile},
+    net::tls::{self, ServerTls},
+    resources::descriptors::{self, Descriptors},
     tasks::{Task, Tasks},
-    tls::{self, ServerTls},
 };
 
 /// Why a daemon cannot start.

@@ -12,7 +12,7 @@ use varve_store::{CopyId, CopyOutcome, CopyRecord, Error, SnapshotRecord, now_ns
 use super::{limiter::Limiter, remotes::Source, source::CopyError};
 use crate::{
     limits::{COPY_FRUITLESS_MAX, COPY_RECORD_BYTES},
-    shares::Holder,
+    resources::shares::Holder,
 };
 
 /// Seconds over which a rate is told.

@@ -6,7 +6,7 @@ use varve_client::{Endpoint, Tls};
 use varve_store::{Error, RemoteRecord, Store};
 
 use super::source::CopyError;
-use crate::{config::CopiesConfig, tls};
+use crate::{config::CopiesConfig, net::tls};
 
 /// A snapshot of another daemon, as it is asked for.
 #[derive(Debug, Clone)]

@@ -13,10 +13,10 @@ use varve_store::Error;
 
 use super::remotes::Address;
 use crate::{
-    code::store_code,
+    error::store_code,
     limits,
-    shares::{Busy, GaveWay, Hold},
-    tls,
+    net::tls,
+    resources::shares::{Busy, GaveWay, Hold},
 };
 
 /// Why a copy does not go on.

@@ -15,7 +15,7 @@ use super::{
     source::CopyError,
     transfer::{self, Common, Estimate},
 };
-use crate::{config::CopiesConfig, limits, shares::Shares, tasks::Tasks};
+use crate::{config::CopiesConfig, limits, resources::shares::Shares, tasks::Tasks};
 
 /// What a copy is to do.
 #[derive(Debug, Clone)]

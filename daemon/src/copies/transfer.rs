@@ -39,7 +39,7 @@ use crate::{
         COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES, COPY_KEPT_LEAVES, COPY_YIELDS_AFTER,
         ESTIMATE_CHUNKS_MAX, FOREVER, REQUEST_BYTES_PER_SECOND,
     },
-    shares::{Hold, Holder, Rules, Shares},
+    resources::shares::{Hold, Holder, Rules, Shares},
 };
 
 /// What a copy would fetch.

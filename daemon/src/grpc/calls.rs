@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     limits::{self, MESSAGES_QUEUED},
-    shares::{Hold, Holder, Rules, Shares},
+    resources::shares::{Hold, Holder, Rules, Shares},
     tasks::Tasks,
 };
 

@@ -22,7 +22,7 @@ use super::{
     calls::{self, AnswerStream},
     convert,
 };
-use crate::{limits, shares::Shares, tasks::Tasks};
+use crate::{limits, resources::shares::Shares, tasks::Tasks};
 
 /// The service.
 #[derive(Debug)]

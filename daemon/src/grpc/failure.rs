@@ -4,9 +4,9 @@ use tonic::{Code, Status};
 use varve_store::Error;
 
 use crate::{
-    code::store_code,
+    error::store_code,
     limits,
-    shares::{Busy, GaveWay},
+    resources::shares::{Busy, GaveWay},
     tasks::TaskEnded,
 };
 

@@ -11,7 +11,7 @@ use super::{
     convert,
     failure::Failure,
 };
-use crate::{limits, shares::Shares, tasks::Tasks};
+use crate::{limits, resources::shares::Shares, tasks::Tasks};
 
 /// The service.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use super::{
     page_token::{self, Filters},
     pages::{self, Listed},
 };
-use crate::{limits, shares::Shares, tasks::Tasks};
+use crate::{limits, resources::shares::Shares, tasks::Tasks};
 
 /// The service.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use varve_store::Error;
 
-use crate::{limits, shares::Holder};
+use crate::{limits, resources::shares::Holder};
 
 /// Open uploads by id. `I` is the store's ingest; the table knows nothing of it.
 pub struct Uploads<I> {

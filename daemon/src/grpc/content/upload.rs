@@ -25,7 +25,7 @@ use crate::{
         uploads::{Lease, Uploads},
     },
     limits,
-    shares::{Holder, Shares},
+    resources::shares::{Holder, Shares},
 };
 
 impl Content {

@@ -24,7 +24,7 @@ use tonic::{Status, body::Body};
 use crate::{
     grpc::failure::Failure,
     limits,
-    shares::{Hold, Holder, Shares},
+    resources::shares::{Hold, Holder, Shares},
 };
 
 /// What an answer that is a stream holds beside what is in its messages: it moves as they go out.

@@ -54,7 +54,7 @@ use super::failure::Failure;
 use crate::{
     limits,
     net::seats::Seat,
-    shares::{Hold, Holder, Rules, Shares},
+    resources::shares::{Hold, Holder, Rules, Shares},
     tasks::Tasks,
 };
 

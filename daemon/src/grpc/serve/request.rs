@@ -24,7 +24,7 @@ use super::{methods::Method, scan::Scan};
 use crate::{
     grpc::failure::Failure,
     limits,
-    shares::{Busy, GaveWay, Hold, Holder, Shares},
+    resources::shares::{Busy, GaveWay, Hold, Holder, Shares},
 };
 
 /// A byte that says whether what follows is compressed, and the length of that.

@@ -16,11 +16,11 @@ use std::fmt;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing::{info, warn};
 
+use super::limits::{
+    DESCRIPTORS_FIXED, DESCRIPTORS_LEAST, JOURNAL_DESCRIPTORS_LEAST, PACK_DESCRIPTORS_LEAST,
+};
 use crate::{
-    limits::{
-        CONNECTIONS_MAX, DESCRIPTORS_FIXED, DESCRIPTORS_LEAST, JOURNAL_DESCRIPTORS_LEAST,
-        PACK_DESCRIPTORS_LEAST,
-    },
+    limits::CONNECTIONS_MAX,
     net::limits::{HANDSHAKES_LEAST, handshakes_max},
 };
 

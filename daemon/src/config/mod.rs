@@ -5,6 +5,8 @@
 
 mod cautions;
 mod error;
+mod log;
+mod memory;
 mod settings;
 
 use std::{
@@ -20,13 +22,12 @@ use varve_store::io::IoEngine;
 
 pub use cautions::unknown_variables;
 pub use error::ConfigError;
+pub use log::LogFormat;
+pub(crate) use log::parse_filter;
 use settings::Values;
 pub use settings::{Arguments, SETTINGS, Setting};
 
-use crate::{
-    limits, memory,
-    telemetry::{self, LogFormat},
-};
+use crate::limits;
 
 /// Where `snapctl` looks for the daemon's sockets.
 const RUN_DIR: &str = "/run/varve";
@@ -242,7 +243,7 @@ impl Config {
             log: LogConfig {
                 filter: values
                     .parse("log.filter", |text| {
-                        telemetry::parse_filter(text).map(|_| text.to_owned())
+                        parse_filter(text).map(|_| text.to_owned())
                     })?
                     .unwrap_or_else(|| "info".to_owned()),
                 format: values

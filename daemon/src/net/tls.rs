@@ -22,10 +22,8 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 use varve_client::Tls;
 
-use crate::{
-    config::{CopiesConfig, TlsConfig},
-    limits::TLS_FILE_BYTES_MAX,
-};
+use super::limits::TLS_FILE_BYTES_MAX;
+use crate::config::{CopiesConfig, TlsConfig};
 
 /// A file that cannot be read.
 #[derive(Debug, thiserror::Error)]
