@@ -25,5 +25,6 @@ pub mod nbd;
 pub mod net;
 pub mod resources;
 pub mod server;
+mod service;
 pub mod tasks;
 pub mod telemetry;

@@ -1,12 +1,8 @@
 //! `ContentService`: content in and out.
 //!
-//! - [`upload`]: begin, chunks, leaves, commit.
-//! - [`download`]: a whole snapshot, as leaves and chunks.
-//! - [`read`]: a range of a snapshot, as bytes and holes.
-
-mod download;
-mod read;
-mod upload;
+//! - `intake`: begin, chunks, leaves, commit.
+//! - `download`: a whole snapshot, as leaves and chunks.
+//! - `read`: a range of a snapshot, as bytes and holes.
 
 use std::sync::Arc;
 
@@ -15,21 +11,28 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use varve_proto::v1::{self, content_service_server::ContentService};
 use varve_store::{Ingest, Store};
 
-pub(super) use self::download::message_sized;
-use self::{download::Download, upload::Intake};
 use super::{
     Uploads,
     calls::{self, AnswerStream},
     convert,
 };
-use crate::{limits, resources::shares::Shares, tasks::Tasks};
+pub(super) use crate::service::content::download::message_sized;
+use crate::{
+    limits,
+    resources::shares::Shares,
+    service::{
+        content::{download::Download, read},
+        uploads::intake::Intake,
+    },
+    tasks::Tasks,
+};
 
 /// The service.
 #[derive(Debug)]
-pub(super) struct Content {
-    store: Store,
-    tasks: Tasks,
-    uploads: Arc<Uploads<Ingest>>,
+pub(crate) struct Content {
+    pub(crate) store: Store,
+    pub(crate) tasks: Tasks,
+    pub(crate) uploads: Arc<Uploads<Ingest>>,
     intake: Intake,
     /// Places for downloads and reads.
     readers: Shares,

@@ -15,27 +15,25 @@
 //! - `uploads`: the table of open uploads.
 //! - `health`: what the standard health service says.
 
-mod calls;
 mod connections;
-mod content;
-mod convert;
+pub(crate) mod content;
+pub(crate) mod convert;
 mod copies;
-mod failure;
 mod health;
-mod page_token;
-mod pages;
 mod remotes;
 mod replication;
 mod routes;
-mod serve;
+pub(crate) mod serve;
 mod snapshots;
 mod status;
-mod uploads;
 mod volumes;
 
 #[cfg(test)]
 mod tests;
 
+use crate::service::{
+    error as failure, page_token, pages, streams as calls, uploads::table as uploads,
+};
 pub use connections::{Connection, Connections, Tls};
 pub use health::Health;
 pub use routes::{Context, RoutesError, routes};

@@ -29,7 +29,7 @@ use crate::{
 
 /// What an answer that is a stream holds beside what is in its messages: it moves as they go out.
 #[derive(Debug, Clone)]
-pub(in crate::grpc) struct Place(pub(in crate::grpc) Arc<Hold>);
+pub(crate) struct Place(pub(crate) Arc<Hold>);
 
 /// Whoever had called has gone.
 #[derive(Debug)]

@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, codegen::Service as _, service::Routes};
 use tracing::debug;
 
-pub(super) use self::{answer::Place, request::Arrives};
+pub(crate) use self::{answer::Place, request::Arrives};
 use self::{
     answer::{Answer, Gone, refuse},
     heard::{Heard, HeardAt, Life},

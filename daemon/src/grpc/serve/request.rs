@@ -35,11 +35,11 @@ pub(super) type Room = Arc<Mutex<Option<Hold>>>;
 
 /// What else moves as a request arrives: the place of a stream, once it has one.
 #[derive(Debug, Clone, Default)]
-pub(in crate::grpc) struct Arrives(Arc<Mutex<Option<Arc<Hold>>>>);
+pub(crate) struct Arrives(Arc<Mutex<Option<Arc<Hold>>>>);
 
 impl Arrives {
     /// From now on this moves with what arrives, and nobody minds that it does not while there is no room for more.
-    pub(in crate::grpc) fn moves(&self, hold: &Arc<Hold>) {
+    pub(crate) fn moves(&self, hold: &Arc<Hold>) {
         *self.0.lock() = Some(Arc::clone(hold));
     }
 

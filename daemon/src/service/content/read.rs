@@ -7,12 +7,12 @@ use varve_proto::v1::{self, read_snapshot_response::Content as Part};
 use varve_store::{Piece, SnapshotReader};
 
 use crate::{
-    grpc::{calls::Answers, failure::Failure},
     limits::{EXTENTS_WINDOW_BYTES, READ_MESSAGE_BYTES, READ_PIECES_IN_FLIGHT},
+    service::{error::Failure, streams::Answers},
 };
 
 /// The range that a request means.
-pub(super) fn range(
+pub(crate) fn range(
     size_bytes: u64,
     offset_bytes: u64,
     length_bytes: u64,
@@ -37,7 +37,7 @@ pub(super) fn range(
 
 /// Sends a range. Where the holes are is asked for first, in large windows: an empty volume of terabytes is
 /// one message.
-pub(super) async fn send(
+pub(crate) async fn send(
     reader: SnapshotReader,
     range: Range<u64>,
     answers: Answers<v1::ReadSnapshotResponse>,

@@ -12,7 +12,7 @@ use crate::{
 
 /// Why a call fails.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The store says no.
     #[error(transparent)]
     Store(#[from] Error),
@@ -77,7 +77,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    pub(super) fn field(field: &'static str, problem: impl Into<String>) -> Self {
+    pub(crate) fn field(field: &'static str, problem: impl Into<String>) -> Self {
         Self::Field {
             field,
             problem: problem.into(),
@@ -85,7 +85,7 @@ impl Failure {
     }
 
     /// What the caller is told.
-    pub(super) fn code(&self) -> Code {
+    pub(crate) fn code(&self) -> Code {
         match self {
             Self::Store(error) => store_code(error),
             Self::Field { .. } => Code::InvalidArgument,

@@ -29,7 +29,7 @@ const BLOCK: u32 = BLOCK_BYTES as u32;
 const CHUNK_BYTES_MAX: u32 = MAX_CHUNK_BLOCKS * BLOCK;
 
 /// A snapshot, and how far it has come if it is pending.
-pub(super) fn snapshot(store: &Store, record: SnapshotRecord) -> v1::Snapshot {
+pub(crate) fn snapshot(store: &Store, record: SnapshotRecord) -> v1::Snapshot {
     let progress = match record.state {
         SnapshotState::Pending => store.snapshot_progress(record.id).unwrap_or_default(),
         SnapshotState::Completed(_) | SnapshotState::Failed { .. } => SnapshotProgress::default(),
@@ -38,7 +38,7 @@ pub(super) fn snapshot(store: &Store, record: SnapshotRecord) -> v1::Snapshot {
 }
 
 /// One that is complete.
-pub(super) fn completed_snapshot(record: SnapshotRecord) -> v1::Snapshot {
+pub(crate) fn completed_snapshot(record: SnapshotRecord) -> v1::Snapshot {
     snapshot_with(SnapshotProgress::default(), record)
 }
 
@@ -81,7 +81,7 @@ fn snapshot_with(progress: SnapshotProgress, record: SnapshotRecord) -> v1::Snap
     }
 }
 
-pub(super) fn volume_status(status: VolumeStatus, pending: Vec<v1::Snapshot>) -> v1::VolumeStatus {
+pub(crate) fn volume_status(status: VolumeStatus, pending: Vec<v1::Snapshot>) -> v1::VolumeStatus {
     v1::VolumeStatus {
         journal_bytes: status.journal_bytes,
         journal_bytes_max: status.journal_bytes_max,
@@ -96,7 +96,7 @@ pub(super) fn volume_status(status: VolumeStatus, pending: Vec<v1::Snapshot>) ->
     }
 }
 
-pub(super) fn volume(record: VolumeRecord) -> v1::Volume {
+pub(crate) fn volume(record: VolumeRecord) -> v1::Volume {
     v1::Volume {
         id: record.id.to_string(),
         name: record.name,
@@ -113,7 +113,7 @@ pub(super) fn volume(record: VolumeRecord) -> v1::Volume {
     }
 }
 
-pub(super) fn new_clone(request: v1::CloneVolumeRequest) -> Result<NewClone, Failure> {
+pub(crate) fn new_clone(request: v1::CloneVolumeRequest) -> Result<NewClone, Failure> {
     Ok(NewClone {
         source: check_key("snapshot or volume", "source", &request.source)?.to_owned(),
         name: request.name,
@@ -122,7 +122,7 @@ pub(super) fn new_clone(request: v1::CloneVolumeRequest) -> Result<NewClone, Fai
     })
 }
 
-pub(super) fn new_snapshots(request: v1::CreateSnapshotsRequest) -> Result<NewSnapshots, Failure> {
+pub(crate) fn new_snapshots(request: v1::CreateSnapshotsRequest) -> Result<NewSnapshots, Failure> {
     for volume in &request.volumes {
         volume_key(volume)?;
     }
@@ -133,7 +133,7 @@ pub(super) fn new_snapshots(request: v1::CreateSnapshotsRequest) -> Result<NewSn
     })
 }
 
-pub(super) fn new_volume(request: v1::CreateVolumeRequest) -> Result<NewVolume, Failure> {
+pub(crate) fn new_volume(request: v1::CreateVolumeRequest) -> Result<NewVolume, Failure> {
     let from = match request.from_snapshot.as_str() {
         "" => None,
         key => Some(snapshot_key("from_snapshot", key)?.to_owned()),
@@ -147,12 +147,12 @@ pub(super) fn new_volume(request: v1::CreateVolumeRequest) -> Result<NewVolume, 
 }
 
 /// The NBD export of a volume.
-pub(super) fn volume_export(name: &str) -> String {
+pub(crate) fn volume_export(name: &str) -> String {
     format!("volume/{name}")
 }
 
 /// The URI of an export, from one without an export name. What names are made of may all stand in a URI's path.
-pub(super) fn export_uri(base: &str, export: &str) -> String {
+pub(crate) fn export_uri(base: &str, export: &str) -> String {
     let (server, query) = match base.split_once('?') {
         Some((server, query)) => (server, format!("?{query}")),
         None => (base, String::new()),
@@ -162,7 +162,7 @@ pub(super) fn export_uri(base: &str, export: &str) -> String {
 }
 
 /// A time in nanoseconds since 1970.
-pub(super) fn timestamp(unix_ns: u64) -> Timestamp {
+pub(crate) fn timestamp(unix_ns: u64) -> Timestamp {
     const NANOS: u64 = 1_000_000_000;
     let nanos = (unix_ns % NANOS) as i32;
     Timestamp {
@@ -187,7 +187,7 @@ fn unix_ns(field: &'static str, time: Option<Timestamp>) -> Result<u64, Failure>
 }
 
 /// That an endpoint or a path is no longer than one can be.
-pub(super) fn check_remote_text(field: &'static str, text: &str) -> Result<(), Failure> {
+pub(crate) fn check_remote_text(field: &'static str, text: &str) -> Result<(), Failure> {
     if text.len() > limits::REMOTE_TEXT_BYTES_MAX {
         return Err(Failure::TooMuch {
             field,
@@ -218,7 +218,7 @@ fn record_id<K: IdKind>(field: &'static str, text: &str) -> Result<RecordId<K>, 
 }
 
 /// Where a snapshot of another store comes from.
-pub(super) fn lineage(lineage: v1::SnapshotLineage) -> Result<Lineage, Failure> {
+pub(crate) fn lineage(lineage: v1::SnapshotLineage) -> Result<Lineage, Failure> {
     let origin = match (&*lineage.volume_id, &*lineage.volume_name) {
         ("", "") => None,
         (id, name) => Some(SnapshotOrigin {
@@ -238,12 +238,12 @@ pub(super) fn lineage(lineage: v1::SnapshotLineage) -> Result<Lineage, Failure> 
 }
 
 /// The name or id of a snapshot in a request; the store knows which it is.
-pub(super) fn snapshot_key<'a>(field: &'static str, key: &'a str) -> Result<&'a str, Failure> {
+pub(crate) fn snapshot_key<'a>(field: &'static str, key: &'a str) -> Result<&'a str, Failure> {
     check_key("snapshot", field, key)
 }
 
 /// The same of a volume.
-pub(super) fn volume_key(key: &str) -> Result<&str, Failure> {
+pub(crate) fn volume_key(key: &str) -> Result<&str, Failure> {
     check_key("volume", "volume", key)
 }
 
@@ -266,7 +266,7 @@ fn check_key<'a>(what: &str, field: &'static str, key: &'a str) -> Result<&'a st
     }
 }
 
-pub(super) fn chunk_ids(ids: &[u8]) -> Result<Vec<ChunkId>, Failure> {
+pub(crate) fn chunk_ids(ids: &[u8]) -> Result<Vec<ChunkId>, Failure> {
     let (ids, rest) = ids.as_chunks::<{ ChunkId::BYTES }>();
     if !rest.is_empty() {
         return Err(Failure::field(
@@ -289,11 +289,11 @@ pub(super) fn chunk_ids(ids: &[u8]) -> Result<Vec<ChunkId>, Failure> {
     Ok(ids.iter().copied().map(ChunkId::from_bytes).collect())
 }
 
-pub(super) fn root(bytes: &[u8]) -> Result<RootId, Failure> {
+pub(crate) fn root(bytes: &[u8]) -> Result<RootId, Failure> {
     RootId::try_from(bytes).map_err(|_| wrong_id_length("root", bytes))
 }
 
-pub(super) fn incoming_chunk(chunk: v1::Chunk) -> Result<IncomingChunk, Failure> {
+pub(crate) fn incoming_chunk(chunk: v1::Chunk) -> Result<IncomingChunk, Failure> {
     let id =
         ChunkId::try_from(&chunk.id[..]).map_err(|_| wrong_id_length("chunks.id", &chunk.id))?;
     let codec = match v1::Codec::try_from(chunk.codec) {
@@ -327,7 +327,7 @@ pub(super) fn incoming_chunk(chunk: v1::Chunk) -> Result<IncomingChunk, Failure>
 }
 
 /// A leaf and its segment.
-pub(super) fn incoming_leaf(leaf: &v1::Leaf) -> Result<(u32, Leaf), Failure> {
+pub(crate) fn incoming_leaf(leaf: &v1::Leaf) -> Result<(u32, Leaf), Failure> {
     let mut entries = Vec::with_capacity(leaf.entries.len());
     for entry in &leaf.entries {
         entries.push(LeafEntry {
@@ -346,7 +346,7 @@ pub(super) fn incoming_leaf(leaf: &v1::Leaf) -> Result<(u32, Leaf), Failure> {
     Ok((leaf.segment, built))
 }
 
-pub(super) fn leaf(segment: &Segment) -> v1::Leaf {
+pub(crate) fn leaf(segment: &Segment) -> v1::Leaf {
     let entry = |entry: &LeafEntry| v1::LeafEntry {
         start_block: entry.start_block,
         blocks: entry.blocks,
@@ -358,7 +358,7 @@ pub(super) fn leaf(segment: &Segment) -> v1::Leaf {
     }
 }
 
-pub(super) fn stored_chunk(chunk: StoredChunk) -> v1::Chunk {
+pub(crate) fn stored_chunk(chunk: StoredChunk) -> v1::Chunk {
     let codec = match chunk.codec {
         Codec::Raw => v1::Codec::Raw,
         Codec::Lz4 => v1::Codec::Lz4,
@@ -372,7 +372,7 @@ pub(super) fn stored_chunk(chunk: StoredChunk) -> v1::Chunk {
     }
 }
 
-pub(super) fn plain_chunk(chunk: &VerifiedChunk) -> v1::Chunk {
+pub(crate) fn plain_chunk(chunk: &VerifiedChunk) -> v1::Chunk {
     v1::Chunk {
         id: Bytes::copy_from_slice(chunk.id().as_bytes()),
         codec: v1::Codec::Raw.into(),
@@ -382,7 +382,7 @@ pub(super) fn plain_chunk(chunk: &VerifiedChunk) -> v1::Chunk {
     }
 }
 
-pub(super) fn diff_extent(extent: DiffExtent) -> v1::DiffExtent {
+pub(crate) fn diff_extent(extent: DiffExtent) -> v1::DiffExtent {
     let kind = match extent.kind {
         DiffKind::Changed => v1::DiffKind::Changed,
         DiffKind::Added => v1::DiffKind::Added,
@@ -395,7 +395,7 @@ pub(super) fn diff_extent(extent: DiffExtent) -> v1::DiffExtent {
     }
 }
 
-pub(super) fn violation(violation: Violation) -> v1::Violation {
+pub(crate) fn violation(violation: Violation) -> v1::Violation {
     v1::Violation {
         message: violation.message,
         offset_bytes: violation.offset_bytes,

@@ -4,23 +4,23 @@ use prost::Message;
 use varve_store::{Error, ListQuery};
 
 use super::{
-    failure::Failure,
+    error::Failure,
     page_token::{self, Filters},
 };
 use crate::limits;
 
 /// Records of one kind as a listing needs them: where they come from, and what becomes of them.
-pub(super) struct Listed<L, C, N> {
+pub(crate) struct Listed<L, C, N> {
     /// Asks the store.
-    pub(super) list: L,
+    pub(crate) list: L,
     /// Makes the message of a record.
-    pub(super) convert: C,
+    pub(crate) convert: C,
     /// The name in a message.
-    pub(super) name: N,
+    pub(crate) name: N,
 }
 
 /// How many records a page may have, where so many are asked for.
-pub(super) fn size(page_size: u32) -> usize {
+pub(crate) fn size(page_size: u32) -> usize {
     match page_size as usize {
         0 => limits::PAGE_DEFAULT,
         size => size.min(varve_store::limits::PAGE_MAX),
@@ -28,7 +28,7 @@ pub(super) fn size(page_size: u32) -> usize {
 }
 
 /// A page's messages and the token of the next page, empty on the last.
-pub(super) async fn page<R, M, L, F, C, N>(
+pub(crate) async fn page<R, M, L, F, C, N>(
     filters: Filters<'_>,
     page_size: u32,
     page_token: &str,

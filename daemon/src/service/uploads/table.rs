@@ -82,12 +82,12 @@ impl<I> Uploads<I> {
     }
 
     /// How long one may not come further.
-    pub(super) fn idle(&self) -> Duration {
+    pub(crate) fn idle(&self) -> Duration {
         self.idle
     }
 
     /// Makes room for one more, before any work is done for an upload that would find no place.
-    pub(super) fn make_room(&self, holder: Holder) -> Result<(), Error> {
+    pub(crate) fn make_room(&self, holder: Holder) -> Result<(), Error> {
         let yielded = {
             let mut open = self.open.lock();
             if self.has_room(&open, holder) {
@@ -116,7 +116,7 @@ impl<I> Uploads<I> {
     }
 
     /// Adds an upload. Returns its id.
-    pub(super) fn open(&self, ingest: I, holder: Holder) -> Result<String, Error> {
+    pub(crate) fn open(&self, ingest: I, holder: Holder) -> Result<String, Error> {
         let id = random_id()?;
         let mut open = self.open.lock();
         if !self.has_room(&open, holder) {
@@ -134,7 +134,7 @@ impl<I> Uploads<I> {
     }
 
     /// The upload of that id, for one call.
-    pub(super) fn lease(self: &Arc<Self>, id: &str) -> Result<Lease<I>, Error> {
+    pub(crate) fn lease(self: &Arc<Self>, id: &str) -> Result<Lease<I>, Error> {
         let open = self.open.lock();
         let entry = open.get(id).ok_or_else(|| not_found(id))?;
         Ok(Lease {
@@ -146,7 +146,7 @@ impl<I> Uploads<I> {
     }
 
     /// Takes an upload out. Calls that work on it may end; no new one finds it.
-    pub(super) fn remove(&self, id: &str) -> Result<Arc<I>, Error> {
+    pub(crate) fn remove(&self, id: &str) -> Result<Arc<I>, Error> {
         self.open
             .lock()
             .remove(id)
@@ -209,7 +209,7 @@ impl<I> Uploads<I> {
 }
 
 /// An upload for the length of one call.
-pub(super) struct Lease<I> {
+pub(crate) struct Lease<I> {
     table: Arc<Uploads<I>>,
     id: String,
     ingest: Arc<I>,
@@ -217,11 +217,11 @@ pub(super) struct Lease<I> {
 }
 
 /// Something that brings an upload further, as long as it takes.
-pub(super) struct Work<'a, I>(&'a Lease<I>);
+pub(crate) struct Work<'a, I>(&'a Lease<I>);
 
 impl<I> Lease<I> {
     /// An error if the upload was aborted, committed or dropped since.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         if self.gone.is_cancelled() {
             return Err(not_found(&self.id));
         }
@@ -229,13 +229,13 @@ impl<I> Lease<I> {
     }
 
     /// Waits until the upload is gone.
-    pub(super) async fn gone(&self) -> Error {
+    pub(crate) async fn gone(&self) -> Error {
         self.gone.cancelled().await;
         not_found(&self.id)
     }
 
     /// Brings the upload further, until what is returned is dropped.
-    pub(super) fn work(&self) -> Work<'_, I> {
+    pub(crate) fn work(&self) -> Work<'_, I> {
         self.count(1);
         Work(self)
     }
@@ -248,7 +248,7 @@ impl<I> Lease<I> {
     }
 
     /// Its id.
-    pub(super) fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 }

@@ -5,26 +5,26 @@
 
 use std::collections::BTreeMap;
 
-use super::failure::Failure;
+use super::error::Failure;
 
 const VERSION: u8 = 1;
 const HASH_BYTES: usize = 16;
 const FIELD: &str = "page_token";
 
 /// [`Filters::listing`] of snapshots.
-pub(super) const SNAPSHOTS: &str = "varve 2025 page token filters";
+pub(crate) const SNAPSHOTS: &str = "varve 2025 page token filters";
 /// The same of volumes.
-pub(super) const VOLUMES: &str = "varve 2025 page token filters of volumes";
+pub(crate) const VOLUMES: &str = "varve 2025 page token filters of volumes";
 /// The same of copies.
-pub(super) const COPIES: &str = "varve 2025 page token filters of copies";
+pub(crate) const COPIES: &str = "varve 2025 page token filters of copies";
 
 /// What is listed, and what the listing is restricted to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Filters<'a> {
+pub(crate) struct Filters<'a> {
     /// The context of the hash: tokens of different listings differ.
-    pub(super) listing: &'static str,
-    pub(super) name_prefix: &'a str,
-    pub(super) tags: &'a BTreeMap<String, String>,
+    pub(crate) listing: &'static str,
+    pub(crate) name_prefix: &'a str,
+    pub(crate) tags: &'a BTreeMap<String, String>,
 }
 
 impl Filters<'_> {
@@ -47,7 +47,7 @@ impl Filters<'_> {
 }
 
 /// The token for the page behind `last_name`.
-pub(super) fn encode(filters: Filters<'_>, last_name: &str) -> String {
+pub(crate) fn encode(filters: Filters<'_>, last_name: &str) -> String {
     let head = [VERSION];
     let bytes = head
         .iter()
@@ -59,7 +59,7 @@ pub(super) fn encode(filters: Filters<'_>, last_name: &str) -> String {
 }
 
 /// The last name of the page before; `None` for an empty token, which asks for the first page.
-pub(super) fn decode(filters: Filters<'_>, token: &str) -> Result<Option<String>, Failure> {
+pub(crate) fn decode(filters: Filters<'_>, token: &str) -> Result<Option<String>, Failure> {
     if token.is_empty() {
         return Ok(None);
     }

@@ -12,18 +12,19 @@ use varve_proto::v1::{self, download_response::Part};
 use varve_store::{Segment, SegmentStream, SnapshotReader};
 
 use crate::{
-    grpc::{calls::Answers, convert, failure::Failure},
+    grpc::convert,
     limits,
+    service::{error::Failure, streams::Answers},
     tasks::{Tasks, TiedTask},
 };
 
 /// A download under way.
-pub(super) struct Download {
-    pub(super) reader: SnapshotReader,
+pub(crate) struct Download {
+    pub(crate) reader: SnapshotReader,
     /// Whether chunks are unpacked here.
-    pub(super) plain: bool,
-    pub(super) tasks: Tasks,
-    pub(super) read_ahead: Arc<Semaphore>,
+    pub(crate) plain: bool,
+    pub(crate) tasks: Tasks,
+    pub(crate) read_ahead: Arc<Semaphore>,
 }
 
 /// A segment that is being read, with what it takes from the budget of all downloads.
@@ -33,7 +34,7 @@ struct Pending {
 }
 
 impl Download {
-    pub(super) async fn send(self, answers: Answers<v1::DownloadResponse>) -> Result<(), Failure> {
+    pub(crate) async fn send(self, answers: Answers<v1::DownloadResponse>) -> Result<(), Failure> {
         let started = Instant::now();
         let snapshot = convert::completed_snapshot(self.reader.record().clone());
         let (id, name) = (snapshot.id.clone(), snapshot.name.clone());
@@ -140,9 +141,7 @@ fn batches(chunks: Vec<v1::Chunk>) -> impl Iterator<Item = v1::DownloadResponse>
 }
 
 /// Chunks in parts of up to [`limits::READ_MESSAGE_BYTES`] of payload, in order.
-pub(in crate::grpc) fn message_sized(
-    chunks: Vec<v1::Chunk>,
-) -> impl Iterator<Item = Vec<v1::Chunk>> {
+pub(crate) fn message_sized(chunks: Vec<v1::Chunk>) -> impl Iterator<Item = Vec<v1::Chunk>> {
     let mut chunks = chunks.into_iter().peekable();
     std::iter::from_fn(move || {
         let mut batch = Vec::new();

@@ -16,20 +16,19 @@ use tracing::{debug, info};
 use varve_proto::v1;
 use varve_store::{IncomingChunk, Ingest, NewSnapshot, PutOutcome};
 
-use super::Content;
 use crate::{
-    grpc::{
-        calls, convert,
-        failure::Failure,
-        serve::Arrives,
-        uploads::{Lease, Uploads},
-    },
+    grpc::{content::Content, convert, serve::Arrives},
     limits,
     resources::shares::{Holder, Shares},
+    service::{
+        error::Failure,
+        streams as calls,
+        uploads::table::{Lease, Uploads},
+    },
 };
 
 impl Content {
-    pub(super) async fn begin(
+    pub(crate) async fn begin(
         &self,
         request: v1::BeginUploadRequest,
         holder: Holder,
@@ -64,7 +63,7 @@ impl Content {
 
     /// An upload commits once, and is closed by that whether or not it succeeds. In a task: a commit that has begun is
     /// brought to its end, even if the client goes.
-    pub(super) async fn commit(
+    pub(crate) async fn commit(
         &self,
         request: v1::CommitUploadRequest,
     ) -> Result<v1::CommitUploadResponse, Failure> {
@@ -92,7 +91,7 @@ impl Content {
         })
     }
 
-    pub(super) fn abort(&self, id: &str) -> Result<(), Failure> {
+    pub(crate) fn abort(&self, id: &str) -> Result<(), Failure> {
         let ingest = self.uploads.remove(id)?;
         info!(
             upload = id,
@@ -105,7 +104,7 @@ impl Content {
 
 /// Takes chunks in, for all uploads.
 #[derive(Debug)]
-pub(super) struct Intake {
+pub(crate) struct Intake {
     /// Places for streams.
     streams: Shares,
     /// Bytes of payload that the store has not taken yet.
@@ -113,7 +112,7 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             streams: calls::places("streams of chunks", limits::UPLOAD_STREAMS_MAX),
             bytes: Arc::new(Semaphore::new(limits::UPLOAD_BYTES_IN_FLIGHT as usize)),
@@ -121,7 +120,7 @@ impl Intake {
     }
 
     /// Takes the chunks of one stream. The first thing that is wrong ends it.
-    pub(super) async fn take_chunks(
+    pub(crate) async fn take_chunks(
         &self,
         uploads: &Arc<Uploads<Ingest>>,
         holder: Holder,

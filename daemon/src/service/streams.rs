@@ -16,18 +16,16 @@ use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status};
 use tracing::{debug, warn};
 
-use super::{
-    failure::Failure,
-    serve::{Arrives, Place},
-};
 use crate::{
+    grpc::serve::{Arrives, Place},
     limits::{self, MESSAGES_QUEUED},
     resources::shares::{Hold, Holder, Rules, Shares},
+    service::error::Failure,
     tasks::Tasks,
 };
 
 /// Runs a call that has one answer.
-pub(super) async fn answer<T>(
+pub(crate) async fn answer<T>(
     call: &'static str,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<Response<T>, Status> {
@@ -47,7 +45,7 @@ pub(super) async fn answer<T>(
 
 /// Runs a call whose answer is a stream: `work` sends the messages. Its place moves as they go out, and is given up if they do not while others
 /// wait for it.
-pub(super) fn stream<T, W>(
+pub(crate) fn stream<T, W>(
     tasks: &Tasks,
     call: &'static str,
     place: Option<Hold>,
@@ -84,19 +82,19 @@ where
 }
 
 /// Whom a call is for.
-pub(super) fn holder<T>(request: &Request<T>) -> Holder {
+pub(crate) fn holder<T>(request: &Request<T>) -> Holder {
     let holder = request.extensions().get::<Holder>();
     holder.copied().unwrap_or(Holder::OWN)
 }
 
 /// What moves as the rest of a request arrives.
-pub(super) fn arrives<T>(request: &Request<T>) -> Arrives {
+pub(crate) fn arrives<T>(request: &Request<T>) -> Arrives {
     let arrives = request.extensions().get::<Arrives>();
     arrives.cloned().unwrap_or_default()
 }
 
 /// Places for so many calls whose answers are streams.
-pub(super) fn places(what: &'static str, total: usize) -> Shares {
+pub(crate) fn places(what: &'static str, total: usize) -> Shares {
     let total = total as u64;
     Shares::new(Rules {
         what,
@@ -109,7 +107,7 @@ pub(super) fn places(what: &'static str, total: usize) -> Shares {
 }
 
 /// A place, as soon as there is one. Whoever makes it does not have to move before there is something to send.
-pub(super) async fn place(places: &Shares, holder: Holder) -> Result<Hold, Failure> {
+pub(crate) async fn place(places: &Shares, holder: Holder) -> Result<Hold, Failure> {
     let place = places.take(holder, 1, limits::PLACE_WITHIN).await?;
     place.settle(true);
     Ok(place)
@@ -145,11 +143,11 @@ enum Message<T> {
 }
 
 /// Where the messages of an answer go.
-pub(super) struct Answers<T>(mpsc::Sender<Message<T>>);
+pub(crate) struct Answers<T>(mpsc::Sender<Message<T>>);
 
 impl<T> Answers<T> {
     /// Sends one message; waits while the client is behind.
-    pub(super) async fn send(&self, message: T) -> Result<(), Failure> {
+    pub(crate) async fn send(&self, message: T) -> Result<(), Failure> {
         self.0
             .send(Message::Part(message))
             .await
@@ -158,7 +156,7 @@ impl<T> Answers<T> {
 }
 
 /// The messages of an answer, as tonic takes them.
-pub(super) struct AnswerStream<T>(Option<mpsc::Receiver<Message<T>>>);
+pub(crate) struct AnswerStream<T>(Option<mpsc::Receiver<Message<T>>>);
 
 impl<T> Stream for AnswerStream<T> {
     type Item = Result<T, Status>;

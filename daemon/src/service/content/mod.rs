@@ -1,0 +1,4 @@
+//! A snapshot's content on its way out.
+
+pub(crate) mod download;
+pub(crate) mod read;
