@@ -123,7 +123,7 @@ struct Lane {
 /// A connection that cannot go on until another gives back.
 #[derive(Debug)]
 struct Waiter {
-    /// Who came first has the lower one.
+    /// In the order of arrival.
     number: u64,
     bytes: u32,
     /// What it holds of the lane.
@@ -260,6 +260,7 @@ impl Lane {
 }
 
 impl Budget {
+    /// What all connections may hold, as [`limits`](crate::limits) says.
     pub fn new() -> Arc<Self> {
         Self::with_lanes([ORDINARY_LANE_BYTES, LARGE_LANE_BYTES])
     }

@@ -14,7 +14,9 @@ pub struct ExportInfo {
     pub name: String,
     /// For people.
     pub description: String,
+    /// Its length in bytes.
     pub size_bytes: u64,
+    /// What a client may do with it.
     pub access: Access,
 }
 
@@ -31,6 +33,7 @@ pub enum Access {
 }
 
 impl Access {
+    /// Whether a client may change it.
     #[must_use]
     pub const fn is_writable(self) -> bool {
         matches!(self, Self::Writable { .. })
@@ -39,6 +42,7 @@ impl Access {
 
 /// The directory of exports.
 pub trait Exports: Send + Sync + 'static {
+    /// What is opened.
     type Export: Export;
 
     /// The first exports (at most `limit`) whose name sorts after `after`, in the order of names.
@@ -67,6 +71,7 @@ pub trait Exports: Send + Sync + 'static {
 /// read of the same connection that is started from then on sees it. If it was `durable`, or is
 /// followed by a flush that is answered `Ok`, it also survives a power cut.
 pub trait Export: Send + Sync + 'static {
+    /// What a client is told of it.
     fn info(&self) -> &ExportInfo;
 
     /// The bytes of a range as pieces that together are exactly `length_bytes` long, in order.
@@ -84,7 +89,8 @@ pub trait Export: Send + Sync + 'static {
         length_bytes: u64,
     ) -> impl Future<Output = Result<Vec<Extent>, ExportError>> + Send;
 
-    /// Chooses snapshots that changes are told since, in place of those chosen before. Which of these there are.
+    /// Chooses snapshots that changes are told since, in place of those chosen before. Which of
+    /// these there are.
     fn choose_references(
         &mut self,
         snapshots: &[&str],
@@ -96,14 +102,15 @@ pub trait Export: Send + Sync + 'static {
         snapshots: &[&str],
     ) -> impl Future<Output = Result<Vec<bool>, ExportError>> + Send;
 
-    /// Snapshots that it descends from and that changes can be told since, the nearest first, at most `limit`.
+    /// Snapshots that it descends from and that changes can be told since, the nearest first, at
+    /// most `limit`.
     fn ancestors(
         &self,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<String>, ExportError>> + Send;
 
-    /// What may have changed since the chosen snapshot of this number, counted without those that are not there: like
-    /// [`extents`](Self::extents).
+    /// What may have changed since the chosen snapshot of this number, counted without those that
+    /// are not there: like [`extents`](Self::extents).
     fn changes(
         &self,
         reference: usize,
@@ -119,8 +126,8 @@ pub trait Export: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 
     /// Replaces a range. `data` may be a slice of what the client sent in one go, up to
-    /// [`READ_AHEAD_BYTES`](super::limits::READ_AHEAD_BYTES): whoever keeps it for longer than the
-    /// call keeps all that alive, and better copies it.
+    /// [`READ_AHEAD_BYTES`](super::limits::READ_AHEAD_BYTES): an export that keeps it for longer
+    /// than the call keeps all that alive, and should copy it.
     fn write(
         &self,
         offset: u64,
@@ -128,7 +135,8 @@ pub trait Export: Send + Sync + 'static {
         durable: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 
-    /// Makes a range read as zeroes, if it may by not storing it any more. It never takes longer than to write as many bytes.
+    /// Makes a range read as zeroes, if it may by not storing it any more. It never takes longer
+    /// than to write as many bytes.
     fn write_zeroes(
         &self,
         offset: u64,
@@ -154,12 +162,14 @@ pub trait Export: Send + Sync + 'static {
 /// Part of what was read. Neither kind is empty.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Piece {
+    /// Bytes.
     Data(Bytes),
     /// A hole of so many bytes.
     Zero(u32),
 }
 
 impl Piece {
+    /// Its length.
     #[must_use]
     pub fn length_bytes(&self) -> u64 {
         match self {
@@ -172,6 +182,7 @@ impl Piece {
 /// A run of bytes that is all data or all hole.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Extent {
+    /// Its length.
     pub length_bytes: u64,
     /// Not stored, and reads as zeroes.
     pub hole: bool,
@@ -180,29 +191,52 @@ pub struct Extent {
 /// A run of bytes that is as it was, or may not be.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ChangedExtent {
+    /// Its length.
     pub length_bytes: u64,
+    /// Whether it may be another than it was.
     pub changed: bool,
 }
 
 /// Why an export cannot do what was asked, by what the client is told.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
+    /// Nothing is exported by that name.
     #[error("there is no export named {name:?}; the option LIST tells which there are")]
-    NotFound { name: String },
-    /// Bytes of the range cannot be vouched for, from `offset` of the export on. Others may be fine.
+    NotFound {
+        /// What was asked for.
+        name: String,
+    },
+    /// Bytes of the range cannot be vouched for, from `offset` of the export on. Others may be
+    /// fine.
     #[error("{message}")]
-    Damaged { offset: u64, message: String },
+    Damaged {
+        /// Where the damage begins, in bytes of the export.
+        offset: u64,
+        /// In words.
+        message: String,
+    },
     /// The store cannot answer: the disk failed, say.
     #[error("{message}")]
-    Unavailable { message: String },
+    Unavailable {
+        /// In words.
+        message: String,
+    },
     /// The store is full. What was written before is not affected.
     #[error("{message}")]
-    NoSpace { message: String },
+    NoSpace {
+        /// In words.
+        message: String,
+    },
+    /// The export does not change.
     #[error("the export is read-only")]
     ReadOnly,
     /// The export was taken away from under its connections.
     #[error("{message}")]
-    Detached { message: String },
+    Detached {
+        /// In words.
+        message: String,
+    },
+    /// The server stops.
     #[error("the server is shutting down")]
     Stopping,
 }

@@ -72,8 +72,8 @@ impl Terms {
     }
 }
 
-/// What stands in front of a snapshot's name in the context of what changed since then. So QEMU names contexts of its bitmaps, and others
-/// who read them.
+/// Prefix of the context of what changed since a snapshot: QEMU names the contexts of its bitmaps
+/// so, and other clients read them.
 const DIRTY_PREFIX: &str = "qemu:dirty-bitmap:";
 
 /// "Metadata querying": a kind of extents that `BLOCK_STATUS` can report.
@@ -115,7 +115,8 @@ impl MetaContext {
     }
 }
 
-/// Whether a listing with this query shows a context; what ends with a colon is the wildcard of a namespace.
+/// Whether a listing with this query shows a context; what ends with a colon is the wildcard of a
+/// namespace.
 fn lists(query: &str, name: &str) -> bool {
     query == name || query.ends_with(':') && name.starts_with(query)
 }
@@ -123,8 +124,11 @@ fn lists(query: &str, name: &str) -> bool {
 /// How a handshake ended, if not in an error.
 #[derive(Debug)]
 pub enum Negotiated<E, P> {
+    /// The client has an export.
     Export {
+        /// The export.
         export: E,
+        /// What was agreed on for it.
         terms: Terms,
         /// Taken just before the client was told that it has the export.
         place: P,
@@ -140,7 +144,7 @@ pub enum Negotiated<E, P> {
 pub enum Security {
     /// None, and none to be had.
     Plain,
-    /// None yet; who wants it begins it.
+    /// None yet; a client that wants it begins it.
     Offered,
     /// None yet, and nothing is told before.
     Required,
@@ -150,7 +154,9 @@ pub enum Security {
 
 /// What a handshake needs besides its stream.
 pub struct Desk<'a, X, P> {
+    /// The exports that the client may have.
     pub exports: &'a X,
+    /// How long the handshake may take.
     pub deadline: &'a Deadline,
     /// Takes a place for the connection, which it keeps until the place is dropped.
     pub admit: &'a (dyn Fn() -> Result<P, NoPlace> + Send + Sync),
@@ -164,7 +170,12 @@ impl<X, P> fmt::Debug for Desk<'_, X, P> {
     }
 }
 
-/// Haggles until the client has an export, gives up, wants TLS, or breaks the rules.
+/// Greets the client, and answers its options until it has an export, gives up or wants TLS.
+///
+/// # Errors
+///
+/// The connection is lost, or the client breaks the rules, takes too long, or is refused an export
+/// in a way that leaves no other answer.
 pub async fn negotiate<S, X, P>(
     stream: &mut S,
     inbox: &mut Inbox,
@@ -180,6 +191,10 @@ where
 }
 
 /// The same after the greeting: what was agreed on before TLS does not count.
+///
+/// # Errors
+///
+/// As of [`negotiate`].
 pub async fn haggle<S, X, P>(
     stream: &mut S,
     inbox: &mut Inbox,
@@ -239,7 +254,8 @@ struct Haggling<'a, S, X: Exports, P> {
     opened: Option<Opened<X::Export>>,
 }
 
-/// Snapshots that a listing may be about: those that the export descends from, if there is a wildcard, and those that are named.
+/// Contexts that a listing may be about: of the export's ancestors, if there is a wildcard, and of
+/// the snapshots that are named.
 async fn dirty_contexts<E: Export>(
     export: &E,
     queries: &[&str],
@@ -250,7 +266,7 @@ async fn dirty_contexts<E: Export>(
         snapshots = export.ancestors(MAX_LISTED_REFERENCES).await?;
     }
     let named: Vec<_> = dirty_names(queries).collect();
-    // As many as can be chosen: whoever wants to know of more asks again.
+    // As many as can be chosen: a client that wants to know of more asks again.
     let known = export.has_references(&named).await?;
     for (name, _) in named.iter().zip(known).filter(|(_, is_known)| *is_known) {
         if !snapshots.iter().any(|other| other == name) {
@@ -610,8 +626,8 @@ where
         Ok(Opened { name, export })
     }
 
-    /// Sees to it that an export has the references of the contexts that were agreed on for it: it may have been opened again meanwhile. If
-    /// any of them is gone, nothing is agreed on any more.
+    /// Sees to it that an export has the references of the contexts that were agreed on for it: it
+    /// may have been opened again meanwhile. If any of them is gone, nothing is agreed on any more.
     async fn renew_references(
         &mut self,
         opened: &mut Opened<X::Export>,

@@ -40,6 +40,7 @@ impl fmt::Debug for Inbox {
 }
 
 impl Inbox {
+    /// Nothing yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -158,7 +159,8 @@ impl Inbox {
     }
 }
 
-/// Room for `count` bytes that begins at a page: the export may write them to a disk from where they are.
+/// Room for `count` bytes that begins at a page: the export may write them to a disk from where
+/// they are.
 fn aligned(count: usize) -> BytesMut {
     const PAGE_BYTES: usize = 4096;
     let mut room = BytesMut::with_capacity(count + PAGE_BYTES - 1);

@@ -48,12 +48,13 @@ const UNIX_RESERVE_PART: u32 = 4;
 /// Connections that wait for more than they have and are looked at each time that some is given
 /// back: it must not take longer the more there are.
 pub const MORE_LOOKED_AT: usize = 32;
-/// What a request is charged besides its payload: slices of cached chunks keep whole chunks
-/// alive, and at either end of a read that can be most of a chunk of 256 KiB. The payload of a short
-/// write is a slice of what was read ahead, and keeps that alive.
+/// What a request is charged besides its payload: slices of cached chunks keep whole chunks alive,
+/// and at either end of a read that can be most of a chunk of 256 KiB. The payload of a short write
+/// is a slice of what was read ahead, and keeps that alive.
 pub const PINNED_BYTES: u32 = 256 << 10;
-/// Replies of no more than this are copied when the client does not take them at once, and pin nothing any more: a client that takes none of
-/// its replies would hold [`PINNED_BYTES`] for each byte otherwise.
+/// Replies of no more than this are copied when the client does not take them at once, and pin
+/// nothing any more: a client that takes none of its replies would hold [`PINNED_BYTES`] for each
+/// byte otherwise.
 pub const DETACHED_BYTES_MAX: usize = 64 << 10;
 /// Replies waiting for the socket above which no further request is started: the peer is slower
 /// than the store, and working ahead would only hold memory.
@@ -65,8 +66,8 @@ const EXTENT_BYTES: u32 = 16;
 /// How much of the export one look-up of extents covers: at worst every second block is a hole,
 /// so this bounds the extents held while a reply is put together.
 pub const EXTENT_WINDOW_BYTES: u64 = 64 << 20;
-/// Look-ups for one reply: with extended headers a client can ask for all of a large volume at once. The
-/// client asks again from where the reply ends.
+/// Look-ups for one reply: with extended headers a client can ask for all of a large volume at
+/// once. The client asks again from where the reply ends.
 pub const MAX_EXTENT_WINDOWS: usize = 4096;
 
 /// Bytes read from the socket at once: more than [`MAX_REQUESTS_IN_FLIGHT`] request headers, and

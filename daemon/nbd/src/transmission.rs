@@ -50,7 +50,7 @@ mod stall;
 #[cfg(test)]
 mod tests;
 
-use execute::{Rules, execute};
+use execute::{Question, Refusal, Rules, execute};
 use outbox::{Body, Outbox, Reply};
 use payload::Incoming;
 use running::Requests;
@@ -67,34 +67,57 @@ pub enum End {
     Stopped,
 }
 
+/// What ends the transmission phase, and its connection.
 #[derive(Debug, thiserror::Error)]
 pub enum TransmissionError {
+    /// The connection is lost.
     #[error("talk to the client: {0}")]
     Io(#[from] io::Error),
+    /// The client sent something that is no request.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// A payload is longer than a request may be.
     #[error("a payload of {length_bytes} bytes exceeds {MAX_REQUEST_BYTES}")]
-    PayloadTooLong { length_bytes: u64 },
+    PayloadTooLong {
+        /// Its length.
+        length_bytes: u64,
+    },
+    /// The connection ended in the middle of a request.
     #[error("the connection was closed in the middle of a request")]
     TornRequest,
+    /// The client does not take its replies.
     #[error(
         "the client leaves replies that hold {held_bytes} bytes, or takes them too slowly, while other connections wait for memory"
     )]
-    Stalled { held_bytes: u64 },
+    Stalled {
+        /// What the client makes the server hold.
+        held_bytes: u64,
+    },
+    /// The client does not send the rest of a payload.
     #[error(
         "the client sends half a payload, or the rest too slowly, while other connections wait for the {held_bytes} bytes that it holds"
     )]
-    PayloadStalled { held_bytes: u64 },
+    PayloadStalled {
+        /// What the client makes the server hold.
+        held_bytes: u64,
+    },
 }
 
 /// Timeouts of the transmission phase.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
+    /// How long requests in flight may take when the server stops.
     pub stop: Duration,
+    /// How long a client may owe something while others wait for memory.
     pub stall: Duration,
 }
 
 /// Serves requests until either side ends the connection.
+///
+/// # Errors
+///
+/// The connection is lost, the client breaks the protocol, or it stalls while others wait for
+/// memory.
 pub async fn transmit<S, E>(
     stream: &mut S,
     inbox: Inbox,
@@ -116,7 +139,7 @@ where
         outbox: Outbox::new(terms.framing),
         running: Requests::new(),
         rules,
-        execute: |request, payload| execute(export, rules, request, payload),
+        execute: |request, checked, payload| execute(export, rules, request, checked, payload),
         account,
         in_flight: 0,
         input: Input::Requests,
@@ -181,7 +204,7 @@ struct Session<'a, S, X, F> {
 impl<S, X, F> Session<'_, S, X, F>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    X: Fn(Request, Bytes) -> F,
+    X: Fn(Request, Result<Question, Refusal>, Bytes) -> F,
     F: Future<Output = Reply>,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, TransmissionError>> {
@@ -242,8 +265,9 @@ where
                 if let Input::Payload(incoming) =
                     std::mem::replace(&mut self.input, Input::Requests)
                 {
-                    let (request, charge) = (incoming.request, incoming.charge);
-                    self.start(request, incoming.into_payload(), charge, cx);
+                    let (request, question) = (incoming.request, incoming.question);
+                    let charge = incoming.charge;
+                    self.start(request, Ok(question), incoming.into_payload(), charge, cx);
                 }
                 Ok(true)
             }
@@ -316,7 +340,8 @@ where
         };
         self.in_flight += 1;
         self.consume_header();
-        self.start(request, Bytes::new(), charge, cx);
+        let checked = self.rules.check(&request);
+        self.start(request, checked, Bytes::new(), charge, cx);
         Ok(true)
     }
 
@@ -332,8 +357,8 @@ where
         self.account.poll_charge(bytes, bytes, cx)
     }
 
-    /// Takes the header of a request with a payload off the inbox, unless it has to wait for memory, and of the payload
-    /// what is there.
+    /// Takes the header of a request with a payload off the inbox, unless it has to wait for
+    /// memory, and of the payload what is there.
     fn accept_payload(
         &mut self,
         request: Request,
@@ -344,15 +369,18 @@ where
             Ok(length_bytes) if length_bytes <= MAX_REQUEST_BYTES => length_bytes,
             _ => return Err(TransmissionError::PayloadTooLong { length_bytes }),
         };
-        if let Err(refusal) = self.rules.check(&request) {
-            self.in_flight += 1;
-            self.consume_header();
-            self.input = Input::Refused {
-                left_bytes: length_bytes as usize,
-                reply: Reply::to(&request, refusal),
-            };
-            return Ok(true);
-        }
+        let question = match self.rules.check(&request) {
+            Ok(question) => question,
+            Err(refusal) => {
+                self.in_flight += 1;
+                self.consume_header();
+                self.input = Input::Refused {
+                    left_bytes: length_bytes as usize,
+                    reply: Reply::to(&request, refusal),
+                };
+                return Ok(true);
+            }
+        };
         let charge = match Command::from_u16(request.command) {
             Some(Command::BlockStatus) => self.poll_charge_extents(cx),
             _ => self.poll_charge(length_bytes, cx),
@@ -364,9 +392,10 @@ where
         self.consume_header();
         let length_bytes = length_bytes as usize;
         match self.inbox.take_slice(length_bytes) {
-            Some(payload) => self.start(request, payload, charge, cx),
+            Some(payload) => self.start(request, Ok(question), payload, charge, cx),
             None => {
-                let incoming = Incoming::new(request, length_bytes, charge, &mut self.inbox);
+                let inbox = &mut self.inbox;
+                let incoming = Incoming::new(request, question, length_bytes, charge, inbox);
                 self.input = Input::Payload(incoming);
             }
         }
@@ -377,6 +406,7 @@ where
     fn start(
         &mut self,
         request: Request,
+        checked: Result<Question, Refusal>,
         mut payload: Bytes,
         charge: Charge,
         cx: &mut Context<'_>,
@@ -384,7 +414,7 @@ where
         if charge.is_reserve() && !payload.is_empty() {
             payload = Bytes::copy_from_slice(&payload);
         }
-        let future = (self.execute)(request, payload);
+        let future = (self.execute)(request, checked, payload);
         if let Poll::Ready((reply, charge)) = self.running.start(future, charge, cx) {
             self.queue(reply, charge);
         }
@@ -493,9 +523,10 @@ where
         Ok(())
     }
 
-    /// Takes no more requests. Those that have arrived and were not started are not answered: a client sends them again to the
-    /// daemon that comes after this one. The protocol has an error for this, but QEMU and the kernel hand that
-    /// to whoever waits for the request, which makes an I/O error in a guest of every restart.
+    /// Takes no more requests. Those that have arrived and were not started are not answered: a
+    /// client sends them again to the daemon that comes after this one. The protocol has an error
+    /// for this, but QEMU and the kernel hand that to the process that waits for the request, which
+    /// makes an I/O error in a guest of every restart.
     fn stop(&mut self) {
         let input = std::mem::replace(&mut self.input, Input::Ended);
         if let Input::Payload(incoming) = input {

@@ -32,6 +32,7 @@ struct State {
 }
 
 impl Deadline {
+    /// A handshake that begins now.
     pub fn new(limit: Duration) -> Self {
         Self {
             started: Instant::now(),
@@ -60,6 +61,10 @@ impl Deadline {
     }
 
     /// Goes on with the handshake for as long as it may take.
+    ///
+    /// # Errors
+    ///
+    /// The time is over.
     pub async fn run<T>(&self, part: impl Future<Output = T>) -> Result<T, HandshakeError> {
         let mut part = pin!(part);
         loop {

@@ -16,14 +16,16 @@ use crate::wire::{
     decode_status_query,
 };
 
-/// Carries out a request that is not a disconnect, with the payload that came with it.
+/// Carries out a request that is not a disconnect, with the payload that came with it. `checked` is
+/// what [`Rules::check`] says of the request: it is asked once for each.
 pub(super) async fn execute<E: Export>(
     export: &E,
     rules: Rules<'_>,
     request: Request,
+    checked: Result<Question, Refusal>,
     payload: Bytes,
 ) -> Reply {
-    let body = match rules.check(&request) {
+    let body = match checked {
         Ok(question) => match rules.look_into(request, &payload) {
             Ok((request, contexts)) => {
                 match run(export, &contexts, &request, question, payload).await {
@@ -39,6 +41,7 @@ pub(super) async fn execute<E: Export>(
 }
 
 /// A request that is answered with an error without asking the export.
+#[derive(Clone, Copy)]
 pub(super) struct Refusal {
     code: ErrorCode,
     message: &'static str,
@@ -156,7 +159,8 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// What a request says with its payload, if that is not data: the same request as one without, and the contexts that it is about.
+    /// What a request says with its payload, if that is not data: the same request as one without,
+    /// and the contexts that it is about.
     fn look_into(
         &self,
         request: Request,
@@ -365,7 +369,7 @@ where
         if at == end {
             break;
         }
-        // Whoever asks for much lets others have their turn.
+        // A request for much lets others have their turn.
         tokio::task::consume_budget().await;
         let window = (end - at).min(EXTENT_WINDOW_BYTES);
         let extents = look_up(at, window).await?;

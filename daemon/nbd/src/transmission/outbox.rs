@@ -226,8 +226,8 @@ impl Outbox {
         charge
     }
 
-    /// Short replies that wait for the client keep nothing alive but themselves any more, and are charged no more than that. Returns what is
-    /// not held any more.
+    /// Short replies that wait for the client keep nothing alive but themselves any more, and are
+    /// charged no more than that. Returns what is not held any more.
     #[must_use]
     pub(super) fn detach(&mut self) -> Freed {
         let mut freed = Freed::default();

@@ -6,14 +6,16 @@ use std::task::{Context, Poll};
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::AsyncRead;
 
+use super::execute::Question;
 use crate::budget::Charge;
 use crate::inbox::{Inbox, poll_read};
 use crate::wire::Request;
 
-/// A request that is charged for and waits for the rest of its payload, which is read from the socket
-/// straight to where it stays.
+/// A request that is charged for and waits for the rest of its payload, which is read from the
+/// socket straight to where it stays.
 pub(super) struct Incoming {
     pub(super) request: Request,
+    pub(super) question: Question,
     pub(super) charge: Charge,
     length_bytes: usize,
     payload: BytesMut,
@@ -23,12 +25,14 @@ impl Incoming {
     /// Begins with what is in the inbox behind the request's header, which is less than all.
     pub(super) fn new(
         request: Request,
+        question: Question,
         length_bytes: usize,
         charge: Charge,
         inbox: &mut Inbox,
     ) -> Self {
         Self {
             request,
+            question,
             charge,
             length_bytes,
             payload: inbox.take_start(length_bytes),

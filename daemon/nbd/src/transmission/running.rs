@@ -11,9 +11,11 @@ use crate::budget::Charge;
 
 /// Requests under way, in no order.
 pub(super) struct Requests<F> {
-    /// And one that is never answered. If all of a `FuturesUnordered` are polled in a row and none is done, it wakes its own task, to be fair to
-    /// others; and Tokio wakes another thread for a task that is woken while it runs. Each batch of writes made the connection move
-    /// between threads by that, which took a third of the throughput. With this one there it never has polled all.
+    /// And one that is never answered. If all of a `FuturesUnordered` are polled in a row and none
+    /// is done, it wakes its own task, to be fair to others; and Tokio wakes another thread for a
+    /// task that is woken while it runs. Each batch of writes made the connection move between
+    /// threads by that, which took a third of the throughput. With this one there it never has
+    /// polled all.
     all: FuturesUnordered<Running<F>>,
 }
 
@@ -39,7 +41,8 @@ impl<F: Future<Output = Reply>> Requests<F> {
         self.all.len() <= 1
     }
 
-    /// Starts a request. One that is answered at once is not among those under way, and nobody is woken for it.
+    /// Starts a request. One that is answered at once is not among those under way, and nobody is
+    /// woken for it.
     pub(super) fn start(
         &mut self,
         future: F,

@@ -1,4 +1,5 @@
-//! Handshake phase from the other side: what a client sends, encoded, and what it receives, decoded.
+//! Handshake phase from the other side: what a client sends, encoded, and what it receives,
+//! decoded.
 
 use bytes::BufMut;
 

@@ -19,12 +19,15 @@ const RESERVED_ZEROES: usize = 124;
 /// The information that is sent unasked: size and flags.
 pub(super) const INFO_EXPORT: u16 = 0;
 
+/// Length of the client's flags.
 pub const CLIENT_FLAGS_BYTES: usize = 4;
+/// Length of the header of an option.
 pub const OPTION_HEADER_BYTES: usize = 16;
 
 /// The server's first words: both magics and `FIXED_NEWSTYLE | NO_ZEROES`.
 pub type Greeting = [u8; 18];
 
+/// The greeting of this server.
 #[must_use]
 pub fn encode_greeting() -> Greeting {
     let mut bytes = [0; 18];
@@ -40,10 +43,15 @@ pub fn encode_greeting() -> Greeting {
 pub struct ClientFlags {
     /// Understands replies to options. Without it only `EXPORT_NAME` makes sense.
     pub fixed_newstyle: bool,
+    /// Does without the zeroes after the reply to `EXPORT_NAME`.
     pub no_zeroes: bool,
 }
 
 /// Decodes the client's flags; unknown bits are an error that the protocol answers by closing.
+///
+/// # Errors
+///
+/// The bytes are not flags of a client.
 pub fn decode_client_flags(bytes: &[u8]) -> Result<ClientFlags, WireError> {
     let mut fields = Fields::new("client flags", bytes);
     let flags = fields.u32("flags")?;
@@ -57,6 +65,8 @@ pub fn decode_client_flags(bytes: &[u8]) -> Result<ClientFlags, WireError> {
     })
 }
 
+/// The header of an option.
+///
 /// ```text
 ///  0          8        12       16
 /// ┌──────────┬────────┬────────┬─ ─ ─ ─ ─ ─ ─
@@ -67,10 +77,15 @@ pub fn decode_client_flags(bytes: &[u8]) -> Result<ClientFlags, WireError> {
 pub struct OptionHeader {
     /// As sent: see [`OptionCode::from_u32`].
     pub option: u32,
+    /// Length of the data that follow.
     pub data_bytes: u32,
 }
 
 /// Decodes an option's header of [`OPTION_HEADER_BYTES`].
+///
+/// # Errors
+///
+/// The bytes are not such a header.
 pub fn decode_option_header(bytes: &[u8]) -> Result<OptionHeader, WireError> {
     let mut fields = Fields::new("option", bytes);
     fields.magic_u64(OPTION_MAGIC)?;
@@ -86,15 +101,25 @@ pub fn decode_option_header(bytes: &[u8]) -> Result<OptionHeader, WireError> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub enum OptionCode {
+    /// Opens an export and ends the handshake, without a way to refuse it.
     ExportName = 1,
+    /// Ends the handshake.
     Abort = 2,
+    /// Asks which exports there are.
     List = 3,
+    /// Begins TLS.
     StartTls = 5,
+    /// Asks about an export.
     Info = 6,
+    /// Opens an export and ends the handshake.
     Go = 7,
+    /// Asks for structured replies.
     StructuredReply = 8,
+    /// Asks which metadata contexts an export has.
     ListMetaContext = 9,
+    /// Chooses metadata contexts of an export.
     SetMetaContext = 10,
+    /// Asks for extended headers.
     ExtendedHeaders = 11,
 }
 
@@ -119,6 +144,10 @@ impl OptionCode {
 }
 
 /// Decodes the data of `EXPORT_NAME`: nothing but the name.
+///
+/// # Errors
+///
+/// The data are not a name.
 pub fn decode_export_name(data: &[u8]) -> Result<&str, WireError> {
     Fields::new("EXPORT_NAME", data).final_text("name")
 }
@@ -126,6 +155,7 @@ pub fn decode_export_name(data: &[u8]) -> Result<&str, WireError> {
 /// The data of `INFO` and `GO`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct InfoRequest<'a> {
+    /// The export.
     pub name: &'a str,
     /// What the client wants to know, of what this server can tell.
     pub wants: Vec<InfoKind>,
@@ -135,12 +165,19 @@ pub struct InfoRequest<'a> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u16)]
 pub enum InfoKind {
+    /// The export's name.
     Name = 1,
+    /// What the export is, for people.
     Description = 2,
+    /// The lengths and alignments of requests.
     BlockSize = 3,
 }
 
 /// Decodes the data of `INFO` and `GO`.
+///
+/// # Errors
+///
+/// The data are not what the option has.
 pub fn decode_info_request(data: &[u8]) -> Result<InfoRequest<'_>, WireError> {
     let mut fields = Fields::new("GO or INFO", data);
     let name = fields.counted_text("name")?;
@@ -164,11 +201,17 @@ pub fn decode_info_request(data: &[u8]) -> Result<InfoRequest<'_>, WireError> {
 /// The data of `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MetaQuery<'a> {
+    /// The export that is asked about.
     pub export: &'a str,
+    /// Contexts, or wildcards of them.
     pub queries: Vec<&'a str>,
 }
 
 /// Decodes the data of `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
+///
+/// # Errors
+///
+/// The data are not what the option has, or hold too many queries.
 pub fn decode_meta_query(data: &[u8]) -> Result<MetaQuery<'_>, WireError> {
     let message = "metadata context query";
     let mut fields = Fields::new(message, data);
@@ -189,9 +232,13 @@ pub fn decode_meta_query(data: &[u8]) -> Result<MetaQuery<'_>, WireError> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub enum OptionReplyCode {
+    /// The option is done.
     Ack = 1,
+    /// One export of a listing.
     Server = 2,
+    /// Something about an export.
     Info = 3,
+    /// One metadata context.
     MetaContext = 4,
     /// The option is not known here.
     Unsupported = 1 << 31 | 1,
@@ -203,7 +250,9 @@ pub enum OptionReplyCode {
     TlsRequired = 1 << 31 | 5,
     /// There is no such export.
     Unknown = 1 << 31 | 6,
+    /// The server stops.
     Stopping = 1 << 31 | 7,
+    /// The option asks for more than the server takes.
     TooBig = 1 << 31 | 9,
     /// Extended headers say more than this option does.
     ExtendedHeaders = 1 << 31 | 10,
@@ -261,28 +310,36 @@ pub fn encode_option_reply(out: &mut Vec<u8>, option: u32, code: OptionReplyCode
 pub struct TransmissionFlags(pub u16);
 
 impl TransmissionFlags {
+    /// Always set.
     pub const HAS_FLAGS: Self = Self(1 << 0);
+    /// Nothing changes the export.
     pub const READ_ONLY: Self = Self(1 << 1);
+    /// `FLUSH` is known.
     pub const SEND_FLUSH: Self = Self(1 << 2);
     /// Every command may carry the flag FUA.
     pub const SEND_FUA: Self = Self(1 << 3);
+    /// `TRIM` is known.
     pub const SEND_TRIM: Self = Self(1 << 5);
+    /// `WRITE_ZEROES` is known.
     pub const SEND_WRITE_ZEROES: Self = Self(1 << 6);
     /// `READ` may carry the flag DF. Only if structured replies were agreed on.
     pub const SEND_DF: Self = Self(1 << 7);
     /// Any connection sees what was written on another, and a flush on one covers all.
     pub const CAN_MULTI_CONN: Self = Self(1 << 8);
+    /// `CACHE` is known.
     pub const SEND_CACHE: Self = Self(1 << 10);
     /// `WRITE_ZEROES` may carry the flag `FAST_ZERO`.
     pub const SEND_FAST_ZERO: Self = Self(1 << 11);
     /// `BLOCK_STATUS` may carry a payload. Only with extended headers.
     pub const BLOCK_STATUS_PAYLOAD: Self = Self(1 << 12);
 
+    /// These flags and one more.
     #[must_use]
     pub const fn with(self, flag: Self) -> Self {
         Self(self.0 | flag.0)
     }
 
+    /// Whether a flag is set.
     #[must_use]
     pub const fn contains(self, flag: Self) -> bool {
         self.0 & flag.0 == flag.0

@@ -35,12 +35,19 @@ pub const MAX_HEAD_BYTES: usize = MAX_CHUNK_HEADER_BYTES + 12;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u16)]
 pub enum ChunkKind {
+    /// The reply is done, and there is nothing to say.
     None = 0,
+    /// Data and their offset.
     OffsetData = 1,
+    /// Zeroes and their offset.
     OffsetHole = 2,
+    /// Extents, in 32 bits.
     BlockStatus = 5,
+    /// Extents, in 64 bits.
     BlockStatusExt = 6,
+    /// An error of the whole request.
     Error = 1 << 15 | 1,
+    /// An error at an offset.
     ErrorOffset = 1 << 15 | 2,
 }
 
@@ -48,12 +55,17 @@ pub enum ChunkKind {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub enum ErrorCode {
+    /// `EPERM`: the export is read-only.
     NotPermitted = 1,
+    /// `EIO`.
     Io = 5,
+    /// `EINVAL`.
     Invalid = 22,
+    /// `ENOSPC`.
     NoSpace = 28,
     /// Only for a read that may not be fragmented and is too long for that.
     Overflow = 75,
+    /// `ESHUTDOWN`: the server stops.
     Stopping = 108,
 }
 
@@ -62,18 +74,22 @@ pub enum ErrorCode {
 pub struct StatusFlags(pub u32);
 
 impl StatusFlags {
+    /// The extent is stored.
     pub const DATA: Self = Self(0);
     /// `NBD_STATE_HOLE | NBD_STATE_ZERO`
     pub const HOLE: Self = Self(1 | 1 << 1);
     /// As QEMU defines it for its bitmaps.
     pub const DIRTY: Self = Self(1);
+    /// Nothing has changed in the extent.
     pub const CLEAN: Self = Self(0);
 }
 
 /// The request that a reply answers, and in what messages.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Answered {
+    /// What messages were agreed on.
     pub framing: Framing,
+    /// As in the request's header.
     pub cookie: u64,
     /// As in the request's header.
     pub offset: u64,
@@ -87,6 +103,7 @@ pub struct Head {
 }
 
 impl Head {
+    /// The head as it is sent.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
@@ -141,8 +158,8 @@ pub fn encode_offset_hole(answered: &Answered, done: bool, offset: u64, hole_byt
     })
 }
 
-/// A chunk with the extents of one metadata context, as `(length in bytes, status)`. With compact requests, lengths are those of ranges that
-/// have less than 4 GiB.
+/// A chunk with the extents of one metadata context, as `(length in bytes, status)`. With compact
+/// requests, lengths are those of ranges that have less than 4 GiB.
 #[must_use]
 pub fn encode_block_status(
     answered: &Answered,

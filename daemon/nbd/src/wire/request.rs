@@ -5,9 +5,9 @@ use super::fields::Fields;
 
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
-/// The header of a compact request.
+/// Length of the header of a compact request, in bytes.
 pub const REQUEST_BYTES: usize = 28;
-/// The longest header of a request, an extended one.
+/// Length of the longest header of a request, an extended one, in bytes.
 pub const MAX_REQUEST_HEADER_BYTES: usize = 32;
 
 /// What messages the transmission phase consists of, as the handshake agreed.
@@ -23,7 +23,7 @@ pub enum Framing {
 }
 
 impl Framing {
-    /// The header of a request.
+    /// Length of the header of a request, in bytes.
     #[must_use]
     pub const fn request_bytes(self) -> usize {
         match self {
@@ -33,6 +33,8 @@ impl Framing {
     }
 }
 
+/// The header of a request.
+///
 /// ```text
 /// compact    0        4       6       8        16       24       28
 ///           ┌────────┬───────┬───────┬────────┬────────┬────────┐
@@ -45,15 +47,18 @@ impl Framing {
 /// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Request {
+    /// What the request asks for beside its command.
     pub flags: CommandFlags,
     /// As sent: see [`Command::from_u16`].
     pub command: u16,
     /// Chosen by the client, repeated in the reply.
     pub cookie: u64,
+    /// Where the range begins, in bytes.
     pub offset: u64,
-    /// Of the range, and of the payload if there is one: but for `BLOCK_STATUS`, whose payload has the range's.
+    /// Length of the range, and of the payload if there is one; but the payload of `BLOCK_STATUS`
+    /// says the length of its range itself.
     pub length_bytes: u64,
-    /// So many bytes follow.
+    /// Whether `length_bytes` of payload follow.
     pub has_payload: bool,
 }
 
@@ -78,6 +83,10 @@ impl Request {
 }
 
 /// Decodes a request's header of [`Framing::request_bytes`].
+///
+/// # Errors
+///
+/// The bytes are not such a header.
 pub fn decode_request(bytes: &[u8], framing: Framing) -> Result<Request, WireError> {
     let mut fields = Fields::new("request", bytes);
     let is_extended = framing == Framing::Extended;
@@ -88,8 +97,8 @@ pub fn decode_request(bytes: &[u8], framing: Framing) -> Result<Request, WireErr
     })?;
     let flags = CommandFlags(fields.u16("flags")?);
     let command = fields.u16("type")?;
-    // The protocol wants the flag of an extended write as well, but QEMU up to 10 at least sends none, and a write is
-    // nothing without its payload.
+    // The protocol wants the flag of an extended write as well, but QEMU up to 10 at least sends
+    // none, and a write is nothing without its payload.
     let has_payload = Command::from_u16(command) == Some(Command::Write)
         || is_extended && flags.contains(CommandFlags::PAYLOAD_LEN);
     let request = Request {
@@ -111,14 +120,14 @@ pub fn decode_request(bytes: &[u8], framing: Framing) -> Result<Request, WireErr
 /// The payload of `BLOCK_STATUS`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct StatusQuery {
-    /// Of the range.
+    /// Length of the range.
     pub length_bytes: u64,
     /// The contexts that are wanted of those that were agreed on.
     pub context_ids: Vec<u32>,
 }
 
 impl StatusQuery {
-    /// The payload of a query for so many contexts.
+    /// Length of the payload of a query for so many contexts, in bytes.
     #[must_use]
     pub const fn payload_bytes(contexts: usize) -> usize {
         8 + 4 * contexts
@@ -126,6 +135,10 @@ impl StatusQuery {
 }
 
 /// Decodes the payload of `BLOCK_STATUS`. The caller has bounded its length.
+///
+/// # Errors
+///
+/// The payload ends in the middle of a field.
 pub fn decode_status_query(bytes: &[u8]) -> Result<StatusQuery, WireError> {
     let mut fields = Fields::new("payload of BLOCK_STATUS", bytes);
     let length_bytes = fields.u64("length")?;
@@ -142,13 +155,21 @@ pub fn decode_status_query(bytes: &[u8]) -> Result<StatusQuery, WireError> {
 /// "Request types".
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Command {
+    /// `NBD_CMD_READ`: bytes of a range.
     Read,
+    /// `NBD_CMD_WRITE`: other bytes for a range.
     Write,
+    /// `NBD_CMD_DISC`: the end, without a reply.
     Disconnect,
+    /// `NBD_CMD_FLUSH`: what was answered before is to be durable.
     Flush,
+    /// `NBD_CMD_TRIM`: the client has no use for a range any more.
     Trim,
+    /// `NBD_CMD_CACHE`: a range is to be read soon.
     Cache,
+    /// `NBD_CMD_WRITE_ZEROES`: zeroes for a range.
     WriteZeroes,
+    /// `NBD_CMD_BLOCK_STATUS`: what a range consists of.
     BlockStatus,
 }
 
@@ -188,18 +209,22 @@ impl CommandFlags {
     pub const FAST_ZERO: Self = Self(1 << 4);
     /// The length is that of a payload. Only in extended requests.
     pub const PAYLOAD_LEN: Self = Self(1 << 5);
+    /// No flag.
     pub const NONE: Self = Self(0);
 
+    /// These flags and one more.
     #[must_use]
     pub const fn with(self, flag: Self) -> Self {
         Self(self.0 | flag.0)
     }
 
+    /// These flags but for one.
     #[must_use]
     pub const fn without(self, flag: Self) -> Self {
         Self(self.0 & !flag.0)
     }
 
+    /// Whether a flag is set.
     #[must_use]
     pub const fn contains(self, flag: Self) -> bool {
         self.0 & flag.0 == flag.0
