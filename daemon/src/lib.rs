@@ -2,11 +2,11 @@
 //!
 //! - [`config`]: arguments, environment, file; [`limits`]: every bound.
 //! - [`server`]: starts everything, and stops it cleanly.
-//! - [`grpc`]: snapshots, content, status; [`nbd`]: snapshots as block devices, through
-//!   [`exports`].
+//! - [`grpc`] and [`nbd`] with `exports`: what is spoken; both are faces of `service`.
+//! - `service`: what the daemon does, whatever is spoken; [`auth`]: who asks, and the one door.
+//! - `copies`: snapshots from other daemons.
 //! - [`net`]: sockets, and who may connect; [`resources`]: what there is only so much of;
 //!   [`tasks`]: the only place that starts tasks.
-//! - [`copies`]: snapshots from other daemons.
 //! - [`telemetry`]: the log; `error`: what kind of failure an error is.
 //!
 //! What must hold: nothing here decides what is durable or true, the store does. Everything a
@@ -15,10 +15,11 @@
 // What is said goes through what can fail and escapes: `println` panics where nobody can be told.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+pub mod auth;
 pub mod config;
-pub mod copies;
+mod copies;
 mod error;
-pub mod exports;
+mod exports;
 pub mod grpc;
 pub mod limits;
 pub mod nbd;

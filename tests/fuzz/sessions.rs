@@ -124,6 +124,7 @@ impl Export for Memory {
 }
 
 /// The snapshot, and the volume.
+#[derive(Clone)]
 struct Both([Memory; 2]);
 
 impl Both {
@@ -174,7 +175,7 @@ async fn check(input: &[u8]) {
         handshake_timeout: Duration::from_secs(30),
         ..ServerOptions::default()
     };
-    let server = Server::new(exports, options);
+    let server = Server::new(move |_| exports.clone(), options);
     let (client, stream) = tokio::io::duplex(4096);
     let stop = CancellationToken::new();
     let session = server.serve_stream(stream, &stop);

@@ -2,18 +2,19 @@
 
 use std::{fs, path::Path};
 
-/// Of the machine's memory, what is kept of what was read unless somebody says otherwise: one part of this many.
+/// The part of the machine's memory that the cache of chunks takes by default.
 const CACHE_SHARE: u64 = 16;
 /// At least, and at most.
 const CACHE_BYTES: (u64, u64) = (varve_store::limits::CHUNK_CACHE_BYTES, 2 << 30);
 
-/// What the cache of chunks takes where nobody has said: a sixteenth of the memory that there is, from 128 MiB to 2 GiB.
+/// What the cache of chunks takes where nobody has said: a sixteenth of the memory that there is,
+/// from 128 MiB to 2 GiB.
 pub(super) fn chunk_cache_bytes() -> u64 {
     let all = available(Path::new("/")).unwrap_or(0);
     (all / CACHE_SHARE).clamp(CACHE_BYTES.0, CACHE_BYTES.1)
 }
 
-/// The memory that there is, in bytes: the most that a cache may be told to take.
+/// The memory that there is, in bytes: the most that a setting may give to a cache.
 pub(super) fn total_bytes() -> u64 {
     available(Path::new("/")).unwrap_or(i64::MAX.cast_unsigned())
 }

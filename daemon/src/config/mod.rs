@@ -1,7 +1,8 @@
-//! What a daemon is told: by arguments, environment and a TOML file, in this order of precedence, then defaults.
+//! What a daemon is told: by arguments, environment and a TOML file, in this order of precedence,
+//! then defaults.
 //!
-//! `settings` is the one list of what there is: keys, variables, flags. Here the values get their types.
-//! Every refusal names the setting and where its value came from.
+//! `settings` is the one list of what there is: keys, variables, flags. Here the values get their
+//! types. Every refusal names the setting and where its value came from.
 
 mod cautions;
 mod error;
@@ -39,7 +40,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Permissions of the unix sockets.
     pub socket_mode: u32,
-    /// Where unix sockets are that no setting has a path for, if the daemon may have them there; else in the data directory.
+    /// Where unix sockets are that no setting has a path for, if the daemon may have them there;
+    /// else in the data directory.
     pub run_dir: PathBuf,
     /// How the store is run.
     pub store: StoreConfig,
@@ -51,7 +53,7 @@ pub struct Config {
     pub copies: CopiesConfig,
     /// An upload that nothing was heard of for so long is dropped.
     pub upload_idle: Duration,
-    /// What is logged.
+    /// The log.
     pub log: LogConfig,
 }
 
@@ -88,7 +90,8 @@ pub struct TlsConfig {
     pub cert: PathBuf,
     /// The private key.
     pub key: PathBuf,
-    /// Authorities: clients have to show a certificate that one of them has signed. `None`: they need none.
+    /// Authorities: clients have to show a certificate that one of them has signed. `None`: they
+    /// need none.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -135,7 +138,8 @@ impl Config {
         Self::load_with(arguments, |variable| std::env::var_os(variable))
     }
 
-    /// The defaults for a data directory, without looking at environment or files, and with the sockets in it.
+    /// The defaults for a data directory, without looking at environment or files, and with the
+    /// sockets in it.
     ///
     /// # Errors
     ///
@@ -183,7 +187,8 @@ impl Config {
         }
         values.overlay_environment(&environment);
         values.overlay_arguments(arguments);
-        // What systemd has made for the service by `StateDirectory=`: the first, if there are several.
+        // What systemd has made for the service by `StateDirectory=`: the first, if there are
+        // several.
         let state_dir = environment("STATE_DIRECTORY")
             .and_then(|dirs| Some(dirs.to_str()?.split(':').next()?.to_owned()))
             .filter(|dir| !dir.is_empty());
@@ -336,7 +341,8 @@ fn both(
     }
 }
 
-/// The permissions of the unix sockets. Whoever may write to one may do everything, so a second setting has to say that all users may.
+/// The permissions of the unix sockets. A user who may write to one may do everything, so a second
+/// setting has to say that all users may.
 fn socket_mode(values: &Values) -> Result<u32, ConfigError> {
     let mode = values.parse("socket_mode", parse_mode)?.unwrap_or(0o600);
     let is_open = mode & 0o007 != 0;
@@ -352,12 +358,14 @@ fn socket_mode(values: &Values) -> Result<u32, ConfigError> {
     Ok(mode)
 }
 
-/// Text is octal, with or without a prefix. A number in the file has its value, as `0o660` has; it comes as `0o660` here.
+/// Text is octal, with or without a prefix. A number in the file has its value, as `0o660` has; it
+/// comes as `0o660` here.
 fn parse_mode(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     match u32::from_str_radix(digits, 8) {
-        // Connecting needs reading and writing together, and nothing else has a meaning for a socket. So a decimal 660, which
-        // is 0o1224, or 440, which is 0o670, is never taken for something that was not meant.
+        // Connecting needs reading and writing together, and nothing else has a meaning for a
+        // socket. So a decimal 660, which is 0o1224, or 440, which is 0o670, is never taken for
+        // something that was not meant.
         Ok(mode @ (0o600 | 0o660 | 0o666)) => Ok(mode),
         _ => Err("expected permissions in octal: 0600, 0660 or 0666 (in the file 0o660, or \"0660\" in quotes)".to_owned()),
     }

@@ -1,4 +1,5 @@
-//! Where snapshots are copied from: other daemons, by their endpoints or by names that they have here.
+//! Where snapshots are copied from: other daemons, by their endpoints or by names that they have
+//! here.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -53,7 +54,7 @@ impl Remotes {
         address(endpoint, self.files(&remote)).await
     }
 
-    /// That a source is still there, if it goes by a name.
+    /// Checks that a source is still there, if it goes by a name.
     pub(super) async fn check(&self, source: &Source) -> Result<(), CopyError> {
         if is_name(&source.endpoint) {
             self.named(&source.endpoint).await?;

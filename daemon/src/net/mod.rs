@@ -1,4 +1,4 @@
-//! Sockets and connections before any protocol is spoken on them: who may come in, and what the
+//! Sockets and connections before any protocol is spoken on them: which may come in, and what the
 //! kernel keeps for each.
 //!
 //! | file | what |
@@ -11,11 +11,12 @@
 //! | [`seldom`] | log lines that a peer can cause, at most one a second |
 //! | [`sockets`] | listening sockets, made here or by a service manager |
 //! | [`tls`] | files of TLS: how clients are served with them, and other daemons asked |
+//! | `uri` | URIs of NBD servers and exports |
 //! | [`limits`] | every bound of these |
 //!
-//! What must hold: a listener never stops accepting because of who has connected already. Who
-//! cannot stay is told, or closed at once, and the log says so. A peer over TCP never takes what
-//! unix sockets need.
+//! What must hold: a listener never stops accepting because of who has connected already. A peer
+//! that cannot stay is told, or its connection is closed at once, and the log says so. A peer over
+//! TCP never takes what unix sockets need.
 
 pub mod buffers;
 pub mod handshakes;
@@ -26,3 +27,4 @@ pub mod seats;
 pub mod seldom;
 pub mod sockets;
 pub mod tls;
+pub(crate) mod uri;

@@ -1,10 +1,12 @@
 //! Listening sockets of both services.
 //!
-//! What must hold for a unix socket: nobody without permission can connect at any moment, a socket that another process
-//! serves is never taken from it, and what a daemon that died left behind is no obstacle.
+//! What must hold for a unix socket: nobody without permission can connect at any moment, a socket
+//! that another process serves is never taken from it, and what a daemon that died left behind is
+//! no obstacle.
 //!
-//! Where a service manager listens in the daemon's place, by systemd's socket activation, connections wait in its sockets while the daemon
-//! is restarted, instead of being refused: see [`Inherited`].
+//! Where a service manager listens in the daemon's place, by systemd's socket activation,
+//! connections wait in its sockets while the daemon is restarted, instead of being refused: see
+//! [`Inherited`].
 
 use std::{
     fs, io,
@@ -86,8 +88,8 @@ pub enum SocketError {
     },
 }
 
-/// Sockets that the service manager listens on for the daemon: units of systemd with `FileDescriptorName=grpc` or `=nbd`, each of which
-/// may have a unix socket and a TCP port.
+/// Sockets that the service manager listens on for the daemon: units of systemd with
+/// `FileDescriptorName=grpc` or `=nbd`, each of which may have a unix socket and a TCP port.
 #[derive(Debug, Default)]
 pub struct Inherited {
     /// gRPC over a unix socket.
@@ -131,7 +133,8 @@ impl Found {
     ///
     /// # Errors
     ///
-    /// A socket has a name that means nothing here, is of a kind that is not served, or one of a kind is there already.
+    /// A socket has a name that means nothing here, is of a kind that is not served, or one of a
+    /// kind is there already.
     pub fn take(mut self) -> Result<Inherited, SocketError> {
         let mut inherited = Inherited::default();
         for index in 0..self.sockets.len() {
@@ -241,9 +244,10 @@ fn path_of(listener: &UnixListener) -> Option<PathBuf> {
     address.as_pathname().map(Path::to_owned)
 }
 
-/// Where the unix sockets of `config` are: gRPC's, then NBD's, which is beside it unless a setting names another place. If nothing says where they
-/// are they are in its `run_dir`, so that clients find the daemon without being told; where they cannot be, or another daemon has its sockets there,
-/// they are in the data directory.
+/// Where the unix sockets of `config` are: gRPC's, then NBD's, which is beside it unless a setting
+/// names another place. If nothing says where they are they are in its `run_dir`, so that clients
+/// find the daemon without being told; where they cannot be, or another daemon has its sockets
+/// there, they are in the data directory.
 pub async fn unix_paths(config: &Config, inherited: &Inherited) -> (PathBuf, PathBuf) {
     let given = |listener: &Option<UnixListener>| listener.as_ref().map(path_of);
     if let Some(grpc) = given(&inherited.grpc_unix) {
@@ -297,7 +301,7 @@ fn make_run_dir(path: &Path) -> io::Result<()> {
     if !found.is_dir() {
         return Err(io::ErrorKind::NotADirectory.into());
     }
-    // Whoever owns it could put another socket in the place of this daemon's.
+    // Its owner could put another socket in the place of this daemon's.
     if found.uid() != rustix::process::geteuid().as_raw() {
         return Err(io::Error::other(format!(
             "it belongs to user {}, and this is user {}",
@@ -320,7 +324,7 @@ async fn is_served(path: &Path) -> bool {
     !asked.is_ok_and(|asked| asked.is_err_and(|error| is_free(error.kind())))
 }
 
-/// That a unix socket can have this path.
+/// Checks that a unix socket can have this path.
 ///
 /// # Errors
 ///
@@ -399,7 +403,8 @@ async fn remove_stale(path: &Path) -> Result<(), SocketError> {
     }
 }
 
-/// Binds, sets the permissions, and only then listens: before that the kernel refuses every connection.
+/// Binds, sets the permissions, and only then listens: before that the kernel refuses every
+/// connection.
 fn bind_unix(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), SocketError> {
     let refuse = |verb: &'static str, source: io::Error| SocketError::Unix {
         verb,

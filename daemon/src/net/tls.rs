@@ -105,7 +105,8 @@ impl ServerError {
 /// What clients of gRPC ask for when TLS begins, and are told that they get.
 pub const HTTP2: &[&[u8]] = &[b"h2"];
 
-/// How clients of a listener are served with TLS, by files that may be renewed while the daemon runs.
+/// How clients of a listener are served with TLS, by files that may be renewed while the daemon
+/// runs.
 pub struct ServerTls {
     files: TlsConfig,
     protocols: &'static [&'static [u8]],
@@ -118,8 +119,8 @@ struct Current {
     stamps: Vec<Stamp>,
 }
 
-/// Tells a file that was written again, or may be read by others now, from what it was: device, inode, length, and when content and inode changed,
-/// with nanoseconds. `None`: it is not there.
+/// Tells a file that was written again, or may be read by others now, from what it was: device,
+/// inode, length, and when content and inode changed, with nanoseconds. `None`: it is not there.
 type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 
 impl ServerTls {
@@ -149,7 +150,8 @@ impl ServerTls {
         self.current.lock().acceptor.clone()
     }
 
-    /// Reads the files again if they look different, or in any case. Says whether clients are served by new ones from now on. Blocks.
+    /// Reads the files again if they look different, or in any case. Says whether clients are
+    /// served by new ones from now on. Blocks.
     ///
     /// # Errors
     ///
@@ -268,7 +270,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServerError
     Ok(found)
 }
 
-/// The content of a file, which may be named by whoever may add remotes: one that is no file, or endless, is refused.
+/// The content of a file. Callers that add remotes name it, so what is no file, or is endless, is
+/// refused.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     let read = || {
         let file = OpenOptions::new()
@@ -360,8 +363,8 @@ mod tests {
         let tls = useless(directory.path());
         assert!(!tls.reload(false).unwrap(), "nothing has changed");
         assert!(tls.reload(true).is_err());
-        // As whoever renews a key does it: written by root, and given to the daemon's user after that. In a moment that can be told from the one
-        // before.
+        // As whoever renews a key does it: written by root, and given to the daemon's user after
+        // that. In a moment that can be told from the one before.
         let changed = || {
             let found = std::fs::metadata(&tls.files.key).unwrap();
             (found.ctime(), found.ctime_nsec())

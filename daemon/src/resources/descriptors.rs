@@ -1,8 +1,9 @@
 //! How many file descriptors a daemon asks for, and how those that it gets are divided.
 //!
-//! The store comes first, for a connection that is refused can come again, and a guest whose writes are refused has
-//! lost its disk. So the store's share is set aside at the start, and the number of connections is bounded by what is
-//! left: however many are open, and idle, the store and its management find descriptors.
+//! The store comes first, for a connection that is refused can come again, and a guest whose writes
+//! are refused has lost its disk. So the store's share is set aside at the start, and the number of
+//! connections is bounded by what is left: however many are open, and idle, the store and its
+//! management find descriptors.
 //!
 //! | share | what it is for |
 //! | --- | --- |
@@ -61,8 +62,8 @@ pub const fn asked_for(volumes: u64, nbd_connections: usize) -> u64 {
         + (descriptors_of(CONNECTIONS_MAX) + descriptors_of(nbd_connections)) as u64
 }
 
-/// What a service with so many places for connections takes, with the handshakes at its two listeners beyond those that are
-/// among the fixed.
+/// What a service with so many places for connections takes, with the handshakes at its two
+/// listeners beyond those that are among the fixed.
 const fn descriptors_of(places: usize) -> usize {
     places + 2 * (handshakes_max(places) - HANDSHAKES_LEAST)
 }
@@ -91,7 +92,8 @@ impl Descriptors {
         let rest = usize::try_from(limit.min(wanted) - DESCRIPTORS_FIXED).unwrap_or(usize::MAX);
         let packs_max = varve_store::limits::PACKS_OPEN_MAX;
         let packs = (rest / 8).clamp(PACK_DESCRIPTORS_LEAST, packs_max);
-        // What packs leave goes to journals and connections, half to each; who needs less leaves it to the other.
+        // What packs leave goes to journals and connections, half to each; who needs less leaves it
+        // to the other.
         let rest = rest - packs;
         let journals_max = varve_store::limits::JOURNAL_FILES_OPEN_MAX;
         let grpc_max = descriptors_of(CONNECTIONS_MAX);
@@ -155,7 +157,8 @@ impl fmt::Display for Descriptors {
     }
 }
 
-/// Takes as many open files as the system gives: the usual soft limit is 1024, for programs that use select().
+/// Takes as many open files as the system gives: the usual soft limit is 1024, for programs that
+/// use select().
 pub fn raise_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {

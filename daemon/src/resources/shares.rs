@@ -1,8 +1,13 @@
-//! Places and bytes that several share.
+//! Places and bytes that several callers share.
 //!
-//! What must hold: never is more given out than there is. A part of it is for peers on this machine only, whatever the network does. Of those
-//! who wait, whoever holds least comes first; if too many wait, whoever waits for most gives up a place for one who waits for less. Whoever holds something and does not move gives way when others wait, and not
-//! before: a slow peer harms nobody as long as nobody wants what it holds.
+//! What must hold:
+//!
+//! - Never is more given out than there is.
+//! - A part is for peers on this machine only, whatever the network does.
+//! - Of those who wait, the holder of the least comes first. If too many wait, the one with most
+//!   places in the queue gives one up for a holder with fewer.
+//! - A holder that does not move gives way when others wait, and not before: a slow peer harms
+//!   nobody as long as nobody wants what it holds.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -14,30 +19,30 @@ use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How often those who wait look for a holder that does not move.
+/// How often waiting callers look for a holder that does not move.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What is shared, and how.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
-    /// In words, for whoever gets none: "uploads", "bytes of requests".
+    /// In words, for a caller that gets none: "uploads", "bytes of requests".
     pub(crate) what: &'static str,
-    /// All there is.
+    /// All that there is.
     pub(crate) total: u64,
-    /// Of this, what only peers on this machine get.
+    /// The part of it that only peers on this machine get.
     pub(crate) local: u64,
     /// How many may wait.
     pub(crate) waiting: usize,
-    /// A holder that is so far behind gives way to those who wait.
+    /// A holder that is so far behind gives way to callers that wait.
     pub(crate) yields_after: Duration,
-    /// What a holder has to move in a second, on average, to be never behind.
+    /// What a holder has to move in a second, on average, never to be behind.
     pub(crate) pace: u64,
 }
 
 /// For whom something is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Holder {
-    /// Those with the same number share what one gets.
+    /// Holders with the same number share what one gets.
     pub(crate) number: u64,
     /// On this machine.
     pub(crate) is_local: bool,
@@ -67,7 +72,7 @@ pub(crate) struct GaveWay {
     seconds: u64,
 }
 
-/// Something of which there is so much.
+/// Something that is shared. Clones are handles to the same.
 #[derive(Debug, Clone)]
 pub(crate) struct Shares(Arc<Inner>);
 
@@ -95,9 +100,9 @@ struct Held {
     amount: u64,
     /// Until when what it has moved is enough.
     moved: Instant,
-    /// Whether it is up to the daemon that nothing moves.
+    /// Nothing moves because of the daemon, not because of the holder.
     is_settled: bool,
-    /// Waits that are not up to the holder, several at one time perhaps.
+    /// Waits that the holder cannot help; there may be several at one time.
     excuses: usize,
     gives_way: CancellationToken,
 }
@@ -111,7 +116,7 @@ struct Waiting {
     granted: oneshot::Sender<()>,
 }
 
-/// A part of it, until this is dropped.
+/// A part of what is shared, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Hold {
     shares: Shares,
@@ -190,7 +195,8 @@ impl Shares {
         self.0.state.lock().held
     }
 
-    /// Lets the one give way that is furthest behind. Peers of the network do not take from those on this machine.
+    /// Makes the holder give way that is furthest behind. Peers of the network do not take from
+    /// peers on this machine.
     fn look(&self, waiting: Holder) {
         let now = Instant::now();
         let yields_after = self.0.rules.yields_after;
@@ -226,8 +232,9 @@ impl State {
             && (holder.is_local || self.held_remotely + amount <= rules.most(holder))
     }
 
-    /// Whether one more may wait: if as many wait as may, the last one goes of whoever has most places in the queue, if these are more than
-    /// the new one would have. Peers of the network do not take them from those on this machine.
+    /// Whether one more may wait. If the queue is full, the holder with most places in it loses its
+    /// last one, if it has more than the new holder would have. Peers of the network take no place
+    /// from peers on this machine.
     fn has_place(&mut self, rules: &Rules, holder: Holder) -> bool {
         if self.queue.len() < rules.waiting {
             return true;
@@ -253,7 +260,7 @@ impl State {
         }
     }
 
-    /// Gives those who wait what there is.
+    /// Gives what there is to those in the queue.
     fn grant(&mut self, rules: &Rules) {
         loop {
             let fitting = self.queue.iter().enumerate();
@@ -279,7 +286,7 @@ impl State {
                 gives_way: waiting.gives_way,
             };
             self.holds.insert(waiting.number, held);
-            // One who has gone gives it back.
+            // A caller that has gone gives it back.
             let _ = waiting.granted.send(());
         }
     }
@@ -314,7 +321,7 @@ impl Hold {
         Some(change(held, &inner.rules))
     }
 
-    /// So much has moved.
+    /// So much has moved: the holder is less behind.
     pub(crate) fn moved(&self, amount: u64) {
         self.with(|held, rules| {
             let time = Duration::from_micros(amount.saturating_mul(1_000_000) / rules.pace.max(1));
@@ -329,7 +336,7 @@ impl Hold {
         self.with(|held, _| held.moved = Instant::now());
     }
 
-    /// Nothing more has to move: what is held is worked on.
+    /// Says whether nothing has to move for now, because the daemon works on what is held.
     pub(crate) fn settle(&self, is_settled: bool) {
         self.with(|held, _| {
             held.is_settled = is_settled;
@@ -337,7 +344,7 @@ impl Hold {
         });
     }
 
-    /// Holds so much more, if it is there.
+    /// Holds so much more, if there is so much.
     pub(crate) fn grow(&self, amount: u64) -> Result<(), Busy> {
         let inner = &self.shares.0;
         let mut state = inner.state.lock();
@@ -357,7 +364,7 @@ impl Hold {
         Ok(())
     }
 
-    /// Ends when it is to be given up for others.
+    /// Waits until this has to be given up for others.
     pub(crate) fn gives_way(&self) -> impl Future<Output = GaveWay> + Send + use<> {
         let (gives_way, rules) = (self.gives_way.clone(), self.shares.0.rules);
         async move {
@@ -369,7 +376,7 @@ impl Hold {
         }
     }
 
-    /// Does something for as long as nobody needs what is held more.
+    /// Does some work, unless this has to be given up for others first.
     pub(crate) async fn unless_it_gives_way<T>(
         &self,
         work: impl Future<Output = T>,
@@ -381,14 +388,15 @@ impl Hold {
         }
     }
 
-    /// Waits for something that is not up to whoever holds this. Several may, at one time.
+    /// Waits for something that the holder cannot help. There may be several such waits at one
+    /// time.
     pub(crate) async fn excused<T>(&self, wait: impl Future<Output = T>) -> T {
         let _excuse = Excuse::of(self);
         wait.await
     }
 }
 
-/// That a wait is not up to the holder, until this is dropped.
+/// Excuses a wait of the holder, until this is dropped.
 struct Excuse<'a>(&'a Hold);
 
 impl<'a> Excuse<'a> {
@@ -531,7 +539,7 @@ mod tests {
             assert!(matches!(taken, Some(Err(_))));
         }
         drop((first, second));
-        // Whoever comes by the network takes no place of this machine's.
+        // Peers of the network take no place of this machine's.
         let mut more = Vec::new();
         for _ in 0..2 {
             more.push(begin(Holder::OWN).await);

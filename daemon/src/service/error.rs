@@ -1,25 +1,27 @@
-//! Why a call fails, by what its caller does about it.
+//! Why an operation fails: the one error type of the service.
 
-use tonic::{Code, Status};
-use varve_store::Error;
+use varve_store::Error as StoreError;
 
 use crate::{
-    error::store_code,
-    limits,
+    copies::CopyError,
+    error::{Classified, ErrorKind},
     resources::shares::{Busy, GaveWay},
     tasks::TaskEnded,
 };
 
-/// Why a call fails.
+/// The result of an operation.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation fails.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub(crate) enum Error {
     /// The store says no.
     #[error(transparent)]
-    Store(#[from] Error),
+    Store(#[from] StoreError),
     /// A field of the request cannot be right. Mend it.
     #[error("{field}: {problem}")]
     Field {
-        /// As the protocol calls it.
+        /// As requests call it.
         field: &'static str,
         /// With the value.
         problem: String,
@@ -27,7 +29,7 @@ pub(crate) enum Failure {
     /// More at one time than is taken. Send it in several messages.
     #[error("{field}: {found} {unit}, at most {most} are taken in one message")]
     TooMuch {
-        /// As the protocol calls it.
+        /// As requests call it.
         field: &'static str,
         /// "ids", "bytes of payload".
         unit: &'static str,
@@ -48,35 +50,45 @@ pub(crate) enum Failure {
         /// How long.
         seconds: u64,
     },
-    /// An answer that is not taken.
-    #[error("nothing of the answer was taken for {seconds} seconds")]
-    Untaken {
-        /// How long.
-        seconds: u64,
+    /// A copy cannot be made, or its source is at fault.
+    #[error(transparent)]
+    Copy(CopyError),
+    /// A volume is served only while it is attached.
+    #[error("volume {name:?} is not attached")]
+    NotAttached {
+        /// Its name.
+        name: String,
     },
-    /// Another daemon, which a copy was to be made from, is at fault.
-    #[error("{problem}")]
-    Source {
-        /// What the caller does about it.
-        code: Code,
-        /// In words.
-        problem: String,
+    /// The attachment that was asked for has ended, and there is another.
+    #[error(
+        "volume {name:?} was attached again since: this is attachment {current}, and not {wanted}"
+    )]
+    AttachedAgain {
+        /// The volume's name.
+        name: String,
+        /// The number of the attachment that there is.
+        current: u64,
+        /// The one that was asked for.
+        wanted: u64,
     },
+    /// The attachment ended while it was in use.
+    #[error("the volume was detached, or attached elsewhere")]
+    Detached,
     /// The work was done by a task, and it ended early.
     #[error(transparent)]
     Task(#[from] TaskEnded),
-    /// What came could not be received: too long, garbled, or cut off. The text is the transport's.
-    #[error("{}", .0.message())]
-    Receive(Status),
+    /// What makes a stream ended without a word: a defect, or the daemon stops.
+    #[error("the answer was cut short, see the daemon's log")]
+    CutShort,
     /// Nobody takes the answer any more.
     #[error("the client has gone")]
-    ClientGone,
-    /// No more calls are served.
+    CallerGone,
+    /// No more operations are carried out.
     #[error("the daemon is stopping")]
     Stopping,
 }
 
-impl Failure {
+impl Error {
     pub(crate) fn field(field: &'static str, problem: impl Into<String>) -> Self {
         Self::Field {
             field,
@@ -84,253 +96,41 @@ impl Failure {
         }
     }
 
-    /// What the caller is told.
-    pub(crate) fn code(&self) -> Code {
-        match self {
-            Self::Store(error) => store_code(error),
-            Self::Field { .. } => Code::InvalidArgument,
-            Self::TooMuch { .. } => Code::OutOfRange,
-            Self::Silent { .. } => Code::DeadlineExceeded,
-            Self::Busy(_) | Self::GaveWay(_) | Self::Untaken { .. } => Code::ResourceExhausted,
-            Self::Task(TaskEnded::Panicked { .. }) => Code::Internal,
-            Self::Receive(status) => status.code(),
-            Self::Source { code, .. } => *code,
-            Self::ClientGone => Code::Cancelled,
-            Self::Task(TaskEnded::Stopped { .. }) | Self::Stopping => Code::Unavailable,
-        }
+    /// Whether the same request succeeds once less is under way: unlike a full disk, of which the
+    /// kind is the same.
+    pub(crate) const fn passes(&self) -> bool {
+        matches!(self, Self::Busy(_) | Self::GaveWay(_))
     }
 }
 
-/// What tells "try again later" from a full disk, which has the same code. As gRPC's own clients read it: after so many milliseconds.
-const PUSHBACK: &str = "grpc-retry-pushback-ms";
-
-impl From<&Failure> for Status {
-    fn from(failure: &Failure) -> Self {
-        if let Failure::Receive(status) = failure {
-            // With what it says of when to come again.
-            return status.clone();
-        }
-        let mut status = Self::new(failure.code(), failure.to_string());
-        if let Failure::Busy(_) | Failure::GaveWay(_) | Failure::Untaken { .. } = failure {
-            let pushback = limits::BUSY_PUSHBACK.as_millis();
-            if let Ok(pushback) = pushback.to_string().parse() {
-                status.metadata_mut().insert(PUSHBACK, pushback);
+impl Classified for Error {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store(error) => error.kind(),
+            Self::Field { .. } => ErrorKind::InvalidArgument,
+            Self::TooMuch { .. } => ErrorKind::OutOfRange,
+            Self::Silent { .. } => ErrorKind::DeadlineExceeded,
+            Self::Busy(_) | Self::GaveWay(_) => ErrorKind::ResourceExhausted,
+            Self::Copy(error) => error.kind(),
+            Self::NotAttached { .. } | Self::AttachedAgain { .. } | Self::Detached => {
+                ErrorKind::FailedPrecondition
+            }
+            Self::Task(TaskEnded::Panicked { .. }) => ErrorKind::Internal,
+            Self::CallerGone => ErrorKind::Cancelled,
+            Self::Task(TaskEnded::Stopped { .. }) | Self::CutShort | Self::Stopping => {
+                ErrorKind::Unavailable
             }
         }
-        status
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
-    use varve_content::{ChunkId, chunker::check_canonical, tree::Leaf};
-    use varve_store::{Damage, Place};
-
-    use super::*;
-
-    #[test]
-    fn every_error_of_the_store_has_its_code_and_keeps_its_text() {
-        let id = ChunkId::of(b"x");
-        let path = std::path::PathBuf::from("/data/packs/x");
-        let cases = [
-            (
-                Error::NotFound {
-                    what: "snapshot",
-                    name: "web".into(),
-                },
-                Code::NotFound,
-                "\"web\"",
-            ),
-            (
-                Error::AlreadyExists {
-                    what: "snapshot",
-                    name: "web".into(),
-                    id: "snap-1".into(),
-                },
-                Code::AlreadyExists,
-                "snap-1",
-            ),
-            (
-                Error::Attached { name: "db".into() },
-                Code::FailedPrecondition,
-                "\"db\" is attached",
-            ),
-            (
-                Error::NotCompleted {
-                    name: "web".into(),
-                    state: "failed",
-                    why: "no space left".into(),
-                },
-                Code::FailedPrecondition,
-                "\"web\" is failed: no space left",
-            ),
-            (
-                Error::HasPending {
-                    name: "db".into(),
-                    count: 2,
-                },
-                Code::FailedPrecondition,
-                "\"db\" has 2 pending snapshots",
-            ),
-            (
-                Error::Invalid("0 bytes".into()),
-                Code::InvalidArgument,
-                "0 bytes",
-            ),
-            (
-                Error::NotCanonical {
-                    id,
-                    source: check_canonical(&[0; 4096]).unwrap_err(),
-                },
-                Code::InvalidArgument,
-                "is not cut as chunker version",
-            ),
-            (
-                Error::Tree(Leaf::new(Vec::new()).unwrap_err()),
-                Code::InvalidArgument,
-                "tree node",
-            ),
-            (
-                Error::Damaged(Damage {
-                    place: Place::File {
-                        path: path.clone(),
-                        offset_bytes: 4096,
-                    },
-                    what: "chunk 1234".into(),
-                    problem: "crc differs".into(),
-                    snapshots: vec!["web".into()],
-                }),
-                Code::DataLoss,
-                "4096: chunk 1234",
-            ),
-            (
-                Error::Full {
-                    verb: "write",
-                    path: path.clone(),
-                },
-                Code::ResourceExhausted,
-                "no space left",
-            ),
-            (
-                Error::Poisoned {
-                    reason: "fdatasync: EIO".into(),
-                },
-                Code::Unavailable,
-                "fdatasync: EIO",
-            ),
-            (
-                Error::Limit("64 uploads".into()),
-                Code::Unavailable,
-                "64 uploads",
-            ),
-            (
-                Error::TooMany {
-                    what: "volumes",
-                    most: 4096,
-                },
-                Code::FailedPrecondition,
-                "4096 volumes",
-            ),
-            (
-                Error::InUse(path.clone()),
-                Code::FailedPrecondition,
-                "in use",
-            ),
-            (
-                Error::Incompatible {
-                    path: path.clone(),
-                    why: "format 9".into(),
-                },
-                Code::FailedPrecondition,
-                "format 9",
-            ),
-            (
-                Error::Shortage {
-                    verb: "open",
-                    path: path.clone(),
-                    source: std::io::Error::other("too many open files"),
-                },
-                Code::Unavailable,
-                "for now: too many open files",
-            ),
-            (
-                Error::Io {
-                    verb: "read",
-                    path,
-                    source: std::io::Error::other("EIO"),
-                },
-                Code::Internal,
-                "cannot read /data/packs/x",
-            ),
-            (
-                Error::Index {
-                    verb: "look up",
-                    message: "gone".into(),
-                },
-                Code::Internal,
-                "gone",
-            ),
-            (Error::Closing, Code::Unavailable, "closing"),
-        ];
-        for (error, code, text) in cases {
-            let status = Status::from(&Failure::from(error));
-            assert_eq!(status.code(), code, "{status}");
-            assert!(status.message().contains(text), "{status}");
-        }
-    }
-
-    #[test]
-    fn every_other_failure_has_its_code() {
-        let cases = [
-            (
-                Failure::field("name", "empty"),
-                Code::InvalidArgument,
-                "name: empty",
-            ),
-            (
-                Failure::TooMuch {
-                    field: "ids",
-                    unit: "ids",
-                    found: 9000,
-                    most: 8192,
-                },
-                Code::OutOfRange,
-                "9000 ids, at most 8192",
-            ),
-            (
-                Failure::Silent { seconds: 600 },
-                Code::DeadlineExceeded,
-                "600",
-            ),
-            (
-                Busy("uploads").into(),
-                Code::ResourceExhausted,
-                "as many uploads as allowed are under way",
-            ),
-            (
-                TaskEnded::Panicked { name: "read" }.into(),
-                Code::Internal,
-                "\"read\"",
-            ),
-            (
-                TaskEnded::Stopped { name: "read" }.into(),
-                Code::Unavailable,
-                "stopped",
-            ),
-            (
-                Failure::Receive(Status::out_of_range("too large")),
-                Code::OutOfRange,
-                "too large",
-            ),
-            (Failure::ClientGone, Code::Cancelled, "gone"),
-            (Failure::Stopping, Code::Unavailable, "stopping"),
-        ];
-        for (failure, code, text) in cases {
-            let status = Status::from(&failure);
-            assert_eq!(status.code(), code, "{status}");
-            assert!(status.message().contains(text), "{status}");
+impl From<CopyError> for Error {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Store(error) => error.into(),
+            CopyError::Busy(busy) => busy.into(),
+            CopyError::GaveWay(gave_way) => gave_way.into(),
+            other => Self::Copy(other),
         }
     }
 }

@@ -1,35 +1,36 @@
 //! Tokens that say where the next page of a listing begins.
 //!
-//! Opaque to clients: version, hash of the filters, last name; in hexadecimal. The hash catches a token that is
-//! used with other filters, or for another listing, where it would leave out records without a word.
+//! Opaque to clients: version, hash of the filters, last name; in hexadecimal. The hash catches a
+//! token that is used with other filters, or for another listing, where it would leave out records
+//! without a word.
 
 use std::collections::BTreeMap;
 
-use super::error::Failure;
+use super::error::{Error, Result};
 
 const VERSION: u8 = 1;
 const HASH_BYTES: usize = 16;
 const FIELD: &str = "page_token";
 
 /// [`Filters::listing`] of snapshots.
-pub(crate) const SNAPSHOTS: &str = "varve 2025 page token filters";
+pub(super) const SNAPSHOTS: &str = "varve 2025 page token filters";
 /// The same of volumes.
-pub(crate) const VOLUMES: &str = "varve 2025 page token filters of volumes";
+pub(super) const VOLUMES: &str = "varve 2025 page token filters of volumes";
 /// The same of copies.
-pub(crate) const COPIES: &str = "varve 2025 page token filters of copies";
+pub(super) const COPIES: &str = "varve 2025 page token filters of copies";
 
 /// What is listed, and what the listing is restricted to.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Filters<'a> {
+pub(super) struct Filters<'a> {
     /// The context of the hash: tokens of different listings differ.
-    pub(crate) listing: &'static str,
-    pub(crate) name_prefix: &'a str,
-    pub(crate) tags: &'a BTreeMap<String, String>,
+    pub(super) listing: &'static str,
+    pub(super) name_prefix: &'a str,
+    pub(super) tags: &'a BTreeMap<String, String>,
 }
 
 impl Filters<'_> {
     /// Lengths go in front, so that no two filters give the same bytes.
-    fn hash(&self) -> [u8; HASH_BYTES] {
+    pub(super) fn tokens(&self) -> Tokens {
         let mut hasher = blake3::Hasher::new_derive_key(self.listing);
         let mut text = |text: &str| {
             hasher.update(&(text.len() as u64).to_le_bytes());
@@ -40,44 +41,51 @@ impl Filters<'_> {
             text(key);
             text(value);
         }
-        let mut hash = [0; HASH_BYTES];
-        hasher.finalize_xof().fill(&mut hash);
-        hash
+        let mut filters = [0; HASH_BYTES];
+        hasher.finalize_xof().fill(&mut filters);
+        Tokens { filters }
     }
 }
 
-/// The token for the page behind `last_name`.
-pub(crate) fn encode(filters: Filters<'_>, last_name: &str) -> String {
-    let head = [VERSION];
-    let bytes = head
-        .iter()
-        .chain(&filters.hash())
-        .chain(last_name.as_bytes())
-        .copied()
-        .collect::<Vec<_>>();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// Tokens of one listing with its filters.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tokens {
+    filters: [u8; HASH_BYTES],
 }
 
-/// The last name of the page before; `None` for an empty token, which asks for the first page.
-pub(crate) fn decode(filters: Filters<'_>, token: &str) -> Result<Option<String>, Failure> {
-    if token.is_empty() {
-        return Ok(None);
+impl Tokens {
+    /// The token for the page behind `last`.
+    pub(super) fn encode(&self, last: &str) -> String {
+        let head = [VERSION];
+        let bytes = head.iter().chain(&self.filters).chain(last.as_bytes());
+        bytes.map(|byte| format!("{byte:02x}")).collect()
     }
-    let invalid = || Failure::field(FIELD, "it is not one that this daemon gave");
-    let bytes = decode_hex(token).ok_or_else(invalid)?;
-    let (&version, rest) = bytes.split_first().ok_or_else(invalid)?;
-    let (hash, name) = rest.split_first_chunk::<HASH_BYTES>().ok_or_else(invalid)?;
-    if version != VERSION {
-        return Err(invalid());
+
+    /// The last name of the page before; `None` for an empty token, which asks for the first page.
+    pub(super) fn decode(&self, token: &str) -> Result<Option<String>> {
+        if token.is_empty() {
+            return Ok(None);
+        }
+        let bytes = decode_hex(token).ok_or_else(invalid)?;
+        let (&version, rest) = bytes.split_first().ok_or_else(invalid)?;
+        let (filters, name) = rest.split_first_chunk::<HASH_BYTES>().ok_or_else(invalid)?;
+        if version != VERSION {
+            return Err(invalid());
+        }
+        if *filters != self.filters {
+            return Err(Error::field(
+                FIELD,
+                "it belongs to a listing with other filters",
+            ));
+        }
+        let name = std::str::from_utf8(name).map_err(|_| invalid())?;
+        Ok(Some(name.to_owned()))
     }
-    if *hash != filters.hash() {
-        return Err(Failure::field(
-            FIELD,
-            "it belongs to a listing with other filters",
-        ));
-    }
-    let name = std::str::from_utf8(name).map_err(|_| invalid())?;
-    Ok(Some(name.to_owned()))
+}
+
+/// A token that no page has had.
+pub(super) fn invalid() -> Error {
+    Error::field(FIELD, "it is not one that this daemon gave")
 }
 
 fn decode_hex(text: &str) -> Option<Vec<u8>> {
@@ -103,6 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::error::{Classified as _, ErrorKind};
 
     fn tags(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs
@@ -114,43 +123,39 @@ mod tests {
     #[test]
     fn a_token_leads_behind_its_name() {
         let tags = tags(&[("os", "debian")]);
-        let filters = Filters {
+        let tokens = Filters {
             listing: SNAPSHOTS,
             name_prefix: "web",
             tags: &tags,
-        };
-        assert_eq!(decode(filters, "").unwrap(), None);
-        let token = encode(filters, "web-ß");
-        assert_eq!(decode(filters, &token).unwrap().as_deref(), Some("web-ß"));
+        }
+        .tokens();
+        assert_eq!(tokens.decode("").unwrap(), None);
+        let token = tokens.encode("web-ß");
+        assert_eq!(tokens.decode(&token).unwrap().as_deref(), Some("web-ß"));
     }
 
     #[test]
     fn a_token_of_other_filters_is_refused() {
         let given = tags(&[("a", "bc")]);
-        let token = encode(
-            Filters {
-                listing: SNAPSHOTS,
-                name_prefix: "web",
-                tags: &given,
-            },
-            "web-1",
-        );
+        let snapshots = Filters {
+            listing: SNAPSHOTS,
+            name_prefix: "web",
+            tags: &given,
+        };
+        let token = snapshots.tokens().encode("web-1");
         for (name_prefix, other) in [
             ("we", given.clone()),
             ("web", tags(&[])),
             ("web", tags(&[("ab", "c")])),
             ("web", tags(&[("a", "bc"), ("d", "")])),
         ] {
-            let error = decode(
-                Filters {
-                    listing: SNAPSHOTS,
-                    name_prefix,
-                    tags: &other,
-                },
-                &token,
-            )
-            .unwrap_err();
-            assert_eq!(error.code(), tonic::Code::InvalidArgument);
+            let filters = Filters {
+                listing: SNAPSHOTS,
+                name_prefix,
+                tags: &other,
+            };
+            let error = filters.tokens().decode(&token).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
             assert!(error.to_string().contains("other filters"), "{error}");
         }
         let volumes = Filters {
@@ -158,7 +163,7 @@ mod tests {
             name_prefix: "web",
             tags: &given,
         };
-        assert!(decode(volumes, &token).is_err());
+        assert!(volumes.tokens().decode(&token).is_err());
     }
 
     proptest! {
@@ -166,14 +171,15 @@ mod tests {
         fn any_name_comes_back(name in ".*") {
             let tags = BTreeMap::new();
             let filters = Filters { listing: SNAPSHOTS, name_prefix: "", tags: &tags };
-            prop_assert_eq!(decode(filters, &encode(filters, &name)).unwrap(), Some(name));
+            let tokens = filters.tokens();
+            prop_assert_eq!(tokens.decode(&tokens.encode(&name)).unwrap(), Some(name));
         }
 
         #[test]
         fn anything_else_is_refused(token in ".+") {
             let tags = BTreeMap::new();
             let filters = Filters { listing: SNAPSHOTS, name_prefix: "", tags: &tags };
-            prop_assert!(decode(filters, &token).is_err());
+            prop_assert!(filters.tokens().decode(&token).is_err());
         }
     }
 }

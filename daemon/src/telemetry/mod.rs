@@ -1,7 +1,8 @@
-//! What is logged, where and how. Standard error, so that a service manager collects it.
+//! The log: to standard error, where a service manager collects it.
 //!
-//! What must hold: the log never hurts what it describes (see `sink`), and one event is one line: text from clients, peers and
-//! files has no character that could forge another one or reach the terminal.
+//! What must hold: the log never hurts what it describes (see `sink`), and one event is one line:
+//! text from clients, peers and files has no character that could forge another one or reach the
+//! terminal.
 
 mod sink;
 
@@ -62,7 +63,8 @@ impl Telemetry {
         (self.set_filter)(parse_filter(filter)?)
     }
 
-    /// Waits a moment for what is still to be written: for a process that ends without dropping this.
+    /// Waits a moment for what is still to be written: for a process that ends without dropping
+    /// this.
     pub fn flush(&self) {
         self.sink.flush(FLUSH_AT_END);
     }
@@ -161,7 +163,8 @@ struct FieldWriter<'a> {
 impl Visit for FieldWriter<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let name = field.name();
-        // Where in the sources of a library a record was made, if it does not speak the language of this log itself.
+        // Where in the sources of a library a record was made, if it does not speak the language of
+        // this log itself.
         if self.result.is_err() || name.starts_with("log.") {
             return;
         }

@@ -1,44 +1,73 @@
 //! A whole snapshot, as leaves and chunks.
 //!
-//! What must hold: segments go out in ascending order, each leaf before its chunks. One segment of each download may
-//! always be read; those ahead of it take from a budget that all downloads share, and only what is free at once, so that a slow
-//! client can hold up nobody.
+//! What must hold: segments go out in ascending order, each leaf before its chunks. One segment of
+//! each download may always be read; those ahead of it take from a budget that all downloads share,
+//! and only what is free at once, so that a slow client can hold up nobody.
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::info;
-use varve_proto::v1::{self, download_response::Part};
-use varve_store::{Segment, SegmentStream, SnapshotReader};
+use varve_store::{
+    Segment, SegmentStream, SnapshotReader, SnapshotRecord, StoredChunk, VerifiedChunk,
+};
 
 use crate::{
-    grpc::convert,
     limits,
-    service::{error::Failure, streams::Answers},
+    service::{error::Result, streams::Outlet},
     tasks::{Tasks, TiedTask},
 };
 
+/// What a download is made of.
+#[derive(Debug)]
+pub(crate) enum DownloadPart {
+    Snapshot(Box<SnapshotRecord>),
+    Leaf(Segment),
+    /// Up to [`limits::READ_MESSAGE_BYTES`] of payload.
+    Chunks(Vec<SentChunk>),
+}
+
+/// A chunk as it goes out.
+#[derive(Debug)]
+pub(crate) enum SentChunk {
+    /// Unpacked, and verified by the store.
+    Plain(VerifiedChunk),
+    /// As it is stored; the receiver verifies it.
+    Stored(StoredChunk),
+}
+
+impl SentChunk {
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Plain(chunk) => chunk.plain().len(),
+            Self::Stored(chunk) => chunk.payload.len(),
+        }
+    }
+}
+
 /// A download under way.
-pub(crate) struct Download {
-    pub(crate) reader: SnapshotReader,
+pub(super) struct Download {
+    pub(super) reader: SnapshotReader,
     /// Whether chunks are unpacked here.
-    pub(crate) plain: bool,
-    pub(crate) tasks: Tasks,
-    pub(crate) read_ahead: Arc<Semaphore>,
+    pub(super) plain: bool,
+    pub(super) tasks: Tasks,
+    pub(super) read_ahead: Arc<Semaphore>,
 }
 
 /// A segment that is being read, with what it takes from the budget of all downloads.
 struct Pending {
-    read: TiedTask<Result<Vec<v1::DownloadResponse>, varve_store::Error>>,
+    read: TiedTask<Result<Vec<DownloadPart>, varve_store::Error>>,
     ahead: Option<OwnedSemaphorePermit>,
 }
 
 impl Download {
-    pub(crate) async fn send(self, answers: Answers<v1::DownloadResponse>) -> Result<(), Failure> {
+    pub(super) async fn send(self, outlet: Outlet<DownloadPart>) -> Result<()> {
         let started = Instant::now();
-        let snapshot = convert::completed_snapshot(self.reader.record().clone());
-        let (id, name) = (snapshot.id.clone(), snapshot.name.clone());
-        answers.send(message(Part::Snapshot(snapshot))).await?;
+        let snapshot = self.reader.record().clone();
+        let (id, name) = (snapshot.id, snapshot.name.clone());
+        outlet
+            .send(DownloadPart::Snapshot(Box::new(snapshot)))
+            .await?;
 
         let mut segments = Some(self.reader.segments());
         let mut pending = VecDeque::new();
@@ -50,12 +79,12 @@ impl Download {
             };
             for part in read.await?? {
                 sent_bytes += payload_bytes(&part);
-                answers.send(part).await?;
+                outlet.send(part).await?;
             }
             drop(ahead);
         }
         info!(
-            id,
+            %id,
             name,
             payload_bytes = sent_bytes,
             plain = self.plain,
@@ -70,7 +99,7 @@ impl Download {
         &self,
         segments: &mut Option<SegmentStream>,
         pending: &mut VecDeque<Pending>,
-    ) -> Result<(), Failure> {
+    ) -> Result<()> {
         while pending.len() < limits::READ_AHEAD_SEGMENTS
             && let Some(stream) = segments
         {
@@ -95,61 +124,48 @@ impl Download {
     fn start_read(
         &self,
         segment: Segment,
-    ) -> TiedTask<Result<Vec<v1::DownloadResponse>, varve_store::Error>> {
+    ) -> TiedTask<Result<Vec<DownloadPart>, varve_store::Error>> {
         let reader = self.reader.clone();
         let plain = self.plain;
         let read = async move {
-            let leaf = message(Part::Leaf(convert::leaf(&segment)));
-            let chunks: Vec<v1::Chunk> = if plain {
-                reader
-                    .chunks(&segment)
-                    .await?
-                    .iter()
-                    .map(convert::plain_chunk)
-                    .collect()
+            let chunks: Vec<_> = if plain {
+                let chunks = reader.chunks(&segment).await?;
+                chunks.into_iter().map(SentChunk::Plain).collect()
             } else {
-                reader
-                    .stored_chunks(&segment)
-                    .await?
-                    .into_iter()
-                    .map(convert::stored_chunk)
-                    .collect()
+                let chunks = reader.stored_chunks(&segment).await?;
+                chunks.into_iter().map(SentChunk::Stored).collect()
             };
-            Ok(std::iter::once(leaf).chain(batches(chunks)).collect())
+            let chunks = message_sized(chunks, SentChunk::payload_bytes);
+            let leaf = std::iter::once(DownloadPart::Leaf(segment));
+            Ok(leaf.chain(chunks.map(DownloadPart::Chunks)).collect())
         };
         self.tasks.spawn("read segment", read).tied()
     }
 }
 
-fn message(part: Part) -> v1::DownloadResponse {
-    v1::DownloadResponse { part: Some(part) }
-}
-
-fn payload_bytes(message: &v1::DownloadResponse) -> u64 {
-    match &message.part {
-        Some(Part::Chunks(batch)) => batch
-            .chunks
-            .iter()
-            .map(|chunk| chunk.payload.len() as u64)
-            .sum(),
-        _ => 0,
+fn payload_bytes(part: &DownloadPart) -> u64 {
+    match part {
+        DownloadPart::Chunks(chunks) => {
+            let bytes = chunks.iter().map(SentChunk::payload_bytes);
+            bytes.sum::<usize>() as u64
+        }
+        DownloadPart::Snapshot(_) | DownloadPart::Leaf(_) => 0,
     }
 }
 
-fn batches(chunks: Vec<v1::Chunk>) -> impl Iterator<Item = v1::DownloadResponse> {
-    message_sized(chunks).map(|chunks| message(Part::Chunks(v1::ChunkBatch { chunks })))
-}
-
 /// Chunks in parts of up to [`limits::READ_MESSAGE_BYTES`] of payload, in order.
-pub(crate) fn message_sized(chunks: Vec<v1::Chunk>) -> impl Iterator<Item = Vec<v1::Chunk>> {
+pub(in crate::service) fn message_sized<C>(
+    chunks: Vec<C>,
+    payload_bytes: impl Fn(&C) -> usize,
+) -> impl Iterator<Item = Vec<C>> {
     let mut chunks = chunks.into_iter().peekable();
     std::iter::from_fn(move || {
         let mut batch = Vec::new();
         let mut bytes = 0;
         while let Some(chunk) = chunks.next_if(|next| {
-            batch.is_empty() || bytes + next.payload.len() <= limits::READ_MESSAGE_BYTES
+            batch.is_empty() || bytes + payload_bytes(next) <= limits::READ_MESSAGE_BYTES
         }) {
-            bytes += chunk.payload.len();
+            bytes += payload_bytes(&chunk);
             batch.push(chunk);
         }
         (!batch.is_empty()).then_some(batch)
@@ -158,35 +174,22 @@ pub(crate) fn message_sized(chunks: Vec<v1::Chunk>) -> impl Iterator<Item = Vec<
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
     use super::*;
 
     #[test]
     fn batches_keep_order_and_bound_their_payload() {
-        let chunk = |number: usize| v1::Chunk {
-            id: vec![u8::try_from(number).unwrap(); 32].into(),
-            payload: vec![0; 1 + number * 1000 % 262_144].into(),
-            ..v1::Chunk::default()
-        };
-        let chunks: Vec<_> = (0..200).map(chunk).collect();
-        let sent: Vec<_> = batches(chunks.clone()).collect();
+        let chunks: Vec<usize> = (0..200).map(|number| 1 + number * 1000 % 262_144).collect();
+        let sent: Vec<_> = message_sized(chunks.clone(), |bytes| *bytes).collect();
+        let bytes = |batch: &Vec<usize>| batch.iter().sum::<usize>();
         assert!(
             sent.iter()
-                .all(|message| payload_bytes(message) <= limits::READ_MESSAGE_BYTES as u64)
+                .all(|batch| bytes(batch) <= limits::READ_MESSAGE_BYTES)
         );
         let full = sent
             .windows(2)
-            .all(|pair| payload_bytes(&pair[0]) > (limits::READ_MESSAGE_BYTES - 262_144) as u64);
+            .all(|pair| bytes(&pair[0]) > limits::READ_MESSAGE_BYTES - 262_144);
         assert!(full, "all but the last are nearly full");
-        let together: Vec<_> = sent
-            .into_iter()
-            .flat_map(|message| match message.part {
-                Some(Part::Chunks(batch)) => batch.chunks,
-                _ => panic!("not chunks"),
-            })
-            .collect();
-        assert_eq!(together, chunks);
-        assert_eq!(batches(Vec::new()).count(), 0);
+        assert_eq!(sent.concat(), chunks);
+        assert_eq!(message_sized(Vec::new(), |bytes: &usize| *bytes).count(), 0);
     }
 }

@@ -2,30 +2,44 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use varve_proto::v1::{self, read_snapshot_response::Content as Part};
 use varve_store::{Piece, SnapshotReader};
 
 use crate::{
     limits::{EXTENTS_WINDOW_BYTES, READ_MESSAGE_BYTES, READ_PIECES_IN_FLIGHT},
-    service::{error::Failure, streams::Answers},
+    service::{
+        error::{Error, Result},
+        streams::Outlet,
+    },
 };
 
+/// What a read is made of.
+#[derive(Debug)]
+pub(crate) struct RangePart {
+    pub(crate) offset_bytes: u64,
+    pub(crate) content: RangeContent,
+}
+
+/// What there is in a part of a range.
+#[derive(Debug)]
+pub(crate) enum RangeContent {
+    Data(Bytes),
+    /// So many bytes that are not stored and read as zeroes.
+    Hole(u64),
+}
+
 /// The range that a request means.
-pub(crate) fn range(
-    size_bytes: u64,
-    offset_bytes: u64,
-    length_bytes: u64,
-) -> Result<Range<u64>, Failure> {
+pub(super) fn range(size_bytes: u64, offset_bytes: u64, length_bytes: u64) -> Result<Range<u64>> {
     if offset_bytes > size_bytes {
-        return Err(Failure::field(
+        return Err(Error::field(
             "offset_bytes",
             format!("{offset_bytes} is past the end of the snapshot at {size_bytes}"),
         ));
     }
     match length_bytes {
         0 => Ok(offset_bytes..size_bytes),
-        _ if length_bytes > size_bytes - offset_bytes => Err(Failure::field(
+        _ if length_bytes > size_bytes - offset_bytes => Err(Error::field(
             "length_bytes",
             format!(
                 "{length_bytes} bytes from {offset_bytes} go past the end of the snapshot at {size_bytes}"
@@ -35,15 +49,15 @@ pub(crate) fn range(
     }
 }
 
-/// Sends a range. Where the holes are is asked for first, in large windows: an empty volume of terabytes is
-/// one message.
-pub(crate) async fn send(
+/// Sends a range. Holes are looked up first, in large windows: an empty volume of terabytes is one
+/// message.
+pub(super) async fn send(
     reader: SnapshotReader,
     range: Range<u64>,
-    answers: Answers<v1::ReadSnapshotResponse>,
-) -> Result<(), Failure> {
+    outlet: Outlet<RangePart>,
+) -> Result<()> {
     let mut sender = Sender {
-        answers,
+        outlet,
         next: range.start,
         hole_bytes: 0,
     };
@@ -64,11 +78,7 @@ pub(crate) async fn send(
     sender.flush_hole().await
 }
 
-async fn send_data(
-    reader: &SnapshotReader,
-    range: Range<u64>,
-    sender: &mut Sender,
-) -> Result<(), Failure> {
+async fn send_data(reader: &SnapshotReader, range: Range<u64>, sender: &mut Sender) -> Result<()> {
     let parts = (range.start..range.end)
         .step_by(READ_MESSAGE_BYTES)
         .map(|offset| {
@@ -93,7 +103,7 @@ async fn send_data(
 
 /// Sends bytes as they come, and holes when they end.
 struct Sender {
-    answers: Answers<v1::ReadSnapshotResponse>,
+    outlet: Outlet<RangePart>,
     /// Offset of what is sent next.
     next: u64,
     /// A hole from there on that was not sent yet.
@@ -105,34 +115,35 @@ impl Sender {
         self.hole_bytes += bytes;
     }
 
-    async fn data(&mut self, bytes: bytes::Bytes) -> Result<(), Failure> {
+    async fn data(&mut self, bytes: Bytes) -> Result<()> {
         self.flush_hole().await?;
         let length = bytes.len() as u64;
-        self.send(Part::Data(bytes), length).await
+        self.send(RangeContent::Data(bytes), length).await
     }
 
-    async fn flush_hole(&mut self) -> Result<(), Failure> {
+    async fn flush_hole(&mut self) -> Result<()> {
         match std::mem::take(&mut self.hole_bytes) {
             0 => Ok(()),
-            bytes => self.send(Part::HoleBytes(bytes), bytes).await,
+            bytes => self.send(RangeContent::Hole(bytes), bytes).await,
         }
     }
 
-    async fn send(&mut self, content: Part, length: u64) -> Result<(), Failure> {
-        let message = v1::ReadSnapshotResponse {
+    async fn send(&mut self, content: RangeContent, length_bytes: u64) -> Result<()> {
+        let part = RangePart {
             offset_bytes: self.next,
-            content: Some(content),
+            content,
         };
-        self.next += length;
-        self.answers.send(message).await
+        self.next += length_bytes;
+        self.outlet.send(part).await
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use crate::error::{Classified as _, ErrorKind};
 
     #[test]
     fn ranges_end_within_the_snapshot() {
@@ -145,9 +156,9 @@ mod tests {
             (40, 61, "length_bytes"),
             (1, u64::MAX, "length_bytes"),
         ] {
-            let failure = range(100, offset, length).unwrap_err();
-            assert_eq!(failure.code(), tonic::Code::InvalidArgument);
-            assert!(failure.to_string().contains(field), "{failure}");
+            let error = range(100, offset, length).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+            assert!(error.to_string().contains(field), "{error}");
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The table of open uploads.
 //!
-//! What must hold: an upload is found only by its id, which cannot be guessed; their number is bounded, and some places are for peers on this
-//! machine only; one that does not come further is dropped after a while, sooner when its place is needed, but never while the store
-//! works on it. Calls that bring nothing are no progress. Dropping the ingest is what aborts it.
+//! What must hold: an upload is found only by its id, which cannot be guessed; their number is
+//! bounded, and some places are for peers on this machine only; one that does not come further is
+//! dropped after a while, sooner when its place is needed, but never while the store works on it.
+//! Calls that bring nothing are no progress. Dropping the ingest is what aborts it.
 
 use std::{collections::HashMap, fmt, io, ops::Deref, sync::Arc, time::Duration};
 
@@ -15,7 +16,7 @@ use varve_store::Error;
 use crate::{limits, resources::shares::Holder};
 
 /// Open uploads by id. `I` is the store's ingest; the table knows nothing of it.
-pub struct Uploads<I> {
+pub(crate) struct Uploads<I> {
     open: Mutex<HashMap<String, Entry<I>>>,
     most: usize,
     /// Of these, for peers on this machine only.
@@ -52,7 +53,7 @@ impl<I> fmt::Debug for Uploads<I> {
 impl<I> Uploads<I> {
     /// An empty table whose uploads are dropped after `idle` in which they do not come further.
     #[must_use]
-    pub fn new(idle: Duration) -> Self {
+    pub(crate) fn new(idle: Duration) -> Self {
         Self::bounded(
             varve_store::limits::UPLOADS_MAX,
             limits::UPLOADS_LOCAL,
@@ -71,23 +72,17 @@ impl<I> Uploads<I> {
 
     /// How many are open.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.open.lock().len()
     }
 
-    /// Whether none is open.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// How long one may not come further.
-    pub(crate) fn idle(&self) -> Duration {
+    pub(in crate::service) fn idle(&self) -> Duration {
         self.idle
     }
 
     /// Makes room for one more, before any work is done for an upload that would find no place.
-    pub(crate) fn make_room(&self, holder: Holder) -> Result<(), Error> {
+    pub(in crate::service) fn make_room(&self, holder: Holder) -> Result<(), Error> {
         let yielded = {
             let mut open = self.open.lock();
             if self.has_room(&open, holder) {
@@ -116,7 +111,7 @@ impl<I> Uploads<I> {
     }
 
     /// Adds an upload. Returns its id.
-    pub(crate) fn open(&self, ingest: I, holder: Holder) -> Result<String, Error> {
+    pub(in crate::service) fn open(&self, ingest: I, holder: Holder) -> Result<String, Error> {
         let id = random_id()?;
         let mut open = self.open.lock();
         if !self.has_room(&open, holder) {
@@ -134,7 +129,7 @@ impl<I> Uploads<I> {
     }
 
     /// The upload of that id, for one call.
-    pub(crate) fn lease(self: &Arc<Self>, id: &str) -> Result<Lease<I>, Error> {
+    pub(in crate::service) fn lease(self: &Arc<Self>, id: &str) -> Result<Lease<I>, Error> {
         let open = self.open.lock();
         let entry = open.get(id).ok_or_else(|| not_found(id))?;
         Ok(Lease {
@@ -146,7 +141,7 @@ impl<I> Uploads<I> {
     }
 
     /// Takes an upload out. Calls that work on it may end; no new one finds it.
-    pub(crate) fn remove(&self, id: &str) -> Result<Arc<I>, Error> {
+    pub(in crate::service) fn remove(&self, id: &str) -> Result<Arc<I>, Error> {
         self.open
             .lock()
             .remove(id)
@@ -155,7 +150,7 @@ impl<I> Uploads<I> {
     }
 
     /// Drops all.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         // Dropped after the lock is released: an ingest has work to do then.
         let dropped = std::mem::take(&mut *self.open.lock());
         if !dropped.is_empty() {
@@ -164,7 +159,7 @@ impl<I> Uploads<I> {
     }
 
     /// Drops uploads that have not come further for too long, again and again.
-    pub async fn expire(&self) {
+    pub(crate) async fn expire(&self) {
         loop {
             tokio::time::sleep(self.until_next_expiry()).await;
             self.drop_expired();
@@ -178,7 +173,8 @@ impl<I> Uploads<I> {
             .filter(|entry| entry.works == 0)
             .map(|entry| entry.came_further + self.idle)
             .min();
-        // One that is opened, or on which work ends, while this sleeps cannot expire sooner than `idle` from then.
+        // One that is opened, or on which work ends, while this sleeps cannot expire sooner than
+        // `idle` from then.
         next.map_or(self.idle, |next| {
             next.saturating_duration_since(Instant::now())
         })
@@ -209,7 +205,7 @@ impl<I> Uploads<I> {
 }
 
 /// An upload for the length of one call.
-pub(crate) struct Lease<I> {
+pub(in crate::service) struct Lease<I> {
     table: Arc<Uploads<I>>,
     id: String,
     ingest: Arc<I>,
@@ -217,11 +213,11 @@ pub(crate) struct Lease<I> {
 }
 
 /// Something that brings an upload further, as long as it takes.
-pub(crate) struct Work<'a, I>(&'a Lease<I>);
+pub(in crate::service) struct Work<'a, I>(&'a Lease<I>);
 
 impl<I> Lease<I> {
     /// An error if the upload was aborted, committed or dropped since.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    pub(in crate::service) fn check(&self) -> Result<(), Error> {
         if self.gone.is_cancelled() {
             return Err(not_found(&self.id));
         }
@@ -229,13 +225,13 @@ impl<I> Lease<I> {
     }
 
     /// Waits until the upload is gone.
-    pub(crate) async fn gone(&self) -> Error {
+    pub(in crate::service) async fn gone(&self) -> Error {
         self.gone.cancelled().await;
         not_found(&self.id)
     }
 
     /// Brings the upload further, until what is returned is dropped.
-    pub(crate) fn work(&self) -> Work<'_, I> {
+    pub(in crate::service) fn work(&self) -> Work<'_, I> {
         self.count(1);
         Work(self)
     }
@@ -248,7 +244,7 @@ impl<I> Lease<I> {
     }
 
     /// Its id.
-    pub(crate) fn id(&self) -> &str {
+    pub(in crate::service) fn id(&self) -> &str {
         &self.id
     }
 }
@@ -331,7 +327,7 @@ mod tests {
         uploads.make_room(Holder::OWN).unwrap();
         open("c").unwrap();
         uploads.clear();
-        assert!(uploads.is_empty());
+        assert!(uploads.len() == 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -437,7 +433,7 @@ mod tests {
             tokio::time::sleep(IDLE - Duration::from_secs(1)).await;
             assert!(is_open(&uploads, &busy), "idle since the work ended");
             tokio::time::sleep(IDLE).await;
-            assert!(uploads.is_empty());
+            assert!(uploads.len() == 0);
         };
         tokio::select! {
             () = expiry.expire() => unreachable!("it goes on for ever"),

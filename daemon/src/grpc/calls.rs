@@ -1,0 +1,86 @@
+//! How a method comes to an operation of the service, and its outcome to an answer.
+
+use std::pin::Pin;
+
+use futures::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status};
+
+use super::{
+    failure::Failure,
+    serve::{Arrives, Place},
+};
+use crate::{
+    auth::{Action, Attempt, Caller},
+    service::{Error, Items, Result},
+};
+
+/// The messages of an answer that is a stream, as tonic takes them.
+pub(super) type AnswerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Who calls.
+pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>();
+    caller
+        .copied()
+        .ok_or_else(|| Status::internal("the call came by no connection"))
+}
+
+/// Who calls, and what for.
+pub(super) fn opened<T>(request: Request<T>) -> Result<(Caller, T), Status> {
+    Ok((caller(&request)?, request.into_inner()))
+}
+
+/// What moves as the rest of a request arrives.
+pub(super) fn arrives<T>(request: &Request<T>) -> Arrives {
+    let arrives = request.extensions().get::<Arrives>();
+    arrives.cloned().unwrap_or_default()
+}
+
+/// A request as an operation takes it. One that cannot be made of what came is refused before the
+/// operation.
+pub(super) fn decoded<T>(
+    caller: &Caller,
+    action: Action,
+    decode: impl FnOnce() -> Result<T>,
+) -> Result<T, Status> {
+    let attempt = Attempt::begin(caller, action);
+    decode().map_err(|error| {
+        attempt.end(&[], Some(&error));
+        status(error)
+    })
+}
+
+/// The answer of an operation.
+pub(super) async fn answer<T, M>(
+    operation: impl Future<Output = Result<T>>,
+    encode: impl FnOnce(T) -> M,
+) -> Result<Response<M>, Status> {
+    let outcome = operation.await.map_err(status)?;
+    Ok(Response::new(encode(outcome)))
+}
+
+/// The answer of an operation whose outcome is a stream. Its place moves as messages go out, and is
+/// given up if they do not while others wait for it.
+pub(super) async fn stream<T, M>(
+    operation: impl Future<Output = Result<Items<T>>>,
+    encode: impl Fn(T) -> M + Send + 'static,
+) -> Result<Response<AnswerStream<M>>, Status>
+where
+    T: Send + 'static,
+    M: Send + 'static,
+{
+    let items = operation.await.map_err(status)?;
+    let place = items.place();
+    let messages = items.map(move |item| item.map(&encode).map_err(status));
+    let messages: AnswerStream<M> = Box::pin(messages);
+    let mut response = Response::new(messages);
+    if let Some(place) = place {
+        response.extensions_mut().insert(Place(place));
+    }
+    Ok(response)
+}
+
+/// What a caller is told of an error.
+pub(super) fn status(error: Error) -> Status {
+    Failure::from(error).into()
+}
