@@ -22,7 +22,7 @@ use crate::{
     limits,
     meta::NodeKey,
     pack::{PackReader, ReadSpan, Span, plan_spans},
-    store::Shared,
+    store::Engine,
     workers::{Priority, Scratch},
 };
 
@@ -64,7 +64,7 @@ fn verify_node(key: NodeKey, encoded: &[u8]) -> std::result::Result<(), String> 
     }
 }
 
-impl Shared {
+impl Engine {
     /// A chunk, from the cache or its pack. Readers of the same chunk wait for one read.
     pub(super) async fn load_chunk(
         &self,
@@ -385,7 +385,7 @@ impl Shared {
     }
 }
 
-impl NodeSource for Shared {
+impl NodeSource for Engine {
     type Error = Error;
 
     async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {

@@ -110,7 +110,7 @@ impl SegmentStream {
     pub async fn next(&mut self) -> Result<Option<Segment>> {
         let next = self
             .walk
-            .next(&**self.reader.shared())
+            .next(&**self.reader.engine())
             .await
             .map_err(|error| self.reader.named(walked(error)))?;
         let Some((index, id)) = next else {
@@ -118,7 +118,7 @@ impl SegmentStream {
         };
         let located = self
             .reader
-            .shared()
+            .engine()
             .located_leaf(id)
             .await
             .map_err(|error| self.reader.named(error))?;

@@ -43,7 +43,7 @@ use crate::{
     meta::{self, Batch, Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
     read::ReadCache,
-    store::{Options, Shared},
+    store::{Engine, Options},
     volume::{JournalSpace, OpenVolumes, PendingSnapshots},
     workers::Workers,
 };
@@ -104,7 +104,7 @@ impl fmt::Display for RecoveryReport {
 }
 
 /// Opens or makes a store.
-pub(crate) async fn open(options: Options) -> Result<(Shared, RecoveryReport)> {
+pub(crate) async fn open(options: Options) -> Result<(Engine, RecoveryReport)> {
     if let Some(point) = failpoints::arm_from_environment()? {
         tracing::warn!(
             point = point.name(),
@@ -131,7 +131,7 @@ pub(crate) async fn open(options: Options) -> Result<(Shared, RecoveryReport)> {
         options,
         lock,
     };
-    let shared = assemble(base, &mut report, |empty| {
+    let engine = assemble(base, &mut report, |empty| {
         let index = names::index(&dir);
         if empty && !index.exists() {
             return Ok(Arc::new(RocksMeta::create(&index, identity.store)?));
@@ -147,7 +147,7 @@ pub(crate) async fn open(options: Options) -> Result<(Shared, RecoveryReport)> {
         }
     })
     .await?;
-    Ok((shared, report))
+    Ok((engine, report))
 }
 
 /// What a store is built on.
@@ -164,7 +164,7 @@ pub(crate) async fn assemble<F>(
     base: Base,
     report: &mut RecoveryReport,
     open_meta: F,
-) -> Result<Shared>
+) -> Result<Engine>
 where
     F: FnOnce(bool) -> Result<Arc<dyn Meta>>,
 {
@@ -199,7 +199,7 @@ where
         log,
         lock,
     );
-    Ok(Shared {
+    Ok(Engine {
         store_id: store,
         compression,
         packs: PackReader::new(packs),

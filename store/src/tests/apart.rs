@@ -53,7 +53,7 @@ fn what_others_want_too_is_read_though_nobody_polls_who_asked_first() {
         }
         assert!(bytes == image);
         // Nor does he keep a place among those who read.
-        let read_space = &store.shared().read_space;
+        let read_space = &store.engine().read_space;
         assert_eq!(read_space.available_permits(), limits::READ_BYTES_IN_FLIGHT);
         asked.await.unwrap();
         store.close().await.unwrap();
@@ -118,11 +118,11 @@ fn segments_are_cut_while_a_tree_waits_for_a_node() {
         }
         fill(&other, 0, 3).await;
 
-        let shared = store.shared();
-        let mut brought = Box::pin(shared.inner_node(last.id()));
+        let engine = store.engine();
+        let mut brought = Box::pin(engine.inner_node(last.id()));
         assert!(futures::poll!(&mut brought).is_pending());
         let most = u32::try_from(limits::FOLD_SEGMENTS_IN_FLIGHT).unwrap();
-        let kept = shared.fold_segments.acquire_many(most - 1).await.unwrap();
+        let kept = engine.fold_segments.acquire_many(most - 1).await.unwrap();
         let id = pending(&store, "v", "s").await.unwrap().id;
         let has_begun = async {
             while store.snapshot_progress(id).unwrap().segments_done == 0 {

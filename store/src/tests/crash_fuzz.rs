@@ -291,7 +291,7 @@ impl World {
         let mut held = match self.random.below(2) {
             0 => {
                 let all = u32::try_from(limits::FOLDS_MAX).unwrap();
-                store.shared().fold_places.try_acquire_many(all).ok()
+                store.engine().fold_places.try_acquire_many(all).ok()
             }
             _ => None,
         };

@@ -34,7 +34,7 @@ pub(super) fn clone_of(source: &str, name: &str) -> NewClone {
 /// Keeps all volumes from being taken into the store.
 pub(super) async fn hold_folds(store: &Store) -> SemaphorePermit<'_> {
     let all = u32::try_from(limits::FOLDS_MAX).unwrap();
-    let places = &store.shared().fold_places;
+    let places = &store.engine().fold_places;
     places.acquire_many(all).await.unwrap()
 }
 

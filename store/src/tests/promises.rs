@@ -50,7 +50,7 @@ async fn with_pending(machine: &Machine, more: bool, by_earlier_version: bool) -
                 ..record
             })
         };
-        store.shared().commit.update(id, change).await.unwrap();
+        store.engine().commit.update(id, change).await.unwrap();
     }
     id
 }

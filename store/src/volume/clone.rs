@@ -61,13 +61,13 @@ impl Store {
                         None => Ok(()),
                     }
                 };
-                self.shared().meta(Priority::Read, check).await?;
+                self.engine().meta(Priority::Read, check).await?;
                 let volume = self.open_volume(&record.id.to_string()).await?;
                 self.content_now(&volume).await?
             }
         };
         let (volume, id) = (new.as_volume(), VolumeId::random()?);
-        self.shared()
+        self.engine()
             .commit
             .create(move |meta| volume.into_record_of(id, meta, Some(origin)))
             .await

@@ -41,7 +41,7 @@ use crate::{
     format::{names, volume::VolumeRecord},
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
     read::{ContentReader, Extent, Piece, push_extent},
-    store::Shared,
+    store::Engine,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -67,7 +67,7 @@ impl Drop for Handle {
 
 /// What reads and the writing task share.
 pub(super) struct Inner {
-    pub(super) shared: Arc<Shared>,
+    pub(super) engine: Arc<Engine>,
     pub(super) name: String,
     pub(super) journal: Journal,
     pub(super) layers: RwLock<Layers>,
@@ -99,25 +99,25 @@ impl fmt::Debug for Inner {
 
 impl Volume {
     pub(super) async fn open(
-        shared: Arc<Shared>,
+        engine: Arc<Engine>,
         record: VolumeRecord,
         writing: OwnedMutexGuard<()>,
     ) -> Result<Self> {
-        shared.commit.writable()?;
+        engine.commit.writable()?;
         let owner = Owner {
-            disk: Arc::clone(&shared.disk),
-            data_dir: shared.options.data_dir.clone(),
-            store: shared.store_id,
+            disk: Arc::clone(&engine.disk),
+            data_dir: engine.options.data_dir.clone(),
+            store: engine.store_id,
             volume: record.id,
-            bytes_max: shared.options.journal_bytes_max,
-            space: Arc::clone(&shared.journal_space),
+            bytes_max: engine.options.journal_bytes_max,
+            space: Arc::clone(&engine.journal_space),
         };
         make_directories(&owner).await?;
-        let promises = pending::promises(&shared, &record).await?;
-        let owner_file = OwnerFile::open(&shared.commit, &owner, &record).await?;
+        let promises = pending::promises(&engine, &record).await?;
+        let owner_file = OwnerFile::open(&engine.commit, &owner, &record).await?;
         let from = record.journal_from;
         let (found, mut epochs, report) =
-            recovery::recover(&shared, &owner, from, promises).await?;
+            recovery::recover(&engine, &owner, from, promises).await?;
         if report != JournalReport::default() {
             tracing::info!(
                 volume = record.name,
@@ -129,17 +129,17 @@ impl Volume {
             );
         }
         let base = match record.base {
-            Some(root) => Some(ContentReader::open(Arc::clone(&shared), root, &record.name).await?),
+            Some(root) => Some(ContentReader::open(Arc::clone(&engine), root, &record.name).await?),
             None => None,
         };
-        let jobs = pending::resumed(&shared, &record).await?;
+        let jobs = pending::resumed(&engine, &record).await?;
         let current = epochs
             .pop()
             .unwrap_or_else(|| Epoch::new(record.journal_from))
-            .counted(&shared.map_memory);
+            .counted(&engine.map_memory);
         let ended = epochs
             .into_iter()
-            .map(|epoch| epoch.counted(&shared.map_memory));
+            .map(|epoch| epoch.counted(&engine.map_memory));
         let layers = RwLock::new(Layers::new(current, ended, base));
         let inner = Arc::new(Inner {
             name: record.name.clone(),
@@ -155,7 +155,7 @@ impl Volume {
             syncs_by_itself: AtomicBool::new(false),
             report,
             record,
-            shared,
+            engine,
         });
         let task = Arc::clone(&inner);
         #[expect(
@@ -310,7 +310,7 @@ impl Volume {
     /// Makes all writes durable that returned before.
     pub async fn flush(&self) -> Result<()> {
         let inner = Arc::clone(&self.0.inner);
-        inner.shared.commit.writable()?;
+        inner.engine.commit.writable()?;
         #[expect(
             clippy::disallowed_methods,
             reason = "it is waited for here; it runs to its end for the sake of its error"
@@ -440,7 +440,7 @@ impl Inner {
             Ok(guard) => guard,
             Err(_) => Arc::clone(&self.turns).read_owned().await,
         };
-        Turn::Shared { _guard }
+        Turn::Engine { _guard }
     }
 
     /// Room for a change among those of the volume that wait. What all volumes share is only taken by what is on its way to the disk:
@@ -561,7 +561,7 @@ impl Inner {
             let stretches = layers.stretches(first, blocks);
             self.sources(stretches, layers.below.base.as_ref())
         };
-        let patience = self.shared.disk.patience();
+        let patience = self.engine.disk.patience();
         let sources = patience.until_possible(sources_now).await?;
         self.gather(sources, offset_bytes, len_bytes as u64).await
     }
@@ -576,7 +576,7 @@ impl Inner {
         let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
         let stretches = stack.stretches(first, blocks);
         let sources_now = || self.sources(stretches.clone(), stack.base.as_ref());
-        let patience = self.shared.disk.patience();
+        let patience = self.engine.disk.patience();
         let sources = patience.until_possible(sources_now).await?;
         self.gather(sources, offset_bytes, len_bytes).await
     }

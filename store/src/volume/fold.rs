@@ -69,7 +69,7 @@ impl Inner {
         snapshot: Option<(SnapshotId, &Progress)>,
     ) -> Result<RootId> {
         let progress = snapshot.map(|(_, progress)| progress);
-        let places = &self.shared.fold_places;
+        let places = &self.engine.fold_places;
         let _place = places.acquire().await.map_err(|_| Error::Closing)?;
         if let Some(progress) = progress {
             progress.check()?;
@@ -82,14 +82,14 @@ impl Inner {
             tags: BTreeMap::new(),
             chunker_version: CHUNKER_VERSION,
         };
-        let ingest = Arc::new(Ingest::begin(Arc::clone(&self.shared), new)?);
+        let ingest = Arc::new(Ingest::begin(Arc::clone(&self.engine), new)?);
         let stack = self.layers.read().below.before(cut.next_file);
         let content = self
             .put_changes(&ingest, &stack, cut.size_bytes, progress)
             .await?;
-        let base = ContentReader::open(Arc::clone(&self.shared), content.root, &self.name).await?;
+        let base = ContentReader::open(Arc::clone(&self.engine), content.root, &self.name).await?;
         let id = snapshot.map(|(id, _)| id);
-        pending::complete(&self.shared, self.record.id, cut.next_file, content, id).await?;
+        pending::complete(&self.engine, self.record.id, cut.next_file, content, id).await?;
         // Before files go that the journal begins with by the word of its owner record.
         self.record_owner().await?;
         self.layers.write().rebase(cut.next_file, base);
@@ -144,7 +144,7 @@ impl Inner {
         let mut tree = TreeUpdate::new(base.map(ContentReader::root), size_bytes)?;
         let (mut added, mut replaced) = (0, 0);
         while let Some((changed, put)) = puts.try_next().await? {
-            let nodes = &*self.shared;
+            let nodes = &*self.engine;
             let done = match (changed, put.leaf) {
                 (Changed::Mixed(segment), Some(leaf)) => tree.put(nodes, segment, leaf).await,
                 (changed, _) => tree.remove(nodes, changed.segments()).await,
@@ -156,7 +156,7 @@ impl Inner {
                 ingest.store_inner(tree.take_finished()).await?;
             }
         }
-        let root = tree.finish(&*self.shared).await;
+        let root = tree.finish(&*self.engine).await;
         let root = root.map_err(|error| self.not_updated(error))?;
         ingest.store_inner(tree.take_finished()).await?;
         let kept = match base {
@@ -209,7 +209,7 @@ impl Inner {
             return Ok(Some(known));
         }
         let volume = self.record.id;
-        self.shared
+        self.engine
             .meta(Priority::Read, move |meta| {
                 let parent = VolumeRecord::by_id(meta, volume)?.and_then(|record| record.parent);
                 let Some(parent) = parent else {
@@ -233,7 +233,7 @@ impl Inner {
         size_bytes: u64,
         segment: u32,
     ) -> Result<SegmentPut> {
-        let segments = Arc::clone(&self.shared.fold_segments);
+        let segments = Arc::clone(&self.engine.fold_segments);
         let turn = segments.acquire_owned().await;
         let _turn = turn.map_err(|_| Error::Closing)?;
         self.put_segment(&ingest, &stack, size_bytes, segment).await
@@ -428,7 +428,7 @@ impl LeavesIn {
                 self.walk = Some((walk, range.end));
                 continue;
             };
-            let next = walk.next(&**self.base.shared()).await;
+            let next = walk.next(&**self.base.engine()).await;
             match next.map_err(|error| self.base.named(walked(error)))? {
                 Some((segment, id)) if segment < *end => return Ok(Some(id)),
                 _ => self.walk = None,

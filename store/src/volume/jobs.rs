@@ -264,7 +264,7 @@ impl Volume {
         )]
         drop(tokio::spawn(async move {
             let inner = volume.inner();
-            let _guard = PoisonOnPanic::new(&inner.shared.commit);
+            let _guard = PoisonOnPanic::new(&inner.engine.commit);
             while let Some(job) = inner.folds.next() {
                 // Counted when it was put there.
                 let _under_way = UnderWay(Arc::clone(inner));
@@ -295,8 +295,8 @@ impl Inner {
         if self.journal.is_large() {
             self.begin_fold();
         }
-        if self.shared.map_memory.wants_less()
-            && let Some(largest) = self.shared.volumes.largest_map()
+        if self.engine.map_memory.wants_less()
+            && let Some(largest) = self.engine.volumes.largest_map()
         {
             largest.inner().begin_fold();
         }
@@ -411,7 +411,7 @@ impl Inner {
 
     /// Tells what became of a snapshot.
     async fn snapshot_ended(&self, id: SnapshotId, progress: &Progress, outcome: Result<()>) {
-        let pending = &self.shared.pending_snapshots;
+        let pending = &self.engine.pending_snapshots;
         match outcome {
             Ok(()) => {
                 tracing::info!(volume = self.name, snapshot = %id, "a snapshot is completed");
@@ -427,7 +427,7 @@ impl Inner {
                 tracing::warn!(volume = self.name, snapshot = %id, %error, "a snapshot has failed");
                 progress.fail(reason.clone());
                 let volume = self.record.id;
-                match pending::record_failure(&self.shared, volume, id, &reason).await {
+                match pending::record_failure(&self.engine, volume, id, &reason).await {
                     Ok(()) => pending.remove(id),
                     Err(error) => {
                         tracing::warn!(snapshot = %id, %error, "its failure could not be written down");
@@ -446,8 +446,8 @@ impl Inner {
             let Some((id, reason)) = self.folds.unrecorded.lock().first().cloned() else {
                 return Ok(());
             };
-            pending::record_failure(&self.shared, self.record.id, id, &reason).await?;
-            self.shared.pending_snapshots.remove(id);
+            pending::record_failure(&self.engine, self.record.id, id, &reason).await?;
+            self.engine.pending_snapshots.remove(id);
             self.folds.unrecorded.lock().retain(|(it, _)| *it != id);
         }
     }

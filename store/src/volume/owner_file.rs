@@ -161,7 +161,7 @@ impl Inner {
         let volume = Arc::clone(self);
         let write = async move |commit: Arc<Commit>| {
             let mut owner_file = volume.owner_file.lock().await;
-            match volume.shared.find(&volume.record.id.to_string()).await {
+            match volume.engine.find(&volume.record.id.to_string()).await {
                 Ok(record) => {
                     let owner = volume.journal.owner();
                     owner_file.follow(&commit, owner, &record).await
@@ -171,7 +171,7 @@ impl Inner {
                 Err(error) => Err(error),
             }
         };
-        self.shared.commit.to_the_end(write).await
+        self.engine.commit.to_the_end(write).await
     }
 }
 

@@ -39,7 +39,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Turn {
     /// Whole blocks: many at once.
-    Shared { _guard: OwnedRwLockReadGuard<()> },
+    Engine { _guard: OwnedRwLockReadGuard<()> },
     /// A block that was read, changed and is written back.
     Alone { _guard: OwnedRwLockWriteGuard<()> },
 }
@@ -266,7 +266,7 @@ impl Drop for AbandonOnPanic {
 
 /// Writes what comes, until the queue is closed and empty.
 pub(super) async fn run(volume: Arc<Inner>) {
-    let _poison = PoisonOnPanic::new(&volume.shared.commit);
+    let _poison = PoisonOnPanic::new(&volume.engine.commit);
     let _abandon = AbandonOnPanic(Arc::clone(&volume));
     let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(JOURNAL_WRITES_IN_FLIGHT);
     let mut brake = Brake::default();
@@ -331,9 +331,9 @@ pub(super) async fn run(volume: Arc<Inner>) {
 
 impl Inner {
     fn begin(&self, batch: &Batch) -> Result<Begun> {
-        self.shared.commit.writable()?;
+        self.engine.commit.writable()?;
         let map_bytes = || self.layers.read().current.map.memory_bytes();
-        if self.shared.map_memory.is_full_for(map_bytes()) {
+        if self.engine.map_memory.is_full_for(map_bytes()) {
             return Err(Error::Full {
                 verb: "keep in memory where more of what was written is in the journals of",
                 path: self.journal.dir(),
@@ -350,7 +350,7 @@ impl Inner {
         in_flight: &mut VecDeque<InFlight>,
     ) -> Result<OwnedSemaphorePermit> {
         let bytes = u32::try_from(batch.bytes()).unwrap_or(u32::MAX);
-        let room = &self.shared.journal_room;
+        let room = &self.engine.journal_room;
         loop {
             if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(bytes) {
                 return Ok(permit);
@@ -374,13 +374,13 @@ impl Inner {
     ) -> Result<(Begun, OwnedSemaphorePermit)> {
         let mut folds = self.folds.watch();
         let mut has_tried = false;
-        let mut tries = self.shared.disk.patience().tries();
+        let mut tries = self.engine.disk.patience().tries();
         loop {
             let room = self.room_on_the_way(batch, in_flight).await?;
             // Asked last, and nothing is waited for before the file is open: many may have waited, and each opens one.
             // Files that cannot be made durable any more stay open: then the batch is refused for that.
             let is_of_no_use = || {
-                self.shared.disk.patience().has_ended() || self.shared.commit.writable().is_err()
+                self.engine.disk.patience().has_ended() || self.engine.commit.writable().is_err()
             };
             if !self.journal.has_room_for(batch) && !is_of_no_use() {
                 drop(room);
@@ -511,7 +511,7 @@ impl Inner {
 
     /// Nobody knows what is on the disk: nothing is written any more, by the whole store.
     pub(super) fn stop_writing(&self, error: Error) -> Error {
-        self.shared.commit.poison(&error);
+        self.engine.commit.poison(&error);
         error
     }
 }

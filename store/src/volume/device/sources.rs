@@ -78,7 +78,7 @@ impl Inner {
         match source {
             Source::Zeros => Ok(vec![Piece::Zero(len)]),
             Source::Journal(place) => {
-                let (disk, file) = (&self.shared.disk, &place.file);
+                let (disk, file) = (&self.engine.disk, &place.file);
                 let offset_bytes = place.offset_bytes + skip;
                 if let Some(data) = disk.read_at_once(file, offset_bytes, len) {
                     return Ok(vec![Piece::Data(data.into_bytes())]);
@@ -86,7 +86,7 @@ impl Inner {
                 let (start, around) = place.around(offset_bytes);
                 disk.will_need(file, start, around);
                 let _space = self
-                    .shared
+                    .engine
                     .read_space(u32::try_from(len).unwrap_or(u32::MAX))
                     .await?;
                 let read = disk.read(file, offset_bytes, len).await;
