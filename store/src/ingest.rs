@@ -21,7 +21,7 @@ use varve_content::{
     block::{self, BLOCK_BYTES},
     chunker::{self, CHUNKER_VERSION},
     codec::Codec,
-    tree::{Inner, Leaf, LeafEntry, Root, TreeBuilder},
+    tree::{InnerNode, Leaf, LeafEntry, Root, TreeBuilder},
 };
 
 use crate::{
@@ -183,7 +183,7 @@ impl Ingest {
             clippy::cast_possible_truncation,
             reason = "checked against INGEST_PLAIN_BYTES just above"
         )]
-        let space = Arc::clone(&self.engine.ingest_space)
+        let space = Arc::clone(&self.engine.ingest_budget)
             .acquire_many_owned(plain_bytes as u32)
             .await
             .map_err(|_| Error::Closing)?;
@@ -272,7 +272,7 @@ impl Ingest {
     }
 
     fn reserve(&self, count: usize) -> Result<LeafRoom> {
-        LeafRoom::take(&self.engine.leaf_room, count).ok_or_else(|| {
+        LeafRoom::take(&self.engine.leaf_permits, count).ok_or_else(|| {
             Error::Limit(format!(
                 "open uploads hold {} leaves, the most at one time; commit or abort some",
                 limits::UPLOAD_LEAVES_MAX
@@ -371,7 +371,7 @@ impl Ingest {
     }
 
     /// Stores inner nodes of that tree, behind their children.
-    pub(crate) async fn store_inner(&self, inners: Vec<Inner>) -> Result<()> {
+    pub(crate) async fn store_inner(&self, inners: Vec<InnerNode>) -> Result<()> {
         let records = inners
             .iter()
             .map(|inner| EncodedRecord::inner(inner.id(), &inner.encode()));

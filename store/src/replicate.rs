@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use varve_content::{
     ChunkId, NodeId, RootId,
-    tree::{Inner, Leaf},
+    tree::{InnerNode, Leaf},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 
 /// A node of a tree as it is given to another store.
 #[derive(Debug, Clone)]
-pub struct GivenNode {
+pub struct ExportedNode {
     /// The one encoding that has its id.
     pub encoded: Bytes,
     /// Of a leaf, for each of its entries: the bytes that its chunk's payload takes as it is stored. 0 for one that the store has lost.
@@ -35,13 +35,13 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`] if there is no such node.
-    pub async fn give_nodes(&self, keys: Vec<NodeKey>) -> Result<Vec<GivenNode>> {
+    pub async fn export_nodes(&self, keys: Vec<NodeKey>) -> Result<Vec<ExportedNode>> {
         self.check_known(&keys).await?;
-        let nodes = keys.into_iter().map(|key| self.give_node(key));
+        let nodes = keys.into_iter().map(|key| self.export_node(key));
         try_join_all(nodes).await
     }
 
-    async fn give_node(&self, key: NodeKey) -> Result<GivenNode> {
+    async fn export_node(&self, key: NodeKey) -> Result<ExportedNode> {
         let engine = self.engine();
         let (encoded, payload_bytes) = match key {
             NodeKey::Root(id) => (engine.root(id).await?.encode().to_vec(), Vec::new()),
@@ -51,7 +51,7 @@ impl Store {
                 (located.leaf().encode(), located.payload_bytes())
             }
         };
-        Ok(GivenNode {
+        Ok(ExportedNode {
             encoded: encoded.into(),
             payload_bytes,
         })
@@ -62,7 +62,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`] if there is no such leaf, [`Error::Invalid`] if it has no such entry.
-    pub async fn give_chunks(&self, leaf: NodeId, entries: &[u32]) -> Result<Vec<StoredChunk>> {
+    pub async fn export_chunks(&self, leaf: NodeId, entries: &[u32]) -> Result<Vec<StoredChunk>> {
         self.check_known(&[NodeKey::Leaf(leaf)]).await?;
         let located = self.engine().located_leaf(leaf).await?;
         let wanted = entries
@@ -93,7 +93,7 @@ impl Store {
     }
 
     /// An inner node, if the store has it. Not all that is below it need be there.
-    pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<Inner>>> {
+    pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<InnerNode>>> {
         match self.is_known(NodeKey::Inner(id)).await? {
             true => Ok(Some(self.engine().inner_node(id).await?)),
             false => Ok(None),

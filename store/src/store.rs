@@ -118,26 +118,26 @@ pub(crate) struct Engine {
     pub(crate) commit: Arc<Commit>,
     pub(crate) cache: ReadCache,
     /// Bytes of chunks that may be on their way in.
-    pub(crate) ingest_space: Arc<Semaphore>,
+    pub(crate) ingest_budget: Arc<Semaphore>,
     /// Bytes of reads that may be under way.
-    pub(crate) read_space: Semaphore,
+    pub(crate) read_budget: Semaphore,
     /// Readers that something may be brought for at a time.
-    pub(crate) read_aheads: Semaphore,
+    pub(crate) readahead_permits: Semaphore,
     pub(crate) volumes: OpenVolumes,
     pub(crate) pending_snapshots: PendingSnapshots,
     /// Bytes of batches that may be on their way to journals.
-    pub(crate) journal_room: Arc<Semaphore>,
+    pub(crate) journal_write_budget: Arc<Semaphore>,
     pub(crate) journal_space: Arc<JournalSpace>,
     /// Journals that may be read at a time, to open their volumes.
-    pub(crate) journal_scans: Semaphore,
+    pub(crate) journal_scan_permits: Semaphore,
     /// What the maps of journals take.
     pub(crate) map_memory: Arc<MapMemory>,
     /// Volumes that may be taken into the store side by side.
-    pub(crate) fold_places: Semaphore,
+    pub(crate) checkpoint_permits: Semaphore,
     /// Segments of theirs that may be cut again at one time.
-    pub(crate) fold_segments: Arc<Semaphore>,
+    pub(crate) checkpoint_segment_permits: Arc<Semaphore>,
     /// Leaves that open uploads may put.
-    pub(crate) leaf_room: Arc<Semaphore>,
+    pub(crate) leaf_permits: Arc<Semaphore>,
 }
 
 impl Store {
@@ -177,7 +177,7 @@ impl Store {
             .meta(Priority::Read, move |meta| meta.snapshot_by_name(&name))
             .await?;
         if let Some(taken) = taken {
-            return Err(taken.has_the_name());
+            return Err(taken.name_taken_error());
         }
         Ok(ingest)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use varve_content::{
     NodeId,
-    tree::{Inner, Leaf, NodeSource, Root, WalkError},
+    tree::{InnerNode, Leaf, NodeSource, Root, WalkError},
 };
 use varve_store::{Error, SnapshotRecord, Store};
 
@@ -63,7 +63,7 @@ impl NodeSource for Base {
         leaf.ok_or_else(|| absent(id))
     }
 
-    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>, Error> {
+    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>, Error> {
         let inner = self.store.known_inner(id).await?;
         inner.ok_or_else(|| absent(id))
     }

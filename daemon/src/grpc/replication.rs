@@ -58,7 +58,7 @@ impl ReplicationService for Replication {
                 });
             }
             let keys = nodes.iter().map(node_key).collect::<Result<_, _>>()?;
-            let given = self.store.give_nodes(keys).await?;
+            let given = self.store.export_nodes(keys).await?;
             let nodes = given.into_iter().map(|node| v1::Node {
                 encoded: node.encoded,
                 payload_bytes: node.payload_bytes,
@@ -96,7 +96,7 @@ async fn send(
     answers: Answers<v1::FetchChunksResponse>,
 ) -> Result<(), Failure> {
     for Wanted { leaf, entries } in wanted {
-        let chunks = store.give_chunks(leaf, &entries).await?;
+        let chunks = store.export_chunks(leaf, &entries).await?;
         let chunks = chunks.into_iter().map(convert::stored_chunk).collect();
         for chunks in message_sized(chunks) {
             answers.send(v1::FetchChunksResponse { chunks }).await?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use varve_content::{
     NodeId, RootId,
-    tree::{Inner, Leaf, NodeSource, Root},
+    tree::{InnerNode, Leaf, NodeSource, Root},
 };
 
 use super::{CheckedChunk, ContentReader, LocatedLeaf, Segment};
@@ -59,7 +59,7 @@ impl NodeSource for DiskSource {
         Ok(Arc::clone(&self.located(id).await?.leaf))
     }
 
-    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>> {
+    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {
         self.engine.load_inner(&self.packs, id).await.map(Arc::new)
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use varve_content::{
     ChunkId,
-    tree::{Inner, Leaf, LeafEntry, LeafWalk},
+    tree::{InnerNode, Leaf, LeafEntry, LeafWalk},
 };
 
 use super::{ContentReader, walked};
@@ -45,7 +45,7 @@ impl LocatedLeaf {
 #[derive(Debug, Clone)]
 pub(crate) enum CachedNode {
     Leaf(Arc<LocatedLeaf>),
-    Inner(Arc<Inner>),
+    Inner(Arc<InnerNode>),
 }
 
 impl CachedNode {

@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{device::Volume, records};
+use super::{records, volume::Volume};
 use crate::{
     Error, ListQuery, Result, Store, limits,
     meta::{VolumeId, VolumeRecord},

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{device::Inner, owner::Owner, recovery::durable};
+use super::{owner::Owner, recovery::durable, volume::VolumeState};
 use crate::{
     Error, Result,
     commit::Commit,
@@ -154,7 +154,7 @@ fn slot_start(record: &OwnerRecord) -> usize {
     usize::try_from(record.offset_bytes()).unwrap_or(OWNER_FILE_BYTES)
 }
 
-impl Inner {
+impl VolumeState {
     /// Writes beside the journal what the catalog says of the volume now. The record is asked for in turn, so that an older one does
     /// not overtake a newer one.
     pub(super) async fn record_owner(self: &Arc<Self>) -> Result<()> {

@@ -161,7 +161,7 @@ pub(super) async fn recover(
     // One that is empty waits for nobody.
     let scan = match files.is_empty() {
         true => None,
-        false => Some(engine.journal_scans.acquire().await),
+        false => Some(engine.journal_scan_permits.acquire().await),
     };
     let end = reader.read_all(&files).await?;
     reader.check_promises(&promises, &end)?;

@@ -6,7 +6,7 @@
 //! 2. What was written before is made durable in the journals.
 //! 3. The snapshots' records, pending, and with each volume's where its journal was cut, enter the catalog in one change. Now they are
 //!    promised: whatever happens, their content is in the journals.
-//! 4. What each holds is taken into the store, in the background ([`fold`](super::fold)), and its record completed in the same change that
+//! 4. What each holds is taken into the store, in the background ([`checkpoint`](super::checkpoint)), and its record completed in the same change that
 //!    puts the volume on the new base.
 //!
 //! What is pending when the process ends goes on when the volume is opened again: the journal is read into the epochs that the cuts
@@ -29,9 +29,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    device::Volume,
     jobs::{Cut, Job, Purpose, passes},
     recovery::{PromisedCut, Promises},
+    volume::Volume,
     writer::Queue,
 };
 use crate::{
@@ -434,7 +434,7 @@ fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
         )));
     }
     match SnapshotRecord::by_name(meta, name)? {
-        Some(taken) => Err(taken.has_the_name()),
+        Some(taken) => Err(taken.name_taken_error()),
         None => Ok(()),
     }
 }
@@ -448,8 +448,8 @@ async fn at_one_instant(
     // In the order of the volumes' ids, like all who take several.
     let mut cutting = Vec::with_capacity(wanted.len());
     for snapshot in &wanted {
-        let folds = &snapshot.volume.inner().folds;
-        cutting.push(Arc::clone(&folds.cutting).lock_owned().await);
+        let checkpoints = &snapshot.volume.inner().checkpoints;
+        cutting.push(Arc::clone(&checkpoints.cutting).lock_owned().await);
     }
     let queues: Vec<_> = wanted
         .iter()
@@ -489,7 +489,7 @@ async fn at_one_instant(
     let made = engine.commit.change(plan).await?;
     for (snapshot, cut) in wanted.iter().zip(cuts) {
         let progress = engine.pending_snapshots.add(snapshot.id);
-        snapshot.volume.fold_later(Job {
+        snapshot.volume.checkpoint_later(Job {
             cut,
             purpose: Purpose::Snapshot(snapshot.id, progress),
         });

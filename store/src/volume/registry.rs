@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::{
-    device::{Handle, Volume},
     records,
     recovery::JournalReport,
+    volume::{OpenVolume, Volume},
 };
 use crate::{
     Error, Result, Store,
@@ -26,7 +26,7 @@ pub(crate) struct OpenVolumes(Mutex<HashMap<VolumeId, Arc<Slot>>>);
 #[derive(Debug, Default)]
 struct Slot {
     /// Held while it is opened, which takes as long as its journal is long: others are not kept waiting by that.
-    handle: Arc<AsyncMutex<Weak<Handle>>>,
+    handle: Arc<AsyncMutex<Weak<OpenVolume>>>,
     /// Held by the task that writes the journal, to its end, which is when all of it is durable.
     writing: Arc<AsyncMutex<()>>,
 }
@@ -34,7 +34,7 @@ struct Slot {
 impl Slot {
     /// Whether nobody has the volume, or is opening it.
     fn is_free(slot: &Arc<Self>) -> bool {
-        let unused = |handle: &Weak<Handle>| handle.strong_count() == 0;
+        let unused = |handle: &Weak<OpenVolume>| handle.strong_count() == 0;
         Arc::strong_count(slot) == 1
             && slot.handle.try_lock().is_ok_and(|handle| unused(&handle))
             && slot.writing.try_lock().is_ok()
@@ -62,7 +62,7 @@ impl OpenVolumes {
             let handle = slot.handle.try_lock().ok()?.upgrade()?;
             Some(Volume(handle))
         });
-        open.filter(|volume| !volume.inner().folds.is_under_way())
+        open.filter(|volume| !volume.inner().checkpoints.is_under_way())
             .max_by_key(Volume::map_bytes)
             .filter(|volume| volume.map_bytes() > 0)
     }
@@ -78,7 +78,7 @@ impl OpenVolumes {
 /// The right to open a volume.
 #[derive(Debug)]
 pub(super) struct Opening {
-    handle: OwnedMutexGuard<Weak<Handle>>,
+    handle: OwnedMutexGuard<Weak<OpenVolume>>,
     slot: Arc<Slot>,
 }
 

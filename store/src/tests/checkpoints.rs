@@ -217,7 +217,7 @@ fn a_snapshot_needs_none_of_the_room_of_uploads() {
     block_on(async {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
         let all = u32::try_from(limits::UPLOAD_LEAVES_MAX).unwrap();
-        let room = &store.engine().leaf_room;
+        let room = &store.engine().leaf_permits;
         let _uploads = room.acquire_many(all).await.unwrap();
         store
             .create_volume(new_volume("v", 4 * BLOCK))
@@ -242,8 +242,8 @@ fn volumes_take_turns_by_the_segment() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
-        let segments = &store.engine().fold_segments;
-        let all = u32::try_from(limits::FOLD_SEGMENTS_IN_FLIGHT).unwrap();
+        let segments = &store.engine().checkpoint_segment_permits;
+        let all = u32::try_from(limits::CHECKPOINT_SEGMENTS_IN_FLIGHT).unwrap();
         let kept = segments.acquire_many(all - 1).await.unwrap();
         let held = segments.acquire().await.unwrap();
         let mut ids = Vec::new();
