@@ -37,13 +37,14 @@ test: ## Run all tests
 	  cargo test $(CARGO_FLAGS); \
 	fi
 
-check: lint test ## All that CI runs: format, lints, licences, docs, tests
+check: lint test ## What CI runs: format, lints, spelling, licences, docs, tests
 
 lint: ## The part of check that runs nothing
 	cargo fmt --all --check
 	@scripts/install-packages build
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --no-deps
+	@scripts/check-spelling
 	@scripts/check-dependencies
 
 # Not by nextest, which ends a test that takes so long.

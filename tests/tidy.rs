@@ -241,6 +241,59 @@ fn modules_of_the_store_look_downward_only() {
     }
 }
 
+/// From the bottom up. A module uses only those of layers below its own.
+const DAEMON_LAYERS: [&[&str]; 9] = [
+    &["limits", "error", "tasks"],
+    &["config"],
+    &["net", "telemetry"],
+    &["resources"],
+    &["auth"],
+    &["copies"],
+    &["service"],
+    &["grpc", "exports", "nbd"],
+    &["server"],
+];
+
+#[test]
+fn modules_of_the_daemon_look_downward_only() {
+    let daemon = repository().join("daemon/src");
+    let files: Vec<_> = rust_files()
+        .into_iter()
+        .filter_map(|path| Some((path.strip_prefix(&daemon).ok()?.to_owned(), read(&path))))
+        .filter(|(path, _)| !path.ends_with("lib.rs") && !path.ends_with("main.rs"))
+        .collect();
+    let module = |path: &Path| first_name(path.iter().next().unwrap().to_str().unwrap());
+    let modules: BTreeSet<_> = files.iter().map(|(path, _)| module(path)).collect();
+    let listed: BTreeSet<_> = DAEMON_LAYERS
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(modules, listed, "each module of the daemon has its layer");
+    for (path, text) in files {
+        if path
+            .iter()
+            .any(|part| part == "tests" || part == "tests.rs")
+        {
+            continue;
+        }
+        // Tests beside the code may put things together as they like.
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let module = module(&path);
+        let below = DAEMON_LAYERS
+            .iter()
+            .take_while(|layer| !layer.contains(&module.as_str()));
+        let below: Vec<_> = below.copied().flatten().copied().collect();
+        for used in used_modules(code) {
+            assert!(
+                used == module || below.contains(&used.as_str()) || !modules.contains(&used),
+                "{} uses crate::{used}, which is not below it",
+                path.display()
+            );
+        }
+    }
+}
+
 /// Bytes on disk, and what a volume's content is made of, are known without a file, a clock or a socket.
 #[test]
 fn formats_and_content_do_no_input_or_output() {

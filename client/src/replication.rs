@@ -8,7 +8,7 @@ use tonic::Streaming;
 use varve_content::{
     ChunkId, NodeId, RootId,
     codec::Codec,
-    tree::{Inner, Leaf, Root, TreeError},
+    tree::{InnerNode, Leaf, Root, TreeError},
 };
 use varve_proto::v1;
 
@@ -69,8 +69,8 @@ impl Client {
         Root::decode(&encoded).map_err(|error| broken(&what, error))
     }
 
-    /// Inner nodes, in this order: at most [`FETCH_NODES_MAX`].
-    pub async fn fetch_inners(&self, ids: &[NodeId]) -> Result<Vec<Inner>> {
+    /// InnerNode nodes, in this order: at most [`FETCH_NODES_MAX`].
+    pub async fn fetch_inners(&self, ids: &[NodeId]) -> Result<Vec<InnerNode>> {
         let what = fetching(ids, "inner nodes");
         let raw: Vec<_> = ids.iter().map(|id| *id.as_bytes()).collect();
         let nodes = self.fetch_nodes(&what, v1::NodeKind::Inner, &raw).await?;
@@ -78,7 +78,7 @@ impl Client {
             if NodeId::of_inner(&node.encoded) != *id {
                 return Err(lied(&what, format_args!("another node for {id}")));
             }
-            Inner::decode(&node.encoded).map_err(|error| broken(&what, error))
+            InnerNode::decode(&node.encoded).map_err(|error| broken(&what, error))
         });
         checked.collect()
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     Result, limits,
     meta::{self, Meta, Named},
-    store::Shared,
+    store::Engine,
     workers::Priority,
 };
 
@@ -22,7 +22,7 @@ pub struct ListQuery {
     pub limit: usize,
 }
 
-impl Shared {
+impl Engine {
     /// The record with that name or id.
     pub(crate) async fn find<R: Named>(&self, key: &str) -> Result<R> {
         let wanted = key.to_owned();

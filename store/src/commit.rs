@@ -450,7 +450,7 @@ impl Commit {
         let make = |meta: &dyn Meta| {
             let record = make(meta)?;
             match R::by_name(meta, record.name())? {
-                Some(taken) => Err(taken.has_the_name()),
+                Some(taken) => Err(taken.name_taken_error()),
                 None => Ok(record),
             }
         };

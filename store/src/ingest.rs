@@ -21,7 +21,7 @@ use varve_content::{
     block::{self, BLOCK_BYTES},
     chunker::{self, CHUNKER_VERSION},
     codec::Codec,
-    tree::{Inner, Leaf, LeafEntry, Root, TreeBuilder},
+    tree::{InnerNode, Leaf, LeafEntry, Root, TreeBuilder},
 };
 
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
     limits,
     meta::{self, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
-    store::Shared,
+    store::Engine,
     workers::{Priority, Scratch},
 };
 
@@ -87,7 +87,7 @@ pub struct PutOutcome {
 /// arrived stay for the next try.
 #[derive(Debug)]
 pub struct Ingest {
-    shared: Arc<Shared>,
+    engine: Arc<Engine>,
     new: NewSnapshot,
     generation: Generation,
     leaves: Mutex<Leaves>,
@@ -108,7 +108,7 @@ struct Leaves {
 }
 
 impl Ingest {
-    pub(crate) fn begin(shared: Arc<Shared>, new: NewSnapshot) -> Result<Self> {
+    pub(crate) fn begin(engine: Arc<Engine>, new: NewSnapshot) -> Result<Self> {
         meta::check_name("snapshot", &new.name)?;
         meta::check_tags("snapshot", &new.tags)?;
         if new.size_bytes == 0 {
@@ -132,9 +132,9 @@ impl Ingest {
         if let Some(origin) = new.lineage.as_ref().and_then(|it| it.origin.as_ref()) {
             meta::check_name("volume", &origin.name)?;
         }
-        let generation = shared.commit.generation()?;
+        let generation = engine.commit.generation()?;
         Ok(Self {
-            shared,
+            engine,
             new,
             generation,
             leaves: Mutex::default(),
@@ -160,13 +160,13 @@ impl Ingest {
 
     /// Positions of the chunks that the store lacks.
     pub async fn missing(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
-        self.shared.commit.check(self.generation)?;
-        self.shared.missing_chunks(ids).await
+        self.engine.commit.check(self.generation)?;
+        self.engine.missing_chunks(ids).await
     }
 
     /// Takes chunks in. Waits while too many bytes are on their way to disk.
     pub async fn put_chunks(&self, chunks: Vec<IncomingChunk>) -> Result<PutOutcome> {
-        self.shared.commit.check(self.generation)?;
+        self.engine.commit.check(self.generation)?;
         let count = chunks.len() as u64;
         let mut plain_bytes = 0usize;
         for chunk in &chunks {
@@ -183,18 +183,18 @@ impl Ingest {
             clippy::cast_possible_truncation,
             reason = "checked against INGEST_PLAIN_BYTES just above"
         )]
-        let space = Arc::clone(&self.shared.ingest_space)
+        let space = Arc::clone(&self.engine.ingest_budget)
             .acquire_many_owned(plain_bytes as u32)
             .await
             .map_err(|_| Error::Closing)?;
 
         let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
-        let places = self.shared.known_chunks(ids).await?;
+        let places = self.engine.known_chunks(ids).await?;
         let known: Vec<bool> = places.iter().map(Option::is_some).collect();
         let keeps_packed = self.keeps_packed;
         // The job keeps the space for as long as it keeps the chunks, which may be longer than anybody waits here.
         let (sealed, _space) = self
-            .shared
+            .engine
             .workers
             .run(Priority::Write, move |scratch| {
                 seal_all(scratch, &chunks, &known, keeps_packed).map(|sealed| (sealed, space))
@@ -206,9 +206,9 @@ impl Ingest {
                 new_bytes: 0,
             });
         }
-        self.shared.check_free_space()?;
+        self.engine.check_free_space()?;
         let stored = self
-            .shared
+            .engine
             .commit
             .append_chunks(self.generation, sealed.records)
             .await?;
@@ -236,13 +236,13 @@ impl Ingest {
 
     /// Stores leaves, and tells their ids.
     async fn store_leaves(&self, leaves: Vec<(u32, Leaf)>) -> Result<Vec<(u32, NodeId)>> {
-        self.shared.commit.check(self.generation)?;
+        self.engine.commit.check(self.generation)?;
         let mut wanted = Vec::new();
         for (segment, leaf) in &leaves {
             self.check_extent(*segment, leaf)?;
             wanted.extend(leaf.entries().iter().map(|entry| entry.chunk));
         }
-        let places = self.shared.known_chunks(wanted).await?;
+        let places = self.engine.known_chunks(wanted).await?;
         let mut places = places.iter();
         for (segment, leaf) in &leaves {
             let edge = block::segment_blocks(self.new.size_bytes, *segment);
@@ -272,7 +272,7 @@ impl Ingest {
     }
 
     fn reserve(&self, count: usize) -> Result<LeafRoom> {
-        LeafRoom::take(&self.shared.leaf_room, count).ok_or_else(|| {
+        LeafRoom::take(&self.engine.leaf_permits, count).ok_or_else(|| {
             Error::Limit(format!(
                 "open uploads hold {} leaves, the most at one time; commit or abort some",
                 limits::UPLOAD_LEAVES_MAX
@@ -335,7 +335,7 @@ impl Ingest {
             origin: lineage.origin,
             parent: lineage.parent,
         };
-        self.shared
+        self.engine
             .commit
             .commit_snapshot(self.generation, record)
             .await
@@ -343,7 +343,7 @@ impl Ingest {
 
     /// Makes durable what arrived so far, so that not even a loss of power takes it.
     pub async fn flush(&self) -> Result<()> {
-        self.shared.commit.flush(self.generation).await
+        self.engine.commit.flush(self.generation).await
     }
 
     /// Makes the snapshot of content that the store has already, as another snapshot of it says.
@@ -371,7 +371,7 @@ impl Ingest {
     }
 
     /// Stores inner nodes of that tree, behind their children.
-    pub(crate) async fn store_inner(&self, inners: Vec<Inner>) -> Result<()> {
+    pub(crate) async fn store_inner(&self, inners: Vec<InnerNode>) -> Result<()> {
         let records = inners
             .iter()
             .map(|inner| EncodedRecord::inner(inner.id(), &inner.encode()));
@@ -386,14 +386,14 @@ impl Ingest {
     ) -> Result<SnapshotContent> {
         self.store_nodes(vec![EncodedRecord::root(root.id(), &root.encode())])
             .await?;
-        self.shared.commit.flush(self.generation).await?;
+        self.engine.commit.flush(self.generation).await?;
         Ok(self.content(root, data_blocks))
     }
 
     async fn store_nodes(&self, records: Vec<EncodedRecord>) -> Result<()> {
-        self.shared.commit.check(self.generation)?;
+        self.engine.commit.check(self.generation)?;
         let stored = self
-            .shared
+            .engine
             .append_new_nodes(self.generation, records)
             .await?;
         self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
@@ -411,7 +411,7 @@ impl Ingest {
 
     /// Appends the nodes above the leaves.
     async fn put_tree(&self, expected: RootId) -> Result<SnapshotContent> {
-        self.shared.commit.check(self.generation)?;
+        self.engine.commit.check(self.generation)?;
         let (mut ids, _room, data_blocks) = {
             let mut state = self.leaves.lock();
             if state.committed {
@@ -429,7 +429,7 @@ impl Ingest {
         };
         let size_bytes = self.new.size_bytes;
         let (root, records) = self
-            .shared
+            .engine
             .workers
             .run(Priority::Write, move |_| build(size_bytes, &mut ids))
             .await??;

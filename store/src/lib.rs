@@ -55,7 +55,7 @@ pub use read::{
     StoredChunk, VerifiedChunk,
 };
 pub use recovery::{RebuildReport, RecoveryReport, StrandedJournal, rebuild};
-pub use replicate::{GivenNode, check_snapshot_name, check_snapshot_tags};
+pub use replicate::{ExportedNode, check_snapshot_name, check_snapshot_tags};
 pub use snapshot::{DiffExtent, SnapshotDiff};
 pub use store::{Options, Store, StoreStatus};
 pub use varve_content::tree::DiffKind;

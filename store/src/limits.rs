@@ -11,9 +11,9 @@
 //! | reads under way | [`READ_BYTES_IN_FLIGHT`], and as much again decoded |
 //! | batches of changes on their way to journals | twice [`JOURNAL_QUEUE_BYTES`]; what waits is with its writers |
 //! | journals that are read | [`JOURNAL_SCANS`] x ([`JOURNAL_SCAN_READS`] + 2) x [`JOURNAL_SCAN_WINDOW_BYTES`], and a batch each |
-//! | segments of volumes being cut again | [`FOLD_SEGMENTS_IN_FLIGHT`] x 8 MiB |
+//! | segments of volumes being cut again | [`CHECKPOINT_SEGMENTS_IN_FLIGHT`] x 8 MiB |
 //! | what is kept in mind of chunks that are not indexed | twice [`INDEX_GROUP_RECORDS`] x 300 |
-//! | trees of volumes being made anew | [`FOLDS_MAX`] x ([`FOLD_NODES_MAX`] + 6 nodes of 8.25 KiB) |
+//! | trees of volumes being made anew | [`CHECKPOINTS_MAX`] x ([`CHECKPOINT_NODES_MAX`] + 6 nodes of 8.25 KiB) |
 //! | maps of journals | [`MAPS_BYTES_MAX`] + [`VOLUMES_MAX`] x [`MAP_BYTES_LEAST`], beside all else |
 //! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
 
@@ -189,12 +189,12 @@ pub const BRAKE_FROM_PERMILLE: u64 = 750;
 pub const BRAKE_BYTES_PER_SECOND: (u64, u64) = (16 << 20, 1 << 30);
 
 /// Segments that are cut again at one time, of all volumes that are being taken into the store.
-pub const FOLD_SEGMENTS_IN_FLIGHT: usize = 2;
+pub const CHECKPOINT_SEGMENTS_IN_FLIGHT: usize = 2;
 /// Volumes that are taken into the store side by side; others wait for their turn.
-pub const FOLDS_MAX: usize = 32;
+pub const CHECKPOINTS_MAX: usize = 32;
 /// Inner nodes that each of them has made and not stored yet. Beside these it holds one node of the old tree and one of the new for
 /// each of three levels.
-pub const FOLD_NODES_MAX: usize = 16;
+pub const CHECKPOINT_NODES_MAX: usize = 16;
 
 /// Damaged records of a pack that are kept in mind one by one; with more of them all of it counts as lost, and what is whole may be stored twice.
 pub const LOST_RECORDS_MAX: usize = 1024;
@@ -249,8 +249,9 @@ const _: () = assert!(
         + 2 * JOURNAL_QUEUE_BYTES as u64
         + (JOURNAL_SCANS * (JOURNAL_SCAN_READS + 2) * JOURNAL_SCAN_WINDOW_BYTES) as u64
         + JOURNAL_SCANS as u64 * BATCH_BYTES_MAX
-        + (FOLD_SEGMENTS_IN_FLIGHT * varve_content::block::SEGMENT_BYTES) as u64
-        + (FOLDS_MAX * (FOLD_NODES_MAX + 6) * varve_content::tree::INNER_MAX_BYTES) as u64
+        + (CHECKPOINT_SEGMENTS_IN_FLIGHT * varve_content::block::SEGMENT_BYTES) as u64
+        + (CHECKPOINTS_MAX * (CHECKPOINT_NODES_MAX + 6) * varve_content::tree::INNER_MAX_BYTES)
+            as u64
         + 36 * UPLOAD_LEAVES_MAX as u64
         + 2 * 300 * INDEX_GROUP_RECORDS as u64
         + ROCKS_CACHE_BYTES as u64

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use varve_content::{
     ChunkId, NodeId, RootId,
-    tree::{Inner, Leaf},
+    tree::{InnerNode, Leaf},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 
 /// A node of a tree as it is given to another store.
 #[derive(Debug, Clone)]
-pub struct GivenNode {
+pub struct ExportedNode {
     /// The one encoding that has its id.
     pub encoded: Bytes,
     /// Of a leaf, for each of its entries: the bytes that its chunk's payload takes as it is stored. 0 for one that the store has lost.
@@ -35,23 +35,23 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`] if there is no such node.
-    pub async fn give_nodes(&self, keys: Vec<NodeKey>) -> Result<Vec<GivenNode>> {
+    pub async fn export_nodes(&self, keys: Vec<NodeKey>) -> Result<Vec<ExportedNode>> {
         self.check_known(&keys).await?;
-        let nodes = keys.into_iter().map(|key| self.give_node(key));
+        let nodes = keys.into_iter().map(|key| self.export_node(key));
         try_join_all(nodes).await
     }
 
-    async fn give_node(&self, key: NodeKey) -> Result<GivenNode> {
-        let shared = self.shared();
+    async fn export_node(&self, key: NodeKey) -> Result<ExportedNode> {
+        let engine = self.engine();
         let (encoded, payload_bytes) = match key {
-            NodeKey::Root(id) => (shared.root(id).await?.encode().to_vec(), Vec::new()),
-            NodeKey::Inner(id) => (shared.inner_node(id).await?.encode(), Vec::new()),
+            NodeKey::Root(id) => (engine.root(id).await?.encode().to_vec(), Vec::new()),
+            NodeKey::Inner(id) => (engine.inner_node(id).await?.encode(), Vec::new()),
             NodeKey::Leaf(id) => {
-                let located = shared.located_leaf(id).await?;
+                let located = engine.located_leaf(id).await?;
                 (located.leaf().encode(), located.payload_bytes())
             }
         };
-        Ok(GivenNode {
+        Ok(ExportedNode {
             encoded: encoded.into(),
             payload_bytes,
         })
@@ -62,9 +62,9 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`] if there is no such leaf, [`Error::Invalid`] if it has no such entry.
-    pub async fn give_chunks(&self, leaf: NodeId, entries: &[u32]) -> Result<Vec<StoredChunk>> {
+    pub async fn export_chunks(&self, leaf: NodeId, entries: &[u32]) -> Result<Vec<StoredChunk>> {
         self.check_known(&[NodeKey::Leaf(leaf)]).await?;
-        let located = self.shared().located_leaf(leaf).await?;
+        let located = self.engine().located_leaf(leaf).await?;
         let wanted = entries
             .iter()
             .map(|position| {
@@ -76,44 +76,44 @@ impl Store {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        self.shared().stored_chunks(&wanted).await
+        self.engine().stored_chunks(&wanted).await
     }
 
     /// Positions of the chunks that the store lacks, ascending.
     pub async fn missing_chunks(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
-        self.shared().missing_chunks(ids).await
+        self.engine().missing_chunks(ids).await
     }
 
     /// A leaf, if the store has it. Not all of its chunks need be there.
     pub async fn known_leaf(&self, id: NodeId) -> Result<Option<Arc<Leaf>>> {
         match self.is_known(NodeKey::Leaf(id)).await? {
-            true => Ok(Some(self.shared().plain_leaf(id).await?)),
+            true => Ok(Some(self.engine().plain_leaf(id).await?)),
             false => Ok(None),
         }
     }
 
     /// An inner node, if the store has it. Not all that is below it need be there.
-    pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<Inner>>> {
+    pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<InnerNode>>> {
         match self.is_known(NodeKey::Inner(id)).await? {
-            true => Ok(Some(self.shared().inner_node(id).await?)),
+            true => Ok(Some(self.engine().inner_node(id).await?)),
             false => Ok(None),
         }
     }
 
     async fn is_known(&self, key: NodeKey) -> Result<bool> {
-        let shared = self.shared();
-        let places = shared
+        let engine = self.engine();
+        let places = engine
             .meta(Priority::Read, move |meta| meta.nodes(&[key]))
             .await?;
         let mut places = places.into_iter().flatten();
-        let lost = shared.lost.read();
+        let lost = engine.lost.read();
         Ok(places.any(|place| !lost.hold(&place)))
     }
 
     async fn check_known(&self, keys: &[NodeKey]) -> Result<()> {
         let wanted = keys.to_vec();
         let known = self
-            .shared()
+            .engine()
             .meta(Priority::Write, move |meta| meta.nodes(&wanted))
             .await?;
         let mut places = keys.iter().zip(&known);
@@ -129,8 +129,8 @@ impl Store {
     /// Whether all that a completed snapshot names can be taken to be in the store. Not if index and catalog were ever made again: then the catalog
     /// knows of snapshots, and packs may have been lost. Nor if something was found lost since the last start.
     pub fn vouches_for_snapshots(&self) -> bool {
-        self.shared().lost.read().is_empty()
-            && !names::rebuilt(&self.shared().options.data_dir).exists()
+        self.engine().lost.read().is_empty()
+            && !names::rebuilt(&self.engine().options.data_dir).exists()
     }
 
     /// A completed snapshot of that content, if there is one.
@@ -154,7 +154,7 @@ impl Store {
     /// Writes down what is known of a copy, durably.
     pub async fn put_copy(&self, record: CopyRecord) -> Result<()> {
         let put = move |_: &dyn Meta| Ok((vec![Record::PutCopy(record)], ()));
-        self.shared().commit.change(put).await
+        self.engine().commit.change(put).await
     }
 
     /// Forgets copies.
@@ -163,7 +163,7 @@ impl Store {
             let changes = ids.into_iter().map(Record::DeleteCopy);
             Ok((changes.collect(), ()))
         };
-        self.shared().commit.change(delete).await
+        self.engine().commit.change(delete).await
     }
 
     /// Gives another daemon a name.
@@ -190,7 +190,7 @@ impl Store {
             }
             Ok((vec![Record::PutRemote(record)], ()))
         };
-        self.shared().commit.change(add).await
+        self.engine().commit.change(add).await
     }
 
     /// Forgets a remote.
@@ -203,12 +203,12 @@ impl Store {
             named(meta.remotes()?, &name)?;
             Ok((vec![Record::DeleteRemote(name)], ()))
         };
-        self.shared().commit.change(remove).await
+        self.engine().commit.change(remove).await
     }
 
     /// All remotes, by name.
     pub async fn remotes(&self) -> Result<Vec<RemoteRecord>> {
-        let remotes = self.shared().meta(Priority::Manage, |meta| meta.remotes());
+        let remotes = self.engine().meta(Priority::Manage, |meta| meta.remotes());
         let mut remotes = remotes.await?;
         remotes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(remotes)
@@ -225,7 +225,7 @@ impl Store {
 
     /// All copies that are written down, in the order in which they were begun.
     pub async fn copies(&self) -> Result<Vec<CopyRecord>> {
-        let copies = self.shared().meta(Priority::Manage, |meta| meta.copies());
+        let copies = self.engine().meta(Priority::Manage, |meta| meta.copies());
         let mut copies = copies.await?;
         copies.sort_unstable_by_key(|record| (record.created_at_ns, record.id));
         Ok(copies)

@@ -29,14 +29,14 @@ pub struct DiffExtent {
 impl Store {
     /// The snapshot of that name or id.
     pub async fn snapshot(&self, key: &str) -> Result<SnapshotRecord> {
-        let found = self.shared().find(key).await?;
-        Ok(self.shared().pending_snapshots.see(found))
+        let found = self.engine().find(key).await?;
+        Ok(self.engine().pending_snapshots.see(found))
     }
 
     /// Snapshots by name, ascending by bytes.
     pub async fn list_snapshots(&self, query: ListQuery) -> Result<Vec<SnapshotRecord>> {
-        let found = self.shared().list(query).await?;
-        let pending = &self.shared().pending_snapshots;
+        let found = self.engine().list(query).await?;
+        let pending = &self.engine().pending_snapshots;
         Ok(found.into_iter().map(|it| pending.see(it)).collect())
     }
 
@@ -47,13 +47,13 @@ impl Store {
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<SnapshotRecord> {
-        self.shared().tag(key, set, remove).await
+        self.engine().tag(key, set, remove).await
     }
 
     /// A reader of the snapshot of that name or id.
     pub async fn open_snapshot(&self, key: &str) -> Result<SnapshotReader> {
         let record = self.snapshot(key).await?;
-        SnapshotReader::open(self.shared().clone(), record).await
+        SnapshotReader::open(self.engine().clone(), record).await
     }
 
     /// Where two snapshots differ, related or not.
@@ -80,13 +80,13 @@ impl SnapshotDiff {
     /// The extents of the next segment that differs, ascending and without overlaps; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Vec<DiffExtent>>> {
         loop {
-            let shared = self.base.shared();
-            let Some(segment) = self.walk.next(&**shared).await.map_err(walked)? else {
+            let engine = self.base.engine();
+            let Some(segment) = self.walk.next(&**engine).await.map_err(walked)? else {
                 return Ok(None);
             };
             let base = match segment.base {
                 Some(id) => Some(
-                    shared
+                    engine
                         .located_leaf(id)
                         .await
                         .map_err(|error| self.base.named(error))?,
@@ -95,7 +95,7 @@ impl SnapshotDiff {
             };
             let target = match segment.target {
                 Some(id) => Some(
-                    shared
+                    engine
                         .located_leaf(id)
                         .await
                         .map_err(|error| self.target.named(error))?,

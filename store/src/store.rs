@@ -101,11 +101,11 @@ pub struct StoreStatus {
 
 /// A store. A handle that is cheap to clone; all of them are the same store.
 #[derive(Debug, Clone)]
-pub struct Store(Arc<Shared>);
+pub struct Store(Arc<Engine>);
 
 /// What the parts of an open store have in common.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct Engine {
     pub(crate) options: Options,
     pub(crate) store_id: StoreId,
     pub(crate) compression: Compression,
@@ -118,26 +118,26 @@ pub(crate) struct Shared {
     pub(crate) commit: Arc<Commit>,
     pub(crate) cache: ReadCache,
     /// Bytes of chunks that may be on their way in.
-    pub(crate) ingest_space: Arc<Semaphore>,
+    pub(crate) ingest_budget: Arc<Semaphore>,
     /// Bytes of reads that may be under way.
-    pub(crate) read_space: Semaphore,
+    pub(crate) read_budget: Semaphore,
     /// Readers that something may be brought for at a time.
-    pub(crate) read_aheads: Semaphore,
+    pub(crate) readahead_permits: Semaphore,
     pub(crate) volumes: OpenVolumes,
     pub(crate) pending_snapshots: PendingSnapshots,
     /// Bytes of batches that may be on their way to journals.
-    pub(crate) journal_room: Arc<Semaphore>,
+    pub(crate) journal_write_budget: Arc<Semaphore>,
     pub(crate) journal_space: Arc<JournalSpace>,
     /// Journals that may be read at a time, to open their volumes.
-    pub(crate) journal_scans: Semaphore,
+    pub(crate) journal_scan_permits: Semaphore,
     /// What the maps of journals take.
     pub(crate) map_memory: Arc<MapMemory>,
     /// Volumes that may be taken into the store side by side.
-    pub(crate) fold_places: Semaphore,
+    pub(crate) checkpoint_permits: Semaphore,
     /// Segments of theirs that may be cut again at one time.
-    pub(crate) fold_segments: Arc<Semaphore>,
+    pub(crate) checkpoint_segment_permits: Arc<Semaphore>,
     /// Leaves that open uploads may put.
-    pub(crate) leaf_room: Arc<Semaphore>,
+    pub(crate) leaf_permits: Arc<Semaphore>,
 }
 
 impl Store {
@@ -150,21 +150,21 @@ impl Store {
     /// version, is not a store, or its index is missing (see [`crate::rebuild`]); [`Error::Damaged`] when the catalog
     /// log is.
     pub async fn open(options: Options) -> Result<(Self, RecoveryReport)> {
-        let (shared, report) = recovery::open(options).await?;
-        Ok((Self::of(shared), report))
+        let (engine, report) = recovery::open(options).await?;
+        Ok((Self::of(engine), report))
     }
 
     /// The store with these parts.
-    pub(crate) fn of(shared: Shared) -> Self {
-        Self(Arc::new(shared))
+    pub(crate) fn of(engine: Engine) -> Self {
+        Self(Arc::new(engine))
     }
 
     /// Another handle of the store whose parts these are.
-    pub(crate) fn from_shared(shared: Arc<Shared>) -> Self {
-        Self(shared)
+    pub(crate) fn from_engine(engine: Arc<Engine>) -> Self {
+        Self(engine)
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.0
     }
 
@@ -177,17 +177,17 @@ impl Store {
             .meta(Priority::Read, move |meta| meta.snapshot_by_name(&name))
             .await?;
         if let Some(taken) = taken {
-            return Err(taken.has_the_name());
+            return Err(taken.name_taken_error());
         }
         Ok(ingest)
     }
 
     /// What the store is and holds.
     pub async fn status(&self) -> Result<StoreStatus> {
-        let shared = &self.0;
-        let totals = shared.meta(Priority::Manage, |meta| meta.totals()).await?;
+        let engine = &self.0;
+        let totals = engine.meta(Priority::Manage, |meta| meta.totals()).await?;
         Ok(StoreStatus {
-            store_id: shared.store_id.to_string(),
+            store_id: engine.store_id.to_string(),
             format_version: FORMAT_VERSION,
             chunker_version: CHUNKER_VERSION,
             snapshots: totals.snapshots,
@@ -197,10 +197,10 @@ impl Store {
             chunk_bytes: totals.chunk_bytes,
             stored_bytes: totals.stored_bytes,
             packs: totals.packs,
-            io_engine: shared.disk.name(),
-            compression: shared.compression,
-            free_bytes: shared.free_bytes()?,
-            read_only_reason: shared.commit.poisoned(),
+            io_engine: engine.disk.name(),
+            compression: engine.compression,
+            free_bytes: engine.free_bytes()?,
+            read_only_reason: engine.commit.poisoned(),
         })
     }
 
@@ -212,7 +212,7 @@ impl Store {
     }
 }
 
-impl Shared {
+impl Engine {
     fn free_bytes(&self) -> Result<u64> {
         let dir = &self.options.data_dir;
         self.disk

@@ -45,7 +45,7 @@ impl Store {
     /// Begins to verify a snapshot.
     pub async fn verify(&self, key: &str) -> Result<SnapshotVerify> {
         let reader = self.open_snapshot(key).await?;
-        let disk = DiskSource::new(Arc::clone(self.shared()));
+        let disk = DiskSource::new(Arc::clone(self.engine()));
         let root = disk.root(reader.root().id()).await;
         let root = root.map_err(|error| reader.named(error))?;
         Ok(SnapshotVerify {

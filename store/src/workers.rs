@@ -55,14 +55,14 @@ impl Queues {
     }
 }
 
-struct Shared {
+struct Engine {
     queues: Mutex<Queues>,
     wake: Condvar,
     wake_commits: Condvar,
 }
 
 pub(crate) struct Workers {
-    shared: Arc<Shared>,
+    engine: Arc<Engine>,
     slots: [Arc<Semaphore>; CLASSES],
     commit_slots: Arc<Semaphore>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -80,7 +80,7 @@ impl Workers {
     /// Starts `threads` threads, and [`limits::COMMIT_THREADS`] others.
     pub(crate) fn start(threads: usize, compression: Compression) -> Result<Self> {
         let queue = || VecDeque::with_capacity(limits::WORKER_QUEUE);
-        let shared = Arc::new(Shared {
+        let engine = Arc::new(Engine {
             queues: Mutex::new(Queues {
                 waiting: [queue(), queue(), queue()],
                 shares: Shares::new(threads),
@@ -91,11 +91,11 @@ impl Workers {
             wake_commits: Condvar::new(),
         });
         let mut handles = Vec::with_capacity(threads + limits::COMMIT_THREADS);
-        let mut start = |name: String, run: Box<dyn FnOnce(&Shared) + Send>| {
-            let shared = Arc::clone(&shared);
+        let mut start = |name: String, run: Box<dyn FnOnce(&Engine) + Send>| {
+            let engine = Arc::clone(&engine);
             let handle = thread::Builder::new()
                 .name(name)
-                .spawn(move || run(&shared))
+                .spawn(move || run(&engine))
                 .map_err(|source| Error::Io {
                     verb: "start a thread for",
                     path: "the store".into(),
@@ -105,7 +105,7 @@ impl Workers {
             Ok::<_, Error>(())
         };
         for number in 0..threads {
-            let run = move |shared: &Shared| work(shared, compression);
+            let run = move |engine: &Engine| work(engine, compression);
             start(format!("store-{number}"), Box::new(run))?;
         }
         for number in 0..limits::COMMIT_THREADS {
@@ -113,7 +113,7 @@ impl Workers {
         }
         let slots = || Arc::new(Semaphore::new(limits::WORKER_QUEUE));
         Ok(Self {
-            shared,
+            engine,
             slots: [slots(), slots(), slots()],
             commit_slots: Arc::new(Semaphore::new(limits::COMMIT_THREADS)),
             threads: Mutex::new(handles),
@@ -143,7 +143,7 @@ impl Workers {
             let _ = reply.send(catch_unwind(AssertUnwindSafe(|| job(scratch))));
         });
         {
-            let mut queues = self.shared.queues.lock();
+            let mut queues = self.engine.queues.lock();
             if queues.stopping {
                 return Err(Error::Closing);
             }
@@ -151,7 +151,7 @@ impl Workers {
                 queue.push_back(job);
             }
         }
-        self.shared.wake.notify_one();
+        self.engine.wake.notify_one();
         answer(result).await
     }
 
@@ -173,21 +173,21 @@ impl Workers {
             let _ = reply.send(outcome);
         });
         {
-            let mut queues = self.shared.queues.lock();
+            let mut queues = self.engine.queues.lock();
             if queues.stopping {
                 return Err(Error::Closing);
             }
             queues.commits.push_back(job);
         }
-        self.shared.wake_commits.notify_one();
+        self.engine.wake_commits.notify_one();
         answer(result).await
     }
 
     /// Lets the threads finish what is queued, and ends them.
     pub(crate) fn stop(&self) {
-        self.shared.queues.lock().stopping = true;
-        self.shared.wake.notify_all();
-        self.shared.wake_commits.notify_all();
+        self.engine.queues.lock().stopping = true;
+        self.engine.wake.notify_all();
+        self.engine.wake_commits.notify_all();
         for thread in self.threads.lock().drain(..) {
             // The last handle of a store may be dropped by one of its own threads.
             if thread.thread().id() != thread::current().id() {
@@ -213,42 +213,42 @@ async fn answer<T>(result: oneshot::Receiver<thread::Result<T>>) -> Result<T> {
     }
 }
 
-fn work(shared: &Shared, compression: Compression) {
+fn work(engine: &Engine, compression: Compression) {
     let mut scratch = Scratch {
         encoder: Encoder::new(compression),
         decoder: Decoder::new(),
     };
-    let mut queues = shared.queues.lock();
+    let mut queues = engine.queues.lock();
     loop {
         let Some((class, job)) = queues.next() else {
             if queues.stopping && queues.is_empty() {
                 return;
             }
-            shared.wake.wait(&mut queues);
+            engine.wake.wait(&mut queues);
             continue;
         };
         drop(queues);
         let begun_at = Instant::now();
         job(&mut scratch);
         let took = begun_at.elapsed();
-        queues = shared.queues.lock();
+        queues = engine.queues.lock();
         queues.shares.ended(class, took);
     }
 }
 
-fn work_on_commits(shared: &Shared) {
-    let mut queues = shared.queues.lock();
+fn work_on_commits(engine: &Engine) {
+    let mut queues = engine.queues.lock();
     loop {
         let Some(job) = queues.commits.pop_front() else {
             if queues.stopping {
                 return;
             }
-            shared.wake_commits.wait(&mut queues);
+            engine.wake_commits.wait(&mut queues);
             continue;
         };
         drop(queues);
         job();
-        queues = shared.queues.lock();
+        queues = engine.queues.lock();
     }
 }
 

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, async_trait, transport::Server};
 use varve_content::{
     BLOCK_BYTES, ChunkId, NodeId, SEGMENT_BYTES,
     chunker::cut_segment,
-    tree::{Inner, Leaf, LeafEntry, Root, TreeBuilder},
+    tree::{InnerNode, Leaf, LeafEntry, Root, TreeBuilder},
 };
 use varve_proto::v1::{
     self,
@@ -164,7 +164,7 @@ impl Source {
 
     /// A tree whose ids are right and whose shape is not.
     fn crooked(&mut self, lie: Lie, size_bytes: u64, leaves: Vec<(u32, NodeId)>) -> Root {
-        let inner = |level, children| Inner::new(level, children).unwrap();
+        let inner = |level, children| InnerNode::new(level, children).unwrap();
         let top = if lie == Lie::Outside {
             inner(1, vec![(0, leaves[0].1), (200, leaves[1].1)])
         } else {

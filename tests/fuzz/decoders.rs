@@ -2,7 +2,7 @@
 
 use varve_content::{
     Codec, codec,
-    tree::{Inner, Leaf, Root},
+    tree::{InnerNode, Leaf, Root},
 };
 use varve_nbd::wire::{self, Framing};
 use varve_store::format::{
@@ -175,7 +175,7 @@ pub(super) const DECODERS: [Decoder; 33] = [
     },
     Decoder {
         name: "tree-inner",
-        decode: |input| whole(Inner::decode(input), Inner::encode),
+        decode: |input| whole(InnerNode::decode(input), InnerNode::encode),
         repair: |_| {},
     },
     Decoder {

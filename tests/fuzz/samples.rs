@@ -6,7 +6,7 @@ use varve_content::{
     ChunkId, Codec, Compression, NodeId, RootId,
     chunker::CHUNKER_VERSION,
     codec::Encoder,
-    tree::{Inner, Leaf, LeafEntry, Root},
+    tree::{InnerNode, Leaf, LeafEntry, Root},
 };
 use varve_store::format::{
     CopyId, CopyOutcome, CopyRecord, Location, OwnerRecord, PackId, PackKind, PendingSnapshot,
@@ -562,10 +562,10 @@ fn leaf(entries: u8, blocks: u32) -> Leaf {
     Leaf::new(entries.collect()).unwrap()
 }
 
-fn inner(level: u8, children: usize) -> Inner {
+fn inner(level: u8, children: usize) -> InnerNode {
     let step = 256 / children;
     let children = (0..children).map(|number| ((number * step) as u8, node_id(number as u8)));
-    Inner::new(level, children.collect()).unwrap()
+    InnerNode::new(level, children.collect()).unwrap()
 }
 
 fn root(top: Option<NodeId>) -> Vec<u8> {

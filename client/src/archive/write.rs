@@ -19,7 +19,7 @@ use varve_content::{
     chunk_id::ChunkId,
     chunker::CHUNKER_VERSION,
     tree::{
-        CompareError, ComparedLeaves, Inner, Leaf, LeafComparison, NodeId, NodeSource, Root,
+        CompareError, ComparedLeaves, InnerNode, Leaf, LeafComparison, NodeId, NodeSource, Root,
         TreeBuilder, WalkError,
     },
 };
@@ -465,7 +465,7 @@ fn choose(planned: Planned, seen: &mut Seen) -> Planned {
 struct Nodes<'a> {
     client: &'a Client,
     /// Children of the last inner node of level 2, fetched together: or a walk would wait for each of them.
-    ahead: Mutex<HashMap<NodeId, Arc<Inner>>>,
+    ahead: Mutex<HashMap<NodeId, Arc<InnerNode>>>,
 }
 
 impl<'a> Nodes<'a> {
@@ -476,7 +476,7 @@ impl<'a> Nodes<'a> {
         }
     }
 
-    fn ahead(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Inner>>> {
+    fn ahead(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<InnerNode>>> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -493,7 +493,7 @@ impl NodeSource for Nodes<'_> {
         leaf.ok_or_else(|| Error::protocol("fetch a leaf", "it sent none"))
     }
 
-    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>> {
+    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {
         if let Some(inner) = self.ahead().remove(&id) {
             return Ok(inner);
         }

@@ -1,5 +1,4 @@
-//! A snapshot that is here and that the wanted one was made after: leaves that both have are taken
-//! over unread.
+//! An ancestor of the wanted snapshot that is here: leaves that both have are taken over unread.
 //!
 //! It only saves work. If anything is wrong with it, the copy is begun again without.
 
@@ -7,13 +6,13 @@ use std::sync::Arc;
 
 use varve_content::{
     NodeId,
-    tree::{Inner, Leaf, NodeSource, Root, WalkError},
+    tree::{InnerNode, Leaf, NodeSource, Root, WalkError},
 };
 use varve_store::{Error, SnapshotRecord, Store};
 
 use super::source::CopyError;
 
-/// A completed snapshot of this store.
+/// A completed snapshot of this store that the wanted one descends from.
 #[derive(Debug, Clone)]
 pub(super) struct Base {
     store: Store,
@@ -30,7 +29,7 @@ impl Base {
         })
     }
 
-    /// Blocks of data of some of its leaves.
+    /// Blocks of data in some of its leaves.
     pub(super) async fn blocks_of(&self, leaves: &[NodeId]) -> Result<u64, CopyError> {
         let mut blocks = 0;
         for id in leaves {
@@ -48,7 +47,7 @@ fn absent(id: NodeId) -> Error {
     }
 }
 
-/// What a walk through it comes upon.
+/// What an error of a walk through the base means to a copy.
 pub(super) fn walked(error: WalkError<Error>) -> CopyError {
     CopyError::Base(match error {
         WalkError::Source(error) => error,
@@ -64,7 +63,7 @@ impl NodeSource for Base {
         leaf.ok_or_else(|| absent(id))
     }
 
-    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>, Error> {
+    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>, Error> {
         let inner = self.store.known_inner(id).await?;
         inner.ok_or_else(|| absent(id))
     }

@@ -7,29 +7,29 @@ use parking_lot::Mutex;
 use varve_client::FETCH_NODES_MAX;
 use varve_content::{
     NodeId,
-    tree::{Inner, Leaf, NodeSource},
+    tree::{InnerNode, Leaf, NodeSource},
 };
 use varve_store::Store;
 
 use super::source::{Connections, CopyError};
 
-/// Where the nodes of a tree come from.
+/// The nodes of a tree that is being copied: from here, or from the source.
 #[derive(Debug)]
 pub(super) struct Nodes<'a> {
     store: &'a Store,
     source: &'a Connections,
-    /// Children of an inner node that are not here, fetched together: or a walk would wait for each
-    /// of them.
-    ahead: Mutex<HashMap<NodeId, Arc<Inner>>>,
+    /// Children of an inner node that are not here. They are fetched together, or a walk would wait
+    /// for each of them.
+    ahead: Mutex<HashMap<NodeId, Arc<InnerNode>>>,
 }
 
-/// A leaf, and what its chunks take as they are stored at the source.
+/// A leaf, and the lengths of its chunks as they are stored at the source.
 #[derive(Debug, Clone)]
 pub(super) struct SizedLeaf {
     pub(super) id: NodeId,
     pub(super) segment: u32,
     pub(super) leaf: Arc<Leaf>,
-    /// One for each entry; the plain length where the source was not asked.
+    /// Lengths in bytes, one for each entry; the plain length where the source was not asked.
     pub(super) payload_bytes: Vec<u32>,
 }
 
@@ -86,7 +86,7 @@ impl<'a> Nodes<'a> {
             .ok_or_else(|| CopyError::Mismatch("the source sent too few leaves".to_owned()))
     }
 
-    async fn fetch_ahead(&self, inner: &Inner) -> Result<(), CopyError> {
+    async fn fetch_ahead(&self, inner: &InnerNode) -> Result<(), CopyError> {
         let children: Vec<_> = inner.children().iter().map(|(_, id)| *id).collect();
         let known = children.iter().map(|id| self.store.known_inner(*id));
         let known = try_join_all(known).await?;
@@ -118,7 +118,7 @@ impl NodeSource for Nodes<'_> {
         leaf.ok_or_else(|| CopyError::Mismatch(format!("the source sent no leaf {id}")))
     }
 
-    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>, CopyError> {
+    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>, CopyError> {
         if let Some(inner) = self.ahead.lock().remove(&id) {
             return Ok(inner);
         }

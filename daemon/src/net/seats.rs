@@ -134,12 +134,6 @@ fn give_way(all: &[Arc<Taken>], newcomer: PeerKey, full: Full) -> bool {
 }
 
 impl Seat {
-    /// Whether it is of a peer on this machine.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
-        matches!(self.taken.peer, PeerKey::Local { .. })
-    }
-
     /// Begins to do something; nothing if it has given way already.
     #[must_use]
     pub fn begin(&self) -> Option<Busy> {

@@ -1,7 +1,7 @@
 //! Nodes and chunks for another store that copies a snapshot.
 
 use varve_content::NodeId;
-use varve_store::{GivenNode, NodeKey, Store, StoredChunk};
+use varve_store::{ExportedNode, NodeKey, Store, StoredChunk};
 
 use super::{
     Service,
@@ -29,10 +29,10 @@ impl Service {
         &self,
         caller: &Caller,
         keys: Vec<NodeKey>,
-    ) -> Result<Vec<GivenNode>> {
+    ) -> Result<Vec<ExportedNode>> {
         self.pass(caller, Action::FetchNodes, &[], async {
             request::at_most("nodes", "nodes", keys.len(), limits::FETCH_NODES_MAX)?;
-            Ok(self.store().give_nodes(keys).await?)
+            Ok(self.store().export_nodes(keys).await?)
         })
         .await
     }
@@ -73,7 +73,7 @@ async fn send(
     outlet: Outlet<Vec<StoredChunk>>,
 ) -> Result<()> {
     for ChunkRequest { leaf, entries } in requests {
-        let chunks = store.give_chunks(leaf, &entries).await?;
+        let chunks = store.export_chunks(leaf, &entries).await?;
         for chunks in message_sized(chunks, |chunk| chunk.payload.len()) {
             outlet.send(chunks).await?;
         }

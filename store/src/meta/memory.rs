@@ -74,7 +74,7 @@ fn put<R: Named>(records: &mut Records<R>, record: R) -> Result<()> {
     if let Some(owner) = named(records, record.name())
         && owner.id() != record.id()
     {
-        return Err(owner.has_the_name());
+        return Err(owner.name_taken_error());
     }
     records.insert(record.id(), record);
     Ok(())

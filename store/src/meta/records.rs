@@ -67,7 +67,7 @@ pub(crate) trait Named: Clone + PartialEq + Send + Sync + 'static {
     }
 
     /// What is said to whoever wants its name.
-    fn has_the_name(&self) -> Error {
+    fn name_taken_error(&self) -> Error {
         Error::AlreadyExists {
             what: Self::WHAT,
             name: self.name().to_owned(),

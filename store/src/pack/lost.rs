@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::Survey;
+use super::RecoveredPack;
 use crate::{
     format::{Location, PackId, pack::Payload},
     limits::LOST_RECORDS_MAX,
@@ -34,14 +34,14 @@ impl LostPlaces {
         self.0.insert(pack, Lost::From(end_bytes));
     }
 
-    /// Of a pack that was found damaged: all that the survey did not find whole.
-    pub fn add_survey(&mut self, survey: &Survey) {
-        if survey.damage.is_empty() {
+    /// Of a pack that was found damaged: all that the tail did not find whole.
+    pub fn add_recovered(&mut self, recovered: &RecoveredPack) {
+        if recovered.damage.is_empty() {
             return;
         }
-        let whole = survey.records.iter();
+        let whole = recovered.records.iter();
         let whole = whole.map(|record| (record.location.offset_bytes, record.location.payload));
-        self.0.insert(survey.pack, Lost::AllBut(whole.collect()));
+        self.0.insert(recovered.pack, Lost::AllBut(whole.collect()));
     }
 
     /// The record at an offset of a pack is damaged. Whether that is new.

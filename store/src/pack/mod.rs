@@ -9,7 +9,7 @@
 //! | `writer` | appends records, makes them durable, seals packs |
 //! | `reader` | reads records that the index knows, checked |
 //! | `scanner` | walks a pack from its beginning, knowing nothing |
-//! | `survey` | what a scan finds out for recovery |
+//! | `tail` | what a scan finds out for recovery |
 //! | `lost` | places in packs that hold nothing any more |
 //!
 //! What must hold:
@@ -28,7 +28,7 @@ mod reader;
 mod record;
 mod scanner;
 mod set;
-mod survey;
+mod tail;
 mod writer;
 
 #[cfg(test)]
@@ -40,5 +40,5 @@ pub use reader::{PackReader, ReadSpan, Span, StoredRecord, plan_spans};
 pub use record::{EncodedRecord, PlacedRecord};
 pub use scanner::{PackScanner, ScanItem, ScannedRecord, Tail};
 pub use set::PackSet;
-pub use survey::{Survey, survey};
+pub use tail::{RecoveredPack, recover_tail};
 pub use writer::{Appended, Flushed, Lost, PackWriter};

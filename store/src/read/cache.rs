@@ -144,7 +144,7 @@ mod tests {
 
     use std::sync::Arc;
 
-    use varve_content::tree::Inner;
+    use varve_content::tree::InnerNode;
 
     use super::*;
 
@@ -156,7 +156,7 @@ mod tests {
         let cache = ReadCache::new(8 << 20);
         let id = |number: u32| NodeId::of_inner(&number.to_le_bytes());
         let children = (0..=255).map(|slot| (slot, id(0))).collect();
-        let node = CachedNode::Inner(Arc::new(Inner::new(1, children).unwrap()));
+        let node = CachedNode::Inner(Arc::new(InnerNode::new(1, children).unwrap()));
         let count = u32::try_from((6 << 20) / node.weight()).unwrap();
         runtime.block_on(async {
             for number in 0..count {

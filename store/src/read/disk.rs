@@ -4,29 +4,29 @@ use std::sync::Arc;
 
 use varve_content::{
     NodeId, RootId,
-    tree::{Inner, Leaf, NodeSource, Root},
+    tree::{InnerNode, Leaf, NodeSource, Root},
 };
 
 use super::{CheckedChunk, ContentReader, LocatedLeaf, Segment};
-use crate::{Error, Result, pack::PackReader, store::Shared};
+use crate::{Error, Result, pack::PackReader, store::Engine};
 
 /// Reads from the disk what others may have in memory: for whoever wants to know whether it is still there.
 #[derive(Debug)]
 pub(crate) struct DiskSource {
-    shared: Arc<Shared>,
+    engine: Arc<Engine>,
     packs: PackReader,
 }
 
 impl DiskSource {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
         Self {
-            packs: shared.packs.past_cache(),
-            shared,
+            packs: engine.packs.past_cache(),
+            engine,
         }
     }
 
     pub(crate) async fn root(&self, id: RootId) -> Result<Root> {
-        self.shared.load_root(&self.packs, id).await
+        self.engine.load_root(&self.packs, id).await
     }
 
     /// A segment, by its leaf.
@@ -48,7 +48,7 @@ impl DiskSource {
     }
 
     async fn located(&self, id: NodeId) -> Result<LocatedLeaf> {
-        self.shared.load_leaf(&self.packs, id).await
+        self.engine.load_leaf(&self.packs, id).await
     }
 }
 
@@ -59,7 +59,7 @@ impl NodeSource for DiskSource {
         Ok(Arc::clone(&self.located(id).await?.leaf))
     }
 
-    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>> {
-        self.shared.load_inner(&self.packs, id).await.map(Arc::new)
+    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {
+        self.engine.load_inner(&self.packs, id).await.map(Arc::new)
     }
 }

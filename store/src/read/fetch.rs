@@ -8,7 +8,7 @@ use tokio::sync::SemaphorePermit;
 use varve_content::{
     ChunkId, NodeId, RootId,
     block::BLOCK_BYTES,
-    tree::{Inner, Leaf, NodeSource, Root, TreeError, WalkError, find_leaf},
+    tree::{InnerNode, Leaf, NodeSource, Root, TreeError, WalkError, find_leaf},
 };
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
     limits,
     meta::NodeKey,
     pack::{PackReader, ReadSpan, Span, plan_spans},
-    store::Shared,
+    store::Engine,
     workers::{Priority, Scratch},
 };
 
@@ -64,7 +64,7 @@ fn verify_node(key: NodeKey, encoded: &[u8]) -> std::result::Result<(), String> 
     }
 }
 
-impl Shared {
+impl Engine {
     /// A chunk, from the cache or its pack. Readers of the same chunk wait for one read.
     pub(super) async fn load_chunk(
         &self,
@@ -222,7 +222,7 @@ impl Shared {
     /// The payload of one record.
     async fn read_one(&self, packs: &PackReader, place: Location, id: &[u8; 32]) -> Result<Bytes> {
         let bytes = u32::try_from(place.payload.record_bytes()).unwrap_or(u32::MAX);
-        let _space = self.read_space(bytes).await?;
+        let _space = self.read_budget(bytes).await?;
         Ok(packs.read_record(&place, id).await?.payload().clone())
     }
 
@@ -233,17 +233,17 @@ impl Shared {
         span: Span,
     ) -> Result<(Span, ReadSpan)> {
         let _space = self
-            .read_space(u32::try_from(span.len_bytes).unwrap_or(u32::MAX))
+            .read_budget(u32::try_from(span.len_bytes).unwrap_or(u32::MAX))
             .await?;
         let read = packs.read_span(&span).await?;
         Ok((span, read))
     }
 
     /// Waits until so many more bytes may be under way.
-    pub(crate) async fn read_space(&self, bytes: u32) -> Result<SemaphorePermit<'_>> {
+    pub(crate) async fn read_budget(&self, bytes: u32) -> Result<SemaphorePermit<'_>> {
         #[expect(clippy::cast_possible_truncation, reason = "a constant of 32 MiB")]
         const MOST: u32 = limits::READ_BYTES_IN_FLIGHT as u32;
-        self.read_space
+        self.read_budget
             .acquire_many(bytes.min(MOST))
             .await
             .map_err(|_| Error::Closing)
@@ -329,7 +329,7 @@ impl Shared {
         leaf.has_all_places && (lost.is_empty() || !places.any(|place| lost.hold(place)))
     }
 
-    pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<Inner>> {
+    pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<InnerNode>> {
         let load = async {
             let inner = self.load_inner(&self.packs, id).await?;
             Ok::<_, Error>(CachedNode::Inner(Arc::new(inner)))
@@ -345,8 +345,9 @@ impl Shared {
     }
 
     /// An inner node from its pack.
-    pub(super) async fn load_inner(&self, packs: &PackReader, id: NodeId) -> Result<Inner> {
-        self.decoded(packs, NodeKey::Inner(id), Inner::decode).await
+    pub(super) async fn load_inner(&self, packs: &PackReader, id: NodeId) -> Result<InnerNode> {
+        self.decoded(packs, NodeKey::Inner(id), InnerNode::decode)
+            .await
     }
 
     pub(crate) async fn root(&self, id: RootId) -> Result<Root> {
@@ -385,14 +386,14 @@ impl Shared {
     }
 }
 
-impl NodeSource for Shared {
+impl NodeSource for Engine {
     type Error = Error;
 
     async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
         Ok(Arc::clone(&self.located_leaf(id).await?.leaf))
     }
 
-    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>> {
+    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {
         self.inner_node(id).await
     }
 }

@@ -12,18 +12,17 @@
 //! | `cache` | what was read, kept in memory |
 //! | `fetch` | nodes and chunks, from the caches or from packs |
 //! | `disk` | the same as the disk has them, whatever is in memory |
-//! | `ahead` | what comes next for whoever reads from front to back |
+//! | `readahead` | what comes next for whoever reads from front to back |
 
-mod ahead;
 mod cache;
 mod chunk;
 mod disk;
 mod fetch;
 mod range;
+mod readahead;
 mod reader;
 mod segment;
 
-pub use ahead::ReadAhead;
 pub(crate) use cache::ReadCache;
 pub(crate) use chunk::CheckedChunk;
 pub use chunk::{StoredChunk, VerifiedChunk};
@@ -31,6 +30,7 @@ pub(crate) use disk::DiskSource;
 pub(crate) use fetch::{needed_by, walked};
 pub use range::{ChangeExtent, Extent, Piece};
 pub(crate) use range::{push_change, push_extent, push_zeros};
+pub use readahead::ReadAhead;
 pub use reader::{ContentReader, SnapshotReader};
 use segment::CachedNode;
 pub(crate) use segment::LocatedLeaf;

@@ -25,7 +25,7 @@ use crate::{
     format::Location,
     meta::SnapshotRecord,
     pack::{PackReader, Span, plan_spans},
-    store::Shared,
+    store::Engine,
     workers::{Priority, Scratch},
 };
 
@@ -37,9 +37,9 @@ pub struct SnapshotReader {
 }
 
 impl SnapshotReader {
-    pub(crate) async fn open(shared: Arc<Shared>, record: SnapshotRecord) -> Result<Self> {
+    pub(crate) async fn open(engine: Arc<Engine>, record: SnapshotRecord) -> Result<Self> {
         let root = record.completed()?.root;
-        let content = ContentReader::open(shared, root, &record.name).await?;
+        let content = ContentReader::open(engine, root, &record.name).await?;
         if content.size_bytes() != record.size_bytes {
             return Err(Error::Damaged(
                 Damage::missing(format_args!("a root of {} bytes", record.size_bytes))
@@ -70,20 +70,20 @@ impl Deref for SnapshotReader {
 /// Reads the content under a root. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ContentReader {
-    shared: Arc<Shared>,
+    engine: Arc<Engine>,
     root: Root,
     /// What the content belongs to, for errors: a snapshot's name, or a volume's.
     owner: Arc<str>,
 }
 
 impl ContentReader {
-    pub(crate) async fn open(shared: Arc<Shared>, root: RootId, owner: &str) -> Result<Self> {
-        let root = shared
+    pub(crate) async fn open(engine: Arc<Engine>, root: RootId, owner: &str) -> Result<Self> {
+        let root = engine
             .root(root)
             .await
             .map_err(|error| needed_by(error, owner))?;
         Ok(Self {
-            shared,
+            engine,
             root,
             owner: owner.into(),
         })
@@ -100,13 +100,13 @@ impl ContentReader {
         &self.root
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     /// A leaf of the content, by its id.
     pub(crate) async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
-        self.shared
+        self.engine
             .plain_leaf(id)
             .await
             .map_err(|error| self.named(error))
@@ -165,7 +165,7 @@ impl ContentReader {
             push_zeros(pieces, from - position);
             let chunk_start = entry.start_block as usize * BLOCK_BYTES;
             let range = from - chunk_start..to - chunk_start;
-            match self.shared.cache.chunk(entry.chunk) {
+            match self.engine.cache.chunk(entry.chunk) {
                 Some(chunk) => pieces.push(Piece::Data(slice(&chunk, range))),
                 None => {
                     absent.push((pieces.len(), entry.chunk, place, range));
@@ -183,7 +183,7 @@ impl ContentReader {
             .map(|(_, id, place, _)| (*id, *place))
             .collect();
         let chunks = self
-            .shared
+            .engine
             .load_chunks(&wanted)
             .await
             .map_err(|error| self.named(error))?;
@@ -255,7 +255,7 @@ impl ContentReader {
     }
 
     async fn leaf_id(&self, segment: u32) -> Result<Option<NodeId>> {
-        find_leaf(&*self.shared, &self.root, segment)
+        find_leaf(&*self.engine, &self.root, segment)
             .await
             .map_err(|error| self.named(walked(error)))
     }
@@ -267,7 +267,7 @@ impl ContentReader {
 
     /// The same for a reader that will come there, unless that is done for too many others already.
     pub async fn read_ahead(&self, offset_bytes: u64, len_bytes: usize) {
-        if let Ok(_permit) = self.shared.read_aheads.try_acquire() {
+        if let Ok(_permit) = self.engine.readahead_permits.try_acquire() {
             // Who asks for it is told what is wrong with it.
             let _ = self.prefetch(offset_bytes, len_bytes).await;
         }
@@ -276,7 +276,7 @@ impl ContentReader {
     /// A segment, if it holds data.
     pub async fn segment(&self, index: u32) -> Result<Option<Segment>> {
         let located = self
-            .shared
+            .engine
             .descend(&self.root, index)
             .await
             .map_err(|error| self.named(error))?;
@@ -299,14 +299,14 @@ impl ContentReader {
             .into_iter()
             .map(|(_, id, place)| (id, place))
             .collect();
-        let chunks = self.shared.stored_chunks(&wanted).await;
+        let chunks = self.engine.stored_chunks(&wanted).await;
         chunks.map_err(|error| self.named(error))
     }
 
     /// A segment's distinct chunks, unpacked and checked, in the order of their first place. The cache is left
     /// alone: who reads whole snapshots reads each chunk once.
     pub async fn chunks(&self, segment: &Segment) -> Result<Vec<VerifiedChunk>> {
-        let checked = self.check_chunks(&self.shared.packs, segment).await?;
+        let checked = self.check_chunks(&self.engine.packs, segment).await?;
         checked
             .into_iter()
             .map(|(_, chunk)| chunk.map_err(|damage| self.named(damage.into())))
@@ -340,7 +340,7 @@ impl ContentReader {
         checked.extend(try_join_all(reads).await?.into_iter().flatten());
         for (_, damage) in &checked {
             if let Err(damage) = damage {
-                self.shared.note_damage(damage);
+                self.engine.note_damage(damage);
             }
         }
         checked.sort_unstable_by_key(|(position, _)| *position);
@@ -353,7 +353,7 @@ impl ContentReader {
         span: Span,
         members: Vec<(usize, ChunkId, Location)>,
     ) -> Result<Vec<CheckedChunk>> {
-        let read = match self.shared.read_span(packs, span).await {
+        let read = match self.engine.read_span(packs, span).await {
             Ok((_, read)) => read,
             // The pack is gone, or shorter than it was: each chunk is told with its own place.
             Err(Error::Damaged(damage)) => {
@@ -377,6 +377,6 @@ impl ContentReader {
             });
             opened.collect::<Result<Vec<_>>>()
         };
-        self.shared.workers.run(Priority::Read, open_all).await?
+        self.engine.workers.run(Priority::Read, open_all).await?
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use varve_content::{
     ChunkId,
-    tree::{Inner, Leaf, LeafEntry, LeafWalk},
+    tree::{InnerNode, Leaf, LeafEntry, LeafWalk},
 };
 
 use super::{ContentReader, walked};
@@ -45,7 +45,7 @@ impl LocatedLeaf {
 #[derive(Debug, Clone)]
 pub(crate) enum CachedNode {
     Leaf(Arc<LocatedLeaf>),
-    Inner(Arc<Inner>),
+    Inner(Arc<InnerNode>),
 }
 
 impl CachedNode {
@@ -110,7 +110,7 @@ impl SegmentStream {
     pub async fn next(&mut self) -> Result<Option<Segment>> {
         let next = self
             .walk
-            .next(&**self.reader.shared())
+            .next(&**self.reader.engine())
             .await
             .map_err(|error| self.reader.named(walked(error)))?;
         let Some((index, id)) = next else {
@@ -118,7 +118,7 @@ impl SegmentStream {
         };
         let located = self
             .reader
-            .shared()
+            .engine()
             .located_leaf(id)
             .await
             .map_err(|error| self.reader.named(error))?;

@@ -43,7 +43,7 @@ use crate::{
     meta::{self, Batch, Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
     read::ReadCache,
-    store::{Options, Shared},
+    store::{Engine, Options},
     volume::{JournalSpace, OpenVolumes, PendingSnapshots},
     workers::Workers,
 };
@@ -104,7 +104,7 @@ impl fmt::Display for RecoveryReport {
 }
 
 /// Opens or makes a store.
-pub(crate) async fn open(options: Options) -> Result<(Shared, RecoveryReport)> {
+pub(crate) async fn open(options: Options) -> Result<(Engine, RecoveryReport)> {
     if let Some(point) = failpoints::arm_from_environment()? {
         tracing::warn!(
             point = point.name(),
@@ -131,7 +131,7 @@ pub(crate) async fn open(options: Options) -> Result<(Shared, RecoveryReport)> {
         options,
         lock,
     };
-    let shared = assemble(base, &mut report, |empty| {
+    let engine = assemble(base, &mut report, |empty| {
         let index = names::index(&dir);
         if empty && !index.exists() {
             return Ok(Arc::new(RocksMeta::create(&index, identity.store)?));
@@ -147,7 +147,7 @@ pub(crate) async fn open(options: Options) -> Result<(Shared, RecoveryReport)> {
         }
     })
     .await?;
-    Ok((shared, report))
+    Ok((engine, report))
 }
 
 /// What a store is built on.
@@ -164,7 +164,7 @@ pub(crate) async fn assemble<F>(
     base: Base,
     report: &mut RecoveryReport,
     open_meta: F,
-) -> Result<Shared>
+) -> Result<Engine>
 where
     F: FnOnce(bool) -> Result<Arc<dyn Meta>>,
 {
@@ -199,28 +199,28 @@ where
         log,
         lock,
     );
-    Ok(Shared {
+    Ok(Engine {
         store_id: store,
         compression,
         packs: PackReader::new(packs),
         lost: RwLock::new(lost),
         commit,
         cache: ReadCache::new(options.chunk_cache_bytes),
-        ingest_space: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),
-        read_space: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
-        read_aheads: Semaphore::new(limits::READ_AHEADS_MAX),
+        ingest_budget: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),
+        read_budget: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
+        readahead_permits: Semaphore::new(limits::READ_AHEADS_MAX),
         volumes: OpenVolumes::default(),
         pending_snapshots: PendingSnapshots::default(),
-        journal_room: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
-        journal_scans: Semaphore::new(limits::JOURNAL_SCANS),
+        journal_write_budget: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
+        journal_scan_permits: Semaphore::new(limits::JOURNAL_SCANS),
         journal_space: Arc::new(JournalSpace::new(
             Arc::clone(&disk),
             options.journal_files_open_max,
         )),
         map_memory: Arc::default(),
-        fold_places: Semaphore::new(limits::FOLDS_MAX),
-        fold_segments: Arc::new(Semaphore::new(limits::FOLD_SEGMENTS_IN_FLIGHT)),
-        leaf_room: Arc::new(Semaphore::new(limits::UPLOAD_LEAVES_MAX)),
+        checkpoint_permits: Semaphore::new(limits::CHECKPOINTS_MAX),
+        checkpoint_segment_permits: Arc::new(Semaphore::new(limits::CHECKPOINT_SEGMENTS_IN_FLIGHT)),
+        leaf_permits: Arc::new(Semaphore::new(limits::UPLOAD_LEAVES_MAX)),
         disk,
         meta,
         workers,

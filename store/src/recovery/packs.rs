@@ -7,7 +7,7 @@ use crate::{
     commit::put_record,
     format::{PackId, PackKind},
     meta::{Batch, Meta, PackState},
-    pack::{LostPlaces, PackHome, PackSet, PackWriter, PlacedRecord, survey},
+    pack::{LostPlaces, PackHome, PackSet, PackWriter, PlacedRecord, recover_tail},
     recovery::RecoveryReport,
 };
 
@@ -83,8 +83,8 @@ pub(super) async fn recover(
             Believe::Index => Some(promised_bytes),
             Believe::Packs => None,
         };
-        let found = survey(&**packs, pack, promise).await?;
-        lost.add_survey(&found);
+        let found = recover_tail(&**packs, pack, promise).await?;
+        lost.add_recovered(&found);
         report.damage.extend(found.damage.iter().cloned());
         if let Some(torn) = &found.torn {
             report.torn_packs.push(format!("{pack}: {torn}"));

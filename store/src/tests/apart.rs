@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, task::Poll};
 use varve_content::{
     ChunkId,
     block::{SEGMENT_BLOCKS, SEGMENT_BYTES},
-    tree::{Inner, Leaf, LeafEntry, TreeBuilder},
+    tree::{InnerNode, Leaf, LeafEntry, TreeBuilder},
 };
 
 use super::{
@@ -53,8 +53,11 @@ fn what_others_want_too_is_read_though_nobody_polls_who_asked_first() {
         }
         assert!(bytes == image);
         // Nor does he keep a place among those who read.
-        let read_space = &store.shared().read_space;
-        assert_eq!(read_space.available_permits(), limits::READ_BYTES_IN_FLIGHT);
+        let read_budget = &store.engine().read_budget;
+        assert_eq!(
+            read_budget.available_permits(),
+            limits::READ_BYTES_IN_FLIGHT
+        );
         asked.await.unwrap();
         store.close().await.unwrap();
     });
@@ -63,7 +66,7 @@ fn what_others_want_too_is_read_though_nobody_polls_who_asked_first() {
 const BASE_SEGMENTS: u32 = 300;
 
 /// A snapshot with a block in each of its segments, and the last inner node above them.
-async fn base(store: &Store, name: &str) -> Inner {
+async fn base(store: &Store, name: &str) -> InnerNode {
     let bytes = vec![9; BLOCK];
     let leaf = Leaf::new(vec![LeafEntry {
         start_block: 7,
@@ -118,11 +121,15 @@ fn segments_are_cut_while_a_tree_waits_for_a_node() {
         }
         fill(&other, 0, 3).await;
 
-        let shared = store.shared();
-        let mut brought = Box::pin(shared.inner_node(last.id()));
+        let engine = store.engine();
+        let mut brought = Box::pin(engine.inner_node(last.id()));
         assert!(futures::poll!(&mut brought).is_pending());
-        let most = u32::try_from(limits::FOLD_SEGMENTS_IN_FLIGHT).unwrap();
-        let kept = shared.fold_segments.acquire_many(most - 1).await.unwrap();
+        let most = u32::try_from(limits::CHECKPOINT_SEGMENTS_IN_FLIGHT).unwrap();
+        let kept = engine
+            .checkpoint_segment_permits
+            .acquire_many(most - 1)
+            .await
+            .unwrap();
         let id = pending(&store, "v", "s").await.unwrap().id;
         let has_begun = async {
             while store.snapshot_progress(id).unwrap().segments_done == 0 {

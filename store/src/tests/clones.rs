@@ -199,7 +199,7 @@ fn the_journal_of_a_deleted_volume_is_removed_at_the_start() {
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         store
-            .shared()
+            .engine()
             .commit
             .delete(gone, |_: &crate::VolumeRecord| Ok(()))
             .await

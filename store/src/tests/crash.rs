@@ -186,8 +186,8 @@ impl Machine {
         };
         let mut report = RecoveryReport::default();
         let meta: Arc<dyn Meta> = Arc::<PowerlessMeta>::clone(&self.meta);
-        let shared = assemble(base, &mut report, |_| Ok(meta)).await?;
-        Ok((Store::of(shared), report))
+        let engine = assemble(base, &mut report, |_| Ok(meta)).await?;
+        Ok((Store::of(engine), report))
     }
 
     /// Loses the catalog log, and makes the catalog again without it, packs and journals being all there is.

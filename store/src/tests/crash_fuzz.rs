@@ -290,8 +290,8 @@ impl World {
     ) -> Result<()> {
         let mut held = match self.random.below(2) {
             0 => {
-                let all = u32::try_from(limits::FOLDS_MAX).unwrap();
-                store.shared().fold_places.try_acquire_many(all).ok()
+                let all = u32::try_from(limits::CHECKPOINTS_MAX).unwrap();
+                store.engine().checkpoint_permits.try_acquire_many(all).ok()
             }
             _ => None,
         };

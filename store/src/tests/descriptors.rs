@@ -122,7 +122,12 @@ fn volumes_that_waited_together_do_not_open_more_than_there_is() {
             volumes.push(store.open_volume(&name).await.unwrap());
         }
         let all = u32::try_from(limits::JOURNAL_QUEUE_BYTES).unwrap();
-        let held = store.shared().journal_room.acquire_many(all).await.unwrap();
+        let held = store
+            .engine()
+            .journal_write_budget
+            .acquire_many(all)
+            .await
+            .unwrap();
         let writes = volumes.iter().enumerate();
         let mut writes =
             join_all(writes.map(|(number, volume)| volume.write(0, data(number, 1, 1))));

@@ -40,7 +40,7 @@ async fn write_behind_a_pending_snapshot(machine: &Machine, more: &[u8]) -> Volu
     let new = new_volume("v", BLOCKS * BLOCK);
     let id = store.create_volume(new).await.unwrap().id;
     let volume = store.open_volume("v").await.unwrap();
-    let _turn = super::pending::hold_folds(&store).await;
+    let _turn = super::pending::hold_checkpoints(&store).await;
     fill(&volume, 0, 1).await;
     pending(&store, "v", "s").await.unwrap();
     for (at, byte) in more.iter().enumerate() {
@@ -56,7 +56,7 @@ fn a_cut_leaves_a_header(writes: usize) {
     let id = block_on(write_behind_a_pending_snapshot(&machine, &[]));
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let _turn = super::pending::hold_folds(&store).await;
+        let _turn = super::pending::hold_checkpoints(&store).await;
         let volume = store.open_volume("v").await.unwrap();
         fill(&volume, 1, 2).await;
     });
@@ -69,7 +69,7 @@ fn a_cut_leaves_a_header(writes: usize) {
     let mut expected = image(&[1, 0]);
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let turn = super::pending::hold_folds(&store).await;
+        let turn = super::pending::hold_checkpoints(&store).await;
         let volume = store.open_volume("v").await.unwrap();
         assert_eq!(volume.journal_report().files, 1, "the header is dropped");
         for block in (2..4).take(writes) {
@@ -205,7 +205,7 @@ fn headers_that_earlier_versions_kept_take_nothing_along() {
         for round in 0..4u8 {
             block_on(async {
                 let (store, _) = machine.open().await.unwrap();
-                let turn = super::pending::hold_folds(&store).await;
+                let turn = super::pending::hold_checkpoints(&store).await;
                 let volume = store.open_volume("v").await.unwrap();
                 assert_eq!(volume.journal_report().torn, None, "round {round}");
                 assert!(contents(&volume).await == expected, "round {round}");

@@ -126,7 +126,7 @@ fn writes_that_the_disk_refuses_leave_nothing_behind_that_comes_back() {
                 }
                 check(&volume, &certain, &possible).await;
             }
-            assert_eq!(store.shared().commit.poisoned(), None);
+            assert_eq!(store.engine().commit.poisoned(), None);
             if round % 2 == 0 {
                 volume.flush().await.unwrap();
             }
@@ -257,7 +257,7 @@ fn guests_wait_for_what_the_system_is_short_of_and_are_told_nothing_else() {
                     let found = write_of(&block(&volume, number).await);
                     assert_eq!(found, write, "{call:?} {errno}: block {number}");
                 }
-                assert_eq!(store.shared().commit.poisoned(), None, "{call:?} {errno}");
+                assert_eq!(store.engine().commit.poisoned(), None, "{call:?} {errno}");
             });
         }
     }
@@ -335,7 +335,7 @@ fn what_waits_for_the_system_is_refused_when_the_store_closes() {
             assert!(matches!(error, Error::Shortage { .. }), "{call:?}: {error}");
             assert!(error.to_string().contains("/volumes/"), "{error}");
             drop((volume, closed));
-            assert_eq!(store.shared().commit.poisoned(), None, "{call:?}");
+            assert_eq!(store.engine().commit.poisoned(), None, "{call:?}");
         });
         machine.disk.refuse(call, 0, 0);
         block_on(async {

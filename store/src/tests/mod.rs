@@ -9,12 +9,12 @@
 )]
 
 mod apart;
+mod checkpoints;
 mod clones;
 mod crash;
 mod crash_fuzz;
 mod descriptors;
 mod dropped;
-mod folds;
 mod header_only;
 mod idle_journals;
 mod journal_faults;

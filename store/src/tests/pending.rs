@@ -32,9 +32,9 @@ pub(super) fn clone_of(source: &str, name: &str) -> NewClone {
 }
 
 /// Keeps all volumes from being taken into the store.
-pub(super) async fn hold_folds(store: &Store) -> SemaphorePermit<'_> {
-    let all = u32::try_from(limits::FOLDS_MAX).unwrap();
-    let places = &store.shared().fold_places;
+pub(super) async fn hold_checkpoints(store: &Store) -> SemaphorePermit<'_> {
+    let all = u32::try_from(limits::CHECKPOINTS_MAX).unwrap();
+    let places = &store.engine().checkpoint_permits;
     places.acquire_many(all).await.unwrap()
 }
 
@@ -288,7 +288,7 @@ fn lineage_is_kept_over_pending_cancelled_and_unnamed_ones() {
         let volume = store.open_volume("v").await.unwrap();
         let mut ids = Vec::new();
         // None is completed before all have been made.
-        let turn = hold_folds(&store).await;
+        let turn = hold_checkpoints(&store).await;
         for number in 0..3 {
             fill(&volume, number, 1).await;
             let made = pending(&store, "v", &format!("s{number}")).await.unwrap();
@@ -355,7 +355,7 @@ fn pending_snapshots_are_bounded() {
             .unwrap();
         let volume = store.open_volume("v").await.unwrap();
         // Chunks are refused, so the first waits for ever, nearly.
-        let turn = hold_folds(&store).await;
+        let turn = hold_checkpoints(&store).await;
         for number in 0..limits::PENDING_SNAPSHOTS_MAX {
             fill(&volume, 0, number as u8).await;
             pending(&store, "v", &format!("s{number}")).await.unwrap();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     Random, assert_holds, block_on,
     crash::Machine,
-    pending::{clone_of, fill, hold_folds, of, pending},
+    pending::{clone_of, fill, hold_checkpoints, of, pending},
     seed, upload,
     volume_data::{BLOCK, Change, contents, new_volume},
 };
@@ -108,7 +108,7 @@ fn a_snapshot_that_waits_is_cancelled_by_deleting_it() {
             .unwrap();
         let volume = store.open_volume("v").await.unwrap();
         fill(&volume, 0, 1).await;
-        let held = hold_folds(&store).await;
+        let held = hold_checkpoints(&store).await;
         let made = pending(&store, "v", "s").await.unwrap();
         machine.disk.set_capacity(Some(0));
         drop(held);
@@ -181,7 +181,7 @@ fn a_journal_is_emptied_at_the_second_try() {
         let size = 2 * limits::JOURNAL_BYTES_LEAST as usize;
         store.create_volume(new_volume("v", size)).await.unwrap();
         let volume = store.open_volume("v").await.unwrap();
-        let held = hold_folds(&store).await;
+        let held = hold_checkpoints(&store).await;
         let mut writes = Box::pin(async {
             for start in (0..size).step_by(1 << 20) {
                 let bytes = Bytes::from(vec![(start >> 20) as u8 + 1; 1 << 20]);

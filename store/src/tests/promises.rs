@@ -34,7 +34,7 @@ async fn with_pending(machine: &Machine, more: bool, by_earlier_version: bool) -
     let new = new_volume("v", BLOCKS * BLOCK);
     let id = store.create_volume(new).await.unwrap().id;
     let volume = store.open_volume("v").await.unwrap();
-    let _turn = super::pending::hold_folds(&store).await;
+    let _turn = super::pending::hold_checkpoints(&store).await;
     fill(&volume, 0, 1).await;
     fill(&volume, 1, 2).await;
     pending(&store, "v", "s").await.unwrap();
@@ -50,7 +50,7 @@ async fn with_pending(machine: &Machine, more: bool, by_earlier_version: bool) -
                 ..record
             })
         };
-        store.shared().commit.update(id, change).await.unwrap();
+        store.engine().commit.update(id, change).await.unwrap();
     }
     id
 }

@@ -25,7 +25,7 @@ use crate::{
 
 /// Closes the last handle of a store, and waits until another may be opened.
 pub(super) async fn closed(store: Store) {
-    let dir = store.shared().options.data_dir.clone();
+    let dir = store.engine().options.data_dir.clone();
     store.close().await.unwrap();
     drop(store);
     for _ in 0..10_000 {
@@ -112,7 +112,7 @@ fn what_is_lost_is_sent_again_and_all_that_needs_it_is_whole() {
                     };
                     let mut batch = Batch::default();
                     batch.packs(&[state]);
-                    store.shared().meta.apply(batch, true).unwrap();
+                    store.engine().meta.apply(batch, true).unwrap();
                 }
                 closed(store).await;
             });
@@ -163,7 +163,7 @@ fn verifying_reads_the_disk_and_no_cache() {
         // All of it is in memory.
         assert!(read(&store, "s", 0, image.len()).await.unwrap() == image);
         let place = |places: crate::Result<Vec<Option<Location>>>| places.unwrap()[0].unwrap();
-        let meta = &store.shared().meta;
+        let meta = &store.engine().meta;
         let chunk = *cut.chunks.keys().next().unwrap();
         let places = [
             place(meta.nodes(&[NodeKey::Leaf(cut.leaves[1].1.id())])),

@@ -40,7 +40,7 @@ fn volumes_without_room_in_their_journals_do_not_stop_one_that_has_some() {
         let [a, b, c] = &*volumes else { unreachable!() };
         // The one thread has something else to do: nothing is taken into the store, and no journal is emptied.
         let (open, gate) = mpsc::sync_channel::<()>(1);
-        let workers = &store.shared().workers;
+        let workers = &store.engine().workers;
         let mut busy = Box::pin(workers.run(Priority::Read, move |_| gate.recv().unwrap()));
         assert!(futures::poll!(&mut busy).is_pending());
         let write = async |(volume, mib): (&crate::Volume, usize)| {
@@ -89,7 +89,7 @@ fn a_change_of_the_catalog_does_not_wait_for_reads() {
         let (store, _) = machine.open().await.unwrap();
         // There is one thread, and it is at a read that does not end.
         let (open, gate) = mpsc::sync_channel::<()>(1);
-        let workers = &store.shared().workers;
+        let workers = &store.engine().workers;
         let read = workers.run(Priority::Read, move |_| gate.recv().unwrap());
         let change = async {
             turns(1).await;
@@ -199,7 +199,7 @@ fn however_many_volumes_are_opened_few_journals_are_read_at_a_time() {
     });
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let scans = &store.shared().journal_scans;
+        let scans = &store.engine().journal_scan_permits;
         let most = u32::try_from(limits::JOURNAL_SCANS).unwrap();
         let others = scans.acquire_many(most).await.unwrap();
         let mut opening = Box::pin(store.open_volume("full"));

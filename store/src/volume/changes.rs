@@ -1,6 +1,6 @@
 //! What of a volume is other than in a snapshot.
 
-use super::{Volume, device::bytes_of, layers::Place};
+use super::{Volume, layers::Place, volume::bytes_of};
 use crate::{
     Result, SnapshotReader,
     read::{ChangeExtent, push_change},

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use tokio::sync::oneshot;
 
 use super::{
-    device::Volume,
     jobs::{Job, Purpose},
     records::{NewVolume, Origin},
+    volume::Volume,
 };
 use crate::{
     Error, Result, SnapshotRecord, Store,
@@ -57,17 +57,17 @@ impl Store {
                 let check = move |meta: &dyn Meta| {
                     let record = volume.into_record_of(id, meta, Some(least))?;
                     match VolumeRecord::by_name(meta, &record.name)? {
-                        Some(taken) => Err(taken.has_the_name()),
+                        Some(taken) => Err(taken.name_taken_error()),
                         None => Ok(()),
                     }
                 };
-                self.shared().meta(Priority::Read, check).await?;
+                self.engine().meta(Priority::Read, check).await?;
                 let volume = self.open_volume(&record.id.to_string()).await?;
                 self.content_now(&volume).await?
             }
         };
         let (volume, id) = (new.as_volume(), VolumeId::random()?);
-        self.shared()
+        self.engine()
             .commit
             .create(move |meta| volume.into_record_of(id, meta, Some(origin)))
             .await
@@ -98,7 +98,7 @@ impl Store {
     /// What a volume holds at this instant, in the store.
     pub(super) async fn content_now(&self, volume: &Volume) -> Result<Origin> {
         let inner = volume.inner();
-        let cutting = inner.folds.cutting.lock().await;
+        let cutting = inner.checkpoints.cutting.lock().await;
         // The record is asked for after that: it has the base that is the content, or one that is equal.
         let is_base = inner.layers.read().is_base();
         let record = self.volume(&inner.record.id.to_string()).await?;
@@ -113,7 +113,7 @@ impl Store {
         }
         let cut = volume.cut().await?;
         let (reply, root) = oneshot::channel();
-        volume.fold_later(Job {
+        volume.checkpoint_later(Job {
             cut,
             purpose: Purpose::Root(reply),
         });

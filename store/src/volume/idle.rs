@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{device::Volume, records};
+use super::{records, volume::Volume};
 use crate::{
     Error, ListQuery, Result, Store, limits,
     meta::{VolumeId, VolumeRecord},
@@ -45,8 +45,8 @@ impl Store {
             };
             after_name = Some(last.name.clone());
             for record in records {
-                self.shared().commit.writable()?;
-                if self.shared().commit.is_closing() {
+                self.engine().commit.writable()?;
+                if self.engine().commit.is_closing() {
                     return Err(Error::Closing);
                 }
                 let name = record.name.clone();
@@ -70,7 +70,7 @@ impl Store {
         tried: &mut Tried,
     ) -> Result<()> {
         let id = record.id;
-        if let Some(volume) = self.shared().volumes.get(id) {
+        if let Some(volume) = self.engine().volumes.get(id) {
             tried.remove(&id);
             if volume.rests(idle) && volume.journal_bytes() >= limits::JOURNAL_IDLE_BYTES {
                 self.content_now(&volume).await?;
@@ -78,9 +78,9 @@ impl Store {
             }
             return Ok(());
         }
-        let shared = std::sync::Arc::clone(self.shared());
-        let last_file = move |_: &mut _| records::last_journal_file(&shared, &record);
-        let workers = &self.shared().workers;
+        let engine = std::sync::Arc::clone(self.engine());
+        let last_file = move |_: &mut _| records::last_journal_file(&engine, &record);
+        let workers = &self.engine().workers;
         let Some(last) = workers.run(Priority::Manage, last_file).await?? else {
             tried.remove(&id);
             return Ok(());

@@ -25,8 +25,8 @@ use tokio::{
 use varve_content::RootId;
 
 use super::{
-    device::{Inner, Volume},
-    pending::{self, Progress},
+    snapshot::{self, Progress},
+    volume::{Volume, VolumeState},
     writer::Queue,
 };
 use crate::{Error, Result, commit::PoisonOnPanic, meta::SnapshotId};
@@ -70,7 +70,7 @@ pub(super) enum Purpose {
 
 /// What of a volume is to be taken into the store.
 #[derive(Debug, Default)]
-pub(super) struct Folds {
+pub(super) struct Checkpoints {
     jobs: SyncMutex<Jobs>,
     /// How they go on: when one ends there is room in the journal.
     pace: watch::Sender<Pace>,
@@ -113,7 +113,7 @@ struct Jobs {
     failed_at: Option<Instant>,
 }
 
-impl Folds {
+impl Checkpoints {
     /// To see how they go on, and wait for one to end.
     pub(super) fn watch(&self) -> watch::Receiver<Pace> {
         self.pace.subscribe()
@@ -225,34 +225,34 @@ impl Folds {
 }
 
 /// One is under way for as long as this is there.
-struct UnderWay(Arc<Inner>);
+struct UnderWay(Arc<VolumeState>);
 
 impl UnderWay {
-    fn begin(volume: &Arc<Inner>) -> Self {
-        volume.folds.pace.send_modify(|pace| pace.jobs += 1);
+    fn begin(volume: &Arc<VolumeState>) -> Self {
+        volume.checkpoints.pace.send_modify(|pace| pace.jobs += 1);
         Self(Arc::clone(volume))
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.folds.pace.send_modify(|pace| pace.jobs -= 1);
+        self.0.checkpoints.pace.send_modify(|pace| pace.jobs -= 1);
     }
 }
 
 impl Volume {
     /// Puts a job behind all others. Only while cuts are kept from overtaking each other.
-    pub(super) fn fold_later(&self, job: Job) {
-        let folds = &self.inner().folds;
+    pub(super) fn checkpoint_later(&self, job: Job) {
+        let checkpoints = &self.inner().checkpoints;
         {
-            let mut jobs = folds.jobs.lock();
+            let mut jobs = checkpoints.jobs.lock();
             let is_asked_for = !matches!(job.purpose, Purpose::Room);
             jobs.waiting.push_back(job);
-            folds.pace.send_modify(|pace| pace.jobs += 1);
+            checkpoints.pace.send_modify(|pace| pace.jobs += 1);
             if mem::replace(&mut jobs.is_running, true) {
                 drop(jobs);
                 if is_asked_for {
-                    folds.go_on();
+                    checkpoints.go_on();
                 }
                 return;
             }
@@ -264,8 +264,8 @@ impl Volume {
         )]
         drop(tokio::spawn(async move {
             let inner = volume.inner();
-            let _guard = PoisonOnPanic::new(&inner.shared.commit);
-            while let Some(job) = inner.folds.next() {
+            let _guard = PoisonOnPanic::new(&inner.engine.commit);
+            while let Some(job) = inner.checkpoints.next() {
                 // Counted when it was put there.
                 let _under_way = UnderWay(Arc::clone(inner));
                 inner.carry_out(job).await;
@@ -288,40 +288,40 @@ impl Volume {
     }
 }
 
-impl Inner {
+impl VolumeState {
     /// Begins to take the journal into the store if it has grown large; and the one with the largest map, if the maps of all take much
     /// memory.
-    pub(super) fn fold_if_large(self: &Arc<Self>) {
+    pub(super) fn checkpoint_if_large(self: &Arc<Self>) {
         if self.journal.is_large() {
-            self.begin_fold();
+            self.begin_checkpoint();
         }
-        if self.shared.map_memory.wants_less()
-            && let Some(largest) = self.shared.volumes.largest_map()
+        if self.engine.map_memory.wants_less()
+            && let Some(largest) = self.engine.volumes.largest_map()
         {
-            largest.inner().begin_fold();
+            largest.inner().begin_checkpoint();
         }
     }
 
     /// Begins to take the journal into the store because there is no room, if that would make some.
-    pub(super) async fn fold_for_room(self: &Arc<Self>) -> bool {
+    pub(super) async fn checkpoint_for_room(self: &Arc<Self>) -> bool {
         if !self.journal.can_be_emptied() {
             return false;
         }
         // Whoever is refused in the end was refused by a try of his own: space may have been freed since the last one.
-        if let Some(at) = self.folds.may_try_at() {
+        if let Some(at) = self.checkpoints.may_try_at() {
             sleep_until(at.into()).await;
         }
-        self.folds.go_on() || self.begin_fold()
+        self.checkpoints.go_on() || self.begin_checkpoint()
     }
 
     /// Begins to take the journal into the store, unless the last try failed just now.
-    fn begin_fold(self: &Arc<Self>) -> bool {
-        if !self.folds.may_make_room() {
+    fn begin_checkpoint(self: &Arc<Self>) -> bool {
+        if !self.checkpoints.may_make_room() {
             return false;
         }
         // Nobody else has it: it is being closed.
         let Some(volume) = self.volume() else {
-            self.folds.room_ended(true);
+            self.checkpoints.room_ended(true);
             return false;
         };
         // From here on: the writer waits for it where there is no room.
@@ -331,15 +331,15 @@ impl Inner {
             reason = "it waits for the writer, which is open as long as this has the volume"
         )]
         drop(tokio::spawn(async move {
-            let folds = &volume.inner().folds;
-            let _cutting = folds.cutting.lock().await;
+            let checkpoints = &volume.inner().checkpoints;
+            let _cutting = checkpoints.cutting.lock().await;
             match volume.cut().await {
-                Ok(cut) => volume.fold_later(Job {
+                Ok(cut) => volume.checkpoint_later(Job {
                     cut,
                     purpose: Purpose::Room,
                 }),
                 // It is being closed.
-                Err(_) => folds.room_ended(true),
+                Err(_) => checkpoints.room_ended(true),
             }
             drop(under_way);
         }));
@@ -350,7 +350,7 @@ impl Inner {
         let Job { cut, purpose } = job;
         match purpose {
             Purpose::Room => {
-                let outcome = self.fold_patiently(cut).await;
+                let outcome = self.checkpoint_patiently(cut).await;
                 match &outcome {
                     Ok(_) => {
                         tracing::info!(volume = self.name, "the journal was taken into the store");
@@ -360,10 +360,10 @@ impl Inner {
                         tracing::warn!(volume = self.name, %error, "the journal was not taken into the store");
                     }
                 }
-                self.folds.room_ended(outcome.is_err());
+                self.checkpoints.room_ended(outcome.is_err());
             }
             // Who went away has no use for it.
-            Purpose::Root(reply) => drop(reply.send(self.fold(cut, None).await)),
+            Purpose::Root(reply) => drop(reply.send(self.checkpoint(cut, None).await)),
             Purpose::Snapshot(id, progress) => {
                 let outcome = self.complete(cut, id, &progress).await;
                 self.snapshot_ended(id, &progress, outcome).await;
@@ -372,17 +372,17 @@ impl Inner {
     }
 
     /// Tries a few times to make room: writers may be waiting for it, and are refused when this fails.
-    async fn fold_patiently(self: &Arc<Self>, cut: Cut) -> Result<()> {
+    async fn checkpoint_patiently(self: &Arc<Self>, cut: Cut) -> Result<()> {
         for pause in ROOM_PAUSES {
-            match self.fold(cut, None).await {
+            match self.checkpoint(cut, None).await {
                 Err(error) if passes(&error) => {
                     tracing::info!(volume = self.name, %error, "the journal is tried again");
-                    self.folds.pause(pause, None).await?;
+                    self.checkpoints.pause(pause, None).await?;
                 }
                 outcome => return outcome.map(drop),
             }
         }
-        self.fold(cut, None).await.map(drop)
+        self.checkpoint(cut, None).await.map(drop)
     }
 
     /// Tries to complete a snapshot until it is done, is deleted, or never can be done.
@@ -394,7 +394,7 @@ impl Inner {
     ) -> Result<()> {
         let (mut pause, longest) = SNAPSHOT_PAUSE;
         loop {
-            let error = match self.fold(cut, Some((id, progress))).await {
+            let error = match self.checkpoint(cut, Some((id, progress))).await {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };
@@ -403,15 +403,15 @@ impl Inner {
             }
             tracing::warn!(volume = self.name, snapshot = %id, %error, "a snapshot waits to be tried again");
             progress.wait(error.to_string());
-            self.folds.stall(&error);
-            self.folds.pause(pause, Some(progress)).await?;
+            self.checkpoints.stall(&error);
+            self.checkpoints.pause(pause, Some(progress)).await?;
             pause = longest.min(pause * 2);
         }
     }
 
     /// Tells what became of a snapshot.
     async fn snapshot_ended(&self, id: SnapshotId, progress: &Progress, outcome: Result<()>) {
-        let pending = &self.shared.pending_snapshots;
+        let pending = &self.engine.pending_snapshots;
         match outcome {
             Ok(()) => {
                 tracing::info!(volume = self.name, snapshot = %id, "a snapshot is completed");
@@ -427,11 +427,11 @@ impl Inner {
                 tracing::warn!(volume = self.name, snapshot = %id, %error, "a snapshot has failed");
                 progress.fail(reason.clone());
                 let volume = self.record.id;
-                match pending::record_failure(&self.shared, volume, id, &reason).await {
+                match snapshot::record_failure(&self.engine, volume, id, &reason).await {
                     Ok(()) => pending.remove(id),
                     Err(error) => {
                         tracing::warn!(snapshot = %id, %error, "its failure could not be written down");
-                        self.folds.unrecorded.lock().push((id, reason));
+                        self.checkpoints.unrecorded.lock().push((id, reason));
                     }
                 }
             }
@@ -443,12 +443,15 @@ impl Inner {
     /// instant of a snapshot that looks pending.
     pub(super) async fn record_failures(&self) -> Result<()> {
         loop {
-            let Some((id, reason)) = self.folds.unrecorded.lock().first().cloned() else {
+            let Some((id, reason)) = self.checkpoints.unrecorded.lock().first().cloned() else {
                 return Ok(());
             };
-            pending::record_failure(&self.shared, self.record.id, id, &reason).await?;
-            self.shared.pending_snapshots.remove(id);
-            self.folds.unrecorded.lock().retain(|(it, _)| *it != id);
+            snapshot::record_failure(&self.engine, self.record.id, id, &reason).await?;
+            self.engine.pending_snapshots.remove(id);
+            self.checkpoints
+                .unrecorded
+                .lock()
+                .retain(|(it, _)| *it != id);
         }
     }
 }

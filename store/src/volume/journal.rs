@@ -432,7 +432,7 @@ impl Journal {
     ///
     /// After an error nothing is written any more.
     pub(super) async fn roll_back(&self, batch: BatchPlace) -> Result<()> {
-        let _turn = self.syncing.lock().await;
+        let _lock = self.syncing.lock().await;
         let rolled_back = self.cut_back(batch).await;
         if let Err(error) = &rolled_back {
             self.state.lock().failed = Some(error.to_string());
@@ -506,7 +506,7 @@ impl Journal {
     /// Must run to its end: an error that nobody sees would be forgotten by the kernel. After one nothing is made durable any
     /// more, for whoever asks again would be told by the kernel that all is well.
     pub(super) async fn sync(&self) -> Result<()> {
-        let _turn = self.syncing.lock().await;
+        let _lock = self.syncing.lock().await;
         let synced = self.sync_files().await;
         match &synced {
             // What was not done can be done later: no sync has failed.

@@ -5,8 +5,8 @@
 //! | file | what |
 //! | --- | --- |
 //! | `records` | volumes as records: make, find, attach |
-//! | `open` | which of them are open |
-//! | `device` | a volume that is open: reads and writes of any bytes |
+//! | `registry` | which of them are open |
+//! | `volume` | a volume that is open: reads and writes of any bytes |
 //! | `batch` | changes put together to be written at once |
 //! | `writer` | the one task that writes a volume's journal |
 //! | `journal` | the journal's files: where batches go, which are durable |
@@ -14,14 +14,14 @@
 //! | `owner` | whose journal it is, and how its files are made |
 //! | `owner_file` | the same, kept beside the journal for when the catalog is lost |
 //! | `clone` | volumes with the content of others |
-//! | `pending` | snapshots: their instant, and what becomes of them |
+//! | `snapshot` | snapshots: their instant, and what becomes of them |
 //! | `gather` | a batch as bytes |
 //! | `files` | which files of all journals are open |
 //! | `jobs` | what is to be taken into the store, one cut after the other |
-//! | `fold` | what was written up to a cut, taken into the store |
+//! | `checkpoint` | what was written up to a cut, taken into the store |
 //! | `layers` | journal over base, read as one |
 //! | `changes` | what is other than in a snapshot |
-//! | `ahead` | what is brought into the cache before it is read |
+//! | `readahead` | what is brought into the cache before it is read |
 //! | `map` | which blocks are in the journal, and where |
 //! | `memory` | what the maps of all volumes take |
 //! | `recovery` | a journal that a process left behind |
@@ -32,13 +32,11 @@
 //! - A write that returned is in the kernel; after a flush it is durable.
 //! - A block is as one write left it, never a mix of several.
 
-mod ahead;
 mod batch;
 mod changes;
+mod checkpoint;
 mod clone;
-mod device;
 mod files;
-mod fold;
 mod gather;
 mod idle;
 mod jobs;
@@ -46,25 +44,28 @@ mod journal;
 mod layers;
 mod map;
 mod memory;
-mod open;
 mod owner;
 mod owner_file;
-mod pending;
+mod readahead;
 mod records;
 mod recovery;
+mod registry;
+mod snapshot;
 mod space;
+#[expect(clippy::module_inception, reason = "the type that the folder is about")]
+mod volume;
 mod windows;
 mod writer;
 
 pub use clone::NewClone;
-pub use device::Volume;
 pub(crate) use memory::MapMemory;
-pub(crate) use open::OpenVolumes;
-pub use open::VolumeStatus;
 pub(crate) use owner_file::{check_owner, read_owner};
-pub(crate) use pending::PendingSnapshots;
-pub use pending::{NewSnapshots, SnapshotProgress};
 pub use records::NewVolume;
 pub(crate) use records::{journal_numbers, remove_journal};
 pub use recovery::JournalReport;
+pub(crate) use registry::OpenVolumes;
+pub use registry::VolumeStatus;
+pub(crate) use snapshot::PendingSnapshots;
+pub use snapshot::{NewSnapshots, SnapshotProgress};
 pub(crate) use space::JournalSpace;
+pub use volume::Volume;

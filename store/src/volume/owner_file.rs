@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{device::Inner, owner::Owner, recovery::durable};
+use super::{owner::Owner, recovery::durable, volume::VolumeState};
 use crate::{
     Error, Result,
     commit::Commit,
@@ -154,14 +154,14 @@ fn slot_start(record: &OwnerRecord) -> usize {
     usize::try_from(record.offset_bytes()).unwrap_or(OWNER_FILE_BYTES)
 }
 
-impl Inner {
+impl VolumeState {
     /// Writes beside the journal what the catalog says of the volume now. The record is asked for in turn, so that an older one does
     /// not overtake a newer one.
     pub(super) async fn record_owner(self: &Arc<Self>) -> Result<()> {
         let volume = Arc::clone(self);
         let write = async move |commit: Arc<Commit>| {
             let mut owner_file = volume.owner_file.lock().await;
-            match volume.shared.find(&volume.record.id.to_string()).await {
+            match volume.engine.find(&volume.record.id.to_string()).await {
                 Ok(record) => {
                     let owner = volume.journal.owner();
                     owner_file.follow(&commit, owner, &record).await
@@ -171,7 +171,7 @@ impl Inner {
                 Err(error) => Err(error),
             }
         };
-        self.shared.commit.to_the_end(write).await
+        self.engine.commit.to_the_end(write).await
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     io::{Disk, OpenMode},
     limits,
     meta::{self, Meta, Named as _, SnapshotId, SnapshotRecord, VolumeId, VolumeRecord},
-    store::{Shared, Store},
+    store::{Engine, Store},
 };
 
 /// What is to become a volume.
@@ -143,7 +143,7 @@ impl Store {
         meta::check_tags("volume", &new.tags)?;
         let id = VolumeId::random()?;
         // The snapshot is looked up where nothing can delete it before the volume holds on to its root.
-        self.shared()
+        self.engine()
             .commit
             .create(move |meta| new.into_record(id, meta))
             .await
@@ -151,12 +151,12 @@ impl Store {
 
     /// The volume of that name or id.
     pub async fn volume(&self, key: &str) -> Result<VolumeRecord> {
-        self.shared().find(key).await
+        self.engine().find(key).await
     }
 
     /// Volumes by name, ascending by bytes.
     pub async fn list_volumes(&self, query: ListQuery) -> Result<Vec<VolumeRecord>> {
-        self.shared().list(query).await
+        self.engine().list(query).await
     }
 
     /// Sets and removes tags of a volume, in one step. What is both set and removed is set.
@@ -166,7 +166,7 @@ impl Store {
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<VolumeRecord> {
-        self.shared().tag(key, set, remove).await
+        self.engine().tag(key, set, remove).await
     }
 
     /// Deletes a volume and its journal, while it is not attached and no snapshots of it are pending. Its snapshots stay.
@@ -182,16 +182,16 @@ impl Store {
                 }),
             }
         };
-        let shared = self.shared();
+        let engine = self.engine();
         // Nobody opens it meanwhile.
-        let opening = shared.volumes.opening(id).await;
-        let deleted = shared.commit.delete(id, may_go).await?;
+        let opening = engine.volumes.opening(id).await;
+        let deleted = engine.commit.delete(id, may_go).await?;
         let removed = async {
             if let Some(volume) = opening.volume() {
                 volume.close().await?;
             }
-            shared.journal_space.give_up_of(id);
-            remove_journal(&*shared.disk, &shared.options.data_dir, id)
+            engine.journal_space.give_up_of(id);
+            remove_journal(&*engine.disk, &engine.options.data_dir, id)
         };
         if let Err(error) = removed.await {
             // The volume is gone all the same; only its space is not.
@@ -233,8 +233,8 @@ impl Store {
         F: FnOnce(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
     {
         let id = self.volume(key).await?.id;
-        let changed = self.shared().commit.update(id, change).await?;
-        if let Some(volume) = self.shared().volumes.get(id) {
+        let changed = self.engine().commit.update(id, change).await?;
+        if let Some(volume) = self.engine().volumes.get(id) {
             volume.inner().record_owner().await?;
         }
         Ok(changed)
@@ -280,17 +280,17 @@ pub(crate) fn journal_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>> {
 }
 
 /// The last file of the journal of a volume that is not open, if there is any that holds what its base does not.
-pub(super) fn last_journal_file(shared: &Shared, record: &VolumeRecord) -> Result<Option<u64>> {
-    let dir = names::volume(&shared.options.data_dir, record.id);
-    let last = journal_numbers(&*shared.disk, &dir)?.into_iter().max();
+pub(super) fn last_journal_file(engine: &Engine, record: &VolumeRecord) -> Result<Option<u64>> {
+    let dir = names::volume(&engine.options.data_dir, record.id);
+    let last = journal_numbers(&*engine.disk, &dir)?.into_iter().max();
     Ok(last.filter(|last| *last >= record.journal_from))
 }
 
 /// Bytes that the journal of a volume takes that is not open. Files before its first go when it is opened.
-pub(super) fn journal_bytes(shared: &Shared, record: &VolumeRecord) -> Result<u64> {
+pub(super) fn journal_bytes(engine: &Engine, record: &VolumeRecord) -> Result<u64> {
     let id = record.id;
-    let data_dir = &shared.options.data_dir;
-    let disk = &shared.disk;
+    let data_dir = &engine.options.data_dir;
+    let disk = &engine.disk;
     let mut bytes = 0;
     let numbers = journal_numbers(&**disk, &names::volume(data_dir, id))?;
     for number in numbers.into_iter().filter(|it| *it >= record.journal_from) {

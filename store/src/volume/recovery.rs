@@ -26,7 +26,7 @@ use crate::{
     },
     io::{Completion, File},
     limits::JOURNAL_FILE_BYTES_MAX,
-    store::Shared,
+    store::Engine,
     workers::Workers,
 };
 
@@ -104,12 +104,12 @@ struct Reader<'a> {
 /// Reads the files from `first_number` on, makes them durable and clean, and removes those before. Epochs end where cuts say that
 /// others begin; the last one goes on.
 pub(super) async fn recover(
-    shared: &Shared,
+    engine: &Engine,
     owner: &Owner,
     first_number: u64,
     mut promises: Promises,
 ) -> Result<(Found, Vec<Epoch>, JournalReport)> {
-    let commit = &shared.commit;
+    let commit = &engine.commit;
     // Of this volume as it was open before, if that is still being closed.
     owner.space.give_up_of(owner.volume);
     let dir = owner.dir();
@@ -136,7 +136,7 @@ pub(super) async fn recover(
     let promised_files_end = cuts.last().copied().unwrap_or(first_number);
     let mut reader = Reader {
         owner,
-        workers: &shared.workers,
+        workers: &engine.workers,
         epochs: vec![Epoch::new(first_number)],
         cuts: cuts.into_iter().peekable(),
         first_number,
@@ -161,7 +161,7 @@ pub(super) async fn recover(
     // One that is empty waits for nobody.
     let scan = match files.is_empty() {
         true => None,
-        false => Some(shared.journal_scans.acquire().await),
+        false => Some(engine.journal_scan_permits.acquire().await),
     };
     let end = reader.read_all(&files).await?;
     reader.check_promises(&promises, &end)?;

@@ -1,7 +1,7 @@
 //! A journal file's blocks and their checksums, read ahead of who looks at them.
 //!
 //! A volume is not opened before its journal was read, and a guest waits for that. So several reads are under way, past the page cache,
-//! which reads ahead too little; and checksums are made by the store's threads, of all blocks, for which of them are data turns
+//! which reads ahead too little; and checksums are made by the store's threads, of all blocks, for which of them are data block_lock
 //! out only one batch after the other.
 
 use std::collections::VecDeque;

@@ -22,8 +22,8 @@ use tokio::{
 
 use super::{
     batch::{Batch, Change, Taken},
-    device::Inner,
     journal::Begun,
+    volume::VolumeState,
 };
 use crate::{
     Error, Result,
@@ -37,11 +37,11 @@ use crate::{
 
 /// Keeps changes of parts of a block apart from all others, until the change is in the map.
 #[derive(Debug)]
-pub(super) enum Turn {
+pub(super) enum BlockLock {
     /// Whole blocks: many at once.
     Shared { _guard: OwnedRwLockReadGuard<()> },
     /// A block that was read, changed and is written back.
-    Alone { _guard: OwnedRwLockWriteGuard<()> },
+    Exclusive { _guard: OwnedRwLockWriteGuard<()> },
 }
 
 /// A change on its way.
@@ -51,7 +51,7 @@ pub(super) struct Op {
     /// A part of it was taken.
     pub(super) is_begun: bool,
     pub(super) reply: oneshot::Sender<Result<()>>,
-    pub(super) _turn: Arc<Turn>,
+    pub(super) _lock: Arc<BlockLock>,
     /// Room for its bytes among the changes of the volume that wait.
     pub(super) _room: OwnedSemaphorePermit,
 }
@@ -220,11 +220,11 @@ struct InFlight {
 
 /// Holds batches back while the journal runs full faster than it is emptied, so that writers are slowed before they are stopped.
 #[derive(Debug, Default)]
-struct Brake {
+struct Throttle {
     released_at: Option<Instant>,
 }
 
-impl Brake {
+impl Throttle {
     /// Takes note of a batch of so many bytes, behind which the journal is filled to so many parts of a thousand.
     fn passed(&mut self, bytes: u64, fill_permille: u64) {
         let Some(over) = fill_permille.checked_sub(BRAKE_FROM_PERMILLE) else {
@@ -254,7 +254,7 @@ impl Brake {
 }
 
 /// Lets nobody wait for a task that has panicked.
-struct AbandonOnPanic(Arc<Inner>);
+struct AbandonOnPanic(Arc<VolumeState>);
 
 impl Drop for AbandonOnPanic {
     fn drop(&mut self) {
@@ -265,11 +265,11 @@ impl Drop for AbandonOnPanic {
 }
 
 /// Writes what comes, until the queue is closed and empty.
-pub(super) async fn run(volume: Arc<Inner>) {
-    let _poison = PoisonOnPanic::new(&volume.shared.commit);
+pub(super) async fn run(volume: Arc<VolumeState>) {
+    let _poison = PoisonOnPanic::new(&volume.engine.commit);
     let _abandon = AbandonOnPanic(Arc::clone(&volume));
     let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(JOURNAL_WRITES_IN_FLIGHT);
-    let mut brake = Brake::default();
+    let mut brake = Throttle::default();
     loop {
         // Asked once: whoever finds it released further down would wait for a wake that was before.
         let mut is_held = brake.is_on();
@@ -289,8 +289,8 @@ pub(super) async fn run(volume: Arc<Inner>) {
                 Err(error) => volume.refuse(complete, &error),
             }
             volume.sync_if_much();
-            volume.fold_if_large();
-            if volume.folds.is_under_way() {
+            volume.checkpoint_if_large();
+            if volume.checkpoints.is_under_way() {
                 let bytes = in_flight.back().map_or(0, |last| last.batch.bytes());
                 brake.passed(bytes, volume.journal.fill_permille());
                 is_held = brake.is_on();
@@ -329,11 +329,11 @@ pub(super) async fn run(volume: Arc<Inner>) {
     }
 }
 
-impl Inner {
+impl VolumeState {
     fn begin(&self, batch: &Batch) -> Result<Begun> {
-        self.shared.commit.writable()?;
+        self.engine.commit.writable()?;
         let map_bytes = || self.layers.read().current.map.memory_bytes();
-        if self.shared.map_memory.is_full_for(map_bytes()) {
+        if self.engine.map_memory.is_full_for(map_bytes()) {
             return Err(Error::Full {
                 verb: "keep in memory where more of what was written is in the journals of",
                 path: self.journal.dir(),
@@ -350,7 +350,7 @@ impl Inner {
         in_flight: &mut VecDeque<InFlight>,
     ) -> Result<OwnedSemaphorePermit> {
         let bytes = u32::try_from(batch.bytes()).unwrap_or(u32::MAX);
-        let room = &self.shared.journal_room;
+        let room = &self.engine.journal_write_budget;
         loop {
             if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(bytes) {
                 return Ok(permit);
@@ -372,15 +372,15 @@ impl Inner {
         batch: &Batch,
         in_flight: &mut VecDeque<InFlight>,
     ) -> Result<(Begun, OwnedSemaphorePermit)> {
-        let mut folds = self.folds.watch();
+        let mut checkpoints = self.checkpoints.watch();
         let mut has_tried = false;
-        let mut tries = self.shared.disk.patience().tries();
+        let mut tries = self.engine.disk.patience().tries();
         loop {
             let room = self.room_on_the_way(batch, in_flight).await?;
             // Asked last, and nothing is waited for before the file is open: many may have waited, and each opens one.
             // Files that cannot be made durable any more stay open: then the batch is refused for that.
             let is_of_no_use = || {
-                self.shared.disk.patience().has_ended() || self.shared.commit.writable().is_err()
+                self.engine.disk.patience().has_ended() || self.engine.commit.writable().is_err()
             };
             if !self.journal.has_room_for(batch) && !is_of_no_use() {
                 drop(room);
@@ -388,7 +388,7 @@ impl Inner {
                 self.journal.room(is_of_no_use).await;
                 continue;
             }
-            let under_way = folds.borrow_and_update().goes_on();
+            let under_way = checkpoints.borrow_and_update().goes_on();
             let error = match self.begin(batch) {
                 Ok(begun) => return Ok((begun, room)),
                 Err(error) => error,
@@ -406,13 +406,13 @@ impl Inner {
                 error => return Err(error),
             }
             // What is under way may have begun before there was room for it.
-            if !under_way && (has_tried || !self.fold_for_room().await) {
+            if !under_way && (has_tried || !self.checkpoint_for_room().await) {
                 return Err(error);
             }
             has_tried |= !under_way;
             self.end_all(in_flight).await?;
             tokio::select! {
-                _ = folds.changed() => {}
+                _ = checkpoints.changed() => {}
                 () = self.queue.wake.notified() => {}
             }
         }
@@ -511,7 +511,7 @@ impl Inner {
 
     /// Nobody knows what is on the disk: nothing is written any more, by the whole store.
     pub(super) fn stop_writing(&self, error: Error) -> Error {
-        self.shared.commit.poison(&error);
+        self.engine.commit.poison(&error);
         error
     }
 }

@@ -7,8 +7,8 @@ use varve_content::{
 };
 use varve_proto::v1::{self, download_response, read_snapshot_response};
 use varve_store::{
-    DiffExtent, GivenNode, IncomingChunk, Lineage, NewSnapshot, NodeKey, Segment, SnapshotOrigin,
-    StoredChunk, VerifiedChunk, Violation,
+    DiffExtent, ExportedNode, IncomingChunk, Lineage, NewSnapshot, NodeKey, Segment,
+    SnapshotOrigin, StoredChunk, VerifiedChunk, Violation,
     format::{IdKind, RecordId},
 };
 
@@ -257,7 +257,7 @@ pub(in crate::grpc) fn node_key(node: &v1::NodeRef) -> Result<NodeKey> {
     }
 }
 
-pub(in crate::grpc) fn node(node: GivenNode) -> v1::Node {
+pub(in crate::grpc) fn node(node: ExportedNode) -> v1::Node {
     v1::Node {
         encoded: node.encoded,
         payload_bytes: node.payload_bytes,

@@ -1,7 +1,7 @@
 //! Building a tree from its leaves, in one pass.
 
-use super::shape::{has_segment, slot_of, subtree_of};
-use super::{Inner, NodeId, Root, TreeError, height};
+use super::geometry::{has_segment, slot_of, subtree_of};
+use super::{InnerNode, NodeId, Root, TreeError, height};
 use crate::block::MAX_VOLUME_BYTES;
 use crate::chunker::CHUNKER_VERSION;
 
@@ -13,7 +13,7 @@ pub struct TreeBuilder {
     /// Children of the open node of each level, from level 1 up.
     open: Vec<Vec<(u8, NodeId)>>,
     last_segment: Option<u32>,
-    finished: Vec<Inner>,
+    finished: Vec<InnerNode>,
 }
 
 impl TreeBuilder {
@@ -64,13 +64,13 @@ impl TreeBuilder {
     }
 
     /// The inner nodes that were finished since the last call: children before parents.
-    pub fn take_finished(&mut self) -> Vec<Inner> {
+    pub fn take_finished(&mut self) -> Vec<InnerNode> {
         std::mem::take(&mut self.finished)
     }
 
     /// Closes the tree: its root, and the inner nodes not taken yet, children before parents.
     #[must_use]
-    pub fn finish(mut self) -> (Root, Vec<Inner>) {
+    pub fn finish(mut self) -> (Root, Vec<InnerNode>) {
         let mut top = None;
         if let Some(last) = self.last_segment {
             for level in 1..=height(self.size_bytes) {
@@ -88,7 +88,7 @@ impl TreeBuilder {
     /// Closes the open node of `level`, which holds `segment`, and hangs it into the one above.
     fn close(&mut self, level: u8, segment: u32) -> NodeId {
         let children = std::mem::take(&mut self.open[usize::from(level) - 1]);
-        let inner = Inner::from_ascending(level, children);
+        let inner = InnerNode::from_ascending(level, children);
         let id = inner.id();
         self.finished.push(inner);
         if let Some(parent) = self.open.get_mut(usize::from(level)) {

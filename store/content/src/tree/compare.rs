@@ -139,13 +139,13 @@ mod tests {
 
     use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 
-    use super::super::{Inner, Leaf, TreeBuilder, tests::walking::ready};
+    use super::super::{InnerNode, Leaf, TreeBuilder, tests::walking::ready};
     use crate::block::SEGMENT_BYTES;
 
     use super::*;
 
     #[derive(Default)]
-    struct Nodes(BTreeMap<NodeId, Arc<Inner>>);
+    struct Nodes(BTreeMap<NodeId, Arc<InnerNode>>);
 
     impl NodeSource for Nodes {
         type Error = Infallible;
@@ -154,7 +154,7 @@ mod tests {
             panic!("leaf {id} is not needed to compare trees");
         }
 
-        async fn inner(&self, id: NodeId) -> Result<Arc<Inner>, Infallible> {
+        async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>, Infallible> {
             Ok(Arc::clone(&self.0[&id]))
         }
     }

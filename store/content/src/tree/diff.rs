@@ -1,6 +1,6 @@
 //! What differs between two trees, and between two leaves.
 
-use super::shape::child_segment;
+use super::geometry::child_segment;
 use super::walk::{checked_child, inner_at};
 use super::{INNER_CHILDREN, Leaf, LeafEntry, NodeId, NodeSource, Root, WalkError};
 use crate::block::SEGMENT_BLOCKS;

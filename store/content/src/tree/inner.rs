@@ -26,12 +26,12 @@ pub const INNER_MAX_BYTES: usize = HEADER_BYTES + INNER_CHILDREN * CHILD_BYTES;
 /// 4    33n children: slot (1), node id (32)
 /// ```
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Inner {
+pub struct InnerNode {
     level: u8,
     children: Vec<(u8, NodeId)>,
 }
 
-impl Inner {
+impl InnerNode {
     /// An inner node with these children, each with its slot.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Root      size, chunker version, top node                   RootId: the whole content
-//!   Inner   up to 256 children, absent where all is hole      1 to 3 levels, by the size alone
+//!   InnerNode   up to 256 children, absent where all is hole      1 to 3 levels, by the size alone
 //!     Leaf  one 8 MiB segment: its chunks, holes implied      absent if the segment is all hole
 //! ```
 //!
@@ -19,11 +19,11 @@ mod build;
 mod compare;
 mod diff;
 mod error;
+mod geometry;
 mod inner;
 mod leaf;
 mod node_id;
 mod root;
-mod shape;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -33,10 +33,10 @@ pub use build::TreeBuilder;
 pub use compare::{CompareError, ComparedLeaves, LeafComparison};
 pub use diff::{DiffKind, LeafDiff, SegmentDiff, TreeDiff, diff_leaves};
 pub use error::{TreeError, WalkError};
-pub use inner::{INNER_MAX_BYTES, Inner};
+pub use geometry::{INNER_CHILDREN, MAX_HEIGHT, height};
+pub use inner::{INNER_MAX_BYTES, InnerNode};
 pub use leaf::{LEAF_MAX_BYTES, Leaf, LeafEntry};
 pub use node_id::{NodeId, RootId};
 pub use root::{ROOT_BYTES, Root};
-pub use shape::{INNER_CHILDREN, MAX_HEIGHT, height};
 pub use update::{TreeUpdate, UpdateError};
 pub use walk::{LeafWalk, Node, NodeSource, find_leaf};

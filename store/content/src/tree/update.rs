@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::shape::{child_segment, has_segment, slot_of};
+use super::geometry::{child_segment, has_segment, slot_of};
 use super::walk::{checked_child, inner_at};
-use super::{INNER_CHILDREN, Inner, NodeId, NodeSource, Root, TreeError, WalkError, height};
+use super::{INNER_CHILDREN, InnerNode, NodeId, NodeSource, Root, TreeError, WalkError, height};
 use crate::block::{MAX_VOLUME_BYTES, segment_count};
 use crate::chunker::CHUNKER_VERSION;
 
@@ -28,7 +28,7 @@ pub struct TreeUpdate {
     open: Vec<Open>,
     /// What is before this segment is decided. A child of the last open node begins with it.
     position: u64,
-    finished: Vec<Inner>,
+    finished: Vec<InnerNode>,
 }
 
 /// Why a tree could not be updated.
@@ -66,7 +66,7 @@ enum Old {
     Nothing,
     /// Its top, which belongs at a lower level.
     Top(Subtree),
-    Node(NodeId, Arc<Inner>),
+    Node(NodeId, Arc<InnerNode>),
 }
 
 impl Old {
@@ -171,7 +171,7 @@ impl TreeUpdate {
 
     /// The inner nodes that were finished since the last call and are not the base's: children before
     /// parents.
-    pub fn take_finished(&mut self) -> Vec<Inner> {
+    pub fn take_finished(&mut self) -> Vec<InnerNode> {
         std::mem::take(&mut self.finished)
     }
 
@@ -308,7 +308,7 @@ impl TreeUpdate {
         {
             return Some(*id);
         }
-        let inner = Inner::from_ascending(done.level, done.children);
+        let inner = InnerNode::from_ascending(done.level, done.children);
         let id = inner.id();
         self.finished.push(inner);
         Some(id)

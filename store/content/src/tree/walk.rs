@@ -3,14 +3,14 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use super::shape::{child_segment, has_segment, slot_of};
-use super::{Inner, Leaf, NodeId, Root, TreeError, WalkError};
+use super::geometry::{child_segment, has_segment, slot_of};
+use super::{InnerNode, Leaf, NodeId, Root, TreeError, WalkError};
 
 /// A node of a tree.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Node {
     Leaf(Leaf),
-    Inner(Inner),
+    Inner(InnerNode),
 }
 
 impl Node {
@@ -21,7 +21,7 @@ impl Node {
     /// [`TreeError`] if neither kind has this encoding.
     pub fn decode(encoded: &[u8]) -> Result<Self, TreeError> {
         match encoded.first() {
-            Some(b'I') => Inner::decode(encoded).map(Self::Inner),
+            Some(b'I') => InnerNode::decode(encoded).map(Self::Inner),
             _ => Leaf::decode(encoded).map(Self::Leaf),
         }
     }
@@ -54,7 +54,8 @@ pub trait NodeSource {
     fn leaf(&self, id: NodeId) -> impl Future<Output = Result<Arc<Leaf>, Self::Error>> + Send;
 
     /// The inner node with this id.
-    fn inner(&self, id: NodeId) -> impl Future<Output = Result<Arc<Inner>, Self::Error>> + Send;
+    fn inner(&self, id: NodeId)
+    -> impl Future<Output = Result<Arc<InnerNode>, Self::Error>> + Send;
 }
 
 /// The inner node that belongs at `level`.
@@ -62,7 +63,7 @@ pub(super) async fn inner_at<S: NodeSource>(
     source: &S,
     node: NodeId,
     level: u8,
-) -> Result<Arc<Inner>, WalkError<S::Error>> {
+) -> Result<Arc<InnerNode>, WalkError<S::Error>> {
     let inner = source.inner(node).await.map_err(WalkError::Source)?;
     if inner.level() != level {
         return Err(WalkError::Level {
@@ -130,7 +131,7 @@ pub struct LeafWalk {
 #[derive(Debug)]
 struct Step {
     id: NodeId,
-    inner: Arc<Inner>,
+    inner: Arc<InnerNode>,
     first_segment: u32,
     next_child: usize,
 }

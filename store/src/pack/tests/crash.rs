@@ -79,18 +79,17 @@ fn recover_and_go_on(sim: &Sim, known: &Known, context: &str) {
         let mut found = HashMap::new();
         let mut unsealed = 0;
         for pack in home.list().unwrap() {
-            let survey = survey(&*home, pack, None).await.unwrap();
+            let tail = recover_tail(&*home, pack, None).await.unwrap();
             assert!(
-                survey.damage.is_empty() && survey.torn.is_none(),
-                "{context}: {survey:?}"
+                tail.damage.is_empty() && tail.torn.is_none(),
+                "{context}: {tail:?}"
             );
             found.extend(
-                survey
-                    .records
+                tail.records
                     .iter()
                     .map(|record| (record.location, record.id)),
             );
-            unsealed += usize::from(!survey.sealed);
+            unsealed += usize::from(!tail.sealed);
         }
         assert!(
             now.records

@@ -215,7 +215,7 @@ proptest! {
         }
         sim.0.put(&Sim::path(pack), &bytes).unwrap();
         let home = sim.place().home(limits::PACK_BYTES_MAX);
-        let mut found = block_on(survey(&*home, pack, promised)).unwrap();
+        let mut found = block_on(recover_tail(&*home, pack, promised)).unwrap();
         for record in &found.records {
             prop_assert_eq!(known.records.get(&record.id), Some(record));
         }

@@ -91,12 +91,12 @@ fn a_payload_does_not_seal_the_pack_that_it_is_in() {
                     Some(HEADER + 4096),
                     Some(u64::from(u32::MAX)),
                 ] {
-                    let found = block_on(survey(&*home, PACK, promised)).unwrap();
+                    let found = block_on(recover_tail(&*home, PACK, promised)).unwrap();
                     let found_ids: Vec<_> = found.records.iter().map(|it| it.id).collect();
                     assert_eq!(found_ids, ids, "{told}");
                     assert!(!found.sealed, "{told}");
                 }
-                let found = block_on(survey(&*home, PACK, None)).unwrap();
+                let found = block_on(recover_tail(&*home, PACK, None)).unwrap();
                 assert!(found.damage.is_empty() && found.torn.is_none(), "{told}");
                 // Whatever goes on with it is sound in the end.
                 let (writer, states) = block_on(PackWriter::resume(

@@ -191,7 +191,7 @@ impl Known {
             .extend(packs.iter().map(|state| (state.pack, *state)));
     }
 
-    /// What recovery does: surveys all that is not sealed, and goes on with it.
+    /// What recovery does: tails all that is not sealed, and goes on with it.
     async fn recover(&mut self, home: &Arc<PackSet>) -> Result<PackWriter> {
         let mut unsealed = Vec::new();
         let mut found = Vec::new();
@@ -200,23 +200,23 @@ impl Known {
             if state.is_some_and(|state| state.sealed) {
                 continue;
             }
-            let survey = survey(
+            let tail = recover_tail(
                 &**home,
                 pack,
                 Some(state.map_or(0, |state| state.indexed_bytes)),
             )
             .await?;
-            assert!(survey.damage.is_empty(), "{:?}", survey.damage);
-            found.extend(survey.records.iter().copied());
-            if survey.sealed {
+            assert!(tail.damage.is_empty(), "{:?}", tail.damage);
+            found.extend(tail.records.iter().copied());
+            if tail.sealed {
                 let state = PackState {
                     pack,
-                    indexed_bytes: survey.end_bytes,
+                    indexed_bytes: tail.end_bytes,
                     sealed: true,
                 };
                 self.packs.insert(pack, state);
             } else {
-                unsealed.push(survey);
+                unsealed.push(tail);
             }
         }
         let (writer, states) =

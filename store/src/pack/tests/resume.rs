@@ -123,9 +123,11 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
     let cut = sim.0.contents(&Sim::path(pack)).unwrap()[..100_000].to_vec();
     sim.0.put(&Sim::path(pack), &cut).unwrap();
     block_on(async {
-        let survey = survey(&*home, pack, Some(indexed_bytes)).await.unwrap();
-        let [damage] = survey.damage.as_slice() else {
-            panic!("{:?}", survey.damage);
+        let tail = recover_tail(&*home, pack, Some(indexed_bytes))
+            .await
+            .unwrap();
+        let [damage] = tail.damage.as_slice() else {
+            panic!("{:?}", tail.damage);
         };
         assert!(
             damage
@@ -133,10 +135,10 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
                 .starts_with("damage in pack chunk-0000000000000001 at offset 8"),
             "{damage}"
         );
-        assert_eq!(survey.end_bytes, indexed_bytes);
-        let whole = survey.records.len();
+        assert_eq!(tail.end_bytes, indexed_bytes);
+        let whole = tail.records.len();
         let (writer, states) =
-            PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, vec![survey])
+            PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, vec![tail])
                 .await
                 .unwrap();
         assert!(
@@ -157,10 +159,12 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
             }
         }
         assert_eq!(readable, whole);
-        let again = super::survey(&*home, pack, Some(promised)).await.unwrap();
+        let again = super::recover_tail(&*home, pack, Some(promised))
+            .await
+            .unwrap();
         assert_eq!((again.records.len(), again.damage.len()), (whole, 1));
         let mut lost = LostPlaces::default();
-        lost.add_survey(&again);
+        lost.add_recovered(&again);
         let lost = known.records.values().filter(|it| lost.hold(&it.location));
         assert_eq!(lost.count(), known.records.len() - whole);
     });
@@ -218,14 +222,13 @@ fn of_several_packs_the_newest_is_gone_on_with() {
     }
     let home = sim.place().home(PACK_BYTES_MAX);
     block_on(async {
-        let mut surveys = Vec::new();
+        let mut tails = Vec::new();
         for pack in home.list().unwrap() {
-            surveys.push(survey(&*home, pack, None).await.unwrap());
+            tails.push(recover_tail(&*home, pack, None).await.unwrap());
         }
-        let (writer, states) =
-            PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, surveys)
-                .await
-                .unwrap();
+        let (writer, states) = PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, tails)
+            .await
+            .unwrap();
         let sealed: Vec<_> = states
             .iter()
             .map(|state| (state.pack.number, state.sealed))

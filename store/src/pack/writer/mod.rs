@@ -41,7 +41,7 @@ pub struct PackWriter {
 }
 
 /// The turn to flush.
-type Turn<'a> = MutexGuard<'a, ()>;
+type BlockLock<'a> = MutexGuard<'a, ()>;
 
 impl PackWriter {
     fn new(home: Arc<dyn PackHome>, kind: PackKind, packs: Vec<OpenPack>) -> Self {
@@ -151,7 +151,7 @@ impl PackWriter {
         flushed
     }
 
-    async fn try_flush(&self, turn: &Turn<'_>) -> Result<Flushed> {
+    async fn try_flush(&self, turn: &BlockLock<'_>) -> Result<Flushed> {
         let goal = loop {
             self.reap_until(|state| state.has_room() || state.is_halted())
                 .await;
@@ -227,7 +227,7 @@ impl PackWriter {
     }
 
     /// Writes the footers of packs that are full and durable. One for which there is no space has to wait for a later flush.
-    async fn seal_full(&self, _turn: &Turn<'_>, packs: &mut Vec<PackState>) -> Result<()> {
+    async fn seal_full(&self, _turn: &BlockLock<'_>, packs: &mut Vec<PackState>) -> Result<()> {
         loop {
             let Some(pack) = self.state.lock().to_seal() else {
                 return Ok(());
@@ -255,7 +255,7 @@ impl PackWriter {
     /// After a write found the disk full: goes back to what is durable, so that writing can go on.
     ///
     /// Does nothing if that was done already.
-    async fn drop_unsynced(&self, _turn: &Turn<'_>) -> Result<()> {
+    async fn drop_unsynced(&self, _turn: &BlockLock<'_>) -> Result<()> {
         if !matches!(self.state.lock().halted(), Some(Halted::Full { .. })) {
             return Ok(());
         }

@@ -10,7 +10,7 @@ use crate::{
         pack::{FooterEntry, PACK_RECORDS_MAX, encode_padding, padding_bytes},
     },
     io::{AlignedBuf, File},
-    pack::{PackHome, Survey},
+    pack::{PackHome, RecoveredPack},
 };
 
 impl PackWriter {
@@ -26,26 +26,26 @@ impl PackWriter {
     pub async fn resume(
         home: Arc<dyn PackHome>,
         kind: PackKind,
-        mut unsealed: Vec<Survey>,
+        mut unsealed: Vec<RecoveredPack>,
     ) -> Result<(Self, Vec<PackState>)> {
         assert!(
             unsealed
                 .iter()
-                .all(|survey| survey.pack.kind == kind && !survey.sealed),
+                .all(|recovered| recovered.pack.kind == kind && !recovered.sealed),
             "packs of the writer's kind, without a footer"
         );
-        unsealed.sort_unstable_by_key(|survey| survey.pack);
+        unsealed.sort_unstable_by_key(|recovered| recovered.pack);
         let mut packs = Vec::new();
         let mut states = Vec::new();
         let mut current: Option<OpenPack> = None;
-        let first = unsealed.first().map(|survey| survey.pack);
-        for survey in unsealed {
-            if survey.is_empty() {
-                home.remove(survey.pack)?;
+        let first = unsealed.first().map(|recovered| recovered.pack);
+        for recovered in unsealed {
+            if recovered.is_empty() {
+                home.remove(recovered.pack)?;
                 continue;
             }
-            let is_sound = survey.damage.is_empty();
-            let pack = take_on(&*home, survey).await?;
+            let is_sound = recovered.damage.is_empty();
+            let pack = take_on(&*home, recovered).await?;
             if !is_sound {
                 states.push(state_of(&pack, false));
                 continue;
@@ -79,23 +79,23 @@ impl PackWriter {
 }
 
 /// Makes a pack's end clean and durable.
-async fn take_on(home: &dyn PackHome, survey: Survey) -> Result<OpenPack> {
-    let path = home.path(survey.pack);
+async fn take_on(home: &dyn PackHome, recovered: RecoveredPack) -> Result<OpenPack> {
+    let path = home.path(recovered.pack);
     let path = path.as_path();
     let failed = |verb| move |source| Error::io(verb, path, source);
-    let file = home.open_to_mend(survey.pack)?;
+    let file = home.open_to_mend(recovered.pack)?;
     let disk = home.disk();
-    if disk.len(&file).map_err(failed("read the length of"))? != survey.end_bytes {
-        disk.set_len(&file, survey.end_bytes)
+    if disk.len(&file).map_err(failed("read the length of"))? != recovered.end_bytes {
+        disk.set_len(&file, recovered.end_bytes)
             .map_err(failed("cut the torn tail of"))?;
     }
-    pad(home, &file, survey.end_bytes)
+    pad(home, &file, recovered.end_bytes)
         .await
         .map_err(failed("pad"))?;
     // Also what needs no mending may have been written by a process that did not live to sync it.
     disk.sync_data(&file).await.map_err(failed("sync"))?;
-    let end_bytes = survey.aligned_end_bytes();
-    let entries: Vec<_> = survey
+    let end_bytes = recovered.aligned_end_bytes();
+    let entries: Vec<_> = recovered
         .records
         .iter()
         .map(|record| FooterEntry {
@@ -105,15 +105,15 @@ async fn take_on(home: &dyn PackHome, survey: Survey) -> Result<OpenPack> {
         })
         .collect();
     Ok(OpenPack {
-        id: survey.pack,
-        nonce: survey.nonce,
+        id: recovered.pack,
+        nonce: recovered.nonce,
         file,
         end_bytes,
         begun_bytes: end_bytes,
         durable_bytes: end_bytes,
         durable_records: entries.len(),
         // Of version 1: what is added might look like a footer.
-        is_full: survey.nonce.is_none()
+        is_full: recovered.nonce.is_none()
             || end_bytes >= home.pack_bytes_max()
             || entries.len() >= PACK_RECORDS_MAX as usize,
         entries,

@@ -29,8 +29,8 @@ fn sample_leaf() -> Leaf {
     .unwrap()
 }
 
-fn sample_inner() -> Inner {
-    Inner::new(2, vec![(0, node(0x44)), (9, node(0x55)), (255, node(0x66))]).unwrap()
+fn sample_inner() -> InnerNode {
+    InnerNode::new(2, vec![(0, node(0x44)), (9, node(0x55)), (255, node(0x66))]).unwrap()
 }
 
 fn sample_root() -> Root {
@@ -145,7 +145,11 @@ fn check_damage<T: std::fmt::Debug>(
 #[test]
 fn damaged_records_are_refused_or_other_records() {
     check_damage(&sample_leaf().encode(), Leaf::decode, Leaf::encode);
-    check_damage(&sample_inner().encode(), Inner::decode, Inner::encode);
+    check_damage(
+        &sample_inner().encode(),
+        InnerNode::decode,
+        InnerNode::encode,
+    );
     check_damage(&sample_root().encode(), Root::decode, |root| {
         root.encode().to_vec()
     });
@@ -160,7 +164,7 @@ fn kinds_are_told_apart() {
         Leaf::decode(&inner.encode()).unwrap_err().to_string(),
         "decode a leaf: tag 0x49, version 1 instead of 0x4c, 1"
     );
-    assert!(Inner::decode(&leaf.encode()).is_err());
+    assert!(InnerNode::decode(&leaf.encode()).is_err());
     assert_eq!(Node::decode(&leaf.encode()), Ok(Node::Leaf(leaf.clone())));
     assert_eq!(
         Node::decode(&inner.encode()),
@@ -247,25 +251,28 @@ fn leaves_find_their_entries() {
 #[test]
 fn inner_nodes_hold_their_invariants() {
     assert_eq!(
-        Inner::new(1, vec![]),
+        InnerNode::new(1, vec![]),
         Err(TreeError::Empty { what: "inner node" })
     );
     for level in [0, 4, 255] {
         assert_eq!(
-            Inner::new(level, vec![(0, node(1))]),
+            InnerNode::new(level, vec![(0, node(1))]),
             Err(TreeError::Level { level })
         );
     }
     let order = |slot, previous| Err(TreeError::SlotOrder { slot, previous });
-    assert_eq!(Inner::new(1, vec![(3, node(1)), (3, node(2))]), order(3, 3));
     assert_eq!(
-        Inner::new(1, vec![(0, node(1)), (9, node(2)), (8, node(2))]),
+        InnerNode::new(1, vec![(3, node(1)), (3, node(2))]),
+        order(3, 3)
+    );
+    assert_eq!(
+        InnerNode::new(1, vec![(0, node(1)), (9, node(2)), (8, node(2))]),
         order(8, 9)
     );
     // The longest of all.
-    let inner = Inner::new(3, (0..=255).map(|slot| (slot, node(slot))).collect()).unwrap();
+    let inner = InnerNode::new(3, (0..=255).map(|slot| (slot, node(slot))).collect()).unwrap();
     assert_eq!(inner.encode().len(), INNER_MAX_BYTES);
-    assert_eq!(Inner::decode(&inner.encode()), Ok(inner));
+    assert_eq!(InnerNode::decode(&inner.encode()), Ok(inner));
 
     let inner = sample_inner();
     assert_eq!(inner.child(9), Some(node(0x55)));
@@ -335,8 +342,8 @@ proptest! {
         children in prop::collection::btree_map(any::<u8>(), any::<[u8; 32]>(), 1..256),
     ) {
         let children = children.into_iter().map(|(slot, id)| (slot, NodeId::from_bytes(id)));
-        let inner = Inner::new(level, children.collect()).unwrap();
-        prop_assert_eq!(Inner::decode(&inner.encode()).unwrap(), inner);
+        let inner = InnerNode::new(level, children.collect()).unwrap();
+        prop_assert_eq!(InnerNode::decode(&inner.encode()).unwrap(), inner);
     }
 
     #[test]

@@ -23,7 +23,7 @@ fn update(
     base: Option<&Root>,
     size_bytes: u64,
     changes: &[Change],
-) -> Result<(Root, Vec<Inner>), UpdateError<Missing>> {
+) -> Result<(Root, Vec<InnerNode>), UpdateError<Missing>> {
     let mut update = TreeUpdate::new(base, size_bytes)?;
     let mut made = Vec::new();
     for change in changes {
@@ -126,7 +126,7 @@ proptest! {
         let puts: Vec<_> = leaves.iter().map(|(&at, &leaf)| Change::Put(at, leaf)).collect();
         let (root, made) = update(&nodes, None, size_bytes, &puts).unwrap();
         prop_assert_eq!(root, nodes.build(size_bytes, &leaves));
-        prop_assert_eq!(made.last().map(Inner::id), root.top);
+        prop_assert_eq!(made.last().map(InnerNode::id), root.top);
         prop_assert_eq!(nodes.reads(), 0);
         // And of one that is removed, too.
         let base = nodes.build(SEGMENT * 300, &some);

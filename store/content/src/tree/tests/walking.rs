@@ -16,10 +16,10 @@ pub(super) const SEGMENT: u64 = SEGMENT_BYTES as u64;
 /// The leaves of a volume by segment.
 pub(super) type Leaves = BTreeMap<u32, NodeId>;
 
-/// Inner nodes by id. Leaves are ids only: walks do not look into them.
+/// InnerNode nodes by id. Leaves are ids only: walks do not look into them.
 #[derive(Default)]
 pub(super) struct Nodes {
-    pub(super) inner: Mutex<HashMap<NodeId, Arc<Inner>>>,
+    pub(super) inner: Mutex<HashMap<NodeId, Arc<InnerNode>>>,
     reads: AtomicUsize,
 }
 
@@ -34,7 +34,7 @@ impl NodeSource for Nodes {
         Err(Missing(id))
     }
 
-    async fn inner(&self, id: NodeId) -> Result<Arc<Inner>, Missing> {
+    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>, Missing> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.inner
             .lock()
@@ -46,7 +46,7 @@ impl NodeSource for Nodes {
 }
 
 impl Nodes {
-    pub(super) fn add(&self, inner: Inner) -> NodeId {
+    pub(super) fn add(&self, inner: InnerNode) -> NodeId {
         let id = inner.id();
         self.inner.lock().unwrap().insert(id, Arc::new(inner));
         id
@@ -209,7 +209,7 @@ proptest! {
             prop_assert!(inner.level() == 1 || children_known);
             known.insert(inner.id());
         }
-        prop_assert_eq!(taken.last().map(Inner::id), root.top);
+        prop_assert_eq!(taken.last().map(InnerNode::id), root.top);
     }
 
     #[test]
@@ -279,7 +279,7 @@ fn the_builder_refuses_what_does_not_fit() {
     builder.push(3, leaf_id(3)).unwrap();
 
     let (root, inner) = builder.finish();
-    let expected = Inner::new(1, vec![(1, leaf_id(1)), (3, leaf_id(3))]).unwrap();
+    let expected = InnerNode::new(1, vec![(1, leaf_id(1)), (3, leaf_id(3))]).unwrap();
     assert_eq!(root.top, Some(expected.id()));
     assert_eq!(inner, [expected]);
 }
@@ -302,7 +302,7 @@ pub(super) fn root_over(
     level: u8,
     children: Vec<(u8, NodeId)>,
 ) -> Root {
-    let top = nodes.add(Inner::new(level, children).unwrap());
+    let top = nodes.add(InnerNode::new(level, children).unwrap());
     Root {
         size_bytes,
         chunker_version: 1,
@@ -320,7 +320,7 @@ fn a_node_at_the_wrong_level_is_an_error() {
     };
     // A node of level 2 where the size demands one of level 1, and one that is its own level's child.
     let small = root_over(&nodes, SEGMENT, 2, vec![(0, leaf_id(1))]);
-    let child = nodes.add(Inner::new(2, vec![(0, leaf_id(1))]).unwrap());
+    let child = nodes.add(InnerNode::new(2, vec![(0, leaf_id(1))]).unwrap());
     let large = root_over(&nodes, 300 * SEGMENT, 2, vec![(0, child)]);
     for (root, node, expected, found) in [(small, small.top.unwrap(), 1, 2), (large, child, 1, 2)] {
         let error = WalkError::Level {
@@ -349,7 +349,7 @@ fn a_node_behind_the_end_is_an_error() {
         1,
         vec![(0, leaf_id(1)), (3, leaf_id(2))],
     );
-    let child = nodes.add(Inner::new(1, vec![(0, leaf_id(1))]).unwrap());
+    let child = nodes.add(InnerNode::new(1, vec![(0, leaf_id(1))]).unwrap());
     let high = root_over(&nodes, 300 * SEGMENT, 2, vec![(0, child), (2, child)]);
     for (root, segment) in [(low, 3), (high, 512)] {
         let (node, size_bytes) = (root.top.unwrap(), root.size_bytes);

@@ -6,7 +6,7 @@
 //! 2. What was written before is made durable in the journals.
 //! 3. The snapshots' records, pending, and with each volume's where its journal was cut, enter the catalog in one change. Now they are
 //!    promised: whatever happens, their content is in the journals.
-//! 4. What each holds is taken into the store, in the background ([`fold`](super::fold)), and its record completed in the same change that
+//! 4. What each holds is taken into the store, in the background ([`checkpoint`](super::checkpoint)), and its record completed in the same change that
 //!    puts the volume on the new base.
 //!
 //! What is pending when the process ends goes on when the volume is opened again: the journal is read into the epochs that the cuts
@@ -29,9 +29,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    device::Volume,
     jobs::{Cut, Job, Purpose, passes},
     recovery::{PromisedCut, Promises},
+    volume::Volume,
     writer::Queue,
 };
 use crate::{
@@ -44,7 +44,7 @@ use crate::{
         self, Meta, Named, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin,
         SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
     },
-    store::Shared,
+    store::Engine,
     workers::Priority,
 };
 
@@ -212,7 +212,7 @@ impl Volume {
         name: &str,
         tags: BTreeMap<String, String>,
     ) -> Result<SnapshotRecord> {
-        let store = Store::from_shared(Arc::clone(&self.inner().shared));
+        let store = Store::from_engine(Arc::clone(&self.inner().engine));
         let id = self.record().id.to_string();
         store.snapshot_volume(&id, name, tags).await
     }
@@ -249,7 +249,7 @@ impl Store {
             meta::check_name("snapshot", &name)?;
             // Refused before anything is done.
             let (id, taken) = (record.id, name.clone());
-            self.shared()
+            self.engine()
                 .meta(Priority::Read, move |meta| check_new(meta, &record, &taken))
                 .await?;
             let volume = self.open_volume(&id.to_string()).await?;
@@ -262,13 +262,13 @@ impl Store {
                 return Err(Error::Invalid(format!("volume {key:?} is named twice")));
             }
         }
-        let shared = Arc::clone(self.shared());
+        let engine = Arc::clone(self.engine());
         #[expect(
             clippy::disallowed_methods,
             reason = "it is waited for here; it runs to its end so that what is promised is taken into the store"
         )]
         let task = tokio::spawn(at_one_instant(
-            shared,
+            engine,
             wanted.into_values().collect(),
             new.tags,
         ));
@@ -303,11 +303,11 @@ impl Store {
     ///
     /// [`Error::NotCompleted`] when it fails, [`Error::NotFound`] when it is deleted.
     pub async fn completed_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
-        if let Some(progress) = self.shared().pending_snapshots.get(id) {
+        if let Some(progress) = self.engine().pending_snapshots.get(id) {
             progress.reaches(|stage| stage == Stage::Ended).await;
         }
         let record = self.snapshot(&id.to_string()).await?;
-        if self.shared().commit.poisoned().is_none() && record.state == SnapshotState::Pending {
+        if self.engine().commit.poisoned().is_none() && record.state == SnapshotState::Pending {
             return Err(Error::Closing);
         }
         record.completed().map(|_| record)
@@ -316,7 +316,7 @@ impl Store {
     /// How far a pending snapshot has come; `None` if it is not pending, or not begun since the store was opened.
     #[must_use]
     pub fn snapshot_progress(&self, id: SnapshotId) -> Option<SnapshotProgress> {
-        let progress = self.shared().pending_snapshots.get(id)?;
+        let progress = self.engine().pending_snapshots.get(id)?;
         Some(SnapshotProgress {
             segments_done: progress.done.load(Ordering::Relaxed),
             segments_total: progress.total.load(Ordering::Relaxed),
@@ -358,7 +358,7 @@ impl Store {
 
     /// Goes on with a volume's. Whether it cannot be opened for now.
     async fn resume(&self, record: &VolumeRecord) -> Result<bool> {
-        let all = &self.shared().pending_snapshots;
+        let all = &self.engine().pending_snapshots;
         let ids = record.pending.iter().map(|pending| pending.snapshot);
         let error = match self.open_volume(&record.id.to_string()).await {
             Ok(_volume) => {
@@ -390,7 +390,7 @@ impl Store {
     pub async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
         let record = self.snapshot(key).await?;
         let id = record.id;
-        let pending = &self.shared().pending_snapshots;
+        let pending = &self.engine().pending_snapshots;
         let delete = move |meta: &dyn Meta| {
             let record = SnapshotRecord::find(meta, &id.to_string())?;
             let mut changes = vec![Record::DeleteSnapshot(id)];
@@ -401,7 +401,7 @@ impl Store {
             }
             Ok((changes, record))
         };
-        let deleted = self.shared().commit.change(delete).await?;
+        let deleted = self.engine().commit.change(delete).await?;
         if let Some(progress) = pending.get(id) {
             progress.cancelled.send_replace(true);
         }
@@ -434,22 +434,22 @@ fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
         )));
     }
     match SnapshotRecord::by_name(meta, name)? {
-        Some(taken) => Err(taken.has_the_name()),
+        Some(taken) => Err(taken.name_taken_error()),
         None => Ok(()),
     }
 }
 
 /// What an instant leaves: of each volume its cut.
 async fn at_one_instant(
-    shared: Arc<Shared>,
+    engine: Arc<Engine>,
     wanted: Vec<Wanted>,
     tags: BTreeMap<String, String>,
 ) -> Result<Vec<SnapshotRecord>> {
     // In the order of the volumes' ids, like all who take several.
     let mut cutting = Vec::with_capacity(wanted.len());
     for snapshot in &wanted {
-        let folds = &snapshot.volume.inner().folds;
-        cutting.push(Arc::clone(&folds.cutting).lock_owned().await);
+        let checkpoints = &snapshot.volume.inner().checkpoints;
+        cutting.push(Arc::clone(&checkpoints.cutting).lock_owned().await);
     }
     let queues: Vec<_> = wanted
         .iter()
@@ -486,10 +486,10 @@ async fn at_one_instant(
         })
         .collect();
     let plan = move |meta: &dyn Meta| promise(meta, new, &tags, now);
-    let made = shared.commit.change(plan).await?;
+    let made = engine.commit.change(plan).await?;
     for (snapshot, cut) in wanted.iter().zip(cuts) {
-        let progress = shared.pending_snapshots.add(snapshot.id);
-        snapshot.volume.fold_later(Job {
+        let progress = engine.pending_snapshots.add(snapshot.id);
+        snapshot.volume.checkpoint_later(Job {
             cut,
             purpose: Purpose::Snapshot(snapshot.id, progress),
         });
@@ -556,10 +556,10 @@ fn promise(
 }
 
 /// The jobs of a volume's pending snapshots, as its record has them.
-pub(super) async fn resumed(shared: &Arc<Shared>, record: &VolumeRecord) -> Result<Vec<Job>> {
+pub(super) async fn resumed(engine: &Arc<Engine>, record: &VolumeRecord) -> Result<Vec<Job>> {
     let mut jobs = Vec::with_capacity(record.pending.len());
     for pending in &record.pending {
-        let snapshot = match shared
+        let snapshot = match engine
             .find::<SnapshotRecord>(&pending.snapshot.to_string())
             .await
         {
@@ -578,7 +578,7 @@ pub(super) async fn resumed(shared: &Arc<Shared>, record: &VolumeRecord) -> Resu
             },
             purpose: Purpose::Snapshot(
                 pending.snapshot,
-                shared.pending_snapshots.add(pending.snapshot),
+                engine.pending_snapshots.add(pending.snapshot),
             ),
         });
     }
@@ -586,11 +586,11 @@ pub(super) async fn resumed(shared: &Arc<Shared>, record: &VolumeRecord) -> Resu
 }
 
 /// What a volume's record says of its journal: where epochs begin, and what was durable.
-pub(super) async fn promises(shared: &Arc<Shared>, record: &VolumeRecord) -> Result<Promises> {
+pub(super) async fn promises(engine: &Arc<Engine>, record: &VolumeRecord) -> Result<Promises> {
     let mut cuts = Vec::with_capacity(record.pending.len());
     for pending in &record.pending {
         let id = pending.snapshot.to_string();
-        let snapshot = match shared.find::<SnapshotRecord>(&id).await {
+        let snapshot = match engine.find::<SnapshotRecord>(&id).await {
             Ok(snapshot) => format!("{:?}", snapshot.name),
             Err(Error::NotFound { .. }) => id,
             Err(error) => return Err(error),
@@ -609,7 +609,7 @@ pub(super) async fn promises(shared: &Arc<Shared>, record: &VolumeRecord) -> Res
 /// Puts a volume on a new base, which holds all before a journal file, and completes the snapshot that is of just that, if it was not
 /// deleted meanwhile.
 pub(super) async fn complete(
-    shared: &Arc<Shared>,
+    engine: &Arc<Engine>,
     volume: VolumeId,
     next_file: u64,
     content: SnapshotContent,
@@ -647,12 +647,12 @@ pub(super) async fn complete(
         changes.push(Record::PutVolume(volume));
         Ok((changes, ()))
     };
-    shared.commit.change(plan).await
+    engine.commit.change(plan).await
 }
 
 /// Writes down that a snapshot has failed, unless it was deleted: its volume goes on without the cut.
 pub(super) async fn record_failure(
-    shared: &Arc<Shared>,
+    engine: &Arc<Engine>,
     volume: VolumeId,
     snapshot: SnapshotId,
     reason: &str,
@@ -669,5 +669,5 @@ pub(super) async fn record_failure(
         }
         Ok((changes, ()))
     };
-    shared.commit.change(plan).await
+    engine.commit.change(plan).await
 }

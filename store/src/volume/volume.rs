@@ -25,14 +25,14 @@ use varve_content::BLOCK_BYTES;
 use super::{
     batch::Change,
     files::MakesDurable,
-    jobs::Folds,
+    jobs::Checkpoints,
     journal::Journal,
     layers::{Epoch, Layers, Place, Stack, Stretch},
     owner::Owner,
     owner_file::OwnerFile,
-    pending,
     recovery::{self, JournalReport},
-    writer::{self, Op, Queue, Turn},
+    snapshot,
+    writer::{self, BlockLock, Op, Queue},
 };
 use crate::{
     Error, Result,
@@ -41,7 +41,7 @@ use crate::{
     format::{names, volume::VolumeRecord},
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
     read::{ContentReader, Extent, Piece, push_extent},
-    store::Shared,
+    store::Engine,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -51,37 +51,37 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Requests may overlap in time. Each block is then as one order or another of them leaves it, never a mix. What is read
 /// after a write has returned is what was written.
 #[derive(Debug, Clone)]
-pub struct Volume(pub(super) Arc<Handle>);
+pub struct Volume(pub(super) Arc<OpenVolume>);
 
 #[derive(Debug)]
-pub(super) struct Handle {
-    pub(super) inner: Arc<Inner>,
+pub(super) struct OpenVolume {
+    pub(super) inner: Arc<VolumeState>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Drop for Handle {
+impl Drop for OpenVolume {
     fn drop(&mut self) {
         self.inner.queue.close();
     }
 }
 
 /// What reads and the writing task share.
-pub(super) struct Inner {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct VolumeState {
+    pub(super) engine: Arc<Engine>,
     pub(super) name: String,
     pub(super) journal: Journal,
     pub(super) layers: RwLock<Layers>,
     pub(super) queue: Queue,
     /// As it was when the volume was opened.
     pub(super) record: VolumeRecord,
-    pub(super) folds: Folds,
+    pub(super) checkpoints: Checkpoints,
     pub(super) owner_file: AsyncMutex<OwnerFile>,
     /// It only grows.
     size_bytes: AtomicU64,
     /// To keep it open.
-    handle: OnceLock<Weak<Handle>>,
+    handle: OnceLock<Weak<OpenVolume>>,
     /// Held alone by changes of parts of blocks, which read what they do not change.
-    turns: Arc<AsyncRwLock<()>>,
+    block_lock: Arc<AsyncRwLock<()>>,
     /// Room for its changes that wait.
     room: Arc<Semaphore>,
     /// Whether what was written is being made durable without anybody having asked.
@@ -89,7 +89,7 @@ pub(super) struct Inner {
     report: JournalReport,
 }
 
-impl fmt::Debug for Inner {
+impl fmt::Debug for VolumeState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Volume")
             .field("name", &self.name)
@@ -99,25 +99,25 @@ impl fmt::Debug for Inner {
 
 impl Volume {
     pub(super) async fn open(
-        shared: Arc<Shared>,
+        engine: Arc<Engine>,
         record: VolumeRecord,
         writing: OwnedMutexGuard<()>,
     ) -> Result<Self> {
-        shared.commit.writable()?;
+        engine.commit.writable()?;
         let owner = Owner {
-            disk: Arc::clone(&shared.disk),
-            data_dir: shared.options.data_dir.clone(),
-            store: shared.store_id,
+            disk: Arc::clone(&engine.disk),
+            data_dir: engine.options.data_dir.clone(),
+            store: engine.store_id,
             volume: record.id,
-            bytes_max: shared.options.journal_bytes_max,
-            space: Arc::clone(&shared.journal_space),
+            bytes_max: engine.options.journal_bytes_max,
+            space: Arc::clone(&engine.journal_space),
         };
         make_directories(&owner).await?;
-        let promises = pending::promises(&shared, &record).await?;
-        let owner_file = OwnerFile::open(&shared.commit, &owner, &record).await?;
+        let promises = snapshot::promises(&engine, &record).await?;
+        let owner_file = OwnerFile::open(&engine.commit, &owner, &record).await?;
         let from = record.journal_from;
         let (found, mut epochs, report) =
-            recovery::recover(&shared, &owner, from, promises).await?;
+            recovery::recover(&engine, &owner, from, promises).await?;
         if report != JournalReport::default() {
             tracing::info!(
                 volume = record.name,
@@ -129,33 +129,33 @@ impl Volume {
             );
         }
         let base = match record.base {
-            Some(root) => Some(ContentReader::open(Arc::clone(&shared), root, &record.name).await?),
+            Some(root) => Some(ContentReader::open(Arc::clone(&engine), root, &record.name).await?),
             None => None,
         };
-        let jobs = pending::resumed(&shared, &record).await?;
+        let jobs = snapshot::resumed(&engine, &record).await?;
         let current = epochs
             .pop()
             .unwrap_or_else(|| Epoch::new(record.journal_from))
-            .counted(&shared.map_memory);
+            .counted(&engine.map_memory);
         let ended = epochs
             .into_iter()
-            .map(|epoch| epoch.counted(&shared.map_memory));
+            .map(|epoch| epoch.counted(&engine.map_memory));
         let layers = RwLock::new(Layers::new(current, ended, base));
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(VolumeState {
             name: record.name.clone(),
             journal: Journal::new(owner, found),
             layers,
             queue: Queue::default(),
-            folds: Folds::default(),
+            checkpoints: Checkpoints::default(),
             owner_file: AsyncMutex::new(owner_file),
             size_bytes: AtomicU64::new(record.size_bytes),
             handle: OnceLock::new(),
-            turns: Arc::default(),
+            block_lock: Arc::default(),
             room: Arc::new(Semaphore::new(VOLUME_QUEUE_BYTES)),
             syncs_by_itself: AtomicBool::new(false),
             report,
             record,
-            shared,
+            engine,
         });
         let task = Arc::clone(&inner);
         #[expect(
@@ -168,20 +168,20 @@ impl Volume {
             // Whoever had it last may not have flushed it. An error has stopped the store, which is how others learn of it.
             let _ = task.sync().await;
         });
-        let volume = Self(Arc::new(Handle {
+        let volume = Self(Arc::new(OpenVolume {
             inner,
             writer: Mutex::new(Some(writer)),
         }));
         drop(volume.0.inner.handle.set(Arc::downgrade(&volume.0)));
-        let inner: Arc<dyn MakesDurable> = Arc::<Inner>::clone(&volume.0.inner);
+        let inner: Arc<dyn MakesDurable> = Arc::<VolumeState>::clone(&volume.0.inner);
         volume.0.inner.journal.register(Arc::downgrade(&inner));
         for job in jobs {
-            volume.fold_later(job);
+            volume.checkpoint_later(job);
         }
         Ok(volume)
     }
 
-    pub(super) fn inner(&self) -> &Arc<Inner> {
+    pub(super) fn inner(&self) -> &Arc<VolumeState> {
         &self.0.inner
     }
 
@@ -245,15 +245,15 @@ impl Volume {
         inner.check_range(offset_bytes, data.len() as u64)?;
         let whole = offset_bytes.is_multiple_of(BLOCK) && data.len().is_multiple_of(BLOCK_BYTES);
         if whole {
-            let turn = inner.shared_turn().await;
+            let lock = inner.shared_lock().await;
             let start_block = offset_bytes / BLOCK;
             return inner
-                .change([Change::Data { start_block, data }], turn)
+                .change([Change::Data { start_block, data }], lock)
                 .await;
         }
-        let turn = inner.lone_turn().await;
+        let lock = inner.exclusive_lock().await;
         let changes = inner.with_edges(offset_bytes, data).await?;
-        inner.change(changes, turn).await
+        inner.change(changes, lock).await
     }
 
     /// Makes a range read as zeros, without writing them. Promises what [`write`](Self::write) does.
@@ -262,7 +262,7 @@ impl Volume {
         inner.check_range(offset_bytes, len_bytes)?;
         let end = offset_bytes + len_bytes;
         let whole = offset_bytes.is_multiple_of(BLOCK);
-        let turn = inner.turn_to_zero(whole, end).await;
+        let lock = inner.lock_to_zero(whole, end).await;
         let (start_block, end_block) = inner.whole_blocks(offset_bytes, end);
         let mut changes = Vec::with_capacity(3);
         let head_end = end.min(start_block * BLOCK);
@@ -279,7 +279,7 @@ impl Volume {
         if tail < end {
             changes.push(inner.zeroed(tail, end).await?);
         }
-        inner.change(changes, turn).await
+        inner.change(changes, lock).await
     }
 
     /// Gives a range back: its whole blocks read as zeros from now on, parts of blocks stay as they are.
@@ -288,7 +288,7 @@ impl Volume {
         inner.check_range(offset_bytes, len_bytes)?;
         let end = offset_bytes + len_bytes;
         // What is before its first whole block is not touched.
-        let turn = inner.turn_to_zero(true, end).await;
+        let lock = inner.lock_to_zero(true, end).await;
         let (start_block, end_block) = inner.whole_blocks(offset_bytes, end);
         let blocks = end_block.saturating_sub(start_block);
         inner
@@ -297,20 +297,20 @@ impl Volume {
                     start_block,
                     blocks,
                 }],
-                turn,
+                lock,
             )
             .await
     }
 
     /// Waits for all changes that were begun before to be made or refused, those included whose callers have gone away.
     pub async fn settle(&self) {
-        drop(self.0.inner.lone_turn().await);
+        drop(self.0.inner.exclusive_lock().await);
     }
 
     /// Makes all writes durable that returned before.
     pub async fn flush(&self) -> Result<()> {
         let inner = Arc::clone(&self.0.inner);
-        inner.shared.commit.writable()?;
+        inner.engine.commit.writable()?;
         #[expect(
             clippy::disallowed_methods,
             reason = "it is waited for here; it runs to its end for the sake of its error"
@@ -346,7 +346,7 @@ impl Volume {
 
     /// Writes what is queued, makes it durable, and takes no more.
     pub async fn close(&self) -> Result<()> {
-        self.0.inner.folds.close();
+        self.0.inner.checkpoints.close();
         self.0.inner.queue.close();
         let writer = self.0.writer.lock().take();
         if let Some(writer) = writer
@@ -361,7 +361,7 @@ impl Volume {
     }
 }
 
-impl Inner {
+impl VolumeState {
     pub(super) fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::Acquire)
     }
@@ -394,18 +394,18 @@ impl Inner {
         }
     }
 
-    /// The turn of a change that zeroes a range up to `end`. A block that the volume's end cuts short counts as whole, and does
+    /// The block lock of a change that zeroes a range up to `end`. A block that the volume's end cuts short counts as whole, and does
     /// not any more once the volume has grown: so where the range ends within a block, no other change goes beside this one.
-    async fn turn_to_zero(&self, begins_whole: bool, end: u64) -> Turn {
+    async fn lock_to_zero(&self, begins_whole: bool, end: u64) -> BlockLock {
         if begins_whole && end.is_multiple_of(BLOCK) {
-            self.shared_turn().await
+            self.shared_lock().await
         } else {
-            self.lone_turn().await
+            self.exclusive_lock().await
         }
     }
 
     /// From which block on, and up to which, a range covers blocks whole. The last of the volume may be shorter than a block. To be
-    /// asked by whoever has its turn: the volume may grow before.
+    /// asked while the block lock is held: the volume may grow before.
     fn whole_blocks(&self, start: u64, end: u64) -> (u64, u64) {
         let end_block = if end == self.size_bytes() {
             end.div_ceil(BLOCK)
@@ -433,14 +433,14 @@ impl Inner {
         }
     }
 
-    /// A turn among others that change whole blocks.
-    async fn shared_turn(&self) -> Turn {
-        let turns = Arc::clone(&self.turns);
-        let _guard = match turns.try_read_owned() {
+    /// The block lock, shared with other changes of whole blocks.
+    async fn shared_lock(&self) -> BlockLock {
+        let block_lock = Arc::clone(&self.block_lock);
+        let _guard = match block_lock.try_read_owned() {
             Ok(guard) => guard,
-            Err(_) => Arc::clone(&self.turns).read_owned().await,
+            Err(_) => Arc::clone(&self.block_lock).read_owned().await,
         };
-        Turn::Shared { _guard }
+        BlockLock::Shared { _guard }
     }
 
     /// Room for a change among those of the volume that wait. What all volumes share is only taken by what is on its way to the disk:
@@ -453,16 +453,20 @@ impl Inner {
         permit.map_err(|_| Error::Closing)
     }
 
-    async fn lone_turn(&self) -> Turn {
-        Turn::Alone {
-            _guard: Arc::clone(&self.turns).write_owned().await,
+    async fn exclusive_lock(&self) -> BlockLock {
+        BlockLock::Exclusive {
+            _guard: Arc::clone(&self.block_lock).write_owned().await,
         }
     }
 
     /// Queues changes, in this order, and waits until they are in the kernel. One that is larger than the volume's room is queued in
     /// pieces, each when there is room for it: what waits in the queue is counted to the byte.
-    async fn change(&self, changes: impl IntoIterator<Item = Change>, turn: Turn) -> Result<()> {
-        let turn = Arc::new(turn);
+    async fn change(
+        &self,
+        changes: impl IntoIterator<Item = Change>,
+        lock: BlockLock,
+    ) -> Result<()> {
+        let lock = Arc::new(lock);
         let mut replies = Vec::new();
         for change in changes {
             for change in change.in_pieces(VOLUME_QUEUE_BYTES) {
@@ -477,7 +481,7 @@ impl Inner {
                     change,
                     is_begun: false,
                     reply,
-                    _turn: Arc::clone(&turn),
+                    _lock: Arc::clone(&lock),
                     _room: room,
                 })?;
                 replies.push(outcome);
@@ -561,7 +565,7 @@ impl Inner {
             let stretches = layers.stretches(first, blocks);
             self.sources(stretches, layers.below.base.as_ref())
         };
-        let patience = self.shared.disk.patience();
+        let patience = self.engine.disk.patience();
         let sources = patience.until_possible(sources_now).await?;
         self.gather(sources, offset_bytes, len_bytes as u64).await
     }
@@ -576,13 +580,13 @@ impl Inner {
         let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
         let stretches = stack.stretches(first, blocks);
         let sources_now = || self.sources(stretches.clone(), stack.base.as_ref());
-        let patience = self.shared.disk.patience();
+        let patience = self.engine.disk.patience();
         let sources = patience.until_possible(sources_now).await?;
         self.gather(sources, offset_bytes, len_bytes).await
     }
 }
 
-impl MakesDurable for Inner {
+impl MakesDurable for VolumeState {
     fn make_durable(self: Arc<Self>) {
         if self.syncs_by_itself.swap(true, Ordering::AcqRel) {
             return;

@@ -2,8 +2,8 @@
 
 use super::{
     Volume,
-    device::{bytes_of, in_base},
     layers::Place,
+    volume::{bytes_of, in_base},
 };
 use crate::{ContentReader, Result};
 

@@ -9,7 +9,7 @@
 //!
 //! What it costs follows what was written. Segments that were zeroed are neither read nor looked at, however many they are.
 //!
-//! Several volumes are taken in side by side, and take turns by the segment.
+//! Several volumes are taken in side by side, and take block_lock by the segment.
 //!
 //! If it is cut short, by a crash or a full disk, the volume is as it was: the epochs that ended stay layers of it, and the
 //! next cut takes them along.
@@ -28,17 +28,17 @@ use varve_content::{
 };
 
 use super::{
-    device::Inner,
     jobs::Cut,
     layers::{Changed, Place, Stack},
-    pending::{self, Progress},
+    snapshot::{self, Progress},
+    volume::VolumeState,
 };
 use crate::{
     Error, Result,
     apart::apart,
     commit::joined,
     ingest::{IncomingChunk, Ingest, NewSnapshot},
-    limits::{FOLD_NODES_MAX, FOLD_SEGMENTS_IN_FLIGHT},
+    limits::{CHECKPOINT_NODES_MAX, CHECKPOINT_SEGMENTS_IN_FLIGHT},
     meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
     read::{ContentReader, needed_by, walked},
     workers::Priority,
@@ -61,15 +61,15 @@ struct SegmentPut {
     replaced_blocks: u64,
 }
 
-impl Inner {
+impl VolumeState {
     /// Takes what the volume held at a cut into the store, and puts the volume on it. All cuts before have had their turn.
-    pub(super) async fn fold(
+    pub(super) async fn checkpoint(
         self: &Arc<Self>,
         cut: Cut,
         snapshot: Option<(SnapshotId, &Progress)>,
     ) -> Result<RootId> {
         let progress = snapshot.map(|(_, progress)| progress);
-        let places = &self.shared.fold_places;
+        let places = &self.engine.checkpoint_permits;
         let _place = places.acquire().await.map_err(|_| Error::Closing)?;
         if let Some(progress) = progress {
             progress.check()?;
@@ -82,18 +82,18 @@ impl Inner {
             tags: BTreeMap::new(),
             chunker_version: CHUNKER_VERSION,
         };
-        let ingest = Arc::new(Ingest::begin(Arc::clone(&self.shared), new)?);
+        let ingest = Arc::new(Ingest::begin(Arc::clone(&self.engine), new)?);
         let stack = self.layers.read().below.before(cut.next_file);
         let content = self
             .put_changes(&ingest, &stack, cut.size_bytes, progress)
             .await?;
-        let base = ContentReader::open(Arc::clone(&self.shared), content.root, &self.name).await?;
+        let base = ContentReader::open(Arc::clone(&self.engine), content.root, &self.name).await?;
         let id = snapshot.map(|(id, _)| id);
-        pending::complete(&self.shared, self.record.id, cut.next_file, content, id).await?;
+        snapshot::complete(&self.engine, self.record.id, cut.next_file, content, id).await?;
         // Before files go that the journal begins with by the word of its owner record.
         self.record_owner().await?;
         self.layers.write().rebase(cut.next_file, base);
-        *self.folds.data_blocks.lock() = Some((content.root, content.data_blocks()));
+        *self.checkpoints.data_blocks.lock() = Some((content.root, content.data_blocks()));
         let volume = Arc::clone(self);
         // Large files are not removed at once.
         let removal = move || volume.journal.remove_before(cut.next_file);
@@ -131,20 +131,20 @@ impl Inner {
                 };
                 // The tree waits for nodes and for what is stored before, and nobody polls this meanwhile: so it goes on by itself.
                 let (volume, ingest) = (Arc::clone(self), Arc::clone(ingest));
-                let put = volume.put_in_turn(ingest, stack.clone(), size_bytes, segment);
+                let put = volume.put_in_lock(ingest, stack.clone(), size_bytes, segment);
                 let put = apart(put).await?;
                 if let Some(progress) = progress {
                     progress.step();
                 }
                 Ok::<_, Error>((changed, put))
             })
-            .buffered(FOLD_SEGMENTS_IN_FLIGHT);
+            .buffered(CHECKPOINT_SEGMENTS_IN_FLIGHT);
 
         let base = stack.base.as_ref();
         let mut tree = TreeUpdate::new(base.map(ContentReader::root), size_bytes)?;
         let (mut added, mut replaced) = (0, 0);
         while let Some((changed, put)) = puts.try_next().await? {
-            let nodes = &*self.shared;
+            let nodes = &*self.engine;
             let done = match (changed, put.leaf) {
                 (Changed::Mixed(segment), Some(leaf)) => tree.put(nodes, segment, leaf).await,
                 (changed, _) => tree.remove(nodes, changed.segments()).await,
@@ -152,11 +152,11 @@ impl Inner {
             done.map_err(|error| self.not_updated(error))?;
             added += put.blocks;
             replaced += put.replaced_blocks;
-            if tree.finished_count() >= FOLD_NODES_MAX {
+            if tree.finished_count() >= CHECKPOINT_NODES_MAX {
                 ingest.store_inner(tree.take_finished()).await?;
             }
         }
-        let root = tree.finish(&*self.shared).await;
+        let root = tree.finish(&*self.engine).await;
         let root = root.map_err(|error| self.not_updated(error))?;
         ingest.store_inner(tree.take_finished()).await?;
         let kept = match base {
@@ -204,12 +204,12 @@ impl Inner {
     /// How many blocks of a base are data, if that is written down somewhere.
     async fn known_data_blocks(&self, base: RootId) -> Result<Option<u64>> {
         let of_base = |(root, blocks): (RootId, u64)| (root == base).then_some(blocks);
-        let last = *self.folds.data_blocks.lock();
+        let last = *self.checkpoints.data_blocks.lock();
         if let Some(known) = last.and_then(of_base) {
             return Ok(Some(known));
         }
         let volume = self.record.id;
-        self.shared
+        self.engine
             .meta(Priority::Read, move |meta| {
                 let parent = VolumeRecord::by_id(meta, volume)?.and_then(|record| record.parent);
                 let Some(parent) = parent else {
@@ -224,18 +224,18 @@ impl Inner {
             .await
     }
 
-    /// Cuts a segment again when it has its turn: volumes take turns, segment by segment. A fold asks for as many as may be cut at a
+    /// Cuts a segment again when it has its turn: volumes take block_lock, segment by segment. A checkpoint asks for as many as may be cut at a
     /// time and no more, and all are served in the order in which they ask.
-    async fn put_in_turn(
+    async fn put_in_lock(
         self: Arc<Self>,
         ingest: Arc<Ingest>,
         stack: Stack,
         size_bytes: u64,
         segment: u32,
     ) -> Result<SegmentPut> {
-        let segments = Arc::clone(&self.shared.fold_segments);
+        let segments = Arc::clone(&self.engine.checkpoint_segment_permits);
         let turn = segments.acquire_owned().await;
-        let _turn = turn.map_err(|_| Error::Closing)?;
+        let _lock = turn.map_err(|_| Error::Closing)?;
         self.put_segment(&ingest, &stack, size_bytes, segment).await
     }
 
@@ -428,7 +428,7 @@ impl LeavesIn {
                 self.walk = Some((walk, range.end));
                 continue;
             };
-            let next = walk.next(&**self.base.shared()).await;
+            let next = walk.next(&**self.base.engine()).await;
             match next.map_err(|error| self.base.named(walked(error)))? {
                 Some((segment, id)) if segment < *end => return Ok(Some(id)),
                 _ => self.walk = None,

@@ -2,7 +2,7 @@
 
 use futures::future::try_join_all;
 
-use super::{BLOCK, Inner, bytes_of, in_base};
+use super::{BLOCK, VolumeState, bytes_of, in_base};
 use crate::{
     Error, Result,
     read::{ContentReader, Piece, push_zeros},
@@ -19,7 +19,7 @@ pub(super) enum Source {
     Base(ContentReader),
 }
 
-impl Inner {
+impl VolumeState {
     /// Opens what stretches are read from. Files may be removed once the layers have changed, but not from under a reader.
     pub(super) fn sources(
         &self,
@@ -78,7 +78,7 @@ impl Inner {
         match source {
             Source::Zeros => Ok(vec![Piece::Zero(len)]),
             Source::Journal(place) => {
-                let (disk, file) = (&self.shared.disk, &place.file);
+                let (disk, file) = (&self.engine.disk, &place.file);
                 let offset_bytes = place.offset_bytes + skip;
                 if let Some(data) = disk.read_at_once(file, offset_bytes, len) {
                     return Ok(vec![Piece::Data(data.into_bytes())]);
@@ -86,8 +86,8 @@ impl Inner {
                 let (start, around) = place.around(offset_bytes);
                 disk.will_need(file, start, around);
                 let _space = self
-                    .shared
-                    .read_space(u32::try_from(len).unwrap_or(u32::MAX))
+                    .engine
+                    .read_budget(u32::try_from(len).unwrap_or(u32::MAX))
                     .await?;
                 let read = disk.read(file, offset_bytes, len).await;
                 let data = read.map_err(|source| Error::io("read", file.path(), source))?;

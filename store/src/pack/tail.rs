@@ -11,7 +11,7 @@ use crate::{
 
 /// What a pack was found to hold.
 #[derive(Debug, Clone)]
-pub struct Survey {
+pub struct RecoveredPack {
     /// Which pack.
     pub pack: PackId,
     /// Its records that are whole, in order. Of a pack that is not sealed they may still be lost until
@@ -35,13 +35,13 @@ pub struct Survey {
 /// that which is not whole is damage, and what follows it is kept. The first such place behind is where
 /// a pack that is not sealed was torn: of what follows, nothing was promised to anyone, whole or not. Without
 /// an index only a tail with nothing whole in it is given up.
-pub async fn survey(
+pub async fn recover_tail(
     home: &dyn PackHome,
     pack: PackId,
     promised_bytes: Option<u64>,
-) -> Result<Survey> {
+) -> Result<RecoveredPack> {
     let mut scanner = PackScanner::open(home, pack).await?;
-    let mut survey = Survey {
+    let mut found = RecoveredPack {
         pack,
         records: Vec::new(),
         damage: Vec::new(),
@@ -55,19 +55,19 @@ pub async fn survey(
     };
     loop {
         match scanner.next().await? {
-            ScanItem::Record(record) if survey.records.len() >= PACK_RECORDS_MAX as usize => {
-                let what = format!("record {}", survey.records.len() + 1);
+            ScanItem::Record(record) if found.records.len() >= PACK_RECORDS_MAX as usize => {
+                let what = format!("record {}", found.records.len() + 1);
                 let why = format!("a pack has at most {PACK_RECORDS_MAX}");
-                survey
+                found
                     .damage
                     .push(Damage::in_pack(pack, record.offset_bytes, what, why));
                 // One word about it is enough.
-                survey.end_bytes = home
+                found.end_bytes = home
                     .len_bytes(pack)
                     .map_err(|source| Error::io("open", &home.path(pack), source))?;
-                return Ok(survey);
+                return Ok(found);
             }
-            ScanItem::Record(record) => survey.records.push(PlacedRecord {
+            ScanItem::Record(record) => found.records.push(PlacedRecord {
                 id: record.header.id,
                 location: Location {
                     pack,
@@ -81,23 +81,23 @@ pub async fn survey(
                 why,
             } => {
                 if scanner.is_sealed() || promised(offset_bytes) {
-                    survey
+                    found
                         .damage
                         .push(Damage::in_pack(pack, offset_bytes, what, why));
                 } else {
-                    survey.end_bytes = offset_bytes;
-                    survey.torn = Some(torn(offset_bytes, &format!("{what}: {why}")));
-                    return Ok(survey);
+                    found.end_bytes = offset_bytes;
+                    found.torn = Some(torn(offset_bytes, &format!("{what}: {why}")));
+                    return Ok(found);
                 }
             }
             ScanItem::End(Tail::Sealed { end_bytes }) => {
-                survey.sealed = true;
-                survey.end_bytes = end_bytes;
-                return Ok(survey);
+                found.sealed = true;
+                found.end_bytes = end_bytes;
+                return Ok(found);
             }
             ScanItem::End(tail) => {
-                survey.finish(tail, promised_bytes.unwrap_or(0));
-                return Ok(survey);
+                found.finish(tail, promised_bytes.unwrap_or(0));
+                return Ok(found);
             }
         }
     }
@@ -107,7 +107,7 @@ fn torn(at_bytes: u64, why: &str) -> String {
     format!("at offset {at_bytes}: {why}")
 }
 
-impl Survey {
+impl RecoveredPack {
     /// The end of a pack that is not sealed.
     fn finish(&mut self, tail: Tail, promised_bytes: u64) {
         let (end_bytes, why) = match tail {

@@ -9,14 +9,14 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::{
-    device::{Handle, Volume},
     records,
     recovery::JournalReport,
+    volume::{OpenVolume, Volume},
 };
 use crate::{
     Error, Result, Store,
     meta::{VolumeId, VolumeRecord},
-    store::Shared,
+    store::Engine,
 };
 
 /// The volumes of a store that are open: each once, for a journal has one writer.
@@ -26,7 +26,7 @@ pub(crate) struct OpenVolumes(Mutex<HashMap<VolumeId, Arc<Slot>>>);
 #[derive(Debug, Default)]
 struct Slot {
     /// Held while it is opened, which takes as long as its journal is long: others are not kept waiting by that.
-    handle: Arc<AsyncMutex<Weak<Handle>>>,
+    handle: Arc<AsyncMutex<Weak<OpenVolume>>>,
     /// Held by the task that writes the journal, to its end, which is when all of it is durable.
     writing: Arc<AsyncMutex<()>>,
 }
@@ -34,7 +34,7 @@ struct Slot {
 impl Slot {
     /// Whether nobody has the volume, or is opening it.
     fn is_free(slot: &Arc<Self>) -> bool {
-        let unused = |handle: &Weak<Handle>| handle.strong_count() == 0;
+        let unused = |handle: &Weak<OpenVolume>| handle.strong_count() == 0;
         Arc::strong_count(slot) == 1
             && slot.handle.try_lock().is_ok_and(|handle| unused(&handle))
             && slot.writing.try_lock().is_ok()
@@ -62,7 +62,7 @@ impl OpenVolumes {
             let handle = slot.handle.try_lock().ok()?.upgrade()?;
             Some(Volume(handle))
         });
-        open.filter(|volume| !volume.inner().folds.is_under_way())
+        open.filter(|volume| !volume.inner().checkpoints.is_under_way())
             .max_by_key(Volume::map_bytes)
             .filter(|volume| volume.map_bytes() > 0)
     }
@@ -78,7 +78,7 @@ impl OpenVolumes {
 /// The right to open a volume.
 #[derive(Debug)]
 pub(super) struct Opening {
-    handle: OwnedMutexGuard<Weak<Handle>>,
+    handle: OwnedMutexGuard<Weak<OpenVolume>>,
     slot: Arc<Slot>,
 }
 
@@ -88,15 +88,15 @@ impl Opening {
         self.handle.upgrade().map(Volume)
     }
 
-    async fn open(mut self, shared: Arc<Shared>, id: VolumeId) -> Result<Volume> {
+    async fn open(mut self, engine: Arc<Engine>, id: VolumeId) -> Result<Volume> {
         if let Some(volume) = self.volume() {
             return Ok(volume);
         }
         // The last one may still be writing what was in its queue.
         let writing = Arc::clone(&self.slot.writing).lock_owned().await;
         // What it took into the store meanwhile has changed the record.
-        let record = shared.find(&id.to_string()).await?;
-        let volume = Volume::open(shared, record, writing).await?;
+        let record = engine.find(&id.to_string()).await?;
+        let volume = Volume::open(engine, record, writing).await?;
         *self.handle = Arc::downgrade(&volume.0);
         Ok(volume)
     }
@@ -123,14 +123,14 @@ impl Store {
     /// [`Error::Damaged`] when the journal is, in a place that was durable.
     pub async fn open_volume(&self, key: &str) -> Result<Volume> {
         let id = self.volume(key).await?.id;
-        let shared = Arc::clone(self.shared());
-        let opening = shared.volumes.opening(id).await;
+        let engine = Arc::clone(self.engine());
+        let opening = engine.volumes.opening(id).await;
         if let Some(volume) = opening.volume() {
             return Ok(volume);
         }
         // To its end: a sync that fails must not be forgotten, and who asks again finds the journal read.
-        let commit = Arc::clone(&shared.commit);
-        commit.to_the_end(move |_| opening.open(shared, id)).await
+        let commit = Arc::clone(&engine.commit);
+        commit.to_the_end(move |_| opening.open(engine, id)).await
     }
 
     /// Lets a volume grow, attached or not; what it grows by reads as zeros. It does not shrink.
@@ -150,8 +150,8 @@ impl Store {
         };
         let id = self.volume(key).await?.id;
         // Who opens it meanwhile may have read its record before.
-        let opening = self.shared().volumes.opening(id).await;
-        let resized = self.shared().commit.update(id, change).await?;
+        let opening = self.engine().volumes.opening(id).await;
+        let resized = self.engine().commit.update(id, change).await?;
         if let Some(volume) = opening.volume() {
             // Before anything is written behind the old end.
             volume.inner().record_owner().await?;
@@ -163,12 +163,12 @@ impl Store {
     /// What is known of a volume beside its record.
     pub async fn volume_status(&self, key: &str) -> Result<VolumeStatus> {
         let record = self.volume(key).await?;
-        let shared = self.shared();
+        let engine = self.engine();
         let status = VolumeStatus {
-            journal_bytes_max: shared.options.journal_bytes_max,
+            journal_bytes_max: engine.options.journal_bytes_max,
             ..VolumeStatus::default()
         };
-        match shared.volumes.get(record.id) {
+        match engine.volumes.get(record.id) {
             Some(volume) => Ok(VolumeStatus {
                 journal_bytes: volume.journal_bytes(),
                 map_bytes: volume.map_bytes(),
@@ -176,7 +176,7 @@ impl Store {
                 ..status
             }),
             None => Ok(VolumeStatus {
-                journal_bytes: records::journal_bytes(shared, &record)?,
+                journal_bytes: records::journal_bytes(engine, &record)?,
                 ..status
             }),
         }
@@ -184,7 +184,7 @@ impl Store {
 
     /// Makes durable what was written to volumes, and closes them.
     pub(crate) async fn close_volumes(&self) -> Result<()> {
-        let slots: Vec<_> = self.shared().volumes.0.lock().values().cloned().collect();
+        let slots: Vec<_> = self.engine().volumes.0.lock().values().cloned().collect();
         let mut outcome = Ok(());
         for slot in slots {
             let handle = slot.handle.lock().await.upgrade();
@@ -194,7 +194,7 @@ impl Store {
             }
             // The last handle has gone, and what was written through it is still being made durable.
             drop(slot.writing.lock().await);
-            outcome = outcome.and(self.shared().commit.writable());
+            outcome = outcome.and(self.engine().commit.writable());
         }
         outcome
     }
