@@ -26,13 +26,12 @@ use varve_content::{
 
 use crate::{
     Error, Result,
-    commit::Generation,
+    engine::{Generation, Priority, Scratch},
     format::pack::Payload,
     limits,
     meta::{self, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
     store::Engine,
-    workers::{Priority, Scratch},
 };
 
 /// What is to become a snapshot.

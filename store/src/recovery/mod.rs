@@ -34,18 +34,15 @@ use self::packs::{Believe, Recovered};
 use crate::{
     Damage, Error, Result,
     catalog_log::{CatalogLog, Replay},
-    commit::Commit,
+    engine::{Commit, DirectoryLock, ReadCache, Workers},
     failpoints,
     format::{StoreId, names, store_file::StoreFile},
     io::{self, Disk},
     limits,
-    lock::DirectoryLock,
     meta::{self, Batch, Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
-    read::ReadCache,
     store::{Engine, Options},
     volume::{JournalSpace, OpenVolumes, PendingSnapshots},
-    workers::Workers,
 };
 
 /// What opening a store found.

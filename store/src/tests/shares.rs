@@ -12,7 +12,7 @@ use super::{
     pending::fill,
     volume_data::{BLOCK, contents, new_volume},
 };
-use crate::{ListQuery, NewVolume, RemoteRecord, limits, workers::Priority};
+use crate::{ListQuery, NewVolume, RemoteRecord, engine::Priority, limits};
 
 const MIB: usize = 1 << 20;
 

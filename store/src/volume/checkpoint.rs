@@ -35,13 +35,11 @@ use super::{
 };
 use crate::{
     Error, Result,
-    apart::apart,
-    commit::joined,
+    engine::{Priority, apart, joined, needed_by, walked},
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::{CHECKPOINT_NODES_MAX, CHECKPOINT_SEGMENTS_IN_FLIGHT},
     meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
-    read::{ContentReader, needed_by, walked},
-    workers::Priority,
+    read::ContentReader,
 };
 
 /// Chunks handed to the store at a time, in plain bytes.

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     Error, Result, SnapshotRecord, Store,
+    engine::Priority,
     meta::{self, Meta, Named, VolumeId, VolumeRecord},
-    workers::Priority,
 };
 
 /// What stands in front of a name that is to be a snapshot's, or a volume's.

@@ -8,9 +8,10 @@ use std::{collections::HashMap, time::Duration};
 
 use super::{records, volume::Volume};
 use crate::{
-    Error, ListQuery, Result, Store, limits,
+    Error, ListQuery, Result, Store,
+    engine::Priority,
+    limits,
     meta::{VolumeId, VolumeRecord},
-    workers::Priority,
 };
 
 /// Journals of volumes that are not open and could not be emptied, up to which file: they are tried again when there is more in them.

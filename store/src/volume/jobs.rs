@@ -29,7 +29,7 @@ use super::{
     volume::{Volume, VolumeState},
     writer::Queue,
 };
-use crate::{Error, Result, commit::PoisonOnPanic, meta::SnapshotId};
+use crate::{Error, Result, engine::PoisonOnPanic, meta::SnapshotId};
 
 /// Until a journal is tried again in the background.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);

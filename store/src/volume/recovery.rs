@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Damage, Error, Result,
-    commit::Commit,
+    engine::{Commit, Workers},
     format::{
         FormatError,
         journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, first_sequence_of},
@@ -27,7 +27,6 @@ use crate::{
     io::{Completion, File},
     limits::JOURNAL_FILE_BYTES_MAX,
     store::Engine,
-    workers::Workers,
 };
 
 const BLOCK: usize = JOURNAL_BLOCK_BYTES;

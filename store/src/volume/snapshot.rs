@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     Error, ListQuery, Result, Store,
-    commit::joined,
+    engine::{Priority, joined},
     failpoints::{Failpoint, reach},
     format::{catalog_log::Record, journal::first_sequence_of},
     limits,
@@ -45,7 +45,6 @@ use crate::{
         SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
     },
     store::Engine,
-    workers::Priority,
 };
 
 /// A reason is shown, not kept for ever: this much of it.

@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    commit::joined,
+    engine::joined,
     failpoints::{Failpoint, reach},
     format::{names, volume::VolumeRecord},
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    commit::PoisonOnPanic,
+    engine::PoisonOnPanic,
     failpoints::{Failpoint, reach},
     limits::{
         BRAKE_BYTES_PER_SECOND, BRAKE_FROM_PERMILLE, JOURNAL_WAITING_BYTES,

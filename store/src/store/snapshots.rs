@@ -9,9 +9,9 @@ use varve_content::{
 
 use crate::{
     Result,
-    catalog::ListQuery,
+    engine::{ListQuery, LocatedLeaf, walked},
     meta::SnapshotRecord,
-    read::{LocatedLeaf, SnapshotReader, walked},
+    read::SnapshotReader,
     store::Store,
 };
 

@@ -1,5 +1,8 @@
 //! A store: its parts put together, opened and closed.
 
+mod copies;
+mod snapshots;
+
 use std::{path::PathBuf, sync::Arc, thread};
 
 use parking_lot::RwLock;
@@ -8,17 +11,20 @@ use varve_content::{ChunkId, chunker::CHUNKER_VERSION, codec::Compression};
 
 use crate::{
     Damage, Error, Place, Result,
-    commit::{Commit, Generation, node_keys},
+    engine::{Commit, Generation, Priority, ReadCache, Workers, node_keys},
     format::{StoreId, pack::Payload, store_file::FORMAT_VERSION},
     ingest::{Ingest, NewSnapshot},
     io::{Disk, IoEngine},
     limits,
     meta::{Meta, Named as _},
     pack::{EncodedRecord, LostPlaces, PackReader},
-    read::ReadCache,
     recovery::{self, RecoveryReport},
     volume::{JournalSpace, MapMemory, OpenVolumes, PendingSnapshots},
-    workers::{Priority, Workers},
+};
+
+pub use self::{
+    copies::{ExportedNode, check_snapshot_name, check_snapshot_tags},
+    snapshots::{DiffExtent, SnapshotDiff},
 };
 
 /// How to open a store.
