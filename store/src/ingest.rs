@@ -26,12 +26,11 @@ use varve_content::{
 
 use crate::{
     Error, Result,
-    engine::{Generation, Priority, Scratch},
+    engine::{Engine, Generation, Priority, Scratch},
     format::pack::Payload,
     limits,
     meta::{self, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
-    store::Engine,
 };
 
 /// What is to become a snapshot.
@@ -205,7 +204,7 @@ impl Ingest {
                 new_bytes: 0,
             });
         }
-        self.engine.check_free_space()?;
+        self.engine.space.check()?;
         let stored = self
             .engine
             .commit

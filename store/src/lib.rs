@@ -37,7 +37,7 @@ mod tests;
 mod verify;
 mod volume;
 
-pub use engine::{ListQuery, StoredChunk, VerifiedChunk};
+pub use engine::{ListQuery, Options, StoredChunk, VerifiedChunk};
 pub use error::{Damage, Error, Place, Result};
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
@@ -49,7 +49,7 @@ pub use read::{
 };
 pub use recovery::{RebuildReport, RecoveryReport, StrandedJournal, rebuild};
 pub use store::{
-    DiffExtent, ExportedNode, Options, SnapshotDiff, Store, StoreStatus, check_snapshot_name,
+    DiffExtent, ExportedNode, SnapshotDiff, Store, StoreStatus, check_snapshot_name,
     check_snapshot_tags,
 };
 pub use varve_content::tree::DiffKind;

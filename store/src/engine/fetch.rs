@@ -18,12 +18,11 @@ use super::{
 };
 use crate::{
     Damage, Error, Result,
-    engine::{Priority, Scratch},
+    engine::{Engine, Priority, Scratch},
     format::Location,
     limits,
     meta::NodeKey,
     pack::{PackReader, ReadSpan, Span, plan_spans},
-    store::Engine,
 };
 
 /// A chunk that is being loaded: its position among those that are wanted, its id, its place, and the cache's.

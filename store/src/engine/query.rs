@@ -4,10 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     Result,
-    engine::Priority,
+    engine::{Engine, Priority},
     limits,
     meta::{self, Meta, Named},
-    store::Engine,
 };
 
 /// Which snapshots or volumes to list.

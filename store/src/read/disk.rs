@@ -10,9 +10,8 @@ use varve_content::{
 use super::{ContentReader, Segment};
 use crate::{
     Error, Result,
-    engine::{CheckedChunk, LocatedLeaf},
+    engine::{CheckedChunk, Engine, LocatedLeaf},
     pack::PackReader,
-    store::Engine,
 };
 
 /// Reads from the disk what others may have in memory: for whoever wants to know whether it is still there.

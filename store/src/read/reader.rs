@@ -19,13 +19,12 @@ use super::{
 use crate::{
     Damage, Error, Result,
     engine::{
-        CheckedChunk, Priority, Scratch, StoredChunk, VerifiedChunk, apart_if_it_waits,
+        CheckedChunk, Engine, Priority, Scratch, StoredChunk, VerifiedChunk, apart_if_it_waits,
         missing_chunk, needed_by, open_chunk, walked,
     },
     format::Location,
     meta::SnapshotRecord,
     pack::{PackReader, Span, plan_spans},
-    store::Engine,
 };
 
 /// Reads one snapshot. Cheap to clone.
