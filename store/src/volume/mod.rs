@@ -5,6 +5,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `records` | volumes as records: make, find, attach |
+//! | `volumes` | all of a store: what they share |
 //! | `registry` | which of them are open |
 //! | `volume` | a volume that is open: reads and writes of any bytes |
 //! | `batch` | changes put together to be written at once |
@@ -54,18 +55,20 @@ mod snapshot;
 mod space;
 #[expect(clippy::module_inception, reason = "the type that the folder is about")]
 mod volume;
+mod volumes;
 mod windows;
 mod writer;
 
 pub use clone::NewClone;
-pub(crate) use memory::MapMemory;
+use memory::MapMemory;
 pub(crate) use owner_file::{check_owner, read_owner};
 pub use records::NewVolume;
 pub(crate) use records::{journal_numbers, remove_journal};
 pub use recovery::JournalReport;
-pub(crate) use registry::OpenVolumes;
+use registry::OpenVolumes;
 pub use registry::VolumeStatus;
-pub(crate) use snapshot::PendingSnapshots;
+use snapshot::PendingSnapshots;
 pub use snapshot::{NewSnapshots, SnapshotProgress};
-pub(crate) use space::JournalSpace;
+use space::JournalSpace;
 pub use volume::Volume;
+pub(crate) use volumes::Volumes;

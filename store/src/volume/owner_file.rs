@@ -17,7 +17,7 @@ use std::{
 use super::{owner::Owner, recovery::durable, volume::VolumeState};
 use crate::{
     Error, Result,
-    commit::Commit,
+    engine::Commit,
     format::{
         FormatError, OwnerRecord, StoreId, VolumeId, VolumeRecord, names, owner::OWNER_FILE_BYTES,
     },

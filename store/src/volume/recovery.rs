@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{
+    Volumes,
     journal::{FILES_MAX, Found, slot, unsynced},
     layers::Epoch,
     owner::Owner,
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     Damage, Error, Result,
-    commit::Commit,
+    engine::{Commit, Workers},
     format::{
         FormatError,
         journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, first_sequence_of},
@@ -26,8 +27,6 @@ use crate::{
     },
     io::{Completion, File},
     limits::JOURNAL_FILE_BYTES_MAX,
-    store::Engine,
-    workers::Workers,
 };
 
 const BLOCK: usize = JOURNAL_BLOCK_BYTES;
@@ -104,11 +103,12 @@ struct Reader<'a> {
 /// Reads the files from `first_number` on, makes them durable and clean, and removes those before. Epochs end where cuts say that
 /// others begin; the last one goes on.
 pub(super) async fn recover(
-    engine: &Engine,
+    volumes: &Volumes,
     owner: &Owner,
     first_number: u64,
     mut promises: Promises,
 ) -> Result<(Found, Vec<Epoch>, JournalReport)> {
+    let engine = &volumes.engine;
     let commit = &engine.commit;
     // Of this volume as it was open before, if that is still being closed.
     owner.space.give_up_of(owner.volume);
@@ -161,7 +161,7 @@ pub(super) async fn recover(
     // One that is empty waits for nobody.
     let scan = match files.is_empty() {
         true => None,
-        false => Some(engine.journal_scan_permits.acquire().await),
+        false => Some(volumes.journal_scan_permits.acquire().await),
     };
     let end = reader.read_all(&files).await?;
     reader.check_promises(&promises, &end)?;

@@ -23,6 +23,7 @@ use tokio::{
 use varve_content::BLOCK_BYTES;
 
 use super::{
+    Volumes,
     batch::Change,
     files::MakesDurable,
     jobs::Checkpoints,
@@ -36,12 +37,11 @@ use super::{
 };
 use crate::{
     Error, Result,
-    commit::joined,
+    engine::{Engine, joined},
     failpoints::{Failpoint, reach},
     format::{names, volume::VolumeRecord},
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
     read::{ContentReader, Extent, Piece, push_extent},
-    store::Engine,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -68,6 +68,7 @@ impl Drop for OpenVolume {
 /// What reads and the writing task share.
 pub(super) struct VolumeState {
     pub(super) engine: Arc<Engine>,
+    pub(super) volumes: Arc<Volumes>,
     pub(super) name: String,
     pub(super) journal: Journal,
     pub(super) layers: RwLock<Layers>,
@@ -99,10 +100,11 @@ impl fmt::Debug for VolumeState {
 
 impl Volume {
     pub(super) async fn open(
-        engine: Arc<Engine>,
+        volumes: Arc<Volumes>,
         record: VolumeRecord,
         writing: OwnedMutexGuard<()>,
     ) -> Result<Self> {
+        let engine = Arc::clone(&volumes.engine);
         engine.commit.writable()?;
         let owner = Owner {
             disk: Arc::clone(&engine.disk),
@@ -110,14 +112,14 @@ impl Volume {
             store: engine.store_id,
             volume: record.id,
             bytes_max: engine.options.journal_bytes_max,
-            space: Arc::clone(&engine.journal_space),
+            space: Arc::clone(&volumes.journal_space),
         };
         make_directories(&owner).await?;
         let promises = snapshot::promises(&engine, &record).await?;
         let owner_file = OwnerFile::open(&engine.commit, &owner, &record).await?;
         let from = record.journal_from;
         let (found, mut epochs, report) =
-            recovery::recover(&engine, &owner, from, promises).await?;
+            recovery::recover(&volumes, &owner, from, promises).await?;
         if report != JournalReport::default() {
             tracing::info!(
                 volume = record.name,
@@ -132,14 +134,14 @@ impl Volume {
             Some(root) => Some(ContentReader::open(Arc::clone(&engine), root, &record.name).await?),
             None => None,
         };
-        let jobs = snapshot::resumed(&engine, &record).await?;
+        let jobs = snapshot::resumed(&volumes, &record).await?;
         let current = epochs
             .pop()
             .unwrap_or_else(|| Epoch::new(record.journal_from))
-            .counted(&engine.map_memory);
+            .counted(&volumes.map_memory);
         let ended = epochs
             .into_iter()
-            .map(|epoch| epoch.counted(&engine.map_memory));
+            .map(|epoch| epoch.counted(&volumes.map_memory));
         let layers = RwLock::new(Layers::new(current, ended, base));
         let inner = Arc::new(VolumeState {
             name: record.name.clone(),
@@ -156,6 +158,7 @@ impl Volume {
             report,
             record,
             engine,
+            volumes,
         });
         let task = Arc::clone(&inner);
         #[expect(

@@ -10,10 +10,10 @@ use futures::{StreamExt as _, stream, stream::BoxStream};
 
 use crate::{
     Error, Result,
+    engine::{Priority, Workers},
     format::journal::{JOURNAL_BLOCK_BYTES, data_crc},
     io::{AlignedBuf, Disk, File, OpenMode},
     limits::{JOURNAL_SCAN_READS, JOURNAL_SCAN_WINDOW_BYTES},
-    workers::{Priority, Workers},
 };
 
 const BLOCK: usize = JOURNAL_BLOCK_BYTES;

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    commit::PoisonOnPanic,
+    engine::PoisonOnPanic,
     failpoints::{Failpoint, reach},
     limits::{
         BRAKE_BYTES_PER_SECOND, BRAKE_FROM_PERMILLE, JOURNAL_WAITING_BYTES,
@@ -333,7 +333,7 @@ impl VolumeState {
     fn begin(&self, batch: &Batch) -> Result<Begun> {
         self.engine.commit.writable()?;
         let map_bytes = || self.layers.read().current.map.memory_bytes();
-        if self.engine.map_memory.is_full_for(map_bytes()) {
+        if self.volumes.map_memory.is_full_for(map_bytes()) {
             return Err(Error::Full {
                 verb: "keep in memory where more of what was written is in the journals of",
                 path: self.journal.dir(),
@@ -350,7 +350,7 @@ impl VolumeState {
         in_flight: &mut VecDeque<InFlight>,
     ) -> Result<OwnedSemaphorePermit> {
         let bytes = u32::try_from(batch.bytes()).unwrap_or(u32::MAX);
-        let room = &self.engine.journal_write_budget;
+        let room = &self.volumes.journal_write_budget;
         loop {
             if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(bytes) {
                 return Ok(permit);
