@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::{
+    journal::recovery::JournalReport,
     records,
-    recovery::JournalReport,
     volume::{OpenVolume, Volume},
 };
 use crate::{

@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 use super::{
     jobs::{Cut, Job, Purpose, passes},
-    recovery::{PromisedCut, Promises},
+    journal::recovery::{PromisedCut, Promises},
     volume::Volume,
     writer::Queue,
 };

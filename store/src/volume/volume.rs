@@ -23,14 +23,16 @@ use tokio::{
 use varve_content::BLOCK_BYTES;
 
 use super::{
-    batch::Change,
-    files::MakesDurable,
     jobs::Checkpoints,
-    journal::Journal,
+    journal::{
+        Journal,
+        batch::Change,
+        dir::Owner,
+        files::MakesDurable,
+        owner_file::OwnerFile,
+        recovery::{self, JournalReport},
+    },
     layers::{Epoch, Layers, Place, Stack, Stretch},
-    owner::Owner,
-    owner_file::OwnerFile,
-    recovery::{self, JournalReport},
     snapshot,
     writer::{self, BlockLock, Op, Queue},
 };

@@ -21,8 +21,10 @@ use tokio::{
 };
 
 use super::{
-    batch::{Batch, Change, Taken},
-    journal::Begun,
+    journal::{
+        Begun,
+        batch::{Batch, Change, Taken},
+    },
     volume::VolumeState,
 };
 use crate::{

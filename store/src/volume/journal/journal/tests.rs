@@ -13,7 +13,7 @@ use crate::{
         sim::{Call, SimDisk},
     },
     tests::block_on,
-    volume::{batch::Change, space::JournalSpace},
+    volume::journal::{batch::Change, recycle::JournalSpace},
 };
 
 const DATA_DIR: &str = "/data";

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     journal::unsynced,
-    space::{JournalSpace, Spare},
+    recycle::{JournalSpace, Spare},
 };
 use crate::{
     Error, Result,
@@ -21,33 +21,33 @@ const BLOCK: u64 = JOURNAL_BLOCK_BYTES as u64;
 
 /// Whose journal it is, and where.
 #[derive(Debug, Clone)]
-pub(super) struct Owner {
-    pub(super) disk: Arc<dyn Disk>,
-    pub(super) data_dir: PathBuf,
-    pub(super) store: StoreId,
-    pub(super) volume: VolumeId,
+pub(crate) struct Owner {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) store: StoreId,
+    pub(crate) volume: VolumeId,
     /// What the journal may take on disk.
-    pub(super) bytes_max: u64,
+    pub(crate) bytes_max: u64,
     /// What the journals of all open volumes take on disk.
-    pub(super) space: Arc<JournalSpace>,
+    pub(crate) space: Arc<JournalSpace>,
 }
 
 impl Owner {
-    pub(super) fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         names::volume(&self.data_dir, self.volume)
     }
 
-    pub(super) fn path(&self, number: u64) -> PathBuf {
+    pub(crate) fn path(&self, number: u64) -> PathBuf {
         names::journal_file(&self.data_dir, self.volume, number)
     }
 
     /// Free space of the file system.
-    pub(super) fn free_bytes(&self) -> Result<u64> {
+    pub(crate) fn free_bytes(&self) -> Result<u64> {
         let free = self.disk.free_bytes(&self.data_dir);
         free.map_err(|source| Error::io("ask for the free space of", &self.data_dir, source))
     }
 
-    pub(super) fn remove(&self, number: u64) -> Result<()> {
+    pub(crate) fn remove(&self, number: u64) -> Result<()> {
         let path = self.path(number);
         self.disk
             .remove(&path)
@@ -55,13 +55,13 @@ impl Owner {
     }
 
     /// The same, as soon as the system is not short of something.
-    pub(super) async fn remove_patiently(&self, number: u64) -> Result<()> {
+    pub(crate) async fn remove_patiently(&self, number: u64) -> Result<()> {
         let patience = self.disk.patience();
         patience.until_possible(|| self.remove(number)).await
     }
 
     /// Makes durable which files there are. [`Error::Shortage`]: the store closes, and no sync has failed.
-    pub(super) async fn sync_dir(&self) -> Result<()> {
+    pub(crate) async fn sync_dir(&self) -> Result<()> {
         let dir = self.dir();
         let mut tries = self.disk.patience().tries();
         loop {
@@ -73,7 +73,7 @@ impl Owner {
     }
 
     /// Makes a file of which all is allocated and nothing was written, for writes past the page cache and for all else.
-    pub(super) fn allocated(&self, path: &Path, len_bytes: u64) -> Result<(File, File)> {
+    pub(crate) fn allocated(&self, path: &Path, len_bytes: u64) -> Result<(File, File)> {
         let disk = &self.disk;
         let create = || disk.open_direct(path, OpenMode::CreateNew);
         let direct = match create() {
@@ -92,7 +92,7 @@ impl Owner {
     }
 
     /// The same of a file that was written before; `None` if it is not there any more.
-    pub(super) fn written_before(
+    pub(crate) fn written_before(
         &self,
         spare: &Spare,
         path: &Path,
@@ -107,18 +107,18 @@ impl Owner {
     }
 
     /// Opens a file as soon as the system is not short of something.
-    pub(super) async fn open_patiently(&self, path: &Path) -> Result<File> {
+    pub(crate) async fn open_patiently(&self, path: &Path) -> Result<File> {
         let patience = self.disk.patience();
         patience.until_possible(|| self.opened(path)).await
     }
 
-    pub(super) fn opened(&self, path: &Path) -> Result<File> {
+    pub(crate) fn opened(&self, path: &Path) -> Result<File> {
         let opened = self.disk.open(path, OpenMode::ReadWrite);
         opened.map_err(|source| Error::io("open", path, source))
     }
 
     /// Opens a file to add to it.
-    pub(super) fn opened_to_write(&self, path: &Path) -> Result<(File, File)> {
+    pub(crate) fn opened_to_write(&self, path: &Path) -> Result<(File, File)> {
         let direct = self.disk.open_direct(path, OpenMode::ReadWrite);
         let direct = direct.map_err(|source| Error::io("open", path, source))?;
         Ok((direct, self.opened(path)?))
@@ -135,7 +135,7 @@ impl Owner {
     }
 
     /// Keeps a file that is not needed any more to be written again, or removes it.
-    pub(super) fn done_with(
+    pub(crate) fn done_with(
         &self,
         number: u64,
         file: Option<File>,
@@ -166,7 +166,7 @@ impl Owner {
 
     /// The length of the next file of a journal that takes so much: as much again, so that a volume of which little is written takes
     /// little, and one of which much is written has few files. One that is spare is as good, if it fits.
-    pub(super) fn next_file_bytes(&self, journal_bytes: u64) -> u64 {
+    pub(crate) fn next_file_bytes(&self, journal_bytes: u64) -> u64 {
         let part = self.bytes_max / 128;
         let most = part.clamp(JOURNAL_FILE_BYTES_MIN, JOURNAL_FILE_BYTES_MAX);
         let next = journal_bytes.clamp(JOURNAL_FILE_BYTES_MIN, most) / BLOCK * BLOCK;

@@ -17,7 +17,7 @@ use tokio::{sync::Notify, time::sleep};
 use crate::{io::File, limits::SHORTAGE_PAUSES};
 
 /// What makes a volume durable without having been asked by its guest.
-pub(super) trait MakesDurable: Send + Sync {
+pub(crate) trait MakesDurable: Send + Sync {
     /// Begins to.
     fn make_durable(self: Arc<Self>);
 }
@@ -32,7 +32,7 @@ pub(crate) struct JournalFiles {
 }
 
 /// A journal that is open. Of one that is opened again while readers have it still, the files are others.
-pub(super) type JournalId = u64;
+pub(crate) type JournalId = u64;
 
 /// The number of a file of a journal.
 type Key = (JournalId, u64);
@@ -58,9 +58,9 @@ struct Open {
 
 /// The two ways to write a file.
 #[derive(Debug, Clone)]
-pub(super) struct Writers {
-    pub(super) cached: File,
-    pub(super) direct: File,
+pub(crate) struct Writers {
+    pub(crate) cached: File,
+    pub(crate) direct: File,
 }
 
 /// Volumes that are made durable at a time, where there are too many files that are not.
@@ -77,26 +77,26 @@ impl JournalFiles {
     }
 
     /// A journal that is opened.
-    pub(super) fn new_journal(&self) -> JournalId {
+    pub(crate) fn new_journal(&self) -> JournalId {
         let mut state = self.state.lock();
         state.last_journal += 1;
         state.last_journal
     }
 
     /// Who makes a journal durable, from now on.
-    pub(super) fn register(&self, journal: JournalId, who: Weak<dyn MakesDurable>) {
+    pub(crate) fn register(&self, journal: JournalId, who: Weak<dyn MakesDurable>) {
         self.state.lock().volumes.insert(journal, who);
     }
 
     /// A file to be read, if it is open.
-    pub(super) fn get(&self, journal: JournalId, number: u64) -> Option<File> {
+    pub(crate) fn get(&self, journal: JournalId, number: u64) -> Option<File> {
         let mut state = self.state.lock();
         let open = state.used((journal, number))?;
         Some(open.cached.clone())
     }
 
     /// A file to be written, if it is open for that.
-    pub(super) fn get_to_write(&self, journal: JournalId, number: u64) -> Option<Writers> {
+    pub(crate) fn get_to_write(&self, journal: JournalId, number: u64) -> Option<Writers> {
         let mut state = self.state.lock();
         let open = state.used((journal, number))?;
         Some(Writers {
@@ -106,21 +106,21 @@ impl JournalFiles {
     }
 
     /// A file that somebody has is written from now on: it stays open until it is [synced](Self::synced).
-    pub(super) fn unsynced(&self, journal: JournalId, number: u64) {
+    pub(crate) fn unsynced(&self, journal: JournalId, number: u64) {
         if let Some(open) = self.state.lock().open.get_mut(&(journal, number)) {
             open.unsynced = true;
         }
     }
 
     /// Whether a file is open for writes.
-    pub(super) fn is_open_to_write(&self, journal: JournalId, number: u64) -> bool {
+    pub(crate) fn is_open_to_write(&self, journal: JournalId, number: u64) -> bool {
         let state = self.state.lock();
         let open = state.open.get(&(journal, number));
         open.is_some_and(|open| open.direct.is_some())
     }
 
     /// Keeps a file open, and closes others for it. If somebody else was faster, it is theirs that is kept.
-    pub(super) fn insert(
+    pub(crate) fn insert(
         &self,
         journal: JournalId,
         number: u64,
@@ -147,7 +147,7 @@ impl JournalFiles {
     }
 
     /// What was written to a file is durable: it may be closed.
-    pub(super) fn synced(&self, journal: JournalId, number: u64) {
+    pub(crate) fn synced(&self, journal: JournalId, number: u64) {
         if let Some(open) = self.state.lock().open.get_mut(&(journal, number)) {
             open.unsynced = false;
         }
@@ -155,7 +155,7 @@ impl JournalFiles {
     }
 
     /// Nothing is added to a file any more.
-    pub(super) fn ended(&self, journal: JournalId, number: u64) {
+    pub(crate) fn ended(&self, journal: JournalId, number: u64) {
         let mut state = self.state.lock();
         let open = state.open.get_mut(&(journal, number));
         if open.and_then(|open| open.direct.take()).is_some() {
@@ -165,14 +165,14 @@ impl JournalFiles {
     }
 
     /// Lets go of a file, which is returned if it was open: whoever reads it may have it still.
-    pub(super) fn remove(&self, journal: JournalId, number: u64) -> Option<File> {
+    pub(crate) fn remove(&self, journal: JournalId, number: u64) -> Option<File> {
         let removed = self.state.lock().remove((journal, number));
         self.freed.notify_waiters();
         removed.map(|open| open.cached)
     }
 
     /// Lets go of all files of a journal.
-    pub(super) fn remove_all(&self, journal: JournalId) {
+    pub(crate) fn remove_all(&self, journal: JournalId) {
         let mut state = self.state.lock();
         let keys: Vec<_> = state.open.keys().copied().collect();
         for key in keys.into_iter().filter(|(of, _)| *of == journal) {
@@ -184,13 +184,13 @@ impl JournalFiles {
     }
 
     /// Whether so many more descriptors can be had, by closing files.
-    pub(super) fn has_room(&self, descriptors: usize) -> bool {
+    pub(crate) fn has_room(&self, descriptors: usize) -> bool {
         self.state.lock().make_room(descriptors, self.most)
     }
 
     /// Waits until so many more descriptors can be had, by closing files, and by having some made durable before. Not once there is no
     /// use in it: when the store closes, or makes nothing durable any more.
-    pub(super) async fn room(&self, descriptors: usize, is_of_no_use: impl Fn() -> bool) {
+    pub(crate) async fn room(&self, descriptors: usize, is_of_no_use: impl Fn() -> bool) {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);

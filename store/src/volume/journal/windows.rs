@@ -20,7 +20,7 @@ const BLOCK: usize = JOURNAL_BLOCK_BYTES;
 const WINDOW_BLOCKS: usize = JOURNAL_SCAN_WINDOW_BYTES / BLOCK;
 
 /// The blocks of a file from one on, as far as somebody has asked for them.
-pub(super) struct Windows<'a> {
+pub(crate) struct Windows<'a> {
     ahead: BoxStream<'a, Result<Window>>,
     /// Neighbours, in order.
     there: VecDeque<Window>,
@@ -43,7 +43,7 @@ impl Window {
 
 impl<'a> Windows<'a> {
     /// Begins to read a file at a block.
-    pub(super) async fn new(
+    pub(crate) async fn new(
         disk: &'a dyn Disk,
         workers: &'a Workers,
         file: &File,
@@ -79,7 +79,7 @@ impl<'a> Windows<'a> {
     }
 
     /// Brings blocks, and lets go of those before. If the file ends before: how many bytes it has from the first of them on.
-    pub(super) async fn bring(&mut self, start: u64, blocks: u64) -> Result<Option<u64>> {
+    pub(crate) async fn bring(&mut self, start: u64, blocks: u64) -> Result<Option<u64>> {
         debug_assert!(start >= self.first_block);
         loop {
             let let_go = |first: &mut Window| {
@@ -111,14 +111,14 @@ impl<'a> Windows<'a> {
     }
 
     /// A block that was brought.
-    pub(super) fn block(&self, block: u64) -> Option<&[u8; BLOCK]> {
+    pub(crate) fn block(&self, block: u64) -> Option<&[u8; BLOCK]> {
         let (window, at) = self.place(block)?;
         let (blocks, _) = window.bytes.as_chunks::<BLOCK>();
         blocks.get(at)
     }
 
     /// Its checksum.
-    pub(super) fn crc(&self, block: u64) -> Option<u32> {
+    pub(crate) fn crc(&self, block: u64) -> Option<u32> {
         let (window, at) = self.place(block)?;
         window.crcs.get(at).copied()
     }

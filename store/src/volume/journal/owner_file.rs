@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{owner::Owner, recovery::durable, volume::VolumeState};
+use super::{dir::Owner, recovery::durable};
 use crate::{
     Error, Result,
     commit::Commit,
@@ -22,11 +22,12 @@ use crate::{
         FormatError, OwnerRecord, StoreId, VolumeId, VolumeRecord, names, owner::OWNER_FILE_BYTES,
     },
     io::{AlignedBuf, Disk, File, OpenMode},
+    volume::volume::VolumeState,
 };
 
 /// The owner record of the journal of an open volume.
 #[derive(Debug)]
-pub(super) struct OwnerFile {
+pub(crate) struct OwnerFile {
     path: PathBuf,
     /// What is there; `None` while nothing whole is.
     last: Option<OwnerRecord>,
@@ -38,7 +39,7 @@ impl OwnerFile {
     /// # Errors
     ///
     /// [`Error::Incompatible`] when the journal is another volume's, or the catalog is older than the journal.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         commit: &Commit,
         owner: &Owner,
         record: &VolumeRecord,
@@ -76,7 +77,7 @@ impl OwnerFile {
     /// # Errors
     ///
     /// A write or sync that fails, other than for want of space, stops the store.
-    pub(super) async fn follow(
+    pub(crate) async fn follow(
         &mut self,
         commit: &Commit,
         owner: &Owner,
@@ -157,7 +158,7 @@ fn slot_start(record: &OwnerRecord) -> usize {
 impl VolumeState {
     /// Writes beside the journal what the catalog says of the volume now. The record is asked for in turn, so that an older one does
     /// not overtake a newer one.
-    pub(super) async fn record_owner(self: &Arc<Self>) -> Result<()> {
+    pub(crate) async fn record_owner(self: &Arc<Self>) -> Result<()> {
         let volume = Arc::clone(self);
         let write = async move |commit: Arc<Commit>| {
             let mut owner_file = volume.owner_file.lock().await;

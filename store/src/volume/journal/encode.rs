@@ -20,7 +20,7 @@ fn put_head(buf: &mut AlignedBuf, header: Option<&FileHeader>, descriptor: &Desc
 }
 
 /// A batch as it is written to the page cache.
-pub(super) fn as_it_is(
+pub(crate) fn as_it_is(
     header: Option<&FileHeader>,
     descriptor: &Descriptor,
     batch: &Batch,
@@ -33,7 +33,7 @@ pub(super) fn as_it_is(
 }
 
 /// A batch as it is written past the page cache. Large data that is aligned goes along from where it is, all else is copied.
-pub(super) fn aligned(
+pub(crate) fn aligned(
     header: Option<&FileHeader>,
     descriptor: &Descriptor,
     batch: &Batch,

@@ -12,7 +12,7 @@ const ENTRY_BLOCKS_MAX: u32 = 1 << 31;
 
 /// A change of whole blocks.
 #[derive(Debug, Clone)]
-pub(super) enum Change {
+pub(crate) enum Change {
     /// These bytes, a multiple of a block, from a block on.
     Data { start_block: u64, data: Bytes },
     /// Zeros.
@@ -20,7 +20,7 @@ pub(super) enum Change {
 }
 
 impl Change {
-    pub(super) fn data_bytes(&self) -> usize {
+    pub(crate) fn data_bytes(&self) -> usize {
         match self {
             Self::Data { data, .. } => data.len(),
             Self::Zeros { .. } => 0,
@@ -28,7 +28,7 @@ impl Change {
     }
 
     /// The same in pieces, of `most` bytes of data each at most; none if it changes nothing.
-    pub(super) fn in_pieces(self, most: usize) -> impl Iterator<Item = Self> {
+    pub(crate) fn in_pieces(self, most: usize) -> impl Iterator<Item = Self> {
         debug_assert!(most.is_multiple_of(BLOCK_BYTES));
         let mut rest = (!self.is_empty()).then_some(self);
         iter::from_fn(move || match rest.take()? {
@@ -60,7 +60,7 @@ impl Change {
 
 /// What of a change went into a batch.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(crate) enum Taken {
     All,
     /// The rest goes into the next one.
     Some,
@@ -69,7 +69,7 @@ pub(super) enum Taken {
 
 /// Changes in the order in which they count.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     entries: Vec<Entry>,
     data: Vec<Bytes>,
     data_blocks: usize,
@@ -77,7 +77,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Takes what fits off a change.
-    pub(super) fn take(&mut self, change: &mut Change) -> Taken {
+    pub(crate) fn take(&mut self, change: &mut Change) -> Taken {
         let mut taken = Taken::Nothing;
         match change {
             Change::Data { start_block, data } => {
@@ -146,31 +146,31 @@ impl Batch {
         });
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    pub(super) fn entries(&self) -> &[Entry] {
+    pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
     /// The data, in order.
-    pub(super) fn data(&self) -> impl Iterator<Item = &Bytes> {
+    pub(crate) fn data(&self) -> impl Iterator<Item = &Bytes> {
         self.data.iter()
     }
 
     /// The data, block by block.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &[u8]> {
         self.data.iter().flat_map(|data| data.chunks(BLOCK_BYTES))
     }
 
     /// Bytes of its data.
-    pub(super) fn data_bytes(&self) -> usize {
+    pub(crate) fn data_bytes(&self) -> usize {
         self.data_blocks * BLOCK_BYTES
     }
 
     /// Bytes that it takes in a journal that has been begun.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         ((1 + self.data_blocks) * JOURNAL_BLOCK_BYTES) as u64
     }
 }

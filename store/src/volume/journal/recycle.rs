@@ -29,7 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct JournalSpace {
     disk: Arc<dyn Disk>,
-    pub(super) files: JournalFiles,
+    pub(crate) files: JournalFiles,
     /// What is in use.
     live_bytes: AtomicU64,
     spares: Mutex<Vec<Spare>>,
@@ -37,12 +37,12 @@ pub(crate) struct JournalSpace {
 
 /// A file that may be written again.
 #[derive(Debug)]
-pub(super) struct Spare {
-    pub(super) volume: VolumeId,
-    pub(super) path: PathBuf,
+pub(crate) struct Spare {
+    pub(crate) volume: VolumeId,
+    pub(crate) path: PathBuf,
     /// As long as reads may hold it that were begun when it was in use.
-    pub(super) file: Option<File>,
-    pub(super) len_bytes: u64,
+    pub(crate) file: Option<File>,
+    pub(crate) len_bytes: u64,
 }
 
 impl JournalSpace {
@@ -57,21 +57,21 @@ impl JournalSpace {
     }
 
     /// What files take that are in use.
-    pub(super) fn live_bytes(&self) -> u64 {
+    pub(crate) fn live_bytes(&self) -> u64 {
         self.live_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn add_live(&self, bytes: u64) {
+    pub(crate) fn add_live(&self, bytes: u64) {
         self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn subtract_live(&self, bytes: u64) {
+    pub(crate) fn subtract_live(&self, bytes: u64) {
         self.live_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Keeps a file that is not in use any more, unless its volume has spare files of `volume_max` bytes, or all of them would be too
     /// much for so much free space. Whether it is kept; one that is not is to be removed.
-    pub(super) fn keep(&self, spare: Spare, volume_max: u64, free_bytes: u64) -> bool {
+    pub(crate) fn keep(&self, spare: Spare, volume_max: u64, free_bytes: u64) -> bool {
         let mut spares = self.spares.lock();
         let of_volume = spares.iter().filter(|other| other.volume == spare.volume);
         let of_volume: u64 = of_volume.map(|other| other.len_bytes).sum();
@@ -89,14 +89,14 @@ impl JournalSpace {
     }
 
     /// The length of the longest spare file of a volume that is not longer than that.
-    pub(super) fn spare_bytes(&self, volume: VolumeId, most_bytes: u64) -> Option<u64> {
+    pub(crate) fn spare_bytes(&self, volume: VolumeId, most_bytes: u64) -> Option<u64> {
         let spares = self.spares.lock();
         let fit = |spare: &&Spare| spare.volume == volume && spare.len_bytes <= most_bytes;
         spares.iter().filter(fit).map(|spare| spare.len_bytes).max()
     }
 
     /// A spare file of a volume that is as long as that, and that nobody reads any more.
-    pub(super) fn take(&self, volume: VolumeId, len_bytes: u64) -> Option<Spare> {
+    pub(crate) fn take(&self, volume: VolumeId, len_bytes: u64) -> Option<Spare> {
         let mut spares = self.spares.lock();
         let fits = |spare: &Spare| {
             spare.volume == volume

@@ -11,9 +11,8 @@ use std::{
 };
 
 use super::{
+    dir::Owner,
     journal::{FILES_MAX, Found, slot, unsynced},
-    layers::Epoch,
-    owner::Owner,
     windows::Windows,
 };
 use crate::{
@@ -27,6 +26,7 @@ use crate::{
     io::{Completion, File},
     limits::JOURNAL_FILE_BYTES_MAX,
     store::Engine,
+    volume::layers::Epoch,
     workers::Workers,
 };
 
@@ -46,20 +46,20 @@ pub struct JournalReport {
 
 /// What the volume's record says of its journal.
 #[derive(Debug)]
-pub(super) struct Promises {
+pub(crate) struct Promises {
     /// The cuts of pending snapshots, in their order.
-    pub(super) cuts: Vec<PromisedCut>,
+    pub(crate) cuts: Vec<PromisedCut>,
     /// Batches up to this one were durable, if it is above those of the base.
-    pub(super) sequence: u64,
+    pub(crate) sequence: u64,
 }
 
 /// All in front of it was durable when its snapshot was promised.
 #[derive(Debug)]
-pub(super) struct PromisedCut {
+pub(crate) struct PromisedCut {
     /// The file that the epoch behind it begins with.
-    pub(super) next_file: u64,
+    pub(crate) next_file: u64,
     /// For people.
-    pub(super) snapshot: String,
+    pub(crate) snapshot: String,
 }
 
 /// Where batches end that count, or those of one file.
@@ -103,7 +103,7 @@ struct Reader<'a> {
 
 /// Reads the files from `first_number` on, makes them durable and clean, and removes those before. Epochs end where cuts say that
 /// others begin; the last one goes on.
-pub(super) async fn recover(
+pub(crate) async fn recover(
     engine: &Engine,
     owner: &Owner,
     first_number: u64,
@@ -200,7 +200,7 @@ pub(super) async fn recover(
 }
 
 /// Waits for a sync. One that fails stops the store: the kernel tells it once, and who tried again would be told that all is well.
-pub(super) async fn durable(commit: &Commit, sync: Completion<()>, path: &Path) -> Result<()> {
+pub(crate) async fn durable(commit: &Commit, sync: Completion<()>, path: &Path) -> Result<()> {
     sync.await
         .map_err(|source| unsynced(path.to_owned(), source))
         .inspect_err(|error| commit.poison(error))

@@ -6,7 +6,7 @@
 //! get in each other's way: a block is read only after it was written, and is never written again.
 //!
 //! Files have their full length from the start, so that a full disk shows when a file is made, and not in the
-//! middle of it. Those that are no longer needed are [kept](super::space) and written again under a new name: what was in them
+//! middle of it. Those that are no longer needed are [kept](super::recycle) and written again under a new name: what was in them
 //! is told from what is written by their numbers and their random bytes, which are new.
 
 mod epoch;
@@ -22,10 +22,9 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
     batch::Batch,
+    dir::Owner,
+    encode,
     files::{JournalId, MakesDurable, Writers},
-    gather,
-    map::Slot,
-    owner::Owner,
 };
 use crate::{
     Error, Result,
@@ -38,17 +37,18 @@ use crate::{
         JOURNAL_COPIED_BYTES_MAX, JOURNAL_COPY_BYTES, JOURNAL_FILE_BYTES_MAX,
         JOURNAL_FILE_BYTES_MIN, JOURNAL_FILES_UNSYNCED, JOURNAL_READ_AROUND_BYTES,
     },
+    volume::map::{SLOTS_MAX, Slot},
 };
 
 const BLOCK: u64 = JOURNAL_BLOCK_BYTES as u64;
 /// Slots of a file, whatever its length.
 const FILE_SLOTS: u64 = JOURNAL_FILE_BYTES_MAX / BLOCK;
 /// Files whose slots can be told apart.
-pub(super) const FILES_MAX: u64 = 1 << 17;
+pub(crate) const FILES_MAX: u64 = 1 << 17;
 
 /// A journal, open.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     owner: Owner,
     /// By which its open files are known.
     id: JournalId,
@@ -59,12 +59,12 @@ pub(super) struct Journal {
 
 /// What a journal that was read holds, to go on from there.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// The number of the first file of the epoch that goes on: there is one, or will be.
-    pub(super) epoch_first: u64,
+    pub(crate) epoch_first: u64,
     /// The files' lengths; all of them are durable.
-    pub(super) files: BTreeMap<u64, u64>,
-    pub(super) last_sequence: u64,
+    pub(crate) files: BTreeMap<u64, u64>,
+    pub(crate) last_sequence: u64,
 }
 
 #[derive(Debug)]
@@ -112,16 +112,16 @@ struct JournalFile {
 
 /// Where a data block is.
 #[derive(Debug)]
-pub(super) struct BlockPlace {
-    pub(super) file: File,
-    pub(super) offset_bytes: u64,
+pub(crate) struct BlockPlace {
+    pub(crate) file: File,
+    pub(crate) offset_bytes: u64,
     /// What of the file was written.
-    pub(super) written_bytes: u64,
+    pub(crate) written_bytes: u64,
 }
 
 impl BlockPlace {
     /// What of the file to bring into the page cache when a place in it is read: where that begins, and how much it is.
-    pub(super) fn around(&self, offset_bytes: u64) -> (u64, usize) {
+    pub(crate) fn around(&self, offset_bytes: u64) -> (u64, usize) {
         let start = offset_bytes / JOURNAL_READ_AROUND_BYTES * JOURNAL_READ_AROUND_BYTES;
         let end = (start + JOURNAL_READ_AROUND_BYTES).min(self.written_bytes);
         (
@@ -133,16 +133,16 @@ impl BlockPlace {
 
 /// A batch on its way.
 #[derive(Debug)]
-pub(super) struct Begun {
-    pub(super) place: BatchPlace,
+pub(crate) struct Begun {
+    pub(crate) place: BatchPlace,
     /// Where its first data block is.
-    pub(super) first_slot: Slot,
-    pub(super) completion: Completion<()>,
+    pub(crate) first_slot: Slot,
+    pub(crate) completion: Completion<()>,
 }
 
 /// Which batch, and where.
 #[derive(Debug, Copy, Clone)]
-pub(super) struct BatchPlace {
+pub(crate) struct BatchPlace {
     sequence: u64,
     number: u64,
     offset_bytes: u64,
@@ -150,7 +150,7 @@ pub(super) struct BatchPlace {
 }
 
 impl Journal {
-    pub(super) fn new(owner: Owner, found: Found) -> Self {
+    pub(crate) fn new(owner: Owner, found: Found) -> Self {
         let files: BTreeMap<_, _> = found
             .files
             .into_iter()
@@ -196,7 +196,7 @@ impl Journal {
     /// # Errors
     ///
     /// [`Error::Full`] when the disk or the journal has no room for another file. Nothing was begun then.
-    pub(super) fn begin(&self, batch: &Batch) -> Result<Begun> {
+    pub(crate) fn begin(&self, batch: &Batch) -> Result<Begun> {
         let bytes = batch.bytes();
         let has_room = |tail: &Tail| tail.position_bytes + bytes <= tail.len_bytes;
         let tail = self.state.lock().tail.clone().filter(has_room);
@@ -257,7 +257,7 @@ impl Journal {
         };
         let (disk, position_bytes) = (&self.owner.disk, tail.position_bytes);
         let completion = if self.may_copy(batch_bytes) {
-            let parts = gather::as_it_is(header.as_ref(), &descriptor, batch);
+            let parts = encode::as_it_is(header.as_ref(), &descriptor, batch);
             match disk.write_at_once(&writers.cached, position_bytes, &parts) {
                 // Where it may wait, from the beginning: nobody was told of a part that was written.
                 Err(error) if is_shortage(&error) => {
@@ -266,7 +266,7 @@ impl Journal {
                 written => Completion::known(written),
             }
         } else {
-            let parts = gather::aligned(header.as_ref(), &descriptor, batch);
+            let parts = encode::aligned(header.as_ref(), &descriptor, batch);
             disk.write_parts(&writers.direct, position_bytes, parts)
         };
         Ok(Begun {
@@ -295,7 +295,7 @@ impl Journal {
 
     /// Whether enough was copied to the page cache to have it written, or so many files are not durable that they had better not all
     /// stay open.
-    pub(super) fn wants_sync(&self) -> bool {
+    pub(crate) fn wants_sync(&self) -> bool {
         let state = self.state.lock();
         let last = || state.files.values().rev().take(JOURNAL_FILES_UNSYNCED);
         state.copied_bytes >= JOURNAL_COPIED_BYTES_MAX / 2
@@ -303,7 +303,7 @@ impl Journal {
     }
 
     /// Whether the file that a batch goes to is open, or can be opened.
-    pub(super) fn has_room_for(&self, batch: &Batch) -> bool {
+    pub(crate) fn has_room_for(&self, batch: &Batch) -> bool {
         let files = &self.owner.space.files;
         let tail = self.state.lock().tail.clone();
         let is_open = tail.is_some_and(|tail| {
@@ -314,7 +314,7 @@ impl Journal {
     }
 
     /// Waits until another file can be opened to be added to, as long as that is of use.
-    pub(super) async fn room(&self, is_of_no_use: impl Fn() -> bool) {
+    pub(crate) async fn room(&self, is_of_no_use: impl Fn() -> bool) {
         self.owner.space.files.room(2, is_of_no_use).await;
     }
 
@@ -418,7 +418,7 @@ impl Journal {
     }
 
     /// Takes note that a batch, and all before it, is in the kernel.
-    pub(super) fn written(&self, batch: BatchPlace) {
+    pub(crate) fn written(&self, batch: BatchPlace) {
         let mut state = self.state.lock();
         debug_assert!(batch.sequence > state.written_sequence);
         state.written_sequence = batch.sequence;
@@ -431,7 +431,7 @@ impl Journal {
     /// begun behind it. Nothing may be on its way.
     ///
     /// After an error nothing is written any more.
-    pub(super) async fn roll_back(&self, batch: BatchPlace) -> Result<()> {
+    pub(crate) async fn roll_back(&self, batch: BatchPlace) -> Result<()> {
         let _lock = self.syncing.lock().await;
         let rolled_back = self.cut_back(batch).await;
         if let Err(error) = &rolled_back {
@@ -505,7 +505,7 @@ impl Journal {
     ///
     /// Must run to its end: an error that nobody sees would be forgotten by the kernel. After one nothing is made durable any
     /// more, for whoever asks again would be told by the kernel that all is well.
-    pub(super) async fn sync(&self) -> Result<()> {
+    pub(crate) async fn sync(&self) -> Result<()> {
         let _lock = self.syncing.lock().await;
         let synced = self.sync_files().await;
         match &synced {
@@ -564,7 +564,7 @@ impl Journal {
     }
 
     /// Lets go of the files before one: what is in them is in the base now, durably.
-    pub(super) fn remove_before(&self, number: u64) -> Result<()> {
+    pub(crate) fn remove_before(&self, number: u64) -> Result<()> {
         let old = {
             let mut state = self.state.lock();
             let live = state.files.split_off(&number);
@@ -583,7 +583,7 @@ impl Journal {
     }
 
     /// Where a slot is that is counted from `first_file` on.
-    pub(super) fn place(&self, first_file: u64, slot: Slot) -> Result<BlockPlace> {
+    pub(crate) fn place(&self, first_file: u64, slot: Slot) -> Result<BlockPlace> {
         let number = first_file + u64::from(slot) / FILE_SLOTS;
         let written_bytes = {
             let state = self.state.lock();
@@ -604,7 +604,7 @@ impl Journal {
     }
 
     /// Who makes it durable when its files are to be closed for others.
-    pub(super) fn register(&self, who: Weak<dyn MakesDurable>) {
+    pub(crate) fn register(&self, who: Weak<dyn MakesDurable>) {
         self.owner.space.files.register(self.id, who);
     }
 
@@ -648,7 +648,7 @@ const fn room_for(journal_bytes: u64) -> u64 {
 
 /// Not [`Error::Full`], whatever it is: after a failed sync nobody knows what is on the disk. Except where it was not begun: see
 /// [`Disk`](crate::io::Disk).
-pub(super) fn unsynced(path: PathBuf, source: std::io::Error) -> Error {
+pub(crate) fn unsynced(path: PathBuf, source: std::io::Error) -> Error {
     if is_shortage(&source) {
         return Error::io("sync", &path, source);
     }
@@ -660,7 +660,7 @@ pub(super) fn unsynced(path: PathBuf, source: std::io::Error) -> Error {
 }
 
 /// The slot of a block in a file, counted from the first one.
-pub(super) fn slot(file: u64, block: u64) -> Slot {
+pub(crate) fn slot(file: u64, block: u64) -> Slot {
     debug_assert!(file < FILES_MAX && block < FILE_SLOTS);
     #[expect(
         clippy::cast_possible_truncation,
@@ -670,7 +670,7 @@ pub(super) fn slot(file: u64, block: u64) -> Slot {
     slot
 }
 
-const _: () = assert!(FILES_MAX * FILE_SLOTS < super::map::SLOTS_MAX as u64);
+const _: () = assert!(FILES_MAX * FILE_SLOTS < SLOTS_MAX as u64);
 const _: () = assert!(JOURNAL_BYTES_LIMIT / JOURNAL_FILE_BYTES_MAX < FILES_MAX);
 const _: () = assert!(JOURNAL_FILE_BYTES_MAX.is_multiple_of(BLOCK));
 const _: () = assert!(BATCH_BYTES_MAX + BLOCK <= JOURNAL_FILE_BYTES_MIN);
