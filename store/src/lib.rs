@@ -44,7 +44,7 @@ mod volume;
 mod workers;
 
 pub use catalog::ListQuery;
-pub use error::{Damage, Error, Place, Result};
+pub use error::{Damage, Error, JournalLimit, Place, Result};
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
     CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot, RemoteRecord, SnapshotContent,

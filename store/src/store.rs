@@ -17,7 +17,7 @@ use crate::{
     pack::{EncodedRecord, LostPlaces, PackReader},
     read::ReadCache,
     recovery::{self, RecoveryReport},
-    volume::{JournalSpace, MapMemory, OpenVolumes, PendingSnapshots},
+    volume::{FilePool, MapMemory, OpenVolumes, PendingSnapshots},
     workers::{Priority, Workers},
 };
 
@@ -127,7 +127,7 @@ pub(crate) struct Engine {
     pub(crate) pending_snapshots: PendingSnapshots,
     /// Bytes of batches that may be on their way to journals.
     pub(crate) journal_write_budget: Arc<Semaphore>,
-    pub(crate) journal_space: Arc<JournalSpace>,
+    pub(crate) journal_files: Arc<FilePool>,
     /// Journals that may be read at a time, to open their volumes.
     pub(crate) journal_scan_permits: Semaphore,
     /// What the maps of journals take.
@@ -226,7 +226,7 @@ impl Engine {
         if !is_short()? {
             return Ok(());
         }
-        self.journal_space.give_up();
+        self.journal_files.remove_spares();
         if is_short()? {
             return Err(Error::Full {
                 verb: "write chunks; what is left is kept for the index",

@@ -227,7 +227,7 @@ fn refuse(error: Error, name: &str, offset: u64) -> ExportError {
             offset,
             message: damage.to_string(),
         },
-        Error::Full { .. } => ExportError::NoSpace {
+        Error::Full { .. } | Error::JournalFull { .. } => ExportError::NoSpace {
             message: error.to_string(),
         },
         Error::Closing => ExportError::Stopping,

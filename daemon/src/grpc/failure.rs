@@ -126,7 +126,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
     use varve_content::{ChunkId, chunker::check_canonical, tree::Leaf};
-    use varve_store::{Damage, Place};
+    use varve_store::{Damage, JournalLimit, Place};
 
     use super::*;
 
@@ -212,6 +212,14 @@ mod tests {
                 },
                 Code::ResourceExhausted,
                 "no space left",
+            ),
+            (
+                Error::JournalFull {
+                    path: path.clone(),
+                    limit: JournalLimit::Bytes(1 << 20),
+                },
+                Code::ResourceExhausted,
+                "limit of 1048576 bytes",
             ),
             (
                 Error::Poisoned {

@@ -44,7 +44,7 @@ use crate::{
     pack::{PackHome as _, PackReader, PackSet},
     read::ReadCache,
     store::{Engine, Options},
-    volume::{JournalSpace, OpenVolumes, PendingSnapshots},
+    volume::{FilePool, OpenVolumes, PendingSnapshots},
     workers::Workers,
 };
 
@@ -213,7 +213,7 @@ where
         pending_snapshots: PendingSnapshots::default(),
         journal_write_budget: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
         journal_scan_permits: Semaphore::new(limits::JOURNAL_SCANS),
-        journal_space: Arc::new(JournalSpace::new(
+        journal_files: Arc::new(FilePool::new(
             Arc::clone(&disk),
             options.journal_files_open_max,
         )),

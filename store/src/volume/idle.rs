@@ -4,13 +4,14 @@
 //! that has detached or by a process that was killed, is emptied whatever is in it. One that is open and rests is emptied if there is
 //! much in it: of a guest that writes a block now and then each would cost a change of the catalog.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use super::{records, volume::Volume};
+use super::{journal::last_journal_file, volume::Volume};
 use crate::{
-    Error, ListQuery, Result, Store, limits,
+    Error, ListQuery, Result, Store,
+    io::offload,
+    limits,
     meta::{VolumeId, VolumeRecord},
-    workers::Priority,
 };
 
 /// Journals of volumes that are not open and could not be emptied, up to which file: they are tried again when there is more in them.
@@ -78,10 +79,12 @@ impl Store {
             }
             return Ok(());
         }
-        let engine = std::sync::Arc::clone(self.engine());
-        let last_file = move |_: &mut _| records::last_journal_file(&engine, &record);
-        let workers = &self.engine().workers;
-        let Some(last) = workers.run(Priority::Manage, last_file).await?? else {
+        let engine = Arc::clone(self.engine());
+        let last_file = move || {
+            let (disk, data_dir) = (&*engine.disk, &engine.options.data_dir);
+            last_journal_file(disk, data_dir, id, record.journal_from)
+        };
+        let Some(last) = offload(last_file).await?? else {
             tried.remove(&id);
             return Ok(());
         };

@@ -28,6 +28,7 @@
 mod changes;
 mod checkpoint;
 mod clone;
+mod host;
 mod idle;
 mod jobs;
 mod journal;
@@ -43,12 +44,10 @@ mod volume;
 mod writer;
 
 pub use clone::NewClone;
-pub(crate) use journal::owner_file::{check_owner, read_owner};
-pub use journal::recovery::JournalReport;
-pub(crate) use journal::recycle::JournalSpace;
+pub use journal::JournalReport;
+pub(crate) use journal::{FilePool, check_owner, journal_numbers, read_owner, remove_journal};
 pub(crate) use memory::MapMemory;
 pub use records::NewVolume;
-pub(crate) use records::{journal_numbers, remove_journal};
 pub(crate) use registry::OpenVolumes;
 pub use registry::VolumeStatus;
 pub(crate) use snapshot::PendingSnapshots;

@@ -9,12 +9,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::{
-    journal::recovery::JournalReport,
+    journal::{JournalReport, journal_bytes},
     records,
     volume::{OpenVolume, Volume},
 };
 use crate::{
     Error, Result, Store,
+    io::offload,
     meta::{VolumeId, VolumeRecord},
     store::Engine,
 };
@@ -175,10 +176,17 @@ impl Store {
                 found: Some(volume.journal_report().clone()),
                 ..status
             }),
-            None => Ok(VolumeStatus {
-                journal_bytes: records::journal_bytes(engine, &record)?,
-                ..status
-            }),
+            None => {
+                let engine = Arc::clone(engine);
+                let look = move || {
+                    let (disk, data_dir) = (&*engine.disk, &engine.options.data_dir);
+                    journal_bytes(disk, data_dir, record.id, record.journal_from)
+                };
+                Ok(VolumeStatus {
+                    journal_bytes: offload(look).await??,
+                    ..status
+                })
+            }
         }
     }
 

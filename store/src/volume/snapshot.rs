@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 use super::{
     jobs::{Cut, Job, Purpose, passes},
-    journal::recovery::{PromisedCut, Promises},
+    journal::{PromisedCut, Promises},
     volume::Volume,
     writer::Queue,
 };
@@ -601,6 +601,7 @@ pub(super) async fn promises(engine: &Arc<Engine>, record: &VolumeRecord) -> Res
         });
     }
     Ok(Promises {
+        first_file: record.journal_from,
         cuts,
         sequence: record.promised_sequence,
     })

@@ -1,4 +1,4 @@
-//! Changes of a volume put together to be written at once.
+//! Changes of blocks, collected into batches that are written at once.
 
 use std::iter;
 
@@ -7,19 +7,20 @@ use varve_content::BLOCK_BYTES;
 
 use crate::format::journal::{Descriptor, Entry, JOURNAL_BLOCK_BYTES};
 
-/// Blocks added to an entry at a time, at most, and blocks it has at most when others are added: so their sum is a `u32`.
+/// Blocks that are added to an entry at a time, at most. An entry with as many takes no more, so their sum is a `u32`.
 const ENTRY_BLOCKS_MAX: u32 = 1 << 31;
 
 /// A change of whole blocks.
 #[derive(Debug, Clone)]
 pub(crate) enum Change {
-    /// These bytes, a multiple of a block, from a block on.
+    /// Bytes, a multiple of a block, from a block on.
     Data { start_block: u64, data: Bytes },
     /// Zeros.
     Zeros { start_block: u64, blocks: u64 },
 }
 
 impl Change {
+    /// Bytes of its data.
     pub(crate) fn data_bytes(&self) -> usize {
         match self {
             Self::Data { data, .. } => data.len(),
@@ -27,8 +28,8 @@ impl Change {
         }
     }
 
-    /// The same in pieces, of `most` bytes of data each at most; none if it changes nothing.
-    pub(crate) fn in_pieces(self, most: usize) -> impl Iterator<Item = Self> {
+    /// Splits it into changes of at most `most` bytes of data each, in order; into none if it changes nothing.
+    pub(crate) fn split(self, most: usize) -> impl Iterator<Item = Self> {
         debug_assert!(most.is_multiple_of(BLOCK_BYTES));
         let mut rest = (!self.is_empty()).then_some(self);
         iter::from_fn(move || match rest.take()? {
@@ -36,17 +37,17 @@ impl Change {
                 start_block,
                 mut data,
             } if data.len() > most => {
-                let piece = data.split_to(most);
+                let first = data.split_to(most);
                 rest = Some(Self::Data {
                     start_block: start_block + (most / BLOCK_BYTES) as u64,
                     data,
                 });
                 Some(Self::Data {
                     start_block,
-                    data: piece,
+                    data: first,
                 })
             }
-            all => Some(all),
+            last => Some(last),
         })
     }
 
@@ -58,16 +59,16 @@ impl Change {
     }
 }
 
-/// What of a change went into a batch.
+/// How much of a change went into a batch.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(crate) enum Taken {
     All,
-    /// The rest goes into the next one.
+    /// The rest goes into the next batch.
     Some,
     Nothing,
 }
 
-/// Changes in the order in which they count.
+/// Changes in the order in which they were made. A later one replaces what an earlier one wrote.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     entries: Vec<Entry>,
@@ -76,7 +77,7 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Takes what fits off a change.
+    /// Takes as much off a change as fits.
     pub(crate) fn take(&mut self, change: &mut Change) -> Taken {
         let mut taken = Taken::Nothing;
         match change {
@@ -118,7 +119,7 @@ impl Batch {
         Taken::All
     }
 
-    /// Whether blocks from `start` on go on where the last entry ends.
+    /// Whether blocks from `start` on can be added to the last entry.
     fn extends(&self, start: u64, zeros: bool) -> bool {
         self.entries.last().is_some_and(|last| {
             last.zeros == zeros
@@ -146,21 +147,23 @@ impl Batch {
         });
     }
 
+    /// Whether it changes nothing.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
+    /// Which blocks it changes.
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
     /// The data, in order.
-    pub(crate) fn data(&self) -> impl Iterator<Item = &Bytes> {
+    pub(super) fn data(&self) -> impl Iterator<Item = &Bytes> {
         self.data.iter()
     }
 
     /// The data, block by block.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = &[u8]> {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &[u8]> {
         self.data.iter().flat_map(|data| data.chunks(BLOCK_BYTES))
     }
 
@@ -169,7 +172,7 @@ impl Batch {
         self.data_blocks * BLOCK_BYTES
     }
 
-    /// Bytes that it takes in a journal that has been begun.
+    /// Bytes that it takes in a file that has a header.
     pub(crate) fn bytes(&self) -> u64 {
         ((1 + self.data_blocks) * JOURNAL_BLOCK_BYTES) as u64
     }

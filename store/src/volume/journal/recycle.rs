@@ -1,11 +1,11 @@
-//! What journals take on disk, and files of theirs that are no longer needed and are kept to be written again.
+//! The files of all journals: what they take on disk, and spare ones that are kept to be written again.
 //!
-//! The first sync behind writes to a place that was only allocated makes the file system write down, in its own journal, that
-//! something is there now. In a file that was written before it need not, which takes a third off such a sync. So PostgreSQL does
-//! with its log, which it calls recycling.
+//! The first sync behind writes to newly allocated space makes the file system record, in its own journal, that the
+//! space is in use. A file that was written before needs no such record, which takes a third off the sync.
+//! PostgreSQL recycles the files of its log for the same reason.
 //!
-//! A spare file keeps its name, which is one before those that the volume's record says are in use: whoever opens the volume
-//! removes it. Nothing is promised of what is in it, and whoever is short of space has it removed.
+//! A spare file keeps its name. Its number is below those that the volume's record says are in use, so whoever
+//! opens the volume removes it. Nothing is promised of its content, and all spare files go when space is short.
 
 use std::{
     io::ErrorKind,
@@ -18,60 +18,64 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::files::JournalFiles;
+use super::files::OpenFiles;
 use crate::{
-    format::volume::VolumeId,
+    format::VolumeId,
     io::{Disk, File},
     limits::{SPARE_BYTES_MAX, SPARE_PART_OF_FREE},
 };
 
-/// Of the journals of all open volumes.
+/// The files of the journals of all open volumes.
 #[derive(Debug)]
-pub(crate) struct JournalSpace {
+pub(crate) struct FilePool {
     disk: Arc<dyn Disk>,
-    pub(crate) files: JournalFiles,
-    /// What is in use.
+    pub(super) open: Arc<OpenFiles>,
+    /// Bytes of files in use.
     live_bytes: AtomicU64,
-    spares: Mutex<Vec<Spare>>,
+    spares: Mutex<Vec<SpareFile>>,
+    /// Held while spare files are removed, which may take long. Nobody waits for it but to remove others.
+    removing: Mutex<()>,
 }
 
 /// A file that may be written again.
 #[derive(Debug)]
-pub(crate) struct Spare {
-    pub(crate) volume: VolumeId,
-    pub(crate) path: PathBuf,
-    /// As long as reads may hold it that were begun when it was in use.
-    pub(crate) file: Option<File>,
-    pub(crate) len_bytes: u64,
+pub(super) struct SpareFile {
+    pub(super) volume: VolumeId,
+    pub(super) path: PathBuf,
+    /// Open as long as reads may hold it that began while it was in use.
+    pub(super) file: Option<File>,
+    pub(super) len_bytes: u64,
 }
 
-impl JournalSpace {
-    /// There is none yet. Their files may take so many descriptors.
-    pub(crate) fn new(disk: Arc<dyn Disk>, files_open_max: usize) -> Self {
+impl FilePool {
+    /// A pool without files, which may take so many descriptors.
+    pub(crate) fn new(disk: Arc<dyn Disk>, descriptors_max: usize) -> Self {
         Self {
             disk,
-            files: JournalFiles::new(files_open_max),
+            open: Arc::new(OpenFiles::new(descriptors_max)),
             live_bytes: AtomicU64::new(0),
             spares: Mutex::default(),
+            removing: Mutex::default(),
         }
     }
 
-    /// What files take that are in use.
-    pub(crate) fn live_bytes(&self) -> u64 {
+    /// Bytes of files in use.
+    pub(super) fn live_bytes(&self) -> u64 {
         self.live_bytes.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn add_live(&self, bytes: u64) {
+    pub(super) fn add_live(&self, bytes: u64) {
         self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(crate) fn subtract_live(&self, bytes: u64) {
+    pub(super) fn subtract_live(&self, bytes: u64) {
         self.live_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Keeps a file that is not in use any more, unless its volume has spare files of `volume_max` bytes, or all of them would be too
-    /// much for so much free space. Whether it is kept; one that is not is to be removed.
-    pub(crate) fn keep(&self, spare: Spare, volume_max: u64, free_bytes: u64) -> bool {
+    /// Keeps a file that is no longer in use, unless its volume would have more than `volume_max` bytes of spare
+    /// files, or all volumes more than is fair for so much free space. Returns whether the file was kept; the
+    /// caller removes one that was not.
+    pub(super) fn keep(&self, spare: SpareFile, volume_max: u64, free_bytes: u64) -> bool {
         let mut spares = self.spares.lock();
         let of_volume = spares.iter().filter(|other| other.volume == spare.volume);
         let of_volume: u64 = of_volume.map(|other| other.len_bytes).sum();
@@ -81,24 +85,24 @@ impl JournalSpace {
             return false;
         }
         spares.push(spare);
-        // Descriptors are for those that are in use.
+        // Descriptors are for files in use.
         for spare in spares.iter_mut() {
             spare.file.take_if(|file| !file.is_shared());
         }
         true
     }
 
-    /// The length of the longest spare file of a volume that is not longer than that.
-    pub(crate) fn spare_bytes(&self, volume: VolumeId, most_bytes: u64) -> Option<u64> {
+    /// The length of the longest spare file of a volume that is at most `most_bytes` long.
+    pub(super) fn spare_bytes(&self, volume: VolumeId, most_bytes: u64) -> Option<u64> {
         let spares = self.spares.lock();
-        let fit = |spare: &&Spare| spare.volume == volume && spare.len_bytes <= most_bytes;
+        let fit = |spare: &&SpareFile| spare.volume == volume && spare.len_bytes <= most_bytes;
         spares.iter().filter(fit).map(|spare| spare.len_bytes).max()
     }
 
-    /// A spare file of a volume that is as long as that, and that nobody reads any more.
-    pub(crate) fn take(&self, volume: VolumeId, len_bytes: u64) -> Option<Spare> {
+    /// Takes a spare file of a volume, of exactly this length, that nobody reads any more.
+    pub(super) fn take(&self, volume: VolumeId, len_bytes: u64) -> Option<SpareFile> {
         let mut spares = self.spares.lock();
-        let fits = |spare: &Spare| {
+        let fits = |spare: &SpareFile| {
             spare.volume == volume
                 && spare.len_bytes == len_bytes
                 && !spare.file.as_ref().is_some_and(File::is_shared)
@@ -107,25 +111,30 @@ impl JournalSpace {
         Some(spares.remove(at))
     }
 
-    /// Removes all spare files, because there is too little space. Whoever asks looks at the space again: somebody else may have done it.
-    pub(crate) fn give_up(&self) {
-        self.give_up_those(|_| true);
+    /// Removes all spare files, because space is short. May take long. The caller looks at the free space again,
+    /// even if there were none: another caller may have removed them.
+    pub(crate) fn remove_spares(&self) {
+        self.remove_those(|_| true);
     }
 
-    /// Removes the spare files of a volume.
-    pub(crate) fn give_up_of(&self, volume: VolumeId) {
-        self.give_up_those(|spare| spare.volume == volume);
+    /// Removes the spare files of a volume. May take long.
+    pub(crate) fn remove_spares_of(&self, volume: VolumeId) {
+        self.remove_those(|spare| spare.volume == volume);
     }
 
-    fn give_up_those(&self, which: impl Fn(&Spare) -> bool) {
-        // Removed under the lock: who finds none there may rely on the space.
-        let mut spares = self.spares.lock();
-        for spare in spares.extract_if(.., |spare| which(&*spare)) {
+    fn remove_those(&self, which: impl Fn(&SpareFile) -> bool) {
+        // To the end: a caller that finds no spare files relies on their space being free.
+        let _removing = self.removing.lock();
+        let removed: Vec<_> = {
+            let mut spares = self.spares.lock();
+            spares.extract_if(.., |spare| which(&*spare)).collect()
+        };
+        for spare in removed {
             match self.disk.remove(&spare.path) {
                 Ok(()) => {}
-                // With its volume.
+                // It went with its volume.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                // It goes when its volume is opened again. Whose space it takes is not to suffer for it more than by that.
+                // It goes when its volume is opened again. Until then it takes space, and nothing else is wrong.
                 Err(error) => {
                     let path = spare.path.display();
                     tracing::warn!(%path, %error, "a spare journal file was not removed");
