@@ -291,7 +291,11 @@ impl World {
         let mut held = match self.random.below(2) {
             0 => {
                 let all = u32::try_from(limits::CHECKPOINTS_MAX).unwrap();
-                store.engine().checkpoint_permits.try_acquire_many(all).ok()
+                store
+                    .volumes()
+                    .checkpoint_permits
+                    .try_acquire_many(all)
+                    .ok()
             }
             _ => None,
         };

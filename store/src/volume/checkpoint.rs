@@ -35,13 +35,11 @@ use super::{
 };
 use crate::{
     Error, Result,
-    apart::apart,
-    commit::joined,
+    engine::{Priority, apart, joined, needed_by, walked},
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::{CHECKPOINT_NODES_MAX, CHECKPOINT_SEGMENTS_IN_FLIGHT},
     meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
-    read::{ContentReader, needed_by, walked},
-    workers::Priority,
+    read::ContentReader,
 };
 
 /// Chunks handed to the store at a time, in plain bytes.
@@ -69,7 +67,7 @@ impl VolumeState {
         snapshot: Option<(SnapshotId, &Progress)>,
     ) -> Result<RootId> {
         let progress = snapshot.map(|(_, progress)| progress);
-        let places = &self.engine.checkpoint_permits;
+        let places = &self.volumes.checkpoint_permits;
         let _place = places.acquire().await.map_err(|_| Error::Closing)?;
         if let Some(progress) = progress {
             progress.check()?;
@@ -229,7 +227,7 @@ impl VolumeState {
         size_bytes: u64,
         segment: u32,
     ) -> Result<SegmentPut> {
-        let segments = Arc::clone(&self.engine.checkpoint_segment_permits);
+        let segments = Arc::clone(&self.volumes.checkpoint_segment_permits);
         let turn = segments.acquire_owned().await;
         let _lock = turn.map_err(|_| Error::Closing)?;
         self.put_segment(&ingest, &stack, size_bytes, segment).await

@@ -3,7 +3,11 @@
 use futures::future::BoxFuture;
 
 use super::journal::{ChecksummedBlocks, Host};
-use crate::{Error, Result, io::AlignedBuf, store::Engine, workers::Priority};
+use crate::{
+    Error, Result,
+    engine::{Engine, Priority},
+    io::AlignedBuf,
+};
 
 impl Host for Engine {
     fn stop_writing(&self, why: &Error) {

@@ -5,6 +5,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `records` | volumes as records: make, find, attach |
+//! | `volumes` | all of a store: what they share |
 //! | `registry` | which of them are open |
 //! | `volume` | a volume that is open: reads and writes of any bytes |
 //! | `writer` | the one task that writes a volume's journal |
@@ -41,15 +42,18 @@ mod registry;
 mod snapshot;
 #[expect(clippy::module_inception, reason = "the type that the folder is about")]
 mod volume;
+mod volumes;
 mod writer;
 
 pub use clone::NewClone;
+use journal::FilePool;
 pub use journal::JournalReport;
-pub(crate) use journal::{FilePool, check_owner, journal_numbers, read_owner, remove_journal};
-pub(crate) use memory::MapMemory;
+pub(crate) use journal::{check_owner, journal_numbers, read_owner, remove_journal};
+use memory::MapMemory;
 pub use records::NewVolume;
-pub(crate) use registry::OpenVolumes;
+use registry::OpenVolumes;
 pub use registry::VolumeStatus;
-pub(crate) use snapshot::PendingSnapshots;
+use snapshot::PendingSnapshots;
 pub use snapshot::{NewSnapshots, SnapshotProgress};
 pub use volume::Volume;
+pub(crate) use volumes::Volumes;

@@ -1,17 +1,16 @@
-//! Volumes as records: make, find, list, tag, attach, detach, delete.
+//! Volumes as records: make, find, attach, detach, delete.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use varve_content::RootId;
 
-use super::journal::remove_journal;
+use super::{Volumes, journal::remove_journal};
 use crate::{
-    Error, ListQuery, Result,
+    Error, Result,
     format::volume::SECTOR_BYTES,
     io::offload,
     limits,
     meta::{self, Meta, Named as _, SnapshotId, SnapshotRecord, VolumeId, VolumeRecord},
-    store::Store,
 };
 
 /// What is to become a volume.
@@ -137,41 +136,26 @@ pub(super) fn check_size(name: &str, size_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-impl Store {
+impl Volumes {
     /// Makes a volume, detached.
-    pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeRecord> {
+    pub(crate) async fn create_volume(&self, new: NewVolume) -> Result<VolumeRecord> {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
         let id = VolumeId::random()?;
         // The snapshot is looked up where nothing can delete it before the volume holds on to its root.
-        self.engine()
+        self.engine
             .commit
             .create(move |meta| new.into_record(id, meta))
             .await
     }
 
     /// The volume of that name or id.
-    pub async fn volume(&self, key: &str) -> Result<VolumeRecord> {
-        self.engine().find(key).await
-    }
-
-    /// Volumes by name, ascending by bytes.
-    pub async fn list_volumes(&self, query: ListQuery) -> Result<Vec<VolumeRecord>> {
-        self.engine().list(query).await
-    }
-
-    /// Sets and removes tags of a volume, in one step. What is both set and removed is set.
-    pub async fn tag_volume(
-        &self,
-        key: &str,
-        set: BTreeMap<String, String>,
-        remove: Vec<String>,
-    ) -> Result<VolumeRecord> {
-        self.engine().tag(key, set, remove).await
+    pub(crate) async fn volume(&self, key: &str) -> Result<VolumeRecord> {
+        self.engine.find(key).await
     }
 
     /// Deletes a volume and its journal, while it is not attached and no snapshots of it are pending. Its snapshots stay.
-    pub async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
+    pub(crate) async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
         let id = self.volume(key).await?.id;
         let may_go = |record: &VolumeRecord| {
             detached(record)?;
@@ -183,17 +167,17 @@ impl Store {
                 }),
             }
         };
-        let engine = self.engine();
+        let engine = &self.engine;
         // Nobody opens it meanwhile.
-        let opening = engine.volumes.opening(id).await;
+        let opening = self.open.opening(id).await;
         let deleted = engine.commit.delete(id, may_go).await?;
         let removed = async {
             if let Some(volume) = opening.volume() {
                 volume.close().await?;
             }
-            let engine = Arc::clone(engine);
+            let (engine, files) = (Arc::clone(engine), Arc::clone(&self.journal_files));
             let remove = move || {
-                engine.journal_files.remove_spares_of(id);
+                files.remove_spares_of(id);
                 remove_journal(&*engine.disk, &engine.options.data_dir, id)
             };
             offload(remove).await?
@@ -209,7 +193,7 @@ impl Store {
     ///
     /// One that is attached already is refused, unless it is taken over by `force`: as after its user died without
     /// detaching it. The number goes up with that, too, so that whoever had it can be told apart.
-    pub async fn attach_volume(&self, key: &str, force: bool) -> Result<VolumeRecord> {
+    pub(crate) async fn attach_volume(&self, key: &str, force: bool) -> Result<VolumeRecord> {
         let change = move |mut record: VolumeRecord| {
             if !force {
                 detached(&record)?;
@@ -225,7 +209,7 @@ impl Store {
     }
 
     /// Detaches a volume. One that is not attached stays as it is: whoever lost the answer may ask again.
-    pub async fn detach_volume(&self, key: &str) -> Result<VolumeRecord> {
+    pub(crate) async fn detach_volume(&self, key: &str) -> Result<VolumeRecord> {
         let change = |mut record: VolumeRecord| {
             record.attached_at_ns = None;
             Ok(record)
@@ -238,8 +222,8 @@ impl Store {
         F: FnOnce(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
     {
         let id = self.volume(key).await?.id;
-        let changed = self.engine().commit.update(id, change).await?;
-        if let Some(volume) = self.engine().volumes.get(id) {
+        let changed = self.engine.commit.update(id, change).await?;
+        if let Some(volume) = self.open.get(id) {
             volume.inner().record_owner().await?;
         }
         Ok(changed)

@@ -23,6 +23,7 @@ use tokio::{
 use varve_content::BLOCK_BYTES;
 
 use super::{
+    Volumes,
     jobs::Checkpoints,
     journal::{Change, Host, Journal, JournalDir, JournalReport, MakesDurable, OwnerFile, recover},
     layers::{Epoch, Layers, Place, ReplayedEpochs, Stack, Stretch},
@@ -31,12 +32,11 @@ use super::{
 };
 use crate::{
     Error, Result,
-    commit::joined,
+    engine::{Engine, joined},
     failpoints::{Failpoint, reach},
     format::volume::VolumeRecord,
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
     read::{ContentReader, Extent, Piece, push_extent},
-    store::Engine,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -63,6 +63,7 @@ impl Drop for OpenVolume {
 /// What reads and the writing task share.
 pub(super) struct VolumeState {
     pub(super) engine: Arc<Engine>,
+    pub(super) volumes: Arc<Volumes>,
     pub(super) name: String,
     pub(super) journal: Arc<Journal>,
     pub(super) layers: RwLock<Layers>,
@@ -94,10 +95,11 @@ impl fmt::Debug for VolumeState {
 
 impl Volume {
     pub(super) async fn open(
-        engine: Arc<Engine>,
+        volumes: Arc<Volumes>,
         record: VolumeRecord,
         writing: OwnedMutexGuard<()>,
     ) -> Result<Self> {
+        let engine = Arc::clone(&volumes.engine);
         engine.commit.writable()?;
         let host: Arc<dyn Host> = Arc::<Engine>::clone(&engine);
         let dir = JournalDir {
@@ -106,14 +108,14 @@ impl Volume {
             store: engine.store_id,
             volume: record.id,
             bytes_max: engine.options.journal_bytes_max,
-            pool: Arc::clone(&engine.journal_files),
+            pool: Arc::clone(&volumes.journal_files),
             host,
         };
         dir.create().await?;
         let promises = snapshot::promises(&engine, &record).await?;
         let owner_file = OwnerFile::open(&dir, &record).await?;
         let mut replayed = ReplayedEpochs::default();
-        let permits = &engine.journal_scan_permits;
+        let permits = &volumes.journal_scan_permits;
         let (recovered, report) = recover(&dir, promises, permits, &mut replayed).await?;
         let mut epochs = replayed.0;
         if report != JournalReport::default() {
@@ -130,14 +132,14 @@ impl Volume {
             Some(root) => Some(ContentReader::open(Arc::clone(&engine), root, &record.name).await?),
             None => None,
         };
-        let jobs = snapshot::resumed(&engine, &record).await?;
+        let jobs = snapshot::resumed(&volumes, &record).await?;
         let current = epochs
             .pop()
             .unwrap_or_else(|| Epoch::new(record.journal_from))
-            .counted(&engine.map_memory);
+            .counted(&volumes.map_memory);
         let ended = epochs
             .into_iter()
-            .map(|epoch| epoch.counted(&engine.map_memory));
+            .map(|epoch| epoch.counted(&volumes.map_memory));
         let layers = RwLock::new(Layers::new(current, ended, base));
         let inner = Arc::new(VolumeState {
             name: record.name.clone(),
@@ -154,6 +156,7 @@ impl Volume {
             report,
             record,
             engine,
+            volumes,
         });
         let task = Arc::clone(&inner);
         #[expect(

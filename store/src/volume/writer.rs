@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    commit::PoisonOnPanic,
+    engine::PoisonOnPanic,
     error::JournalLimit,
     failpoints::{Failpoint, reach},
     limits::{
@@ -333,7 +333,7 @@ impl VolumeState {
     async fn begin(&self, batch: &Batch, descriptors: Reservation) -> Result<Begun> {
         self.engine.commit.writable()?;
         let map_bytes = || self.layers.read().current.map.memory_bytes();
-        if self.engine.map_memory.is_full_for(map_bytes()) {
+        if self.volumes.map_memory.is_full_for(map_bytes()) {
             return Err(Error::JournalFull {
                 path: self.journal.dir().path(),
                 limit: JournalLimit::MapBytes(MAPS_BYTES_MAX),
@@ -350,7 +350,7 @@ impl VolumeState {
         in_flight: &mut VecDeque<InFlight>,
     ) -> Result<OwnedSemaphorePermit> {
         let bytes = u32::try_from(batch.bytes()).unwrap_or(u32::MAX);
-        let room = &self.engine.journal_write_budget;
+        let room = &self.volumes.journal_write_budget;
         loop {
             if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(bytes) {
                 return Ok(permit);
