@@ -1,0 +1,656 @@
+//! The order of durability: what is written, synced and made visible, in which order, and nowhere else.
+//!
+//! 1. Pack bytes are written and synced ([`PackWriter::flush`], whose receipt the next step asks for).
+//! 2. A snapshot's record is appended to the catalog log and synced.
+//! 3. Index entries and the snapshot's record enter RocksDB, in one batch with a synced WAL.
+//!
+//! Every other change of the catalog, volumes' records included, goes through 2 and 3.
+//!
+//! Nobody sees a snapshot before 3. A crash between 2 and 3 leaves a record that recovery brings in: the
+//! snapshot is whole by then, and nobody was told otherwise. Chunks are synced and indexed in groups while
+//! an upload runs, so that one that is interrupted need not send them again.
+//!
+//! A disk that is full loses what was not synced yet, and nothing else: uploads that were under way fail (their
+//! [`Generation`] has passed), the store goes on. What the system is short of (descriptors, memory) is waited for, and
+//! a pack that cannot be made fails those who needed it. Any other failure to write or to sync leaves the state of
+//! the disk unknown: nothing is written any more until a restart. `docs/errors.md` tells what happens for each error.
+//!
+//! A caller's future may be dropped at any `await`, as when its client goes away. What has left one of the steps above and not
+//! reached the next would then be forgotten, so these steps run in tasks of their own ([`Commit::to_the_end`]).
+
+use std::{
+    collections::{HashMap, HashSet},
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use parking_lot::RwLock;
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    task::JoinError,
+};
+use varve_content::ChunkId;
+
+use crate::{
+    Error, Result,
+    catalog_log::CatalogLog,
+    engine::{DirectoryLock, Workers},
+    failpoints::{Failpoint, reach},
+    format::{RecordId, catalog_log::Record, pack::Payload},
+    io::Disk,
+    limits,
+    meta::{Batch, Meta, Named, NodeKey, SnapshotRecord},
+    pack::{Appended, EncodedRecord, PackWriter, PlacedRecord},
+};
+
+/// A span between two losses of unsynced records. What was learned in one does not hold in the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Generation(u64);
+
+#[derive(Debug)]
+pub(crate) struct Commit {
+    chunks: PackWriter,
+    nodes: PackWriter,
+    meta: Arc<dyn Meta>,
+    workers: Arc<Workers>,
+    disk: Arc<dyn Disk>,
+    /// The last batch found no space in the index.
+    index_full: AtomicBool,
+    pending: RwLock<Pending>,
+    /// One flush at a time: a second would sync what the first does.
+    flushing: Mutex<()>,
+    /// Changes of the catalog are made one after another.
+    catalog: Mutex<CatalogLog>,
+    /// Held as long as anything here may write.
+    _lock: DirectoryLock,
+}
+
+/// Stops the store when a task that changes it panics: nobody knows how far it came.
+pub(crate) struct PoisonOnPanic(Arc<Commit>);
+
+impl PoisonOnPanic {
+    pub(crate) fn new(commit: &Arc<Commit>) -> Self {
+        Self(Arc::clone(commit))
+    }
+}
+
+impl Drop for PoisonOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.poison(&Error::Poisoned {
+                reason: "a task that was writing has panicked".to_owned(),
+            });
+        }
+    }
+}
+
+/// Records that were appended and are not in the index yet.
+#[derive(Debug, Default)]
+struct Pending {
+    generation: u64,
+    chunks: HashMap<ChunkId, Payload>,
+    nodes: HashSet<NodeKey>,
+    chunks_appended: Option<Appended>,
+    nodes_appended: Option<Appended>,
+    /// Set once: why nothing is written any more.
+    poisoned: Option<String>,
+    closing: bool,
+}
+
+/// How many records wait to be indexed.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+enum Fill {
+    Some,
+    /// Enough for a group.
+    Group,
+    /// More than may be while another group is being indexed.
+    TooMany,
+}
+
+impl Pending {
+    fn check(&self, generation: Generation) -> Result<()> {
+        if let Some(reason) = &self.poisoned {
+            return Err(Error::Poisoned {
+                reason: reason.clone(),
+            });
+        }
+        if self.closing {
+            return Err(Error::Closing);
+        }
+        if self.generation != generation.0 {
+            return Err(Error::Full {
+                verb: "keep what this upload had sent; free space and upload again",
+                path: "the data directory".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn appended_bytes(&self) -> u64 {
+        let bytes =
+            |appended: &Option<Appended>| appended.as_ref().map_or(0, Appended::stored_bytes);
+        bytes(&self.chunks_appended) + bytes(&self.nodes_appended)
+    }
+
+    /// Records that are kept in mind.
+    fn records(&self) -> usize {
+        self.chunks.len() + self.nodes.len()
+    }
+
+    /// What is to be done about their number.
+    fn fill(&self) -> Fill {
+        let records = self.records();
+        if records >= 2 * limits::INDEX_GROUP_RECORDS {
+            Fill::TooMany
+        } else if records >= limits::INDEX_GROUP_RECORDS
+            || self.appended_bytes() >= limits::INDEX_GROUP_BYTES
+        {
+            Fill::Group
+        } else {
+            Fill::Some
+        }
+    }
+}
+
+/// Indexes a record, whatever it is.
+pub(crate) fn put_record(batch: &mut Batch, record: &PlacedRecord) {
+    match NodeKey::new(record.location.payload.kind, record.id) {
+        Some(key) => batch.put_node(key, record.location),
+        None => batch.put_chunk(ChunkId::from_bytes(record.id), record.location),
+    }
+}
+
+/// The keys of records that are nodes.
+pub(crate) fn node_keys(records: &[EncodedRecord]) -> impl Iterator<Item = NodeKey> {
+    records
+        .iter()
+        .filter_map(|record| NodeKey::new(record.payload().kind, *record.id()))
+}
+
+/// What became of a task; its panic goes on here.
+pub(crate) async fn joined<T>(
+    task: impl Future<Output = std::result::Result<Result<T>, JoinError>>,
+) -> Result<T> {
+    match task.await.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => resume_unwind(panic),
+        // The runtime is shutting down.
+        Err(Err(_)) => Err(Error::Closing),
+    }
+}
+
+/// Adds to what was appended before.
+fn join(all: &mut Option<Appended>, more: Appended) {
+    match all {
+        Some(all) => all.join(more),
+        None => *all = Some(more),
+    }
+}
+
+impl Commit {
+    pub(crate) fn new(
+        chunks: PackWriter,
+        nodes: PackWriter,
+        meta: Arc<dyn Meta>,
+        workers: Arc<Workers>,
+        disk: Arc<dyn Disk>,
+        log: CatalogLog,
+        lock: DirectoryLock,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            chunks,
+            nodes,
+            meta,
+            workers,
+            disk,
+            index_full: AtomicBool::new(false),
+            pending: RwLock::default(),
+            flushing: Mutex::new(()),
+            catalog: Mutex::new(log),
+            _lock: lock,
+        })
+    }
+
+    /// Does what must not stop half-way, even if the caller stops waiting for it.
+    pub(crate) async fn to_the_end<T, W, F>(self: &Arc<Self>, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(Arc<Self>) -> F,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let work = work(Arc::clone(self));
+        let guard = PoisonOnPanic::new(self);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "`close` waits for all of them: it takes the locks that they hold"
+        )]
+        let task = tokio::spawn(async move {
+            let done = work.await;
+            drop(guard);
+            done
+        });
+        joined(task).await
+    }
+
+    /// The current generation, for an upload that begins.
+    pub(crate) fn generation(&self) -> Result<Generation> {
+        let pending = self.pending.read();
+        let generation = Generation(pending.generation);
+        pending.check(generation)?;
+        Ok(generation)
+    }
+
+    /// That what was learned in `generation` still holds, and that the store writes.
+    pub(crate) fn check(&self, generation: Generation) -> Result<()> {
+        self.pending.read().check(generation)
+    }
+
+    /// Why the store has stopped writing, if it has.
+    pub(crate) fn poisoned(&self) -> Option<String> {
+        self.pending.read().poisoned.clone()
+    }
+
+    /// How chunks are kept that the index does not know yet.
+    pub(crate) fn pending_chunks(&self, ids: &[ChunkId]) -> Vec<Option<Payload>> {
+        let pending = self.pending.read();
+        ids.iter()
+            .map(|id| pending.chunks.get(id).copied())
+            .collect()
+    }
+
+    /// Which nodes were appended that the index does not know yet.
+    pub(crate) fn pending_nodes(&self, keys: &[NodeKey]) -> Vec<bool> {
+        let pending = self.pending.read();
+        keys.iter().map(|key| pending.nodes.contains(key)).collect()
+    }
+
+    /// Appends chunks, and indexes when a group is full. Returns the bytes they take in packs.
+    pub(crate) async fn append_chunks(
+        self: &Arc<Self>,
+        generation: Generation,
+        records: Vec<EncodedRecord>,
+    ) -> Result<u64> {
+        let kept: Vec<_> = records
+            .iter()
+            .map(|record| (ChunkId::from_bytes(*record.id()), *record.payload()))
+            .collect();
+        let appended = self.appended(self.chunks.append(records).await)?;
+        let stored = appended.stored_bytes();
+        let fill = {
+            let mut pending = self.pending.write();
+            pending.check(generation)?;
+            pending.chunks.extend(kept);
+            join(&mut pending.chunks_appended, appended);
+            pending.fill()
+        };
+        reach(Failpoint::ChunksAppended);
+        self.index_group(fill).await?;
+        Ok(stored)
+    }
+
+    /// Indexes what was appended, if it is enough for a group.
+    async fn index_group(self: &Arc<Self>, fill: Fill) -> Result<()> {
+        if fill == Fill::Some {
+            return Ok(());
+        }
+        self.to_the_end(move |commit| async move {
+            let flushing = match commit.flushing.try_lock() {
+                Ok(flushing) => flushing,
+                // The next group takes these along.
+                Err(_) if fill == Fill::Group => return Ok(()),
+                Err(_) => commit.flushing.lock().await,
+            };
+            commit.flush_locked(&flushing, false).await
+        })
+        .await
+    }
+
+    /// Appends tree nodes, and indexes when a group is full. Returns the bytes they take in packs.
+    pub(crate) async fn append_nodes(
+        self: &Arc<Self>,
+        generation: Generation,
+        records: Vec<EncodedRecord>,
+    ) -> Result<u64> {
+        let keys: Vec<_> = node_keys(&records).collect();
+        let appended = self.appended(self.nodes.append(records).await)?;
+        let stored = appended.stored_bytes();
+        let fill = {
+            let mut pending = self.pending.write();
+            pending.check(generation)?;
+            pending.nodes.extend(keys);
+            join(&mut pending.nodes_appended, appended);
+            pending.fill()
+        };
+        self.index_group(fill).await?;
+        Ok(stored)
+    }
+
+    /// Makes durable and indexes all that was appended.
+    pub(crate) async fn flush(self: &Arc<Self>, generation: Generation) -> Result<()> {
+        self.to_the_end(|commit| async move {
+            let flushing = commit.flushing.lock().await;
+            commit.check(generation)?;
+            commit.flush_locked(&flushing, false).await?;
+            // What was appended may have been lost to a full disk just now.
+            commit.check(generation)
+        })
+        .await
+    }
+
+    /// Makes the changes that `plan` finds right for the catalog as it is, which does not change meanwhile: all of them, or none.
+    pub(crate) async fn change<T, F>(self: &Arc<Self>, plan: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn Meta) -> Result<(Vec<Record>, T)> + Send + 'static,
+    {
+        self.to_the_end(|commit| async move {
+            let mut log = commit.catalog.lock().await;
+            let (mut changes, outcome) = commit.ask(plan).await?;
+            let record = match (changes.pop(), changes.is_empty()) {
+                (None, _) => return Ok(outcome),
+                (Some(only), true) => only,
+                (Some(last), false) => {
+                    changes.push(last);
+                    Record::Several(changes)
+                }
+            };
+            if !record.fits() {
+                return Err(Error::Invalid(
+                    "names and tags are too long to be changed all together".to_owned(),
+                ));
+            }
+            commit.change_catalog(&mut log, record).await?;
+            Ok(outcome)
+        })
+        .await
+    }
+
+    /// Makes a snapshot of content whose nodes were all appended, and shows it.
+    pub(crate) async fn commit_snapshot(
+        self: &Arc<Self>,
+        generation: Generation,
+        record: SnapshotRecord,
+    ) -> Result<SnapshotRecord> {
+        self.to_the_end(|commit| async move {
+            {
+                let flushing = commit.flushing.lock().await;
+                commit.check(generation)?;
+                commit.flush_locked(&flushing, false).await?;
+            }
+            commit.check(generation)?;
+            commit.insert(move |_| Ok(record)).await
+        })
+        .await
+    }
+
+    /// Makes a record as `make` finds the catalog, which does not change meanwhile.
+    pub(crate) async fn create<R, F>(self: &Arc<Self>, make: F) -> Result<R>
+    where
+        R: Named,
+        F: FnOnce(&dyn Meta) -> Result<R> + Send + 'static,
+    {
+        self.to_the_end(|commit| async move { commit.insert(make).await })
+            .await
+    }
+
+    /// Replaces a record by what `change` makes of it. One that stays as it was is not written again.
+    pub(crate) async fn update<R, F>(
+        self: &Arc<Self>,
+        id: RecordId<R::Kind>,
+        change: F,
+    ) -> Result<R>
+    where
+        R: Named,
+        F: FnOnce(R) -> Result<R> + Send + 'static,
+    {
+        self.to_the_end(move |commit| async move {
+            let mut log = commit.catalog.lock().await;
+            let before = commit.existing::<R>(id).await?;
+            let after = change(before.clone())?;
+            if after != before {
+                commit.change_catalog(&mut log, after.clone().put()).await?;
+            }
+            Ok(after)
+        })
+        .await
+    }
+
+    /// Removes a record, if `may_go` finds nothing against it.
+    pub(crate) async fn delete<R, F>(
+        self: &Arc<Self>,
+        id: RecordId<R::Kind>,
+        may_go: F,
+    ) -> Result<R>
+    where
+        R: Named,
+        F: FnOnce(&R) -> Result<()> + Send + 'static,
+    {
+        self.to_the_end(move |commit| async move {
+            let mut log = commit.catalog.lock().await;
+            let record = commit.existing::<R>(id).await?;
+            may_go(&record)?;
+            commit.change_catalog(&mut log, R::deleted(id)).await?;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Adds a record whose name nobody has yet. Only within [`Commit::to_the_end`].
+    async fn insert<R, F>(&self, make: F) -> Result<R>
+    where
+        R: Named,
+        F: FnOnce(&dyn Meta) -> Result<R> + Send + 'static,
+    {
+        let mut log = self.catalog.lock().await;
+        let make = |meta: &dyn Meta| {
+            let record = make(meta)?;
+            match R::by_name(meta, record.name())? {
+                Some(taken) => Err(taken.name_taken_error()),
+                None => Ok(record),
+            }
+        };
+        let record = self.ask(make).await?;
+        self.change_catalog(&mut log, record.clone().put()).await?;
+        Ok(record)
+    }
+
+    async fn existing<R: Named>(&self, id: RecordId<R::Kind>) -> Result<R> {
+        self.ask(move |meta| R::by_id(meta, id))
+            .await?
+            .ok_or_else(|| Error::NotFound {
+                what: R::WHAT,
+                name: id.to_string(),
+            })
+    }
+
+    /// Steps 2 and 3.
+    async fn change_catalog(&self, log: &mut CatalogLog, record: Record) -> Result<()> {
+        self.writable()?;
+        self.index_writes().await?;
+        reach(Failpoint::BeforeCatalogLog);
+        let sequence = self.written(log.append(&record).await)?;
+        reach(Failpoint::CatalogLogSynced);
+        let mut batch = Batch::default();
+        batch.catalog(sequence, record);
+        let mut tries = self.disk.patience().tries();
+        loop {
+            match self.apply(batch.clone(), true).await {
+                Ok(()) => break,
+                // The record is durable, so it can be refused no more, and must not be overtaken by another: all changes wait.
+                Err(error @ Error::Full { .. }) if tries.again(&error).await => {}
+                Err(error) => {
+                    self.poison(&error);
+                    return Err(error);
+                }
+            }
+        }
+        reach(Failpoint::CatalogApplied);
+        Ok(())
+    }
+
+    /// That the index can be written, if it could not be the last time: what is refused here leaves nothing behind.
+    async fn index_writes(&self) -> Result<()> {
+        if !self.index_full.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let meta = Arc::clone(&self.meta);
+        self.workers.commit(move || meta.writes_again()).await??;
+        self.index_full.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes durable and indexes all that was appended.
+    async fn flush_locked(&self, _flushing: &MutexGuard<'_, ()>, sync: bool) -> Result<()> {
+        self.writable()?;
+        // What was appended before is covered by the flush. What comes meanwhile waits for the next.
+        let (chunks, nodes) = {
+            let mut pending = self.pending.write();
+            (
+                pending.chunks_appended.take(),
+                pending.nodes_appended.take(),
+            )
+        };
+        if chunks.is_none() && nodes.is_none() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        let chunks = self.make_durable(&self.chunks, chunks, &mut batch).await?;
+        let nodes = self.make_durable(&self.nodes, nodes, &mut batch).await?;
+        reach(Failpoint::PacksSynced);
+        for record in chunks.iter().chain(&nodes) {
+            put_record(&mut batch, record);
+        }
+        // What the index has no space for is in packs, and counts as lost all the same: it is sent again.
+        self.written(self.apply(batch, sync).await)?;
+        reach(Failpoint::GroupIndexed);
+        let mut pending = self.pending.write();
+        for record in &chunks {
+            pending.chunks.remove(&ChunkId::from_bytes(record.id));
+        }
+        for key in nodes
+            .iter()
+            .filter_map(|record| NodeKey::new(record.location.payload.kind, record.id))
+        {
+            pending.nodes.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// Step 1: syncs what a writer has appended, and tells where it is. Only a receipt tells, so the index cannot
+    /// point at bytes that a power cut may take.
+    async fn make_durable(
+        &self,
+        writer: &PackWriter,
+        appended: Option<Appended>,
+        batch: &mut Batch,
+    ) -> Result<Vec<PlacedRecord>> {
+        let Some(appended) = appended else {
+            return Ok(Vec::new());
+        };
+        let flushed = self.written(writer.flush().await)?;
+        batch.packs(flushed.packs());
+        self.written(flushed.settle(appended).map_err(Error::from))
+    }
+
+    async fn ask<T, F>(&self, ask: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn Meta) -> Result<T> + Send + 'static,
+    {
+        let meta = Arc::clone(&self.meta);
+        self.workers.commit(move || ask(&*meta)).await?
+    }
+
+    async fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
+        let mut tries = self.disk.patience().tries();
+        loop {
+            let (meta, batch) = (Arc::clone(&self.meta), batch.clone());
+            let applied = self.workers.commit(move || meta.apply(batch, sync)).await?;
+            match applied {
+                Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
+                Err(error @ Error::Full { .. }) => {
+                    self.index_full.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+                applied => return applied,
+            }
+        }
+    }
+
+    /// Whether it refuses everything because the store is being closed.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.pending.read().closing
+    }
+
+    /// That the store writes.
+    pub(crate) fn writable(&self) -> Result<()> {
+        match &self.pending.read().poisoned {
+            Some(reason) => Err(Error::Poisoned {
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Draws the consequence of a failed append. One for which no pack could be made has lost nothing.
+    fn appended<T>(&self, result: Result<T>) -> Result<T> {
+        match result {
+            Err(Error::Poisoned { .. } | Error::Full { .. }) => self.written(result),
+            _ => result,
+        }
+    }
+
+    /// Draws the consequence of a failed write or sync.
+    fn written<T>(&self, result: Result<T>) -> Result<T> {
+        match &result {
+            Ok(_) | Err(Error::Closing | Error::Limit(_) | Error::Shortage { .. }) => {}
+            Err(Error::Full { .. }) => {
+                let mut pending = self.pending.write();
+                pending.generation += 1;
+                pending.chunks.clear();
+                pending.nodes.clear();
+                pending.chunks_appended = None;
+                pending.nodes_appended = None;
+            }
+            Err(error) => self.poison(error),
+        }
+        result
+    }
+
+    /// Stops all writing, by packs and by journals.
+    pub(crate) fn poison(&self, error: &Error) {
+        let mut pending = self.pending.write();
+        if pending.poisoned.is_none() {
+            tracing::error!(%error, "the store stops writing");
+            pending.poisoned = Some(match error {
+                Error::Poisoned { reason } => reason.clone(),
+                other => other.to_string(),
+            });
+        }
+    }
+
+    /// Syncs and indexes what is pending, and refuses everything after.
+    pub(crate) async fn close(self: &Arc<Self>) -> Result<()> {
+        self.to_the_end(|commit| async move {
+            commit.pending.write().closing = true;
+            let flushing = commit.flushing.lock().await;
+            // A change of the catalog that has begun ends first.
+            let _log = commit.catalog.lock().await;
+            if commit.poisoned().is_some() {
+                return Ok(());
+            }
+            commit.flush_locked(&flushing, true).await?;
+            // Nothing is pending: what closing syncs is the packs' lengths, and their footers.
+            let mut batch = Batch::default();
+            batch.packs(commit.written(commit.chunks.close().await)?.packs());
+            batch.packs(commit.written(commit.nodes.close().await)?.packs());
+            let indexed = commit.apply(batch, true).await;
+            indexed.inspect_err(|error| commit.poison(error))
+        })
+        .await
+    }
+}

@@ -1,0 +1,398 @@
+//! Nodes and chunks, from the caches or from packs.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+use tokio::sync::SemaphorePermit;
+use varve_content::{
+    ChunkId, NodeId, RootId,
+    block::BLOCK_BYTES,
+    tree::{InnerNode, Leaf, NodeSource, Root, TreeError, WalkError, find_leaf},
+};
+
+use super::{
+    CachedNode, LocatedLeaf, StoredChunk, VerifiedChunk,
+    cache::{ChunkGuard, Found},
+    chunk::open_chunk,
+};
+use crate::{
+    Damage, Error, Result,
+    engine::{Engine, Priority, Scratch},
+    format::Location,
+    limits,
+    meta::NodeKey,
+    pack::{PackReader, ReadSpan, Span, plan_spans},
+};
+
+/// A chunk that is being loaded: its position among those that are wanted, its id, its place, and the cache's.
+type Member<'a> = (usize, ChunkId, Location, ChunkGuard<'a>);
+
+/// What a walk's error is to a reader.
+pub(crate) fn walked(error: WalkError<Error>) -> Error {
+    match error {
+        WalkError::Source(error) => error,
+        WalkError::Level { node, .. } | WalkError::Outside { node, .. } => {
+            Damage::in_tree(format_args!("node {node}"), &error).into()
+        }
+    }
+}
+
+pub(crate) fn needed_by(error: Error, snapshot: &str) -> Error {
+    match error {
+        Error::Damaged(damage) => Error::Damaged(damage.needed_by(snapshot)),
+        other => other,
+    }
+}
+
+pub(crate) fn missing_chunk(id: ChunkId) -> Damage {
+    Damage::missing(format_args!("chunk {id}"))
+}
+
+/// That a node's bytes have its id.
+fn verify_node(key: NodeKey, encoded: &[u8]) -> std::result::Result<(), String> {
+    let found = match key {
+        NodeKey::Leaf(_) => NodeKey::Leaf(NodeId::of_leaf(encoded)),
+        NodeKey::Inner(_) => NodeKey::Inner(NodeId::of_inner(encoded)),
+        NodeKey::Root(_) => NodeKey::Root(RootId::of(encoded)),
+    };
+    if found == key {
+        Ok(())
+    } else {
+        Err(format!("its bytes have id {found}"))
+    }
+}
+
+impl Engine {
+    /// A chunk, from the cache or its pack. Readers of the same chunk wait for one read.
+    pub(crate) async fn load_chunk(
+        &self,
+        id: ChunkId,
+        place: Option<Location>,
+    ) -> Result<VerifiedChunk> {
+        let load = async {
+            let place = place.ok_or_else(|| missing_chunk(id))?;
+            let payload = self.read_one(&self.packs, place, id.as_bytes()).await;
+            let payload = self.noting_damage(payload)?;
+            let open = move |scratch: &mut Scratch| {
+                open_chunk(scratch, id, place, &payload).map(VerifiedChunk::detached)
+            };
+            let opened = self.workers.run(Priority::Read, open).await?;
+            self.noting_damage(opened.map_err(Error::from))
+        };
+        self.cache.chunk_or(id, load).await
+    }
+
+    /// Chunks, in this order, from the cache or their packs. What lies side by side in a pack is read together, and unpacked in
+    /// pieces on all workers. Nobody reads what somebody else is reading.
+    pub(crate) async fn load_chunks(
+        &self,
+        wanted: &[(ChunkId, Option<Location>)],
+    ) -> Result<Vec<VerifiedChunk>> {
+        let mut found: Vec<Option<VerifiedChunk>> = vec![None; wanted.len()];
+        let (mut ours, mut places) = (Vec::new(), Vec::new());
+        for (position, (id, place)) in wanted.iter().enumerate() {
+            let Some(place) = place else {
+                return Err(missing_chunk(*id).into());
+            };
+            // Without waiting, for whoever waits with places of its own taken can be waited for in turn.
+            match self.cache.chunk_or_guard(*id) {
+                Found::Chunk(chunk) => found[position] = Some(chunk),
+                Found::Nothing(guard) => {
+                    ours.push((position, *id, Some(guard)));
+                    places.push(*place);
+                }
+                Found::OnItsWay => {}
+            }
+        }
+        let mut loads = Vec::new();
+        for span in plan_spans(&places) {
+            let members: Vec<_> = span
+                .members
+                .iter()
+                .filter_map(|at| {
+                    let (position, id, guard) = ours.get_mut(*at)?;
+                    Some((*position, *id, *places.get(*at)?, guard.take()?))
+                })
+                .collect();
+            loads.push(self.load_span(span, members));
+        }
+        for (position, chunk) in try_join_all(loads).await?.into_iter().flatten() {
+            found[position] = Some(chunk);
+        }
+        // What others are reading; and what could not be read with its neighbours, to tell what is wrong with which.
+        let mut chunks = Vec::with_capacity(wanted.len());
+        for (chunk, (id, place)) in found.into_iter().zip(wanted) {
+            chunks.push(match chunk {
+                Some(chunk) => chunk,
+                None => self.load_chunk(*id, *place).await?,
+            });
+        }
+        Ok(chunks)
+    }
+
+    /// Reads a span and unpacks its chunks, in jobs of some chunks each. What was damaged is not among them.
+    async fn load_span(
+        &self,
+        span: Span,
+        members: Vec<Member<'_>>,
+    ) -> Result<Vec<(usize, VerifiedChunk)>> {
+        let read = match self.read_span(&self.packs, span).await {
+            Ok((_, read)) => Arc::new(read),
+            Err(Error::Damaged(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut jobs = Vec::new();
+        let mut rest = members.into_iter().peekable();
+        while rest.peek().is_some() {
+            let mut plain_bytes = 0;
+            let mut job = Vec::new();
+            while let Some(member) = rest.next_if(|_| plain_bytes < limits::DECODE_JOB_BYTES) {
+                plain_bytes += member.2.payload.plain_bytes as usize;
+                job.push(member);
+            }
+            jobs.push(self.unpack(Arc::clone(&read), job));
+        }
+        Ok(try_join_all(jobs).await?.into_iter().flatten().collect())
+    }
+
+    /// Unpacks chunks of a span, and keeps them.
+    async fn unpack(
+        &self,
+        read: Arc<ReadSpan>,
+        members: Vec<Member<'_>>,
+    ) -> Result<Vec<(usize, VerifiedChunk)>> {
+        let places: Vec<_> = members
+            .iter()
+            .map(|(_, id, place, _)| (*id, *place))
+            .collect();
+        let open_all = move |scratch: &mut Scratch| -> Vec<_> {
+            let opened = places.into_iter().map(|(id, place)| {
+                let record = read.record(&place, id.as_bytes()).ok()?;
+                let chunk = open_chunk(scratch, id, place, record.payload()).ok()?;
+                Some(chunk.detached())
+            });
+            opened.collect()
+        };
+        let opened = self.workers.run(Priority::Read, open_all).await?;
+        let mut chunks = Vec::with_capacity(members.len());
+        for ((position, .., guard), chunk) in members.into_iter().zip(opened) {
+            let Some(chunk) = chunk else { continue };
+            guard.insert(chunk.clone());
+            chunks.push((position, chunk));
+        }
+        Ok(chunks)
+    }
+
+    /// Chunks as they are stored, in this order.
+    pub(crate) async fn stored_chunks(
+        &self,
+        wanted: &[(ChunkId, Option<Location>)],
+    ) -> Result<Vec<StoredChunk>> {
+        let places = wanted
+            .iter()
+            .map(|(id, place)| place.ok_or_else(|| missing_chunk(*id)))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let reads = plan_spans(&places)
+            .into_iter()
+            .map(|span| self.read_span(&self.packs, span));
+        let spans = self.noting_damage(try_join_all(reads).await)?;
+        let mut chunks = Vec::with_capacity(wanted.len());
+        for (span, read) in &spans {
+            for position in span.members.iter().copied() {
+                let (Some((id, _)), Some(place)) = (wanted.get(position), places.get(position))
+                else {
+                    continue;
+                };
+                let record = self.noting_damage(read.record(place, id.as_bytes()))?;
+                let chunk = StoredChunk {
+                    id: *id,
+                    codec: place.payload.codec,
+                    plain_bytes: place.payload.plain_bytes,
+                    payload: record.payload().clone(),
+                };
+                chunks.push((position, chunk));
+            }
+        }
+        chunks.sort_unstable_by_key(|(position, _)| *position);
+        Ok(chunks.into_iter().map(|(_, chunk)| chunk).collect())
+    }
+
+    /// The payload of one record.
+    async fn read_one(&self, packs: &PackReader, place: Location, id: &[u8; 32]) -> Result<Bytes> {
+        let bytes = u32::try_from(place.payload.record_bytes()).unwrap_or(u32::MAX);
+        let _space = self.read_budget(bytes).await?;
+        Ok(packs.read_record(&place, id).await?.payload().clone())
+    }
+
+    /// Reads a span.
+    pub(crate) async fn read_span(
+        &self,
+        packs: &PackReader,
+        span: Span,
+    ) -> Result<(Span, ReadSpan)> {
+        let _space = self
+            .read_budget(u32::try_from(span.len_bytes).unwrap_or(u32::MAX))
+            .await?;
+        let read = packs.read_span(&span).await?;
+        Ok((span, read))
+    }
+
+    /// Waits until so many more bytes may be under way.
+    pub(crate) async fn read_budget(&self, bytes: u32) -> Result<SemaphorePermit<'_>> {
+        #[expect(clippy::cast_possible_truncation, reason = "a constant of 32 MiB")]
+        const MOST: u32 = limits::READ_BYTES_IN_FLIGHT as u32;
+        self.read_budget
+            .acquire_many(bytes.min(MOST))
+            .await
+            .map_err(|_| Error::Closing)
+    }
+
+    /// The leaf of a segment, from the root down.
+    pub(crate) async fn descend(
+        &self,
+        root: &Root,
+        segment: u32,
+    ) -> Result<Option<Arc<LocatedLeaf>>> {
+        match find_leaf(self, root, segment).await.map_err(walked)? {
+            Some(id) => self.located_leaf(id).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A leaf without the places of its chunks. It is not kept.
+    pub(crate) async fn plain_leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
+        if let Some(CachedNode::Leaf(located)) = self.cache.node(id) {
+            return Ok(Arc::clone(&located.leaf));
+        }
+        Ok(Arc::new(
+            self.decoded(&self.packs, NodeKey::Leaf(id), Leaf::decode)
+                .await?,
+        ))
+    }
+
+    pub(crate) async fn located_leaf(&self, id: NodeId) -> Result<Arc<LocatedLeaf>> {
+        // One that is kept knows the places of its chunks. What was found damaged in one may be in another by now.
+        if let Some(CachedNode::Leaf(kept)) = self.cache.node(id)
+            && !self.is_complete(&kept)
+        {
+            self.cache.forget_node(id);
+        }
+        let load = async {
+            let located = self.load_leaf(&self.packs, id).await?;
+            Ok::<_, Error>(CachedNode::Leaf(Arc::new(located)))
+        };
+        match self.cache.node_or(id, load).await? {
+            CachedNode::Leaf(leaf) => {
+                if !self.is_complete(&leaf) {
+                    // What it lacks may come again, by an upload or a copy.
+                    self.cache.forget_node(id);
+                }
+                Ok(leaf)
+            }
+            CachedNode::Inner(_) => Err(Damage::in_tree(
+                format_args!("node {id}"),
+                "an inner node stands where a leaf belongs",
+            )
+            .into()),
+        }
+    }
+
+    /// A leaf from its pack, and where its chunks are.
+    pub(crate) async fn load_leaf(&self, packs: &PackReader, id: NodeId) -> Result<LocatedLeaf> {
+        let leaf = self.decoded(packs, NodeKey::Leaf(id), Leaf::decode).await?;
+        let ids: Vec<_> = leaf.entries().iter().map(|entry| entry.chunk).collect();
+        let mut places = self
+            .meta(Priority::Read, move |meta| meta.chunks(&ids))
+            .await?;
+        for (entry, place) in leaf.entries().iter().zip(&mut places) {
+            let expected = entry.blocks as usize * BLOCK_BYTES;
+            if let Some(found) =
+                place.filter(|place| place.payload.plain_bytes as usize != expected)
+            {
+                tracing::error!(chunk = %entry.chunk, leaf = %id, expected, found = found.payload.plain_bytes, "a chunk's length differs");
+                *place = None;
+            }
+        }
+        Ok(LocatedLeaf {
+            has_all_places: places.iter().all(Option::is_some),
+            leaf: Arc::new(leaf),
+            places,
+        })
+    }
+
+    /// Whether all of its chunks are there, as far as known.
+    fn is_complete(&self, leaf: &LocatedLeaf) -> bool {
+        let lost = self.lost.read();
+        let mut places = leaf.places.iter().flatten();
+        leaf.has_all_places && (lost.is_empty() || !places.any(|place| lost.hold(place)))
+    }
+
+    pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<InnerNode>> {
+        let load = async {
+            let inner = self.load_inner(&self.packs, id).await?;
+            Ok::<_, Error>(CachedNode::Inner(Arc::new(inner)))
+        };
+        match self.cache.node_or(id, load).await? {
+            CachedNode::Inner(inner) => Ok(inner),
+            CachedNode::Leaf(_) => Err(Damage::in_tree(
+                format_args!("node {id}"),
+                "a leaf stands where an inner node belongs",
+            )
+            .into()),
+        }
+    }
+
+    /// An inner node from its pack.
+    pub(crate) async fn load_inner(&self, packs: &PackReader, id: NodeId) -> Result<InnerNode> {
+        self.decoded(packs, NodeKey::Inner(id), InnerNode::decode)
+            .await
+    }
+
+    pub(crate) async fn root(&self, id: RootId) -> Result<Root> {
+        self.load_root(&self.packs, id).await
+    }
+
+    /// A root from its pack.
+    pub(crate) async fn load_root(&self, packs: &PackReader, id: RootId) -> Result<Root> {
+        self.decoded(packs, NodeKey::Root(id), Root::decode).await
+    }
+
+    /// A node, checked against its id and decoded.
+    async fn decoded<T>(
+        &self,
+        packs: &PackReader,
+        key: NodeKey,
+        decode: fn(&[u8]) -> std::result::Result<T, TreeError>,
+    ) -> Result<T> {
+        let places = self
+            .meta(Priority::Read, move |meta| meta.nodes(&[key]))
+            .await?;
+        let place = places
+            .into_iter()
+            .next()
+            .flatten()
+            .ok_or_else(|| Damage::missing(key))?;
+        let damage = |problem: &dyn fmt::Display| {
+            Damage::in_pack(place.pack, place.offset_bytes, key, problem)
+        };
+        let decoded = async {
+            let payload = self.read_one(packs, place, key.as_bytes()).await?;
+            verify_node(key, &payload).map_err(|problem| damage(&problem))?;
+            Ok::<_, Error>(decode(&payload).map_err(|error| damage(&error))?)
+        };
+        self.noting_damage(decoded.await)
+    }
+}
+
+impl NodeSource for Engine {
+    type Error = Error;
+
+    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
+        Ok(Arc::clone(&self.located_leaf(id).await?.leaf))
+    }
+
+    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {
+        self.inner_node(id).await
+    }
+}
