@@ -26,13 +26,11 @@ use varve_content::{
 
 use crate::{
     Error, Result,
-    commit::Generation,
+    engine::{Engine, Generation, Priority, Scratch},
     format::pack::Payload,
     limits,
     meta::{self, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
-    store::Engine,
-    workers::{Priority, Scratch},
 };
 
 /// What is to become a snapshot.
@@ -206,7 +204,7 @@ impl Ingest {
                 new_bytes: 0,
             });
         }
-        self.engine.check_free_space()?;
+        self.engine.space.check()?;
         let stored = self
             .engine
             .commit

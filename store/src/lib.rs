@@ -6,7 +6,7 @@
 //!
 //! What must hold, whatever happens:
 //!
-//! - A snapshot is seen only after every byte of it is durable (`commit.rs`).
+//! - A snapshot is seen only after every byte of it is durable (`engine/commit.rs`).
 //! - Bytes that were not checked against their id do not leave the store as content ([`VerifiedChunk`]).
 //! - The packs and the catalog log are the truth: index and catalog can be made again from them ([`rebuild`]).
 //! - After a failed write or sync nothing more is written.
@@ -26,25 +26,19 @@ pub mod limits;
 pub mod meta;
 pub mod pack;
 
-mod apart;
-mod catalog;
 mod catalog_log;
-mod commit;
+mod engine;
 mod ingest;
-mod lock;
 mod read;
 mod recovery;
-mod replicate;
-mod snapshot;
 mod store;
 #[cfg(test)]
 mod tests;
 mod verify;
 mod volume;
-mod workers;
 
-pub use catalog::ListQuery;
-pub use error::{Damage, Error, Place, Result};
+pub use engine::{ListQuery, Options, StoredChunk, VerifiedChunk};
+pub use error::{Damage, Error, JournalLimit, Place, Result};
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
     CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot, RemoteRecord, SnapshotContent,
@@ -52,12 +46,12 @@ pub use meta::{
 };
 pub use read::{
     ChangeExtent, ContentReader, Extent, Piece, ReadAhead, Segment, SegmentStream, SnapshotReader,
-    StoredChunk, VerifiedChunk,
 };
 pub use recovery::{RebuildReport, RecoveryReport, StrandedJournal, rebuild};
-pub use replicate::{ExportedNode, check_snapshot_name, check_snapshot_tags};
-pub use snapshot::{DiffExtent, SnapshotDiff};
-pub use store::{Options, Store, StoreStatus};
+pub use store::{
+    DiffExtent, ExportedNode, SnapshotDiff, Store, StoreStatus, check_snapshot_name,
+    check_snapshot_tags,
+};
 pub use varve_content::tree::DiffKind;
 pub use verify::{SnapshotVerify, VerifyProgress, Violation};
 pub use volume::{

@@ -15,7 +15,8 @@ use varve_content::{
 
 use crate::{
     Error, Result,
-    read::{DiskSource, Segment, SnapshotReader, walked},
+    engine::walked,
+    read::{DiskSource, Segment, SnapshotReader},
     store::Store,
 };
 

@@ -220,7 +220,7 @@ fn refuse_store(error: StoreError, name: &str, offset: u64) -> ExportError {
             offset,
             message: damage.to_string(),
         },
-        StoreError::Full { .. } => ExportError::NoSpace {
+        StoreError::Full { .. } | StoreError::JournalFull { .. } => ExportError::NoSpace {
             message: error.to_string(),
         },
         StoreError::Closing => ExportError::Stopping,

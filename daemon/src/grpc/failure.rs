@@ -127,7 +127,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
     use varve_content::{ChunkId, chunker::check_canonical, tree::Leaf};
-    use varve_store::{Damage, Error, Place};
+    use varve_store::{Damage, Error, JournalLimit, Place};
 
     use super::{Error as ServiceError, *};
     use crate::tasks::TaskEnded;
@@ -214,6 +214,14 @@ mod tests {
                 },
                 Code::ResourceExhausted,
                 "no space left",
+            ),
+            (
+                Error::JournalFull {
+                    path: path.clone(),
+                    limit: JournalLimit::Bytes(1 << 20),
+                },
+                Code::ResourceExhausted,
+                "limit of 1048576 bytes",
             ),
             (
                 Error::Poisoned {

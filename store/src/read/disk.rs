@@ -7,8 +7,12 @@ use varve_content::{
     tree::{InnerNode, Leaf, NodeSource, Root},
 };
 
-use super::{CheckedChunk, ContentReader, LocatedLeaf, Segment};
-use crate::{Error, Result, pack::PackReader, store::Engine};
+use super::{ContentReader, Segment};
+use crate::{
+    Error, Result,
+    engine::{CheckedChunk, Engine, LocatedLeaf},
+    pack::PackReader,
+};
 
 /// Reads from the disk what others may have in memory: for whoever wants to know whether it is still there.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use varve_content::{
     tree::LeafEntry,
 };
 
-use super::{Segment, VerifiedChunk};
-use crate::format::Location;
+use super::Segment;
+use crate::{engine::VerifiedChunk, format::Location};
 
 /// A part of a range that was read, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]

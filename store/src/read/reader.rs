@@ -11,22 +11,20 @@ use varve_content::{
 };
 
 use super::{
-    CheckedChunk, Extent, Piece, Segment, SegmentStream, StoredChunk, VerifiedChunk,
-    chunk::open_chunk,
-    fetch::{missing_chunk, needed_by},
+    Extent, Piece, Segment, SegmentStream,
     range::{
         ChangeExtent, overlapping, push_change, push_extent, push_zeros, segment_parts, slice,
     },
-    walked,
 };
 use crate::{
     Damage, Error, Result,
-    apart::apart_if_it_waits,
+    engine::{
+        CheckedChunk, Engine, Priority, Scratch, StoredChunk, VerifiedChunk, apart_if_it_waits,
+        missing_chunk, needed_by, open_chunk, walked,
+    },
     format::Location,
     meta::SnapshotRecord,
     pack::{PackReader, Span, plan_spans},
-    store::Engine,
-    workers::{Priority, Scratch},
 };
 
 /// Reads one snapshot. Cheap to clone.

@@ -1,65 +1,18 @@
-//! Leaves with the places of their chunks.
+//! Segments of a snapshot: a leaf with the places of its chunks, and which segment it is.
 
 use std::{collections::HashSet, sync::Arc};
 
 use varve_content::{
     ChunkId,
-    tree::{InnerNode, Leaf, LeafEntry, LeafWalk},
+    tree::{Leaf, LeafWalk},
 };
 
-use super::{ContentReader, walked};
-use crate::{Result, format::Location};
-
-/// A leaf, and where its chunks are: found once, and then as long as the leaf stays in the cache.
-#[derive(Debug)]
-pub(crate) struct LocatedLeaf {
-    pub(super) leaf: Arc<Leaf>,
-    /// One for each entry. `None`: the index does not know the chunk.
-    pub(super) places: Vec<Option<Location>>,
-    /// Whether the index knows all of them, and none was lost from its pack.
-    pub(super) has_all_places: bool,
-}
-
-impl LocatedLeaf {
-    pub(crate) fn leaf(&self) -> &Leaf {
-        &self.leaf
-    }
-
-    /// What the payload of each entry's chunk takes as it is stored; 0 where the index does not know it.
-    pub(crate) fn payload_bytes(&self) -> Vec<u32> {
-        let places = self.places.iter();
-        places
-            .map(|place| place.map_or(0, |place| place.payload.stored_bytes))
-            .collect()
-    }
-
-    /// The chunk of an entry, and where it is.
-    pub(crate) fn chunk_at(&self, position: u32) -> Option<(ChunkId, Option<Location>)> {
-        let position = position as usize;
-        let entry = self.leaf.entries().get(position)?;
-        Some((entry.chunk, *self.places.get(position)?))
-    }
-}
-
-/// A decoded node in the cache.
-#[derive(Debug, Clone)]
-pub(crate) enum CachedNode {
-    Leaf(Arc<LocatedLeaf>),
-    Inner(Arc<InnerNode>),
-}
-
-impl CachedNode {
-    /// What it takes in memory, for the cache's bound.
-    pub(crate) fn weight(&self) -> u64 {
-        let bytes = match self {
-            Self::Leaf(leaf) => {
-                leaf.places.len() * (size_of::<LeafEntry>() + size_of::<Option<Location>>())
-            }
-            Self::Inner(inner) => size_of_val(inner.children()),
-        };
-        bytes as u64 + 128
-    }
-}
+use super::ContentReader;
+use crate::{
+    Result,
+    engine::{LocatedLeaf, walked},
+    format::Location,
+};
 
 /// 8 MiB of a snapshot that hold data.
 #[derive(Debug, Clone)]

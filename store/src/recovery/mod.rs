@@ -34,18 +34,13 @@ use self::packs::{Believe, Recovered};
 use crate::{
     Damage, Error, Result,
     catalog_log::{CatalogLog, Replay},
-    commit::Commit,
+    engine::{Commit, DirectoryLock, Engine, FreeSpace, Options, ReadCache, Workers},
     failpoints,
     format::{StoreId, names, store_file::StoreFile},
     io::{self, Disk},
     limits,
-    lock::DirectoryLock,
     meta::{self, Batch, Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
-    read::ReadCache,
-    store::{Engine, Options},
-    volume::{JournalSpace, OpenVolumes, PendingSnapshots},
-    workers::Workers,
 };
 
 /// What opening a store found.
@@ -200,6 +195,7 @@ where
         lock,
     );
     Ok(Engine {
+        space: FreeSpace::new(Arc::clone(&disk), options.data_dir.clone()),
         store_id: store,
         compression,
         packs: PackReader::new(packs),
@@ -209,17 +205,6 @@ where
         ingest_budget: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),
         read_budget: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
         readahead_permits: Semaphore::new(limits::READ_AHEADS_MAX),
-        volumes: OpenVolumes::default(),
-        pending_snapshots: PendingSnapshots::default(),
-        journal_write_budget: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
-        journal_scan_permits: Semaphore::new(limits::JOURNAL_SCANS),
-        journal_space: Arc::new(JournalSpace::new(
-            Arc::clone(&disk),
-            options.journal_files_open_max,
-        )),
-        map_memory: Arc::default(),
-        checkpoint_permits: Semaphore::new(limits::CHECKPOINTS_MAX),
-        checkpoint_segment_permits: Arc::new(Semaphore::new(limits::CHECKPOINT_SEGMENTS_IN_FLIGHT)),
         leaf_permits: Arc::new(Semaphore::new(limits::UPLOAD_LEAVES_MAX)),
         disk,
         meta,

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     Damage, Error, Result,
-    commit::put_record,
+    engine::put_record,
     format::{PackId, PackKind},
     meta::{Batch, Meta, PackState},
     pack::{LostPlaces, PackHome, PackSet, PackWriter, PlacedRecord, recover_tail},

@@ -17,12 +17,12 @@ use super::{
 use crate::{
     Damage, Error, Result,
     catalog_log::CatalogLog,
+    engine::Options,
     format::{StoreId, names},
     io::{self, Disk, OpenMode},
     limits,
     meta::{Meta, RocksMeta},
     pack::{PackHome as _, PackReader, PackSet},
-    store::Options,
 };
 
 /// What a rebuild made.

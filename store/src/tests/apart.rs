@@ -125,7 +125,8 @@ fn segments_are_cut_while_a_tree_waits_for_a_node() {
         let mut brought = Box::pin(engine.inner_node(last.id()));
         assert!(futures::poll!(&mut brought).is_pending());
         let most = u32::try_from(limits::CHECKPOINT_SEGMENTS_IN_FLIGHT).unwrap();
-        let kept = engine
+        let kept = store
+            .volumes()
             .checkpoint_segment_permits
             .acquire_many(most - 1)
             .await

@@ -242,7 +242,7 @@ fn volumes_take_turns_by_the_segment() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
-        let segments = &store.engine().checkpoint_segment_permits;
+        let segments = &store.volumes().checkpoint_segment_permits;
         let all = u32::try_from(limits::CHECKPOINT_SEGMENTS_IN_FLIGHT).unwrap();
         let kept = segments.acquire_many(all - 1).await.unwrap();
         let held = segments.acquire().await.unwrap();
@@ -296,7 +296,7 @@ fn the_largest_map_makes_room_for_others() {
         assert!(large.map_bytes() > 10 * small.map_bytes());
         // Others have much.
         let others = limits::MAPS_BYTES_MAX / 4 * 3;
-        let _charge = store.engine().map_memory.charge(others);
+        let _charge = store.volumes().map_memory.charge(others);
         fill(&small, 1, 1).await;
         while large.map_bytes() > 0 {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -318,7 +318,7 @@ fn a_volume_goes_on_with_a_small_map_when_there_is_no_memory_for_more() {
         let size = 1024 * SEGMENT_BYTES;
         store.create_volume(new_volume("v", size)).await.unwrap();
         let volume = store.open_volume("v").await.unwrap();
-        let _charge = store.engine().map_memory.charge(limits::MAPS_BYTES_MAX);
+        let _charge = store.volumes().map_memory.charge(limits::MAPS_BYTES_MAX);
         let mut most = 0;
         for segment in 0..1000 {
             fill(

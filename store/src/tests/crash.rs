@@ -13,13 +13,13 @@ use super::{Random, assert_holds, block_on, random_image, scribble, seed, upload
 use crate::{
     CopyRecord, Error, Options, RebuildReport, RecoveryReport, RemoteRecord, Result, SnapshotId,
     SnapshotRecord, Store, VolumeId, VolumeRecord,
+    engine::DirectoryLock,
     format::{Location, PackId, StoreId, catalog_log::LogHeader, names},
     io::{
         Disk,
         sim::{Call, SimDisk},
     },
     limits,
-    lock::DirectoryLock,
     meta::{Batch, Catalog, Index, MemoryMeta, Meta, NodeKey, PackState, Totals},
     recovery::{Base, assemble, refill},
 };

@@ -188,7 +188,7 @@ impl World {
         match failed {
             Ok(()) => Ok(()),
             // What was refused for want of room is there in part, and stays so.
-            Err(Error::Full { .. }) => {
+            Err(error) if error.is_full() => {
                 model.perhaps = Some(all);
                 let found = contents(volume).await?;
                 let all = model.perhaps.as_ref().unwrap();
@@ -291,7 +291,11 @@ impl World {
         let mut held = match self.random.below(2) {
             0 => {
                 let all = u32::try_from(limits::CHECKPOINTS_MAX).unwrap();
-                store.engine().checkpoint_permits.try_acquire_many(all).ok()
+                store
+                    .volumes()
+                    .checkpoint_permits
+                    .try_acquire_many(all)
+                    .ok()
             }
             _ => None,
         };

@@ -123,7 +123,7 @@ fn volumes_that_waited_together_do_not_open_more_than_there_is() {
         }
         let all = u32::try_from(limits::JOURNAL_QUEUE_BYTES).unwrap();
         let held = store
-            .engine()
+            .volumes()
             .journal_write_budget
             .acquire_many(all)
             .await

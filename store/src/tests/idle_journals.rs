@@ -20,7 +20,11 @@ async fn journal_bytes(store: &Store) -> u64 {
 
 async fn pass(store: &Store, idle: Duration) {
     let mut tried = HashMap::new();
-    store.empty_journals(idle, &mut tried).await.unwrap();
+    store
+        .volumes()
+        .empty_journals(idle, &mut tried)
+        .await
+        .unwrap();
 }
 
 #[test]

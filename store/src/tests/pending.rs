@@ -34,7 +34,7 @@ pub(super) fn clone_of(source: &str, name: &str) -> NewClone {
 /// Keeps all volumes from being taken into the store.
 pub(super) async fn hold_checkpoints(store: &Store) -> SemaphorePermit<'_> {
     let all = u32::try_from(limits::CHECKPOINTS_MAX).unwrap();
-    let places = &store.engine().checkpoint_permits;
+    let places = &store.volumes().checkpoint_permits;
     places.acquire_many(all).await.unwrap()
 }
 

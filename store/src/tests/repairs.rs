@@ -14,11 +14,11 @@ use super::{
 };
 use crate::{
     Error, Options, Store,
+    engine::DirectoryLock,
     format::{
         Location, PackId, PackKind, PackState, names,
         pack::{TRAILER_BYTES, Trailer, encode_footer},
     },
-    lock::DirectoryLock,
     meta::{Batch, NodeKey},
     rebuild,
 };

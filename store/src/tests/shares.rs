@@ -12,7 +12,7 @@ use super::{
     pending::fill,
     volume_data::{BLOCK, contents, new_volume},
 };
-use crate::{ListQuery, NewVolume, RemoteRecord, limits, workers::Priority};
+use crate::{ListQuery, NewVolume, RemoteRecord, engine::Priority, limits};
 
 const MIB: usize = 1 << 20;
 
@@ -199,7 +199,7 @@ fn however_many_volumes_are_opened_few_journals_are_read_at_a_time() {
     });
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let scans = &store.engine().journal_scan_permits;
+        let scans = &store.volumes().journal_scan_permits;
         let most = u32::try_from(limits::JOURNAL_SCANS).unwrap();
         let others = scans.acquire_many(most).await.unwrap();
         let mut opening = Box::pin(store.open_volume("full"));

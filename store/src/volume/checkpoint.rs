@@ -35,13 +35,11 @@ use super::{
 };
 use crate::{
     Error, Result,
-    apart::apart,
-    commit::joined,
+    engine::{Priority, apart, joined, needed_by, walked},
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::{CHECKPOINT_NODES_MAX, CHECKPOINT_SEGMENTS_IN_FLIGHT},
     meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
-    read::{ContentReader, needed_by, walked},
-    workers::Priority,
+    read::ContentReader,
 };
 
 /// Chunks handed to the store at a time, in plain bytes.
@@ -69,7 +67,7 @@ impl VolumeState {
         snapshot: Option<(SnapshotId, &Progress)>,
     ) -> Result<RootId> {
         let progress = snapshot.map(|(_, progress)| progress);
-        let places = &self.engine.checkpoint_permits;
+        let places = &self.volumes.checkpoint_permits;
         let _place = places.acquire().await.map_err(|_| Error::Closing)?;
         if let Some(progress) = progress {
             progress.check()?;
@@ -94,11 +92,7 @@ impl VolumeState {
         self.record_owner().await?;
         self.layers.write().rebase(cut.next_file, base);
         *self.checkpoints.data_blocks.lock() = Some((content.root, content.data_blocks()));
-        let volume = Arc::clone(self);
-        // Large files are not removed at once.
-        let removal = move || volume.journal.remove_before(cut.next_file);
-        let removed = tokio::task::spawn_blocking(removal).await;
-        if let Ok(Err(error)) = removed {
+        if let Err(error) = self.journal.remove_before(cut.next_file).await {
             // They are not needed, and go when the volume is opened again.
             tracing::warn!(volume = self.name, %error, "journal files were not removed");
         }
@@ -233,7 +227,7 @@ impl VolumeState {
         size_bytes: u64,
         segment: u32,
     ) -> Result<SegmentPut> {
-        let segments = Arc::clone(&self.engine.checkpoint_segment_permits);
+        let segments = Arc::clone(&self.volumes.checkpoint_segment_permits);
         let turn = segments.acquire_owned().await;
         let _lock = turn.map_err(|_| Error::Closing)?;
         self.put_segment(&ingest, &stack, size_bytes, segment).await

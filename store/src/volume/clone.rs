@@ -3,19 +3,20 @@
 //! Of a snapshot, and of a volume with nothing in its journal, a clone is a record and no more: both share the root. What a volume's journal
 //! holds is taken into the store first, which takes as long as that is much.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::oneshot;
 
 use super::{
+    Volumes,
     jobs::{Job, Purpose},
     records::{NewVolume, Origin},
     volume::Volume,
 };
 use crate::{
-    Error, Result, SnapshotRecord, Store,
+    Error, Result, SnapshotRecord,
+    engine::Priority,
     meta::{self, Meta, Named, VolumeId, VolumeRecord},
-    workers::Priority,
 };
 
 /// What stands in front of a name that is to be a snapshot's, or a volume's.
@@ -40,9 +41,9 @@ enum Source {
     Volume(VolumeRecord),
 }
 
-impl Store {
+impl Volumes {
     /// Makes a volume, detached, with the content of a snapshot, or with what another volume holds now.
-    pub async fn clone_volume(&self, new: NewClone) -> Result<VolumeRecord> {
+    pub(crate) async fn clone_volume(self: &Arc<Self>, new: NewClone) -> Result<VolumeRecord> {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
         let origin = match self.clone_source(&new.source).await? {
@@ -61,13 +62,13 @@ impl Store {
                         None => Ok(()),
                     }
                 };
-                self.engine().meta(Priority::Read, check).await?;
+                self.engine.meta(Priority::Read, check).await?;
                 let volume = self.open_volume(&record.id.to_string()).await?;
                 self.content_now(&volume).await?
             }
         };
         let (volume, id) = (new.as_volume(), VolumeId::random()?);
-        self.engine()
+        self.engine
             .commit
             .create(move |meta| volume.into_record_of(id, meta, Some(origin)))
             .await

@@ -4,21 +4,22 @@
 //! that has detached or by a process that was killed, is emptied whatever is in it. One that is open and rests is emptied if there is
 //! much in it: of a guest that writes a block now and then each would cost a change of the catalog.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use super::{records, volume::Volume};
+use super::{Volumes, journal::last_journal_file, volume::Volume};
 use crate::{
-    Error, ListQuery, Result, Store, limits,
+    Error, ListQuery, Result,
+    io::offload,
+    limits,
     meta::{VolumeId, VolumeRecord},
-    workers::Priority,
 };
 
 /// Journals of volumes that are not open and could not be emptied, up to which file: they are tried again when there is more in them.
 type Tried = HashMap<VolumeId, u64>;
 
-impl Store {
+impl Volumes {
     /// Takes journals into the store that nobody adds to, for as long as it is polled or the store is open.
-    pub async fn empty_idle_journals(&self) {
+    pub(crate) async fn empty_idle_journals(self: &Arc<Self>) {
         let mut tried = Tried::new();
         loop {
             tokio::time::sleep(limits::JOURNAL_IDLE).await;
@@ -31,7 +32,11 @@ impl Store {
     }
 
     /// Goes through all volumes once, one after the other.
-    pub(crate) async fn empty_journals(&self, idle: Duration, tried: &mut Tried) -> Result<()> {
+    pub(crate) async fn empty_journals(
+        self: &Arc<Self>,
+        idle: Duration,
+        tried: &mut Tried,
+    ) -> Result<()> {
         let mut after_name = None;
         loop {
             let query = ListQuery {
@@ -39,14 +44,14 @@ impl Store {
                 limit: limits::PAGE_MAX,
                 ..ListQuery::default()
             };
-            let records = self.list_volumes(query).await?;
+            let records: Vec<VolumeRecord> = self.engine.list(query).await?;
             let Some(last) = records.last() else {
                 return Ok(());
             };
             after_name = Some(last.name.clone());
             for record in records {
-                self.engine().commit.writable()?;
-                if self.engine().commit.is_closing() {
+                self.engine.commit.writable()?;
+                if self.engine.commit.is_closing() {
                     return Err(Error::Closing);
                 }
                 let name = record.name.clone();
@@ -64,13 +69,13 @@ impl Store {
     }
 
     async fn empty_journal(
-        &self,
+        self: &Arc<Self>,
         record: VolumeRecord,
         idle: Duration,
         tried: &mut Tried,
     ) -> Result<()> {
         let id = record.id;
-        if let Some(volume) = self.engine().volumes.get(id) {
+        if let Some(volume) = self.open.get(id) {
             tried.remove(&id);
             if volume.rests(idle) && volume.journal_bytes() >= limits::JOURNAL_IDLE_BYTES {
                 self.content_now(&volume).await?;
@@ -78,10 +83,12 @@ impl Store {
             }
             return Ok(());
         }
-        let engine = std::sync::Arc::clone(self.engine());
-        let last_file = move |_: &mut _| records::last_journal_file(&engine, &record);
-        let workers = &self.engine().workers;
-        let Some(last) = workers.run(Priority::Manage, last_file).await?? else {
+        let engine = Arc::clone(&self.engine);
+        let last_file = move || {
+            let (disk, data_dir) = (&*engine.disk, &engine.options.data_dir);
+            last_journal_file(disk, data_dir, id, record.journal_from)
+        };
+        let Some(last) = offload(last_file).await?? else {
             tried.remove(&id);
             return Ok(());
         };

@@ -29,7 +29,7 @@ use super::{
     volume::{Volume, VolumeState},
     writer::Queue,
 };
-use crate::{Error, Result, commit::PoisonOnPanic, meta::SnapshotId};
+use crate::{Error, Result, engine::PoisonOnPanic, meta::SnapshotId};
 
 /// Until a journal is tried again in the background.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -295,8 +295,8 @@ impl VolumeState {
         if self.journal.is_large() {
             self.begin_checkpoint();
         }
-        if self.engine.map_memory.wants_less()
-            && let Some(largest) = self.engine.volumes.largest_map()
+        if self.volumes.map_memory.wants_less()
+            && let Some(largest) = self.volumes.open.largest_map()
         {
             largest.inner().begin_checkpoint();
         }
@@ -304,7 +304,7 @@ impl VolumeState {
 
     /// Begins to take the journal into the store because there is no room, if that would make some.
     pub(super) async fn checkpoint_for_room(self: &Arc<Self>) -> bool {
-        if !self.journal.can_be_emptied() {
+        if !self.journal.can_be_emptied().await {
             return false;
         }
         // Whoever is refused in the end was refused by a try of his own: space may have been freed since the last one.
@@ -411,7 +411,7 @@ impl VolumeState {
 
     /// Tells what became of a snapshot.
     async fn snapshot_ended(&self, id: SnapshotId, progress: &Progress, outcome: Result<()>) {
-        let pending = &self.engine.pending_snapshots;
+        let pending = &self.volumes.pending_snapshots;
         match outcome {
             Ok(()) => {
                 tracing::info!(volume = self.name, snapshot = %id, "a snapshot is completed");
@@ -447,7 +447,7 @@ impl VolumeState {
                 return Ok(());
             };
             snapshot::record_failure(&self.engine, self.record.id, id, &reason).await?;
-            self.engine.pending_snapshots.remove(id);
+            self.volumes.pending_snapshots.remove(id);
             self.checkpoints
                 .unrecorded
                 .lock()
@@ -458,8 +458,5 @@ impl VolumeState {
 
 /// Whether what went wrong is a shortage, which passes without anybody mending what the store holds.
 pub(super) fn passes(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Full { .. } | Error::Shortage { .. } | Error::Limit(_)
-    )
+    error.is_full() || matches!(error, Error::Shortage { .. } | Error::Limit(_))
 }

@@ -1,16 +1,16 @@
-//! Volumes as records: make, find, list, tag, attach, detach, delete.
+//! Volumes as records: make, find, attach, detach, delete.
 
-use std::{collections::BTreeMap, io::ErrorKind, path::Path};
+use std::{collections::BTreeMap, sync::Arc};
 
 use varve_content::RootId;
 
+use super::{Volumes, journal::remove_journal};
 use crate::{
-    Error, ListQuery, Result,
-    format::{names, volume::SECTOR_BYTES},
-    io::{Disk, OpenMode},
+    Error, Result,
+    format::volume::SECTOR_BYTES,
+    io::offload,
     limits,
     meta::{self, Meta, Named as _, SnapshotId, SnapshotRecord, VolumeId, VolumeRecord},
-    store::{Engine, Store},
 };
 
 /// What is to become a volume.
@@ -136,41 +136,26 @@ pub(super) fn check_size(name: &str, size_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-impl Store {
+impl Volumes {
     /// Makes a volume, detached.
-    pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeRecord> {
+    pub(crate) async fn create_volume(&self, new: NewVolume) -> Result<VolumeRecord> {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
         let id = VolumeId::random()?;
         // The snapshot is looked up where nothing can delete it before the volume holds on to its root.
-        self.engine()
+        self.engine
             .commit
             .create(move |meta| new.into_record(id, meta))
             .await
     }
 
     /// The volume of that name or id.
-    pub async fn volume(&self, key: &str) -> Result<VolumeRecord> {
-        self.engine().find(key).await
-    }
-
-    /// Volumes by name, ascending by bytes.
-    pub async fn list_volumes(&self, query: ListQuery) -> Result<Vec<VolumeRecord>> {
-        self.engine().list(query).await
-    }
-
-    /// Sets and removes tags of a volume, in one step. What is both set and removed is set.
-    pub async fn tag_volume(
-        &self,
-        key: &str,
-        set: BTreeMap<String, String>,
-        remove: Vec<String>,
-    ) -> Result<VolumeRecord> {
-        self.engine().tag(key, set, remove).await
+    pub(crate) async fn volume(&self, key: &str) -> Result<VolumeRecord> {
+        self.engine.find(key).await
     }
 
     /// Deletes a volume and its journal, while it is not attached and no snapshots of it are pending. Its snapshots stay.
-    pub async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
+    pub(crate) async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
         let id = self.volume(key).await?.id;
         let may_go = |record: &VolumeRecord| {
             detached(record)?;
@@ -182,16 +167,20 @@ impl Store {
                 }),
             }
         };
-        let engine = self.engine();
+        let engine = &self.engine;
         // Nobody opens it meanwhile.
-        let opening = engine.volumes.opening(id).await;
+        let opening = self.open.opening(id).await;
         let deleted = engine.commit.delete(id, may_go).await?;
         let removed = async {
             if let Some(volume) = opening.volume() {
                 volume.close().await?;
             }
-            engine.journal_space.give_up_of(id);
-            remove_journal(&*engine.disk, &engine.options.data_dir, id)
+            let (engine, files) = (Arc::clone(engine), Arc::clone(&self.journal_files));
+            let remove = move || {
+                files.remove_spares_of(id);
+                remove_journal(&*engine.disk, &engine.options.data_dir, id)
+            };
+            offload(remove).await?
         };
         if let Err(error) = removed.await {
             // The volume is gone all the same; only its space is not.
@@ -204,7 +193,7 @@ impl Store {
     ///
     /// One that is attached already is refused, unless it is taken over by `force`: as after its user died without
     /// detaching it. The number goes up with that, too, so that whoever had it can be told apart.
-    pub async fn attach_volume(&self, key: &str, force: bool) -> Result<VolumeRecord> {
+    pub(crate) async fn attach_volume(&self, key: &str, force: bool) -> Result<VolumeRecord> {
         let change = move |mut record: VolumeRecord| {
             if !force {
                 detached(&record)?;
@@ -220,7 +209,7 @@ impl Store {
     }
 
     /// Detaches a volume. One that is not attached stays as it is: whoever lost the answer may ask again.
-    pub async fn detach_volume(&self, key: &str) -> Result<VolumeRecord> {
+    pub(crate) async fn detach_volume(&self, key: &str) -> Result<VolumeRecord> {
         let change = |mut record: VolumeRecord| {
             record.attached_at_ns = None;
             Ok(record)
@@ -233,79 +222,12 @@ impl Store {
         F: FnOnce(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
     {
         let id = self.volume(key).await?.id;
-        let changed = self.engine().commit.update(id, change).await?;
-        if let Some(volume) = self.engine().volumes.get(id) {
+        let changed = self.engine.commit.update(id, change).await?;
+        if let Some(volume) = self.open.get(id) {
             volume.inner().record_owner().await?;
         }
         Ok(changed)
     }
-}
-
-/// Removes a volume's journal, and its directory.
-pub(crate) fn remove_journal(disk: &dyn Disk, data_dir: &Path, id: VolumeId) -> Result<()> {
-    let dir = names::volume(data_dir, id);
-    for number in journal_numbers(disk, &dir)? {
-        let path = names::journal_file(data_dir, id, number);
-        match disk.remove(&path) {
-            Ok(()) => {}
-            // A spare file, by whoever was short of space.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::io("remove", &path, source)),
-        }
-    }
-    let owner = names::journal_owner(data_dir, id);
-    match disk.remove(&owner) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(source) => return Err(Error::io("remove", &owner, source)),
-    }
-    match disk.remove_dir(&dir) {
-        Ok(()) => Ok(()),
-        // It was never opened.
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(Error::io("remove", &dir, source)),
-    }
-}
-
-/// The numbers of the journal files in a directory; none if there is no directory.
-pub(crate) fn journal_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>> {
-    match disk.list(dir) {
-        Ok(files) => Ok(files
-            .iter()
-            .filter_map(|name| names::journal_number_of(name))
-            .collect()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(Error::io("list", dir, source)),
-    }
-}
-
-/// The last file of the journal of a volume that is not open, if there is any that holds what its base does not.
-pub(super) fn last_journal_file(engine: &Engine, record: &VolumeRecord) -> Result<Option<u64>> {
-    let dir = names::volume(&engine.options.data_dir, record.id);
-    let last = journal_numbers(&*engine.disk, &dir)?.into_iter().max();
-    Ok(last.filter(|last| *last >= record.journal_from))
-}
-
-/// Bytes that the journal of a volume takes that is not open. Files before its first go when it is opened.
-pub(super) fn journal_bytes(engine: &Engine, record: &VolumeRecord) -> Result<u64> {
-    let id = record.id;
-    let data_dir = &engine.options.data_dir;
-    let disk = &engine.disk;
-    let mut bytes = 0;
-    let numbers = journal_numbers(&**disk, &names::volume(data_dir, id))?;
-    for number in numbers.into_iter().filter(|it| *it >= record.journal_from) {
-        let path = names::journal_file(data_dir, id, number);
-        let len = disk
-            .open(&path, OpenMode::Read)
-            .and_then(|file| disk.len(&file));
-        match len {
-            Ok(len) => bytes += len,
-            // Removed just now.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::io("read the length of", &path, source)),
-        }
-    }
-    Ok(bytes)
 }
 
 fn detached(record: &VolumeRecord) -> Result<()> {

@@ -9,14 +9,15 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::{
+    Volumes,
+    journal::{JournalReport, journal_bytes},
     records,
-    recovery::JournalReport,
     volume::{OpenVolume, Volume},
 };
 use crate::{
-    Error, Result, Store,
+    Error, Result,
+    io::offload,
     meta::{VolumeId, VolumeRecord},
-    store::Engine,
 };
 
 /// The volumes of a store that are open: each once, for a journal has one writer.
@@ -88,15 +89,15 @@ impl Opening {
         self.handle.upgrade().map(Volume)
     }
 
-    async fn open(mut self, engine: Arc<Engine>, id: VolumeId) -> Result<Volume> {
+    async fn open(mut self, volumes: Arc<Volumes>, id: VolumeId) -> Result<Volume> {
         if let Some(volume) = self.volume() {
             return Ok(volume);
         }
         // The last one may still be writing what was in its queue.
         let writing = Arc::clone(&self.slot.writing).lock_owned().await;
         // What it took into the store meanwhile has changed the record.
-        let record = engine.find(&id.to_string()).await?;
-        let volume = Volume::open(engine, record, writing).await?;
+        let record = volumes.engine.find(&id.to_string()).await?;
+        let volume = Volume::open(volumes, record, writing).await?;
         *self.handle = Arc::downgrade(&volume.0);
         Ok(volume)
     }
@@ -115,26 +116,25 @@ pub struct VolumeStatus {
     pub found: Option<JournalReport>,
 }
 
-impl Store {
+impl Volumes {
     /// Opens a volume, or gives the one that is open already. Its journal is read first, if there is one.
     ///
     /// # Errors
     ///
     /// [`Error::Damaged`] when the journal is, in a place that was durable.
-    pub async fn open_volume(&self, key: &str) -> Result<Volume> {
+    pub(crate) async fn open_volume(self: &Arc<Self>, key: &str) -> Result<Volume> {
         let id = self.volume(key).await?.id;
-        let engine = Arc::clone(self.engine());
-        let opening = engine.volumes.opening(id).await;
+        let opening = self.open.opening(id).await;
         if let Some(volume) = opening.volume() {
             return Ok(volume);
         }
         // To its end: a sync that fails must not be forgotten, and who asks again finds the journal read.
-        let commit = Arc::clone(&engine.commit);
-        commit.to_the_end(move |_| opening.open(engine, id)).await
+        let (commit, volumes) = (Arc::clone(&self.engine.commit), Arc::clone(self));
+        commit.to_the_end(move |_| opening.open(volumes, id)).await
     }
 
     /// Lets a volume grow, attached or not; what it grows by reads as zeros. It does not shrink.
-    pub async fn resize_volume(&self, key: &str, size_bytes: u64) -> Result<VolumeRecord> {
+    pub(crate) async fn resize_volume(&self, key: &str, size_bytes: u64) -> Result<VolumeRecord> {
         let change = move |record: VolumeRecord| {
             records::check_size(&record.name, size_bytes)?;
             if size_bytes < record.size_bytes {
@@ -150,8 +150,8 @@ impl Store {
         };
         let id = self.volume(key).await?.id;
         // Who opens it meanwhile may have read its record before.
-        let opening = self.engine().volumes.opening(id).await;
-        let resized = self.engine().commit.update(id, change).await?;
+        let opening = self.open.opening(id).await;
+        let resized = self.engine.commit.update(id, change).await?;
         if let Some(volume) = opening.volume() {
             // Before anything is written behind the old end.
             volume.inner().record_owner().await?;
@@ -161,30 +161,37 @@ impl Store {
     }
 
     /// What is known of a volume beside its record.
-    pub async fn volume_status(&self, key: &str) -> Result<VolumeStatus> {
+    pub(crate) async fn volume_status(&self, key: &str) -> Result<VolumeStatus> {
         let record = self.volume(key).await?;
-        let engine = self.engine();
+        let engine = &self.engine;
         let status = VolumeStatus {
             journal_bytes_max: engine.options.journal_bytes_max,
             ..VolumeStatus::default()
         };
-        match engine.volumes.get(record.id) {
+        match self.open.get(record.id) {
             Some(volume) => Ok(VolumeStatus {
                 journal_bytes: volume.journal_bytes(),
                 map_bytes: volume.map_bytes(),
                 found: Some(volume.journal_report().clone()),
                 ..status
             }),
-            None => Ok(VolumeStatus {
-                journal_bytes: records::journal_bytes(engine, &record)?,
-                ..status
-            }),
+            None => {
+                let engine = Arc::clone(engine);
+                let look = move || {
+                    let (disk, data_dir) = (&*engine.disk, &engine.options.data_dir);
+                    journal_bytes(disk, data_dir, record.id, record.journal_from)
+                };
+                Ok(VolumeStatus {
+                    journal_bytes: offload(look).await??,
+                    ..status
+                })
+            }
         }
     }
 
     /// Makes durable what was written to volumes, and closes them.
-    pub(crate) async fn close_volumes(&self) -> Result<()> {
-        let slots: Vec<_> = self.engine().volumes.0.lock().values().cloned().collect();
+    pub(crate) async fn close_all(&self) -> Result<()> {
+        let slots: Vec<_> = self.open.0.lock().values().cloned().collect();
         let mut outcome = Ok(());
         for slot in slots {
             let handle = slot.handle.lock().await.upgrade();
@@ -194,7 +201,7 @@ impl Store {
             }
             // The last handle has gone, and what was written through it is still being made durable.
             drop(slot.writing.lock().await);
-            outcome = outcome.and(self.engine().commit.writable());
+            outcome = outcome.and(self.engine.commit.writable());
         }
         outcome
     }

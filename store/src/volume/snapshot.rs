@@ -29,14 +29,15 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
+    Volumes,
     jobs::{Cut, Job, Purpose, passes},
-    recovery::{PromisedCut, Promises},
+    journal::{PromisedCut, Promises},
     volume::Volume,
     writer::Queue,
 };
 use crate::{
-    Error, ListQuery, Result, Store,
-    commit::joined,
+    Error, ListQuery, Result,
+    engine::{Engine, Priority, joined},
     failpoints::{Failpoint, reach},
     format::{catalog_log::Record, journal::first_sequence_of},
     limits,
@@ -44,8 +45,6 @@ use crate::{
         self, Meta, Named, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin,
         SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
     },
-    store::Engine,
-    workers::Priority,
 };
 
 /// A reason is shown, not kept for ever: this much of it.
@@ -206,15 +205,15 @@ impl NewSnapshots {
 }
 
 impl Volume {
-    /// Makes a snapshot of what the volume holds now: see [`Store::snapshot_volume`].
+    /// Makes a snapshot of what the volume holds now: see [`Store::snapshot_volume`](crate::Store::snapshot_volume).
     pub async fn snapshot(
         &self,
         name: &str,
         tags: BTreeMap<String, String>,
     ) -> Result<SnapshotRecord> {
-        let store = Store::from_engine(Arc::clone(&self.inner().engine));
         let id = self.record().id.to_string();
-        store.snapshot_volume(&id, name, tags).await
+        let volumes = &self.inner().volumes;
+        volumes.snapshot_volume(&id, name, tags).await
     }
 }
 
@@ -225,7 +224,20 @@ struct Wanted {
     name: String,
 }
 
-impl Store {
+impl Volumes {
+    /// The snapshot of that name or id, failed if that is known and not written down.
+    pub(crate) async fn snapshot(&self, key: &str) -> Result<SnapshotRecord> {
+        let found = self.engine.find(key).await?;
+        Ok(self.pending_snapshots.see(found))
+    }
+
+    /// Snapshots by name, ascending by bytes.
+    pub(crate) async fn list_snapshots(&self, query: ListQuery) -> Result<Vec<SnapshotRecord>> {
+        let found = self.engine.list(query).await?;
+        let pending = &self.pending_snapshots;
+        Ok(found.into_iter().map(|it| pending.see(it)).collect())
+    }
+
     /// Makes snapshots of what volumes hold now, all of them at one instant. They are pending: their content is promised, and on its way
     /// into the store.
     ///
@@ -233,7 +245,10 @@ impl Store {
     ///
     /// [`Error::AlreadyExists`] when there is a snapshot of such a name, [`Error::TooMany`] when too many of a volume are pending.
     /// None of them is made then.
-    pub async fn snapshot_volumes(&self, new: NewSnapshots) -> Result<Vec<SnapshotRecord>> {
+    pub(crate) async fn snapshot_volumes(
+        self: &Arc<Self>,
+        new: NewSnapshots,
+    ) -> Result<Vec<SnapshotRecord>> {
         if new.volumes.is_empty() || new.volumes.len() > limits::INSTANT_VOLUMES_MAX {
             return Err(Error::Invalid(format!(
                 "{} volumes, a snapshot is made of 1 to {} at one instant",
@@ -249,7 +264,7 @@ impl Store {
             meta::check_name("snapshot", &name)?;
             // Refused before anything is done.
             let (id, taken) = (record.id, name.clone());
-            self.engine()
+            self.engine
                 .meta(Priority::Read, move |meta| check_new(meta, &record, &taken))
                 .await?;
             let volume = self.open_volume(&id.to_string()).await?;
@@ -262,13 +277,13 @@ impl Store {
                 return Err(Error::Invalid(format!("volume {key:?} is named twice")));
             }
         }
-        let engine = Arc::clone(self.engine());
+        let volumes = Arc::clone(self);
         #[expect(
             clippy::disallowed_methods,
             reason = "it is waited for here; it runs to its end so that what is promised is taken into the store"
         )]
         let task = tokio::spawn(at_one_instant(
-            engine,
+            volumes,
             wanted.into_values().collect(),
             new.tags,
         ));
@@ -280,8 +295,8 @@ impl Store {
     /// # Errors
     ///
     /// As of [`snapshot_volumes`](Self::snapshot_volumes), and [`Error::NotCompleted`] when it fails. The volume stays as it is then.
-    pub async fn snapshot_volume(
-        &self,
+    pub(crate) async fn snapshot_volume(
+        self: &Arc<Self>,
         volume: &str,
         name: &str,
         tags: BTreeMap<String, String>,
@@ -302,21 +317,20 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotCompleted`] when it fails, [`Error::NotFound`] when it is deleted.
-    pub async fn completed_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
-        if let Some(progress) = self.engine().pending_snapshots.get(id) {
+    pub(crate) async fn completed_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
+        if let Some(progress) = self.pending_snapshots.get(id) {
             progress.reaches(|stage| stage == Stage::Ended).await;
         }
         let record = self.snapshot(&id.to_string()).await?;
-        if self.engine().commit.poisoned().is_none() && record.state == SnapshotState::Pending {
+        if self.engine.commit.poisoned().is_none() && record.state == SnapshotState::Pending {
             return Err(Error::Closing);
         }
         record.completed().map(|_| record)
     }
 
     /// How far a pending snapshot has come; `None` if it is not pending, or not begun since the store was opened.
-    #[must_use]
-    pub fn snapshot_progress(&self, id: SnapshotId) -> Option<SnapshotProgress> {
-        let progress = self.engine().pending_snapshots.get(id)?;
+    pub(crate) fn snapshot_progress(&self, id: SnapshotId) -> Option<SnapshotProgress> {
+        let progress = self.pending_snapshots.get(id)?;
         Some(SnapshotProgress {
             segments_done: progress.done.load(Ordering::Relaxed),
             segments_total: progress.total.load(Ordering::Relaxed),
@@ -326,7 +340,7 @@ impl Store {
 
     /// Goes on with the snapshots that were pending when the store was closed, one volume after the other. Returns when all of them had
     /// their turn: those that have to wait are tried again.
-    pub async fn resume_snapshots(&self) -> Result<()> {
+    pub(crate) async fn resume_snapshots(self: &Arc<Self>) -> Result<()> {
         let mut pause = Duration::from_secs(1);
         while self.resume_once().await? {
             tokio::time::sleep(pause).await;
@@ -336,7 +350,7 @@ impl Store {
     }
 
     /// Whether there are volumes that cannot be opened for now.
-    async fn resume_once(&self) -> Result<bool> {
+    async fn resume_once(self: &Arc<Self>) -> Result<bool> {
         let mut after_name = None;
         let mut some_wait = false;
         loop {
@@ -345,7 +359,7 @@ impl Store {
                 limit: limits::PAGE_MAX,
                 ..ListQuery::default()
             };
-            let volumes = self.list_volumes(query).await?;
+            let volumes: Vec<VolumeRecord> = self.engine.list(query).await?;
             let Some(last) = volumes.last() else {
                 return Ok(some_wait);
             };
@@ -357,8 +371,8 @@ impl Store {
     }
 
     /// Goes on with a volume's. Whether it cannot be opened for now.
-    async fn resume(&self, record: &VolumeRecord) -> Result<bool> {
-        let all = &self.engine().pending_snapshots;
+    async fn resume(self: &Arc<Self>, record: &VolumeRecord) -> Result<bool> {
+        let all = &self.pending_snapshots;
         let ids = record.pending.iter().map(|pending| pending.snapshot);
         let error = match self.open_volume(&record.id.to_string()).await {
             Ok(_volume) => {
@@ -387,10 +401,10 @@ impl Store {
 
     /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were made from it. One that is pending is
     /// cancelled by that: its volume stays as it is.
-    pub async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
+    pub(crate) async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
         let record = self.snapshot(key).await?;
         let id = record.id;
-        let pending = &self.engine().pending_snapshots;
+        let pending = &self.pending_snapshots;
         let delete = move |meta: &dyn Meta| {
             let record = SnapshotRecord::find(meta, &id.to_string())?;
             let mut changes = vec![Record::DeleteSnapshot(id)];
@@ -401,7 +415,7 @@ impl Store {
             }
             Ok((changes, record))
         };
-        let deleted = self.engine().commit.change(delete).await?;
+        let deleted = self.engine.commit.change(delete).await?;
         if let Some(progress) = pending.get(id) {
             progress.cancelled.send_replace(true);
         }
@@ -441,7 +455,7 @@ fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
 
 /// What an instant leaves: of each volume its cut.
 async fn at_one_instant(
-    engine: Arc<Engine>,
+    volumes: Arc<Volumes>,
     wanted: Vec<Wanted>,
     tags: BTreeMap<String, String>,
 ) -> Result<Vec<SnapshotRecord>> {
@@ -486,9 +500,9 @@ async fn at_one_instant(
         })
         .collect();
     let plan = move |meta: &dyn Meta| promise(meta, new, &tags, now);
-    let made = engine.commit.change(plan).await?;
+    let made = volumes.engine.commit.change(plan).await?;
     for (snapshot, cut) in wanted.iter().zip(cuts) {
-        let progress = engine.pending_snapshots.add(snapshot.id);
+        let progress = volumes.pending_snapshots.add(snapshot.id);
         snapshot.volume.checkpoint_later(Job {
             cut,
             purpose: Purpose::Snapshot(snapshot.id, progress),
@@ -556,10 +570,11 @@ fn promise(
 }
 
 /// The jobs of a volume's pending snapshots, as its record has them.
-pub(super) async fn resumed(engine: &Arc<Engine>, record: &VolumeRecord) -> Result<Vec<Job>> {
+pub(super) async fn resumed(volumes: &Volumes, record: &VolumeRecord) -> Result<Vec<Job>> {
     let mut jobs = Vec::with_capacity(record.pending.len());
     for pending in &record.pending {
-        let snapshot = match engine
+        let snapshot = match volumes
+            .engine
             .find::<SnapshotRecord>(&pending.snapshot.to_string())
             .await
         {
@@ -578,7 +593,7 @@ pub(super) async fn resumed(engine: &Arc<Engine>, record: &VolumeRecord) -> Resu
             },
             purpose: Purpose::Snapshot(
                 pending.snapshot,
-                engine.pending_snapshots.add(pending.snapshot),
+                volumes.pending_snapshots.add(pending.snapshot),
             ),
         });
     }
@@ -601,6 +616,7 @@ pub(super) async fn promises(engine: &Arc<Engine>, record: &VolumeRecord) -> Res
         });
     }
     Ok(Promises {
+        first_file: record.journal_from,
         cuts,
         sequence: record.promised_sequence,
     })

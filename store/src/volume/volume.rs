@@ -23,25 +23,20 @@ use tokio::{
 use varve_content::BLOCK_BYTES;
 
 use super::{
-    batch::Change,
-    files::MakesDurable,
+    Volumes,
     jobs::Checkpoints,
-    journal::Journal,
-    layers::{Epoch, Layers, Place, Stack, Stretch},
-    owner::Owner,
-    owner_file::OwnerFile,
-    recovery::{self, JournalReport},
+    journal::{Change, Host, Journal, JournalDir, JournalReport, MakesDurable, OwnerFile, recover},
+    layers::{Epoch, Layers, Place, ReplayedEpochs, Stack, Stretch},
     snapshot,
     writer::{self, BlockLock, Op, Queue},
 };
 use crate::{
     Error, Result,
-    commit::joined,
+    engine::{Engine, joined},
     failpoints::{Failpoint, reach},
-    format::{names, volume::VolumeRecord},
+    format::volume::VolumeRecord,
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
     read::{ContentReader, Extent, Piece, push_extent},
-    store::Engine,
 };
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -68,8 +63,9 @@ impl Drop for OpenVolume {
 /// What reads and the writing task share.
 pub(super) struct VolumeState {
     pub(super) engine: Arc<Engine>,
+    pub(super) volumes: Arc<Volumes>,
     pub(super) name: String,
-    pub(super) journal: Journal,
+    pub(super) journal: Arc<Journal>,
     pub(super) layers: RwLock<Layers>,
     pub(super) queue: Queue,
     /// As it was when the volume was opened.
@@ -99,25 +95,29 @@ impl fmt::Debug for VolumeState {
 
 impl Volume {
     pub(super) async fn open(
-        engine: Arc<Engine>,
+        volumes: Arc<Volumes>,
         record: VolumeRecord,
         writing: OwnedMutexGuard<()>,
     ) -> Result<Self> {
+        let engine = Arc::clone(&volumes.engine);
         engine.commit.writable()?;
-        let owner = Owner {
+        let host: Arc<dyn Host> = Arc::<Engine>::clone(&engine);
+        let dir = JournalDir {
             disk: Arc::clone(&engine.disk),
             data_dir: engine.options.data_dir.clone(),
             store: engine.store_id,
             volume: record.id,
             bytes_max: engine.options.journal_bytes_max,
-            space: Arc::clone(&engine.journal_space),
+            pool: Arc::clone(&volumes.journal_files),
+            host,
         };
-        make_directories(&owner).await?;
+        dir.create().await?;
         let promises = snapshot::promises(&engine, &record).await?;
-        let owner_file = OwnerFile::open(&engine.commit, &owner, &record).await?;
-        let from = record.journal_from;
-        let (found, mut epochs, report) =
-            recovery::recover(&engine, &owner, from, promises).await?;
+        let owner_file = OwnerFile::open(&dir, &record).await?;
+        let mut replayed = ReplayedEpochs::default();
+        let permits = &volumes.journal_scan_permits;
+        let (recovered, report) = recover(&dir, promises, permits, &mut replayed).await?;
+        let mut epochs = replayed.0;
         if report != JournalReport::default() {
             tracing::info!(
                 volume = record.name,
@@ -132,18 +132,18 @@ impl Volume {
             Some(root) => Some(ContentReader::open(Arc::clone(&engine), root, &record.name).await?),
             None => None,
         };
-        let jobs = snapshot::resumed(&engine, &record).await?;
+        let jobs = snapshot::resumed(&volumes, &record).await?;
         let current = epochs
             .pop()
             .unwrap_or_else(|| Epoch::new(record.journal_from))
-            .counted(&engine.map_memory);
+            .counted(&volumes.map_memory);
         let ended = epochs
             .into_iter()
-            .map(|epoch| epoch.counted(&engine.map_memory));
+            .map(|epoch| epoch.counted(&volumes.map_memory));
         let layers = RwLock::new(Layers::new(current, ended, base));
         let inner = Arc::new(VolumeState {
             name: record.name.clone(),
-            journal: Journal::new(owner, found),
+            journal: Arc::new(Journal::new(dir, recovered)),
             layers,
             queue: Queue::default(),
             checkpoints: Checkpoints::default(),
@@ -156,6 +156,7 @@ impl Volume {
             report,
             record,
             engine,
+            volumes,
         });
         let task = Arc::clone(&inner);
         #[expect(
@@ -167,6 +168,7 @@ impl Volume {
             writer::run(Arc::clone(&task)).await;
             // Whoever had it last may not have flushed it. An error has stopped the store, which is how others learn of it.
             let _ = task.sync().await;
+            task.journal.stop_recycling().await;
         });
         let volume = Self(Arc::new(OpenVolume {
             inner,
@@ -426,6 +428,22 @@ impl VolumeState {
         })
     }
 
+    /// Writes beside the journal what the catalog says of the volume now. The record is looked up in turn, so that an
+    /// older one does not overtake a newer one.
+    pub(super) async fn record_owner(self: &Arc<Self>) -> Result<()> {
+        let volume = Arc::clone(self);
+        let write = async move |_| {
+            let mut owner_file = volume.owner_file.lock().await;
+            match volume.engine.find(&volume.record.id.to_string()).await {
+                Ok(record) => owner_file.follow(volume.journal.dir(), &record).await,
+                // It was deleted, and so is its journal.
+                Err(Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        self.engine.commit.to_the_end(write).await
+    }
+
     /// Begins to make durable what was written, if it has become so much that somebody would have to wait for it in the end.
     pub(super) fn sync_if_much(self: &Arc<Self>) {
         if self.journal.wants_sync() {
@@ -469,7 +487,7 @@ impl VolumeState {
         let lock = Arc::new(lock);
         let mut replies = Vec::new();
         for change in changes {
-            for change in change.in_pieces(VOLUME_QUEUE_BYTES) {
+            for change in change.split(VOLUME_QUEUE_BYTES) {
                 let bytes = match &change {
                     Change::Data { data, .. } => data.len(),
                     Change::Zeros { .. } => JOURNAL_CHANGE_BYTES as usize,
@@ -627,30 +645,6 @@ pub(super) fn bytes_of(stretch: &Stretch, offset_bytes: u64, len_bytes: u64) -> 
     let start = stretch.start * BLOCK;
     let end = start + u64::from(stretch.blocks) * BLOCK;
     (start.max(offset_bytes), end.min(offset_bytes + len_bytes))
-}
-
-/// Makes the directory of a volume's journal if it is not there, durably either way.
-async fn make_directories(owner: &Owner) -> Result<()> {
-    let all = names::volumes(&owner.data_dir);
-    let own = owner.dir();
-    let disk = &owner.disk;
-    let mut tries = disk.patience().tries();
-    for (dir, parent) in [(&all, &owner.data_dir), (&own, &all)] {
-        let make = || match disk.create_dir(dir) {
-            // Its maker may not have lived to sync it.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            made => made,
-        };
-        let made = disk.patience().until_possible(make).await;
-        made.map_err(|source| Error::io("create", dir, source))?;
-        loop {
-            let synced = disk.sync_dir(parent).await;
-            if tries.is_final(&synced).await {
-                break synced.map_err(|source| Error::io("sync", parent, source))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -18,12 +18,11 @@ use super::{
 };
 use crate::{
     Damage, Error, Result,
+    engine::{Engine, Priority, Scratch},
     format::Location,
     limits,
     meta::NodeKey,
     pack::{PackReader, ReadSpan, Span, plan_spans},
-    store::Engine,
-    workers::{Priority, Scratch},
 };
 
 /// A chunk that is being loaded: its position among those that are wanted, its id, its place, and the cache's.
@@ -46,7 +45,7 @@ pub(crate) fn needed_by(error: Error, snapshot: &str) -> Error {
     }
 }
 
-pub(super) fn missing_chunk(id: ChunkId) -> Damage {
+pub(crate) fn missing_chunk(id: ChunkId) -> Damage {
     Damage::missing(format_args!("chunk {id}"))
 }
 
@@ -66,7 +65,7 @@ fn verify_node(key: NodeKey, encoded: &[u8]) -> std::result::Result<(), String> 
 
 impl Engine {
     /// A chunk, from the cache or its pack. Readers of the same chunk wait for one read.
-    pub(super) async fn load_chunk(
+    pub(crate) async fn load_chunk(
         &self,
         id: ChunkId,
         place: Option<Location>,
@@ -86,7 +85,7 @@ impl Engine {
 
     /// Chunks, in this order, from the cache or their packs. What lies side by side in a pack is read together, and unpacked in
     /// pieces on all workers. Nobody reads what somebody else is reading.
-    pub(super) async fn load_chunks(
+    pub(crate) async fn load_chunks(
         &self,
         wanted: &[(ChunkId, Option<Location>)],
     ) -> Result<Vec<VerifiedChunk>> {
@@ -227,7 +226,7 @@ impl Engine {
     }
 
     /// Reads a span.
-    pub(super) async fn read_span(
+    pub(crate) async fn read_span(
         &self,
         packs: &PackReader,
         span: Span,
@@ -250,7 +249,7 @@ impl Engine {
     }
 
     /// The leaf of a segment, from the root down.
-    pub(super) async fn descend(
+    pub(crate) async fn descend(
         &self,
         root: &Root,
         segment: u32,
@@ -300,7 +299,7 @@ impl Engine {
     }
 
     /// A leaf from its pack, and where its chunks are.
-    pub(super) async fn load_leaf(&self, packs: &PackReader, id: NodeId) -> Result<LocatedLeaf> {
+    pub(crate) async fn load_leaf(&self, packs: &PackReader, id: NodeId) -> Result<LocatedLeaf> {
         let leaf = self.decoded(packs, NodeKey::Leaf(id), Leaf::decode).await?;
         let ids: Vec<_> = leaf.entries().iter().map(|entry| entry.chunk).collect();
         let mut places = self
@@ -345,7 +344,7 @@ impl Engine {
     }
 
     /// An inner node from its pack.
-    pub(super) async fn load_inner(&self, packs: &PackReader, id: NodeId) -> Result<InnerNode> {
+    pub(crate) async fn load_inner(&self, packs: &PackReader, id: NodeId) -> Result<InnerNode> {
         self.decoded(packs, NodeKey::Inner(id), InnerNode::decode)
             .await
     }
@@ -355,7 +354,7 @@ impl Engine {
     }
 
     /// A root from its pack.
-    pub(super) async fn load_root(&self, packs: &PackReader, id: RootId) -> Result<Root> {
+    pub(crate) async fn load_root(&self, packs: &PackReader, id: RootId) -> Result<Root> {
         self.decoded(packs, NodeKey::Root(id), Root::decode).await
     }
 

@@ -1,51 +1,42 @@
-//! A journal file's blocks and their checksums, read ahead of who looks at them.
+//! A journal file's blocks and their checksums, read ahead of recovery.
 //!
-//! A volume is not opened before its journal was read, and a guest waits for that. So several reads are under way, past the page cache,
-//! which reads ahead too little; and checksums are made by the store's threads, of all blocks, for which of them are data block_lock
-//! out only one batch after the other.
+//! A guest waits until its volume's journal was read. So several reads are in flight, past the page cache, which reads
+//! ahead too little. The store's threads checksum all blocks: which of them are data turns out only batch by batch.
 
 use std::collections::VecDeque;
 
 use futures::{StreamExt as _, stream, stream::BoxStream};
 
+use super::host::{ChecksummedBlocks, Host};
 use crate::{
     Error, Result,
-    format::journal::{JOURNAL_BLOCK_BYTES, data_crc},
-    io::{AlignedBuf, Disk, File, OpenMode},
+    format::journal::JOURNAL_BLOCK_BYTES,
+    io::{Disk, File, OpenMode},
     limits::{JOURNAL_SCAN_READS, JOURNAL_SCAN_WINDOW_BYTES},
-    workers::{Priority, Workers},
 };
 
 const BLOCK: usize = JOURNAL_BLOCK_BYTES;
 const WINDOW_BLOCKS: usize = JOURNAL_SCAN_WINDOW_BYTES / BLOCK;
 
-/// The blocks of a file from one on, as far as somebody has asked for them.
+/// A window that moves over the blocks of a file, from front to back.
 pub(super) struct Windows<'a> {
-    ahead: BoxStream<'a, Result<Window>>,
+    ahead: BoxStream<'a, Result<ChecksummedBlocks>>,
     /// Neighbours, in order.
-    there: VecDeque<Window>,
-    /// With which the first of them begins, or the first of those to come.
+    loaded: VecDeque<ChecksummedBlocks>,
+    /// The block that the first of them begins with, or the first of those to come.
     first_block: u64,
 }
 
-struct Window {
-    bytes: AlignedBuf,
-    /// Of its whole blocks, if they were asked for.
-    crcs: Vec<u32>,
-}
-
-impl Window {
-    /// Whether the file ends in it.
-    fn is_last(&self) -> bool {
-        self.bytes.len() < JOURNAL_SCAN_WINDOW_BYTES
-    }
+/// Whether the file ends in a window.
+fn is_last(window: &ChecksummedBlocks) -> bool {
+    window.bytes.len() < JOURNAL_SCAN_WINDOW_BYTES
 }
 
 impl<'a> Windows<'a> {
-    /// Begins to read a file at a block.
+    /// Begins to read a file at a block, with or without checksums.
     pub(super) async fn new(
         disk: &'a dyn Disk,
-        workers: &'a Workers,
+        host: &'a dyn Host,
         file: &File,
         first_block: u64,
         with_checksums: bool,
@@ -58,59 +49,54 @@ impl<'a> Windows<'a> {
                 let read = disk.read_up_to(&file, offset_bytes, JOURNAL_SCAN_WINDOW_BYTES);
                 let bytes = read.await;
                 let bytes = bytes.map_err(|source| Error::io("read", file.path(), source))?;
-                if !with_checksums {
-                    let crcs = Vec::new();
-                    return Ok(Window { bytes, crcs });
+                match with_checksums {
+                    true => host.checksum(bytes).await,
+                    false => Ok(ChecksummedBlocks::unchecked(bytes)),
                 }
-                let sum = move |_: &mut _| {
-                    let (blocks, _) = bytes.as_chunks::<BLOCK>();
-                    let crcs = blocks.iter().map(|block| data_crc(block)).collect();
-                    Window { bytes, crcs }
-                };
-                workers.run(Priority::Read, sum).await
             }
         };
         let ahead = stream::iter(0..).map(window).buffered(JOURNAL_SCAN_READS);
         Ok(Self {
             ahead: ahead.boxed(),
-            there: VecDeque::new(),
+            loaded: VecDeque::new(),
             first_block,
         })
     }
 
-    /// Brings blocks, and lets go of those before. If the file ends before: how many bytes it has from the first of them on.
-    pub(super) async fn bring(&mut self, start: u64, blocks: u64) -> Result<Option<u64>> {
+    /// Loads blocks, and lets go of those before. If the file ends before their end: how many bytes it has from the
+    /// first of them on.
+    pub(super) async fn load(&mut self, start: u64, blocks: u64) -> Result<Option<u64>> {
         debug_assert!(start >= self.first_block);
         loop {
-            let let_go = |first: &mut Window| {
-                start >= self.first_block + WINDOW_BLOCKS as u64 && !first.is_last()
+            let let_go = |first: &mut ChecksummedBlocks| {
+                start >= self.first_block + WINDOW_BLOCKS as u64 && !is_last(first)
             };
-            if self.there.pop_front_if(let_go).is_some() {
+            if self.loaded.pop_front_if(let_go).is_some() {
                 self.first_block += WINDOW_BLOCKS as u64;
                 continue;
             }
-            let there: usize = self.there.iter().map(|window| window.bytes.len()).sum();
-            let end_bytes = self.first_block * BLOCK as u64 + there as u64;
+            let loaded: usize = self.loaded.iter().map(|window| window.bytes.len()).sum();
+            let end_bytes = self.first_block * BLOCK as u64 + loaded as u64;
             if (start + blocks) * BLOCK as u64 <= end_bytes {
                 return Ok(None);
             }
-            if self.there.back().is_some_and(Window::is_last) {
+            if self.loaded.back().is_some_and(is_last) {
                 return Ok(Some(end_bytes.saturating_sub(start * BLOCK as u64)));
             }
             match self.ahead.next().await {
-                Some(window) => self.there.push_back(window?),
+                Some(window) => self.loaded.push_back(window?),
                 None => return Err(Error::Closing),
             }
         }
     }
 
-    fn place(&self, block: u64) -> Option<(&Window, usize)> {
+    fn place(&self, block: u64) -> Option<(&ChecksummedBlocks, usize)> {
         let at = usize::try_from(block.checked_sub(self.first_block)?).ok()?;
-        let window = self.there.get(at / WINDOW_BLOCKS)?;
+        let window = self.loaded.get(at / WINDOW_BLOCKS)?;
         Some((window, at % WINDOW_BLOCKS))
     }
 
-    /// A block that was brought.
+    /// A block that was loaded.
     pub(super) fn block(&self, block: u64) -> Option<&[u8; BLOCK]> {
         let (window, at) = self.place(block)?;
         let (blocks, _) = window.bytes.as_chunks::<BLOCK>();
@@ -124,8 +110,8 @@ impl<'a> Windows<'a> {
     }
 }
 
-/// The same file, opened for reads past the page cache. Where it does not end with a block, as no journal file does by itself, only the
-/// cache can read its end.
+/// The same file, opened for reads past the page cache. Only the cache can read the end of a file that does not end with
+/// a block, which no journal file does unless it was damaged.
 async fn past_the_cache(disk: &dyn Disk, file: &File) -> Result<File> {
     let path = file.path();
     let len_bytes = disk.len(file);
@@ -149,17 +135,15 @@ mod tests {
 
     use std::path::Path;
 
-    use varve_content::codec::Compression;
-
     use super::*;
-    use crate::io::sim::SimDisk;
+    use crate::{format::journal::data_crc, io::sim::SimDisk, volume::journal::tests::TestHost};
 
     #[test]
     fn all_blocks_of_a_file_are_there_in_turn_wherever_it_ends() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let workers = Workers::start(1, Compression::None).unwrap();
+        let host = TestHost::default();
         let disk = SimDisk::new();
         let path = Path::new("/file");
         let windows = JOURNAL_SCAN_WINDOW_BYTES;
@@ -178,12 +162,10 @@ mod tests {
             disk.put(path, &bytes).unwrap();
             let file = disk.open(path, OpenMode::Read).unwrap();
             let found = runtime.block_on(async {
-                let mut windows = Windows::new(&*disk, &workers, &file, 1, true)
-                    .await
-                    .unwrap();
+                let mut windows = Windows::new(&*disk, &host, &file, 1, true).await.unwrap();
                 let mut at = 1;
                 // As long as a batch is, which spans windows.
-                while windows.bring(at, 3).await.unwrap().is_none() {
+                while windows.load(at, 3).await.unwrap().is_none() {
                     for block in at..at + 3 {
                         let start = usize::try_from(block).unwrap() * BLOCK;
                         let expected = &bytes[start..start + BLOCK];
@@ -192,7 +174,7 @@ mod tests {
                     }
                     at += 1;
                 }
-                let rest = windows.bring(at, 3).await.unwrap().unwrap();
+                let rest = windows.load(at, 3).await.unwrap().unwrap();
                 let end = usize::try_from(at).unwrap() * BLOCK + usize::try_from(rest).unwrap();
                 assert_eq!(end.max(BLOCK), len.max(BLOCK), "of {len} bytes");
                 at

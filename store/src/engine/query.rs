@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    Result, limits,
+    Result,
+    engine::{Engine, Priority},
+    limits,
     meta::{self, Meta, Named},
-    store::Engine,
-    workers::Priority,
 };
 
 /// Which snapshots or volumes to list.

@@ -1,4 +1,4 @@
-//! A batch as the bytes that are written, from where they are as far as that can be.
+//! A batch as the bytes that are written, copied as little as possible.
 
 use std::iter;
 
@@ -11,7 +11,7 @@ use crate::{
     limits::JOURNAL_LARGE_BYTES,
 };
 
-/// What stands in front of a batch's data: its descriptor, and in front of that the file's header if it is the first of its file.
+/// Writes what precedes a batch's data: the header of its file, if it is the first there, and its descriptor.
 fn put_head(buf: &mut AlignedBuf, header: Option<&FileHeader>, descriptor: &Descriptor) {
     if let Some(header) = header {
         buf.extend_from_slice(&header.encode());
@@ -19,8 +19,8 @@ fn put_head(buf: &mut AlignedBuf, header: Option<&FileHeader>, descriptor: &Desc
     buf.extend_from_slice(&descriptor.encode());
 }
 
-/// A batch as it is written to the page cache.
-pub(super) fn as_it_is(
+/// The parts of a batch that is written to the page cache.
+pub(super) fn to_cache(
     header: Option<&FileHeader>,
     descriptor: &Descriptor,
     batch: &Batch,
@@ -32,8 +32,9 @@ pub(super) fn as_it_is(
         .collect()
 }
 
-/// A batch as it is written past the page cache. Large data that is aligned goes along from where it is, all else is copied.
-pub(super) fn aligned(
+/// The parts of a batch that is written past the page cache. Large aligned data is written from where it is, all else
+/// is copied.
+pub(super) fn past_cache(
     header: Option<&FileHeader>,
     descriptor: &Descriptor,
     batch: &Batch,
@@ -45,7 +46,7 @@ pub(super) fn aligned(
         .sum();
     let mut copied = AlignedBuf::with_capacity(2 * JOURNAL_BLOCK_BYTES + copied_bytes);
     put_head(&mut copied, header, descriptor);
-    // Where copies end and large data goes in between.
+    // Where in the copies large data goes in between.
     let mut cuts = Vec::new();
     for data in batch.data() {
         if is_large(data) {

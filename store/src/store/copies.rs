@@ -13,11 +13,10 @@ use varve_content::{
 
 use crate::{
     Error, ListQuery, RemoteRecord, Result, SnapshotRecord, Store,
+    engine::{Priority, StoredChunk},
     format::{catalog_log::Record, names},
     limits,
     meta::{self, CopyId, CopyRecord, Meta, Named as _, NodeKey},
-    read::StoredChunk,
-    workers::Priority,
 };
 
 /// A node of a tree as it is given to another store.

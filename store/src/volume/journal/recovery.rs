@@ -1,36 +1,46 @@
-//! Reads a journal that a process left behind.
+//! Reading a journal that a process left behind.
 //!
-//! Batches count from the first on, as long as each is whole and has the number it should have. The first that is not is the end: what
-//! a loss of power tore, of which nobody was promised anything. Unless a descriptor behind it says that it was
-//! durable: then it is damage, and the volume is not opened.
+//! Batches count from the first one on, as long as each is whole and has the number that is due. The journal ends with
+//! the first that is not: a loss of power tore it, and it was never promised. Two witnesses turn that end into damage,
+//! and then the volume is not opened: a descriptor behind the end that says that a lost batch was durable, and the
+//! volume's record, which says what was durable when a snapshot was promised.
+//!
+//! The order, and why a crash anywhere in it loses nothing:
+//!
+//! 1. Files before the first one go: their content is in the base.
+//! 2. All files are synced. A process that was killed may not have synced what it acknowledged; from here on that is
+//!    promised. The page cache is dropped, so that what is read next is on the disk.
+//! 3. The batches are read, and witnesses are heard. Nothing was changed until here but by 1 and 2, which may be repeated.
+//! 4. What does not count is cut off, from the last file back, so that a crash leaves no gap.
+//! 5. The last file and the directory are synced: what was cut off stays cut off.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     iter::Peekable,
-    path::Path,
+    sync::Arc,
 };
 
+use tokio::sync::Semaphore;
+
 use super::{
-    journal::{FILES_MAX, Found, slot, unsynced},
-    layers::Epoch,
-    owner::Owner,
+    closed::journal_numbers,
+    dir::{JournalDir, remove_at},
+    journal::Recovered,
+    slot::{EPOCH_FILES_MAX, Slot, slot_of},
     windows::Windows,
 };
 use crate::{
     Damage, Error, Result,
-    commit::Commit,
     format::{
         FormatError,
-        journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, first_sequence_of},
-        names,
+        journal::{Descriptor, Entry, FileHeader, JOURNAL_BLOCK_BYTES, Nonce, first_sequence_of},
     },
-    io::{Completion, File},
+    io::{AlignedBuf, File, offload},
     limits::JOURNAL_FILE_BYTES_MAX,
-    store::Engine,
-    workers::Workers,
 };
 
 const BLOCK: usize = JOURNAL_BLOCK_BYTES;
+
 /// What was found in a volume's journal.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JournalReport {
@@ -40,50 +50,61 @@ pub struct JournalReport {
     pub blocks: u64,
     /// Journal files.
     pub files: u64,
-    /// What could not be read at the end, and was cut off: nobody was promised it.
+    /// What could not be read at the end, and was cut off. It was never promised.
     pub torn: Option<String>,
 }
 
 /// What the volume's record says of its journal.
 #[derive(Debug)]
-pub(super) struct Promises {
+pub(crate) struct Promises {
+    /// The number of the first file.
+    pub(crate) first_file: u64,
     /// The cuts of pending snapshots, in their order.
-    pub(super) cuts: Vec<PromisedCut>,
+    pub(crate) cuts: Vec<PromisedCut>,
     /// Batches up to this one were durable, if it is above those of the base.
-    pub(super) sequence: u64,
+    pub(crate) sequence: u64,
 }
 
-/// All in front of it was durable when its snapshot was promised.
+/// A cut through the journal. All before it was durable when its snapshot was promised.
 #[derive(Debug)]
-pub(super) struct PromisedCut {
+pub(crate) struct PromisedCut {
     /// The file that the epoch behind it begins with.
-    pub(super) next_file: u64,
-    /// For people.
-    pub(super) snapshot: String,
+    pub(crate) next_file: u64,
+    /// The snapshot's name, for people.
+    pub(crate) snapshot: String,
 }
 
-/// Where batches end that count, or those of one file.
+/// Takes in what a journal holds, from the first batch to the last.
+pub(crate) trait Replay: Send + Sync {
+    /// Begins an epoch: slots are counted from this file on. Called once before all batches, and at each cut.
+    fn begin_epoch(&mut self, first_file: u64);
+
+    /// Takes in a batch whose first data block is in `slot`.
+    fn batch(&mut self, entries: &[Entry], slot: Slot);
+}
+
+/// Where the batches that count end, of the journal or of one file.
 struct End {
     number: u64,
     offset_bytes: u64,
-    /// What is wrong with what is there. Nothing, where no batch is.
+    /// What is wrong with what is there; `None` if no batch is there.
     why: Option<FormatError>,
 }
 
-/// What keeps a file from being read.
+/// Why the batches of a file do not count.
 enum Refused {
-    /// Its header, or that there is no such file.
+    /// Its header is not whole, or the file is missing.
     Itself(FormatError),
-    /// What it says of the batch before its first.
+    /// Its header names another batch as the one before its first.
     Before(FormatError),
 }
 
 struct Reader<'a> {
-    owner: &'a Owner,
-    workers: &'a Workers,
-    /// The last is the one that is being read.
-    epochs: Vec<Epoch>,
-    /// The files with which the others begin.
+    dir: &'a JournalDir,
+    replay: &'a mut dyn Replay,
+    /// The first file of the epoch that is being read.
+    epoch_first: u64,
+    /// The first files of the epochs that follow.
     cuts: Peekable<std::vec::IntoIter<u64>>,
     first_number: u64,
     /// All files below this one were there when a snapshot was promised.
@@ -92,153 +113,158 @@ struct Reader<'a> {
     nonce: Nonce,
     /// A number below those of the first file. All batches up to it are in the base, whatever their numbers are.
     in_base_sequence: u64,
-    /// Of the last batch that counts.
+    /// The last batch that counts.
     sequence: u64,
-    /// Where that one ends, and in which file. Nothing, where there is none.
+    /// The file that it is in, and the offset where it ends; `None` if no batch counts.
     kept: Option<(u64, u64)>,
-    /// Of the batch that is to follow.
+    /// The batch that is due.
     next_sequence: u64,
     report: JournalReport,
 }
 
-/// Reads the files from `first_number` on, makes them durable and clean, and removes those before. Epochs end where cuts say that
-/// others begin; the last one goes on.
-pub(super) async fn recover(
-    engine: &Engine,
-    owner: &Owner,
-    first_number: u64,
+/// Reads a journal, makes it durable, and cuts off what does not count. Only `scan_permits` journals are read at a
+/// time.
+///
+/// Must run to its end: a sync that fails stops the store, and must be seen.
+///
+/// # Errors
+///
+/// [`Error::Damaged`] when what was promised is not there, [`Error::Incompatible`] when a file is of another
+/// journal or of an unknown version.
+pub(crate) async fn recover(
+    dir: &JournalDir,
     mut promises: Promises,
-) -> Result<(Found, Vec<Epoch>, JournalReport)> {
-    let commit = &engine.commit;
-    // Of this volume as it was open before, if that is still being closed.
-    owner.space.give_up_of(owner.volume);
-    let dir = owner.dir();
-    let patience = owner.disk.patience();
-    let names = patience.until_possible(|| owner.disk.list(&dir)).await;
-    let names = names.map_err(|source| Error::io("list", &dir, source))?;
-    let mut numbers: Vec<_> = names
-        .iter()
-        .filter_map(|name| names::journal_number_of(name))
-        .collect();
-    numbers.sort_unstable();
-    let (old, live): (Vec<_>, Vec<_>) = numbers
-        .into_iter()
-        .partition(|number| *number < first_number);
-    // Spare ones among them.
-    for number in old {
-        owner.remove(number)?;
-    }
-
-    // What is in front of others is in the base.
+    scan_permits: &Semaphore,
+    replay: &mut dyn Replay,
+) -> Result<(Recovered, JournalReport)> {
+    let first_number = promises.first_file;
+    let mut files = remove_old_files(dir, first_number).await?;
+    // Cuts before the first file are in the base.
     promises.cuts.retain(|cut| cut.next_file > first_number);
-    let mut cuts: Vec<_> = promises.cuts.iter().map(|cut| cut.next_file).collect();
-    cuts.dedup();
-    let promised_files_end = cuts.last().copied().unwrap_or(first_number);
-    let mut reader = Reader {
-        owner,
-        workers: &engine.workers,
-        epochs: vec![Epoch::new(first_number)],
-        cuts: cuts.into_iter().peekable(),
-        first_number,
-        promised_files_end,
-        nonce: Nonce::default(),
-        in_base_sequence: first_sequence_of(first_number).saturating_sub(1),
-        sequence: first_sequence_of(first_number).saturating_sub(1),
-        kept: None,
-        next_sequence: first_sequence_of(first_number),
-        report: JournalReport::default(),
-    };
-    // One is open at a time: journals may have many, and others have theirs.
-    let mut files = BTreeSet::new();
-    for number in &live {
-        let file = owner.open_patiently(&owner.path(*number)).await?;
-        // A process that was killed may not have lived to sync what it acknowledged: from here on it is promised. What the cache
-        // holds may be more than what is on the disk, where a sync has failed.
-        durable(commit, owner.disk.sync_data(&file), file.path()).await?;
-        owner.disk.forget_cached(&file);
-        files.insert(*number);
+    for number in &files {
+        // One is open at a time: there may be many, and other journals have theirs.
+        let file = dir.open_file_patiently(*number).await?;
+        dir.sync_file_or_stop(&file).await?;
+        // After a sync that failed before a restart, the cache may hold more than the disk.
+        dir.disk.forget_cached(&file);
     }
-    // One that is empty waits for nobody.
+    // An empty journal waits for nobody.
     let scan = match files.is_empty() {
         true => None,
-        false => Some(engine.journal_scan_permits.acquire().await),
+        false => Some(scan_permits.acquire().await.map_err(|_| Error::Closing)?),
     };
+    let mut reader = Reader::new(dir, &promises, replay);
     let end = reader.read_all(&files).await?;
     reader.check_promises(&promises, &end)?;
     reader.check_nothing_promised(&files, &end).await?;
     drop(scan);
-    cut_off(owner, &mut files, reader.kept).await?;
+    cut_off(dir, &mut files, reader.kept).await?;
     reader.report.torn = end.why.map(|why| {
-        let path = owner.path(end.number);
+        let path = dir.file_path(end.number);
         format!("{} at offset {}: {why}", path.display(), end.offset_bytes)
     });
-    // What was cut off stays cut off.
     if let Some(last) = files.last() {
-        let last = owner.open_patiently(&owner.path(*last)).await?;
-        durable(commit, owner.disk.sync_data(&last), last.path()).await?;
+        let last = dir.open_file_patiently(*last).await?;
+        dir.sync_file_or_stop(&last).await?;
     }
-    owner.sync_dir().await.inspect_err(|error| match error {
-        Error::Shortage { .. } => {}
-        error => commit.poison(error),
-    })?;
+    dir.sync_or_stop().await?;
     reader.report.files = files.len() as u64;
     let mut lengths = BTreeMap::new();
     for number in files {
-        let file = owner.open_patiently(&owner.path(number)).await?;
-        let len = owner.disk.len(&file);
-        let len_bytes =
-            len.map_err(|source| Error::io("read the length of", file.path(), source))?;
-        lengths.insert(number, len_bytes);
+        let file = dir.open_file_patiently(number).await?;
+        lengths.insert(number, file_len(dir, &file)?);
     }
-    reader.go_on_in(u64::MAX);
-    let found = Found {
-        epoch_first: reader.epoch_first(),
+    reader.begin_epochs_to(u64::MAX);
+    let recovered = Recovered {
+        epoch_first: reader.epoch_first,
         files: lengths,
         last_sequence: reader.sequence,
     };
-    Ok((found, reader.epochs, reader.report))
+    Ok((recovered, reader.report))
 }
 
-/// Waits for a sync. One that fails stops the store: the kernel tells it once, and who tried again would be told that all is well.
-pub(super) async fn durable(commit: &Commit, sync: Completion<()>, path: &Path) -> Result<()> {
-    sync.await
-        .map_err(|source| unsynced(path.to_owned(), source))
-        .inspect_err(|error| commit.poison(error))
+/// Removes the files before the first one, spare ones among them, and returns the numbers of the others.
+async fn remove_old_files(dir: &JournalDir, first_number: u64) -> Result<BTreeSet<u64>> {
+    let pool = Arc::clone(&dir.pool);
+    let volume = dir.volume;
+    // Those of an earlier opening, if it is still being closed.
+    offload(move || pool.remove_spares_of(volume)).await?;
+    let list = || {
+        let dir = dir.clone();
+        async move { offload(move || journal_numbers(&*dir.disk, &dir.path())).await? }
+    };
+    let numbers = dir.disk.patience().until_possible_async(list).await?;
+    let (old, live): (BTreeSet<_>, BTreeSet<_>) = numbers
+        .into_iter()
+        .partition(|number| *number < first_number);
+    let dir = dir.clone();
+    let remove = move || {
+        old.into_iter()
+            .try_for_each(|number| remove_at(&*dir.disk, &dir.file_path(number)))
+    };
+    offload(remove).await??;
+    Ok(live)
 }
 
-/// Removes what does not count: all behind the last batch that does.
+fn file_len(dir: &JournalDir, file: &File) -> Result<u64> {
+    let len = dir.disk.len(file);
+    len.map_err(|source| Error::io("read the length of", file.path(), source))
+}
+
+/// Removes what does not count: everything behind the last batch that does.
 ///
-/// A file without a batch goes as a whole, its header too, and its number is given to the next one. If it stayed, two headers
-/// would tell what came before one batch: and once the files before are in the base, the second would name a batch that nobody
-/// can find.
-async fn cut_off(owner: &Owner, files: &mut BTreeSet<u64>, kept: Option<(u64, u64)>) -> Result<()> {
+/// A file without a batch goes as a whole, header included, and the next file gets its number. If it stayed, two
+/// headers would name the batch before theirs; and once the files before are in the base, the second would name a
+/// batch that nobody can find.
+async fn cut_off(
+    dir: &JournalDir,
+    files: &mut BTreeSet<u64>,
+    kept: Option<(u64, u64)>,
+) -> Result<()> {
     // From the last on, so that a crash in between leaves no gap.
     while let Some(number) = files.last().copied() {
         let Some((last, end_bytes)) = kept.filter(|(last, _)| number <= *last) else {
-            owner.remove_patiently(number).await?;
+            dir.remove_file(number).await?;
             files.remove(&number);
             continue;
         };
         debug_assert_eq!(number, last);
-        let file = owner.open_patiently(&owner.path(number)).await?;
-        let path = file.path();
-        let len_bytes = owner.disk.len(&file);
-        let len_bytes =
-            len_bytes.map_err(|source| Error::io("read the length of", path, source))?;
-        if len_bytes > end_bytes {
-            let cut = || owner.disk.set_len(&file, end_bytes);
-            let cut = owner.disk.patience().until_possible(cut).await;
-            cut.map_err(|source| Error::io("cut off", path, source))?;
+        let file = dir.open_file_patiently(number).await?;
+        if file_len(dir, &file)? > end_bytes {
+            dir.cut_file_off(&file, end_bytes).await?;
         }
         break;
     }
     Ok(())
 }
 
-impl Reader<'_> {
-    /// Reads all that counts, and tells where that ends.
+impl<'a> Reader<'a> {
+    fn new(dir: &'a JournalDir, promises: &Promises, replay: &'a mut dyn Replay) -> Self {
+        let first_number = promises.first_file;
+        let mut cuts: Vec<_> = promises.cuts.iter().map(|cut| cut.next_file).collect();
+        cuts.dedup();
+        let promised_files_end = cuts.last().copied().unwrap_or(first_number);
+        let in_base_sequence = first_sequence_of(first_number).saturating_sub(1);
+        replay.begin_epoch(first_number);
+        Self {
+            dir,
+            replay,
+            epoch_first: first_number,
+            cuts: cuts.into_iter().peekable(),
+            first_number,
+            promised_files_end,
+            nonce: Nonce::default(),
+            in_base_sequence,
+            sequence: in_base_sequence,
+            kept: None,
+            next_sequence: first_sequence_of(first_number),
+            report: JournalReport::default(),
+        }
+    }
+
+    /// Reads all batches that count, and returns where they end.
     async fn read_all(&mut self, files: &BTreeSet<u64>) -> Result<End> {
-        // Where the file before ended. What is there may be an end, or the place that was left for the next file.
+        // Where the file before ended: the end of the journal, or only of that file.
         let mut left = End {
             number: self.first_number,
             offset_bytes: 0,
@@ -284,13 +310,13 @@ impl Reader<'_> {
         Ok(left)
     }
 
-    /// That a file goes on where the one before ends.
+    /// Checks that a file continues the one before.
     async fn begin_file(
         &mut self,
         number: u64,
         file: &File,
     ) -> Result<std::result::Result<(), Refused>> {
-        let head = self.window(file, 0, BLOCK).await?;
+        let head = self.read_at(file, 0, BLOCK).await?;
         let header = match self.header(number, file, &head)? {
             Ok(header) => header,
             Err(why) => return Ok(Err(Refused::Itself(why))),
@@ -299,11 +325,11 @@ impl Reader<'_> {
             self.in_base_sequence = header.first_sequence.saturating_sub(1);
             self.sequence = self.in_base_sequence;
         }
-        // What came before the first file is in the base, and it does not matter which of those batches was the last. So of the
-        // first file itself nothing is expected. Nor is it of files behind it as long as no batch was read: earlier versions kept
-        // files of which only the header was left, and the files behind repeat what was last when those were made. It is safe:
-        // had the first file ever held a batch that was acknowledged, this one would name it, or a later one, and their numbers
-        // are above those of the base.
+        // The batches before the first file are in the base, and it does not matter which of them was the last. So the
+        // first file may name any. So may files behind it as long as no batch was read: earlier versions kept files of
+        // which only the header was left, and the files behind repeat what was last when those were made. That is safe:
+        // if the first file had ever held an acknowledged batch, this header would name it or a later one, and their
+        // numbers are above those of the base.
         let previous = header.previous_sequence.max(self.in_base_sequence);
         if previous != self.sequence {
             return Ok(Err(Refused::Before(FormatError::differs(
@@ -314,8 +340,8 @@ impl Reader<'_> {
         }
         self.next_sequence = header.first_sequence;
         self.nonce = header.nonce;
-        self.go_on_in(number);
-        if number - self.epoch_first() >= FILES_MAX {
+        self.begin_epochs_to(number);
+        if number - self.epoch_first >= EPOCH_FILES_MAX {
             return Err(Error::Incompatible {
                 path: file.path().to_owned(),
                 why: format!(
@@ -327,27 +353,22 @@ impl Reader<'_> {
         Ok(Ok(()))
     }
 
-    /// Ends the epochs that end before a file.
-    fn go_on_in(&mut self, number: u64) {
+    /// Begins the epochs up to the one that a file is in.
+    fn begin_epochs_to(&mut self, number: u64) {
         while let Some(cut) = self.cuts.next_if(|cut| *cut <= number) {
-            self.epochs.push(Epoch::new(cut));
+            self.epoch_first = cut;
+            self.replay.begin_epoch(cut);
         }
     }
 
-    fn epoch_first(&self) -> u64 {
-        self.epochs
-            .last()
-            .map_or(self.first_number, |epoch| epoch.first_file)
-    }
-
-    /// Whether it is the header of what a file was before it was renamed to be written again.
+    /// Whether a header is that of the file's earlier use, before it was renamed to be written again.
     fn is_stale(&self, header: &FileHeader) -> bool {
-        header.store == self.owner.store
-            && header.volume == self.owner.volume
+        header.store == self.dir.store
+            && header.volume == self.dir.volume
             && header.number < self.first_number
     }
 
-    /// The header that a file has in its first block.
+    /// Decodes a file's first block.
     fn header(
         &self,
         number: u64,
@@ -355,7 +376,7 @@ impl Reader<'_> {
         head: &[u8],
     ) -> Result<std::result::Result<FileHeader, FormatError>> {
         let header = match FileHeader::decode(head) {
-            // It was renamed to be written again, and what it was is what it still says.
+            // It was renamed to be written again, and its own header never became durable.
             Ok(header) if self.is_stale(&header) => {
                 return Ok(Err(FormatError::differs(
                     "header of a journal file",
@@ -372,24 +393,24 @@ impl Reader<'_> {
             }
             Err(why) => return Ok(Err(why)),
         };
-        if header.store != self.owner.store
-            || header.volume != self.owner.volume
+        if header.store != self.dir.store
+            || header.volume != self.dir.volume
             || header.number != number
         {
             return Err(Error::Incompatible {
                 path: file.path().to_owned(),
                 why: format!(
                     "it is journal file {} of volume {} in store {}, where file {number} of volume {} in store {} belongs",
-                    header.number, header.volume, header.store, self.owner.volume, self.owner.store
+                    header.number, header.volume, header.store, self.dir.volume, self.dir.store
                 ),
             });
         }
         Ok(Ok(header))
     }
 
-    /// Reads the batches of a file, and tells where they end.
+    /// Reads the batches of a file, and returns where they end.
     async fn read_file(&mut self, number: u64, file: &File) -> Result<End> {
-        let mut windows = Windows::new(&*self.owner.disk, self.workers, file, 1, true).await?;
+        let mut windows = Windows::new(&*self.dir.disk, &*self.dir.host, file, 1, true).await?;
         let mut block = 1;
         let why = loop {
             match self.batch(number, block, &mut windows).await? {
@@ -414,20 +435,20 @@ impl Reader<'_> {
         })
     }
 
-    /// Takes in the batch that begins with a block.
+    /// Takes in the batch that begins at a block.
     async fn batch(
         &mut self,
         number: u64,
         at: u64,
         windows: &mut Windows<'_>,
     ) -> Result<std::result::Result<Step, FormatError>> {
-        let short = |there| FormatError::short("batch of a journal", there + 1, there);
-        match windows.bring(at, 1).await? {
+        let short = |len| FormatError::short("batch of a journal", len + 1, len);
+        match windows.load(at, 1).await? {
             None => {}
             Some(0) => return Ok(Ok(Step::End)),
-            Some(there) => return Ok(Err(short(there))),
+            Some(len) => return Ok(Err(short(len))),
         }
-        // What was there before the file was made, or written again, is not of its batches.
+        // Anything else was there before the file was made or written again.
         let block = windows.block(at);
         let Some(block) = block.filter(|block| Descriptor::is_of(block, &self.nonce)) else {
             return Ok(Ok(Step::End));
@@ -450,8 +471,8 @@ impl Reader<'_> {
             )));
         }
         let blocks = 1 + descriptor.data_crcs.len() as u64;
-        if let Some(there) = windows.bring(at, blocks).await? {
-            return Ok(Err(short(there)));
+        if let Some(len) = windows.load(at, blocks).await? {
+            return Ok(Err(short(len)));
         }
         for (block, expected) in (at + 1..).zip(&descriptor.data_crcs) {
             let found = windows.crc(block).unwrap_or(!expected);
@@ -469,26 +490,24 @@ impl Reader<'_> {
 
     fn apply(&mut self, number: u64, offset_bytes: u64, descriptor: &Descriptor) {
         let first = offset_bytes / BLOCK as u64 + 1;
-        let slot = slot(number - self.epoch_first(), first);
-        if let Some(epoch) = self.epochs.last_mut() {
-            epoch.map.apply(&descriptor.entries, slot);
-        }
+        let slot = slot_of(number - self.epoch_first, first);
+        self.replay.batch(&descriptor.entries, slot);
         self.report.blocks += descriptor.data_crcs.len() as u64;
         self.sequence = descriptor.sequence;
         self.next_sequence = descriptor.sequence + 1;
         self.report.batches += 1;
     }
 
-    /// That all is there of which the volume's record says that it was durable.
+    /// Checks that all is there of which the volume's record says that it was durable.
     fn check_promises(&self, promises: &Promises, end: &End) -> Result<()> {
         let cut_behind = |number| promises.cuts.iter().find(|cut| cut.next_file > number);
-        // Records of earlier versions tell no batch, but in front of which file all was durable.
+        // Records of earlier versions name no batch, but the file before which all was durable.
         let is_torn = end.why.is_some() && cut_behind(end.number).is_some();
         let is_short = self.sequence < promises.sequence;
         if !is_torn && !is_short {
             return Ok(());
         }
-        // The number of a batch says which file it is in: what follows there looks as if it had never been written.
+        // A batch's number says which file it is in. What is lost there looks as if it had never been written.
         let is_of = |number| promises.sequence < first_sequence_of(number + 1);
         let (number, offset_bytes) = match self.kept {
             Some((number, offset_bytes)) if is_short && is_of(number) => (number, offset_bytes),
@@ -496,7 +515,7 @@ impl Reader<'_> {
         };
         let witness = match cut_behind(number) {
             Some(cut) => format!(
-                "all in front of journal file {} was durable when snapshot {} was promised",
+                "everything before journal file {} was durable when snapshot {} was promised",
                 cut.next_file, cut.snapshot
             ),
             None => format!(
@@ -507,18 +526,19 @@ impl Reader<'_> {
         Err(self.damage(number, offset_bytes, end, &witness))
     }
 
-    /// That no descriptor behind the end says that the batch there was durable.
+    /// Checks that no descriptor behind the end says that a lost batch was durable.
     async fn check_nothing_promised(&self, files: &BTreeSet<u64>, end: &End) -> Result<()> {
-        // From the last batch on that counts: what is missing may be in front of the place where reading ended.
+        // From the end of the last batch that counts: the loss may be before the place where reading stopped.
         let (first_number, first_offset) = self.kept.unwrap_or((self.first_number, 0));
         for number in files.range(first_number..) {
             let file = &self.file(*number).await?;
-            // Its own header was never durable, and so was nothing in it; and what is there may be a guest's, whatever it looks like.
-            let head = self.window(file, 0, BLOCK).await?;
+            // Its own header was never durable, and neither was anything behind it. What is there may be a guest's
+            // data, whatever it looks like.
+            let head = self.read_at(file, 0, BLOCK).await?;
             if FileHeader::decode(&head).is_ok_and(|header| self.is_stale(&header)) {
                 continue;
             }
-            // A header that cannot be read tells no nonce. Any will do then: better an error too many.
+            // A header that cannot be read gives no nonce. Then any descriptor counts: better an error too many.
             let nonce = self.header(*number, file, &head)?.ok();
             let nonce = nonce.map(|header| header.nonce);
             let mut at = if *number == first_number {
@@ -526,9 +546,9 @@ impl Reader<'_> {
             } else {
                 0
             };
-            let disk = &*self.owner.disk;
-            let mut windows = Windows::new(disk, self.workers, file, at, false).await?;
-            while windows.bring(at, 1).await?.is_none() {
+            let (disk, host) = (&*self.dir.disk, &*self.dir.host);
+            let mut windows = Windows::new(disk, host, file, at, false).await?;
+            while windows.load(at, 1).await?.is_none() {
                 if let Some(block) = windows.block(at)
                     && let Ok(descriptor) = Descriptor::decode(block)
                     && descriptor.file_number == *number
@@ -554,33 +574,28 @@ impl Reader<'_> {
         let why = end.why.as_ref().filter(|_| is_end).map(ToString::to_string);
         let why = why.as_deref().unwrap_or("there is no batch");
         Damage::in_file(
-            &self.owner.path(number),
+            &self.dir.file_path(number),
             offset_bytes,
-            format_args!("journal of volume {}", self.owner.volume),
+            format_args!("journal of volume {}", self.dir.volume),
             format_args!("{why}; but {witness}"),
         )
         .into()
     }
 
     async fn file(&self, number: u64) -> Result<File> {
-        self.owner.open_patiently(&self.owner.path(number)).await
+        self.dir.open_file_patiently(number).await
     }
 
-    async fn window(
-        &self,
-        file: &File,
-        offset_bytes: u64,
-        len: usize,
-    ) -> Result<crate::io::AlignedBuf> {
+    async fn read_at(&self, file: &File, offset_bytes: u64, len: usize) -> Result<AlignedBuf> {
         debug_assert!(offset_bytes <= JOURNAL_FILE_BYTES_MAX);
-        let read = self.owner.disk.read_up_to(file, offset_bytes, len).await;
+        let read = self.dir.disk.read_up_to(file, offset_bytes, len).await;
         read.map_err(|source| Error::io("read", file.path(), source))
     }
 }
 
 enum Step {
-    /// A batch of so many blocks.
+    /// A batch of so many blocks, descriptor included.
     Batch(u64),
-    /// Nothing of this file was written there.
+    /// No batch of this file was written there.
     End,
 }

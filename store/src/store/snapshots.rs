@@ -9,9 +9,9 @@ use varve_content::{
 
 use crate::{
     Result,
-    catalog::ListQuery,
+    engine::{ListQuery, LocatedLeaf, walked},
     meta::SnapshotRecord,
-    read::{LocatedLeaf, SnapshotReader, walked},
+    read::SnapshotReader,
     store::Store,
 };
 
@@ -28,16 +28,31 @@ pub struct DiffExtent {
 
 impl Store {
     /// The snapshot of that name or id.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound).
     pub async fn snapshot(&self, key: &str) -> Result<SnapshotRecord> {
-        let found = self.engine().find(key).await?;
-        Ok(self.engine().pending_snapshots.see(found))
+        self.volumes.snapshot(key).await
     }
 
-    /// Snapshots by name, ascending by bytes.
+    /// Lists snapshots by name, ascending by bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the catalog.
     pub async fn list_snapshots(&self, query: ListQuery) -> Result<Vec<SnapshotRecord>> {
-        let found = self.engine().list(query).await?;
-        let pending = &self.engine().pending_snapshots;
-        Ok(found.into_iter().map(|it| pending.see(it)).collect())
+        self.volumes.list_snapshots(query).await
+    }
+
+    /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were
+    /// made from it. Deleting one that is pending cancels it: its volume stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound).
+    pub async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
+        self.volumes.delete_snapshot(key).await
     }
 
     /// Sets and removes tags of a snapshot, in one step. What is both set and removed is set.

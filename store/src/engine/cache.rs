@@ -59,20 +59,20 @@ impl Weighter<Key, Value> for ByBytes {
 pub(crate) struct ReadCache(Cache<Key, Value, ByBytes>);
 
 /// The right to bring a chunk, which others wait for.
-pub(super) struct ChunkGuard<'a>(
+pub(crate) struct ChunkGuard<'a>(
     PlaceholderGuard<'a, Key, Value, ByBytes, DefaultHashBuilder, DefaultLifecycle<Key, Value>>,
 );
 
 impl ChunkGuard<'_> {
     /// Keeps the chunk.
-    pub(super) fn insert(self, chunk: VerifiedChunk) {
+    pub(crate) fn insert(self, chunk: VerifiedChunk) {
         // It may have been taken from under the guard, which does not change the chunk.
         let _ = self.0.insert(Value::Chunk(chunk));
     }
 }
 
 /// What is there of a chunk.
-pub(super) enum Found<'a> {
+pub(crate) enum Found<'a> {
     Chunk(VerifiedChunk),
     /// Nothing, and the caller is to bring it.
     Nothing(ChunkGuard<'a>),
@@ -89,12 +89,12 @@ impl ReadCache {
     }
 
     /// A chunk, if it is there.
-    pub(super) fn chunk(&self, id: ChunkId) -> Option<VerifiedChunk> {
+    pub(crate) fn chunk(&self, id: ChunkId) -> Option<VerifiedChunk> {
         self.0.get(&Key::Chunk(id)).map(Value::chunk)
     }
 
     /// A chunk, or the right to bring it; without waiting.
-    pub(super) fn chunk_or_guard(&self, id: ChunkId) -> Found<'_> {
+    pub(crate) fn chunk_or_guard(&self, id: ChunkId) -> Found<'_> {
         let found = self
             .0
             .get_value_or_guard(&Key::Chunk(id), Some(Duration::ZERO));
@@ -106,7 +106,7 @@ impl ReadCache {
     }
 
     /// A chunk, which is brought if it is not there. Of several who ask one brings it.
-    pub(super) async fn chunk_or(
+    pub(crate) async fn chunk_or(
         &self,
         id: ChunkId,
         bring: impl Future<Output = Result<VerifiedChunk>>,
@@ -117,12 +117,12 @@ impl ReadCache {
     }
 
     /// A node, if it is there.
-    pub(super) fn node(&self, id: NodeId) -> Option<CachedNode> {
+    pub(crate) fn node(&self, id: NodeId) -> Option<CachedNode> {
         self.0.get(&Key::Node(id)).map(Value::node)
     }
 
     /// A node, which is brought if it is not there. Of several who ask one brings it.
-    pub(super) async fn node_or(
+    pub(crate) async fn node_or(
         &self,
         id: NodeId,
         bring: impl Future<Output = Result<CachedNode>>,
@@ -133,7 +133,7 @@ impl ReadCache {
     }
 
     /// Forgets a node.
-    pub(super) fn forget_node(&self, id: NodeId) {
+    pub(crate) fn forget_node(&self, id: NodeId) {
         self.0.remove(&Key::Node(id));
     }
 }

@@ -1,4 +1,4 @@
-//! Changes of a volume put together to be written at once.
+//! Changes of blocks, collected into batches that are written at once.
 
 use std::iter;
 
@@ -7,28 +7,29 @@ use varve_content::BLOCK_BYTES;
 
 use crate::format::journal::{Descriptor, Entry, JOURNAL_BLOCK_BYTES};
 
-/// Blocks added to an entry at a time, at most, and blocks it has at most when others are added: so their sum is a `u32`.
+/// Blocks that are added to an entry at a time, at most. An entry with as many takes no more, so their sum is a `u32`.
 const ENTRY_BLOCKS_MAX: u32 = 1 << 31;
 
 /// A change of whole blocks.
 #[derive(Debug, Clone)]
-pub(super) enum Change {
-    /// These bytes, a multiple of a block, from a block on.
+pub(crate) enum Change {
+    /// Bytes, a multiple of a block, from a block on.
     Data { start_block: u64, data: Bytes },
     /// Zeros.
     Zeros { start_block: u64, blocks: u64 },
 }
 
 impl Change {
-    pub(super) fn data_bytes(&self) -> usize {
+    /// Bytes of its data.
+    pub(crate) fn data_bytes(&self) -> usize {
         match self {
             Self::Data { data, .. } => data.len(),
             Self::Zeros { .. } => 0,
         }
     }
 
-    /// The same in pieces, of `most` bytes of data each at most; none if it changes nothing.
-    pub(super) fn in_pieces(self, most: usize) -> impl Iterator<Item = Self> {
+    /// Splits it into changes of at most `most` bytes of data each, in order; into none if it changes nothing.
+    pub(crate) fn split(self, most: usize) -> impl Iterator<Item = Self> {
         debug_assert!(most.is_multiple_of(BLOCK_BYTES));
         let mut rest = (!self.is_empty()).then_some(self);
         iter::from_fn(move || match rest.take()? {
@@ -36,17 +37,17 @@ impl Change {
                 start_block,
                 mut data,
             } if data.len() > most => {
-                let piece = data.split_to(most);
+                let first = data.split_to(most);
                 rest = Some(Self::Data {
                     start_block: start_block + (most / BLOCK_BYTES) as u64,
                     data,
                 });
                 Some(Self::Data {
                     start_block,
-                    data: piece,
+                    data: first,
                 })
             }
-            all => Some(all),
+            last => Some(last),
         })
     }
 
@@ -58,26 +59,26 @@ impl Change {
     }
 }
 
-/// What of a change went into a batch.
+/// How much of a change went into a batch.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(crate) enum Taken {
     All,
-    /// The rest goes into the next one.
+    /// The rest goes into the next batch.
     Some,
     Nothing,
 }
 
-/// Changes in the order in which they count.
+/// Changes in the order in which they were made. A later one replaces what an earlier one wrote.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     entries: Vec<Entry>,
     data: Vec<Bytes>,
     data_blocks: usize,
 }
 
 impl Batch {
-    /// Takes what fits off a change.
-    pub(super) fn take(&mut self, change: &mut Change) -> Taken {
+    /// Takes as much off a change as fits.
+    pub(crate) fn take(&mut self, change: &mut Change) -> Taken {
         let mut taken = Taken::Nothing;
         match change {
             Change::Data { start_block, data } => {
@@ -118,7 +119,7 @@ impl Batch {
         Taken::All
     }
 
-    /// Whether blocks from `start` on go on where the last entry ends.
+    /// Whether blocks from `start` on can be added to the last entry.
     fn extends(&self, start: u64, zeros: bool) -> bool {
         self.entries.last().is_some_and(|last| {
             last.zeros == zeros
@@ -146,11 +147,13 @@ impl Batch {
         });
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether it changes nothing.
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    pub(super) fn entries(&self) -> &[Entry] {
+    /// Which blocks it changes.
+    pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
@@ -165,12 +168,12 @@ impl Batch {
     }
 
     /// Bytes of its data.
-    pub(super) fn data_bytes(&self) -> usize {
+    pub(crate) fn data_bytes(&self) -> usize {
         self.data_blocks * BLOCK_BYTES
     }
 
-    /// Bytes that it takes in a journal that has been begun.
-    pub(super) fn bytes(&self) -> u64 {
+    /// Bytes that it takes in a file that has a header.
+    pub(crate) fn bytes(&self) -> u64 {
         ((1 + self.data_blocks) * JOURNAL_BLOCK_BYTES) as u64
     }
 }

@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use tokio::task::JoinHandle;
 
-use crate::{Result, commit::joined};
+use crate::{Result, engine::joined};
 
 /// Does some work in a task of its own.
 pub(crate) async fn apart<T, F>(work: F) -> Result<T>

@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use varve_content::{ChunkId, codec::Codec};
 
-use crate::{Damage, format::Location, workers::Scratch};
+use crate::{Damage, engine::Scratch, format::Location};
 
 /// A chunk whose bytes have been checked against its id. There is no other way to make one.
 #[derive(Clone)]
@@ -24,7 +24,7 @@ impl VerifiedChunk {
     }
 
     /// The same, keeping no more in memory than its own bytes: one that is stored plain is a slice of the read.
-    pub(super) fn detached(self) -> Self {
+    pub(crate) fn detached(self) -> Self {
         if self.plain.is_unique() {
             return self;
         }
@@ -70,7 +70,7 @@ pub struct StoredChunk {
 pub(crate) type CheckedChunk = (usize, std::result::Result<VerifiedChunk, Damage>);
 
 /// Unpacks one chunk and checks its id.
-pub(super) fn open_chunk(
+pub(crate) fn open_chunk(
     scratch: &mut Scratch,
     id: ChunkId,
     place: Location,

@@ -1,13 +1,13 @@
-//! The open files of journals, of all volumes: those that were used last, and no more than there are descriptors for.
+//! The open files of all journals: those used last, within a bound on descriptors.
 //!
-//! A file that is closed is opened again when it is read or added to. What was written and not synced stays open: the
-//! kernel tells of a write that failed to those who had the file open, and may tell nobody once all have closed it. So does a
-//! file with a request under way. Where there are too many of those, the volumes that wrote longest ago are made
-//! durable, after which their files can be closed.
+//! A file that was closed is opened again when it is read or added to. Two kinds of files stay open. One has unsynced
+//! writes: the kernel reports a lost write to those who have the file open, and may report it to nobody once all have
+//! closed it. The other has requests under way. When too many files have to stay open, the volumes that wrote
+//! longest ago are made durable, and then their files can be closed.
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
+    fmt, mem,
     sync::{Arc, Weak},
 };
 
@@ -16,41 +16,42 @@ use tokio::{sync::Notify, time::sleep};
 
 use crate::{io::File, limits::SHORTAGE_PAUSES};
 
-/// What makes a volume durable without having been asked by its guest.
-pub(super) trait MakesDurable: Send + Sync {
-    /// Begins to.
+/// Something that can make a journal durable without having been asked by a guest.
+pub(crate) trait MakesDurable: Send + Sync {
+    /// Begins to make it durable, and does not wait.
     fn make_durable(self: Arc<Self>);
 }
 
-/// Open files of journals.
-pub(crate) struct JournalFiles {
-    /// Descriptors.
-    most: usize,
+/// The open files of all journals.
+pub(super) struct OpenFiles {
+    descriptors_max: usize,
     state: Mutex<State>,
-    /// A file can be closed that could not before, or was.
+    /// Notified when a file may be closed that could not be before.
     freed: Notify,
 }
 
-/// A journal that is open. Of one that is opened again while readers have it still, the files are others.
+/// An open journal. A journal that is opened again while readers still have it has another id.
 pub(super) type JournalId = u64;
 
-/// The number of a file of a journal.
+/// A journal, and the number of one of its files.
 type Key = (JournalId, u64);
 
 #[derive(Default)]
 struct State {
     open: HashMap<Key, Open>,
-    /// Of all of them.
+    /// Descriptors of all open files.
     descriptors: usize,
+    /// Descriptors set aside for files that are about to be opened.
+    reserved: usize,
     uses: u64,
     last_journal: JournalId,
-    volumes: HashMap<JournalId, Weak<dyn MakesDurable>>,
+    owners: HashMap<JournalId, Weak<dyn MakesDurable>>,
 }
 
 struct Open {
     /// Through the page cache.
     cached: File,
-    /// For writes past it, of a file that is added to.
+    /// Past the page cache, of a file that is added to.
     direct: Option<File>,
     used: u64,
     unsynced: bool,
@@ -63,29 +64,59 @@ pub(super) struct Writers {
     pub(super) direct: File,
 }
 
-/// Volumes that are made durable at a time, where there are too many files that are not.
+/// Descriptors set aside for a file that is about to be opened, given back when this is dropped.
+#[must_use]
+pub(crate) struct Reservation(Option<Reserved>);
+
+struct Reserved {
+    files: Arc<OpenFiles>,
+    descriptors: usize,
+}
+
+/// How many volumes are made durable at a time, when too many files are not.
 const SYNCED_TOGETHER: usize = 8;
 
-impl JournalFiles {
-    /// No file is open. There may be so many descriptors.
-    pub(crate) fn new(most: usize) -> Self {
+impl Reservation {
+    /// Nothing is set aside, because the file is open already or need not fit.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
+    /// How many descriptors were set aside: the caller counts them from here on.
+    fn take(self) -> usize {
+        self.0.map_or(0, |mut it| mem::take(&mut it.descriptors))
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if self.descriptors > 0 {
+            self.files.state.lock().reserved -= self.descriptors;
+            self.files.freed.notify_waiters();
+        }
+    }
+}
+
+impl OpenFiles {
+    /// No file is open yet.
+    pub(super) fn new(descriptors_max: usize) -> Self {
         Self {
-            most,
+            descriptors_max,
             state: Mutex::default(),
             freed: Notify::new(),
         }
     }
 
-    /// A journal that is opened.
+    /// The id of a journal that is being opened.
     pub(super) fn new_journal(&self) -> JournalId {
         let mut state = self.state.lock();
         state.last_journal += 1;
         state.last_journal
     }
 
-    /// Who makes a journal durable, from now on.
-    pub(super) fn register(&self, journal: JournalId, who: Weak<dyn MakesDurable>) {
-        self.state.lock().volumes.insert(journal, who);
+    /// Names what makes a journal durable from now on.
+    pub(super) fn register(&self, journal: JournalId, owner: Weak<dyn MakesDurable>) {
+        self.state.lock().owners.insert(journal, owner);
     }
 
     /// A file to be read, if it is open.
@@ -105,7 +136,7 @@ impl JournalFiles {
         })
     }
 
-    /// A file that somebody has is written from now on: it stays open until it is [synced](Self::synced).
+    /// Keeps a file open from now on, until it is [synced](Self::synced), because it is being written.
     pub(super) fn unsynced(&self, journal: JournalId, number: u64) {
         if let Some(open) = self.state.lock().open.get_mut(&(journal, number)) {
             open.unsynced = true;
@@ -119,21 +150,26 @@ impl JournalFiles {
         open.is_some_and(|open| open.direct.is_some())
     }
 
-    /// Keeps a file open, and closes others for it. If somebody else was faster, it is theirs that is kept.
+    /// Keeps a file open, and closes others for it. Returns the file that is kept, which is another one if somebody
+    /// opened the same file first.
     pub(super) fn insert(
         &self,
         journal: JournalId,
         number: u64,
         cached: File,
         direct: Option<File>,
+        reservation: Reservation,
     ) -> File {
+        let reserved = reservation.take();
         let key = (journal, number);
         let mut state = self.state.lock();
+        // What was set aside is used now.
+        state.reserved -= reserved;
         let (cached, direct, unsynced) = match state.remove(key) {
             Some(before) => (before.cached, before.direct.or(direct), before.unsynced),
             None => (cached, direct, false),
         };
-        state.make_room(1 + usize::from(direct.is_some()), self.most);
+        state.make_room(1 + usize::from(direct.is_some()), self.descriptors_max);
         state.uses += 1;
         let open = Open {
             cached: cached.clone(),
@@ -146,7 +182,7 @@ impl JournalFiles {
         cached
     }
 
-    /// What was written to a file is durable: it may be closed.
+    /// Lets a file be closed: what was written to it is durable.
     pub(super) fn synced(&self, journal: JournalId, number: u64) {
         if let Some(open) = self.state.lock().open.get_mut(&(journal, number)) {
             open.unsynced = false;
@@ -154,7 +190,7 @@ impl JournalFiles {
         self.freed.notify_waiters();
     }
 
-    /// Nothing is added to a file any more.
+    /// Closes the second descriptor of a file that is no longer added to.
     pub(super) fn ended(&self, journal: JournalId, number: u64) {
         let mut state = self.state.lock();
         let open = state.open.get_mut(&(journal, number));
@@ -164,51 +200,59 @@ impl JournalFiles {
         }
     }
 
-    /// Lets go of a file, which is returned if it was open: whoever reads it may have it still.
+    /// Forgets a file, and returns it if it was open. Readers may still have it.
     pub(super) fn remove(&self, journal: JournalId, number: u64) -> Option<File> {
         let removed = self.state.lock().remove((journal, number));
         self.freed.notify_waiters();
         removed.map(|open| open.cached)
     }
 
-    /// Lets go of all files of a journal.
+    /// Forgets all files of a journal.
     pub(super) fn remove_all(&self, journal: JournalId) {
         let mut state = self.state.lock();
         let keys: Vec<_> = state.open.keys().copied().collect();
         for key in keys.into_iter().filter(|(of, _)| *of == journal) {
             state.remove(key);
         }
-        state.volumes.remove(&journal);
+        state.owners.remove(&journal);
         drop(state);
         self.freed.notify_waiters();
     }
 
-    /// Whether so many more descriptors can be had, by closing files.
-    pub(super) fn has_room(&self, descriptors: usize) -> bool {
-        self.state.lock().make_room(descriptors, self.most)
+    /// Sets descriptors aside, closing files for them; `None` if too few files can be closed.
+    pub(super) fn reserve(self: &Arc<Self>, descriptors: usize) -> Option<Reservation> {
+        let mut state = self.state.lock();
+        if !state.make_room(descriptors, self.descriptors_max) {
+            return None;
+        }
+        state.reserved += descriptors;
+        Some(Reservation(Some(Reserved {
+            files: Arc::clone(self),
+            descriptors,
+        })))
     }
 
-    /// Waits until so many more descriptors can be had, by closing files, and by having some made durable before. Not once there is no
-    /// use in it: when the store closes, or makes nothing durable any more.
-    pub(super) async fn room(&self, descriptors: usize, is_of_no_use: impl Fn() -> bool) {
+    /// Waits until so many descriptors can be had, by closing files, and by making some durable first. Returns early
+    /// once `is_of_no_use` says that waiting is in vain: when the store closes, or makes nothing durable any more.
+    pub(super) async fn wait_for_room(&self, descriptors: usize, is_of_no_use: impl Fn() -> bool) {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
-            // From here on, for what is freed before it is waited for.
+            // From here on it notices what is freed, also before it is polled.
             freed.as_mut().enable();
-            let volumes = {
+            let owners = {
                 let mut state = self.state.lock();
-                if state.make_room(descriptors, self.most) || is_of_no_use() {
+                if state.make_room(descriptors, self.descriptors_max) || is_of_no_use() {
                     return;
                 }
                 state.longest_unsynced()
             };
-            for volume in volumes {
-                volume.make_durable();
+            for owner in owners {
+                owner.make_durable();
             }
             tokio::select! {
                 () = freed => {}
-                // Nobody tells of a read that has ended.
+                // Nobody notifies of a read that has ended.
                 () = sleep(SHORTAGE_PAUSES.0) => {}
             }
         }
@@ -229,9 +273,10 @@ impl State {
         Some(removed)
     }
 
-    /// Closes files until there are so many descriptors, those used longest ago first. Whether that was possible.
-    fn make_room(&mut self, descriptors: usize, most: usize) -> bool {
-        while self.descriptors + descriptors > most {
+    /// Closes files until so many descriptors are free, those used longest ago first. Returns whether that was
+    /// possible.
+    fn make_room(&mut self, descriptors: usize, descriptors_max: usize) -> bool {
+        while self.descriptors + self.reserved + descriptors > descriptors_max {
             // A look at all of them, once for each file that is opened, which takes longer.
             let oldest = self
                 .open
@@ -241,14 +286,14 @@ impl State {
                 .map(|(key, _)| *key);
             match oldest {
                 Some(oldest) => drop(self.remove(oldest)),
-                // Whatever the limit, one volume at a time goes on.
-                None => return self.descriptors == 0,
+                // Whatever the bound, one volume at a time goes on.
+                None => return self.descriptors + self.reserved == 0,
             }
         }
         true
     }
 
-    /// The volumes that have what is not durable for the longest time.
+    /// What makes those journals durable that have been unsynced for the longest time.
     fn longest_unsynced(&self) -> Vec<Arc<dyn MakesDurable>> {
         let mut unsynced: Vec<_> = self
             .open
@@ -261,7 +306,7 @@ impl State {
         unsynced
             .into_iter()
             .filter(|(_, journal)| seen.insert(*journal))
-            .filter_map(|(_, journal)| self.volumes.get(&journal)?.upgrade())
+            .filter_map(|(_, journal)| self.owners.get(&journal)?.upgrade())
             .take(SYNCED_TOGETHER)
             .collect()
     }
@@ -278,11 +323,18 @@ impl Open {
     }
 }
 
-impl fmt::Debug for JournalFiles {
+impl fmt::Debug for OpenFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JournalFiles")
-            .field("most", &self.most)
+        f.debug_struct("OpenFiles")
+            .field("descriptors_max", &self.descriptors_max)
             .field("descriptors", &self.state.lock().descriptors)
             .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let descriptors = self.0.as_ref().map_or(0, |it| it.descriptors);
+        f.debug_tuple("Reservation").field(&descriptors).finish()
     }
 }

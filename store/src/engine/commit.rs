@@ -38,14 +38,13 @@ use varve_content::ChunkId;
 use crate::{
     Error, Result,
     catalog_log::CatalogLog,
+    engine::{DirectoryLock, Workers},
     failpoints::{Failpoint, reach},
     format::{RecordId, catalog_log::Record, pack::Payload},
     io::Disk,
     limits,
-    lock::DirectoryLock,
     meta::{Batch, Meta, Named, NodeKey, SnapshotRecord},
     pack::{Appended, EncodedRecord, PackWriter, PlacedRecord},
-    workers::Workers,
 };
 
 /// A span between two losses of unsynced records. What was learned in one does not hold in the next.

@@ -1,0 +1,72 @@
+//! The parts of an open store.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use tokio::sync::Semaphore;
+use varve_content::codec::Compression;
+
+use super::{Commit, FreeSpace, Options, Priority, ReadCache, Workers};
+use crate::{
+    Damage, Error, Place, Result,
+    format::StoreId,
+    io::Disk,
+    meta::Meta,
+    pack::{LostPlaces, PackReader},
+};
+
+/// What the parts of an open store have in common.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) options: Options,
+    pub(crate) store_id: StoreId,
+    pub(crate) compression: Compression,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) space: FreeSpace,
+    pub(crate) meta: Arc<dyn Meta>,
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) packs: PackReader,
+    /// What was found to be gone from packs, or damaged: it does not count as being in the store.
+    pub(crate) lost: RwLock<LostPlaces>,
+    pub(crate) commit: Arc<Commit>,
+    pub(crate) cache: ReadCache,
+    /// Bytes of chunks that may be on their way in.
+    pub(crate) ingest_budget: Arc<Semaphore>,
+    /// Bytes of reads that may be under way.
+    pub(crate) read_budget: Semaphore,
+    /// Readers that something may be brought for at a time.
+    pub(crate) readahead_permits: Semaphore,
+    /// Leaves that open uploads may put.
+    pub(crate) leaf_permits: Arc<Semaphore>,
+}
+
+impl Engine {
+    /// Asks the index or catalog, on a thread that may block.
+    pub(crate) async fn meta<T, F>(&self, priority: Priority, ask: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn Meta) -> Result<T> + Send + 'static,
+    {
+        let meta = Arc::clone(&self.meta);
+        self.workers.run(priority, move |_| ask(&*meta)).await?
+    }
+
+    /// Takes note of damage that a read has found: from here on the record counts as not being in the store, so whoever sends it again repairs
+    /// it. It is found again by the next read, or the next verification, after a restart.
+    pub(crate) fn note_damage(&self, damage: &Damage) {
+        if let Place::Pack { pack, offset_bytes } = damage.place
+            && self.lost.write().add_record(pack, offset_bytes)
+        {
+            tracing::error!(%damage, "what is damaged counts as not being in the store: store it again to repair it");
+        }
+    }
+
+    /// The same, of whatever was read.
+    pub(crate) fn noting_damage<T>(&self, read: Result<T>) -> Result<T> {
+        read.inspect_err(|error| {
+            if let Error::Damaged(damage) = error {
+                self.note_damage(damage);
+            }
+        })
+    }
+}

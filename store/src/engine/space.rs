@@ -1,0 +1,65 @@
+//! Free space on the store's file system, and what can give some back.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use parking_lot::RwLock;
+
+use crate::{Error, Result, io::Disk, limits};
+
+/// Holds space on the file system that it can do without.
+pub(crate) trait SpaceReserve: fmt::Debug + Send + Sync {
+    /// Gives back all that is not in use.
+    fn give_up(&self);
+}
+
+/// The free space of the file system that a store is on.
+#[derive(Debug)]
+pub(crate) struct FreeSpace {
+    disk: Arc<dyn Disk>,
+    data_dir: PathBuf,
+    reserves: RwLock<Vec<Arc<dyn SpaceReserve>>>,
+}
+
+impl FreeSpace {
+    pub(crate) fn new(disk: Arc<dyn Disk>, data_dir: PathBuf) -> Self {
+        Self {
+            disk,
+            data_dir,
+            reserves: RwLock::default(),
+        }
+    }
+
+    /// Adds a reserve, which is asked to give space back before anything is refused for the lack of it.
+    pub(crate) fn register(&self, reserve: Arc<dyn SpaceReserve>) {
+        self.reserves.write().push(reserve);
+    }
+
+    /// Free bytes of the file system.
+    pub(crate) fn free_bytes(&self) -> Result<u64> {
+        self.disk
+            .free_bytes(&self.data_dir)
+            .map_err(|source| Error::io("read the free space of", &self.data_dir, source))
+    }
+
+    /// Checks that there is more than index and catalog log need: chunks must not take the last of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`] if there is not, even after the reserves have given back what they hold.
+    pub(crate) fn check(&self) -> Result<()> {
+        let is_short = || -> Result<bool> { Ok(self.free_bytes()? < limits::FREE_BYTES_MIN) };
+        if !is_short()? {
+            return Ok(());
+        }
+        for reserve in self.reserves.read().iter() {
+            reserve.give_up();
+        }
+        if is_short()? {
+            return Err(Error::Full {
+                verb: "write chunks; what is left is kept for the index",
+                path: self.data_dir.clone(),
+            });
+        }
+        Ok(())
+    }
+}

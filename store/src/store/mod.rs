@@ -1,0 +1,138 @@
+//! A store: its parts put together, opened and closed.
+
+mod copies;
+mod snapshots;
+mod volumes;
+
+use std::sync::Arc;
+
+use varve_content::{chunker::CHUNKER_VERSION, codec::Compression};
+
+use crate::{
+    Result,
+    engine::{Engine, Options, Priority},
+    format::store_file::FORMAT_VERSION,
+    ingest::{Ingest, NewSnapshot},
+    meta::Named as _,
+    recovery::{self, RecoveryReport},
+    volume::Volumes,
+};
+
+pub use self::{
+    copies::{ExportedNode, check_snapshot_name, check_snapshot_tags},
+    snapshots::{DiffExtent, SnapshotDiff},
+};
+
+/// What a store is, and holds.
+#[derive(Debug, Clone)]
+pub struct StoreStatus {
+    /// Made when the store was, and kept.
+    pub store_id: String,
+    /// Of the files in the data directory.
+    pub format_version: u32,
+    /// How content is cut.
+    pub chunker_version: u32,
+    /// Number of snapshots, pending and failed ones included.
+    pub snapshots: u64,
+    /// Sum of their sizes; 2^64 - 1 where it is more.
+    pub logical_bytes: u64,
+    /// Number of volumes.
+    pub volumes: u64,
+    /// Number of chunks.
+    pub chunks: u64,
+    /// Their plain bytes.
+    pub chunk_bytes: u64,
+    /// Bytes that chunks and tree nodes take in packs.
+    pub stored_bytes: u64,
+    /// Number of packs.
+    pub packs: u64,
+    /// "io_uring" or "blocking".
+    pub io_engine: &'static str,
+    /// What new chunks are packed with.
+    pub compression: Compression,
+    /// Free bytes of the file system.
+    pub free_bytes: u64,
+    /// Why nothing is written any more, if so.
+    pub read_only_reason: Option<String>,
+}
+
+/// A store. A handle that is cheap to clone; all of them are the same store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    engine: Arc<Engine>,
+    volumes: Arc<Volumes>,
+}
+
+impl Store {
+    /// Opens a store, or makes one in a directory that is empty or absent, and recovers what the last process
+    /// left behind.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InUse`] while another process has it open; [`Error::Incompatible`] when it is of another
+    /// version, is not a store, or its index is missing (see [`crate::rebuild`]); [`Error::Damaged`] when the catalog
+    /// log is.
+    pub async fn open(options: Options) -> Result<(Self, RecoveryReport)> {
+        let (engine, report) = recovery::open(options).await?;
+        Ok((Self::of(engine), report))
+    }
+
+    /// The store with these parts.
+    pub(crate) fn of(engine: Engine) -> Self {
+        let engine = Arc::new(engine);
+        let volumes = Volumes::new(Arc::clone(&engine));
+        Self { engine, volumes }
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    #[cfg(test)]
+    pub(crate) fn volumes(&self) -> &Arc<Volumes> {
+        &self.volumes
+    }
+
+    /// Begins an upload.
+    pub async fn begin_ingest(&self, new: NewSnapshot) -> Result<Ingest> {
+        let ingest = Ingest::begin(Arc::clone(&self.engine), new)?;
+        let name = ingest.new_snapshot().name.clone();
+        let taken = self
+            .engine
+            .meta(Priority::Read, move |meta| meta.snapshot_by_name(&name))
+            .await?;
+        if let Some(taken) = taken {
+            return Err(taken.name_taken_error());
+        }
+        Ok(ingest)
+    }
+
+    /// What the store is and holds.
+    pub async fn status(&self) -> Result<StoreStatus> {
+        let engine = &self.engine;
+        let totals = engine.meta(Priority::Manage, |meta| meta.totals()).await?;
+        Ok(StoreStatus {
+            store_id: engine.store_id.to_string(),
+            format_version: FORMAT_VERSION,
+            chunker_version: CHUNKER_VERSION,
+            snapshots: totals.snapshots,
+            logical_bytes: u64::try_from(totals.logical_bytes).unwrap_or(u64::MAX),
+            volumes: totals.volumes,
+            chunks: totals.chunks,
+            chunk_bytes: totals.chunk_bytes,
+            stored_bytes: totals.stored_bytes,
+            packs: totals.packs,
+            io_engine: engine.disk.name(),
+            compression: engine.compression,
+            free_bytes: engine.space.free_bytes()?,
+            read_only_reason: engine.commit.poisoned(),
+        })
+    }
+
+    /// Makes what arrived durable, and refuses everything after.
+    pub async fn close(&self) -> Result<()> {
+        self.engine.disk.patience().end();
+        let volumes = self.volumes.close_all().await;
+        self.engine.commit.close().await.and(volumes)
+    }
+}

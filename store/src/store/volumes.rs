@@ -1,0 +1,189 @@
+//! Volumes: make, find, open, attach, grow, clone, delete; and snapshots of what they hold.
+
+use std::collections::BTreeMap;
+
+use super::Store;
+use crate::{
+    Result,
+    engine::ListQuery,
+    meta::{SnapshotId, SnapshotRecord, VolumeRecord},
+    volume::{NewClone, NewSnapshots, NewVolume, SnapshotProgress, Volume, VolumeStatus},
+};
+
+impl Store {
+    /// Makes a volume, detached.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`](crate::Error::Invalid) for a name, a tag or a size that cannot be,
+    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for a name that is taken,
+    /// [`Error::TooMany`](crate::Error::TooMany) when there are as many volumes as may be,
+    /// [`Error::NotFound`](crate::Error::NotFound) without the snapshot it is to begin with.
+    pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeRecord> {
+        self.volumes.create_volume(new).await
+    }
+
+    /// The volume of that name or id.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound).
+    pub async fn volume(&self, key: &str) -> Result<VolumeRecord> {
+        self.volumes.volume(key).await
+    }
+
+    /// Lists volumes by name, ascending by bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the catalog.
+    pub async fn list_volumes(&self, query: ListQuery) -> Result<Vec<VolumeRecord>> {
+        self.engine.list(query).await
+    }
+
+    /// Sets and removes tags of a volume, in one step. A tag that is both set and removed is set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound), and
+    /// [`Error::Invalid`](crate::Error::Invalid) for tags that cannot be.
+    pub async fn tag_volume(
+        &self,
+        key: &str,
+        set: BTreeMap<String, String>,
+        remove: Vec<String>,
+    ) -> Result<VolumeRecord> {
+        self.engine.tag(key, set, remove).await
+    }
+
+    /// Deletes a volume and its journal. Its snapshots stay.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Attached`](crate::Error::Attached) while it is attached,
+    /// [`Error::HasPending`](crate::Error::HasPending) while snapshots of it are pending.
+    pub async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
+        self.volumes.delete_volume(key).await
+    }
+
+    /// Attaches a volume, and numbers the attachment.
+    ///
+    /// `force` takes over one that is attached already, as after its user died without detaching
+    /// it. The number goes up with that, too, so the former user can be told apart.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Attached`](crate::Error::Attached) without `force`.
+    pub async fn attach_volume(&self, key: &str, force: bool) -> Result<VolumeRecord> {
+        self.volumes.attach_volume(key, force).await
+    }
+
+    /// Detaches a volume. One that is not attached stays as it is, so a caller that lost the
+    /// answer may ask again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound).
+    pub async fn detach_volume(&self, key: &str) -> Result<VolumeRecord> {
+        self.volumes.detach_volume(key).await
+    }
+
+    /// Opens a volume, or returns the one that is open already. Reads its journal first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`](crate::Error::Damaged) when the journal is, in a place that was durable.
+    pub async fn open_volume(&self, key: &str) -> Result<Volume> {
+        self.volumes.open_volume(key).await
+    }
+
+    /// Grows a volume to `size_bytes`, attached or not; the new part reads as zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`](crate::Error::Invalid) for a size that cannot be, or that is smaller:
+    /// volumes do not shrink.
+    pub async fn resize_volume(&self, key: &str, size_bytes: u64) -> Result<VolumeRecord> {
+        self.volumes.resize_volume(key, size_bytes).await
+    }
+
+    /// Returns what is known of a volume beside its record.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound), and those of reading its journal's directory.
+    pub async fn volume_status(&self, key: &str) -> Result<VolumeStatus> {
+        self.volumes.volume_status(key).await
+    }
+
+    /// Makes a volume, detached, with the content of a snapshot, or of another volume now.
+    ///
+    /// # Errors
+    ///
+    /// As of [`create_volume`](Self::create_volume); those of taking the other volume's journal
+    /// into the store.
+    pub async fn clone_volume(&self, new: NewClone) -> Result<VolumeRecord> {
+        self.volumes.clone_volume(new).await
+    }
+
+    /// Makes snapshots of what volumes hold now, all of them at one instant. They are pending:
+    /// their content is promised, and on its way into the store.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) when a snapshot has such a name,
+    /// [`Error::Limit`](crate::Error::Limit) when too many of a volume are pending. None of them
+    /// is made then.
+    pub async fn snapshot_volumes(&self, new: NewSnapshots) -> Result<Vec<SnapshotRecord>> {
+        self.volumes.snapshot_volumes(new).await
+    }
+
+    /// Makes a snapshot of what a volume holds now, and waits until it is complete.
+    ///
+    /// # Errors
+    ///
+    /// As of [`snapshot_volumes`](Self::snapshot_volumes), and
+    /// [`Error::NotCompleted`](crate::Error::NotCompleted) when it fails. The volume stays as it
+    /// is then.
+    pub async fn snapshot_volume(
+        &self,
+        volume: &str,
+        name: &str,
+        tags: BTreeMap<String, String>,
+    ) -> Result<SnapshotRecord> {
+        self.volumes.snapshot_volume(volume, name, tags).await
+    }
+
+    /// Waits until a snapshot is not pending any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotCompleted`](crate::Error::NotCompleted) when it fails,
+    /// [`Error::NotFound`](crate::Error::NotFound) when it is deleted.
+    pub async fn completed_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
+        self.volumes.completed_snapshot(id).await
+    }
+
+    /// Returns how far a pending snapshot has come; `None` if it is not pending, or was not begun
+    /// since the store was opened.
+    #[must_use]
+    pub fn snapshot_progress(&self, id: SnapshotId) -> Option<SnapshotProgress> {
+        self.volumes.snapshot_progress(id)
+    }
+
+    /// Goes on with the snapshots that were pending when the store was closed, one volume after
+    /// the other. Returns when all of them had their turn: those that have to wait are tried again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closing`](crate::Error::Closing), and those of reading the catalog.
+    pub async fn resume_snapshots(&self) -> Result<()> {
+        self.volumes.resume_snapshots().await
+    }
+
+    /// Takes journals into the store that nobody adds to, for as long as it is polled or the store
+    /// is open.
+    pub async fn empty_idle_journals(&self) {
+        self.volumes.empty_idle_journals().await;
+    }
+}

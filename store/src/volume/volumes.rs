@@ -1,0 +1,62 @@
+//! The volumes of a store: which are open, and what all of them share.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::{FilePool, MapMemory, OpenVolumes, PendingSnapshots};
+use crate::{
+    engine::{Engine, SpaceReserve},
+    limits,
+};
+
+/// The volumes of a store.
+#[derive(Debug)]
+pub(crate) struct Volumes {
+    pub(super) engine: Arc<Engine>,
+    pub(super) open: OpenVolumes,
+    pub(super) pending_snapshots: PendingSnapshots,
+    /// Bytes of batches that may be on their way to journals.
+    pub(crate) journal_write_budget: Arc<Semaphore>,
+    pub(super) journal_files: Arc<FilePool>,
+    /// Journals that may be read at a time, to open their volumes.
+    pub(crate) journal_scan_permits: Semaphore,
+    /// What the maps of journals take.
+    pub(crate) map_memory: Arc<MapMemory>,
+    /// Volumes that may be taken into the store side by side.
+    pub(crate) checkpoint_permits: Semaphore,
+    /// Segments of theirs that may be cut again at one time.
+    pub(crate) checkpoint_segment_permits: Arc<Semaphore>,
+}
+
+impl Volumes {
+    /// The volumes of a store, none of them open. Their spare files count as a reserve of its free space.
+    pub(crate) fn new(engine: Arc<Engine>) -> Arc<Self> {
+        let journal_files = Arc::new(FilePool::new(
+            Arc::clone(&engine.disk),
+            engine.options.journal_files_open_max,
+        ));
+        engine
+            .space
+            .register(Arc::<FilePool>::clone(&journal_files));
+        Arc::new(Self {
+            engine,
+            open: OpenVolumes::default(),
+            pending_snapshots: PendingSnapshots::default(),
+            journal_write_budget: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
+            journal_files,
+            journal_scan_permits: Semaphore::new(limits::JOURNAL_SCANS),
+            map_memory: Arc::default(),
+            checkpoint_permits: Semaphore::new(limits::CHECKPOINTS_MAX),
+            checkpoint_segment_permits: Arc::new(Semaphore::new(
+                limits::CHECKPOINT_SEGMENTS_IN_FLIGHT,
+            )),
+        })
+    }
+}
+
+impl SpaceReserve for FilePool {
+    fn give_up(&self) {
+        self.remove_spares();
+    }
+}
