@@ -165,8 +165,8 @@ impl Lane {
         u64::from(bytes) + u64::from(held_bytes) <= free_bytes
     }
 
-    /// Whether another connection than `waiter` waits for a turn and comes first. One that waits only
-    /// because TCP may not have more is not in the way of unix sockets.
+    /// Whether another connection than `waiter` waits for a turn and comes first. One that waits
+    /// only because TCP may not have more is not in the way of unix sockets.
     fn has_turns_before(&self, waiter: Option<&Waiter>, is_remote: bool) -> bool {
         let number = waiter.map_or(u64::MAX, |waiter| waiter.number);
         let [local, remote] = &self.turns;
@@ -311,8 +311,8 @@ impl Account {
     }
 
     /// Takes `bytes` of a lane; or `own_bytes` of the reserve, if a request that keeps only its own
-    /// bytes alive fits there. Pending until this connection gives some back, or another one does: the
-    /// task is woken then.
+    /// bytes alive fits there. Pending until this connection gives some back, or another one does:
+    /// the task is woken then.
     pub(super) fn poll_charge(
         &mut self,
         bytes: u32,
@@ -443,7 +443,8 @@ impl Account {
     }
 }
 
-/// Takes a connection out of the queues. Bytes that it was granted and has not noticed go to others.
+/// Takes a connection out of the queues. Bytes that it was granted and has not noticed go to
+/// others.
 fn stop_waiting(lane: &mut Lane, waiter: &Arc<Waiter>) {
     if waiter.is_granted() {
         lane.give_back(waiter.bytes, waiter.is_remote);

@@ -27,7 +27,8 @@ impl fmt::Display for Face {
 
 /// Who asks for an operation: one connection, and who is at its other end.
 ///
-/// It is made in one place of each face, where a connection is served, and given to every operation.
+/// It is made in one place of each face, where a connection is served, and given to every
+/// operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
     face: Face,

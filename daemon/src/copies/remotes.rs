@@ -31,7 +31,7 @@ pub(super) struct Address {
 #[derive(Debug, Clone)]
 pub(super) struct Remotes {
     store: Store,
-    /// For those that have no files of their own.
+    /// Files for remotes that have none of their own.
     tls: Arc<CopiesConfig>,
 }
 

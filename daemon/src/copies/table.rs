@@ -47,7 +47,7 @@ struct Inner {
 }
 
 impl Copies {
-    /// No copies yet: see [`resume`](Self::resume). Those that are under way when `stop` comes go
+    /// No copies yet: see [`resume`](Self::resume). Copies that are under way when `stop` comes go
     /// on at the next start.
     pub(crate) fn new(
         store: Store,

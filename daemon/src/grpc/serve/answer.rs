@@ -1,8 +1,8 @@
 //! An answer as it goes out.
 //!
 //! What must hold: the connection gets only what the peer's windows allow, and an answer holds its
-//! room until the last byte has gone to the socket. A peer that takes nothing is told so and loses its
-//! answer, the sooner the more is held.
+//! room until the last byte has gone to the socket. A peer that takes nothing is told so and loses
+//! its answer, the sooner the more is held.
 
 use std::{
     future::poll_fn,
@@ -123,8 +123,8 @@ enum Wait<T> {
 }
 
 impl Answer {
-    /// Sends a whole answer, and returns when it has gone out. One that has no room yet, and is not
-    /// short, gets it out of the answers of `all`.
+    /// Sends a whole answer, and returns when it has gone out. A long answer without room takes it
+    /// from `all`.
     pub(super) async fn send(
         respond: &mut SendResponse<Bytes>,
         response: Response<Body>,

@@ -343,7 +343,7 @@ async fn call(
         _ = poll_fn(|context| respond.poll_reset(context)) => return Err(Gone),
         status = deadline() => return refuse(respond, status),
     };
-    // A stream of requests goes on until it is answered, and one that is answered is over.
+    // A stream of requests is over when it is answered.
     *room.lock() = None;
     match outcome {
         Ok((response, answer)) => {

@@ -1,9 +1,9 @@
 //! A request as it arrives.
 //!
-//! What must hold: of a message that is longer than a few KiB no byte is taken in before there is room
-//! for all of it, over all connections. Flow control bounds the bytes that wait. A message is passed
-//! on only when its decoded size is known and has room. A method that takes one message keeps its room
-//! until it has answered, and gets no second message.
+//! What must hold: of a message that is longer than a few KiB no byte is taken in before there is
+//! room for all of it, over all connections. Flow control bounds the bytes that wait. A message is
+//! passed on only when its decoded size is known and has room. A method that takes one message
+//! keeps its room until it has answered, and gets no second message.
 
 use std::{
     future::poll_fn,
@@ -40,8 +40,8 @@ pub(super) type Room = Arc<Mutex<Option<Hold>>>;
 pub(in crate::grpc) struct Arrives(Arc<Mutex<Option<Arc<Hold>>>>);
 
 impl Arrives {
-    /// Moves this from now on with every byte that arrives. It is excused while there is no room for
-    /// more.
+    /// Moves this from now on with every byte that arrives. It is excused while there is no room
+    /// for more.
     pub(in crate::grpc) fn moves(&self, hold: &Arc<Hold>) {
         *self.0.lock() = Some(Arc::clone(hold));
     }
@@ -66,8 +66,8 @@ pub(super) struct RequestBody {
     at: At,
     /// Deadline of the message that is arriving; none between messages.
     deadline: Option<Pin<Box<Sleep>>>,
-    /// Bytes received before they were asked for. They are one piece, for a part of any length keeps
-    /// a whole frame alive.
+    /// Bytes received before they were asked for. They are one piece, for a part of any length
+    /// keeps a whole frame alive.
     received: BytesMut,
 }
 
