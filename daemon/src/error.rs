@@ -77,7 +77,7 @@ impl Classified for Error {
                 ErrorKind::InvalidArgument
             }
             Self::Damaged(_) => ErrorKind::DataLoss,
-            Self::Full { .. } => ErrorKind::ResourceExhausted,
+            Self::Full { .. } | Self::JournalFull { .. } => ErrorKind::ResourceExhausted,
             // A limit on what is under way: later there is room again. Only a full disk needs
             // somebody to act.
             Self::Limit(_) | Self::Shortage { .. } | Self::Poisoned { .. } | Self::Closing => {
