@@ -1,4 +1,4 @@
-//! Rules of the repository's own structure that a program can check.
+//! Rules of the repository's structure that a program can check.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,7 @@ use varve_tests::{
     programs::repository,
 };
 
-/// Longer files are split by what they do.
+/// Longer files are split by their tasks.
 const LINES_MAX: usize = 700;
 
 fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
@@ -26,7 +26,7 @@ fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
     command
 }
 
-/// Every file of the checkout that is kept in the repository, or would be.
+/// Every file of the checkout that is in the repository, or would be.
 fn files() -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut directories = vec![repository()];
@@ -34,7 +34,7 @@ fn files() -> Vec<PathBuf> {
         for entry in fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap();
-            // What git and cargo keep for themselves, and what Python leaves behind.
+            // Directories of git and cargo, and Python's leftovers.
             if matches!(name, ".git" | "target" | "__pycache__") {
                 continue;
             }
@@ -67,7 +67,7 @@ fn shown(path: &Path) -> String {
         .to_string()
 }
 
-/// The files that crates begin with: libraries, programs, tests, benches, build scripts.
+/// The root files of crates: libraries, programs, tests, benches, build scripts.
 fn crate_roots() -> Vec<PathBuf> {
     let metadata = run(cargo(["metadata", "--no-deps", "--format-version=1"])).success();
     let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
@@ -80,7 +80,7 @@ fn crate_roots() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Names of the modules that a file says are in files of their own.
+/// Names of the modules that a file declares and that are in files of their own.
 fn modules(text: &str) -> Vec<&str> {
     text.lines()
         .filter_map(|line| {
@@ -141,7 +141,7 @@ fn files_are_of_a_size_that_can_be_read() {
 fn every_file_begins_by_saying_what_is_in_it() {
     let silent: Vec<_> = rust_files()
         .into_iter()
-        // Tests of a file stand beside it, and are about what it is about.
+        // A test file stands beside the file that it tests, and is about the same.
         .filter(|path| !path.ends_with("tests.rs") && !shown(path).contains("/tests/"))
         .filter(|path| !read(path).starts_with("//! "))
         .map(|path| shown(&path))
@@ -152,7 +152,8 @@ fn every_file_begins_by_saying_what_is_in_it() {
     );
 }
 
-/// What a file of `varve-store` uses of its own crate: the first names behind `crate::`.
+/// The modules of its own crate that a file of `varve-store` uses: the first names behind
+/// `crate::`.
 fn used_modules(text: &str) -> BTreeSet<String> {
     let mut used = BTreeSet::new();
     let code = text
@@ -166,7 +167,7 @@ fn used_modules(text: &str) -> BTreeSet<String> {
             used.insert(first_name(rest));
             continue;
         };
-        // Of a group the names at its own level.
+        // From a group, the names at its own level.
         let mut depth = 1;
         let mut item = String::new();
         for character in group.chars() {
@@ -197,7 +198,7 @@ fn first_name(path: &str) -> String {
 
 #[test]
 fn modules_of_the_store_look_downward_only() {
-    // Each may use what is in its list, and nothing that is in another's.
+    // A layer may use neither what is above it nor the layers beside it.
     const ABOVE_ALL: [&str; 11] = [
         "commit",
         "ingest",
@@ -241,60 +242,7 @@ fn modules_of_the_store_look_downward_only() {
     }
 }
 
-/// From the bottom up. A module uses only those of layers below its own.
-const DAEMON_LAYERS: [&[&str]; 9] = [
-    &["limits", "error", "tasks"],
-    &["config"],
-    &["net", "telemetry"],
-    &["resources"],
-    &["auth"],
-    &["copies"],
-    &["service"],
-    &["grpc", "exports", "nbd"],
-    &["server"],
-];
-
-#[test]
-fn modules_of_the_daemon_look_downward_only() {
-    let daemon = repository().join("daemon/src");
-    let files: Vec<_> = rust_files()
-        .into_iter()
-        .filter_map(|path| Some((path.strip_prefix(&daemon).ok()?.to_owned(), read(&path))))
-        .filter(|(path, _)| !path.ends_with("lib.rs") && !path.ends_with("main.rs"))
-        .collect();
-    let module = |path: &Path| first_name(path.iter().next().unwrap().to_str().unwrap());
-    let modules: BTreeSet<_> = files.iter().map(|(path, _)| module(path)).collect();
-    let listed: BTreeSet<_> = DAEMON_LAYERS
-        .concat()
-        .into_iter()
-        .map(str::to_owned)
-        .collect();
-    assert_eq!(modules, listed, "each module of the daemon has its layer");
-    for (path, text) in files {
-        if path
-            .iter()
-            .any(|part| part == "tests" || part == "tests.rs")
-        {
-            continue;
-        }
-        // Tests beside the code may put things together as they like.
-        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        let module = module(&path);
-        let below = DAEMON_LAYERS
-            .iter()
-            .take_while(|layer| !layer.contains(&module.as_str()));
-        let below: Vec<_> = below.copied().flatten().copied().collect();
-        for used in used_modules(code) {
-            assert!(
-                used == module || below.contains(&used.as_str()) || !modules.contains(&used),
-                "{} uses crate::{used}, which is not below it",
-                path.display()
-            );
-        }
-    }
-}
-
-/// Bytes on disk, and what a volume's content is made of, are known without a file, a clock or a socket.
+/// Formats and content do no IO: they know no file, clock or socket.
 #[test]
 fn formats_and_content_do_no_input_or_output() {
     for dir in [
@@ -433,7 +381,7 @@ fn no_file_names_somebodys_home() {
         ["/Us", "ers/"].concat(),
     ];
     for path in files() {
-        // Images and the like are not looked into.
+        // Binary files are skipped.
         let Ok(text) = String::from_utf8(fs::read(&path).unwrap()) else {
             continue;
         };
