@@ -10,7 +10,7 @@ pub(crate) fn store_code(error: &Error) -> Code {
         Error::AlreadyExists { .. } => Code::AlreadyExists,
         Error::Invalid(_) | Error::NotCanonical { .. } | Error::Tree(_) => Code::InvalidArgument,
         Error::Damaged(_) => Code::DataLoss,
-        Error::Full { .. } => Code::ResourceExhausted,
+        Error::Full { .. } | Error::Reserved { .. } | Error::Dropped => Code::ResourceExhausted,
         // A limit on what is under way: later there is room again. Only a full disk needs somebody to act.
         Error::Limit(_) | Error::Shortage { .. } | Error::Poisoned { .. } | Error::Closing => {
             Code::Unavailable
@@ -21,6 +21,8 @@ pub(crate) fn store_code(error: &Error) -> Code {
         | Error::TooMany { .. }
         | Error::InUse(_)
         | Error::Incompatible { .. } => Code::FailedPrecondition,
-        Error::Io { .. } | Error::Index { .. } => Code::Internal,
+        Error::Io { .. } | Error::System { .. } | Error::Index { .. } | Error::Internal(_) => {
+            Code::Internal
+        }
     }
 }

@@ -26,7 +26,7 @@ use varve_content::{
 
 use crate::{
     Error, Result,
-    engine::{Engine, Generation, Priority, Scratch},
+    engine::{Engine, Generation, Priority, RootPin, Scratch},
     format::pack::Payload,
     limits,
     meta::{self, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState},
@@ -102,6 +102,8 @@ struct Leaves {
     /// Room for them, of all that open uploads share.
     room: LeafRoom,
     data_blocks: u64,
+    /// What vouches for leaves that were taken over.
+    pins: Vec<RootPin>,
     committed: bool,
 }
 
@@ -298,11 +300,24 @@ impl Ingest {
         }
     }
 
-    /// Takes leaves along that are in the store with all they name, each segment once: those of a completed snapshot. They have
-    /// so many blocks of data. That all this is so is the caller's word; a leaf that does not belong makes another root.
-    pub fn keep_leaves(&self, leaves: Vec<(u32, NodeId)>, data_blocks: u64) -> Result<()> {
+    /// Takes over leaves of a completed snapshot, each segment once; they have so many blocks of
+    /// data. The pin of its root keeps them, and all that they name, in the store. That they are
+    /// its leaves is the caller's word: one that does not belong makes another root.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] when open uploads hold as many leaves as they may.
+    pub fn keep_leaves(
+        &self,
+        of: &RootPin,
+        leaves: Vec<(u32, NodeId)>,
+        data_blocks: u64,
+    ) -> Result<()> {
         let room = self.reserve(leaves.len())?;
         let mut state = self.leaves.lock();
+        if state.pins.iter().all(|pin| pin.root() != of.root()) {
+            state.pins.push(of.clone());
+        }
         state.room.join(room);
         state.ids.extend(leaves);
         state.data_blocks += data_blocks;
@@ -314,10 +329,15 @@ impl Ingest {
     /// An upload commits once; what was put is complete by the caller's word, and the root proves it.
     pub async fn commit(&self, expected: RootId) -> Result<SnapshotRecord> {
         let content = self.put_tree(expected).await?;
-        self.make_snapshot(content).await
+        let pins = mem::take(&mut self.leaves.lock().pins);
+        self.make_snapshot(content, pins).await
     }
 
-    async fn make_snapshot(&self, content: SnapshotContent) -> Result<SnapshotRecord> {
+    async fn make_snapshot(
+        &self,
+        content: SnapshotContent,
+        pins: Vec<RootPin>,
+    ) -> Result<SnapshotRecord> {
         let lineage = self.new.lineage.clone().unwrap_or_else(|| Lineage {
             created_at_ns: meta::now_ns(),
             origin: None,
@@ -335,7 +355,7 @@ impl Ingest {
         };
         self.engine
             .commit
-            .commit_snapshot(self.generation, record)
+            .commit_snapshot(self.generation, record, pins)
             .await
     }
 
@@ -346,6 +366,8 @@ impl Ingest {
 
     /// Makes the snapshot of content that the store has already, as another snapshot of it says.
     pub async fn commit_same(&self, other: &SnapshotRecord) -> Result<SnapshotRecord> {
+        let root_of = |other: &SnapshotRecord| Ok(other.completed()?.root);
+        let (other, pin) = self.engine.pin_root(other.clone(), root_of).await?;
         let content = other.completed()?;
         if other.size_bytes != self.new.size_bytes {
             return Err(Error::Invalid(format!(
@@ -353,12 +375,12 @@ impl Ingest {
                 other.name, other.size_bytes, self.new.name, self.new.size_bytes
             )));
         }
-        self.make_snapshot(SnapshotContent {
+        let content = SnapshotContent {
             new_bytes: 0,
             stored_bytes: 0,
             ..content
-        })
-        .await
+        };
+        self.make_snapshot(content, vec![pin]).await
     }
 
     /// Stores a leaf of content that was cut here, which goes into a tree of the caller's.

@@ -37,8 +37,8 @@ mod tests;
 mod verify;
 mod volume;
 
-pub use engine::{ListQuery, Options, StoredChunk, VerifiedChunk};
-pub use error::{Damage, Error, Place, Result};
+pub use engine::{ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
+pub use error::{Damage, Error, Place, Result, Subject};
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
     CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot, RemoteRecord, SnapshotContent,
@@ -53,7 +53,7 @@ pub use store::{
     check_snapshot_tags,
 };
 pub use varve_content::tree::DiffKind;
-pub use verify::{SnapshotVerify, VerifyProgress, Violation};
+pub use verify::{SnapshotVerify, VerifyProgress, Violation, ViolationKind};
 pub use volume::{
     JournalReport, NewClone, NewSnapshots, NewVolume, SnapshotProgress, Volume, VolumeStatus,
 };

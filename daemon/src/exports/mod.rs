@@ -227,8 +227,8 @@ fn refuse(error: Error, name: &str, offset: u64) -> ExportError {
             offset,
             message: damage.to_string(),
         },
-        Error::Full { .. } => ExportError::NoSpace {
-            message: error.to_string(),
+        full if full.is_full() => ExportError::NoSpace {
+            message: full.to_string(),
         },
         Error::Closing => ExportError::Stopping,
         other => ExportError::Unavailable {

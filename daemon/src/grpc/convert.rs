@@ -397,7 +397,7 @@ pub(super) fn diff_extent(extent: DiffExtent) -> v1::DiffExtent {
 
 pub(super) fn violation(violation: Violation) -> v1::Violation {
     v1::Violation {
-        message: violation.message,
+        message: violation.to_string(),
         offset_bytes: violation.offset_bytes,
     }
 }

@@ -76,14 +76,8 @@ pub(crate) fn open_chunk(
     place: Location,
     payload: &Bytes,
 ) -> std::result::Result<VerifiedChunk, Damage> {
-    let damage = |problem: &dyn fmt::Display| {
-        Damage::in_pack(
-            place.pack,
-            place.offset_bytes,
-            format_args!("chunk {id}"),
-            problem,
-        )
-    };
+    let damage =
+        |problem: &dyn fmt::Display| Damage::in_pack(place.pack, place.offset_bytes, id, problem);
     let plain = if place.payload.codec == Codec::Raw {
         payload.clone()
     } else {

@@ -38,7 +38,7 @@ use varve_content::ChunkId;
 use crate::{
     Error, Result,
     catalog_log::CatalogLog,
-    engine::{DirectoryLock, Workers},
+    engine::{DirectoryLock, RootPin, Workers},
     failpoints::{Failpoint, reach},
     format::{RecordId, catalog_log::Record, pack::Payload},
     io::Disk,
@@ -122,10 +122,7 @@ impl Pending {
             return Err(Error::Closing);
         }
         if self.generation != generation.0 {
-            return Err(Error::Full {
-                verb: "keep what this upload had sent; free space and upload again",
-                path: "the data directory".into(),
-            });
+            return Err(Error::Dropped);
         }
         Ok(())
     }
@@ -369,11 +366,13 @@ impl Commit {
         .await
     }
 
-    /// Makes a snapshot of content whose nodes were all appended, and shows it.
+    /// Makes a snapshot of content whose nodes were all appended, and shows it. Holds what content
+    /// of others it takes over until then.
     pub(crate) async fn commit_snapshot(
         self: &Arc<Self>,
         generation: Generation,
         record: SnapshotRecord,
+        held: Vec<RootPin>,
     ) -> Result<SnapshotRecord> {
         self.to_the_end(|commit| async move {
             {
@@ -382,19 +381,30 @@ impl Commit {
                 commit.flush_locked(&flushing, false).await?;
             }
             commit.check(generation)?;
-            commit.insert(move |_| Ok(record)).await
+            let made = commit.insert(move |_| Ok(record)).await;
+            drop(held);
+            made
         })
         .await
     }
 
-    /// Makes a record as `make` finds the catalog, which does not change meanwhile.
-    pub(crate) async fn create<R, F>(self: &Arc<Self>, make: F) -> Result<R>
+    /// Makes a record as `make` finds the catalog, which does not change meanwhile. Holds `held`
+    /// until the record is durable, also if the caller stops waiting for that.
+    pub(crate) async fn create<R, F>(
+        self: &Arc<Self>,
+        held: impl Send + 'static,
+        make: F,
+    ) -> Result<R>
     where
         R: Named,
         F: FnOnce(&dyn Meta) -> Result<R> + Send + 'static,
     {
-        self.to_the_end(|commit| async move { commit.insert(make).await })
-            .await
+        self.to_the_end(|commit| async move {
+            let made = commit.insert(make).await;
+            drop(held);
+            made
+        })
+        .await
     }
 
     /// Replaces a record by what `change` makes of it. One that stays as it was is not written again.
@@ -599,7 +609,9 @@ impl Commit {
     /// Draws the consequence of a failed append. One for which no pack could be made has lost nothing.
     fn appended<T>(&self, result: Result<T>) -> Result<T> {
         match result {
-            Err(Error::Poisoned { .. } | Error::Full { .. }) => self.written(result),
+            Err(Error::Poisoned { .. } | Error::Full { .. } | Error::Dropped) => {
+                self.written(result)
+            }
             _ => result,
         }
     }
@@ -608,7 +620,7 @@ impl Commit {
     fn written<T>(&self, result: Result<T>) -> Result<T> {
         match &result {
             Ok(_) | Err(Error::Closing | Error::Limit(_) | Error::Shortage { .. }) => {}
-            Err(Error::Full { .. }) => {
+            Err(Error::Full { .. } | Error::Dropped) => {
                 let mut pending = self.pending.write();
                 pending.generation += 1;
                 pending.chunks.clear();

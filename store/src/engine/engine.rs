@@ -6,7 +6,7 @@ use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 use varve_content::codec::Compression;
 
-use super::{Commit, FreeSpace, Options, Priority, ReadCache, Workers};
+use super::{Commit, FreeSpace, Options, Pins, Priority, ReadCache, Workers};
 use crate::{
     Damage, Error, Place, Result,
     format::StoreId,
@@ -30,6 +30,8 @@ pub(crate) struct Engine {
     pub(crate) lost: RwLock<LostPlaces>,
     pub(crate) commit: Arc<Commit>,
     pub(crate) cache: ReadCache,
+    /// Roots whose content is in use.
+    pub(crate) pins: Arc<Pins>,
     /// Bytes of chunks that may be on their way in.
     pub(crate) ingest_budget: Arc<Semaphore>,
     /// Bytes of reads that may be under way.

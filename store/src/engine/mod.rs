@@ -11,6 +11,7 @@ mod known;
 mod leaf;
 mod lock;
 mod options;
+mod pins;
 mod query;
 mod space;
 mod workers;
@@ -21,14 +22,16 @@ pub(crate) use self::{
     chunk::{CheckedChunk, open_chunk},
     commit::{Commit, Generation, PoisonOnPanic, joined, node_keys, put_record},
     engine::Engine,
-    fetch::{missing_chunk, needed_by, walked},
+    fetch::{PACK_MOVES_MAX, missing_chunk, needed_by, walked},
     leaf::{CachedNode, LocatedLeaf},
     lock::DirectoryLock,
+    pins::Pins,
     space::{FreeSpace, SpaceReserve},
     workers::{Priority, Scratch, Workers},
 };
 pub use self::{
     chunk::{StoredChunk, VerifiedChunk},
     options::Options,
+    pins::RootPin,
     query::ListQuery,
 };

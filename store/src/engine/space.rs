@@ -45,7 +45,7 @@ impl FreeSpace {
     ///
     /// # Errors
     ///
-    /// [`Error::Full`] if there is not, even after the reserves have given back what they hold.
+    /// [`Error::Reserved`] if there is not, even after the reserves have given back what they hold.
     pub(crate) fn check(&self) -> Result<()> {
         let is_short = || -> Result<bool> { Ok(self.free_bytes()? < limits::FREE_BYTES_MIN) };
         if !is_short()? {
@@ -55,9 +55,9 @@ impl FreeSpace {
             reserve.give_up();
         }
         if is_short()? {
-            return Err(Error::Full {
-                verb: "write chunks; what is left is kept for the index",
+            return Err(Error::Reserved {
                 path: self.data_dir.clone(),
+                kept_bytes: limits::FREE_BYTES_MIN,
             });
         }
         Ok(())

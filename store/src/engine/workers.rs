@@ -96,9 +96,8 @@ impl Workers {
             let handle = thread::Builder::new()
                 .name(name)
                 .spawn(move || run(&engine))
-                .map_err(|source| Error::Io {
-                    verb: "start a thread for",
-                    path: "the store".into(),
+                .map_err(|source| Error::System {
+                    verb: "start a thread",
                     source,
                 })?;
             handles.push(handle);

@@ -36,7 +36,7 @@ mod tests;
 
 pub use home::PackHome;
 pub use lost::LostPlaces;
-pub use reader::{PackReader, ReadSpan, Span, StoredRecord, plan_spans};
+pub use reader::{PackGone, PackReader, ReadError, ReadSpan, Span, StoredRecord, plan_spans};
 pub use record::{EncodedRecord, PlacedRecord};
 pub use scanner::{PackScanner, ScanItem, ScannedRecord, Tail};
 pub use set::PackSet;

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use super::PackHome;
 use crate::{
     Damage, Error, Result,
+    error::Subject,
     format::{
         FormatError, Location, PackId,
-        pack::{Header, Payload, RECORD_HEADER_BYTES, RecordHeader, RecordKind},
+        pack::{Header, Payload, RECORD_HEADER_BYTES, RecordHeader},
     },
     io::{AlignedBuf, BUFFER_ALIGN},
     limits,
@@ -46,6 +47,43 @@ impl StoredRecord {
     }
 }
 
+/// Why a record could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The pack is gone. Its records may be in another one by now: ask the index again.
+    #[error(transparent)]
+    PackGone(#[from] PackGone),
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] Error),
+}
+
+/// There is no such pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("pack {pack} is gone")]
+pub struct PackGone {
+    /// The pack.
+    pub pack: PackId,
+    /// Where in it something was wanted, in bytes.
+    pub offset_bytes: u64,
+}
+
+impl From<PackGone> for Damage {
+    /// What it means where the index still points there.
+    fn from(gone: PackGone) -> Self {
+        Self::in_pack(gone.pack, gone.offset_bytes, "records", "the pack is gone")
+    }
+}
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::PackGone(gone) => Self::Damaged(gone.into()),
+            ReadError::Other(error) => error,
+        }
+    }
+}
+
 /// Neighbouring records to be read together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
@@ -77,6 +115,12 @@ impl PackReader {
         }
     }
 
+    /// Where the packs live.
+    #[cfg(test)]
+    pub(crate) fn home(&self) -> &Arc<dyn PackHome> {
+        &self.home
+    }
+
     /// One that reads what the disk has, whatever of it is in memory.
     #[must_use]
     pub fn past_cache(&self) -> Self {
@@ -87,14 +131,28 @@ impl PackReader {
     }
 
     /// Reads one record, which must have this id.
-    pub async fn read_record(&self, location: &Location, id: &[u8; 32]) -> Result<StoredRecord> {
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::PackGone`] without the pack; [`Error::Damaged`] if there is anything else than
+    /// the record; those of reading.
+    pub async fn read_record(
+        &self,
+        location: &Location,
+        id: &[u8; 32],
+    ) -> Result<StoredRecord, ReadError> {
         let len = record_len(&location.payload);
         let bytes = self.read(location.pack, location.offset_bytes, len).await?;
-        check(location, id, &bytes)
+        Ok(check(location, id, &bytes)?)
     }
 
     /// Reads what [`plan_spans`] planned.
-    pub async fn read_span(&self, span: &Span) -> Result<ReadSpan> {
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::PackGone`] without the pack; [`Error::Damaged`] where it ends before; those of
+    /// reading.
+    pub async fn read_span(&self, span: &Span) -> Result<ReadSpan, ReadError> {
         Ok(ReadSpan {
             pack: span.pack,
             offset_bytes: span.offset_bytes,
@@ -104,7 +162,7 @@ impl PackReader {
         })
     }
 
-    async fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Result<Bytes> {
+    async fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Result<Bytes, ReadError> {
         let read = match self.past_cache {
             false => self.home.read(pack, offset_bytes, len).await,
             true => return self.read_past_cache(pack, offset_bytes, len).await,
@@ -112,7 +170,12 @@ impl PackReader {
         self.told(pack, offset_bytes, len, read.map(AlignedBuf::into_bytes))
     }
 
-    async fn read_past_cache(&self, pack: PackId, offset_bytes: u64, len: usize) -> Result<Bytes> {
+    async fn read_past_cache(
+        &self,
+        pack: PackId,
+        offset_bytes: u64,
+        len: usize,
+    ) -> Result<Bytes, ReadError> {
         let align = BUFFER_ALIGN as u64;
         let start = offset_bytes / align * align;
         let skip = usize::try_from(offset_bytes - start).unwrap_or(0);
@@ -135,25 +198,24 @@ impl PackReader {
         offset_bytes: u64,
         len: usize,
         read: io::Result<Bytes>,
-    ) -> Result<Bytes> {
-        match read {
-            Ok(bytes) => Ok(bytes),
-            Err(error) => Err(match error.kind() {
-                io::ErrorKind::NotFound => {
-                    Damage::in_pack(pack, offset_bytes, "records", "the pack is gone").into()
-                }
-                io::ErrorKind::UnexpectedEof => {
-                    let problem = format!("{len} bytes expected, the pack ends before: {error}");
-                    Damage::in_pack(pack, offset_bytes, "records", problem).into()
-                }
-                _ => Error::io("read", &self.home.path(pack), error),
-            }),
-        }
+    ) -> Result<Bytes, ReadError> {
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => PackGone { pack, offset_bytes }.into(),
+            io::ErrorKind::UnexpectedEof => {
+                let problem = format!("{len} bytes expected, the pack ends before: {error}");
+                Error::from(Damage::in_pack(pack, offset_bytes, "records", problem)).into()
+            }
+            _ => Error::io("read", &self.home.path(pack), error).into(),
+        })
     }
 }
 
 impl ReadSpan {
     /// One of its records, which must have this id.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if there is anything else than the record.
     pub fn record(&self, location: &Location, id: &[u8; 32]) -> Result<StoredRecord> {
         let start = location
             .offset_bytes
@@ -165,7 +227,7 @@ impl ReadSpan {
             Some(range) if location.pack == self.pack && range.end <= self.bytes.len() => {
                 check(location, id, &self.bytes.slice(range))
             }
-            _ => Err(Error::Invalid(format!(
+            _ => Err(Error::Internal(format!(
                 "the record at offset {} of pack {} is not among the {} bytes read at offset {} of pack {}",
                 location.offset_bytes,
                 location.pack,
@@ -186,24 +248,16 @@ const fn record_len(payload: &Payload) -> usize {
     payload.record_bytes() as usize
 }
 
-/// The name of a record in messages.
-pub(super) fn name(kind: RecordKind, id: &[u8; 32]) -> String {
-    use std::fmt::Write as _;
-    let mut name = format!("{kind} ");
-    for byte in id {
-        // Writing to a string does not fail.
-        let _ = write!(name, "{byte:02x}");
-    }
-    name
-}
-
 /// The record in `bytes`, if it is the one that the index describes.
 fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredRecord> {
     let damage = |problem: FormatError| {
         Damage::in_pack(
             location.pack,
             location.offset_bytes,
-            name(location.payload.kind, id),
+            Subject::Record {
+                kind: location.payload.kind,
+                id: *id,
+            },
             problem,
         )
     };
@@ -219,7 +273,10 @@ fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredReco
         return Err(damage(FormatError::differs("record header", expected, found)).into());
     }
     if record.id != *id {
-        let found = name(record.payload.kind, &record.id);
+        let found = Subject::Record {
+            kind: record.payload.kind,
+            id: record.id,
+        };
         return Err(damage(FormatError::differs(
             "id of a record",
             "the id asked for",

@@ -12,9 +12,10 @@ use std::{collections::VecDeque, io};
 
 use bytes::Bytes;
 
-use super::{PackHome, reader};
+use super::PackHome;
 use crate::{
     Error, Result,
+    error::Subject,
     format::{
         FormatError, PackId,
         pack::{
@@ -39,7 +40,7 @@ pub enum ScanItem {
         /// Where.
         offset_bytes: u64,
         /// What it is, or was.
-        what: String,
+        what: Subject,
         /// Expected and found.
         why: String,
     },
@@ -105,7 +106,7 @@ pub struct PackScanner<'a> {
 #[derive(Debug)]
 struct Doubtful {
     offset_bytes: u64,
-    what: String,
+    what: Subject,
     why: String,
 }
 
@@ -192,7 +193,7 @@ impl<'a> PackScanner<'a> {
             }));
     }
 
-    fn doubt(&mut self, offset_bytes: u64, what: impl Into<String>, why: &FormatError) {
+    fn doubt(&mut self, offset_bytes: u64, what: impl Into<Subject>, why: &FormatError) {
         self.doubtful.push(Doubtful {
             offset_bytes,
             what: what.into(),
@@ -233,7 +234,7 @@ impl<'a> PackScanner<'a> {
             Ok(entries) => self.footer = Some(entries),
             Err(why) => self.found.push_back(ScanItem::Damaged {
                 offset_bytes,
-                what: "footer".to_owned(),
+                what: "footer".into(),
                 why: why.to_string(),
             }),
         }
@@ -321,7 +322,10 @@ impl<'a> PackScanner<'a> {
             (Err(why), Header::Record(record)) => {
                 self.doubt(
                     offset_bytes,
-                    reader::name(record.payload.kind, &record.id),
+                    Subject::Record {
+                        kind: record.payload.kind,
+                        id: record.id,
+                    },
                     &why,
                 );
             }
@@ -351,7 +355,10 @@ impl<'a> PackScanner<'a> {
         match listed.and_then(|at| footer.get(at)) {
             Some(entry) if entry.id == record.id && entry.payload == record.payload => Ok(()),
             Some(entry) => {
-                let expected = reader::name(entry.payload.kind, &entry.id);
+                let expected = Subject::Record {
+                    kind: entry.payload.kind,
+                    id: entry.id,
+                };
                 Err(FormatError::differs(
                     "record",
                     format_args!("{expected}, as the footer says"),

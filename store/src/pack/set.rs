@@ -51,6 +51,8 @@ struct OpenFiles {
     most: usize,
     files: HashMap<PackId, (File, u64)>,
     uses: u64,
+    /// How many packs were removed.
+    removals: u64,
 }
 
 impl PackSet {
@@ -119,14 +121,23 @@ impl PackSet {
 
 impl OpenPacks {
     fn file(&self, pack: PackId, path: &Path) -> io::Result<File> {
-        if let Some(file) = self.files.lock().used(pack) {
-            return Ok(file);
-        }
+        let removals = {
+            let mut files = self.files.lock();
+            if let Some(file) = files.used(pack) {
+                return Ok(file);
+            }
+            files.removals
+        };
         let file = match self.past_cache {
             true => self.disk.open_direct(path, OpenMode::Read)?,
             false => self.disk.open(path, OpenMode::Read)?,
         };
-        self.files.lock().insert(pack, file.clone());
+        let mut files = self.files.lock();
+        // One that was removed since it was opened must not be kept: it would keep its space.
+        if files.removals == removals {
+            files.insert(pack, file.clone());
+        }
+        drop(files);
         Ok(file)
     }
 
@@ -158,6 +169,7 @@ impl OpenFiles {
             most,
             files: HashMap::new(),
             uses: 0,
+            removals: 0,
         }
     }
 
@@ -166,6 +178,11 @@ impl OpenFiles {
         let (file, used) = self.files.get_mut(&pack)?;
         *used = self.uses;
         Some(file.clone())
+    }
+
+    fn removed(&mut self, pack: PackId) {
+        self.files.remove(&pack);
+        self.removals += 1;
     }
 
     fn insert(&mut self, pack: PackId, file: File) {
@@ -249,13 +266,13 @@ impl PackHome for PackSet {
     }
 
     fn remove(&self, pack: PackId) -> Result<()> {
-        for open in [&self.open, &self.open_direct] {
-            open.files.lock().files.remove(&pack);
-        }
         let path = self.path(pack);
-        self.disk
-            .remove(&path)
-            .map_err(|source| Error::io("remove", &path, source))
+        let removed = self.disk.remove(&path);
+        // After that: a reader that has just opened it would keep it open for those behind it.
+        for open in [&self.open, &self.open_direct] {
+            open.files.lock().removed(pack);
+        }
+        removed.map_err(|source| Error::io("remove", &path, source))
     }
 
     fn sync_names(&self) -> Completion<()> {

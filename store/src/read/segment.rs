@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Segment {
     pub(super) index: u32,
-    pub(super) located: Arc<LocatedLeaf>,
+    pub(crate) located: Arc<LocatedLeaf>,
 }
 
 impl Segment {

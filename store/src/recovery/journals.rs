@@ -234,7 +234,8 @@ impl Scene<'_> {
         let Some(place) = places.into_iter().next().flatten() else {
             return Ok(Err("it is in no pack".to_owned()));
         };
-        let record = match self.packs.read_record(&place, id.as_bytes()).await {
+        let record = self.packs.read_record(&place, id.as_bytes()).await;
+        let record = match record.map_err(Error::from) {
             Ok(record) => record,
             Err(Error::Damaged(damage)) => return Ok(Err(damage.to_string())),
             Err(error) => return Err(error),

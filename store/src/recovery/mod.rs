@@ -201,6 +201,7 @@ where
         packs: PackReader::new(packs),
         lost: RwLock::new(lost),
         commit,
+        pins: Arc::default(),
         cache: ReadCache::new(options.chunk_cache_bytes),
         ingest_budget: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),
         read_budget: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
@@ -291,9 +292,8 @@ async fn create_identity(
     compression: Compression,
 ) -> Result<StoreFile> {
     let mut id = [0; StoreId::BYTES];
-    getrandom::fill(&mut id).map_err(|error| Error::Io {
-        verb: "draw a random id for",
-        path: dir.to_owned(),
+    getrandom::fill(&mut id).map_err(|error| Error::System {
+        verb: "draw random numbers",
         source: std::io::Error::other(error),
     })?;
     let identity = StoreFile {

@@ -41,7 +41,7 @@ impl Store {
     }
 
     async fn export_node(&self, key: NodeKey) -> Result<ExportedNode> {
-        let engine = self.engine();
+        let engine = &self.engine;
         let (encoded, payload_bytes) = match key {
             NodeKey::Root(id) => (engine.root(id).await?.encode().to_vec(), Vec::new()),
             NodeKey::Inner(id) => (engine.inner_node(id).await?.encode(), Vec::new()),
@@ -63,7 +63,7 @@ impl Store {
     /// [`Error::NotFound`] if there is no such leaf, [`Error::Invalid`] if it has no such entry.
     pub async fn export_chunks(&self, leaf: NodeId, entries: &[u32]) -> Result<Vec<StoredChunk>> {
         self.check_known(&[NodeKey::Leaf(leaf)]).await?;
-        let located = self.engine().located_leaf(leaf).await?;
+        let located = self.engine.located_leaf(leaf).await?;
         let wanted = entries
             .iter()
             .map(|position| {
@@ -75,18 +75,18 @@ impl Store {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        self.engine().stored_chunks(&wanted).await
+        self.engine.stored_chunks(&located, &wanted).await
     }
 
     /// Positions of the chunks that the store lacks, ascending.
     pub async fn missing_chunks(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
-        self.engine().missing_chunks(ids).await
+        self.engine.missing_chunks(ids).await
     }
 
     /// A leaf, if the store has it. Not all of its chunks need be there.
     pub async fn known_leaf(&self, id: NodeId) -> Result<Option<Arc<Leaf>>> {
         match self.is_known(NodeKey::Leaf(id)).await? {
-            true => Ok(Some(self.engine().plain_leaf(id).await?)),
+            true => Ok(Some(self.engine.plain_leaf(id).await?)),
             false => Ok(None),
         }
     }
@@ -94,13 +94,13 @@ impl Store {
     /// An inner node, if the store has it. Not all that is below it need be there.
     pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<InnerNode>>> {
         match self.is_known(NodeKey::Inner(id)).await? {
-            true => Ok(Some(self.engine().inner_node(id).await?)),
+            true => Ok(Some(self.engine.inner_node(id).await?)),
             false => Ok(None),
         }
     }
 
     async fn is_known(&self, key: NodeKey) -> Result<bool> {
-        let engine = self.engine();
+        let engine = &self.engine;
         let places = engine
             .meta(Priority::Read, move |meta| meta.nodes(&[key]))
             .await?;
@@ -128,8 +128,8 @@ impl Store {
     /// Whether all that a completed snapshot names can be taken to be in the store. Not if index and catalog were ever made again: then the catalog
     /// knows of snapshots, and packs may have been lost. Nor if something was found lost since the last start.
     pub fn vouches_for_snapshots(&self) -> bool {
-        self.engine().lost.read().is_empty()
-            && !names::rebuilt(&self.engine().options.data_dir).exists()
+        self.engine.lost.read().is_empty()
+            && !names::rebuilt(&self.engine.options.data_dir).exists()
     }
 
     /// A completed snapshot of that content, if there is one.
@@ -153,7 +153,7 @@ impl Store {
     /// Writes down what is known of a copy, durably.
     pub async fn put_copy(&self, record: CopyRecord) -> Result<()> {
         let put = move |_: &dyn Meta| Ok((vec![Record::PutCopy(record)], ()));
-        self.engine().commit.change(put).await
+        self.engine.commit.change(put).await
     }
 
     /// Forgets copies.
@@ -162,7 +162,7 @@ impl Store {
             let changes = ids.into_iter().map(Record::DeleteCopy);
             Ok((changes.collect(), ()))
         };
-        self.engine().commit.change(delete).await
+        self.engine.commit.change(delete).await
     }
 
     /// Gives another daemon a name.
@@ -189,7 +189,7 @@ impl Store {
             }
             Ok((vec![Record::PutRemote(record)], ()))
         };
-        self.engine().commit.change(add).await
+        self.engine.commit.change(add).await
     }
 
     /// Forgets a remote.
@@ -202,12 +202,12 @@ impl Store {
             named(meta.remotes()?, &name)?;
             Ok((vec![Record::DeleteRemote(name)], ()))
         };
-        self.engine().commit.change(remove).await
+        self.engine.commit.change(remove).await
     }
 
     /// All remotes, by name.
     pub async fn remotes(&self) -> Result<Vec<RemoteRecord>> {
-        let remotes = self.engine().meta(Priority::Manage, |meta| meta.remotes());
+        let remotes = self.engine.meta(Priority::Manage, |meta| meta.remotes());
         let mut remotes = remotes.await?;
         remotes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(remotes)
@@ -224,7 +224,7 @@ impl Store {
 
     /// All copies that are written down, in the order in which they were begun.
     pub async fn copies(&self) -> Result<Vec<CopyRecord>> {
-        let copies = self.engine().meta(Priority::Manage, |meta| meta.copies());
+        let copies = self.engine.meta(Priority::Manage, |meta| meta.copies());
         let mut copies = copies.await?;
         copies.sort_unstable_by_key(|record| (record.created_at_ns, record.id));
         Ok(copies)

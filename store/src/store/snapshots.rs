@@ -13,6 +13,7 @@ use crate::{
     meta::SnapshotRecord,
     read::SnapshotReader,
     store::Store,
+    verify::SnapshotVerify,
 };
 
 /// A stretch in which two snapshots differ.
@@ -62,13 +63,22 @@ impl Store {
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<SnapshotRecord> {
-        self.engine().tag(key, set, remove).await
+        self.engine.tag(key, set, remove).await
     }
 
     /// A reader of the snapshot of that name or id.
     pub async fn open_snapshot(&self, key: &str) -> Result<SnapshotReader> {
         let record = self.snapshot(key).await?;
-        SnapshotReader::open(self.engine().clone(), record).await
+        SnapshotReader::open(self.engine.clone(), record).await
+    }
+
+    /// Begins to verify a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open_snapshot`](Self::open_snapshot), and those of reading its root from the disk.
+    pub async fn verify(&self, key: &str) -> Result<SnapshotVerify> {
+        SnapshotVerify::begin(self.open_snapshot(key).await?).await
     }
 
     /// Where two snapshots differ, related or not.

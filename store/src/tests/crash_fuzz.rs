@@ -188,7 +188,7 @@ impl World {
         match failed {
             Ok(()) => Ok(()),
             // What was refused for want of room is there in part, and stays so.
-            Err(Error::Full { .. }) => {
+            Err(error) if error.is_full() => {
                 model.perhaps = Some(all);
                 let found = contents(volume).await?;
                 let all = model.perhaps.as_ref().unwrap();

@@ -20,6 +20,7 @@ mod idle_journals;
 mod journal_faults;
 mod lost_catalog;
 mod model;
+mod moved_packs;
 mod pending;
 mod pending_faults;
 mod promises;

@@ -60,7 +60,11 @@ fn a_flipped_byte_is_found_wherever_it_is() {
                     let start = record.location.offset_bytes;
                     let hit = (start..start + record.location.payload.record_bytes())
                         .contains(&offset_bytes);
-                    match reader.read_record(&record.location, &record.id).await {
+                    match reader
+                        .read_record(&record.location, &record.id)
+                        .await
+                        .map_err(Error::from)
+                    {
                         Ok(_) => assert!(
                             !hit,
                             "byte {offset_bytes} is in a record that was given out"
@@ -104,7 +108,11 @@ fn what_is_not_where_the_index_says_is_damage() {
     let problem = |location, id: [u8; 32]| {
         let reader = &reader;
         block_on(async move {
-            match reader.read_record(&location, &id).await {
+            match reader
+                .read_record(&location, &id)
+                .await
+                .map_err(Error::from)
+            {
                 Err(Error::Damaged(damage)) => damage.to_string(),
                 other => panic!("{other:?}"),
             }

@@ -152,7 +152,11 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
         let reader = PackReader::new(Arc::clone(&home) as _);
         let mut readable = 0;
         for record in known.records.values() {
-            match reader.read_record(&record.location, &record.id).await {
+            match reader
+                .read_record(&record.location, &record.id)
+                .await
+                .map_err(crate::Error::from)
+            {
                 Ok(_) => readable += 1,
                 Err(crate::Error::Damaged(_)) => {}
                 Err(error) => panic!("{error}"),

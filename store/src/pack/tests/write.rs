@@ -196,7 +196,7 @@ fn a_receipt_is_for_what_was_appended_before() {
         let second = writer.append(chunks(3..6, 1)).await.unwrap();
         let lost = flushed.settle(second).unwrap_err();
         assert_eq!(lost.to_string(), "3 records were appended and not kept");
-        assert!(matches!(Error::from(lost), Error::Full { .. }));
+        assert!(matches!(Error::from(lost), Error::Dropped));
         assert_eq!(flushed.settle(first).unwrap().len(), 3);
     });
 }
@@ -293,7 +293,7 @@ fn neighbours_are_read_together() {
             .await
             .unwrap()
             .record(&records[spans[1].members[0]].location, &[0; 32]);
-        assert!(matches!(outside, Err(Error::Invalid(_))));
+        assert!(matches!(outside, Err(Error::Internal(_))));
     });
 }
 

@@ -61,7 +61,8 @@ impl PackWriter {
     ///
     /// # Errors
     ///
-    /// [`Error::Full`]: none of them will be durable, nor any others that were appended since the last flush.
+    /// [`Error::Full`], [`Error::Dropped`]: none of them will be durable, nor any others that were
+    /// appended since the last flush.
     /// [`Error::Poisoned`]: a write or a sync has failed, now or before. Anything else: no pack could be made for them, and
     /// what was appended before is as it was; for what the system is short of it is waited until the store closes.
     ///
@@ -70,7 +71,7 @@ impl PackWriter {
     /// When a record is of another kind than the writer.
     pub async fn append(&self, records: Vec<EncodedRecord>) -> Result<Appended> {
         let appended = self.try_append(records).await;
-        if matches!(appended, Err(Error::Full { .. })) {
+        if matches!(appended, Err(Error::Full { .. } | Error::Dropped)) {
             let turn = self.flushing.lock().await;
             self.drop_unsynced(&turn).await?;
         }
@@ -145,7 +146,7 @@ impl PackWriter {
     pub async fn flush(&self) -> Result<Flushed> {
         let turn = self.flushing.lock().await;
         let flushed = self.try_flush(&turn).await;
-        if matches!(flushed, Err(Error::Full { .. })) {
+        if matches!(flushed, Err(Error::Full { .. } | Error::Dropped)) {
             self.drop_unsynced(&turn).await?;
         }
         flushed

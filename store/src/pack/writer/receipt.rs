@@ -1,10 +1,7 @@
 //! What was appended, and the proof that it is durable.
 
 use super::{super::PlacedRecord, state::Goal};
-use crate::{
-    Error,
-    format::{PackId, PackState},
-};
+use crate::{Error, format::PackState};
 
 /// Records that were appended. Where they are, [`Flushed::settle`] tells, for it is of no use before they are durable.
 #[derive(Debug)]
@@ -83,7 +80,6 @@ impl Flushed {
         }
         Err(Lost {
             records: appended.records.len(),
-            pack: appended.records.first().map(|record| record.location.pack),
         })
     }
 
@@ -106,16 +102,10 @@ impl Flushed {
 #[error("{records} records were appended and not kept")]
 pub struct Lost {
     records: usize,
-    pack: Option<PackId>,
 }
 
 impl From<Lost> for Error {
-    fn from(lost: Lost) -> Self {
-        Self::Full {
-            verb: "keep records that were appended and not synced",
-            path: lost
-                .pack
-                .map_or_else(|| "packs".into(), |pack| pack.to_string().into()),
-        }
+    fn from(_: Lost) -> Self {
+        Self::Dropped
     }
 }

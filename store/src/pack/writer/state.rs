@@ -180,13 +180,7 @@ impl State {
         if self.generation == generation {
             return Ok(());
         }
-        Err(Error::Full {
-            verb: "append to",
-            path: self
-                .packs
-                .back()
-                .map_or_else(|| "packs".into(), |pack| pack.file.path().to_owned()),
-        })
+        Err(Error::Dropped)
     }
 
     /// The first reason stays.
