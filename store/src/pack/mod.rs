@@ -5,7 +5,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `record` | a record before it is written, and where it is after |
-//! | `home` | where packs live (a trait), `set`: in a directory |
+//! | `store` | where packs live (a trait), `local`: in a directory |
 //! | `writer` | appends records, makes them durable, seals packs |
 //! | `reader` | reads records that the index knows, checked |
 //! | `scanner` | walks a pack from its beginning, knowing nothing |
@@ -22,23 +22,23 @@
 //! - After a write or a sync has failed, nothing more is written, with one exception: a full disk loses what
 //!   was not durable yet, and then writing can go on.
 
-mod home;
+mod local;
 mod lost;
 mod reader;
 mod record;
 mod scanner;
-mod set;
+mod store;
 mod tail;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
-pub use home::PackHome;
+pub use local::PackSet;
 pub use lost::LostPlaces;
 pub use reader::{PackGone, PackReader, ReadError, ReadSpan, Span, StoredRecord, plan_spans};
 pub use record::{EncodedRecord, PlacedRecord};
 pub use scanner::{PackScanner, ScanItem, ScannedRecord, Tail};
-pub use set::PackSet;
+pub use store::PackHome;
 pub use tail::{RecoveredPack, recover_tail};
 pub use writer::{Appended, Flushed, Lost, PackWriter};
