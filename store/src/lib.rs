@@ -45,13 +45,11 @@ pub use meta::{
     SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord, now_ns,
 };
 pub use read::{
-    ChangeExtent, ContentReader, Extent, Piece, ReadAhead, Segment, SegmentStream, SnapshotReader,
+    ChangeExtent, ContentReader, DiffExtent, Extent, Piece, ReadAhead, Segment, SegmentStream,
+    SnapshotDiff, SnapshotReader,
 };
 pub use recovery::{RebuildReport, RecoveryReport, StrandedJournal, rebuild};
-pub use store::{
-    DiffExtent, ExportedNode, SnapshotDiff, Store, StoreStatus, check_snapshot_name,
-    check_snapshot_tags,
-};
+pub use store::{ExportedNode, Store, StoreStatus, check_snapshot_name, check_snapshot_tags};
 pub use varve_content::tree::DiffKind;
 pub use verify::{SnapshotVerify, VerifyProgress, Violation, ViolationKind};
 pub use volume::{

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
 use varve_content::codec::Compression;
 
-use super::{Commit, FreeSpace, Options, Pins, Priority, ReadCache, Workers};
+use super::{Budgets, Commit, FreeSpace, Options, Pins, Priority, ReadCache, Workers};
 use crate::{
     Damage, Error, Place, Result,
     format::StoreId,
@@ -26,20 +25,15 @@ pub(crate) struct Engine {
     pub(crate) meta: Arc<dyn Meta>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) packs: PackReader,
+    /// Whether index and catalog were ever made again.
+    pub(crate) was_rebuilt: bool,
     /// What was found to be gone from packs, or damaged: it does not count as being in the store.
     pub(crate) lost: RwLock<LostPlaces>,
     pub(crate) commit: Arc<Commit>,
     pub(crate) cache: ReadCache,
     /// Roots whose content is in use.
     pub(crate) pins: Arc<Pins>,
-    /// Bytes of chunks that may be on their way in.
-    pub(crate) ingest_budget: Arc<Semaphore>,
-    /// Bytes of reads that may be under way.
-    pub(crate) read_budget: Semaphore,
-    /// Readers that something may be brought for at a time.
-    pub(crate) readahead_permits: Semaphore,
-    /// Leaves that open uploads may put.
-    pub(crate) leaf_permits: Arc<Semaphore>,
+    pub(crate) budgets: Budgets,
 }
 
 impl Engine {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
-use tokio::sync::SemaphorePermit;
 use varve_content::{
     ChunkId, NodeId, RootId,
     block::BLOCK_BYTES,
@@ -319,16 +318,6 @@ impl Engine {
             .await?;
         let read = packs.read_span(&span).await?;
         Ok((span, read))
-    }
-
-    /// Waits until so many more bytes may be under way.
-    pub(crate) async fn read_budget(&self, bytes: u32) -> Result<SemaphorePermit<'_>> {
-        #[expect(clippy::cast_possible_truncation, reason = "a constant of 32 MiB")]
-        const MOST: u32 = limits::READ_BYTES_IN_FLIGHT as u32;
-        self.read_budget
-            .acquire_many(bytes.min(MOST))
-            .await
-            .map_err(|_| Error::Closing)
     }
 
     /// The leaf of a segment, from the root down.

@@ -23,6 +23,10 @@ impl DirectoryLock {
     /// Takes the lock, or says who is in the way: [`Error::InUse`].
     pub(crate) fn take(data_dir: &Path) -> Result<Self> {
         let path: PathBuf = names::lock(data_dir);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a lock is between processes, and none of what a simulated disk has"
+        )]
         let file = rustix::fs::open(
             &path,
             OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC,

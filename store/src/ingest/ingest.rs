@@ -1,11 +1,6 @@
 //! One upload: chunks in, leaves in, commit.
-//!
-//! Everything is checked before it counts: that a chunk's bytes have its id, that it is cut as the chunker
-//! cuts, that a leaf names only chunks that are there and leaves no gap that the chunker would not leave. So the
-//! root depends on the content alone, whoever cut it.
 
 use std::{
-    collections::{BTreeMap, HashSet},
     mem,
     sync::{
         Arc,
@@ -13,73 +8,26 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use varve_content::{
     ChunkId, NodeId, RootId,
     block::{self, BLOCK_BYTES},
-    chunker::{self, CHUNKER_VERSION},
-    codec::Codec,
-    tree::{InnerNode, Leaf, LeafEntry, Root, TreeBuilder},
+    tree::{InnerNode, Leaf, Root},
 };
 
+use super::{
+    IncomingChunk, Lineage, NewSnapshot, PutOutcome,
+    check::{check_extent, check_lengths, check_place},
+    leaves::{LeafRoom, Leaves, build},
+    seal::seal_all,
+};
 use crate::{
     Error, Result,
-    engine::{Engine, Generation, Priority, RootPin, Scratch},
-    format::pack::Payload,
+    engine::{Engine, Generation, Priority, RootPin},
     limits,
-    meta::{self, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState},
+    meta::{self, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
 };
-
-/// What is to become a snapshot.
-#[derive(Debug, Clone)]
-pub struct NewSnapshot {
-    /// Its name.
-    pub name: String,
-    /// Its size.
-    pub size_bytes: u64,
-    /// Its tags.
-    pub tags: BTreeMap<String, String>,
-    /// How the sender cuts.
-    pub chunker_version: u32,
-    /// Where it comes from, if it was a snapshot before, in another store. `None`: it is made now.
-    pub lineage: Option<Lineage>,
-}
-
-/// Where a snapshot of another store comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lineage {
-    /// The instant whose content it has, in nanoseconds since 1970.
-    pub created_at_ns: u64,
-    /// The volume it was made of.
-    pub origin: Option<SnapshotOrigin>,
-    /// The snapshot before it.
-    pub parent: Option<SnapshotId>,
-}
-
-/// A chunk from outside, nothing of it believed yet.
-#[derive(Debug, Clone)]
-pub struct IncomingChunk {
-    /// The id it is said to have.
-    pub id: ChunkId,
-    /// How the payload is packed.
-    pub codec: Codec,
-    /// Its plain length, in bytes.
-    pub plain_bytes: u32,
-    /// The packed bytes.
-    pub payload: Bytes,
-}
-
-/// What became of some chunks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PutOutcome {
-    /// Chunks that were accepted.
-    pub chunks: u64,
-    /// Plain bytes of those that the store did not have.
-    pub new_bytes: u64,
-}
 
 /// An upload under way. Methods may run at the same time; dropping it leaves nothing visible, and the chunks that
 /// arrived stay for the next try.
@@ -95,43 +43,9 @@ pub struct Ingest {
     keeps_packed: bool,
 }
 
-#[derive(Debug, Default)]
-struct Leaves {
-    /// By segment, in the order they came.
-    ids: Vec<(u32, NodeId)>,
-    /// Room for them, of all that open uploads share.
-    room: LeafRoom,
-    data_blocks: u64,
-    /// What vouches for leaves that were taken over.
-    pins: Vec<RootPin>,
-    committed: bool,
-}
-
 impl Ingest {
     pub(crate) fn begin(engine: Arc<Engine>, new: NewSnapshot) -> Result<Self> {
-        meta::check_name("snapshot", &new.name)?;
-        meta::check_tags("snapshot", &new.tags)?;
-        if new.size_bytes == 0 {
-            return Err(Error::Invalid(
-                "a snapshot of 0 bytes cannot be made".to_owned(),
-            ));
-        }
-        if new.size_bytes > limits::VOLUME_BYTES_MAX {
-            return Err(Error::Invalid(format!(
-                "a snapshot has at most {} bytes, this one would have {}",
-                limits::VOLUME_BYTES_MAX,
-                new.size_bytes
-            )));
-        }
-        if new.chunker_version != CHUNKER_VERSION {
-            return Err(Error::Invalid(format!(
-                "this store cuts with chunker version {CHUNKER_VERSION}, the sender with {}: they would share no chunks",
-                new.chunker_version
-            )));
-        }
-        if let Some(origin) = new.lineage.as_ref().and_then(|it| it.origin.as_ref()) {
-            meta::check_name("volume", &origin.name)?;
-        }
+        new.check()?;
         let generation = engine.commit.generation()?;
         Ok(Self {
             engine,
@@ -183,7 +97,7 @@ impl Ingest {
             clippy::cast_possible_truncation,
             reason = "checked against INGEST_PLAIN_BYTES just above"
         )]
-        let space = Arc::clone(&self.engine.ingest_budget)
+        let space = Arc::clone(&self.engine.budgets.ingest)
             .acquire_many_owned(plain_bytes as u32)
             .await
             .map_err(|_| Error::Closing)?;
@@ -239,7 +153,7 @@ impl Ingest {
         self.engine.commit.check(self.generation)?;
         let mut wanted = Vec::new();
         for (segment, leaf) in &leaves {
-            self.check_extent(*segment, leaf)?;
+            check_extent(self.new.size_bytes, *segment, leaf)?;
             wanted.extend(leaf.entries().iter().map(|entry| entry.chunk));
         }
         let places = self.engine.known_chunks(wanted).await?;
@@ -272,32 +186,12 @@ impl Ingest {
     }
 
     fn reserve(&self, count: usize) -> Result<LeafRoom> {
-        LeafRoom::take(&self.engine.leaf_permits, count).ok_or_else(|| {
+        LeafRoom::take(&self.engine.budgets.leaves, count).ok_or_else(|| {
             Error::Limit(format!(
                 "open uploads hold {} leaves, the most at one time; commit or abort some",
                 limits::UPLOAD_LEAVES_MAX
             ))
         })
-    }
-
-    fn check_extent(&self, segment: u32, leaf: &Leaf) -> Result<()> {
-        let segments = block::segment_count(self.new.size_bytes);
-        if segment >= segments {
-            return Err(Error::Invalid(format!(
-                "leaf of segment {segment}: a volume of {} bytes has {segments} segments",
-                self.new.size_bytes
-            )));
-        }
-        let edge = block::segment_blocks(self.new.size_bytes, segment);
-        match leaf.entries().last() {
-            Some(last) if last.end_block() > edge => Err(Error::Invalid(format!(
-                "leaf of segment {segment}: chunk {} ends at block {}, the volume of {} bytes at block {edge} of it",
-                last.chunk,
-                last.end_block(),
-                self.new.size_bytes
-            ))),
-            _ => Ok(()),
-        }
     }
 
     /// Takes over leaves of a completed snapshot, each segment once; they have so many blocks of
@@ -462,156 +356,4 @@ impl Ingest {
         self.store_nodes(records).await?;
         Ok(self.content(&root, data_blocks))
     }
-}
-
-/// Room for leaves, of the [`limits::UPLOAD_LEAVES_MAX`] that open uploads share; given back when it is dropped.
-#[derive(Debug, Default)]
-struct LeafRoom(Option<OwnedSemaphorePermit>);
-
-impl LeafRoom {
-    fn take(all: &Arc<Semaphore>, count: usize) -> Option<Self> {
-        let permit = Arc::clone(all).try_acquire_many_owned(u32::try_from(count).ok()?);
-        permit.ok().map(|permit| Self(Some(permit)))
-    }
-
-    fn join(&mut self, more: Self) {
-        match (&mut self.0, more.0) {
-            (Some(permit), Some(more)) => permit.merge(more),
-            (none, more) => *none = more,
-        }
-    }
-}
-
-fn build(size_bytes: u64, leaves: &mut [(u32, NodeId)]) -> Result<(Root, Vec<EncodedRecord>)> {
-    leaves.sort_unstable_by_key(|(segment, _)| *segment);
-    if let Some(pair) = leaves
-        .windows(2)
-        .find(|pair| matches!(pair, [a, b] if a.0 == b.0))
-    {
-        let segment = pair.first().map_or(0, |(segment, _)| *segment);
-        return Err(Error::Invalid(format!(
-            "the leaf of segment {segment} was put twice"
-        )));
-    }
-    let mut builder = TreeBuilder::new(size_bytes)?;
-    for (segment, id) in leaves.iter() {
-        builder.push(*segment, *id)?;
-    }
-    let (root, inners) = builder.finish();
-    let mut records: Vec<_> = inners
-        .iter()
-        .map(|inner| EncodedRecord::inner(inner.id(), &inner.encode()))
-        .collect();
-    records.push(EncodedRecord::root(root.id(), &root.encode()));
-    Ok((root, records))
-}
-
-fn check_lengths(chunk: &IncomingChunk) -> Result<()> {
-    let most = chunker::MAX_CHUNK_BLOCKS as usize * BLOCK_BYTES;
-    let plain = chunk.plain_bytes as usize;
-    if plain == 0 || plain > most || !plain.is_multiple_of(BLOCK_BYTES) {
-        return Err(Error::Invalid(format!(
-            "chunk {}: plain length {plain} is not a multiple of {BLOCK_BYTES} up to {most}",
-            chunk.id
-        )));
-    }
-    // The codec keeps plain bytes where packing does not save, so a payload is never longer.
-    if chunk.payload.len() > plain {
-        return Err(Error::Invalid(format!(
-            "chunk {}: payload of {} bytes for {plain} plain bytes",
-            chunk.id,
-            chunk.payload.len()
-        )));
-    }
-    Ok(())
-}
-
-/// That a leaf uses a chunk as it is, and where the chunker would have cut it.
-fn check_place(segment: u32, entry: &LeafEntry, payload: &Payload, open_fits: bool) -> Result<()> {
-    let found = payload.plain_bytes;
-    if found as usize != entry.blocks as usize * BLOCK_BYTES {
-        return Err(Error::Invalid(format!(
-            "leaf of segment {segment}: chunk {} at block {} has {found} bytes, the leaf says {} blocks",
-            entry.chunk, entry.start_block, entry.blocks
-        )));
-    }
-    if payload.end_open && !open_fits {
-        return Err(Error::Invalid(format!(
-            "leaf of segment {segment}: chunk {} at block {} must be followed by a hole, for the chunker does not cut there",
-            entry.chunk, entry.start_block
-        )));
-    }
-    Ok(())
-}
-
-struct SealedChunks {
-    records: Vec<EncodedRecord>,
-    new_bytes: u64,
-}
-
-/// Checks chunks against their ids and the chunker, and packs those that the store does not know.
-fn seal_all(
-    scratch: &mut Scratch,
-    chunks: &[IncomingChunk],
-    known: &[bool],
-    keeps_packed: bool,
-) -> Result<SealedChunks> {
-    let mut sealed = SealedChunks {
-        records: Vec::with_capacity(chunks.len()),
-        new_bytes: 0,
-    };
-    let mut seen = HashSet::with_capacity(chunks.len());
-    let mut plain_buffer = Vec::new();
-    for (chunk, known) in chunks.iter().zip(known) {
-        let plain: &[u8] = if chunk.codec == Codec::Raw {
-            &chunk.payload
-        } else {
-            scratch
-                .decoder
-                .decode(
-                    chunk.codec,
-                    &chunk.payload,
-                    chunk.plain_bytes as usize,
-                    &mut plain_buffer,
-                )
-                .map_err(|error| Error::Invalid(format!("chunk {}: {error}", chunk.id)))?;
-            &plain_buffer
-        };
-        if plain.len() != chunk.plain_bytes as usize {
-            return Err(Error::Invalid(format!(
-                "chunk {}: {} bytes arrived, {} were announced",
-                chunk.id,
-                plain.len(),
-                chunk.plain_bytes
-            )));
-        }
-        let found = ChunkId::of(plain);
-        if found != chunk.id {
-            return Err(Error::Invalid(format!(
-                "chunk {}: the bytes that arrived have id {found}",
-                chunk.id
-            )));
-        }
-        let end = chunker::check_canonical(plain).map_err(|source| Error::NotCanonical {
-            id: chunk.id,
-            source,
-        })?;
-        if *known || !seen.insert(chunk.id) {
-            continue;
-        }
-        let (codec, packed) = if keeps_packed {
-            (chunk.codec, &*chunk.payload)
-        } else {
-            scratch.encoder.encode(plain)
-        };
-        sealed.records.push(EncodedRecord::chunk(
-            chunk.id,
-            codec,
-            end,
-            chunk.plain_bytes,
-            packed,
-        ));
-        sealed.new_bytes += plain.len() as u64;
-    }
-    Ok(sealed)
 }

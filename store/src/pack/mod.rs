@@ -5,7 +5,9 @@
 //! | file | what |
 //! | --- | --- |
 //! | `record` | a record before it is written, and where it is after |
-//! | `store` | where packs live (a trait), `local`: in a directory |
+//! | `store` | where packs are read from (a trait) |
+//! | `stage` | where packs are written until they are sealed (a trait) |
+//! | `local` | both, as files of a directory |
 //! | `writer` | appends records, makes them durable, seals packs |
 //! | `reader` | reads records that the index knows, checked |
 //! | `scanner` | walks a pack from its beginning, knowing nothing |
@@ -27,6 +29,7 @@ mod lost;
 mod reader;
 mod record;
 mod scanner;
+mod stage;
 mod store;
 mod tail;
 mod writer;
@@ -34,11 +37,12 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use local::PackSet;
+pub use local::LocalPacks;
 pub use lost::LostPlaces;
 pub use reader::{PackGone, PackReader, ReadError, ReadSpan, Span, StoredRecord, plan_spans};
 pub use record::{EncodedRecord, PlacedRecord};
 pub use scanner::{PackScanner, ScanItem, ScannedRecord, Tail};
-pub use store::PackHome;
+pub use stage::PackStage;
+pub use store::PackStore;
 pub use tail::{RecoveredPack, recover_tail};
 pub use writer::{Appended, Flushed, Lost, PackWriter};

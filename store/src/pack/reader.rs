@@ -6,7 +6,7 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 
-use super::PackHome;
+use super::PackStore;
 use crate::{
     Damage, Error, Result,
     error::Subject,
@@ -21,7 +21,7 @@ use crate::{
 /// Reads records.
 #[derive(Debug, Clone)]
 pub struct PackReader {
-    home: Arc<dyn PackHome>,
+    store: Arc<dyn PackStore>,
     past_cache: bool,
 }
 
@@ -108,24 +108,24 @@ pub struct ReadSpan {
 impl PackReader {
     /// A reader of the packs that live there.
     #[must_use]
-    pub fn new(home: Arc<dyn PackHome>) -> Self {
+    pub fn new(store: Arc<dyn PackStore>) -> Self {
         Self {
-            home,
+            store,
             past_cache: false,
         }
     }
 
-    /// Where the packs live.
+    /// The packs that it reads.
     #[cfg(test)]
-    pub(crate) fn home(&self) -> &Arc<dyn PackHome> {
-        &self.home
+    pub(crate) fn store(&self) -> &Arc<dyn PackStore> {
+        &self.store
     }
 
     /// One that reads what the disk has, whatever of it is in memory.
     #[must_use]
     pub fn past_cache(&self) -> Self {
         Self {
-            home: Arc::clone(&self.home),
+            store: Arc::clone(&self.store),
             past_cache: true,
         }
     }
@@ -164,7 +164,7 @@ impl PackReader {
 
     async fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Result<Bytes, ReadError> {
         let read = match self.past_cache {
-            false => self.home.read(pack, offset_bytes, len).await,
+            false => self.store.read(pack, offset_bytes, len).await,
             true => return self.read_past_cache(pack, offset_bytes, len).await,
         };
         self.told(pack, offset_bytes, len, read.map(AlignedBuf::into_bytes))
@@ -180,7 +180,7 @@ impl PackReader {
         let start = offset_bytes / align * align;
         let skip = usize::try_from(offset_bytes - start).unwrap_or(0);
         let aligned_len = skip.saturating_add(len).next_multiple_of(BUFFER_ALIGN);
-        let read = self.home.read_past_cache(pack, start, aligned_len).await;
+        let read = self.store.read_past_cache(pack, start, aligned_len).await;
         let read = read.and_then(|buf| {
             let range = skip..skip.saturating_add(len);
             match buf.len() >= range.end {
@@ -205,7 +205,7 @@ impl PackReader {
                 let problem = format!("{len} bytes expected, the pack ends before: {error}");
                 Error::from(Damage::in_pack(pack, offset_bytes, "records", problem)).into()
             }
-            _ => Error::io("read", &self.home.path(pack), error).into(),
+            _ => Error::io("read", &self.store.path(pack), error).into(),
         })
     }
 }

@@ -12,7 +12,7 @@ use std::{collections::VecDeque, io};
 
 use bytes::Bytes;
 
-use super::PackHome;
+use super::PackStore;
 use crate::{
     Error, Result,
     error::Subject,
@@ -84,7 +84,7 @@ pub enum Tail {
 /// A scan under way.
 #[derive(Debug)]
 pub struct PackScanner<'a> {
-    home: &'a dyn PackHome,
+    store: &'a dyn PackStore,
     pack: PackId,
     /// Where the records end: at the footer, or with the file.
     end_bytes: u64,
@@ -112,12 +112,13 @@ struct Doubtful {
 
 impl<'a> PackScanner<'a> {
     /// Begins a scan. Bytes that a writer appends meanwhile are not seen.
-    pub async fn open(home: &'a dyn PackHome, pack: PackId) -> Result<Self> {
-        let len_bytes = home
+    pub async fn open(store: &'a dyn PackStore, pack: PackId) -> Result<Self> {
+        let len_bytes = store
             .len_bytes(pack)
-            .map_err(|source| Error::io("open", &home.path(pack), source))?;
+            .await
+            .map_err(|source| Error::io("open", &store.path(pack), source))?;
         let mut scanner = Self {
-            home,
+            store,
             pack,
             end_bytes: len_bytes,
             sealed: false,
@@ -266,10 +267,10 @@ impl<'a> PackScanner<'a> {
             if header.pack != self.pack {
                 return Err(FormatError::differs("pack header", self.pack, header.pack));
             }
-            if header.store != self.home.store() {
+            if header.store != self.store.store_id() {
                 return Err(FormatError::differs(
                     "pack header",
-                    self.home.store(),
+                    self.store.store_id(),
                     header.store,
                 ));
             }
@@ -422,12 +423,12 @@ impl<'a> PackScanner<'a> {
         let read_len = usize::try_from(there).map_or(usize::MAX, |there| {
             there.min(len.max(limits::READ_SPAN_BYTES))
         });
-        let read = self.home.read(self.pack, offset_bytes, read_len).await;
+        let read = self.store.read(self.pack, offset_bytes, read_len).await;
         self.window = match read {
             Ok(buf) => buf.into_bytes(),
             // Somebody cut the pack off since its length was asked for.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Bytes::new(),
-            Err(error) => return Err(Error::io("read", &self.home.path(self.pack), error)),
+            Err(error) => return Err(Error::io("read", &self.store.path(self.pack), error)),
         };
         self.window_start = offset_bytes;
         Ok(self.window.slice(..len.min(self.window.len())))

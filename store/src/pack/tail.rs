@@ -1,6 +1,6 @@
 //! What a pack holds and how it ends: what recovery has to know of a pack that is not sealed.
 
-use super::{PackHome, PackScanner, PlacedRecord, ScanItem, Tail};
+use super::{PackScanner, PackStore, PlacedRecord, ScanItem, Tail};
 use crate::{
     Damage, Error, Result,
     format::{
@@ -36,11 +36,11 @@ pub struct RecoveredPack {
 /// a pack that is not sealed was torn: of what follows, nothing was promised to anyone, whole or not. Without
 /// an index only a tail with nothing whole in it is given up.
 pub async fn recover_tail(
-    home: &dyn PackHome,
+    store: &dyn PackStore,
     pack: PackId,
     promised_bytes: Option<u64>,
 ) -> Result<RecoveredPack> {
-    let mut scanner = PackScanner::open(home, pack).await?;
+    let mut scanner = PackScanner::open(store, pack).await?;
     let mut found = RecoveredPack {
         pack,
         records: Vec::new(),
@@ -62,9 +62,10 @@ pub async fn recover_tail(
                     .damage
                     .push(Damage::in_pack(pack, record.offset_bytes, what, why));
                 // One word about it is enough.
-                found.end_bytes = home
+                found.end_bytes = store
                     .len_bytes(pack)
-                    .map_err(|source| Error::io("open", &home.path(pack), source))?;
+                    .await
+                    .map_err(|source| Error::io("open", &store.path(pack), source))?;
                 return Ok(found);
             }
             ScanItem::Record(record) => found.records.push(PlacedRecord {

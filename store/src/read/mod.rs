@@ -8,22 +8,25 @@
 //! | `reader` | content by its root, and one snapshot's |
 //! | `segment` | segments of content |
 //! | `range` | which bytes of which segment a range is |
+//! | `diff` | where two snapshots differ |
 //! | `disk` | nodes and chunks as the disk has them, whatever is in memory |
 //! | `readahead` | what comes next for whoever reads from front to back |
 
+mod diff;
 mod disk;
 mod range;
 mod readahead;
 mod reader;
 mod segment;
 
-pub(crate) use self::{
-    disk::DiskSource,
-    range::{push_change, push_extent, push_zeros},
-};
 pub use self::{
+    diff::{DiffExtent, SnapshotDiff},
     range::{ChangeExtent, Extent, Piece},
     readahead::ReadAhead,
     reader::{ContentReader, SnapshotReader},
     segment::{Segment, SegmentStream},
+};
+pub(crate) use self::{
+    disk::DiskSource,
+    range::{push_change, push_extent, push_zeros},
 };

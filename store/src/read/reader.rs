@@ -275,7 +275,7 @@ impl ContentReader {
 
     /// The same for a reader that will come there, unless that is done for too many others already.
     pub async fn read_ahead(&self, offset_bytes: u64, len_bytes: usize) {
-        if let Ok(_permit) = self.engine.readahead_permits.try_acquire() {
+        if let Ok(_permit) = self.engine.budgets.readaheads.try_acquire() {
             // Who asks for it is told what is wrong with it.
             let _ = self.prefetch(offset_bytes, len_bytes).await;
         }

@@ -1,6 +1,8 @@
 //! A store: its parts put together, opened and closed.
 
 mod copies;
+mod nodes;
+mod remotes;
 mod snapshots;
 mod volumes;
 
@@ -19,8 +21,8 @@ use crate::{
 };
 
 pub use self::{
-    copies::{ExportedNode, check_snapshot_name, check_snapshot_tags},
-    snapshots::{DiffExtent, SnapshotDiff},
+    nodes::ExportedNode,
+    snapshots::{check_snapshot_name, check_snapshot_tags},
 };
 
 /// What a store is, and holds.

@@ -1,6 +1,7 @@
 //! The store as a whole, against a plain model of it.
 
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

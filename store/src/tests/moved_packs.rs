@@ -10,14 +10,14 @@ use crate::{
     engine::put_record,
     format::{PackId, names},
     meta::Batch,
-    pack::{PackHome as _, PackSet, recover_tail},
+    pack::{LocalPacks, recover_tail},
 };
 
 /// Moves all records to packs of other numbers, as a collector would: copies, index, files.
 async fn move_all(store: &Store) {
     let engine = store.engine();
     let dir = &engine.options.data_dir;
-    let packs = PackSet::open(Arc::clone(&engine.disk), dir, engine.store_id, 4).unwrap();
+    let packs = LocalPacks::open(Arc::clone(&engine.disk), dir, engine.store_id, 4).unwrap();
     let old = packs.list().unwrap();
     let mut batch = Batch::default();
     for pack in &old {
@@ -33,7 +33,7 @@ async fn move_all(store: &Store) {
     }
     engine.meta.apply(batch, true).unwrap();
     for pack in old {
-        engine.packs.home().remove(pack).unwrap();
+        engine.packs.store().delete(pack).await.unwrap();
     }
 }
 
@@ -100,8 +100,10 @@ fn a_pack_that_is_gone_with_the_index_pointing_there_is_damage() {
         let reader = store.open_snapshot("web").await.unwrap();
         let segment = reader.segment(0).await.unwrap().unwrap();
         let engine = store.engine();
-        for pack in engine.packs.home().list().unwrap() {
-            engine.packs.home().remove(pack).unwrap();
+        let dir = directory.path();
+        let packs = LocalPacks::open(Arc::clone(&engine.disk), dir, engine.store_id, 4).unwrap();
+        for pack in packs.list().unwrap() {
+            engine.packs.store().delete(pack).await.unwrap();
         }
         let outcomes = [
             reader.read(0, image.len()).await.map(drop),

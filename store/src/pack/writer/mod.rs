@@ -21,7 +21,7 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 
 pub use self::receipt::{Appended, Flushed, Lost};
 use self::state::{Goal, Halted, OpenPack, State};
-use super::{EncodedRecord, PackHome, PlacedRecord};
+use super::{EncodedRecord, PackStage, PlacedRecord};
 use crate::{
     Error, Result,
     format::{PackKind, PackState, pack::encode_footer},
@@ -31,7 +31,7 @@ use crate::{
 
 /// Appends records of one kind.
 pub struct PackWriter {
-    home: Arc<dyn PackHome>,
+    stage: Arc<dyn PackStage>,
     kind: PackKind,
     state: Mutex<State>,
     /// Whose turn it is to wait for the oldest write.
@@ -44,9 +44,9 @@ pub struct PackWriter {
 type BlockLock<'a> = MutexGuard<'a, ()>;
 
 impl PackWriter {
-    fn new(home: Arc<dyn PackHome>, kind: PackKind, packs: Vec<OpenPack>) -> Self {
+    fn new(stage: Arc<dyn PackStage>, kind: PackKind, packs: Vec<OpenPack>) -> Self {
         Self {
-            home,
+            stage,
             kind,
             state: Mutex::new(State::new(packs)),
             reaping: AsyncMutex::new(()),
@@ -85,7 +85,7 @@ impl PackWriter {
             state.generation()
         };
         let mut placed = Vec::with_capacity(records.len());
-        let mut tries = self.home.disk().patience().tries();
+        let mut tries = self.stage.disk().patience().tries();
         loop {
             let begun = {
                 let mut state = self.state.lock();
@@ -127,7 +127,7 @@ impl PackWriter {
                 self.kind,
                 "a record for another writer"
             );
-            let location = state.place(&*self.home, self.kind, record)?;
+            let location = state.place(&*self.stage, self.kind, record)?;
             placed.push(PlacedRecord {
                 id: *record.id(),
                 location,
@@ -160,7 +160,7 @@ impl PackWriter {
             state.check()?;
             // An append may have taken the room.
             if state.has_room() {
-                break state.begin_flush(self.home.disk());
+                break state.begin_flush(self.stage.disk());
             }
         };
         self.reap_until(|state| state.has_completed(goal.writes) || state.is_halted())
@@ -185,7 +185,7 @@ impl PackWriter {
         let flushed = self.flush().await?;
         let mut packs = flushed.packs().to_vec();
         let turn = self.flushing.lock().await;
-        let large_bytes = self.home.pack_bytes_max() / PACK_CLOSED_PART;
+        let large_bytes = self.stage.pack_bytes_max() / PACK_CLOSED_PART;
         self.state.lock().end_pack_from(large_bytes);
         self.seal_full(&turn, &mut packs).await?;
         self.state.lock().free_buffers();
@@ -197,7 +197,7 @@ impl PackWriter {
         let syncs: Vec<_> = goal
             .targets
             .iter()
-            .map(|target| (target, self.home.disk().sync_data(&target.file)))
+            .map(|target| (target, self.stage.disk().sync_data(&target.file)))
             .collect();
         for (target, sync) in syncs {
             let synced = sync.await;
@@ -213,12 +213,12 @@ impl PackWriter {
 
     /// Makes durable which packs there are. If the system is short of something until the store closes, that is no more than it was.
     async fn sync_names(&self) -> Result<()> {
-        let mut tries = self.home.disk().patience().tries();
+        let mut tries = self.stage.disk().patience().tries();
         loop {
-            let synced = self.home.sync_names().await;
+            let synced = self.stage.sync_names().await;
             if tries.is_final(&synced).await {
                 return synced.map_err(|source| {
-                    match Error::io("sync", &self.home.dir(), source) {
+                    match Error::io("sync", &self.stage.dir(), source) {
                         short @ Error::Shortage { .. } => short,
                         error => self.poison(&error.to_string()),
                     }
@@ -233,7 +233,7 @@ impl PackWriter {
             let Some(pack) = self.state.lock().to_seal() else {
                 return Ok(());
             };
-            match seal(&*self.home, &pack).await {
+            match seal(&*self.stage, &pack).await {
                 Ok(()) => {}
                 Err(error @ Error::Full { .. }) => {
                     tracing::warn!(pack = %pack.id, %error, "the pack is not sealed yet");
@@ -268,7 +268,7 @@ impl PackWriter {
         };
         tracing::warn!(kind = ?self.kind, packs = cut.len() + drop.len(), "the disk is full, unsynced records are dropped");
         for (pack, end_bytes) in cut {
-            let disk = self.home.disk();
+            let disk = self.stage.disk();
             let cut_off = async {
                 let cut = || disk.set_len(&pack.file, end_bytes);
                 disk.patience().until_possible(cut).await?;
@@ -280,8 +280,8 @@ impl PackWriter {
         }
         let any = !drop.is_empty();
         for pack in drop {
-            let patience = self.home.disk().patience();
-            let removed = patience.until_possible(|| self.home.remove(pack)).await;
+            let patience = self.stage.disk().patience();
+            let removed = patience.until_possible(|| self.stage.remove(pack)).await;
             removed.map_err(|error| self.poison(&error.to_string()))?;
             // A removed pack is not removed again if this future is dropped at an await.
             self.state.lock().removed(pack);
@@ -311,7 +311,7 @@ impl PackWriter {
                 if enough(&state) {
                     return Poll::Ready(());
                 }
-                match state.poll_oldest(&*self.home, context) {
+                match state.poll_oldest(&*self.stage, context) {
                     Poll::Ready(true) => {}
                     Poll::Ready(false) => return Poll::Ready(()),
                     Poll::Pending => return Poll::Pending,
@@ -323,13 +323,13 @@ impl PackWriter {
 }
 
 /// Writes a pack's footer and makes it durable. All its records must be.
-async fn seal(home: &dyn PackHome, pack: &OpenPack) -> Result<()> {
-    let path = home.path(pack.id);
+async fn seal(stage: &dyn PackStage, pack: &OpenPack) -> Result<()> {
+    let path = stage.path(pack.id);
     let footer = encode_footer(pack.id, pack.nonce, pack.end_bytes, &pack.entries);
     let footer = AlignedBuf::from_slice(&footer);
-    let written = home.disk().write(&pack.file, pack.end_bytes, footer).await;
+    let written = stage.disk().write(&pack.file, pack.end_bytes, footer).await;
     written.map_err(|source| Error::io("write the footer of", &path, source))?;
-    let synced = home.disk().sync_data(&pack.file).await;
+    let synced = stage.disk().sync_data(&pack.file).await;
     // Not `Error::Full`, whatever it is: after a failed sync nobody knows what is on the disk.
     synced.map_err(|source| Error::Io {
         verb: "sync",
