@@ -247,7 +247,7 @@ fn formats_and_content_do_no_input_or_output() {
     for dir in [
         "store/src/format",
         "store/content/src",
-        "daemon/src/nbd/wire",
+        "daemon/nbd/src/wire",
     ] {
         let dir = repository().join(dir);
         let mut seen = 0;
@@ -323,6 +323,17 @@ fn crates_depend_on_what_they_should() {
         ),
         ("varve-proto", &["rocksdb", "varve-store"]),
         (
+            "varve-nbd",
+            &[
+                "tonic",
+                "rustls",
+                "rustix",
+                "rocksdb",
+                "varve-store",
+                "varve-daemon",
+            ],
+        ),
+        (
             "varve-client",
             &[
                 "rocksdb",
@@ -393,7 +404,7 @@ fn programs_and_crates_have_the_names_that_are_written_down() {
         .map(|package| package["name"].as_str().unwrap())
         .collect();
     let expected = [
-        "benches", "client", "content", "daemon", "proto", "store", "tests",
+        "benches", "client", "content", "daemon", "nbd", "proto", "store", "tests",
     ]
     .map(|name| format!("varve-{name}"));
     assert_eq!(names, expected.iter().map(String::as_str).collect());

@@ -9,7 +9,7 @@ use varve_content::{ChunkId, chunker::NotCanonical, tree::TreeError};
 
 use crate::{
     format::{PackId, pack::RecordKind},
-    io::{MayBeShortage, is_shortage},
+    io::{MayBeShortage, RuntimeEnded, is_shortage},
 };
 
 /// The result of a store's operation.
@@ -121,6 +121,16 @@ pub enum Error {
     )]
     Dropped,
 
+    /// A volume's journal takes no more, whatever the disk's free space. Wait until more of it is in the store, or give
+    /// journals a higher limit.
+    #[error("the journal in {} has grown to its limit of {limit}", path.display())]
+    JournalFull {
+        /// The journal's directory.
+        path: PathBuf,
+        /// The limit that was reached.
+        limit: JournalLimit,
+    },
+
     /// A write or sync failed before, and what is on disk is uncertain: no further writes until a restart.
     #[error("the store has stopped writing: {reason}; reads go on, restart to recover")]
     Poisoned {
@@ -203,6 +213,35 @@ pub enum Error {
     Closing,
 }
 
+/// A limit of journals.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub enum JournalLimit {
+    /// Bytes that its files may take: a setting.
+    Bytes(u64),
+    /// Bytes that the maps of all journals may take in memory.
+    MapBytes(u64),
+}
+
+impl fmt::Display for JournalLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(max) => write!(f, "{max} bytes"),
+            Self::MapBytes(max) => {
+                write!(
+                    f,
+                    "memory: the maps of all journals have {max} bytes in all"
+                )
+            }
+        }
+    }
+}
+
+impl From<RuntimeEnded> for Error {
+    fn from(_: RuntimeEnded) -> Self {
+        Self::Closing
+    }
+}
+
 impl MayBeShortage for Error {
     fn is_shortage(&self) -> bool {
         matches!(self, Self::Shortage { .. })
@@ -210,12 +249,13 @@ impl MayBeShortage for Error {
 }
 
 impl Error {
-    /// Whether somebody has to free space on the disk before this can succeed.
+    /// Whether there is no room, on the disk or in a journal: somebody has to free space, or room
+    /// comes free by itself.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         matches!(
             self,
-            Self::Full { .. } | Self::Reserved { .. } | Self::Dropped
+            Self::Full { .. } | Self::Reserved { .. } | Self::Dropped | Self::JournalFull { .. }
         )
     }
 

@@ -38,7 +38,7 @@ mod verify;
 mod volume;
 
 pub use engine::{ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
-pub use error::{Damage, Error, Place, Result, Subject};
+pub use error::{Damage, Error, JournalLimit, Place, Result, Subject};
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
     CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot, RemoteRecord, SnapshotContent,

@@ -14,10 +14,8 @@ use std::{
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
-use varve_daemon::nbd::{
-    Access, ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece, Server,
-    ServerOptions,
-};
+use varve_daemon::nbd::{Server, ServerOptions};
+use varve_nbd::{Access, ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece};
 use varve_tests::{
     nbd::{self, option, request},
     random::Random,
@@ -126,6 +124,7 @@ impl Export for Memory {
 }
 
 /// The snapshot, and the volume.
+#[derive(Clone)]
 struct Both([Memory; 2]);
 
 impl Both {
@@ -176,7 +175,7 @@ async fn check(input: &[u8]) {
         handshake_timeout: Duration::from_secs(30),
         ..ServerOptions::default()
     };
-    let server = Server::new(exports, options);
+    let server = Server::new(move |_| exports.clone(), options);
     let (client, stream) = tokio::io::duplex(4096);
     let stop = CancellationToken::new();
     let session = server.serve_stream(stream, &stop);

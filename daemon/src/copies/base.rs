@@ -1,4 +1,5 @@
-//! A snapshot that is here and that the wanted one was made after: leaves that both have are taken over unread.
+//! A snapshot that is here and that the wanted one was made after: leaves that both have are taken
+//! over unread.
 //!
 //! It only saves work. If anything is wrong with it, the copy is begun again without.
 

@@ -11,8 +11,9 @@ use varve_store::{CopyId, CopyOutcome, CopyRecord, Error, SnapshotRecord, now_ns
 
 use super::{limiter::Limiter, remotes::Source, source::CopyError};
 use crate::{
+    error::Classified as _,
     limits::{COPY_FRUITLESS_MAX, COPY_RECORD_BYTES},
-    shares::Holder,
+    resources::shares::Holder,
 };
 
 /// Seconds over which a rate is told.
@@ -49,6 +50,13 @@ pub(crate) struct Status {
     pub(crate) record: CopyRecord,
     pub(crate) state: State,
     pub(crate) rate_bytes_per_second: u64,
+}
+
+impl Status {
+    /// Where it is in the order of copies.
+    pub(crate) fn begun(&self) -> Begun {
+        (self.record.created_at_ns, self.record.id)
+    }
 }
 
 /// A copy.
@@ -195,7 +203,8 @@ impl Job {
         let state = known.state();
         let rate = known.rate.bytes_per_second();
         let mut record = known.record.clone();
-        // What is here of a snapshot before may be more, until it is known which part of it is not wanted.
+        // What is here of a snapshot before may be more, until it is known which part of it is not
+        // wanted.
         record.done_data_bytes = record.done_data_bytes.min(record.data_bytes);
         Status {
             record,
@@ -280,7 +289,7 @@ impl Job {
         let error = self.shortened(cause);
         let is_new = known.record.last_error != error;
         known.record.last_error = error;
-        known.record.last_error_code = code_byte(cause);
+        known.record.last_error_code = cause.kind().number();
         known.phase = State::Waiting;
         is_new
     }
@@ -313,7 +322,7 @@ impl Job {
             why = format!("nothing has arrived for {hours} hours: {why}");
         }
         known.record.last_error = why;
-        known.record.last_error_code = code_byte(error);
+        known.record.last_error_code = error.kind().number();
         known.end(CopyOutcome::Failed);
     }
 
@@ -321,7 +330,8 @@ impl Job {
         self.known.lock().end(CopyOutcome::Cancelled);
     }
 
-    /// An error as it is kept: what another daemon has said may be of any length. Whose damage it tells of, it does not say itself.
+    /// An error as it is kept: what another daemon has said may be of any length. Whose damage it
+    /// tells of, it does not say itself.
     fn shortened(&self, error: &CopyError) -> String {
         let is_damage = matches!(error, CopyError::Source(it) if it.kind() == ErrorKind::Damaged);
         let text = match is_damage {
@@ -330,11 +340,6 @@ impl Job {
         };
         text.chars().take(ERROR_CHARS_MAX).collect()
     }
-}
-
-/// The kind of an error as it is kept.
-fn code_byte(error: &CopyError) -> u8 {
-    u8::try_from(i32::from(error.code())).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Where snapshots are copied from: other daemons, by their endpoints or by names that they have here.
+//! Where snapshots are copied from: other daemons, by their endpoints or by names that they have
+//! here.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -6,7 +7,7 @@ use varve_client::{Endpoint, Tls};
 use varve_store::{Error, RemoteRecord, Store};
 
 use super::source::CopyError;
-use crate::{config::CopiesConfig, tls};
+use crate::{config::CopiesConfig, net::tls};
 
 /// A snapshot of another daemon, as it is asked for.
 #[derive(Debug, Clone)]
@@ -53,7 +54,7 @@ impl Remotes {
         address(endpoint, self.files(&remote)).await
     }
 
-    /// That a source is still there, if it goes by a name.
+    /// Checks that a source is still there, if it goes by a name.
     pub(super) async fn check(&self, source: &Source) -> Result<(), CopyError> {
         if is_name(&source.endpoint) {
             self.named(&source.endpoint).await?;

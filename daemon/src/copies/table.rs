@@ -13,9 +13,9 @@ use super::{
     patience::{Next, Patience},
     remotes::Source,
     source::CopyError,
-    transfer::{self, Common, Estimate},
+    transfer::{self, CopyEngine, Estimate},
 };
-use crate::{config::CopiesConfig, limits, shares::Shares, tasks::Tasks};
+use crate::{config::CopiesConfig, limits, resources::shares::Shares, tasks::Tasks};
 
 /// What a copy is to do.
 #[derive(Debug, Clone)]
@@ -31,11 +31,11 @@ pub(crate) struct NewCopy {
 
 /// Copies of snapshots from other stores to this one.
 #[derive(Debug, Clone)]
-pub struct Copies(Arc<Inner>);
+pub(crate) struct Copies(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    common: Common,
+    engine: CopyEngine,
     tasks: Tasks,
     stop: CancellationToken,
     /// In the order in which they were begun.
@@ -47,11 +47,16 @@ struct Inner {
 }
 
 impl Copies {
-    /// No copies yet: see [`resume`](Self::resume). Those that are under way when `stop` comes go on at the next start.
-    #[must_use]
-    pub fn new(store: Store, tls: CopiesConfig, tasks: Tasks, stop: CancellationToken) -> Self {
+    /// No copies yet: see [`resume`](Self::resume). Those that are under way when `stop` comes go
+    /// on at the next start.
+    pub(crate) fn new(
+        store: Store,
+        tls: CopiesConfig,
+        tasks: Tasks,
+        stop: CancellationToken,
+    ) -> Self {
         Self(Arc::new(Inner {
-            common: Common::new(store, tls),
+            engine: CopyEngine::new(store, tls),
             tasks,
             stop,
             jobs: Mutex::default(),
@@ -65,8 +70,8 @@ impl Copies {
     /// # Errors
     ///
     /// The catalog cannot be read.
-    pub async fn resume(&self) -> Result<(), Error> {
-        for record in self.0.common.store.copies().await? {
+    pub(crate) async fn resume(&self) -> Result<(), Error> {
+        for record in self.0.engine.store.copies().await? {
             let job = Arc::new(Job::new(record));
             self.0.jobs.lock().push(Arc::clone(&job));
             if !job.state().has_ended() {
@@ -78,9 +83,9 @@ impl Copies {
 
     /// Begins a copy.
     pub(crate) async fn begin(&self, new: NewCopy) -> Result<Status, CopyError> {
-        self.0.common.remotes.address(&new.source).await?;
+        self.0.engine.remotes.address(&new.source).await?;
         let _changing = self.0.changing.lock().await;
-        self.0.common.remotes.check(&new.source).await?;
+        self.0.engine.remotes.check(&new.source).await?;
         let (id, source) = (CopyId::random()?, new.source);
         let job = Arc::new(Job::new(CopyRecord {
             allow_plaintext: source.allow_plaintext,
@@ -107,9 +112,9 @@ impl Copies {
             });
             forgotten.map(|job| job.id).collect()
         };
-        self.0.common.store.forget_copies(forgotten).await?;
+        self.0.engine.store.forget_copies(forgotten).await?;
         // It is promised from here on.
-        self.0.common.store.put_copy(job.record()).await?;
+        self.0.engine.store.put_copy(job.record()).await?;
         self.0.jobs.lock().push(Arc::clone(&job));
         self.start(Arc::clone(&job));
         Ok(job.status())
@@ -159,14 +164,14 @@ impl Copies {
         job.limit(bytes_per_second);
         let _writing = job.writing.lock().await;
         if !job.settled.is_cancelled() {
-            self.0.common.store.put_copy(job.to_record()).await?;
+            self.0.engine.store.put_copy(job.to_record()).await?;
         }
         Ok(job.status())
     }
 
     /// What a copy would fetch.
     pub(crate) async fn estimate(&self, source: &Source) -> Result<Estimate, CopyError> {
-        self.0.common.estimate(source).await
+        self.0.engine.estimate(source).await
     }
 
     /// Gives another daemon a name. What is not known of the record, it is given.
@@ -175,7 +180,7 @@ impl Copies {
             created_at_ns: now_ns(),
             ..remote
         };
-        self.0.common.remotes.add(remote.clone()).await?;
+        self.0.engine.remotes.add(remote.clone()).await?;
         Ok(remote)
     }
 
@@ -193,12 +198,12 @@ impl Copies {
                 "{id} is under way from remote {name:?}: wait for it, or cancel it"
             )));
         }
-        Ok(self.0.common.store.remove_remote(name).await?)
+        Ok(self.0.engine.store.remove_remote(name).await?)
     }
 
     /// All daemons that have names.
     pub(crate) async fn remotes(&self) -> Result<Vec<RemoteRecord>, Error> {
-        self.0.common.store.remotes().await
+        self.0.engine.store.remotes().await
     }
 }
 
@@ -223,7 +228,7 @@ impl Inner {
                 job.queue();
                 let turn = self.turns.take(job.holder(), 1, limits::FOREVER).await?;
                 job.run();
-                self.common.copy(job, Arc::new(turn)).await
+                self.engine.copy(job, Arc::new(turn)).await
             };
             let error = match job.cancel.run_until_cancelled(attempt).await {
                 None => return self.cancelled(job).await,
@@ -276,7 +281,7 @@ impl Inner {
     /// A copy that could not be written down as it is goes on from what was, at the next start.
     async fn write_down(&self, job: &Job) {
         let _writing = job.writing.lock().await;
-        if let Err(error) = self.common.store.put_copy(job.to_record()).await {
+        if let Err(error) = self.engine.store.put_copy(job.to_record()).await {
             warn!(id = %job.id, %error, "the state of a copy could not be written down");
         }
         if job.state().has_ended() {

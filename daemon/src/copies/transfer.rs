@@ -39,7 +39,7 @@ use crate::{
         COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES, COPY_KEPT_LEAVES, COPY_YIELDS_AFTER,
         ESTIMATE_CHUNKS_MAX, FOREVER, REQUEST_BYTES_PER_SECOND,
     },
-    shares::{Hold, Holder, Rules, Shares},
+    resources::shares::{Hold, Holder, Rules, Shares},
 };
 
 /// What a copy would fetch.
@@ -53,13 +53,13 @@ pub(crate) struct Estimate {
 }
 
 /// A snapshot at the source.
-struct Wanted {
+struct RemoteSnapshot {
     connections: Connections,
     snapshot: varve_client::Snapshot,
     root: Root,
 }
 
-impl Wanted {
+impl RemoteSnapshot {
     /// Asks the source for it.
     async fn find(source: &Source, remotes: &Remotes, place: Arc<Hold>) -> Result<Self, CopyError> {
         let connections = Connections::open(&remotes.address(source).await?, place).await?;
@@ -140,9 +140,9 @@ fn walked(error: WalkError<CopyError>) -> CopyError {
     }
 }
 
-/// What all copies share.
+/// What all copies share, and how one is tried.
 #[derive(Debug)]
-pub(super) struct Common {
+pub(super) struct CopyEngine {
     pub(super) store: Store,
     pub(super) remotes: Remotes,
     claims: Arc<Claims>,
@@ -152,7 +152,8 @@ pub(super) struct Common {
     estimates: Shares,
 }
 
-/// So many of something that copies do. Those that wait take the place of one whose source is silent.
+/// Places for something that copies do. A copy that waits takes the place of one whose source is
+/// silent.
 pub(super) fn places(what: &'static str, total: usize) -> Shares {
     Shares::new(Rules {
         what,
@@ -165,7 +166,7 @@ pub(super) fn places(what: &'static str, total: usize) -> Shares {
     })
 }
 
-impl Common {
+impl CopyEngine {
     pub(super) fn new(store: Store, tls: CopiesConfig) -> Self {
         Self {
             remotes: Remotes::new(store.clone(), tls),
@@ -187,7 +188,7 @@ impl Common {
     }
 
     async fn copy_all(&self, job: &Job, place: Arc<Hold>) -> Result<SnapshotRecord, CopyError> {
-        let wanted = Wanted::find(&job.source, &self.remotes, Arc::clone(&place)).await?;
+        let wanted = RemoteSnapshot::find(&job.source, &self.remotes, Arc::clone(&place)).await?;
         let root = wanted.root.id();
         let asked = job.record();
         let name = if asked.name.is_empty() {
@@ -241,7 +242,7 @@ impl Common {
         &self,
         job: &Job,
         place: &Hold,
-        wanted: &Wanted,
+        wanted: &RemoteSnapshot,
         new: NewSnapshot,
         base: Option<Base>,
     ) -> Result<SnapshotRecord, CopyError> {
@@ -250,8 +251,8 @@ impl Common {
         // What is dropped is taken off again.
         let base_blocks = base.as_ref().map_or(0, |base| base.data_blocks);
         job.done(base_blocks * BLOCK_BYTES as u64);
-        let try_ = Try {
-            common: self,
+        let transfer = Transfer {
+            engine: self,
             job,
             place,
             ingest: &ingest,
@@ -263,9 +264,9 @@ impl Common {
         };
         wanted
             .batches(&nodes, base.as_ref())
-            .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| try_.take(batch))
+            .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| transfer.take(batch))
             .await?;
-        let dropped_blocks = try_.dropped_blocks.into_inner();
+        let dropped_blocks = transfer.dropped_blocks.into_inner();
         if let Some(base) = &base {
             let kept_blocks = base_blocks.saturating_sub(dropped_blocks);
             ingest.keep_leaves(base.pin(), Vec::new(), kept_blocks)?;
@@ -283,7 +284,7 @@ impl Common {
     }
 
     /// The snapshot before, here or there; `None` if there was none, or it is deleted.
-    async fn parent(&self, wanted: &Wanted) -> Result<Option<Ancestor>, CopyError> {
+    async fn parent(&self, wanted: &RemoteSnapshot) -> Result<Option<Ancestor>, CopyError> {
         match &wanted.snapshot.parent {
             Some(id) => self.ancestor(wanted, id).await,
             None => Ok(None),
@@ -291,7 +292,11 @@ impl Common {
     }
 
     /// The snapshot here that has the name and the content of one there, or else that one there.
-    async fn ancestor(&self, wanted: &Wanted, id: &str) -> Result<Option<Ancestor>, CopyError> {
+    async fn ancestor(
+        &self,
+        wanted: &RemoteSnapshot,
+        id: &str,
+    ) -> Result<Option<Ancestor>, CopyError> {
         let connections = &wanted.connections;
         let there = match connections.heard(connections.client().snapshot(id)).await {
             Ok(there) => there,
@@ -312,7 +317,7 @@ impl Common {
     /// The nearest of the snapshots before it that is here, with all that it names.
     async fn base(
         &self,
-        wanted: &Wanted,
+        wanted: &RemoteSnapshot,
         parent: Option<Ancestor>,
     ) -> Result<Option<Base>, CopyError> {
         if !self.store.vouches_for_snapshots() {
@@ -348,7 +353,7 @@ impl Common {
     }
 
     async fn estimate_all(&self, source: &Source, place: Arc<Hold>) -> Result<Estimate, CopyError> {
-        let wanted = Wanted::find(source, &self.remotes, place).await?;
+        let wanted = RemoteSnapshot::find(source, &self.remotes, place).await?;
         if let Some(same) = self.same(wanted.root.id()).await? {
             let data_bytes = same.content().map_or(0, |content| content.data_bytes);
             return Ok(Estimate {
@@ -370,7 +375,11 @@ impl Common {
     }
 
     /// Counts what is missing beyond a base.
-    async fn count(&self, wanted: &Wanted, base: Option<&Base>) -> Result<Estimate, CopyError> {
+    async fn count(
+        &self,
+        wanted: &RemoteSnapshot,
+        base: Option<&Base>,
+    ) -> Result<Estimate, CopyError> {
         let mut estimate = Estimate::of(wanted.root);
         let nodes = &Nodes::new(&self.store, &wanted.connections);
         let mut kept_blocks = base.map_or(0, |base| base.data_blocks);
@@ -431,7 +440,8 @@ impl Estimate {
     }
 }
 
-/// Where a snapshot comes from, as the source tells it; the one before it as it is called here, if it is.
+/// Where a snapshot comes from, as the source tells it; the one before it as it is called here, if
+/// it is.
 fn lineage(
     snapshot: &varve_client::Snapshot,
     parent: Option<&Ancestor>,
@@ -550,9 +560,9 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
     all
 }
 
-/// A try under way.
-struct Try<'a> {
-    common: &'a Common,
+/// One transfer under way: a try to copy one snapshot.
+struct Transfer<'a> {
+    engine: &'a CopyEngine,
     job: &'a Job,
     place: &'a Hold,
     ingest: &'a Ingest,
@@ -565,7 +575,7 @@ struct Try<'a> {
     dropped_blocks: AtomicU64,
 }
 
-impl Try<'_> {
+impl Transfer<'_> {
     /// Takes some leaves in, with all their chunks.
     async fn take(&self, batch: ComparedLeaves) -> Result<(), CopyError> {
         if let Some(base) = self.base {
@@ -577,15 +587,15 @@ impl Try<'_> {
         let leaves = self.nodes.leaves(&batch.wanted).await?;
         let mut wanted = Places::of(&leaves).ids;
         while !wanted.is_empty() {
-            let (claim, foreign) = self.common.claims.claim(wanted);
+            let (claim, foreign) = self.engine.claims.claim(wanted);
             self.fetch_missing(&leaves, &claim.ids).await?;
-            // Only now: who waits for these asks the store for them next.
+            // Only now: a copy that waits for these asks the store for them next.
             drop(claim);
-            // Whoever had claimed them may have given up.
+            // The copies that had claimed them may have given up.
             wanted = foreign;
-            let released = self.common.claims.released(&wanted);
+            let released = self.engine.claims.released(&wanted);
             if timeout(COPY_CLAIM_WAIT, released).await.is_err() {
-                // One that is slow, on purpose or not, must not make others slow: rather twice.
+                // A slow copy must not make others slow: the chunks are rather fetched twice.
                 self.fetch_missing(&leaves, &wanted).await?;
                 break;
             }
@@ -618,7 +628,7 @@ impl Try<'_> {
         self.place.excused(passing).await;
         let own = self.fetches.acquire().await;
         let _own = own.map_err(|_| Error::Closing)?;
-        let fetches = &self.common.fetches;
+        let fetches = &self.engine.fetches;
         let place = fetches.take(self.job.holder(), 1, FOREVER).await?;
         let fetched = self.fetch_now(fetch, &place);
         place.unless_it_gives_way(Box::pin(fetched)).await?

@@ -18,7 +18,8 @@ use super::source::{Connections, CopyError};
 pub(super) struct Nodes<'a> {
     store: &'a Store,
     source: &'a Connections,
-    /// Children of an inner node that are not here, fetched together: or a walk would wait for each of them.
+    /// Children of an inner node that are not here, fetched together: or a walk would wait for each
+    /// of them.
     ahead: Mutex<HashMap<NodeId, Arc<InnerNode>>>,
 }
 

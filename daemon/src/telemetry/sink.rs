@@ -1,8 +1,9 @@
 //! Where lines of the log go: a bounded queue, and a thread of its own that writes them.
 //!
-//! What must hold: whatever becomes of the log's reader, its file system or its terminal, nobody who logs waits, fails or
-//! panics. A line that cannot be written, or that finds the queue full, is lost and counted. The next line that can be
-//! written is preceded by one that tells how many were lost, and why.
+//! What must hold: whatever becomes of the log's reader, its file system or its terminal, nobody
+//! who logs waits, fails or panics. A line that cannot be written, or that finds the queue full, is
+//! lost and counted. The next line that can be written is preceded by one that tells how many were
+//! lost, and why.
 
 use std::{
     collections::VecDeque,
@@ -47,7 +48,8 @@ struct Queue {
 pub(super) struct Guard(Sink);
 
 impl Sink {
-    /// Starts the thread that writes to `output`. `is_json`: its lines are objects, and so is what it tells itself.
+    /// Starts the thread that writes to `output`. `is_json`: its lines are objects, and so is what
+    /// it tells itself.
     ///
     /// # Errors
     ///

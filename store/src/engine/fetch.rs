@@ -343,6 +343,7 @@ impl Engine {
         ))
     }
 
+    /// A leaf with the places of its chunks, from the cache or its pack.
     pub(crate) async fn located_leaf(&self, id: NodeId) -> Result<Arc<LocatedLeaf>> {
         // One that is kept knows the places of its chunks. What was found damaged in one may be in
         // another by now. As usual nothing is lost, and it is looked up once.
@@ -353,23 +354,24 @@ impl Engine {
         {
             self.cache.forget_node(id);
         }
-        let load = async {
-            let located = self.load_leaf(&self.packs, id).await?;
-            Ok::<_, Error>(CachedNode::Leaf(Arc::new(located)))
-        };
-        match self.cache.node_or(id, load).await? {
-            CachedNode::Leaf(leaf) => {
-                if !self.is_complete(&leaf) {
-                    // What it lacks may come again, by an upload or a copy.
-                    self.cache.forget_node(id);
-                }
-                Ok(leaf)
+        loop {
+            let load = async {
+                let located = self.load_leaf(&self.packs, id).await?;
+                Ok::<_, Error>(CachedNode::Leaf(Arc::new(located)))
+            };
+            let CachedNode::Leaf(leaf) = self.cache.node_or(id, load).await? else {
+                let problem = "an inner node stands where a leaf belongs";
+                return Err(Damage::in_tree(format_args!("node {id}"), problem).into());
+            };
+            if leaf.has_moved() {
+                self.cache.forget_node(id);
+                continue;
             }
-            CachedNode::Inner(_) => Err(Damage::in_tree(
-                format_args!("node {id}"),
-                "an inner node stands where a leaf belongs",
-            )
-            .into()),
+            if !self.is_complete(&leaf) {
+                // What it lacks may come again, by an upload or a copy.
+                self.cache.forget_node(id);
+            }
+            return Ok(leaf);
         }
     }
 
@@ -396,9 +398,7 @@ impl Engine {
     fn is_complete(&self, leaf: &LocatedLeaf) -> bool {
         let lost = self.lost.read();
         let mut places = leaf.places.iter().flatten();
-        !leaf.has_moved()
-            && leaf.has_all_places
-            && (lost.is_empty() || !places.any(|place| lost.hold(place)))
+        leaf.has_all_places && (lost.is_empty() || !places.any(|place| lost.hold(place)))
     }
 
     pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<InnerNode>> {

@@ -30,6 +30,7 @@ mod blocking;
 mod buffer;
 mod completion;
 mod file;
+mod offload;
 mod os_disk;
 mod queue;
 mod request;
@@ -44,6 +45,7 @@ use std::{ffi::OsString, fmt, io, path::Path, str::FromStr, sync::Arc};
 pub use buffer::{AlignedBuf, BUFFER_ALIGN, BufferPool};
 pub use completion::Completion;
 pub use file::File;
+pub(crate) use offload::{RuntimeEnded, offload};
 pub(crate) use shortage::MayBeShortage;
 pub use shortage::{Patience, is_shortage};
 
@@ -69,7 +71,9 @@ pub enum OpenMode {
 ///
 /// What returns a [`Completion`] is begun at once, unless as many requests as may wait are waiting already: then
 /// when the completion is polled and its turn comes. Once begun it goes on even if the completion is dropped,
-/// and until its end it owns its buffer. The other methods are short system calls made on the spot.
+/// and until its end it owns its buffer. The other methods are system calls made on the spot. Most are
+/// short; tasks hand [`allocate`](Self::allocate), [`list`](Self::list) and [`remove`](Self::remove) to a
+/// thread that may wait.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// "io_uring", "blocking" or "simulated".
     fn name(&self) -> &'static str;

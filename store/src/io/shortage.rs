@@ -73,6 +73,27 @@ impl Patience {
         }
     }
 
+    /// The same for an attempt that is awaited, such as the sync of a directory.
+    ///
+    /// # Errors
+    ///
+    /// What the last attempt failed with. It is a shortage only when the store closes.
+    pub(crate) async fn until_possible_async<T, E: MayBeShortage, F>(
+        &self,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut tries = self.tries();
+        loop {
+            let outcome = attempt().await;
+            if tries.is_final(&outcome).await {
+                return outcome;
+            }
+        }
+    }
+
     /// Nobody waits any more, from now on: the store closes.
     pub(crate) fn end(&self) {
         self.closing.send_replace(true);
@@ -120,7 +141,7 @@ impl Tries<'_> {
     }
 
     /// Whether a result is final: it is not for a shortage, or nobody waits any more. If not, the next try may begin.
-    pub(crate) async fn is_final<T, E: MayBeShortage>(&mut self, result: &Result<T, E>) -> bool {
+    async fn is_final<T, E: MayBeShortage>(&mut self, result: &Result<T, E>) -> bool {
         match result {
             Err(error) if error.is_shortage() => !self.again(error).await,
             _ => true,
@@ -168,6 +189,27 @@ mod tests {
         ] {
             let error = io::Error::from_raw_os_error(errno.raw_os_error());
             assert_eq!(is_shortage(&error), is, "{errno:?}");
+        }
+    }
+
+    #[test]
+    fn an_attempt_that_is_awaited_is_made_until_there_is_no_shortage() {
+        let patience = Patience::default();
+        for (shortages, last) in [(0, Ok(7)), (2, Ok(7)), (1, Err(io::ErrorKind::NotFound))] {
+            let mut attempts = 0;
+            let outcome = block_on(patience.until_possible_async(|| {
+                attempts += 1;
+                let is_short = attempts <= shortages;
+                async move {
+                    match last {
+                        _ if is_short => Err(io::Error::from(io::ErrorKind::OutOfMemory)),
+                        Ok(value) => Ok(value),
+                        Err(kind) => Err(kind.into()),
+                    }
+                }
+            }));
+            assert_eq!(attempts, shortages + 1);
+            assert_eq!(outcome.map_err(|error| error.kind()), last);
         }
     }
 

@@ -85,7 +85,7 @@ fn one_bit_in_front_of_a_cut_is_damage() {
             let before = machine.disk.contents(&path).unwrap();
             machine.disk.flip(&path, SECOND + bit, 4).unwrap();
             let place = format!("{} at offset {SECOND}", path.display());
-            let words = [&*place, "snapshot \"s\"", "in front of journal file 2"];
+            let words = [&*place, "snapshot \"s\"", "before journal file 2"];
             block_on(assert_damaged(&machine, &words));
             // It stays as it is: nothing is cut off.
             machine.disk.flip(&path, SECOND + bit, 4).unwrap();

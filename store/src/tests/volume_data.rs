@@ -550,7 +550,7 @@ fn a_full_disk_refuses_writes_and_goes_on_when_there_is_room() {
                 .for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
             match volume.write(start as u64, Bytes::from(bytes.clone())).await {
                 Ok(()) => model[start..start + (1 << 20)].copy_from_slice(&bytes),
-                Err(Error::Full { .. }) => refused += 1,
+                Err(error) if error.is_full() => refused += 1,
                 Err(other) => panic!("{other}"),
             }
             volume.flush().await.unwrap();

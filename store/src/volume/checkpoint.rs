@@ -94,11 +94,7 @@ impl VolumeState {
         self.record_owner().await?;
         self.layers.write().rebase(cut.next_file, base);
         *self.checkpoints.data_blocks.lock() = Some((content.root, content.data_blocks()));
-        let volume = Arc::clone(self);
-        // Large files are not removed at once.
-        let removal = move || volume.journal.remove_before(cut.next_file);
-        let removed = tokio::task::spawn_blocking(removal).await;
-        if let Ok(Err(error)) = removed {
+        if let Err(error) = self.journal.remove_before(cut.next_file).await {
             // They are not needed, and go when the volume is opened again.
             tracing::warn!(volume = self.name, %error, "journal files were not removed");
         }

@@ -6,10 +6,10 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use super::{Volumes, records, volume::Volume};
+use super::{Volumes, journal::last_journal_file, volume::Volume};
 use crate::{
     Error, ListQuery, Result,
-    engine::Priority,
+    io::offload,
     limits,
     meta::{VolumeId, VolumeRecord},
 };
@@ -84,9 +84,11 @@ impl Volumes {
             return Ok(());
         }
         let engine = Arc::clone(&self.engine);
-        let last_file = move |_: &mut _| records::last_journal_file(&engine, &record);
-        let workers = &self.engine.workers;
-        let Some(last) = workers.run(Priority::Manage, last_file).await?? else {
+        let last_file = move || {
+            let (disk, data_dir) = (&*engine.disk, &engine.options.data_dir);
+            last_journal_file(disk, data_dir, id, record.journal_from)
+        };
+        let Some(last) = offload(last_file).await?? else {
             tried.remove(&id);
             return Ok(());
         };

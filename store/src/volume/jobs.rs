@@ -308,7 +308,7 @@ impl VolumeState {
 
     /// Begins to take the journal into the store because there is no room, if that would make some.
     pub(super) async fn checkpoint_for_room(self: &Arc<Self>) -> bool {
-        if !self.journal.can_be_emptied() {
+        if !self.journal.can_be_emptied().await {
             return false;
         }
         // Whoever is refused in the end was refused by a try of his own: space may have been freed since the last one.

@@ -3,7 +3,8 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    map::{BlockMap, Slot, State},
+    journal::{Replay, Slot},
+    map::{BlockMap, State},
     memory::{MapCharge, MapMemory},
 };
 use crate::{format::journal::Entry, read::ContentReader};
@@ -40,6 +41,22 @@ impl Epoch {
         self.map.apply(entries, slot);
         if let Some(charge) = &mut self.charge {
             charge.set(self.map.memory_bytes());
+        }
+    }
+}
+
+/// The epochs of a journal that is being read, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct ReplayedEpochs(pub(super) Vec<Epoch>);
+
+impl Replay for ReplayedEpochs {
+    fn begin_epoch(&mut self, first_file: u64) {
+        self.0.push(Epoch::new(first_file));
+    }
+
+    fn batch(&mut self, entries: &[Entry], slot: Slot) {
+        if let Some(epoch) = self.0.last_mut() {
+            epoch.map.apply(entries, slot);
         }
     }
 }

@@ -10,13 +10,8 @@ use std::{collections::BTreeMap, ops::Range};
 
 use varve_content::block::SEGMENT_BLOCKS;
 
+use super::journal::{SLOTS_MAX, Slot};
 use crate::format::journal::Entry;
-
-/// A data block of the journal; what the number means is for the journal to say. Below [`SLOTS_MAX`].
-pub(super) type Slot = u32;
-
-/// Slots are below this.
-pub(super) const SLOTS_MAX: u32 = u32::MAX - 1;
 
 /// What an entry of a tree takes, which is two thirds full.
 const ENTRY_BYTES: usize = size_of::<(u32, Segment)>() * 3 / 2;

@@ -1,15 +1,15 @@
 //! Volumes as records: make, find, attach, detach, delete.
 
-use std::{collections::BTreeMap, io::ErrorKind, path::Path};
+use std::{collections::BTreeMap, sync::Arc};
 
 use varve_content::RootId;
 
-use super::Volumes;
+use super::{Volumes, journal::remove_journal};
 use crate::{
     Error, Result,
-    engine::{Engine, RootPin},
-    format::{names, volume::SECTOR_BYTES},
-    io::{Disk, OpenMode},
+    engine::RootPin,
+    format::volume::SECTOR_BYTES,
+    io::offload,
     limits,
     meta::{self, Meta, Named as _, SnapshotId, SnapshotRecord, VolumeId, VolumeRecord},
 };
@@ -181,8 +181,12 @@ impl Volumes {
             if let Some(volume) = opening.volume() {
                 volume.close().await?;
             }
-            self.journal_space.give_up_of(id);
-            remove_journal(&*engine.disk, &engine.options.data_dir, id)
+            let (engine, files) = (Arc::clone(engine), Arc::clone(&self.journal_files));
+            let remove = move || {
+                files.remove_spares_of(id);
+                remove_journal(&*engine.disk, &engine.options.data_dir, id)
+            };
+            offload(remove).await?
         };
         if let Err(error) = removed.await {
             // The volume is gone all the same; only its space is not.
@@ -230,73 +234,6 @@ impl Volumes {
         }
         Ok(changed)
     }
-}
-
-/// Removes a volume's journal, and its directory.
-pub(crate) fn remove_journal(disk: &dyn Disk, data_dir: &Path, id: VolumeId) -> Result<()> {
-    let dir = names::volume(data_dir, id);
-    for number in journal_numbers(disk, &dir)? {
-        let path = names::journal_file(data_dir, id, number);
-        match disk.remove(&path) {
-            Ok(()) => {}
-            // A spare file, by whoever was short of space.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::io("remove", &path, source)),
-        }
-    }
-    let owner = names::journal_owner(data_dir, id);
-    match disk.remove(&owner) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(source) => return Err(Error::io("remove", &owner, source)),
-    }
-    match disk.remove_dir(&dir) {
-        Ok(()) => Ok(()),
-        // It was never opened.
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(Error::io("remove", &dir, source)),
-    }
-}
-
-/// The numbers of the journal files in a directory; none if there is no directory.
-pub(crate) fn journal_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>> {
-    match disk.list(dir) {
-        Ok(files) => Ok(files
-            .iter()
-            .filter_map(|name| names::journal_number_of(name))
-            .collect()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(Error::io("list", dir, source)),
-    }
-}
-
-/// The last file of the journal of a volume that is not open, if there is any that holds what its base does not.
-pub(super) fn last_journal_file(engine: &Engine, record: &VolumeRecord) -> Result<Option<u64>> {
-    let dir = names::volume(&engine.options.data_dir, record.id);
-    let last = journal_numbers(&*engine.disk, &dir)?.into_iter().max();
-    Ok(last.filter(|last| *last >= record.journal_from))
-}
-
-/// Bytes that the journal of a volume takes that is not open. Files before its first go when it is opened.
-pub(super) fn journal_bytes(engine: &Engine, record: &VolumeRecord) -> Result<u64> {
-    let id = record.id;
-    let data_dir = &engine.options.data_dir;
-    let disk = &engine.disk;
-    let mut bytes = 0;
-    let numbers = journal_numbers(&**disk, &names::volume(data_dir, id))?;
-    for number in numbers.into_iter().filter(|it| *it >= record.journal_from) {
-        let path = names::journal_file(data_dir, id, number);
-        let len = disk
-            .open(&path, OpenMode::Read)
-            .and_then(|file| disk.len(&file));
-        match len {
-            Ok(len) => bytes += len,
-            // Removed just now.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::io("read the length of", &path, source)),
-        }
-    }
-    Ok(bytes)
 }
 
 fn detached(record: &VolumeRecord) -> Result<()> {

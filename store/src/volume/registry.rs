@@ -9,12 +9,14 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::{
-    Volumes, records,
-    recovery::JournalReport,
+    Volumes,
+    journal::{JournalReport, journal_bytes},
+    records,
     volume::{OpenVolume, Volume},
 };
 use crate::{
     Error, Result,
+    io::offload,
     meta::{VolumeId, VolumeRecord},
 };
 
@@ -173,10 +175,17 @@ impl Volumes {
                 found: Some(volume.journal_report().clone()),
                 ..status
             }),
-            None => Ok(VolumeStatus {
-                journal_bytes: records::journal_bytes(engine, &record)?,
-                ..status
-            }),
+            None => {
+                let engine = Arc::clone(engine);
+                let look = move || {
+                    let (disk, data_dir) = (&*engine.disk, &engine.options.data_dir);
+                    journal_bytes(disk, data_dir, record.id, record.journal_from)
+                };
+                Ok(VolumeStatus {
+                    journal_bytes: offload(look).await??,
+                    ..status
+                })
+            }
         }
     }
 

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use super::{
     Volumes,
     jobs::{Cut, Job, Purpose, passes},
-    recovery::{PromisedCut, Promises},
+    journal::{PromisedCut, Promises},
     volume::Volume,
     writer::Queue,
 };
@@ -616,6 +616,7 @@ pub(super) async fn promises(engine: &Arc<Engine>, record: &VolumeRecord) -> Res
         });
     }
     Ok(Promises {
+        first_file: record.journal_from,
         cuts,
         sequence: record.promised_sequence,
     })

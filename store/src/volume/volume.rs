@@ -24,14 +24,9 @@ use varve_content::BLOCK_BYTES;
 
 use super::{
     Volumes,
-    batch::Change,
-    files::MakesDurable,
     jobs::Checkpoints,
-    journal::Journal,
-    layers::{Epoch, Layers, Place, Stack, Stretch},
-    owner::Owner,
-    owner_file::OwnerFile,
-    recovery::{self, JournalReport},
+    journal::{Change, Host, Journal, JournalDir, JournalReport, MakesDurable, OwnerFile, recover},
+    layers::{Epoch, Layers, Place, ReplayedEpochs, Stack, Stretch},
     snapshot,
     writer::{self, BlockLock, Op, Queue},
 };
@@ -39,7 +34,7 @@ use crate::{
     Error, Result,
     engine::{Engine, joined},
     failpoints::{Failpoint, reach},
-    format::{names, volume::VolumeRecord},
+    format::volume::VolumeRecord,
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
     read::{ContentReader, Extent, Piece, push_extent},
 };
@@ -70,7 +65,7 @@ pub(super) struct VolumeState {
     pub(super) engine: Arc<Engine>,
     pub(super) volumes: Arc<Volumes>,
     pub(super) name: String,
-    pub(super) journal: Journal,
+    pub(super) journal: Arc<Journal>,
     pub(super) layers: RwLock<Layers>,
     pub(super) queue: Queue,
     /// As it was when the volume was opened.
@@ -107,20 +102,23 @@ impl Volume {
         let engine = Arc::clone(&volumes.engine);
         engine.commit.writable()?;
         let (record, pin) = engine.pin_named(record, |it| Ok(it.base)).await?;
-        let owner = Owner {
+        let host: Arc<dyn Host> = Arc::<Engine>::clone(&engine);
+        let dir = JournalDir {
             disk: Arc::clone(&engine.disk),
             data_dir: engine.options.data_dir.clone(),
             store: engine.store_id,
             volume: record.id,
             bytes_max: engine.options.journal_bytes_max,
-            space: Arc::clone(&volumes.journal_space),
+            pool: Arc::clone(&volumes.journal_files),
+            host,
         };
-        make_directories(&owner).await?;
+        dir.create().await?;
         let promises = snapshot::promises(&engine, &record).await?;
-        let owner_file = OwnerFile::open(&engine.commit, &owner, &record).await?;
-        let from = record.journal_from;
-        let (found, mut epochs, report) =
-            recovery::recover(&volumes, &owner, from, promises).await?;
+        let owner_file = OwnerFile::open(&dir, &record).await?;
+        let mut replayed = ReplayedEpochs::default();
+        let permits = &volumes.journal_scan_permits;
+        let (recovered, report) = recover(&dir, promises, permits, &mut replayed).await?;
+        let mut epochs = replayed.0;
         if report != JournalReport::default() {
             tracing::info!(
                 volume = record.name,
@@ -146,7 +144,7 @@ impl Volume {
         let layers = RwLock::new(Layers::new(current, ended, base));
         let inner = Arc::new(VolumeState {
             name: record.name.clone(),
-            journal: Journal::new(owner, found),
+            journal: Arc::new(Journal::new(dir, recovered)),
             layers,
             queue: Queue::default(),
             checkpoints: Checkpoints::default(),
@@ -171,6 +169,7 @@ impl Volume {
             writer::run(Arc::clone(&task)).await;
             // Whoever had it last may not have flushed it. An error has stopped the store, which is how others learn of it.
             let _ = task.sync().await;
+            task.journal.stop_recycling().await;
         });
         let volume = Self(Arc::new(OpenVolume {
             inner,
@@ -430,6 +429,22 @@ impl VolumeState {
         })
     }
 
+    /// Writes beside the journal what the catalog says of the volume now. The record is looked up in turn, so that an
+    /// older one does not overtake a newer one.
+    pub(super) async fn record_owner(self: &Arc<Self>) -> Result<()> {
+        let volume = Arc::clone(self);
+        let write = async move |_| {
+            let mut owner_file = volume.owner_file.lock().await;
+            match volume.engine.find(&volume.record.id.to_string()).await {
+                Ok(record) => owner_file.follow(volume.journal.dir(), &record).await,
+                // It was deleted, and so is its journal.
+                Err(Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        self.engine.commit.to_the_end(write).await
+    }
+
     /// Begins to make durable what was written, if it has become so much that somebody would have to wait for it in the end.
     pub(super) fn sync_if_much(self: &Arc<Self>) {
         if self.journal.wants_sync() {
@@ -473,7 +488,7 @@ impl VolumeState {
         let lock = Arc::new(lock);
         let mut replies = Vec::new();
         for change in changes {
-            for change in change.in_pieces(VOLUME_QUEUE_BYTES) {
+            for change in change.split(VOLUME_QUEUE_BYTES) {
                 let bytes = match &change {
                     Change::Data { data, .. } => data.len(),
                     Change::Zeros { .. } => JOURNAL_CHANGE_BYTES as usize,
@@ -631,30 +646,6 @@ pub(super) fn bytes_of(stretch: &Stretch, offset_bytes: u64, len_bytes: u64) -> 
     let start = stretch.start * BLOCK;
     let end = start + u64::from(stretch.blocks) * BLOCK;
     (start.max(offset_bytes), end.min(offset_bytes + len_bytes))
-}
-
-/// Makes the directory of a volume's journal if it is not there, durably either way.
-async fn make_directories(owner: &Owner) -> Result<()> {
-    let all = names::volumes(&owner.data_dir);
-    let own = owner.dir();
-    let disk = &owner.disk;
-    let mut tries = disk.patience().tries();
-    for (dir, parent) in [(&all, &owner.data_dir), (&own, &all)] {
-        let make = || match disk.create_dir(dir) {
-            // Its maker may not have lived to sync it.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            made => made,
-        };
-        let made = disk.patience().until_possible(make).await;
-        made.map_err(|source| Error::io("create", dir, source))?;
-        loop {
-            let synced = disk.sync_dir(parent).await;
-            if tries.is_final(&synced).await {
-                break synced.map_err(|source| Error::io("sync", parent, source))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

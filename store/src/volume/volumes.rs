@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::{JournalSpace, MapMemory, OpenVolumes, PendingSnapshots};
+use super::{FilePool, MapMemory, OpenVolumes, PendingSnapshots};
 use crate::{
     engine::{Engine, SpaceReserve},
     limits,
@@ -18,7 +18,7 @@ pub(crate) struct Volumes {
     pub(super) pending_snapshots: PendingSnapshots,
     /// Bytes of batches that may be on their way to journals.
     pub(crate) journal_write_budget: Arc<Semaphore>,
-    pub(super) journal_space: Arc<JournalSpace>,
+    pub(super) journal_files: Arc<FilePool>,
     /// Journals that may be read at a time, to open their volumes.
     pub(crate) journal_scan_permits: Semaphore,
     /// What the maps of journals take.
@@ -32,19 +32,19 @@ pub(crate) struct Volumes {
 impl Volumes {
     /// The volumes of a store, none of them open. Their spare files count as a reserve of its free space.
     pub(crate) fn new(engine: Arc<Engine>) -> Arc<Self> {
-        let journal_space = Arc::new(JournalSpace::new(
+        let journal_files = Arc::new(FilePool::new(
             Arc::clone(&engine.disk),
             engine.options.journal_files_open_max,
         ));
         engine
             .space
-            .register(Arc::<JournalSpace>::clone(&journal_space));
+            .register(Arc::<FilePool>::clone(&journal_files));
         Arc::new(Self {
             engine,
             open: OpenVolumes::default(),
             pending_snapshots: PendingSnapshots::default(),
             journal_write_budget: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
-            journal_space,
+            journal_files,
             journal_scan_permits: Semaphore::new(limits::JOURNAL_SCANS),
             map_memory: Arc::default(),
             checkpoint_permits: Semaphore::new(limits::CHECKPOINTS_MAX),
@@ -55,8 +55,8 @@ impl Volumes {
     }
 }
 
-impl SpaceReserve for JournalSpace {
+impl SpaceReserve for FilePool {
     fn give_up(&self) {
-        Self::give_up(self);
+        self.remove_spares();
     }
 }

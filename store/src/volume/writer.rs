@@ -21,17 +21,17 @@ use tokio::{
 };
 
 use super::{
-    batch::{Batch, Change, Taken},
-    journal::Begun,
+    journal::{Batch, Begun, Change, Reservation, Taken},
     volume::VolumeState,
 };
 use crate::{
     Error, Result,
     engine::PoisonOnPanic,
+    error::JournalLimit,
     failpoints::{Failpoint, reach},
     limits::{
         BRAKE_BYTES_PER_SECOND, BRAKE_FROM_PERMILLE, JOURNAL_WAITING_BYTES,
-        JOURNAL_WRITES_IN_FLIGHT,
+        JOURNAL_WRITES_IN_FLIGHT, MAPS_BYTES_MAX,
     },
 };
 
@@ -330,16 +330,16 @@ pub(super) async fn run(volume: Arc<VolumeState>) {
 }
 
 impl VolumeState {
-    fn begin(&self, batch: &Batch) -> Result<Begun> {
+    async fn begin(&self, batch: &Batch, descriptors: Reservation) -> Result<Begun> {
         self.engine.commit.writable()?;
         let map_bytes = || self.layers.read().current.map.memory_bytes();
         if self.volumes.map_memory.is_full_for(map_bytes()) {
-            return Err(Error::Full {
-                verb: "keep in memory where more of what was written is in the journals of",
-                path: self.journal.dir(),
+            return Err(Error::JournalFull {
+                path: self.journal.dir().path(),
+                limit: JournalLimit::MapBytes(MAPS_BYTES_MAX),
             });
         }
-        self.journal.begin(batch)
+        self.journal.begin(batch, descriptors).await
     }
 
     /// Room for the bytes of a batch while it is on its way, which all volumes share. Nobody waits for some while having some: what this
@@ -382,28 +382,31 @@ impl VolumeState {
             let is_of_no_use = || {
                 self.engine.disk.patience().has_ended() || self.engine.commit.writable().is_err()
             };
-            if !self.journal.has_room_for(batch) && !is_of_no_use() {
-                drop(room);
-                self.end_all(in_flight).await?;
-                self.journal.room(is_of_no_use).await;
-                continue;
-            }
+            let descriptors = match self.journal.reserve_for(batch) {
+                Some(descriptors) => descriptors,
+                None if is_of_no_use() => Reservation::none(),
+                None => {
+                    drop(room);
+                    self.end_all(in_flight).await?;
+                    self.journal.wait_for_descriptors(is_of_no_use).await;
+                    continue;
+                }
+            };
             let under_way = checkpoints.borrow_and_update().goes_on();
-            let error = match self.begin(batch) {
+            let error = match self.begin(batch, descriptors).await {
                 Ok(begun) => return Ok((begun, room)),
                 Err(error) => error,
             };
             drop(room);
-            match error {
-                Error::Full { .. } => {}
-                Error::Shortage { .. } => {
-                    self.end_all(in_flight).await?;
-                    if !tries.again(&error).await {
-                        return Err(error);
-                    }
-                    continue;
+            if let Error::Shortage { .. } = error {
+                self.end_all(in_flight).await?;
+                if !tries.again(&error).await {
+                    return Err(error);
                 }
-                error => return Err(error),
+                continue;
+            }
+            if !error.is_full() {
+                return Err(error);
             }
             // What is under way may have begun before there was room for it.
             if !under_way && (has_tried || !self.checkpoint_for_room().await) {
@@ -490,7 +493,7 @@ impl VolumeState {
         behind: &mut VecDeque<InFlight>,
         source: io::Error,
     ) -> Error {
-        let error = Error::io("write", &self.journal.dir(), source);
+        let error = Error::io("write", &self.journal.dir().path(), source);
         let mut writers = failed.complete;
         for later in behind.drain(..) {
             // Written or not, it does not count.
@@ -522,6 +525,10 @@ fn again(error: &Error) -> Error {
         Error::Full { verb, path } => Error::Full {
             verb,
             path: path.clone(),
+        },
+        Error::JournalFull { path, limit } => Error::JournalFull {
+            path: path.clone(),
+            limit: *limit,
         },
         Error::Closing => Error::Closing,
         Error::Shortage { verb, path, source } => Error::Shortage {

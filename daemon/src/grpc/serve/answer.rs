@@ -1,7 +1,8 @@
 //! An answer as it goes out.
 //!
-//! What must hold: nothing is handed to the connection that the peer's windows do not allow, and what has a room holds it until the
-//! last byte has gone to the socket. A peer that takes nothing is told so and loses its answer, the sooner the more is held.
+//! What must hold: nothing is handed to the connection that the peer's windows do not allow, and
+//! what has a room holds it until the last byte has gone to the socket. A peer that takes nothing
+//! is told so and loses its answer, the sooner the more is held.
 
 use std::{
     future::poll_fn,
@@ -24,14 +25,14 @@ use tonic::{Status, body::Body};
 use crate::{
     grpc::failure::Failure,
     limits,
-    shares::{Hold, Holder, Shares},
+    resources::shares::{Hold, Holder, Shares},
 };
 
 /// What an answer that is a stream holds beside what is in its messages: it moves as they go out.
 #[derive(Debug, Clone)]
 pub(in crate::grpc) struct Place(pub(in crate::grpc) Arc<Hold>);
 
-/// Whoever had called has gone.
+/// The caller has gone.
 #[derive(Debug)]
 pub(super) struct Gone;
 
@@ -122,7 +123,8 @@ enum Wait<T> {
 }
 
 impl Answer {
-    /// Sends a whole answer, and returns when it has gone out. One that has no room yet, and is not short, gets it out of the answers of `all`.
+    /// Sends a whole answer, and returns when it has gone out. One that has no room yet, and is not
+    /// short, gets it out of the answers of `all`.
     pub(super) async fn send(
         respond: &mut SendResponse<Bytes>,
         response: Response<Body>,
@@ -166,7 +168,7 @@ impl Answer {
             _ = &mut deadline => false,
         };
         if !has_gone_out {
-            // So that nothing of it is kept for whoever takes nothing.
+            // So that nothing of it is kept for a peer that takes nothing.
             answer.stream.send_reset(h2::Reason::CANCEL);
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! Whether a peer is still there: whoever is silent for a while is asked for a sign of life, and anything that comes is one.
+//! Whether a peer is still there: a silent peer is asked for a sign of life, and anything that
+//! comes is one.
 
 use std::{
     future::poll_fn,

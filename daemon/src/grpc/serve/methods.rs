@@ -9,7 +9,8 @@ use crate::limits;
 pub(super) struct Method {
     /// The longest message of a request.
     pub(super) request_bytes: usize,
-    /// What a message takes once it is there, for each of its bytes: the buffer it arrives in, and what it is decoded to.
+    /// What a message takes once it is there, for each of its bytes: the buffer it arrives in, and
+    /// what it is decoded to.
     pub(super) held_per_byte: u64,
     /// Fields of a request that are lists of messages with lists.
     pub(super) lists_in: &'static [u32],

@@ -1,7 +1,8 @@
 //! How much a message becomes once it is decoded, found out before it is.
 //!
-//! An empty element of a list takes two bytes on the wire and a hundred in memory. So the fields of a message are counted while its
-//! bytes pass by, those of the messages in it that are lists themselves as well; nothing is kept.
+//! An empty element of a list takes two bytes on the wire and a hundred in memory. So the fields of
+//! a message are counted while its bytes pass by, those of the messages in it that are lists
+//! themselves as well; nothing is kept.
 
 /// Why a message is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -213,18 +213,14 @@ impl PackWriter {
 
     /// Makes durable which packs there are. If the system is short of something until the store closes, that is no more than it was.
     async fn sync_names(&self) -> Result<()> {
-        let mut tries = self.stage.disk().patience().tries();
-        loop {
-            let synced = self.stage.sync_names().await;
-            if tries.is_final(&synced).await {
-                return synced.map_err(|source| {
-                    match Error::io("sync", &self.stage.dir(), source) {
-                        short @ Error::Shortage { .. } => short,
-                        error => self.poison(&error.to_string()),
-                    }
-                });
-            }
-        }
+        let patience = self.stage.disk().patience();
+        let synced = patience.until_possible_async(|| self.stage.sync_names());
+        synced.await.map_err(
+            |source| match Error::io("sync", &self.stage.dir(), source) {
+                short @ Error::Shortage { .. } => short,
+                error => self.poison(&error.to_string()),
+            },
+        )
     }
 
     /// Writes the footers of packs that are full and durable. One for which there is no space has to wait for a later flush.
