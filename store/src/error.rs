@@ -1,4 +1,4 @@
-//! What can go wrong in a store, by what the caller does about it.
+//! The errors of a store, by what their caller does about them.
 
 use std::{
     fmt, io,
@@ -45,7 +45,8 @@ pub enum Error {
         name: String,
     },
 
-    /// The snapshot's content is not in the store. Wait until it is, or delete the snapshot if it has failed.
+    /// The snapshot's content is not in the store. Wait until it is, or delete the snapshot if it
+    /// has failed.
     #[error("snapshot {name:?} is {state}: {why}")]
     NotCompleted {
         /// Its name.
@@ -58,7 +59,8 @@ pub enum Error {
 
     /// Snapshots of the volume are pending, which stands in the way. Wait for them, or delete them.
     #[error(
-        "volume {name:?} has {count} pending snapshots: wait until they are completed, or delete them"
+        "volume {name:?} has {count} pending snapshots: wait until they are completed, or delete \
+        them"
     )]
     HasPending {
         /// Its name.
@@ -87,7 +89,8 @@ pub enum Error {
     #[error("tree node is invalid: {0}")]
     Tree(#[from] TreeError),
 
-    /// Bytes on disk are not what was written. Restore them from elsewhere; the rest of the store goes on.
+    /// Bytes on disk are not what was written. Restore them from elsewhere; the rest of the store
+    /// goes on.
     #[error("{0}")]
     Damaged(#[from] Damage),
 
@@ -103,7 +106,8 @@ pub enum Error {
     /// The disk has no more space than the index and the catalog log need to go on, so chunks are
     /// refused. Free space and try again.
     #[error(
-        "cannot write chunks: no space left on the file system of {} but the {} MiB that are kept for the index",
+        "cannot write chunks: no space left on the file system of {} but the {} MiB that are kept \
+        for the index",
         path.display(),
         kept_bytes >> 20
     )]
@@ -117,12 +121,13 @@ pub enum Error {
     /// The disk was full, and records that were not durable yet were dropped. Free space, and send
     /// them again.
     #[error(
-        "the disk was full, and what was sent before and not yet durable was dropped: free space and upload again"
+        "the disk was full, and what was sent before and not yet durable was dropped: free space \
+        and upload again"
     )]
     Dropped,
 
-    /// A volume's journal takes no more, whatever the disk's free space. Wait until more of it is in the store, or give
-    /// journals a higher limit.
+    /// A volume's journal takes no more, whatever the disk's free space. Wait until more of it is
+    /// in the store, or give journals a higher limit.
     #[error("the journal in {} has grown to its limit of {limit}", path.display())]
     JournalFull {
         /// The journal's directory.
@@ -131,7 +136,8 @@ pub enum Error {
         limit: JournalLimit,
     },
 
-    /// A write or sync failed before, and what is on disk is uncertain: no further writes until a restart.
+    /// A write or sync failed before, and what is on disk is uncertain: no further writes until a
+    /// restart.
     #[error("the store has stopped writing: {reason}; reads go on, restart to recover")]
     Poisoned {
         /// The first failure.
@@ -164,7 +170,8 @@ pub enum Error {
         why: String,
     },
 
-    /// The system was short of something: file descriptors, memory. Nothing was done; try again later.
+    /// The system was short of something: file descriptors, memory. Nothing was done; try again
+    /// later.
     #[error("cannot {verb} {} for now: {source}", path.display())]
     Shortage {
         /// What was being done with the file.

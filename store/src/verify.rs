@@ -1,10 +1,10 @@
 //! The verifier: reads every node and chunk of a snapshot from its pack and checks it.
 //!
-//! What is in memory says nothing of the disk, so it is read past the store's caches, and past the page cache where the
-//! file system can do that.
+//! Memory says nothing of the disk, so nodes and chunks are read past the store's caches, and past
+//! the page cache where the file system can do that.
 //!
-//! It goes on after damage: a violation is a finding, not an end. What cannot be reached for a broken node is one
-//! violation, of the node.
+//! It goes on after damage: a violation is a finding, not an end. What cannot be reached for a
+//! broken node is one violation, of the node.
 
 use std::{fmt, sync::Arc};
 
@@ -103,7 +103,8 @@ impl fmt::Display for Violation {
                 recorded_bytes,
             } => write!(
                 f,
-                "the tree of snapshot {snapshot:?} holds {found_bytes} bytes of data, its record says {recorded_bytes}"
+                "the tree of snapshot {snapshot:?} holds {found_bytes} bytes of data, its record \
+                says {recorded_bytes}"
             ),
         }
     }

@@ -14,7 +14,7 @@ use crate::{
     pack::{LostPlaces, PackReader},
 };
 
-/// What the parts of an open store have in common.
+/// The parts of an open store.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) options: Options,
@@ -47,17 +47,18 @@ impl Engine {
         self.workers.run(priority, move |_| ask(&*meta)).await?
     }
 
-    /// Takes note of damage that a read has found: from here on the record counts as not being in the store, so whoever sends it again repairs
-    /// it. It is found again by the next read, or the next verification, after a restart.
+    /// Notes damage that a read has found: from here on the record counts as not being in the
+    /// store, so an upload that sends it again repairs it. After a restart the next read or
+    /// verification finds it again.
     pub(crate) fn note_damage(&self, damage: &Damage) {
         if let Place::Pack { pack, offset_bytes } = damage.place
             && self.lost.write().add_record(pack, offset_bytes)
         {
-            tracing::error!(%damage, "what is damaged counts as not being in the store: store it again to repair it");
+            tracing::error!(%damage, "a damaged record counts as not being in the store: store it again to repair it");
         }
     }
 
-    /// The same, of whatever was read.
+    /// Notes the damage in the outcome of a read, if there is any.
     pub(crate) fn noting_damage<T>(&self, read: Result<T>) -> Result<T> {
         read.inspect_err(|error| {
             if let Error::Damaged(damage) = error {

@@ -24,13 +24,14 @@ use crate::{
     pack::{PackGone, PackReader, ReadError, ReadSpan, Span, plan_spans},
 };
 
-/// A chunk that is being loaded: its position among those that are wanted, its id, its place, and the cache's.
+/// A chunk that is being loaded: its position among those that are wanted, its id, its place, and
+/// the cache's.
 type Member<'a> = (usize, ChunkId, Location, ChunkGuard<'a>);
 
-/// How often a record is looked for in another pack, where the one that it was in is gone.
+/// How often a record is looked for in another pack when its pack is gone.
 pub(crate) const PACK_MOVES_MAX: u32 = 3;
 
-/// What a walk's error is to a reader.
+/// Turns the error of a walk into that of a reader.
 pub(crate) fn walked(error: WalkError<Error>) -> Error {
     match error {
         WalkError::Source(error) => error,
@@ -51,7 +52,7 @@ pub(crate) fn missing_chunk(id: ChunkId) -> Damage {
     Damage::missing(id)
 }
 
-/// That a node's bytes have its id.
+/// Checks that a node's bytes have its id.
 fn verify_node(key: NodeKey, encoded: &[u8]) -> std::result::Result<(), String> {
     let found = match key {
         NodeKey::Leaf(_) => NodeKey::Leaf(NodeId::of_leaf(encoded)),
@@ -110,8 +111,8 @@ impl Engine {
         }
     }
 
-    /// Where chunks are by now that were in a pack that is gone: with their positions, those that
-    /// the index has elsewhere. It points to a pack until no record there is wanted any more.
+    /// Looks up chunks again whose pack is gone. Returns those that the index has in another pack,
+    /// with their positions in `ids`.
     pub(crate) async fn moved_chunks(
         &self,
         gone: PackGone,
@@ -127,8 +128,9 @@ impl Engine {
             .collect())
     }
 
-    /// Chunks of a leaf, in this order, from the cache or their packs. What lies side by side in a pack is read together, and unpacked in
-    /// pieces on all workers. Nobody reads what somebody else is reading.
+    /// Chunks of a leaf, in this order, from the cache or their packs. What lies side by side in a
+    /// pack is read together, and unpacked in pieces on all workers. Nobody reads what somebody
+    /// else is reading.
     pub(crate) async fn load_chunks(
         &self,
         of: &LocatedLeaf,
@@ -140,7 +142,8 @@ impl Engine {
             let Some(place) = place else {
                 return Err(missing_chunk(*id).into());
             };
-            // Without waiting, for whoever waits with places of its own taken can be waited for in turn.
+            // Without waiting: a caller that waits while it holds guards can be waited for in
+            // turn.
             match self.cache.chunk_or_guard(*id) {
                 Found::Chunk(chunk) => found[position] = Some(chunk),
                 Found::Nothing(guard) => {
@@ -165,7 +168,8 @@ impl Engine {
         for (position, chunk) in try_join_all(loads).await?.into_iter().flatten() {
             found[position] = Some(chunk);
         }
-        // What others are reading; and what could not be read with its neighbours, to tell what is wrong with which.
+        // What others are reading; and what could not be read with its neighbours, to tell what is
+        // wrong with which.
         let mut chunks = Vec::with_capacity(wanted.len());
         for (chunk, (id, place)) in found.into_iter().zip(wanted) {
             chunks.push(match chunk {
@@ -176,7 +180,8 @@ impl Engine {
         Ok(chunks)
     }
 
-    /// Reads a span and unpacks its chunks, in jobs of some chunks each. What was damaged is not among them.
+    /// Reads a span and unpacks its chunks, in jobs of some chunks each. What was damaged is not
+    /// among them.
     async fn load_span(
         &self,
         span: Span,
@@ -394,7 +399,7 @@ impl Engine {
         Ok(LocatedLeaf::new(leaf, places))
     }
 
-    /// Whether all of its chunks are where it has them, as far as known.
+    /// Whether the index has all of its chunks and none of them is lost, as far as known.
     fn is_complete(&self, leaf: &LocatedLeaf) -> bool {
         let lost = self.lost.read();
         let mut places = leaf.places.iter().flatten();

@@ -20,7 +20,7 @@ pub(crate) struct LocatedLeaf {
     pub(crate) places: Vec<Option<Location>>,
     /// Whether the index knows all of them, and none was lost from its pack.
     pub(super) has_all_places: bool,
-    /// Whether a pack was gone in which one of them was, and the chunk is elsewhere by now.
+    /// Whether one of the chunks was found in another pack since.
     has_moved: AtomicBool,
 }
 
@@ -47,7 +47,8 @@ impl LocatedLeaf {
         &self.leaf
     }
 
-    /// What the payload of each entry's chunk takes as it is stored; 0 where the index does not know it.
+    /// What the payload of each entry's chunk takes as it is stored; 0 where the index does not
+    /// know it.
     pub(crate) fn payload_bytes(&self) -> Vec<u32> {
         let places = self.places.iter();
         places

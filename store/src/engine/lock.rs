@@ -12,8 +12,8 @@ use rustix::{
 
 use crate::{Error, Result, format::names};
 
-/// The lock of a data directory, held as long as this lives. The kernel lets go of it when the process ends,
-/// however it ends.
+/// The lock of a data directory, held as long as this lives. The kernel lets go of it when the
+/// process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct DirectoryLock {
     _file: File,

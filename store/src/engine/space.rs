@@ -29,7 +29,8 @@ impl FreeSpace {
         }
     }
 
-    /// Adds a reserve, which is asked to give space back before anything is refused for the lack of it.
+    /// Adds a reserve, which is asked to give space back before anything is refused for the lack of
+    /// it.
     pub(crate) fn register(&self, reserve: Arc<dyn SpaceReserve>) {
         self.reserves.write().push(reserve);
     }
@@ -41,7 +42,8 @@ impl FreeSpace {
             .map_err(|source| Error::io("read the free space of", &self.data_dir, source))
     }
 
-    /// Checks that there is more than index and catalog log need: chunks must not take the last of it.
+    /// Checks that there is more than index and catalog log need: chunks must not take the last of
+    /// it.
     ///
     /// # Errors
     ///

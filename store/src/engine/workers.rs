@@ -1,9 +1,10 @@
 //! The store's own threads: hashing, compression, and calls that may block (RocksDB).
 //!
-//! Async callers hand a job over and await its result, so that no executor thread is held up. Who waits together with others
-//! [shares](shares) the threads with them: guests have the most, and nobody has nothing. What holds the locks of the commit path has
-//! threads of its own, for everybody may have to wait for it. What waits is bounded by a semaphore, also when callers go away; a
-//! caller that cannot queue awaits.
+//! Async callers hand a job over and await its result, so that no executor thread is held up. Who
+//! waits together with others [shares](shares) the threads with them: guests have the most, and
+//! nobody has nothing. What holds the locks of the commit path has threads of its own, for
+//! everybody may have to wait for it. What waits is bounded by a semaphore, also when callers go
+//! away; a caller that cannot queue awaits.
 
 mod shares;
 
@@ -24,7 +25,7 @@ pub(crate) use self::shares::Priority;
 use self::shares::{CLASSES, Shares};
 use crate::{Error, Result, limits};
 
-/// What each thread keeps between jobs, because making it anew costs more than the job.
+/// Buffers that each thread keeps between jobs: making them anew costs more than a job.
 pub(crate) struct Scratch {
     pub(crate) encoder: Encoder,
     pub(crate) decoder: Decoder,
@@ -155,8 +156,9 @@ impl Workers {
         answer(result).await
     }
 
-    /// Runs a job for somebody who holds a lock of the commit path: on a thread that has nothing else to do, so that those who wait for
-    /// the lock do not wait for whatever else the store is asked.
+    /// Runs a job for somebody who holds a lock of the commit path: on a thread that has nothing
+    /// else to do, so that those who wait for the lock do not wait for whatever else the store is
+    /// asked.
     pub(crate) async fn commit<T, F>(&self, job: F) -> Result<T>
     where
         T: Send + 'static,
@@ -204,7 +206,7 @@ impl Drop for Workers {
     }
 }
 
-/// What a job has come to.
+/// Waits for the outcome of a job.
 async fn answer<T>(result: oneshot::Receiver<thread::Result<T>>) -> Result<T> {
     match result.await {
         Ok(Ok(value)) => Ok(value),
@@ -347,7 +349,8 @@ mod tests {
                     let done = Arc::clone(&reads_done);
                     let before = done.load(order);
                     let ran_at = workers.run(class, move |_| done.load(order)).await.unwrap();
-                    // Those that were queued already may all have their turn before; not others without end.
+                    // Those that were queued already may all have their turn before; not others
+                    // without end.
                     assert!(
                         ran_at - before < 1000,
                         "{class:?} waited for {}",

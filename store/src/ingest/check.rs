@@ -40,13 +40,15 @@ pub(super) fn check_place(
     let found = payload.plain_bytes;
     if found as usize != entry.blocks as usize * BLOCK_BYTES {
         return Err(Error::Invalid(format!(
-            "leaf of segment {segment}: chunk {} at block {} has {found} bytes, the leaf says {} blocks",
+            "leaf of segment {segment}: chunk {} at block {} has {found} bytes, the leaf says {} \
+            blocks",
             entry.chunk, entry.start_block, entry.blocks
         )));
     }
     if payload.end_open && !open_fits {
         return Err(Error::Invalid(format!(
-            "leaf of segment {segment}: chunk {} at block {} must be followed by a hole, for the chunker does not cut there",
+            "leaf of segment {segment}: chunk {} at block {} must be followed by a hole, for the \
+            chunker does not cut there",
             entry.chunk, entry.start_block
         )));
     }
@@ -65,7 +67,8 @@ pub(super) fn check_extent(size_bytes: u64, segment: u32, leaf: &Leaf) -> Result
     let edge = block::segment_blocks(size_bytes, segment);
     match leaf.entries().last() {
         Some(last) if last.end_block() > edge => Err(Error::Invalid(format!(
-            "leaf of segment {segment}: chunk {} ends at block {}, the volume of {} bytes at block {edge} of it",
+            "leaf of segment {segment}: chunk {} ends at block {}, the volume of {} bytes at \
+            block {edge} of it",
             last.chunk,
             last.end_block(),
             size_bytes

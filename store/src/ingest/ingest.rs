@@ -29,8 +29,8 @@ use crate::{
     pack::EncodedRecord,
 };
 
-/// An upload under way. Methods may run at the same time; dropping it leaves nothing visible, and the chunks that
-/// arrived stay for the next try.
+/// An upload under way. Methods may run at the same time; dropping it leaves nothing visible, and
+/// the chunks that arrived stay for the next try.
 #[derive(Debug)]
 pub struct Ingest {
     engine: Arc<Engine>,
@@ -58,8 +58,8 @@ impl Ingest {
         })
     }
 
-    /// Keeps chunks packed as they come, instead of packing them as this store does: for those of another store, which has done it
-    /// already.
+    /// Keeps chunks packed as they come, instead of packing them as this store does: for those of
+    /// another store, which has done it already.
     #[must_use]
     pub fn keep_packed(mut self) -> Self {
         self.keeps_packed = true;
@@ -106,7 +106,8 @@ impl Ingest {
         let places = self.engine.known_chunks(ids).await?;
         let known: Vec<bool> = places.iter().map(Option::is_some).collect();
         let keeps_packed = self.keeps_packed;
-        // The job keeps the space for as long as it keeps the chunks, which may be longer than anybody waits here.
+        // The job keeps the space for as long as it keeps the chunks, which may be longer than
+        // anybody waits here.
         let (sealed, _space) = self
             .engine
             .workers
@@ -135,7 +136,8 @@ impl Ingest {
         })
     }
 
-    /// Takes leaves in: segment number and content, each segment once over the whole upload, no segment twice in a call.
+    /// Takes leaves in: segment number and content, each segment once over the whole upload, no
+    /// segment twice in a call.
     pub async fn put_leaves(&self, leaves: Vec<(u32, Leaf)>) -> Result<()> {
         let room = self.reserve(leaves.len())?;
         let data_blocks = leaves.iter().map(|(_, leaf)| u64::from(leaf.data_blocks()));
@@ -218,9 +220,11 @@ impl Ingest {
         Ok(())
     }
 
-    /// Makes the snapshot, durable and visible, if its content has the root that the sender expects.
+    /// Makes the snapshot, durable and visible, if its content has the root that the sender
+    /// expects.
     ///
-    /// An upload commits once; what was put is complete by the caller's word, and the root proves it.
+    /// An upload commits once; what was put is complete by the caller's word, and the root proves
+    /// it.
     pub async fn commit(&self, expected: RootId) -> Result<SnapshotRecord> {
         let content = self.put_tree(expected).await?;
         let pins = mem::take(&mut self.leaves.lock().pins);
@@ -349,7 +353,8 @@ impl Ingest {
             .await??;
         if expected != root.id() {
             return Err(Error::Invalid(format!(
-                "the content that arrived has root {}, expected was {expected}: leaves are missing or differ",
+                "the content that arrived has root {}, expected was {expected}: leaves are \
+                missing or differ",
                 root.id()
             )));
         }

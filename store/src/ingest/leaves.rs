@@ -23,7 +23,8 @@ pub(super) struct Leaves {
     pub(super) committed: bool,
 }
 
-/// Room for leaves, of the [`limits::UPLOAD_LEAVES_MAX`] that open uploads share; given back when it is dropped.
+/// Room for leaves, of the [`limits::UPLOAD_LEAVES_MAX`] that open uploads share; given back when
+/// it is dropped.
 #[derive(Debug, Default)]
 pub(super) struct LeafRoom(Option<OwnedSemaphorePermit>);
 

@@ -81,7 +81,8 @@ impl NewSnapshot {
         }
         if self.chunker_version != CHUNKER_VERSION {
             return Err(Error::Invalid(format!(
-                "this store cuts with chunker version {CHUNKER_VERSION}, the sender with {}: they would share no chunks",
+                "this store cuts with chunker version {CHUNKER_VERSION}, the sender with {}: they \
+                would share no chunks",
                 self.chunker_version
             )));
         }

@@ -20,10 +20,11 @@ use crate::{
     limits,
 };
 
-/// All packs of a data directory. Those that were read last stay open, as many of them as there are descriptors for.
+/// All packs of a data directory. Those that were read last stay open, as many of them as there are
+/// descriptors for.
 ///
-/// Packs are read through the page cache, which so keeps packed bytes beside the store's cache of plain ones, and
-/// written past it.
+/// Packs are read through the page cache, which so keeps packed bytes beside the store's cache of
+/// plain ones, and written past it.
 #[derive(Debug)]
 pub struct LocalPacks {
     disk: Arc<dyn Disk>,

@@ -16,13 +16,16 @@
 //!
 //! What must hold:
 //!
-//! - A record's place is told only against a receipt that it is durable: [`Flushed::settle`] is the only way to it.
-//! - Durable bytes are never written again: a flush pads to 4 KiB, and the next write begins behind that.
-//! - A footer is written only after all records of its pack are durable: a sealed pack has no torn places.
-//! - A payload is given out only if its checksum, its id and all that the index says of it are right. That its bytes have
-//!   that id is for others to check.
-//! - After a write or a sync has failed, nothing more is written, with one exception: a full disk loses what
-//!   was not durable yet, and then writing can go on.
+//! - A record's place is told only against a receipt that it is durable: [`Flushed::settle`] is the
+//!   only way to it.
+//! - Durable bytes are never written again: a flush pads to 4 KiB, and the next write begins behind
+//!   that.
+//! - A footer is written only after all records of its pack are durable: a sealed pack has no torn
+//!   places.
+//! - A payload is given out only if its checksum, its id and all that the index says of it are
+//!   right. That its bytes have that id is for others to check.
+//! - After a write or a sync has failed, nothing more is written, with one exception: a full disk
+//!   loses what was not durable yet, and then writing can go on.
 
 mod local;
 mod lost;

@@ -1,6 +1,7 @@
 //! Reads records whose places the index knows.
 //!
-//! Nothing here is believed: what is read must be the record that was asked for, as the index describes it.
+//! Nothing here is believed: what is read must be the record that was asked for, as the index
+//! describes it.
 
 use std::{io, sync::Arc};
 
@@ -25,8 +26,8 @@ pub struct PackReader {
     past_cache: bool,
 }
 
-/// A record that was read: it is the one that was asked for, and its checksums are right. Whether the payload's
-/// bytes, unpacked, have the id is not known yet.
+/// A record that was read: it is the one that was asked for, and its checksums are right. Whether
+/// the payload's bytes, unpacked, have the id is not known yet.
 #[derive(Debug, Clone)]
 pub struct StoredRecord {
     header: RecordHeader,
@@ -191,7 +192,7 @@ impl PackReader {
         self.told(pack, offset_bytes, len, read)
     }
 
-    /// What became of a read.
+    /// Turns the outcome of a read into that of a pack.
     fn told(
         &self,
         pack: PackId,
@@ -228,7 +229,8 @@ impl ReadSpan {
                 check(location, id, &self.bytes.slice(range))
             }
             _ => Err(Error::Internal(format!(
-                "the record at offset {} of pack {} is not among the {} bytes read at offset {} of pack {}",
+                "the record at offset {} of pack {} is not among the {} bytes read at offset {} \
+                of pack {}",
                 location.offset_bytes,
                 location.pack,
                 self.bytes.len(),
@@ -292,8 +294,9 @@ fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredReco
     })
 }
 
-/// Which records to read together: neighbours with no more than [`limits::READ_GAP_BYTES`] between them, up to
-/// [`limits::READ_SPAN_BYTES`] in all. In the order of packs and offsets; every location is in one span.
+/// Which records to read together: neighbours with no more than [`limits::READ_GAP_BYTES`] between
+/// them, up to [`limits::READ_SPAN_BYTES`] in all. In the order of packs and offsets; every
+/// location is in one span.
 #[must_use]
 pub fn plan_spans(locations: &[Location]) -> Vec<Span> {
     let mut order: Vec<usize> = (0..locations.len()).collect();

@@ -1,11 +1,12 @@
 //! Walks a pack from its beginning to its end, knowing nothing of what is in it.
 //!
-//! Every byte is checked: headers, payloads, the zeros between them, the footer. A footer counts if it has the random bytes of
-//! the pack's header. Where there are none, in packs of version 1, or the header cannot be read, records are believed before a
-//! footer: they have to end where it begins. What is damaged is reported with its
-//! place, and the scan goes on at the next record that is whole. After damage to a header, a sealed pack's
-//! footer tells where that is; in one that is not sealed the scanner looks for a header. It could be deceived there: a
-//! payload may hold a pack's bytes, at the same offset by intent. So what it yields has its id only by its own word,
+//! Every byte is checked: headers, payloads, the zeros between them, the footer. A footer counts if
+//! it has the random bytes of the pack's header. Where there are none, in packs of version 1, or
+//! the header cannot be read, records are believed before a footer: they have to end where it
+//! begins. What is damaged is reported with its place, and the scan goes on at the next record that
+//! is whole. After damage to a header, a sealed pack's footer tells where that is; in one that is
+//! not sealed the scanner looks for a header. It could be deceived there: a payload may hold a
+//! pack's bytes, at the same offset by intent. So what it yields has its id only by its own word,
 //! until the payload has been hashed.
 
 use std::{collections::VecDeque, io};
@@ -202,7 +203,8 @@ impl<'a> PackScanner<'a> {
         });
     }
 
-    /// Looks at the end of the pack: with a trailer it is sealed, and the footer tells where the records are.
+    /// Looks at the end of the pack: with a trailer it is sealed, and the footer tells where the
+    /// records are.
     async fn find_footer(&mut self) -> Result<()> {
         let len_bytes = self.end_bytes;
         let Some(trailer_offset) = len_bytes.checked_sub(TRAILER_BYTES as u64) else {
@@ -242,7 +244,8 @@ impl<'a> PackScanner<'a> {
         Ok(())
     }
 
-    /// Whether records follow one another up to just this place, as far as their headers can be read.
+    /// Whether records follow one another up to just this place, as far as their headers can be
+    /// read.
     async fn records_end_at(&mut self, end_bytes: u64) -> Result<bool> {
         let mut position = PACK_HEADER_BYTES as u64;
         while position < end_bytes {
@@ -335,7 +338,8 @@ impl<'a> PackScanner<'a> {
         Ok(())
     }
 
-    /// That a sealed pack's footer lists a record as it is, and that it is of the kind that belongs there.
+    /// That a sealed pack's footer lists a record as it is, and that it is of the kind that belongs
+    /// there.
     fn check_listed(&self, offset_bytes: u64, header: &Header) -> Result<(), FormatError> {
         let Header::Record(record) = header else {
             return Ok(());

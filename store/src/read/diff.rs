@@ -22,7 +22,8 @@ pub struct DiffExtent {
     pub kind: DiffKind,
 }
 
-/// The differences of two snapshots, found as they are asked for. Subtrees that are equal are not read.
+/// The differences of two snapshots, found as they are asked for. Subtrees that are equal are not
+/// read.
 #[derive(Debug)]
 pub struct SnapshotDiff {
     walk: TreeDiff,
@@ -39,7 +40,8 @@ impl SnapshotDiff {
         }
     }
 
-    /// The extents of the next segment that differs, ascending and without overlaps; `None` at the end.
+    /// The extents of the next segment that differs, ascending and without overlaps; `None` at the
+    /// end.
     pub async fn next(&mut self) -> Result<Option<Vec<DiffExtent>>> {
         loop {
             let engine = self.base.engine();
@@ -75,7 +77,8 @@ impl SnapshotDiff {
                 .map(|difference| {
                     let offset_bytes =
                         start + u64::from(difference.start_block) * BLOCK_BYTES as u64;
-                    // The last block may reach past the end of a volume whose size is not a multiple of a block.
+                    // The last block may reach past the end of a volume whose size is not a
+                    // multiple of a block.
                     let length_bytes = u64::from(difference.blocks) * BLOCK_BYTES as u64;
                     DiffExtent {
                         offset_bytes,

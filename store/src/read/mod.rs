@@ -1,7 +1,8 @@
 //! Content out: ranges for guests, segments for downloads.
 //!
-//! Bytes leave the store in one of two forms: as a [`VerifiedChunk`](crate::VerifiedChunk), whose bytes were hashed and have the id
-//! they are asked for by, or as a [`StoredChunk`](crate::StoredChunk), still packed, whose receiver has to do that.
+//! Bytes leave the store in one of two forms: as a [`VerifiedChunk`](crate::VerifiedChunk), whose
+//! bytes were hashed and have the id they are asked for by, or as a
+//! [`StoredChunk`](crate::StoredChunk), still packed, whose receiver has to do that.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -10,7 +11,7 @@
 //! | `range` | which bytes of which segment a range is |
 //! | `diff` | where two snapshots differ |
 //! | `disk` | nodes and chunks as the disk has them, whatever is in memory |
-//! | `readahead` | what comes next for whoever reads from front to back |
+//! | `readahead` | readahead for sequential readers |
 
 mod diff;
 mod disk;

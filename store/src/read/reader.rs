@@ -136,8 +136,13 @@ impl ContentReader {
         }
     }
 
-    /// Reads a range. What is in the cache comes without waiting. What is not is read whether or not the caller goes on polling: others
-    /// may wait for the same.
+    /// Reads a range. Bytes in the cache come without waiting. Others are read whether or not the
+    /// caller goes on polling, because other readers may wait for the same chunks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] past the end; [`Error::Damaged`] naming the snapshot or volume; those of
+    /// reading.
     pub async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
         self.check_range(offset_bytes, len_bytes as u64)?;
         let reader = self.clone();
@@ -221,8 +226,8 @@ impl ContentReader {
         Ok(extents)
     }
 
-    /// Which parts of a range are other in `target` than here, as far as chunks tell: what is not told to have changed is equal. What either has
-    /// not, because it is shorter, is a hole; no target is all hole.
+    /// Which parts of a range may differ in `target`, by their chunks: all other parts are equal.
+    /// Past the end of either there is a hole; no target is all hole.
     pub async fn changes_to(
         &self,
         target: Option<&Self>,
@@ -268,12 +273,17 @@ impl ContentReader {
             .map_err(|error| self.named(walked(error)))
     }
 
-    /// Brings a range into the cache, as far as it fits there.
+    /// Reads a range into the cache, as far as it fits there.
+    ///
+    /// # Errors
+    ///
+    /// As of [`read`](Self::read).
     pub async fn prefetch(&self, offset_bytes: u64, len_bytes: usize) -> Result<()> {
         self.read(offset_bytes, len_bytes).await.map(drop)
     }
 
-    /// The same for a reader that will come there, unless that is done for too many others already.
+    /// Reads a range into the cache for a reader that will come there, unless that is done for too
+    /// many others already.
     pub async fn read_ahead(&self, offset_bytes: u64, len_bytes: usize) {
         if let Ok(_permit) = self.engine.budgets.readaheads.try_acquire() {
             // Who asks for it is told what is wrong with it.
@@ -311,8 +321,8 @@ impl ContentReader {
         chunks.map_err(|error| self.named(error))
     }
 
-    /// A segment's distinct chunks, unpacked and checked, in the order of their first place. The cache is left
-    /// alone: who reads whole snapshots reads each chunk once.
+    /// A segment's distinct chunks, unpacked and checked, in the order of their first place. The
+    /// cache is left alone: who reads whole snapshots reads each chunk once.
     pub async fn chunks(&self, segment: &Segment) -> Result<Vec<VerifiedChunk>> {
         let checked = self.check_chunks(&self.engine.packs, segment).await?;
         checked
@@ -321,7 +331,8 @@ impl ContentReader {
             .collect()
     }
 
-    /// A segment's distinct chunks, each with the position of its first entry: checked, or what is wrong with it.
+    /// A segment's distinct chunks, each with the position of its first entry: checked, or what is
+    /// wrong with it.
     pub(crate) async fn check_chunks(
         &self,
         packs: &PackReader,

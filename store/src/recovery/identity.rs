@@ -20,12 +20,14 @@ const STORE_FILE_BYTES_MAX: usize = 64 << 10;
 pub(super) async fn lock_directory(disk: &Arc<dyn Disk>, dir: &Path) -> Result<DirectoryLock> {
     check_user(dir)?;
     create_dirs(disk, dir)?;
-    // The lock is a file, and a directory that is refused is left as it is. What counts is read again under the lock.
+    // The lock is a file, and a directory that is refused is left as it is. What counts is read
+    // again under the lock.
     read_identity(disk, dir).await?;
     DirectoryLock::take(dir)
 }
 
-/// That this process runs as the user that the store belongs to. Files that another one makes, root above all, shut that user out.
+/// Checks that this process runs as the user that the store belongs to. Files that another one
+/// makes, root above all, shut that user out.
 fn check_user(dir: &Path) -> Result<()> {
     let path = names::store_file(dir);
     #[expect(
@@ -50,7 +52,7 @@ fn check_user(dir: &Path) -> Result<()> {
     })
 }
 
-/// What the directory says it is; `None` if it is empty, and a store may be made in it.
+/// Reads the identity of a data directory; `None` if it is empty, and a store may be made in it.
 pub(super) async fn read_identity(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<StoreFile>> {
     let path = names::store_file(dir);
     let Some(text) = read_short(disk, &path, STORE_FILE_BYTES_MAX).await? else {

@@ -1,6 +1,7 @@
-//! Opening a store: find out what it is, bring back what the last process left behind, and go on from there.
+//! Opening a store: find out what it is, bring back what the last process left behind, and go on
+//! from there.
 //!
-//! What a crash may leave, and what becomes of it:
+//! A crash may leave, and recovery makes of it:
 //!
 //! | left behind | becomes |
 //! | --- | --- |
@@ -10,10 +11,11 @@
 //! | a torn record at the end of the catalog log | cut off: nobody was told of it |
 //! | the journal of a volume that was deleted | removed |
 //!
-//! What damage may leave as well: [the journal of a volume that nobody knows](journals). It stays.
+//! Damage may also leave [the journal of a volume that nobody knows](journals). It stays.
 //!
-//! Anything else that is not as it was written is damage. In a pack it is reported, and the rest goes on; in the
-//! catalog log it is an error, because what follows cannot be trusted to be in order.
+//! Anything else that is not as it was written is damage. In a pack it is reported, and the rest
+//! goes on; in the catalog log it is an error, because what follows cannot be trusted to be in
+//! order.
 
 mod files;
 mod identity;
@@ -89,7 +91,8 @@ impl fmt::Display for RecoveryReport {
         }
         write!(
             f,
-            "recovered {} records of packs and {} of the catalog log, cut off {} torn tails, found {} damaged places",
+            "recovered {} records of packs and {} of the catalog log, cut off {} torn tails, \
+            found {} damaged places",
             self.recovered_records,
             self.replayed_records,
             self.torn_packs.len() + usize::from(self.torn_log.is_some()),
@@ -159,7 +162,8 @@ pub(crate) struct Base {
     pub(crate) lock: DirectoryLock,
 }
 
-/// Recovers packs and catalog log, and puts the parts of the store together. `open_meta` is told whether both are empty.
+/// Recovers packs and catalog log, and puts the parts of the store together. `open_meta` is told
+/// whether both are empty.
 pub(crate) async fn assemble<F>(
     base: Base,
     report: &mut RecoveryReport,
@@ -227,8 +231,8 @@ enum LostLog {
     BeginsAnew,
 }
 
-/// Opens the catalog log. Where there are no packs and no journals there may be none yet: the store is new, or its making was
-/// cut short.
+/// Opens the catalog log. Where there are no packs and no journals there may be none yet: the store
+/// is new, or its making was cut short.
 async fn open_log(
     disk: &Arc<dyn Disk>,
     dir: &Path,
@@ -246,7 +250,8 @@ async fn open_log(
             .any(|name| Some(name.as_os_str()) == path.file_name())
     };
     if has(&path) {
-        // Its name, and those beside it, may be of a process that did not live to make them durable.
+        // Its name, and those beside it, may be of a process that did not live to make them
+        // durable.
         sync_dir(disk, dir).await?;
         return CatalogLog::open(Arc::clone(disk), path, store).await;
     }
@@ -259,7 +264,9 @@ async fn open_log(
     if lost == LostLog::Refused && journals::has_journals(&**disk, dir)? {
         return Err(Error::Incompatible {
             path,
-            why: "it is missing, and there are journals of volumes; `varved rebuild` makes these volumes again".to_owned(),
+            why: "it is missing, and there are journals of volumes; `varved rebuild` makes these \
+            volumes again"
+                .to_owned(),
         });
     }
     // Made beside its place, so that a log with half a header is never found there.
@@ -291,7 +298,8 @@ async fn replay_log(
         return Err(Error::Incompatible {
             path: log.path().to_owned(),
             why: format!(
-                "it can be read up to record {last}, and the catalog has applied {applied} ({torn}): it is damaged, or an older copy"
+                "it can be read up to record {last}, and the catalog has applied {applied} \
+                ({torn}): it is damaged, or an older copy"
             ),
         });
     }

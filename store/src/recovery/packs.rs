@@ -14,7 +14,8 @@ use crate::{
 /// What is to be believed about packs that are not sealed.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Believe {
-    /// The index: up to where it knows a pack, everything was durable; behind, nothing was promised.
+    /// The index: up to where it knows a pack, everything was durable; behind, nothing was
+    /// promised.
     Index,
     /// Nobody: the index is being made again, and whatever was written may have been promised.
     Packs,
@@ -132,8 +133,8 @@ fn path_of(packs: &LocalPacks, pack: PackId) -> PathBuf {
     PackStage::path(packs, pack)
 }
 
-/// Makes durable what is found of a pack: its last process may not have lived to sync it. What the cache holds may be more than what
-/// is on the disk, where a sync has failed.
+/// Makes durable what is found of a pack: its last process may not have lived to sync it. What the
+/// cache holds may be more than what is on the disk, where a sync has failed.
 async fn make_durable(stage: &dyn PackStage, pack: PackId) -> Result<()> {
     let file = stage.open_to_mend(pack)?;
     let synced = stage.disk().sync_data(&file).await;

@@ -40,8 +40,8 @@ pub struct RebuildReport {
     pub old_index: Option<PathBuf>,
     /// What is not as it was written.
     pub damage: Vec<Damage>,
-    /// The end of the catalog log that could not be read and was cut off, if any: a record that was being written, or
-    /// the last one, damaged.
+    /// The end of the catalog log that could not be read and was cut off, if any: a record that was
+    /// being written, or the last one, damaged.
     pub torn_log: Option<String>,
     /// Where that end is kept.
     pub cut_log: Option<PathBuf>,
@@ -54,7 +54,8 @@ pub struct RebuildReport {
 }
 
 impl RebuildReport {
-    /// Whether nothing is damaged. The torn end of a log is what a crash may leave, and a volume that was made again is whole.
+    /// Whether nothing is damaged. The torn end of a log is what a crash may leave, and a volume
+    /// that was made again is whole.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.damage.is_empty() && self.stranded_journals.is_empty() && self.incomplete.is_empty()
@@ -96,10 +97,11 @@ impl fmt::Display for RebuildReport {
     }
 }
 
-/// Makes index and catalog of a store again. The store must not be open; its packs are read whole, every record
-/// checked by its checksum.
+/// Makes index and catalog of a store again. The store must not be open; its packs are read whole,
+/// every record checked by its checksum.
 ///
-/// The new index takes the old one's place only when it is complete, and the old one is kept beside it.
+/// The new index takes the old one's place only when it is complete, and the old one is kept beside
+/// it.
 pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     let dir = &options.data_dir;
     let disk = io::choose(options.io_engine)
@@ -144,7 +146,8 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     Ok(report)
 }
 
-/// Fills an index and catalog in which there is nothing yet, and makes volumes again from their journals.
+/// Fills an index and catalog in which there is nothing yet, and makes volumes again from their
+/// journals.
 pub(crate) async fn refill(
     disk: &Arc<dyn Disk>,
     options: &Options,
@@ -202,7 +205,8 @@ pub(super) async fn set_index_aside(disk: &Arc<dyn Disk>, dir: &Path) -> Result<
     Ok(Some(old))
 }
 
-/// Keeps what is going to be cut off the log: it may be the last record, damaged, and not one that was never promised.
+/// Keeps what is going to be cut off the log: it may be the last record, damaged, and not one that
+/// was never promised.
 async fn keep_torn_tail(disk: &Arc<dyn Disk>, dir: &Path, log: &CatalogLog) -> Result<PathBuf> {
     let (offset_bytes, tail) = log.torn_tail().await?;
     let mut nth = 0;

@@ -14,13 +14,18 @@ use crate::{
 };
 
 impl Store {
-    /// Whether all that a completed snapshot names can be taken to be in the store. Not if index and catalog were ever made again: then the catalog
-    /// knows of snapshots, and packs may have been lost. Nor if something was found lost since the last start.
+    /// Whether everything that a completed snapshot names can be taken to be in the store. False if
+    /// index and catalog were ever made again, because packs may have been lost that snapshots
+    /// name, and if anything was found lost since the last start.
     pub fn vouches_for_snapshots(&self) -> bool {
         !self.engine.was_rebuilt && self.engine.lost.read().is_empty()
     }
 
-    /// A completed snapshot of that content, if there is one.
+    /// Finds a completed snapshot of that content, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the catalog.
     pub async fn snapshot_of(&self, root: RootId) -> Result<Option<SnapshotRecord>> {
         let mut query = ListQuery {
             limit: limits::PAGE_MAX,
@@ -38,13 +43,21 @@ impl Store {
         }
     }
 
-    /// Writes down what is known of a copy, durably.
+    /// Writes a copy's record, durably.
+    ///
+    /// # Errors
+    ///
+    /// Those of changing the catalog.
     pub async fn put_copy(&self, record: CopyRecord) -> Result<()> {
         let put = move |_: &dyn Meta| Ok((vec![Record::PutCopy(record)], ()));
         self.engine.commit.change(put).await
     }
 
-    /// Forgets copies.
+    /// Deletes the records of copies.
+    ///
+    /// # Errors
+    ///
+    /// Those of changing the catalog.
     pub async fn forget_copies(&self, ids: Vec<CopyId>) -> Result<()> {
         let delete = move |_: &dyn Meta| {
             let changes = ids.into_iter().map(Record::DeleteCopy);
@@ -53,7 +66,11 @@ impl Store {
         self.engine.commit.change(delete).await
     }
 
-    /// All copies that are written down, in the order in which they were begun.
+    /// Returns the records of all copies, in the order in which they were begun.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the catalog.
     pub async fn copies(&self) -> Result<Vec<CopyRecord>> {
         let copies = self.engine.meta(Priority::Manage, |meta| meta.copies());
         let mut copies = copies.await?;

@@ -22,7 +22,8 @@ use crate::{
 pub struct ExportedNode {
     /// The one encoding that has its id.
     pub encoded: Bytes,
-    /// Of a leaf, for each of its entries: the bytes that its chunk's payload takes as it is stored. 0 for one that the store has lost.
+    /// Of a leaf, for each of its entries: the bytes that its chunk's payload takes as it is
+    /// stored. 0 for one that the store has lost.
     pub payload_bytes: Vec<u32>,
 }
 
@@ -76,12 +77,20 @@ impl Store {
         self.engine.stored_chunks(&located, &wanted).await
     }
 
-    /// Positions of the chunks that the store lacks, ascending.
+    /// Returns the positions of the chunks that the store lacks, ascending.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the index.
     pub async fn missing_chunks(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
         self.engine.missing_chunks(ids).await
     }
 
-    /// A leaf, if the store has it. Not all of its chunks need be there.
+    /// Returns a leaf, if the store has it. Not all of its chunks need be there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if it is; those of reading.
     pub async fn known_leaf(&self, id: NodeId) -> Result<Option<Arc<Leaf>>> {
         match self.is_known(NodeKey::Leaf(id)).await? {
             true => Ok(Some(self.engine.plain_leaf(id).await?)),
@@ -89,7 +98,11 @@ impl Store {
         }
     }
 
-    /// An inner node, if the store has it. Not all that is below it need be there.
+    /// Returns an inner node, if the store has it. Not all that is below it need be there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if it is; those of reading.
     pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<InnerNode>>> {
         match self.is_known(NodeKey::Inner(id)).await? {
             true => Ok(Some(self.engine.inner_node(id).await?)),

@@ -14,7 +14,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyExists`] if a remote has that name; [`Error::Invalid`], with what a name may be.
+    /// [`Error::AlreadyExists`] if a remote has that name; [`Error::Invalid`], with what a name may
+    /// be.
     pub async fn add_remote(&self, record: RemoteRecord) -> Result<()> {
         meta::check_name("remote", &record.name)?;
         let add = move |meta: &dyn Meta| {

@@ -40,7 +40,12 @@ impl Store {
         self.volumes.delete_snapshot(key).await
     }
 
-    /// Sets and removes tags of a snapshot, in one step. What is both set and removed is set.
+    /// Sets and removes tags of a snapshot, in one step. A tag that is both set and removed is set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound), and
+    /// [`Error::Invalid`](crate::Error::Invalid) for tags that cannot be.
     pub async fn tag_snapshot(
         &self,
         key: &str,
@@ -50,7 +55,13 @@ impl Store {
         self.engine.tag(key, set, remove).await
     }
 
-    /// A reader of the snapshot of that name or id.
+    /// Opens the snapshot of that name or id for reading. Its content stays as long as the reader,
+    /// or a clone of it, even if the snapshot is deleted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound),
+    /// [`Error::NotCompleted`](crate::Error::NotCompleted), and those of reading its root.
     pub async fn open_snapshot(&self, key: &str) -> Result<SnapshotReader> {
         let record = self.snapshot(key).await?;
         SnapshotReader::open(self.engine.clone(), record).await
@@ -65,7 +76,11 @@ impl Store {
         SnapshotVerify::begin(self.open_snapshot(key).await?).await
     }
 
-    /// Where two snapshots differ, related or not.
+    /// Finds where two snapshots differ, related or not.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open_snapshot`](Self::open_snapshot).
     pub async fn diff(&self, base: &str, target: &str) -> Result<SnapshotDiff> {
         let base = self.open_snapshot(base).await?;
         let target = self.open_snapshot(target).await?;
@@ -73,7 +88,7 @@ impl Store {
     }
 }
 
-/// That a snapshot may have that name.
+/// Checks that a snapshot may have that name.
 ///
 /// # Errors
 ///
@@ -82,7 +97,7 @@ pub fn check_snapshot_name(name: &str) -> Result<()> {
     meta::check_name(SnapshotRecord::WHAT, name)
 }
 
-/// That a snapshot may have these tags.
+/// Checks that a snapshot may have these tags.
 ///
 /// # Errors
 ///

@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Enough bytes in a round for several writes, some packs that fill up, and sizes that end anywhere.
+/// Enough bytes in a round for several writes, some packs that fill up, and sizes that end
+/// anywhere.
 const PACK_BYTES_MAX: u64 = 3 << 20;
 const ROUNDS: u64 = 4;
 
@@ -13,7 +14,8 @@ fn records(round: u64) -> Vec<EncodedRecord> {
     records
 }
 
-/// Appends and flushes until it is done or something fails. What a receipt was given for is known after.
+/// Appends and flushes until it is done or something fails. What a receipt was given for is known
+/// after.
 async fn run(writer: &PackWriter, rounds: std::ops::Range<u64>, known: &mut Known) -> Result<()> {
     let mut before: Option<Appended> = None;
     for round in rounds {
@@ -35,7 +37,8 @@ async fn run(writer: &PackWriter, rounds: std::ops::Range<u64>, known: &mut Know
     Ok(())
 }
 
-/// A run from an empty disk, with the power failing after so many operations; and what it was promised.
+/// A run from an empty disk, with the power failing after so many operations; and what it was
+/// promised.
 fn run_until(last: Option<u64>) -> (Sim, Known) {
     let sim = Sim::new();
     let mut known = Known::default();
@@ -54,7 +57,8 @@ fn operations() -> u64 {
     run_until(None).0.0.operations() - before
 }
 
-/// Recovers, checks that nothing promised is missing and nothing that is found is wrong, and goes on.
+/// Recovers, checks that nothing promised is missing and nothing that is found is wrong, and goes
+/// on.
 fn recover_and_go_on(sim: &Sim, known: &Known, context: &str) {
     let place = sim.place();
     let local = place.local(PACK_BYTES_MAX);

@@ -31,8 +31,8 @@ fn pack(sealed: bool) -> (Sim, PackId, Known) {
     })
 }
 
-/// Each byte of a pack in turn: a scan names the place, or the record that it is in; readers give out the other records and
-/// never one that is not as it was.
+/// Each byte of a pack in turn: a scan names the place, or the record that it is in; readers give
+/// out the other records and never one that is not as it was.
 #[test]
 fn a_flipped_byte_is_found_wherever_it_is() {
     for sealed in [false, true] {
@@ -166,7 +166,8 @@ fn a_scan_goes_on_behind_damage() {
     }
 }
 
-/// A payload that holds a pack's bytes, at the very offset they would be found at, is not taken for a pack where there is a footer.
+/// A payload that holds a pack's bytes, at the very offset they would be found at, is not taken for
+/// a pack where there is a footer.
 #[test]
 fn a_footer_is_not_deceived_by_payloads() {
     let header_bytes = 64;
@@ -203,7 +204,8 @@ fn a_footer_is_not_deceived_by_payloads() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Whatever bytes a pack has, a scan ends, does not panic, and yields nothing that was not there.
+    /// Whatever bytes a pack has, a scan ends, does not panic, and yields nothing that was not
+    /// there.
     #[test]
     fn a_scan_takes_any_bytes(
         sealed: bool,

@@ -29,7 +29,8 @@ fn recover(sim: &Sim, known: &Known) -> Known {
     now
 }
 
-/// One write or sync fails: from then on nothing is written, reads go on, and what was promised is there after a crash.
+/// One write or sync fails: from then on nothing is written, reads go on, and what was promised is
+/// there after a crash.
 fn fails_once(break_it: impl Fn(&SimDisk, u64)) -> u64 {
     for nth in 1.. {
         let sim = Sim::new();

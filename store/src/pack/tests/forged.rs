@@ -17,8 +17,8 @@ const HEADER: u64 = PACK_HEADER_BYTES as u64;
 /// What the second record begins behind: its payload begins at 4 KiB then, and ends the file.
 const FIRST_STORED: usize = 4096 - 2 * RECORD_HEADER_BYTES;
 
-/// A chunk that ends with a trailer, for the end of a pack of `pack_bytes`: one that says that records end at
-/// `footer_at`, which is at most 3.25 MiB before.
+/// A chunk that ends with a trailer, for the end of a pack of `pack_bytes`: one that says that
+/// records end at `footer_at`, which is at most 3.25 MiB before.
 fn forged(pack_bytes: u64, footer_at: u64, nonce: Option<PackNonce>) -> EncodedRecord {
     // A footer of many records is as long as the bytes that it disowns.
     let records = (0..=u32::MAX)
@@ -42,7 +42,8 @@ fn forged(pack_bytes: u64, footer_at: u64, nonce: Option<PackNonce>) -> EncodedR
     )
 }
 
-/// A pack of a version that has these random bytes, of which the last record is forged. Its ids, in order.
+/// A pack of a version that has these random bytes, of which the last record is forged. Its ids, in
+/// order.
 fn pack_with(
     header_nonce: Option<PackNonce>,
     footer_at: u64,
@@ -72,7 +73,8 @@ fn pack_with(
     (sim, ids)
 }
 
-/// Where the forged footer says that records end: at the first, and within the payload of the second.
+/// Where the forged footer says that records end: at the first, and within the payload of the
+/// second.
 const PLACES: [u64; 3] = [HEADER, HEADER + 4096, HEADER + 2 * 4096];
 
 #[test]

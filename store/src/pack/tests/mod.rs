@@ -68,7 +68,8 @@ fn chunk(number: u64, blocks: usize) -> EncodedRecord {
     )
 }
 
-/// A chunk that is stored in fewer bytes than it has. (It could not be unpacked, and nothing here does that.)
+/// A chunk that is stored in fewer bytes than it has. (It could not be unpacked, and nothing here
+/// does that.)
 fn packed_chunk(number: u64, stored_bytes: usize) -> EncodedRecord {
     let bytes = plain(number, 64);
     EncodedRecord::chunk(

@@ -41,7 +41,8 @@ fn restarts_do_not_leave_a_swarm_of_packs() {
     }
 }
 
-/// A tail of any length behind the last receipt: what is whole there is kept, the rest is cut off, and padding ends the block.
+/// A tail of any length behind the last receipt: what is whole there is kept, the rest is cut off,
+/// and padding ends the block.
 #[test]
 fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
     let (pack, whole, ends, indexed_bytes) = {

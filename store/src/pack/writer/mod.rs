@@ -1,14 +1,15 @@
 //! Appends records to packs.
 //!
-//! Appending copies a record into a buffer under a short lock and returns; full buffers are written while the next one
-//! fills, and when all are under way the caller waits. Nothing runs in the background: whoever needs a
-//! buffer, or flushes, takes in the completions of writes, whoever began them.
+//! Appending copies a record into a buffer under a short lock and returns; full buffers are written
+//! while the next one fills, and when all are under way the caller waits. Nothing runs in the
+//! background: a caller that needs a buffer, or flushes, takes in the completions of writes, its
+//! own and those of others.
 //!
-//! A pack that is full is followed by the next at once. Its footer is written by the flush that makes its
-//! last records durable, after that: so a footer vouches for all of its pack.
+//! A pack that is full is followed by the next at once. Its footer is written by the flush that
+//! makes its last records durable, after that: so a footer vouches for all of its pack.
 //!
-//! Every future here may be dropped at any point. Records of an append that was dropped may be in the pack; nobody
-//! knows of them, and they do no harm.
+//! Every future here may be dropped at any point. Records of an append that was dropped may be in
+//! the pack; nobody knows of them, and they do no harm.
 
 mod receipt;
 mod resume;
@@ -41,7 +42,7 @@ pub struct PackWriter {
 }
 
 /// The turn to flush.
-type BlockLock<'a> = MutexGuard<'a, ()>;
+type FlushTurn<'a> = MutexGuard<'a, ()>;
 
 impl PackWriter {
     fn new(stage: Arc<dyn PackStage>, kind: PackKind, packs: Vec<OpenPack>) -> Self {
@@ -54,17 +55,17 @@ impl PackWriter {
         }
     }
 
-    /// Appends records, in this order. They are not durable: their places are told for the receipt of a flush that
-    /// begins after this has returned.
+    /// Appends records, in this order. They are not durable: their places are told for the receipt
+    /// of a flush that begins after this has returned.
     ///
     /// Waits while all buffers are being written.
     ///
     /// # Errors
     ///
     /// [`Error::Full`], [`Error::Dropped`]: none of them will be durable, nor any others that were
-    /// appended since the last flush.
-    /// [`Error::Poisoned`]: a write or a sync has failed, now or before. Anything else: no pack could be made for them, and
-    /// what was appended before is as it was; for what the system is short of it is waited until the store closes.
+    /// appended since the last flush. [`Error::Poisoned`]: a write or a sync has failed, now or
+    /// before. Anything else: no pack could be made for them, and what was appended before is as it
+    /// was; for what the system is short of it is waited until the store closes.
     ///
     /// # Panics
     ///
@@ -152,7 +153,7 @@ impl PackWriter {
         flushed
     }
 
-    async fn try_flush(&self, turn: &BlockLock<'_>) -> Result<Flushed> {
+    async fn try_flush(&self, turn: &FlushTurn<'_>) -> Result<Flushed> {
         let goal = loop {
             self.reap_until(|state| state.has_room() || state.is_halted())
                 .await;
@@ -175,8 +176,8 @@ impl PackWriter {
 
     /// Flushes, seals the last pack if it is large, and frees the buffers.
     ///
-    /// A pack that is not sealed is read from its beginning at the next start. One that is small is gone on with all the same, so
-    /// that restarts do not leave a swarm of small packs.
+    /// A pack that is not sealed is read from its beginning at the next start. One that is small is
+    /// gone on with all the same, so that restarts do not leave a swarm of small packs.
     ///
     /// # Errors
     ///
@@ -211,7 +212,8 @@ impl PackWriter {
         Ok(())
     }
 
-    /// Makes durable which packs there are. If the system is short of something until the store closes, that is no more than it was.
+    /// Makes durable which packs there are. If the system is short of something until the store
+    /// closes, that is no more than it was.
     async fn sync_names(&self) -> Result<()> {
         let patience = self.stage.disk().patience();
         let synced = patience.until_possible_async(|| self.stage.sync_names());
@@ -223,8 +225,9 @@ impl PackWriter {
         )
     }
 
-    /// Writes the footers of packs that are full and durable. One for which there is no space has to wait for a later flush.
-    async fn seal_full(&self, _turn: &BlockLock<'_>, packs: &mut Vec<PackState>) -> Result<()> {
+    /// Writes the footers of packs that are full and durable. One for which there is no space has
+    /// to wait for a later flush.
+    async fn seal_full(&self, _turn: &FlushTurn<'_>, packs: &mut Vec<PackState>) -> Result<()> {
         loop {
             let Some(pack) = self.state.lock().to_seal() else {
                 return Ok(());
@@ -252,7 +255,7 @@ impl PackWriter {
     /// After a write found the disk full: goes back to what is durable, so that writing can go on.
     ///
     /// Does nothing if that was done already.
-    async fn drop_unsynced(&self, _turn: &BlockLock<'_>) -> Result<()> {
+    async fn drop_unsynced(&self, _turn: &FlushTurn<'_>) -> Result<()> {
         if !matches!(self.state.lock().halted(), Some(Halted::Full { .. })) {
             return Ok(());
         }

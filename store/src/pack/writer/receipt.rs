@@ -3,7 +3,8 @@
 use super::{super::PlacedRecord, state::Goal};
 use crate::{Error, format::PackState};
 
-/// Records that were appended. Where they are, [`Flushed::settle`] tells, for it is of no use before they are durable.
+/// Records that were appended. Where they are, [`Flushed::settle`] tells, for it is of no use
+/// before they are durable.
 #[derive(Debug)]
 #[must_use = "without it nobody learns where the records are"]
 pub struct Appended {
@@ -69,7 +70,8 @@ impl Flushed {
         }
     }
 
-    /// Tells where records are that this flush, or one before, made durable. They must be of the same writer.
+    /// Tells where records are that this flush, or one before, made durable. They must be of the
+    /// same writer.
     ///
     /// # Errors
     ///
@@ -88,16 +90,16 @@ impl Flushed {
         Self { packs, ..self }
     }
 
-    /// The packs that this flush made durable, and up to where; `indexed_bytes` is true once all records are
-    /// indexed that were appended before.
+    /// The packs that this flush made durable, and up to where; `indexed_bytes` is true once all
+    /// records are indexed that were appended before.
     #[must_use]
     pub fn packs(&self) -> &[PackState] {
         &self.packs
     }
 }
 
-/// Records that are not durable by a receipt: the disk was full, and they were dropped; or they were
-/// appended after the flush had begun.
+/// Records that are not durable by a receipt: the disk was full, and they were dropped; or they
+/// were appended after the flush had begun.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{records} records were appended and not kept")]
 pub struct Lost {

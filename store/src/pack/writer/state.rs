@@ -24,8 +24,8 @@ use crate::{
     pack::{EncodedRecord, PackStage},
 };
 
-/// Buffers that a record may need beside the current one: padding may run over into one, and a new pack with the record
-/// begins in the next.
+/// Buffers that a record may need beside the current one: padding may run over into one, and a new
+/// pack with the record begins in the next.
 const BUFFERS_NEEDED: usize = 2;
 
 const _: () = assert!(
@@ -153,7 +153,7 @@ impl State {
         self.halted.is_some()
     }
 
-    /// That records may be appended.
+    /// Checks that records may be appended.
     pub(super) fn check(&self) -> Result<()> {
         self.check_not_poisoned()?;
         match &self.halted {
@@ -174,7 +174,7 @@ impl State {
         }
     }
 
-    /// That records may be appended to those of a generation.
+    /// Checks that records may be appended to those of a generation.
     pub(super) fn check_generation(&self, generation: u64) -> Result<()> {
         self.check()?;
         if self.generation == generation {
@@ -449,7 +449,8 @@ impl State {
         self.packs.retain(|pack| pack.id != id);
     }
 
-    /// What is not durable: packs to be cut off, with their new lengths, and packs that are not durable at all.
+    /// What is not durable: packs to be cut off, with their new lengths, and packs that are not
+    /// durable at all.
     pub(super) fn unsynced(&self) -> (Vec<(OpenPack, u64)>, Vec<PackId>) {
         let unsynced = self
             .packs
@@ -470,7 +471,8 @@ impl State {
         self.packs.retain(|pack| pack.id != id);
     }
 
-    /// The disk holds what is durable and nothing else: appending can go on from there, in a new generation.
+    /// The disk holds what is durable and nothing else: appending can go on from there, in a new
+    /// generation.
     pub(super) fn go_back(&mut self) {
         debug_assert!(self.writes.is_empty());
         if let Some(buffer) = self.buffer.take() {
