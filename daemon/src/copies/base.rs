@@ -8,7 +8,7 @@ use varve_content::{
     NodeId,
     tree::{InnerNode, Leaf, NodeSource, Root, WalkError},
 };
-use varve_store::{Error, SnapshotRecord, Store};
+use varve_store::{Error, RootPin, SnapshotReader, SnapshotRecord, Store};
 
 use super::source::CopyError;
 
@@ -16,7 +16,7 @@ use super::source::CopyError;
 #[derive(Debug, Clone)]
 pub(super) struct Base {
     store: Store,
-    pub(super) root: Root,
+    reader: SnapshotReader,
     pub(super) data_blocks: u64,
 }
 
@@ -24,9 +24,18 @@ impl Base {
     pub(super) async fn of(store: &Store, record: &SnapshotRecord) -> Result<Self, Error> {
         Ok(Self {
             store: store.clone(),
-            root: *store.open_snapshot(&record.id.to_string()).await?.root(),
+            reader: store.open_snapshot(&record.id.to_string()).await?,
             data_blocks: record.completed()?.data_blocks(),
         })
+    }
+
+    pub(super) fn root(&self) -> &Root {
+        self.reader.root()
+    }
+
+    /// Keeps its content in the store.
+    pub(super) fn pin(&self) -> &RootPin {
+        self.reader.pin()
     }
 
     /// Blocks of data in some of its leaves.

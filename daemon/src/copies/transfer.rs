@@ -101,7 +101,7 @@ impl RemoteSnapshot {
         nodes: &'a Nodes<'a>,
         base: Option<&'a Base>,
     ) -> impl futures::Stream<Item = Result<ComparedLeaves, CopyError>> + 'a {
-        let walk = LeafComparison::new(&self.root, base.map(|base| &base.root));
+        let walk = LeafComparison::new(&self.root, base.map(Base::root));
         stream::try_unfold(walk, move |mut walk| async move {
             let batch = match base {
                 Some(base) => walk
@@ -267,7 +267,10 @@ impl CopyEngine {
             .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| transfer.take(batch))
             .await?;
         let dropped_blocks = transfer.dropped_blocks.into_inner();
-        ingest.keep_leaves(Vec::new(), base_blocks.saturating_sub(dropped_blocks))?;
+        if let Some(base) = &base {
+            let kept_blocks = base_blocks.saturating_sub(dropped_blocks);
+            ingest.keep_leaves(base.pin(), Vec::new(), kept_blocks)?;
+        }
         let committed = place.excused(ingest.commit(wanted.root.id())).await;
         committed.map_err(|error| job.blame(error))
     }
@@ -580,8 +583,8 @@ impl Transfer<'_> {
             let dropped = base.blocks_of(&batch.dropped).await?;
             self.dropped_blocks.fetch_add(dropped, Ordering::Relaxed);
             self.job.undone(dropped * BLOCK_BYTES as u64);
+            self.ingest.keep_leaves(base.pin(), batch.kept, 0)?;
         }
-        self.ingest.keep_leaves(batch.kept, 0)?;
         let leaves = self.nodes.leaves(&batch.wanted).await?;
         let mut wanted = Places::of(&leaves).ids;
         while !wanted.is_empty() {

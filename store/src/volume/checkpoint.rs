@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    engine::{Priority, apart, joined, needed_by, walked},
+    engine::{Priority, RootPin, apart, joined, needed_by, walked},
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::{CHECKPOINT_NODES_MAX, CHECKPOINT_SEGMENTS_IN_FLIGHT},
     meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
@@ -65,7 +65,7 @@ impl VolumeState {
         self: &Arc<Self>,
         cut: Cut,
         snapshot: Option<(SnapshotId, &Progress)>,
-    ) -> Result<RootId> {
+    ) -> Result<RootPin> {
         let progress = snapshot.map(|(_, progress)| progress);
         let places = &self.volumes.checkpoint_permits;
         let _place = places.acquire().await.map_err(|_| Error::Closing)?;
@@ -85,7 +85,9 @@ impl VolumeState {
         let content = self
             .put_changes(&ingest, &stack, cut.size_bytes, progress)
             .await?;
-        let base = ContentReader::open(Arc::clone(&self.engine), content.root, &self.name).await?;
+        // The ingest answers for the content until the record names its root.
+        let pin = self.engine.pins.pin(content.root);
+        let base = ContentReader::open(Arc::clone(&self.engine), pin.clone(), &self.name).await?;
         let id = snapshot.map(|(id, _)| id);
         snapshot::complete(&self.engine, self.record.id, cut.next_file, content, id).await?;
         // Before files go that the journal begins with by the word of its owner record.
@@ -96,7 +98,7 @@ impl VolumeState {
             // They are not needed, and go when the volume is opened again.
             tracing::warn!(volume = self.name, %error, "journal files were not removed");
         }
-        Ok(content.root)
+        Ok(pin)
     }
 
     /// Stores what was changed since the base, and the tree that this makes of the base's. What it costs follows what was written:

@@ -29,7 +29,11 @@ use super::{
     volume::{Volume, VolumeState},
     writer::Queue,
 };
-use crate::{Error, Result, engine::PoisonOnPanic, meta::SnapshotId};
+use crate::{
+    Error, Result,
+    engine::{PoisonOnPanic, RootPin},
+    meta::SnapshotId,
+};
 
 /// Until a journal is tried again in the background.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -65,7 +69,7 @@ pub(super) enum Purpose {
     /// A snapshot.
     Snapshot(SnapshotId, Arc<Progress>),
     /// Whoever waits for the root.
-    Root(oneshot::Sender<Result<RootId>>),
+    Root(oneshot::Sender<Result<RootPin>>),
 }
 
 /// What of a volume is to be taken into the store.

@@ -101,6 +101,7 @@ impl Volume {
     ) -> Result<Self> {
         let engine = Arc::clone(&volumes.engine);
         engine.commit.writable()?;
+        let (record, pin) = engine.pin_named(record, |it| Ok(it.base)).await?;
         let host: Arc<dyn Host> = Arc::<Engine>::clone(&engine);
         let dir = JournalDir {
             disk: Arc::clone(&engine.disk),
@@ -128,8 +129,8 @@ impl Volume {
                 "journal read"
             );
         }
-        let base = match record.base {
-            Some(root) => Some(ContentReader::open(Arc::clone(&engine), root, &record.name).await?),
+        let base = match pin {
+            Some(pin) => Some(ContentReader::open(Arc::clone(&engine), pin, &record.name).await?),
             None => None,
         };
         let jobs = snapshot::resumed(&volumes, &record).await?;

@@ -195,7 +195,7 @@ pub(in crate::grpc) fn diff_extent(extent: DiffExtent) -> v1::DiffExtent {
 
 fn violation(violation: Violation) -> v1::Violation {
     v1::Violation {
-        message: violation.message,
+        message: violation.to_string(),
         offset_bytes: violation.offset_bytes,
     }
 }

@@ -272,9 +272,8 @@ fn not_found(id: &str) -> Error {
 
 fn random_id() -> Result<String, Error> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| Error::Io {
-        verb: "read",
-        path: "the kernel's random numbers".into(),
+    getrandom::fill(&mut bytes).map_err(|error| Error::System {
+        verb: "draw random numbers",
         source: io::Error::other(error.to_string()),
     })?;
     Ok(format!("up-{:032x}", u128::from_be_bytes(bytes)))

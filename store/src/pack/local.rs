@@ -1,4 +1,4 @@
-//! The packs in a directory.
+//! Packs as files of a local directory: read from there, and written there.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::PackHome;
+use super::{PackStage, PackStore};
 use crate::{
     Error, Result,
     format::{PackId, PackKind, StoreId, names},
@@ -20,12 +20,13 @@ use crate::{
     limits,
 };
 
-/// All packs of a data directory. Those that were read last stay open, as many of them as there are descriptors for.
+/// All packs of a data directory. Those that were read last stay open, as many of them as there are
+/// descriptors for.
 ///
-/// Packs are read through the page cache, which so keeps packed bytes beside the store's cache of plain ones, and
-/// written past it.
+/// Packs are read through the page cache, which so keeps packed bytes beside the store's cache of
+/// plain ones, and written past it.
 #[derive(Debug)]
-pub struct PackSet {
+pub struct LocalPacks {
     disk: Arc<dyn Disk>,
     data_dir: PathBuf,
     store: StoreId,
@@ -51,9 +52,11 @@ struct OpenFiles {
     most: usize,
     files: HashMap<PackId, (File, u64)>,
     uses: u64,
+    /// How many packs were removed.
+    removals: u64,
 }
 
-impl PackSet {
+impl LocalPacks {
     /// The packs of a data directory, in which there is a directory for them.
     pub fn open(
         disk: Arc<dyn Disk>,
@@ -106,27 +109,73 @@ impl PackSet {
         Ok(Arc::new(self))
     }
 
+    /// All packs, sealed or not, by their numbers.
+    ///
+    /// # Errors
+    ///
+    /// Those of listing a directory.
+    pub fn list(&self) -> Result<Vec<PackId>> {
+        let dir = names::packs(&self.data_dir);
+        let names = self
+            .disk
+            .list(&dir)
+            .map_err(|source| Error::io("list", &dir, source))?;
+        let mut packs: Vec<_> = names
+            .iter()
+            .filter_map(|name| names::pack_of(name))
+            .collect();
+        packs.sort_unstable_by_key(|pack| (pack.number, pack.kind));
+        Ok(packs)
+    }
+
+    /// Notes that numbers up to this one were used, by packs that may be gone.
+    pub fn keep_numbers_above(&self, number: u64) {
+        self.last_number.fetch_max(number, Ordering::Relaxed);
+    }
+
+    fn file_path(&self, pack: PackId) -> PathBuf {
+        names::pack(&self.data_dir, pack)
+    }
+
+    fn remove_file(&self, pack: PackId) -> io::Result<()> {
+        let removed = self.disk.remove(&self.file_path(pack));
+        // After that: a reader that has just opened it would keep it open for those behind it.
+        for open in [&self.open, &self.open_direct] {
+            open.files.lock().removed(pack);
+        }
+        removed
+    }
+
     fn open_as(
         &self,
         verb: &'static str,
         pack: PackId,
         open: impl FnOnce(&Path) -> io::Result<File>,
     ) -> Result<File> {
-        let path = self.path(pack);
+        let path = self.file_path(pack);
         open(&path).map_err(|source| Error::io(verb, &path, source))
     }
 }
 
 impl OpenPacks {
     fn file(&self, pack: PackId, path: &Path) -> io::Result<File> {
-        if let Some(file) = self.files.lock().used(pack) {
-            return Ok(file);
-        }
+        let removals = {
+            let mut files = self.files.lock();
+            if let Some(file) = files.used(pack) {
+                return Ok(file);
+            }
+            files.removals
+        };
         let file = match self.past_cache {
             true => self.disk.open_direct(path, OpenMode::Read)?,
             false => self.disk.open(path, OpenMode::Read)?,
         };
-        self.files.lock().insert(pack, file.clone());
+        let mut files = self.files.lock();
+        // One that was removed since it was opened must not be kept: it would keep its space.
+        if files.removals == removals {
+            files.insert(pack, file.clone());
+        }
+        drop(files);
         Ok(file)
     }
 
@@ -158,6 +207,7 @@ impl OpenFiles {
             most,
             files: HashMap::new(),
             uses: 0,
+            removals: 0,
         }
     }
 
@@ -166,6 +216,11 @@ impl OpenFiles {
         let (file, used) = self.files.get_mut(&pack)?;
         *used = self.uses;
         Some(file.clone())
+    }
+
+    fn removed(&mut self, pack: PackId) {
+        self.files.remove(&pack);
+        self.removals += 1;
     }
 
     fn insert(&mut self, pack: PackId, file: File) {
@@ -184,23 +239,9 @@ impl OpenFiles {
     }
 }
 
-impl PackHome for PackSet {
-    fn store(&self) -> StoreId {
+impl PackStage for LocalPacks {
+    fn store_id(&self) -> StoreId {
         self.store
-    }
-
-    fn list(&self) -> Result<Vec<PackId>> {
-        let dir = names::packs(&self.data_dir);
-        let names = self
-            .disk
-            .list(&dir)
-            .map_err(|source| Error::io("list", &dir, source))?;
-        let mut packs: Vec<_> = names
-            .iter()
-            .filter_map(|name| names::pack_of(name))
-            .collect();
-        packs.sort_unstable_by_key(|pack| (pack.number, pack.kind));
-        Ok(packs)
     }
 
     fn reserve(&self, kind: PackKind) -> PackId {
@@ -210,16 +251,12 @@ impl PackHome for PackSet {
         }
     }
 
-    fn keep_numbers_above(&self, number: u64) {
-        self.last_number.fetch_max(number, Ordering::Relaxed);
-    }
-
     fn pack_bytes_max(&self) -> u64 {
         self.pack_bytes_max
     }
 
     fn path(&self, pack: PackId) -> PathBuf {
-        names::pack(&self.data_dir, pack)
+        self.file_path(pack)
     }
 
     fn dir(&self) -> PathBuf {
@@ -249,25 +286,32 @@ impl PackHome for PackSet {
     }
 
     fn remove(&self, pack: PackId) -> Result<()> {
-        for open in [&self.open, &self.open_direct] {
-            open.files.lock().files.remove(&pack);
-        }
-        let path = self.path(pack);
-        self.disk
-            .remove(&path)
+        let path = self.file_path(pack);
+        self.remove_file(pack)
             .map_err(|source| Error::io("remove", &path, source))
     }
 
     fn sync_names(&self) -> Completion<()> {
         self.disk.sync_dir(&names::packs(&self.data_dir))
     }
+}
 
-    fn len_bytes(&self, pack: PackId) -> io::Result<u64> {
-        self.disk.len(&self.open.file(pack, &self.path(pack))?)
+impl PackStore for LocalPacks {
+    fn store_id(&self) -> StoreId {
+        self.store
+    }
+
+    fn path(&self, pack: PackId) -> PathBuf {
+        self.file_path(pack)
+    }
+
+    fn len_bytes(&self, pack: PackId) -> Completion<u64> {
+        let file = self.open.file(pack, &self.file_path(pack));
+        Completion::known(file.and_then(|file| self.disk.len(&file)))
     }
 
     fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Completion<AlignedBuf> {
-        let path = self.path(pack);
+        let path = self.file_path(pack);
         self.open.read(pack, path, move |disk, file| {
             disk.read(file, offset_bytes, len)
         })
@@ -279,9 +323,13 @@ impl PackHome for PackSet {
         offset_bytes: u64,
         len: usize,
     ) -> Completion<AlignedBuf> {
-        let path = self.path(pack);
+        let path = self.file_path(pack);
         self.open_direct.read(pack, path, move |disk, file| {
             disk.read_up_to(file, offset_bytes, len)
         })
+    }
+
+    fn delete(&self, pack: PackId) -> Completion<()> {
+        Completion::known(self.remove_file(pack))
     }
 }
