@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Volumes,
-    jobs::{Job, Purpose},
+    checkpoint::{Job, Purpose},
     records::{NewVolume, Origin},
     volume::Volume,
 };

@@ -27,12 +27,7 @@ use varve_content::{
     tree::{Leaf, LeafEntry, LeafWalk, NodeId, TreeUpdate, UpdateError},
 };
 
-use super::{
-    jobs::Cut,
-    layers::{Changed, Place, Stack},
-    snapshot::{self, Progress},
-    volume::VolumeState,
-};
+use super::Cut;
 use crate::{
     Error, Result,
     engine::{Priority, RootPin, apart, joined, needed_by, walked},
@@ -40,6 +35,11 @@ use crate::{
     limits::{CHECKPOINT_NODES_MAX, CHECKPOINT_SEGMENTS_IN_FLIGHT},
     meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
     read::ContentReader,
+    volume::{
+        layers::{Changed, Place, Stack},
+        snapshot::{self, Progress},
+        volume::VolumeState,
+    },
 };
 
 /// Chunks handed to the store at a time, in plain bytes.
@@ -61,7 +61,7 @@ struct SegmentPut {
 
 impl VolumeState {
     /// Takes what the volume held at a cut into the store, and puts the volume on it. All cuts before have had their turn.
-    pub(super) async fn checkpoint(
+    pub(in crate::volume) async fn checkpoint(
         self: &Arc<Self>,
         cut: Cut,
         snapshot: Option<(SnapshotId, &Progress)>,

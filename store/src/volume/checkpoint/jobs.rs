@@ -24,15 +24,15 @@ use tokio::{
 };
 use varve_content::RootId;
 
-use super::{
-    snapshot::{self, Progress},
-    volume::{Volume, VolumeState},
-    writer::Queue,
-};
 use crate::{
     Error, Result,
     engine::{PoisonOnPanic, RootPin},
     meta::SnapshotId,
+    volume::{
+        snapshot::{self, Progress},
+        volume::{Volume, VolumeState},
+        writer::Queue,
+    },
 };
 
 /// Until a journal is tried again in the background.
@@ -48,22 +48,22 @@ const ROOM_PAUSES: [Duration; 3] = [
 
 /// A cut through a volume's journal.
 #[derive(Debug, Copy, Clone)]
-pub(super) struct Cut {
+pub(in crate::volume) struct Cut {
     /// The journal file that the time after it begins with.
-    pub(super) next_file: u64,
+    pub(in crate::volume) next_file: u64,
     /// Size of the volume at that instant.
-    pub(super) size_bytes: u64,
+    pub(in crate::volume) size_bytes: u64,
 }
 
 /// A cut up to which a volume is to be taken into the store, and for what.
 #[derive(Debug)]
-pub(super) struct Job {
-    pub(super) cut: Cut,
-    pub(super) purpose: Purpose,
+pub(in crate::volume) struct Job {
+    pub(in crate::volume) cut: Cut,
+    pub(in crate::volume) purpose: Purpose,
 }
 
 #[derive(Debug)]
-pub(super) enum Purpose {
+pub(in crate::volume) enum Purpose {
     /// The journal has grown large.
     Room,
     /// A snapshot.
@@ -74,7 +74,7 @@ pub(super) enum Purpose {
 
 /// What of a volume is to be taken into the store.
 #[derive(Debug, Default)]
-pub(super) struct Checkpoints {
+pub(in crate::volume) struct Checkpoints {
     jobs: SyncMutex<Jobs>,
     /// How they go on: when one ends there is room in the journal.
     pace: watch::Sender<Pace>,
@@ -83,16 +83,16 @@ pub(super) struct Checkpoints {
     /// The volume is being closed: nothing is tried again.
     closing: watch::Sender<bool>,
     /// Held from a cut until its job waits in its place: so jobs are in the order of their cuts.
-    pub(super) cutting: Arc<Mutex<()>>,
+    pub(in crate::volume) cutting: Arc<Mutex<()>>,
     /// The last root that became the base, and how many of its blocks are data: or all its leaves would have to be read to count them.
-    pub(super) data_blocks: SyncMutex<Option<(RootId, u64)>>,
+    pub(in crate::volume) data_blocks: SyncMutex<Option<(RootId, u64)>>,
     /// Snapshots that have failed, and whose records do not say so yet.
     unrecorded: SyncMutex<Vec<(SnapshotId, String)>>,
 }
 
 /// How what is to be taken into the store goes on.
 #[derive(Debug, Copy, Clone, Default)]
-pub(super) struct Pace {
+pub(in crate::volume) struct Pace {
     /// How many are under way or wait for their turn.
     jobs: u32,
     /// The first of them could not be done, and waits to be tried again; the others wait behind it.
@@ -101,7 +101,7 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Whether there is something to wait for.
-    pub(super) fn goes_on(self) -> bool {
+    pub(in crate::volume) fn goes_on(self) -> bool {
         self.jobs > 0 && !self.is_stalled
     }
 }
@@ -119,17 +119,17 @@ struct Jobs {
 
 impl Checkpoints {
     /// To see how they go on, and wait for one to end.
-    pub(super) fn watch(&self) -> watch::Receiver<Pace> {
+    pub(in crate::volume) fn watch(&self) -> watch::Receiver<Pace> {
         self.pace.subscribe()
     }
 
     /// Whether one is under way.
-    pub(super) fn is_under_way(&self) -> bool {
+    pub(in crate::volume) fn is_under_way(&self) -> bool {
         self.pace.borrow().goes_on()
     }
 
     /// Tries nothing again from now on.
-    pub(super) fn close(&self) {
+    pub(in crate::volume) fn close(&self) {
         self.closing.send_replace(true);
     }
 
@@ -246,7 +246,7 @@ impl Drop for UnderWay {
 
 impl Volume {
     /// Puts a job behind all others. Only while cuts are kept from overtaking each other.
-    pub(super) fn checkpoint_later(&self, job: Job) {
+    pub(in crate::volume) fn checkpoint_later(&self, job: Job) {
         let checkpoints = &self.inner().checkpoints;
         {
             let mut jobs = checkpoints.jobs.lock();
@@ -278,7 +278,7 @@ impl Volume {
     }
 
     /// Ends the epoch that is being written, here and now.
-    pub(super) async fn cut(&self) -> Result<Cut> {
+    pub(in crate::volume) async fn cut(&self) -> Result<Cut> {
         let inner = self.inner();
         let (ended, size_bytes) = Queue::end_epochs(&[&inner.queue], || inner.size_bytes())?;
         let mut cut = Cut {
@@ -295,7 +295,7 @@ impl Volume {
 impl VolumeState {
     /// Begins to take the journal into the store if it has grown large; and the one with the largest map, if the maps of all take much
     /// memory.
-    pub(super) fn checkpoint_if_large(self: &Arc<Self>) {
+    pub(in crate::volume) fn checkpoint_if_large(self: &Arc<Self>) {
         if self.journal.is_large() {
             self.begin_checkpoint();
         }
@@ -307,7 +307,7 @@ impl VolumeState {
     }
 
     /// Begins to take the journal into the store because there is no room, if that would make some.
-    pub(super) async fn checkpoint_for_room(self: &Arc<Self>) -> bool {
+    pub(in crate::volume) async fn checkpoint_for_room(self: &Arc<Self>) -> bool {
         if !self.journal.can_be_emptied().await {
             return false;
         }
@@ -445,7 +445,7 @@ impl VolumeState {
 
     /// Writes down what could not be written down before. Nothing may become the base before that: it would hold what is after the
     /// instant of a snapshot that looks pending.
-    pub(super) async fn record_failures(&self) -> Result<()> {
+    pub(in crate::volume) async fn record_failures(&self) -> Result<()> {
         loop {
             let Some((id, reason)) = self.checkpoints.unrecorded.lock().first().cloned() else {
                 return Ok(());
@@ -461,6 +461,6 @@ impl VolumeState {
 }
 
 /// Whether what went wrong is a shortage, which passes without anybody mending what the store holds.
-pub(super) fn passes(error: &Error) -> bool {
+pub(in crate::volume) fn passes(error: &Error) -> bool {
     error.is_full() || matches!(error, Error::Shortage { .. } | Error::Limit(_))
 }

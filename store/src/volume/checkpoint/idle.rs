@@ -6,12 +6,12 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use super::{Volumes, journal::last_journal_file, volume::Volume};
 use crate::{
     Error, ListQuery, Result,
     io::offload,
     limits,
     meta::{VolumeId, VolumeRecord},
+    volume::{Volumes, journal::last_journal_file, volume::Volume},
 };
 
 /// Journals of volumes that are not open and could not be emptied, up to which file: they are tried again when there is more in them.

@@ -2,14 +2,14 @@
 
 use futures::future::try_join_all;
 
-use super::{BLOCK, VolumeState, bytes_of, in_base};
+use super::{
+    journal::BlockPlace,
+    layers::{Place, Stretch},
+    volume::{BLOCK, VolumeState, bytes_of, in_base},
+};
 use crate::{
     Error, Result,
     read::{ContentReader, Piece, push_zeros},
-    volume::{
-        journal::BlockPlace,
-        layers::{Place, Stretch},
-    },
 };
 
 /// What some blocks are read from.
