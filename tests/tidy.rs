@@ -393,10 +393,17 @@ fn programs_and_crates_have_the_names_that_are_written_down() {
         .map(|package| package["name"].as_str().unwrap())
         .collect();
     let expected = [
-        "benches", "client", "content", "daemon", "proto", "store", "tests",
-    ]
-    .map(|name| format!("varve-{name}"));
-    assert_eq!(names, expected.iter().map(String::as_str).collect());
+        "snapctl",
+        "varve-benches",
+        "varve-client",
+        "varve-content",
+        "varve-daemon",
+        "varve-fake-daemon",
+        "varve-proto",
+        "varve-store",
+        "varve-tests",
+    ];
+    assert_eq!(names, BTreeSet::from(expected));
     for package in packages {
         assert_eq!(package["license"], "Apache-2.0", "{}", package["name"]);
     }

@@ -15,8 +15,7 @@ use varve_proto::v1::{DownloadResponse, download_response::Part};
 use varve_client::{
     Error, ErrorKind, Existing, FileSink, FileSource, NewFile, Progress, StreamSink, scratch_file,
 };
-
-use crate::fake::{FakeDaemon, Manners};
+use varve_fake_daemon::{FakeDaemon, Manners};
 
 /// Bytes with all lengths of chunks, repeated content, holes and an odd end.
 fn volume() -> Vec<u8> {

@@ -5,9 +5,8 @@ use std::{collections::BTreeMap, fs};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use varve_client::{DiffKind, ErrorKind, FileSource, Progress, SnapshotFilter};
+use varve_fake_daemon::{FakeDaemon, Manners};
 use varve_proto::v1;
-
-use crate::fake::{FakeDaemon, Manners};
 
 /// A daemon with one snapshot, called base.
 async fn daemon_with_base() -> FakeDaemon {

@@ -22,8 +22,7 @@ use varve_content::{
 };
 
 use varve_client::{ErrorKind, FileSource, Progress, RootId, Source};
-
-use crate::fake::{FakeDaemon, Manners};
+use varve_fake_daemon::{FakeDaemon, Manners};
 
 /// Bytes that look random and differ by `seed`; compressible by half.
 fn noise(seed: u64, len: usize) -> Vec<u8> {

@@ -5,11 +5,9 @@ use std::{
     io::{Read, Write},
     os::unix::net::UnixListener,
 };
+use varve_fake_daemon::{FakeDaemon, Manners};
 
-use crate::{
-    fake::{FakeDaemon, Manners},
-    snapctl::{disk, parse, run, succeed},
-};
+use crate::commands::{disk, parse, run, succeed};
 
 /// Whoever finds it: the grammar, `snapctl` later on, or the daemon.
 #[test]

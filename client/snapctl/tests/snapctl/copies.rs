@@ -3,12 +3,10 @@
 use std::{process::Stdio, time::Duration};
 
 use rustix::process::{Pid, Signal, kill_process};
+use varve_fake_daemon::{FakeDaemon, Manners};
 use varve_proto::v1::{self, CopyState};
 
-use crate::{
-    fake::{FakeDaemon, Manners},
-    snapctl::{finished, run, snapctl, succeed},
-};
+use crate::commands::{finished, run, snapctl, succeed};
 
 fn step(state: CopyState, last_error: &str) -> v1::Copy {
     v1::Copy {

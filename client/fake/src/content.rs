@@ -17,7 +17,7 @@ use varve_proto::v1::{self, content_service_server::ContentService, download_res
 use super::{Answers, Service};
 
 #[derive(Debug)]
-pub(crate) struct Upload {
+pub struct Upload {
     request: v1::BeginUploadRequest,
     /// Chunks the upload may name: asked about and there, or put.
     pinned: HashSet<ChunkId>,

@@ -7,11 +7,9 @@ use std::{
     path::Path,
     process::Command,
 };
+use varve_fake_daemon::{FakeDaemon, Manners};
 
-use crate::{
-    fake::{FakeDaemon, Manners},
-    snapctl::run,
-};
+use crate::commands::run;
 
 const MIB: u64 = 1 << 20;
 

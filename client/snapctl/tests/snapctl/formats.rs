@@ -5,11 +5,9 @@ use std::{
     io::Write,
     process::{Command, Stdio},
 };
+use varve_fake_daemon::{FakeDaemon, Manners};
 
-use crate::{
-    fake::{FakeDaemon, Manners},
-    snapctl::{disk, finished, run, snapctl, succeed},
-};
+use crate::commands::{disk, finished, run, snapctl, succeed};
 
 #[test]
 fn other_formats_go_through_qemu_img() {

@@ -2,12 +2,10 @@
 
 use std::{fs::OpenOptions, process::Stdio};
 
+use varve_fake_daemon::{FakeDaemon, Manners};
 use varve_proto::v1;
 
-use crate::{
-    fake::{FakeDaemon, Manners},
-    snapctl::{disk, finished, parse, run, snapctl, succeed},
-};
+use crate::commands::{disk, finished, parse, run, snapctl, succeed};
 
 /// Standard errors that take nothing: a full file system, and a pipe that nobody reads.
 fn useless() -> [Stdio; 2] {

@@ -1,9 +1,8 @@
 //! How `snapctl` is spelt, and how wide it writes.
 
-use crate::{
-    fake::{FakeDaemon, Manners},
-    snapctl::{disk, finished, run, snapctl, succeed},
-};
+use varve_fake_daemon::{FakeDaemon, Manners};
+
+use crate::commands::{disk, finished, run, snapctl, succeed};
 
 /// What scripts were written with goes on.
 #[test]

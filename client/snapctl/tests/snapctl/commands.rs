@@ -12,8 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tonic::Status;
 use varve_client::{FileSink, RootId, Sink};
-
-use crate::fake::{FakeDaemon, Manners};
+use varve_fake_daemon::{FakeDaemon, Manners};
 
 pub(crate) fn snapctl(daemon: &FakeDaemon, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_snapctl"));

@@ -1,5 +1,13 @@
 //! A daemon for tests: content in memory, and the protocol's rules checked.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
+
 mod content;
 mod copies;
 mod snapshots;
@@ -34,39 +42,39 @@ use self::content::Upload;
 
 /// What the daemon has and has seen.
 #[derive(Debug, Default)]
-pub(crate) struct State {
-    pub(crate) chunks: HashMap<ChunkId, Bytes>,
-    pub(crate) snapshots: BTreeMap<String, (v1::Snapshot, Vec<v1::Leaf>)>,
-    pub(crate) volumes: BTreeMap<String, v1::Volume>,
+pub struct State {
+    pub chunks: HashMap<ChunkId, Bytes>,
+    pub snapshots: BTreeMap<String, (v1::Snapshot, Vec<v1::Leaf>)>,
+    pub volumes: BTreeMap<String, v1::Volume>,
     /// What is told of the snapshot that is made next, one after the other.
-    pub(crate) snapshot_course: Vec<v1::Snapshot>,
+    pub snapshot_course: Vec<v1::Snapshot>,
     /// What is told of each copy, one after the other.
-    pub(crate) copies: BTreeMap<String, Vec<v1::Copy>>,
+    pub copies: BTreeMap<String, Vec<v1::Copy>>,
     /// States and errors that copies go through which are begun from now on.
-    pub(crate) course: Vec<v1::Copy>,
-    pub(crate) remotes: BTreeMap<String, v1::Remote>,
-    pub(crate) uploads: HashMap<String, Upload>,
-    pub(crate) begun: usize,
-    pub(crate) aborted: usize,
+    pub course: Vec<v1::Copy>,
+    pub remotes: BTreeMap<String, v1::Remote>,
+    pub uploads: HashMap<String, Upload>,
+    pub begun: usize,
+    pub aborted: usize,
     /// Chunks received, in order.
-    pub(crate) put: Vec<ChunkId>,
-    pub(crate) payload_bytes: u64,
-    pub(crate) asked: usize,
-    pub(crate) pages: usize,
+    pub put: Vec<ChunkId>,
+    pub payload_bytes: u64,
+    pub asked: usize,
+    pub pages: usize,
 }
 
 /// How the daemon misbehaves, and its limits.
 #[derive(Clone, Debug)]
-pub(crate) struct Manners {
-    pub(crate) ids_max: u32,
-    pub(crate) message_bytes_max: u32,
+pub struct Manners {
+    pub ids_max: u32,
+    pub message_bytes_max: u32,
     /// After this many chunks the next is refused so.
-    pub(crate) refuse_after: Option<(usize, Status)>,
+    pub refuse_after: Option<(usize, Status)>,
     /// The download's parts are put through this.
-    pub(crate) spoil: fn(Vec<v1::DownloadResponse>) -> Vec<v1::DownloadResponse>,
-    pub(crate) compression: Compression,
+    pub spoil: fn(Vec<v1::DownloadResponse>) -> Vec<v1::DownloadResponse>,
+    pub compression: Compression,
     /// Before each message of chunks is taken.
-    pub(crate) delay: Duration,
+    pub delay: Duration,
 }
 
 impl Default for Manners {
@@ -90,8 +98,8 @@ struct Service {
 
 /// A daemon that runs until it is dropped.
 #[derive(Debug)]
-pub(crate) struct FakeDaemon {
-    pub(crate) endpoint: Endpoint,
+pub struct FakeDaemon {
+    pub endpoint: Endpoint,
     state: Arc<Mutex<State>>,
     /// Its own, so that its connections end with it.
     runtime: Option<Runtime>,
@@ -100,7 +108,7 @@ pub(crate) struct FakeDaemon {
 
 impl FakeDaemon {
     /// On a unix socket.
-    pub(crate) fn start(manners: Manners) -> Self {
+    pub fn start(manners: Manners) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("grpc.sock");
         let (state, router) = services(manners);
@@ -122,7 +130,7 @@ impl FakeDaemon {
         }
     }
 
-    pub(crate) fn start_tcp(manners: Manners) -> Self {
+    pub fn start_tcp(manners: Manners) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (state, router) = services(manners);
         let runtime = runtime();
@@ -146,16 +154,16 @@ impl FakeDaemon {
         }
     }
 
-    pub(crate) async fn client(&self) -> Client {
+    pub async fn client(&self) -> Client {
         Client::connect(&self.endpoint).await.unwrap()
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
     /// A place for files that goes away with the daemon.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 }

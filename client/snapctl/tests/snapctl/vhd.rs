@@ -2,11 +2,9 @@
 //! what has changed since another one.
 
 use std::{fs, process::Command};
+use varve_fake_daemon::{FakeDaemon, Manners};
 
-use crate::{
-    fake::{FakeDaemon, Manners},
-    snapctl::run,
-};
+use crate::commands::run;
 
 const DISK_BYTES: usize = 5 << 20;
 const FOOTER_BYTES: usize = 512;

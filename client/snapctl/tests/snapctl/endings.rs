@@ -11,11 +11,9 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use varve_fake_daemon::{FakeDaemon, Manners};
 
-use crate::{
-    fake::{FakeDaemon, Manners},
-    snapctl::{disk, run, snapctl, succeed},
-};
+use crate::commands::{disk, run, snapctl, succeed};
 
 /// What only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -8,11 +8,9 @@ use std::{
     path::Path,
     process::{Command, Stdio},
 };
+use varve_fake_daemon::{FakeDaemon, Manners};
 
-use crate::{
-    fake::{FakeDaemon, Manners},
-    snapctl::{disk, finished, run, snapctl, succeed},
-};
+use crate::commands::{disk, finished, run, snapctl, succeed};
 
 fn tool(daemon: &FakeDaemon, program: &str, arguments: &[&str]) {
     let done = Command::new(program)

@@ -8,11 +8,9 @@ use std::{
 };
 
 use varve_client::{ErrorKind, Existing, NewFile};
+use varve_fake_daemon::{FakeDaemon, Manners};
 
-use crate::{
-    fake::{FakeDaemon, Manners},
-    snapctl::{disk, finished, run, snapctl, succeed},
-};
+use crate::commands::{disk, finished, run, snapctl, succeed};
 
 fn daemon() -> (FakeDaemon, Vec<u8>) {
     let daemon = FakeDaemon::start(Manners::default());
