@@ -330,7 +330,22 @@ fn crates_depend_on_what_they_should() {
                 "io-uring",
                 "varve-store",
                 "varve-daemon",
+                "varve-device",
+                "snapctl",
+                // The command line's, and formats of images.
+                "clap",
+                "indicatif",
+                "comfy-table",
+                "netlink-sys",
+                "tar",
+                "bzip2",
+                "roxmltree",
+                "sd-notify",
             ],
+        ),
+        (
+            "varve-device",
+            &["tonic", "prost", "varve-client", "varve-proto"],
         ),
     ] {
         let linked = linked(package);
@@ -398,6 +413,7 @@ fn programs_and_crates_have_the_names_that_are_written_down() {
         "varve-client",
         "varve-content",
         "varve-daemon",
+        "varve-device",
         "varve-fake-daemon",
         "varve-proto",
         "varve-store",

@@ -46,7 +46,6 @@ mod cancel;
 mod connect;
 mod convert;
 mod copies;
-mod device;
 mod download;
 mod error;
 mod limits;
@@ -68,9 +67,6 @@ pub use archive::{
 };
 pub use connect::{Client, Endpoint, Tls};
 pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
-pub use device::{
-    Ended, Event as MapEvent, MapOptions, Mapped, Mapping, NbdAddress, Unmapped, mapped, unmap,
-};
 pub use download::{
     Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
 };

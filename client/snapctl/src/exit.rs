@@ -96,6 +96,24 @@ impl From<Error> for Failure {
     }
 }
 
+impl From<varve_device::Error> for Failure {
+    fn from(error: varve_device::Error) -> Self {
+        use varve_device::ErrorKind as Device;
+        let kind = match error.kind() {
+            Device::NotFound => ErrorKind::NotFound,
+            Device::Invalid => ErrorKind::Invalid,
+            Device::Conflict => ErrorKind::Conflict,
+            Device::Unreachable => ErrorKind::Unreachable,
+            Device::Unavailable => ErrorKind::Unavailable,
+            Device::Denied => ErrorKind::Denied,
+            Device::OutOfSpace => ErrorKind::OutOfSpace,
+            Device::File => ErrorKind::File,
+            _ => ErrorKind::Internal,
+        };
+        Self::Client(Error::new(kind, error.what(), error.why()))
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

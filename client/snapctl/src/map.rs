@@ -5,8 +5,9 @@ use std::{path::Path, time::Duration};
 use clap::{Args, Subcommand};
 use sd_notify::NotifyState;
 use serde::Serialize;
-use varve_client::{
-    Ended, Endpoint, Error, ErrorKind, MapEvent, MapOptions, Mapped, Mapping, NbdAddress, mapped,
+use varve_client::{Endpoint, Error, ErrorKind};
+use varve_device::{
+    Ended, ErrorKind as DeviceErrorKind, Event, MapOptions, Mapped, Mapping, NbdAddress, mapped,
     unmap,
 };
 
@@ -168,11 +169,11 @@ impl Map {
         }
         ready();
         let tell = |event| match event {
-            MapEvent::Lost => options.remark(format_args!("{device}: lost a connection")),
-            MapEvent::NotYet(error) => {
+            Event::Lost => options.remark(format_args!("{device}: lost a connection")),
+            Event::NotYet(error) => {
                 options.remark(format_args!("{device}: {error}; trying again"));
             }
-            MapEvent::Restored(after) => options.remark(format_args!(
+            Event::Restored(after) => options.remark(format_args!(
                 "{device}: all connections are there again, after {:.1} s",
                 after.as_secs_f64()
             )),
@@ -194,7 +195,7 @@ impl Map {
                     options.remark(format_args!("detached {device}"));
                     Ok(())
                 }
-                Err(error) if error.kind() == ErrorKind::Conflict => {
+                Err(error) if error.kind() == DeviceErrorKind::Conflict => {
                     options.remark(format_args!(
                         "{error}; it stays attached, and 'snapctl device map {}' looks after it again",
                         self.export

@@ -7,6 +7,7 @@ use std::{
     path::Path,
     process::Command,
 };
+
 use varve_fake_daemon::{FakeDaemon, Manners};
 
 use crate::commands::run;

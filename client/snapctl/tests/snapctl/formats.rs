@@ -5,6 +5,7 @@ use std::{
     io::Write,
     process::{Command, Stdio},
 };
+
 use varve_fake_daemon::{FakeDaemon, Manners};
 
 use crate::commands::{disk, finished, run, snapctl, succeed};

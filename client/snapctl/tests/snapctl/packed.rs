@@ -8,6 +8,7 @@ use std::{
     path::Path,
     process::{Command, Stdio},
 };
+
 use varve_fake_daemon::{FakeDaemon, Manners};
 
 use crate::commands::{disk, finished, run, snapctl, succeed};

@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     os::unix::net::UnixListener,
 };
+
 use varve_fake_daemon::{FakeDaemon, Manners};
 
 use crate::commands::{disk, parse, run, succeed};

@@ -2,6 +2,7 @@
 //! what has changed since another one.
 
 use std::{fs, process::Command};
+
 use varve_fake_daemon::{FakeDaemon, Manners};
 
 use crate::commands::run;

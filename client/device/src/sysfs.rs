@@ -43,8 +43,9 @@ impl Backend {
     }
 
     pub(super) fn encode(&self) -> Result<String> {
-        serde_json::to_string(self)
-            .map_err(|error| Error::internal("describe a device", error.to_string()))
+        serde_json::to_string(self).map_err(|error| {
+            Error::new(ErrorKind::Internal, "describe a device", error.to_string())
+        })
     }
 
     /// None for what is not Varve's.

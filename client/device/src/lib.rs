@@ -19,6 +19,10 @@
 //!
 //! What a device is, is kept by the kernel as long as the device is attached: no file can say something else.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+#![warn(missing_docs)]
+
+mod error;
 mod handshake;
 mod mapping;
 mod netlink;
@@ -29,10 +33,10 @@ use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 pub use self::{
+    error::{Error, ErrorKind, Result},
     mapping::{Ended, Event, Mapping, Unmapped, unmap},
     sysfs::{Mapped, mapped},
 };
-use crate::error::{Error, ErrorKind, Result};
 
 /// Where a daemon serves NBD.
 ///
