@@ -10,6 +10,7 @@
 
 mod content;
 mod copies;
+mod replication;
 mod snapshots;
 mod volumes;
 
@@ -34,17 +35,23 @@ use varve_client::{Client, Endpoint};
 use varve_content::{chunk_id::ChunkId, codec::Compression};
 use varve_proto::v1::{
     self, content_service_server::ContentServiceServer, copy_service_server::CopyServiceServer,
-    remote_service_server::RemoteServiceServer, snapshot_service_server::SnapshotServiceServer,
-    status_service_server::StatusServiceServer, volume_service_server::VolumeServiceServer,
+    remote_service_server::RemoteServiceServer,
+    replication_service_server::ReplicationServiceServer,
+    snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
+    volume_service_server::VolumeServiceServer,
 };
 
-use self::content::Upload;
+use self::{content::Upload, replication::Nodes};
 
 /// What the daemon has and has seen.
 #[derive(Debug, Default)]
 pub struct State {
     pub chunks: HashMap<ChunkId, Bytes>,
     pub snapshots: BTreeMap<String, (v1::Snapshot, Vec<v1::Leaf>)>,
+    /// Nodes of the trees of all snapshots, also of those that were deleted.
+    pub nodes: Nodes,
+    pub fetched_nodes: usize,
+    pub fetched_chunks: usize,
     pub volumes: BTreeMap<String, v1::Volume>,
     /// What is told of the snapshot that is made next, one after the other.
     pub snapshot_course: Vec<v1::Snapshot>,
@@ -72,6 +79,9 @@ pub struct Manners {
     pub refuse_after: Option<(usize, Status)>,
     /// The download's parts are put through this.
     pub spoil: fn(Vec<v1::DownloadResponse>) -> Vec<v1::DownloadResponse>,
+    /// Each node and chunk that is asked for by its id is put through these.
+    pub spoil_node: fn(v1::Node) -> v1::Node,
+    pub spoil_chunk: fn(v1::Chunk) -> v1::Chunk,
     pub compression: Compression,
     /// Before each message of chunks is taken.
     pub delay: Duration,
@@ -84,6 +94,8 @@ impl Default for Manners {
             message_bytes_max: 1 << 20,
             refuse_after: None,
             spoil: |parts| parts,
+            spoil_node: |node| node,
+            spoil_chunk: |chunk| chunk,
             compression: Compression::Zstd,
             delay: Duration::ZERO,
         }
@@ -196,6 +208,7 @@ fn services(manners: Manners) -> (Arc<Mutex<State>>, tonic::transport::server::R
         .add_service(VolumeServiceServer::new(service.clone()))
         .add_service(CopyServiceServer::new(service.clone()))
         .add_service(RemoteServiceServer::new(service.clone()))
+        .add_service(ReplicationServiceServer::new(service.clone()))
         .add_service(StatusServiceServer::new(service));
     (state, router)
 }

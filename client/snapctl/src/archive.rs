@@ -5,14 +5,13 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use clap::Subcommand;
 use serde::Serialize;
 use varve_client::{
-    ArchiveFacts, ArchiveReport, Client, Error, Existing, NewFile, Progress, RestoreReport,
-    archive_head, verify_archive,
+    ArchiveExportReport, ArchiveFacts, ArchiveImportReport, Client, Control, Error, Existing,
+    NewFile, archive_head, verify_archive,
 };
 
 use crate::{
@@ -21,6 +20,7 @@ use crate::{
     export::{Stream, mention_force},
     meter,
     output::{self, Output, SnapshotJson},
+    signals,
 };
 
 /// What can be done with archives without a daemon.
@@ -74,12 +74,12 @@ impl Archive {
                 print(&facts, None, None, options)
             }
             Self::Verify { file } => {
-                let progress = Arc::new(Progress::default());
-                let counters = Arc::clone(&progress);
-                let verifying = crate::blocking(move || {
-                    let (from, name) = open(&file)?;
-                    verify_archive(from, &name, &counters)
-                });
+                let control = Control::new();
+                let verifying = async {
+                    let (from, name) = crate::blocking(move || open(&file)).await?;
+                    verify_archive().control(&control).run(from, &name).await
+                };
+                let progress = &control.progress;
                 let facts = meter::watch("verify", options.quiet, progress, verifying).await?;
                 options.remark("the archive is whole, and every chunk of it is what its id says");
                 print(&facts, Some(&facts), None, options)
@@ -114,11 +114,8 @@ pub(crate) async fn write(
     };
     let client = options.connect().await?;
     let snapshot = options.named.snapshot(&client, snapshot).await?;
-    let progress = Arc::new(Progress::default());
-    let mut archive = client
-        .archive(snapshot)
-        .progress(Arc::clone(&progress))
-        .cancel_on(crate::interrupted());
+    let control = signals::control();
+    let mut archive = client.export_archive(snapshot).control(&control);
     if let Some(since) = since {
         archive = archive.since(options.named.snapshot(&client, &since).await?);
     }
@@ -133,14 +130,14 @@ pub(crate) async fn write(
         Error::new(varve_client::ErrorKind::File, format!("write {name}"), why)
     })?;
     let writing = Box::pin(archive.run(to, &name));
-    let report = meter::watch("export", options.quiet, progress, writing).await?;
+    let report = meter::watch("export", options.quiet, &control.progress, writing).await?;
     if is_stdout {
         return Ok(());
     }
     if let Some(target) = target {
         crate::blocking(move || target.publish()).await?;
     }
-    let ArchiveReport {
+    let ArchiveExportReport {
         archive, elapsed, ..
     } = report;
     print(
@@ -161,17 +158,16 @@ pub(crate) async fn read(
 ) -> Result<(), Failure> {
     let owned = file.to_path_buf();
     let (from, file) = crate::blocking(move || open(&owned)).await?;
-    let progress = Arc::new(Progress::default());
+    let control = signals::control();
     let mut archive = client
         .import_archive()
         .tags(BTreeMap::from_iter(tags))
-        .progress(Arc::clone(&progress))
-        .cancel_on(crate::interrupted());
+        .control(&control);
     if let Some(name) = name {
         archive = archive.name(name);
     }
     let reading = Box::pin(archive.run(from, &file));
-    let report = meter::watch("import", options.quiet, progress, reading).await?;
+    let report = meter::watch("import", options.quiet, &control.progress, reading).await?;
     print_restored(&report, options)
 }
 
@@ -225,7 +221,7 @@ fn print(
     output::write(&output::facts(&lines))
 }
 
-fn print_restored(report: &RestoreReport, options: &Options) -> Result<(), Failure> {
+fn print_restored(report: &ArchiveImportReport, options: &Options) -> Result<(), Failure> {
     let snapshot = &report.snapshot;
     let seconds = report.elapsed.as_secs_f64();
     if options.output == Output::Json {

@@ -1,13 +1,11 @@
 //! `snapctl copy`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use clap::{Args, Subcommand};
 use futures::TryStreamExt as _;
 use serde::Serialize;
-use varve_client::{
-    Client, Copy, CopyEstimate, CopySource, CopyState, Error, ErrorKind, NewCopy, Progress,
-};
+use varve_client::{Client, Copy, CopyEstimate, CopySource, CopyState, Error, ErrorKind, NewCopy};
 
 use crate::{
     Options,
@@ -15,6 +13,7 @@ use crate::{
     import::parse_tag,
     meter,
     output::{self, Output},
+    signals,
     size::parse_size,
 };
 
@@ -229,14 +228,17 @@ impl New {
             copies.push(client.copy(new).await?);
         }
         if self.wait {
-            let progress = Arc::new(Progress::default());
+            let control = signals::control();
             let ids: Vec<_> = copies.iter().map(|copy| copy.id.clone()).collect();
-            let interrupted = crate::interrupted();
-            let waiting = client.ended_copies(&ids, &progress, |copy| tell(copy, options));
-            let waiting = meter::watch("copy", options.quiet, Arc::clone(&progress), waiting);
-            copies = tokio::select! {
-                copies = waiting => copies?,
-                () = interrupted => return Err(goes_on(&ids).into()),
+            let waiting = client
+                .wait_for_copies(&ids)
+                .on_change(|copy| tell(copy, options))
+                .control(&control)
+                .run();
+            let ended = meter::watch("copy", options.quiet, &control.progress, waiting).await;
+            copies = match ended {
+                Err(_) if control.cancel.is_cancelled() => return Err(goes_on(&ids).into()),
+                ended => ended?,
             };
         }
         match &*copies {

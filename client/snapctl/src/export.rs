@@ -5,7 +5,6 @@ use std::{
     io,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use clap::{Args, ValueEnum};
@@ -21,7 +20,7 @@ use crate::{
     image::{Format, expected_by_name},
     meter,
     output::{self, Output, SnapshotJson},
-    qemu,
+    qemu, signals,
 };
 
 /// What `export` takes.
@@ -122,10 +121,10 @@ impl Export {
                 let sink = FileSink::scratch(&raw, scratch_name())?;
                 let report = download(&client, &self.snapshot, sink, options).await?;
                 options.remark(format_args!("converting {} to qcow2", self.file.display()));
-                let progress = Arc::new(Progress::default());
+                let progress = Progress::new();
                 let converting =
                     qemu::from_raw(&raw, Format::Qcow2, target.file(), &self.file, &progress);
-                meter::watch("convert", options.quiet, Arc::clone(&progress), converting).await?;
+                meter::watch("convert", options.quiet, &progress, converting).await?;
                 crate::blocking(move || target.publish()).await?;
                 report
             }
@@ -197,14 +196,10 @@ async fn download(
     sink: impl Sink,
     options: &Options,
 ) -> Result<DownloadReport, Failure> {
-    let progress = Arc::new(Progress::default());
+    let control = signals::control();
     let snapshot = options.named.snapshot(client, snapshot).await?;
-    let download = client
-        .download(snapshot)
-        .progress(Arc::clone(&progress))
-        .cancel_on(crate::interrupted())
-        .run(sink);
-    Ok(meter::watch("export", options.quiet, progress, download).await?)
+    let download = client.download(snapshot).control(&control).run(sink);
+    Ok(meter::watch("export", options.quiet, &control.progress, download).await?)
 }
 
 fn print(report: &DownloadReport, file: &Path, output: Output) -> Result<(), Failure> {

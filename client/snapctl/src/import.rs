@@ -3,12 +3,11 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use clap::{Args, ValueEnum, builder::PossibleValue};
 use serde::Serialize;
-use varve_client::{Client, Error, ErrorKind, Progress, UploadReport};
+use varve_client::{Client, Error, ErrorKind, UploadReport};
 
 use crate::{
     Options, archive,
@@ -17,6 +16,7 @@ use crate::{
     intake::Intake,
     meter,
     output::{self, Output, SnapshotJson},
+    signals,
 };
 
 /// What `import` takes.
@@ -117,14 +117,13 @@ impl Import {
         let source = intake
             .source(self.format, self.disk, &self.allow_dirs, options)
             .await?;
-        let progress = Arc::new(Progress::default());
+        let control = signals::control();
         let upload = client
             .upload(name)
             .tags(BTreeMap::from_iter(self.tags))
-            .progress(Arc::clone(&progress))
-            .cancel_on(crate::interrupted())
+            .control(&control)
             .run(source);
-        let report = meter::watch("import", options.quiet, progress, upload).await?;
+        let report = meter::watch("import", options.quiet, &control.progress, upload).await?;
         print(&report, options.output)
     }
 }

@@ -6,7 +6,6 @@ use std::{
     io::{self, Cursor, Read, Seek},
     os::{fd::AsFd, unix::fs::FileTypeExt},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use varve_client::{Error, ErrorKind, FileSource, Progress, Result, scratch_file, spool_dir};
@@ -226,9 +225,9 @@ async fn convert(
     qemu::check_whole(&image).await?;
     options.remark(format_args!("converting {name} from {format}"));
     let raw = scratch_file()?;
-    let progress = Arc::new(Progress::default());
+    let progress = Progress::new();
     let converting = qemu::to_raw(&image, &name, &raw, &progress);
-    meter::watch("convert", options.quiet, Arc::clone(&progress), converting).await?;
+    meter::watch("convert", options.quiet, &progress, converting).await?;
     FileSource::from_file(raw, name)
 }
 
@@ -285,8 +284,8 @@ async fn spool_stream(
     options: &Options,
 ) -> Result<(Part, Option<Packing>)> {
     options.remark(format_args!("copying {name} to {}", spool_dir().display()));
-    let progress = Arc::new(Progress::default());
-    let counters = Arc::clone(&progress);
+    let progress = Progress::new();
+    let counters = progress.clone();
     let copying = blocking(move || {
         let mut head = Vec::new();
         let read = reader.by_ref().take(HEAD_BYTES).read_to_end(&mut head);
@@ -296,16 +295,16 @@ async fn spool_stream(
         let part = copy(whole, packing, name, counters)?;
         Ok((part, packing))
     });
-    meter::watch("copy", options.quiet, progress, copying).await
+    meter::watch("copy", options.quiet, &progress, copying).await
 }
 
 /// Unpacks a file.
 async fn spool_packed(part: &Part, packing: Packing, options: &Options) -> Result<Part> {
-    let progress = Arc::new(Progress::default());
+    let progress = Progress::new();
     progress.set_total(part.len());
-    let (reader, name, counters) = (part.reader(), part.name().to_owned(), Arc::clone(&progress));
+    let (reader, name, counters) = (part.reader(), part.name().to_owned(), progress.clone());
     let copying = blocking(move || copy(reader, Some(packing), name, counters));
-    meter::watch("unpack", options.quiet, progress, copying).await
+    meter::watch("unpack", options.quiet, &progress, copying).await
 }
 
 /// Copies a stretch of a file.
@@ -315,11 +314,11 @@ async fn spool(
     name: String,
     options: &Options,
 ) -> Result<Part> {
-    let progress = Arc::new(Progress::default());
+    let progress = Progress::new();
     progress.set_total(len);
-    let counters = Arc::clone(&progress);
+    let counters = progress.clone();
     let copying = blocking(move || copy(reader, None, name, counters));
-    meter::watch("copy", options.quiet, progress, copying).await
+    meter::watch("copy", options.quiet, &progress, copying).await
 }
 
 /// Copies all that `reader` gives to a temporary file, unpacked. `progress` counts what was read.
@@ -327,7 +326,7 @@ fn copy(
     reader: impl Read + Send + 'static,
     packing: Option<Packing>,
     name: String,
-    progress: Arc<Progress>,
+    progress: Progress,
 ) -> Result<Part> {
     let counted = Counted { reader, progress };
     let failed = |error| Error::file(format!("read {name}"), error);
@@ -361,7 +360,7 @@ impl Read for Packed {
 /// Counts what is read.
 struct Counted<R> {
     reader: R,
-    progress: Arc<Progress>,
+    progress: Progress,
 }
 
 impl<R: Read> Read for Counted<R> {

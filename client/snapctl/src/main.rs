@@ -38,10 +38,7 @@ use clap::{
 use clap_complete::Shell;
 use varve_client::{Client, Endpoint, Error, ErrorKind, Result as ClientResult, Tls};
 
-use self::{
-    advice::Asked, exit::Failure, named::Named, output::Output, signals::interrupted,
-    silence::Silence,
-};
+use self::{advice::Asked, exit::Failure, named::Named, output::Output, silence::Silence};
 
 /// How long threads may go on after a command has failed: they may have files to remove.
 const THREADS_TIME: Duration = Duration::from_secs(1);

@@ -138,7 +138,6 @@ fn parse_device(text: &str) -> Result<u32, String> {
 impl Map {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
         let interrupted = interrupted_within(DETACH_TIME);
-        let mut interrupted = std::pin::pin!(interrupted);
         let (address, opened) = self.find(options).await?;
         let settings = MapOptions {
             connections: self.connections,
@@ -152,7 +151,7 @@ impl Map {
         let mut mapping = tokio::select! {
             // Opening a volume may take minutes, if its journal is long.
             mapping = attaching => mapping?,
-            () = &mut interrupted => {
+            () = interrupted.cancelled() => {
                 let what = format!("map {}", self.export);
                 return Err(Error::new(ErrorKind::Cancelled, what, "interrupted").into());
             }
@@ -178,7 +177,7 @@ impl Map {
                 after.as_secs_f64()
             )),
         };
-        match mapping.stay(&mut interrupted, tell).await? {
+        match mapping.stay(interrupted.cancelled(), tell).await? {
             Ended::Detached => {
                 options.remark(format_args!("{device} was detached"));
                 Ok(())

@@ -2,7 +2,6 @@
 
 use std::{
     io::{IsTerminal, stderr},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +17,7 @@ const LINE_PERIOD: Duration = Duration::from_secs(5);
 pub(crate) async fn watch<T>(
     verb: &'static str,
     quiet: bool,
-    progress: Arc<Progress>,
+    progress: &Progress,
     transfer: impl Future<Output = T>,
 ) -> T {
     if quiet {
@@ -36,7 +35,7 @@ pub(crate) async fn watch<T>(
     loop {
         tokio::select! {
             result = &mut transfer => return result,
-            _ = ticks.tick() => display.show(&progress),
+            _ = ticks.tick() => display.show(progress),
         }
     }
 }

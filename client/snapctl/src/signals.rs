@@ -13,35 +13,30 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use varve_client::{Cancel, Control};
 
 /// How long a transfer may take to end: it tells the daemon, which may have stopped.
 const TRANSFER_TIME: Duration = Duration::from_secs(3);
 
-/// Whether a signal has come.
-static CAME: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::channel(false).0);
+/// Cancelled when a signal has come.
+static CANCEL: LazyLock<Cancel> = LazyLock::new(Cancel::new);
 /// How long those who asked to be told may take, in milliseconds.
 static TIME_MILLISECONDS: AtomicU64 = AtomicU64::new(0);
 
-/// Completes when the user, or whoever runs this, wants a transfer to end. It then has a few
-/// seconds to do so.
-pub(crate) fn interrupted() -> impl Future<Output = ()> + Send + 'static {
-    interrupted_within(TRANSFER_TIME)
+/// The control of a transfer that a signal ends. It then has a few seconds to end.
+pub(crate) fn control() -> Control {
+    Control {
+        cancel: interrupted_within(TRANSFER_TIME),
+        ..Control::default()
+    }
 }
 
-/// The same for something that may take `time` to end.
-pub(crate) fn interrupted_within(time: Duration) -> impl Future<Output = ()> + Send + 'static {
+/// What a signal cancels that may take `time` to end.
+pub(crate) fn interrupted_within(time: Duration) -> Cancel {
     let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     TIME_MILLISECONDS.fetch_max(time, Ordering::Relaxed);
-    let mut came = CAME.subscribe();
-    async move {
-        if came.wait_for(|came| *came).await.is_err() {
-            std::future::pending().await
-        }
-    }
+    CANCEL.clone()
 }
 
 /// Completes when a signal has come and the time is over that the command has to end by itself.
@@ -55,7 +50,7 @@ pub(crate) fn listen() -> impl Future<Output = ()> {
     ];
     async move {
         any(&mut signals).await;
-        CAME.send_replace(true);
+        CANCEL.cancel();
         let time = Duration::from_millis(TIME_MILLISECONDS.load(Ordering::Relaxed));
         tokio::select! {
             () = any(&mut signals) => process::exit(130),

@@ -1,14 +1,13 @@
 //! `snapctl snapshot`.
 
-use std::{collections::BTreeMap, fmt::Write as _, future, sync::Arc};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use clap::{Args, Subcommand};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde_json::json;
 use varve_client::{
-    Client, DiffExtent, DiffKind, Error, ErrorKind, Progress, SnapshotFilter, VerifyProgress,
-    Violation,
+    ChangeKind, ChangedExtent, Client, Control, SnapshotFilter, VerifyReport, Violation,
 };
 
 use crate::{
@@ -137,16 +136,19 @@ impl Create {
         }
         let mut snapshots = client.create_snapshots(&volumes, &self.name, tags).await?;
         if self.wait {
-            let progress = Arc::new(Progress::default());
-            let ids: Vec<_> = snapshots.iter().map(|it| it.id.clone()).collect();
-            let waiting = client.completed_snapshots(&ids, &progress, |snapshot| {
-                if let Some(why) = &snapshot.failure {
-                    let (id, name) = (&snapshot.id, &snapshot.name);
-                    options.remark(format_args!("{id} ({name}) is tried again: {why}"));
-                }
-            });
-            snapshots =
-                meter::watch("snapshot", options.quiet, Arc::clone(&progress), waiting).await?;
+            let control = Control::new();
+            let ids = snapshots.iter().map(|it| it.id.clone());
+            let waiting = client
+                .wait_for_snapshots(ids)
+                .on_retry(|snapshot| {
+                    if let Some(why) = &snapshot.failure {
+                        let (id, name) = (&snapshot.id, &snapshot.name);
+                        options.remark(format_args!("{id} ({name}) is tried again: {why}"));
+                    }
+                })
+                .control(&control)
+                .run();
+            snapshots = meter::watch("snapshot", options.quiet, &control.progress, waiting).await?;
         }
         match (&*snapshots, options.output) {
             ([one], _) => show(one, options),
@@ -248,13 +250,13 @@ struct Totals {
 }
 
 impl Totals {
-    fn add(&mut self, extent: &DiffExtent) {
+    fn add(&mut self, extent: &ChangedExtent) {
         let total = match extent.kind {
-            DiffKind::Changed => &mut self.changed_bytes,
-            DiffKind::Added => &mut self.added_bytes,
-            DiffKind::Removed => &mut self.removed_bytes,
+            ChangeKind::Changed => &mut self.changed_bytes,
+            ChangeKind::Added => &mut self.added_bytes,
+            ChangeKind::Removed => &mut self.removed_bytes,
         };
-        *total = total.saturating_add(extent.length_bytes);
+        *total = total.saturating_add(extent.len_bytes);
     }
 }
 
@@ -264,10 +266,8 @@ impl Diff {
         let json = options.output == Output::Json;
         let base = options.named.snapshot(client, &self.base).await?;
         let target = options.named.snapshot(client, &self.target).await?;
-        let mut extents = client
-            .diff_snapshots(&base, &target)
-            .await?
-            .ready_chunks(1000);
+        let extents = client.changes(&target).since(&base).run().await?;
+        let mut extents = extents.ready_chunks(1000);
         let mut totals = Totals::default();
         let mut first = true;
         if json {
@@ -290,9 +290,9 @@ impl Diff {
                 if self.summary {
                     continue;
                 }
-                let DiffExtent {
+                let ChangedExtent {
                     offset_bytes,
-                    length_bytes,
+                    len_bytes,
                     kind,
                 } = extent;
                 let kind = kind.as_str();
@@ -301,10 +301,10 @@ impl Diff {
                     first = false;
                     write!(
                         text,
-                        "{comma}{{\"offset_bytes\":{offset_bytes},\"length_bytes\":{length_bytes},\"kind\":\"{kind}\"}}"
+                        "{comma}{{\"offset_bytes\":{offset_bytes},\"length_bytes\":{len_bytes},\"kind\":\"{kind}\"}}"
                     )
                 } else {
-                    writeln!(text, "{offset_bytes:>16} {length_bytes:>16}  {kind}")
+                    writeln!(text, "{offset_bytes:>16} {len_bytes:>16}  {kind}")
                 };
                 written.map_err(|error| {
                     Failure::local("write to standard output", error.to_string())
@@ -338,28 +338,21 @@ impl Diff {
 /// is a violation for each of its chunks, which are millions.
 const VIOLATIONS_LISTED: (usize, usize) = (1000, 1 << 20);
 
-/// What `snapshot verify` found.
+/// The violations that `snapshot verify` lists.
 #[derive(Debug, Default)]
 struct Findings {
-    last: VerifyProgress,
     violations: Vec<Violation>,
     /// Of what these say.
     bytes: usize,
-    /// All of them, listed or not.
-    count: u64,
 }
 
 impl Findings {
-    fn add(&mut self, mut message: VerifyProgress) {
-        for violation in message.violations.drain(..) {
-            self.count += 1;
-            self.bytes = self.bytes.saturating_add(violation.message.len());
-            let (most, most_bytes) = VIOLATIONS_LISTED;
-            if self.violations.len() < most && self.bytes <= most_bytes {
-                self.violations.push(violation);
-            }
+    fn add(&mut self, violation: Violation) {
+        self.bytes = self.bytes.saturating_add(violation.message.len());
+        let (most, most_bytes) = VIOLATIONS_LISTED;
+        if self.violations.len() < most && self.bytes <= most_bytes {
+            self.violations.push(violation);
         }
-        self.last = message;
     }
 }
 
@@ -392,36 +385,28 @@ impl<'a> From<&'a Violation> for ViolationJson<'a> {
 }
 
 async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<(), Failure> {
-    let progress = Arc::new(Progress::default());
+    let control = Control::new();
     let name = options.named.snapshot(client, snapshot).await?;
-    let messages = client.verify_snapshot(&name).await?;
-    let checking = messages.try_fold(Findings::default(), |mut findings, message| {
-        progress.set_total(message.total_bytes);
-        progress.set_done(message.checked_bytes);
-        findings.add(message);
-        future::ready(Ok(findings))
-    });
-    let Findings {
-        last,
-        violations,
-        count,
+    let mut findings = Findings::default();
+    let checking = client
+        .verify_snapshot(&name)
+        .on_violation(|violation| findings.add(violation))
+        .control(&control)
+        .run();
+    let report = meter::watch("verify", options.quiet, &control.progress, checking).await?;
+    let violations = findings.violations;
+    let VerifyReport {
+        checked,
+        checked_bytes,
+        violations: count,
         ..
-    } = meter::watch("verify", options.quiet, Arc::clone(&progress), checking).await?;
-    if !last.done {
-        let what = format!("verify snapshot {snapshot}");
-        return Err(Error::new(
-            ErrorKind::Internal,
-            what,
-            "the daemon ended before everything was checked",
-        )
-        .into());
-    }
+    } = report;
     if options.output == Output::Json {
         output::json(&VerifyJson {
             snapshot,
             ok: count == 0,
-            checked: last.checked,
-            checked_bytes: last.checked_bytes,
+            checked,
+            checked_bytes,
             violation_count: count,
             violations: violations.iter().map(ViolationJson::from).collect(),
         })?;
@@ -441,10 +426,9 @@ async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<()
             1 => "1 violation".to_owned(),
             count => format!("{count} violations"),
         };
-        let checked_bytes = output::size(last.checked_bytes);
+        let checked_bytes = output::size(checked_bytes);
         output::line(format_args!(
-            "{snapshot}: {verdict}; {} chunks and nodes checked, {checked_bytes}",
-            last.checked
+            "{snapshot}: {verdict}; {checked} chunks and nodes checked, {checked_bytes}"
         ))?;
     }
     if count == 0 {
@@ -458,28 +442,23 @@ async fn verify(client: &Client, snapshot: &str, options: &Options) -> Result<()
 mod tests {
     use super::*;
 
-    fn found(count: usize, message: &str) -> VerifyProgress {
-        let violation = Violation {
-            message: message.to_owned(),
-            offset_bytes: 4096,
-        };
-        let mut progress = VerifyProgress::default();
-        progress.violations = vec![violation; count];
-        progress
+    fn add(findings: &mut Findings, count: usize, message: &str) {
+        for _ in 0..count {
+            findings.add(Violation {
+                message: message.to_owned(),
+                offset_bytes: 4096,
+            });
+        }
     }
 
     #[test]
-    fn the_first_violations_are_kept_and_all_are_counted() {
+    fn the_first_violations_are_kept() {
         let mut findings = Findings::default();
-        for _ in 0..10_000 {
-            findings.add(found(256, "chunk 1 is damaged"));
-        }
+        add(&mut findings, 100_000, "chunk 1 is damaged");
         assert_eq!(findings.violations.len(), VIOLATIONS_LISTED.0);
-        assert_eq!(findings.count, 2_560_000);
-        assert!(findings.last.violations.is_empty());
 
         let mut long = Findings::default();
-        long.add(found(3, &"x".repeat(VIOLATIONS_LISTED.1 / 2)));
-        assert_eq!((long.violations.len(), long.count), (2, 3));
+        add(&mut long, 3, &"x".repeat(VIOLATIONS_LISTED.1 / 2));
+        assert_eq!(long.violations.len(), 2);
     }
 }

@@ -8,6 +8,7 @@
 )]
 
 mod download;
+mod read;
 mod snapshots;
 mod upload;
 mod volumes;

@@ -1,4 +1,4 @@
-//! Decoding chunks, checking them, and writing them where they belong: the work of the cores.
+//! Decoding chunks, checking them, and writing them to a sink: the work that keeps the cores busy.
 
 use std::{
     io,
@@ -14,17 +14,17 @@ use crate::{
     unpack::Unpacker,
 };
 
-/// Puts what was received into a sink. Shared by the threads that do it.
-pub(crate) struct Placer {
+/// Writes chunks to a sink. Several threads share it.
+pub(crate) struct ChunkWriter {
     pub(crate) sink: Arc<dyn Sink>,
     /// Verb and object, for errors.
     pub(crate) what: String,
     pub(crate) size_bytes: u64,
-    /// Not in use at the moment: as many as threads ever were at work at once.
+    /// Those that no thread uses now. There are as many as threads were ever at work at once.
     unpackers: Mutex<Vec<Unpacker>>,
 }
 
-impl Placer {
+impl ChunkWriter {
     pub(crate) fn new(sink: Arc<dyn Sink>, what: String, size_bytes: u64) -> Self {
         Self {
             sink,
@@ -34,8 +34,9 @@ impl Placer {
         }
     }
 
-    /// Does a piece of work, but for telling the sink what is settled. Gives the bytes of data written.
-    pub(crate) fn place(&self, work: &Work) -> Result<u64> {
+    /// Writes chunks and holes. Returns the bytes of data that were written. The caller tells the sink
+    /// what is settled.
+    pub(crate) fn write(&self, work: &Work) -> Result<u64> {
         let mut unpacker = self
             .unpackers
             .lock()
@@ -49,7 +50,7 @@ impl Placer {
                 .map_err(|error| self.failed(hole.start, error))?;
         }
         for chunk in &work.chunks {
-            data_bytes += self.place_chunk(chunk, &mut unpacker)?;
+            data_bytes += self.write_chunk(chunk, &mut unpacker)?;
         }
         self.unpackers
             .lock()
@@ -58,7 +59,7 @@ impl Placer {
         Ok(data_bytes)
     }
 
-    fn place_chunk(&self, chunk: &PlacedChunk, unpacker: &mut Unpacker) -> Result<u64> {
+    fn write_chunk(&self, chunk: &PlacedChunk, unpacker: &mut Unpacker) -> Result<u64> {
         let first = chunk.offsets.first().copied().unwrap_or_default();
         let plain = unpacker
             .unpack(chunk.id, chunk.codec, chunk.plain_len, &chunk.payload)
