@@ -7,6 +7,7 @@
 //! - [`volumes`]: the same of volumes, as records; writes to them, and what is left of those after crashes.
 //! - [`copies`]: snapshots copied from one daemon to another, over links that break, and from a source that lies.
 //! - [`archives`]: snapshots as files that hold all there is to them.
+//! - [`backups`]: the client library's example programs, which back up and restore.
 //! - [`bad_input`]: what `snapctl` is given by mistake.
 //! - [`faults`]: full disks, crashes at any point, damage, data directories that are not as they should be.
 //! - [`grpc`]: the protocol's rules, broken on purpose; a client that is not ours.
@@ -23,6 +24,7 @@
 )]
 
 mod archives;
+mod backups;
 mod bad_input;
 mod copies;
 mod faults;
