@@ -247,7 +247,7 @@ fn formats_and_content_do_no_input_or_output() {
     for dir in [
         "store/src/format",
         "store/content/src",
-        "daemon/src/nbd/wire",
+        "daemon/nbd/src/wire",
     ] {
         let dir = repository().join(dir);
         let mut seen = 0;
@@ -322,6 +322,17 @@ fn crates_depend_on_what_they_should() {
             ],
         ),
         ("varve-proto", &["rocksdb", "varve-store"]),
+        (
+            "varve-nbd",
+            &[
+                "tonic",
+                "rustls",
+                "rustix",
+                "rocksdb",
+                "varve-store",
+                "varve-daemon",
+            ],
+        ),
         (
             "varve-client",
             &[
@@ -415,6 +426,7 @@ fn programs_and_crates_have_the_names_that_are_written_down() {
         "varve-daemon",
         "varve-device",
         "varve-fake-daemon",
+        "varve-nbd",
         "varve-proto",
         "varve-store",
         "varve-tests",

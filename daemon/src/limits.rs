@@ -1,4 +1,4 @@
-//! Every bound of the daemon in one place. The store's are in [`varve_store::limits`], NBD's in [`crate::nbd::limits`].
+//! Every bound of the daemon in one place. The store's are in [`varve_store::limits`], NBD's in [`varve_nbd::limits`].
 //!
 //! What gRPC may take beside the store (bytes):
 //!
@@ -162,7 +162,7 @@ pub const UPLOAD_YIELDS_AFTER: Duration = Duration::from_secs(30);
 /// Of the places for uploads, those that only peers on this machine get.
 pub const UPLOADS_LOCAL: usize = varve_store::limits::UPLOADS_MAX / 4;
 /// NBD connections open at one time, by default; a setting.
-pub const NBD_CONNECTIONS_MAX: usize = crate::nbd::limits::DEFAULT_MAX_CONNECTIONS;
+pub const NBD_CONNECTIONS_MAX: usize = varve_nbd::limits::DEFAULT_MAX_CONNECTIONS;
 
 /// `FetchChunks` streams that are served at one time; others wait.
 pub const COPY_STREAMS_MAX: usize = 16;

@@ -4,7 +4,7 @@ use varve_content::{
     Codec, codec,
     tree::{Inner, Leaf, Root},
 };
-use varve_daemon::nbd::wire::{self, Framing};
+use varve_nbd::wire::{self, Framing};
 use varve_store::format::{
     CopyRecord, Location, OwnerRecord, PackId, RemoteRecord, SnapshotRecord, VolumeId,
     VolumeRecord,

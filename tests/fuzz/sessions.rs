@@ -14,10 +14,8 @@ use std::{
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
-use varve_daemon::nbd::{
-    Access, ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece, Server,
-    ServerOptions,
-};
+use varve_daemon::nbd::{Server, ServerOptions};
+use varve_nbd::{Access, ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece};
 use varve_tests::{
     nbd::{self, option, request},
     random::Random,

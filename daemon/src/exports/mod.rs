@@ -20,7 +20,7 @@ use self::{
     snapshots::{SnapshotExport, SnapshotExports},
     volumes::VolumeExport,
 };
-use crate::nbd::{ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece};
+use varve_nbd::{ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece};
 
 /// The exports of a store.
 #[derive(Debug)]

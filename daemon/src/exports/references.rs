@@ -3,7 +3,7 @@
 use varve_store::{ChangeExtent, Error, SnapshotId, SnapshotReader, Store, VolumeId};
 
 use super::refuse;
-use crate::nbd::{ChangedExtent, ExportError};
+use varve_nbd::{ChangedExtent, ExportError};
 
 /// Those that a connection has chosen.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use super::{
     references::{self, References},
     refuse,
 };
-use crate::nbd::{Access, ChangedExtent, Export, ExportError, ExportInfo, Extent, Piece};
+use varve_nbd::{Access, ChangedExtent, Export, ExportError, ExportInfo, Extent, Piece};
 
 /// What stands in front of a snapshot's name.
 pub(super) const PREFIX: &str = "snapshot/";

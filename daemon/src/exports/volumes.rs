@@ -16,7 +16,7 @@ use super::{
     references::{self, References},
     refuse,
 };
-use crate::nbd::{Access, ChangedExtent, Export, ExportError, ExportInfo, Extent, Piece};
+use varve_nbd::{Access, ChangedExtent, Export, ExportError, ExportInfo, Extent, Piece};
 
 /// What stands in front of a volume's name.
 pub(super) const PREFIX: &str = "volume/";

@@ -13,22 +13,24 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
-
-use super::budget::{Account, Budget};
-use super::export::{Export, Exports};
-use super::handshake::{Deadline, Desk, HandshakeError, Negotiated, Security, haggle, negotiate};
-use super::inbox::Inbox;
-use super::limits::{
+use varve_nbd::budget::{Account, Budget};
+use varve_nbd::handshake::{
+    Deadline, Desk, HandshakeError, Negotiated, NoPlace, Security, haggle, negotiate,
+};
+use varve_nbd::inbox::Inbox;
+use varve_nbd::limits::{
     DEFAULT_HANDSHAKE_TIMEOUT, DEFAULT_MAX_CONNECTIONS, DEFAULT_STALL_TIMEOUT, DEFAULT_STOP_TIMEOUT,
 };
-use super::transmission::{Patience, TransmissionError, transmit};
+use varve_nbd::transmission::{Patience, TransmissionError, transmit};
+use varve_nbd::{Export, Exports};
+
 use crate::net::buffers::{BufferPool, Buffered};
 use crate::net::handshakes::{Handshake, Handshakes};
 use crate::net::limits::{
     ACCEPT_PAUSE, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, handshakes_max,
 };
 use crate::net::peer::Peer;
-use crate::net::places::{Full, Place, Places};
+use crate::net::places::{Place, Places};
 use crate::net::seldom::Seldom;
 
 #[cfg(test)]
@@ -113,14 +115,13 @@ impl<X> Server<X> {
         self.places.taken()
     }
 
-    fn admit(&self, peer: &Peer) -> Result<Place, Full> {
-        let place = self.places.take(peer.key());
-        if let Err(full) = &place
-            && let Some(left_out) = self.logs.full.may_log()
-        {
-            warn!(%peer, "turn away an NBD connection: {full}{left_out}");
-        }
-        place
+    fn admit(&self, peer: &Peer) -> Result<Place, NoPlace> {
+        self.places.take(peer.key()).map_err(|full| {
+            if let Some(left_out) = self.logs.full.may_log() {
+                warn!(%peer, "turn away an NBD connection: {full}{left_out}");
+            }
+            NoPlace(full.to_string())
+        })
     }
 }
 
@@ -312,7 +313,7 @@ impl<X: Exports> Server<X> {
         &self,
         stream: &mut S,
         inbox: Inbox,
-        negotiated: Negotiated<X::Export>,
+        negotiated: Negotiated<X::Export, Place>,
         peer: &Peer,
         stop: &CancellationToken,
     ) -> Result<(), ConnectionError> {

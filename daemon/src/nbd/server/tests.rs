@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::nbd::testing::{Client, MemoryExport, MemoryExports, Received, info_data};
+use varve_nbd::testing::{Client, MemoryExport, MemoryExports, Received, info_data};
 
 struct Fixture {
     _directory: tempfile::TempDir,
