@@ -12,7 +12,7 @@ use std::{
 use futures::{TryStreamExt, stream};
 use tokio::{sync::Semaphore, time::timeout};
 use tracing::warn;
-use varve_client::{ErrorKind, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, WantedChunks};
+use varve_client::{ChunkRequest, ErrorKind, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState};
 use varve_content::{
     ChunkId,
     block::BLOCK_BYTES,
@@ -517,7 +517,7 @@ impl Places {
 /// Chunks to fetch with one call.
 #[derive(Debug, Default)]
 struct Fetch {
-    wanted: Vec<WantedChunks>,
+    wanted: Vec<ChunkRequest>,
     chunks: usize,
     payload_bytes: u64,
     plain_bytes: u64,
@@ -548,7 +548,7 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
             fetch.plain_bytes += plain_bytes;
             match fetch.wanted.last_mut().filter(|last| last.leaf == leaf.id) {
                 Some(last) => last.entries.push((position, entry.chunk)),
-                None => fetch.wanted.push(WantedChunks {
+                None => fetch.wanted.push(ChunkRequest {
                     leaf: leaf.id,
                     entries: vec![(position, entry.chunk)],
                 }),
