@@ -14,7 +14,7 @@ use varve_content::{
 use crate::{
     connect::Client,
     error::{Error, ErrorKind, Result},
-    replication::FETCH_NODES_MAX,
+    limits::FETCH_NODES_MAX,
     snapshots::{Snapshot, SnapshotState},
 };
 

@@ -103,12 +103,11 @@ pub use download::{
     Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use limits::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX};
 pub use progress::Progress;
 pub use read::{ContentExtent, ContentStream, ReadSnapshot};
 pub use remotes::Remote;
-pub use replication::{
-    ChunkRequest, ChunkStream, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, FetchedChunk, FetchedLeaf,
-};
+pub use replication::{ChunkRequest, ChunkStream, FetchedChunk, FetchedLeaf};
 pub use snapshots::{Snapshot, SnapshotFilter, SnapshotProgress, SnapshotState, SnapshotVolume};
 pub use status::Status;
 pub use upload::{

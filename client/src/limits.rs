@@ -37,7 +37,10 @@ use std::time::Duration;
 
 use varve_content::block::{SEGMENT_BLOCKS, SEGMENT_BYTES};
 
-use crate::replication::FETCH_NODES_MAX;
+/// Nodes in one request for nodes, at most.
+pub const FETCH_NODES_MAX: usize = 32;
+/// Chunks in one request for chunks, at most.
+pub const FETCH_CHUNKS_MAX: usize = 4096;
 
 /// Data of one job of an upload: whole segments that are read, cut, asked about and sent together.
 pub(crate) const JOB_BYTES: usize = SEGMENT_BYTES;

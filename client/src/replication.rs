@@ -18,13 +18,9 @@ use crate::{
     connect::Client,
     convert,
     error::{Error, ErrorKind, Result},
+    limits::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX},
     retry,
 };
-
-/// Nodes that are asked for at one time, at most.
-pub const FETCH_NODES_MAX: usize = 32;
-/// Chunks that are asked for at one time, at most.
-pub const FETCH_CHUNKS_MAX: usize = 4096;
 
 /// A leaf of another store.
 #[derive(Clone, Debug)]

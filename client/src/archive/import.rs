@@ -31,9 +31,8 @@ use crate::{
     control::Control,
     convert::timestamp,
     error::{Error, ErrorKind, Result},
-    limits::ARCHIVE_GROUPS,
+    limits::{ARCHIVE_GROUPS, FETCH_NODES_MAX},
     progress::Progress,
-    replication::FETCH_NODES_MAX,
     snapshots::Snapshot,
     upload::{LeafBatch, Sent, Session},
 };

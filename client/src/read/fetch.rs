@@ -19,7 +19,8 @@ use super::{
 use crate::{
     connect::Client,
     error::{Error, ErrorKind, Result},
-    replication::{ChunkRequest, FETCH_CHUNKS_MAX, FetchedChunk},
+    limits::FETCH_CHUNKS_MAX,
+    replication::{ChunkRequest, FetchedChunk},
     unpack::Unpacker,
 };
 

@@ -13,7 +13,7 @@ use crate::{
     connect::Client,
     content::{Content, Nodes, walk_error},
     error::{Error, ErrorKind, Result},
-    replication::FETCH_NODES_MAX,
+    limits::FETCH_NODES_MAX,
 };
 
 /// What all steps of a read need to know.

@@ -141,7 +141,6 @@ pub const fn charge_bytes(payload_bytes: u32) -> u32 {
 // A request of any size fits a connection and its lane, over TCP too, or it would wait for ever.
 const _: () = assert!(charge_bytes(MAX_REQUEST_BYTES) <= MAX_CONNECTION_BYTES);
 const _: () = assert!(charge_extents(MAX_REFERENCES + 1) <= MAX_CONNECTION_BYTES);
-const _: () = assert!(size_of::<(u64, super::wire::StatusFlags)>() <= EXTENT_BYTES as usize);
 const _: () = assert!(charge_bytes(MAX_REQUEST_BYTES) <= remote_bytes(LARGE_LANE_BYTES));
 const _: () =
     assert!(charge_bytes(MAX_REQUEST_BYTES) <= LARGE_LANE_BYTES - remote_bytes(LARGE_LANE_BYTES));
@@ -169,5 +168,3 @@ const _: () = assert!(
 );
 const _: () = assert!(INBOX_BYTES < READ_AHEAD_BYTES && READ_AHEAD_BYTES <= PINNED_BYTES as usize);
 const _: () = assert!(MAX_STRING_BYTES < MAX_OPTION_BYTES as usize);
-const _: () =
-    assert!(INBOX_BYTES >= MAX_REQUESTS_IN_FLIGHT * super::wire::MAX_REQUEST_HEADER_BYTES);

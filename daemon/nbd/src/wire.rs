@@ -19,6 +19,8 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+use crate::limits;
+
 pub use client::{
     ExportDetails, GREETING_BYTES, OPTION_REPLY_HEADER_BYTES, OptionReplyHeader, ServerFlags,
     decode_export_info, decode_greeting, decode_option_reply_header, encode_client_flags,
@@ -40,6 +42,11 @@ pub use request::{
     Command, CommandFlags, Framing, MAX_REQUEST_HEADER_BYTES, REQUEST_BYTES, Request, StatusQuery,
     decode_request, decode_status_query,
 };
+
+// What messages take in memory is within what requests are charged for them.
+const _: () = assert!(size_of::<(u64, StatusFlags)>() <= limits::EXTENT_BYTES as usize);
+const _: () =
+    assert!(limits::INBOX_BYTES >= limits::MAX_REQUESTS_IN_FLIGHT * MAX_REQUEST_HEADER_BYTES);
 
 /// Why bytes are not the message they were taken for.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

@@ -1,5 +1,7 @@
 //! Rules of the repository's structure that a program can check.
 
+mod layers;
+
 use std::{
     collections::BTreeSet,
     env, fs,
@@ -150,96 +152,6 @@ fn every_file_begins_by_saying_what_is_in_it() {
         silent.is_empty(),
         "these do not begin with `//! `: {silent:?}"
     );
-}
-
-/// The modules of its own crate that a file of `varve-store` uses: the first names behind
-/// `crate::`.
-fn used_modules(text: &str) -> BTreeSet<String> {
-    let mut used = BTreeSet::new();
-    let code = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .collect::<Vec<_>>()
-        .join("\n");
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        let Some(group) = rest.strip_prefix('{') else {
-            used.insert(first_name(rest));
-            continue;
-        };
-        // From a group, the names at its own level.
-        let mut depth = 1;
-        let mut item = String::new();
-        for character in group.chars() {
-            match character {
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                ',' if depth == 1 => {
-                    used.insert(first_name(std::mem::take(&mut item).trim()));
-                    continue;
-                }
-                _ => {}
-            }
-            if depth == 0 {
-                break;
-            }
-            item.push(character);
-        }
-        used.insert(first_name(item.trim()));
-    }
-    used
-}
-
-fn first_name(path: &str) -> String {
-    path.chars()
-        .take_while(|character| character.is_alphanumeric() || *character == '_')
-        .collect()
-}
-
-#[test]
-fn modules_of_the_store_look_downward_only() {
-    // A layer may use neither what is above it nor the layers beside it.
-    const ABOVE_ALL: [&str; 11] = [
-        "commit",
-        "ingest",
-        "read",
-        "recovery",
-        "snapshot",
-        "store",
-        "verify",
-        "catalog_log",
-        "meta",
-        "pack",
-        "workers",
-    ];
-    let layers: [(&str, &[&str]); 5] = [
-        ("format", &["io", "limits"]),
-        ("io", &["format"]),
-        ("meta", &["io", "pack"]),
-        ("pack", &["meta"]),
-        ("content", &[]),
-    ];
-    let store = repository().join("store/src");
-    for (layer, beside) in layers {
-        let dir = store.join(layer);
-        for path in rust_files()
-            .into_iter()
-            .filter(|path| path.starts_with(&dir))
-        {
-            let used = used_modules(&read(&path));
-            for module in ABOVE_ALL
-                .iter()
-                .filter(|module| **module != layer)
-                .chain(beside)
-            {
-                assert!(
-                    !used.contains(*module),
-                    "{} uses crate::{module}",
-                    shown(&path)
-                );
-            }
-        }
-    }
 }
 
 /// Formats and content do no IO: they know no file, clock or socket.
