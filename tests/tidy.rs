@@ -134,7 +134,7 @@ fn files_are_of_a_size_that_can_be_read() {
         .map(|path| (read(&path).lines().count(), shown(&path)))
         .filter(|(lines, _)| *lines >= LINES_MAX)
         .collect();
-    assert!(long.is_empty(), "split these by what they do: {long:?}");
+    assert!(long.is_empty(), "split these by their tasks: {long:?}");
 }
 
 #[test]
