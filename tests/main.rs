@@ -9,6 +9,7 @@
 //! - [`copies`]: snapshots copied from one daemon to another, over links that break, and from a
 //!   source that lies.
 //! - [`archives`]: snapshots as self-contained files.
+//! - [`backups`]: the example programs of the client library, which back up and restore.
 //! - [`bad_input`]: mistakes in the input of `snapctl`.
 //! - [`faults`]: full disks, crashes at any point, damage, data directories in a wrong state.
 //! - [`grpc`]: the protocol's rules, broken on purpose; a third-party client.
@@ -26,6 +27,7 @@
 )]
 
 mod archives;
+mod backups;
 mod bad_input;
 mod copies;
 mod faults;

@@ -342,7 +342,22 @@ fn crates_depend_on_what_they_should() {
                 "io-uring",
                 "varve-store",
                 "varve-daemon",
+                "varve-device",
+                "snapctl",
+                // The command line's, and formats of images.
+                "clap",
+                "indicatif",
+                "comfy-table",
+                "netlink-sys",
+                "tar",
+                "bzip2",
+                "roxmltree",
+                "sd-notify",
             ],
+        ),
+        (
+            "varve-device",
+            &["tonic", "prost", "varve-client", "varve-proto"],
         ),
     ] {
         let linked = linked(package);
@@ -405,10 +420,19 @@ fn programs_and_crates_have_the_names_that_are_written_down() {
         .map(|package| package["name"].as_str().unwrap())
         .collect();
     let expected = [
-        "benches", "client", "content", "daemon", "nbd", "proto", "store", "tests",
-    ]
-    .map(|name| format!("varve-{name}"));
-    assert_eq!(names, expected.iter().map(String::as_str).collect());
+        "snapctl",
+        "varve-benches",
+        "varve-client",
+        "varve-content",
+        "varve-daemon",
+        "varve-device",
+        "varve-fake-daemon",
+        "varve-nbd",
+        "varve-proto",
+        "varve-store",
+        "varve-tests",
+    ];
+    assert_eq!(names, BTreeSet::from(expected));
     for package in packages {
         assert_eq!(package["license"], "Apache-2.0", "{}", package["name"]);
     }

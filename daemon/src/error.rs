@@ -77,7 +77,10 @@ impl Classified for Error {
                 ErrorKind::InvalidArgument
             }
             Self::Damaged(_) => ErrorKind::DataLoss,
-            Self::Full { .. } | Self::JournalFull { .. } => ErrorKind::ResourceExhausted,
+            Self::Full { .. }
+            | Self::Reserved { .. }
+            | Self::Dropped
+            | Self::JournalFull { .. } => ErrorKind::ResourceExhausted,
             // A limit on what is under way: later there is room again. Only a full disk needs
             // somebody to act.
             Self::Limit(_) | Self::Shortage { .. } | Self::Poisoned { .. } | Self::Closing => {
@@ -89,7 +92,9 @@ impl Classified for Error {
             | Self::TooMany { .. }
             | Self::InUse(_)
             | Self::Incompatible { .. } => ErrorKind::FailedPrecondition,
-            Self::Io { .. } | Self::Index { .. } => ErrorKind::Internal,
+            Self::Io { .. } | Self::System { .. } | Self::Index { .. } | Self::Internal(_) => {
+                ErrorKind::Internal
+            }
         }
     }
 }

@@ -153,7 +153,7 @@ pub const WINDOW_PART: u32 = 8;
 /// many small reads, for each mebibyte. A frame is held until it is whole, so connections with
 /// small windows keep that default.
 pub const FRAME_BYTES_MAX: u32 = 256 << 10;
-/// What of an answer waits in a connection for its socket, for each stream.
+/// Bytes of an answer that wait in a connection for its socket, for each stream.
 pub const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// Headers of a request.
 pub const HEADER_BYTES_MAX: u32 = 8 << 10;

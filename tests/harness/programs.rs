@@ -19,6 +19,12 @@ pub fn snapctl() -> PathBuf {
     built("snapctl")
 }
 
+/// One of the client library's example programs. Cargo builds them with the tests.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    built(&format!("examples/{name}"))
+}
+
 /// One of the programs under test: in `$VARVE_BIN_DIR`, or in cargo's directory for programs, one
 /// above that of the test program.
 fn built(name: &str) -> PathBuf {
@@ -33,7 +39,7 @@ fn built(name: &str) -> PathBuf {
     let program = dir.join(name);
     assert!(
         program.is_file(),
-        "{} is not there. It is made by: cargo build --release --locked --bins  (or VARVE_BIN_DIR says where it is)",
+        "{} is not there. It is made by: cargo build --release --locked --bins --examples  (or VARVE_BIN_DIR says where it is)",
         program.display()
     );
     program

@@ -1,7 +1,7 @@
 //! Memory for requests in flight: what all connections may hold together, and each on its own.
 //!
-//! There are two lanes, for ordinary requests and for large ones, so that those who ask for tens of
-//! mebibytes at once wait for each other and not everybody for them. In a lane
+//! There are two lanes, for ordinary requests and for large ones, so that clients that ask for tens
+//! of mebibytes at once wait for each other, and nobody else for them. In a lane
 //!
 //! - a connection that holds nothing is served in its turn, as soon as there is enough for its
 //!   request;
@@ -48,7 +48,7 @@ pub(super) struct Charge {
 }
 
 impl Charge {
-    /// For what holds nothing.
+    /// The charge of a request that holds nothing.
     pub(super) const NONE: Self = Self {
         bytes: 0,
         source: Source::Reserve,
@@ -59,7 +59,7 @@ impl Charge {
         self.source == Source::Reserve
     }
 
-    /// What of it others can wait for.
+    /// The part of it that other connections can wait for.
     pub(super) fn shared_bytes(self) -> u32 {
         if self.is_reserve() { 0 } else { self.bytes }
     }
@@ -155,7 +155,7 @@ impl Lane {
         }
     }
 
-    /// Whether there is so much for a connection that holds so much already.
+    /// Whether there is so much for a connection that already holds so much.
     fn fits(&self, bytes: u32, held_bytes: u32, is_remote: bool) -> bool {
         let free_bytes = if is_remote {
             self.free_bytes.min(self.remote_bytes)
@@ -165,8 +165,8 @@ impl Lane {
         u64::from(bytes) + u64::from(held_bytes) <= free_bytes
     }
 
-    /// Whether somebody who waits for a turn comes first, other than `waiter`. Who waits only
-    /// because TCP may not have more is not in the way of unix sockets.
+    /// Whether another connection than `waiter` waits for a turn and comes first. One that waits
+    /// only because TCP may not have more is not in the way of unix sockets.
     fn has_turns_before(&self, waiter: Option<&Waiter>, is_remote: bool) -> bool {
         let number = waiter.map_or(u64::MAX, |waiter| waiter.number);
         let [local, remote] = &self.turns;
@@ -222,7 +222,7 @@ impl Lane {
         }
     }
 
-    /// Gives what is free to those who wait.
+    /// Gives free bytes to waiting connections.
     fn grant(&mut self) {
         while let Some(queue) = self.next_turn() {
             if let Some(first) = self.turns[queue].pop_front() {
@@ -242,7 +242,7 @@ impl Lane {
         }
     }
 
-    /// Which of the queues the next turn is of that can be had now.
+    /// The queue whose first connection has the next turn, if it fits.
     fn next_turn(&self) -> Option<usize> {
         (0..self.turns.len()).find(|&queue| {
             self.turns[queue].front().is_some_and(|first| {
@@ -310,9 +310,9 @@ impl Account {
             .any(|(lane, held_bytes)| held_bytes > 0 && lane.has_turns_before(None, self.is_remote))
     }
 
-    /// Takes `bytes`, or `own_bytes` from the reserve if that is enough for the request when it
-    /// keeps no more alive than its own. Or says that neither can be had now: until this connection
-    /// gives some back, or until another does, in which case the task is woken.
+    /// Takes `bytes` of a lane; or `own_bytes` of the reserve, if a request that keeps only its own
+    /// bytes alive fits there. Pending until this connection gives some back, or another one does:
+    /// the task is woken then.
     pub(super) fn poll_charge(
         &mut self,
         bytes: u32,
@@ -339,7 +339,7 @@ impl Account {
         Poll::Pending
     }
 
-    /// Whether it has `bytes` of a lane now. If not it waits for them, unless it can do without.
+    /// Takes `bytes` of a lane. Without them it waits, unless it can do without.
     fn poll_lane(
         &mut self,
         lane: usize,
@@ -443,7 +443,7 @@ impl Account {
     }
 }
 
-/// Takes a connection out of those that wait. What it was granted and has not taken note of goes to
+/// Takes a connection out of the queues. Bytes that it was granted and has not noticed go to
 /// others.
 fn stop_waiting(lane: &mut Lane, waiter: &Arc<Waiter>) {
     if waiter.is_granted() {

@@ -1,4 +1,4 @@
-//! The seam to the store: what the NBD server needs from it, as traits.
+//! The seam to the store, as traits: what the NBD server needs of it.
 //!
 //! Static dispatch throughout: a read that is answered from memory costs no allocation for its
 //! future and no task switch.
@@ -25,6 +25,7 @@ pub struct ExportInfo {
 pub enum Access {
     /// Nothing that changes it, and nobody else changes it either.
     ReadOnly,
+    /// Its content may be changed.
     Writable {
         /// Whether all connections see each other's writes at once, and a flush on one covers what
         /// was answered on any. Clients open several connections only if so.
@@ -42,7 +43,7 @@ impl Access {
 
 /// The directory of exports.
 pub trait Exports: Send + Sync + 'static {
-    /// What is opened.
+    /// One export, opened.
     type Export: Export;
 
     /// The first exports (at most `limit`) whose name sorts after `after`, in the order of names.
@@ -81,36 +82,36 @@ pub trait Export: Send + Sync + 'static {
         length_bytes: u32,
     ) -> impl Future<Output = Result<Vec<Piece>, ExportError>> + Send;
 
-    /// What is data and what is hole, from `offset` on, without gaps. The last extent may go
-    /// beyond the range, and the answer may cover less than the range, but not nothing.
+    /// Data and holes from `offset` on, without gaps. The last extent may go beyond the range. The
+    /// answer may cover less than the range, but not nothing.
     fn extents(
         &self,
         offset: u64,
         length_bytes: u64,
     ) -> impl Future<Output = Result<Vec<Extent>, ExportError>> + Send;
 
-    /// Chooses snapshots that changes are told since, in place of those chosen before. Which of
-    /// these there are.
+    /// Chooses the snapshots to tell changes since, in place of those chosen before. Returns, for
+    /// each of them, whether it is there.
     fn choose_references(
         &mut self,
         snapshots: &[&str],
     ) -> impl Future<Output = Result<Vec<bool>, ExportError>> + Send;
 
-    /// Which of these snapshots there are to choose from.
+    /// Returns, for each of these snapshots, whether it could be chosen.
     fn has_references(
         &self,
         snapshots: &[&str],
     ) -> impl Future<Output = Result<Vec<bool>, ExportError>> + Send;
 
-    /// Snapshots that it descends from and that changes can be told since, the nearest first, at
-    /// most `limit`.
+    /// Snapshots that the export descends from and that could be chosen, the nearest first, at most
+    /// `limit`.
     fn ancestors(
         &self,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<String>, ExportError>> + Send;
 
-    /// What may have changed since the chosen snapshot of this number, counted without those that
-    /// are not there: like [`extents`](Self::extents).
+    /// Possible changes since the chosen snapshot of this number, like [`extents`](Self::extents).
+    /// Numbers do not count snapshots that were not there.
     fn changes(
         &self,
         reference: usize,
@@ -118,7 +119,7 @@ pub trait Export: Send + Sync + 'static {
         length_bytes: u64,
     ) -> impl Future<Output = Result<Vec<ChangedExtent>, ExportError>> + Send;
 
-    /// Brings a range into the cache. A hint: it may do less.
+    /// Brings a range into the cache. This is a hint: the export may do less.
     fn prefetch(
         &self,
         offset: u64,
@@ -135,8 +136,8 @@ pub trait Export: Send + Sync + 'static {
         durable: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 
-    /// Makes a range read as zeroes, if it may by not storing it any more. It never takes longer
-    /// than to write as many bytes.
+    /// Makes a range read as zeroes: if it may, by not storing it any more. It never takes longer
+    /// than writing as many bytes.
     fn write_zeroes(
         &self,
         offset: u64,
@@ -145,8 +146,8 @@ pub trait Export: Send + Sync + 'static {
         durable: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 
-    /// The client has no use for a range any more, and does not care what it reads as. A hint: it
-    /// may do less.
+    /// Forgets the content of a range, which the client has no use for any more. This is a hint:
+    /// the export may do less.
     fn trim(
         &self,
         offset: u64,
@@ -159,7 +160,7 @@ pub trait Export: Send + Sync + 'static {
     fn flush(&self) -> impl Future<Output = Result<(), ExportError>> + Send;
 }
 
-/// Part of what was read. Neither kind is empty.
+/// A part of a read. It is not empty.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Piece {
     /// Bytes.
@@ -179,7 +180,7 @@ impl Piece {
     }
 }
 
-/// A run of bytes that is all data or all hole.
+/// A range that is all data or all hole.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Extent {
     /// Its length.
@@ -188,12 +189,12 @@ pub struct Extent {
     pub hole: bool,
 }
 
-/// A run of bytes that is as it was, or may not be.
+/// A range that may have changed, or has not.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ChangedExtent {
     /// Its length.
     pub length_bytes: u64,
-    /// Whether it may be another than it was.
+    /// Whether it may have changed.
     pub changed: bool,
 }
 
@@ -206,8 +207,8 @@ pub enum ExportError {
         /// What was asked for.
         name: String,
     },
-    /// Bytes of the range cannot be vouched for, from `offset` of the export on. Others may be
-    /// fine.
+    /// The store does not vouch for bytes of the range, from `offset` of the export on. Other bytes
+    /// may be fine.
     #[error("{message}")]
     Damaged {
         /// Where the damage begins, in bytes of the export.

@@ -139,7 +139,7 @@ pub enum Negotiated<E, P> {
     Aborted,
 }
 
-/// What there is of TLS on a connection.
+/// Whether a connection has TLS, and may have it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Security {
     /// None, and none to be had.
@@ -276,7 +276,7 @@ async fn dirty_contexts<E: Export>(
     Ok(MetaContext::dirty(snapshots.iter().map(String::as_str)).collect())
 }
 
-/// The snapshots of queries for what changed since then, each once, and no more than can be chosen.
+/// Snapshots that queries name, each once, and no more than can be chosen.
 fn dirty_names<'d>(queries: &[&'d str]) -> impl Iterator<Item = &'d str> {
     let mut seen = HashSet::new();
     let names = queries
@@ -392,7 +392,7 @@ where
                 if self.refuses_data(option, data).await? {
                     return Ok(None);
                 }
-                // Whatever came in the clear must not be taken for what comes in TLS.
+                // Bytes that came in the clear must not be taken for bytes that come in TLS.
                 if !self.inbox.unread().is_empty() {
                     return Err(HandshakeError::BeforeTls);
                 }
@@ -626,8 +626,8 @@ where
         Ok(Opened { name, export })
     }
 
-    /// Sees to it that an export has the references of the contexts that were agreed on for it: it
-    /// may have been opened again meanwhile. If any of them is gone, nothing is agreed on any more.
+    /// Chooses the references of the contexts that were agreed on for an export: it may have been
+    /// opened again meanwhile. If any of them is gone, nothing is agreed on any more.
     async fn renew_references(
         &mut self,
         opened: &mut Opened<X::Export>,

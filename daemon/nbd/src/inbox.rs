@@ -106,7 +106,7 @@ impl Inbox {
         Poll::Ready(Ok(count))
     }
 
-    /// Sees to it that a read is worth its system call. Returns how much it may bring.
+    /// Makes enough room for a read to be worth its system call. Returns the room in bytes.
     fn make_room(&mut self) -> usize {
         let capacity = if self.busy {
             READ_AHEAD_BYTES

@@ -38,15 +38,15 @@ pub const ORDINARY_LANE_BYTES: u32 = 128 << 20;
 pub const LARGE_LANE_BYTES: u32 = 136 << 20;
 /// What an ordinary request is charged at most: a mebibyte of payload, beyond which few clients go.
 pub const MAX_ORDINARY_BYTES: u32 = charge_bytes(1 << 20);
-/// What each connection has for itself: requests of up to 16 KiB are served whatever others hold,
-/// one of these or a few small ones at a time.
+/// Bytes that each connection has for itself: a request of up to 16 KiB, or a few small ones, is
+/// served whatever others hold.
 pub const RESERVE_BYTES: u32 = own_bytes(16 << 10);
-/// What a request takes while it is carried out that keeps alive nothing but its own payload.
+/// Bytes that a request takes while it is carried out, beside its payload.
 const REQUEST_BYTES: u32 = 2 << 10;
 /// Of either lane, one part in so many is kept for unix sockets: TCP never takes it.
 const UNIX_RESERVE_PART: u32 = 4;
-/// Connections that wait for more than they have and are looked at each time that some is given
-/// back: it must not take longer the more there are.
+/// Connections that hold something and wait for more, of which so many are looked at whenever bytes
+/// are given back: that must not take longer the more there are.
 pub const MORE_LOOKED_AT: usize = 32;
 /// What a request is charged besides its payload: slices of cached chunks keep whole chunks alive,
 /// and at either end of a read that can be most of a chunk of 256 KiB. The payload of a short write
@@ -99,8 +99,8 @@ pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const LISTED_EXPORT_TIME: Duration = Duration::from_millis(10);
 /// Listings add at most so many times the timeout.
 pub const LISTING_PART: u32 = 5;
-/// How long a handshake may take with what is spent on asking the store, but for the question that
-/// is under way: nobody asks for ever.
+/// How long a handshake may take, with the time of questions to the store. A question that is under
+/// way is not interrupted.
 pub const HANDSHAKE_CAP: Duration = Duration::from_mins(5);
 /// How long requests in flight may take to finish when the server stops.
 pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -138,8 +138,7 @@ pub const fn charge_bytes(payload_bytes: u32) -> u32 {
     payload_bytes.saturating_add(PINNED_BYTES)
 }
 
-// A request of any size fits a connection and its lane, whoever sends it, or it would wait for
-// ever.
+// A request of any size fits a connection and its lane, over TCP too, or it would wait for ever.
 const _: () = assert!(charge_bytes(MAX_REQUEST_BYTES) <= MAX_CONNECTION_BYTES);
 const _: () = assert!(charge_extents(MAX_REFERENCES + 1) <= MAX_CONNECTION_BYTES);
 const _: () = assert!(size_of::<(u64, super::wire::StatusFlags)>() <= EXTENT_BYTES as usize);

@@ -173,7 +173,7 @@ enum Input {
         left_bytes: usize,
         reply: Reply,
     },
-    /// Nothing that would still be looked at.
+    /// Nothing more that counts.
     Ended,
 }
 
@@ -459,7 +459,7 @@ where
         Ok(true)
     }
 
-    /// Sees to it that what was written goes out: TLS may hold some of it back.
+    /// Flushes what was written: TLS may hold some of it back.
     fn flush(&mut self, cx: &mut Context<'_>) -> Result<(), TransmissionError> {
         if self.is_unflushed && Pin::new(&mut *self.stream).poll_flush(cx)?.is_ready() {
             self.is_unflushed = false;

@@ -1,6 +1,9 @@
 //! Who asks.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use crate::{net::peer::Peer, resources::shares::Holder};
 
@@ -25,30 +28,34 @@ impl fmt::Display for Face {
 /// Who asks for an operation: one connection, and who is at its other end.
 ///
 /// It is made in one place of each face, where a connection is served, and given to every
-/// operation. Nothing is done for a caller that nobody knows.
+/// operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
     face: Face,
     peer: Peer,
-    connection: u64,
+    /// Tells it from every other caller of this process.
+    number: u64,
 }
 
+/// The number of the next caller. 0 is the daemon itself: see [`Holder::OWN`].
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
 impl Caller {
-    /// The caller at the other end of a connection. `connection` is its number among those of its
-    /// face, counted from 1.
+    /// The caller at the other end of a new connection.
     #[must_use]
-    pub const fn new(face: Face, peer: Peer, connection: u64) -> Self {
+    pub fn new(face: Face, peer: Peer) -> Self {
         Self {
             face,
             peer,
-            connection,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
         }
     }
 
-    /// For whom places and bytes are held: a connection's operations share what one caller gets.
+    /// For whom places and bytes are held: the operations of a connection share what one caller
+    /// gets.
     pub(crate) fn holder(&self) -> Holder {
         Holder {
-            number: self.connection,
+            number: self.number,
             is_local: !self.peer.is_remote(),
         }
     }
@@ -57,7 +64,7 @@ impl Caller {
 /// For the log: `grpc:7:unix:pid=4711,uid=0`.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.face, self.connection, self.peer)
+        write!(f, "{}:{}:{}", self.face, self.number, self.peer)
     }
 }
 
@@ -73,14 +80,16 @@ mod tests {
             process: Some(4711),
             user: 0,
         };
-        let local = Caller::new(Face::Grpc, peer, 7);
-        assert_eq!(local.to_string(), "grpc:7:unix:pid=4711,uid=0");
-        assert!(local.holder().is_local);
-        let remote = Caller::new(Face::Nbd, Peer::Tcp("192.0.2.1:4".parse().unwrap()), 8);
-        assert_eq!(remote.to_string(), "nbd:8:tcp:192.0.2.1:4");
+        let local = Caller::new(Face::Grpc, peer);
+        let number = local.holder().number;
         assert_eq!(
-            (remote.holder().is_local, remote.holder().number),
-            (false, 8)
+            local.to_string(),
+            format!("grpc:{number}:unix:pid=4711,uid=0")
         );
+        let remote = Caller::new(Face::Nbd, Peer::Tcp("192.0.2.1:4".parse().unwrap()));
+        assert!(remote.to_string().starts_with("nbd:"), "{remote}");
+        assert!(remote.to_string().ends_with(":tcp:192.0.2.1:4"), "{remote}");
+        assert!(local.holder().is_local && !remote.holder().is_local);
+        assert_ne!(remote.holder().number, number, "callers share with nobody");
     }
 }

@@ -1,8 +1,8 @@
-//! What a daemon is told: by arguments, environment and a TOML file, in this order of precedence,
-//! then defaults.
+//! The configuration of a daemon: from arguments, environment and a TOML file, in this order of
+//! precedence, then defaults.
 //!
-//! `settings` is the one list of what there is: keys, variables, flags. Here the values get their
-//! types. Every refusal names the setting and where its value came from.
+//! `settings` is the one list of settings: keys, variables, flags. Here the values get their types.
+//! Every refusal names the setting and the origin of its value.
 
 mod cautions;
 mod error;
@@ -40,8 +40,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Permissions of the unix sockets.
     pub socket_mode: u32,
-    /// Where unix sockets are that no setting has a path for, if the daemon may have them there;
-    /// else in the data directory.
+    /// The directory of unix sockets without a setting for their paths. If the daemon cannot have
+    /// them there, they are in the data directory.
     pub run_dir: PathBuf,
     /// How the store is run.
     pub store: StoreConfig,
@@ -49,9 +49,9 @@ pub struct Config {
     pub grpc: GrpcConfig,
     /// Where NBD is served.
     pub nbd: NbdConfig,
-    /// How other daemons are asked that snapshots are copied from.
+    /// How other daemons are asked when snapshots are copied from them.
     pub copies: CopiesConfig,
-    /// An upload that nothing was heard of for so long is dropped.
+    /// How long an upload may go without progress before it is dropped.
     pub upload_idle: Duration,
     /// The log.
     pub log: LogConfig,
@@ -60,13 +60,13 @@ pub struct Config {
 /// How the store is run.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
-    /// For a new store; `None`: what the store has, zstd for a new one.
+    /// Compression of new chunks; `None`: the store's own, zstd for a new store.
     pub compression: Option<Compression>,
     /// How files are read and written.
     pub io_engine: IoEngine,
-    /// Memory for plain chunks that were read.
+    /// Bytes of memory for the cache of plain chunks.
     pub chunk_cache_bytes: u64,
-    /// What the journal of a volume may take on disk.
+    /// Bytes that the journal of a volume may take on disk.
     pub journal_bytes_max: u64,
     /// Threads for hashing and compression; 0: one for each core.
     pub cpu_threads: usize,
@@ -86,19 +86,18 @@ pub struct GrpcConfig {
 /// Files of a TLS identity, in PEM.
 #[derive(Debug, Clone)]
 pub struct TlsConfig {
-    /// The certificate and those that it is signed by.
+    /// The certificate, with the certificates that sign it.
     pub cert: PathBuf,
     /// The private key.
     pub key: PathBuf,
-    /// Authorities: clients have to show a certificate that one of them has signed. `None`: they
-    /// need none.
+    /// Authorities that sign the certificates of clients. `None`: clients need no certificate.
     pub client_ca: Option<PathBuf>,
 }
 
 /// How other daemons are asked, with TLS. Files in PEM.
 #[derive(Debug, Clone, Default)]
 pub struct CopiesConfig {
-    /// Authorities that their certificates are signed by; `None`: those that this machine trusts.
+    /// Authorities that sign their certificates; `None`: those that this machine trusts.
     pub ca: Option<PathBuf>,
     /// The certificate to show them, and its private key.
     pub identity: Option<(PathBuf, PathBuf)>,
@@ -113,16 +112,16 @@ pub struct NbdConfig {
     pub tcp: Option<SocketAddr>,
     /// TLS for TCP, if any.
     pub tls: Option<TlsConfig>,
-    /// Whether clients get nothing without it.
+    /// Whether clients need TLS.
     pub tls_required: bool,
     /// Connections open at one time.
     pub connections_max: usize,
 }
 
-/// What is logged.
+/// The settings of the log.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
-    /// Levels, by module: what `tracing_subscriber::EnvFilter` reads.
+    /// Levels by module, as `tracing_subscriber::EnvFilter` reads them.
     pub filter: String,
     /// For people or for programs.
     pub format: LogFormat,
@@ -133,7 +132,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// What cannot be read, is not known, or cannot be meant.
+    /// A file cannot be read, a setting is not known, or a value makes no sense.
     pub fn load(arguments: &Arguments) -> Result<Self, ConfigError> {
         Self::load_with(arguments, |variable| std::env::var_os(variable))
     }
@@ -143,7 +142,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// None in practice: defaults are valid.
+    /// None in practice: the defaults are valid.
     pub fn for_data_dir(data_dir: impl Into<PathBuf>) -> Result<Self, ConfigError> {
         let arguments = Arguments {
             data_dir: Some(data_dir.into()),

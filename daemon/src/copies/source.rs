@@ -18,7 +18,7 @@ use crate::{
     resources::shares::{Busy, GaveWay, Hold},
 };
 
-/// Why a copy does not go on.
+/// Why a copy stops.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CopyError {
     /// The other daemon says no, cannot be reached, or sends what it should not.
@@ -65,12 +65,12 @@ pub(crate) enum CopyError {
     Refused(String),
 }
 
-/// What helps a copy that does not go on.
+/// What helps a copy that has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// To wait, for as long as it takes.
+    /// Waiting, for as long as it takes.
     Time,
-    /// To try again: if a link has flipped a bit, it will not flip it again.
+    /// Another attempt: a link that has flipped a bit does not flip it again.
     AnotherTry,
     /// Nothing.
     None,
@@ -104,7 +104,7 @@ impl CopyError {
                 ErrorKind::Unreachable | ErrorKind::Unavailable | ErrorKind::Cancelled => {
                     Remedy::Time
                 }
-                // Bytes that are not what they should be, in content or in what is around it.
+                // Wrong bytes, in the content or around it.
                 ErrorKind::Damaged | ErrorKind::Internal => Remedy::AnotherTry,
                 _ => Remedy::None,
             },
@@ -127,8 +127,8 @@ impl CopyError {
     }
 }
 
-/// What the other daemon answers, if it does in time: one that only holds the connection must not
-/// hold the copy.
+/// The answer of the other daemon, if it comes in time: a daemon that only holds the connection
+/// must not hold the copy.
 async fn heard<T>(
     answer: impl Future<Output = Result<T, varve_client::Error>>,
 ) -> Result<T, CopyError> {
@@ -168,7 +168,7 @@ impl Connections {
         answer
     }
 
-    /// One after the other.
+    /// One client after the other.
     pub(super) fn client(&self) -> &Client {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
         &self.clients[next]

@@ -17,19 +17,19 @@ use super::{
 };
 use crate::{config::CopiesConfig, limits, resources::shares::Shares, tasks::Tasks};
 
-/// What a copy is to do.
+/// What to copy, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct NewCopy {
     pub(crate) source: Source,
-    /// Empty: as at the source.
+    /// Name of the snapshot here; empty: as at the source.
     pub(crate) name: String,
-    /// Beside those of the source.
+    /// Tags beside those at the source.
     pub(crate) tags: BTreeMap<String, String>,
-    /// 0: no limit.
+    /// Limit of the rate; 0: none.
     pub(crate) bytes_per_second: u64,
 }
 
-/// Copies of snapshots from other stores to this one.
+/// Copies of snapshots from other stores to this one. Clones are handles to the same table.
 #[derive(Debug, Clone)]
 pub(crate) struct Copies(Arc<Inner>);
 
@@ -40,14 +40,14 @@ struct Inner {
     stop: CancellationToken,
     /// In the order in which they were begun.
     jobs: Mutex<Vec<Arc<Job>>>,
-    /// Held while a copy is begun or a remote goes: a copy that is promised has its remote.
+    /// Held while a copy is begun or a remote is removed: a copy that is promised has its remote.
     changing: AsyncMutex<()>,
-    /// Whose turn it is.
+    /// Turns of the copies that run.
     turns: Shares,
 }
 
 impl Copies {
-    /// No copies yet: see [`resume`](Self::resume). Those that are under way when `stop` comes go
+    /// No copies yet: see [`resume`](Self::resume). Copies that are under way when `stop` comes go
     /// on at the next start.
     pub(crate) fn new(
         store: Store,
@@ -65,7 +65,7 @@ impl Copies {
         }))
     }
 
-    /// Goes on with the copies that are written down.
+    /// Goes on with the copies that have records.
     ///
     /// # Errors
     ///
@@ -130,12 +130,13 @@ impl Copies {
         }));
     }
 
-    /// One of them.
+    /// The status of a copy.
     pub(crate) fn status(&self, id: &str) -> Result<Status, Error> {
         Ok(self.0.find(id)?.status())
     }
 
-    /// Those that were begun before `before`, the newest first, each when it is asked for.
+    /// Copies that were begun before `before`, the newest first. Each status is made when it is
+    /// asked for.
     pub(crate) fn list(&self, before: Option<Begun>) -> impl Iterator<Item = Status> + use<> {
         let mut jobs: Vec<_> = {
             let jobs = self.0.jobs.lock();
@@ -147,7 +148,7 @@ impl Copies {
         jobs.into_iter().map(|(_, job)| job.status())
     }
 
-    /// Ends one.
+    /// Cancels a copy, and waits until that is recorded.
     pub(crate) async fn cancel(&self, id: &str) -> Result<Status, Error> {
         let job = self.0.find(id)?;
         job.cancel.cancel();
@@ -158,7 +159,7 @@ impl Copies {
         }
     }
 
-    /// Lets one be so fast from now on.
+    /// Limits the rate of a copy from now on.
     pub(crate) async fn limit(&self, id: &str, bytes_per_second: u64) -> Result<Status, Error> {
         let job = self.0.find(id)?;
         job.limit(bytes_per_second);
@@ -174,7 +175,7 @@ impl Copies {
         self.0.engine.estimate(source).await
     }
 
-    /// Gives another daemon a name. What is not known of the record, it is given.
+    /// Gives another daemon a name. Returns the record with the time that it was given.
     pub(crate) async fn add_remote(&self, remote: RemoteRecord) -> Result<RemoteRecord, CopyError> {
         let remote = RemoteRecord {
             created_at_ns: now_ns(),
@@ -278,7 +279,8 @@ impl Inner {
         info!(id = %job.id, "copy cancelled");
     }
 
-    /// A copy that could not be written down as it is goes on from what was, at the next start.
+    /// Writes the record of a copy. If that fails, the copy goes on from the record before at the
+    /// next start.
     async fn write_down(&self, job: &Job) {
         let _writing = job.writing.lock().await;
         if let Err(error) = self.engine.store.put_copy(job.to_record()).await {

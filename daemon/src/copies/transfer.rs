@@ -1,4 +1,4 @@
-//! One try to copy one snapshot: from the source's root to the same root here.
+//! One attempt to copy one snapshot: from the source's root to the same root here.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,7 +12,7 @@ use std::{
 use futures::{TryStreamExt, stream};
 use tokio::{sync::Semaphore, time::timeout};
 use tracing::warn;
-use varve_client::{ErrorKind, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, WantedChunks};
+use varve_client::{ChunkRequest, ErrorKind, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState};
 use varve_content::{
     ChunkId,
     block::BLOCK_BYTES,
@@ -52,7 +52,7 @@ pub(crate) struct Estimate {
     pub(crate) data_bytes: u64,
 }
 
-/// A snapshot at the source.
+/// A snapshot at the source, and the connections to it.
 struct RemoteSnapshot {
     connections: Connections,
     snapshot: varve_client::Snapshot,
@@ -60,7 +60,7 @@ struct RemoteSnapshot {
 }
 
 impl RemoteSnapshot {
-    /// Asks the source for it.
+    /// Asks the source for the snapshot.
     async fn find(source: &Source, remotes: &Remotes, place: Arc<Hold>) -> Result<Self, CopyError> {
         let connections = Connections::open(&remotes.address(source).await?, place).await?;
         let client = connections.client();
@@ -95,13 +95,13 @@ impl RemoteSnapshot {
         })
     }
 
-    /// Its leaves, in parts.
+    /// The leaves of the snapshot, in parts.
     fn batches<'a>(
         &self,
         nodes: &'a Nodes<'a>,
         base: Option<&'a Base>,
     ) -> impl futures::Stream<Item = Result<ComparedLeaves, CopyError>> + 'a {
-        let walk = LeafComparison::new(&self.root, base.map(|base| &base.root));
+        let walk = LeafComparison::new(&self.root, base.map(Base::root));
         stream::try_unfold(walk, move |mut walk| async move {
             let batch = match base {
                 Some(base) => walk
@@ -123,14 +123,14 @@ impl RemoteSnapshot {
     }
 }
 
-/// A snapshot from which the wanted one descends.
+/// A snapshot that the wanted one descends from.
 enum Ancestor {
     Here(SnapshotRecord),
-    /// As it is there; not here.
+    /// As it is at the source; it is not here.
     There(varve_client::Snapshot),
 }
 
-/// What a walk's error is to a copy.
+/// What an error of a walk means to a copy.
 fn walked(error: WalkError<CopyError>) -> CopyError {
     match error {
         WalkError::Source(error) => error,
@@ -140,15 +140,15 @@ fn walked(error: WalkError<CopyError>) -> CopyError {
     }
 }
 
-/// What all copies share, and how one is tried.
+/// What all copies share: the store, the remotes, and the places of fetches.
 #[derive(Debug)]
 pub(super) struct CopyEngine {
     pub(super) store: Store,
     pub(super) remotes: Remotes,
     claims: Arc<Claims>,
-    /// Fetches of chunks that may be under way.
+    /// Places of fetches of chunks.
     fetches: Shares,
-    /// Estimates that may be under way.
+    /// Places of estimates.
     estimates: Shares,
 }
 
@@ -177,7 +177,7 @@ impl CopyEngine {
         }
     }
 
-    /// Copies what is missing, and makes the snapshot, for as long as the place is not given up.
+    /// Copies what is missing, and makes the snapshot, unless the place has to be given up.
     pub(super) async fn copy(
         &self,
         job: &Job,
@@ -248,7 +248,7 @@ impl CopyEngine {
     ) -> Result<SnapshotRecord, CopyError> {
         let ingest = self.store.begin_ingest(new).await?.keep_packed();
         let nodes = Nodes::new(&self.store, &wanted.connections);
-        // What is dropped is taken off again.
+        // Leaves that are dropped are taken off again.
         let base_blocks = base.as_ref().map_or(0, |base| base.data_blocks);
         job.done(base_blocks * BLOCK_BYTES as u64);
         let transfer = Transfer {
@@ -267,12 +267,15 @@ impl CopyEngine {
             .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| transfer.take(batch))
             .await?;
         let dropped_blocks = transfer.dropped_blocks.into_inner();
-        ingest.keep_leaves(Vec::new(), base_blocks.saturating_sub(dropped_blocks))?;
+        if let Some(base) = &base {
+            let kept_blocks = base_blocks.saturating_sub(dropped_blocks);
+            ingest.keep_leaves(base.pin(), Vec::new(), kept_blocks)?;
+        }
         let committed = place.excused(ingest.commit(wanted.root.id())).await;
         committed.map_err(|error| job.blame(error))
     }
 
-    /// A snapshot here that has that content, all of it.
+    /// A snapshot here with that content, all of it.
     async fn same(&self, root: RootId) -> Result<Option<SnapshotRecord>, Error> {
         if !self.store.vouches_for_snapshots() {
             return Ok(None);
@@ -280,7 +283,7 @@ impl CopyEngine {
         self.store.snapshot_of(root).await
     }
 
-    /// The snapshot before, here or there; `None` if there was none, or it is deleted.
+    /// The parent, here or there; `None` if there is none, or it is deleted.
     async fn parent(&self, wanted: &RemoteSnapshot) -> Result<Option<Ancestor>, CopyError> {
         match &wanted.snapshot.parent {
             Some(id) => self.ancestor(wanted, id).await,
@@ -288,7 +291,8 @@ impl CopyEngine {
         }
     }
 
-    /// The snapshot here that has the name and the content of one there, or else that one there.
+    /// The snapshot here with the name and the content of one there; without one, the snapshot
+    /// there.
     async fn ancestor(
         &self,
         wanted: &RemoteSnapshot,
@@ -380,7 +384,7 @@ impl CopyEngine {
         let mut estimate = Estimate::of(wanted.root);
         let nodes = &Nodes::new(&self.store, &wanted.connections);
         let mut kept_blocks = base.map_or(0, |base| base.data_blocks);
-        // Eight bytes of an id: two that begin alike would make it a chunk too few.
+        // Eight bytes of an id: two ids that begin alike would count as one.
         let mut counted: HashSet<u64> = HashSet::new();
         let mut batches = std::pin::pin!(
             wanted
@@ -406,7 +410,7 @@ impl CopyEngine {
                 }
                 let first = id.as_bytes().first_chunk().copied().unwrap_or_default();
                 let first = u64::from_le_bytes(first);
-                // Of more chunks than that, some that repeat are counted again.
+                // Beyond that many, a chunk that repeats is counted again.
                 let is_new = if counted.len() < ESTIMATE_CHUNKS_MAX {
                     counted.insert(first)
                 } else {
@@ -470,7 +474,7 @@ fn lineage(
     })
 }
 
-/// The distinct chunks of some leaves, and where each is first.
+/// The distinct chunks of some leaves, and where each comes first.
 #[derive(Debug, Default)]
 struct Places {
     ids: Vec<ChunkId>,
@@ -501,7 +505,7 @@ impl Places {
         places
     }
 
-    /// What a chunk's payload takes at the source.
+    /// Length of a chunk's payload at the source.
     fn payload_bytes(&self, at: usize, leaves: &[SizedLeaf]) -> u64 {
         let place = self.first.get(at);
         let leaf = place.and_then(|(leaf, entry)| Some((leaves.get(*leaf)?, *entry)));
@@ -510,10 +514,10 @@ impl Places {
     }
 }
 
-/// Chunks that are fetched with one call.
+/// Chunks to fetch with one call.
 #[derive(Debug, Default)]
 struct Fetch {
-    wanted: Vec<WantedChunks>,
+    wanted: Vec<ChunkRequest>,
     chunks: usize,
     payload_bytes: u64,
     plain_bytes: u64,
@@ -531,7 +535,7 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
                 continue;
             }
             let plain_bytes = u64::from(entry.blocks) * BLOCK_BYTES as u64;
-            // What is packed is never longer; the number is only the source's word.
+            // Packed chunks are never longer than plain ones; the number is only the source's word.
             let payload_bytes = u64::from(*payload_bytes).clamp(1, plain_bytes);
             let is_full = fetch.chunks == FETCH_CHUNKS_MAX
                 || fetch.payload_bytes + payload_bytes > COPY_FETCH_BYTES
@@ -544,7 +548,7 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
             fetch.plain_bytes += plain_bytes;
             match fetch.wanted.last_mut().filter(|last| last.leaf == leaf.id) {
                 Some(last) => last.entries.push((position, entry.chunk)),
-                None => fetch.wanted.push(WantedChunks {
+                None => fetch.wanted.push(ChunkRequest {
                     leaf: leaf.id,
                     entries: vec![(position, entry.chunk)],
                 }),
@@ -557,7 +561,7 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
     all
 }
 
-/// One transfer under way: a try to copy one snapshot.
+/// One attempt to copy one snapshot.
 struct Transfer<'a> {
     engine: &'a CopyEngine,
     job: &'a Job,
@@ -566,21 +570,21 @@ struct Transfer<'a> {
     source: &'a Connections,
     nodes: &'a Nodes<'a>,
     base: Option<&'a Base>,
-    /// Fetches of this one that may be under way.
+    /// Places of this transfer's fetches.
     fetches: Semaphore,
     /// Blocks of data that only the base has.
     dropped_blocks: AtomicU64,
 }
 
 impl Transfer<'_> {
-    /// Takes some leaves in, with all their chunks.
+    /// Takes leaves in, with all their chunks.
     async fn take(&self, batch: ComparedLeaves) -> Result<(), CopyError> {
         if let Some(base) = self.base {
             let dropped = base.blocks_of(&batch.dropped).await?;
             self.dropped_blocks.fetch_add(dropped, Ordering::Relaxed);
             self.job.undone(dropped * BLOCK_BYTES as u64);
+            self.ingest.keep_leaves(base.pin(), batch.kept, 0)?;
         }
-        self.ingest.keep_leaves(batch.kept, 0)?;
         let leaves = self.nodes.leaves(&batch.wanted).await?;
         let mut wanted = Places::of(&leaves).ids;
         while !wanted.is_empty() {
@@ -607,7 +611,7 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Fetches those of some chunks that are missing.
+    /// Fetches those of some chunks that are missing here.
     async fn fetch_missing(&self, leaves: &[SizedLeaf], ids: &[ChunkId]) -> Result<(), CopyError> {
         let missing = self.ingest.missing(ids).await?;
         let missing: HashSet<_> = missing
@@ -620,7 +624,7 @@ impl Transfer<'_> {
     }
 
     async fn fetch(&self, fetch: Fetch) -> Result<(), CopyError> {
-        // Before there is a place for it: one that must be slow keeps none from others.
+        // Before it takes a place: a slow copy keeps none from others.
         let passing = self.job.limiter.pass(fetch.payload_bytes);
         self.place.excused(passing).await;
         let own = self.fetches.acquire().await;
@@ -636,7 +640,7 @@ impl Transfer<'_> {
         let chunks = source.client().fetch_chunks(&fetch.wanted);
         let mut chunks = source.heard(chunks).await?;
         while let Some(chunks) = source.heard(chunks.next()).await? {
-            // What it waits for now is this store.
+            // The fetch waits for this store now.
             place.settle(true);
             let bytes: usize = chunks.iter().map(|chunk| chunk.payload.len()).sum();
             let count = chunks.len();

@@ -220,8 +220,8 @@ fn refuse_store(error: StoreError, name: &str, offset: u64) -> ExportError {
             offset,
             message: damage.to_string(),
         },
-        StoreError::Full { .. } | StoreError::JournalFull { .. } => ExportError::NoSpace {
-            message: error.to_string(),
+        full if full.is_full() => ExportError::NoSpace {
+            message: full.to_string(),
         },
         StoreError::Closing => ExportError::Stopping,
         other => ExportError::Unavailable {

@@ -17,7 +17,7 @@ use crate::{
 /// The messages of an answer that is a stream, as tonic takes them.
 pub(super) type AnswerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Who calls.
+/// The caller of a request.
 pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     let caller = request.extensions().get::<Caller>();
     caller
@@ -25,7 +25,7 @@ pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
         .ok_or_else(|| Status::internal("the call came by no connection"))
 }
 
-/// Who calls, and what for.
+/// The caller of a request, and its message.
 pub(super) fn opened<T>(request: Request<T>) -> Result<(Caller, T), Status> {
     Ok((caller(&request)?, request.into_inner()))
 }
@@ -36,8 +36,8 @@ pub(super) fn arrives<T>(request: &Request<T>) -> Arrives {
     arrives.cloned().unwrap_or_default()
 }
 
-/// A request as an operation takes it. One that cannot be made of what came is refused before the
-/// operation.
+/// Decodes a request for an operation. A request that makes no sense is refused before the
+/// operation begins.
 pub(super) fn decoded<T>(
     caller: &Caller,
     action: Action,

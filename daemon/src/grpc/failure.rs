@@ -224,6 +224,32 @@ mod tests {
                 "limit of 1048576 bytes",
             ),
             (
+                Error::Reserved {
+                    path: path.clone(),
+                    kept_bytes: 64 << 20,
+                },
+                Code::ResourceExhausted,
+                "no space left on the file system of /data/packs/x but the 64 MiB",
+            ),
+            (
+                Error::Dropped,
+                Code::ResourceExhausted,
+                "free space and upload again",
+            ),
+            (
+                Error::System {
+                    verb: "start a thread",
+                    source: std::io::ErrorKind::WouldBlock.into(),
+                },
+                Code::Internal,
+                "cannot start a thread",
+            ),
+            (
+                Error::Internal("a record is elsewhere".into()),
+                Code::Internal,
+                "a record is elsewhere",
+            ),
+            (
                 Error::Poisoned {
                     reason: "fdatasync: EIO".into(),
                 },

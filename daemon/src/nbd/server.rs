@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -88,8 +87,6 @@ pub struct Server<F> {
     exports: F,
     options: ServerOptions,
     places: Arc<Places>,
-    /// How many there have been.
-    connections: AtomicU64,
     buffers: Arc<BufferPool>,
     budget: Arc<Budget>,
     logs: Logs,
@@ -147,7 +144,6 @@ where
         Arc::new(Self {
             exports,
             places,
-            connections: AtomicU64::new(1),
             buffers: BufferPool::new(),
             budget: Budget::new(),
             logs: Logs::default(),
@@ -281,8 +277,7 @@ where
     ) -> Result<(), ConnectionError> {
         let mut inbox = Inbox::new();
         let deadline = Deadline::new(self.options.handshake_timeout);
-        let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        let exports = (self.exports)(Caller::new(Face::Nbd, *peer, number));
+        let exports = (self.exports)(Caller::new(Face::Nbd, *peer));
         let desk = Desk {
             exports: &exports,
             deadline: &deadline,

@@ -1,7 +1,7 @@
 //! Places whose holders give way when they do nothing.
 //!
-//! When a service has no place left, a connection that is idle is ended for the newcomer: of the
-//! peer that has most idle ones, the one that has been for longest. It must be one whose place the
+//! When a service has no place left, an idle connection is ended for the newcomer: of the peer with
+//! most idle connections, the one that has been idle for longest. It must be one whose place the
 //! newcomer may have: of the same host if the host has its part already, over TCP if the newcomer
 //! comes over TCP.
 
@@ -134,12 +134,6 @@ fn give_way(all: &[Arc<Taken>], newcomer: PeerKey, full: Full) -> bool {
 }
 
 impl Seat {
-    /// Whether it is of a peer on this machine.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
-        matches!(self.taken.peer, PeerKey::Local { .. })
-    }
-
     /// Begins to do something; nothing if it has given way already.
     #[must_use]
     pub fn begin(&self) -> Option<Busy> {

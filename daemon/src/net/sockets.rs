@@ -312,7 +312,7 @@ fn make_run_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether somebody serves a socket, or may: one that cannot be asked is left alone.
+/// Whether a process serves a socket, or may: a socket that cannot be asked is left alone.
 async fn is_served(path: &Path) -> bool {
     let asked = tokio::time::timeout(PROBE_TIMEOUT, UnixStream::connect(path)).await;
     let is_free = |kind| {
@@ -328,7 +328,7 @@ async fn is_served(path: &Path) -> bool {
 ///
 /// # Errors
 ///
-/// One that is too long.
+/// The path is too long.
 pub fn check_path(path: &Path) -> Result<(), SocketError> {
     if path.as_os_str().as_bytes().len() > UNIX_PATH_BYTES_MAX {
         return Err(SocketError::PathTooLong {

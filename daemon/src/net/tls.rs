@@ -363,7 +363,7 @@ mod tests {
         let tls = useless(directory.path());
         assert!(!tls.reload(false).unwrap(), "nothing has changed");
         assert!(tls.reload(true).is_err());
-        // As whoever renews a key does it: written by root, and given to the daemon's user after
+        // As keys are renewed: written by root, and given to the daemon's user after
         // that. In a moment that can be told from the one before.
         let changed = || {
             let found = std::fs::metadata(&tls.files.key).unwrap();

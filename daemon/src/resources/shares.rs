@@ -182,7 +182,7 @@ impl Shares {
                 () = tokio::time::sleep_until(look.min(deadline)) => {}
             }
             if Instant::now() >= deadline {
-                // One that was granted just now goes back.
+                // A part that was granted just now goes back.
                 return Err(Busy(rules.what));
             }
             self.look(holder);

@@ -95,7 +95,7 @@ impl Attachments {
         };
         let place = self.place(id);
         let mut used = place.lock().await;
-        // As it is now that nobody else changes who has it.
+        // Its record again, now that no attachment of it ends or begins.
         let record = self.store.volume(&id.to_string()).await?;
         if record.attached_at_ns.is_none() {
             return Err(Error::NotAttached { name: record.name });
@@ -161,7 +161,7 @@ impl Attachments {
 
     fn place(&self, id: VolumeId) -> Arc<Place> {
         let mut used = self.used.lock();
-        // Those that nobody holds and that hold nothing.
+        // Places that nobody holds and that hold nothing are forgotten.
         used.retain(|_, place| {
             Arc::strong_count(place) > 1 || !place.try_lock().is_ok_and(|used| used.is_none())
         });
@@ -169,7 +169,7 @@ impl Attachments {
     }
 }
 
-/// What is asked for, and the number of the attachment that it has to be of: `vol-...@7`.
+/// Splits `vol-...@7` into the id and the number that the attachment must have.
 fn split_attachment(key: &str) -> (&str, Option<u64>) {
     let split = key.rsplit_once('@').and_then(|(id, number)| {
         let number = number.parse().ok()?;

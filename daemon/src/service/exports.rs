@@ -71,8 +71,8 @@ impl Service {
         .await
     }
 
-    /// Opens snapshots that the changes of an export are told since; `None` for one that is not
-    /// there or not completed.
+    /// Opens snapshots to compare an export with; `None` for a snapshot that is not there or not
+    /// completed.
     pub(crate) async fn open_references(
         &self,
         caller: &Caller,

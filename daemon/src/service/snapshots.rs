@@ -31,7 +31,7 @@ pub(crate) struct Snapshot {
 }
 
 impl From<SnapshotRecord> for Snapshot {
-    /// One that is not pending.
+    /// A snapshot that is not pending.
     fn from(record: SnapshotRecord) -> Self {
         Self {
             record,
@@ -87,8 +87,8 @@ impl Service {
 
     /// Takes snapshots of volumes, all of one instant. They are pending at first.
     ///
-    /// In a task, like each change of records: one that has begun is brought to its end, even if
-    /// the caller goes.
+    /// In a task, like each change of records: a change that has begun is brought to its end, even
+    /// if the caller goes.
     pub(crate) async fn create_snapshots(
         &self,
         caller: &Caller,
@@ -165,8 +165,8 @@ impl Service {
         .await
     }
 
-    /// What of `target` differs from `base`, as extents in ascending order, neighbours of a kind as
-    /// one.
+    /// Differences of `target` from `base`: extents in ascending order, neighbours of a kind
+    /// joined.
     pub(crate) async fn diff_snapshots(
         &self,
         caller: &Caller,

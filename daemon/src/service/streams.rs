@@ -146,7 +146,7 @@ mod tests {
     where
         W: Future<Output = Result<()>> + Send + 'static,
     {
-        let caller = Caller::new(Face::Grpc, Peer::Given, 1);
+        let caller = Caller::new(Face::Grpc, Peer::Given);
         spawn(tasks, Attempt::begin(&caller, action), None, work)
     }
 

@@ -44,7 +44,7 @@ impl Fixture {
         });
         Self {
             service,
-            caller: Caller::new(Face::Grpc, Peer::Given, 1),
+            caller: Caller::new(Face::Grpc, Peer::Given),
             _dir: dir,
         }
     }

@@ -226,8 +226,8 @@ impl Service {
         .await
     }
 
-    /// Attaches a volume: from then on it is exported. With `force` one that is attached already is
-    /// taken away from its user.
+    /// Attaches a volume: from then on it is exported. `force` takes a volume that is attached
+    /// already away from its user.
     pub(crate) async fn attach_volume(
         &self,
         caller: &Caller,

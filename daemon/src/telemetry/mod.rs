@@ -30,7 +30,7 @@ use crate::{
     tasks::panic_message,
 };
 
-/// How long the end of the process waits for what is still to be written.
+/// How long the end of the process waits for lines that are still queued.
 const FLUSH_AT_END: Duration = Duration::from_secs(1);
 /// How long a panic waits for its line to be written: the process may be about to abort.
 const FLUSH_AT_PANIC: Duration = Duration::from_millis(200);
@@ -41,7 +41,7 @@ pub enum TelemetryError {
     /// The system gives no thread.
     #[error("cannot start the thread that writes the log: {0}")]
     Thread(io::Error),
-    /// Somebody was first.
+    /// Logging was started before.
     #[error("cannot start logging: {0}")]
     Taken(String),
 }
@@ -63,8 +63,7 @@ impl Telemetry {
         (self.set_filter)(parse_filter(filter)?)
     }
 
-    /// Waits a moment for what is still to be written: for a process that ends without dropping
-    /// this.
+    /// Waits a moment for queued lines: for a process that ends without dropping this.
     pub fn flush(&self) {
         self.sink.flush(FLUSH_AT_END);
     }

@@ -141,7 +141,7 @@ impl Tries<'_> {
     }
 
     /// Whether a result is final: it is not for a shortage, or nobody waits any more. If not, the next try may begin.
-    pub(crate) async fn is_final<T, E: MayBeShortage>(&mut self, result: &Result<T, E>) -> bool {
+    async fn is_final<T, E: MayBeShortage>(&mut self, result: &Result<T, E>) -> bool {
         match result {
             Err(error) if error.is_shortage() => !self.again(error).await,
             _ => true,

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Volumes,
-    jobs::{Job, Purpose},
+    checkpoint::{Job, Purpose},
     records::{NewVolume, Origin},
     volume::Volume,
 };
@@ -47,7 +47,14 @@ impl Volumes {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
         let origin = match self.clone_source(&new.source).await? {
-            Source::Snapshot(snapshot) => Origin::of(&snapshot)?,
+            Source::Snapshot(snapshot) => {
+                let root_of = |snapshot: &SnapshotRecord| Ok(snapshot.completed()?.root);
+                let (snapshot, pin) = self.engine.pin_root(snapshot, root_of).await?;
+                Origin {
+                    pin: Some(pin),
+                    ..Origin::of(&snapshot)?
+                }
+            }
             Source::Volume(record) => {
                 // Refused before anything is done.
                 let volume = NewVolume {
@@ -68,9 +75,12 @@ impl Volumes {
             }
         };
         let (volume, id) = (new.as_volume(), VolumeId::random()?);
+        let pin = origin.pin.clone();
         self.engine
             .commit
-            .create(move |meta| volume.into_record_of(id, meta, Some(origin)))
+            .create(pin, move |meta| {
+                volume.into_record_of(id, meta, Some(origin))
+            })
             .await
     }
 
@@ -103,10 +113,12 @@ impl Volumes {
         // The record is asked for after that: it has the base that is the content, or one that is equal.
         let is_base = inner.layers.read().is_base();
         let record = self.volume(&inner.record.id.to_string()).await?;
+        let (record, pin) = self.engine.pin_named(record, |it| Ok(it.base)).await?;
         let at_instant = Origin {
             owner: format!("volume {:?}", record.name),
             size_bytes: volume.size_bytes(),
             root: record.base,
+            pin,
             parent: record.parent,
         };
         if is_base {
@@ -119,10 +131,11 @@ impl Volumes {
             purpose: Purpose::Root(reply),
         });
         drop(cutting);
-        let root = root.await.map_err(|_| Error::Closing)??;
+        let pin = root.await.map_err(|_| Error::Closing)??;
         Ok(Origin {
             size_bytes: cut.size_bytes,
-            root: Some(root),
+            root: Some(pin.root()),
+            pin: Some(pin),
             ..at_instant
         })
     }

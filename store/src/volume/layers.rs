@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use super::{
     journal::{Replay, Slot},
     map::{BlockMap, State},
-    memory::{MapCharge, MapMemory},
+    map_memory::{MapCharge, MapMemory},
 };
 use crate::{format::journal::Entry, read::ContentReader};
 

@@ -12,13 +12,13 @@
 //! | `journal/` | journals on disk: written, made durable, read by the next process |
 //! | `clone` | volumes with the content of others |
 //! | `snapshot` | snapshots: their instant, and what becomes of them |
-//! | `jobs` | what is to be taken into the store, one cut after the other |
-//! | `checkpoint` | what was written up to a cut, taken into the store |
+//! | `checkpoint/` | what was written up to a cut, taken into the store |
 //! | `layers` | journal over base, read as one |
 //! | `changes` | what is other than in a snapshot |
+//! | `read` | what blocks are read from |
 //! | `readahead` | what is brought into the cache before it is read |
 //! | `map` | which blocks are in the journal, and where |
-//! | `memory` | what the maps of all volumes take |
+//! | `map_memory` | what the maps of all volumes take |
 //!
 //! What must hold:
 //!
@@ -30,12 +30,11 @@ mod changes;
 mod checkpoint;
 mod clone;
 mod host;
-mod idle;
-mod jobs;
 mod journal;
 mod layers;
 mod map;
-mod memory;
+mod map_memory;
+mod read;
 mod readahead;
 mod records;
 mod registry;
@@ -49,7 +48,7 @@ pub use clone::NewClone;
 use journal::FilePool;
 pub use journal::JournalReport;
 pub(crate) use journal::{check_owner, journal_numbers, read_owner, remove_journal};
-use memory::MapMemory;
+use map_memory::MapMemory;
 pub use records::NewVolume;
 use registry::OpenVolumes;
 pub use registry::VolumeStatus;

@@ -7,6 +7,7 @@ use varve_content::RootId;
 use super::{Volumes, journal::remove_journal};
 use crate::{
     Error, Result,
+    engine::RootPin,
     format::volume::SECTOR_BYTES,
     io::offload,
     limits,
@@ -74,6 +75,9 @@ pub(super) struct Origin {
     pub(super) size_bytes: u64,
     /// `None`: zeros.
     pub(super) root: Option<RootId>,
+    /// Keeps that content until the volume's record names it. `None` where the catalog does not
+    /// change meanwhile.
+    pub(super) pin: Option<RootPin>,
     pub(super) parent: Option<SnapshotId>,
 }
 
@@ -84,6 +88,7 @@ impl Origin {
             owner: format!("volume {:?}", volume.name),
             size_bytes: volume.size_bytes,
             root: None,
+            pin: None,
             parent: None,
         }
     }
@@ -94,6 +99,7 @@ impl Origin {
             owner: format!("snapshot {:?}", snapshot.name),
             size_bytes: snapshot.size_bytes,
             root: Some(snapshot.completed()?.root),
+            pin: None,
             parent: Some(snapshot.id),
         })
     }
@@ -145,7 +151,7 @@ impl Volumes {
         // The snapshot is looked up where nothing can delete it before the volume holds on to its root.
         self.engine
             .commit
-            .create(move |meta| new.into_record(id, meta))
+            .create((), move |meta| new.into_record(id, meta))
             .await
     }
 

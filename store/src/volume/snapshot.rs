@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 use super::{
     Volumes,
-    jobs::{Cut, Job, Purpose, passes},
+    checkpoint::{Cut, Job, Purpose, passes},
     journal::{PromisedCut, Promises},
     volume::Volume,
     writer::Queue,

@@ -1,7 +1,5 @@
 //! A volume that is open: reads and writes of any bytes.
 
-mod sources;
-
 use std::{
     fmt,
     panic::resume_unwind,
@@ -24,7 +22,7 @@ use varve_content::BLOCK_BYTES;
 
 use super::{
     Volumes,
-    jobs::Checkpoints,
+    checkpoint::Checkpoints,
     journal::{Change, Host, Journal, JournalDir, JournalReport, MakesDurable, OwnerFile, recover},
     layers::{Epoch, Layers, Place, ReplayedEpochs, Stack, Stretch},
     snapshot,
@@ -39,7 +37,7 @@ use crate::{
     read::{ContentReader, Extent, Piece, push_extent},
 };
 
-const BLOCK: u64 = BLOCK_BYTES as u64;
+pub(super) const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// A volume, open for reading and writing. Copies are the same volume; it is closed when the last of them is dropped.
 ///
@@ -101,6 +99,7 @@ impl Volume {
     ) -> Result<Self> {
         let engine = Arc::clone(&volumes.engine);
         engine.commit.writable()?;
+        let (record, pin) = engine.pin_named(record, |it| Ok(it.base)).await?;
         let host: Arc<dyn Host> = Arc::<Engine>::clone(&engine);
         let dir = JournalDir {
             disk: Arc::clone(&engine.disk),
@@ -128,8 +127,8 @@ impl Volume {
                 "journal read"
             );
         }
-        let base = match record.base {
-            Some(root) => Some(ContentReader::open(Arc::clone(&engine), root, &record.name).await?),
+        let base = match pin {
+            Some(pin) => Some(ContentReader::open(Arc::clone(&engine), pin, &record.name).await?),
             None => None,
         };
         let jobs = snapshot::resumed(&volumes, &record).await?;

@@ -64,7 +64,7 @@ pub enum HandshakeError {
     /// `EXPORT_NAME` leaves no other way to refuse.
     #[error("refuse EXPORT_NAME: {0}")]
     Refused(ExportError),
-    /// The same.
+    /// `EXPORT_NAME` leaves no other way to say that there is no place.
     #[error("refuse EXPORT_NAME: {0}")]
     NoPlace(NoPlace),
 }

@@ -23,7 +23,7 @@ use crate::wire::{
 /// Holes shorter than this between data are sent as zeroes: for the client, taking one more chunk
 /// off the socket costs more than copying so few bytes.
 const MIN_HOLE_BYTES: u64 = 32 << 10;
-/// What explicit zeroes are sent from.
+/// The source of explicit zeroes.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// The answer to one request.
@@ -44,7 +44,7 @@ impl Reply {
         }
     }
 
-    /// Sees to it that what was read keeps nothing alive but itself.
+    /// Makes what was read keep nothing alive but itself.
     pub(super) fn keep_own(&mut self) {
         let Body::Data { pieces, .. } = &mut self.body else {
             return;
@@ -79,7 +79,8 @@ pub(super) enum Body {
 /// Part of a reply.
 struct Segment {
     content: Content,
-    /// What is given back once it is out: what it keeps alive, and with the last one all the rest.
+    /// The charge that is given back once the segment is out: of what it keeps alive, and with the
+    /// last segment all the rest.
     frees: Charge,
     /// With a reply's last one, for what its slices keep alive beside themselves.
     pinned: Charge,
@@ -103,7 +104,7 @@ impl Segment {
         }
     }
 
-    /// What it keeps in memory until it is out.
+    /// Bytes that it keeps in memory until it is out.
     fn held_bytes(&self) -> usize {
         match &self.content {
             Content::Body(bytes) => bytes.len(),
@@ -118,14 +119,14 @@ pub(super) struct Written {
     pub(super) bytes: usize,
     /// Replies that are now out completely.
     pub(super) replies: usize,
-    /// What is not held any more of what requests were charged.
+    /// Charges of requests that are not held any more.
     pub(super) freed: Freed,
 }
 
 pub(super) struct Outbox {
     framing: Framing,
     segments: VecDeque<Segment>,
-    /// Of the first segment, what the socket has taken.
+    /// Bytes of the first segment that the socket has taken.
     first_written: usize,
     queued_bytes: usize,
     /// What segments will free that others can wait for.

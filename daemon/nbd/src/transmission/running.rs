@@ -41,8 +41,8 @@ impl<F: Future<Output = Reply>> Requests<F> {
         self.all.len() <= 1
     }
 
-    /// Starts a request. One that is answered at once is not among those under way, and nobody is
-    /// woken for it.
+    /// Starts a request. A request that is answered at once is not among those under way, and
+    /// nobody is woken for it.
     pub(super) fn start(
         &mut self,
         future: F,

@@ -7,8 +7,8 @@ use varve_content::{
 };
 use varve_proto::v1::{self, download_response, read_snapshot_response};
 use varve_store::{
-    DiffExtent, ExportedNode, IncomingChunk, Lineage, NewSnapshot, NodeKey, Segment, SnapshotOrigin,
-    StoredChunk, VerifiedChunk, Violation,
+    DiffExtent, ExportedNode, IncomingChunk, Lineage, NewSnapshot, NodeKey, Segment,
+    SnapshotOrigin, StoredChunk, VerifiedChunk, Violation,
     format::{IdKind, RecordId},
 };
 
@@ -195,7 +195,7 @@ pub(in crate::grpc) fn diff_extent(extent: DiffExtent) -> v1::DiffExtent {
 
 fn violation(violation: Violation) -> v1::Violation {
     v1::Violation {
-        message: violation.message,
+        message: violation.to_string(),
         offset_bytes: violation.offset_bytes,
     }
 }

@@ -26,7 +26,7 @@ use std::{
     mem,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -75,7 +75,6 @@ struct Shared {
     requests: Shares,
     answers: Shares,
     windows: Arc<AtomicU32>,
-    connections: AtomicU64,
 }
 
 /// One connection's part of what may be under way to the daemon.
@@ -156,7 +155,6 @@ impl Serving {
                 limits::ANSWER_BYTES_PER_SECOND,
             ),
             windows: Arc::new(AtomicU32::new(limits::WINDOW_BYTES)),
-            connections: AtomicU64::new(1),
         }))
     }
 
@@ -178,10 +176,9 @@ impl Serving {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let window = self.window();
-        let number = self.0.connections.fetch_add(1, Ordering::Relaxed);
         let connected = Connected {
             shared: Arc::clone(&self.0),
-            caller: Caller::new(Face::Grpc, peer, number),
+            caller: Caller::new(Face::Grpc, peer),
             own: Arc::new(Semaphore::new(1)),
             seat,
             stop: stop.clone(),
@@ -346,7 +343,7 @@ async fn call(
         _ = poll_fn(|context| respond.poll_reset(context)) => return Err(Gone),
         status = deadline() => return refuse(respond, status),
     };
-    // A stream of requests goes on until it is answered, and one that is answered is over.
+    // A stream of requests is over when it is answered.
     *room.lock() = None;
     match outcome {
         Ok((response, answer)) => {

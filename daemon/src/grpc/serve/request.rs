@@ -1,10 +1,9 @@
 //! A request as it arrives.
 //!
 //! What must hold: of a message that is longer than a few KiB no byte is taken in before there is
-//! room for all of it, over all connections; what is not taken in waits where flow control bounds
-//! it. A message is passed on only when it is known how much it becomes when it is decoded, and
-//! that there is room for that. A method that takes one message keeps its room until it has
-//! answered, and gets no other one.
+//! room for all of it, over all connections. Flow control bounds the bytes that wait. A message is
+//! passed on only when its decoded size is known and has room. A method that takes one message
+//! keeps its room until it has answered, and gets no second message.
 
 use std::{
     future::poll_fn,
@@ -36,13 +35,13 @@ const PREFIX_BYTES: usize = 5;
 /// for longer than the stream that it arrived by.
 pub(super) type Room = Arc<Mutex<Option<Hold>>>;
 
-/// What else moves as a request arrives: the place of a stream, once it has one.
+/// The place of a stream of requests, once it has one: it moves as the request arrives.
 #[derive(Debug, Clone, Default)]
 pub(in crate::grpc) struct Arrives(Arc<Mutex<Option<Arc<Hold>>>>);
 
 impl Arrives {
-    /// From now on this moves with what arrives, and nobody minds that it does not while there is
-    /// no room for more.
+    /// Moves this from now on with every byte that arrives. It is excused while there is no room
+    /// for more.
     pub(in crate::grpc) fn moves(&self, hold: &Arc<Hold>) {
         *self.0.lock() = Some(Arc::clone(hold));
     }
@@ -62,13 +61,13 @@ pub(super) struct RequestBody {
     room_of_all: Shares,
     room: Room,
     arrives: Arrives,
-    /// What has arrived and was not taken in.
+    /// Bytes that have arrived and were not taken in.
     arrived: Bytes,
     at: At,
-    /// Until when the message has to be there; none between messages.
+    /// Deadline of the message that is arriving; none between messages.
     deadline: Option<Pin<Box<Sleep>>>,
-    /// What was received before it was asked for: in one piece, for a part of any length keeps a
-    /// frame alive.
+    /// Bytes received before they were asked for. They are one piece, for a part of any length
+    /// keeps a whole frame alive.
     received: BytesMut,
 }
 
@@ -135,7 +134,7 @@ impl RequestBody {
         Ok(())
     }
 
-    /// The next part of it, or that there is none in time.
+    /// The next part of the request; an error if it does not come in time.
     fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
         let polled = match self.poll_on(context) {
             Poll::Ready(passed) => Poll::Ready(passed),

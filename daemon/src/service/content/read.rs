@@ -29,7 +29,7 @@ pub(crate) enum RangeContent {
     Hole(u64),
 }
 
-/// The range that a request means.
+/// The range of a request; a length of 0 means: to the end.
 pub(super) fn range(size_bytes: u64, offset_bytes: u64, length_bytes: u64) -> Result<Range<u64>> {
     if offset_bytes > size_bytes {
         return Err(Error::field(

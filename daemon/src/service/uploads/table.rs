@@ -1,7 +1,7 @@
 //! The table of open uploads.
 //!
 //! What must hold: an upload is found only by its id, which cannot be guessed; their number is
-//! bounded, and some places are for peers on this machine only; one that does not come further is
+//! bounded, and some places are for peers on this machine only; an upload without progress is
 //! dropped after a while, sooner when its place is needed, but never while the store works on it.
 //! Calls that bring nothing are no progress. Dropping the ingest is what aborts it.
 
@@ -19,7 +19,7 @@ use crate::{limits, resources::shares::Holder};
 pub(crate) struct Uploads<I> {
     open: Mutex<HashMap<String, Entry<I>>>,
     most: usize,
-    /// Of these, for peers on this machine only.
+    /// Places for peers on this machine only.
     local: usize,
     idle: Duration,
 }
@@ -27,11 +27,11 @@ pub(crate) struct Uploads<I> {
 struct Entry<I> {
     ingest: Arc<I>,
     is_local: bool,
-    /// Parts of calls that bring it further.
+    /// Parts of calls that work on it.
     works: usize,
     /// When the last of these ended.
     came_further: Instant,
-    /// Tells calls that it is gone.
+    /// Cancelled when the upload is gone, for calls that work on it.
     gone: CancellationToken,
 }
 
@@ -51,7 +51,7 @@ impl<I> fmt::Debug for Uploads<I> {
 }
 
 impl<I> Uploads<I> {
-    /// An empty table whose uploads are dropped after `idle` in which they do not come further.
+    /// An empty table whose uploads are dropped after `idle` without progress.
     #[must_use]
     pub(crate) fn new(idle: Duration) -> Self {
         Self::bounded(
@@ -76,7 +76,7 @@ impl<I> Uploads<I> {
         self.open.lock().len()
     }
 
-    /// How long one may not come further.
+    /// How long an upload may go without progress.
     pub(in crate::service) fn idle(&self) -> Duration {
         self.idle
     }
@@ -173,8 +173,8 @@ impl<I> Uploads<I> {
             .filter(|entry| entry.works == 0)
             .map(|entry| entry.came_further + self.idle)
             .min();
-        // One that is opened, or on which work ends, while this sleeps cannot expire sooner than
-        // `idle` from then.
+        // An upload that is opened, or on which work ends, while this sleeps cannot expire sooner
+        // than `idle` from then.
         next.map_or(self.idle, |next| {
             next.saturating_duration_since(Instant::now())
         })
@@ -272,9 +272,8 @@ fn not_found(id: &str) -> Error {
 
 fn random_id() -> Result<String, Error> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| Error::Io {
-        verb: "read",
-        path: "the kernel's random numbers".into(),
+    getrandom::fill(&mut bytes).map_err(|error| Error::System {
+        verb: "draw random numbers",
         source: io::Error::other(error.to_string()),
     })?;
     Ok(format!("up-{:032x}", u128::from_be_bytes(bytes)))

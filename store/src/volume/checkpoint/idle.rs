@@ -1,0 +1,114 @@
+//! Journals that nobody adds to: what is in them is taken into the store.
+//!
+//! A journal is read whenever its volume is opened, and its space is not shared with anybody. So one that was left behind, by a guest
+//! that has detached or by a process that was killed, is emptied whatever is in it. One that is open and rests is emptied if there is
+//! much in it: of a guest that writes a block now and then each would cost a change of the catalog.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use crate::{
+    Error, ListQuery, Result,
+    io::offload,
+    limits,
+    meta::{VolumeId, VolumeRecord},
+    volume::{Volumes, journal::last_journal_file, volume::Volume},
+};
+
+/// Journals of volumes that are not open and could not be emptied, up to which file: they are tried again when there is more in them.
+type Tried = HashMap<VolumeId, u64>;
+
+impl Volumes {
+    /// Takes journals into the store that nobody adds to, for as long as it is polled or the store is open.
+    pub(crate) async fn empty_idle_journals(self: &Arc<Self>) {
+        let mut tried = Tried::new();
+        loop {
+            tokio::time::sleep(limits::JOURNAL_IDLE).await;
+            match self.empty_journals(limits::JOURNAL_IDLE, &mut tried).await {
+                Ok(()) => {}
+                Err(Error::Closing) => return,
+                Err(error) => tracing::warn!(%error, "journals are not emptied"),
+            }
+        }
+    }
+
+    /// Goes through all volumes once, one after the other.
+    pub(crate) async fn empty_journals(
+        self: &Arc<Self>,
+        idle: Duration,
+        tried: &mut Tried,
+    ) -> Result<()> {
+        let mut after_name = None;
+        loop {
+            let query = ListQuery {
+                after_name: after_name.take(),
+                limit: limits::PAGE_MAX,
+                ..ListQuery::default()
+            };
+            let records: Vec<VolumeRecord> = self.engine.list(query).await?;
+            let Some(last) = records.last() else {
+                return Ok(());
+            };
+            after_name = Some(last.name.clone());
+            for record in records {
+                self.engine.commit.writable()?;
+                if self.engine.commit.is_closing() {
+                    return Err(Error::Closing);
+                }
+                let name = record.name.clone();
+                match self.empty_journal(record, idle, tried).await {
+                    Ok(()) => {}
+                    Err(Error::Closing) => return Err(Error::Closing),
+                    // It was deleted meanwhile.
+                    Err(Error::NotFound { .. }) => {}
+                    Err(error) => {
+                        tracing::warn!(volume = name, %error, "its journal was not emptied");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn empty_journal(
+        self: &Arc<Self>,
+        record: VolumeRecord,
+        idle: Duration,
+        tried: &mut Tried,
+    ) -> Result<()> {
+        let id = record.id;
+        if let Some(volume) = self.open.get(id) {
+            tried.remove(&id);
+            if volume.rests(idle) && volume.journal_bytes() >= limits::JOURNAL_IDLE_BYTES {
+                self.content_now(&volume).await?;
+                tracing::debug!(volume = record.name, "a journal at rest was emptied");
+            }
+            return Ok(());
+        }
+        let engine = Arc::clone(&self.engine);
+        let last_file = move || {
+            let (disk, data_dir) = (&*engine.disk, &engine.options.data_dir);
+            last_journal_file(disk, data_dir, id, record.journal_from)
+        };
+        let Some(last) = offload(last_file).await?? else {
+            tried.remove(&id);
+            return Ok(());
+        };
+        if tried.insert(id, last) == Some(last) {
+            return Ok(());
+        }
+        let volume = self.open_volume(&id.to_string()).await?;
+        self.content_now(&volume).await?;
+        let name = &volume.record().name;
+        tracing::info!(
+            volume = name,
+            "the journal that was left behind was emptied"
+        );
+        Ok(())
+    }
+}
+
+impl Volume {
+    /// Whether nothing was written for so long.
+    fn rests(&self, idle: Duration) -> bool {
+        self.inner().journal.begun_at().elapsed() >= idle
+    }
+}

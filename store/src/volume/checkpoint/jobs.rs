@@ -1,0 +1,466 @@
+//! What of a volume is to be taken into the store, and what becomes of that.
+//!
+//! Of one volume one cut after the other is taken in, in their order, by a task that keeps the volume open. What was written after a
+//! cut stays in its own epochs, above the new base.
+//!
+//! A journal that has grown to half of its limit is taken into the store without being asked. If it fills up all the same, its writers wait
+//! for the room that comes free at the end.
+//!
+//! What was promised is tried until it is done. A disk that is full or a bound that is reached passes, so a snapshot waits with the reason
+//! shown, and its volume's journal keeps what it needs. It is tried again after a pause, when a writer lacks room, and when the store is opened
+//! again, until it is done or deleted. It fails if that is no question of room, as when its volume's base is damaged.
+
+use std::{
+    collections::VecDeque,
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex as SyncMutex;
+use tokio::{
+    sync::{Mutex, Notify, oneshot, watch},
+    time::sleep_until,
+};
+use varve_content::RootId;
+
+use crate::{
+    Error, Result,
+    engine::{PoisonOnPanic, RootPin},
+    meta::SnapshotId,
+    volume::{
+        snapshot::{self, Progress},
+        volume::{Volume, VolumeState},
+        writer::Queue,
+    },
+};
+
+/// Until a journal is tried again in the background.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// Until a snapshot is tried again that could not be completed: twice as long each time, up to the most.
+const SNAPSHOT_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Until a journal is tried again for whose room writers may be waiting. Then they are refused.
+const ROOM_PAUSES: [Duration; 3] = [
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_secs(1),
+];
+
+/// A cut through a volume's journal.
+#[derive(Debug, Copy, Clone)]
+pub(in crate::volume) struct Cut {
+    /// The journal file that the time after it begins with.
+    pub(in crate::volume) next_file: u64,
+    /// Size of the volume at that instant.
+    pub(in crate::volume) size_bytes: u64,
+}
+
+/// A cut up to which a volume is to be taken into the store, and for what.
+#[derive(Debug)]
+pub(in crate::volume) struct Job {
+    pub(in crate::volume) cut: Cut,
+    pub(in crate::volume) purpose: Purpose,
+}
+
+#[derive(Debug)]
+pub(in crate::volume) enum Purpose {
+    /// The journal has grown large.
+    Room,
+    /// A snapshot.
+    Snapshot(SnapshotId, Arc<Progress>),
+    /// Whoever waits for the root.
+    Root(oneshot::Sender<Result<RootPin>>),
+}
+
+/// What of a volume is to be taken into the store.
+#[derive(Debug, Default)]
+pub(in crate::volume) struct Checkpoints {
+    jobs: SyncMutex<Jobs>,
+    /// How they go on: when one ends there is room in the journal.
+    pace: watch::Sender<Pace>,
+    /// Lets one that waits be tried again at once.
+    again: Notify,
+    /// The volume is being closed: nothing is tried again.
+    closing: watch::Sender<bool>,
+    /// Held from a cut until its job waits in its place: so jobs are in the order of their cuts.
+    pub(in crate::volume) cutting: Arc<Mutex<()>>,
+    /// The last root that became the base, and how many of its blocks are data: or all its leaves would have to be read to count them.
+    pub(in crate::volume) data_blocks: SyncMutex<Option<(RootId, u64)>>,
+    /// Snapshots that have failed, and whose records do not say so yet.
+    unrecorded: SyncMutex<Vec<(SnapshotId, String)>>,
+}
+
+/// How what is to be taken into the store goes on.
+#[derive(Debug, Copy, Clone, Default)]
+pub(in crate::volume) struct Pace {
+    /// How many are under way or wait for their turn.
+    jobs: u32,
+    /// The first of them could not be done, and waits to be tried again; the others wait behind it.
+    is_stalled: bool,
+}
+
+impl Pace {
+    /// Whether there is something to wait for.
+    pub(in crate::volume) fn goes_on(self) -> bool {
+        self.jobs > 0 && !self.is_stalled
+    }
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    /// Whether there is a task that carries them out.
+    is_running: bool,
+    /// Whether one to make room is on its way.
+    for_room: bool,
+    /// When the last of those failed.
+    failed_at: Option<Instant>,
+}
+
+impl Checkpoints {
+    /// To see how they go on, and wait for one to end.
+    pub(in crate::volume) fn watch(&self) -> watch::Receiver<Pace> {
+        self.pace.subscribe()
+    }
+
+    /// Whether one is under way.
+    pub(in crate::volume) fn is_under_way(&self) -> bool {
+        self.pace.borrow().goes_on()
+    }
+
+    /// Tries nothing again from now on.
+    pub(in crate::volume) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// The first job waits: so do those behind it, but for whoever waits for a root, who is told why.
+    fn stall(&self, why: &Error) {
+        let behind =
+            format!("a snapshot of the volume comes first, and cannot be completed for now: {why}");
+        let mut roots = Vec::new();
+        {
+            let mut jobs = self.jobs.lock();
+            jobs.failed_at = Some(Instant::now());
+            for job in mem::take(&mut jobs.waiting) {
+                match job.purpose {
+                    Purpose::Root(reply) => {
+                        roots.push(reply);
+                        continue;
+                    }
+                    Purpose::Snapshot(_, ref progress) => progress.wait(behind.clone()),
+                    Purpose::Room => {}
+                }
+                jobs.waiting.push_back(job);
+            }
+        }
+        let gone = u32::try_from(roots.len()).unwrap_or(u32::MAX);
+        self.pace.send_modify(|pace| {
+            pace.jobs -= gone;
+            pace.is_stalled = true;
+        });
+        for reply in roots {
+            // Who went away needs no answer.
+            let _ = reply.send(Err(Error::Limit(behind.clone())));
+        }
+    }
+
+    /// Lets the job that waits be tried again at once. Whether there is one.
+    fn go_on(&self) -> bool {
+        let was_stalled = self
+            .pace
+            .send_if_modified(|pace| mem::take(&mut pace.is_stalled));
+        if was_stalled {
+            self.again.notify_one();
+        }
+        was_stalled
+    }
+
+    /// Waits until a job is to be tried again.
+    async fn pause(&self, pause: Duration, progress: Option<&Progress>) -> Result<()> {
+        let mut closing = self.closing.subscribe();
+        let cancelled = async {
+            match progress {
+                Some(progress) => progress.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // The sender is there as long as this is.
+            _ = closing.wait_for(|closing| *closing) => return Err(Error::Closing),
+            () = tokio::time::sleep(pause) => {}
+            () = self.again.notified() => {}
+            () = cancelled => {}
+        }
+        self.pace
+            .send_if_modified(|pace| mem::take(&mut pace.is_stalled));
+        Ok(())
+    }
+
+    /// Whether room may be made: if so, it is on its way. Not at every write, where the last try failed.
+    fn may_make_room(&self) -> bool {
+        if self.pace.borrow().is_stalled {
+            return false;
+        }
+        let mut jobs = self.jobs.lock();
+        let failed_at = jobs.failed_at;
+        failed_at.is_none_or(|at| at.elapsed() >= PAUSE_AFTER_FAILURE)
+            && !mem::replace(&mut jobs.for_room, true)
+    }
+
+    /// When room may be made again, if the last try failed just now.
+    fn may_try_at(&self) -> Option<Instant> {
+        let failed_at = self.jobs.lock().failed_at;
+        failed_at.map(|at| at + PAUSE_AFTER_FAILURE)
+    }
+
+    fn room_ended(&self, failed: bool) {
+        let mut jobs = self.jobs.lock();
+        jobs.failed_at = failed.then(Instant::now);
+        jobs.for_room = false;
+    }
+
+    /// The next one; none if there is none, and then nobody carries them out any more.
+    fn next(&self) -> Option<Job> {
+        let mut jobs = self.jobs.lock();
+        let next = jobs.waiting.pop_front();
+        jobs.is_running = next.is_some();
+        next
+    }
+}
+
+/// One is under way for as long as this is there.
+struct UnderWay(Arc<VolumeState>);
+
+impl UnderWay {
+    fn begin(volume: &Arc<VolumeState>) -> Self {
+        volume.checkpoints.pace.send_modify(|pace| pace.jobs += 1);
+        Self(Arc::clone(volume))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.checkpoints.pace.send_modify(|pace| pace.jobs -= 1);
+    }
+}
+
+impl Volume {
+    /// Puts a job behind all others. Only while cuts are kept from overtaking each other.
+    pub(in crate::volume) fn checkpoint_later(&self, job: Job) {
+        let checkpoints = &self.inner().checkpoints;
+        {
+            let mut jobs = checkpoints.jobs.lock();
+            let is_asked_for = !matches!(job.purpose, Purpose::Room);
+            jobs.waiting.push_back(job);
+            checkpoints.pace.send_modify(|pace| pace.jobs += 1);
+            if mem::replace(&mut jobs.is_running, true) {
+                drop(jobs);
+                if is_asked_for {
+                    checkpoints.go_on();
+                }
+                return;
+            }
+        }
+        let volume = self.clone();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "whatever becomes of it the volume holds what it held; once the store is closed it is refused what it needs"
+        )]
+        drop(tokio::spawn(async move {
+            let inner = volume.inner();
+            let _guard = PoisonOnPanic::new(&inner.engine.commit);
+            while let Some(job) = inner.checkpoints.next() {
+                // Counted when it was put there.
+                let _under_way = UnderWay(Arc::clone(inner));
+                inner.carry_out(job).await;
+            }
+        }));
+    }
+
+    /// Ends the epoch that is being written, here and now.
+    pub(in crate::volume) async fn cut(&self) -> Result<Cut> {
+        let inner = self.inner();
+        let (ended, size_bytes) = Queue::end_epochs(&[&inner.queue], || inner.size_bytes())?;
+        let mut cut = Cut {
+            next_file: 0,
+            size_bytes,
+        };
+        for ended in ended {
+            cut.next_file = ended.await.map_err(|_| Error::Closing)?.next_file;
+        }
+        Ok(cut)
+    }
+}
+
+impl VolumeState {
+    /// Begins to take the journal into the store if it has grown large; and the one with the largest map, if the maps of all take much
+    /// memory.
+    pub(in crate::volume) fn checkpoint_if_large(self: &Arc<Self>) {
+        if self.journal.is_large() {
+            self.begin_checkpoint();
+        }
+        if self.volumes.map_memory.wants_less()
+            && let Some(largest) = self.volumes.open.largest_map()
+        {
+            largest.inner().begin_checkpoint();
+        }
+    }
+
+    /// Begins to take the journal into the store because there is no room, if that would make some.
+    pub(in crate::volume) async fn checkpoint_for_room(self: &Arc<Self>) -> bool {
+        if !self.journal.can_be_emptied().await {
+            return false;
+        }
+        // Whoever is refused in the end was refused by a try of his own: space may have been freed since the last one.
+        if let Some(at) = self.checkpoints.may_try_at() {
+            sleep_until(at.into()).await;
+        }
+        self.checkpoints.go_on() || self.begin_checkpoint()
+    }
+
+    /// Begins to take the journal into the store, unless the last try failed just now.
+    fn begin_checkpoint(self: &Arc<Self>) -> bool {
+        if !self.checkpoints.may_make_room() {
+            return false;
+        }
+        // Nobody else has it: it is being closed.
+        let Some(volume) = self.volume() else {
+            self.checkpoints.room_ended(true);
+            return false;
+        };
+        // From here on: the writer waits for it where there is no room.
+        let under_way = UnderWay::begin(self);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it waits for the writer, which is open as long as this has the volume"
+        )]
+        drop(tokio::spawn(async move {
+            let checkpoints = &volume.inner().checkpoints;
+            let _cutting = checkpoints.cutting.lock().await;
+            match volume.cut().await {
+                Ok(cut) => volume.checkpoint_later(Job {
+                    cut,
+                    purpose: Purpose::Room,
+                }),
+                // It is being closed.
+                Err(_) => checkpoints.room_ended(true),
+            }
+            drop(under_way);
+        }));
+        true
+    }
+
+    async fn carry_out(self: &Arc<Self>, job: Job) {
+        let Job { cut, purpose } = job;
+        match purpose {
+            Purpose::Room => {
+                let outcome = self.checkpoint_patiently(cut).await;
+                match &outcome {
+                    Ok(_) => {
+                        tracing::info!(volume = self.name, "the journal was taken into the store");
+                    }
+                    Err(Error::Closing) => {}
+                    Err(error) => {
+                        tracing::warn!(volume = self.name, %error, "the journal was not taken into the store");
+                    }
+                }
+                self.checkpoints.room_ended(outcome.is_err());
+            }
+            // Who went away has no use for it.
+            Purpose::Root(reply) => drop(reply.send(self.checkpoint(cut, None).await)),
+            Purpose::Snapshot(id, progress) => {
+                let outcome = self.complete(cut, id, &progress).await;
+                self.snapshot_ended(id, &progress, outcome).await;
+            }
+        }
+    }
+
+    /// Tries a few times to make room: writers may be waiting for it, and are refused when this fails.
+    async fn checkpoint_patiently(self: &Arc<Self>, cut: Cut) -> Result<()> {
+        for pause in ROOM_PAUSES {
+            match self.checkpoint(cut, None).await {
+                Err(error) if passes(&error) => {
+                    tracing::info!(volume = self.name, %error, "the journal is tried again");
+                    self.checkpoints.pause(pause, None).await?;
+                }
+                outcome => return outcome.map(drop),
+            }
+        }
+        self.checkpoint(cut, None).await.map(drop)
+    }
+
+    /// Tries to complete a snapshot until it is done, is deleted, or never can be done.
+    async fn complete(
+        self: &Arc<Self>,
+        cut: Cut,
+        id: SnapshotId,
+        progress: &Progress,
+    ) -> Result<()> {
+        let (mut pause, longest) = SNAPSHOT_PAUSE;
+        loop {
+            let error = match self.checkpoint(cut, Some((id, progress))).await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            if progress.is_cancelled() || !passes(&error) {
+                return Err(error);
+            }
+            tracing::warn!(volume = self.name, snapshot = %id, %error, "a snapshot waits to be tried again");
+            progress.wait(error.to_string());
+            self.checkpoints.stall(&error);
+            self.checkpoints.pause(pause, Some(progress)).await?;
+            pause = longest.min(pause * 2);
+        }
+    }
+
+    /// Tells what became of a snapshot.
+    async fn snapshot_ended(&self, id: SnapshotId, progress: &Progress, outcome: Result<()>) {
+        let pending = &self.volumes.pending_snapshots;
+        match outcome {
+            Ok(()) => {
+                tracing::info!(volume = self.name, snapshot = %id, "a snapshot is completed");
+                pending.remove(id);
+            }
+            // It was deleted meanwhile.
+            Err(_) if progress.is_cancelled() => pending.remove(id),
+            // It is pending still, and goes on when the store is opened again.
+            Err(Error::Closing) => {}
+            Err(error @ Error::Poisoned { .. }) => progress.wait(error.to_string()),
+            Err(error) => {
+                let reason = error.to_string();
+                tracing::warn!(volume = self.name, snapshot = %id, %error, "a snapshot has failed");
+                progress.fail(reason.clone());
+                let volume = self.record.id;
+                match snapshot::record_failure(&self.engine, volume, id, &reason).await {
+                    Ok(()) => pending.remove(id),
+                    Err(error) => {
+                        tracing::warn!(snapshot = %id, %error, "its failure could not be written down");
+                        self.checkpoints.unrecorded.lock().push((id, reason));
+                    }
+                }
+            }
+        }
+        progress.end();
+    }
+
+    /// Writes down what could not be written down before. Nothing may become the base before that: it would hold what is after the
+    /// instant of a snapshot that looks pending.
+    pub(in crate::volume) async fn record_failures(&self) -> Result<()> {
+        loop {
+            let Some((id, reason)) = self.checkpoints.unrecorded.lock().first().cloned() else {
+                return Ok(());
+            };
+            snapshot::record_failure(&self.engine, self.record.id, id, &reason).await?;
+            self.volumes.pending_snapshots.remove(id);
+            self.checkpoints
+                .unrecorded
+                .lock()
+                .retain(|(it, _)| *it != id);
+        }
+    }
+}
+
+/// Whether what went wrong is a shortage, which passes without anybody mending what the store holds.
+pub(in crate::volume) fn passes(error: &Error) -> bool {
+    error.is_full() || matches!(error, Error::Shortage { .. } | Error::Limit(_))
+}
