@@ -344,7 +344,7 @@ fn crates_depend_on_what_they_should() {
                 "varve-daemon",
                 "varve-device",
                 "snapctl",
-                // The command line's, and formats of images.
+                // Crates of the command line and of image formats.
                 "clap",
                 "indicatif",
                 "comfy-table",
