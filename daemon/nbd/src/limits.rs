@@ -62,7 +62,7 @@ pub const MAX_QUEUED_BYTES: usize = 4 << 20;
 /// Extents in one reply to `BLOCK_STATUS`. The client asks again from where the reply ends.
 pub const MAX_EXTENTS: u32 = 8192;
 /// What one of them takes until it is sent.
-const EXTENT_BYTES: u32 = 16;
+pub const EXTENT_BYTES: u32 = 16;
 /// How much of the export one look-up of extents covers: at worst every second block is a hole,
 /// so this bounds the extents held while a reply is put together.
 pub const EXTENT_WINDOW_BYTES: u64 = 64 << 20;
