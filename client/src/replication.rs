@@ -18,7 +18,7 @@ use crate::{
     connect::Client,
     convert,
     error::{Error, ErrorKind, Result},
-    limits::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX},
+    limits::FETCH_NODES_MAX,
     retry,
 };
 
@@ -149,7 +149,7 @@ impl Client {
         Ok(answer.nodes)
     }
 
-    /// Begins to fetch chunks as they are stored: at most [`FETCH_CHUNKS_MAX`].
+    /// Begins to fetch chunks as they are stored: at most [`FETCH_CHUNKS_MAX`](crate::FETCH_CHUNKS_MAX).
     ///
     /// # Errors
     ///

@@ -34,10 +34,9 @@ use crate::{
     connect::Client,
     content::{Content, Nodes, walk_error},
     error::{Error, ErrorKind, Result},
-    limits::BASED_SEGMENTS,
+    limits::{BASED_SEGMENTS, FETCH_NODES_MAX},
     progress::Progress,
     read::{LeafChunks, fetch_plain},
-    replication::FETCH_NODES_MAX,
 };
 
 /// Uploads what `source` changes of `base`.
