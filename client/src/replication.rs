@@ -18,7 +18,6 @@ use crate::{
     connect::Client,
     convert,
     error::{Error, ErrorKind, Result},
-    limits::FETCH_NODES_MAX,
     retry,
 };
 
@@ -74,7 +73,7 @@ impl Client {
         Root::decode(&encoded).map_err(|error| broken(&what, error))
     }
 
-    /// Fetches inner nodes, in this order: at most [`FETCH_NODES_MAX`].
+    /// Fetches inner nodes, in this order: at most [`FETCH_NODES_MAX`](crate::FETCH_NODES_MAX).
     ///
     /// # Errors
     ///
@@ -92,7 +91,7 @@ impl Client {
         checked.collect()
     }
 
-    /// Fetches leaves, in this order: at most [`FETCH_NODES_MAX`].
+    /// Fetches leaves, in this order: at most [`FETCH_NODES_MAX`](crate::FETCH_NODES_MAX).
     ///
     /// # Errors
     ///
@@ -149,7 +148,8 @@ impl Client {
         Ok(answer.nodes)
     }
 
-    /// Begins to fetch chunks as they are stored: at most [`FETCH_CHUNKS_MAX`](crate::FETCH_CHUNKS_MAX).
+    /// Begins to fetch chunks as they are stored: at most
+    /// [`FETCH_CHUNKS_MAX`](crate::FETCH_CHUNKS_MAX).
     ///
     /// # Errors
     ///
