@@ -38,7 +38,7 @@ fn a_full_backup_and_two_increments_are_restored_into_another_store() {
     let monday = image::copy(&from.scratch, &sunday, "monday");
     image::change(&monday, 9, &mut Random::seeded(902));
     zero(&monday, 5 * MIB, MIB as usize);
-    // It grows, too.
+    // The volume grows, too.
     let tuesday = image::copy(&from.scratch, &monday, "tuesday");
     image::change(&tuesday, 3, &mut Random::seeded(903));
     files::write_range(&tuesday, 90 * MIB, b"the new end");
@@ -70,7 +70,7 @@ fn a_full_backup_and_two_increments_are_restored_into_another_store() {
         to.assert_content(&name, day);
         snapctl.verify(&name);
     }
-    // The root is the same in both stores, as the content is.
+    // Equal content has an equal root in both stores.
     let root = text(&from.snapctl().show("web/tuesday"), "root");
     assert_eq!(said, format!("restored/2: root {root}\n"));
     assert_eq!(text(&snapctl.show("restored/2"), "root"), root);
@@ -94,7 +94,7 @@ fn a_backup_that_is_not_complete_is_not_restored() {
         lab.snapctl().run(["snapshot", "delete", "again/0"]).ok();
     }
     assert_eq!(lab.snapctl().names(), ["one"]);
-    // What is there is not overwritten.
+    // Existing files are not overwritten.
     let _ = example(&lab, "full_backup", ["one", "image"]).fails(1);
     files::assert_same(&image, &lab.scratch.join("image"));
 }

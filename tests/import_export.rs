@@ -310,7 +310,7 @@ fn a_snapshot_is_exported_to_standard_output() {
         let exported = lab.snapctl().run(["export", key, "-"]).success();
         assert!(
             exported.stdout == std::fs::read(&file).unwrap(),
-            "what came out of standard output differs"
+            "the content of standard output differs"
         );
     }
 }

@@ -231,10 +231,7 @@ fn people_get_tables() {
     let id = text(&snapctl.show("daily/monday"), "id");
     let root = text(&snapctl.show("daily/monday"), "root");
     let said = imported.text() + &imported.stderr;
-    assert!(
-        said.contains(&root),
-        "an import ends by telling the root: {said}"
-    );
+    assert!(said.contains(&root), "an import ends with the root: {said}");
     assert!(said.contains("iB/s"), "and the rate: {said}");
 
     let list = snapctl.run(["snapshot", "list"]).success().text();

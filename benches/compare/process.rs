@@ -34,8 +34,8 @@ pub(crate) struct Finished {
 /// Runs a program to its end. A failure has the program's last output.
 pub(crate) fn run(command: &mut Command) -> Result<Finished, Failure> {
     let name = name_of(command);
-    let mut output = tempfile::tempfile().during(|| format!("make a file for what {name} says"))?;
-    let mut errors = tempfile::tempfile().during(|| format!("make a file for what {name} says"))?;
+    let mut output = tempfile::tempfile().during(|| format!("make an output file for {name}"))?;
+    let mut errors = tempfile::tempfile().during(|| format!("make an output file for {name}"))?;
     let for_child = |file: &fs::File| {
         file.try_clone()
             .during(|| "duplicate a descriptor".to_owned())
@@ -69,7 +69,7 @@ pub(crate) fn run(command: &mut Command) -> Result<Finished, Failure> {
         errors
             .rewind()
             .and_then(|()| errors.read_to_string(&mut said))
-            .during(|| format!("read what {name} said"))?;
+            .during(|| format!("read the output of {name}"))?;
         return Err(Failure::new(format!(
             "{name} failed ({status}): {}",
             last_lines(&said)
@@ -78,7 +78,7 @@ pub(crate) fn run(command: &mut Command) -> Result<Finished, Failure> {
     output
         .rewind()
         .and_then(|()| output.read_to_string(&mut said))
-        .during(|| format!("read what {name} said"))?;
+        .during(|| format!("read the output of {name}"))?;
     Ok(Finished {
         seconds: took.as_secs_f64(),
         peak_bytes,

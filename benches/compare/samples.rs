@@ -34,10 +34,7 @@ impl Samples {
     }
 
     pub(crate) fn from_runs(mut results: Vec<f64>) -> Self {
-        assert!(
-            !results.is_empty(),
-            "what was measured was measured at least once"
-        );
+        assert!(!results.is_empty(), "every figure has at least one run");
         results.sort_by(f64::total_cmp);
         Self(results)
     }

@@ -99,7 +99,7 @@ fn pack(criterion: &mut Criterion) {
                 for (codec, stored, plain_len) in &packed {
                     decoder
                         .decode(*codec, black_box(stored), *plain_len, &mut plain)
-                        .expect("decode what was encoded");
+                        .expect("decode the encoding");
                 }
             });
         });

@@ -1,5 +1,5 @@
-//! A restore: makes snapshots of a full backup and of patches on it, in the order in which they were
-//! made.
+//! A restore: makes snapshots of a full backup and of patches on it, in the order in which they
+//! were made.
 //!
 //! ```text
 //! cargo run --example restore -- --address unix:/run/varve/grpc.sock \

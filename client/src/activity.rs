@@ -1,8 +1,8 @@
 //! How long a daemon has been silent while calls wait for it.
 //!
-//! A connection that is up says nothing about a daemon behind it that has stopped. The daemon counts
-//! as heard when a call is answered, a part of an answer comes, or bytes that a call sends are taken.
-//! A call that nobody polls, because its caller is busy, does not count as waiting.
+//! A connection that is up says nothing about a daemon behind it that has stopped. The daemon
+//! counts as heard when a call is answered, a part of an answer comes, or bytes that a call sends
+//! are taken. A call that nobody polls, because its caller is busy, does not count as waiting.
 
 use std::{
     error::Error as StdError,
@@ -33,7 +33,7 @@ pub struct Activity(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    /// Calls and answers that somebody waits for.
+    /// Calls and answers that are waited for.
     waiting: usize,
     /// When something was heard last, or waiting began.
     heard: Instant,
@@ -125,8 +125,8 @@ pub(crate) struct Connection {
 }
 
 /// The error for a connection with TLS that ended before any call was answered on it. In this way a
-/// daemon refuses a client's certificate, or the lack of one: with TLS 1.3 the client has finished the
-/// handshake by then.
+/// daemon refuses a client's certificate, or the lack of one: with TLS 1.3 the client has finished
+/// the handshake by then.
 #[derive(Debug)]
 pub(crate) struct Unanswered(pub(crate) BoxError);
 
@@ -208,7 +208,7 @@ impl Service<http::Request<Body>> for Connection {
     }
 }
 
-/// What a call sends.
+/// The body of a request, which notes when its bytes are taken.
 struct Sent {
     body: Body,
     activity: Activity,
@@ -236,7 +236,7 @@ impl http_body::Body for Sent {
     }
 }
 
-/// What is answered.
+/// The body of an answer, which notes when it is waited for.
 struct Heard {
     body: Body,
     wait: Wait,

@@ -41,7 +41,7 @@ impl Cancel {
     }
 }
 
-/// What is true of an upload that was cancelled.
+/// The outcome of an upload that was cancelled.
 pub(crate) const NOTHING_VISIBLE: &str = "it was cancelled; nothing is visible";
 
 /// Whether the result of some work is about to become visible.
@@ -136,7 +136,8 @@ mod tests {
         let error = cancelled(true, 2 * OUTCOME_WITHIN).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Cancelled);
         assert!(error.to_string().contains("is not known"), "{error}");
-        let never = unless_cancelled("x", "", &Cancel::new(), async { Ok(1) });
+        let cancel = Cancel::new();
+        let never = unless_cancelled("x", "", &cancel, async { Ok(1) });
         assert_eq!(never.await.unwrap(), 1);
     }
 }

@@ -42,11 +42,11 @@ pub struct ChangedExtent {
     pub offset_bytes: u64,
     /// Length in bytes, more than 0. The extent ends within the larger of the two snapshots.
     pub len_bytes: u64,
-    /// How they differ.
+    /// The kind of difference.
     pub kind: ChangeKind,
 }
 
-/// How bytes of two snapshots differ.
+/// The kinds of difference between bytes of two snapshots.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 pub enum ChangeKind {
     /// Data in both, and different.
@@ -70,8 +70,9 @@ impl ChangeKind {
 }
 
 impl Client {
-    /// Prepares to list where the snapshot with this name or id has changed since another one. Without
-    /// [`since`](Changes::since) that is since nothing: all of its data is [`ChangeKind::Added`].
+    /// Prepares to list where the snapshot with this name or id has changed since another one.
+    /// Without [`since`](Changes::since) that is since nothing: all of its data is
+    /// [`ChangeKind::Added`].
     ///
     /// This lists places only. A backup that reads them too is made with
     /// [`read_snapshot`](Self::read_snapshot), which has the same `since`.
@@ -143,7 +144,7 @@ impl Changes<'_> {
     }
 }
 
-/// Gives what `extents` gives, until it ends or one of the two gives an error.
+/// Passes `extents` on, until it ends or one of the two streams has an error.
 fn until_first_error(
     cancelled: impl Stream<Item = Result<ChangedExtent>> + Send + 'static,
     extents: impl Stream<Item = Result<ChangedExtent>> + Send + 'static,
@@ -162,7 +163,7 @@ fn until_first_error(
     .boxed()
 }
 
-/// What the daemon finds to differ.
+/// The differences that the daemon finds.
 async fn compared(
     client: &Client,
     what: &str,
@@ -212,7 +213,7 @@ fn data(
         .boxed()
 }
 
-/// What differs in a segment of a snapshot of `size_bytes`.
+/// The differences in a segment of a snapshot of `size_bytes`.
 fn of_segment(segment: &Segment, size_bytes: u64) -> Vec<ChangedExtent> {
     let first = u64::from(segment.number) * SEGMENT_BYTES as u64;
     let leaf = segment.leaf.as_ref().map(|(_, leaf)| leaf);

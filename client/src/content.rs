@@ -1,4 +1,5 @@
-//! A snapshot's content as its tree: the root, and nodes fetched from the daemon as they are needed.
+//! A snapshot's content as its tree: the root, and nodes fetched from the daemon as they are
+//! needed.
 
 use std::{
     collections::{HashMap, VecDeque},

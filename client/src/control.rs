@@ -1,4 +1,4 @@
-//! How a long call is followed and ended: the same way for all of them.
+//! Following and ending a long call: the same way for all of them.
 
 use crate::{cancel::Cancel, progress::Progress};
 

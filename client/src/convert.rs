@@ -1,4 +1,4 @@
-//! What several answers have in common: ids, times and codecs, read from the protocol.
+//! Conversions that several messages need: ids, times, codecs, leaves.
 
 use std::time::{Duration, SystemTime};
 

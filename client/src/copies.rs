@@ -29,10 +29,10 @@ pub struct CopySource {
     pub allow_plaintext: bool,
 }
 
-/// A copy to be.
+/// The settings of a copy to be made.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NewCopy {
-    /// From where, and what.
+    /// The snapshot that is copied.
     pub source: CopySource,
     /// Name of the snapshot here; as there if it is empty.
     pub name: String,
@@ -42,11 +42,11 @@ pub struct NewCopy {
     pub bytes_per_second: u64,
 }
 
-/// How far along a copy is.
+/// The states of a copy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum CopyState {
-    /// It waits for its turn.
+    /// It waits until others have ended.
     Queued,
     /// Under way.
     Running,
@@ -54,9 +54,9 @@ pub enum CopyState {
     Waiting,
     /// The snapshot is there, and its root is the source's.
     Completed,
-    /// It has been given up.
+    /// It has failed, and is not tried again.
     Failed,
-    /// Somebody has ended it.
+    /// It was cancelled by a user.
     Cancelled,
     /// A state that this version of the client does not know.
     Unknown,
@@ -82,17 +82,17 @@ impl CopyState {
     }
 }
 
-/// A copy, as the daemon that copies tells it.
+/// A copy, as the daemon that makes it describes it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Copy {
     /// `copy-` and 17 hexadecimal digits.
     pub id: String,
-    /// From where, and what.
+    /// The snapshot that is copied.
     pub source: CopySource,
     /// Name of the snapshot here; empty until the source has told it.
     pub name: String,
-    /// How far along it is.
+    /// Its state.
     pub state: CopyState,
     /// When it was begun.
     pub created_at: SystemTime,
@@ -184,7 +184,7 @@ impl Copy {
     }
 }
 
-/// What a copy would fetch.
+/// An estimate of a copy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct CopyEstimate {
@@ -208,8 +208,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for an endpoint or name that cannot be, [`ErrorKind::AlreadyExists`] if
-    /// the name is taken; those of the connection to this client's daemon.
+    /// [`ErrorKind::Invalid`] for an endpoint or name that cannot be, [`ErrorKind::AlreadyExists`]
+    /// if the name is taken; those of the connection to this client's daemon.
     pub async fn copy(&self, new: NewCopy) -> Result<Copy> {
         let what = format!("copy {} from {}", new.source.snapshot, new.source.endpoint);
         let request = v1::CreateCopyRequest {

@@ -1,4 +1,4 @@
-//! What can go wrong, told apart by what the caller does about it.
+//! Errors, told apart by what the caller does about them.
 
 use std::{error::Error as StdError, fmt, io, time::Duration};
 
@@ -9,8 +9,8 @@ use crate::activity::Unanswered;
 /// What a caller does about an error.
 ///
 /// Any call can fail with an error *of the connection*: [`Unreachable`](Self::Unreachable),
-/// [`Unavailable`](Self::Unavailable), [`Denied`](Self::Denied), [`Internal`](Self::Internal). The other
-/// kinds are named where a call is described.
+/// [`Unavailable`](Self::Unavailable), [`Denied`](Self::Denied), [`Internal`](Self::Internal). The
+/// other kinds are named where a call is described.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -20,7 +20,8 @@ pub enum ErrorKind {
     AlreadyExists,
     /// The request is wrong: repair it. Trying again as it is does not help.
     Invalid,
-    /// The state of something does not allow it, as of a volume that is attached. Change that first.
+    /// The state of something does not allow it, as of a volume that is attached. Change that
+    /// first.
     Conflict,
     /// The daemon cannot be reached, or the connection was lost: try again when the daemon runs.
     Unreachable,
@@ -29,8 +30,8 @@ pub enum ErrorKind {
     OutOfSpace,
     /// Content is not what its id says: verify the store, and restore what is damaged.
     Damaged,
-    /// The daemon answers, but cannot serve this now: it takes no writes, is stopping, or has as much
-    /// under way as it allows. Try again later, or see its log.
+    /// The daemon answers, but cannot serve this now: it takes no writes, is stopping, or has as
+    /// much under way as it allows. Try again later, or see its log.
     Unavailable,
     /// Not permitted.
     Denied,
@@ -109,7 +110,8 @@ pub(crate) fn pushback(status: &Status) -> Option<Duration> {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error of `kind`, met while doing `what` (verb and object: `import disk.img`), because of `why`.
+    /// An error of `kind`, met while doing `what` (verb and object: `import disk.img`), because of
+    /// `why`.
     pub fn new(kind: ErrorKind, what: impl Into<String>, why: impl Into<String>) -> Self {
         Self {
             kind,

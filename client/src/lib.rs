@@ -1,7 +1,8 @@
 //! The client library of Varve, for backup tools and other programs; `snapctl` is made of it.
 //!
 //! A [`Client`] is a connection to a daemon. It uploads a [`Source`] as a snapshot, downloads a
-//! snapshot to a [`Sink`], reads ranges and changes, and manages the snapshots and volumes of a store:
+//! snapshot to a [`Sink`], reads ranges and changes, and manages the snapshots and volumes of a
+//! store:
 //!
 //! ```no_run
 //! use std::collections::BTreeMap;
@@ -49,13 +50,15 @@
 //! # Long calls
 //!
 //! A call that may take long is prepared by a method of [`Client`], set up by further methods, and
-//! begun by `run`. Each of them takes a [`Control`], by which its progress is seen and it is cancelled.
-//! Dropping its future ends it, too.
+//! begun by `run`. Each of them takes a [`Control`], by which its progress is seen and it is
+//! cancelled. Dropping its future ends it, too.
 //!
 //! What must hold here:
 //!
-//! * **Chunks are cut and hashed as the daemon does it**: both use `varve-content`. No RocksDB underneath.
-//! * **Nothing is half visible.** A snapshot appears when its upload commits, a file when its download is complete.
+//! * **Chunks are cut and hashed as the daemon does it**: both use `varve-content`. No RocksDB
+//!   underneath.
+//! * **Nothing is half visible.** A snapshot appears when its upload commits, a file when its
+//!   download is complete.
 //! * **Memory is bounded**, whatever the size of a volume: see `limits`.
 //! * **Errors say what to do about them**: see [`ErrorKind`].
 

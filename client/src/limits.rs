@@ -1,13 +1,14 @@
 //! Every bound of the client in one place, and how they add up.
 //!
-//! Units are bytes unless a name says otherwise. What an upload may take, beside the program itself:
+//! Units are bytes unless a name says otherwise. What an upload may take, beside the program
+//! itself:
 //!
 //! | what | bound |
 //! | --- | --- |
 //! | segments read, being hashed, asked about and sent | [`SEGMENT_BUFFERS`] x [`JOB_BYTES`] |
 //! | chunks compressed for the way over TCP | [`COMPRESSED_JOBS_MAX`] x [`JOB_BYTES`] |
 //!
-//! What waits in HTTP/2 to be sent are slices of these.
+//! Bytes that wait in HTTP/2 to be sent are slices of these buffers.
 //!
 //! and a download:
 //!
@@ -31,7 +32,8 @@
 //! | chunks of a read, packed and plain | 2 x ([`READ_GROUPS`] + 1) x one segment |
 //! | segments of an upload, with the base's chunks, packed and plain | 3 x [`BASED_SEGMENTS`] x one segment |
 //!
-//! Verifying an archive without a base takes some 40 to 100 bytes for each of its chunks, which is no bound.
+//! Verifying an archive without a base takes some 40 to 100 bytes for each of its chunks, which is
+//! no bound.
 
 use std::time::Duration;
 
@@ -44,11 +46,11 @@ pub const FETCH_CHUNKS_MAX: usize = 4096;
 
 /// Data of one job of an upload: whole segments that are read, cut, asked about and sent together.
 pub(crate) const JOB_BYTES: usize = SEGMENT_BYTES;
-/// Buffers of [`JOB_BYTES`] that an upload reads into, at most; a reader waits while all are in use. Over a
-/// network they also cover the time that bytes are on their way.
+/// Buffers of [`JOB_BYTES`] that an upload reads into, at most; a reader waits while all are in
+/// use. Over a network they also cover the time that bytes are on their way.
 pub(crate) const SEGMENT_BUFFERS: usize = 12;
-/// Buffers beyond one a reader for an upload to a daemon on this machine: few, because fresh memory costs a
-/// page fault for every 4 KiB.
+/// Buffers beyond one a reader for an upload to a daemon on this machine: few, because fresh memory
+/// costs a page fault for every 4 KiB.
 pub(crate) const LOCAL_SPARE_BUFFERS: usize = 1;
 /// Jobs that were read and not yet accepted by the daemon. More than buffers: a job whose chunks
 /// are all known to the daemon gives its buffer back and only waits for its turn.
@@ -57,23 +59,24 @@ pub(crate) const JOBS_IN_FLIGHT: usize = 16;
 pub(crate) const READERS_MAX: usize = 8;
 /// Jobs whose chunks are held in compressed form at one time.
 pub(crate) const COMPRESSED_JOBS_MAX: usize = 6;
-/// Streams that carry chunks at one time. One is the one sending; the others have sent all and wait for the answer.
+/// Streams that carry chunks at one time. One of them sends; the others wait for their answers.
 pub(crate) const PUT_STREAMS: usize = 4;
 /// Payload of one message of chunks, unless the daemon asks for less.
 pub(crate) const MESSAGE_PAYLOAD_BYTES: usize = 1 << 20;
-/// Entries from which on leaves are put: 16384 of them, and a job's at most beyond that, take some 800 KiB.
+/// Entries of leaves that are put with one call, and up to a job's beyond them: some 800 KiB.
 pub(crate) const LEAF_ENTRIES_PER_MESSAGE: usize = 16 << 10;
 /// Calls that put leaves, under way at one time.
 pub(crate) const LEAF_CALLS_MAX: usize = 4;
 
-/// Groups of an archive, a leaf and its chunks each, that are under way at one time: fetched and checked, or sent.
+/// Groups of an archive, a leaf and its chunks each, that are under way at one time: fetched and
+/// checked, or sent.
 pub(crate) const ARCHIVE_GROUPS: usize = 6;
 /// Batches of leaves that are fetched ahead of those.
 pub(crate) const ARCHIVE_LEAF_FETCHES: usize = 4;
 /// Leaves of an archive's base that are passed over together.
 pub(crate) const ARCHIVE_KEPT_LEAVES: usize = 4096;
-/// Chunks that are told apart while an archive is written, at 32 bytes and what a hash table adds. Of content with more, some that repeat are
-/// written again.
+/// Chunk ids that are remembered while an archive is written, at 32 bytes each and the overhead of
+/// a hash table. An archive of more chunks has some of them twice.
 pub(crate) const ARCHIVE_CHUNKS_MAX: usize = 7 << 18;
 
 /// Batches of leaves that a read of a snapshot fetches ahead.
@@ -84,36 +87,38 @@ pub(crate) const READ_GROUPS: usize = 4;
 /// Segments that an upload on a base cuts again at one time.
 pub(crate) const BASED_SEGMENTS: usize = 4;
 
-/// How long the outcome of something is waited for that was cancelled as it was about to become visible.
+/// How long to wait for the outcome of work that was cancelled as it was about to become visible.
 pub(crate) const OUTCOME_WITHIN: Duration = Duration::from_secs(30);
-/// How long calls are repeated that are refused because as much is under way as the daemon allows.
+/// How long to repeat calls that the daemon refuses because it has as much under way as it allows.
 pub(crate) const BUSY_PATIENCE: Duration = Duration::from_secs(120);
-/// How long is waited before such a call is repeated, whatever the daemon says.
+/// Least and longest pause before such a call is repeated, whatever the daemon says.
 pub(crate) const BUSY_PAUSES: (Duration, Duration) =
     (Duration::from_millis(100), Duration::from_secs(10));
-/// How often it is asked whether snapshots are complete.
+/// Pause between two questions whether snapshots are complete.
 pub(crate) const SNAPSHOT_POLL: Duration = Duration::from_millis(100);
 
-/// How often it is asked how far a copy has come: each time this part of the time that it took so far is over, between these bounds.
+/// Pause between two questions after a copy: this part of the time that it took so far, between
+/// these bounds.
 pub(crate) const COPY_POLL_PART: u32 = 20;
 pub(crate) const COPY_POLL: (Duration, Duration) =
     (Duration::from_millis(10), Duration::from_millis(200));
 
-/// Threads that decode, check and write: as many as cores, up to this. Each has one message in hand, and one more
-/// message waits.
+/// Threads that decode, check and write: as many as cores, up to this. Each has one message in
+/// hand, and one more message waits.
 pub(crate) const DECODERS_MAX: usize = 8;
-/// Largest message of a download that is accepted. A daemon sends a mebibyte of payload at a time, and what names it.
+/// Largest message of a download that is accepted. A daemon sends a mebibyte of payload at a time,
+/// and what names it.
 pub(crate) const CONTENT_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// What a peer may send on one stream before it is taken.
+/// Bytes that a peer may send on one stream before they are taken.
 pub(crate) const HTTP2_STREAM_WINDOW_BYTES: u32 = 16 << 20;
-/// What a peer may send on all streams of a connection before it is taken.
+/// Bytes that a peer may send on all streams of a connection before they are taken.
 pub(crate) const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-/// The same for a unix socket, where there is no way to cover: what waits here only takes memory, and
-/// fresh memory costs time.
+/// The same for a unix socket, where there is no way to cover: what waits here only takes memory,
+/// and fresh memory costs time.
 pub(crate) const LOCAL_WINDOW_BYTES: u32 = 4 << 20;
-/// What may wait in a unix socket on its way to the daemon, for fewer, larger turns between the two processes. The
-/// system cuts this down to what it allows.
+/// Bytes that may wait in a unix socket on their way to the daemon, for fewer, larger turns between
+/// the two processes. The system cuts this down to what it allows.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 1 << 20;
 /// Largest HTTP/2 frame accepted: larger than the default of 16 KiB, for fewer system calls.
 pub(crate) const HTTP2_FRAME_BYTES: u32 = 64 << 10;
@@ -121,12 +126,14 @@ pub(crate) const HTTP2_FRAME_BYTES: u32 = 64 << 10;
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Snapshots asked for in one page: as many as always fit into a message.
 pub(crate) const LIST_PAGE: u32 = 200;
-/// A snapshot as it is sent, with all the tags it may have: 50, of 127 + 255 characters of up to 4 bytes.
+/// A snapshot as it is sent, with all the tags it may have: 50, of 127 + 255 characters of up to 4
+/// bytes.
 const SNAPSHOT_BYTES_MAX: usize = 50 * (127 + 255) * 4 + 2048;
 
 /// How long a connection may take to be made.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection with calls under way on which nothing has come for this long is asked for a sign of life.
+/// A connection with calls under way on which nothing has come for this long is asked for a sign of
+/// life.
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// How long that sign may take.
 pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -138,7 +145,7 @@ pub(crate) const ATTEMPTS: u32 = 5;
 /// Pause before the second try; each one after is twice as long.
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// What the pipelines may take: the client's promise is 256 MiB in all.
+/// Memory that the pipelines may take: the client's promise is 256 MiB in all.
 const PIPELINE_MEMORY_MAX: usize = 192 << 20;
 
 const _: () =

@@ -16,13 +16,16 @@ use crate::{
 pub struct Remote {
     /// Its name, without colons.
     pub name: String,
-    /// Where it is: `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`, as the daemon that copies reaches it.
+    /// Where it is: `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`, as the daemon that
+    /// copies reaches it.
     pub endpoint: String,
     /// Whether plain HTTP is allowed even to another machine.
     pub allow_plaintext: bool,
-    /// File at the daemon of the authorities (PEM) that its certificate is signed by. `None`: the daemon's own setting.
+    /// File at the daemon of the authorities (PEM) that its certificate is signed by. `None`: the
+    /// daemon's own setting.
     pub tls_ca: Option<PathBuf>,
-    /// Files at the daemon of the certificate to show and of its private key (PEM). `None`: the daemon's own setting.
+    /// Files at the daemon of the certificate to show and of its private key (PEM). `None`: the
+    /// daemon's own setting.
     pub tls_identity: Option<(PathBuf, PathBuf)>,
     /// When it was added; `None` for one that is to be.
     pub created_at: Option<SystemTime>,
@@ -48,8 +51,8 @@ impl Client {
     /// # Errors
     ///
     /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if the name is taken,
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a name, endpoint or path that cannot be;
-    /// those of the connection.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a name, endpoint or path that cannot
+    /// be; those of the connection.
     pub async fn add_remote(&self, remote: Remote) -> Result<Remote> {
         let what = format!("add remote {}", remote.name);
         let text = |path: PathBuf| {

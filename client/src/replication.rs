@@ -1,7 +1,7 @@
 //! Nodes of trees and chunks, fetched by their ids: what copies, archives and reads are made of.
 //!
-//! Nodes have been checked against their ids when they are returned. Chunks come as they are stored;
-//! whoever unpacks them checks them.
+//! Nodes have been checked against their ids when they are returned. Chunks come as they are
+//! stored, and are checked when they are unpacked.
 
 use std::collections::VecDeque;
 
@@ -41,13 +41,13 @@ pub struct ChunkRequest {
     pub entries: Vec<(u32, ChunkId)>,
 }
 
-/// A chunk as it came, with the id that it was asked for by. Its bytes have not been checked against
-/// that id.
+/// A chunk as it came, with the id that it was asked for by. Its bytes have not been checked
+/// against that id.
 #[derive(Clone, Debug)]
 pub struct FetchedChunk {
     /// The id it was asked for by.
     pub id: ChunkId,
-    /// How it is packed.
+    /// The codec that it is packed with.
     pub codec: Codec,
     /// Its plain length in bytes, by the other side's word.
     pub plain_bytes: u32,
@@ -60,8 +60,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if the store does not have it, [`ErrorKind::Damaged`] if it is not what
-    /// its id says; those of the connection.
+    /// [`ErrorKind::NotFound`] if the store does not have it, [`ErrorKind::Damaged`] if it is not
+    /// what its id says; those of the connection.
     pub async fn fetch_root(&self, id: RootId) -> Result<Root> {
         let what = format!("fetch root {id}");
         let nodes = self
@@ -193,7 +193,8 @@ impl ChunkStream {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Damaged`] for other chunks than those that were asked for; those of the connection.
+    /// [`ErrorKind::Damaged`] for other chunks than those that were asked for; those of the
+    /// connection.
     pub async fn next(&mut self) -> Result<Option<Vec<FetchedChunk>>> {
         if self.expected.is_empty() {
             return Ok(None);

@@ -1,7 +1,8 @@
 //! Calls that can be repeated are, while the daemon is unavailable.
 //!
-//! Only for calls whose second run answers as the first would have: those that read, and those that set
-//! something to a value. What an interrupted upload has sent is not repeated by this module but kept by the daemon.
+//! Only for calls whose second run answers as the first would have: those that read, and those that
+//! set something to a value. What an interrupted upload has sent is not repeated by this module but
+//! kept by the daemon.
 
 use std::{error::Error as _, future::Future};
 
@@ -41,8 +42,8 @@ fn passes(status: &Status) -> bool {
     status.code() == Code::Unavailable || status.source().is_some()
 }
 
-/// Runs `call` until it is not refused for what others have under way, or has been for [`BUSY_PATIENCE`]. For any call: one that is refused
-/// so has done nothing, or can be done again.
+/// Runs `call` until it is not refused for what others have under way, or has been for
+/// [`BUSY_PATIENCE`]. For any call: one that is refused so has done nothing, or can be done again.
 pub(crate) async fn while_busy<T, F>(mut call: impl FnMut() -> F) -> Result<T, Status>
 where
     F: Future<Output = Result<T, Status>>,

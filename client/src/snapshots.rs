@@ -23,7 +23,7 @@ pub struct Snapshot {
     pub id: String,
     /// Unique in the store.
     pub name: String,
-    /// How far along it is.
+    /// Its state.
     pub state: SnapshotState,
     /// Size of the volume, in bytes.
     pub size_bytes: u64,
@@ -45,7 +45,7 @@ pub struct Snapshot {
     /// Id of the volume's snapshot before, or of the one that the volume was made from. It may have
     /// been deleted since.
     pub parent: Option<String>,
-    /// How far it has come. `None` unless it is pending.
+    /// Progress of its way into the store. `None` unless it is pending.
     pub progress: Option<SnapshotProgress>,
     /// Why it failed. Of one that is pending: why the last try could not complete it.
     pub failure: Option<String>,
@@ -60,7 +60,7 @@ pub struct SnapshotVolume {
     pub name: String,
 }
 
-/// How far a pending snapshot has come.
+/// Progress of a pending snapshot's way into the store.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct SnapshotProgress {
     /// Bytes of the volume that were changed and are in the store, in whole segments.
@@ -69,7 +69,7 @@ pub struct SnapshotProgress {
     pub total_bytes: u64,
 }
 
-/// How far along a snapshot is.
+/// The states of a snapshot.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum SnapshotState {
@@ -181,18 +181,19 @@ impl Client {
     }
 
     /// Makes snapshots of the volumes with these names or ids, all of one instant: they are
-    /// crash-consistent as a group. They are pending when this returns: their content is durable, and
-    /// goes into the store in the background; see [`wait_for_snapshots`](Self::wait_for_snapshots).
+    /// crash-consistent as a group. They are pending when this returns: their content is durable,
+    /// and goes into the store in the background; see
+    /// [`wait_for_snapshots`](Self::wait_for_snapshots).
     ///
-    /// The snapshot of a single volume is called `name`. Those of several volumes are called `name`,
-    /// a hyphen, and the volume's name.
+    /// The snapshot of a single volume is called `name`. Those of several volumes are called
+    /// `name`, a hyphen, and the volume's name.
     ///
     /// # Errors
     ///
     /// None of the snapshots is made then. [`ErrorKind::NotFound`](crate::ErrorKind::NotFound)
-    /// without one of the volumes, [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if a
-    /// name is taken; those of the connection. The call is not repeated, so after a lost connection
-    /// the snapshots may exist.
+    /// without one of the volumes, [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if
+    /// a name is taken; those of the connection. The call is not repeated, so after a lost
+    /// connection the snapshots may exist.
     pub async fn create_snapshots(
         &self,
         volumes: &[String],

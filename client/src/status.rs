@@ -1,4 +1,4 @@
-//! What a daemon is and how it is doing.
+//! The status of a daemon and its store.
 
 use std::time::SystemTime;
 
@@ -11,7 +11,7 @@ use crate::{
     retry,
 };
 
-/// What a daemon says about itself and its store.
+/// The status of a daemon and its store.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Status {
@@ -45,9 +45,9 @@ pub struct Status {
     pub uploads: u64,
     /// NBD connections that are open.
     pub nbd_connections: u64,
-    /// How the daemon reads and writes: `io_uring` or `blocking`.
+    /// The engine for reads and writes: `io_uring` or `blocking`.
     pub io_engine: String,
-    /// How new chunks are packed: `zstd`, `lz4` or `none`.
+    /// The codec that new chunks are packed with: `zstd`, `lz4` or `none`.
     pub compression: String,
     /// Bytes free on the store's file system.
     pub free_bytes: u64,

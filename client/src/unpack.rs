@@ -16,7 +16,8 @@ pub(crate) struct Unpacker {
 }
 
 impl Unpacker {
-    /// The plain bytes of a chunk as it comes, if they have the id that it should have; otherwise what is wrong with them.
+    /// The plain bytes of a chunk as it comes, if they have the id that it should have; otherwise
+    /// what is wrong with them.
     pub(crate) fn unpack_message<'a>(
         &'a mut self,
         id: ChunkId,

@@ -20,7 +20,7 @@ pub struct Verify<'a> {
     on_violation: Box<dyn FnMut(Violation) + Send + 'a>,
 }
 
-/// What the check of a snapshot came to.
+/// The outcome of checking a snapshot.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct VerifyReport {

@@ -1,4 +1,5 @@
-//! The volumes of a store: making, listing, tagging, resizing, attaching, detaching and deleting them.
+//! The volumes of a store: making, listing, tagging, resizing, attaching, detaching and deleting
+//! them.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -25,8 +26,8 @@ pub struct Volume {
     pub name: String,
     /// Its size in bytes, a multiple of 512.
     pub size_bytes: u64,
-    /// Root of its content at its last checkpoint, when the journal was taken into the store. `None`:
-    /// zeros.
+    /// Root of its content at its last checkpoint, when the journal was taken into the store.
+    /// `None`: zeros.
     pub base: Option<RootId>,
     /// Id of its last snapshot that was completed, or of the one that it was made from. It may have
     /// been deleted since.
@@ -76,8 +77,8 @@ pub struct JournalFound {
 /// The settings of a clone to be made.
 #[derive(Clone, Debug, Default)]
 pub struct NewClone {
-    /// A snapshot or a volume: an id, a name that only one of them has, or a name after `snapshot/` or
-    /// `volume/`.
+    /// A snapshot or a volume: an id, a name that only one of them has, or a name after `snapshot/`
+    /// or `volume/`.
     pub source: String,
     /// The new volume's name.
     pub name: String,
@@ -115,7 +116,8 @@ pub struct VolumeFilter {
 pub struct Attachment {
     /// The volume; `attachments` is the number of this attachment.
     pub volume: Volume,
-    /// NBD URIs with the export's name: over the daemon's unix socket first, and over TCP if it listens there.
+    /// NBD URIs with the export's name: over the daemon's unix socket first, and over TCP if it
+    /// listens there.
     pub nbd_uris: Vec<String>,
 }
 
@@ -124,9 +126,9 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyExists`] if the name is taken, [`ErrorKind::NotFound`] without the snapshot,
-    /// [`ErrorKind::Conflict`] if it is not completed, [`ErrorKind::Invalid`] for a name, size or tag
-    /// that cannot be; those of the connection.
+    /// [`ErrorKind::AlreadyExists`] if the name is taken, [`ErrorKind::NotFound`] without the
+    /// snapshot, [`ErrorKind::Conflict`] if it is not completed, [`ErrorKind::Invalid`] for a name,
+    /// size or tag that cannot be; those of the connection.
     pub async fn create_volume(&self, new: NewVolume) -> Result<Volume> {
         let what = format!("create volume {}", new.name);
         let request = v1::CreateVolumeRequest {
@@ -175,13 +177,13 @@ impl Client {
         Volume::from_proto(&what, Some(made.into_inner()))
     }
 
-    /// Lets the volume with this name or id grow to `size_bytes`, a multiple of 512. The new end reads
-    /// as zeros.
+    /// Lets the volume with this name or id grow to `size_bytes`, a multiple of 512. The new end
+    /// reads as zeros.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Invalid`] for a size that cannot be,
-    /// or is less than before; those of the connection.
+    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Invalid`] for a size that cannot
+    /// be, or is less than before; those of the connection.
     pub async fn resize_volume(&self, volume: &str, size_bytes: u64) -> Result<Volume> {
         let what = format!("resize volume {volume}");
         let request = v1::ResizeVolumeRequest {
@@ -251,13 +253,13 @@ impl Client {
         Volume::from_proto(&what, Some(found.into_inner()))
     }
 
-    /// Sets tags of the volume with this name or id, and removes those with the keys in `remove`, in
-    /// one step. Returns the volume as it is then.
+    /// Sets tags of the volume with this name or id, and removes those with the keys in `remove`,
+    /// in one step. Returns the volume as it is then.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Invalid`] for tags that cannot be;
-    /// those of the connection.
+    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Invalid`] for tags that cannot
+    /// be; those of the connection.
     pub async fn tag_volume(
         &self,
         volume: &str,
@@ -303,8 +305,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Conflict`] if it is attached and not
-    /// forced; those of the connection.
+    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Conflict`] if it is attached and
+    /// not forced; those of the connection.
     pub async fn attach_volume(&self, volume: &str, force: bool) -> Result<Attachment> {
         let what = format!("attach volume {volume}");
         let request = v1::AttachVolumeRequest {

@@ -82,8 +82,8 @@ impl<'a> SnapshotWait<'a> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Conflict`] as soon as one of them has failed, [`ErrorKind::NotFound`] if one was
-    /// deleted, [`ErrorKind::Cancelled`].
+    /// [`ErrorKind::Conflict`] as soon as one of them has failed, [`ErrorKind::NotFound`] if one
+    /// was deleted, [`ErrorKind::Cancelled`].
     pub async fn run(mut self) -> Result<Vec<Snapshot>> {
         let what = format!("wait for snapshot {}", self.snapshots.join(", "));
         let outcome = "it was cancelled; the snapshot goes on";
@@ -150,8 +150,8 @@ impl<'a> CopyWait<'a> {
     ///
     /// # Errors
     ///
-    /// What a copy failed of, as soon as one has; [`ErrorKind::Cancelled`] if one was cancelled, or
-    /// the waiting was. The other copies go on.
+    /// The error of the first copy that fails, as soon as it has; [`ErrorKind::Cancelled`] if one
+    /// was cancelled, or the waiting was. The other copies go on.
     pub async fn run(mut self) -> Result<Vec<Copy>> {
         let what = format!("wait for {}", self.ids.join(", "));
         let outcome = "it was cancelled; the copy goes on";
@@ -201,8 +201,8 @@ impl<'a> CopyWait<'a> {
     }
 }
 
-/// How long is waited before copies are asked about again: a part of the time that they took so far,
-/// so that their end is not told much later than it came.
+/// The pause before copies are asked about again: a part of the time that they took so
+/// far, so that their end is not told much later than it came.
 fn copy_pause(elapsed: Duration) -> Duration {
     (elapsed / COPY_POLL_PART).clamp(COPY_POLL.0, COPY_POLL.1)
 }
@@ -220,9 +220,9 @@ fn count(copies: &[Copy], arrivals: &mut HashMap<String, Arrival>, progress: &Pr
     progress.set_done(done);
 }
 
-/// How far a copy has come. A copy counts data as done in large steps, when all chunks of a step
-/// are there; what has arrived of the next step counts here already, so that a slow copy is seen
-/// to go on.
+/// The data of a copy that has arrived. A copy counts data as done in large steps, when all chunks
+/// of a step are there; what has arrived of the next step counts here already, so that a slow copy
+/// is seen to go on.
 #[derive(Debug, Default)]
 struct Arrival {
     done_data_bytes: u64,
@@ -232,7 +232,7 @@ struct Arrival {
 }
 
 impl Arrival {
-    /// Bytes of data that are there.
+    /// Returns the bytes of data that are there.
     fn seen(&mut self, copy: &Copy) -> u64 {
         if self.done_data_bytes != copy.done_data_bytes {
             self.done_data_bytes = copy.done_data_bytes;

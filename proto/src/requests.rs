@@ -1,6 +1,6 @@
-//! The servers' codec: a request that is not a valid message is answered with INVALID_ARGUMENT.
+//! The servers' codec: a request that is not a valid message is answered with `INVALID_ARGUMENT`.
 //!
-//! The codec of tonic-prost returns INTERNAL for every message that cannot be decoded. That is
+//! The codec of tonic-prost returns `INTERNAL` for every message that cannot be decoded. That is
 //! right for an answer, which the daemon made, and wrong for a request, which the client made.
 
 use std::marker::PhantomData;

@@ -109,7 +109,7 @@ fn text_of_clients_forges_no_lines_of_the_log() {
     assert!(!refused.status.success(), "{refused:?}");
     lab.varved.stop();
     let log = lab.varved.log();
-    assert!(log.contains("forged"), "it is told, in its place: {log}");
+    assert!(log.contains("forged"), "the refusal is logged: {log}");
     for line in log.lines() {
         assert!(!line.starts_with("2026-01-01T00:00:00Z"), "{log}");
         assert!(!line.contains(['\u{1b}', '\u{202e}']), "{log}");

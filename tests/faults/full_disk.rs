@@ -92,7 +92,7 @@ fn an_import_goes_on_without_a_restart_when_space_was_freed() {
     let imported = varved.snapctl().import(&file, "image");
     assert!(
         imported.new_bytes() < 150 * MIB,
-        "what was stored before the disk was full is not sent again: {imported:?}"
+        "chunks that were stored before the disk was full are not sent again: {imported:?}"
     );
     assert_whole(&varved, &scratch, "image", &file);
     varved.stop();

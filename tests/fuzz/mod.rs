@@ -75,7 +75,7 @@ fn check(decoder: &Decoder, input: &[u8]) -> bool {
             };
             assert!(
                 read == again,
-                "{}: what was accepted is written back differently",
+                "{}: an accepted input re-encodes differently",
                 decoder.name
             );
             true

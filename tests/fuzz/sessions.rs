@@ -196,7 +196,7 @@ async fn check(input: &[u8]) {
     let said = said.unwrap_or_else(|_| panic!("the session hangs: {}", hex(input)));
     if let Some(at) = first_nonsense(&said) {
         panic!(
-            "at {at} of {} the server says what is no message: {}; the client said {}",
+            "at {at} of {} the server's output is not a message: {}; the client sent {}",
             said.len(),
             hex(tail(&said[..(at + 16).min(said.len())])),
             hex(input)

@@ -292,7 +292,7 @@ async fn answers_that_nobody_takes_take_what_is_allowed_and_no_more() {
         let listed = listed.await.unwrap();
         assert_eq!(listed["volumes"].as_array().unwrap().len(), 120);
     }
-    assert_within_bounds(&lab, "answers that nobody takes");
+    assert_within_bounds(&lab, "answers that are not read");
     drop(enemies);
 }
 
@@ -328,7 +328,7 @@ async fn exports_that_nobody_takes_give_their_places_to_others() {
     }
     let first = timeout(TIME_LIMIT, codes.join_next()).await;
     assert_eq!(first.unwrap().unwrap().unwrap(), Code::ResourceExhausted);
-    assert_within_bounds(&lab, "exports that nobody takes");
+    assert_within_bounds(&lab, "exports that are not read");
 }
 
 #[tokio::test(flavor = "multi_thread")]

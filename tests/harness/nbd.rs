@@ -140,7 +140,7 @@ impl Peer {
             Self::Unix(stream) => rustix::io::ioctl_fionread(stream),
             Self::Tcp(stream) => rustix::io::ioctl_fionread(stream),
         };
-        unread.expect("a socket tells what it has")
+        unread.expect("a socket reports its unread bytes")
     }
 
     /// Receives this many bytes.
@@ -314,7 +314,7 @@ impl Peer {
                 kind if kind & 1 << 15 != 0 => {
                     reply.error = u32::from_be_bytes(payload[..4].try_into().expect("four bytes"));
                 }
-                kind => panic!("a reply chunk of type {kind} was not asked for"),
+                kind => panic!("a reply chunk of type {kind} was not requested"),
             }
             if head[1] & 1 != 0 {
                 return Ok((cookie, reply));
@@ -333,7 +333,7 @@ impl Peer {
         self.send_request(request::READ, offset, offset, len)?;
         let mut bytes = vec![0; len as usize];
         let (_, reply) = self.receive_chunks(Some(offset), |at, piece| {
-            let start = usize::try_from(at - offset).expect("pieces are of what was asked for");
+            let start = usize::try_from(at - offset).expect("pieces are in the requested range");
             bytes[start..start + piece.len()].copy_from_slice(piece);
         })?;
         Ok(match reply.error {

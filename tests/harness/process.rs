@@ -192,9 +192,9 @@ impl Drop for Running {
 fn bytes_of(file: &File) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let len = file.metadata().expect("ask for a file's length").len();
-    let mut bytes = vec![0; usize::try_from(len).expect("what a program says fits into memory")];
+    let mut bytes = vec![0; usize::try_from(len).expect("a program's output fits into memory")];
     file.read_exact_at(&mut bytes, 0)
-        .expect("read what a program said");
+        .expect("read a program's output");
     bytes
 }
 
@@ -244,7 +244,7 @@ impl Finished {
         );
         assert!(
             !self.stderr.trim().is_empty(),
-            "a failure has to say why: {self:?}"
+            "a failure must have a message: {self:?}"
         );
         self.stderr
     }

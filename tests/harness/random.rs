@@ -30,7 +30,7 @@ impl Random {
                 .unwrap_or_else(|_| panic!("{VARIABLE}={text:?} is not a number from 0 to 2^64-1")),
             Err(_) => RandomState::new().hash_one(test),
         };
-        println!("{test}: to have this run again, set {VARIABLE}={seed}");
+        println!("{test}: to repeat this run, set {VARIABLE}={seed}");
         Self(seed)
     }
 

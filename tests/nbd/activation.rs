@@ -86,7 +86,7 @@ fn clients_wait_at_inherited_sockets_while_the_daemon_is_away() {
         manager.wait_for(said, 1);
         assert!(
             manager.socket("nbd").exists() && manager.socket("grpc").exists(),
-            "what the service manager made is not the daemon's to remove"
+            "the daemon does not remove the service manager's sockets"
         );
         // They connect now, and are answered when there is a daemon.
         let mut waiting = Vec::new();

@@ -136,7 +136,7 @@ fn files_are_of_a_size_that_can_be_read() {
         .map(|path| (read(&path).lines().count(), shown(&path)))
         .filter(|(lines, _)| *lines >= LINES_MAX)
         .collect();
-    assert!(long.is_empty(), "split these by what they do: {long:?}");
+    assert!(long.is_empty(), "split these by their tasks: {long:?}");
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn crates_depend_on_what_they_should() {
                 "varve-daemon",
                 "varve-device",
                 "snapctl",
-                // The command line's, and formats of images.
+                // Crates of the command line and of image formats.
                 "clap",
                 "indicatif",
                 "comfy-table",

@@ -264,7 +264,7 @@ fn waits_for_room(varved: &Varved, snapshot: &str) {
         {
             return;
         }
-        assert!(Instant::now() < deadline, "nothing is said: {shown}");
+        assert!(Instant::now() < deadline, "no reason is shown: {shown}");
         thread::sleep(Duration::from_millis(20));
     }
 }

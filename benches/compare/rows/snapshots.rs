@@ -355,7 +355,7 @@ const DEPTH_READS: Load = Load {
 
 /// A volume that was changed a little and snapshotted, this many times.
 fn layered(varved: &Varved, snapshots: u32) -> Result<Volume, Failure> {
-    eprintln!("{snapshots} snapshots in a row are taken");
+    eprintln!("taking {snapshots} snapshots in a row");
     let name = format!("after-{snapshots}");
     let bytes = 2 * GIB;
     let volume = varved.make_volume(&name, Content::Zeros { bytes })?;

@@ -8,7 +8,7 @@ use crate::table::{Figure, Row, Wanted};
 const NAMES: [&str; 3] = ["base", "web", "database"];
 
 pub(crate) fn three_images(bench: &Bench) -> Result<Vec<Row>, Failure> {
-    eprintln!("stored bytes: once, as they come out the same each time");
+    eprintln!("stored bytes: one run, because they are the same each time");
     let data_dir = bench.fresh_directory("three")?;
     let varved = bench.programs.serve(&data_dir)?;
     for name in NAMES {

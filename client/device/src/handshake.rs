@@ -1,67 +1,51 @@
 //! The client's side of the NBD handshake, up to where the kernel takes over.
 //!
-//! Layouts and numbers are those of `doc/proto.md` in <https://github.com/NetworkBlockDevice/nbd>. Of what there is to agree on, nothing is:
-//! the kernel's client speaks compact requests and simple replies only.
+//! The messages are those of `varve-nbd`. No extension is agreed on: the kernel's client speaks
+//! compact requests and simple replies only.
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
-use bytes::{Buf, BufMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
     time::timeout,
 };
 
+use varve_nbd::wire::{
+    ClientFlags, ExportDetails, GREETING_BYTES, OPTION_REPLY_HEADER_BYTES, OptionCode,
+    OptionReplyCode, TransmissionFlags, decode_export_info, decode_greeting,
+    decode_option_reply_header, encode_client_flags, encode_info_request, encode_option,
+};
+
 use super::NbdAddress;
 use crate::error::{Error, ErrorKind, Result};
 
-const SERVER_MAGIC: u64 = 0x4e42_444d_4147_4943; // "NBDMAGIC"
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054; // "IHAVEOPT"
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-const FIXED_NEWSTYLE: u16 = 1 << 0;
-const NO_ZEROES: u16 = 1 << 1;
-const OPT_GO: u32 = 7;
-const REP_ACK: u32 = 1;
-const REP_INFO: u32 = 3;
-const REP_ERROR: u32 = 1 << 31;
-const REP_ERR_TLS_REQUIRED: u32 = REP_ERROR | 5;
-const REP_ERR_UNKNOWN: u32 = REP_ERROR | 6;
-const INFO_EXPORT: u16 = 0;
-
-/// "Transmission flags", as the kernel takes them.
-const FLAG_READ_ONLY: u16 = 1 << 1;
-const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
-
-/// To connect and to shake hands, but for the opening of the export.
+/// For connecting and each step of the handshake, but for the opening of the export.
 const STEP_LIMIT: Duration = Duration::from_secs(10);
-/// A volume that was not closed reads its journal when it is opened.
+/// For the opening: a volume that was not closed reads its journal first.
 const OPEN_LIMIT: Duration = Duration::from_secs(600);
-/// Of an error's text, and of what is told about an export.
+/// Longest data of a reply: an error's text, or details of an export.
 const REPLY_BYTES_MAX: u32 = 64 << 10;
 
 /// A connection that is past its handshake.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) socket: OwnedFd,
-    pub(super) size_bytes: u64,
-    /// Transmission flags.
-    pub(super) flags: u16,
+    /// What the daemon tells about the export.
+    pub(super) export: ExportDetails,
 }
 
 impl Connection {
     pub(super) fn is_read_only(&self) -> bool {
-        self.flags & FLAG_READ_ONLY != 0
+        self.export.flags.contains(TransmissionFlags::READ_ONLY)
     }
 
     /// Whether there may be more connections beside it.
     pub(super) fn can_multi_conn(&self) -> bool {
-        self.flags & FLAG_CAN_MULTI_CONN != 0
+        self.export
+            .flags
+            .contains(TransmissionFlags::CAN_MULTI_CONN)
     }
-}
-
-/// The flags of an export that is not to be written to.
-pub(super) fn read_only(flags: u16) -> u16 {
-    flags | FLAG_READ_ONLY
 }
 
 /// Opens an export.
@@ -71,8 +55,8 @@ pub(super) async fn connect(address: &NbdAddress, export: &str) -> Result<Connec
             let mut stream = within(STEP_LIMIT, UnixStream::connect(path))
                 .await
                 .map_err(|error| unreachable(address, &error))?;
-            let (size_bytes, flags) = shake(&mut stream, export).await?;
-            (stream.into_std().map(OwnedFd::from), size_bytes, flags)
+            let export = shake(&mut stream, export).await?;
+            (stream.into_std().map(OwnedFd::from), export)
         }
         NbdAddress::Tcp(host) => {
             let mut stream = within(STEP_LIMIT, TcpStream::connect(host))
@@ -81,17 +65,13 @@ pub(super) async fn connect(address: &NbdAddress, export: &str) -> Result<Connec
             // Requests are small, and each is waited for.
             let prepared = stream.set_nodelay(true);
             prepared.map_err(|error| unreachable(address, &error))?;
-            let (size_bytes, flags) = shake(&mut stream, export).await?;
-            (stream.into_std().map(OwnedFd::from), size_bytes, flags)
+            let export = shake(&mut stream, export).await?;
+            (stream.into_std().map(OwnedFd::from), export)
         }
     };
-    let (socket, size_bytes, flags) = opened;
+    let (socket, export) = opened;
     let socket = socket.map_err(|error| unreachable(address, &error))?;
-    Ok(Connection {
-        socket,
-        size_bytes,
-        flags,
-    })
+    Ok(Connection { socket, export })
 }
 
 async fn within<T>(limit: Duration, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
@@ -105,127 +85,111 @@ fn unreachable(address: &NbdAddress, error: &io::Error) -> Error {
     Error::new(ErrorKind::Unreachable, what, error.to_string())
 }
 
-/// Shakes hands, and goes to the export. Gives its size and the transmission flags.
+/// Shakes hands, and opens the export with `GO`.
 async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     export: &str,
-) -> Result<(u64, u16)> {
+) -> Result<ExportDetails> {
     let what = || format!("open {export}");
     let lost = |error: io::Error| {
         let why = format!("lost the connection in the handshake: {error}");
         Error::new(ErrorKind::Unreachable, what(), why)
     };
-    let mut greeting = [0; 18];
+    let mut greeting = [0; GREETING_BYTES];
     within(STEP_LIMIT, stream.read_exact(&mut greeting))
         .await
         .map_err(lost)?;
-    let mut greeting = &greeting[..];
-    let magics = (greeting.get_u64(), greeting.get_u64());
-    let server_flags = greeting.get_u16();
-    if magics != (SERVER_MAGIC, OPTION_MAGIC) || server_flags & FIXED_NEWSTYLE == 0 {
-        return Err(Error::protocol(
-            what(),
-            "it does not greet as NBD servers do",
-        ));
-    }
-    let mut hello = Vec::new();
-    hello.put_u32(u32::from(server_flags & (FIXED_NEWSTYLE | NO_ZEROES)));
-    hello.put_u64(OPTION_MAGIC);
-    hello.put_u32(OPT_GO);
-    // The name with its length, and nothing that is asked for beyond the usual.
-    let name_bytes = u32::try_from(export.len()).unwrap_or(u32::MAX);
-    hello.put_u32(name_bytes.saturating_add(6));
-    hello.put_u32(name_bytes);
-    hello.put_slice(export.as_bytes());
-    hello.put_u16(0);
+    let server = match decode_greeting(&greeting) {
+        Ok(flags) if flags.fixed_newstyle => flags,
+        _ => {
+            let why = "it does not greet as NBD servers do";
+            return Err(Error::protocol(what(), why));
+        }
+    };
+    let flags = ClientFlags {
+        fixed_newstyle: true,
+        no_zeroes: server.no_zeroes,
+    };
+    let mut hello = encode_client_flags(flags).to_vec();
+    // Only what is told unasked is of use.
+    encode_option(
+        &mut hello,
+        OptionCode::Go,
+        &encode_info_request(export, &[]),
+    );
     within(STEP_LIMIT, stream.write_all(&hello))
         .await
         .map_err(lost)?;
-    let mut about = None;
+    let mut details = None;
     loop {
-        let (kind, data) = within(OPEN_LIMIT, reply(stream)).await.map_err(lost)??;
-        match kind {
-            REP_ACK => {
-                return about
+        let (code, data) = within(OPEN_LIMIT, reply(stream)).await.map_err(lost)??;
+        match OptionReplyCode::from_u32(code) {
+            Some(OptionReplyCode::Ack) => {
+                return details
                     .ok_or_else(|| Error::protocol(what(), "it tells nothing about the export"));
             }
-            REP_INFO => {
-                let mut data = &data[..];
-                if data.len() == 12 && data.get_u16() == INFO_EXPORT {
-                    about = Some((data.get_u64(), data.get_u16()));
+            Some(OptionReplyCode::Info) => {
+                if let Ok(Some(told)) = decode_export_info(&data) {
+                    details = Some(told);
                 }
             }
-            REP_ERR_TLS_REQUIRED => {
+            Some(OptionReplyCode::TlsRequired) => {
                 let why = "the daemon wants TLS there, which the kernel's NBD client does not know";
                 return Err(Error::new(ErrorKind::Denied, what(), why));
             }
-            error if error & REP_ERROR != 0 => {
-                let kind = if error == REP_ERR_UNKNOWN {
-                    ErrorKind::NotFound
-                } else {
-                    ErrorKind::Unavailable
+            known if OptionReplyCode::is_error(code) => {
+                let kind = match known {
+                    Some(OptionReplyCode::Unknown) => ErrorKind::NotFound,
+                    _ => ErrorKind::Unavailable,
                 };
                 let why = match String::from_utf8(data) {
                     Ok(why) if !why.is_empty() => why,
-                    _ => format!("the daemon answered {error:#x}"),
+                    _ => format!("the daemon answered {code:#x}"),
                 };
                 return Err(Error::new(kind, what(), why));
             }
-            // Something that nobody asked for.
+            // A reply that nobody asked for.
             _ => {}
         }
     }
 }
 
-/// One reply to `GO`: its type and its data.
+/// Receives one reply to `GO`: its code and its data.
 async fn reply<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Result<(u32, Vec<u8>)>> {
-    let mut header = [0; 20];
+    let mut header = [0; OPTION_REPLY_HEADER_BYTES];
     stream.read_exact(&mut header).await?;
-    let mut header = &header[..];
-    let (magic, option) = (header.get_u64(), header.get_u32());
-    let (kind, data_bytes) = (header.get_u32(), header.get_u32());
-    if magic != OPTION_REPLY_MAGIC || option != OPT_GO || data_bytes > REPLY_BYTES_MAX {
+    let header = decode_option_reply_header(&header);
+    let header = header.ok().filter(|header| {
+        header.option == OptionCode::Go as u32 && header.data_bytes <= REPLY_BYTES_MAX
+    });
+    let Some(header) = header else {
         let why = "a reply in the NBD handshake is none";
         return Ok(Err(Error::protocol("open an export", why)));
-    }
-    let mut data = vec![0; data_bytes as usize];
+    };
+    let mut data = vec![0; header.data_bytes as usize];
     stream.read_exact(&mut data).await?;
-    Ok(Ok((kind, data)))
+    Ok(Ok((header.code, data)))
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::disallowed_methods,
-        clippy::cast_possible_truncation,
-        reason = "tests"
-    )]
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
+
+    use varve_nbd::wire::{encode_export_info, encode_option_reply};
 
     use super::*;
 
     const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\0\x03";
+    const GO: u32 = 7;
 
-    fn reply_bytes(kind: u32, data: &[u8]) -> Vec<u8> {
+    fn reply_bytes(code: OptionReplyCode, data: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        bytes.put_u64(OPTION_REPLY_MAGIC);
-        bytes.put_u32(OPT_GO);
-        bytes.put_u32(kind);
-        bytes.put_u32(data.len() as u32);
-        bytes.put_slice(data);
+        encode_option_reply(&mut bytes, GO, code, data);
         bytes
     }
 
-    fn export_info(size_bytes: u64, flags: u16) -> Vec<u8> {
-        let mut data = Vec::new();
-        data.put_u16(INFO_EXPORT);
-        data.put_u64(size_bytes);
-        data.put_u16(flags);
-        reply_bytes(REP_INFO, &data)
-    }
-
     /// Shakes hands with a server that says this. Gives the outcome, and what the client said.
-    async fn against(says: &[u8]) -> (Result<(u64, u16)>, Vec<u8>) {
+    async fn against(says: &[u8]) -> (Result<ExportDetails>, Vec<u8>) {
         let (mut client, mut server) = tokio::io::duplex(1 << 20);
         server.write_all(says).await.unwrap();
         let outcome = shake(&mut client, "volume/a").await;
@@ -240,11 +204,14 @@ mod tests {
     async fn an_export_is_opened() {
         let mut says = GREETING.to_vec();
         // Block sizes, which nobody asked for.
-        says.extend(reply_bytes(REP_INFO, &[0, 3, 0, 0, 0, 1]));
-        says.extend(export_info(12345, 0x0103));
-        says.extend(reply_bytes(REP_ACK, b""));
+        says.extend(reply_bytes(OptionReplyCode::Info, &[0, 3, 0, 0, 0, 1]));
+        let flags = TransmissionFlags(0x0103);
+        let told = encode_export_info(12345, flags);
+        says.extend(reply_bytes(OptionReplyCode::Info, &told));
+        says.extend(reply_bytes(OptionReplyCode::Ack, b""));
         let (outcome, said) = against(&says).await;
-        assert_eq!(outcome.unwrap(), (12345, 0x0103));
+        let size_bytes = 12345;
+        assert_eq!(outcome.unwrap(), ExportDetails { size_bytes, flags });
         let mut wanted = vec![0, 0, 0, 3];
         wanted.extend(b"IHAVEOPT\0\0\0\x07\0\0\0\x0e\0\0\0\x08volume/a\0\0");
         assert_eq!(said, wanted);
@@ -252,13 +219,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_daemon_says_is_passed_on() {
-        for (kind, text, is) in [
-            (REP_ERR_UNKNOWN, "is not attached", ErrorKind::NotFound),
-            (REP_ERR_TLS_REQUIRED, "wants TLS", ErrorKind::Denied),
-            (REP_ERROR | 7, "shutting down", ErrorKind::Unavailable),
+        use OptionReplyCode::{Stopping, TlsRequired, Unknown};
+        for (code, text, is) in [
+            (Unknown, "is not attached", ErrorKind::NotFound),
+            (TlsRequired, "wants TLS", ErrorKind::Denied),
+            (Stopping, "shutting down", ErrorKind::Unavailable),
         ] {
             let mut says = GREETING.to_vec();
-            says.extend(reply_bytes(kind, text.as_bytes()));
+            says.extend(reply_bytes(code, text.as_bytes()));
             let error = against(&says).await.0.unwrap_err();
             assert_eq!(error.kind(), is);
             assert!(error.to_string().contains(text), "{error}");
@@ -268,14 +236,14 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_server_is_noticed() {
         let much = {
-            let mut much = reply_bytes(REP_ACK, b"");
+            let mut much = reply_bytes(OptionReplyCode::Ack, b"");
             much[16..].copy_from_slice(&u32::MAX.to_be_bytes());
             much
         };
         for says in [
             b"SSH-2.0-OpenSSH_9.2p1 Debian".to_vec(),
             b"NBDMAGICIHAVEOPT\0\0".to_vec(),
-            [GREETING, &reply_bytes(REP_ACK, b"")].concat(),
+            [GREETING, &reply_bytes(OptionReplyCode::Ack, b"")].concat(),
             [GREETING, b"garbage that is long enough"].concat(),
             [GREETING, &much].concat(),
         ] {

@@ -1,9 +1,10 @@
 //! Exports as block devices of this machine, `/dev/nbdN`, through the kernel's NBD client.
 //!
-//! The kernel gets sockets of connections that are past the handshake, and speaks to the daemon by itself from then on. When a
-//! connection is lost, because the daemon was stopped say, it keeps the requests and announces the loss; whoever
-//! [stays](Mapping::stay) makes a new connection and hands the kernel its socket. Requests that were under way on the old one are sent again when
-//! the kernel's timeout for them is over.
+//! The kernel gets sockets of connections that are past the handshake, and speaks to the daemon by
+//! itself from then on. When a connection is lost, because the daemon was stopped say, the kernel
+//! keeps the requests and announces the loss. The process that [stays](Mapping::stay) makes a new
+//! connection and hands the kernel its socket. The kernel sends requests that were under way on the
+//! old connection again when its timeout for them is over.
 //!
 //! ```text
 //! Mapping::attach ── handshake ──> daemon
@@ -17,7 +18,8 @@
 //! - `sysfs`: which devices there are, and what is at the other end of them.
 //! - `mapping`: attaches, stays, takes over, detaches.
 //!
-//! What a device is, is kept by the kernel as long as the device is attached: no file can say something else.
+//! The kernel itself keeps which export a device is, as long as the device is attached: no file can
+//! contradict it.
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 #![warn(missing_docs)]
@@ -40,7 +42,7 @@ pub use self::{
 
 /// Where a daemon serves NBD.
 ///
-/// Written as the daemon tells it: `nbd+unix:///?socket=PATH` or `nbd://HOST:PORT`. The kernel knows no TLS, so there is none of that.
+/// Written as `nbd+unix:///?socket=PATH` or `nbd://HOST:PORT`. The kernel's client knows no TLS.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum NbdAddress {
     /// A unix socket.
@@ -49,14 +51,14 @@ pub enum NbdAddress {
     Tcp(String),
 }
 
-/// What may stand in a URI's query as it is.
+/// Characters that a URI's query has as they are.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'/')
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
-/// The port that the protocol has.
+/// The protocol's own port.
 const NBD_PORT: u16 = 10809;
 
 impl fmt::Display for NbdAddress {
@@ -72,6 +74,33 @@ impl fmt::Display for NbdAddress {
             }
             Self::Tcp(address) => write!(f, "nbd://{address}"),
         }
+    }
+}
+
+impl NbdAddress {
+    /// The address in the NBD URI of an export, as the daemon tells it when a volume is attached:
+    /// `nbd+unix:///EXPORT?socket=PATH` or `nbd://HOST:PORT/EXPORT`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for anything else.
+    pub fn of_export(uri: &str) -> Result<Self> {
+        let address = match uri.strip_prefix("nbd+unix:///") {
+            Some(local) => {
+                let query = local.split_once('?').map_or("", |(_, query)| query);
+                let mut fields = query.split('&');
+                let socket = fields.find_map(|field| field.strip_prefix("socket="));
+                format!("nbd+unix:///?socket={}", socket.unwrap_or_default())
+            }
+            None => match uri.strip_prefix("nbd://") {
+                Some(rest) => {
+                    let host = rest.split_once('/').map_or(rest, |(host, _)| host);
+                    format!("nbd://{host}")
+                }
+                None => uri.to_owned(),
+            },
+        };
+        address.parse()
     }
 }
 
@@ -111,18 +140,18 @@ impl FromStr for NbdAddress {
 /// How an export is attached.
 #[derive(Clone, Debug)]
 pub struct MapOptions {
-    /// Connections, each of which has a queue of its own in the kernel.
+    /// How many connections there are: 1 to 64. Each has a queue of its own in the kernel.
     pub connections: u32,
-    /// The sector size that the device has, in bytes: a power of two from 512 to 4096.
+    /// The device's sector size in bytes: a power of two from 512 to 4096.
     pub block_size_bytes: u32,
-    /// How long the kernel waits for the answer to a request, before it sends it again on another connection. Also how long requests wait
-    /// that were under way when the daemon was killed.
+    /// How long the kernel waits for the answer to a request before it sends the request again on
+    /// another connection. Requests that were under way when the daemon was killed wait as long.
     pub timeout: Duration,
-    /// How long the kernel keeps requests while there is no connection, before it fails them.
+    /// How long the kernel keeps requests without a connection before it fails them.
     pub dead_timeout: Duration,
-    /// Nothing is written, even if the export could be.
+    /// Whether the device is read-only, even if the export could be written to.
     pub read_only: bool,
-    /// The device's number; none for any that is free.
+    /// The device's number. `None`: any that is free.
     pub index: Option<u32>,
 }
 
@@ -170,6 +199,27 @@ mod tests {
         }
         let short: NbdAddress = "nbd://store.example/".parse().unwrap();
         assert_eq!(short, NbdAddress::Tcp("store.example:10809".to_owned()));
+    }
+
+    #[test]
+    fn addresses_are_found_in_the_uris_of_exports() {
+        for (uri, address) in [
+            (
+                "nbd+unix:///volume/db?socket=/a%20dir/it%27s,1",
+                "nbd+unix:///?socket=/a%20dir/it%27s%2C1",
+            ),
+            ("nbd://[::1]:10809/volume/web/db", "nbd://[::1]:10809"),
+        ] {
+            let found = NbdAddress::of_export(uri).unwrap();
+            assert_eq!(found.to_string(), address);
+        }
+        for wrong in [
+            "nbd+unix:///volume/db",
+            "nbd+unix:///volume/db?socket=/%ff",
+            "http://example.com/",
+        ] {
+            assert!(NbdAddress::of_export(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use varve_nbd::wire::{ExportDetails, TransmissionFlags};
+
 use super::{
     MapOptions, NbdAddress,
     handshake::{self, Connection},
@@ -44,14 +46,14 @@ pub struct Mapping {
     _keeping: Keeping,
 }
 
-/// What happens to a mapping while somebody stays.
+/// What happens to a mapping while a process stays with it.
 #[derive(Debug)]
 pub enum Event {
     /// A connection was lost. Requests wait.
     Lost,
-    /// The daemon was asked for a new connection and there is none; it is asked again.
+    /// A new connection could not be made; it is tried again.
     NotYet(Error),
-    /// All connections are there again, so long after the first was lost.
+    /// All connections are there again, after this time without the first one lost.
     Restored(Duration),
 }
 
@@ -60,7 +62,7 @@ pub enum Event {
 pub enum Ended {
     /// The device was detached.
     Detached,
-    /// Whoever stays wants to go. The device is still attached.
+    /// The caller ended it. The device is still attached.
     Interrupted,
 }
 
@@ -87,12 +89,13 @@ fn open_kernel(what: &str) -> Result<Kernel> {
 impl Mapping {
     /// Attaches an export as a device. `opened` is the same export by its id, if that is known.
     ///
-    /// If the export is attached already and nobody looks after the device, it is taken over.
+    /// If the export is attached already and no process looks after the device, it is taken over.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unavailable`] if the kernel has no NBD client, or one that is too old; [`ErrorKind::Conflict`] if the device is taken, or
-    /// the export attached and looked after; [`ErrorKind::Denied`] if this is not root; what the daemon says.
+    /// [`ErrorKind::Unavailable`] if the kernel has no NBD client, or one that is too old;
+    /// [`ErrorKind::Conflict`] if the device is taken, or the export attached and looked after;
+    /// [`ErrorKind::Denied`] if this process is not root; those of the daemon.
     pub async fn attach(
         address: &NbdAddress,
         export: &str,
@@ -163,9 +166,12 @@ impl Mapping {
         what: &str,
     ) -> Result<Self> {
         let first = handshake::connect(address, opened).await?;
-        let (size_bytes, mut flags) = (first.size_bytes, first.flags);
+        let ExportDetails {
+            size_bytes,
+            mut flags,
+        } = first.export;
         if options.read_only {
-            flags = handshake::read_only(flags);
+            flags = flags.with(TransmissionFlags::READ_ONLY);
         }
         let connections = if first.can_multi_conn() {
             options.connections
@@ -191,7 +197,7 @@ impl Mapping {
             block_size_bytes: options.block_size_bytes,
             timeout: options.timeout,
             dead_timeout: options.dead_timeout,
-            flags,
+            flags: flags.0,
             backend: backend.clone(),
         };
         let fds: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
@@ -257,17 +263,18 @@ impl Mapping {
         &self.device
     }
 
-    /// Whether it was attached before, and only looked after by nobody.
+    /// Whether the export was attached before, and is only looked after now.
     #[must_use]
     pub fn was_taken_over(&self) -> bool {
         self.taken_over
     }
 
-    /// Gives the kernel a new connection for each that is lost, until the device is detached or `until` is done.
+    /// Gives the kernel a new connection for each that is lost, until the device is detached or
+    /// `until` completes.
     ///
     /// # Errors
     ///
-    /// The kernel cannot be asked any more.
+    /// [`ErrorKind::File`] if the kernel cannot be asked any more.
     pub async fn stay(
         &mut self,
         until: impl Future<Output = ()>,
@@ -360,10 +367,10 @@ impl Mapping {
     /// Hands the kernel a connection in place of one that is dead.
     fn replace(&mut self, connection: Connection) -> Result<()> {
         let what = format!("reconnect {}", self.device.path.display());
-        if connection.size_bytes / 512 * 512 < self.device.size_bytes {
+        if connection.export.size_bytes / 512 * 512 < self.device.size_bytes {
             let why = format!(
                 "{} has {} bytes now, which is less than the {} that it had",
-                self.device.export, connection.size_bytes, self.device.size_bytes
+                self.device.export, connection.export.size_bytes, self.device.size_bytes
             );
             return Err(Error::new(ErrorKind::Conflict, what, why));
         }
@@ -378,7 +385,7 @@ impl Mapping {
         taken.map_err(|error| not_root(&what, error))
     }
 
-    /// Detaches the device, if nobody uses it. What was written to it is durable then.
+    /// Detaches the device, if it is not in use. All that was written to it is durable then.
     ///
     /// # Errors
     ///
@@ -433,13 +440,13 @@ async fn settled<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
 
 /// Detaches a device: `/dev/nbdN`, or by the export that it is.
 ///
-/// What was written to it is durable then. A device that is in use, mounted say, is detached only by `force`: then whatever uses it gets
-/// errors.
+/// All that was written to it is durable then. A device that is in use, mounted say, is detached
+/// only with `force`: its users get errors.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::NotFound`] if there is no such device, or no export attached as it; [`ErrorKind::Conflict`] if it is in use, or if an export is attached more than
-/// once.
+/// [`ErrorKind::NotFound`] if there is no such device, or no export is attached as it;
+/// [`ErrorKind::Conflict`] if it is in use, or if an export is attached more than once.
 pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
     let what = format!("unmap {which}");
     let mut kernel = open_kernel(&what)?;
@@ -461,7 +468,7 @@ pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
     }
     let is_gone = detach(&mut kernel, &device, force).await?;
     if is_gone && device.process.is_some() {
-        // Whoever looked after it notices. The device's number may be given again at once.
+        // The process that looked after it notices. The device's number may be given again at once.
         let _ = settled(|| sysfs::keeper(device.index).is_none().then_some(())).await;
     }
     Ok(Unmapped {
@@ -475,8 +482,8 @@ pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
 pub struct Unmapped {
     /// `/dev/nbdN`.
     pub path: PathBuf,
-    /// Whether nothing is attached as it any more. What was detached by force while it was used goes when nobody uses it any more, and gives errors until
-    /// then.
+    /// Whether nothing is attached as it any more. A device that was detached by force while it was
+    /// in use gives errors, and goes when its last user closes it.
     pub is_gone: bool,
 }
 
@@ -508,10 +515,12 @@ async fn detach(kernel: &mut Kernel, device: &Mapped, force: bool) -> Result<boo
     Ok(gone.is_some())
 }
 
-/// Makes durable what was written to a device. By force only as far as it takes no time: a daemon that is gone makes it wait.
+/// Makes durable what was written to a device. With `force` it waits only a little: without a
+/// daemon it would wait for ever.
 async fn sync(file: std::fs::File, force: bool) -> io::Result<()> {
     let (told, outcome) = tokio::sync::oneshot::channel();
-    // Not one of the runtime's threads, for whose end a program waits: the kernel lets go of this one when the device is detached.
+    // Not a thread of the runtime, whose end the program waits for: the kernel releases this one
+    // when the device is detached.
     std::thread::spawn(move || told.send(file.sync_all()));
     let limit = if force { SYNC_BY_FORCE } else { Duration::MAX };
     match tokio::time::timeout(limit, outcome).await {

@@ -1,4 +1,5 @@
-//! The kernel's NBD client, by its generic netlink family. Numbers are those of `include/uapi/linux/nbd-netlink.h`.
+//! The kernel's NBD client, by its generic netlink family. Numbers are those of
+//! `include/uapi/linux/nbd-netlink.h`.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! Which devices there are, and what is at the other end of them, as the kernel tells in `/sys/block`.
+//! Which devices there are, and which exports they are, as the kernel tells in `/sys/block`.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -18,14 +18,14 @@ const BLOCK: &str = "/sys/block";
 const SECTOR_BYTES: u64 = 512;
 const FORMAT: u32 = 1;
 
-/// What is at the other end of a device: kept by the kernel, word for word.
+/// Which export a device is. The kernel keeps this text as it is.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(super) struct Backend {
-    /// Which fields there are.
+    /// Version of the fields.
     varve: u32,
     /// As it was asked for.
     pub(super) export: String,
-    /// The same with an id, which stays the same when the name goes to another volume.
+    /// The export by its id, which stays the same when the name goes to another volume.
     pub(super) opened: String,
     pub(super) address: String,
     pub(super) connections: u32,
@@ -67,13 +67,13 @@ pub struct Mapped {
     pub opened: String,
     /// Where the daemon serves it.
     pub address: String,
-    /// How many connections there are when all is well.
+    /// How many connections the device should have.
     pub connections: u32,
-    /// Of the device, in bytes.
+    /// The device's size in bytes.
     pub size_bytes: u64,
     /// Whether it cannot be written to.
     pub read_only: bool,
-    /// The process that hands the kernel new connections; none if nobody does.
+    /// The process that hands the kernel new connections, if one does.
     pub process: Option<u32>,
 }
 
@@ -81,7 +81,7 @@ pub struct Mapped {
 ///
 /// # Errors
 ///
-/// `/sys` cannot be read.
+/// [`ErrorKind::File`] if `/sys` cannot be read.
 pub fn mapped() -> Result<Vec<Mapped>> {
     let failed = |error| Error::file(format!("list {BLOCK}"), error);
     let mut found = Vec::new();
@@ -157,11 +157,12 @@ pub(super) enum Claimed {
     Used(String),
 }
 
-/// For whoever only looks at a new device, as udev does.
+/// For programs that only look at a new device, as udev does.
 const GLANCE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Finds out whether a device is used: mounted or part of another device, which the kernel tells, or open in a program.
+/// Finds out whether a device is used: mounted or part of another device, which the kernel tells,
+/// or open in a program.
 pub(super) async fn claim(index: u32) -> io::Result<Claimed> {
     let end = Instant::now() + GLANCE;
     loop {
@@ -237,7 +238,8 @@ pub(super) struct Locked {
     _file: File,
 }
 
-/// Locks a file that only root may open. None if it is locked for longer than somebody takes who only looks.
+/// Locks a file that only root may open. None if it is locked for longer than somebody takes who
+/// only looks.
 async fn lock(path: &Path, patience: Duration) -> Result<Option<File>> {
     let failed = |error: io::Error| Error::file(format!("lock {}", path.display()), error);
     let mut directory = fs::DirBuilder::new();

@@ -11,7 +11,7 @@ use std::{
 
 use varve_client::{Error, ErrorKind};
 
-/// How an NBD server greets who connects.
+/// The greeting of an NBD server.
 const NBD_GREETING: &[u8] = b"NBDMAGIC";
 /// How long that may take.
 const GREETING_TIME: Duration = Duration::from_millis(500);

@@ -51,7 +51,7 @@ struct ArchiveJson<'a> {
     seconds: Option<f64>,
 }
 
-/// What `import --archive` prints for programs.
+/// The output of `import --archive` for programs.
 #[derive(Debug, Serialize)]
 struct RestoreJson<'a> {
     snapshot: SnapshotJson<'a>,
@@ -99,7 +99,7 @@ fn open(file: &Path) -> Result<(Box<dyn Read + Send>, String), Error> {
     Ok((Box::new(opened), name))
 }
 
-/// What `export --archive` does.
+/// Runs `export --archive`.
 pub(crate) async fn write(
     snapshot: &str,
     since: Option<String>,
@@ -148,7 +148,7 @@ pub(crate) async fn write(
     )
 }
 
-/// What `import --archive` does.
+/// Runs `import --archive`.
 pub(crate) async fn read(
     client: &Client,
     file: &Path,
@@ -186,7 +186,8 @@ fn json<'a>(
     }
 }
 
-/// Tells what an archive is of; how much is in it is known only of one that was read or written to its end.
+/// Tells what an archive is of; how much is in it is known only of one that was read or written to
+/// its end.
 fn print(
     facts: &ArchiveFacts,
     whole: Option<&ArchiveFacts>,

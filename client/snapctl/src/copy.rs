@@ -74,8 +74,8 @@ enum Command {
 struct Source {
     /// Name or id of the snapshot in the other store
     snapshot: String,
-    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or a name that `remote create` has given
-    /// it
+    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or
+    /// a name that `remote create` has given it
     #[arg(long, value_name = "ENDPOINT|REMOTE")]
     from: String,
     /// Let it cross a network in the clear, where others can read it
@@ -89,8 +89,8 @@ struct New {
     /// Names or ids of snapshots in the other store; what several of them share crosses once
     #[arg(required = true, value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
-    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or a name that `remote create` has given
-    /// it
+    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or
+    /// a name that `remote create` has given it
     #[arg(long, value_name = "ENDPOINT|REMOTE")]
     from: String,
     /// Let it cross a network in the clear, where others can read it
@@ -162,13 +162,13 @@ impl<'a> From<&'a Copy> for CopyJson<'a> {
     }
 }
 
-/// What `copy list` prints for programs.
+/// The output of `copy list` for programs.
 #[derive(Debug, Serialize)]
 struct ListJson<'a> {
     copies: Vec<CopyJson<'a>>,
 }
 
-/// What `copy estimate` prints for programs.
+/// The output of `copy estimate` for programs.
 #[derive(Debug, Serialize)]
 struct EstimateJson {
     root: String,

@@ -26,7 +26,7 @@ pub(crate) enum Failure {
     Violations,
     /// A signal ended it.
     Interrupted,
-    /// Whoever read the output wants no more of it: nothing to say, and nobody to say it to.
+    /// The reader of the output has closed it. Nothing is said then.
     OutputClosed,
 }
 

@@ -41,7 +41,8 @@ pub(crate) struct Export {
     /// What the image is written in [default: raw]
     #[arg(long, value_enum)]
     format: Option<FormatChoice>,
-    /// Write an archive: all there is to the snapshot, compressed, for `import --archive` into another store
+    /// Write an archive: all there is to the snapshot, compressed, for `import --archive` into
+    /// another store
     #[arg(long, conflicts_with = "format")]
     archive: bool,
     /// Leave out of the archive what this snapshot has: the other store must have it
@@ -60,7 +61,7 @@ enum FormatChoice {
     Qcow2,
 }
 
-/// What `export` prints for programs.
+/// The output of `export` for programs.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     snapshot: SnapshotJson<'a>,

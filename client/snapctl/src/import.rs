@@ -37,14 +37,15 @@ pub(crate) struct Import {
     /// Name of the snapshot [default of an archive: as it was called]
     #[arg(long, value_name = "NAME", required_unless_present = "archive")]
     name: Option<String>,
-    /// What the image is written in; with auto, images that refer to other files are refused, and with raw a packed file is
-    /// taken as it is
+    /// What the image is written in; with auto, images that refer to other files are refused, and
+    /// with raw a packed file is taken as it is
     #[arg(long, value_enum, default_value_t = FormatChoice::Auto)]
     format: FormatChoice,
     /// Of an OVA with several disks, the one with this number, from 1
     #[arg(long, value_name = "NUMBER", conflicts_with = "archive")]
     disk: Option<usize>,
-    /// A directory whose files may be read if the image refers to them, beside its own; may be given more than once
+    /// A directory whose files may be read if the image refers to them, beside its own; may be
+    /// given more than once
     #[arg(long = "allow-dir", value_name = "DIR", conflicts_with = "archive")]
     allow_dirs: Vec<PathBuf>,
     /// The file is an archive, written by `export --archive`
@@ -84,7 +85,7 @@ impl ValueEnum for FormatChoice {
     }
 }
 
-/// What `import` prints for programs.
+/// The output of `import` for programs.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     snapshot: SnapshotJson<'a>,

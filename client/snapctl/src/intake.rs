@@ -21,7 +21,7 @@ use crate::{
 /// Bytes at the front of a pipe that are looked at.
 const HEAD_BYTES: u64 = 512;
 
-/// What `import` is given, opened once.
+/// The input of `import`, opened once.
 pub(crate) struct Intake {
     given: Given,
     /// Where names in it begin.
@@ -231,7 +231,7 @@ async fn convert(
     FileSource::from_file(raw, name)
 }
 
-/// Why something is not imported that looks like that.
+/// The reason why a file that looks like this is not imported.
 fn not_taken(looks: Looks) -> String {
     match looks {
         Looks::Archive => {
@@ -246,11 +246,12 @@ fn not_taken(looks: Looks) -> String {
     }
 }
 
-/// That an image begins as one does of the format that was said, where all of them begin alike.
+/// Checks that an image begins like images of the format that the user gave, if all of them begin
+/// alike.
 fn check_begins(part: &Part, found: Format, said: Format) -> Result<()> {
     use Format::{Parallels, Qcow2, Qed, Vdi, Vhdx};
     let alike = matches!(said, Qcow2 | Vhdx | Vdi | Qed | Parallels);
-    // What a device is, nobody has looked at.
+    // The content of devices is not looked at.
     if found == said || !alike || part.is_device() {
         return Ok(());
     }
@@ -260,8 +261,8 @@ fn check_begins(part: &Part, found: Format, said: Format) -> Result<()> {
     Err(part.refused(why))
 }
 
-/// That a file that would be taken for a raw disk is not called otherwise: it may have lost what
-/// tells its format.
+/// Checks that a file that would be taken for a raw disk does not have the name of another format: it
+/// may have lost the bytes that tell it.
 fn check_name(part: &Part, found: Format, path: Option<&Path>) -> Result<()> {
     let expected = path.and_then(expected_by_name);
     match expected {
@@ -307,7 +308,7 @@ async fn spool_packed(part: &Part, packing: Packing, options: &Options) -> Resul
     meter::watch("unpack", options.quiet, &progress, copying).await
 }
 
-/// Copies a stretch of a file.
+/// Copies an extent of a file.
 async fn spool(
     reader: impl Read + Send + 'static,
     len: u64,
@@ -371,7 +372,7 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// Gives no more than a volume may have: a little file may unpack to very much.
+/// Reads no more than a volume may have: a small file may unpack to very much.
 struct Bounded<R> {
     reader: R,
     left: u64,

@@ -1,6 +1,7 @@
 //! `snapctl`: the command line of Varve.
 //!
-//! Results go to standard output; errors, progress and remarks to standard error. Exit codes: see `exit`.
+//! Results go to standard output; errors, progress and remarks to standard error. Exit codes: see
+//! `exit`.
 
 // What is said goes through what can fail and escapes: `println` panics where nobody can be told.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -64,7 +65,8 @@ struct Options {
     /// [default: unix:/run/varve/grpc.sock]
     #[arg(long, env = "VARVE_ENDPOINT", global = true, value_name = "ENDPOINT")]
     endpoint: Option<String>,
-    /// Authorities that the daemon's certificate is signed by (PEM), for https [default: the system's]
+    /// Authorities that the daemon's certificate is signed by (PEM), for https [default: the
+    /// system's]
     #[arg(
         long,
         env = "VARVE_TLS_CA",
@@ -94,7 +96,8 @@ struct Options {
     /// Tables for people, or JSON for programs
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// Give up when the daemon has not answered, nor gone on with anything, for this long [default: never]
+    /// Give up when the daemon has not answered, nor gone on with anything, for this long [default:
+    /// never]
     #[arg(long, global = true, hide_short_help = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Neither progress nor remarks; with JSON there are none
@@ -207,7 +210,8 @@ impl Options {
         }
     }
 
-    /// What there is where something of the other kind was asked for. The failure is told without it if that takes long.
+    /// Advice if the name is one of the other kind: a volume's for a snapshot, or the other way round.
+    /// `None` if finding that out takes long.
     async fn other(&self) -> Option<String> {
         let asking = async {
             let client = self.connect().await?;
@@ -306,14 +310,15 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            // One may wait for what never comes: for whoever should read a pipe.
+            // A thread may wait for ever, as for the reader of a pipe.
             runtime.shutdown_timeout(THREADS_TIME);
             exit::report(&failure, output)
         }
     }
 }
 
-/// Runs the command to its end, or until a signal or a daemon's silence ends it: whatever it waits for, it is dropped.
+/// Runs the command to its end, or until a signal or a daemon's silence ends it: whatever it waits
+/// for, it is dropped.
 async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { options, command } = cli;
     let signals = signals::listen();
@@ -368,7 +373,7 @@ async fn blocking<T: Send + 'static>(
     })?
 }
 
-/// What the library does, on standard error, for those who set `VARVE_LOG`, to `debug` say.
+/// Logs what the library does on standard error if `VARVE_LOG` is set, to `debug` say.
 fn init_log() {
     if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("VARVE_LOG") {
         tracing_subscriber::fmt()

@@ -59,7 +59,8 @@ pub(crate) struct Map {
     /// Connections to the daemon
     #[arg(long, value_name = "COUNT", default_value_t = MapOptions::default().connections)]
     connections: u32,
-    /// Sector size in bytes: 512 to 4096. Partition tables are read in sectors of the size they were made with
+    /// Sector size in bytes: 512 to 4096. Partition tables are read in sectors of the size they
+    /// were made with
     #[arg(long, value_name = "BYTES", default_value_t = MapOptions::default().block_size_bytes)]
     block_size: u32,
     /// Seconds until an unanswered request is sent again, after a kill of the daemon say
@@ -71,7 +72,8 @@ pub(crate) struct Map {
     /// Write nothing, even if the export could be written to
     #[arg(long)]
     read_only: bool,
-    /// Where the daemon serves NBD: nbd+unix:///?socket=PATH or nbd://HOST:PORT [default: what the daemon tells]
+    /// Where the daemon serves NBD: nbd+unix:///?socket=PATH or nbd://HOST:PORT [default: what the
+    /// daemon tells]
     #[arg(long, value_name = "URI")]
     nbd: Option<NbdAddress>,
 }
@@ -113,7 +115,7 @@ impl<'a> From<&'a Mapped> for MappedJson<'a> {
     }
 }
 
-/// What `device list` prints for programs.
+/// The output of `device list` for programs.
 #[derive(Debug, Serialize)]
 struct ListJson<'a> {
     devices: Vec<MappedJson<'a>>,
@@ -206,7 +208,8 @@ impl Map {
         }
     }
 
-    /// Where the export is, and its name with an id: a name may go to another volume while this one is mapped.
+    /// Where the export is, and its name with an id: a name may go to another volume while this one
+    /// is mapped.
     async fn find(&self, options: &Options) -> Result<(NbdAddress, Option<String>), Failure> {
         let what = || format!("map {}", self.export);
         let wrong = |why: &str| Error::new(ErrorKind::Invalid, what(), why);

@@ -1,4 +1,5 @@
-//! Shows how far a transfer has come, on standard error: a bar on a terminal, a line now and then otherwise.
+//! Shows how far a transfer has come, on standard error: a bar on a terminal, a line now and then
+//! otherwise.
 
 use std::{
     io::{IsTerminal, stderr},

@@ -60,7 +60,8 @@ impl Named {
         Ok(name.to_owned())
     }
 
-    /// What to do if there is something else of a name: a volume where a snapshot was asked for, or the other way round.
+    /// What to do if there is something else of a name: a volume where a snapshot was asked for, or
+    /// the other way round.
     pub(crate) async fn advice(&self, client: &Client) -> Result<Option<String>, Error> {
         let all = self
             .0

@@ -1,7 +1,7 @@
 //! Tables for people and JSON for programs.
 //!
-//! The JSON is an interface: fields are named as in the protocol and stay; sizes are bytes, times are RFC 3339
-//! in UTC, ids are hexadecimal. New fields may come.
+//! The JSON is an interface: fields are named as in the protocol and stay; sizes are bytes, times
+//! are RFC 3339 in UTC, ids are hexadecimal. New fields may come.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use varve_content::printable::{printable, printable_json};
 
 use crate::exit::Failure;
 
-/// How results are written.
+/// The formats of results.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Output {
     /// For people.
@@ -52,7 +52,7 @@ pub(crate) struct SnapshotJson<'a> {
     failure: Option<&'a str>,
 }
 
-/// How far a pending snapshot has come, as JSON.
+/// Progress of a pending snapshot, as JSON.
 #[derive(Debug, Serialize)]
 struct ProgressJson {
     done_bytes: u64,
@@ -101,7 +101,7 @@ pub(crate) struct VolumeJson<'a> {
     status: Option<VolumeStatusJson<'a>>,
 }
 
-/// What is known of a volume beside its record, as JSON.
+/// A volume's journal and pending snapshots, as JSON.
 #[derive(Debug, Serialize)]
 struct VolumeStatusJson<'a> {
     journal_bytes: u64,
@@ -164,8 +164,8 @@ pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
         .map_err(Failure::output)
 }
 
-/// Writes lines to standard output. Names, tags and reasons in them come from others: nothing in them reaches the terminal but
-/// what shows as itself.
+/// Writes lines to standard output. Names, tags and reasons in them come from others: nothing in
+/// them reaches the terminal but what shows as itself.
 pub(crate) fn write(lines: &str) -> Result<(), Failure> {
     let mut text = String::with_capacity(lines.len());
     for line in lines.split_inclusive('\n') {
@@ -293,7 +293,7 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-/// How many bytes a second that makes.
+/// The rate in bytes a second.
 pub(crate) fn per_second(bytes: u64, elapsed: Duration) -> u64 {
     let per_second = u128::from(bytes) * 1_000_000_000 / elapsed.as_nanos().max(1);
     u64::try_from(per_second).unwrap_or(u64::MAX)

@@ -40,7 +40,7 @@ struct Check {
     check_errors: u64,
 }
 
-/// What `qemu-img map` says about a stretch of an image.
+/// What `qemu-img map` says about an extent of an image.
 #[derive(Debug, Deserialize)]
 struct Mapped {
     length: u64,
@@ -49,8 +49,8 @@ struct Mapped {
     offset: Option<u64>,
 }
 
-/// That an image and all behind it are whole. Reading them does not tell: what is missing at the
-/// end of a file would be read as zeros.
+/// Checks that an image and all files behind it are whole. Reading them does not tell: bytes that are
+/// missing at the end of a file would be read as zeros.
 pub(crate) async fn check_whole(image: &Image) -> Result<()> {
     for layer in &image.layers {
         for probe in layer.probes()? {

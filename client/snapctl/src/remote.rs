@@ -45,7 +45,8 @@ made absolute from here.")]
 pub(crate) struct Create {
     /// The name: letters, digits and . _ - / + @
     name: String,
-    /// Where it is, as the daemon that copies reaches it: https://HOST:PORT, unix:PATH or http://HOST:PORT
+    /// Where it is, as the daemon that copies reaches it: https://HOST:PORT, unix:PATH or
+    /// http://HOST:PORT
     remote_endpoint: String,
     /// Authorities that its certificate is signed by (PEM) [default: the daemon's copies.tls_ca]
     #[arg(long, value_name = "FILE")]
@@ -89,7 +90,7 @@ impl<'a> From<&'a Remote> for RemoteJson<'a> {
     }
 }
 
-/// What `remote list` prints for programs.
+/// The output of `remote list` for programs.
 #[derive(Debug, Serialize)]
 struct ListJson<'a> {
     remotes: Vec<RemoteJson<'a>>,
@@ -134,7 +135,8 @@ impl Create {
             let absolute = path::absolute(&path);
             absolute.map_err(|error| Error::file(format!("find {}", path.display()), error))
         };
-        // The files are the daemon's: whether they are there is known here if it is on this machine.
+        // The files are the daemon's: whether they are there is known here if it is on this
+        // machine.
         if options.endpoint()?.as_ref().is_none_or(Endpoint::is_unix) {
             let files = [
                 self.ca.as_deref(),

@@ -60,7 +60,7 @@ pub(crate) fn listen() -> impl Future<Output = ()> {
 }
 
 /// One that cannot be listened to ends the program as it does by default. With `unless_ignored`
-/// also one that whoever started this wanted to have no effect, as `nohup` does.
+/// also one that the parent process ignores, as `nohup` does.
 fn listen_to(kind: SignalKind, unless_ignored: bool) -> Option<Signal> {
     if unless_ignored && is_ignored(kind) {
         return None;

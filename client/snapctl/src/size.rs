@@ -1,6 +1,7 @@
 //! Sizes as they are given: bytes, or with a unit.
 
-/// Reads `512M`, `10G`, `1TiB` or plain bytes. Units are binary, as disks of virtual machines are sized.
+/// Reads `512M`, `10G`, `1TiB` or plain bytes. Units are binary, as disks of virtual machines are
+/// sized.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     const HOW: &str = "write a number of bytes, or one with K, M, G or T behind it, as in 10G";
     let digits = text

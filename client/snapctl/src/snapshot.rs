@@ -19,7 +19,8 @@ use crate::{
     output::{self, Output, SnapshotJson},
 };
 
-/// What `snapshot` takes. A snapshot is given by its name or its id, with or without `snapshot/` in front.
+/// What `snapshot` takes. A snapshot is given by its name or its id, with or without `snapshot/` in
+/// front.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snapshot {
     /// Make a snapshot of a volume, or of several at one instant, while they are in use or not
@@ -51,7 +52,7 @@ pub(crate) enum Snapshot {
     },
 }
 
-/// What `snapshot list` prints for programs.
+/// The output of `snapshot list` for programs.
 #[derive(Debug, Serialize)]
 struct ListJson<'a> {
     snapshots: Vec<SnapshotJson<'a>>,
@@ -69,7 +70,8 @@ pub(crate) struct Create {
     /// A tag; may be given more than once
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
-    /// Wait until it is complete: until then it is pending, its content promised and on its way into the store
+    /// Wait until it is complete: until then it is pending, its content promised and on its way
+    /// into the store
     #[arg(long)]
     wait: bool,
 }
@@ -241,7 +243,7 @@ fn show(snapshot: &varve_client::Snapshot, options: &Options) -> Result<(), Fail
     output::write(&output::facts(&facts))
 }
 
-/// How much differs.
+/// Sums of the extents that differ.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 struct Totals {
     changed_bytes: u64,
@@ -334,8 +336,8 @@ impl Diff {
     }
 }
 
-/// Violations that `snapshot verify` lists, and the bytes of what they say; further ones are counted. A pack that is lost
-/// is a violation for each of its chunks, which are millions.
+/// Violations that `snapshot verify` lists, and the bytes of what they say; further ones are
+/// counted. A pack that is lost is a violation for each of its chunks, which are millions.
 const VIOLATIONS_LISTED: (usize, usize) = (1000, 1 << 20);
 
 /// The violations that `snapshot verify` lists.
@@ -356,7 +358,7 @@ impl Findings {
     }
 }
 
-/// What `snapshot verify` prints for programs.
+/// The output of `snapshot verify` for programs.
 #[derive(Debug, Serialize)]
 struct VerifyJson<'a> {
     /// As it was given.

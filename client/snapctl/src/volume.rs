@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use varve_client::{Attachment, Client, NewClone, NewVolume, VolumeFilter, VolumeStatus};
+use varve_device::NbdAddress;
 
 use crate::{
     Options,
@@ -16,7 +17,8 @@ use crate::{
     size::parse_size,
 };
 
-/// What `volume` takes. A volume is given by its name or its id, with or without `volume/` in front.
+/// What `volume` takes. A volume is given by its name or its id, with or without `volume/` in
+/// front.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Volume {
     /// Make a volume, of zeros or with the content of a snapshot
@@ -32,8 +34,8 @@ pub(crate) enum Volume {
     },
     /// Make a volume with what a snapshot holds, or another volume now
     ///
-    /// Of a snapshot, and of a volume that was not written to since its last snapshot, that takes no time. Otherwise what was written since
-    /// is put into the store first.
+    /// Of a snapshot, and of a volume that was not written to since its last snapshot, that takes
+    /// no time. Otherwise what was written since is put into the store first.
     Clone(Clone),
     /// Let a volume grow, attached or not; NBD clients see it when they connect again
     Resize {
@@ -121,13 +123,13 @@ pub(crate) struct Tag {
     remove: Vec<String>,
 }
 
-/// What `volume list` prints for programs.
+/// The output of `volume list` for programs.
 #[derive(Debug, Serialize)]
 struct ListJson<'a> {
     volumes: Vec<VolumeJson<'a>>,
 }
 
-/// What `volume attach` prints for programs.
+/// The output of `volume attach` for programs.
 #[derive(Debug, Serialize)]
 struct AttachJson<'a> {
     volume: VolumeJson<'a>,
@@ -361,30 +363,19 @@ fn how_to_use(attached: &Attachment) -> String {
 fn qemu_server(uri: &str) -> Option<String> {
     // A comma would begin the next option.
     let value = |text: &str| text.replace(',', ",,");
-    if let Some(local) = uri.strip_prefix("nbd+unix://") {
-        let (_, query) = local.split_once('?')?;
-        let mut fields = query.split('&');
-        let socket = percent_decoded(fields.find_map(|field| field.strip_prefix("socket="))?)?;
-        let path = value(&socket);
-        return Some(format!("file.server.type=unix,file.server.path={path}"));
+    match NbdAddress::of_export(uri).ok()? {
+        NbdAddress::Unix(path) => {
+            let path = value(path.to_str()?);
+            Some(format!("file.server.type=unix,file.server.path={path}"))
+        }
+        NbdAddress::Tcp(address) => {
+            let (host, port) = address.rsplit_once(':')?;
+            let host = value(host.trim_start_matches('[').trim_end_matches(']'));
+            Some(format!(
+                "file.server.type=inet,file.server.host={host},file.server.port={port}"
+            ))
+        }
     }
-    let (address, _) = uri.strip_prefix("nbd://")?.split_once('/')?;
-    let (host, port) = address.rsplit_once(':')?;
-    let host = value(host.trim_start_matches('[').trim_end_matches(']'));
-    Some(format!(
-        "file.server.type=inet,file.server.host={host},file.server.port={port}"
-    ))
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut parts = text.split('%');
-    let mut bytes = parts.next()?.as_bytes().to_vec();
-    for part in parts {
-        let (digits, rest) = part.split_at_checked(2)?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        bytes.extend_from_slice(rest.as_bytes());
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// A word of a command line, as a shell takes it.
@@ -421,7 +412,6 @@ mod tests {
             ),
             ("nbd+unix:///volume/db", None),
             ("nbd+unix:///volume/db?socket=/%ff", None),
-            ("nbd+unix:///volume/db?socket=/%f", None),
             ("http://example.com/", None),
         ] {
             let server = server.map(|server| format!("file.server.{server}"));

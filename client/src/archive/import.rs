@@ -65,9 +65,9 @@ pub struct ArchiveImport<'a> {
 impl Client {
     /// Prepares to make a snapshot of an archive.
     ///
-    /// Only chunks that the store lacks are sent. Nothing is visible before all of the archive was read
-    /// and has proved to be whole. The daemon keeps chunks that have arrived: another import does not
-    /// send them again.
+    /// Only chunks that the store lacks are sent. Nothing is visible before all of the archive was
+    /// read and has proved to be whole. The daemon keeps chunks that have arrived: another import
+    /// does not send them again.
     pub fn import_archive(&self) -> ArchiveImport<'_> {
         ArchiveImport {
             client: self,
@@ -102,9 +102,9 @@ impl ArchiveImport<'_> {
     /// # Errors
     ///
     /// [`ErrorKind::Damaged`] if the archive is, [`ErrorKind::File`] if it cannot be read,
-    /// [`ErrorKind::NotFound`] if the store does not have its base, [`ErrorKind::AlreadyExists`] if the
-    /// name is taken, [`ErrorKind::OutOfSpace`], [`ErrorKind::Cancelled`]; those of the connection.
-    /// Nothing is visible then.
+    /// [`ErrorKind::NotFound`] if the store does not have its base, [`ErrorKind::AlreadyExists`] if
+    /// the name is taken, [`ErrorKind::OutOfSpace`], [`ErrorKind::Cancelled`]; those of the
+    /// connection. Nothing is visible then.
     pub async fn run(
         self,
         from: impl Read + Send + 'static,
@@ -151,7 +151,7 @@ impl fmt::Debug for ArchiveImport<'_> {
 /// An archive on its way into a store.
 struct Import<'a> {
     client: &'a Client,
-    /// What it is called in errors.
+    /// The archive's name in errors.
     file: &'a str,
     progress: &'a Progress,
     /// The upload, once it has begun: the daemon is told if it is given up.
@@ -215,8 +215,8 @@ impl Import<'_> {
     }
 }
 
-/// Checks that the store has the base of an archive. Returns the id of the snapshot before it, if that
-/// is known here.
+/// Checks that the store has the base of an archive. Returns the id of the snapshot before it, if
+/// that is known here.
 async fn base_here(client: &Client, facts: &ArchiveFacts, what: &str) -> Result<Option<String>> {
     let Some(base) = &facts.base else {
         return Ok(None);
@@ -377,7 +377,7 @@ enum Leaves {
     Known(Vec<(u32, NodeId)>),
 }
 
-/// What a thread reads.
+/// A message of the reading thread.
 #[derive(Debug)]
 enum Part {
     Head(ArchiveFacts),
@@ -404,7 +404,7 @@ impl Parts {
             .spawn(move || {
                 let passed = |part| parts.blocking_send(part).is_ok();
                 if let Err(error) = read(from, &name, |part| passed(Ok(part))) {
-                    // Nobody may be there any more who wants to know.
+                    // The receiver may be gone: the import was cancelled.
                     let _ = passed(Err(error));
                 }
             });

@@ -1,4 +1,5 @@
-//! Archives: snapshots as files that hold all there is to them, for stores with no link between them.
+//! Archives: snapshots as files that hold all there is to them, for stores with no link between
+//! them.
 //!
 //! ```text
 //! daemon -> write: leaves, each followed by those of its chunks that are new, checked -> file
@@ -7,8 +8,8 @@
 //! ```
 //!
 //! The format is that of `varve/v1/archive.proto`. What must hold: an archive is complete only with
-//! its end, which has a digest of all before it; a snapshot is made of one only if its leaves come to
-//! its root. Memory is bounded; see `limits`.
+//! its end, which has a digest of all before it; a snapshot is made of one only if its leaves come
+//! to its root. Memory is bounded; see `limits`.
 
 mod import;
 mod read;
@@ -34,7 +35,7 @@ use crate::{
     unpack::Unpacker,
 };
 
-/// How an archive begins.
+/// The first bytes of an archive.
 const MAGIC: [u8; 16] = *b"varve archive 1\n";
 /// Bytes of a record's length.
 const LENGTH_BYTES: usize = 4;
@@ -49,7 +50,8 @@ const BATCH_PAYLOAD_BYTES: usize = 1 << 20;
 pub struct ArchiveFacts {
     /// The snapshot, as it was in the store that the archive was written from.
     pub snapshot: Snapshot,
-    /// The snapshot that a store must have to import the archive. `None`: the archive holds everything.
+    /// The snapshot that a store must have to import the archive. `None`: the archive holds
+    /// everything.
     pub base: Option<Snapshot>,
     /// Chunks in the archive.
     pub chunks: u64,
@@ -65,8 +67,9 @@ pub fn is_archive(head: &[u8]) -> bool {
     head.starts_with(&MAGIC)
 }
 
-/// Reads what is in an archive, by its head; only [`verify_archive`] tells whether that is true. How
-/// many chunks and bytes there are is not in the head, and 0. Blocks. Errors call the archive `name`.
+/// Reads what is in an archive, by its head; only [`verify_archive`] tells whether that is true.
+/// How many chunks and bytes there are is not in the head, and 0. Blocks. Errors call the archive
+/// `name`.
 ///
 /// # Errors
 ///

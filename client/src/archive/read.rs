@@ -1,6 +1,8 @@
-//! Reading an archive: that its records come as they must, and that they come to the root that the head names.
+//! Reading an archive: that its records come as they must, and that they come to the root that the
+//! head names.
 //!
-//! What it gives is in place; chunks still have to be unpacked to be checked against their ids.
+//! The chunks that it returns are in the right places. They are checked against their ids when they
+//! are unpacked.
 
 use std::{
     collections::HashSet,
@@ -130,7 +132,7 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    /// What it is of; how much is in it, once all is read.
+    /// The contents of the archive; the counts are right once all is read.
     pub(super) fn facts(&self) -> &ArchiveFacts {
         &self.facts
     }

@@ -71,8 +71,8 @@ impl Client {
 }
 
 impl ArchiveExport<'_> {
-    /// Leaves out what the snapshot with this name or id has. A store must have that snapshot to import
-    /// the archive.
+    /// Leaves out what the snapshot with this name or id has. A store must have that snapshot to
+    /// import the archive.
     pub fn since(mut self, base: impl Into<String>) -> Self {
         self.since = Some(base.into());
         self
@@ -90,10 +90,10 @@ impl ArchiveExport<'_> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a snapshot, [`ErrorKind::Conflict`] if it is not completed,
-    /// [`ErrorKind::Damaged`] for content that is not what its id says, [`ErrorKind::File`] or
-    /// [`ErrorKind::OutOfSpace`] if it cannot be written, [`ErrorKind::Cancelled`]; those of the
-    /// connection.
+    /// [`ErrorKind::NotFound`] without such a snapshot, [`ErrorKind::Conflict`] if it is not
+    /// completed, [`ErrorKind::Damaged`] for content that is not what its id says,
+    /// [`ErrorKind::File`] or [`ErrorKind::OutOfSpace`] if it cannot be written,
+    /// [`ErrorKind::Cancelled`]; those of the connection.
     pub async fn run(
         self,
         to: impl Write + Send + 'static,
@@ -247,8 +247,9 @@ impl Export<'_> {
         })
     }
 
-    /// Takes in what the base has: first where the two differ, for there it is most likely to be found again, and then all the rest, as
-    /// far as there is room. How many leaves the base has not.
+    /// Takes in what the base has: first where the two differ, for there it is most likely to be
+    /// found again, and then all the rest, as far as there is room. How many leaves the base has
+    /// not.
     async fn see(&self, base: &Content, content: &Content, seen: &mut Seen) -> Result<u64> {
         let mut wanted = 0;
         for differing in [true, false] {
@@ -286,7 +287,8 @@ impl Export<'_> {
         Ok(wanted)
     }
 
-    /// Some leaves as they come into the archive, in their order; those that the base has are not fetched.
+    /// Some leaves as they come into the archive, in their order; those that the base has are not
+    /// fetched.
     async fn planned(&self, leaves: ComparedLeaves) -> Result<Vec<Planned>> {
         let known = leaves.kept.into_iter();
         let mut planned: Vec<_> = known
@@ -435,7 +437,7 @@ fn choose(planned: Planned, seen: &mut Seen) -> Planned {
     }
 }
 
-/// What was written.
+/// Counts of what was written.
 pub(super) struct Written {
     chunks: u64,
     payload_bytes: u64,

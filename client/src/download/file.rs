@@ -60,8 +60,8 @@ impl FileSink {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyExists`] if there is one, and `existing` is [`Existing::Keep`]; otherwise
-    /// those of [`NewFile::create`].
+    /// [`ErrorKind::AlreadyExists`] if there is one, and `existing` is [`Existing::Keep`];
+    /// otherwise those of [`NewFile::create`].
     pub fn create(path: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
         let path = path.into();
         let what = format!("write {}", path.display());
@@ -89,8 +89,8 @@ impl FileSink {
         ))
     }
 
-    /// Prepares to write an empty file that is open already. It is not synced: it has no use after a
-    /// crash. Errors call it `path`.
+    /// Prepares to write an empty file that is open already. It is not synced: it has no use after
+    /// a crash. Errors call it `path`.
     ///
     /// # Errors
     ///
@@ -137,8 +137,9 @@ impl Sink for FileSink {
     }
 
     fn settled(&self, end_bytes: u64) -> io::Result<()> {
-        // So that the sync at the end finds most of it on disk. The advice makes the system write out what
-        // is dirty in the range, without waiting; it drops only what is on disk already, which none of this is.
+        // So that the sync at the end finds most of it on disk. The advice makes the system write
+        // out what is dirty in the range, without waiting; it drops only what is on disk already,
+        // which none of this is.
         let start_bytes = self.started_bytes.swap(end_bytes, Ordering::Relaxed);
         if !matches!(self.target, Target::Scratch)
             && let Some(len) = NonZeroU64::new(end_bytes.saturating_sub(start_bytes))

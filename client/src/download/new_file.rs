@@ -42,7 +42,7 @@ const NAME_BYTES_KEPT: usize = 200;
 /// Where file systems keep who else may do what with a file, and the longest that there is.
 const ACCESS_LIST: &CStr = c"system.posix_acl_access";
 const ACCESS_LIST_BYTES_MAX: usize = 64 << 10;
-/// How `statfs` calls the file system of `/proc`.
+/// The number that `statfs` has for the file system of `/proc`.
 const PROC_MAGIC: i64 = 0x9fa0;
 
 /// How to deal with a file that exists already.
@@ -141,10 +141,10 @@ impl Place {
     }
 }
 
-/// That a link in `dir` may be followed. In a directory where everybody may make links, as `/tmp`,
-/// only one's own and those of the directory's owner are: whoever made another one would say
-/// where the file goes. The system has the same rule (`fs.protected_symlinks`), but only for
-/// links that it follows itself.
+/// Checks that a link in `dir` may be followed. In a directory where everybody may make links, as
+/// `/tmp`, only links of this user and of the directory's owner are: other users could direct the
+/// file elsewhere. The system has the same rule (`fs.protected_symlinks`), but only for links that
+/// it follows itself.
 fn check_followed(dir: &OwnedFd, link: &Stat) -> io::Result<()> {
     let directory = fstat(dir)?;
     let mode = Mode::from_raw_mode(directory.st_mode);
@@ -215,8 +215,8 @@ impl NewFile {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyExists`] if somebody has made a file of that name meanwhile, and it is to be
-    /// kept; [`ErrorKind::OutOfSpace`] or [`ErrorKind::File`] if it cannot be written.
+    /// [`ErrorKind::AlreadyExists`] if somebody has made a file of that name meanwhile, and it is
+    /// to be kept; [`ErrorKind::OutOfSpace`] or [`ErrorKind::File`] if it cannot be written.
     pub fn publish(self) -> Result<()> {
         let name = self.place.name.clone();
         let failed = |error| Error::file(format!("complete {}", name.display()), error);
@@ -283,8 +283,9 @@ impl Drop for NewFile {
     }
 }
 
-/// Opens a file that takes bytes only from front to back: a pipe, a character device, or an open file
-/// by its descriptor, as `/dev/stdout` is. `None` for any other file. Blocks until a pipe has a reader.
+/// Opens a file that takes bytes only from front to back: a pipe, a character device, or an open
+/// file by its descriptor, as `/dev/stdout` is. `None` for any other file. Blocks until a pipe has
+/// a reader.
 ///
 /// # Errors
 ///
@@ -336,7 +337,7 @@ fn make(place: &Place, mode: Mode) -> io::Result<(File, Option<OsString>)> {
     Ok((File::from(file), Some(name)))
 }
 
-/// Gives a file the owner, the mode and the access list of the one in its place.
+/// Sets owner, mode and access list of a file to those of the one in its place.
 fn give(file: &File, place: &Place, before: &Stat) -> io::Result<()> {
     let metadata = file.metadata()?;
     if (metadata.uid(), metadata.gid()) != (before.st_uid, before.st_gid) {
@@ -344,7 +345,8 @@ fn give(file: &File, place: &Place, before: &Stat) -> io::Result<()> {
         fchown(file, Some(user), Some(group))?;
     }
     if let Some(list) = access_list(place) {
-        // The mode is made of it. Without it the bits of the group would say what the others in the list may.
+        // The mode is made of it. Without it the bits of the group would say what the others in the
+        // list may.
         return Ok(fsetxattr(file, ACCESS_LIST, &list, XattrFlags::empty())?);
     }
     // One that the directory gives to new files.
@@ -355,7 +357,7 @@ fn give(file: &File, place: &Place, before: &Stat) -> io::Result<()> {
     Ok(fchmod(file, Mode::from_raw_mode(before.st_mode & 0o777))?)
 }
 
-/// Who else may do what with the file in this place, if the file system knows of such lists.
+/// The access list of the file in this place, if the file system has such lists.
 fn access_list(place: &Place) -> Option<Vec<u8>> {
     let mut path = PathBuf::from(by_descriptor(&place.dir));
     path.push(&place.name);
@@ -365,7 +367,7 @@ fn access_list(place: &Place) -> Option<Vec<u8>> {
     Some(list)
 }
 
-/// Gives a file without a name one that must be new.
+/// Links a file without a name to a name that must be new.
 fn link(file: &File, place: &Place, name: &OsStr) -> rustix::io::Result<()> {
     linkat(
         CWD,

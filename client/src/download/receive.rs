@@ -33,7 +33,7 @@ pub(crate) struct PlacedChunk {
     pub(crate) offsets: Vec<u64>,
 }
 
-/// What to do next.
+/// Work to be done next.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
     pub(crate) chunks: Vec<PlacedChunk>,
@@ -66,7 +66,7 @@ struct Segment {
     number: u32,
     /// Distinct chunks in the order of their first places.
     chunks: Vec<Expected>,
-    /// How many of them have come.
+    /// Chunks that have come.
     received: usize,
 }
 
@@ -155,8 +155,8 @@ impl Receiver {
             work.chunks.push(self.chunk(chunk)?);
         }
         if self.segment.as_ref().is_some_and(Segment::is_complete) {
-            // Everything before the last chunk's end; what follows it in the segment may be a hole or the
-            // volume's end, which only the next leaf tells.
+            // Everything before the last chunk's end; what follows it in the segment may be a hole
+            // or the volume's end, which only the next leaf tells.
             work.settled_bytes = Some(self.covered_bytes);
         }
         Ok(work)

@@ -11,10 +11,11 @@ use varve_content::block::SEGMENT_BYTES;
 
 /// Takes a volume's bytes.
 ///
-/// The calls block; they are made from threads that may. [`begin`](Self::begin) is called first; then every
-/// byte of the volume is covered once by [`write_at`](Self::write_at) or [`zero`](Self::zero), from several
-/// threads at once and in any order; then, if all was received and checked, [`finish`](Self::finish). A sink that is
-/// dropped without it must leave nothing that could be taken for the volume.
+/// The calls block; they are made from threads that may. [`begin`](Self::begin) is called first;
+/// then every byte of the volume is covered once by [`write_at`](Self::write_at) or
+/// [`zero`](Self::zero), from several threads at once and in any order; then, if all was received
+/// and checked, [`finish`](Self::finish). A sink that is dropped without it must leave nothing that
+/// could be taken for the volume.
 pub trait Sink: Send + Sync + 'static {
     /// The name that errors call it by: a path.
     fn name(&self) -> String;
@@ -40,8 +41,8 @@ pub trait Sink: Send + Sync + 'static {
     /// It cannot be written.
     fn zero(&self, range: Range<u64>) -> io::Result<()>;
 
-    /// Takes note that every byte before `end_bytes` has been written. It is called now and then, with
-    /// ends that ascend, by one thread at a time; the last time with the size.
+    /// Takes note that every byte before `end_bytes` has been written. It is called now and then,
+    /// with ends that ascend, by one thread at a time; the last time with the size.
     ///
     /// # Errors
     ///

@@ -34,8 +34,8 @@ impl ChunkWriter {
         }
     }
 
-    /// Writes chunks and holes. Returns the bytes of data that were written. The caller tells the sink
-    /// what is settled.
+    /// Writes chunks and holes. Returns the bytes of data that were written. The caller tells the
+    /// sink what is settled.
     pub(crate) fn write(&self, work: &Work) -> Result<u64> {
         let mut unpacker = self
             .unpackers

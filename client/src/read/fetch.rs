@@ -13,7 +13,7 @@ use varve_content::{
 
 use super::{
     ContentExtent,
-    plan::{Place, SegmentPlan},
+    plan::{PlannedExtent, SegmentPlan},
     walk::Reader,
 };
 use crate::{
@@ -36,7 +36,7 @@ pub(crate) struct LeafChunks {
 pub(super) struct Group {
     /// Each chunk once.
     wanted: Vec<LeafChunks>,
-    places: Vec<Place>,
+    extents: Vec<PlannedExtent>,
     chunks: usize,
     plain_bytes: usize,
 }
@@ -47,9 +47,9 @@ pub(super) fn grouped(segments: Vec<SegmentPlan>) -> Vec<Group> {
     let mut group = Group::default();
     let mut seen = HashSet::new();
     for segment in segments {
-        let of_chunks = segment.places.iter().filter_map(|place| match place {
-            Place::Chunk { blocks, .. } => Some(*blocks as usize * BLOCK_BYTES),
-            Place::Hole(_) => None,
+        let of_chunks = segment.extents.iter().filter_map(|extent| match extent {
+            PlannedExtent::Chunk { blocks, .. } => Some(*blocks as usize * BLOCK_BYTES),
+            PlannedExtent::Hole(_) => None,
         });
         let (chunks, plain_bytes) =
             of_chunks.fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
@@ -62,26 +62,26 @@ pub(super) fn grouped(segments: Vec<SegmentPlan>) -> Vec<Group> {
         group.chunks += chunks;
         group.plain_bytes += plain_bytes;
         if let Some(leaf) = segment.leaf {
-            let places = segment.places.iter();
-            let chunks: Vec<_> = places
-                .filter_map(|place| match *place {
-                    Place::Chunk {
+            let extents = segment.extents.iter();
+            let chunks: Vec<_> = extents
+                .filter_map(|extent| match *extent {
+                    PlannedExtent::Chunk {
                         position,
                         chunk,
                         blocks,
                         ..
                     } => seen.insert(chunk).then_some((position, chunk, blocks)),
-                    Place::Hole(_) => None,
+                    PlannedExtent::Hole(_) => None,
                 })
                 .collect();
             if !chunks.is_empty() {
                 group.wanted.push(LeafChunks { leaf, chunks });
             }
         }
-        group.places.extend(segment.places);
+        group.extents.extend(segment.extents);
     }
     groups.push(group);
-    groups.retain(|group| !group.places.is_empty());
+    groups.retain(|group| !group.extents.is_empty());
     groups
 }
 
@@ -89,9 +89,9 @@ pub(super) fn grouped(segments: Vec<SegmentPlan>) -> Vec<Group> {
 pub(super) async fn fetch(reader: &Reader, group: Group) -> Result<Vec<ContentExtent>> {
     let plain = fetch_plain(&reader.client, &reader.what, group.wanted).await?;
     let range = &reader.range;
-    let extents = group.places.into_iter().map(|place| match place {
-        Place::Hole(bytes) => Ok(ContentExtent::hole(bytes)),
-        Place::Chunk {
+    let extents = group.extents.into_iter().map(|extent| match extent {
+        PlannedExtent::Hole(bytes) => Ok(ContentExtent::hole(bytes)),
+        PlannedExtent::Chunk {
             chunk,
             offset_bytes,
             ..

@@ -7,9 +7,9 @@
 //! stream: extents in ascending order
 //! ```
 //!
-//! What must hold here: no byte is given away that was not hashed up to the root. The nodes and chunks
-//! come from the calls that copies and archives are made with, because what `ReadSnapshot` answers is
-//! plain bytes, in which nothing can be checked. Memory is bounded; see `limits`.
+//! What must hold here: no byte is given away that was not hashed up to the root. The nodes and
+//! chunks come from the calls that copies and archives are made with, because what `ReadSnapshot`
+//! answers is plain bytes, in which nothing can be checked. Memory is bounded; see `limits`.
 
 mod fetch;
 mod plan;
@@ -88,8 +88,8 @@ impl Client {
     /// All bytes and holes are those of the root id in the snapshot's record: the bytes were hashed
     /// to the ids of their chunks, and those through the leaves and inner nodes to the root. So
     /// neither a damaged disk nor a daemon that errs can pass off other content, or leave out a
-    /// change. What is not proven is that the record has the right root: whoever has noted a
-    /// snapshot's root compares it with [`ContentStream::snapshot`].
+    /// change. It is not proven that the record has the right root: a caller that has noted the
+    /// root compares it with [`ContentStream::snapshot`].
     pub fn read_snapshot(&self, snapshot: impl Into<String>) -> ReadSnapshot<'_> {
         ReadSnapshot {
             client: self,
@@ -131,8 +131,8 @@ impl ReadSnapshot<'_> {
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`] without such a snapshot, [`ErrorKind::Conflict`] for one that is not
-    /// completed, [`ErrorKind::Invalid`] for a range that is not in it. The stream ends with its first
-    /// error: [`ErrorKind::Damaged`] for content that is not what its id says,
+    /// completed, [`ErrorKind::Invalid`] for a range that is not in it. The stream ends with its
+    /// first error: [`ErrorKind::Damaged`] for content that is not what its id says,
     /// [`ErrorKind::Cancelled`], or an error of the connection.
     pub async fn run(self) -> Result<ContentStream> {
         let what = format!("read snapshot {}", self.snapshot);
@@ -217,7 +217,8 @@ impl Stream for ContentStream {
     }
 }
 
-/// What has to be read of `range`, in ascending order. Without a base, holes are left out.
+/// The extents of `range` that have to be read, in ascending order. Without a base, holes are left
+/// out.
 fn extents(
     client: &Client,
     what: &str,
@@ -255,7 +256,7 @@ struct Followed {
     range: Range<u64>,
     /// All before this was given.
     next_bytes: u64,
-    /// What no extent says anything about is a hole.
+    /// Bytes between extents are holes, and given as such.
     fills_gaps: bool,
     /// An extent that comes after the hole that was given last.
     after_gap: Option<ContentExtent>,

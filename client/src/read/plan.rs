@@ -1,4 +1,4 @@
-//! What is read of a segment: chunks to fetch, and holes. Pure: leaves in, places out.
+//! Planning the read of a segment: chunks to fetch, and holes. Pure: leaves in, extents out.
 
 use std::ops::Range;
 
@@ -10,18 +10,18 @@ use varve_content::{
 
 use super::walk::Segment;
 
-/// What is read of a segment.
+/// The extents of a segment that are read.
 #[derive(Debug)]
 pub(super) struct SegmentPlan {
     /// The leaf that has the chunks.
     pub(super) leaf: Option<NodeId>,
     /// Ascending.
-    pub(super) places: Vec<Place>,
+    pub(super) extents: Vec<PlannedExtent>,
 }
 
-/// A place of a snapshot, and what is there.
+/// An extent that is read: a hole or a chunk.
 #[derive(Debug, Eq, PartialEq)]
-pub(super) enum Place {
+pub(super) enum PlannedExtent {
     /// Bytes of the snapshot that are a hole, and data in the base.
     Hole(Range<u64>),
     /// A chunk, all of it, though the range may have only a part.
@@ -34,7 +34,7 @@ pub(super) enum Place {
     },
 }
 
-impl Place {
+impl PlannedExtent {
     fn offset_bytes(&self) -> u64 {
         match self {
             Self::Hole(range) => range.start,
@@ -51,14 +51,14 @@ pub(super) fn plan(segment: &Segment, range: &Range<u64>) -> SegmentPlan {
         at(blocks.start)..at(blocks.end)
     };
     let within = |bytes: &Range<u64>| bytes.start < range.end && range.start < bytes.end;
-    let mut places = Vec::new();
+    let mut extents = Vec::new();
     if let Some((_, leaf)) = &segment.leaf {
         let base = segment.base.as_ref();
         for (position, entry) in (0u32..).zip(leaf.entries()) {
             let bytes = bytes_of(entry.block_range());
             let in_base = base.is_some_and(|base| base.entries_in(entry.block_range()) == [*entry]);
             if within(&bytes) && !in_base {
-                places.push(Place::Chunk {
+                extents.push(PlannedExtent::Chunk {
                     position,
                     chunk: entry.chunk,
                     blocks: entry.blocks,
@@ -71,15 +71,15 @@ pub(super) fn plan(segment: &Segment, range: &Range<u64>) -> SegmentPlan {
     for differs in diff_leaves(segment.base.as_ref(), leaf) {
         let bytes = bytes_of(differs.start_block..differs.start_block + differs.blocks);
         if differs.kind == DiffKind::Removed && within(&bytes) {
-            places.push(Place::Hole(
+            extents.push(PlannedExtent::Hole(
                 bytes.start.max(range.start)..bytes.end.min(range.end),
             ));
         }
     }
-    places.sort_unstable_by_key(Place::offset_bytes);
+    extents.sort_unstable_by_key(PlannedExtent::offset_bytes);
     SegmentPlan {
         leaf: segment.leaf.as_ref().map(|(id, _)| *id),
-        places,
+        extents,
     }
 }
 
@@ -108,17 +108,17 @@ mod tests {
         Leaf::new(entries.collect()).unwrap()
     }
 
-    fn planned(leaf: Option<Leaf>, base: Option<Leaf>, range: Range<u64>) -> Vec<Place> {
+    fn planned(leaf: Option<Leaf>, base: Option<Leaf>, range: Range<u64>) -> Vec<PlannedExtent> {
         let segment = Segment {
             number: 1,
             leaf: leaf.map(|leaf| (leaf.id(), leaf)),
             base,
         };
-        plan(&segment, &range).places
+        plan(&segment, &range).extents
     }
 
-    fn at(position: u32, blocks: u32, block: u32, number: u8) -> Place {
-        Place::Chunk {
+    fn at(position: u32, blocks: u32, block: u32, number: u8) -> PlannedExtent {
+        PlannedExtent::Chunk {
             position,
             chunk: chunk(number),
             blocks,
@@ -144,7 +144,8 @@ mod tests {
     fn only_what_differs_from_a_base_is_read_and_what_is_gone_is_a_hole() {
         let target = leaf(&[(0, 4, 1), (4, 4, 2), (10, 2, 9)]);
         let base = leaf(&[(0, 4, 1), (4, 2, 7), (8, 2, 3), (10, 4, 4)]);
-        let hole = |start: u64, end: u64| Place::Hole(FIRST + start * BLOCK..FIRST + end * BLOCK);
+        let hole =
+            |start: u64, end: u64| PlannedExtent::Hole(FIRST + start * BLOCK..FIRST + end * BLOCK);
         assert_eq!(
             planned(Some(target), Some(base.clone()), 0..u64::MAX),
             [at(1, 4, 4, 2), hole(8, 10), at(2, 2, 10, 9), hole(12, 14)]

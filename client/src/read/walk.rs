@@ -1,4 +1,5 @@
-//! Which segments of a snapshot are read: those of a range, or those of them that differ from a base.
+//! Which segments of a snapshot are read: those of a range, or those of them that differ from a
+//! base.
 
 use std::{ops::Range, sync::Arc};
 
@@ -16,7 +17,7 @@ use crate::{
     limits::FETCH_NODES_MAX,
 };
 
-/// What all steps of a read need to know.
+/// The settings that all steps of a read share.
 #[derive(Debug)]
 pub(crate) struct Reader {
     pub(super) client: Client,
@@ -116,7 +117,7 @@ impl Reader {
         Err(Error::new(ErrorKind::Damaged, &self.what, why))
     }
 
-    /// What has to be read of some segments.
+    /// Plans the read of some segments.
     pub(super) async fn plan(&self, batch: Vec<SegmentDiff>) -> Result<Vec<SegmentPlan>> {
         let segments = self.leaves(batch).await?;
         let plans = segments.iter().map(|segment| plan(segment, &self.range));

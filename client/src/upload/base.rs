@@ -5,10 +5,10 @@
 //! source: changed ranges ─────────────┴─> the others: base's bytes, changes over them, cut again
 //! ```
 //!
-//! What must hold here: what comes out is what an upload of all the bytes would give, so that the root
-//! depends on the content alone. Only segments with a change cross the network.
+//! What must hold here: what comes out is what an upload of all the bytes would give, so that the
+//! root depends on the content alone. Only segments with a change cross the network.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures::{
@@ -197,10 +197,12 @@ impl Based<'_> {
         let fetched = self.client.fetch_leaves(&[id]).await?;
         let leaf = fetched.into_iter().next().map(|fetched| fetched.leaf);
         let leaf = leaf.ok_or_else(|| Error::protocol(what, "it sent no leaf"))?;
+        let mut seen = HashSet::new();
         let entries = (0u32..).zip(leaf.entries());
+        let distinct = entries.filter(|(_, entry)| seen.insert(entry.chunk));
         let wanted = LeafChunks {
             leaf: id,
-            chunks: entries
+            chunks: distinct
                 .map(|(position, entry)| (position, entry.chunk, entry.blocks))
                 .collect(),
         };
@@ -242,7 +244,7 @@ fn recut(source: &dyn Source, size_bytes: u64, segment: u32, mut bytes: Vec<u8>)
     cut_segment(&bytes, &mut cuts);
     let bytes = Bytes::from(bytes);
     let mut entries = Vec::with_capacity(cuts.len());
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     let mut chunks = Vec::new();
     for cut in &cuts {
         let plain = bytes.slice(cut.byte_range());

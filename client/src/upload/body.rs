@@ -1,8 +1,9 @@
 //! Messages of chunks on the wire, without a copy of the chunks.
 //!
-//! The generated client encodes a message into a buffer of its own, and that copy, with the fresh memory for it, costs
-//! about as much as handing the bytes to the system. So the body of `PutChunks` is put together here: a few bytes
-//! before each payload, and the payload as the slice it is.
+//! The generated client encodes a message into a buffer of its own, and that copy, with the fresh
+//! memory for it, costs about as much as handing the bytes to the system. So the body of
+//! `PutChunks` is put together here: a few bytes before each payload, and the payload as the slice
+//! it is.
 
 use std::{
     collections::VecDeque,

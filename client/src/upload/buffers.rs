@@ -34,7 +34,8 @@ impl Buffers {
         }
     }
 
-    /// A buffer of [`JOB_BYTES`]; its content is undefined. Waits while all are lent; `None` once closed.
+    /// A buffer of [`JOB_BYTES`]; its content is undefined. Waits while all are lent; `None` once
+    /// closed.
     pub(crate) fn take(self: &Arc<Self>) -> Option<Buffer> {
         let mut state = self.state();
         loop {

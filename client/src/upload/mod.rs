@@ -122,11 +122,11 @@ impl Upload<'_> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::File`] for a source that is empty, larger than a volume may be, cannot be read, or
-    /// has changed meanwhile; [`ErrorKind::AlreadyExists`] if the name is taken;
-    /// [`ErrorKind::NotFound`] without the base, and [`ErrorKind::Conflict`] if it is not completed;
-    /// [`ErrorKind::OutOfSpace`], [`ErrorKind::Cancelled`], and errors of the connection. Nothing is
-    /// visible then.
+    /// [`ErrorKind::File`] for a source that is empty, larger than a volume may be, cannot be read,
+    /// or has changed meanwhile; [`ErrorKind::AlreadyExists`] if the name is taken;
+    /// [`ErrorKind::NotFound`] without the base, and [`ErrorKind::Conflict`] if it is not
+    /// completed; [`ErrorKind::OutOfSpace`], [`ErrorKind::Cancelled`], and errors of the
+    /// connection. Nothing is visible then.
     pub async fn run(self, source: impl Source) -> Result<UploadReport> {
         let started = Instant::now();
         let Control { progress, cancel } = self.control;
@@ -165,7 +165,8 @@ impl Upload<'_> {
         let session = tokio::select! {
             session = &mut begin => session?,
             () = cancel.cancelled() => {
-                // It may have begun, and would keep its place among the daemon's uploads until it expires.
+                // It may have begun, and would keep its place among the daemon's uploads until it
+                // expires.
                 if let Ok(Ok(session)) = timeout(ABORT_TIMEOUT, begin).await {
                     session.abort().await;
                 }

@@ -34,7 +34,7 @@ pub struct PatchSource {
     ranges: BTreeMap<u64, Patched>,
 }
 
-/// What a range of the volume is changed to.
+/// The new content of a range of the volume.
 #[derive(Clone, Copy, Debug)]
 struct Patched {
     end_bytes: u64,

@@ -1,4 +1,4 @@
-//! What is read together: jobs of whole segments, with the holes left out.
+//! Planning reads: jobs of whole segments, with the holes left out.
 
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
@@ -36,7 +36,7 @@ pub(crate) struct Planner {
     offset_bytes: u64,
     /// Segments of data seen and not yet in a job. Only the last may still grow.
     ready: VecDeque<SegmentData>,
-    /// What remains of an extent that spans segments, in blocks of the volume.
+    /// The rest of an extent that spans segments, in blocks of the volume.
     rest: Range<u64>,
     next_number: u64,
 }

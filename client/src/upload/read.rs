@@ -30,7 +30,7 @@ pub(crate) struct CutJob {
     pub(crate) number: u64,
     /// One for each segment that has data, ascending.
     pub(crate) leaves: Vec<(u32, Leaf)>,
-    /// What the leaves name, each chunk once, in the order of their places.
+    /// The chunks of the leaves, each once, in the order of their places.
     pub(crate) chunks: Vec<CutChunk>,
     /// Bytes read, zeros among them.
     pub(crate) read_bytes: u64,
@@ -80,7 +80,8 @@ impl Readers {
         }
     }
 
-    /// The next job, in about ascending order; `None` after the last. No job is lost if the future is dropped.
+    /// The next job, in about ascending order; `None` after the last. No job is lost if the future
+    /// is dropped.
     pub(crate) async fn next(&mut self) -> Option<Result<CutJob>> {
         if let Some(job) = self.jobs.recv().await {
             return Some(job);

@@ -54,17 +54,17 @@ pub(crate) struct Session {
     upload_id: String,
     ids_max: usize,
     payload_max: usize,
-    /// The daemon is on this machine. If not, chunks go out compressed: over a network the bytes cost more than
-    /// the time.
+    /// The daemon is on this machine. If not, chunks go out compressed: over a network the bytes
+    /// cost more than the time.
     local: bool,
     compressing: Semaphore,
     streams: Semaphore,
-    /// Held by the one stream that is sending, so that chunks reach the daemon, and its packs, in the order
-    /// of the volume: a later read of the volume then reads the packs in order.
+    /// Held by the one stream that is sending, so that chunks reach the daemon, and its packs, in
+    /// the order of the volume: a later read of the volume then reads the packs in order.
     turn: Arc<Semaphore>,
 }
 
-/// What was sent for a job.
+/// Counts of chunks that were sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sent {
     pub(crate) chunks: u64,
@@ -209,7 +209,8 @@ impl Session {
             .acquire_owned()
             .await
             .map_err(|error| self.closed(error))?;
-        // Not repeated, should the daemon be busy: chunks are let go of as they are sent. It has waited for room for half a minute then.
+        // Not repeated, should the daemon be busy: chunks are let go of as they are sent. It has
+        // waited for room for half a minute then.
         let body = ChunksBody::new(&self.upload_id, chunks, self.payload_max, turn);
         let accepted = self
             .put_body(body)
@@ -277,8 +278,8 @@ impl Session {
         Ok(snapshot)
     }
 
-    /// Tells the daemon that nothing more will come. It would find out by itself, later: so a failure to
-    /// tell it is not worth more than a line in the log.
+    /// Tells the daemon that nothing more will come. It would find out by itself, later: so a
+    /// failure to tell it is not worth more than a line in the log.
     pub(crate) async fn abort(&self) {
         let request = v1::AbortUploadRequest {
             upload_id: self.upload_id.clone(),
@@ -296,12 +297,12 @@ impl Session {
         }
     }
 
-    /// Nobody closes the semaphores.
+    /// The error for a semaphore that was closed: none ever is.
     fn closed(&self, error: AcquireError) -> Error {
         Error::internal(&self.what, "the order of sending broke").with_source(error)
     }
 
-    /// What a failed call within the upload means.
+    /// The error for a call of the upload that failed.
     fn failed(&self, status: Status) -> Error {
         if status.code() == Code::NotFound {
             let why = format!(
@@ -315,7 +316,7 @@ impl Session {
     }
 }
 
-/// Those at these positions, which ascend.
+/// The items at these positions, which ascend.
 fn pick<T>(all: Vec<T>, positions: &[usize]) -> Vec<T> {
     let mut positions = positions.iter().copied().peekable();
     let all = all.into_iter().enumerate();
@@ -345,7 +346,8 @@ impl Service<http::Request<Body>> for WithBody {
     }
 }
 
-/// Chunks compressed for the way. The daemon unpacks them to check them, and packs them as its own setting says.
+/// Chunks compressed for the way. The daemon unpacks them to check them, and packs them as its own
+/// setting says.
 fn compress(chunks: Vec<CutChunk>) -> Vec<v1::Chunk> {
     let mut encoder = Encoder::new(Compression::Zstd);
     chunks

@@ -30,8 +30,8 @@ pub trait Source: Send + Sync + 'static {
     /// The first range of data, in bytes, that ends behind `offset_bytes`; `None` where only holes
     /// follow.
     ///
-    /// All else reads as zeros, or as in the [base](crate::Upload::base) of the upload. A source may
-    /// count zeros as data: that costs reading them.
+    /// All else reads as zeros, or as in the [base](crate::Upload::base) of the upload. A source
+    /// may count zeros as data: that costs reading them.
     ///
     /// # Errors
     ///
@@ -71,7 +71,7 @@ pub struct FileSource {
     stamp: Option<Stamp>,
 }
 
-/// What changes about a file when it is written to.
+/// Properties of a file that change when it is written to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Stamp {
     size_bytes: u64,

@@ -18,16 +18,17 @@ const PIECE_BYTES: usize = 1 << 20;
 const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
 
 impl FileSource {
-    /// Copies all that `reader` gives to a temporary file in [`spool_dir`] that has no name, because an
-    /// upload must know its size beforehand and reads at several places at once. Zeros take no room.
+    /// Copies all that `reader` gives to a temporary file in [`spool_dir`] that has no name,
+    /// because an upload must know its size beforehand and reads at several places at once. Zeros
+    /// take no room.
     ///
     /// Blocks. Errors call the source `name`.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::File`](crate::ErrorKind::File) if it cannot be read, or is empty;
-    /// [`ErrorKind::OutOfSpace`](crate::ErrorKind::OutOfSpace) if the file system of the temporary file
-    /// is full.
+    /// [`ErrorKind::OutOfSpace`](crate::ErrorKind::OutOfSpace) if the file system of the temporary
+    /// file is full.
     pub fn spool(reader: &mut impl Read, name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         let file = scratch_file()?;
@@ -40,7 +41,8 @@ impl FileSource {
     }
 }
 
-/// The directory for temporary files: `TMPDIR`, or else `/var/tmp`, because `/tmp` may be in memory.
+/// The directory for temporary files: `TMPDIR`, or else `/var/tmp`, because `/tmp` may be in
+/// memory.
 #[must_use]
 pub fn spool_dir() -> PathBuf {
     env::var_os("TMPDIR")
@@ -77,7 +79,8 @@ enum Failed {
     Write(io::Error),
 }
 
-/// Copies `reader` to `file`, leaving zero blocks out; gives the number of bytes. The file's length is not set.
+/// Copies `reader` to `file`, leaving zero blocks out; gives the number of bytes. The file's length
+/// is not set.
 fn copy_sparse(reader: &mut impl Read, file: &File) -> Result<u64, Failed> {
     let mut piece = vec![0; PIECE_BYTES];
     let mut position = 0;

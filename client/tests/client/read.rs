@@ -143,7 +143,7 @@ async fn what_has_changed_makes_the_old_content_the_new() {
     let (old, new) = (volume(), changed());
     upload(&daemon, "old", &old).await;
     let mut larger = new.clone();
-    larger.extend([7; 3 * SEGMENT_BYTES]);
+    larger.resize(new.len() + 3 * SEGMENT_BYTES, 7);
     let smaller = &new[..4 * SEGMENT_BYTES + 100_000];
     upload(&daemon, "larger", &larger).await;
     upload(&daemon, "smaller", smaller).await;

@@ -1,4 +1,4 @@
-//! An open file, or a stretch of one that is an image by itself.
+//! An open file, or an extent of one that is an image by itself.
 
 use std::{
     fs::File,

@@ -40,7 +40,7 @@ fn footer_at(tail: &[u8]) -> Option<usize> {
     [0, 1].into_iter().find(is_there)
 }
 
-/// That the image is whole, as far as its footer tells, and has all of its content.
+/// Checks that the image is whole, as far as its footer tells, and has all of its content.
 pub(crate) fn check(part: &Part) -> Result<()> {
     let tail_at = part.len().saturating_sub(FOOTER_BYTES as u64);
     let tail = part.bytes(tail_at, FOOTER_BYTES)?;

@@ -43,7 +43,8 @@ fn whoever_waits_for_a_copy_is_told_why() {
 #[test]
 fn a_copy_that_fails_ends_as_what_failed_it_would() {
     let daemon = FakeDaemon::start(Manners::default());
-    // Codes of gRPC: not found, data loss, resource exhausted, failed precondition, internal; and a daemon that does not say.
+    // Codes of gRPC: not found, data loss, resource exhausted, failed precondition, internal; and a
+    // daemon that does not say.
     let ends = [(5, 3), (15, 6), (8, 7), (9, 8), (13, 1), (0, 8)];
     for (code, expected) in ends {
         daemon.state().course = vec![v1::Copy {

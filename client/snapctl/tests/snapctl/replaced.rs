@@ -120,7 +120,8 @@ fn access_list() -> Vec<u8> {
         (1_u16, 6_u16, NOBODY),
         (2, 4, 12345),
         (4, 0, NOBODY),
-        // The most that those may who are neither the owner nor others; the mode shows it in place of the group.
+        // The most that those may who are neither the owner nor others; the mode shows it in place
+        // of the group.
         (0x10, 4, NOBODY),
         (0x20, 0, NOBODY),
     ] {

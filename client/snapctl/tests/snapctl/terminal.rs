@@ -1,4 +1,5 @@
-//! What `snapctl` shows: whoever wrote the text that is in it, and whether or not somebody can read it.
+//! What `snapctl` shows: whoever wrote the text that is in it, and whether or not somebody can read
+//! it.
 
 use std::{fs::OpenOptions, process::Stdio};
 
