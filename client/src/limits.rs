@@ -30,7 +30,7 @@
 //! | what | bound |
 //! | --- | --- |
 //! | chunks of a read, packed and plain | 2 x ([`READ_GROUPS`] + 1) x one segment |
-//! | segments of an upload, with the base's chunks, packed and plain | 3 x [`BASED_SEGMENTS`] x one segment |
+//! | segments of an upload, packed, plain and cut again | 3 x [`BASED_SEGMENTS`] x one segment |
 //!
 //! Verifying an archive without a base takes some 40 to 100 bytes for each of its chunks, which is
 //! no bound.

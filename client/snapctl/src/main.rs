@@ -10,13 +10,13 @@ mod advice;
 mod archive;
 mod authorities;
 mod copy;
+mod device;
 mod exit;
 mod export;
 mod image;
 mod import;
 mod intake;
 mod listing;
-mod map;
 mod meter;
 mod named;
 mod output;
@@ -131,14 +131,14 @@ enum Command {
     Remote(remote::Remotes),
     /// Attach exports as block devices of this machine
     #[command(subcommand)]
-    Device(map::Devices),
+    Device(device::Devices),
     // As these were called before they had a noun.
     /// The same as device map
     #[command(hide = true)]
-    Map(map::Map),
+    Map(device::Map),
     /// The same as device unmap
     #[command(hide = true)]
-    Unmap(map::Unmap),
+    Unmap(device::Unmap),
     /// The same as device list
     #[command(hide = true)]
     Mapped,
@@ -350,9 +350,9 @@ async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {
         Command::Copy(copies) => copies.run(options).await,
         Command::Remote(remotes) => remotes.run(options).await,
         Command::Device(devices) => devices.run(options).await,
-        Command::Map(map) => map::Devices::Map(map).run(options).await,
-        Command::Unmap(unmap) => map::Devices::Unmap(unmap).run(options).await,
-        Command::Mapped => map::Devices::List.run(options).await,
+        Command::Map(map) => device::Devices::Map(map).run(options).await,
+        Command::Unmap(unmap) => device::Devices::Unmap(unmap).run(options).await,
+        Command::Mapped => device::Devices::List.run(options).await,
         Command::Status => status::run(options).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
