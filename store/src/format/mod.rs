@@ -27,29 +27,29 @@ mod fields;
 mod id;
 
 pub mod catalog_log;
-pub mod copy;
 pub mod journal;
 pub mod keys;
 pub mod names;
 pub mod owner;
 pub mod pack;
-pub mod remote;
-pub mod snapshot;
+pub mod record;
 pub mod store_file;
-pub mod volume;
 
 #[cfg(test)]
 mod tests;
 
-pub use copy::{CopyId, CopyOutcome, CopyRecord, OfCopy};
 pub use error::FormatError;
 pub use id::{ID_BYTES, IdKind, RecordId};
 pub use keys::{PackState, Totals};
 pub use owner::OwnerRecord;
 pub use pack::{Location, PackId, PackKind};
-pub use remote::RemoteRecord;
-pub use snapshot::{
-    OfSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState,
+pub use record::{
+    copy::{self, CopyId, CopyOutcome, CopyRecord, OfCopy},
+    remote::{self, RemoteRecord},
+    snapshot::{
+        self, OfSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord,
+        SnapshotState,
+    },
+    volume::{self, OfVolume, PendingSnapshot, VolumeId, VolumeRecord},
 };
 pub use store_file::StoreId;
-pub use volume::{OfVolume, PendingSnapshot, VolumeId, VolumeRecord};

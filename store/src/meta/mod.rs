@@ -17,21 +17,21 @@
 
 mod batch;
 mod memory;
-mod records;
+mod record;
 mod rocks;
 
 #[cfg(test)]
-mod tests;
+mod conformance;
 
 use std::{collections::BTreeMap, fmt};
 
 use varve_content::{ChunkId, NodeId, RootId};
 
-pub(crate) use self::records::Named;
+pub(crate) use self::record::Named;
 pub use self::{
     batch::Batch,
     memory::MemoryMeta,
-    records::{check_name, check_tags, now_ns},
+    record::{check_name, check_tags, now_ns},
     rocks::RocksMeta,
 };
 pub use crate::format::{

@@ -15,7 +15,7 @@ use crate::{
     format::catalog_log::Record,
     meta::{
         Batch, Catalog as _, Meta, SnapshotRecord, VolumeRecord,
-        tests::{STORE, chunk_at, chunk_id, snapshot, volume},
+        conformance::{STORE, chunk_at, chunk_id, snapshot, volume},
     },
 };
 

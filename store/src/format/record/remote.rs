@@ -1,6 +1,6 @@
 //! A remote's record, as the catalog log and the catalog keep it.
 
-use super::{
+use crate::format::{
     FormatError,
     fields::{Fields, put_text},
 };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use varve_content::{RootId, block::BLOCK_BYTES};
 
-use super::{
+use crate::format::{
     FormatError, ID_BYTES, IdKind, RecordId, VolumeId,
     fields::{Fields, optional, put_tags, put_text},
 };

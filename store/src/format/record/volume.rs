@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use varve_content::RootId;
 
-use super::{
+use crate::format::{
     FormatError, ID_BYTES, IdKind, RecordId, SnapshotId,
     fields::{Fields, optional, put_count, put_tags, put_text},
 };
