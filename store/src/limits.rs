@@ -1,6 +1,7 @@
 //! Every bound of the store in one place, and how they add up.
 //!
-//! What a store may take, beside the program itself (units are bytes unless a name says otherwise):
+//! The memory that a store may take, beside the program itself (in bytes unless a name says
+//! otherwise):
 //!
 //! | what | bound |
 //! | --- | --- |
@@ -59,8 +60,8 @@ pub const PACK_BYTES_MAX: u64 = 256 << 20;
 pub const PACK_CLOSED_PART: u64 = 4;
 /// Pack files kept open for reads.
 pub const PACKS_OPEN_MAX: usize = 256;
-/// Pack files kept open for reads past the page cache, by whoever verifies: it goes from pack to
-/// pack.
+/// Pack files kept open for reads past the page cache, which verifications do: one goes from pack
+/// to pack.
 pub const PACKS_OPEN_DIRECT_MAX: usize = 16;
 
 /// Descriptors of journal files of all volumes: two of the file that is added to, which is written

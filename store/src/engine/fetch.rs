@@ -41,15 +41,12 @@ pub(crate) fn walked(error: WalkError<Error>) -> Error {
     }
 }
 
+/// Names the snapshot that was being read in an error of damage.
 pub(crate) fn needed_by(error: Error, snapshot: &str) -> Error {
     match error {
         Error::Damaged(damage) => Error::Damaged(damage.needed_by(snapshot)),
         other => other,
     }
-}
-
-pub(crate) fn missing_chunk(id: ChunkId) -> Damage {
-    Damage::missing(id)
 }
 
 /// Checks that a node's bytes have its id.
@@ -75,7 +72,7 @@ impl Engine {
         place: Option<Location>,
     ) -> Result<VerifiedChunk> {
         let load = async {
-            let place = place.ok_or_else(|| missing_chunk(id))?;
+            let place = place.ok_or_else(|| Damage::missing(id))?;
             let payload = self.read_chunk(of, id, place).await;
             let (place, payload) = self.noting_damage(payload)?;
             let open = move |scratch: &mut Scratch| {
@@ -140,7 +137,7 @@ impl Engine {
         let (mut ours, mut places) = (Vec::new(), Vec::new());
         for (position, (id, place)) in wanted.iter().enumerate() {
             let Some(place) = place else {
-                return Err(missing_chunk(*id).into());
+                return Err(Damage::missing(*id).into());
             };
             // Without waiting: a caller that waits while it holds guards can be waited for in
             // turn.
@@ -244,7 +241,7 @@ impl Engine {
     ) -> Result<Vec<StoredChunk>> {
         let mut places = wanted
             .iter()
-            .map(|(id, place)| place.ok_or_else(|| missing_chunk(*id)))
+            .map(|(id, place)| place.ok_or_else(|| Damage::missing(*id)))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let mut moves = 0;
         let spans = loop {

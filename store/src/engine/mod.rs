@@ -44,7 +44,7 @@ pub(crate) use self::{
     chunk::{CheckedChunk, open_chunk},
     commit::{Commit, Generation, PoisonOnPanic, joined, node_keys, put_record},
     engine::Engine,
-    fetch::{PACK_MOVES_MAX, missing_chunk, needed_by, walked},
+    fetch::{PACK_MOVES_MAX, needed_by, walked},
     leaf::{CachedNode, LocatedLeaf},
     lock::DirectoryLock,
     pins::Pins,

@@ -16,7 +16,7 @@ use super::{PackStage, PackStore};
 use crate::{
     Error, Result,
     format::{PackId, PackKind, StoreId, names},
-    io::{AlignedBuf, Completion, Disk, File, OpenMode, is_shortage},
+    io::{AlignedBuf, Completion, Disk, File, OpenMode, RuntimeEnded, is_shortage, offload},
     limits,
 };
 
@@ -137,15 +137,6 @@ impl LocalPacks {
         names::pack(&self.data_dir, pack)
     }
 
-    fn remove_file(&self, pack: PackId) -> io::Result<()> {
-        let removed = self.disk.remove(&self.file_path(pack));
-        // After that: a reader that has just opened it would keep it open for those behind it.
-        for open in [&self.open, &self.open_direct] {
-            open.files.lock().removed(pack);
-        }
-        removed
-    }
-
     fn open_as(
         &self,
         verb: &'static str,
@@ -155,6 +146,21 @@ impl LocalPacks {
         let path = self.file_path(pack);
         open(&path).map_err(|source| Error::io(verb, &path, source))
     }
+}
+
+/// Removes a pack, and drops it from the files that are kept open.
+fn remove_file(
+    disk: &dyn Disk,
+    pack: PackId,
+    path: &Path,
+    open: [&OpenPacks; 2],
+) -> io::Result<()> {
+    let removed = disk.remove(path);
+    // After that: a reader that has just opened it would keep it open for those behind it.
+    for open in open {
+        open.files.lock().removed(pack);
+    }
+    removed
 }
 
 impl OpenPacks {
@@ -287,7 +293,7 @@ impl PackStage for LocalPacks {
 
     fn remove(&self, pack: PackId) -> Result<()> {
         let path = self.file_path(pack);
-        self.remove_file(pack)
+        remove_file(&*self.disk, pack, &path, [&self.open, &self.open_direct])
             .map_err(|source| Error::io("remove", &path, source))
     }
 
@@ -330,6 +336,13 @@ impl PackStore for LocalPacks {
     }
 
     fn delete(&self, pack: PackId) -> Completion<()> {
-        Completion::known(self.remove_file(pack))
+        let (disk, path) = (Arc::clone(&self.disk), self.file_path(pack));
+        let (open, open_direct) = (self.open.clone(), self.open_direct.clone());
+        // Large files are not removed at once.
+        Completion::deferred(async move {
+            offload(move || remove_file(&*disk, pack, &path, [&open, &open_direct]))
+                .await
+                .map_err(|RuntimeEnded| io::Error::other("the runtime has ended"))?
+        })
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     Damage, Error, Result,
     engine::{
         CheckedChunk, Engine, PACK_MOVES_MAX, Priority, RootPin, Scratch, StoredChunk,
-        VerifiedChunk, apart_if_it_waits, missing_chunk, needed_by, open_chunk, walked,
+        VerifiedChunk, apart_if_it_waits, needed_by, open_chunk, walked,
     },
     format::Location,
     meta::SnapshotRecord,
@@ -344,7 +344,7 @@ impl ContentReader {
         for (position, id, place) in distinct {
             match place {
                 Some(place) => wanted.push((position, id, place)),
-                None => checked.push((position, Err(missing_chunk(id)))),
+                None => checked.push((position, Err(Damage::missing(id)))),
             }
         }
         let mut moves = 0;

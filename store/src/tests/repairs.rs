@@ -13,11 +13,11 @@ use super::{
     Random, assert_holds, block_on, cut, incoming, new_snapshot, random_image, read, upload,
 };
 use crate::{
-    Error, Options, Store,
+    Error, Options, Store, ViolationKind,
     engine::DirectoryLock,
     format::{
         Location, PackId, PackKind, PackState, names,
-        pack::{TRAILER_BYTES, Trailer, encode_footer},
+        pack::{RecordKind, TRAILER_BYTES, Trailer, encode_footer},
     },
     meta::{Batch, NodeKey},
     rebuild,
@@ -165,12 +165,18 @@ fn verifying_reads_the_disk_and_no_cache() {
         let place = |places: crate::Result<Vec<Option<Location>>>| places.unwrap()[0].unwrap();
         let meta = &store.engine().meta;
         let chunk = *cut.chunks.keys().next().unwrap();
+        let leaves = [1, 0].map(|at: usize| cut.leaves[at].1.id());
         let places = [
-            place(meta.nodes(&[NodeKey::Leaf(cut.leaves[1].1.id())])),
-            place(meta.nodes(&[NodeKey::Leaf(cut.leaves[0].1.id())])),
+            place(meta.nodes(&[NodeKey::Leaf(leaves[0])])),
+            place(meta.nodes(&[NodeKey::Leaf(leaves[1])])),
             place(meta.chunks(&[chunk])),
         ];
-        for at in places {
+        let ids = [
+            (RecordKind::Leaf, *leaves[0].as_bytes()),
+            (RecordKind::Leaf, *leaves[1].as_bytes()),
+            (RecordKind::Chunk, *chunk.as_bytes()),
+        ];
+        for (at, id) in places.into_iter().zip(ids) {
             let path = names::pack(dir.path(), at.pack);
             flip(&path, at.offset_bytes + 70);
             let mut verify = store.verify("s").await.unwrap();
@@ -179,12 +185,13 @@ fn verifying_reads_the_disk_and_no_cache() {
                 violations.extend(progress.violations);
             }
             let named = format!("pack {} at offset {}:", at.pack, at.offset_bytes);
-            assert!(
-                violations
-                    .iter()
-                    .any(|found| found.to_string().contains(&named)),
-                "{named}: {violations:?}"
-            );
+            let found = violations.iter().find(|found| found.id() == Some(id));
+            let found = found.unwrap_or_else(|| panic!("{named}: {violations:?}"));
+            assert!(found.to_string().contains(&named), "{named}: {found}");
+            assert!(matches!(found.kind, ViolationKind::Damage(_)));
+            assert_eq!(found.pack(), Some(at.pack));
+            assert_eq!(found.pack_offset_bytes(), Some(at.offset_bytes));
+            assert_eq!(found.needed_by(), ["s"]);
             flip(&path, at.offset_bytes + 70);
             assert_holds(&store, "s", &image).await;
         }
