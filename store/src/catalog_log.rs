@@ -13,7 +13,7 @@ use crate::{
     Damage, Error, Result,
     failpoints::{Failpoint, reach},
     format::{
-        FormatError, StoreId,
+        FormatError, Kinds, StoreId,
         catalog_log::{
             self, Found, LOG_HEADER_BYTES, LOG_RECORD_BYTES_MAX, LogHeader, Position, Record,
         },
@@ -31,6 +31,8 @@ const _: () = assert!(WINDOW_BYTES > LOG_RECORD_BYTES_MAX);
 pub(crate) struct CatalogLog {
     disk: Arc<dyn Disk>,
     file: File,
+    /// The kinds of records that it may hold.
+    kinds: Kinds,
     /// Where the next record goes: all before is durable.
     position: Position,
 }
@@ -72,6 +74,7 @@ impl CatalogLog {
         let log = Self {
             disk,
             file,
+            kinds: Kinds::ALL,
             position: Position::START,
         };
         log.write(0, &header).await?;
@@ -90,12 +93,23 @@ impl CatalogLog {
         path: PathBuf,
         store: StoreId,
     ) -> Result<(Self, Replay)> {
+        Self::open_with(disk, path, store, Kinds::ALL).await
+    }
+
+    /// The same for these kinds of records.
+    pub(crate) async fn open_with(
+        disk: Arc<dyn Disk>,
+        path: PathBuf,
+        store: StoreId,
+        kinds: Kinds,
+    ) -> Result<(Self, Replay)> {
         let file = disk
             .open_direct(&path, OpenMode::ReadWrite)
             .map_err(|source| Error::io("open", &path, source))?;
         let mut log = Self {
             disk,
             file,
+            kinds,
             position: Position::START,
         };
         // A process that was killed may not have lived to sync its last record. What is applied must be durable here first, or a power
@@ -142,7 +156,7 @@ impl CatalogLog {
                 .await;
             let window = read.map_err(failed.clone()("read"))?;
             let at_end = from.offset_bytes + window.len() as u64 >= len_bytes;
-            let mut scan = catalog_log::scan(&window, from, at_end);
+            let mut scan = catalog_log::scan(self.kinds, &window, from, at_end);
             for found in &mut scan {
                 match found {
                     Found::Record {

@@ -44,8 +44,9 @@ pub use engine::{ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
 pub use error::{Damage, Error, JournalLimit, Place, Result, Subject};
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
-    CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot, RemoteRecord, SnapshotContent,
-    SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord, now_ns,
+    AccountId, CatalogRecord, CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot,
+    RemoteRecord, SnapshotContent, SnapshotId, SnapshotKey, SnapshotOrigin, SnapshotRecord,
+    SnapshotState, VolumeId, VolumeKey, VolumeRecord, now_ns,
 };
 pub use read::{
     ChangeExtent, ContentReader, DiffExtent, Extent, Piece, ReadAhead, Segment, SegmentStream,

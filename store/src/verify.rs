@@ -210,7 +210,7 @@ impl SnapshotVerify {
         if self.progress.checked_bytes != self.progress.total_bytes {
             self.progress.violations.push(Violation {
                 kind: ViolationKind::Length {
-                    snapshot: self.reader.record().name.clone(),
+                    snapshot: self.reader.record().label().into_owned(),
                     found_bytes: self.progress.checked_bytes,
                     recorded_bytes: self.progress.total_bytes,
                 },

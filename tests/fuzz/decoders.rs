@@ -6,8 +6,8 @@ use varve_content::{
 };
 use varve_nbd::wire::{self, Framing};
 use varve_store::format::{
-    CopyRecord, Location, OwnerRecord, PackId, RemoteRecord, SnapshotRecord, VolumeId,
-    VolumeRecord,
+    CatalogRecord as _, CopyRecord, Kinds, Location, OwnerRecord, PackId, RemoteRecord,
+    SnapshotRecord, VolumeId, VolumeRecord,
     catalog_log::{self, Found, LOG_ALIGN, LogHeader, Position},
     journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES},
     keys::{self, Identity, PackState, Totals},
@@ -341,7 +341,7 @@ fn log_header(input: &[u8]) -> Outcome {
 /// All records up to the first that is not whole.
 fn log_records(input: &[u8]) -> Outcome {
     let mut again = Vec::new();
-    let mut scan = catalog_log::scan(input, Position::START, true);
+    let mut scan = catalog_log::scan(Kinds::ALL, input, Position::START, true);
     for found in &mut scan {
         if let Found::Record {
             offset_bytes,

@@ -9,13 +9,14 @@ use varve_content::{
     tree::{InnerNode, Leaf, LeafEntry, Root},
 };
 use varve_store::format::{
-    CopyId, CopyOutcome, CopyRecord, Location, OwnerRecord, PackId, PackKind, PendingSnapshot,
-    RemoteRecord, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState,
-    StoreId, VolumeId, VolumeRecord,
+    AccountId, CatalogRecord as _, Change, CopyId, CopyOutcome, CopyRecord, Location, OwnerRecord,
+    PackId, PackKind, PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId, SnapshotOrigin,
+    SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
     catalog_log::{LogHeader, Record},
     journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, PackNonce, Payload, RecordHeader, RecordKind},
+    record::{Counter, Kind},
     store_file::StoreFile,
 };
 use varve_tests::{nbd, random::Random};
@@ -80,12 +81,14 @@ pub(super) fn of(decoder: &str) -> Samples {
                 snapshot_of_volume(SnapshotState::Pending).encode(),
             ),
             ("failed", snapshot_of_volume(failed()).encode()),
+            ("of-account", snapshot_of_account().encode()),
         ],
         "volume-record" => vec![
             ("fresh", volume(false).encode()),
             ("attached", volume(true).encode()),
             ("pending", volume_with_pending().encode()),
             ("promised", volume_with_promise().encode()),
+            ("of-account", volume_of_account().encode()),
         ],
         "copy-record" => vec![
             ("begun", copy(CopyOutcome::UnderWay).encode()),
@@ -116,6 +119,7 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("some", totals(0)),
             ("volumes", totals(8)),
             ("wide", wide_totals()),
+            ("others", totals_with_others()),
         ],
         "index-identity" => vec![("identity", Identity { store: store() }.encode().to_vec())],
         "index-sequence" => vec![
@@ -335,10 +339,36 @@ fn volume_with_promise() -> VolumeRecord {
     }
 }
 
+fn account() -> AccountId {
+    AccountId::from_number(123_456_789_012).unwrap_or_default()
+}
+
+/// What only the third version of the encoding can say.
+fn snapshot_of_account() -> SnapshotRecord {
+    SnapshotRecord {
+        name: None,
+        owner: account(),
+        description: "before the upgrade".to_owned(),
+        ..snapshot_of_volume(SnapshotState::Pending)
+    }
+}
+
+/// What only the fourth version of the encoding can say.
+fn volume_of_account() -> VolumeRecord {
+    VolumeRecord {
+        name: None,
+        owner: account(),
+        description: "scratch".to_owned(),
+        ..volume_with_pending()
+    }
+}
+
 fn snapshot(tags: u8) -> SnapshotRecord {
     SnapshotRecord {
         id: snapshot_id(),
-        name: "web/daily@2026-01-31".to_owned(),
+        name: Some("web/daily@2026-01-31".to_owned()),
+        owner: AccountId::ADMINISTRATOR,
+        description: String::new(),
         size_bytes: 4 << 30,
         state: SnapshotState::Completed(SnapshotContent {
             root: RootId::from_bytes(*chunk_id(9).as_bytes()),
@@ -358,7 +388,9 @@ fn snapshot(tags: u8) -> SnapshotRecord {
 fn volume(attached: bool) -> VolumeRecord {
     VolumeRecord {
         id: VolumeId::from_low_bits([0xb7; 9]),
-        name: "db/data".to_owned(),
+        name: Some("db/data".to_owned()),
+        owner: AccountId::ADMINISTRATOR,
+        description: String::new(),
         size_bytes: 10 << 30,
         base: attached.then(|| RootId::from_bytes(*chunk_id(9).as_bytes())),
         parent: attached.then(snapshot_id),
@@ -489,21 +521,24 @@ fn descriptor(entries: &[Entry]) -> Vec<u8> {
 
 fn log_records() -> Vec<u8> {
     [
-        Record::PutSnapshot(snapshot(0)).encode(1),
-        Record::PutSnapshot(snapshot(3)).encode(2),
-        Record::DeleteSnapshot(snapshot_id()).encode(3),
-        Record::PutVolume(volume(false)).encode(4),
-        Record::PutVolume(volume(true)).encode(5),
-        Record::DeleteVolume(volume(true).id).encode(6),
+        Record::One(Change::put(&snapshot(0))).encode(1),
+        Record::One(Change::put(&snapshot(3))).encode(2),
+        Record::One(Change::delete::<SnapshotRecord>(&snapshot_id())).encode(3),
+        Record::One(Change::put(&volume(false))).encode(4),
+        Record::One(Change::put(&volume(true))).encode(5),
+        Record::One(Change::delete::<VolumeRecord>(&volume(true).id)).encode(6),
         Record::Several(vec![
-            Record::PutSnapshot(snapshot_of_volume(SnapshotState::Pending)),
-            Record::PutVolume(volume_with_pending()),
+            Change::put(&snapshot_of_volume(SnapshotState::Pending)),
+            Change::put(&volume_with_pending()),
         ])
         .encode(7),
-        Record::PutCopy(copy(CopyOutcome::UnderWay)).encode(8),
-        Record::DeleteCopy(copy(CopyOutcome::UnderWay).id).encode(9),
-        Record::PutRemote(remote(true)).encode(10),
-        Record::DeleteRemote(remote(true).name).encode(11),
+        Record::One(Change::put(&copy(CopyOutcome::UnderWay))).encode(8),
+        Record::One(Change::delete::<CopyRecord>(
+            &copy(CopyOutcome::UnderWay).id,
+        ))
+        .encode(9),
+        Record::One(Change::put(&remote(true))).encode(10),
+        Record::One(Change::delete::<RemoteRecord>(&remote(true).name)).encode(11),
     ]
     .concat()
 }
@@ -527,6 +562,19 @@ fn pack_state(sealed: bool) -> Vec<u8> {
         sealed,
     };
     [PackState::key_of(state.pack).as_slice(), &state.encode()].concat()
+}
+
+/// Of a kind that is counted and has no field of its own.
+fn totals_with_others() -> Vec<u8> {
+    let other = Kind::of::<RemoteRecord>("other", 10, "others").with_counter(Counter::Others);
+    let mut totals = Totals {
+        snapshots: 3,
+        ..Totals::default()
+    };
+    if let Some(count) = totals.count_mut(&other) {
+        *count = 1 << 20;
+    }
+    totals.encode()
 }
 
 fn wide_totals() -> Vec<u8> {

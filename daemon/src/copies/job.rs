@@ -343,6 +343,8 @@ impl Job {
 
 #[cfg(test)]
 mod tests {
+    use varve_store::CatalogRecord as _;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

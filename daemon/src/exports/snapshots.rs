@@ -25,8 +25,9 @@ impl CallerExports {
             .exported_snapshots(&self.caller, after_name, limit)
             .await
             .map_err(|error| refuse(error, "", 0))?;
-        let export =
-            |record: &SnapshotRecord| info(ExportName::Snapshot(&record.name).to_string(), record);
+        let export = |record: &SnapshotRecord| {
+            info(ExportName::Snapshot(&record.label()).to_string(), record)
+        };
         Ok(records.iter().map(export).collect())
     }
 

@@ -26,8 +26,9 @@ impl CallerExports {
             .exported_volumes(&self.caller, after_name, limit)
             .await
             .map_err(|error| refuse(error, "", 0))?;
-        let export =
-            |record: &VolumeRecord| info_of(ExportName::Volume(&record.name).to_string(), record);
+        let export = |record: &VolumeRecord| {
+            info_of(ExportName::Volume(&record.label()).to_string(), record)
+        };
         Ok(records.iter().map(export).collect())
     }
 

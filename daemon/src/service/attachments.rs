@@ -98,11 +98,12 @@ impl Attachments {
         // Its record again, now that no attachment of it ends or begins.
         let record = self.store.volume(&id.to_string()).await?;
         if record.attached_at_ns.is_none() {
-            return Err(Error::NotAttached { name: record.name });
+            let name = record.label().into_owned();
+            return Err(Error::NotAttached { name });
         }
         if let Some(wanted) = wanted.filter(|wanted| *wanted != record.attachments) {
             return Err(Error::AttachedAgain {
-                name: record.name,
+                name: record.label().into_owned(),
                 current: record.attachments,
                 wanted,
             });
@@ -119,7 +120,7 @@ impl Attachments {
                 let opened = self.store.open_volume(&id.to_string()).await;
                 // Many clients do not show what they are told.
                 let opened = opened.inspect_err(
-                    |error| warn!(volume = record.name, %error, "the volume cannot be opened"),
+                    |error| warn!(volume = %record.label(), %error, "the volume cannot be opened"),
                 );
                 let attachment = Arc::new(Attachment {
                     number: record.attachments,
@@ -151,7 +152,7 @@ impl Attachments {
             return Ok(());
         };
         info!(
-            volume = volume.record().name,
+            volume = %volume.record().label(),
             "its clients are refused from now on"
         );
         let flushed = volume.flush().await;

@@ -20,7 +20,7 @@ impl Service {
         self.pass(caller, Action::ListExports, &[], async {
             let page = |query| self.store().list_snapshots(query);
             let is_exported = |record: &SnapshotRecord| record.content().is_some();
-            let name = |record: &SnapshotRecord| record.name.clone();
+            let name = |record: &SnapshotRecord| record.label().into_owned();
             first_page(after_name, limit, page, is_exported, name).await
         })
         .await
@@ -36,7 +36,7 @@ impl Service {
         self.pass(caller, Action::ListExports, &[], async {
             let page = |query| self.store().list_volumes(query);
             let is_exported = |record: &VolumeRecord| record.attached_at_ns.is_some();
-            let name = |record: &VolumeRecord| record.name.clone();
+            let name = |record: &VolumeRecord| record.label().into_owned();
             first_page(after_name, limit, page, is_exported, name).await
         })
         .await
@@ -115,7 +115,7 @@ impl Service {
                     Ok(record) => {
                         next = record.parent;
                         if record.content().is_some() {
-                            names.push(record.name);
+                            names.push(record.label().into_owned());
                         }
                     }
                     // Those before it are not known any more.

@@ -61,13 +61,13 @@ pub(crate) trait Listed {
 
 impl Listed for Snapshot {
     fn place(&self) -> String {
-        self.record.name.clone()
+        self.record.label().into_owned()
     }
 }
 
 impl Listed for VolumeRecord {
     fn place(&self) -> String {
-        self.name.clone()
+        self.label().into_owned()
     }
 }
 

@@ -255,7 +255,7 @@ impl Service {
                 force,
                 "volume attached"
             );
-            let export = ExportName::Volume(&attached.name).to_string();
+            let export = ExportName::Volume(&attached.label()).to_string();
             let servers = self.0.parts.facts.nbd_uris.iter();
             Ok(AttachedAt {
                 nbd_uris: servers

@@ -44,10 +44,10 @@ use crate::{
     catalog_log::CatalogLog,
     engine::{DirectoryLock, RootPin, Workers},
     failpoints::{Failpoint, reach},
-    format::{RecordId, catalog_log::Record, pack::Payload},
+    format::{CatalogRecord, Change, catalog_log::Record, pack::Payload},
     io::Disk,
     limits,
-    meta::{Batch, Meta, Named, NodeKey, SnapshotRecord},
+    meta::{Batch, Key, Lookup as _, Meta, NodeKey, SnapshotRecord},
     pack::{Appended, EncodedRecord, PackWriter, PlacedRecord},
 };
 
@@ -349,17 +349,20 @@ impl Commit {
 
     /// Makes the changes that `plan` finds right for the catalog as it is, which does not change
     /// meanwhile: all of them, or none.
+    ///
+    /// A plan is pure: it changes nothing, and only says what is to change. So it may be asked
+    /// several times before its changes are made.
     pub(crate) async fn change<T, F>(self: &Arc<Self>, plan: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&dyn Meta) -> Result<(Vec<Record>, T)> + Send + 'static,
+        F: Fn(&dyn Meta) -> Result<(Vec<Change>, T)> + Send + 'static,
     {
         self.to_the_end(|commit| async move {
             let mut log = commit.catalog.lock().await;
             let (mut changes, outcome) = commit.ask(plan).await?;
             let record = match (changes.pop(), changes.is_empty()) {
                 (None, _) => return Ok(outcome),
-                (Some(only), true) => only,
+                (Some(only), true) => Record::One(only),
                 (Some(last), false) => {
                     changes.push(last);
                     Record::Several(changes)
@@ -391,7 +394,7 @@ impl Commit {
                 commit.flush_locked(&flushing, false).await?;
             }
             commit.check(generation)?;
-            let made = commit.insert(move |_| Ok(record)).await;
+            let made = commit.insert(move |_| Ok(record.clone())).await;
             drop(held);
             made
         })
@@ -406,8 +409,8 @@ impl Commit {
         make: F,
     ) -> Result<R>
     where
-        R: Named,
-        F: FnOnce(&dyn Meta) -> Result<R> + Send + 'static,
+        R: CatalogRecord,
+        F: Fn(&dyn Meta) -> Result<R> + Send + 'static,
     {
         self.to_the_end(|commit| async move {
             let made = commit.insert(make).await;
@@ -419,21 +422,18 @@ impl Commit {
 
     /// Replaces a record by what `change` makes of it. One that stays as it was is not written
     /// again.
-    pub(crate) async fn update<R, F>(
-        self: &Arc<Self>,
-        id: RecordId<R::Kind>,
-        change: F,
-    ) -> Result<R>
+    pub(crate) async fn update<R, F>(self: &Arc<Self>, id: R::Id, change: F) -> Result<R>
     where
-        R: Named,
-        F: FnOnce(R) -> Result<R> + Send + 'static,
+        R: CatalogRecord,
+        F: Fn(R) -> Result<R> + Send + 'static,
     {
         self.to_the_end(move |commit| async move {
             let mut log = commit.catalog.lock().await;
             let before = commit.existing::<R>(id).await?;
             let after = change(before.clone())?;
             if after != before {
-                commit.change_catalog(&mut log, after.clone().put()).await?;
+                let change = Change::put(&after);
+                commit.change_catalog(&mut log, Record::One(change)).await?;
             }
             Ok(after)
         })
@@ -441,20 +441,17 @@ impl Commit {
     }
 
     /// Removes a record, if `may_go` finds nothing against it.
-    pub(crate) async fn delete<R, F>(
-        self: &Arc<Self>,
-        id: RecordId<R::Kind>,
-        may_go: F,
-    ) -> Result<R>
+    pub(crate) async fn delete<R, F>(self: &Arc<Self>, id: R::Id, may_go: F) -> Result<R>
     where
-        R: Named,
-        F: FnOnce(&R) -> Result<()> + Send + 'static,
+        R: CatalogRecord,
+        F: Fn(&R) -> Result<()> + Send + 'static,
     {
         self.to_the_end(move |commit| async move {
             let mut log = commit.catalog.lock().await;
             let record = commit.existing::<R>(id).await?;
             may_go(&record)?;
-            commit.change_catalog(&mut log, R::deleted(id)).await?;
+            let change = Change::delete::<R>(&record.id());
+            commit.change_catalog(&mut log, Record::One(change)).await?;
             Ok(record)
         })
         .await
@@ -463,29 +460,25 @@ impl Commit {
     /// Adds a record whose name nobody has yet. Only within [`Commit::to_the_end`].
     async fn insert<R, F>(&self, make: F) -> Result<R>
     where
-        R: Named,
-        F: FnOnce(&dyn Meta) -> Result<R> + Send + 'static,
+        R: CatalogRecord,
+        F: Fn(&dyn Meta) -> Result<R> + Send + 'static,
     {
         let mut log = self.catalog.lock().await;
-        let make = |meta: &dyn Meta| {
+        let make = move |meta: &dyn Meta| {
             let record = make(meta)?;
-            match R::by_name(meta, record.name())? {
+            match record.taken_by(meta)? {
                 Some(taken) => Err(taken.name_taken_error()),
                 None => Ok(record),
             }
         };
         let record = self.ask(make).await?;
-        self.change_catalog(&mut log, record.clone().put()).await?;
+        let change = Change::put(&record);
+        self.change_catalog(&mut log, Record::One(change)).await?;
         Ok(record)
     }
 
-    async fn existing<R: Named>(&self, id: RecordId<R::Kind>) -> Result<R> {
-        self.ask(move |meta| R::by_id(meta, id))
-            .await?
-            .ok_or_else(|| Error::NotFound {
-                what: R::WHAT,
-                name: id.to_string(),
-            })
+    async fn existing<R: CatalogRecord>(&self, id: R::Id) -> Result<R> {
+        self.ask(move |meta| R::find(meta, &Key::Id(id))).await
     }
 
     /// Steps 2 and 3.
@@ -594,7 +587,8 @@ impl Commit {
         let mut tries = self.disk.patience().tries();
         loop {
             let (meta, batch) = (Arc::clone(&self.meta), batch.clone());
-            let applied = self.workers.commit(move || meta.apply(batch, sync)).await?;
+            let apply = move || meta.apply(batch, sync).map(drop);
+            let applied = self.workers.commit(apply).await?;
             match applied {
                 Err(error @ Error::Shortage { .. }) if tries.again(&error).await => {}
                 Err(error @ Error::Full { .. }) => {

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use varve_content::RootId;
 
 use super::Engine;
-use crate::{Error, Result, meta::Named};
+use crate::{Error, Result, format::CatalogRecord, meta::Key};
 
 /// The roots that are pinned, and how often each of them is.
 #[derive(Debug, Default)]
@@ -82,7 +82,7 @@ impl Engine {
     /// # Errors
     ///
     /// [`Error::NotFound`] if the record is deleted meanwhile; those of `root_of`.
-    pub(crate) async fn pin_named<R: Named>(
+    pub(crate) async fn pin_named<R: CatalogRecord>(
         &self,
         mut record: R,
         root_of: impl Fn(&R) -> Result<Option<RootId>>,
@@ -92,7 +92,7 @@ impl Engine {
                 return Ok((record, None));
             };
             let pin = self.pins.pin(root);
-            let again = self.find::<R>(&record.id().to_string()).await?;
+            let again = self.find(Key::Id(record.id())).await?;
             if root_of(&again)? == Some(root) {
                 return Ok((again, Some(pin)));
             }
@@ -105,7 +105,7 @@ impl Engine {
     /// # Errors
     ///
     /// As of [`pin_named`](Self::pin_named).
-    pub(crate) async fn pin_root<R: Named>(
+    pub(crate) async fn pin_root<R: CatalogRecord>(
         &self,
         record: R,
         root_of: impl Fn(&R) -> Result<RootId>,

@@ -12,10 +12,12 @@
 //! the torn end of a log whose writer died if nothing follows it, and damage if anything does. Sequence numbers go
 //! up by one from 1: one that is missing is damage, too.
 
+use std::borrow::Cow;
+
 use super::{
-    CopyId, CopyRecord, FormatError, IdKind, RecordId, RemoteRecord, SnapshotId, SnapshotRecord,
-    StoreId, VolumeId, VolumeRecord,
-    fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_count, put_crc32, put_text},
+    Change, FormatError, Kinds, StoreId,
+    fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_count, put_crc32},
+    record::{Deletion, Entry},
     store_file::FORMAT_VERSION,
 };
 
@@ -30,15 +32,8 @@ pub const LOG_RECORD_BYTES_MAX: usize = 512 << 10;
 const RECORD_HEADER_BYTES: usize = 32;
 const LOG_MAGIC: [u8; 8] = *b"VARVCLOG";
 const RECORD_MAGIC: [u8; 4] = *b"VCAT";
-const PUT_SNAPSHOT: u8 = 1;
-const DELETE_SNAPSHOT: u8 = 2;
-const PUT_VOLUME: u8 = 3;
-const DELETE_VOLUME: u8 = 4;
+/// Number of several changes, beside those that the [kinds](Kinds) of records have.
 const SEVERAL: u8 = 5;
-const PUT_COPY: u8 = 6;
-const DELETE_COPY: u8 = 7;
-const PUT_REMOTE: u8 = 8;
-const DELETE_REMOTE: u8 = 9;
 /// First byte of a deletion, as the records have one of their own.
 const DELETE_VERSION: u8 = 1;
 /// The same of several changes.
@@ -101,49 +96,35 @@ impl LogHeader {
     }
 }
 
-/// A change of the catalog.
+/// What is made of the catalog in one step.
 ///
 /// | offset | bytes | field |
 /// | --- | --- | --- |
 /// | 0 | 4 | `VCAT` |
-/// | 4 | 1 | kind: 1 put snapshot, 2 delete snapshot, 3 put volume, 4 delete volume, 5 several, 6 put copy, 7 delete copy, 8 put remote, 9 delete remote |
+/// | 4 | 1 | number: 1 put snapshot, 2 delete snapshot, 3 put volume, 4 delete volume, 5 several, 6 put copy, 7 delete copy, 8 put remote, 9 delete remote |
 /// | 5 | 3 | zero |
 /// | 8 | 8 | sequence number |
 /// | 16 | 4 | length of the payload |
 /// | 20 | 4 | CRC-32 of the payload |
 /// | 24 | 4 | zero |
 /// | 28 | 4 | CRC-32 of the bytes before |
-/// | 32 | n | payload: a [`SnapshotRecord`], [`VolumeRecord`], [`CopyRecord`] or [`RemoteRecord`], or a version byte (1) and the id of one, of a remote its name with its length; of several changes: a version byte (1), their number in 4 bytes, and of each its kind in 1, the length of its payload in 4, and that |
+/// | 32 | n | payload: of a put the record's bytes; of a deletion a version byte (1) and the record's id, of a remote its name with its length; of several changes a version byte (1), how many there are in 4 bytes, and of each its number in 1, the length of its payload in 4, and that |
 /// | 32 + n |  | zeros up to a multiple of [`LOG_ALIGN`] |
 ///
-/// A kind or version that is not known is never passed over: the catalog would not be what it was.
+/// A number or version that is not known is never passed over: the catalog would not be what it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
-    /// A snapshot is there from now on, or has changed.
-    PutSnapshot(SnapshotRecord),
-    /// A snapshot's record is gone.
-    DeleteSnapshot(SnapshotId),
-    /// A volume is there from now on, or has changed.
-    PutVolume(VolumeRecord),
-    /// A volume's record is gone.
-    DeleteVolume(VolumeId),
-    /// A copy is there from now on, or has changed.
-    PutCopy(CopyRecord),
-    /// A copy's record is gone.
-    DeleteCopy(CopyId),
-    /// A remote is there from now on, or has changed.
-    PutRemote(RemoteRecord),
-    /// The remote of that name is gone.
-    DeleteRemote(String),
-    /// All of these changes, in this order, or none. None of them is of this kind itself.
-    Several(Vec<Record>),
+    /// One change.
+    One(Change),
+    /// All of these changes, in this order, or none.
+    Several(Vec<Change>),
 }
 
 impl Record {
     /// The record's bytes in the log, a multiple of [`LOG_ALIGN`].
     #[must_use]
     pub fn encode(&self, sequence: u64) -> Vec<u8> {
-        let (kind, payload) = self.parts();
+        let (number, payload) = self.parts();
         let record_bytes = (RECORD_HEADER_BYTES + payload.len()).next_multiple_of(LOG_ALIGN);
         assert!(
             record_bytes <= LOG_RECORD_BYTES_MAX,
@@ -157,7 +138,7 @@ impl Record {
         )]
         FieldsMut::new(head)
             .bytes(&RECORD_MAGIC)
-            .u8(kind)
+            .u8(number)
             .reserved(3)
             .u64(sequence)
             .u32(payload.len() as u32)
@@ -176,46 +157,54 @@ impl Record {
 
     /// The changes that it stands for, one by one.
     #[must_use]
-    pub fn into_changes(self) -> Vec<Self> {
+    pub fn into_changes(self) -> Vec<Change> {
         match self {
             Self::Several(changes) => changes,
-            one => vec![one],
+            Self::One(change) => vec![change],
         }
     }
 
-    fn parts(&self) -> (u8, Vec<u8>) {
+    /// The same, where they are.
+    #[must_use]
+    pub fn changes(&self) -> &[Change] {
         match self {
-            Self::PutSnapshot(record) => (PUT_SNAPSHOT, record.encode()),
-            Self::DeleteSnapshot(id) => (DELETE_SNAPSHOT, encode_deletion(*id)),
-            Self::PutVolume(record) => (PUT_VOLUME, record.encode()),
-            Self::DeleteVolume(id) => (DELETE_VOLUME, encode_deletion(*id)),
-            Self::PutCopy(record) => (PUT_COPY, record.encode()),
-            Self::DeleteCopy(id) => (DELETE_COPY, encode_deletion(*id)),
-            Self::PutRemote(record) => (PUT_REMOTE, record.encode()),
-            Self::DeleteRemote(name) => {
-                let mut payload = vec![DELETE_VERSION];
-                put_text(&mut payload, name);
-                (DELETE_REMOTE, payload)
-            }
-            Self::Several(changes) => (SEVERAL, encode_several(changes)),
+            Self::Several(changes) => changes,
+            Self::One(change) => std::slice::from_ref(change),
+        }
+    }
+
+    fn parts(&self) -> (u8, Cow<'_, [u8]>) {
+        match self {
+            Self::One(change) => parts_of(change),
+            Self::Several(changes) => (SEVERAL, encode_several(changes).into()),
         }
     }
 }
 
-fn encode_several(changes: &[Record]) -> Vec<u8> {
+/// A change's number and payload.
+fn parts_of(change: &Change) -> (u8, Cow<'_, [u8]>) {
+    match change {
+        Change::Put(entry) => (entry.kind().number, entry.bytes().into()),
+        Change::Delete(gone) => {
+            let payload = [&[DELETE_VERSION], gone.field()].concat();
+            (gone.kind().deletion(), payload.into())
+        }
+    }
+}
+
+fn encode_several(changes: &[Change]) -> Vec<u8> {
     let mut bytes = vec![SEVERAL_VERSION];
     put_count(&mut bytes, changes.len());
     for change in changes {
-        let (kind, payload) = change.parts();
-        assert!(kind != SEVERAL, "several changes are not one of several");
-        bytes.push(kind);
+        let (number, payload) = parts_of(change);
+        bytes.push(number);
         put_count(&mut bytes, payload.len());
         bytes.extend_from_slice(&payload);
     }
     bytes
 }
 
-fn decode_several(payload: &[u8]) -> Result<Vec<Record>, FormatError> {
+fn decode_several(kinds: Kinds, payload: &[u8]) -> Result<Vec<Change>, FormatError> {
     let mut fields = Fields::new("several changes of the catalog", payload);
     let version = fields.u8()?;
     if version != SEVERAL_VERSION {
@@ -227,9 +216,9 @@ fn decode_several(payload: &[u8]) -> Result<Vec<Record>, FormatError> {
     }
     let mut changes = Vec::new();
     for _ in 0..fields.u32()? {
-        let kind = fields.u8()?;
+        let number = fields.u8()?;
         let len = fields.u32()?;
-        changes.push(decode_change(kind, fields.bytes(len as usize)?)?);
+        changes.push(decode_change(kinds, number, fields.bytes(len as usize)?)?);
     }
     fields.end()?;
     Ok(changes)
@@ -289,13 +278,15 @@ pub enum Found {
     },
 }
 
-/// Reads the records in `window`: bytes of the log from `from` on, and up to its end if `at_end`.
+/// Reads the records in `window`: bytes of the log from `from` on, and up to its end if `at_end`. `kinds` are those that
+/// are known.
 ///
 /// A long log is read in windows of more than [`LOG_RECORD_BYTES_MAX`]: where one ends before the log does, the scan
 /// ends without a word, and the next begins at its [`position`](Scan::position).
 #[must_use]
-pub fn scan(window: &[u8], from: Position, at_end: bool) -> Scan<'_> {
+pub fn scan(kinds: Kinds, window: &[u8], from: Position, at_end: bool) -> Scan<'_> {
     Scan {
+        kinds,
         rest: window,
         position: from,
         at_end,
@@ -306,6 +297,7 @@ pub fn scan(window: &[u8], from: Position, at_end: bool) -> Scan<'_> {
 /// See [`scan`].
 #[derive(Debug)]
 pub struct Scan<'a> {
+    kinds: Kinds,
     rest: &'a [u8],
     position: Position,
     at_end: bool,
@@ -344,7 +336,7 @@ impl Iterator for Scan<'_> {
         if self.ended || self.rest.is_empty() {
             return None;
         }
-        match decode_record(self.rest, self.position.next_sequence) {
+        match decode_record(self.kinds, self.rest, self.position.next_sequence) {
             Ok((record_bytes, record)) => {
                 let found = Found::Record {
                     offset_bytes: self.position.offset_bytes,
@@ -374,7 +366,7 @@ impl Iterator for Scan<'_> {
 }
 
 struct RecordHeader {
-    kind: u8,
+    number: u8,
     sequence: u64,
     payload_bytes: u32,
     payload_crc32: u32,
@@ -387,10 +379,10 @@ impl RecordHeader {
         expect_magic(WHAT, bytes, &RECORD_MAGIC)?;
         let mut fields = Fields::new(WHAT, check_crc32(WHAT, bytes)?);
         fields.bytes(RECORD_MAGIC.len())?;
-        let kind = fields.u8()?;
+        let number = fields.u8()?;
         fields.reserved(3)?;
         let header = Self {
-            kind,
+            number,
             sequence: fields.u64()?,
             payload_bytes: fields.u32()?,
             payload_crc32: fields.u32()?,
@@ -410,7 +402,11 @@ impl RecordHeader {
 }
 
 /// The record at the start of `bytes`, and how many it takes.
-fn decode_record(bytes: &[u8], sequence: u64) -> Result<(usize, Record), FormatError> {
+fn decode_record(
+    kinds: Kinds,
+    bytes: &[u8],
+    sequence: u64,
+) -> Result<(usize, Record), FormatError> {
     const WHAT: &str = "catalog log record";
     let header = RecordHeader::decode(bytes)?;
     if header.sequence != sequence {
@@ -434,55 +430,52 @@ fn decode_record(bytes: &[u8], sequence: u64) -> Result<(usize, Record), FormatE
             format_args!("{found:08x}"),
         ));
     }
-    let record = match header.kind {
-        SEVERAL => Record::Several(decode_several(payload)?),
-        kind => decode_change(kind, payload)?,
+    let record = match header.number {
+        SEVERAL => Record::Several(decode_several(kinds, payload)?),
+        number => Record::One(decode_change(kinds, number, payload)?),
     };
     Ok((record_bytes, record))
 }
 
-fn decode_change(kind: u8, payload: &[u8]) -> Result<Record, FormatError> {
-    Ok(match kind {
-        PUT_SNAPSHOT => Record::PutSnapshot(SnapshotRecord::decode(payload)?),
-        DELETE_SNAPSHOT => Record::DeleteSnapshot(decode_deletion(payload, RecordId::decode_from)?),
-        PUT_VOLUME => Record::PutVolume(VolumeRecord::decode(payload)?),
-        DELETE_VOLUME => Record::DeleteVolume(decode_deletion(payload, RecordId::decode_from)?),
-        PUT_COPY => Record::PutCopy(CopyRecord::decode(payload)?),
-        DELETE_COPY => Record::DeleteCopy(decode_deletion(payload, RecordId::decode_from)?),
-        PUT_REMOTE => Record::PutRemote(RemoteRecord::decode(payload)?),
-        DELETE_REMOTE => Record::DeleteRemote(decode_deletion(payload, Fields::text)?),
-        kind => {
-            return Err(FormatError::unknown(
-                "kind of a catalog log record",
-                "1 (put snapshot), 2 (delete snapshot), 3 (put volume), 4 (delete volume), 5 (several), 6 (put copy), 7 (delete copy), 8 (put remote), 9 (delete remote)",
-                kind,
-            ));
+fn decode_change(kinds: Kinds, number: u8, payload: &[u8]) -> Result<Change, FormatError> {
+    for kind in kinds.iter() {
+        if number == kind.number {
+            return Entry::decode(kind, payload).map(Change::Put);
         }
-    })
+        if number == kind.deletion() {
+            return Deletion::decode(kind, deletion_field(payload)?).map(Change::Delete);
+        }
+    }
+    let known: Vec<_> = kinds
+        .iter()
+        .map(|kind| {
+            let what = kind.what;
+            format!(
+                "{} (put {what}), {} (delete {what})",
+                kind.number,
+                kind.deletion()
+            )
+        })
+        .collect();
+    Err(FormatError::unknown(
+        "kind of a catalog log record",
+        format_args!("{}, {SEVERAL} (several)", known.join(", ")),
+        number,
+    ))
 }
 
-fn encode_deletion<K: IdKind>(id: RecordId<K>) -> Vec<u8> {
-    let mut payload = vec![DELETE_VERSION];
-    payload.extend_from_slice(id.as_bytes());
-    payload
-}
-
-fn decode_deletion<'a, T>(
-    payload: &'a [u8],
-    key: impl FnOnce(&mut Fields<'a>) -> Result<T, FormatError>,
-) -> Result<T, FormatError> {
-    let mut fields = Fields::new("deletion of a record", payload);
-    let version = fields.u8()?;
-    if version != DELETE_VERSION {
-        return Err(FormatError::unknown(
+/// The id in a deletion.
+fn deletion_field(payload: &[u8]) -> Result<&[u8], FormatError> {
+    const WHAT: &str = "deletion of a record";
+    match payload.split_first() {
+        Some((&DELETE_VERSION, field)) => Ok(field),
+        Some((version, _)) => Err(FormatError::unknown(
             "version of a deletion",
             DELETE_VERSION,
             version,
-        ));
+        )),
+        None => Err(FormatError::short(WHAT, 1, 0)),
     }
-    let key = key(&mut fields)?;
-    fields.end()?;
-    Ok(key)
 }
 
 #[cfg(test)]

@@ -5,28 +5,28 @@
 //! | [`CHUNKS`] | chunk id, 32 bytes | [`Location`] |
 //! | [`NODES`] | node or root id, 32 bytes | [`Location`] |
 //! | [`PACKS`] | pack number, 8 bytes, big endian | [`PackState`] |
-//! | [`SNAPSHOTS`] | snapshot id, 9 bytes | [`SnapshotRecord`](super::SnapshotRecord) |
-//! | [`NAMES`] | snapshot name, UTF-8 | snapshot id, 9 bytes |
-//! | [`VOLUMES`] | volume id, 9 bytes | [`VolumeRecord`](super::VolumeRecord) |
-//! | [`VOLUME_NAMES`] | volume name, UTF-8 | volume id, 9 bytes |
-//! | [`SNAPSHOT_TAGS`] | key and value of a tag, each with a 0 behind it, and snapshot name | snapshot id, 9 bytes |
-//! | [`VOLUME_TAGS`] | the same of volumes | volume id, 9 bytes |
-//! | [`COPIES`] | copy id, 9 bytes | [`CopyRecord`](super::CopyRecord) |
-//! | [`REMOTES`] | name, UTF-8 | [`RemoteRecord`](super::RemoteRecord) |
+//! | [`records`](super::record::Kind) of a kind | id: 9 bytes, or a remote's name | the record's bytes |
+//! | [`labels`](super::record::Kind) of a kind | label: name or id, UTF-8 | id |
+//! | [`tags`](super::record::Kind) of a kind | key and value of a tag, each with a 0 behind it, and label | id |
 //! | [`META`] | [`IDENTITY`] | [`Identity`] |
 //! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
+//! | | [`LAST_PACK_NUMBER`] | the highest number of a pack when the state of one was removed, 8 bytes; absent before |
 //! | | [`TOTALS`] | [`Totals`] |
 //! | | [`TAGS_INDEXED`] | nothing; there once all tags are in their families |
 //!
-//! An index from before there were volumes, copies or remotes lacks their families: such a one is opened as one without any. The families of
-//! tags are filled when an index from before them is opened.
+//! Which families a kind of records has stands where [its bytes](super::record) are described. An index from before
+//! there was a kind lacks them, and is opened as one without any such record. The families of tags are filled when an
+//! index from before them is opened.
 //!
 //! RocksDB keeps a checksum of its own over each block, so values have none.
 
+use std::fmt;
+
 use super::{
-    FormatError, IdKind, Location, PackId, PackKind, RecordId, StoreId,
+    FormatError, IdKind, Kind, Location, PackId, PackKind, RecordId, StoreId,
     fields::{Fields, FieldsMut},
     pack::{PACK_HEADER_BYTES, Payload, RECORD_ALIGN},
+    record::Counter,
 };
 
 /// Where chunks are.
@@ -35,22 +35,6 @@ pub const CHUNKS: &str = "chunks";
 pub const NODES: &str = "nodes";
 /// How far packs are indexed.
 pub const PACKS: &str = "packs";
-/// Snapshots.
-pub const SNAPSHOTS: &str = "snapshots";
-/// Snapshots by name.
-pub const NAMES: &str = "names";
-/// Volumes.
-pub const VOLUMES: &str = "volumes";
-/// Volumes by name.
-pub const VOLUME_NAMES: &str = "volume-names";
-/// Snapshots by their tags, and then by name.
-pub const SNAPSHOT_TAGS: &str = "snapshot-tags";
-/// Volumes by their tags, and then by name.
-pub const VOLUME_TAGS: &str = "volume-tags";
-/// Copies from other stores.
-pub const COPIES: &str = "copies";
-/// Other daemons that have names here.
-pub const REMOTES: &str = "remotes";
 /// The keys below.
 pub const META: &str = "meta";
 
@@ -58,6 +42,8 @@ pub const META: &str = "meta";
 pub const IDENTITY: &[u8] = b"identity";
 /// Key of the catalog sequence.
 pub const CATALOG_SEQUENCE: &[u8] = b"catalog-sequence";
+/// Key of the highest number that a pack ever had.
+pub const LAST_PACK_NUMBER: &[u8] = b"last-pack-number";
 /// Key of the [`Totals`].
 pub const TOTALS: &[u8] = b"totals";
 /// Key of what says that all tags are in their families.
@@ -69,6 +55,8 @@ const VERSION: u8 = 1;
 const TOTALS_VERSION: u8 = 2;
 /// First byte of [`Totals`] of more logical bytes than 64 bits hold.
 const TOTALS_VERSION_WIDE: u8 = 3;
+/// First byte of [`Totals`] with records of other kinds.
+const TOTALS_VERSION_OTHERS: u8 = 4;
 
 fn expect_version(fields: &mut Fields<'_>) -> Result<(), FormatError> {
     match fields.u8()? {
@@ -221,17 +209,62 @@ pub struct Totals {
     pub logical_bytes: u128,
     /// Volumes.
     pub volumes: u64,
+    /// Records of the kinds that are counted and have no field above.
+    pub others: Counts,
+}
+
+/// How many records there are of each kind.
+#[derive(Copy, Clone, Default, PartialEq, Eq)]
+pub struct Counts([u64; Self::KINDS_MAX]);
+
+impl Counts {
+    /// Numbers of kinds are below this.
+    pub const KINDS_MAX: usize = 32;
+
+    /// How many there are of one kind.
+    #[must_use]
+    pub fn of(&self, kind: &Kind) -> u64 {
+        self.0
+            .get(usize::from(kind.number))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// The numbers of kinds of which there are some, ascending, and how many.
+    fn some(&self) -> impl Iterator<Item = (u8, u64)> {
+        (0..).zip(self.0).filter(|(_, count)| *count > 0)
+    }
+}
+
+impl fmt::Debug for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.some()).finish()
+    }
 }
 
 impl Totals {
+    /// The number of records of a kind; `None` for one that is not counted.
+    pub fn count_mut(&mut self, kind: &Kind) -> Option<&mut u64> {
+        match kind.counter {
+            Counter::None => None,
+            Counter::Snapshots => Some(&mut self.snapshots),
+            Counter::Volumes => Some(&mut self.volumes),
+            Counter::Others => self.others.0.get_mut(usize::from(kind.number)),
+        }
+    }
+
     /// As a value: the version, then all fields in the order above, 8 bytes each.
     ///
-    /// Version 1 ends before the volumes, and is that of an index without any; version 2 has some. In version 3 the sizes of the
-    /// snapshots take 16 bytes, because they need them, and volumes follow, any number.
+    /// Version 1 ends before the volumes, and is that of an index without any; version 2 has some. In version 3 the
+    /// sizes of the snapshots take 16 bytes, because they need them, and volumes follow, any number. Version 4 is
+    /// version 3, whatever the sizes, and behind it the number of other kinds of which there are records, in one
+    /// byte, and of each its number in one and how many there are in 8 bytes, ascending.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let narrow = u64::try_from(self.logical_bytes);
+        let others: Vec<_> = self.others.some().collect();
         let version = match (narrow, self.volumes) {
+            _ if !others.is_empty() => TOTALS_VERSION_OTHERS,
             (Err(_), _) => TOTALS_VERSION_WIDE,
             (Ok(_), 0) => VERSION,
             (Ok(_), _) => TOTALS_VERSION,
@@ -248,11 +281,24 @@ impl Totals {
             bytes.extend_from_slice(&total.to_le_bytes());
         }
         match narrow {
-            Ok(narrow) => bytes.extend_from_slice(&narrow.to_le_bytes()),
-            Err(_) => bytes.extend_from_slice(&self.logical_bytes.to_le_bytes()),
+            Ok(narrow) if version < TOTALS_VERSION_WIDE => {
+                bytes.extend_from_slice(&narrow.to_le_bytes());
+            }
+            _ => bytes.extend_from_slice(&self.logical_bytes.to_le_bytes()),
         }
         if version != VERSION {
             bytes.extend_from_slice(&self.volumes.to_le_bytes());
+        }
+        if version == TOTALS_VERSION_OTHERS {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "there are KINDS_MAX at most"
+            )]
+            bytes.push(others.len() as u8);
+            for (number, count) in others {
+                bytes.push(number);
+                bytes.extend_from_slice(&count.to_le_bytes());
+            }
         }
         bytes
     }
@@ -261,10 +307,10 @@ impl Totals {
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new("totals", bytes);
         let version = fields.u8()?;
-        if !matches!(version, VERSION | TOTALS_VERSION | TOTALS_VERSION_WIDE) {
+        if !(VERSION..=TOTALS_VERSION_OTHERS).contains(&version) {
             return Err(FormatError::unknown(
                 "version of totals",
-                format_args!("{VERSION} to {TOTALS_VERSION_WIDE}"),
+                format_args!("{VERSION} to {TOTALS_VERSION_OTHERS}"),
                 version,
             ));
         }
@@ -275,15 +321,30 @@ impl Totals {
             stored_bytes: fields.u64()?,
             packs: fields.u64()?,
             snapshots: fields.u64()?,
-            logical_bytes: 0,
-            volumes: 0,
+            ..Self::default()
         };
         totals.logical_bytes = match version {
-            TOTALS_VERSION_WIDE => u128::from_le_bytes(fields.array()?),
+            TOTALS_VERSION_WIDE.. => u128::from_le_bytes(fields.array()?),
             _ => fields.u64()?.into(),
         };
         if version != VERSION {
             totals.volumes = fields.u64()?;
+        }
+        if version == TOTALS_VERSION_OTHERS {
+            let mut last = None;
+            for _ in 0..fields.u8()? {
+                let (number, count) = (fields.u8()?, fields.u64()?);
+                let place = totals.others.0.get_mut(usize::from(number));
+                let Some(place) = place.filter(|_| count > 0 && last < Some(number)) else {
+                    return Err(FormatError::differs(
+                        "totals",
+                        "kinds of which there are records, ascending",
+                        format_args!("{count} of kind {number}"),
+                    ));
+                };
+                *place = count;
+                last = Some(number);
+            }
         }
         // One encoding of a value.
         let expected = totals.encode().first().copied();
@@ -343,12 +404,16 @@ pub const fn encode_sequence(sequence: u64) -> [u8; 8] {
     sequence.to_le_bytes()
 }
 
-/// The snapshot or volume that a name belongs to, from a value.
+/// The record that a label belongs to, from a value.
+///
+/// # Errors
+///
+/// When the bytes are no id.
 pub fn decode_named<K: IdKind>(bytes: &[u8]) -> Result<RecordId<K>, FormatError> {
     RecordId::decode(bytes)
 }
 
-/// What the keys of all records with a tag begin with; their names follow. Neither a tag's key nor its value has a 0 in it.
+/// What the keys of all records with a tag begin with; their labels follow. Neither a tag's key nor its value has a 0 in it.
 #[must_use]
 pub fn tag_prefix(key: &str, value: &str) -> Vec<u8> {
     [key.as_bytes(), &[0], value.as_bytes(), &[0]].concat()

@@ -11,45 +11,49 @@
 //! | [`names`] | no bytes, but every file name of the data directory |
 //! | [`store_file`] | `FORMAT`, the identity of a store |
 //! | [`pack`] | packs: chunks and tree nodes, the truth of all content |
-//! | [`catalog_log`] | the catalog log, the truth of all records of snapshots, volumes, copies and remotes |
-//! | [`snapshot`] | a snapshot's record, in the catalog log and in the catalog |
-//! | [`volume`] | a volume's record, in the same places |
-//! | [`copy`] | the record of a copy from another store, in the same places |
-//! | [`remote`] | the record of another daemon that has a name here, in the same places |
+//! | [`catalog_log`] | the catalog log, the truth of all records |
+//! | [`record`] | the records of the catalog, one file per noun, in the catalog log and in the catalog |
+//! | [`snapshot`] | a snapshot's record |
+//! | [`volume`] | a volume's record |
+//! | [`copy`] | the record of a copy from another store |
+//! | [`remote`] | the record of another daemon that has a name here |
 //! | [`journal`] | the journals of volumes, the truth of what was written to them since their base |
 //! | [`owner`] | beside a journal: which volume it is of |
 //! | [`keys`] | keys and values in RocksDB, which can be made again from the above |
 
 #![warn(clippy::indexing_slicing)]
 
+mod account;
 mod error;
 mod fields;
 mod id;
 
 pub mod catalog_log;
-pub mod copy;
 pub mod journal;
 pub mod keys;
 pub mod names;
 pub mod owner;
 pub mod pack;
-pub mod remote;
-pub mod snapshot;
+pub mod record;
 pub mod store_file;
-pub mod volume;
 
 #[cfg(test)]
 mod tests;
 
-pub use copy::{CopyId, CopyOutcome, CopyRecord, OfCopy};
+pub use account::AccountId;
 pub use error::FormatError;
 pub use id::{ID_BYTES, IdKind, RecordId};
 pub use keys::{PackState, Totals};
 pub use owner::OwnerRecord;
 pub use pack::{Location, PackId, PackKind};
-pub use remote::RemoteRecord;
-pub use snapshot::{
-    OfSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState,
+pub use record::{
+    CatalogRecord, Change, Kind, Kinds, Tags,
+    copy::{self, CopyId, CopyOutcome, CopyRecord, OfCopy},
+    remote::{self, RemoteRecord},
+    snapshot::{
+        self, OfSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord,
+        SnapshotState,
+    },
+    volume::{self, OfVolume, PendingSnapshot, VolumeId, VolumeRecord},
 };
 pub use store_file::StoreId;
-pub use volume::{OfVolume, PendingSnapshot, VolumeId, VolumeRecord};

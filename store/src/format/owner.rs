@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    FormatError, StoreId, VolumeRecord,
+    CatalogRecord as _, FormatError, StoreId, VolumeRecord,
     fields::{Fields, FieldsMut, check_crc32, expect_magic, first, put_crc32},
 };
 
@@ -39,7 +39,7 @@ const RECORD_BYTES_MAX: usize = OWNER_SLOT_BYTES - HEAD_BYTES - CRC_BYTES;
 /// | 12 | 4 | length of the volume's record |
 /// | 16 | 16 | store id |
 /// | 32 | 8 | number of this record |
-/// | 40 | n | the volume's record, without tags, pending snapshots and what was promised for them |
+/// | 40 | n | the volume's record, without description, tags, pending snapshots and what was promised for them |
 /// | 40 + n | | zeros |
 /// | 4092 | 4 | CRC-32 of the bytes before |
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +48,8 @@ pub struct OwnerRecord {
     pub store: StoreId,
     /// Goes up by one with each record.
     pub number: u64,
-    /// The volume. Its tags, its pending snapshots and what was promised for them are the catalog's alone: a journal is
-    /// complete without them.
+    /// The volume. Its description, its tags, its pending snapshots and what was promised for them are the catalog's
+    /// alone: a journal is complete without them.
     pub volume: VolumeRecord,
 }
 
@@ -58,6 +58,7 @@ impl OwnerRecord {
     #[must_use]
     pub fn kept(volume: &VolumeRecord) -> VolumeRecord {
         VolumeRecord {
+            description: String::new(),
             tags: BTreeMap::new(),
             pending: Vec::new(),
             promised_sequence: 0,
@@ -124,7 +125,7 @@ impl OwnerRecord {
         if volume != Self::kept(&volume) {
             return Err(FormatError::differs(
                 WHAT,
-                "a volume without tags and pending snapshots",
+                "a volume without description, tags and pending snapshots",
                 "some",
             ));
         }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod records;
+mod records_of_accounts;
 
 use std::fmt::Debug;
 
@@ -83,7 +84,9 @@ pub(super) fn location() -> Location {
 pub(super) fn snapshot() -> SnapshotRecord {
     SnapshotRecord {
         id: "snap-0123456789abcdef0".parse().unwrap(),
-        name: "vm/disk".to_owned(),
+        name: Some("vm/disk".to_owned()),
+        owner: AccountId::ADMINISTRATOR,
+        description: String::new(),
         size_bytes: 4 << 30,
         state: SnapshotState::Completed(SnapshotContent {
             root: RootId::from_bytes([0x5a; 32]),
@@ -116,7 +119,9 @@ pub(super) fn snapshot_of_volume(state: SnapshotState) -> SnapshotRecord {
 pub(super) fn volume() -> VolumeRecord {
     VolumeRecord {
         id: "vol-0fedcba9876543210".parse().unwrap(),
-        name: "vm/disk".to_owned(),
+        name: Some("vm/disk".to_owned()),
+        owner: AccountId::ADMINISTRATOR,
+        description: String::new(),
         size_bytes: 4 << 30,
         base: Some(RootId::from_bytes([0x5a; 32])),
         parent: Some(snapshot().id),
@@ -127,6 +132,26 @@ pub(super) fn volume() -> VolumeRecord {
         journal_from: 5,
         pending: Vec::new(),
         promised_sequence: 0,
+    }
+}
+
+/// Without a name, another account's, and described: what only the third version of the encoding can say.
+pub(super) fn snapshot_of_nobody() -> SnapshotRecord {
+    SnapshotRecord {
+        name: None,
+        owner: "123456789012".parse().unwrap(),
+        description: "née".to_owned(),
+        ..snapshot()
+    }
+}
+
+/// The same of a volume, in the fourth version of its encoding.
+pub(super) fn volume_of_nobody() -> VolumeRecord {
+    VolumeRecord {
+        name: None,
+        owner: "123456789012".parse().unwrap(),
+        description: "née".to_owned(),
+        ..volume()
     }
 }
 
@@ -279,6 +304,7 @@ fn index_values_are_pinned() {
         snapshots: 6,
         logical_bytes: 7,
         volumes: 8,
+        others: keys::Counts::default(),
     };
     let counted: Vec<String> = (1..=8).map(|n| format!("0{n}00000000000000")).collect();
     assert_bytes(&totals.encode(), &["02", &counted.concat()]);
@@ -325,6 +351,45 @@ fn index_values_are_pinned() {
     let mut narrow = wide.encode();
     narrow[57] = 0;
     assert!(Totals::decode(&narrow).is_err(), "one encoding of a value");
+    // Records of kinds that have no field of their own.
+    let mut others = totals;
+    *others.count_mut(record::note::Note::KIND).unwrap() = 9;
+    let literal = [
+        &counted[..7].concat(),
+        "0000000000000000",
+        &counted[7],
+        "01",
+        "1e0900000000000000",
+    ];
+    let bytes = others.encode();
+    assert_bytes(&bytes, &["04", &literal.concat()]);
+    assert_eq!(Totals::decode(&bytes), Ok(others));
+    for (at, byte) in [(73, 0), (73, 2), (74, 32), (75, 0)] {
+        let mut bad = bytes.clone();
+        bad[at] = byte;
+        assert!(Totals::decode(&bad).is_err(), "byte {at}");
+    }
+}
+
+#[test]
+fn kinds_of_records_share_nothing_on_disk() {
+    let kinds: Vec<_> = record::note::KINDS.iter().collect();
+    let mut numbers = vec![5];
+    let mut families = vec![keys::CHUNKS, keys::NODES, keys::PACKS, keys::META];
+    for kind in &kinds {
+        numbers.extend([kind.number, kind.deletion()]);
+        families.extend(kind.families());
+    }
+    let count = numbers.len();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), count);
+    let count = families.len();
+    families.sort_unstable();
+    families.dedup();
+    assert_eq!(families.len(), count);
+    let all: Vec<_> = Kinds::ALL.iter().collect();
+    assert_eq!(kinds[..all.len()], all);
 }
 
 #[test]
@@ -333,8 +398,13 @@ fn index_values_of_another_version_are_told_so() {
     value[0] = 2;
     assert!(Location::decode(&value).unwrap_err().is_unknown());
     let mut value = Totals::default().encode();
-    value[0] = 4;
+    value[0] = 5;
     assert!(Totals::decode(&value).unwrap_err().is_unknown());
+}
+
+/// A change as a record of the log.
+fn one(change: Change) -> Vec<u8> {
+    catalog_log::Record::One(change).encode(1)
 }
 
 /// Bytes that look right at first sight: those of some format with a few changes, and the header's checksum put right
@@ -355,38 +425,28 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
         (pack::encode_padding(8704).to_vec(), 0..64),
         (footer, trailer),
         (LogHeader { store: STORE }.encode().to_vec(), 0..64),
-        (
-            catalog_log::Record::PutSnapshot(snapshot()).encode(1),
-            0..32,
-        ),
-        (
-            catalog_log::Record::DeleteSnapshot(snapshot().id).encode(1),
-            0..32,
-        ),
-        (catalog_log::Record::PutVolume(volume()).encode(1), 0..32),
-        (
-            catalog_log::Record::DeleteVolume(volume().id).encode(1),
-            0..32,
-        ),
+        (one(Change::put(&snapshot())), 0..32),
+        (one(Change::delete::<SnapshotRecord>(&snapshot().id)), 0..32),
+        (one(Change::put(&volume())), 0..32),
+        (one(Change::delete::<VolumeRecord>(&volume().id)), 0..32),
         (
             catalog_log::Record::Several(vec![
-                catalog_log::Record::PutSnapshot(snapshot_of_volume(SnapshotState::Pending)),
-                catalog_log::Record::PutVolume(volume_with_pending()),
+                Change::put(&snapshot_of_volume(SnapshotState::Pending)),
+                Change::put(&volume_with_pending()),
             ])
             .encode(1),
             0..32,
         ),
-        (catalog_log::Record::PutCopy(copy()).encode(1), 0..32),
-        (catalog_log::Record::PutRemote(remote()).encode(1), 0..32),
-        (
-            catalog_log::Record::DeleteRemote(remote().name).encode(1),
-            0..32,
-        ),
+        (one(Change::put(&copy())), 0..32),
+        (one(Change::put(&remote())), 0..32),
+        (one(Change::delete::<RemoteRecord>(&remote().name)), 0..32),
         (copy().encode(), 0..0),
         (remote().encode(), 0..0),
         (volume().encode(), 0..0),
         (volume_with_pending().encode(), 0..0),
         (snapshot_of_volume(SnapshotState::Pending).encode(), 0..0),
+        (volume_of_nobody().encode(), 0..0),
+        (snapshot_of_nobody().encode(), 0..0),
         (store_file().encode().into_bytes(), 0..0),
         (snapshot().encode(), 0..0),
         (location().encode().to_vec(), 0..0),
@@ -434,10 +494,22 @@ fn decode_all(bytes: &[u8], number: u64) {
             offset_bytes: number,
             next_sequence: 1,
         };
-        let mut scan = catalog_log::scan(bytes, from, at_end);
+        let mut scan = catalog_log::scan(Kinds::ALL, bytes, from, at_end);
         assert!(scan.by_ref().count() <= bytes.len() / catalog_log::LOG_ALIGN + 1);
         let _ = scan.position();
     }
+}
+
+/// A name, an owner and a description, or what records without them have.
+fn any_owned() -> impl Strategy<Value = (Option<String>, AccountId, String)> {
+    let owner = prop_oneof![Just(0), 0..1_000_000_000_000_u64];
+    let owner = owner.prop_map(|number| AccountId::from_number(number).unwrap());
+    let description = prop_oneof![Just(String::new()), "\\PC{0,80}"];
+    (
+        prop::option::weighted(0.8, "\\PC{0,140}"),
+        owner,
+        description,
+    )
 }
 
 proptest! {
@@ -454,7 +526,7 @@ proptest! {
     #[test]
     fn records_of_snapshots_read_back(
         id: [u8; 9],
-        name in "\\PC{0,140}",
+        (name, owner, description) in any_owned(),
         numbers: [u64; 5],
         root: [u8; 32],
         state in 0..3,
@@ -466,6 +538,8 @@ proptest! {
         let record = SnapshotRecord {
             id: SnapshotId::from_low_bits(id),
             name,
+            owner,
+            description,
             size_bytes: numbers[0],
             state: match state {
                 0 => SnapshotState::Pending,
@@ -488,7 +562,7 @@ proptest! {
     #[test]
     fn records_of_volumes_read_back(
         id: [u8; 9],
-        name in "\\PC{0,140}",
+        (name, owner, description) in any_owned(),
         sectors in 1u64..1 << 55,
         numbers: [u64; 2],
         base: Option<([u8; 32], Option<[u8; 9]>)>,
@@ -500,6 +574,8 @@ proptest! {
         let record = VolumeRecord {
             id: VolumeId::from_low_bits(id),
             name,
+            owner,
+            description,
             size_bytes: sectors * volume::SECTOR_BYTES,
             base: base.map(|(root, _)| RootId::from_bytes(root)),
             parent: base.and_then(|(_, parent)| parent).map(SnapshotId::from_low_bits),

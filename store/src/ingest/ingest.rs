@@ -243,7 +243,9 @@ impl Ingest {
         });
         let record = SnapshotRecord {
             id: SnapshotId::random()?,
-            name: self.new.name.clone(),
+            name: Some(self.new.name.clone()),
+            owner: meta::AccountId::ADMINISTRATOR,
+            description: String::new(),
             size_bytes: self.new.size_bytes,
             state: SnapshotState::Completed(content),
             created_at_ns: lineage.created_at_ns,
@@ -270,7 +272,10 @@ impl Ingest {
         if other.size_bytes != self.new.size_bytes {
             return Err(Error::Invalid(format!(
                 "snapshot {:?} has {} bytes, and {:?} is to have {}",
-                other.name, other.size_bytes, self.new.name, self.new.size_bytes
+                other.label(),
+                other.size_bytes,
+                self.new.name,
+                self.new.size_bytes
             )));
         }
         let content = SnapshotContent {

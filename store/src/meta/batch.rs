@@ -1,6 +1,6 @@
 //! Changes that are made together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use varve_content::ChunkId;
 
@@ -10,22 +10,96 @@ use crate::{
     format::{Location, PackId, PackState, catalog_log::Record},
 };
 
-/// Changes to index and catalog that are made together. Of two puts under one key the later counts.
+/// Changes to index and catalog that are made together. Of two changes under one key the later counts.
 ///
 /// It is held in memory as a whole, by whoever builds it and by RocksDB: some ten thousand entries are fine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Sorted, for that is how the index is fastest to search and to write.
-    pub(super) chunks: BTreeMap<ChunkId, Location>,
-    pub(super) nodes: BTreeMap<NodeKey, Location>,
-    pub(super) packs: BTreeMap<PackId, PackState>,
+    pub(super) chunks: BTreeMap<ChunkId, RowChange>,
+    pub(super) nodes: BTreeMap<NodeKey, RowChange>,
+    pub(super) packs: BTreeMap<PackId, Option<PackState>>,
+    /// Packs whose rows may be replaced, whatever the index says of them.
+    pub(super) gone: BTreeSet<PackId>,
     pub(super) catalog: Vec<(u64, Record)>,
+}
+
+/// What becomes of a row.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub(super) enum RowChange {
+    /// It says this from now on.
+    Put(Location),
+    /// It says this from now on, unless it points into a pack that is there.
+    PutUnlessKept(Location),
+    /// It says `to`, if it points into `from`.
+    Move { from: PackId, to: Location },
+    /// It is gone, if it points into `from`.
+    Remove { from: PackId },
+}
+
+/// What a change makes of the row that is there.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub(super) enum RowFate {
+    Stays,
+    Becomes(Location),
+    Goes,
+}
+
+impl RowChange {
+    /// What it makes of a row. `is_there` tells whether a pack is.
+    pub(super) fn decide(
+        self,
+        row: Option<Location>,
+        is_there: impl FnOnce(PackId) -> Result<bool>,
+    ) -> Result<RowFate> {
+        let points_into = |pack| row.is_some_and(|row| row.pack == pack);
+        Ok(match self {
+            Self::Put(location) => RowFate::Becomes(location),
+            Self::PutUnlessKept(location) => match row {
+                Some(row) if is_there(row.pack)? => RowFate::Stays,
+                _ => RowFate::Becomes(location),
+            },
+            Self::Move { from, to } if points_into(from) => RowFate::Becomes(to),
+            Self::Remove { from } if points_into(from) => RowFate::Goes,
+            Self::Move { .. } | Self::Remove { .. } => RowFate::Stays,
+        })
+    }
+
+    /// Whether it compares, and may change nothing.
+    const fn compares(self) -> bool {
+        !matches!(self, Self::Put(_))
+    }
+}
+
+/// The key of a row.
+#[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RowKey {
+    /// Of a chunk.
+    Chunk(ChunkId),
+    /// Of a node or root.
+    Node(NodeKey),
+}
+
+/// What became of the changes of a batch that compare.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Rows that stayed as they were, ascending: what was to be put, moved or removed there was not.
+    pub kept: Vec<RowKey>,
+}
+
+impl Outcome {
+    /// Notes what became of a row.
+    pub(super) fn note(&mut self, key: impl FnOnce() -> RowKey, change: RowChange, fate: RowFate) {
+        if fate == RowFate::Stays && change.compares() {
+            self.kept.push(key());
+        }
+    }
 }
 
 impl Batch {
     /// A chunk is there, or somewhere else than before.
     pub fn put_chunk(&mut self, id: ChunkId, location: Location) {
-        self.chunks.insert(id, location);
+        self.chunks.insert(id, RowChange::Put(location));
     }
 
     /// A node or root is there, or somewhere else than before.
@@ -35,13 +109,51 @@ impl Batch {
             location.payload.kind,
             "a node is where a record of its kind is"
         );
-        self.nodes.insert(key, location);
+        self.nodes.insert(key, RowChange::Put(location));
+    }
+
+    /// A record is there. Where the index has it in another pack already, and knows that pack, that row stays: a row
+    /// changes only when the pack that it points into goes.
+    pub fn put_unless_kept(&mut self, key: RowKey, location: Location) {
+        self.change(key, RowChange::PutUnlessKept(location));
+    }
+
+    /// A record that was in a pack is somewhere else now. A row that does not point into that pack stays.
+    pub fn move_from(&mut self, key: RowKey, from: PackId, to: Location) {
+        self.change(key, RowChange::Move { from, to });
+    }
+
+    /// A record that was in a pack is not there any more. A row that does not point into that pack stays.
+    pub fn remove_from(&mut self, key: RowKey, from: PackId) {
+        self.change(key, RowChange::Remove { from });
+    }
+
+    fn change(&mut self, key: RowKey, change: RowChange) {
+        match key {
+            RowKey::Chunk(id) => {
+                self.chunks.insert(id, change);
+            }
+            RowKey::Node(key) => {
+                self.nodes.insert(key, change);
+            }
+        }
+    }
+
+    /// A pack is not there, whatever the index says of it: rows that point into it
+    /// [are not kept](Self::put_unless_kept).
+    pub fn pack_is_gone(&mut self, pack: PackId) {
+        self.gone.insert(pack);
     }
 
     /// Packs are indexed this far.
     pub fn packs<'a>(&mut self, states: impl IntoIterator<Item = &'a PackState>) {
         self.packs
-            .extend(states.into_iter().map(|state| (state.pack, *state)));
+            .extend(states.into_iter().map(|state| (state.pack, Some(*state))));
+    }
+
+    /// A pack was removed, and no row points into it. Its number is not given again.
+    pub fn forget_pack(&mut self, pack: PackId) {
+        self.packs.insert(pack, None);
     }
 
     /// A record of the catalog log, with its number.
@@ -59,6 +171,20 @@ impl Batch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether a pack is there, by what this batch says of it; `None` if it says nothing.
+    pub(super) fn says_of(&self, pack: PackId) -> Option<bool> {
+        if self.gone.contains(&pack) {
+            return Some(false);
+        }
+        self.packs.get(&pack).map(Option::is_some)
+    }
+
+    /// The highest number of the packs that it tells of; 0 if it tells of none.
+    pub(super) fn last_pack_number(&self) -> u64 {
+        let numbers = self.packs.keys().map(|pack| pack.number);
+        numbers.max().unwrap_or_default()
     }
 
     /// The catalog sequence once this is applied behind `last`. A gap, or a record for the second time, would leave

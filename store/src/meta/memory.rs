@@ -1,18 +1,26 @@
-//! Index and catalog in memory: the model that [`RocksMeta`](super::RocksMeta) is compared with, and a quick stand-in for it in
-//! tests. Nothing is kept up to date that can be worked out when it is asked for.
+//! Index and catalog in memory: the model that [`RocksMeta`](super::RocksMeta) is compared with, and a quick stand-in
+//! for it in tests. Nothing is kept up to date that can be worked out when it is asked for.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, btree_map},
+    ops::ControlFlow,
+};
 
 use parking_lot::Mutex;
 use varve_content::ChunkId;
 
 use super::{
-    Batch, Catalog, CopyId, CopyRecord, Index, Meta, Named, NodeKey, PackState, RemoteRecord,
-    SnapshotId, SnapshotRecord, Totals, VolumeId, VolumeRecord,
+    Batch, Catalog, Filter, Index, IndexView, Meta, NodeKey, Outcome, PackState, Page, RowKey,
+    Space, Totals,
+    batch::{RowChange, RowFate},
 };
 use crate::{
-    Result,
-    format::{Location, PackId, RecordId, catalog_log::Record},
+    Error, Result,
+    format::{
+        Change, Kind, Location, PackId,
+        catalog_log::Record,
+        record::{Entry, OwnedKeys},
+    },
 };
 
 /// Index and catalog that are gone with the process.
@@ -24,59 +32,109 @@ struct Model {
     chunks: BTreeMap<ChunkId, Location>,
     nodes: BTreeMap<NodeKey, Location>,
     packs: BTreeMap<u64, PackState>,
-    snapshots: Records<SnapshotRecord>,
-    volumes: Records<VolumeRecord>,
-    copies: BTreeMap<CopyId, CopyRecord>,
-    remotes: BTreeMap<String, RemoteRecord>,
+    last_pack_number: u64,
+    /// By the numbers of their kinds.
+    records: BTreeMap<u8, Records>,
     catalog_sequence: u64,
 }
 
-type Records<R> = BTreeMap<RecordId<<R as Named>::Kind>, R>;
-
-fn named<'a, R: Named>(records: &'a Records<R>, name: &str) -> Option<&'a R> {
-    records.values().find(|record| record.name() == name)
+/// The records of a kind, by id.
+#[derive(Debug, Clone)]
+struct Records {
+    kind: &'static Kind,
+    by_id: BTreeMap<Vec<u8>, Kept>,
 }
 
-fn page<R: Named>(
-    records: &Records<R>,
-    after_name: Option<&str>,
-    prefix: &str,
-    limit: usize,
-) -> Vec<R> {
-    let wanted =
-        |name: &str| name.starts_with(prefix) && after_name.is_none_or(|after| name > after);
-    let mut found: Vec<_> = records
-        .values()
-        .filter(|record| wanted(record.name()))
-        .cloned()
-        .collect();
-    found.sort_unstable_by(|a, b| a.name().cmp(b.name()));
-    found.truncate(limit);
-    found
+#[derive(Debug, Clone)]
+struct Kept {
+    entry: Entry,
+    keys: OwnedKeys,
 }
 
-fn tagged<R: Named>(
-    records: &Records<R>,
-    tags: &BTreeMap<String, String>,
-    from: &str,
-    prefix: &str,
-    steps: usize,
-) -> (Vec<R>, Option<String>) {
-    let mut found = page(records, None, prefix, usize::MAX);
-    let has = |record: &R, (key, value): (&String, &String)| record.tags().get(key) == Some(value);
-    found.retain(|record| record.name() >= from && tags.iter().all(|tag| has(record, tag)));
-    let goes_on = found.get(steps).map(|next| next.name().to_owned());
-    found.truncate(steps);
-    (found, goes_on)
-}
-
-fn put<R: Named>(records: &mut Records<R>, record: R) -> Result<()> {
-    if let Some(owner) = named(records, record.name())
-        && owner.id() != record.id()
-    {
-        return Err(owner.name_taken_error());
+impl Kept {
+    fn list_key(&self) -> &[u8] {
+        match self.entry.kind().labels {
+            Some(_) => self.keys.label().as_bytes(),
+            None => &self.keys.id,
+        }
     }
-    records.insert(record.id(), record);
+
+    fn passes(&self, filter: &Filter) -> bool {
+        let prefix = &*filter.name_prefix;
+        let name = self.keys.name.as_deref();
+        let tags = &self.keys.tags;
+        (prefix.is_empty() || name.is_some_and(|name| name.starts_with(prefix)))
+            && (filter.tags.iter()).all(|(key, value)| tags.get(key) == Some(value))
+    }
+}
+
+impl Model {
+    fn records(&self, kind: &Kind) -> impl Iterator<Item = &Kept> {
+        let records = self.records.get(&kind.number);
+        records
+            .into_iter()
+            .flat_map(|records| records.by_id.values())
+    }
+
+    fn change(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Put(entry) => self.put(entry),
+            Change::Delete(gone) => {
+                if let Some(records) = self.records.get_mut(&gone.kind().number) {
+                    records.by_id.remove(gone.key());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn put(&mut self, entry: Entry) -> Result<()> {
+        let kind = entry.kind();
+        let keys = entry.keys().map_err(|error| Error::Index {
+            verb: "decode a record",
+            message: error.to_string(),
+        })?;
+        let has_its_label =
+            |other: &&Kept| other.keys.label() == keys.label() && other.keys.id != keys.id;
+        if let Some(taken) = self.records(kind).find(has_its_label) {
+            return Err(Error::AlreadyExists {
+                what: kind.what,
+                name: keys.label().to_owned(),
+                id: taken.keys.shown_id.clone(),
+            });
+        }
+        let records = self.records.entry(kind.number).or_insert_with(|| Records {
+            kind,
+            by_id: BTreeMap::new(),
+        });
+        let id = keys.id.clone();
+        records.by_id.insert(id, Kept { entry, keys });
+        Ok(())
+    }
+}
+
+/// Makes a change of rows, of which `packs` are there.
+fn change_rows<K: Copy + Ord>(
+    rows: &mut BTreeMap<K, Location>,
+    changes: BTreeMap<K, RowChange>,
+    key_of: fn(K) -> RowKey,
+    is_there: impl Fn(PackId) -> bool,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    for (key, change) in changes {
+        let row = rows.entry(key);
+        let present = match &row {
+            btree_map::Entry::Occupied(row) => Some(*row.get()),
+            btree_map::Entry::Vacant(_) => None,
+        };
+        let fate = change.decide(present, |pack| Ok(is_there(pack)))?;
+        outcome.note(|| key_of(key), change, fate);
+        match fate {
+            RowFate::Stays => {}
+            RowFate::Becomes(location) => drop(row.insert_entry(location)),
+            RowFate::Goes => drop(rows.remove(&key)),
+        }
+    }
     Ok(())
 }
 
@@ -102,69 +160,78 @@ impl Index for MemoryMeta {
     fn pack_states(&self) -> Result<Vec<PackState>> {
         Ok(self.0.lock().packs.values().copied().collect())
     }
+
+    fn last_pack_number(&self) -> Result<u64> {
+        Ok(self.0.lock().last_pack_number)
+    }
+
+    fn view(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {
+        let model = self.0.lock().clone();
+        look(&model)
+    }
+}
+
+impl IndexView for Model {
+    fn pack_states(&self) -> Result<Vec<PackState>> {
+        Ok(self.packs.values().copied().collect())
+    }
+
+    fn scan(
+        &self,
+        space: Space,
+        row: &mut dyn FnMut([u8; 32], Location) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let mut rows: Vec<([u8; 32], Location)> = match space {
+            Space::Chunks => (self.chunks.iter())
+                .map(|(id, location)| (*id.as_bytes(), *location))
+                .collect(),
+            Space::Nodes => (self.nodes.iter())
+                .map(|(key, location)| (*key.as_bytes(), *location))
+                .collect(),
+        };
+        rows.sort_unstable_by_key(|(id, _)| *id);
+        let _ = rows
+            .into_iter()
+            .try_for_each(|(id, location)| row(id, location));
+        Ok(())
+    }
 }
 
 impl Catalog for MemoryMeta {
-    fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>> {
-        Ok(self.0.lock().snapshots.get(&id).cloned())
+    fn entry(&self, kind: &'static Kind, id: &[u8]) -> Result<Option<Entry>> {
+        let model = self.0.lock();
+        let mut records = model.records(kind);
+        Ok(records
+            .find(|it| it.keys.id == id)
+            .map(|it| it.entry.clone()))
     }
 
-    fn snapshot_by_name(&self, name: &str) -> Result<Option<SnapshotRecord>> {
-        Ok(named(&self.0.lock().snapshots, name).cloned())
+    fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>> {
+        let model = self.0.lock();
+        let mut records = model.records(kind);
+        let found = records.find(|it| it.keys.name.as_deref() == Some(name));
+        Ok(found.map(|it| it.entry.clone()))
     }
 
-    fn snapshots(
+    fn entries(
         &self,
-        after_name: Option<&str>,
-        prefix: &str,
-        limit: usize,
-    ) -> Result<Vec<SnapshotRecord>> {
-        Ok(page(&self.0.lock().snapshots, after_name, prefix, limit))
-    }
-
-    fn tagged_snapshots(
-        &self,
-        tags: &BTreeMap<String, String>,
-        from: &str,
-        prefix: &str,
+        kind: &'static Kind,
+        filter: &Filter,
+        from: &[u8],
         steps: usize,
-    ) -> Result<(Vec<SnapshotRecord>, Option<String>)> {
-        Ok(tagged(&self.0.lock().snapshots, tags, from, prefix, steps))
-    }
-
-    fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
-        Ok(self.0.lock().volumes.get(&id).cloned())
-    }
-
-    fn volume_by_name(&self, name: &str) -> Result<Option<VolumeRecord>> {
-        Ok(named(&self.0.lock().volumes, name).cloned())
-    }
-
-    fn volumes(
-        &self,
-        after_name: Option<&str>,
-        prefix: &str,
-        limit: usize,
-    ) -> Result<Vec<VolumeRecord>> {
-        Ok(page(&self.0.lock().volumes, after_name, prefix, limit))
-    }
-
-    fn tagged_volumes(
-        &self,
-        tags: &BTreeMap<String, String>,
-        from: &str,
-        prefix: &str,
-        steps: usize,
-    ) -> Result<(Vec<VolumeRecord>, Option<String>)> {
-        Ok(tagged(&self.0.lock().volumes, tags, from, prefix, steps))
-    }
-
-    fn copies(&self) -> Result<Vec<CopyRecord>> {
-        Ok(self.0.lock().copies.values().cloned().collect())
-    }
-
-    fn remotes(&self) -> Result<Vec<RemoteRecord>> {
-        Ok(self.0.lock().remotes.values().cloned().collect())
+    ) -> Result<Page<Entry>> {
+        let model = self.0.lock();
+        let records = model.records(kind);
+        let mut found: Vec<_> = records
+            .filter(|it| it.list_key() >= from && it.passes(filter))
+            .collect();
+        found.sort_unstable_by_key(|it| it.list_key());
+        let next = found.get(steps).map(|next| next.list_key().to_vec());
+        found.truncate(steps);
+        Ok(Page {
+            records: found.into_iter().map(|it| it.entry.clone()).collect(),
+            next,
+        })
     }
 
     fn catalog_sequence(&self) -> Result<u64> {
@@ -173,42 +240,51 @@ impl Catalog for MemoryMeta {
 }
 
 impl Meta for MemoryMeta {
-    fn apply(&self, batch: Batch, _sync: bool) -> Result<()> {
+    fn apply(&self, batch: Batch, _sync: bool) -> Result<Outcome> {
         let mut current = self.0.lock();
         let mut model = current.clone();
         model.catalog_sequence = batch.sequence_after(model.catalog_sequence)?;
-        model.chunks.extend(batch.chunks);
-        model.nodes.extend(batch.nodes);
-        model.packs.extend(
-            batch
-                .packs
-                .into_iter()
-                .map(|(pack, state)| (pack.number, state)),
-        );
-        let changes = batch.catalog.into_iter().map(|(_, record)| record);
-        for change in changes.flat_map(Record::into_changes) {
-            match change {
-                Record::PutSnapshot(record) => put(&mut model.snapshots, record)?,
-                Record::DeleteSnapshot(id) => drop(model.snapshots.remove(&id)),
-                Record::PutVolume(record) => put(&mut model.volumes, record)?,
-                Record::DeleteVolume(id) => drop(model.volumes.remove(&id)),
-                Record::PutCopy(record) => drop(model.copies.insert(record.id, record)),
-                Record::DeleteCopy(id) => drop(model.copies.remove(&id)),
-                Record::PutRemote(record) => {
-                    drop(model.remotes.insert(record.name.clone(), record));
-                }
-                Record::DeleteRemote(name) => drop(model.remotes.remove(&name)),
-                Record::Several(_) => unreachable!("taken apart just above"),
+        model.last_pack_number = model.last_pack_number.max(batch.last_pack_number());
+        let mut outcome = Outcome::default();
+        let is_there = |pack: PackId| {
+            let known = current.packs.get(&pack.number);
+            let known = known.is_some_and(|state| state.pack == pack);
+            batch.says_of(pack).unwrap_or(known)
+        };
+        let chunks = batch.chunks.clone();
+        change_rows(
+            &mut model.chunks,
+            chunks,
+            RowKey::Chunk,
+            is_there,
+            &mut outcome,
+        )?;
+        let nodes = batch.nodes.clone();
+        change_rows(
+            &mut model.nodes,
+            nodes,
+            RowKey::Node,
+            is_there,
+            &mut outcome,
+        )?;
+        for (pack, state) in batch.packs {
+            match state {
+                Some(state) => drop(model.packs.insert(pack.number, state)),
+                None => drop(model.packs.remove(&pack.number)),
             }
         }
+        let changes = batch.catalog.into_iter().map(|(_, record)| record);
+        for change in changes.flat_map(Record::into_changes) {
+            model.change(change)?;
+        }
         *current = model;
-        Ok(())
+        Ok(outcome)
     }
 
     fn totals(&self) -> Result<Totals> {
         let model = self.0.lock();
         let locations = || model.chunks.values().chain(model.nodes.values());
-        Ok(Totals {
+        let mut totals = Totals {
             chunks: model.chunks.len() as u64,
             chunk_bytes: model
                 .chunks
@@ -220,14 +296,18 @@ impl Meta for MemoryMeta {
                 .map(|location| location.payload.record_bytes())
                 .sum(),
             packs: model.packs.len() as u64,
-            snapshots: model.snapshots.len() as u64,
-            logical_bytes: model
-                .snapshots
-                .values()
-                .map(|record| u128::from(record.size_bytes))
-                .sum(),
-            volumes: model.volumes.len() as u64,
-        })
+            ..Totals::default()
+        };
+        for records in model.records.values() {
+            if let Some(count) = totals.count_mut(records.kind) {
+                *count = records.by_id.len() as u64;
+            }
+            let sizes = records.by_id.values();
+            totals.logical_bytes += sizes
+                .map(|it| u128::from(it.keys.logical_bytes))
+                .sum::<u128>();
+        }
+        Ok(totals)
     }
 
     fn is_healthy(&self) -> bool {

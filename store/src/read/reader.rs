@@ -38,11 +38,11 @@ impl SnapshotReader {
     pub(crate) async fn open(engine: Arc<Engine>, record: SnapshotRecord) -> Result<Self> {
         let root_of = |record: &SnapshotRecord| Ok(record.completed()?.root);
         let (record, pin) = engine.pin_root(record, root_of).await?;
-        let content = ContentReader::open(engine, pin, &record.name).await?;
+        let content = ContentReader::open(engine, pin, &record.label()).await?;
         if content.size_bytes() != record.size_bytes {
             return Err(Error::Damaged(
                 Damage::missing(format!("a root of {} bytes", record.size_bytes))
-                    .needed_by(&record.name),
+                    .needed_by(&record.label()),
             ));
         }
         Ok(Self {

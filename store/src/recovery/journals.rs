@@ -26,11 +26,11 @@ use super::rebuild::set_index_aside;
 use crate::{
     Error, Result,
     catalog_log::CatalogLog,
-    format::{StoreId, catalog_log::Record, journal::first_sequence_of, names},
+    format::{Change, StoreId, catalog_log::Record, journal::first_sequence_of, names},
     io::Disk,
     limits,
     meta::{
-        Batch, Meta, Named as _, NodeKey, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
+        Batch, Lookup as _, Meta, NodeKey, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
     },
     pack::PackReader,
     volume::{check_owner, journal_numbers, read_owner, remove_journal},
@@ -54,18 +54,10 @@ impl fmt::Display for StrandedJournal {
 
 /// The volumes that the log says were deleted.
 pub(super) fn deleted_volumes(records: &[(u64, Record)]) -> HashSet<VolumeId> {
-    fn find(record: &Record, deleted: &mut HashSet<VolumeId>) {
-        match record {
-            Record::DeleteVolume(id) => drop(deleted.insert(*id)),
-            Record::Several(changes) => changes.iter().for_each(|change| find(change, deleted)),
-            _ => {}
-        }
-    }
-    let mut deleted = HashSet::new();
-    for (_, record) in records {
-        find(record, &mut deleted);
-    }
-    deleted
+    let changes = records.iter().flat_map(|(_, record)| record.changes());
+    changes
+        .filter_map(Change::as_deleted::<VolumeRecord>)
+        .collect()
 }
 
 /// The volumes that have a directory, in the order of their ids.
@@ -98,7 +90,7 @@ pub(super) fn sort_out(
 ) -> Result<Vec<StrandedJournal>> {
     let mut stranded = Vec::new();
     for id in directories(disk, data_dir)? {
-        if meta.volume(id)?.is_some() {
+        if VolumeRecord::by_id(meta, id)?.is_some() {
             continue;
         }
         if !deleted.contains(&id) {
@@ -129,7 +121,7 @@ pub(super) struct Adopted {
 
 /// Changes of the catalog that a journal calls for, if any, and what to say about them; or why it
 /// cannot have them.
-type Called = std::result::Result<Option<(Vec<Record>, String)>, String>;
+type Called = std::result::Result<Option<(Vec<Change>, String)>, String>;
 
 /// What a rebuild works on.
 pub(super) struct Scene<'a> {
@@ -150,7 +142,7 @@ impl Scene<'_> {
     ) -> Result<Adopted> {
         let mut adopted = Adopted::default();
         for id in directories(&**self.disk, self.data_dir)? {
-            let known = self.meta.volume(id)?;
+            let known = VolumeRecord::by_id(self.meta, id)?;
             if known.is_none() && deleted.contains(&id) {
                 continue;
             }
@@ -173,7 +165,8 @@ impl Scene<'_> {
                     let why = match known {
                         None => why,
                         Some(known) => {
-                            format!("volume {:?} is as the log has it: {why}", known.name)
+                            let label = known.label();
+                            format!("volume {label:?} is as the log has it: {why}")
                         }
                     };
                     adopted.stranded.push(StrandedJournal { path, why });
@@ -210,7 +203,7 @@ impl Scene<'_> {
         {
             return Ok(Err(format!(
                 "volume {:?} cannot be made again without its base, root {base}: {why}",
-                says.name
+                says.label()
             )));
         }
         let numbers = journal_numbers(&**self.disk, &names::volume(self.data_dir, id))?;
@@ -221,7 +214,8 @@ impl Scene<'_> {
         if let Some(first) = first.filter(|first| *first != says.journal_from) {
             return Ok(Err(format!(
                 "volume {:?}: its journal begins with file {first}, its owner record says {}",
-                says.name, says.journal_from
+                says.label(),
+                says.journal_from
             )));
         }
         match known {
@@ -255,20 +249,18 @@ impl Scene<'_> {
         if self.meta.totals()?.volumes >= limits::VOLUMES_MAX {
             return Ok(Err(format!(
                 "volume {:?} cannot be made again, there are {} volumes already",
-                says.name,
+                says.label(),
                 limits::VOLUMES_MAX
             )));
         }
-        let mut said = format!("volume {:?} was made again from its journal", says.name);
+        let mut said = format!("volume {:?} was made again from its journal", says.label());
         let mut record = says;
-        if let Some(taken) = VolumeRecord::by_name(self.meta, &record.name)? {
-            record.name = format!("adopted-{}", record.id);
-            said = format!(
-                "{said}, as {:?}: volume {} has the name",
-                record.name, taken.id
-            );
+        if let Some(taken) = record.taken_by(self.meta)? {
+            let name = format!("adopted-{}", record.id);
+            said = format!("{said}, as {name:?}: volume {} has the name", taken.id);
+            record.name = Some(name);
         }
-        Ok(Ok(Some((vec![Record::PutVolume(record)], said))))
+        Ok(Ok(Some((vec![Change::put(&record)], said))))
     }
 
     /// A volume of which the log has an older state than its journal.
@@ -276,7 +268,7 @@ impl Scene<'_> {
         &self,
         known: &VolumeRecord,
         says: VolumeRecord,
-    ) -> Result<Option<(Vec<Record>, String)>> {
+    ) -> Result<Option<(Vec<Change>, String)>> {
         let (base, journal_from) = if says.journal_from > known.journal_from {
             (says.base, says.journal_from)
         } else {
@@ -291,7 +283,7 @@ impl Scene<'_> {
                 && snapshot.state == SnapshotState::Pending
             {
                 let reason = "the record that completed it was lost with a part of the catalog log";
-                changes.push(Record::PutSnapshot(SnapshotRecord {
+                changes.push(Change::put(&SnapshotRecord {
                     state: SnapshotState::Failed {
                         reason: reason.to_owned(),
                     },
@@ -302,9 +294,9 @@ impl Scene<'_> {
         let said = format!(
             "volume {:?} was put on what its journal's owner record says: the catalog log was \
             behind",
-            known.name
+            known.label()
         );
-        changes.push(Record::PutVolume(VolumeRecord {
+        changes.push(Change::put(&VolumeRecord {
             size_bytes: known.size_bytes.max(says.size_bytes),
             base,
             attachments: known.attachments.max(says.attachments),

@@ -317,8 +317,11 @@ async fn replay_log(
             meta.apply(std::mem::take(&mut batch), false)?;
         }
     }
-    meta.apply(batch, true)
+    meta.apply(batch, true).map(drop)
 }
 
 /// Records of the catalog log that are applied at once.
 const REPLAY_BATCH_RECORDS: usize = 1000;
+
+#[cfg(test)]
+mod tests;

@@ -154,5 +154,5 @@ fn index(
         put_record(&mut batch, record);
     }
     batch.packs(states);
-    meta.apply(batch, sync)
+    meta.apply(batch, sync).map(drop)
 }

@@ -229,19 +229,17 @@ async fn keep_torn_tail(disk: &Arc<dyn Disk>, dir: &Path, log: &CatalogLog) -> R
 
 /// Snapshots whose root is in no pack. What is below a root is left to verify.
 fn incomplete(meta: &RocksMeta) -> Result<Vec<String>> {
-    use crate::meta::{Catalog as _, Index as _, NodeKey};
+    use crate::meta::{Filter, Index as _, NodeKey, Records as _, SnapshotRecord};
     let mut incomplete = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page = meta.snapshots(after.as_deref(), "", limits::PAGE_MAX)?;
-        let Some(last) = page.last() else {
-            return Ok(incomplete);
-        };
-        after = Some(last.name.clone());
+    let mut next = Some(Vec::new());
+    while let Some(from) = next {
+        let page = meta.page::<SnapshotRecord>(&Filter::default(), &from, limits::PAGE_MAX)?;
+        next = page.next;
         // Those that are pending have none yet.
-        let roots = page
-            .into_iter()
-            .filter_map(|record| record.root().map(|root| (record.name, NodeKey::Root(root))));
+        let roots = page.records.into_iter().filter_map(|record| {
+            let label = record.label().into_owned();
+            record.root().map(|root| (label, NodeKey::Root(root)))
+        });
         let (names, keys): (Vec<_>, Vec<_>) = roots.unzip();
         let places = meta.nodes(&keys)?;
         let absent = names
@@ -250,4 +248,5 @@ fn incomplete(meta: &RocksMeta) -> Result<Vec<String>> {
             .filter(|(_, place)| place.is_none());
         incomplete.extend(absent.map(|(name, _)| name));
     }
+    Ok(incomplete)
 }

@@ -7,8 +7,7 @@ use varve_content::RootId;
 use super::Store;
 use crate::{
     ListQuery, Result, SnapshotRecord,
-    engine::Priority,
-    format::catalog_log::Record,
+    format::Change,
     limits,
     meta::{CopyId, CopyRecord, Meta},
 };
@@ -36,7 +35,7 @@ impl Store {
             let Some(last) = page.last() else {
                 return Ok(None);
             };
-            query.after_name = Some(last.name.clone());
+            query.after_name = Some(last.label().into_owned());
             if let Some(found) = page.into_iter().find(|record| record.root() == Some(root)) {
                 return Ok(Some(found));
             }
@@ -49,7 +48,7 @@ impl Store {
     ///
     /// Those of changing the catalog.
     pub async fn put_copy(&self, record: CopyRecord) -> Result<()> {
-        let put = move |_: &dyn Meta| Ok((vec![Record::PutCopy(record)], ()));
+        let put = move |_: &dyn Meta| Ok((vec![Change::put(&record)], ()));
         self.engine.commit.change(put).await
     }
 
@@ -60,7 +59,7 @@ impl Store {
     /// Those of changing the catalog.
     pub async fn forget_copies(&self, ids: Vec<CopyId>) -> Result<()> {
         let delete = move |_: &dyn Meta| {
-            let changes = ids.into_iter().map(Record::DeleteCopy);
+            let changes = ids.iter().map(Change::delete::<CopyRecord>);
             Ok((changes.collect(), ()))
         };
         self.engine.commit.change(delete).await
@@ -72,8 +71,7 @@ impl Store {
     ///
     /// Those of reading the catalog.
     pub async fn copies(&self) -> Result<Vec<CopyRecord>> {
-        let copies = self.engine.meta(Priority::Manage, |meta| meta.copies());
-        let mut copies = copies.await?;
+        let mut copies: Vec<CopyRecord> = self.engine.list_all().await?;
         copies.sort_unstable_by_key(|record| (record.created_at_ns, record.id));
         Ok(copies)
     }

@@ -15,7 +15,7 @@ use crate::{
     engine::{Engine, Options, Priority},
     format::store_file::FORMAT_VERSION,
     ingest::{Ingest, NewSnapshot},
-    meta::Named as _,
+    meta::{Lookup as _, SnapshotRecord},
     recovery::{self, RecoveryReport},
     volume::Volumes,
 };
@@ -108,7 +108,9 @@ impl Store {
         let name = ingest.new_snapshot().name.clone();
         let taken = self
             .engine
-            .meta(Priority::Read, move |meta| meta.snapshot_by_name(&name))
+            .meta(Priority::Read, move |meta| {
+                SnapshotRecord::by_name(meta, &name)
+            })
             .await?;
         if let Some(taken) = taken {
             return Err(taken.name_taken_error());

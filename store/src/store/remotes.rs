@@ -4,9 +4,9 @@ use super::Store;
 use crate::{
     Error, RemoteRecord, Result,
     engine::Priority,
-    format::catalog_log::Record,
+    format::{CatalogRecord as _, Change},
     limits,
-    meta::{self, Meta},
+    meta::{self, Lookup as _, Meta, Records as _},
 };
 
 impl Store {
@@ -19,21 +19,20 @@ impl Store {
     pub async fn add_remote(&self, record: RemoteRecord) -> Result<()> {
         meta::check_name("remote", &record.name)?;
         let add = move |meta: &dyn Meta| {
-            let remotes = meta.remotes()?;
-            if let Some(other) = remotes.iter().find(|other| other.name == record.name) {
+            if let Some(other) = RemoteRecord::by_id(meta, record.name.clone())? {
                 return Err(Error::AlreadyExists {
-                    what: "remote",
-                    name: record.name,
-                    id: other.endpoint.clone(),
+                    what: RemoteRecord::KIND.what,
+                    name: record.name.clone(),
+                    id: other.endpoint,
                 });
             }
-            if remotes.len() >= limits::REMOTES_MAX {
+            if meta.all::<RemoteRecord>()?.len() >= limits::REMOTES_MAX {
                 return Err(Error::TooMany {
                     what: "remotes",
                     most: limits::REMOTES_MAX as u64,
                 });
             }
-            Ok((vec![Record::PutRemote(record)], ()))
+            Ok((vec![Change::put(&record)], ()))
         };
         self.engine.commit.change(add).await
     }
@@ -45,18 +44,15 @@ impl Store {
     /// [`Error::NotFound`].
     pub async fn remove_remote(&self, name: String) -> Result<()> {
         let remove = move |meta: &dyn Meta| {
-            named(meta.remotes()?, &name)?;
-            Ok((vec![Record::DeleteRemote(name)], ()))
+            let remote = found(RemoteRecord::by_id(meta, name.clone())?, &name)?;
+            Ok((vec![Change::delete::<RemoteRecord>(&remote.name)], ()))
         };
         self.engine.commit.change(remove).await
     }
 
     /// All remotes, by name.
     pub async fn remotes(&self) -> Result<Vec<RemoteRecord>> {
-        let remotes = self.engine.meta(Priority::Manage, |meta| meta.remotes());
-        let mut remotes = remotes.await?;
-        remotes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Ok(remotes)
+        self.engine.list_all().await
     }
 
     /// The remote of that name.
@@ -65,17 +61,16 @@ impl Store {
     ///
     /// [`Error::NotFound`].
     pub async fn remote(&self, name: &str) -> Result<RemoteRecord> {
-        named(self.remotes().await?, name)
+        let id = name.to_owned();
+        let by_id = move |meta: &dyn Meta| RemoteRecord::by_id(meta, id);
+        found(self.engine.meta(Priority::Manage, by_id).await?, name)
     }
 }
 
-fn named(remotes: Vec<RemoteRecord>, name: &str) -> Result<RemoteRecord> {
-    let mut remotes = remotes.into_iter();
-    remotes
-        .find(|remote| remote.name == name)
-        .ok_or_else(|| Error::NotFound {
-            what: "remote",
-            // One that is longer is nobody's.
-            name: name.chars().take(limits::NAME_CHARS_MAX).collect(),
-        })
+fn found(remote: Option<RemoteRecord>, name: &str) -> Result<RemoteRecord> {
+    remote.ok_or_else(|| Error::NotFound {
+        what: RemoteRecord::KIND.what,
+        // No remote has a longer name.
+        name: name.chars().take(limits::NAME_CHARS_MAX).collect(),
+    })
 }

@@ -6,7 +6,8 @@ use super::Store;
 use crate::{
     Result,
     engine::ListQuery,
-    meta::{self, Named as _, SnapshotRecord},
+    format::CatalogRecord as _,
+    meta::{self, SnapshotRecord},
     read::{SnapshotDiff, SnapshotReader},
     verify::SnapshotVerify,
 };
@@ -52,7 +53,7 @@ impl Store {
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<SnapshotRecord> {
-        self.engine.tag(key, set, remove).await
+        self.engine.tag(key.into(), set, remove).await
     }
 
     /// Opens the snapshot of that name or id for reading. Its content stays as long as the reader,
@@ -94,7 +95,7 @@ impl Store {
 ///
 /// [`Error::Invalid`], with what a name may be.
 pub fn check_snapshot_name(name: &str) -> Result<()> {
-    meta::check_name(SnapshotRecord::WHAT, name)
+    meta::check_name(SnapshotRecord::KIND.what, name)
 }
 
 /// Checks that a snapshot may have these tags.
@@ -103,5 +104,5 @@ pub fn check_snapshot_name(name: &str) -> Result<()> {
 ///
 /// [`Error::Invalid`], with what tags may be.
 pub fn check_snapshot_tags(tags: &BTreeMap<String, String>) -> Result<()> {
-    meta::check_tags(SnapshotRecord::WHAT, tags)
+    meta::check_tags(SnapshotRecord::KIND.what, tags)
 }

@@ -53,7 +53,7 @@ impl Store {
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<VolumeRecord> {
-        self.engine.tag(key, set, remove).await
+        self.engine.tag(key.into(), set, remove).await
     }
 
     /// Deletes a volume and its journal. Its snapshots stay.

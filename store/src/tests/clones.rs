@@ -52,7 +52,7 @@ fn a_volume_grows_and_never_shrinks() {
             // Of its instant, in size, too.
             let before = store.completed_snapshot(before.id).await.unwrap();
             assert_eq!(before.size_bytes, image.len() as u64);
-            assert_holds(&store, &before.name, &image).await;
+            assert_holds(&store, &before.label(), &image).await;
         }
         let refused = store.resize_volume("v", 4096).await.unwrap_err();
         assert!(refused.to_string().contains("only grow"), "{refused}");

@@ -11,16 +11,18 @@ use varve_content::{ChunkId, codec::Compression};
 
 use super::{Random, assert_holds, block_on, random_image, scribble, seed, upload};
 use crate::{
-    CopyRecord, Error, Options, RebuildReport, RecoveryReport, RemoteRecord, Result, SnapshotId,
-    SnapshotRecord, Store, VolumeId, VolumeRecord,
+    Error, Options, RebuildReport, RecoveryReport, Result, Store,
     engine::DirectoryLock,
-    format::{Location, PackId, StoreId, catalog_log::LogHeader, names},
+    format::{Kind, Location, PackId, StoreId, catalog_log::LogHeader, names, record::Entry},
     io::{
         Disk,
         sim::{Call, SimDisk},
     },
     limits,
-    meta::{Batch, Catalog, Index, MemoryMeta, Meta, NodeKey, PackState, Totals},
+    meta::{
+        Batch, Catalog, Filter, Index, IndexView, MemoryMeta, Meta, NodeKey, Outcome, PackState,
+        Page, Totals,
+    },
     recovery::{Base, assemble, refill},
 };
 
@@ -69,61 +71,29 @@ impl Index for PowerlessMeta {
     fn pack_states(&self) -> Result<Vec<PackState>> {
         self.applied.pack_states()
     }
+    fn last_pack_number(&self) -> Result<u64> {
+        self.applied.last_pack_number()
+    }
+    fn view(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {
+        self.applied.view(look)
+    }
 }
 
 impl Catalog for PowerlessMeta {
-    fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>> {
-        self.applied.snapshot(id)
+    fn entry(&self, kind: &'static Kind, id: &[u8]) -> Result<Option<Entry>> {
+        self.applied.entry(kind, id)
     }
-    fn snapshot_by_name(&self, name: &str) -> Result<Option<SnapshotRecord>> {
-        self.applied.snapshot_by_name(name)
+    fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>> {
+        self.applied.entry_named(kind, name)
     }
-    fn snapshots(
+    fn entries(
         &self,
-        after_name: Option<&str>,
-        prefix: &str,
-        limit: usize,
-    ) -> Result<Vec<SnapshotRecord>> {
-        self.applied.snapshots(after_name, prefix, limit)
-    }
-    fn tagged_snapshots(
-        &self,
-        tags: &BTreeMap<String, String>,
-        from: &str,
-        prefix: &str,
+        kind: &'static Kind,
+        filter: &Filter,
+        from: &[u8],
         steps: usize,
-    ) -> Result<(Vec<SnapshotRecord>, Option<String>)> {
-        self.applied.tagged_snapshots(tags, from, prefix, steps)
-    }
-    fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>> {
-        self.applied.volume(id)
-    }
-    fn volume_by_name(&self, name: &str) -> Result<Option<VolumeRecord>> {
-        self.applied.volume_by_name(name)
-    }
-    fn volumes(
-        &self,
-        after_name: Option<&str>,
-        prefix: &str,
-        limit: usize,
-    ) -> Result<Vec<VolumeRecord>> {
-        self.applied.volumes(after_name, prefix, limit)
-    }
-    fn tagged_volumes(
-        &self,
-        tags: &BTreeMap<String, String>,
-        from: &str,
-        prefix: &str,
-        steps: usize,
-    ) -> Result<(Vec<VolumeRecord>, Option<String>)> {
-        self.applied.tagged_volumes(tags, from, prefix, steps)
-    }
-    fn copies(&self) -> Result<Vec<CopyRecord>> {
-        self.applied.copies()
-    }
-
-    fn remotes(&self) -> Result<Vec<RemoteRecord>> {
-        self.applied.remotes()
+    ) -> Result<Page<Entry>> {
+        self.applied.entries(kind, filter, from, steps)
     }
     fn catalog_sequence(&self) -> Result<u64> {
         self.applied.catalog_sequence()
@@ -131,11 +101,11 @@ impl Catalog for PowerlessMeta {
 }
 
 impl Meta for PowerlessMeta {
-    fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
+    fn apply(&self, batch: Batch, sync: bool) -> Result<Outcome> {
         let mut batches = self.batches.lock();
-        self.applied.apply(batch.clone(), sync)?;
+        let outcome = self.applied.apply(batch.clone(), sync)?;
         batches.push((batch, sync));
-        Ok(())
+        Ok(outcome)
     }
     fn totals(&self) -> Result<Totals> {
         self.applied.totals()
@@ -258,7 +228,7 @@ async fn work(store: &Store, random: &mut Random, promises: &mut Promises) -> Re
         let record = upload(store, &name, &image).await?;
         promises.perhaps.remove(&name);
         promises.there.insert(name.clone(), image.clone());
-        assert_eq!(record.name, name);
+        assert_eq!(record.label(), *name);
         scribble(random, &mut image, 2);
         if number == 2 {
             let image = promises.there.remove("s0").unwrap();

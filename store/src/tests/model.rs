@@ -112,7 +112,7 @@ async fn check_all(store: &Store, model: &Model) {
         .await
         .unwrap()
         .into_iter()
-        .map(|record| record.name)
+        .map(|record| record.label().into_owned())
         .collect();
     assert_eq!(listed, model.keys().cloned().collect::<Vec<_>>());
     for (name, image) in model {

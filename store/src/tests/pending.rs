@@ -104,14 +104,14 @@ impl Scene {
                 match store.snapshot_volumes(of(&volumes, &snapshot)).await {
                     Ok(made) => {
                         for record in made {
-                            let volume = &record.origin.unwrap().name;
+                            let volume = &record.origin.as_ref().unwrap().name;
                             let expected = match volumes.len() {
                                 1 => snapshot.clone(),
                                 _ => format!("{snapshot}-{volume}"),
                             };
-                            assert_eq!(record.name, expected);
+                            assert_eq!(record.label(), expected);
                             self.snapshots
-                                .insert(record.name, self.volumes[volume].clone());
+                                .insert(record.label().into_owned(), self.volumes[volume].clone());
                         }
                     }
                     Err(Error::Limit(_)) => {}
@@ -413,7 +413,7 @@ fn snapshots_of_several_volumes_are_of_one_instant() {
                 let mut numbers = BTreeMap::new();
                 for record in &made {
                     store.completed_snapshot(record.id).await.unwrap();
-                    let bytes = super::read(&store, &record.name, 0, 8).await.unwrap();
+                    let bytes = super::read(&store, &record.label(), 0, 8).await.unwrap();
                     let number = u64::from_le_bytes(bytes.try_into().unwrap());
                     numbers.insert(record.origin.clone().unwrap().name, number);
                     assert_eq!(record.created_at_ns, made[0].created_at_ns);

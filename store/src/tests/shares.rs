@@ -164,7 +164,7 @@ fn a_listing_of_all_records_lets_others_have_their_turn() {
         };
         let few = async {
             let found = list(Some("1"), 3).await;
-            let names: Vec<_> = found.iter().map(|record| &*record.name).collect();
+            let names: Vec<_> = found.iter().map(|record| record.label()).collect();
             assert_eq!(names, ["v0001", "v0003", "v0005"]);
             ended.lock().push("few");
         };
@@ -177,7 +177,7 @@ fn a_listing_of_all_records_lets_others_have_their_turn() {
         let expected: Vec<_> = (0..many).filter(|number| number % 2 == 1).collect();
         assert_eq!(odd.len(), expected.len());
         for (record, number) in odd.iter().zip(expected) {
-            assert_eq!(record.name, format!("v{number:04}"));
+            assert_eq!(record.label(), format!("v{number:04}"));
         }
         store.close().await.unwrap();
     });

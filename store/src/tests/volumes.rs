@@ -19,7 +19,10 @@ async fn names(store: &Store, query: ListQuery) -> Vec<String> {
         ..query
     };
     let found = store.list_volumes(query).await.unwrap();
-    found.into_iter().map(|record| record.name).collect()
+    found
+        .into_iter()
+        .map(|record| record.label().into_owned())
+        .collect()
 }
 
 fn attached(result: &Result<VolumeRecord>) -> bool {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     Error, Result, SnapshotRecord,
     engine::Priority,
-    meta::{self, Meta, Named, VolumeId, VolumeRecord},
+    meta::{self, Lookup as _, Meta, VolumeId, VolumeRecord},
 };
 
 /// What stands in front of a name that is to be a snapshot's, or a volume's.
@@ -64,7 +64,7 @@ impl Volumes {
                 let (id, least) = (VolumeId::random()?, Origin::at_least(&record));
                 let check = move |meta: &dyn Meta| {
                     let record = volume.into_record_of(id, meta, Some(least))?;
-                    match VolumeRecord::by_name(meta, &record.name)? {
+                    match record.taken_by(meta)? {
                         Some(taken) => Err(taken.name_taken_error()),
                         None => Ok(()),
                     }
@@ -79,7 +79,9 @@ impl Volumes {
         self.engine
             .commit
             .create(pin, move |meta| {
-                volume.into_record_of(id, meta, Some(origin))
+                volume
+                    .clone()
+                    .into_record_of(id, meta, Some(origin.clone()))
             })
             .await
     }
@@ -115,7 +117,7 @@ impl Volumes {
         let record = self.volume(&inner.record.id.to_string()).await?;
         let (record, pin) = self.engine.pin_named(record, |it| Ok(it.base)).await?;
         let at_instant = Origin {
-            owner: format!("volume {:?}", record.name),
+            owner: format!("volume {:?}", record.label()),
             size_bytes: volume.size_bytes(),
             root: record.base,
             pin,

@@ -11,7 +11,9 @@ use crate::{
     format::volume::SECTOR_BYTES,
     io::offload,
     limits,
-    meta::{self, Meta, Named as _, SnapshotId, SnapshotRecord, VolumeId, VolumeRecord},
+    meta::{
+        self, AccountId, Lookup as _, Meta, SnapshotId, SnapshotRecord, VolumeId, VolumeRecord,
+    },
 };
 
 /// What is to become a volume.
@@ -31,7 +33,10 @@ impl NewVolume {
     /// The record it becomes.
     fn into_record(self, id: VolumeId, meta: &dyn Meta) -> Result<VolumeRecord> {
         let from = match &self.from {
-            Some(key) => Some(Origin::of(&SnapshotRecord::find(meta, key)?)?),
+            Some(key) => Some(Origin::of(&SnapshotRecord::find(
+                meta,
+                &key.as_str().into(),
+            )?)?),
             None => None,
         };
         self.into_record_of(id, meta, from)
@@ -53,7 +58,9 @@ impl NewVolume {
         Ok(VolumeRecord {
             id,
             size_bytes: size(&self.name, self.size_bytes, from.as_ref())?,
-            name: self.name,
+            name: Some(self.name),
+            owner: AccountId::ADMINISTRATOR,
+            description: String::new(),
             base: from.as_ref().and_then(|origin| origin.root),
             parent: from.as_ref().and_then(|origin| origin.parent),
             created_at_ns: meta::now_ns(),
@@ -85,7 +92,7 @@ impl Origin {
     /// What a volume holds, as far as its size matters.
     pub(super) fn at_least(volume: &VolumeRecord) -> Self {
         Self {
-            owner: format!("volume {:?}", volume.name),
+            owner: format!("volume {:?}", volume.label()),
             size_bytes: volume.size_bytes,
             root: None,
             pin: None,
@@ -96,7 +103,7 @@ impl Origin {
     /// The content of a snapshot.
     pub(super) fn of(snapshot: &SnapshotRecord) -> Result<Self> {
         Ok(Self {
-            owner: format!("snapshot {:?}", snapshot.name),
+            owner: format!("snapshot {:?}", snapshot.label()),
             size_bytes: snapshot.size_bytes,
             root: Some(snapshot.completed()?.root),
             pin: None,
@@ -151,13 +158,13 @@ impl Volumes {
         // The snapshot is looked up where nothing can delete it before the volume holds on to its root.
         self.engine
             .commit
-            .create((), move |meta| new.into_record(id, meta))
+            .create((), move |meta| new.clone().into_record(id, meta))
             .await
     }
 
     /// The volume of that name or id.
     pub(crate) async fn volume(&self, key: &str) -> Result<VolumeRecord> {
-        self.engine.find(key).await
+        self.engine.find(key.into()).await
     }
 
     /// Deletes a volume and its journal, while it is not attached and no snapshots of it are pending. Its snapshots stay.
@@ -168,7 +175,7 @@ impl Volumes {
             match record.pending.len() {
                 0 => Ok(()),
                 count => Err(Error::HasPending {
-                    name: record.name.clone(),
+                    name: record.label().into_owned(),
                     count,
                 }),
             }
@@ -190,7 +197,7 @@ impl Volumes {
         };
         if let Err(error) = removed.await {
             // The volume is gone all the same; only its space is not.
-            tracing::warn!(volume = deleted.name, %error, "the journal was not removed");
+            tracing::warn!(volume = %deleted.label(), %error, "the journal was not removed");
         }
         Ok(deleted)
     }
@@ -225,7 +232,7 @@ impl Volumes {
 
     pub(super) async fn change_volume<F>(&self, key: &str, change: F) -> Result<VolumeRecord>
     where
-        F: FnOnce(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
+        F: Fn(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
     {
         let id = self.volume(key).await?.id;
         let changed = self.engine.commit.update(id, change).await?;
@@ -239,7 +246,7 @@ impl Volumes {
 fn detached(record: &VolumeRecord) -> Result<()> {
     match record.attached_at_ns {
         Some(_) => Err(Error::Attached {
-            name: record.name.clone(),
+            name: record.label().into_owned(),
         }),
         None => Ok(()),
     }
@@ -251,7 +258,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        format::catalog_log::Record,
+        format::{Change, catalog_log::Record},
         meta::{Batch, Catalog as _, MemoryMeta, SnapshotContent, SnapshotState},
     };
 
@@ -266,7 +273,9 @@ mod tests {
     fn meta_with_snapshot(size_bytes: u64) -> (MemoryMeta, SnapshotRecord) {
         let record = SnapshotRecord {
             id: SnapshotId::from_low_bits([1; 9]),
-            name: "base".to_owned(),
+            name: Some("base".to_owned()),
+            owner: AccountId::ADMINISTRATOR,
+            description: String::new(),
             size_bytes,
             state: SnapshotState::Completed(SnapshotContent {
                 root: RootId::from_bytes([3; 32]),
@@ -280,7 +289,7 @@ mod tests {
             parent: None,
         };
         let meta = MemoryMeta::default();
-        put(&meta, Record::PutSnapshot(record.clone()));
+        put(&meta, Record::One(Change::put(&record)));
         (meta, record)
     }
 
@@ -336,8 +345,8 @@ mod tests {
             let [.., a, b] = number.to_be_bytes();
             let id = VolumeId::from_low_bits([0, 0, 0, 0, 0, 0, 0, a, b]);
             let mut record = new(Some(512), None).into_record(id, &meta).unwrap();
-            record.name = format!("v{number}");
-            batch.catalog(number, Record::PutVolume(record));
+            record.name = Some(format!("v{number}"));
+            batch.catalog(number, Record::One(Change::put(&record)));
         }
         meta.apply(batch, true).unwrap();
         let error = new(Some(512), None).into_record(ID, &meta).unwrap_err();

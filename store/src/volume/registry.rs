@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Error, Result,
     io::offload,
-    meta::{VolumeId, VolumeRecord},
+    meta::{Key, VolumeId, VolumeRecord},
 };
 
 /// The volumes of a store that are open: each once, for a journal has one writer.
@@ -96,7 +96,7 @@ impl Opening {
         // The last one may still be writing what was in its queue.
         let writing = Arc::clone(&self.slot.writing).lock_owned().await;
         // What it took into the store meanwhile has changed the record.
-        let record = volumes.engine.find(&id.to_string()).await?;
+        let record = volumes.engine.find(Key::Id(id)).await?;
         let volume = Volume::open(volumes, record, writing).await?;
         *self.handle = Arc::downgrade(&volume.0);
         Ok(volume)
@@ -136,11 +136,12 @@ impl Volumes {
     /// Lets a volume grow, attached or not; what it grows by reads as zeros. It does not shrink.
     pub(crate) async fn resize_volume(&self, key: &str, size_bytes: u64) -> Result<VolumeRecord> {
         let change = move |record: VolumeRecord| {
-            records::check_size(&record.name, size_bytes)?;
+            records::check_size(&record.label(), size_bytes)?;
             if size_bytes < record.size_bytes {
                 return Err(Error::Invalid(format!(
                     "volume {:?} has {} bytes, and {size_bytes} are fewer: volumes only grow",
-                    record.name, record.size_bytes
+                    record.label(),
+                    record.size_bytes
                 )));
             }
             Ok(VolumeRecord {

@@ -39,11 +39,11 @@ use crate::{
     Error, ListQuery, Result,
     engine::{Engine, Priority, joined},
     failpoints::{Failpoint, reach},
-    format::{catalog_log::Record, journal::first_sequence_of},
+    format::{Change, journal::first_sequence_of},
     limits,
     meta::{
-        self, Meta, Named, PendingSnapshot, SnapshotContent, SnapshotId, SnapshotOrigin,
-        SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
+        self, AccountId, Key, Lookup as _, Meta, PendingSnapshot, SnapshotContent, SnapshotId,
+        SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
     },
 };
 
@@ -199,7 +199,7 @@ impl NewSnapshots {
     fn name_for(&self, volume: &VolumeRecord) -> String {
         match self.volumes.len() {
             1 => self.name.clone(),
-            _ => format!("{}-{}", self.name, volume.name),
+            _ => format!("{}-{}", self.name, volume.label()),
         }
     }
 }
@@ -227,7 +227,7 @@ struct Wanted {
 impl Volumes {
     /// The snapshot of that name or id, failed if that is known and not written down.
     pub(crate) async fn snapshot(&self, key: &str) -> Result<SnapshotRecord> {
-        let found = self.engine.find(key).await?;
+        let found = self.engine.find(key.into()).await?;
         Ok(self.pending_snapshots.see(found))
     }
 
@@ -363,7 +363,7 @@ impl Volumes {
             let Some(last) = volumes.last() else {
                 return Ok(some_wait);
             };
-            after_name = Some(last.name.clone());
+            after_name = Some(last.label().into_owned());
             for record in volumes.iter().filter(|record| !record.pending.is_empty()) {
                 some_wait |= self.resume(record).await?;
             }
@@ -387,7 +387,7 @@ impl Volumes {
             Err(error) => error,
         };
         let waits = passes(&error);
-        tracing::error!(volume = record.name, %error, waits, "its pending snapshots cannot go on");
+        tracing::error!(volume = %record.label(), %error, waits, "its pending snapshots cannot go on");
         for progress in ids.map(|id| all.add(id)) {
             if waits {
                 progress.wait(error.to_string());
@@ -406,12 +406,12 @@ impl Volumes {
         let id = record.id;
         let pending = &self.pending_snapshots;
         let delete = move |meta: &dyn Meta| {
-            let record = SnapshotRecord::find(meta, &id.to_string())?;
-            let mut changes = vec![Record::DeleteSnapshot(id)];
+            let record = SnapshotRecord::find(meta, &Key::Id(id))?;
+            let mut changes = vec![Change::delete::<SnapshotRecord>(&id)];
             if record.state == SnapshotState::Pending
                 && let Some(volume) = volume_of(meta, &record)?
             {
-                changes.push(Record::PutVolume(without(volume, id)));
+                changes.push(Change::put(&without(volume, id)));
             }
             Ok((changes, record))
         };
@@ -444,7 +444,7 @@ fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
         return Err(Error::Limit(format!(
             "{} snapshots of volume {:?} are pending; wait until one is completed",
             volume.pending.len(),
-            volume.name
+            volume.label()
         )));
     }
     match SnapshotRecord::by_name(meta, name)? {
@@ -499,7 +499,7 @@ async fn at_one_instant(
             last_sequence,
         })
         .collect();
-    let plan = move |meta: &dyn Meta| promise(meta, new, &tags, now);
+    let plan = move |meta: &dyn Meta| promise(meta, &new, &tags, now);
     let made = volumes.engine.commit.change(plan).await?;
     for (snapshot, cut) in wanted.iter().zip(cuts) {
         let progress = volumes.pending_snapshots.add(snapshot.id);
@@ -524,33 +524,35 @@ struct Promised {
 /// The changes that make snapshots pending.
 fn promise(
     meta: &dyn Meta,
-    new: Vec<Promised>,
+    new: &[Promised],
     tags: &BTreeMap<String, String>,
     now: u64,
-) -> Result<(Vec<Record>, Vec<SnapshotRecord>)> {
+) -> Result<(Vec<Change>, Vec<SnapshotRecord>)> {
     let mut changes = Vec::with_capacity(2 * new.len());
     let mut made = Vec::with_capacity(new.len());
     for promised in new {
         let Promised {
             snapshot: id,
-            name,
+            ref name,
             cut,
             last_sequence,
             ..
-        } = promised;
-        let mut volume = VolumeRecord::find(meta, &promised.volume.to_string())?;
-        check_new(meta, &volume, &name)?;
+        } = *promised;
+        let mut volume = VolumeRecord::find(meta, &Key::Id(promised.volume))?;
+        check_new(meta, &volume, name)?;
         let before = volume.pending.last().map(|pending| pending.snapshot);
         let record = SnapshotRecord {
             id,
-            name,
+            name: Some(name.clone()),
+            owner: AccountId::ADMINISTRATOR,
+            description: String::new(),
             size_bytes: cut.size_bytes,
             state: SnapshotState::Pending,
             created_at_ns: now,
             tags: tags.clone(),
             origin: Some(SnapshotOrigin {
                 volume: volume.id,
-                name: volume.name.clone(),
+                name: volume.label().into_owned(),
             }),
             parent: before.or(volume.parent),
         };
@@ -562,8 +564,8 @@ fn promise(
         if last_sequence >= first_sequence_of(volume.journal_from) {
             volume.promised_sequence = volume.promised_sequence.max(last_sequence);
         }
-        changes.push(Record::PutSnapshot(record.clone()));
-        changes.push(Record::PutVolume(volume));
+        changes.push(Change::put(&record));
+        changes.push(Change::put(&volume));
         made.push(record);
     }
     Ok((changes, made))
@@ -573,15 +575,12 @@ fn promise(
 pub(super) async fn resumed(volumes: &Volumes, record: &VolumeRecord) -> Result<Vec<Job>> {
     let mut jobs = Vec::with_capacity(record.pending.len());
     for pending in &record.pending {
-        let snapshot = match volumes
-            .engine
-            .find::<SnapshotRecord>(&pending.snapshot.to_string())
-            .await
-        {
+        let key = Key::Id(pending.snapshot);
+        let snapshot = match volumes.engine.find::<SnapshotRecord>(key).await {
             Ok(snapshot) => snapshot,
             // They change together. What is wrong here is no reason to keep the volume's content from anybody.
             Err(error @ Error::NotFound { .. }) => {
-                tracing::error!(volume = record.name, %error, "a pending snapshot has no record");
+                tracing::error!(volume = %record.label(), %error, "a pending snapshot has no record");
                 continue;
             }
             Err(error) => return Err(error),
@@ -604,10 +603,10 @@ pub(super) async fn resumed(volumes: &Volumes, record: &VolumeRecord) -> Result<
 pub(super) async fn promises(engine: &Arc<Engine>, record: &VolumeRecord) -> Result<Promises> {
     let mut cuts = Vec::with_capacity(record.pending.len());
     for pending in &record.pending {
-        let id = pending.snapshot.to_string();
-        let snapshot = match engine.find::<SnapshotRecord>(&id).await {
-            Ok(snapshot) => format!("{:?}", snapshot.name),
-            Err(Error::NotFound { .. }) => id,
+        let id = pending.snapshot;
+        let snapshot = match engine.find::<SnapshotRecord>(Key::Id(id)).await {
+            Ok(snapshot) => format!("{:?}", snapshot.label()),
+            Err(Error::NotFound { .. }) => id.to_string(),
             Err(error) => return Err(error),
         };
         cuts.push(PromisedCut {
@@ -632,7 +631,7 @@ pub(super) async fn complete(
     snapshot: Option<SnapshotId>,
 ) -> Result<()> {
     let plan = move |meta: &dyn Meta| {
-        let mut volume = VolumeRecord::find(meta, &volume.to_string())?;
+        let mut volume = VolumeRecord::find(meta, &Key::Id(volume))?;
         let mut changes = Vec::with_capacity(2);
         if let Some(id) = snapshot
             && let Some(record) = SnapshotRecord::by_id(meta, id)?
@@ -644,7 +643,7 @@ pub(super) async fn complete(
                 parent: volume.parent,
                 ..record
             };
-            changes.push(Record::PutSnapshot(record));
+            changes.push(Change::put(&record));
             volume = without(volume, id);
             volume.parent = Some(id);
         }
@@ -652,7 +651,8 @@ pub(super) async fn complete(
         if let Some(before) = volume.pending.iter().find(|it| it.next_file < next_file) {
             return Err(Error::Limit(format!(
                 "snapshot {} of volume {:?} comes first, and is pending still",
-                before.snapshot, volume.name
+                before.snapshot,
+                volume.label()
             )));
         }
         volume.base = Some(content.root);
@@ -660,7 +660,7 @@ pub(super) async fn complete(
         if volume.promised_sequence < first_sequence_of(next_file) {
             volume.promised_sequence = 0;
         }
-        changes.push(Record::PutVolume(volume));
+        changes.push(Change::put(&volume));
         Ok((changes, ()))
     };
     engine.commit.change(plan).await
@@ -679,9 +679,12 @@ pub(super) async fn record_failure(
         if let Some(record) = SnapshotRecord::by_id(meta, snapshot)?
             && record.state == SnapshotState::Pending
         {
-            changes.push(Record::PutSnapshot(SnapshotRecord { state, ..record }));
+            changes.push(Change::put(&SnapshotRecord {
+                state: state.clone(),
+                ..record
+            }));
             let volume = VolumeRecord::by_id(meta, volume)?;
-            changes.extend(volume.map(|volume| Record::PutVolume(without(volume, snapshot))));
+            changes.extend(volume.map(|volume| Change::put(&without(volume, snapshot))));
         }
         Ok((changes, ()))
     };

@@ -119,7 +119,7 @@ impl Volume {
         let mut epochs = replayed.0;
         if report != JournalReport::default() {
             tracing::info!(
-                volume = record.name,
+                volume = %record.label(),
                 batches = report.batches,
                 blocks = report.blocks,
                 files = report.files,
@@ -128,7 +128,9 @@ impl Volume {
             );
         }
         let base = match pin {
-            Some(pin) => Some(ContentReader::open(Arc::clone(&engine), pin, &record.name).await?),
+            Some(pin) => {
+                Some(ContentReader::open(Arc::clone(&engine), pin, &record.label()).await?)
+            }
             None => None,
         };
         let jobs = snapshot::resumed(&volumes, &record).await?;
@@ -141,7 +143,7 @@ impl Volume {
             .map(|epoch| epoch.counted(&volumes.map_memory));
         let layers = RwLock::new(Layers::new(current, ended, base));
         let inner = Arc::new(VolumeState {
-            name: record.name.clone(),
+            name: record.label().into_owned(),
             journal: Arc::new(Journal::new(dir, recovered)),
             layers,
             queue: Queue::default(),
@@ -433,7 +435,11 @@ impl VolumeState {
         let volume = Arc::clone(self);
         let write = async move |_| {
             let mut owner_file = volume.owner_file.lock().await;
-            match volume.engine.find(&volume.record.id.to_string()).await {
+            match volume
+                .engine
+                .find(crate::meta::Key::Id(volume.record.id))
+                .await
+            {
                 Ok(record) => owner_file.follow(volume.journal.dir(), &record).await,
                 // It was deleted, and so is its journal.
                 Err(Error::NotFound { .. }) => Ok(()),

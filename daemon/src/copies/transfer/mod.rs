@@ -199,7 +199,7 @@ impl CopyEngine {
         varve_store::check_snapshot_name(&name).map_err(|error| job.blame(error))?;
         job.found(&name, &wanted.root, wanted.snapshot.data_bytes);
         match self.store.snapshot(&name).await {
-            Ok(there) if there.name == name && there.root() == Some(root) => {
+            Ok(there) if there.name.as_ref() == Some(&name) && there.root() == Some(root) => {
                 job.all_here();
                 return Ok(there);
             }
@@ -331,7 +331,7 @@ impl CopyEngine {
                 Some(Ancestor::Here(here)) => {
                     let base = Base::of(&self.store, &here).await;
                     return Ok(base
-                        .inspect_err(|error| warn!(snapshot = here.name, %error, "a snapshot before is no help"))
+                        .inspect_err(|error| warn!(snapshot = %here.label(), %error, "a snapshot before is no help"))
                         .ok());
                 }
                 Some(Ancestor::There(there)) => {

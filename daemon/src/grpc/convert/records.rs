@@ -32,7 +32,7 @@ pub(in crate::grpc) fn snapshot(snapshot: Snapshot) -> v1::Snapshot {
     let bytes = |segments: u64| segments * SEGMENT_BYTES as u64;
     v1::Snapshot {
         id: record.id.to_string(),
-        name: record.name,
+        name: record.name.unwrap_or_default(),
         state: state.into(),
         size_bytes: record.size_bytes,
         data_bytes: content.map_or(0, |content| content.data_bytes),
@@ -79,7 +79,7 @@ fn volume_status(status: VolumeStatus, pending: Vec<v1::Snapshot>) -> v1::Volume
 pub(in crate::grpc) fn volume(record: VolumeRecord) -> v1::Volume {
     v1::Volume {
         id: record.id.to_string(),
-        name: record.name,
+        name: record.name.unwrap_or_default(),
         size_bytes: record.size_bytes,
         base: root_bytes(record.base),
         parent: record.parent.map(|id| id.to_string()).unwrap_or_default(),

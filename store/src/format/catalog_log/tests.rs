@@ -8,35 +8,35 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::format::SnapshotState;
 use crate::format::tests::{
     CHANGED, STORE, assert_bytes, assert_every_byte_counts, hex, snapshot, snapshot_of_volume,
     volume, volume_with_pending,
 };
+use crate::format::{CatalogRecord as _, SnapshotRecord, SnapshotState, VolumeRecord};
 
 fn put() -> Record {
-    Record::PutSnapshot(snapshot())
+    Record::One(Change::put(&snapshot()))
 }
 
 fn delete() -> Record {
-    Record::DeleteSnapshot(snapshot().id)
+    Record::One(Change::delete::<SnapshotRecord>(&snapshot().id))
 }
 
 fn put_volume() -> Record {
-    Record::PutVolume(volume())
+    Record::One(Change::put(&volume()))
 }
 
 /// A volume's snapshot, pending.
 fn several() -> Record {
     Record::Several(vec![
-        Record::PutSnapshot(snapshot_of_volume(SnapshotState::Pending)),
-        Record::PutVolume(volume_with_pending()),
-        delete(),
+        Change::put(&snapshot_of_volume(SnapshotState::Pending)),
+        Change::put(&volume_with_pending()),
+        Change::delete::<SnapshotRecord>(&snapshot().id),
     ])
 }
 
 fn delete_volume() -> Record {
-    Record::DeleteVolume(volume().id)
+    Record::One(Change::delete::<VolumeRecord>(&volume().id))
 }
 
 /// A record of several blocks.
@@ -45,7 +45,7 @@ fn put_large() -> Record {
     record.tags = (0..50)
         .map(|n| (format!("{n:0127}"), "v".repeat(255)))
         .collect();
-    Record::PutSnapshot(record)
+    Record::One(Change::put(&record))
 }
 
 /// The records of a log, without its header.
@@ -57,7 +57,7 @@ fn log(records: &[Record]) -> Vec<u8> {
 }
 
 fn scan_all(bytes: &[u8]) -> Vec<Found> {
-    scan(bytes, Position::START, true).collect()
+    scan(Kinds::ALL, bytes, Position::START, true).collect()
 }
 
 /// The records that are found, and the kind of what ends them.
@@ -159,7 +159,7 @@ fn records_are_pinned() {
 #[test]
 fn every_byte_of_a_record_counts() {
     for record in [put(), delete(), put_volume(), delete_volume(), several()] {
-        let decode = |bytes: &[u8]| decode_record(bytes, 7);
+        let decode = |bytes: &[u8]| decode_record(Kinds::ALL, bytes, 7);
         assert_every_byte_counts(&record.encode(7), decode);
     }
 }
@@ -167,24 +167,25 @@ fn every_byte_of_a_record_counts() {
 #[test]
 fn the_largest_record_fits() {
     let mut record = snapshot();
-    record.name = "n".repeat(128);
+    record.name = Some("n".repeat(128));
+    record.description = "🏔".repeat(255);
     record.tags = (0..50)
         .map(|n| (format!("{n}{}", "🏔".repeat(125)), "🏔".repeat(255)))
         .collect();
     let volume = VolumeRecord {
         name: record.name.clone(),
         tags: record.tags.clone(),
+        description: record.description.clone(),
         ..volume()
     };
-    for record in [
-        Record::PutSnapshot(record.clone()),
-        Record::PutVolume(volume.clone()),
-    ] {
+    let both = [Change::put(&record), Change::put(&volume)];
+    for change in both.clone() {
+        let record = Record::One(change);
         let bytes = record.encode(1);
         assert!(bytes.len() < 80 << 10);
-        assert_eq!(decode_record(&bytes, 1), Ok((bytes.len(), record)));
+        let found = decode_record(Kinds::ALL, &bytes, 1);
+        assert_eq!(found, Ok((bytes.len(), record)));
     }
-    let both = [Record::PutSnapshot(record), Record::PutVolume(volume)];
     assert!(Record::Several(both.to_vec()).fits());
     let many = std::iter::repeat_n(both, 4).flatten();
     assert!(!Record::Several(many.collect()).fits());
@@ -201,7 +202,7 @@ fn a_whole_log_reads_back() {
         delete_volume(),
     ];
     let bytes = log(&records);
-    let mut scan = scan(&bytes, Position::START, true);
+    let mut scan = scan(Kinds::ALL, &bytes, Position::START, true);
     let mut offset = LOG_HEADER_BYTES as u64;
     for (expected, record) in (1..).zip(records) {
         let len = record.encode(expected).len() as u64;
@@ -233,7 +234,7 @@ fn a_torn_last_record_ends_the_log() {
         let bytes = log(&[put(), last]);
         let whole = put().encode(1).len();
         for len in (whole + 1..bytes.len()).step_by(509) {
-            let mut scan = scan(&bytes[..len], Position::START, true);
+            let mut scan = scan(Kinds::ALL, &bytes[..len], Position::START, true);
             let found: Vec<_> = scan.by_ref().collect();
             assert_eq!(outline(&found), (1, "torn"), "cut at {len}");
             assert_eq!(
@@ -305,7 +306,7 @@ fn scan_in_windows(bytes: &[u8], window_bytes: usize) -> Vec<Found> {
     loop {
         let start = position.offset_bytes as usize - LOG_HEADER_BYTES;
         let end = bytes.len().min(start + window_bytes);
-        let mut scan = scan(&bytes[start..end], position, end == bytes.len());
+        let mut scan = scan(Kinds::ALL, &bytes[start..end], position, end == bytes.len());
         found.extend(scan.by_ref());
         position = scan.position();
         if end == bytes.len() || !matches!(found.last(), Some(Found::Record { .. })) {

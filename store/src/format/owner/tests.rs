@@ -4,7 +4,7 @@ use varve_content::RootId;
 
 use super::*;
 use crate::format::{
-    PendingSnapshot, SnapshotId,
+    AccountId, PendingSnapshot, SnapshotId,
     tests::{STORE, assert_bytes, assert_every_byte_counts, hex},
 };
 
@@ -14,7 +14,9 @@ fn record() -> OwnerRecord {
         number: 0x1703,
         volume: VolumeRecord {
             id: "vol-0123456789abcdef0".parse().unwrap(),
-            name: "db".to_owned(),
+            name: Some("db".to_owned()),
+            owner: AccountId::ADMINISTRATOR,
+            description: String::new(),
             size_bytes: 1 << 30,
             base: Some(RootId::from_bytes([0xb5; 32])),
             parent: None,
@@ -67,6 +69,7 @@ fn every_byte_of_it_counts() {
 fn tags_and_pending_snapshots_are_left_to_the_catalog() {
     let mut full = record();
     full.volume.tags.insert("k".to_owned(), "v".to_owned());
+    "what it is for".clone_into(&mut full.volume.description);
     full.volume.pending.push(PendingSnapshot {
         snapshot: SnapshotId::from_low_bits([1; 9]),
         next_file: 0x2b,
@@ -78,7 +81,7 @@ fn tags_and_pending_snapshots_are_left_to_the_catalog() {
 #[test]
 fn a_name_that_does_not_fit_is_an_error() {
     let mut long = record();
-    long.volume.name = "n".repeat(OWNER_SLOT_BYTES);
+    long.volume.name = Some("n".repeat(OWNER_SLOT_BYTES));
     let why = long.encode().unwrap_err().to_string();
     assert!(why.contains("length"), "{why}");
 }

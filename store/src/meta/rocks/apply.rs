@@ -1,19 +1,22 @@
 //! Writing: a batch becomes one RocksDB write batch, totals included.
 
-use std::{fmt, ops::SubAssign};
+use std::{collections::BTreeMap, fmt, ops::SubAssign};
 
-use rocksdb::{WriteBatch, WriteOptions};
+use rocksdb::{ColumnFamily, WriteBatch, WriteOptions};
 use varve_content::ChunkId;
 
 use super::{Database, Known, REMEDY, RocksMeta, failed_at};
 use crate::{
     Error, Result,
-    format::{PackState, StoreId, keys},
-    meta::{Batch, Meta, NodeKey, Totals},
+    format::{Location, PackId, PackState, StoreId, keys},
+    meta::{
+        Batch, Meta, NodeKey, Outcome, RowKey, Totals,
+        batch::{RowChange, RowFate},
+    },
 };
 
 impl Meta for RocksMeta {
-    fn apply(&self, batch: Batch, sync: bool) -> Result<()> {
+    fn apply(&self, batch: Batch, sync: bool) -> Result<Outcome> {
         let mut applying = self.applying.lock();
         if let Some(reason) = self.failed.get() {
             return Err(Error::Poisoned {
@@ -21,17 +24,25 @@ impl Meta for RocksMeta {
             });
         }
         self.go_on(&mut applying)?;
-        if applying.came_back(&batch) {
-            return Ok(());
+        if let Some(outcome) = applying.came_back(&batch) {
+            return Ok(outcome);
         }
         let database = self.database()?;
         let before = *self.known.read();
         let mut totals = before.totals;
         let mut write = WriteBatch::default();
-        database.add_chunks(&batch, &mut write, &mut totals)?;
-        database.add_nodes(&batch, &mut write, &mut totals)?;
+        let mut rows = Rows {
+            database: &database,
+            batch: &batch,
+            packs: BTreeMap::new(),
+            outcome: Outcome::default(),
+        };
+        rows.add_chunks(&mut write, &mut totals)?;
+        rows.add_nodes(&mut write, &mut totals)?;
+        let outcome = rows.outcome;
         database.add_packs(&batch, &mut write, &mut totals)?;
         let after = Known {
+            last_pack_number: before.last_pack_number.max(batch.last_pack_number()),
             catalog_sequence: batch.sequence_after(before.catalog_sequence)?,
             totals: {
                 database.add_catalog(batch.catalog.clone(), &mut write, &mut totals)?;
@@ -45,11 +56,20 @@ impl Meta for RocksMeta {
             keys::CATALOG_SEQUENCE,
             keys::encode_sequence(after.catalog_sequence),
         );
+        // As long as no pack was forgotten their states say it.
+        if batch.packs.values().any(Option::is_none) {
+            write.put_cf(
+                family,
+                keys::LAST_PACK_NUMBER,
+                keys::encode_sequence(after.last_pack_number),
+            );
+        }
         if let Err(error) = database.write(write, sync) {
-            return Err(self.interrupted(&mut applying, batch, before, after, error));
+            let tried = (batch, outcome);
+            return Err(self.interrupted(&mut applying, tried, before, after, error));
         }
         *self.known.write() = after;
-        Ok(())
+        Ok(outcome)
     }
 
     fn totals(&self) -> Result<Totals> {
@@ -94,55 +114,129 @@ impl Database {
         self.db.write_opt(write, &options)
     }
 
-    fn add_chunks(&self, batch: &Batch, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
-        let family = self.family(keys::CHUNKS)?;
-        let present = self.locations(keys::CHUNKS, batch.chunks.keys().map(ChunkId::as_bytes))?;
-        for ((id, location), present) in batch.chunks.iter().zip(present) {
-            match present {
-                Some(present) if present == *location => continue,
-                Some(present) => {
-                    take(
-                        &mut totals.chunk_bytes,
-                        u64::from(present.payload.plain_bytes),
-                    )?;
-                    take(&mut totals.stored_bytes, present.payload.record_bytes())?;
-                }
-                None => add(&mut totals.chunks, 1)?,
-            }
-            add(
-                &mut totals.chunk_bytes,
-                u64::from(location.payload.plain_bytes),
-            )?;
-            add(&mut totals.stored_bytes, location.payload.record_bytes())?;
-            write.put_cf(family, id.as_bytes(), location.encode());
-        }
-        Ok(())
-    }
-
-    fn add_nodes(&self, batch: &Batch, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
-        let family = self.family(keys::NODES)?;
-        let present = self.locations(keys::NODES, batch.nodes.keys().map(NodeKey::as_bytes))?;
-        for ((key, location), present) in batch.nodes.iter().zip(present) {
-            match present {
-                Some(present) if present == *location => continue,
-                Some(present) => take(&mut totals.stored_bytes, present.payload.record_bytes())?,
-                None => add(&mut totals.nodes, 1)?,
-            }
-            add(&mut totals.stored_bytes, location.payload.record_bytes())?;
-            write.put_cf(family, key.as_bytes(), location.encode());
-        }
-        Ok(())
-    }
-
     fn add_packs(&self, batch: &Batch, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
         let family = self.family(keys::PACKS)?;
-        for state in batch.packs.values() {
-            if self.pack_state(state.pack)?.is_none() {
-                add(&mut totals.packs, 1)?;
+        for (pack, state) in &batch.packs {
+            let is_known = self.pack_state(*pack)?.is_some();
+            match state {
+                Some(state) => {
+                    if !is_known {
+                        add(&mut totals.packs, 1)?;
+                    }
+                    write.put_cf(family, PackState::key_of(*pack), state.encode());
+                }
+                None if is_known => {
+                    take(&mut totals.packs, 1)?;
+                    write.delete_cf(family, PackState::key_of(*pack));
+                }
+                None => {}
             }
-            write.put_cf(family, PackState::key_of(state.pack), state.encode());
         }
         Ok(())
+    }
+}
+
+/// The rows that a batch changes.
+struct Rows<'a> {
+    database: &'a Database,
+    batch: &'a Batch,
+    /// Whether packs are there that were asked for.
+    packs: BTreeMap<PackId, bool>,
+    outcome: Outcome,
+}
+
+impl Rows<'_> {
+    fn add_chunks(&mut self, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
+        let batch = self.batch;
+        let ids = batch.chunks.keys().map(ChunkId::as_bytes);
+        let present = self.database.locations(keys::CHUNKS, ids)?;
+        let family = self.database.family(keys::CHUNKS)?;
+        for ((id, change), present) in batch.chunks.iter().zip(present) {
+            let fate = self.decide(RowKey::Chunk(*id), *change, present)?;
+            let Some(new) = changed(present, fate) else {
+                continue;
+            };
+            count(present, new, &mut totals.chunks, &mut totals.stored_bytes)?;
+            let plain = |row: Option<Location>| row.map(|it| it.payload.plain_bytes.into());
+            replace(&mut totals.chunk_bytes, plain(present), plain(new))?;
+            put(write, family, id.as_bytes(), new);
+        }
+        Ok(())
+    }
+
+    fn add_nodes(&mut self, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
+        let batch = self.batch;
+        let ids = batch.nodes.keys().map(NodeKey::as_bytes);
+        let present = self.database.locations(keys::NODES, ids)?;
+        let family = self.database.family(keys::NODES)?;
+        for ((key, change), present) in batch.nodes.iter().zip(present) {
+            let fate = self.decide(RowKey::Node(*key), *change, present)?;
+            let Some(new) = changed(present, fate) else {
+                continue;
+            };
+            count(present, new, &mut totals.nodes, &mut totals.stored_bytes)?;
+            put(write, family, key.as_bytes(), new);
+        }
+        Ok(())
+    }
+
+    fn decide(
+        &mut self,
+        key: RowKey,
+        change: RowChange,
+        present: Option<Location>,
+    ) -> Result<RowFate> {
+        let fate = change.decide(present, |pack| self.is_there(pack))?;
+        self.outcome.note(|| key, change, fate);
+        Ok(fate)
+    }
+
+    /// Whether a pack is there, by the batch or else by the index.
+    fn is_there(&mut self, pack: PackId) -> Result<bool> {
+        if let Some(said) = self.batch.says_of(pack) {
+            return Ok(said);
+        }
+        if let Some(known) = self.packs.get(&pack) {
+            return Ok(*known);
+        }
+        let is_known = self.database.pack_state(pack)?.is_some();
+        self.packs.insert(pack, is_known);
+        Ok(is_known)
+    }
+}
+
+/// What a row is from now on; `None` if it stays as it is.
+fn changed(present: Option<Location>, fate: RowFate) -> Option<Option<Location>> {
+    let new = match fate {
+        RowFate::Stays => return None,
+        RowFate::Becomes(location) => Some(location),
+        RowFate::Goes => None,
+    };
+    (new != present).then_some(new)
+}
+
+/// Counts a row that is replaced, and the bytes of its record.
+fn count(
+    present: Option<Location>,
+    new: Option<Location>,
+    rows: &mut u64,
+    stored_bytes: &mut u64,
+) -> Result<()> {
+    let record = |row: Option<Location>| row.map(|it| it.payload.record_bytes());
+    replace(rows, present.map(|_| 1), new.map(|_| 1))?;
+    replace(stored_bytes, record(present), record(new))
+}
+
+/// Puts one amount in the place of another in a total.
+fn replace(total: &mut u64, present: Option<u64>, new: Option<u64>) -> Result<()> {
+    take(total, present.unwrap_or_default())?;
+    add(total, new.unwrap_or_default())
+}
+
+fn put(write: &mut WriteBatch, family: &ColumnFamily, id: &[u8; 32], new: Option<Location>) {
+    match new {
+        Some(location) => write.put_cf(family, id, location.encode()),
+        None => write.delete_cf(family, id),
     }
 }
 

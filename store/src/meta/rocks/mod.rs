@@ -19,11 +19,12 @@ mod apply;
 mod catalog;
 mod options;
 mod recover;
+mod view;
 
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{OnceLock, atomic::AtomicBool},
     thread,
 };
 
@@ -33,23 +34,21 @@ use rustix::io::Errno;
 use varve_content::ChunkId;
 
 use self::recover::Applying;
-use super::{Index, NodeKey, PackState, Totals};
+use super::{Index, IndexView, NodeKey, PackState, Totals, catalog::REMEDY};
 use crate::{
     Error, Result,
-    format::{FormatError, Location, PackId, StoreId, keys},
+    format::{FormatError, Kinds, Location, PackId, StoreId, keys},
     limits,
 };
 
 /// Keys looked up in one call: what bounds the values that RocksDB keeps pinned for us meanwhile.
 const LOOKUP_KEYS: usize = 4096;
 
-/// What to do about an index that cannot be used.
-const REMEDY: &str = "`varved rebuild` makes the index again from packs and catalog log";
-
 /// Index and catalog in a directory of their own.
 pub struct RocksMeta {
     path: PathBuf,
     store: StoreId,
+    kinds: Kinds,
     /// None only if it could not be opened again.
     database: RwLock<Option<Database>>,
     /// One batch at a time: each reads what it replaces, to keep the totals exact.
@@ -57,12 +56,15 @@ pub struct RocksMeta {
     known: RwLock<Known>,
     /// Why nothing is written any more.
     failed: OnceLock<String>,
+    /// Somebody waits to open the database again: who looks at it for long ends.
+    reopening: AtomicBool,
 }
 
 /// The database, open.
 struct Database {
     db: DB,
     path: PathBuf,
+    kinds: Kinds,
 }
 
 /// A database that stays open as long as this is held.
@@ -73,6 +75,7 @@ type Held<'a> = MappedRwLockReadGuard<'a, Database>;
 struct Known {
     totals: Totals,
     catalog_sequence: u64,
+    last_pack_number: u64,
 }
 
 impl fmt::Debug for RocksMeta {
@@ -87,12 +90,21 @@ impl fmt::Debug for RocksMeta {
 
 impl RocksMeta {
     /// Makes an empty index for `store` in `path`, which holds none yet (see [`destroy`](Self::destroy)).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Incompatible`] when there is one.
     pub fn create(path: &Path, store: StoreId) -> Result<Self> {
+        Self::create_with(path, store, Kinds::ALL)
+    }
+
+    /// The same for these kinds of records.
+    pub(crate) fn create_with(path: &Path, store: StoreId, kinds: Kinds) -> Result<Self> {
         let mut options = options::database();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_error_if_exists(true);
-        let database = Database::with_options(path, &options)?;
+        let database = Database::with_options(path, &options, kinds)?;
         // Written last: an index without it was not completed.
         database.begin(store)?;
         Ok(Self::new(database, store))
@@ -105,13 +117,22 @@ impl RocksMeta {
     /// [`Error::Incompatible`] when there is none, when it is another store's, or of another version: all to be
     /// remedied by a rebuild.
     pub fn open(path: &Path, store: StoreId) -> Result<Self> {
-        let (database, known) = Database::open(path, store)?;
+        Self::open_with(path, store, Kinds::ALL)
+    }
+
+    /// The same for these kinds of records.
+    pub(crate) fn open_with(path: &Path, store: StoreId, kinds: Kinds) -> Result<Self> {
+        let (database, known) = Database::open(path, store, kinds)?;
         let meta = Self::new(database, store);
         *meta.known.write() = known;
         Ok(meta)
     }
 
     /// Removes the index in `path`, if there is one, so that it can be [made](Self::create) again.
+    ///
+    /// # Errors
+    ///
+    /// When RocksDB cannot.
     pub fn destroy(path: &Path) -> Result<()> {
         DB::destroy(&Options::default(), path)
             .map_err(|error| failed_at(path, "remove the index in", error))
@@ -121,10 +142,12 @@ impl RocksMeta {
         Self {
             path: database.path.clone(),
             store,
+            kinds: database.kinds,
             database: RwLock::new(Some(database)),
             applying: Mutex::default(),
             known: RwLock::default(),
             failed: OnceLock::new(),
+            reopening: AtomicBool::new(false),
         }
     }
 
@@ -155,11 +178,11 @@ impl RocksMeta {
 }
 
 impl Database {
-    fn open(path: &Path, store: StoreId) -> Result<(Self, Known)> {
+    fn open(path: &Path, store: StoreId, kinds: Kinds) -> Result<(Self, Known)> {
         let mut options = options::database();
         // An index that was made by an earlier version lacks the families of what that did not know.
         options.create_missing_column_families(true);
-        let database = Self::with_options(path, &options)?;
+        let database = Self::with_options(path, &options, kinds)?;
         let identity = match database.get(keys::META, keys::IDENTITY)? {
             Some(value) => {
                 keys::Identity::decode(&value).map_err(|error| database.incompatible(error))?
@@ -184,12 +207,13 @@ impl Database {
                 Some(value) => keys::decode_sequence(&value).map_err(undecodable)?,
                 None => 0,
             },
+            last_pack_number: database.last_pack_number()?,
         };
         Ok((database, known))
     }
 
-    fn with_options(path: &Path, database: &Options) -> Result<Self> {
-        let db = DB::open_cf_descriptors(database, path, options::column_families()).map_err(
+    fn with_options(path: &Path, database: &Options, kinds: Kinds) -> Result<Self> {
+        let db = DB::open_cf_descriptors(database, path, options::column_families(kinds)).map_err(
             |error| match error.kind() {
                 // So RocksDB says that there is nothing, or not what was asked for.
                 ErrorKind::InvalidArgument => incompatible(path, error),
@@ -199,6 +223,7 @@ impl Database {
         Ok(Self {
             db,
             path: path.to_owned(),
+            kinds,
         })
     }
 
@@ -226,6 +251,22 @@ impl Database {
         };
         let state = PackState::decode(&key, &value).map_err(undecodable)?;
         Ok((state.pack == pack).then_some(state))
+    }
+
+    /// The highest number that a pack ever had: by the states, or by what was kept when one of them was forgotten. A
+    /// version that knows nothing of that may have added packs since.
+    fn last_pack_number(&self) -> Result<u64> {
+        let kept = match self.get(keys::META, keys::LAST_PACK_NUMBER)? {
+            Some(value) => keys::decode_sequence(&value).map_err(undecodable)?,
+            None => 0,
+        };
+        let packs = self.family(keys::PACKS)?;
+        let Some(last) = self.db.iterator_cf(packs, IteratorMode::End).next() else {
+            return Ok(kept);
+        };
+        let (key, value) = last.map_err(unreadable)?;
+        let last = PackState::decode(&key, &value).map_err(undecodable)?;
+        Ok(last.pack.number.max(kept))
     }
 
     /// Locations under `keys`, in their order.
@@ -273,15 +314,17 @@ impl Index for RocksMeta {
 
     fn pack_states(&self) -> Result<Vec<PackState>> {
         self.reading(|database| {
-            database
-                .db
-                .iterator_cf(database.family(keys::PACKS)?, IteratorMode::Start)
-                .map(|entry| {
-                    let (key, value) = entry.map_err(unreadable)?;
-                    PackState::decode(&key, &value).map_err(undecodable)
-                })
-                .collect()
+            let packs = database.family(keys::PACKS)?;
+            view::decoded_states(database.db.iterator_cf(packs, IteratorMode::Start))
         })
+    }
+
+    fn last_pack_number(&self) -> Result<u64> {
+        Ok(self.known.read().last_pack_number)
+    }
+
+    fn view(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {
+        self.look(look)
     }
 }
 

@@ -12,7 +12,10 @@ use rocksdb::{
     DataBlockIndexType, InfoLogger, LogLevel, Options,
 };
 
-use crate::{format::keys, limits};
+use crate::{
+    format::{Kind, Kinds, keys},
+    limits,
+};
 
 /// Threads for flush and compaction.
 const BACKGROUND_JOBS: i32 = 2;
@@ -30,31 +33,36 @@ const WAL_BYTES_MAX: u64 = 8 << 20;
 /// Two write buffers each: one fills while the other goes to disk, and writers wait when both are full. So this is a bound.
 const WRITE_BUFFERS: u8 = 2;
 
-/// Write buffer by column family. `meta` has the totals, written with every batch.
-const WRITE_BUFFER_BYTES: [(&str, usize); 12] = [
+/// Write buffers of the index. `meta` has the totals, written with every batch.
+const INDEX_WRITE_BUFFER_BYTES: [(&str, usize); 4] = [
     (keys::CHUNKS, 8 << 20),
     (keys::NODES, 4 << 20),
     (keys::PACKS, 512 << 10),
-    (keys::SNAPSHOTS, 512 << 10),
-    (keys::NAMES, 256 << 10),
-    (keys::VOLUMES, 512 << 10),
-    (keys::VOLUME_NAMES, 256 << 10),
-    (keys::SNAPSHOT_TAGS, 256 << 10),
-    (keys::VOLUME_TAGS, 256 << 10),
-    (keys::COPIES, 384 << 10),
-    (keys::REMOTES, 128 << 10),
     (keys::META, 1 << 20),
 ];
+/// Write buffers of the catalog, which its families share alike: each is rarely written.
+const CATALOG_WRITE_BUFFER_BYTES: usize = 2560 << 10;
 
 const _: () = {
-    let mut sum = 0;
+    let mut sum = CATALOG_WRITE_BUFFER_BYTES;
     let mut at = 0;
-    while at < WRITE_BUFFER_BYTES.len() {
-        sum += WRITE_BUFFERS as usize * WRITE_BUFFER_BYTES[at].1;
+    while at < INDEX_WRITE_BUFFER_BYTES.len() {
+        sum += INDEX_WRITE_BUFFER_BYTES[at].1;
         at += 1;
     }
-    assert!(sum <= limits::ROCKS_WRITE_BUFFER_BYTES);
+    assert!(WRITE_BUFFERS as usize * sum <= limits::ROCKS_WRITE_BUFFER_BYTES);
 };
+
+/// Write buffer by column family, of the index and of these kinds of records.
+fn write_buffers(kinds: Kinds) -> Vec<(&'static str, usize)> {
+    let catalog: Vec<_> = kinds.iter().flat_map(Kind::families).collect();
+    let each_bytes = CATALOG_WRITE_BUFFER_BYTES / catalog.len().max(1);
+    let catalog = catalog.into_iter().map(|family| (family, each_bytes));
+    INDEX_WRITE_BUFFER_BYTES
+        .into_iter()
+        .chain(catalog)
+        .collect()
+}
 
 /// Options of the database.
 pub(super) fn database() -> Options {
@@ -86,9 +94,9 @@ pub(super) fn database() -> Options {
 }
 
 /// All column families with their options, and one cache for data, index and filter blocks of them all.
-pub(super) fn column_families() -> impl Iterator<Item = ColumnFamilyDescriptor> {
+pub(super) fn column_families(kinds: Kinds) -> impl Iterator<Item = ColumnFamilyDescriptor> {
     let cache = Cache::new_lru_cache(limits::ROCKS_CACHE_BYTES);
-    WRITE_BUFFER_BYTES
+    write_buffers(kinds)
         .into_iter()
         .map(move |(name, write_buffer_bytes)| {
             let mut options = Options::default();

@@ -1,11 +1,14 @@
 //! Going on after a write that failed because the system was short of something.
 
-use std::fs;
+use std::{fs, sync::atomic::Ordering};
 
 use rustix::fs::statvfs;
 
 use super::{Database, Known, RocksMeta, failed_at, is_disk_full, shortage};
-use crate::{Error, Result, meta::Batch};
+use crate::{
+    Error, Result,
+    meta::{Batch, Outcome},
+};
 
 /// Free space that opening takes, beside what the log holds: a manifest, an options file, the next log.
 const OPEN_BYTES: u64 = 1 << 20;
@@ -19,12 +22,13 @@ pub(super) struct Applying {
     /// It may be in the database, or not.
     interrupted: Option<Interrupted>,
     /// It is, though its caller was told that it failed.
-    came_back: Option<Batch>,
+    came_back: Option<(Batch, Outcome)>,
 }
 
 #[derive(Debug)]
 struct Interrupted {
     batch: Batch,
+    outcome: Outcome,
     before: Known,
     after: Known,
     /// Told again until it is over.
@@ -32,22 +36,25 @@ struct Interrupted {
 }
 
 impl Applying {
-    /// Whether a batch was written that looked as if it had failed, and is applied once more.
-    pub(super) fn came_back(&mut self, batch: &Batch) -> bool {
-        let same = self.came_back.as_ref() == Some(batch);
-        if same || !batch.catalog.is_empty() {
-            self.came_back = None;
+    /// What became of a batch that was written though it looked as if it had failed, and is applied once more.
+    pub(super) fn came_back(&mut self, batch: &Batch) -> Option<Outcome> {
+        let (written, outcome) = self.came_back.take()?;
+        if written == *batch {
+            return Some(outcome);
         }
-        same
+        if batch.catalog.is_empty() {
+            self.came_back = Some((written, outcome));
+        }
+        None
     }
 }
 
 impl RocksMeta {
-    /// Draws the consequence of a write that failed.
+    /// Handles a write that failed.
     pub(super) fn interrupted(
         &self,
         applying: &mut Applying,
-        batch: Batch,
+        (batch, outcome): (Batch, Outcome),
         before: Known,
         after: Known,
         error: rocksdb::Error,
@@ -59,6 +66,7 @@ impl RocksMeta {
             tracing::warn!(%error, "the index cannot be written for now");
             applying.interrupted = Some(Interrupted {
                 batch,
+                outcome,
                 before,
                 after,
                 error: failed(),
@@ -85,10 +93,12 @@ impl RocksMeta {
         };
         self.check_enough(&interrupted.error)?;
         let known = {
+            self.reopening.store(true, Ordering::Relaxed);
             let mut database = self.database.write();
+            self.reopening.store(false, Ordering::Relaxed);
             // It has a lock on its directory: it is closed first.
             *database = None;
-            let (opened, known) = Database::open(&self.path, self.store)?;
+            let (opened, known) = Database::open(&self.path, self.store, self.kinds)?;
             *database = Some(opened);
             known
         };
@@ -99,7 +109,7 @@ impl RocksMeta {
         // there, and it is applied once more, as if it were not.
         let is_there = known == interrupted.after && known != interrupted.before;
         if is_there {
-            applying.came_back = Some(interrupted.batch);
+            applying.came_back = Some((interrupted.batch, interrupted.outcome));
         } else if known != interrupted.before {
             let reason = format!(
                 "the index in {} holds {known:?} after it was opened again, neither {:?} nor {:?}",
@@ -119,7 +129,7 @@ impl RocksMeta {
     pub(super) fn open_if_closed(&self) -> Result<()> {
         let mut database = self.database.write();
         if database.is_none() {
-            let (opened, _) = Database::open(&self.path, self.store)?;
+            let (opened, _) = Database::open(&self.path, self.store, self.kinds)?;
             *database = Some(opened);
         }
         Ok(())

@@ -48,13 +48,13 @@ impl Volumes {
             let Some(last) = records.last() else {
                 return Ok(());
             };
-            after_name = Some(last.name.clone());
+            after_name = Some(last.label().into_owned());
             for record in records {
                 self.engine.commit.writable()?;
                 if self.engine.commit.is_closing() {
                     return Err(Error::Closing);
                 }
-                let name = record.name.clone();
+                let name = record.label().into_owned();
                 match self.empty_journal(record, idle, tried).await {
                     Ok(()) => {}
                     Err(Error::Closing) => return Err(Error::Closing),
@@ -79,7 +79,7 @@ impl Volumes {
             tried.remove(&id);
             if volume.rests(idle) && volume.journal_bytes() >= limits::JOURNAL_IDLE_BYTES {
                 self.content_now(&volume).await?;
-                tracing::debug!(volume = record.name, "a journal at rest was emptied");
+                tracing::debug!(volume = %record.label(), "a journal at rest was emptied");
             }
             return Ok(());
         }
@@ -97,9 +97,9 @@ impl Volumes {
         }
         let volume = self.open_volume(&id.to_string()).await?;
         self.content_now(&volume).await?;
-        let name = &volume.record().name;
+        let name = volume.record().label();
         tracing::info!(
-            volume = name,
+            volume = %name,
             "the journal that was left behind was emptied"
         );
         Ok(())

@@ -33,7 +33,7 @@ use crate::{
     engine::{Priority, RootPin, apart, joined, needed_by, walked},
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::{CHECKPOINT_NODES_MAX, CHECKPOINT_SEGMENTS_IN_FLIGHT},
-    meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
+    meta::{Lookup as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
     read::ContentReader,
     volume::{
         layers::{Changed, Place, Stack},

@@ -52,7 +52,7 @@ impl OwnerFile {
                         return Err(opened.refuse(format!(
                             "{what} of volume {:?}: {says} by its journal, {catalog} by the catalog, which is older; \
                              `varved rebuild` puts the volume on what its journal says",
-                            record.name
+                            record.label()
                         )));
                     }
                 }
@@ -95,7 +95,7 @@ impl OwnerFile {
             }
             // There is no record that could be wrong, and a volume can be read on a full disk.
             Err(error @ Error::Full { .. }) if self.last.is_none() => {
-                tracing::warn!(volume = record.name, %error, "its journal has no owner record yet");
+                tracing::warn!(volume = %record.label(), %error, "its journal has no owner record yet");
                 Ok(())
             }
             Err(error) => Err(error),

@@ -1,10 +1,9 @@
 //! A copy's record, as the catalog log and the catalog keep it.
 
-use std::collections::BTreeMap;
-
 use varve_content::RootId;
 
-use super::{
+use super::{CatalogRecord, Keys, Kind, Tags};
+use crate::format::{
     FormatError, ID_BYTES, IdKind, RecordId, SnapshotId,
     fields::{Fields, optional, put_tags, put_text},
 };
@@ -18,7 +17,7 @@ const HAS_ROOT: u8 = 2;
 const HAS_SNAPSHOT: u8 = 4;
 const HAS_ENDED: u8 = 8;
 
-/// What is the id of a copy.
+/// The kind of id that copies have.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OfCopy {}
 
@@ -96,7 +95,7 @@ pub struct CopyRecord {
     /// Name of the snapshot here; empty while it is not known and none was asked for.
     pub name: String,
     /// Tags of the snapshot here, beside those that it has there.
-    pub tags: BTreeMap<String, String>,
+    pub tags: Tags,
     /// Bytes a second at most; 0: no limit.
     pub bytes_per_second: u64,
     /// When it was begun, in nanoseconds since 1970.
@@ -135,7 +134,7 @@ impl CopyRecord {
             allow_plaintext: false,
             snapshot,
             name: String::new(),
-            tags: BTreeMap::new(),
+            tags: Tags::new(),
             bytes_per_second: 0,
             created_at_ns,
             outcome: CopyOutcome::UnderWay,
@@ -151,10 +150,23 @@ impl CopyRecord {
             last_error_code: 0,
         }
     }
+}
 
-    /// Its bytes.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+impl CatalogRecord for CopyRecord {
+    type Id = CopyId;
+
+    const KIND: &'static Kind = &Kind::of::<Self>("copy", 6, "copies");
+
+    /// The name and the tags that it has are those of the snapshot that it makes.
+    fn keys(&self) -> Keys<'_, CopyId> {
+        Keys {
+            id: self.id,
+            name: None,
+            tags: None,
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         let flags = flag(self.allow_plaintext, PLAINTEXT)
             | flag(self.root.is_some(), HAS_ROOT)
@@ -194,8 +206,7 @@ impl CopyRecord {
         bytes
     }
 
-    /// The record with these bytes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+    fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new("record of a copy", bytes);
         let version = fields.u8()?;
         if ![VERSION_WITHOUT_CODE, VERSION].contains(&version) {

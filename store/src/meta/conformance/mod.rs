@@ -1,27 +1,33 @@
-//! What holds for every [`Meta`], asked of both.
+//! What holds for every [`Meta`]: one suite, run against each implementation.
+//!
+//! An implementation is a line in [`over_every_meta`].
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod catalog;
+mod index;
 mod model;
 
 use std::collections::BTreeMap;
 
-use varve_content::codec::Codec;
+use varve_content::{ChunkId, NodeId, RootId, codec::Codec};
 
+use self::{catalog::*, index::*};
 use super::*;
 use crate::{
     Error,
     format::{
-        PackKind, StoreId,
+        Location, PackId, PackKind, StoreId,
         catalog_log::Record,
-        pack::{PACK_HEADER_BYTES, Payload},
+        pack::{PACK_HEADER_BYTES, Payload, RecordKind},
+        record::note::KINDS,
     },
 };
 
 pub(super) const STORE: StoreId = StoreId::from_bytes([7; 16]);
 
-/// Runs each test over the model and over RocksDB.
-macro_rules! over_both {
+/// Runs each test against each implementation.
+macro_rules! over_every_meta {
     ($($test:ident),+ $(,)?) => {
         mod memory {
             $(#[test]
@@ -34,13 +40,14 @@ macro_rules! over_both {
             $(#[test]
             fn $test() {
                 let directory = tempfile::tempdir().unwrap();
-                super::$test(&super::RocksMeta::create(&directory.path().join("index"), super::STORE).unwrap());
+                let path = directory.path().join("index");
+                super::$test(&super::RocksMeta::create_with(&path, super::STORE, super::KINDS).unwrap());
             })+
         }
     };
 }
 
-over_both!(
+over_every_meta!(
     an_empty_store,
     lookups_answer_in_the_order_asked,
     putting_again_counts_once,
@@ -60,6 +67,17 @@ over_both!(
     volumes_and_snapshots_share_no_names,
     copies_are_kept_until_they_are_forgotten,
     remotes_are_found_by_name,
+    a_record_is_put_unless_the_pack_that_has_it_is_there,
+    a_row_moves_only_from_the_pack_that_it_points_into,
+    a_row_is_removed_only_with_the_pack_that_it_points_into,
+    of_two_changes_of_a_row_the_later_counts,
+    a_view_stays_as_it_was,
+    a_scan_gives_all_rows_in_order_until_it_breaks_off,
+    numbers_of_packs_that_are_forgotten_are_known,
+    records_without_names_are_listed_by_their_ids,
+    a_prefix_passes_over_records_without_names,
+    an_id_is_nobodys_name,
+    a_kind_that_only_tests_have_is_kept_like_all,
 );
 
 pub(super) fn chunk_id(number: u64) -> ChunkId {
@@ -103,7 +121,9 @@ pub(super) fn snapshot_id(number: u8) -> SnapshotId {
 pub(super) fn snapshot(number: u8, name: &str) -> SnapshotRecord {
     SnapshotRecord {
         id: snapshot_id(number),
-        name: name.to_owned(),
+        name: Some(name.to_owned()),
+        owner: AccountId::ADMINISTRATOR,
+        description: String::new(),
         size_bytes: 1000 + u64::from(number),
         state: SnapshotState::Completed(SnapshotContent {
             root: RootId::from_bytes([number; 32]),
@@ -125,7 +145,9 @@ pub(super) fn volume_id(number: u8) -> VolumeId {
 pub(super) fn volume(number: u8, name: &str) -> VolumeRecord {
     VolumeRecord {
         id: volume_id(number),
-        name: name.to_owned(),
+        name: Some(name.to_owned()),
+        owner: AccountId::ADMINISTRATOR,
+        description: String::new(),
         size_bytes: 512 * (1 + u64::from(number)),
         base: Some(RootId::from_bytes([number; 32])),
         parent: Some(snapshot_id(number)),
@@ -148,7 +170,7 @@ fn chunks(entries: impl IntoIterator<Item = (u64, Location)>) -> Batch {
 }
 
 /// A batch of these records, behind those that were applied.
-pub(super) fn records(meta: &dyn Meta, records: impl IntoIterator<Item = Record>) -> Batch {
+fn records(meta: &dyn Meta, records: impl IntoIterator<Item = Record>) -> Batch {
     let mut batch = Batch::default();
     for (sequence, record) in (meta.catalog_sequence().unwrap() + 1..).zip(records) {
         batch.catalog(sequence, record);
@@ -156,13 +178,42 @@ pub(super) fn records(meta: &dyn Meta, records: impl IntoIterator<Item = Record>
     batch
 }
 
+/// The same of these changes, each in a record of its own.
+fn changes(meta: &dyn Meta, changes: impl IntoIterator<Item = Change>) -> Batch {
+    records(meta, changes.into_iter().map(Record::One))
+}
+
+/// Records with labels behind `after`, in the order of their labels.
+fn list<R: CatalogRecord>(
+    meta: &dyn Meta,
+    after: Option<&str>,
+    prefix: &str,
+    limit: usize,
+) -> Result<Vec<R>> {
+    let filter = Filter {
+        name_prefix: prefix.to_owned(),
+        ..Filter::default()
+    };
+    let from = after.map(|after| behind(after.as_bytes()));
+    Ok(match limit {
+        0 => Vec::new(),
+        _ => {
+            meta.page(&filter, &from.unwrap_or_default(), limit)?
+                .records
+        }
+    })
+}
+
 fn put_snapshots(meta: &dyn Meta, snapshots: impl IntoIterator<Item = SnapshotRecord>) {
-    let batch = records(meta, snapshots.into_iter().map(Record::PutSnapshot));
+    let batch = changes(meta, snapshots.into_iter().map(|it| Change::put(&it)));
     meta.apply(batch, false).unwrap();
 }
 
 fn names(records: &[SnapshotRecord]) -> Vec<&str> {
-    records.iter().map(|record| record.name.as_str()).collect()
+    records
+        .iter()
+        .map(|record| record.name.as_deref().unwrap_or_default())
+        .collect()
 }
 
 fn an_empty_store(meta: &dyn Meta) {
@@ -172,9 +223,9 @@ fn an_empty_store(meta: &dyn Meta) {
     assert_eq!(meta.chunks(&[chunk_id(1)]).unwrap(), [None]);
     assert_eq!(meta.nodes(&[leaf_key(1)]).unwrap(), [None]);
     assert_eq!(meta.pack_states().unwrap(), []);
-    assert_eq!(meta.snapshots(None, "", 10).unwrap(), []);
-    assert_eq!(meta.snapshot(snapshot_id(1)).unwrap(), None);
-    assert_eq!(meta.snapshot_by_name("a").unwrap(), None);
+    assert_eq!(list::<SnapshotRecord>(meta, None, "", 10).unwrap(), []);
+    assert_eq!(meta.get::<SnapshotRecord>(&snapshot_id(1)).unwrap(), None);
+    assert_eq!(meta.get_named::<SnapshotRecord>("a").unwrap(), None);
     meta.apply(Batch::default(), true).unwrap();
     assert_eq!(meta.totals().unwrap(), Totals::default());
     assert!(meta.is_healthy());
@@ -298,19 +349,22 @@ fn pack_states_are_replaced(meta: &dyn Meta) {
 fn snapshots_are_found_by_id_and_name(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "a"), snapshot(2, "b")]);
     assert_eq!(
-        meta.snapshot(snapshot_id(1)).unwrap(),
+        meta.get::<SnapshotRecord>(&snapshot_id(1)).unwrap(),
         Some(snapshot(1, "a"))
     );
-    assert_eq!(meta.snapshot_by_name("b").unwrap(), Some(snapshot(2, "b")));
-    assert_eq!(meta.snapshot_by_name("c").unwrap(), None);
+    assert_eq!(
+        meta.get_named::<SnapshotRecord>("b").unwrap(),
+        Some(snapshot(2, "b"))
+    );
+    assert_eq!(meta.get_named::<SnapshotRecord>("c").unwrap(), None);
     assert_eq!(meta.catalog_sequence().unwrap(), 2);
     let totals = meta.totals().unwrap();
     assert_eq!((totals.snapshots, totals.logical_bytes), (2, 1001 + 1002));
 
-    let batch = records(meta, [Record::DeleteSnapshot(snapshot_id(1))]);
+    let batch = changes(meta, [Change::delete::<SnapshotRecord>(&snapshot_id(1))]);
     meta.apply(batch, true).unwrap();
-    assert_eq!(meta.snapshot(snapshot_id(1)).unwrap(), None);
-    assert_eq!(meta.snapshot_by_name("a").unwrap(), None);
+    assert_eq!(meta.get::<SnapshotRecord>(&snapshot_id(1)).unwrap(), None);
+    assert_eq!(meta.get_named::<SnapshotRecord>("a").unwrap(), None);
     let totals = meta.totals().unwrap();
     assert_eq!((totals.snapshots, totals.logical_bytes), (1, 1002));
 }
@@ -323,9 +377,9 @@ fn sizes_of_snapshots_add_up_beyond_64_bits(meta: &dyn Meta) {
     put_snapshots(meta, (1..=5).map(large));
     let sum = |count: u128| count * u128::from(u64::MAX - 1);
     assert_eq!(meta.totals().unwrap().logical_bytes, sum(5));
-    let batch = records(
+    let batch = changes(
         meta,
-        (1..=4).map(|n| Record::DeleteSnapshot(snapshot_id(n))),
+        (1..=4).map(|n| Change::delete::<SnapshotRecord>(&snapshot_id(n))),
     );
     meta.apply(batch, true).unwrap();
     assert_eq!(meta.totals().unwrap().logical_bytes, sum(1));
@@ -340,7 +394,7 @@ fn snapshots_are_listed_by_name(meta: &dyn Meta) {
             .map(|(number, name)| snapshot(number, name)),
     );
     let list = |after, prefix, limit| {
-        let found = meta.snapshots(after, prefix, limit).unwrap();
+        let found = list::<SnapshotRecord>(meta, after, prefix, limit).unwrap();
         names(&found).join(" ")
     };
     assert_eq!(list(None, "", 100), "B a a/1 a/10 a/2 a0 b");
@@ -372,31 +426,34 @@ fn snapshots_are_listed_by_name(meta: &dyn Meta) {
 fn a_snapshot_may_change_its_name(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "old")]);
     put_snapshots(meta, [snapshot(1, "new")]);
-    assert_eq!(meta.snapshot_by_name("old").unwrap(), None);
+    assert_eq!(meta.get_named::<SnapshotRecord>("old").unwrap(), None);
     assert_eq!(
-        meta.snapshot_by_name("new").unwrap(),
+        meta.get_named::<SnapshotRecord>("new").unwrap(),
         Some(snapshot(1, "new"))
     );
-    assert_eq!(names(&meta.snapshots(None, "", 10).unwrap()), ["new"]);
+    assert_eq!(
+        names(&list::<SnapshotRecord>(meta, None, "", 10).unwrap()),
+        ["new"]
+    );
     assert_eq!(meta.totals().unwrap().snapshots, 1);
     put_snapshots(meta, [snapshot(2, "old")]);
     assert_eq!(
-        names(&meta.snapshots(None, "", 10).unwrap()),
+        names(&list::<SnapshotRecord>(meta, None, "", 10).unwrap()),
         ["new", "old"]
     );
 }
 
 fn a_name_is_free_again_after_a_delete_in_the_same_batch(meta: &dyn Meta) {
     let changes = [
-        Record::PutSnapshot(snapshot(1, "a")),
-        Record::DeleteSnapshot(snapshot_id(1)),
-        Record::PutSnapshot(snapshot(2, "a")),
-        Record::PutSnapshot(snapshot(2, "b")),
-        Record::PutSnapshot(snapshot(3, "a")),
+        Change::put(&snapshot(1, "a")),
+        Change::delete::<SnapshotRecord>(&snapshot_id(1)),
+        Change::put(&snapshot(2, "a")),
+        Change::put(&snapshot(2, "b")),
+        Change::put(&snapshot(3, "a")),
     ];
-    meta.apply(records(meta, changes), false).unwrap();
+    meta.apply(self::changes(meta, changes), false).unwrap();
     assert_eq!(
-        meta.snapshots(None, "", 10).unwrap(),
+        list::<SnapshotRecord>(meta, None, "", 10).unwrap(),
         [snapshot(3, "a"), snapshot(2, "b")]
     );
     assert_eq!(meta.catalog_sequence().unwrap(), 5);
@@ -407,10 +464,10 @@ fn a_taken_name_refuses_the_whole_batch(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "a")]);
     let before = meta.totals().unwrap();
     let changes = [
-        Record::PutSnapshot(snapshot(2, "b")),
-        Record::PutSnapshot(snapshot(3, "a")),
+        Change::put(&snapshot(2, "b")),
+        Change::put(&snapshot(3, "a")),
     ];
-    let mut batch = records(meta, changes);
+    let mut batch = self::changes(meta, changes);
     batch.put_chunk(chunk_id(1), chunk_at(1, 0, 100));
     match meta.apply(batch, false) {
         Err(Error::AlreadyExists { what, name, id }) => {
@@ -423,7 +480,10 @@ fn a_taken_name_refuses_the_whole_batch(meta: &dyn Meta) {
     }
     assert_eq!(meta.totals().unwrap(), before);
     assert_eq!(meta.chunks(&[chunk_id(1)]).unwrap(), [None]);
-    assert_eq!(names(&meta.snapshots(None, "", 10).unwrap()), ["a"]);
+    assert_eq!(
+        names(&list::<SnapshotRecord>(meta, None, "", 10).unwrap()),
+        ["a"]
+    );
     // The caller's mistake is not the disk's.
     assert!(meta.is_healthy());
     put_snapshots(meta, [snapshot(2, "b")]);
@@ -434,7 +494,8 @@ fn a_gap_in_the_catalog_refuses_the_whole_batch(meta: &dyn Meta) {
     for sequence in [0, 1, 3, u64::MAX] {
         let mut batch = Batch::default();
         batch.put_chunk(chunk_id(1), chunk_at(1, 0, 100));
-        batch.catalog(sequence, Record::PutSnapshot(snapshot(2, "b")));
+        let change = Change::put(&snapshot(2, "b"));
+        batch.catalog(sequence, Record::One(change));
         let error = meta.apply(batch, false).unwrap_err();
         assert!(
             error.to_string().contains("does not follow record 1"),
@@ -450,7 +511,7 @@ fn deleting_what_is_not_there_changes_nothing(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "a")]);
     let before = meta.totals().unwrap();
     meta.apply(
-        records(meta, [Record::DeleteSnapshot(snapshot_id(2))]),
+        changes(meta, [Change::delete::<SnapshotRecord>(&snapshot_id(2))]),
         false,
     )
     .unwrap();
@@ -459,20 +520,26 @@ fn deleting_what_is_not_there_changes_nothing(meta: &dyn Meta) {
 }
 
 fn put_volumes(meta: &dyn Meta, volumes: impl IntoIterator<Item = VolumeRecord>) {
-    let batch = records(meta, volumes.into_iter().map(Record::PutVolume));
+    let batch = changes(meta, volumes.into_iter().map(|it| Change::put(&it)));
     meta.apply(batch, false).unwrap();
 }
 
 fn volumes_are_kept_as_snapshots_are(meta: &dyn Meta) {
     put_volumes(meta, [volume(1, "b"), volume(2, "a/1"), volume(3, "a/2")]);
-    assert_eq!(meta.volume(volume_id(2)).unwrap(), Some(volume(2, "a/1")));
-    assert_eq!(meta.volume_by_name("b").unwrap(), Some(volume(1, "b")));
     assert_eq!(
-        meta.volumes(Some("a/1"), "a", 10).unwrap(),
+        meta.get::<VolumeRecord>(&volume_id(2)).unwrap(),
+        Some(volume(2, "a/1"))
+    );
+    assert_eq!(
+        meta.get_named::<VolumeRecord>("b").unwrap(),
+        Some(volume(1, "b"))
+    );
+    assert_eq!(
+        list::<VolumeRecord>(meta, Some("a/1"), "a", 10).unwrap(),
         [volume(3, "a/2")]
     );
     assert_eq!(
-        meta.volumes(None, "", 2).unwrap(),
+        list::<VolumeRecord>(meta, None, "", 2).unwrap(),
         [volume(2, "a/1"), volume(3, "a/2")]
     );
     // Changed, and under another name.
@@ -483,10 +550,13 @@ fn volumes_are_kept_as_snapshots_are(meta: &dyn Meta) {
         ..volume(1, "c")
     };
     put_volumes(meta, [changed.clone()]);
-    assert_eq!(meta.volume(volume_id(1)).unwrap(), Some(changed));
-    assert_eq!(meta.volume_by_name("b").unwrap(), None);
+    assert_eq!(
+        meta.get::<VolumeRecord>(&volume_id(1)).unwrap(),
+        Some(changed)
+    );
+    assert_eq!(meta.get_named::<VolumeRecord>("b").unwrap(), None);
     assert_eq!(meta.totals().unwrap().volumes, 3);
-    let taken = records(meta, [Record::PutVolume(volume(4, "c"))]);
+    let taken = changes(meta, [Change::put(&volume(4, "c"))]);
     match meta.apply(taken, false) {
         Err(Error::AlreadyExists { what, name, id }) => assert_eq!(
             (what, name.as_str(), id),
@@ -494,10 +564,13 @@ fn volumes_are_kept_as_snapshots_are(meta: &dyn Meta) {
         ),
         other => panic!("{other:?}"),
     }
-    let gone = records(meta, [1, 9].map(|n| Record::DeleteVolume(volume_id(n))));
+    let gone = changes(
+        meta,
+        [1, 9].map(|n| Change::delete::<VolumeRecord>(&volume_id(n))),
+    );
     meta.apply(gone, false).unwrap();
-    assert_eq!(meta.volume(volume_id(1)).unwrap(), None);
-    assert_eq!(meta.volume_by_name("c").unwrap(), None);
+    assert_eq!(meta.get::<VolumeRecord>(&volume_id(1)).unwrap(), None);
+    assert_eq!(meta.get_named::<VolumeRecord>("c").unwrap(), None);
     assert_eq!(meta.totals().unwrap().volumes, 2);
 }
 
@@ -507,17 +580,20 @@ fn copies_are_kept_until_they_are_forgotten(meta: &dyn Meta) {
         ..copy(number)
     };
     let put = |records_: Vec<CopyRecord>| {
-        let batch = records(meta, records_.into_iter().map(Record::PutCopy));
+        let batch = changes(meta, records_.into_iter().map(|it| Change::put(&it)));
         meta.apply(batch, false).unwrap();
     };
     put(vec![copy(1, 0), copy(2, 0)]);
     put(vec![copy(2, 7)]);
-    let mut found = meta.copies().unwrap();
+    let mut found = meta.all::<CopyRecord>().unwrap();
     found.sort_by_key(|record| record.id);
     assert_eq!(found, [copy(1, 0), copy(2, 7)]);
-    let gone = records(meta, [1, 9].map(|n| Record::DeleteCopy(copy_id(n))));
+    let gone = changes(
+        meta,
+        [1, 9].map(|n| Change::delete::<CopyRecord>(&copy_id(n))),
+    );
     meta.apply(gone, false).unwrap();
-    assert_eq!(meta.copies().unwrap(), [copy(2, 7)]);
+    assert_eq!(meta.all::<CopyRecord>().unwrap(), [copy(2, 7)]);
 }
 
 fn remotes_are_found_by_name(meta: &dyn Meta) {
@@ -531,14 +607,17 @@ fn remotes_are_found_by_name(meta: &dyn Meta) {
         created_at_ns: 1,
     };
     let put = [("eu", "unix:/a"), ("us", "unix:/b"), ("eu", "unix:/c")];
-    let put = put.map(|(name, endpoint)| Record::PutRemote(remote(name, endpoint)));
-    meta.apply(records(meta, put), false).unwrap();
-    let mut found = meta.remotes().unwrap();
+    let put = put.map(|(name, endpoint)| Change::put(&remote(name, endpoint)));
+    meta.apply(changes(meta, put), false).unwrap();
+    let mut found = meta.all::<RemoteRecord>().unwrap();
     found.sort_by(|a, b| a.name.cmp(&b.name));
     assert_eq!(found, [remote("eu", "unix:/c"), remote("us", "unix:/b")]);
-    let gone = ["eu", "none"].map(|name| Record::DeleteRemote(name.to_owned()));
-    meta.apply(records(meta, gone), false).unwrap();
-    assert_eq!(meta.remotes().unwrap(), [remote("us", "unix:/b")]);
+    let gone = ["eu", "none"].map(|name| Change::delete::<RemoteRecord>(&name.to_owned()));
+    meta.apply(changes(meta, gone), false).unwrap();
+    assert_eq!(
+        meta.all::<RemoteRecord>().unwrap(),
+        [remote("us", "unix:/b")]
+    );
 }
 
 fn copy_id(number: u8) -> CopyId {
@@ -557,11 +636,17 @@ fn copy(number: u8) -> CopyRecord {
 fn volumes_and_snapshots_share_no_names(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "a")]);
     put_volumes(meta, [volume(1, "a")]);
-    assert_eq!(meta.volume_by_name("a").unwrap(), Some(volume(1, "a")));
-    let gone = records(meta, [Record::DeleteSnapshot(snapshot_id(1))]);
+    assert_eq!(
+        meta.get_named::<VolumeRecord>("a").unwrap(),
+        Some(volume(1, "a"))
+    );
+    let gone = changes(meta, [Change::delete::<SnapshotRecord>(&snapshot_id(1))]);
     meta.apply(gone, false).unwrap();
-    assert_eq!(meta.snapshot_by_name("a").unwrap(), None);
-    assert_eq!(meta.volume_by_name("a").unwrap(), Some(volume(1, "a")));
+    assert_eq!(meta.get_named::<SnapshotRecord>("a").unwrap(), None);
+    assert_eq!(
+        meta.get_named::<VolumeRecord>("a").unwrap(),
+        Some(volume(1, "a"))
+    );
     let totals = meta.totals().unwrap();
     assert_eq!((totals.snapshots, totals.volumes), (0, 1));
 }

@@ -1,6 +1,9 @@
 //! A remote's record, as the catalog log and the catalog keep it.
 
-use super::{
+use std::borrow::Cow;
+
+use super::{CatalogRecord, Keys, Kind, RecordKey};
+use crate::format::{
     FormatError,
     fields::{Fields, put_text},
 };
@@ -36,10 +39,40 @@ pub struct RemoteRecord {
     pub created_at_ns: u64,
 }
 
-impl RemoteRecord {
-    /// Its bytes.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+/// A remote's name is its id.
+impl RecordKey for String {
+    fn as_key(&self) -> &[u8] {
+        self.as_bytes()
+    }
+
+    fn to_field(&self) -> Cow<'_, [u8]> {
+        let mut field = Vec::new();
+        put_text(&mut field, self);
+        Cow::Owned(field)
+    }
+
+    fn from_field(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut fields = Fields::new("name of a record", bytes);
+        let name = fields.text()?;
+        fields.end()?;
+        Ok(name)
+    }
+}
+
+impl CatalogRecord for RemoteRecord {
+    type Id = String;
+
+    const KIND: &'static Kind = &Kind::of::<Self>("remote", 8, "remotes");
+
+    fn keys(&self) -> Keys<'_, String> {
+        Keys {
+            id: self.name.clone(),
+            name: Some(&self.name),
+            tags: None,
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION, if self.allow_plaintext { PLAINTEXT } else { 0 }];
         bytes.extend_from_slice(&self.created_at_ns.to_le_bytes());
         for text in [
@@ -54,8 +87,7 @@ impl RemoteRecord {
         bytes
     }
 
-    /// The record with these bytes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+    fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Fields::new("record of a remote", bytes);
         let version = fields.u8()?;
         if version != VERSION {

@@ -1,18 +1,21 @@
 //! A snapshot's record, as the catalog log and the catalog keep it.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use varve_content::{RootId, block::BLOCK_BYTES};
 
-use super::{
-    FormatError, ID_BYTES, IdKind, RecordId, VolumeId,
+use super::{CatalogRecord, Counter, Keys, Kind, Tagged, Tags, named};
+use crate::format::{
+    AccountId, FormatError, ID_BYTES, IdKind, RecordId, VolumeId,
     fields::{Fields, optional, put_tags, put_text},
 };
 
-/// The versions of [`SnapshotRecord`]'s encoding, its first byte. The first has no place for a state, an origin and a parent: it is
-/// still how a record without them is written, as each was before there were any.
+/// The versions of [`SnapshotRecord`]'s encoding, its first byte. The first has no place for a state, an origin
+/// and a parent, the second none for an owner, a description and the want of a name. A record is written in the
+/// first that can say what it says.
 const PLAIN: u8 = 1;
-const VERSION: u8 = 2;
+const WITH_STATE: u8 = 2;
+const VERSION: u8 = 3;
 
 const COMPLETED: u8 = 1;
 const PENDING: u8 = 2;
@@ -20,8 +23,9 @@ const FAILED: u8 = 3;
 
 const HAS_ORIGIN: u8 = 1;
 const HAS_PARENT: u8 = 2;
+const HAS_NO_NAME: u8 = 4;
 
-/// What is the id of a snapshot.
+/// The kind of id that snapshots have.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OfSnapshot {}
 
@@ -37,9 +41,9 @@ pub type SnapshotId = RecordId<OfSnapshot>;
 ///
 /// | bytes | field |
 /// | --- | --- |
-/// | 1 | version: 2; 1 for a snapshot that is complete, of no volume and without a parent |
+/// | 1 | version: 3; 2 for a snapshot with a name that is the administrator's and has no description; 1 if it is also complete, of no volume and without a parent |
 /// | 1 | state: 1 completed, 2 pending, 3 failed; absent in version 1, like all that is marked so |
-/// | 1 | flags: 1 has an origin, 2 has a parent; absent in version 1 |
+/// | 1 | flags: 1 has an origin, 2 has a parent, 4 has no name (from version 3 on); absent in version 1 |
 /// | 9 | id |
 /// | 8 | size |
 /// | 8 | data; zero unless it is completed, like root, new bytes and stored bytes |
@@ -49,28 +53,36 @@ pub type SnapshotId = RecordId<OfSnapshot>;
 /// | 8 | stored bytes |
 /// | 9 | id of the volume; zero if there is no origin; absent in version 1 |
 /// | 9 | id of the parent; zero if there is none; absent in version 1 |
-/// | 4 + n | name: length, UTF-8 |
-/// | 4 + n | name of the volume; empty if there is no origin; absent in version 1 |
+/// | 4 + n | name: length, UTF-8; empty if it has none |
+/// | 4 + n | label of the volume; empty if there is no origin; absent in version 1 |
 /// | 4 + n | why it failed; empty unless it has; absent in version 1 |
 /// | 4 | number of tags, ascending by key |
 /// | 4 + n, 4 + n | each tag: key, value |
+/// | 8 | id of the owner as a number; absent in versions 1 and 2 |
+/// | 4 + n | description: length, UTF-8; absent in versions 1 and 2 |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotRecord {
     /// Its id.
     pub id: SnapshotId,
-    /// Its name: no other snapshot of the store has it.
-    pub name: String,
+    /// Its name, if it has one: no other snapshot of the store has the same.
+    pub name: Option<String>,
+    /// The account that it belongs to.
+    pub owner: AccountId,
+    /// What it is for, in its user's words; empty: nothing was said.
+    pub description: String,
     /// Size of the volume.
     pub size_bytes: u64,
     /// How far along it is.
     pub state: SnapshotState,
-    /// The instant whose content it has, in nanoseconds since 1970. Of an upload: when it was committed, unless it comes from another store.
+    /// The instant whose content it has, in nanoseconds since 1970. Of an upload: when it was committed, unless it
+    /// comes from another store.
     pub created_at_ns: u64,
     /// Its tags.
-    pub tags: BTreeMap<String, String>,
+    pub tags: Tags,
     /// The volume it was made of; `None` for an upload.
     pub origin: Option<SnapshotOrigin>,
-    /// The volume's snapshot before, or the one that the volume was made from. It may be deleted by now, or have been in another store only.
+    /// The volume's snapshot before, or the one that the volume was made from. It may be deleted by now, or have
+    /// been in another store only.
     pub parent: Option<SnapshotId>,
 }
 
@@ -114,11 +126,17 @@ impl SnapshotContent {
 pub struct SnapshotOrigin {
     /// Its id.
     pub volume: VolumeId,
-    /// Its name at that time.
+    /// Its name at that time, or its id if it had no name.
     pub name: String,
 }
 
 impl SnapshotRecord {
+    /// What people call it: its name, or its id if it has no name.
+    #[must_use]
+    pub fn label(&self) -> Cow<'_, str> {
+        CatalogRecord::label(self)
+    }
+
     /// What it holds, once it is complete.
     #[must_use]
     pub const fn content(&self) -> Option<&SnapshotContent> {
@@ -134,15 +152,48 @@ impl SnapshotRecord {
         self.content().map(|content| content.root)
     }
 
-    /// Whether its first version says all of it.
-    const fn is_plain(&self) -> bool {
-        self.content().is_some() && self.origin.is_none() && self.parent.is_none()
+    /// The first version that can say what it says.
+    fn version(&self) -> u8 {
+        let is_owned = self.owner != AccountId::ADMINISTRATOR;
+        if is_owned || !self.description.is_empty() || self.name.is_none() {
+            VERSION
+        } else if self.content().is_some() && self.origin.is_none() && self.parent.is_none() {
+            PLAIN
+        } else {
+            WITH_STATE
+        }
+    }
+}
+
+impl Tagged for SnapshotRecord {
+    fn tags_mut(&mut self) -> &mut Tags {
+        &mut self.tags
+    }
+}
+
+impl CatalogRecord for SnapshotRecord {
+    type Id = SnapshotId;
+
+    const KIND: &'static Kind = &Kind::of::<Self>("snapshot", 1, "snapshots")
+        .with_labels("names")
+        .with_tags("snapshot-tags")
+        .with_counter(Counter::Snapshots);
+
+    fn keys(&self) -> Keys<'_, SnapshotId> {
+        Keys {
+            id: self.id,
+            name: self.name.as_deref(),
+            tags: Some(&self.tags),
+        }
     }
 
-    /// Its bytes.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let plain = self.is_plain();
+    fn logical_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let version = self.version();
+        let plain = version == PLAIN;
         let (state, content, reason) = match &self.state {
             SnapshotState::Completed(content) => (COMPLETED, Some(content), ""),
             SnapshotState::Pending => (PENDING, None, ""),
@@ -152,9 +203,10 @@ impl SnapshotRecord {
             vec![PLAIN]
         } else {
             let flag = |set: bool, flag: u8| if set { flag } else { 0 };
-            let flags =
-                flag(self.origin.is_some(), HAS_ORIGIN) | flag(self.parent.is_some(), HAS_PARENT);
-            vec![VERSION, state, flags]
+            let flags = flag(self.origin.is_some(), HAS_ORIGIN)
+                | flag(self.parent.is_some(), HAS_PARENT)
+                | flag(self.name.is_none(), HAS_NO_NAME);
+            vec![version, state, flags]
         };
         let number = |of: fn(&SnapshotContent) -> u64| content.map_or(0, of).to_le_bytes();
         bytes.extend_from_slice(self.id.as_bytes());
@@ -169,37 +221,38 @@ impl SnapshotRecord {
             bytes.extend_from_slice(&volume.unwrap_or([0; ID_BYTES]));
             bytes.extend_from_slice(&self.parent.map_or([0; ID_BYTES], |id| *id.as_bytes()));
         }
-        put_text(&mut bytes, &self.name);
+        put_text(&mut bytes, self.name.as_deref().unwrap_or_default());
         if !plain {
             let volume = self.origin.as_ref().map(|origin| &*origin.name);
             put_text(&mut bytes, volume.unwrap_or_default());
             put_text(&mut bytes, reason);
         }
         put_tags(&mut bytes, &self.tags);
+        if version == VERSION {
+            bytes.extend_from_slice(&self.owner.number().to_le_bytes());
+            put_text(&mut bytes, &self.description);
+        }
         bytes
     }
 
-    /// The record with these bytes.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+    fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         const WHAT: &str = "record of a snapshot";
         let mut fields = Fields::new(WHAT, bytes);
-        let plain = match fields.u8()? {
-            PLAIN => true,
-            VERSION => false,
-            version => {
-                return Err(FormatError::unknown(
-                    "version of a snapshot's record",
-                    format_args!("{PLAIN} or {VERSION}"),
-                    version,
-                ));
-            }
-        };
+        let version = fields.u8()?;
+        if !matches!(version, PLAIN | WITH_STATE | VERSION) {
+            return Err(FormatError::unknown(
+                "version of a snapshot's record",
+                format_args!("{PLAIN} to {VERSION}"),
+                version,
+            ));
+        }
+        let plain = version == PLAIN;
         let (state, flags) = if plain {
             (COMPLETED, 0)
         } else {
             (fields.u8()?, fields.u8()?)
         };
-        check_head(state, flags)?;
+        check_head(version, state, flags)?;
         let id = SnapshotId::decode_from(&mut fields)?;
         let size_bytes = fields.u64()?;
         let completed = state == COMPLETED;
@@ -211,8 +264,8 @@ impl SnapshotRecord {
         let new_bytes = optional(&mut fields, completed, 8, Fields::u64)?;
         let stored_bytes = optional(&mut fields, completed, 8, Fields::u64)?;
         let (mut volume, mut parent) = (None, None);
+        let has = |flag: u8| flags & flag != 0;
         if !plain {
-            let has = |flag: u8| flags & flag != 0;
             volume = optional(
                 &mut fields,
                 has(HAS_ORIGIN),
@@ -233,7 +286,13 @@ impl SnapshotRecord {
             reason = fields.text()?;
         }
         let tags = fields.tags()?;
+        let (mut owner, mut description) = (AccountId::ADMINISTRATOR, String::new());
+        if version == VERSION {
+            owner = AccountId::decode_from(&mut fields)?;
+            description = fields.text()?;
+        }
         fields.end()?;
+        let name = named(WHAT, name, has(HAS_NO_NAME))?;
         if (volume.is_none() && !volume_name.is_empty()) || (state != FAILED && !reason.is_empty())
         {
             return Err(FormatError::differs(
@@ -257,6 +316,8 @@ impl SnapshotRecord {
         let record = Self {
             id,
             name,
+            owner,
+            description,
             size_bytes,
             state,
             created_at_ns,
@@ -267,18 +328,18 @@ impl SnapshotRecord {
             }),
             parent,
         };
-        if record.is_plain() != plain {
+        if record.version() != version {
             return Err(FormatError::differs(
-                "version of a snapshot's record that is complete, of no volume and without a parent",
-                PLAIN,
-                VERSION,
+                "version of a snapshot's record",
+                format_args!("{}, the first that can say what it says", record.version()),
+                version,
             ));
         }
         Ok(record)
     }
 }
 
-fn check_head(state: u8, flags: u8) -> Result<(), FormatError> {
+fn check_head(version: u8, state: u8, flags: u8) -> Result<(), FormatError> {
     if !matches!(state, COMPLETED | PENDING | FAILED) {
         return Err(FormatError::unknown(
             "state of a snapshot",
@@ -286,10 +347,14 @@ fn check_head(state: u8, flags: u8) -> Result<(), FormatError> {
             state,
         ));
     }
-    if flags & !(HAS_ORIGIN | HAS_PARENT) != 0 {
+    let known = match version {
+        VERSION => HAS_ORIGIN | HAS_PARENT | HAS_NO_NAME,
+        _ => HAS_ORIGIN | HAS_PARENT,
+    };
+    if flags & !known != 0 {
         return Err(FormatError::differs(
             "flags of a snapshot's record",
-            "1 (origin), 2 (parent)",
+            "1 (origin), 2 (parent), from version 3 on 4 (no name)",
             format_args!("{flags:#04x}"),
         ));
     }

@@ -64,47 +64,55 @@ fn tags_of(seed: u32) -> BTreeMap<String, String> {
 }
 
 /// All that is listed of some tags, in steps.
-fn tagged<R: Named>(meta: &dyn Meta, tags: &[(&str, &str)], from: &str, prefix: &str) -> Vec<R> {
+fn tagged<R: CatalogRecord>(
+    meta: &dyn Meta,
+    tags: &[(&str, &str)],
+    from: &str,
+    prefix: &str,
+) -> Vec<R> {
     let tags = tags
         .iter()
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    let tags = tags.collect();
+    let filter = Filter {
+        name_prefix: prefix.to_owned(),
+        tags: tags.collect(),
+    };
     let mut found = Vec::new();
-    let mut next = Some(from.to_owned());
+    let mut next = Some(from.as_bytes().to_vec());
     while let Some(from) = next {
-        let (some, goes_on) = R::tagged(meta, &tags, &from, prefix, 1).unwrap();
-        assert!(some.len() <= 1 && goes_on.as_ref().is_none_or(|to| *to >= from));
-        found.extend(some);
-        next = goes_on;
+        let page = meta.page(&filter, &from, 1).unwrap();
+        assert!(page.records.len() <= 1 && page.next.as_ref().is_none_or(|to| *to >= from));
+        found.extend(page.records);
+        next = page.next;
     }
     found
 }
 
-fn any_change() -> impl Strategy<Value = Record> {
+fn any_change() -> impl Strategy<Value = Change> {
     prop_oneof![
         3 => (0..SNAPSHOTS, prop::sample::select(&NAMES[..]), any::<u32>()).prop_map(|(number, name, size_bytes)| {
-            Record::PutSnapshot(SnapshotRecord {
+            Change::put(&SnapshotRecord {
                 size_bytes: size_bytes.into(),
                 tags: tags_of(size_bytes),
                 ..snapshot(number, name)
             })
         }),
-        2 => (0..SNAPSHOTS).prop_map(|number| Record::DeleteSnapshot(snapshot_id(number))),
+        2 => (0..SNAPSHOTS).prop_map(|number| Change::delete::<SnapshotRecord>(&snapshot_id(number))),
         3 => (0..VOLUMES, prop::sample::select(&NAMES[..]), any::<u32>()).prop_map(|(number, name, attachments)| {
-            Record::PutVolume(VolumeRecord {
+            Change::put(&VolumeRecord {
                 attachments: attachments.into(),
                 tags: tags_of(attachments),
                 ..volume(number, name)
             })
         }),
-        2 => (0..VOLUMES).prop_map(|number| Record::DeleteVolume(volume_id(number))),
+        2 => (0..VOLUMES).prop_map(|number| Change::delete::<VolumeRecord>(&volume_id(number))),
     ]
 }
 
 /// One change, or several together.
 fn any_record() -> impl Strategy<Value = Record> {
     prop_oneof![
-        3 => any_change(),
+        3 => any_change().prop_map(Record::One),
         1 => prop::collection::vec(any_change(), 0..4).prop_map(Record::Several),
     ]
 }
@@ -154,12 +162,12 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
     .flat_map(|(after, prefix)| {
         [
             (
-                meta.snapshots(after, prefix, 100).unwrap(),
-                meta.volumes(after, prefix, 100).unwrap(),
+                list::<SnapshotRecord>(meta, after, prefix, 100).unwrap(),
+                list::<VolumeRecord>(meta, after, prefix, 100).unwrap(),
             ),
             (
-                meta.snapshots(after, prefix, 2).unwrap(),
-                meta.volumes(after, prefix, 2).unwrap(),
+                list::<SnapshotRecord>(meta, after, prefix, 2).unwrap(),
+                list::<VolumeRecord>(meta, after, prefix, 2).unwrap(),
             ),
         ]
     })
@@ -184,16 +192,16 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
         .iter()
         .map(|name| {
             (
-                meta.snapshot_by_name(name).unwrap(),
-                meta.volume_by_name(name).unwrap(),
+                meta.get_named::<SnapshotRecord>(name).unwrap(),
+                meta.get_named::<VolumeRecord>(name).unwrap(),
             )
         })
         .collect();
     let by_id: Vec<_> = (0..SNAPSHOTS.max(VOLUMES))
         .map(|number| {
             (
-                meta.snapshot(snapshot_id(number)).unwrap(),
-                meta.volume(volume_id(number)).unwrap(),
+                meta.get::<SnapshotRecord>(&snapshot_id(number)).unwrap(),
+                meta.get::<VolumeRecord>(&volume_id(number)).unwrap(),
             )
         })
         .collect();

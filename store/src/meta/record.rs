@@ -1,148 +1,27 @@
-//! What snapshots and volumes have in common as records: an id, a name and tags, and what these may be.
+//! What names and tags of records may be, and what new ones are given: an id, an instant.
 
 use std::{
-    collections::BTreeMap,
     io,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use varve_content::printable::is_printable;
 
-use super::{
-    Meta, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
-};
+use super::{SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeId};
 use crate::{
     Error, Result,
-    format::{ID_BYTES, IdKind, RecordId, catalog_log::Record},
+    format::{ID_BYTES, IdKind, RecordId, Tags},
     limits,
 };
 
 const NAME_PUNCTUATION: &str = "._-/:+@";
-
-/// A record of the catalog. No two of a kind have the same name.
-pub(crate) trait Named: Clone + PartialEq + Send + Sync + 'static {
-    /// What its id is the id of.
-    type Kind: IdKind;
-    /// "snapshot", for people.
-    const WHAT: &'static str;
-
-    fn id(&self) -> RecordId<Self::Kind>;
-    fn name(&self) -> &str;
-    fn tags(&self) -> &BTreeMap<String, String>;
-    fn tags_mut(&mut self) -> &mut BTreeMap<String, String>;
-
-    /// What the catalog log says when it is made or changed.
-    fn put(self) -> Record;
-    /// What the catalog log says when it is deleted.
-    fn deleted(id: RecordId<Self::Kind>) -> Record;
-
-    fn by_id(meta: &dyn Meta, id: RecordId<Self::Kind>) -> Result<Option<Self>>;
-    fn by_name(meta: &dyn Meta, name: &str) -> Result<Option<Self>>;
-    fn page(
-        meta: &dyn Meta,
-        after_name: Option<&str>,
-        prefix: &str,
-        limit: usize,
-    ) -> Result<Vec<Self>>;
-
-    /// Those with tags, as [`Catalog::tagged_snapshots`](super::Catalog::tagged_snapshots) lists snapshots.
-    fn tagged(
-        meta: &dyn Meta,
-        tags: &BTreeMap<String, String>,
-        from: &str,
-        prefix: &str,
-        steps: usize,
-    ) -> Result<(Vec<Self>, Option<String>)>;
-
-    /// The one of that name or id.
-    fn find(meta: &dyn Meta, key: &str) -> Result<Self> {
-        let found = match key.parse() {
-            Ok(id) => Self::by_id(meta, id)?,
-            Err(_) => Self::by_name(meta, key)?,
-        };
-        found.ok_or_else(|| Error::NotFound {
-            what: Self::WHAT,
-            name: key.to_owned(),
-        })
-    }
-
-    /// What is said to whoever wants its name.
-    fn name_taken_error(&self) -> Error {
-        Error::AlreadyExists {
-            what: Self::WHAT,
-            name: self.name().to_owned(),
-            id: self.id().to_string(),
-        }
-    }
-}
-
-/// Both are alike but for their names.
-macro_rules! named {
-    ($record:ident, $id:ident, $what:literal, $put:ident, $deleted:ident, $by_id:ident, $by_name:ident, $page:ident, $tagged:ident) => {
-        impl Named for $record {
-            type Kind = crate::format::$id;
-            const WHAT: &'static str = $what;
-
-            fn id(&self) -> RecordId<Self::Kind> {
-                self.id
-            }
-
-            fn name(&self) -> &str {
-                &self.name
-            }
-
-            fn tags(&self) -> &BTreeMap<String, String> {
-                &self.tags
-            }
-
-            fn tags_mut(&mut self) -> &mut BTreeMap<String, String> {
-                &mut self.tags
-            }
-
-            fn put(self) -> Record {
-                Record::$put(self)
-            }
-
-            fn deleted(id: RecordId<Self::Kind>) -> Record {
-                Record::$deleted(id)
-            }
-
-            fn by_id(meta: &dyn Meta, id: RecordId<Self::Kind>) -> Result<Option<Self>> {
-                meta.$by_id(id)
-            }
-
-            fn by_name(meta: &dyn Meta, name: &str) -> Result<Option<Self>> {
-                meta.$by_name(name)
-            }
-
-            fn page(
-                meta: &dyn Meta,
-                after_name: Option<&str>,
-                prefix: &str,
-                limit: usize,
-            ) -> Result<Vec<Self>> {
-                meta.$page(after_name, prefix, limit)
-            }
-
-            fn tagged(
-                meta: &dyn Meta,
-                tags: &BTreeMap<String, String>,
-                from: &str,
-                prefix: &str,
-                steps: usize,
-            ) -> Result<(Vec<Self>, Option<String>)> {
-                meta.$tagged(tags, from, prefix, steps)
-            }
-        }
-    };
-}
 
 impl SnapshotRecord {
     /// What it holds.
     ///
     /// # Errors
     ///
-    /// [`Error::NotCompleted`].
+    /// [`Error::NotCompleted`] while it is pending, and when it has failed.
     pub fn completed(&self) -> Result<SnapshotContent> {
         let (state, why) = match &self.state {
             SnapshotState::Completed(content) => return Ok(*content),
@@ -150,38 +29,19 @@ impl SnapshotRecord {
             SnapshotState::Failed { reason } => ("failed", &**reason),
         };
         Err(Error::NotCompleted {
-            name: self.name.clone(),
+            name: self.label().into_owned(),
             state,
             why: why.to_owned(),
         })
     }
 }
 
-named!(
-    SnapshotRecord,
-    OfSnapshot,
-    "snapshot",
-    PutSnapshot,
-    DeleteSnapshot,
-    snapshot,
-    snapshot_by_name,
-    snapshots,
-    tagged_snapshots
-);
-named!(
-    VolumeRecord,
-    OfVolume,
-    "volume",
-    PutVolume,
-    DeleteVolume,
-    volume,
-    volume_by_name,
-    volumes,
-    tagged_volumes
-);
-
 impl<K: IdKind> RecordId<K> {
     /// A new id. Two are never equal in practice: of a million ids, with a probability of 1 in 590 million.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no random bytes.
     pub fn random() -> Result<Self> {
         let mut bytes = [0; ID_BYTES];
         getrandom::fill(&mut bytes).map_err(|source| Error::System {
@@ -201,8 +61,12 @@ pub fn now_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// That a snapshot or volume (`what`) may be called so: 1 to [`limits::NAME_CHARS_MAX`] letters and digits of ASCII and any of
-/// `. _ - / : + @`, beginning with a letter or digit, and not of the form of an id.
+/// Checks the name of a record of a kind (`what`): 1 to [`limits::NAME_CHARS_MAX`] letters and digits of ASCII and any
+/// of `. _ - / : + @`, beginning with a letter or digit, and not of the form of an id.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what a name may be.
 pub fn check_name(what: &str, name: &str) -> Result<()> {
     let invalid = |why: String| {
         Err(Error::Invalid(format!(
@@ -237,9 +101,14 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// That a snapshot or volume (`what`) may have these tags: at most [`limits::TAGS_MAX`], keys of 1 to [`limits::TAG_KEY_CHARS_MAX`]
-/// characters, values of at most [`limits::TAG_VALUE_CHARS_MAX`], [printable](is_printable) characters only.
-pub fn check_tags(what: &str, tags: &BTreeMap<String, String>) -> Result<()> {
+/// Checks the tags of a record of a kind (`what`): at most [`limits::TAGS_MAX`], keys of 1 to
+/// [`limits::TAG_KEY_CHARS_MAX`] characters, values of at most [`limits::TAG_VALUE_CHARS_MAX`],
+/// [printable](is_printable) characters only.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what tags may be.
+pub fn check_tags(what: &str, tags: &Tags) -> Result<()> {
     if tags.len() > limits::TAGS_MAX {
         return Err(Error::Invalid(format!(
             "{} tags, a {what} has at most {}",
@@ -289,6 +158,8 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::collections::BTreeMap;
 
     use super::*;
 

@@ -1,0 +1,123 @@
+//! Ids of accounts: who owns what.
+
+use std::{
+    fmt::{self, Debug, Display},
+    str::FromStr,
+};
+
+use super::{FormatError, fields::Fields};
+
+const DIGITS: usize = 12;
+/// One more than the largest id.
+const END: u64 = 10_u64.pow(DIGITS as u32);
+
+/// Id of an account: 12 decimal digits, leading zeros included.
+#[derive(Copy, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AccountId(u64);
+
+impl AccountId {
+    /// The administrator, who owns all that was made before there were accounts: `000000000000`.
+    pub const ADMINISTRATOR: Self = Self(0);
+
+    /// The id with these digits. `None` for a number of more than 12.
+    #[must_use]
+    pub const fn from_number(number: u64) -> Option<Self> {
+        if number < END {
+            Some(Self(number))
+        } else {
+            None
+        }
+    }
+
+    /// Its digits as a number.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    pub(super) fn decode_from(fields: &mut Fields<'_>) -> Result<Self, FormatError> {
+        let number = fields.u64()?;
+        Self::from_number(number).ok_or_else(|| {
+            FormatError::differs("id of an account", format_args!("{DIGITS} digits"), number)
+        })
+    }
+}
+
+impl Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:0width$}", self.0, width = DIGITS)
+    }
+}
+
+impl Debug for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(self, f)
+    }
+}
+
+impl FromStr for AccountId {
+    type Err = FormatError;
+
+    /// Only what `Display` writes.
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        let are_digits = text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| are_digits);
+        number.and_then(Self::from_number).ok_or_else(|| {
+            FormatError::differs(
+                "id of an account",
+                format_args!("{DIGITS} decimal digits"),
+                format_args!("{text:?}"),
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn account_ids_have_one_form() {
+        for (text, number) in [
+            ("000000000000", 0),
+            ("000000000007", 7),
+            ("123456789012", 123_456_789_012),
+            ("999999999999", 999_999_999_999),
+        ] {
+            let id: AccountId = text.parse().unwrap();
+            assert_eq!((id.number(), id.to_string()), (number, text.to_owned()));
+            assert_eq!(AccountId::from_number(number), Some(id));
+        }
+        assert_eq!("000000000000".parse(), Ok(AccountId::ADMINISTRATOR));
+        assert_eq!(AccountId::from_number(END), None);
+    }
+
+    #[test]
+    fn other_texts_are_no_account_ids() {
+        for text in [
+            "",
+            "0",
+            "12345678901",
+            "1234567890123",
+            "+12345678901",
+            "-12345678901",
+            "12345678901a",
+            " 12345678901",
+            "12345678901\n",
+            "\u{661}23456789012",
+            "0x1234567890",
+        ] {
+            let error = text.parse::<AccountId>().unwrap_err().to_string();
+            assert!(error.contains("12 decimal digits"), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_more_digits_are_refused() {
+        let bytes = END.to_le_bytes();
+        let mut fields = Fields::new("test", &bytes);
+        assert!(AccountId::decode_from(&mut fields).is_err());
+    }
+}

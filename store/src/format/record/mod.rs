@@ -1,0 +1,465 @@
+//! The records of the catalog: one file per noun, and the registry of them all.
+//!
+//! A new noun is a file here, with a type that is a [`CatalogRecord`], and a line in [`Kinds::ALL`]. Log, index
+//! and memory model know records only as [`Entry`]s: their bytes and their [`Kind`].
+
+pub mod copy;
+#[cfg(test)]
+pub(crate) mod note;
+pub mod remote;
+pub mod snapshot;
+pub mod volume;
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt::{self, Debug, Display},
+    hash::Hash,
+};
+
+pub use self::{
+    copy::CopyRecord, remote::RemoteRecord, snapshot::SnapshotRecord, volume::VolumeRecord,
+};
+use super::{FormatError, IdKind, RecordId};
+
+/// Tags of a record, by their keys.
+pub type Tags = BTreeMap<String, String>;
+
+/// A record of the catalog.
+pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
+    /// Its id. No other record of the kind ever has the same.
+    type Id: RecordKey;
+
+    /// Which noun it is, and where its records are kept.
+    const KIND: &'static Kind;
+
+    /// What it is found by.
+    fn keys(&self) -> Keys<'_, Self::Id>;
+
+    /// Its bytes. Equal records have equal bytes.
+    fn encode(&self) -> Vec<u8>;
+
+    /// The record with these bytes.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    fn decode(bytes: &[u8]) -> Result<Self, FormatError>;
+
+    /// What it adds to [`Totals::logical_bytes`](super::Totals::logical_bytes).
+    fn logical_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Its id.
+    fn id(&self) -> Self::Id {
+        self.keys().id
+    }
+
+    /// What people call it: its name, or its id if it has no name. No two records of a kind have the same, because
+    /// no name has the form of an id. Lists are in the order of labels.
+    fn label(&self) -> Cow<'_, str> {
+        let keys = self.keys();
+        match keys.name {
+            Some(name) => Cow::Borrowed(name),
+            None => Cow::Owned(keys.id.to_string()),
+        }
+    }
+}
+
+/// A record that users may tag.
+pub trait Tagged: CatalogRecord {
+    /// Its tags.
+    fn tags_mut(&mut self) -> &mut Tags;
+}
+
+/// What a record is found by.
+#[derive(Debug, Copy, Clone)]
+pub struct Keys<'a, I> {
+    /// Its id.
+    pub id: I,
+    /// Its name, if it has one.
+    pub name: Option<&'a str>,
+    /// Its tags, if its kind can have any.
+    pub tags: Option<&'a Tags>,
+}
+
+/// The id of a record, whatever its kind: a key of the index, and all that is left of a record when it is deleted.
+pub trait RecordKey: Clone + Ord + Hash + Debug + Display + Send + Sync + 'static {
+    /// Its bytes as a key.
+    fn as_key(&self) -> &[u8];
+
+    /// Its bytes in a deletion.
+    fn to_field(&self) -> Cow<'_, [u8]>;
+
+    /// The id in the bytes of a deletion.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    fn from_field(bytes: &[u8]) -> Result<Self, FormatError>;
+}
+
+impl<K: IdKind> RecordKey for RecordId<K> {
+    fn as_key(&self) -> &[u8] {
+        self.as_bytes()
+    }
+
+    fn to_field(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(self.as_bytes())
+    }
+
+    fn from_field(bytes: &[u8]) -> Result<Self, FormatError> {
+        Self::decode(bytes)
+    }
+}
+
+/// Which of the totals has the number of a kind's records.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub enum Counter {
+    /// None: they are few, and counted when somebody asks.
+    None,
+    /// [`Totals::snapshots`](super::Totals::snapshots).
+    Snapshots,
+    /// [`Totals::volumes`](super::Totals::volumes).
+    Volumes,
+    /// [`Totals::others`](super::Totals::others).
+    Others,
+}
+
+/// A noun: where its records are kept, in the catalog log and in the index.
+#[derive(Copy, Clone)]
+pub struct Kind {
+    /// What it is called, for people: "snapshot".
+    pub what: &'static str,
+    /// Number of a put in the catalog log. A deletion has the number behind it.
+    pub number: u8,
+    /// Column family of the records, by id.
+    pub records: &'static str,
+    /// Column family of the ids, by label. A kind without one is listed by id, and its records have no names but
+    /// their ids.
+    pub labels: Option<&'static str>,
+    /// Column family of the ids, by tag and label.
+    pub tags: Option<&'static str>,
+    /// Which total counts them.
+    pub counter: Counter,
+    keys: fn(&[u8]) -> Result<OwnedKeys, FormatError>,
+    key_of_field: fn(&[u8]) -> Result<Vec<u8>, FormatError>,
+}
+
+impl Kind {
+    /// A kind whose records are `R`. Its number and its families are on disk, and belong to it for ever.
+    ///
+    /// # Panics
+    ///
+    /// At compile time, for a number that [`Counts`](super::keys::Counts) has no place for.
+    #[must_use]
+    pub const fn of<R: CatalogRecord>(
+        what: &'static str,
+        number: u8,
+        records: &'static str,
+    ) -> Self {
+        assert!(
+            (number as usize) < super::keys::Counts::KINDS_MAX,
+            "numbers of kinds are small"
+        );
+        Self {
+            what,
+            number,
+            records,
+            labels: None,
+            tags: None,
+            counter: Counter::None,
+            keys: owned_keys::<R>,
+            key_of_field: key_of_field::<R>,
+        }
+    }
+
+    /// The same with names.
+    #[must_use]
+    pub const fn with_labels(mut self, family: &'static str) -> Self {
+        self.labels = Some(family);
+        self
+    }
+
+    /// The same with tags.
+    #[must_use]
+    pub const fn with_tags(mut self, family: &'static str) -> Self {
+        self.tags = Some(family);
+        self
+    }
+
+    /// The same, and counted.
+    #[must_use]
+    pub const fn with_counter(mut self, counter: Counter) -> Self {
+        self.counter = counter;
+        self
+    }
+
+    /// Number of a deletion in the catalog log.
+    #[must_use]
+    pub const fn deletion(&self) -> u8 {
+        self.number + 1
+    }
+
+    /// Its column families.
+    pub fn families(&self) -> impl Iterator<Item = &'static str> + use<> {
+        [Some(self.records), self.labels, self.tags]
+            .into_iter()
+            .flatten()
+    }
+}
+
+impl PartialEq for Kind {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Kind {}
+
+impl Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what)
+    }
+}
+
+/// The kinds of records that a store knows. What it does not know is never passed over.
+#[derive(Debug, Copy, Clone)]
+pub struct Kinds(&'static [&'static Kind]);
+
+impl Kinds {
+    /// All kinds of this program: a line for each.
+    pub const ALL: Self = Self(&[
+        SnapshotRecord::KIND,
+        VolumeRecord::KIND,
+        CopyRecord::KIND,
+        RemoteRecord::KIND,
+    ]);
+
+    /// Each kind.
+    pub fn iter(self) -> impl Iterator<Item = &'static Kind> {
+        self.0.iter().copied()
+    }
+}
+
+/// What a record is found by, without the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedKeys {
+    /// Its id as a key.
+    pub id: Vec<u8>,
+    /// Its id as people see it.
+    pub shown_id: String,
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// Its tags.
+    pub tags: Tags,
+    /// What it adds to the sizes of snapshots.
+    pub logical_bytes: u64,
+}
+
+impl OwnedKeys {
+    /// See [`CatalogRecord::label`].
+    #[must_use]
+    pub fn label(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.shown_id)
+    }
+}
+
+fn owned_keys<R: CatalogRecord>(bytes: &[u8]) -> Result<OwnedKeys, FormatError> {
+    let record = R::decode(bytes)?;
+    let keys = record.keys();
+    Ok(OwnedKeys {
+        id: keys.id.as_key().to_vec(),
+        shown_id: keys.id.to_string(),
+        name: keys.name.map(str::to_owned),
+        tags: keys.tags.cloned().unwrap_or_default(),
+        logical_bytes: record.logical_bytes(),
+    })
+}
+
+fn key_of_field<R: CatalogRecord>(bytes: &[u8]) -> Result<Vec<u8>, FormatError> {
+    R::Id::from_field(bytes).map(|id| id.as_key().to_vec())
+}
+
+/// A record as log and index keep it: its bytes, and its kind.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entry {
+    kind: &'static Kind,
+    bytes: Vec<u8>,
+}
+
+impl Entry {
+    /// The entry of a record.
+    #[must_use]
+    pub fn of<R: CatalogRecord>(record: &R) -> Self {
+        Self {
+            kind: R::KIND,
+            bytes: record.encode(),
+        }
+    }
+
+    /// The entry with these bytes, which are checked when the record is asked for.
+    #[must_use]
+    pub const fn new(kind: &'static Kind, bytes: Vec<u8>) -> Self {
+        Self { kind, bytes }
+    }
+
+    /// The entry with these bytes, checked.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    pub fn decode(kind: &'static Kind, bytes: &[u8]) -> Result<Self, FormatError> {
+        (kind.keys)(bytes)?;
+        Ok(Self {
+            kind,
+            bytes: bytes.to_vec(),
+        })
+    }
+
+    /// Which noun it is.
+    #[must_use]
+    pub const fn kind(&self) -> &'static Kind {
+        self.kind
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What the record is found by.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with its bytes.
+    pub fn keys(&self) -> Result<OwnedKeys, FormatError> {
+        (self.kind.keys)(&self.bytes)
+    }
+
+    /// The record.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with its bytes, and when it is of another kind.
+    pub fn record<R: CatalogRecord>(&self) -> Result<R, FormatError> {
+        if self.kind != R::KIND {
+            return Err(FormatError::differs(
+                "kind of a record",
+                R::KIND.what,
+                self.kind.what,
+            ));
+        }
+        R::decode(&self.bytes)
+    }
+}
+
+impl Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys = self.keys().map_err(|_| fmt::Error)?;
+        write!(f, "{} {} {:?}", self.kind.what, keys.shown_id, self.bytes)
+    }
+}
+
+/// A change of the catalog: a record is there from now on or has changed, or is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The record is there from now on, or has changed.
+    Put(Entry),
+    /// The record is gone.
+    Delete(Deletion),
+}
+
+/// What is left of a record that is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deletion {
+    kind: &'static Kind,
+    /// Its id, as the log has it.
+    field: Vec<u8>,
+    /// Its id, as the index has it.
+    key: Vec<u8>,
+}
+
+impl Deletion {
+    /// The deletion of the record whose id has these bytes.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them.
+    pub fn decode(kind: &'static Kind, field: &[u8]) -> Result<Self, FormatError> {
+        Ok(Self {
+            kind,
+            key: (kind.key_of_field)(field)?,
+            field: field.to_vec(),
+        })
+    }
+
+    /// Which noun it was.
+    #[must_use]
+    pub const fn kind(&self) -> &'static Kind {
+        self.kind
+    }
+
+    /// Its id as a key of the index.
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// Its id as the log has it.
+    #[must_use]
+    pub fn field(&self) -> &[u8] {
+        &self.field
+    }
+}
+
+impl Change {
+    /// A record is there from now on, or has changed.
+    #[must_use]
+    pub fn put<R: CatalogRecord>(record: &R) -> Self {
+        Self::Put(Entry::of(record))
+    }
+
+    /// The record of that id is gone.
+    #[must_use]
+    pub fn delete<R: CatalogRecord>(id: &R::Id) -> Self {
+        Self::Delete(Deletion {
+            kind: R::KIND,
+            field: id.to_field().into_owned(),
+            key: id.as_key().to_vec(),
+        })
+    }
+
+    /// The record that is put, if it is an `R`.
+    #[must_use]
+    pub fn as_put<R: CatalogRecord>(&self) -> Option<R> {
+        match self {
+            Self::Put(entry) => entry.record().ok(),
+            Self::Delete(_) => None,
+        }
+    }
+
+    /// The id of the record that is deleted, if it is an `R`.
+    #[must_use]
+    pub fn as_deleted<R: CatalogRecord>(&self) -> Option<R::Id> {
+        match self {
+            Self::Delete(gone) if gone.kind == R::KIND => R::Id::from_field(&gone.field).ok(),
+            Self::Put(_) | Self::Delete(_) => None,
+        }
+    }
+}
+
+/// The name in a record: `text`, unless the record's flags say that it has none.
+fn named(what: &'static str, text: String, has_none: bool) -> Result<Option<String>, FormatError> {
+    match (has_none, text.is_empty()) {
+        (false, _) => Ok(Some(text)),
+        (true, true) => Ok(None),
+        (true, false) => Err(FormatError::differs(
+            what,
+            "no name, as its flags say",
+            format_args!("{text:?}"),
+        )),
+    }
+}

@@ -1,0 +1,139 @@
+//! Which records there are: the contract of a catalog, and how a record of one kind is asked for.
+
+use crate::{
+    Error, Result,
+    format::{
+        CatalogRecord, FormatError, Kind, Tags,
+        record::{Entry, RecordKey},
+    },
+};
+
+/// Which records there are, whatever their kind. [`Records`] asks for records of one kind.
+///
+/// The list key of a record is its [label](CatalogRecord::label), and of a kind without labels its id. Lists are
+/// ascending by the bytes of list keys.
+pub trait Catalog {
+    /// The record of that kind and id.
+    ///
+    /// # Errors
+    ///
+    /// When the catalog cannot be read.
+    fn entry(&self, kind: &'static Kind, id: &[u8]) -> Result<Option<Entry>>;
+
+    /// The record of that kind and name.
+    ///
+    /// # Errors
+    ///
+    /// When the catalog cannot be read.
+    fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>>;
+
+    /// Records of a kind that pass a filter, with list keys from `from` on. What is looked at is bounded by `steps`,
+    /// of which there is one at least.
+    ///
+    /// # Errors
+    ///
+    /// When the catalog cannot be read.
+    fn entries(
+        &self,
+        kind: &'static Kind,
+        filter: &Filter,
+        from: &[u8],
+        steps: usize,
+    ) -> Result<Page<Entry>>;
+
+    /// Number of the last catalog log record that was applied; 0 before the first.
+    ///
+    /// # Errors
+    ///
+    /// When the catalog cannot be read.
+    fn catalog_sequence(&self) -> Result<u64>;
+}
+
+/// Which records to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only those with names that start so; empty: all, those without names too.
+    pub name_prefix: String,
+    /// Only those that have all of these tags with these values.
+    pub tags: Tags,
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// Records, in the order of the list.
+    pub records: Vec<T>,
+    /// The list key to go on from; `None` at the end.
+    pub next: Option<Vec<u8>>,
+}
+
+/// The least list key behind one.
+pub(crate) fn behind(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
+}
+
+/// What to do about an index that cannot be used.
+pub(super) const REMEDY: &str = "`varved rebuild` makes the index again from packs and catalog log";
+
+fn undecodable(error: FormatError) -> Error {
+    Error::Index {
+        verb: "decode a record",
+        message: format!("{error}; {REMEDY}"),
+    }
+}
+
+/// The records of one kind, in any catalog.
+pub trait Records: Catalog {
+    /// The record of that id.
+    ///
+    /// # Errors
+    ///
+    /// When the catalog cannot be read.
+    fn get<R: CatalogRecord>(&self, id: &R::Id) -> Result<Option<R>> {
+        let entry = self.entry(R::KIND, id.as_key())?;
+        let record = entry.map(|entry| entry.record().map_err(undecodable));
+        record.transpose()
+    }
+
+    /// The record of that name.
+    ///
+    /// # Errors
+    ///
+    /// When the catalog cannot be read.
+    fn get_named<R: CatalogRecord>(&self, name: &str) -> Result<Option<R>> {
+        let entry = self.entry_named(R::KIND, name)?;
+        let record = entry.map(|entry| entry.record().map_err(undecodable));
+        record.transpose()
+    }
+
+    /// Records that pass a filter, as [`Catalog::entries`] lists them.
+    ///
+    /// # Errors
+    ///
+    /// When the catalog cannot be read.
+    fn page<R: CatalogRecord>(
+        &self,
+        filter: &Filter,
+        from: &[u8],
+        steps: usize,
+    ) -> Result<Page<R>> {
+        let page = self.entries(R::KIND, filter, from, steps)?;
+        let records = page.records.iter().map(|entry| entry.record());
+        Ok(Page {
+            records: records.collect::<Result<_, _>>().map_err(undecodable)?,
+            next: page.next,
+        })
+    }
+
+    /// All records of a kind of which there are few.
+    ///
+    /// # Errors
+    ///
+    /// When the catalog cannot be read.
+    fn all<R: CatalogRecord>(&self) -> Result<Vec<R>> {
+        let page = self.page(&Filter::default(), &[], usize::MAX)?;
+        Ok(page.records)
+    }
+}
+
+impl<C: Catalog + ?Sized> Records for C {}

@@ -1,0 +1,119 @@
+//! What holds for every catalog: records without names, and of kinds that nobody has thought of yet.
+
+use super::*;
+use crate::format::{
+    RecordId,
+    record::note::{Note, OfNote},
+};
+
+fn without_name(number: u8) -> SnapshotRecord {
+    SnapshotRecord {
+        name: None,
+        ..snapshot(number, "")
+    }
+}
+
+fn labels<R: CatalogRecord>(records: &[R]) -> Vec<String> {
+    let labels = records.iter().map(|record| record.label().into_owned());
+    labels.collect()
+}
+
+pub(super) fn records_without_names_are_listed_by_their_ids(meta: &dyn Meta) {
+    put_snapshots(meta, [without_name(2), snapshot(3, "a"), without_name(1)]);
+    put_snapshots(meta, [snapshot(4, "z")]);
+    let (one, two) = (snapshot_id(1).to_string(), snapshot_id(2).to_string());
+    let all = list::<SnapshotRecord>(meta, None, "", 10).unwrap();
+    assert_eq!(labels(&all), ["a", &one, &two, "z"]);
+    let behind = list::<SnapshotRecord>(meta, Some(&one), "", 10).unwrap();
+    assert_eq!(labels(&behind), [&two, "z"]);
+    assert_eq!(
+        meta.get::<SnapshotRecord>(&snapshot_id(1)).unwrap(),
+        Some(without_name(1))
+    );
+    assert_eq!(meta.totals().unwrap().snapshots, 4);
+
+    // It gets a name, and loses it again.
+    put_snapshots(meta, [snapshot(1, "b")]);
+    let all = list::<SnapshotRecord>(meta, None, "", 10).unwrap();
+    assert_eq!(labels(&all), ["a", "b", &two, "z"]);
+    put_snapshots(meta, [without_name(1)]);
+    assert_eq!(meta.get_named::<SnapshotRecord>("b").unwrap(), None);
+    let gone = [1, 2].map(|n| Change::delete::<SnapshotRecord>(&snapshot_id(n)));
+    meta.apply(changes(meta, gone), false).unwrap();
+    let all = list::<SnapshotRecord>(meta, None, "", 10).unwrap();
+    assert_eq!(labels(&all), ["a", "z"]);
+}
+
+pub(super) fn a_prefix_passes_over_records_without_names(meta: &dyn Meta) {
+    put_snapshots(meta, (1..=5).map(without_name));
+    put_snapshots(meta, [snapshot(6, "snap"), snapshot(7, "snap-x")]);
+    let found = list::<SnapshotRecord>(meta, None, "snap", 10).unwrap();
+    assert_eq!(labels(&found), ["snap", "snap-x"]);
+    let tags = BTreeMap::from([("tier".to_owned(), "gold".to_owned())]);
+    let tagged = |record: SnapshotRecord| SnapshotRecord {
+        tags: tags.clone(),
+        ..record
+    };
+    put_snapshots(meta, [without_name(1), snapshot(7, "snap-x")].map(tagged));
+    for (name_prefix, expected) in [("", 2), ("snap", 1)] {
+        let filter = Filter {
+            name_prefix: name_prefix.to_owned(),
+            tags: tags.clone(),
+        };
+        let page = meta.page::<SnapshotRecord>(&filter, &[], 100).unwrap();
+        assert_eq!(page.records.len(), expected);
+    }
+}
+
+pub(super) fn an_id_is_nobodys_name(meta: &dyn Meta) {
+    put_snapshots(meta, [without_name(1)]);
+    let id = snapshot_id(1).to_string();
+    assert_eq!(meta.get_named::<SnapshotRecord>(&id).unwrap(), None);
+    assert_eq!(meta.get_named::<SnapshotRecord>("").unwrap(), None);
+    let found = SnapshotRecord::find(meta, &SnapshotKey::from(&*id)).unwrap();
+    assert_eq!(found, without_name(1));
+    let error = SnapshotRecord::find(meta, &SnapshotKey::from("none")).unwrap_err();
+    assert_eq!(error.to_string(), "snapshot \"none\" not found");
+}
+
+fn note(number: u8, name: &str, text: &str) -> Note {
+    Note {
+        id: RecordId::<OfNote>::from_low_bits([number; 9]),
+        name: Some(name.to_owned()),
+        tags: BTreeMap::from([("text".to_owned(), text.to_owned())]),
+        text: text.to_owned(),
+    }
+}
+
+pub(super) fn a_kind_that_only_tests_have_is_kept_like_all(meta: &dyn Meta) {
+    let count = |meta: &dyn Meta| meta.totals().unwrap().others.of(Note::KIND);
+    assert_eq!(count(meta), 0);
+    put_snapshots(meta, [snapshot(1, "b")]);
+    let put = [note(1, "b", "x"), note(2, "a", "y"), note(3, "c", "x")];
+    let put: Vec<_> = put.iter().map(Change::put).collect();
+    meta.apply(changes(meta, put), true).unwrap();
+    assert_eq!(count(meta), 3);
+    assert_eq!(meta.totals().unwrap().snapshots, 1);
+    assert_eq!(meta.get_named("b").unwrap(), Some(note(1, "b", "x")));
+    assert_eq!(
+        meta.get(&note(2, "", "").id).unwrap(),
+        Some(note(2, "a", "y"))
+    );
+    let all = list::<Note>(meta, None, "", 10).unwrap();
+    assert_eq!(labels(&all), ["a", "b", "c"]);
+    let filter = Filter {
+        tags: note(9, "", "x").tags,
+        ..Filter::default()
+    };
+    let tagged = meta.page::<Note>(&filter, &[], 100).unwrap();
+    assert_eq!(tagged.records, [note(1, "b", "x"), note(3, "c", "x")]);
+
+    let taken = changes(meta, [Change::put(&note(4, "a", ""))]);
+    let error = meta.apply(taken, true).unwrap_err();
+    assert!(error.to_string().contains("a note named \"a\""), "{error}");
+    let gone = changes(meta, [Change::delete::<Note>(&note(1, "", "").id)]);
+    meta.apply(gone, true).unwrap();
+    assert_eq!(meta.get_named::<Note>("b").unwrap(), None);
+    assert!(meta.get_named::<SnapshotRecord>("b").unwrap().is_some());
+    assert_eq!(count(meta), 2);
+}

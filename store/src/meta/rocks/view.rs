@@ -1,0 +1,101 @@
+//! The index at one moment: a snapshot of RocksDB's, read from end to end.
+
+use std::{
+    io,
+    ops::ControlFlow,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use rocksdb::{DB, DBIteratorWithThreadMode, IteratorMode, ReadOptions, SnapshotWithThreadMode};
+
+use super::{Database, RocksMeta, undecodable, unreadable};
+use crate::{
+    Error, Result,
+    format::{FormatError, Location, keys},
+    meta::{IndexView, PackState, Space},
+};
+
+/// Read at a time, ahead of who looks: a scan reads files from end to end.
+const READAHEAD_BYTES: usize = 1 << 20;
+
+struct View<'a> {
+    database: &'a Database,
+    snapshot: SnapshotWithThreadMode<'a, DB>,
+    reopening: &'a AtomicBool,
+}
+
+impl RocksMeta {
+    /// The database stays open as long as somebody looks. Who wants to open it again waits for that, and writes with
+    /// him, so `scan` ends when it is told so.
+    pub(super) fn look(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {
+        let database = self.database()?;
+        look(&View {
+            snapshot: database.db.snapshot(),
+            database: &database,
+            reopening: &self.reopening,
+        })
+    }
+}
+
+impl View<'_> {
+    fn iterator(&self, family: &'static str) -> Result<DBIteratorWithThreadMode<'_, DB>> {
+        let mut options = ReadOptions::default();
+        // What everybody else asks for stays in the cache.
+        options.fill_cache(false);
+        options.set_readahead_size(READAHEAD_BYTES);
+        let family = self.database.family(family)?;
+        Ok(self
+            .snapshot
+            .iterator_cf_opt(family, options, IteratorMode::Start))
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.reopening.load(Ordering::Relaxed) {
+            return Err(Error::Shortage {
+                verb: "scan the index in",
+                path: self.database.path.clone(),
+                source: io::Error::other("it has to be opened again"),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl IndexView for View<'_> {
+    fn pack_states(&self) -> Result<Vec<PackState>> {
+        self.check()?;
+        decoded_states(self.iterator(keys::PACKS)?)
+    }
+
+    fn scan(
+        &self,
+        space: Space,
+        row: &mut dyn FnMut([u8; 32], Location) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let family = match space {
+            Space::Chunks => keys::CHUNKS,
+            Space::Nodes => keys::NODES,
+        };
+        for entry in self.iterator(family)? {
+            self.check()?;
+            let (key, value) = entry.map_err(unreadable)?;
+            let id: [u8; 32] = (*key).try_into().map_err(|_| {
+                undecodable(FormatError::differs("id of a row", "32 bytes", key.len()))
+            })?;
+            let location = Location::decode(&value).map_err(undecodable)?;
+            if row(id, location).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The states of packs in a family's entries.
+pub(super) fn decoded_states(entries: DBIteratorWithThreadMode<'_, DB>) -> Result<Vec<PackState>> {
+    let states = entries.map(|entry| {
+        let (key, value) = entry.map_err(unreadable)?;
+        PackState::decode(&key, &value).map_err(undecodable)
+    });
+    states.collect()
+}
