@@ -82,8 +82,9 @@ impl Replay for Replayed {
 /// The directory of a journal on a disk, which is made if it is not there.
 fn dir_on(disk: &Arc<SimDisk>, host: &Arc<TestHost>) -> JournalDir {
     let data_dir = Path::new(DATA_DIR);
-    // Fails where there is one.
+    // Fails where there is one. Made durable by whoever makes a store.
     let _ = disk.create_dir(data_dir);
+    disk.sync_dir(Path::new("/")).blocking_wait().unwrap();
     let disk: Arc<dyn Disk> = Arc::<SimDisk>::clone(disk);
     JournalDir {
         pool: Arc::new(FilePool::new(Arc::clone(&disk), DESCRIPTORS_MAX)),
