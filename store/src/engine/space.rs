@@ -29,7 +29,8 @@ impl FreeSpace {
         }
     }
 
-    /// Adds a reserve, which is asked to give space back before anything is refused for the lack of it.
+    /// Adds a reserve, which is asked to give space back before anything is refused for the lack of
+    /// it.
     pub(crate) fn register(&self, reserve: Arc<dyn SpaceReserve>) {
         self.reserves.write().push(reserve);
     }
@@ -41,11 +42,12 @@ impl FreeSpace {
             .map_err(|source| Error::io("read the free space of", &self.data_dir, source))
     }
 
-    /// Checks that there is more than index and catalog log need: chunks must not take the last of it.
+    /// Checks that there is more than index and catalog log need: chunks must not take the last of
+    /// it.
     ///
     /// # Errors
     ///
-    /// [`Error::Full`] if there is not, even after the reserves have given back what they hold.
+    /// [`Error::Reserved`] if there is not, even after the reserves have given back what they hold.
     pub(crate) fn check(&self) -> Result<()> {
         let is_short = || -> Result<bool> { Ok(self.free_bytes()? < limits::FREE_BYTES_MIN) };
         if !is_short()? {
@@ -55,9 +57,9 @@ impl FreeSpace {
             reserve.give_up();
         }
         if is_short()? {
-            return Err(Error::Full {
-                verb: "write chunks; what is left is kept for the index",
+            return Err(Error::Reserved {
                 path: self.data_dir.clone(),
+                kept_bytes: limits::FREE_BYTES_MIN,
             });
         }
         Ok(())

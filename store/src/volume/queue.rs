@@ -76,9 +76,10 @@ impl Queue {
         Ok(())
     }
 
-    /// Cuts through the changes of several volumes at one instant, and does `then` at that instant. Changes that were
-    /// added before are in the epochs that end, all others are not. So a cut that holds a change holds all that was
-    /// acknowledged before that change was made, on whichever of the volumes. Callers keep to one order of queues.
+    /// Cuts through the changes of several volumes at one instant, and does `then` at that instant.
+    /// Changes that were added before are in the epochs that end, all others are not. So a cut that
+    /// holds a change holds all that was acknowledged before that change was made, on whichever of
+    /// the volumes. Callers keep to one order of queues.
     ///
     /// # Errors
     ///
@@ -147,7 +148,8 @@ impl Queue {
         (!batch.is_empty()).then_some((batch, complete))
     }
 
-    /// Whether another batch may be begun beside so many in flight. While one is, a few bytes wait for more to come.
+    /// Whether another batch may be begun beside so many in flight. While one is, a few bytes wait
+    /// for more to come.
     pub(super) fn may_begin(&self, in_flight: usize) -> bool {
         in_flight == 0
             || (in_flight < JOURNAL_WRITES_IN_FLIGHT

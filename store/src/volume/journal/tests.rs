@@ -56,7 +56,8 @@ impl Host for TestHost {
     }
 }
 
-/// What was replayed: the first files of epochs, and of each block the slot that it was last seen in.
+/// What was replayed: the first files of epochs, and of each block the slot that it was last seen
+/// in.
 #[derive(Debug, Default)]
 struct Replayed {
     epochs: Vec<u64>,
@@ -165,8 +166,8 @@ async fn value(journal: &Journal, replayed: &Replayed, block: u32) -> Option<u8>
     Some(bytes[0])
 }
 
-/// The last file was made, and closed for another volume's before its first batch was begun. Then it could not be opened
-/// again, and meanwhile a snapshot ended the epoch.
+/// The last file was made, and closed for another volume's before its first batch was begun. Then
+/// it could not be opened again, and meanwhile a snapshot ended the epoch.
 #[test]
 fn no_file_follows_one_in_which_nothing_was_begun() {
     let disk = SimDisk::new();
