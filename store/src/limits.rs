@@ -205,9 +205,9 @@ pub const JOURNAL_IDLE_BYTES: u64 = 64 << 20;
 
 /// Writers are slowed from this fill of a journal on, in parts of a thousand of its limit, while it
 /// is being taken into the store.
-pub const BRAKE_FROM_PERMILLE: u64 = 750;
+pub const THROTTLE_FROM_PERMILLE: u64 = 750;
 /// To how much: of a journal that is full, and of one at the fill above.
-pub const BRAKE_BYTES_PER_SECOND: (u64, u64) = (16 << 20, 1 << 30);
+pub const THROTTLE_BYTES_PER_SECOND: (u64, u64) = (16 << 20, 1 << 30);
 
 /// Segments that are cut again at one time, of all volumes that are being taken into the store.
 pub const CHECKPOINT_SEGMENTS_IN_FLIGHT: usize = 2;

@@ -1,26 +1,31 @@
-//! What of a volume is other than in a snapshot.
+//! Comparing a volume with a snapshot.
 
-use super::{Volume, layers::Place, volume::bytes_of};
+use super::{Volume, layers::Place, read::bytes_of};
 use crate::{
     Result, SnapshotReader,
     read::{ChangeExtent, push_change},
 };
 
 impl Volume {
-    /// Which parts of a range may be other than in a snapshot: what is not told to have changed since is equal. All that is in the journal counts
-    /// as changed.
+    /// Lists which parts of a range may differ from a snapshot: a part that is not told to have
+    /// changed is equal. Everything in the journal counts as changed.
+    ///
+    /// # Errors
+    ///
+    /// As of [`read`](Self::read), and [`Error::Damaged`](crate::Error::Damaged) where the snapshot
+    /// is damaged.
     pub async fn changes_since(
         &self,
         snapshot: &SnapshotReader,
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Vec<ChangeExtent>> {
-        let (stretches, base) = self.0.inner.stretches(offset_bytes, len_bytes)?;
+        let (blocks, base) = self.0.inner.extents_now(offset_bytes, len_bytes)?;
         let mut extents = Vec::new();
-        for stretch in stretches {
-            let (start, end) = bytes_of(&stretch, offset_bytes, len_bytes);
+        for extent in blocks {
+            let (start, end) = bytes_of(&extent, offset_bytes, len_bytes);
             let len = usize::try_from(end - start).unwrap_or(usize::MAX);
-            match stretch.place {
+            match extent.place {
                 Place::Journal { .. } | Place::Zeros => push_change(&mut extents, len, true),
                 Place::Base => {
                     for extent in snapshot

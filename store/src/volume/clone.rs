@@ -1,7 +1,8 @@
 //! Clones: volumes that begin with the content of a snapshot, or of another volume at one instant.
 //!
-//! Of a snapshot, and of a volume with nothing in its journal, a clone is a record and no more: both share the root. What a volume's journal
-//! holds is taken into the store first, which takes as long as that is much.
+//! A clone of a snapshot, or of a volume with an empty journal, is a record and no more: both share
+//! the root. What a volume's journal holds is taken into the store first, which takes time in
+//! proportion to it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -19,14 +20,15 @@ use crate::{
     meta::{self, Lookup as _, Meta, VolumeId, VolumeRecord},
 };
 
-/// What stands in front of a name that is to be a snapshot's, or a volume's.
+/// The prefix of a key that names a snapshot, and of one that names a volume.
 const SNAPSHOT: &str = "snapshot/";
 const VOLUME: &str = "volume/";
 
-/// What is to become a clone.
+/// A clone to be made.
 #[derive(Debug, Clone, Default)]
 pub struct NewClone {
-    /// A snapshot or a volume: an id, a name that only one of them has, or a name behind `snapshot/` or `volume/`.
+    /// A snapshot or a volume: an id, a name that only one of them has, or a name with the prefix
+    /// `snapshot/` or `volume/`.
     pub source: String,
     /// The new volume's name.
     pub name: String,
@@ -42,7 +44,7 @@ enum Source {
 }
 
 impl Volumes {
-    /// Makes a volume, detached, with the content of a snapshot, or with what another volume holds now.
+    /// Makes a volume, detached, with the content of a snapshot, or of another volume now.
     pub(crate) async fn clone_volume(self: &Arc<Self>, new: NewClone) -> Result<VolumeRecord> {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
@@ -103,16 +105,17 @@ impl Volumes {
                 name: source.to_owned(),
             }),
             (Some(_), Some(_)) => Err(Error::Invalid(format!(
-                "there is a snapshot {source:?} and a volume {source:?}: write {SNAPSHOT}{source} or {VOLUME}{source}"
+                "there is a snapshot {source:?} and a volume {source:?}: \
+                 write {SNAPSHOT}{source} or {VOLUME}{source}"
             ))),
         }
     }
 
-    /// What a volume holds at this instant, in the store.
+    /// Takes what a volume holds at this instant into the store.
     pub(super) async fn content_now(&self, volume: &Volume) -> Result<Origin> {
         let inner = volume.inner();
         let cutting = inner.checkpoints.cutting.lock().await;
-        // The record is asked for after that: it has the base that is the content, or one that is equal.
+        // The record is looked up after that: its base is the volume's content, or equal to it.
         let is_base = inner.layers.read().is_base();
         let record = self.volume(&inner.record.id.to_string()).await?;
         let (record, pin) = self.engine.pin_named(record, |it| Ok(it.base)).await?;
@@ -154,7 +157,7 @@ impl NewClone {
     }
 }
 
-/// What was found, if anything was.
+/// Takes a record that is not there for `None`.
 fn found<R>(result: Result<R>) -> Result<Option<R>> {
     match result {
         Ok(record) => Ok(Some(record)),

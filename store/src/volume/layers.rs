@@ -1,4 +1,4 @@
-//! What a volume holds, layer over layer: what is being written, what is on its way into the store, and the base.
+//! The layers of a volume: the epoch that is being written, those that have ended, and the base.
 
 use std::{ops::Range, sync::Arc};
 
@@ -9,13 +9,13 @@ use super::{
 };
 use crate::{format::journal::Entry, read::ContentReader};
 
-/// What was written between two cuts through the journal.
+/// The map of what was written between two cuts through the journal.
 #[derive(Debug)]
 pub(super) struct Epoch {
     /// Its slots are counted from this journal file on.
     pub(super) first_file: u64,
     pub(super) map: BlockMap,
-    /// What the map takes; none while the journal is being read.
+    /// The map's memory, counted; `None` while the journal is being read.
     charge: Option<MapCharge>,
 }
 
@@ -28,7 +28,7 @@ impl Epoch {
         }
     }
 
-    /// Counts what its map takes, from now on.
+    /// Counts its map's memory from now on.
     pub(super) fn counted(self, memory: &Arc<MapMemory>) -> Self {
         Self {
             charge: Some(memory.charge(self.map.memory_bytes())),
@@ -36,7 +36,7 @@ impl Epoch {
         }
     }
 
-    /// Takes in the entries of a batch whose data begins at `slot`.
+    /// Takes in the entries of a batch whose first data block is in `slot`.
     pub(super) fn apply(&mut self, entries: &[Entry], slot: Slot) {
         self.map.apply(entries, slot);
         if let Some(charge) = &mut self.charge {
@@ -61,20 +61,20 @@ impl Replay for ReplayedEpochs {
     }
 }
 
-/// Layers, of which those of later writes go before earlier ones.
+/// Layers that do not change. A later epoch hides an earlier one, and each epoch hides the base.
 #[derive(Debug, Clone)]
 pub(super) struct Stack {
-    /// Ended, the oldest first.
+    /// Epochs that have ended, the oldest first.
     pub(super) ended: Vec<Arc<Epoch>>,
     pub(super) base: Option<ContentReader>,
 }
 
-/// What became of segments.
+/// How segments differ from the base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Changed {
-    /// They are all zeros, whatever is below.
+    /// They are zeros, whatever is below.
     Zeroed(Range<u32>),
-    /// Some of its blocks were changed.
+    /// Some of the segment's blocks were changed.
     Mixed(u32),
 }
 
@@ -94,11 +94,11 @@ pub(super) struct Layers {
     pub(super) below: Stack,
 }
 
-/// Where some blocks are.
+/// Where blocks are.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum Place {
     Zeros,
-    /// In the journal, from this slot on, counted from this file on.
+    /// In the journal: the first is in this slot, which is counted from this file on.
     Journal {
         first_file: u64,
         slot: Slot,
@@ -106,9 +106,9 @@ pub(super) enum Place {
     Base,
 }
 
-/// Blocks that are in one place.
+/// Neighbouring blocks that are in one place.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub(super) struct Stretch {
+pub(super) struct BlockExtent {
     pub(super) start: u64,
     pub(super) blocks: u32,
     pub(super) place: Place,
@@ -129,7 +129,7 @@ impl Layers {
         }
     }
 
-    /// Puts all on a base that holds what was written before a journal file.
+    /// Replaces the base by one that holds everything written before a journal file.
     pub(super) fn rebase(&mut self, next_file: u64, base: ContentReader) {
         self.below
             .ended
@@ -137,13 +137,13 @@ impl Layers {
         self.below.base = Some(base);
     }
 
-    /// Whether the base is all there is.
+    /// Whether the base is all that the volume holds.
     pub(super) fn is_base(&self) -> bool {
         self.current.map.is_empty() && self.below.ended.is_empty()
     }
 
-    /// Where `blocks` from `start` on are, in order.
-    pub(super) fn stretches(&self, start: u64, blocks: u32) -> Vec<Stretch> {
+    /// Where `blocks` blocks from `start` on are, in order.
+    pub(super) fn extents(&self, start: u64, blocks: u32) -> Vec<BlockExtent> {
         let mut found = Vec::new();
         look(
             Some(&self.current),
@@ -155,7 +155,7 @@ impl Layers {
         found
     }
 
-    /// Ends the current epoch: what is written from now on is in another, and in files from `first_file` on.
+    /// Ends the current epoch. The next one is written to files from `first_file` on.
     pub(super) fn end_epoch(&mut self, first_file: u64) {
         let next = Epoch {
             charge: self.current.charge.as_ref().map(MapCharge::another),
@@ -169,7 +169,7 @@ impl Layers {
 }
 
 impl Stack {
-    /// What of it was written before a journal file, with which an epoch begins.
+    /// The layers that were written before a journal file, with which an epoch begins.
     pub(super) fn before(&self, next_file: u64) -> Self {
         let before = |epoch: &&Arc<Epoch>| epoch.first_file < next_file;
         Self {
@@ -178,15 +178,15 @@ impl Stack {
         }
     }
 
-    /// Where blocks are in what has ended.
-    pub(super) fn stretches(&self, start: u64, blocks: u32) -> Vec<Stretch> {
+    /// Where `blocks` blocks from `start` on are, in order.
+    pub(super) fn extents(&self, start: u64, blocks: u32) -> Vec<BlockExtent> {
         let mut found = Vec::new();
         look(None, &self.ended, start, blocks, &mut found);
         found
     }
 
-    /// Where something was changed since the base, in ascending order. Takes as long as there are changes, not as what they cover is
-    /// large.
+    /// The segments that were changed since the base, ascending. Takes time for each change,
+    /// however much it covers.
     pub(super) fn changes(&self) -> Vec<Changed> {
         let mut mixed: Vec<u32> = self
             .ended
@@ -195,7 +195,7 @@ impl Stack {
             .collect();
         mixed.sort_unstable();
         mixed.dedup();
-        // A segment that a later epoch zeroed is not looked at for what an earlier one has of it.
+        // What an earlier epoch has of a segment does not matter if a later one zeroed the segment.
         mixed.retain(|segment| !self.is_zeroed(*segment));
         let mut zeroed: Vec<Range<u32>> = self
             .ended
@@ -225,7 +225,7 @@ impl Stack {
         changes
     }
 
-    /// Whether a segment was zeroed whole, and nothing was written there since.
+    /// Whether a segment was zeroed whole and not written since.
     fn is_zeroed(&self, segment: u32) -> bool {
         let newest = self.ended.iter().rev();
         let mut known = newest.map(|epoch| epoch.map.is_zeroed(segment));
@@ -233,7 +233,7 @@ impl Stack {
     }
 }
 
-/// Adds segments; those that follow the last go with them.
+/// Adds zeroed segments, to the last range if they follow it.
 fn push_zeroed(changes: &mut Vec<Changed>, range: Range<u32>) {
     if let Some(Changed::Zeroed(last)) = changes.last_mut()
         && last.end == range.start
@@ -244,13 +244,14 @@ fn push_zeroed(changes: &mut Vec<Changed>, range: Range<u32>) {
     changes.push(Changed::Zeroed(range));
 }
 
-/// Looks in the first epoch, for what it does not know in the last of the others, and so on down.
+/// Looks blocks up in the first epoch, those that it does not know in the last of the others, and
+/// so on down.
 fn look(
     first: Option<&Epoch>,
     others: &[Arc<Epoch>],
     start: u64,
     blocks: u32,
-    found: &mut Vec<Stretch>,
+    found: &mut Vec<BlockExtent>,
 ) {
     let (epoch, below) = match (first, others.split_last()) {
         (Some(epoch), _) => (epoch, others),
@@ -260,23 +261,25 @@ fn look(
             return;
         }
     };
-    epoch.map.runs(start, blocks, |run| match run.state {
-        State::Absent => look(None, below, run.start, run.blocks, found),
-        State::Zeros => push(found, run.start, run.blocks, Place::Zeros),
-        State::At(slot) => {
-            let first_file = epoch.first_file;
-            push(
-                found,
-                run.start,
-                run.blocks,
-                Place::Journal { first_file, slot },
-            );
-        }
-    });
+    epoch
+        .map
+        .extents(start, blocks, |extent| match extent.state {
+            State::Absent => look(None, below, extent.start, extent.blocks, found),
+            State::Zeros => push(found, extent.start, extent.blocks, Place::Zeros),
+            State::At(slot) => {
+                let first_file = epoch.first_file;
+                push(
+                    found,
+                    extent.start,
+                    extent.blocks,
+                    Place::Journal { first_file, slot },
+                );
+            }
+        });
 }
 
-/// Adds blocks; those that are in the same place as those before go with them.
-fn push(found: &mut Vec<Stretch>, start: u64, blocks: u32, place: Place) {
+/// Adds blocks, to the last extent if they are in the same place.
+fn push(found: &mut Vec<BlockExtent>, start: u64, blocks: u32, place: Place) {
     if let Some(last) = found.last_mut()
         && last.place == place
         && matches!(place, Place::Zeros | Place::Base)
@@ -284,7 +287,7 @@ fn push(found: &mut Vec<Stretch>, start: u64, blocks: u32, place: Place) {
         last.blocks += blocks;
         return;
     }
-    found.push(Stretch {
+    found.push(BlockExtent {
         start,
         blocks,
         place,

@@ -1,7 +1,8 @@
-//! What the maps of all journals take in memory, which is bounded.
+//! The memory of the maps of all journals, which is bounded.
 //!
-//! From three quarters of the bound on, the volume with the largest map is taken into the store, and the next one. At the bound, a volume
-//! whose map is not small waits until its own journal is in the store, so that each can go on, and all together take little more.
+//! From three quarters of the bound on, the volumes with the largest maps are checkpointed, one
+//! after the other. At the bound, a volume whose map is not small waits for its own checkpoint. So
+//! each volume can go on, and all together take little more than the bound.
 
 use std::{
     sync::{
@@ -15,19 +16,19 @@ use parking_lot::Mutex;
 
 use crate::limits::{MAP_BYTES_LEAST, MAPS_BYTES_MAX};
 
-/// Until somebody looks again for the largest map.
+/// How often the largest map is looked for.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Of the maps of all open volumes.
+/// The memory of the maps of all open volumes.
 #[derive(Debug, Default)]
 pub(crate) struct MapMemory {
     bytes: AtomicU64,
-    /// When somebody looked for the largest map last.
+    /// When the largest map was looked for last.
     looked_at: Mutex<Option<Instant>>,
 }
 
 impl MapMemory {
-    /// Counts so many bytes, for as long as what is returned is there.
+    /// Counts so many bytes until the charge is dropped.
     pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> MapCharge {
         let mut charge = MapCharge {
             memory: Arc::clone(self),
@@ -41,12 +42,13 @@ impl MapMemory {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether a volume with a map of so many bytes has to do without more.
+    /// Whether a map of so many bytes may not grow.
     pub(super) fn is_full_for(&self, map_bytes: u64) -> bool {
         map_bytes >= MAP_BYTES_LEAST && self.bytes() >= MAPS_BYTES_MAX
     }
 
-    /// Whether the caller is to have the largest map taken into the store: not each batch of each volume looks for it.
+    /// Claims the look for the largest map, if memory is short. Returns false within 100 ms of the
+    /// last one, so that not every batch of every volume looks.
     pub(super) fn wants_less(&self) -> bool {
         if self.bytes() < MAPS_BYTES_MAX / 4 * 3 {
             return false;
@@ -60,7 +62,7 @@ impl MapMemory {
     }
 }
 
-/// What a map takes, counted.
+/// The counted memory of a map.
 #[derive(Debug)]
 pub(crate) struct MapCharge {
     memory: Arc<MapMemory>,
@@ -79,7 +81,7 @@ impl MapCharge {
         self.bytes = bytes;
     }
 
-    /// The same for another map, with nothing in it.
+    /// A charge for another map, which is empty.
     pub(super) fn another(&self) -> Self {
         self.memory.charge(0)
     }

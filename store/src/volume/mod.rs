@@ -1,30 +1,40 @@
 //! Volumes: block devices that are written to.
 //!
 //! A volume is a base, which is content like a snapshot's, and a journal of what was written since.
+//! Reads look blocks up in the maps of the journal's epochs, the latest first, and then in the
+//! base. A checkpoint takes ended epochs into the store, and puts the volume on the new base.
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `records` | volumes as records: make, find, attach |
-//! | `volumes` | all of a store: what they share |
-//! | `registry` | which of them are open |
-//! | `volume` | a volume that is open: reads and writes of any bytes |
+//! | `volumes` | all volumes of a store, and what they share |
+//! | `records` | volumes in the catalog: make, find, attach, delete |
+//! | `registry` | the volumes that are open |
+//! | `volume` | one that is open: how it is opened, made durable and closed |
+//! | `read` | reading: journal, base, zeros |
+//! | `write` | writing: bytes become changes of whole blocks |
+//! | `queue` | changes that wait, and the cuts between them |
 //! | `writer` | the one task that writes a volume's journal |
-//! | `journal/` | journals on disk: written, made durable, read by the next process |
-//! | `clone` | volumes with the content of others |
+//! | `throttle` | slowing writers down before the journal is full |
+//! | `layers` | epochs over the base, read as one |
+//! | `map` | the blocks of an epoch, and where they are in the journal |
+//! | `map_memory` | the memory of all maps |
+//! | `journal/` | journals on disk; knows no volume |
+//! | `host` | the store as a journal sees it |
 //! | `snapshot` | snapshots: their instant, and what becomes of them |
 //! | `checkpoint/` | what was written up to a cut, taken into the store |
-//! | `layers` | journal over base, read as one |
-//! | `changes` | what is other than in a snapshot |
-//! | `read` | what blocks are read from |
-//! | `readahead` | what is brought into the cache before it is read |
-//! | `map` | which blocks are in the journal, and where |
-//! | `map_memory` | what the maps of all volumes take |
+//! | `clone` | volumes with the content of others |
+//! | `changes` | comparing a volume with a snapshot |
+//! | `readahead` | filling the cache before a reader comes |
 //!
 //! What must hold:
 //!
-//! - What was acknowledged is always a beginning of the journal: a loss of power takes its end, never something in the middle.
+//! - What was acknowledged is always a prefix of the journal: a loss of power takes its end, never
+//!   its middle.
 //! - A write that returned is in the kernel; after a flush it is durable.
 //! - A block is as one write left it, never a mix of several.
+//! - The base never goes past the cut of a pending snapshot.
+//! - The catalog comes first: the owner record follows it, and journal files are removed after
+//!   that.
 
 mod changes;
 mod checkpoint;
@@ -34,14 +44,17 @@ mod journal;
 mod layers;
 mod map;
 mod map_memory;
+mod queue;
 mod read;
 mod readahead;
 mod records;
 mod registry;
 mod snapshot;
+mod throttle;
 #[expect(clippy::module_inception, reason = "the type that the folder is about")]
 mod volume;
 mod volumes;
+mod write;
 mod writer;
 
 pub use clone::NewClone;

@@ -1,18 +1,59 @@
-//! What the blocks of a volume are read from: journal, base, or nothing.
+//! Reading a volume: from the journal, from the base, or nothing but zeros.
 
 use futures::future::try_join_all;
 
 use super::{
     journal::BlockPlace,
-    layers::{Place, Stretch},
-    volume::{BLOCK, VolumeState, bytes_of, in_base},
+    layers::{BlockExtent, Place, Stack},
+    volume::{BLOCK, Volume, VolumeState},
 };
 use crate::{
     Error, Result,
-    read::{ContentReader, Piece, push_zeros},
+    read::{ContentReader, Extent, Piece, push_extent, push_zeros},
 };
 
-/// What some blocks are read from.
+impl Volume {
+    /// Reads a range, of which data and zeros are returned in order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] past the end of the volume, [`Error::Damaged`] where the base is damaged.
+    pub async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
+        self.inner().check_range(offset_bytes, len_bytes as u64)?;
+        self.inner().read(offset_bytes, len_bytes).await
+    }
+
+    /// Lists data and holes of a range, neighbours of a kind as one.
+    ///
+    /// # Errors
+    ///
+    /// As of [`read`](Self::read).
+    pub async fn extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<Vec<Extent>> {
+        let (blocks, base) = self.inner().extents_now(offset_bytes, len_bytes)?;
+        let mut extents = Vec::new();
+        for extent in blocks {
+            let (start, end) = bytes_of(&extent, offset_bytes, len_bytes);
+            let len = usize::try_from(end - start).unwrap_or(usize::MAX);
+            match extent.place {
+                Place::Journal { .. } => push_extent(&mut extents, len, false),
+                Place::Zeros => push_extent(&mut extents, len, true),
+                Place::Base => {
+                    let within = in_base(base.as_ref(), start, end);
+                    if let (Some(base), true) = (&base, within > 0) {
+                        for extent in base.extents(start, within as u64).await? {
+                            let len = usize::try_from(extent.len_bytes).unwrap_or(usize::MAX);
+                            push_extent(&mut extents, len, extent.hole);
+                        }
+                    }
+                    push_extent(&mut extents, len - within, true);
+                }
+            }
+        }
+        Ok(extents)
+    }
+}
+
+/// What some blocks are read from, open.
 pub(super) enum Source {
     Zeros,
     Journal(BlockPlace),
@@ -20,14 +61,58 @@ pub(super) enum Source {
 }
 
 impl VolumeState {
-    /// Opens what stretches are read from. Files may be removed once the layers have changed, but not from under a reader.
-    pub(super) fn sources(
+    /// Where the blocks of a range are at this moment, and the base that some of them are in.
+    pub(super) fn extents_now(
         &self,
-        stretches: Vec<Stretch>,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<(Vec<BlockExtent>, Option<ContentReader>)> {
+        self.check_range(offset_bytes, len_bytes)?;
+        let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
+        let layers = self.layers.read();
+        Ok((layers.extents(first, blocks), layers.below.base.clone()))
+    }
+
+    /// Reads a range that was checked.
+    pub(super) async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
+        if len_bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let (first, blocks) = blocks_of(offset_bytes, len_bytes as u64)?;
+        let sources_now = || {
+            let layers = self.layers.read();
+            let extents = layers.extents(first, blocks);
+            self.sources(extents, layers.below.base.as_ref())
+        };
+        let patience = self.engine.disk.patience();
+        let sources = patience.until_possible(sources_now).await?;
+        self.gather(sources, offset_bytes, len_bytes as u64).await
+    }
+
+    /// Reads a range of layers that have ended.
+    pub(super) async fn read_ended(
+        &self,
+        stack: &Stack,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Result<Vec<Piece>> {
+        let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
+        let extents = stack.extents(first, blocks);
+        let sources_now = || self.sources(extents.clone(), stack.base.as_ref());
+        let patience = self.engine.disk.patience();
+        let sources = patience.until_possible(sources_now).await?;
+        self.gather(sources, offset_bytes, len_bytes).await
+    }
+
+    /// Opens what extents are read from. A file may be removed once the layers have changed;
+    /// whoever has it open reads on.
+    fn sources(
+        &self,
+        extents: Vec<BlockExtent>,
         base: Option<&ContentReader>,
-    ) -> Result<Vec<(Stretch, Source)>> {
-        let source = |stretch: &Stretch| -> Result<Source> {
-            Ok(match stretch.place {
+    ) -> Result<Vec<(BlockExtent, Source)>> {
+        let source = |extent: &BlockExtent| -> Result<Source> {
+            Ok(match extent.place {
                 Place::Zeros => Source::Zeros,
                 Place::Base => base.map_or(Source::Zeros, |base| Source::Base(base.clone())),
                 Place::Journal { first_file, slot } => {
@@ -35,21 +120,21 @@ impl VolumeState {
                 }
             })
         };
-        stretches
+        extents
             .into_iter()
-            .map(|stretch| Ok((stretch, source(&stretch)?)))
+            .map(|extent| Ok((extent, source(&extent)?)))
             .collect()
     }
 
-    pub(super) async fn gather(
+    async fn gather(
         &self,
-        sources: Vec<(Stretch, Source)>,
+        sources: Vec<(BlockExtent, Source)>,
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<Vec<Piece>> {
-        let read = async |(stretch, source): &(Stretch, Source)| {
-            let (start, end) = bytes_of(stretch, offset_bytes, len_bytes);
-            self.read_source(source, start - stretch.start * BLOCK, start, end)
+        let read = async |(extent, source): &(BlockExtent, Source)| {
+            let (start, end) = bytes_of(extent, offset_bytes, len_bytes);
+            self.read_source(source, start - extent.start * BLOCK, start, end)
                 .await
         };
         if let [only] = &*sources {
@@ -85,7 +170,7 @@ impl VolumeState {
                 }
                 let (start, around) = place.around(offset_bytes);
                 disk.will_need(file, start, around);
-                let _space = self
+                let _budget = self
                     .engine
                     .read_budget(u32::try_from(len).unwrap_or(u32::MAX))
                     .await?;
@@ -105,4 +190,29 @@ impl VolumeState {
             }
         }
     }
+}
+
+/// How many of these bytes the base has. The volume may be longer.
+pub(super) fn in_base(base: Option<&ContentReader>, start: u64, end: u64) -> usize {
+    let size_bytes = base.map_or(0, ContentReader::size_bytes);
+    usize::try_from(end.min(size_bytes).saturating_sub(start)).unwrap_or(usize::MAX)
+}
+
+/// The blocks that bytes are in: the first, and how many.
+fn blocks_of(offset_bytes: u64, len_bytes: u64) -> Result<(u64, u32)> {
+    let first = offset_bytes / BLOCK;
+    let blocks = (offset_bytes + len_bytes).div_ceil(BLOCK) - first;
+    let blocks = u32::try_from(blocks).map_err(|_| {
+        Error::Invalid(format!(
+            "{len_bytes} bytes are more than can be asked for at once"
+        ))
+    })?;
+    Ok((first, blocks))
+}
+
+/// The bytes of an extent that are in a range: start and end.
+pub(super) fn bytes_of(extent: &BlockExtent, offset_bytes: u64, len_bytes: u64) -> (u64, u64) {
+    let start = extent.start * BLOCK;
+    let end = start + u64::from(extent.blocks) * BLOCK;
+    (start.max(offset_bytes), end.min(offset_bytes + len_bytes))
 }

@@ -1,4 +1,4 @@
-//! Volumes as records: make, find, attach, detach, delete.
+//! Volumes in the catalog: make, find, attach, detach, delete.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// What is to become a volume.
+/// A volume to be made.
 #[derive(Debug, Clone, Default)]
 pub struct NewVolume {
     /// Its name.
@@ -30,7 +30,7 @@ pub struct NewVolume {
 }
 
 impl NewVolume {
-    /// The record it becomes.
+    /// The record that it becomes.
     fn into_record(self, id: VolumeId, meta: &dyn Meta) -> Result<VolumeRecord> {
         let from = match &self.from {
             Some(key) => Some(Origin::of(&SnapshotRecord::find(
@@ -42,7 +42,7 @@ impl NewVolume {
         self.into_record_of(id, meta, from)
     }
 
-    /// The same with content that was found.
+    /// The same, with the content that was found for it.
     pub(super) fn into_record_of(
         self,
         id: VolumeId,
@@ -74,10 +74,10 @@ impl NewVolume {
     }
 }
 
-/// What a volume begins with.
+/// The content that a volume begins with.
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
-    /// Whose content it is, for people.
+    /// The snapshot or volume that it is of, for people.
     pub(super) owner: String,
     pub(super) size_bytes: u64,
     /// `None`: zeros.
@@ -89,7 +89,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// What a volume holds, as far as its size matters.
+    /// The content of a volume, as far as its size matters.
     pub(super) fn at_least(volume: &VolumeRecord) -> Self {
         Self {
             owner: format!("volume {:?}", volume.label()),
@@ -132,12 +132,13 @@ fn size(name: &str, wanted: Option<u64>, from: Option<&Origin>) -> Result<u64> {
     Ok(size_bytes)
 }
 
-/// That a volume may be of a size.
+/// Checks that a volume may have a size.
 pub(super) fn check_size(name: &str, size_bytes: u64) -> Result<()> {
     let invalid = |why: String| Err(Error::Invalid(format!("volume {name:?}: {why}")));
     if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         return invalid(format!(
-            "its size has to be a multiple of {SECTOR_BYTES} bytes above 0, and {size_bytes} is none"
+            "its size has to be a multiple of {SECTOR_BYTES} bytes above 0, \
+             and {size_bytes} is none"
         ));
     }
     if size_bytes > limits::VOLUME_BYTES_MAX {
@@ -155,7 +156,8 @@ impl Volumes {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
         let id = VolumeId::random()?;
-        // The snapshot is looked up where nothing can delete it before the volume holds on to its root.
+        // The snapshot is looked up where nobody can delete it before the volume's record has its
+        // root.
         self.engine
             .commit
             .create((), move |meta| new.clone().into_record(id, meta))
@@ -167,7 +169,8 @@ impl Volumes {
         self.engine.find(key.into()).await
     }
 
-    /// Deletes a volume and its journal, while it is not attached and no snapshots of it are pending. Its snapshots stay.
+    /// Deletes a volume and its journal, unless it is attached or has pending snapshots. Its
+    /// snapshots stay.
     pub(crate) async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
         let id = self.volume(key).await?.id;
         let may_go = |record: &VolumeRecord| {
@@ -196,7 +199,7 @@ impl Volumes {
             offload(remove).await?
         };
         if let Err(error) = removed.await {
-            // The volume is gone all the same; only its space is not.
+            // The volume is gone. Its journal goes at the next start.
             tracing::warn!(volume = %deleted.label(), %error, "the journal was not removed");
         }
         Ok(deleted)
@@ -204,8 +207,8 @@ impl Volumes {
 
     /// Attaches a volume, and numbers the attachment.
     ///
-    /// One that is attached already is refused, unless it is taken over by `force`: as after its user died without
-    /// detaching it. The number goes up with that, too, so that whoever had it can be told apart.
+    /// `force` takes over a volume that is attached already, as after its user died without
+    /// detaching it. The number goes up with that, too, so the former user can be told apart.
     pub(crate) async fn attach_volume(&self, key: &str, force: bool) -> Result<VolumeRecord> {
         let change = move |mut record: VolumeRecord| {
             if !force {
@@ -221,7 +224,8 @@ impl Volumes {
         self.change_volume(key, change).await
     }
 
-    /// Detaches a volume. One that is not attached stays as it is: whoever lost the answer may ask again.
+    /// Detaches a volume. One that is not attached stays as it is, so a caller that lost the answer
+    /// may ask again.
     pub(crate) async fn detach_volume(&self, key: &str) -> Result<VolumeRecord> {
         let change = |mut record: VolumeRecord| {
             record.attached_at_ns = None;

@@ -1,4 +1,4 @@
-//! Which volumes are open.
+//! The volumes that are open: each once, for a journal has one writer.
 
 use std::{
     collections::HashMap,
@@ -20,20 +20,21 @@ use crate::{
     meta::{Key, VolumeId, VolumeRecord},
 };
 
-/// The volumes of a store that are open: each once, for a journal has one writer.
+/// The open volumes of a store.
 #[derive(Debug, Default)]
 pub(crate) struct OpenVolumes(Mutex<HashMap<VolumeId, Arc<Slot>>>);
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// Held while it is opened, which takes as long as its journal is long: others are not kept waiting by that.
+    /// Held while the volume is opened, which takes time for a long journal. It keeps nobody from
+    /// other volumes.
     handle: Arc<AsyncMutex<Weak<OpenVolume>>>,
-    /// Held by the task that writes the journal, to its end, which is when all of it is durable.
+    /// Held by the task that writes the journal until all of it is durable.
     writing: Arc<AsyncMutex<()>>,
 }
 
 impl Slot {
-    /// Whether nobody has the volume, or is opening it.
+    /// Whether nobody has the volume or opens it.
     fn is_free(slot: &Arc<Self>) -> bool {
         let unused = |handle: &Weak<OpenVolume>| handle.strong_count() == 0;
         Arc::strong_count(slot) == 1
@@ -56,7 +57,7 @@ impl OpenVolumes {
         Opening { handle, slot }
     }
 
-    /// Of those volumes that are not being taken into the store, the one with the largest map.
+    /// The volume with the largest map, of those without a checkpoint under way.
     pub(super) fn largest_map(&self) -> Option<Volume> {
         let slots: Vec<_> = self.0.lock().values().cloned().collect();
         let open = slots.iter().filter_map(|slot| {
@@ -93,9 +94,9 @@ impl Opening {
         if let Some(volume) = self.volume() {
             return Ok(volume);
         }
-        // The last one may still be writing what was in its queue.
+        // The task of an earlier opening may still be writing what was in its queue.
         let writing = Arc::clone(&self.slot.writing).lock_owned().await;
-        // What it took into the store meanwhile has changed the record.
+        // Its checkpoints may have changed the record.
         let record = volumes.engine.find(Key::Id(id)).await?;
         let volume = Volume::open(volumes, record, writing).await?;
         *self.handle = Arc::downgrade(&volume.0);
@@ -110,14 +111,15 @@ pub struct VolumeStatus {
     pub journal_bytes: u64,
     /// Bytes that it may take.
     pub journal_bytes_max: u64,
-    /// Bytes of memory that the map of its journal takes, about; 0 while it is not open.
+    /// Bytes of memory that the map of its journal takes, about; 0 while the volume is not open.
     pub map_bytes: u64,
-    /// What its journal held when it was opened; `None` while it is not open.
+    /// What its journal held when the volume was opened; `None` while it is not open.
     pub found: Option<JournalReport>,
 }
 
 impl Volumes {
-    /// Opens a volume, or gives the one that is open already. Its journal is read first, if there is one.
+    /// Opens a volume, or gives the one that is open already. Its journal is read first, if there
+    /// is one.
     ///
     /// # Errors
     ///
@@ -128,7 +130,8 @@ impl Volumes {
         if let Some(volume) = opening.volume() {
             return Ok(volume);
         }
-        // To its end: a sync that fails must not be forgotten, and who asks again finds the journal read.
+        // To its end: a sync that fails must be seen, and a caller that asks again finds the
+        // journal read.
         let (commit, volumes) = (Arc::clone(&self.engine.commit), Arc::clone(self));
         commit.to_the_end(move |_| opening.open(volumes, id)).await
     }
@@ -150,7 +153,7 @@ impl Volumes {
             })
         };
         let id = self.volume(key).await?.id;
-        // Who opens it meanwhile may have read its record before.
+        // Nobody opens it meanwhile, with the record as it was before.
         let opening = self.open.opening(id).await;
         let resized = self.engine.commit.update(id, change).await?;
         if let Some(volume) = opening.volume() {
@@ -200,7 +203,7 @@ impl Volumes {
                 outcome = outcome.and(Volume(handle).close().await);
                 continue;
             }
-            // The last handle has gone, and what was written through it is still being made durable.
+            // The last handle is gone, and its task may still be making writes durable.
             drop(slot.writing.lock().await);
             outcome = outcome.and(self.engine.commit.writable());
         }

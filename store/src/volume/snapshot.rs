@@ -1,20 +1,22 @@
 //! Snapshots of volumes: their instant, and what becomes of them.
 //!
-//! Of an instant:
+//! Snapshots of several volumes are crash-consistent as a group. They are made so:
 //!
-//! 1. The epochs of all volumes end, while none of them takes a change: so it is one instant for all of them. Then writers go on.
-//! 2. What was written before is made durable in the journals.
-//! 3. The snapshots' records, pending, and with each volume's where its journal was cut, enter the catalog in one change. Now they are
-//!    promised: whatever happens, their content is in the journals.
-//! 4. What each holds is taken into the store, in the background ([`checkpoint`](super::checkpoint)), and its record completed in the same change that
-//!    puts the volume on the new base.
+//! 1. The epochs of all volumes end while none of them takes a change, so it is one instant for
+//!    all. Then writers go on.
+//! 2. Everything written before is made durable in the journals.
+//! 3. The pending snapshots, and the cut in each volume's record, enter the catalog in one change.
+//!    Now the snapshots are promised: whatever happens, their content is in the journals.
+//! 4. A [`checkpoint`](super::checkpoint) takes each cut into the store, in the background. The
+//!    catalog change that puts the volume on its new base also completes the snapshot.
 //!
-//! What is pending when the process ends goes on when the volume is opened again: the journal is read into the epochs that the cuts
-//! end.
+//! A crash before 3 leaves no snapshot and no promise. After 3 a pending snapshot goes on when its
+//! volume is opened again: the journal is read into epochs that end at the cuts.
 //!
-//! Deleting a snapshot that is pending cancels it: the volume loses the cut, and nothing else. One that cannot be completed for now (the disk is
-//! full, say) stays pending, with the reason shown, and is tried again. One that never can be is failed, and keeps its record with the reason
-//! until it is deleted.
+//! Deleting a pending snapshot cancels it: the volume loses the cut, and nothing else. A snapshot
+//! that cannot be completed for now, as on a full disk, stays pending with the reason shown, and is
+//! tried again. One that never can be completed fails, and keeps its record with the reason until
+//! it is deleted.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,8 +34,8 @@ use super::{
     Volumes,
     checkpoint::{Cut, Job, Purpose, passes},
     journal::{PromisedCut, Promises},
+    queue::Queue,
     volume::Volume,
-    writer::Queue,
 };
 use crate::{
     Error, ListQuery, Result,
@@ -47,23 +49,24 @@ use crate::{
     },
 };
 
-/// A reason is shown, not kept for ever: this much of it.
+/// Characters of a reason that are kept.
 const REASON_CHARS_MAX: usize = 500;
 
 /// How far a pending snapshot has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SnapshotProgress {
-    /// Segments that were stored.
+    /// Segments that were cut again and stored.
     pub segments_done: u64,
-    /// Segments to store; 0 until its turn has come.
+    /// Segments to be stored; 0 until its checkpoint begins.
     pub segments_total: u64,
-    /// Why the last try could not complete it, if there was one: it is tried again.
+    /// Why the last try could not complete it, if it waits to be tried again.
     pub waits_for: Option<String>,
 }
 
-/// What is known of a pending snapshot beside its record.
-#[derive(Debug, Default)]
+/// The progress of a pending snapshot.
+#[derive(Debug)]
 pub(crate) struct Progress {
+    id: SnapshotId,
     done: AtomicU64,
     total: AtomicU64,
     cancelled: watch::Sender<bool>,
@@ -77,22 +80,36 @@ pub(crate) struct Progress {
 /// How far along it is.
 #[derive(Debug, Default, Copy, Clone, PartialEq, Eq)]
 enum Stage {
-    /// Its turn comes, or has come.
+    /// Its checkpoint is due, or under way.
     #[default]
     UnderWay,
-    /// It could not be completed, and is tried again.
+    /// It could not be completed, and waits to be tried again.
     Waits,
     /// Nothing more is done about it.
     Ended,
 }
 
 impl Progress {
+    fn new(id: SnapshotId) -> Self {
+        Self {
+            id,
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            cancelled: watch::Sender::default(),
+            waits_for: Mutex::default(),
+            failed: OnceLock::new(),
+            stage: watch::Sender::default(),
+        }
+    }
+
+    /// Begins a try, of which so many segments are to be stored.
     pub(super) fn begin(&self, segments: u64) {
-        // It may not be the first try.
+        // An earlier try may have counted some.
         self.done.store(0, Ordering::Relaxed);
         self.total.store(segments, Ordering::Relaxed);
     }
 
+    /// Counts a segment.
     pub(super) fn step(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
     }
@@ -101,50 +118,58 @@ impl Progress {
         *self.cancelled.borrow()
     }
 
-    /// Ends when it is cancelled.
+    /// Waits until it is cancelled.
     pub(super) async fn cancelled(&self) {
-        // The sender is there as long as this is.
+        // The sender lives as long as `self`.
         let _ = self.cancelled.subscribe().wait_for(|it| *it).await;
     }
 
-    /// It could not be completed for now.
+    /// Shows why it could not be completed for now.
     pub(super) fn wait(&self, reason: String) {
         *self.waits_for.lock() = Some(shown(&reason));
         self.stage.send_replace(Stage::Waits);
     }
 
-    /// That it goes on.
+    /// Fails once it is cancelled.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]: the snapshot was deleted.
     pub(super) fn check(&self) -> Result<()> {
         if self.is_cancelled() {
-            return Err(Error::Invalid("the snapshot was deleted".to_owned()));
+            return Err(Error::NotFound {
+                what: "snapshot",
+                name: self.id.to_string(),
+            });
         }
         Ok(())
     }
 
+    /// Shows why it has failed. The first reason stays.
     pub(super) fn fail(&self, reason: String) {
-        // The first reason stays.
         let _ = self.failed.set(reason);
     }
 
     async fn reaches(&self, is_it: impl Fn(Stage) -> bool) {
-        // The sender is there as long as this is.
+        // The sender lives as long as `self`.
         let _ = self.stage.subscribe().wait_for(|stage| is_it(*stage)).await;
     }
 
+    /// Tells those who wait that nothing more is done about it.
     pub(super) fn end(&self) {
         self.stage.send_replace(Stage::Ended);
     }
 }
 
-/// The pending snapshots of the volumes that are open, and those that have failed without a record that says so.
+/// The pending snapshots of open volumes, and those that have failed without a record that says so.
 #[derive(Debug, Default)]
 pub(crate) struct PendingSnapshots(Mutex<HashMap<SnapshotId, Arc<Progress>>>);
 
 impl PendingSnapshots {
     pub(super) fn add(&self, id: SnapshotId) -> Arc<Progress> {
         let mut all = self.0.lock();
-        // One that failed before is tried once more.
-        let progress = Arc::new(Progress::default());
+        // A snapshot that failed before gets another try.
+        let progress = Arc::new(Progress::new(id));
         all.insert(id, Arc::clone(&progress));
         progress
     }
@@ -157,7 +182,7 @@ impl PendingSnapshots {
         self.0.lock().get(&id).cloned()
     }
 
-    /// A record, failed if that is known and not written down.
+    /// The record of a snapshot, as failed if that could not be recorded.
     pub(crate) fn see(&self, record: SnapshotRecord) -> SnapshotRecord {
         if record.state != SnapshotState::Pending {
             return record;
@@ -179,7 +204,7 @@ fn failed(reason: &str) -> SnapshotState {
     }
 }
 
-/// As much of a reason as is shown.
+/// As much of a reason as is kept.
 fn shown(reason: &str) -> String {
     reason.chars().take(REASON_CHARS_MAX).collect()
 }
@@ -189,7 +214,8 @@ fn shown(reason: &str) -> String {
 pub struct NewSnapshots {
     /// Names or ids of volumes.
     pub volumes: Vec<String>,
-    /// The snapshot's name. Where there are several volumes, each one's is this, a hyphen, and its volume's name.
+    /// The snapshot's name. With several volumes, the name of each snapshot is this, a hyphen, and
+    /// its volume's name.
     pub name: String,
     /// Their tags.
     pub tags: BTreeMap<String, String>,
@@ -205,7 +231,8 @@ impl NewSnapshots {
 }
 
 impl Volume {
-    /// Makes a snapshot of what the volume holds now: see [`Store::snapshot_volume`](crate::Store::snapshot_volume).
+    /// Makes a snapshot of what the volume holds now: see
+    /// [`Store::snapshot_volume`](crate::Store::snapshot_volume).
     pub async fn snapshot(
         &self,
         name: &str,
@@ -217,7 +244,7 @@ impl Volume {
     }
 }
 
-/// One of them.
+/// A snapshot to be made.
 struct Wanted {
     volume: Volume,
     id: SnapshotId,
@@ -225,7 +252,7 @@ struct Wanted {
 }
 
 impl Volumes {
-    /// The snapshot of that name or id, failed if that is known and not written down.
+    /// The snapshot of that name or id, as failed if that could not be recorded.
     pub(crate) async fn snapshot(&self, key: &str) -> Result<SnapshotRecord> {
         let found = self.engine.find(key.into()).await?;
         Ok(self.pending_snapshots.see(found))
@@ -238,13 +265,13 @@ impl Volumes {
         Ok(found.into_iter().map(|it| pending.see(it)).collect())
     }
 
-    /// Makes snapshots of what volumes hold now, all of them at one instant. They are pending: their content is promised, and on its way
-    /// into the store.
+    /// Makes snapshots of what volumes hold now, all of them at one instant. They are pending:
+    /// their content is promised, and on its way into the store.
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyExists`] when there is a snapshot of such a name, [`Error::TooMany`] when too many of a volume are pending.
-    /// None of them is made then.
+    /// [`Error::AlreadyExists`] when a snapshot has such a name, [`Error::Limit`] when too many of
+    /// a volume are pending. None of them is made then.
     pub(crate) async fn snapshot_volumes(
         self: &Arc<Self>,
         new: NewSnapshots,
@@ -280,7 +307,8 @@ impl Volumes {
         let volumes = Arc::clone(self);
         #[expect(
             clippy::disallowed_methods,
-            reason = "it is waited for here; it runs to its end so that what is promised is taken into the store"
+            reason = "it is waited for here; it runs to its end, so that what it promises is \
+                      taken into the store"
         )]
         let task = tokio::spawn(at_one_instant(
             volumes,
@@ -294,7 +322,8 @@ impl Volumes {
     ///
     /// # Errors
     ///
-    /// As of [`snapshot_volumes`](Self::snapshot_volumes), and [`Error::NotCompleted`] when it fails. The volume stays as it is then.
+    /// As of [`snapshot_volumes`](Self::snapshot_volumes), and [`Error::NotCompleted`] when it
+    /// fails. The volume stays as it is then.
     pub(crate) async fn snapshot_volume(
         self: &Arc<Self>,
         volume: &str,
@@ -328,7 +357,8 @@ impl Volumes {
         record.completed().map(|_| record)
     }
 
-    /// How far a pending snapshot has come; `None` if it is not pending, or not begun since the store was opened.
+    /// How far a pending snapshot has come; `None` if it is not pending, or was not begun since the
+    /// store was opened.
     pub(crate) fn snapshot_progress(&self, id: SnapshotId) -> Option<SnapshotProgress> {
         let progress = self.pending_snapshots.get(id)?;
         Some(SnapshotProgress {
@@ -338,8 +368,8 @@ impl Volumes {
         })
     }
 
-    /// Goes on with the snapshots that were pending when the store was closed, one volume after the other. Returns when all of them had
-    /// their turn: those that have to wait are tried again.
+    /// Goes on with the snapshots that were pending when the store was closed, one volume after the
+    /// other. Returns once each was tried: those that have to wait are tried again.
     pub(crate) async fn resume_snapshots(self: &Arc<Self>) -> Result<()> {
         let mut pause = Duration::from_secs(1);
         while self.resume_once().await? {
@@ -349,7 +379,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Whether there are volumes that cannot be opened for now.
+    /// Goes through all volumes once. Returns whether some cannot be opened for now.
     async fn resume_once(self: &Arc<Self>) -> Result<bool> {
         let mut after_name = None;
         let mut some_wait = false;
@@ -370,14 +400,14 @@ impl Volumes {
         }
     }
 
-    /// Goes on with a volume's. Whether it cannot be opened for now.
+    /// Goes on with the snapshots of one volume. Returns whether it cannot be opened for now.
     async fn resume(self: &Arc<Self>, record: &VolumeRecord) -> Result<bool> {
         let all = &self.pending_snapshots;
         let ids = record.pending.iter().map(|pending| pending.snapshot);
         let error = match self.open_volume(&record.id.to_string()).await {
             Ok(_volume) => {
-                // What becomes of them is in their records, and in the log. One that has to wait keeps its volume open, and no other volume
-                // from its turn.
+                // Records and log say what becomes of them. A snapshot that has to wait keeps its
+                // volume open, and does not hold up other volumes.
                 for progress in ids.filter_map(|id| all.get(id)) {
                     progress.reaches(|stage| stage != Stage::UnderWay).await;
                 }
@@ -399,8 +429,8 @@ impl Volumes {
         Ok(waits)
     }
 
-    /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were made from it. One that is pending is
-    /// cancelled by that: its volume stays as it is.
+    /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were
+    /// made from it. A pending snapshot is cancelled: its volume stays as it is.
     pub(crate) async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
         let record = self.snapshot(key).await?;
         let id = record.id;
@@ -438,7 +468,7 @@ fn without(mut volume: VolumeRecord, id: SnapshotId) -> VolumeRecord {
     volume
 }
 
-/// That a volume may have one more snapshot, of this name.
+/// Checks that a volume may have one more snapshot, of this name.
 fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
     if volume.pending.len() >= limits::PENDING_SNAPSHOTS_MAX {
         return Err(Error::Limit(format!(
@@ -453,13 +483,14 @@ fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
     }
 }
 
-/// What an instant leaves: of each volume its cut.
+/// Makes snapshots of volumes at one instant. Must run to its end, so that what it promises is
+/// taken into the store.
 async fn at_one_instant(
     volumes: Arc<Volumes>,
     wanted: Vec<Wanted>,
     tags: BTreeMap<String, String>,
 ) -> Result<Vec<SnapshotRecord>> {
-    // In the order of the volumes' ids, like all who take several.
+    // In the order of the volumes' ids, like everything that holds several.
     let mut cutting = Vec::with_capacity(wanted.len());
     for snapshot in &wanted {
         let checkpoints = &snapshot.volume.inner().checkpoints;
@@ -511,7 +542,7 @@ async fn at_one_instant(
     Ok(made)
 }
 
-/// A snapshot that is to be pending: all before its cut is durable.
+/// A snapshot to be promised: everything before its cut is durable.
 struct Promised {
     volume: VolumeId,
     snapshot: SnapshotId,
@@ -521,7 +552,7 @@ struct Promised {
     last_sequence: u64,
 }
 
-/// The changes that make snapshots pending.
+/// The catalog's changes that make snapshots pending.
 fn promise(
     meta: &dyn Meta,
     new: &[Promised],
@@ -560,7 +591,7 @@ fn promise(
             snapshot: id,
             next_file: cut.next_file,
         });
-        // What is in the base already needs no witness.
+        // A batch that is in the base needs no witness.
         if last_sequence >= first_sequence_of(volume.journal_from) {
             volume.promised_sequence = volume.promised_sequence.max(last_sequence);
         }
@@ -571,14 +602,15 @@ fn promise(
     Ok((changes, made))
 }
 
-/// The jobs of a volume's pending snapshots, as its record has them.
+/// The jobs for the pending snapshots in a volume's record.
 pub(super) async fn resumed(volumes: &Volumes, record: &VolumeRecord) -> Result<Vec<Job>> {
     let mut jobs = Vec::with_capacity(record.pending.len());
     for pending in &record.pending {
         let key = Key::Id(pending.snapshot);
         let snapshot = match volumes.engine.find::<SnapshotRecord>(key).await {
             Ok(snapshot) => snapshot,
-            // They change together. What is wrong here is no reason to keep the volume's content from anybody.
+            // The two records change together, so this is damage. It is no reason to keep the
+            // volume's content from anybody.
             Err(error @ Error::NotFound { .. }) => {
                 tracing::error!(volume = %record.label(), %error, "a pending snapshot has no record");
                 continue;
@@ -599,7 +631,7 @@ pub(super) async fn resumed(volumes: &Volumes, record: &VolumeRecord) -> Result<
     Ok(jobs)
 }
 
-/// What a volume's record says of its journal: where epochs begin, and what was durable.
+/// The promises in a volume's record: where epochs of its journal begin, and what was durable.
 pub(super) async fn promises(engine: &Arc<Engine>, record: &VolumeRecord) -> Result<Promises> {
     let mut cuts = Vec::with_capacity(record.pending.len());
     for pending in &record.pending {
@@ -621,8 +653,8 @@ pub(super) async fn promises(engine: &Arc<Engine>, record: &VolumeRecord) -> Res
     })
 }
 
-/// Puts a volume on a new base, which holds all before a journal file, and completes the snapshot that is of just that, if it was not
-/// deleted meanwhile.
+/// Puts a volume on a new base, which holds everything before a journal file, and completes the
+/// snapshot of just that content, unless it was deleted meanwhile.
 pub(super) async fn complete(
     engine: &Arc<Engine>,
     volume: VolumeId,
@@ -639,7 +671,7 @@ pub(super) async fn complete(
         {
             let record = SnapshotRecord {
                 state: SnapshotState::Completed(content),
-                // Those between may have been deleted, or have failed.
+                // Snapshots between may have been deleted, or have failed.
                 parent: volume.parent,
                 ..record
             };
@@ -647,7 +679,8 @@ pub(super) async fn complete(
             volume = without(volume, id);
             volume.parent = Some(id);
         }
-        // A record that says so would be none. Where the snapshot before could not be ended, this one waits with it for a restart.
+        // The base never goes past the cut of a pending snapshot. Where the one before could not be
+        // ended, this one waits with it for a restart.
         if let Some(before) = volume.pending.iter().find(|it| it.next_file < next_file) {
             return Err(Error::Limit(format!(
                 "snapshot {} of volume {:?} comes first, and is pending still",
@@ -666,7 +699,7 @@ pub(super) async fn complete(
     engine.commit.change(plan).await
 }
 
-/// Writes down that a snapshot has failed, unless it was deleted: its volume goes on without the cut.
+/// Records that a snapshot has failed, unless it was deleted. Its volume goes on without the cut.
 pub(super) async fn record_failure(
     engine: &Arc<Engine>,
     volume: VolumeId,

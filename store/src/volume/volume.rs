@@ -1,4 +1,4 @@
-//! A volume that is open: reads and writes of any bytes.
+//! A volume that is open, and how it is opened and closed.
 
 use std::{
     fmt,
@@ -9,13 +9,9 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
-    sync::{
-        Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, RwLock as AsyncRwLock,
-        Semaphore, oneshot,
-    },
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock as AsyncRwLock, Semaphore},
     task::JoinHandle,
 };
 use varve_content::BLOCK_BYTES;
@@ -23,26 +19,27 @@ use varve_content::BLOCK_BYTES;
 use super::{
     Volumes,
     checkpoint::Checkpoints,
-    journal::{Change, Host, Journal, JournalDir, JournalReport, MakesDurable, OwnerFile, recover},
-    layers::{Epoch, Layers, Place, ReplayedEpochs, Stack, Stretch},
-    snapshot,
-    writer::{self, BlockLock, Op, Queue},
+    journal::{Host, Journal, JournalDir, JournalReport, MakesDurable, OwnerFile, recover},
+    layers::{Epoch, Layers, ReplayedEpochs},
+    queue::Queue,
+    snapshot, writer,
 };
 use crate::{
     Error, Result,
     engine::{Engine, joined},
     failpoints::{Failpoint, reach},
     format::volume::VolumeRecord,
-    limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
-    read::{ContentReader, Extent, Piece, push_extent},
+    limits::VOLUME_QUEUE_BYTES,
+    read::ContentReader,
 };
 
 pub(super) const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// A volume, open for reading and writing. Copies are the same volume; it is closed when the last of them is dropped.
+/// A volume, open for reading and writing. Clones are handles of the same volume, which is closed
+/// with the last of them.
 ///
-/// Requests may overlap in time. Each block is then as one order or another of them leaves it, never a mix. What is read
-/// after a write has returned is what was written.
+/// Requests may overlap in time. Each block is then as some order of them leaves it, never a mix. A
+/// read that begins after a write has returned sees that write.
 #[derive(Debug, Clone)]
 pub struct Volume(pub(super) Arc<OpenVolume>);
 
@@ -58,7 +55,7 @@ impl Drop for OpenVolume {
     }
 }
 
-/// What reads and the writing task share.
+/// The state of an open volume, which requests and its tasks share.
 pub(super) struct VolumeState {
     pub(super) engine: Arc<Engine>,
     pub(super) volumes: Arc<Volumes>,
@@ -66,19 +63,19 @@ pub(super) struct VolumeState {
     pub(super) journal: Arc<Journal>,
     pub(super) layers: RwLock<Layers>,
     pub(super) queue: Queue,
-    /// As it was when the volume was opened.
+    /// The record as it was when the volume was opened.
     pub(super) record: VolumeRecord,
     pub(super) checkpoints: Checkpoints,
     pub(super) owner_file: AsyncMutex<OwnerFile>,
-    /// It only grows.
+    /// Only grows.
     size_bytes: AtomicU64,
-    /// To keep it open.
+    /// For tasks that keep the volume open.
     handle: OnceLock<Weak<OpenVolume>>,
-    /// Held alone by changes of parts of blocks, which read what they do not change.
-    block_lock: Arc<AsyncRwLock<()>>,
-    /// Room for its changes that wait.
-    room: Arc<Semaphore>,
-    /// Whether what was written is being made durable without anybody having asked.
+    /// Held alone by a change of a part of a block, which reads the rest of the block.
+    pub(super) block_lock: Arc<AsyncRwLock<()>>,
+    /// Bytes of its changes that wait or are in flight.
+    pub(super) queue_budget: Arc<Semaphore>,
+    /// Whether a sync is under way that no guest has asked for.
     syncs_by_itself: AtomicBool,
     report: JournalReport,
 }
@@ -92,6 +89,8 @@ impl fmt::Debug for VolumeState {
 }
 
 impl Volume {
+    /// Opens a volume: brings its owner record up to date, reads its journal, and starts the task
+    /// that writes it, which holds `writing` to its end.
     pub(super) async fn open(
         volumes: Arc<Volumes>,
         record: VolumeRecord,
@@ -152,7 +151,7 @@ impl Volume {
             size_bytes: AtomicU64::new(record.size_bytes),
             handle: OnceLock::new(),
             block_lock: Arc::default(),
-            room: Arc::new(Semaphore::new(VOLUME_QUEUE_BYTES)),
+            queue_budget: Arc::new(Semaphore::new(VOLUME_QUEUE_BYTES)),
             syncs_by_itself: AtomicBool::new(false),
             report,
             record,
@@ -167,7 +166,8 @@ impl Volume {
         let writer = tokio::spawn(async move {
             let _writing = writing;
             writer::run(Arc::clone(&task)).await;
-            // Whoever had it last may not have flushed it. An error has stopped the store, which is how others learn of it.
+            // The last user may not have flushed it. An error has stopped the store, which is how
+            // others learn of it.
             let _ = task.sync().await;
             task.journal.stop_recycling().await;
         });
@@ -194,22 +194,22 @@ impl Volume {
         &self.0.inner.record
     }
 
-    /// Its size.
+    /// Its size, in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.0.inner.size_bytes()
     }
 
-    /// Lets it be as large as its record says by now.
+    /// Lets it be as large as its record says now.
     pub(super) fn grow(&self, size_bytes: u64) {
         let inner = &self.0.inner;
-        // Between changes: those past the old end are of an epoch that was cut off at the new one.
+        // Between changes: a change behind the old end is in an epoch that ends at the new one.
         inner
             .queue
             .between(|| inner.size_bytes.fetch_max(size_bytes, Ordering::AcqRel));
     }
 
-    /// What its journal held when it was opened.
+    /// What its journal held when the volume was opened.
     #[must_use]
     pub fn journal_report(&self) -> &JournalReport {
         &self.0.inner.report
@@ -230,87 +230,12 @@ impl Volume {
         layers.current.map.memory_bytes() + ended
     }
 
-    /// Reads a range.
-    pub async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
-        self.0.inner.check_range(offset_bytes, len_bytes as u64)?;
-        self.0.inner.read(offset_bytes, len_bytes).await
-    }
-
-    /// Writes bytes. They are in the kernel when this returns: they survive the end of this process, and after a
-    /// [`flush`](Self::flush) also a loss of power.
+    /// Makes all writes durable that returned before.
     ///
     /// # Errors
     ///
-    /// [`Error::Full`] when there is no room; any of the blocks may be as they were then. [`Error::Poisoned`] once a write or
-    /// a sync of the store has failed.
-    pub async fn write(&self, offset_bytes: u64, data: Bytes) -> Result<()> {
-        let inner = &self.0.inner;
-        inner.check_range(offset_bytes, data.len() as u64)?;
-        let whole = offset_bytes.is_multiple_of(BLOCK) && data.len().is_multiple_of(BLOCK_BYTES);
-        if whole {
-            let lock = inner.shared_lock().await;
-            let start_block = offset_bytes / BLOCK;
-            return inner
-                .change([Change::Data { start_block, data }], lock)
-                .await;
-        }
-        let lock = inner.exclusive_lock().await;
-        let changes = inner.with_edges(offset_bytes, data).await?;
-        inner.change(changes, lock).await
-    }
-
-    /// Makes a range read as zeros, without writing them. Promises what [`write`](Self::write) does.
-    pub async fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
-        let inner = &self.0.inner;
-        inner.check_range(offset_bytes, len_bytes)?;
-        let end = offset_bytes + len_bytes;
-        let whole = offset_bytes.is_multiple_of(BLOCK);
-        let lock = inner.lock_to_zero(whole, end).await;
-        let (start_block, end_block) = inner.whole_blocks(offset_bytes, end);
-        let mut changes = Vec::with_capacity(3);
-        let head_end = end.min(start_block * BLOCK);
-        if offset_bytes < head_end {
-            changes.push(inner.zeroed(offset_bytes, head_end).await?);
-        }
-        if start_block < end_block {
-            changes.push(Change::Zeros {
-                start_block,
-                blocks: end_block - start_block,
-            });
-        }
-        let tail = head_end.max(end_block * BLOCK);
-        if tail < end {
-            changes.push(inner.zeroed(tail, end).await?);
-        }
-        inner.change(changes, lock).await
-    }
-
-    /// Gives a range back: its whole blocks read as zeros from now on, parts of blocks stay as they are.
-    pub async fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
-        let inner = &self.0.inner;
-        inner.check_range(offset_bytes, len_bytes)?;
-        let end = offset_bytes + len_bytes;
-        // What is before its first whole block is not touched.
-        let lock = inner.lock_to_zero(true, end).await;
-        let (start_block, end_block) = inner.whole_blocks(offset_bytes, end);
-        let blocks = end_block.saturating_sub(start_block);
-        inner
-            .change(
-                [Change::Zeros {
-                    start_block,
-                    blocks,
-                }],
-                lock,
-            )
-            .await
-    }
-
-    /// Waits for all changes that were begun before to be made or refused, those included whose callers have gone away.
-    pub async fn settle(&self) {
-        drop(self.0.inner.exclusive_lock().await);
-    }
-
-    /// Makes all writes durable that returned before.
+    /// [`Error::Poisoned`] once a write or a sync of the store has failed, and the error of a sync
+    /// that fails.
     pub async fn flush(&self) -> Result<()> {
         let inner = Arc::clone(&self.0.inner);
         inner.engine.commit.writable()?;
@@ -322,32 +247,11 @@ impl Volume {
         joined(task).await
     }
 
-    /// Where data and holes are in a range, neighbours of a kind as one.
-    pub async fn extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<Vec<Extent>> {
-        let (stretches, base) = self.0.inner.stretches(offset_bytes, len_bytes)?;
-        let mut extents = Vec::new();
-        for stretch in stretches {
-            let (start, end) = bytes_of(&stretch, offset_bytes, len_bytes);
-            let len = usize::try_from(end - start).unwrap_or(usize::MAX);
-            match stretch.place {
-                Place::Journal { .. } => push_extent(&mut extents, len, false),
-                Place::Zeros => push_extent(&mut extents, len, true),
-                Place::Base => {
-                    let within = in_base(base.as_ref(), start, end);
-                    if let (Some(base), true) = (&base, within > 0) {
-                        for extent in base.extents(start, within as u64).await? {
-                            let len = usize::try_from(extent.len_bytes).unwrap_or(usize::MAX);
-                            push_extent(&mut extents, len, extent.hole);
-                        }
-                    }
-                    push_extent(&mut extents, len - within, true);
-                }
-            }
-        }
-        Ok(extents)
-    }
-
     /// Writes what is queued, makes it durable, and takes no more.
+    ///
+    /// # Errors
+    ///
+    /// As of [`flush`](Self::flush).
     pub async fn close(&self) -> Result<()> {
         self.0.inner.checkpoints.close();
         self.0.inner.queue.close();
@@ -358,7 +262,7 @@ impl Volume {
         {
             resume_unwind(panic);
         }
-        // Whoever is writing the owner record is done then.
+        // Waits for the owner record, if it is being written.
         drop(self.0.inner.owner_file.lock().await);
         self.flush().await
     }
@@ -374,19 +278,8 @@ impl VolumeState {
         self.handle.get()?.upgrade().map(Volume)
     }
 
-    /// Where the blocks of a range are at this moment, and the base that some of them are in.
-    pub(super) fn stretches(
-        &self,
-        offset_bytes: u64,
-        len_bytes: u64,
-    ) -> Result<(Vec<Stretch>, Option<ContentReader>)> {
-        self.check_range(offset_bytes, len_bytes)?;
-        let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
-        let layers = self.layers.read();
-        Ok((layers.stretches(first, blocks), layers.below.base.clone()))
-    }
-
-    fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+    /// Checks that a range is within the volume.
+    pub(super) fn check_range(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         match offset_bytes.checked_add(len_bytes) {
             Some(end) if end <= self.size_bytes() => Ok(()),
             _ => Err(Error::Invalid(format!(
@@ -397,28 +290,7 @@ impl VolumeState {
         }
     }
 
-    /// The block lock of a change that zeroes a range up to `end`. A block that the volume's end cuts short counts as whole, and does
-    /// not any more once the volume has grown: so where the range ends within a block, no other change goes beside this one.
-    async fn lock_to_zero(&self, begins_whole: bool, end: u64) -> BlockLock {
-        if begins_whole && end.is_multiple_of(BLOCK) {
-            self.shared_lock().await
-        } else {
-            self.exclusive_lock().await
-        }
-    }
-
-    /// From which block on, and up to which, a range covers blocks whole. The last of the volume may be shorter than a block. To be
-    /// asked while the block lock is held: the volume may grow before.
-    fn whole_blocks(&self, start: u64, end: u64) -> (u64, u64) {
-        let end_block = if end == self.size_bytes() {
-            end.div_ceil(BLOCK)
-        } else {
-            end / BLOCK
-        };
-        (start.div_ceil(BLOCK), end_block)
-    }
-
-    /// Makes durable what was written. To be run to its end.
+    /// Makes all batches durable that were written before. Must run to its end.
     async fn sync(&self) -> Result<()> {
         let synced = self.journal.sync().await;
         reach(Failpoint::JournalSynced);
@@ -429,8 +301,8 @@ impl VolumeState {
         })
     }
 
-    /// Writes beside the journal what the catalog says of the volume now. The record is looked up in turn, so that an
-    /// older one does not overtake a newer one.
+    /// Writes beside the journal what the catalog says of the volume now. The record is looked up
+    /// in turn, so that an older one does not overtake a newer one.
     pub(super) async fn record_owner(self: &Arc<Self>) -> Result<()> {
         let volume = Arc::clone(self);
         let write = async move |_| {
@@ -449,163 +321,12 @@ impl VolumeState {
         self.engine.commit.to_the_end(write).await
     }
 
-    /// Begins to make durable what was written, if it has become so much that somebody would have to wait for it in the end.
+    /// Begins a sync that nobody has asked for, if so much is unsynced that a writer would have to
+    /// wait for it.
     pub(super) fn sync_if_much(self: &Arc<Self>) {
         if self.journal.wants_sync() {
             Arc::clone(self).make_durable();
         }
-    }
-
-    /// The block lock, shared with other changes of whole blocks.
-    async fn shared_lock(&self) -> BlockLock {
-        let block_lock = Arc::clone(&self.block_lock);
-        let _guard = match block_lock.try_read_owned() {
-            Ok(guard) => guard,
-            Err(_) => Arc::clone(&self.block_lock).read_owned().await,
-        };
-        BlockLock::Shared { _guard }
-    }
-
-    /// Room for a change among those of the volume that wait. What all volumes share is only taken by what is on its way to the disk:
-    /// a change that waits for room in the journal may wait for long.
-    async fn room(&self, bytes: u32) -> Result<OwnedSemaphorePermit> {
-        if let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(bytes) {
-            return Ok(permit);
-        }
-        let permit = Arc::clone(&self.room).acquire_many_owned(bytes).await;
-        permit.map_err(|_| Error::Closing)
-    }
-
-    async fn exclusive_lock(&self) -> BlockLock {
-        BlockLock::Exclusive {
-            _guard: Arc::clone(&self.block_lock).write_owned().await,
-        }
-    }
-
-    /// Queues changes, in this order, and waits until they are in the kernel. One that is larger than the volume's room is queued in
-    /// pieces, each when there is room for it: what waits in the queue is counted to the byte.
-    async fn change(
-        &self,
-        changes: impl IntoIterator<Item = Change>,
-        lock: BlockLock,
-    ) -> Result<()> {
-        let lock = Arc::new(lock);
-        let mut replies = Vec::new();
-        for change in changes {
-            for change in change.split(VOLUME_QUEUE_BYTES) {
-                let bytes = match &change {
-                    Change::Data { data, .. } => data.len(),
-                    Change::Zeros { .. } => JOURNAL_CHANGE_BYTES as usize,
-                };
-                let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-                let room = self.room(bytes).await?;
-                let (reply, outcome) = oneshot::channel();
-                self.queue.push(Op {
-                    change,
-                    is_begun: false,
-                    reply,
-                    _lock: Arc::clone(&lock),
-                    _room: room,
-                })?;
-                replies.push(outcome);
-            }
-        }
-        for outcome in replies {
-            outcome.await.map_err(|_| Error::Closing)??;
-        }
-        Ok(())
-    }
-
-    /// The changes that write some bytes: of the blocks that they cover whole, and of those at their edges with what is left
-    /// of these as it is.
-    async fn with_edges(&self, offset_bytes: u64, mut data: Bytes) -> Result<Vec<Change>> {
-        let mut changes = Vec::with_capacity(3);
-        let mut position = offset_bytes;
-        while !data.is_empty() {
-            let in_block = position % BLOCK;
-            let whole = data.len() / BLOCK_BYTES * BLOCK_BYTES;
-            if in_block == 0 && whole > 0 {
-                changes.push(Change::Data {
-                    start_block: position / BLOCK,
-                    data: data.split_to(whole),
-                });
-                position += whole as u64;
-            } else {
-                let rest = usize::try_from(BLOCK - in_block).unwrap_or(BLOCK_BYTES);
-                let part = data.split_to(rest.min(data.len()));
-                let len = part.len() as u64;
-                changes.push(self.filled_up(position, part).await?);
-                position += len;
-            }
-        }
-        Ok(changes)
-    }
-
-    /// The whole block in which some bytes change, with what they leave as it is.
-    async fn filled_up(&self, offset_bytes: u64, data: Bytes) -> Result<Change> {
-        let end = offset_bytes + data.len() as u64;
-        let start_block = offset_bytes / BLOCK;
-        let end_of_block = (start_block + 1) * BLOCK;
-        debug_assert!(end <= end_of_block);
-        let mut block = Vec::with_capacity(BLOCK_BYTES);
-        self.read_into(start_block * BLOCK, offset_bytes, &mut block)
-            .await?;
-        block.extend_from_slice(&data);
-        self.read_into(end, end_of_block, &mut block).await?;
-        Ok(Change::Data {
-            start_block,
-            data: Bytes::from(block),
-        })
-    }
-
-    /// The same for zeros, in one block.
-    async fn zeroed(&self, start: u64, end: u64) -> Result<Change> {
-        let zeros = usize::try_from(end - start).unwrap_or(0);
-        self.filled_up(start, Bytes::from(vec![0; zeros])).await
-    }
-
-    /// Adds bytes of the volume, and zeros behind its end.
-    async fn read_into(&self, start: u64, end: u64, bytes: &mut Vec<u8>) -> Result<()> {
-        let within = end.min(self.size_bytes()).saturating_sub(start);
-        let wanted = bytes.len() + usize::try_from(end - start).unwrap_or(0);
-        let within = usize::try_from(within).unwrap_or(0);
-        if within > 0 {
-            for piece in self.read(start, within).await? {
-                piece.append_to(bytes);
-            }
-        }
-        bytes.resize(wanted, 0);
-        Ok(())
-    }
-
-    async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
-        if len_bytes == 0 {
-            return Ok(Vec::new());
-        }
-        let (first, blocks) = blocks_of(offset_bytes, len_bytes as u64)?;
-        let sources_now = || {
-            let layers = self.layers.read();
-            let stretches = layers.stretches(first, blocks);
-            self.sources(stretches, layers.below.base.as_ref())
-        };
-        let patience = self.engine.disk.patience();
-        let sources = patience.until_possible(sources_now).await?;
-        self.gather(sources, offset_bytes, len_bytes as u64).await
-    }
-
-    /// The same of layers that have ended.
-    pub(super) async fn read_ended(
-        &self,
-        stack: &Stack,
-        offset_bytes: u64,
-        len_bytes: u64,
-    ) -> Result<Vec<Piece>> {
-        let (first, blocks) = blocks_of(offset_bytes, len_bytes)?;
-        let stretches = stack.stretches(first, blocks);
-        let sources_now = || self.sources(stretches.clone(), stack.base.as_ref());
-        let patience = self.engine.disk.patience();
-        let sources = patience.until_possible(sources_now).await?;
-        self.gather(sources, offset_bytes, len_bytes).await
     }
 }
 
@@ -620,37 +341,9 @@ impl MakesDurable for VolumeState {
             reason = "it ends by itself, and nobody is promised anything by it"
         )]
         drop(tokio::spawn(async move {
-            // An error has stopped the store, and is told to all who write.
+            // An error has stopped the store, and all who write are told.
             let _ = volume.sync().await;
             volume.syncs_by_itself.store(false, Ordering::Release);
         }));
     }
 }
-
-/// How many of these bytes the base has: the volume may be longer.
-pub(super) fn in_base(base: Option<&ContentReader>, start: u64, end: u64) -> usize {
-    let size_bytes = base.map_or(0, ContentReader::size_bytes);
-    usize::try_from(end.min(size_bytes).saturating_sub(start)).unwrap_or(usize::MAX)
-}
-
-/// The blocks that bytes are in: the first, and how many.
-fn blocks_of(offset_bytes: u64, len_bytes: u64) -> Result<(u64, u32)> {
-    let first = offset_bytes / BLOCK;
-    let blocks = (offset_bytes + len_bytes).div_ceil(BLOCK) - first;
-    let blocks = u32::try_from(blocks).map_err(|_| {
-        Error::Invalid(format!(
-            "{len_bytes} bytes are more than can be asked for at once"
-        ))
-    })?;
-    Ok((first, blocks))
-}
-
-/// The bytes of a stretch that are in a range.
-pub(super) fn bytes_of(stretch: &Stretch, offset_bytes: u64, len_bytes: u64) -> (u64, u64) {
-    let start = stretch.start * BLOCK;
-    let end = start + u64::from(stretch.blocks) * BLOCK;
-    (start.max(offset_bytes), end.min(offset_bytes + len_bytes))
-}
-
-#[cfg(test)]
-mod tests;

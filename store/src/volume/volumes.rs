@@ -16,21 +16,22 @@ pub(crate) struct Volumes {
     pub(super) engine: Arc<Engine>,
     pub(super) open: OpenVolumes,
     pub(super) pending_snapshots: PendingSnapshots,
-    /// Bytes of batches that may be on their way to journals.
+    /// Bytes of batches that may be in flight to journals.
     pub(crate) journal_write_budget: Arc<Semaphore>,
     pub(super) journal_files: Arc<FilePool>,
     /// Journals that may be read at a time, to open their volumes.
     pub(crate) journal_scan_permits: Semaphore,
-    /// What the maps of journals take.
+    /// The memory of the journals' maps.
     pub(crate) map_memory: Arc<MapMemory>,
-    /// Volumes that may be taken into the store side by side.
+    /// Volumes that may be checkpointed side by side.
     pub(crate) checkpoint_permits: Semaphore,
-    /// Segments of theirs that may be cut again at one time.
+    /// Segments of theirs that may be cut again at a time.
     pub(crate) checkpoint_segment_permits: Arc<Semaphore>,
 }
 
 impl Volumes {
-    /// The volumes of a store, none of them open. Their spare files count as a reserve of its free space.
+    /// The volumes of a store, none of them open. Their spare files count as a reserve of its free
+    /// space.
     pub(crate) fn new(engine: Arc<Engine>) -> Arc<Self> {
         let journal_files = Arc::new(FilePool::new(
             Arc::clone(&engine.disk),

@@ -1,8 +1,9 @@
-//! Journals that nobody adds to: what is in them is taken into the store.
+//! Idle journals are taken into the store.
 //!
-//! A journal is read whenever its volume is opened, and its space is not shared with anybody. So one that was left behind, by a guest
-//! that has detached or by a process that was killed, is emptied whatever is in it. One that is open and rests is emptied if there is
-//! much in it: of a guest that writes a block now and then each would cost a change of the catalog.
+//! A journal is read whenever its volume is opened, and nobody else can use its space. So a journal
+//! that was left behind, by a guest that has detached or by a process that was killed, is emptied
+//! whatever it holds. The idle journal of an open volume is emptied only if it holds much:
+//! otherwise a guest that writes a block now and then would cost a change of the catalog each time.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,11 +15,12 @@ use crate::{
     volume::{Volumes, journal::last_journal_file, volume::Volume},
 };
 
-/// Journals of volumes that are not open and could not be emptied, up to which file: they are tried again when there is more in them.
+/// Journals of closed volumes that could not be emptied, with their last files. They are tried
+/// again when they have grown.
 type Tried = HashMap<VolumeId, u64>;
 
 impl Volumes {
-    /// Takes journals into the store that nobody adds to, for as long as it is polled or the store is open.
+    /// Takes idle journals into the store, as long as it is polled and the store is open.
     pub(crate) async fn empty_idle_journals(self: &Arc<Self>) {
         let mut tried = Tried::new();
         loop {
@@ -107,7 +109,7 @@ impl Volumes {
 }
 
 impl Volume {
-    /// Whether nothing was written for so long.
+    /// Whether nothing was written for this long.
     fn rests(&self, idle: Duration) -> bool {
         self.inner().journal.begun_at().elapsed() >= idle
     }

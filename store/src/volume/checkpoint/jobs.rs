@@ -1,14 +1,15 @@
-//! What of a volume is to be taken into the store, and what becomes of that.
+//! The checkpoints of a volume that are due: their order, their retries, and what becomes of each.
 //!
-//! Of one volume one cut after the other is taken in, in their order, by a task that keeps the volume open. What was written after a
-//! cut stays in its own epochs, above the new base.
+//! A task that keeps the volume open takes in one cut after the other, in their order. What was
+//! written after a cut stays in its own epochs, above the new base.
 //!
-//! A journal that has grown to half of its limit is taken into the store without being asked. If it fills up all the same, its writers wait
-//! for the room that comes free at the end.
+//! A journal that has grown to half of its limit gets a checkpoint that nobody has asked for. If it
+//! fills up all the same, its writers wait for the room that the checkpoint frees.
 //!
-//! What was promised is tried until it is done. A disk that is full or a bound that is reached passes, so a snapshot waits with the reason
-//! shown, and its volume's journal keeps what it needs. It is tried again after a pause, when a writer lacks room, and when the store is opened
-//! again, until it is done or deleted. It fails if that is no question of room, as when its volume's base is damaged.
+//! A promised snapshot is tried until it is done. A full disk and a bound that was reached pass, so
+//! the snapshot waits with the reason shown, and its volume's journal keeps what it needs. It is
+//! tried again after a pause, when a writer lacks room, and when the store is opened again, until
+//! it is done or deleted. An error of another kind, such as damage to the volume's base, fails it.
 
 use std::{
     collections::VecDeque,
@@ -29,17 +30,19 @@ use crate::{
     engine::{PoisonOnPanic, RootPin},
     meta::SnapshotId,
     volume::{
+        queue::Queue,
         snapshot::{self, Progress},
         volume::{Volume, VolumeState},
-        writer::Queue,
     },
 };
 
-/// Until a journal is tried again in the background.
+/// Pause before a checkpoint for room is tried again in the background.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// Until a snapshot is tried again that could not be completed: twice as long each time, up to the most.
+/// Pause before a snapshot is tried again: the first one, and the longest. Each is twice as long as
+/// the one before.
 const SNAPSHOT_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Until a journal is tried again for whose room writers may be waiting. Then they are refused.
+/// Pauses between tries to make room, for which writers may be waiting. They are refused after the
+/// last try.
 const ROOM_PAUSES: [Duration; 3] = [
     Duration::from_millis(100),
     Duration::from_millis(400),
@@ -49,13 +52,13 @@ const ROOM_PAUSES: [Duration; 3] = [
 /// A cut through a volume's journal.
 #[derive(Debug, Copy, Clone)]
 pub(in crate::volume) struct Cut {
-    /// The journal file that the time after it begins with.
+    /// The journal file that the epoch behind it begins with.
     pub(in crate::volume) next_file: u64,
-    /// Size of the volume at that instant.
+    /// Size of the volume at that instant, in bytes.
     pub(in crate::volume) size_bytes: u64,
 }
 
-/// A cut up to which a volume is to be taken into the store, and for what.
+/// A checkpoint that is due: up to which cut, and for what.
 #[derive(Debug)]
 pub(in crate::volume) struct Job {
     pub(in crate::volume) cut: Cut,
@@ -64,43 +67,44 @@ pub(in crate::volume) struct Job {
 
 #[derive(Debug)]
 pub(in crate::volume) enum Purpose {
-    /// The journal has grown large.
+    /// To make room in the journal, or in memory.
     Room,
-    /// A snapshot.
+    /// To complete a snapshot.
     Snapshot(SnapshotId, Arc<Progress>),
-    /// Whoever waits for the root.
+    /// For a caller that waits for the root.
     Root(oneshot::Sender<Result<RootPin>>),
 }
 
-/// What of a volume is to be taken into the store.
+/// The checkpoints of a volume.
 #[derive(Debug, Default)]
 pub(in crate::volume) struct Checkpoints {
     jobs: SyncMutex<Jobs>,
-    /// How they go on: when one ends there is room in the journal.
+    /// How they progress: the end of one means room in the journal.
     pace: watch::Sender<Pace>,
-    /// Lets one that waits be tried again at once.
+    /// Ends the pause of a job that waits to be tried again.
     again: Notify,
-    /// The volume is being closed: nothing is tried again.
+    /// True once the volume is being closed: nothing is tried again.
     closing: watch::Sender<bool>,
-    /// Held from a cut until its job waits in its place: so jobs are in the order of their cuts.
+    /// Held from a cut until its job is queued, so that jobs are in the order of their cuts.
     pub(in crate::volume) cutting: Arc<Mutex<()>>,
-    /// The last root that became the base, and how many of its blocks are data: or all its leaves would have to be read to count them.
+    /// The last root that became the base, and how many of its blocks are data. Counting them would
+    /// read all leaves.
     pub(in crate::volume) data_blocks: SyncMutex<Option<(RootId, u64)>>,
     /// Snapshots that have failed, and whose records do not say so yet.
     unrecorded: SyncMutex<Vec<(SnapshotId, String)>>,
 }
 
-/// How what is to be taken into the store goes on.
+/// How the checkpoints of a volume progress.
 #[derive(Debug, Copy, Clone, Default)]
 pub(in crate::volume) struct Pace {
-    /// How many are under way or wait for their turn.
+    /// Jobs that are under way or queued.
     jobs: u32,
-    /// The first of them could not be done, and waits to be tried again; the others wait behind it.
+    /// Whether the first of them waits to be tried again, and the others behind it.
     is_stalled: bool,
 }
 
 impl Pace {
-    /// Whether there is something to wait for.
+    /// Whether waiting for the end of a job is of use.
     pub(in crate::volume) fn goes_on(self) -> bool {
         self.jobs > 0 && !self.is_stalled
     }
@@ -109,21 +113,21 @@ impl Pace {
 #[derive(Debug, Default)]
 struct Jobs {
     waiting: VecDeque<Job>,
-    /// Whether there is a task that carries them out.
+    /// Whether a task carries them out.
     is_running: bool,
-    /// Whether one to make room is on its way.
+    /// Whether a job for room was begun.
     for_room: bool,
-    /// When the last of those failed.
+    /// When the last job for room failed.
     failed_at: Option<Instant>,
 }
 
 impl Checkpoints {
-    /// To see how they go on, and wait for one to end.
+    /// Watches how they progress.
     pub(in crate::volume) fn watch(&self) -> watch::Receiver<Pace> {
         self.pace.subscribe()
     }
 
-    /// Whether one is under way.
+    /// Whether a checkpoint is under way.
     pub(in crate::volume) fn is_under_way(&self) -> bool {
         self.pace.borrow().goes_on()
     }
@@ -133,7 +137,8 @@ impl Checkpoints {
         self.closing.send_replace(true);
     }
 
-    /// The first job waits: so do those behind it, but for whoever waits for a root, who is told why.
+    /// Marks the first job as waiting, and those behind it. Jobs for a root end: their callers are
+    /// told why.
     fn stall(&self, why: &Error) {
         let behind =
             format!("a snapshot of the volume comes first, and cannot be completed for now: {why}");
@@ -159,12 +164,12 @@ impl Checkpoints {
             pace.is_stalled = true;
         });
         for reply in roots {
-            // Who went away needs no answer.
+            // A caller that went away needs no answer.
             let _ = reply.send(Err(Error::Limit(behind.clone())));
         }
     }
 
-    /// Lets the job that waits be tried again at once. Whether there is one.
+    /// Lets the job that waits be tried again at once. Returns whether there is one.
     fn go_on(&self) -> bool {
         let was_stalled = self
             .pace
@@ -175,7 +180,7 @@ impl Checkpoints {
         was_stalled
     }
 
-    /// Waits until a job is to be tried again.
+    /// Waits until a job is due to be tried again.
     async fn pause(&self, pause: Duration, progress: Option<&Progress>) -> Result<()> {
         let mut closing = self.closing.subscribe();
         let cancelled = async {
@@ -185,7 +190,7 @@ impl Checkpoints {
             }
         };
         tokio::select! {
-            // The sender is there as long as this is.
+            // The sender lives as long as `self`.
             _ = closing.wait_for(|closing| *closing) => return Err(Error::Closing),
             () = tokio::time::sleep(pause) => {}
             () = self.again.notified() => {}
@@ -196,7 +201,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Whether room may be made: if so, it is on its way. Not at every write, where the last try failed.
+    /// Claims the right to start a checkpoint for room. Returns false while one is under way, and
+    /// for 1 s after a failure.
     fn may_make_room(&self) -> bool {
         if self.pace.borrow().is_stalled {
             return false;
@@ -207,7 +213,7 @@ impl Checkpoints {
             && !mem::replace(&mut jobs.for_room, true)
     }
 
-    /// When room may be made again, if the last try failed just now.
+    /// When a checkpoint for room may start again, if the last one failed.
     fn may_try_at(&self) -> Option<Instant> {
         let failed_at = self.jobs.lock().failed_at;
         failed_at.map(|at| at + PAUSE_AFTER_FAILURE)
@@ -219,7 +225,7 @@ impl Checkpoints {
         jobs.for_room = false;
     }
 
-    /// The next one; none if there is none, and then nobody carries them out any more.
+    /// The next job. After `None` no task carries jobs out any more.
     fn next(&self) -> Option<Job> {
         let mut jobs = self.jobs.lock();
         let next = jobs.waiting.pop_front();
@@ -228,7 +234,7 @@ impl Checkpoints {
     }
 }
 
-/// One is under way for as long as this is there.
+/// Counts a job as under way until it is dropped.
 struct UnderWay(Arc<VolumeState>);
 
 impl UnderWay {
@@ -245,7 +251,8 @@ impl Drop for UnderWay {
 }
 
 impl Volume {
-    /// Puts a job behind all others. Only while cuts are kept from overtaking each other.
+    /// Queues a job behind all others. The caller holds [`Checkpoints::cutting`], or has the volume
+    /// to itself.
     pub(in crate::volume) fn checkpoint_later(&self, job: Job) {
         let checkpoints = &self.inner().checkpoints;
         {
@@ -264,20 +271,21 @@ impl Volume {
         let volume = self.clone();
         #[expect(
             clippy::disallowed_methods,
-            reason = "whatever becomes of it the volume holds what it held; once the store is closed it is refused what it needs"
+            reason = "the volume holds what it held, whatever becomes of it; a closed store \
+                      refuses what it needs"
         )]
         drop(tokio::spawn(async move {
             let inner = volume.inner();
             let _guard = PoisonOnPanic::new(&inner.engine.commit);
             while let Some(job) = inner.checkpoints.next() {
-                // Counted when it was put there.
+                // It was counted when it was queued.
                 let _under_way = UnderWay(Arc::clone(inner));
                 inner.carry_out(job).await;
             }
         }));
     }
 
-    /// Ends the epoch that is being written, here and now.
+    /// Cuts the journal here and now: ends the epoch that is being written.
     pub(in crate::volume) async fn cut(&self) -> Result<Cut> {
         let inner = self.inner();
         let (ended, size_bytes) = Queue::end_epochs(&[&inner.queue], || inner.size_bytes())?;
@@ -293,8 +301,8 @@ impl Volume {
 }
 
 impl VolumeState {
-    /// Begins to take the journal into the store if it has grown large; and the one with the largest map, if the maps of all take much
-    /// memory.
+    /// Begins a checkpoint of this volume if its journal has grown large, and of the volume with
+    /// the largest map if the maps of all volumes take much memory.
     pub(in crate::volume) fn checkpoint_if_large(self: &Arc<Self>) {
         if self.journal.is_large() {
             self.begin_checkpoint();
@@ -306,33 +314,35 @@ impl VolumeState {
         }
     }
 
-    /// Begins to take the journal into the store because there is no room, if that would make some.
+    /// Begins a checkpoint because there is no room in the journal. Returns false if none would be
+    /// made.
     pub(in crate::volume) async fn checkpoint_for_room(self: &Arc<Self>) -> bool {
         if !self.journal.can_be_emptied().await {
             return false;
         }
-        // Whoever is refused in the end was refused by a try of his own: space may have been freed since the last one.
+        // A writer is refused only after a try of its own: space may have been freed since the last
+        // one.
         if let Some(at) = self.checkpoints.may_try_at() {
             sleep_until(at.into()).await;
         }
         self.checkpoints.go_on() || self.begin_checkpoint()
     }
 
-    /// Begins to take the journal into the store, unless the last try failed just now.
+    /// Begins a checkpoint for room, unless one is under way or has just failed.
     fn begin_checkpoint(self: &Arc<Self>) -> bool {
         if !self.checkpoints.may_make_room() {
             return false;
         }
-        // Nobody else has it: it is being closed.
+        // Nobody has a handle any more: the volume is being closed.
         let Some(volume) = self.volume() else {
             self.checkpoints.room_ended(true);
             return false;
         };
-        // From here on: the writer waits for it where there is no room.
+        // Counted from here on, because a writer without room waits for it.
         let under_way = UnderWay::begin(self);
         #[expect(
             clippy::disallowed_methods,
-            reason = "it waits for the writer, which is open as long as this has the volume"
+            reason = "it waits for the writer, which runs as long as this holds the volume"
         )]
         drop(tokio::spawn(async move {
             let checkpoints = &volume.inner().checkpoints;
@@ -342,7 +352,7 @@ impl VolumeState {
                     cut,
                     purpose: Purpose::Room,
                 }),
-                // It is being closed.
+                // The volume is being closed.
                 Err(_) => checkpoints.room_ended(true),
             }
             drop(under_way);
@@ -361,12 +371,13 @@ impl VolumeState {
                     }
                     Err(Error::Closing) => {}
                     Err(error) => {
-                        tracing::warn!(volume = self.name, %error, "the journal was not taken into the store");
+                        let volume = &self.name;
+                        tracing::warn!(volume, %error, "the journal was not taken into the store");
                     }
                 }
                 self.checkpoints.room_ended(outcome.is_err());
             }
-            // Who went away has no use for it.
+            // A caller that went away has no use for it.
             Purpose::Root(reply) => drop(reply.send(self.checkpoint(cut, None).await)),
             Purpose::Snapshot(id, progress) => {
                 let outcome = self.complete(cut, id, &progress).await;
@@ -375,7 +386,8 @@ impl VolumeState {
         }
     }
 
-    /// Tries a few times to make room: writers may be waiting for it, and are refused when this fails.
+    /// Tries a few times to make room, because writers that wait for it are refused when this
+    /// fails.
     async fn checkpoint_patiently(self: &Arc<Self>, cut: Cut) -> Result<()> {
         for pause in ROOM_PAUSES {
             match self.checkpoint(cut, None).await {
@@ -405,7 +417,8 @@ impl VolumeState {
             if progress.is_cancelled() || !passes(&error) {
                 return Err(error);
             }
-            tracing::warn!(volume = self.name, snapshot = %id, %error, "a snapshot waits to be tried again");
+            let volume = &self.name;
+            tracing::warn!(volume, snapshot = %id, %error, "a snapshot waits to be tried again");
             progress.wait(error.to_string());
             self.checkpoints.stall(&error);
             self.checkpoints.pause(pause, Some(progress)).await?;
@@ -413,7 +426,7 @@ impl VolumeState {
         }
     }
 
-    /// Tells what became of a snapshot.
+    /// Records what became of a snapshot.
     async fn snapshot_ended(&self, id: SnapshotId, progress: &Progress, outcome: Result<()>) {
         let pending = &self.volumes.pending_snapshots;
         match outcome {
@@ -423,7 +436,7 @@ impl VolumeState {
             }
             // It was deleted meanwhile.
             Err(_) if progress.is_cancelled() => pending.remove(id),
-            // It is pending still, and goes on when the store is opened again.
+            // It is still pending, and goes on when the store is opened again.
             Err(Error::Closing) => {}
             Err(error @ Error::Poisoned { .. }) => progress.wait(error.to_string()),
             Err(error) => {
@@ -434,7 +447,7 @@ impl VolumeState {
                 match snapshot::record_failure(&self.engine, volume, id, &reason).await {
                     Ok(()) => pending.remove(id),
                     Err(error) => {
-                        tracing::warn!(snapshot = %id, %error, "its failure could not be written down");
+                        tracing::warn!(snapshot = %id, %error, "its failure was not recorded");
                         self.checkpoints.unrecorded.lock().push((id, reason));
                     }
                 }
@@ -443,8 +456,8 @@ impl VolumeState {
         progress.end();
     }
 
-    /// Writes down what could not be written down before. Nothing may become the base before that: it would hold what is after the
-    /// instant of a snapshot that looks pending.
+    /// Records failures that could not be recorded before. No new base may come before that: it
+    /// would hold what was written after the instant of a snapshot that looks pending.
     pub(in crate::volume) async fn record_failures(&self) -> Result<()> {
         loop {
             let Some((id, reason)) = self.checkpoints.unrecorded.lock().first().cloned() else {
@@ -460,7 +473,7 @@ impl VolumeState {
     }
 }
 
-/// Whether what went wrong is a shortage, which passes without anybody mending what the store holds.
+/// Whether an error passes without anybody repairing the store.
 pub(in crate::volume) fn passes(error: &Error) -> bool {
     error.is_full() || matches!(error, Error::Shortage { .. } | Error::Limit(_))
 }

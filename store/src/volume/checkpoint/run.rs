@@ -1,18 +1,22 @@
-//! Takes what was written to a volume into the store: for a snapshot, for a clone, or only to make room in the journal.
+//! One checkpoint: what a volume held at a cut is stored, and becomes its base. For a snapshot, for
+//! a clone, or only to make room in the journal.
 //!
-//! 1. The epoch ends: what is written from now on is in another, and in other journal files. That is all a writer
-//!    notices, and it takes no longer for a large volume.
-//! 2. The segments that were changed are cut again around the changes, and what is new of them is stored. Guests go on.
-//! 3. The tree is made of the base's: only inner nodes above what was changed are read and made.
-//! 4. The new root is the volume's base, and the content of the snapshot if it is one's, durably and in one step. After that the journal
-//!    files of what it holds are removed.
+//! 1. The epoch has ended. Later writes are in another one, and in other journal files. That is all
+//!    that a writer notices, and it takes no longer for a large volume.
+//! 2. The changed segments are cut again around the changes, and their new chunks are stored.
+//!    Guests go on.
+//! 3. The tree is derived from the base's: only inner nodes above changes are read and made.
+//! 4. The new root becomes the volume's base, and the content of the snapshot if there is one,
+//!    durably and in one step.
+//! 5. The owner record follows the catalog.
+//! 6. The journal files of what the base now holds are removed.
 //!
-//! What it costs follows what was written. Segments that were zeroed are neither read nor looked at, however many they are.
+//! Its cost follows what was written. Segments that were zeroed are not even looked at, however
+//! many there are. Checkpoints of several volumes run side by side, and take turns by the segment.
 //!
-//! Several volumes are taken in side by side, and take block_lock by the segment.
-//!
-//! If it is cut short, by a crash or a full disk, the volume is as it was: the epochs that ended stay layers of it, and the
-//! next cut takes them along.
+//! A crash or a full disk before 4 leaves the volume as it was: the ended epochs stay layers of it,
+//! and the next checkpoint takes them along. After 4, the files that were not removed go when the
+//! volume is opened again.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -48,10 +52,10 @@ const PUT_BYTES: usize = 1 << 20;
 /// Leaves that are read at a time to be counted.
 const LEAVES_AT_A_TIME: usize = 16;
 
-/// What became of a segment that was cut again.
+/// The outcome of cutting a segment again.
 #[derive(Debug, Default)]
 struct SegmentPut {
-    /// Its leaf; none if it is all zeros.
+    /// Its leaf; `None` if it is all zeros.
     leaf: Option<NodeId>,
     /// Blocks of data.
     blocks: u64,
@@ -60,15 +64,21 @@ struct SegmentPut {
 }
 
 impl VolumeState {
-    /// Takes what the volume held at a cut into the store, and puts the volume on it. All cuts before have had their turn.
+    /// Takes what the volume held at a cut into the store, and puts the volume on it. All cuts
+    /// before it were taken in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] once the snapshot is deleted; those of reading the base and of storing
+    /// chunks.
     pub(in crate::volume) async fn checkpoint(
         self: &Arc<Self>,
         cut: Cut,
         snapshot: Option<(SnapshotId, &Progress)>,
     ) -> Result<RootPin> {
         let progress = snapshot.map(|(_, progress)| progress);
-        let places = &self.volumes.checkpoint_permits;
-        let _place = places.acquire().await.map_err(|_| Error::Closing)?;
+        let permits = &self.volumes.checkpoint_permits;
+        let _permit = permits.acquire().await.map_err(|_| Error::Closing)?;
         if let Some(progress) = progress {
             progress.check()?;
         }
@@ -90,19 +100,20 @@ impl VolumeState {
         let base = ContentReader::open(Arc::clone(&self.engine), pin.clone(), &self.name).await?;
         let id = snapshot.map(|(id, _)| id);
         snapshot::complete(&self.engine, self.record.id, cut.next_file, content, id).await?;
-        // Before files go that the journal begins with by the word of its owner record.
+        // The owner record names the file that the journal begins with, so it must not name one
+        // that is gone.
         self.record_owner().await?;
         self.layers.write().rebase(cut.next_file, base);
         *self.checkpoints.data_blocks.lock() = Some((content.root, content.data_blocks()));
         if let Err(error) = self.journal.remove_before(cut.next_file).await {
-            // They are not needed, and go when the volume is opened again.
+            // They go when the volume is opened again.
             tracing::warn!(volume = self.name, %error, "journal files were not removed");
         }
         Ok(pin)
     }
 
-    /// Stores what was changed since the base, and the tree that this makes of the base's. What it costs follows what was written:
-    /// what is known to be zeros is neither read nor looked at, and subtrees without a change are taken over.
+    /// Stores what was changed since the base, and the tree that results. Its cost follows what was
+    /// written: known zeros are not looked at, and subtrees without a change are taken over.
     async fn put_changes(
         self: &Arc<Self>,
         ingest: &Arc<Ingest>,
@@ -125,9 +136,10 @@ impl VolumeState {
                 let Changed::Mixed(segment) = changed else {
                     return Ok((changed, SegmentPut::default()));
                 };
-                // The tree waits for nodes and for what is stored before, and nobody polls this meanwhile: so it goes on by itself.
+                // A task of its own: nobody polls this future while the tree waits for nodes or for
+                // earlier segments.
                 let (volume, ingest) = (Arc::clone(self), Arc::clone(ingest));
-                let put = volume.put_in_lock(ingest, stack.clone(), size_bytes, segment);
+                let put = volume.put_in_turn(ingest, stack.clone(), size_bytes, segment);
                 let put = apart(put).await?;
                 if let Some(progress) = progress {
                     progress.step();
@@ -171,8 +183,9 @@ impl VolumeState {
         }
     }
 
-    /// How many blocks of the base are data in segments without a change. That is what there are less those that were replaced, and those
-    /// in segments that were zeroed, which nobody has looked at yet. Either these are counted or all that stay, whichever are fewer.
+    /// How many blocks of the base are data in segments without a change. Either those that stay
+    /// are counted, or those in zeroed segments, which are then subtracted with the replaced ones:
+    /// whichever are fewer.
     async fn kept_blocks(
         &self,
         base: &ContentReader,
@@ -197,7 +210,8 @@ impl VolumeState {
         }
     }
 
-    /// How many blocks of a base are data, if that is written down somewhere.
+    /// How many blocks of a base are data, if that is known from the last checkpoint or from the
+    /// volume's last snapshot.
     async fn known_data_blocks(&self, base: RootId) -> Result<Option<u64>> {
         let of_base = |(root, blocks): (RootId, u64)| (root == base).then_some(blocks);
         let last = *self.checkpoints.data_blocks.lock();
@@ -220,22 +234,23 @@ impl VolumeState {
             .await
     }
 
-    /// Cuts a segment again when it has its turn: volumes take block_lock, segment by segment. A checkpoint asks for as many as may be cut at a
-    /// time and no more, and all are served in the order in which they ask.
-    async fn put_in_lock(
+    /// Cuts a segment again when it has a permit. All checkpoints are served in the order in which
+    /// they ask, and each asks for no more segments than may be cut at a time, so that volumes take
+    /// turns.
+    async fn put_in_turn(
         self: Arc<Self>,
         ingest: Arc<Ingest>,
         stack: Stack,
         size_bytes: u64,
         segment: u32,
     ) -> Result<SegmentPut> {
-        let segments = Arc::clone(&self.volumes.checkpoint_segment_permits);
-        let turn = segments.acquire_owned().await;
-        let _lock = turn.map_err(|_| Error::Closing)?;
+        let permits = Arc::clone(&self.volumes.checkpoint_segment_permits);
+        let permit = permits.acquire_owned().await;
+        let _permit = permit.map_err(|_| Error::Closing)?;
         self.put_segment(&ingest, &stack, size_bytes, segment).await
     }
 
-    /// Cuts a segment again, and stores what is new of it.
+    /// Cuts a segment again, and stores its new chunks and its leaf.
     async fn put_segment(
         self: &Arc<Self>,
         ingest: &Ingest,
@@ -258,7 +273,8 @@ impl VolumeState {
 
         let (volume, stack) = (Arc::clone(self), stack.clone());
         let runtime = Runtime::current();
-        // Where cuts fall decides what is read, so cutting waits for reads, on a thread that may.
+        // Where the cuts fall decides what is read, so cutting waits for reads, on a thread that
+        // may wait.
         let cutting = tokio::task::spawn_blocking(move || {
             recut(&ranges, &changed, &zeros, blocks, |range, bytes| {
                 runtime.block_on(volume.read_blocks(&stack, size_bytes, segment, range, bytes))
@@ -269,8 +285,8 @@ impl VolumeState {
         let mut leaf = Vec::with_capacity(recuts.len());
         let mut chunks = Vec::new();
         let mut chunk_bytes = 0;
-        for part in recuts {
-            match part {
+        for recut in recuts {
+            match recut {
                 Recut::Kept(at) => leaf.extend(entries.get(at).copied()),
                 Recut::New { cut, bytes } => {
                     let id = ChunkId::of(&bytes);
@@ -306,7 +322,7 @@ impl VolumeState {
         })
     }
 
-    /// Reads blocks of a segment, zeros where the volume is shorter than the last of them.
+    /// Reads blocks of a segment, with zeros behind the end of the volume.
     async fn read_blocks(
         &self,
         stack: &Stack,
@@ -327,8 +343,8 @@ impl VolumeState {
     }
 }
 
-/// Where the base ends in the middle of a block and the volume goes on: segment, and block of it. What stands behind the end there is
-/// none of the volume's, so the block is taken for changed.
+/// The segment and the block in it where the base ends within a block and the volume goes on. What
+/// the base's chunk has behind its end is not the volume's, so the block counts as changed.
 fn ragged_end(stack: &Stack, size_bytes: u64) -> Option<(u32, u32)> {
     let end = stack.base.as_ref()?.size_bytes();
     let block = end / BLOCK_BYTES as u64;
@@ -341,7 +357,7 @@ fn ragged_end(stack: &Stack, size_bytes: u64) -> Option<(u32, u32)> {
     Some((segment, block))
 }
 
-/// Where something was changed, up to the end of the volume.
+/// The segments that were changed, up to the end of the volume.
 fn changed_segments(stack: &Stack, size_bytes: u64) -> Vec<Changed> {
     let mut changes = stack.changes();
     if let Some((segment, _)) = ragged_end(stack, size_bytes) {
@@ -358,24 +374,24 @@ fn changed_segments(stack: &Stack, size_bytes: u64) -> Vec<Changed> {
     changes
 }
 
-/// Which segments are meant.
+/// A choice of segments.
 #[derive(Debug, Copy, Clone)]
 enum Which {
-    /// Those that were zeroed whole.
+    /// Segments that were zeroed whole.
     Zeroed,
-    /// Those in which nothing was changed.
+    /// Segments without a change.
     Kept,
 }
 
-/// The leaves of a base in some segments.
+/// Walks over the leaves of a base in some segments.
 struct LeavesIn {
     base: ContentReader,
     changes: Arc<[Changed]>,
     which: Which,
-    /// The change that comes next, and what is before it.
+    /// The change that comes next, and the segment behind the last one.
     next: usize,
     position: u32,
-    /// Where it is, and up to which segment it goes.
+    /// The walk through the current range, and where that ends.
     walk: Option<(LeafWalk, u32)>,
 }
 
@@ -391,7 +407,7 @@ impl LeavesIn {
         }
     }
 
-    /// The next segments that are meant; none behind the last.
+    /// The next range of segments; `None` behind the last.
     fn next_range(&mut self) -> Option<Range<u32>> {
         loop {
             let kept_from = self.position;
@@ -432,7 +448,7 @@ impl LeavesIn {
         }
     }
 
-    /// How many blocks of data they have in all.
+    /// How many blocks of data the leaves have in all.
     async fn count_blocks(mut self, progress: Option<&Progress>) -> Result<u64> {
         let mut sum = 0;
         loop {
@@ -457,7 +473,8 @@ impl LeavesIn {
     }
 }
 
-/// Blocks of a segment that were changed since the base, in blocks of it, up to the end of the volume; and which of them are zeros.
+/// Ranges of a segment's blocks that were written since the base, and ranges that were zeroed, up
+/// to the end of the volume.
 fn changed_blocks(
     stack: &Stack,
     size_bytes: u64,
@@ -467,10 +484,10 @@ fn changed_blocks(
     let edge = block::segment_blocks(size_bytes, segment);
     let ragged = ragged_end(stack, size_bytes).filter(|(at, _)| *at == segment);
     let (mut changed, mut zeros) = (Vec::new(), Vec::new());
-    for stretch in stack.stretches(first, edge) {
-        let start = u32::try_from(stretch.start - first).unwrap_or(SEGMENT_BLOCKS);
-        let range = start..start + stretch.blocks;
-        match (stretch.place, ragged) {
+    for extent in stack.extents(first, edge) {
+        let start = u32::try_from(extent.start - first).unwrap_or(SEGMENT_BLOCKS);
+        let range = start..start + extent.blocks;
+        match (extent.place, ragged) {
             (Place::Zeros, _) => zeros.push(range),
             (Place::Journal { .. }, _) => changed.push(range),
             (Place::Base, Some((_, block))) if range.contains(&block) => {

@@ -56,7 +56,8 @@ impl Host for TestHost {
     }
 }
 
-/// What was replayed: the first files of epochs, and of each block the slot that it was last seen in.
+/// What was replayed: the first files of epochs, and of each block the slot that it was last seen
+/// in.
 #[derive(Debug, Default)]
 struct Replayed {
     epochs: Vec<u64>,
@@ -82,8 +83,9 @@ impl Replay for Replayed {
 /// The directory of a journal on a disk, which is made if it is not there.
 fn dir_on(disk: &Arc<SimDisk>, host: &Arc<TestHost>) -> JournalDir {
     let data_dir = Path::new(DATA_DIR);
-    // Fails where there is one.
+    // Fails where there is one. Made durable by whoever makes a store.
     let _ = disk.create_dir(data_dir);
+    disk.sync_dir(Path::new("/")).blocking_wait().unwrap();
     let disk: Arc<dyn Disk> = Arc::<SimDisk>::clone(disk);
     JournalDir {
         pool: Arc::new(FilePool::new(Arc::clone(&disk), DESCRIPTORS_MAX)),
@@ -164,8 +166,8 @@ async fn value(journal: &Journal, replayed: &Replayed, block: u32) -> Option<u8>
     Some(bytes[0])
 }
 
-/// The last file was made, and closed for another volume's before its first batch was begun. Then it could not be opened
-/// again, and meanwhile a snapshot ended the epoch.
+/// The last file was made, and closed for another volume's before its first batch was begun. Then
+/// it could not be opened again, and meanwhile a snapshot ended the epoch.
 #[test]
 fn no_file_follows_one_in_which_nothing_was_begun() {
     let disk = SimDisk::new();

@@ -12,9 +12,9 @@ use crate::tests::{Random, seed};
 /// Blocks as the layers have them: by what a reader is told of each.
 fn places(stack: &Stack, blocks: u32) -> Vec<Place> {
     let mut places = Vec::new();
-    for stretch in stack.stretches(0, blocks) {
-        for _ in 0..stretch.blocks {
-            places.push(stretch.place);
+    for extent in stack.extents(0, blocks) {
+        for _ in 0..extent.blocks {
+            places.push(extent.place);
         }
     }
     assert_eq!(places.len(), blocks as usize);

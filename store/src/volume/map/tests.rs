@@ -11,12 +11,12 @@ use crate::tests::{Random, seed};
 fn states(map: &BlockMap, start: u64, blocks: u32) -> Vec<State> {
     let mut states = Vec::new();
     let mut position = start;
-    map.runs(start, blocks, |run| {
-        assert_eq!(run.start, position, "runs follow one another");
-        assert!(run.blocks > 0);
-        position += u64::from(run.blocks);
-        for at in 0..run.blocks {
-            states.push(match run.state {
+    map.extents(start, blocks, |extent| {
+        assert_eq!(extent.start, position, "extents follow one another");
+        assert!(extent.blocks > 0);
+        position += u64::from(extent.blocks);
+        for at in 0..extent.blocks {
+            states.push(match extent.state {
                 State::At(slot) => State::At(slot + at),
                 other => other,
             });
@@ -64,10 +64,12 @@ fn neighbours_come_as_one() {
     let mut map = BlockMap::default();
     map.put(2040, 16, 100);
     map.put_zeros(2056, 2048 * 3);
-    let mut runs = Vec::new();
-    map.runs(2030, 2048 * 4, |run| runs.push((run.blocks, run.state)));
+    let mut extents = Vec::new();
+    map.extents(2030, 2048 * 4, |extent| {
+        extents.push((extent.blocks, extent.state))
+    });
     assert_eq!(
-        runs,
+        extents,
         [
             (10, State::Absent),
             (16, State::At(100)),
@@ -118,8 +120,8 @@ fn zeros_that_come_in_pieces_are_one_range_in_the_end() {
 /// Bytes of memory for each block that was changed.
 fn bytes_a_block(map: &BlockMap, volume: u32) -> f64 {
     let mut changed = 0;
-    map.runs(0, volume, |run| {
-        changed += u64::from(run.blocks) * u64::from(run.state != State::Absent);
+    map.extents(0, volume, |extent| {
+        changed += u64::from(extent.blocks) * u64::from(extent.state != State::Absent);
     });
     map.memory_bytes() as f64 / changed as f64
 }

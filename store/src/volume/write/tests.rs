@@ -1,3 +1,5 @@
+//! A change of a part of a block beside the growth of its volume.
+
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use crate::{
@@ -8,9 +10,11 @@ use crate::{
     },
 };
 
+use super::super::volume::BLOCK;
 use super::*;
 
-/// What is written behind the old end, once the volume has grown, is not zeroed by a change that ends there and was begun before.
+/// A change that zeroes up to the old end, and was begun before the volume grew, does not zero what
+/// is written behind it.
 #[test]
 fn a_volume_that_grows_beside_a_trim_of_its_last_block_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -19,9 +23,9 @@ fn a_volume_that_grows_beside_a_trim_of_its_last_block_loses_nothing() {
         for (name, is_trim) in [("t", true), ("z", false)] {
             store.create_volume(new_volume(name, 512)).await.unwrap();
             let volume = store.open_volume(name).await.unwrap();
-            // Others have taken all the room, so that both have to wait.
+            // Others have taken the whole budget, so that both have to wait.
             let all = u32::try_from(VOLUME_QUEUE_BYTES).unwrap();
-            let others = volume.0.inner.room.acquire_many(all).await.unwrap();
+            let others = volume.inner().queue_budget.acquire_many(all).await.unwrap();
             let mut zeroing = Box::pin(async {
                 if is_trim {
                     volume.trim(0, 512).await
