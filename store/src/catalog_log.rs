@@ -1,7 +1,7 @@
 //! The catalog log: every change of the catalog, in order, durable before it is applied.
 //!
-//! RocksDB holds the catalog that is asked; this file is what it can be made again from. Appends are small and rare,
-//! one per change of a snapshot or volume.
+//! RocksDB holds the catalog that is asked; this file is what it can be made again from. Appends
+//! are small and rare, one per change of a snapshot or volume.
 
 use std::{
     fmt,
@@ -42,8 +42,9 @@ pub(crate) struct CatalogLog {
 pub(crate) struct Replay {
     /// The records with their numbers, in order.
     pub(crate) records: Vec<(u64, Record)>,
-    /// What cannot be read at the end, if anything: the record that was being written when the process or the power
-    /// failed. Or the last one, damaged: who knows that it was applied has to object.
+    /// What cannot be read at the end, if anything: the record that was being written when the
+    /// process or the power failed. Or the last one, damaged: who knows that it was applied has to
+    /// object.
     pub(crate) torn: Option<TornTail>,
 }
 
@@ -86,8 +87,8 @@ impl CatalogLog {
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] when a record is damaged that others follow, [`Error::Incompatible`] when it is another
-    /// store's or a later version's.
+    /// [`Error::Damaged`] when a record is damaged that others follow, [`Error::Incompatible`] when
+    /// it is another store's or a later version's.
     pub(crate) async fn open(
         disk: Arc<dyn Disk>,
         path: PathBuf,
@@ -112,8 +113,8 @@ impl CatalogLog {
             kinds,
             position: Position::START,
         };
-        // A process that was killed may not have lived to sync its last record. What is applied must be durable here first, or a power
-        // cut leaves a catalog that is ahead of its log.
+        // A process that was killed may not have lived to sync its last record. What is applied
+        // must be durable here first, or a power cut leaves a catalog that is ahead of its log.
         log.sync().await?;
         log.disk.forget_cached(&log.file);
         let replay = log.replay(store).await?;
@@ -223,8 +224,8 @@ impl CatalogLog {
 
     /// Appends a record; it is durable when its number is returned.
     ///
-    /// When the disk is full, the log is as it was. After any other error its end is unknown, and nothing must be
-    /// appended.
+    /// When the disk is full, the log is as it was. After any other error its end is unknown, and
+    /// nothing must be appended.
     pub(crate) async fn append(&mut self, record: &Record) -> Result<u64> {
         let Position {
             offset_bytes,
@@ -260,14 +261,16 @@ impl CatalogLog {
                 path: path.to_owned(),
                 source,
             })?;
-            // A record that was refused must not come back: after a loss of power it would be taken for one that was made.
+            // A record that was refused must not come back: after a loss of power it would be taken
+            // for one that was made.
             self.sync().await?;
         }
         Err(error)
     }
 
     async fn sync(&self) -> Result<()> {
-        // Not told apart by its reason: what a failed sync leaves is unknown, also when the disk was full.
+        // Not told apart by its reason: what a failed sync leaves is unknown, also when the disk
+        // was full.
         self.disk
             .sync_data(&self.file)
             .await

@@ -121,8 +121,8 @@ fn stores_of_earlier_commits_open_and_go_on() {
     }
 }
 
-/// What is in the stores `tests/stores/made-by-*`, and how the next one is made: with the programs of
-/// its commit in `VARVE_BIN_DIR`.
+/// What is in the stores `tests/stores/made-by-*`, and how the next one is made: with the programs
+/// of its commit in `VARVE_BIN_DIR`.
 #[test]
 #[ignore = "makes a store that later versions have to open"]
 fn make_a_store() {

@@ -1,5 +1,6 @@
 //! Rules of the repository's structure that a program can check.
 
+mod documents;
 mod layers;
 
 use std::{

@@ -261,8 +261,8 @@ fn check_begins(part: &Part, found: Format, said: Format) -> Result<()> {
     Err(part.refused(why))
 }
 
-/// Checks that a file that would be taken for a raw disk does not have the name of another format: it
-/// may have lost the bytes that tell it.
+/// Checks that a file that would be taken for a raw disk does not have the name of another format:
+/// it may have lost the bytes that tell it.
 fn check_name(part: &Part, found: Format, path: Option<&Path>) -> Result<()> {
     let expected = path.and_then(expected_by_name);
     match expected {

@@ -210,8 +210,8 @@ impl Options {
         }
     }
 
-    /// Advice if the name is one of the other kind: a volume's for a snapshot, or the other way round.
-    /// `None` if finding that out takes long.
+    /// Advice if the name is one of the other kind: a volume's for a snapshot, or the other way
+    /// round. `None` if finding that out takes long.
     async fn other(&self) -> Option<String> {
         let asking = async {
             let client = self.connect().await?;

@@ -49,8 +49,8 @@ struct Mapped {
     offset: Option<u64>,
 }
 
-/// Checks that an image and all files behind it are whole. Reading them does not tell: bytes that are
-/// missing at the end of a file would be read as zeros.
+/// Checks that an image and all files behind it are whole. Reading them does not tell: bytes that
+/// are missing at the end of a file would be read as zeros.
 pub(crate) async fn check_whole(image: &Image) -> Result<()> {
     for layer in &image.layers {
         for probe in layer.probes()? {

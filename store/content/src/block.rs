@@ -15,9 +15,9 @@ pub const SEGMENT_BYTES: usize = SEGMENT_BLOCKS as usize * BLOCK_BYTES;
 /// Bytes in the largest volume: 64 TiB, which is 2^23 segments.
 pub const MAX_VOLUME_BYTES: u64 = 64 << 40;
 
-/// Bytes at the end that [`is_zero`] looks at before anything else. Data mostly shows there that it is
-/// not zero, and the chunker needs this cache line of a block anyway: the misses on one line of each
-/// block are most of what cutting costs when a segment is not in the processor's cache.
+/// Bytes at the end that [`is_zero`] looks at before anything else. Data mostly shows there that it
+/// is not zero, and the chunker needs this cache line of a block anyway: the misses on one line of
+/// each block are most of what cutting costs when a segment is not in the processor's cache.
 const PROBE_BYTES: usize = 64;
 
 /// Bytes that [`is_zero`] combines between two tests: long enough for the compiler to keep several

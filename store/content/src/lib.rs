@@ -6,8 +6,8 @@
 //! What must hold here:
 //!
 //! * **Equal content, equal root.** A root depends on the bytes and the size of a volume only. So
-//!   cut points ([`chunker`]) and encodings ([`tree`]) are part of the store's format, and tests pin
-//!   them by literal bytes.
+//!   cut points ([`chunker`]) and encodings ([`tree`]) are part of the store's format, and tests
+//!   pin them by literal bytes.
 //! * **Bytes from a disk or a peer are errors, never panics**, and never make a decoder allocate
 //!   more than their own length, or the plain length the caller allowed, justifies.
 

@@ -1,9 +1,10 @@
-//! Text of others, made safe to show: names, tags, endpoints, errors and file heads come from users, peers and files, and
-//! end up in terminals and logs.
+//! Text of others, made safe to show: names, tags, endpoints, errors and file heads come from
+//! users, peers and files, and end up in terminals and logs.
 //!
-//! A control character moves the cursor or forges a line of a log. A character that changes the direction of writing, or that
-//! is invisible, makes text look like other text (Unicode Technical Report 36, "Unicode Security Considerations"). Such
-//! characters are refused in names and tags, and escaped wherever text is shown.
+//! A control character moves the cursor or forges a line of a log. A character that changes the
+//! direction of writing, or that is invisible, makes text look like other text (Unicode Technical
+//! Report 36, "Unicode Security Considerations"). Such characters are refused in names and tags,
+//! and escaped wherever text is shown.
 
 use std::{
     borrow::Cow,
@@ -22,15 +23,16 @@ pub fn is_printable(char: char) -> bool {
             '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
             // Separators of lines and paragraphs.
             | '\u{2028}' | '\u{2029}'
-            // Invisible: zero-width space, Mongolian vowel separator, invisible operators, shaping, byte order mark,
-            // annotations, tags, fillers.
+            // Invisible: zero-width space, Mongolian vowel separator, invisible operators, shaping,
+            // byte order mark, annotations, tags, fillers.
             | '\u{115f}' | '\u{1160}' | '\u{3164}' | '\u{ffa0}'
             | '\u{180e}' | '\u{200b}' | '\u{2060}'..='\u{2065}' | '\u{206a}'..='\u{206f}'
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
         )
 }
 
-/// Shows text with every character that is not [printable](is_printable) escaped as Rust writes it: `\n`, `\u{1b}`.
+/// Shows text with every character that is not [printable](is_printable) escaped as Rust writes it:
+/// `\n`, `\u{1b}`.
 #[must_use]
 pub fn printable(text: &str) -> Printable<'_> {
     Printable(text)
@@ -46,8 +48,8 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// A JSON text in which every character that is not [printable](is_printable) is escaped as JSON does it, but for the ends of its lines:
-/// others can stand in strings only.
+/// A JSON text in which every character that is not [printable](is_printable) is escaped as JSON
+/// does it, but for the ends of its lines: others can stand in strings only.
 #[must_use]
 pub fn printable_json(text: &str) -> Cow<'_, str> {
     let is_shown = |char: char| char == '\n' || is_printable(char);
@@ -67,7 +69,8 @@ pub fn printable_json(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Passes on what is written to it, with every character that is not [printable](is_printable) escaped.
+/// Passes on what is written to it, with every character that is not [printable](is_printable)
+/// escaped.
 #[derive(Debug)]
 pub struct Escaping<W>(pub W);
 

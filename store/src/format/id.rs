@@ -17,7 +17,8 @@ pub trait IdKind: Copy + Ord + Hash + Send + Sync + 'static {
     const PREFIX: &'static str;
 }
 
-/// Tells a record from every other of its kind that ever was: 68 random bits, shown as a prefix and 17 hexadecimal digits.
+/// Tells a record from every other of its kind that ever was: 68 random bits, shown as a prefix and
+/// 17 hexadecimal digits.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordId<K> {
     bytes: [u8; ID_BYTES],

@@ -1,4 +1,5 @@
-//! Keys and values in RocksDB. All of it is derived: it can be made again from packs and catalog log.
+//! Keys and values in RocksDB. All of it is derived: it can be made again from packs and catalog
+//! log.
 //!
 //! | column family | key | value |
 //! | --- | --- | --- |
@@ -14,9 +15,9 @@
 //! | | [`TOTALS`] | [`Totals`] |
 //! | | [`TAGS_INDEXED`] | nothing; there once all tags are in their families |
 //!
-//! Which families a kind of records has stands where [its bytes](super::record) are described. An index from before
-//! there was a kind lacks them, and is opened as one without any such record. The families of tags are filled when an
-//! index from before them is opened.
+//! Which families a kind of records has stands where [its bytes](super::record) are described. An
+//! index from before there was a kind lacks them, and is opened as one without any such record. The
+//! families of tags are filled when an index from before them is opened.
 //!
 //! RocksDB keeps a checksum of its own over each block, so values have none.
 
@@ -124,7 +125,8 @@ impl Location {
 pub struct PackState {
     /// Which pack.
     pub pack: PackId,
-    /// All records before this offset are synced and in the index. Recovery looks at what is behind.
+    /// All records before this offset are synced and in the index. Recovery looks at what is
+    /// behind.
     pub indexed_bytes: u64,
     /// It has a footer: nothing is behind.
     pub sealed: bool,
@@ -199,7 +201,8 @@ pub struct Totals {
     pub chunk_bytes: u64,
     /// Nodes and roots.
     pub nodes: u64,
-    /// Bytes that the records of chunks and nodes take in packs. Padding, headers and footers of packs come on top.
+    /// Bytes that the records of chunks and nodes take in packs. Padding, headers and footers of
+    /// packs come on top.
     pub stored_bytes: u64,
     /// Packs.
     pub packs: u64,
@@ -255,10 +258,11 @@ impl Totals {
 
     /// As a value: the version, then all fields in the order above, 8 bytes each.
     ///
-    /// Version 1 ends before the volumes, and is that of an index without any; version 2 has some. In version 3 the
-    /// sizes of the snapshots take 16 bytes, because they need them, and volumes follow, any number. Version 4 is
-    /// version 3, whatever the sizes, and behind it the number of other kinds of which there are records, in one
-    /// byte, and of each its number in one and how many there are in 8 bytes, ascending.
+    /// Version 1 ends before the volumes, and is that of an index without any; version 2 has some.
+    /// In version 3 the sizes of the snapshots take 16 bytes, because they need them, and volumes
+    /// follow, any number. Version 4 is version 3, whatever the sizes, and behind it the number of
+    /// other kinds of which there are records, in one byte, and of each its number in one and how
+    /// many there are in 8 bytes, ascending.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let narrow = u64::try_from(self.logical_bytes);
@@ -413,7 +417,8 @@ pub fn decode_named<K: IdKind>(bytes: &[u8]) -> Result<RecordId<K>, FormatError>
     RecordId::decode(bytes)
 }
 
-/// What the keys of all records with a tag begin with; their labels follow. Neither a tag's key nor its value has a 0 in it.
+/// What the keys of all records with a tag begin with; their labels follow. Neither a tag's key nor
+/// its value has a 0 in it.
 #[must_use]
 pub fn tag_prefix(key: &str, value: &str) -> Vec<u8> {
     [key.as_bytes(), &[0], value.as_bytes(), &[0]].concat()

@@ -1,10 +1,11 @@
 //! Every byte that a store keeps on disk: what it means, how it is written and how it is checked.
 //!
 //! Pure: bytes in, values out, no file access, and no knowledge of who reads or writes. Numbers are
-//! little endian and `u8`, `u32` or `u64`; fields that are not used yet are zero and are refused when they are not.
-//! Decoders take any bytes and never panic: they return a [`FormatError`] that says what was expected and found.
-//! Every format is pinned by a test against literal bytes: when one fails, the format changed, and
-//! [`FORMAT_VERSION`](store_file::FORMAT_VERSION) has to change with it.
+//! little endian and `u8`, `u32` or `u64`; fields that are not used yet are zero and are refused
+//! when they are not. Decoders take any bytes and never panic: they return a [`FormatError`] that
+//! says what was expected and found. Every format is pinned by a test against literal bytes: when
+//! one fails, the format changed, and [`FORMAT_VERSION`](store_file::FORMAT_VERSION) has to change
+//! with it.
 //!
 //! | file | bytes of |
 //! | --- | --- |

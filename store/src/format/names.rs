@@ -64,7 +64,8 @@ pub fn catalog_log_cut(data_dir: &Path, offset_bytes: u64, nth: u32) -> PathBuf 
     data_dir.join(format!("catalog.log.cut-{offset_bytes:016x}{more}"))
 }
 
-/// RocksDB's directory while it is made again. Like the next one it holds nothing that packs and log do not.
+/// RocksDB's directory while it is made again. Like the next one it holds nothing that packs and
+/// log do not.
 #[must_use]
 pub fn index_unfinished(data_dir: &Path) -> PathBuf {
     data_dir.join("index.unfinished")
@@ -76,15 +77,15 @@ pub fn index_old(data_dir: &Path) -> PathBuf {
     data_dir.join("index.old")
 }
 
-/// A directory that is there if index and catalog have ever been made again. Then a snapshot may be in the catalog whose content is not all in the
-/// packs.
+/// A directory that is there if index and catalog have ever been made again. Then a snapshot may be
+/// in the catalog whose content is not all in the packs.
 #[must_use]
 pub fn rebuilt(data_dir: &Path) -> PathBuf {
     data_dir.join("rebuilt")
 }
 
-/// Whether a file of this name may be in a directory in which a store is made: what the making itself leaves when
-/// it is cut short, and what a new file system holds.
+/// Whether a file of this name may be in a directory in which a store is made: what the making
+/// itself leaves when it is cut short, and what a new file system holds.
 #[must_use]
 pub fn may_precede_store(file_name: &OsStr) -> bool {
     ["LOCK", "FORMAT.unfinished", "lost+found"]
@@ -128,7 +129,8 @@ pub fn volume(data_dir: &Path, id: VolumeId) -> PathBuf {
     volumes(data_dir).join(id.to_string())
 }
 
-/// The volume whose journal's directory has this name in the directory of all; `None` for anything else.
+/// The volume whose journal's directory has this name in the directory of all; `None` for anything
+/// else.
 #[must_use]
 pub fn volume_of(file_name: &OsStr) -> Option<VolumeId> {
     file_name.to_str()?.parse().ok()
@@ -146,7 +148,8 @@ pub fn journal_file(data_dir: &Path, id: VolumeId, number: u64) -> PathBuf {
     volume(data_dir, id).join(format!("{JOURNAL_PREFIX}{number:016x}{JOURNAL_SUFFIX}"))
 }
 
-/// The number of the journal file that has this name in its volume's directory; `None` for any other file.
+/// The number of the journal file that has this name in its volume's directory; `None` for any
+/// other file.
 #[must_use]
 pub fn journal_number_of(file_name: &OsStr) -> Option<u64> {
     let digits = file_name

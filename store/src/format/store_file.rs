@@ -109,7 +109,8 @@ impl StoreFile {
         format!("{text}crc32 = {crc32:08x}\n")
     }
 
-    /// From the file's bytes. The version is looked at before anything else, since all else may differ in another.
+    /// From the file's bytes. The version is looked at before anything else, since all else may
+    /// differ in another.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let Ok(text) = str::from_utf8(bytes) else {
             return Err(FormatError::differs(

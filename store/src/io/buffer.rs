@@ -10,11 +10,12 @@ use std::{
 
 use bytes::Bytes;
 
-/// Buffers begin at, and direct writes have offsets and lengths of, multiples of this. A file system that asks for
-/// more is written through the page cache.
+/// Buffers begin at, and direct writes have offsets and lengths of, multiples of this. A file
+/// system that asks for more is written through the page cache.
 pub const BUFFER_ALIGN: usize = 4096;
 
-/// Bytes in memory that begins at a multiple of [`BUFFER_ALIGN`], of a capacity that does not change.
+/// Bytes in memory that begins at a multiple of [`BUFFER_ALIGN`], of a capacity that does not
+/// change.
 pub struct AlignedBuf {
     start: NonNull<u8>,
     /// A multiple of `BUFFER_ALIGN`, not 0.
@@ -94,8 +95,8 @@ impl AlignedBuf {
             bytes.len(),
             self.room()
         );
-        // SAFETY: `len..len + bytes.len()` is inside the allocation, just asserted, and `bytes` cannot overlap what
-        // is borrowed mutably.
+        // SAFETY: `len..len + bytes.len()` is inside the allocation, just asserted, and `bytes`
+        // cannot overlap what is borrowed mutably.
         unsafe {
             self.start
                 .add(self.len)

@@ -1,28 +1,37 @@
-//! The only access to packs and the catalog log: every read, write and sync of theirs goes through a [`Disk`].
+//! The only access to packs and the catalog log: every read, write and sync of theirs goes through
+//! a [`Disk`].
 //!
-//! (RocksDB does its own.) Three disks exist: [`choose`] gives io_uring, or a pool of threads where the kernel
-//! refuses that; [`sim::SimDisk`] keeps files in memory, and can lose power or the process at any moment.
+//! (RocksDB does its own.) Three disks exist: [`choose`] gives io_uring, or a pool of threads where
+//! the kernel refuses that; [`sim::SimDisk`] keeps files in memory, and can lose power or the
+//! process at any moment.
 //!
 //! # What a disk promises
 //!
-//! This is all that the store may build on, and what the simulated disk takes away is what is not written here:
+//! This is all that the store may build on, and what the simulated disk takes away is what is not
+//! written here:
 //!
-//! - A write is durable once a [`sync_data`](Disk::sync_data) of the same file, begun after the write's completion, has
-//!   succeeded. So is the file's length by then, and so is a [`set_len`](Disk::set_len).
-//! - A name (a file that was created, renamed or removed) is durable once a [`sync_dir`](Disk::sync_dir) of its
-//!   directory, begun after that, has succeeded. A file's own sync says nothing about its name.
-//! - Until then a crash may keep any part of it: of two writes the later one alone, of one write any
-//!   of its 4 KiB pages, of a page any of its 512-byte sectors; the longer length without the bytes, which
-//!   then read as zeros.
-//! - A write does not change bytes outside its range. Durable bytes stay as they are until they are written again.
-//! - After a sync has failed, what was written since the one before is in doubt for good: a later sync
-//!   that succeeds does not bring it back (the kernel forgets such pages). Callers stop writing.
+//! - A write is durable once a [`sync_data`](Disk::sync_data) of the same file, begun after the
+//!   write's completion, has succeeded. So is the file's length by then, and so is a
+//!   [`set_len`](Disk::set_len).
+//! - A name (a file that was created, renamed or removed) is durable once a
+//!   [`sync_dir`](Disk::sync_dir) of its directory, begun after that, has succeeded. A file's own
+//!   sync says nothing about its name.
+//! - Until then a crash may keep any part of it: of two writes the later one alone, of one write
+//!   any of its 4 KiB pages, of a page any of its 512-byte sectors; the longer length without the
+//!   bytes, which then read as zeros.
+//! - A write does not change bytes outside its range. Durable bytes stay as they are until they are
+//!   written again.
+//! - After a sync has failed, what was written since the one before is in doubt for good: a later
+//!   sync that succeeds does not bring it back (the kernel forgets such pages). Callers stop
+//!   writing.
 //! - Writes under way at the same time are in no order.
-//! - When the process is killed and the machine goes on, everything that had completed is there, for the next process to see and to
-//!   sync. What was under way has happened by then, in whole or some of its 4 KiB pages, or never will.
-//! - Reads and writes that find the system [short](is_shortage) of something wait for it. What else fails for a shortage has
-//!   done nothing, and can be tried again: an open, a name, a length, and the sync of a directory, which opens it first. A sync
-//!   that has begun never fails for a shortage: whatever the reason, it is a failed sync.
+//! - When the process is killed and the machine goes on, everything that had completed is there,
+//!   for the next process to see and to sync. What was under way has happened by then, in whole or
+//!   some of its 4 KiB pages, or never will.
+//! - Reads and writes that find the system [short](is_shortage) of something wait for it. What else
+//!   fails for a shortage has done nothing, and can be tried again: an open, a name, a length, and
+//!   the sync of a directory, which opens it first. A sync that has begun never fails for a
+//!   shortage: whatever the reason, it is a failed sync.
 
 pub mod sim;
 
@@ -69,11 +78,11 @@ pub enum OpenMode {
 
 /// A file system, or something that behaves like one. The module says what it promises.
 ///
-/// What returns a [`Completion`] is begun at once, unless as many requests as may wait are waiting already: then
-/// when the completion is polled and its turn comes. Once begun it goes on even if the completion is dropped,
-/// and until its end it owns its buffer. The other methods are system calls made on the spot. Most are
-/// short; tasks hand [`allocate`](Self::allocate), [`list`](Self::list) and [`remove`](Self::remove) to a
-/// thread that may wait.
+/// What returns a [`Completion`] is begun at once, unless as many requests as may wait are waiting
+/// already: then when the completion is polled and its turn comes. Once begun it goes on even if
+/// the completion is dropped, and until its end it owns its buffer. The other methods are system
+/// calls made on the spot. Most are short; tasks hand [`allocate`](Self::allocate),
+/// [`list`](Self::list) and [`remove`](Self::remove) to a thread that may wait.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// "io_uring", "blocking" or "simulated".
     fn name(&self) -> &'static str;
@@ -84,8 +93,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Opens a file through the page cache.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File>;
 
-    /// Opens a file past the page cache where the file system can do that, and like [`open`](Self::open) otherwise. Writes are then
-    /// refused if they do not begin and end at multiples of [`BUFFER_ALIGN`], either way.
+    /// Opens a file past the page cache where the file system can do that, and like
+    /// [`open`](Self::open) otherwise. Writes are then refused if they do not begin and end at
+    /// multiples of [`BUFFER_ALIGN`], either way.
     fn open_direct(&self, path: &Path, mode: OpenMode) -> io::Result<File>;
 
     /// Reads exactly `len` bytes. If the file ends before: [`io::ErrorKind::UnexpectedEof`].
@@ -97,12 +107,13 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Writes all of `buf`, and gives it back to be used again.
     fn write(&self, file: &File, offset_bytes: u64, buf: AlignedBuf) -> Completion<AlignedBuf>;
 
-    /// Writes parts one behind the other, as one write. Of a file that was opened for direct access each of them has to
-    /// begin in memory at a multiple of [`BUFFER_ALIGN`], and to be as long as a multiple of it. At most [`PARTS_MAX`].
+    /// Writes parts one behind the other, as one write. Of a file that was opened for direct access
+    /// each of them has to begin in memory at a multiple of [`BUFFER_ALIGN`], and to be as long as
+    /// a multiple of it. At most [`PARTS_MAX`].
     fn write_parts(&self, file: &File, offset_bytes: u64, parts: Vec<Bytes>) -> Completion<()>;
 
-    /// Writes parts one behind the other, into the page cache, on the spot: for a few bytes that costs less than handing them over.
-    /// Not for files that were opened for direct access.
+    /// Writes parts one behind the other, into the page cache, on the spot: for a few bytes that
+    /// costs less than handing them over. Not for files that were opened for direct access.
     fn write_at_once(&self, file: &File, offset_bytes: u64, parts: &[Bytes]) -> io::Result<()>;
 
     /// Forgets what of a file is in memory and was written: the next read is of the disk.
@@ -111,7 +122,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Says that a range is going to be read soon.
     fn will_need(&self, file: &File, offset_bytes: u64, len: usize);
 
-    /// Reads exactly `len` bytes if that takes no waiting, for they are in memory. Nothing is said by its absence.
+    /// Reads exactly `len` bytes if that takes no waiting, for they are in memory. Nothing is said
+    /// by its absence.
     fn read_at_once(&self, file: &File, offset_bytes: u64, len: usize) -> Option<AlignedBuf>;
 
     /// Makes all completed writes to the file, and its length, durable.
@@ -126,8 +138,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Cuts the file off, or fills it up with zeros.
     fn set_len(&self, file: &File, len_bytes: u64) -> io::Result<()>;
 
-    /// Makes a file that long, with zeros at its end, and sees to it that the space is there where the file system can do that:
-    /// writes within do not find the disk full then.
+    /// Makes a file that long, with zeros at its end, and sees to it that the space is there where
+    /// the file system can do that: writes within do not find the disk full then.
     fn allocate(&self, file: &File, len_bytes: u64) -> io::Result<()>;
 
     /// The names in a directory, in no order.

@@ -1,4 +1,5 @@
-//! The disk of the operating system. What may take long goes to threads by the queue, the rest is done on the spot.
+//! The disk of the operating system. What may take long goes to threads by the queue, the rest is
+//! done on the spot.
 
 #![expect(
     clippy::disallowed_methods,
@@ -47,7 +48,8 @@ pub(super) struct OsDisk {
 }
 
 impl OsDisk {
-    /// Threads that are [added](Self::add_thread) carry out what is in the queues, and end when they are closed.
+    /// Threads that are [added](Self::add_thread) carry out what is in the queues, and end when
+    /// they are closed.
     pub(super) fn new(name: &'static str, queue: Arc<Queue>, syncs: Arc<Queue>) -> Self {
         Self {
             name,

@@ -135,7 +135,8 @@ impl Queue {
         }
     }
 
-    /// The next request, waited for; none when the queue is closed and empty. For [`Wake::Condvar`].
+    /// The next request, waited for; none when the queue is closed and empty. For
+    /// [`Wake::Condvar`].
     pub(super) fn next(&self) -> Option<Request> {
         let mut waiting = self.waiting.lock();
         loop {
@@ -164,8 +165,8 @@ impl Queue {
         Ok(())
     }
 
-    /// All requests, moved to the end of `into`. If there are none, the caller counts as asleep from now on. For
-    /// [`Wake::Event`].
+    /// All requests, moved to the end of `into`. If there are none, the caller counts as asleep
+    /// from now on. For [`Wake::Event`].
     pub(super) fn take_or_sleep(&self, into: &mut VecDeque<Request>) -> Found {
         let mut waiting = self.waiting.lock();
         if waiting.requests.is_empty() {

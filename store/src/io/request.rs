@@ -16,10 +16,12 @@ use super::{AlignedBuf, File, completion::ended, is_shortage};
 
 /// The most bytes of one system call: Linux takes a little under 2 GiB.
 const CALL_BYTES_MAX: usize = 1 << 30;
-/// How often in a row "try again" is taken at its word, before there is a pause, and before a sync is given up.
+/// How often in a row "try again" is taken at its word, before there is a pause, and before a sync
+/// is given up.
 const AGAIN_MAX: u32 = 100;
 
-/// A request. It owns what the kernel works on: whoever carries it out keeps it until the kernel is done.
+/// A request. It owns what the kernel works on: whoever carries it out keeps it until the kernel is
+/// done.
 #[derive(Debug)]
 pub(super) struct Request {
     file: File,
@@ -84,8 +86,8 @@ impl Parts {
     fn rest(&mut self) -> (&[IoSlice<'static>], u64) {
         self.slices.clear();
         self.slices.extend(self.parts.iter().map(|part| {
-            // SAFETY: what a `Bytes` points to does not move or change while it is there, and `parts` is changed only between
-            // system calls, after which the slices are made anew.
+            // SAFETY: what a `Bytes` points to does not move or change while it is there, and
+            // `parts` is changed only between system calls, after which the slices are made anew.
             IoSlice::new(unsafe { slice::from_raw_parts(part.as_ptr(), part.len()) })
         }));
         (&self.slices, self.offset_bytes)
@@ -143,7 +145,8 @@ impl Request {
         }
     }
 
-    /// The next system call of it, for a ring. The request has to stay, and not be touched, until the call has completed.
+    /// The next system call of it, for a ring. The request has to stay, and not be touched, until
+    /// the call has completed.
     pub(super) fn entry(&mut self) -> io::Result<squeue::Entry> {
         let descriptor = types::Fd(self.file.descriptor()?.as_raw_fd());
         Ok(match &mut self.task {
@@ -180,8 +183,8 @@ impl Request {
         match &mut self.task {
             Task::Read(transfer) => {
                 let (start, len, offset) = transfer.rest();
-                // SAFETY: the memory is inside the transfer's buffer, borrowed mutably for this call, and bytes may be
-                // written to it whether it is initialised or not.
+                // SAFETY: the memory is inside the transfer's buffer, borrowed mutably for this
+                // call, and bytes may be written to it whether it is initialised or not.
                 let into = unsafe { std::slice::from_raw_parts_mut(start.cast(), len as usize) };
                 let (read, _) = rustix::io::pread::<_, &mut [std::mem::MaybeUninit<u8>]>(
                     descriptor, into, offset,
@@ -218,7 +221,8 @@ impl Request {
                 } else if !is_shortage(&error) {
                     Progress::Done(Err(error))
                 } else if is_sync {
-                    // What was to be made durable is in doubt: nobody must take this for a sync that can be tried again.
+                    // What was to be made durable is in doubt: nobody must take this for a sync
+                    // that can be tried again.
                     Progress::Done(Err(io::Error::other(error)))
                 } else {
                     Progress::Later(error)
@@ -286,7 +290,8 @@ impl Request {
         // A caller that went away needs no answer.
         match self.task {
             Task::Read(mut transfer) => {
-                // SAFETY: the kernel has filled the first `done` bytes, and says so only of bytes that fit.
+                // SAFETY: the kernel has filled the first `done` bytes, and says so only of bytes
+                // that fit.
                 unsafe { transfer.buf.set_len(transfer.done) };
                 let _ = transfer.reply.send(result.map(|()| transfer.buf));
             }
@@ -302,7 +307,8 @@ impl Request {
     }
 }
 
-/// Fills a buffer from the page cache, as far as that takes no waiting: how far, or none where the kernel does not say.
+/// Fills a buffer from the page cache, as far as that takes no waiting: how far, or none where the
+/// kernel does not say.
 pub(super) fn read_at_once(
     descriptor: BorrowedFd<'_>,
     buf: &mut AlignedBuf,
@@ -310,8 +316,8 @@ pub(super) fn read_at_once(
     len: usize,
 ) -> Option<usize> {
     let len = len.min(buf.capacity());
-    // SAFETY: the memory is the buffer's, borrowed mutably for this call, and nothing but bytes is written to it. That it is
-    // not initialised is the kernel's business alone: it only writes.
+    // SAFETY: the memory is the buffer's, borrowed mutably for this call, and nothing but bytes is
+    // written to it. That it is not initialised is the kernel's business alone: it only writes.
     let into = unsafe { slice::from_raw_parts_mut(buf.as_mut_ptr(), len) };
     let mut slices = [IoSliceMut::new(into)];
     let read = preadv2(

@@ -445,7 +445,8 @@ fn engines_have_names() {
     assert_eq!(choose(IoEngine::Blocking).unwrap().name(), "blocking");
 }
 
-/// What a request does about errors of the system: shortages are waited for, and a failed sync is one whatever its reason.
+/// What a request does about errors of the system: shortages are waited for, and a failed sync is
+/// one whatever its reason.
 #[test]
 fn reads_and_writes_wait_for_what_the_system_is_short_of_and_syncs_do_not() {
     use super::{

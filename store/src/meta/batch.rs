@@ -10,9 +10,11 @@ use crate::{
     format::{Location, PackId, PackState, catalog_log::Record},
 };
 
-/// Changes to index and catalog that are made together. Of two changes under one key the later counts.
+/// Changes to index and catalog that are made together. Of two changes under one key the later
+/// counts.
 ///
-/// It is held in memory as a whole, by whoever builds it and by RocksDB: some ten thousand entries are fine.
+/// It is held in memory as a whole, by whoever builds it and by RocksDB: some ten thousand entries
+/// are fine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Sorted, for that is how the index is fastest to search and to write.
@@ -83,7 +85,8 @@ pub enum RowKey {
 /// What became of the changes of a batch that compare.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Rows that stayed as they were, ascending: what was to be put, moved or removed there was not.
+    /// Rows that stayed as they were, ascending: what was to be put, moved or removed there was
+    /// not.
     pub kept: Vec<RowKey>,
 }
 
@@ -112,18 +115,20 @@ impl Batch {
         self.nodes.insert(key, RowChange::Put(location));
     }
 
-    /// A record is there. Where the index has it in another pack already, and knows that pack, that row stays: a row
-    /// changes only when the pack that it points into goes.
+    /// A record is there. Where the index has it in another pack already, and knows that pack, that
+    /// row stays: a row changes only when the pack that it points into goes.
     pub fn put_unless_kept(&mut self, key: RowKey, location: Location) {
         self.change(key, RowChange::PutUnlessKept(location));
     }
 
-    /// A record that was in a pack is somewhere else now. A row that does not point into that pack stays.
+    /// A record that was in a pack is somewhere else now. A row that does not point into that pack
+    /// stays.
     pub fn move_from(&mut self, key: RowKey, from: PackId, to: Location) {
         self.change(key, RowChange::Move { from, to });
     }
 
-    /// A record that was in a pack is not there any more. A row that does not point into that pack stays.
+    /// A record that was in a pack is not there any more. A row that does not point into that pack
+    /// stays.
     pub fn remove_from(&mut self, key: RowKey, from: PackId) {
         self.change(key, RowChange::Remove { from });
     }
@@ -187,8 +192,8 @@ impl Batch {
         numbers.max().unwrap_or_default()
     }
 
-    /// The catalog sequence once this is applied behind `last`. A gap, or a record for the second time, would leave
-    /// a catalog that the log does not give.
+    /// The catalog sequence once this is applied behind `last`. A gap, or a record for the second
+    /// time, would leave a catalog that the log does not give.
     pub(super) fn sequence_after(&self, last: u64) -> Result<u64> {
         self.catalog.iter().try_fold(last, |last, (sequence, _)| {
             if last.checked_add(1) == Some(*sequence) {

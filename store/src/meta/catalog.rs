@@ -10,8 +10,8 @@ use crate::{
 
 /// Which records there are, whatever their kind. [`Records`] asks for records of one kind.
 ///
-/// The list key of a record is its [label](CatalogRecord::label), and of a kind without labels its id. Lists are
-/// ascending by the bytes of list keys.
+/// The list key of a record is its [label](CatalogRecord::label), and of a kind without labels its
+/// id. Lists are ascending by the bytes of list keys.
 pub trait Catalog {
     /// The record of that kind and id.
     ///
@@ -27,8 +27,8 @@ pub trait Catalog {
     /// When the catalog cannot be read.
     fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>>;
 
-    /// Records of a kind that pass a filter, with list keys from `from` on. What is looked at is bounded by `steps`,
-    /// of which there is one at least.
+    /// Records of a kind that pass a filter, with list keys from `from` on. What is looked at is
+    /// bounded by `steps`, of which there is one at least.
     ///
     /// # Errors
     ///

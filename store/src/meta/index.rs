@@ -80,8 +80,8 @@ impl fmt::Debug for NodeKey {
 
 /// Where things are.
 ///
-/// A location is a hint, and the index is the authority: a row that was read may be moved or removed before it is
-/// used, and who finds nothing where it points asks again.
+/// A location is a hint, and the index is the authority: a row that was read may be moved or
+/// removed before it is used, and who finds nothing where it points asks again.
 pub trait Index {
     /// Where chunks are, in the order of `ids`, which may repeat.
     ///
@@ -111,8 +111,9 @@ pub trait Index {
     /// When the index cannot be read.
     fn pack_states(&self) -> Result<Vec<PackState>>;
 
-    /// The highest number that a pack ever had in here, whether or not it is still there; 0 before the first. No
-    /// number is given twice, or what is cached of one pack would be taken for another's.
+    /// The highest number that a pack ever had in here, whether or not it is still there; 0 before
+    /// the first. No number is given twice, or what is cached of one pack would be taken for
+    /// another's.
     ///
     /// # Errors
     ///
@@ -123,8 +124,9 @@ pub trait Index {
     ///
     /// # Errors
     ///
-    /// Those of `look`, and [`Error::Shortage`](crate::Error::Shortage) when the index has to be opened again
-    /// meanwhile: what was seen until then is right, and all of it has to be looked at once more.
+    /// Those of `look`, and [`Error::Shortage`](crate::Error::Shortage) when the index has to be
+    /// opened again meanwhile: what was seen until then is right, and all of it has to be looked at
+    /// once more.
     fn view(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()>;
 }
 

@@ -1,5 +1,6 @@
-//! Index and catalog in memory: the model that [`RocksMeta`](super::RocksMeta) is compared with, and a quick stand-in
-//! for it in tests. Nothing is kept up to date that can be worked out when it is asked for.
+//! Index and catalog in memory: the model that [`RocksMeta`](super::RocksMeta) is compared with,
+//! and a quick stand-in for it in tests. Nothing is kept up to date that can be worked out when it
+//! is asked for.
 
 use std::{
     collections::{BTreeMap, btree_map},

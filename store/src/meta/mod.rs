@@ -1,18 +1,20 @@
 //! The index (where chunks and nodes are) and the catalog (which records there are).
 //!
-//! Both are derived: packs and catalog log are the truth, and recovery brings in what they have more. What must
-//! hold of every [`Meta`]:
+//! Both are derived: packs and catalog log are the truth, and recovery brings in what they have
+//! more. What must hold of every [`Meta`]:
 //!
 //! - A [`Batch`] is applied as a whole or not at all, and once it is applied everybody sees it.
-//! - After `apply(.., sync = true)` has returned, that batch and all before it survive a power cut. Without `sync` a
-//!   power cut may take the latest batches, but never one without all that came after it.
-//! - [`Totals`] are the exact sums over what is there: putting the same chunk twice does not count it twice.
+//! - After `apply(.., sync = true)` has returned, that batch and all before it survive a power cut.
+//!   Without `sync` a power cut may take the latest batches, but never one without all that came
+//!   after it.
+//! - [`Totals`] are the exact sums over what is there: putting the same chunk twice does not count
+//!   it twice.
 //! - A name belongs to one snapshot, and to one volume.
 //! - After a write that failed for want of something ([`Error::Full`](crate::Error::Full),
-//!   [`Error::Shortage`](crate::Error::Shortage)) others fail in the same way until there is enough of it again.
-//!   Whether that batch is in is not known before; it can be applied once more, and is then in once. After any other
-//!   failed write nothing more is written ([`Error::Poisoned`](crate::Error::Poisoned)) until the index is opened
-//!   again. Reads go on.
+//!   [`Error::Shortage`](crate::Error::Shortage)) others fail in the same way until there is enough
+//!   of it again. Whether that batch is in is not known before; it can be applied once more, and is
+//!   then in once. After any other failed write nothing more is written
+//!   ([`Error::Poisoned`](crate::Error::Poisoned)) until the index is opened again. Reads go on.
 //!
 //! | file | what is in it |
 //! | --- | --- |
@@ -58,11 +60,13 @@ pub use crate::format::{
 pub trait Meta: Index + Catalog + fmt::Debug + Send + Sync {
     /// Makes all changes of `batch`, or none.
     ///
-    /// Catalog records have to follow the last one applied ([`Catalog::catalog_sequence`]) without a gap.
+    /// Catalog records have to follow the last one applied ([`Catalog::catalog_sequence`]) without
+    /// a gap.
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for a name that another record has; those of a write.
+    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for a name that another record has;
+    /// those of a write.
     fn apply(&self, batch: Batch, sync: bool) -> Result<Outcome>;
 
     /// What there is, all together.
@@ -72,8 +76,8 @@ pub trait Meta: Index + Catalog + fmt::Debug + Send + Sync {
     /// When the index cannot be read.
     fn totals(&self) -> Result<Totals>;
 
-    /// Ends what a write has left behind that failed for want of something (space, descriptors), if there is enough of
-    /// it again.
+    /// Ends what a write has left behind that failed for want of something (space, descriptors), if
+    /// there is enough of it again.
     ///
     /// # Errors
     ///

@@ -37,7 +37,8 @@ impl SnapshotRecord {
 }
 
 impl<K: IdKind> RecordId<K> {
-    /// A new id. Two are never equal in practice: of a million ids, with a probability of 1 in 590 million.
+    /// A new id. Two are never equal in practice: of a million ids, with a probability of 1 in 590
+    /// million.
     ///
     /// # Errors
     ///
@@ -61,8 +62,9 @@ pub fn now_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Checks the name of a record of a kind (`what`): 1 to [`limits::NAME_CHARS_MAX`] letters and digits of ASCII and any
-/// of `. _ - / : + @`, beginning with a letter or digit, and not of the form of an id.
+/// Checks the name of a record of a kind (`what`): 1 to [`limits::NAME_CHARS_MAX`] letters and
+/// digits of ASCII and any of `. _ - / : + @`, beginning with a letter or digit, and not of the
+/// form of an id.
 ///
 /// # Errors
 ///

@@ -5,8 +5,8 @@
 use super::*;
 use crate::{format::CatalogRecord as _, io::IoEngine};
 
-/// A kind of record takes a file and a line in the registry: the log keeps it, a new index is filled with it, and a
-/// program without that line refuses the log.
+/// A kind of record takes a file and a line in the registry: the log keeps it, a new index is
+/// filled with it, and a program without that line refuses the log.
 #[test]
 fn a_kind_that_only_tests_have_is_made_again_from_the_log() {
     use crate::{

@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{Store, limits};
 
-/// Waits for something that has all it needs. Not for ever: what it needs may be held by somebody who is not polled.
+/// Waits for something that has all it needs. Not for ever: what it needs may be held by somebody
+/// who is not polled.
 pub(super) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     let mut work = Box::pin(work);
     for _ in 0..1_000_000 {
@@ -94,8 +95,8 @@ async fn base(store: &Store, name: &str) -> InnerNode {
     last.unwrap()
 }
 
-/// What a volume's tree waits for keeps no segment from being cut, its own or another volume's: here a node that somebody else is
-/// bringing, who takes his time. Segments are cut one at a time.
+/// What a volume's tree waits for keeps no segment from being cut, its own or another volume's:
+/// here a node that somebody else is bringing, who takes his time. Segments are cut one at a time.
 #[test]
 fn segments_are_cut_while_a_tree_waits_for_a_node() {
     let machine = Machine::new();
@@ -107,7 +108,8 @@ fn segments_are_cut_while_a_tree_waits_for_a_node() {
     });
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        // Larger than its base, and written behind the end of that, twice: only the tree needs the node there.
+        // Larger than its base, and written behind the end of that, twice: only the tree needs the
+        // node there.
         let mut new = new_volume("v", 2 * BASE_SEGMENTS as usize * SEGMENT_BYTES);
         new.from = Some("base".to_owned());
         store.create_volume(new).await.unwrap();

@@ -1,4 +1,5 @@
-//! What it costs to take a volume into the store: it follows what was written, not how large the volume is.
+//! What it costs to take a volume into the store: it follows what was written, not how large the
+//! volume is.
 
 use std::collections::BTreeMap;
 
@@ -233,8 +234,9 @@ fn a_snapshot_needs_none_of_the_room_of_uploads() {
     });
 }
 
-/// A volume with little to store does not wait for one with much. Segments are cut one at a time here: with two places, a volume whose
-/// segments take longer has one of them, and the other volume the other, as often as it likes.
+/// A volume with little to store does not wait for one with much. Segments are cut one at a time
+/// here: with two places, a volume whose segments take longer has one of them, and the other volume
+/// the other, as often as it likes.
 #[test]
 fn volumes_take_turns_by_the_segment() {
     const MUCH: u64 = 120;
@@ -266,7 +268,8 @@ fn volumes_take_turns_by_the_segment() {
         while done(1).segments_done < LITTLE {
             tokio::task::yield_now().await;
         }
-        // In turn it is as many as the other, and a few that are under way; what this leaves is for threads that wait for a processor.
+        // In turn it is as many as the other, and a few that are under way; what this leaves is for
+        // threads that wait for a processor.
         let much = done(0);
         assert!(much.segments_done < MUCH / 2, "{much:?}");
         for name in ["much", "little"] {
@@ -277,7 +280,8 @@ fn volumes_take_turns_by_the_segment() {
     });
 }
 
-/// The maps of journals are bounded over all volumes: the largest goes into the store, whoever it is that writes.
+/// The maps of journals are bounded over all volumes: the largest goes into the store, whoever it
+/// is that writes.
 #[test]
 fn the_largest_map_makes_room_for_others() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! Power cuts on a simulated disk: after each, everything that was promised is there, and nothing half.
+//! Power cuts on a simulated disk: after each, everything that was promised is there, and nothing
+//! half.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +27,8 @@ use crate::{
     recovery::{Base, assemble, refill},
 };
 
-/// A model of RocksDB that can lose power: the latest batches that were not synced are lost, never one in the middle.
+/// A model of RocksDB that can lose power: the latest batches that were not synced are lost, never
+/// one in the middle.
 #[derive(Debug, Default)]
 struct PowerlessMeta {
     applied: MemoryMeta,
@@ -48,7 +50,8 @@ impl PowerlessMeta {
         after
     }
 
-    /// As the page cache has it: what was written to the log is there, and no more durable than before.
+    /// As the page cache has it: what was written to the log is there, and no more durable than
+    /// before.
     fn kill(&self) -> Self {
         let after = Self::default();
         for (batch, sync) in &*self.batches.lock() {
@@ -160,7 +163,8 @@ impl Machine {
         Ok((Store::of(engine), report))
     }
 
-    /// Loses the catalog log, and makes the catalog again without it, packs and journals being all there is.
+    /// Loses the catalog log, and makes the catalog again without it, packs and journals being all
+    /// there is.
     pub(super) async fn lose_catalog(&mut self) -> RebuildReport {
         let log = names::catalog_log(Path::new(DATA_DIR));
         if self.disk.remove(&log).is_ok() {
@@ -312,7 +316,8 @@ fn a_power_cut_at_every_operation_takes_nothing_that_was_promised() {
     );
 }
 
-/// The process is killed after so many operations. What the next one finds is there for good, also if the power fails then.
+/// The process is killed after so many operations. What the next one finds is there for good, also
+/// if the power fails then.
 fn kill_after(operations: u64, seed: u64) -> bool {
     let mut random = Random::new(seed);
     let mut promises = Promises::default();

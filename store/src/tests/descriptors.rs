@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{Store, limits};
 
-/// Descriptors of journal files that this process has open. Directories are open only while they are synced.
+/// Descriptors of journal files that this process has open. Directories are open only while they
+/// are synced.
 fn journal_descriptors() -> usize {
     let of_journals = |path: &Path| {
         let target = fs::read_link(path).unwrap_or_default();
@@ -29,7 +30,8 @@ fn data(volume: usize, round: usize, blocks: usize) -> Bytes {
     Bytes::from(block.repeat(blocks))
 }
 
-/// All of them write, read what they wrote and are made durable, though only some can have their files open.
+/// All of them write, read what they wrote and are made durable, though only some can have their
+/// files open.
 #[test]
 fn volumes_share_the_descriptors_that_there_are() {
     const MOST: usize = 16;
@@ -105,7 +107,8 @@ fn volumes_share_the_descriptors_that_there_are() {
     });
 }
 
-/// They find descriptors, and then wait for what all volumes have on their way to the disk: when that is over the descriptors may be gone.
+/// They find descriptors, and then wait for what all volumes have on their way to the disk: when
+/// that is over the descriptors may be gone.
 #[test]
 fn volumes_that_waited_together_do_not_open_more_than_there_is() {
     const MOST: usize = 16;

@@ -1,4 +1,5 @@
-//! Futures that are dropped half-way, as they are when a client goes away: nothing that was promised is forgotten.
+//! Futures that are dropped half-way, as they are when a client goes away: nothing that was
+//! promised is forgotten.
 
 use std::{future::poll_fn, pin::pin, task::Poll};
 

@@ -34,7 +34,8 @@ fn image(blocks: &[u8]) -> Vec<u8> {
     image
 }
 
-/// Block 0 is in pending snapshot `s`, and `more` is behind it: file 1 holds the one, file 2 the others, each flushed.
+/// Block 0 is in pending snapshot `s`, and `more` is behind it: file 1 holds the one, file 2 the
+/// others, each flushed.
 async fn write_behind_a_pending_snapshot(machine: &Machine, more: &[u8]) -> VolumeId {
     let (store, _) = machine.open().await.unwrap();
     let new = new_volume("v", BLOCKS * BLOCK);
@@ -170,8 +171,9 @@ fn renumbered(bytes: &[u8], number: u64, previous_sequence: u64) -> Vec<u8> {
     moved_bytes
 }
 
-/// A journal as earlier versions left it: `headers` files of which only the header is left, the first of them file 2, and then one with
-/// blocks 1 and 2. `previous` is what that names as the batch before.
+/// A journal as earlier versions left it: `headers` files of which only the header is left, the
+/// first of them file 2, and then one with blocks 1 and 2. `previous` is what that names as the
+/// batch before.
 fn with_headers_kept(machine: &Machine, headers: u64, previous: u64) -> VolumeId {
     let id = block_on(write_behind_a_pending_snapshot(machine, &[2, 3]));
     let bytes = machine.disk.contents(&path(id, 2)).unwrap();
@@ -232,7 +234,8 @@ fn headers_that_earlier_versions_kept_take_nothing_along() {
     }
 }
 
-/// The header was the first file already when it lost its batch: what is behind names a number below it, and no batch.
+/// The header was the first file already when it lost its batch: what is behind names a number
+/// below it, and no batch.
 #[test]
 fn a_header_that_was_kept_as_the_first_file_takes_nothing_along() {
     for headers in 1..4 {

@@ -1,4 +1,5 @@
-//! Journals of volumes whose records were lost: nothing removes them, and a rebuild makes the volumes again.
+//! Journals of volumes whose records were lost: nothing removes them, and a rebuild makes the
+//! volumes again.
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +43,8 @@ fn blocks_of(size_bytes: usize) -> Vec<u8> {
     image
 }
 
-/// Flips a byte of the last record of the catalog log. The bytes from that record on, as they are then.
+/// Flips a byte of the last record of the catalog log. The bytes from that record on, as they are
+/// then.
 fn damage_last_record(dir: &Path) -> Vec<u8> {
     let path = names::catalog_log(dir);
     let mut log = fs::read(&path).unwrap();
@@ -239,7 +241,8 @@ fn a_volume_is_not_made_again_without_its_base() {
     });
 }
 
-/// The record that puts a volume on its new base is the last, and is lost: the journal does not begin where the log says.
+/// The record that puts a volume on its new base is the last, and is lost: the journal does not
+/// begin where the log says.
 #[test]
 fn a_volume_goes_on_from_the_base_that_its_journal_begins_with() {
     let dir = tempfile::tempdir().unwrap();
@@ -271,7 +274,8 @@ fn a_volume_goes_on_from_the_base_that_its_journal_begins_with() {
     });
 }
 
-/// The record by which the volume grew is the last, and is lost: what was written behind the old end is in the journal, and flushed.
+/// The record by which the volume grew is the last, and is lost: what was written behind the old
+/// end is in the journal, and flushed.
 #[test]
 fn a_volume_is_as_large_as_its_journal_says() {
     let dir = tempfile::tempdir().unwrap();
@@ -350,7 +354,8 @@ fn an_older_catalog_does_not_get_at_a_journal() {
         drop(volume);
         closed(store).await;
         fs::write(&log, &older).unwrap();
-        // Somebody brought the log back from a backup, and made an index of it that knows no better.
+        // Somebody brought the log back from a backup, and made an index of it that knows no
+        // better.
         let owner = names::journal_owner(dir.path(), id);
         let newer = fs::read(&owner).unwrap();
         fs::remove_file(&owner).unwrap();
@@ -431,7 +436,8 @@ fn no_loss_of_power_strands_a_journal() {
     }
 }
 
-/// Whenever the power fails, what was flushed can be had without any catalog: the owner record is true of the files beside it.
+/// Whenever the power fails, what was flushed can be had without any catalog: the owner record is
+/// true of the files beside it.
 #[test]
 fn journals_are_enough_at_any_moment() {
     let mut random = Random::new(seed());

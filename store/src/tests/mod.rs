@@ -190,8 +190,8 @@ pub(super) async fn upload(store: &Store, name: &str, image: &[u8]) -> Result<Sn
     ingest.commit(cut.root).await
 }
 
-/// Runs a test, by its path in this crate, in a process of its own: it is about what a process has one of. Whether this is that process; if
-/// not, the test has passed there.
+/// Runs a test, by its path in this crate, in a process of its own: it is about what a process has
+/// one of. Whether this is that process; if not, the test has passed there.
 pub(crate) fn is_alone(test: &str) -> bool {
     const ALONE: &str = "VARVE_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {

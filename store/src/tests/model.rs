@@ -61,7 +61,8 @@ async fn step(store: &Store, model: &mut Model, random: &mut Random, number: usi
     }
 }
 
-/// Whatever differs is covered, what is reported as added or removed is zero on the other side, and extents are in order.
+/// Whatever differs is covered, what is reported as added or removed is zero on the other side, and
+/// extents are in order.
 async fn check_diff(store: &Store, model: &Model, base: &str, target: &str) {
     let (old, new) = (&model[base], &model[target]);
     let longest = old.len().max(new.len());

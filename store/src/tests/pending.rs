@@ -1,4 +1,5 @@
-//! Snapshots of volumes on their way into the store: what they hold is what was there at their instant, whatever happens meanwhile.
+//! Snapshots of volumes on their way into the store: what they hold is what was there at their
+//! instant, whatever happens meanwhile.
 
 use std::collections::BTreeMap;
 
@@ -375,7 +376,8 @@ fn pending_snapshots_are_bounded() {
     });
 }
 
-/// What a writer writes to one volume after it was told that it is on the other is never in a snapshot without that.
+/// What a writer writes to one volume after it was told that it is on the other is never in a
+/// snapshot without that.
 #[test]
 fn snapshots_of_several_volumes_are_of_one_instant() {
     let dir = tempfile::tempdir().unwrap();

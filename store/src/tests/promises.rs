@@ -1,4 +1,5 @@
-//! What a pending snapshot promised of the journal is a witness: damage to it is never taken for a torn end.
+//! What a pending snapshot promised of the journal is a witness: damage to it is never taken for a
+//! torn end.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,8 @@ fn image(blocks: &[u8]) -> Vec<u8> {
     image
 }
 
-/// Snapshot `s` is pending: it has the two blocks in file 1. Perhaps another is behind it, in file 2.
+/// Snapshot `s` is pending: it has the two blocks in file 1. Perhaps another is behind it, in file
+/// 2.
 async fn with_pending(machine: &Machine, more: bool, by_earlier_version: bool) -> VolumeId {
     let (store, _) = machine.open().await.unwrap();
     let new = new_volume("v", BLOCKS * BLOCK);
@@ -75,7 +77,8 @@ async fn assert_damaged(machine: &Machine, words: &[&str]) {
 
 #[test]
 fn one_bit_in_front_of_a_cut_is_damage() {
-    // In the data, in its checksum, in the number of the batch, in what makes the descriptor one of this file, in its magic.
+    // In the data, in its checksum, in the number of the batch, in what makes the descriptor one of
+    // this file, in its magic.
     let bits = [BLOCK as u64 + 9, 60, 16, 40, 1];
     for (more, by_earlier_version) in [(false, false), (true, false), (true, true)] {
         for bit in bits {
@@ -104,7 +107,8 @@ fn one_bit_in_front_of_a_cut_is_damage() {
     }
 }
 
-/// Without a file behind the cut, a record of an earlier version cannot tell a batch that looks as if it had never been written.
+/// Without a file behind the cut, a record of an earlier version cannot tell a batch that looks as
+/// if it had never been written.
 #[test]
 fn what_cannot_be_read_in_front_of_a_cut_is_damage_by_an_old_record_too() {
     for bit in [BLOCK as u64 + 9, 60, 16] {

@@ -1,4 +1,5 @@
-//! What was lost from packs: it is found, it does not count as being there, and whoever sends it again repairs it.
+//! What was lost from packs: it is found, it does not count as being there, and whoever sends it
+//! again repairs it.
 
 use std::{
     fs,
@@ -290,7 +291,8 @@ fn an_upload_cannot_end_the_pack_that_others_are_in() {
         let [(pack, ref path)] = packs(dir.path(), PackKind::Chunks)[..] else {
             panic!("one pack");
         };
-        // 63 blocks with their headers, and one more header: the payload behind begins and ends at 4 KiB.
+        // 63 blocks with their headers, and one more header: the payload behind begins and ends at
+        // 4 KiB.
         let start = fs::metadata(path).unwrap().len();
         let pack_bytes = start + 63 * (64 + 4096) + 64 + 4 * 4096;
         let mut chunks: Vec<_> = (0..63u8)

@@ -109,7 +109,8 @@ fn a_payload_that_does_not_unpack() {
 #[test]
 fn a_chunk_that_the_chunker_would_have_cut() {
     with_store(async |store| {
-        // Noise of 64 blocks is cut somewhere with near certainty; a zero block inside always ends a chunk.
+        // Noise of 64 blocks is cut somewhere with near certainty; a zero block inside always ends
+        // a chunk.
         for image in [noise(64), [noise(4), vec![0; BLOCK], noise(4)].concat()] {
             let ingest = store
                 .begin_ingest(new_snapshot("a", image.len()))

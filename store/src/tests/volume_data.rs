@@ -253,8 +253,8 @@ fn a_snapshot_is_what_was_there_at_one_instant_of_writing() {
         let size = blocks as usize * BLOCK;
         store.create_volume(new_volume("v", size)).await.unwrap();
         let volume = store.open_volume("v").await.unwrap();
-        // Each write puts the next number in the next block, round and round: what is there at an instant follows from
-        // the highest number.
+        // Each write puts the next number in the next block, round and round: what is there at an
+        // instant follows from the highest number.
         let writes = async {
             for number in 1..=3000u64 {
                 let block = number.to_le_bytes().repeat(BLOCK / 8);
@@ -319,7 +319,8 @@ fn journals_are_emptied_by_snapshots() {
     });
 }
 
-/// What a loss of power may leave: all changes up to some point, which is not before the last flush.
+/// What a loss of power may leave: all changes up to some point, which is not before the last
+/// flush.
 #[derive(Default)]
 struct Promised {
     states: Vec<Vec<u8>>,
@@ -464,7 +465,8 @@ fn damage_to_what_was_durable_is_told_and_a_torn_end_is_cut_off() {
     }
 }
 
-/// The first file of a journal whose beginning is in the base: a torn header is damage only if something behind it was durable.
+/// The first file of a journal whose beginning is in the base: a torn header is damage only if
+/// something behind it was durable.
 #[test]
 fn a_torn_header_behind_a_snapshot_is_no_damage() {
     for flushes in [0, 1] {
@@ -538,7 +540,8 @@ fn a_full_disk_refuses_writes_and_goes_on_when_there_is_room() {
             .unwrap();
         let volume = store.open_volume("v").await.unwrap();
         let mut model = vec![0; 64 << 20];
-        // Less than journals leave, a little more than chunks do, and what is written cannot be made smaller.
+        // Less than journals leave, a little more than chunks do, and what is written cannot be
+        // made smaller.
         let capacity = limits::FREE_BYTES_MIN + (10 << 20);
         machine.disk.set_capacity(Some(capacity));
         let mut refused = 0;

@@ -26,8 +26,8 @@ pub enum NotCanonical {
 /// Checks that the chunker would make this chunk if one began here, and says why it ends.
 ///
 /// A chunk that is [`End::Open`] is right only before a hole or the segment's edge:
-/// [`Leaf::open_end_fits`](crate::tree::Leaf::open_end_fits) tells that. A leaf whose chunks all pass
-/// both, is exactly what cutting the segment gives.
+/// [`Leaf::open_end_fits`](crate::tree::Leaf::open_end_fits) tells that. A leaf whose chunks all
+/// pass both, is exactly what cutting the segment gives.
 ///
 /// # Errors
 ///

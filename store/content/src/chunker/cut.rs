@@ -25,8 +25,8 @@ const LOOSE_BITS: u32 = 3;
 
 /// The masks are the highest bits of the one that the `fastcdc` crate has for a 64 KiB target. That
 /// mask expects a test at every byte and has 16 bits; a test at every 4096th byte takes 12 fewer.
-/// The highest are kept because bit k of a gear hash depends on the last k + 1 bytes: low bits would
-/// see just a block's last few bytes, which are alike in too many blocks.
+/// The highest are kept because bit k of a gear hash depends on the last k + 1 bytes: low bits
+/// would see just a block's last few bytes, which are alike in too many blocks.
 const TARGET_MASK: u64 = MASKS[16];
 const STRICT_MASK: u64 = highest_bits(TARGET_MASK, STRICT_BITS);
 const LOOSE_MASK: u64 = highest_bits(TARGET_MASK, LOOSE_BITS);
@@ -116,7 +116,8 @@ impl CutRule {
         is_zero(tail) || self.hash_end(block) & mask == 0
     }
 
-    /// The gear hash of the last [`WINDOW_BYTES`] of a block: the sum of `gear[byte i] << (63 - i)`.
+    /// The gear hash of the last [`WINDOW_BYTES`] of a block: the sum of `gear[byte i] << (63 -
+    /// i)`.
     ///
     /// Byte after byte it would be one chain of 64 dependent steps. Four chains of 16 that are put
     /// together by shifts give the same number in a quarter of the time.
@@ -134,8 +135,8 @@ impl CutRule {
     }
 }
 
-/// Cuts a segment into chunks. `cuts` is emptied and then filled, in ascending order; blocks that no
-/// cut covers are zero.
+/// Cuts a segment into chunks. `cuts` is emptied and then filled, in ascending order; blocks that
+/// no cut covers are zero.
 ///
 /// `segment` is one whole segment, or the short last one of a volume, its last block filled up with
 /// zeros. Of most blocks the last cache line is all that is read; of zero blocks, everything.

@@ -59,8 +59,8 @@ fn pinned_segment() -> Vec<u8> {
     lay_out(&pieces, SEGMENT_BLOCKS)
 }
 
-/// A failure means that equal content would be cut otherwise than in every store that exists. If that
-/// is meant, it takes a new `CHUNKER_VERSION`, and these cut points are kept for the old one.
+/// A failure means that equal content would be cut otherwise than in every store that exists. If
+/// that is meant, it takes a new `CHUNKER_VERSION`, and these cut points are kept for the old one.
 #[test]
 fn cut_points_are_pinned() {
     let points = cut_points(&pinned_segment());
@@ -136,7 +136,8 @@ fn a_hole_and_the_edge_end_chunks_open() {
 
 #[test]
 fn a_file_tail_ends_a_chunk_from_the_minimum_on() {
-    // Three blocks, less 32 bytes at the end: too short to be cut. With the next file's, long enough.
+    // Three blocks, less 32 bytes at the end: too short to be cut. With the next file's, long
+    // enough.
     let file = |seed, blocks: usize, pad| Piece::File {
         seed,
         bytes: blocks * BLOCK_BYTES - pad,

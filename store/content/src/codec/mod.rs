@@ -8,11 +8,11 @@ use zstd::bulk::{Compressor, Decompressor};
 
 use crate::chunker::MAX_CHUNK_BYTES;
 
-/// The level of Zstandard. Import pays for compression above all. Measured on the 4 to 256 KiB chunks
-/// of a Debian image, in time and stored bytes against level 1: level 2 takes 14 % more time for
-/// 1.5 % less space, level 3 a third more for 3.4 % less; level -1 takes 6 % less for 11 % more. Other
-/// hash tables and match lengths gain nothing without giving up as much. Nor does a test for
-/// data that does not compress: it takes 2 % of the time now.
+/// The level of Zstandard. Import pays for compression above all. Measured on the 4 to 256 KiB
+/// chunks of a Debian image, in time and stored bytes against level 1: level 2 takes 14 % more time
+/// for 1.5 % less space, level 3 a third more for 3.4 % less; level -1 takes 6 % less for 11 %
+/// more. Other hash tables and match lengths gain nothing without giving up as much. Nor does a
+/// test for data that does not compress: it takes 2 % of the time now.
 const ZSTD_LEVEL: i32 = 1;
 
 /// How stored bytes are packed. The number is what stands on disk and on the wire.
@@ -194,15 +194,15 @@ impl Decoder {
         Self::default()
     }
 
-    /// Unpacks `stored` into `out`, which is emptied first and holds exactly `plain_len` bytes after
-    /// success. After an error its content means nothing.
+    /// Unpacks `stored` into `out`, which is emptied first and holds exactly `plain_len` bytes
+    /// after success. After an error its content means nothing.
     ///
     /// Reserves no more than `plain_len` bytes, whatever `stored` says about itself.
     ///
     /// # Errors
     ///
-    /// [`CodecError`] if `plain_len` exceeds [`MAX_CHUNK_BYTES`], or `stored` does not unpack to exactly
-    /// that length.
+    /// [`CodecError`] if `plain_len` exceeds [`MAX_CHUNK_BYTES`], or `stored` does not unpack to
+    /// exactly that length.
     pub fn decode(
         &mut self,
         codec: Codec,

@@ -5,8 +5,8 @@ use super::{InnerNode, NodeId, Root, TreeError, height};
 use crate::block::MAX_VOLUME_BYTES;
 use crate::chunker::CHUNKER_VERSION;
 
-/// Builds a volume's tree from its leaves. It keeps one open node per level, and finished inner nodes
-/// until they are taken: take them now and then when the volume is large.
+/// Builds a volume's tree from its leaves. It keeps one open node per level, and finished inner
+/// nodes until they are taken: take them now and then when the volume is large.
 #[derive(Debug)]
 pub struct TreeBuilder {
     size_bytes: u64,
@@ -38,8 +38,8 @@ impl TreeBuilder {
     ///
     /// # Errors
     ///
-    /// [`TreeError`] if the segment is not behind the one before, or is behind the volume's end. The
-    /// leaf is then not added.
+    /// [`TreeError`] if the segment is not behind the one before, or is behind the volume's end.
+    /// The leaf is then not added.
     pub fn push(&mut self, segment: u32, leaf: NodeId) -> Result<(), TreeError> {
         if !has_segment(self.size_bytes, segment) {
             return Err(TreeError::SegmentOutside {

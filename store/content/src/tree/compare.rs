@@ -35,7 +35,8 @@ impl ComparedLeaves {
     }
 }
 
-/// A walk through a tree and another one that it is based on, side by side, down to the ids of their leaves: all inner nodes are read, and no leaf.
+/// A walk through a tree and another one that it is based on, side by side, down to the ids of
+/// their leaves: all inner nodes are read, and no leaf.
 #[derive(Debug)]
 pub struct LeafComparison {
     wanted: Leaves,
@@ -52,8 +53,9 @@ impl LeafComparison {
         }
     }
 
-    /// The next leaves, up to `read_max` of those that have to be looked into and `kept_max` of those that both have; `None` when there are
-    /// no more. After an error the comparison is of no use any more.
+    /// The next leaves, up to `read_max` of those that have to be looked into and `kept_max` of
+    /// those that both have; `None` when there are no more. After an error the comparison is of no
+    /// use any more.
     ///
     /// # Errors
     ///
@@ -96,7 +98,8 @@ impl LeafComparison {
         Ok((!batch.is_empty()).then_some(batch))
     }
 
-    /// Whether a segment ends at the same place in both: where a volume ends, content is cut in its own way.
+    /// Whether a segment ends at the same place in both: where a volume ends, content is cut in its
+    /// own way.
     fn is_alike(&self, segment: u32) -> bool {
         let blocks = |leaves: &Leaves| segment_blocks(leaves.size_bytes, segment);
         self.base

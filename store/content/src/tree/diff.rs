@@ -64,8 +64,8 @@ impl TreeDiff {
         }
     }
 
-    /// The next segment that differs; `None` behind the last. May be called again after an error, to
-    /// try again at the same place.
+    /// The next segment that differs; `None` behind the last. May be called again after an error,
+    /// to try again at the same place.
     ///
     /// # Errors
     ///

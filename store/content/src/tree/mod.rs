@@ -9,8 +9,8 @@
 //! What must hold here:
 //!
 //! * A node has one encoding, and decoding refuses every other: equal content has equal ids.
-//! * Ids are BLAKE3 in derive-key mode (section 6.1 of its specification), each kind of node under a
-//!   context of its own: a node never passes for a chunk, nor a leaf for an inner node.
+//! * Ids are BLAKE3 in derive-key mode (section 6.1 of its specification), each kind of node under
+//!   a context of its own: a node never passes for a chunk, nor a leaf for an inner node.
 //! * No node is empty. Holes are what is absent.
 //! * A node that was decoded holds its invariants; how nodes fit together (levels, the
 //!   volume's end) is checked by whoever walks: [`LeafWalk`], [`TreeDiff`], [`find_leaf`].

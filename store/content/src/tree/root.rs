@@ -29,8 +29,8 @@ pub const ROOT_BYTES: usize = 48;
 pub struct Root {
     /// Size of the volume in bytes, at most [`MAX_VOLUME_BYTES`].
     pub size_bytes: u64,
-    /// [`CHUNKER_VERSION`](crate::chunker::CHUNKER_VERSION) of the chunker that cut it. Decoding takes
-    /// any: whether a store can do with another is the store's decision.
+    /// [`CHUNKER_VERSION`](crate::chunker::CHUNKER_VERSION) of the chunker that cut it. Decoding
+    /// takes any: whether a store can do with another is the store's decision.
     pub chunker_version: u32,
     /// Top inner node, of level [`height`]`(size_bytes)`; `None` if all is hole.
     pub top: Option<NodeId>,

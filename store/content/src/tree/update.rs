@@ -9,13 +9,13 @@ use super::{INNER_CHILDREN, InnerNode, NodeId, NodeSource, Root, TreeError, Walk
 use crate::block::{MAX_VOLUME_BYTES, segment_count};
 use crate::chunker::CHUNKER_VERSION;
 
-/// Makes a tree from a base: changes come in ascending order of their segments, and what lies between
-/// them is as in the base. The root is the one that [`TreeBuilder`](super::TreeBuilder) gives for all
-/// leaves.
+/// Makes a tree from a base: changes come in ascending order of their segments, and what lies
+/// between them is as in the base. The root is the one that [`TreeBuilder`](super::TreeBuilder)
+/// gives for all leaves.
 ///
-/// Only inner nodes on the way to a change are read and made. A subtree without a change is taken over
-/// by its id, and one that is removed whole is dropped by it, whatever is below. One node of each tree
-/// per level is held, and finished inner nodes until they are taken.
+/// Only inner nodes on the way to a change are read and made. A subtree without a change is taken
+/// over by its id, and one that is removed whole is dropped by it, whatever is below. One node of
+/// each tree per level is held, and finished inner nodes until they are taken.
 ///
 /// After an error it is of no use any more.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ pub enum UpdateError<E> {
     Base(#[from] WalkError<E>),
 }
 
-/// A node of the base. In a tree that becomes higher the base's top stands at the new levels too, as
-/// the only child in slot 0: there, its level is below that of its place.
+/// A node of the base. In a tree that becomes higher the base's top stands at the new levels too,
+/// as the only child in slot 0: there, its level is below that of its place.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 struct Subtree {
     id: NodeId,
@@ -91,8 +91,8 @@ enum Fate {
 }
 
 impl TreeUpdate {
-    /// An update of `base` to a volume of `size_bytes`, larger or smaller. Without a base it begins with
-    /// nothing.
+    /// An update of `base` to a volume of `size_bytes`, larger or smaller. Without a base it begins
+    /// with nothing.
     ///
     /// # Errors
     ///
@@ -128,8 +128,8 @@ impl TreeUpdate {
     ///
     /// # Errors
     ///
-    /// [`TreeError`] if the segment is before one that was named, or behind the volume's end; otherwise what is
-    /// wrong with a node of the base.
+    /// [`TreeError`] if the segment is before one that was named, or behind the volume's end;
+    /// otherwise what is wrong with a node of the base.
     pub async fn put<S: NodeSource>(
         &mut self,
         source: &S,
@@ -169,8 +169,8 @@ impl TreeUpdate {
             .await
     }
 
-    /// The inner nodes that were finished since the last call and are not the base's: children before
-    /// parents.
+    /// The inner nodes that were finished since the last call and are not the base's: children
+    /// before parents.
     pub fn take_finished(&mut self) -> Vec<InnerNode> {
         std::mem::take(&mut self.finished)
     }
@@ -181,8 +181,8 @@ impl TreeUpdate {
         self.finished.len()
     }
 
-    /// Keeps what is left of the base, as far as the volume reaches, and closes the tree: its root. More
-    /// inner nodes are finished then, and are to be taken.
+    /// Keeps what is left of the base, as far as the volume reaches, and closes the tree: its root.
+    /// More inner nodes are finished then, and are to be taken.
     ///
     /// # Errors
     ///

@@ -7,10 +7,11 @@
 //! +------------+--------------------+------------+---------- - -
 //! ```
 //!
-//! Each record begins at a multiple of [`LOG_ALIGN`] and is filled up to the next one with zeros, so that bytes
-//! that were synced are never written again. A record is synced before the next is written: one that cannot be read is
-//! the torn end of a log whose writer died if nothing follows it, and damage if anything does. Sequence numbers go
-//! up by one from 1: one that is missing is damage, too.
+//! Each record begins at a multiple of [`LOG_ALIGN`] and is filled up to the next one with zeros,
+//! so that bytes that were synced are never written again. A record is synced before the next is
+//! written: one that cannot be read is the torn end of a log whose writer died if nothing follows
+//! it, and damage if anything does. Sequence numbers go up by one from 1: one that is missing is
+//! damage, too.
 
 use std::borrow::Cow;
 
@@ -25,8 +26,9 @@ use super::{
 pub const LOG_HEADER_BYTES: usize = 4096;
 /// Records begin at multiples of this.
 pub const LOG_ALIGN: usize = 4096;
-/// The largest record, header and zeros included. A snapshot's or volume's record with the longest name and tags in 4-byte
-/// characters is under 80 KiB, and the most that always has to fit is one of each.
+/// The largest record, header and zeros included. A snapshot's or volume's record with the longest
+/// name and tags in 4-byte characters is under 80 KiB, and the most that always has to fit is one
+/// of each.
 pub const LOG_RECORD_BYTES_MAX: usize = 512 << 10;
 
 const RECORD_HEADER_BYTES: usize = 32;
@@ -111,7 +113,8 @@ impl LogHeader {
 /// | 32 | n | payload: of a put the record's bytes; of a deletion a version byte (1) and the record's id, of a remote its name with its length; of several changes a version byte (1), how many there are in 4 bytes, and of each its number in 1, the length of its payload in 4, and that |
 /// | 32 + n |  | zeros up to a multiple of [`LOG_ALIGN`] |
 ///
-/// A number or version that is not known is never passed over: the catalog would not be what it was.
+/// A number or version that is not known is never passed over: the catalog would not be what it
+/// was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// One change.
@@ -253,9 +256,9 @@ pub enum Found {
         /// What it says.
         record: Record,
     },
-    /// A record that was not written to its end, and nothing behind it: the writer died before anybody relied on it. The log ends
-    /// here. (A record that was synced and is damaged now looks the same if it is the very last: whoever knows
-    /// that it was applied has to object.)
+    /// A record that was not written to its end, and nothing behind it: the writer died before
+    /// anybody relied on it. The log ends here. (A record that was synced and is damaged now looks
+    /// the same if it is the very last: whoever knows that it was applied has to object.)
     Torn {
         /// Where it begins.
         offset_bytes: u64,
@@ -278,11 +281,11 @@ pub enum Found {
     },
 }
 
-/// Reads the records in `window`: bytes of the log from `from` on, and up to its end if `at_end`. `kinds` are those that
-/// are known.
+/// Reads the records in `window`: bytes of the log from `from` on, and up to its end if `at_end`.
+/// `kinds` are those that are known.
 ///
-/// A long log is read in windows of more than [`LOG_RECORD_BYTES_MAX`]: where one ends before the log does, the scan
-/// ends without a word, and the next begins at its [`position`](Scan::position).
+/// A long log is read in windows of more than [`LOG_RECORD_BYTES_MAX`]: where one ends before the
+/// log does, the scan ends without a word, and the next begins at its [`position`](Scan::position).
 #[must_use]
 pub fn scan(kinds: Kinds, window: &[u8], from: Position, at_end: bool) -> Scan<'_> {
     Scan {

@@ -7,18 +7,20 @@
 //! +-------------+------------------+--------+-- - --+--------+------------------+-- - -
 //! ```
 //!
-//! Files follow one another by their numbers, without a gap, and so do the batches of a file by theirs; each file says which batch is
-//! the last before its first. All is in blocks of 4 KiB. A batch is what
-//! was written together: its descriptor says which blocks of the volume its data is, in the order in which it counts, and vouches for
-//! each of them. A later batch, and within a batch a later entry, goes before an earlier one.
+//! Files follow one another by their numbers, without a gap, and so do the batches of a file by
+//! theirs; each file says which batch is the last before its first. All is in blocks of 4 KiB. A
+//! batch is what was written together: its descriptor says which blocks of the volume its data is,
+//! in the order in which it counts, and vouches for each of them. A later batch, and within a batch
+//! a later entry, goes before an earlier one.
 //!
-//! A file may be longer than what was written to it. What follows the last batch is no descriptor of this file: zeros, or what was there
-//! before, where the file is one that was in use before under a lower number. Until its first batch is there even its header
-//! may be what it was.
+//! A file may be longer than what was written to it. What follows the last batch is no descriptor
+//! of this file: zeros, or what was there before, where the file is one that was in use before
+//! under a lower number. Until its first batch is there even its header may be what it was.
 //!
-//! A descriptor also says which batches were durable when it was written ([`Descriptor::synced_sequence`]). So the end of a journal
-//! that was torn by a loss of power, of which nobody was promised anything, can be told from damage to what was promised:
-//! what cannot be read is damage if any descriptor behind it says that it was durable.
+//! A descriptor also says which batches were durable when it was written
+//! ([`Descriptor::synced_sequence`]). So the end of a journal that was torn by a loss of power, of
+//! which nobody was promised anything, can be told from damage to what was promised: what cannot be
+//! read is damage if any descriptor behind it says that it was durable.
 
 use varve_content::BLOCK_BYTES;
 
@@ -73,8 +75,9 @@ pub type Nonce = [u8; 16];
 /// | 124 | 4 | CRC-32 of the bytes before |
 /// | 128 | 3968 | zero |
 ///
-/// Each file has [sequence numbers of its own](first_sequence_of), so that one says which file it is of even where the file's header is
-/// lost. In version 1, which is still read, sequence numbers run on from one file to the next, and the number at 80 is zero.
+/// Each file has [sequence numbers of its own](first_sequence_of), so that one says which file it
+/// is of even where the file's header is lost. In version 1, which is still read, sequence numbers
+/// run on from one file to the next, and the number at 80 is zero.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct FileHeader {
     /// Whose it is.
@@ -181,7 +184,8 @@ pub struct Entry {
     pub start_block: u32,
     /// How many; not 0.
     pub blocks: u32,
-    /// Whether they read as zeros from now on. Otherwise they are the next data blocks of the batch.
+    /// Whether they read as zeros from now on. Otherwise they are the next data blocks of the
+    /// batch.
     pub zeros: bool,
 }
 
@@ -241,7 +245,8 @@ impl Descriptor {
         (1 + self.data_crcs.len() as u64) * JOURNAL_BLOCK_BYTES as u64
     }
 
-    /// Whether a block looks like a descriptor of the file that has these random bytes, whole or damaged.
+    /// Whether a block looks like a descriptor of the file that has these random bytes, whole or
+    /// damaged.
     #[must_use]
     pub fn is_of(block: &[u8; JOURNAL_BLOCK_BYTES], nonce: &Nonce) -> bool {
         block.starts_with(&BATCH_MAGIC)
@@ -254,7 +259,8 @@ impl Descriptor {
     ///
     /// # Panics
     ///
-    /// When it does not [fit](Self::fits), or its data blocks are not those of its entries: nothing from a disk decides that.
+    /// When it does not [fit](Self::fits), or its data blocks are not those of its entries: nothing
+    /// from a disk decides that.
     #[must_use]
     pub fn encode(&self) -> [u8; JOURNAL_BLOCK_BYTES] {
         assert!(

@@ -1,6 +1,7 @@
 //! The owner record of a journal: which volume the files beside it are of.
 //!
-//! The catalog says the same, and more. This is what a volume can be made again from when its record there is lost.
+//! The catalog says the same, and more. This is what a volume can be made again from when its
+//! record there is lost.
 //!
 //! ```text
 //! 0        4096     8192
@@ -9,8 +10,8 @@
 //! +--------+--------+
 //! ```
 //!
-//! Each record has a number. It is written to the slot that the one before is not in, so that a torn write
-//! leaves that one. The whole record with the highest number counts.
+//! Each record has a number. It is written to the slot that the one before is not in, so that a
+//! torn write leaves that one. The whole record with the highest number counts.
 
 use std::collections::BTreeMap;
 
@@ -48,8 +49,8 @@ pub struct OwnerRecord {
     pub store: StoreId,
     /// Goes up by one with each record.
     pub number: u64,
-    /// The volume. Its description, its tags, its pending snapshots and what was promised for them are the catalog's
-    /// alone: a journal is complete without them.
+    /// The volume. Its description, its tags, its pending snapshots and what was promised for them
+    /// are the catalog's alone: a journal is complete without them.
     pub volume: VolumeRecord,
 }
 
@@ -140,7 +141,8 @@ impl OwnerRecord {
     ///
     /// # Errors
     ///
-    /// What is wrong with the first slot, when neither is whole; and when one is of a version that is not known.
+    /// What is wrong with the first slot, when neither is whole; and when one is of a version that
+    /// is not known.
     pub fn latest(file: &[u8]) -> Result<Self, FormatError> {
         let slots = (0..2).map(|slot| {
             let bytes = file.get(slot * OWNER_SLOT_BYTES..).unwrap_or_default();

@@ -11,8 +11,8 @@ use crate::format::{
 
 /// One record in the footer.
 pub const FOOTER_ENTRY_BYTES: usize = 52;
-/// Records of one pack, so that a footer has a bound (3.25 MiB) though chunks may pack to a few bytes each.
-/// At the usual 14 KiB a chunk a pack is full long before.
+/// Records of one pack, so that a footer has a bound (3.25 MiB) though chunks may pack to a few
+/// bytes each. At the usual 14 KiB a chunk a pack is full long before.
 pub const PACK_RECORDS_MAX: u32 = 1 << 16;
 /// The last bytes of a sealed pack.
 pub const TRAILER_BYTES: usize = 64;
@@ -66,14 +66,16 @@ pub struct Trailer {
 }
 
 impl Trailer {
-    /// Bytes from the footer's offset to the end of the pack: entries, zeros and trailer, a multiple of [`PACK_ALIGN`].
+    /// Bytes from the footer's offset to the end of the pack: entries, zeros and trailer, a
+    /// multiple of [`PACK_ALIGN`].
     #[must_use]
     pub const fn footer_bytes(records: u32) -> u64 {
         (records as u64 * FOOTER_ENTRY_BYTES as u64 + TRAILER_BYTES as u64)
             .next_multiple_of(PACK_ALIGN)
     }
 
-    /// The trailer in the last [`TRAILER_BYTES`] of `last`, which are those of a pack of `pack_bytes`.
+    /// The trailer in the last [`TRAILER_BYTES`] of `last`, which are those of a pack of
+    /// `pack_bytes`.
     pub fn decode(last: &[u8], pack_bytes: u64) -> Result<Self, FormatError> {
         const WHAT: &str = "pack trailer";
         let bytes: &[u8; TRAILER_BYTES] = last
@@ -137,7 +139,8 @@ impl Trailer {
     }
 }
 
-/// What seals `pack`, whose header has these random bytes, to be written at `footer_offset_bytes`, a multiple of [`PACK_ALIGN`]: entries, zeros and trailer.
+/// What seals `pack`, whose header has these random bytes, to be written at `footer_offset_bytes`,
+/// a multiple of [`PACK_ALIGN`]: entries, zeros and trailer.
 #[must_use]
 pub fn encode_footer(
     pack: PackId,
@@ -178,8 +181,8 @@ pub fn encode_footer(
     bytes
 }
 
-/// The records that a pack's footer lists, in the order they were written. `footer` is all from the footer's offset to the
-/// end of the pack, and `trailer` is [decoded](Trailer::decode) from it.
+/// The records that a pack's footer lists, in the order they were written. `footer` is all from the
+/// footer's offset to the end of the pack, and `trailer` is [decoded](Trailer::decode) from it.
 pub fn decode_footer(footer: &[u8], trailer: &Trailer) -> Result<Vec<FooterEntry>, FormatError> {
     const WHAT: &str = "pack footer";
     let expected_bytes = Trailer::footer_bytes(trailer.records);

@@ -9,7 +9,8 @@ use crate::format::{
 /// The header in front of all records.
 pub const PACK_HEADER_BYTES: usize = 4096;
 
-/// Random bytes of a pack, which its footer repeats: so no payload can look like the footer of the pack that it is in.
+/// Random bytes of a pack, which its footer repeats: so no payload can look like the footer of the
+/// pack that it is in.
 pub type PackNonce = [u8; 12];
 
 pub(super) const VERSION: u32 = 2;

@@ -8,15 +8,17 @@
 //!                                    ^ flush   ^ 4 KiB-aligned
 //! ```
 //!
-//! A record is a [`RecordHeader`] and its payload, zero-filled to a multiple of [`RECORD_ALIGN`]: the next one begins
-//! right there. So that bytes that were synced are never written again, a flush ends at a multiple of
-//! [`PACK_ALIGN`]: padding, which has a header of its own, fills the rest. Where less than a header remains, padding goes on through
-//! the next 4 KiB: whoever scans a pack finds a header at every step and never has to guess.
+//! A record is a [`RecordHeader`] and its payload, zero-filled to a multiple of [`RECORD_ALIGN`]:
+//! the next one begins right there. So that bytes that were synced are never written again, a flush
+//! ends at a multiple of [`PACK_ALIGN`]: padding, which has a header of its own, fills the rest.
+//! Where less than a header remains, padding goes on through the next 4 KiB: whoever scans a pack
+//! finds a header at every step and never has to guess.
 //!
 //! A pack with a valid [`Trailer`] in its last bytes is sealed: nothing is ever added to it. One
-//! without is still being written, or was when the power failed; its last records may be torn. The trailer repeats the
-//! random bytes of the header, which nobody outside learns. In version 1 there are none, and a payload at the end of a pack that
-//! is not sealed may look like a footer: there the records have to end where the footer begins.
+//! without is still being written, or was when the power failed; its last records may be torn. The
+//! trailer repeats the random bytes of the header, which nobody outside learns. In version 1 there
+//! are none, and a payload at the end of a pack that is not sealed may look like a footer: there
+//! the records have to end where the footer begins.
 //!
 //! | file | bytes of |
 //! | --- | --- |

@@ -14,7 +14,8 @@ use crate::format::{
 pub const RECORD_HEADER_BYTES: usize = 64;
 /// Records begin at multiples of this.
 pub const RECORD_ALIGN: u64 = 8;
-/// The largest payload: a chunk of 64 blocks kept raw. A leaf with an entry for each block is smaller.
+/// The largest payload: a chunk of 64 blocks kept raw. A leaf with an entry for each block is
+/// smaller.
 pub const PAYLOAD_BYTES_MAX: u32 = 256 << 10;
 
 /// The first bytes of each record's header: where a reader that has lost its place looks on.
@@ -110,7 +111,8 @@ pub struct Payload {
     pub kind: RecordKind,
     /// How it is packed.
     pub codec: Codec,
-    /// Of a chunk: it ends only because a hole or the edge of its segment follows, not by its own bytes.
+    /// Of a chunk: it ends only because a hole or the edge of its segment follows, not by its own
+    /// bytes.
     pub end_open: bool,
     /// Bytes once unpacked.
     pub plain_bytes: u32,
@@ -121,7 +123,8 @@ pub struct Payload {
 impl Payload {
     pub(in crate::format) const BYTES: usize = 12;
 
-    /// Bytes that a record with this payload takes in a pack, header and zeros to the next record included.
+    /// Bytes that a record with this payload takes in a pack, header and zeros to the next record
+    /// included.
     #[must_use]
     pub const fn record_bytes(&self) -> u64 {
         (RECORD_HEADER_BYTES as u64 + self.stored_bytes as u64).next_multiple_of(RECORD_ALIGN)
@@ -227,8 +230,8 @@ impl Payload {
 /// | 52 | 8 | offset of this header in its pack |
 /// | 60 | 4 | CRC-32 of the bytes before |
 ///
-/// The offset tells a record from a copy of one that was written to the wrong place, or that is part of
-/// a payload (a volume may well hold a pack).
+/// The offset tells a record from a copy of one that was written to the wrong place, or that is
+/// part of a payload (a volume may well hold a pack).
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct RecordHeader {
     /// How the payload is kept.
@@ -244,7 +247,8 @@ pub struct RecordHeader {
 pub enum Header {
     /// A record.
     Record(RecordHeader),
-    /// Zeros up to where a flush ended. Written like a record's header, with all unused fields zero.
+    /// Zeros up to where a flush ended. Written like a record's header, with all unused fields
+    /// zero.
     Padding {
         /// How many follow the header.
         zero_bytes: u32,
@@ -364,7 +368,8 @@ impl RecordHeader {
     }
 }
 
-/// Bytes of padding, its header included, from the end of a record at `offset_bytes` to where a flush may end.
+/// Bytes of padding, its header included, from the end of a record at `offset_bytes` to where a
+/// flush may end.
 #[must_use]
 pub const fn padding_bytes(offset_bytes: u64) -> u32 {
     let to_boundary = (PACK_ALIGN - offset_bytes % PACK_ALIGN) % PACK_ALIGN;

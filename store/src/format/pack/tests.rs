@@ -340,7 +340,8 @@ proptest! {
         prop_assert_eq!(Location::decode(&location.encode()), Ok(location));
     }
 
-    /// Padding always has room for its header and always ends at a multiple of 4 KiB, less than two blocks on.
+    /// Padding always has room for its header and always ends at a multiple of 4 KiB, less than two
+    /// blocks on.
     #[test]
     fn padding_reaches_the_next_boundary(offset_units in 512u64..1 << 40) {
         let offset_bytes = offset_units * RECORD_ALIGN;

@@ -8,7 +8,8 @@ use crate::format::{
     fields::{Fields, optional, put_tags, put_text},
 };
 
-/// The versions of [`CopyRecord`]'s encoding, its first byte. A record without a code of its last error has the first, as all had once.
+/// The versions of [`CopyRecord`]'s encoding, its first byte. A record without a code of its last
+/// error has the first, as all had once.
 const VERSION_WITHOUT_CODE: u8 = 1;
 const VERSION: u8 = 2;
 
@@ -120,7 +121,8 @@ pub struct CopyRecord {
     pub received_bytes: u64,
     /// What went wrong last; empty: nothing.
     pub last_error: String,
-    /// Its kind, as gRPC numbers status codes; 0 if nothing went wrong, or if the record is of version 1.
+    /// Its kind, as gRPC numbers status codes; 0 if nothing went wrong, or if the record is of
+    /// version 1.
     pub last_error_code: u8,
 }
 

@@ -1,7 +1,8 @@
 //! The records of the catalog: one file per noun, and the registry of them all.
 //!
-//! A new noun is a file here, with a type that is a [`CatalogRecord`], and a line in [`Kinds::ALL`]. Log, index
-//! and memory model know records only as [`Entry`]s: their bytes and their [`Kind`].
+//! A new noun is a file here, with a type that is a [`CatalogRecord`], and a line in
+//! [`Kinds::ALL`]. Log, index and memory model know records only as [`Entry`]s: their bytes and
+//! their [`Kind`].
 
 pub mod copy;
 #[cfg(test)]
@@ -56,8 +57,8 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
         self.keys().id
     }
 
-    /// What people call it: its name, or its id if it has no name. No two records of a kind have the same, because
-    /// no name has the form of an id. Lists are in the order of labels.
+    /// What people call it: its name, or its id if it has no name. No two records of a kind have
+    /// the same, because no name has the form of an id. Lists are in the order of labels.
     fn label(&self) -> Cow<'_, str> {
         let keys = self.keys();
         match keys.name {
@@ -84,7 +85,8 @@ pub struct Keys<'a, I> {
     pub tags: Option<&'a Tags>,
 }
 
-/// The id of a record, whatever its kind: a key of the index, and all that is left of a record when it is deleted.
+/// The id of a record, whatever its kind: a key of the index, and all that is left of a record when
+/// it is deleted.
 pub trait RecordKey: Clone + Ord + Hash + Debug + Display + Send + Sync + 'static {
     /// Its bytes as a key.
     fn as_key(&self) -> &[u8];
@@ -136,8 +138,8 @@ pub struct Kind {
     pub number: u8,
     /// Column family of the records, by id.
     pub records: &'static str,
-    /// Column family of the ids, by label. A kind without one is listed by id, and its records have no names but
-    /// their ids.
+    /// Column family of the ids, by label. A kind without one is listed by id, and its records have
+    /// no names but their ids.
     pub labels: Option<&'static str>,
     /// Column family of the ids, by tag and label.
     pub tags: Option<&'static str>,
@@ -148,7 +150,8 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// A kind whose records are `R`. Its number and its families are on disk, and belong to it for ever.
+    /// A kind whose records are `R`. Its number and its families are on disk, and belong to it for
+    /// ever.
     ///
     /// # Panics
     ///

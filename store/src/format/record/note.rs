@@ -1,5 +1,5 @@
-//! A kind of record that only tests have: what a new noun takes is this file, its line in `mod.rs`, and one in a
-//! registry.
+//! A kind of record that only tests have: what a new noun takes is this file, its line in `mod.rs`,
+//! and one in a registry.
 
 use super::{
     CatalogRecord, CopyRecord, Counter, Keys, Kind, Kinds, RemoteRecord, SnapshotRecord, Tags,

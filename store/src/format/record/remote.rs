@@ -29,7 +29,8 @@ pub struct RemoteRecord {
     pub endpoint: String,
     /// Whether plain HTTP will do, wherever that is.
     pub allow_plaintext: bool,
-    /// File of the authorities, in PEM, that its certificate is signed by; empty: the daemon's own setting.
+    /// File of the authorities, in PEM, that its certificate is signed by; empty: the daemon's own
+    /// setting.
     pub tls_ca: String,
     /// File of the certificate, in PEM, to show it; empty: the daemon's own setting.
     pub tls_cert: String,

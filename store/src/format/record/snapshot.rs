@@ -10,9 +10,9 @@ use crate::format::{
     fields::{Fields, optional, put_tags, put_text},
 };
 
-/// The versions of [`SnapshotRecord`]'s encoding, its first byte. The first has no place for a state, an origin
-/// and a parent, the second none for an owner, a description and the want of a name. A record is written in the
-/// first that can say what it says.
+/// The versions of [`SnapshotRecord`]'s encoding, its first byte. The first has no place for a
+/// state, an origin and a parent, the second none for an owner, a description and the want of a
+/// name. A record is written in the first that can say what it says.
 const PLAIN: u8 = 1;
 const WITH_STATE: u8 = 2;
 const VERSION: u8 = 3;
@@ -74,15 +74,15 @@ pub struct SnapshotRecord {
     pub size_bytes: u64,
     /// How far along it is.
     pub state: SnapshotState,
-    /// The instant whose content it has, in nanoseconds since 1970. Of an upload: when it was committed, unless it
-    /// comes from another store.
+    /// The instant whose content it has, in nanoseconds since 1970. Of an upload: when it was
+    /// committed, unless it comes from another store.
     pub created_at_ns: u64,
     /// Its tags.
     pub tags: Tags,
     /// The volume it was made of; `None` for an upload.
     pub origin: Option<SnapshotOrigin>,
-    /// The volume's snapshot before, or the one that the volume was made from. It may be deleted by now, or have
-    /// been in another store only.
+    /// The volume's snapshot before, or the one that the volume was made from. It may be deleted by
+    /// now, or have been in another store only.
     pub parent: Option<SnapshotId>,
 }
 

@@ -10,9 +10,9 @@ use crate::format::{
     fields::{Fields, optional, put_count, put_tags, put_text},
 };
 
-/// The versions of [`VolumeRecord`]'s encoding, its first byte. The first has no place for pending snapshots, the
-/// second none for what they promise of the journal, the third none for an owner, a description and the want of a
-/// name. A record is written in the first that can say what it says.
+/// The versions of [`VolumeRecord`]'s encoding, its first byte. The first has no place for pending
+/// snapshots, the second none for what they promise of the journal, the third none for an owner, a
+/// description and the want of a name. A record is written in the first that can say what it says.
 const PLAIN: u8 = 1;
 const WITH_PENDING: u8 = 2;
 const WITH_PROMISE: u8 = 3;
@@ -37,8 +37,8 @@ impl IdKind for OfVolume {
 /// Id of a volume: `vol-` and 17 hexadecimal digits.
 pub type VolumeId = RecordId<OfVolume>;
 
-/// What the catalog knows of a volume. Its content is `base`, and over it what its journal files from
-/// `journal_from` on say.
+/// What the catalog knows of a volume. Its content is `base`, and over it what its journal files
+/// from `journal_from` on say.
 ///
 /// | bytes | field |
 /// | --- | --- |
@@ -72,10 +72,11 @@ pub struct VolumeRecord {
     pub description: String,
     /// Its size, a multiple of [`SECTOR_BYTES`].
     pub size_bytes: u64,
-    /// The root of the content under the journal; `None`: zeros. It may be of a smaller size: the rest is zeros.
+    /// The root of the content under the journal; `None`: zeros. It may be of a smaller size: the
+    /// rest is zeros.
     pub base: Option<RootId>,
-    /// The last snapshot of it that was completed, or else the one it was made from. It may be deleted by now; the
-    /// base stays.
+    /// The last snapshot of it that was completed, or else the one it was made from. It may be
+    /// deleted by now; the base stays.
     pub parent: Option<SnapshotId>,
     /// When it was made, in nanoseconds since 1970.
     pub created_at_ns: u64,
@@ -89,13 +90,14 @@ pub struct VolumeRecord {
     pub journal_from: u64,
     /// Snapshots of it whose content is not in the store yet, in the order of their instants.
     pub pending: Vec<PendingSnapshot>,
-    /// Batches of the journal up to this one were durable when a snapshot was promised that needs them, whatever
-    /// became of it; 0 if nothing was promised of what is in the journal. So damage to them can be told from an end
-    /// that a loss of power tore.
+    /// Batches of the journal up to this one were durable when a snapshot was promised that needs
+    /// them, whatever became of it; 0 if nothing was promised of what is in the journal. So damage
+    /// to them can be told from an end that a loss of power tore.
     pub promised_sequence: u64,
 }
 
-/// A snapshot whose content is the volume's base, and over it what journal files say up to its instant.
+/// A snapshot whose content is the volume's base, and over it what journal files say up to its
+/// instant.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct PendingSnapshot {
     /// Its id.

@@ -135,7 +135,8 @@ pub(super) fn volume() -> VolumeRecord {
     }
 }
 
-/// Without a name, another account's, and described: what only the third version of the encoding can say.
+/// Without a name, another account's, and described: what only the third version of the encoding
+/// can say.
 pub(super) fn snapshot_of_nobody() -> SnapshotRecord {
     SnapshotRecord {
         name: None,
@@ -407,8 +408,8 @@ fn one(change: Change) -> Vec<u8> {
     catalog_log::Record::One(change).encode(1)
 }
 
-/// Bytes that look right at first sight: those of some format with a few changes, and the header's checksum put right
-/// again, so that decoding goes on behind it.
+/// Bytes that look right at first sight: those of some format with a few changes, and the header's
+/// checksum put right again, so that decoding goes on behind it.
 fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
     let pack_header = PackHeader {
         pack: location().pack,

@@ -396,7 +396,8 @@ fn copy_records_that_are_none() {
     assert!(with(2, 5).is_unknown());
     for (at, byte, why) in [
         (1, 0x1f, "flags of a copy's record"),
-        // Completed without a snapshot, without a root that is there, without an end; and one under way that has ended.
+        // Completed without a snapshot, without a root that is there, without an end; and one under
+        // way that has ended.
         (1, 0x0b, "zeros in reserved fields"),
         (1, 0x0d, "zeros in reserved fields"),
         (1, 0x07, "zeros in reserved fields"),

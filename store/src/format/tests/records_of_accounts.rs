@@ -1,4 +1,5 @@
-//! Records with an owner, with a description and without a name: version 3 of a snapshot's, version 4 of a volume's.
+//! Records with an owner, with a description and without a name: version 3 of a snapshot's, version
+//! 4 of a volume's.
 
 use super::*;
 
@@ -67,7 +68,8 @@ fn volume_record_of_an_account_is_pinned() {
     }
 }
 
-/// The log's checksum notices every change. The record itself notices each that makes none of it, or another encoding.
+/// The log's checksum notices every change. The record itself notices each that makes none of it,
+/// or another encoding.
 #[test]
 fn a_changed_byte_is_refused_or_makes_another_record() {
     fn check<R: CatalogRecord>(record: &R) {

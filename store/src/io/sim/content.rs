@@ -22,7 +22,8 @@ enum Stage {
     Begun,
     /// Processes see it, and the next sync makes it durable.
     Completed,
-    /// It failed. Processes do not see it, and it did not happen if a sync finds it so; until then it may have, in part.
+    /// It failed. Processes do not see it, and it did not happen if a sync finds it so; until then
+    /// it may have, in part.
     Failed,
     /// A sync of it failed. Processes see it, and no sync will make it durable.
     Doubtful,
@@ -147,7 +148,8 @@ impl Content {
         }
     }
 
-    /// What the page cache goes on with: of what a sync has failed to write, the disk has what it has, and it is read from there.
+    /// What the page cache goes on with: of what a sync has failed to write, the disk has what it
+    /// has, and it is read from there.
     pub(super) fn forget_cached(&mut self, random: &mut Random) {
         let is_doubtful = |pending: &Pending| pending.stage == Stage::Doubtful;
         if !self.pending.iter().any(is_doubtful) {
@@ -168,8 +170,8 @@ impl Content {
         }
     }
 
-    /// What others see once the process is gone. What was under way happened, in whole or in part, or did not. Nothing of it is more
-    /// durable than before.
+    /// What others see once the process is gone. What was under way happened, in whole or in part,
+    /// or did not. Nothing of it is more durable than before.
     pub(super) fn after_kill(mut self, random: &mut Random) -> Self {
         let is_begun = |pending: &mut Pending| pending.stage == Stage::Begun;
         let under_way: Vec<_> = self.pending.extract_if(.., is_begun).collect();

@@ -1,16 +1,17 @@
-//! A disk in memory that keeps only what [`Disk`] promises: for tests of what happens when the power fails, the process is
-//! killed, a write fails, or the disk is full.
+//! A disk in memory that keeps only what [`Disk`] promises: for tests of what happens when the
+//! power fails, the process is killed, a write fails, or the disk is full.
 //!
-//! It is deterministic: what a crash keeps follows from its seed. Every operation that changes something is counted,
-//! so that a test can let a run end after each of them in turn:
+//! It is deterministic: what a crash keeps follows from its seed. Every operation that changes
+//! something is counted, so that a test can let a run end after each of them in turn:
 //!
 //! 1. run once, and ask for [`operations`](SimDisk::operations);
-//! 2. for each number up to that: run on a new disk with [`power_off_after`](SimDisk::power_off_after), then open
-//!    what [`crash`](SimDisk::crash) left, for several seeds. [`kill`](SimDisk::kill) leaves what the page cache has as well: to
-//!    those who do anything it is the same, for a process that is killed does nothing any more either.
+//! 2. for each number up to that: run on a new disk with
+//!    [`power_off_after`](SimDisk::power_off_after), then open what [`crash`](SimDisk::crash) left,
+//!    for several seeds. [`kill`](SimDisk::kill) leaves what the page cache has as well: to those
+//!    who do anything it is the same, for a process that is killed does nothing any more either.
 //!
-//! A write happens when its completion is polled for the second time, so that tasks take turns. One whose completion
-//! is dropped stays under way for ever: nobody sees it, but a crash may keep it.
+//! A write happens when its completion is polled for the second time, so that tasks take turns. One
+//! whose completion is dropped stays under way for ever: nobody sees it, but a crash may keep it.
 
 mod content;
 mod names;
@@ -100,7 +101,8 @@ impl SimDisk {
         })
     }
 
-    /// The disk after a loss of power: what was synced, and of everything else what `seed` decides. Faults are not handed on.
+    /// The disk after a loss of power: what was synced, and of everything else what `seed` decides.
+    /// Faults are not handed on.
     #[must_use]
     pub fn crash(&self, seed: u64) -> Arc<Self> {
         let mut random = Random::new(seed);
@@ -122,9 +124,9 @@ impl SimDisk {
         })
     }
 
-    /// The disk after the process was killed and the machine went on: what had completed is there, and as durable as it was. What
-    /// was under way happened or not, as `seed` decides. Faults are not handed on. This one does nothing any more: it is the
-    /// process's.
+    /// The disk after the process was killed and the machine went on: what had completed is there,
+    /// and as durable as it was. What was under way happened or not, as `seed` decides. Faults are
+    /// not handed on. This one does nothing any more: it is the process's.
     #[must_use]
     pub fn kill(&self, seed: u64) -> Arc<Self> {
         let mut random = Random::new(seed);
@@ -184,20 +186,22 @@ impl SimDisk {
         self.world.lock().faults.power_off_after = Some(operations);
     }
 
-    /// Lets one write fail, the `nth` from now on, the next one being 1. If the power fails before the next sync, it may
-    /// have been made in part.
+    /// Lets one write fail, the `nth` from now on, the next one being 1. If the power fails before
+    /// the next sync, it may have been made in part.
     pub fn fail_write(&self, nth: u64, kind: io::ErrorKind) {
         let mut world = self.world.lock();
         world.faults.write = Some((world.writes + nth, kind));
     }
 
-    /// Lets one sync of a file fail, the `nth` from now on, the next one being 1. What it was to make durable is in doubt for good.
+    /// Lets one sync of a file fail, the `nth` from now on, the next one being 1. What it was to
+    /// make durable is in doubt for good.
     pub fn fail_sync(&self, nth: u64) {
         let mut world = self.world.lock();
         world.faults.sync = Some(world.syncs + nth);
     }
 
-    /// Lets the next `times` calls of a kind fail with an error number of the system, before they have done anything.
+    /// Lets the next `times` calls of a kind fail with an error number of the system, before they
+    /// have done anything.
     pub fn refuse(&self, call: Call, times: u64, errno: i32) {
         self.refuse_later(call, 0, times, errno);
     }

@@ -1,11 +1,11 @@
 //! A disk on io_uring: one thread owns the ring, and requests reach it through the bounded queue.
 //!
-//! Syncs do not go through the ring: the kernel would hand each of them to a thread of its own, and back through this one. They have
-//! threads here, which wake their callers directly.
+//! Syncs do not go through the ring: the kernel would hand each of them to a thread of its own, and
+//! back through this one. They have threads here, which wake their callers directly.
 //!
-//! The thread sleeps in the kernel, waiting for completions and for an eventfd at once; whoever puts
-//! something in the queue writes to that only if the thread sleeps. Files are opened by plain system
-//! calls, for an open that is cancelled in a ring leaks its descriptor.
+//! The thread sleeps in the kernel, waiting for completions and for an eventfd at once; whoever
+//! puts something in the queue writes to that only if the thread sleeps. Files are opened by plain
+//! system calls, for an open that is cancelled in a ring leaks its descriptor.
 
 mod ring;
 mod slots;
@@ -34,7 +34,8 @@ pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
     let (ready, outcome) = mpsc::sync_channel(1);
     let thread = thread::Builder::new().name("io-uring".to_owned()).spawn({
         let (queue, syncs) = (Arc::clone(&queue), Arc::clone(&syncs));
-        // The ring is made by the thread that uses it: a kernel that is told of a single issuer holds it to that.
+        // The ring is made by the thread that uses it: a kernel that is told of a single issuer
+        // holds it to that.
         move || {
             let ring = match set_up(depth) {
                 Ok((ring, setup)) => {
@@ -64,7 +65,8 @@ pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
 fn set_up(depth: u32) -> io::Result<(IoUring, &'static str)> {
     // One more than requests, for the wake.
     let entries = (depth + 1).next_power_of_two();
-    // Completions are processed when this thread asks for them, without interrupting it (Linux 6.1).
+    // Completions are processed when this thread asks for them, without interrupting it (Linux
+    // 6.1).
     let deferred = IoUring::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
@@ -84,8 +86,8 @@ fn set_up(depth: u32) -> io::Result<(IoUring, &'static str)> {
     Ok(ring)
 }
 
-/// That the ring knows the operations used here, and that this process may enter it (a filter of system calls can
-/// allow one and refuse the other).
+/// That the ring knows the operations used here, and that this process may enter it (a filter of
+/// system calls can allow one and refuse the other).
 fn check(ring: &IoUring) -> io::Result<()> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;

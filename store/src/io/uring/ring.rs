@@ -16,7 +16,8 @@ const WAKE: u64 = u64::MAX;
 
 /// Carries requests out until the queue is closed and all have completed.
 ///
-/// A request for which the system is short of something goes on in `patient`, whose threads may sleep.
+/// A request for which the system is short of something goes on in `patient`, whose threads may
+/// sleep.
 pub(super) fn run(ring: IoUring, queue: &Queue, patient: &Queue, depth: u32) {
     // However this ends, nobody must wait for ever.
     let _abandoned_after = AbandonAfter(queue);
@@ -56,7 +57,8 @@ impl Driver {
         let mut arrived = VecDeque::new();
         loop {
             if !self.wake_armed {
-                // Before the queue is looked at: a wake that comes after that is for the next sleep.
+                // Before the queue is looked at: a wake that comes after that is for the next
+                // sleep.
                 queue.woken()?;
             }
             let found = loop {
@@ -86,7 +88,8 @@ impl Driver {
         match self.slots.insert(request) {
             Ok(number) => self.call(number),
             Err(request) => {
-                // The queue's bound is the number of slots, and a request counts until it is finished.
+                // The queue's bound is the number of slots, and a request counts until it is
+                // finished.
                 request.finish(Err(io::Error::other("more requests than slots")));
                 Ok(())
             }
@@ -100,8 +103,9 @@ impl Driver {
         };
         match request.entry() {
             Ok(entry) => {
-                // SAFETY: buffer and file are owned by the request, which stays in its slot, untouched, until
-                // the completion of this entry; `Slots` forgets it rather than free it before that.
+                // SAFETY: buffer and file are owned by the request, which stays in its slot,
+                // untouched, until the completion of this entry; `Slots` forgets it rather than
+                // free it before that.
                 unsafe { self.push(&entry.user_data(number as u64)) }
             }
             Err(error) => {

@@ -2,8 +2,8 @@
 
 use crate::io::request::Request;
 
-/// One place for each request that may be in the ring. A request stays in its slot, with buffer and file, until the
-/// kernel has said that it is done with it.
+/// One place for each request that may be in the ring. A request stays in its slot, with buffer and
+/// file, until the kernel has said that it is done with it.
 #[derive(Debug)]
 pub(super) struct Slots {
     slots: Vec<Option<Request>>,
@@ -49,8 +49,8 @@ impl Slots {
 
 impl Drop for Slots {
     fn drop(&mut self) {
-        // The thread normally ends when all are empty. If it could not go on, the kernel may still write to these
-        // buffers at any time: they are never freed.
+        // The thread normally ends when all are empty. If it could not go on, the kernel may still
+        // write to these buffers at any time: they are never freed.
         for request in self.slots.iter_mut().filter_map(Option::take) {
             request.leak();
         }

@@ -1,4 +1,5 @@
-//! What holds for every catalog: records without names, and of kinds that nobody has thought of yet.
+//! What holds for every catalog: records without names, and of kinds that nobody has thought of
+//! yet.
 
 use super::*;
 use crate::format::{

@@ -1,4 +1,5 @@
-//! Random batches, applied to RocksDB and to the model: both have to answer alike, also after RocksDB was opened again.
+//! Random batches, applied to RocksDB and to the model: both have to answer alike, also after
+//! RocksDB was opened again.
 
 use proptest::prelude::*;
 

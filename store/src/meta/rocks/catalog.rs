@@ -57,7 +57,8 @@ struct Lists<'a> {
 }
 
 impl Lists<'_> {
-    /// The record that an entry of a list stands for; `None` if it has no name and one is asked for.
+    /// The record that an entry of a list stands for; `None` if it has no name and one is asked
+    /// for.
     fn record(&self, id: &[u8], listed_by: &str) -> Result<Option<Entry>> {
         let family = self.database.family(self.kind.records)?;
         let value = self.view.get_cf(family, id).map_err(unreadable)?;
@@ -112,8 +113,9 @@ impl Lists<'_> {
 
     /// Records by label that have all of the tags.
     ///
-    /// All tags are asked in turn for their first label from one on. If they name the same it is one; if not, the next
-    /// can only be the last of what they named. So what a rare tag skips is skipped by all.
+    /// All tags are asked in turn for their first label from one on. If they name the same it is
+    /// one; if not, the next can only be the last of what they named. So what a rare tag skips is
+    /// skipped by all.
     fn tagged(&self, tags: &'static str, from: &[u8], steps: usize) -> Result<Page<Entry>> {
         let family = self.database.family(tags)?;
         let wanted = self.filter.tags.iter();
@@ -172,7 +174,8 @@ impl Database {
         let Some(id) = self.labelled(kind, name)? else {
             return Ok(None);
         };
-        // Deleted between the two questions, and the name perhaps given to another: as if asked a moment earlier.
+        // Deleted between the two questions, and the name perhaps given to another: as if asked a
+        // moment earlier.
         let Some(entry) = self.entry(kind, &id)? else {
             return Ok(None);
         };
@@ -205,8 +208,8 @@ impl Database {
         }
     }
 
-    /// Fills the families of tags, in an index from before there were any. It is cut short without harm: it is done
-    /// again then.
+    /// Fills the families of tags, in an index from before there were any. It is cut short without
+    /// harm: it is done again then.
     pub(super) fn index_tags(&self) -> Result<()> {
         for kind in self.kinds.iter() {
             if let Some(tags) = kind.tags {

@@ -1,19 +1,22 @@
 //! Index and catalog in RocksDB.
 //!
-//! One database with a column family for each kind of entry ([`keys`]). A batch is one RocksDB write batch,
-//! which its write-ahead log makes atomic over all families. Bounded memory: see [`options`].
+//! One database with a column family for each kind of entry ([`keys`]). A batch is one RocksDB
+//! write batch, which its write-ahead log makes atomic over all families. Bounded memory: see
+//! [`options`].
 //!
 //! # When a write fails
 //!
-//! RocksDB fails a write when its log cannot be written or synced, and when a flush in the background could not be done. From
-//! then on it fails all writes, also when what it was short of (space, descriptors) is there again: its C interface has no
-//! `Resume`, and for descriptors there would be none in C++ either. Reads go on, and when it is opened again all that was acknowledged is there. The
-//! failed batch may be in the log and come back then, its totals included; a batch written meanwhile, should
-//! RocksDB take one, would have been counted without it.
+//! RocksDB fails a write when its log cannot be written or synced, and when a flush in the
+//! background could not be done. From then on it fails all writes, also when what it was short of
+//! (space, descriptors) is there again: its C interface has no `Resume`, and for descriptors there
+//! would be none in C++ either. Reads go on, and when it is opened again all that was acknowledged
+//! is there. The failed batch may be in the log and come back then, its totals included; a batch
+//! written meanwhile, should RocksDB take one, would have been counted without it.
 //!
-//! So after such a failure the next batch first [opens the database again](recover), if that can succeed, and looks
-//! at totals and catalog sequence: they say whether the failed batch is in it. If they say something else, and after a failed
-//! sync, nothing is written any more until a restart.
+//! So after such a failure the next batch first [opens the database again](recover), if that can
+//! succeed, and looks at totals and catalog sequence: they say whether the failed batch is in it.
+//! If they say something else, and after a failed sync, nothing is written any more until a
+//! restart.
 
 mod apply;
 mod catalog;
@@ -89,7 +92,8 @@ impl fmt::Debug for RocksMeta {
 }
 
 impl RocksMeta {
-    /// Makes an empty index for `store` in `path`, which holds none yet (see [`destroy`](Self::destroy)).
+    /// Makes an empty index for `store` in `path`, which holds none yet (see
+    /// [`destroy`](Self::destroy)).
     ///
     /// # Errors
     ///
@@ -114,8 +118,8 @@ impl RocksMeta {
     ///
     /// # Errors
     ///
-    /// [`Error::Incompatible`] when there is none, when it is another store's, or of another version: all to be
-    /// remedied by a rebuild.
+    /// [`Error::Incompatible`] when there is none, when it is another store's, or of another
+    /// version: all to be remedied by a rebuild.
     pub fn open(path: &Path, store: StoreId) -> Result<Self> {
         Self::open_with(path, store, Kinds::ALL)
     }
@@ -151,7 +155,8 @@ impl RocksMeta {
         }
     }
 
-    /// Reads, and tries again for a while where the system is short of something: it holds up one of the store's threads.
+    /// Reads, and tries again for a while where the system is short of something: it holds up one
+    /// of the store's threads.
     fn reading<T>(&self, read: impl Fn(&Database) -> Result<T>) -> Result<T> {
         for pause in limits::INDEX_READ_PAUSES {
             match self.database().and_then(|database| read(&database)) {
@@ -180,7 +185,8 @@ impl RocksMeta {
 impl Database {
     fn open(path: &Path, store: StoreId, kinds: Kinds) -> Result<(Self, Known)> {
         let mut options = options::database();
-        // An index that was made by an earlier version lacks the families of what that did not know.
+        // An index that was made by an earlier version lacks the families of what that did not
+        // know.
         options.create_missing_column_families(true);
         let database = Self::with_options(path, &options, kinds)?;
         let identity = match database.get(keys::META, keys::IDENTITY)? {
@@ -253,8 +259,8 @@ impl Database {
         Ok((state.pack == pack).then_some(state))
     }
 
-    /// The highest number that a pack ever had: by the states, or by what was kept when one of them was forgotten. A
-    /// version that knows nothing of that may have added packs since.
+    /// The highest number that a pack ever had: by the states, or by what was kept when one of them
+    /// was forgotten. A version that knows nothing of that may have added packs since.
     fn last_pack_number(&self) -> Result<u64> {
         let kept = match self.get(keys::META, keys::LAST_PACK_NUMBER)? {
             Some(value) => keys::decode_sequence(&value).map_err(undecodable)?,
@@ -386,7 +392,8 @@ fn is_disk_full(error: &rocksdb::Error) -> bool {
     error.kind() == ErrorKind::IOError && error.as_ref().contains("No space left on device")
 }
 
-/// What the system was short of. RocksDB ends its message with the text that the C library has for the error number.
+/// What the system was short of. RocksDB ends its message with the text that the C library has for
+/// the error number.
 fn shortage(error: &rocksdb::Error) -> Option<io::Error> {
     let texts = [
         (Errno::MFILE, "Too many open files"),

@@ -1,11 +1,12 @@
 //! How RocksDB is set up, and why.
 //!
-//! The chunks are what matters: ten million of them are 0.6 GiB, asked for in no order, and most questions of a first
-//! import are for chunks that are not there. So a filter answers for every level, and filters are cut in blocks of
-//! 16 KiB that live in the one block cache: at 7 bits a chunk they take 9 MiB of it for ten million.
+//! The chunks are what matters: ten million of them are 0.6 GiB, asked for in no order, and most
+//! questions of a first import are for chunks that are not there. So a filter answers for every
+//! level, and filters are cut in blocks of 16 KiB that live in the one block cache: at 7 bits a
+//! chunk they take 9 MiB of it for ten million.
 //!
-//! Measured with a million chunks, 4096 asked for at once, in time of one core: a million absent ones a second, 0.2
-//! million that are there; 0.6 million are put a second.
+//! Measured with a million chunks, 4096 asked for at once, in time of one core: a million absent
+//! ones a second, 0.2 million that are there; 0.6 million are put a second.
 
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBRecoveryMode,
@@ -24,13 +25,17 @@ const BACKGROUND_JOBS: i32 = 2;
 const OPEN_FILES_MAX: i32 = limits::ROCKS_FILES_OPEN_MAX as i32;
 const _: () = assert!(limits::ROCKS_FILES_OPEN_MAX < 1 << 16);
 const FILE_BYTES: u64 = 16 << 20;
-/// Level 1. As keys are hashes each compaction into it reads all of it: small, but above all write buffers.
+/// Level 1. As keys are hashes each compaction into it reads all of it: small, but above all write
+/// buffers.
 const LEVEL_1_BYTES: u64 = 64 << 20;
-/// Each input file of a compaction has a buffer like this: 2 MiB, the default, would be most of our memory.
+/// Each input file of a compaction has a buffer like this: 2 MiB, the default, would be most of our
+/// memory.
 const COMPACTION_READ_BYTES: usize = 256 << 10;
-/// What is read again when a store is opened after a crash, and what rarely written families may hold on to.
+/// What is read again when a store is opened after a crash, and what rarely written families may
+/// hold on to.
 const WAL_BYTES_MAX: u64 = 8 << 20;
-/// Two write buffers each: one fills while the other goes to disk, and writers wait when both are full. So this is a bound.
+/// Two write buffers each: one fills while the other goes to disk, and writers wait when both are
+/// full. So this is a bound.
 const WRITE_BUFFERS: u8 = 2;
 
 /// Write buffers of the index. `meta` has the totals, written with every batch.
@@ -78,22 +83,26 @@ pub(super) fn database() -> Options {
     options.set_stats_persist_period_sec(0);
 
     options.set_max_total_wal_size(WAL_BYTES_MAX);
-    // The default, 4 MiB, would be taken from a disk that is nearly full each time the store is opened.
+    // The default, 4 MiB, would be taken from a disk that is nearly full each time the store is
+    // opened.
     options.set_manifest_preallocation_size(64 << 10);
-    // Reading the log ends at the first record that is not whole. Behind the last sync that is what a power cut
-    // leaves, and nobody was told of it; the stricter AbsoluteConsistency would refuse to open such a store. If it
-    // is damage instead, before the last sync, what follows is lost here, but still in order: the index is then as it was some
-    // batches ago, knows so (pack states and catalog sequence are part of each batch), and recovery brings
-    // in the rest from packs and catalog log. The laxer modes would skip batches in between, and nobody would know.
+    // Reading the log ends at the first record that is not whole. Behind the last sync that is what
+    // a power cut leaves, and nobody was told of it; the stricter AbsoluteConsistency would refuse
+    // to open such a store. If it is damage instead, before the last sync, what follows is lost
+    // here, but still in order: the index is then as it was some batches ago, knows so (pack states
+    // and catalog sequence are part of each batch), and recovery brings in the rest from packs and
+    // catalog log. The laxer modes would skip batches in between, and nobody would know.
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
-    // A log file that was synced and is missing is noticed, instead of taken for one that never was.
+    // A log file that was synced and is missing is noticed, instead of taken for one that never
+    // was.
     options.set_track_and_verify_wals_in_manifest(true);
 
     options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, log));
     options
 }
 
-/// All column families with their options, and one cache for data, index and filter blocks of them all.
+/// All column families with their options, and one cache for data, index and filter blocks of them
+/// all.
 pub(super) fn column_families(kinds: Kinds) -> impl Iterator<Item = ColumnFamilyDescriptor> {
     let cache = Cache::new_lru_cache(limits::ROCKS_CACHE_BYTES);
     write_buffers(kinds)

@@ -10,10 +10,11 @@ use crate::{
     meta::{Batch, Outcome},
 };
 
-/// Free space that opening takes, beside what the log holds: a manifest, an options file, the next log.
+/// Free space that opening takes, beside what the log holds: a manifest, an options file, the next
+/// log.
 const OPEN_BYTES: u64 = 1 << 20;
-/// Descriptors that are there before the database is opened again. It needs no more than it had: these are for what others take in
-/// between.
+/// Descriptors that are there before the database is opened again. It needs no more than it had:
+/// these are for what others take in between.
 const OPEN_DESCRIPTORS: usize = 16;
 
 /// What is known of the last batch.
@@ -36,7 +37,8 @@ struct Interrupted {
 }
 
 impl Applying {
-    /// What became of a batch that was written though it looked as if it had failed, and is applied once more.
+    /// What became of a batch that was written though it looked as if it had failed, and is applied
+    /// once more.
     pub(super) fn came_back(&mut self, batch: &Batch) -> Option<Outcome> {
         let (written, outcome) = self.came_back.take()?;
         if written == *batch {
@@ -105,8 +107,8 @@ impl RocksMeta {
         let Some(interrupted) = applying.interrupted.take() else {
             return Ok(());
         };
-        // A batch may look the same before and after: one that puts records in another place, say. Then nothing tells whether it is
-        // there, and it is applied once more, as if it were not.
+        // A batch may look the same before and after: one that puts records in another place, say.
+        // Then nothing tells whether it is there, and it is applied once more, as if it were not.
         let is_there = known == interrupted.after && known != interrupted.before;
         if is_there {
             applying.came_back = Some((interrupted.batch, interrupted.outcome));

@@ -234,7 +234,8 @@ fn log_of(index: &Path) -> PathBuf {
         .unwrap()
 }
 
-/// Lets `change` spoil the log of an index with batches 1 to 20, and gives how many of them are left.
+/// Lets `change` spoil the log of an index with batches 1 to 20, and gives how many of them are
+/// left.
 fn batches_after(change: impl FnOnce(&mut Vec<u8>)) -> u64 {
     let directory = tempfile::tempdir().unwrap();
     let path = index_in(&directory);
@@ -262,7 +263,8 @@ fn batches_after(change: impl FnOnce(&mut Vec<u8>)) -> u64 {
     left
 }
 
-/// A power cut leaves the log cut off somewhere behind the last sync. Wherever that is, whole batches are left.
+/// A power cut leaves the log cut off somewhere behind the last sync. Wherever that is, whole
+/// batches are left.
 #[test]
 fn a_torn_log_leaves_whole_batches() {
     let mut left: Vec<u64> = (0..16)
@@ -285,7 +287,8 @@ fn a_damaged_log_leaves_whole_batches() {
     }
 }
 
-/// Damage in a log that one family has left behind and others have not would leave parts of batches: that is refused.
+/// Damage in a log that one family has left behind and others have not would leave parts of
+/// batches: that is refused.
 #[test]
 fn parts_of_batches_are_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -479,7 +482,8 @@ fn want_of_descriptors(directory: &TempDir) -> rocksdb::Error {
     error
 }
 
-/// A chunk that was lost is sent again and put elsewhere: no total tells whether that is written down.
+/// A chunk that was lost is sent again and put elsewhere: no total tells whether that is written
+/// down.
 #[test]
 fn a_batch_that_changes_no_total_is_applied_after_all_when_it_is_tried_again() {
     if !crate::tests::is_alone(

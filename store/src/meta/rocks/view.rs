@@ -25,8 +25,8 @@ struct View<'a> {
 }
 
 impl RocksMeta {
-    /// The database stays open as long as somebody looks. Who wants to open it again waits for that, and writes with
-    /// him, so `scan` ends when it is told so.
+    /// The database stays open as long as somebody looks. Who wants to open it again waits for
+    /// that, and writes with him, so `scan` ends when it is told so.
     pub(super) fn look(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {
         let database = self.database()?;
         look(&View {

@@ -11,7 +11,8 @@ use crate::{
 };
 
 impl World {
-    /// One bit of a volume's journal changes, on a copy of the disk: what a witness testifies to is there, or the volume is refused.
+    /// One bit of a volume's journal changes, on a copy of the disk: what a witness testifies to is
+    /// there, or the volume is refused.
     pub(super) fn damage(&mut self, machine: &Machine) {
         let Some(name) = self.any() else { return };
         let model = &self.volumes[&name];

@@ -1,20 +1,23 @@
 //! Crashes at random, against a model of what was promised.
 //!
-//! One process after the other works on a simulated disk: writes, flushes, snapshots, clones, whatever a store is asked for. Each
-//! ends in another way: closed, killed, by a loss of power; at rest, at any operation of the disk, or while it recovers from the
-//! one before. What must hold then, of each volume:
+//! One process after the other works on a simulated disk: writes, flushes, snapshots, clones,
+//! whatever a store is asked for. Each ends in another way: closed, killed, by a loss of power; at
+//! rest, at any operation of the disk, or while it recovers from the one before. What must hold
+//! then, of each volume:
 //!
 //! - what was flushed is there, and what a snapshot was promised of;
 //! - after a kill all that was acknowledged is there;
-//! - after a loss of power the volume is as it was at some moment since the last flush: a beginning of what was acknowledged, and
-//!   of changes that were under way together any blocks;
+//! - after a loss of power the volume is as it was at some moment since the last flush: a beginning
+//!   of what was acknowledged, and of changes that were under way together any blocks;
 //! - what was found when it was opened is there from then on;
-//! - a snapshot holds what was there at its instant, and of several of one instant all are there or none;
-//! - where one bit of a journal has changed, what was promised is there all the same, or the volume is refused: in front of a
-//!   pending snapshot's cut, and of a flush behind which something was written.
+//! - a snapshot holds what was there at its instant, and of several of one instant all are there or
+//!   none;
+//! - where one bit of a journal has changed, what was promised is there all the same, or the volume
+//!   is refused: in front of a pending snapshot's cut, and of a flush behind which something was
+//!   written.
 //!
-//! A failure prints its seed and what was done: `VARVE_SEED` repeats it, and `VARVE_CRASH_ROUNDS` says how many seeds to try from
-//! there on.
+//! A failure prints its seed and what was done: `VARVE_SEED` repeats it, and `VARVE_CRASH_ROUNDS`
+//! says how many seeds to try from there on.
 
 mod damage;
 mod model;
@@ -280,7 +283,8 @@ impl World {
         Ok(())
     }
 
-    /// What one process does, until it has done enough or cannot go on. `open` are the volumes that it holds open.
+    /// What one process does, until it has done enough or cannot go on. `open` are the volumes that
+    /// it holds open.
     async fn work(
         &mut self,
         machine: &Machine,
@@ -349,7 +353,8 @@ impl World {
                 }
                 13..=15 if self.snapshots.len() < SNAPSHOTS_MAX => {
                     self.snapshot(store, slice::from_ref(&name), None).await?;
-                    // A file of the journal that has little in it, or nothing, behind what is promised.
+                    // A file of the journal that has little in it, or nothing, behind what is
+                    // promised.
                     if held.is_some() && self.random.below(3) == 0 {
                         let start = self.random.below(self.volumes[&name].now().len() / BLOCK);
                         let change = Change::Write(start * BLOCK, vec![1; BLOCK]);
@@ -417,7 +422,8 @@ impl World {
                     store.delete_snapshot(&snapshot).await?;
                     self.snapshots_perhaps.pop();
                 }
-                // One that was cancelled may keep its volume open for a while, which takes nothing any more once it is closed.
+                // One that was cancelled may keep its volume open for a while, which takes nothing
+                // any more once it is closed.
                 24 if may_reopen => {
                     self.log(format!("{name}: closed and opened"));
                     held = None;

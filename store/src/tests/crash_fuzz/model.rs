@@ -4,8 +4,8 @@ use super::BLOCK;
 
 /// What a volume may hold.
 pub(super) struct Model {
-    /// Contents, each after one more change that was acknowledged. To the first a witness in the journal testifies: a change behind
-    /// the flush.
+    /// Contents, each after one more change that was acknowledged. To the first a witness in the
+    /// journal testifies: a change behind the flush.
     pub(super) states: Vec<Vec<u8>>,
     /// Which of them is durable.
     pub(super) durable: usize,

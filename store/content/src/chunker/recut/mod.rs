@@ -21,7 +21,8 @@ pub enum Recut {
 ///   cut them.
 /// * `changed`: the blocks that may differ since, in any order. Blocks that the old segment did not
 ///   have, because the volume has grown, count as changed.
-/// * `zeros`: blocks that have become zeros, in any order. They count as changed, too, and are not read.
+/// * `zeros`: blocks that have become zeros, in any order. They count as changed, too, and are not
+///   read.
 /// * `segment_blocks`: length of the new segment.
 /// * `read`: fills the buffer it is given with the new bytes of a range of blocks. The buffer is
 ///   empty, and `read` leaves exactly the bytes of the range in it.

@@ -45,9 +45,9 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-// A failure of one of the three tests below means that stores and peers of other versions read these
-// records no more, or know them by other ids. If that is meant, it takes a new version byte in the
-// record and a new format version of the store, and the old form stays readable.
+// A failure of one of the three tests below means that stores and peers of other versions read
+// these records no more, or know them by other ids. If that is meant, it takes a new version byte
+// in the record and a new format version of the store, and the old form stays readable.
 
 #[test]
 fn leaf_bytes_are_pinned() {

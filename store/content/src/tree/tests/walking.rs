@@ -318,7 +318,8 @@ fn a_node_at_the_wrong_level_is_an_error() {
         chunker_version: 1,
         top: None,
     };
-    // A node of level 2 where the size demands one of level 1, and one that is its own level's child.
+    // A node of level 2 where the size demands one of level 1, and one that is its own level's
+    // child.
     let small = root_over(&nodes, SEGMENT, 2, vec![(0, leaf_id(1))]);
     let child = nodes.add(InnerNode::new(2, vec![(0, leaf_id(1))]).unwrap());
     let large = root_over(&nodes, 300 * SEGMENT, 2, vec![(0, child)]);
