@@ -19,6 +19,7 @@
 //! stop half-way.
 
 // Output goes through writers that report errors and escape: `println` panics instead.
+#![warn(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod error;
