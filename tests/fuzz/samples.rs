@@ -596,6 +596,7 @@ fn totals(volumes: u64) -> Vec<u8> {
         snapshots: 6,
         logical_bytes: 7,
         volumes,
+        ..Totals::default()
     };
     totals.encode()
 }

@@ -18,18 +18,13 @@
 //! tried again. One that never can be completed fails, and keeps its record with the reason until
 //! it is deleted.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+mod progress;
 
-use parking_lot::Mutex;
-use tokio::sync::watch;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+pub use self::progress::SnapshotProgress;
+use self::progress::failed;
+pub(crate) use self::progress::{PendingSnapshots, Progress};
 use super::{
     Volumes,
     checkpoint::{Cut, Job, Purpose, passes},
@@ -48,166 +43,6 @@ use crate::{
         SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
     },
 };
-
-/// Characters of a reason that are kept.
-const REASON_CHARS_MAX: usize = 500;
-
-/// How far a pending snapshot has come.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SnapshotProgress {
-    /// Segments that were cut again and stored.
-    pub segments_done: u64,
-    /// Segments to be stored; 0 until its checkpoint begins.
-    pub segments_total: u64,
-    /// Why the last try could not complete it, if it waits to be tried again.
-    pub waits_for: Option<String>,
-}
-
-/// The progress of a pending snapshot.
-#[derive(Debug)]
-pub(crate) struct Progress {
-    id: SnapshotId,
-    done: AtomicU64,
-    total: AtomicU64,
-    cancelled: watch::Sender<bool>,
-    /// Why the last try could not complete it.
-    waits_for: Mutex<Option<String>>,
-    /// Why it failed, whether or not its record says so.
-    failed: OnceLock<String>,
-    stage: watch::Sender<Stage>,
-}
-
-/// How far along it is.
-#[derive(Debug, Default, Copy, Clone, PartialEq, Eq)]
-enum Stage {
-    /// Its checkpoint is due, or under way.
-    #[default]
-    UnderWay,
-    /// It could not be completed, and waits to be tried again.
-    Waits,
-    /// Nothing more is done about it.
-    Ended,
-}
-
-impl Progress {
-    fn new(id: SnapshotId) -> Self {
-        Self {
-            id,
-            done: AtomicU64::new(0),
-            total: AtomicU64::new(0),
-            cancelled: watch::Sender::default(),
-            waits_for: Mutex::default(),
-            failed: OnceLock::new(),
-            stage: watch::Sender::default(),
-        }
-    }
-
-    /// Begins a try, of which so many segments are to be stored.
-    pub(super) fn begin(&self, segments: u64) {
-        // An earlier try may have counted some.
-        self.done.store(0, Ordering::Relaxed);
-        self.total.store(segments, Ordering::Relaxed);
-    }
-
-    /// Counts a segment.
-    pub(super) fn step(&self) {
-        self.done.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_cancelled(&self) -> bool {
-        *self.cancelled.borrow()
-    }
-
-    /// Waits until it is cancelled.
-    pub(super) async fn cancelled(&self) {
-        // The sender lives as long as `self`.
-        let _ = self.cancelled.subscribe().wait_for(|it| *it).await;
-    }
-
-    /// Shows why it could not be completed for now.
-    pub(super) fn wait(&self, reason: String) {
-        *self.waits_for.lock() = Some(shown(&reason));
-        self.stage.send_replace(Stage::Waits);
-    }
-
-    /// Fails once it is cancelled.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotFound`]: the snapshot was deleted.
-    pub(super) fn check(&self) -> Result<()> {
-        if self.is_cancelled() {
-            return Err(Error::NotFound {
-                what: "snapshot",
-                name: self.id.to_string(),
-            });
-        }
-        Ok(())
-    }
-
-    /// Shows why it has failed. The first reason stays.
-    pub(super) fn fail(&self, reason: String) {
-        let _ = self.failed.set(reason);
-    }
-
-    async fn reaches(&self, is_it: impl Fn(Stage) -> bool) {
-        // The sender lives as long as `self`.
-        let _ = self.stage.subscribe().wait_for(|stage| is_it(*stage)).await;
-    }
-
-    /// Tells those who wait that nothing more is done about it.
-    pub(super) fn end(&self) {
-        self.stage.send_replace(Stage::Ended);
-    }
-}
-
-/// The pending snapshots of open volumes, and those that have failed without a record that says so.
-#[derive(Debug, Default)]
-pub(crate) struct PendingSnapshots(Mutex<HashMap<SnapshotId, Arc<Progress>>>);
-
-impl PendingSnapshots {
-    pub(super) fn add(&self, id: SnapshotId) -> Arc<Progress> {
-        let mut all = self.0.lock();
-        // A snapshot that failed before gets another try.
-        let progress = Arc::new(Progress::new(id));
-        all.insert(id, Arc::clone(&progress));
-        progress
-    }
-
-    pub(super) fn remove(&self, id: SnapshotId) {
-        self.0.lock().remove(&id);
-    }
-
-    fn get(&self, id: SnapshotId) -> Option<Arc<Progress>> {
-        self.0.lock().get(&id).cloned()
-    }
-
-    /// The record of a snapshot, as failed if that could not be recorded.
-    pub(crate) fn see(&self, record: SnapshotRecord) -> SnapshotRecord {
-        if record.state != SnapshotState::Pending {
-            return record;
-        }
-        let progress = self.get(record.id);
-        match progress.as_ref().and_then(|progress| progress.failed.get()) {
-            Some(reason) => SnapshotRecord {
-                state: failed(reason),
-                ..record
-            },
-            None => record,
-        }
-    }
-}
-
-fn failed(reason: &str) -> SnapshotState {
-    SnapshotState::Failed {
-        reason: shown(reason),
-    }
-}
-
-/// As much of a reason as is kept.
-fn shown(reason: &str) -> String {
-    reason.chars().take(REASON_CHARS_MAX).collect()
-}
 
 /// Snapshots to be made at one instant.
 #[derive(Debug, Clone, Default)]
@@ -348,7 +183,7 @@ impl Volumes {
     /// [`Error::NotCompleted`] when it fails, [`Error::NotFound`] when it is deleted.
     pub(crate) async fn completed_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
         if let Some(progress) = self.pending_snapshots.get(id) {
-            progress.reaches(|stage| stage == Stage::Ended).await;
+            progress.until_ended().await;
         }
         let record = self.snapshot(&id.to_string()).await?;
         if self.engine.commit.poisoned().is_none() && record.state == SnapshotState::Pending {
@@ -361,11 +196,7 @@ impl Volumes {
     /// store was opened.
     pub(crate) fn snapshot_progress(&self, id: SnapshotId) -> Option<SnapshotProgress> {
         let progress = self.pending_snapshots.get(id)?;
-        Some(SnapshotProgress {
-            segments_done: progress.done.load(Ordering::Relaxed),
-            segments_total: progress.total.load(Ordering::Relaxed),
-            waits_for: progress.waits_for.lock().clone(),
-        })
+        Some(progress.shown())
     }
 
     /// Goes on with the snapshots that were pending when the store was closed, one volume after the
@@ -409,7 +240,7 @@ impl Volumes {
                 // Records and log say what becomes of them. A snapshot that has to wait keeps its
                 // volume open, and does not hold up other volumes.
                 for progress in ids.filter_map(|id| all.get(id)) {
-                    progress.reaches(|stage| stage != Stage::UnderWay).await;
+                    progress.until_tried().await;
                 }
                 return Ok(false);
             }
@@ -447,7 +278,7 @@ impl Volumes {
         };
         let deleted = self.engine.commit.change(delete).await?;
         if let Some(progress) = pending.get(id) {
-            progress.cancelled.send_replace(true);
+            progress.cancel();
         }
         let deleted = pending.see(deleted);
         pending.remove(id);
