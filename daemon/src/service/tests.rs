@@ -72,7 +72,7 @@ async fn a_volume_is_served_while_it_is_attached_and_as_long_as_it_is_that_attac
     assert_eq!(attached.nbd_uris, ["nbd://127.0.0.1:10809/volume/db"]);
     let first = format!("{}@1", attached.record.id);
     let opened = service.open_volume_export(caller, &first).await.unwrap();
-    assert_eq!(opened.record().name, "db");
+    assert_eq!(opened.record().name.as_deref(), Some("db"));
     drop(opened.volume().await.unwrap());
     let exported = service.exported_volumes(caller, None, 10).await.unwrap();
     assert_eq!(exported.len(), 1);
