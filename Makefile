@@ -1,5 +1,6 @@
-# Everything is built in one profile, release: RocksDB takes a quarter of an hour to compile, and the tests start the
-# programs that are shipped. Results are kept outside of the checkout, so that a fresh clone builds at once.
+# Everything is built in one profile, release: RocksDB takes a quarter of an hour to compile, and
+# the tests start the shipped programs. Build results are kept outside the checkout, so that a fresh
+# clone builds at once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -37,16 +38,17 @@ test: ## Run all tests
 	  cargo test $(CARGO_FLAGS); \
 	fi
 
-check: lint test ## All that CI runs: format, lints, licences, docs, tests
+check: lint test ## What CI runs: format, lints, spelling, licences, docs, tests
 
 lint: ## The part of check that runs nothing
 	cargo fmt --all --check
 	@scripts/install-packages build
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --no-deps
+	@scripts/check-spelling
 	@scripts/check-dependencies
 
-# Not by nextest, which ends a test that takes so long.
+# Without nextest, which would end tests that take this long.
 soak: build ## Power cuts and kills at random, over and over; SOAK_ROUNDS=1000 for more than 100 of each
 	@scripts/install-packages test
 	@scripts/make-image base

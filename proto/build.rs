@@ -1,4 +1,5 @@
-//! Generates the protocol from `varve/v1/*.proto`, with `protox` so that no `protoc` has to be installed.
+//! Generates the protocol from `varve/v1/*.proto`, with `protox`, so that `protoc` need not be
+//! installed.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -25,12 +26,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         prost::Message::encode_to_vec(&descriptors),
     )?;
     tonic_prost_build::configure()
-        // Payloads are slices of the buffer they arrived in, not copies.
+        // Payloads are slices of the receive buffer, not copies.
         .bytes(".")
         .btree_map(".")
         .build_server(false)
         .compile_fds(descriptors.clone())?;
-    // The servers by themselves, for they decode in another way.
+    // The servers are generated separately, because they have a codec of their own.
     let servers = out.join("servers");
     fs::create_dir_all(&servers)?;
     tonic_prost_build::configure()

@@ -1,8 +1,9 @@
-# Where Debian's packages come from. Read by the scripts beside it, not run.
+# The sources of Debian's packages, for the scripts in this directory, which source this file.
 # shellcheck shell=bash
 # shellcheck disable=SC2016  # Formats of apt, which have their own variables.
 
-# The host's own Debian sources, in the one-line form, so that a mirror chosen for this machine is used here too.
+# The host's own Debian sources, in the one-line form, so that a mirror that was chosen for this
+# machine is used here too.
 sources() {
   local suite=$1 found
   found=$(apt-get indextargets \
@@ -28,7 +29,7 @@ signed_by() {
   echo "arch=amd64 signed-by=${key:-/usr/share/keyrings/debian-archive-keyring.gpg}"
 }
 
-# How this machine reaches its mirror: proxies, certificates, and whether dates are checked.
+# The host's settings of apt: proxies, certificates, and whether dates are checked.
 apt_options() {
   apt-config dump --format '%F "%v";%n' Acquire |
     grep -E '^Acquire::(https?|Check-Valid-Until|Check-Date|Retries)\b' | grep -v ' "";$' || true

@@ -1,4 +1,5 @@
-//! Snapshots as archives: written, checked, read into other stores; cut, damaged, and without what they build on.
+//! Snapshots as archives: written, checked, read into other stores; truncated, damaged, and without
+//! their base.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +28,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// What `snapctl export --archive` says, and the archive.
+/// The report of `snapctl export --archive`, and the archive.
 fn archive(lab: &Lab, snapshot: &str, more: &[&str]) -> (Value, PathBuf) {
     let file = lab.scratch.join(format!("{snapshot}.varve"));
     let arguments = ["export", "--archive", snapshot, text(&file)];
@@ -47,7 +48,7 @@ fn chunks(image: &Path) -> BTreeSet<ChunkId> {
     ids.map(|id| ChunkId::try_from(id).unwrap()).collect()
 }
 
-/// A store with a snapshot, a volume of it, and a snapshot of that which is a little different.
+/// A store with a snapshot, a volume from it, and a slightly different snapshot of that.
 fn store() -> (Lab, PathBuf, PathBuf) {
     let lab = Lab::new();
     let one = lab.image("one.img", 40 * MIB + 517, 801);
@@ -66,11 +67,11 @@ fn a_snapshot_goes_into_another_store_as_an_archive() {
     let original = there.snapctl().show("one");
     assert_eq!(written["snapshot"], original);
     assert_eq!(number(&written, "chunks"), chunks(&one).len() as u64);
-    // As it is stored: what the records and leaves take is little.
+    // Payloads come as they are stored; records and leaves take little.
     let (payload, whole) = (number(&written, "payload_bytes"), files::len(&file));
     assert!(whole - payload < payload / 50, "{written}");
 
-    // It can be looked at and checked without a store.
+    // It can be shown and checked without a store.
     let nowhere = Snapctl::new("unix:/nowhere");
     let shown = nowhere.json(["archive", "show", text(&file)]);
     assert_eq!(
@@ -93,17 +94,17 @@ fn a_snapshot_goes_into_another_store_as_an_archive() {
     assert_eq!(shown["tags"], json!({ "tier": "gold", "by": "disk" }));
     here.assert_content("one", &one);
     snapctl.verify("one");
-    // Packed as they were.
+    // Packed as at the source.
     let difference = number(&shown, "stored_bytes").abs_diff(number(&original, "stored_bytes"));
     assert!(difference < 8192, "{shown} {original}");
 
-    // Again: the name is taken; under another one, nothing has to be sent.
+    // A second import: the name is taken. Under another name, nothing has to be sent.
     let arguments = ["import", "--archive", text(&file)];
     let said = snapctl.run(arguments).fails(exit::ALREADY_EXISTS);
     assert!(said.contains("one"), "{said}");
     let again = import(&snapctl, &file, &["--name", "again"]);
     assert_eq!(number(&again, "sent_chunks"), 0);
-    // And the archive is the same, whoever writes it.
+    // The archive is the same from either store.
     let (_, second) = archive(&there, "one", &["--force"]);
     assert_eq!(fs::read(&file).unwrap(), fs::read(second).unwrap());
 }
@@ -143,7 +144,7 @@ fn what_one_snapshot_has_beyond_another_needs_that() {
     here.assert_content("two", &two);
     snapctl.verify("two");
 
-    // Nothing beyond itself.
+    // The difference to itself is empty.
     let (written, file) = archive(&there, "one", &["--since", "one"]);
     assert_eq!(number(&written, "chunks"), 0);
     assert!(files::len(&file) < 4096);
@@ -250,7 +251,7 @@ fn damaged_and_cut_archives_are_refused_and_leave_nothing() {
         for arguments in [verify, import] {
             let refused = snapctl.run(arguments);
             let code = refused.status.code();
-            // A head that can be read may ask for what there is not: another chunker, a name that is none.
+            // A readable head may be damaged into another chunker or an invalid name.
             let expected = matches!(
                 code,
                 Some(exit::DAMAGED | exit::FAILURE | exit::USAGE | exit::NOT_FOUND)
@@ -266,12 +267,12 @@ fn damaged_and_cut_archives_are_refused_and_leave_nothing() {
     }
     // Nearly all of it is chunks and their ids.
     assert!(damaged > 40, "{damaged} of 48");
-    // What came of them is nothing that a good one would stumble over.
+    // Their remains do not disturb the import of a good archive.
     import(&snapctl, &file, &[]);
     snapctl.verify("one");
 }
 
-/// Nothing more comes, and somebody has enough of it.
+/// The input stalls, and the user interrupts the import.
 #[test]
 fn an_import_from_a_pipe_that_is_idle_can_be_interrupted() {
     let (there, ..) = store();
@@ -316,7 +317,8 @@ fn what_is_no_archive_or_no_name_is_told() {
         exit::FAILURE,
         "/nowhere/x",
     );
-    // A disk whose guest has written an archive to it is not read as one unless somebody says so.
+    // A guest may write an archive to its disk. Such a disk is not read as an archive unless
+    // requested.
     refused(
         &["import", text(&file), "--name", "x"],
         exit::FAILURE,

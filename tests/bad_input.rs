@@ -1,4 +1,5 @@
-//! What `snapctl` is given by mistake: a clear error that names the thing, an exit code, and nothing left behind.
+//! Mistakes in the input of `snapctl`: a clear error with the name of the thing, an exit code, and
+//! nothing left behind.
 
 use std::{
     fs::{self, File, Permissions},
@@ -22,7 +23,7 @@ use varve_tests::{
 
 const MIB: u64 = 1 << 20;
 
-/// That an import fails, names the file, and leaves nothing.
+/// Asserts that an import fails, names the file, and leaves nothing.
 fn assert_refused(lab: &Lab, file: &Path, more: &[&str]) -> String {
     let arguments = import_arguments(file, "refused")
         .into_iter()
@@ -96,7 +97,7 @@ fn a_file_that_may_not_be_read_is_refused() {
     let file = lab.scratch.file("secret", [1; 8192]);
     fs::set_permissions(&file, Permissions::from_mode(0o000)).unwrap();
     let import = if rustix::process::geteuid().is_root() {
-        // To root nothing is unreadable, so it has to be somebody else, who can reach all but the file.
+        // Root can read everything, so another user runs it, who can reach everything but the file.
         for path in [lab.scratch.path(), &lab.data_dir()] {
             fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
         }
@@ -138,7 +139,7 @@ fn a_truncated_qcow2_is_refused() {
             .chain([raw.as_path(), &whole]);
         run(command(tool("qemu-img"), all)).ok();
         let bytes = fs::read(&whole).unwrap();
-        // In the header, in the tables, in the data, and just before the end.
+        // Truncated in the header, in the tables, in the data, and just before the end.
         for len in [
             1,
             40,
@@ -152,7 +153,7 @@ fn a_truncated_qcow2_is_refused() {
             let cut = lab.scratch.file(&format!("{name}-{len}"), &bytes[..len]);
             assert_refused(&lab, &cut, &["--format", "qcow2"]);
         }
-        // Recognised by its first bytes, it is not taken for a raw disk.
+        // It is recognised by its first bytes, and not taken for a raw disk.
         let cut = lab
             .scratch
             .file(&format!("{name}-auto"), &bytes[..bytes.len() / 2]);
@@ -212,7 +213,8 @@ fn an_image_with_a_base_is_followed_only_when_told_so() {
         overlay.to_str().unwrap(),
     ];
     run(command(tool("qemu-img"), create)).ok();
-    // A disk's guest decides how its first bytes look, so what was only guessed is not followed to other files.
+    // A guest decides the first bytes of its disk, so a guessed format is not followed to other
+    // files.
     let said = assert_refused(&lab, &overlay, &[]);
     assert!(said.contains(base.to_str().unwrap()), "{said}");
     lab.snapctl()
@@ -232,7 +234,8 @@ async fn a_file_that_shrinks_while_it_is_read_is_refused() {
     let import = Snapctl::new(valve.endpoint()).start(import_arguments(&file, "refused"));
     rpc.wait_for_status("an upload to begin", |status| status.uploads == 1)
         .await;
-    // The reader can be no further ahead than its memory allows, which is less than half of the file.
+    // The reader can be no further ahead than its memory allows, which is less than half of the
+    // file.
     File::options()
         .write(true)
         .open(&file)
@@ -325,7 +328,7 @@ fn names_and_tags_that_cannot_be_are_refused() {
         );
     }
     assert!(lab.snapctl().names().is_empty());
-    // The longest that can be.
+    // The longest possible name.
     let name = "x".repeat(128);
     lab.snapctl().import_with(
         &file,

@@ -1,4 +1,4 @@
-//! What goes in comes out, bit for bit; what is there already is not stored again.
+//! Imported content is exported bit for bit, and known content is not stored again.
 
 use std::{
     fs::File,
@@ -145,7 +145,7 @@ fn holes_stay_holes_and_written_zeros_become_holes() {
         );
         run(command).ok();
         files::assert_same(&dense, &out);
-        // What the file system needs to keep track of extents comes on top.
+        // The file system's own records of extents come on top.
         assert!(
             files::allocated_bytes(&out) <= imported.data_bytes() + MIB,
             "{}",
@@ -295,7 +295,7 @@ fn exports_are_read_by_qemu() {
         qcow2.to_str().unwrap(),
     ];
     run(command(tool("qemu-img"), compare)).ok();
-    // And back in again.
+    // It can be imported again.
     let again = lab.snapctl().import(&qcow2, "again");
     assert_eq!(again.new_bytes(), 0);
     lab.assert_content("again", &file);
@@ -346,7 +346,7 @@ fn a_changed_image_stores_what_changed() {
     lab.snapctl().import(&file, "before");
     image::change(&file, 3, &mut Random::seeded(18));
     let changed = lab.snapctl().import(&file, "after");
-    // Three stretches of at most 48 blocks, and around each some chunks that are cut anew.
+    // Three extents of at most 48 blocks, and around each some chunks that are cut anew.
     assert!(
         changed.new_bytes() > 0 && changed.new_bytes() < 6 * MIB,
         "{changed:?}"
@@ -395,7 +395,7 @@ fn the_blocking_disk_does_what_io_uring_does() {
 fn imports_run_side_by_side() {
     let lab = Lab::new();
     let files: Vec<(String, PathBuf)> = (0..4u64)
-        // Two of each content: whoever comes second finds chunks that are not committed yet.
+        // Two of each content: the second one finds chunks that are not committed yet.
         .map(|number| {
             (
                 format!("image-{number}"),
@@ -458,7 +458,7 @@ fn imports_that_are_cut_off_anywhere_lose_nothing() {
     for round in 0..ROUNDS {
         let name = format!("round-{round}");
         let file = image::make_random(&lab.scratch, &name, 48 * MIB, random.next_u64());
-        // Chunks are indexed in groups of 32 MiB: about there the daemon does most.
+        // Chunks are indexed in groups of 32 MiB. About there the daemon does most of its work.
         let bytes = usize::try_from(random.within(30 * MIB..38 * MIB)).unwrap();
         let valve = Valve::before(&lab.varved, bytes);
         let import = Snapctl::new(valve.endpoint()).start(import_arguments(&file, &name));

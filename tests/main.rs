@@ -1,19 +1,23 @@
-//! Varve as its users meet it: `varved` and `snapctl` as they are shipped, and real clients beside them.
+//! Varve as its users meet it: the shipped `varved` and `snapctl`, and real clients beside them.
 //!
 //! Each module is one kind of behaviour:
 //!
 //! - [`import_export`]: content in and out, in every format, whole and interrupted.
-//! - [`snapshots`]: listing, looking at, tagging, deleting, comparing and verifying them.
-//! - [`volumes`]: the same of volumes, as records; writes to them, and what is left of those after crashes.
-//! - [`copies`]: snapshots copied from one daemon to another, over links that break, and from a source that lies.
-//! - [`archives`]: snapshots as files that hold all there is to them.
-//! - [`bad_input`]: what `snapctl` is given by mistake.
-//! - [`faults`]: full disks, crashes at any point, damage, data directories that are not as they should be.
-//! - [`grpc`]: the protocol's rules, broken on purpose; a client that is not ours.
+//! - [`snapshots`]: listing, showing, tagging, deleting, comparing and verifying them.
+//! - [`volumes`]: the same for volumes, as records; writes to them, and their content after
+//!   crashes.
+//! - [`copies`]: snapshots copied from one daemon to another, over links that break, and from a
+//!   source that lies.
+//! - [`archives`]: snapshots as self-contained files.
+//! - [`backups`]: the example programs of the client library, which back up and restore.
+//! - [`bad_input`]: mistakes in the input of `snapctl`.
+//! - [`faults`]: full disks, crashes at any point, damage, data directories in a wrong state.
+//! - [`grpc`]: the protocol's rules, broken on purpose; a third-party client.
 //! - [`nbd`]: exports read by QEMU, libnbd and fio; peers that break the protocol.
-//! - [`guests`]: virtual machines on exports and volumes, and varved inside of one that loses its power. [`memory`]: its bounds.
-//! - [`fuzz`]: decoders, given bytes that nobody wrote.
-//! - [`scripts`]: what installs packages, where they get in each other's way.
+//! - [`guests`]: virtual machines on exports and volumes, and varved inside a machine that loses
+//!   its power. [`memory`]: its bounds.
+//! - [`fuzz`]: decoders on random bytes.
+//! - [`scripts`]: installation of packages, where they conflict.
 //! - [`tidy`]: rules of this repository's own structure.
 
 #![allow(
@@ -23,6 +27,7 @@
 )]
 
 mod archives;
+mod backups;
 mod bad_input;
 mod copies;
 mod faults;

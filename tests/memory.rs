@@ -1,4 +1,4 @@
-//! Bounds on memory, which hold at any size. Measured, as the most each process had resident.
+//! Bounds on memory at any size, measured as the peak resident memory of each process.
 
 use std::ffi::OsString;
 
@@ -11,18 +11,18 @@ use varve_tests::{
 };
 
 const MIB: u64 = 1 << 20;
-/// Larger than all buffers and caches together, several times.
+/// Several times larger than all buffers and caches together.
 const SIZE: u64 = 2560 * MIB;
 const CLIENT_MAX: u64 = 256 * MIB;
 const DAEMON_MAX: u64 = 512 * MIB;
 const CACHE: u64 = 128 * MIB;
 
-/// Runs a command of snapctl, and gives the most memory it took.
+/// Runs a command of snapctl, and returns its peak memory.
 fn peak(snapctl: &Snapctl, arguments: impl IntoIterator<Item = OsString>) -> u64 {
     let mut running = snapctl.start(arguments);
     let mut peak = 0;
     wait_for("snapctl to end", || {
-        // Never less than before, so what was seen last is what it was in the end.
+        // The peak never falls, so the last reading is close to the final one.
         peak = peak_memory_bytes(running.id()).unwrap_or(peak);
         running.ended()
     });
@@ -33,7 +33,7 @@ fn peak(snapctl: &Snapctl, arguments: impl IntoIterator<Item = OsString>) -> u64
 
 #[test]
 fn import_and_export_stay_within_their_bounds() {
-    // What is kept of what was read is a setting, and has its place in the promise as small as this.
+    // The read cache is a setting, and the promise of this test holds with a small one.
     let lab = Lab::with(|options| {
         let options = options.tcp();
         options.env("VARVE_CHUNK_CACHE_BYTES", CACHE.to_string())
@@ -88,7 +88,7 @@ fn import_and_export_stay_within_their_bounds() {
         peak(&over_tcp, import_arguments(&other, "other")),
     );
 
-    // All at once, and readers of the export beside them.
+    // All at once, with readers of the export beside them.
     let nbdcopy = command(
         tool("nbdcopy"),
         [

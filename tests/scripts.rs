@@ -1,4 +1,5 @@
-//! What `scripts/install-packages` does where packages get in each other's way, with an apt of our own: nothing is removed.
+//! `scripts/install-packages` on a machine with conflicting packages, with a simulated apt: nothing
+//! is removed.
 
 use std::{env, fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
@@ -8,20 +9,21 @@ use varve_tests::{
     scratch::Scratch,
 };
 
-/// What the script needs beside apt.
+/// Programs that the script needs beside apt.
 const TOOLS: [&str; 14] = [
     "awk", "bash", "basename", "cat", "cut", "dirname", "env", "grep", "mktemp", "rm", "sed",
     "sort", "tail", "true",
 ];
 
-/// A machine on which nothing of the group "build" is found, and whose apt does as it is told.
+/// A machine without the packages of group "build", and with a simulated apt.
 struct Machine {
     scratch: Scratch,
     bin: PathBuf,
 }
 
 impl Machine {
-    /// `install` is what apt does to install, as a shell script: `$*` is how it was called. `removed` are packages that it would remove.
+    /// `install` is the shell script of apt's installation: `$*` has its arguments. `removed` are
+    /// packages that it would remove.
     fn new(install: &str, removed: &[&str]) -> Self {
         let scratch = Scratch::new();
         let bin = scratch.join("bin");
@@ -62,7 +64,7 @@ impl Machine {
     fn install(&self, group: &str) -> Finished {
         let script = repository().join("scripts/install-packages");
         let mut install = command(tool("bash"), [script.as_os_str(), group.as_ref()]);
-        // What is found in a directory of the user's is not of this machine.
+        // Files in the user's directories do not belong to this machine.
         install
             .env("PATH", &self.bin)
             .env("HOME", self.bin.join("nobody"))
@@ -71,7 +73,7 @@ impl Machine {
         run(install)
     }
 
-    /// How apt was called to install.
+    /// The arguments of apt's installations.
     fn installs(&self) -> Vec<String> {
         let calls = fs::read_to_string(self.calls_file()).unwrap();
         let install = |call: &&str| call.contains(" install ") && !call.contains(" -s ");
@@ -79,7 +81,7 @@ impl Machine {
     }
 }
 
-/// An apt that installs: the compilers are there.
+/// An apt that installs: the compilers exist afterwards.
 fn puts_compilers(machine: &str) -> String {
     format!(
         "for name in cc c++ make; do echo >\"{machine}/$name\"; {} 755 \"{machine}/$name\"; done",
@@ -97,7 +99,7 @@ fn what_is_missing_is_installed_and_nothing_removed() {
     assert_eq!(installs.len(), 1, "{installs:?}");
     assert!(installs[0].contains("--no-remove"), "{installs:?}");
     assert!(installs[0].contains(" g++ gcc"), "{installs:?}");
-    // All is there now.
+    // Everything is installed now.
     machine.install("build").ok();
     assert_eq!(machine.installs(), installs);
 }

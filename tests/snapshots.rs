@@ -1,4 +1,4 @@
-//! Snapshots: listing, looking at, tagging, deleting, comparing and verifying them.
+//! Snapshots: listing, showing, tagging, deleting, comparing and verifying them.
 
 use std::{collections::BTreeSet, fs::File, path::Path};
 
@@ -435,7 +435,7 @@ fn everything_is_there_after_a_restart() {
     }
 }
 
-/// Blocks that a diff names, with the kind it gives them.
+/// Blocks of a diff, with their kinds.
 fn diff_blocks(diff: &Value) -> Vec<(u64, String)> {
     let mut blocks = Vec::new();
     let mut end = 0;
@@ -458,7 +458,7 @@ fn diff_blocks(diff: &Value) -> Vec<(u64, String)> {
     blocks
 }
 
-/// The chunk that covers each block: where it begins, and its id. `None`: a hole.
+/// The chunk of each block: its start, and its id. `None`: a hole.
 fn chunk_of_blocks(volume: &Path, blocks: u64) -> Vec<Option<(u64, Vec<u8>)>> {
     let content = Content::of(&std::fs::read(volume).unwrap());
     let mut covered = vec![None; usize::try_from(blocks).unwrap()];
@@ -525,7 +525,7 @@ fn a_diff_covers_what_differs_and_no_chunk_that_is_equal() {
     assert_eq!(same["extents"], json!([]));
 }
 
-/// The smaller tree is lower than the larger one.
+/// The tree of the smaller snapshot is lower.
 #[test]
 fn a_diff_compares_volumes_of_different_sizes() {
     let lab = Lab::new();

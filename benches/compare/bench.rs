@@ -1,4 +1,4 @@
-//! What all measurements share: the input, the programs, and a place for their files.
+//! Everything that all measurements share: the input, the programs, and a place for their files.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -14,20 +14,20 @@ use crate::failure::{Failure, While};
 use crate::page_cache;
 use crate::varve::{Programs, Varved};
 
-/// See [`Bench::raw_disk`]: as large as the volumes it is compared with.
+/// Size of [`Bench::raw_disk`]: that of the volumes beside which it is measured.
 pub(crate) const RAW_DISK_BYTES: u64 = 8 << 30;
 
 #[derive(Debug)]
 pub(crate) struct Bench {
     pub(crate) runs: u32,
     pub(crate) programs: Programs,
-    /// The image that most is measured on.
+    /// The image of most measurements.
     pub(crate) base: PathBuf,
     scratch: tempfile::TempDir,
 }
 
 impl Bench {
-    /// With files in a new directory below `parent`, which goes when this does.
+    /// Puts its files in a new directory below `parent`, which is removed on drop.
     pub(crate) fn new(runs: u32, parent: &Path) -> Result<Self, Failure> {
         fs::create_dir_all(parent).during(|| format!("create {}", parent.display()))?;
         let scratch = tempfile::Builder::new()
@@ -46,7 +46,7 @@ impl Bench {
         self.scratch.path().join(name)
     }
 
-    /// A directory with nothing in it.
+    /// An empty directory.
     pub(crate) fn fresh_directory(&self, name: &str) -> Result<PathBuf, Failure> {
         let directory = self.path(name);
         remove(&directory)?;
@@ -63,8 +63,9 @@ impl Bench {
         Ok(data_dir)
     }
 
-    /// A raw file all of whose blocks were written, with data that does not compress: a disk that has been in use, as
-    /// other servers keep it. Made when it is first asked for; what is in it afterwards is what the rows before wrote.
+    /// A raw file with every block written, of data that does not compress: a disk that has been in
+    /// use, as other servers keep it. The first call makes it. Later rows see what earlier rows
+    /// wrote to it.
     pub(crate) fn raw_disk(&self) -> Result<PathBuf, Failure> {
         let path = self.path("disk.raw");
         if !path.exists() {
@@ -75,7 +76,7 @@ impl Bench {
         Ok(path)
     }
 
-    /// varved on an empty data directory, that listens on TCP, too.
+    /// A varved on an empty data directory that listens on TCP, too.
     pub(crate) fn serve_on_tcp(
         &self,
         name: &str,
@@ -86,7 +87,7 @@ impl Bench {
         Ok((varved, data_dir, address))
     }
 
-    /// varved on an empty data directory, with the base image ready in memory.
+    /// A varved on an empty data directory, with the base image ready in the page cache.
     pub(crate) fn serve_fresh(&self, name: &str) -> Result<(Varved, PathBuf), Failure> {
         let data_dir = self.fresh_directory(name)?;
         let varved = self.programs.serve(&data_dir)?;
@@ -96,7 +97,7 @@ impl Bench {
     }
 }
 
-/// All of a disk, with the same data each time.
+/// The whole of a disk, with the same data each time.
 fn write_disk(path: &Path) -> io::Result<()> {
     rustix::fs::fallocate(
         File::create(path)?,
@@ -107,7 +108,7 @@ fn write_disk(path: &Path) -> io::Result<()> {
     write_noise(path, RAW_DISK_BYTES)
 }
 
-/// A file of data that does not compress, the same each time; one that is there is written over.
+/// A file of data that does not compress, the same each time. Overwrites an existing file.
 pub(crate) fn write_noise(path: &Path, size_bytes: u64) -> io::Result<()> {
     const PIECE_BYTES: usize = 4 << 20;
     let disk = File::options()
@@ -135,7 +136,7 @@ pub(crate) fn image(name: &str) -> Result<PathBuf, Failure> {
     images::find(name).during(|| format!("find the image {name}"))
 }
 
-/// Removes a file, or a directory with all in it, if it is there.
+/// Removes a file, or a directory with everything in it, if it exists.
 pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
@@ -169,7 +170,7 @@ pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
-/// What the files below a directory take on disk, and the sum of their lengths.
+/// The space on disk of the files below a directory, and the sum of their lengths.
 pub(crate) fn size_of(directory: &Path) -> Result<(u64, u64), Failure> {
     const STAT_BLOCK_BYTES: u64 = 512;
     let (mut on_disk, mut lengths) = (0, 0);

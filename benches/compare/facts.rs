@@ -1,4 +1,4 @@
-//! What the figures were measured on.
+//! The machine and the versions behind the figures.
 
 use std::fs;
 use std::process::Command;
@@ -7,7 +7,7 @@ use crate::bench::Bench;
 use crate::failure::Failure;
 use crate::process::first_line;
 
-/// Lines of Markdown: the machine, and the versions of all that was compared.
+/// Lines of Markdown: the machine, and the versions of all programs that were compared.
 pub(crate) fn markdown(bench: &Bench) -> Result<String, Failure> {
     let varved = bench.programs.serve(&bench.fresh_directory("facts")?)?;
     let engine = varved.status("io_engine")?;

@@ -1,8 +1,8 @@
-//! Why something could not be measured.
+//! The reason why something could not be measured.
 
 use std::fmt;
 
-/// In words for the person who runs the comparison: what was being done, and what came of it.
+/// Words for the person who runs the comparison: the action, and its error.
 #[derive(Debug)]
 pub(crate) struct Failure(String);
 
@@ -18,7 +18,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Says what was being done when an error came up.
+/// Adds the action during which an error came up.
 pub(crate) trait While<T> {
     fn during(self, what: impl FnOnce() -> String) -> Result<T, Failure>;
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::failure::{Failure, While};
 use crate::process;
 
-/// What fio does, and how.
+/// A load: what fio does, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
     pub(crate) does: Does,
@@ -25,7 +25,7 @@ pub(crate) struct Load {
 pub(crate) enum Does {
     Read,
     Write,
-    /// Each write followed by NBD's FLUSH.
+    /// Each write is followed by NBD's FLUSH.
     WriteAndFlush,
 }
 
@@ -33,7 +33,7 @@ pub(crate) enum Does {
 pub(crate) enum Pattern {
     /// From front to back, and again.
     Sequential,
-    /// Each block once, in an order that is the same for the same seed.
+    /// Each block once, in an order that depends on the seed alone.
     Random { seed: u32 },
 }
 
@@ -44,27 +44,27 @@ impl Pattern {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Until {
-    /// Ends after so many bytes.
+    /// Ends after this many bytes.
     Bytes(u64),
     Seconds(u32),
 }
 
-/// What came of it.
+/// The result of a load.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rate {
     pub(crate) bytes_per_second: f64,
     /// Reads or writes.
     pub(crate) per_second: f64,
-    /// What one of them took, at the middle of all.
+    /// The median latency.
     pub(crate) median_seconds: f64,
-    /// What 99 of 100 took at most.
+    /// The 99th percentile of latency.
     pub(crate) p99_seconds: f64,
 }
 
-/// One request of a load that was logged.
+/// One request of a logged load.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Request {
-    /// When it was answered: seconds since 1970.
+    /// Time of the answer: seconds since 1970.
     pub(crate) at: f64,
     pub(crate) seconds: f64,
     pub(crate) offset: u64,
@@ -74,13 +74,13 @@ pub(crate) fn run(uri: &str, load: &Load) -> Result<Rate, Failure> {
     parse(&process::run(&mut command(&[uri], load))?.output, load.does)
 }
 
-/// The same load on several exports at a time. What it came to is not told.
+/// Runs the same load on several exports at a time. Returns no result.
 pub(crate) fn run_on_all(uris: &[&str], load: &Load) -> Result<(), Failure> {
     process::run(&mut command(uris, load)).map(drop)
 }
 
-/// Jobs of random requests of 4 KiB, 70 of 100 of them reads, at depth 16, each on its part of a range and over two connections. Requests a
-/// second, of all together.
+/// Runs jobs of random requests of 4 KiB, 70 % of them reads, at depth 16, each on its part of a
+/// range and over two connections. Returns requests a second, of all jobs together.
 pub(crate) fn run_crowd(
     uri: &str,
     jobs: u32,
@@ -129,7 +129,7 @@ pub(crate) fn run_crowd(
     Ok(per_second)
 }
 
-/// Runs a load and keeps what each request took, in files that begin with `prefix`.
+/// Runs a load and logs the latency of each request, in files that begin with `prefix`.
 pub(crate) fn run_logged(uri: &str, load: &Load, prefix: &Path) -> Result<Vec<Request>, Failure> {
     let mut command = command(&[uri], load);
     command
@@ -180,7 +180,7 @@ fn command(uris: &[&str], load: &Load) -> Command {
     command
 }
 
-/// fio says a line or two before its JSON.
+/// fio prints a line or two before its JSON.
 fn report(output: &str) -> Result<Value, Failure> {
     let start = output.find("{\n").unwrap_or(0);
     serde_json::from_str(&output[start..]).during(|| "read fio's report".to_owned())
@@ -216,7 +216,8 @@ fn parse(output: &str, does: Does) -> Result<Rate, Failure> {
     })
 }
 
-/// Milliseconds of the clock, nanoseconds it took, direction, bytes, offset, priority.
+/// The fields: milliseconds of the clock, latency in nanoseconds, direction, bytes, offset,
+/// priority.
 fn parse_logged(line: &str) -> Option<Request> {
     let mut fields = line.split(',').map(str::trim);
     let at_ms: f64 = fields.next()?.parse().ok()?;

@@ -1,8 +1,8 @@
 //! Varve side by side with its peers: one run, one table.
 //!
-//! For each thing measured all contenders take turns, run by run, from the same state of the page cache; the table shows medians.
-//! Nothing is asserted: a figure that falls short is a line that says so. The exit code is not zero only if
-//! something could not be measured.
+//! For each measurement all contenders take turns, run by run, from the same state of the page
+//! cache; the table shows medians. Nothing is asserted: a missed target is a line that says so. The
+//! exit code is not zero only if something could not be measured.
 
 mod bench;
 mod facts;
@@ -112,7 +112,7 @@ impl Subject {
     }
 }
 
-/// The same over a unix socket, and over TCP.
+/// Measures over a unix socket, then over TCP.
 fn over_both(measure: impl Fn(Over) -> Result<Vec<Row>, Failure>) -> Result<Vec<Row>, Failure> {
     let mut rows = measure(Over::Unix)?;
     rows.extend(measure(Over::Tcp)?);

@@ -7,7 +7,7 @@ use varve_benches::images::read_data;
 
 use crate::failure::{Failure, While};
 
-/// Writes out what other runs left, so that no one writes it while being measured.
+/// Writes out what other runs left dirty, so that no contender writes it while being measured.
 pub(crate) fn settle() {
     rustix::fs::sync();
 }

@@ -1,4 +1,4 @@
-//! The programs Varve is compared with, each called as its own documentation tells.
+//! The programs beside which Varve is measured, each called as its own documentation says.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use varve_tests::daemon::free_address;
 use crate::failure::Failure;
 use crate::process::{self, Address, Finished, Over, Service};
 
-/// A restic repository of its own, version 2, with compression `auto`.
+/// A new restic repository, version 2, with compression `auto`.
 ///
 /// restic makes its files durable before it reports success.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Restic {
         )
     }
 
-    /// Where it is.
+    /// Its directory.
     pub(crate) fn repository(&self) -> &Path {
         &self.repository
     }
@@ -66,7 +66,8 @@ impl Restic {
     }
 }
 
-/// To a compressed qcow2, with four workers and writes out of order. qemu-img leaves making it durable to the kernel.
+/// Converts to a compressed qcow2, with four workers and writes out of order. qemu-img leaves it to
+/// the kernel when the file becomes durable.
 pub(crate) fn qemu_img_compress(image: &Path, qcow2: &Path) -> Result<Finished, Failure> {
     process::run(
         Command::new("qemu-img")
@@ -87,7 +88,8 @@ pub(crate) fn qemu_img_compress(image: &Path, qcow2: &Path) -> Result<Finished, 
     )
 }
 
-/// From a qcow2 to a sparse raw file. qemu-img leaves making it durable to the kernel.
+/// Converts a qcow2 to a sparse raw file. qemu-img leaves it to the kernel when the file becomes
+/// durable.
 pub(crate) fn qemu_img_expand(qcow2: &Path, raw: &Path) -> Result<Finished, Failure> {
     process::run(
         Command::new("qemu-img")
@@ -119,7 +121,7 @@ pub(crate) struct NbdServer {
 }
 
 impl NbdServer {
-    /// nbdkit, serving a raw file that is not written to.
+    /// nbdkit, serving a raw file read-only.
     pub(crate) fn nbdkit_read_only(
         over: Over,
         directory: &Path,
@@ -137,7 +139,7 @@ impl NbdServer {
         })
     }
 
-    /// nbdkit, serving a disk that keeps nothing: what the protocol alone costs.
+    /// nbdkit, serving a disk that keeps nothing: the cost of the protocol alone.
     pub(crate) fn nbdkit_null(
         over: Over,
         directory: &Path,
@@ -173,7 +175,7 @@ impl NbdServer {
         Self::start(serving(&mut command), &log, address)
     }
 
-    /// qemu-nbd, serving a qcow2 that is not written to.
+    /// qemu-nbd, serving a qcow2 read-only.
     pub(crate) fn qemu_nbd_qcow2(directory: &Path, qcow2: &Path) -> Result<Self, Failure> {
         let options = ["--read-only", "--format=qcow2"];
         Self::qemu_nbd(Over::Unix, directory, qcow2, &options)
@@ -219,7 +221,7 @@ impl NbdServer {
         self.address.uri("")
     }
 
-    /// What it has used of the processors so far.
+    /// Processor time so far.
     pub(crate) fn cpu_seconds(&self) -> Result<f64, Failure> {
         self.service.cpu_seconds()
     }

@@ -1,4 +1,5 @@
-//! Programs that are run to their end, and programs that serve until they are stopped; with the memory they took.
+//! Programs that run to their end, and servers that run until they are stopped; with their peak
+//! memory.
 
 use std::fs;
 use std::io::{Read, Seek};
@@ -14,13 +15,14 @@ use rustix::process::{Pid, Signal};
 
 use crate::failure::{Failure, While};
 
-/// How often the peak memory of a running program is looked at. It only grows, so the last look is close to the truth.
+/// The interval at which a running program's peak memory is read. The peak only grows, so the last
+/// reading is close to the truth.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(5);
-/// How long a server may take until it listens, or to stop.
+/// Time limit for a server to listen, and to stop.
 const SERVICE_LIMIT: Duration = Duration::from_secs(60);
 const SERVICE_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What came of a program that succeeded.
+/// The result of a program that succeeded.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) seconds: f64,
@@ -29,7 +31,7 @@ pub(crate) struct Finished {
     pub(crate) output: String,
 }
 
-/// Runs a program to its end; a failure tells what it said last.
+/// Runs a program to its end. A failure has the program's last output.
 pub(crate) fn run(command: &mut Command) -> Result<Finished, Failure> {
     let name = name_of(command);
     let mut output = tempfile::tempfile().during(|| format!("make a file for what {name} says"))?;
@@ -84,13 +86,13 @@ pub(crate) fn run(command: &mut Command) -> Result<Finished, Failure> {
     })
 }
 
-/// The first line a program prints when asked so.
+/// The first line that a program prints for its version argument.
 pub(crate) fn first_line(command: &mut Command) -> Result<String, Failure> {
     let output = run(command)?.output;
     Ok(output.lines().next().unwrap_or_default().to_owned())
 }
 
-/// Where something is served.
+/// The address of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Address {
     Unix(PathBuf),
@@ -114,7 +116,7 @@ impl Address {
     }
 }
 
-/// How a server is reached.
+/// The transport to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Over {
     Unix,
@@ -122,7 +124,7 @@ pub(crate) enum Over {
 }
 
 impl Over {
-    /// Behind the name of what is measured.
+    /// Suffix for the name of a measurement.
     pub(crate) fn suffix(self) -> &'static str {
         match self {
             Self::Unix => "",
@@ -131,7 +133,7 @@ impl Over {
     }
 }
 
-/// A program that serves. Killed when dropped.
+/// A server process. Killed on drop.
 #[derive(Debug)]
 pub(crate) struct Service {
     name: String,
@@ -139,7 +141,8 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts it, what it says going to `log`, and waits until it accepts connections at all of these.
+    /// Starts it, with its output in `log`, and waits until it accepts connections at all of these
+    /// addresses.
     pub(crate) fn start(
         command: &mut Command,
         log: &Path,
@@ -202,11 +205,11 @@ impl Service {
             .ok_or_else(|| Failure::new(format!("{}: its memory cannot be read", self.name)))
     }
 
-    /// What it has used of the processors so far.
+    /// Processor time so far.
     pub(crate) fn cpu_seconds(&self) -> Result<f64, Failure> {
         let path = format!("/proc/{}/stat", self.child.id());
         let line = fs::read_to_string(&path).during(|| format!("read {path}"))?;
-        // The name, in parentheses, may have anything in it.
+        // The name, in parentheses, may contain anything.
         let behind_name = line.rsplit_once(')').map_or("", |(_, rest)| rest);
         let ticks: Vec<f64> = behind_name
             .split_ascii_whitespace()
@@ -220,7 +223,7 @@ impl Service {
         }
     }
 
-    /// Bytes that it had read from the disk so far; what came from the page cache does not count.
+    /// Bytes that it has read from the disk so far. Bytes from the page cache do not count.
     pub(crate) fn read_bytes(&self) -> Result<u64, Failure> {
         let path = format!("/proc/{}/io", self.child.id());
         let counters = fs::read_to_string(&path).during(|| format!("read {path}"))?;
@@ -255,7 +258,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Fails if it has ended, which is what is wanted.
+        // Fails if the process has ended, which is the goal.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! Puts what was measured into a document, and leaves what people wrote there as it is.
+//! Puts the measured part into a document, and leaves the rest of the document as it is.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What is measured more than once, in turns.
+//! Figures that are measured more than once, in turns.
 
 use crate::failure::Failure;
 
@@ -28,7 +28,7 @@ impl Samples {
         self.0.len()
     }
 
-    /// The same runs, each expressed in another way.
+    /// The same runs, each converted.
     pub(crate) fn map(&self, expressed: impl Fn(f64) -> f64) -> Self {
         Self::from_runs(self.0.iter().copied().map(expressed).collect())
     }
@@ -43,7 +43,7 @@ impl Samples {
     }
 }
 
-/// The same of several figures each, in the same order.
+/// As `in_turns`, for contenders that return several figures each, in the same order.
 pub(crate) fn figures_in_turns<const N: usize, const M: usize>(
     what: &str,
     runs: u32,
@@ -63,11 +63,11 @@ pub(crate) fn figures_in_turns<const N: usize, const M: usize>(
     Ok(results.map(|figures| figures.map(Samples::from_runs)))
 }
 
-/// One of those measured in turns: does one run, given its number, and returns its result.
+/// A contender: does one run, given its number, and returns its result.
 pub(crate) type Contender<'a> = &'a mut dyn FnMut(u32) -> Result<f64, Failure>;
 
-/// Measures all contenders once per run, each run beginning with another, so that what changes on the machine
-/// in the meantime meets them all.
+/// Measures all contenders once per run. Each run begins with another contender, so that changes of
+/// the machine during the measurement affect all of them.
 pub(crate) fn in_turns<const N: usize>(
     what: &str,
     runs: u32,

@@ -4,19 +4,19 @@ use std::fmt;
 
 use crate::samples::Samples;
 
-/// What was measured, in its unit.
+/// A measured figure, in its unit.
 #[derive(Debug, Clone)]
 pub(crate) enum Figure {
     Seconds(Samples),
     BytesPerSecond(Samples),
     PerSecond(Samples),
     Bytes(u64),
-    /// Seconds of the processors for each GiB.
+    /// Seconds of processor time for each GiB.
     CpuPerGib(Samples),
 }
 
 impl Figure {
-    /// One that was not measured: a limit.
+    /// A figure that is a limit and was not measured.
     pub(crate) fn seconds(seconds: f64) -> Self {
         Self::Seconds(Samples::from_runs(vec![seconds]))
     }
@@ -33,7 +33,7 @@ impl Figure {
 }
 
 impl fmt::Display for Figure {
-    /// The median, and where runs differ the least and the most.
+    /// The median, and the least and the most where there are several runs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (samples, unit, scale, digits) = match self {
             Self::Seconds(samples) if samples.median() < 1e-3 => (samples, "µs", 1e6, 0),
@@ -61,14 +61,14 @@ impl fmt::Display for Figure {
     }
 }
 
-/// What is asked of the ratio in a row.
+/// The target for the ratio of a row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Wanted {
-    /// So many times as fast as the other, at least.
+    /// At least this many times as fast as the other.
     TimesAsFast(f64),
-    /// So many times what the other takes, at most.
+    /// At most this many times what the other takes.
     TimesAsMuch(f64),
-    /// Nothing: a row that explains another.
+    /// None: a row that explains another.
     Nothing,
 }
 
@@ -80,12 +80,12 @@ pub(crate) struct Row {
     pub(crate) ours: Figure,
     pub(crate) theirs: Figure,
     pub(crate) wanted: Wanted,
-    /// How it was measured, where that is not plain.
+    /// How it was measured, where that is not obvious.
     pub(crate) note: &'static str,
 }
 
 impl Row {
-    /// How many times as fast, or as much: what `wanted` speaks of.
+    /// How many times as fast, or as much: the ratio that `wanted` is about.
     fn ratio(&self) -> f64 {
         let as_much = self.ours.median() / self.theirs.median();
         match (self.wanted, &self.ours) {
@@ -96,7 +96,7 @@ impl Row {
         }
     }
 
-    /// `None` where nothing was wanted.
+    /// `None` if there is no target.
     pub(crate) fn met(&self) -> Option<bool> {
         match self.wanted {
             Wanted::TimesAsFast(least) => Some(self.ratio() >= least),
@@ -128,11 +128,11 @@ impl Row {
     }
 }
 
-/// All that was measured, and what could not be.
+/// All rows, and the measurements that failed.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     pub(crate) rows: Vec<Row>,
-    /// In words.
+    /// Reasons, in words.
     pub(crate) unmeasured: Vec<String>,
 }
 

@@ -11,14 +11,14 @@ use varve_tests::daemon::free_address;
 use crate::failure::{Failure, While};
 use crate::process::{self, Address, Finished, Over, Service};
 
-/// Where the two programs are.
+/// The paths of the two programs.
 #[derive(Debug)]
 pub(crate) struct Programs {
     directory: PathBuf,
 }
 
 impl Programs {
-    /// Beside this program, or where `VARVE_BIN_DIR` says.
+    /// Takes the programs beside this one, or from `VARVE_BIN_DIR`.
     pub(crate) fn find() -> Result<Self, Failure> {
         let directory = match std::env::var_os("VARVE_BIN_DIR") {
             Some(directory) => PathBuf::from(directory),
@@ -42,12 +42,12 @@ impl Programs {
         Command::new(self.directory.join("varved"))
     }
 
-    /// A running varved on a data directory, made if it is not there.
+    /// Starts varved on a data directory, which is made if it does not exist.
     pub(crate) fn serve(&self, data_dir: &Path) -> Result<Varved, Failure> {
         self.serve_with(data_dir, |varved| varved)
     }
 
-    /// The same, that listens on TCP, too.
+    /// The same, listening on TCP, too.
     pub(crate) fn serve_on_tcp(
         &self,
         data_dir: &Path,
@@ -86,7 +86,7 @@ impl Programs {
     }
 }
 
-/// A varved that runs, with a snapctl for it.
+/// A running varved, with a snapctl for it.
 #[derive(Debug)]
 pub(crate) struct Varved {
     snapctl: PathBuf,
@@ -97,7 +97,7 @@ pub(crate) struct Varved {
 }
 
 impl Varved {
-    /// Where it is asked, on this machine.
+    /// The gRPC endpoint, on this machine.
     pub(crate) fn endpoint(&self) -> String {
         format!("unix:{}", self.grpc.display())
     }
@@ -125,14 +125,14 @@ impl Varved {
         }
     }
 
-    /// One number that `snapctl snapshot show` tells.
+    /// One number of `snapctl snapshot show`.
     pub(crate) fn of_snapshot(&self, name: &str, field: &str) -> Result<u64, Failure> {
         self.json(&["snapshot", "show", name])?[field]
             .as_u64()
             .ok_or_else(|| Failure::new(format!("snapctl's snapshot has no number {field}")))
     }
 
-    /// A new volume, attached: empty, or as a snapshot.
+    /// Makes a volume, empty or from a snapshot, and attaches it.
     pub(crate) fn make_volume(&self, name: &str, of: Content<'_>) -> Result<Volume, Failure> {
         self.create_volume(name, of)?;
         self.ctl(&["volume", "attach", name])?;
@@ -143,7 +143,7 @@ impl Varved {
         })
     }
 
-    /// A new volume that is not attached.
+    /// Makes a volume that is not attached.
     pub(crate) fn create_volume(&self, name: &str, of: Content<'_>) -> Result<Finished, Failure> {
         let size;
         let content = match of {
@@ -183,7 +183,7 @@ impl Varved {
         uri_over(over, &self.nbd, self.nbd_tcp, &format!("snapshot/{name}"))
     }
 
-    /// What varved has used of the processors so far.
+    /// Processor time of varved so far.
     pub(crate) fn cpu_seconds(&self) -> Result<f64, Failure> {
         self.service.cpu_seconds()
     }
@@ -204,7 +204,7 @@ impl Varved {
         self.service.stop()
     }
 
-    /// Bytes that varved had read from the disk so far.
+    /// Bytes that varved has read from the disk so far.
     pub(crate) fn read_bytes(&self) -> Result<u64, Failure> {
         self.service.read_bytes()
     }
@@ -218,7 +218,7 @@ impl Varved {
     }
 }
 
-/// What a new volume holds.
+/// The content of a new volume.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Content<'a> {
     Zeros { bytes: u64 },

@@ -1,6 +1,7 @@
-//! What content costs on one core: cutting, hashing, packing, and coding of leaves, on blocks of a real disk image.
+//! The cost of content on one core: cutting, hashing, packing, and coding of leaves, on blocks of a
+//! real disk image.
 //!
-//! Cutting is to cost less than a tenth of hashing: compare `cut` with `hash`.
+//! Cutting has to cost less than a tenth of hashing: compare `cut` with `hash`.
 
 #![expect(
     clippy::expect_used,
@@ -18,14 +19,15 @@ use varve_content::codec::{Decoder, Encoder};
 use varve_content::tree::{Leaf, LeafEntry};
 use varve_content::{ChunkId, Codec, Compression, SEGMENT_BYTES};
 
-/// One segment of data, cut.
+/// One segment of data, cut into chunks.
 struct Sample {
     bytes: Vec<u8>,
     cuts: Vec<Cut>,
 }
 
 impl Sample {
-    /// From the middle of the base image's data: programs and libraries, and not only what is first on a disk.
+    /// Takes the middle of the base image's data, which has programs and libraries, not only the
+    /// start of a disk.
     fn take() -> Self {
         let image = images::find("base")
             .and_then(File::open)

@@ -1,4 +1,4 @@
-//! The disk images that `scripts/make-image` makes, and where in them there is data.
+//! The disk images that `scripts/make-image` makes, and the data ranges in them.
 
 use std::fs::File;
 use std::io;
@@ -10,12 +10,12 @@ use rustix::fs::SeekFrom;
 use varve_content::BLOCK_BYTES;
 use varve_content::block::is_zero;
 
-/// Where the images are: the directory that `scripts/make-image --dir` prints.
+/// The image directory, as `scripts/make-image --dir` prints it.
 pub fn directory() -> PathBuf {
     cache_directory().join("images")
 }
 
-/// What is kept between runs, in the user's cache directory.
+/// Files that are kept between runs, in the user's cache directory.
 pub fn cache_directory() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .filter(|path| !path.is_empty())
@@ -55,9 +55,9 @@ pub fn data_ranges(file: &File) -> io::Result<Vec<Range<u64>>> {
     }
 }
 
-/// The longest stretch of data without a hole of more than a mebibyte, on bounds of a mebibyte.
+/// The longest extent of data without a hole of more than a mebibyte, aligned to a mebibyte.
 ///
-/// Random reads are measured inside of it: a read of a hole costs nobody anything.
+/// Random reads are measured inside it: a read of a hole costs nothing.
 pub fn densest_stretch(ranges: &[Range<u64>]) -> Range<u64> {
     const MEBIBYTE: u64 = 1 << 20;
     let mut longest = 0..0;
@@ -74,7 +74,8 @@ pub fn densest_stretch(ranges: &[Range<u64>]) -> Range<u64> {
     longest.start.next_multiple_of(MEBIBYTE)..longest.end / MEBIBYTE * MEBIBYTE
 }
 
-/// Reads what is not a hole, in pieces of at most a mebibyte, ascending; stops where `visit` fails.
+/// Reads everything that is not a hole, in pieces of at most a mebibyte, ascending. Stops where
+/// `visit` fails.
 pub fn read_data(
     file: &File,
     mut visit: impl FnMut(u64, &[u8]) -> io::Result<()>,

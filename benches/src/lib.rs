@@ -1,3 +1,3 @@
-//! What the micro benches and the comparison share: the disk images they measure on.
+//! The disk images that the micro benches and the comparison measure on.
 
 pub mod images;

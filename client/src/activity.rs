@@ -1,9 +1,8 @@
 //! How long a daemon has been silent while calls wait for it.
 //!
-//! A connection that is up says nothing about a daemon behind it that has stopped. What counts is
-//! what calls hear: answers, the parts of answers, and that what they send is taken. A call on
-//! which nobody waits at the moment, because its caller is busy with what it has, makes no daemon
-//! silent.
+//! A connection that is up says nothing about a daemon behind it that has stopped. The daemon counts
+//! as heard when a call is answered, a part of an answer comes, or bytes that a call sends are taken.
+//! A call that nobody polls, because its caller is busy, does not count as waiting.
 
 use std::{
     error::Error as StdError,
@@ -28,7 +27,7 @@ use tonic::{
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What is known of a daemon's silence. Clones share it.
+/// How long a daemon has been silent. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct Activity(Arc<Mutex<State>>);
 
@@ -50,7 +49,8 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// How long calls have been waiting and heard nothing; `None` if none waits.
+    /// How long calls have been waiting and heard nothing. `None` if none waits.
+    #[must_use]
     pub fn silent_for(&self) -> Option<Duration> {
         let state = self.state();
         (state.waiting > 0).then(|| state.heard.elapsed())
@@ -72,7 +72,7 @@ impl Activity {
     }
 }
 
-/// One that may wait, and is counted while it does.
+/// A call or an answer, counted while it waits.
 #[derive(Debug)]
 struct Wait {
     activity: Activity,
@@ -80,7 +80,7 @@ struct Wait {
 }
 
 impl Wait {
-    /// Takes note of what was polled for.
+    /// Takes note of how a poll ended.
     fn note<T>(&mut self, poll: Poll<T>) -> Poll<T> {
         match (poll.is_pending(), self.waits) {
             (true, false) => {
@@ -114,9 +114,9 @@ impl Drop for Wait {
     }
 }
 
-/// A connection whose calls are listened to.
+/// A connection that notes when its calls wait, and when they hear something.
 #[derive(Clone, Debug)]
-pub(crate) struct Line {
+pub(crate) struct Connection {
     channel: Channel,
     activity: Activity,
     has_tls: bool,
@@ -124,13 +124,14 @@ pub(crate) struct Line {
     answered: Arc<AtomicBool>,
 }
 
-/// A connection with TLS ended before any call was answered on it. That is how a daemon refuses a client's certificate, or the lack of
-/// one: with TLS 1.3 the client has finished the handshake by then.
+/// The error for a connection with TLS that ended before any call was answered on it. In this way a
+/// daemon refuses a client's certificate, or the lack of one: with TLS 1.3 the client has finished the
+/// handshake by then.
 #[derive(Debug)]
 pub(crate) struct Unanswered(pub(crate) BoxError);
 
 impl Unanswered {
-    /// Whether it is behind an error.
+    /// Whether it is the cause of an error.
     pub(crate) fn is_behind(error: &(dyn StdError + 'static)) -> bool {
         is_behind::<Self>(error)
     }
@@ -160,7 +161,7 @@ impl StdError for Unanswered {
     }
 }
 
-impl Line {
+impl Connection {
     pub(crate) fn new(channel: Channel, has_tls: bool) -> Self {
         Self {
             channel,
@@ -175,7 +176,7 @@ impl Line {
     }
 }
 
-impl Service<http::Request<Body>> for Line {
+impl Service<http::Request<Body>> for Connection {
     type Response = http::Response<Body>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;

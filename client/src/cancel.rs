@@ -1,4 +1,4 @@
-//! Work that can be given up until its result is about to become visible.
+//! Ending a long call early, until its result is about to become visible.
 
 use std::{
     pin::pin,
@@ -6,21 +6,50 @@ use std::{
 };
 
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::{Error, ErrorKind, Result},
     limits::OUTCOME_WITHIN,
 };
 
-/// What is true of an upload that was given up.
-pub(crate) const NOTHING: &str = "it was cancelled; nothing is visible";
+/// Ends long calls. Clones share one state, so one of them can end several calls.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(CancellationToken);
+
+impl Cancel {
+    /// A token that has not been cancelled.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends the calls that have this token, now and later. It cannot be taken back.
+    pub fn cancel(&self) {
+        self.0.cancel();
+    }
+
+    /// Whether [`cancel`](Self::cancel) was called.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.is_cancelled()
+    }
+
+    /// Completes when [`cancel`](Self::cancel) is called.
+    pub async fn cancelled(&self) {
+        self.0.cancelled().await;
+    }
+}
+
+/// What is true of an upload that was cancelled.
+pub(crate) const NOTHING_VISIBLE: &str = "it was cancelled; nothing is visible";
 
 /// Whether the result of some work is about to become visible.
 #[derive(Debug, Default)]
 pub(crate) struct Completing(AtomicBool);
 
 impl Completing {
-    /// From here on the work is not given up: whoever did would not know what became of it.
+    /// From here on the work is not dropped: nobody would know what became of it.
     pub(crate) fn begin(&self) {
         self.0.store(true, Ordering::Release);
     }
@@ -30,22 +59,34 @@ impl Completing {
     }
 }
 
-/// Does work unless it is cancelled before its result is about to become visible. `nothing` says what is true then.
+/// Does work that changes nothing, unless it is cancelled first: then `outcome` says what is true.
 pub(crate) async fn unless_cancelled<T>(
     what: &str,
-    nothing: &str,
+    outcome: &str,
+    cancel: &Cancel,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let never = Completing::default();
+    until_completing(what, outcome, &never, cancel, work).await
+}
+
+/// Does work unless it is cancelled before its result is about to become visible: then `outcome`
+/// says what is true.
+pub(crate) async fn until_completing<T>(
+    what: &str,
+    outcome: &str,
     completing: &Completing,
-    cancel: impl Future<Output = ()>,
+    cancel: &Cancel,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     let mut work = pin!(work);
     tokio::select! {
         biased;
         done = &mut work => return done,
-        () = cancel => {}
+        () = cancel.cancelled() => {}
     }
     if !completing.has_begun() {
-        return Err(Error::new(ErrorKind::Cancelled, what, nothing));
+        return Err(Error::new(ErrorKind::Cancelled, what, outcome));
     }
     match timeout(OUTCOME_WITHIN, work).await {
         Ok(done) => done,
@@ -61,12 +102,13 @@ pub(crate) async fn unless_cancelled<T>(
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use std::{future::pending, time::Duration};
+    use std::time::Duration;
 
     use tokio::time::sleep;
 
     use super::*;
 
+    /// Cancels work after a second.
     async fn cancelled(begins: bool, takes: Duration) -> Result<u32> {
         let completing = Completing::default();
         let work = async {
@@ -76,12 +118,17 @@ mod tests {
             sleep(takes).await;
             Ok(7)
         };
-        let cancel = sleep(Duration::from_secs(1));
-        unless_cancelled("x", "nothing is there", &completing, cancel, work).await
+        let cancel = Cancel::new();
+        let working = until_completing("x", "nothing is there", &completing, &cancel, work);
+        let cancelling = async {
+            sleep(Duration::from_secs(1)).await;
+            cancel.cancel();
+        };
+        tokio::join!(working, cancelling).0
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_being_completed_is_waited_for_and_all_else_is_given_up() {
+    async fn what_is_being_completed_is_waited_for_and_all_else_is_dropped() {
         let error = cancelled(false, Duration::from_secs(2)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Cancelled);
         assert_eq!(error.to_string(), "x: nothing is there");
@@ -89,8 +136,7 @@ mod tests {
         let error = cancelled(true, 2 * OUTCOME_WITHIN).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Cancelled);
         assert!(error.to_string().contains("is not known"), "{error}");
-        let completing = Completing::default();
-        let never = unless_cancelled("x", "", &completing, pending(), async { Ok(1) });
+        let never = unless_cancelled("x", "", &Cancel::new(), async { Ok(1) });
         assert_eq!(never.await.unwrap(), 1);
     }
 }

@@ -21,7 +21,7 @@ use varve_proto::v1::{
 };
 
 use crate::{
-    activity::{Activity, Line},
+    activity::{Activity, Connection},
     error::{Error, ErrorKind, Result, innermost},
     limits::{
         CONNECT_TIMEOUT, CONTENT_MESSAGE_BYTES_MAX, HTTP2_CONNECTION_WINDOW_BYTES,
@@ -58,14 +58,14 @@ impl Endpoint {
         Self(Address::Unix(path.into()))
     }
 
-    /// What to look at when nobody answers; nothing where somebody does, or is not to be spoken to.
+    /// What the user may check when nobody answers. `None` if somebody does, or refuses to.
     fn question(&self, error: &(dyn StdError + 'static)) -> Option<&'static str> {
         let mut answers = false;
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(error) = error.downcast_ref::<io::Error>() {
                 let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-                // What is no TLS at all may be anything.
+                // An answer that is no TLS at all may come from any program.
                 answers |= matches!(inner, Some(error) if !matches!(error, rustls::Error::InvalidMessage(_)));
                 answers |= error.kind() == io::ErrorKind::PermissionDenied;
             }
@@ -78,13 +78,13 @@ impl Endpoint {
         }
     }
 
-    /// Whether it is asked with TLS.
+    /// Whether the connection has TLS.
     #[must_use]
     pub fn has_tls(&self) -> bool {
         matches!(self.0, Address::Https(_))
     }
 
-    /// Whether what crosses can be read and changed by others on its way: plain HTTP to another machine.
+    /// Whether others can read and change what crosses: plain HTTP to another machine.
     #[must_use]
     pub fn is_exposed(&self) -> bool {
         let Address::Http(uri) = &self.0 else {
@@ -99,7 +99,7 @@ impl Endpoint {
         !is_loopback && host != "localhost"
     }
 
-    /// Whether the daemon is on this machine for certain, so that bytes cost no bandwidth.
+    /// Whether the daemon is certainly on this machine, so that bytes cost no bandwidth.
     #[must_use]
     pub fn is_unix(&self) -> bool {
         matches!(self.0, Address::Unix(_))
@@ -178,8 +178,8 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Whom to trust and who to be on a connection with TLS. The default is to trust the authorities that this machine trusts, and to
-/// show no certificate.
+/// Which authorities to trust, and which certificate to show, on a connection with TLS. The default
+/// trusts the authorities that this machine trusts, and shows no certificate.
 #[derive(Clone, Default)]
 pub struct Tls {
     authorities: Option<Vec<u8>>,
@@ -201,11 +201,11 @@ impl Tls {
         self
     }
 
-    /// That a daemon could be asked with this.
+    /// Checks that a connection to `endpoint` could be made with these settings.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for what is no certificate, or no key of it.
+    /// [`ErrorKind::Invalid`] if a certificate cannot be read, or the key does not belong to it.
     pub fn check(&self, endpoint: &Endpoint) -> Result<()> {
         match &endpoint.0 {
             Address::Https(uri) => self.settings(uri.clone(), endpoint).map(drop),
@@ -248,20 +248,30 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// A connection to a daemon. Cloning it is cheap and shares the connection; it is made anew when it breaks.
+/// A connection to a daemon. Cloning it is cheap and shares the connection, which is made anew when
+/// it breaks.
 #[derive(Clone, Debug)]
 pub struct Client {
-    line: Line,
+    connection: Connection,
     endpoint: Endpoint,
 }
 
 impl Client {
     /// Connects to the daemon at `endpoint`, trusting the authorities that this machine trusts.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unreachable`] if no daemon answers there within 5 s.
     pub async fn connect(endpoint: &Endpoint) -> Result<Self> {
         Self::connect_with(endpoint, &Tls::default()).await
     }
 
-    /// Connects to the daemon at `endpoint`; `tls` is how, if that is `https`.
+    /// Connects to the daemon at `endpoint`, with these settings if that is `https`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unreachable`] if no daemon answers there within 5 s, [`ErrorKind::Invalid`] if
+    /// the settings cannot be used.
     pub async fn connect_with(endpoint: &Endpoint, tls: &Tls) -> Result<Self> {
         let connected = match &endpoint.0 {
             Address::Unix(path) => connect_unix(path.clone()).await,
@@ -270,7 +280,7 @@ impl Client {
         };
         match connected {
             Ok(channel) => Ok(Self {
-                line: Line::new(channel, endpoint.has_tls()),
+                connection: Connection::new(channel, endpoint.has_tls()),
                 endpoint: endpoint.clone(),
             }),
             Err(error) => Err(Error::new(
@@ -285,59 +295,59 @@ impl Client {
         }
     }
 
-    /// The daemon this client speaks to.
+    /// The daemon that this client speaks to.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    pub(crate) fn snapshot_service(&self) -> SnapshotServiceClient<Line> {
-        SnapshotServiceClient::new(self.line.clone())
+    pub(crate) fn snapshot_service(&self) -> SnapshotServiceClient<Connection> {
+        SnapshotServiceClient::new(self.connection.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn content_service(&self) -> ContentServiceClient<Line> {
-        ContentServiceClient::new(self.line.clone())
+    pub(crate) fn content_service(&self) -> ContentServiceClient<Connection> {
+        ContentServiceClient::new(self.connection.clone())
             .max_decoding_message_size(CONTENT_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// How long the daemon has been silent while calls of this client, or of a clone of it, wait.
+    /// How long the daemon has been silent while calls of this client or its clones wait.
     pub fn activity(&self) -> &Activity {
-        self.line.activity()
+        self.connection.activity()
     }
 
     /// The connection, for calls that the generated clients do not make.
-    pub(crate) fn line(&self) -> Line {
-        self.line.clone()
+    pub(crate) fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
-    pub(crate) fn status_service(&self) -> StatusServiceClient<Line> {
-        StatusServiceClient::new(self.line.clone())
+    pub(crate) fn status_service(&self) -> StatusServiceClient<Connection> {
+        StatusServiceClient::new(self.connection.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn copy_service(&self) -> CopyServiceClient<Line> {
-        CopyServiceClient::new(self.line.clone())
+    pub(crate) fn copy_service(&self) -> CopyServiceClient<Connection> {
+        CopyServiceClient::new(self.connection.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn remote_service(&self) -> RemoteServiceClient<Line> {
-        RemoteServiceClient::new(self.line.clone())
+    pub(crate) fn remote_service(&self) -> RemoteServiceClient<Connection> {
+        RemoteServiceClient::new(self.connection.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn replication_service(&self) -> ReplicationServiceClient<Line> {
-        ReplicationServiceClient::new(self.line.clone())
+    pub(crate) fn replication_service(&self) -> ReplicationServiceClient<Connection> {
+        ReplicationServiceClient::new(self.connection.clone())
             .max_decoding_message_size(CONTENT_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    pub(crate) fn volume_service(&self) -> VolumeServiceClient<Line> {
-        VolumeServiceClient::new(self.line.clone())
+    pub(crate) fn volume_service(&self) -> VolumeServiceClient<Connection> {
+        VolumeServiceClient::new(self.connection.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
@@ -355,7 +365,7 @@ fn settings(uri: Uri) -> tonic::transport::Endpoint {
 }
 
 async fn connect_unix(path: PathBuf) -> Result<Channel, tonic::transport::Error> {
-    // HTTP/2 needs an authority; what it is does not matter on a unix socket.
+    // HTTP/2 needs an authority, and any will do on a unix socket.
     let settings = settings(Uri::from_static("http://localhost"))
         .initial_stream_window_size(LOCAL_WINDOW_BYTES)
         .initial_connection_window_size(LOCAL_WINDOW_BYTES);
@@ -378,7 +388,7 @@ async fn open_socket(path: &Path) -> std::io::Result<UnixStream> {
     Ok(socket)
 }
 
-/// rustls has no provider of its own choice; the first that is installed stays, whoever installed it.
+/// rustls needs a provider. The first one stays, also if the program has installed it.
 fn install_crypto() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,8 +1,8 @@
 //! Copies of snapshots from other stores: begun, watched, limited, cancelled.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    time::{Duration, Instant, SystemTime},
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
 };
 
 use futures::Stream;
@@ -14,20 +14,18 @@ use crate::{
     connect::Client,
     convert::{self, system_time},
     error::{Error, ErrorKind, Result},
-    limits::{COPY_POLL, COPY_POLL_PART},
-    pages,
-    progress::Progress,
-    retry,
+    pages, retry,
 };
 
 /// Where a snapshot is copied from.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CopySource {
-    /// The other daemon: `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`, as the daemon that copies reaches it; or the name of a remote.
+    /// The other daemon, as the daemon that copies reaches it: `unix:PATH`, `http://HOST:PORT` or
+    /// `https://HOST:PORT`; or the name of a remote.
     pub endpoint: String,
     /// Name or id of the snapshot there.
     pub snapshot: String,
-    /// Whether plain HTTP will do even to another machine.
+    /// Whether plain HTTP is allowed even to another machine.
     pub allow_plaintext: bool,
 }
 
@@ -40,7 +38,7 @@ pub struct NewCopy {
     pub name: String,
     /// Tags of the snapshot here, beside those that it has there.
     pub tags: BTreeMap<String, String>,
-    /// Bytes a second at most, as they are stored; 0: no limit.
+    /// Bytes a second at most, of chunks as they are stored; 0: no limit.
     pub bytes_per_second: u64,
 }
 
@@ -60,7 +58,7 @@ pub enum CopyState {
     Failed,
     /// Somebody has ended it.
     Cancelled,
-    /// Something this version of the client does not know.
+    /// A state that this version of the client does not know.
     Unknown,
 }
 
@@ -78,7 +76,7 @@ impl CopyState {
         }
     }
 
-    /// Whether nothing more will become of it.
+    /// Whether the copy has ended, one way or the other.
     pub fn has_ended(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
@@ -92,7 +90,7 @@ pub struct Copy {
     pub id: String,
     /// From where, and what.
     pub source: CopySource,
-    /// Name of the snapshot here; empty until the source was asked for it.
+    /// Name of the snapshot here; empty until the source has told it.
     pub name: String,
     /// How far along it is.
     pub state: CopyState,
@@ -100,25 +98,25 @@ pub struct Copy {
     pub created_at: SystemTime,
     /// When it ended.
     pub ended_at: Option<SystemTime>,
-    /// Root of the content; of a copy that is completed, of both snapshots.
+    /// Root of the content. Of a copy that is completed, both snapshots have it.
     pub root: Option<RootId>,
-    /// Size of the volume.
+    /// Size of the volume, in bytes.
     pub size_bytes: u64,
     /// Bytes of the snapshot that are not holes.
     pub data_bytes: u64,
-    /// Those of them that are here.
+    /// Bytes of those that are here.
     pub done_data_bytes: u64,
     /// Chunks that have arrived.
     pub received_chunks: u64,
-    /// Their payload.
+    /// Payload of those chunks, in bytes.
     pub received_bytes: u64,
-    /// Payload that arrived in the last seconds, per second.
+    /// Payload that arrived in the last seconds, in bytes a second.
     pub rate_bytes_per_second: u64,
-    /// 0: no limit.
+    /// The limit in bytes a second; 0: none.
     pub limit_bytes_per_second: u64,
-    /// What went wrong last.
+    /// The last error.
     pub last_error: Option<String>,
-    /// Of what kind that is; none of copies that ended before daemons kept it.
+    /// Kind of the last error. `None` for copies that ended before daemons kept it.
     pub last_error_kind: Option<ErrorKind>,
     /// The snapshot here, when it is completed.
     pub snapshot_id: Option<String>,
@@ -127,7 +125,8 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// How long it will take at the rate of the last seconds, if the rest of it is like what was done.
+    /// How long the rest will take at the rate of the last seconds, if it packs as well as what was
+    /// done. `None` unless the copy runs.
     pub fn remaining(&self) -> Option<Duration> {
         let left = self.data_bytes.checked_sub(self.done_data_bytes)?;
         if self.state != CopyState::Running || self.done_data_bytes == 0 {
@@ -140,7 +139,7 @@ impl Copy {
         Some(Duration::from_secs(u64::try_from(seconds).ok()?))
     }
 
-    fn from_proto(what: &str, copy: v1::Copy) -> Result<Self> {
+    pub(crate) fn from_proto(what: &str, copy: v1::Copy) -> Result<Self> {
         let state = match copy.state() {
             v1::CopyState::Queued => CopyState::Queued,
             v1::CopyState::Running => CopyState::Running,
@@ -191,20 +190,26 @@ impl Copy {
 pub struct CopyEstimate {
     /// Root of the content.
     pub root: RootId,
-    /// Size of the volume.
+    /// Size of the volume, in bytes.
     pub size_bytes: u64,
     /// Distinct chunks that are missing here.
     pub missing_chunks: u64,
-    /// Their payload as it is stored at the source: what would cross.
+    /// Payload of those chunks as the source stores it, in bytes: what would cross.
     pub missing_bytes: u64,
-    /// Plain bytes of all places whose chunks are here.
+    /// Bytes of data whose chunks are here.
     pub present_data_bytes: u64,
-    /// Plain bytes of all places.
+    /// Bytes of data in all.
     pub data_bytes: u64,
 }
 
 impl Client {
-    /// Begins a copy to the store of this client's daemon.
+    /// Begins a copy to the store of this client's daemon, which goes on by itself: see
+    /// [`wait_for_copies`](Self::wait_for_copies).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for an endpoint or name that cannot be, [`ErrorKind::AlreadyExists`] if
+    /// the name is taken; those of the connection to this client's daemon.
     pub async fn copy(&self, new: NewCopy) -> Result<Copy> {
         let what = format!("copy {} from {}", new.source.snapshot, new.source.endpoint);
         let request = v1::CreateCopyRequest {
@@ -216,7 +221,11 @@ impl Client {
         answered(&what, self.copy_service().create_copy(request).await)
     }
 
-    /// The copy with this id.
+    /// Finds the copy with this id.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a copy; those of the connection.
     pub async fn copy_status(&self, id: &str) -> Result<Copy> {
         let what = format!("show copy {id}");
         let request = v1::GetCopyRequest {
@@ -229,7 +238,10 @@ impl Client {
         answered(&what, answer.await)
     }
 
-    /// The copies under way, and the last ones that have ended; the newest first, fetched in pages as they are needed.
+    /// Lists the copies under way, and the last ones that have ended, the newest first. Pages are
+    /// fetched as they are needed.
+    ///
+    /// The stream ends with its first error: one of the connection.
     pub fn copies(&self) -> impl Stream<Item = Result<Copy>> + Send + use<> {
         const WHAT: &str = "list copies";
         let client = self.clone();
@@ -253,7 +265,11 @@ impl Client {
         })
     }
 
-    /// Ends a copy. What has arrived stays in the store.
+    /// Ends the copy with this id. Chunks that have arrived stay in the store.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a copy; those of the connection.
     pub async fn cancel_copy(&self, id: &str) -> Result<Copy> {
         let what = format!("cancel copy {id}");
         let request = v1::CancelCopyRequest {
@@ -262,7 +278,11 @@ impl Client {
         answered(&what, self.copy_service().cancel_copy(request).await)
     }
 
-    /// Lets a copy be so fast from now on; 0: as fast as it can.
+    /// Limits the copy with this id to so many bytes a second from now on; 0: no limit.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a copy; those of the connection.
     pub async fn limit_copy(&self, id: &str, bytes_per_second: u64) -> Result<Copy> {
         let what = format!("limit copy {id}");
         let request = v1::LimitCopyRequest {
@@ -272,7 +292,12 @@ impl Client {
         answered(&what, self.copy_service().limit_copy(request).await)
     }
 
-    /// What a copy would fetch if it were begun now.
+    /// Estimates what a copy would fetch if it were begun now.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without the snapshot, [`ErrorKind::Unreachable`] and others if the
+    /// source cannot be asked; those of the connection.
     pub async fn estimate_copy(&self, of: CopySource) -> Result<CopyEstimate> {
         let what = format!("estimate the copy of {} from {}", of.snapshot, of.endpoint);
         let request = v1::EstimateCopyRequest {
@@ -291,96 +316,6 @@ impl Client {
             present_data_bytes: estimate.present_data_bytes,
             data_bytes: estimate.data_bytes,
         })
-    }
-
-    /// Waits until copies have ended, keeps counters up to date, and passes each copy to `changed`
-    /// whenever its state or last error is another. It waits through restarts of the source, not
-    /// of the daemon.
-    ///
-    /// # Errors
-    ///
-    /// As soon as one of them has failed or was cancelled; the others go on.
-    pub async fn ended_copies(
-        &self,
-        ids: &[String],
-        progress: &Progress,
-        mut changed: impl FnMut(&Copy),
-    ) -> Result<Vec<Copy>> {
-        let begun = Instant::now();
-        let mut arrivals = HashMap::<String, Arrival>::new();
-        let mut told = HashMap::new();
-        loop {
-            let mut copies = Vec::with_capacity(ids.len());
-            for id in ids {
-                copies.push(self.copy_status(id).await?);
-            }
-            let (mut total, mut done) = (0_u64, 0_u64);
-            for copy in &copies {
-                // By the word of others.
-                total = total.saturating_add(copy.data_bytes);
-                let arrival = arrivals.entry(copy.id.clone()).or_default();
-                done = done.saturating_add(arrival.seen(copy));
-                let now = (copy.state, copy.last_error.clone());
-                if told.get(&copy.id) != Some(&now) {
-                    changed(copy);
-                    told.insert(copy.id.clone(), now);
-                }
-            }
-            progress.set_total(total);
-            progress.set_done(done);
-            for copy in &copies {
-                let what = format!(
-                    "copy {} from {}",
-                    copy.source.snapshot, copy.source.endpoint
-                );
-                match copy.state {
-                    CopyState::Failed => {
-                        let why = copy.last_error.clone().unwrap_or_default();
-                        let kind = copy.last_error_kind.unwrap_or(ErrorKind::Conflict);
-                        return Err(Error::new(kind, what, why));
-                    }
-                    CopyState::Cancelled => {
-                        return Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled"));
-                    }
-                    _ => {}
-                }
-            }
-            if copies.iter().all(|copy| copy.state.has_ended()) {
-                return Ok(copies);
-            }
-            // So that it is not told much later than it took.
-            let pause = begun.elapsed() / COPY_POLL_PART;
-            tokio::time::sleep(pause.clamp(COPY_POLL.0, COPY_POLL.1)).await;
-        }
-    }
-}
-
-/// How far a copy has come. A copy counts data as done in large steps, when all chunks of a step
-/// are there; what has arrived of the next step counts here already, so that a slow copy is seen
-/// to go on.
-#[derive(Debug, Default)]
-struct Arrival {
-    done_data_bytes: u64,
-    /// Received when the done data was last another.
-    received_bytes: u64,
-    shown_bytes: u64,
-}
-
-impl Arrival {
-    /// Bytes of data that are there.
-    fn seen(&mut self, copy: &Copy) -> u64 {
-        if self.done_data_bytes != copy.done_data_bytes {
-            self.done_data_bytes = copy.done_data_bytes;
-            self.received_bytes = copy.received_bytes;
-        }
-        if copy.state == CopyState::Completed {
-            return copy.data_bytes;
-        }
-        // The payload is packed: rarely more than the data that it holds.
-        let arrived = copy.received_bytes.saturating_sub(self.received_bytes);
-        let here = copy.done_data_bytes.saturating_add(arrived);
-        self.shown_bytes = self.shown_bytes.max(here).min(copy.data_bytes);
-        self.shown_bytes
     }
 }
 
@@ -423,32 +358,5 @@ mod tests {
         };
         let copy = Copy::from_proto("show", still).unwrap();
         assert_eq!(copy.remaining(), None);
-    }
-
-    #[test]
-    fn what_has_arrived_of_a_step_counts() {
-        let mut copy = v1::Copy {
-            state: v1::CopyState::Running.into(),
-            created_at: Some(prost_types::Timestamp::default()),
-            data_bytes: 10_000,
-            ..v1::Copy::default()
-        };
-        let mut arrival = Arrival::default();
-        for (done, received, shown) in [
-            (0, 0, 0),
-            (0, 500, 500),
-            (0, 3000, 3000),
-            // The step is done: its data are more than its payload.
-            (4000, 3000, 4000),
-            (4000, 3700, 4700),
-            // It begins anew: it is not shown to go back.
-            (0, 3700, 4700),
-            (9900, 9000, 9900),
-            (9900, 9900, 10_000),
-        ] {
-            (copy.done_data_bytes, copy.received_bytes) = (done, received);
-            let copy = Copy::from_proto("show", copy.clone()).unwrap();
-            assert_eq!(arrival.seen(&copy), shown, "{done} {received}");
-        }
     }
 }

@@ -7,6 +7,10 @@ use tonic::{Code, Status};
 use crate::activity::Unanswered;
 
 /// What a caller does about an error.
+///
+/// Any call can fail with an error *of the connection*: [`Unreachable`](Self::Unreachable),
+/// [`Unavailable`](Self::Unavailable), [`Denied`](Self::Denied), [`Internal`](Self::Internal). The other
+/// kinds are named where a call is described.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -16,30 +20,30 @@ pub enum ErrorKind {
     AlreadyExists,
     /// The request is wrong: repair it. Trying again as it is does not help.
     Invalid,
-    /// The state of something does not allow it: a volume is attached. Change that first.
+    /// The state of something does not allow it, as of a volume that is attached. Change that first.
     Conflict,
     /// The daemon cannot be reached, or the connection was lost: try again when the daemon runs.
     Unreachable,
-    /// There is no room: the daemon's disk is full, or the one that a local file is written to. Free space, then try
+    /// The daemon's disk is full, or the one that a local file is written to. Free space, then try
     /// again.
     OutOfSpace,
     /// Content is not what its id says: verify the store, and restore what is damaged.
     Damaged,
-    /// The daemon answers but cannot serve this now: it takes no writes, it is stopping, or as much is under way as it allows. Try again
-    /// later, or see its log.
+    /// The daemon answers, but cannot serve this now: it takes no writes, is stopping, or has as much
+    /// under way as it allows. Try again later, or see its log.
     Unavailable,
     /// Not permitted.
     Denied,
     /// A local file cannot be read or written, or changed under the reader: the message names it.
     File,
-    /// Given up because the caller asked for it.
+    /// The caller has cancelled it.
     Cancelled,
     /// The daemon or the client broke the protocol: a bug, or versions that do not fit.
     Internal,
 }
 
 impl ErrorKind {
-    /// What a status code of gRPC means. The one place where they are given a meaning.
+    /// The kind that a status code of gRPC stands for. The one place where codes have a meaning.
     pub(crate) const fn from_code(code: Code) -> Self {
         match code {
             Code::NotFound => Self::NotFound,
@@ -82,7 +86,7 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// What was being done, and why it failed.
+/// An error: what was being done, and why it failed.
 ///
 /// Shown as `<what>: <why>`; the message of a daemon is passed on as it is.
 #[derive(Debug)]
@@ -93,7 +97,8 @@ pub struct Error {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
-/// When to come again, if as much is under way as the daemon allows. Of a full disk, which has the same code, it does not say that.
+/// When to try again, if the daemon has as much under way as it allows. A full disk has the same
+/// status code, but no such time.
 pub(crate) fn pushback(status: &Status) -> Option<Duration> {
     let milliseconds = status.metadata().get("grpc-retry-pushback-ms")?;
     let milliseconds = milliseconds.to_str().ok()?.parse().ok()?;
@@ -114,7 +119,7 @@ impl Error {
         }
     }
 
-    /// Trouble with a local file.
+    /// An error of a local file, met while doing `what`.
     pub fn file(what: impl Into<String>, error: io::Error) -> Self {
         let kind = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::OutOfSpace,
@@ -129,10 +134,10 @@ impl Error {
         }
     }
 
-    /// What the answer to a call means.
+    /// The error that the answer to a call stands for.
     pub(crate) fn rpc(what: impl Into<String>, status: Status) -> Self {
-        // A status with a source was made on this side, by a transport that failed; whatever code it was given,
-        // what the caller can do is the same.
+        // A status with a source was made on this side, by a transport that failed. Its code says
+        // nothing: the caller can do the same about all of them.
         let lost = status.source().is_some();
         let kind = match status.code() {
             _ if lost => ErrorKind::Unreachable,
@@ -159,7 +164,7 @@ impl Error {
         }
     }
 
-    /// The other side did what the protocol does not allow.
+    /// The daemon did what the protocol does not allow.
     pub(crate) fn protocol(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::new(
             ErrorKind::Internal,
@@ -168,7 +173,7 @@ impl Error {
         )
     }
 
-    /// Something that cannot be, unless there is a bug.
+    /// A bug on this side.
     pub(crate) fn internal(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, what, why)
     }

@@ -1,7 +1,7 @@
-//! The client of Varve: what backup tools use, and what `snapctl` is made of.
+//! The client library of Varve, for backup tools and other programs; `snapctl` is made of it.
 //!
-//! A [`Client`] is a connection to a daemon. It uploads a [`Source`] as a snapshot, downloads a snapshot to a [`Sink`],
-//! and looks after the snapshots and volumes of a store:
+//! A [`Client`] is a connection to a daemon. It uploads a [`Source`] as a snapshot, downloads a
+//! snapshot to a [`Sink`], reads ranges and changes, and manages the snapshots and volumes of a store:
 //!
 //! ```no_run
 //! use std::collections::BTreeMap;
@@ -30,6 +30,28 @@
 //! }
 //! ```
 //!
+//! # Where to begin
+//!
+//! | to | use |
+//! | --- | --- |
+//! | back up all of a snapshot | [`Client::download`], [`FileSink`] |
+//! | read a range of a snapshot | [`Client::read_snapshot`], [`ReadSnapshot::range`] |
+//! | back up what has changed | [`Client::read_snapshot`], [`ReadSnapshot::since`] |
+//! | list what has changed | [`Client::changes`] |
+//! | restore a full backup | [`Client::upload`], [`FileSource`] |
+//! | restore changes on a full backup | [`Upload::base`], [`PatchSource`] |
+//! | move snapshots without a network | [`Client::export_archive`], [`Client::import_archive`] |
+//! | make snapshots of volumes | [`Client::create_snapshots`], [`Client::wait_for_snapshots`] |
+//! | follow or end a long call | [`Control`] |
+//!
+//! The programs in `examples/` do these things from beginning to end.
+//!
+//! # Long calls
+//!
+//! A call that may take long is prepared by a method of [`Client`], set up by further methods, and
+//! begun by `run`. Each of them takes a [`Control`], by which its progress is seen and it is cancelled.
+//! Dropping its future ends it, too.
+//!
 //! What must hold here:
 //!
 //! * **Chunks are cut and hashed as the daemon does it**: both use `varve-content`. No RocksDB underneath.
@@ -37,21 +59,25 @@
 //! * **Memory is bounded**, whatever the size of a volume: see `limits`.
 //! * **Errors say what to do about them**: see [`ErrorKind`].
 
-// What is said goes through what can fail and escapes: `println` panics where nobody can be told.
+#![warn(missing_docs)]
+// Output goes through functions that can fail and escape: `println` panics if it cannot write.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod activity;
 mod archive;
 mod cancel;
+mod changes;
 mod connect;
+mod content;
+mod control;
 mod convert;
 mod copies;
-mod device;
 mod download;
 mod error;
 mod limits;
 mod pages;
 mod progress;
+mod read;
 mod remotes;
 mod replication;
 mod retry;
@@ -59,34 +85,37 @@ mod snapshots;
 mod status;
 mod unpack;
 mod upload;
+mod verify;
 mod volumes;
+mod wait;
 
 pub use activity::Activity;
 pub use archive::{
-    ArchiveFacts, ArchiveRead, ArchiveReport, ArchiveWrite, RestoreReport, archive_head,
-    is_archive, verify_archive,
+    ArchiveExport, ArchiveExportReport, ArchiveFacts, ArchiveImport, ArchiveImportReport,
+    ArchiveVerify, archive_head, is_archive, verify_archive,
 };
+pub use cancel::Cancel;
+pub use changes::{ChangeKind, ChangeStream, ChangedExtent, Changes};
 pub use connect::{Client, Endpoint, Tls};
+pub use control::Control;
 pub use copies::{Copy, CopyEstimate, CopySource, CopyState, NewCopy};
-pub use device::{
-    Ended, Event as MapEvent, MapOptions, Mapped, Mapping, NbdAddress, Unmapped, mapped, unmap,
-};
 pub use download::{
     Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use limits::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX};
 pub use progress::Progress;
+pub use read::{ContentExtent, ContentStream, ReadSnapshot};
 pub use remotes::Remote;
-pub use replication::{
-    ChunkStream, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, FetchedChunk, FetchedLeaf, WantedChunks,
-};
-pub use snapshots::{
-    DiffExtent, DiffKind, Snapshot, SnapshotFilter, SnapshotProgress, SnapshotState,
-    SnapshotVolume, VerifyProgress, Violation,
-};
+pub use replication::{ChunkRequest, ChunkStream, FetchedChunk, FetchedLeaf};
+pub use snapshots::{Snapshot, SnapshotFilter, SnapshotProgress, SnapshotState, SnapshotVolume};
 pub use status::Status;
-pub use upload::{FileSource, Source, Upload, UploadReport, scratch_file, scratch_name, spool_dir};
+pub use upload::{
+    FileSource, PatchSource, Source, Upload, UploadReport, scratch_file, scratch_name, spool_dir,
+};
 pub use varve_content::RootId;
+pub use verify::{Verify, VerifyReport, Violation};
 pub use volumes::{
     Attachment, JournalFound, NewClone, NewVolume, Volume, VolumeFilter, VolumeStatus,
 };
+pub use wait::{CopyWait, SnapshotWait};

@@ -24,13 +24,23 @@
 //! | leaves with their chunks | ([`ARCHIVE_GROUPS`] + 3) x one segment |
 //! | ids of the chunks that it has, while their table grows | 57 bytes x [`ARCHIVE_CHUNKS_MAX`] |
 //!
+//! and a read of a snapshot, or an upload on a base:
+//!
+//! | what | bound |
+//! | --- | --- |
+//! | chunks of a read, packed and plain | 2 x ([`READ_GROUPS`] + 1) x one segment |
+//! | segments of an upload, with the base's chunks, packed and plain | 3 x [`BASED_SEGMENTS`] x one segment |
+//!
 //! Verifying an archive without a base takes some 40 to 100 bytes for each of its chunks, which is no bound.
 
 use std::time::Duration;
 
 use varve_content::block::{SEGMENT_BLOCKS, SEGMENT_BYTES};
 
-use crate::replication::FETCH_NODES_MAX;
+/// Nodes in one request for nodes, at most.
+pub const FETCH_NODES_MAX: usize = 32;
+/// Chunks in one request for chunks, at most.
+pub const FETCH_CHUNKS_MAX: usize = 4096;
 
 /// Data of one job of an upload: whole segments that are read, cut, asked about and sent together.
 pub(crate) const JOB_BYTES: usize = SEGMENT_BYTES;
@@ -65,6 +75,14 @@ pub(crate) const ARCHIVE_KEPT_LEAVES: usize = 4096;
 /// Chunks that are told apart while an archive is written, at 32 bytes and what a hash table adds. Of content with more, some that repeat are
 /// written again.
 pub(crate) const ARCHIVE_CHUNKS_MAX: usize = 7 << 18;
+
+/// Batches of leaves that a read of a snapshot fetches ahead.
+pub(crate) const READ_LEAF_FETCHES: usize = 3;
+/// Groups of chunks of a read, of at most one segment's bytes each, that are under way at one time:
+/// enough to cover the time that they are on their way.
+pub(crate) const READ_GROUPS: usize = 4;
+/// Segments that an upload on a base cuts again at one time.
+pub(crate) const BASED_SEGMENTS: usize = 4;
 
 /// How long the outcome of something is waited for that was cancelled as it was about to become visible.
 pub(crate) const OUTCOME_WITHIN: Duration = Duration::from_secs(30);
@@ -136,6 +154,8 @@ const _: () =
     assert!(JOB_BYTES == SEGMENT_BYTES && SEGMENT_BUFFERS >= READERS_MAX + LOCAL_SPARE_BUFFERS);
 const _: () =
     assert!((ARCHIVE_GROUPS + 3) * SEGMENT_BYTES + 57 * ARCHIVE_CHUNKS_MAX <= PIPELINE_MEMORY_MAX);
+const _: () = assert!(2 * (READ_GROUPS + 1) * SEGMENT_BYTES <= PIPELINE_MEMORY_MAX);
+const _: () = assert!(3 * BASED_SEGMENTS * SEGMENT_BYTES <= PIPELINE_MEMORY_MAX);
 // Entries of 48 bytes as they are sent: leaves of the base come by so many at one time.
 const _: () =
     assert!((LEAF_ENTRIES_PER_MESSAGE + FETCH_NODES_MAX * SEGMENT_BLOCKS as usize) * 48 <= 4 << 20);

@@ -1,41 +1,55 @@
-//! How far an upload or a download has come, for whoever wants to show it.
+//! How far a long call has come.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
-/// Counters that a transfer keeps up to date. Share it by an [`Arc`](std::sync::Arc) and look at it
-/// from another task.
+/// Counters that a long call keeps up to date. Clones share them: read one from another task, or
+/// from a timer that draws a bar.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Counters>);
+
 #[derive(Debug, Default)]
-pub struct Progress {
+struct Counters {
     done_bytes: AtomicU64,
     total_bytes: AtomicU64,
 }
 
 impl Progress {
-    /// Bytes of data, holes left out, that are done with.
+    /// Counters at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes that are done. Each call says which bytes it counts.
+    #[must_use]
     pub fn done_bytes(&self) -> u64 {
-        self.done_bytes.load(Ordering::Relaxed)
+        self.0.done_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes of data there are; an estimate for an upload, until its end. 0 until known.
+    /// Bytes in all, never less than those done: an estimate for an upload, until its end. 0 until
+    /// known.
+    #[must_use]
     pub fn total_bytes(&self) -> u64 {
+        let total_bytes = self.0.total_bytes.load(Ordering::Relaxed);
         // More may be done than was estimated.
-        self.total_bytes
-            .load(Ordering::Relaxed)
-            .max(self.done_bytes())
+        total_bytes.max(self.done_bytes())
     }
 
-    /// Says how many bytes of data there are.
+    /// Sets how many bytes there are in all.
     pub fn set_total(&self, bytes: u64) {
-        self.total_bytes.store(bytes, Ordering::Relaxed);
+        self.0.total_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Says how many bytes are done with.
+    /// Sets how many bytes are done.
     pub fn set_done(&self, bytes: u64) {
-        self.done_bytes.store(bytes, Ordering::Relaxed);
+        self.0.done_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Says how many more bytes are done with.
+    /// Counts further bytes as done.
     pub fn add_done(&self, bytes: u64) {
-        self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.0.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }

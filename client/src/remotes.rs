@@ -18,7 +18,7 @@ pub struct Remote {
     pub name: String,
     /// Where it is: `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`, as the daemon that copies reaches it.
     pub endpoint: String,
-    /// Whether plain HTTP will do even to another machine.
+    /// Whether plain HTTP is allowed even to another machine.
     pub allow_plaintext: bool,
     /// File at the daemon of the authorities (PEM) that its certificate is signed by. `None`: the daemon's own setting.
     pub tls_ca: Option<PathBuf>,
@@ -44,6 +44,12 @@ impl Remote {
 
 impl Client {
     /// Gives another daemon a name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if the name is taken,
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a name, endpoint or path that cannot be;
+    /// those of the connection.
     pub async fn add_remote(&self, remote: Remote) -> Result<Remote> {
         let what = format!("add remote {}", remote.name);
         let text = |path: PathBuf| {
@@ -69,7 +75,11 @@ impl Client {
         Ok(Remote::from_proto(added.into_inner()))
     }
 
-    /// The daemons that have names, by name.
+    /// Lists the daemons that have names, by name.
+    ///
+    /// # Errors
+    ///
+    /// Only those of the connection.
     pub async fn remotes(&self) -> Result<Vec<Remote>> {
         let answer = retry::idempotent(|| {
             let mut service = self.remote_service();
@@ -83,6 +93,11 @@ impl Client {
     }
 
     /// Forgets a daemon's name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) without such a name; those of the
+    /// connection.
     pub async fn remove_remote(&self, name: &str) -> Result<()> {
         let request = v1::RemoveRemoteRequest {
             name: name.to_owned(),

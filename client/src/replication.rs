@@ -1,5 +1,7 @@
-//! What a store fetches from another one: nodes of trees, and chunks as they are stored. All that is returned has been checked against
-//! the id that it was asked for by, except chunks, which still have to be unpacked for that.
+//! Nodes of trees and chunks, fetched by their ids: what copies, archives and reads are made of.
+//!
+//! Nodes have been checked against their ids when they are returned. Chunks come as they are stored;
+//! whoever unpacks them checks them.
 
 use std::collections::VecDeque;
 
@@ -16,47 +18,50 @@ use crate::{
     connect::Client,
     convert,
     error::{Error, ErrorKind, Result},
+    limits::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX},
     retry,
 };
-
-/// Nodes that are asked for at one time, at most.
-pub const FETCH_NODES_MAX: usize = 32;
-/// Chunks that are asked for at one time, at most.
-pub const FETCH_CHUNKS_MAX: usize = 4096;
 
 /// A leaf of another store.
 #[derive(Clone, Debug)]
 pub struct FetchedLeaf {
     /// The leaf.
     pub leaf: Leaf,
-    /// For each of its entries: what its chunk's payload takes as it is stored there, by the other side's word.
+    /// For each of its entries, by the other side's word: bytes of its chunk's payload as it is
+    /// stored there.
     pub payload_bytes: Vec<u32>,
 }
 
-/// Chunks of a leaf.
+/// Which chunks of a leaf are asked for.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct WantedChunks {
+pub struct ChunkRequest {
     /// The leaf.
     pub leaf: NodeId,
     /// Positions of entries, ascending, and the chunks that are there.
     pub entries: Vec<(u32, ChunkId)>,
 }
 
-/// A chunk as it came, with the id it was asked for by. Whether its bytes have that id is to be checked.
+/// A chunk as it came, with the id that it was asked for by. Its bytes have not been checked against
+/// that id.
 #[derive(Clone, Debug)]
 pub struct FetchedChunk {
     /// The id it was asked for by.
     pub id: ChunkId,
     /// How it is packed.
     pub codec: Codec,
-    /// Its plain length, by the other side's word.
+    /// Its plain length in bytes, by the other side's word.
     pub plain_bytes: u32,
     /// The packed bytes.
     pub payload: Bytes,
 }
 
 impl Client {
-    /// The root record of some content.
+    /// Fetches the root record of some content.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if the store does not have it, [`ErrorKind::Damaged`] if it is not what
+    /// its id says; those of the connection.
     pub async fn fetch_root(&self, id: RootId) -> Result<Root> {
         let what = format!("fetch root {id}");
         let nodes = self
@@ -69,7 +74,11 @@ impl Client {
         Root::decode(&encoded).map_err(|error| broken(&what, error))
     }
 
-    /// InnerNode nodes, in this order: at most [`FETCH_NODES_MAX`].
+    /// Fetches inner nodes, in this order: at most [`FETCH_NODES_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`fetch_root`](Self::fetch_root).
     pub async fn fetch_inners(&self, ids: &[NodeId]) -> Result<Vec<InnerNode>> {
         let what = fetching(ids, "inner nodes");
         let raw: Vec<_> = ids.iter().map(|id| *id.as_bytes()).collect();
@@ -83,7 +92,11 @@ impl Client {
         checked.collect()
     }
 
-    /// Leaves, in this order: at most [`FETCH_NODES_MAX`].
+    /// Fetches leaves, in this order: at most [`FETCH_NODES_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`fetch_root`](Self::fetch_root).
     pub async fn fetch_leaves(&self, ids: &[NodeId]) -> Result<Vec<FetchedLeaf>> {
         let what = fetching(ids, "leaves");
         let raw: Vec<_> = ids.iter().map(|id| *id.as_bytes()).collect();
@@ -137,7 +150,11 @@ impl Client {
     }
 
     /// Begins to fetch chunks as they are stored: at most [`FETCH_CHUNKS_MAX`].
-    pub async fn fetch_chunks(&self, wanted: &[WantedChunks]) -> Result<ChunkStream> {
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if the store does not have a leaf; those of the connection.
+    pub async fn fetch_chunks(&self, wanted: &[ChunkRequest]) -> Result<ChunkStream> {
         let ids = wanted
             .iter()
             .flat_map(|leaf| leaf.entries.iter().map(|(_, id)| *id));
@@ -172,7 +189,11 @@ pub struct ChunkStream {
 }
 
 impl ChunkStream {
-    /// The next ones, in the order in which they were asked for; `None` when all have come.
+    /// The next chunks, in the order in which they were asked for; `None` when all have come.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Damaged`] for other chunks than those that were asked for; those of the connection.
     pub async fn next(&mut self) -> Result<Option<Vec<FetchedChunk>>> {
         if self.expected.is_empty() {
             return Ok(None);

@@ -1,23 +1,18 @@
-//! The snapshots of a store: listing, looking at, tagging, deleting, comparing and verifying them.
+//! The snapshots of a store: listing, looking at, making, tagging and deleting them.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, time::SystemTime};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::Stream;
 use varve_content::tree::RootId;
 use varve_proto::v1;
 
 use crate::{
     connect::Client,
     convert::{self, system_time, timestamp},
-    error::{Error, ErrorKind, Result},
-    limits::{LIST_PAGE, SNAPSHOT_POLL},
-    pages,
-    progress::Progress,
-    retry,
+    error::{Error, Result},
+    limits::LIST_PAGE,
+    pages, retry,
 };
 
 /// An immutable, named state of a volume.
@@ -30,13 +25,14 @@ pub struct Snapshot {
     pub name: String,
     /// How far along it is.
     pub state: SnapshotState,
-    /// Size of the volume.
+    /// Size of the volume, in bytes.
     pub size_bytes: u64,
-    /// Bytes that are not holes.
+    /// Bytes of it that are not holes.
     pub data_bytes: u64,
-    /// Id of the whole content: equal for equal content of equal size. `None` unless it is completed.
+    /// Id of the whole content: equal for equal content of equal size. `None` unless it is
+    /// completed.
     pub root: Option<RootId>,
-    /// The instant whose content it has; of an upload, when it was committed.
+    /// The instant whose content it has. Of an upload: when it was committed.
     pub created_at: SystemTime,
     /// Keys and values.
     pub tags: BTreeMap<String, String>,
@@ -46,11 +42,12 @@ pub struct Snapshot {
     pub stored_bytes: u64,
     /// The volume it was made of; `None` for an upload.
     pub volume: Option<SnapshotVolume>,
-    /// Id of the volume's snapshot before, or of the one that the volume was made from, even if that is deleted by now.
+    /// Id of the volume's snapshot before, or of the one that the volume was made from. It may have
+    /// been deleted since.
     pub parent: Option<String>,
-    /// How far it has come, while it is pending.
+    /// How far it has come. `None` unless it is pending.
     pub progress: Option<SnapshotProgress>,
-    /// Why it failed, if it has; of one that is pending, why the last try could not complete it.
+    /// Why it failed. Of one that is pending: why the last try could not complete it.
     pub failure: Option<String>,
 }
 
@@ -68,7 +65,7 @@ pub struct SnapshotVolume {
 pub struct SnapshotProgress {
     /// Bytes of the volume that were changed and are in the store, in whole segments.
     pub done_bytes: u64,
-    /// Those that were changed in all; 0 until its turn has come.
+    /// Bytes of the volume that were changed in all; 0 until its turn has come.
     pub total_bytes: u64,
 }
 
@@ -78,11 +75,11 @@ pub struct SnapshotProgress {
 pub enum SnapshotState {
     /// All of its content is in the store.
     Completed,
-    /// Its content is promised, and on its way into the store.
+    /// Its content is durable in the volume's journal, and on its way into the store.
     Pending,
-    /// Its content did not get into the store.
+    /// Its content did not get into the store, and never will.
     Failed,
-    /// Something this version of the client does not know.
+    /// A state that this version of the client does not know.
     Unknown,
 }
 
@@ -107,66 +104,10 @@ pub struct SnapshotFilter {
     pub tags: BTreeMap<String, String>,
 }
 
-/// Bytes that differ between two snapshots.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct DiffExtent {
-    /// Where they begin.
-    pub offset_bytes: u64,
-    /// How many there are.
-    pub length_bytes: u64,
-    /// How they differ.
-    pub kind: DiffKind,
-}
-
-/// How bytes of two snapshots differ.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
-pub enum DiffKind {
-    /// Data in both, and different.
-    Changed,
-    /// A hole, or past the end, in the older; data in the newer.
-    Added,
-    /// Data in the older; a hole, or past the end, in the newer.
-    Removed,
-}
-
-impl DiffKind {
-    /// The kind as one lowercase word: stable, for programs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Changed => "changed",
-            Self::Added => "added",
-            Self::Removed => "removed",
-        }
-    }
-}
-
-/// How far the verification of a snapshot has come, and what it has found since the last message.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct VerifyProgress {
-    /// Chunks and nodes read and checked so far.
-    pub checked: u64,
-    /// Plain bytes of those chunks.
-    pub checked_bytes: u64,
-    /// Bytes there are to check.
-    pub total_bytes: u64,
-    /// What was found not to be as it must be.
-    pub violations: Vec<Violation>,
-    /// All is checked.
-    pub done: bool,
-}
-
-/// Something in the store that is not as it must be.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Violation {
-    /// In words, naming pack, offset and id.
-    pub message: String,
-    /// Offset in the snapshot where it is seen first.
-    pub offset_bytes: u64,
-}
-
 impl Client {
-    /// The snapshots that pass `filter`, by name. Pages are fetched as they are needed.
+    /// Lists the snapshots that pass `filter`, by name. Pages are fetched as they are needed.
+    ///
+    /// The stream ends with its first error: one of the connection.
     pub fn snapshots(
         &self,
         filter: SnapshotFilter,
@@ -199,7 +140,12 @@ impl Client {
         })
     }
 
-    /// The snapshot with this name or id.
+    /// Finds the snapshot with this name or id.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) without such a snapshot; those of the
+    /// connection.
     pub async fn snapshot(&self, snapshot: &str) -> Result<Snapshot> {
         let what = format!("get snapshot {snapshot}");
         let request = v1::GetSnapshotRequest {
@@ -214,7 +160,13 @@ impl Client {
         Snapshot::from_proto(&what, Some(found.into_inner()))
     }
 
-    /// Deletes the record of the snapshot with this name or id; gives what was deleted.
+    /// Deletes the record of the snapshot with this name or id, and returns it. Its chunks stay in
+    /// the store.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) without such a snapshot; those of the
+    /// connection.
     pub async fn delete_snapshot(&self, snapshot: &str) -> Result<Snapshot> {
         let what = format!("delete snapshot {snapshot}");
         let request = v1::DeleteSnapshotRequest {
@@ -228,10 +180,19 @@ impl Client {
         Snapshot::from_proto(&what, deleted.into_inner().deleted)
     }
 
-    /// Makes snapshots of what the volumes with these names or ids hold at one instant. They are pending when this returns: their content
-    /// is promised, and goes into the store in the background.
+    /// Makes snapshots of the volumes with these names or ids, all of one instant: they are
+    /// crash-consistent as a group. They are pending when this returns: their content is durable, and
+    /// goes into the store in the background; see [`wait_for_snapshots`](Self::wait_for_snapshots).
     ///
-    /// The snapshot of a single volume is called `name`. Of several, each one's is called that, a hyphen, and the volume's name.
+    /// The snapshot of a single volume is called `name`. Those of several volumes are called `name`,
+    /// a hyphen, and the volume's name.
+    ///
+    /// # Errors
+    ///
+    /// None of the snapshots is made then. [`ErrorKind::NotFound`](crate::ErrorKind::NotFound)
+    /// without one of the volumes, [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if a
+    /// name is taken; those of the connection. The call is not repeated, so after a lost connection
+    /// the snapshots may exist.
     pub async fn create_snapshots(
         &self,
         volumes: &[String],
@@ -256,57 +217,14 @@ impl Client {
             .collect()
     }
 
-    /// Waits until none of these snapshots, by name or id, is pending, and gives them as they are then. Passes a snapshot to `waits`
-    /// whenever the last try could not complete it, for a reason that was not told yet.
+    /// Sets tags of the snapshot with this name or id, and removes those with the keys in `remove`,
+    /// in one step. Returns the snapshot as it is then.
     ///
     /// # Errors
     ///
-    /// One of them has failed, or was deleted.
-    pub async fn completed_snapshots(
-        &self,
-        snapshots: &[String],
-        progress: &Progress,
-        mut waits: impl FnMut(&Snapshot),
-    ) -> Result<Vec<Snapshot>> {
-        let mut told = HashMap::new();
-        loop {
-            let mut found = Vec::with_capacity(snapshots.len());
-            for snapshot in snapshots {
-                found.push(self.snapshot(snapshot).await?);
-            }
-            for snapshot in &found {
-                if snapshot.state == SnapshotState::Failed {
-                    return Err(Error::new(
-                        ErrorKind::Conflict,
-                        format!("wait for snapshot {}", snapshot.name),
-                        format!(
-                            "it has failed: {}",
-                            snapshot.failure.as_deref().unwrap_or("nothing says why")
-                        ),
-                    ));
-                }
-            }
-            let pending = |snapshot: &&Snapshot| snapshot.state == SnapshotState::Pending;
-            if !found.iter().any(|snapshot| pending(&snapshot)) {
-                return Ok(found);
-            }
-            for snapshot in found.iter().filter(pending) {
-                if snapshot.failure.is_some() && told.get(&snapshot.id) != Some(&snapshot.failure) {
-                    waits(snapshot);
-                    told.insert(snapshot.id.clone(), snapshot.failure.clone());
-                }
-            }
-            let all = found.iter().filter_map(|snapshot| snapshot.progress);
-            let (done, total) = all.fold((0, 0), |(done, total), it| {
-                (done + it.done_bytes, total + it.total_bytes)
-            });
-            progress.set_total(total);
-            progress.set_done(done);
-            tokio::time::sleep(SNAPSHOT_POLL).await;
-        }
-    }
-
-    /// Sets tags of the snapshot with this name or id, and removes those with the keys in `remove`, in one step.
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) without such a snapshot,
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for tags that cannot be; those of the
+    /// connection.
     pub async fn tag_snapshot(
         &self,
         snapshot: &str,
@@ -327,61 +245,10 @@ impl Client {
         .map_err(|status| Error::rpc(&what, status))?;
         Snapshot::from_proto(&what, Some(tagged.into_inner()))
     }
-
-    /// Where two snapshots differ, in ascending order. They need not be related.
-    pub async fn diff_snapshots(
-        &self,
-        base: &str,
-        target: &str,
-    ) -> Result<impl Stream<Item = Result<DiffExtent>> + Send + use<>> {
-        let what = format!("compare snapshots {base} and {target}");
-        let request = v1::DiffSnapshotsRequest {
-            base: base.to_owned(),
-            target: target.to_owned(),
-        };
-        let answers = self
-            .snapshot_service()
-            .diff_snapshots(request)
-            .await
-            .map_err(|status| Error::rpc(&what, status))?;
-        Ok(answers.into_inner().flat_map(move |answer| {
-            let extents = match answer {
-                Ok(answer) => answer
-                    .extents
-                    .iter()
-                    .map(|extent| DiffExtent::from_proto(&what, extent))
-                    .collect(),
-                Err(status) => vec![Err(Error::rpc(&what, status))],
-            };
-            stream::iter(extents)
-        }))
-    }
-
-    /// Reads and checks everything the snapshot with this name or id is made of. Damage is no error of this call but
-    /// reported as violations.
-    pub async fn verify_snapshot(
-        &self,
-        snapshot: &str,
-    ) -> Result<impl Stream<Item = Result<VerifyProgress>> + Send + use<>> {
-        let what = format!("verify snapshot {snapshot}");
-        let request = v1::VerifySnapshotRequest {
-            snapshot: snapshot.to_owned(),
-        };
-        let answers = self
-            .snapshot_service()
-            .verify_snapshot(request)
-            .await
-            .map_err(|status| Error::rpc(&what, status))?;
-        Ok(answers.into_inner().map(move |answer| {
-            answer
-                .map(VerifyProgress::from_proto)
-                .map_err(|status| Error::rpc(&what, status))
-        }))
-    }
 }
 
 impl Snapshot {
-    /// As it is told to others.
+    /// The snapshot as a message.
     pub(crate) fn to_proto(&self) -> v1::Snapshot {
         let state = match self.state {
             SnapshotState::Completed => v1::SnapshotState::Completed,
@@ -461,46 +328,5 @@ impl Snapshot {
             }),
             failure: (!snapshot.failure.is_empty()).then_some(snapshot.failure),
         })
-    }
-}
-
-impl DiffExtent {
-    fn from_proto(what: &str, extent: &v1::DiffExtent) -> Result<Self> {
-        let kind = match extent.kind() {
-            v1::DiffKind::Changed => DiffKind::Changed,
-            v1::DiffKind::Added => DiffKind::Added,
-            v1::DiffKind::Removed => DiffKind::Removed,
-            v1::DiffKind::Unspecified => {
-                return Err(Error::protocol(
-                    what,
-                    format!("a difference of unknown kind {}", extent.kind),
-                ));
-            }
-        };
-        Ok(Self {
-            offset_bytes: extent.offset_bytes,
-            length_bytes: extent.length_bytes,
-            kind,
-        })
-    }
-}
-
-impl VerifyProgress {
-    fn from_proto(answer: v1::VerifySnapshotResponse) -> Self {
-        let violations = answer
-            .violations
-            .into_iter()
-            .map(|violation| Violation {
-                message: violation.message,
-                offset_bytes: violation.offset_bytes,
-            })
-            .collect();
-        Self {
-            checked: answer.checked,
-            checked_bytes: answer.checked_bytes,
-            total_bytes: answer.total_bytes,
-            violations,
-            done: answer.done,
-        }
     }
 }

@@ -17,9 +17,9 @@ use crate::{
 pub struct Status {
     /// Version of the daemon.
     pub version: String,
-    /// Made when the store was, and kept.
+    /// Id of the store, which never changes.
     pub store_id: String,
-    /// Version of what is on disk.
+    /// Version of the format on disk.
     pub format_version: u32,
     /// Version of the rule that cuts chunks.
     pub chunker_version: u32,
@@ -37,13 +37,13 @@ pub struct Status {
     pub chunks: u64,
     /// Plain bytes of all chunks.
     pub chunk_bytes: u64,
-    /// Bytes of all packs.
+    /// Bytes of all packs on disk.
     pub stored_bytes: u64,
     /// Number of packs.
     pub packs: u64,
     /// Uploads under way.
     pub uploads: u64,
-    /// NBD connections.
+    /// NBD connections that are open.
     pub nbd_connections: u64,
     /// How the daemon reads and writes: `io_uring` or `blocking`.
     pub io_engine: String,
@@ -58,7 +58,12 @@ pub struct Status {
 }
 
 impl Client {
-    /// What the daemon is and how it is doing.
+    /// Asks the daemon what it is and how it is doing.
+    ///
+    /// # Errors
+    ///
+    /// Only those of the connection: [`ErrorKind::Unreachable`](crate::ErrorKind::Unreachable),
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn status(&self) -> Result<Status> {
         let answer = retry::idempotent(|| {
             let mut service = self.status_service();

@@ -1,4 +1,4 @@
-//! The volumes of a store: making, listing, looking at, tagging, attaching, detaching and deleting them.
+//! The volumes of a store: making, listing, tagging, resizing, attaching, detaching and deleting them.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -23,11 +23,13 @@ pub struct Volume {
     pub id: String,
     /// Unique among the volumes of the store.
     pub name: String,
-    /// Its size, a multiple of 512.
+    /// Its size in bytes, a multiple of 512.
     pub size_bytes: u64,
-    /// Id of the content that it had when what was written to it was last put into the content tree; `None`: zeros.
+    /// Root of its content at its last checkpoint, when the journal was taken into the store. `None`:
+    /// zeros.
     pub base: Option<RootId>,
-    /// Id of the last snapshot of it that was completed, or of the one it was made from, even if that is deleted by now.
+    /// Id of its last snapshot that was completed, or of the one that it was made from. It may have
+    /// been deleted since.
     pub parent: Option<String>,
     /// When it was made.
     pub created_at: SystemTime,
@@ -37,27 +39,27 @@ pub struct Volume {
     pub attached_at: Option<SystemTime>,
     /// How often it was attached: the number of the current attachment while it is.
     pub attachments: u64,
-    /// What is known of it beside its record; only of a volume that was asked for by its name or id.
+    /// Its journal and pending snapshots. Only for a volume that was asked for by its name or id.
     pub status: Option<VolumeStatus>,
 }
 
-/// What is known of a volume beside its record.
+/// A volume's journal, and its pending snapshots.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct VolumeStatus {
     /// Bytes that its journal takes on disk.
     pub journal_bytes: u64,
-    /// Bytes that it may take.
+    /// Bytes that the journal may take on disk.
     pub journal_bytes_max: u64,
-    /// Bytes of memory that the map of its journal takes, about; 0 while it is not open.
+    /// Bytes of memory that the journal's map takes, about; 0 while the volume is not open.
     pub map_bytes: u64,
-    /// What its journal held when it was opened; `None` while it is not open.
+    /// What the journal held when the volume was opened; `None` while it is not open.
     pub found: Option<JournalFound>,
     /// Its snapshots that are pending, in the order of their instants.
     pub pending: Vec<Snapshot>,
 }
 
-/// What was found in a volume's journal.
+/// What a volume's journal held when the volume was opened.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct JournalFound {
@@ -67,31 +69,32 @@ pub struct JournalFound {
     pub blocks: u64,
     /// Files they were in.
     pub files: u64,
-    /// What could not be read at the end and was cut off: nobody was promised it.
+    /// Why the journal's end was cut off, if it was: a write that was never acknowledged.
     pub torn: Option<String>,
 }
 
-/// What is to become a clone.
+/// The settings of a clone to be made.
 #[derive(Clone, Debug, Default)]
 pub struct NewClone {
-    /// A snapshot or a volume: an id, a name that only one of them has, or a name behind `snapshot/` or `volume/`.
+    /// A snapshot or a volume: an id, a name that only one of them has, or a name after `snapshot/` or
+    /// `volume/`.
     pub source: String,
     /// The new volume's name.
     pub name: String,
-    /// Its size, a multiple of 512; `None`: the source's, rounded up to one.
+    /// Its size in bytes, a multiple of 512. `None`: the source's, rounded up to one.
     pub size_bytes: Option<u64>,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
 }
 
-/// What is to become a volume.
+/// The settings of a volume to be made.
 #[derive(Clone, Debug, Default)]
 pub struct NewVolume {
     /// Its name.
     pub name: String,
-    /// Its size, a multiple of 512; `None`: the snapshot's, rounded up to one.
+    /// Its size in bytes, a multiple of 512. `None`: the snapshot's, rounded up to one.
     pub size_bytes: Option<u64>,
-    /// Name or id of the snapshot whose content it begins with; `None`: zeros.
+    /// Name or id of the snapshot whose content it begins with. `None`: zeros.
     pub from_snapshot: Option<String>,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
@@ -118,6 +121,12 @@ pub struct Attachment {
 
 impl Client {
     /// Makes a volume, of zeros or with the content of a snapshot. Nothing is copied.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyExists`] if the name is taken, [`ErrorKind::NotFound`] without the snapshot,
+    /// [`ErrorKind::Conflict`] if it is not completed, [`ErrorKind::Invalid`] for a name, size or tag
+    /// that cannot be; those of the connection.
     pub async fn create_volume(&self, new: NewVolume) -> Result<Volume> {
         let what = format!("create volume {}", new.name);
         let request = v1::CreateVolumeRequest {
@@ -144,8 +153,12 @@ impl Client {
         Volume::from_proto(&what, Some(created.into_inner()))
     }
 
-    /// Makes a volume with what a snapshot holds, or what another volume holds now. Nothing is copied; what was written to the other volume
-    /// since it was last put into the content tree is put there first.
+    /// Makes a volume with the content that a snapshot has, or another volume has now. Nothing is
+    /// copied, but the journal of the other volume is taken into the store first.
+    ///
+    /// # Errors
+    ///
+    /// As for [`create_volume`](Self::create_volume).
     pub async fn clone_volume(&self, new: NewClone) -> Result<Volume> {
         let what = format!("clone {} as volume {}", new.source, new.name);
         let request = v1::CloneVolumeRequest {
@@ -162,7 +175,13 @@ impl Client {
         Volume::from_proto(&what, Some(made.into_inner()))
     }
 
-    /// Lets the volume with this name or id grow to a size, a multiple of 512. What it grows by reads as zeros.
+    /// Lets the volume with this name or id grow to `size_bytes`, a multiple of 512. The new end reads
+    /// as zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Invalid`] for a size that cannot be,
+    /// or is less than before; those of the connection.
     pub async fn resize_volume(&self, volume: &str, size_bytes: u64) -> Result<Volume> {
         let what = format!("resize volume {volume}");
         let request = v1::ResizeVolumeRequest {
@@ -178,7 +197,9 @@ impl Client {
         Volume::from_proto(&what, Some(resized.into_inner()))
     }
 
-    /// The volumes that pass `filter`, by name. Pages are fetched as they are needed.
+    /// Lists the volumes that pass `filter`, by name. Pages are fetched as they are needed.
+    ///
+    /// The stream ends with its first error: one of the connection.
     pub fn volumes(
         &self,
         filter: VolumeFilter,
@@ -211,7 +232,11 @@ impl Client {
         })
     }
 
-    /// The volume with this name or id.
+    /// Finds the volume with this name or id.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a volume; those of the connection.
     pub async fn volume(&self, volume: &str) -> Result<Volume> {
         let what = format!("get volume {volume}");
         let request = v1::GetVolumeRequest {
@@ -226,7 +251,13 @@ impl Client {
         Volume::from_proto(&what, Some(found.into_inner()))
     }
 
-    /// Sets tags of the volume with this name or id, and removes those with the keys in `remove`, in one step.
+    /// Sets tags of the volume with this name or id, and removes those with the keys in `remove`, in
+    /// one step. Returns the volume as it is then.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Invalid`] for tags that cannot be;
+    /// those of the connection.
     pub async fn tag_volume(
         &self,
         volume: &str,
@@ -248,7 +279,12 @@ impl Client {
         Volume::from_proto(&what, Some(tagged.into_inner()))
     }
 
-    /// Deletes the volume with this name or id, which must not be attached; gives what was deleted.
+    /// Deletes the volume with this name or id, and returns its record.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Conflict`] while it is attached;
+    /// those of the connection.
     pub async fn delete_volume(&self, volume: &str) -> Result<Volume> {
         let what = format!("delete volume {volume}");
         let request = v1::DeleteVolumeRequest {
@@ -262,8 +298,13 @@ impl Client {
         Volume::from_proto(&what, deleted.into_inner().deleted)
     }
 
-    /// Attaches the volume with this name or id, and tells where it is served. With `force` it is taken over
-    /// from whoever has it attached, who may have died without detaching it.
+    /// Attaches the volume with this name or id, and returns where it is served. With `force` it is
+    /// taken over from another host, which may have died without detaching it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Conflict`] if it is attached and not
+    /// forced; those of the connection.
     pub async fn attach_volume(&self, volume: &str, force: bool) -> Result<Attachment> {
         let what = format!("attach volume {volume}");
         let request = v1::AttachVolumeRequest {
@@ -283,7 +324,11 @@ impl Client {
         })
     }
 
-    /// Detaches the volume with this name or id. One that is not attached stays as it is.
+    /// Detaches the volume with this name or id. A volume that is not attached stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a volume; those of the connection.
     pub async fn detach_volume(&self, volume: &str) -> Result<Volume> {
         let what = format!("detach volume {volume}");
         let request = v1::DetachVolumeRequest {

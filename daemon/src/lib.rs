@@ -2,12 +2,12 @@
 //!
 //! - [`config`]: arguments, environment, file; [`limits`]: every bound.
 //! - [`server`]: starts everything, and stops it cleanly.
-//! - [`grpc`]: snapshots, content, status; [`nbd`]: snapshots as block devices, through
-//!   [`exports`].
-//! - [`sockets`]: listeners of both; [`net`]: who may connect; [`tasks`]: the only place that
-//!   starts tasks; `shares`: places and bytes that several share.
-//! - [`copies`]: snapshots from other daemons; [`tls`]: how these are asked.
-//! - [`telemetry`]: the log; [`memory`]: how much there is; [`descriptors`]: how many open files, and who gets them.
+//! - [`grpc`] and [`nbd`] with `exports`: what is spoken; both are faces of `service`.
+//! - `service`: what the daemon does, whatever is spoken; [`auth`]: who asks, and the one door.
+//! - `copies`: snapshots from other daemons.
+//! - [`net`]: sockets, and who may connect; [`resources`]: what there is only so much of;
+//!   [`tasks`]: the only place that starts tasks.
+//! - [`telemetry`]: the log; `error`: what kind of failure an error is.
 //!
 //! What must hold: nothing here decides what is durable or true, the store does. Everything a
 //! client can make the daemon hold or do at one time is bounded.
@@ -15,19 +15,17 @@
 // What is said goes through what can fail and escapes: `println` panics where nobody can be told.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
-mod code;
+pub mod auth;
 pub mod config;
-pub mod copies;
-pub mod descriptors;
-pub mod exports;
+mod copies;
+mod error;
+mod exports;
 pub mod grpc;
 pub mod limits;
-pub mod memory;
 pub mod nbd;
 pub mod net;
+pub mod resources;
 pub mod server;
-mod shares;
-pub mod sockets;
+mod service;
 pub mod tasks;
 pub mod telemetry;
-pub mod tls;

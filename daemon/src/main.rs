@@ -16,9 +16,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 use varve_daemon::{
     config::{self, Arguments, Config},
-    descriptors, limits,
+    limits,
+    net::sockets::Inherited,
+    resources::descriptors,
     server::{self, Addresses, Prepared, Server},
-    sockets::Inherited,
     telemetry::{self, Telemetry},
 };
 
@@ -45,8 +46,8 @@ struct Cli {
 enum Command {
     /// Makes index and catalog again, from the packs and the catalog log, and ends
     ///
-    /// The store must not be open. Ends with 0 if nothing is damaged, and with 6 if something is: it is listed, and everything else is in the
-    /// new index. With 1 or 2 it could not be done.
+    /// The store must not be open. Ends with 0 if nothing is damaged, and with 6 if something is:
+    /// it is listed, and everything else is in the new index. With 1 or 2 it could not be done.
     Rebuild,
 }
 
@@ -106,7 +107,8 @@ fn main() -> ExitCode {
             Some(Command::Rebuild) => rebuild(&config).await,
         }
     });
-    // The store is closed. What still reads settings from a file system that hangs, or writes to a pipe that is full, is not waited for.
+    // The store is closed. What still reads settings from a file system that hangs, or writes to a
+    // pipe that is full, is not waited for.
     runtime.shutdown_timeout(limits::RUNTIME_STOP_GRACE);
     code
 }
@@ -118,12 +120,14 @@ fn complain(error: impl Display, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Tells whoever has started this, all at once. If nobody listens it goes on.
+/// Prints a text for the person at the terminal, in one piece. If nobody reads it the daemon goes
+/// on.
 fn say(lines: impl Display) {
     let _ = stdout().write_all(format!("{lines}\n").as_bytes());
 }
 
-/// What to put into a shell so that `snapctl` and NBD clients find this daemon. What is for `snapctl` comes first.
+/// What to put into a shell so that `snapctl` and NBD clients find this daemon. What is for
+/// `snapctl` comes first.
 fn export_lines(addresses: &Addresses) -> String {
     let endpoint = format!("unix:{}", addresses.grpc_unix.display());
     let mut lines = export_line("VARVE_ENDPOINT", &endpoint);
@@ -194,7 +198,7 @@ async fn serve(
         }
     };
     let lines = export_lines(server.addresses());
-    // Whoever started this may not read it, and their pipe may be full.
+    // The parent process may not read it, and the pipe may be full.
     drop(tokio::task::spawn_blocking(move || say(lines)));
     let asked = loop {
         tokio::select! {
@@ -251,7 +255,7 @@ enum Asked {
     Reload,
 }
 
-/// The signals that a daemon is asked by.
+/// The signals that a daemon handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

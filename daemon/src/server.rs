@@ -1,16 +1,11 @@
 //! Starts everything, and stops it cleanly.
 //!
-//! The order at the start: the store first, for its lock keeps a second daemon away from the sockets; then all listeners;
-//! then the services. At the stop: say so, accept nothing more, let running requests finish for a while, drop uploads,
-//! close the store.
+//! The order at the start: the store first, for its lock keeps a second daemon away from the
+//! sockets; then all listeners; then the services. At the stop: say so, accept nothing more, let
+//! running requests finish for a while, drop uploads, close the store.
 
 use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    pin::pin,
-    sync::Arc,
-    time::SystemTime,
+    convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::SystemTime,
 };
 
 use futures::{Stream, StreamExt as _, future};
@@ -23,13 +18,18 @@ use varve_store::{Options, Store};
 use crate::{
     config::{Config, TlsConfig},
     copies::Copies,
-    descriptors::{self, Descriptors},
-    exports::{Attachments, StoreExports},
-    grpc::{self, Connection, Connections, Context, Facts, Health, RoutesError, Serving, Uploads},
+    exports::CallerExports,
+    grpc::{self, Connection, Connections, Health, RoutesError, Serving},
     limits, nbd,
-    sockets::{self, Inherited, SocketError, SocketFile},
+    net::{
+        places::Places,
+        sockets::{self, Inherited, SocketError, SocketFile},
+        tls::{self, ServerTls},
+        uri,
+    },
+    resources::descriptors::{self, Descriptors},
+    service::{Facts, Parts, Service, Uploads},
     tasks::{Task, Tasks},
-    tls::{self, ServerTls},
 };
 
 /// Why a daemon cannot start.
@@ -56,7 +56,8 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Whether another start with the same settings ends in the same way, for it was refused before the store was touched.
+    /// Whether another start with the same settings ends in the same way, for it was refused before
+    /// the store was touched.
     #[must_use]
     pub fn is_of_settings(&self) -> bool {
         match self {
@@ -67,7 +68,8 @@ impl StartError {
     }
 }
 
-/// What a configuration asks for, as far as it can be seen to be possible without opening the store.
+/// What a configuration asks for, as far as it can be seen to be possible without opening the
+/// store.
 #[derive(Debug)]
 pub struct Prepared {
     grpc_tls: Option<Arc<ServerTls>>,
@@ -157,7 +159,8 @@ impl Server {
         Self::start_with(config, Inherited::default()).await
     }
 
-    /// The same, with sockets that the service manager listens on in place of those that the configuration names.
+    /// The same, with sockets that the service manager listens on in place of those in the
+    /// configuration.
     ///
     /// # Errors
     ///
@@ -215,11 +218,11 @@ impl Server {
         let grpc_tcp = listen_tcp(inherited.grpc_tcp, config.grpc.tcp).await?;
         let nbd_tcp = listen_tcp(inherited.nbd_tcp, config.nbd.tcp).await?;
         let addresses = Addresses {
-            grpc_unix: absolute(&grpc_unix.path),
-            nbd_unix: absolute(&nbd_unix.path),
+            grpc_unix: uri::absolute(&grpc_unix.path),
+            nbd_unix: uri::absolute(&nbd_unix.path),
             grpc_tcp: grpc_tcp.as_ref().map(|(_, address)| *address),
             nbd_tcp: nbd_tcp.as_ref().map(|(_, address)| *address),
-            nbd_uris: nbd_uris(
+            nbd_uris: uri::of_servers(
                 &nbd_unix.path,
                 nbd_tcp.as_ref().map(|(_, address)| *address),
                 config.nbd.tls.is_some(),
@@ -245,23 +248,22 @@ impl Server {
             stop_timeout: limits::NBD_STOP_GRACE,
             ..nbd::ServerOptions::default()
         };
-        let attachments = Arc::new(Attachments::new(store.clone()));
-        let exports = StoreExports::new(store.clone(), Arc::clone(&attachments));
-        let nbd = nbd::Server::new(exports, nbd_options);
-        let routes = grpc::routes(&Context {
+        let nbd_places = Places::new(nbd_options.max_connections);
+        let service = Service::new(Parts {
             store: store.clone(),
             tasks: tasks.clone(),
+            copies: copies.clone(),
             uploads: Arc::clone(&uploads),
-            facts: Arc::new(Facts {
+            facts: Facts {
                 data_dir: config.data_dir.clone(),
                 started_at: SystemTime::now(),
                 nbd_uris: addresses.nbd_uris.clone(),
-                nbd: Arc::clone(&nbd),
-            }),
-            attachments,
-            copies: copies.clone(),
-            health: health.clone(),
-        })?;
+                nbd_places: Arc::clone(&nbd_places),
+            },
+        });
+        let routes = grpc::routes(&service, &health)?;
+        let exports = move |caller| CallerExports::new(service.clone(), caller);
+        let nbd = nbd::Server::with_places(exports, nbd_options, nbd_places);
         let serving = Serving::new(routes, tasks.clone());
         copies.resume().await?;
 
@@ -358,15 +360,15 @@ impl Server {
         &self.addresses
     }
 
-    /// Reads files of TLS again: clients who come from now on are served by them.
+    /// Reads files of TLS again: new clients are served by them.
     pub async fn reload(&self) {
         for (service, tls) in &self.tls {
             reload(service, tls, true).await;
         }
     }
 
-    /// Waits until a listener is served no more, which only a defect can bring about. A daemon that cannot be
-    /// reached had better end, for whoever watches it to see.
+    /// Waits until a listener is served no more, which only a defect can bring about. A daemon that
+    /// cannot be reached should end, for its service manager to see.
     pub async fn failed(&mut self) {
         let (outcome, position, _) = future::select_all(&mut self.services).await;
         // It must not be polled again.
@@ -434,8 +436,8 @@ async fn serve_grpc(
     while let Some(Some(Ok(connection))) = stop.run_until_cancelled(incoming.next()).await {
         let (serving, stop) = (serving.clone(), stop.clone());
         drop(tasks.spawn("gRPC connection", async move {
-            let (seat, is_local) = (Arc::clone(connection.seat()), connection.is_local());
-            serving.serve(connection, Some(seat), is_local, stop).await;
+            let (seat, peer) = (Arc::clone(connection.seat()), connection.peer());
+            serving.serve(connection, Some(seat), peer, stop).await;
         }));
     }
 }
@@ -482,34 +484,6 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     let _ = stop.run_until_cancelled(work).await;
 }
 
-/// A relative path would mean something else to the reader.
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-fn nbd_uris(unix: &Path, tcp: Option<SocketAddr>, has_tls: bool) -> Vec<String> {
-    let mut uris = vec![format!(
-        "nbd+unix:///?socket={}",
-        percent_encoded(&absolute(unix))
-    )];
-    let scheme = if has_tls { "nbds" } else { "nbd" };
-    uris.extend(tcp.map(|address| format!("{scheme}://{address}")));
-    uris
-}
-
-/// A path as part of a URI's query.
-fn percent_encoded(path: &Path) -> String {
-    let mut encoded = String::new();
-    for &byte in path.as_os_str().as_encoded_bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
-            encoded.push(byte.into());
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
@@ -522,27 +496,5 @@ mod tests {
         check_clock(epoch).unwrap();
         let error = check_clock(epoch - std::time::Duration::from_secs(1)).unwrap_err();
         assert!(matches!(error, StartError::Clock), "{error}");
-    }
-
-    #[test]
-    fn uris_are_what_nbd_tools_take() {
-        let uris = nbd_uris(
-            Path::new("/data dir/a+b/nbd.sock"),
-            Some("[::1]:10809".parse().unwrap()),
-            false,
-        );
-        assert_eq!(
-            uris,
-            [
-                "nbd+unix:///?socket=/data%20dir/a%2Bb/nbd.sock",
-                "nbd://[::1]:10809"
-            ]
-        );
-        let relative = nbd_uris(Path::new("x/nbd.sock"), None, false);
-        assert!(
-            relative[0].starts_with("nbd+unix:///?socket=/")
-                && relative[0].ends_with("/x/nbd.sock"),
-            "{relative:?}"
-        );
     }
 }

@@ -1,7 +1,7 @@
 //! The only place that starts tasks.
 //!
-//! What must hold: every task has a name, a panic in one is logged under that name and seen by who waits for its result,
-//! and no task outlives [`Tasks::stop`].
+//! What must hold: every task has a name, a panic is logged under that name and seen by the one who
+//! waits for the result, and no task outlives [`Tasks::stop`].
 
 use std::{
     any::Any,

@@ -1,6 +1,7 @@
 //! The gRPC protocol of Varve, generated from `varve/v1/*.proto`.
 //!
-//! The `.proto` files are the documentation; nothing is written by hand here but the module tree, and how servers decode.
+//! The `.proto` files are the documentation. Only the module tree and the servers' codec are
+//! written by hand.
 
 mod requests;
 

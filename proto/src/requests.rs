@@ -1,7 +1,7 @@
-//! How requests are decoded: what is no message is the fault of whoever sent it, and is told so.
+//! The servers' codec: a request that is not a valid message is answered with INVALID_ARGUMENT.
 //!
-//! The codec of tonic-prost tells everybody that it is an internal error. That is right for an answer, whose sender is
-//! the one that clients ask to have mended, and wrong for a request.
+//! The codec of tonic-prost returns INTERNAL for every message that cannot be decoded. That is
+//! right for an answer, which the daemon made, and wrong for a request, which the client made.
 
 use std::marker::PhantomData;
 

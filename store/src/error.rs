@@ -1,4 +1,4 @@
-//! What can go wrong in a store, by what the caller does about it.
+//! The errors of a store, by what their caller does about them.
 
 use std::{
     fmt, io,
@@ -8,7 +8,7 @@ use std::{
 use varve_content::{ChunkId, chunker::NotCanonical, tree::TreeError};
 
 use crate::{
-    format::PackId,
+    format::{PackId, pack::RecordKind},
     io::{MayBeShortage, RuntimeEnded, is_shortage},
 };
 
@@ -45,7 +45,8 @@ pub enum Error {
         name: String,
     },
 
-    /// The snapshot's content is not in the store. Wait until it is, or delete the snapshot if it has failed.
+    /// The snapshot's content is not in the store. Wait until it is, or delete the snapshot if it
+    /// has failed.
     #[error("snapshot {name:?} is {state}: {why}")]
     NotCompleted {
         /// Its name.
@@ -58,7 +59,8 @@ pub enum Error {
 
     /// Snapshots of the volume are pending, which stands in the way. Wait for them, or delete them.
     #[error(
-        "volume {name:?} has {count} pending snapshots: wait until they are completed, or delete them"
+        "volume {name:?} has {count} pending snapshots: wait until they are completed, or delete \
+        them"
     )]
     HasPending {
         /// Its name.
@@ -87,21 +89,45 @@ pub enum Error {
     #[error("tree node is invalid: {0}")]
     Tree(#[from] TreeError),
 
-    /// Bytes on disk are not what was written. Restore them from elsewhere; the rest of the store goes on.
+    /// Bytes on disk are not what was written. Restore them from elsewhere; the rest of the store
+    /// goes on.
     #[error("{0}")]
     Damaged(#[from] Damage),
 
     /// The disk is full. Free space and try again.
-    #[error("no space left on the file system of {}: {verb}", path.display())]
+    #[error("cannot {verb} {}: no space left on its file system", path.display())]
     Full {
-        /// What was being done.
+        /// What was being done with the file: "write".
         verb: &'static str,
-        /// The file.
+        /// The file or directory.
         path: PathBuf,
     },
 
-    /// A volume's journal takes no more, whatever the disk's free space. Wait until more of it is in the store, or give
-    /// journals a higher limit.
+    /// The disk has no more space than the index and the catalog log need to go on, so chunks are
+    /// refused. Free space and try again.
+    #[error(
+        "cannot write chunks: no space left on the file system of {} but the {} MiB that are kept \
+        for the index",
+        path.display(),
+        kept_bytes >> 20
+    )]
+    Reserved {
+        /// The data directory.
+        path: PathBuf,
+        /// Bytes that are kept.
+        kept_bytes: u64,
+    },
+
+    /// The disk was full, and records that were not durable yet were dropped. Free space, and send
+    /// them again.
+    #[error(
+        "the disk was full, and what was sent before and not yet durable was dropped: free space \
+        and upload again"
+    )]
+    Dropped,
+
+    /// A volume's journal takes no more, whatever the disk's free space. Wait until more of it is
+    /// in the store, or give journals a higher limit.
     #[error("the journal in {} has grown to its limit of {limit}", path.display())]
     JournalFull {
         /// The journal's directory.
@@ -110,7 +136,8 @@ pub enum Error {
         limit: JournalLimit,
     },
 
-    /// A write or sync failed before, and what is on disk is uncertain: no further writes until a restart.
+    /// A write or sync failed before, and what is on disk is uncertain: no further writes until a
+    /// restart.
     #[error("the store has stopped writing: {reason}; reads go on, restart to recover")]
     Poisoned {
         /// The first failure.
@@ -143,10 +170,11 @@ pub enum Error {
         why: String,
     },
 
-    /// The system was short of something: file descriptors, memory. Nothing was done; try again later.
+    /// The system was short of something: file descriptors, memory. Nothing was done; try again
+    /// later.
     #[error("cannot {verb} {} for now: {source}", path.display())]
     Shortage {
-        /// What was being done.
+        /// What was being done with the file.
         verb: &'static str,
         /// The file or directory.
         path: PathBuf,
@@ -154,13 +182,22 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// The operating system refused.
+    /// The operating system refused what was asked of a file.
     #[error("cannot {verb} {}: {source}", path.display())]
     Io {
-        /// What was being done.
+        /// What was being done with the file.
         verb: &'static str,
         /// The file or directory.
         path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+
+    /// The operating system refused something that is no file: threads, random numbers.
+    #[error("cannot {verb}: {source}")]
+    System {
+        /// What was being done: "start a thread".
+        verb: &'static str,
         /// Why.
         source: io::Error,
     },
@@ -173,6 +210,10 @@ pub enum Error {
         /// What RocksDB says.
         message: String,
     },
+
+    /// The store contradicts itself, which is a mistake of the program. Report it.
+    #[error("internal mistake of the store: {0}")]
+    Internal(String),
 
     /// The store is closing.
     #[error("the store is closing")]
@@ -215,9 +256,14 @@ impl MayBeShortage for Error {
 }
 
 impl Error {
-    /// Whether there is no room, on the disk or in a journal: room may come free.
-    pub(crate) fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::JournalFull { .. })
+    /// Whether there is no room, on the disk or in a journal: somebody has to free space, or room
+    /// comes free by itself.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(
+            self,
+            Self::Full { .. } | Self::Reserved { .. } | Self::Dropped | Self::JournalFull { .. }
+        )
     }
 
     /// An error of the operating system, told apart where the caller acts differently.
@@ -246,12 +292,59 @@ impl Error {
 pub struct Damage {
     /// Where.
     pub place: Place,
-    /// The chunk, node or record that should be there (as text: several kinds of id).
-    pub what: String,
+    /// What should be there.
+    pub what: Subject,
     /// What is wrong: expected and found.
     pub problem: String,
     /// Names of the snapshots that need it, as far as known.
     pub snapshots: Vec<String>,
+}
+
+/// What should be in a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// A chunk or a tree node.
+    Record {
+        /// Which of them.
+        kind: RecordKind,
+        /// Its id.
+        id: [u8; 32],
+    },
+    /// Anything else, in words: "a root of 4096 bytes".
+    Other(String),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Record { kind, id } => {
+                write!(f, "{kind} ")?;
+                id.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+            Self::Other(words) => f.write_str(words),
+        }
+    }
+}
+
+impl From<ChunkId> for Subject {
+    fn from(id: ChunkId) -> Self {
+        Self::Record {
+            kind: RecordKind::Chunk,
+            id: *id.as_bytes(),
+        }
+    }
+}
+
+impl From<String> for Subject {
+    fn from(words: String) -> Self {
+        Self::Other(words)
+    }
+}
+
+impl From<&str> for Subject {
+    fn from(words: &str) -> Self {
+        Self::Other(words.to_owned())
+    }
 }
 
 /// A place on disk.
@@ -309,12 +402,12 @@ impl Damage {
     pub(crate) fn in_pack(
         pack: PackId,
         offset_bytes: u64,
-        what: impl fmt::Display,
+        what: impl Into<Subject>,
         problem: impl fmt::Display,
     ) -> Self {
         Self {
             place: Place::Pack { pack, offset_bytes },
-            what: what.to_string(),
+            what: what.into(),
             problem: problem.to_string(),
             snapshots: Vec::new(),
         }
@@ -332,17 +425,17 @@ impl Damage {
                 path: path.to_owned(),
                 offset_bytes,
             },
-            what: what.to_string(),
+            what: Subject::Other(what.to_string()),
             problem: problem.to_string(),
             snapshots: Vec::new(),
         }
     }
 
     /// Something the index does not have.
-    pub(crate) fn missing(what: impl fmt::Display) -> Self {
+    pub(crate) fn missing(what: impl Into<Subject>) -> Self {
         Self {
             place: Place::Missing,
-            what: what.to_string(),
+            what: what.into(),
             problem: "no pack holds it".to_owned(),
             snapshots: Vec::new(),
         }
@@ -352,7 +445,7 @@ impl Damage {
     pub(crate) fn in_tree(what: impl fmt::Display, problem: impl fmt::Display) -> Self {
         Self {
             place: Place::Tree,
-            what: what.to_string(),
+            what: Subject::Other(what.to_string()),
             problem: problem.to_string(),
             snapshots: Vec::new(),
         }

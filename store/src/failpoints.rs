@@ -1,7 +1,8 @@
 //! The catalogue of crash points: places where a process may die, and what must hold after.
 //!
-//! A test arms one by the environment of the daemon (`VARVE_FAILPOINT=name` or `name:N` for the Nth time it is
-//! reached) and the process ends there as if it were killed. Not armed, a point costs one relaxed load.
+//! A test arms one by the environment of the daemon (`VARVE_FAILPOINT=name` or `name:N` for the Nth
+//! time it is reached) and the process ends there as if it were killed. Not armed, a point costs
+//! one relaxed load.
 
 use std::{
     env,
@@ -38,31 +39,37 @@ macro_rules! failpoints {
 }
 
 failpoints! {
-    /// Chunks are in a pack's buffers, perhaps on disk, not synced and not indexed. After: no trace in the
-    /// index but what recovery finds whole in the pack; no snapshot.
+    /// Chunks are in a pack's buffers, perhaps on disk, not synced and not indexed. After: no trace
+    /// in the index but what recovery finds whole in the pack; no snapshot.
     ChunksAppended = "chunks-appended",
-    /// Packs are synced, the index does not know. After: recovery indexes the records behind the last known
-    /// position, so that an import that runs again need not send them; no snapshot.
+    /// Packs are synced, the index does not know. After: recovery indexes the records behind the
+    /// last known position, so that an import that runs again need not send them; no snapshot.
     PacksSynced = "packs-synced",
-    /// The index knows the synced chunks. After: an import that runs again sends none of them; no snapshot.
+    /// The index knows the synced chunks. After: an import that runs again sends none of them; no
+    /// snapshot.
     GroupIndexed = "group-indexed",
-    /// All of a snapshot's content is durable and indexed, the catalog log has no record. After: no snapshot.
+    /// All of a snapshot's content is durable and indexed, the catalog log has no record. After: no
+    /// snapshot.
     BeforeCatalogLog = "before-catalog-log",
-    /// The record is written to the catalog log and not synced. After: the snapshot is whole, or not there.
+    /// The record is written to the catalog log and not synced. After: the snapshot is whole, or
+    /// not there.
     CatalogLogWritten = "catalog-log-written",
-    /// The record is durable in the catalog log, RocksDB does not have it, nobody was told. After: recovery
-    /// brings it in, and the snapshot is whole.
+    /// The record is durable in the catalog log, RocksDB does not have it, nobody was told. After:
+    /// recovery brings it in, and the snapshot is whole.
     CatalogLogSynced = "catalog-log-synced",
     /// RocksDB has the record too, nobody was told. After: the snapshot is whole.
     CatalogApplied = "catalog-applied",
-    /// A batch of a volume's journal is in the kernel, its writers were not told. After: each of its blocks is as it was, or
-    /// as it was to be.
+    /// A batch of a volume's journal is in the kernel, its writers were not told. After: each of
+    /// its blocks is as it was, or as it was to be.
     JournalWritten = "journal-written",
-    /// The epochs of all volumes of an instant have ended, nothing else has happened. After: no snapshot.
+    /// The epochs of all volumes of an instant have ended, nothing else has happened. After: no
+    /// snapshot.
     EpochsEnded = "epochs-ended",
-    /// What volumes held at an instant is durable in their journals, the catalog does not know. After: no snapshot.
+    /// What volumes held at an instant is durable in their journals, the catalog does not know.
+    /// After: no snapshot.
     InstantDurable = "instant-durable",
-    /// A volume's journal was synced, whoever asked for it was not told. After: all that was written before is there.
+    /// A volume's journal was synced, whoever asked for it was not told. After: all that was
+    /// written before is there.
     JournalSynced = "journal-synced",
 }
 

@@ -1,21 +1,24 @@
 //! A deduplicating store of block volume snapshots.
 //!
-//! Content is cut into chunks ([`varve_content`]), each kept once in an append-only pack file under the BLAKE3
-//! hash of its bytes, and a snapshot is the root of a Merkle tree over them. The store knows nothing of
-//! gRPC, NBD or accounts.
+//! Content is cut into chunks ([`varve_content`]), each kept once in an append-only pack file under
+//! the BLAKE3 hash of its bytes, and a snapshot is the root of a Merkle tree over them. The store
+//! knows nothing of gRPC, NBD or accounts.
 //!
 //! What must hold, whatever happens:
 //!
 //! - A snapshot is seen only after every byte of it is durable (`engine/commit.rs`).
-//! - Bytes that were not checked against their id do not leave the store as content ([`VerifiedChunk`]).
-//! - The packs and the catalog log are the truth: index and catalog can be made again from them ([`rebuild`]).
+//! - Bytes that were not checked against their id do not leave the store as content
+//!   ([`VerifiedChunk`]).
+//! - The packs and the catalog log are the truth: index and catalog can be made again from them
+//!   ([`rebuild`]).
 //! - After a failed write or sync nothing more is written.
 //! - Memory, queues and concurrency are bounded ([`limits`]).
 //! - Any future may be dropped at any point, and nothing that was promised is lost with it.
 //!
-//! Futures that write must be polled within a tokio runtime: they spawn tasks for what must not stop half-way.
+//! Futures that write must be polled within a tokio runtime: they spawn tasks for what must not
+//! stop half-way.
 
-// What is said goes through what can fail and escapes: `println` panics where nobody can be told.
+// Output goes through writers that report errors and escape: `println` panics instead.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod error;
@@ -37,23 +40,21 @@ mod tests;
 mod verify;
 mod volume;
 
-pub use engine::{ListQuery, Options, StoredChunk, VerifiedChunk};
-pub use error::{Damage, Error, JournalLimit, Place, Result};
+pub use engine::{ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
+pub use error::{Damage, Error, JournalLimit, Place, Result, Subject};
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
     CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot, RemoteRecord, SnapshotContent,
     SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord, now_ns,
 };
 pub use read::{
-    ChangeExtent, ContentReader, Extent, Piece, ReadAhead, Segment, SegmentStream, SnapshotReader,
+    ChangeExtent, ContentReader, DiffExtent, Extent, Piece, ReadAhead, Segment, SegmentStream,
+    SnapshotDiff, SnapshotReader,
 };
 pub use recovery::{RebuildReport, RecoveryReport, StrandedJournal, rebuild};
-pub use store::{
-    DiffExtent, ExportedNode, SnapshotDiff, Store, StoreStatus, check_snapshot_name,
-    check_snapshot_tags,
-};
+pub use store::{ExportedNode, Store, StoreStatus, check_snapshot_name, check_snapshot_tags};
 pub use varve_content::tree::DiffKind;
-pub use verify::{SnapshotVerify, VerifyProgress, Violation};
+pub use verify::{SnapshotVerify, VerifyProgress, Violation, ViolationKind};
 pub use volume::{
     JournalReport, NewClone, NewSnapshots, NewVolume, SnapshotProgress, Volume, VolumeStatus,
 };

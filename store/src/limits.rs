@@ -40,10 +40,12 @@ pub const INGEST_PLAIN_BYTES: usize = 32 << 20;
 pub const UPLOADS_MAX: usize = 64;
 /// Other daemons that have names.
 pub const REMOTES_MAX: usize = 256;
-/// Chunks are indexed in groups this large, of packed bytes: what a crash makes an interrupted upload send again.
+/// Chunks are indexed in groups this large, of packed bytes: what a crash makes an interrupted
+/// upload send again.
 pub const INDEX_GROUP_BYTES: u64 = 32 << 20;
-/// And no larger than this, in chunks and tree nodes: what is kept in mind of each takes some 300 bytes, and one may pack to fewer.
-/// Of chunks of the usual 14 KiB a group has 2400. While one is being indexed the next may grow as large; then senders wait.
+/// And no larger than this, in chunks and tree nodes: what is kept in mind of each takes some 300
+/// bytes, and one may pack to fewer. Of chunks of the usual 14 KiB a group has 2400. While one is
+/// being indexed the next may grow as large; then senders wait.
 pub const INDEX_GROUP_RECORDS: usize = 1 << 13;
 
 /// One write to a pack.
@@ -52,42 +54,49 @@ pub const PACK_BUFFER_BYTES: usize = 1 << 20;
 pub const PACK_BUFFERS: usize = 16;
 /// A pack is sealed when it has grown to this.
 pub const PACK_BYTES_MAX: u64 = 256 << 20;
-/// At a clean stop one that has grown to this part of that is, too: what is not sealed is scanned at the start, and 64 MiB are in a
-/// fraction of a second.
+/// At a clean stop one that has grown to this part of that is, too: what is not sealed is scanned
+/// at the start, and 64 MiB are in a fraction of a second.
 pub const PACK_CLOSED_PART: u64 = 4;
 /// Pack files kept open for reads.
 pub const PACKS_OPEN_MAX: usize = 256;
-/// Pack files kept open for reads past the page cache, by whoever verifies: it goes from pack to pack.
+/// Pack files kept open for reads past the page cache, by whoever verifies: it goes from pack to
+/// pack.
 pub const PACKS_OPEN_DIRECT_MAX: usize = 16;
 
-/// Descriptors of journal files of all volumes: two of the file that is added to, which is written past the page cache and through it, and
-/// one of each other. Those used longest ago are closed for others.
+/// Descriptors of journal files of all volumes: two of the file that is added to, which is written
+/// past the page cache and through it, and one of each other. Those used longest ago are closed for
+/// others.
 #[expect(clippy::cast_possible_truncation, reason = "9216")]
 pub const JOURNAL_FILES_OPEN_MAX: usize = journal_descriptors(VOLUMES_MAX) as usize;
-/// The same for so many volumes: what none of them has to wait for, and a thousand files that are read or not durable yet.
+/// The same for so many volumes: what none of them has to wait for, and a thousand files that are
+/// read or not durable yet.
 #[must_use]
 pub const fn journal_descriptors(volumes: u64) -> u64 {
     2 * volumes + 1024
 }
-/// Files of one journal that are not durable, and so stay open, before they are made so without being asked.
+/// Files of one journal that are not durable, and so stay open, before they are made so without
+/// being asked.
 pub const JOURNAL_FILES_UNSYNCED: usize = 4;
 /// RocksDB's open tables.
 pub const ROCKS_FILES_OPEN_MAX: u64 = 128;
-/// Descriptors that a store needs beside journals and packs that are read: packs that are verified, past the page cache; RocksDB: its tables, and 64 for logs, manifest and what a
-/// compaction reads and writes. 64 for packs being written, the catalog log, the ring, directories being synced, files that
-/// are being read and were closed for others, locks.
+/// Descriptors that a store needs beside journals and packs that are read: packs that are verified,
+/// past the page cache; RocksDB: its tables, and 64 for logs, manifest and what a compaction reads
+/// and writes. 64 for packs being written, the catalog log, the ring, directories being synced,
+/// files that are being read and were closed for others, locks.
 pub const STORE_DESCRIPTORS: u64 = PACKS_OPEN_DIRECT_MAX as u64 + ROCKS_FILES_OPEN_MAX + 64 + 64;
 
 /// Bytes of reads from packs under way at one time.
 pub const READ_BYTES_IN_FLIGHT: usize = 32 << 20;
 /// The largest single read from a pack: neighbouring records are read together up to this.
 pub const READ_SPAN_BYTES: usize = 1 << 20;
-/// Plain bytes that one worker unpacks of such a read before the next may begin: little enough that all have something to do.
+/// Plain bytes that one worker unpacks of such a read before the next may begin: little enough that
+/// all have something to do.
 pub const DECODE_JOB_BYTES: usize = 128 << 10;
-/// What is brought ahead of a reader that goes from front to back: at first, and at most. The pieces that are read at a time share
-/// [`READ_BYTES_IN_FLIGHT`].
+/// What is brought ahead of a reader that goes from front to back: at first, and at most. The
+/// pieces that are read at a time share [`READ_BYTES_IN_FLIGHT`].
 pub const READ_AHEAD_BYTES_MIN: u64 = 512 << 10;
-/// See [`READ_AHEAD_BYTES_MIN`]. As many as [`READ_AHEADS_MAX`] readers have that much brought at a time; others read without.
+/// See [`READ_AHEAD_BYTES_MIN`]. As many as [`READ_AHEADS_MAX`] readers have that much brought at a
+/// time; others read without.
 pub const READ_AHEAD_BYTES_MAX: u64 = 8 << 20;
 /// Readers that something is brought for at a time, of all that there are.
 pub const READ_AHEADS_MAX: usize = 4;
@@ -99,7 +108,8 @@ pub const ROCKS_CACHE_BYTES: usize = 32 << 20;
 /// RocksDB's write buffers, all together.
 pub const ROCKS_WRITE_BUFFER_BYTES: usize = 32 << 20;
 
-/// Pauses between tries to read the index where the system is short of something, a second and a half in all.
+/// Pauses between tries to read the index where the system is short of something, a second and a
+/// half in all.
 pub const INDEX_READ_PAUSES: [Duration; 5] = [
     Duration::from_millis(10),
     Duration::from_millis(100),
@@ -110,24 +120,27 @@ pub const INDEX_READ_PAUSES: [Duration; 5] = [
 
 /// Jobs that may wait for the store's threads, of each class.
 pub const WORKER_QUEUE: usize = 256;
-/// Threads of those that hold a lock of the commit path: there are two such locks, so that neither waits for the other.
+/// Threads of those that hold a lock of the commit path: there are two such locks, so that neither
+/// waits for the other.
 pub const COMMIT_THREADS: usize = 2;
 
 /// Requests that may wait for the disk at one time.
 pub const DISK_QUEUE_DEPTH: u32 = 128;
 /// Threads that sync files, beside io_uring.
 pub const DISK_SYNC_THREADS: usize = 4;
-/// Threads that read and write where io_uring is refused: a disk takes that many requests at a time.
+/// Threads that read and write where io_uring is refused: a disk takes that many requests at a
+/// time.
 pub const DISK_THREADS: usize = 16;
 
-/// Pauses before what the system was short of something for (descriptors, memory) is tried again: the first, each one after
-/// twice as long, and the longest.
+/// Pauses before what the system was short of something for (descriptors, memory) is tried again:
+/// the first, each one after twice as long, and the longest.
 pub const SHORTAGE_PAUSES: (Duration, Duration) =
     (Duration::from_millis(10), Duration::from_secs(1));
 /// How often the log says that a shortage still lasts.
 pub const SHORTAGE_LOG_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The largest volume: what the leaves of one upload may take in memory stays under [`UPLOAD_LEAVES_MAX`].
+/// The largest volume: what the leaves of one upload may take in memory stays under
+/// [`UPLOAD_LEAVES_MAX`].
 pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
 /// Leaves that open uploads may have put and not committed, all together; 36 bytes each.
 pub const UPLOAD_LEAVES_MAX: usize = 2 << 20;
@@ -137,8 +150,8 @@ pub const JOURNAL_BYTES_MAX: u64 = 8 << 30;
 pub const JOURNAL_BYTES_LEAST: u64 = 16 << 20;
 /// See [`JOURNAL_BYTES_LEAST`].
 pub const JOURNAL_BYTES_LIMIT: u64 = 256 << 30;
-/// A journal takes space in steps of a file, which is as long as all before it, from the first of these up to a 128th of the journal's
-/// limit or the second.
+/// A journal takes space in steps of a file, which is as long as all before it, from the first of
+/// these up to a 128th of the journal's limit or the second.
 pub const JOURNAL_FILE_BYTES_MIN: u64 = 4 << 20;
 /// See [`JOURNAL_FILE_BYTES_MIN`].
 pub const JOURNAL_FILE_BYTES_MAX: u64 = 64 << 20;
@@ -150,16 +163,20 @@ pub const SPARE_PART_OF_FREE: u64 = 16;
 pub const SPARE_BYTES_MAX: u64 = 4 << 30;
 /// A batch of a journal: 2 MiB of data, and what describes them.
 pub const BATCH_BYTES_MAX: u64 = (2 << 20) + 4096;
-/// Bytes of batches of all volumes that are on their way to the disk, of which there is a copy then. What waits for its turn, or for
-/// room in a journal, takes nothing of this, or a few volumes whose journals are full would stop all others.
+/// Bytes of batches of all volumes that are on their way to the disk, of which there is a copy
+/// then. What waits for its turn, or for room in a journal, takes nothing of this, or a few volumes
+/// whose journals are full would stop all others.
 pub const JOURNAL_QUEUE_BYTES: usize = 16 << 20;
-/// Bytes of changes of one volume that wait or are on their way. Their writers have the memory, and bound it over all volumes.
+/// Bytes of changes of one volume that wait or are on their way. Their writers have the memory, and
+/// bound it over all volumes.
 pub const VOLUME_QUEUE_BYTES: usize = JOURNAL_QUEUE_BYTES / 2;
 /// What a change without data counts in that queue.
 pub const JOURNAL_CHANGE_BYTES: u32 = 4096;
-/// A batch of a journal that is copied to the page cache on the spot, at most; what is larger goes past it.
+/// A batch of a journal that is copied to the page cache on the spot, at most; what is larger goes
+/// past it.
 pub const JOURNAL_COPY_BYTES: u64 = 256 << 10;
-/// What a volume may have in the page cache that is not durable: from half of that on it is made so without being asked.
+/// What a volume may have in the page cache that is not durable: from half of that on it is made so
+/// without being asked.
 pub const JOURNAL_COPIED_BYTES_MAX: u64 = 16 << 20;
 /// What is brought into the page cache around a block of a journal that is read.
 pub const JOURNAL_READ_AROUND_BYTES: u64 = 64 << 10;
@@ -167,23 +184,26 @@ pub const JOURNAL_READ_AROUND_BYTES: u64 = 64 << 10;
 pub const JOURNAL_SCAN_WINDOW_BYTES: usize = 512 << 10;
 /// so many of which are under way, beside those that the batch is in that is looked at.
 pub const JOURNAL_SCAN_READS: usize = 6;
-/// Journals that are read at a time, however many volumes are opened at once: the disk has enough to do with one, and a second lets a short
-/// one pass.
+/// Journals that are read at a time, however many volumes are opened at once: the disk has enough
+/// to do with one, and a second lets a short one pass.
 pub const JOURNAL_SCANS: usize = 2;
-/// Data of this size that is aligned is written to journals from where it is; smaller is copied first, which costs less than
-/// the kernel asks for each place.
+/// Data of this size that is aligned is written to journals from where it is; smaller is copied
+/// first, which costs less than the kernel asks for each place.
 pub const JOURNAL_LARGE_BYTES: usize = 32 << 10;
 /// Batches of one volume that are on their way to the disk, of 2 MiB at most.
 pub const JOURNAL_WRITES_IN_FLIGHT: usize = 4;
-/// What has to wait for another batch to be begun before the last one is done: less waits for more to come.
+/// What has to wait for another batch to be begun before the last one is done: less waits for more
+/// to come.
 pub const JOURNAL_WAITING_BYTES: usize = 512 << 10;
 
 /// A journal that nobody has added to for so long is taken into the store,
 pub const JOURNAL_IDLE: Duration = Duration::from_secs(30);
-/// while its volume is open only if it takes so much, which is what can be read in a fraction of a second.
+/// while its volume is open only if it takes so much, which is what can be read in a fraction of a
+/// second.
 pub const JOURNAL_IDLE_BYTES: u64 = 64 << 20;
 
-/// Writers are slowed from this fill of a journal on, in parts of a thousand of its limit, while it is being taken into the store.
+/// Writers are slowed from this fill of a journal on, in parts of a thousand of its limit, while it
+/// is being taken into the store.
 pub const THROTTLE_FROM_PERMILLE: u64 = 750;
 /// To how much: of a journal that is full, and of one at the fill above.
 pub const THROTTLE_BYTES_PER_SECOND: (u64, u64) = (16 << 20, 1 << 30);
@@ -192,22 +212,24 @@ pub const THROTTLE_BYTES_PER_SECOND: (u64, u64) = (16 << 20, 1 << 30);
 pub const CHECKPOINT_SEGMENTS_IN_FLIGHT: usize = 2;
 /// Volumes that are taken into the store side by side; others wait for their turn.
 pub const CHECKPOINTS_MAX: usize = 32;
-/// Inner nodes that each of them has made and not stored yet. Beside these it holds one node of the old tree and one of the new for
-/// each of three levels.
+/// Inner nodes that each of them has made and not stored yet. Beside these it holds one node of the
+/// old tree and one of the new for each of three levels.
 pub const CHECKPOINT_NODES_MAX: usize = 16;
 
-/// Damaged records of a pack that are kept in mind one by one; with more of them all of it counts as lost, and what is whole may be stored twice.
+/// Damaged records of a pack that are kept in mind one by one; with more of them all of it counts
+/// as lost, and what is whole may be stored twice.
 pub const LOST_RECORDS_MAX: usize = 1024;
 
-/// What the maps of all volumes' journals take in memory, which say where each block is that was written since the last snapshot: some 10 bytes for
-/// a block by itself, 4 where changes are dense, and next to nothing for what is written in order. From three quarters of it on, journals are
+/// What the maps of all volumes' journals take in memory, which say where each block is that was
+/// written since the last snapshot: some 10 bytes for a block by itself, 4 where changes are dense,
+/// and next to nothing for what is written in order. From three quarters of it on, journals are
 /// taken into the store for that.
 pub const MAPS_BYTES_MAX: u64 = 256 << 20;
 /// What a volume's may take even then: its own journal is taken into the store before it has more.
 pub const MAP_BYTES_LEAST: u64 = 16 << 10;
 
-/// Space on the file system that is left to the index and the catalog log: chunks are refused below this. What was accepted
-/// before, and is on its way to disk, still takes from it.
+/// Space on the file system that is left to the index and the catalog log: chunks are refused below
+/// this. What was accepted before, and is on its way to disk, still takes from it.
 pub const FREE_BYTES_MIN: u64 = 64 << 20;
 
 /// What the first journal file behind a snapshot leaves, which is then a small one.
@@ -216,7 +238,8 @@ pub const EPOCH_FREE_BYTES_MIN: u64 = FREE_BYTES_MIN / 4;
 /// Volumes of a store: each attached one has a journal of its own, open files and memory.
 pub const VOLUMES_MAX: u64 = 4096;
 
-/// Snapshots of one volume that are not in the store yet: each keeps a map of its own and at least one journal file.
+/// Snapshots of one volume that are not in the store yet: each keeps a map of its own and at least
+/// one journal file.
 pub const PENDING_SNAPSHOTS_MAX: usize = 16;
 /// Volumes of which snapshots are made at one instant.
 pub const INSTANT_VOLUMES_MAX: usize = 16;
@@ -233,11 +256,13 @@ pub const TAG_VALUE_CHARS_MAX: usize = 255;
 pub const PAGE_MAX: usize = 1000;
 /// The same where they are asked for: one more than a page, which tells whether there is another.
 pub const LIST_MAX: usize = PAGE_MAX + 1;
-/// Records that a listing looks at in one job: some 0.3 ms, which is what a guest's read may have to wait for.
+/// Records that a listing looks at in one job: some 0.3 ms, which is what a guest's read may have
+/// to wait for.
 pub const LIST_SLICE_RECORDS: usize = 64;
 
-/// What the store may take in all, beside the maps of journals ([`MAPS_BYTES_MAX`], and [`MAP_BYTES_LEAST`] of each volume): the daemon's promise of
-/// 512 MiB leaves the rest to connections and the program.
+/// What the store may take in all, beside the maps of journals ([`MAPS_BYTES_MAX`], and
+/// [`MAP_BYTES_LEAST`] of each volume): the daemon's promise of 512 MiB leaves the rest to
+/// connections and the program.
 pub const STORE_MEMORY_MAX: u64 = 480 << 20;
 
 const _: () = assert!(

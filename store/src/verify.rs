@@ -1,12 +1,12 @@
 //! The verifier: reads every node and chunk of a snapshot from its pack and checks it.
 //!
-//! What is in memory says nothing of the disk, so it is read past the store's caches, and past the page cache where the
-//! file system can do that.
+//! Memory says nothing of the disk, so nodes and chunks are read past the store's caches, and past
+//! the page cache where the file system can do that.
 //!
-//! It goes on after damage: a violation is a finding, not an end. What cannot be reached for a broken node is one
-//! violation, of the node.
+//! It goes on after damage: a violation is a finding, not an end. What cannot be reached for a
+//! broken node is one violation, of the node.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use varve_content::{
     block::{BLOCK_BYTES, SEGMENT_BYTES},
@@ -14,19 +14,100 @@ use varve_content::{
 };
 
 use crate::{
-    Error, Result,
+    Damage, Error, Place, Result,
     engine::walked,
+    error::Subject,
+    format::{PackId, pack::RecordKind},
     read::{DiskSource, Segment, SnapshotReader},
-    store::Store,
 };
 
-/// Something that is not as it must be.
+/// Something that is not as it must be. Its text names pack, offset and id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// In words, naming pack, offset and id.
-    pub message: String,
-    /// Where in the snapshot it is seen first.
+    /// What is wrong.
+    pub kind: ViolationKind,
+    /// Where in the snapshot it is seen first, in bytes.
     pub offset_bytes: u64,
+}
+
+/// What is wrong with a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ViolationKind {
+    /// A chunk or a tree node is not there, or not what it must be.
+    Damage(Damage),
+    /// The tree holds another amount of data than the snapshot's record says.
+    Length {
+        /// The snapshot's name.
+        snapshot: String,
+        /// Bytes of data in the tree.
+        found_bytes: u64,
+        /// Bytes of data by the record.
+        recorded_bytes: u64,
+    },
+}
+
+impl Violation {
+    /// The pack that is damaged, if one is.
+    #[must_use]
+    pub const fn pack(&self) -> Option<PackId> {
+        match &self.kind {
+            ViolationKind::Damage(Damage {
+                place: Place::Pack { pack, .. },
+                ..
+            }) => Some(*pack),
+            _ => None,
+        }
+    }
+
+    /// Where the damaged record begins in its pack, in bytes.
+    #[must_use]
+    pub const fn pack_offset_bytes(&self) -> Option<u64> {
+        match &self.kind {
+            ViolationKind::Damage(Damage {
+                place: Place::Pack { offset_bytes, .. },
+                ..
+            }) => Some(*offset_bytes),
+            _ => None,
+        }
+    }
+
+    /// The chunk or node that is damaged or missing, if it is known which.
+    #[must_use]
+    pub const fn id(&self) -> Option<(RecordKind, [u8; 32])> {
+        match &self.kind {
+            ViolationKind::Damage(Damage {
+                what: Subject::Record { kind, id },
+                ..
+            }) => Some((*kind, *id)),
+            _ => None,
+        }
+    }
+
+    /// Names of the snapshots that need what is damaged or missing, as far as known.
+    #[must_use]
+    pub fn needed_by(&self) -> &[String] {
+        match &self.kind {
+            ViolationKind::Damage(damage) => &damage.snapshots,
+            ViolationKind::Length { snapshot, .. } => std::slice::from_ref(snapshot),
+        }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            ViolationKind::Damage(damage) => damage.fmt(f),
+            ViolationKind::Length {
+                snapshot,
+                found_bytes,
+                recorded_bytes,
+            } => write!(
+                f,
+                "the tree of snapshot {snapshot:?} holds {found_bytes} bytes of data, its record \
+                says {recorded_bytes}"
+            ),
+        }
+    }
 }
 
 /// How far a verification has come, and what it found since the last time.
@@ -42,27 +123,6 @@ pub struct VerifyProgress {
     pub violations: Vec<Violation>,
 }
 
-impl Store {
-    /// Begins to verify a snapshot.
-    pub async fn verify(&self, key: &str) -> Result<SnapshotVerify> {
-        let reader = self.open_snapshot(key).await?;
-        let disk = DiskSource::new(Arc::clone(self.engine()));
-        let root = disk.root(reader.root().id()).await;
-        let root = root.map_err(|error| reader.named(error))?;
-        Ok(SnapshotVerify {
-            walk: LeafWalk::new(&root, 0),
-            progress: VerifyProgress {
-                total_bytes: reader.record().completed()?.data_bytes,
-                ..VerifyProgress::default()
-            },
-            reader,
-            disk,
-            next_segment: 0,
-            finished: false,
-        })
-    }
-}
-
 /// A verification under way.
 #[derive(Debug)]
 pub struct SnapshotVerify {
@@ -75,6 +135,24 @@ pub struct SnapshotVerify {
 }
 
 impl SnapshotVerify {
+    /// Begins to verify what a reader reads.
+    pub(crate) async fn begin(reader: SnapshotReader) -> Result<Self> {
+        let disk = DiskSource::new(Arc::clone(reader.engine()));
+        let root = disk.root(reader.root().id()).await;
+        let root = root.map_err(|error| reader.named(error))?;
+        Ok(Self {
+            walk: LeafWalk::new(&root, 0),
+            progress: VerifyProgress {
+                total_bytes: reader.record().completed()?.data_bytes,
+                ..VerifyProgress::default()
+            },
+            reader,
+            disk,
+            next_segment: 0,
+            finished: false,
+        })
+    }
+
     /// Checks the next segment; `None` when all were checked.
     pub async fn next(&mut self) -> Result<Option<VerifyProgress>> {
         if self.finished {
@@ -131,12 +209,11 @@ impl SnapshotVerify {
         self.progress.checked_bytes = self.progress.checked_bytes.min(self.reader.size_bytes());
         if self.progress.checked_bytes != self.progress.total_bytes {
             self.progress.violations.push(Violation {
-                message: format!(
-                    "the tree of snapshot {:?} holds {} bytes of data, its record says {}",
-                    self.reader.record().name,
-                    self.progress.checked_bytes,
-                    self.progress.total_bytes
-                ),
+                kind: ViolationKind::Length {
+                    snapshot: self.reader.record().name.clone(),
+                    found_bytes: self.progress.checked_bytes,
+                    recorded_bytes: self.progress.total_bytes,
+                },
                 offset_bytes: 0,
             });
         }
@@ -147,7 +224,7 @@ impl SnapshotVerify {
         match self.reader.named(error) {
             Error::Damaged(damage) => {
                 self.progress.violations.push(Violation {
-                    message: damage.to_string(),
+                    kind: ViolationKind::Damage(damage),
                     offset_bytes: u64::from(segment) * SEGMENT_BYTES as u64
                         + u64::from(block) * BLOCK_BYTES as u64,
                 });

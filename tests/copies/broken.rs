@@ -1,4 +1,5 @@
-//! Links that break, daemons that are killed, copies that are cancelled: what has arrived is not fetched again.
+//! Links that break, daemons that are killed, copies that are cancelled: arrived chunks are not
+//! fetched again.
 
 use std::{thread, time::Duration};
 
@@ -16,7 +17,7 @@ use varve_tests::{
 
 use super::{MIB, Pair, chunks, copy, count};
 
-/// Begins a copy through a link. Its id.
+/// Begins a copy through a link. Returns its id.
 fn begin(here: &Snapctl, link: &Link, snapshot: &str, more: &[&str]) -> String {
     let endpoint = link.endpoint();
     let arguments = ["copy", snapshot, "--from", &endpoint];
@@ -54,13 +55,14 @@ fn a_copy_that_is_cut_off_goes_on_by_itself_and_fetches_nothing_twice() {
     link.cut_after(stored_bytes / 3);
     let copied = ended(&here, &id);
     assert_eq!(copied["state"], "completed");
-    // What was on its way when it was cut off is all that crosses twice, and of that only what had not been taken in.
+    // Only chunks in flight at the cut cross twice, and of those only the ones that were not
+    // stored.
     assert!(number(&copied, "received_chunks") <= count(&chunks(&image)));
     pair.here.assert_content("image", &image);
     here.verify("image");
 }
 
-/// Copies over a link that does this to what comes, so many bytes from now.
+/// Copies over a link that does this harm to the bytes, this many bytes from now.
 fn copy_over_a_bad_link(seed: u64, harm: fn(&Link, u64)) {
     let pair = Pair::new();
     let image = pair.image("image", 32, seed);
@@ -75,7 +77,8 @@ fn copy_over_a_bad_link(seed: u64, harm: fn(&Link, u64)) {
     );
     let id = begin(&here, &link, "image", &[]);
     let copied = ended(&here, &id);
-    // It was found, and fetched again: what a link does once is not the source's fault.
+    // The error was found and the data fetched again: a single fault of a link is not the source's
+    // fault.
     assert_eq!(copied["state"], "completed", "{copied}");
     assert_ne!(text(&copied, "last_error"), "", "{copied}");
     pair.here.assert_content("image", &image);
@@ -148,7 +151,7 @@ fn a_copy_is_limited_shown_and_cancelled_and_what_arrived_stays() {
     pair.there.snapctl().import(&image, "image");
     let here = pair.here.snapctl();
     let link = Link::to(&pair.there.varved);
-    // So slow that it cannot be over before it is looked at.
+    // So slow that the copy is still running when it is checked.
     let id = begin(&here, &link, "image", &["--limit", "1M"]);
     wait_for("something to arrive", || {
         (number(&show(&here, &id), "received_bytes") > 0).then_some(())
@@ -169,7 +172,7 @@ fn a_copy_is_limited_shown_and_cancelled_and_what_arrived_stays() {
     assert_eq!(number(&faster, "limit_bytes_per_second"), 0);
     let copied = ended(&here, &id);
     assert_eq!(copied["state"], "completed");
-    // What was just being taken in when it was cancelled is there, too.
+    // Chunks that were being stored at the cancellation count, too.
     assert!(number(&copied, "received_chunks") + arrived <= count(&chunks(&image)));
     pair.here.assert_content("image", &image);
     let waited = here.run([
@@ -182,7 +185,7 @@ fn a_copy_is_limited_shown_and_cancelled_and_what_arrived_stays() {
         "--wait",
     ]);
     waited.ok();
-    // Waiting for one that is cancelled is no success.
+    // Waiting for a cancelled copy is no success.
     let second = pair.changed(&image, "second", 40, 552);
     pair.there.snapctl().import(&second, "second");
     let arguments = [
@@ -229,7 +232,8 @@ fn a_source_that_stalls_or_stops_is_waited_for() {
     assert_eq!(ended(&here, &id)["state"], "completed");
 }
 
-/// Either daemon is killed at any moment: the copy goes on, as the same copy, whatever has become of the other.
+/// Either daemon is killed at any moment. The copy goes on as the same copy, even if the other
+/// daemon was killed, too.
 #[test]
 fn copies_go_on_after_kills_of_either_daemon() {
     let there = Lab::with(Options::tcp);
@@ -272,7 +276,7 @@ fn copies_go_on_after_kills_of_either_daemon() {
     here.verify("copied");
     assert!(chunks > 500, "{chunks}");
 
-    // What has ended is there after a restart, and after a rebuild of the index.
+    // Ended copies are listed after a restart, and after a rebuild of the index.
     pair.here.varved.stop();
     pair.here.restart();
     assert_eq!(show(&pair.here.snapctl(), &id), copied);
@@ -288,7 +292,7 @@ fn copies_go_on_after_kills_of_either_daemon() {
     assert_eq!(show(&pair.here.snapctl(), &id), copied);
 }
 
-/// What a daemon that is killed had not written yet is fetched again, and no more than that.
+/// After a kill only chunks that the daemon had not written yet are fetched again.
 #[test]
 fn a_kill_costs_what_was_on_its_way_to_the_disk() {
     let mut pair = Pair::new();
@@ -312,7 +316,7 @@ fn a_kill_costs_what_was_on_its_way_to_the_disk() {
     println!("{received} chunks were received of {chunks}");
     pair.here.assert_content("image", &image);
     pair.here.snapctl().verify("image");
-    // Four times what fits between two writes to the disk.
+    // Four times the data between two flushes.
     assert!(received < chunks * 2, "{received} of {chunks}");
 }
 
@@ -322,7 +326,7 @@ fn silent_sources_keep_no_turns_from_others() {
     let image = pair.image("image", 8, 591);
     pair.there.snapctl().import(&image, "image");
     let here = pair.here.snapctl();
-    // It takes connections and says nothing on them.
+    // It accepts connections and sends nothing on them.
     let silent = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
     let silent: Vec<_> = (0..5)

@@ -1,4 +1,4 @@
-//! Copies of a snapshot when one before it is here: whole, with holes, or damaged.
+//! Copies of a snapshot with an earlier one here: whole, with holes, or damaged.
 
 use std::{fs, path::PathBuf};
 
@@ -12,7 +12,7 @@ use varve_tests::{
 
 use super::{MIB, Pair};
 
-/// Two snapshots of a volume there, a little apart, and their content; the first is here, too.
+/// Two slightly different snapshots of a volume there, and their content; the first is here, too.
 fn first_is_here() -> (Pair, [PathBuf; 2]) {
     let pair = Pair::new();
     let there = pair.there.snapctl();
@@ -67,7 +67,7 @@ fn only_what_differs_is_looked_into_and_all_of_it_is_counted() {
     pair.here.snapctl().verify("two");
 }
 
-/// The catalog knows of the first snapshot, and a pack of its chunks is gone.
+/// The catalog has the first snapshot, and a pack of its chunks is gone.
 #[test]
 fn what_a_rebuilt_store_has_lost_is_fetched_again() {
     let (mut pair, contents) = first_is_here();
@@ -92,13 +92,14 @@ fn what_a_rebuilt_store_has_lost_is_fetched_again() {
     );
     pair.here.assert_content("two", &contents[1]);
     pair.here.snapctl().verify("two");
-    // The same content under another name is looked at, too, and the one that had lost its chunks has them again.
+    // The same content under another name is checked, too, and the snapshot that had lost its
+    // chunks has them again.
     pair.copy("two", &["--name", "again"]);
     pair.copy("one", &["--name", "one-again"]);
     assert_eq!(pair.here.snapctl().verify_all().len(), 4);
 }
 
-/// The root that the first snapshot has cannot be read: the copy does without.
+/// The root of the first snapshot cannot be read: the copy does without it.
 #[test]
 fn a_damaged_snapshot_before_is_no_hindrance() {
     let (mut pair, contents) = first_is_here();

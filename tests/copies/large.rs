@@ -1,4 +1,4 @@
-//! A tree of a million chunks, made without the volume that it would be of; and an increment of it.
+//! A tree of a million chunks, made without its volume; and an increment of it.
 
 use std::time::Instant;
 
@@ -25,7 +25,8 @@ const ENTRIES: usize = 1_000_000;
 const SEGMENT_BLOCKS: u32 = 2048;
 const DAEMON_MAX: u64 = 512 * MIB;
 
-/// Chunks that were cut where their content says so, and so are chunks wherever they are, with their lengths.
+/// Chunks that were cut where their content says so, and are chunks at any place, with their
+/// lengths.
 fn pool(seed: u64, mib: usize) -> Vec<(Chunk, u32)> {
     let mut noise = vec![0; mib << 20];
     Random::seeded(seed).fill(&mut noise);
@@ -36,13 +37,13 @@ fn pool(seed: u64, mib: usize) -> Vec<(Chunk, u32)> {
         let of_leaf: Vec<_> = chunks.by_ref().take(leaf.entries.len()).collect();
         let blocks = leaf.entries.iter().map(|entry| entry.blocks);
         pool.extend(of_leaf.into_iter().zip(blocks));
-        // Cut by the end of its segment.
+        // The last chunk was cut by the end of its segment.
         pool.pop();
     }
     pool
 }
 
-/// A leaf full of chunks of a pool, in any order.
+/// A leaf full of chunks of a pool, in random order.
 fn leaf(segment: u32, pool: &[(Chunk, u32)], random: &mut Random) -> Leaf {
     let mut entries = Vec::new();
     let mut start_block = 0;
@@ -74,7 +75,7 @@ fn root(size_bytes: u64, leaves: &[Leaf]) -> RootId {
     builder.finish().0.id()
 }
 
-/// Makes a snapshot of chunks and leaves, made after another one. Gives its id.
+/// Makes a snapshot of chunks and leaves, with a parent. Returns its id.
 async fn put(
     rpc: &Rpc,
     name: &str,
@@ -153,10 +154,10 @@ async fn a_tree_of_a_million_chunks_and_its_increment_are_copied() {
         (copied, link.answered_bytes() - before)
     };
     let (copied, _) = copy("first");
-    // Of so many picks, each of the pool is one.
+    // With this many picks, every chunk of the pool occurs.
     assert_eq!(number(&copied, "received_chunks"), old.len() as u64);
 
-    // A few segments are others, some come, some go.
+    // Some segments change, some appear, some disappear.
     let new = pool(903, 8);
     for at in (0..leaves.len()).step_by(leaves.len() / 9) {
         leaves[at] = leaf(leaves[at].segment, &new, &mut random);

@@ -1,4 +1,4 @@
-//! A source that lies: it is refused, named, and harms nothing.
+//! A source that lies: it is refused and named, and harms nothing.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
@@ -26,44 +26,44 @@ use varve_tests::{
     snapctl::{exit, number, text},
 };
 
-/// How it lies.
+/// The lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lie {
-    /// Not at all.
+    /// None.
     None,
-    /// The root's bytes are others.
+    /// The root has other bytes.
     RootBytes,
-    /// The content is cut by another chunker.
+    /// Another chunker cut the content.
     Chunker,
-    /// The snapshot is said to be larger than its root says.
+    /// The snapshot is reported larger than its root says.
     Size,
-    /// A node's bytes are others.
+    /// A node has other bytes.
     NodeBytes,
-    /// Inner nodes stand where leaves belong, with ids that are right.
+    /// Inner nodes stand where leaves belong, with valid ids.
     Levels,
-    /// Segments behind the end of the volume, with ids that are right.
+    /// Segments behind the end of the volume, with valid ids.
     Outside,
-    /// A chunk of another length than its leaf says, with ids that are right.
+    /// A chunk of another length than its leaf says, with valid ids.
     LeafLengths,
-    /// Chunks that the chunker would not cut, with ids that are right.
+    /// Chunks that the chunker would not cut, with valid ids.
     Cuts,
-    /// One node less than was asked for.
+    /// One node less than requested.
     FewNodes,
-    /// A chunk's bytes are others.
+    /// A chunk has other bytes.
     ChunkBytes,
-    /// A chunk for another.
+    /// A chunk in place of another.
     OtherChunk,
-    /// A chunk that unpacks to more than it says.
+    /// A chunk that unpacks to more than its stated length.
     Bomb,
-    /// Chunks without end.
+    /// Endless chunks.
     Endless,
-    /// Chunks that never come.
+    /// Missing chunks.
     FewChunks,
-    /// Messages without chunks, without end.
+    /// Endless messages without chunks.
     Empty,
 }
 
-/// Content with a tree, and lies in it.
+/// Content with a tree, and the lie in it.
 struct Source {
     runtime: Handle,
     lie: Lie,
@@ -162,7 +162,7 @@ impl Source {
         self.nodes.insert(id.as_bytes().to_vec(), node);
     }
 
-    /// A tree whose ids are right and whose shape is not.
+    /// A tree with valid ids and an invalid shape.
     fn crooked(&mut self, lie: Lie, size_bytes: u64, leaves: Vec<(u32, NodeId)>) -> Root {
         let inner = |level, children| InnerNode::new(level, children).unwrap();
         let top = if lie == Lie::Outside {
@@ -188,7 +188,7 @@ fn v1_time() -> prost_types::Timestamp {
     }
 }
 
-/// As tonic takes it.
+/// The service for tonic.
 #[derive(Clone)]
 struct Served(Arc<Source>);
 
@@ -345,7 +345,7 @@ fn chunk(source: &Source, id: ChunkId, lies: bool) -> v1::Chunk {
         }
         Lie::OtherChunk if lies => chunk.id = Bytes::from_static(&[9; 32]),
         Lie::Bomb if lies => {
-            // A gigabyte of zeros, as an LZ4 block: one literal, and then itself again and again.
+            // A gigabyte of zeros, as an LZ4 block: one literal that is then repeated.
             let mut bomb = vec![0x1f, 0, 1, 0];
             bomb.extend(vec![255; 4 << 10]);
             bomb.push(0);
@@ -409,11 +409,11 @@ fn a_source_that_lies_is_refused_and_named_and_harms_nothing() {
         ];
         let finished = snapctl.run(arguments);
         if lie == Lie::Endless {
-            // All that was asked for came, and what comes behind it is not listened to.
+            // All requested chunks came, and the messages behind them are ignored.
             finished.ok();
             continue;
         }
-        // Damage, if what came is not what was asked for; a failure, if it makes no sense.
+        // Damage, if the answer is not what was requested; a failure, if it makes no sense.
         let code = finished.status.code().unwrap_or_default();
         println!("{lie:?}: {code}");
         let is_told = [exit::DAMAGED, exit::FAILURE, exit::CONFLICT].contains(&code);

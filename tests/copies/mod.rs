@@ -39,7 +39,7 @@ impl Pair {
         }
     }
 
-    /// Copies from there to here, and waits. What is told at the end.
+    /// Copies from there to here, and waits. Returns the final report.
     fn copy(&self, snapshot: &str, more: &[&str]) -> Value {
         copy(
             &self.here.varved,
@@ -53,7 +53,7 @@ impl Pair {
         self.there.image(name, mib * MIB, seed)
     }
 
-    /// Another image, a little different.
+    /// Imports another, slightly different image.
     fn changed(&self, of: &Path, name: &str, places: u32, seed: u64) -> PathBuf {
         let path = image::copy(&self.there.scratch, of, name);
         image::change(&path, places, &mut Random::seeded(seed));
@@ -114,7 +114,7 @@ fn a_copy_brings_what_is_missing_and_no_more() {
     );
     here.verify("first");
     pair.here.assert_content("first", &first);
-    // As it is packed there.
+    // Packed as at the source.
     let difference = number(&shown, "stored_bytes").abs_diff(number(&original, "stored_bytes"));
     assert!(difference < 8192, "{shown} {original}");
 
@@ -284,7 +284,7 @@ fn what_cannot_be_copied_is_told_and_leaves_nothing() {
     refused(&["show", "copy-1"], exit::NOT_FOUND, "copy-1");
     refused(&["cancel", "copy-1"], exit::NOT_FOUND, "copy-1");
     assert_eq!(here.names(), ["taken"]);
-    // One that is under way there is waited for, one that has failed is not.
+    // A copy over the unix socket.
     let unix = here.json([
         "copy",
         "image",

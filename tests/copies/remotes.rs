@@ -1,4 +1,4 @@
-//! Other daemons that have names, and what a copied snapshot tells about where it comes from.
+//! Named daemons, and the lineage of a copied snapshot.
 
 use std::fs;
 
@@ -34,7 +34,8 @@ fn a_remote_is_named_once_and_copied_from_by_name() {
         snapctl.run(arguments.iter().chain(&identity))
     };
     add("eu").ok();
-    // Twice, with a name that could be an endpoint, with files that are not there or go without each other.
+    // A second time, with a name that could be an endpoint, with missing files, with one file of a
+    // pair.
     let said = add("eu").fails(exit::ALREADY_EXISTS);
     assert!(said.contains("remote") && said.contains("eu"), "{said}");
     let said = add("eu:1").fails(exit::USAGE);
@@ -86,7 +87,7 @@ fn a_remote_is_named_once_and_copied_from_by_name() {
     );
     here.assert_content("image", &image);
 
-    // It is there after a restart, and after all that can be made again has been. Its files are read when they are needed.
+    // It survives a restart and a rebuild. Its files are read when they are needed.
     here.varved.stop();
     fs::remove_dir_all(here.data_dir().join("index")).unwrap();
     let directory = here.data_dir();
@@ -149,7 +150,7 @@ fn a_copied_snapshot_tells_its_volume_its_time_and_the_one_before_it() {
             .run(["snapshot", "create", "disk", "--name", name, "--wait"])
             .ok();
     }
-    // The second first: the one before it is not here.
+    // The second snapshot first: its parent is not here.
     let lineage = [
         "created_at",
         "volume_id",
@@ -169,7 +170,7 @@ fn a_copied_snapshot_tells_its_volume_its_time_and_the_one_before_it() {
         );
         assert_ne!(copied["id"], original["id"]);
     }
-    // And now it is, and has an id of its own here.
+    // Now the parent is here, and has an id of its own.
     pair.copy("two", &["--name", "again"]);
     assert_eq!(here.show("again")["parent"], here.show("one")["id"]);
 }

@@ -1,4 +1,4 @@
-//! Whatever two stores have, what crosses is what one of them lacks; and what was copied can be copied on.
+//! Whatever two stores have, only the missing chunks cross; and a copied snapshot can be copied on.
 
 use std::{collections::BTreeSet, fs, thread};
 
@@ -7,7 +7,7 @@ use varve_tests::{daemon::Options, image, lab::Lab, random::Random, snapctl::num
 
 use super::{MIB, Pair, chunks, copy, count};
 
-/// Stores with any parts of a family of images, and copies in any order.
+/// Stores with random parts of a family of images, and copies in any order.
 #[test]
 fn what_crosses_is_the_difference_of_the_sets() {
     let mut random = Random::of_test("what_crosses_is_the_difference_of_the_sets");
@@ -57,7 +57,8 @@ fn what_crosses_is_the_difference_of_the_sets() {
     }
 }
 
-/// One to the second, the second to the third while the third copies from the first.
+/// From the first store to the second, and from the second to the third while the third copies from
+/// the first.
 #[test]
 fn three_stores_copy_from_each_other() {
     let stores = [0, 1, 2].map(|_| Lab::with(Options::tcp));
@@ -86,7 +87,7 @@ fn three_stores_copy_from_each_other() {
     assert_eq!(received[2], 0);
     third.assert_content("one", &one);
     third.assert_content("two", &two);
-    // The third has all that the second lacks.
+    // The third has everything that the second lacks.
     let copied = copy(&second.varved, &endpoints[2], "two", &[]);
     assert_eq!(
         number(&copied, "received_chunks"),

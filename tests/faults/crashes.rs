@@ -1,5 +1,6 @@
-//! The daemon ends as if it were killed, at any point of an import: afterwards it starts, everything that was there verifies,
-//! the snapshot in the making is there whole or not at all, and the import can be run again.
+//! The daemon ends as if it were killed, at any point of an import. Afterwards it starts, all
+//! earlier snapshots verify, the new snapshot is whole or does not exist, and the import can be run
+//! again.
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -18,20 +19,21 @@ use varve_tests::{
 
 const MIB: u64 = 1 << 20;
 
-/// What must hold of a snapshot whose commit ended at a point.
+/// The state of a snapshot after its commit ended at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum After {
-    /// It is not there, and its chunks may have to be sent again.
+    /// It does not exist, and its chunks may have to be sent again.
     Absent,
-    /// It is not there, and its chunks are.
+    /// It does not exist, and its chunks are in the store.
     AbsentChunksKept,
-    /// It is there whole, or not at all.
+    /// It is whole, or does not exist.
     Either,
-    /// It is there.
+    /// It exists.
     Present,
 }
 
-/// The catalogue of `store/src/failpoints.rs`: no point is left out here, or this does not compile. None, where a snapshot's commit does
+/// The catalogue of `store/src/failpoints.rs`, exhaustively: a new point does not compile without
+/// an entry here. `None` for points that the commit of a snapshot does not pass.
 /// not come by.
 fn after(point: Failpoint) -> Option<After> {
     Some(match point {
@@ -48,13 +50,13 @@ fn after(point: Failpoint) -> Option<After> {
     })
 }
 
-/// All points that a snapshot's commit comes by.
+/// All points that the commit of a snapshot passes.
 fn points() -> impl Iterator<Item = (Failpoint, After)> {
     let all = Failpoint::ALL.iter().copied();
     all.filter_map(|point| after(point).map(|after| (point, after)))
 }
 
-/// A store with one snapshot, and a second image to be imported.
+/// A store with one snapshot, and a second image to import.
 struct Scene {
     lab: Lab,
     old: PathBuf,
@@ -71,7 +73,7 @@ impl Scene {
         Self { lab, old, new }
     }
 
-    /// Starts the daemon again with a point armed, and does something that reaches it.
+    /// Starts the daemon again with an armed point, and runs an action that reaches it.
     fn crash_at(&mut self, armed: &str, act: impl FnOnce(&Lab)) {
         self.lab.varved.stop();
         self.lab
@@ -87,7 +89,8 @@ impl Scene {
         self.lab.restart();
     }
 
-    /// That all is whole, and that the import can be run again, whatever the crash left of it.
+    /// Asserts that everything is whole, and that the import can be run again, whatever the crash
+    /// left of it.
     fn check(&mut self, armed: &str, after: After) {
         let snapctl = self.lab.snapctl();
         let names = snapctl.verify_all();
@@ -136,7 +139,7 @@ fn a_crash_at_any_point_of_an_import_leaves_it_whole_or_absent() {
     }
 }
 
-/// The same where an import is large enough for its chunks to be indexed in several groups, and later in its course.
+/// The same later in a large import, whose chunks are indexed in several groups.
 #[test]
 fn a_crash_in_the_middle_of_a_large_import_keeps_what_was_indexed() {
     for (armed, after) in [
@@ -163,7 +166,7 @@ fn a_crash_in_the_middle_of_a_large_import_keeps_what_was_indexed() {
     }
 }
 
-/// Changes of the catalog alone go through the same points.
+/// Changes of the catalog alone pass the same points.
 #[test]
 fn a_crash_while_a_record_changes_leaves_the_old_or_the_new() {
     for (point, after) in points() {
@@ -226,7 +229,8 @@ fn kills_at_random_moments_lose_nothing_that_was_reported() {
         let name = format!("round-{round}");
         let file = image::make_random(&lab.scratch, &name, 72 * MIB, random.next_u64());
         let import = lab.snapctl().start(import_arguments(&file, &name));
-        // Imports of this size take some tenths of a second, so these hit all of their course, and now and then the time after.
+        // Imports of this size take some tenths of a second, so these hit all parts of one, and now
+        // and then the time after it.
         thread::sleep(Duration::from_millis(random.within(0..600)));
         lab.varved.kill();
         let imported = import.wait();
@@ -256,7 +260,8 @@ fn kills_at_random_moments_lose_nothing_that_was_reported() {
     }
 }
 
-/// So that the test stays small: of the snapshots that are compared again each round the oldest goes.
+/// Removes the oldest of the snapshots that each round compares again, so that the test stays
+/// small.
 fn forget_oldest(lab: &Lab, reported: &mut Vec<(String, PathBuf)>) {
     if reported.len() > 2 {
         let (name, file): (String, PathBuf) = reported.remove(0);
@@ -281,7 +286,7 @@ fn a_kill_while_the_daemon_starts_loses_nothing() {
     scene.check("group-indexed", After::AbsentChunksKept);
 }
 
-/// A daemon that was killed while it made its store left a directory that the next one can use.
+/// If a daemon is killed while it makes its store, the next one can use the directory.
 #[test]
 fn a_kill_while_a_store_is_made_leaves_a_directory_that_can_be_used() {
     let mut random = Random::of_test("a_kill_while_a_store_is_made");

@@ -1,4 +1,4 @@
-//! Bytes on disk that are not what was written: reads of them fail and name them, all else goes on.
+//! Damaged bytes on disk: reads of them fail and name them; everything else works.
 
 use std::{collections::HashSet, path::PathBuf};
 
@@ -39,7 +39,7 @@ impl Scene {
         }
     }
 
-    /// A chunk of the first snapshot: its record, and where it is in the volume.
+    /// A chunk of the first snapshot: its record, and its place in the volume.
     fn chunk(&self) -> (Record, u64) {
         let content = Content::of(&std::fs::read(&self.damaged).unwrap());
         let leaf = &content.leaves[1];
@@ -52,7 +52,8 @@ impl Scene {
         (record.expect("the chunk is in a pack"), offset)
     }
 
-    /// That everything that does not need the damaged bytes goes on, also when it is asked for in the same connection.
+    /// Asserts that everything works that does not need the damaged bytes, also on the same
+    /// connection.
     fn assert_rest_goes_on(&self, offset: u64) {
         self.lab.assert_content("sound", &self.sound);
         self.lab.snapctl().verify("sound");
@@ -207,7 +208,7 @@ fn damage_that_comes_while_the_daemon_runs_is_found() {
 fn a_pack_that_lost_its_end_fails_what_was_there() {
     let mut scene = Scene::new();
     let records = data_dir::records(&scene.lab.data_dir(), PackKind::Chunks);
-    // Chunks of the snapshot that was imported last are at the end.
+    // The chunks of the last import are at the end.
     let last = records.last().unwrap();
     data_dir::truncate(&last.path, last.offset_bytes + 100);
     scene.lab.restart();
@@ -218,7 +219,7 @@ fn a_pack_that_lost_its_end_fails_what_was_there() {
     );
     scene.lab.snapctl().verify("damaged");
     scene.lab.assert_content("damaged", &scene.damaged);
-    // Writing goes on.
+    // Writing works.
     let more = scene.lab.image("more", 12 * MIB, 93);
     scene.lab.snapctl().import(&more, "more");
     scene.lab.assert_content("more", &more);
@@ -295,7 +296,7 @@ fn damage_found_at_the_start_is_named_in_the_log() {
     );
 }
 
-/// What a crash of the machine leaves of writes that were never synced: nothing was promised for them.
+/// A power cut may leave this of writes that were never synced: nothing was promised for them.
 #[test]
 fn a_torn_end_that_nobody_was_promised_is_cut_off() {
     for torn in ["zeros", "garbage", "half a record", "a whole record"] {
@@ -350,7 +351,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Where the next record would begin in a pack that is not sealed.
+/// The end of the records in an open pack.
 fn end_of_records(path: &std::path::Path) -> u64 {
     use varve_store::format::pack::{Header, PACK_HEADER_BYTES};
     let bytes = std::fs::read(path).unwrap();

@@ -1,4 +1,4 @@
-//! Data directories that are not as a daemon left them: refused with the reason, or put in order.
+//! Data directories in a wrong state: refused with the reason, or repaired.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use varve_tests::{
 
 const MIB: u64 = 1 << 20;
 
-/// Some snapshots with tags, and a stopped daemon. Gives the listing that has to come back.
+/// Some snapshots with tags, and a stopped daemon. Returns the listing that must come back.
 fn stopped_lab() -> (Lab, serde_json::Value) {
     let mut lab = Lab::new();
     for (number, seed) in (0..4).zip(101..) {
@@ -63,7 +63,7 @@ fn an_index_that_was_deleted_is_rebuilt_with_names_and_tags() {
     rebuild(&lab).ok();
     lab.restart();
     assert_all_there(&lab, &list);
-    // Nothing has to be sent again, and the store goes on.
+    // Nothing has to be sent again, and the store works.
     let again = lab
         .snapctl()
         .import(&lab.scratch.join("image-3"), "snapshot-3");
@@ -79,7 +79,7 @@ fn an_index_that_was_deleted_is_rebuilt_with_names_and_tags() {
 fn an_index_that_is_there_is_rebuilt_to_the_same() {
     let (mut lab, list) = stopped_lab();
     rebuild(&lab).ok();
-    // And again.
+    // A second rebuild.
     rebuild(&lab).ok();
     lab.restart();
     assert_all_there(&lab, &list);
@@ -157,7 +157,7 @@ fn a_directory_that_another_daemon_has_open_is_refused() {
         said.contains(lab.data_dir().to_str().unwrap()) && said.contains("in use"),
         "{said}"
     );
-    // The one that came second has not taken the sockets of the first.
+    // The second daemon has not taken the sockets of the first.
     lab.assert_content("image", &file);
     varve_tests::nbd::Peer::unix(&lab.varved.nbd_socket())
         .unwrap()
@@ -195,7 +195,7 @@ fn a_pack_of_another_store_is_not_taken_for_ones_own() {
     let (_, own) = data_dir::packs(&lab.data_dir(), PackKind::Chunks).remove(0);
     let (_, foreign) = data_dir::packs(&other.data_dir(), PackKind::Chunks).remove(0);
     fs::copy(foreign, own).unwrap();
-    // It may be refused at the start, or be damage to those who read it; it must not be read as if it were ours.
+    // The start may refuse it, or reads may report damage. It must not be read as a valid store.
     let mut varved = Options::new(lab.data_dir()).spawn();
     let refused = varve_tests::process::wait_for("varved to be ready or to end", || {
         varved
@@ -252,7 +252,7 @@ fn damage_in_the_middle_of_the_catalog_log_is_refused_with_its_place() {
     let (lab, _) = stopped_lab();
     let path = names::catalog_log(&lab.data_dir());
     let whole = fs::read(&path).unwrap();
-    // The first record begins after the header: what names the first snapshot is in it.
+    // The first record begins after the header and contains the name of the first snapshot.
     let name = b"snapshot-0";
     let at = whole
         .windows(name.len())
@@ -264,7 +264,7 @@ fn damage_in_the_middle_of_the_catalog_log_is_refused_with_its_place() {
         said.contains("catalog.log") && said.contains("offset"),
         "{said}"
     );
-    // The offset is that of the record, which begins before the name.
+    // The reported offset is that of the record, which begins before the name.
     let offsets: Vec<usize> = said
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|digits| digits.parse().ok())
@@ -275,7 +275,7 @@ fn damage_in_the_middle_of_the_catalog_log_is_refused_with_its_place() {
             .any(|offset| *offset <= at && at - offset < 4096 && *offset > 0),
         "{at}: {said}"
     );
-    // Also a rebuild does not go on without what is there.
+    // A rebuild does not run without it, either.
     assert!(!rebuild(&lab).status.success());
     assert_eq!(
         fs::read(&path).unwrap().len(),
@@ -423,7 +423,7 @@ fn sockets_are_where_they_are_asked_for() {
             .unwrap(),
         8192
     );
-    // Where a daemon was killed its sockets are left, and the next one takes their place.
+    // A killed daemon leaves its sockets, and the next one replaces them.
     varved.kill();
     assert!(grpc.exists());
     drop(varved);
@@ -434,7 +434,7 @@ fn sockets_are_where_they_are_asked_for() {
     assert_eq!(snapctl.names(), ["image"]);
     varved.stop();
     assert!(!grpc.exists(), "a daemon that stops takes its sockets away");
-    // A file that is no socket is not removed for one.
+    // A file that is not a socket is not removed for one.
     fs::write(&grpc, "precious").unwrap();
     let said = Options::new(scratch.join("data"))
         .argument("--grpc-unix")

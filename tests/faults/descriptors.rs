@@ -1,4 +1,4 @@
-//! A daemon that runs out of descriptors: guests wait, nothing is lost, and it goes on by itself.
+//! A daemon that runs out of descriptors: guests wait, nothing is lost, and it recovers by itself.
 
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
@@ -21,7 +21,7 @@ fn open_descriptors(varved: &Varved) -> u64 {
     descriptors.count() as u64
 }
 
-/// Permits a daemon so many open files, from now on; `None`: as many as ever.
+/// Changes the limit of open files of a running daemon; `None`: the original limit.
 fn permit(varved: &Varved, count: Option<u64>) {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit {
@@ -44,10 +44,11 @@ fn attached(varved: &Varved, name: &str) -> Peer {
     peer
 }
 
-/// The guest of a volume goes on when there are descriptors again, and so do imports and all else.
+/// The guest of a volume continues when there are descriptors again, and so do imports and all
+/// else.
 #[test]
 fn a_want_of_descriptors_is_waited_for() {
-    // In journal files of 4 MiB: one is full soon.
+    // With journal files of 4 MiB one is full soon.
     let mut lab = Lab::with(|options| options.env("VARVE_JOURNAL_BYTES_MAX", "67108864"));
     make_volume(&lab.varved, "v", "64M");
     let mut peer = attached(&lab.varved, "v");
@@ -88,16 +89,16 @@ fn a_want_of_descriptors_is_waited_for() {
     lab.assert_content("image", &file);
 }
 
-/// An import waits, too, at a pack or the index, and is whole in the end.
+/// An import waits, too, for a pack or the index, and is whole in the end.
 #[test]
 fn an_import_goes_on_when_there_are_descriptors_again() {
     let lab = Lab::new();
     let first = lab.image("first", 8 * MIB, 78);
     lab.snapctl().import(&first, "first");
-    // More than a pack of 256 MiB, so that another one has to be made.
+    // More than a pack of 256 MiB, so that a second one is needed.
     let file = varve_tests::image::make_random(&lab.scratch, "image", 300 * MIB, 79);
     let import = lab.snapctl().start(import_arguments(&file, "image"));
-    // It has its connection and its first pack by the time that so much has arrived.
+    // By the time that this much has arrived, it has its connection and its first pack.
     let packs = lab.data_dir().join("packs");
     wait_for("the import to be under way", || {
         let sizes = fs::read_dir(&packs)
@@ -122,7 +123,7 @@ fn an_import_goes_on_when_there_are_descriptors_again() {
     assert!(!lab.varved.log().contains("stops writing"));
 }
 
-/// Connections that say nothing take what is theirs, and the store and its management have the rest.
+/// Silent connections take only their own share. The store and its management keep the rest.
 #[test]
 fn idle_connections_do_not_starve_the_store() {
     const PERMITTED: u64 = 600;
@@ -143,7 +144,7 @@ fn idle_connections_do_not_starve_the_store() {
         make_volume(&varved, &format!("v{number}"), "64M");
         peers.push(attached(&varved, &format!("v{number}")));
     }
-    // More than may be: those that are too many wait, or are refused.
+    // More than the limit: the excess ones wait, or are refused.
     let idle: Vec<_> = (0..300)
         .flat_map(|_| [varved.grpc_address(), varved.nbd_address()])
         .filter_map(|address| std::net::TcpStream::connect(address).ok())

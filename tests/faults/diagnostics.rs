@@ -1,4 +1,4 @@
-//! What becomes of a daemon whose log cannot be written, that is asked to read its settings again, and whose settings are wrong.
+//! A daemon whose log cannot be written, whose settings are reloaded, or whose settings are wrong.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use varve_tests::{
 
 const MIB: u64 = 1 << 20;
 
-/// A pipe whose reader takes what `taken` says of it.
+/// A pipe whose reader reads as `taken` says.
 enum Reader {
     Gone,
     Stalled(std::io::PipeReader),
@@ -35,14 +35,14 @@ fn pipe(is_gone: bool) -> (Reader, OwnedFd) {
         drop(reader);
         Reader::Gone
     } else {
-        // All that a pipe takes: the first line of the log finds it full.
+        // The whole buffer of the pipe: the first line of the log finds it full.
         writer.write_all(&[b'x'; 64 << 10]).unwrap();
         Reader::Stalled(reader)
     };
     (reader, writer.into())
 }
 
-/// Work that is logged, and an end in order.
+/// Work that is logged, and a clean stop.
 fn works(options: Options) {
     for format in ["text", "json"] {
         let scratch = Scratch::new();
@@ -56,7 +56,7 @@ fn works(options: Options) {
         };
         let image = lab.image("image", 8 * MIB, 1101);
         lab.snapctl().import(&image, "image");
-        // What is worth a warning.
+        // Refused handshakes are logged as warnings.
         for _ in 0..200 {
             let mut peer = Peer::unix(&lab.varved.nbd_socket()).unwrap();
             peer.greet().unwrap();
@@ -132,7 +132,7 @@ fn a_hangup_reads_the_levels_again_and_nothing_ends() {
         let _ = varved.snapctl().run(["status"]);
         varved.log().contains("DEBUG").then_some(())
     });
-    // What makes no sense changes nothing.
+    // An invalid setting changes nothing.
     fs::write(&file, "[log]\nfilter = 'debugg'\n").unwrap();
     varved.signal(Signal::HUP);
     wait_for("the refusal to be told", || {
@@ -168,7 +168,7 @@ fn whoever_starts_it_need_not_read_what_it_prints() {
     assert!(ended.success(), "{ended}");
 }
 
-/// As on a file system that hangs: whoever opens the file waits.
+/// Opening the file blocks, as on a file system that hangs.
 #[test]
 fn settings_that_cannot_be_read_hold_up_neither_guests_nor_the_end() {
     let scratch = Scratch::new();
@@ -190,7 +190,7 @@ fn settings_that_cannot_be_read_hold_up_neither_guests_nor_the_end() {
     assert!(varved.log().contains("asked to stop"), "{}", varved.log());
 }
 
-/// Who serves, as `openssl s_client` sees it: whether an authority has signed its certificate.
+/// Whether the server's certificate is signed by an authority, checked by `openssl s_client`.
 fn is_trusted(varved: &Varved, authority: &Path) -> bool {
     let asked = run(command(
         tool("openssl"),
@@ -230,14 +230,14 @@ fn certificates_that_are_renewed_are_shown_from_then_on() {
             .success()
     };
     assert!(is_trusted(&varved, &old.authority) && nbd(&varved, &old));
-    // Half a renewal is no use: clients are served as before.
+    // Half a renewal is ignored: clients are served as before.
     fs::copy(&new.cert, &old.cert).unwrap();
     varved.signal(Signal::HUP);
     wait_for("the refusal to be told", || {
         varved.log().contains("cannot be used").then_some(())
     });
     assert!(is_trusted(&varved, &old.authority) && nbd(&varved, &old));
-    // The rest comes, and is found without being asked for.
+    // The other half follows, and is found without a signal.
     fs::copy(&new.key, &old.key).unwrap();
     wait_for("the files to be read again", || {
         nbd(&varved, &new).then_some(())
@@ -285,13 +285,13 @@ fn settings_are_checked_before_anything_is_made() {
             (tls(prefix, &cert, "/etc/passwd", &authority), "/etc/passwd"),
             (tls(prefix, &cert, &key, "/etc/passwd"), "/etc/passwd"),
             (tls(prefix, &cert, &key, "/no/such/file"), "/no/such/file"),
-            // A key that is not the certificate's.
+            // A key that does not match the certificate.
             (tls(prefix, &authority, &key, &authority), &*authority),
         ] {
             let environment: Vec<_> = environment.iter().map(|(n, v)| (&**n, &**v)).collect();
             let said = check_config(&data_dir, &environment).fails(2);
             assert!(said.contains(named), "{environment:?}: {said}");
-            // As the daemon itself says it, and before the store is made.
+            // The daemon itself reports the same, before it makes the store.
             let mut start = command(programs::varved(), ["--data-dir"]);
             start.arg(&data_dir).envs(environment.iter().copied());
             let said = run(start).fails(2);

@@ -12,7 +12,7 @@ use varve_tests::{
 
 const MIB: u64 = 1 << 20;
 
-/// That a snapshot is whole.
+/// Asserts that a snapshot is whole.
 fn assert_whole(varved: &Varved, scratch: &Scratch, snapshot: &str, file: &Path) {
     varved.snapctl().verify(snapshot);
     let out = scratch.join("out");
@@ -31,7 +31,7 @@ fn an_import_that_fills_the_disk_fails_and_all_else_goes_on() {
     let mut varved = options.start();
     let kept = image::make(&scratch, "kept", 24 * MIB, 71);
     varved.snapctl().import(&kept, "kept");
-    // Something else on the same disk, to be removed later.
+    // Another file on the same disk, to be removed later.
     fs::write(disk.path().join("other"), vec![0xab; 100 << 20]).unwrap();
 
     let large = image::make_random(&scratch, "large", 500 * MIB, 72);
@@ -49,7 +49,7 @@ fn an_import_that_fills_the_disk_fails_and_all_else_goes_on() {
         .fails(exit::OUT_OF_SPACE);
     assert_eq!(varved.snapctl().names(), ["kept"]);
 
-    // A daemon that starts on a full disk, after an end of either kind.
+    // A daemon that starts on a full disk, after a kill and after a clean stop.
     for killed in [false, true] {
         if killed {
             varved.kill()
@@ -98,7 +98,7 @@ fn an_import_goes_on_without_a_restart_when_space_was_freed() {
     varved.stop();
 }
 
-/// Somebody else takes the last byte: not even the catalog can be written.
+/// Another program takes the last byte: not even the catalog can be written.
 #[test]
 fn a_disk_without_a_single_free_block_stops_writes_only() {
     let Some(disk) = LoopFs::mount(256 * MIB) else {
@@ -127,7 +127,7 @@ fn a_disk_without_a_single_free_block_stops_writes_only() {
     fs::remove_file(disk.path().join("other")).unwrap();
     varved.stop();
     varved = options.start();
-    // What was reported holds.
+    // Reported changes hold.
     let state = text(&varved.snapctl().show("kept")["tags"], "state");
     assert_eq!(
         state,

@@ -1,5 +1,5 @@
-//! What happens to disks, processes and files, and what must be left afterwards: every snapshot that was reported as made,
-//! whole, and nothing that is half there.
+//! Faults of disks, processes and files. Afterwards every snapshot that was reported as made is
+//! whole, and nothing is half there.
 
 mod crashes;
 mod damage;

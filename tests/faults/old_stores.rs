@@ -1,4 +1,5 @@
-//! Stores of earlier versions: they open, with all that is in them, and go on as stores of this version.
+//! Stores of earlier versions: they open with all their content, and continue as stores of this
+//! version.
 
 use std::{fs, path::Path};
 
@@ -30,7 +31,7 @@ fn lab_with(store: &str) -> Lab {
     lab
 }
 
-/// What the snapshot `image` holds: 64 blocks that differ, with a hole of ten.
+/// The content of the snapshot `image`: 64 blocks that differ, with a hole of ten.
 fn image() -> Vec<u8> {
     let mut image: Vec<u8> = (0..64u8)
         .flat_map(|block| [block.wrapping_mul(37).wrapping_add(1); BLOCK])
@@ -39,7 +40,7 @@ fn image() -> Vec<u8> {
     image
 }
 
-/// The same with what was written to both volumes, and flushed, and is in their journals.
+/// The same with the flushed writes to both volumes, which are in their journals.
 fn written(mut image: Vec<u8>) -> Vec<u8> {
     image[BLOCK..2 * BLOCK].fill(7);
     image[3 * BLOCK..4 * BLOCK].fill(9);
@@ -83,7 +84,7 @@ fn packs_without_random_bytes_and_journals_without_owners() {
     lab.snapctl().import(&more, "more");
     lab.varved.stop();
 
-    // Nothing is added to a pack of the old version: it is sealed as one.
+    // Nothing is appended to a pack of the old version: it is sealed as one.
     let bytes = fs::read(&old[0].1).unwrap();
     let last = &bytes[bytes.len() - TRAILER_BYTES..];
     assert_eq!(
@@ -94,7 +95,7 @@ fn packs_without_random_bytes_and_journals_without_owners() {
     assert_eq!(packs.len(), 2);
     assert!(version_of(&packs[1].1).is_some());
 
-    // The journals have owners now, and the catalog can be made again from them.
+    // The journals have owner records now, and the catalog can be made again from them.
     fs::remove_dir_all(names::index(&lab.data_dir())).unwrap();
     let mut rebuild = command(programs::varved(), ["rebuild", "--data-dir"]);
     rebuild.arg(lab.data_dir());

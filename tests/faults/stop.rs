@@ -1,4 +1,4 @@
-//! A daemon that is asked to stop does so, whoever is connected, and what was promised is there afterwards.
+//! A daemon that is asked to stop does so, whatever its clients do, and keeps its promises.
 
 use std::{
     sync::{
@@ -56,7 +56,8 @@ fn it_stops_beside_busy_clients() {
             peer.open("snapshot/image").unwrap();
             thread::spawn(move || {
                 let mut reads = 0u64;
-                // A read fails only because the daemon stops: with an error, or for want of a connection.
+                // A read fails only because the daemon stops: with an error, or because the
+                // connection ends.
                 while let Ok(reply) = peer.read((number + reads) % 60 * MIB, 1 << 20) {
                     assert!(
                         reply.error == 0 || stopping.load(Ordering::Relaxed),
@@ -72,7 +73,7 @@ fn it_stops_beside_busy_clients() {
             })
         })
         .collect();
-    // One that asks and takes no answers.
+    // A client that sends requests and reads no answers.
     let mut stuck = Peer::unix(&lab.varved.nbd_socket()).unwrap();
     stuck.open("snapshot/image").unwrap();
     for cookie in 0..64 {

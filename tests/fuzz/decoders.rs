@@ -1,10 +1,10 @@
-//! Every decoder there is, in one form: bytes in, accepted or not, and the bytes it is written back to.
+//! Every decoder, in one form: bytes in, accepted or refused, and the bytes of the re-encoding.
 
 use varve_content::{
     Codec, codec,
     tree::{InnerNode, Leaf, Root},
 };
-use varve_daemon::nbd::wire::{self, Framing};
+use varve_nbd::wire::{self, Framing};
 use varve_store::format::{
     CopyRecord, Location, OwnerRecord, PackId, RemoteRecord, SnapshotRecord, VolumeId,
     VolumeRecord,
@@ -24,16 +24,16 @@ pub(super) struct Decoder {
     /// Also the name of its folder in the corpus.
     pub(super) name: &'static str,
     pub(super) decode: fn(&[u8]) -> Outcome,
-    /// Puts checksums right, where the input has a place for them.
+    /// Corrects checksums, where the input has them.
     pub(super) repair: fn(&mut Vec<u8>),
 }
 
-/// What a decoder did with an input.
+/// The result of a decoder for an input.
 pub(super) enum Outcome {
     Refused,
-    /// There are several encodings of the same, or it is written nowhere in this repository.
+    /// The value has several encodings, or this repository has no encoder for it.
     Accepted,
-    /// The bytes it is written back to: all of the input if `whole`, else what it begins with.
+    /// The re-encoding: all of the input if `whole`, otherwise its beginning.
     Same {
         again: Vec<u8>,
         whole: bool,
@@ -255,7 +255,7 @@ fn pack_header(input: &[u8]) -> Outcome {
     start(PackHeader::decode(input), |it| it.encode().to_vec())
 }
 
-/// The offset it stands at, then the header.
+/// The header's offset, then the header.
 fn pack_record_header(input: &[u8]) -> Outcome {
     let Some((offset, rest)) = number_and_rest(input) else {
         return Outcome::Refused;
@@ -272,7 +272,7 @@ fn encode_header(header: &Header, offset: u64) -> [u8; RECORD_HEADER_BYTES] {
     }
 }
 
-/// The offset it stands at, then the header and all up to the next one.
+/// The header's offset, then the header and everything up to the next one.
 fn pack_record(input: &[u8]) -> Outcome {
     let Some((offset, rest)) = number_and_rest(input) else {
         return Outcome::Refused;
@@ -292,7 +292,7 @@ fn pack_record(input: &[u8]) -> Outcome {
 }
 
 fn repair_pack_record(input: &mut Vec<u8>) {
-    // Stored length and CRC-32 of the payload are in the header, which has one of its own.
+    // The header has the stored length and the CRC-32 of the payload, and a checksum of its own.
     if let Some(stored) = number_at(input, 8 + 12)
         && let Some(payload) = input
             .get(8 + RECORD_HEADER_BYTES..)
@@ -304,7 +304,7 @@ fn repair_pack_record(input: &mut Vec<u8>) {
     put_crc32_in(input, 8, RECORD_HEADER_BYTES - 4);
 }
 
-/// The length of the pack, then all from the footer's offset on.
+/// The length of the pack, then everything from the footer's offset on.
 fn pack_footer(input: &[u8]) -> Outcome {
     let Some((pack_bytes, footer)) = number_and_rest(input) else {
         return Outcome::Refused;
@@ -384,7 +384,7 @@ fn repair_log_records(input: &mut Vec<u8>) {
     }
 }
 
-/// Version 1 is read, and not written any more.
+/// Version 1 is read, and no longer written.
 fn journal_header(input: &[u8]) -> Outcome {
     match start(FileHeader::decode(input), |it| it.encode().to_vec()) {
         Outcome::Same { .. } if number_at(input, 8) == Some(1) => Outcome::Accepted,
@@ -392,7 +392,7 @@ fn journal_header(input: &[u8]) -> Outcome {
     }
 }
 
-/// What it says of its batch agrees with itself: recovery counts on that.
+/// Its statements about its batch agree with each other: recovery relies on that.
 fn journal_descriptor(input: &[u8]) -> Outcome {
     let decoded = Descriptor::decode(input);
     if let Ok(descriptor) = &decoded {
@@ -431,7 +431,7 @@ fn pack_state(input: &[u8]) -> Outcome {
     })
 }
 
-/// The codec, the plain length, then the packed bytes. What is unpacked has that length, exactly.
+/// The codec, the plain length, then the packed bytes. The unpacked bytes have exactly that length.
 fn chunk_codec(input: &[u8]) -> Outcome {
     let Some(([codec, a, b, c], packed)) = input.split_first_chunk() else {
         return Outcome::Refused;
@@ -439,7 +439,7 @@ fn chunk_codec(input: &[u8]) -> Outcome {
     let Ok(codec) = Codec::try_from(*codec) else {
         return Outcome::Refused;
     };
-    // A chunk has at most 256 KiB, and the decoder is never asked for more.
+    // A chunk has at most 256 KiB, and the decoder is never called with more.
     let plain_bytes = u32::from_le_bytes([*a, *b, *c, 0]) as usize % ((256 << 10) + 1);
     let mut plain = Vec::new();
     match codec::Decoder::new().decode(codec, packed, plain_bytes, &mut plain) {
@@ -475,7 +475,7 @@ fn nbd_option_data(input: &[u8]) -> Outcome {
         Some(OptionCode::ExportName) => whole(wire::decode_export_name(data), |name| {
             [option.as_slice(), name.as_bytes()].concat()
         }),
-        // What is asked for and not known is passed over, so these are not written back.
+        // Unknown information requests are skipped, so these are not re-encoded.
         Some(OptionCode::Info | OptionCode::Go) => {
             wire::decode_info_request(data).map_or(Outcome::Refused, |_| Outcome::Accepted)
         }
@@ -513,7 +513,7 @@ fn nbd_request(input: &[u8]) -> Outcome {
             request.length_bytes as u32,
         );
         again[4..6].copy_from_slice(&request.flags.0.to_be_bytes());
-        // Ranges are judged without overflowing.
+        // The check of ranges does not overflow.
         let _ = request.is_within(u64::MAX);
         again
     })
@@ -550,7 +550,7 @@ fn number_at(input: &[u8], at: usize) -> Option<u32> {
         .map(|bytes| u32::from_le_bytes(*bytes))
 }
 
-/// Puts the CRC-32 of the first `len` bytes behind them.
+/// Writes the CRC-32 of the first `len` bytes behind them.
 fn put_crc32(input: &mut [u8], len: usize) {
     put_crc32_in(input, 0, len);
 }

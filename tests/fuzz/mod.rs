@@ -1,11 +1,13 @@
-//! Decoders of everything that comes from a disk or a peer, given bytes that nobody wrote.
+//! Decoders of everything that comes from a disk or a peer, on random bytes.
 //!
-//! What must hold: no decoder panics; what one accepts is written back to the very same bytes (there is one encoding of
-//! everything that is hashed, compared or checked); and what was written by us is accepted.
+//! What must hold: no decoder panics; an accepted input re-encodes to the very same bytes
+//! (everything that is hashed, compared or checked has one encoding); and our own encodings are
+//! accepted.
 //!
-//! The inputs are mutations of a committed corpus, `tests/corpus/<decoder>/`, which are real encodings. Half of them have their
-//! checksums put right afterwards, or nothing behind a checksum would ever be reached. An input that once broke something is added to
-//! the corpus as a file of its own. When a format changes, [`write_corpus`] makes the corpus anew:
+//! The inputs are mutations of a committed corpus of real encodings, `tests/corpus/<decoder>/`.
+//! Half of them get correct checksums afterwards, or nothing behind a checksum would ever be
+//! reached. An input that once broke something is added to the corpus as a file of its own. When a
+//! format changes, [`write_corpus`] makes the corpus anew:
 //!
 //! ```text
 //! cargo test --release --locked -p varve-tests -- --ignored write_corpus
@@ -35,7 +37,7 @@ use varve_tests::{programs::repository, random::Random};
 /// Mutated inputs for each decoder, unless `VARVE_MUTATIONS` says otherwise.
 const MUTATIONS: usize = 30_000;
 
-/// So many, or as many as somebody wants who has more time.
+/// The usual number of mutations, or that of `VARVE_MUTATIONS`.
 fn mutations(usual: usize) -> usize {
     std::env::var("VARVE_MUTATIONS").map_or(usual, |number| number.parse().unwrap())
 }
@@ -60,7 +62,7 @@ fn corpus(of: &str) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// Decodes, and checks what must hold of the outcome. Whether the input was accepted.
+/// Decodes, and checks the outcome. Returns whether the input was accepted.
 fn check(decoder: &Decoder, input: &[u8]) -> bool {
     let checked = catch_unwind(AssertUnwindSafe(|| match (decoder.decode)(input) {
         Outcome::Refused => false,
@@ -103,7 +105,7 @@ fn what_we_wrote_is_accepted() {
         let corpus = corpus(decoder.name);
         assert!(!corpus.is_empty(), "{} has no corpus", decoder.name);
         for (name, input) in corpus {
-            // What is in the corpus because it broke something once need not be accepted.
+            // An input that is in the corpus because it once broke something need not be accepted.
             assert!(
                 check(decoder, &input) || name.starts_with("broke-"),
                 "{}: {name} is refused",
@@ -113,7 +115,8 @@ fn what_we_wrote_is_accepted() {
     }
 }
 
-/// If this fails, a format changed: its version has to change too, or stores that exist cannot be read any more.
+/// A failure means that a format changed: its version has to change too, or existing stores become
+/// unreadable.
 #[test]
 fn formats_are_as_they_were_when_the_corpus_was_written() {
     for decoder in &DECODERS {
@@ -160,7 +163,7 @@ fn random_bytes_break_no_decoder() {
     }
 }
 
-/// Every prefix of what we wrote: files that were cut off.
+/// Every prefix of our own encodings, as in truncated files.
 #[test]
 fn truncated_bytes_break_no_decoder() {
     for decoder in &DECODERS {

@@ -34,7 +34,7 @@ fn mutate(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
         input.push(random.byte());
         return;
     }
-    // Most of what matters is at the front, and long inputs are mostly zeros.
+    // The fields are mostly at the front, and long inputs are mostly zeros.
     let reach = if random.one_in(2) {
         input.len().min(128)
     } else {
@@ -74,7 +74,7 @@ fn mutate(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
     }
 }
 
-/// A number at the edge of something, or one next to what is there, in either byte order and of some width.
+/// A boundary number, or one next to the present value, in either byte order and of some width.
 fn put_number(input: &mut [u8], at: usize, random: &mut Random) {
     let width = [1, 2, 4, 8][random.index(4)].min(input.len() - at);
     let place = &mut input[at..at + width];

@@ -1,4 +1,4 @@
-//! Real encodings: what the corpus is made of.
+//! Real encodings, from which the corpus is made.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ use varve_tests::{nbd, random::Random};
 
 type Samples = Vec<(&'static str, Vec<u8>)>;
 
-/// The samples for a decoder, by the names of their files.
+/// The samples of a decoder, by file name.
 pub(super) fn of(decoder: &str) -> Samples {
     match decoder {
         "pack-header" => vec![
@@ -298,7 +298,7 @@ fn footer(entries: u8, nonce: Option<PackNonce>) -> Vec<u8> {
     .concat()
 }
 
-/// Of a volume, which only the second version of the encoding can say.
+/// A snapshot of a volume, which only the second version of the encoding can express.
 fn snapshot_of_volume(state: SnapshotState) -> SnapshotRecord {
     SnapshotRecord {
         state,
@@ -397,7 +397,7 @@ fn copy(outcome: CopyOutcome) -> CopyRecord {
     }
 }
 
-/// What only the second version of the encoding can say.
+/// Only the second version of the encoding can express it.
 fn failed_with_code() -> CopyRecord {
     CopyRecord {
         last_error_code: 14,
@@ -436,7 +436,7 @@ fn journal_header() -> Vec<u8> {
     header.encode().to_vec()
 }
 
-/// As it was written once, and still is read.
+/// The old encoding, which is still read.
 fn journal_header_of_version_1() -> Vec<u8> {
     let mut header = journal_header();
     header[8] = 1;

@@ -1,7 +1,8 @@
-//! NBD connections from the greeting to the end, of clients that say anything.
+//! NBD connections from the greeting to the end, with random input from the client.
 //!
-//! An input is all that a client sends. What must hold: the server neither panics nor hangs, everything it says is messages
-//! of the protocol, and what the client did not ask to be changed is not.
+//! An input is everything that a client sends. What must hold: the server neither panics nor hangs,
+//! all its output is messages of the protocol, and only data that the client asked to change has
+//! changed.
 
 use std::{
     sync::{
@@ -14,10 +15,8 @@ use std::{
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
-use varve_daemon::nbd::{
-    Access, ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece, Server,
-    ServerOptions,
-};
+use varve_daemon::nbd::{Server, ServerOptions};
+use varve_nbd::{Access, ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece};
 use varve_tests::{
     nbd::{self, option, request},
     random::Random,
@@ -28,7 +27,7 @@ use super::{corpus, corpus_dir, mutate, mutations};
 pub(super) const NAME: &str = "nbd-session";
 
 const SIZE: u64 = 64 << 10;
-/// What all bytes are at first.
+/// Initial value of all bytes.
 const FILL: u8 = 0xa5;
 
 /// Two exports of the same bytes: `snapshot/a` and `volume/a`.
@@ -126,6 +125,7 @@ impl Export for Memory {
 }
 
 /// The snapshot, and the volume.
+#[derive(Clone)]
 struct Both([Memory; 2]);
 
 impl Both {
@@ -168,7 +168,7 @@ impl Exports for Both {
     }
 }
 
-/// Lets a client say this, and checks what comes back.
+/// Sends an input, and checks the answers.
 async fn check(input: &[u8]) {
     let exports = Both::new();
     let [snapshot, _volume] = exports.0.clone();
@@ -176,13 +176,13 @@ async fn check(input: &[u8]) {
         handshake_timeout: Duration::from_secs(30),
         ..ServerOptions::default()
     };
-    let server = Server::new(exports, options);
+    let server = Server::new(move |_| exports.clone(), options);
     let (client, stream) = tokio::io::duplex(4096);
     let stop = CancellationToken::new();
     let session = server.serve_stream(stream, &stop);
     let (mut receive, mut send) = tokio::io::split(client);
     let sending = async {
-        // The server may have had enough of it.
+        // The server may have closed the connection already.
         let _ = send.write_all(input).await;
         let _ = send.shutdown().await;
     };
@@ -209,13 +209,14 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The last of many bytes.
+/// The end of a long byte string.
 fn tail(bytes: &[u8]) -> &[u8] {
     &bytes[bytes.len().saturating_sub(64)..]
 }
 
-/// Where the server's words stop being messages of the protocol; the last may be torn. Simple replies to reads, and the reply to `EXPORT_NAME`, do not tell how long they are: behind
-/// them nothing can be said.
+/// The offset at which the server's output stops being messages of the protocol; the last one may
+/// be torn. Simple replies to reads, and the reply to `EXPORT_NAME`, do not state their lengths, so
+/// the output behind them is not checked.
 fn first_nonsense(said: &[u8]) -> Option<usize> {
     let number = |at: usize, len: usize| {
         let bytes = said.get(at..at + len)?;
@@ -305,7 +306,7 @@ pub(super) fn write_corpus() {
     }
 }
 
-/// Which messages a sample speaks.
+/// The kind of messages in a sample.
 #[derive(Clone, Copy, PartialEq)]
 enum Framing {
     Simple,
@@ -313,7 +314,7 @@ enum Framing {
     Extended,
 }
 
-/// What a client sends, put together.
+/// Builds the input of a client.
 struct Script {
     framing: Framing,
     bytes: Vec<u8>,

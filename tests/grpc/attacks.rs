@@ -1,4 +1,5 @@
-//! Peers that hold what others need: the daemon's memory stays within what it promises, and everybody else is served.
+//! Peers that hold shared resources: the daemon stays within its memory bound, and all other
+//! clients are served.
 
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
@@ -26,7 +27,7 @@ use varve_tests::{
 
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const DAEMON_MAX: u64 = 512 * MIB;
-/// What is kept of what was read is beside the promise.
+/// The read cache comes on top of the bound.
 pub(super) const CACHE: u64 = 16 * MIB;
 pub(super) const STREAMS: usize = 60;
 
@@ -43,20 +44,20 @@ pub(super) fn lab() -> Lab {
     })
 }
 
-/// A message as it goes over the wire, behind its length.
+/// A message as on the wire, with its length in front.
 pub(super) fn framed(message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     [&[0], &length[..], message].concat()
 }
 
-/// A connection of an enemy, whose tasks end with it.
+/// A hostile connection. Its tasks end on drop.
 pub(super) struct Enemy {
     requests: SendRequest<Bytes>,
     tasks: JoinSet<()>,
 }
 
 impl Enemy {
-    /// One that takes so much of an answer.
+    /// Connects with this window for answers.
     pub(super) async fn connect(address: SocketAddr, window: u32) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         let mut builder = Builder::new();
@@ -80,12 +81,12 @@ impl Enemy {
         (Answer(answer), body)
     }
 
-    /// Sends a request, as far as it is taken, and does not listen.
+    /// Sends a request, as far as the daemon reads it, and ignores the answer.
     pub(super) async fn send(&mut self, method: &str, bytes: Bytes, end: bool) {
         let (answer, mut body) = self.call(method, false).await;
         self.tasks.spawn(async move {
             if send_all(&mut body, bytes, end).await {
-                // Nothing more.
+                // The request never ends.
                 std::future::pending::<()>().await;
             }
             drop(answer);
@@ -97,7 +98,7 @@ impl Enemy {
 struct Answer(h2::client::ResponseFuture);
 
 impl Answer {
-    /// The status it ends with.
+    /// The status at its end.
     async fn code(self) -> Code {
         let Ok(Ok(response)) = timeout(TIME_LIMIT, self.0).await else {
             panic!("no answer");
@@ -119,7 +120,7 @@ impl Answer {
     }
 }
 
-/// Sends bytes as they are taken. Whether all were.
+/// Sends bytes as they are read. Returns whether all were.
 async fn send_all(body: &mut SendStream<Bytes>, mut bytes: Bytes, end: bool) -> bool {
     while !bytes.is_empty() {
         body.reserve_capacity(bytes.len());
@@ -148,7 +149,7 @@ pub(super) fn assert_within(lab: &Lab, what: &str, most: u64) {
     assert!(!log.contains("panicked"), "{log}");
 }
 
-/// So many that a page of them is a long answer.
+/// Makes enough volumes that a page of them is a long answer.
 pub(super) async fn make_volumes_with_long_tags(lab: &Lab) {
     let endpoint = tonic::transport::Endpoint::from_shared(lab.varved.endpoint()).unwrap();
     let mut volumes = VolumeServiceClient::new(endpoint.connect().await.unwrap());
@@ -167,7 +168,7 @@ pub(super) async fn make_volumes_with_long_tags(lab: &Lab) {
     assert!(page_bytes > MIB, "{page_bytes}");
 }
 
-/// Others are served meanwhile, here and over the network.
+/// Asserts that other clients are served meanwhile, on this machine and over the network.
 pub(super) async fn assert_others_are_served(lab: &Lab, name: &str, seed: u64) {
     let file = lab.image(name, 24 * MIB, seed);
     let (over_unix, over_tcp) = (
@@ -187,7 +188,7 @@ pub(super) async fn assert_others_are_served(lab: &Lab, name: &str, seed: u64) {
 async fn requests_that_lack_one_byte_take_what_is_allowed_and_no_more() {
     allow_open_files();
     let lab = lab();
-    // As long as they may be, and not whole.
+    // Requests of the greatest length, without their last bytes.
     let message = framed(&vec![0; (4 << 20) - 16]);
     let cut = Bytes::from(message).slice(..(4 << 20) - 20);
     let mut enemies = Vec::new();
@@ -233,7 +234,7 @@ async fn empty_elements_are_counted_before_they_are_decoded() {
             };
             let (answer, mut body) = enemy.call(method, false).await;
             calls.spawn(async move {
-                // It is refused before all of it is there.
+                // It is refused before all of it has arrived.
                 send_all(&mut body, bytes, true).await;
                 answer.code().await
             });
@@ -241,7 +242,7 @@ async fn empty_elements_are_counted_before_they_are_decoded() {
         enemies.push(enemy);
     }
     let codes = calls.join_all().await;
-    // Those that find no room in time are refused for that.
+    // Requests that get no memory in time are refused with this.
     let refused = |code: &Code| {
         matches!(
             code,
@@ -254,7 +255,7 @@ async fn empty_elements_are_counted_before_they_are_decoded() {
     let malformed = Bytes::from(framed(&PutLeavesRequest::default().encode_to_vec()));
     assert_eq!(malformed.len(), 5);
     let mut peer = Enemy::connect(lab.varved.grpc_address(), 65_535).await;
-    // No UTF-8 in a name, a field past the end, an end within a message.
+    // A name that is not UTF-8, a field past the end, an end within a message.
     for bad in [
         framed(&[0x0a, 1, 0xff]),
         framed(&[0x0a, 5, 1]),
@@ -275,7 +276,7 @@ async fn answers_that_nobody_takes_take_what_is_allowed_and_no_more() {
     let ask = Bytes::from(framed(&ListVolumesRequest::default().encode_to_vec()));
     let mut enemies = Vec::new();
     for number in 0..8 {
-        // Some take the beginning.
+        // Some read the beginning.
         let window = if number % 2 == 0 { 0 } else { 65_535 };
         let mut enemy = Enemy::connect(lab.varved.grpc_address(), window).await;
         for _ in 0..STREAMS {
@@ -284,7 +285,7 @@ async fn answers_that_nobody_takes_take_what_is_allowed_and_no_more() {
         enemies.push(enemy);
     }
     assert_others_are_served(&lab, "beside-answers", 921).await;
-    // Whoever comes by the same way as the enemies is served, too.
+    // A client that comes the same way as the hostile ones is served, too.
     let over_tcp = varve_tests::snapctl::Snapctl::new(lab.varved.tcp_endpoint());
     for client in [lab.varved.snapctl(), over_tcp] {
         let listed = tokio::task::spawn_blocking(move || client.json(["volume", "list"]));
@@ -313,7 +314,7 @@ async fn exports_that_nobody_takes_give_their_places_to_others() {
         assert!(send_all(&mut body, ask.clone(), true).await);
         answers.push(answer);
     }
-    // All places of the network are taken: two of them are given up, and their holders are told why.
+    // The network's slots are all taken. Two holders lose theirs, and learn why.
     let over_tcp = varve_tests::snapctl::Snapctl::new(lab.varved.tcp_endpoint());
     let out = lab.scratch.join("out");
     let exported = out.clone();
@@ -335,7 +336,7 @@ async fn a_deadline_that_has_passed_is_told_as_such() {
     let lab = lab();
     let rpc = Rpc::connect(&lab.varved).await;
     let upload = rpc.begin("slow", MIB).await.unwrap();
-    // A stream of chunks that says nothing.
+    // A stream of chunks that sends nothing.
     let silent = PutChunksRequest {
         upload_id: upload,
         chunks: Vec::new(),
@@ -349,7 +350,7 @@ async fn a_deadline_that_has_passed_is_told_as_such() {
         matches!(told.code(), Code::DeadlineExceeded | Code::Cancelled),
         "{told:?}"
     );
-    // As the daemon tells it, whatever a client makes of it.
+    // The daemon's own status, before a client library interprets it.
     let mut peer = Enemy::connect(lab.varved.grpc_address(), 65_535).await;
     let mut requests = peer.requests.clone().ready().await.unwrap();
     let request = Request::post(format!("http://varve/{PUT_CHUNKS}"))

@@ -1,4 +1,4 @@
-//! Peers that do not speak gRPC, or do not speak at all.
+//! Peers that do not speak gRPC, or send nothing.
 
 use std::{
     io::{Read, Write},
@@ -49,11 +49,11 @@ fn garbage_is_answered_by_closing() {
     for round in 0..40 {
         let mut garbage = vec![0; random.index(4000) + 100];
         random.fill(&mut garbage);
-        // Some begin as they should.
+        // Some begin with the preface.
         let start = if round % 2 == 0 { &preface[..] } else { b"" };
         let mut peer = unix(&lab);
         let mut answer = Vec::new();
-        // Either side may be the first to give up.
+        // Either side may give up first.
         let _ = peer
             .write_all(&[start, &garbage].concat())
             .and_then(|()| peer.shutdown(std::net::Shutdown::Write));
@@ -77,12 +77,12 @@ fn a_thousand_idle_connections_leave_room_for_work() {
     assert_serving(&lab, &file);
 }
 
-/// More connections than there are places, that say nothing, or only what a client says first.
+/// More connections than slots, which send nothing, or only a client's first bytes.
 #[test]
 fn more_idle_connections_than_places_hang_nobody() {
     allow_open_files();
     let (lab, file) = served();
-    // The preface, and settings without any.
+    // The preface, and empty settings.
     let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let mut silent = Vec::new();
     let mut idle = Vec::new();
@@ -91,9 +91,9 @@ fn more_idle_connections_than_places_hang_nobody() {
             silent.push(tcp(&lab));
         }
         let mut peer = unix(&lab);
-        // It may have been closed already to make room.
+        // The daemon may have closed it already to make room.
         let _ = peer.write_all(hello);
-        // The daemon's own settings: its handshake is over.
+        // The daemon's settings arrive: its handshake is over.
         let _ = peer.read(&mut [0; 64]);
         idle.push(peer);
         if number % 1500 == 1499 {
@@ -108,7 +108,7 @@ fn more_idle_connections_than_places_hang_nobody() {
         let lines = log.matches(words).count();
         assert!((1..500).contains(&lines), "{lines} times {words}");
     }
-    // Whoever gives way is closed.
+    // The connection that gives way is closed.
     assert_eq!(silent[0].read(&mut [0; 64]).unwrap(), 0);
     let mut said = Vec::new();
     idle[0].read_to_end(&mut said).unwrap();
@@ -116,7 +116,7 @@ fn more_idle_connections_than_places_hang_nobody() {
     assert_serving(&lab, &file);
 }
 
-/// A peer that never gets to the end of its preface is not waited for.
+/// The wait for the rest of a preface has an end.
 #[test]
 fn a_silent_connection_is_ended() {
     let (lab, file) = served();

@@ -1,4 +1,4 @@
-//! Messages and numbers over the limits are refused, and the daemon goes on.
+//! Messages and numbers over the limits are refused, and the daemon continues.
 
 use bytes::Bytes;
 use tokio_stream::iter;
@@ -82,7 +82,7 @@ async fn messages_over_the_limits_are_refused() {
         Code::InvalidArgument
     );
 
-    // As large as is allowed, and larger, in one message.
+    // One message of the greatest length, and a longer one.
     let mut volume = vec![0; SEGMENT_BYTES];
     Random::seeded(131).fill(&mut volume);
     let chunks = Content::of(&volume).chunks;
@@ -102,12 +102,12 @@ async fn messages_over_the_limits_are_refused() {
     put(fitting.cloned().collect()).await.unwrap();
     let status = put(chunks.clone()).await.unwrap_err();
     assert!(is_refusal(&status), "{status:?}");
-    // Far larger: not to be received at all.
+    // Far longer: it must not even be received.
     let huge: Vec<_> = std::iter::repeat_n(chunks, 8).flatten().collect();
     put(huge).await.unwrap_err();
     assert_serving(&rpc).await;
 
-    // Any number of small chunks, of leaves, of entries.
+    // Large numbers of small chunks, of leaves, of entries.
     let empty = varve_proto::v1::Chunk::default();
     put(vec![empty; 200_000]).await.unwrap_err();
     let entry = LeafEntry {
@@ -213,7 +213,7 @@ async fn uploads_are_bounded_in_number() {
     rpc.begin("one-more", 4096).await.unwrap();
 }
 
-/// A page at a time, whatever its size, gives every snapshot once, also while others come.
+/// Pages of any size list every snapshot once, also while new ones are made.
 #[tokio::test]
 async fn listings_come_in_pages() {
     let lab = Lab::new();
@@ -250,7 +250,7 @@ async fn listings_come_in_pages() {
         }
         assert_eq!(seen, names, "in pages of {page_size}");
     }
-    // The token holds its place when something before and after it changes.
+    // The token keeps its place when records before and after it change.
     let request = ListSnapshotsRequest {
         page_size: 10,
         ..Default::default()
@@ -283,7 +283,7 @@ async fn listings_come_in_pages() {
             .collect::<Vec<_>>(),
         names[10..]
     );
-    // And with other filters it is no token.
+    // It is not valid with other filters.
     let request = ListSnapshotsRequest {
         page_token: first.next_page_token,
         name_prefix: "other".to_owned(),

@@ -1,4 +1,4 @@
-//! The gRPC protocol: its rules, broken on purpose, and a client that is not ours.
+//! The gRPC protocol: its rules, broken on purpose, and a third-party client.
 
 mod attacks;
 mod hostile;

@@ -1,4 +1,4 @@
-//! Ranges of a snapshot, and downloads that are given up.
+//! Ranges of a snapshot, and abandoned downloads.
 
 use tonic::Code;
 use varve_content::SEGMENT_BYTES;
@@ -7,7 +7,7 @@ use varve_tests::{image, lab::Lab, random::Random, rpc::Rpc};
 
 const MIB: u64 = 1 << 20;
 
-/// Reads a range, and puts it together.
+/// Reads a range and joins its parts.
 async fn read(rpc: &Rpc, offset_bytes: u64, length_bytes: u64) -> Vec<u8> {
     let request = ReadSnapshotRequest {
         snapshot: "image".to_owned(),
@@ -99,7 +99,7 @@ async fn any_range_can_be_read() {
     }
 }
 
-/// Clients that go away, or do not take what they asked for, cost nobody else anything.
+/// Clients that disconnect, or do not read their answers, do not disturb others.
 #[tokio::test]
 async fn downloads_that_are_given_up_leave_room_for_others() {
     let lab = Lab::new();

@@ -1,4 +1,5 @@
-//! A client that is not ours: Python's grpcio, which knows of the protocol only what the daemon's reflection tells it.
+//! A third-party client: Python's grpcio, which knows the protocol only through the daemon's
+//! reflection.
 
 use std::{
     env,
@@ -16,7 +17,8 @@ use varve_tests::{
 /// What the script imports.
 const PACKAGES: [&str; 3] = ["grpcio", "grpcio-reflection", "protobuf"];
 
-/// A Python that has the packages: `$VARVE_PYTHON`, or one of our own in the user's cache, made when it is first needed.
+/// A Python with the packages: `$VARVE_PYTHON`, or a virtual environment in the user's cache, made
+/// on first use.
 fn python() -> PathBuf {
     if let Some(python) = env::var_os("VARVE_PYTHON") {
         return PathBuf::from(python);

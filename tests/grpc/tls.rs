@@ -30,7 +30,7 @@ fn import_and_export_work_over_tls() {
     trusting(&["export", "image", out.to_str().unwrap()]).ok();
     files::assert_same(&file, &out);
 
-    // Who does not know the authority, or speaks plainly, gets nothing.
+    // A client that does not trust the authority, or does not use TLS, gets nothing.
     let other = Identity::make(&lab.scratch);
     let mut command = snapctl.command(["status"]);
     command.env("SSL_CERT_FILE", &other.authority);
@@ -39,7 +39,7 @@ fn import_and_export_work_over_tls() {
     Snapctl::new(lab.varved.tcp_endpoint())
         .run(["status"])
         .fails(exit::UNREACHABLE);
-    // The unix socket is as it was.
+    // The unix socket works as before.
     lab.snapctl().verify("image");
 }
 
@@ -102,7 +102,7 @@ fn who_has_to_show_a_certificate_and_does_not_gets_nothing() {
     let asked = here
         .snapctl()
         .run(["copy", "estimate", "image", "--from", &endpoint]);
-    // As it says of any daemon that cannot serve now.
+    // The same error as for any daemon that cannot serve now.
     let said = asked.fails(exit::FAILURE);
     assert!(said.contains("image"), "{said}");
     let here = Lab::with(|options| {

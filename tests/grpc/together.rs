@@ -1,4 +1,5 @@
-//! All that peers can make the daemon hold, held at one time: what it promises to take is one sum, not one for each of them.
+//! Everything that peers can make the daemon hold, at one time: the bound is on the sum, not on
+//! each part.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -14,7 +15,7 @@ use super::attacks::{
     assert_others_are_served, assert_within, framed, lab, make_volumes_with_long_tags,
 };
 
-/// Connections that only have a request on its way.
+/// Connections with only a request on its way.
 const CONNECTIONS: u64 = 600;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,7 +38,7 @@ async fn all_attacks_at_one_time_take_what_is_promised_and_no_more() {
         }
         enemies.push(enemy);
     }
-    // Answers and exports that nobody takes.
+    // Answers and exports that are not read.
     let download = DownloadRequest {
         snapshot: "image".to_owned(),
         plain: true,
@@ -59,7 +60,7 @@ async fn all_attacks_at_one_time_take_what_is_promised_and_no_more() {
             enemies.push(enemy);
         }
     }
-    // Guests that ask for as much as they may, and take nothing.
+    // Guests that request as much as they may, and read nothing.
     let mut hostile = Vec::new();
     for number in 0..60 {
         let mut peer = match number % 2 {
@@ -79,7 +80,7 @@ async fn all_attacks_at_one_time_take_what_is_promised_and_no_more() {
     assert_others_are_served(&lab, "beside-all", 952).await;
     assert_within(&lab, "all attacks", DAEMON_MAX + CACHE);
 
-    // Connections without end, each with as much on its way as HTTP/2 begins with.
+    // Many connections, each with as many bytes in flight as HTTP/2 allows at first.
     for _ in 0..CONNECTIONS {
         let mut enemy = Enemy::connect(address, 65_535).await;
         for _ in 0..2 {

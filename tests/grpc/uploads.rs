@@ -1,4 +1,5 @@
-//! Uploads that break the rules are refused with a reason, and leave nothing visible; good ones beside them go on.
+//! Uploads that break the rules are refused with a reason and leave nothing visible; valid ones
+//! beside them continue.
 
 use bytes::Bytes;
 use tonic::{Code, Status};
@@ -18,7 +19,7 @@ use varve_tests::{
 
 const BLOCK: usize = 4096;
 
-/// That a call was refused with this code, and that the reason names the thing.
+/// Asserts that a call was refused with this code, and that the reason names the thing.
 #[track_caller]
 fn assert_refused<T: std::fmt::Debug>(outcome: Result<T, Status>, code: Code, named: &str) {
     let status = outcome.expect_err("this should have been refused");
@@ -56,7 +57,7 @@ async fn names(rpc: &Rpc) -> Vec<String> {
         .collect()
 }
 
-/// A daemon, its services, an upload that has begun, and what belongs in it.
+/// A daemon, its services, an upload that has begun, and its content.
 struct Scene {
     lab: Lab,
     rpc: Rpc,
@@ -88,7 +89,8 @@ impl Scene {
             .await
     }
 
-    /// That nothing is visible, and that the same upload, done right, still succeeds: so a refusal has harmed nothing.
+    /// Asserts that nothing is visible, and that the same upload, done right, still succeeds: the
+    /// refusal did no harm.
     async fn finish(self) {
         assert!(names(&self.rpc).await.is_empty());
         let snapshot = self.rpc.upload("done-right", &self.content).await.unwrap();
@@ -157,7 +159,7 @@ async fn a_chunk_whose_bytes_do_not_match_its_id_is_refused() {
         Code::InvalidArgument,
         &hex(&scene.content.chunks[4].id),
     );
-    // Also when the store has the chunk already.
+    // Also when the store already has the chunk.
     scene.put(good.clone()).await.unwrap();
     let mut flipped = good.payload.to_vec();
     flipped[0] ^= 1;
@@ -257,11 +259,11 @@ async fn a_chunk_with_fields_that_cannot_be_is_refused() {
     scene.finish().await;
 }
 
-/// A frame of a few bytes that says it holds 3 GiB: one block of zeros run-length encoded.
+/// A frame of a few bytes that claims 3 GiB: one block of zeros, run-length encoded.
 fn zstd_bomb() -> Bytes {
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0b1010_0000];
     frame.extend_from_slice(&(3u32 << 30).to_le_bytes());
-    // Blocks of 128 KiB of one byte repeated, last one marked.
+    // Blocks of 128 KiB of one repeated byte, with the last one marked.
     for number in 0..64 {
         let header = (u32::from(number == 63)) | 1 << 1 | (128 << 10) << 3;
         frame.extend_from_slice(&header.to_le_bytes()[..3]);
@@ -352,7 +354,7 @@ async fn a_leaf_whose_entries_cannot_be_is_refused() {
     changed("empty", 0, &|entries| entries.clear());
     changed("a segment beyond the end", 2, &|_| {});
     changed("a segment far beyond the end", u32::MAX, &|_| {});
-    // The second segment is 100 blocks of the volume.
+    // The volume has 100 blocks in its second segment.
     changed("beyond the size", 1, &|_| {});
     for (what, segment, entries) in cases {
         let status = scene.put_entries(segment, entries).await.expect_err(what);
@@ -362,13 +364,13 @@ async fn a_leaf_whose_entries_cannot_be_is_refused() {
     scene.finish().await;
 }
 
-/// Two chunks of one stretch of data, the first of which ends where only a hole could end it.
+/// Two chunks of one extent of data, the first of which ends where only a hole could end it.
 #[tokio::test]
 async fn a_leaf_that_the_chunker_would_not_make_is_refused() {
     let scene = Scene::new().await;
     let mut bytes = vec![0; 3 * BLOCK];
     Random::seeded(123).fill(&mut bytes);
-    // Shorter than the minimum, so that only a hole or the edge may follow.
+    // Shorter than the minimum, so only a hole or the edge may follow.
     let pieces = [chunk(&bytes[..BLOCK]), chunk(&bytes[BLOCK..])];
     scene.rpc.put_chunks(&scene.upload, &pieces).await.unwrap();
     let entry = |start_block, blocks, chunk: &Chunk| LeafEntry {
@@ -538,7 +540,8 @@ async fn an_upload_ends_once() {
     assert_eq!(names(rpc).await, ["volume"]);
 }
 
-/// Of two that commit the same name the second is refused, though it began when the name was free.
+/// Of two uploads that commit the same name the second is refused, though it began when the name
+/// was free.
 #[tokio::test]
 async fn a_name_is_given_once() {
     let scene = Scene::new().await;
@@ -646,7 +649,7 @@ async fn an_upload_that_cannot_become_a_snapshot_is_refused_at_once() {
     scene.finish().await;
 }
 
-/// An upload that nobody works on gives its place back.
+/// An idle upload gives its slot back.
 #[tokio::test]
 async fn an_upload_that_is_left_alone_is_dropped() {
     let lab = Lab::with(|options| options.env("VARVE_UPLOAD_IDLE_SECONDS", "1"));

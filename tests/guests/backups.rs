@@ -1,4 +1,4 @@
-//! Backups of a running guest's disk, that read no more than what has changed.
+//! Backups of a running guest's disk that read only what has changed.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use varve_tests::{
 
 use crate::volumes::{make, snapshot, uri};
 
-/// Files come, change and go, for ever.
+/// Files are made, changed and removed, for ever.
 const WORK: &str = r#"
 set -e
 mkdir /srv/files

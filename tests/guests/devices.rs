@@ -1,6 +1,8 @@
-//! Exports as block devices, by the kernel's NBD client: in a guest, for a kernel that has one is not everywhere.
+//! Exports as block devices through the kernel's NBD client, in a guest, because not every kernel
+//! has one.
 //!
-//! The guest runs daemon and client, and checks what it sees as a shell script does; what it says is checked out here.
+//! The guest runs daemon and client, and checks what a shell script can check. Its output is
+//! checked here.
 
 use std::fs;
 
@@ -10,13 +12,13 @@ use varve_tests::{
     scratch::Scratch,
 };
 
-/// What all scripts begin with: the programs, and a daemon to start and to kill.
+/// The beginning of all scripts: the programs, and functions that start and kill a daemon.
 const BEGIN: &str = r#"
 set -e
 mount /dev/vdc /mnt
 cd /mnt
 PATH=$PATH:/mnt
-# Where both look without being told.
+# The default of both programs.
 socket=/run/varve/nbd.sock
 serve() {
   varved --data-dir /mnt/data >>/mnt/log 2>&1 &
@@ -28,13 +30,13 @@ serve() {
   cat /mnt/log
   return 1
 }
-# Its exit code, and what it said.
+# Prints the exit code and the output.
 refused() {
   code=0
   said=$("$@" 2>&1) || code=$?
   echo "refused with $code: $said"
 }
-# Runs in the background until the device is told, which is in $device then.
+# Runs in the background until it has printed the device, which is then in $device.
 map() {
   rm -f device
   snapctl map "$@" >device 2>>map.log &
@@ -70,7 +72,7 @@ fn run(script: &str) -> String {
         .run(&format!("{BEGIN}{script}"))
 }
 
-/// That these are among what was said, in this order.
+/// Asserts that the console output has these, in this order.
 fn assert_says(console: &str, all: &[&str]) {
     let mut rest = console;
     for said in all {
@@ -81,7 +83,8 @@ fn assert_says(console: &str, all: &[&str]) {
     }
 }
 
-/// Files are written while the daemon is stopped, and killed twice; then whoever looks after the device is killed, too.
+/// Files are written while the daemon is stopped, and killed twice; then the process that looks
+/// after the device is killed, too.
 const KILLED: &str = r#"
 modprobe nbd
 serve
@@ -113,7 +116,7 @@ for signal in TERM KILL KILL; do
   serve
   sleep 12
 done
-# Whoever looks after it is killed too, and the daemon: the next one takes over.
+# The process that looks after the device is killed, too, and the daemon: the next one takes over.
 kill -9 $map
 wait $map || true
 snapctl mapped
@@ -164,7 +167,7 @@ fn files_on_a_device_outlive_stops_and_kills_of_the_daemon() {
     told.for_each(|line| println!("{line}"));
 }
 
-/// What is refused, and why; and all ways for a device to go.
+/// Refusals and their reasons, and all ways in which a device can go away.
 const USED: &str = r#"
 serve
 head -c 20000000 /dev/urandom >image
@@ -182,14 +185,14 @@ refused snapctl map snapshot/base --nbd nbd+unix:///?socket=/nowhere
 refused snapctl unmap volume/disk
 snapctl volume attach disk >/dev/null
 
-# A device that is asked for, and one that is used.
+# A device that is named, and one that is in use.
 map volume/disk --device nbd1 --block-size 4096 --connections 2
 echo "device $device of $(blockdev --getsize64 $device) in $(blockdev --getss $device), read-only $(blockdev --getro $device)"
 cmp -n 20000003 image $device
 snapctl mapped --output json
 refused snapctl map volume/disk
 refused snapctl map snapshot/base --device nbd1
-# In use by a program that has it open, and by nobody.
+# In use by a program that has it open, and then not in use.
 exec 5<$device
 refused snapctl unmap $device
 refused snapctl map volume/disk --read-only
@@ -199,7 +202,7 @@ mkdir /t
 mount $device /t
 echo kept >/t/file
 refused snapctl unmap $device
-# Interrupted while it is in use, it stays; and is taken over.
+# Interrupted while it is in use, it stays; then it is taken over.
 kill -TERM $map
 ended $map
 snapctl mapped
@@ -212,7 +215,7 @@ ended $map
 cat map.log
 snapctl mapped
 
-# A snapshot, whose last bytes are no sector.
+# A snapshot whose last bytes are not a whole sector.
 map snapshot/base
 echo "device $device of $(blockdev --getsize64 $device), read-only $(blockdev --getro $device)"
 cmp -n 19999744 image $device
@@ -220,12 +223,12 @@ refused dd if=/dev/zero of=$device bs=512 count=1 oflag=direct
 snapctl unmap snapshot/base
 ended $map
 
-# By name it is found again after the volume has another one, for a device keeps its id.
+# It is found by name again after the volume has been renamed, because a device keeps its id.
 map volume/disk --read-only
 mount -o ro $device /t
 cat /t/file
 umount /t
-# By force, while it is used.
+# By force, while it is in use.
 exec 5<$device
 mount -o ro $device /t
 snapctl unmap --force $device
@@ -233,7 +236,7 @@ umount /t
 exec 5<&-
 ended $map
 
-# A daemon that stops for good: requests fail when the time is over that they may wait.
+# A daemon that stops for good: requests fail when their waiting time is over.
 map volume/disk --dead-timeout 3
 kill -TERM $varved
 ended $varved
@@ -241,7 +244,7 @@ refused dd if=$device of=/dev/null bs=4096 count=1 iflag=direct
 refused snapctl unmap --force $device
 ended $map
 
-# The kernel's client as others use it, through nbd-client.
+# The kernel's client in its common use, through nbd-client.
 serve
 nbd-client -unix $socket -N snapshot/base -readonly /dev/nbd0 >/dev/null
 cmp -n 19999744 image /dev/nbd0 && echo "nbd-client reads the same"
@@ -260,7 +263,8 @@ umount /t
 snapctl unmap $device
 ended $map
 
-# Attached elsewhere, by force, and the daemon started again: the device is not given what is somebody else's now.
+# Attached elsewhere, by force, and the daemon restarted: the device does not get the new
+# attachment.
 map volume/disk --request-timeout 2 --dead-timeout 2
 snapctl volume attach disk --force >/dev/null
 kill -9 $varved

@@ -1,4 +1,5 @@
-//! A guest's files on a volume: sound after use, and in a snapshot that was taken while they were written.
+//! A guest's file system on a volume: sound after use, and in a snapshot that was taken during
+//! writes.
 
 use std::{fs, path::Path};
 
@@ -13,7 +14,8 @@ use varve_tests::{
 
 use crate::volumes::{make, snapshot, uri};
 
-/// Files of all sizes, some changed, cut off or removed after they were written; then the sums of what is left.
+/// Files of all sizes, some changed, truncated or removed afterwards; then the checksums of the
+/// rest.
 const FILL: &str = r#"
 set -e
 mkfs.ext4 -q /dev/vdc
@@ -45,7 +47,7 @@ fn e2fsck<const N: usize>(options: [&str; N], image: &Path) {
     run(check).ok();
 }
 
-/// That there is nothing to mend.
+/// Asserts that the file system needs no repair.
 fn assert_sound(image: &Path) {
     e2fsck(["-f", "-n"], image);
 }
@@ -79,12 +81,13 @@ fn a_guests_files_on_a_volume_are_whole_and_the_file_system_is_sound() {
     let sums = fs::read_to_string(tree.join("sums")).unwrap();
     assert!(sums.lines().count() > 100, "{sums}");
 
-    // A snapshot is the same disk.
+    // A snapshot has the same content.
     snapshot(&lab.varved, "disk", "after");
     lab.assert_content("after", &copy);
 }
 
-/// One file after another, each durable before it is told; their names say what is in them.
+/// One file after another, each durable before it is reported; the names have the checksums of the
+/// contents.
 const WRITE_FOR_EVER: &str = r#"
 set -e
 mkdir /srv/files
@@ -100,7 +103,7 @@ while :; do
 done
 "#;
 
-/// Tells which of those files are as they should be.
+/// Reports which of those files are intact.
 const LOOK: &str = r#"
 set -e
 cd /srv/files
@@ -133,7 +136,7 @@ fn a_second_guest_boots_from_a_snapshot_taken_while_the_first_one_writes() {
         durable(console).filter(|number| *number >= 20)
     });
     snapshot(&lab.varved, "first", "meanwhile");
-    // It was not stopped by that.
+    // The snapshot did not stop it.
     let after = durable(&first.console()).unwrap();
     first.wait_for("the guest to go on", |console| {
         durable(console).filter(|number| *number > after + 3)
@@ -142,7 +145,7 @@ fn a_second_guest_boots_from_a_snapshot_taken_while_the_first_one_writes() {
 
     let exported = scratch.join("meanwhile");
     lab.snapctl().export("meanwhile", &exported);
-    // Replaying its journal is all that it needs.
+    // It only needs the replay of its journal.
     let replayed = image::copy(&scratch, &exported, "replayed");
     e2fsck(["-y", "-E", "journal_only"], &replayed);
     assert_sound(&replayed);

@@ -1,4 +1,5 @@
-//! A guest whose volume finds no room: QEMU stops it, and it goes on as if nothing had been when there is room again.
+//! A guest whose volume finds no space: QEMU stops it, and it continues unharmed when there is
+//! space again.
 
 use std::fs;
 
@@ -57,7 +58,7 @@ fn a_guest_is_stopped_by_a_full_disk_and_goes_on_when_there_is_room() {
         );
         (status == "io-error").then_some(())
     });
-    // Trying again does not help as long as there is no room.
+    // Retrying does not help as long as there is no space.
     qmp.execute("cont");
     wait_for("QEMU to stop the guest again", || {
         (qmp.status() == "io-error").then_some(())

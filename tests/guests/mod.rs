@@ -1,4 +1,5 @@
-//! Guests: they boot from exports, keep their files on volumes, lose their power, outlive the daemon, and map exports themselves.
+//! Guests: they boot from exports, keep their files on volumes, lose their power, survive restarts
+//! of the daemon, and map exports themselves.
 
 mod backups;
 mod boot;

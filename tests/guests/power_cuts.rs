@@ -1,10 +1,11 @@
-//! varved inside of a guest whose power is cut: what a flush was answered for is there afterwards, as the writer outside remembers
-//! it.
+//! varved inside a guest whose power is cut: flushed writes are there afterwards, as the writer
+//! outside remembers them.
 //!
-//! The cut is SIGKILL for QEMU. It takes the memory of the guest's kernel, so all that varved wrote and did not sync is gone as
-//! far as that kernel had not written it to its disk by itself. What the disk is given it keeps in every other round, for the
-//! host's kernel lives on. In the rounds between, the disk has a cache of its own that goes with the power: nbdkit's
-//! cache filter, which passes writes on when it is told to flush, and is killed too.
+//! The cut is SIGKILL for QEMU. It takes the memory of the guest's kernel, so all unsynced writes
+//! of varved are lost, except for those that this kernel had written to its disk by itself. In
+//! every other round the disk keeps everything that it was given, because the host's kernel lives
+//! on. In the rounds between, the disk has a cache of its own that is lost with the power: nbdkit's
+//! cache filter, which writes through only on a flush, and is killed too.
 
 use std::{
     env, fs,
@@ -27,7 +28,7 @@ use varve_tests::{
 
 use crate::volumes::make;
 
-/// How often the power is cut. `make soak` has more rounds.
+/// The number of power cuts. `make soak` has more rounds.
 const ROUNDS_VARIABLE: &str = "VARVE_POWER_CUTS";
 const ROUNDS: u32 = 2;
 
@@ -46,13 +47,13 @@ mount /dev/vdc /mnt
 exec /mnt/varved --data-dir /mnt/data --nbd-tcp 0.0.0.0:10809 2>&1
 ";
 
-/// The disk that the guest's varved keeps its data on.
+/// The disk with the data of the guest's varved.
 struct Disk {
     scratch: Scratch,
 }
 
 impl Disk {
-    /// With a program, and a store that has one volume, attached.
+    /// A disk with a program and a store that has one attached volume.
     fn new() -> Self {
         let scratch = Scratch::new();
         let tree = scratch.join("tree");
@@ -126,7 +127,7 @@ impl Server {
     }
 
     fn cut_power(&mut self) {
-        // The disk first: what it is given afterwards nobody keeps.
+        // The disk first: what it is given afterwards is lost.
         if let Some(cache) = &mut self.cache {
             cache.kill();
         }
@@ -138,9 +139,9 @@ fn block_of(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(BLOCK / 8)
 }
 
-/// What the writer remembers.
+/// The writer's memory.
 struct Memory {
-    /// For each block the numbers that were written to it, the first of which is durable.
+    /// For each block the numbers that were written to it; the first one is durable.
     written: Vec<Vec<u64>>,
     /// Counts writes.
     number: u64,
@@ -181,8 +182,8 @@ impl Memory {
         }
     }
 
-    /// That the disk has all that was flushed, and of the writes after that the first ones up to any of them. Gives how many
-    /// of those are gone.
+    /// Asserts that the disk has all flushed writes, and a prefix of the writes after them. Returns
+    /// how many of the latter are gone.
     fn check(&mut self, mut peer: Peer) -> u64 {
         let disk = peer.read_bytes(0, u32::try_from(BLOCK * BLOCKS).unwrap());
         let disk = disk.unwrap().unwrap();

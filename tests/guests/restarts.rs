@@ -1,4 +1,4 @@
-//! A guest that goes on while the daemon under its disk is stopped, killed and started again.
+//! A guest that continues while the daemon under its disk is stopped, killed and restarted.
 
 use std::time::Instant;
 
@@ -9,7 +9,8 @@ use varve_tests::{
 
 use crate::volumes::make;
 
-/// Files one after another, each durable before it is told, until there are many; then whether they are what was written.
+/// Many files one after another, each durable before it is reported; then a check of their
+/// contents.
 const WRITE: &str = r#"
 set -e
 mkfs.ext4 -q /dev/vdc

@@ -1,4 +1,4 @@
-//! The units for systemd as they are shipped, in a guest that systemd has booted.
+//! The shipped systemd units, in a guest that systemd has booted.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ systemd-analyze verify --man=no /etc/systemd/system/varve* && echo "units are so
 systemctl daemon-reload
 show() { systemctl show --value --property "$1" varved.service; }
 
-# Nothing is set, and it serves: store, sockets and client find each other.
+# Without any settings it serves: store, sockets and client find each other.
 systemctl enable --quiet --now varved-grpc.socket varved-nbd.socket varved.service
 echo "it is $(systemctl is-active varved.service)"
 snapctl -q status >/dev/null && echo "snapctl finds it"
@@ -44,7 +44,7 @@ systemctl reload varved.service
 sleep 2
 test "$(show MainPID)" = "$before" && echo "reloaded, it goes on"
 
-# Settings that cannot be used: it says so once, and does not try again.
+# Settings that cannot be used: it says so once, and systemd does not retry.
 systemctl stop varved.service varved-grpc.socket varved-nbd.socket
 echo VARVE_LOG=inof >/etc/default/varved
 systemctl reset-failed

@@ -1,4 +1,4 @@
-//! A daemon of one's own.
+//! Daemons for tests: options, start, end.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -22,25 +22,26 @@ use crate::{
     snapctl::Snapctl,
 };
 
-/// What a line of the log may take from its event to the file.
+/// The longest delay between an event and its line in the log file.
 const LOG_DELAY: Duration = Duration::from_millis(50);
 
-/// How a daemon is to be started. Without more it is as an operator's first: a data directory and nothing else.
+/// Options for the start of a daemon. The default is an operator's first start: a data directory
+/// and nothing else.
 #[derive(Debug, Clone)]
 pub struct Options {
     data_dir: PathBuf,
     arguments: Vec<OsString>,
     environment: Vec<(String, OsString)>,
     tcp: bool,
-    /// Where its standard error goes, if not into the log that the tests read.
+    /// Target of its standard error, if not the log that the tests read.
     stderr: Option<Arc<OwnedFd>>,
-    /// A network namespace, and where it serves gRPC there.
+    /// A network namespace, and the daemon's gRPC address in it.
     network: Option<(String, SocketAddr)>,
     open_files: Option<u64>,
 }
 
 impl Options {
-    /// A daemon on this data directory, with its sockets in it.
+    /// Options for a daemon on this data directory, with its sockets in it.
     #[must_use]
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -54,14 +55,14 @@ impl Options {
         }
     }
 
-    /// With one more argument.
+    /// Adds an argument.
     #[must_use]
     pub fn argument(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.arguments.push(argument.as_ref().to_owned());
         self
     }
 
-    /// With one more variable in its environment.
+    /// Adds an environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.environment
@@ -69,35 +70,35 @@ impl Options {
         self
     }
 
-    /// Listening on TCP ports too.
+    /// Makes it listen on TCP ports, too.
     #[must_use]
     pub fn tcp(mut self) -> Self {
         self.tcp = true;
         self
     }
 
-    /// The same on another data directory.
+    /// The same options for another data directory.
     #[must_use]
     pub fn on(mut self, data_dir: impl Into<PathBuf>) -> Self {
         self.data_dir = data_dir.into();
         self
     }
 
-    /// With something else as its standard error.
+    /// Replaces its standard error.
     #[must_use]
     pub fn stderr(mut self, stderr: impl Into<OwnedFd>) -> Self {
         self.stderr = Some(Arc::new(stderr.into()));
         self
     }
 
-    /// In a network namespace, serving gRPC at an address that it has there.
+    /// Runs it in a network namespace, with gRPC at an address there.
     #[must_use]
     pub fn within(mut self, namespace: &str, grpc: SocketAddr) -> Self {
         self.network = Some((namespace.to_owned(), grpc));
         self
     }
 
-    /// With so many open files permitted, at most.
+    /// Limits its open files.
     #[must_use]
     pub fn open_files(mut self, count: u64) -> Self {
         self.open_files = Some(count);
@@ -120,7 +121,7 @@ impl Options {
         varved
     }
 
-    /// Starts it, and waits for the end that it has to come to by itself, with a failure. Gives what it said.
+    /// Starts it, and waits until it fails by itself. Returns its output.
     #[must_use]
     pub fn start_refused(&self) -> String {
         let mut varved = self.spawn();
@@ -132,7 +133,7 @@ impl Options {
         varved.log()
     }
 
-    /// Starts it, and does not wait.
+    /// Starts it without waiting.
     #[must_use]
     pub fn spawn(&self) -> Varved {
         let logs = Scratch::new();
@@ -141,7 +142,7 @@ impl Options {
         let mut command = match (&self.network, self.open_files) {
             (None, None) => Command::new(programs::varved()),
             (None, Some(count)) => {
-                // It becomes the program, too.
+                // prlimit becomes the program, too.
                 let mut command = Command::new(programs::tool("prlimit"));
                 command.arg(format!("--nofile={count}:{count}"));
                 command.arg(programs::varved());
@@ -149,7 +150,7 @@ impl Options {
             }
             (Some((namespace, grpc)), _) => {
                 grpc_tcp = Some(*grpc);
-                // It becomes the program, so that the process is the daemon's.
+                // ip becomes the program, so the process is the daemon's.
                 let mut command = Command::new(programs::tool("ip"));
                 command.args(["netns", "exec", namespace]);
                 command.arg(programs::varved());
@@ -165,13 +166,13 @@ impl Options {
                 command.arg(option).arg(address.to_string());
             }
         }
-        // What the environment of the tests says is not for the daemon, but how much it logs.
+        // Of the tests' environment the daemon gets only the log level.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("VARVE_") && name != "VARVE_LOG" {
                 command.env_remove(name);
             }
         }
-        // Not where operators' daemons are: tests have many at a time.
+        // Not in /run/varve, where operators' daemons are: tests run many at a time.
         for (variable, name) in [
             ("VARVE_GRPC_UNIX", "grpc.sock"),
             ("VARVE_NBD_UNIX", "nbd.sock"),
@@ -198,8 +199,8 @@ impl Options {
     }
 }
 
-/// An address that nobody listened on a moment ago. Its port is none of those that the system gives to connections, or one of these
-/// could have it before the daemon does.
+/// An address on which no process listened a moment ago. Its port is outside the range that the
+/// system gives to connections: otherwise a connection could take it before the daemon does.
 #[must_use]
 pub fn free_address() -> SocketAddr {
     wait_for("a port that is free", || {
@@ -219,7 +220,7 @@ pub fn says_that_it_is_ready(log: &str) -> bool {
         || log.contains("export VARVE_ENDPOINT=")
 }
 
-/// A daemon that runs. It is killed when it is dropped; its log is shown when the test fails.
+/// A running daemon. Killed on drop. Its log is shown when the test fails.
 #[derive(Debug)]
 pub struct Varved {
     child: Child,
@@ -230,7 +231,7 @@ pub struct Varved {
 }
 
 impl Varved {
-    /// Starts one on this data directory, and waits until it serves.
+    /// Starts a daemon on this data directory, and waits until it serves.
     #[must_use]
     pub fn start(data_dir: impl Into<PathBuf>) -> Self {
         Options::new(data_dir).start()
@@ -242,7 +243,7 @@ impl Varved {
         &self.data_dir
     }
 
-    /// Where it serves gRPC, as `snapctl` takes it.
+    /// Its gRPC endpoint, as `snapctl` takes it.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("unix:{}", self.data_dir.join("grpc.sock").display())
@@ -254,25 +255,25 @@ impl Varved {
         self.grpc_tcp.expect("started with Options::tcp")
     }
 
-    /// Where it serves gRPC over TCP, as `snapctl` takes it.
+    /// Its gRPC endpoint over TCP, as `snapctl` takes it.
     #[must_use]
     pub fn tcp_endpoint(&self) -> String {
         format!("http://{}", self.grpc_address())
     }
 
-    /// `snapctl`, speaking to it.
+    /// A `snapctl` for it.
     #[must_use]
     pub fn snapctl(&self) -> Snapctl {
         Snapctl::new(self.endpoint())
     }
 
-    /// Where it serves NBD.
+    /// Its NBD socket.
     #[must_use]
     pub fn nbd_socket(&self) -> PathBuf {
         self.data_dir.join("nbd.sock")
     }
 
-    /// The same over TCP.
+    /// Its NBD address over TCP.
     #[must_use]
     pub fn nbd_address(&self) -> SocketAddr {
         self.nbd_tcp.expect("started with Options::tcp")
@@ -299,13 +300,13 @@ impl Varved {
         self.child.id()
     }
 
-    /// The most memory it had resident so far, in bytes.
+    /// Its peak resident memory so far, in bytes.
     #[must_use]
     pub fn peak_memory_bytes(&self) -> u64 {
         peak_memory_bytes(self.id()).expect("varved runs")
     }
 
-    /// All it logged since it started, a moment ago: it writes its log in a thread of its own.
+    /// Its log since it started, up to a moment ago: a thread of its own writes it.
     #[must_use]
     pub fn log(&self) -> String {
         thread::sleep(LOG_DELAY);
@@ -323,17 +324,17 @@ impl Varved {
         says_that_it_is_ready(&self.logged())
     }
 
-    /// Its end, if it has come.
+    /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("ask for varved's state")
     }
 
-    /// Waits for its end, which something else brings about.
+    /// Waits until it ends for another reason.
     pub fn wait(&mut self) -> ExitStatus {
         wait_for("varved to end", || self.ended())
     }
 
-    /// Ends it as a crash of the machine's power would end it, but for what the kernel still holds.
+    /// Kills it. That is like a power cut, except that the kernel keeps its writes.
     pub fn kill(&mut self) {
         self.child.kill().expect("kill varved");
         self.child.wait().expect("wait for varved");
@@ -347,7 +348,7 @@ impl Varved {
         }
     }
 
-    /// Asks it to end, and waits until it has, in order.
+    /// Asks it to stop, and waits until it has stopped cleanly.
     pub fn stop(&mut self) {
         self.signal(Signal::TERM);
         let status = self.wait();

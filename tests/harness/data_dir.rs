@@ -1,4 +1,4 @@
-//! What lies in a data directory, for tests that damage it.
+//! Records in a data directory, for tests that damage it.
 
 use std::{
     fs,
@@ -19,14 +19,14 @@ pub struct Record {
     pub pack: PackId,
     /// The pack's file.
     pub path: PathBuf,
-    /// Where its header begins there.
+    /// Offset of its header in the file.
     pub offset_bytes: u64,
     /// Its header.
     pub header: RecordHeader,
 }
 
 impl Record {
-    /// The id as messages show it.
+    /// Its id, as in messages.
     #[must_use]
     pub fn id(&self) -> String {
         self.header
@@ -36,7 +36,7 @@ impl Record {
             .collect()
     }
 
-    /// Where its payload begins in the file.
+    /// Offset of its payload in the file.
     #[must_use]
     pub fn payload_offset_bytes(&self) -> u64 {
         self.offset_bytes + RECORD_HEADER_BYTES as u64
@@ -73,7 +73,7 @@ pub fn records(data_dir: &Path, kind: PackKind) -> Vec<Record> {
     for (pack, path) in packs(data_dir, kind) {
         let bytes = fs::read(&path).expect("read a pack");
         let mut offset = PACK_HEADER_BYTES;
-        // Ends at the footer of a sealed pack, and where one that is being written has nothing yet.
+        // Ends at the footer of a sealed pack, and at the end of the records of an open one.
         while let Some(Ok(header)) = bytes
             .get(offset..)
             .map(|rest| Header::decode(rest, offset as u64))
@@ -98,7 +98,7 @@ pub fn flip_byte(path: &Path, offset: u64) {
     files::write_range(path, offset, &[!byte]);
 }
 
-/// Cuts a file off.
+/// Truncates a file.
 pub fn truncate(path: &Path, len: u64) {
     let file = fs::File::options()
         .write(true)

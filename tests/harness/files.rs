@@ -1,4 +1,4 @@
-//! Whether two files are the same, and how sparse one is.
+//! Comparison of files, and how sparse they are.
 
 use std::{
     fs::File,
@@ -10,13 +10,13 @@ use std::{
 const PIECE_BYTES: usize = 1 << 20;
 const BLOCK_BYTES: usize = 4096;
 
-/// Opens for reading.
+/// Opens a file for reading.
 #[must_use]
 pub fn open(path: &Path) -> File {
     File::open(path).unwrap_or_else(|error| panic!("open {}: {error}", path.display()))
 }
 
-/// The length, in bytes.
+/// Length of a file, in bytes.
 #[must_use]
 pub fn len(path: &Path) -> u64 {
     std::fs::metadata(path)
@@ -24,7 +24,7 @@ pub fn len(path: &Path) -> u64 {
         .len()
 }
 
-/// Bytes that the file system keeps for it: holes take none.
+/// Bytes that a file takes on disk. Holes take none.
 #[must_use]
 pub fn allocated_bytes(path: &Path) -> u64 {
     open(path)
@@ -34,7 +34,7 @@ pub fn allocated_bytes(path: &Path) -> u64 {
         * 512
 }
 
-/// Bytes of a range.
+/// Reads a range.
 #[must_use]
 pub fn read_range(path: &Path, offset: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
@@ -49,7 +49,7 @@ pub fn read_range(path: &Path, offset: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Overwrites a range, and waits until it is on disk: who reads around the page cache sees it too.
+/// Overwrites a range, and syncs it, so that readers past the page cache see it, too.
 pub fn write_range(path: &Path, offset: u64, bytes: &[u8]) {
     let file = File::options()
         .write(true)
@@ -60,7 +60,7 @@ pub fn write_range(path: &Path, offset: u64, bytes: &[u8]) {
     file.sync_all().expect("sync a file");
 }
 
-/// That two files have the same bytes. Where they differ first is named.
+/// Asserts that two files have the same bytes. Names the first difference.
 pub fn assert_same(one: &Path, other: &Path) {
     assert_eq!(
         len(one),
@@ -82,7 +82,7 @@ pub fn assert_same(one: &Path, other: &Path) {
     });
 }
 
-/// Numbers of the 4 KiB blocks in which two files differ; what is past the end of one counts as zeros.
+/// Numbers of the 4 KiB blocks in which two files differ. Past its end a file counts as zeros.
 #[must_use]
 pub fn differing_blocks(one: &Path, other: &Path) -> Vec<u64> {
     let mut differing = Vec::new();
@@ -96,7 +96,7 @@ pub fn differing_blocks(one: &Path, other: &Path) -> Vec<u64> {
     differing
 }
 
-/// Both files piece by piece, the shorter one continued with zeros.
+/// Visits both files piece by piece, the shorter one continued with zeros.
 fn each_pair(one: &Path, other: &Path, mut visit: impl FnMut(u64, &[u8], &[u8])) {
     let (mut one, mut other) = (open(one), open(other));
     let mut offset = 0;

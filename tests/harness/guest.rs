@@ -16,7 +16,7 @@ use crate::{
 /// Without KVM, on a machine that is busy with other tests, a boot takes minutes.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(1800);
 
-/// An image that `scripts/make-image` made.
+/// An image from `scripts/make-image`.
 #[must_use]
 pub fn image(name: &str) -> PathBuf {
     let script = command(repository().join("scripts/make-image"), ["--dir"]);
@@ -30,7 +30,7 @@ pub fn image(name: &str) -> PathBuf {
     image
 }
 
-/// How a guest is started.
+/// Options for the start of a guest.
 #[derive(Debug, Clone)]
 pub struct Machine {
     root: String,
@@ -40,7 +40,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Its root is the base image; what it writes there is lost.
+    /// A guest on the base image; its writes are lost.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -51,7 +51,7 @@ impl Machine {
         }
     }
 
-    /// Its root is this drive, in QEMU's words, and what it writes stays there.
+    /// A guest on this drive, in QEMU's words; its writes stay there.
     #[must_use]
     pub fn on(root: &str) -> Self {
         Self {
@@ -69,14 +69,14 @@ impl Machine {
         self
     }
 
-    /// With one more drive: the first one is `/dev/vdc`.
+    /// Adds a drive: the first one is `/dev/vdc`.
     #[must_use]
     pub fn drive(self, drive: &str) -> Self {
         let drive = format!("if=virtio,{drive}");
         self.argument("-drive").argument(&drive)
     }
 
-    /// With one more argument of QEMU.
+    /// Adds an argument of QEMU.
     #[must_use]
     pub fn argument(mut self, argument: &str) -> Self {
         self.qemu.push(argument.to_owned());
@@ -103,7 +103,7 @@ impl Machine {
         }
     }
 
-    /// Runs a script to its end, which has to be a success. Gives what the guest said.
+    /// Runs a script to its end, which must succeed. Returns the console output.
     pub fn run(&self, script: &str) -> String {
         self.start(script).finish()
     }
@@ -115,26 +115,27 @@ impl Default for Machine {
     }
 }
 
-/// Makes a raw file with an ext4 file system of this size (`2G`) that has the files of a directory.
+/// Makes a raw file with an ext4 file system of this size (`2G`) and the files of a directory.
 pub fn make_disk(path: &Path, tree: &Path, size: &str) {
     let mut mkfs = command(tool("mkfs.ext4"), ["-q", "-F", "-d"]);
     mkfs.arg(tree).arg(path).arg(size);
     run(mkfs).ok();
 }
 
-/// A drive that is a raw file.
+/// A drive on a raw file.
 #[must_use]
 pub fn raw_file(path: &Path) -> String {
     format!("format=raw,file={}", path.display())
 }
 
-/// A drive that is an NBD export.
+/// A drive on an NBD export.
 #[must_use]
 pub fn export(uri: &str) -> String {
     format!("format=raw,file={uri}")
 }
 
-/// A drive that is an NBD export at a unix socket, whose requests wait that many seconds for a server that went away.
+/// A drive on an NBD export at a unix socket. Its requests wait this many seconds for a server that
+/// went away.
 #[must_use]
 pub fn patient_export(socket: &Path, export: &str, seconds: u32) -> String {
     format!(
@@ -143,7 +144,7 @@ pub fn patient_export(socket: &Path, export: &str, seconds: u32) -> String {
     )
 }
 
-/// A guest that runs. Killed when it is dropped.
+/// A running guest. Killed on drop.
 #[derive(Debug)]
 pub struct Guest {
     qemu: Running,
@@ -151,13 +152,13 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// What it said so far.
+    /// Its console output so far.
     #[must_use]
     pub fn console(&self) -> String {
         self.qemu.stdout().replace('\r', "")
     }
 
-    /// Waits until what it said has something in it.
+    /// Waits until `find` finds something in the console output.
     pub fn wait_for<T>(&mut self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         wait_for(what, || {
             let said = self.console();
@@ -172,7 +173,7 @@ impl Guest {
         })
     }
 
-    /// Waits until its script has ended, with success. Gives what it said.
+    /// Waits until its script has ended with success. Returns the console output.
     pub fn finish(self) -> String {
         let said = self.qemu.wait_within(BOOT_LIMIT).success();
         let console = said.text().replace('\r', "");
@@ -184,7 +185,7 @@ impl Guest {
         console
     }
 
-    /// Ends it as a power cut would.
+    /// Kills it, like a power cut.
     pub fn kill(&mut self) {
         self.qemu.kill();
     }

@@ -9,19 +9,19 @@ use crate::{
     scratch::Scratch,
 };
 
-/// A certificate for this machine's own address, by an authority of one's own.
+/// A certificate for the loopback address, with an authority of its own.
 #[derive(Debug)]
 pub struct Identity {
     /// Its authority's certificate.
     pub authority: PathBuf,
-    /// Its own.
+    /// The certificate.
     pub cert: PathBuf,
-    /// The key of that.
+    /// Its private key.
     pub key: PathBuf,
 }
 
 impl Identity {
-    /// Makes one, in files with fixed names.
+    /// Makes a certificate, in files with fixed names.
     #[must_use]
     pub fn make(scratch: &Scratch) -> Self {
         let [authority, authority_key, cert, key, request] =
@@ -54,7 +54,7 @@ impl Identity {
         }
     }
 
-    /// A daemon that serves gRPC over TCP as this one.
+    /// Options for a daemon that serves gRPC over TCP with this certificate.
     #[must_use]
     pub fn serve(&self, options: Options) -> Options {
         options
@@ -63,7 +63,7 @@ impl Identity {
             .env("VARVE_GRPC_TLS_KEY", &self.key)
     }
 
-    /// The same, for those only who show a certificate by its authority.
+    /// The same, with client certificates required.
     #[must_use]
     pub fn serve_known(&self, options: Options) -> Options {
         let options = self.serve(options);

@@ -1,7 +1,7 @@
 //! Disk images made from a seed: the same seed gives the same bytes.
 //!
-//! They have what real images have: holes, zeros that were written, files that repeat, files that do not compress, text,
-//! and files whose last block ends in zeros.
+//! They have the features of real images: holes, written zeros, repeated files, files that do not
+//! compress, text, and files whose last block ends in zeros.
 
 use std::{
     fs::File,
@@ -13,7 +13,7 @@ use crate::{files, random::Random, scratch::Scratch};
 
 const BLOCK_BYTES: u64 = 4096;
 const BLOCK_LEN: usize = 4096;
-/// Contents that come up again and again, in all images.
+/// Number of contents that recur in all images.
 const REPEATED_FILES: u64 = 8;
 
 /// Makes a sparse image of `size_bytes` in `scratch`.
@@ -43,7 +43,7 @@ pub fn make(scratch: &Scratch, name: &str, size_bytes: u64, seed: u64) -> PathBu
     path
 }
 
-/// Makes an image of data only, that neither repeats nor compresses.
+/// Makes an image of data only, without repetition, that does not compress.
 #[must_use]
 pub fn make_random(scratch: &Scratch, name: &str, size_bytes: u64, seed: u64) -> PathBuf {
     let path = scratch.join(name);
@@ -92,7 +92,7 @@ pub fn copy(scratch: &Scratch, from: &Path, name: &str) -> PathBuf {
     to
 }
 
-/// Overwrites `places` stretches of an image with other content, some of it zeros.
+/// Overwrites `places` extents of an image with other content, some of it zeros.
 pub fn change(path: &Path, places: u32, random: &mut Random) {
     let file = File::options()
         .write(true)
@@ -142,7 +142,7 @@ fn text(random: &mut Random, into: &mut [u8]) {
     }
 }
 
-/// Files one after another, each ending in the zeros that fill its last block.
+/// Files one after another, each padded with zeros to the end of its last block.
 fn small_files(random: &mut Random, into: &mut [u8]) {
     let mut rest = into;
     while !rest.is_empty() {

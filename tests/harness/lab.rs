@@ -1,4 +1,4 @@
-//! A daemon on an empty store, and room for files beside it: what most tests begin with.
+//! A daemon on an empty store, with a directory for files: the start of most tests.
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,10 @@ use crate::{
 /// A running daemon and a directory for files.
 #[derive(Debug)]
 pub struct Lab {
-    // Ends before its directory goes away.
+    // The field order makes the daemon end before its directory is removed.
     /// The daemon.
     pub varved: Varved,
-    /// Where its data directory is, and where files can be put.
+    /// Parent of the data directory, and a place for files.
     pub scratch: Scratch,
 }
 
@@ -26,7 +26,7 @@ impl Lab {
         Self::with(|options| options)
     }
 
-    /// The same, started otherwise.
+    /// The same, with other options.
     #[must_use]
     pub fn with(change: impl FnOnce(Options) -> Options) -> Self {
         let scratch = Scratch::new();
@@ -34,7 +34,7 @@ impl Lab {
         Self { varved, scratch }
     }
 
-    /// `snapctl`, speaking to the daemon.
+    /// A `snapctl` for the daemon.
     #[must_use]
     pub fn snapctl(&self) -> Snapctl {
         self.varved.snapctl()
@@ -52,7 +52,7 @@ impl Lab {
         image::make(&self.scratch, name, size_bytes, seed)
     }
 
-    /// Exports a snapshot, and compares it with the file it should be equal to.
+    /// Exports a snapshot, and asserts that it equals the file.
     pub fn assert_content(&self, snapshot: &str, file: &Path) {
         let exported = self.scratch.join("exported");
         let _ = std::fs::remove_file(&exported);
@@ -61,12 +61,12 @@ impl Lab {
         std::fs::remove_file(&exported).expect("remove an exported file");
     }
 
-    /// Puts another daemon in the place of one that has ended.
+    /// Starts another daemon after the first one has ended.
     pub fn restart(&mut self) {
         self.restart_with(|options| options);
     }
 
-    /// The same, started otherwise.
+    /// The same, with other options.
     pub fn restart_with(&mut self, change: impl FnOnce(Options) -> Options) {
         assert!(self.varved.ended().is_some(), "varved still runs");
         self.varved = change(Options::new(self.data_dir())).start();

@@ -1,18 +1,22 @@
-//! What the tests of a running Varve stand on.
+//! Helpers for tests of a running Varve.
 //!
-//! - [`lab`]: a daemon on an empty store, and room for files. [`daemon`]: a `varved` of one's own, in a data directory of one's own, and its end, wanted or not.
-//! - [`snapctl`]: runs of `snapctl` and what they answer.
-//! - [`image`]: disk images made from a seed. [`identity`]: certificates. [`files`]: whether two are the same, and how sparse.
-//! - [`data_dir`]: what lies in a data directory, for tests that damage it.
-//! - [`guest`]: virtual machines that run a script. [`qmp`]: QEMU, asked from outside.
-//! - [`link`]: a way between two daemons that is long, narrow, cut or bad. [`valve`]: a way to the daemon that closes in the middle of a transfer.
-//! - [`rpc`]: the gRPC services, asked directly. [`nbd`]: NBD, spoken by hand.
-//! - [`process`], [`programs`], [`scratch`], [`random`], [`loop_fs`], [`network`]: programs with their output and a time limit, where
-//!   they are, directories that go away, random numbers that can be had again, small file systems, networks.
+//! - [`lab`]: a daemon on an empty store, with a directory for files. [`daemon`]: starts and ends
+//!   of a `varved` on a data directory.
+//! - [`snapctl`]: runs of `snapctl` and their results.
+//! - [`image`]: disk images made from a seed. [`identity`]: certificates. [`files`]: comparison and
+//!   sparseness of files.
+//! - [`data_dir`]: records in a data directory, for tests that damage it.
+//! - [`guest`]: virtual machines that run a script. [`qmp`]: QEMU's machine protocol.
+//! - [`link`]: a link between two daemons that is long, narrow, cut or bad. [`valve`]: a relay to
+//!   the daemon that closes in the middle of a transfer.
+//! - [`rpc`]: the gRPC services, called directly. [`nbd`]: NBD, message by message.
+//! - [`process`], [`programs`], [`scratch`], [`random`], [`loop_fs`], [`network`]: processes with
+//!   their output and a time limit, paths of programs, temporary directories, repeatable random
+//!   numbers, small file systems, networks.
 //!
-//! What must hold: tests run in any order and side by side, so nothing here has a fixed name, path or port. Nothing
-//! waits for ever, and no test depends on how long something takes: limits are there to end a hang. A
-//! tool that is missing is a failure that says what to install.
+//! What must hold: tests run in any order and side by side, so nothing here has a fixed name, path
+//! or port. Every wait has an end. No test depends on how long something takes: time limits only
+//! end a hang. A missing tool is a failure that says what to install.
 
 #![allow(
     clippy::unwrap_used,

@@ -17,10 +17,11 @@ use crate::{
     relay::{listen, wake},
 };
 
-/// Bytes on their way that a link holds for each connection and direction, so that a sender who is ahead waits.
+/// Bytes in flight that a link holds for each connection and direction. A sender that is further
+/// ahead waits.
 const HELD_BYTES: usize = 64 << 20;
 
-/// A TCP relay. Connections through it break when it is dropped.
+/// A TCP relay. Its connections break on drop.
 #[derive(Debug)]
 pub struct Link {
     address: SocketAddr,
@@ -29,23 +30,25 @@ pub struct Link {
 
 #[derive(Debug)]
 struct State {
-    /// How long bytes are under way, each way.
+    /// Delay of bytes, each way.
     delay: Duration,
-    /// Of both directions and all connections together; 0: no limit.
+    /// Bound for both directions and all connections together; 0: no limit.
     bytes_per_second: u64,
     narrow: Mutex<Option<Instant>>,
     closed: AtomicBool,
-    /// Bytes that came from the daemon and were passed on.
+    /// Bytes from the daemon that were passed on.
     answered: AtomicU64,
-    /// Connections are cut when so many bytes have come from the daemon, once; `u64::MAX`: never.
+    /// Cuts the connections, once, when this many bytes have come from the daemon; `u64::MAX`:
+    /// never.
     cut_at: AtomicU64,
-    /// One bit of this byte that comes from the daemon is changed, once; `u64::MAX`: none.
+    /// Flips one bit of this byte from the daemon, once; `u64::MAX`: never.
     corrupt_at: AtomicU64,
-    /// What comes together with this byte from the daemon is put into another order, once; `u64::MAX`: nothing.
+    /// Reorders the bytes that arrive together with this byte from the daemon, once; `u64::MAX`:
+    /// never.
     reorder_at: AtomicU64,
-    /// Parts are under way for up to so many milliseconds longer, each connection's in its own rhythm.
+    /// Delays parts by up to this many milliseconds more, each connection in its own rhythm.
     uneven_ms: AtomicU64,
-    /// Nothing is passed on.
+    /// Passes nothing on.
     stalled: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
 }
@@ -57,7 +60,7 @@ impl Link {
         Self::with(varved.grpc_address(), Duration::ZERO, 0)
     }
 
-    /// The same, with a delay each way and a bound on what passes in a second; 0 is no bound.
+    /// The same, with a delay each way and a bound on the bytes per second; 0: no bound.
     #[must_use]
     pub fn with(target: SocketAddr, delay: Duration, bytes_per_second: u64) -> Self {
         let state = Arc::new(State {
@@ -88,42 +91,42 @@ impl Link {
         self.address
     }
 
-    /// Where the daemon is found through it.
+    /// The daemon's endpoint through the link.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Bytes that came from the daemon so far.
+    /// Bytes from the daemon so far.
     #[must_use]
     pub fn answered_bytes(&self) -> u64 {
         self.state.answered.load(Ordering::Relaxed)
     }
 
-    /// Cuts all connections when so many more bytes have come from the daemon.
+    /// Cuts all connections after this many more bytes from the daemon.
     pub fn cut_after(&self, bytes: u64) {
         let at = self.answered_bytes() + bytes;
         self.state.cut_at.store(at, Ordering::Relaxed);
     }
 
-    /// Changes a bit of a byte that comes from the daemon, so many bytes from now.
+    /// Flips a bit of a byte from the daemon, this many bytes from now.
     pub fn corrupt_after(&self, bytes: u64) {
         let at = self.answered_bytes() + bytes;
         self.state.corrupt_at.store(at, Ordering::Relaxed);
     }
 
-    /// Puts bytes that come from the daemon into another order, so many bytes from now.
+    /// Reorders bytes from the daemon, this many bytes from now.
     pub fn reorder_after(&self, bytes: u64) {
         let at = self.answered_bytes() + bytes;
         self.state.reorder_at.store(at, Ordering::Relaxed);
     }
 
-    /// Lets parts be under way for up to so many milliseconds longer, so that connections overtake each other.
+    /// Delays parts by up to this many milliseconds more, so that connections overtake each other.
     pub fn be_uneven(&self, milliseconds: u64) {
         self.state.uneven_ms.store(milliseconds, Ordering::Relaxed);
     }
 
-    /// Passes nothing on, or goes on.
+    /// Stalls, or continues.
     pub fn stall(&self, stalled: bool) {
         self.state.stalled.store(stalled, Ordering::Relaxed);
     }
@@ -149,7 +152,7 @@ impl State {
         }
     }
 
-    /// Waits for as long as so many bytes take.
+    /// Waits for the time that this many bytes take on the link.
     fn narrow(&self, bytes: usize) {
         if self.bytes_per_second == 0 {
             return;
@@ -165,7 +168,7 @@ impl State {
         thread::sleep(passed.saturating_duration_since(Instant::now()));
     }
 
-    /// What becomes of bytes from the daemon: whether they pass.
+    /// Handles bytes from the daemon. Returns whether they pass.
     fn answer(&self, bytes: &mut [u8]) -> bool {
         let before = self
             .answered
@@ -194,7 +197,7 @@ impl State {
     }
 }
 
-/// Bytes on their way in one direction.
+/// Bytes in flight in one direction.
 #[derive(Debug, Default)]
 struct Held {
     queue: Mutex<Queue>,
@@ -208,7 +211,8 @@ struct Queue {
     ended: bool,
 }
 
-/// Both ways, each on two threads: one takes bytes in, the other passes them on when their time has come.
+/// Relays both directions, each on two threads: one receives bytes, the other passes them on in
+/// time.
 fn relay(state: &Arc<State>, client: TcpStream, daemon: TcpStream) {
     for stream in [&client, &daemon] {
         let _ = stream.set_nodelay(true);

@@ -1,4 +1,4 @@
-//! Small file systems of one's own, on loop devices.
+//! Small file systems on loop devices.
 
 use std::{
     fs::{self, File},
@@ -11,15 +11,15 @@ use crate::{
     scratch::Scratch,
 };
 
-/// An ext4 file system, mounted, gone with the value.
+/// A mounted ext4 file system. Unmounted on drop.
 #[derive(Debug)]
 pub struct LoopFs {
     scratch: Scratch,
 }
 
 impl LoopFs {
-    /// Makes and mounts one. `None`, with the reason printed, where that is not possible: mounting needs
-    /// root and loop devices.
+    /// Makes and mounts a file system. Returns `None` and prints the reason where that is not
+    /// possible: mounting needs root and loop devices.
     #[must_use]
     pub fn mount(size_bytes: u64) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
@@ -59,7 +59,7 @@ impl LoopFs {
         Some(file_system)
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.scratch.join("mount")
@@ -68,7 +68,7 @@ impl LoopFs {
 
 impl Drop for LoopFs {
     fn drop(&mut self) {
-        // Lazily: also when a test fails while something is still open in it.
+        // Lazily, because a failed test may have something open in it.
         let unmounted = run(command(tool("umount"), [Path::new("-l"), &self.path()]));
         if !unmounted.status.success() {
             eprintln!("{unmounted:?}");

@@ -1,7 +1,7 @@
-//! NBD, spoken by hand: what no client would send can be sent here.
+//! NBD, message by message, for requests that no client would send.
 //!
-//! Numbers and layouts are those of the protocol's own document,
-//! `doc/proto.md` of <https://github.com/NetworkBlockDevice/nbd>, and not taken from the daemon's.
+//! Numbers and layouts are from the protocol's own document, `doc/proto.md` of
+//! <https://github.com/NetworkBlockDevice/nbd>, and not from the daemon's code.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -12,9 +12,9 @@ use std::{
 
 use crate::process::TIME_LIMIT;
 
-/// First words of a server.
+/// The server's first magic.
 pub const SERVER_MAGIC: &[u8; 8] = b"NBDMAGIC";
-/// First words of an option, and second ones of a server.
+/// The magic of an option, and the server's second one.
 pub const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
 /// Client flags: fixed newstyle, no zeroes.
 pub const CLIENT_FLAGS: u32 = 3;
@@ -23,21 +23,21 @@ pub const CLIENT_FLAGS: u32 = 3;
 pub mod option {
     /// Ends the handshake with an export, the old way.
     pub const EXPORT_NAME: u32 = 1;
-    /// Gives up.
+    /// Ends the handshake without an export.
     pub const ABORT: u32 = 2;
-    /// Asks for the exports.
+    /// Lists the exports.
     pub const LIST: u32 = 3;
-    /// Asks about one.
+    /// Asks about an export.
     pub const INFO: u32 = 6;
     /// Ends the handshake with an export.
     pub const GO: u32 = 7;
-    /// Asks for structured replies.
+    /// Requests structured replies.
     pub const STRUCTURED_REPLY: u32 = 8;
     /// Chooses metadata contexts.
     pub const SET_META_CONTEXT: u32 = 10;
-    /// Asks for TLS.
+    /// Requests TLS.
     pub const STARTTLS: u32 = 5;
-    /// Asks for extended headers.
+    /// Requests extended headers.
     pub const EXTENDED_HEADERS: u32 = 11;
 }
 
@@ -47,21 +47,21 @@ pub mod option_reply {
     pub const ACK: u32 = 1;
     /// One export.
     pub const SERVER: u32 = 2;
-    /// Something about an export.
+    /// Information about an export.
     pub const INFO: u32 = 3;
     /// A metadata context.
     pub const META_CONTEXT: u32 = 4;
-    /// Errors have this bit.
+    /// The bit of all errors.
     pub const ERROR: u32 = 1 << 31;
     /// No such option.
     pub const ERR_UNSUP: u32 = ERROR | 1;
-    /// The option's data are wrong.
+    /// The option's data is wrong.
     pub const ERR_INVALID: u32 = ERROR | 3;
     /// Not allowed, or not now.
     pub const ERR_POLICY: u32 = ERROR | 2;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = ERROR | 6;
-    /// The option's data are too long.
+    /// The option's data is too long.
     pub const ERR_TOO_BIG: u32 = ERROR | 9;
 }
 
@@ -71,17 +71,17 @@ pub mod request {
     pub const READ: u16 = 0;
     /// Writes.
     pub const WRITE: u16 = 1;
-    /// Says farewell.
+    /// Disconnects.
     pub const DISCONNECT: u16 = 2;
-    /// Makes durable.
+    /// Makes writes durable.
     pub const FLUSH: u16 = 3;
-    /// Gives a range back.
+    /// Discards a range.
     pub const TRIM: u16 = 4;
-    /// Brings into the cache.
+    /// Reads into the cache.
     pub const CACHE: u16 = 5;
     /// Writes zeros.
     pub const WRITE_ZEROES: u16 = 6;
-    /// Asks for extents.
+    /// Requests extents.
     pub const BLOCK_STATUS: u16 = 7;
 }
 
@@ -106,7 +106,7 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Connects, and says nothing.
+    /// Connects without sending anything.
     pub fn unix(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(TIME_LIMIT))?;
@@ -114,10 +114,11 @@ impl Peer {
         Ok(Self::Unix(stream))
     }
 
-    /// Connects over TCP, and says nothing.
+    /// Connects over TCP without sending anything.
     pub fn tcp(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
-        // A request and its data are sent one after the other: the second is not to wait for the first's acknowledgement.
+        // A request and its data are sent one after the other. The second must not wait for the
+        // acknowledgement of the first.
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIME_LIMIT))?;
         stream.set_write_timeout(Some(TIME_LIMIT))?;
@@ -132,7 +133,7 @@ impl Peer {
         }
     }
 
-    /// What has arrived and was not received.
+    /// Number of bytes that have arrived and were not received.
     #[must_use]
     pub fn unread_bytes(&self) -> u64 {
         let unread = match self {
@@ -142,7 +143,7 @@ impl Peer {
         unread.expect("a socket tells what it has")
     }
 
-    /// Receives that many bytes.
+    /// Receives this many bytes.
     pub fn receive(&mut self, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         match self {
@@ -162,7 +163,7 @@ impl Peer {
         Ok(u64::from_be_bytes(bytes.try_into().expect("eight bytes")))
     }
 
-    /// Takes whatever still comes until the server closes, as it must after something it cannot answer.
+    /// Reads until the server closes, as it must after something that it cannot answer.
     pub fn receive_until_closed(mut self) {
         loop {
             match self.receive(1) {
@@ -180,7 +181,7 @@ impl Peer {
         }
     }
 
-    /// Takes the server's greeting and answers it.
+    /// Receives the server's greeting and answers it.
     pub fn greet(&mut self) -> io::Result<()> {
         let greeting = self.receive(18)?;
         assert_eq!(&greeting[..8], SERVER_MAGIC);
@@ -224,7 +225,7 @@ impl Peer {
         }
     }
 
-    /// The last reply's type.
+    /// Sends an option, and returns the type of the last reply.
     pub fn ask_outcome(&mut self, option: u32, data: &[u8]) -> io::Result<u32> {
         Ok(self
             .ask(option, data)?
@@ -233,7 +234,7 @@ impl Peer {
             .0)
     }
 
-    /// Goes through the handshake, with structured replies, to an export. Gives its size.
+    /// Runs the handshake, with structured replies, up to an export. Returns its size.
     pub fn open(&mut self, export: &str) -> io::Result<u64> {
         self.greet()?;
         assert_eq!(
@@ -265,18 +266,18 @@ impl Peer {
         self.send(&request_bytes(command, cookie, offset, len))
     }
 
-    /// Receives all chunks of one structured reply. Gives how much it was, or the error.
+    /// Receives all chunks of one structured reply. Returns the number of bytes, or the error.
     pub fn receive_reply(&mut self, cookie: u64) -> io::Result<Reply> {
         self.receive_chunks(Some(cookie), |_, _| {})
             .map(|(_, reply)| reply)
     }
 
-    /// The same of whichever request is replied to first. Gives its cookie too.
+    /// The same for the first request that is replied to. Also returns its cookie.
     pub fn receive_any_reply(&mut self) -> io::Result<(u64, Reply)> {
         self.receive_chunks(None, |_, _| {})
     }
 
-    /// The same; shows data that is not a hole, and its offset.
+    /// The same; passes each range that is not a hole to `data`, with its offset.
     fn receive_chunks(
         &mut self,
         mut cookie: Option<u64>,
@@ -321,13 +322,13 @@ impl Peer {
         }
     }
 
-    /// Reads, and gives the outcome.
+    /// Reads, and returns the outcome.
     pub fn read(&mut self, offset: u64, len: u32) -> io::Result<Reply> {
         self.send_request(request::READ, offset, offset, len)?;
         self.receive_reply(offset)
     }
 
-    /// Reads, and gives the bytes, or the error of the reply.
+    /// Reads, and returns the bytes, or the error of the reply.
     pub fn read_bytes(&mut self, offset: u64, len: u32) -> io::Result<Result<Vec<u8>, u32>> {
         self.send_request(request::READ, offset, offset, len)?;
         let mut bytes = vec![0; len as usize];
@@ -341,26 +342,26 @@ impl Peer {
         })
     }
 
-    /// Sends a write, and does not wait for its reply.
+    /// Sends a write without waiting for its reply.
     pub fn send_write(&mut self, cookie: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let len = u32::try_from(bytes.len()).expect("a write is not that long");
         self.send_request(request::WRITE, cookie, offset, len)?;
         self.send(bytes)
     }
 
-    /// Writes. Gives the error of the reply; 0: none.
+    /// Writes. Returns the error of the reply; 0: none.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<u32> {
         self.send_write(offset, offset, bytes)?;
         Ok(self.receive_reply(offset)?.error)
     }
 
-    /// Trims, or writes zeros. Gives the error of the reply; 0: none.
+    /// Trims, or writes zeros. Returns the error of the reply; 0: none.
     pub fn clear(&mut self, command: u16, offset: u64, len: u32) -> io::Result<u32> {
         self.send_request(command, offset, offset, len)?;
         Ok(self.receive_reply(offset)?.error)
     }
 
-    /// Makes durable what was written. Gives the error of the reply; 0: none.
+    /// Flushes. Returns the error of the reply; 0: none.
     pub fn flush(&mut self) -> io::Result<u32> {
         self.send_request(request::FLUSH, 0, 0, 0)?;
         Ok(self.receive_reply(0)?.error)
@@ -370,7 +371,7 @@ impl Peer {
 /// The outcome of a request.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Reply {
-    /// Bytes that arrived, holes counted.
+    /// Bytes that arrived, holes included.
     pub data_bytes: u64,
     /// 0: none.
     pub error: u32,
@@ -413,7 +414,7 @@ pub fn request_bytes(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8
     .concat()
 }
 
-/// Data of a GO or INFO that asks for nothing more.
+/// Data of a GO or INFO without information requests.
 #[must_use]
 pub fn go_data(export: &str) -> Vec<u8> {
     let len = u32::try_from(export.len()).expect("names are short");

@@ -1,4 +1,4 @@
-//! Two network namespaces with a link between them: machines of one's own, as far as addresses go.
+//! Two network namespaces with a link between them, in place of two machines.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -11,14 +11,15 @@ use crate::{
     programs::{skip_because, tool},
 };
 
-/// Namespaces and their link, gone with the value.
+/// Namespaces and their link. Removed on drop.
 #[derive(Debug)]
 pub struct Network {
     names: [String; 2],
 }
 
 impl Network {
-    /// Makes them. `None`, with the reason printed, where that is not possible: it needs root, and a kernel with namespaces.
+    /// Makes them. Returns `None` and prints the reason where that is not possible: it needs root,
+    /// and a kernel with namespaces.
     #[must_use]
     pub fn make() -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -40,7 +41,7 @@ impl Network {
         }
         let [one, other] = &network.names;
         network.ip(&["netns", "add", other]);
-        // Made inside of one, so that the names of its ends are in nobody's way.
+        // Made inside a namespace, so that the names of its ends conflict with no others.
         network.ip(&[
             "-n", one, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns",
             other,
@@ -70,7 +71,7 @@ impl Network {
     }
 
     fn address(side: usize) -> Ipv4Addr {
-        // Of those for documentation, so that it cannot be a real network's.
+        // From the range for documentation, so no real network has it.
         [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)][side]
     }
 
@@ -80,7 +81,7 @@ impl Network {
         (Self::address(side), port).into()
     }
 
-    /// Takes the link down, or up again.
+    /// Takes the link down, or brings it up again.
     pub fn set_link(&self, up: bool) {
         let state = if up { "up" } else { "down" };
         self.ip(&["-n", &self.names[0], "link", "set", "eth0", state]);
@@ -94,7 +95,7 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for name in &self.names {
-            // The link goes with them.
+            // This removes the link, too.
             let _ = run(command(tool("ip"), ["netns", "delete", name]));
         }
     }

@@ -1,4 +1,4 @@
-//! Programs, with all they say and a limit on how long they may take.
+//! Processes, with all their output and a time limit.
 
 use std::{
     ffi::OsStr,
@@ -14,13 +14,13 @@ use std::{
 
 use rustix::process::{Pid, Signal};
 
-/// What only a hang exceeds, on the slowest machine.
+/// A limit that only a hang exceeds, on the slowest machine.
 pub const TIME_LIMIT: Duration = Duration::from_secs(600);
 
-/// How often a condition is looked at.
+/// Interval between looks at a condition.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Waits until `condition` gives something. What it waits for is named if it does not come.
+/// Waits until `condition` returns a value. A timeout names `what`.
 pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     wait_within(TIME_LIMIT, condition).unwrap_or_else(|| panic!("waited {TIME_LIMIT:?} for {what}"))
 }
@@ -38,7 +38,7 @@ fn wait_within<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> 
     }
 }
 
-/// A command for [`start`] and [`run`], said in one line.
+/// A command for [`start`] and [`run`], in one line.
 #[must_use]
 pub fn command<S: AsRef<OsStr>>(
     program: impl AsRef<Path>,
@@ -54,7 +54,7 @@ pub fn run(command: Command) -> Finished {
     start(command).wait()
 }
 
-/// Runs a command to its end, which may take longer than others.
+/// Runs a command to its end, with a time limit of its own.
 pub fn run_within(limit: Duration, command: Command) -> Finished {
     start(command).wait_within(limit)
 }
@@ -86,7 +86,7 @@ pub fn start_given(command: Command) -> Running {
     Running::spawn(command)
 }
 
-/// A program under way. Ended if it is dropped.
+/// A running program. Ended on drop.
 #[derive(Debug)]
 pub struct Running {
     shown: String,
@@ -98,7 +98,7 @@ pub struct Running {
 impl Running {
     fn spawn(mut command: Command) -> Self {
         let shown = format!("{command:?}");
-        // Files, not pipes: they take any amount while nobody reads.
+        // Files, not pipes: they take any amount of output while no one reads it.
         let [stdout, stderr] =
             [(); 2].map(|()| tempfile::tempfile().expect("make a temporary file"));
         command.stdout(stdout.try_clone().expect("share a file"));
@@ -120,27 +120,28 @@ impl Running {
         self.child.id()
     }
 
-    /// Its end, if it has come.
+    /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("ask for a program's state")
     }
 
     /// Sends a signal.
     pub fn signal(&mut self, signal: Signal) {
-        // A program that has ended and was not waited for keeps its id: nobody else can be hit.
+        // A program that has ended and was not waited for keeps its id, so the signal hits no other
+        // process.
         if self.ended().is_none() {
             rustix::process::kill_process(Pid::from_child(&self.child), signal)
                 .expect("send a signal");
         }
     }
 
-    /// What it said so far on its standard output.
+    /// Its standard output so far.
     #[must_use]
     pub fn stdout(&self) -> String {
         text_of(&self.stdout)
     }
 
-    /// What it said so far on its standard error.
+    /// Its standard error so far.
     pub fn stderr(&mut self) -> String {
         text_of(&self.stderr)
     }
@@ -150,7 +151,7 @@ impl Running {
         self.wait_within(TIME_LIMIT)
     }
 
-    /// Waits for its end, for that long at most.
+    /// Waits for its end, with a time limit.
     pub fn wait_within(mut self, limit: Duration) -> Finished {
         let status = self.wait_for_end(limit);
         Finished {
@@ -173,7 +174,7 @@ impl Running {
         }
     }
 
-    /// Ends it as a crash would, and waits until it is gone.
+    /// Kills it, and waits until it is gone.
     pub fn kill(&mut self) {
         self.child.kill().expect("kill a program");
         self.child.wait().expect("wait for a program");
@@ -187,7 +188,7 @@ impl Drop for Running {
     }
 }
 
-/// All of a file, whoever else uses its position.
+/// The whole content of a file, independent of its position.
 fn bytes_of(file: &File) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let len = file.metadata().expect("ask for a file's length").len();
@@ -201,14 +202,14 @@ fn text_of(file: &File) -> String {
     String::from_utf8_lossy(&bytes_of(file)).into_owned()
 }
 
-/// A program that has ended, and all it said.
+/// A program that has ended, and its output.
 pub struct Finished {
     shown: String,
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
-    /// What it wrote to its standard output.
+    /// Its standard output.
     pub stdout: Vec<u8>,
-    /// What it wrote to its standard error.
+    /// Its standard error.
     pub stderr: String,
 }
 
@@ -219,7 +220,7 @@ impl Finished {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// That it succeeded.
+    /// Asserts that it succeeded.
     #[must_use = "what it said, if only its success matters: use `ok`"]
     pub fn success(self) -> Self {
         assert!(
@@ -229,12 +230,12 @@ impl Finished {
         self
     }
 
-    /// That it succeeded, whatever it said.
+    /// Asserts that it succeeded, whatever its output.
     pub fn ok(self) {
         let _ = self.success();
     }
 
-    /// That it failed by its own decision, with this exit code, and said why. Gives what it said.
+    /// Asserts that it failed with this exit code and an error message. Returns the message.
     pub fn fails(self, code: i32) -> String {
         assert_eq!(
             self.status.code(),
@@ -271,7 +272,7 @@ impl fmt::Debug for Finished {
     }
 }
 
-/// The most memory that a running process had resident so far, in bytes.
+/// The peak resident memory of a running process so far, in bytes.
 #[must_use]
 pub fn peak_memory_bytes(process_id: u32) -> Option<u64> {
     let mut status = String::new();
@@ -286,7 +287,7 @@ pub fn peak_memory_bytes(process_id: u32) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Allows this process the files that thousands of connections take.
+/// Raises this process's limit of open files to what thousands of connections take.
 pub fn allow_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const WANTED: u64 = 8192;

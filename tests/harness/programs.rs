@@ -1,4 +1,4 @@
-//! Where programs are.
+//! Paths of programs.
 
 use std::{
     env,
@@ -19,8 +19,14 @@ pub fn snapctl() -> PathBuf {
     built("snapctl")
 }
 
-/// One of the programs under test: in `$VARVE_BIN_DIR`, or where cargo puts programs, one directory above that of
-/// the test program.
+/// One of the client library's example programs. Cargo builds them with the tests.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    built(&format!("examples/{name}"))
+}
+
+/// One of the programs under test: in `$VARVE_BIN_DIR`, or in cargo's directory for programs, one
+/// above that of the test program.
 fn built(name: &str) -> PathBuf {
     let dir = env::var_os("VARVE_BIN_DIR").map_or_else(
         || {
@@ -33,17 +39,17 @@ fn built(name: &str) -> PathBuf {
     let program = dir.join(name);
     assert!(
         program.is_file(),
-        "{} is not there. It is made by: cargo build --release --locked --bins  (or VARVE_BIN_DIR says where it is)",
+        "{} is not there. It is made by: cargo build --release --locked --bins --examples  (or VARVE_BIN_DIR says where it is)",
         program.display()
     );
     program
 }
 
-/// A program that the system's packages bring.
+/// A program from the system's packages.
 #[must_use]
 pub fn tool(name: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
-    // Programs for administrators are not in every user's PATH.
+    // Administrators' programs are not in every user's PATH.
     let more = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     env::split_paths(&path)
         .chain(more)
@@ -52,7 +58,7 @@ pub fn tool(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{name} is not installed. What the tests need is installed by: scripts/install-packages test"))
 }
 
-/// The root of a later Debian, with the NBD clients of its own. None where it was not made.
+/// The root of a later Debian, with NBD clients of its own. `None` where it was not made.
 #[must_use]
 pub fn newer_root() -> Option<PathBuf> {
     let script = repository().join("scripts/make-newer");
@@ -71,7 +77,7 @@ pub fn repository() -> PathBuf {
         .to_owned()
 }
 
-/// Says that a test is skipped, for want of something that only some machines have. On CI it may not be.
+/// Reports that a test is skipped, because the machine lacks something. On CI that is a failure.
 pub fn skip_because(reason: &str) {
     assert!(
         env::var_os("CI").is_none_or(|ci| ci.is_empty()),

@@ -1,4 +1,4 @@
-//! QEMU's machine protocol: what a guest's state is, asked from outside.
+//! QEMU's machine protocol, to query the state of a guest.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -15,7 +15,7 @@ use crate::process::{TIME_LIMIT, wait_for};
 pub struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {
-    /// The argument, behind `-qmp`, that makes QEMU listen there.
+    /// The argument of `-qmp` that makes QEMU listen there.
     #[must_use]
     pub fn listen(socket: &Path) -> String {
         format!("unix:{},server=on,wait=off", socket.display())
@@ -35,7 +35,7 @@ impl Qmp {
         qmp
     }
 
-    /// Runs a command without arguments, and gives what it returns.
+    /// Runs a command without arguments, and returns its result.
     pub fn execute(&mut self, command: &str) -> Value {
         let line = format!("{}\n", json!({ "execute": command }));
         self.0
@@ -52,7 +52,7 @@ impl Qmp {
         }
     }
 
-    /// What the guest does: `running`, `io-error`, and others.
+    /// The state of the guest: `running`, `io-error`, and others.
     pub fn status(&mut self) -> String {
         let status = self.execute("query-status");
         status["status"].as_str().unwrap_or_default().to_owned()

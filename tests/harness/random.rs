@@ -1,4 +1,4 @@
-//! Random numbers that can be had again: every test that uses chance says which seed it had.
+//! Repeatable random numbers: every randomised test prints its seed.
 
 use std::{
     env,
@@ -14,14 +14,14 @@ pub const VARIABLE: &str = "VARVE_SEED";
 pub struct Random(u64);
 
 impl Random {
-    /// Always the same numbers for the same seed.
+    /// The same numbers for the same seed.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The numbers of a randomised test, from `VARVE_SEED` or else new ones. Prints the seed, which is shown
-    /// when the test fails.
+    /// The numbers of a randomised test, from `VARVE_SEED` or else a new seed. Prints the seed,
+    /// which is shown when the test fails.
     #[must_use]
     pub fn of_test(test: &str) -> Self {
         let seed = match env::var(VARIABLE) {
@@ -50,7 +50,7 @@ impl Random {
         range.start + self.next_u64() % (range.end - range.start)
     }
 
-    /// An index of something with `len` elements.
+    /// An index into something with `len` elements.
     pub fn index(&mut self, len: usize) -> usize {
         usize::try_from(self.within(0..len as u64)).expect("an index is less than the length")
     }

@@ -1,11 +1,12 @@
-//! What relays to a daemon have in common: they listen, and connect to it whoever connects to them.
+//! The common part of relays to a daemon: they listen, and connect each client to the daemon.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     thread,
 };
 
-/// Listens on a port of its own, and passes each connection on with one to `target`, until `pass` says no. Where it listens.
+/// Listens on a port of its own, connects each client to `target`, and gives both streams to
+/// `pass`, until `is_closed` returns true. Returns the address.
 pub(crate) fn listen(
     target: SocketAddr,
     pass: impl Fn(TcpStream, TcpStream) + Send + 'static,
@@ -20,7 +21,7 @@ pub(crate) fn listen(
             if is_closed() {
                 return;
             }
-            // A daemon that is gone refuses: its clients are to see that.
+            // If the daemon is gone it refuses, and its clients see that.
             if let Ok(daemon) = TcpStream::connect(target) {
                 pass(client, daemon);
             }

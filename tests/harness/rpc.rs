@@ -1,4 +1,4 @@
-//! The gRPC services, asked directly: what our client would never send can be sent here.
+//! The gRPC services, called directly, for requests that our client would never send.
 
 use bytes::Bytes;
 use tokio_stream::iter;
@@ -50,7 +50,7 @@ impl Rpc {
         }
     }
 
-    /// Waits until the daemon's status is so.
+    /// Waits until the daemon's status satisfies `is_so`.
     pub async fn wait_for_status(&self, what: &str, is_so: impl Fn(&GetStatusResponse) -> bool) {
         let wait = async {
             while !is_so(
@@ -67,7 +67,7 @@ impl Rpc {
         in_time.unwrap_or_else(|_| panic!("waited {TIME_LIMIT:?} for {what}"));
     }
 
-    /// Begins an upload. Gives its id.
+    /// Begins an upload. Returns its id.
     pub async fn begin(&self, name: &str, size_bytes: u64) -> Result<String, Status> {
         let request = BeginUploadRequest {
             name: name.to_owned(),
@@ -87,7 +87,7 @@ impl Rpc {
             .upload_id)
     }
 
-    /// Puts chunks, in messages of an ordinary size.
+    /// Sends chunks, in messages of an ordinary size.
     pub async fn put_chunks(
         &self,
         upload_id: &str,
@@ -118,7 +118,7 @@ impl Rpc {
             .into_inner())
     }
 
-    /// Puts leaves, in one message.
+    /// Sends leaves, in one message.
     pub async fn put_leaves(&self, upload_id: &str, leaves: &[Leaf]) -> Result<(), Status> {
         let request = PutLeavesRequest {
             upload_id: upload_id.to_owned(),
@@ -144,7 +144,7 @@ impl Rpc {
             .expect("a commit answers with the snapshot"))
     }
 
-    /// A whole upload, as it should be.
+    /// Runs a whole, correct upload.
     pub async fn upload(&self, name: &str, content: &Content) -> Result<Snapshot, Status> {
         let upload_id = self.begin(name, content.size_bytes).await?;
         self.put_chunks(&upload_id, &content.chunks).await?;
@@ -153,7 +153,7 @@ impl Rpc {
     }
 }
 
-/// A volume's content, cut and named as it is uploaded.
+/// A volume's content, cut and hashed for an upload.
 #[derive(Debug, Clone)]
 pub struct Content {
     /// The volume's size.

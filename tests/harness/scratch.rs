@@ -1,4 +1,4 @@
-//! Directories that go away with the test.
+//! Temporary directories that are removed with the test.
 
 use std::{
     fs,
@@ -12,7 +12,8 @@ use tempfile::TempDir;
 pub struct Scratch(TempDir);
 
 impl Scratch {
-    /// An empty directory. The name is short: paths of unix sockets in it have at most 107 bytes.
+    /// Makes an empty directory. The name is short: paths of unix sockets in it have at most 107
+    /// bytes.
     #[must_use]
     pub fn new() -> Self {
         let dir = tempfile::Builder::new()
@@ -22,19 +23,19 @@ impl Scratch {
         Self(dir)
     }
 
-    /// Where it is.
+    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// The path of something in it, which need not exist.
+    /// The path of an entry, which need not exist.
     #[must_use]
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path().join(name)
     }
 
-    /// A file in it with this content.
+    /// Makes a file with this content.
     #[must_use]
     pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.join(name);

@@ -1,4 +1,4 @@
-//! Runs of `snapctl`, and what they answer.
+//! Runs of `snapctl` and their results.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -13,11 +13,11 @@ use crate::{
     programs,
 };
 
-/// Exit codes of `snapctl`, as its help gives them.
+/// Exit codes of `snapctl`, as its help lists them.
 pub mod exit {
     /// Anything else.
     pub const FAILURE: i32 = 1;
-    /// The command line is wrong, or a value in it cannot be.
+    /// The command line, or a value in it, is wrong.
     pub const USAGE: i32 = 2;
     /// No such snapshot or volume.
     pub const NOT_FOUND: i32 = 3;
@@ -29,11 +29,11 @@ pub mod exit {
     pub const DAMAGED: i32 = 6;
     /// A disk is full: the daemon's, or that of an export.
     pub const OUT_OF_SPACE: i32 = 7;
-    /// The state of something does not allow it.
+    /// The state of an object does not allow the command.
     pub const CONFLICT: i32 = 8;
-    /// The user wanted it to end.
+    /// The user interrupted it.
     pub const INTERRUPTED: i32 = 130;
-    /// Whoever read the output is gone.
+    /// The reader of the output is gone.
     pub const OUTPUT_CLOSED: i32 = 141;
 }
 
@@ -44,7 +44,7 @@ pub struct Snapctl {
 }
 
 impl Snapctl {
-    /// Speaking to the daemon at `endpoint`.
+    /// For the daemon at `endpoint`.
     #[must_use]
     pub fn new(endpoint: impl Into<String>) -> Self {
         Self {
@@ -52,7 +52,7 @@ impl Snapctl {
         }
     }
 
-    /// The command, for those who want to change it before it runs.
+    /// The command, for tests that change it before it runs.
     #[must_use]
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(programs::snapctl());
@@ -68,7 +68,7 @@ impl Snapctl {
         run(self.command(arguments))
     }
 
-    /// Starts it, and does not wait.
+    /// Starts it without waiting.
     #[must_use]
     pub fn start<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Running {
         start(self.command(arguments))
@@ -86,14 +86,14 @@ impl Snapctl {
         run_given(command)
     }
 
-    /// Its answer to a program; it has to succeed.
+    /// Its JSON output; it must succeed.
     #[must_use]
     pub fn json<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Value {
         let arguments = with_json(arguments);
         parse(&self.run(arguments).success())
     }
 
-    /// Imports a file, which has to succeed. Gives what it reports.
+    /// Imports a file, which must succeed. Returns the report.
     pub fn import(&self, file: &Path, name: &str) -> Imported {
         self.import_with(file, name, [])
     }
@@ -110,19 +110,19 @@ impl Snapctl {
         Imported(self.json(arguments))
     }
 
-    /// Imports from standard input, which has to succeed.
+    /// Imports from standard input, which must succeed.
     pub fn import_stdin(&self, input: &Path, name: &str) -> Imported {
         let arguments = with_json(import_arguments(Path::new("-"), name));
         Imported(parse(&self.run_from(input, arguments).success()))
     }
 
-    /// Exports to a file, which has to succeed.
+    /// Exports to a file, which must succeed.
     pub fn export(&self, snapshot: &str, file: &Path) {
         self.run([OsStr::new("export"), OsStr::new(snapshot), file.as_os_str()])
             .ok();
     }
 
-    /// A snapshot as `snapshot show` tells it.
+    /// A snapshot, as `snapshot show` prints it.
     #[must_use]
     pub fn show(&self, snapshot: &str) -> Value {
         self.json(["snapshot", "show", snapshot])
@@ -141,12 +141,12 @@ impl Snapctl {
             .collect()
     }
 
-    /// Verifies a snapshot, which has to be found sound.
+    /// Verifies a snapshot, which must be sound.
     pub fn verify(&self, snapshot: &str) {
         self.run(["snapshot", "verify", snapshot]).ok();
     }
 
-    /// Verifies a snapshot, which has to be found damaged. Gives the findings.
+    /// Verifies a snapshot, which must be damaged. Returns the findings.
     #[must_use]
     pub fn verify_finds(&self, snapshot: &str) -> String {
         let finished = self.run(["snapshot", "verify", snapshot]);
@@ -158,7 +158,7 @@ impl Snapctl {
         finished.text()
     }
 
-    /// Verifies every snapshot there is, and gives their names.
+    /// Verifies every snapshot, and returns their names.
     pub fn verify_all(&self) -> Vec<String> {
         let names = self.names();
         for name in &names {
@@ -192,7 +192,7 @@ fn parse(finished: &Finished) -> Value {
         .unwrap_or_else(|error| panic!("not JSON: {error}: {finished:?}"))
 }
 
-/// A field that is text.
+/// A text field.
 #[must_use]
 pub fn text(value: &Value, field: &str) -> String {
     let text = value[field].as_str();
@@ -200,7 +200,7 @@ pub fn text(value: &Value, field: &str) -> String {
         .to_owned()
 }
 
-/// A field that is a whole number.
+/// A whole number field.
 #[must_use]
 pub fn number(value: &Value, field: &str) -> u64 {
     value[field]
@@ -208,7 +208,7 @@ pub fn number(value: &Value, field: &str) -> u64 {
         .unwrap_or_else(|| panic!("no whole number {field:?} in {value}"))
 }
 
-/// What an import reports.
+/// The report of an import.
 #[derive(Debug, Clone)]
 pub struct Imported(pub Value);
 

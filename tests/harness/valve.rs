@@ -1,5 +1,5 @@
-//! A way to a daemon that lets so many bytes through and no more: what happens in the middle of a transfer happens there, on a
-//! machine of any speed.
+//! A relay to a daemon that passes a fixed number of bytes and then blocks, so that events in the
+//! middle of a transfer happen there on a machine of any speed.
 
 use std::{
     io::{self, Read, Write},
@@ -14,7 +14,7 @@ use crate::{
     relay::{listen, wake},
 };
 
-/// A TCP relay. Connections through it break when it is dropped.
+/// A TCP relay. Its connections break on drop.
 #[derive(Debug)]
 pub struct Valve {
     address: SocketAddr,
@@ -29,15 +29,16 @@ struct State {
 
 #[derive(Debug, Clone, Copy)]
 enum Allowed {
-    /// So many bytes more towards the daemon.
+    /// This many more bytes towards the daemon.
     Bytes(usize),
     Everything,
-    /// Nothing, and what is connected ends.
+    /// Nothing; connections end.
     Closed,
 }
 
 impl Valve {
-    /// A relay to a daemon that listens on TCP, for the first `bytes` that clients send, all together.
+    /// A relay to a daemon that listens on TCP. It passes the first `bytes` that clients send, all
+    /// together.
     #[must_use]
     pub fn before(varved: &Varved, bytes: usize) -> Self {
         let target = varved.grpc_address();
@@ -54,13 +55,13 @@ impl Valve {
         Self { address, state }
     }
 
-    /// Where clients find the daemon now.
+    /// The daemon's endpoint through the relay.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Waits until all that may pass has passed.
+    /// Waits until all allowed bytes have passed.
     pub fn wait_until_spent(&self) {
         wait_for("bytes to pass the valve", || {
             let allowed = self.state.allowed.lock().expect("no thread panics with it");
@@ -68,7 +69,7 @@ impl Valve {
         });
     }
 
-    /// Lets everything through from now on.
+    /// Passes everything from now on.
     pub fn open(&self) {
         self.state.set(Allowed::Everything);
     }
@@ -94,7 +95,7 @@ impl State {
         )
     }
 
-    /// Waits until something may pass. How many bytes of `wanted`; 0 when the valve is closed.
+    /// Waits until bytes may pass. Returns how many of `wanted`; 0 when the valve is closed.
     fn take(&self, wanted: usize) -> usize {
         let mut allowed = self.allowed.lock().expect("no thread panics with it");
         loop {
@@ -117,7 +118,7 @@ impl State {
     }
 }
 
-/// Both ways, each on a thread of its own. When one ends the other does.
+/// Relays both directions, each on a thread of its own. When one ends, the other ends.
 fn relay(state: &Arc<State>, client: TcpStream, daemon: TcpStream) {
     let (Ok(client_again), Ok(daemon_again)) = (client.try_clone(), daemon.try_clone()) else {
         return;

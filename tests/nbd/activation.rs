@@ -1,4 +1,4 @@
-//! Sockets that a service manager listens on: clients wait there while the daemon is away.
+//! Sockets of a service manager: clients wait there while the daemon is away.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -68,7 +68,7 @@ fn clients_wait_at_inherited_sockets_while_the_daemon_is_away() {
     let mut manager = Manager::new();
     let snapctl = manager.snapctl();
     let image = image::make(&manager.scratch, "image", 20 * MIB, 991);
-    // Whether the daemon is ready yet or not: nobody is refused.
+    // No client is refused, whether or not the daemon is ready yet.
     snapctl.import(&image, "image");
     manager.wait_for("told READY=1", 1);
     let status = snapctl.run(["status"]).success();
@@ -144,7 +144,7 @@ fn sockets_that_mean_nothing_are_refused_with_the_reason() {
     }
 }
 
-/// nbdkit's nbd plugin as a proxy: a client of ours, and a server for others.
+/// nbdkit's nbd plugin as a proxy: a client of the daemon, and a server for others.
 #[test]
 fn a_proxy_stands_between() {
     let lab = varve_tests::lab::Lab::new();

@@ -1,4 +1,4 @@
-//! What changed since a snapshot, told over NBD, and backups that read no more than that.
+//! Changes since a snapshot, over NBD, and backups that read only those.
 
 use std::{
     fs,
@@ -68,7 +68,7 @@ impl Scene {
         run(command(tool("qemu-io"), arguments)).ok();
     }
 
-    /// All bytes of an export.
+    /// The whole content of an export.
     fn content(&self, export: &str) -> PathBuf {
         let file = self
             .lab
@@ -83,7 +83,7 @@ impl Scene {
         file
     }
 
-    /// What an export says has changed since a snapshot, as offsets and lengths.
+    /// The changes that an export reports since a snapshot, as offsets and lengths.
     fn dirty(&self, export: &str, since: &str) -> Vec<(u64, u64)> {
         let map = format!("--map=qemu:dirty-bitmap:{since}");
         let map = run(command(
@@ -106,7 +106,7 @@ impl Scene {
         dirty
     }
 
-    /// That what is told is all that differs, and little more.
+    /// Asserts that the reported ranges cover all differences, and little more.
     fn check(&self, export: &str, since: &str) {
         let (before, after) = (
             self.content(&format!("snapshot/{since}")),
@@ -141,7 +141,7 @@ fn all_that_differs_is_told_of_snapshots_and_of_volumes_that_are_written_to() {
     scene.check("snapshot/two", "image");
     scene.check("volume/disk", "one");
     scene.check("volume/disk", "two");
-    // In the other direction, and between those that have nothing to do with each other.
+    // In the other direction, and between unrelated snapshots.
     scene.check("snapshot/one", "two");
     let other = scene.lab.image("other", SIZE, 962);
     scene.lab.snapctl().import(&other, "other");
@@ -198,7 +198,7 @@ fn qemu_reads_the_map() {
         ["map", "--output", "json", "--image-opts", &options],
     ));
     let map: Value = serde_json::from_slice(&map.success().stdout).unwrap();
-    // QEMU tells what is dirty as what is no data.
+    // QEMU shows dirty extents as `"data": false`.
     let mut dirty: Vec<(u64, u64)> = Vec::new();
     for extent in map.as_array().unwrap() {
         if extent["data"] == false {
@@ -230,7 +230,7 @@ fn a_backup_that_reads_only_what_changed_is_the_snapshot() {
     let read = pull("one", "snapshot/two");
     assert!(read > 0 && read < SIZE / 3, "{read}");
     files::assert_same(&backup, &scene.content("snapshot/two"));
-    // On and on, while the volume is written to.
+    // Again, while the volume is being written to.
     scene.snapshot("three");
     pull("two", "snapshot/three");
     files::assert_same(&backup, &scene.content("snapshot/three"));

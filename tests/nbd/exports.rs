@@ -1,4 +1,4 @@
-//! Which exports there are, while snapshots come and go.
+//! The list of exports, while snapshots come and go.
 
 use varve_tests::{
     image,
@@ -19,7 +19,7 @@ fn a_deleted_snapshot_is_refused_and_open_connections_are_not_harmed() {
     assert_eq!(open.read(0, 4096).unwrap().error, 0);
     lab.snapctl().run(["snapshot", "delete", "image"]).ok();
 
-    // Nothing removes chunks yet, so who has it open can go on.
+    // Chunks are never removed yet, so a client that has the export open can continue.
     let reply = open.read(9 * MIB, 1 << 20).unwrap();
     assert_eq!((reply.error, reply.data_bytes), (0, MIB));
 
@@ -77,7 +77,7 @@ async fn a_listing_of_many_exports_is_whole() {
     assert_eq!(listed, names);
 }
 
-/// A snapshot that is addressed by its id wherever one is asked for is also exported by it.
+/// A snapshot can be exported by its id, as everywhere else.
 #[test]
 fn an_export_is_found_by_the_id_of_its_snapshot() {
     let lab = Lab::new();

@@ -1,4 +1,5 @@
-//! Peers that break the protocol lose their own connection, at most. Everybody else is served meanwhile.
+//! Peers that break the protocol lose at most their own connection. All other clients are served
+//! meanwhile.
 
 use std::{io, time::Duration};
 
@@ -15,10 +16,10 @@ use varve_tests::{
 };
 
 const MIB: u64 = 1 << 20;
-/// What the daemon may take in all.
+/// The daemon's bound.
 const MEMORY_MAX: u64 = 512 << 20;
 
-/// A lab with an image to be read, on both transports.
+/// A lab with an image to read, on both transports.
 fn served() -> (Lab, std::path::PathBuf) {
     let lab = Lab::with(Options::tcp);
     let file = image::make_random(&lab.scratch, "image", 24 * MIB, 191);
@@ -35,7 +36,8 @@ fn connect(lab: &Lab, over_tcp: bool) -> Peer {
     peer.unwrap()
 }
 
-/// That an ordinary client gets all of the image, and that the daemon has stayed within its bounds.
+/// Asserts that an ordinary client gets the whole image, and that the daemon has stayed within its
+/// bounds.
 fn assert_serving(lab: &Lab, file: &std::path::Path) {
     let out = lab.scratch.join("out");
     run(command(
@@ -72,7 +74,7 @@ fn garbage_in_place_of_a_handshake_is_answered_by_closing() {
         let _ = peer.send(&garbage);
         peer.receive_until_closed();
     }
-    // Other protocols, tried at the wrong door.
+    // Other protocols, on the wrong socket.
     for words in [
         &b"GET / HTTP/1.1\r\nHost: varve\r\n\r\n"[..],
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -111,7 +113,8 @@ fn oversized_options_are_refused_without_being_kept() {
         let mut peer = connect(&lab, false);
         peer.greet().unwrap();
         peer.send(&option_bytes(option, len)).unwrap();
-        // As much as the server takes: it closes, or refuses and reads on without keeping anything.
+        // As much as the server reads: it closes, or it refuses and reads on without keeping
+        // anything.
         let piece = vec![0; 1 << 20];
         for _ in 0..64 {
             if peer.send(&piece).is_err() {
@@ -188,7 +191,7 @@ fn malformed_options_are_answered_with_errors() {
     assert_serving(&lab, &file);
 }
 
-/// Cut off at every byte: a client that dies in its handshake.
+/// Handshakes cut off at every byte, as by a client that dies.
 #[test]
 fn half_finished_handshakes_are_forgotten() {
     let (lab, file) = served();
@@ -204,7 +207,7 @@ fn half_finished_handshakes_are_forgotten() {
         let mut gone = connect(&lab, false);
         gone.send(&whole[..len]).unwrap();
         drop(gone);
-        // Another stays, and says no more.
+        // The other one stays, and sends nothing more.
         let mut silent = connect(&lab, len % 2 == 0);
         silent.send(&whole[..len]).unwrap();
         waiting.push(silent);
@@ -214,7 +217,7 @@ fn half_finished_handshakes_are_forgotten() {
     assert_serving(&lab, &file);
 }
 
-/// A client that is silent in its handshake is not waited for for ever.
+/// The wait for a silent client in its handshake has an end.
 #[test]
 fn a_silent_handshake_is_ended() {
     let (lab, _file) = served();
@@ -230,7 +233,7 @@ fn half_finished_requests_are_forgotten() {
         peer.open("snapshot/image").unwrap();
         peer.send(&whole[..len]).unwrap();
     }
-    // Half of what a write announces.
+    // Half of the announced payload of a write.
     for payload in [0, 1, 1000] {
         let mut peer = connect(&lab, false);
         peer.open("snapshot/image").unwrap();
@@ -290,7 +293,8 @@ fn a_write_is_refused_and_its_payload_is_not_taken_for_requests() {
     peer.send(&payload).unwrap();
     assert_eq!(peer.receive_reply(3).unwrap().error, 1, "EPERM");
     assert_eq!(peer.read(0, 4096).unwrap().data_bytes, 4096);
-    // One that announces 4 GiB cannot be skipped in silence: refused or closed, and nothing kept.
+    // A write that announces 4 GiB cannot be skipped silently: it is refused or the connection
+    // closed, and nothing is kept.
     peer.send_request(request::WRITE, 4, 0, u32::MAX).unwrap();
     let piece = vec![0; 1 << 20];
     for _ in 0..200 {
@@ -324,7 +328,7 @@ fn a_flood_of_options_is_ended_or_answered() {
     assert_serving(&lab, &file);
 }
 
-/// Asks for listings and takes no answers.
+/// Requests listings and reads no answers.
 #[test]
 fn a_peer_that_takes_no_answers_holds_nobody_up() {
     let (lab, file) = served();
@@ -347,7 +351,7 @@ fn a_peer_that_takes_no_answers_holds_nobody_up() {
         }
     }
     assert_serving(&lab, &file);
-    // And again when it has had time to work ahead.
+    // Again, after it has had time to work ahead.
     std::thread::sleep(Duration::from_millis(300));
     assert_serving(&lab, &file);
 }
@@ -384,7 +388,7 @@ fn connections_over_the_limit_are_refused_and_room_comes_back() {
             peer
         })
         .collect();
-    // Refused at once, and in words.
+    // Refused at once, with a reason.
     let mut late = connect(&lab, false);
     late.greet().unwrap();
     let structured = late.ask_outcome(option::STRUCTURED_REPLY, &[]).unwrap();
@@ -408,7 +412,7 @@ fn connections_over_the_limit_are_refused_and_room_comes_back() {
     }
 }
 
-/// Peers that say nothing, half of it, or only what comes before a handshake's end, in any number.
+/// Any number of peers that send nothing, half of the handshake, or all but its end.
 #[test]
 fn endless_handshakes_keep_nobody_out() {
     allow_open_files();
@@ -438,7 +442,7 @@ fn endless_handshakes_keep_nobody_out() {
     assert!(lines < 200, "{lines} lines for a thousand peers");
 }
 
-/// Clients over TCP that are through and idle.
+/// Clients over TCP that have finished their handshake and are idle.
 #[test]
 fn idle_clients_over_tcp_leave_places_to_the_unix_socket() {
     let lab = Lab::with(|options| options.tcp().env("VARVE_NBD_CONNECTIONS_MAX", "16"));
@@ -464,7 +468,7 @@ fn idle_clients_over_tcp_leave_places_to_the_unix_socket() {
     }
 }
 
-/// Clients that ask for as much as they may and take none of it, or a little now and then, of an
+/// Clients that request as much as they may and read none of it, or a little now and then, from an
 /// image that no cache holds.
 #[test]
 fn replies_that_nobody_takes_hold_little_and_hold_up_nobody() {
@@ -478,7 +482,7 @@ fn replies_that_nobody_takes_hold_little_and_hold_up_nobody() {
     for number in 0..300_u64 {
         let mut peer = connect(&lab, number % 2 == 0);
         peer.open("snapshot/image").unwrap();
-        // 95 MiB by a few large ones, or by many small ones.
+        // 95 MiB by a few large requests, or by many small ones.
         let (count, len) = if number % 4 < 2 { (3, 31) } else { (95, 1) };
         let requests: Vec<_> = (0..count)
             .flat_map(|cookie| {
@@ -504,7 +508,7 @@ fn replies_that_nobody_takes_hold_little_and_hold_up_nobody() {
             }
         }
     }
-    // What the kernel keeps of them is little, too.
+    // The kernel's buffers for them are small, too.
     let unread: Vec<_> = hostile.iter().map(Peer::unread_bytes).collect();
     let most = unread.iter().max().unwrap();
     assert!(*most <= 2 << 20, "{most} bytes for one connection");

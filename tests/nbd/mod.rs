@@ -1,4 +1,4 @@
-//! NBD as clients meet it, and clients as the daemon should not meet them.
+//! NBD as clients use it, and as hostile peers abuse it.
 
 mod activation;
 mod bitmaps;
@@ -9,7 +9,7 @@ mod protocol;
 mod tls;
 mod tools;
 
-/// Data extents of a volume: what the chunker leaves out is a hole.
+/// Data extents of a volume: ranges without chunks are holes.
 fn data_extents(volume: &std::path::Path) -> Vec<(u64, u64)> {
     let bytes = std::fs::read(volume).unwrap();
     let mut extents: Vec<(u64, u64)> = Vec::new();

@@ -14,7 +14,7 @@ use varve_tests::{
 
 const MIB: u64 = 1 << 20;
 
-/// A program of the later Debian, and what it leaves in its root.
+/// A program of the later Debian, and a directory to exchange files with it.
 struct Newer {
     root: PathBuf,
     /// Seen there as `/mnt`.
@@ -32,7 +32,7 @@ impl Newer {
     }
 
     fn run(&self, variables: &[(&str, &str)], arguments: &[&str], input: &[u8]) -> Finished {
-        // In a name space of its own: other tests use the same root.
+        // In a mount namespace of its own: other tests use the same root.
         let script = r#"mount --bind "$1" "$2/mnt" && shift && root=$1 && shift && exec chroot "$root" "$@""#;
         let mut command = command(tool("unshare"), ["--mount", "sh", "-c", script, "sh"]);
         command.arg(self.shared.path()).arg(&self.root);
@@ -78,7 +78,7 @@ fn later_tools_read_and_write_what_ours_do() {
     assert_eq!(told["extended"], true);
     assert_eq!(told["exports"][0]["export-size"], 48 * MIB + 4096);
 
-    // Of both generations, the same map.
+    // Clients of both generations get the same map.
     let map = ["map", "--output", "json", "-f", "raw", &uri];
     let ours = run(command(tool("qemu-img"), map)).success();
     let newer_map: Vec<_> = ["qemu-img"].into_iter().chain(map).collect();

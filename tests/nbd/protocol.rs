@@ -1,4 +1,4 @@
-//! What the protocol says, asked through libnbd by a script in its shell.
+//! The protocol's rules, checked through libnbd by a script in its shell.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! NBD over TCP with TLS, by clients with certificates and without.
+//! NBD over TCP with TLS, by clients with and without certificates.
 
 use std::{
     fs,
@@ -17,7 +17,8 @@ use varve_tests::{
 
 const MIB: u64 = 1 << 20;
 
-/// A directory as libnbd and QEMU want it: the authority, and a certificate to show if there is one.
+/// A directory as libnbd and QEMU expect it: the authority, and a client certificate if there is
+/// one.
 fn credentials(
     scratch: &Scratch,
     name: &str,
@@ -89,25 +90,26 @@ fn who_speaks_tls_is_served_and_nobody_else_is() {
     scene.copy(&uri).ok();
     files::assert_same(&scene.image, &scene.lab.scratch.join("copied"));
 
-    // In the clear, nothing is told, not even which exports there are.
+    // Without TLS the server tells nothing, not even the list of exports.
     let plain = format!("nbd://{}", scene.lab.varved.nbd_address());
     let refused = run(command(tool("nbdinfo"), ["--list", &plain]));
     assert!(!refused.status.success(), "{refused:?}");
     assert!(!refused.text().contains("image"), "{refused:?}");
     let refused = scene.copy(&format!("{plain}/snapshot/image"));
     assert!(!refused.status.success(), "{refused:?}");
-    // By hand: an export by name closes the connection, for there is no other way to refuse it.
+    // Message by message: the connection closes on an export by name, because there is no other way
+    // to refuse it.
     let mut client = Peer::tcp(scene.lab.varved.nbd_address()).unwrap();
     client.greet().unwrap();
     client.send_option(1, b"snapshot/image").unwrap();
     client.receive_until_closed();
-    // Who trusts somebody else does not go on.
+    // A client that trusts another authority does not continue.
     let other_scratch = Scratch::new();
     let other = Identity::make(&other_scratch);
     let distrusting = credentials(&scene.identities, "distrusting", &other, None);
     let refused = scene.copy(&scene.uri("snapshot/image", &distrusting));
     assert!(!refused.status.success(), "{refused:?}");
-    // The unix socket is as it was.
+    // The unix socket works as before.
     run(command(
         tool("nbdinfo"),
         [scene.lab.varved.nbd_uri("image")],
@@ -143,7 +145,7 @@ fn volumes_are_written_over_tls_by_those_with_certificates() {
         let refused = scene.copy(&scene.uri("snapshot/image", refused));
         assert!(!refused.status.success(), "{refused:?}");
     }
-    // QEMU writes a pattern, and reads it again, many requests at a time.
+    // QEMU writes a pattern, and reads it again, with many requests at a time.
     let address = scene.lab.varved.nbd_address();
     let credentials = format!(
         "tls-creds-x509,id=tls0,endpoint=client,dir={}",

@@ -1,4 +1,4 @@
-//! The tools that people use: nbdinfo, nbdcopy, qemu-img, qemu-io, fio.
+//! Common tools: nbdinfo, nbdcopy, qemu-img, qemu-io, fio.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ fn tool_run(name: &str, arguments: &[&str]) -> Finished {
     run(command(tool(name), arguments))
 }
 
-/// A lab with an image imported, served over both transports. Gives the image and its URIs.
+/// A lab with an imported image, served over both transports. Returns the image and its URIs.
 fn served(size_bytes: u64, seed: u64) -> (Lab, PathBuf, [String; 2]) {
     let lab = Lab::with(Options::tcp);
     let file = lab.image("image", size_bytes, seed);
@@ -317,7 +317,7 @@ fn fio_verifies_what_it_reads() {
             assert!(read.status.success(), "{read:?}");
         }
     }
-    // Bytes that are not what was written would be noticed.
+    // fio detects a changed block.
     files::write_range(&file, 8 * MIB, &[1; 4096]);
     lab.snapctl().import(&file, "changed");
     let uri = format!("--uri={}", lab.varved.nbd_uri("changed"));

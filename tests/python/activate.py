@@ -1,9 +1,10 @@
-"""Listens for a daemon, and starts it with the sockets, as systemd does. Again, when it is told to.
+"""Listens for a daemon and starts it with the sockets, as systemd does; restarts it on request.
 
     activate.py NAME=ADDRESS... -- COMMAND...
 
-NAME is that of the sockets; ADDRESS is a path, or HOST:PORT. Says "listening" and what the daemon tells a service manager. SIGUSR1 kills
-the daemon, SIGUSR2 stops it, SIGHUP starts it; SIGTERM stops it, and ends this.
+NAME is the name of the sockets; ADDRESS is a path, or HOST:PORT. Prints "listening" and the
+daemon's messages to its service manager. SIGUSR1 kills the daemon, SIGUSR2 stops it, SIGHUP starts
+it; SIGTERM stops it and ends the script.
 """
 
 import os
@@ -50,7 +51,7 @@ threading.Thread(target=hear, daemon=True).start()
 
 
 def hand_over():
-    # Above all that are moved, so that none is overwritten before it was.
+    # Above all descriptors that are moved, so that none is overwritten before its move.
     high = [os.dup2(listener.fileno(), 100 + at) for at, listener in enumerate(listeners)]
     for at, fd in enumerate(high):
         os.dup2(fd, 3 + at)
@@ -61,7 +62,7 @@ def hand_over():
 def start():
     environment = dict(os.environ)
     environment.update(LISTEN_FDS=str(len(names)), LISTEN_FDNAMES=":".join(names), NOTIFY_SOCKET=notify)
-    # The id of the process is known to itself only.
+    # Only the process itself knows its id.
     script = 'export LISTEN_PID=$$; exec "$@"'
     return subprocess.Popen(
         ["sh", "-c", script, "sh", *command], env=environment, preexec_fn=hand_over, close_fds=False

@@ -1,4 +1,7 @@
-"""Extended headers, through a libnbd that knows them. URI is a writable export of 6 GiB, whose changes since BEFORE are few."""
+"""Extended headers, through a libnbd that knows them.
+
+URI is a writable export of 6 GiB with few changes since BEFORE.
+"""
 
 import os
 
@@ -43,13 +46,13 @@ def total(entries):
     return sum(length for length, _ in entries)
 
 
-# All of it in one go, and each context by itself.
+# All contexts in one request, and each by itself.
 whole = status(h, size, 0)
 assert set(whole) == {nbd.CONTEXT_BASE_ALLOCATION, before}
 for context, entries in whole.items():
     assert total(entries) == size, (context, entries)
     assert status(h, size, 0, [context]) == {context: entries}
-# What has fewer bits to say it with says the same.
+# Narrower replies say the same.
 small = connect(extended=False)
 for context, entries in whole.items():
     offset, told = 0, []
@@ -65,7 +68,7 @@ for context, entries in whole.items():
             merged.append((length, flags))
     assert merged == [tuple(entry) for entry in entries], (context, merged, entries)
 
-# More than 4 GiB zeroed, and given back, in one request.
+# More than 4 GiB zeroed, and discarded, in one request.
 for offset in (0, 3 * GIB, 5 * GIB + 8192):
     h.pwrite(b"\x5a" * 12288, offset)
 h.zero(5 * GIB, 4096, nbd.CMD_FLAG_FAST_ZERO)

@@ -1,4 +1,7 @@
-"""Odd and wrong uses of an export, through libnbd. Read by nbdsh; URI is the export, IMAGE a file with its content."""
+"""Odd and wrong uses of an export, through libnbd.
+
+Run by nbdsh; URI is the export, IMAGE a file with its content.
+"""
 
 import errno
 import os
@@ -15,7 +18,7 @@ MIB = 1 << 20
 
 def connect(prepare=lambda handle: None):
     handle = nbd.NBD()
-    # Requests that the library knows to be wrong are to reach the server.
+    # Requests that the library knows to be wrong must reach the server.
     handle.set_strict_mode(0)
     prepare(handle)
     handle.connect_uri(uri)
@@ -35,7 +38,7 @@ def all_zero(start, end):
     return not any(content[start:end])
 
 
-# What the server says of the export.
+# The server's description of the export.
 h = connect(lambda handle: handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION))
 assert h.get_protocol() == "newstyle-fixed"
 assert h.get_structured_replies_negotiated()
@@ -48,7 +51,7 @@ assert h.get_block_size(nbd.SIZE_PREFERRED) == 4096
 longest = h.get_block_size(nbd.SIZE_MAXIMUM)
 assert longest >= MIB
 
-# Reads of any place and length.
+# Reads at any place, of any length.
 pick = random.Random(172)
 for _ in range(200):
     offset = pick.randrange(size)
@@ -57,7 +60,7 @@ for _ in range(200):
 assert bytes(h.pread(longest, 0)) == content[:longest]
 assert bytes(h.pread(1, size - 1)) == content[-1:]
 
-# Replies in pieces: together they are the range, each once; holes are holes.
+# Replies in pieces: together they cover the range, each part once; holes are holes.
 for flags in (0, nbd.CMD_FLAG_DF):
     for offset, length in ((0, 8 * MIB), (MIB + 1, 5 * MIB + 3), (size - 9999, 9999)):
         covered = []
@@ -69,7 +72,7 @@ for flags in (0, nbd.CMD_FLAG_DF):
             covered.append((at, len(data)))
 
         if flags:
-            # A reply that may not be in pieces can be too long for that, and then says so.
+            # A reply that may not be split can be too long for that, and then has that error.
             try:
                 h.pread_structured(length, offset, piece, flags)
             except nbd.Error as error:
@@ -85,7 +88,8 @@ for flags in (0, nbd.CMD_FLAG_DF):
             position += len_piece
         assert position == offset + length
 
-# Block status: extents that follow each other; what is said to be a hole is zero, and what is data is not all zero.
+# Block status: extents that follow each other; reported holes are zero, and reported data is not
+# all zero.
 def status(length, offset, flags=0):
     extents = []
 
@@ -128,7 +132,7 @@ while buffers:
             waiting.append((cookie, buffer, offset))
     buffers = waiting
 
-# Wrong requests fail, each by itself; the connection goes on.
+# Wrong requests fail, each by itself; the connection continues.
 def goes_on():
     assert bytes(h.pread(4096, 4096)) == content[4096:8192]
 
@@ -147,7 +151,7 @@ for act in (h.trim, h.zero):
     goes_on()
 fails({errno.EINVAL}, h.pread, 512, 0, nbd.CMD_FLAG_FUA | nbd.CMD_FLAG_REQ_ONE)
 goes_on()
-# Nothing may be asked for, but the answer is left to the server.
+# A request of zero length is allowed; its answer is left to the server.
 for act in (lambda: h.pread(0, 0), lambda: h.block_status(0, 0, lambda *_: 0), h.flush):
     try:
         act()
@@ -159,7 +163,7 @@ if h.can_cache():
     goes_on()
 h.shutdown()
 
-# Clients that know less: no structured replies, no metadata contexts, not even fixed newstyle.
+# Older clients: no structured replies, no metadata contexts, not even fixed newstyle.
 for prepare in (
     lambda handle: handle.set_request_structured_replies(False),
     lambda handle: handle.set_handshake_flags(0),
@@ -174,7 +178,7 @@ for prepare in (
     assert bytes(h.pread(4096, 0)) == content[:4096]
     h.shutdown()
 
-# Looking around before choosing.
+# Queries before a choice.
 h = connect(lambda handle: handle.set_opt_mode(True))
 export = h.get_export_name()
 names = []
@@ -195,7 +199,7 @@ h.opt_go()
 assert bytes(h.pread(4096, 0)) == content[:4096]
 h.shutdown()
 
-# Leaving without choosing.
+# A disconnect without a choice.
 h = connect(lambda handle: handle.set_opt_mode(True))
 h.opt_abort()
 

@@ -1,8 +1,9 @@
-"""Brings a copy of one snapshot up to another one: reads what has changed since, and nothing else.
+"""Updates a copy of one snapshot to another one: reads only the changes.
 
     nbdsh's Python: pull_backup.py URI SNAPSHOT FILE
 
-FILE has the content of SNAPSHOT, and gets that of the export at URI. Prints how many bytes were read.
+FILE has the content of SNAPSHOT, and gets that of the export at URI. Prints the number of bytes
+read.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Reads a snapshot by gRPC, knowing of the protocol only what the server's reflection tells.
+"""Reads a snapshot by gRPC, with the protocol from the server's reflection.
 
-usage: reflect.py TARGET SNAPSHOT FILE      FILE has what the snapshot should have
+usage: reflect.py TARGET SNAPSHOT FILE      FILE has the expected content
 """
 
 import sys
@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 
 class Service:
-    """A service, its methods called by name with the fields of the request."""
+    """A service. Its methods take the fields of the request."""
 
     def __init__(self, channel, pool, name):
         self._channel = channel
@@ -36,8 +36,8 @@ def read(content, snapshot, offset, length):
 
 
 def main(target, snapshot, path):
-    # Over a unix socket grpcio names the path as the authority, percent-encoded, and servers built on Rust's h2 take that
-    # for malformed.
+    # Over a unix socket grpcio sends the path as the authority, percent-encoded, which servers
+    # built on Rust's h2 refuse as malformed.
     options = [("grpc.default_authority", "localhost")] if target.startswith("unix:") else []
     with grpc.insecure_channel(target, options=options) as channel, open(path, "rb") as file:
         database = ProtoReflectionDescriptorDatabase(channel)

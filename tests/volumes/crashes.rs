@@ -1,4 +1,4 @@
-//! Volumes after crashes and damage, and on disks without room: what was acknowledged is there.
+//! Volumes after crashes and damage, and on disks without space: acknowledged writes are there.
 
 use std::{collections::HashMap, fs, ops::Range, thread, time::Duration};
 
@@ -22,7 +22,7 @@ use super::{MIB, all_completed, make, peer, snapshot, tool_run, uri};
 
 const BLOCK: u64 = 4096;
 
-/// What is known of a place on a disk: the number acknowledged last, and the one tried last.
+/// A place on a disk: the number acknowledged last, and the one tried last.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
     acknowledged: u64,
@@ -33,14 +33,14 @@ fn block_of(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(4096 / 8)
 }
 
-/// 64 KiB that cannot be made smaller.
+/// 64 KiB that do not compress.
 fn piece_of(number: u64) -> Vec<u8> {
     let mut bytes = vec![0; 1 << 16];
     Random::seeded(number).fill(&mut bytes);
     bytes
 }
 
-/// Writes numbered blocks, each to any place, until the connection breaks; flushes after every 16th.
+/// Writes numbered blocks to random places until the connection breaks; flushes after every 16th.
 fn write_until_cut_off(
     mut peer: Peer,
     places: &mut [Place],
@@ -62,7 +62,7 @@ fn write_until_cut_off(
     }
 }
 
-/// That every place has what was acknowledged, or else what was tried after it.
+/// Asserts that every place has the acknowledged number, or the one that was tried after it.
 fn check(peer: &mut Peer, places: &mut [Place]) {
     for (place, offset) in places.iter_mut().zip((0..).step_by(4096)) {
         let found = peer.read_bytes(offset, 4096).unwrap().unwrap();
@@ -95,7 +95,7 @@ fn kills_at_random_moments_lose_no_acknowledged_write() {
             let writer = scope.spawn(|| {
                 write_until_cut_off(client, &mut places, &mut next_number, &mut of_writer);
             });
-            // In every other round a snapshot is made meanwhile.
+            // Every other round makes a snapshot meanwhile.
             thread::sleep(Duration::from_millis(random.within(1..200)));
             let snapshot = (round % 2 == 1).then(|| {
                 let arguments = ["snapshot", "create", "disk", "--name", &name];
@@ -131,8 +131,9 @@ fn sector_of(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(512 / 8)
 }
 
-/// Keeps sixteen writes under way, of 512 bytes to 64 KiB, none of them touching another, until the connection breaks. Places are
-/// sectors; numbers are from this one on, or 0 where zeros are written.
+/// Keeps sixteen writes under way, of 512 bytes to 64 KiB, which do not overlap, until the
+/// connection breaks. Places are sectors; the numbers begin with this one, or are 0 where zeros are
+/// written.
 fn write_deeply(
     mut peer: Peer,
     start: u64,
@@ -181,7 +182,7 @@ fn write_deeply(
     }
 }
 
-/// The journal is small, so that some kills come while it is taken into the store.
+/// The journal is small, so some kills come during a checkpoint.
 #[test]
 fn kills_under_deep_queues_of_any_sizes_lose_no_acknowledged_write() {
     let mut random = Random::of_test("kills_under_deep_queues");
@@ -283,7 +284,7 @@ fn damage_in_a_journal_is_found_and_stops_that_volume_only() {
     lab.assert_content("image", &image);
 }
 
-/// Writes pieces of 64 KiB that differ until one fails. How many there are, and the error.
+/// Writes different pieces of 64 KiB until one fails. Returns their number, and the error.
 fn fill_up(peer: &mut Peer, from: u64, most: u64) -> (u64, u32) {
     for piece in from..most {
         let error = peer.write(piece << 16, &piece_of(piece));
@@ -302,7 +303,7 @@ fn assert_filled(peer: &mut Peer, pieces: u64) {
     }
 }
 
-/// Ten times what a journal may hold.
+/// Ten times the limit of a journal.
 #[test]
 fn a_journal_is_emptied_beside_its_writers() {
     let limit = 16 * MIB;

@@ -1,4 +1,4 @@
-//! Volumes as disks: what clients write is what they read, now, after a restart, and in snapshots.
+//! Volumes as disks: clients read what was written, at once, after a restart, and in snapshots.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use super::{MIB, make, peer, root, snapshot, tcp_uri, tool_run, uri, volume};
 
 const BLOCK: usize = 4096;
 
-/// One change of any size, at any offset, of a disk and of what it should hold.
+/// One change of random size and offset, of a disk and of the model of its content.
 fn change(peer: &mut Peer, model: &mut [u8], random: &mut Random) {
     let grain = [BLOCK, 512, 512, 1][random.index(4)];
     let longest = [3 * grain, 70_000, 600_000][random.index(3)];
@@ -37,7 +37,7 @@ fn change(peer: &mut Peer, model: &mut [u8], random: &mut Random) {
             peer.clear(request::WRITE_ZEROES, offset, len)
         }
         1 => {
-            // Whole blocks are given back; the last one of a disk is whole, however short.
+            // Whole blocks are discarded; the last one of a disk is whole, however short.
             let first = start.next_multiple_of(BLOCK);
             let last = if end == model.len() {
                 end
@@ -57,7 +57,7 @@ fn change(peer: &mut Peer, model: &mut [u8], random: &mut Random) {
     assert_eq!(error.unwrap(), 0, "{len} bytes at {offset}");
 }
 
-/// That a disk holds these bytes.
+/// Asserts that a disk has this content.
 fn assert_holds(peer: &mut Peer, model: &[u8]) {
     for (offset, expected) in (0..).step_by(1 << 20).zip(model.chunks(1 << 20)) {
         let len = u32::try_from(expected.len()).unwrap();
@@ -99,7 +99,7 @@ fn changes_of_any_size_are_there_after_restarts_and_in_snapshots() {
             }
             assert_holds(&mut peer, model);
         }
-        // Snapshots see all of it, made before or after a restart.
+        // Snapshots have the whole content, whether they are made before or after a restart.
         let restart_first = round % 2 == 0;
         for restart in [restart_first, !restart_first] {
             if restart {
@@ -119,7 +119,7 @@ fn changes_of_any_size_are_there_after_restarts_and_in_snapshots() {
             assert_holds(&mut peer(&lab.varved, disk), model);
         }
     }
-    // The snapshots before were not changed by what was written since.
+    // Later writes did not change the earlier snapshots.
     assert_eq!(lab.snapctl().verify_all().len(), 9);
     lab.assert_content("base", &base);
 }
@@ -186,7 +186,7 @@ fn fio_arguments(uri: &str, sizes: &str, mib: u64) -> Vec<String> {
         "--randseed=202",
         "--output-format=terse",
     ];
-    // The engine comes first, for some options are its own.
+    // The engine comes first, because some options are its own.
     let same = same.into_iter().map(ToOwned::to_owned);
     same.chain(own).collect()
 }
@@ -206,7 +206,8 @@ fn fio_verifies_what_it_writes() {
     lab.snapctl().verify("after");
 }
 
-/// Snapshots are sound, and the journal goes away under writes. (That each is of one moment is tested in the store.)
+/// Snapshots are sound, and the journal shrinks under writes. (The store's tests check that each
+/// snapshot is of one moment.)
 #[test]
 fn snapshots_are_made_while_fio_writes() {
     let lab = Lab::new();
@@ -218,7 +219,7 @@ fn snapshots_are_made_while_fio_writes() {
         &[fs::read(&base).unwrap(), vec![0; 98 << 20]].concat(),
     );
     let mut arguments = fio_arguments(&uri(&lab.varved, "disk"), "4k-64k", 128);
-    // Slowly enough for some snapshots, whatever the machine.
+    // Slow enough for some snapshots on any machine.
     arguments.push("--rate=40M".to_owned());
     let mut fio = start(command(tool("fio"), arguments));
     let mut made = Vec::new();
@@ -247,7 +248,7 @@ fn an_image_written_by_qemu_img_is_the_image_imported() {
         ("tcp", tcp_uri(&lab.varved, "tcp")),
     ] {
         make(&lab.varved, disk, &size);
-        // What was there before leaves no trace.
+        // The earlier content leaves no trace.
         let mut peer = peer(&lab.varved, disk);
         for place in 0..90 {
             assert_eq!(peer.write(place * MIB + 1000, &[7; 9000]).unwrap(), 0);
@@ -279,7 +280,7 @@ fn a_detached_volume_takes_no_more_requests() {
     assert_eq!(before.flush().unwrap(), errno::ESHUTDOWN);
     assert_eq!(before.read_bytes(0, 1).unwrap(), Err(errno::ESHUTDOWN));
 
-    // Attached again it is another attachment: who was cut off stays so.
+    // A second attachment is a new one: the client that was disconnected stays so.
     volume(&lab.varved, "attach disk");
     assert_eq!(before.write(0, &[2; BLOCK]).unwrap(), errno::ESHUTDOWN);
     let mut after = peer(&lab.varved, "disk");
@@ -408,7 +409,7 @@ fn a_deleted_volume_leaves_its_snapshots_and_no_files() {
     assert_eq!(peer.write(0, &[2; 10_000]).unwrap(), errno::ESHUTDOWN);
     lab.snapctl().verify("kept");
     lab.assert_content("kept", &lab.scratch.file("model", &model));
-    // A new one of the same name has nothing of it.
+    // A new volume of the same name has none of its content.
     make(&lab.varved, "disk", "--size 20M");
     assert_holds(&mut super::peer(&lab.varved, "disk"), &vec![0; 20 << 20]);
 }

@@ -39,7 +39,7 @@ pub(crate) fn peer(varved: &Varved, volume: &str) -> Peer {
     peer
 }
 
-/// Runs `snapctl volume` with these arguments, which has to succeed.
+/// Runs `snapctl volume` with these arguments, which must succeed.
 fn volume(varved: &Varved, arguments: &str) {
     let arguments = ["volume"].into_iter().chain(arguments.split(' '));
     varved.snapctl().run(arguments).ok();
@@ -51,7 +51,7 @@ pub(crate) fn make(varved: &Varved, name: &str, arguments: &str) {
     volume(varved, &format!("attach {name}"));
 }
 
-/// Makes a snapshot of a volume and waits for it, which has to succeed. Gives the root of its content.
+/// Makes a snapshot of a volume and waits until it is complete. Returns the root of its content.
 pub(crate) fn snapshot(varved: &Varved, volume: &str, name: &str) -> String {
     let snapctl = varved.snapctl();
     snapctl
@@ -74,7 +74,7 @@ fn completed(varved: &Varved, snapshot: &str) {
     }
 }
 
-/// The same of all that there are.
+/// Waits until all snapshots are complete.
 fn all_completed(varved: &Varved) {
     for snapshot in varved.snapctl().names() {
         completed(varved, &snapshot);

@@ -1,4 +1,5 @@
-//! Snapshots on their way into the store: what was promised is there in the end, whatever becomes of the daemon meanwhile.
+//! Pending snapshots: their content is complete in the end, whatever happens to the daemon
+//! meanwhile.
 
 use std::{
     fs, thread,
@@ -21,7 +22,7 @@ use varve_tests::{
 
 use super::{MIB, all_completed, completed, make, peer, snapshot, tool_run, uri, volume};
 
-/// Fills a disk with noise, a mebibyte at a time. What it holds then.
+/// Fills a disk with random data, a mebibyte at a time. Returns its content.
 fn fill(lab: &Lab, disk: &str, mib: u64, seed: u64) -> Vec<u8> {
     let mut model = vec![0; usize::try_from(mib * MIB).unwrap()];
     Random::seeded(seed).fill(&mut model);
@@ -66,7 +67,7 @@ fn a_snapshot_is_pending_first_and_shows_how_far_it_is() {
     assert!(number(&disk["status"], "journal_bytes") >= 96 * MIB);
     assert!(number(&disk["status"], "journal_bytes_max") > 96 * MIB);
     assert!(number(&disk["status"], "map_bytes") > 0);
-    // What needs its content is refused, with the reason.
+    // Calls that need its content are refused, with the reason.
     for (arguments, code) in [
         ("snapshot verify s", exit::CONFLICT),
         ("snapshot diff s s", exit::CONFLICT),
@@ -188,7 +189,7 @@ fn pending_snapshots_go_on_after_kills() {
         lab.varved.kill();
         lab.restart();
     }
-    // Nobody asks for the volume: they go on by themselves.
+    // No client uses the volume: the snapshots complete by themselves.
     all_completed(&lab.varved);
     let mut whole = vec![0; 48 << 20];
     for (round, model) in models.iter().enumerate() {
@@ -204,7 +205,8 @@ fn pending_snapshots_go_on_after_kills() {
     assert_eq!(number(&disk["status"], "journal_bytes"), 0);
 }
 
-/// Ended at any point of an instant, or of what follows it: a snapshot that was answered is completed in the end.
+/// The daemon ends at any point of an instant, or of the work after it: an acknowledged snapshot is
+/// completed in the end.
 #[test]
 fn a_crash_at_a_point_leaves_what_was_promised_or_nothing() {
     for (point, count, promised) in [
@@ -243,14 +245,14 @@ fn a_crash_at_a_point_leaves_what_was_promised_or_nothing() {
             model.resize(4 << 20, 0);
             lab.assert_content(name, &lab.scratch.file("model", &model));
         }
-        // And it goes on from there.
+        // It continues from there.
         for disk in ["a", "b"] {
             snapshot(&lab.varved, disk, &format!("after-{disk}"));
         }
     }
 }
 
-/// Waits until a pending snapshot is shown to lack room.
+/// Waits until a pending snapshot is shown to lack space.
 fn waits_for_room(varved: &Varved, snapshot: &str) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -281,7 +283,7 @@ fn a_snapshot_waits_while_the_disk_is_full() {
         random.fill(&mut bytes);
         assert_eq!(client.write(place * MIB, &bytes).unwrap(), 0);
     }
-    // Less is left than chunks may take, and than a journal file of full length takes.
+    // Less is left than chunks may take, and than a full journal file takes.
     let other = disk.path().join("other");
     let free = number(&varved.snapctl().json(["status"]), "free_bytes");
     fs::write(
@@ -297,7 +299,7 @@ fn a_snapshot_waits_while_the_disk_is_full() {
         .run(["snapshot", "verify", "s"])
         .fails(exit::CONFLICT);
     assert!(said.contains("\"s\" is pending"), "{said}");
-    // The guest goes on, in a journal file of its own, though there is no room for a whole one.
+    // The guest continues, in a journal file of its own, though there is no space for a full one.
     assert_eq!(client.write(0, &[7; 4096]).unwrap(), 0);
     varved.kill();
     varved = Options::new(disk.path().join("data")).start();
@@ -385,7 +387,7 @@ fn clones_begin_as_their_sources_and_go_their_own_way() {
         let said = snapctl.run(arguments).fails(code);
         assert!(said.contains(why), "{said}");
     }
-    // Of both, it has to be said which.
+    // A name that both have must be qualified.
     completed(&lab.varved, "of-copy");
     volume(&lab.varved, "create base --size 1M");
     let said = snapctl

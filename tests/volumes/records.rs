@@ -1,5 +1,5 @@
-//! Volumes as records: making, listing, looking at, tagging, attaching, detaching and deleting them; and that they are there
-//! again after whatever happens to the daemon or its index.
+//! Volumes as records: making, listing, showing, tagging, attaching, detaching and deleting them.
+//! They survive whatever happens to the daemon or its index.
 
 use std::fs;
 
@@ -20,7 +20,8 @@ fn names_of(list: &Value) -> Vec<String> {
     volumes.iter().map(|volume| text(volume, "name")).collect()
 }
 
-/// Three volumes: of zeros, of a snapshot and attached, and of a snapshot that is gone. Gives the listing.
+/// Three volumes: of zeros, of a snapshot and attached, and of a deleted snapshot. Returns the
+/// listing.
 fn make_some(lab: &Lab) -> Value {
     let snapctl = lab.snapctl();
     for (name, seed) in [("kept", 71), ("gone", 72)] {
@@ -190,14 +191,14 @@ fn everything_is_there_after_a_restart_and_after_a_rebuild() {
     assert!(said.contains("3 volumes"), "{said}");
     lab.restart();
     assert_eq!(lab.snapctl().json(["volume", "list"]), list);
-    // And they go on from there.
+    // They can be changed afterwards.
     lab.snapctl().run(["volume", "detach", "of-kept"]).ok();
     lab.snapctl().run(["volume", "delete", "of-kept"]).ok();
     let list = lab.snapctl().json(["volume", "list"]);
     assert_eq!(names_of(&list), ["of-gone", "zeros"]);
 }
 
-/// Whatever was answered is there; what was not is there whole, or as it was before.
+/// Acknowledged changes are there; others are there whole, or not at all.
 #[test]
 fn a_crash_leaves_the_record_of_before_or_after() {
     let change = |snapctl: &Snapctl| snapctl.run(["volume", "attach", "db"]);

@@ -39,7 +39,8 @@ pub(crate) fn guest(bench: &Bench) -> Result<Vec<Row>, Failure> {
         ours: varve,
         theirs: raw_file,
         wanted: Wanted::TimesAsMuch(1.1),
-        note: "2 vCPUs and 1 GiB; from QEMU's start to the prompt on the serial console, the page cache emptied before.",
+        note: "2 vCPUs and 1 GiB; from QEMU's start to the prompt on the serial console, with an \
+               empty page cache.",
     }])
 }
 
@@ -50,7 +51,7 @@ pub(super) fn script() -> PathBuf {
     ))
 }
 
-/// From the script's last line: `login prompt after 18.106 s`.
+/// Parses the script's last line: `login prompt after 18.106 s`.
 fn seconds_to_prompt(output: &str) -> Result<f64, Failure> {
     let last = output.lines().last().unwrap_or_default();
     let seconds = last

@@ -1,4 +1,4 @@
-//! Getting a snapshot from one store to another, over a long link and over none.
+//! Copying a snapshot from one store to another, over a long link and on one machine.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -23,11 +23,11 @@ use crate::varve::Varved;
 const LINK_BYTES_PER_SECOND: u64 = 125_000_000;
 /// Half of a round trip.
 const LINK_DELAY: Duration = Duration::from_millis(75);
-/// What crosses the link: data that does not compress.
+/// The data that crosses the link: it does not compress.
 const NOISE_BYTES: u64 = 1 << 30;
-/// A volume of which nothing is missing, and its data.
+/// Sizes of a volume of which nothing is missing, and of its data.
 const SPARSE_BYTES: (u64, u64) = (64 << 30, 2 << 30);
-/// How long a server may take until it listens.
+/// Time limit for a server to listen.
 const SERVER_LIMIT: Duration = Duration::from_secs(60);
 
 fn far(target: SocketAddr) -> Link {
@@ -54,7 +54,7 @@ fn noise(bench: &Bench) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// Over a link with a round trip of 150 ms, of 1 Gbit/s.
+/// Over a link of 1 Gbit/s with a round trip of 150 ms.
 pub(crate) fn over_a_link(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let image = noise(bench)?;
     let (there, there_dir, address) = bench.serve_on_tcp("copy-there")?;
@@ -156,7 +156,9 @@ pub(crate) fn over_a_link(bench: &Bench) -> Result<Vec<Row>, Failure> {
             ours: Figure::BytesPerSecond(varve.map(rate)),
             theirs: Figure::BytesPerSecond(cap),
             wanted: Wanted::TimesAsFast(0.8),
-            note: "1 GiB of data that does not compress, into an empty store, from snapctl's start to its end, when all is durable; through a relay that holds bytes back for 75 ms each way and passes 125 MB a second.",
+            note: "1 GiB of data that does not compress, into an empty store, from snapctl's start \
+                   to its end, when everything is durable; through a relay that delays bytes by 75 \
+                   ms each way and passes 125 MB a second.",
         },
         Row {
             what: "copy, 1 Gbit/s and 150 ms".to_owned(),
@@ -164,7 +166,7 @@ pub(crate) fn over_a_link(bench: &Bench) -> Result<Vec<Row>, Failure> {
             ours: Figure::Seconds(varve.clone()),
             theirs: Figure::Seconds(rsync),
             wanted: Wanted::Nothing,
-            note: "from rsync's daemon, to a file that is not there.",
+            note: "from rsync's daemon, to a new file.",
         },
         Row {
             what: "copy, 1 Gbit/s and 150 ms".to_owned(),
@@ -180,7 +182,7 @@ pub(crate) fn over_a_link(bench: &Bench) -> Result<Vec<Row>, Failure> {
             ours: Figure::Bytes(crossed),
             theirs: Figure::Bytes(stored_bytes),
             wanted: Wanted::TimesAsMuch(1.02),
-            note: "all that comes from the source, its answers' frames and headers included.",
+            note: "all bytes from the source, including the frames and headers of its answers.",
         },
     ])
 }
@@ -259,7 +261,8 @@ pub(crate) fn near(bench: &Bench) -> Result<Vec<Row>, Failure> {
     }])
 }
 
-/// The same of data that does not compress, beside what must be done at least: packs read, their chunks hashed.
+/// The same with data that does not compress, beside the least work that a copy needs: reading
+/// packs and hashing their chunks.
 pub(crate) fn bound(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let image = noise(bench)?;
     let (there, there_dir, _) = bench.serve_on_tcp("copy-there")?;

@@ -14,7 +14,7 @@ use crate::samples::{Samples, in_turns};
 use crate::table::{Figure, Row, Wanted};
 use crate::varve::Content;
 
-/// What the guest runs, with the disk under test as its root.
+/// The guest's script; the disk under test is its root.
 const SCRIPT: &str = r#"
 set -e
 mkdir -p /run/postgresql /dev/shm
@@ -31,7 +31,7 @@ sync
 "#;
 const SYNCED_WRITES: f64 = 3000.0;
 
-/// What one guest did in a second.
+/// The guest's rates, per second.
 struct Rates {
     writes: f64,
     transactions: f64,
@@ -89,8 +89,8 @@ pub(crate) fn guest(bench: &Bench) -> Result<Vec<Row>, Failure> {
             "PostgreSQL's transactions",
             ours,
             theirs,
-            "pgbench, its standard transaction, 8 clients for 20 s, in a guest with 2 vCPUs and 1 GiB; its root, with the database, is the \
-             disk that is measured.",
+            "pgbench, its standard transaction, 8 clients for 20 s, in a guest with 2 vCPUs and 1 \
+             GiB; the measured disk is its root, with the database.",
         ),
         row(
             "synced writes",
@@ -101,7 +101,7 @@ pub(crate) fn guest(bench: &Bench) -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// From the guest's console.
+/// Parses the guest's console.
 fn parse(console: &str) -> Result<Rates, Failure> {
     let number = |what: &str, text: Option<&str>| {
         text.and_then(|text| text.parse::<f64>().ok())

@@ -1,4 +1,4 @@
-//! Getting an image out of the store, into a sparse raw file.
+//! Exporting an image from the store, into a sparse raw file.
 
 use std::fs::File;
 use std::io::Read;
@@ -19,7 +19,7 @@ pub(crate) fn to_file(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let file = bench.path("export.raw");
 
     let mut varve = |run| {
-        // A new process each time: nothing is left decoded from the run before.
+        // A new process each time: nothing stays decoded from the run before.
         let varved = bench.programs.serve(&data_dir)?;
         packs.iter().try_for_each(|pack| page_cache::warm(pack))?;
         page_cache::settle();
@@ -51,7 +51,7 @@ pub(crate) fn to_file(bench: &Bench) -> Result<Vec<Row>, Failure> {
         ours: varve,
         theirs: qemu_img,
         wanted: Wanted::TimesAsFast(1.5),
-        note: "both write a sparse file; what was written is compared with the image once.",
+        note: "both write a sparse file; the result is compared with the image once.",
     }])
 }
 

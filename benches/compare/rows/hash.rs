@@ -1,4 +1,5 @@
-//! What cutting costs beside hashing, and hashing beside b3sum: on one thread, the blocks of the base image that are not zero.
+//! The cost of cutting beside hashing, and of hashing beside b3sum: on one thread, over the blocks
+//! of the base image that are not zero.
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -64,7 +65,8 @@ pub(crate) fn cut_and_hash(bench: &Bench) -> Result<Vec<Row>, Failure> {
             ours: Figure::Seconds(cut),
             theirs: Figure::Seconds(hash),
             wanted: Wanted::TimesAsMuch(0.1),
-            note: "one thread, segment by segment, each just read into a buffer as an import does.",
+            note: "one thread, segment by segment; each was just read into a buffer, as in an \
+                   import.",
         },
         Row {
             what: "hashing chunk by chunk".to_owned(),
@@ -83,7 +85,8 @@ fn hash_chunks(segment: &[u8], cuts: &[Cut]) {
     }
 }
 
-/// Works on one segment after another as an import does, in a buffer that each was just read into; only the work counts.
+/// Works on one segment after another as an import does, in a buffer into which each was just read.
+/// Only the work is timed.
 fn seconds_of_segments(blocks: &[u8], mut work: impl FnMut(usize, &[u8])) -> f64 {
     let mut buffer = vec![0; SEGMENT_BYTES];
     let mut took = Duration::ZERO;

@@ -1,4 +1,4 @@
-//! Getting an image into the store, for the first time and again.
+//! Importing an image into the store, for the first time and again.
 
 use crate::bench::{Bench, remove};
 use crate::failure::Failure;
@@ -7,7 +7,7 @@ use crate::peers::{Restic, qemu_img_compress};
 use crate::samples::in_turns;
 use crate::table::{Figure, Row, Wanted};
 
-/// Into an empty store; each run with a new one.
+/// Into an empty store, a new one for each run.
 pub(crate) fn first(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let mut varve = |_| {
         let (varved, data_dir) = bench.serve_fresh("varve")?;
@@ -100,7 +100,7 @@ pub(crate) fn again(bench: &Bench) -> Result<Vec<Row>, Failure> {
             ours: varve.clone(),
             theirs: rereads,
             wanted: Wanted::TimesAsFast(25.0),
-            note: "restic with --force: both read and hash all of the image.",
+            note: "restic with --force: both read and hash the whole image.",
         },
         Row {
             what: "import again, nothing changed".to_owned(),
@@ -108,7 +108,8 @@ pub(crate) fn again(bench: &Bench) -> Result<Vec<Row>, Failure> {
             ours: varve,
             theirs: skips,
             wanted: Wanted::TimesAsFast(25.0),
-            note: "restic sees by the file's time stamp that nothing changed and reads none of it; Varve reads and hashes all.",
+            note: "restic sees by the file's time stamp that nothing changed, and reads nothing; \
+                   Varve reads and hashes the whole image.",
         },
     ])
 }

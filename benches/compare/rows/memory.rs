@@ -1,4 +1,4 @@
-//! The most memory that client and daemon take, on a volume much larger than any memory.
+//! The peak memory of client and daemon, on a volume much larger than any memory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,7 +16,7 @@ use crate::varve::{Content, Volume};
 const VOLUME_BYTES: u64 = 1 << 40;
 const CLIENT_LIMIT_BYTES: u64 = 256 << 20;
 const DAEMON_LIMIT_BYTES: u64 = 512 << 20;
-/// Placed at equal distances on the volume.
+/// Images at equal distances on the volume.
 const NAMES: [&str; 4] = ["base", "changed", "web", "database"];
 
 pub(crate) fn peaks(bench: &Bench) -> Result<Vec<Row>, Failure> {
@@ -52,7 +52,8 @@ pub(crate) fn peaks(bench: &Bench) -> Result<Vec<Row>, Failure> {
             "memory of snapctl import",
             import,
             CLIENT_LIMIT_BYTES,
-            "the largest resident set while a volume of 1 TiB is imported or exported, sparse, with four images' data on it.",
+            "the largest resident set while a sparse volume of 1 TiB, with the data of four \
+             images, is imported or exported.",
         ),
         row("memory of snapctl export", export, CLIENT_LIMIT_BYTES, ""),
         row(
@@ -70,12 +71,12 @@ pub(crate) fn peaks(bench: &Bench) -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// With volumes written to at random, all at a time.
+/// With random writes to several volumes at a time.
 pub(crate) fn of_volumes(bench: &Bench) -> Result<Vec<Row>, Failure> {
     const VOLUMES: u64 = 8;
     const SIZE_BYTES: u64 = 8 << 30;
     const WRITTEN_BYTES: u64 = 1 << 30;
-    /// What a test of the store promises for single blocks, at this density.
+    /// The bound that a test of the store holds for single blocks at this density.
     const MAP_BYTES_OF_TWO_BLOCKS: u64 = 17;
     eprintln!("memory: {VOLUMES} volumes are written to");
     let data_dir = bench.fresh_directory("memory")?;
@@ -113,8 +114,9 @@ pub(crate) fn of_volumes(bench: &Bench) -> Result<Vec<Row>, Failure> {
         ours: Figure::Bytes(peak),
         theirs: Figure::Bytes(DAEMON_LIMIT_BYTES + blocks / 2 * MAP_BYTES_OF_TWO_BLOCKS),
         wanted: Wanted::TimesAsMuch(1.0),
-        note: "the largest resident set while 8 volumes of 8 GiB are written to at a time, each at depth 32, 1 GiB of random single blocks \
-               each, and one snapshot after another is taken; the limit is 512 MiB, and 8.5 bytes for each block that is in a journal.",
+        note: "the largest resident set while 8 volumes of 8 GiB are written to at a time, each at \
+               depth 32 with 1 GiB of random single blocks, and one snapshot after another is \
+               taken; the limit is 512 MiB, and 8.5 bytes for each block in a journal.",
     }])
 }
 

@@ -1,4 +1,4 @@
-//! What is measured: one file for each of the store's jobs.
+//! The measurements: one file for each of the store's jobs.
 
 pub(crate) mod boot;
 pub(crate) mod copy;

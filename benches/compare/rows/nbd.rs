@@ -14,11 +14,12 @@ use crate::process::Over;
 use crate::samples::in_turns;
 use crate::table::{Figure, Row, Wanted};
 
-/// What a server reads again and again when warm. Less than varved keeps decoded in memory.
+/// Size of the range that a warm server reads again and again. Less than varved keeps decoded in
+/// memory.
 pub(crate) const WARM_BYTES: u64 = 96 << 20;
 /// Enough to take seconds.
 const SEQUENTIAL_BYTES: u64 = 4 << 30;
-/// Of a cold image: 16384 blocks, far apart.
+/// Size of random reads of a cold image: 16384 blocks, far apart.
 const RANDOM_BYTES: u64 = 64 << 20;
 
 pub(crate) fn sequential(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure> {
@@ -68,7 +69,8 @@ pub(crate) fn sequential(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure>
             ours: varve_warm,
             theirs: nbdkit_warm,
             wanted: Wanted::TimesAsFast(1.0),
-            note: "96 MiB of data, read once and then again and again; nbdkit has the raw file in the page cache.",
+            note: "96 MiB of data, read once before and then repeatedly; nbdkit has the raw file \
+                   in the page cache.",
         },
         Row {
             what: format!("NBD read 1 MiB, depth 8, all data{}", over.suffix()),
@@ -76,7 +78,8 @@ pub(crate) fn sequential(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure>
             ours: varve_all,
             theirs: nbdkit_all,
             wanted: Wanted::Nothing,
-            note: "the whole of the image's data, more than varved keeps decoded: it reads, decodes and verifies each time.",
+            note: "all data of the image, which is more than varved keeps decoded: it reads, \
+                   decodes and verifies each time.",
         },
     ])
 }
@@ -122,12 +125,12 @@ pub(crate) fn random(bench: &Bench) -> Result<Vec<Row>, Failure> {
         ours: varve,
         theirs: qemu_nbd,
         wanted: Wanted::TimesAsFast(3.0),
-        note: "16384 blocks of the image's data, each once; for each run both servers are started anew and the page cache is \
-               emptied.",
+        note: "16384 blocks of the image's data, each once; both servers are restarted and the \
+               page cache is emptied for each run.",
     }])
 }
 
-/// Of the image, without its holes.
+/// Data bytes of the image, without its holes.
 pub(crate) fn data_bytes(bench: &Bench) -> Result<u64, Failure> {
     let ranges = File::open(&bench.base).and_then(|file| data_ranges(&file));
     let ranges = ranges.during(|| format!("look for data in {}", bench.base.display()))?;

@@ -1,4 +1,4 @@
-//! What the protocol's server takes: whole snapshots, single requests, many connections, and processor time.
+//! The cost of serving NBD: whole snapshots, single requests, many connections, and processor time.
 
 use std::fs::File;
 use std::io::Write;
@@ -20,19 +20,19 @@ use crate::table::{Figure, Row, Wanted};
 use crate::varve::Content;
 
 const GIB: u64 = 1 << 30;
-/// Of single reads.
+/// Total size of the single reads.
 const LATENCY_BYTES: u64 = 128 << 20;
-/// Where the crowd goes, of a volume of [`RAW_DISK_BYTES`].
+/// The range of the many connections, on a volume of [`RAW_DISK_BYTES`].
 const CROWD_BYTES: u64 = 1 << 30;
 const CROWD_JOBS: u32 = 4;
 const CROWD_SECONDS: u32 = 5;
 
-/// Reads all of an export, and throws it away. How long that takes.
+/// Reads a whole export and discards it. Returns the time that it took.
 fn nbdcopy(uri: &str) -> Result<f64, Failure> {
     Ok(process::run(Command::new("nbdcopy").args([uri, "null:"]))?.seconds)
 }
 
-/// The seconds something took, and those that a server used of the processors meanwhile.
+/// The elapsed time, and the processor time of a server meanwhile.
 fn with_cpu(
     cpu: impl Fn() -> Result<f64, Failure>,
     run: impl FnOnce() -> Result<f64, Failure>,
@@ -72,8 +72,9 @@ pub(crate) fn whole_snapshot(bench: &Bench, over: Over) -> Result<Vec<Row>, Fail
             ours: Figure::Seconds(varve),
             theirs: Figure::Seconds(nbdkit_s),
             wanted: Wanted::TimesAsFast(1.0),
-            note: "4 connections with 64 requests of 256 KiB each, thrown away by the client. Both have read it before: varved keeps it decoded if its cache, a sixteenth of the memory, is \
-                   large enough.",
+            note: "4 connections with 64 requests of 256 KiB each; the client discards the data. \
+                   Both servers have read it before: varved keeps it decoded if its cache, a \
+                   sixteenth of the memory, is large enough.",
         },
         Row {
             what: format!("{what}: processor time"),
@@ -132,7 +133,7 @@ pub(crate) fn latency(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure> {
         wanted,
         note,
     };
-    let note = "32768 reads of 96 MiB of data, in a random order; all of it read before.";
+    let note = "32768 reads of 96 MiB of data, in random order; all of it was read before.";
     Ok(vec![
         row(
             "median",
@@ -206,8 +207,9 @@ pub(crate) fn crowd(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure> {
             ours: Figure::PerSecond(varve),
             theirs: Figure::PerSecond(qemu_nbd),
             wanted: Wanted::TimesAsFast(1.5),
-            note: "4 jobs of fio with 2 connections each, for 5 s: random requests of 4 KiB at depth 16, 70 of 100 of them reads, in 1 GiB of a volume \
-                   that was filled and a snapshot taken of, and of a raw file that was written all over.",
+            note: "4 jobs of fio with 2 connections each, for 5 s: random requests of 4 KiB at \
+                   depth 16, 70 % of them reads, in 1 GiB of a volume that was filled and \
+                   snapshotted, and of a raw file that was fully written.",
         },
         Row {
             what: format!("{what}: processor time"),
@@ -220,13 +222,12 @@ pub(crate) fn crowd(bench: &Bench, over: Over) -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// A snapshot read from front to back with nothing in memory, beside what the same client takes from a qcow2, and beside a
-/// decompressor with all cores.
+/// A snapshot read from front to back with nothing in memory, beside a decompressor with all cores.
 pub(crate) fn cold_sequential(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let data_dir = bench.data_dir_with_base("nbd-cold")?;
     let (data, zstd) = (bench.path("data.raw"), bench.path("data.zst"));
     write_data(bench, &data)?;
-    // In its own format, which all cores decode at a time.
+    // pzstd's own format, which all cores decode at a time.
     let mut compress = Command::new("pzstd");
     process::run(
         compress
@@ -273,17 +274,19 @@ pub(crate) fn cold_sequential(bench: &Bench) -> Result<Vec<Row>, Failure> {
         row(
             "nbdcopy",
             usual,
-            "the base image; pzstd: its data without holes, at level 1. The daemon is started anew, and the page cache empty, before each run.",
+            "the base image; pzstd: its data without holes, at level 1. The daemon is restarted \
+             and the page cache is emptied before each run.",
         ),
         row(
             "nbdcopy, one request at a time",
             alone,
-            "a single connection with a single request of 256 KiB under way: what a guest that reads on does that reads nothing ahead.",
+            "a single connection with a single request of 256 KiB under way, like a guest that \
+             reads sequentially without readahead of its own.",
         ),
     ])
 }
 
-/// What the base image has that is no hole.
+/// Writes the base image's data without its holes.
 fn write_data(bench: &Bench, path: &Path) -> Result<(), Failure> {
     let copy = || {
         let (from, to) = (File::open(&bench.base)?, File::create(path)?);

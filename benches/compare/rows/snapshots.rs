@@ -1,4 +1,4 @@
-//! Snapshots of volumes, and volumes made of snapshots.
+//! Snapshots of volumes, and volumes made from snapshots.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -22,11 +22,11 @@ use crate::table::{Figure, Row, Wanted};
 use crate::varve::{Content, Varved, Volume};
 
 const GIB: u64 = 1 << 30;
-/// What a snapshot may add to a write, and a clone may take.
+/// Limits: for the latency of a write around a snapshot, and for the time of a clone.
 const PAUSE_LIMIT_SECONDS: f64 = 0.005;
 const CLONE_LIMIT_SECONDS: f64 = 0.010;
 
-/// Single blocks anywhere on a volume.
+/// Random single blocks of a volume.
 fn random_writes(volume_bytes: u64, until: Until) -> Load {
     Load {
         does: Does::Write,
@@ -38,13 +38,13 @@ fn random_writes(volume_bytes: u64, until: Until) -> Load {
     }
 }
 
-/// A writer at full load is there for so long, and the snapshot is taken in the middle.
+/// Time for which the writer is at full load. The snapshot is taken in the middle.
 const PAUSE_LOAD_SECONDS: u32 = 6;
 const PAUSE_AFTER: Duration = Duration::from_secs(3);
-/// Around the moment at which snapctl is started.
+/// The period around the start of snapctl.
 const WINDOW_SECONDS: Range<f64> = -0.05..0.25;
 
-/// What writes took in some stretch of time: the 99th percentile, and the longest.
+/// Latency of writes in a period: the 99th percentile, and the longest.
 #[derive(Debug, Clone, Copy)]
 struct Took {
     p99: f64,
@@ -64,7 +64,7 @@ fn took(requests: &[Request], within: Range<f64>) -> Result<Took, Failure> {
     }
 }
 
-/// One snapshot under load: what writes took around it, before it, and while it was brought to its end.
+/// One snapshot under load: write latency around it, before it, and until it is complete.
 #[derive(Debug, Clone, Copy)]
 struct Pause {
     around: Took,
@@ -136,8 +136,8 @@ pub(crate) fn pause(bench: &Bench) -> Result<Vec<Row>, Failure> {
             theirs: Figure::seconds(PAUSE_LIMIT_SECONDS),
             wanted: Wanted::TimesAsMuch(1.0),
             note: if gibibytes == 8 {
-                "random writes of 4 KiB at full load, from 50 ms before snapctl is started to 250 ms after; 1 GiB and more was \
-                 written since the last snapshot, as single blocks."
+                "random writes of 4 KiB at full load, from 50 ms before snapctl is started to 250 \
+                 ms after; at least 1 GiB was written as single blocks since the last snapshot."
             } else {
                 ""
             },
@@ -169,8 +169,8 @@ pub(crate) fn pause(bench: &Bench) -> Result<Vec<Row>, Failure> {
             theirs: figure(|pause| pause.before.p99),
             wanted: Wanted::Nothing,
             note: if gibibytes == 8 {
-                "from snapctl's start to its end: what was written is read, cut, hashed, packed and stored beside the writer, on the \
-                 same cores."
+                "from snapctl's start to its end: the changed blocks are read, cut, hashed, packed \
+                 and stored beside the writer, on the same cores."
             } else {
                 ""
             },
@@ -179,7 +179,8 @@ pub(crate) fn pause(bench: &Bench) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-/// A volume with the raw disk's content, and that as the snapshot `whole`. Gives the seconds which that snapshot took.
+/// A volume with the raw disk's content, and the snapshot `whole` of it. Returns the seconds that
+/// this snapshot took.
 fn written_volume(bench: &Bench, varved: &Varved) -> Result<(Volume, f64), Failure> {
     let disk = bench.raw_disk()?;
     let bytes = RAW_DISK_BYTES;
@@ -194,8 +195,8 @@ pub(crate) fn completion(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let mut varved = bench.programs.serve(&data_dir)?;
     let (volume, whole_seconds) = written_volume(bench, &varved)?;
     let mut seconds = Vec::new();
-    // What is read and stored comes out the same each time, and is known of the first run only: what a later one finds is
-    // not known outside.
+    // The amounts read and stored are the same each time, and only the first run shows them: a
+    // later run's cannot be told from outside.
     let (mut touched, mut read, mut new) = (0, 0, 0);
     for run in 0..bench.runs {
         eprintln!("snapshot of 1 %: run {} of {}", run + 1, bench.runs);
@@ -204,7 +205,7 @@ pub(crate) fn completion(bench: &Bench) -> Result<Vec<Row>, Failure> {
             ..random_writes(RAW_DISK_BYTES, Until::Bytes(RAW_DISK_BYTES / 100))
         };
         let requests = fio::run_logged(&volume.uri(), &load, &bench.path("completion-log"))?;
-        // Nothing is left in memory, so that all that is read is read from the disk, and counts.
+        // Nothing is left in memory, so all reads come from the disk, and count.
         varved.stop()?;
         page_cache::empty()?;
         varved = bench.programs.serve(&data_dir)?;
@@ -239,20 +240,22 @@ pub(crate) fn completion(bench: &Bench) -> Result<Vec<Row>, Failure> {
             ours: Figure::Seconds(Samples::from_runs(seconds)),
             theirs: Figure::Seconds(Samples::from_runs(vec![whole_seconds])),
             wanted: Wanted::Nothing,
-            note: "20971 single blocks of a volume full of data that does not compress; the page cache emptied before, but for the \
-                   journal, which varved reads when it starts.",
+            note: "20971 single blocks of a volume full of data that does not compress; the page \
+                   cache is emptied before, except for the journal, which varved reads when it \
+                   starts.",
         },
         bytes(
             format!("{what}: read"),
             read,
             3.0,
-            "what varved read from the disk, in the first run, against the plain bytes of all chunks that had a changed block.",
+            "bytes that varved read from the disk in the first run, against the plain bytes of all \
+             chunks with a changed block.",
         ),
         bytes(format!("{what}: new chunks"), new, 1.0, "plain bytes."),
     ])
 }
 
-/// Plain bytes of the chunks of a disk that have one of these blocks.
+/// Plain bytes of those chunks of a disk that contain one of these blocks.
 fn bytes_of_chunks(disk: &Path, blocks: &BTreeSet<u64>) -> Result<u64, Failure> {
     const SEGMENT_BLOCKS: u64 = (SEGMENT_BYTES / BLOCK_BYTES) as u64;
     let reading = || format!("read {}", disk.display());
@@ -319,8 +322,8 @@ pub(crate) fn clone(bench: &Bench) -> Result<Vec<Row>, Failure> {
         row(
             "clone of 8 GiB",
             &small,
-            "a volume made of a snapshot by `snapctl volume create --from`, the start of snapctl and its connection included: \
-             at least 10 runs.",
+            "a volume is made from a snapshot by `snapctl volume create --from`, with the start of \
+             snapctl and its connection: at least 10 runs.",
         ),
         row("clone of 64 GiB", &large, ""),
         row("clone of 1 TiB", &huge, ""),
@@ -330,12 +333,12 @@ pub(crate) fn clone(bench: &Bench) -> Result<Vec<Row>, Failure> {
             ours: Figure::Seconds(small),
             theirs: Figure::Seconds(nothing),
             wanted: Wanted::Nothing,
-            note: "which changes nothing: what snapctl and the way to the daemon take alone.",
+            note: "which changes nothing: the time of snapctl and of the way to the daemon alone.",
         },
     ])
 }
 
-/// What is read again and again: less than varved keeps decoded in memory.
+/// Size of the range that is read again and again: less than varved keeps decoded in memory.
 const DEPTH_RANGE: Range<u64> = GIB..GIB + (64 << 20);
 const DEPTH_BLOCKS: u64 = (DEPTH_RANGE.end - DEPTH_RANGE.start) / 4096;
 const DEPTH_CHANGES: u32 = 8;
@@ -350,7 +353,7 @@ const DEPTH_READS: Load = Load {
     until: Until::Bytes(64 << 20),
 };
 
-/// A volume that was changed a little and taken a snapshot of, so many times.
+/// A volume that was changed a little and snapshotted, this many times.
 fn layered(varved: &Varved, snapshots: u32) -> Result<Volume, Failure> {
     eprintln!("{snapshots} snapshots in a row are taken");
     let name = format!("after-{snapshots}");
@@ -367,7 +370,7 @@ fn layered(varved: &Varved, snapshots: u32) -> Result<Volume, Failure> {
     let mut place = 0;
     for number in 0..snapshots {
         let changes = (0..DEPTH_CHANGES).flat_map(|_| {
-            // Far apart, and all of them one day.
+            // Far apart; over time every block is hit.
             place = (place + DEPTH_STEP_BLOCKS) % DEPTH_BLOCKS;
             let offset = DEPTH_RANGE.start + place * 4096;
             [
@@ -414,8 +417,9 @@ pub(crate) fn depth(bench: &Bench) -> Result<Vec<Row>, Failure> {
         row(
             "100",
             hundred,
-            "16384 reads of 64 MiB that were all written, and in which 8 blocks far apart changed before each snapshot; read once before, \
-             so that they come from memory. The median of a run's reads.",
+            "16384 reads of 64 MiB that were fully written, and in which 8 blocks far apart \
+             changed before each snapshot; read once before, so that they come from memory. The \
+             median of a run's reads.",
         ),
         row("1000", thousand, ""),
     ])

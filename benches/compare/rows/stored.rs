@@ -1,4 +1,4 @@
-//! What three images of systems built separately take together.
+//! The space that three separately built images take together.
 
 use crate::bench::{Bench, image, remove, size_of};
 use crate::failure::Failure;
@@ -36,7 +36,8 @@ pub(crate) fn three_images(bench: &Bench) -> Result<Vec<Row>, Failure> {
         ours: Figure::Bytes(on_disk),
         theirs: Figure::Bytes(lengths),
         wanted: Wanted::TimesAsMuch(1.0),
-        note: "Varve: all its data directory takes on disk, index and catalog too. casync: the lengths of its chunks and \
-               indexes, without what the file system adds for so many small files.",
+        note: "Varve: the space on disk of its whole data directory, with index and catalog. \
+               casync: the lengths of its chunks and indexes, without the file system's overhead \
+               for so many small files.",
     }])
 }

@@ -1,4 +1,4 @@
-//! Writing to a volume, and reading what was written, over NBD.
+//! Writing to a volume, and reading back what was written, over NBD.
 
 use std::ops::Range;
 
@@ -13,9 +13,9 @@ use crate::table::{Figure, Row, Wanted};
 use crate::varve::{Content, Varved, Volume};
 
 const GIB: u64 = 1 << 30;
-/// Where requests go, of a volume of [`RAW_DISK_BYTES`]: in its middle.
+/// The range of the requests, in the middle of a volume of [`RAW_DISK_BYTES`].
 const REGION: Range<u64> = 3 * GIB..4 * GIB;
-/// Less than what makes a journal be taken into the store meanwhile.
+/// Less than starts a checkpoint meanwhile.
 const SEQUENTIAL_BYTES: u64 = 2 * GIB;
 /// 8192 of them.
 const FLUSHED_BYTES: u64 = 32 << 20;
@@ -47,7 +47,7 @@ const SEQUENTIAL_WRITES: Load = Load {
     until: Until::Bytes(SEQUENTIAL_BYTES),
 };
 
-/// A volume that has been in use: written to, and taken into the store.
+/// A volume that has been in use: written to, and checkpointed.
 struct Used {
     varved: Varved,
     volume: Volume,
@@ -99,7 +99,7 @@ pub(crate) fn random_writes(bench: &Bench, over: Over) -> Result<Vec<Row>, Failu
     let directory = bench.path("");
     let null = NbdServer::nbdkit_null(over, &directory, RAW_DISK_BYTES)?;
     let load = &RANDOM_WRITES;
-    // One at a time: both have the same file.
+    // One at a time: both use the same file.
     let mut qemu_nbd = |_| {
         let server = NbdServer::qemu_nbd_raw(over, &directory, &disk)?;
         let rate = run_on(&server, load)?.per_second;
@@ -140,16 +140,17 @@ pub(crate) fn random_writes(bench: &Bench, over: Over) -> Result<Vec<Row>, Failu
             "qemu-nbd, raw file, cache none, io_uring",
             qemu_nbd,
             3.0,
-            "262144 writes, each block of 1 GiB in the middle of a volume of 8 GiB once. The volume was written to before, and a \
-             snapshot taken, so that its journal begins empty; the peers' raw file of 8 GiB was preallocated and written all over. \
-             Varve and nbdkit answer when a write is in the kernel, qemu-nbd when the disk has it.",
+            "262144 writes, each block of 1 GiB in the middle of a volume of 8 GiB once. The \
+             volume was written to before, and a snapshot taken, so that its journal begins empty; \
+             the peers' raw file of 8 GiB was preallocated and fully written. Varve and nbdkit \
+             answer when a write is in the kernel, qemu-nbd when the disk has it.",
         ),
         row("nbdkit file", nbdkit, 1.0, ""),
         row(
             "nbdkit null",
             nothing,
             0.7,
-            "it keeps nothing: what the protocol and fio take alone.",
+            "it keeps nothing: the cost of the protocol and fio alone.",
         ),
     ])
 }
@@ -208,8 +209,8 @@ pub(crate) fn journal_reads(bench: &Bench, over: Over) -> Result<Vec<Row>, Failu
         ours,
         theirs,
         wanted: Wanted::TimesAsFast(1.0),
-        note: "262144 reads of 1 GiB that was just written, in a random order, to the volume and to the raw file: all of it is in the \
-               page cache.",
+        note: "262144 reads of 1 GiB that was just written, in random order, to the volume and to \
+               the raw file: all of it is in the page cache.",
     }])
 }
 
@@ -233,6 +234,7 @@ pub(crate) fn sequential_writes(bench: &Bench, over: Over) -> Result<Vec<Row>, F
         ours: Figure::BytesPerSecond(varve),
         theirs: Figure::BytesPerSecond(nbdkit),
         wanted: Wanted::TimesAsFast(0.9),
-        note: "2 GiB; both answer when it is in the page cache. Volume and raw file as above.",
+        note: "2 GiB; both answer when the data is in the page cache. Volume and raw file as \
+               above.",
     }])
 }

@@ -4,13 +4,14 @@ use std::{
     collections::BTreeMap,
     fmt,
     io::Read,
-    pin::Pin,
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use futures::{TryStreamExt, stream};
+use futures::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 use tokio::{sync::mpsc, task};
 use varve_content::{
     block::BLOCK_BYTES,
@@ -25,96 +26,95 @@ use super::{
     read::{Group, GroupLeaf, Reader},
 };
 use crate::{
-    cancel::{Completing, NOTHING, unless_cancelled},
+    cancel::{Completing, NOTHING_VISIBLE, until_completing},
     connect::Client,
+    control::Control,
     convert::timestamp,
     error::{Error, ErrorKind, Result},
-    limits::ARCHIVE_GROUPS,
+    limits::{ARCHIVE_GROUPS, FETCH_NODES_MAX},
     progress::Progress,
-    replication::FETCH_NODES_MAX,
     snapshots::Snapshot,
     upload::{LeafBatch, Sent, Session},
 };
 
-/// What reading an archive into a store came to.
+/// The outcome of importing an archive.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct RestoreReport {
+pub struct ArchiveImportReport {
     /// The snapshot that was made.
     pub snapshot: Snapshot,
-    /// What the archive is of.
+    /// The contents of the archive.
     pub archive: ArchiveFacts,
     /// Chunks that the store lacked, and were sent.
     pub sent_chunks: u64,
-    /// Their payload.
+    /// Payload of those chunks, in bytes.
     pub sent_bytes: u64,
-    /// From the first byte to the commit.
+    /// Time from the first byte to the commit.
     pub elapsed: Duration,
 }
 
-/// An archive to be read into a store: see [`Client::import_archive`].
+/// An archive to be imported: see [`Client::import_archive`].
 #[must_use = "an archive is not read until this is run"]
-pub struct ArchiveRead<'a> {
+pub struct ArchiveImport<'a> {
     client: &'a Client,
     name: Option<String>,
     tags: BTreeMap<String, String>,
-    progress: Arc<Progress>,
-    cancel: Pin<Box<dyn Future<Output = ()> + Send>>,
+    control: Control,
 }
 
 impl Client {
     /// Prepares to make a snapshot of an archive.
     ///
-    /// Only chunks that the store lacks are sent. Nothing is visible before all of the archive was read and has proved to be whole; what
-    /// has arrived by then stays for a while, and is not sent twice.
-    pub fn import_archive(&self) -> ArchiveRead<'_> {
-        ArchiveRead {
+    /// Only chunks that the store lacks are sent. Nothing is visible before all of the archive was read
+    /// and has proved to be whole. The daemon keeps chunks that have arrived: another import does not
+    /// send them again.
+    pub fn import_archive(&self) -> ArchiveImport<'_> {
+        ArchiveImport {
             client: self,
             name: None,
             tags: BTreeMap::new(),
-            progress: Arc::default(),
-            cancel: Box::pin(std::future::pending()),
+            control: Control::default(),
         }
     }
 }
 
-impl ArchiveRead<'_> {
-    /// A name for the snapshot; without, it is called as in the archive.
+impl ArchiveImport<'_> {
+    /// A name for the snapshot. The default is its name in the archive.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Tags for the snapshot, beside those that it has in the archive.
+    /// Tags for the snapshot, in addition to those that it has in the archive.
     pub fn tags(mut self, tags: BTreeMap<String, String>) -> Self {
         self.tags = tags;
         self
     }
 
-    /// Counters to keep up to date.
-    pub fn progress(mut self, progress: Arc<Progress>) -> Self {
-        self.progress = progress;
+    /// Follows the import and ends it early. Counted are bytes of data, holes left out.
+    pub fn control(mut self, control: &Control) -> Self {
+        self.control = control.clone();
         self
     }
 
-    /// Gives it up, and tells the daemon so, when `cancel` completes.
-    pub fn cancel_on(mut self, cancel: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.cancel = Box::pin(cancel);
-        self
-    }
-
-    /// Reads the archive that `from` gives, called `file` in errors.
+    /// Imports the archive that `from` gives, called `file` in errors.
     ///
     /// # Errors
     ///
-    /// Among others, [`ErrorKind::Damaged`] if the archive is, and [`ErrorKind::NotFound`] if it has a base that the store has not.
-    pub async fn run(self, from: impl Read + Send + 'static, file: &str) -> Result<RestoreReport> {
+    /// [`ErrorKind::Damaged`] if the archive is, [`ErrorKind::File`] if it cannot be read,
+    /// [`ErrorKind::NotFound`] if the store does not have its base, [`ErrorKind::AlreadyExists`] if the
+    /// name is taken, [`ErrorKind::OutOfSpace`], [`ErrorKind::Cancelled`]; those of the connection.
+    /// Nothing is visible then.
+    pub async fn run(
+        self,
+        from: impl Read + Send + 'static,
+        file: &str,
+    ) -> Result<ArchiveImportReport> {
         let Self {
             client,
             name,
             tags,
-            progress,
-            cancel,
+            control: Control { progress, cancel },
         } = self;
         let mut session = None;
         let completing = Completing::default();
@@ -128,7 +128,7 @@ impl ArchiveRead<'_> {
             };
             let importing = Box::pin(import.run(from, name, tags));
             let what = format!("import {file}");
-            unless_cancelled(&what, NOTHING, &completing, cancel, importing).await
+            until_completing(&what, NOTHING_VISIBLE, &completing, &cancel, importing).await
         };
         if let (Err(error), Some(session)) = (&outcome, session)
             && error.kind() != ErrorKind::Unreachable
@@ -139,9 +139,9 @@ impl ArchiveRead<'_> {
     }
 }
 
-impl fmt::Debug for ArchiveRead<'_> {
+impl fmt::Debug for ArchiveImport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ArchiveRead")
+        f.debug_struct("ArchiveImport")
             .field("name", &self.name)
             .field("tags", &self.tags)
             .finish_non_exhaustive()
@@ -154,7 +154,7 @@ struct Import<'a> {
     /// What it is called in errors.
     file: &'a str,
     progress: &'a Progress,
-    /// The upload, once it has begun: whoever gives up has to tell the daemon.
+    /// The upload, once it has begun: the daemon is told if it is given up.
     session: &'a mut Option<Session>,
     completing: &'a Completing,
 }
@@ -165,7 +165,7 @@ impl Import<'_> {
         from: impl Read + Send + 'static,
         name: Option<String>,
         tags: BTreeMap<String, String>,
-    ) -> Result<RestoreReport> {
+    ) -> Result<ArchiveImportReport> {
         let started = Instant::now();
         let Self {
             client,
@@ -205,7 +205,7 @@ impl Import<'_> {
         let root = archive.snapshot.root;
         let root = root.ok_or_else(|| Error::internal(&what, "an archive without a root"))?;
         completing.begin();
-        Ok(RestoreReport {
+        Ok(ArchiveImportReport {
             snapshot: session.commit(root).await?,
             archive,
             sent_chunks: sent.chunks,
@@ -215,7 +215,8 @@ impl Import<'_> {
     }
 }
 
-/// That the store has the base of an archive, and the id of the snapshot before it, if that is known here.
+/// Checks that the store has the base of an archive. Returns the id of the snapshot before it, if that
+/// is known here.
 async fn base_here(client: &Client, facts: &ArchiveFacts, what: &str) -> Result<Option<String>> {
     let Some(base) = &facts.base else {
         return Ok(None);
@@ -244,6 +245,9 @@ async fn base_here(client: &Client, facts: &ArchiveFacts, what: &str) -> Result<
     }
 }
 
+/// Leaves whose chunks the daemon has, with their segments, and what was sent for them.
+type Accepted = (Vec<(u32, Leaf)>, Sent);
+
 /// The leaves and chunks of an archive on their way to the daemon.
 struct Sending<'a> {
     client: &'a Client,
@@ -257,33 +261,36 @@ impl Sending<'_> {
     async fn run(&self, parts: &mut Parts, progress: &Progress) -> Result<Sent> {
         let mut total = Sent::default();
         let mut waiting = LeafBatch::default();
-        {
-            // Leaves come out when their chunks, and those of all leaves before them, are at the daemon.
-            let mut accepted = std::pin::pin!(
-                stream::try_unfold(&mut *parts, async |parts| {
-                    let leaves = parts.leaves().await?;
-                    Ok(leaves.map(|leaves| (leaves, parts)))
-                })
-                .map_ok(|leaves| self.send(leaves))
-                .try_buffered(ARCHIVE_GROUPS)
-            );
-            while let Some((leaves, sent)) = accepted.try_next().await? {
-                total.chunks += sent.chunks;
-                total.payload_bytes += sent.payload_bytes;
-                for (segment, leaf) in leaves {
-                    progress.add_done(u64::from(leaf.data_blocks()) * BLOCK_BYTES as u64);
-                    waiting.push(segment, &leaf);
-                }
-                if let Some(full) = waiting.take_full() {
-                    self.put(full).await?;
-                }
+        let mut accepted = self.all_accepted(parts);
+        while let Some((leaves, sent)) = accepted.try_next().await? {
+            total.chunks += sent.chunks;
+            total.payload_bytes += sent.payload_bytes;
+            for (segment, leaf) in leaves {
+                progress.add_done(u64::from(leaf.data_blocks()) * BLOCK_BYTES as u64);
+                waiting.push(segment, &leaf);
+            }
+            if let Some(full) = waiting.take_full() {
+                self.put(full).await?;
             }
         }
+        drop(accepted);
         let rest = waiting.rest();
         if !rest.is_empty() {
             self.put(rest).await?;
         }
         Ok(total)
+    }
+
+    /// All leaves, in their order. They come out when their chunks, and those of all leaves before
+    /// them, are at the daemon.
+    fn all_accepted<'b>(&'b self, parts: &'b mut Parts) -> BoxStream<'b, Result<Accepted>> {
+        stream::try_unfold(parts, |parts| async move {
+            let leaves = parts.leaves().await?;
+            Ok(leaves.map(|leaves| (leaves, parts)))
+        })
+        .map_ok(|leaves| self.send(leaves))
+        .try_buffered(ARCHIVE_GROUPS)
+        .boxed()
     }
 
     async fn put(&self, leaves: Vec<v1::Leaf>) -> Result<()> {
@@ -301,8 +308,8 @@ impl Sending<'_> {
         })
     }
 
-    /// Sees to it that the daemon has the chunks of some leaves.
-    async fn send(&self, leaves: Leaves) -> Result<(Vec<(u32, Leaf)>, Sent)> {
+    /// Sends those chunks of some leaves that the daemon lacks.
+    async fn send(&self, leaves: Leaves) -> Result<Accepted> {
         match leaves {
             Leaves::Given {
                 segment,

@@ -1,13 +1,14 @@
-//! Snapshots as files that hold all there is to them: for places with no link between them.
+//! Archives: snapshots as files that hold all there is to them, for stores with no link between them.
 //!
 //! ```text
-//! daemon -> write: leaves, then those of their chunks that are new, each checked against its id -> file
-//! file -> read: order, places, root, digest -> import: what is missing, to a daemon
-//!                                          └-> verify: each chunk against its id
+//! daemon -> write: leaves, each followed by those of its chunks that are new, checked -> file
+//! file -> read: order, places, root, digest ─┬─> import: missing chunks, to a daemon
+//!                                            └─> verify: each chunk against its id
 //! ```
 //!
-//! The format is that of `varve/v1/archive.proto`. What must hold: an archive is complete only with its end, which has a digest of all before
-//! it; a snapshot is made of one only if its root is what the leaves come to. Memory is bounded; see `limits`.
+//! The format is that of `varve/v1/archive.proto`. What must hold: an archive is complete only with
+//! its end, which has a digest of all before it; a snapshot is made of one only if its leaves come to
+//! its root. Memory is bounded; see `limits`.
 
 mod import;
 mod read;
@@ -22,9 +23,9 @@ use varve_content::chunk_id::ChunkId;
 use varve_proto::v1;
 
 pub use self::{
-    import::{ArchiveRead, RestoreReport},
-    verify::verify_archive,
-    write::{ArchiveReport, ArchiveWrite},
+    import::{ArchiveImport, ArchiveImportReport},
+    verify::{ArchiveVerify, verify_archive},
+    write::{ArchiveExport, ArchiveExportReport},
 };
 use crate::{
     error::Result,
@@ -42,33 +43,40 @@ const RECORD_BYTES_MAX: usize = CONTENT_MESSAGE_BYTES_MAX;
 /// Payload of one batch of chunks, unless it is of one chunk.
 const BATCH_PAYLOAD_BYTES: usize = 1 << 20;
 
-/// What an archive is of.
+/// The contents of an archive.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ArchiveFacts {
-    /// The snapshot, as the store had it that it was written from.
+    /// The snapshot, as it was in the store that the archive was written from.
     pub snapshot: Snapshot,
-    /// The snapshot that a store must have to read it; `None`: it holds everything.
+    /// The snapshot that a store must have to import the archive. `None`: the archive holds everything.
     pub base: Option<Snapshot>,
-    /// Chunks in it.
+    /// Chunks in the archive.
     pub chunks: u64,
-    /// Their payload.
+    /// Payload of those chunks, in bytes.
     pub payload_bytes: u64,
-    /// Its length.
+    /// Length of the archive, in bytes.
     pub archive_bytes: u64,
 }
 
-/// Whether a file that begins so is meant to be an archive; 16 bytes are enough to tell.
+/// Whether a file with this beginning is meant to be an archive. 16 bytes are enough to tell.
+#[must_use]
 pub fn is_archive(head: &[u8]) -> bool {
     head.starts_with(&MAGIC)
 }
 
-/// What an archive is of, by its head; whether that is true only its end tells. Errors call it `name`. Blocks.
+/// Reads what is in an archive, by its head; only [`verify_archive`] tells whether that is true. How
+/// many chunks and bytes there are is not in the head, and 0. Blocks. Errors call the archive `name`.
+///
+/// # Errors
+///
+/// [`ErrorKind::File`](crate::ErrorKind::File) if it is no archive, or cannot be read;
+/// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) if the head is.
 pub fn archive_head(from: impl Read, name: &str) -> Result<ArchiveFacts> {
     Ok(read::Reader::open(from, name)?.facts().clone())
 }
 
-/// That chunks, which are behind the leaf at that place of an archive, have the ids that they should have.
+/// Checks chunks, which follow the leaf at that place of an archive, against their ids.
 fn check_chunks(
     name: &str,
     offset_bytes: u64,
@@ -86,7 +94,7 @@ fn check_chunks(
     Ok(())
 }
 
-/// Ids of chunks, as many as there is room for.
+/// A set of chunk ids, as many as there is room for.
 #[derive(Debug)]
 struct Seen {
     ids: HashSet<ChunkId>,
@@ -105,7 +113,7 @@ impl Seen {
         }
     }
 
-    /// Takes an id in. Whether it is new, or cannot be told to be old.
+    /// Adds an id, if there is room. Whether it is new, as far as the set can tell.
     fn is_new(&mut self, id: ChunkId) -> bool {
         if self.is_full() {
             !self.ids.contains(&id)

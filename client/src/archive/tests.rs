@@ -11,8 +11,8 @@ use varve_content::{
 };
 use varve_proto::v1::{self, archive_record::Record};
 
-use super::{read::Reader, write::Writer, *};
-use crate::{convert::chunk_message, error::ErrorKind, progress::Progress, upload::leaf_message};
+use super::{read::Reader, verify::check, write::Writer, *};
+use crate::{control::Control, convert::chunk_message, error::ErrorKind, upload::leaf_message};
 
 /// A file that somebody else looks at, too.
 #[derive(Clone, Default)]
@@ -109,14 +109,14 @@ fn file(records: Vec<Record>) -> Vec<u8> {
 }
 
 fn refusal(bytes: &[u8]) -> (ErrorKind, String) {
-    let error = verify_archive(bytes, "x", &Progress::default()).unwrap_err();
+    let error = check(bytes, "x", &Control::default()).unwrap_err();
     (error.kind(), error.to_string())
 }
 
 #[test]
 fn an_archive_is_read_as_it_was_written() {
     let bytes = file(records());
-    let facts = verify_archive(&bytes[..], "x", &Progress::default()).unwrap();
+    let facts = check(&bytes[..], "x", &Control::default()).unwrap();
     assert_eq!((facts.chunks, facts.payload_bytes), (3, 3 * 4096));
     assert_eq!(facts.archive_bytes, bytes.len() as u64);
     assert_eq!(facts.snapshot.name, "web");
@@ -268,7 +268,7 @@ fn an_archive_with_a_base_names_leaves_and_chunks_that_it_has_not() {
         Record::Leaf(leaf_message(second, &other)),
         batch(&[3]),
     ]);
-    let facts = verify_archive(&bytes[..], "x", &Progress::default()).unwrap();
+    let facts = check(&bytes[..], "x", &Control::default()).unwrap();
     assert_eq!(facts.base.unwrap().name, "old");
     assert_eq!(facts.chunks, 1);
 }

@@ -11,6 +11,7 @@ use std::{
     thread,
 };
 
+use tokio::task;
 use varve_content::{block::BLOCK_BYTES, chunk_id::ChunkId};
 
 use super::{
@@ -18,22 +19,64 @@ use super::{
     read::{Group, GroupLeaf, Reader, damaged},
 };
 use crate::{
+    cancel::unless_cancelled,
+    control::Control,
     error::{Error, Result},
     limits::{DECODERS_MAX, worker_threads},
-    progress::Progress,
 };
 
-/// Checks an archive: that it is whole, that each of its chunks has its id, that its leaves have the root that it names, and that all
-/// their chunks are in it, unless it has a base. Errors call it `name`. Gives what it is of.
-///
-/// Blocks, and keeps as many threads busy as there are cores. Takes some 40 to 100 bytes of memory for each chunk.
-///
-/// # Errors
-///
-/// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged), with the place.
-pub fn verify_archive(from: impl Read, name: &str, progress: &Progress) -> Result<ArchiveFacts> {
+/// A check of an archive: see [`verify_archive`].
+#[derive(Debug)]
+#[must_use = "an archive is not checked until this is run"]
+pub struct ArchiveVerify {
+    control: Control,
+}
+
+/// Prepares to check an archive, without a daemon.
+pub fn verify_archive() -> ArchiveVerify {
+    ArchiveVerify {
+        control: Control::default(),
+    }
+}
+
+impl ArchiveVerify {
+    /// Follows the check and ends it early. Counted are bytes of data in the archive's own leaves,
+    /// holes left out.
+    pub fn control(mut self, control: &Control) -> Self {
+        self.control = control.clone();
+        self
+    }
+
+    /// Checks the archive that `from` gives, called `name` in errors: it is whole, each of its
+    /// chunks has its id, its leaves have the root that it names, and all their chunks are in it,
+    /// unless it has a base.
+    ///
+    /// Keeps as many threads busy as there are cores. Takes some 40 to 100 bytes of memory for each
+    /// chunk. When it is cancelled, the thread that reads ends after its current read.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged), with the place;
+    /// [`ErrorKind::File`](crate::ErrorKind::File) if it is no archive, or cannot be read;
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
+    pub async fn run(self, from: impl Read + Send + 'static, name: &str) -> Result<ArchiveFacts> {
+        let what = format!("verify {name}");
+        let cancel = self.control.cancel.clone();
+        let (control, owned) = (self.control, name.to_owned());
+        let checking = task::spawn_blocking(move || check(from, &owned, &control));
+        let checked = async {
+            let broke = |error| Error::internal(&what, "a thread broke").with_source(error);
+            checking.await.map_err(broke)?
+        };
+        unless_cancelled(&what, "it was cancelled", &cancel, checked).await
+    }
+}
+
+pub(super) fn check(from: impl Read, name: &str, control: &Control) -> Result<ArchiveFacts> {
     let mut reader = Reader::open(from, name)?;
-    progress.set_total(reader.facts().snapshot.data_bytes);
+    control
+        .progress
+        .set_total(reader.facts().snapshot.data_bytes);
     let found = &AtomicBool::new(false);
     thread::scope(|scope| {
         // One group under way on each thread, and one that waits.
@@ -51,8 +94,9 @@ pub fn verify_archive(from: impl Read, name: &str, progress: &Progress) -> Resul
             .collect();
         // Theirs alone: when the last of them ends, nothing more can be sent.
         drop(work);
-        let read = read_all(&mut reader, name, progress, |group| {
-            !found.load(Ordering::Relaxed) && groups.send(group).is_ok()
+        let read = read_all(&mut reader, name, control, |group| {
+            let ends = found.load(Ordering::Relaxed) || control.cancel.is_cancelled();
+            !ends && groups.send(group).is_ok()
         });
         drop(groups);
         let mut outcome = Ok(());
@@ -65,11 +109,12 @@ pub fn verify_archive(from: impl Read, name: &str, progress: &Progress) -> Resul
     Ok(reader.facts().clone())
 }
 
-/// Reads all leaves, and finds that their chunks are there; `pass` takes them, and says whether it wants more.
+/// Reads all leaves, and finds that their chunks are there. `pass` takes them, and says whether it
+/// wants more.
 fn read_all(
     reader: &mut Reader<impl Read>,
     name: &str,
-    progress: &Progress,
+    control: &Control,
     pass: impl Fn(Group) -> bool,
 ) -> Result<()> {
     let has_base = reader.facts().base.is_some();
@@ -84,10 +129,11 @@ fn read_all(
                     return Err(damaged(name, group.offset_bytes, why));
                 }
             }
-            progress.add_done(u64::from(leaf.data_blocks()) * BLOCK_BYTES as u64);
+            let data_bytes = u64::from(leaf.data_blocks()) * BLOCK_BYTES as u64;
+            control.progress.add_done(data_bytes);
         }
         if !pass(group) {
-            // Something was found, and who found it says what.
+            // A checking thread found something and says what, or nobody waits for the outcome.
             return Ok(());
         }
     }

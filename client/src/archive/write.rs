@@ -5,35 +5,33 @@ use std::{
     fmt,
     io::{self, BufWriter, Write},
     mem,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures::{Stream, TryStreamExt, future::try_join_all, stream};
+use futures::{Stream, TryStreamExt, stream};
 use prost::Message;
 use tokio::task;
 use varve_content::{
     block::{BLOCK_BYTES, SEGMENT_BYTES},
     chunk_id::ChunkId,
     chunker::CHUNKER_VERSION,
-    tree::{
-        CompareError, ComparedLeaves, InnerNode, Leaf, LeafComparison, NodeId, NodeSource, Root,
-        TreeBuilder, WalkError,
-    },
+    tree::{CompareError, ComparedLeaves, Leaf, LeafComparison, NodeId, Root, TreeBuilder},
 };
 use varve_proto::v1::{self, archive_record::Record};
 
 use super::{ArchiveFacts, BATCH_PAYLOAD_BYTES, LENGTH_BYTES, MAGIC, Seen};
 use crate::{
+    cancel::unless_cancelled,
     connect::Client,
+    content::{Content, Nodes, walk_error},
+    control::Control,
     convert::chunk_message,
     error::{Error, ErrorKind, Result},
-    limits::{ARCHIVE_GROUPS, ARCHIVE_KEPT_LEAVES, ARCHIVE_LEAF_FETCHES},
+    limits::{ARCHIVE_GROUPS, ARCHIVE_KEPT_LEAVES, ARCHIVE_LEAF_FETCHES, FETCH_NODES_MAX},
     progress::Progress,
-    replication::{FETCH_NODES_MAX, WantedChunks},
-    snapshots::{Snapshot, SnapshotState},
+    replication::ChunkRequest,
+    snapshots::Snapshot,
     unpack::Unpacker,
     upload::leaf_message,
 };
@@ -41,77 +39,81 @@ use crate::{
 /// Bytes written at a time.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// An archive to be: see [`Client::archive`].
+/// An archive to be written: see [`Client::export_archive`].
 #[must_use = "an archive is not written until this is run"]
-pub struct ArchiveWrite<'a> {
+pub struct ArchiveExport<'a> {
     client: &'a Client,
     snapshot: String,
     since: Option<String>,
-    progress: Arc<Progress>,
-    cancel: Pin<Box<dyn Future<Output = ()> + Send>>,
+    control: Control,
 }
 
-/// What writing an archive came to.
+/// The outcome of writing an archive.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct ArchiveReport {
-    /// What it is of.
+pub struct ArchiveExportReport {
+    /// The contents of the archive.
     pub archive: ArchiveFacts,
-    /// From the first call until all was written.
+    /// Time from the first call until all was written.
     pub elapsed: Duration,
 }
 
 impl Client {
     /// Prepares an archive of the snapshot with this name or id.
-    pub fn archive(&self, snapshot: impl Into<String>) -> ArchiveWrite<'_> {
-        ArchiveWrite {
+    pub fn export_archive(&self, snapshot: impl Into<String>) -> ArchiveExport<'_> {
+        ArchiveExport {
             client: self,
             snapshot: snapshot.into(),
             since: None,
-            progress: Arc::default(),
-            cancel: Box::pin(std::future::pending()),
+            control: Control::default(),
         }
     }
 }
 
-impl ArchiveWrite<'_> {
-    /// Leaves out what the snapshot with this name or id has: who reads the archive must have that.
+impl ArchiveExport<'_> {
+    /// Leaves out what the snapshot with this name or id has. A store must have that snapshot to import
+    /// the archive.
     pub fn since(mut self, base: impl Into<String>) -> Self {
         self.since = Some(base.into());
         self
     }
 
-    /// Counters to keep up to date.
-    pub fn progress(mut self, progress: Arc<Progress>) -> Self {
-        self.progress = progress;
+    /// Follows the export and ends it early. Counted are bytes of data in the leaves that are
+    /// written, holes left out.
+    pub fn control(mut self, control: &Control) -> Self {
+        self.control = control.clone();
         self
     }
 
-    /// Gives it up when `cancel` completes.
-    pub fn cancel_on(mut self, cancel: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.cancel = Box::pin(cancel);
-        self
-    }
-
-    /// Writes the archive to `to`, called `name` in errors. Every chunk is checked before it is written. What was written is an
-    /// archive only if this succeeds; it is not synced.
-    pub async fn run(self, to: impl Write + Send + 'static, name: &str) -> Result<ArchiveReport> {
+    /// Writes the archive to `to`, called `name` in errors. Every chunk is checked against its id
+    /// before it is written. The output is an archive only if this succeeds; it is not synced.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a snapshot, [`ErrorKind::Conflict`] if it is not completed,
+    /// [`ErrorKind::Damaged`] for content that is not what its id says, [`ErrorKind::File`] or
+    /// [`ErrorKind::OutOfSpace`] if it cannot be written, [`ErrorKind::Cancelled`]; those of the
+    /// connection.
+    pub async fn run(
+        self,
+        to: impl Write + Send + 'static,
+        name: &str,
+    ) -> Result<ArchiveExportReport> {
         let what = format!("archive {} in {name}", self.snapshot);
         let export = Export {
             client: self.client,
             what: &what,
-            progress: &self.progress,
+            progress: &self.control.progress,
         };
-        tokio::select! {
-            report = export.run(&self.snapshot, self.since.as_deref(), to) => report,
-            () = self.cancel => Err(Error::new(ErrorKind::Cancelled, &what, "it was cancelled")),
-        }
+        let exporting = export.run(&self.snapshot, self.since.as_deref(), to);
+        let cancel = &self.control.cancel;
+        unless_cancelled(&what, "it was cancelled", cancel, exporting).await
     }
 }
 
-impl fmt::Debug for ArchiveWrite<'_> {
+impl fmt::Debug for ArchiveExport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ArchiveWrite")
+        f.debug_struct("ArchiveExport")
             .field("snapshot", &self.snapshot)
             .field("since", &self.since)
             .finish_non_exhaustive()
@@ -124,12 +126,6 @@ struct Export<'a> {
     /// Verb and object, for errors.
     what: &'a str,
     progress: &'a Progress,
-}
-
-/// A snapshot and its root.
-struct Content {
-    snapshot: Snapshot,
-    root: Root,
 }
 
 /// A leaf as it comes into the archive.
@@ -150,11 +146,11 @@ impl Export<'_> {
         snapshot: &str,
         since: Option<&str>,
         to: impl Write + Send + 'static,
-    ) -> Result<ArchiveReport> {
+    ) -> Result<ArchiveExportReport> {
         let started = Instant::now();
-        let content = self.content(snapshot).await?;
+        let content = Content::find(self.client, self.what, snapshot).await?;
         let base = match since {
-            Some(since) => Some(self.content(since).await?),
+            Some(since) => Some(Content::find(self.client, self.what, since).await?),
             None => None,
         };
         let mut seen = Seen::new();
@@ -183,7 +179,7 @@ impl Export<'_> {
         let built = TreeBuilder::new(content.root.size_bytes);
         let mut built = built.map_err(|error| Error::protocol(self.what, error.to_string()))?;
         {
-            let nodes = [(); 2].map(|()| Nodes::new(self.client));
+            let nodes = [(); 2].map(|()| Nodes::of_whole(self.client));
             let mut groups = std::pin::pin!(
                 self.leaves(&nodes, &content.root, base_root.as_ref())
                     .map_ok(|leaves| self.planned(leaves))
@@ -220,7 +216,7 @@ impl Export<'_> {
             return Err(Error::internal(self.what, why));
         }
         let written = self.blocking(move || writer.finish()).await?;
-        Ok(ArchiveReport {
+        Ok(ArchiveExportReport {
             archive: ArchiveFacts {
                 snapshot: content.snapshot,
                 base,
@@ -232,31 +228,10 @@ impl Export<'_> {
         })
     }
 
-    /// A snapshot and its root.
-    async fn content(&self, key: &str) -> Result<Content> {
-        let snapshot = self.client.snapshot(key).await?;
-        let id = match (snapshot.state, snapshot.root) {
-            (SnapshotState::Completed, Some(id)) => id,
-            (state, _) => {
-                let why = format!("snapshot {} is {}", snapshot.name, state.as_str());
-                return Err(Error::new(ErrorKind::Conflict, self.what, why));
-            }
-        };
-        let root = self.client.fetch_root(id).await?;
-        if root.size_bytes != snapshot.size_bytes || root.chunker_version != CHUNKER_VERSION {
-            let why = format!(
-                "snapshot {} of {} bytes, cut with chunker version {CHUNKER_VERSION}, whose root says {} bytes and version {}",
-                snapshot.name, snapshot.size_bytes, root.size_bytes, root.chunker_version
-            );
-            return Err(Error::protocol(self.what, why));
-        }
-        Ok(Content { snapshot, root })
-    }
-
     /// The leaves of a snapshot beside those of its base, in ascending order.
     fn leaves<'a>(
         &'a self,
-        [nodes, base_nodes]: &'a [Nodes<'a>; 2],
+        [nodes, base_nodes]: &'a [Nodes; 2],
         root: &Root,
         base: Option<&Root>,
     ) -> impl Stream<Item = Result<ComparedLeaves>> + 'a {
@@ -265,10 +240,9 @@ impl Export<'_> {
             let next = walk.next(nodes, base_nodes, FETCH_NODES_MAX, ARCHIVE_KEPT_LEAVES);
             match next.await {
                 Ok(leaves) => Ok(leaves.map(|leaves| (leaves, walk))),
-                Err(CompareError::Tree(error) | CompareError::Base(error)) => Err(match error {
-                    WalkError::Source(error) => error,
-                    other => Error::new(ErrorKind::Damaged, self.what, other.to_string()),
-                }),
+                Err(CompareError::Tree(error) | CompareError::Base(error)) => {
+                    Err(walk_error(self.what, error))
+                }
             }
         })
     }
@@ -278,7 +252,7 @@ impl Export<'_> {
     async fn see(&self, base: &Content, content: &Content, seen: &mut Seen) -> Result<u64> {
         let mut wanted = 0;
         for differing in [true, false] {
-            let nodes = [(); 2].map(|()| Nodes::new(self.client));
+            let nodes = [(); 2].map(|()| Nodes::of_whole(self.client));
             let leaves = self
                 .leaves(&nodes, &content.root, Some(&base.root))
                 .map_ok(|leaves| {
@@ -365,7 +339,7 @@ impl Export<'_> {
         if new.is_empty() {
             return Ok(group);
         }
-        let wanted = [WantedChunks {
+        let wanted = [ChunkRequest {
             leaf: id,
             entries: new,
         }];
@@ -458,57 +432,6 @@ fn choose(planned: Planned, seen: &mut Seen) -> Planned {
             }
         }
         known => known,
-    }
-}
-
-/// Nodes of the daemon's.
-struct Nodes<'a> {
-    client: &'a Client,
-    /// Children of the last inner node of level 2, fetched together: or a walk would wait for each of them.
-    ahead: Mutex<HashMap<NodeId, Arc<InnerNode>>>,
-}
-
-impl<'a> Nodes<'a> {
-    fn new(client: &'a Client) -> Self {
-        Self {
-            client,
-            ahead: Mutex::default(),
-        }
-    }
-
-    fn ahead(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<InnerNode>>> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl NodeSource for Nodes<'_> {
-    type Error = Error;
-
-    async fn leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
-        let leaves = self.client.fetch_leaves(&[id]).await?;
-        let leaf = leaves
-            .into_iter()
-            .next()
-            .map(|fetched| Arc::new(fetched.leaf));
-        leaf.ok_or_else(|| Error::protocol("fetch a leaf", "it sent none"))
-    }
-
-    async fn inner(&self, id: NodeId) -> Result<Arc<InnerNode>> {
-        if let Some(inner) = self.ahead().remove(&id) {
-            return Ok(inner);
-        }
-        let inner = self.client.fetch_inners(&[id]).await?.into_iter().next();
-        let inner = inner.ok_or_else(|| Error::protocol("fetch a node", "it sent none"))?;
-        if inner.level() == 2 {
-            let children: Vec<_> = inner.children().iter().map(|(_, id)| *id).collect();
-            let fetches = children
-                .chunks(FETCH_NODES_MAX)
-                .map(|ids| self.client.fetch_inners(ids));
-            let fetched = try_join_all(fetches).await?;
-            let fetched = fetched.into_iter().flatten().map(Arc::new);
-            *self.ahead() = children.into_iter().zip(fetched).collect();
-        }
-        Ok(Arc::new(inner))
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 
-/// Writes a volume to a file, holes left out, or to a block device, in place.
+/// A [`Sink`] that writes a volume to a file, holes left out, or to a block device, in place.
 ///
 /// A file takes its name only when it is complete and synced; see [`NewFile`].
 #[derive(Debug)]
@@ -38,11 +38,11 @@ pub struct FileSink {
 
 #[derive(Debug)]
 enum Target {
-    /// A file to be published; no more once it was.
+    /// A file that takes its name at the end; `None` after that.
     New(Mutex<Option<Box<NewFile>>>),
-    /// What was on it shows through unless holes are zeroed.
+    /// A block device, whose old content would show through holes.
     Device,
-    /// A file that somebody else holds and looks after.
+    /// A file that the caller holds and looks after.
     Scratch,
 }
 
@@ -57,6 +57,11 @@ impl FileSink {
     }
 
     /// Prepares to write the file or block device at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyExists`] if there is one, and `existing` is [`Existing::Keep`]; otherwise
+    /// those of [`NewFile::create`].
     pub fn create(path: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
         let path = path.into();
         let what = format!("write {}", path.display());
@@ -84,8 +89,12 @@ impl FileSink {
         ))
     }
 
-    /// Writes to an empty file that is open already and is of no use after a crash: it is not synced. Errors call it
-    /// `path`.
+    /// Prepares to write an empty file that is open already. It is not synced: it has no use after a
+    /// crash. Errors call it `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::File`] if the process has no more file descriptors.
     pub fn scratch(file: &File, path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let file = file

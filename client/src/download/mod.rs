@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! daemon -> receive: right order, every chunk has its place, the root is the snapshot's
-//!        -> place: decode, check the id, write        as many threads as cores
+//!        -> write: decode, check the id, write        as many threads as cores
 //!        -> finish, once everything was checked
 //! ```
 //!
@@ -12,9 +12,9 @@
 
 mod file;
 mod new_file;
-mod place;
 mod receive;
 mod sink;
+mod write;
 
 use std::{
     fmt,
@@ -34,12 +34,13 @@ pub use self::{
     sink::{Sink, StreamSink},
 };
 use self::{
-    place::Placer,
     receive::{Receiver, Work},
+    write::ChunkWriter,
 };
 use crate::{
-    cancel::{Completing, unless_cancelled},
+    cancel::{Completing, until_completing},
     connect::Client,
+    control::Control,
     error::{Error, Result},
     limits::{DECODERS_MAX, worker_threads},
     progress::Progress,
@@ -47,16 +48,15 @@ use crate::{
     snapshots::Snapshot,
 };
 
-/// A download to be: see [`Client::download`].
+/// A download: see [`Client::download`].
 #[must_use = "a download does nothing until it is run"]
 pub struct Download<'a> {
     client: &'a Client,
     snapshot: String,
-    progress: Arc<Progress>,
-    cancel: Pin<Box<dyn Future<Output = ()> + Send>>,
+    control: Control,
 }
 
-/// What a download came to.
+/// The outcome of a download.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DownloadReport {
@@ -64,41 +64,45 @@ pub struct DownloadReport {
     pub snapshot: Snapshot,
     /// Bytes of data written, holes left out.
     pub data_bytes: u64,
-    /// Bytes of chunks as they were received.
+    /// Bytes of chunks as they were received, most of them packed.
     pub received_bytes: u64,
-    /// From the first call until the sink was finished.
+    /// Time from the first call until the sink was finished.
     pub elapsed: Duration,
 }
 
 impl Client {
-    /// Prepares the download of the snapshot with this name or id.
+    /// Prepares the download of the snapshot with this name or id: all of its content, checked
+    /// against its root, to a file, device or pipe.
     pub fn download(&self, snapshot: impl Into<String>) -> Download<'_> {
         Download {
             client: self,
             snapshot: snapshot.into(),
-            progress: Arc::default(),
-            cancel: Box::pin(std::future::pending()),
+            control: Control::default(),
         }
     }
 }
 
 impl Download<'_> {
-    /// Counters to keep up to date.
-    pub fn progress(mut self, progress: Arc<Progress>) -> Self {
-        self.progress = progress;
-        self
-    }
-
-    /// Gives the download up when `cancel` completes.
-    pub fn cancel_on(mut self, cancel: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.cancel = Box::pin(cancel);
+    /// Follows the download and ends it early. Counted are bytes of data, holes left out.
+    pub fn control(mut self, control: &Control) -> Self {
+        self.control = control.clone();
         self
     }
 
     /// Writes the snapshot to `sink`. Unless this succeeds, the sink is not finished.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) without such a snapshot,
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if it is not completed,
+    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) for content that is not what its id says,
+    /// [`ErrorKind::File`](crate::ErrorKind::File) or
+    /// [`ErrorKind::OutOfSpace`](crate::ErrorKind::OutOfSpace) from the sink,
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled); those of the connection.
     pub async fn run(self, sink: impl Sink) -> Result<DownloadReport> {
         let what = format!("export {} to {}", self.snapshot, sink.name());
         let sink: Arc<dyn Sink> = Arc::new(sink);
+        let Control { progress, cancel } = self.control;
         let completing = Completing::default();
         let snapshot = self.snapshot;
         let downloading = Box::pin(download(
@@ -106,11 +110,11 @@ impl Download<'_> {
             snapshot,
             &what,
             sink,
-            &self.progress,
+            &progress,
             &completing,
         ));
-        let nothing = "it was cancelled";
-        unless_cancelled(&what, nothing, &completing, self.cancel, downloading).await
+        let outcome = "it was cancelled";
+        until_completing(&what, outcome, &completing, &cancel, downloading).await
     }
 }
 
@@ -147,16 +151,16 @@ async fn download(
     progress.set_total(snapshot.data_bytes);
     let size_bytes = snapshot.size_bytes;
     let mut receiver = Receiver::new(snapshot, what.to_owned())?;
-    let placer = Arc::new(Placer::new(sink, what.to_owned(), size_bytes));
-    blocking(&placer, move |placer| {
-        placer
+    let writer = Arc::new(ChunkWriter::new(sink, what.to_owned(), size_bytes));
+    blocking(&writer, move |writer| {
+        writer
             .sink
             .begin(size_bytes)
-            .map_err(|error| Error::file(&placer.what, error))
+            .map_err(|error| Error::file(&writer.what, error))
     })
     .await?;
 
-    let mut placing = Placing::new(Arc::clone(&placer), progress);
+    let mut writing = Writing::new(Arc::clone(&writer), progress);
     let mut received_bytes = 0;
     while let Some(part) = next_part(&mut parts, what).await? {
         let work = match part {
@@ -173,15 +177,15 @@ async fn download(
                 return Err(Error::protocol(what, "a second snapshot in a download"));
             }
         };
-        placing.add(work).await?;
+        writing.add(work).await?;
     }
     let (snapshot, rest) = receiver.finish()?;
-    placing.add(rest).await?;
-    let data_bytes = placing.finish().await?;
+    writing.add(rest).await?;
+    let data_bytes = writing.finish().await?;
     completing.begin();
-    blocking(&placer, |placer| {
-        let failed = |error| Error::file(format!("complete {}", placer.sink.name()), error);
-        placer.sink.finish().map_err(failed)
+    blocking(&writer, |writer| {
+        let failed = |error| Error::file(format!("complete {}", writer.sink.name()), error);
+        writer.sink.finish().map_err(failed)
     })
     .await?;
     Ok(DownloadReport {
@@ -207,28 +211,28 @@ async fn next_part(
 }
 
 /// Work on its way through the threads, oldest first.
-struct Placing<'a> {
-    placer: Arc<Placer>,
+struct Writing<'a> {
+    writer: Arc<ChunkWriter>,
     progress: &'a Progress,
-    under_way: FuturesOrdered<Running<Placed>>,
+    under_way: FuturesOrdered<Running<Written>>,
     settling: Option<Running<()>>,
     threads: usize,
     data_bytes: u64,
 }
 
-/// Something that threads are at.
+/// Work that a thread does.
 type Running<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
-/// Work done.
-struct Placed {
+/// Work that is done.
+struct Written {
     data_bytes: u64,
     settled_bytes: Option<u64>,
 }
 
-impl<'a> Placing<'a> {
-    fn new(placer: Arc<Placer>, progress: &'a Progress) -> Self {
+impl<'a> Writing<'a> {
+    fn new(writer: Arc<ChunkWriter>, progress: &'a Progress) -> Self {
         Self {
-            placer,
+            writer,
             progress,
             under_way: FuturesOrdered::new(),
             settling: None,
@@ -244,10 +248,10 @@ impl<'a> Placing<'a> {
         }
         if !work.is_empty() {
             let settled_bytes = work.settled_bytes;
-            let placing = blocking(&self.placer, move |placer| placer.place(&work));
+            let writing = blocking(&self.writer, move |writer| writer.write(&work));
             self.under_way.push_back(Box::pin(async move {
-                Ok(Placed {
-                    data_bytes: placing.await?,
+                Ok(Written {
+                    data_bytes: writing.await?,
                     settled_bytes,
                 })
             }));
@@ -264,13 +268,13 @@ impl<'a> Placing<'a> {
     }
 
     async fn settle_oldest(&mut self) -> Result<()> {
-        let Some(placed) = self.under_way.next().await else {
+        let Some(written) = self.under_way.next().await else {
             return Ok(());
         };
-        let placed = placed?;
-        self.data_bytes += placed.data_bytes;
-        self.progress.add_done(placed.data_bytes);
-        if let Some(end_bytes) = placed.settled_bytes {
+        let written = written?;
+        self.data_bytes += written.data_bytes;
+        self.progress.add_done(written.data_bytes);
+        if let Some(end_bytes) = written.settled_bytes {
             self.settle(end_bytes).await?;
         }
         Ok(())
@@ -279,11 +283,11 @@ impl<'a> Placing<'a> {
     /// Tells the sink what is settled, and lets it work on that while other work goes on.
     async fn settle(&mut self, end_bytes: u64) -> Result<()> {
         self.settled().await?;
-        self.settling = Some(Box::pin(blocking(&self.placer, move |placer| {
-            placer
+        self.settling = Some(Box::pin(blocking(&self.writer, move |writer| {
+            writer
                 .sink
                 .settled(end_bytes)
-                .map_err(|error| placer.failed(end_bytes, error))
+                .map_err(|error| writer.failed(end_bytes, error))
         })));
         Ok(())
     }
@@ -299,12 +303,12 @@ impl<'a> Placing<'a> {
 
 /// Runs `work` on a thread that may block. It starts at once, not when it is first polled.
 fn blocking<T: Send + 'static>(
-    placer: &Arc<Placer>,
-    work: impl FnOnce(&Placer) -> Result<T> + Send + 'static,
+    writer: &Arc<ChunkWriter>,
+    work: impl FnOnce(&ChunkWriter) -> Result<T> + Send + 'static,
 ) -> impl Future<Output = Result<T>> + Send + 'static {
-    let placer = Arc::clone(placer);
-    let what = placer.what.clone();
-    let running = task::spawn_blocking(move || work(&placer));
+    let writer = Arc::clone(writer);
+    let what = writer.what.clone();
+    let running = task::spawn_blocking(move || work(&writer));
     async move {
         running
             .await

@@ -45,7 +45,7 @@ const ACCESS_LIST_BYTES_MAX: usize = 64 << 10;
 /// How `statfs` calls the file system of `/proc`.
 const PROC_MAGIC: i64 = 0x9fa0;
 
-/// What to do about a file that exists already.
+/// How to deal with a file that exists already.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Existing {
     /// Refuse. A block device counts as existing.
@@ -206,12 +206,17 @@ impl NewFile {
         Ok(new)
     }
 
-    /// The file, to be written.
+    /// The file, to be written to.
     pub fn file(&self) -> &File {
         &self.file
     }
 
     /// Makes it durable, and gives it its name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyExists`] if somebody has made a file of that name meanwhile, and it is to be
+    /// kept; [`ErrorKind::OutOfSpace`] or [`ErrorKind::File`] if it cannot be written.
     pub fn publish(self) -> Result<()> {
         let name = self.place.name.clone();
         let failed = |error| Error::file(format!("complete {}", name.display()), error);
@@ -278,8 +283,13 @@ impl Drop for NewFile {
     }
 }
 
-/// Opens what takes bytes only from front to back: a pipe, a character device, or an open file by
-/// its descriptor, as `/dev/stdout` is. `None` for anything else. Waits for the reader of a pipe.
+/// Opens a file that takes bytes only from front to back: a pipe, a character device, or an open file
+/// by its descriptor, as `/dev/stdout` is. `None` for any other file. Blocks until a pipe has a reader.
+///
+/// # Errors
+///
+/// [`ErrorKind::AlreadyExists`] for an open file that is not empty, if it is to be kept;
+/// [`ErrorKind::File`] if it cannot be opened.
 pub fn open_stream(path: &Path, existing: Existing) -> Result<Option<File>> {
     let what = format!("write {}", path.display());
     let failed = |error| Error::file(&what, error);

@@ -16,26 +16,46 @@ use varve_content::block::SEGMENT_BYTES;
 /// threads at once and in any order; then, if all was received and checked, [`finish`](Self::finish). A sink that is
 /// dropped without it must leave nothing that could be taken for the volume.
 pub trait Sink: Send + Sync + 'static {
-    /// What errors call it: a path.
+    /// The name that errors call it by: a path.
     fn name(&self) -> String;
 
-    /// The volume will have this size.
+    /// Prepares to take a volume of this size.
+    ///
+    /// # Errors
+    ///
+    /// The sink cannot take so many bytes. Any error of these methods ends the download.
     fn begin(&self, size_bytes: u64) -> io::Result<()>;
 
-    /// Writes checked bytes.
+    /// Writes bytes that have been verified.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be written.
     fn write_at(&self, offset_bytes: u64, data: &[u8]) -> io::Result<()>;
 
-    /// These bytes read as zeros.
+    /// Makes a range, in bytes, read as zeros.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
     fn zero(&self, range: Range<u64>) -> io::Result<()>;
 
-    /// Every byte before `end_bytes` has been written. Called now and then, with ends that ascend, by one thread
-    /// at a time; for the last time with the size.
+    /// Takes note that every byte before `end_bytes` has been written. It is called now and then, with
+    /// ends that ascend, by one thread at a time; the last time with the size.
+    ///
+    /// # Errors
+    ///
+    /// The sink cannot go on.
     fn settled(&self, end_bytes: u64) -> io::Result<()> {
         let _ = end_bytes;
         Ok(())
     }
 
-    /// All bytes were written and are the snapshot's: make them durable and visible.
+    /// Makes the bytes durable and visible: all were written, and are the snapshot's.
+    ///
+    /// # Errors
+    ///
+    /// They may not be durable.
     fn finish(&self) -> io::Result<()>;
 }
 

@@ -11,9 +11,10 @@
 //!
 //! Memory is bounded by the buffers that are read into; see `limits`.
 
+mod base;
 mod body;
 mod buffers;
-
+mod patch;
 mod pipeline;
 mod plan;
 mod read;
@@ -24,7 +25,6 @@ mod spool;
 use std::{
     collections::BTreeMap,
     fmt,
-    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,34 +34,36 @@ use varve_content::{block::MAX_VOLUME_BYTES, chunker::CHUNKER_VERSION};
 use varve_proto::v1;
 
 use self::read::Readers;
+pub use self::{
+    patch::PatchSource,
+    source::{FileSource, Source},
+    spool::{scratch_file, scratch_name, spool_dir},
+};
 pub(crate) use self::{
     pipeline::LeafBatch,
     session::{Sent, Session, leaf_message},
 };
-pub use self::{
-    source::{FileSource, Source},
-    spool::{scratch_file, scratch_name, spool_dir},
-};
 use crate::{
-    cancel::{Completing, NOTHING, unless_cancelled},
+    cancel::{Completing, NOTHING_VISIBLE, unless_cancelled, until_completing},
     connect::Client,
+    content::Content,
+    control::Control,
     error::{Error, ErrorKind, Result},
     limits::ABORT_TIMEOUT,
-    progress::Progress,
     snapshots::Snapshot,
 };
 
-/// An upload to be: see [`Client::upload`].
+/// An upload: see [`Client::upload`].
 #[must_use = "an upload does nothing until it is run"]
 pub struct Upload<'a> {
     client: &'a Client,
     name: String,
     tags: BTreeMap<String, String>,
-    progress: Arc<Progress>,
-    cancel: Pin<Box<dyn Future<Output = ()> + Send>>,
+    base: Option<String>,
+    control: Control,
 }
 
-/// What an upload came to.
+/// The outcome of an upload.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct UploadReport {
@@ -71,24 +73,24 @@ pub struct UploadReport {
     pub read_bytes: u64,
     /// Chunks that were sent.
     pub sent_chunks: u64,
-    /// Bytes of those chunks as they were sent: compressed over a network.
+    /// Bytes of those chunks as they were sent: compressed, unless the daemon is on this machine.
     pub sent_bytes: u64,
-    /// From the first call to the commit.
+    /// Time from the first call to the commit.
     pub elapsed: Duration,
 }
 
 impl Client {
     /// Prepares the upload of a source as a snapshot called `name`.
     ///
-    /// Nothing is visible before the upload is complete. If it fails, or its future is dropped, what has
-    /// arrived is kept for a while: running it again sends only what is missing.
+    /// Nothing is visible before the upload is complete. If it fails, or its future is dropped, the
+    /// daemon keeps the chunks that have arrived: another upload sends only those that are missing.
     pub fn upload(&self, name: impl Into<String>) -> Upload<'_> {
         Upload {
             client: self,
             name: name.into(),
             tags: BTreeMap::new(),
-            progress: Arc::default(),
-            cancel: Box::pin(std::future::pending()),
+            base: None,
+            control: Control::default(),
         }
     }
 }
@@ -100,21 +102,34 @@ impl Upload<'_> {
         self
     }
 
-    /// Counters to keep up to date.
-    pub fn progress(mut self, progress: Arc<Progress>) -> Self {
-        self.progress = progress;
+    /// Uploads changes to the snapshot with this name or id: ranges for which the source has data,
+    /// zeros among it, take the place of that snapshot's bytes, and all else is as in it. The sizes
+    /// may differ.
+    ///
+    /// Segments, of 8 MiB, without a change are not read and do not cross the network.
+    pub fn base(mut self, snapshot: impl Into<String>) -> Self {
+        self.base = Some(snapshot.into());
         self
     }
 
-    /// Gives the upload up, and tells the daemon so, when `cancel` completes.
-    pub fn cancel_on(mut self, cancel: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.cancel = Box::pin(cancel);
+    /// Follows the upload and ends it early. Counted are bytes of data, holes left out.
+    pub fn control(mut self, control: &Control) -> Self {
+        self.control = control.clone();
         self
     }
 
     /// Uploads `source`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::File`] for a source that is empty, larger than a volume may be, cannot be read, or
+    /// has changed meanwhile; [`ErrorKind::AlreadyExists`] if the name is taken;
+    /// [`ErrorKind::NotFound`] without the base, and [`ErrorKind::Conflict`] if it is not completed;
+    /// [`ErrorKind::OutOfSpace`], [`ErrorKind::Cancelled`], and errors of the connection. Nothing is
+    /// visible then.
     pub async fn run(self, source: impl Source) -> Result<UploadReport> {
         let started = Instant::now();
+        let Control { progress, cancel } = self.control;
         let source: Arc<dyn Source> = Arc::new(source);
         let what = format!("import {} as {}", source.name(), self.name);
         let size_bytes = source.size_bytes();
@@ -127,7 +142,7 @@ impl Upload<'_> {
             );
             return Err(Error::new(ErrorKind::File, what, why));
         }
-        self.progress.set_total(source.data_bytes_hint());
+        progress.set_total(source.data_bytes_hint());
         let request = v1::BeginUploadRequest {
             name: self.name,
             size_bytes,
@@ -137,21 +152,47 @@ impl Upload<'_> {
             tags: self.tags,
             ..v1::BeginUploadRequest::default()
         };
-        let mut cancel = self.cancel;
-        let mut begin = Box::pin(Session::begin(self.client, request, what.clone()));
+        let client = self.client;
+        let base = match &self.base {
+            Some(base) => {
+                let finding = Content::find(client, &what, base);
+                let outcome = NOTHING_VISIBLE;
+                Some(unless_cancelled(&what, outcome, &cancel, finding).await?)
+            }
+            None => None,
+        };
+        let mut begin = Box::pin(Session::begin(client, request, what.clone()));
         let session = tokio::select! {
             session = &mut begin => session?,
-            () = &mut cancel => {
+            () = cancel.cancelled() => {
                 // It may have begun, and would keep its place among the daemon's uploads until it expires.
                 if let Ok(Ok(session)) = timeout(ABORT_TIMEOUT, begin).await {
                     session.abort().await;
                 }
-                return Err(Error::new(ErrorKind::Cancelled, &what, NOTHING));
+                return Err(Error::new(ErrorKind::Cancelled, &what, NOTHING_VISIBLE));
             }
         };
         let completing = Completing::default();
-        let uploading = Box::pin(upload(&session, source, &self.progress, &completing));
-        let uploaded = unless_cancelled(&what, NOTHING, &completing, cancel, uploading).await;
+        let uploading = Box::pin(async {
+            let finished = match &base {
+                Some(base) => {
+                    let source = Arc::clone(&source);
+                    base::run(client, &session, base, source, &progress).await?
+                }
+                None => {
+                    let readers = Readers::start(Arc::clone(&source), session.is_local());
+                    pipeline::run(&session, readers, size_bytes, &progress).await?
+                }
+            };
+            source
+                .check_unchanged()
+                .map_err(|error| Error::file(format!("read {}", source.name()), error))?;
+            progress.set_total(finished.read_bytes);
+            completing.begin();
+            Ok((session.commit(finished.root.id()).await?, finished))
+        });
+        let uploaded =
+            until_completing(&what, NOTHING_VISIBLE, &completing, &cancel, uploading).await;
         match uploaded {
             Ok((snapshot, finished)) => Ok(UploadReport {
                 snapshot,
@@ -168,22 +209,6 @@ impl Upload<'_> {
             }
         }
     }
-}
-
-async fn upload(
-    session: &Session,
-    source: Arc<dyn Source>,
-    progress: &Progress,
-    completing: &Completing,
-) -> Result<(Snapshot, pipeline::Finished)> {
-    let readers = Readers::start(Arc::clone(&source), session.is_local());
-    let finished = pipeline::run(session, readers, source.size_bytes(), progress).await?;
-    source
-        .check_unchanged()
-        .map_err(|error| Error::file(format!("read {}", source.name()), error))?;
-    progress.set_total(finished.read_bytes);
-    completing.begin();
-    Ok((session.commit(finished.root.id()).await?, finished))
 }
 
 impl fmt::Debug for Upload<'_> {

@@ -30,7 +30,7 @@ use varve_proto::v1::{self, content_service_client::ContentServiceClient};
 
 use super::{body::ChunksBody, read::CutChunk};
 use crate::{
-    activity::Line,
+    activity::Connection,
     connect::Client,
     convert::chunk_message,
     error::{Error, ErrorKind, Result},
@@ -47,8 +47,8 @@ const PUT_CHUNKS: &str = "/varve.v1.ContentService/PutChunks";
 /// An upload that the daemon has begun.
 #[derive(Debug)]
 pub(crate) struct Session {
-    content: ContentServiceClient<Line>,
-    line: Line,
+    content: ContentServiceClient<Connection>,
+    connection: Connection,
     /// Verb and object, for errors.
     pub(crate) what: String,
     upload_id: String,
@@ -95,7 +95,7 @@ impl Session {
         }
         Ok(Self {
             content,
-            line: client.line(),
+            connection: client.connection(),
             what,
             upload_id: begun.upload_id,
             ids_max: begun.max_ids as usize,
@@ -224,7 +224,7 @@ impl Session {
 
     async fn put_body(&self, body: ChunksBody) -> Result<v1::PutChunksResponse, Status> {
         let mut calls = Grpc::new(WithBody {
-            line: self.line.clone(),
+            connection: self.connection.clone(),
             body: Some(body),
         })
         .max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -325,22 +325,22 @@ fn pick<T>(all: Vec<T>, positions: &[usize]) -> Vec<T> {
 
 /// A connection that sends this body in place of the one it is given.
 struct WithBody {
-    line: Line,
+    connection: Connection,
     body: Option<ChunksBody>,
 }
 
 impl Service<http::Request<Body>> for WithBody {
     type Response = http::Response<Body>;
-    type Error = <Line as Service<http::Request<Body>>>::Error;
-    type Future = <Line as Service<http::Request<Body>>>::Future;
+    type Error = <Connection as Service<http::Request<Body>>>::Error;
+    type Future = <Connection as Service<http::Request<Body>>>::Future;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.line.poll_ready(context)
+        self.connection.poll_ready(context)
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let body = self.body.take();
-        self.line
+        self.connection
             .call(request.map(|given| body.map_or(given, Body::new)))
     }
 }

@@ -18,42 +18,56 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A volume's bytes, read at any place by several threads at once.
 ///
-/// The calls block; they are made from threads that may.
+/// The methods may block: they are called on threads that may. An error of any of them ends the
+/// upload.
 pub trait Source: Send + Sync + 'static {
-    /// What errors call it: a path.
+    /// The name that errors call it by: a path.
     fn name(&self) -> String;
 
-    /// Bytes of the volume, holes included.
+    /// Size of the volume in bytes, holes included.
     fn size_bytes(&self) -> u64;
 
-    /// The first range of data that ends behind `offset_bytes`, or `None` where only holes follow.
+    /// The first range of data, in bytes, that ends behind `offset_bytes`; `None` where only holes
+    /// follow.
     ///
-    /// What lies outside of ranges reads as zeros. A source may count zeros as data: it costs
-    /// reading them.
+    /// All else reads as zeros, or as in the [base](crate::Upload::base) of the upload. A source may
+    /// count zeros as data: that costs reading them.
+    ///
+    /// # Errors
+    ///
+    /// The data cannot be found.
     fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>>;
 
-    /// Fills `buffer` with the bytes at `offset_bytes`; there are as many.
+    /// Fills `buffer` with the bytes at `offset_bytes`. The volume has as many there.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be read.
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// About how many bytes are data, for progress.
+    /// An estimate of how many bytes are data, for progress.
     fn data_bytes_hint(&self) -> u64 {
         self.size_bytes()
     }
 
-    /// Fails if the bytes may have changed since the source was opened: what was read may then
-    /// be no state that ever was. Asked before an upload is committed.
+    /// Checks that the bytes have not changed since the source was opened. It is called before an
+    /// upload is committed.
+    ///
+    /// # Errors
+    ///
+    /// They may have changed: the bytes that were read may be a mixture.
     fn check_unchanged(&self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// A regular file, holes and all, or a block device.
+/// A [`Source`] that is a regular file, of which holes are not read, or a block device.
 pub struct FileSource {
     file: File,
     name: String,
     size_bytes: u64,
     data_bytes_hint: u64,
-    /// What a regular file looked like when it was opened.
+    /// Size and time of a regular file when it was opened.
     stamp: Option<Stamp>,
 }
 
@@ -66,6 +80,10 @@ struct Stamp {
 
 impl FileSource {
     /// Opens the file or block device at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::File`] if it cannot be opened, is empty, or is something else.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let name = path.display().to_string();
@@ -73,7 +91,11 @@ impl FileSource {
         Self::from_file(file, name)
     }
 
-    /// A file that is open already, called `name` in errors.
+    /// Takes a file that is open already, called `name` in errors.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open).
     pub fn from_file(file: File, name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         let what = || format!("open {name}");

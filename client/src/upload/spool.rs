@@ -1,4 +1,4 @@
-//! Sources that can only be read from front to back.
+//! Sources that can only be read from front to back, copied to temporary files.
 
 use std::{
     env,
@@ -18,10 +18,16 @@ const PIECE_BYTES: usize = 1 << 20;
 const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
 
 impl FileSource {
-    /// Copies all that `reader` gives to a temporary file that has no name, because an upload must know its size
-    /// beforehand and reads at several places at once. Zeros take no room. The file is made in [`spool_dir`].
+    /// Copies all that `reader` gives to a temporary file in [`spool_dir`] that has no name, because an
+    /// upload must know its size beforehand and reads at several places at once. Zeros take no room.
     ///
     /// Blocks. Errors call the source `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::File`](crate::ErrorKind::File) if it cannot be read, or is empty;
+    /// [`ErrorKind::OutOfSpace`](crate::ErrorKind::OutOfSpace) if the file system of the temporary file
+    /// is full.
     pub fn spool(reader: &mut impl Read, name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         let file = scratch_file()?;
@@ -34,19 +40,26 @@ impl FileSource {
     }
 }
 
-/// Where temporary files are made: `TMPDIR`, or else `/var/tmp`, because `/tmp` may be in memory.
+/// The directory for temporary files: `TMPDIR`, or else `/var/tmp`, because `/tmp` may be in memory.
+#[must_use]
 pub fn spool_dir() -> PathBuf {
     env::var_os("TMPDIR")
         .filter(|dir| !dir.is_empty())
         .map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
-/// A new file in [`spool_dir`] that has no name and so is gone when it is closed.
+/// Makes a file in [`spool_dir`] that has no name, and so is gone when it is closed.
+///
+/// # Errors
+///
+/// [`ErrorKind::File`](crate::ErrorKind::File) or
+/// [`ErrorKind::OutOfSpace`](crate::ErrorKind::OutOfSpace) if it cannot be made.
 pub fn scratch_file() -> Result<File> {
     tempfile::tempfile_in(spool_dir()).map_err(spool_error)
 }
 
-/// What errors call a [`scratch_file`], so that a full disk is looked for where it is.
+/// The name for a [`scratch_file`] in errors: it says where the disk may be full.
+#[must_use]
 pub fn scratch_name() -> String {
     let dir = spool_dir();
     format!(

@@ -13,10 +13,9 @@ use varve_content::{block::SEGMENT_BYTES, codec::Compression};
 use varve_proto::v1::{DownloadResponse, download_response::Part};
 
 use varve_client::{
-    Error, ErrorKind, Existing, FileSink, FileSource, NewFile, Progress, StreamSink, scratch_file,
+    Control, Error, ErrorKind, Existing, FileSink, FileSource, NewFile, StreamSink, scratch_file,
 };
-
-use crate::fake::{FakeDaemon, Manners};
+use varve_fake_daemon::{FakeDaemon, Manners};
 
 /// Bytes with all lengths of chunks, repeated content, holes and an odd end.
 fn volume() -> Vec<u8> {
@@ -68,17 +67,18 @@ async fn a_file_gets_the_bytes_back_sparse_and_with_ordinary_permissions() {
         .await;
         let path = daemon.path("out.img");
         let sink = FileSink::create(&path, Existing::Keep).unwrap();
-        let progress = Arc::new(Progress::default());
+        let control = Control::new();
         let report = daemon
             .client()
             .await
             .download("v")
-            .progress(Arc::clone(&progress))
+            .control(&control)
             .run(sink)
             .await
             .unwrap();
         assert!(fs::read(&path).unwrap() == plain);
         assert_eq!(report.data_bytes, report.snapshot.data_bytes);
+        let progress = &control.progress;
         assert_eq!(progress.done_bytes(), progress.total_bytes());
         let metadata = fs::metadata(&path).unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! The client against a daemon in the same process that checks the protocol's rules, and `snapctl` against it.
+//! The library against a daemon in the same process that checks the protocol's rules.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,19 +7,8 @@
     reason = "tests"
 )]
 
-mod copies;
-mod cut_off;
 mod download;
-mod endings;
-mod fake;
-mod formats;
-mod grammar;
-mod packed;
-mod replaced;
-mod snapctl;
+mod read;
 mod snapshots;
-mod terminal;
 mod upload;
-mod usage;
-mod vhd;
 mod volumes;

@@ -4,10 +4,9 @@ use std::{collections::BTreeMap, fs};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use varve_client::{DiffKind, ErrorKind, FileSource, Progress, SnapshotFilter};
+use varve_client::{ChangeKind, Control, ErrorKind, FileSource, SnapshotFilter};
+use varve_fake_daemon::{FakeDaemon, Manners};
 use varve_proto::v1;
-
-use crate::fake::{FakeDaemon, Manners};
 
 /// A daemon with one snapshot, called base.
 async fn daemon_with_base() -> FakeDaemon {
@@ -102,11 +101,10 @@ async fn whoever_waits_for_a_snapshot_is_told_why_it_is_tried_again() {
             .into();
     }
     let mut told = Vec::new();
-    let progress = Progress::default();
     let completed = client
-        .completed_snapshots(&["base".to_owned()], &progress, |snapshot| {
-            told.push(snapshot.failure.clone().unwrap());
-        })
+        .wait_for_snapshots(["base"])
+        .on_retry(|snapshot| told.push(snapshot.failure.clone().unwrap()))
+        .run()
         .await
         .unwrap();
     assert_eq!(completed[0].name, "base");
@@ -114,11 +112,13 @@ async fn whoever_waits_for_a_snapshot_is_told_why_it_is_tried_again() {
 }
 
 #[tokio::test]
-async fn differences_and_violations_come_as_a_stream() {
+async fn differences_and_violations_come_as_they_are_found() {
     let daemon = daemon_with_base().await;
     let client = daemon.client().await;
     let extents: Vec<_> = client
-        .diff_snapshots("a", "b")
+        .changes("b")
+        .since("a")
+        .run()
         .await
         .unwrap()
         .try_collect()
@@ -131,25 +131,48 @@ async fn differences_and_violations_come_as_a_stream() {
     assert_eq!(
         kinds,
         [
-            (0, DiffKind::Changed),
-            (8192, DiffKind::Added),
-            (16384, DiffKind::Removed)
+            (0, ChangeKind::Changed),
+            (8192, ChangeKind::Added),
+            (16384, ChangeKind::Removed)
         ]
     );
 
-    let messages: Vec<_> = client
+    let mut found = Vec::new();
+    let report = client
         .verify_snapshot("base")
-        .await
-        .unwrap()
-        .try_collect()
+        .on_violation(|violation| found.push(violation.offset_bytes))
+        .run()
         .await
         .unwrap();
+    assert_eq!((report.checked, report.violations), (2, 1));
+    assert_eq!(found, [4096]);
+}
+
+/// Whatever it is that is waited for.
+#[tokio::test]
+async fn waiting_ends_when_it_is_cancelled() {
+    let daemon = daemon_with_base().await;
+    let client = daemon.client().await;
+    let pending = v1::Snapshot {
+        state: v1::SnapshotState::Pending.into(),
+        root: Bytes::new(),
+        ..daemon.state().snapshots["base"].0.clone()
+    };
+    daemon.state().snapshot_course = vec![pending; 1000];
+    let control = Control::new();
+    let waiting = client.wait_for_snapshots(["base"]).control(&control).run();
+    let cancelling = async {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        control.cancel.cancel();
+    };
+    let error = tokio::join!(waiting, cancelling).0.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
     assert_eq!(
-        messages
-            .iter()
-            .map(|message| message.violations.len())
-            .sum::<usize>(),
-        1
+        error.to_string(),
+        "wait for snapshot base: it was cancelled; the snapshot goes on"
     );
-    assert!(messages.last().unwrap().done);
+    // What is cancelled already ends where it begins.
+    let changes = client.changes("b").since("a").control(&control);
+    let changes: Result<Vec<_>, _> = changes.run().await.unwrap().try_collect().await;
+    assert_eq!(changes.unwrap_err().kind(), ErrorKind::Cancelled);
 }

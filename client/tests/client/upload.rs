@@ -21,9 +21,8 @@ use varve_content::{
     tree::{Leaf, LeafEntry, TreeBuilder},
 };
 
-use varve_client::{ErrorKind, FileSource, Progress, RootId, Source};
-
-use crate::fake::{FakeDaemon, Manners};
+use varve_client::{Control, ErrorKind, FileSource, RootId, Source};
+use varve_fake_daemon::{FakeDaemon, Manners};
 
 /// Bytes that look random and differ by `seed`; compressible by half.
 fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -101,19 +100,16 @@ async fn a_sparse_file_gets_the_root_of_its_bytes_and_the_second_time_nothing_is
         ],
     );
     let client = daemon.client().await;
-    let progress = Arc::new(Progress::default());
+    let control = Control::new();
     let tags = BTreeMap::from([("host".to_owned(), "a".to_owned())]);
-    let upload = client
-        .upload("first")
-        .tags(tags.clone())
-        .progress(Arc::clone(&progress));
+    let upload = client.upload("first").tags(tags.clone()).control(&control);
     let report = upload.run(FileSource::open(&path).unwrap()).await.unwrap();
 
     assert_eq!(report.snapshot.root, Some(root_of(&plain)));
     assert_eq!(report.snapshot.tags, tags);
     assert_eq!(report.sent_chunks, daemon.state().put.len() as u64);
-    assert_eq!(progress.done_bytes(), report.read_bytes);
-    assert_eq!(progress.total_bytes(), report.read_bytes);
+    assert_eq!(control.progress.done_bytes(), report.read_bytes);
+    assert_eq!(control.progress.total_bytes(), report.read_bytes);
     assert!(
         report.read_bytes < 30 << 20,
         "holes were read: {}",
@@ -304,13 +300,13 @@ async fn a_cancelled_upload_is_aborted() {
     let source = Trap::new(1 << 30, |_| {
         std::thread::sleep(std::time::Duration::from_millis(20))
     });
-    let cancel = tokio::time::sleep(std::time::Duration::from_millis(100));
-    let error = client
-        .upload("a")
-        .cancel_on(cancel)
-        .run(source)
-        .await
-        .unwrap_err();
+    let control = Control::new();
+    let upload = client.upload("a").control(&control).run(source);
+    let cancelling = async {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        control.cancel.cancel();
+    };
+    let error = tokio::join!(upload, cancelling).0.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     assert_eq!(daemon.state().aborted, 1);
 }

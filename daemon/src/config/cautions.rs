@@ -1,10 +1,12 @@
-//! What settings say and is hardly meant: nothing is refused for it, and it is told at the start and by `--check-config`.
+//! What settings say and is hardly meant: nothing is refused for it, and it is told at the start
+//! and by `--check-config`.
 
 use std::{ffi::OsString, net::SocketAddr};
 
 use super::{Config, GRPC_TLS, NBD_TLS, SETTINGS, TlsConfig, TlsSettings};
 
-/// Variables that mean something and are no settings: of this program, and of `snapctl` and its users in the same shell.
+/// Variables that mean something and are no settings: of this program, and of `snapctl` and its
+/// users in the same shell.
 const OTHER_VARIABLES: [&str; 7] = [
     "VARVE_CONFIG",
     "VARVE_FAILPOINT",
@@ -56,7 +58,8 @@ impl Config {
     }
 }
 
-/// There are no accounts yet: whoever reaches a TCP address may do everything, unless certificates are asked for.
+/// There are no accounts yet: a peer that reaches a TCP address may do everything, unless
+/// certificates are asked for.
 fn open(
     service: &str,
     address: Option<SocketAddr>,

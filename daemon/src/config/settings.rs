@@ -96,7 +96,8 @@ pub struct Arguments {
     /// Configuration file (TOML) [env: VARVE_CONFIG]
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Unix socket for gRPC [default: grpc.sock in /run/varve, or in DIR where that cannot be used] [env: VARVE_GRPC_UNIX]
+    /// Unix socket for gRPC [default: grpc.sock in /run/varve, or in DIR where that cannot be used]
+    /// [env: VARVE_GRPC_UNIX]
     #[arg(long, value_name = "PATH")]
     pub grpc_unix: Option<PathBuf>,
     /// TCP address for gRPC, for example 127.0.0.1:7433 [default: none] [env: VARVE_GRPC_TCP]

@@ -281,7 +281,8 @@ fn the_socket_of_nbd_is_beside_the_one_of_grpc() {
     }
 }
 
-/// The documented file holds every setting with its default, as a remark; taken in, it changes nothing.
+/// The documented file holds every setting with its default, as a remark; taken in, it changes
+/// nothing.
 #[test]
 fn the_documented_file_is_complete_and_valid() {
     let text = include_str!("../../../docs/varved.toml");

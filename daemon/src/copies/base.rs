@@ -1,4 +1,4 @@
-//! A snapshot that is here and that the wanted one was made after: leaves that both have are taken over unread.
+//! An ancestor of the wanted snapshot that is here: leaves that both have are taken over unread.
 //!
 //! It only saves work. If anything is wrong with it, the copy is begun again without.
 
@@ -8,15 +8,15 @@ use varve_content::{
     NodeId,
     tree::{InnerNode, Leaf, NodeSource, Root, WalkError},
 };
-use varve_store::{Error, SnapshotRecord, Store};
+use varve_store::{Error, RootPin, SnapshotReader, SnapshotRecord, Store};
 
 use super::source::CopyError;
 
-/// A completed snapshot of this store.
+/// A completed snapshot of this store that the wanted one descends from.
 #[derive(Debug, Clone)]
 pub(super) struct Base {
     store: Store,
-    pub(super) root: Root,
+    reader: SnapshotReader,
     pub(super) data_blocks: u64,
 }
 
@@ -24,12 +24,21 @@ impl Base {
     pub(super) async fn of(store: &Store, record: &SnapshotRecord) -> Result<Self, Error> {
         Ok(Self {
             store: store.clone(),
-            root: *store.open_snapshot(&record.id.to_string()).await?.root(),
+            reader: store.open_snapshot(&record.id.to_string()).await?,
             data_blocks: record.completed()?.data_blocks(),
         })
     }
 
-    /// Blocks of data of some of its leaves.
+    pub(super) fn root(&self) -> &Root {
+        self.reader.root()
+    }
+
+    /// Keeps its content in the store.
+    pub(super) fn pin(&self) -> &RootPin {
+        self.reader.pin()
+    }
+
+    /// Blocks of data in some of its leaves.
     pub(super) async fn blocks_of(&self, leaves: &[NodeId]) -> Result<u64, CopyError> {
         let mut blocks = 0;
         for id in leaves {
@@ -47,7 +56,7 @@ fn absent(id: NodeId) -> Error {
     }
 }
 
-/// What a walk through it comes upon.
+/// What an error of a walk through the base means to a copy.
 pub(super) fn walked(error: WalkError<Error>) -> CopyError {
     CopyError::Base(match error {
         WalkError::Source(error) => error,

@@ -23,7 +23,8 @@ pub(super) struct Claim {
 impl Claims {
     /// Takes those of `ids` that nobody has. The others are returned.
     ///
-    /// Whoever has claimed a chunk asks the store for it afterwards: one that was fetched just now is known by then.
+    /// The claimer of a chunk asks the store for it afterwards: a chunk that was fetched just now
+    /// is known by then.
     pub(super) fn claim(
         self: &Arc<Self>,
         ids: impl IntoIterator<Item = ChunkId>,

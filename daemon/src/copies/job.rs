@@ -1,4 +1,4 @@
-//! One copy: what it is to do, how far it has come, and what became of it.
+//! One copy: its task, its progress, and its end.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -11,17 +11,18 @@ use varve_store::{CopyId, CopyOutcome, CopyRecord, Error, SnapshotRecord, now_ns
 
 use super::{limiter::Limiter, remotes::Source, source::CopyError};
 use crate::{
+    error::Classified as _,
     limits::{COPY_FRUITLESS_MAX, COPY_RECORD_BYTES},
-    shares::Holder,
+    resources::shares::Holder,
 };
 
-/// Seconds over which a rate is told.
+/// Seconds over which a rate is measured.
 const RATE_SECONDS: u64 = 5;
 
-/// Characters of an error that are kept.
+/// Characters of an error that a record keeps.
 const ERROR_CHARS_MAX: usize = 4096;
 
-/// What becomes of a copy.
+/// What a copy is doing, or how it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// Until it is its turn.
@@ -40,15 +41,22 @@ impl State {
     }
 }
 
-/// When a copy was begun, and its id: an order in which each has one place.
+/// When a copy was begun, and its id: the order of copies.
 pub(crate) type Begun = (u64, CopyId);
 
-/// All there is to know about a copy at one moment.
+/// All that is known of a copy at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Status {
     pub(crate) record: CopyRecord,
     pub(crate) state: State,
     pub(crate) rate_bytes_per_second: u64,
+}
+
+impl Status {
+    /// Where it is in the order of copies.
+    pub(crate) fn begun(&self) -> Begun {
+        (self.record.created_at_ns, self.record.id)
+    }
 }
 
 /// A copy.
@@ -58,9 +66,9 @@ pub(super) struct Job {
     pub(super) source: Source,
     pub(super) limiter: Limiter,
     pub(super) cancel: CancellationToken,
-    /// Held while what is known is written down, so that nothing older comes after something newer.
+    /// Held while a record is written, so that no older record follows a newer one.
     pub(super) writing: AsyncMutex<()>,
-    /// That nothing more will be written down.
+    /// Cancelled when no more records will be written.
     pub(super) settled: CancellationToken,
     known: Mutex<Known>,
 }
@@ -68,11 +76,11 @@ pub(super) struct Job {
 #[derive(Debug)]
 struct Known {
     record: CopyRecord,
-    /// What it does, as long as it has not ended.
+    /// What the copy does, as long as it has not ended.
     phase: State,
-    /// What had arrived when it was written down last.
+    /// Bytes that had arrived when the last record was written.
     recorded_bytes: u64,
-    /// Of the bytes that were received, those that are not known to be durable.
+    /// Received bytes that are not known to be durable.
     unflushed_bytes: u64,
     rate: Rate,
 }
@@ -139,7 +147,7 @@ impl Rate {
 }
 
 impl Job {
-    /// One that is to go on from there, or that has ended.
+    /// A copy that goes on from its record, or that has ended.
     pub(super) fn new(record: CopyRecord) -> Self {
         let settled = CancellationToken::new();
         if record.outcome != CopyOutcome::UnderWay {
@@ -166,7 +174,7 @@ impl Job {
         }
     }
 
-    /// For whom it holds what copies share.
+    /// In whose name the copy holds what copies share.
     pub(super) fn holder(&self) -> Holder {
         let number = self.id.to_string();
         let number = blake3::hash(number.as_bytes());
@@ -181,7 +189,7 @@ impl Job {
         (self.known.lock().record.created_at_ns, self.id)
     }
 
-    /// What is known of it.
+    /// Its record as it is now, written or not.
     pub(super) fn record(&self) -> CopyRecord {
         self.known.lock().record.clone()
     }
@@ -195,7 +203,7 @@ impl Job {
         let state = known.state();
         let rate = known.rate.bytes_per_second();
         let mut record = known.record.clone();
-        // What is here of a snapshot before may be more, until it is known which part of it is not wanted.
+        // An ancestor that is here may have more, until it is known which part of it is not wanted.
         record.done_data_bytes = record.done_data_bytes.min(record.data_bytes);
         Status {
             record,
@@ -209,7 +217,7 @@ impl Job {
         self.known.lock().record.bytes_per_second = bytes_per_second;
     }
 
-    /// A try has found the snapshot at the source, and begins.
+    /// An attempt has found the snapshot at the source, and begins.
     pub(super) fn found(&self, name: &str, root: &Root, data_bytes: u64) {
         let record = &mut self.known.lock().record;
         record.name = name.to_owned();
@@ -219,7 +227,7 @@ impl Job {
         record.done_data_bytes = 0;
     }
 
-    /// Takes note of chunks that arrived. How many bytes arrived since the last flush.
+    /// Counts chunks that arrived. Returns the bytes that arrived since the last flush.
     pub(super) fn received(&self, chunks: u64, bytes: u64) -> u64 {
         let mut known = self.known.lock();
         known.record.received_chunks += chunks;
@@ -238,24 +246,24 @@ impl Job {
         self.known.lock().unflushed_bytes = 0;
     }
 
-    /// So much of the snapshot is here.
+    /// Counts data of the snapshot that is here.
     pub(super) fn done(&self, data_bytes: u64) {
         self.known.lock().record.done_data_bytes += data_bytes;
     }
 
-    /// So much of what was taken to be here is not part of it.
+    /// Takes data off again that was counted and is not part of the snapshot.
     pub(super) fn undone(&self, data_bytes: u64) {
         let record = &mut self.known.lock().record;
         record.done_data_bytes = record.done_data_bytes.saturating_sub(data_bytes);
     }
 
-    /// All of it was here before.
+    /// All data of the snapshot were here before.
     pub(super) fn all_here(&self) {
         let record = &mut self.known.lock().record;
         record.done_data_bytes = record.data_bytes;
     }
 
-    /// What the store says to what the source has sent.
+    /// What an error of the store means when it is about what the source has sent.
     pub(super) fn blame(&self, error: Error) -> CopyError {
         match error {
             Error::Invalid(_) | Error::NotCanonical { .. } | Error::Tree(_) => CopyError::Mismatch(
@@ -265,7 +273,7 @@ impl Job {
         }
     }
 
-    /// It waits for its turn.
+    /// The copy waits for its turn.
     pub(super) fn queue(&self) {
         self.known.lock().phase = State::Queued;
     }
@@ -274,25 +282,25 @@ impl Job {
         self.known.lock().phase = State::Running;
     }
 
-    /// It waits until it is tried again. Whether that is something new.
+    /// The copy waits until it is tried again. Returns whether the cause is a new one.
     pub(super) fn wait(&self, cause: &CopyError) -> bool {
         let mut known = self.known.lock();
         let error = self.shortened(cause);
         let is_new = known.record.last_error != error;
         known.record.last_error = error;
-        known.record.last_error_code = code_byte(cause);
+        known.record.last_error_code = cause.kind().number();
         known.phase = State::Waiting;
         is_new
     }
 
-    /// Whether so much has arrived since it was written down that it is worth another record.
+    /// Whether so much has arrived since the last record that another one is worth writing.
     pub(super) fn is_worth_a_record(&self) -> bool {
         let known = self.known.lock();
         let since = known.record.received_bytes - known.recorded_bytes;
         since >= COPY_RECORD_BYTES
     }
 
-    /// What is to be written down of it now.
+    /// The record to write now.
     pub(super) fn to_record(&self) -> CopyRecord {
         let mut known = self.known.lock();
         known.recorded_bytes = known.record.received_bytes;
@@ -313,7 +321,7 @@ impl Job {
             why = format!("nothing has arrived for {hours} hours: {why}");
         }
         known.record.last_error = why;
-        known.record.last_error_code = code_byte(error);
+        known.record.last_error_code = error.kind().number();
         known.end(CopyOutcome::Failed);
     }
 
@@ -321,7 +329,8 @@ impl Job {
         self.known.lock().end(CopyOutcome::Cancelled);
     }
 
-    /// An error as it is kept: what another daemon has said may be of any length. Whose damage it tells of, it does not say itself.
+    /// An error as a record keeps it: another daemon may have said something of any length. An
+    /// error about damage does not say whose damage it is, so the source is named.
     fn shortened(&self, error: &CopyError) -> String {
         let is_damage = matches!(error, CopyError::Source(it) if it.kind() == ErrorKind::Damaged);
         let text = match is_damage {
@@ -330,11 +339,6 @@ impl Job {
         };
         text.chars().take(ERROR_CHARS_MAX).collect()
     }
-}
-
-/// The kind of an error as it is kept.
-fn code_byte(error: &CopyError) -> u8 {
-    u8::try_from(i32::from(error.code())).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Copies of snapshots from other stores.
 //!
 //! ```text
-//! grpc::copies ──> Copies ──> job: state, counters, limit; tried again after pauses
+//! service::copies ──> Copies ──> job: state, counters, limit; tried again after pauses
 //!                               └> remotes: where the other daemon is
 //!                               └> transfer ──> tree: nodes, from here or from the source
 //!                                           └─> base: what a snapshot before it has here already
@@ -9,8 +9,9 @@
 //!                                           └─> claims: each missing chunk crosses once
 //! ```
 //!
-//! What must hold: nothing that arrives is believed; it is taken in by the store's `Ingest`, like an upload. What has been taken in
-//! stays, whatever becomes of the copy. A copy is complete when the root that this store has built is the source's.
+//! What must hold: nothing that arrives is believed; it is taken in by the store's `Ingest`, like
+//! an upload. What has been taken in stays, whatever becomes of the copy. A copy is complete when
+//! the root that this store has built is the source's.
 
 mod base;
 mod claims;
@@ -26,5 +27,5 @@ mod tree;
 pub(crate) use job::{Begun, State, Status};
 pub(crate) use remotes::Source;
 pub(crate) use source::CopyError;
-pub use table::Copies;
-pub(crate) use table::NewCopy;
+pub(crate) use table::{Copies, NewCopy};
+pub(crate) use transfer::Estimate;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::source::Remedy;
 use crate::limits::{COPY_FRUITLESS_MAX, COPY_MISMATCHES_MAX, COPY_PAUSES};
 
-/// What becomes of a copy after a try that failed.
+/// What to do with a copy after an attempt that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
     /// Another try, after that.
@@ -18,7 +18,7 @@ pub(super) enum Next {
     GiveUp,
 }
 
-/// What is left of the patience with a copy.
+/// How much longer a copy is tried.
 #[derive(Debug)]
 pub(super) struct Patience {
     pause: Duration,

@@ -1,4 +1,5 @@
-//! Where snapshots are copied from: other daemons, by their endpoints or by names that they have here.
+//! Where snapshots are copied from: other daemons, by their endpoints or by names that they have
+//! here.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -6,9 +7,9 @@ use varve_client::{Endpoint, Tls};
 use varve_store::{Error, RemoteRecord, Store};
 
 use super::source::CopyError;
-use crate::{config::CopiesConfig, tls};
+use crate::{config::CopiesConfig, net::tls};
 
-/// A snapshot of another daemon, as it is asked for.
+/// A snapshot of another daemon, as a request names it.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     /// The other daemon's endpoint, or the name of a remote.
@@ -19,18 +20,18 @@ pub(crate) struct Source {
     pub(crate) allow_plaintext: bool,
 }
 
-/// Where a daemon is, and how it is asked.
+/// Where a daemon is, and the TLS that it is asked with.
 #[derive(Debug)]
 pub(super) struct Address {
     pub(super) endpoint: Endpoint,
     pub(super) tls: Tls,
 }
 
-/// Other daemons.
+/// The daemons that have names here.
 #[derive(Debug, Clone)]
 pub(super) struct Remotes {
     store: Store,
-    /// For those that have no files of their own.
+    /// Files for remotes that have none of their own.
     tls: Arc<CopiesConfig>,
 }
 
@@ -42,7 +43,7 @@ impl Remotes {
         }
     }
 
-    /// Where a source is. Files are read now: they may have been renewed.
+    /// Where a source is. Files of TLS are read now: they may have been renewed.
     pub(super) async fn address(&self, source: &Source) -> Result<Address, CopyError> {
         if !is_name(&source.endpoint) {
             let endpoint = checked(&source.endpoint, source.allow_plaintext)?;
@@ -53,7 +54,7 @@ impl Remotes {
         address(endpoint, self.files(&remote)).await
     }
 
-    /// That a source is still there, if it goes by a name.
+    /// Checks that the source's remote is still there, if the source names one.
     pub(super) async fn check(&self, source: &Source) -> Result<(), CopyError> {
         if is_name(&source.endpoint) {
             self.named(&source.endpoint).await?;
@@ -69,7 +70,7 @@ impl Remotes {
         })
     }
 
-    /// Those of a remote; where it has none, those of the configuration.
+    /// The TLS files of a remote; where it has none, those of the configuration.
     fn files(&self, remote: &RemoteRecord) -> CopiesConfig {
         let file = |path: &String| (!path.is_empty()).then(|| PathBuf::from(path));
         CopiesConfig {
@@ -80,7 +81,7 @@ impl Remotes {
         }
     }
 
-    /// Gives a daemon a name, if it could be asked so.
+    /// Gives a daemon a name, if it could be reached by the record.
     pub(super) async fn add(&self, remote: RemoteRecord) -> Result<(), CopyError> {
         let invalid = |why: &str| Err(CopyError::Store(Error::Invalid(why.to_owned())));
         // Endpoints are told from names by it.
@@ -115,12 +116,12 @@ async fn address(endpoint: Endpoint, files: CopiesConfig) -> Result<Address, Cop
     Ok(Address { endpoint, tls })
 }
 
-/// Whether it is a name, and no endpoint.
+/// Whether a text is a remote's name, and no endpoint.
 fn is_name(text: &str) -> bool {
     !text.contains(':')
 }
 
-/// An endpoint that is safe to be asked.
+/// An endpoint that may be asked: not in the clear over a network, unless that is allowed.
 fn checked(text: &str, allow_plaintext: bool) -> Result<Endpoint, CopyError> {
     let invalid = |why: String| CopyError::Store(Error::Invalid(format!("endpoint: {why}")));
     let endpoint: Endpoint = text

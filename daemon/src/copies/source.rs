@@ -7,19 +7,18 @@ use std::sync::{
 
 use futures::future::try_join_all;
 use tokio::time::timeout;
-use tonic::Code;
 use varve_client::{Client, ErrorKind};
 use varve_store::Error;
 
 use super::remotes::Address;
 use crate::{
-    code::store_code,
+    error::{Classified, ErrorKind as Kind},
     limits,
-    shares::{Busy, GaveWay, Hold},
-    tls,
+    net::tls,
+    resources::shares::{Busy, GaveWay, Hold},
 };
 
-/// Why a copy does not go on.
+/// Why a copy stops.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CopyError {
     /// The other daemon says no, cannot be reached, or sends what it should not.
@@ -66,36 +65,38 @@ pub(crate) enum CopyError {
     Refused(String),
 }
 
-/// What helps a copy that does not go on.
+/// What helps a copy that has stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// To wait, for as long as it takes.
+    /// Waiting, for as long as it takes.
     Time,
-    /// To try again: if a link has flipped a bit, it will not flip it again.
+    /// Another attempt: a link that has flipped a bit does not flip it again.
     AnotherTry,
     /// Nothing.
     None,
 }
 
-impl CopyError {
-    /// What a caller is told who waits for the source, and what a copy's record keeps.
-    pub(crate) fn code(&self) -> Code {
+impl Classified for CopyError {
+    /// The kind that a caller is told who waits for the source, and that a copy's record keeps.
+    fn kind(&self) -> Kind {
         match self {
             Self::Source(error) => match error.kind() {
-                ErrorKind::NotFound => Code::NotFound,
-                ErrorKind::Damaged => Code::DataLoss,
-                ErrorKind::Invalid => Code::InvalidArgument,
-                ErrorKind::Denied => Code::PermissionDenied,
-                _ => Code::Unavailable,
+                ErrorKind::NotFound => Kind::NotFound,
+                ErrorKind::Damaged => Kind::DataLoss,
+                ErrorKind::Invalid => Kind::InvalidArgument,
+                ErrorKind::Denied => Kind::PermissionDenied,
+                _ => Kind::Unavailable,
             },
-            Self::Store(error) | Self::Base(error) => store_code(error),
-            Self::Silent | Self::Busy(_) | Self::GaveWay(_) => Code::Unavailable,
-            Self::NoRemote(_) => Code::NotFound,
-            Self::Mismatch(_) => Code::DataLoss,
-            Self::NotCompleted { .. } | Self::Tls(_) | Self::Refused(_) => Code::FailedPrecondition,
+            Self::Store(error) | Self::Base(error) => error.kind(),
+            Self::Silent | Self::Busy(_) | Self::GaveWay(_) => Kind::Unavailable,
+            Self::NoRemote(_) => Kind::NotFound,
+            Self::Mismatch(_) => Kind::DataLoss,
+            Self::NotCompleted { .. } | Self::Tls(_) | Self::Refused(_) => Kind::FailedPrecondition,
         }
     }
+}
 
+impl CopyError {
     /// What helps.
     pub(super) fn remedy(&self) -> Remedy {
         match self {
@@ -103,7 +104,7 @@ impl CopyError {
                 ErrorKind::Unreachable | ErrorKind::Unavailable | ErrorKind::Cancelled => {
                     Remedy::Time
                 }
-                // Bytes that are not what they should be, in content or in what is around it.
+                // Wrong bytes, in the content or around it.
                 ErrorKind::Damaged | ErrorKind::Internal => Remedy::AnotherTry,
                 _ => Remedy::None,
             },
@@ -126,7 +127,8 @@ impl CopyError {
     }
 }
 
-/// What the other daemon answers, if it does in time: one that only holds the connection must not hold the copy.
+/// The answer of the other daemon, if it comes in time: a daemon that only holds the connection
+/// must not hold the copy.
 async fn heard<T>(
     answer: impl Future<Output = Result<T, varve_client::Error>>,
 ) -> Result<T, CopyError> {
@@ -141,7 +143,7 @@ async fn heard<T>(
 pub(super) struct Connections {
     clients: Vec<Client>,
     next: AtomicUsize,
-    /// Of whoever asks; it is given up if the other daemon is silent and others wait.
+    /// The place of the copy or estimate, given up if the other daemon is silent and others wait.
     place: Arc<Hold>,
 }
 
@@ -166,7 +168,7 @@ impl Connections {
         answer
     }
 
-    /// One after the other.
+    /// One client after the other.
     pub(super) fn client(&self) -> &Client {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len();
         &self.clients[next]

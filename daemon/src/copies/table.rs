@@ -13,45 +13,50 @@ use super::{
     patience::{Next, Patience},
     remotes::Source,
     source::CopyError,
-    transfer::{self, Common, Estimate},
+    transfer::{self, CopyEngine, Estimate},
 };
-use crate::{config::CopiesConfig, limits, shares::Shares, tasks::Tasks};
+use crate::{config::CopiesConfig, limits, resources::shares::Shares, tasks::Tasks};
 
-/// What a copy is to do.
+/// What to copy, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct NewCopy {
     pub(crate) source: Source,
-    /// Empty: as at the source.
+    /// Name of the snapshot here; empty: as at the source.
     pub(crate) name: String,
-    /// Beside those of the source.
+    /// Tags beside those at the source.
     pub(crate) tags: BTreeMap<String, String>,
-    /// 0: no limit.
+    /// Limit of the rate; 0: none.
     pub(crate) bytes_per_second: u64,
 }
 
-/// Copies of snapshots from other stores to this one.
+/// Copies of snapshots from other stores to this one. Clones are handles to the same table.
 #[derive(Debug, Clone)]
-pub struct Copies(Arc<Inner>);
+pub(crate) struct Copies(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    common: Common,
+    engine: CopyEngine,
     tasks: Tasks,
     stop: CancellationToken,
     /// In the order in which they were begun.
     jobs: Mutex<Vec<Arc<Job>>>,
-    /// Held while a copy is begun or a remote goes: a copy that is promised has its remote.
+    /// Held while a copy is begun or a remote is removed: a copy that is promised has its remote.
     changing: AsyncMutex<()>,
-    /// Whose turn it is.
+    /// Turns of the copies that run.
     turns: Shares,
 }
 
 impl Copies {
-    /// No copies yet: see [`resume`](Self::resume). Those that are under way when `stop` comes go on at the next start.
-    #[must_use]
-    pub fn new(store: Store, tls: CopiesConfig, tasks: Tasks, stop: CancellationToken) -> Self {
+    /// No copies yet: see [`resume`](Self::resume). Copies that are under way when `stop` comes go
+    /// on at the next start.
+    pub(crate) fn new(
+        store: Store,
+        tls: CopiesConfig,
+        tasks: Tasks,
+        stop: CancellationToken,
+    ) -> Self {
         Self(Arc::new(Inner {
-            common: Common::new(store, tls),
+            engine: CopyEngine::new(store, tls),
             tasks,
             stop,
             jobs: Mutex::default(),
@@ -60,13 +65,13 @@ impl Copies {
         }))
     }
 
-    /// Goes on with the copies that are written down.
+    /// Goes on with the copies that have records.
     ///
     /// # Errors
     ///
     /// The catalog cannot be read.
-    pub async fn resume(&self) -> Result<(), Error> {
-        for record in self.0.common.store.copies().await? {
+    pub(crate) async fn resume(&self) -> Result<(), Error> {
+        for record in self.0.engine.store.copies().await? {
             let job = Arc::new(Job::new(record));
             self.0.jobs.lock().push(Arc::clone(&job));
             if !job.state().has_ended() {
@@ -78,9 +83,9 @@ impl Copies {
 
     /// Begins a copy.
     pub(crate) async fn begin(&self, new: NewCopy) -> Result<Status, CopyError> {
-        self.0.common.remotes.address(&new.source).await?;
+        self.0.engine.remotes.address(&new.source).await?;
         let _changing = self.0.changing.lock().await;
-        self.0.common.remotes.check(&new.source).await?;
+        self.0.engine.remotes.check(&new.source).await?;
         let (id, source) = (CopyId::random()?, new.source);
         let job = Arc::new(Job::new(CopyRecord {
             allow_plaintext: source.allow_plaintext,
@@ -107,9 +112,9 @@ impl Copies {
             });
             forgotten.map(|job| job.id).collect()
         };
-        self.0.common.store.forget_copies(forgotten).await?;
+        self.0.engine.store.forget_copies(forgotten).await?;
         // It is promised from here on.
-        self.0.common.store.put_copy(job.record()).await?;
+        self.0.engine.store.put_copy(job.record()).await?;
         self.0.jobs.lock().push(Arc::clone(&job));
         self.start(Arc::clone(&job));
         Ok(job.status())
@@ -125,12 +130,13 @@ impl Copies {
         }));
     }
 
-    /// One of them.
+    /// The status of a copy.
     pub(crate) fn status(&self, id: &str) -> Result<Status, Error> {
         Ok(self.0.find(id)?.status())
     }
 
-    /// Those that were begun before `before`, the newest first, each when it is asked for.
+    /// Copies that were begun before `before`, the newest first. Each status is made when it is
+    /// asked for.
     pub(crate) fn list(&self, before: Option<Begun>) -> impl Iterator<Item = Status> + use<> {
         let mut jobs: Vec<_> = {
             let jobs = self.0.jobs.lock();
@@ -142,7 +148,7 @@ impl Copies {
         jobs.into_iter().map(|(_, job)| job.status())
     }
 
-    /// Ends one.
+    /// Cancels a copy, and waits until that is recorded.
     pub(crate) async fn cancel(&self, id: &str) -> Result<Status, Error> {
         let job = self.0.find(id)?;
         job.cancel.cancel();
@@ -153,29 +159,29 @@ impl Copies {
         }
     }
 
-    /// Lets one be so fast from now on.
+    /// Limits the rate of a copy from now on.
     pub(crate) async fn limit(&self, id: &str, bytes_per_second: u64) -> Result<Status, Error> {
         let job = self.0.find(id)?;
         job.limit(bytes_per_second);
         let _writing = job.writing.lock().await;
         if !job.settled.is_cancelled() {
-            self.0.common.store.put_copy(job.to_record()).await?;
+            self.0.engine.store.put_copy(job.to_record()).await?;
         }
         Ok(job.status())
     }
 
     /// What a copy would fetch.
     pub(crate) async fn estimate(&self, source: &Source) -> Result<Estimate, CopyError> {
-        self.0.common.estimate(source).await
+        self.0.engine.estimate(source).await
     }
 
-    /// Gives another daemon a name. What is not known of the record, it is given.
+    /// Gives another daemon a name. Returns the record with the time that it was given.
     pub(crate) async fn add_remote(&self, remote: RemoteRecord) -> Result<RemoteRecord, CopyError> {
         let remote = RemoteRecord {
             created_at_ns: now_ns(),
             ..remote
         };
-        self.0.common.remotes.add(remote.clone()).await?;
+        self.0.engine.remotes.add(remote.clone()).await?;
         Ok(remote)
     }
 
@@ -193,12 +199,12 @@ impl Copies {
                 "{id} is under way from remote {name:?}: wait for it, or cancel it"
             )));
         }
-        Ok(self.0.common.store.remove_remote(name).await?)
+        Ok(self.0.engine.store.remove_remote(name).await?)
     }
 
     /// All daemons that have names.
     pub(crate) async fn remotes(&self) -> Result<Vec<RemoteRecord>, Error> {
-        self.0.common.store.remotes().await
+        self.0.engine.store.remotes().await
     }
 }
 
@@ -223,7 +229,7 @@ impl Inner {
                 job.queue();
                 let turn = self.turns.take(job.holder(), 1, limits::FOREVER).await?;
                 job.run();
-                self.common.copy(job, Arc::new(turn)).await
+                self.engine.copy(job, Arc::new(turn)).await
             };
             let error = match job.cancel.run_until_cancelled(attempt).await {
                 None => return self.cancelled(job).await,
@@ -273,10 +279,11 @@ impl Inner {
         info!(id = %job.id, "copy cancelled");
     }
 
-    /// A copy that could not be written down as it is goes on from what was, at the next start.
+    /// Writes the record of a copy. If that fails, the copy goes on from the record before at the
+    /// next start.
     async fn write_down(&self, job: &Job) {
         let _writing = job.writing.lock().await;
-        if let Err(error) = self.common.store.put_copy(job.to_record()).await {
+        if let Err(error) = self.engine.store.put_copy(job.to_record()).await {
             warn!(id = %job.id, %error, "the state of a copy could not be written down");
         }
         if job.state().has_ended() {

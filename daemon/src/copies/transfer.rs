@@ -1,4 +1,4 @@
-//! One try to copy one snapshot: from the source's root to the same root here.
+//! One attempt to copy one snapshot: from the source's root to the same root here.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,7 +12,7 @@ use std::{
 use futures::{TryStreamExt, stream};
 use tokio::{sync::Semaphore, time::timeout};
 use tracing::warn;
-use varve_client::{ErrorKind, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState, WantedChunks};
+use varve_client::{ChunkRequest, ErrorKind, FETCH_CHUNKS_MAX, FETCH_NODES_MAX, SnapshotState};
 use varve_content::{
     ChunkId,
     block::BLOCK_BYTES,
@@ -39,7 +39,7 @@ use crate::{
         COPY_FETCHES_OF_ONE, COPY_FLUSH_BYTES, COPY_KEPT_LEAVES, COPY_YIELDS_AFTER,
         ESTIMATE_CHUNKS_MAX, FOREVER, REQUEST_BYTES_PER_SECOND,
     },
-    shares::{Hold, Holder, Rules, Shares},
+    resources::shares::{Hold, Holder, Rules, Shares},
 };
 
 /// What a copy would fetch.
@@ -52,15 +52,15 @@ pub(crate) struct Estimate {
     pub(crate) data_bytes: u64,
 }
 
-/// A snapshot at the source.
-struct Wanted {
+/// A snapshot at the source, and the connections to it.
+struct RemoteSnapshot {
     connections: Connections,
     snapshot: varve_client::Snapshot,
     root: Root,
 }
 
-impl Wanted {
-    /// Asks the source for it.
+impl RemoteSnapshot {
+    /// Asks the source for the snapshot.
     async fn find(source: &Source, remotes: &Remotes, place: Arc<Hold>) -> Result<Self, CopyError> {
         let connections = Connections::open(&remotes.address(source).await?, place).await?;
         let client = connections.client();
@@ -95,13 +95,13 @@ impl Wanted {
         })
     }
 
-    /// Its leaves, in parts.
+    /// The leaves of the snapshot, in parts.
     fn batches<'a>(
         &self,
         nodes: &'a Nodes<'a>,
         base: Option<&'a Base>,
     ) -> impl futures::Stream<Item = Result<ComparedLeaves, CopyError>> + 'a {
-        let walk = LeafComparison::new(&self.root, base.map(|base| &base.root));
+        let walk = LeafComparison::new(&self.root, base.map(Base::root));
         stream::try_unfold(walk, move |mut walk| async move {
             let batch = match base {
                 Some(base) => walk
@@ -123,14 +123,14 @@ impl Wanted {
     }
 }
 
-/// A snapshot from which the wanted one descends.
+/// A snapshot that the wanted one descends from.
 enum Ancestor {
     Here(SnapshotRecord),
-    /// As it is there; not here.
+    /// As it is at the source; it is not here.
     There(varve_client::Snapshot),
 }
 
-/// What a walk's error is to a copy.
+/// What an error of a walk means to a copy.
 fn walked(error: WalkError<CopyError>) -> CopyError {
     match error {
         WalkError::Source(error) => error,
@@ -140,19 +140,20 @@ fn walked(error: WalkError<CopyError>) -> CopyError {
     }
 }
 
-/// What all copies share.
+/// What all copies share: the store, the remotes, and the places of fetches.
 #[derive(Debug)]
-pub(super) struct Common {
+pub(super) struct CopyEngine {
     pub(super) store: Store,
     pub(super) remotes: Remotes,
     claims: Arc<Claims>,
-    /// Fetches of chunks that may be under way.
+    /// Places of fetches of chunks.
     fetches: Shares,
-    /// Estimates that may be under way.
+    /// Places of estimates.
     estimates: Shares,
 }
 
-/// So many of something that copies do. Those that wait take the place of one whose source is silent.
+/// Places for something that copies do. A copy that waits takes the place of one whose source is
+/// silent.
 pub(super) fn places(what: &'static str, total: usize) -> Shares {
     Shares::new(Rules {
         what,
@@ -165,7 +166,7 @@ pub(super) fn places(what: &'static str, total: usize) -> Shares {
     })
 }
 
-impl Common {
+impl CopyEngine {
     pub(super) fn new(store: Store, tls: CopiesConfig) -> Self {
         Self {
             remotes: Remotes::new(store.clone(), tls),
@@ -176,7 +177,7 @@ impl Common {
         }
     }
 
-    /// Copies what is missing, and makes the snapshot, for as long as the place is not given up.
+    /// Copies what is missing, and makes the snapshot, unless the place has to be given up.
     pub(super) async fn copy(
         &self,
         job: &Job,
@@ -187,7 +188,7 @@ impl Common {
     }
 
     async fn copy_all(&self, job: &Job, place: Arc<Hold>) -> Result<SnapshotRecord, CopyError> {
-        let wanted = Wanted::find(&job.source, &self.remotes, Arc::clone(&place)).await?;
+        let wanted = RemoteSnapshot::find(&job.source, &self.remotes, Arc::clone(&place)).await?;
         let root = wanted.root.id();
         let asked = job.record();
         let name = if asked.name.is_empty() {
@@ -241,17 +242,17 @@ impl Common {
         &self,
         job: &Job,
         place: &Hold,
-        wanted: &Wanted,
+        wanted: &RemoteSnapshot,
         new: NewSnapshot,
         base: Option<Base>,
     ) -> Result<SnapshotRecord, CopyError> {
         let ingest = self.store.begin_ingest(new).await?.keep_packed();
         let nodes = Nodes::new(&self.store, &wanted.connections);
-        // What is dropped is taken off again.
+        // Leaves that are dropped are taken off again.
         let base_blocks = base.as_ref().map_or(0, |base| base.data_blocks);
         job.done(base_blocks * BLOCK_BYTES as u64);
-        let try_ = Try {
-            common: self,
+        let transfer = Transfer {
+            engine: self,
             job,
             place,
             ingest: &ingest,
@@ -263,15 +264,18 @@ impl Common {
         };
         wanted
             .batches(&nodes, base.as_ref())
-            .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| try_.take(batch))
+            .try_for_each_concurrent(COPY_BATCHES_IN_FLIGHT, |batch| transfer.take(batch))
             .await?;
-        let dropped_blocks = try_.dropped_blocks.into_inner();
-        ingest.keep_leaves(Vec::new(), base_blocks.saturating_sub(dropped_blocks))?;
+        let dropped_blocks = transfer.dropped_blocks.into_inner();
+        if let Some(base) = &base {
+            let kept_blocks = base_blocks.saturating_sub(dropped_blocks);
+            ingest.keep_leaves(base.pin(), Vec::new(), kept_blocks)?;
+        }
         let committed = place.excused(ingest.commit(wanted.root.id())).await;
         committed.map_err(|error| job.blame(error))
     }
 
-    /// A snapshot here that has that content, all of it.
+    /// A snapshot here with that content, all of it.
     async fn same(&self, root: RootId) -> Result<Option<SnapshotRecord>, Error> {
         if !self.store.vouches_for_snapshots() {
             return Ok(None);
@@ -279,16 +283,21 @@ impl Common {
         self.store.snapshot_of(root).await
     }
 
-    /// The snapshot before, here or there; `None` if there was none, or it is deleted.
-    async fn parent(&self, wanted: &Wanted) -> Result<Option<Ancestor>, CopyError> {
+    /// The parent, here or there; `None` if there is none, or it is deleted.
+    async fn parent(&self, wanted: &RemoteSnapshot) -> Result<Option<Ancestor>, CopyError> {
         match &wanted.snapshot.parent {
             Some(id) => self.ancestor(wanted, id).await,
             None => Ok(None),
         }
     }
 
-    /// The snapshot here that has the name and the content of one there, or else that one there.
-    async fn ancestor(&self, wanted: &Wanted, id: &str) -> Result<Option<Ancestor>, CopyError> {
+    /// The snapshot here with the name and the content of one there; without one, the snapshot
+    /// there.
+    async fn ancestor(
+        &self,
+        wanted: &RemoteSnapshot,
+        id: &str,
+    ) -> Result<Option<Ancestor>, CopyError> {
         let connections = &wanted.connections;
         let there = match connections.heard(connections.client().snapshot(id)).await {
             Ok(there) => there,
@@ -309,7 +318,7 @@ impl Common {
     /// The nearest of the snapshots before it that is here, with all that it names.
     async fn base(
         &self,
-        wanted: &Wanted,
+        wanted: &RemoteSnapshot,
         parent: Option<Ancestor>,
     ) -> Result<Option<Base>, CopyError> {
         if !self.store.vouches_for_snapshots() {
@@ -345,7 +354,7 @@ impl Common {
     }
 
     async fn estimate_all(&self, source: &Source, place: Arc<Hold>) -> Result<Estimate, CopyError> {
-        let wanted = Wanted::find(source, &self.remotes, place).await?;
+        let wanted = RemoteSnapshot::find(source, &self.remotes, place).await?;
         if let Some(same) = self.same(wanted.root.id()).await? {
             let data_bytes = same.content().map_or(0, |content| content.data_bytes);
             return Ok(Estimate {
@@ -367,11 +376,15 @@ impl Common {
     }
 
     /// Counts what is missing beyond a base.
-    async fn count(&self, wanted: &Wanted, base: Option<&Base>) -> Result<Estimate, CopyError> {
+    async fn count(
+        &self,
+        wanted: &RemoteSnapshot,
+        base: Option<&Base>,
+    ) -> Result<Estimate, CopyError> {
         let mut estimate = Estimate::of(wanted.root);
         let nodes = &Nodes::new(&self.store, &wanted.connections);
         let mut kept_blocks = base.map_or(0, |base| base.data_blocks);
-        // Eight bytes of an id: two that begin alike would make it a chunk too few.
+        // Eight bytes of an id: two ids that begin alike would count as one.
         let mut counted: HashSet<u64> = HashSet::new();
         let mut batches = std::pin::pin!(
             wanted
@@ -397,7 +410,7 @@ impl Common {
                 }
                 let first = id.as_bytes().first_chunk().copied().unwrap_or_default();
                 let first = u64::from_le_bytes(first);
-                // Of more chunks than that, some that repeat are counted again.
+                // Beyond that many, a chunk that repeats is counted again.
                 let is_new = if counted.len() < ESTIMATE_CHUNKS_MAX {
                     counted.insert(first)
                 } else {
@@ -428,7 +441,8 @@ impl Estimate {
     }
 }
 
-/// Where a snapshot comes from, as the source tells it; the one before it as it is called here, if it is.
+/// Where a snapshot comes from, as the source tells it; the one before it as it is called here, if
+/// it is.
 fn lineage(
     snapshot: &varve_client::Snapshot,
     parent: Option<&Ancestor>,
@@ -460,7 +474,7 @@ fn lineage(
     })
 }
 
-/// The distinct chunks of some leaves, and where each is first.
+/// The distinct chunks of some leaves, and where each comes first.
 #[derive(Debug, Default)]
 struct Places {
     ids: Vec<ChunkId>,
@@ -491,7 +505,7 @@ impl Places {
         places
     }
 
-    /// What a chunk's payload takes at the source.
+    /// Length of a chunk's payload at the source.
     fn payload_bytes(&self, at: usize, leaves: &[SizedLeaf]) -> u64 {
         let place = self.first.get(at);
         let leaf = place.and_then(|(leaf, entry)| Some((leaves.get(*leaf)?, *entry)));
@@ -500,10 +514,10 @@ impl Places {
     }
 }
 
-/// Chunks that are fetched with one call.
+/// Chunks to fetch with one call.
 #[derive(Debug, Default)]
 struct Fetch {
-    wanted: Vec<WantedChunks>,
+    wanted: Vec<ChunkRequest>,
     chunks: usize,
     payload_bytes: u64,
     plain_bytes: u64,
@@ -521,7 +535,7 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
                 continue;
             }
             let plain_bytes = u64::from(entry.blocks) * BLOCK_BYTES as u64;
-            // What is packed is never longer; the number is only the source's word.
+            // Packed chunks are never longer than plain ones; the number is only the source's word.
             let payload_bytes = u64::from(*payload_bytes).clamp(1, plain_bytes);
             let is_full = fetch.chunks == FETCH_CHUNKS_MAX
                 || fetch.payload_bytes + payload_bytes > COPY_FETCH_BYTES
@@ -534,7 +548,7 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
             fetch.plain_bytes += plain_bytes;
             match fetch.wanted.last_mut().filter(|last| last.leaf == leaf.id) {
                 Some(last) => last.entries.push((position, entry.chunk)),
-                None => fetch.wanted.push(WantedChunks {
+                None => fetch.wanted.push(ChunkRequest {
                     leaf: leaf.id,
                     entries: vec![(position, entry.chunk)],
                 }),
@@ -547,42 +561,42 @@ fn fetches(leaves: &[SizedLeaf], missing: &HashSet<ChunkId>) -> Vec<Fetch> {
     all
 }
 
-/// A try under way.
-struct Try<'a> {
-    common: &'a Common,
+/// One attempt to copy one snapshot.
+struct Transfer<'a> {
+    engine: &'a CopyEngine,
     job: &'a Job,
     place: &'a Hold,
     ingest: &'a Ingest,
     source: &'a Connections,
     nodes: &'a Nodes<'a>,
     base: Option<&'a Base>,
-    /// Fetches of this one that may be under way.
+    /// Places of this transfer's fetches.
     fetches: Semaphore,
     /// Blocks of data that only the base has.
     dropped_blocks: AtomicU64,
 }
 
-impl Try<'_> {
-    /// Takes some leaves in, with all their chunks.
+impl Transfer<'_> {
+    /// Takes leaves in, with all their chunks.
     async fn take(&self, batch: ComparedLeaves) -> Result<(), CopyError> {
         if let Some(base) = self.base {
             let dropped = base.blocks_of(&batch.dropped).await?;
             self.dropped_blocks.fetch_add(dropped, Ordering::Relaxed);
             self.job.undone(dropped * BLOCK_BYTES as u64);
+            self.ingest.keep_leaves(base.pin(), batch.kept, 0)?;
         }
-        self.ingest.keep_leaves(batch.kept, 0)?;
         let leaves = self.nodes.leaves(&batch.wanted).await?;
         let mut wanted = Places::of(&leaves).ids;
         while !wanted.is_empty() {
-            let (claim, foreign) = self.common.claims.claim(wanted);
+            let (claim, foreign) = self.engine.claims.claim(wanted);
             self.fetch_missing(&leaves, &claim.ids).await?;
-            // Only now: who waits for these asks the store for them next.
+            // Only now: a copy that waits for these asks the store for them next.
             drop(claim);
-            // Whoever had claimed them may have given up.
+            // The copies that had claimed them may have given up.
             wanted = foreign;
-            let released = self.common.claims.released(&wanted);
+            let released = self.engine.claims.released(&wanted);
             if timeout(COPY_CLAIM_WAIT, released).await.is_err() {
-                // One that is slow, on purpose or not, must not make others slow: rather twice.
+                // A slow copy must not make others slow: the chunks are rather fetched twice.
                 self.fetch_missing(&leaves, &wanted).await?;
                 break;
             }
@@ -597,7 +611,7 @@ impl Try<'_> {
         Ok(())
     }
 
-    /// Fetches those of some chunks that are missing.
+    /// Fetches those of some chunks that are missing here.
     async fn fetch_missing(&self, leaves: &[SizedLeaf], ids: &[ChunkId]) -> Result<(), CopyError> {
         let missing = self.ingest.missing(ids).await?;
         let missing: HashSet<_> = missing
@@ -610,12 +624,12 @@ impl Try<'_> {
     }
 
     async fn fetch(&self, fetch: Fetch) -> Result<(), CopyError> {
-        // Before there is a place for it: one that must be slow keeps none from others.
+        // Before it takes a place: a slow copy keeps none from others.
         let passing = self.job.limiter.pass(fetch.payload_bytes);
         self.place.excused(passing).await;
         let own = self.fetches.acquire().await;
         let _own = own.map_err(|_| Error::Closing)?;
-        let fetches = &self.common.fetches;
+        let fetches = &self.engine.fetches;
         let place = fetches.take(self.job.holder(), 1, FOREVER).await?;
         let fetched = self.fetch_now(fetch, &place);
         place.unless_it_gives_way(Box::pin(fetched)).await?
@@ -626,7 +640,7 @@ impl Try<'_> {
         let chunks = source.client().fetch_chunks(&fetch.wanted);
         let mut chunks = source.heard(chunks).await?;
         while let Some(chunks) = source.heard(chunks.next()).await? {
-            // What it waits for now is this store.
+            // The fetch waits for this store now.
             place.settle(true);
             let bytes: usize = chunks.iter().map(|chunk| chunk.payload.len()).sum();
             let count = chunks.len();

@@ -13,22 +13,23 @@ use varve_store::Store;
 
 use super::source::{Connections, CopyError};
 
-/// Where the nodes of a tree come from.
+/// The nodes of a tree that is being copied: from here, or from the source.
 #[derive(Debug)]
 pub(super) struct Nodes<'a> {
     store: &'a Store,
     source: &'a Connections,
-    /// Children of an inner node that are not here, fetched together: or a walk would wait for each of them.
+    /// Children of an inner node that are not here. They are fetched together, or a walk would wait
+    /// for each of them.
     ahead: Mutex<HashMap<NodeId, Arc<InnerNode>>>,
 }
 
-/// A leaf, and what its chunks take as they are stored at the source.
+/// A leaf, and the lengths of its chunks as they are stored at the source.
 #[derive(Debug, Clone)]
 pub(super) struct SizedLeaf {
     pub(super) id: NodeId,
     pub(super) segment: u32,
     pub(super) leaf: Arc<Leaf>,
-    /// One for each entry; the plain length where the source was not asked.
+    /// Lengths in bytes, one for each entry; the plain length where the source was not asked.
     pub(super) payload_bytes: Vec<u32>,
 }
 

@@ -5,63 +5,64 @@
 //! | `snapshot/<name or id>` | a snapshot |
 //! | `volume/<name or id>` | a volume, while it is attached |
 //! | `volume/<id>@<number>` | the same, as long as it is this attachment |
+//!
+//! Like the services of gRPC, this is a face of [`service`](crate::service): every export is opened
+//! for a caller, through the one door.
 
 mod references;
 mod snapshots;
 mod volumes;
 
-use std::sync::Arc;
-
 use bytes::Bytes;
-use varve_store::{Error, ListQuery, Store};
-
-pub use self::volumes::Attachments;
-use self::{
-    snapshots::{SnapshotExport, SnapshotExports},
-    volumes::VolumeExport,
+use varve_nbd::{
+    ChangedExtent, Export, ExportError, ExportInfo, ExportName, Exports, Extent, Piece,
 };
-use crate::nbd::{ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece};
+use varve_store::Error as StoreError;
 
-/// The exports of a store.
+use self::{snapshots::SnapshotExport, volumes::VolumeExport};
+use crate::{
+    auth::Caller,
+    service::{Error, Service},
+};
+
+/// The exports that one caller sees.
 #[derive(Debug)]
-pub struct StoreExports {
-    snapshots: SnapshotExports,
-    volumes: Arc<Attachments>,
+pub(crate) struct CallerExports {
+    service: Service,
+    caller: Caller,
 }
 
-impl StoreExports {
-    /// Snapshots of this store, and its volumes that are attached.
-    #[must_use]
-    pub fn new(store: Store, volumes: Arc<Attachments>) -> Self {
-        Self {
-            snapshots: SnapshotExports::new(store),
-            volumes,
-        }
+impl CallerExports {
+    pub(crate) fn new(service: Service, caller: Caller) -> Self {
+        Self { service, caller }
     }
 }
 
 /// Where in the exports of one kind a listing goes on.
-enum After {
+#[derive(Debug, Eq, PartialEq)]
+enum After<'a> {
     /// All of them come.
     Start,
     /// Those behind this name.
-    Name(String),
+    Name(&'a str),
     /// They are all behind the listing.
     Past,
 }
 
-impl After {
-    fn of(prefix: &str, after: Option<&str>) -> Self {
-        match after.map(|after| (after, after.strip_prefix(prefix))) {
+impl<'a> After<'a> {
+    /// `first` is the name that all exports of the kind begin with.
+    fn of(first: ExportName<'_>, after: Option<&'a str>) -> Self {
+        let prefix = first.to_string();
+        match after.map(|after| (after, after.strip_prefix(&prefix))) {
             None => Self::Start,
-            Some((_, Some(name))) => Self::Name(name.to_owned()),
-            Some((after, None)) if after < prefix => Self::Start,
+            Some((_, Some(name))) => Self::Name(name),
+            Some((after, None)) if *after < *prefix => Self::Start,
             Some(_) => Self::Past,
         }
     }
 }
 
-impl Exports for StoreExports {
+impl Exports for CallerExports {
     type Export = StoreExport;
 
     async fn list(
@@ -69,65 +70,44 @@ impl Exports for StoreExports {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<ExportInfo>, ExportError> {
-        let snapshots = match After::of(snapshots::PREFIX, after) {
-            After::Start => self.snapshots.list(None, limit).await?,
-            After::Name(name) => self.snapshots.list(Some(name), limit).await?,
+        let snapshots = match After::of(ExportName::Snapshot(""), after) {
+            After::Start => self.list_snapshots(None, limit).await?,
+            After::Name(name) => self.list_snapshots(Some(name), limit).await?,
             After::Past => Vec::new(),
         };
-        // Volumes sort after snapshots. A page of one kind may be short; only an empty one ends the listing.
+        // Volumes sort after snapshots. A page of one kind may be short; only an empty one ends the
+        // listing.
         if !snapshots.is_empty() {
             return Ok(snapshots);
         }
-        match After::of(volumes::PREFIX, after) {
-            After::Start => self.volumes.list(None, limit).await,
-            After::Name(name) => self.volumes.list(Some(name), limit).await,
+        match After::of(ExportName::Volume(""), after) {
+            After::Start => self.list_volumes(None, limit).await,
+            After::Name(name) => self.list_volumes(Some(name), limit).await,
             After::Past => Ok(Vec::new()),
         }
     }
 
     async fn open(&self, name: &str) -> Result<StoreExport, ExportError> {
-        if let Some(key) = name.strip_prefix(snapshots::PREFIX) {
-            return Ok(StoreExport::Snapshot(self.snapshots.open(name, key).await?));
-        }
-        if let Some(key) = name.strip_prefix(volumes::PREFIX) {
-            return Ok(StoreExport::Volume(self.volumes.open(name, key).await?));
-        }
-        Err(ExportError::NotFound {
-            name: name.to_owned(),
-        })
-    }
-}
-
-/// The exports among records whose names sort after one: of the first page that has any. Records that are none are passed over, however
-/// many there are.
-async fn list<R, F: Future<Output = Result<Vec<R>, Error>>>(
-    mut after_name: Option<String>,
-    limit: usize,
-    page: impl Fn(ListQuery) -> F,
-    export: impl Fn(&R) -> Option<ExportInfo>,
-    name: impl Fn(&R) -> String,
-) -> Result<Vec<ExportInfo>, Error> {
-    loop {
-        let query = ListQuery {
-            after_name: after_name.take(),
-            limit,
-            ..ListQuery::default()
-        };
-        let records = page(query).await?;
-        let exports: Vec<_> = records.iter().filter_map(&export).collect();
-        match records.last() {
-            Some(last) if exports.is_empty() => after_name = Some(name(last)),
-            _ => return Ok(exports),
+        match ExportName::parse(name) {
+            Some(ExportName::Snapshot(key)) => {
+                let opened = self.open_snapshot(name, key).await?;
+                Ok(StoreExport::Snapshot(opened))
+            }
+            Some(ExportName::Volume(key)) => {
+                let opened = self.open_volume(name, key).await?;
+                Ok(StoreExport::Volume(opened))
+            }
+            None => Err(ExportError::NotFound {
+                name: name.to_owned(),
+            }),
         }
     }
 }
 
 /// One export.
 #[derive(Debug)]
-pub enum StoreExport {
-    /// A snapshot.
+pub(crate) enum StoreExport {
     Snapshot(SnapshotExport),
-    /// A volume.
     Volume(VolumeExport),
 }
 
@@ -218,19 +198,32 @@ fn extents(extents: &[varve_store::Extent]) -> Vec<Extent> {
     extents.iter().map(extent).collect()
 }
 
+/// What a client is told when an operation fails on the export `name`, at `offset` of it.
 fn refuse(error: Error, name: &str, offset: u64) -> ExportError {
     match error {
-        Error::NotFound { .. } => ExportError::NotFound {
+        Error::Store(error) => refuse_store(error, name, offset),
+        Error::Detached => ExportError::Detached {
+            message: error.to_string(),
+        },
+        other => ExportError::Unavailable {
+            message: other.to_string(),
+        },
+    }
+}
+
+fn refuse_store(error: StoreError, name: &str, offset: u64) -> ExportError {
+    match error {
+        StoreError::NotFound { .. } => ExportError::NotFound {
             name: name.to_owned(),
         },
-        Error::Damaged(damage) => ExportError::Damaged {
+        StoreError::Damaged(damage) => ExportError::Damaged {
             offset,
             message: damage.to_string(),
         },
-        Error::Full { .. } | Error::JournalFull { .. } => ExportError::NoSpace {
-            message: error.to_string(),
+        full if full.is_full() => ExportError::NoSpace {
+            message: full.to_string(),
         },
-        Error::Closing => ExportError::Stopping,
+        StoreError::Closing => ExportError::Stopping,
         other => ExportError::Unavailable {
             message: other.to_string(),
         },

@@ -1,21 +1,27 @@
 //! Snapshots that an export tells its changes since.
 
-use varve_store::{ChangeExtent, Error, SnapshotId, SnapshotReader, Store, VolumeId};
+use varve_nbd::{ChangedExtent, ExportError};
+use varve_store::{ChangeExtent, SnapshotReader};
 
 use super::refuse;
-use crate::nbd::{ChangedExtent, ExportError};
+use crate::{
+    auth::Caller,
+    service::{Descendant, Service},
+};
 
-/// Those that a connection has chosen.
+/// The snapshots that a connection has chosen.
 #[derive(Debug)]
 pub(super) struct References {
-    store: Store,
+    service: Service,
+    caller: Caller,
     chosen: Vec<SnapshotReader>,
 }
 
 impl References {
-    pub(super) fn new(store: Store) -> Self {
+    pub(super) fn new(service: Service, caller: Caller) -> Self {
         Self {
-            store,
+            service,
+            caller,
             chosen: Vec::new(),
         }
     }
@@ -35,48 +41,21 @@ impl References {
     }
 
     async fn find(&self, snapshots: &[&str]) -> Result<Vec<Option<SnapshotReader>>, ExportError> {
-        let mut found = Vec::with_capacity(snapshots.len());
-        for name in snapshots {
-            found.push(match self.store.open_snapshot(name).await {
-                Ok(reader) => Some(reader),
-                Err(Error::NotFound { .. } | Error::NotCompleted { .. }) => None,
-                Err(error) => return Err(refuse(error, name, 0)),
-            });
+        if snapshots.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(found)
+        let found = self.service.open_references(&self.caller, snapshots).await;
+        found.map_err(|error| refuse(error, "", 0))
     }
 
-    /// The last snapshot of a volume, or the one that it was made of.
-    pub(super) async fn last_of(
-        &self,
-        volume: VolumeId,
-    ) -> Result<Option<SnapshotId>, ExportError> {
-        let record = self.store.volume(&volume.to_string()).await;
-        Ok(record.map_err(|error| refuse(error, "", 0))?.parent)
-    }
-
-    /// Names of completed snapshots, from this one back in its lineage.
+    /// Names of completed snapshots that an export descends from, the nearest first.
     pub(super) async fn ancestors(
         &self,
-        nearest: Option<SnapshotId>,
+        of: Descendant,
         limit: usize,
     ) -> Result<Vec<String>, ExportError> {
-        let mut names = Vec::new();
-        let mut next = nearest;
-        while let Some(id) = next.filter(|_| names.len() < limit) {
-            match self.store.snapshot(&id.to_string()).await {
-                Ok(record) => {
-                    next = record.parent;
-                    if record.content().is_some() {
-                        names.push(record.name);
-                    }
-                }
-                // Those before it are not known any more.
-                Err(Error::NotFound { .. }) => break,
-                Err(error) => return Err(refuse(error, "", 0)),
-            }
-        }
-        Ok(names)
+        let names = self.service.ancestors(&self.caller, of, limit).await;
+        names.map_err(|error| refuse(error, "", 0))
     }
 
     /// The chosen one of this number.

@@ -1,56 +1,49 @@
 //! Snapshots as NBD exports: `snapshot/<name>`, or `snapshot/<id>`, read-only.
 
 use bytes::Bytes;
-use varve_store::{Error, ReadAhead, SnapshotReader, SnapshotRecord, Store};
+use varve_nbd::{
+    Access, ChangedExtent, Export, ExportError, ExportInfo, ExportName, Extent, Piece,
+};
+use varve_store::{Error as StoreError, ReadAhead, SnapshotReader, SnapshotRecord};
 
 use super::{
-    list,
+    CallerExports,
     references::{self, References},
-    refuse,
+    refuse, refuse_store,
 };
-use crate::nbd::{Access, ChangedExtent, Export, ExportError, ExportInfo, Extent, Piece};
+use crate::service::Descendant;
 
-/// What stands in front of a snapshot's name.
-pub(super) const PREFIX: &str = "snapshot/";
-
-/// The snapshots of a store as exports.
-#[derive(Debug)]
-pub(super) struct SnapshotExports {
-    store: Store,
-}
-
-impl SnapshotExports {
-    /// The exports of this store.
-    pub(super) fn new(store: Store) -> Self {
-        Self { store }
-    }
-
-    /// Those whose snapshot's name sorts after a name, and that are complete.
-    pub(super) async fn list(
+impl CallerExports {
+    /// Exports of completed snapshots whose names sort after a name.
+    pub(super) async fn list_snapshots(
         &self,
-        after_name: Option<String>,
+        after_name: Option<&str>,
         limit: usize,
     ) -> Result<Vec<ExportInfo>, ExportError> {
-        let page = |query| self.store.list_snapshots(query);
-        let export = |record: &SnapshotRecord| {
-            let is_complete = record.content().is_some();
-            is_complete.then(|| info(format!("{PREFIX}{}", record.name), record))
-        };
-        let name = |record: &SnapshotRecord| record.name.clone();
-        let found = list(after_name, limit, page, export, name).await;
-        found.map_err(|error| refuse(error, PREFIX, 0))
+        let records = self
+            .service
+            .exported_snapshots(&self.caller, after_name, limit)
+            .await
+            .map_err(|error| refuse(error, "", 0))?;
+        let export =
+            |record: &SnapshotRecord| info(ExportName::Snapshot(&record.name).to_string(), record);
+        Ok(records.iter().map(export).collect())
     }
 
     /// The export `name` of the snapshot `key`.
-    pub(super) async fn open(&self, name: &str, key: &str) -> Result<SnapshotExport, ExportError> {
+    pub(super) async fn open_snapshot(
+        &self,
+        name: &str,
+        key: &str,
+    ) -> Result<SnapshotExport, ExportError> {
         let reader = self
-            .store
-            .open_snapshot(key)
+            .service
+            .open_snapshot_export(&self.caller, key)
             .await
             .map_err(|error| refuse(error, name, 0))?;
         Ok(SnapshotExport {
             info: info(name.to_owned(), reader.record()),
-            references: References::new(self.store.clone()),
+            references: References::new(self.service.clone(), self.caller),
             ahead: ReadAhead::default(),
             reader,
         })
@@ -68,7 +61,7 @@ fn info(name: String, record: &SnapshotRecord) -> ExportInfo {
 
 /// One snapshot.
 #[derive(Debug)]
-pub struct SnapshotExport {
+pub(crate) struct SnapshotExport {
     info: ExportInfo,
     reader: SnapshotReader,
     references: References,
@@ -76,8 +69,8 @@ pub struct SnapshotExport {
 }
 
 impl SnapshotExport {
-    fn refuse(&self, offset: u64) -> impl FnOnce(Error) -> ExportError {
-        move |error| refuse(error, &self.info.name, offset)
+    fn refuse(&self, offset: u64) -> impl FnOnce(StoreError) -> ExportError {
+        move |error| refuse_store(error, &self.info.name, offset)
     }
 }
 
@@ -122,7 +115,8 @@ impl Export for SnapshotExport {
 
     async fn ancestors(&self, limit: usize) -> Result<Vec<String>, ExportError> {
         let parent = self.reader.record().parent;
-        self.references.ancestors(parent, limit).await
+        let of = Descendant::Snapshot(parent);
+        self.references.ancestors(of, limit).await
     }
 
     async fn changes(

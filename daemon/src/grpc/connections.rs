@@ -131,7 +131,7 @@ impl Connections {
         let all = Arc::clone(self);
         drop(self.tasks.spawn("gRPC listener", async move {
             let accepting = all.accept(&listener, tls, &stop, &ready);
-            // Who has not got through is dropped.
+            // Connections in their handshake are dropped.
             let _ = stop.run_until_cancelled(accepting).await;
         }));
         stream::unfold(connections, async |mut connections| {
@@ -207,7 +207,7 @@ impl Connections {
                 "end an idle gRPC connection for a newcomer: as many as allowed are open{left_out}"
             );
         }
-        Ok(Connection::new(socket, Arc::new(seat)))
+        Ok(Connection::new(socket, *peer, Arc::new(seat)))
     }
 
     fn tell(&self, peer: &Peer, error: &Refused) {
@@ -290,28 +290,30 @@ impl Listener for TcpListener {
 /// A connection that has its seat.
 pub struct Connection {
     socket: Box<dyn Socket>,
-    /// Of the preface, what is read once more by who serves the connection.
+    /// The part of the preface that is still to be read once more, by the HTTP/2 server.
     early: &'static [u8],
+    peer: Peer,
     seat: Arc<Seat>,
     /// None once it has been.
     displaced: Option<BoxFuture<'static, ()>>,
 }
 
 impl Connection {
-    fn new(socket: Box<dyn Socket>, seat: Arc<Seat>) -> Self {
+    fn new(socket: Box<dyn Socket>, peer: Peer, seat: Arc<Seat>) -> Self {
         let waits = Arc::clone(&seat);
         Self {
             socket,
             early: PREFACE,
+            peer,
             seat,
             displaced: Some(Box::pin(async move { waits.displaced().await })),
         }
     }
 
-    /// Whether the peer is on this machine, at the unix socket.
+    /// Who is at the other end.
     #[must_use]
-    pub fn is_local(&self) -> bool {
-        self.seat.is_local()
+    pub fn peer(&self) -> Peer {
+        self.peer
     }
 
     /// Its seat, which it holds on to while requests are under way.

@@ -1,54 +1,19 @@
 //! `ContentService`: content in and out.
-//!
-//! - [`upload`]: begin, chunks, leaves, commit.
-//! - [`download`]: a whole snapshot, as leaves and chunks.
-//! - [`read`]: a range of a snapshot, as bytes and holes.
 
-mod download;
-mod read;
-mod upload;
-
-use std::sync::Arc;
-
-use tokio::sync::Semaphore;
+use futures::TryStreamExt as _;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use varve_proto::v1::{self, content_service_server::ContentService};
-use varve_store::{Ingest, Store};
 
-pub(super) use self::download::message_sized;
-use self::{download::Download, upload::Intake};
 use super::{
-    Uploads,
     calls::{self, AnswerStream},
     convert,
+    failure::Failure,
 };
-use crate::{limits, shares::Shares, tasks::Tasks};
+use crate::{auth::Action, limits, service::Service};
 
 /// The service.
 #[derive(Debug)]
-pub(super) struct Content {
-    store: Store,
-    tasks: Tasks,
-    uploads: Arc<Uploads<Ingest>>,
-    intake: Intake,
-    /// Places for downloads and reads.
-    readers: Shares,
-    /// Segments that downloads may read ahead.
-    read_ahead: Arc<Semaphore>,
-}
-
-impl Content {
-    pub(super) fn new(store: Store, tasks: Tasks, uploads: Arc<Uploads<Ingest>>) -> Self {
-        Self {
-            store,
-            tasks,
-            uploads,
-            intake: Intake::new(),
-            readers: calls::places("exports and reads", limits::READ_STREAMS_MAX),
-            read_ahead: Arc::new(Semaphore::new(limits::READ_AHEAD_SEGMENTS_SHARED)),
-        }
-    }
-}
+pub(super) struct Content(pub(super) Service);
 
 #[async_trait]
 impl ContentService for Content {
@@ -59,126 +24,100 @@ impl ContentService for Content {
         &self,
         request: Request<v1::BeginUploadRequest>,
     ) -> Result<Response<v1::BeginUploadResponse>, Status> {
-        let holder = calls::holder(&request);
-        calls::answer("BeginUpload", self.begin(request.into_inner(), holder)).await
+        let (caller, request) = calls::opened(request)?;
+        let new = calls::decoded(&caller, Action::BeginUpload, || {
+            convert::new_upload(request)
+        })?;
+        calls::answer(self.0.begin_upload(&caller, new), |upload_id| {
+            v1::BeginUploadResponse {
+                upload_id,
+                max_ids: limits::FIND_IDS_MAX,
+                max_message_bytes: limits::UPLOAD_MESSAGE_BYTES,
+            }
+        })
+        .await
     }
 
     async fn find_missing(
         &self,
         request: Request<v1::FindMissingRequest>,
     ) -> Result<Response<v1::FindMissingResponse>, Status> {
-        calls::answer("FindMissing", async {
-            let request = request.get_ref();
-            let ids = convert::chunk_ids(&request.ids)?;
-            let upload = self.uploads.lease(&request.upload_id)?;
-            // One of no ids brings nothing further.
-            let _work = (!ids.is_empty()).then(|| upload.work());
-            Ok(v1::FindMissingResponse {
-                missing: upload.missing(&ids).await?,
-            })
-        })
-        .await
+        let (caller, request) = calls::opened(request)?;
+        let ids = || convert::chunk_ids(&request.ids);
+        let ids = calls::decoded(&caller, Action::FindMissing, ids)?;
+        let missing = self.0.find_missing(&caller, &request.upload_id, &ids);
+        calls::answer(missing, |missing| v1::FindMissingResponse { missing }).await
     }
 
     async fn put_chunks(
         &self,
         request: Request<Streaming<v1::PutChunksRequest>>,
     ) -> Result<Response<v1::PutChunksResponse>, Status> {
-        let (holder, arrives) = (calls::holder(&request), calls::arrives(&request));
-        let messages = request.into_inner();
+        let (caller, arrives) = (calls::caller(&request)?, calls::arrives(&request));
+        let messages = request.into_inner().map_err(Failure::Receive);
+        let messages = messages.map_ok(convert::chunk_message);
         let taken = self
-            .intake
-            .take_chunks(&self.uploads, holder, messages, arrives);
-        calls::answer("PutChunks", taken).await
+            .0
+            .put_chunks(&caller, messages, |place| arrives.moves(place))
+            .await?;
+        Ok(Response::new(v1::PutChunksResponse {
+            chunks: taken.chunks,
+            new_bytes: taken.new_bytes,
+        }))
     }
 
     async fn put_leaves(
         &self,
         request: Request<v1::PutLeavesRequest>,
     ) -> Result<Response<v1::PutLeavesResponse>, Status> {
-        calls::answer("PutLeaves", async {
-            let request = request.get_ref();
-            let leaves = request
-                .leaves
-                .iter()
-                .map(convert::incoming_leaf)
-                .collect::<Result<Vec<_>, _>>()?;
-            let upload = self.uploads.lease(&request.upload_id)?;
-            let _work = (!leaves.is_empty()).then(|| upload.work());
-            upload.put_leaves(leaves).await?;
-            Ok(v1::PutLeavesResponse {})
-        })
-        .await
+        let (caller, request) = calls::opened(request)?;
+        let leaves = || request.leaves.iter().map(convert::incoming_leaf).collect();
+        let leaves = calls::decoded(&caller, Action::PutLeaves, leaves)?;
+        let put = self.0.put_leaves(&caller, &request.upload_id, leaves);
+        calls::answer(put, |()| v1::PutLeavesResponse {}).await
     }
 
     async fn commit_upload(
         &self,
         request: Request<v1::CommitUploadRequest>,
     ) -> Result<Response<v1::CommitUploadResponse>, Status> {
-        calls::answer("CommitUpload", self.commit(request.into_inner())).await
+        let (caller, request) = calls::opened(request)?;
+        let root = || convert::root(&request.root);
+        let root = calls::decoded(&caller, Action::CommitUpload, root)?;
+        let committed = self.0.commit_upload(&caller, &request.upload_id, root);
+        calls::answer(committed, |record| v1::CommitUploadResponse {
+            snapshot: Some(convert::snapshot(record.into())),
+        })
+        .await
     }
 
     async fn abort_upload(
         &self,
         request: Request<v1::AbortUploadRequest>,
     ) -> Result<Response<v1::AbortUploadResponse>, Status> {
-        calls::answer("AbortUpload", async {
-            self.abort(&request.get_ref().upload_id)?;
-            Ok(v1::AbortUploadResponse {})
-        })
-        .await
+        let (caller, request) = calls::opened(request)?;
+        let aborted = self.0.abort_upload(&caller, &request.upload_id);
+        calls::answer(aborted, |()| v1::AbortUploadResponse {}).await
     }
 
     async fn download(
         &self,
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
-        let holder = calls::holder(&request);
-        let request = request.into_inner();
-        let opened = calls::answer("Download", async {
-            let key = convert::snapshot_key("snapshot", &request.snapshot)?;
-            let place = calls::place(&self.readers, holder).await?;
-            let reader = self.store.open_snapshot(key).await?;
-            let download = Download {
-                reader,
-                plain: request.plain,
-                tasks: self.tasks.clone(),
-                read_ahead: Arc::clone(&self.read_ahead),
-            };
-            Ok((download, place))
-        });
-        let (download, place) = opened.await?.into_inner();
-        Ok(calls::stream(
-            &self.tasks,
-            "Download",
-            Some(place),
-            |answers| download.send(answers),
-        ))
+        let (caller, request) = calls::opened(request)?;
+        let download = self.0.download(&caller, &request.snapshot, request.plain);
+        calls::stream(download, convert::download_part).await
     }
 
     async fn read_snapshot(
         &self,
         request: Request<v1::ReadSnapshotRequest>,
     ) -> Result<Response<Self::ReadSnapshotStream>, Status> {
-        let holder = calls::holder(&request);
-        let request = request.into_inner();
-        let opened = calls::answer("ReadSnapshot", async {
-            let key = convert::snapshot_key("snapshot", &request.snapshot)?;
-            let place = calls::place(&self.readers, holder).await?;
-            let reader = self.store.open_snapshot(key).await?;
-            let range = read::range(
-                reader.size_bytes(),
-                request.offset_bytes,
-                request.length_bytes,
-            )?;
-            Ok((reader, range, place))
-        });
-        let (reader, range, place) = opened.await?.into_inner();
-        Ok(calls::stream(
-            &self.tasks,
-            "ReadSnapshot",
-            Some(place),
-            |answers| read::send(reader, range, answers),
-        ))
+        let (caller, request) = calls::opened(request)?;
+        let (offset_bytes, length_bytes) = (request.offset_bytes, request.length_bytes);
+        let range = self
+            .0
+            .read_snapshot(&caller, &request.snapshot, offset_bytes, length_bytes);
+        calls::stream(range, convert::range_part).await
     }
 }

@@ -1,107 +1,102 @@
-//! Why a call fails, by what its caller does about it.
+//! Why a call fails, and the one match from kinds of failures to gRPC's codes.
 
 use tonic::{Code, Status};
-use varve_store::Error;
 
 use crate::{
-    code::store_code,
+    error::{Classified, ErrorKind},
     limits,
-    shares::{Busy, GaveWay},
-    tasks::TaskEnded,
+    resources::shares::{Busy, GaveWay},
+    service::Error,
 };
 
 /// Why a call fails.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The store says no.
+    /// The operation fails.
     #[error(transparent)]
-    Store(#[from] Error),
-    /// A field of the request cannot be right. Mend it.
-    #[error("{field}: {problem}")]
-    Field {
-        /// As the protocol calls it.
-        field: &'static str,
-        /// With the value.
-        problem: String,
-    },
-    /// More at one time than is taken. Send it in several messages.
-    #[error("{field}: {found} {unit}, at most {most} are taken in one message")]
-    TooMuch {
-        /// As the protocol calls it.
-        field: &'static str,
-        /// "ids", "bytes of payload".
-        unit: &'static str,
-        /// How many came.
-        found: u64,
-        /// How many may come.
-        most: u64,
-    },
-    /// As much is under way as is allowed.
-    #[error(transparent)]
-    Busy(#[from] Busy),
-    /// It did not go on, and others waited for its place.
-    #[error(transparent)]
-    GaveWay(#[from] GaveWay),
-    /// A stream on which nothing came for so long that it was given up.
-    #[error("nothing was received for {seconds} seconds")]
-    Silent {
-        /// How long.
-        seconds: u64,
-    },
+    Service(#[from] Error),
+    /// What came could not be received: too long, garbled, or cut off. The text is the transport's.
+    #[error("{}", .0.message())]
+    Receive(Status),
     /// An answer that is not taken.
     #[error("nothing of the answer was taken for {seconds} seconds")]
     Untaken {
         /// How long.
         seconds: u64,
     },
-    /// Another daemon, which a copy was to be made from, is at fault.
-    #[error("{problem}")]
-    Source {
-        /// What the caller does about it.
-        code: Code,
-        /// In words.
-        problem: String,
-    },
-    /// The work was done by a task, and it ended early.
-    #[error(transparent)]
-    Task(#[from] TaskEnded),
-    /// What came could not be received: too long, garbled, or cut off. The text is the transport's.
-    #[error("{}", .0.message())]
-    Receive(Status),
-    /// Nobody takes the answer any more.
-    #[error("the client has gone")]
-    ClientGone,
-    /// No more calls are served.
-    #[error("the daemon is stopping")]
-    Stopping,
+}
+
+impl From<Busy> for Failure {
+    fn from(busy: Busy) -> Self {
+        Error::from(busy).into()
+    }
+}
+
+impl From<GaveWay> for Failure {
+    fn from(gave_way: GaveWay) -> Self {
+        Error::from(gave_way).into()
+    }
 }
 
 impl Failure {
-    pub(super) fn field(field: &'static str, problem: impl Into<String>) -> Self {
-        Self::Field {
-            field,
-            problem: problem.into(),
-        }
-    }
-
-    /// What the caller is told.
-    pub(super) fn code(&self) -> Code {
+    /// Whether the same call succeeds once less is under way.
+    fn passes(&self) -> bool {
         match self {
-            Self::Store(error) => store_code(error),
-            Self::Field { .. } => Code::InvalidArgument,
-            Self::TooMuch { .. } => Code::OutOfRange,
-            Self::Silent { .. } => Code::DeadlineExceeded,
-            Self::Busy(_) | Self::GaveWay(_) | Self::Untaken { .. } => Code::ResourceExhausted,
-            Self::Task(TaskEnded::Panicked { .. }) => Code::Internal,
-            Self::Receive(status) => status.code(),
-            Self::Source { code, .. } => *code,
-            Self::ClientGone => Code::Cancelled,
-            Self::Task(TaskEnded::Stopped { .. }) | Self::Stopping => Code::Unavailable,
+            Self::Service(error) => error.passes(),
+            Self::Untaken { .. } => true,
+            Self::Receive(_) => false,
         }
     }
 }
 
-/// What tells "try again later" from a full disk, which has the same code. As gRPC's own clients read it: after so many milliseconds.
+impl Classified for Failure {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Service(error) => error.kind(),
+            Self::Untaken { .. } => ErrorKind::ResourceExhausted,
+            Self::Receive(status) => kind(status.code()),
+        }
+    }
+}
+
+/// The gRPC code of each kind.
+fn code(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::Cancelled => Code::Cancelled,
+        ErrorKind::InvalidArgument => Code::InvalidArgument,
+        ErrorKind::DeadlineExceeded => Code::DeadlineExceeded,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::AlreadyExists => Code::AlreadyExists,
+        ErrorKind::PermissionDenied => Code::PermissionDenied,
+        ErrorKind::ResourceExhausted => Code::ResourceExhausted,
+        ErrorKind::FailedPrecondition => Code::FailedPrecondition,
+        ErrorKind::OutOfRange => Code::OutOfRange,
+        ErrorKind::Internal => Code::Internal,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::DataLoss => Code::DataLoss,
+    }
+}
+
+/// What the transport's codes come nearest to.
+fn kind(code: Code) -> ErrorKind {
+    match code {
+        Code::Cancelled => ErrorKind::Cancelled,
+        Code::InvalidArgument | Code::Unimplemented => ErrorKind::InvalidArgument,
+        Code::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+        Code::NotFound => ErrorKind::NotFound,
+        Code::AlreadyExists => ErrorKind::AlreadyExists,
+        Code::PermissionDenied | Code::Unauthenticated => ErrorKind::PermissionDenied,
+        Code::ResourceExhausted => ErrorKind::ResourceExhausted,
+        Code::FailedPrecondition | Code::Aborted => ErrorKind::FailedPrecondition,
+        Code::OutOfRange => ErrorKind::OutOfRange,
+        Code::Unavailable => ErrorKind::Unavailable,
+        Code::DataLoss => ErrorKind::DataLoss,
+        Code::Internal | Code::Unknown | Code::Ok => ErrorKind::Internal,
+    }
+}
+
+/// What tells "try again later" from a full disk, which has the same code. As gRPC's own clients
+/// read it: after so many milliseconds.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 impl From<&Failure> for Status {
@@ -110,8 +105,8 @@ impl From<&Failure> for Status {
             // With what it says of when to come again.
             return status.clone();
         }
-        let mut status = Self::new(failure.code(), failure.to_string());
-        if let Failure::Busy(_) | Failure::GaveWay(_) | Failure::Untaken { .. } = failure {
+        let mut status = Self::new(code(failure.kind()), failure.to_string());
+        if failure.passes() {
             let pushback = limits::BUSY_PUSHBACK.as_millis();
             if let Ok(pushback) = pushback.to_string().parse() {
                 status.metadata_mut().insert(PUSHBACK, pushback);
@@ -121,14 +116,21 @@ impl From<&Failure> for Status {
     }
 }
 
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        Self::from(&failure)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
     use varve_content::{ChunkId, chunker::check_canonical, tree::Leaf};
-    use varve_store::{Damage, JournalLimit, Place};
+    use varve_store::{Damage, Error, JournalLimit, Place};
 
-    use super::*;
+    use super::{Error as ServiceError, *};
+    use crate::tasks::TaskEnded;
 
     #[test]
     fn every_error_of_the_store_has_its_code_and_keeps_its_text() {
@@ -222,6 +224,32 @@ mod tests {
                 "limit of 1048576 bytes",
             ),
             (
+                Error::Reserved {
+                    path: path.clone(),
+                    kept_bytes: 64 << 20,
+                },
+                Code::ResourceExhausted,
+                "no space left on the file system of /data/packs/x but the 64 MiB",
+            ),
+            (
+                Error::Dropped,
+                Code::ResourceExhausted,
+                "free space and upload again",
+            ),
+            (
+                Error::System {
+                    verb: "start a thread",
+                    source: std::io::ErrorKind::WouldBlock.into(),
+                },
+                Code::Internal,
+                "cannot start a thread",
+            ),
+            (
+                Error::Internal("a record is elsewhere".into()),
+                Code::Internal,
+                "a record is elsewhere",
+            ),
+            (
                 Error::Poisoned {
                     reason: "fdatasync: EIO".into(),
                 },
@@ -283,7 +311,7 @@ mod tests {
             (Error::Closing, Code::Unavailable, "closing"),
         ];
         for (error, code, text) in cases {
-            let status = Status::from(&Failure::from(error));
+            let status = Status::from(&Failure::Service(error.into()));
             assert_eq!(status.code(), code, "{status}");
             assert!(status.message().contains(text), "{status}");
         }
@@ -291,24 +319,25 @@ mod tests {
 
     #[test]
     fn every_other_failure_has_its_code() {
-        let cases = [
+        let cases: [(Failure, Code, &str); 9] = [
             (
-                Failure::field("name", "empty"),
+                ServiceError::field("name", "empty").into(),
                 Code::InvalidArgument,
                 "name: empty",
             ),
             (
-                Failure::TooMuch {
+                ServiceError::TooMuch {
                     field: "ids",
                     unit: "ids",
                     found: 9000,
                     most: 8192,
-                },
+                }
+                .into(),
                 Code::OutOfRange,
                 "9000 ids, at most 8192",
             ),
             (
-                Failure::Silent { seconds: 600 },
+                ServiceError::Silent { seconds: 600 }.into(),
                 Code::DeadlineExceeded,
                 "600",
             ),
@@ -318,12 +347,12 @@ mod tests {
                 "as many uploads as allowed are under way",
             ),
             (
-                TaskEnded::Panicked { name: "read" }.into(),
+                ServiceError::from(TaskEnded::Panicked { name: "read" }).into(),
                 Code::Internal,
                 "\"read\"",
             ),
             (
-                TaskEnded::Stopped { name: "read" }.into(),
+                ServiceError::from(TaskEnded::Stopped { name: "read" }).into(),
                 Code::Unavailable,
                 "stopped",
             ),
@@ -332,13 +361,21 @@ mod tests {
                 Code::OutOfRange,
                 "too large",
             ),
-            (Failure::ClientGone, Code::Cancelled, "gone"),
-            (Failure::Stopping, Code::Unavailable, "stopping"),
+            (ServiceError::CallerGone.into(), Code::Cancelled, "gone"),
+            (ServiceError::Stopping.into(), Code::Unavailable, "stopping"),
         ];
         for (failure, code, text) in cases {
             let status = Status::from(&failure);
             assert_eq!(status.code(), code, "{status}");
             assert!(status.message().contains(text), "{status}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_kinds_are_those_of_codes() {
+        for number in 0..17 {
+            let kind = kind(Code::from_i32(number));
+            assert_eq!(code(kind) as i32, i32::from(kind.number()));
         }
     }
 }

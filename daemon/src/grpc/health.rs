@@ -1,7 +1,7 @@
 //! What the standard health service says: whether snapshots and content can be written and read.
 //!
-//! The whole daemon (the empty name) and the services that write are NOT_SERVING when the store has stopped
-//! writing, and everything is when the daemon stops.
+//! The whole daemon (the empty name) and the services that write are NOT_SERVING when the store has
+//! stopped writing, and everything is when the daemon stops.
 
 use tonic::server::NamedService;
 use tonic_health::{

@@ -1,18 +1,18 @@
-//! The gRPC services: what clients and other programs ask for snapshots, volumes and content with.
+//! The gRPC services: how clients and other programs ask for snapshots, volumes and content.
 //!
 //! ```text
-//! connections ──> serve ──> routes ──> snapshots, volumes, content, status ──> calls ──> store
-//!                                           │ convert, pages, page_token
-//!                                           └ uploads
+//! connections ──> serve ──> routes ──> snapshots, volumes, content and so on ──> service
+//!                                           └ calls, convert, failure
 //! ```
 //!
 //! - `connections`: sockets, bounded in number.
-//! - `serve`: HTTP/2 and calls, with a bound for all that peers can make the daemon hold.
-//! - `snapshots`, `volumes`, `content`, `status`, `replication`, `copies`, `remotes`: one file for each service; methods are thin.
-//! - `calls`: how a method runs: its errors are logged and become a status there, and nowhere else.
-//! - `convert`: every conversion between protocol and store, and every check of what a field may hold.
-//! - `failure`: why a call fails, and the one match from the store's errors to gRPC's codes.
-//! - `uploads`: the table of open uploads.
+//! - `serve`: HTTP/2 and calls, with a bound for all that peers can make the daemon hold. It makes
+//!   the [`Caller`](crate::auth::Caller) of a connection.
+//! - `snapshots`, `volumes`, `content`, `status`, `replication`, `copies`, `remotes`: one file for
+//!   each service. Methods decode, call the [`service`](crate::service), and encode.
+//! - `calls`: what all methods do alike.
+//! - `convert`: every conversion between messages and the service's types.
+//! - `failure`: the one match from kinds of failures to gRPC's codes.
 //! - `health`: what the standard health service says.
 
 mod calls;
@@ -22,15 +22,12 @@ mod convert;
 mod copies;
 mod failure;
 mod health;
-mod page_token;
-mod pages;
 mod remotes;
 mod replication;
 mod routes;
 mod serve;
 mod snapshots;
 mod status;
-mod uploads;
 mod volumes;
 
 #[cfg(test)]
@@ -38,7 +35,6 @@ mod tests;
 
 pub use connections::{Connection, Connections, Tls};
 pub use health::Health;
-pub use routes::{Context, RoutesError, routes};
+pub use routes::RoutesError;
+pub(crate) use routes::routes;
 pub use serve::Serving;
-pub use status::Facts;
-pub use uploads::Uploads;

@@ -1,18 +1,14 @@
 //! `RemoteService`: other daemons that have names here.
 
 use tonic::{Request, Response, Status, async_trait};
-use tracing::info;
 use varve_proto::v1::{self, remote_service_server::RemoteService};
-use varve_store::RemoteRecord;
 
-use super::{calls, convert, copies::failure, failure::Failure};
-use crate::copies::Copies;
+use super::{calls, convert};
+use crate::{auth::Action, service::Service};
 
 /// The service.
 #[derive(Debug)]
-pub(super) struct RemoteCalls {
-    pub(super) copies: Copies,
-}
+pub(super) struct RemoteCalls(pub(super) Service);
 
 #[async_trait]
 impl RemoteService for RemoteCalls {
@@ -20,24 +16,21 @@ impl RemoteService for RemoteCalls {
         &self,
         request: Request<v1::AddRemoteRequest>,
     ) -> Result<Response<v1::Remote>, Status> {
-        calls::answer("AddRemote", async {
-            let remote = record(request.into_inner().remote)?;
-            let added = self.copies.add_remote(remote).await.map_err(failure)?;
-            info!(name = added.name, endpoint = added.endpoint, "remote added");
-            Ok(message(added))
-        })
-        .await
+        let (caller, request) = calls::opened(request)?;
+        let remote = || convert::new_remote(request.remote);
+        let remote = calls::decoded(&caller, Action::AddRemote, remote)?;
+        calls::answer(self.0.add_remote(&caller, remote), convert::remote).await
     }
 
     async fn list_remotes(
         &self,
-        _request: Request<v1::ListRemotesRequest>,
+        request: Request<v1::ListRemotesRequest>,
     ) -> Result<Response<v1::ListRemotesResponse>, Status> {
-        calls::answer("ListRemotes", async {
-            let remotes = self.copies.remotes().await?;
-            Ok(v1::ListRemotesResponse {
-                remotes: remotes.into_iter().map(message).collect(),
-            })
+        let (caller, _) = calls::opened(request)?;
+        calls::answer(self.0.list_remotes(&caller), |remotes| {
+            v1::ListRemotesResponse {
+                remotes: remotes.into_iter().map(convert::remote).collect(),
+            }
         })
         .await
     }
@@ -46,46 +39,8 @@ impl RemoteService for RemoteCalls {
         &self,
         request: Request<v1::RemoveRemoteRequest>,
     ) -> Result<Response<v1::RemoveRemoteResponse>, Status> {
-        calls::answer("RemoveRemote", async {
-            let name = request.into_inner().name;
-            let removed = self.copies.remove_remote(name.clone());
-            removed.await.map_err(failure)?;
-            info!(name, "remote removed");
-            Ok(v1::RemoveRemoteResponse {})
-        })
-        .await
-    }
-}
-
-fn record(remote: Option<v1::Remote>) -> Result<RemoteRecord, Failure> {
-    let remote = remote.ok_or_else(|| Failure::field("remote", "it is missing"))?;
-    for (field, text) in [
-        ("remote.endpoint", &remote.endpoint),
-        ("remote.tls_ca", &remote.tls_ca),
-        ("remote.tls_cert", &remote.tls_cert),
-        ("remote.tls_key", &remote.tls_key),
-    ] {
-        convert::check_remote_text(field, text)?;
-    }
-    Ok(RemoteRecord {
-        name: remote.name,
-        endpoint: remote.endpoint,
-        allow_plaintext: remote.allow_plaintext,
-        tls_ca: remote.tls_ca,
-        tls_cert: remote.tls_cert,
-        tls_key: remote.tls_key,
-        created_at_ns: 0,
-    })
-}
-
-fn message(remote: RemoteRecord) -> v1::Remote {
-    v1::Remote {
-        name: remote.name,
-        endpoint: remote.endpoint,
-        allow_plaintext: remote.allow_plaintext,
-        tls_ca: remote.tls_ca,
-        tls_cert: remote.tls_cert,
-        tls_key: remote.tls_key,
-        created_at: Some(convert::timestamp(remote.created_at_ns)),
+        let (caller, request) = calls::opened(request)?;
+        let removed = self.0.remove_remote(&caller, &request.name);
+        calls::answer(removed, |()| v1::RemoveRemoteResponse {}).await
     }
 }

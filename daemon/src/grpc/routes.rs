@@ -1,7 +1,5 @@
 //! The services put together.
 
-use std::sync::Arc;
-
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use varve_proto::{
@@ -14,32 +12,12 @@ use varve_proto::{
         volume_service_server::VolumeServiceServer,
     },
 };
-use varve_store::{Ingest, Store};
 
 use super::{
-    Facts, Health, Uploads, content::Content, copies::CopyCalls, remotes::RemoteCalls,
-    replication::Replication, snapshots::Snapshots, status::StatusOf, volumes::Volumes,
+    Health, content::Content, copies::CopyCalls, remotes::RemoteCalls, replication::Replication,
+    snapshots::Snapshots, status::StatusOf, volumes::Volumes,
 };
-use crate::{copies::Copies, exports::Attachments, limits, tasks::Tasks};
-
-/// What the services work with.
-#[derive(Debug, Clone)]
-pub struct Context {
-    /// The store.
-    pub store: Store,
-    /// Where calls run.
-    pub tasks: Tasks,
-    /// Open uploads.
-    pub uploads: Arc<Uploads<Ingest>>,
-    /// What there is to know about the daemon.
-    pub facts: Arc<Facts>,
-    /// Volumes that are used over NBD.
-    pub attachments: Arc<Attachments>,
-    /// Copies from other stores.
-    pub copies: Copies,
-    /// What the health service says.
-    pub health: Health,
-}
+use crate::{limits, service::Service};
 
 /// Why gRPC cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -54,32 +32,14 @@ pub enum RoutesError {
 /// # Errors
 ///
 /// Only a defect of the build.
-pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
-    let content = Content::new(
-        context.store.clone(),
-        context.tasks.clone(),
-        Arc::clone(&context.uploads),
-    );
-    let snapshots = Snapshots::new(context.store.clone(), context.tasks.clone());
-    let volumes = Volumes {
-        store: context.store.clone(),
-        tasks: context.tasks.clone(),
-        facts: Arc::clone(&context.facts),
-        attachments: Arc::clone(&context.attachments),
-    };
-    let replication = Replication::new(context.store.clone(), context.tasks.clone());
-    let copies = CopyCalls {
-        copies: context.copies.clone(),
-        tasks: context.tasks.clone(),
-    };
-    let remotes = RemoteCalls {
-        copies: context.copies.clone(),
-    };
-    let status = StatusOf {
-        store: context.store.clone(),
-        uploads: Arc::clone(&context.uploads),
-        facts: Arc::clone(&context.facts),
-    };
+pub(crate) fn routes(service: &Service, health: &Health) -> Result<Routes, RoutesError> {
+    let content = Content(service.clone());
+    let snapshots = Snapshots(service.clone());
+    let volumes = Volumes(service.clone());
+    let replication = Replication(service.clone());
+    let copies = CopyCalls(service.clone());
+    let remotes = RemoteCalls(service.clone());
+    let status = StatusOf(service.clone());
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -97,7 +57,7 @@ pub fn routes(context: &Context) -> Result<Routes, RoutesError> {
         .add_service(CopyServiceServer::new(copies).max_decoding_message_size(small))
         .add_service(RemoteServiceServer::new(remotes).max_decoding_message_size(small))
         .add_service(StatusServiceServer::new(status).max_decoding_message_size(small))
-        .add_service(HealthServer::new(context.health.service()).max_decoding_message_size(small))
+        .add_service(HealthServer::new(health.service()).max_decoding_message_size(small))
         .add_service(reflection().build_v1()?.max_decoding_message_size(small))
         .add_service(
             reflection()

@@ -1,4 +1,5 @@
-//! The services as a client sees them: a whole daemon in this process, over its socket, with a real store.
+//! The services as a client sees them: a whole daemon in this process, over its socket, with a real
+//! store.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 

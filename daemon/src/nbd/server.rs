@@ -13,34 +13,37 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
-
-use super::budget::{Account, Budget};
-use super::export::{Export, Exports};
-use super::handshake::{Deadline, Desk, HandshakeError, Negotiated, Security, haggle, negotiate};
-use super::inbox::Inbox;
-use super::limits::{
+use varve_nbd::budget::{Account, Budget};
+use varve_nbd::handshake::{
+    Deadline, Desk, HandshakeError, Negotiated, NoPlace, Security, haggle, negotiate,
+};
+use varve_nbd::inbox::Inbox;
+use varve_nbd::limits::{
     DEFAULT_HANDSHAKE_TIMEOUT, DEFAULT_MAX_CONNECTIONS, DEFAULT_STALL_TIMEOUT, DEFAULT_STOP_TIMEOUT,
 };
-use super::transmission::{Patience, TransmissionError, transmit};
+use varve_nbd::transmission::{Patience, TransmissionError, transmit};
+use varve_nbd::{Export, Exports};
+
+use crate::auth::{Caller, Face};
 use crate::net::buffers::{BufferPool, Buffered};
 use crate::net::handshakes::{Handshake, Handshakes};
 use crate::net::limits::{
     ACCEPT_PAUSE, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, handshakes_max,
 };
 use crate::net::peer::Peer;
-use crate::net::places::{Full, Place, Places};
+use crate::net::places::{Place, Places};
 use crate::net::seldom::Seldom;
 
 #[cfg(test)]
 mod tests;
 
-/// For a client to notice that the server stops.
-const PARTING: Duration = Duration::from_millis(500);
+/// How long a client may take to notice that the server stops.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// What can be configured.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ServerOptions {
-    /// Over all listeners, without handshakes. Who comes after that is turned away.
+    /// Over all listeners, without handshakes. Further connections are turned away.
     pub max_connections: usize,
     /// For a whole handshake; listings add to it.
     pub handshake_timeout: Duration,
@@ -64,7 +67,7 @@ impl Default for ServerOptions {
 /// TLS for a listener.
 #[derive(Clone)]
 pub struct Tls {
-    /// How the next client is served: certificates are renewed while the server runs.
+    /// Makes the acceptor of the next client: certificates are renewed while the server runs.
     pub acceptor: Arc<dyn Fn() -> TlsAcceptor + Send + Sync>,
     /// Whether clients get nothing without it.
     pub required: bool,
@@ -78,9 +81,10 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// The NBD server, without its listeners: any number of them share its limits.
-pub struct Server<X> {
-    exports: X,
+/// The NBD server, without its listeners: any number of them share its limits. `F` makes the
+/// exports that a caller sees.
+pub struct Server<F> {
+    exports: F,
     options: ServerOptions,
     places: Arc<Places>,
     buffers: Arc<BufferPool>,
@@ -97,7 +101,7 @@ struct Logs {
     handshake: Seldom,
 }
 
-impl<X> fmt::Debug for Server<X> {
+impl<F> fmt::Debug for Server<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
             .field("options", &self.options)
@@ -106,30 +110,40 @@ impl<X> fmt::Debug for Server<X> {
     }
 }
 
-impl<X> Server<X> {
+impl<F> Server<F> {
     /// Connections that are open now and have an export.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.places.taken()
     }
 
-    fn admit(&self, peer: &Peer) -> Result<Place, Full> {
-        let place = self.places.take(peer.key());
-        if let Err(full) = &place
-            && let Some(left_out) = self.logs.full.may_log()
-        {
-            warn!(%peer, "turn away an NBD connection: {full}{left_out}");
-        }
-        place
+    fn admit(&self, peer: &Peer) -> Result<Place, NoPlace> {
+        self.places.take(peer.key()).map_err(|full| {
+            if let Some(left_out) = self.logs.full.may_log() {
+                warn!(%peer, "turn away an NBD connection: {full}{left_out}");
+            }
+            NoPlace(full.to_string())
+        })
     }
 }
 
-impl<X: Exports> Server<X> {
+impl<F, X> Server<F>
+where
+    F: Fn(Caller) -> X + Send + Sync + 'static,
+    X: Exports,
+{
+    /// A server without connections. `exports` is called for each of them.
     #[must_use]
-    pub fn new(exports: X, options: ServerOptions) -> Arc<Self> {
+    pub fn new(exports: F, options: ServerOptions) -> Arc<Self> {
+        Self::with_places(exports, options, Places::new(options.max_connections))
+    }
+
+    /// The same with places that others look at: for [`ServerOptions::max_connections`].
+    #[must_use]
+    pub fn with_places(exports: F, options: ServerOptions, places: Arc<Places>) -> Arc<Self> {
         Arc::new(Self {
             exports,
-            places: Places::new(options.max_connections),
+            places,
             buffers: BufferPool::new(),
             budget: Budget::new(),
             logs: Logs::default(),
@@ -149,7 +163,8 @@ impl<X: Exports> Server<X> {
         self.serve(listener, None, stop, spawn).await;
     }
 
-    /// Serves a TCP socket, with TLS if there is any, until `stop`, and then until its connections have ended.
+    /// Serves a TCP socket, with TLS if there is any, until `stop`, and then until its connections
+    /// have ended.
     ///
     /// `spawn` starts one task for each connection.
     pub async fn serve_tcp(
@@ -162,7 +177,8 @@ impl<X: Exports> Server<X> {
         self.serve(listener, tls, stop, spawn).await;
     }
 
-    /// Serves one connection that is there already, without TLS, until it ends: some time after `stop` at the latest.
+    /// Serves one connection that is there already, without TLS, until it ends: some time after
+    /// `stop` at the latest.
     pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
@@ -218,7 +234,7 @@ impl<X: Exports> Server<X> {
         tracker.wait().await;
     }
 
-    /// One connection, from greeting to close. Whatever ends it is logged here and goes no further.
+    /// One connection, from greeting to close. What ends it is logged here and goes no further.
     async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         mut stream: S,
@@ -261,8 +277,9 @@ impl<X: Exports> Server<X> {
     ) -> Result<(), ConnectionError> {
         let mut inbox = Inbox::new();
         let deadline = Deadline::new(self.options.handshake_timeout);
+        let exports = (self.exports)(Caller::new(Face::Nbd, *peer));
         let desk = Desk {
-            exports: &self.exports,
+            exports: &exports,
             deadline: &deadline,
             admit: &|| self.admit(peer),
         };
@@ -282,7 +299,7 @@ impl<X: Exports> Server<X> {
                 drop(handshake);
                 let outcome = self.transmit(stream, inbox, negotiated, peer, stop).await;
                 if stop.is_cancelled() {
-                    part(stream).await;
+                    lingering_close(stream).await;
                 }
                 return outcome;
             }
@@ -312,7 +329,7 @@ impl<X: Exports> Server<X> {
         &self,
         stream: &mut S,
         inbox: Inbox,
-        negotiated: Negotiated<X::Export>,
+        negotiated: Negotiated<X::Export, Place>,
         peer: &Peer,
         stop: &CancellationToken,
     ) -> Result<(), ConnectionError> {
@@ -337,17 +354,17 @@ impl<X: Exports> Server<X> {
     }
 }
 
-/// Closes a connection whose client may still be sending. What is not read makes TCP reset the connection, and throw away the replies that are
-/// on their way.
-async fn part<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
+/// Closes a connection whose client may still be sending. Bytes that are not read make TCP reset
+/// the connection and throw away the replies that are on their way.
+async fn lingering_close<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     let mut unread = [0; 4096];
     let drain = async {
         stream.shutdown().await?;
         while stream.read(&mut unread).await? > 0 {}
         Ok::<_, io::Error>(())
     };
-    // Whatever comes of it, it is over.
-    let _ = timeout(PARTING, drain).await;
+    // The connection is over in any case.
+    let _ = timeout(LINGER, drain).await;
 }
 
 /// What ends one connection.

@@ -1,8 +1,8 @@
 //! Handshakes under way at one listener: peers of which nothing is known yet.
 //!
 //! When there are as many as allowed, a newcomer is let in all the same and the oldest handshake of
-//! the peer that has most of them is ended. Who only holds handshakes open displaces itself, and an
-//! honest handshake, which takes milliseconds, is through before it is the oldest.
+//! the peer that has most of them is ended. A peer that only holds handshakes open displaces
+//! itself, and an honest handshake, which takes milliseconds, is through before it is the oldest.
 
 use std::collections::HashMap;
 use std::sync::Arc;

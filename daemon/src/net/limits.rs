@@ -69,4 +69,7 @@ pub const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to leave a listener alone that cannot accept, for want of file descriptors, say.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Bytes of a file of certificates.
+pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
+
 const _: () = assert!(remote_places(1) == 1 && remote_places(2) == 1 && remote_places(8) == 6);

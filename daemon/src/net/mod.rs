@@ -1,5 +1,5 @@
-//! Connections before any protocol is spoken on them: who may come in, and what the kernel keeps
-//! for each.
+//! Sockets and connections before any protocol is spoken on them: which may come in, and what the
+//! kernel keeps for each.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -9,11 +9,14 @@
 //! | [`seats`] | the same, of connections that give way when they do nothing |
 //! | [`buffers`] | kernel buffers that grow for those who use them, within a sum |
 //! | [`seldom`] | log lines that a peer can cause, at most one a second |
+//! | [`sockets`] | listening sockets, made here or by a service manager |
+//! | [`tls`] | files of TLS: how clients are served with them, and other daemons asked |
+//! | `uri` | URIs of NBD servers and exports |
 //! | [`limits`] | every bound of these |
 //!
-//! What must hold: a listener never stops accepting because of who has connected already. Who
-//! cannot stay is told, or closed at once, and the log says so. A peer over TCP never takes what
-//! unix sockets need.
+//! What must hold: a listener never stops accepting because of who has connected already. A peer
+//! that cannot stay is told, or its connection is closed at once, and the log says so. A peer over
+//! TCP never takes what unix sockets need.
 
 pub mod buffers;
 pub mod handshakes;
@@ -22,3 +25,6 @@ pub mod peer;
 pub mod places;
 pub mod seats;
 pub mod seldom;
+pub mod sockets;
+pub mod tls;
+pub(crate) mod uri;

@@ -1,8 +1,9 @@
 //! Places whose holders give way when they do nothing.
 //!
-//! When a service has no place left, a connection that is idle is ended for the newcomer: of the peer
-//! that has most idle ones, the one that has been for longest. It must be one whose place the newcomer
-//! may have: of the same host if the host has its part already, over TCP if the newcomer comes over TCP.
+//! When a service has no place left, an idle connection is ended for the newcomer: of the peer with
+//! most idle connections, the one that has been idle for longest. It must be one whose place the
+//! newcomer may have: of the same host if the host has its part already, over TCP if the newcomer
+//! comes over TCP.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -107,8 +108,8 @@ impl Seats {
     }
 }
 
-/// Makes a connection give way: of those that are idle and of the peer that has most of them, the
-/// one that has been for longest. False if there is none.
+/// Makes a connection give way: of the peer with most idle connections, the one that has been idle
+/// for longest. Returns false if none is idle.
 fn give_way(all: &[Arc<Taken>], newcomer: PeerKey, full: Full) -> bool {
     let may_displace = |other: PeerKey| match (newcomer, full) {
         (_, Full::Host { .. }) => other == newcomer,
@@ -133,12 +134,6 @@ fn give_way(all: &[Arc<Taken>], newcomer: PeerKey, full: Full) -> bool {
 }
 
 impl Seat {
-    /// Whether it is of a peer on this machine.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
-        matches!(self.taken.peer, PeerKey::Local { .. })
-    }
-
     /// Begins to do something; nothing if it has given way already.
     #[must_use]
     pub fn begin(&self) -> Option<Busy> {
@@ -158,7 +153,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut all = self.all.taken.lock();
         all.retain(|other| !Arc::ptr_eq(other, &self.taken));
-        // Not before: whoever finds no place looks among these.
+        // Not before: a newcomer without a place looks among these.
         self.taken.state.lock().place = None;
     }
 }

@@ -1,8 +1,9 @@
 //! Where lines of the log go: a bounded queue, and a thread of its own that writes them.
 //!
-//! What must hold: whatever becomes of the log's reader, its file system or its terminal, nobody who logs waits, fails or
-//! panics. A line that cannot be written, or that finds the queue full, is lost and counted. The next line that can be
-//! written is preceded by one that tells how many were lost, and why.
+//! What must hold: logging never waits, fails or panics, whatever becomes of the log's reader, its
+//! file system or its terminal. A line that cannot be written, or that finds the queue full, is
+//! lost and counted. Before the next line that can be written, another line says how many were
+//! lost, and why.
 
 use std::{
     collections::VecDeque,
@@ -33,7 +34,7 @@ struct Shared {
 struct Queue {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Lines lost that no written line has told of.
+    /// Lost lines that are not reported yet.
     lost: u64,
     /// Why the last of them was lost.
     why: Option<io::ErrorKind>,
@@ -47,7 +48,8 @@ struct Queue {
 pub(super) struct Guard(Sink);
 
 impl Sink {
-    /// Starts the thread that writes to `output`. `is_json`: its lines are objects, and so is what it tells itself.
+    /// Starts the thread that writes to `output`. `is_json`: lines are JSON objects, its own ones
+    /// too.
     ///
     /// # Errors
     ///
@@ -131,7 +133,7 @@ impl Shared {
     }
 }
 
-/// What is said of lines that were lost.
+/// The line that reports lost lines.
 fn told(lost: u64, why: Option<io::ErrorKind>, is_json: bool) -> String {
     let lines = if lost == 1 {
         "line of the log was"

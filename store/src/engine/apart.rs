@@ -1,8 +1,9 @@
-//! Work in a task of its own, which goes on whatever becomes of whoever waits for it, and ends with him.
+//! Work in a task of its own, which is polled whether or not its caller is, and ends with it.
 //!
-//! A future that nobody polls stands still with all that it holds: a place among those who read, a turn to write, the right to
-//! bring a node that others wait for. Whoever has several of them, and waits for one, or for something else beside them, does
-//! not poll the others. Then they hold up all who need what they hold; for ever, if he himself is one of these.
+//! A future that nobody polls stands still with all that it holds: a place among those that read, a
+//! turn to write, the right to load a node that others wait for. A caller that has several futures,
+//! and waits for one of them or for something else, does not poll the others. These then hold up
+//! everybody who needs what they hold; for ever, if the caller itself is one of those.
 
 use std::task::Poll;
 
@@ -10,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::{Result, engine::joined};
 
-/// Does some work in a task of its own.
+/// Runs work in a task of its own, and waits for it. Dropping the future ends the task.
 pub(crate) async fn apart<T, F>(work: F) -> Result<T>
 where
     T: Send + 'static,
@@ -18,13 +19,13 @@ where
 {
     #[expect(
         clippy::disallowed_methods,
-        reason = "it is waited for here, and ends with whoever waits"
+        reason = "it is waited for here, and ends with its caller"
     )]
     let mut task = EndsWithIt(tokio::spawn(work));
     joined(&mut task.0).await
 }
 
-/// The same, unless there is nothing to wait for.
+/// Runs work on the spot as far as it takes no waiting, and the rest in a task of its own.
 pub(crate) async fn apart_if_it_waits<T, F>(work: F) -> Result<T>
 where
     T: Send + 'static,
@@ -37,7 +38,7 @@ where
     }
 }
 
-/// A task that nobody needs once this is gone.
+/// A task that ends when this is dropped.
 struct EndsWithIt<T>(JoinHandle<T>);
 
 impl<T> Drop for EndsWithIt<T> {

@@ -1,7 +1,8 @@
-//! What was read and may be read again: plain chunks and tree nodes, under one bound of bytes.
+//! The cache of reads: plain chunks and tree nodes, under one bound of bytes.
 //!
-//! They share it, for how much of each is worth most is not known before: a large volume that is read all over needs its nodes, a
-//! third of a percent of its size, and a miss of one costs some 190 look-ups; a small one that is hot needs its chunks.
+//! They share it, for how much of each is worth most is not known before: a large volume that is
+//! read all over needs its nodes, a third of a percent of its size, and a miss of one costs some
+//! 190 look-ups; a small one that is hot needs its chunks.
 
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ impl Weighter<Key, Value> for ByBytes {
 #[derive(Debug)]
 pub(crate) struct ReadCache(Cache<Key, Value, ByBytes>);
 
-/// The right to bring a chunk, which others wait for.
+/// The right to load a chunk that others wait for.
 pub(crate) struct ChunkGuard<'a>(
     PlaceholderGuard<'a, Key, Value, ByBytes, DefaultHashBuilder, DefaultLifecycle<Key, Value>>,
 );
@@ -71,12 +72,12 @@ impl ChunkGuard<'_> {
     }
 }
 
-/// What is there of a chunk.
+/// The state of a chunk in the cache.
 pub(crate) enum Found<'a> {
     Chunk(VerifiedChunk),
-    /// Nothing, and the caller is to bring it.
+    /// It is absent, and the caller loads it.
     Nothing(ChunkGuard<'a>),
-    /// Somebody else is bringing it.
+    /// Another caller is loading it.
     OnItsWay,
 }
 
@@ -93,7 +94,7 @@ impl ReadCache {
         self.0.get(&Key::Chunk(id)).map(Value::chunk)
     }
 
-    /// A chunk, or the right to bring it; without waiting.
+    /// A chunk, or the right to load it; without waiting.
     pub(crate) fn chunk_or_guard(&self, id: ChunkId) -> Found<'_> {
         let found = self
             .0
@@ -105,7 +106,7 @@ impl ReadCache {
         }
     }
 
-    /// A chunk, which is brought if it is not there. Of several who ask one brings it.
+    /// A chunk, loaded by `bring` if it is absent. Of several callers one loads it.
     pub(crate) async fn chunk_or(
         &self,
         id: ChunkId,
@@ -121,7 +122,7 @@ impl ReadCache {
         self.0.get(&Key::Node(id)).map(Value::node)
     }
 
-    /// A node, which is brought if it is not there. Of several who ask one brings it.
+    /// A node, loaded by `bring` if it is absent. Of several callers one loads it.
     pub(crate) async fn node_or(
         &self,
         id: NodeId,

@@ -23,7 +23,8 @@ impl VerifiedChunk {
         Ok(Self { id, plain })
     }
 
-    /// The same, keeping no more in memory than its own bytes: one that is stored plain is a slice of the read.
+    /// The same, keeping no more in memory than its own bytes: one that is stored plain is a slice
+    /// of the read.
     pub(crate) fn detached(self) -> Self {
         if self.plain.is_unique() {
             return self;
@@ -53,7 +54,8 @@ impl fmt::Debug for VerifiedChunk {
     }
 }
 
-/// A chunk as it is in its pack. Only the checksum of the packed bytes was checked: whoever unpacks it checks the id.
+/// A chunk as it is in its pack. Only the checksum of the packed bytes was checked: its receiver
+/// unpacks it, and checks the id.
 #[derive(Debug, Clone)]
 pub struct StoredChunk {
     /// Its id.
@@ -76,14 +78,8 @@ pub(crate) fn open_chunk(
     place: Location,
     payload: &Bytes,
 ) -> std::result::Result<VerifiedChunk, Damage> {
-    let damage = |problem: &dyn fmt::Display| {
-        Damage::in_pack(
-            place.pack,
-            place.offset_bytes,
-            format_args!("chunk {id}"),
-            problem,
-        )
-    };
+    let damage =
+        |problem: &dyn fmt::Display| Damage::in_pack(place.pack, place.offset_bytes, id, problem);
     let plain = if place.payload.codec == Codec::Raw {
         payload.clone()
     } else {

@@ -1,22 +1,26 @@
-//! The order of durability: what is written, synced and made visible, in which order, and nowhere else.
+//! The order of durability: what is written, synced and made visible, in which order, and nowhere
+//! else.
 //!
-//! 1. Pack bytes are written and synced ([`PackWriter::flush`], whose receipt the next step asks for).
+//! 1. Pack bytes are written and synced ([`PackWriter::flush`], whose receipt the next step asks
+//!    for).
 //! 2. A snapshot's record is appended to the catalog log and synced.
 //! 3. Index entries and the snapshot's record enter RocksDB, in one batch with a synced WAL.
 //!
 //! Every other change of the catalog, volumes' records included, goes through 2 and 3.
 //!
-//! Nobody sees a snapshot before 3. A crash between 2 and 3 leaves a record that recovery brings in: the
-//! snapshot is whole by then, and nobody was told otherwise. Chunks are synced and indexed in groups while
-//! an upload runs, so that one that is interrupted need not send them again.
+//! Nobody sees a snapshot before 3. A crash between 2 and 3 leaves a record that recovery brings
+//! in: the snapshot is whole by then, and nobody was told otherwise. Chunks are synced and indexed
+//! in groups while an upload runs, so that one that is interrupted need not send them again.
 //!
-//! A disk that is full loses what was not synced yet, and nothing else: uploads that were under way fail (their
-//! [`Generation`] has passed), the store goes on. What the system is short of (descriptors, memory) is waited for, and
-//! a pack that cannot be made fails those who needed it. Any other failure to write or to sync leaves the state of
-//! the disk unknown: nothing is written any more until a restart. `docs/errors.md` tells what happens for each error.
+//! A disk that is full loses what was not synced yet, and nothing else: uploads that were under way
+//! fail (their [`Generation`] has passed), the store goes on. What the system is short of
+//! (descriptors, memory) is waited for, and a pack that cannot be made fails those who needed it.
+//! Any other failure to write or to sync leaves the state of the disk unknown: nothing is written
+//! any more until a restart. `docs/errors.md` tells what happens for each error.
 //!
-//! A caller's future may be dropped at any `await`, as when its client goes away. What has left one of the steps above and not
-//! reached the next would then be forgotten, so these steps run in tasks of their own ([`Commit::to_the_end`]).
+//! A caller's future may be dropped at any `await`, as when its client goes away. Work between two
+//! of the steps above would then be forgotten, so the steps run in tasks of their own
+//! ([`Commit::to_the_end`]).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -38,7 +42,7 @@ use varve_content::ChunkId;
 use crate::{
     Error, Result,
     catalog_log::CatalogLog,
-    engine::{DirectoryLock, Workers},
+    engine::{DirectoryLock, RootPin, Workers},
     failpoints::{Failpoint, reach},
     format::{RecordId, catalog_log::Record, pack::Payload},
     io::Disk,
@@ -47,7 +51,8 @@ use crate::{
     pack::{Appended, EncodedRecord, PackWriter, PlacedRecord},
 };
 
-/// A span between two losses of unsynced records. What was learned in one does not hold in the next.
+/// A span between two losses of unsynced records. What was learned in one does not hold in the
+/// next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Generation(u64);
 
@@ -122,10 +127,7 @@ impl Pending {
             return Err(Error::Closing);
         }
         if self.generation != generation.0 {
-            return Err(Error::Full {
-                verb: "keep what this upload had sent; free space and upload again",
-                path: "the data directory".into(),
-            });
+            return Err(Error::Dropped);
         }
         Ok(())
     }
@@ -141,7 +143,7 @@ impl Pending {
         self.chunks.len() + self.nodes.len()
     }
 
-    /// What is to be done about their number.
+    /// Whether they are enough to be indexed.
     fn fill(&self) -> Fill {
         let records = self.records();
         if records >= 2 * limits::INDEX_GROUP_RECORDS {
@@ -171,7 +173,7 @@ pub(crate) fn node_keys(records: &[EncodedRecord]) -> impl Iterator<Item = NodeK
         .filter_map(|record| NodeKey::new(record.payload().kind, *record.id()))
 }
 
-/// What became of a task; its panic goes on here.
+/// Waits for a task. A panic of it goes on here.
 pub(crate) async fn joined<T>(
     task: impl Future<Output = std::result::Result<Result<T>, JoinError>>,
 ) -> Result<T> {
@@ -244,7 +246,11 @@ impl Commit {
         Ok(generation)
     }
 
-    /// That what was learned in `generation` still holds, and that the store writes.
+    /// Checks that the generation has not passed, and that the store writes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Dropped`] if it has, [`Error::Poisoned`], [`Error::Closing`].
     pub(crate) fn check(&self, generation: Generation) -> Result<()> {
         self.pending.read().check(generation)
     }
@@ -341,7 +347,8 @@ impl Commit {
         .await
     }
 
-    /// Makes the changes that `plan` finds right for the catalog as it is, which does not change meanwhile: all of them, or none.
+    /// Makes the changes that `plan` finds right for the catalog as it is, which does not change
+    /// meanwhile: all of them, or none.
     pub(crate) async fn change<T, F>(self: &Arc<Self>, plan: F) -> Result<T>
     where
         T: Send + 'static,
@@ -369,11 +376,13 @@ impl Commit {
         .await
     }
 
-    /// Makes a snapshot of content whose nodes were all appended, and shows it.
+    /// Makes a snapshot of content whose nodes were all appended, and shows it. Holds what content
+    /// of others it takes over until then.
     pub(crate) async fn commit_snapshot(
         self: &Arc<Self>,
         generation: Generation,
         record: SnapshotRecord,
+        held: Vec<RootPin>,
     ) -> Result<SnapshotRecord> {
         self.to_the_end(|commit| async move {
             {
@@ -382,22 +391,34 @@ impl Commit {
                 commit.flush_locked(&flushing, false).await?;
             }
             commit.check(generation)?;
-            commit.insert(move |_| Ok(record)).await
+            let made = commit.insert(move |_| Ok(record)).await;
+            drop(held);
+            made
         })
         .await
     }
 
-    /// Makes a record as `make` finds the catalog, which does not change meanwhile.
-    pub(crate) async fn create<R, F>(self: &Arc<Self>, make: F) -> Result<R>
+    /// Makes a record as `make` finds the catalog, which does not change meanwhile. Holds `held`
+    /// until the record is durable, also if the caller stops waiting for that.
+    pub(crate) async fn create<R, F>(
+        self: &Arc<Self>,
+        held: impl Send + 'static,
+        make: F,
+    ) -> Result<R>
     where
         R: Named,
         F: FnOnce(&dyn Meta) -> Result<R> + Send + 'static,
     {
-        self.to_the_end(|commit| async move { commit.insert(make).await })
-            .await
+        self.to_the_end(|commit| async move {
+            let made = commit.insert(make).await;
+            drop(held);
+            made
+        })
+        .await
     }
 
-    /// Replaces a record by what `change` makes of it. One that stays as it was is not written again.
+    /// Replaces a record by what `change` makes of it. One that stays as it was is not written
+    /// again.
     pub(crate) async fn update<R, F>(
         self: &Arc<Self>,
         id: RecordId<R::Kind>,
@@ -480,7 +501,8 @@ impl Commit {
         loop {
             match self.apply(batch.clone(), true).await {
                 Ok(()) => break,
-                // The record is durable, so it can be refused no more, and must not be overtaken by another: all changes wait.
+                // The record is durable, so it can be refused no more, and must not be overtaken by
+                // another: all changes wait.
                 Err(error @ Error::Full { .. }) if tries.again(&error).await => {}
                 Err(error) => {
                     self.poison(&error);
@@ -492,7 +514,8 @@ impl Commit {
         Ok(())
     }
 
-    /// That the index can be written, if it could not be the last time: what is refused here leaves nothing behind.
+    /// Checks that the index can be written, if it could not be the last time: a change that is
+    /// refused here leaves nothing behind.
     async fn index_writes(&self) -> Result<()> {
         if !self.index_full.load(Ordering::Relaxed) {
             return Ok(());
@@ -506,7 +529,8 @@ impl Commit {
     /// Makes durable and indexes all that was appended.
     async fn flush_locked(&self, _flushing: &MutexGuard<'_, ()>, sync: bool) -> Result<()> {
         self.writable()?;
-        // What was appended before is covered by the flush. What comes meanwhile waits for the next.
+        // What was appended before is covered by the flush. What comes meanwhile waits for the
+        // next.
         let (chunks, nodes) = {
             let mut pending = self.pending.write();
             (
@@ -524,7 +548,8 @@ impl Commit {
         for record in chunks.iter().chain(&nodes) {
             put_record(&mut batch, record);
         }
-        // What the index has no space for is in packs, and counts as lost all the same: it is sent again.
+        // What the index has no space for is in packs, and counts as lost all the same: it is sent
+        // again.
         self.written(self.apply(batch, sync).await)?;
         reach(Failpoint::GroupIndexed);
         let mut pending = self.pending.write();
@@ -540,8 +565,8 @@ impl Commit {
         Ok(())
     }
 
-    /// Step 1: syncs what a writer has appended, and tells where it is. Only a receipt tells, so the index cannot
-    /// point at bytes that a power cut may take.
+    /// Step 1: syncs what a writer has appended, and tells where it is. Only a receipt tells, so
+    /// the index cannot point at bytes that a power cut may take.
     async fn make_durable(
         &self,
         writer: &PackWriter,
@@ -586,7 +611,11 @@ impl Commit {
         self.pending.read().closing
     }
 
-    /// That the store writes.
+    /// Checks that the store writes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Poisoned`].
     pub(crate) fn writable(&self) -> Result<()> {
         match &self.pending.read().poisoned {
             Some(reason) => Err(Error::Poisoned {
@@ -596,19 +625,22 @@ impl Commit {
         }
     }
 
-    /// Draws the consequence of a failed append. One for which no pack could be made has lost nothing.
+    /// Handles the outcome of an append. One for which no pack could be made has lost nothing.
     fn appended<T>(&self, result: Result<T>) -> Result<T> {
         match result {
-            Err(Error::Poisoned { .. } | Error::Full { .. }) => self.written(result),
+            Err(Error::Poisoned { .. } | Error::Full { .. } | Error::Dropped) => {
+                self.written(result)
+            }
             _ => result,
         }
     }
 
-    /// Draws the consequence of a failed write or sync.
+    /// Handles the outcome of a write or sync: a full disk drops what was pending, any other
+    /// failure stops the store.
     fn written<T>(&self, result: Result<T>) -> Result<T> {
         match &result {
             Ok(_) | Err(Error::Closing | Error::Limit(_) | Error::Shortage { .. }) => {}
-            Err(Error::Full { .. }) => {
+            Err(Error::Full { .. } | Error::Dropped) => {
                 let mut pending = self.pending.write();
                 pending.generation += 1;
                 pending.chunks.clear();

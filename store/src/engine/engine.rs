@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
 use varve_content::codec::Compression;
 
-use super::{Commit, FreeSpace, Options, Priority, ReadCache, Workers};
+use super::{Budgets, Commit, FreeSpace, Options, Pins, Priority, ReadCache, Workers};
 use crate::{
     Damage, Error, Place, Result,
     format::StoreId,
@@ -15,7 +14,7 @@ use crate::{
     pack::{LostPlaces, PackReader},
 };
 
-/// What the parts of an open store have in common.
+/// The parts of an open store.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) options: Options,
@@ -26,18 +25,15 @@ pub(crate) struct Engine {
     pub(crate) meta: Arc<dyn Meta>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) packs: PackReader,
+    /// Whether index and catalog were ever made again.
+    pub(crate) was_rebuilt: bool,
     /// What was found to be gone from packs, or damaged: it does not count as being in the store.
     pub(crate) lost: RwLock<LostPlaces>,
     pub(crate) commit: Arc<Commit>,
     pub(crate) cache: ReadCache,
-    /// Bytes of chunks that may be on their way in.
-    pub(crate) ingest_budget: Arc<Semaphore>,
-    /// Bytes of reads that may be under way.
-    pub(crate) read_budget: Semaphore,
-    /// Readers that something may be brought for at a time.
-    pub(crate) readahead_permits: Semaphore,
-    /// Leaves that open uploads may put.
-    pub(crate) leaf_permits: Arc<Semaphore>,
+    /// Roots whose content is in use.
+    pub(crate) pins: Arc<Pins>,
+    pub(crate) budgets: Budgets,
 }
 
 impl Engine {
@@ -51,17 +47,18 @@ impl Engine {
         self.workers.run(priority, move |_| ask(&*meta)).await?
     }
 
-    /// Takes note of damage that a read has found: from here on the record counts as not being in the store, so whoever sends it again repairs
-    /// it. It is found again by the next read, or the next verification, after a restart.
+    /// Notes damage that a read has found: from here on the record counts as not being in the
+    /// store, so an upload that sends it again repairs it. After a restart the next read or
+    /// verification finds it again.
     pub(crate) fn note_damage(&self, damage: &Damage) {
         if let Place::Pack { pack, offset_bytes } = damage.place
             && self.lost.write().add_record(pack, offset_bytes)
         {
-            tracing::error!(%damage, "what is damaged counts as not being in the store: store it again to repair it");
+            tracing::error!(%damage, "a damaged record counts as not being in the store: store it again to repair it");
         }
     }
 
-    /// The same, of whatever was read.
+    /// Notes the damage in the outcome of a read, if there is any.
     pub(crate) fn noting_damage<T>(&self, read: Result<T>) -> Result<T> {
         read.inspect_err(|error| {
             if let Error::Damaged(damage) = error {

@@ -1,10 +1,9 @@
 //! Nodes and chunks, from the caches or from packs.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
-use tokio::sync::SemaphorePermit;
 use varve_content::{
     ChunkId, NodeId, RootId,
     block::BLOCK_BYTES,
@@ -21,14 +20,18 @@ use crate::{
     engine::{Engine, Priority, Scratch},
     format::Location,
     limits,
-    meta::NodeKey,
-    pack::{PackReader, ReadSpan, Span, plan_spans},
+    meta::{Meta, NodeKey},
+    pack::{PackGone, PackReader, ReadError, ReadSpan, Span, plan_spans},
 };
 
-/// A chunk that is being loaded: its position among those that are wanted, its id, its place, and the cache's.
+/// A chunk that is being loaded: its position among those that are wanted, its id, its place, and
+/// the cache's.
 type Member<'a> = (usize, ChunkId, Location, ChunkGuard<'a>);
 
-/// What a walk's error is to a reader.
+/// How often a record is looked for in another pack when its pack is gone.
+pub(crate) const PACK_MOVES_MAX: u32 = 3;
+
+/// Turns the error of a walk into that of a reader.
 pub(crate) fn walked(error: WalkError<Error>) -> Error {
     match error {
         WalkError::Source(error) => error,
@@ -46,10 +49,10 @@ pub(crate) fn needed_by(error: Error, snapshot: &str) -> Error {
 }
 
 pub(crate) fn missing_chunk(id: ChunkId) -> Damage {
-    Damage::missing(format_args!("chunk {id}"))
+    Damage::missing(id)
 }
 
-/// That a node's bytes have its id.
+/// Checks that a node's bytes have its id.
 fn verify_node(key: NodeKey, encoded: &[u8]) -> std::result::Result<(), String> {
     let found = match key {
         NodeKey::Leaf(_) => NodeKey::Leaf(NodeId::of_leaf(encoded)),
@@ -64,16 +67,17 @@ fn verify_node(key: NodeKey, encoded: &[u8]) -> std::result::Result<(), String> 
 }
 
 impl Engine {
-    /// A chunk, from the cache or its pack. Readers of the same chunk wait for one read.
-    pub(crate) async fn load_chunk(
+    /// A chunk of a leaf, from the cache or its pack. Readers of the same chunk wait for one read.
+    async fn load_chunk(
         &self,
+        of: &LocatedLeaf,
         id: ChunkId,
         place: Option<Location>,
     ) -> Result<VerifiedChunk> {
         let load = async {
             let place = place.ok_or_else(|| missing_chunk(id))?;
-            let payload = self.read_one(&self.packs, place, id.as_bytes()).await;
-            let payload = self.noting_damage(payload)?;
+            let payload = self.read_chunk(of, id, place).await;
+            let (place, payload) = self.noting_damage(payload)?;
             let open = move |scratch: &mut Scratch| {
                 open_chunk(scratch, id, place, &payload).map(VerifiedChunk::detached)
             };
@@ -83,10 +87,53 @@ impl Engine {
         self.cache.chunk_or(id, load).await
     }
 
-    /// Chunks, in this order, from the cache or their packs. What lies side by side in a pack is read together, and unpacked in
-    /// pieces on all workers. Nobody reads what somebody else is reading.
+    /// The payload of a chunk, and where it was found.
+    async fn read_chunk(
+        &self,
+        of: &LocatedLeaf,
+        id: ChunkId,
+        mut place: Location,
+    ) -> Result<(Location, Bytes)> {
+        let mut moves = 0;
+        loop {
+            let gone = match self.read_one(&self.packs, place, id.as_bytes()).await {
+                Ok(payload) => return Ok((place, payload)),
+                Err(ReadError::PackGone(gone)) => gone,
+                Err(ReadError::Other(error)) => return Err(error),
+            };
+            let moved = self.moved_chunks(gone, &[id]).await?;
+            let Some(&(_, now)) = moved.first().filter(|_| moves < PACK_MOVES_MAX) else {
+                return Err(Damage::from(gone).into());
+            };
+            of.moved();
+            place = now;
+            moves += 1;
+        }
+    }
+
+    /// Looks up chunks again whose pack is gone. Returns those that the index has in another pack,
+    /// with their positions in `ids`.
+    pub(crate) async fn moved_chunks(
+        &self,
+        gone: PackGone,
+        ids: &[ChunkId],
+    ) -> Result<Vec<(usize, Location)>> {
+        let ids = ids.to_vec();
+        let ask = move |meta: &dyn Meta| meta.chunks(&ids);
+        let places = self.meta(Priority::Read, ask).await?;
+        let places = places.into_iter().enumerate();
+        let places = places.filter_map(|(position, place)| Some((position, place?)));
+        Ok(places
+            .filter(|(_, place)| place.pack != gone.pack)
+            .collect())
+    }
+
+    /// Chunks of a leaf, in this order, from the cache or their packs. What lies side by side in a
+    /// pack is read together, and unpacked in pieces on all workers. Nobody reads what somebody
+    /// else is reading.
     pub(crate) async fn load_chunks(
         &self,
+        of: &LocatedLeaf,
         wanted: &[(ChunkId, Option<Location>)],
     ) -> Result<Vec<VerifiedChunk>> {
         let mut found: Vec<Option<VerifiedChunk>> = vec![None; wanted.len()];
@@ -95,7 +142,8 @@ impl Engine {
             let Some(place) = place else {
                 return Err(missing_chunk(*id).into());
             };
-            // Without waiting, for whoever waits with places of its own taken can be waited for in turn.
+            // Without waiting: a caller that waits while it holds guards can be waited for in
+            // turn.
             match self.cache.chunk_or_guard(*id) {
                 Found::Chunk(chunk) => found[position] = Some(chunk),
                 Found::Nothing(guard) => {
@@ -120,18 +168,20 @@ impl Engine {
         for (position, chunk) in try_join_all(loads).await?.into_iter().flatten() {
             found[position] = Some(chunk);
         }
-        // What others are reading; and what could not be read with its neighbours, to tell what is wrong with which.
+        // What others are reading; and what could not be read with its neighbours, to tell what is
+        // wrong with which.
         let mut chunks = Vec::with_capacity(wanted.len());
         for (chunk, (id, place)) in found.into_iter().zip(wanted) {
             chunks.push(match chunk {
                 Some(chunk) => chunk,
-                None => self.load_chunk(*id, *place).await?,
+                None => self.load_chunk(of, *id, *place).await?,
             });
         }
         Ok(chunks)
     }
 
-    /// Reads a span and unpacks its chunks, in jobs of some chunks each. What was damaged is not among them.
+    /// Reads a span and unpacks its chunks, in jobs of some chunks each. What was damaged is not
+    /// among them.
     async fn load_span(
         &self,
         span: Span,
@@ -139,8 +189,10 @@ impl Engine {
     ) -> Result<Vec<(usize, VerifiedChunk)>> {
         let read = match self.read_span(&self.packs, span).await {
             Ok((_, read)) => Arc::new(read),
-            Err(Error::Damaged(_)) => return Ok(Vec::new()),
-            Err(error) => return Err(error),
+            Err(ReadError::PackGone(_) | ReadError::Other(Error::Damaged(_))) => {
+                return Ok(Vec::new());
+            }
+            Err(ReadError::Other(error)) => return Err(error),
         };
         let mut jobs = Vec::new();
         let mut rest = members.into_iter().peekable();
@@ -184,19 +236,49 @@ impl Engine {
         Ok(chunks)
     }
 
-    /// Chunks as they are stored, in this order.
+    /// Chunks of a leaf as they are stored, in this order.
     pub(crate) async fn stored_chunks(
         &self,
+        of: &LocatedLeaf,
         wanted: &[(ChunkId, Option<Location>)],
     ) -> Result<Vec<StoredChunk>> {
-        let places = wanted
+        let mut places = wanted
             .iter()
             .map(|(id, place)| place.ok_or_else(|| missing_chunk(*id)))
             .collect::<std::result::Result<Vec<_>, _>>()?;
-        let reads = plan_spans(&places)
-            .into_iter()
-            .map(|span| self.read_span(&self.packs, span));
-        let spans = self.noting_damage(try_join_all(reads).await)?;
+        let mut moves = 0;
+        let spans = loop {
+            let reads = plan_spans(&places)
+                .into_iter()
+                .map(|span| self.read_span(&self.packs, span));
+            let gone = match try_join_all(reads).await {
+                Ok(spans) => break spans,
+                Err(ReadError::PackGone(gone)) => gone,
+                Err(ReadError::Other(error)) => return self.noting_damage(Err(error)),
+            };
+            let is_there =
+                |(at, place): &(usize, &Location)| (place.pack == gone.pack).then_some(*at);
+            let lost: Vec<_> = places
+                .iter()
+                .enumerate()
+                .filter_map(|it| is_there(&it))
+                .collect();
+            let ids: Vec<_> = lost
+                .iter()
+                .filter_map(|at| Some(wanted.get(*at)?.0))
+                .collect();
+            let moved = self.moved_chunks(gone, &ids).await?;
+            if moved.len() < lost.len() || moves >= PACK_MOVES_MAX {
+                return self.noting_damage(Err(Damage::from(gone).into()));
+            }
+            for (at, (_, now)) in lost.into_iter().zip(moved) {
+                if let Some(place) = places.get_mut(at) {
+                    *place = now;
+                }
+            }
+            of.moved();
+            moves += 1;
+        };
         let mut chunks = Vec::with_capacity(wanted.len());
         for (span, read) in &spans {
             for position in span.members.iter().copied() {
@@ -219,7 +301,12 @@ impl Engine {
     }
 
     /// The payload of one record.
-    async fn read_one(&self, packs: &PackReader, place: Location, id: &[u8; 32]) -> Result<Bytes> {
+    async fn read_one(
+        &self,
+        packs: &PackReader,
+        place: Location,
+        id: &[u8; 32],
+    ) -> Result<Bytes, ReadError> {
         let bytes = u32::try_from(place.payload.record_bytes()).unwrap_or(u32::MAX);
         let _space = self.read_budget(bytes).await?;
         Ok(packs.read_record(&place, id).await?.payload().clone())
@@ -230,22 +317,12 @@ impl Engine {
         &self,
         packs: &PackReader,
         span: Span,
-    ) -> Result<(Span, ReadSpan)> {
+    ) -> Result<(Span, ReadSpan), ReadError> {
         let _space = self
             .read_budget(u32::try_from(span.len_bytes).unwrap_or(u32::MAX))
             .await?;
         let read = packs.read_span(&span).await?;
         Ok((span, read))
-    }
-
-    /// Waits until so many more bytes may be under way.
-    pub(crate) async fn read_budget(&self, bytes: u32) -> Result<SemaphorePermit<'_>> {
-        #[expect(clippy::cast_possible_truncation, reason = "a constant of 32 MiB")]
-        const MOST: u32 = limits::READ_BYTES_IN_FLIGHT as u32;
-        self.read_budget
-            .acquire_many(bytes.min(MOST))
-            .await
-            .map_err(|_| Error::Closing)
     }
 
     /// The leaf of a segment, from the root down.
@@ -271,30 +348,35 @@ impl Engine {
         ))
     }
 
+    /// A leaf with the places of its chunks, from the cache or its pack.
     pub(crate) async fn located_leaf(&self, id: NodeId) -> Result<Arc<LocatedLeaf>> {
-        // One that is kept knows the places of its chunks. What was found damaged in one may be in another by now.
-        if let Some(CachedNode::Leaf(kept)) = self.cache.node(id)
+        // One that is kept knows the places of its chunks. What was found damaged in one may be in
+        // another by now. As usual nothing is lost, and it is looked up once.
+        let is_something_lost = !self.lost.read().is_empty();
+        if is_something_lost
+            && let Some(CachedNode::Leaf(kept)) = self.cache.node(id)
             && !self.is_complete(&kept)
         {
             self.cache.forget_node(id);
         }
-        let load = async {
-            let located = self.load_leaf(&self.packs, id).await?;
-            Ok::<_, Error>(CachedNode::Leaf(Arc::new(located)))
-        };
-        match self.cache.node_or(id, load).await? {
-            CachedNode::Leaf(leaf) => {
-                if !self.is_complete(&leaf) {
-                    // What it lacks may come again, by an upload or a copy.
-                    self.cache.forget_node(id);
-                }
-                Ok(leaf)
+        loop {
+            let load = async {
+                let located = self.load_leaf(&self.packs, id).await?;
+                Ok::<_, Error>(CachedNode::Leaf(Arc::new(located)))
+            };
+            let CachedNode::Leaf(leaf) = self.cache.node_or(id, load).await? else {
+                let problem = "an inner node stands where a leaf belongs";
+                return Err(Damage::in_tree(format_args!("node {id}"), problem).into());
+            };
+            if leaf.has_moved() {
+                self.cache.forget_node(id);
+                continue;
             }
-            CachedNode::Inner(_) => Err(Damage::in_tree(
-                format_args!("node {id}"),
-                "an inner node stands where a leaf belongs",
-            )
-            .into()),
+            if !self.is_complete(&leaf) {
+                // What it lacks may come again, by an upload or a copy.
+                self.cache.forget_node(id);
+            }
+            return Ok(leaf);
         }
     }
 
@@ -314,14 +396,10 @@ impl Engine {
                 *place = None;
             }
         }
-        Ok(LocatedLeaf {
-            has_all_places: places.iter().all(Option::is_some),
-            leaf: Arc::new(leaf),
-            places,
-        })
+        Ok(LocatedLeaf::new(leaf, places))
     }
 
-    /// Whether all of its chunks are there, as far as known.
+    /// Whether the index has all of its chunks and none of them is lost, as far as known.
     fn is_complete(&self, leaf: &LocatedLeaf) -> bool {
         let lost = self.lost.read();
         let mut places = leaf.places.iter().flatten();
@@ -365,23 +443,50 @@ impl Engine {
         key: NodeKey,
         decode: fn(&[u8]) -> std::result::Result<T, TreeError>,
     ) -> Result<T> {
-        let places = self
-            .meta(Priority::Read, move |meta| meta.nodes(&[key]))
-            .await?;
-        let place = places
-            .into_iter()
-            .next()
-            .flatten()
-            .ok_or_else(|| Damage::missing(key))?;
-        let damage = |problem: &dyn fmt::Display| {
-            Damage::in_pack(place.pack, place.offset_bytes, key, problem)
-        };
-        let decoded = async {
-            let payload = self.read_one(packs, place, key.as_bytes()).await?;
-            verify_node(key, &payload).map_err(|problem| damage(&problem))?;
-            Ok::<_, Error>(decode(&payload).map_err(|error| damage(&error))?)
-        };
-        self.noting_damage(decoded.await)
+        let mut gone: Option<(Location, PackGone)> = None;
+        let mut moves = 0;
+        loop {
+            let places = self
+                .meta(Priority::Read, move |meta| meta.nodes(&[key]))
+                .await?;
+            let place = places.into_iter().next().flatten();
+            let place = place.ok_or_else(|| Damage::missing(key))?;
+            if let Some((there, gone)) = gone
+                && (there == place || moves > PACK_MOVES_MAX)
+            {
+                return self.noting_damage(Err(Damage::from(gone).into()));
+            }
+            match self.read_node(packs, key, place).await {
+                Err(ReadError::PackGone(no_pack)) => gone = Some((place, no_pack)),
+                Err(ReadError::Other(error)) => return self.noting_damage(Err(error)),
+                Ok(payload) => {
+                    let decoded = decode(&payload).map_err(|error| {
+                        Damage::in_pack(place.pack, place.offset_bytes, key, error).into()
+                    });
+                    return self.noting_damage(decoded);
+                }
+            }
+            moves += 1;
+        }
+    }
+
+    /// The encoding of a node, checked against its id.
+    async fn read_node(
+        &self,
+        packs: &PackReader,
+        key: NodeKey,
+        place: Location,
+    ) -> Result<Bytes, ReadError> {
+        let payload = self.read_one(packs, place, key.as_bytes()).await?;
+        verify_node(key, &payload).map_err(|problem| {
+            Error::from(Damage::in_pack(
+                place.pack,
+                place.offset_bytes,
+                key,
+                problem,
+            ))
+        })?;
+        Ok(payload)
     }
 }
 

@@ -16,9 +16,10 @@ impl Engine {
             .collect())
     }
 
-    /// How chunks are kept that the store has, in the index or on the way there.
+    /// For each chunk, how the store keeps it; `None` if it has not got it.
     pub(crate) async fn known_chunks(&self, ids: Vec<ChunkId>) -> Result<Vec<Option<Payload>>> {
-        // A chunk leaves the pending ones only after it has entered the index: asked in this order, none is missed.
+        // A chunk leaves the pending ones only after it has entered the index: asked in this order,
+        // none is missed.
         let mut known = self.commit.pending_chunks(&ids);
         let (positions, unknown): (Vec<_>, Vec<_>) = known
             .iter()

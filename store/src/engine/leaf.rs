@@ -1,6 +1,9 @@
 //! Leaves with the places of their chunks, and nodes as the cache keeps them.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use varve_content::{
     ChunkId,
@@ -17,14 +20,35 @@ pub(crate) struct LocatedLeaf {
     pub(crate) places: Vec<Option<Location>>,
     /// Whether the index knows all of them, and none was lost from its pack.
     pub(super) has_all_places: bool,
+    /// Whether one of the chunks was found in another pack since.
+    has_moved: AtomicBool,
 }
 
 impl LocatedLeaf {
+    pub(super) fn new(leaf: Leaf, places: Vec<Option<Location>>) -> Self {
+        Self {
+            has_all_places: places.iter().all(Option::is_some),
+            leaf: Arc::new(leaf),
+            places,
+            has_moved: AtomicBool::new(false),
+        }
+    }
+
+    /// Says that its places are not right any more.
+    pub(super) fn moved(&self) {
+        self.has_moved.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_moved(&self) -> bool {
+        self.has_moved.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn leaf(&self) -> &Leaf {
         &self.leaf
     }
 
-    /// What the payload of each entry's chunk takes as it is stored; 0 where the index does not know it.
+    /// What the payload of each entry's chunk takes as it is stored; 0 where the index does not
+    /// know it.
     pub(crate) fn payload_bytes(&self) -> Vec<u32> {
         let places = self.places.iter();
         places

@@ -12,8 +12,8 @@ use rustix::{
 
 use crate::{Error, Result, format::names};
 
-/// The lock of a data directory, held as long as this lives. The kernel lets go of it when the process ends,
-/// however it ends.
+/// The lock of a data directory, held as long as this lives. The kernel lets go of it when the
+/// process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct DirectoryLock {
     _file: File,
@@ -23,6 +23,10 @@ impl DirectoryLock {
     /// Takes the lock, or says who is in the way: [`Error::InUse`].
     pub(crate) fn take(data_dir: &Path) -> Result<Self> {
         let path: PathBuf = names::lock(data_dir);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a lock is between processes, and none of what a simulated disk has"
+        )]
         let file = rustix::fs::open(
             &path,
             OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC,

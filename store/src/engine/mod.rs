@@ -1,6 +1,27 @@
-//! What the parts of an open store have in common: the engine below ingest, reads and volumes.
+//! The engine of an open store: what uploads, reads and volumes are built on.
+//!
+//! It knows nothing of any of them, nor of the API above.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `engine` | the parts of an open store |
+//! | `options` | how a store is opened |
+//! | `commit` | the order of durability: packs, catalog log, index |
+//! | `known` | which chunks and nodes the store has |
+//! | `fetch` | nodes and chunks, from the cache or from packs |
+//! | `cache` | what was read, kept in memory |
+//! | `leaf` | leaves with the places of their chunks |
+//! | `chunk` | chunks on their way out, and the check that they pass |
+//! | `pins` | roots whose content is in use |
+//! | `query` | snapshots and volumes alike: find, list, tag |
+//! | `workers` | threads for hashing, compression and calls that block |
+//! | `budget` | what uploads and reads may hold at one time |
+//! | `space` | free space, and what can give some back |
+//! | `apart` | work in a task of its own that ends with its caller |
+//! | `lock` | one process at a time has a data directory open |
 
 mod apart;
+mod budget;
 mod cache;
 mod chunk;
 mod commit;
@@ -11,24 +32,28 @@ mod known;
 mod leaf;
 mod lock;
 mod options;
+mod pins;
 mod query;
 mod space;
 mod workers;
 
 pub(crate) use self::{
     apart::{apart, apart_if_it_waits},
+    budget::Budgets,
     cache::ReadCache,
     chunk::{CheckedChunk, open_chunk},
     commit::{Commit, Generation, PoisonOnPanic, joined, node_keys, put_record},
     engine::Engine,
-    fetch::{missing_chunk, needed_by, walked},
+    fetch::{PACK_MOVES_MAX, missing_chunk, needed_by, walked},
     leaf::{CachedNode, LocatedLeaf},
     lock::DirectoryLock,
+    pins::Pins,
     space::{FreeSpace, SpaceReserve},
     workers::{Priority, Scratch, Workers},
 };
 pub use self::{
     chunk::{StoredChunk, VerifiedChunk},
     options::Options,
+    pins::RootPin,
     query::ListQuery,
 };

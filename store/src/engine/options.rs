@@ -11,11 +11,13 @@ use crate::{io::IoEngine, limits};
 pub struct Options {
     /// Where it is, or is to be made.
     pub data_dir: PathBuf,
-    /// How a new store packs chunks; one that exists may be given another for what is written from now on. `None`: as it was.
+    /// How a new store packs chunks; one that exists may be given another for what is written from
+    /// now on. `None`: as it was.
     pub compression: Option<Compression>,
     /// Bytes of plain chunks and tree nodes kept for reads.
     pub chunk_cache_bytes: u64,
-    /// What each volume's journal may take on disk, between [`limits::JOURNAL_BYTES_LEAST`] and [`limits::JOURNAL_BYTES_LIMIT`].
+    /// What each volume's journal may take on disk, between [`limits::JOURNAL_BYTES_LEAST`] and
+    /// [`limits::JOURNAL_BYTES_LIMIT`].
     pub journal_bytes_max: u64,
     /// How files are read and written.
     pub io_engine: IoEngine,

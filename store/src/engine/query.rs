@@ -1,4 +1,4 @@
-//! What can be asked of snapshots and volumes alike: find, list, tag.
+//! Queries of snapshots and volumes alike: find, list, tag.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -32,8 +32,8 @@ impl Engine {
 
     /// Records by name, ascending by bytes.
     ///
-    /// However many there are, the store's threads are asked for a few of them at a time, and others have their turn in between. What is
-    /// made or deleted meanwhile may be listed or not.
+    /// However many there are, the store's threads are asked for a few of them at a time, and
+    /// others have their turn in between. What is made or deleted meanwhile may be listed or not.
     pub(crate) async fn list<R: Named>(&self, query: ListQuery) -> Result<Vec<R>> {
         let limit = query.limit.min(limits::LIST_MAX);
         if query.tags.is_empty() {

@@ -4,11 +4,15 @@ use std::{fmt, path::PathBuf, sync::Arc};
 
 use parking_lot::RwLock;
 
-use crate::{Error, Result, io::Disk, limits};
+use crate::{
+    Error, Result,
+    io::{Disk, offload},
+    limits,
+};
 
 /// Holds space on the file system that it can do without.
 pub(crate) trait SpaceReserve: fmt::Debug + Send + Sync {
-    /// Gives back all that is not in use.
+    /// Gives back all that is not in use. May take long.
     fn give_up(&self);
 }
 
@@ -29,7 +33,8 @@ impl FreeSpace {
         }
     }
 
-    /// Adds a reserve, which is asked to give space back before anything is refused for the lack of it.
+    /// Adds a reserve, which is asked to give space back before anything is refused for the lack of
+    /// it.
     pub(crate) fn register(&self, reserve: Arc<dyn SpaceReserve>) {
         self.reserves.write().push(reserve);
     }
@@ -41,23 +46,23 @@ impl FreeSpace {
             .map_err(|source| Error::io("read the free space of", &self.data_dir, source))
     }
 
-    /// Checks that there is more than index and catalog log need: chunks must not take the last of it.
+    /// Checks that there is more than index and catalog log need: chunks must not take the last of
+    /// it.
     ///
     /// # Errors
     ///
-    /// [`Error::Full`] if there is not, even after the reserves have given back what they hold.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// [`Error::Reserved`] if there is not, even after the reserves have given back what they hold.
+    pub(crate) async fn check(&self) -> Result<()> {
         let is_short = || -> Result<bool> { Ok(self.free_bytes()? < limits::FREE_BYTES_MIN) };
         if !is_short()? {
             return Ok(());
         }
-        for reserve in self.reserves.read().iter() {
-            reserve.give_up();
-        }
+        let reserves = self.reserves.read().clone();
+        offload(move || reserves.iter().for_each(|reserve| reserve.give_up())).await?;
         if is_short()? {
-            return Err(Error::Full {
-                verb: "write chunks; what is left is kept for the index",
+            return Err(Error::Reserved {
                 path: self.data_dir.clone(),
+                kept_bytes: limits::FREE_BYTES_MIN,
             });
         }
         Ok(())

@@ -1,9 +1,10 @@
 //! The store's own threads: hashing, compression, and calls that may block (RocksDB).
 //!
-//! Async callers hand a job over and await its result, so that no executor thread is held up. Who waits together with others
-//! [shares](shares) the threads with them: guests have the most, and nobody has nothing. What holds the locks of the commit path has
-//! threads of its own, for everybody may have to wait for it. What waits is bounded by a semaphore, also when callers go away; a
-//! caller that cannot queue awaits.
+//! Async callers hand a job over and await its result, so that no executor thread is held up. Who
+//! waits together with others [shares](shares) the threads with them: guests have the most, and
+//! nobody has nothing. What holds the locks of the commit path has threads of its own, for
+//! everybody may have to wait for it. What waits is bounded by a semaphore, also when callers go
+//! away; a caller that cannot queue awaits.
 
 mod shares;
 
@@ -24,7 +25,7 @@ pub(crate) use self::shares::Priority;
 use self::shares::{CLASSES, Shares};
 use crate::{Error, Result, limits};
 
-/// What each thread keeps between jobs, because making it anew costs more than the job.
+/// Buffers that each thread keeps between jobs: making them anew costs more than a job.
 pub(crate) struct Scratch {
     pub(crate) encoder: Encoder,
     pub(crate) decoder: Decoder,
@@ -55,14 +56,15 @@ impl Queues {
     }
 }
 
-struct Engine {
+/// What the threads share.
+struct Pool {
     queues: Mutex<Queues>,
     wake: Condvar,
     wake_commits: Condvar,
 }
 
 pub(crate) struct Workers {
-    engine: Arc<Engine>,
+    pool: Arc<Pool>,
     slots: [Arc<Semaphore>; CLASSES],
     commit_slots: Arc<Semaphore>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -80,7 +82,7 @@ impl Workers {
     /// Starts `threads` threads, and [`limits::COMMIT_THREADS`] others.
     pub(crate) fn start(threads: usize, compression: Compression) -> Result<Self> {
         let queue = || VecDeque::with_capacity(limits::WORKER_QUEUE);
-        let engine = Arc::new(Engine {
+        let pool = Arc::new(Pool {
             queues: Mutex::new(Queues {
                 waiting: [queue(), queue(), queue()],
                 shares: Shares::new(threads),
@@ -91,21 +93,20 @@ impl Workers {
             wake_commits: Condvar::new(),
         });
         let mut handles = Vec::with_capacity(threads + limits::COMMIT_THREADS);
-        let mut start = |name: String, run: Box<dyn FnOnce(&Engine) + Send>| {
-            let engine = Arc::clone(&engine);
+        let mut start = |name: String, run: Box<dyn FnOnce(&Pool) + Send>| {
+            let pool = Arc::clone(&pool);
             let handle = thread::Builder::new()
                 .name(name)
-                .spawn(move || run(&engine))
-                .map_err(|source| Error::Io {
-                    verb: "start a thread for",
-                    path: "the store".into(),
+                .spawn(move || run(&pool))
+                .map_err(|source| Error::System {
+                    verb: "start a thread",
                     source,
                 })?;
             handles.push(handle);
             Ok::<_, Error>(())
         };
         for number in 0..threads {
-            let run = move |engine: &Engine| work(engine, compression);
+            let run = move |pool: &Pool| work(pool, compression);
             start(format!("store-{number}"), Box::new(run))?;
         }
         for number in 0..limits::COMMIT_THREADS {
@@ -113,7 +114,7 @@ impl Workers {
         }
         let slots = || Arc::new(Semaphore::new(limits::WORKER_QUEUE));
         Ok(Self {
-            engine,
+            pool,
             slots: [slots(), slots(), slots()],
             commit_slots: Arc::new(Semaphore::new(limits::COMMIT_THREADS)),
             threads: Mutex::new(handles),
@@ -143,7 +144,7 @@ impl Workers {
             let _ = reply.send(catch_unwind(AssertUnwindSafe(|| job(scratch))));
         });
         {
-            let mut queues = self.engine.queues.lock();
+            let mut queues = self.pool.queues.lock();
             if queues.stopping {
                 return Err(Error::Closing);
             }
@@ -151,12 +152,13 @@ impl Workers {
                 queue.push_back(job);
             }
         }
-        self.engine.wake.notify_one();
+        self.pool.wake.notify_one();
         answer(result).await
     }
 
-    /// Runs a job for somebody who holds a lock of the commit path: on a thread that has nothing else to do, so that those who wait for
-    /// the lock do not wait for whatever else the store is asked.
+    /// Runs a job for somebody who holds a lock of the commit path: on a thread that has nothing
+    /// else to do, so that those who wait for the lock do not wait for whatever else the store is
+    /// asked.
     pub(crate) async fn commit<T, F>(&self, job: F) -> Result<T>
     where
         T: Send + 'static,
@@ -173,21 +175,21 @@ impl Workers {
             let _ = reply.send(outcome);
         });
         {
-            let mut queues = self.engine.queues.lock();
+            let mut queues = self.pool.queues.lock();
             if queues.stopping {
                 return Err(Error::Closing);
             }
             queues.commits.push_back(job);
         }
-        self.engine.wake_commits.notify_one();
+        self.pool.wake_commits.notify_one();
         answer(result).await
     }
 
     /// Lets the threads finish what is queued, and ends them.
     pub(crate) fn stop(&self) {
-        self.engine.queues.lock().stopping = true;
-        self.engine.wake.notify_all();
-        self.engine.wake_commits.notify_all();
+        self.pool.queues.lock().stopping = true;
+        self.pool.wake.notify_all();
+        self.pool.wake_commits.notify_all();
         for thread in self.threads.lock().drain(..) {
             // The last handle of a store may be dropped by one of its own threads.
             if thread.thread().id() != thread::current().id() {
@@ -204,7 +206,7 @@ impl Drop for Workers {
     }
 }
 
-/// What a job has come to.
+/// Waits for the outcome of a job.
 async fn answer<T>(result: oneshot::Receiver<thread::Result<T>>) -> Result<T> {
     match result.await {
         Ok(Ok(value)) => Ok(value),
@@ -213,42 +215,42 @@ async fn answer<T>(result: oneshot::Receiver<thread::Result<T>>) -> Result<T> {
     }
 }
 
-fn work(engine: &Engine, compression: Compression) {
+fn work(pool: &Pool, compression: Compression) {
     let mut scratch = Scratch {
         encoder: Encoder::new(compression),
         decoder: Decoder::new(),
     };
-    let mut queues = engine.queues.lock();
+    let mut queues = pool.queues.lock();
     loop {
         let Some((class, job)) = queues.next() else {
             if queues.stopping && queues.is_empty() {
                 return;
             }
-            engine.wake.wait(&mut queues);
+            pool.wake.wait(&mut queues);
             continue;
         };
         drop(queues);
         let begun_at = Instant::now();
         job(&mut scratch);
         let took = begun_at.elapsed();
-        queues = engine.queues.lock();
+        queues = pool.queues.lock();
         queues.shares.ended(class, took);
     }
 }
 
-fn work_on_commits(engine: &Engine) {
-    let mut queues = engine.queues.lock();
+fn work_on_commits(pool: &Pool) {
+    let mut queues = pool.queues.lock();
     loop {
         let Some(job) = queues.commits.pop_front() else {
             if queues.stopping {
                 return;
             }
-            engine.wake_commits.wait(&mut queues);
+            pool.wake_commits.wait(&mut queues);
             continue;
         };
         drop(queues);
         job();
-        queues = engine.queues.lock();
+        queues = pool.queues.lock();
     }
 }
 
@@ -347,7 +349,8 @@ mod tests {
                     let done = Arc::clone(&reads_done);
                     let before = done.load(order);
                     let ran_at = workers.run(class, move |_| done.load(order)).await.unwrap();
-                    // Those that were queued already may all have their turn before; not others without end.
+                    // Those that were queued already may all have their turn before; not others
+                    // without end.
                     assert!(
                         ran_at - before < 1000,
                         "{class:?} waited for {}",

@@ -1,8 +1,9 @@
 //! File work that may take long, on a thread that may wait.
 //!
-//! Most calls of a [`Disk`](super::Disk) are answered from the kernel's memory. Allocating a file, giving its space
-//! back, and listing a directory may take as long as the file system's own journal does. A task that
-//! made such a call itself would hold up every other task of its executor's thread.
+//! Most calls of a [`Disk`](super::Disk) are answered from the kernel's memory. Allocating a file,
+//! giving its space back, and listing a directory may take as long as the file system's own journal
+//! does. A task that made such a call itself would hold up every other task of its executor's
+//! thread.
 
 use std::panic::resume_unwind;
 
@@ -14,8 +15,8 @@ pub(crate) struct RuntimeEnded;
 
 /// Runs work on a thread that may wait. A panic of the work continues in the caller.
 ///
-/// Work that has begun runs to its end, even if the caller goes away: it has to leave a consistent state
-/// behind by itself.
+/// Work that has begun runs to its end, even if the caller goes away: it has to leave a consistent
+/// state behind by itself.
 ///
 /// # Errors
 ///

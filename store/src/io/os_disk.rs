@@ -1,5 +1,10 @@
 //! The disk of the operating system. What may take long goes to threads by the queue, the rest is done on the spot.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the disk by way of which files are accessed"
+)]
+
 use std::{
     ffi::OsString,
     fmt, io,

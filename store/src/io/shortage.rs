@@ -1,7 +1,8 @@
 //! What the system was short of for a moment, and how long to wait for it.
 //!
-//! No descriptor, no memory, a signal in between: such a call has done nothing, and can be made again. What depends on
-//! it waits, for as long as the store is open: a shortage must not be taken for a disk that is lost.
+//! No descriptor, no memory, a signal in between: such a call has done nothing, and can be made
+//! again. What depends on it waits, for as long as the store is open: a shortage must not be taken
+//! for a disk that is lost.
 
 use std::{fmt, io, time::Duration};
 
@@ -13,7 +14,8 @@ use tokio::{
 
 use crate::limits::{SHORTAGE_LOG_INTERVAL, SHORTAGE_PAUSES};
 
-/// Whether the system was short of something that the call needs: nothing was done, and the same call can succeed later.
+/// Whether the system was short of something that the call needs: nothing was done, and the same
+/// call can succeed later.
 ///
 /// A failed sync is never one, whatever its reason: see [`Disk`](super::Disk).
 #[must_use]
@@ -59,7 +61,8 @@ impl Patience {
         }
     }
 
-    /// Does something as soon as the system is not short of what it takes. A shortage is the outcome only when the store closes.
+    /// Does something as soon as the system is not short of what it takes. A shortage is the
+    /// outcome only when the store closes.
     pub(crate) async fn until_possible<T, E: MayBeShortage>(
         &self,
         mut attempt: impl FnMut() -> Result<T, E>,
@@ -140,8 +143,9 @@ impl Tries<'_> {
         }
     }
 
-    /// Whether a result is final: it is not for a shortage, or nobody waits any more. If not, the next try may begin.
-    pub(crate) async fn is_final<T, E: MayBeShortage>(&mut self, result: &Result<T, E>) -> bool {
+    /// Whether a result is final: it is not for a shortage, or nobody waits any more. If not, the
+    /// next try may begin.
+    async fn is_final<T, E: MayBeShortage>(&mut self, result: &Result<T, E>) -> bool {
         match result {
             Err(error) if error.is_shortage() => !self.again(error).await,
             _ => true,

@@ -1,6 +1,7 @@
 //! What every disk does, over all of them.
 
 #![allow(
+    clippy::disallowed_methods,
     clippy::cast_possible_truncation,
     clippy::unwrap_used,
     clippy::expect_used,

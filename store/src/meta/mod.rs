@@ -40,6 +40,7 @@ pub use crate::format::{
 };
 use crate::{
     Result,
+    error::Subject,
     format::{Location, PackId, pack::RecordKind},
 };
 
@@ -82,6 +83,15 @@ impl NodeKey {
         match self {
             Self::Leaf(id) | Self::Inner(id) => id.as_bytes(),
             Self::Root(id) => id.as_bytes(),
+        }
+    }
+}
+
+impl From<NodeKey> for Subject {
+    fn from(key: NodeKey) -> Self {
+        Self::Record {
+            kind: key.kind(),
+            id: *key.as_bytes(),
         }
     }
 }

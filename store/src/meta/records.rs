@@ -184,9 +184,8 @@ impl<K: IdKind> RecordId<K> {
     /// A new id. Two are never equal in practice: of a million ids, with a probability of 1 in 590 million.
     pub fn random() -> Result<Self> {
         let mut bytes = [0; ID_BYTES];
-        getrandom::fill(&mut bytes).map_err(|source| Error::Io {
-            verb: "read random bytes from",
-            path: "the operating system".into(),
+        getrandom::fill(&mut bytes).map_err(|source| Error::System {
+            verb: "draw random numbers",
             source: io::Error::other(source.to_string()),
         })?;
         Ok(Self::from_low_bits(bytes))

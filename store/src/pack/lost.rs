@@ -8,8 +8,8 @@ use crate::{
     limits::LOST_RECORDS_MAX,
 };
 
-/// What was found to be gone or damaged though the index has records there, by recovery or by a read since. These records do not
-/// count as being in the store: whoever sends one again repairs it.
+/// Records that are in the index and were found to be gone or damaged, by recovery or by a read
+/// since. They do not count as being in the store: an upload that sends one again repairs it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LostPlaces(HashMap<PackId, Lost>);
 

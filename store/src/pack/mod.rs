@@ -5,7 +5,9 @@
 //! | file | what |
 //! | --- | --- |
 //! | `record` | a record before it is written, and where it is after |
-//! | `home` | where packs live (a trait), `set`: in a directory |
+//! | `store` | where packs are read from (a trait) |
+//! | `stage` | where packs are written until they are sealed (a trait) |
+//! | `local` | both, as files of a directory |
 //! | `writer` | appends records, makes them durable, seals packs |
 //! | `reader` | reads records that the index knows, checked |
 //! | `scanner` | walks a pack from its beginning, knowing nothing |
@@ -14,31 +16,36 @@
 //!
 //! What must hold:
 //!
-//! - A record's place is told only against a receipt that it is durable: [`Flushed::settle`] is the only way to it.
-//! - Durable bytes are never written again: a flush pads to 4 KiB, and the next write begins behind that.
-//! - A footer is written only after all records of its pack are durable: a sealed pack has no torn places.
-//! - A payload is given out only if its checksum, its id and all that the index says of it are right. That its bytes have
-//!   that id is for others to check.
-//! - After a write or a sync has failed, nothing more is written, with one exception: a full disk loses what
-//!   was not durable yet, and then writing can go on.
+//! - A record's place is told only against a receipt that it is durable: [`Flushed::settle`] is the
+//!   only way to it.
+//! - Durable bytes are never written again: a flush pads to 4 KiB, and the next write begins behind
+//!   that.
+//! - A footer is written only after all records of its pack are durable: a sealed pack has no torn
+//!   places.
+//! - A payload is given out only if its checksum, its id and all that the index says of it are
+//!   right. That its bytes have that id is for others to check.
+//! - After a write or a sync has failed, nothing more is written, with one exception: a full disk
+//!   loses what was not durable yet, and then writing can go on.
 
-mod home;
+mod local;
 mod lost;
 mod reader;
 mod record;
 mod scanner;
-mod set;
+mod stage;
+mod store;
 mod tail;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
-pub use home::PackHome;
+pub use local::LocalPacks;
 pub use lost::LostPlaces;
-pub use reader::{PackReader, ReadSpan, Span, StoredRecord, plan_spans};
+pub use reader::{PackGone, PackReader, ReadError, ReadSpan, Span, StoredRecord, plan_spans};
 pub use record::{EncodedRecord, PlacedRecord};
 pub use scanner::{PackScanner, ScanItem, ScannedRecord, Tail};
-pub use set::PackSet;
+pub use stage::PackStage;
+pub use store::PackStore;
 pub use tail::{RecoveredPack, recover_tail};
 pub use writer::{Appended, Flushed, Lost, PackWriter};

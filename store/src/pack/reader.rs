@@ -1,17 +1,19 @@
 //! Reads records whose places the index knows.
 //!
-//! Nothing here is believed: what is read must be the record that was asked for, as the index describes it.
+//! Nothing here is believed: what is read must be the record that was asked for, as the index
+//! describes it.
 
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
 
-use super::PackHome;
+use super::PackStore;
 use crate::{
     Damage, Error, Result,
+    error::Subject,
     format::{
         FormatError, Location, PackId,
-        pack::{Header, Payload, RECORD_HEADER_BYTES, RecordHeader, RecordKind},
+        pack::{Header, Payload, RECORD_HEADER_BYTES, RecordHeader},
     },
     io::{AlignedBuf, BUFFER_ALIGN},
     limits,
@@ -20,12 +22,12 @@ use crate::{
 /// Reads records.
 #[derive(Debug, Clone)]
 pub struct PackReader {
-    home: Arc<dyn PackHome>,
+    store: Arc<dyn PackStore>,
     past_cache: bool,
 }
 
-/// A record that was read: it is the one that was asked for, and its checksums are right. Whether the payload's
-/// bytes, unpacked, have the id is not known yet.
+/// A record that was read: it is the one that was asked for, and its checksums are right. Whether
+/// the payload's bytes, unpacked, have the id is not known yet.
 #[derive(Debug, Clone)]
 pub struct StoredRecord {
     header: RecordHeader,
@@ -43,6 +45,43 @@ impl StoredRecord {
     #[must_use]
     pub const fn payload(&self) -> &Bytes {
         &self.stored
+    }
+}
+
+/// Why a record could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The pack is gone. Its records may be in another one by now: ask the index again.
+    #[error(transparent)]
+    PackGone(#[from] PackGone),
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] Error),
+}
+
+/// There is no such pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("pack {pack} is gone")]
+pub struct PackGone {
+    /// The pack.
+    pub pack: PackId,
+    /// Where in it something was wanted, in bytes.
+    pub offset_bytes: u64,
+}
+
+impl From<PackGone> for Damage {
+    /// What it means where the index still points there.
+    fn from(gone: PackGone) -> Self {
+        Self::in_pack(gone.pack, gone.offset_bytes, "records", "the pack is gone")
+    }
+}
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::PackGone(gone) => Self::Damaged(gone.into()),
+            ReadError::Other(error) => error,
+        }
     }
 }
 
@@ -70,31 +109,51 @@ pub struct ReadSpan {
 impl PackReader {
     /// A reader of the packs that live there.
     #[must_use]
-    pub fn new(home: Arc<dyn PackHome>) -> Self {
+    pub fn new(store: Arc<dyn PackStore>) -> Self {
         Self {
-            home,
+            store,
             past_cache: false,
         }
+    }
+
+    /// The packs that it reads.
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Arc<dyn PackStore> {
+        &self.store
     }
 
     /// One that reads what the disk has, whatever of it is in memory.
     #[must_use]
     pub fn past_cache(&self) -> Self {
         Self {
-            home: Arc::clone(&self.home),
+            store: Arc::clone(&self.store),
             past_cache: true,
         }
     }
 
     /// Reads one record, which must have this id.
-    pub async fn read_record(&self, location: &Location, id: &[u8; 32]) -> Result<StoredRecord> {
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::PackGone`] without the pack; [`Error::Damaged`] if there is anything else than
+    /// the record; those of reading.
+    pub async fn read_record(
+        &self,
+        location: &Location,
+        id: &[u8; 32],
+    ) -> Result<StoredRecord, ReadError> {
         let len = record_len(&location.payload);
         let bytes = self.read(location.pack, location.offset_bytes, len).await?;
-        check(location, id, &bytes)
+        Ok(check(location, id, &bytes)?)
     }
 
     /// Reads what [`plan_spans`] planned.
-    pub async fn read_span(&self, span: &Span) -> Result<ReadSpan> {
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::PackGone`] without the pack; [`Error::Damaged`] where it ends before; those of
+    /// reading.
+    pub async fn read_span(&self, span: &Span) -> Result<ReadSpan, ReadError> {
         Ok(ReadSpan {
             pack: span.pack,
             offset_bytes: span.offset_bytes,
@@ -104,20 +163,25 @@ impl PackReader {
         })
     }
 
-    async fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Result<Bytes> {
+    async fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Result<Bytes, ReadError> {
         let read = match self.past_cache {
-            false => self.home.read(pack, offset_bytes, len).await,
+            false => self.store.read(pack, offset_bytes, len).await,
             true => return self.read_past_cache(pack, offset_bytes, len).await,
         };
         self.told(pack, offset_bytes, len, read.map(AlignedBuf::into_bytes))
     }
 
-    async fn read_past_cache(&self, pack: PackId, offset_bytes: u64, len: usize) -> Result<Bytes> {
+    async fn read_past_cache(
+        &self,
+        pack: PackId,
+        offset_bytes: u64,
+        len: usize,
+    ) -> Result<Bytes, ReadError> {
         let align = BUFFER_ALIGN as u64;
         let start = offset_bytes / align * align;
         let skip = usize::try_from(offset_bytes - start).unwrap_or(0);
         let aligned_len = skip.saturating_add(len).next_multiple_of(BUFFER_ALIGN);
-        let read = self.home.read_past_cache(pack, start, aligned_len).await;
+        let read = self.store.read_past_cache(pack, start, aligned_len).await;
         let read = read.and_then(|buf| {
             let range = skip..skip.saturating_add(len);
             match buf.len() >= range.end {
@@ -128,32 +192,31 @@ impl PackReader {
         self.told(pack, offset_bytes, len, read)
     }
 
-    /// What became of a read.
+    /// Turns the outcome of a read into that of a pack.
     fn told(
         &self,
         pack: PackId,
         offset_bytes: u64,
         len: usize,
         read: io::Result<Bytes>,
-    ) -> Result<Bytes> {
-        match read {
-            Ok(bytes) => Ok(bytes),
-            Err(error) => Err(match error.kind() {
-                io::ErrorKind::NotFound => {
-                    Damage::in_pack(pack, offset_bytes, "records", "the pack is gone").into()
-                }
-                io::ErrorKind::UnexpectedEof => {
-                    let problem = format!("{len} bytes expected, the pack ends before: {error}");
-                    Damage::in_pack(pack, offset_bytes, "records", problem).into()
-                }
-                _ => Error::io("read", &self.home.path(pack), error),
-            }),
-        }
+    ) -> Result<Bytes, ReadError> {
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => PackGone { pack, offset_bytes }.into(),
+            io::ErrorKind::UnexpectedEof => {
+                let problem = format!("{len} bytes expected, the pack ends before: {error}");
+                Error::from(Damage::in_pack(pack, offset_bytes, "records", problem)).into()
+            }
+            _ => Error::io("read", &self.store.path(pack), error).into(),
+        })
     }
 }
 
 impl ReadSpan {
     /// One of its records, which must have this id.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if there is anything else than the record.
     pub fn record(&self, location: &Location, id: &[u8; 32]) -> Result<StoredRecord> {
         let start = location
             .offset_bytes
@@ -165,8 +228,9 @@ impl ReadSpan {
             Some(range) if location.pack == self.pack && range.end <= self.bytes.len() => {
                 check(location, id, &self.bytes.slice(range))
             }
-            _ => Err(Error::Invalid(format!(
-                "the record at offset {} of pack {} is not among the {} bytes read at offset {} of pack {}",
+            _ => Err(Error::Internal(format!(
+                "the record at offset {} of pack {} is not among the {} bytes read at offset {} \
+                of pack {}",
                 location.offset_bytes,
                 location.pack,
                 self.bytes.len(),
@@ -186,24 +250,16 @@ const fn record_len(payload: &Payload) -> usize {
     payload.record_bytes() as usize
 }
 
-/// The name of a record in messages.
-pub(super) fn name(kind: RecordKind, id: &[u8; 32]) -> String {
-    use std::fmt::Write as _;
-    let mut name = format!("{kind} ");
-    for byte in id {
-        // Writing to a string does not fail.
-        let _ = write!(name, "{byte:02x}");
-    }
-    name
-}
-
 /// The record in `bytes`, if it is the one that the index describes.
 fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredRecord> {
     let damage = |problem: FormatError| {
         Damage::in_pack(
             location.pack,
             location.offset_bytes,
-            name(location.payload.kind, id),
+            Subject::Record {
+                kind: location.payload.kind,
+                id: *id,
+            },
             problem,
         )
     };
@@ -219,7 +275,10 @@ fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredReco
         return Err(damage(FormatError::differs("record header", expected, found)).into());
     }
     if record.id != *id {
-        let found = name(record.payload.kind, &record.id);
+        let found = Subject::Record {
+            kind: record.payload.kind,
+            id: record.id,
+        };
         return Err(damage(FormatError::differs(
             "id of a record",
             "the id asked for",
@@ -235,8 +294,9 @@ fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredReco
     })
 }
 
-/// Which records to read together: neighbours with no more than [`limits::READ_GAP_BYTES`] between them, up to
-/// [`limits::READ_SPAN_BYTES`] in all. In the order of packs and offsets; every location is in one span.
+/// Which records to read together: neighbours with no more than [`limits::READ_GAP_BYTES`] between
+/// them, up to [`limits::READ_SPAN_BYTES`] in all. In the order of packs and offsets; every
+/// location is in one span.
 #[must_use]
 pub fn plan_spans(locations: &[Location]) -> Vec<Span> {
     let mut order: Vec<usize> = (0..locations.len()).collect();

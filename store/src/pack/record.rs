@@ -8,8 +8,8 @@ use crate::format::{
     pack::{PAYLOAD_BYTES_MAX, Payload, RecordHeader, RecordKind},
 };
 
-/// A record that only lacks its place. The payload's checksum is computed when it is made, by the caller's thread and
-/// outside of any lock.
+/// A record that only lacks its place. The payload's checksum is computed when it is made, by the
+/// caller's thread and outside of any lock.
 #[derive(Debug, Clone)]
 pub struct EncodedRecord {
     header: RecordHeader,

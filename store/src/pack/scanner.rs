@@ -1,20 +1,22 @@
 //! Walks a pack from its beginning to its end, knowing nothing of what is in it.
 //!
-//! Every byte is checked: headers, payloads, the zeros between them, the footer. A footer counts if it has the random bytes of
-//! the pack's header. Where there are none, in packs of version 1, or the header cannot be read, records are believed before a
-//! footer: they have to end where it begins. What is damaged is reported with its
-//! place, and the scan goes on at the next record that is whole. After damage to a header, a sealed pack's
-//! footer tells where that is; in one that is not sealed the scanner looks for a header. It could be deceived there: a
-//! payload may hold a pack's bytes, at the same offset by intent. So what it yields has its id only by its own word,
+//! Every byte is checked: headers, payloads, the zeros between them, the footer. A footer counts if
+//! it has the random bytes of the pack's header. Where there are none, in packs of version 1, or
+//! the header cannot be read, records are believed before a footer: they have to end where it
+//! begins. What is damaged is reported with its place, and the scan goes on at the next record that
+//! is whole. After damage to a header, a sealed pack's footer tells where that is; in one that is
+//! not sealed the scanner looks for a header. It could be deceived there: a payload may hold a
+//! pack's bytes, at the same offset by intent. So what it yields has its id only by its own word,
 //! until the payload has been hashed.
 
 use std::{collections::VecDeque, io};
 
 use bytes::Bytes;
 
-use super::{PackHome, reader};
+use super::PackStore;
 use crate::{
     Error, Result,
+    error::Subject,
     format::{
         FormatError, PackId,
         pack::{
@@ -39,7 +41,7 @@ pub enum ScanItem {
         /// Where.
         offset_bytes: u64,
         /// What it is, or was.
-        what: String,
+        what: Subject,
         /// Expected and found.
         why: String,
     },
@@ -83,7 +85,7 @@ pub enum Tail {
 /// A scan under way.
 #[derive(Debug)]
 pub struct PackScanner<'a> {
-    home: &'a dyn PackHome,
+    store: &'a dyn PackStore,
     pack: PackId,
     /// Where the records end: at the footer, or with the file.
     end_bytes: u64,
@@ -105,18 +107,19 @@ pub struct PackScanner<'a> {
 #[derive(Debug)]
 struct Doubtful {
     offset_bytes: u64,
-    what: String,
+    what: Subject,
     why: String,
 }
 
 impl<'a> PackScanner<'a> {
     /// Begins a scan. Bytes that a writer appends meanwhile are not seen.
-    pub async fn open(home: &'a dyn PackHome, pack: PackId) -> Result<Self> {
-        let len_bytes = home
+    pub async fn open(store: &'a dyn PackStore, pack: PackId) -> Result<Self> {
+        let len_bytes = store
             .len_bytes(pack)
-            .map_err(|source| Error::io("open", &home.path(pack), source))?;
+            .await
+            .map_err(|source| Error::io("open", &store.path(pack), source))?;
         let mut scanner = Self {
-            home,
+            store,
             pack,
             end_bytes: len_bytes,
             sealed: false,
@@ -192,7 +195,7 @@ impl<'a> PackScanner<'a> {
             }));
     }
 
-    fn doubt(&mut self, offset_bytes: u64, what: impl Into<String>, why: &FormatError) {
+    fn doubt(&mut self, offset_bytes: u64, what: impl Into<Subject>, why: &FormatError) {
         self.doubtful.push(Doubtful {
             offset_bytes,
             what: what.into(),
@@ -200,7 +203,8 @@ impl<'a> PackScanner<'a> {
         });
     }
 
-    /// Looks at the end of the pack: with a trailer it is sealed, and the footer tells where the records are.
+    /// Looks at the end of the pack: with a trailer it is sealed, and the footer tells where the
+    /// records are.
     async fn find_footer(&mut self) -> Result<()> {
         let len_bytes = self.end_bytes;
         let Some(trailer_offset) = len_bytes.checked_sub(TRAILER_BYTES as u64) else {
@@ -233,14 +237,15 @@ impl<'a> PackScanner<'a> {
             Ok(entries) => self.footer = Some(entries),
             Err(why) => self.found.push_back(ScanItem::Damaged {
                 offset_bytes,
-                what: "footer".to_owned(),
+                what: "footer".into(),
                 why: why.to_string(),
             }),
         }
         Ok(())
     }
 
-    /// Whether records follow one another up to just this place, as far as their headers can be read.
+    /// Whether records follow one another up to just this place, as far as their headers can be
+    /// read.
     async fn records_end_at(&mut self, end_bytes: u64) -> Result<bool> {
         let mut position = PACK_HEADER_BYTES as u64;
         while position < end_bytes {
@@ -265,10 +270,10 @@ impl<'a> PackScanner<'a> {
             if header.pack != self.pack {
                 return Err(FormatError::differs("pack header", self.pack, header.pack));
             }
-            if header.store != self.home.store() {
+            if header.store != self.store.store_id() {
                 return Err(FormatError::differs(
                     "pack header",
-                    self.home.store(),
+                    self.store.store_id(),
                     header.store,
                 ));
             }
@@ -321,7 +326,10 @@ impl<'a> PackScanner<'a> {
             (Err(why), Header::Record(record)) => {
                 self.doubt(
                     offset_bytes,
-                    reader::name(record.payload.kind, &record.id),
+                    Subject::Record {
+                        kind: record.payload.kind,
+                        id: record.id,
+                    },
                     &why,
                 );
             }
@@ -330,7 +338,8 @@ impl<'a> PackScanner<'a> {
         Ok(())
     }
 
-    /// That a sealed pack's footer lists a record as it is, and that it is of the kind that belongs there.
+    /// That a sealed pack's footer lists a record as it is, and that it is of the kind that belongs
+    /// there.
     fn check_listed(&self, offset_bytes: u64, header: &Header) -> Result<(), FormatError> {
         let Header::Record(record) = header else {
             return Ok(());
@@ -351,7 +360,10 @@ impl<'a> PackScanner<'a> {
         match listed.and_then(|at| footer.get(at)) {
             Some(entry) if entry.id == record.id && entry.payload == record.payload => Ok(()),
             Some(entry) => {
-                let expected = reader::name(entry.payload.kind, &entry.id);
+                let expected = Subject::Record {
+                    kind: entry.payload.kind,
+                    id: entry.id,
+                };
                 Err(FormatError::differs(
                     "record",
                     format_args!("{expected}, as the footer says"),
@@ -415,12 +427,12 @@ impl<'a> PackScanner<'a> {
         let read_len = usize::try_from(there).map_or(usize::MAX, |there| {
             there.min(len.max(limits::READ_SPAN_BYTES))
         });
-        let read = self.home.read(self.pack, offset_bytes, read_len).await;
+        let read = self.store.read(self.pack, offset_bytes, read_len).await;
         self.window = match read {
             Ok(buf) => buf.into_bytes(),
             // Somebody cut the pack off since its length was asked for.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Bytes::new(),
-            Err(error) => return Err(Error::io("read", &self.home.path(self.pack), error)),
+            Err(error) => return Err(Error::io("read", &self.store.path(self.pack), error)),
         };
         self.window_start = offset_bytes;
         Ok(self.window.slice(..len.min(self.window.len())))

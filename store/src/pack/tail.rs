@@ -1,6 +1,6 @@
 //! What a pack holds and how it ends: what recovery has to know of a pack that is not sealed.
 
-use super::{PackHome, PackScanner, PlacedRecord, ScanItem, Tail};
+use super::{PackScanner, PackStore, PlacedRecord, ScanItem, Tail};
 use crate::{
     Damage, Error, Result,
     format::{
@@ -14,12 +14,13 @@ use crate::{
 pub struct RecoveredPack {
     /// Which pack.
     pub pack: PackId,
-    /// Its records that are whole, in order. Of a pack that is not sealed they may still be lost until
-    /// [`PackWriter::resume`](super::PackWriter::resume) has taken it on.
+    /// Its records that are whole, in order. Of a pack that is not sealed they may still be lost
+    /// until [`PackWriter::resume`](super::PackWriter::resume) has taken it on.
     pub records: Vec<PlacedRecord>,
     /// What is not as it was written, though it should be.
     pub damage: Vec<Damage>,
-    /// Where the records end: at the footer of a sealed pack; otherwise writing goes on here, or behind.
+    /// Where the records end: at the footer of a sealed pack; otherwise writing goes on here, or
+    /// behind.
     pub end_bytes: u64,
     /// It has a footer.
     pub sealed: bool,
@@ -31,16 +32,17 @@ pub struct RecoveredPack {
 
 /// Scans a whole pack.
 ///
-/// `promised_bytes` is how far the index says that the pack is durable; `None` when there is no index. A place before
-/// that which is not whole is damage, and what follows it is kept. The first such place behind is where
-/// a pack that is not sealed was torn: of what follows, nothing was promised to anyone, whole or not. Without
-/// an index only a tail with nothing whole in it is given up.
+/// `promised_bytes` is how far the index says that the pack is durable; `None` when there is no
+/// index. A place before that which is not whole is damage, and what follows it is kept. The first
+/// such place behind is where a pack that is not sealed was torn: of what follows, nothing was
+/// promised to anyone, whole or not. Without an index only a tail with nothing whole in it is given
+/// up.
 pub async fn recover_tail(
-    home: &dyn PackHome,
+    store: &dyn PackStore,
     pack: PackId,
     promised_bytes: Option<u64>,
 ) -> Result<RecoveredPack> {
-    let mut scanner = PackScanner::open(home, pack).await?;
+    let mut scanner = PackScanner::open(store, pack).await?;
     let mut found = RecoveredPack {
         pack,
         records: Vec::new(),
@@ -62,9 +64,10 @@ pub async fn recover_tail(
                     .damage
                     .push(Damage::in_pack(pack, record.offset_bytes, what, why));
                 // One word about it is enough.
-                found.end_bytes = home
+                found.end_bytes = store
                     .len_bytes(pack)
-                    .map_err(|source| Error::io("open", &home.path(pack), source))?;
+                    .await
+                    .map_err(|source| Error::io("open", &store.path(pack), source))?;
                 return Ok(found);
             }
             ScanItem::Record(record) => found.records.push(PlacedRecord {
@@ -115,7 +118,8 @@ impl RecoveredPack {
             Tail::Torn { at_bytes, why } => (at_bytes, Some(why)),
         };
         if end_bytes < promised_bytes {
-            // Records that the index knows are gone. Their place stays empty: nothing else is written there.
+            // Records that the index knows are gone. Their place stays empty: nothing else is
+            // written there.
             let why = why.unwrap_or_else(|| {
                 format!("the pack ends here, it was synced up to {promised_bytes}")
             });

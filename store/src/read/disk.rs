@@ -14,7 +14,8 @@ use crate::{
     pack::PackReader,
 };
 
-/// Reads from the disk what others may have in memory: for whoever wants to know whether it is still there.
+/// Reads nodes and chunks as the disk has them, past all caches, to find out whether they are
+/// sound.
 #[derive(Debug)]
 pub(crate) struct DiskSource {
     engine: Arc<Engine>,
@@ -42,7 +43,8 @@ impl DiskSource {
         })
     }
 
-    /// A segment's distinct chunks, each with the position of its first entry: checked, or what is wrong with it.
+    /// A segment's distinct chunks, each with the position of its first entry: checked, or what is
+    /// wrong with it.
     pub(crate) async fn check_chunks(
         &self,
         content: &ContentReader,

@@ -1,8 +1,9 @@
-//! Reading ahead of whoever reads from front to back.
+//! Readahead for sequential readers.
 //!
-//! Whoever asks for little at a time, and for the next when it has that, as a guest does that reads a file, keeps one core busy at most, and waits for the
-//! disk each time. So what comes next is brought into the cache meanwhile: little at first, twice as much each time that it was asked for, as
-//! Linux does for files.
+//! A reader that asks for little at a time, and for the next when it has that, as a guest does that
+//! reads a file, keeps one core busy at most, and waits for the disk each time. So the next range
+//! is read into the cache meanwhile: little at first, and twice as much each time, as Linux does
+//! for files.
 
 use std::{
     ops::Range,
@@ -16,7 +17,7 @@ use parking_lot::Mutex;
 
 use crate::limits::{READ_AHEAD_BYTES_MAX, READ_AHEAD_BYTES_MIN};
 
-/// What one reader has read last. One for each that reads on its own: a connection, say.
+/// The readahead state of one reader: a connection, say.
 #[derive(Debug, Default)]
 pub struct ReadAhead {
     course: Mutex<Course>,
@@ -25,8 +26,8 @@ pub struct ReadAhead {
 }
 
 impl ReadAhead {
-    /// Takes note of a read, and brings what comes next by `fetch`, in a task of its own, if it is time to. `end` is where the content
-    /// ends.
+    /// Takes note of a read, and brings what comes next by `fetch`, in a task of its own, if it is
+    /// time to. `end` is where the content ends.
     pub fn follow<F>(
         &self,
         offset_bytes: u64,
@@ -56,7 +57,7 @@ impl ReadAhead {
     }
 }
 
-/// Says that nothing is being brought any more, however that came.
+/// Ends a readahead when it is dropped, however that came.
 struct Busy(Arc<AtomicBool>);
 
 impl Drop for Busy {

@@ -5,7 +5,7 @@ use std::{ops::Deref, sync::Arc};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use varve_content::{
-    ChunkId, RootId,
+    ChunkId,
     block::BLOCK_BYTES,
     tree::{Leaf, LeafWalk, NodeId, Root, diff_leaves, find_leaf},
 };
@@ -19,12 +19,12 @@ use super::{
 use crate::{
     Damage, Error, Result,
     engine::{
-        CheckedChunk, Engine, Priority, Scratch, StoredChunk, VerifiedChunk, apart_if_it_waits,
-        missing_chunk, needed_by, open_chunk, walked,
+        CheckedChunk, Engine, PACK_MOVES_MAX, Priority, RootPin, Scratch, StoredChunk,
+        VerifiedChunk, apart_if_it_waits, missing_chunk, needed_by, open_chunk, walked,
     },
     format::Location,
     meta::SnapshotRecord,
-    pack::{PackReader, Span, plan_spans},
+    pack::{PackGone, PackReader, ReadError, Span, plan_spans},
 };
 
 /// Reads one snapshot. Cheap to clone.
@@ -36,11 +36,12 @@ pub struct SnapshotReader {
 
 impl SnapshotReader {
     pub(crate) async fn open(engine: Arc<Engine>, record: SnapshotRecord) -> Result<Self> {
-        let root = record.completed()?.root;
-        let content = ContentReader::open(engine, root, &record.name).await?;
+        let root_of = |record: &SnapshotRecord| Ok(record.completed()?.root);
+        let (record, pin) = engine.pin_root(record, root_of).await?;
+        let content = ContentReader::open(engine, pin, &record.name).await?;
         if content.size_bytes() != record.size_bytes {
             return Err(Error::Damaged(
-                Damage::missing(format_args!("a root of {} bytes", record.size_bytes))
+                Damage::missing(format!("a root of {} bytes", record.size_bytes))
                     .needed_by(&record.name),
             ));
         }
@@ -69,19 +70,22 @@ impl Deref for SnapshotReader {
 #[derive(Debug, Clone)]
 pub struct ContentReader {
     engine: Arc<Engine>,
+    pin: Arc<RootPin>,
     root: Root,
     /// What the content belongs to, for errors: a snapshot's name, or a volume's.
     owner: Arc<str>,
 }
 
 impl ContentReader {
-    pub(crate) async fn open(engine: Arc<Engine>, root: RootId, owner: &str) -> Result<Self> {
+    /// A reader of the content under a root that is pinned, for as long as the reader lives.
+    pub(crate) async fn open(engine: Arc<Engine>, pin: RootPin, owner: &str) -> Result<Self> {
         let root = engine
-            .root(root)
+            .root(pin.root())
             .await
             .map_err(|error| needed_by(error, owner))?;
         Ok(Self {
             engine,
+            pin: Arc::new(pin),
             root,
             owner: owner.into(),
         })
@@ -96,6 +100,12 @@ impl ContentReader {
     /// The root of the content.
     pub fn root(&self) -> &Root {
         &self.root
+    }
+
+    /// The pin that keeps the content in the store.
+    #[must_use]
+    pub fn pin(&self) -> &RootPin {
+        &self.pin
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
@@ -126,8 +136,13 @@ impl ContentReader {
         }
     }
 
-    /// Reads a range. What is in the cache comes without waiting. What is not is read whether or not the caller goes on polling: others
-    /// may wait for the same.
+    /// Reads a range. Bytes in the cache come without waiting. Others are read whether or not the
+    /// caller goes on polling, because other readers may wait for the same chunks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] past the end; [`Error::Damaged`] naming the snapshot or volume; those of
+    /// reading.
     pub async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
         self.check_range(offset_bytes, len_bytes as u64)?;
         let reader = self.clone();
@@ -182,7 +197,7 @@ impl ContentReader {
             .collect();
         let chunks = self
             .engine
-            .load_chunks(&wanted)
+            .load_chunks(&segment.located, &wanted)
             .await
             .map_err(|error| self.named(error))?;
         for ((position, _, _, range), chunk) in absent.into_iter().zip(chunks) {
@@ -211,8 +226,8 @@ impl ContentReader {
         Ok(extents)
     }
 
-    /// Which parts of a range are other in `target` than here, as far as chunks tell: what is not told to have changed is equal. What either has
-    /// not, because it is shorter, is a hole; no target is all hole.
+    /// Which parts of a range may differ in `target`, by their chunks: all other parts are equal.
+    /// Past the end of either there is a hole; no target is all hole.
     pub async fn changes_to(
         &self,
         target: Option<&Self>,
@@ -258,14 +273,19 @@ impl ContentReader {
             .map_err(|error| self.named(walked(error)))
     }
 
-    /// Brings a range into the cache, as far as it fits there.
+    /// Reads a range into the cache, as far as it fits there.
+    ///
+    /// # Errors
+    ///
+    /// As of [`read`](Self::read).
     pub async fn prefetch(&self, offset_bytes: u64, len_bytes: usize) -> Result<()> {
         self.read(offset_bytes, len_bytes).await.map(drop)
     }
 
-    /// The same for a reader that will come there, unless that is done for too many others already.
+    /// Reads a range into the cache for a reader that will come there, unless that is done for too
+    /// many others already.
     pub async fn read_ahead(&self, offset_bytes: u64, len_bytes: usize) {
-        if let Ok(_permit) = self.engine.readahead_permits.try_acquire() {
+        if let Ok(_permit) = self.engine.budgets.readaheads.try_acquire() {
             // Who asks for it is told what is wrong with it.
             let _ = self.prefetch(offset_bytes, len_bytes).await;
         }
@@ -297,12 +317,12 @@ impl ContentReader {
             .into_iter()
             .map(|(_, id, place)| (id, place))
             .collect();
-        let chunks = self.engine.stored_chunks(&wanted).await;
+        let chunks = self.engine.stored_chunks(&segment.located, &wanted).await;
         chunks.map_err(|error| self.named(error))
     }
 
-    /// A segment's distinct chunks, unpacked and checked, in the order of their first place. The cache is left
-    /// alone: who reads whole snapshots reads each chunk once.
+    /// A segment's distinct chunks, unpacked and checked, in the order of their first place. The
+    /// cache is left alone: who reads whole snapshots reads each chunk once.
     pub async fn chunks(&self, segment: &Segment) -> Result<Vec<VerifiedChunk>> {
         let checked = self.check_chunks(&self.engine.packs, segment).await?;
         checked
@@ -311,7 +331,8 @@ impl ContentReader {
             .collect()
     }
 
-    /// A segment's distinct chunks, each with the position of its first entry: checked, or what is wrong with it.
+    /// A segment's distinct chunks, each with the position of its first entry: checked, or what is
+    /// wrong with it.
     pub(crate) async fn check_chunks(
         &self,
         packs: &PackReader,
@@ -326,16 +347,38 @@ impl ContentReader {
                 None => checked.push((position, Err(missing_chunk(id)))),
             }
         }
-        let places: Vec<_> = wanted.iter().map(|(.., place)| *place).collect();
-        let reads = plan_spans(&places).into_iter().map(|span| {
-            let members: Vec<_> = span
-                .members
-                .iter()
-                .filter_map(|at| wanted.get(*at).copied())
-                .collect();
-            self.check_span(packs, span, members)
-        });
-        checked.extend(try_join_all(reads).await?.into_iter().flatten());
+        let mut moves = 0;
+        while !wanted.is_empty() {
+            let places: Vec<_> = wanted.iter().map(|(.., place)| *place).collect();
+            let reads = plan_spans(&places).into_iter().map(|span| {
+                let members: Vec<_> = span
+                    .members
+                    .iter()
+                    .filter_map(|at| wanted.get(*at).copied())
+                    .collect();
+                self.check_span(packs, span, members)
+            });
+            let mut moved = Vec::new();
+            for outcome in try_join_all(reads).await? {
+                match outcome {
+                    SpanOutcome::Checked(chunks) => checked.extend(chunks),
+                    SpanOutcome::Gone(gone, members) => {
+                        let ids: Vec<_> = members.iter().map(|(_, id, _)| *id).collect();
+                        let mut now = self.engine.moved_chunks(gone, &ids).await?;
+                        now.retain(|_| moves < PACK_MOVES_MAX);
+                        let mut now = now.into_iter().peekable();
+                        for (at, (position, id, place)) in members.into_iter().enumerate() {
+                            match now.next_if(|(moved, _)| *moved == at) {
+                                Some((_, now)) => moved.push((position, id, now)),
+                                None => checked.push((position, Err(in_gone_pack(id, place)))),
+                            }
+                        }
+                    }
+                }
+            }
+            wanted = moved;
+            moves += 1;
+        }
         for (_, damage) in &checked {
             if let Err(damage) = damage {
                 self.engine.note_damage(damage);
@@ -349,21 +392,20 @@ impl ContentReader {
         &self,
         packs: &PackReader,
         span: Span,
-        members: Vec<(usize, ChunkId, Location)>,
-    ) -> Result<Vec<CheckedChunk>> {
+        members: Vec<WantedChunk>,
+    ) -> Result<SpanOutcome> {
         let read = match self.engine.read_span(packs, span).await {
             Ok((_, read)) => read,
-            // The pack is gone, or shorter than it was: each chunk is told with its own place.
-            Err(Error::Damaged(damage)) => {
+            Err(ReadError::PackGone(gone)) => return Ok(SpanOutcome::Gone(gone, members)),
+            // The pack is shorter than it was: each chunk is told with its own place.
+            Err(ReadError::Other(Error::Damaged(damage))) => {
                 let told = members.into_iter().map(|(position, id, place)| {
-                    let what = format_args!("chunk {id}");
-                    let told =
-                        Damage::in_pack(place.pack, place.offset_bytes, what, &damage.problem);
+                    let told = Damage::in_pack(place.pack, place.offset_bytes, id, &damage.problem);
                     (position, Err(told))
                 });
-                return Ok(told.collect());
+                return Ok(SpanOutcome::Checked(told.collect()));
             }
-            Err(error) => return Err(error),
+            Err(ReadError::Other(error)) => return Err(error),
         };
         let open_all = move |scratch: &mut Scratch| {
             let opened = members.into_iter().map(|(position, id, place)| {
@@ -375,6 +417,20 @@ impl ContentReader {
             });
             opened.collect::<Result<Vec<_>>>()
         };
-        self.engine.workers.run(Priority::Read, open_all).await?
+        let checked = self.engine.workers.run(Priority::Read, open_all).await??;
+        Ok(SpanOutcome::Checked(checked))
     }
+}
+
+/// A chunk that is wanted: the position of its first entry, its id, its place.
+type WantedChunk = (usize, ChunkId, Location);
+
+/// What became of the chunks of a span.
+enum SpanOutcome {
+    Checked(Vec<CheckedChunk>),
+    Gone(PackGone, Vec<WantedChunk>),
+}
+
+fn in_gone_pack(id: ChunkId, place: Location) -> Damage {
+    Damage::in_pack(place.pack, place.offset_bytes, id, "the pack is gone")
 }

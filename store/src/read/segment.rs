@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Segment {
     pub(super) index: u32,
-    pub(super) located: Arc<LocatedLeaf>,
+    pub(crate) located: Arc<LocatedLeaf>,
 }
 
 impl Segment {
@@ -34,7 +34,8 @@ impl Segment {
         &self.located.leaf
     }
 
-    /// Its distinct chunks with their places, in the order of their first one; with the entry's position.
+    /// Its distinct chunks with their places, in the order of their first one; with the entry's
+    /// position.
     pub(super) fn distinct(&self) -> Vec<(usize, ChunkId, Option<Location>)> {
         let mut seen = HashSet::with_capacity(self.located.places.len());
         let entries = self

@@ -7,9 +7,10 @@
 //! | nothing of it | with an owner record | at a rebuild a volume again |
 //! | an older state than its owner record | | at a rebuild put on what that says |
 //!
-//! A volume's record is durable before its directory is made, and its deletion is durable before anything is removed.
-//! So a crash leaves no directory of which the log says nothing: only damage to the log does. The log holds
-//! all deletions there ever were. Whoever shortens it has to remove the journals of the deleted volumes before.
+//! A volume's record is durable before its directory is made, and its deletion is durable before
+//! anything is removed. So a crash leaves no directory of which the log says nothing: only damage
+//! to the log does. The log holds all deletions there ever were. If it is ever shortened, the
+//! journals of deleted volumes have to go before.
 
 use std::{
     collections::HashSet,
@@ -126,7 +127,8 @@ pub(super) struct Adopted {
     pub(super) old_index: Option<PathBuf>,
 }
 
-/// Changes of the catalog that a journal calls for, if any, and what to say about them; or why it cannot have them.
+/// Changes of the catalog that a journal calls for, if any, and what to say about them; or why it
+/// cannot have them.
 type Called = std::result::Result<Option<(Vec<Record>, String)>, String>;
 
 /// What a rebuild works on.
@@ -139,8 +141,8 @@ pub(super) struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// Makes volumes again from the owner records of their journals, where the catalog lacks them or is behind. What is made
-    /// is in the log, durably, before it is in the catalog.
+    /// Makes volumes again from the owner records of their journals, where the catalog lacks them
+    /// or is behind. What is made is in the log, durably, before it is in the catalog.
     pub(super) async fn adopt(
         &self,
         log: &mut CatalogLog,
@@ -228,13 +230,14 @@ impl Scene<'_> {
         }
     }
 
-    /// That a root is in a pack, and its own bytes.
+    /// Checks that a root is in a pack, and that its bytes have its id.
     async fn check_root(&self, id: RootId) -> Result<std::result::Result<(), String>> {
         let places = self.meta.nodes(&[NodeKey::Root(id)])?;
         let Some(place) = places.into_iter().next().flatten() else {
             return Ok(Err("it is in no pack".to_owned()));
         };
-        let record = match self.packs.read_record(&place, id.as_bytes()).await {
+        let record = self.packs.read_record(&place, id.as_bytes()).await;
+        let record = match record.map_err(Error::from) {
             Ok(record) => record,
             Err(Error::Damaged(damage)) => return Ok(Err(damage.to_string())),
             Err(error) => return Err(error),
@@ -297,7 +300,8 @@ impl Scene<'_> {
             }
         }
         let said = format!(
-            "volume {:?} was put on what its journal's owner record says: the catalog log was behind",
+            "volume {:?} was put on what its journal's owner record says: the catalog log was \
+            behind",
             known.name
         );
         changes.push(Record::PutVolume(VolumeRecord {

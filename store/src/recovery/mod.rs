@@ -1,6 +1,7 @@
-//! Opening a store: find out what it is, bring back what the last process left behind, and go on from there.
+//! Opening a store: find out what it is, bring back what the last process left behind, and go on
+//! from there.
 //!
-//! What a crash may leave, and what becomes of it:
+//! A crash may leave, and recovery makes of it:
 //!
 //! | left behind | becomes |
 //! | --- | --- |
@@ -10,37 +11,42 @@
 //! | a torn record at the end of the catalog log | cut off: nobody was told of it |
 //! | the journal of a volume that was deleted | removed |
 //!
-//! What damage may leave as well: [the journal of a volume that nobody knows](journals). It stays.
+//! Damage may also leave [the journal of a volume that nobody knows](journals). It stays.
 //!
-//! Anything else that is not as it was written is damage. In a pack it is reported, and the rest goes on; in the
-//! catalog log it is an error, because what follows cannot be trusted to be in order.
+//! Anything else that is not as it was written is damage. In a pack it is reported, and the rest
+//! goes on; in the catalog log it is an error, because what follows cannot be trusted to be in
+//! order.
 
+mod files;
+mod identity;
 mod journals;
 mod packs;
 mod rebuild;
 
-use std::{fmt, fs, io::Write as _, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
-use varve_content::{chunker::CHUNKER_VERSION, codec::Compression};
+use varve_content::codec::Compression;
 
 pub use journals::StrandedJournal;
 #[cfg(test)]
 pub(crate) use rebuild::refill;
 pub use rebuild::{RebuildReport, rebuild};
 
-use self::packs::{Believe, Recovered};
+use self::{
+    files::{create_missing_dir, is_there, sync_dir},
+    identity::{create_identity, lock_directory, read_identity},
+    packs::{Believe, Recovered},
+};
 use crate::{
     Damage, Error, Result,
     catalog_log::{CatalogLog, Replay},
-    engine::{Commit, DirectoryLock, Engine, FreeSpace, Options, ReadCache, Workers},
+    engine::{Budgets, Commit, DirectoryLock, Engine, FreeSpace, Options, ReadCache, Workers},
     failpoints,
-    format::{StoreId, names, store_file::StoreFile},
+    format::{StoreId, names},
     io::{self, Disk},
-    limits,
-    meta::{self, Batch, Meta, RocksMeta},
-    pack::{PackHome as _, PackReader, PackSet},
+    meta::{Batch, Meta, RocksMeta},
+    pack::{LocalPacks, PackReader},
 };
 
 /// What opening a store found.
@@ -85,7 +91,8 @@ impl fmt::Display for RecoveryReport {
         }
         write!(
             f,
-            "recovered {} records of packs and {} of the catalog log, cut off {} torn tails, found {} damaged places",
+            "recovered {} records of packs and {} of the catalog log, cut off {} torn tails, \
+            found {} damaged places",
             self.recovered_records,
             self.replayed_records,
             self.torn_packs.len() + usize::from(self.torn_log.is_some()),
@@ -107,11 +114,11 @@ pub(crate) async fn open(options: Options) -> Result<(Engine, RecoveryReport)> {
         );
     }
     let dir = options.data_dir.clone();
-    let lock = lock_directory(&dir)?;
     let disk = io::choose(options.io_engine)
         .map_err(|source| Error::io("set up input and output for", &dir, source))?;
+    let lock = lock_directory(&disk, &dir).await?;
     let mut report = RecoveryReport::default();
-    let identity = match read_identity(&dir)? {
+    let identity = match read_identity(&disk, &dir).await? {
         Some(identity) => identity,
         None => {
             report.created = true;
@@ -126,9 +133,10 @@ pub(crate) async fn open(options: Options) -> Result<(Engine, RecoveryReport)> {
         options,
         lock,
     };
+    let index = names::index(&dir);
+    let has_index = is_there(&base.disk, &index)?;
     let engine = assemble(base, &mut report, |empty| {
-        let index = names::index(&dir);
-        if empty && !index.exists() {
+        if empty && !has_index {
             return Ok(Arc::new(RocksMeta::create(&index, identity.store)?));
         }
         match RocksMeta::open(&index, identity.store) {
@@ -154,7 +162,8 @@ pub(crate) struct Base {
     pub(crate) lock: DirectoryLock,
 }
 
-/// Recovers packs and catalog log, and puts the parts of the store together. `open_meta` is told whether both are empty.
+/// Recovers packs and catalog log, and puts the parts of the store together. `open_meta` is told
+/// whether both are empty.
 pub(crate) async fn assemble<F>(
     base: Base,
     report: &mut RecoveryReport,
@@ -172,7 +181,7 @@ where
     } = base;
     let dir = &options.data_dir;
     create_missing_dir(&disk, dir, &names::packs(dir)).await?;
-    let packs = PackSet::open(Arc::clone(&disk), dir, store, options.packs_open_max)?;
+    let packs = LocalPacks::open(Arc::clone(&disk), dir, store, options.packs_open_max)?;
     let (mut log, replay) = open_log(&disk, dir, store, &packs, LostLog::Refused).await?;
     let deleted = journals::deleted_volumes(&replay.records);
     let meta = open_meta(packs.list()?.is_empty() && replay.records.is_empty())?;
@@ -194,140 +203,23 @@ where
         log,
         lock,
     );
+    let was_rebuilt = is_there(&disk, &names::rebuilt(dir))?;
     Ok(Engine {
+        was_rebuilt,
         space: FreeSpace::new(Arc::clone(&disk), options.data_dir.clone()),
         store_id: store,
         compression,
         packs: PackReader::new(packs),
         lost: RwLock::new(lost),
         commit,
+        pins: Arc::default(),
         cache: ReadCache::new(options.chunk_cache_bytes),
-        ingest_budget: Arc::new(Semaphore::new(limits::INGEST_PLAIN_BYTES)),
-        read_budget: Semaphore::new(limits::READ_BYTES_IN_FLIGHT),
-        readahead_permits: Semaphore::new(limits::READ_AHEADS_MAX),
-        leaf_permits: Arc::new(Semaphore::new(limits::UPLOAD_LEAVES_MAX)),
+        budgets: Budgets::default(),
         disk,
         meta,
         workers,
         options,
     })
-}
-
-/// Takes the directory for this process; makes it if it is absent.
-fn lock_directory(dir: &Path) -> Result<DirectoryLock> {
-    check_user(dir)?;
-    fs::create_dir_all(dir).map_err(|source| Error::io("create", dir, source))?;
-    // The lock is a file, and a directory that is refused is left as it is. What counts is read again under the lock.
-    read_identity(dir)?;
-    DirectoryLock::take(dir)
-}
-
-/// That this process runs as the user that the store belongs to. Files that another one makes, root above all, shut that user out.
-fn check_user(dir: &Path) -> Result<()> {
-    let path = names::store_file(dir);
-    let owner = match fs::metadata(&path) {
-        Ok(found) => found.uid(),
-        // What is wrong with it is told where it is read.
-        Err(_) => return Ok(()),
-    };
-    let user = rustix::process::geteuid().as_raw();
-    if owner == user {
-        return Ok(());
-    }
-    Err(Error::Incompatible {
-        path,
-        why: format!(
-            "it belongs to user {owner}, and this process runs as user {user}: the store's own user could not read the \
-             files that it makes; run it as that user (sudo -u '#{owner}' varved ...)"
-        ),
-    })
-}
-
-/// What the directory says it is; `None` if it is empty, and a store may be made in it.
-fn read_identity(dir: &Path) -> Result<Option<StoreFile>> {
-    let path = names::store_file(dir);
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return refuse_other_files(dir).map(|()| None);
-        }
-        Err(source) => return Err(Error::io("read", &path, source)),
-    };
-    let refuse = |why: String| Error::Incompatible {
-        path: path.clone(),
-        why,
-    };
-    let identity = StoreFile::decode(&text).map_err(|problem| refuse(problem.to_string()))?;
-    if identity.chunker_version != CHUNKER_VERSION {
-        return Err(refuse(format!(
-            "it was cut with chunker version {}, this program cuts with {CHUNKER_VERSION}",
-            identity.chunker_version
-        )));
-    }
-    Ok(Some(identity))
-}
-
-/// A store is made only where nothing else is.
-fn refuse_other_files(dir: &Path) -> Result<()> {
-    let entries = fs::read_dir(dir).map_err(|source| Error::io("list", dir, source))?;
-    for entry in entries {
-        let name = entry
-            .map_err(|source| Error::io("list", dir, source))?
-            .file_name();
-        // A process that makes a store writes its identity first: what is beside it may have come since somebody looked for it.
-        if !names::may_precede_store(&name) && !names::store_file(dir).exists() {
-            return Err(Error::Incompatible {
-                path: dir.to_owned(),
-                why: format!("it is not a Varve store and not empty (it holds {name:?})"),
-            });
-        }
-    }
-    Ok(())
-}
-
-async fn create_identity(
-    disk: &Arc<dyn Disk>,
-    dir: &Path,
-    compression: Compression,
-) -> Result<StoreFile> {
-    let mut id = [0; StoreId::BYTES];
-    getrandom::fill(&mut id).map_err(|error| Error::Io {
-        verb: "draw a random id for",
-        path: dir.to_owned(),
-        source: std::io::Error::other(error),
-    })?;
-    let identity = StoreFile {
-        store: StoreId::from_bytes(id),
-        chunker_version: CHUNKER_VERSION,
-        compression,
-        created_unix_seconds: meta::now_ns() / 1_000_000_000,
-    };
-    let path = names::store_file(dir);
-    let temporary = names::store_file_unfinished(dir);
-    let mut file =
-        fs::File::create(&temporary).map_err(|source| Error::io("create", &temporary, source))?;
-    file.write_all(identity.encode().as_bytes())
-        .map_err(|source| Error::io("write", &temporary, source))?;
-    file.sync_all()
-        .map_err(|source| Error::io("sync", &temporary, source))?;
-    disk.rename(&temporary, &path)
-        .map_err(|source| Error::io("rename to", &path, source))?;
-    sync_dir(disk, dir).await?;
-    Ok(identity)
-}
-
-async fn create_missing_dir(disk: &Arc<dyn Disk>, parent: &Path, dir: &Path) -> Result<()> {
-    match disk.create_dir(dir) {
-        Ok(()) => sync_dir(disk, parent).await,
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(source) => Err(Error::io("create", dir, source)),
-    }
-}
-
-async fn sync_dir(disk: &Arc<dyn Disk>, dir: &Path) -> Result<()> {
-    disk.sync_dir(dir)
-        .await
-        .map_err(|source| Error::io("sync", dir, source))
 }
 
 /// What a missing catalog log means where journals are the only content.
@@ -339,13 +231,13 @@ enum LostLog {
     BeginsAnew,
 }
 
-/// Opens the catalog log. Where there are no packs and no journals there may be none yet: the store is new, or its making was
-/// cut short.
+/// Opens the catalog log. Where there are no packs and no journals there may be none yet: the store
+/// is new, or its making was cut short.
 async fn open_log(
     disk: &Arc<dyn Disk>,
     dir: &Path,
     store: StoreId,
-    packs: &PackSet,
+    packs: &LocalPacks,
     lost: LostLog,
 ) -> Result<(CatalogLog, Replay)> {
     let path = names::catalog_log(dir);
@@ -358,7 +250,8 @@ async fn open_log(
             .any(|name| Some(name.as_os_str()) == path.file_name())
     };
     if has(&path) {
-        // Its name, and those beside it, may be of a process that did not live to make them durable.
+        // Its name, and those beside it, may be of a process that did not live to make them
+        // durable.
         sync_dir(disk, dir).await?;
         return CatalogLog::open(Arc::clone(disk), path, store).await;
     }
@@ -371,7 +264,9 @@ async fn open_log(
     if lost == LostLog::Refused && journals::has_journals(&**disk, dir)? {
         return Err(Error::Incompatible {
             path,
-            why: "it is missing, and there are journals of volumes; `varved rebuild` makes these volumes again".to_owned(),
+            why: "it is missing, and there are journals of volumes; `varved rebuild` makes these \
+            volumes again"
+                .to_owned(),
         });
     }
     // Made beside its place, so that a log with half a header is never found there.
@@ -403,7 +298,8 @@ async fn replay_log(
         return Err(Error::Incompatible {
             path: log.path().to_owned(),
             why: format!(
-                "it can be read up to record {last}, and the catalog has applied {applied} ({torn}): it is damaged, or an older copy"
+                "it can be read up to record {last}, and the catalog has applied {applied} \
+                ({torn}): it is damaged, or an older copy"
             ),
         });
     }
@@ -426,6 +322,3 @@ async fn replay_log(
 
 /// Records of the catalog log that are applied at once.
 const REPLAY_BATCH_RECORDS: usize = 1000;
-
-#[cfg(test)]
-mod tests;

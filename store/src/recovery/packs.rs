@@ -1,20 +1,21 @@
 //! Packs after a restart: what is at their ends, and where writing goes on.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use crate::{
     Damage, Error, Result,
     engine::put_record,
     format::{PackId, PackKind},
     meta::{Batch, Meta, PackState},
-    pack::{LostPlaces, PackHome, PackSet, PackWriter, PlacedRecord, recover_tail},
+    pack::{LocalPacks, LostPlaces, PackStage, PackStore, PackWriter, PlacedRecord, recover_tail},
     recovery::RecoveryReport,
 };
 
 /// What is to be believed about packs that are not sealed.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Believe {
-    /// The index: up to where it knows a pack, everything was durable; behind, nothing was promised.
+    /// The index: up to where it knows a pack, everything was durable; behind, nothing was
+    /// promised.
     Index,
     /// Nobody: the index is being made again, and whatever was written may have been promised.
     Packs,
@@ -30,7 +31,7 @@ pub(super) struct Recovered {
 
 /// Indexes what the index does not know, and opens the writers of chunks and of nodes.
 pub(super) async fn recover(
-    packs: &Arc<PackSet>,
+    packs: &Arc<LocalPacks>,
     meta: &dyn Meta,
     believe: Believe,
     report: &mut RecoveryReport,
@@ -46,7 +47,7 @@ pub(super) async fn recover(
     }
     let present = packs.list()?;
     for pack in known.keys().filter(|pack| !present.contains(pack)) {
-        let mut damage = Damage::missing(format_args!("pack {pack}"));
+        let mut damage = Damage::missing(format!("pack {pack}"));
         "its file is gone, the index has records in it".clone_into(&mut damage.problem);
         report.damage.push(damage);
         lost.add_pack(*pack);
@@ -54,7 +55,7 @@ pub(super) async fn recover(
 
     if let Some(first) = present.first() {
         let synced = packs.sync_names().await;
-        let path = packs.path(*first);
+        let path = path_of(packs, *first);
         synced.map_err(|source| Error::io("sync the directory of", &path, source))?;
     }
     let mut chunks = Vec::new();
@@ -65,7 +66,8 @@ pub(super) async fn recover(
         if let Some(state) = state.filter(|state| state.sealed) {
             let len_bytes = packs
                 .len_bytes(pack)
-                .map_err(|source| Error::io("read the length of", &packs.path(pack), source))?;
+                .await
+                .map_err(|source| Error::io("read the length of", &path_of(packs, pack), source))?;
             if len_bytes < state.indexed_bytes {
                 let why = format!(
                     "the pack ends here, it was sealed with records up to {}",
@@ -111,10 +113,10 @@ pub(super) async fn recover(
             PackKind::Nodes => nodes.push(found),
         }
     }
-    let home: Arc<dyn PackHome> = Arc::<PackSet>::clone(packs);
+    let stage: Arc<dyn PackStage> = Arc::<LocalPacks>::clone(packs);
     let (chunks, chunk_states) =
-        PackWriter::resume(Arc::clone(&home), PackKind::Chunks, chunks).await?;
-    let (nodes, node_states) = PackWriter::resume(home, PackKind::Nodes, nodes).await?;
+        PackWriter::resume(Arc::clone(&stage), PackKind::Chunks, chunks).await?;
+    let (nodes, node_states) = PackWriter::resume(stage, PackKind::Nodes, nodes).await?;
     // Only now are the ends of the packs synced that these are in.
     for records in &found_behind {
         index(meta, records, &[], false)?;
@@ -127,13 +129,17 @@ pub(super) async fn recover(
     })
 }
 
-/// Makes durable what is found of a pack: its last process may not have lived to sync it. What the cache holds may be more than what
-/// is on the disk, where a sync has failed.
-async fn make_durable(home: &dyn PackHome, pack: PackId) -> Result<()> {
-    let file = home.open_to_mend(pack)?;
-    let synced = home.disk().sync_data(&file).await;
-    synced.map_err(|source| Error::io("sync", &home.path(pack), source))?;
-    home.disk().forget_cached(&file);
+fn path_of(packs: &LocalPacks, pack: PackId) -> PathBuf {
+    PackStage::path(packs, pack)
+}
+
+/// Makes durable what is found of a pack: its last process may not have lived to sync it. What the
+/// cache holds may be more than what is on the disk, where a sync has failed.
+async fn make_durable(stage: &dyn PackStage, pack: PackId) -> Result<()> {
+    let file = stage.open_to_mend(pack)?;
+    let synced = stage.disk().sync_data(&file).await;
+    synced.map_err(|source| Error::io("sync", &stage.path(pack), source))?;
+    stage.disk().forget_cached(&file);
     Ok(())
 }
 

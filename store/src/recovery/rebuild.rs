@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    LostLog, RecoveryReport, StrandedJournal, create_missing_dir,
+    LostLog, RecoveryReport, StrandedJournal, create_missing_dir, is_there,
     journals::{self, Scene},
     lock_directory, open_log, packs,
     packs::Believe,
@@ -22,7 +22,7 @@ use crate::{
     io::{self, Disk, OpenMode},
     limits,
     meta::{Meta, RocksMeta},
-    pack::{PackHome as _, PackReader, PackSet},
+    pack::{LocalPacks, PackReader},
 };
 
 /// What a rebuild made.
@@ -40,8 +40,8 @@ pub struct RebuildReport {
     pub old_index: Option<PathBuf>,
     /// What is not as it was written.
     pub damage: Vec<Damage>,
-    /// The end of the catalog log that could not be read and was cut off, if any: a record that was being written, or
-    /// the last one, damaged.
+    /// The end of the catalog log that could not be read and was cut off, if any: a record that was
+    /// being written, or the last one, damaged.
     pub torn_log: Option<String>,
     /// Where that end is kept.
     pub cut_log: Option<PathBuf>,
@@ -54,7 +54,8 @@ pub struct RebuildReport {
 }
 
 impl RebuildReport {
-    /// Whether nothing is damaged. The torn end of a log is what a crash may leave, and a volume that was made again is whole.
+    /// Whether nothing is damaged. The torn end of a log is what a crash may leave, and a volume
+    /// that was made again is whole.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.damage.is_empty() && self.stranded_journals.is_empty() && self.incomplete.is_empty()
@@ -96,30 +97,34 @@ impl fmt::Display for RebuildReport {
     }
 }
 
-/// Makes index and catalog of a store again. The store must not be open; its packs are read whole, every record
-/// checked by its checksum.
+/// Makes index and catalog of a store again. The store must not be open; its packs are read whole,
+/// every record checked by its checksum.
 ///
-/// The new index takes the old one's place only when it is complete, and the old one is kept beside it.
+/// The new index takes the old one's place only when it is complete, and the old one is kept beside
+/// it.
 pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     let dir = &options.data_dir;
-    if !dir.is_dir() {
+    let disk = io::choose(options.io_engine)
+        .map_err(|source| Error::io("set up input and output for", dir, source))?;
+    if let Err(error) = disk.list(dir)
+        && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+    {
         return Err(Error::NotFound {
             what: "data directory",
             name: dir.display().to_string(),
         });
     }
-    let identify = || {
-        read_identity(dir)?.ok_or_else(|| Error::Incompatible {
+    let identify = async || {
+        let identity = read_identity(&disk, dir).await?;
+        identity.ok_or_else(|| Error::Incompatible {
             path: names::store_file(dir),
             why: "it is missing: this is not a Varve store".to_owned(),
         })
     };
     // Nothing is left in what is no store, not even a lock.
-    identify()?;
-    let _lock = lock_directory(dir)?;
-    let identity = identify()?;
-    let disk = io::choose(options.io_engine)
-        .map_err(|source| Error::io("set up input and output for", dir, source))?;
+    identify().await?;
+    let _lock = lock_directory(&disk, dir).await?;
+    let identity = identify().await?;
     let temporary = names::index_unfinished(dir);
     RocksMeta::destroy(&temporary)?;
     let mut report = {
@@ -141,7 +146,8 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     Ok(report)
 }
 
-/// Fills an index and catalog in which there is nothing yet, and makes volumes again from their journals.
+/// Fills an index and catalog in which there is nothing yet, and makes volumes again from their
+/// journals.
 pub(crate) async fn refill(
     disk: &Arc<dyn Disk>,
     options: &Options,
@@ -150,7 +156,7 @@ pub(crate) async fn refill(
 ) -> Result<RebuildReport> {
     let dir = &*options.data_dir;
     create_missing_dir(disk, dir, &names::packs(dir)).await?;
-    let packs = PackSet::open(Arc::clone(disk), dir, store, options.packs_open_max)?;
+    let packs = LocalPacks::open(Arc::clone(disk), dir, store, options.packs_open_max)?;
     let (mut log, replay) = open_log(disk, dir, store, &packs, LostLog::BeginsAnew).await?;
     let deleted = journals::deleted_volumes(&replay.records);
     let mut found = RecoveryReport::default();
@@ -166,7 +172,7 @@ pub(crate) async fn refill(
         disk,
         data_dir: dir,
         store,
-        packs: PackReader::new(Arc::<PackSet>::clone(&packs)),
+        packs: PackReader::new(Arc::<LocalPacks>::clone(&packs)),
         meta,
     };
     let adopted = scene.adopt(&mut log, &deleted).await?;
@@ -188,7 +194,7 @@ pub(crate) async fn refill(
 /// Puts the old index beside its place, durably. Where it is then, if there was one.
 pub(super) async fn set_index_aside(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Option<PathBuf>> {
     let index = names::index(dir);
-    if !index.exists() {
+    if !is_there(disk, &index)? {
         return Ok(None);
     }
     let old = names::index_old(dir);
@@ -199,7 +205,8 @@ pub(super) async fn set_index_aside(disk: &Arc<dyn Disk>, dir: &Path) -> Result<
     Ok(Some(old))
 }
 
-/// Keeps what is going to be cut off the log: it may be the last record, damaged, and not one that was never promised.
+/// Keeps what is going to be cut off the log: it may be the last record, damaged, and not one that
+/// was never promised.
 async fn keep_torn_tail(disk: &Arc<dyn Disk>, dir: &Path, log: &CatalogLog) -> Result<PathBuf> {
     let (offset_bytes, tail) = log.torn_tail().await?;
     let mut nth = 0;

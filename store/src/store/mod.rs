@@ -1,6 +1,8 @@
 //! A store: its parts put together, opened and closed.
 
 mod copies;
+mod nodes;
+mod remotes;
 mod snapshots;
 mod volumes;
 
@@ -19,11 +21,11 @@ use crate::{
 };
 
 pub use self::{
-    copies::{ExportedNode, check_snapshot_name, check_snapshot_tags},
-    snapshots::{DiffExtent, SnapshotDiff},
+    nodes::ExportedNode,
+    snapshots::{check_snapshot_name, check_snapshot_tags},
 };
 
-/// What a store is, and holds.
+/// The state of a store.
 #[derive(Debug, Clone)]
 pub struct StoreStatus {
     /// Made when the store was, and kept.
@@ -64,14 +66,15 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens a store, or makes one in a directory that is empty or absent, and recovers what the last process
-    /// left behind.
+    /// Opens a store, or makes one in a directory that is empty or absent, and recovers what the
+    /// last process left behind.
     ///
     /// # Errors
     ///
-    /// [`Error::InUse`] while another process has it open; [`Error::Incompatible`] when it is of another
-    /// version, is not a store, or its index is missing (see [`crate::rebuild`]); [`Error::Damaged`] when the catalog
-    /// log is.
+    /// [`Error::InUse`](crate::Error::InUse) while another process has it open;
+    /// [`Error::Incompatible`](crate::Error::Incompatible) when it is of another version, is not a
+    /// store, or its index is missing (see [`crate::rebuild`]);
+    /// [`Error::Damaged`](crate::Error::Damaged) when the catalog log is.
     pub async fn open(options: Options) -> Result<(Self, RecoveryReport)> {
         let (engine, report) = recovery::open(options).await?;
         Ok((Self::of(engine), report))
@@ -94,6 +97,12 @@ impl Store {
     }
 
     /// Begins an upload.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`](crate::Error::Invalid) for what cannot be a snapshot,
+    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for a name that is taken,
+    /// [`Error::Poisoned`](crate::Error::Poisoned) once the store has stopped writing.
     pub async fn begin_ingest(&self, new: NewSnapshot) -> Result<Ingest> {
         let ingest = Ingest::begin(Arc::clone(&self.engine), new)?;
         let name = ingest.new_snapshot().name.clone();
@@ -107,7 +116,11 @@ impl Store {
         Ok(ingest)
     }
 
-    /// What the store is and holds.
+    /// Returns what the store is, and holds.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the catalog, and of asking for the free space.
     pub async fn status(&self) -> Result<StoreStatus> {
         let engine = &self.engine;
         let totals = engine.meta(Priority::Manage, |meta| meta.totals()).await?;
@@ -129,7 +142,11 @@ impl Store {
         })
     }
 
-    /// Makes what arrived durable, and refuses everything after.
+    /// Makes everything durable that arrived, and refuses everything after.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing what was pending; the store is closed all the same.
     pub async fn close(&self) -> Result<()> {
         self.engine.disk.patience().end();
         let volumes = self.volumes.close_all().await;

@@ -2,29 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use varve_content::{
-    block::{BLOCK_BYTES, SEGMENT_BYTES},
-    tree::{DiffKind, TreeDiff, diff_leaves},
-};
-
+use super::Store;
 use crate::{
     Result,
-    engine::{ListQuery, LocatedLeaf, walked},
-    meta::SnapshotRecord,
-    read::SnapshotReader,
-    store::Store,
+    engine::ListQuery,
+    meta::{self, Named as _, SnapshotRecord},
+    read::{SnapshotDiff, SnapshotReader},
+    verify::SnapshotVerify,
 };
-
-/// A stretch in which two snapshots differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiffExtent {
-    /// Where it begins.
-    pub offset_bytes: u64,
-    /// How long it is.
-    pub length_bytes: u64,
-    /// In which way.
-    pub kind: DiffKind,
-}
 
 impl Store {
     /// The snapshot of that name or id.
@@ -55,91 +40,68 @@ impl Store {
         self.volumes.delete_snapshot(key).await
     }
 
-    /// Sets and removes tags of a snapshot, in one step. What is both set and removed is set.
+    /// Sets and removes tags of a snapshot, in one step. A tag that is both set and removed is set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound), and
+    /// [`Error::Invalid`](crate::Error::Invalid) for tags that cannot be.
     pub async fn tag_snapshot(
         &self,
         key: &str,
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<SnapshotRecord> {
-        self.engine().tag(key, set, remove).await
+        self.engine.tag(key, set, remove).await
     }
 
-    /// A reader of the snapshot of that name or id.
+    /// Opens the snapshot of that name or id for reading. Its content stays as long as the reader,
+    /// or a clone of it, even if the snapshot is deleted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound),
+    /// [`Error::NotCompleted`](crate::Error::NotCompleted), and those of reading its root.
     pub async fn open_snapshot(&self, key: &str) -> Result<SnapshotReader> {
         let record = self.snapshot(key).await?;
-        SnapshotReader::open(self.engine().clone(), record).await
+        SnapshotReader::open(self.engine.clone(), record).await
     }
 
-    /// Where two snapshots differ, related or not.
+    /// Begins to verify a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open_snapshot`](Self::open_snapshot), and those of reading its root from the disk.
+    pub async fn verify(&self, key: &str) -> Result<SnapshotVerify> {
+        SnapshotVerify::begin(self.open_snapshot(key).await?).await
+    }
+
+    /// Finds where two snapshots differ, related or not.
+    ///
+    /// # Errors
+    ///
+    /// As of [`open_snapshot`](Self::open_snapshot).
     pub async fn diff(&self, base: &str, target: &str) -> Result<SnapshotDiff> {
         let base = self.open_snapshot(base).await?;
         let target = self.open_snapshot(target).await?;
-        Ok(SnapshotDiff {
-            walk: TreeDiff::new(base.root(), target.root()),
-            base,
-            target,
-        })
+        Ok(SnapshotDiff::new(base, target))
     }
 }
 
-/// The differences of two snapshots, found as they are asked for. Subtrees that are equal are not read.
-#[derive(Debug)]
-pub struct SnapshotDiff {
-    walk: TreeDiff,
-    base: SnapshotReader,
-    target: SnapshotReader,
+/// Checks that a snapshot may have that name.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what a name may be.
+pub fn check_snapshot_name(name: &str) -> Result<()> {
+    meta::check_name(SnapshotRecord::WHAT, name)
 }
 
-impl SnapshotDiff {
-    /// The extents of the next segment that differs, ascending and without overlaps; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Vec<DiffExtent>>> {
-        loop {
-            let engine = self.base.engine();
-            let Some(segment) = self.walk.next(&**engine).await.map_err(walked)? else {
-                return Ok(None);
-            };
-            let base = match segment.base {
-                Some(id) => Some(
-                    engine
-                        .located_leaf(id)
-                        .await
-                        .map_err(|error| self.base.named(error))?,
-                ),
-                None => None,
-            };
-            let target = match segment.target {
-                Some(id) => Some(
-                    engine
-                        .located_leaf(id)
-                        .await
-                        .map_err(|error| self.target.named(error))?,
-                ),
-                None => None,
-            };
-            let start = u64::from(segment.segment) * SEGMENT_BYTES as u64;
-            let longest = self.base.size_bytes().max(self.target.size_bytes());
-            let differences = diff_leaves(
-                base.as_deref().map(LocatedLeaf::leaf),
-                target.as_deref().map(LocatedLeaf::leaf),
-            );
-            let extents: Vec<_> = differences
-                .into_iter()
-                .map(|difference| {
-                    let offset_bytes =
-                        start + u64::from(difference.start_block) * BLOCK_BYTES as u64;
-                    // The last block may reach past the end of a volume whose size is not a multiple of a block.
-                    let length_bytes = u64::from(difference.blocks) * BLOCK_BYTES as u64;
-                    DiffExtent {
-                        offset_bytes,
-                        length_bytes: length_bytes.min(longest.saturating_sub(offset_bytes)),
-                        kind: difference.kind,
-                    }
-                })
-                .collect();
-            if !extents.is_empty() {
-                return Ok(Some(extents));
-            }
-        }
-    }
+/// Checks that a snapshot may have these tags.
+///
+/// # Errors
+///
+/// [`Error::Invalid`], with what tags may be.
+pub fn check_snapshot_tags(tags: &BTreeMap<String, String>) -> Result<()> {
+    meta::check_tags(SnapshotRecord::WHAT, tags)
 }

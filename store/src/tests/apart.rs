@@ -53,7 +53,7 @@ fn what_others_want_too_is_read_though_nobody_polls_who_asked_first() {
         }
         assert!(bytes == image);
         // Nor does he keep a place among those who read.
-        let read_budget = &store.engine().read_budget;
+        let read_budget = &store.engine().budgets.reads;
         assert_eq!(
             read_budget.available_permits(),
             limits::READ_BYTES_IN_FLIGHT

@@ -217,7 +217,7 @@ fn a_snapshot_needs_none_of_the_room_of_uploads() {
     block_on(async {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
         let all = u32::try_from(limits::UPLOAD_LEAVES_MAX).unwrap();
-        let room = &store.engine().leaf_permits;
+        let room = &store.engine().budgets.leaves;
         let _uploads = room.acquire_many(all).await.unwrap();
         store
             .create_volume(new_volume("v", 4 * BLOCK))

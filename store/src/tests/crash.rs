@@ -421,7 +421,7 @@ fn a_full_disk_fails_the_upload_and_nothing_else() {
         machine.disk.set_capacity(Some(3 << 20));
         let large = random_image(&mut Random::new(2), 4000);
         let failed = upload(&store, "large", &large).await.unwrap_err();
-        assert!(matches!(failed, Error::Full { .. }), "{failed}");
+        assert!(failed.is_full(), "{failed}");
         assert!(matches!(
             store.snapshot("large").await,
             Err(Error::NotFound { .. })

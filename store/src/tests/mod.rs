@@ -1,6 +1,7 @@
 //! The store as a whole, against a plain model of it.
 
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -20,6 +21,7 @@ mod idle_journals;
 mod journal_faults;
 mod lost_catalog;
 mod model;
+mod moved_packs;
 mod pending;
 mod pending_faults;
 mod promises;

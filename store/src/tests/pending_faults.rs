@@ -1,4 +1,5 @@
-//! Pending snapshots on disks that are full or lose their power: what was promised is there in the end, and the volume whatever becomes of it.
+//! Pending snapshots on disks that are full or lose their power: what was promised is there in the
+//! end, and the volume whatever becomes of it.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -367,8 +368,8 @@ fn a_power_cut_at_every_operation_leaves_what_was_promised() {
     assert!(operations > 60, "{operations} operations");
 }
 
-/// A volume of which little was written takes little, and on a disk that is nearly full the size of a file must not be what fails the
-/// guest.
+/// A volume of which little was written takes little, and on a disk that is nearly full the size of
+/// a file must not be what fails the guest.
 #[test]
 fn a_journal_file_is_short_at_first_and_where_there_is_no_room_for_a_long_one() {
     let mut machine = Machine::new();
@@ -390,7 +391,8 @@ fn a_journal_file_is_short_at_first_and_where_there_is_no_room_for_a_long_one() 
             }
         }
         assert_eq!(steps, [1, 2, 4, 8, 16].map(|files| files * least));
-        // No other as long as that; a quarter of it there is room for, with what has to stay free for all of them.
+        // No other as long as that; a quarter of it there is room for, with what has to stay free
+        // for all of them.
         let left = limits::FREE_BYTES_MIN + (4 << 20);
         let used = limits::JOURNAL_FILE_BYTES_MAX;
         let (journal, file) = (used * 5 / 4, used / 4);

@@ -182,7 +182,7 @@ fn verifying_reads_the_disk_and_no_cache() {
             assert!(
                 violations
                     .iter()
-                    .any(|found| found.message.contains(&named)),
+                    .any(|found| found.to_string().contains(&named)),
                 "{named}: {violations:?}"
             );
             flip(&path, at.offset_bytes + 70);

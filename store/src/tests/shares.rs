@@ -1,4 +1,5 @@
-//! What volumes, guests and callers share: nobody keeps it from the others, and who leaves last leaves nothing behind.
+//! What volumes, guests and callers share: nobody keeps it from the others, and who leaves last
+//! leaves nothing behind.
 
 use std::{collections::BTreeMap, sync::mpsc, task::Poll, time::Duration};
 
@@ -39,7 +40,8 @@ fn volumes_without_room_in_their_journals_do_not_stop_one_that_has_some() {
             volumes.push(store.open_volume(name).await.unwrap());
         }
         let [a, b, c] = &*volumes else { unreachable!() };
-        // The one thread has something else to do: nothing is taken into the store, and no journal is emptied.
+        // The one thread has something else to do: nothing is taken into the store, and no journal
+        // is emptied.
         let (open, gate) = mpsc::sync_channel::<()>(1);
         let workers = &store.engine().workers;
         let mut busy = Box::pin(workers.run(Priority::Read, move |_| gate.recv().unwrap()));
@@ -136,7 +138,8 @@ fn closing_the_store_makes_durable_what_was_written_by_those_who_left_before() {
     }
 }
 
-/// A listing of many records is not made in one go, and one by tags does not look at those without them.
+/// A listing of many records is not made in one go, and one by tags does not look at those without
+/// them.
 #[test]
 fn a_listing_of_all_records_lets_others_have_their_turn() {
     let machine = Machine::new();

@@ -7,12 +7,13 @@ use crate::{
 };
 
 impl Volume {
-    /// Lists which parts of a range may differ from a snapshot: a part that is not told to have changed is equal.
-    /// Everything in the journal counts as changed.
+    /// Lists which parts of a range may differ from a snapshot: a part that is not told to have
+    /// changed is equal. Everything in the journal counts as changed.
     ///
     /// # Errors
     ///
-    /// As of [`read`](Self::read), and [`Error::Damaged`](crate::Error::Damaged) where the snapshot is damaged.
+    /// As of [`read`](Self::read), and [`Error::Damaged`](crate::Error::Damaged) where the snapshot
+    /// is damaged.
     pub async fn changes_since(
         &self,
         snapshot: &SnapshotReader,

@@ -1,7 +1,8 @@
 //! Clones: volumes that begin with the content of a snapshot, or of another volume at one instant.
 //!
-//! A clone of a snapshot, or of a volume with an empty journal, is a record and no more: both share the root. What a
-//! volume's journal holds is taken into the store first, which takes time in proportion to it.
+//! A clone of a snapshot, or of a volume with an empty journal, is a record and no more: both share
+//! the root. What a volume's journal holds is taken into the store first, which takes time in
+//! proportion to it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -26,8 +27,8 @@ const VOLUME: &str = "volume/";
 /// A clone to be made.
 #[derive(Debug, Clone, Default)]
 pub struct NewClone {
-    /// A snapshot or a volume: an id, a name that only one of them has, or a name with the prefix `snapshot/` or
-    /// `volume/`.
+    /// A snapshot or a volume: an id, a name that only one of them has, or a name with the prefix
+    /// `snapshot/` or `volume/`.
     pub source: String,
     /// The new volume's name.
     pub name: String,
@@ -48,7 +49,14 @@ impl Volumes {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
         let origin = match self.clone_source(&new.source).await? {
-            Source::Snapshot(snapshot) => Origin::of(&snapshot)?,
+            Source::Snapshot(snapshot) => {
+                let root_of = |snapshot: &SnapshotRecord| Ok(snapshot.completed()?.root);
+                let (snapshot, pin) = self.engine.pin_root(snapshot, root_of).await?;
+                Origin {
+                    pin: Some(pin),
+                    ..Origin::of(&snapshot)?
+                }
+            }
             Source::Volume(record) => {
                 // Refused before anything is done.
                 let volume = NewVolume {
@@ -69,9 +77,12 @@ impl Volumes {
             }
         };
         let (volume, id) = (new.as_volume(), VolumeId::random()?);
+        let pin = origin.pin.clone();
         self.engine
             .commit
-            .create(move |meta| volume.into_record_of(id, meta, Some(origin)))
+            .create(pin, move |meta| {
+                volume.into_record_of(id, meta, Some(origin))
+            })
             .await
     }
 
@@ -92,7 +103,8 @@ impl Volumes {
                 name: source.to_owned(),
             }),
             (Some(_), Some(_)) => Err(Error::Invalid(format!(
-                "there is a snapshot {source:?} and a volume {source:?}: write {SNAPSHOT}{source} or {VOLUME}{source}"
+                "there is a snapshot {source:?} and a volume {source:?}: \
+                 write {SNAPSHOT}{source} or {VOLUME}{source}"
             ))),
         }
     }
@@ -104,10 +116,12 @@ impl Volumes {
         // The record is looked up after that: its base is the volume's content, or equal to it.
         let is_base = inner.layers.read().is_base();
         let record = self.volume(&inner.record.id.to_string()).await?;
+        let (record, pin) = self.engine.pin_named(record, |it| Ok(it.base)).await?;
         let at_instant = Origin {
             owner: format!("volume {:?}", record.name),
             size_bytes: volume.size_bytes(),
             root: record.base,
+            pin,
             parent: record.parent,
         };
         if is_base {
@@ -120,10 +134,11 @@ impl Volumes {
             purpose: Purpose::Root(reply),
         });
         drop(cutting);
-        let root = root.await.map_err(|_| Error::Closing)??;
+        let pin = root.await.map_err(|_| Error::Closing)??;
         Ok(Origin {
             size_bytes: cut.size_bytes,
-            root: Some(root),
+            root: Some(pin.root()),
+            pin: Some(pin),
             ..at_instant
         })
     }

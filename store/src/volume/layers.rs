@@ -185,7 +185,8 @@ impl Stack {
         found
     }
 
-    /// The segments that were changed since the base, ascending. Takes time for each change, however much it covers.
+    /// The segments that were changed since the base, ascending. Takes time for each change,
+    /// however much it covers.
     pub(super) fn changes(&self) -> Vec<Changed> {
         let mut mixed: Vec<u32> = self
             .ended
@@ -243,7 +244,8 @@ fn push_zeroed(changes: &mut Vec<Changed>, range: Range<u32>) {
     changes.push(Changed::Zeroed(range));
 }
 
-/// Looks blocks up in the first epoch, those that it does not know in the last of the others, and so on down.
+/// Looks blocks up in the first epoch, those that it does not know in the last of the others, and
+/// so on down.
 fn look(
     first: Option<&Epoch>,
     others: &[Arc<Epoch>],

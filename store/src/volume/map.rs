@@ -1,10 +1,12 @@
-//! The map of an epoch: which blocks of the volume are in the journal, and where. In memory, and small.
+//! The map of an epoch: which blocks of the volume are in the journal, and where. In memory, and
+//! small.
 //!
-//! Each segment of the volume has a table of one of two kinds: extents, which are blocks side by side both in the volume and
-//! in the journal (8 bytes each); or, once these would take as much, a slot for every block of the segment (4 bytes
-//! each). So sequential writes take next to nothing. Single blocks all over a volume take 8 to 10 bytes each while they are
-//! few in a segment, and 4 to 8 where they are dense. One changed block alone in its segment takes some 100 bytes.
-//! Segments that are zeroed whole are kept as ranges: trimming 16 TiB takes a few bytes.
+//! Each segment of the volume has a table of one of two kinds: extents, which are blocks side by
+//! side both in the volume and in the journal (8 bytes each); or, once these would take as much, a
+//! slot for every block of the segment (4 bytes each). So sequential writes take next to nothing.
+//! Single blocks all over a volume take 8 to 10 bytes each while they are few in a segment, and 4
+//! to 8 where they are dense. One changed block alone in its segment takes some 100 bytes. Segments
+//! that are zeroed whole are kept as ranges: trimming 16 TiB takes a few bytes.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -24,7 +26,7 @@ const EXTENTS_MAX: usize = SEGMENT_BLOCKS as usize / 2;
 /// Bytes that the allocator adds to a table.
 const ALLOCATION_BYTES: usize = 16;
 
-/// What a map says of blocks.
+/// The state of blocks.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum State {
     /// Nothing.
@@ -126,7 +128,8 @@ impl BlockMap {
         self.segments.is_empty() && self.zeroed.is_empty()
     }
 
-    /// Segments with a table, ascending: not all of their blocks were changed, or not all in one way.
+    /// Segments with a table, ascending: not all of their blocks were changed, or not all in one
+    /// way.
     pub(super) fn mixed(&self) -> impl Iterator<Item = u32> {
         self.segments.keys().copied()
     }
@@ -136,7 +139,8 @@ impl BlockMap {
         self.zeroed.iter().map(|(start, end)| *start..*end)
     }
 
-    /// Whether a segment was zeroed whole and not written since; `None` if nothing was changed in it.
+    /// Whether a segment was zeroed whole and not written since; `None` if nothing was changed in
+    /// it.
     pub(super) fn is_zeroed(&self, segment: u32) -> Option<bool> {
         if self.segments.contains_key(&segment) {
             return Some(false);
@@ -251,8 +255,8 @@ impl BlockMap {
             .is_some_and(|(_, end)| segment < *end)
     }
 
-    /// Visits the extents of `blocks` blocks from `start` on, in order and without a gap. Neighbours that continue each
-    /// other are one.
+    /// Visits the extents of `blocks` blocks from `start` on, in order and without a gap.
+    /// Neighbours that continue each other are one.
     pub(super) fn extents(&self, start: u64, blocks: u32, mut each: impl FnMut(MapExtent)) {
         let mut last: Option<MapExtent> = None;
         let mut push = |start: u64, blocks: u32, value: u32| {
@@ -349,7 +353,8 @@ impl Segment {
         }
     }
 
-    /// Visits blocks `start..end` as extents: first block, number of blocks, and value, which is the first slot if it is one.
+    /// Visits blocks `start..end` as extents: first block, number of blocks, and value, which is
+    /// the first slot if it is one.
     fn each(&self, start: u32, end: u32, mut visit: impl FnMut(u32, u32, u32)) {
         match &self.table {
             Table::Slots(slots) => {

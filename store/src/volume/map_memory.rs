@@ -1,8 +1,8 @@
 //! The memory of the maps of all journals, which is bounded.
 //!
-//! From three quarters of the bound on, the volumes with the largest maps are checkpointed, one after the other. At the
-//! bound, a volume whose map is not small waits for its own checkpoint. So each volume can go on, and all together
-//! take little more than the bound.
+//! From three quarters of the bound on, the volumes with the largest maps are checkpointed, one
+//! after the other. At the bound, a volume whose map is not small waits for its own checkpoint. So
+//! each volume can go on, and all together take little more than the bound.
 
 use std::{
     sync::{
@@ -47,8 +47,8 @@ impl MapMemory {
         map_bytes >= MAP_BYTES_LEAST && self.bytes() >= MAPS_BYTES_MAX
     }
 
-    /// Claims the look for the largest map, if memory is short. Returns false within 100 ms of the last one, so that not
-    /// every batch of every volume looks.
+    /// Claims the look for the largest map, if memory is short. Returns false within 100 ms of the
+    /// last one, so that not every batch of every volume looks.
     pub(super) fn wants_less(&self) -> bool {
         if self.bytes() < MAPS_BYTES_MAX / 4 * 3 {
             return false;

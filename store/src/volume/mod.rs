@@ -1,8 +1,8 @@
 //! Volumes: block devices that are written to.
 //!
-//! A volume is a base, which is content like a snapshot's, and a journal of what was written since. Reads look blocks
-//! up in the maps of the journal's epochs, the latest first, and then in the base. A checkpoint takes ended epochs into
-//! the store, and puts the volume on the new base.
+//! A volume is a base, which is content like a snapshot's, and a journal of what was written since.
+//! Reads look blocks up in the maps of the journal's epochs, the latest first, and then in the
+//! base. A checkpoint takes ended epochs into the store, and puts the volume on the new base.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -28,11 +28,13 @@
 //!
 //! What must hold:
 //!
-//! - What was acknowledged is always a prefix of the journal: a loss of power takes its end, never its middle.
+//! - What was acknowledged is always a prefix of the journal: a loss of power takes its end, never
+//!   its middle.
 //! - A write that returned is in the kernel; after a flush it is durable.
 //! - A block is as one write left it, never a mix of several.
 //! - The base never goes past the cut of a pending snapshot.
-//! - The catalog comes first: the owner record follows it, and journal files are removed after that.
+//! - The catalog comes first: the owner record follows it, and journal files are removed after
+//!   that.
 
 mod changes;
 mod checkpoint;

@@ -3,16 +3,24 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
-
-use super::{
-    journal::{Batch, Change, Taken},
-    write::BlockLock,
+use tokio::sync::{
+    Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit, oneshot,
 };
+
+use super::journal::{Batch, Change, Taken};
 use crate::{
     Error, Result,
     limits::{JOURNAL_WAITING_BYTES, JOURNAL_WRITES_IN_FLIGHT},
 };
+
+/// Keeps a change of a part of a block apart from all others, until the change is in the map.
+#[derive(Debug)]
+pub(super) enum BlockLock {
+    /// For whole blocks: many at once.
+    Shared { _guard: OwnedRwLockReadGuard<()> },
+    /// For a block that is read, changed and written back.
+    Exclusive { _guard: OwnedRwLockWriteGuard<()> },
+}
 
 /// A change that waits, and its caller.
 #[derive(Debug)]
@@ -76,9 +84,10 @@ impl Queue {
         Ok(())
     }
 
-    /// Cuts through the changes of several volumes at one instant, and does `then` at that instant. Changes that were
-    /// added before are in the epochs that end, all others are not. So a cut that holds a change holds all that was
-    /// acknowledged before that change was made, on whichever of the volumes. Callers keep to one order of queues.
+    /// Cuts through the changes of several volumes at one instant, and does `then` at that instant.
+    /// Changes that were added before are in the epochs that end, all others are not. So a cut that
+    /// holds a change holds all that was acknowledged before that change was made, on whichever of
+    /// the volumes. Callers keep to one order of queues.
     ///
     /// # Errors
     ///
@@ -147,7 +156,8 @@ impl Queue {
         (!batch.is_empty()).then_some((batch, complete))
     }
 
-    /// Whether another batch may be begun beside so many in flight. While one is, a few bytes wait for more to come.
+    /// Whether another batch may be begun beside so many in flight. While one is, a few bytes wait
+    /// for more to come.
     pub(super) fn may_begin(&self, in_flight: usize) -> bool {
         in_flight == 0
             || (in_flight < JOURNAL_WRITES_IN_FLIGHT

@@ -53,7 +53,7 @@ impl Volume {
     }
 }
 
-/// What some blocks are read from, open.
+/// An open source of blocks.
 pub(super) enum Source {
     Zeros,
     Journal(BlockPlace),
@@ -104,8 +104,8 @@ impl VolumeState {
         self.gather(sources, offset_bytes, len_bytes).await
     }
 
-    /// Opens what extents are read from. A file may be removed once the layers have changed; whoever has it open
-    /// reads on.
+    /// Opens what extents are read from. A file may be removed once the layers have changed;
+    /// a reader that has it open reads on.
     fn sources(
         &self,
         extents: Vec<BlockExtent>,

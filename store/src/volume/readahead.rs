@@ -8,8 +8,8 @@ use super::{
 use crate::{ContentReader, Result};
 
 impl Volume {
-    /// Brings into the cache what a range has of the volume's base, as far as it fits. What is in the journal is left to
-    /// the page cache.
+    /// Brings into the cache what a range has of the volume's base, as far as it fits. What is in
+    /// the journal is left to the page cache.
     ///
     /// # Errors
     ///
@@ -21,8 +21,8 @@ impl Volume {
         Ok(())
     }
 
-    /// The same for a reader that is about to come there, unless too many readers are served so already. Errors are left
-    /// to that reader.
+    /// The same for a reader that is about to come there, unless too many readers are served so
+    /// already. Errors are left to that reader.
     pub async fn read_ahead(&self, offset_bytes: u64, len_bytes: usize) {
         for (base, start, len_bytes) in self.in_base(offset_bytes, len_bytes).unwrap_or_default() {
             base.read_ahead(start, len_bytes).await;

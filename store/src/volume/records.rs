@@ -7,6 +7,7 @@ use varve_content::RootId;
 use super::{Volumes, journal::remove_journal};
 use crate::{
     Error, Result,
+    engine::RootPin,
     format::volume::SECTOR_BYTES,
     io::offload,
     limits,
@@ -74,6 +75,9 @@ pub(super) struct Origin {
     pub(super) size_bytes: u64,
     /// `None`: zeros.
     pub(super) root: Option<RootId>,
+    /// Keeps that content until the volume's record names it. `None` where the catalog does not
+    /// change meanwhile.
+    pub(super) pin: Option<RootPin>,
     pub(super) parent: Option<SnapshotId>,
 }
 
@@ -84,6 +88,7 @@ impl Origin {
             owner: format!("volume {:?}", volume.name),
             size_bytes: volume.size_bytes,
             root: None,
+            pin: None,
             parent: None,
         }
     }
@@ -94,6 +99,7 @@ impl Origin {
             owner: format!("snapshot {:?}", snapshot.name),
             size_bytes: snapshot.size_bytes,
             root: Some(snapshot.completed()?.root),
+            pin: None,
             parent: Some(snapshot.id),
         })
     }
@@ -124,7 +130,8 @@ pub(super) fn check_size(name: &str, size_bytes: u64) -> Result<()> {
     let invalid = |why: String| Err(Error::Invalid(format!("volume {name:?}: {why}")));
     if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         return invalid(format!(
-            "its size has to be a multiple of {SECTOR_BYTES} bytes above 0, and {size_bytes} is none"
+            "its size has to be a multiple of {SECTOR_BYTES} bytes above 0, \
+             and {size_bytes} is none"
         ));
     }
     if size_bytes > limits::VOLUME_BYTES_MAX {
@@ -142,10 +149,11 @@ impl Volumes {
         meta::check_name("volume", &new.name)?;
         meta::check_tags("volume", &new.tags)?;
         let id = VolumeId::random()?;
-        // The snapshot is looked up where nobody can delete it before the volume's record has its root.
+        // The snapshot is looked up where nobody can delete it before the volume's record has its
+        // root.
         self.engine
             .commit
-            .create(move |meta| new.into_record(id, meta))
+            .create((), move |meta| new.into_record(id, meta))
             .await
     }
 
@@ -154,7 +162,8 @@ impl Volumes {
         self.engine.find(key).await
     }
 
-    /// Deletes a volume and its journal, unless it is attached or has pending snapshots. Its snapshots stay.
+    /// Deletes a volume and its journal, unless it is attached or has pending snapshots. Its
+    /// snapshots stay.
     pub(crate) async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
         let id = self.volume(key).await?.id;
         let may_go = |record: &VolumeRecord| {
@@ -191,8 +200,8 @@ impl Volumes {
 
     /// Attaches a volume, and numbers the attachment.
     ///
-    /// `force` takes over a volume that is attached already, as after its user died without detaching it. The number goes
-    /// up with that, too, so the former user can be told apart.
+    /// `force` takes over a volume that is attached already, as after its user died without
+    /// detaching it. The number goes up with that, too, so the former user can be told apart.
     pub(crate) async fn attach_volume(&self, key: &str, force: bool) -> Result<VolumeRecord> {
         let change = move |mut record: VolumeRecord| {
             if !force {
@@ -208,7 +217,8 @@ impl Volumes {
         self.change_volume(key, change).await
     }
 
-    /// Detaches a volume. One that is not attached stays as it is, so a caller that lost the answer may ask again.
+    /// Detaches a volume. One that is not attached stays as it is, so a caller that lost the answer
+    /// may ask again.
     pub(crate) async fn detach_volume(&self, key: &str) -> Result<VolumeRecord> {
         let change = |mut record: VolumeRecord| {
             record.attached_at_ns = None;

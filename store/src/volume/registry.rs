@@ -26,7 +26,8 @@ pub(crate) struct OpenVolumes(Mutex<HashMap<VolumeId, Arc<Slot>>>);
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// Held while the volume is opened, which takes time for a long journal. It keeps nobody from other volumes.
+    /// Held while the volume is opened, which takes time for a long journal. It keeps nobody from
+    /// other volumes.
     handle: Arc<AsyncMutex<Weak<OpenVolume>>>,
     /// Held by the task that writes the journal until all of it is durable.
     writing: Arc<AsyncMutex<()>>,
@@ -103,7 +104,7 @@ impl Opening {
     }
 }
 
-/// What is known of a volume beside its record.
+/// The state of a volume beside its record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeStatus {
     /// Bytes that its journal takes on disk.
@@ -117,7 +118,8 @@ pub struct VolumeStatus {
 }
 
 impl Volumes {
-    /// Opens a volume, or gives the one that is open already. Its journal is read first, if there is one.
+    /// Opens a volume, or gives the one that is open already. Its journal is read first, if there
+    /// is one.
     ///
     /// # Errors
     ///
@@ -128,7 +130,8 @@ impl Volumes {
         if let Some(volume) = opening.volume() {
             return Ok(volume);
         }
-        // To its end: a sync that fails must be seen, and a caller that asks again finds the journal read.
+        // To its end: a sync that fails must be seen, and a caller that asks again finds the
+        // journal read.
         let (commit, volumes) = (Arc::clone(&self.engine.commit), Arc::clone(self));
         commit.to_the_end(move |_| opening.open(volumes, id)).await
     }
@@ -160,7 +163,7 @@ impl Volumes {
         Ok(resized)
     }
 
-    /// What is known of a volume beside its record.
+    /// The state of a volume beside its record.
     pub(crate) async fn volume_status(&self, key: &str) -> Result<VolumeStatus> {
         let record = self.volume(key).await?;
         let engine = &self.engine;

@@ -2,19 +2,21 @@
 //!
 //! Snapshots of several volumes are crash-consistent as a group. They are made so:
 //!
-//! 1. The epochs of all volumes end while none of them takes a change, so it is one instant for all. Then writers go on.
+//! 1. The epochs of all volumes end while none of them takes a change, so it is one instant for
+//!    all. Then writers go on.
 //! 2. Everything written before is made durable in the journals.
-//! 3. The pending snapshots, and the cut in each volume's record, enter the catalog in one change. Now the
-//!    snapshots are promised: whatever happens, their content is in the journals.
-//! 4. A [`checkpoint`](super::checkpoint) takes each cut into the store, in the background. The catalog change that puts
-//!    the volume on its new base also completes the snapshot.
+//! 3. The pending snapshots, and the cut in each volume's record, enter the catalog in one change.
+//!    Now the snapshots are promised: whatever happens, their content is in the journals.
+//! 4. A [`checkpoint`](super::checkpoint) takes each cut into the store, in the background. The
+//!    catalog change that puts the volume on its new base also completes the snapshot.
 //!
-//! A crash before 3 leaves no snapshot and no promise. After 3 a pending snapshot goes on when its volume is opened
-//! again: the journal is read into epochs that end at the cuts.
+//! A crash before 3 leaves no snapshot and no promise. After 3 a pending snapshot goes on when its
+//! volume is opened again: the journal is read into epochs that end at the cuts.
 //!
-//! Deleting a pending snapshot cancels it: the volume loses the cut, and nothing else. A snapshot that cannot be completed
-//! for now, as on a full disk, stays pending with the reason shown, and is tried again. One that never can be completed
-//! fails, and keeps its record with the reason until it is deleted.
+//! Deleting a pending snapshot cancels it: the volume loses the cut, and nothing else. A snapshot
+//! that cannot be completed for now, as on a full disk, stays pending with the reason shown, and is
+//! tried again. One that never can be completed fails, and keeps its record with the reason until
+//! it is deleted.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -212,7 +214,8 @@ fn shown(reason: &str) -> String {
 pub struct NewSnapshots {
     /// Names or ids of volumes.
     pub volumes: Vec<String>,
-    /// The snapshot's name. With several volumes, the name of each snapshot is this, a hyphen, and its volume's name.
+    /// The snapshot's name. With several volumes, the name of each snapshot is this, a hyphen, and
+    /// its volume's name.
     pub name: String,
     /// Their tags.
     pub tags: BTreeMap<String, String>,
@@ -228,7 +231,8 @@ impl NewSnapshots {
 }
 
 impl Volume {
-    /// Makes a snapshot of what the volume holds now: see [`Store::snapshot_volume`](crate::Store::snapshot_volume).
+    /// Makes a snapshot of what the volume holds now: see
+    /// [`Store::snapshot_volume`](crate::Store::snapshot_volume).
     pub async fn snapshot(
         &self,
         name: &str,
@@ -261,13 +265,13 @@ impl Volumes {
         Ok(found.into_iter().map(|it| pending.see(it)).collect())
     }
 
-    /// Makes snapshots of what volumes hold now, all of them at one instant. They are pending: their content is promised,
-    /// and on its way into the store.
+    /// Makes snapshots of what volumes hold now, all of them at one instant. They are pending:
+    /// their content is promised, and on its way into the store.
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyExists`] when a snapshot has such a name, [`Error::Limit`] when too many of a volume are pending.
-    /// None of them is made then.
+    /// [`Error::AlreadyExists`] when a snapshot has such a name, [`Error::Limit`] when too many of
+    /// a volume are pending. None of them is made then.
     pub(crate) async fn snapshot_volumes(
         self: &Arc<Self>,
         new: NewSnapshots,
@@ -303,7 +307,8 @@ impl Volumes {
         let volumes = Arc::clone(self);
         #[expect(
             clippy::disallowed_methods,
-            reason = "it is waited for here; it runs to its end so that what is promised is taken into the store"
+            reason = "it is waited for here; it runs to its end, so that what it promises is \
+                      taken into the store"
         )]
         let task = tokio::spawn(at_one_instant(
             volumes,
@@ -317,8 +322,8 @@ impl Volumes {
     ///
     /// # Errors
     ///
-    /// As of [`snapshot_volumes`](Self::snapshot_volumes), and [`Error::NotCompleted`] when it fails. The volume stays as
-    /// it is then.
+    /// As of [`snapshot_volumes`](Self::snapshot_volumes), and [`Error::NotCompleted`] when it
+    /// fails. The volume stays as it is then.
     pub(crate) async fn snapshot_volume(
         self: &Arc<Self>,
         volume: &str,
@@ -352,7 +357,8 @@ impl Volumes {
         record.completed().map(|_| record)
     }
 
-    /// How far a pending snapshot has come; `None` if it is not pending, or was not begun since the store was opened.
+    /// How far a pending snapshot has come; `None` if it is not pending, or was not begun since the
+    /// store was opened.
     pub(crate) fn snapshot_progress(&self, id: SnapshotId) -> Option<SnapshotProgress> {
         let progress = self.pending_snapshots.get(id)?;
         Some(SnapshotProgress {
@@ -362,8 +368,8 @@ impl Volumes {
         })
     }
 
-    /// Goes on with the snapshots that were pending when the store was closed, one volume after the other. Returns once each
-    /// was tried: those that have to wait are tried again.
+    /// Goes on with the snapshots that were pending when the store was closed, one volume after the
+    /// other. Returns once each was tried: those that have to wait are tried again.
     pub(crate) async fn resume_snapshots(self: &Arc<Self>) -> Result<()> {
         let mut pause = Duration::from_secs(1);
         while self.resume_once().await? {
@@ -400,8 +406,8 @@ impl Volumes {
         let ids = record.pending.iter().map(|pending| pending.snapshot);
         let error = match self.open_volume(&record.id.to_string()).await {
             Ok(_volume) => {
-                // Records and log say what becomes of them. A snapshot that has to wait keeps its volume open, and does not
-                // hold up other volumes.
+                // Records and log say what becomes of them. A snapshot that has to wait keeps its
+                // volume open, and does not hold up other volumes.
                 for progress in ids.filter_map(|id| all.get(id)) {
                     progress.reaches(|stage| stage != Stage::UnderWay).await;
                 }
@@ -423,8 +429,8 @@ impl Volumes {
         Ok(waits)
     }
 
-    /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were made from it. A pending
-    /// snapshot is cancelled: its volume stays as it is.
+    /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were
+    /// made from it. A pending snapshot is cancelled: its volume stays as it is.
     pub(crate) async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
         let record = self.snapshot(key).await?;
         let id = record.id;
@@ -477,7 +483,8 @@ fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
     }
 }
 
-/// Makes snapshots of volumes at one instant. Must run to its end, so that what it promises is taken into the store.
+/// Makes snapshots of volumes at one instant. Must run to its end, so that what it promises is
+/// taken into the store.
 async fn at_one_instant(
     volumes: Arc<Volumes>,
     wanted: Vec<Wanted>,
@@ -603,7 +610,8 @@ pub(super) async fn resumed(volumes: &Volumes, record: &VolumeRecord) -> Result<
             .await
         {
             Ok(snapshot) => snapshot,
-            // The two records change together, so this is damage. It is no reason to keep the volume's content from anybody.
+            // The two records change together, so this is damage. It is no reason to keep the
+            // volume's content from anybody.
             Err(error @ Error::NotFound { .. }) => {
                 tracing::error!(volume = record.name, %error, "a pending snapshot has no record");
                 continue;
@@ -646,8 +654,8 @@ pub(super) async fn promises(engine: &Arc<Engine>, record: &VolumeRecord) -> Res
     })
 }
 
-/// Puts a volume on a new base, which holds everything before a journal file, and completes the snapshot of just that
-/// content, unless it was deleted meanwhile.
+/// Puts a volume on a new base, which holds everything before a journal file, and completes the
+/// snapshot of just that content, unless it was deleted meanwhile.
 pub(super) async fn complete(
     engine: &Arc<Engine>,
     volume: VolumeId,
@@ -672,8 +680,8 @@ pub(super) async fn complete(
             volume = without(volume, id);
             volume.parent = Some(id);
         }
-        // The base never goes past the cut of a pending snapshot. Where the one before could not be ended, this one waits
-        // with it for a restart.
+        // The base never goes past the cut of a pending snapshot. Where the one before could not be
+        // ended, this one waits with it for a restart.
         if let Some(before) = volume.pending.iter().find(|it| it.next_file < next_file) {
             return Err(Error::Limit(format!(
                 "snapshot {} of volume {:?} comes first, and is pending still",

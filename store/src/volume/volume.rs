@@ -35,10 +35,11 @@ use crate::{
 
 pub(super) const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// A volume, open for reading and writing. Clones are handles of the same volume, which is closed with the last of them.
+/// A volume, open for reading and writing. Clones are handles of the same volume, which is closed
+/// with the last of them.
 ///
-/// Requests may overlap in time. Each block is then as some order of them leaves it, never a mix. A read that begins
-/// after a write has returned sees that write.
+/// Requests may overlap in time. Each block is then as some order of them leaves it, never a mix. A
+/// read that begins after a write has returned sees that write.
 #[derive(Debug, Clone)]
 pub struct Volume(pub(super) Arc<OpenVolume>);
 
@@ -88,8 +89,8 @@ impl fmt::Debug for VolumeState {
 }
 
 impl Volume {
-    /// Opens a volume: brings its owner record up to date, reads its journal, and starts the task that writes it, which
-    /// holds `writing` to its end.
+    /// Opens a volume: brings its owner record up to date, reads its journal, and starts the task
+    /// that writes it, which holds `writing` to its end.
     pub(super) async fn open(
         volumes: Arc<Volumes>,
         record: VolumeRecord,
@@ -97,6 +98,7 @@ impl Volume {
     ) -> Result<Self> {
         let engine = Arc::clone(&volumes.engine);
         engine.commit.writable()?;
+        let (record, pin) = engine.pin_named(record, |it| Ok(it.base)).await?;
         let host: Arc<dyn Host> = Arc::<Engine>::clone(&engine);
         let dir = JournalDir {
             disk: Arc::clone(&engine.disk),
@@ -124,8 +126,8 @@ impl Volume {
                 "journal read"
             );
         }
-        let base = match record.base {
-            Some(root) => Some(ContentReader::open(Arc::clone(&engine), root, &record.name).await?),
+        let base = match pin {
+            Some(pin) => Some(ContentReader::open(Arc::clone(&engine), pin, &record.name).await?),
             None => None,
         };
         let jobs = snapshot::resumed(&volumes, &record).await?;
@@ -162,7 +164,8 @@ impl Volume {
         let writer = tokio::spawn(async move {
             let _writing = writing;
             writer::run(Arc::clone(&task)).await;
-            // The last user may not have flushed it. An error has stopped the store, which is how others learn of it.
+            // The last user may not have flushed it. An error has stopped the store, which is how
+            // others learn of it.
             let _ = task.sync().await;
             task.journal.stop_recycling().await;
         });
@@ -229,7 +232,8 @@ impl Volume {
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`] once a write or a sync of the store has failed, and the error of a sync that fails.
+    /// [`Error::Poisoned`] once a write or a sync of the store has failed, and the error of a sync
+    /// that fails.
     pub async fn flush(&self) -> Result<()> {
         let inner = Arc::clone(&self.0.inner);
         inner.engine.commit.writable()?;
@@ -295,8 +299,8 @@ impl VolumeState {
         })
     }
 
-    /// Writes beside the journal what the catalog says of the volume now. The record is looked up in turn, so that an
-    /// older one does not overtake a newer one.
+    /// Writes beside the journal what the catalog says of the volume now. The record is looked up
+    /// in turn, so that an older one does not overtake a newer one.
     pub(super) async fn record_owner(self: &Arc<Self>) -> Result<()> {
         let volume = Arc::clone(self);
         let write = async move |_| {
@@ -311,7 +315,8 @@ impl VolumeState {
         self.engine.commit.to_the_end(write).await
     }
 
-    /// Begins a sync that nobody has asked for, if so much is unsynced that a writer would have to wait for it.
+    /// Begins a sync that nobody has asked for, if so much is unsynced that a writer would have to
+    /// wait for it.
     pub(super) fn sync_if_much(self: &Arc<Self>) {
         if self.journal.wants_sync() {
             Arc::clone(self).make_durable();

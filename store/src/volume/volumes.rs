@@ -30,7 +30,8 @@ pub(crate) struct Volumes {
 }
 
 impl Volumes {
-    /// The volumes of a store, none of them open. Their spare files count as a reserve of its free space.
+    /// The volumes of a store, none of them open. Their spare files count as a reserve of its free
+    /// space.
     pub(crate) fn new(engine: Arc<Engine>) -> Arc<Self> {
         let journal_files = Arc::new(FilePool::new(
             Arc::clone(&engine.disk),

@@ -1,17 +1,17 @@
 //! Writing to a volume: bytes become changes of whole blocks, which wait in its queue.
 //!
-//! A change of a part of a block reads the rest of the block first. The block lock keeps all other changes away
-//! meanwhile, so that none is lost.
+//! A change of a part of a block reads the rest of the block first. The block lock keeps all other
+//! changes away meanwhile, so that none is lost.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use varve_content::BLOCK_BYTES;
 
 use super::{
     journal::Change,
-    queue::Op,
+    queue::{BlockLock, Op},
     volume::{BLOCK, Volume, VolumeState},
 };
 use crate::{
@@ -19,23 +19,15 @@ use crate::{
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
 };
 
-/// Keeps a change of a part of a block apart from all others, until the change is in the map.
-#[derive(Debug)]
-pub(super) enum BlockLock {
-    /// For whole blocks: many at once.
-    Shared { _guard: OwnedRwLockReadGuard<()> },
-    /// For a block that is read, changed and written back.
-    Exclusive { _guard: OwnedRwLockWriteGuard<()> },
-}
-
 impl Volume {
-    /// Writes bytes. When this returns they are in the kernel: they survive the end of this process, and after a
-    /// [`flush`](Self::flush) also a loss of power.
+    /// Writes bytes. When this returns they are in the kernel: they survive the end of this
+    /// process, and after a [`flush`](Self::flush) also a loss of power.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] past the end of the volume. [`Error::Full`] and [`Error::JournalFull`] when there is no room;
-    /// any of the blocks may then be as they were. [`Error::Poisoned`] once a write or a sync of the store has failed.
+    /// [`Error::Invalid`] past the end of the volume. [`Error::Full`] and [`Error::JournalFull`]
+    /// when there is no room; any of the blocks may then be as they were. [`Error::Poisoned`] once
+    /// a write or a sync of the store has failed.
     pub async fn write(&self, offset_bytes: u64, data: Bytes) -> Result<()> {
         let inner = &self.inner();
         inner.check_range(offset_bytes, data.len() as u64)?;
@@ -52,7 +44,8 @@ impl Volume {
         inner.change(changes, lock).await
     }
 
-    /// Makes a range read as zeros, without writing them. Promises what [`write`](Self::write) does.
+    /// Makes a range read as zeros, without writing them. Promises what [`write`](Self::write)
+    /// does.
     ///
     /// # Errors
     ///
@@ -82,7 +75,8 @@ impl Volume {
         inner.change(changes, lock).await
     }
 
-    /// Gives a range back: its whole blocks read as zeros from now on, parts of blocks stay as they are.
+    /// Gives a range back: its whole blocks read as zeros from now on, parts of blocks stay as they
+    /// are.
     ///
     /// # Errors
     ///
@@ -106,15 +100,17 @@ impl Volume {
             .await
     }
 
-    /// Waits until all changes that were begun before are made or refused, even if their callers have gone away.
+    /// Waits until all changes that were begun before are made or refused, even if their callers
+    /// have gone away.
     pub async fn settle(&self) {
         drop(self.inner().exclusive_lock().await);
     }
 }
 
 impl VolumeState {
-    /// The block lock of a change that zeroes a range up to `end`. The volume's end may cut its last block short; such a
-    /// block counts as whole until the volume grows. So no other change goes beside one that ends within a block.
+    /// The block lock of a change that zeroes a range up to `end`. The volume's end may cut its
+    /// last block short; such a block counts as whole until the volume grows. So no other change
+    /// goes beside one that ends within a block.
     async fn lock_to_zero(&self, begins_whole: bool, end: u64) -> BlockLock {
         if begins_whole && end.is_multiple_of(BLOCK) {
             self.shared_lock().await
@@ -123,8 +119,8 @@ impl VolumeState {
         }
     }
 
-    /// The blocks that a range covers whole, as start and end. The volume's last block may be shorter than the others. The
-    /// caller holds the block lock: the volume may grow before.
+    /// The blocks that a range covers whole, as start and end. The volume's last block may be
+    /// shorter than the others. The caller holds the block lock: the volume may grow before.
     fn whole_blocks(&self, start: u64, end: u64) -> (u64, u64) {
         let end_block = if end == self.size_bytes() {
             end.div_ceil(BLOCK)
@@ -144,8 +140,8 @@ impl VolumeState {
         BlockLock::Shared { _guard }
     }
 
-    /// Takes bytes of the volume's queue. A change may wait long for room in the journal, so until its batch is in flight
-    /// it takes nothing that all volumes share.
+    /// Takes bytes of the volume's queue. A change may wait long for room in the journal, so until
+    /// its batch is in flight it takes nothing that all volumes share.
     async fn queue_budget(&self, bytes: u32) -> Result<OwnedSemaphorePermit> {
         if let Ok(permit) = Arc::clone(&self.queue_budget).try_acquire_many_owned(bytes) {
             return Ok(permit);
@@ -161,8 +157,8 @@ impl VolumeState {
         }
     }
 
-    /// Queues changes, in this order, and waits until they are in the kernel. A change that is larger than the queue is
-    /// split, so that the bytes in the queue are counted exactly.
+    /// Queues changes, in this order, and waits until they are in the kernel. A change that is
+    /// larger than the queue is split, so that the bytes in the queue are counted exactly.
     async fn change(
         &self,
         changes: impl IntoIterator<Item = Change>,
@@ -195,7 +191,8 @@ impl VolumeState {
         Ok(())
     }
 
-    /// The changes that write some bytes: whole blocks, and the blocks at the edges with the rest of their content.
+    /// The changes that write some bytes: whole blocks, and the blocks at the edges with the rest
+    /// of their content.
     async fn with_edges(&self, offset_bytes: u64, mut data: Bytes) -> Result<Vec<Change>> {
         let mut changes = Vec::with_capacity(3);
         let mut position = offset_bytes;

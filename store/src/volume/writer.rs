@@ -1,13 +1,15 @@
 //! The one task that writes a volume's journal.
 //!
-//! Writers put changes in the [queue](super::queue) and wait. The task takes what has come together, up to a batch, and
-//! writes it while the next one comes together. Once a batch is in the kernel its blocks enter the map and its writers
-//! are told, in the order of the batches. So what was acknowledged is always a prefix of the journal, without a gap.
+//! Writers put changes in the [queue](super::queue) and wait. The task takes what has come
+//! together, up to a batch, and writes it while the next one comes together. Once a batch is in the
+//! kernel its blocks enter the map and its writers are told, in the order of the batches. So what
+//! was acknowledged is always a prefix of the journal, without a gap.
 //!
 //! A change in the queue is carried out even if its writer has gone away.
 //!
-//! A batch that cannot be begun for lack of room waits for a checkpoint. Meanwhile the task gives back all
-//! that volumes share, and ends the epoch if a cut waits: the checkpoint that makes room may need it.
+//! A batch that cannot be begun for lack of room waits for a checkpoint. Meanwhile the task gives
+//! back all that volumes share, and ends the epoch if a cut waits: the checkpoint that makes room
+//! may need it.
 
 use std::{collections::VecDeque, io, sync::Arc, thread};
 
@@ -54,7 +56,8 @@ pub(super) async fn run(volume: Arc<VolumeState>) {
     let mut in_flight: VecDeque<InFlight> = VecDeque::with_capacity(JOURNAL_WRITES_IN_FLIGHT);
     let mut throttle = Throttle::default();
     loop {
-        // Asked once a turn: if it were released between two looks, the task would wait for a wake that was before.
+        // Asked once a turn: if it were released between two looks, the task would wait for a wake
+        // that was before.
         let mut is_held = throttle.is_on();
         while volume.queue.may_begin(in_flight.len())
             && !is_held
@@ -126,8 +129,8 @@ impl VolumeState {
         self.journal.begin(batch, descriptors).await
     }
 
-    /// Takes the bytes of a batch from the budget that all volumes share. No volume waits for it while holding a part
-    /// of it: its batches in flight are ended first.
+    /// Takes the bytes of a batch from the budget that all volumes share. No volume waits for it
+    /// while holding a part of it: its batches in flight are ended first.
     async fn write_budget(
         &self,
         batch: &Batch,
@@ -149,9 +152,9 @@ impl VolumeState {
         }
     }
 
-    /// Begins to write a batch. Waits for a checkpoint where the journal has no room, for other volumes' files to be closed
-    /// where descriptors are short, and for the system where that is short of something. While it waits it holds
-    /// nothing that all volumes share.
+    /// Begins to write a batch. Waits for a checkpoint where the journal has no room, for other
+    /// volumes' files to be closed where descriptors are short, and for the system where that is
+    /// short of something. While it waits it holds nothing that all volumes share.
     async fn begin_or_wait(
         self: &Arc<Self>,
         batch: &Batch,
@@ -162,8 +165,8 @@ impl VolumeState {
         let mut tries = self.engine.disk.patience().tries();
         loop {
             let budget = self.write_budget(batch, in_flight).await?;
-            // Files that cannot be made durable any more stay open. Then the batch is not refused for want of
-            // descriptors, but for what went wrong.
+            // Files that cannot be made durable any more stay open. Then the batch is not refused
+            // for want of descriptors, but for what went wrong.
             let is_of_no_use = || {
                 self.engine.disk.patience().has_ended() || self.engine.commit.writable().is_err()
             };
@@ -193,7 +196,8 @@ impl VolumeState {
             if !error.is_full() {
                 return Err(error);
             }
-            // The checkpoint that was under way may have begun before the disk had room for it, so one more is tried.
+            // The checkpoint that was under way may have begun before the disk had room for it, so
+            // one more is tried.
             if !under_way && (has_tried || !self.checkpoint_for_room().await) {
                 return Err(error);
             }
@@ -216,8 +220,8 @@ impl VolumeState {
             let outcome = (&mut oldest.begun.completion).await;
             self.end_batch(oldest, outcome, in_flight).await?;
         }
-        // The checkpoint that makes room may wait for the epoch to end. The waiting batch was not acknowledged, so it may
-        // as well be in the next one.
+        // The checkpoint that makes room may wait for the epoch to end. The waiting batch was not
+        // acknowledged, so it may as well be in the next one.
         if let Some(reply) = self.queue.take_end() {
             self.end_epoch(reply);
         }
@@ -278,7 +282,8 @@ impl VolumeState {
         }
     }
 
-    /// Gives up a batch that could not be written, and those behind it, which would stand behind a gap.
+    /// Gives up a batch that could not be written, and those behind it, which would stand behind a
+    /// gap.
     async fn give_up(
         &self,
         failed: InFlight,

@@ -1,7 +1,8 @@
 //! An answer as it goes out.
 //!
-//! What must hold: nothing is handed to the connection that the peer's windows do not allow, and what has a room holds it until the
-//! last byte has gone to the socket. A peer that takes nothing is told so and loses its answer, the sooner the more is held.
+//! What must hold: the connection gets only what the peer's windows allow, and an answer holds its
+//! room until the last byte has gone to the socket. A peer that takes nothing is told so and loses
+//! its answer, the sooner the more is held.
 
 use std::{
     future::poll_fn,
@@ -24,14 +25,14 @@ use tonic::{Status, body::Body};
 use crate::{
     grpc::failure::Failure,
     limits,
-    shares::{Hold, Holder, Shares},
+    resources::shares::{Hold, Holder, Shares},
 };
 
-/// What an answer that is a stream holds beside what is in its messages: it moves as they go out.
+/// The place of an answer that is a stream: it moves as messages go out.
 #[derive(Debug, Clone)]
 pub(in crate::grpc) struct Place(pub(in crate::grpc) Arc<Hold>);
 
-/// Whoever had called has gone.
+/// The caller has gone.
 #[derive(Debug)]
 pub(super) struct Gone;
 
@@ -57,7 +58,7 @@ pub(super) struct Answer {
     pace: Pace,
 }
 
-/// What has been handed to the connection and has not gone out.
+/// Bytes that were handed to the connection and have not gone out.
 #[derive(Debug, Default)]
 struct OnWay {
     messages: AtomicUsize,
@@ -96,7 +97,7 @@ impl Drop for Tracked {
 /// Whether a peer takes what it is sent.
 #[derive(Debug)]
 struct Pace {
-    /// Until when what it has taken is enough.
+    /// Until when the bytes that it has taken are enough.
     taken: Instant,
 }
 
@@ -108,7 +109,7 @@ impl Pace {
     }
 }
 
-/// How long nothing may be taken of an answer of which so much is held.
+/// How long a peer may take nothing of an answer that holds so much.
 fn stall(held_bytes: usize) -> Duration {
     let mebibytes = u32::try_from(held_bytes >> 20).unwrap_or(u32::MAX);
     limits::ANSWER_STALL / mebibytes.saturating_add(1)
@@ -117,12 +118,13 @@ fn stall(held_bytes: usize) -> Duration {
 /// What ended a wait for the peer.
 enum Wait<T> {
     Done(T),
-    /// With that it is told so.
+    /// The peer is told so with this status.
     Ended(Status),
 }
 
 impl Answer {
-    /// Sends a whole answer, and returns when it has gone out. One that has no room yet, and is not short, gets it out of the answers of `all`.
+    /// Sends a whole answer, and returns when it has gone out. A long answer without room takes it
+    /// from `all`.
     pub(super) async fn send(
         respond: &mut SendResponse<Bytes>,
         response: Response<Body>,
@@ -166,7 +168,7 @@ impl Answer {
             _ = &mut deadline => false,
         };
         if !has_gone_out {
-            // So that nothing of it is kept for whoever takes nothing.
+            // So that nothing of it is kept for a peer that takes nothing.
             answer.stream.send_reset(h2::Reason::CANCEL);
         }
         Ok(())

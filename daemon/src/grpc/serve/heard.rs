@@ -1,4 +1,5 @@
-//! Whether a peer is still there: whoever is silent for a while is asked for a sign of life, and anything that comes is one.
+//! Whether a peer is still there: a silent peer is asked for a sign of life, and anything that
+//! comes is one.
 
 use std::{
     future::poll_fn,
@@ -89,7 +90,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
     }
 }
 
-/// What is known of a peer being there.
+/// Signs of life of a peer.
 pub(super) struct Life {
     pings: Option<PingPong>,
     /// When to look next.
@@ -110,7 +111,7 @@ impl Life {
         }
     }
 
-    /// Ends when the peer is not there any more. It may be dropped and asked again.
+    /// Returns when the peer is not there any more. It may be dropped and called again.
     pub(super) async fn ended(&mut self, heard: &HeardAt) {
         loop {
             sleep_until(self.next).await;

@@ -1,21 +1,21 @@
-//! What each method may take: the one place where a new one has to be thought about.
+//! The bounds of each method: the one place where a new method has to be thought about.
 
 use std::time::Duration;
 
 use crate::limits;
 
-/// What a method may take.
+/// The bounds of a method.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Method {
     /// The longest message of a request.
     pub(super) request_bytes: usize,
-    /// What a message takes once it is there, for each of its bytes: the buffer it arrives in, and what it is decoded to.
+    /// Bytes that a message takes for each of its own: in the buffer where it arrives, and decoded.
     pub(super) held_per_byte: u64,
     /// Fields of a request that are lists of messages with lists.
     pub(super) lists_in: &'static [u32],
     /// Whether a request may be several messages.
     pub(super) takes_many: bool,
-    /// The longest message of an answer, where that is much, and it does not come piece by piece.
+    /// Length of the longest answer, if it is long and is made in one piece.
     pub(super) answer_bytes: u64,
     /// How long it may take in all.
     pub(super) within: Option<Duration>,
@@ -46,7 +46,7 @@ const LIST: Method = Method {
 };
 
 impl Method {
-    /// By the path of a request. What there is not takes little.
+    /// The bounds by the path of a request. An unknown method takes little.
     pub(super) fn of(path: &str) -> Self {
         let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/'))
         else {
@@ -102,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    /// One that is renamed must not become an ordinary one in silence.
+    /// A renamed method must not become an ordinary one in silence.
     #[test]
     fn streams_have_no_deadline_and_all_others_do() {
         let all = FileDescriptorSet::decode(varve_proto::DESCRIPTORS).unwrap();

@@ -1,4 +1,5 @@
-//! How connections and their calls are served: HTTP/2, with a bound for whatever a peer can make the daemon hold.
+//! How connections and their calls are served: HTTP/2, with a bound for all that a peer can make
+//! the daemon hold.
 //!
 //! ```text
 //! connection ──> call ──> request: messages, each with room before it is taken in; scan: what it becomes when it is decoded
@@ -6,9 +7,11 @@
 //!                  └──> service ──> answer: as fast as the peer takes it, or ended
 //! ```
 //!
-//! What must hold: calls, the bytes of requests, those of long answers and the windows of connections are bounded over all connections. A part of
-//! each is for peers on this machine only. Each connection always has one call, and a small request always has room, so that large ones
-//! do not keep out those that manage. A call has a deadline unless it is a stream; a stream goes on for as long as its peer does.
+//! What must hold: calls, the bytes of requests, the bytes of long answers and the windows of
+//! connections are bounded over all connections. A part of each is for peers on this machine only.
+//! Each connection always has one call, and a small request always has room, so that large ones do
+//! not keep out the calls that manage the daemon. A call has a deadline unless it is a stream; a
+//! stream goes on for as long as its peer does.
 
 mod answer;
 mod heard;
@@ -23,7 +26,7 @@ use std::{
     mem,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -52,9 +55,11 @@ use self::{
 };
 use super::failure::Failure;
 use crate::{
+    auth::{Caller, Face},
     limits,
-    net::seats::Seat,
-    shares::{Hold, Holder, Rules, Shares},
+    net::{peer::Peer, seats::Seat},
+    resources::shares::{Hold, Holder, Rules, Shares},
+    service::Error,
     tasks::Tasks,
 };
 
@@ -70,10 +75,9 @@ struct Shared {
     requests: Shares,
     answers: Shares,
     windows: Arc<AtomicU32>,
-    connections: AtomicU64,
 }
 
-/// A part of what may be under way to the daemon, for one connection.
+/// One connection's part of what may be under way to the daemon.
 #[derive(Debug)]
 struct Window {
     bytes: u32,
@@ -96,7 +100,7 @@ impl Window {
         limits::WINDOW_BYTES_MIN + self.bytes
     }
 
-    /// One that waits for room does not take all of the connection's.
+    /// A stream that waits for room does not take all of the connection's window.
     fn stream(&self) -> u32 {
         self.connection() / 2
     }
@@ -151,7 +155,6 @@ impl Serving {
                 limits::ANSWER_BYTES_PER_SECOND,
             ),
             windows: Arc::new(AtomicU32::new(limits::WINDOW_BYTES)),
-            connections: AtomicU64::new(1),
         }))
     }
 
@@ -167,16 +170,15 @@ impl Serving {
         &self,
         socket: S,
         seat: Option<Arc<Seat>>,
-        is_local: bool,
+        peer: Peer,
         stop: CancellationToken,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let window = self.window();
-        let number = self.0.connections.fetch_add(1, Ordering::Relaxed);
         let connected = Connected {
             shared: Arc::clone(&self.0),
-            holder: Holder { number, is_local },
+            caller: Caller::new(Face::Grpc, peer),
             own: Arc::new(Semaphore::new(1)),
             seat,
             stop: stop.clone(),
@@ -206,12 +208,12 @@ impl Serving {
 /// A connection that is served.
 struct Connected {
     shared: Arc<Shared>,
-    holder: Holder,
-    /// The one call that it has for itself.
+    caller: Caller,
+    /// The one call that the connection has for itself.
     own: Arc<Semaphore>,
     seat: Option<Arc<Seat>>,
     stop: CancellationToken,
-    /// One more for each call that is under way.
+    /// Cloned once for each call that is under way.
     calls: Arc<()>,
 }
 
@@ -245,7 +247,7 @@ impl Connected {
         }
     }
 
-    /// Ends when there has been no call for a while. It may be dropped and asked again.
+    /// Returns when there has been no call for a while. It may be dropped and called again.
     async fn idle(&self) {
         let mut is_idle = false;
         loop {
@@ -258,10 +260,11 @@ impl Connected {
     }
 
     fn start(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        let (shared, holder) = (Arc::clone(&self.shared), self.holder);
+        let (shared, caller) = (Arc::clone(&self.shared), self.caller);
         let busy = self.seat.as_ref().map(|seat| seat.begin());
         if let Some(None) = busy {
-            // Its seat is somebody else's, and it is about to be closed. What was done now would never be answered; so it is said that it was not.
+            // Another connection has its seat, and this one is about to be closed. What was done
+            // now would never be answered, so the peer is told that nothing was.
             return respond.send_reset(Reason::REFUSED_STREAM);
         }
         let own = Arc::clone(&self.own).try_acquire_owned().ok();
@@ -269,7 +272,7 @@ impl Connected {
         drop(self.shared.tasks.spawn("gRPC call", async move {
             let place = match &own {
                 Some(_) => None,
-                None => match shared.calls.take(holder, 1, Duration::ZERO).await {
+                None => match shared.calls.take(caller.holder(), 1, Duration::ZERO).await {
                     Ok(place) => Some(place),
                     Err(busy) => {
                         let status = Status::from(&Failure::from(busy));
@@ -277,8 +280,8 @@ impl Connected {
                     }
                 },
             };
-            // One who has gone needs no answer.
-            let _ = call(&shared, holder, request, &mut respond, &stop).await;
+            // A caller that has gone needs no answer.
+            let _ = call(&shared, caller, request, &mut respond, &stop).await;
             drop((own, place, busy, under_way));
         }));
     }
@@ -287,7 +290,7 @@ impl Connected {
 /// Serves one call.
 async fn call(
     shared: &Shared,
-    holder: Holder,
+    caller: Caller,
     mut request: Request<RecvStream>,
     respond: &mut SendResponse<Bytes>,
     stop: &CancellationToken,
@@ -303,17 +306,18 @@ async fn call(
                 None => std::future::pending().await,
             }
         };
-        // Before the task is ended, so that whoever called is told.
+        // Before the task is ended, so that the caller is told.
         let stopped = async {
             stop.cancelled().await;
             tokio::time::sleep(limits::NBD_STOP_GRACE).await;
         };
         tokio::select! {
             () = late => Status::deadline_exceeded("the call has taken longer than it may"),
-            () = stopped => Status::from(&Failure::Stopping),
+            () = stopped => Status::from(Failure::from(Error::Stopping)),
         }
     };
-    request.extensions_mut().insert(holder);
+    let holder = caller.holder();
+    request.extensions_mut().insert(caller);
     let arrives = Arrives::default();
     request.extensions_mut().insert(arrives.clone());
     let room = request::Room::default();
@@ -324,7 +328,7 @@ async fn call(
         });
         let mut answer = None;
         if method.answer_bytes > 0 {
-            // Or whoever says nothing would hold what others wait for.
+            // Or a caller that says nothing would hold what others wait for.
             request.body_mut().receive().await?;
             answer = Some(room_for_answer(shared, holder, method).await?);
         }
@@ -339,7 +343,7 @@ async fn call(
         _ = poll_fn(|context| respond.poll_reset(context)) => return Err(Gone),
         status = deadline() => return refuse(respond, status),
     };
-    // A stream of requests goes on until it is answered, and one that is answered is over.
+    // A stream of requests is over when it is answered.
     *room.lock() = None;
     match outcome {
         Ok((response, answer)) => {
@@ -361,7 +365,7 @@ async fn room_for_answer(shared: &Shared, holder: Holder, method: Method) -> Res
     Ok(room)
 }
 
-/// How long whoever calls waits for the answer.
+/// How long the caller waits for the answer.
 fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
     let asked = headers.get("grpc-timeout")?.to_str().ok()?;
     let (number, unit) = asked.split_at_checked(asked.len().checked_sub(1)?)?;

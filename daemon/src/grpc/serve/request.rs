@@ -1,8 +1,9 @@
 //! A request as it arrives.
 //!
-//! What must hold: of a message that is longer than a few KiB no byte is taken in before there is room for all of it, over all connections; what is
-//! not taken in waits where flow control bounds it. A message is passed on only when it is known how much it becomes when it is
-//! decoded, and that there is room for that. A method that takes one message keeps its room until it has answered, and gets no other one.
+//! What must hold: of a message that is longer than a few KiB no byte is taken in before there is
+//! room for all of it, over all connections. Flow control bounds the bytes that wait. A message is
+//! passed on only when its decoded size is known and has room. A method that takes one message
+//! keeps its room until it has answered, and gets no second message.
 
 use std::{
     future::poll_fn,
@@ -24,21 +25,23 @@ use super::{methods::Method, scan::Scan};
 use crate::{
     grpc::failure::Failure,
     limits,
-    shares::{Busy, GaveWay, Hold, Holder, Shares},
+    resources::shares::{Busy, GaveWay, Hold, Holder, Shares},
 };
 
 /// A byte that says whether what follows is compressed, and the length of that.
 const PREFIX_BYTES: usize = 5;
 
-/// The room of the message that was received last. Who serves the call has it, too: the message is there for longer than what it arrived by.
+/// The room of the message that was received last. The call holds it as well: the message is there
+/// for longer than the stream that it arrived by.
 pub(super) type Room = Arc<Mutex<Option<Hold>>>;
 
-/// What else moves as a request arrives: the place of a stream, once it has one.
+/// The place of a stream of requests, once it has one: it moves as the request arrives.
 #[derive(Debug, Clone, Default)]
 pub(in crate::grpc) struct Arrives(Arc<Mutex<Option<Arc<Hold>>>>);
 
 impl Arrives {
-    /// From now on this moves with what arrives, and nobody minds that it does not while there is no room for more.
+    /// Moves this from now on with every byte that arrives. It is excused while there is no room
+    /// for more.
     pub(in crate::grpc) fn moves(&self, hold: &Arc<Hold>) {
         *self.0.lock() = Some(Arc::clone(hold));
     }
@@ -58,12 +61,13 @@ pub(super) struct RequestBody {
     room_of_all: Shares,
     room: Room,
     arrives: Arrives,
-    /// What has arrived and was not taken in.
+    /// Bytes that have arrived and were not taken in.
     arrived: Bytes,
     at: At,
-    /// Until when the message has to be there; none between messages.
+    /// Deadline of the message that is arriving; none between messages.
     deadline: Option<Pin<Box<Sleep>>>,
-    /// What was received before it was asked for: in one piece, for a part of any length keeps a frame alive.
+    /// Bytes received before they were asked for. They are one piece, for a part of any length
+    /// keeps a whole frame alive.
     received: BytesMut,
 }
 
@@ -130,7 +134,7 @@ impl RequestBody {
         Ok(())
     }
 
-    /// The next part of it, or that there is none in time.
+    /// The next part of the request; an error if it does not come in time.
     fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
         let polled = match self.poll_on(context) {
             Poll::Ready(passed) => Poll::Ready(passed),
@@ -209,7 +213,7 @@ impl RequestBody {
                 }
                 At::Message { left: 0, .. } => {
                     if self.method.takes_many {
-                        // Whoever asks for another message knows how long to wait for it.
+                        // The method that asks for another message knows how long to wait for it.
                         self.deadline = None;
                         self.at = START;
                     } else {
@@ -217,7 +221,8 @@ impl RequestBody {
                     }
                 }
                 At::End => {
-                    // With a second message the room of the first would go, which is there until it is answered.
+                    // With a second message the room of the first would go, which is there until it
+                    // is answered.
                     if ready!(self.poll_arrived(context))? {
                         return Poll::Ready(Some(Err(one_too_many())));
                     }
@@ -249,7 +254,7 @@ impl RequestBody {
                 "a message of {length} bytes is too large: the method takes at most {most}"
             )));
         }
-        // The one before is with whoever asked for this one, and counted there.
+        // The message before is with the method that asked for this one, and counted there.
         *self.room.lock() = None;
         let (room_of_all, holder) = (self.room_of_all.clone(), self.holder);
         let bytes = self.method.held_per_byte * length as u64;
@@ -365,7 +370,7 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        // An empty request is one that lacks its message: whoever decodes it says so.
+        // An empty request lacks its message: the decoder says so.
         false
     }
 }

@@ -1,9 +1,10 @@
-//! How much a message becomes once it is decoded, found out before it is.
+//! The decoded size of a message, found out before it is decoded.
 //!
-//! An empty element of a list takes two bytes on the wire and a hundred in memory. So the fields of a message are counted while its
-//! bytes pass by, those of the messages in it that are lists themselves as well; nothing is kept.
+//! An empty element of a list takes two bytes on the wire and a hundred in memory. So the fields of
+//! a message are counted while its bytes pass by, those of the messages in it that are lists
+//! themselves as well; nothing is kept.
 
-/// Why a message is none.
+/// Why bytes are no message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ScanError {
     #[error("a field has wire type {0}, which there is not")]
@@ -145,7 +146,7 @@ impl Scan {
         Ok(())
     }
 
-    /// That so many bytes more belong to the message.
+    /// Checks that so many more bytes belong to the message.
     fn check(&self, bytes: u64) -> Result<(), ScanError> {
         let end = self.ends.last().copied().unwrap_or(self.at);
         match self.at.checked_add(bytes) {

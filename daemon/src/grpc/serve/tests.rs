@@ -113,8 +113,13 @@ impl Scene {
     fn socket(&self, is_local: bool) -> DuplexStream {
         let (own, peers) = duplex(64 << 10);
         let (serving, stop) = (self.serving.clone(), self.stop.clone());
+        let peer = if is_local {
+            Peer::Given
+        } else {
+            Peer::Tcp("192.0.2.1:4711".parse().unwrap())
+        };
         drop(self.tasks.spawn("connection", async move {
-            serving.serve(own, None, is_local, stop).await;
+            serving.serve(own, None, peer, stop).await;
         }));
         peers
     }
@@ -553,7 +558,7 @@ async fn a_connection_that_has_lost_its_seat_does_nothing_more() {
     let (own, peers) = duplex(64 << 10);
     let (serving, stop, held) = (scene.serving.clone(), scene.stop.clone(), seat);
     drop(scene.tasks.spawn("connection", async move {
-        serving.serve(own, Some(held), true, stop).await;
+        serving.serve(own, Some(held), Peer::Given, stop).await;
     }));
     let (peer, connection) = client::handshake(peers).await.unwrap();
     drop(scene.tasks.spawn("peer", async move {

@@ -1,4 +1,5 @@
-//! Uploads that are wrong in some way: each is refused with its reason, and nothing of it becomes visible.
+//! Uploads that are wrong in some way: each is refused with its reason, and nothing of it becomes
+//! visible.
 
 use tonic::Code;
 use varve_content::chunker::MAX_CHUNK_BLOCKS;
@@ -59,7 +60,7 @@ async fn chunks_that_are_not_what_they_are_said_to_be() {
     refused(
         put(|chunk| chunk.plain_bytes = 5000).await,
         Code::InvalidArgument,
-        "chunks.plain_bytes",
+        "plain length 5000",
     );
     refused(
         put(|chunk| chunk.plain_bytes = 8192).await,
@@ -92,7 +93,8 @@ async fn chunks_that_are_not_what_they_are_said_to_be() {
         .put_chunks(&upload, vec![chunk(ChunkId::of(&zero), zero)])
         .await;
     refused(zero, Code::InvalidArgument, "not cut as chunker version");
-    // Some cut falls inside: no chunk of noise is this long by the chunker's own choice, unless by rare chance.
+    // Some cut falls inside: no chunk of noise is this long by the chunker's own choice, unless by
+    // rare chance.
     let long = noise(3, MAX_CHUNK_BLOCKS as usize * BLOCK_BYTES);
     let long = daemon
         .put_chunks(&upload, vec![chunk(ChunkId::of(&long), long)])

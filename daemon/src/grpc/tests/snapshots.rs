@@ -185,7 +185,8 @@ async fn differences_are_told_with_neighbours_joined() {
     let daemon = Daemon::start().await;
     let base = sparse_volume(1);
     let mut target = base.clone();
-    // Changed: all of the first half segment, which is many chunks. Added: into the hole. Removed: all of the last segment.
+    // Changed: all of the first half segment, which is many chunks. Added: into the hole. Removed:
+    // all of the last segment.
     let half = SEGMENT_BYTES / 2;
     target[..half].copy_from_slice(&noise(50, half));
     target[SEGMENT_BYTES..SEGMENT_BYTES + BLOCK_BYTES].copy_from_slice(&noise(51, BLOCK_BYTES));

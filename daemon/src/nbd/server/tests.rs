@@ -11,12 +11,20 @@ use std::path::PathBuf;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::nbd::testing::{Client, MemoryExport, MemoryExports, Received, info_data};
+use varve_nbd::testing::{Client, MemoryExport, MemoryExports, Received, info_data};
+
+/// What the exports of a caller are made by.
+type Seen = Box<dyn Fn(Caller) -> MemoryExports + Send + Sync>;
+
+/// The same exports for every caller.
+fn all_see(exports: Vec<Arc<MemoryExport>>) -> Seen {
+    Box::new(move |_| MemoryExports(exports.clone()))
+}
 
 struct Fixture {
     _directory: tempfile::TempDir,
     path: PathBuf,
-    server: Arc<Server<MemoryExports>>,
+    server: Arc<Server<Seen>>,
     stop: CancellationToken,
     served: JoinHandle<()>,
 }
@@ -29,7 +37,7 @@ fn start(options: ServerOptions) -> Fixture {
         Arc::new(MemoryExport::new("snapshot/a", &[1, 0, 2])),
         Arc::new(MemoryExport::writable("volume/a", &[0; 1024])),
     ];
-    let server = Server::new(MemoryExports(exports), options);
+    let server = Server::new(all_see(exports), options);
     let stop = CancellationToken::new();
     let served = Arc::clone(&server).serve_unix(listener, stop.clone(), |connection| {
         tokio::spawn(connection);
@@ -84,7 +92,7 @@ async fn a_client_reads_over_tcp() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let export = Arc::new(MemoryExport::new("snapshot/a", &[1]));
-    let server = Server::new(MemoryExports(vec![export]), ServerOptions::default());
+    let server = Server::new(all_see(vec![export]), ServerOptions::default());
     let stop = CancellationToken::new();
     let served = tokio::spawn(
         server.serve_tcp(listener, None, stop.clone(), |connection| {
@@ -278,7 +286,7 @@ async fn tcp_leaves_places_to_the_unix_socket() {
 #[tokio::test]
 async fn what_nobody_takes_is_little_in_the_kernel_too() {
     let export = Arc::new(MemoryExport::new("snapshot/full", &[7; 4096]));
-    let server = Server::new(MemoryExports(vec![export]), ServerOptions::default());
+    let server = Server::new(all_see(vec![export]), ServerOptions::default());
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("nbd.sock");
     let listener = UnixListener::bind(&path).unwrap();

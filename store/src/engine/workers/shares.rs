@@ -1,9 +1,12 @@
-//! Whose turn it is on the store's threads, by shares of their time: pure, so that it can be told what will happen.
+//! Whose turn it is on the store's threads, by shares of their time: pure, so that it can be told
+//! what will happen.
 //!
-//! Strict precedence starves: guests that read without a pause would keep everybody else waiting for ever, and some of those hold
-//! what the guests need. So each class has a clock of its own, which its jobs put forward by the time they take, divided by the class's weight; of
-//! those that have something to do the one with the earliest clock is next. A class that had nothing to do for a while has
-//! not saved anything up: its clock starts where the others are, which is also early enough to be next.
+//! Strict precedence starves: guests that read without a pause would keep everybody else waiting
+//! for ever, and some of those hold what the guests need. So each class has a clock of its own,
+//! which its jobs put forward by the time they take, divided by the class's weight; of those that
+//! have something to do the one with the earliest clock is next. A class that had nothing to do for
+//! a while has not saved anything up: its clock starts where the others are, which is also early
+//! enough to be next.
 
 use std::time::Duration;
 
@@ -14,7 +17,8 @@ pub(crate) enum Priority {
     Read,
     /// What is to become durable: throughput matters, not when.
     Write,
-    /// Listings and totals, which cost as much as there are records. Their jobs are to be short, and come in slices where there is much to do.
+    /// Listings and totals, which cost as much as there are records. Their jobs are to be short,
+    /// and come in slices where there is much to do.
     Manage,
 }
 
@@ -41,7 +45,8 @@ pub(super) struct Shares {
     classes: [Class; CLASSES],
     /// The clock of the class that was next the last time, before it was put forward.
     now: u64,
-    /// Jobs of management that may be under way at a time: not all threads, so that a guest need not wait until one ends.
+    /// Jobs of management that may be under way at a time: not all threads, so that a guest need
+    /// not wait until one ends.
     management_max: usize,
 }
 
@@ -63,8 +68,9 @@ impl Shares {
         }
     }
 
-    /// Which class is next, of those that wait. Its clock is put forward by what its job is expected to take, or all threads would
-    /// begin jobs of the same class before the first has ended.
+    /// Which class is next, of those that wait. Its clock is put forward by what its job is
+    /// expected to take, or all threads would begin jobs of the same class before the first has
+    /// ended.
     pub(super) fn next(&mut self, waits: [bool; CLASSES], stopping: bool) -> Option<Priority> {
         let waiting = ALL.into_iter().zip(waits).zip(&self.classes);
         let may = waiting.filter(|((class, waits), it)| {
@@ -88,7 +94,8 @@ impl Shares {
             return;
         };
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        // What was charged at the beginning may have been by another expectation; over time it comes to the same.
+        // What was charged at the beginning may have been by another expectation; over time it
+        // comes to the same.
         let charged = charge(class, it.expected_ns);
         it.clock = (it.clock + charge(class, took_ns)).saturating_sub(charged);
         it.expected_ns = (it.expected_ns * 7 + took_ns) / 8;
@@ -96,7 +103,8 @@ impl Shares {
     }
 }
 
-/// By how much a clock is put forward. At least by something, or jobs that take no time would go on for ever.
+/// By how much a clock is put forward. At least by something, or jobs that take no time would go on
+/// for ever.
 const fn charge(class: Priority, ns: u64) -> u64 {
     // So that little is not rounded to nothing.
     const SCALE: u64 = 16;
@@ -109,7 +117,8 @@ mod tests {
 
     use super::*;
 
-    /// How often each class is next in so many turns, if all wait and a job of each takes that long.
+    /// How often each class is next in so many turns, if all wait and a job of each takes that
+    /// long.
     fn turns(threads: usize, count: usize, took_us: [u64; CLASSES]) -> [usize; CLASSES] {
         let mut shares = Shares::new(threads);
         let mut had = [0; CLASSES];

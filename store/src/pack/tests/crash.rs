@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Enough bytes in a round for several writes, some packs that fill up, and sizes that end anywhere.
+/// Enough bytes in a round for several writes, some packs that fill up, and sizes that end
+/// anywhere.
 const PACK_BYTES_MAX: u64 = 3 << 20;
 const ROUNDS: u64 = 4;
 
@@ -13,7 +14,8 @@ fn records(round: u64) -> Vec<EncodedRecord> {
     records
 }
 
-/// Appends and flushes until it is done or something fails. What a receipt was given for is known after.
+/// Appends and flushes until it is done or something fails. What a receipt was given for is known
+/// after.
 async fn run(writer: &PackWriter, rounds: std::ops::Range<u64>, known: &mut Known) -> Result<()> {
     let mut before: Option<Appended> = None;
     for round in rounds {
@@ -35,7 +37,8 @@ async fn run(writer: &PackWriter, rounds: std::ops::Range<u64>, known: &mut Know
     Ok(())
 }
 
-/// A run from an empty disk, with the power failing after so many operations; and what it was promised.
+/// A run from an empty disk, with the power failing after so many operations; and what it was
+/// promised.
 fn run_until(last: Option<u64>) -> (Sim, Known) {
     let sim = Sim::new();
     let mut known = Known::default();
@@ -54,14 +57,15 @@ fn operations() -> u64 {
     run_until(None).0.0.operations() - before
 }
 
-/// Recovers, checks that nothing promised is missing and nothing that is found is wrong, and goes on.
+/// Recovers, checks that nothing promised is missing and nothing that is found is wrong, and goes
+/// on.
 fn recover_and_go_on(sim: &Sim, known: &Known, context: &str) {
     let place = sim.place();
-    let home = place.home(PACK_BYTES_MAX);
+    let local = place.local(PACK_BYTES_MAX);
     let mut now = known.clone();
     block_on(async {
         let writer = now
-            .recover(&home)
+            .recover(&local)
             .await
             .unwrap_or_else(|error| panic!("{context}: {error}"));
         for (id, record) in &known.records {
@@ -72,14 +76,14 @@ fn recover_and_go_on(sim: &Sim, known: &Known, context: &str) {
                 "{context}"
             );
         }
-        now.check(&home).await;
+        now.check(&local).await;
         run(&writer, 50..52, &mut now).await.unwrap();
-        now.check(&home).await;
+        now.check(&local).await;
         // Nor is anything missing for who reads the packs alone.
         let mut found = HashMap::new();
         let mut unsealed = 0;
-        for pack in home.list().unwrap() {
-            let tail = recover_tail(&*home, pack, None).await.unwrap();
+        for pack in local.list().unwrap() {
+            let tail = recover_tail(&*local, pack, None).await.unwrap();
             assert!(
                 tail.damage.is_empty() && tail.torn.is_none(),
                 "{context}: {tail:?}"
@@ -126,8 +130,8 @@ fn recovery_can_be_interrupted_and_begun_again() {
                 let crashed = Sim(sim.0.crash(seed));
                 crashed.0.power_off_after(interrupted);
                 let recovered = {
-                    let home = crashed.place().home(PACK_BYTES_MAX);
-                    block_on(known.clone().recover(&home)).is_ok()
+                    let local = crashed.place().local(PACK_BYTES_MAX);
+                    block_on(known.clone().recover(&local)).is_ok()
                 };
                 let context =
                     format!("crash after {last}, seed {seed}, and after {interrupted} of recovery");
@@ -158,8 +162,8 @@ fn whole_records_behind_the_last_receipt_are_found_and_kept() {
         let _ = writer.append(unflushed.clone()).await.unwrap();
         drop(writer);
         let promised = known.clone();
-        let home = place.home(pack_bytes_max);
-        known.recover(&home).await.unwrap();
+        let local = place.local(pack_bytes_max);
+        known.recover(&local).await.unwrap();
         assert!(
             records(1)
                 .iter()
@@ -170,13 +174,13 @@ fn whole_records_behind_the_last_receipt_are_found_and_kept() {
             .filter(|record| known.records.contains_key(record.id()))
             .count();
         assert!((20..100).contains(&found), "{found} found");
-        known.check(&home).await;
+        known.check(&local).await;
         // What recovery has found is indexed, so it is durable.
         for seed in 0..20 {
-            let home = Sim(sim.0.crash(seed)).place().home(pack_bytes_max);
+            let local = Sim(sim.0.crash(seed)).place().local(pack_bytes_max);
             let mut now = promised.clone();
-            now.recover(&home).await.unwrap();
-            now.check(&home).await;
+            now.recover(&local).await.unwrap();
+            now.check(&local).await;
             assert!(
                 known.records.keys().all(|id| now.records.contains_key(id)),
                 "seed {seed}"

@@ -8,7 +8,7 @@ use crate::{Error, format::pack::PACK_HEADER_BYTES, limits};
 /// A pack with records of several sizes and two flushes, sealed or not, and what it holds.
 fn pack(sealed: bool) -> (Sim, PackId, Known) {
     let sim = Sim::new();
-    let (home, writer) = sim.place().writer(40_000);
+    let (local, writer) = sim.place().writer(40_000);
     let mut known = Known::default();
     block_on(async {
         for (numbers, len) in [(0..4, 1500), (4..6, 4096)] {
@@ -23,29 +23,29 @@ fn pack(sealed: bool) -> (Sim, PackId, Known) {
             let _ = writer.append(chunks(7..8, 8)).await.unwrap();
             writer.flush().await.unwrap();
         }
-        let pack = home.list().unwrap()[0];
-        let (records, damage, tail) = scan(&*home, pack).await;
+        let pack = local.list().unwrap()[0];
+        let (records, damage, tail) = scan(&*local, pack).await;
         assert_eq!((records.len(), damage), (6, vec![]));
         assert_eq!(matches!(tail, Tail::Sealed { .. }), sealed);
         (sim, pack, known)
     })
 }
 
-/// Each byte of a pack in turn: a scan names the place, or the record that it is in; readers give out the other records and
-/// never one that is not as it was.
+/// Each byte of a pack in turn: a scan names the place, or the record that it is in; readers give
+/// out the other records and never one that is not as it was.
 #[test]
 fn a_flipped_byte_is_found_wherever_it_is() {
     for sealed in [false, true] {
         let (sim, pack, known) = pack(sealed);
-        let home = sim.place().home(limits::PACK_BYTES_MAX);
-        let reader = PackReader::new(Arc::clone(&home) as _);
+        let local = sim.place().local(limits::PACK_BYTES_MAX);
+        let reader = PackReader::new(Arc::clone(&local) as _);
         let len = sim.0.contents(&Sim::path(pack)).unwrap().len() as u64;
         for offset_bytes in 0..len {
             // One bit, another for each byte.
             let bits = 1 << (offset_bytes % 8);
             sim.0.flip(&Sim::path(pack), offset_bytes, bits).unwrap();
             block_on(async {
-                let (records, damage, tail) = scan(&*home, pack).await;
+                let (records, damage, tail) = scan(&*local, pack).await;
                 let named = match (damage.as_slice(), &tail) {
                     ([(at, _)], Tail::Sealed { .. } | Tail::Clean { .. }) => *at,
                     ([], Tail::Torn { at_bytes, .. }) => *at_bytes,
@@ -60,7 +60,11 @@ fn a_flipped_byte_is_found_wherever_it_is() {
                     let start = record.location.offset_bytes;
                     let hit = (start..start + record.location.payload.record_bytes())
                         .contains(&offset_bytes);
-                    match reader.read_record(&record.location, &record.id).await {
+                    match reader
+                        .read_record(&record.location, &record.id)
+                        .await
+                        .map_err(Error::from)
+                    {
                         Ok(_) => assert!(
                             !hit,
                             "byte {offset_bytes} is in a record that was given out"
@@ -96,15 +100,19 @@ fn a_flipped_byte_is_found_wherever_it_is() {
 #[test]
 fn what_is_not_where_the_index_says_is_damage() {
     let (sim, pack, known) = pack(true);
-    let home = sim.place().home(limits::PACK_BYTES_MAX);
-    let reader = PackReader::new(Arc::clone(&home) as _);
+    let local = sim.place().local(limits::PACK_BYTES_MAX);
+    let reader = PackReader::new(Arc::clone(&local) as _);
     let mut records: Vec<_> = known.records.values().copied().collect();
     records.sort_by_key(|record| record.location.offset_bytes);
     let (first, second) = (records[0], records[1]);
     let problem = |location, id: [u8; 32]| {
         let reader = &reader;
         block_on(async move {
-            match reader.read_record(&location, &id).await {
+            match reader
+                .read_record(&location, &id)
+                .await
+                .map_err(Error::from)
+            {
                 Err(Error::Damaged(damage)) => damage.to_string(),
                 other => panic!("{other:?}"),
             }
@@ -130,7 +138,7 @@ fn what_is_not_where_the_index_says_is_damage() {
 fn a_scan_goes_on_behind_damage() {
     for sealed in [false, true] {
         let (sim, pack, known) = pack(sealed);
-        let home = sim.place().home(limits::PACK_BYTES_MAX);
+        let local = sim.place().local(limits::PACK_BYTES_MAX);
         let mut starts: Vec<_> = known
             .records
             .values()
@@ -142,7 +150,7 @@ fn a_scan_goes_on_behind_damage() {
         sim.0.flip(&path, starts[1], 1).unwrap();
         sim.0.flip(&path, starts[2] + 100, 1).unwrap();
         sim.0.flip(&path, starts[4] + 20, 1).unwrap();
-        let (records, damage, tail) = block_on(scan(&*home, pack));
+        let (records, damage, tail) = block_on(scan(&*local, pack));
         assert!(
             records.keys().eq([&starts[0], &starts[3], &starts[5]]),
             "{records:?}"
@@ -158,7 +166,8 @@ fn a_scan_goes_on_behind_damage() {
     }
 }
 
-/// A payload that holds a pack's bytes, at the very offset they would be found at, is not taken for a pack where there is a footer.
+/// A payload that holds a pack's bytes, at the very offset they would be found at, is not taken for
+/// a pack where there is a footer.
 #[test]
 fn a_footer_is_not_deceived_by_payloads() {
     let header_bytes = 64;
@@ -179,15 +188,15 @@ fn a_footer_is_not_deceived_by_payloads() {
         &plain,
     );
     let sim = Sim::new();
-    let (home, writer) = sim.place().writer(16_384);
+    let (local, writer) = sim.place().writer(16_384);
     block_on(async {
         let _ = writer.append(vec![outer, chunk(2, 4)]).await.unwrap();
         writer.flush().await.unwrap();
-        let pack = home.list().unwrap()[0];
+        let pack = local.list().unwrap()[0];
         sim.0
             .flip(&Sim::path(pack), PACK_HEADER_BYTES as u64, 1)
             .unwrap();
-        let (records, damage, _) = scan(&*home, pack).await;
+        let (records, damage, _) = scan(&*local, pack).await;
         assert_eq!((records.len(), damage.len()), (0, 1));
     });
 }
@@ -195,7 +204,8 @@ fn a_footer_is_not_deceived_by_payloads() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Whatever bytes a pack has, a scan ends, does not panic, and yields nothing that was not there.
+    /// Whatever bytes a pack has, a scan ends, does not panic, and yields nothing that was not
+    /// there.
     #[test]
     fn a_scan_takes_any_bytes(
         sealed: bool,
@@ -214,14 +224,14 @@ proptest! {
             bytes.truncate((cut * bytes.len() as f64) as usize);
         }
         sim.0.put(&Sim::path(pack), &bytes).unwrap();
-        let home = sim.place().home(limits::PACK_BYTES_MAX);
-        let mut found = block_on(recover_tail(&*home, pack, promised)).unwrap();
+        let local = sim.place().local(limits::PACK_BYTES_MAX);
+        let mut found = block_on(recover_tail(&*local, pack, promised)).unwrap();
         for record in &found.records {
             prop_assert_eq!(known.records.get(&record.id), Some(record));
         }
         if !found.sealed {
             found.damage.clear();
-            block_on(PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, vec![found])).unwrap();
+            block_on(PackWriter::resume(Arc::clone(&local) as _, PackKind::Chunks, vec![found])).unwrap();
         }
     }
 
@@ -230,8 +240,8 @@ proptest! {
         let sim = Sim::new();
         let pack = PackId { kind: PackKind::Nodes, number: 9 };
         sim.0.put(&Sim::path(pack), &bytes).unwrap();
-        let home = sim.place().home(limits::PACK_BYTES_MAX);
-        let (records, damage, tail) = block_on(scan(&*home, pack));
+        let local = sim.place().local(limits::PACK_BYTES_MAX);
+        let (records, damage, tail) = block_on(scan(&*local, pack));
         prop_assert!(records.is_empty() && damage.is_empty());
         let torn_at_0 = matches!(tail, Tail::Torn { at_bytes: 0, .. });
         prop_assert!(torn_at_0);

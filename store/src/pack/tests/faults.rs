@@ -20,21 +20,22 @@ async fn run(writer: &PackWriter, known: &mut Known) -> Result<()> {
 }
 
 fn recover(sim: &Sim, known: &Known) -> Known {
-    let home = sim.place().home(PACK_BYTES_MAX);
+    let local = sim.place().local(PACK_BYTES_MAX);
     let mut now = known.clone();
     block_on(async {
-        now.recover(&home).await.unwrap();
-        now.check(&home).await;
+        now.recover(&local).await.unwrap();
+        now.check(&local).await;
     });
     now
 }
 
-/// One write or sync fails: from then on nothing is written, reads go on, and what was promised is there after a crash.
+/// One write or sync fails: from then on nothing is written, reads go on, and what was promised is
+/// there after a crash.
 fn fails_once(break_it: impl Fn(&SimDisk, u64)) -> u64 {
     for nth in 1.. {
         let sim = Sim::new();
         let place = sim.place();
-        let (home, writer) = place.writer(PACK_BYTES_MAX);
+        let (local, writer) = place.writer(PACK_BYTES_MAX);
         break_it(&sim.0, nth);
         let mut known = Known::default();
         let result = block_on(run(&writer, &mut known));
@@ -57,7 +58,7 @@ fn fails_once(break_it: impl Fn(&SimDisk, u64)) -> u64 {
                     "the first reason stays"
                 );
             }
-            known.check(&home).await;
+            known.check(&local).await;
         });
         assert_eq!(sim.0.operations(), operations, "nothing is written after");
         for seed in 0..4 {
@@ -92,7 +93,8 @@ fn only_writes_find_the_disk_full() {
         let mut known = Known::default();
         match block_on(run(&writer, &mut known)) {
             // A footer that did not fit was written later.
-            Ok(()) | Err(Error::Full { .. }) => {}
+            Ok(()) => {}
+            Err(error) if error.is_full() => {}
             Err(error) => panic!("{error}"),
         }
         block_on(run(&writer, &mut known)).unwrap();
@@ -108,26 +110,23 @@ fn a_full_disk_loses_what_was_not_durable_and_nothing_else() {
     for capacity_bytes in (0..6 << 20).step_by(300_000) {
         let sim = Sim::new();
         let place = sim.place();
-        let (home, writer) = place.writer(PACK_BYTES_MAX);
+        let (local, writer) = place.writer(PACK_BYTES_MAX);
         sim.0.set_capacity(Some(capacity_bytes));
         let mut known = Known::default();
         block_on(async {
             let early = writer.append(chunks(500..501, 1)).await;
             let error = run(&writer, &mut known).await.unwrap_err();
-            assert!(
-                matches!(error, Error::Full { .. }),
-                "{capacity_bytes}: {error}"
-            );
+            assert!(error.is_full(), "{capacity_bytes}: {error}");
             // Full again, and again: it does not add up.
             for _ in 0..3 {
                 let result = run(&writer, &mut Known::default()).await;
                 assert!(
-                    matches!(result, Err(Error::Full { .. })),
+                    result.as_ref().is_err_and(Error::is_full),
                     "{capacity_bytes}: {result:?}"
                 );
             }
-            known.check(&home).await;
-            assert!(home.list().unwrap().len() <= 1 + known.packs.len());
+            known.check(&local).await;
+            assert!(local.list().unwrap().len() <= 1 + known.packs.len());
 
             sim.0.set_capacity(None);
             if let Ok(early) = early {
@@ -138,10 +137,10 @@ fn a_full_disk_loses_what_was_not_durable_and_nothing_else() {
             let appended = writer.append(chunks(600..601, 1)).await.unwrap();
             let flushed = writer.flush().await.unwrap();
             known.learn(flushed.settle(appended).unwrap(), flushed.packs());
-            check_packs(&home).await;
+            check_packs(&local).await;
             run(&writer, &mut known).await.unwrap();
-            known.check(&home).await;
-            check_packs(&home).await;
+            known.check(&local).await;
+            check_packs(&local).await;
         });
         for seed in 0..4 {
             recover(&Sim(sim.0.crash(seed)), &known);
@@ -149,9 +148,9 @@ fn a_full_disk_loses_what_was_not_durable_and_nothing_else() {
     }
 }
 
-async fn check_packs(home: &Arc<PackSet>) {
-    for pack in home.list().unwrap() {
-        let (_, damage, tail) = scan(&**home, pack).await;
+async fn check_packs(local: &Arc<LocalPacks>) {
+    for pack in local.list().unwrap() {
+        let (_, damage, tail) = scan(&**local, pack).await;
         assert_eq!(damage, []);
         assert!(!matches!(tail, Tail::Torn { .. }), "{tail:?}");
     }
@@ -185,7 +184,7 @@ fn what_is_durable_survives_a_full_disk_and_a_crash() {
 fn a_pack_that_cannot_be_made_is_an_error() {
     let sim = Sim::new();
     let place = sim.place();
-    let (home, writer) = place.writer(PACK_BYTES_MAX);
+    let (local, writer) = place.writer(PACK_BYTES_MAX);
     let in_the_way = PackId {
         kind: PackKind::Chunks,
         number: 1,
@@ -197,7 +196,7 @@ fn a_pack_that_cannot_be_made_is_an_error() {
         let appended = writer.append(chunks(0..1, 1)).await.unwrap();
         let flushed = writer.flush().await.unwrap();
         assert_eq!(flushed.settle(appended).unwrap()[0].location.pack.number, 2);
-        assert_eq!(home.list().unwrap().len(), 2);
+        assert_eq!(local.list().unwrap().len(), 2);
     });
 }
 
@@ -213,7 +212,7 @@ fn what_the_system_is_short_of_is_waited_for_and_nothing_is_lost() {
         for call in [Call::Create, Call::SyncDir] {
             let sim = Sim::new();
             let place = sim.place();
-            let (home, writer) = place.writer(PACK_BYTES_MAX);
+            let (local, writer) = place.writer(PACK_BYTES_MAX);
             let mut known = Known::default();
             block_on(async {
                 // The first pack, and one that follows a full one.
@@ -225,7 +224,7 @@ fn what_the_system_is_short_of_is_waited_for_and_nothing_is_lost() {
                     known.learn(flushed.settle(appended).unwrap(), flushed.packs());
                     assert_eq!(sim.0.still_refused(call), 0, "{call:?} was tried again");
                 }
-                known.check(&home).await;
+                known.check(&local).await;
             });
             recover(&Sim(sim.0.crash(7)), &known);
         }
@@ -262,7 +261,7 @@ fn a_pack_that_cannot_be_made_fails_whoever_needs_it_and_nobody_else() {
     for errno in [5, 13, 30] {
         let sim = Sim::new();
         let place = sim.place();
-        let (home, writer) = place.writer(PACK_BYTES_MAX);
+        let (local, writer) = place.writer(PACK_BYTES_MAX);
         let mut known = Known::default();
         block_on(async {
             let before = writer.append(chunks(900..901, 64)).await.unwrap();
@@ -272,7 +271,7 @@ fn a_pack_that_cannot_be_made_fails_whoever_needs_it_and_nobody_else() {
             let flushed = writer.flush().await.unwrap();
             known.learn(flushed.settle(before).unwrap(), flushed.packs());
             run(&writer, &mut known).await.unwrap();
-            known.check(&home).await;
+            known.check(&local).await;
         });
         recover(&Sim(sim.0.crash(3)), &known);
     }
@@ -283,17 +282,17 @@ fn a_read_waits_for_a_descriptor() {
     for errno in SHORTAGES {
         let sim = Sim::new();
         let place = sim.place();
-        let (home, writer) = place.writer(PACK_BYTES_MAX);
+        let (local, writer) = place.writer(PACK_BYTES_MAX);
         let mut known = Known::default();
         block_on(async {
             run(&writer, &mut known).await.unwrap();
             sim.0.refuse(Call::Open, 3, errno);
-            known.check(&home).await;
+            known.check(&local).await;
             assert_eq!(sim.0.still_refused(Call::Open), 0);
             // A verification opens files of its own.
-            let pack = *home.list().unwrap().last().unwrap();
+            let pack = *local.list().unwrap().last().unwrap();
             sim.0.refuse(Call::Open, 3, errno);
-            home.read_past_cache(pack, 0, 4096).await.unwrap();
+            local.read_past_cache(pack, 0, 4096).await.unwrap();
             assert_eq!(sim.0.still_refused(Call::Open), 0);
         });
     }

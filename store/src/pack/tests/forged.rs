@@ -17,8 +17,8 @@ const HEADER: u64 = PACK_HEADER_BYTES as u64;
 /// What the second record begins behind: its payload begins at 4 KiB then, and ends the file.
 const FIRST_STORED: usize = 4096 - 2 * RECORD_HEADER_BYTES;
 
-/// A chunk that ends with a trailer, for the end of a pack of `pack_bytes`: one that says that records end at
-/// `footer_at`, which is at most 3.25 MiB before.
+/// A chunk that ends with a trailer, for the end of a pack of `pack_bytes`: one that says that
+/// records end at `footer_at`, which is at most 3.25 MiB before.
 fn forged(pack_bytes: u64, footer_at: u64, nonce: Option<PackNonce>) -> EncodedRecord {
     // A footer of many records is as long as the bytes that it disowns.
     let records = (0..=u32::MAX)
@@ -42,7 +42,8 @@ fn forged(pack_bytes: u64, footer_at: u64, nonce: Option<PackNonce>) -> EncodedR
     )
 }
 
-/// A pack of a version that has these random bytes, of which the last record is forged. Its ids, in order.
+/// A pack of a version that has these random bytes, of which the last record is forged. Its ids, in
+/// order.
 fn pack_with(
     header_nonce: Option<PackNonce>,
     footer_at: u64,
@@ -72,7 +73,8 @@ fn pack_with(
     (sim, ids)
 }
 
-/// Where the forged footer says that records end: at the first, and within the payload of the second.
+/// Where the forged footer says that records end: at the first, and within the payload of the
+/// second.
 const PLACES: [u64; 3] = [HEADER, HEADER + 4096, HEADER + 2 * 4096];
 
 #[test]
@@ -83,7 +85,7 @@ fn a_payload_does_not_seal_the_pack_that_it_is_in() {
             for footer_at in PLACES {
                 let (sim, ids) = pack_with(header, footer_at, nonce);
                 let place = sim.place();
-                let home = place.home(PACK_BYTES_MAX);
+                let local = place.local(PACK_BYTES_MAX);
                 let told = format!("{header:?}, {nonce:?}, footer at {footer_at}");
                 for promised in [
                     None,
@@ -91,23 +93,23 @@ fn a_payload_does_not_seal_the_pack_that_it_is_in() {
                     Some(HEADER + 4096),
                     Some(u64::from(u32::MAX)),
                 ] {
-                    let found = block_on(recover_tail(&*home, PACK, promised)).unwrap();
+                    let found = block_on(recover_tail(&*local, PACK, promised)).unwrap();
                     let found_ids: Vec<_> = found.records.iter().map(|it| it.id).collect();
                     assert_eq!(found_ids, ids, "{told}");
                     assert!(!found.sealed, "{told}");
                 }
-                let found = block_on(recover_tail(&*home, PACK, None)).unwrap();
+                let found = block_on(recover_tail(&*local, PACK, None)).unwrap();
                 assert!(found.damage.is_empty() && found.torn.is_none(), "{told}");
                 // Whatever goes on with it is sound in the end.
                 let (writer, states) = block_on(PackWriter::resume(
-                    Arc::clone(&home) as _,
+                    Arc::clone(&local) as _,
                     PackKind::Chunks,
                     vec![found],
                 ))
                 .unwrap();
                 assert_eq!(states[0].sealed, header.is_none(), "{told}");
                 drop(writer);
-                let (records, damage, tail) = block_on(scan(&*home, PACK));
+                let (records, damage, tail) = block_on(scan(&*local, PACK));
                 assert_eq!((records.len(), damage), (2, Vec::new()), "{told}");
                 let sealed = matches!(tail, Tail::Sealed { .. });
                 assert_eq!(sealed, header.is_none(), "{told}");
@@ -120,20 +122,20 @@ fn a_payload_does_not_seal_the_pack_that_it_is_in() {
 #[test]
 fn a_pack_without_its_header_is_sealed_where_its_records_end() {
     let sim = Sim::new();
-    let (home, writer) = sim.place().writer(16_384);
+    let (local, writer) = sim.place().writer(16_384);
     block_on(async {
         drop(writer.append(chunks(0..4, 1)).await.unwrap());
         writer.flush().await.unwrap();
-        let pack = home.list().unwrap()[0];
-        assert!(matches!(scan(&*home, pack).await.2, Tail::Sealed { .. }));
+        let pack = local.list().unwrap()[0];
+        assert!(matches!(scan(&*local, pack).await.2, Tail::Sealed { .. }));
         sim.0.flip(&Sim::path(pack), 50, 1).unwrap();
-        let (records, damage, tail) = scan(&*home, pack).await;
+        let (records, damage, tail) = scan(&*local, pack).await;
         assert_eq!((records.len(), damage.len()), (2, 1));
         assert!(matches!(tail, Tail::Sealed { .. }));
     });
     let (sim, ids) = pack_with(Some([9; 12]), HEADER, Some([3; 12]));
     sim.0.flip(&Sim::path(PACK), 50, 1).unwrap();
-    let home = sim.place().home(PACK_BYTES_MAX);
-    let (records, damage, _) = block_on(scan(&*home, PACK));
+    let local = sim.place().local(PACK_BYTES_MAX);
+    let (records, damage, _) = block_on(scan(&*local, PACK));
     assert_eq!((records.len(), damage.len()), (ids.len(), 1));
 }

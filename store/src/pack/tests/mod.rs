@@ -1,6 +1,7 @@
 //! Packs over real disks and simulated ones.
 
 #![allow(
+    clippy::disallowed_methods,
     clippy::cast_possible_truncation,
     clippy::unwrap_used,
     clippy::expect_used,
@@ -67,7 +68,8 @@ fn chunk(number: u64, blocks: usize) -> EncodedRecord {
     )
 }
 
-/// A chunk that is stored in fewer bytes than it has. (It could not be unpacked, and nothing here does that.)
+/// A chunk that is stored in fewer bytes than it has. (It could not be unpacked, and nothing here
+/// does that.)
 fn packed_chunk(number: u64, stored_bytes: usize) -> EncodedRecord {
     let bytes = plain(number, 64);
     EncodedRecord::chunk(
@@ -119,8 +121,8 @@ impl Place {
         ]
     }
 
-    fn home(&self, pack_bytes_max: u64) -> Arc<PackSet> {
-        PackSet::open_with(
+    fn local(&self, pack_bytes_max: u64) -> Arc<LocalPacks> {
+        LocalPacks::open_with(
             Arc::clone(&self.disk),
             &self.data_dir,
             STORE,
@@ -129,16 +131,16 @@ impl Place {
         .unwrap()
     }
 
-    fn writer(&self, pack_bytes_max: u64) -> (Arc<PackSet>, PackWriter) {
-        let home = self.home(pack_bytes_max);
+    fn writer(&self, pack_bytes_max: u64) -> (Arc<LocalPacks>, PackWriter) {
+        let local = self.local(pack_bytes_max);
         let (writer, states) = block_on(PackWriter::resume(
-            Arc::clone(&home) as _,
+            Arc::clone(&local) as _,
             PackKind::Chunks,
             Vec::new(),
         ))
         .unwrap();
         assert!(states.is_empty());
-        (home, writer)
+        (local, writer)
     }
 }
 
@@ -192,16 +194,16 @@ impl Known {
     }
 
     /// What recovery does: tails all that is not sealed, and goes on with it.
-    async fn recover(&mut self, home: &Arc<PackSet>) -> Result<PackWriter> {
+    async fn recover(&mut self, local: &Arc<LocalPacks>) -> Result<PackWriter> {
         let mut unsealed = Vec::new();
         let mut found = Vec::new();
-        for pack in home.list()? {
+        for pack in local.list()? {
             let state = self.packs.get(&pack);
             if state.is_some_and(|state| state.sealed) {
                 continue;
             }
             let tail = recover_tail(
-                &**home,
+                &**local,
                 pack,
                 Some(state.map_or(0, |state| state.indexed_bytes)),
             )
@@ -220,14 +222,14 @@ impl Known {
             }
         }
         let (writer, states) =
-            PackWriter::resume(Arc::clone(home) as _, PackKind::Chunks, unsealed).await?;
+            PackWriter::resume(Arc::clone(local) as _, PackKind::Chunks, unsealed).await?;
         self.learn(found, &states);
         Ok(writer)
     }
 
     /// That every record can be read, and its bytes are those of its id.
-    async fn check(&self, home: &Arc<PackSet>) {
-        let reader = PackReader::new(Arc::clone(home) as _);
+    async fn check(&self, local: &Arc<LocalPacks>) {
+        let reader = PackReader::new(Arc::clone(local) as _);
         for record in self.records.values() {
             let read = reader
                 .read_record(&record.location, &record.id)
@@ -246,10 +248,10 @@ fn check_content(id: &[u8; 32], codec: Codec, stored: &[u8]) {
 
 /// All that a scan finds: records by offset, damage as text, and the tail.
 async fn scan(
-    home: &dyn PackHome,
+    local: &dyn PackStore,
     pack: PackId,
 ) -> (BTreeMap<u64, ScannedRecord>, Vec<(u64, String)>, Tail) {
-    let mut scanner = PackScanner::open(home, pack).await.unwrap();
+    let mut scanner = PackScanner::open(local, pack).await.unwrap();
     let (mut records, mut damage) = (BTreeMap::new(), Vec::new());
     loop {
         match scanner.next().await.unwrap() {

@@ -6,13 +6,13 @@ use crate::{format::pack::PackHeader, limits};
 const PACK_BYTES_MAX: u64 = 1 << 20;
 
 fn write_some(place: &Place, known: &mut Known, numbers: std::ops::Range<u64>) {
-    let home = place.home(PACK_BYTES_MAX);
+    let local = place.local(PACK_BYTES_MAX);
     block_on(async {
-        let writer = known.recover(&home).await.unwrap();
+        let writer = known.recover(&local).await.unwrap();
         let appended = writer.append(chunks(numbers, 5)).await.unwrap();
         let flushed = writer.close().await.unwrap();
         known.learn(flushed.settle(appended).unwrap(), flushed.packs());
-        known.check(&home).await;
+        known.check(&local).await;
     });
 }
 
@@ -23,29 +23,31 @@ fn restarts_do_not_leave_a_swarm_of_packs() {
         for restart in 0..40 {
             write_some(&place, &mut known, restart * 10..restart * 10 + 1);
         }
-        let home = place.home(PACK_BYTES_MAX);
+        let local = place.local(PACK_BYTES_MAX);
         assert_eq!(
-            home.list().unwrap().len(),
+            local.list().unwrap().len(),
             1 + 40 * 24576 / (PACK_BYTES_MAX / limits::PACK_CLOSED_PART) as usize
         );
-        for pack in home.list().unwrap() {
-            let (_, damage, tail) = block_on(scan(&*home, pack));
+        for pack in local.list().unwrap() {
+            let (_, damage, tail) = block_on(scan(&*local, pack));
             assert_eq!(damage, []);
             // What is large is not scanned again.
             let is_sealed = matches!(tail, Tail::Sealed { .. });
-            let large = home.len_bytes(pack).unwrap() >= PACK_BYTES_MAX / limits::PACK_CLOSED_PART;
+            let large = local.len_bytes(pack).blocking_wait().unwrap()
+                >= PACK_BYTES_MAX / limits::PACK_CLOSED_PART;
             assert_eq!(is_sealed, large);
             assert_eq!(known.packs[&pack].sealed, is_sealed);
         }
     }
 }
 
-/// A tail of any length behind the last receipt: what is whole there is kept, the rest is cut off, and padding ends the block.
+/// A tail of any length behind the last receipt: what is whole there is kept, the rest is cut off,
+/// and padding ends the block.
 #[test]
 fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
     let (pack, whole, ends, indexed_bytes) = {
         let sim = Sim::new();
-        let (home, writer) = sim.place().writer(limits::PACK_BYTES_MAX);
+        let (local, writer) = sim.place().writer(limits::PACK_BYTES_MAX);
         block_on(async {
             let _ = writer.append(chunks(0..2, 1)).await.unwrap();
             let flushed = writer.flush().await.unwrap();
@@ -56,8 +58,8 @@ fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
             ];
             let _ = writer.append(records).await.unwrap();
             writer.flush().await.unwrap();
-            let pack = home.list().unwrap()[0];
-            let (records, _, _) = scan(&*home, pack).await;
+            let pack = local.list().unwrap()[0];
+            let (records, _, _) = scan(&*local, pack).await;
             let ends: Vec<_> = records
                 .values()
                 .map(|record| record.offset_bytes + record.header.payload.record_bytes())
@@ -77,7 +79,7 @@ fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
             let mut bytes = whole[..len].to_vec();
             bytes.extend(std::iter::repeat_n(0xa5, junk));
             sim.0.put(&Sim::path(pack), &bytes).unwrap();
-            let home = sim.place().home(limits::PACK_BYTES_MAX);
+            let local = sim.place().local(limits::PACK_BYTES_MAX);
             let mut known = Known::default();
             let state = PackState {
                 pack,
@@ -86,14 +88,14 @@ fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
             };
             known.learn(Vec::new(), &[state]);
             block_on(async {
-                let writer = known.recover(&home).await.unwrap();
+                let writer = known.recover(&local).await.unwrap();
                 let expected = ends.iter().filter(|end| **end <= len as u64).count();
                 assert_eq!(known.records.len(), expected, "torn at {len}");
                 let appended = writer.append(chunks(10..11, 2)).await.unwrap();
                 let flushed = writer.flush().await.unwrap();
                 known.learn(flushed.settle(appended).unwrap(), flushed.packs());
-                known.check(&home).await;
-                let (records, damage, tail) = scan(&*home, pack).await;
+                known.check(&local).await;
+                let (records, damage, tail) = scan(&*local, pack).await;
                 assert_eq!(
                     (records.len(), damage),
                     (expected + 1, vec![]),
@@ -117,13 +119,13 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
     let place = sim.place();
     let mut known = Known::default();
     write_some(&place, &mut known, 0..10);
-    let home = place.home(PACK_BYTES_MAX);
-    let pack = home.list().unwrap()[0];
+    let local = place.local(PACK_BYTES_MAX);
+    let pack = local.list().unwrap()[0];
     let indexed_bytes = known.packs[&pack].indexed_bytes;
     let cut = sim.0.contents(&Sim::path(pack)).unwrap()[..100_000].to_vec();
     sim.0.put(&Sim::path(pack), &cut).unwrap();
     block_on(async {
-        let tail = recover_tail(&*home, pack, Some(indexed_bytes))
+        let tail = recover_tail(&*local, pack, Some(indexed_bytes))
             .await
             .unwrap();
         let [damage] = tail.damage.as_slice() else {
@@ -138,7 +140,7 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
         assert_eq!(tail.end_bytes, indexed_bytes);
         let whole = tail.records.len();
         let (writer, states) =
-            PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, vec![tail])
+            PackWriter::resume(Arc::clone(&local) as _, PackKind::Chunks, vec![tail])
                 .await
                 .unwrap();
         assert!(
@@ -149,17 +151,21 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
         let appended = writer.append(chunks(20..21, 1)).await.unwrap();
         let placed = writer.flush().await.unwrap().settle(appended).unwrap();
         assert_ne!(placed[0].location.pack, pack);
-        let reader = PackReader::new(Arc::clone(&home) as _);
+        let reader = PackReader::new(Arc::clone(&local) as _);
         let mut readable = 0;
         for record in known.records.values() {
-            match reader.read_record(&record.location, &record.id).await {
+            match reader
+                .read_record(&record.location, &record.id)
+                .await
+                .map_err(crate::Error::from)
+            {
                 Ok(_) => readable += 1,
                 Err(crate::Error::Damaged(_)) => {}
                 Err(error) => panic!("{error}"),
             }
         }
         assert_eq!(readable, whole);
-        let again = super::recover_tail(&*home, pack, Some(promised))
+        let again = super::recover_tail(&*local, pack, Some(promised))
             .await
             .unwrap();
         assert_eq!((again.records.len(), again.damage.len()), (whole, 1));
@@ -185,10 +191,10 @@ fn packs_without_a_record_are_removed() {
             .put(&Sim::path(PackId { kind, number }), &bytes)
             .unwrap();
     }
-    let home = place.home(PACK_BYTES_MAX);
+    let local = place.local(PACK_BYTES_MAX);
     block_on(async {
-        let writer = Known::default().recover(&home).await.unwrap();
-        assert!(home.list().unwrap().is_empty());
+        let writer = Known::default().recover(&local).await.unwrap();
+        assert!(local.list().unwrap().is_empty());
         let appended = writer.append(chunks(0..1, 1)).await.unwrap();
         let placed = writer.flush().await.unwrap().settle(appended).unwrap();
         assert_eq!(placed[0].location.pack.number, 5, "numbers are used once");
@@ -220,13 +226,13 @@ fn of_several_packs_the_newest_is_gone_on_with() {
         bytes.extend_from_slice(&first[bytes.len()..]);
         sim.0.put(&Sim::path(pack), &bytes).unwrap();
     }
-    let home = sim.place().home(PACK_BYTES_MAX);
+    let local = sim.place().local(PACK_BYTES_MAX);
     block_on(async {
         let mut tails = Vec::new();
-        for pack in home.list().unwrap() {
-            tails.push(recover_tail(&*home, pack, None).await.unwrap());
+        for pack in local.list().unwrap() {
+            tails.push(recover_tail(&*local, pack, None).await.unwrap());
         }
-        let (writer, states) = PackWriter::resume(Arc::clone(&home) as _, PackKind::Chunks, tails)
+        let (writer, states) = PackWriter::resume(Arc::clone(&local) as _, PackKind::Chunks, tails)
             .await
             .unwrap();
         let sealed: Vec<_> = states

@@ -1,14 +1,15 @@
 //! Appends records to packs.
 //!
-//! Appending copies a record into a buffer under a short lock and returns; full buffers are written while the next one
-//! fills, and when all are under way the caller waits. Nothing runs in the background: whoever needs a
-//! buffer, or flushes, takes in the completions of writes, whoever began them.
+//! Appending copies a record into a buffer under a short lock and returns; full buffers are written
+//! while the next one fills, and when all are under way the caller waits. Nothing runs in the
+//! background: a caller that needs a buffer, or flushes, takes in the completions of writes, its
+//! own and those of others.
 //!
-//! A pack that is full is followed by the next at once. Its footer is written by the flush that makes its
-//! last records durable, after that: so a footer vouches for all of its pack.
+//! A pack that is full is followed by the next at once. Its footer is written by the flush that
+//! makes its last records durable, after that: so a footer vouches for all of its pack.
 //!
-//! Every future here may be dropped at any point. Records of an append that was dropped may be in the pack; nobody
-//! knows of them, and they do no harm.
+//! Every future here may be dropped at any point. Records of an append that was dropped may be in
+//! the pack; nobody knows of them, and they do no harm.
 
 mod receipt;
 mod resume;
@@ -21,7 +22,7 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 
 pub use self::receipt::{Appended, Flushed, Lost};
 use self::state::{Goal, Halted, OpenPack, State};
-use super::{EncodedRecord, PackHome, PlacedRecord};
+use super::{EncodedRecord, PackStage, PlacedRecord};
 use crate::{
     Error, Result,
     format::{PackKind, PackState, pack::encode_footer},
@@ -31,7 +32,7 @@ use crate::{
 
 /// Appends records of one kind.
 pub struct PackWriter {
-    home: Arc<dyn PackHome>,
+    stage: Arc<dyn PackStage>,
     kind: PackKind,
     state: Mutex<State>,
     /// Whose turn it is to wait for the oldest write.
@@ -41,12 +42,12 @@ pub struct PackWriter {
 }
 
 /// The turn to flush.
-type BlockLock<'a> = MutexGuard<'a, ()>;
+type FlushTurn<'a> = MutexGuard<'a, ()>;
 
 impl PackWriter {
-    fn new(home: Arc<dyn PackHome>, kind: PackKind, packs: Vec<OpenPack>) -> Self {
+    fn new(stage: Arc<dyn PackStage>, kind: PackKind, packs: Vec<OpenPack>) -> Self {
         Self {
-            home,
+            stage,
             kind,
             state: Mutex::new(State::new(packs)),
             reaping: AsyncMutex::new(()),
@@ -54,23 +55,24 @@ impl PackWriter {
         }
     }
 
-    /// Appends records, in this order. They are not durable: their places are told for the receipt of a flush that
-    /// begins after this has returned.
+    /// Appends records, in this order. They are not durable: their places are told for the receipt
+    /// of a flush that begins after this has returned.
     ///
     /// Waits while all buffers are being written.
     ///
     /// # Errors
     ///
-    /// [`Error::Full`]: none of them will be durable, nor any others that were appended since the last flush.
-    /// [`Error::Poisoned`]: a write or a sync has failed, now or before. Anything else: no pack could be made for them, and
-    /// what was appended before is as it was; for what the system is short of it is waited until the store closes.
+    /// [`Error::Full`], [`Error::Dropped`]: none of them will be durable, nor any others that were
+    /// appended since the last flush. [`Error::Poisoned`]: a write or a sync has failed, now or
+    /// before. Anything else: no pack could be made for them, and what was appended before is as it
+    /// was; for what the system is short of it is waited until the store closes.
     ///
     /// # Panics
     ///
     /// When a record is of another kind than the writer.
     pub async fn append(&self, records: Vec<EncodedRecord>) -> Result<Appended> {
         let appended = self.try_append(records).await;
-        if matches!(appended, Err(Error::Full { .. })) {
+        if matches!(appended, Err(Error::Full { .. } | Error::Dropped)) {
             let turn = self.flushing.lock().await;
             self.drop_unsynced(&turn).await?;
         }
@@ -84,7 +86,7 @@ impl PackWriter {
             state.generation()
         };
         let mut placed = Vec::with_capacity(records.len());
-        let mut tries = self.home.disk().patience().tries();
+        let mut tries = self.stage.disk().patience().tries();
         loop {
             let begun = {
                 let mut state = self.state.lock();
@@ -126,7 +128,7 @@ impl PackWriter {
                 self.kind,
                 "a record for another writer"
             );
-            let location = state.place(&*self.home, self.kind, record)?;
+            let location = state.place(&*self.stage, self.kind, record)?;
             placed.push(PlacedRecord {
                 id: *record.id(),
                 location,
@@ -145,13 +147,13 @@ impl PackWriter {
     pub async fn flush(&self) -> Result<Flushed> {
         let turn = self.flushing.lock().await;
         let flushed = self.try_flush(&turn).await;
-        if matches!(flushed, Err(Error::Full { .. })) {
+        if matches!(flushed, Err(Error::Full { .. } | Error::Dropped)) {
             self.drop_unsynced(&turn).await?;
         }
         flushed
     }
 
-    async fn try_flush(&self, turn: &BlockLock<'_>) -> Result<Flushed> {
+    async fn try_flush(&self, turn: &FlushTurn<'_>) -> Result<Flushed> {
         let goal = loop {
             self.reap_until(|state| state.has_room() || state.is_halted())
                 .await;
@@ -159,7 +161,7 @@ impl PackWriter {
             state.check()?;
             // An append may have taken the room.
             if state.has_room() {
-                break state.begin_flush(self.home.disk());
+                break state.begin_flush(self.stage.disk());
             }
         };
         self.reap_until(|state| state.has_completed(goal.writes) || state.is_halted())
@@ -174,8 +176,8 @@ impl PackWriter {
 
     /// Flushes, seals the last pack if it is large, and frees the buffers.
     ///
-    /// A pack that is not sealed is read from its beginning at the next start. One that is small is gone on with all the same, so
-    /// that restarts do not leave a swarm of small packs.
+    /// A pack that is not sealed is read from its beginning at the next start. One that is small is
+    /// gone on with all the same, so that restarts do not leave a swarm of small packs.
     ///
     /// # Errors
     ///
@@ -184,7 +186,7 @@ impl PackWriter {
         let flushed = self.flush().await?;
         let mut packs = flushed.packs().to_vec();
         let turn = self.flushing.lock().await;
-        let large_bytes = self.home.pack_bytes_max() / PACK_CLOSED_PART;
+        let large_bytes = self.stage.pack_bytes_max() / PACK_CLOSED_PART;
         self.state.lock().end_pack_from(large_bytes);
         self.seal_full(&turn, &mut packs).await?;
         self.state.lock().free_buffers();
@@ -196,7 +198,7 @@ impl PackWriter {
         let syncs: Vec<_> = goal
             .targets
             .iter()
-            .map(|target| (target, self.home.disk().sync_data(&target.file)))
+            .map(|target| (target, self.stage.disk().sync_data(&target.file)))
             .collect();
         for (target, sync) in syncs {
             let synced = sync.await;
@@ -210,29 +212,27 @@ impl PackWriter {
         Ok(())
     }
 
-    /// Makes durable which packs there are. If the system is short of something until the store closes, that is no more than it was.
+    /// Makes durable which packs there are. If the system is short of something until the store
+    /// closes, that is no more than it was.
     async fn sync_names(&self) -> Result<()> {
-        let mut tries = self.home.disk().patience().tries();
-        loop {
-            let synced = self.home.sync_names().await;
-            if tries.is_final(&synced).await {
-                return synced.map_err(|source| {
-                    match Error::io("sync", &self.home.dir(), source) {
-                        short @ Error::Shortage { .. } => short,
-                        error => self.poison(&error.to_string()),
-                    }
-                });
-            }
-        }
+        let patience = self.stage.disk().patience();
+        let synced = patience.until_possible_async(|| self.stage.sync_names());
+        synced.await.map_err(
+            |source| match Error::io("sync", &self.stage.dir(), source) {
+                short @ Error::Shortage { .. } => short,
+                error => self.poison(&error.to_string()),
+            },
+        )
     }
 
-    /// Writes the footers of packs that are full and durable. One for which there is no space has to wait for a later flush.
-    async fn seal_full(&self, _turn: &BlockLock<'_>, packs: &mut Vec<PackState>) -> Result<()> {
+    /// Writes the footers of packs that are full and durable. One for which there is no space has
+    /// to wait for a later flush.
+    async fn seal_full(&self, _turn: &FlushTurn<'_>, packs: &mut Vec<PackState>) -> Result<()> {
         loop {
             let Some(pack) = self.state.lock().to_seal() else {
                 return Ok(());
             };
-            match seal(&*self.home, &pack).await {
+            match seal(&*self.stage, &pack).await {
                 Ok(()) => {}
                 Err(error @ Error::Full { .. }) => {
                     tracing::warn!(pack = %pack.id, %error, "the pack is not sealed yet");
@@ -255,7 +255,7 @@ impl PackWriter {
     /// After a write found the disk full: goes back to what is durable, so that writing can go on.
     ///
     /// Does nothing if that was done already.
-    async fn drop_unsynced(&self, _turn: &BlockLock<'_>) -> Result<()> {
+    async fn drop_unsynced(&self, _turn: &FlushTurn<'_>) -> Result<()> {
         if !matches!(self.state.lock().halted(), Some(Halted::Full { .. })) {
             return Ok(());
         }
@@ -267,7 +267,7 @@ impl PackWriter {
         };
         tracing::warn!(kind = ?self.kind, packs = cut.len() + drop.len(), "the disk is full, unsynced records are dropped");
         for (pack, end_bytes) in cut {
-            let disk = self.home.disk();
+            let disk = self.stage.disk();
             let cut_off = async {
                 let cut = || disk.set_len(&pack.file, end_bytes);
                 disk.patience().until_possible(cut).await?;
@@ -279,8 +279,8 @@ impl PackWriter {
         }
         let any = !drop.is_empty();
         for pack in drop {
-            let patience = self.home.disk().patience();
-            let removed = patience.until_possible(|| self.home.remove(pack)).await;
+            let patience = self.stage.disk().patience();
+            let removed = patience.until_possible(|| self.stage.remove(pack)).await;
             removed.map_err(|error| self.poison(&error.to_string()))?;
             // A removed pack is not removed again if this future is dropped at an await.
             self.state.lock().removed(pack);
@@ -310,7 +310,7 @@ impl PackWriter {
                 if enough(&state) {
                     return Poll::Ready(());
                 }
-                match state.poll_oldest(&*self.home, context) {
+                match state.poll_oldest(&*self.stage, context) {
                     Poll::Ready(true) => {}
                     Poll::Ready(false) => return Poll::Ready(()),
                     Poll::Pending => return Poll::Pending,
@@ -322,13 +322,13 @@ impl PackWriter {
 }
 
 /// Writes a pack's footer and makes it durable. All its records must be.
-async fn seal(home: &dyn PackHome, pack: &OpenPack) -> Result<()> {
-    let path = home.path(pack.id);
+async fn seal(stage: &dyn PackStage, pack: &OpenPack) -> Result<()> {
+    let path = stage.path(pack.id);
     let footer = encode_footer(pack.id, pack.nonce, pack.end_bytes, &pack.entries);
     let footer = AlignedBuf::from_slice(&footer);
-    let written = home.disk().write(&pack.file, pack.end_bytes, footer).await;
+    let written = stage.disk().write(&pack.file, pack.end_bytes, footer).await;
     written.map_err(|source| Error::io("write the footer of", &path, source))?;
-    let synced = home.disk().sync_data(&pack.file).await;
+    let synced = stage.disk().sync_data(&pack.file).await;
     // Not `Error::Full`, whatever it is: after a failed sync nobody knows what is on the disk.
     synced.map_err(|source| Error::Io {
         verb: "sync",

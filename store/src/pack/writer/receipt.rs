@@ -1,12 +1,10 @@
 //! What was appended, and the proof that it is durable.
 
 use super::{super::PlacedRecord, state::Goal};
-use crate::{
-    Error,
-    format::{PackId, PackState},
-};
+use crate::{Error, format::PackState};
 
-/// Records that were appended. Where they are, [`Flushed::settle`] tells, for it is of no use before they are durable.
+/// Records that were appended. Where they are, [`Flushed::settle`] tells, for it is of no use
+/// before they are durable.
 #[derive(Debug)]
 #[must_use = "without it nobody learns where the records are"]
 pub struct Appended {
@@ -72,7 +70,8 @@ impl Flushed {
         }
     }
 
-    /// Tells where records are that this flush, or one before, made durable. They must be of the same writer.
+    /// Tells where records are that this flush, or one before, made durable. They must be of the
+    /// same writer.
     ///
     /// # Errors
     ///
@@ -83,7 +82,6 @@ impl Flushed {
         }
         Err(Lost {
             records: appended.records.len(),
-            pack: appended.records.first().map(|record| record.location.pack),
         })
     }
 
@@ -92,30 +90,24 @@ impl Flushed {
         Self { packs, ..self }
     }
 
-    /// The packs that this flush made durable, and up to where; `indexed_bytes` is true once all records are
-    /// indexed that were appended before.
+    /// The packs that this flush made durable, and up to where; `indexed_bytes` is true once all
+    /// records are indexed that were appended before.
     #[must_use]
     pub fn packs(&self) -> &[PackState] {
         &self.packs
     }
 }
 
-/// Records that are not durable by a receipt: the disk was full, and they were dropped; or they were
-/// appended after the flush had begun.
+/// Records that are not durable by a receipt: the disk was full, and they were dropped; or they
+/// were appended after the flush had begun.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{records} records were appended and not kept")]
 pub struct Lost {
     records: usize,
-    pack: Option<PackId>,
 }
 
 impl From<Lost> for Error {
-    fn from(lost: Lost) -> Self {
-        Self::Full {
-            verb: "keep records that were appended and not synced",
-            path: lost
-                .pack
-                .map_or_else(|| "packs".into(), |pack| pack.to_string().into()),
-        }
+    fn from(_: Lost) -> Self {
+        Self::Dropped
     }
 }

@@ -10,21 +10,23 @@ use crate::{
         pack::{FooterEntry, PACK_RECORDS_MAX, encode_padding, padding_bytes},
     },
     io::{AlignedBuf, File},
-    pack::{PackHome, RecoveredPack},
+    pack::{PackStage, RecoveredPack},
 };
 
 impl PackWriter {
-    /// Opens a writer. `unsealed` are the packs of its kind that have no footer; for a new store there are none.
+    /// Opens a writer. `unsealed` are the packs of its kind that have no footer; for a new store
+    /// there are none.
     ///
-    /// What is torn off their ends is cut off, what is left is made durable. The newest is gone on with if it is sound
-    /// and not full, so that restarts do not leave a swarm of small packs; the others are sealed, and those without a
-    /// record removed. One that is damaged stays without a footer: so it is surveyed at each start, and what it has lost
-    /// is known. Returns what became of those that are left: only now may their surveyed records be indexed.
+    /// What is torn off their ends is cut off, what is left is made durable. The newest is gone on
+    /// with if it is sound and not full, so that restarts do not leave a swarm of small packs; the
+    /// others are sealed, and those without a record removed. One that is damaged stays without a
+    /// footer: so it is surveyed at each start, and what it has lost is known. Returns what became
+    /// of those that are left: only now may their surveyed records be indexed.
     ///
-    /// Bytes that were durable are not written again: a flush ends at 4 KiB, so where padding shares its 4 KiB with
-    /// a record, nobody was ever told of that record.
+    /// Bytes that were durable are not written again: a flush ends at 4 KiB, so where padding
+    /// shares its 4 KiB with a record, nobody was ever told of that record.
     pub async fn resume(
-        home: Arc<dyn PackHome>,
+        stage: Arc<dyn PackStage>,
         kind: PackKind,
         mut unsealed: Vec<RecoveredPack>,
     ) -> Result<(Self, Vec<PackState>)> {
@@ -41,11 +43,11 @@ impl PackWriter {
         let first = unsealed.first().map(|recovered| recovered.pack);
         for recovered in unsealed {
             if recovered.is_empty() {
-                home.remove(recovered.pack)?;
+                stage.remove(recovered.pack)?;
                 continue;
             }
             let is_sound = recovered.damage.is_empty();
-            let pack = take_on(&*home, recovered).await?;
+            let pack = take_on(&*stage, recovered).await?;
             if !is_sound {
                 states.push(state_of(&pack, false));
                 continue;
@@ -57,39 +59,40 @@ impl PackWriter {
                 current.replace(pack)
             };
             if let Some(older) = done {
-                let (sealed, left) = seal_or_keep(&*home, older).await?;
+                let (sealed, left) = seal_or_keep(&*stage, older).await?;
                 states.push(sealed);
                 packs.extend(left);
             }
         }
         if let Some(mut current) = current {
-            current.file = home.reopen(current.id)?;
+            current.file = stage.reopen(current.id)?;
             states.push(state_of(&current, false));
             packs.push(current);
         }
         if let Some(first) = first {
             // A pack may have been made by a process that did not live to make its name durable.
-            let path = home.path(first);
-            home.sync_names()
+            let path = stage.path(first);
+            stage
+                .sync_names()
                 .await
                 .map_err(|source| Error::io("sync the directory of", &path, source))?;
         }
-        Ok((Self::new(home, kind, packs), states))
+        Ok((Self::new(stage, kind, packs), states))
     }
 }
 
 /// Makes a pack's end clean and durable.
-async fn take_on(home: &dyn PackHome, recovered: RecoveredPack) -> Result<OpenPack> {
-    let path = home.path(recovered.pack);
+async fn take_on(stage: &dyn PackStage, recovered: RecoveredPack) -> Result<OpenPack> {
+    let path = stage.path(recovered.pack);
     let path = path.as_path();
     let failed = |verb| move |source| Error::io(verb, path, source);
-    let file = home.open_to_mend(recovered.pack)?;
-    let disk = home.disk();
+    let file = stage.open_to_mend(recovered.pack)?;
+    let disk = stage.disk();
     if disk.len(&file).map_err(failed("read the length of"))? != recovered.end_bytes {
         disk.set_len(&file, recovered.end_bytes)
             .map_err(failed("cut the torn tail of"))?;
     }
-    pad(home, &file, recovered.end_bytes)
+    pad(stage, &file, recovered.end_bytes)
         .await
         .map_err(failed("pad"))?;
     // Also what needs no mending may have been written by a process that did not live to sync it.
@@ -114,13 +117,13 @@ async fn take_on(home: &dyn PackHome, recovered: RecoveredPack) -> Result<OpenPa
         durable_records: entries.len(),
         // Of version 1: what is added might look like a footer.
         is_full: recovered.nonce.is_none()
-            || end_bytes >= home.pack_bytes_max()
+            || end_bytes >= stage.pack_bytes_max()
             || entries.len() >= PACK_RECORDS_MAX as usize,
         entries,
     })
 }
 
-async fn pad(home: &dyn PackHome, file: &File, end_bytes: u64) -> std::io::Result<()> {
+async fn pad(stage: &dyn PackStage, file: &File, end_bytes: u64) -> std::io::Result<()> {
     let padding = padding_bytes(end_bytes);
     if padding == 0 {
         return Ok(());
@@ -129,15 +132,15 @@ async fn pad(home: &dyn PackHome, file: &File, end_bytes: u64) -> std::io::Resul
     let mut bytes = AlignedBuf::with_capacity(padding as usize);
     bytes.extend_from_slice(&header);
     bytes.extend_zeros(padding as usize - header.len());
-    home.disk().write(file, end_bytes, bytes).await.map(drop)
+    stage.disk().write(file, end_bytes, bytes).await.map(drop)
 }
 
 /// Seals a pack, or keeps it for later if there is no space for its footer.
 async fn seal_or_keep(
-    home: &dyn PackHome,
+    stage: &dyn PackStage,
     mut pack: OpenPack,
 ) -> Result<(PackState, Option<OpenPack>)> {
-    match seal(home, &pack).await {
+    match seal(stage, &pack).await {
         Ok(()) => Ok((state_of(&pack, true), None)),
         Err(error @ Error::Full { .. }) => {
             tracing::warn!(pack = %pack.id, %error, "the pack is not sealed yet");

@@ -21,11 +21,11 @@ use crate::{
     },
     io::{AlignedBuf, BufferPool, Completion, Disk, File},
     limits::{PACK_BUFFER_BYTES, PACK_BUFFERS},
-    pack::{EncodedRecord, PackHome},
+    pack::{EncodedRecord, PackStage},
 };
 
-/// Buffers that a record may need beside the current one: padding may run over into one, and a new pack with the record
-/// begins in the next.
+/// Buffers that a record may need beside the current one: padding may run over into one, and a new
+/// pack with the record begins in the next.
 const BUFFERS_NEEDED: usize = 2;
 
 const _: () = assert!(
@@ -153,7 +153,7 @@ impl State {
         self.halted.is_some()
     }
 
-    /// That records may be appended.
+    /// Checks that records may be appended.
     pub(super) fn check(&self) -> Result<()> {
         self.check_not_poisoned()?;
         match &self.halted {
@@ -174,19 +174,13 @@ impl State {
         }
     }
 
-    /// That records may be appended to those of a generation.
+    /// Checks that records may be appended to those of a generation.
     pub(super) fn check_generation(&self, generation: u64) -> Result<()> {
         self.check()?;
         if self.generation == generation {
             return Ok(());
         }
-        Err(Error::Full {
-            verb: "append to",
-            path: self
-                .packs
-                .back()
-                .map_or_else(|| "packs".into(), |pack| pack.file.path().to_owned()),
-        })
+        Err(Error::Dropped)
     }
 
     /// The first reason stays.
@@ -207,7 +201,7 @@ impl State {
     /// Adds a record to the current pack, or to a new one. There must be [room](Self::has_room).
     pub(super) fn place(
         &mut self,
-        home: &dyn PackHome,
+        stage: &dyn PackStage,
         kind: PackKind,
         record: &EncodedRecord,
     ) -> Result<Location> {
@@ -215,13 +209,13 @@ impl State {
         let payload = *record.payload();
         let record_bytes = record.record_bytes();
         let fits = self.packs.back().is_some_and(|pack| {
-            let one_more = pack.end_bytes + record_bytes <= home.pack_bytes_max();
+            let one_more = pack.end_bytes + record_bytes <= stage.pack_bytes_max();
             !pack.is_full
                 && pack.entries.len() < PACK_RECORDS_MAX as usize
                 && (one_more || pack.entries.is_empty())
         });
         if !fits {
-            self.begin_pack(home, kind)?;
+            self.begin_pack(stage, kind)?;
         }
         let Some(pack) = self.packs.back_mut() else {
             unreachable!("a pack was begun");
@@ -237,7 +231,7 @@ impl State {
             payload,
         });
         let header = record.header().encode(location.offset_bytes);
-        let disk = home.disk();
+        let disk = stage.disk();
         self.put(disk, &header);
         self.put(disk, record.stored());
         let written = RECORD_HEADER_BYTES as u64 + u64::from(payload.stored_bytes);
@@ -247,16 +241,16 @@ impl State {
     }
 
     /// Ends the current pack, if there is one, and begins the next.
-    fn begin_pack(&mut self, home: &dyn PackHome, kind: PackKind) -> Result<()> {
-        let id = home.reserve(kind);
+    fn begin_pack(&mut self, stage: &dyn PackStage, kind: PackKind) -> Result<()> {
+        let id = stage.reserve(kind);
         let mut nonce = PackNonce::default();
         getrandom::fill(&mut nonce).map_err(|error| Error::Io {
             verb: "get random bytes for",
-            path: home.path(id),
+            path: stage.path(id),
             source: std::io::Error::other(error),
         })?;
-        let file = home.create(id)?;
-        self.pad(home.disk());
+        let file = stage.create(id)?;
+        self.pad(stage.disk());
         if let Some(pack) = self.packs.back_mut() {
             pack.is_full = true;
         }
@@ -273,13 +267,13 @@ impl State {
         });
         let header = PackHeader {
             pack: id,
-            store: home.store(),
+            store: stage.store_id(),
             created_unix_seconds: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
             nonce: Some(nonce),
         };
-        self.put(home.disk(), &header.encode());
+        self.put(stage.disk(), &header.encode());
         Ok(())
     }
 
@@ -362,7 +356,7 @@ impl State {
     /// Takes in the completion of the oldest write, once it is there. False: none is under way.
     pub(super) fn poll_oldest(
         &mut self,
-        home: &dyn PackHome,
+        stage: &dyn PackStage,
         context: &mut Context<'_>,
     ) -> Poll<bool> {
         let Some(write) = self.writes.front_mut() else {
@@ -378,7 +372,7 @@ impl State {
             Ok(buffer) => self.pool.give_back(buffer),
             Err(source) => {
                 self.pool.replace_lost();
-                match Error::io("write", &home.path(pack), source) {
+                match Error::io("write", &stage.path(pack), source) {
                     Error::Full { verb, path } => {
                         // A pack that is poisoned stays so.
                         self.halted.get_or_insert(Halted::Full { verb, path });
@@ -455,7 +449,8 @@ impl State {
         self.packs.retain(|pack| pack.id != id);
     }
 
-    /// What is not durable: packs to be cut off, with their new lengths, and packs that are not durable at all.
+    /// What is not durable: packs to be cut off, with their new lengths, and packs that are not
+    /// durable at all.
     pub(super) fn unsynced(&self) -> (Vec<(OpenPack, u64)>, Vec<PackId>) {
         let unsynced = self
             .packs
@@ -476,7 +471,8 @@ impl State {
         self.packs.retain(|pack| pack.id != id);
     }
 
-    /// The disk holds what is durable and nothing else: appending can go on from there, in a new generation.
+    /// The disk holds what is durable and nothing else: appending can go on from there, in a new
+    /// generation.
     pub(super) fn go_back(&mut self) {
         debug_assert!(self.writes.is_empty());
         if let Some(buffer) = self.buffer.take() {

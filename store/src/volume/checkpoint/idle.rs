@@ -1,9 +1,9 @@
 //! Idle journals are taken into the store.
 //!
-//! A journal is read whenever its volume is opened, and nobody else can use its space. So a journal that was left behind,
-//! by a guest that has detached or by a process that was killed, is emptied whatever it holds. The idle journal of an
-//! open volume is emptied only if it holds much: otherwise a guest that writes a block now and then would cost a
-//! change of the catalog each time.
+//! A journal is read whenever its volume is opened, and nobody else can use its space. So a journal
+//! that was left behind, by a guest that has detached or by a process that was killed, is emptied
+//! whatever it holds. The idle journal of an open volume is emptied only if it holds much:
+//! otherwise a guest that writes a block now and then would cost a change of the catalog each time.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,8 +15,8 @@ use crate::{
     volume::{Volumes, journal::last_journal_file, volume::Volume},
 };
 
-/// Journals of closed volumes that could not be emptied, with their last files. They are tried again when they have
-/// grown.
+/// Journals of closed volumes that could not be emptied, with their last files. They are tried
+/// again when they have grown.
 type Tried = HashMap<VolumeId, u64>;
 
 impl Volumes {

@@ -1,15 +1,15 @@
 //! The checkpoints of a volume that are due: their order, their retries, and what becomes of each.
 //!
-//! A task that keeps the volume open takes in one cut after the other, in their order. What was written after a cut stays in
-//! its own epochs, above the new base.
+//! A task that keeps the volume open takes in one cut after the other, in their order. What was
+//! written after a cut stays in its own epochs, above the new base.
 //!
-//! A journal that has grown to half of its limit gets a checkpoint that nobody has asked for. If it fills up all the
-//! same, its writers wait for the room that the checkpoint frees.
+//! A journal that has grown to half of its limit gets a checkpoint that nobody has asked for. If it
+//! fills up all the same, its writers wait for the room that the checkpoint frees.
 //!
-//! A promised snapshot is tried until it is done. A full disk and a bound that was reached pass, so the snapshot waits with
-//! the reason shown, and its volume's journal keeps what it needs. It is tried again after a pause, when a writer lacks
-//! room, and when the store is opened again, until it is done or deleted. An error of another kind, such as damage
-//! to the volume's base, fails it.
+//! A promised snapshot is tried until it is done. A full disk and a bound that was reached pass, so
+//! the snapshot waits with the reason shown, and its volume's journal keeps what it needs. It is
+//! tried again after a pause, when a writer lacks room, and when the store is opened again, until
+//! it is done or deleted. An error of another kind, such as damage to the volume's base, fails it.
 
 use std::{
     collections::VecDeque,
@@ -27,7 +27,7 @@ use varve_content::RootId;
 
 use crate::{
     Error, Result,
-    engine::PoisonOnPanic,
+    engine::{PoisonOnPanic, RootPin},
     meta::SnapshotId,
     volume::{
         queue::Queue,
@@ -38,9 +38,11 @@ use crate::{
 
 /// Pause before a checkpoint for room is tried again in the background.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// Pause before a snapshot is tried again: the first one, and the longest. Each is twice as long as the one before.
+/// Pause before a snapshot is tried again: the first one, and the longest. Each is twice as long as
+/// the one before.
 const SNAPSHOT_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Pauses between tries to make room, for which writers may be waiting. They are refused after the last try.
+/// Pauses between tries to make room, for which writers may be waiting. They are refused after the
+/// last try.
 const ROOM_PAUSES: [Duration; 3] = [
     Duration::from_millis(100),
     Duration::from_millis(400),
@@ -70,7 +72,7 @@ pub(in crate::volume) enum Purpose {
     /// To complete a snapshot.
     Snapshot(SnapshotId, Arc<Progress>),
     /// For a caller that waits for the root.
-    Root(oneshot::Sender<Result<RootId>>),
+    Root(oneshot::Sender<Result<RootPin>>),
 }
 
 /// The checkpoints of a volume.
@@ -85,7 +87,8 @@ pub(in crate::volume) struct Checkpoints {
     closing: watch::Sender<bool>,
     /// Held from a cut until its job is queued, so that jobs are in the order of their cuts.
     pub(in crate::volume) cutting: Arc<Mutex<()>>,
-    /// The last root that became the base, and how many of its blocks are data. Counting them would read all leaves.
+    /// The last root that became the base, and how many of its blocks are data. Counting them would
+    /// read all leaves.
     pub(in crate::volume) data_blocks: SyncMutex<Option<(RootId, u64)>>,
     /// Snapshots that have failed, and whose records do not say so yet.
     unrecorded: SyncMutex<Vec<(SnapshotId, String)>>,
@@ -134,7 +137,8 @@ impl Checkpoints {
         self.closing.send_replace(true);
     }
 
-    /// Marks the first job as waiting, and those behind it. Jobs for a root end: their callers are told why.
+    /// Marks the first job as waiting, and those behind it. Jobs for a root end: their callers are
+    /// told why.
     fn stall(&self, why: &Error) {
         let behind =
             format!("a snapshot of the volume comes first, and cannot be completed for now: {why}");
@@ -197,7 +201,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Claims the right to start a checkpoint for room. Returns false while one is under way, and for 1 s after a failure.
+    /// Claims the right to start a checkpoint for room. Returns false while one is under way, and
+    /// for 1 s after a failure.
     fn may_make_room(&self) -> bool {
         if self.pace.borrow().is_stalled {
             return false;
@@ -246,7 +251,8 @@ impl Drop for UnderWay {
 }
 
 impl Volume {
-    /// Queues a job behind all others. The caller holds [`Checkpoints::cutting`], or has the volume to itself.
+    /// Queues a job behind all others. The caller holds [`Checkpoints::cutting`], or has the volume
+    /// to itself.
     pub(in crate::volume) fn checkpoint_later(&self, job: Job) {
         let checkpoints = &self.inner().checkpoints;
         {
@@ -265,7 +271,8 @@ impl Volume {
         let volume = self.clone();
         #[expect(
             clippy::disallowed_methods,
-            reason = "whatever becomes of it, the volume holds what it held; a closed store refuses what it needs"
+            reason = "the volume holds what it held, whatever becomes of it; a closed store \
+                      refuses what it needs"
         )]
         drop(tokio::spawn(async move {
             let inner = volume.inner();
@@ -294,8 +301,8 @@ impl Volume {
 }
 
 impl VolumeState {
-    /// Begins a checkpoint of this volume if its journal has grown large, and of the volume with the largest map if the
-    /// maps of all volumes take much memory.
+    /// Begins a checkpoint of this volume if its journal has grown large, and of the volume with
+    /// the largest map if the maps of all volumes take much memory.
     pub(in crate::volume) fn checkpoint_if_large(self: &Arc<Self>) {
         if self.journal.is_large() {
             self.begin_checkpoint();
@@ -307,12 +314,14 @@ impl VolumeState {
         }
     }
 
-    /// Begins a checkpoint because there is no room in the journal. Returns false if none would be made.
+    /// Begins a checkpoint because there is no room in the journal. Returns false if none would be
+    /// made.
     pub(in crate::volume) async fn checkpoint_for_room(self: &Arc<Self>) -> bool {
         if !self.journal.can_be_emptied().await {
             return false;
         }
-        // A writer is refused only after a try of its own: space may have been freed since the last one.
+        // A writer is refused only after a try of its own: space may have been freed since the last
+        // one.
         if let Some(at) = self.checkpoints.may_try_at() {
             sleep_until(at.into()).await;
         }
@@ -362,7 +371,8 @@ impl VolumeState {
                     }
                     Err(Error::Closing) => {}
                     Err(error) => {
-                        tracing::warn!(volume = self.name, %error, "the journal was not taken into the store");
+                        let volume = &self.name;
+                        tracing::warn!(volume, %error, "the journal was not taken into the store");
                     }
                 }
                 self.checkpoints.room_ended(outcome.is_err());
@@ -376,7 +386,8 @@ impl VolumeState {
         }
     }
 
-    /// Tries a few times to make room, because writers that wait for it are refused when this fails.
+    /// Tries a few times to make room, because writers that wait for it are refused when this
+    /// fails.
     async fn checkpoint_patiently(self: &Arc<Self>, cut: Cut) -> Result<()> {
         for pause in ROOM_PAUSES {
             match self.checkpoint(cut, None).await {
@@ -406,7 +417,8 @@ impl VolumeState {
             if progress.is_cancelled() || !passes(&error) {
                 return Err(error);
             }
-            tracing::warn!(volume = self.name, snapshot = %id, %error, "a snapshot waits to be tried again");
+            let volume = &self.name;
+            tracing::warn!(volume, snapshot = %id, %error, "a snapshot waits to be tried again");
             progress.wait(error.to_string());
             self.checkpoints.stall(&error);
             self.checkpoints.pause(pause, Some(progress)).await?;
@@ -435,7 +447,7 @@ impl VolumeState {
                 match snapshot::record_failure(&self.engine, volume, id, &reason).await {
                     Ok(()) => pending.remove(id),
                     Err(error) => {
-                        tracing::warn!(snapshot = %id, %error, "its failure could not be written down");
+                        tracing::warn!(snapshot = %id, %error, "its failure was not recorded");
                         self.checkpoints.unrecorded.lock().push((id, reason));
                     }
                 }
@@ -444,8 +456,8 @@ impl VolumeState {
         progress.end();
     }
 
-    /// Records failures that could not be recorded before. No new base may come before that: it would hold what was
-    /// written after the instant of a snapshot that looks pending.
+    /// Records failures that could not be recorded before. No new base may come before that: it
+    /// would hold what was written after the instant of a snapshot that looks pending.
     pub(in crate::volume) async fn record_failures(&self) -> Result<()> {
         loop {
             let Some((id, reason)) = self.checkpoints.unrecorded.lock().first().cloned() else {

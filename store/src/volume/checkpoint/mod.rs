@@ -2,9 +2,9 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `jobs` | which cuts of a volume are to be taken in, one after the other, and what becomes of each |
-//! | `run` | one cut taken in: segments, tree, the volume's new base |
-//! | `idle` | journals that nobody adds to |
+//! | `jobs` | the checkpoints that are due: their order, their retries, and their outcomes |
+//! | `run` | one checkpoint: segments, tree, the volume's new base |
+//! | `idle` | checkpoints of idle journals |
 
 mod idle;
 mod jobs;

@@ -1,19 +1,22 @@
-//! One checkpoint: what a volume held at a cut is stored, and becomes its base. For a snapshot, for a clone, or only to
-//! make room in the journal.
+//! One checkpoint: what a volume held at a cut is stored, and becomes its base. For a snapshot, for
+//! a clone, or only to make room in the journal.
 //!
-//! 1. The epoch has ended. Later writes are in another one, and in other journal files. That is all that a writer notices,
-//!    and it takes no longer for a large volume.
-//! 2. The changed segments are cut again around the changes, and their new chunks are stored. Guests go on.
+//! 1. The epoch has ended. Later writes are in another one, and in other journal files. That is all
+//!    that a writer notices, and it takes no longer for a large volume.
+//! 2. The changed segments are cut again around the changes, and their new chunks are stored.
+//!    Guests go on.
 //! 3. The tree is derived from the base's: only inner nodes above changes are read and made.
-//! 4. The new root becomes the volume's base, and the content of the snapshot if there is one, durably and in one step.
+//! 4. The new root becomes the volume's base, and the content of the snapshot if there is one,
+//!    durably and in one step.
 //! 5. The owner record follows the catalog.
 //! 6. The journal files of what the base now holds are removed.
 //!
-//! Its cost follows what was written. Segments that were zeroed are not even looked at, however many there are.
-//! Checkpoints of several volumes run side by side, and take turns by the segment.
+//! Its cost follows what was written. Segments that were zeroed are not even looked at, however
+//! many there are. Checkpoints of several volumes run side by side, and take turns by the segment.
 //!
-//! A crash or a full disk before 4 leaves the volume as it was: the ended epochs stay layers of it, and the next
-//! checkpoint takes them along. After 4, the files that were not removed go when the volume is opened again.
+//! A crash or a full disk before 4 leaves the volume as it was: the ended epochs stay layers of it,
+//! and the next checkpoint takes them along. After 4, the files that were not removed go when the
+//! volume is opened again.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -31,7 +34,7 @@ use varve_content::{
 use super::Cut;
 use crate::{
     Error, Result,
-    engine::{Priority, apart, joined, needed_by, walked},
+    engine::{Priority, RootPin, apart, joined, needed_by, walked},
     ingest::{IncomingChunk, Ingest, NewSnapshot},
     limits::{CHECKPOINT_NODES_MAX, CHECKPOINT_SEGMENTS_IN_FLIGHT},
     meta::{Named as _, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState, VolumeRecord},
@@ -61,16 +64,18 @@ struct SegmentPut {
 }
 
 impl VolumeState {
-    /// Takes what the volume held at a cut into the store, and puts the volume on it. All cuts before it were taken in.
+    /// Takes what the volume held at a cut into the store, and puts the volume on it. All cuts
+    /// before it were taken in.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] once the snapshot is deleted; those of reading the base and of storing chunks.
+    /// [`Error::NotFound`] once the snapshot is deleted; those of reading the base and of storing
+    /// chunks.
     pub(in crate::volume) async fn checkpoint(
         self: &Arc<Self>,
         cut: Cut,
         snapshot: Option<(SnapshotId, &Progress)>,
-    ) -> Result<RootId> {
+    ) -> Result<RootPin> {
         let progress = snapshot.map(|(_, progress)| progress);
         let permits = &self.volumes.checkpoint_permits;
         let _permit = permits.acquire().await.map_err(|_| Error::Closing)?;
@@ -90,10 +95,13 @@ impl VolumeState {
         let content = self
             .put_changes(&ingest, &stack, cut.size_bytes, progress)
             .await?;
-        let base = ContentReader::open(Arc::clone(&self.engine), content.root, &self.name).await?;
+        // The ingest answers for the content until the record names its root.
+        let pin = self.engine.pins.pin(content.root);
+        let base = ContentReader::open(Arc::clone(&self.engine), pin.clone(), &self.name).await?;
         let id = snapshot.map(|(id, _)| id);
         snapshot::complete(&self.engine, self.record.id, cut.next_file, content, id).await?;
-        // The owner record names the file that the journal begins with, so it must not name one that is gone.
+        // The owner record names the file that the journal begins with, so it must not name one
+        // that is gone.
         self.record_owner().await?;
         self.layers.write().rebase(cut.next_file, base);
         *self.checkpoints.data_blocks.lock() = Some((content.root, content.data_blocks()));
@@ -101,11 +109,11 @@ impl VolumeState {
             // They go when the volume is opened again.
             tracing::warn!(volume = self.name, %error, "journal files were not removed");
         }
-        Ok(content.root)
+        Ok(pin)
     }
 
-    /// Stores what was changed since the base, and the tree that results. Its cost follows what was written: known zeros
-    /// are not looked at, and subtrees without a change are taken over.
+    /// Stores what was changed since the base, and the tree that results. Its cost follows what was
+    /// written: known zeros are not looked at, and subtrees without a change are taken over.
     async fn put_changes(
         self: &Arc<Self>,
         ingest: &Arc<Ingest>,
@@ -128,7 +136,8 @@ impl VolumeState {
                 let Changed::Mixed(segment) = changed else {
                     return Ok((changed, SegmentPut::default()));
                 };
-                // A task of its own: nobody polls this future while the tree waits for nodes or for earlier segments.
+                // A task of its own: nobody polls this future while the tree waits for nodes or for
+                // earlier segments.
                 let (volume, ingest) = (Arc::clone(self), Arc::clone(ingest));
                 let put = volume.put_in_turn(ingest, stack.clone(), size_bytes, segment);
                 let put = apart(put).await?;
@@ -174,8 +183,9 @@ impl VolumeState {
         }
     }
 
-    /// How many blocks of the base are data in segments without a change. Either those that stay are counted, or those
-    /// in zeroed segments, which are then subtracted with the replaced ones: whichever are fewer.
+    /// How many blocks of the base are data in segments without a change. Either those that stay
+    /// are counted, or those in zeroed segments, which are then subtracted with the replaced ones:
+    /// whichever are fewer.
     async fn kept_blocks(
         &self,
         base: &ContentReader,
@@ -200,7 +210,8 @@ impl VolumeState {
         }
     }
 
-    /// How many blocks of a base are data, if that is known from the last checkpoint or from the volume's last snapshot.
+    /// How many blocks of a base are data, if that is known from the last checkpoint or from the
+    /// volume's last snapshot.
     async fn known_data_blocks(&self, base: RootId) -> Result<Option<u64>> {
         let of_base = |(root, blocks): (RootId, u64)| (root == base).then_some(blocks);
         let last = *self.checkpoints.data_blocks.lock();
@@ -223,8 +234,9 @@ impl VolumeState {
             .await
     }
 
-    /// Cuts a segment again when it has a permit. All checkpoints are served in the order in which they ask, and each asks
-    /// for no more segments than may be cut at a time, so that volumes take turns.
+    /// Cuts a segment again when it has a permit. All checkpoints are served in the order in which
+    /// they ask, and each asks for no more segments than may be cut at a time, so that volumes take
+    /// turns.
     async fn put_in_turn(
         self: Arc<Self>,
         ingest: Arc<Ingest>,
@@ -261,7 +273,8 @@ impl VolumeState {
 
         let (volume, stack) = (Arc::clone(self), stack.clone());
         let runtime = Runtime::current();
-        // Where the cuts fall decides what is read, so cutting waits for reads, on a thread that may wait.
+        // Where the cuts fall decides what is read, so cutting waits for reads, on a thread that
+        // may wait.
         let cutting = tokio::task::spawn_blocking(move || {
             recut(&ranges, &changed, &zeros, blocks, |range, bytes| {
                 runtime.block_on(volume.read_blocks(&stack, size_bytes, segment, range, bytes))
@@ -330,8 +343,8 @@ impl VolumeState {
     }
 }
 
-/// The segment and the block in it where the base ends within a block and the volume goes on. What the base's chunk has
-/// behind its end is not the volume's, so the block counts as changed.
+/// The segment and the block in it where the base ends within a block and the volume goes on. What
+/// the base's chunk has behind its end is not the volume's, so the block counts as changed.
 fn ragged_end(stack: &Stack, size_bytes: u64) -> Option<(u32, u32)> {
     let end = stack.base.as_ref()?.size_bytes();
     let block = end / BLOCK_BYTES as u64;
@@ -460,7 +473,8 @@ impl LeavesIn {
     }
 }
 
-/// Ranges of a segment's blocks that were written since the base, and ranges that were zeroed, up to the end of the volume.
+/// Ranges of a segment's blocks that were written since the base, and ranges that were zeroed, up
+/// to the end of the volume.
 fn changed_blocks(
     stack: &Stack,
     size_bytes: u64,

@@ -1,12 +1,13 @@
 //! Writing a batch behind the last one, and taking a failed one back.
 //!
-//! A small batch is copied to the page cache on the spot, which is the quickest answer there is. A large one goes
-//! past the page cache, which takes a fraction of the processor time. Reads go through the page cache. The two do
-//! not get in each other's way: a block is read only after it was written, and is never written again.
+//! A small batch is copied to the page cache on the spot, which is the quickest answer there is. A
+//! large one goes past the page cache, which takes a fraction of the processor time. Reads go
+//! through the page cache. The two do not get in each other's way: a block is read only after it
+//! was written, and is never written again.
 //!
-//! A file has its full length from the start, so a full disk shows when a file is made, and not in the middle of
-//! it. A file may be one that was [in use before](super::recycle): numbers and random bytes, which are new, tell its
-//! batches from what was there.
+//! A file has its full length from the start, so a full disk shows when a file is made, and not in
+//! the middle of it. A file may be one that was [in use before](super::recycle): numbers and random
+//! bytes, which are new, tell its batches from what was there.
 
 use std::{sync::Arc, time::Instant};
 
@@ -69,9 +70,9 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// [`Error::Full`] when the disk has no room for another file, [`Error::JournalFull`] when the journal is at its
-    /// limit, [`Error::Shortage`] when the system cannot open or make a file for now. Nothing was begun then, and the
-    /// batch may be tried again.
+    /// [`Error::Full`] when the disk has no room for another file, [`Error::JournalFull`] when the
+    /// journal is at its limit, [`Error::Shortage`] when the system cannot open or make a file for
+    /// now. Nothing was begun then, and the batch may be tried again.
     pub(crate) async fn begin(
         self: &Arc<Self>,
         batch: &Batch,
@@ -148,8 +149,8 @@ impl Journal {
         let completion = if self.may_copy(batch_bytes) {
             let parts = encode::to_cache(header.as_ref(), &descriptor, batch);
             match disk.write_at_once(&writers.cached, position_bytes, &parts) {
-                // It is written again from the beginning, where it may wait: nobody was told of the part that was
-                // written.
+                // It is written again from the beginning, where it may wait: nobody was told of the
+                // part that was written.
                 Err(error) if is_shortage(&error) => {
                     disk.write_parts(&writers.cached, position_bytes, parts)
                 }
@@ -171,8 +172,8 @@ impl Journal {
         }
     }
 
-    /// Claims room for so many bytes in the page cache. Returns false when so many are unsynced there that the kernel may
-    /// let a writer wait until it has written some.
+    /// Claims room for so many bytes in the page cache. Returns false when so many are unsynced
+    /// there that the kernel may let a writer wait until it has written some.
     fn may_copy(&self, bytes: u64) -> bool {
         let mut state = self.state.lock();
         let copied_bytes = state.copied_bytes + bytes;
@@ -183,7 +184,8 @@ impl Journal {
         may
     }
 
-    /// Sets descriptors aside for the file that a batch goes to, if that is not open; `None` if there are too few.
+    /// Sets descriptors aside for the file that a batch goes to, if that is not open; `None` if
+    /// there are too few.
     pub(crate) fn reserve_for(&self, batch: &Batch) -> Option<Reservation> {
         let open = self.open_files();
         match self.tail_for(batch) {
@@ -280,7 +282,8 @@ impl Journal {
     fn fit_to_disk(&self, new: &NewFile) -> Result<u64> {
         let mut len_bytes = new.len_bytes;
         let mut free_bytes = self.dir.free_bytes()?;
-        // All journals leave as much free as they take, so that they can be taken into the store, whatever is in them.
+        // All journals leave as much free as they take, so that they can be taken into the store,
+        // whatever is in them.
         let journals_bytes = self.dir.pool.live_bytes();
         let left_bytes = |file_bytes| room_for(journals_bytes + file_bytes);
         if free_bytes < left_bytes(len_bytes) + len_bytes {
@@ -315,8 +318,9 @@ impl Journal {
         }
     }
 
-    /// Takes back a batch that could not be written, and all that was begun behind it, durably: the next batch must not
-    /// be followed by what was behind the failed one. No batch may be in flight.
+    /// Takes back a batch that could not be written, and all that was begun behind it, durably: the
+    /// next batch must not be followed by what was behind the failed one. No batch may be in
+    /// flight.
     ///
     /// # Errors
     ///
@@ -331,7 +335,8 @@ impl Journal {
     }
 
     async fn cut_back(&self, batch: BatchPlace) -> Result<()> {
-        // A file of which nothing is left goes as a whole: no other file may follow one without a header.
+        // A file of which nothing is left goes as a whole: no other file may follow one without a
+        // header.
         let first_gone = batch.number + u64::from(batch.offset_bytes > 0);
         {
             let mut state = self.state.lock();

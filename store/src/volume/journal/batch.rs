@@ -7,7 +7,8 @@ use varve_content::BLOCK_BYTES;
 
 use crate::format::journal::{Descriptor, Entry, JOURNAL_BLOCK_BYTES};
 
-/// Blocks that are added to an entry at a time, at most. An entry with as many takes no more, so their sum is a `u32`.
+/// Blocks that are added to an entry at a time, at most. An entry with as many takes no more, so
+/// their sum is a `u32`.
 const ENTRY_BLOCKS_MAX: u32 = 1 << 31;
 
 /// A change of whole blocks.
@@ -28,7 +29,8 @@ impl Change {
         }
     }
 
-    /// Splits it into changes of at most `most` bytes of data each, in order; into none if it changes nothing.
+    /// Splits it into changes of at most `most` bytes of data each, in order; into none if it
+    /// changes nothing.
     pub(crate) fn split(self, most: usize) -> impl Iterator<Item = Self> {
         debug_assert!(most.is_multiple_of(BLOCK_BYTES));
         let mut rest = (!self.is_empty()).then_some(self);

@@ -1,4 +1,5 @@
-//! Journals of volumes that are not open. All of this may take long: callers on an executor offload it.
+//! Journals of volumes that are not open. All of this may take long: callers on an executor offload
+//! it.
 
 use std::{io::ErrorKind, path::Path};
 
@@ -25,8 +26,8 @@ pub(crate) fn journal_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>> {
     }
 }
 
-/// The number of a volume's last journal file, if that is `first_file` or one behind it. Files before it hold nothing
-/// that the volume's base does not.
+/// The number of a volume's last journal file, if that is `first_file` or one behind it. Files
+/// before it hold nothing that the volume's base does not.
 ///
 /// # Errors
 ///
@@ -41,7 +42,8 @@ pub(crate) fn last_journal_file(
     Ok(numbers.into_iter().max().filter(|last| *last >= first_file))
 }
 
-/// Bytes that a volume's journal files take from `first_file` on. Files before it go when the volume is opened.
+/// Bytes that a volume's journal files take from `first_file` on. Files before it go when the
+/// volume is opened.
 ///
 /// # Errors
 ///

@@ -27,7 +27,7 @@ pub(crate) struct JournalDir {
     pub(crate) data_dir: PathBuf,
     pub(crate) store: StoreId,
     pub(crate) volume: VolumeId,
-    /// What the journal's files may take, in bytes.
+    /// Bytes that the journal's files may take.
     pub(crate) bytes_max: u64,
     pub(crate) pool: Arc<FilePool>,
     pub(crate) host: Arc<dyn Host>,
@@ -76,7 +76,8 @@ impl JournalDir {
     ///
     /// # Errors
     ///
-    /// [`Error::Shortage`] when the store closes: no sync has failed then. Any other error is a failed sync.
+    /// [`Error::Shortage`] when the store closes: no sync has failed then. Any other error is a
+    /// failed sync.
     pub(super) async fn sync(&self) -> Result<()> {
         let dir = self.path();
         let sync = || self.disk.sync_dir(&dir);
@@ -92,8 +93,8 @@ impl JournalDir {
         })
     }
 
-    /// Makes a file durable. A failed sync stops the store: the kernel reports it once, and a second try would seem to
-    /// succeed.
+    /// Makes a file durable. A failed sync stops the store: the kernel reports it once, and a
+    /// second try would seem to succeed.
     pub(super) async fn sync_file_or_stop(&self, file: &File) -> Result<()> {
         let synced = self.disk.sync_data(file).await;
         synced
@@ -131,7 +132,8 @@ impl JournalDir {
         Ok(Writers { cached, direct })
     }
 
-    /// Gives a spare file a new name, to be written again. Returns `None` if the spare file is gone.
+    /// Gives a spare file a new name, to be written again. Returns `None` if the spare file is
+    /// gone.
     pub(super) fn reuse_file(&self, spare: &SpareFile, path: &Path) -> Option<Result<Writers>> {
         if let Err(error) = self.disk.rename(&spare.path, path) {
             let path = spare.path.display();
@@ -189,8 +191,8 @@ impl JournalDir {
         self.bytes_max / SPARE_PART_OF_JOURNAL
     }
 
-    /// Keeps a file that is no longer needed as a spare one, if its volume may have so many bytes of them, or removes
-    /// it. May take long.
+    /// Keeps a file that is no longer needed as a spare one, if its volume may have so many bytes
+    /// of them, or removes it. May take long.
     pub(super) fn retire_file(
         &self,
         number: u64,
@@ -220,9 +222,9 @@ impl JournalDir {
         remove_at(&*self.disk, &path)
     }
 
-    /// The length of the next file of a journal that takes so many bytes: as many again, so that a volume of which
-    /// little is written takes little space, and one of which much is written has few files. The length of a
-    /// spare file is as good, if it fits.
+    /// The length of the next file of a journal that takes so many bytes: as many again, so that a
+    /// volume of which little is written takes little space, and one of which much is written has
+    /// few files. The length of a spare file is as good, if it fits.
     pub(super) fn next_file_bytes(&self, journal_bytes: u64) -> u64 {
         let part = self.bytes_max / 128;
         let most = part.clamp(JOURNAL_FILE_BYTES_MIN, JOURNAL_FILE_BYTES_MAX);
@@ -237,8 +239,8 @@ pub(super) fn remove_at(disk: &dyn Disk, path: &Path) -> Result<()> {
         .map_err(|source| Error::io("remove", path, source))
 }
 
-/// The error of a sync. It is never [`Error::Full`], because after a failed sync nobody knows what is on the disk. It is
-/// [`Error::Shortage`] only where the sync was not begun: see [`Disk`].
+/// The error of a sync. It is never [`Error::Full`], because after a failed sync nobody knows what
+/// is on the disk. It is [`Error::Shortage`] only where the sync was not begun: see [`Disk`].
 pub(super) fn sync_error(path: PathBuf, source: io::Error) -> Error {
     if is_shortage(&source) {
         return Error::io("sync", &path, source);

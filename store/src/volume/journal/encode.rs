@@ -11,7 +11,8 @@ use crate::{
     limits::JOURNAL_LARGE_BYTES,
 };
 
-/// Writes what precedes a batch's data: the header of its file, if it is the first there, and its descriptor.
+/// Writes what precedes a batch's data: the header of its file, if it is the first there, and its
+/// descriptor.
 fn put_head(buf: &mut AlignedBuf, header: Option<&FileHeader>, descriptor: &Descriptor) {
     if let Some(header) = header {
         buf.extend_from_slice(&header.encode());
@@ -32,8 +33,8 @@ pub(super) fn to_cache(
         .collect()
 }
 
-/// The parts of a batch that is written past the page cache. Large aligned data is written from where it is, all else
-/// is copied.
+/// The parts of a batch that is written past the page cache. Large aligned data is written from
+/// where it is, all else is copied.
 pub(super) fn past_cache(
     header: Option<&FileHeader>,
     descriptor: &Descriptor,

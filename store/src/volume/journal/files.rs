@@ -1,9 +1,10 @@
 //! The open files of all journals: those used last, within a bound on descriptors.
 //!
-//! A file that was closed is opened again when it is read or added to. Two kinds of files stay open. One has unsynced
-//! writes: the kernel reports a lost write to those who have the file open, and may report it to nobody once all have
-//! closed it. The other has requests under way. When too many files have to stay open, the volumes that wrote
-//! longest ago are made durable, and then their files can be closed.
+//! A file that was closed is opened again when it is read or added to. Two kinds of files stay
+//! open. One has unsynced writes: the kernel reports a lost write to those who have the file open,
+//! and may report it to nobody once all have closed it. The other has requests under way. When too
+//! many files have to stay open, the volumes that wrote longest ago are made durable, and then
+//! their files can be closed.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -136,7 +137,8 @@ impl OpenFiles {
         })
     }
 
-    /// Keeps a file open from now on, until it is [synced](Self::synced), because it is being written.
+    /// Keeps a file open from now on, until it is [synced](Self::synced), because it is being
+    /// written.
     pub(super) fn unsynced(&self, journal: JournalId, number: u64) {
         if let Some(open) = self.state.lock().open.get_mut(&(journal, number)) {
             open.unsynced = true;
@@ -150,8 +152,8 @@ impl OpenFiles {
         open.is_some_and(|open| open.direct.is_some())
     }
 
-    /// Keeps a file open, and closes others for it. Returns the file that is kept, which is another one if somebody
-    /// opened the same file first.
+    /// Keeps a file open, and closes others for it. Returns the file that is kept, which is another
+    /// one if somebody opened the same file first.
     pub(super) fn insert(
         &self,
         journal: JournalId,
@@ -163,7 +165,7 @@ impl OpenFiles {
         let reserved = reservation.take();
         let key = (journal, number);
         let mut state = self.state.lock();
-        // What was set aside is used now.
+        // The caller uses up its reservation.
         state.reserved -= reserved;
         let (cached, direct, unsynced) = match state.remove(key) {
             Some(before) => (before.cached, before.direct.or(direct), before.unsynced),
@@ -232,8 +234,9 @@ impl OpenFiles {
         })))
     }
 
-    /// Waits until so many descriptors can be had, by closing files, and by making some durable first. Returns early
-    /// once `is_of_no_use` says that waiting is in vain: when the store closes, or makes nothing durable any more.
+    /// Waits until so many descriptors can be had, by closing files, and by making some durable
+    /// first. Returns early once `is_of_no_use` says that waiting is in vain: when the store
+    /// closes, or makes nothing durable any more.
     pub(super) async fn wait_for_room(&self, descriptors: usize, is_of_no_use: impl Fn() -> bool) {
         loop {
             let freed = self.freed.notified();
@@ -273,8 +276,8 @@ impl State {
         Some(removed)
     }
 
-    /// Closes files until so many descriptors are free, those used longest ago first. Returns whether that was
-    /// possible.
+    /// Closes files until so many descriptors are free, those used longest ago first. Returns
+    /// whether that was possible.
     fn make_room(&mut self, descriptors: usize, descriptors_max: usize) -> bool {
         while self.descriptors + self.reserved + descriptors > descriptors_max {
             // A look at all of them, once for each file that is opened, which takes longer.
@@ -293,7 +296,7 @@ impl State {
         true
     }
 
-    /// What makes those journals durable that have been unsynced for the longest time.
+    /// The owners of the journals that have been unsynced for the longest time.
     fn longest_unsynced(&self) -> Vec<Arc<dyn MakesDurable>> {
         let mut unsynced: Vec<_> = self
             .open

@@ -1,8 +1,8 @@
 //! An open journal: its files, its epochs, and where its blocks are.
 //!
-//! Batches are [appended](super::append) one behind the other and made durable by a [sync](super::sync). An epoch is
-//! what was written between two cuts; it begins with a file of its own, so that whole files go once an epoch is in
-//! the store.
+//! Batches are [appended](super::append) one behind the other and made durable by a
+//! [sync](super::sync). An epoch is what was written between two cuts; it begins with a file of its
+//! own, so that whole files go once an epoch is in the store.
 
 use std::{
     collections::BTreeMap,
@@ -99,13 +99,13 @@ pub(super) struct JournalFile {
 pub(crate) struct BlockPlace {
     pub(crate) file: File,
     pub(crate) offset_bytes: u64,
-    /// What of the file was written.
+    /// Up to where the file was written.
     written_bytes: u64,
 }
 
 impl BlockPlace {
-    /// What of the file to bring into the page cache when bytes at an offset are read: where that begins, and how many
-    /// bytes it is.
+    /// The range to bring into the page cache when bytes at an offset are read: where it
+    /// begins, and its length in bytes.
     pub(crate) fn around(&self, offset_bytes: u64) -> (u64, usize) {
         let start = offset_bytes / JOURNAL_READ_AROUND_BYTES * JOURNAL_READ_AROUND_BYTES;
         let end = (start + JOURNAL_READ_AROUND_BYTES).min(self.written_bytes);
@@ -181,12 +181,14 @@ impl Journal {
         state.written_sequence
     }
 
-    /// Ends the epoch: the next batch begins a file of its own, whose number is returned. No batch may be in flight.
+    /// Ends the epoch: the next batch begins a file of its own, whose number is returned. No batch
+    /// may be in flight.
     pub(crate) fn end_epoch(&self) -> u64 {
         let mut state = self.state.lock();
         debug_assert_eq!(state.written_sequence, state.last_sequence);
-        // A file may have been made without a batch, because its first one could not be begun and comes next. It has
-        // no header yet, so no other file may follow it: the new epoch begins with it.
+        // A file may have been made without a batch, because its first one could not be begun and
+        // comes next. It has no header yet, so no other file may follow it: the new epoch begins
+        // with it.
         let unbegun = state.tail.as_ref().filter(|tail| tail.position_bytes == 0);
         state.epoch_first = match unbegun {
             Some(tail) => tail.number,
@@ -304,8 +306,8 @@ impl Journal {
         self.state.lock().begun_at
     }
 
-    /// Whether a checkpoint would free something, and the disk has room for all that it might store. Removes spare
-    /// files if there is none without.
+    /// Whether a checkpoint would free something, and the disk has room for all that it might
+    /// store. Removes spare files if there is none without.
     pub(crate) async fn can_be_emptied(self: &Arc<Self>) -> bool {
         let len_bytes = self.len_bytes();
         if len_bytes == 0 {
@@ -352,8 +354,8 @@ impl State {
     }
 }
 
-/// Free bytes with which so many bytes of a journal can be taken into the store, whatever is in them: what chunks
-/// leave free, and a little for what describes them.
+/// Free bytes with which so many bytes of a journal can be taken into the store, whatever is in
+/// them: what chunks leave free, and a little for what describes them.
 pub(super) const fn room_for(journal_bytes: u64) -> u64 {
     FREE_BYTES_MIN + journal_bytes + journal_bytes / 16 + (4 << 20)
 }

@@ -1,8 +1,9 @@
 //! Journals: what was written to volumes and is not in the store yet.
 //!
-//! This folder knows no volume. It writes batches of changed blocks to files, makes them durable, and
-//! reads what a process left behind. The layer above tells it where files belong ([`JournalDir`]),
-//! stands in for the rest of the store ([`Host`]), and keeps the map of blocks ([`Replay`]).
+//! This folder knows no volume. It writes batches of changed blocks to files, makes them durable,
+//! and reads what a process left behind. The layer above tells it where files belong
+//! ([`JournalDir`]), stands in for the rest of the store ([`Host`]), and keeps the map of blocks
+//! ([`Replay`]).
 //!
 //! | file | what |
 //! | --- | --- |
@@ -23,10 +24,13 @@
 //!
 //! What must hold:
 //!
-//! - Acknowledged batches are a prefix of the journal: a loss of power takes its end, never its middle.
-//! - A written batch is in the kernel and survives the process. A synced batch survives the machine.
+//! - Acknowledged batches are a prefix of the journal: a loss of power takes its end, never its
+//!   middle.
+//! - A written batch is in the kernel and survives the process. A synced batch survives the
+//!   machine.
 //! - A sync that failed is never repeated: the kernel reports the loss once, and then forgets it.
-//! - A file that holds unsynced batches stays open, because the kernel reports the loss to open files.
+//! - A file that holds unsynced batches stays open, because the kernel reports the loss to open
+//!   files.
 
 mod append;
 mod batch;

@@ -1,11 +1,13 @@
 //! The owner record beside a journal, kept up to date.
 //!
-//! The catalog comes first. Once a change there is durable, the owner record is written and synced. Only then follows what
-//! builds on the change: a journal file is made or removed, or a guest writes behind the old end. So the
-//! record may be one change behind the catalog, never ahead of it, and it is always true of the files beside it.
+//! The catalog comes first. Once a change there is durable, the owner record is written and synced.
+//! Only then follows what builds on the change: a journal file is made or removed, or a guest
+//! writes behind the old end. So the record may be one change behind the catalog, never ahead of
+//! it, and it is always true of the files beside it.
 //!
-//! The journal of a volume that is not open does not change, and neither does the record: opening brings it up to
-//! date. It is written in place, so a full disk does not keep a journal from being emptied.
+//! The journal of a volume that is not open does not change, and neither does the record: opening
+//! brings it up to date. It is written in place, so a full disk does not keep a journal from being
+//! emptied.
 
 use std::{
     fmt,
@@ -32,11 +34,13 @@ pub(crate) struct OwnerFile {
 }
 
 impl OwnerFile {
-    /// Reads the record, and writes it if it is absent or not what the catalog says. The directory exists.
+    /// Reads the record, and writes it if it is absent or not what the catalog says. The directory
+    /// exists.
     ///
     /// # Errors
     ///
-    /// [`Error::Incompatible`] when the journal is another volume's, or the catalog is older than the journal.
+    /// [`Error::Incompatible`] when the journal is another volume's, or the catalog is older than
+    /// the journal.
     pub(crate) async fn open(dir: &JournalDir, record: &VolumeRecord) -> Result<Self> {
         let mut opened = Self {
             path: names::journal_owner(&dir.data_dir, dir.volume),
@@ -50,7 +54,8 @@ impl OwnerFile {
                 for ((says, catalog), what) in both.zip(["first file", "size in bytes"]) {
                     if says > catalog {
                         return Err(opened.refuse(format!(
-                            "{what} of volume {:?}: {says} by its journal, {catalog} by the catalog, which is older; \
+                            "{what} of volume {:?}: {says} by its journal, \
+                             {catalog} by the catalog, which is older; \
                              `varved rebuild` puts the volume on what its journal says",
                             record.name
                         )));
@@ -70,8 +75,8 @@ impl OwnerFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Full`] if the disk is full and a record was there before. A write or sync that fails for
-    /// another reason stops the store.
+    /// [`Error::Full`] if the disk is full and a record was there before. A write or sync that
+    /// fails for another reason stops the store.
     pub(crate) async fn follow(&mut self, dir: &JournalDir, record: &VolumeRecord) -> Result<()> {
         let volume = OwnerRecord::kept(record);
         let number = match &self.last {

@@ -1,16 +1,19 @@
 //! Reading a journal that a process left behind.
 //!
-//! Batches count from the first one on, as long as each is whole and has the number that is due. The journal ends with
-//! the first that is not: a loss of power tore it, and it was never promised. Two witnesses turn that end into damage,
-//! and then the volume is not opened: a descriptor behind the end that says that a lost batch was durable, and the
-//! volume's record, which says what was durable when a snapshot was promised.
+//! Batches count from the first one on, as long as each is whole and has the number that is due.
+//! The journal ends with the first that is not: a loss of power tore it, and it was never promised.
+//! Two witnesses turn that end into damage, and then the volume is not opened: a descriptor behind
+//! the end that says that a lost batch was durable, and the volume's record, which says what was
+//! durable when a snapshot was promised.
 //!
 //! The order, and why a crash anywhere in it loses nothing:
 //!
 //! 1. Files before the first one go: their content is in the base.
-//! 2. All files are synced. A process that was killed may not have synced what it acknowledged; from here on that is
-//!    promised. The page cache is dropped, so that what is read next is on the disk.
-//! 3. The batches are read, and witnesses are heard. Nothing was changed until here but by 1 and 2, which may be repeated.
+//! 2. All files are synced. A process that was killed may not have synced what it acknowledged;
+//!    from here on that is promised. The page cache is dropped, so that what is read next is on the
+//!    disk.
+//! 3. The batches are read, and witnesses are heard. Nothing was changed until here but by 1 and 2,
+//!    which may be repeated.
 //! 4. What does not count is cut off, from the last file back, so that a crash leaves no gap.
 //! 5. The last file and the directory are synced: what was cut off stays cut off.
 
@@ -41,7 +44,7 @@ use crate::{
 
 const BLOCK: usize = JOURNAL_BLOCK_BYTES;
 
-/// What was found in a volume's journal.
+/// The content of a journal, as it was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JournalReport {
     /// Batches that count.
@@ -50,11 +53,11 @@ pub struct JournalReport {
     pub blocks: u64,
     /// Journal files.
     pub files: u64,
-    /// What could not be read at the end, and was cut off. It was never promised.
+    /// The unreadable end, which was cut off. It was never promised.
     pub torn: Option<String>,
 }
 
-/// What the volume's record says of its journal.
+/// The promises in a volume's record.
 #[derive(Debug)]
 pub(crate) struct Promises {
     /// The number of the first file.
@@ -76,7 +79,8 @@ pub(crate) struct PromisedCut {
 
 /// Takes in what a journal holds, from the first batch to the last.
 pub(crate) trait Replay: Send + Sync {
-    /// Begins an epoch: slots are counted from this file on. Called once before all batches, and at each cut.
+    /// Begins an epoch: slots are counted from this file on. Called once before all batches, and at
+    /// each cut.
     fn begin_epoch(&mut self, first_file: u64);
 
     /// Takes in a batch whose first data block is in `slot`.
@@ -87,7 +91,7 @@ pub(crate) trait Replay: Send + Sync {
 struct End {
     number: u64,
     offset_bytes: u64,
-    /// What is wrong with what is there; `None` if no batch is there.
+    /// Why the bytes there are no batch; `None` if they never were one.
     why: Option<FormatError>,
 }
 
@@ -111,7 +115,8 @@ struct Reader<'a> {
     promised_files_end: u64,
     /// Of the file that is being read.
     nonce: Nonce,
-    /// A number below those of the first file. All batches up to it are in the base, whatever their numbers are.
+    /// A number below those of the first file. All batches up to it are in the base, whatever their
+    /// numbers are.
     in_base_sequence: u64,
     /// The last batch that counts.
     sequence: u64,
@@ -122,15 +127,15 @@ struct Reader<'a> {
     report: JournalReport,
 }
 
-/// Reads a journal, makes it durable, and cuts off what does not count. Only `scan_permits` journals are read at a
-/// time.
+/// Reads a journal, makes it durable, and cuts off what does not count. Only `scan_permits`
+/// journals are read at a time.
 ///
 /// Must run to its end: a sync that fails stops the store, and must be seen.
 ///
 /// # Errors
 ///
-/// [`Error::Damaged`] when what was promised is not there, [`Error::Incompatible`] when a file is of another
-/// journal or of an unknown version.
+/// [`Error::Damaged`] when what was promised is not there, [`Error::Incompatible`] when a file is
+/// of another journal or of an unknown version.
 pub(crate) async fn recover(
     dir: &JournalDir,
     mut promises: Promises,
@@ -183,7 +188,8 @@ pub(crate) async fn recover(
     Ok((recovered, reader.report))
 }
 
-/// Removes the files before the first one, spare ones among them, and returns the numbers of the others.
+/// Removes the files before the first one, spare ones among them, and returns the numbers of the
+/// others.
 async fn remove_old_files(dir: &JournalDir, first_number: u64) -> Result<BTreeSet<u64>> {
     let pool = Arc::clone(&dir.pool);
     let volume = dir.volume;
@@ -213,9 +219,9 @@ fn file_len(dir: &JournalDir, file: &File) -> Result<u64> {
 
 /// Removes what does not count: everything behind the last batch that does.
 ///
-/// A file without a batch goes as a whole, header included, and the next file gets its number. If it stayed, two
-/// headers would name the batch before theirs; and once the files before are in the base, the second would name a
-/// batch that nobody can find.
+/// A file without a batch goes as a whole, header included, and the next file gets its number. If
+/// it stayed, two headers would name the batch before theirs; and once the files before are in the
+/// base, the second would name a batch that nobody can find.
 async fn cut_off(
     dir: &JournalDir,
     files: &mut BTreeSet<u64>,
@@ -325,10 +331,11 @@ impl<'a> Reader<'a> {
             self.in_base_sequence = header.first_sequence.saturating_sub(1);
             self.sequence = self.in_base_sequence;
         }
-        // The batches before the first file are in the base, and it does not matter which of them was the last. So the
-        // first file may name any. So may files behind it as long as no batch was read: earlier versions kept files of
-        // which only the header was left, and the files behind repeat what was last when those were made. That is safe:
-        // if the first file had ever held an acknowledged batch, this header would name it or a later one, and their
+        // The batches before the first file are in the base, and it does not matter which of them
+        // was the last. So the first file may name any. So may files behind it as long as no batch
+        // was read: earlier versions kept files of which only the header was left, and the files
+        // behind repeat what was last when those were made. That is safe: if the first file had
+        // ever held an acknowledged batch, this header would name it or a later one, and their
         // numbers are above those of the base.
         let previous = header.previous_sequence.max(self.in_base_sequence);
         if previous != self.sequence {
@@ -361,7 +368,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether a header is that of the file's earlier use, before it was renamed to be written again.
+    /// Whether a header is that of the file's earlier use, before it was renamed to be written
+    /// again.
     fn is_stale(&self, header: &FileHeader) -> bool {
         header.store == self.dir.store
             && header.volume == self.dir.volume
@@ -400,7 +408,8 @@ impl<'a> Reader<'a> {
             return Err(Error::Incompatible {
                 path: file.path().to_owned(),
                 why: format!(
-                    "it is journal file {} of volume {} in store {}, where file {number} of volume {} in store {} belongs",
+                    "it is journal file {} of volume {} in store {}, \
+                     where file {number} of volume {} in store {} belongs",
                     header.number, header.volume, header.store, self.dir.volume, self.dir.store
                 ),
             });
@@ -507,7 +516,8 @@ impl<'a> Reader<'a> {
         if !is_torn && !is_short {
             return Ok(());
         }
-        // A batch's number says which file it is in. What is lost there looks as if it had never been written.
+        // A batch's number says which file it is in. What is lost there looks as if it had never
+        // been written.
         let is_of = |number| promises.sequence < first_sequence_of(number + 1);
         let (number, offset_bytes) = match self.kept {
             Some((number, offset_bytes)) if is_short && is_of(number) => (number, offset_bytes),
@@ -528,17 +538,19 @@ impl<'a> Reader<'a> {
 
     /// Checks that no descriptor behind the end says that a lost batch was durable.
     async fn check_nothing_promised(&self, files: &BTreeSet<u64>, end: &End) -> Result<()> {
-        // From the end of the last batch that counts: the loss may be before the place where reading stopped.
+        // From the end of the last batch that counts: the loss may be before the place where
+        // reading stopped.
         let (first_number, first_offset) = self.kept.unwrap_or((self.first_number, 0));
         for number in files.range(first_number..) {
             let file = &self.file(*number).await?;
-            // Its own header was never durable, and neither was anything behind it. What is there may be a guest's
-            // data, whatever it looks like.
+            // Its own header was never durable, and neither was anything behind it. What is there
+            // may be a guest's data, whatever it looks like.
             let head = self.read_at(file, 0, BLOCK).await?;
             if FileHeader::decode(&head).is_ok_and(|header| self.is_stale(&header)) {
                 continue;
             }
-            // A header that cannot be read gives no nonce. Then any descriptor counts: better an error too many.
+            // A header that cannot be read gives no nonce. Then any descriptor counts: better an
+            // error too many.
             let nonce = self.header(*number, file, &head)?.ok();
             let nonce = nonce.map(|header| header.nonce);
             let mut at = if *number == first_number {

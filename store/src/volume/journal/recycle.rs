@@ -1,11 +1,13 @@
-//! The files of all journals: what they take on disk, and spare ones that are kept to be written again.
+//! The files of all journals: what they take on disk, and spare ones that are kept to be written
+//! again.
 //!
-//! The first sync behind writes to newly allocated space makes the file system record, in its own journal, that the
-//! space is in use. A file that was written before needs no such record, which takes a third off the sync.
-//! PostgreSQL recycles the files of its log for the same reason.
+//! The first sync behind writes to newly allocated space makes the file system record, in its own
+//! journal, that the space is in use. A file that was written before needs no such record, which
+//! takes a third off the sync. PostgreSQL recycles the files of its log for the same reason.
 //!
-//! A spare file keeps its name. Its number is below those that the volume's record says are in use, so whoever
-//! opens the volume removes it. Nothing is promised of its content, and all spare files go when space is short.
+//! A spare file keeps its name. Its number is below those that the volume's record says are in use,
+//! so it goes when the volume is opened again. Nothing is promised of its content, and all spare
+//! files go when space is short.
 
 use std::{
     io::ErrorKind,
@@ -33,7 +35,8 @@ pub(crate) struct FilePool {
     /// Bytes of files in use.
     live_bytes: AtomicU64,
     spares: Mutex<Vec<SpareFile>>,
-    /// Held while spare files are removed, which may take long. Nobody waits for it but to remove others.
+    /// Held while spare files are removed, which may take long. Nobody waits for it but to remove
+    /// others.
     removing: Mutex<()>,
 }
 
@@ -72,9 +75,9 @@ impl FilePool {
         self.live_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Keeps a file that is no longer in use, unless its volume would have more than `volume_max` bytes of spare
-    /// files, or all volumes more than is fair for so much free space. Returns whether the file was kept; the
-    /// caller removes one that was not.
+    /// Keeps a file that is no longer in use, unless its volume would have more than `volume_max`
+    /// bytes of spare files, or all volumes more than is fair for so much free space. Returns
+    /// whether the file was kept; the caller removes one that was not.
     pub(super) fn keep(&self, spare: SpareFile, volume_max: u64, free_bytes: u64) -> bool {
         let mut spares = self.spares.lock();
         let of_volume = spares.iter().filter(|other| other.volume == spare.volume);
@@ -111,8 +114,8 @@ impl FilePool {
         Some(spares.remove(at))
     }
 
-    /// Removes all spare files, because space is short. May take long. The caller looks at the free space again,
-    /// even if there were none: another caller may have removed them.
+    /// Removes all spare files, because space is short. May take long. The caller looks at the free
+    /// space again, even if there were none: another caller may have removed them.
     pub(crate) fn remove_spares(&self) {
         self.remove_those(|_| true);
     }
@@ -134,7 +137,8 @@ impl FilePool {
                 Ok(()) => {}
                 // It went with its volume.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                // It goes when its volume is opened again. Until then it takes space, and nothing else is wrong.
+                // It goes when its volume is opened again. Until then it takes space, and nothing
+                // else is wrong.
                 Err(error) => {
                     let path = spare.path.display();
                     tracing::warn!(%path, %error, "a spare journal file was not removed");

@@ -1,7 +1,7 @@
 //! Slots: addresses of data blocks in a journal, 4 bytes each.
 //!
-//! A slot counts blocks from the first file of an epoch on. Every file counts as the longest possible one, so a
-//! slot alone gives file and offset, and the files' lengths do not matter.
+//! A slot counts blocks from the first file of an epoch on. Every file counts as the longest
+//! possible one, so a slot alone gives file and offset, and the files' lengths do not matter.
 
 use crate::{
     format::journal::JOURNAL_BLOCK_BYTES,

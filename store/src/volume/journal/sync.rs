@@ -13,20 +13,22 @@ use crate::{
 };
 
 impl Journal {
-    /// Makes all batches durable that were [written](Self::written) before. Of several callers, one does the work of
-    /// those that wait.
+    /// Makes all batches durable that were [written](Self::written) before. Of several callers, one
+    /// does the work of those that wait.
     ///
-    /// Must run to its end: the kernel reports an error once, and forgets it even if nobody sees it.
+    /// Must run to its end: the kernel reports an error once, and forgets it even if nobody sees
+    /// it.
     ///
     /// # Errors
     ///
-    /// [`Error::Shortage`] when the store closes: nothing has failed then. After any other error the journal makes
-    /// nothing durable any more, because the kernel would tell the next caller that all is well.
+    /// [`Error::Shortage`] when the store closes: nothing has failed then. After any other error
+    /// the journal makes nothing durable any more, because the kernel would tell the next caller
+    /// that all is well.
     pub(crate) async fn sync(&self) -> Result<()> {
         let _syncing = self.syncing.lock().await;
         let synced = self.sync_files().await;
         match &synced {
-            // What was not done can be done later: no sync has failed.
+            // No sync has failed, so the next one can still do it.
             Ok(()) | Err(Error::Shortage { .. }) => {}
             Err(error) => self.state.lock().failed = Some(error.to_string()),
         }
@@ -97,8 +99,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether a sync is due that nobody has asked for: so much was copied to the page cache that a later writer
-    /// would wait for it, or so many files are unsynced that they had better not all stay open.
+    /// Whether a sync is due that nobody has asked for: so much was copied to the page cache that a
+    /// later writer would wait for it, or so many files are unsynced that they had better not all
+    /// stay open.
     pub(crate) fn wants_sync(&self) -> bool {
         let state = self.state.lock();
         let last = || state.files.values().rev().take(JOURNAL_FILES_UNSYNCED);

@@ -1,7 +1,8 @@
 //! A journal file's blocks and their checksums, read ahead of recovery.
 //!
-//! A guest waits until its volume's journal was read. So several reads are in flight, past the page cache, which reads
-//! ahead too little. The store's threads checksum all blocks: which of them are data turns out only batch by batch.
+//! A guest waits until its volume's journal was read. So several reads are in flight, past the page
+//! cache, which reads ahead too little. The store's threads checksum all blocks: which of them are
+//! data turns out only batch by batch.
 
 use std::collections::VecDeque;
 
@@ -63,8 +64,8 @@ impl<'a> Windows<'a> {
         })
     }
 
-    /// Loads blocks, and lets go of those before. If the file ends before their end: how many bytes it has from the
-    /// first of them on.
+    /// Loads blocks, and lets go of those before. If the file ends before their end: how many bytes
+    /// it has from the first of them on.
     pub(super) async fn load(&mut self, start: u64, blocks: u64) -> Result<Option<u64>> {
         debug_assert!(start >= self.first_block);
         loop {
@@ -110,8 +111,8 @@ impl<'a> Windows<'a> {
     }
 }
 
-/// The same file, opened for reads past the page cache. Only the cache can read the end of a file that does not end with
-/// a block, which no journal file does unless it was damaged.
+/// The same file, opened for reads past the page cache. Only the cache can read the end of a file
+/// that does not end with a block, which no journal file does unless it was damaged.
 async fn past_the_cache(disk: &dyn Disk, file: &File) -> Result<File> {
     let path = file.path();
     let len_bytes = disk.len(file);

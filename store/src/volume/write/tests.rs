@@ -13,7 +13,8 @@ use crate::{
 use super::super::volume::BLOCK;
 use super::*;
 
-/// A change that zeroes up to the old end, and was begun before the volume grew, does not zero what is written behind it.
+/// A change that zeroes up to the old end, and was begun before the volume grew, does not zero what
+/// is written behind it.
 #[test]
 fn a_volume_that_grows_beside_a_trim_of_its_last_block_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();

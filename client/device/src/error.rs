@@ -1,0 +1,106 @@
+//! What can go wrong with a device, told apart by what the caller does about it.
+
+use std::{error::Error as StdError, fmt, io};
+
+/// What a caller does about an error.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No such export or device: check the name.
+    NotFound,
+    /// The request is wrong: repair it. Trying again as it is does not help.
+    Invalid,
+    /// A device is in use, or an export is attached already. Change that first.
+    Conflict,
+    /// The daemon cannot be reached, or the connection was lost: try again when the daemon runs.
+    Unreachable,
+    /// The kernel or the daemon cannot serve this now: the message says why.
+    Unavailable,
+    /// Not permitted: only root may attach and detach devices.
+    Denied,
+    /// A file cannot be written for want of space. Free space, then try again.
+    OutOfSpace,
+    /// A file of the system cannot be read or written: the message names it.
+    File,
+    /// The daemon or this library broke the NBD protocol: a bug, or versions that do not fit.
+    Internal,
+}
+
+/// What was being done, and why it failed.
+///
+/// Shown as `<what>: <why>`; the message of a daemon is passed on as it is.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    what: String,
+    why: String,
+    source: Option<io::Error>,
+}
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `kind`, met while doing `what` (verb and object), because of `why`.
+    pub(crate) fn new(kind: ErrorKind, what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            kind,
+            what: what.into(),
+            why: why.into(),
+            source: None,
+        }
+    }
+
+    /// The system refused something.
+    pub(crate) fn file(what: impl Into<String>, error: io::Error) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::OutOfSpace,
+            _ => ErrorKind::File,
+        };
+        // Without Rust's "(os error 2)".
+        let mut why = error.to_string();
+        if let Some(at) = why.find(" (os error ") {
+            why.truncate(at);
+        }
+        Self {
+            source: Some(error),
+            ..Self::new(kind, what, why)
+        }
+    }
+
+    /// The other side did what the protocol does not allow.
+    pub(crate) fn protocol(what: impl Into<String>, why: impl fmt::Display) -> Self {
+        let why = format!("the daemon broke the protocol: {why}");
+        Self::new(ErrorKind::Internal, what, why)
+    }
+
+    /// What a caller does about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What was being done.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// Why it failed.
+    #[must_use]
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.why)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_ref().map(|source| source as _)
+    }
+}

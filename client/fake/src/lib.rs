@@ -1,0 +1,222 @@
+//! A daemon for tests: content in memory, and the protocol's rules checked.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
+
+mod content;
+mod copies;
+mod replication;
+mod snapshots;
+mod volumes;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::Stream;
+use tempfile::TempDir;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    runtime::Runtime,
+};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::{Status, transport::Server};
+use varve_client::{Client, Endpoint};
+use varve_content::{chunk_id::ChunkId, codec::Compression};
+use varve_proto::v1::{
+    self, content_service_server::ContentServiceServer, copy_service_server::CopyServiceServer,
+    remote_service_server::RemoteServiceServer,
+    replication_service_server::ReplicationServiceServer,
+    snapshot_service_server::SnapshotServiceServer, status_service_server::StatusServiceServer,
+    volume_service_server::VolumeServiceServer,
+};
+
+use self::{content::Upload, replication::Nodes};
+
+/// What the daemon has and has seen.
+#[derive(Debug, Default)]
+pub struct State {
+    pub chunks: HashMap<ChunkId, Bytes>,
+    pub snapshots: BTreeMap<String, (v1::Snapshot, Vec<v1::Leaf>)>,
+    /// Nodes of the trees of all snapshots, also of those that were deleted.
+    pub nodes: Nodes,
+    pub fetched_nodes: usize,
+    pub fetched_chunks: usize,
+    pub volumes: BTreeMap<String, v1::Volume>,
+    /// What is told of the snapshot that is made next, one after the other.
+    pub snapshot_course: Vec<v1::Snapshot>,
+    /// What is told of each copy, one after the other.
+    pub copies: BTreeMap<String, Vec<v1::Copy>>,
+    /// States and errors that copies go through which are begun from now on.
+    pub course: Vec<v1::Copy>,
+    pub remotes: BTreeMap<String, v1::Remote>,
+    pub uploads: HashMap<String, Upload>,
+    pub begun: usize,
+    pub aborted: usize,
+    /// Chunks received, in order.
+    pub put: Vec<ChunkId>,
+    pub payload_bytes: u64,
+    pub asked: usize,
+    pub pages: usize,
+}
+
+/// How the daemon misbehaves, and its limits.
+#[derive(Clone, Debug)]
+pub struct Manners {
+    pub ids_max: u32,
+    pub message_bytes_max: u32,
+    /// After this many chunks the next is refused so.
+    pub refuse_after: Option<(usize, Status)>,
+    /// The download's parts are put through this.
+    pub spoil: fn(Vec<v1::DownloadResponse>) -> Vec<v1::DownloadResponse>,
+    /// Each node and chunk that is asked for by its id is put through these.
+    pub spoil_node: fn(v1::Node) -> v1::Node,
+    pub spoil_chunk: fn(v1::Chunk) -> v1::Chunk,
+    pub compression: Compression,
+    /// Before each message of chunks is taken.
+    pub delay: Duration,
+}
+
+impl Default for Manners {
+    fn default() -> Self {
+        Self {
+            ids_max: 1000,
+            message_bytes_max: 1 << 20,
+            refuse_after: None,
+            spoil: |parts| parts,
+            spoil_node: |node| node,
+            spoil_chunk: |chunk| chunk,
+            compression: Compression::Zstd,
+            delay: Duration::ZERO,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Service {
+    state: Arc<Mutex<State>>,
+    manners: Manners,
+}
+
+/// A daemon that runs until it is dropped.
+#[derive(Debug)]
+pub struct FakeDaemon {
+    pub endpoint: Endpoint,
+    state: Arc<Mutex<State>>,
+    /// Its own, so that its connections end with it.
+    runtime: Option<Runtime>,
+    dir: TempDir,
+}
+
+impl FakeDaemon {
+    /// On a unix socket.
+    pub fn start(manners: Manners) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grpc.sock");
+        let (state, router) = services(manners);
+        let runtime = runtime();
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        runtime.spawn(async move {
+            let listener = UnixListener::from_std(listener).unwrap();
+            router
+                .serve_with_incoming(UnixListenerStream::new(listener))
+                .await
+                .unwrap();
+        });
+        Self {
+            endpoint: Endpoint::unix(path),
+            state,
+            runtime: Some(runtime),
+            dir,
+        }
+    }
+
+    pub fn start_tcp(manners: Manners) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, router) = services(manners);
+        let runtime = runtime();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            router
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .unwrap();
+        });
+        Self {
+            endpoint,
+            state,
+            runtime: Some(runtime),
+            dir,
+        }
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(&self.endpoint).await.unwrap()
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// A place for files that goes away with the daemon.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+impl Drop for FakeDaemon {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn services(manners: Manners) -> (Arc<Mutex<State>>, tonic::transport::server::Router) {
+    let state = Arc::<Mutex<State>>::default();
+    let service = Service {
+        state: Arc::clone(&state),
+        manners,
+    };
+    let router = Server::builder()
+        .add_service(ContentServiceServer::new(service.clone()).max_decoding_message_size(2 << 20))
+        .add_service(SnapshotServiceServer::new(service.clone()))
+        .add_service(VolumeServiceServer::new(service.clone()))
+        .add_service(CopyServiceServer::new(service.clone()))
+        .add_service(RemoteServiceServer::new(service.clone()))
+        .add_service(ReplicationServiceServer::new(service.clone()))
+        .add_service(StatusServiceServer::new(service));
+    (state, router)
+}
+
+impl Service {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

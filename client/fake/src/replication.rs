@@ -1,0 +1,104 @@
+//! Nodes and chunks by their ids.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use tonic::{Request, Response, Status};
+use varve_content::{
+    codec::Encoder,
+    tree::{InnerNode, Leaf, Root},
+};
+use varve_proto::v1::{self, replication_service_server::ReplicationService};
+
+use super::{Answers, Service};
+
+/// The nodes of all trees, encoded, by id.
+#[derive(Debug, Default)]
+pub struct Nodes(HashMap<[u8; 32], Bytes>);
+
+impl Nodes {
+    pub(crate) fn add(&mut self, root: &Root, inners: &[InnerNode], leaves: &[Leaf]) {
+        let root = (*root.id().as_bytes(), root.encode().to_vec());
+        let inners = inners.iter().map(|it| (*it.id().as_bytes(), it.encode()));
+        let leaves = leaves.iter().map(|it| (*it.id().as_bytes(), it.encode()));
+        let all = std::iter::once(root).chain(inners).chain(leaves);
+        self.0.extend(all.map(|(id, encoded)| (id, encoded.into())));
+    }
+
+    pub(crate) fn has_leaf(&self, leaf: &Leaf) -> bool {
+        self.0.contains_key(leaf.id().as_bytes())
+    }
+
+    fn find(&self, id: &[u8]) -> Result<&Bytes, Status> {
+        let found = id.try_into().ok().and_then(|id: [u8; 32]| self.0.get(&id));
+        found.ok_or_else(|| Status::not_found("no such node"))
+    }
+}
+
+#[tonic::async_trait]
+impl ReplicationService for Service {
+    async fn fetch_nodes(
+        &self,
+        request: Request<v1::FetchNodesRequest>,
+    ) -> Result<Response<v1::FetchNodesResponse>, Status> {
+        let wanted = request.into_inner().nodes;
+        assert!((1..=32).contains(&wanted.len()));
+        let mut state = self.state();
+        state.fetched_nodes += wanted.len();
+        let nodes = wanted.into_iter().map(|node| {
+            let encoded = state.nodes.find(&node.id)?.clone();
+            let payload_bytes = match node.kind() {
+                v1::NodeKind::Leaf => {
+                    let leaf = Leaf::decode(&encoded).unwrap();
+                    vec![4096; leaf.entries().len()]
+                }
+                _ => Vec::new(),
+            };
+            Ok((self.manners.spoil_node)(v1::Node {
+                encoded,
+                payload_bytes,
+            }))
+        });
+        Ok(Response::new(v1::FetchNodesResponse {
+            nodes: nodes.collect::<Result<_, Status>>()?,
+        }))
+    }
+
+    type FetchChunksStream = Answers<v1::FetchChunksResponse>;
+
+    async fn fetch_chunks(
+        &self,
+        request: Request<v1::FetchChunksRequest>,
+    ) -> Result<Response<Self::FetchChunksStream>, Status> {
+        let mut encoder = Encoder::new(self.manners.compression);
+        let mut state = self.state();
+        let mut answers = Vec::new();
+        for wanted in request.into_inner().leaves {
+            let leaf = Leaf::decode(state.nodes.find(&wanted.leaf_id)?).unwrap();
+            for position in wanted.entries {
+                let entry = leaf.entries()[position as usize];
+                let plain = &state.chunks[&entry.chunk];
+                let (codec, payload) = encoder.encode(plain);
+                let chunk = v1::Chunk {
+                    id: Bytes::copy_from_slice(entry.chunk.as_bytes()),
+                    codec: codec as i32,
+                    plain_bytes: u32::try_from(plain.len()).unwrap(),
+                    payload: Bytes::copy_from_slice(payload),
+                };
+                answers.push((self.manners.spoil_chunk)(chunk));
+            }
+        }
+        assert!(answers.len() <= 4096);
+        state.fetched_chunks += answers.len();
+        let answers: Vec<_> = answers
+            .chunks(10)
+            .map(|chunks| {
+                Ok(v1::FetchChunksResponse {
+                    chunks: chunks.to_vec(),
+                })
+            })
+            .collect();
+        Ok(Response::new(stream::iter(answers).boxed()))
+    }
+}

@@ -1,0 +1,432 @@
+//! `snapctl copy`.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use clap::{Args, Subcommand};
+use futures::TryStreamExt as _;
+use serde::Serialize;
+use varve_client::{Client, Copy, CopyEstimate, CopySource, CopyState, Error, ErrorKind, NewCopy};
+
+use crate::{
+    Options,
+    exit::Failure,
+    import::parse_tag,
+    meter,
+    output::{self, Output},
+    signals,
+    size::parse_size,
+};
+
+/// What `copy` takes: what to do with copies; or, as it was once written, what `create` takes.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    override_usage = "snapctl copy <COMMAND>",
+    after_long_help = "\
+The daemon pulls: it is asked by --endpoint, and it reaches the other one at --from. Only chunks that are missing cross. A copy that \
+is cut off is tried again by itself, also after a restart of the daemon. What has arrived is not fetched twice."
+)]
+pub(crate) struct Copies {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    new: Option<New>,
+}
+
+/// Leaves the old way to begin a copy out of the help.
+pub(crate) fn hide_old(command: clap::Command) -> clap::Command {
+    command.mut_subcommand("copy", |copy| copy.mut_args(|argument| argument.hide(true)))
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Begin copies of snapshots of another store
+    Create(New),
+    /// Say what would cross, and copy nothing
+    Estimate(Source),
+    /// List copies, the newest first
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show a copy
+    #[command(visible_alias = "get")]
+    Show {
+        /// Its id
+        copy: String,
+    },
+    /// End a copy; what has arrived stays in the store
+    Cancel {
+        /// Its id
+        copy: String,
+    },
+    /// Change how fast a copy may be
+    Limit {
+        /// Its id
+        copy: String,
+        /// Bytes a second, as 100M; none for no limit
+        #[arg(value_name = "BYTES", value_parser = parse_limit)]
+        limit: u64,
+    },
+}
+
+/// A snapshot of another store.
+#[derive(Debug, Args)]
+struct Source {
+    /// Name or id of the snapshot in the other store
+    snapshot: String,
+    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or a name that `remote create` has given
+    /// it
+    #[arg(long, value_name = "ENDPOINT|REMOTE")]
+    from: String,
+    /// Let it cross a network in the clear, where others can read it
+    #[arg(long)]
+    allow_plaintext: bool,
+}
+
+/// A copy to be.
+#[derive(Debug, Args)]
+struct New {
+    /// Names or ids of snapshots in the other store; what several of them share crosses once
+    #[arg(required = true, value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
+    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or a name that `remote create` has given
+    /// it
+    #[arg(long, value_name = "ENDPOINT|REMOTE")]
+    from: String,
+    /// Let it cross a network in the clear, where others can read it
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// Name of the snapshot here, if it is one [default: as there]
+    #[arg(long)]
+    name: Option<String>,
+    /// A tag, beside those that it has there; may be given more than once
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
+    tags: Vec<(String, String)>,
+    /// How fast each of them may be, in bytes a second, as 100M
+    #[arg(long, value_name = "BYTES", value_parser = parse_limit, default_value = "none")]
+    limit: u64,
+    /// Wait until they are complete
+    #[arg(long)]
+    wait: bool,
+}
+
+/// A copy as JSON.
+#[derive(Debug, Serialize)]
+struct CopyJson<'a> {
+    id: &'a str,
+    state: &'a str,
+    endpoint: &'a str,
+    snapshot: &'a str,
+    name: &'a str,
+    created_at: Option<String>,
+    ended_at: Option<String>,
+    root: Option<String>,
+    size_bytes: u64,
+    data_bytes: u64,
+    done_data_bytes: u64,
+    received_chunks: u64,
+    received_bytes: u64,
+    rate_bytes_per_second: u64,
+    limit_bytes_per_second: u64,
+    remaining_seconds: Option<u64>,
+    last_error: Option<&'a str>,
+    last_error_kind: Option<&'a str>,
+    snapshot_id: Option<&'a str>,
+    tags: &'a BTreeMap<String, String>,
+}
+
+impl<'a> From<&'a Copy> for CopyJson<'a> {
+    fn from(copy: &'a Copy) -> Self {
+        Self {
+            id: &copy.id,
+            state: copy.state.as_str(),
+            endpoint: &copy.source.endpoint,
+            snapshot: &copy.source.snapshot,
+            name: &copy.name,
+            created_at: output::rfc3339(copy.created_at),
+            ended_at: copy.ended_at.and_then(output::rfc3339),
+            root: copy.root.map(|root| root.to_string()),
+            size_bytes: copy.size_bytes,
+            data_bytes: copy.data_bytes,
+            done_data_bytes: copy.done_data_bytes,
+            received_chunks: copy.received_chunks,
+            received_bytes: copy.received_bytes,
+            rate_bytes_per_second: copy.rate_bytes_per_second,
+            limit_bytes_per_second: copy.limit_bytes_per_second,
+            remaining_seconds: copy.remaining().map(|left| left.as_secs()),
+            last_error: copy.last_error.as_deref(),
+            last_error_kind: copy.last_error_kind.map(ErrorKind::as_str),
+            snapshot_id: copy.snapshot_id.as_deref(),
+            tags: &copy.tags,
+        }
+    }
+}
+
+/// What `copy list` prints for programs.
+#[derive(Debug, Serialize)]
+struct ListJson<'a> {
+    copies: Vec<CopyJson<'a>>,
+}
+
+/// What `copy estimate` prints for programs.
+#[derive(Debug, Serialize)]
+struct EstimateJson {
+    root: String,
+    size_bytes: u64,
+    data_bytes: u64,
+    present_data_bytes: u64,
+    missing_chunks: u64,
+    missing_bytes: u64,
+}
+
+impl Copies {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        let client = options.connect().await?;
+        match (self.command, self.new) {
+            (Some(Command::Estimate(source)), _) => {
+                let estimate = client.estimate_copy(source.into()).await?;
+                print_estimate(&estimate, options)
+            }
+            (Some(Command::List), _) => {
+                let copies: Vec<_> = client.copies().try_collect().await?;
+                list(&copies, options)
+            }
+            (Some(Command::Show { copy }), _) => show(&client.copy_status(&copy).await?, options),
+            (Some(Command::Cancel { copy }), _) => show(&client.cancel_copy(&copy).await?, options),
+            (Some(Command::Limit { copy, limit }), _) => {
+                show(&client.limit_copy(&copy, limit).await?, options)
+            }
+            (Some(Command::Create(new)), _) | (None, Some(new)) => new.run(&client, options).await,
+            (None, None) => Err(Failure::usage(
+                "copy",
+                "say which snapshot, and --from where",
+            )),
+        }
+    }
+}
+
+impl New {
+    async fn run(self, client: &Client, options: &Options) -> Result<(), Failure> {
+        if self.name.is_some() && self.snapshots.len() > 1 {
+            return Err(Failure::usage(
+                "copy",
+                "--name is for one snapshot; several keep the names that they have there",
+            ));
+        }
+        let mut copies = Vec::with_capacity(self.snapshots.len());
+        for snapshot in self.snapshots {
+            let new = NewCopy {
+                source: CopySource {
+                    endpoint: self.from.clone(),
+                    snapshot,
+                    allow_plaintext: self.allow_plaintext,
+                },
+                name: self.name.clone().unwrap_or_default(),
+                tags: BTreeMap::from_iter(self.tags.clone()),
+                bytes_per_second: self.limit,
+            };
+            copies.push(client.copy(new).await?);
+        }
+        if self.wait {
+            let control = signals::control();
+            let ids: Vec<_> = copies.iter().map(|copy| copy.id.clone()).collect();
+            let waiting = client
+                .wait_for_copies(&ids)
+                .on_change(|copy| tell(copy, options))
+                .control(&control)
+                .run();
+            let ended = meter::watch("copy", options.quiet, &control.progress, waiting).await;
+            copies = match ended {
+                Err(_) if control.cancel.is_cancelled() => return Err(goes_on(&ids).into()),
+                ended => ended?,
+            };
+        }
+        match &*copies {
+            [one] => show(one, options),
+            several => list(several, options),
+        }
+    }
+}
+
+/// The error for waiting that was interrupted.
+fn goes_on(ids: &[String]) -> Error {
+    let (what, ids) = (
+        format!("wait for {}", ids.join(", ")),
+        ids.join("` and `snapctl copy cancel "),
+    );
+    let why = format!("interrupted; the copy goes on, and `snapctl copy cancel {ids}` ends it");
+    Error::new(ErrorKind::Cancelled, what, why)
+}
+
+/// Says why a copy does not go on, and that it does again.
+fn tell(copy: &Copy, options: &Options) {
+    let (id, snapshot) = (&copy.id, &copy.source.snapshot);
+    match (copy.state, &copy.last_error) {
+        (CopyState::Queued, _) => {
+            options.remark(format_args!("{id} ({snapshot}) waits for its turn"));
+        }
+        (CopyState::Waiting, Some(why)) => {
+            options.remark(format_args!("{id} ({snapshot}) is tried again: {why}"));
+        }
+        _ => {}
+    }
+}
+
+impl From<Source> for CopySource {
+    fn from(source: Source) -> Self {
+        Self {
+            endpoint: source.from,
+            snapshot: source.snapshot,
+            allow_plaintext: source.allow_plaintext,
+        }
+    }
+}
+
+fn list(copies: &[Copy], options: &Options) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&ListJson {
+            copies: copies.iter().map(CopyJson::from).collect(),
+        });
+    }
+    const HEADINGS: [&str; 9] = [
+        "ID",
+        "SNAPSHOT",
+        "+FROM",
+        "STATE",
+        ">DONE",
+        ">DATA",
+        "+>RECEIVED",
+        "+>RATE",
+        "+BEGUN",
+    ];
+    let mut table = output::table(&HEADINGS, options.output);
+    for copy in copies {
+        table.add_row([
+            copy.id.clone(),
+            copy.source.snapshot.clone(),
+            copy.source.endpoint.clone(),
+            copy.state.as_str().to_owned(),
+            output::size(copy.done_data_bytes),
+            output::size(copy.data_bytes),
+            output::size(copy.received_bytes),
+            output::rate(copy.rate_bytes_per_second),
+            output::time(copy.created_at),
+        ]);
+    }
+    table.write("copies")
+}
+
+fn show(copy: &Copy, options: &Options) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&CopyJson::from(copy));
+    }
+    let mut facts = vec![
+        ("Copy", copy.id.clone()),
+        ("State", copy.state.as_str().to_owned()),
+        (
+            "From",
+            format!("{} at {}", copy.source.snapshot, copy.source.endpoint),
+        ),
+    ];
+    if !copy.name.is_empty() {
+        let id = copy.snapshot_id.as_ref();
+        let id = id.map(|id| format!(" ({id})")).unwrap_or_default();
+        facts.push(("Snapshot", format!("{}{id}", copy.name)));
+    }
+    if let Some(root) = copy.root {
+        let equal = if copy.state == CopyState::Completed {
+            ", here as there"
+        } else {
+            ""
+        };
+        facts.extend([
+            ("Root", format!("{root}{equal}")),
+            ("Size", output::size(copy.size_bytes)),
+            (
+                "Here",
+                format!(
+                    "{} of {}",
+                    output::size(copy.done_data_bytes),
+                    output::size(copy.data_bytes)
+                ),
+            ),
+        ]);
+    }
+    facts.push((
+        "Received",
+        format!(
+            "{} in {} chunks",
+            output::size(copy.received_bytes),
+            copy.received_chunks
+        ),
+    ));
+    if copy.limit_bytes_per_second > 0 {
+        facts.push(("Limit", output::rate(copy.limit_bytes_per_second)));
+    }
+    if copy.state == CopyState::Running {
+        facts.push(("Rate", output::rate(copy.rate_bytes_per_second)));
+    }
+    if let Some(left) = copy.remaining() {
+        facts.push(("Left", format!("{} s", left.as_secs())));
+    }
+    facts.extend(copy.last_error.iter().map(|why| ("Error", why.clone())));
+    facts.push(("Begun", output::time(copy.created_at)));
+    if let Some(ended) = copy.ended_at {
+        let took = ended.duration_since(copy.created_at);
+        let took = took.unwrap_or(Duration::ZERO).as_secs_f64();
+        facts.push(("Time", format!("{took:.2} s")));
+    }
+    output::write(&output::facts(&facts))
+}
+
+fn print_estimate(estimate: &CopyEstimate, options: &Options) -> Result<(), Failure> {
+    if options.output == Output::Json {
+        return output::json(&EstimateJson {
+            root: estimate.root.to_string(),
+            size_bytes: estimate.size_bytes,
+            data_bytes: estimate.data_bytes,
+            present_data_bytes: estimate.present_data_bytes,
+            missing_chunks: estimate.missing_chunks,
+            missing_bytes: estimate.missing_bytes,
+        });
+    }
+    let text = output::facts(&[
+        ("Root", estimate.root.to_string()),
+        ("Size", output::size(estimate.size_bytes)),
+        ("Data", output::size(estimate.data_bytes)),
+        ("Here", output::size(estimate.present_data_bytes)),
+        (
+            "To cross",
+            format!(
+                "{} in {} chunks",
+                output::size(estimate.missing_bytes),
+                estimate.missing_chunks
+            ),
+        ),
+    ]);
+    output::write(&text)
+}
+
+/// Bytes a second; `none` is 0.
+fn parse_limit(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        text => parse_size(text).map_err(|error| match error.as_str() {
+            "a volume has more than 0 bytes" => "write none for no limit".to_owned(),
+            _ => error,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read() {
+        assert_eq!(parse_limit("none"), Ok(0));
+        assert_eq!(parse_limit("100M"), Ok(100 << 20));
+        assert_eq!(parse_limit("0"), Err("write none for no limit".to_owned()));
+        assert!(parse_limit("fast").is_err());
+    }
+}

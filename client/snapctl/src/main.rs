@@ -1,0 +1,391 @@
+//! `snapctl`: the command line of Varve.
+//!
+//! Results go to standard output; errors, progress and remarks to standard error. Exit codes: see `exit`.
+
+// What is said goes through what can fail and escapes: `println` panics where nobody can be told.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
+mod advice;
+mod archive;
+mod authorities;
+mod copy;
+mod exit;
+mod export;
+mod image;
+mod import;
+mod intake;
+mod listing;
+mod map;
+mod meter;
+mod named;
+mod output;
+mod qemu;
+mod remote;
+mod signals;
+mod silence;
+mod size;
+mod snapshot;
+mod status;
+mod volume;
+
+use std::{
+    collections::HashSet, env, ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration,
+};
+
+use clap::{
+    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind as Usage,
+};
+use clap_complete::Shell;
+use varve_client::{Client, Endpoint, Error, ErrorKind, Result as ClientResult, Tls};
+
+use self::{advice::Asked, exit::Failure, named::Named, output::Output, silence::Silence};
+
+/// How long threads may go on after a command has failed: they may have files to remove.
+const THREADS_TIME: Duration = Duration::from_secs(1);
+
+/// How long looking for advice may take.
+const ADVICE_TIME: Duration = Duration::from_secs(2);
+
+/// Keep, compare and restore snapshots of block volumes, and volumes that are written to.
+#[derive(Debug, Parser)]
+#[command(name = "snapctl", version, max_term_width = 100, after_long_help = exit::HELP)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+struct Options {
+    /// Where the daemon listens: unix:PATH, http://HOST:PORT or https://HOST:PORT
+    /// [default: unix:/run/varve/grpc.sock]
+    #[arg(long, env = "VARVE_ENDPOINT", global = true, value_name = "ENDPOINT")]
+    endpoint: Option<String>,
+    /// Authorities that the daemon's certificate is signed by (PEM), for https [default: the system's]
+    #[arg(
+        long,
+        env = "VARVE_TLS_CA",
+        global = true,
+        hide_short_help = true,
+        value_name = "FILE"
+    )]
+    tls_ca: Option<PathBuf>,
+    /// Certificate to show to the daemon (PEM), for https; with --tls-key
+    #[arg(
+        long,
+        env = "VARVE_TLS_CERT",
+        global = true,
+        hide_short_help = true,
+        value_name = "FILE"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// Private key of that certificate (PEM)
+    #[arg(
+        long,
+        env = "VARVE_TLS_KEY",
+        global = true,
+        hide_short_help = true,
+        value_name = "FILE"
+    )]
+    tls_key: Option<PathBuf>,
+    /// Tables for people, or JSON for programs
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Give up when the daemon has not answered, nor gone on with anything, for this long [default: never]
+    #[arg(long, global = true, hide_short_help = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
+    /// Neither progress nor remarks; with JSON there are none
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[arg(skip)]
+    silence: Silence,
+    #[arg(skip)]
+    named: Named,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a snapshot of a disk image or block device
+    Import(import::Import),
+    /// Write a snapshot's content to a file or block device
+    Export(export::Export),
+    /// Show and verify archives, without a daemon
+    #[command(subcommand)]
+    Archive(archive::Archive),
+    /// Create, list, show, delete, tag, compare and verify snapshots
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    /// Create, list, show, tag, attach, detach and delete volumes
+    #[command(subcommand)]
+    Volume(volume::Volume),
+    /// Copy snapshots from other stores
+    Copy(Box<copy::Copies>),
+    /// Name other daemons, to copy from them
+    #[command(subcommand)]
+    Remote(remote::Remotes),
+    /// Attach exports as block devices of this machine
+    #[command(subcommand)]
+    Device(map::Devices),
+    // As these were called before they had a noun.
+    /// The same as device map
+    #[command(hide = true)]
+    Map(map::Map),
+    /// The same as device unmap
+    #[command(hide = true)]
+    Unmap(map::Unmap),
+    /// The same as device list
+    #[command(hide = true)]
+    Mapped,
+    /// What the daemon is and how it is doing
+    Status,
+    /// Print a script that completes snapctl's arguments in a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+impl Options {
+    /// Where the daemon is said to be. Only who needs it minds what is wrong with it.
+    fn endpoint(&self) -> Result<Option<Endpoint>, Failure> {
+        let given = self.endpoint.as_ref();
+        let endpoint = given.map(|text| text.parse()).transpose();
+        Ok(endpoint?)
+    }
+
+    async fn connect(&self) -> Result<Client, Failure> {
+        let given = self.endpoint()?;
+        let endpoint = given.clone().unwrap_or_default();
+        let tls = match &given {
+            Some(_) => self.tls()?,
+            None => Tls::default(),
+        };
+        let connecting = Client::connect_with(&endpoint, &tls);
+        let connected = match self.timeout {
+            None => connecting.await,
+            Some(seconds) => {
+                let limit = Duration::from_secs(seconds);
+                let connected = tokio::time::timeout(limit, connecting).await;
+                connected.unwrap_or_else(|_| Err(silence::gave_up(&endpoint, limit)))
+            }
+        };
+        let client = connected.map_err(|error| match given {
+            // Somebody is there, or it may not be asked.
+            None if error.why().ends_with("is varved running there?") => {
+                let why = format!(
+                    "{} It prints a line `export VARVE_ENDPOINT=...` at its start; that or \
+                     --endpoint says where it is",
+                    error.why()
+                );
+                Error::new(error.kind(), error.what(), why)
+            }
+            _ => error,
+        })?;
+        self.silence.listen_to(&client);
+        Ok(client)
+    }
+
+    fn tls(&self) -> Result<Tls, Failure> {
+        let read = |path: &PathBuf| {
+            let content = fs::read(path);
+            content.map_err(|error| Error::file(format!("read {}", path.display()), error))
+        };
+        let mut tls = Tls::default();
+        if let Some(authorities) = &self.tls_ca {
+            tls = tls.trusting(authorities::read(authorities)?);
+        }
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Ok(tls.showing(read(cert)?, read(key)?)),
+            (None, None) => Ok(tls),
+            _ => Err(Failure::usage(
+                "connect",
+                "--tls-cert and --tls-key have no use without each other",
+            )),
+        }
+    }
+
+    /// What there is where something of the other kind was asked for. The failure is told without it if that takes long.
+    async fn other(&self) -> Option<String> {
+        let asking = async {
+            let client = self.connect().await?;
+            Ok::<_, Failure>(self.named.advice(&client).await?)
+        };
+        let asked = tokio::time::timeout(ADVICE_TIME, asking).await;
+        asked.ok()?.ok()?
+    }
+
+    /// How the daemon was to be reached, for advice.
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            endpoint: self.endpoint.as_deref().unwrap_or_default(),
+            tls_ca: self.tls_ca.as_deref(),
+            has_cert: self.tls_cert.is_some(),
+        }
+    }
+
+    /// A line for people, on standard error.
+    fn remark(&self, line: impl std::fmt::Display) {
+        if !self.quiet {
+            output::tell(format_args!("snapctl: {line}"));
+        }
+    }
+}
+
+/// The grammar.
+fn command() -> clap::Command {
+    copy::hide_old(Cli::command())
+}
+
+/// Reads the command line; what is wrong with it ends the program.
+fn command_line() -> Cli {
+    let mut command = self::command();
+    let matches = match command.try_get_matches_from_mut(env::args_os()) {
+        Ok(matches) => matches,
+        Err(error) => wrong_usage(&error),
+    };
+    if let Some(key) = doubled_tag(&matches) {
+        let why = format!("the tag {key} is given more than once, and has one value");
+        wrong_usage(&command.error(Usage::ArgumentConflict, why));
+    }
+    let cli = Cli::from_arg_matches(&matches);
+    cli.unwrap_or_else(|error| wrong_usage(&error.format(&mut command)))
+}
+
+/// Says what is wrong with the command line, or gives the help that was asked for.
+fn wrong_usage(error: &clap::Error) -> ! {
+    let arguments: Vec<_> = env::args_os().collect();
+    let is_json = |text: &OsString| text == "--output=json" || text == "-ojson";
+    let wants_json = arguments.iter().any(is_json)
+        || arguments
+            .windows(2)
+            .any(|pair| (pair[0] == "--output" || pair[0] == "-o") && pair[1] == "json");
+    if error.use_stderr() && wants_json {
+        let text = error.to_string();
+        let why = text.trim().trim_start_matches("error: ");
+        exit::tell_json(ErrorKind::Invalid, why);
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
+}
+
+/// The key of a tag that is given twice, to whichever command: one of the two values would be lost.
+fn doubled_tag(matches: &ArgMatches) -> Option<String> {
+    let mut keys = HashSet::new();
+    let tags = matches.try_get_many::<(String, String)>("tags");
+    let tags = tags.ok().flatten().into_iter().flatten();
+    for (key, _) in tags {
+        if !keys.insert(key) {
+            return Some(key.clone());
+        }
+    }
+    let (_, inner) = matches.subcommand()?;
+    doubled_tag(inner)
+}
+
+fn main() -> ExitCode {
+    let mut cli = command_line();
+    init_log();
+    let output = cli.options.output;
+    // What programs read on standard error is one error, or nothing.
+    cli.options.quiet |= output == Output::Json;
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(&Failure::local("start", error.to_string()), output),
+    };
+    let done = runtime.block_on(run(cli));
+    match done {
+        Ok(()) => {
+            // Waits for threads that still work.
+            drop(runtime);
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            // One may wait for what never comes: for whoever should read a pipe.
+            runtime.shutdown_timeout(THREADS_TIME);
+            exit::report(&failure, output)
+        }
+    }
+}
+
+/// Runs the command to its end, or until a signal or a daemon's silence ends it: whatever it waits for, it is dropped.
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { options, command } = cli;
+    let signals = signals::listen();
+    let mut command = Box::pin(dispatch(&options, command));
+    let done = tokio::select! {
+        biased;
+        done = &mut command => done,
+        () = signals => Err(Failure::Interrupted),
+        failure = options.silence.watch(&options) => Err(failure),
+    };
+    let Err(failure) = done else {
+        return Ok(());
+    };
+    let advice = match &failure {
+        Failure::Client(error) if error.kind() == ErrorKind::NotFound => options.other().await,
+        Failure::Client(error) => advice::advice(error, options.asked()),
+        _ => None,
+    };
+    Err(failure.with_advice(advice))
+}
+
+async fn dispatch(options: &Options, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Import(import) => import.run(options).await,
+        Command::Export(export) => export.run(options).await,
+        Command::Archive(archive) => archive.run(options).await,
+        Command::Snapshot(snapshot) => snapshot.run(options).await,
+        Command::Volume(volume) => volume.run(options).await,
+        Command::Copy(copies) => copies.run(options).await,
+        Command::Remote(remotes) => remotes.run(options).await,
+        Command::Device(devices) => devices.run(options).await,
+        Command::Map(map) => map::Devices::Map(map).run(options).await,
+        Command::Unmap(unmap) => map::Devices::Unmap(unmap).run(options).await,
+        Command::Mapped => map::Devices::List.run(options).await,
+        Command::Status => status::run(options).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut self::command(), "snapctl", &mut script);
+            output::bytes(&script)
+        }
+    }
+}
+
+/// Runs `work` on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> ClientResult<T> + Send + 'static,
+) -> ClientResult<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| {
+        let why = format!("a thread broke: {error}");
+        Error::new(ErrorKind::Internal, "read and write files", why)
+    })?
+}
+
+/// What the library does, on standard error, for those who set `VARVE_LOG`, to `debug` say.
+fn init_log() {
+    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("VARVE_LOG") {
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            // It would be printed to standard error, and panic where that cannot be.
+            .log_internal_errors(false)
+            .init();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+    }
+}

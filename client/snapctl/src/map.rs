@@ -1,0 +1,324 @@
+//! `snapctl device`: exports as block devices of this machine.
+
+use std::{path::Path, time::Duration};
+
+use clap::{Args, Subcommand};
+use sd_notify::NotifyState;
+use serde::Serialize;
+use varve_client::{Endpoint, Error, ErrorKind};
+use varve_device::{
+    Ended, ErrorKind as DeviceErrorKind, Event, MapOptions, Mapped, Mapping, NbdAddress, mapped,
+    unmap,
+};
+
+use crate::{
+    Options,
+    exit::Failure,
+    output::{self, Output},
+    signals::interrupted_within,
+};
+
+/// How long detaching a device may take: the kernel writes out what it holds back for it.
+const DETACH_TIME: Duration = Duration::from_secs(600);
+
+/// What `device` can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Devices {
+    /// Attach an export as a block device of this machine, and stay to look after it
+    Map(Map),
+    /// Detach a block device
+    Unmap(Unmap),
+    /// List the block devices that exports are attached as
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+impl Devices {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        match self {
+            Self::Map(map) => map.run(options).await,
+            Self::Unmap(unmap) => unmap.run(options).await,
+            Self::List => list(options),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+It prints the device, and stays to hand the kernel a new connection when the daemon was restarted: requests wait meanwhile. It ends \
+when the device is unmapped. Interrupted, it detaches the device if nobody uses it; if somebody does, it leaves it attached, and \
+'snapctl device map' of the same export looks after it again.
+
+The systemd unit varve-map@.service does the same for exports that are to be there always.")]
+pub(crate) struct Map {
+    /// volume/NAME or snapshot/NAME; a volume has to be attached ('snapctl volume attach')
+    export: String,
+    /// As this device, /dev/nbdN [default: one that is free]
+    #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
+    device: Option<u32>,
+    /// Connections to the daemon
+    #[arg(long, value_name = "COUNT", default_value_t = MapOptions::default().connections)]
+    connections: u32,
+    /// Sector size in bytes: 512 to 4096. Partition tables are read in sectors of the size they were made with
+    #[arg(long, value_name = "BYTES", default_value_t = MapOptions::default().block_size_bytes)]
+    block_size: u32,
+    /// Seconds until an unanswered request is sent again, after a kill of the daemon say
+    #[arg(long, value_name = "SECONDS", default_value_t = MapOptions::default().timeout.as_secs())]
+    request_timeout: u64,
+    /// Seconds that requests wait for the daemon to come back, before they fail
+    #[arg(long, value_name = "SECONDS", default_value_t = MapOptions::default().dead_timeout.as_secs())]
+    dead_timeout: u64,
+    /// Write nothing, even if the export could be written to
+    #[arg(long)]
+    read_only: bool,
+    /// Where the daemon serves NBD: nbd+unix:///?socket=PATH or nbd://HOST:PORT [default: what the daemon tells]
+    #[arg(long, value_name = "URI")]
+    nbd: Option<NbdAddress>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unmap {
+    /// /dev/nbdN, or the export that is attached as it
+    device: String,
+    /// Even if it is in use: whatever uses it gets errors
+    #[arg(long)]
+    force: bool,
+}
+
+/// A device as JSON.
+#[derive(Debug, Serialize)]
+struct MappedJson<'a> {
+    device: &'a Path,
+    export: &'a str,
+    opened: &'a str,
+    address: &'a str,
+    connections: u32,
+    size_bytes: u64,
+    read_only: bool,
+    process: Option<u32>,
+}
+
+impl<'a> From<&'a Mapped> for MappedJson<'a> {
+    fn from(device: &'a Mapped) -> Self {
+        Self {
+            device: &device.path,
+            export: &device.export,
+            opened: &device.opened,
+            address: &device.address,
+            connections: device.connections,
+            size_bytes: device.size_bytes,
+            read_only: device.read_only,
+            process: device.process,
+        }
+    }
+}
+
+/// What `device list` prints for programs.
+#[derive(Debug, Serialize)]
+struct ListJson<'a> {
+    devices: Vec<MappedJson<'a>>,
+}
+
+/// A detached device as JSON.
+#[derive(Debug, Serialize)]
+struct UnmappedJson<'a> {
+    device: &'a Path,
+    /// It is not in use any more.
+    is_gone: bool,
+}
+
+fn parse_device(text: &str) -> Result<u32, String> {
+    let name = text.strip_prefix("/dev/").unwrap_or(text);
+    let index = name
+        .strip_prefix("nbd")
+        .and_then(|index| index.parse().ok());
+    index.ok_or_else(|| "it is /dev/nbdN, with a number for N".to_owned())
+}
+
+impl Map {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        let interrupted = interrupted_within(DETACH_TIME);
+        let (address, opened) = self.find(options).await?;
+        let settings = MapOptions {
+            connections: self.connections,
+            block_size_bytes: self.block_size,
+            timeout: Duration::from_secs(self.request_timeout),
+            dead_timeout: Duration::from_secs(self.dead_timeout),
+            read_only: self.read_only,
+            index: self.device,
+        };
+        let attaching = Mapping::attach(&address, &self.export, opened.as_deref(), &settings);
+        let mut mapping = tokio::select! {
+            // Opening a volume may take minutes, if its journal is long.
+            mapping = attaching => mapping?,
+            () = interrupted.cancelled() => {
+                let what = format!("map {}", self.export);
+                return Err(Error::new(ErrorKind::Cancelled, what, "interrupted").into());
+            }
+        };
+        let device = mapping.device().path.display().to_string();
+        if mapping.was_taken_over() {
+            options.remark(format_args!(
+                "{device} was attached already, as it is; looking after it now"
+            ));
+        }
+        match options.output {
+            Output::Json => output::json(&MappedJson::from(mapping.device()))?,
+            Output::Table | Output::Wide => output::line(&device)?,
+        }
+        ready();
+        let tell = |event| match event {
+            Event::Lost => options.remark(format_args!("{device}: lost a connection")),
+            Event::NotYet(error) => {
+                options.remark(format_args!("{device}: {error}; trying again"));
+            }
+            Event::Restored(after) => options.remark(format_args!(
+                "{device}: all connections are there again, after {:.1} s",
+                after.as_secs_f64()
+            )),
+        };
+        match mapping.stay(interrupted.cancelled(), tell).await? {
+            Ended::Detached => {
+                options.remark(format_args!("{device} was detached"));
+                Ok(())
+            }
+            Ended::Interrupted if mapping.is_cut_off() => {
+                options.remark(format_args!(
+                    "{device} has no connection now and stays attached; 'snapctl device map {}' looks after it again",
+                    self.export
+                ));
+                Ok(())
+            }
+            Ended::Interrupted => match mapping.detach().await {
+                Ok(()) => {
+                    options.remark(format_args!("detached {device}"));
+                    Ok(())
+                }
+                Err(error) if error.kind() == DeviceErrorKind::Conflict => {
+                    options.remark(format_args!(
+                        "{error}; it stays attached, and 'snapctl device map {}' looks after it again",
+                        self.export
+                    ));
+                    Ok(())
+                }
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    /// Where the export is, and its name with an id: a name may go to another volume while this one is mapped.
+    async fn find(&self, options: &Options) -> Result<(NbdAddress, Option<String>), Failure> {
+        let what = || format!("map {}", self.export);
+        let wrong = |why: &str| Error::new(ErrorKind::Invalid, what(), why);
+        let Some((kind, name)) = self.export.split_once('/') else {
+            return Err(wrong("an export is volume/NAME or snapshot/NAME").into());
+        };
+        if let Some(address) = &self.nbd {
+            if kind == "volume" && !name.starts_with("vol-") {
+                let why = "with --nbd a volume is told by its id, volume/vol-...: its name may go to another volume while it is mapped";
+                return Err(wrong(why).into());
+            }
+            return Ok((address.clone(), None));
+        }
+        let client = options.connect().await?;
+        let opened = match kind {
+            "volume" => {
+                let volume = client.volume(name).await?;
+                // And no attachment but this one: after it, the volume is somebody else's.
+                format!("volume/{}@{}", volume.id, volume.attachments)
+            }
+            "snapshot" => format!("snapshot/{}", client.snapshot(name).await?.id),
+            _ => return Err(wrong("an export is volume/NAME or snapshot/NAME").into()),
+        };
+        // A path is one of this machine, and so has to be the daemon.
+        let is_here = options.endpoint()?.as_ref().is_none_or(Endpoint::is_unix);
+        let uris = client.status().await?.nbd_uris;
+        let usable = |address: &NbdAddress| match address {
+            NbdAddress::Unix(_) => is_here,
+            NbdAddress::Tcp(host) => !host.starts_with("0.0.0.0:") && !host.starts_with("[::]:"),
+        };
+        let mut addresses = uris.iter().filter_map(|uri| uri.parse().ok());
+        let Some(address) = addresses.find(usable) else {
+            let why = format!(
+                "of the daemon's NBD addresses ({}) the kernel here can use none; --nbd says where it is reached",
+                uris.join(", ")
+            );
+            return Err(wrong(&why).into());
+        };
+        Ok((address, Some(opened)))
+    }
+}
+
+/// Tells the service manager, if there is one, that the device is there.
+fn ready() {
+    // Where there is none, or it does not listen, there is nobody to tell.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+}
+
+impl Unmap {
+    pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        let unmapped = unmap(&self.device, self.force).await?;
+        if options.output == Output::Json {
+            return output::json(&UnmappedJson {
+                device: &unmapped.path,
+                is_gone: unmapped.is_gone,
+            });
+        }
+        let device = unmapped.path.display();
+        if unmapped.is_gone {
+            options.remark(format_args!("detached {device}"));
+        } else {
+            options.remark(format_args!(
+                "detached {device}; it gives errors to whatever uses it, and goes when nothing does"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `snapctl device list`.
+pub(crate) fn list(options: &Options) -> Result<(), Failure> {
+    let devices = mapped()?;
+    if options.output == Output::Json {
+        return output::json(&ListJson {
+            devices: devices.iter().map(MappedJson::from).collect(),
+        });
+    }
+    let mut table = output::table(
+        &["DEVICE", "EXPORT", ">SIZE", "ACCESS", "KEPT BY"],
+        options.output,
+    );
+    for device in &devices {
+        let access = if device.read_only {
+            "read-only"
+        } else {
+            "writable"
+        };
+        let keeper = device.process.map_or_else(
+            || "nobody".to_owned(),
+            |process| format!("process {process}"),
+        );
+        table.add_row([
+            device.path.display().to_string(),
+            device.export.clone(),
+            output::size(device.size_bytes),
+            access.to_owned(),
+            keeper,
+        ]);
+    }
+    table.write("devices")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_people_do() {
+        assert_eq!(parse_device("/dev/nbd12"), Ok(12));
+        assert_eq!(parse_device("nbd0"), Ok(0));
+        for wrong in ["/dev/sda", "nbd", "nbd-1", "0", ""] {
+            assert!(parse_device(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The signals that end a command: each of them has it clean up and end, whatever it waits for.
+//!
+//! A transfer tells the daemon that it is given up, and a mapping detaches its device; they are
+//! asked to end, and given time. Everything else is dropped where it is. A second signal ends the
+//! program at once.
+
+use std::{
+    fs, process,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use varve_client::{Cancel, Control};
+
+/// How long a transfer may take to end: it tells the daemon, which may have stopped.
+const TRANSFER_TIME: Duration = Duration::from_secs(3);
+
+/// Cancelled when a signal has come.
+static CANCEL: LazyLock<Cancel> = LazyLock::new(Cancel::new);
+/// How long those who asked to be told may take, in milliseconds.
+static TIME_MILLISECONDS: AtomicU64 = AtomicU64::new(0);
+
+/// The control of a transfer that a signal ends. It then has a few seconds to end.
+pub(crate) fn control() -> Control {
+    Control {
+        cancel: interrupted_within(TRANSFER_TIME),
+        ..Control::default()
+    }
+}
+
+/// What a signal cancels that may take `time` to end.
+pub(crate) fn interrupted_within(time: Duration) -> Cancel {
+    let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    TIME_MILLISECONDS.fetch_max(time, Ordering::Relaxed);
+    CANCEL.clone()
+}
+
+/// Completes when a signal has come and the time is over that the command has to end by itself.
+/// Signals count from the call on.
+pub(crate) fn listen() -> impl Future<Output = ()> {
+    let mut signals = [
+        listen_to(SignalKind::interrupt(), false),
+        listen_to(SignalKind::terminate(), false),
+        listen_to(SignalKind::hangup(), true),
+        listen_to(SignalKind::quit(), true),
+    ];
+    async move {
+        any(&mut signals).await;
+        CANCEL.cancel();
+        let time = Duration::from_millis(TIME_MILLISECONDS.load(Ordering::Relaxed));
+        tokio::select! {
+            () = any(&mut signals) => process::exit(130),
+            () = tokio::time::sleep(time) => {}
+        }
+    }
+}
+
+/// One that cannot be listened to ends the program as it does by default. With `unless_ignored`
+/// also one that whoever started this wanted to have no effect, as `nohup` does.
+fn listen_to(kind: SignalKind, unless_ignored: bool) -> Option<Signal> {
+    if unless_ignored && is_ignored(kind) {
+        return None;
+    }
+    signal(kind).ok()
+}
+
+fn is_ignored(kind: SignalKind) -> bool {
+    let Ok(status) = fs::read_to_string("/proc/self/status") else {
+        return false;
+    };
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    ignored.unwrap_or_default() >> (kind.as_raw_value() - 1) & 1 == 1
+}
+
+async fn any(signals: &mut [Option<Signal>; 4]) {
+    let [one, two, three, four] = signals;
+    tokio::select! {
+        () = next(one) => {}
+        () = next(two) => {}
+        () = next(three) => {}
+        () = next(four) => {}
+    }
+}
+
+async fn next(signal: &mut Option<Signal>) {
+    let came = match signal {
+        Some(signal) => signal.recv().await,
+        None => None,
+    };
+    if came.is_none() {
+        std::future::pending().await
+    }
+}

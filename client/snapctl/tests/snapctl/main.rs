@@ -1,0 +1,21 @@
+//! `snapctl` against a daemon in the same process that checks the protocol's rules.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
+
+mod commands;
+mod copies;
+mod cut_off;
+mod endings;
+mod formats;
+mod grammar;
+mod packed;
+mod replaced;
+mod terminal;
+mod usage;
+mod vhd;
+mod volumes;

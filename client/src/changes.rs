@@ -1,0 +1,280 @@
+//! Where two snapshots differ, or where a snapshot has data at all.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures::{
+    Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
+use varve_content::{
+    block::{BLOCK_BYTES, SEGMENT_BYTES},
+    tree::{self, diff_leaves},
+};
+use varve_proto::v1;
+
+use crate::{
+    connect::Client,
+    content::Content,
+    control::Control,
+    error::{Error, ErrorKind, Result},
+    limits::READ_LEAF_FETCHES,
+    read::{Reader, Segment, Walk, batches},
+};
+
+/// A list of changes: see [`Client::changes`].
+#[must_use = "nothing is listed until this is run"]
+pub struct Changes<'a> {
+    client: &'a Client,
+    snapshot: String,
+    since: Option<String>,
+    control: Control,
+}
+
+/// Bytes that differ between two snapshots.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ChangedExtent {
+    /// Offset in the snapshots, in bytes.
+    pub offset_bytes: u64,
+    /// Length in bytes, more than 0. The extent ends within the larger of the two snapshots.
+    pub len_bytes: u64,
+    /// How they differ.
+    pub kind: ChangeKind,
+}
+
+/// How bytes of two snapshots differ.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+pub enum ChangeKind {
+    /// Data in both, and different.
+    Changed,
+    /// A hole, or past the end, in the older; data in the newer.
+    Added,
+    /// Data in the older; a hole, or past the end, in the newer.
+    Removed,
+}
+
+impl ChangeKind {
+    /// The kind as one lowercase word: stable, for programs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Changed => "changed",
+            Self::Added => "added",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+impl Client {
+    /// Prepares to list where the snapshot with this name or id has changed since another one. Without
+    /// [`since`](Changes::since) that is since nothing: all of its data is [`ChangeKind::Added`].
+    ///
+    /// This lists places only. A backup that reads them too is made with
+    /// [`read_snapshot`](Self::read_snapshot), which has the same `since`.
+    pub fn changes(&self, snapshot: impl Into<String>) -> Changes<'_> {
+        Changes {
+            client: self,
+            snapshot: snapshot.into(),
+            since: None,
+            control: Control::default(),
+        }
+    }
+}
+
+impl Changes<'_> {
+    /// Compares with the snapshot with this name or id, which need not be related.
+    ///
+    /// The daemon compares them then, and its answer cannot be checked here;
+    /// [`ReadSnapshot::since`](crate::ReadSnapshot::since) proves what it gives.
+    pub fn since(mut self, base: impl Into<String>) -> Self {
+        self.since = Some(base.into());
+        self
+    }
+
+    /// Follows the list and ends it early. Counted are bytes up to the end of the last extent.
+    pub fn control(mut self, control: &Control) -> Self {
+        self.control = control.clone();
+        self
+    }
+
+    /// Returns a stream of extents: ascending, and without an overlap. The unit is the chunk, so
+    /// single blocks of what has changed may be equal.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a snapshot, [`ErrorKind::Conflict`] for one that is not
+    /// completed. The stream ends with its first error: [`ErrorKind::Cancelled`],
+    /// [`ErrorKind::Damaged`], or an error of the connection.
+    pub async fn run(self) -> Result<ChangeStream> {
+        let Self {
+            client,
+            snapshot,
+            since,
+            control,
+        } = self;
+        let (what, extents) = match since {
+            Some(base) => {
+                let what = format!("compare snapshots {base} and {snapshot}");
+                let extents = compared(client, &what, base, snapshot).await?;
+                (what, extents)
+            }
+            None => {
+                let what = format!("list the data of snapshot {snapshot}");
+                let content = Content::find(client, &what, &snapshot).await?;
+                control.progress.set_total(content.root.size_bytes);
+                let extents = data(client, &what, &content);
+                (what, extents)
+            }
+        };
+        let cancel = control.cancel.clone();
+        let cancelled = stream::once(async move {
+            cancel.cancelled().await;
+            Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled"))
+        });
+        let extents = extents.inspect_ok(move |extent| {
+            let end_bytes = extent.offset_bytes.saturating_add(extent.len_bytes);
+            control.progress.set_done(end_bytes);
+        });
+        Ok(ChangeStream(until_first_error(cancelled, extents)))
+    }
+}
+
+/// Gives what `extents` gives, until it ends or one of the two gives an error.
+fn until_first_error(
+    cancelled: impl Stream<Item = Result<ChangedExtent>> + Send + 'static,
+    extents: impl Stream<Item = Result<ChangedExtent>> + Send + 'static,
+) -> BoxStream<'static, Result<ChangedExtent>> {
+    let streams = Some((cancelled.boxed(), extents.boxed()));
+    stream::unfold(streams, |streams| async move {
+        let (mut cancelled, mut extents) = streams?;
+        let next = tokio::select! {
+            biased;
+            Some(error) = cancelled.next() => error,
+            next = extents.next() => next?,
+        };
+        let streams = next.is_ok().then_some((cancelled, extents));
+        Some((next, streams))
+    })
+    .boxed()
+}
+
+/// What the daemon finds to differ.
+async fn compared(
+    client: &Client,
+    what: &str,
+    base: String,
+    target: String,
+) -> Result<BoxStream<'static, Result<ChangedExtent>>> {
+    let request = v1::DiffSnapshotsRequest { base, target };
+    let answers = client.snapshot_service().diff_snapshots(request).await;
+    let answers = answers.map_err(|status| Error::rpc(what, status))?;
+    let what = what.to_owned();
+    let extents = answers.into_inner().flat_map(move |answer| {
+        let extents = match answer {
+            Ok(answer) => answer
+                .extents
+                .iter()
+                .map(|extent| ChangedExtent::from_proto(&what, extent))
+                .collect(),
+            Err(status) => vec![Err(Error::rpc(&what, status))],
+        };
+        stream::iter(extents)
+    });
+    Ok(extents.boxed())
+}
+
+/// Where a snapshot has data, by its leaves.
+fn data(
+    client: &Client,
+    what: &str,
+    content: &Content,
+) -> BoxStream<'static, Result<ChangedExtent>> {
+    let size_bytes = content.root.size_bytes;
+    let reader = Arc::new(Reader::new(client, what, content, 0..size_bytes));
+    let walk = Walk::new(&reader, content, None);
+    batches(Arc::clone(&reader), walk)
+        .map_ok(move |batch| {
+            let reader = Arc::clone(&reader);
+            async move { reader.leaves(batch).await }
+        })
+        .try_buffered(READ_LEAF_FETCHES)
+        .map_ok(move |segments| {
+            let extents = segments.iter();
+            let extents = extents.flat_map(|segment| of_segment(segment, size_bytes));
+            let extents: Vec<_> = extents.collect();
+            stream::iter(extents.into_iter().map(Ok))
+        })
+        .try_flatten()
+        .boxed()
+}
+
+/// What differs in a segment of a snapshot of `size_bytes`.
+fn of_segment(segment: &Segment, size_bytes: u64) -> Vec<ChangedExtent> {
+    let first = u64::from(segment.number) * SEGMENT_BYTES as u64;
+    let leaf = segment.leaf.as_ref().map(|(_, leaf)| leaf);
+    let differences = diff_leaves(segment.base.as_ref(), leaf).into_iter();
+    let extents = differences.map(|it| {
+        let offset_bytes = first + u64::from(it.start_block) * BLOCK_BYTES as u64;
+        let len_bytes = u64::from(it.blocks) * BLOCK_BYTES as u64;
+        ChangedExtent {
+            offset_bytes,
+            // The volume may end within its last block.
+            len_bytes: len_bytes.min(size_bytes.saturating_sub(offset_bytes)),
+            kind: match it.kind {
+                tree::DiffKind::Changed => ChangeKind::Changed,
+                tree::DiffKind::Added => ChangeKind::Added,
+                tree::DiffKind::Removed => ChangeKind::Removed,
+            },
+        }
+    });
+    extents.collect()
+}
+
+impl ChangedExtent {
+    fn from_proto(what: &str, extent: &v1::DiffExtent) -> Result<Self> {
+        let kind = match extent.kind() {
+            v1::DiffKind::Changed => ChangeKind::Changed,
+            v1::DiffKind::Added => ChangeKind::Added,
+            v1::DiffKind::Removed => ChangeKind::Removed,
+            v1::DiffKind::Unspecified => {
+                let why = format!("a difference of unknown kind {}", extent.kind);
+                return Err(Error::protocol(what, why));
+            }
+        };
+        Ok(Self {
+            offset_bytes: extent.offset_bytes,
+            len_bytes: extent.length_bytes,
+            kind,
+        })
+    }
+}
+
+/// The changes of a snapshot, in ascending order: see [`Changes::run`].
+pub struct ChangeStream(BoxStream<'static, Result<ChangedExtent>>);
+
+impl Stream for ChangeStream {
+    type Item = Result<ChangedExtent>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(context)
+    }
+}
+
+impl fmt::Debug for Changes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Changes")
+            .field("snapshot", &self.snapshot)
+            .field("since", &self.since)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ChangeStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChangeStream").finish_non_exhaustive()
+    }
+}

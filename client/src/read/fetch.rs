@@ -1,0 +1,169 @@
+//! Fetching chunks, and checking them against their ids.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+use tokio::task;
+use varve_content::{
+    block::{BLOCK_BYTES, SEGMENT_BYTES},
+    chunk_id::ChunkId,
+    codec::Codec,
+    tree::NodeId,
+};
+
+use super::{
+    ContentExtent,
+    plan::{Place, SegmentPlan},
+    walk::Reader,
+};
+use crate::{
+    connect::Client,
+    error::{Error, ErrorKind, Result},
+    limits::FETCH_CHUNKS_MAX,
+    replication::{ChunkRequest, FetchedChunk},
+    unpack::Unpacker,
+};
+
+/// Chunks of a leaf that are wanted: their positions, ids and lengths in blocks.
+#[derive(Debug)]
+pub(crate) struct LeafChunks {
+    pub(crate) leaf: NodeId,
+    pub(crate) chunks: Vec<(u32, ChunkId, u32)>,
+}
+
+/// Segments whose chunks are fetched with one call: at most a segment's bytes of them.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    /// Each chunk once.
+    wanted: Vec<LeafChunks>,
+    places: Vec<Place>,
+    chunks: usize,
+    plain_bytes: usize,
+}
+
+/// Groups segments, in their order.
+pub(super) fn grouped(segments: Vec<SegmentPlan>) -> Vec<Group> {
+    let mut groups = Vec::new();
+    let mut group = Group::default();
+    let mut seen = HashSet::new();
+    for segment in segments {
+        let of_chunks = segment.places.iter().filter_map(|place| match place {
+            Place::Chunk { blocks, .. } => Some(*blocks as usize * BLOCK_BYTES),
+            Place::Hole(_) => None,
+        });
+        let (chunks, plain_bytes) =
+            of_chunks.fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes));
+        if group.chunks + chunks > FETCH_CHUNKS_MAX
+            || group.plain_bytes + plain_bytes > SEGMENT_BYTES
+        {
+            groups.push(std::mem::take(&mut group));
+            seen.clear();
+        }
+        group.chunks += chunks;
+        group.plain_bytes += plain_bytes;
+        if let Some(leaf) = segment.leaf {
+            let places = segment.places.iter();
+            let chunks: Vec<_> = places
+                .filter_map(|place| match *place {
+                    Place::Chunk {
+                        position,
+                        chunk,
+                        blocks,
+                        ..
+                    } => seen.insert(chunk).then_some((position, chunk, blocks)),
+                    Place::Hole(_) => None,
+                })
+                .collect();
+            if !chunks.is_empty() {
+                group.wanted.push(LeafChunks { leaf, chunks });
+            }
+        }
+        group.places.extend(segment.places);
+    }
+    groups.push(group);
+    groups.retain(|group| !group.places.is_empty());
+    groups
+}
+
+/// The extents of a group, as far as they are in the range that is read.
+pub(super) async fn fetch(reader: &Reader, group: Group) -> Result<Vec<ContentExtent>> {
+    let plain = fetch_plain(&reader.client, &reader.what, group.wanted).await?;
+    let range = &reader.range;
+    let extents = group.places.into_iter().map(|place| match place {
+        Place::Hole(bytes) => Ok(ContentExtent::hole(bytes)),
+        Place::Chunk {
+            chunk,
+            offset_bytes,
+            ..
+        } => {
+            let plain = plain.get(&chunk).ok_or_else(|| {
+                Error::internal(&reader.what, format!("chunk {chunk} was not fetched"))
+            })?;
+            let end_bytes = offset_bytes + plain.len() as u64;
+            let bytes = offset_bytes.max(range.start)..end_bytes.min(range.end);
+            let at = |offset: u64| usize::try_from(offset - offset_bytes).unwrap_or(plain.len());
+            Ok(ContentExtent {
+                offset_bytes: bytes.start,
+                len_bytes: bytes.end - bytes.start,
+                data: Some(plain.slice(at(bytes.start)..at(bytes.end))),
+            })
+        }
+    });
+    extents.collect()
+}
+
+/// Fetches chunks and unpacks them: at most [`FETCH_CHUNKS_MAX`], whose bytes all have the ids that
+/// they were asked for by.
+pub(crate) async fn fetch_plain(
+    client: &Client,
+    what: &str,
+    wanted: Vec<LeafChunks>,
+) -> Result<HashMap<ChunkId, Bytes>> {
+    if wanted.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut lens = HashMap::new();
+    let mut requests = Vec::with_capacity(wanted.len());
+    for LeafChunks { leaf, chunks } in wanted {
+        let with_len = chunks.iter();
+        lens.extend(with_len.map(|(_, id, blocks)| (*id, *blocks as usize * BLOCK_BYTES)));
+        let entries = chunks.into_iter().map(|(position, id, _)| (position, id));
+        requests.push(ChunkRequest {
+            leaf,
+            entries: entries.collect(),
+        });
+    }
+    let mut answers = client.fetch_chunks(&requests).await?;
+    let mut fetched = Vec::with_capacity(lens.len());
+    while let Some(chunks) = answers.next().await? {
+        fetched.extend(chunks);
+    }
+    let owned = what.to_owned();
+    let unpacked = task::spawn_blocking(move || unpack(&owned, fetched, &lens));
+    let broke = |error| Error::internal(what, "an unpacking thread broke").with_source(error);
+    unpacked.await.map_err(broke)?
+}
+
+/// Unpacks chunks whose lengths, in bytes, are those that their leaves say.
+fn unpack(
+    what: &str,
+    fetched: Vec<FetchedChunk>,
+    lens: &HashMap<ChunkId, usize>,
+) -> Result<HashMap<ChunkId, Bytes>> {
+    let mut unpacker = Unpacker::default();
+    let unpacked = fetched.into_iter().map(|chunk| {
+        let len = lens.get(&chunk.id).copied().unwrap_or_default();
+        let plain = unpacker
+            .unpack(chunk.id, chunk.codec, len, &chunk.payload)
+            .map_err(|why| {
+                let why = format!("chunk {}: {why}", chunk.id);
+                Error::new(ErrorKind::Damaged, what, why)
+            })?;
+        let plain = match chunk.codec {
+            Codec::Raw => chunk.payload.clone(),
+            Codec::Lz4 | Codec::Zstd => Bytes::copy_from_slice(plain),
+        };
+        Ok((chunk.id, plain))
+    });
+    unpacked.collect()
+}

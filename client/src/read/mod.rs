@@ -1,0 +1,339 @@
+//! Reading a snapshot's content: all of it, a range, or what has changed since another snapshot.
+//!
+//! ```text
+//! walk:   segments of the range, or those that differ   inner nodes, from the root down
+//! plan:   their leaves -> chunks and holes              a batch of leaves a call
+//! fetch:  chunks, unpacked and checked                  a few groups in flight
+//! stream: extents in ascending order
+//! ```
+//!
+//! What must hold here: no byte is given away that was not hashed up to the root. The nodes and chunks
+//! come from the calls that copies and archives are made with, because what `ReadSnapshot` answers is
+//! plain bytes, in which nothing can be checked. Memory is bounded; see `limits`.
+
+mod fetch;
+mod plan;
+mod walk;
+
+use std::{
+    fmt,
+    ops::Range,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures::{
+    Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
+
+pub(crate) use self::{
+    fetch::{LeafChunks, fetch_plain},
+    walk::{Reader, Segment, Walk, batches},
+};
+use crate::{
+    connect::Client,
+    content::Content,
+    control::Control,
+    error::{Error, ErrorKind, Result},
+    limits::{READ_GROUPS, READ_LEAF_FETCHES},
+    snapshots::Snapshot,
+};
+
+/// A read of a snapshot: see [`Client::read_snapshot`].
+#[must_use = "nothing is read until this is run"]
+pub struct ReadSnapshot<'a> {
+    client: &'a Client,
+    snapshot: String,
+    since: Option<String>,
+    range: Option<Range<u64>>,
+    control: Control,
+}
+
+/// Some bytes of a snapshot.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ContentExtent {
+    /// Offset in the snapshot, in bytes.
+    pub offset_bytes: u64,
+    /// Length in bytes, more than 0.
+    pub len_bytes: u64,
+    /// The bytes, `len_bytes` of them, verified; `None` for a hole, which reads as zeros.
+    pub data: Option<Bytes>,
+}
+
+impl ContentExtent {
+    fn hole(range: Range<u64>) -> Self {
+        Self {
+            offset_bytes: range.start,
+            len_bytes: range.end - range.start,
+            data: None,
+        }
+    }
+
+    /// Where it ends in the snapshot, in bytes.
+    #[must_use]
+    pub fn end_bytes(&self) -> u64 {
+        self.offset_bytes + self.len_bytes
+    }
+}
+
+impl Client {
+    /// Prepares to read the content of the snapshot with this name or id: all of it, unless
+    /// [`range`](ReadSnapshot::range) or [`since`](ReadSnapshot::since) say less.
+    ///
+    /// # What is proven
+    ///
+    /// All bytes and holes are those of the root id in the snapshot's record: the bytes were hashed
+    /// to the ids of their chunks, and those through the leaves and inner nodes to the root. So
+    /// neither a damaged disk nor a daemon that errs can pass off other content, or leave out a
+    /// change. What is not proven is that the record has the right root: whoever has noted a
+    /// snapshot's root compares it with [`ContentStream::snapshot`].
+    pub fn read_snapshot(&self, snapshot: impl Into<String>) -> ReadSnapshot<'_> {
+        ReadSnapshot {
+            client: self,
+            snapshot: snapshot.into(),
+            since: None,
+            range: None,
+            control: Control::default(),
+        }
+    }
+}
+
+impl ReadSnapshot<'_> {
+    /// Reads only these bytes of the snapshot. Chunks, of 256 KiB at most, are fetched whole.
+    pub fn range(mut self, range_bytes: Range<u64>) -> Self {
+        self.range = Some(range_bytes);
+        self
+    }
+
+    /// Reads only what differs from the snapshot with this name or id, related or not: chunks that
+    /// it has not at the same place, and as holes what is data in it and none here.
+    ///
+    /// The unit is the chunk, so single blocks of what is given may be equal in both. Data of the
+    /// other snapshot behind the end of this one is not given: [`Snapshot::size_bytes`] tells.
+    pub fn since(mut self, base: impl Into<String>) -> Self {
+        self.since = Some(base.into());
+        self
+    }
+
+    /// Follows the read and ends it early. Counted are bytes of the range, holes and what is equal
+    /// included.
+    pub fn control(mut self, control: &Control) -> Self {
+        self.control = control.clone();
+        self
+    }
+
+    /// Finds the snapshots, and returns a stream of extents: ascending, without an overlap, and
+    /// without a gap unless [`since`](Self::since) leaves one. It reads ahead while it is polled.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] without such a snapshot, [`ErrorKind::Conflict`] for one that is not
+    /// completed, [`ErrorKind::Invalid`] for a range that is not in it. The stream ends with its first
+    /// error: [`ErrorKind::Damaged`] for content that is not what its id says,
+    /// [`ErrorKind::Cancelled`], or an error of the connection.
+    pub async fn run(self) -> Result<ContentStream> {
+        let what = format!("read snapshot {}", self.snapshot);
+        let content = Content::find(self.client, &what, &self.snapshot).await?;
+        let base = match &self.since {
+            Some(since) => Some(Content::find(self.client, &what, since).await?),
+            None => None,
+        };
+        let size_bytes = content.root.size_bytes;
+        let range = self.range.unwrap_or(0..size_bytes);
+        if range.start > range.end || range.end > size_bytes {
+            let why = format!(
+                "bytes {} to {} are not a range of its {size_bytes}",
+                range.start, range.end
+            );
+            return Err(Error::new(ErrorKind::Invalid, what, why));
+        }
+        self.control.progress.set_total(range.end - range.start);
+        let extents = extents(self.client, &what, &content, base.as_ref(), range.clone());
+        Ok(ContentStream {
+            snapshot: content.snapshot,
+            extents: Followed {
+                extents: extents.fuse(),
+                next_bytes: range.start,
+                range,
+                fills_gaps: base.is_none(),
+                after_gap: None,
+                has_ended: false,
+                what,
+                control: self.control,
+            }
+            .stream(),
+        })
+    }
+
+    /// Reads all of it into memory, zeros for holes: for a range of a few megabytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`run`](Self::run) and of its stream.
+    pub async fn to_vec(mut self) -> Result<Vec<u8>> {
+        self.since = None;
+        let start = self.range.as_ref().map_or(0, |range| range.start);
+        let mut stream = self.run().await?;
+        let mut bytes = Vec::new();
+        while let Some(extent) = stream.try_next().await? {
+            let end = usize::try_from(extent.end_bytes() - start).map_err(|_| {
+                Error::new(
+                    ErrorKind::Invalid,
+                    "read a snapshot",
+                    "it does not fit into memory",
+                )
+            })?;
+            match extent.data {
+                Some(data) => bytes.extend_from_slice(&data),
+                None => bytes.resize(end, 0),
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// The extents of a snapshot, in ascending order: see [`ReadSnapshot::run`].
+pub struct ContentStream {
+    snapshot: Snapshot,
+    extents: BoxStream<'static, Result<ContentExtent>>,
+}
+
+impl ContentStream {
+    /// The snapshot that is read, as it was when the read began.
+    #[must_use]
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+}
+
+impl Stream for ContentStream {
+    type Item = Result<ContentExtent>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.extents.poll_next_unpin(context)
+    }
+}
+
+/// What has to be read of `range`, in ascending order. Without a base, holes are left out.
+fn extents(
+    client: &Client,
+    what: &str,
+    content: &Content,
+    base: Option<&Content>,
+    range: Range<u64>,
+) -> BoxStream<'static, Result<ContentExtent>> {
+    let reader = Arc::new(Reader::new(client, what, content, range));
+    let walk = Walk::new(&reader, content, base);
+    let planned = batches(Arc::clone(&reader), walk)
+        .map_ok({
+            let reader = Arc::clone(&reader);
+            move |batch| {
+                let reader = Arc::clone(&reader);
+                async move { Ok(fetch::grouped(reader.plan(batch).await?)) }
+            }
+        })
+        .try_buffered(READ_LEAF_FETCHES)
+        .map_ok(|groups| stream::iter(groups.into_iter().map(Ok)))
+        .try_flatten();
+    planned
+        .map_ok(move |group| {
+            let reader = Arc::clone(&reader);
+            async move { fetch::fetch(&reader, group).await }
+        })
+        .try_buffered(READ_GROUPS)
+        .map_ok(|extents| stream::iter(extents.into_iter().map(Ok)))
+        .try_flatten()
+        .boxed()
+}
+
+/// Extents on their way to the caller: without gaps, counted, and cancelled if need be.
+struct Followed {
+    extents: stream::Fuse<BoxStream<'static, Result<ContentExtent>>>,
+    range: Range<u64>,
+    /// All before this was given.
+    next_bytes: u64,
+    /// What no extent says anything about is a hole.
+    fills_gaps: bool,
+    /// An extent that comes after the hole that was given last.
+    after_gap: Option<ContentExtent>,
+    has_ended: bool,
+    what: String,
+    control: Control,
+}
+
+impl Followed {
+    fn stream(self) -> BoxStream<'static, Result<ContentExtent>> {
+        stream::unfold(self, |mut followed| async move {
+            let next = followed.next().await?;
+            followed.has_ended |= next.is_err();
+            Some((next, followed))
+        })
+        .boxed()
+    }
+
+    async fn next(&mut self) -> Option<Result<ContentExtent>> {
+        if self.has_ended {
+            return None;
+        }
+        let extent = match self.after_gap.take() {
+            Some(extent) => Some(extent),
+            None => tokio::select! {
+                biased;
+                () = self.control.cancel.cancelled() => {
+                    let error = Error::new(ErrorKind::Cancelled, &self.what, "it was cancelled");
+                    return Some(Err(error));
+                }
+                next = self.extents.next() => match next {
+                    Some(Ok(extent)) => Some(extent),
+                    Some(Err(error)) => return Some(Err(error)),
+                    None => None,
+                },
+            },
+        };
+        let gap = self.next_bytes..extent.as_ref().map_or(self.range.end, |it| it.offset_bytes);
+        if self.fills_gaps && !gap.is_empty() {
+            self.after_gap = extent;
+            return Some(Ok(self.given(ContentExtent::hole(gap))));
+        }
+        match extent {
+            Some(extent) => Some(Ok(self.given(extent))),
+            None => {
+                self.has_ended = true;
+                self.count(self.range.end);
+                None
+            }
+        }
+    }
+
+    fn given(&mut self, extent: ContentExtent) -> ContentExtent {
+        self.count(extent.end_bytes());
+        extent
+    }
+
+    fn count(&mut self, end_bytes: u64) {
+        self.next_bytes = end_bytes;
+        let done_bytes = end_bytes - self.range.start;
+        self.control.progress.set_done(done_bytes);
+    }
+}
+
+impl fmt::Debug for ReadSnapshot<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadSnapshot")
+            .field("snapshot", &self.snapshot)
+            .field("since", &self.since)
+            .field("range", &self.range)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ContentStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContentStream")
+            .field("snapshot", &self.snapshot)
+            .finish_non_exhaustive()
+    }
+}

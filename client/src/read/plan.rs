@@ -1,0 +1,158 @@
+//! What is read of a segment: chunks to fetch, and holes. Pure: leaves in, places out.
+
+use std::ops::Range;
+
+use varve_content::{
+    block::{BLOCK_BYTES, SEGMENT_BYTES},
+    chunk_id::ChunkId,
+    tree::{DiffKind, NodeId, diff_leaves},
+};
+
+use super::walk::Segment;
+
+/// What is read of a segment.
+#[derive(Debug)]
+pub(super) struct SegmentPlan {
+    /// The leaf that has the chunks.
+    pub(super) leaf: Option<NodeId>,
+    /// Ascending.
+    pub(super) places: Vec<Place>,
+}
+
+/// A place of a snapshot, and what is there.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) enum Place {
+    /// Bytes of the snapshot that are a hole, and data in the base.
+    Hole(Range<u64>),
+    /// A chunk, all of it, though the range may have only a part.
+    Chunk {
+        /// Position of its entry in the leaf.
+        position: u32,
+        chunk: ChunkId,
+        blocks: u32,
+        offset_bytes: u64,
+    },
+}
+
+impl Place {
+    fn offset_bytes(&self) -> u64 {
+        match self {
+            Self::Hole(range) => range.start,
+            Self::Chunk { offset_bytes, .. } => *offset_bytes,
+        }
+    }
+}
+
+/// Plans a segment, as far as it is in `range` (bytes of the snapshot, not past its end).
+pub(super) fn plan(segment: &Segment, range: &Range<u64>) -> SegmentPlan {
+    let first = u64::from(segment.number) * SEGMENT_BYTES as u64;
+    let bytes_of = |blocks: Range<u32>| {
+        let at = |block: u32| first + u64::from(block) * BLOCK_BYTES as u64;
+        at(blocks.start)..at(blocks.end)
+    };
+    let within = |bytes: &Range<u64>| bytes.start < range.end && range.start < bytes.end;
+    let mut places = Vec::new();
+    if let Some((_, leaf)) = &segment.leaf {
+        let base = segment.base.as_ref();
+        for (position, entry) in (0u32..).zip(leaf.entries()) {
+            let bytes = bytes_of(entry.block_range());
+            let in_base = base.is_some_and(|base| base.entries_in(entry.block_range()) == [*entry]);
+            if within(&bytes) && !in_base {
+                places.push(Place::Chunk {
+                    position,
+                    chunk: entry.chunk,
+                    blocks: entry.blocks,
+                    offset_bytes: bytes.start,
+                });
+            }
+        }
+    }
+    let leaf = segment.leaf.as_ref().map(|(_, leaf)| leaf);
+    for differs in diff_leaves(segment.base.as_ref(), leaf) {
+        let bytes = bytes_of(differs.start_block..differs.start_block + differs.blocks);
+        if differs.kind == DiffKind::Removed && within(&bytes) {
+            places.push(Place::Hole(
+                bytes.start.max(range.start)..bytes.end.min(range.end),
+            ));
+        }
+    }
+    places.sort_unstable_by_key(Place::offset_bytes);
+    SegmentPlan {
+        leaf: segment.leaf.as_ref().map(|(id, _)| *id),
+        places,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use varve_content::tree::{Leaf, LeafEntry};
+
+    use super::*;
+
+    const BLOCK: u64 = BLOCK_BYTES as u64;
+
+    fn chunk(number: u8) -> ChunkId {
+        ChunkId::of(&[number])
+    }
+
+    fn leaf(entries: &[(u32, u32, u8)]) -> Leaf {
+        let entries = entries
+            .iter()
+            .map(|&(start_block, blocks, number)| LeafEntry {
+                start_block,
+                blocks,
+                chunk: chunk(number),
+            });
+        Leaf::new(entries.collect()).unwrap()
+    }
+
+    fn planned(leaf: Option<Leaf>, base: Option<Leaf>, range: Range<u64>) -> Vec<Place> {
+        let segment = Segment {
+            number: 1,
+            leaf: leaf.map(|leaf| (leaf.id(), leaf)),
+            base,
+        };
+        plan(&segment, &range).places
+    }
+
+    fn at(position: u32, blocks: u32, block: u32, number: u8) -> Place {
+        Place::Chunk {
+            position,
+            chunk: chunk(number),
+            blocks,
+            offset_bytes: SEGMENT_BYTES as u64 + u64::from(block) * BLOCK,
+        }
+    }
+
+    const FIRST: u64 = SEGMENT_BYTES as u64;
+
+    #[test]
+    fn chunks_of_a_range_are_read_whole() {
+        let leaf = leaf(&[(0, 4, 1), (4, 4, 2), (10, 4, 3)]);
+        let all = planned(Some(leaf.clone()), None, 0..u64::MAX);
+        assert_eq!(all, [at(0, 4, 0, 1), at(1, 4, 4, 2), at(2, 4, 10, 3)]);
+        let some = FIRST + 5 * BLOCK..FIRST + 10 * BLOCK + 1;
+        let some = planned(Some(leaf.clone()), None, some);
+        assert_eq!(some, [at(1, 4, 4, 2), at(2, 4, 10, 3)]);
+        let hole = FIRST + 8 * BLOCK..FIRST + 10 * BLOCK;
+        assert_eq!(planned(Some(leaf), None, hole), []);
+    }
+
+    #[test]
+    fn only_what_differs_from_a_base_is_read_and_what_is_gone_is_a_hole() {
+        let target = leaf(&[(0, 4, 1), (4, 4, 2), (10, 2, 9)]);
+        let base = leaf(&[(0, 4, 1), (4, 2, 7), (8, 2, 3), (10, 4, 4)]);
+        let hole = |start: u64, end: u64| Place::Hole(FIRST + start * BLOCK..FIRST + end * BLOCK);
+        assert_eq!(
+            planned(Some(target), Some(base.clone()), 0..u64::MAX),
+            [at(1, 4, 4, 2), hole(8, 10), at(2, 2, 10, 9), hole(12, 14)]
+        );
+        // A segment that is gone, up to the end of the range.
+        assert_eq!(
+            planned(None, Some(base), FIRST..FIRST + 9 * BLOCK),
+            [hole(0, 6), hole(8, 9)]
+        );
+    }
+}

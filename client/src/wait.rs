@@ -1,0 +1,302 @@
+//! Waiting for what a daemon does in the background: snapshots that are pending, and copies.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    cancel::unless_cancelled,
+    connect::Client,
+    control::Control,
+    copies::{Copy, CopyState},
+    error::{Error, ErrorKind, Result},
+    limits::{COPY_POLL, COPY_POLL_PART, SNAPSHOT_POLL},
+    progress::Progress,
+    snapshots::{Snapshot, SnapshotState},
+};
+
+/// Waiting for snapshots: see [`Client::wait_for_snapshots`].
+#[must_use = "nothing is waited for until this is run"]
+pub struct SnapshotWait<'a> {
+    client: &'a Client,
+    snapshots: Vec<String>,
+    control: Control,
+    on_retry: Box<dyn FnMut(&Snapshot) + Send + 'a>,
+}
+
+/// Waiting for copies: see [`Client::wait_for_copies`].
+#[must_use = "nothing is waited for until this is run"]
+pub struct CopyWait<'a> {
+    client: &'a Client,
+    ids: Vec<String>,
+    control: Control,
+    on_change: Box<dyn FnMut(&Copy) + Send + 'a>,
+}
+
+impl Client {
+    /// Prepares to wait until none of these snapshots, by name or id, is pending.
+    pub fn wait_for_snapshots(
+        &self,
+        snapshots: impl IntoIterator<Item = impl Into<String>>,
+    ) -> SnapshotWait<'_> {
+        SnapshotWait {
+            client: self,
+            snapshots: snapshots.into_iter().map(Into::into).collect(),
+            control: Control::default(),
+            on_retry: Box::new(|_| ()),
+        }
+    }
+
+    /// Prepares to wait until the copies with these ids have ended.
+    pub fn wait_for_copies(
+        &self,
+        ids: impl IntoIterator<Item = impl Into<String>>,
+    ) -> CopyWait<'_> {
+        CopyWait {
+            client: self,
+            ids: ids.into_iter().map(Into::into).collect(),
+            control: Control::default(),
+            on_change: Box::new(|_| ()),
+        }
+    }
+}
+
+impl<'a> SnapshotWait<'a> {
+    /// Follows the snapshots and ends the waiting early; they go on. Counted are bytes of the
+    /// volumes that were changed.
+    pub fn control(mut self, control: &Control) -> Self {
+        self.control = control.clone();
+        self
+    }
+
+    /// Takes a snapshot whenever the last try could not complete it, for a reason that was not told
+    /// yet. The daemon tries again by itself.
+    pub fn on_retry(mut self, take: impl FnMut(&Snapshot) + Send + 'a) -> Self {
+        self.on_retry = Box::new(take);
+        self
+    }
+
+    /// Waits. Returns the snapshots as they are then, in the order in which they were given.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`] as soon as one of them has failed, [`ErrorKind::NotFound`] if one was
+    /// deleted, [`ErrorKind::Cancelled`].
+    pub async fn run(mut self) -> Result<Vec<Snapshot>> {
+        let what = format!("wait for snapshot {}", self.snapshots.join(", "));
+        let outcome = "it was cancelled; the snapshot goes on";
+        let cancel = self.control.cancel.clone();
+        unless_cancelled(&what, outcome, &cancel, self.wait()).await
+    }
+
+    async fn wait(&mut self) -> Result<Vec<Snapshot>> {
+        let mut told = HashMap::new();
+        loop {
+            let mut found = Vec::with_capacity(self.snapshots.len());
+            for snapshot in &self.snapshots {
+                found.push(self.client.snapshot(snapshot).await?);
+            }
+            for snapshot in &found {
+                if snapshot.state == SnapshotState::Failed {
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        format!("wait for snapshot {}", snapshot.name),
+                        format!(
+                            "it has failed: {}",
+                            snapshot.failure.as_deref().unwrap_or("nothing says why")
+                        ),
+                    ));
+                }
+            }
+            let pending = |snapshot: &&Snapshot| snapshot.state == SnapshotState::Pending;
+            if !found.iter().any(|snapshot| pending(&snapshot)) {
+                return Ok(found);
+            }
+            for snapshot in found.iter().filter(pending) {
+                if snapshot.failure.is_some() && told.get(&snapshot.id) != Some(&snapshot.failure) {
+                    (self.on_retry)(snapshot);
+                    told.insert(snapshot.id.clone(), snapshot.failure.clone());
+                }
+            }
+            let all = found.iter().filter_map(|snapshot| snapshot.progress);
+            let (done, total) = all.fold((0, 0), |(done, total), it| {
+                (done + it.done_bytes, total + it.total_bytes)
+            });
+            self.control.progress.set_total(total);
+            self.control.progress.set_done(done);
+            tokio::time::sleep(SNAPSHOT_POLL).await;
+        }
+    }
+}
+
+impl<'a> CopyWait<'a> {
+    /// Follows the copies and ends the waiting early; they go on. Counted are bytes of data, holes
+    /// left out.
+    pub fn control(mut self, control: &Control) -> Self {
+        self.control = control.clone();
+        self
+    }
+
+    /// Takes each copy at first, and whenever its state or last error is another.
+    pub fn on_change(mut self, take: impl FnMut(&Copy) + Send + 'a) -> Self {
+        self.on_change = Box::new(take);
+        self
+    }
+
+    /// Waits, also through restarts of the source, not of the daemon. Returns the copies as they
+    /// are then, in the order in which they were given.
+    ///
+    /// # Errors
+    ///
+    /// What a copy failed of, as soon as one has; [`ErrorKind::Cancelled`] if one was cancelled, or
+    /// the waiting was. The other copies go on.
+    pub async fn run(mut self) -> Result<Vec<Copy>> {
+        let what = format!("wait for {}", self.ids.join(", "));
+        let outcome = "it was cancelled; the copy goes on";
+        let cancel = self.control.cancel.clone();
+        unless_cancelled(&what, outcome, &cancel, self.wait()).await
+    }
+
+    async fn wait(&mut self) -> Result<Vec<Copy>> {
+        let begun = Instant::now();
+        let mut arrivals = HashMap::new();
+        let mut told = HashMap::new();
+        loop {
+            let mut copies = Vec::with_capacity(self.ids.len());
+            for id in &self.ids {
+                copies.push(self.client.copy_status(id).await?);
+            }
+            count(&copies, &mut arrivals, &self.control.progress);
+            for copy in &copies {
+                let now = (copy.state, copy.last_error.clone());
+                if told.get(&copy.id) != Some(&now) {
+                    (self.on_change)(copy);
+                    told.insert(copy.id.clone(), now);
+                }
+            }
+            for copy in &copies {
+                let what = format!(
+                    "copy {} from {}",
+                    copy.source.snapshot, copy.source.endpoint
+                );
+                match copy.state {
+                    CopyState::Failed => {
+                        let why = copy.last_error.clone().unwrap_or_default();
+                        let kind = copy.last_error_kind.unwrap_or(ErrorKind::Conflict);
+                        return Err(Error::new(kind, what, why));
+                    }
+                    CopyState::Cancelled => {
+                        return Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled"));
+                    }
+                    _ => {}
+                }
+            }
+            if copies.iter().all(|copy| copy.state.has_ended()) {
+                return Ok(copies);
+            }
+            tokio::time::sleep(copy_pause(begun.elapsed())).await;
+        }
+    }
+}
+
+/// How long is waited before copies are asked about again: a part of the time that they took so far,
+/// so that their end is not told much later than it came.
+fn copy_pause(elapsed: Duration) -> Duration {
+    (elapsed / COPY_POLL_PART).clamp(COPY_POLL.0, COPY_POLL.1)
+}
+
+/// Counts what has arrived of some copies.
+fn count(copies: &[Copy], arrivals: &mut HashMap<String, Arrival>, progress: &Progress) {
+    let (mut total, mut done) = (0_u64, 0_u64);
+    for copy in copies {
+        // Saturating: these are numbers of another machine.
+        total = total.saturating_add(copy.data_bytes);
+        let arrival = arrivals.entry(copy.id.clone()).or_default();
+        done = done.saturating_add(arrival.seen(copy));
+    }
+    progress.set_total(total);
+    progress.set_done(done);
+}
+
+/// How far a copy has come. A copy counts data as done in large steps, when all chunks of a step
+/// are there; what has arrived of the next step counts here already, so that a slow copy is seen
+/// to go on.
+#[derive(Debug, Default)]
+struct Arrival {
+    done_data_bytes: u64,
+    /// Received when the done data was last another.
+    received_bytes: u64,
+    shown_bytes: u64,
+}
+
+impl Arrival {
+    /// Bytes of data that are there.
+    fn seen(&mut self, copy: &Copy) -> u64 {
+        if self.done_data_bytes != copy.done_data_bytes {
+            self.done_data_bytes = copy.done_data_bytes;
+            self.received_bytes = copy.received_bytes;
+        }
+        if copy.state == CopyState::Completed {
+            return copy.data_bytes;
+        }
+        // The payload is packed: rarely more than the data that it holds.
+        let arrived = copy.received_bytes.saturating_sub(self.received_bytes);
+        let here = copy.done_data_bytes.saturating_add(arrived);
+        self.shown_bytes = self.shown_bytes.max(here).min(copy.data_bytes);
+        self.shown_bytes
+    }
+}
+
+impl fmt::Debug for SnapshotWait<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotWait")
+            .field("snapshots", &self.snapshots)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for CopyWait<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CopyWait")
+            .field("ids", &self.ids)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use varve_proto::v1;
+
+    use super::*;
+
+    #[test]
+    fn what_has_arrived_of_a_step_counts() {
+        let mut copy = v1::Copy {
+            state: v1::CopyState::Running.into(),
+            created_at: Some(prost_types::Timestamp::default()),
+            data_bytes: 10_000,
+            ..v1::Copy::default()
+        };
+        let mut arrival = Arrival::default();
+        for (done, received, shown) in [
+            (0, 0, 0),
+            (0, 500, 500),
+            (0, 3000, 3000),
+            // The step is done: its data are more than its payload.
+            (4000, 3000, 4000),
+            (4000, 3700, 4700),
+            // It begins anew: it is not shown to go back.
+            (0, 3700, 4700),
+            (9900, 9000, 9900),
+            (9900, 9900, 10_000),
+        ] {
+            (copy.done_data_bytes, copy.received_bytes) = (done, received);
+            let copy = Copy::from_proto("show", copy.clone()).unwrap();
+            assert_eq!(arrival.seen(&copy), shown, "{done} {received}");
+        }
+    }
+}

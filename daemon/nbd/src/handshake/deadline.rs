@@ -1,0 +1,99 @@
+//! How long a whole handshake may take.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout};
+
+use super::HandshakeError;
+use crate::limits::{HANDSHAKE_CAP, LISTED_EXPORT_TIME, LISTING_PART};
+
+/// The least time between two looks at a handshake that waits for the store.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// The deadline of one handshake, from the first byte to the last and over all its steps, TLS
+/// included. What is spent on asking the store does not count: a volume that is opened after a
+/// crash reads its journal first, for which its client is not to blame.
+#[derive(Debug)]
+pub struct Deadline {
+    started: Instant,
+    /// What the client may take, without listings.
+    limit: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    listed_exports: u32,
+    /// Set while the store is asked, and not the client.
+    asking_since: Option<Instant>,
+    asked: Duration,
+}
+
+impl Deadline {
+    /// A handshake that begins now.
+    pub fn new(limit: Duration) -> Self {
+        Self {
+            started: Instant::now(),
+            limit,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The client was told of so many exports, and may take its time for them: some ask for each
+    /// one then.
+    pub(super) fn listed(&self, exports: usize) {
+        let exports = u32::try_from(exports).unwrap_or(u32::MAX);
+        let mut state = self.state.lock();
+        state.listed_exports = state.listed_exports.saturating_add(exports);
+    }
+
+    /// Asks the store, which takes as long as it takes.
+    pub(super) async fn asking<T>(&self, question: impl Future<Output = T>) -> T {
+        self.state.lock().asking_since = Some(Instant::now());
+        let answer = question.await;
+        let mut state = self.state.lock();
+        if let Some(since) = state.asking_since.take() {
+            state.asked += since.elapsed();
+        }
+        answer
+    }
+
+    /// Goes on with the handshake for as long as it may take.
+    ///
+    /// # Errors
+    ///
+    /// The time is over.
+    pub async fn run<T>(&self, part: impl Future<Output = T>) -> Result<T, HandshakeError> {
+        let mut part = pin!(part);
+        loop {
+            let left = self.left()?.max(LOOK_AGAIN);
+            if let Ok(outcome) = timeout(left, &mut part).await {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// What the client has left. An error if that is nothing.
+    fn left(&self) -> Result<Duration, HandshakeError> {
+        let state = self.state.lock();
+        let elapsed = self.started.elapsed();
+        let asking = state.asking_since.map(|since| since.elapsed());
+        let asked = state.asked + asking.unwrap_or_default();
+        let listing = LISTED_EXPORT_TIME
+            .saturating_mul(state.listed_exports)
+            .min(self.limit * LISTING_PART);
+        let limit = self.limit + listing;
+        let of_client = limit.saturating_sub(elapsed.saturating_sub(asked));
+        let of_all = HANDSHAKE_CAP.saturating_sub(elapsed);
+        let left = of_client.min(of_all);
+        if left.is_zero() && asking.is_none() {
+            return Err(HandshakeError::TimedOut {
+                after: elapsed,
+                limit,
+            });
+        }
+        Ok(left)
+    }
+}

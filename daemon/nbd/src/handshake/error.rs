@@ -1,0 +1,70 @@
+//! What ends a handshake, and its connection.
+
+use std::io;
+use std::time::Duration;
+
+use crate::export::ExportError;
+use crate::limits::MAX_OPTIONS;
+use crate::wire::WireError;
+
+/// Why there is no place for a connection: what the client is told.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct NoPlace(pub String);
+
+/// What ends a handshake, and its connection.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The connection is lost.
+    #[error("talk to the client: {0}")]
+    Io(#[from] io::Error),
+    /// The client sent something that is no message of the handshake.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The client took too long.
+    #[error("the handshake has taken {after:.1?}; the client may take {limit:?} for all of it")]
+    TimedOut {
+        /// How long it took.
+        after: Duration,
+        /// How long it might take.
+        limit: Duration,
+    },
+    /// Another handshake takes its turn.
+    #[error("a newcomer takes its turn: as many handshakes as allowed are under way")]
+    Displaced,
+    /// The data of an option are too long.
+    #[error("option {option} has {data_bytes} bytes of data")]
+    OptionTooBig {
+        /// The option, as sent.
+        option: u32,
+        /// Length of its data.
+        data_bytes: u32,
+    },
+    /// TLS is required, and `EXPORT_NAME` leaves no way to say so.
+    #[error("the client wants an export without TLS")]
+    NotSecure,
+    /// What came in the clear must not be taken for what comes in TLS.
+    #[error("the client sent more in the clear after it asked for TLS")]
+    BeforeTls,
+    /// TLS cannot be begun.
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+    /// The client does not come to an end.
+    #[error("more than {MAX_OPTIONS} options")]
+    TooManyOptions,
+    /// A client that does not understand replies sends an option.
+    #[error("option {option} without fixed newstyle")]
+    NotFixedNewstyle {
+        /// The option, as sent.
+        option: u32,
+    },
+    /// The protocol has `GO` for that.
+    #[error("EXPORT_NAME after extended headers were agreed on")]
+    ExtendedExportName,
+    /// `EXPORT_NAME` leaves no other way to refuse.
+    #[error("refuse EXPORT_NAME: {0}")]
+    Refused(ExportError),
+    /// `EXPORT_NAME` leaves no other way to say that there is no place.
+    #[error("refuse EXPORT_NAME: {0}")]
+    NoPlace(NoPlace),
+}

@@ -1,0 +1,95 @@
+//! Who asks.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use crate::{net::peer::Peer, resources::shares::Holder};
+
+/// What a caller speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// gRPC.
+    Grpc,
+    /// NBD.
+    Nbd,
+}
+
+impl fmt::Display for Face {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Grpc => "grpc",
+            Self::Nbd => "nbd",
+        })
+    }
+}
+
+/// Who asks for an operation: one connection, and who is at its other end.
+///
+/// It is made in one place of each face, where a connection is served, and given to every
+/// operation.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller {
+    face: Face,
+    peer: Peer,
+    /// Tells it from every other caller of this process.
+    number: u64,
+}
+
+/// The number of the next caller. 0 is the daemon itself: see [`Holder::OWN`].
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+impl Caller {
+    /// The caller at the other end of a new connection.
+    #[must_use]
+    pub fn new(face: Face, peer: Peer) -> Self {
+        Self {
+            face,
+            peer,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// For whom places and bytes are held: the operations of a connection share what one caller
+    /// gets.
+    pub(crate) fn holder(&self) -> Holder {
+        Holder {
+            number: self.number,
+            is_local: !self.peer.is_remote(),
+        }
+    }
+}
+
+/// For the log: `grpc:7:unix:pid=4711,uid=0`.
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.face, self.number, self.peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn a_caller_is_shown_by_its_face_its_number_and_its_peer() {
+        let peer = Peer::Unix {
+            process: Some(4711),
+            user: 0,
+        };
+        let local = Caller::new(Face::Grpc, peer);
+        let number = local.holder().number;
+        assert_eq!(
+            local.to_string(),
+            format!("grpc:{number}:unix:pid=4711,uid=0")
+        );
+        let remote = Caller::new(Face::Nbd, Peer::Tcp("192.0.2.1:4".parse().unwrap()));
+        assert!(remote.to_string().starts_with("nbd:"), "{remote}");
+        assert!(remote.to_string().ends_with(":tcp:192.0.2.1:4"), "{remote}");
+        assert!(local.holder().is_local && !remote.holder().is_local);
+        assert_ne!(remote.holder().number, number, "callers share with nobody");
+    }
+}

@@ -1,0 +1,395 @@
+//! Files of TLS: how other daemons are asked with them, and clients served.
+
+use std::{
+    fmt,
+    fs::OpenOptions,
+    io::{self, Read as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use rustix::fs::OFlags;
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject as _},
+    },
+    server::WebPkiClientVerifier,
+};
+use tokio_rustls::TlsAcceptor;
+use varve_client::Tls;
+
+use super::limits::TLS_FILE_BYTES_MAX;
+use crate::config::{CopiesConfig, TlsConfig};
+
+/// A file that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}: {source}", path.display())]
+pub struct FileError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// That other daemons can be asked with these files. Blocks.
+///
+/// # Errors
+///
+/// Files that cannot be read, or that hold no authorities, or no identity.
+pub fn check_client(config: &CopiesConfig) -> Result<(), ServerError> {
+    if let Some(authorities) = &config.ca {
+        roots(authorities)?;
+    }
+    if let Some((cert, key)) = &config.identity {
+        // Made for a server, the same is asked of a client's.
+        let files = TlsConfig {
+            cert: cert.clone(),
+            key: key.clone(),
+            client_ca: None,
+        };
+        acceptor(&files, &[])?;
+    }
+    Ok(())
+}
+
+/// How other daemons are asked. Blocks.
+///
+/// # Errors
+///
+/// Files that cannot be read.
+pub fn client(config: &CopiesConfig) -> Result<Tls, FileError> {
+    let mut tls = Tls::default();
+    if let Some(authorities) = &config.ca {
+        tls = tls.trusting(read(authorities)?);
+    }
+    if let Some((cert, key)) = &config.identity {
+        tls = tls.showing(read(cert)?, read(key)?);
+    }
+    Ok(tls)
+}
+
+/// Why a listener cannot have TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The files are no identity, or no authorities.
+    #[error("cannot use {} for TLS: {why}", path.display())]
+    Useless {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+impl ServerError {
+    /// Whether the same files may be readable the next time: descriptors were short, say.
+    fn passes(&self) -> bool {
+        match self {
+            Self::File(FileError { source, .. }) => {
+                let is_of_file = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied]
+                    .contains(&source.kind());
+                source.raw_os_error().is_some() && !is_of_file
+            }
+            Self::Useless { .. } => false,
+        }
+    }
+}
+
+/// What clients of gRPC ask for when TLS begins, and are told that they get.
+pub const HTTP2: &[&[u8]] = &[b"h2"];
+
+/// How clients of a listener are served with TLS, by files that may be renewed while the daemon
+/// runs.
+pub struct ServerTls {
+    files: TlsConfig,
+    protocols: &'static [&'static [u8]],
+    current: Mutex<Current>,
+}
+
+struct Current {
+    acceptor: TlsAcceptor,
+    /// What the files looked like when they were read last, whatever came of it.
+    stamps: Vec<Stamp>,
+}
+
+/// Tells a file that was written again, or may be read by others now, from what it was: device,
+/// inode, length, and when content and inode changed, with nanoseconds. `None`: it is not there.
+type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
+
+impl ServerTls {
+    /// Reads the files. `protocols` are those of ALPN, if the listener takes part in it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Files that cannot be read or used.
+    pub fn load(
+        files: &TlsConfig,
+        protocols: &'static [&'static [u8]],
+    ) -> Result<Self, ServerError> {
+        let stamps = stamps(files);
+        Ok(Self {
+            files: files.clone(),
+            protocols,
+            current: Mutex::new(Current {
+                acceptor: acceptor(files, protocols)?,
+                stamps,
+            }),
+        })
+    }
+
+    /// How the next client is to be served.
+    #[must_use]
+    pub fn acceptor(&self) -> TlsAcceptor {
+        self.current.lock().acceptor.clone()
+    }
+
+    /// Reads the files again if they look different, or in any case. Says whether clients are
+    /// served by new ones from now on. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// Files that cannot be read or used: clients are served as before.
+    pub fn reload(&self, in_any_case: bool) -> Result<bool, ServerError> {
+        let stamps = stamps(&self.files);
+        {
+            let mut current = self.current.lock();
+            let is_same = current.stamps == stamps;
+            // Files that cannot be used are not tried again until they change again.
+            current.stamps = stamps;
+            if is_same && !in_any_case {
+                return Ok(false);
+            }
+        }
+        let acceptor = acceptor(&self.files, self.protocols).inspect_err(|error| {
+            if error.passes() {
+                // What was in the way leaves no trace in the files.
+                self.current.lock().stamps.clear();
+            }
+        })?;
+        self.current.lock().acceptor = acceptor;
+        Ok(true)
+    }
+
+    /// The certificate that is shown.
+    #[must_use]
+    pub fn cert(&self) -> &Path {
+        &self.files.cert
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls")
+            .field("files", &self.files)
+            .finish_non_exhaustive()
+    }
+}
+
+fn stamps(files: &TlsConfig) -> Vec<Stamp> {
+    let paths = [
+        Some(&files.cert),
+        Some(&files.key),
+        files.client_ca.as_ref(),
+    ];
+    let stamp = |path: &PathBuf| {
+        let found = std::fs::metadata(path).ok()?;
+        Some((
+            found.dev(),
+            found.ino(),
+            found.len(),
+            (found.mtime(), found.mtime_nsec()),
+            (found.ctime(), found.ctime_nsec()),
+        ))
+    };
+    paths.into_iter().flatten().map(stamp).collect()
+}
+
+fn acceptor(files: &TlsConfig, protocols: &[&[u8]]) -> Result<TlsAcceptor, ServerError> {
+    let useless = |path: &Path| {
+        let path = path.to_owned();
+        move |why: String| ServerError::Useless { path, why }
+    };
+    let chain = certificates(&files.cert)?;
+    let key = private_key(&files.key)?;
+    let config = match &files.client_ca {
+        None => ServerConfig::builder().with_no_client_auth(),
+        Some(authorities) => {
+            let roots = Arc::new(roots(authorities)?);
+            let verifier = WebPkiClientVerifier::builder(roots).build();
+            let verifier = verifier.map_err(|error| useless(authorities)(error.to_string()))?;
+            ServerConfig::builder().with_client_cert_verifier(verifier)
+        }
+    };
+    let config = config.with_single_cert(chain, key);
+    let mut config = config.map_err(|error| useless(&files.cert)(error.to_string()))?;
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// The authorities in a file, at least one.
+fn roots(path: &Path) -> Result<RootCertStore, ServerError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        roots.add(authority).map_err(|error| ServerError::Useless {
+            path: path.to_owned(),
+            why: error.to_string(),
+        })?;
+    }
+    Ok(roots)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, ServerError> {
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| ServerError::Useless {
+        path: path.to_owned(),
+        why: match error {
+            pem::Error::NoItemsFound => "there is no private key in it".to_owned(),
+            other => other.to_string(),
+        },
+    })
+}
+
+/// The certificates in a file, at least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ServerError> {
+    let useless = |why: String| ServerError::Useless {
+        path: path.to_owned(),
+        why,
+    };
+    let content = read(path)?;
+    let found = CertificateDer::pem_slice_iter(&content).collect::<Result<Vec<_>, _>>();
+    let found = found.map_err(|error| useless(error.to_string()))?;
+    if found.is_empty() {
+        return Err(useless("there is no certificate in it".to_owned()));
+    }
+    Ok(found)
+}
+
+/// The content of a file. Callers that add remotes name it, so what is no file, or is endless, is
+/// refused.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
+    let read = || {
+        let file = OpenOptions::new()
+            .read(true)
+            // Or a pipe would be waited for.
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+            .open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        let mut content = Vec::new();
+        file.take(TLS_FILE_BYTES_MAX + 1)
+            .read_to_end(&mut content)?;
+        if content.len() as u64 > TLS_FILE_BYTES_MAX {
+            let why = format!("it has more than {TLS_FILE_BYTES_MAX} bytes");
+            return Err(io::Error::other(why));
+        }
+        Ok(content)
+    };
+    read().map_err(|source| FileError {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_and_what_is_endless_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("small"), "PEM").unwrap();
+        std::fs::write(path("large"), vec![0; 2 << 20]).unwrap();
+        let pipe = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            path("pipe"),
+            rustix::fs::FileType::Fifo,
+            pipe,
+            0,
+        )
+        .unwrap();
+        assert_eq!(read(&path("small")).unwrap(), b"PEM");
+        for (path, why) in [
+            (path("large"), "more than"),
+            (path("pipe"), "not a regular file"),
+            (directory.path().to_owned(), "not a regular file"),
+            (PathBuf::from("/dev/zero"), "not a regular file"),
+            (path("none"), "No such file"),
+        ] {
+            let refused = read(&path).unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
+            assert!(refused.contains(path.to_str().unwrap()), "{refused}");
+        }
+    }
+
+    /// One that serves nobody, with files that cannot be used.
+    fn useless(directory: &Path) -> ServerTls {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let files = TlsConfig {
+            cert: directory.join("cert.pem"),
+            key: directory.join("key.pem"),
+            client_ca: None,
+        };
+        for path in [&files.cert, &files.key] {
+            std::fs::write(path, "rubbish").unwrap();
+        }
+        let resolver = Arc::new(rustls::server::ResolvesServerCertUsingSni::new());
+        let config = ServerConfig::builder().with_no_client_auth();
+        let acceptor = TlsAcceptor::from(Arc::new(config.with_cert_resolver(resolver)));
+        let current = Mutex::new(Current {
+            acceptor,
+            stamps: stamps(&files),
+        });
+        ServerTls {
+            files,
+            protocols: &[],
+            current,
+        }
+    }
+
+    #[test]
+    fn files_are_read_again_when_they_or_their_owner_or_mode_have_changed() {
+        let directory = tempfile::tempdir().unwrap();
+        let tls = useless(directory.path());
+        assert!(!tls.reload(false).unwrap(), "nothing has changed");
+        assert!(tls.reload(true).is_err());
+        // As keys are renewed: written by root, and given to the daemon's user after
+        // that. In a moment that can be told from the one before.
+        let changed = || {
+            let found = std::fs::metadata(&tls.files.key).unwrap();
+            (found.ctime(), found.ctime_nsec())
+        };
+        let before = changed();
+        while changed() == before {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
+            std::fs::set_permissions(&tls.files.key, mode).unwrap();
+        }
+        assert!(tls.reload(false).is_err(), "they are looked at");
+        assert!(!tls.reload(false).unwrap(), "once");
+    }
+
+    #[test]
+    fn files_are_tried_again_as_long_as_it_may_help() {
+        let directory = tempfile::tempdir().unwrap();
+        let tls = useless(directory.path());
+        std::fs::remove_file(&tls.files.cert).unwrap();
+        assert!(tls.reload(false).is_err());
+        assert!(!tls.reload(false).unwrap(), "it is told once");
+        // What the system refuses without looking at them.
+        std::os::unix::fs::symlink("cert.pem", &tls.files.cert).unwrap();
+        assert!(tls.reload(true).is_err());
+        for _ in 0..3 {
+            assert!(tls.reload(false).is_err());
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What there is only so much of, and how it is divided.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | [`descriptors`] | open files: those of the store, and those left for connections |
+//! | [`limits`] | the least of them that a daemon starts with |
+//! | `shares` | places and bytes that several callers share, with a part for this machine |
+
+pub mod descriptors;
+pub mod limits;
+pub(crate) mod shares;

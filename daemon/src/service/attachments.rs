@@ -1,0 +1,180 @@
+//! Volumes that are attached and in use.
+//!
+//! A volume is one user's: each time it is attached, or taken over by force, it gets another
+//! number. What is opened here is of one attachment, and refuses everything once there is another,
+//! or none.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex as SyncMutex;
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
+use tracing::{info, warn};
+use varve_store::{Error as StoreError, Store, Volume, VolumeId, VolumeRecord};
+
+use super::error::{Error, Result};
+
+/// Volumes that are attached and were used since: they stay open until they are detached, so that
+/// their journals are read once. Clones are handles to the same table.
+#[derive(Debug, Clone)]
+pub(super) struct Attachments {
+    store: Store,
+    used: Arc<SyncMutex<HashMap<VolumeId, Arc<Place>>>>,
+}
+
+/// Where the attachment of one volume is, if it was used. Held while the volume is opened, which
+/// takes as long as its journal is long: others do not wait for that.
+type Place = Mutex<Option<Arc<Attachment>>>;
+
+/// One attachment of a volume.
+#[derive(Debug)]
+struct Attachment {
+    number: u64,
+    /// The volume, until the attachment ends: held by requests, waited for by the end.
+    volume: RwLock<Option<Volume>>,
+}
+
+impl Attachment {
+    /// Refuses all later requests, and waits for those under way, also of clients that have gone
+    /// away. Gives the volume if this was the end of it.
+    async fn end(&self) -> Option<Volume> {
+        let volume = self.volume.write().await.take()?;
+        volume.settle().await;
+        Some(volume)
+    }
+}
+
+/// A volume for as long as it stays attached. Clones are handles to the same attachment.
+#[derive(Debug, Clone)]
+pub(crate) struct AttachedVolume {
+    /// As it was when it was opened.
+    record: Arc<VolumeRecord>,
+    attachment: Arc<Attachment>,
+}
+
+impl AttachedVolume {
+    /// Its record when it was opened.
+    pub(crate) fn record(&self) -> &VolumeRecord {
+        &self.record
+    }
+
+    /// The volume for one request. The attachment does not end before the guard is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The attachment has ended.
+    pub(crate) async fn volume(&self) -> Result<RwLockReadGuard<'_, Volume>> {
+        let volume = &self.attachment.volume;
+        let guard = match volume.try_read() {
+            Ok(guard) => guard,
+            Err(_) => volume.read().await,
+        };
+        RwLockReadGuard::try_map(guard, Option::as_ref).map_err(|_| Error::Detached)
+    }
+}
+
+impl Attachments {
+    /// The attached volumes of this store.
+    pub(super) fn new(store: Store) -> Self {
+        Self {
+            store,
+            used: Arc::default(),
+        }
+    }
+
+    /// Opens the volume `key`: a name, an id, or an id with the number that the attachment must
+    /// have (`vol-...@7`).
+    ///
+    /// # Errors
+    ///
+    /// The volume is not attached, or its attachment has another number; and those of the store.
+    pub(super) async fn open(&self, key: &str) -> Result<AttachedVolume> {
+        let (key, wanted) = split_attachment(key);
+        let id = match key.parse() {
+            Ok(id) => id,
+            Err(_) => self.store.volume(key).await?.id,
+        };
+        let place = self.place(id);
+        let mut used = place.lock().await;
+        // Its record again, now that no attachment of it ends or begins.
+        let record = self.store.volume(&id.to_string()).await?;
+        if record.attached_at_ns.is_none() {
+            return Err(Error::NotAttached { name: record.name });
+        }
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != record.attachments) {
+            return Err(Error::AttachedAgain {
+                name: record.name,
+                current: record.attachments,
+                wanted,
+            });
+        }
+        let known = used.as_ref().filter(|it| it.number == record.attachments);
+        let attachment = match known {
+            Some(attachment) => Arc::clone(attachment),
+            None => {
+                // First, so that the new one is not there before the end of the other if this is
+                // dropped half-way.
+                if let Some(before) = &*used {
+                    before.end().await;
+                }
+                let opened = self.store.open_volume(&id.to_string()).await;
+                // Many clients do not show what they are told.
+                let opened = opened.inspect_err(
+                    |error| warn!(volume = record.name, %error, "the volume cannot be opened"),
+                );
+                let attachment = Arc::new(Attachment {
+                    number: record.attachments,
+                    volume: RwLock::new(Some(opened?)),
+                });
+                *used = Some(Arc::clone(&attachment));
+                attachment
+            }
+        };
+        Ok(AttachedVolume {
+            record: Arc::new(record),
+            attachment,
+        })
+    }
+
+    /// Ends attachments of a volume up to this number: it was detached, or attached again by force.
+    /// When this returns, nothing more is written through them, and what was written is durable.
+    ///
+    /// # Errors
+    ///
+    /// What was written could not be made durable.
+    pub(super) async fn end(&self, id: VolumeId, upto: u64) -> Result<(), StoreError> {
+        let place = self.place(id);
+        let mut used = place.lock().await;
+        let Some(attachment) = used.as_ref().filter(|it| it.number <= upto) else {
+            return Ok(());
+        };
+        let Some(volume) = attachment.end().await else {
+            return Ok(());
+        };
+        info!(
+            volume = volume.record().name,
+            "its clients are refused from now on"
+        );
+        let flushed = volume.flush().await;
+        *used = None;
+        flushed
+    }
+
+    fn place(&self, id: VolumeId) -> Arc<Place> {
+        let mut used = self.used.lock();
+        // Places that nobody holds and that hold nothing are forgotten.
+        used.retain(|_, place| {
+            Arc::strong_count(place) > 1 || !place.try_lock().is_ok_and(|used| used.is_none())
+        });
+        Arc::clone(used.entry(id).or_default())
+    }
+}
+
+/// Splits `vol-...@7` into the id and the number that the attachment must have.
+fn split_attachment(key: &str) -> (&str, Option<u64>) {
+    let split = key.rsplit_once('@').and_then(|(id, number)| {
+        let number = number.parse().ok()?;
+        // A name may have such an end as well.
+        VolumeId::is_of_its_form(id).then_some((id, Some(number)))
+    });
+    split.unwrap_or((key, None))
+}

@@ -1,0 +1,185 @@
+//! Snapshots copied from other stores.
+
+use std::collections::BTreeMap;
+
+use tracing::info;
+
+use super::{
+    Service,
+    error::{Error, Result},
+    page_token::{self, Filters},
+    pages::{ListRequest, Page},
+    request,
+};
+pub(crate) use crate::copies::{
+    Estimate, NewCopy, Source as CopySource, State as CopyState, Status as CopyStatus,
+};
+use crate::{
+    auth::{Action, Caller, Resource},
+    copies::Begun,
+};
+
+impl Service {
+    /// Begins a copy, which goes on until it is completed, has failed or is cancelled.
+    ///
+    /// In a task: a copy that was promised is begun, even if the caller goes.
+    pub(crate) async fn create_copy(&self, caller: &Caller, new: NewCopy) -> Result<CopyStatus> {
+        let (remote, name) = (new.source.endpoint.clone(), new.name.clone());
+        let on = [Resource::Remote(&remote), Resource::Snapshot(&name)];
+        // A copy without a name of its own has the snapshot's at the source.
+        let on = if name.is_empty() { &on[..1] } else { &on[..] };
+        self.pass(caller, Action::CreateCopy, on, async {
+            check_new(&new)?;
+            let copies = self.0.parts.copies.clone();
+            let begin = async move { copies.begin(new).await };
+            let status = self.tasks().spawn("begin copy", begin).await??;
+            let record = &status.record;
+            info!(
+                id = %record.id,
+                endpoint = record.endpoint,
+                snapshot = record.snapshot,
+                "copy begun"
+            );
+            Ok(status)
+        })
+        .await
+    }
+
+    /// The copy of that id.
+    pub(crate) async fn copy(&self, caller: &Caller, id: &str) -> Result<CopyStatus> {
+        let on = [Resource::Copy(id)];
+        self.pass(caller, Action::GetCopy, &on, async {
+            Ok(self.0.parts.copies.status(id)?)
+        })
+        .await
+    }
+
+    /// Copies, the newest first. They are not filtered.
+    pub(crate) async fn list_copies(
+        &self,
+        caller: &Caller,
+        request: &ListRequest,
+    ) -> Result<Page<CopyStatus>> {
+        self.pass(caller, Action::ListCopies, &[], async {
+            let filters = Filters {
+                listing: page_token::COPIES,
+                name_prefix: "",
+                tags: &BTreeMap::new(),
+            };
+            let (tokens, limit) = (filters.tokens(), request.limit());
+            let before = tokens.decode(&request.page_token)?;
+            let before = before.as_deref().map(begun_at).transpose()?;
+            let found = self.0.parts.copies.list(before).take(limit + 1);
+            Ok(Page::of(found.collect(), limit, tokens))
+        })
+        .await
+    }
+
+    /// Cancels a copy. What has arrived stays.
+    pub(crate) async fn cancel_copy(&self, caller: &Caller, id: &str) -> Result<CopyStatus> {
+        let on = [Resource::Copy(id)];
+        self.pass(caller, Action::CancelCopy, &on, async {
+            Ok(self.0.parts.copies.cancel(id).await?)
+        })
+        .await
+    }
+
+    /// Limits the rate of a copy from now on; 0: no limit.
+    pub(crate) async fn limit_copy(
+        &self,
+        caller: &Caller,
+        id: &str,
+        bytes_per_second: u64,
+    ) -> Result<CopyStatus> {
+        let on = [Resource::Copy(id)];
+        self.pass(caller, Action::LimitCopy, &on, async {
+            Ok(self.0.parts.copies.limit(id, bytes_per_second).await?)
+        })
+        .await
+    }
+
+    /// What a copy would fetch.
+    pub(crate) async fn estimate_copy(
+        &self,
+        caller: &Caller,
+        source: &CopySource,
+    ) -> Result<Estimate> {
+        let on = [Resource::Remote(&source.endpoint)];
+        self.pass(caller, Action::EstimateCopy, &on, async {
+            check_source(source)?;
+            let estimate = Box::pin(self.0.parts.copies.estimate(source));
+            Ok(estimate.await?)
+        })
+        .await
+    }
+}
+
+/// The place of a page's last copy.
+fn begun_at(place: &str) -> Result<Begun> {
+    let place = place.split_once(' ');
+    place
+        .and_then(|(begun, id)| Some((begun.parse().ok()?, id.parse().ok()?)))
+        .ok_or_else(page_token::invalid)
+}
+
+fn check_source(source: &CopySource) -> Result<()> {
+    request::snapshot_key("source.snapshot", &source.snapshot)?;
+    if source.endpoint.is_empty() {
+        let why = "it is empty: write unix:PATH, http://HOST:PORT, https://HOST:PORT or the name of a \
+                   remote";
+        return Err(Error::field("source.endpoint", why));
+    }
+    request::remote_text("source.endpoint", &source.endpoint)
+}
+
+fn check_new(new: &NewCopy) -> Result<()> {
+    if !new.name.is_empty() {
+        varve_store::check_snapshot_name(&new.name)?;
+    }
+    varve_store::check_snapshot_tags(&new.tags)?;
+    check_source(&new.source)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn source(endpoint: &str, snapshot: &str) -> CopySource {
+        CopySource {
+            endpoint: endpoint.to_owned(),
+            snapshot: snapshot.to_owned(),
+            allow_plaintext: false,
+        }
+    }
+
+    #[test]
+    fn places_of_pages_are_a_time_and_an_id() {
+        assert!(begun_at("7").is_err() && begun_at("7 copy").is_err());
+        let id = varve_store::CopyId::from_low_bits([7; 9]);
+        assert_eq!(begun_at(&format!("7 {id}")).unwrap(), (7, id));
+    }
+
+    #[test]
+    fn what_cannot_be_copied_is_refused_with_its_field() {
+        for (endpoint, why) in [
+            (String::new(), "it is empty"),
+            ("x".repeat(2000), "2000 bytes"),
+        ] {
+            let refused = check_source(&source(&endpoint, "web")).unwrap_err();
+            assert!(refused.to_string().contains(why), "{refused}");
+        }
+        let refused = |name: &str, snapshot: &str| {
+            let new = NewCopy {
+                source: source("unix:/x", snapshot),
+                name: name.to_owned(),
+                tags: BTreeMap::new(),
+                bytes_per_second: 0,
+            };
+            check_new(&new).unwrap_err().to_string()
+        };
+        assert!(refused("", "").contains("source.snapshot"));
+        assert!(refused("a b", "web").contains("a b"));
+    }
+}

@@ -1,0 +1,136 @@
+//! Why an operation fails: the one error type of the service.
+
+use varve_store::Error as StoreError;
+
+use crate::{
+    copies::CopyError,
+    error::{Classified, ErrorKind},
+    resources::shares::{Busy, GaveWay},
+    tasks::TaskEnded,
+};
+
+/// The result of an operation.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation fails.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The store says no.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A field of the request cannot be right. Mend it.
+    #[error("{field}: {problem}")]
+    Field {
+        /// As requests call it.
+        field: &'static str,
+        /// With the value.
+        problem: String,
+    },
+    /// More at one time than is taken. Send it in several messages.
+    #[error("{field}: {found} {unit}, at most {most} are taken in one message")]
+    TooMuch {
+        /// As requests call it.
+        field: &'static str,
+        /// "ids", "bytes of payload".
+        unit: &'static str,
+        /// How many came.
+        found: u64,
+        /// How many may come.
+        most: u64,
+    },
+    /// As much is under way as is allowed.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// It did not go on, and others waited for its place.
+    #[error(transparent)]
+    GaveWay(#[from] GaveWay),
+    /// A stream on which nothing came for so long that it was given up.
+    #[error("nothing was received for {seconds} seconds")]
+    Silent {
+        /// How long.
+        seconds: u64,
+    },
+    /// A copy cannot be made, or its source is at fault.
+    #[error(transparent)]
+    Copy(CopyError),
+    /// A volume is served only while it is attached.
+    #[error("volume {name:?} is not attached")]
+    NotAttached {
+        /// Its name.
+        name: String,
+    },
+    /// The attachment that was asked for has ended, and there is another.
+    #[error(
+        "volume {name:?} was attached again since: this is attachment {current}, and not {wanted}"
+    )]
+    AttachedAgain {
+        /// The volume's name.
+        name: String,
+        /// The number of the attachment that there is.
+        current: u64,
+        /// The one that was asked for.
+        wanted: u64,
+    },
+    /// The attachment ended while it was in use.
+    #[error("the volume was detached, or attached elsewhere")]
+    Detached,
+    /// The work was done by a task, and it ended early.
+    #[error(transparent)]
+    Task(#[from] TaskEnded),
+    /// What makes a stream ended without a word: a defect, or the daemon stops.
+    #[error("the answer was cut short, see the daemon's log")]
+    CutShort,
+    /// Nobody takes the answer any more.
+    #[error("the client has gone")]
+    CallerGone,
+    /// No more operations are carried out.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+impl Error {
+    pub(crate) fn field(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Field {
+            field,
+            problem: problem.into(),
+        }
+    }
+
+    /// Whether the same request succeeds once less is under way: unlike a full disk, of which the
+    /// kind is the same.
+    pub(crate) const fn passes(&self) -> bool {
+        matches!(self, Self::Busy(_) | Self::GaveWay(_))
+    }
+}
+
+impl Classified for Error {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Store(error) => error.kind(),
+            Self::Field { .. } => ErrorKind::InvalidArgument,
+            Self::TooMuch { .. } => ErrorKind::OutOfRange,
+            Self::Silent { .. } => ErrorKind::DeadlineExceeded,
+            Self::Busy(_) | Self::GaveWay(_) => ErrorKind::ResourceExhausted,
+            Self::Copy(error) => error.kind(),
+            Self::NotAttached { .. } | Self::AttachedAgain { .. } | Self::Detached => {
+                ErrorKind::FailedPrecondition
+            }
+            Self::Task(TaskEnded::Panicked { .. }) => ErrorKind::Internal,
+            Self::CallerGone => ErrorKind::Cancelled,
+            Self::Task(TaskEnded::Stopped { .. }) | Self::CutShort | Self::Stopping => {
+                ErrorKind::Unavailable
+            }
+        }
+    }
+}
+
+impl From<CopyError> for Error {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Store(error) => error.into(),
+            CopyError::Busy(busy) => busy.into(),
+            CopyError::GaveWay(gave_way) => gave_way.into(),
+            other => Self::Copy(other),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Snapshots and volumes as block devices: which there are, and how one is opened.
+
+use varve_store::{
+    Error as StoreError, ListQuery, SnapshotId, SnapshotReader, SnapshotRecord, VolumeId,
+    VolumeRecord,
+};
+
+use super::{Service, attachments::AttachedVolume, error::Result};
+use crate::auth::{Action, Caller, Resource};
+
+impl Service {
+    /// Completed snapshots whose names sort after a name: of the first `limit` records that have
+    /// any among them.
+    pub(crate) async fn exported_snapshots(
+        &self,
+        caller: &Caller,
+        after_name: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<SnapshotRecord>> {
+        self.pass(caller, Action::ListExports, &[], async {
+            let page = |query| self.store().list_snapshots(query);
+            let is_exported = |record: &SnapshotRecord| record.content().is_some();
+            let name = |record: &SnapshotRecord| record.name.clone();
+            first_page(after_name, limit, page, is_exported, name).await
+        })
+        .await
+    }
+
+    /// Attached volumes whose names sort after a name, in the same way.
+    pub(crate) async fn exported_volumes(
+        &self,
+        caller: &Caller,
+        after_name: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<VolumeRecord>> {
+        self.pass(caller, Action::ListExports, &[], async {
+            let page = |query| self.store().list_volumes(query);
+            let is_exported = |record: &VolumeRecord| record.attached_at_ns.is_some();
+            let name = |record: &VolumeRecord| record.name.clone();
+            first_page(after_name, limit, page, is_exported, name).await
+        })
+        .await
+    }
+
+    /// Opens a snapshot to be read as a device.
+    pub(crate) async fn open_snapshot_export(
+        &self,
+        caller: &Caller,
+        key: &str,
+    ) -> Result<SnapshotReader> {
+        let on = [Resource::Snapshot(key)];
+        self.pass(caller, Action::OpenExport, &on, async {
+            Ok(self.store().open_snapshot(key).await?)
+        })
+        .await
+    }
+
+    /// Opens a volume that is attached.
+    pub(crate) async fn open_volume_export(
+        &self,
+        caller: &Caller,
+        key: &str,
+    ) -> Result<AttachedVolume> {
+        let on = [Resource::Volume(key)];
+        self.pass(
+            caller,
+            Action::OpenExport,
+            &on,
+            self.0.attachments.open(key),
+        )
+        .await
+    }
+
+    /// Opens snapshots to compare an export with; `None` for a snapshot that is not there or not
+    /// completed.
+    pub(crate) async fn open_references(
+        &self,
+        caller: &Caller,
+        snapshots: &[&str],
+    ) -> Result<Vec<Option<SnapshotReader>>> {
+        let on: Vec<_> = snapshots
+            .iter()
+            .map(|key| Resource::Snapshot(key))
+            .collect();
+        self.pass(caller, Action::CompareExport, &on, async {
+            let mut opened = Vec::with_capacity(snapshots.len());
+            for name in snapshots {
+                opened.push(match self.store().open_snapshot(name).await {
+                    Ok(reader) => Some(reader),
+                    Err(StoreError::NotFound { .. } | StoreError::NotCompleted { .. }) => None,
+                    Err(error) => return Err(error.into()),
+                });
+            }
+            Ok(opened)
+        })
+        .await
+    }
+
+    /// Names of completed snapshots that an export descends from, the nearest first, at most
+    /// `limit`.
+    pub(crate) async fn ancestors(
+        &self,
+        caller: &Caller,
+        of: Descendant,
+        limit: usize,
+    ) -> Result<Vec<String>> {
+        self.pass(caller, Action::CompareExport, &[], async {
+            let mut names = Vec::new();
+            let mut next = match of {
+                Descendant::Snapshot(parent) => parent,
+                Descendant::Volume(id) => self.store().volume(&id.to_string()).await?.parent,
+            };
+            while let Some(id) = next.filter(|_| names.len() < limit) {
+                match self.store().snapshot(&id.to_string()).await {
+                    Ok(record) => {
+                        next = record.parent;
+                        if record.content().is_some() {
+                            names.push(record.name);
+                        }
+                    }
+                    // Those before it are not known any more.
+                    Err(StoreError::NotFound { .. }) => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(names)
+        })
+        .await
+    }
+}
+
+/// Whose ancestors are asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Descendant {
+    /// A snapshot with this parent.
+    Snapshot(Option<SnapshotId>),
+    /// A volume: its last snapshot comes first, or the one that it was made of.
+    Volume(VolumeId),
+}
+
+/// The exports among records whose names sort after one: of the first page that has any. Records
+/// that are none are passed over, however many there are.
+async fn first_page<R, F: Future<Output = Result<Vec<R>, StoreError>>>(
+    after_name: Option<&str>,
+    limit: usize,
+    page: impl Fn(ListQuery) -> F,
+    is_exported: impl Fn(&R) -> bool,
+    name: impl Fn(&R) -> String,
+) -> Result<Vec<R>> {
+    let mut after_name = after_name.map(str::to_owned);
+    loop {
+        let query = ListQuery {
+            after_name: after_name.take(),
+            limit,
+            ..ListQuery::default()
+        };
+        let mut records = page(query).await?;
+        let last = records.last().map(&name);
+        records.retain(&is_exported);
+        match last {
+            Some(last) if records.is_empty() => after_name = Some(last),
+            _ => return Ok(records),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What the daemon does for its callers, whatever protocol they speak.
+//!
+//! ```text
+//! grpc ────┐
+//! exports ─┴──> Service ──door──> operations ──> store, copies
+//! ```
+//!
+//! | file | operations on |
+//! | --- | --- |
+//! | [`snapshots`] | snapshots as records, their differences, their verification |
+//! | [`volumes`] | volumes as records |
+//! | [`uploads`] | content on its way in |
+//! | [`content`] | content on its way out |
+//! | [`replication`] | nodes and chunks for another store that copies a snapshot |
+//! | [`copies`] | snapshots copied from other stores |
+//! | [`remotes`] | other daemons that have names here |
+//! | [`exports`] | snapshots and volumes as block devices |
+//! | [`status`] | the daemon itself |
+//!
+//! - [`error`]: why an operation fails. `request`: what a request may hold.
+//! - [`pages`]: listings in pages. [`streams`]: answers that are streams.
+//! - `attachments`: volumes that are in use.
+//!
+//! What must hold: an operation has a [`Caller`], and passes the one door ([`Service::pass`])
+//! before it looks anything up. It takes the store's types and its own, gives the same back, and
+//! knows no protocol. What a request may hold is checked here or in the store, once.
+
+mod attachments;
+mod content;
+mod copies;
+mod error;
+mod exports;
+mod page_token;
+mod pages;
+mod remotes;
+mod replication;
+mod request;
+mod snapshots;
+mod status;
+mod streams;
+mod uploads;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use varve_store::{Ingest, Store};
+
+pub(crate) use self::{
+    attachments::AttachedVolume,
+    content::{DownloadPart, RangeContent, RangePart, SentChunk},
+    copies::{CopySource, CopyState, CopyStatus, Estimate, NewCopy},
+    error::{Error, Result},
+    exports::Descendant,
+    pages::ListRequest,
+    replication::ChunkRequest,
+    snapshots::{Snapshot, TagChange, VerifyState},
+    status::{Facts, Status},
+    streams::Items,
+    uploads::{ChunkMessage, NewUpload, Uploads},
+    volumes::VolumeDetails,
+};
+use self::{attachments::Attachments, uploads::Intake};
+use crate::{
+    auth::{self, Action, Attempt, Caller, Resource},
+    copies::Copies,
+    limits,
+    resources::shares::{Hold, Shares},
+    tasks::Tasks,
+};
+
+/// What an operation works with.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) store: Store,
+    /// Where operations run that go on without their callers.
+    pub(crate) tasks: Tasks,
+    pub(crate) copies: Copies,
+    /// Open uploads.
+    pub(crate) uploads: Arc<Uploads<Ingest>>,
+    /// What there is to know about the daemon.
+    pub(crate) facts: Facts,
+}
+
+/// All operations. Clones are handles to the same service.
+#[derive(Debug, Clone)]
+pub(crate) struct Service(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    parts: Parts,
+    attachments: Attachments,
+    intake: Intake,
+    /// Places for downloads and reads.
+    readers: Shares,
+    /// Segments that downloads may read ahead.
+    read_ahead: Arc<Semaphore>,
+    /// Places for comparisons and verifications.
+    checks: Shares,
+    /// Places for streams of chunks to other stores.
+    fetches: Shares,
+}
+
+impl Service {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let places = streams::places;
+        Self(Arc::new(Inner {
+            attachments: Attachments::new(parts.store.clone()),
+            intake: Intake::new(),
+            readers: places("exports and reads", limits::READ_STREAMS_MAX),
+            read_ahead: Arc::new(Semaphore::new(limits::READ_AHEAD_SEGMENTS_SHARED)),
+            checks: places("comparisons and verifications", limits::CHECK_STREAMS_MAX),
+            fetches: places("fetches of chunks", limits::COPY_STREAMS_MAX),
+            parts,
+        }))
+    }
+
+    fn store(&self) -> &Store {
+        &self.0.parts.store
+    }
+
+    fn tasks(&self) -> &Tasks {
+        &self.0.parts.tasks
+    }
+
+    /// The way to an operation: each begins here.
+    async fn pass<T>(
+        &self,
+        caller: &Caller,
+        action: Action,
+        on: &[Resource<'_>],
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        auth::pass(caller, action, on, work).await
+    }
+
+    /// The way to an operation whose answer is a stream: `open` opens it and takes its place,
+    /// `work` makes the items.
+    async fn pass_stream<T, O, W>(
+        &self,
+        (caller, action): (&Caller, Action),
+        on: &[Resource<'_>],
+        open: impl Future<Output = Result<(O, Hold)>>,
+        work: impl FnOnce(O, streams::Outlet<T>) -> W,
+    ) -> Result<Items<T>>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<()>> + Send + 'static,
+    {
+        let (opened, place) = self.pass(caller, action, on, open).await?;
+        let attempt = Attempt::begin(caller, action);
+        let work = |outlet| work(opened, outlet);
+        Ok(streams::spawn(self.tasks(), attempt, Some(place), work))
+    }
+}

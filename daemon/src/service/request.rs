@@ -1,0 +1,117 @@
+//! What a request may hold. What the store checks itself (names, tags, sizes, extents, chunks) is
+//! not checked here.
+
+use varve_content::printable::is_printable;
+
+use super::error::{Error, Result};
+use crate::limits;
+
+/// The name or id of a snapshot in a request; the store knows which it is.
+pub(super) fn snapshot_key<'a>(field: &'static str, key: &'a str) -> Result<&'a str> {
+    key_of("snapshot", field, key)
+}
+
+/// The name or id of a volume in a request.
+pub(super) fn volume_key(key: &str) -> Result<&str> {
+    key_of("volume", "volume", key)
+}
+
+/// The name or id of a `what` in a request.
+pub(super) fn key_of<'a>(what: &str, field: &'static str, key: &'a str) -> Result<&'a str> {
+    match key {
+        "" => Err(Error::field(
+            field,
+            format!("it is empty, a {what}'s name or id is asked for"),
+        )),
+        // Any longer one names nothing, and need not be repeated in an error.
+        _ if key.len() > limits::KEY_BYTES_MAX => Err(Error::field(
+            field,
+            format!(
+                "{} bytes, a name or id has at most {}",
+                key.len(),
+                limits::KEY_BYTES_MAX
+            ),
+        )),
+        _ => Ok(key),
+    }
+}
+
+/// How many may come in one request.
+pub(super) fn at_most(
+    field: &'static str,
+    unit: &'static str,
+    found: usize,
+    most: usize,
+) -> Result<()> {
+    if found > most {
+        return Err(Error::TooMuch {
+            field,
+            unit,
+            found: found as u64,
+            most: most as u64,
+        });
+    }
+    Ok(())
+}
+
+/// An endpoint or a path, which is no longer than one can be and shows as itself.
+pub(super) fn remote_text(field: &'static str, text: &str) -> Result<()> {
+    at_most(field, "bytes", text.len(), limits::REMOTE_TEXT_BYTES_MAX)?;
+    if let Some(char) = text.chars().find(|char| !is_printable(*char)) {
+        let why = format!(
+            "it has the character U+{:04X}, which does not show as itself and is not allowed",
+            u32::from(char)
+        );
+        return Err(Error::field(field, why));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::error::{Classified as _, ErrorKind};
+
+    fn refused<T: std::fmt::Debug>(outcome: Result<T>, kind: ErrorKind, texts: &[&str]) {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        for text in texts {
+            assert!(
+                error.to_string().contains(text),
+                "{error} does not say {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn keys_have_a_length() {
+        let invalid = ErrorKind::InvalidArgument;
+        assert_eq!(snapshot_key("snapshot", "web").unwrap(), "web");
+        refused(volume_key(""), invalid, &["volume", "empty"]);
+        refused(snapshot_key("base", ""), invalid, &["base", "empty"]);
+        let long = "x".repeat(10_000);
+        refused(
+            snapshot_key("base", &long),
+            invalid,
+            &["base", "10000 bytes"],
+        );
+    }
+
+    #[test]
+    fn requests_are_bounded_and_their_texts_show_as_themselves() {
+        at_most("ids", "ids", 8192, 8192).unwrap();
+        let many = at_most("ids", "ids", 8193, 8192);
+        refused(many, ErrorKind::OutOfRange, &["8193", "8192"]);
+        remote_text("endpoint", "unix:/run/x").unwrap();
+        let long = "x".repeat(2000);
+        refused(
+            remote_text("endpoint", &long),
+            ErrorKind::OutOfRange,
+            &["2000 bytes"],
+        );
+        let hidden = remote_text("endpoint", "a\u{202e}b");
+        refused(hidden, ErrorKind::InvalidArgument, &["endpoint", "U+202E"]);
+    }
+}

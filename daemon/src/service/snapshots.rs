@@ -1,0 +1,300 @@
+//! Snapshots as records, their differences, their verification.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use tokio::time;
+use tracing::info;
+use varve_store::{
+    DiffExtent, NewSnapshots, SnapshotDiff, SnapshotProgress, SnapshotRecord, SnapshotState,
+    SnapshotVerify, VerifyProgress, Violation,
+};
+
+use super::{
+    Service,
+    error::Result,
+    page_token,
+    pages::{ListRequest, Page},
+    request,
+    streams::{self, Items, Outlet},
+};
+use crate::{
+    auth::{Action, Caller, Resource},
+    limits,
+};
+
+/// A snapshot, and how far it has come if it is pending.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) record: SnapshotRecord,
+    /// Nothing if it is not pending.
+    pub(crate) progress: SnapshotProgress,
+}
+
+impl From<SnapshotRecord> for Snapshot {
+    /// A snapshot that is not pending.
+    fn from(record: SnapshotRecord) -> Self {
+        Self {
+            record,
+            progress: SnapshotProgress::default(),
+        }
+    }
+}
+
+/// Tags to set and keys to remove, of a snapshot or a volume.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TagChange {
+    pub(crate) set: BTreeMap<String, String>,
+    pub(crate) remove: Vec<String>,
+}
+
+/// How far a verification is, and what it has found since the state before.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct VerifyState {
+    /// Nodes and chunks.
+    pub(crate) checked: u64,
+    pub(crate) checked_bytes: u64,
+    pub(crate) total_bytes: u64,
+    pub(crate) violations: Vec<Violation>,
+    /// Set in the last one.
+    pub(crate) done: bool,
+}
+
+impl Service {
+    /// Snapshots by name.
+    pub(crate) async fn list_snapshots(
+        &self,
+        caller: &Caller,
+        request: &ListRequest,
+    ) -> Result<Page<Snapshot>> {
+        self.pass(caller, Action::ListSnapshots, &[], async {
+            let (query, tokens) = request.query(page_token::SNAPSHOTS)?;
+            let found = self.store().list_snapshots(query).await?;
+            let page = Page::of(found, request.limit(), tokens);
+            Ok(page.map(|record| self.described(record)))
+        })
+        .await
+    }
+
+    /// The snapshot of that name or id.
+    pub(crate) async fn snapshot(&self, caller: &Caller, key: &str) -> Result<Snapshot> {
+        let on = [Resource::Snapshot(key)];
+        self.pass(caller, Action::GetSnapshot, &on, async {
+            let key = request::snapshot_key("snapshot", key)?;
+            Ok(self.described(self.store().snapshot(key).await?))
+        })
+        .await
+    }
+
+    /// Takes snapshots of volumes, all of one instant. They are pending at first.
+    ///
+    /// In a task, like each change of records: a change that has begun is brought to its end, even
+    /// if the caller goes.
+    pub(crate) async fn create_snapshots(
+        &self,
+        caller: &Caller,
+        new: NewSnapshots,
+    ) -> Result<Vec<Snapshot>> {
+        let volumes = new.volumes.clone();
+        let on: Vec<_> = volumes.iter().map(|key| Resource::Volume(key)).collect();
+        self.pass(caller, Action::CreateSnapshots, &on, async {
+            let started = Instant::now();
+            for volume in &new.volumes {
+                request::volume_key(volume)?;
+            }
+            let store = self.store().clone();
+            let change = async move { store.snapshot_volumes(new).await };
+            let made = self.tasks().spawn("create snapshots", change).await??;
+            for record in &made {
+                info!(
+                    id = %record.id,
+                    name = record.name,
+                    volume = record.origin.as_ref().map(|origin| &*origin.name),
+                    size_bytes = record.size_bytes,
+                    seconds = started.elapsed().as_secs_f64(),
+                    "snapshot of a volume is pending"
+                );
+            }
+            let made = made.into_iter();
+            Ok(made.map(|record| self.described(record)).collect())
+        })
+        .await
+    }
+
+    /// Deletes a snapshot. Gives what it was.
+    pub(crate) async fn delete_snapshot(&self, caller: &Caller, key: &str) -> Result<Snapshot> {
+        let on = [Resource::Snapshot(key)];
+        self.pass(caller, Action::DeleteSnapshot, &on, async {
+            let started = Instant::now();
+            let key = request::snapshot_key("snapshot", key)?.to_owned();
+            let store = self.store().clone();
+            let change = async move { store.delete_snapshot(&key).await };
+            let deleted = self.tasks().spawn("delete snapshot", change).await??;
+            info!(
+                id = %deleted.id,
+                name = deleted.name,
+                size_bytes = deleted.size_bytes,
+                seconds = started.elapsed().as_secs_f64(),
+                "snapshot deleted"
+            );
+            Ok(self.described(deleted))
+        })
+        .await
+    }
+
+    /// Changes a snapshot's tags.
+    pub(crate) async fn tag_snapshot(
+        &self,
+        caller: &Caller,
+        key: &str,
+        TagChange { set, remove }: TagChange,
+    ) -> Result<Snapshot> {
+        let on = [Resource::Snapshot(key)];
+        self.pass(caller, Action::TagSnapshot, &on, async {
+            let key = request::snapshot_key("snapshot", key)?.to_owned();
+            let store = self.store().clone();
+            let change = async move { store.tag_snapshot(&key, set, remove).await };
+            let tagged = self.tasks().spawn("tag snapshot", change).await??;
+            info!(
+                id = %tagged.id,
+                name = tagged.name,
+                tags = tagged.tags.len(),
+                "snapshot tagged"
+            );
+            Ok(self.described(tagged))
+        })
+        .await
+    }
+
+    /// Differences of `target` from `base`: extents in ascending order, neighbours of a kind
+    /// joined.
+    pub(crate) async fn diff_snapshots(
+        &self,
+        caller: &Caller,
+        base: &str,
+        target: &str,
+    ) -> Result<Items<Vec<DiffExtent>>> {
+        let on = [Resource::Snapshot(base), Resource::Snapshot(target)];
+        let open = async {
+            let base = request::snapshot_key("base", base)?;
+            let target = request::snapshot_key("target", target)?;
+            let place = streams::place(&self.0.checks, caller).await?;
+            Ok((self.store().diff(base, target).await?, place))
+        };
+        self.pass_stream((caller, Action::DiffSnapshots), &on, open, send_diff)
+            .await
+    }
+
+    /// Reads all of a snapshot, and tells what is not as it was written.
+    pub(crate) async fn verify_snapshot(
+        &self,
+        caller: &Caller,
+        key: &str,
+    ) -> Result<Items<VerifyState>> {
+        let on = [Resource::Snapshot(key)];
+        let open = async {
+            let key = request::snapshot_key("snapshot", key)?;
+            let place = streams::place(&self.0.checks, caller).await?;
+            Ok((self.store().verify(key).await?, place))
+        };
+        let name = key.to_owned();
+        let work = |verify, outlet| send_verify(name, verify, outlet);
+        self.pass_stream((caller, Action::VerifySnapshot), &on, open, work)
+            .await
+    }
+
+    /// A snapshot with its progress.
+    pub(super) fn described(&self, record: SnapshotRecord) -> Snapshot {
+        let progress = match record.state {
+            SnapshotState::Pending => {
+                let progress = self.store().snapshot_progress(record.id);
+                progress.unwrap_or_default()
+            }
+            SnapshotState::Completed(_) | SnapshotState::Failed { .. } => {
+                SnapshotProgress::default()
+            }
+        };
+        Snapshot { record, progress }
+    }
+}
+
+/// Sends the extents of a diff, neighbours of a kind as one.
+async fn send_diff(mut diff: SnapshotDiff, outlet: Outlet<Vec<DiffExtent>>) -> Result<()> {
+    let mut extents = Vec::new();
+    // The last extent seen: the next one may go on where it ends.
+    let mut last: Option<DiffExtent> = None;
+    while let Some(found) = diff.next().await? {
+        for extent in found {
+            match &mut last {
+                Some(last)
+                    if last.kind == extent.kind
+                        && last.offset_bytes + last.length_bytes == extent.offset_bytes =>
+                {
+                    last.length_bytes += extent.length_bytes;
+                }
+                _ => extents.extend(last.replace(extent)),
+            }
+            if extents.len() >= limits::DIFF_EXTENTS_PER_MESSAGE {
+                outlet.send(std::mem::take(&mut extents)).await?;
+            }
+        }
+    }
+    extents.extend(last);
+    if !extents.is_empty() {
+        outlet.send(extents).await?;
+    }
+    Ok(())
+}
+
+/// Sends how far a verification is, now and then, and what it found; last of all that it is done.
+async fn send_verify(
+    key: String,
+    mut verify: SnapshotVerify,
+    outlet: Outlet<VerifyState>,
+) -> Result<()> {
+    let started = Instant::now();
+    let mut next_message = time::Instant::now() + limits::VERIFY_PROGRESS_INTERVAL;
+    let mut state = VerifyState::default();
+    let mut found = 0;
+    while let Some(progress) = verify.next().await? {
+        let VerifyProgress {
+            checked,
+            checked_bytes,
+            total_bytes,
+            violations,
+        } = progress;
+        state.checked = checked;
+        state.checked_bytes = checked_bytes;
+        state.total_bytes = total_bytes;
+        found += violations.len();
+        for violation in violations {
+            state.violations.push(violation);
+            if state.violations.len() >= limits::VIOLATIONS_PER_MESSAGE {
+                outlet.send(state.take()).await?;
+            }
+        }
+        if time::Instant::now() >= next_message {
+            outlet.send(state.take()).await?;
+            next_message = time::Instant::now() + limits::VERIFY_PROGRESS_INTERVAL;
+        }
+    }
+    info!(
+        snapshot = key,
+        checked = state.checked,
+        checked_bytes = state.checked_bytes,
+        violations = found,
+        seconds = started.elapsed().as_secs_f64(),
+        "snapshot verified"
+    );
+    state.done = true;
+    outlet.send(state).await
+}
+
+impl VerifyState {
+    /// The state as it is; what was found is told once.
+    fn take(&mut self) -> Self {
+        Self {
+            violations: std::mem::take(&mut self.violations),
+            ..*self
+        }
+    }
+}

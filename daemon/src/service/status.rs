@@ -1,0 +1,55 @@
+//! What the daemon is and how it is doing.
+
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
+
+use varve_store::StoreStatus;
+
+use super::{Service, error::Result};
+use crate::{
+    auth::{Action, Caller},
+    net::places::Places,
+};
+
+/// What there is to know about the daemon beside its store.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    /// Where the store is.
+    pub(crate) data_dir: PathBuf,
+    /// When the daemon began to serve.
+    pub(crate) started_at: SystemTime,
+    /// Where exports are served.
+    pub(crate) nbd_uris: Vec<String>,
+    /// The connections that have an export.
+    pub(crate) nbd_places: Arc<Places>,
+}
+
+/// How the daemon is doing.
+#[derive(Debug)]
+pub(crate) struct Status {
+    pub(crate) store: StoreStatus,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) started_at: SystemTime,
+    pub(crate) nbd_uris: Vec<String>,
+    /// Uploads that are open.
+    pub(crate) uploads: usize,
+    /// NBD connections that have an export.
+    pub(crate) nbd_connections: usize,
+}
+
+impl Service {
+    /// How the daemon is doing now.
+    pub(crate) async fn status(&self, caller: &Caller) -> Result<Status> {
+        self.pass(caller, Action::GetStatus, &[], async {
+            let facts = &self.0.parts.facts;
+            Ok(Status {
+                store: self.store().status().await?,
+                data_dir: facts.data_dir.clone(),
+                started_at: facts.started_at,
+                nbd_uris: facts.nbd_uris.clone(),
+                uploads: self.0.parts.uploads.len(),
+                nbd_connections: facts.nbd_places.taken(),
+            })
+        })
+        .await
+    }
+}

@@ -1,0 +1,173 @@
+//! Uploads: content on its way in.
+//!
+//! - `table`: open uploads by their ids.
+//! - `intake`: chunks of all uploads, bounded in bytes.
+
+mod intake;
+mod table;
+
+use std::{sync::Arc, time::Instant};
+
+use futures::Stream;
+use tracing::{debug, info};
+use varve_content::{ChunkId, RootId, tree::Leaf};
+use varve_store::{IncomingChunk, NewSnapshot, PutOutcome, SnapshotRecord};
+
+pub(super) use self::intake::Intake;
+pub(crate) use self::{intake::ChunkMessage, table::Uploads};
+use super::{
+    Service,
+    error::{Error, Result},
+    request,
+};
+use crate::{
+    auth::{self, Action, Attempt, Caller, Resource},
+    error::Classified,
+    limits,
+    resources::shares::Hold,
+};
+
+/// What is to be uploaded.
+#[derive(Debug, Clone)]
+pub(crate) struct NewUpload {
+    pub(crate) snapshot: NewSnapshot,
+    /// Whether chunks are kept as they were packed by the caller.
+    pub(crate) keep_packed: bool,
+}
+
+impl Service {
+    /// Begins an upload. Gives its id.
+    pub(crate) async fn begin_upload(&self, caller: &Caller, new: NewUpload) -> Result<String> {
+        let name = new.snapshot.name.clone();
+        let on = [Resource::Snapshot(&name)];
+        self.pass(caller, Action::BeginUpload, &on, async {
+            let uploads = &self.0.parts.uploads;
+            uploads.make_room(caller.holder())?;
+            let size_bytes = new.snapshot.size_bytes;
+            let mut ingest = self.store().begin_ingest(new.snapshot).await?;
+            if new.keep_packed {
+                ingest = ingest.keep_packed();
+            }
+            let id = uploads.open(ingest, caller.holder())?;
+            debug!(upload = id, name, size_bytes, "upload begun");
+            Ok(id)
+        })
+        .await
+    }
+
+    /// Which of these chunks the store does not have: their positions.
+    pub(crate) async fn find_missing(
+        &self,
+        caller: &Caller,
+        upload: &str,
+        ids: &[ChunkId],
+    ) -> Result<Vec<u32>> {
+        let on = [Resource::Upload(upload)];
+        self.pass(caller, Action::FindMissing, &on, async {
+            request::at_most("ids", "ids", ids.len(), limits::FIND_IDS_MAX as usize)?;
+            let upload = self.0.parts.uploads.lease(upload)?;
+            // A question about no ids brings nothing further.
+            let _work = (!ids.is_empty()).then(|| upload.work());
+            Ok(upload.missing(ids).await?)
+        })
+        .await
+    }
+
+    /// Takes the chunks of one stream. The first thing that is wrong ends it; `E` is what can go
+    /// wrong with the stream itself. `moves` is given what has to move while the rest of the stream
+    /// arrives.
+    pub(crate) async fn put_chunks<S, C, E>(
+        &self,
+        caller: &Caller,
+        mut messages: S,
+        moves: impl FnOnce(&Arc<Hold>),
+    ) -> Result<PutOutcome, E>
+    where
+        S: Stream<Item = Result<ChunkMessage<C>, E>> + Unpin,
+        C: ExactSizeIterator<Item = Result<IncomingChunk>>,
+        E: Classified + From<Error>,
+    {
+        use futures::StreamExt as _;
+
+        let attempt = Attempt::begin(caller, Action::PutChunks);
+        // The first message has as long as a request has to arrive. Only then is it known what the
+        // stream is about.
+        let first = match messages.next().await {
+            Some(Ok(first)) => first,
+            Some(Err(error)) => {
+                attempt.end(&[], Some(&error));
+                return Err(error);
+            }
+            None => return Ok(PutOutcome::default()),
+        };
+        let upload = first.upload.clone();
+        let on = [Resource::Upload(&upload)];
+        let (intake, uploads) = (&self.0.intake, &self.0.parts.uploads);
+        let taken = intake.take_chunks(uploads, caller.holder(), first, messages, moves);
+        auth::pass(caller, Action::PutChunks, &on, taken).await
+    }
+
+    /// Puts leaves, with their segments, whose chunks are all there.
+    pub(crate) async fn put_leaves(
+        &self,
+        caller: &Caller,
+        upload: &str,
+        leaves: Vec<(u32, Leaf)>,
+    ) -> Result<()> {
+        let on = [Resource::Upload(upload)];
+        self.pass(caller, Action::PutLeaves, &on, async {
+            let upload = self.0.parts.uploads.lease(upload)?;
+            let _work = (!leaves.is_empty()).then(|| upload.work());
+            Ok(upload.put_leaves(leaves).await?)
+        })
+        .await
+    }
+
+    /// Makes the snapshot, if its root is the one that the caller expects. An upload commits once,
+    /// and is closed by that whether or not it succeeds.
+    ///
+    /// In a task: a commit that has begun is brought to its end, even if the caller goes.
+    pub(crate) async fn commit_upload(
+        &self,
+        caller: &Caller,
+        upload: &str,
+        root: RootId,
+    ) -> Result<SnapshotRecord> {
+        let on = [Resource::Upload(upload)];
+        self.pass(caller, Action::CommitUpload, &on, async {
+            let started = Instant::now();
+            let ingest = self.0.parts.uploads.remove(upload)?;
+            let commit = async move { ingest.commit(root).await };
+            let record = self.tasks().spawn("commit upload", commit).await??;
+            let content = record.content();
+            info!(
+                id = %record.id,
+                name = record.name,
+                size_bytes = record.size_bytes,
+                data_bytes = content.map(|content| content.data_bytes),
+                new_bytes = content.map(|content| content.new_bytes),
+                stored_bytes = content.map(|content| content.stored_bytes),
+                root = content.map(|content| tracing::field::display(content.root)),
+                seconds = started.elapsed().as_secs_f64(),
+                "snapshot committed"
+            );
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Gives an upload up. Chunks that arrived stay.
+    pub(crate) async fn abort_upload(&self, caller: &Caller, upload: &str) -> Result<()> {
+        let on = [Resource::Upload(upload)];
+        self.pass(caller, Action::AbortUpload, &on, async {
+            let ingest = self.0.parts.uploads.remove(upload)?;
+            info!(
+                upload,
+                name = ingest.new_snapshot().name,
+                "upload aborted by its client"
+            );
+            Ok(())
+        })
+        .await
+    }
+}

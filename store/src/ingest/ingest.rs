@@ -1,0 +1,364 @@
+//! One upload: chunks in, leaves in, commit.
+
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use varve_content::{
+    ChunkId, NodeId, RootId,
+    block::{self, BLOCK_BYTES},
+    tree::{InnerNode, Leaf, Root},
+};
+
+use super::{
+    IncomingChunk, Lineage, NewSnapshot, PutOutcome,
+    check::{check_extent, check_lengths, check_place},
+    leaves::{LeafRoom, Leaves, build},
+    seal::seal_all,
+};
+use crate::{
+    Error, Result,
+    engine::{Engine, Generation, Priority, RootPin},
+    limits,
+    meta::{self, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
+    pack::EncodedRecord,
+};
+
+/// An upload under way. Methods may run at the same time; dropping it leaves nothing visible, and
+/// the chunks that arrived stay for the next try.
+#[derive(Debug)]
+pub struct Ingest {
+    engine: Arc<Engine>,
+    new: NewSnapshot,
+    generation: Generation,
+    leaves: Mutex<Leaves>,
+    new_bytes: AtomicU64,
+    stored_bytes: AtomicU64,
+    /// Whether chunks stay packed as they came.
+    keeps_packed: bool,
+}
+
+impl Ingest {
+    pub(crate) fn begin(engine: Arc<Engine>, new: NewSnapshot) -> Result<Self> {
+        new.check()?;
+        let generation = engine.commit.generation()?;
+        Ok(Self {
+            engine,
+            new,
+            generation,
+            leaves: Mutex::default(),
+            new_bytes: AtomicU64::new(0),
+            stored_bytes: AtomicU64::new(0),
+            keeps_packed: false,
+        })
+    }
+
+    /// Keeps chunks packed as they come, instead of packing them as this store does: for those of
+    /// another store, which has done it already.
+    #[must_use]
+    pub fn keep_packed(mut self) -> Self {
+        self.keeps_packed = true;
+        self
+    }
+
+    /// What it is to become.
+    #[must_use]
+    pub fn new_snapshot(&self) -> &NewSnapshot {
+        &self.new
+    }
+
+    /// Positions of the chunks that the store lacks.
+    pub async fn missing(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
+        self.engine.commit.check(self.generation)?;
+        self.engine.missing_chunks(ids).await
+    }
+
+    /// Takes chunks in. Waits while too many bytes are on their way to disk.
+    pub async fn put_chunks(&self, chunks: Vec<IncomingChunk>) -> Result<PutOutcome> {
+        self.engine.commit.check(self.generation)?;
+        let count = chunks.len() as u64;
+        let mut plain_bytes = 0usize;
+        for chunk in &chunks {
+            check_lengths(chunk)?;
+            plain_bytes += chunk.plain_bytes as usize;
+        }
+        if plain_bytes > limits::INGEST_PLAIN_BYTES {
+            return Err(Error::Invalid(format!(
+                "{plain_bytes} bytes of chunks at once, at most {} are taken",
+                limits::INGEST_PLAIN_BYTES
+            )));
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "checked against INGEST_PLAIN_BYTES just above"
+        )]
+        let space = Arc::clone(&self.engine.budgets.ingest)
+            .acquire_many_owned(plain_bytes as u32)
+            .await
+            .map_err(|_| Error::Closing)?;
+
+        let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
+        let places = self.engine.known_chunks(ids).await?;
+        let known: Vec<bool> = places.iter().map(Option::is_some).collect();
+        let keeps_packed = self.keeps_packed;
+        // The job keeps the space for as long as it keeps the chunks, which may be longer than
+        // anybody waits here.
+        let (sealed, _space) = self
+            .engine
+            .workers
+            .run(Priority::Write, move |scratch| {
+                seal_all(scratch, &chunks, &known, keeps_packed).map(|sealed| (sealed, space))
+            })
+            .await??;
+        if sealed.records.is_empty() {
+            return Ok(PutOutcome {
+                chunks: count,
+                new_bytes: 0,
+            });
+        }
+        self.engine.space.check().await?;
+        let stored = self
+            .engine
+            .commit
+            .append_chunks(self.generation, sealed.records)
+            .await?;
+        self.new_bytes
+            .fetch_add(sealed.new_bytes, Ordering::Relaxed);
+        self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
+        Ok(PutOutcome {
+            chunks: count,
+            new_bytes: sealed.new_bytes,
+        })
+    }
+
+    /// Takes leaves in: segment number and content, each segment once over the whole upload, no
+    /// segment twice in a call.
+    pub async fn put_leaves(&self, leaves: Vec<(u32, Leaf)>) -> Result<()> {
+        let room = self.reserve(leaves.len())?;
+        let data_blocks = leaves.iter().map(|(_, leaf)| u64::from(leaf.data_blocks()));
+        let data_blocks: u64 = data_blocks.sum();
+        let accepted = self.store_leaves(leaves).await?;
+        let mut state = self.leaves.lock();
+        state.room.join(room);
+        state.ids.extend(accepted);
+        state.data_blocks += data_blocks;
+        Ok(())
+    }
+
+    /// Stores leaves, and tells their ids.
+    async fn store_leaves(&self, leaves: Vec<(u32, Leaf)>) -> Result<Vec<(u32, NodeId)>> {
+        self.engine.commit.check(self.generation)?;
+        let mut wanted = Vec::new();
+        for (segment, leaf) in &leaves {
+            check_extent(self.new.size_bytes, *segment, leaf)?;
+            wanted.extend(leaf.entries().iter().map(|entry| entry.chunk));
+        }
+        let places = self.engine.known_chunks(wanted).await?;
+        let mut places = places.iter();
+        for (segment, leaf) in &leaves {
+            let edge = block::segment_blocks(self.new.size_bytes, *segment);
+            for (position, entry) in leaf.entries().iter().enumerate() {
+                let open_fits = leaf.open_end_fits(position, edge);
+                match places.next() {
+                    Some(Some(payload)) => check_place(*segment, entry, payload, open_fits)?,
+                    _ => {
+                        return Err(Error::Invalid(format!(
+                            "leaf of segment {segment}: chunk {} at block {} was not uploaded",
+                            entry.chunk, entry.start_block
+                        )));
+                    }
+                }
+            }
+        }
+
+        let mut accepted = Vec::with_capacity(leaves.len());
+        let mut records = Vec::with_capacity(leaves.len());
+        for (segment, leaf) in &leaves {
+            let id = leaf.id();
+            accepted.push((*segment, id));
+            records.push(EncodedRecord::leaf(id, &leaf.encode()));
+        }
+        self.store_nodes(records).await?;
+        Ok(accepted)
+    }
+
+    fn reserve(&self, count: usize) -> Result<LeafRoom> {
+        LeafRoom::take(&self.engine.budgets.leaves, count).ok_or_else(|| {
+            Error::Limit(format!(
+                "open uploads hold {} leaves, the most at one time; commit or abort some",
+                limits::UPLOAD_LEAVES_MAX
+            ))
+        })
+    }
+
+    /// Takes over leaves of a completed snapshot, each segment once; they have so many blocks of
+    /// data. The pin of its root keeps them, and all that they name, in the store. That they are
+    /// its leaves is the caller's word: one that does not belong makes another root.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] when open uploads hold as many leaves as they may.
+    pub fn keep_leaves(
+        &self,
+        of: &RootPin,
+        leaves: Vec<(u32, NodeId)>,
+        data_blocks: u64,
+    ) -> Result<()> {
+        let room = self.reserve(leaves.len())?;
+        let mut state = self.leaves.lock();
+        if state.pins.iter().all(|pin| pin.root() != of.root()) {
+            state.pins.push(of.clone());
+        }
+        state.room.join(room);
+        state.ids.extend(leaves);
+        state.data_blocks += data_blocks;
+        Ok(())
+    }
+
+    /// Makes the snapshot, durable and visible, if its content has the root that the sender
+    /// expects.
+    ///
+    /// An upload commits once; what was put is complete by the caller's word, and the root proves
+    /// it.
+    pub async fn commit(&self, expected: RootId) -> Result<SnapshotRecord> {
+        let content = self.put_tree(expected).await?;
+        let pins = mem::take(&mut self.leaves.lock().pins);
+        self.make_snapshot(content, pins).await
+    }
+
+    async fn make_snapshot(
+        &self,
+        content: SnapshotContent,
+        pins: Vec<RootPin>,
+    ) -> Result<SnapshotRecord> {
+        let lineage = self.new.lineage.clone().unwrap_or_else(|| Lineage {
+            created_at_ns: meta::now_ns(),
+            origin: None,
+            parent: None,
+        });
+        let record = SnapshotRecord {
+            id: SnapshotId::random()?,
+            name: self.new.name.clone(),
+            size_bytes: self.new.size_bytes,
+            state: SnapshotState::Completed(content),
+            created_at_ns: lineage.created_at_ns,
+            tags: self.new.tags.clone(),
+            origin: lineage.origin,
+            parent: lineage.parent,
+        };
+        self.engine
+            .commit
+            .commit_snapshot(self.generation, record, pins)
+            .await
+    }
+
+    /// Makes durable what arrived so far, so that not even a loss of power takes it.
+    pub async fn flush(&self) -> Result<()> {
+        self.engine.commit.flush(self.generation).await
+    }
+
+    /// Makes the snapshot of content that the store has already, as another snapshot of it says.
+    pub async fn commit_same(&self, other: &SnapshotRecord) -> Result<SnapshotRecord> {
+        let root_of = |other: &SnapshotRecord| Ok(other.completed()?.root);
+        let (other, pin) = self.engine.pin_root(other.clone(), root_of).await?;
+        let content = other.completed()?;
+        if other.size_bytes != self.new.size_bytes {
+            return Err(Error::Invalid(format!(
+                "snapshot {:?} has {} bytes, and {:?} is to have {}",
+                other.name, other.size_bytes, self.new.name, self.new.size_bytes
+            )));
+        }
+        let content = SnapshotContent {
+            new_bytes: 0,
+            stored_bytes: 0,
+            ..content
+        };
+        self.make_snapshot(content, vec![pin]).await
+    }
+
+    /// Stores a leaf of content that was cut here, which goes into a tree of the caller's.
+    pub(crate) async fn store_leaf(&self, segment: u32, leaf: Leaf) -> Result<NodeId> {
+        let id = leaf.id();
+        self.store_leaves(vec![(segment, leaf)]).await?;
+        Ok(id)
+    }
+
+    /// Stores inner nodes of that tree, behind their children.
+    pub(crate) async fn store_inner(&self, inners: Vec<InnerNode>) -> Result<()> {
+        let records = inners
+            .iter()
+            .map(|inner| EncodedRecord::inner(inner.id(), &inner.encode()));
+        self.store_nodes(records.collect()).await
+    }
+
+    /// Makes that tree durable with all below, and no snapshot of it.
+    pub(crate) async fn store_root(
+        &self,
+        root: &Root,
+        data_blocks: u64,
+    ) -> Result<SnapshotContent> {
+        self.store_nodes(vec![EncodedRecord::root(root.id(), &root.encode())])
+            .await?;
+        self.engine.commit.flush(self.generation).await?;
+        Ok(self.content(root, data_blocks))
+    }
+
+    async fn store_nodes(&self, records: Vec<EncodedRecord>) -> Result<()> {
+        self.engine.commit.check(self.generation)?;
+        let stored = self
+            .engine
+            .append_new_nodes(self.generation, records)
+            .await?;
+        self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn content(&self, root: &Root, data_blocks: u64) -> SnapshotContent {
+        SnapshotContent {
+            root: root.id(),
+            data_bytes: (data_blocks * BLOCK_BYTES as u64).min(root.size_bytes),
+            new_bytes: self.new_bytes.load(Ordering::Relaxed),
+            stored_bytes: self.stored_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Appends the nodes above the leaves.
+    async fn put_tree(&self, expected: RootId) -> Result<SnapshotContent> {
+        self.engine.commit.check(self.generation)?;
+        let (mut ids, _room, data_blocks) = {
+            let mut state = self.leaves.lock();
+            if state.committed {
+                return Err(Error::Invalid(format!(
+                    "the upload of {:?} was committed before",
+                    self.new.name
+                )));
+            }
+            state.committed = true;
+            (
+                mem::take(&mut state.ids),
+                mem::take(&mut state.room),
+                state.data_blocks,
+            )
+        };
+        let size_bytes = self.new.size_bytes;
+        let (root, records) = self
+            .engine
+            .workers
+            .run(Priority::Write, move |_| build(size_bytes, &mut ids))
+            .await??;
+        if expected != root.id() {
+            return Err(Error::Invalid(format!(
+                "the content that arrived has root {}, expected was {expected}: leaves are \
+                missing or differ",
+                root.id()
+            )));
+        }
+        self.store_nodes(records).await?;
+        Ok(self.content(&root, data_blocks))
+    }
+}

@@ -1,0 +1,86 @@
+//! Chunks that arrived, made into records.
+
+use std::collections::HashSet;
+
+use varve_content::{ChunkId, chunker, codec::Codec};
+
+use super::IncomingChunk;
+use crate::{Error, Result, engine::Scratch, pack::EncodedRecord};
+
+/// Chunks that are new, as they go into packs.
+pub(super) struct SealedChunks {
+    pub(super) records: Vec<EncodedRecord>,
+    /// Their plain bytes.
+    pub(super) new_bytes: u64,
+}
+
+/// Checks chunks against their ids and the chunker, and packs those that the store does not know.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] and [`Error::NotCanonical`], of the first that is wrong.
+pub(super) fn seal_all(
+    scratch: &mut Scratch,
+    chunks: &[IncomingChunk],
+    known: &[bool],
+    keeps_packed: bool,
+) -> Result<SealedChunks> {
+    let mut sealed = SealedChunks {
+        records: Vec::with_capacity(chunks.len()),
+        new_bytes: 0,
+    };
+    let mut seen = HashSet::with_capacity(chunks.len());
+    let mut plain_buffer = Vec::new();
+    for (chunk, known) in chunks.iter().zip(known) {
+        let plain: &[u8] = if chunk.codec == Codec::Raw {
+            &chunk.payload
+        } else {
+            scratch
+                .decoder
+                .decode(
+                    chunk.codec,
+                    &chunk.payload,
+                    chunk.plain_bytes as usize,
+                    &mut plain_buffer,
+                )
+                .map_err(|error| Error::Invalid(format!("chunk {}: {error}", chunk.id)))?;
+            &plain_buffer
+        };
+        if plain.len() != chunk.plain_bytes as usize {
+            return Err(Error::Invalid(format!(
+                "chunk {}: {} bytes arrived, {} were announced",
+                chunk.id,
+                plain.len(),
+                chunk.plain_bytes
+            )));
+        }
+        let found = ChunkId::of(plain);
+        if found != chunk.id {
+            return Err(Error::Invalid(format!(
+                "chunk {}: the bytes that arrived have id {found}",
+                chunk.id
+            )));
+        }
+        let end = chunker::check_canonical(plain).map_err(|source| Error::NotCanonical {
+            id: chunk.id,
+            source,
+        })?;
+        if *known || !seen.insert(chunk.id) {
+            continue;
+        }
+        let (codec, packed) = if keeps_packed {
+            (chunk.codec, &*chunk.payload)
+        } else {
+            scratch.encoder.encode(plain)
+        };
+        sealed.records.push(EncodedRecord::chunk(
+            chunk.id,
+            codec,
+            end,
+            chunk.plain_bytes,
+            packed,
+        ));
+        sealed.new_bytes += plain.len() as u64;
+    }
+    Ok(sealed)
+}

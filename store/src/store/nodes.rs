@@ -1,0 +1,138 @@
+//! Nodes and chunks by their ids: what another store is given, and what one that copies asks of
+//! itself.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+use varve_content::{
+    ChunkId, NodeId,
+    tree::{InnerNode, Leaf},
+};
+
+use super::Store;
+use crate::{
+    Error, Result,
+    engine::{Priority, StoredChunk},
+    meta::NodeKey,
+};
+
+/// A node of a tree as it is given to another store.
+#[derive(Debug, Clone)]
+pub struct ExportedNode {
+    /// The one encoding that has its id.
+    pub encoded: Bytes,
+    /// Of a leaf, for each of its entries: the bytes that its chunk's payload takes as it is
+    /// stored. 0 for one that the store has lost.
+    pub payload_bytes: Vec<u32>,
+}
+
+impl Store {
+    /// Nodes, for another store.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] if there is no such node.
+    pub async fn export_nodes(&self, keys: Vec<NodeKey>) -> Result<Vec<ExportedNode>> {
+        self.check_known(&keys).await?;
+        let nodes = keys.into_iter().map(|key| self.export_node(key));
+        try_join_all(nodes).await
+    }
+
+    async fn export_node(&self, key: NodeKey) -> Result<ExportedNode> {
+        let engine = &self.engine;
+        let (encoded, payload_bytes) = match key {
+            NodeKey::Root(id) => (engine.root(id).await?.encode().to_vec(), Vec::new()),
+            NodeKey::Inner(id) => (engine.inner_node(id).await?.encode(), Vec::new()),
+            NodeKey::Leaf(id) => {
+                let located = engine.located_leaf(id).await?;
+                (located.leaf().encode(), located.payload_bytes())
+            }
+        };
+        Ok(ExportedNode {
+            encoded: encoded.into(),
+            payload_bytes,
+        })
+    }
+
+    /// Chunks as they are stored, by their places in a leaf, in this order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] if there is no such leaf, [`Error::Invalid`] if it has no such entry.
+    pub async fn export_chunks(&self, leaf: NodeId, entries: &[u32]) -> Result<Vec<StoredChunk>> {
+        self.check_known(&[NodeKey::Leaf(leaf)]).await?;
+        let located = self.engine.located_leaf(leaf).await?;
+        let wanted = entries
+            .iter()
+            .map(|position| {
+                located.chunk_at(*position).ok_or_else(|| {
+                    Error::Invalid(format!(
+                        "leaf {leaf} has {} entries, entry {position} was asked for",
+                        located.leaf().entries().len()
+                    ))
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.engine.stored_chunks(&located, &wanted).await
+    }
+
+    /// Returns the positions of the chunks that the store lacks, ascending.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the index.
+    pub async fn missing_chunks(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
+        self.engine.missing_chunks(ids).await
+    }
+
+    /// Returns a leaf, if the store has it. Not all of its chunks need be there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if it is; those of reading.
+    pub async fn known_leaf(&self, id: NodeId) -> Result<Option<Arc<Leaf>>> {
+        match self.is_known(NodeKey::Leaf(id)).await? {
+            true => Ok(Some(self.engine.plain_leaf(id).await?)),
+            false => Ok(None),
+        }
+    }
+
+    /// Returns an inner node, if the store has it. Not all that is below it need be there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] if it is; those of reading.
+    pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<InnerNode>>> {
+        match self.is_known(NodeKey::Inner(id)).await? {
+            true => Ok(Some(self.engine.inner_node(id).await?)),
+            false => Ok(None),
+        }
+    }
+
+    async fn is_known(&self, key: NodeKey) -> Result<bool> {
+        let engine = &self.engine;
+        let places = engine
+            .meta(Priority::Read, move |meta| meta.nodes(&[key]))
+            .await?;
+        let mut places = places.into_iter().flatten();
+        let lost = engine.lost.read();
+        Ok(places.any(|place| !lost.hold(&place)))
+    }
+
+    async fn check_known(&self, keys: &[NodeKey]) -> Result<()> {
+        let wanted = keys.to_vec();
+        let known = self
+            .engine()
+            .meta(Priority::Write, move |meta| meta.nodes(&wanted))
+            .await?;
+        let mut places = keys.iter().zip(&known);
+        match places.find(|(_, place)| place.is_none()) {
+            None => Ok(()),
+            Some((key, _)) => Err(Error::NotFound {
+                what: "node",
+                name: key.to_string(),
+            }),
+        }
+    }
+}

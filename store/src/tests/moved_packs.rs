@@ -1,0 +1,152 @@
+//! Records that are moved to other packs while readers hold places of the old ones.
+
+use std::{fs, sync::Arc};
+
+use varve_content::block::SEGMENT_BYTES;
+
+use super::{Random, assert_holds, block_on, random_image, upload};
+use crate::{
+    ContentReader, Error, Options, Place, Store,
+    engine::put_record,
+    format::{PackId, names},
+    meta::Batch,
+    pack::{LocalPacks, recover_tail},
+};
+
+/// Moves all records to packs of other numbers, as a collector would: copies, index, files.
+async fn move_all(store: &Store) {
+    let engine = store.engine();
+    let dir = &engine.options.data_dir;
+    let packs = LocalPacks::open(Arc::clone(&engine.disk), dir, engine.store_id, 4).unwrap();
+    let old = packs.list().unwrap();
+    let mut batch = Batch::default();
+    for pack in &old {
+        let to = PackId {
+            number: pack.number + 1000,
+            ..*pack
+        };
+        fs::hard_link(names::pack(dir, *pack), names::pack(dir, to)).unwrap();
+        for mut record in recover_tail(&*packs, *pack, None).await.unwrap().records {
+            record.location.pack = to;
+            put_record(&mut batch, &record);
+        }
+    }
+    engine.meta.apply(batch, true).unwrap();
+    for pack in old {
+        engine.packs.store().delete(pack).await.unwrap();
+    }
+}
+
+async fn read(reader: &ContentReader, offset: usize, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len);
+    for piece in reader.read(offset as u64, len).await.unwrap() {
+        piece.append_to(&mut bytes);
+    }
+    bytes
+}
+
+#[test]
+fn readers_find_records_that_were_moved() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = Options::new(directory.path());
+    // Leaves stay in the cache, with the places of their chunks; most chunks do not.
+    options.chunk_cache_bytes = 512 << 10;
+    let image = random_image(&mut Random::new(5), 5000);
+    block_on(async {
+        let (store, _) = Store::open(options).await.unwrap();
+        upload(&store, "web", &image).await.unwrap();
+        let reader = store.open_snapshot("web").await.unwrap();
+        let stale = reader.segment(0).await.unwrap().unwrap();
+        let stored = reader.stored_chunks(&stale).await.unwrap();
+        for segment in 0..image.len() / SEGMENT_BYTES {
+            read(&reader, segment * SEGMENT_BYTES, 4096).await;
+        }
+
+        move_all(&store).await;
+        // By places in a leaf that is cached.
+        assert!(read(&reader, 0, image.len()).await == image);
+        // By places that somebody holds.
+        let again = reader.stored_chunks(&stale).await.unwrap();
+        let payloads = |chunks: &[crate::StoredChunk]| -> Vec<_> {
+            chunks.iter().map(|it| it.payload.clone()).collect()
+        };
+        assert_eq!(payloads(&again), payloads(&stored));
+        assert_eq!(reader.chunks(&stale).await.unwrap().len(), stored.len());
+        // A leaf that has moved is located anew.
+        let fresh = reader.segment(0).await.unwrap().unwrap();
+        let place = |segment: &crate::Segment| segment.located.chunk_at(0).unwrap().1.unwrap();
+        assert_eq!(place(&fresh).pack.number, place(&stale).pack.number + 1000);
+        assert_holds(&store, "web", &image).await;
+        assert!(store.vouches_for_snapshots());
+        assert!(store.engine().lost.read().is_empty());
+
+        // Moved again and again.
+        move_all(&store).await;
+        move_all(&store).await;
+        assert_eq!(reader.chunks(&stale).await.unwrap().len(), stored.len());
+        assert_holds(&store, "web", &image).await;
+    });
+}
+
+#[test]
+fn a_pack_that_is_gone_with_the_index_pointing_there_is_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = Options::new(directory.path());
+    options.chunk_cache_bytes = 512 << 10;
+    let image = random_image(&mut Random::new(6), 1000);
+    block_on(async {
+        let (store, _) = Store::open(options).await.unwrap();
+        upload(&store, "web", &image).await.unwrap();
+        let reader = store.open_snapshot("web").await.unwrap();
+        let segment = reader.segment(0).await.unwrap().unwrap();
+        let engine = store.engine();
+        let dir = directory.path();
+        let packs = LocalPacks::open(Arc::clone(&engine.disk), dir, engine.store_id, 4).unwrap();
+        for pack in packs.list().unwrap() {
+            engine.packs.store().delete(pack).await.unwrap();
+        }
+        let outcomes = [
+            reader.read(0, image.len()).await.map(drop),
+            reader.stored_chunks(&segment).await.map(drop),
+            reader.chunks(&segment).await.map(drop),
+            store.open_snapshot("web").await.map(drop),
+        ];
+        for outcome in outcomes {
+            match outcome.unwrap_err() {
+                Error::Damaged(damage) => {
+                    assert_eq!(damage.problem, "the pack is gone");
+                    assert!(matches!(damage.place, Place::Pack { .. }));
+                }
+                error => panic!("{error}"),
+            }
+        }
+        assert!(!engine.lost.read().is_empty());
+    });
+}
+
+#[test]
+fn what_is_read_is_pinned_and_what_was_deleted_cannot_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = random_image(&mut Random::new(7), 100);
+    block_on(async {
+        let (store, _) = Store::open(Options::new(directory.path())).await.unwrap();
+        let record = upload(&store, "web", &image).await.unwrap();
+        let root = record.root().unwrap();
+        let pins = Arc::clone(&store.engine().pins);
+        let reader = store.open_snapshot("web").await.unwrap();
+        let other = reader.clone();
+        assert_eq!(reader.pin().root(), root);
+        assert_eq!(pins.count(root), 1);
+        store.delete_snapshot("web").await.unwrap();
+        drop(reader);
+        assert_eq!(pins.count(root), 1);
+        assert!(read(&other, 0, image.len()).await == image);
+        drop(other);
+        assert_eq!(pins.count(root), 0);
+
+        // A record that was read before it was deleted names nothing any more.
+        let late = crate::SnapshotReader::open(Arc::clone(store.engine()), record).await;
+        assert!(matches!(late, Err(Error::NotFound { .. })));
+        assert_eq!(pins.count(root), 0);
+    });
+}
