@@ -4,11 +4,15 @@ use std::{fmt, path::PathBuf, sync::Arc};
 
 use parking_lot::RwLock;
 
-use crate::{Error, Result, io::Disk, limits};
+use crate::{
+    Error, Result,
+    io::{Disk, offload},
+    limits,
+};
 
 /// Holds space on the file system that it can do without.
 pub(crate) trait SpaceReserve: fmt::Debug + Send + Sync {
-    /// Gives back all that is not in use.
+    /// Gives back all that is not in use. May take long.
     fn give_up(&self);
 }
 
@@ -48,14 +52,13 @@ impl FreeSpace {
     /// # Errors
     ///
     /// [`Error::Reserved`] if there is not, even after the reserves have given back what they hold.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) async fn check(&self) -> Result<()> {
         let is_short = || -> Result<bool> { Ok(self.free_bytes()? < limits::FREE_BYTES_MIN) };
         if !is_short()? {
             return Ok(());
         }
-        for reserve in self.reserves.read().iter() {
-            reserve.give_up();
-        }
+        let reserves = self.reserves.read().clone();
+        offload(move || reserves.iter().for_each(|reserve| reserve.give_up())).await?;
         if is_short()? {
             return Err(Error::Reserved {
                 path: self.data_dir.clone(),

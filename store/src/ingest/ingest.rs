@@ -121,7 +121,7 @@ impl Ingest {
                 new_bytes: 0,
             });
         }
-        self.engine.space.check()?;
+        self.engine.space.check().await?;
         let stored = self
             .engine
             .commit

@@ -53,7 +53,7 @@ impl Volume {
     }
 }
 
-/// What some blocks are read from, open.
+/// An open source of blocks.
 pub(super) enum Source {
     Zeros,
     Journal(BlockPlace),
@@ -105,7 +105,7 @@ impl VolumeState {
     }
 
     /// Opens what extents are read from. A file may be removed once the layers have changed;
-    /// whoever has it open reads on.
+    /// a reader that has it open reads on.
     fn sources(
         &self,
         extents: Vec<BlockExtent>,

@@ -104,7 +104,7 @@ impl Opening {
     }
 }
 
-/// What is known of a volume beside its record.
+/// The state of a volume beside its record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeStatus {
     /// Bytes that its journal takes on disk.
@@ -164,7 +164,7 @@ impl Volumes {
         Ok(resized)
     }
 
-    /// What is known of a volume beside its record.
+    /// The state of a volume beside its record.
     pub(crate) async fn volume_status(&self, key: &str) -> Result<VolumeStatus> {
         let record = self.volume(key).await?;
         let engine = &self.engine;

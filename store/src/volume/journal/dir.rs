@@ -27,7 +27,7 @@ pub(crate) struct JournalDir {
     pub(crate) data_dir: PathBuf,
     pub(crate) store: StoreId,
     pub(crate) volume: VolumeId,
-    /// What the journal's files may take, in bytes.
+    /// Bytes that the journal's files may take.
     pub(crate) bytes_max: u64,
     pub(crate) pool: Arc<FilePool>,
     pub(crate) host: Arc<dyn Host>,

@@ -165,7 +165,7 @@ impl OpenFiles {
         let reserved = reservation.take();
         let key = (journal, number);
         let mut state = self.state.lock();
-        // What was set aside is used now.
+        // The caller uses up its reservation.
         state.reserved -= reserved;
         let (cached, direct, unsynced) = match state.remove(key) {
             Some(before) => (before.cached, before.direct.or(direct), before.unsynced),
@@ -296,7 +296,7 @@ impl State {
         true
     }
 
-    /// What makes those journals durable that have been unsynced for the longest time.
+    /// The owners of the journals that have been unsynced for the longest time.
     fn longest_unsynced(&self) -> Vec<Arc<dyn MakesDurable>> {
         let mut unsynced: Vec<_> = self
             .open

@@ -1,4 +1,4 @@
-//! What a journal needs of the store around it.
+//! The store around a journal, as far as the journal needs it.
 
 use std::fmt;
 

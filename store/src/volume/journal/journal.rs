@@ -99,13 +99,13 @@ pub(super) struct JournalFile {
 pub(crate) struct BlockPlace {
     pub(crate) file: File,
     pub(crate) offset_bytes: u64,
-    /// What of the file was written.
+    /// Up to where the file was written.
     written_bytes: u64,
 }
 
 impl BlockPlace {
-    /// What of the file to bring into the page cache when bytes at an offset are read: where that
-    /// begins, and how many bytes it is.
+    /// The range to bring into the page cache when bytes at an offset are read: where it
+    /// begins, and its length in bytes.
     pub(crate) fn around(&self, offset_bytes: u64) -> (u64, usize) {
         let start = offset_bytes / JOURNAL_READ_AROUND_BYTES * JOURNAL_READ_AROUND_BYTES;
         let end = (start + JOURNAL_READ_AROUND_BYTES).min(self.written_bytes);

@@ -54,8 +54,8 @@ impl OwnerFile {
                 for ((says, catalog), what) in both.zip(["first file", "size in bytes"]) {
                     if says > catalog {
                         return Err(opened.refuse(format!(
-                            "{what} of volume {:?}: {says} by its journal, {catalog} by the catalog, \
-                             which is older; \
+                            "{what} of volume {:?}: {says} by its journal, \
+                             {catalog} by the catalog, which is older; \
                              `varved rebuild` puts the volume on what its journal says",
                             record.label()
                         )));

@@ -44,7 +44,7 @@ use crate::{
 
 const BLOCK: usize = JOURNAL_BLOCK_BYTES;
 
-/// What was found in a volume's journal.
+/// The content of a journal, as it was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JournalReport {
     /// Batches that count.
@@ -53,11 +53,11 @@ pub struct JournalReport {
     pub blocks: u64,
     /// Journal files.
     pub files: u64,
-    /// What could not be read at the end, and was cut off. It was never promised.
+    /// The unreadable end, which was cut off. It was never promised.
     pub torn: Option<String>,
 }
 
-/// What the volume's record says of its journal.
+/// The promises in a volume's record.
 #[derive(Debug)]
 pub(crate) struct Promises {
     /// The number of the first file.
@@ -91,7 +91,7 @@ pub(crate) trait Replay: Send + Sync {
 struct End {
     number: u64,
     offset_bytes: u64,
-    /// What is wrong with what is there; `None` if no batch is there.
+    /// Why the bytes there are no batch; `None` if they never were one.
     why: Option<FormatError>,
 }
 

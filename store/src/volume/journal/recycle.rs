@@ -6,8 +6,8 @@
 //! takes a third off the sync. PostgreSQL recycles the files of its log for the same reason.
 //!
 //! A spare file keeps its name. Its number is below those that the volume's record says are in use,
-//! so whoever opens the volume removes it. Nothing is promised of its content, and all spare files
-//! go when space is short.
+//! so it goes when the volume is opened again. Nothing is promised of its content, and all spare
+//! files go when space is short.
 
 use std::{
     io::ErrorKind,

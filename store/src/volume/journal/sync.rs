@@ -28,7 +28,7 @@ impl Journal {
         let _syncing = self.syncing.lock().await;
         let synced = self.sync_files().await;
         match &synced {
-            // What was not done can be done later: no sync has failed.
+            // No sync has failed, so the next one can still do it.
             Ok(()) | Err(Error::Shortage { .. }) => {}
             Err(error) => self.state.lock().failed = Some(error.to_string()),
         }

@@ -56,7 +56,7 @@ impl Host for TestHost {
     }
 }
 
-/// What was replayed: the first files of epochs, and of each block the slot that it was last seen
+/// A replayed journal: the first files of epochs, and of each block the slot that it was last seen
 /// in.
 #[derive(Debug, Default)]
 struct Replayed {
@@ -83,7 +83,7 @@ impl Replay for Replayed {
 /// The directory of a journal on a disk, which is made if it is not there.
 fn dir_on(disk: &Arc<SimDisk>, host: &Arc<TestHost>) -> JournalDir {
     let data_dir = Path::new(DATA_DIR);
-    // Fails where there is one. Made durable by whoever makes a store.
+    // Fails where there is one. A store makes it durable when it is made.
     let _ = disk.create_dir(data_dir);
     disk.sync_dir(Path::new("/")).blocking_wait().unwrap();
     let disk: Arc<dyn Disk> = Arc::<SimDisk>::clone(disk);
@@ -334,7 +334,7 @@ fn a_file_that_is_being_made_is_found_by_the_next_batch() {
         }
         assert_eq!(write(&journal, 0, 1).await.number, 1);
         assert_eq!(journal.state.lock().files.len(), 1);
-        // What was set aside for it is counted once.
+        // Its descriptors are counted once.
         assert!(journal.open_files().reserve(DESCRIPTORS_MAX - 2).is_some());
         assert!(journal.open_files().reserve(DESCRIPTORS_MAX - 1).is_none());
     });

@@ -26,7 +26,7 @@ const EXTENTS_MAX: usize = SEGMENT_BLOCKS as usize / 2;
 /// Bytes that the allocator adds to a table.
 const ALLOCATION_BYTES: usize = 16;
 
-/// What a map says of blocks.
+/// The state of blocks.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum State {
     /// Nothing.

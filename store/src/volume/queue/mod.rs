@@ -3,16 +3,24 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
-
-use super::{
-    journal::{Batch, Change, Taken},
-    write::BlockLock,
+use tokio::sync::{
+    Notify, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit, oneshot,
 };
+
+use super::journal::{Batch, Change, Taken};
 use crate::{
     Error, Result,
     limits::{JOURNAL_WAITING_BYTES, JOURNAL_WRITES_IN_FLIGHT},
 };
+
+/// Keeps a change of a part of a block apart from all others, until the change is in the map.
+#[derive(Debug)]
+pub(super) enum BlockLock {
+    /// For whole blocks: many at once.
+    Shared { _guard: OwnedRwLockReadGuard<()> },
+    /// For a block that is read, changed and written back.
+    Exclusive { _guard: OwnedRwLockWriteGuard<()> },
+}
 
 /// A change that waits, and its caller.
 #[derive(Debug)]

@@ -6,27 +6,18 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use varve_content::BLOCK_BYTES;
 
 use super::{
     journal::Change,
-    queue::Op,
+    queue::{BlockLock, Op},
     volume::{BLOCK, Volume, VolumeState},
 };
 use crate::{
     Error, Result,
     limits::{JOURNAL_CHANGE_BYTES, VOLUME_QUEUE_BYTES},
 };
-
-/// Keeps a change of a part of a block apart from all others, until the change is in the map.
-#[derive(Debug)]
-pub(super) enum BlockLock {
-    /// For whole blocks: many at once.
-    Shared { _guard: OwnedRwLockReadGuard<()> },
-    /// For a block that is read, changed and written back.
-    Exclusive { _guard: OwnedRwLockWriteGuard<()> },
-}
 
 impl Volume {
     /// Writes bytes. When this returns they are in the kernel: they survive the end of this
