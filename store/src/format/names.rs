@@ -1,7 +1,7 @@
 //! Every name in the data directory.
 //!
 //! ```text
-//! FORMAT                          which store this is: written once, first of all when a store is made
+//! FORMAT                          which store this is: written first, and once
 //! LOCK                            locked by the process that has the store open
 //! catalog.log                     every change of the catalog
 //! catalog.log.cut-0000000000012000  what a rebuild cut off there

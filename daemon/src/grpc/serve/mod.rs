@@ -2,7 +2,8 @@
 //! the daemon hold.
 //!
 //! ```text
-//! connection ──> call ──> request: messages, each with room before it is taken in; scan: what it becomes when it is decoded
+//! connection ──> call ──> request: messages, each with room before it is taken in
+//!                  │  ──> scan: how large a message becomes when it is decoded
 //!                  │  ──> methods: what a call may take
 //!                  └──> service ──> answer: as fast as the peer takes it, or ended
 //! ```
