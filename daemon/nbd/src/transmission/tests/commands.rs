@@ -4,7 +4,7 @@
 
 use super::*;
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn simple_replies_carry_all_bytes() {
     let mut test = serve(sparse(), Terms::default());
     test.client.request(READ, 0, 11, 1, 3 * 65536 - 2).await;
@@ -40,7 +40,7 @@ async fn simple_replies_carry_all_bytes() {
     assert_eq!(test.outcome.await.unwrap().unwrap(), End::Disconnected);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn structured_replies_tell_holes_that_are_worth_it() {
     let mut test = serve(sparse(), structured());
     test.client
@@ -62,7 +62,7 @@ async fn structured_replies_tell_holes_that_are_worth_it() {
     assert_eq!(chunk, (true, OFFSET_DATA, 65536, vec![0, 0]));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn short_holes_and_unfragmented_reads_are_one_chunk() {
     let mut test = serve(small(), structured());
     test.client.request(READ, 0, 1, 0, 6 * 4096).await;
@@ -75,7 +75,7 @@ async fn short_holes_and_unfragmented_reads_are_one_chunk() {
     assert_eq!(chunk, (true, OFFSET_DATA, 0, test.export.data().to_vec()));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn empty_requests_are_done_at_once() {
     let mut test = serve(small(), structured());
     for (command, offset) in [(READ, 0), (READ, 6 * 4096), (CACHE, 5)] {
@@ -85,7 +85,7 @@ async fn empty_requests_are_done_at_once() {
     assert_eq!(test.export.started(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn cache_prefetches() {
     let mut test = serve(small(), structured());
     test.client.request(CACHE, 0, 9, 4096, 8192).await;
@@ -98,7 +98,7 @@ async fn cache_prefetches() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn requests_that_cannot_be_right_are_told_so_and_the_connection_goes_on() {
     let mut test = serve(small(), structured());
     let size = 6 * 4096;
@@ -136,7 +136,7 @@ async fn requests_that_cannot_be_right_are_told_so_and_the_connection_goes_on() 
     assert_eq!(content(test.client.message().await, 78).3, [1]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn reads_over_the_maximum_are_refused() {
     let export = MemoryExport::new("snapshot/big", &vec![0; 9000]);
     let mut test = serve(export, structured());
@@ -152,7 +152,7 @@ async fn reads_over_the_maximum_are_refused() {
     assert_eq!(extents(test.client.message().await), [(too_long, 3)]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn writes_are_refused_with_their_payload_read_past() {
     let mut test = serve(small(), structured());
     // Longer than any buffer on the way, and full of what looks like requests.
@@ -169,7 +169,7 @@ async fn writes_are_refused_with_their_payload_read_past() {
     assert_eq!(test.client.error().await.2, EPERM);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn block_status_merges_and_limits() {
     let mut test = serve(small(), structured());
     for (flags, offset, length, wanted) in [
@@ -190,7 +190,7 @@ async fn block_status_merges_and_limits() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn block_status_goes_on_over_windows_and_stops_at_the_limit() {
     use crate::limits::{EXTENT_WINDOW_BYTES, MAX_EXTENTS};
     let window_blocks = usize::try_from(EXTENT_WINDOW_BYTES).unwrap() / 4096;
@@ -209,7 +209,7 @@ async fn block_status_goes_on_over_windows_and_stops_at_the_limit() {
     assert!(extents.iter().all(|&(length, _)| length == 4096));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn block_status_tells_what_changed_since_a_snapshot_beside_what_is_there() {
     let mut export = small();
     let mut before = export.data().to_vec();
@@ -250,7 +250,7 @@ async fn block_status_tells_what_changed_since_a_snapshot_beside_what_is_there()
     assert_eq!(words, [2, 4096, 0, 4096, 1, 2 * 4096, 0, 2 * 4096, 1]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn block_status_needs_a_context() {
     let terms = Terms {
         framing: Framing::Structured,
@@ -261,7 +261,7 @@ async fn block_status_needs_a_context() {
     assert_eq!(test.client.error().await.2, EINVAL);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn damage_is_an_error_with_offset_and_message_and_other_ranges_go_on() {
     let mut export = small();
     export.damaged_at = Some(3 * 4096);

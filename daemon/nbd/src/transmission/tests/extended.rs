@@ -66,7 +66,7 @@ fn extents(payload: &[u8]) -> (u32, Vec<(u64, u64)>) {
     (id, extents)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn everything_is_answered_in_extended_messages() {
     let mut test = serve(writable(), extended());
     let data = vec![7; 5000];
@@ -104,7 +104,7 @@ async fn everything_is_answered_in_extended_messages() {
 }
 
 /// As QEMU sends it, though the protocol wants the flag.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_write_has_a_payload_whatever_its_flags() {
     let mut test = serve(writable(), extended());
     test.ask(WRITE, 0, 1, 4096, 4096).await;
@@ -113,7 +113,7 @@ async fn a_write_has_a_payload_whatever_its_flags() {
     assert_eq!(test.export.data()[4096..8192], [7; 4096]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn lengths_beyond_32_bits_are_not_cut() {
     let mut test = serve(writable(), extended());
     let size = test.export.info.size_bytes;
@@ -133,7 +133,7 @@ async fn lengths_beyond_32_bits_are_not_cut() {
     assert!(test.export.all_changes().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_status_can_be_asked_for_of_some_contexts() {
     let mut export = MemoryExport::new("snapshot/a", &[1, 0, 2, 2]);
     let before = MemoryExport::new("snapshot/b", &[1, 0, 2, 3]).data();
@@ -207,7 +207,7 @@ async fn a_status_can_be_asked_for_of_some_contexts() {
     ));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn payloads_that_nobody_asked_for_are_passed_over() {
     let mut test = serve(writable(), extended());
     for command in [READ, FLUSH, TRIM, CACHE, WRITE_ZEROES, 99] {
@@ -220,7 +220,7 @@ async fn payloads_that_nobody_asked_for_are_passed_over() {
     assert_eq!(test.answer(2, 0).await.0, OFFSET_DATA);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_told_from_requests_ends_the_connection() {
     let mut test = serve(writable(), extended());
     let much = u64::from(MAX_REQUEST_BYTES) + 1;

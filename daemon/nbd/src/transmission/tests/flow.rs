@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use super::*;
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_payload_that_nobody_would_send_ends_the_connection() {
     let mut test = serve(small(), structured());
     test.client
@@ -16,7 +16,7 @@ async fn a_payload_that_nobody_would_send_ends_the_connection() {
     assert!(matches!(error, TransmissionError::PayloadTooLong { .. }));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn replies_overtake_those_that_take_longer() {
     let mut export = small();
     export.held_below = 4096;
@@ -40,7 +40,7 @@ async fn replies_overtake_those_that_take_longer() {
     assert_eq!(test.outcome.await.unwrap().unwrap(), End::Disconnected);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn no_more_requests_are_accepted_than_the_limit() {
     let mut export = small();
     export.held_below = u64::MAX;
@@ -62,7 +62,7 @@ async fn no_more_requests_are_accepted_than_the_limit() {
     assert_eq!(cookies.len(), 1000);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_takes_no_replies_is_not_worked_for() {
     let export = MemoryExport::new("snapshot/full", &[5; 256]);
     let test = serve_with(export, structured(), Budget::new(), 64 << 10);
@@ -96,7 +96,7 @@ async fn a_client_that_takes_no_replies_is_not_worked_for() {
     assert!(outcome.await.unwrap().is_ok());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stalled_client_gives_way_to_one_that_waits_for_memory() {
     // Room for one request of this size, not for two.
     let length = 4 << 20;
@@ -117,7 +117,7 @@ async fn a_stalled_client_gives_way_to_one_that_waits_for_memory() {
     assert!(matches!(error, TransmissionError::Stalled { .. }));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn memory_comes_back_however_a_connection_ends() {
     let budget = Budget::new();
     for disconnect in [true, false] {
@@ -141,7 +141,7 @@ async fn memory_comes_back_however_a_connection_ends() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn garbage_ends_the_connection() {
     let mut test = serve(small(), structured());
     test.client.send(&[0x55; 28]).await;
@@ -153,7 +153,7 @@ async fn garbage_ends_the_connection() {
     assert!(test.client.is_closed().await);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_goes_away_at_any_byte_is_noticed() {
     let mut whole = request_bytes(READ, 0, 1, 0, 1);
     whole.extend_from_slice(&request_bytes(WRITE, 0, 2, 0, 10));
@@ -176,7 +176,7 @@ async fn a_client_that_goes_away_at_any_byte_is_noticed() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stop_finishes_what_runs_and_answers_nothing_else() {
     let mut export = small();
     export.held_below = u64::MAX;
@@ -206,7 +206,7 @@ async fn a_stop_finishes_what_runs_and_answers_nothing_else() {
     assert_eq!(test.outcome.await.unwrap().unwrap(), End::Stopped);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stop_does_not_wait_for_ever() {
     let mut export = small();
     export.held_below = u64::MAX;

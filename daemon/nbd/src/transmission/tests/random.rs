@@ -112,7 +112,7 @@ async fn send_in_pieces(
     let _ = to_server.shutdown().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn mixed_reads_and_writes_are_as_in_the_model() {
     let mut random = Random::new(seed());
     for _ in 0..20 {
@@ -151,7 +151,7 @@ async fn mixed_reads_and_writes_are_as_in_the_model() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn whatever_arrives_a_session_ends_and_gives_back_its_memory() {
     let mut random = Random::new(seed());
     for _ in 0..300 {

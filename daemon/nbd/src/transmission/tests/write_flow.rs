@@ -20,7 +20,7 @@ async fn cookies(client: &mut Client<DuplexStream>, count: usize) -> HashSet<u64
     cookies
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_may_be_torn_anywhere() {
     let mut stream = write_bytes(FUA, 1, 10, b"first payload");
     stream.extend(write_bytes(0, 2, 8000, &[4; 300]));
@@ -51,7 +51,7 @@ async fn a_request_may_be_torn_anywhere() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_payload_may_come_in_single_bytes() {
     let mut test = serve(writable(), structured());
     let payload: Vec<u8> = (0..=255).collect();
@@ -63,7 +63,7 @@ async fn a_payload_may_come_in_single_bytes() {
     assert_eq!(test.export.all_changes(), [write(4000, &payload, false)]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn payloads_of_any_length_arrive_as_they_were_sent() {
     // Around the sizes at which they are read in another way.
     let lengths = [1, 4095, 4096, 8164, 8165, 8192, 32767, 32768, 65508, 65536];
@@ -84,7 +84,7 @@ async fn payloads_of_any_length_arrive_as_they_were_sent() {
     assert_eq!(test.export.all_changes(), wanted);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn many_writes_are_in_flight_and_start_in_order() {
     let mut export = MemoryExport::writable("volume/medium", &[0; 256]);
     export.held_below = u64::MAX;
@@ -111,7 +111,7 @@ async fn many_writes_are_in_flight_and_start_in_order() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn reads_overtake_writes_that_take_longer() {
     let mut export = writable();
     export.held_below = 4096;
@@ -126,7 +126,7 @@ async fn reads_overtake_writes_that_take_longer() {
     assert_eq!(test.export.data()[..4], *b"slow");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_write_is_charged_before_its_payload_is_read() {
     let mut test = serve_with(writable(), structured(), Budget::new(), 1000);
     test.client.request(WRITE, 0, 1, 0, 10_000).await;
@@ -163,7 +163,7 @@ async fn a_write_waits_for_memory_without_its_payload_being_read() {
     assert!(second_export.data().iter().all(|&byte| byte == 9));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_writer_that_sends_no_payload_gives_way_to_one_that_waits_for_memory() {
     let length = 4 << 20;
     // None of it, part of it, and now and then a little more of it.
@@ -195,7 +195,7 @@ async fn a_writer_that_sends_no_payload_gives_way_to_one_that_waits_for_memory()
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn memory_comes_back_when_a_payload_never_comes() {
     let budget = Budget::new();
     for stop in [true, false] {
@@ -219,7 +219,7 @@ async fn memory_comes_back_when_a_payload_never_comes() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stop_finishes_writes_that_run_and_drops_the_torn_one() {
     let mut export = writable();
     export.held_below = u64::MAX;
@@ -246,7 +246,7 @@ async fn a_stop_finishes_writes_that_run_and_drops_the_torn_one() {
     assert!(!test.export.data().contains(&0x22));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stop_answers_no_writes_that_wait_for_their_turn() {
     let mut export = writable();
     export.held_below = u64::MAX;
@@ -267,7 +267,7 @@ async fn a_stop_answers_no_writes_that_wait_for_their_turn() {
     assert_eq!(test.export.all_changes().len(), MAX_REQUESTS_IN_FLIGHT);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_writer_that_goes_away_at_any_byte_leaves_whole_writes_only() {
     let mut stream = write_bytes(0, 1, 0, &[0x11; 20]);
     stream.extend(write_bytes(0, 2, 100, &[0x22; 30]));

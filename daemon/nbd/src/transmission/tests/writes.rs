@@ -5,7 +5,7 @@
 use super::*;
 use crate::export::ExportError;
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_was_written_is_read() {
     for terms in [structured(), Terms::default()] {
         let is_structured = terms.framing == Framing::Structured;
@@ -33,7 +33,7 @@ async fn what_was_written_is_read() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn every_change_reaches_the_export_with_its_flags() {
     let mut test = serve(writable(), structured());
     for flags in [0, FUA] {
@@ -71,7 +71,7 @@ async fn every_change_reaches_the_export_with_its_flags() {
     assert_eq!(test.export.all_changes().len(), 14);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn fua_belongs_to_any_command_once_it_was_announced() {
     let mut test = serve(writable(), structured());
     test.client.request(READ, FUA | DF, 1, 0, 10).await;
@@ -85,7 +85,7 @@ async fn fua_belongs_to_any_command_once_it_was_announced() {
     assert!(test.export.all_changes().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn changes_that_cannot_be_right_are_told_so_and_the_connection_goes_on() {
     let mut test = serve(writable(), structured());
     let size = 6 * 4096;
@@ -132,7 +132,7 @@ async fn changes_that_cannot_be_right_are_told_so_and_the_connection_goes_on() {
     assert_eq!(test.client.message().await, done(78));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_the_export_says_becomes_the_protocols_error() {
     type Case = (fn() -> ExportError, u32, &'static str);
     let refusals: [Case; 5] = [
@@ -179,7 +179,7 @@ async fn what_the_export_says_becomes_the_protocols_error() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn empty_changes_are_done_at_once() {
     let mut test = serve(writable(), structured());
     for command in [WRITE, WRITE_ZEROES, TRIM] {
@@ -191,7 +191,7 @@ async fn empty_changes_are_done_at_once() {
     assert!(test.export.all_changes().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn only_payloads_are_limited_in_length() {
     let export = MemoryExport::writable("volume/big", &vec![1; 9000]);
     let mut test = serve(export, structured());
