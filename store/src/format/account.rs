@@ -8,8 +8,8 @@ use std::{
 use super::{FormatError, fields::Fields};
 
 const DIGITS: usize = 12;
-/// One more than the largest id.
-const END: u64 = 10_u64.pow(DIGITS as u32);
+/// One more than the largest id: 10 to the power of [`DIGITS`].
+const END: u64 = 1_000_000_000_000;
 
 /// Id of an account: 12 decimal digits, leading zeros included.
 #[derive(Copy, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

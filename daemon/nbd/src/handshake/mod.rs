@@ -10,15 +10,15 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::export::{Access, Export, ExportError, Exports};
+use super::export::{Export, ExportError, Exports};
 use super::inbox::Inbox;
 use super::limits::{
     LIST_PAGE_EXPORTS, MAX_LISTED_REFERENCES, MAX_OPTION_BYTES, MAX_OPTIONS, MAX_REFERENCES,
     MAX_REQUEST_BYTES, MIN_BLOCK_BYTES, PREFERRED_BLOCK_BYTES,
 };
 use super::wire::{
-    ClientFlags, Framing, InfoKind, OptionCode, OptionHeader, OptionReplyCode, TransmissionFlags,
-    WireError, decode_client_flags, decode_export_name, decode_info_request, decode_meta_query,
+    ClientFlags, Framing, InfoKind, OptionCode, OptionHeader, OptionReplyCode, WireError,
+    decode_client_flags, decode_export_name, decode_info_request, decode_meta_query,
     decode_option_header, encode_block_size_info, encode_export_info, encode_export_name_reply,
     encode_greeting, encode_listed_export, encode_meta_context, encode_option_reply,
     encode_text_info,

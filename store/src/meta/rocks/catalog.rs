@@ -279,11 +279,14 @@ impl Catalog for RocksMeta {
     }
 }
 
+/// A record as a batch leaves it: of which kind, and `None` if it is deleted.
+type Changed = (&'static Kind, Option<Entry>);
+
 /// What one batch makes of the families of the catalog. Later changes see what earlier ones did.
 struct Changes<'a> {
     database: &'a Database,
     /// By the numbers of their kinds, and by id.
-    records: BTreeMap<(u8, Vec<u8>), (&'static Kind, Option<Entry>)>,
+    records: BTreeMap<(u8, Vec<u8>), Changed>,
     /// Ids by family and key: of labels, and of tags.
     ids: BTreeMap<(&'static str, Vec<u8>), Option<Vec<u8>>>,
 }

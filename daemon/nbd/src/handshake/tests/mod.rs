@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::export::Access;
 use crate::testing::{Client, MemoryExport, MemoryExports, info_data, meta_data};
 
 const UNSUPPORTED: u32 = 1 << 31 | 1;
