@@ -235,7 +235,8 @@ impl New {
                 .on_change(|copy| tell(copy, options))
                 .control(&control)
                 .run();
-            let ended = meter::watch("copy", options.quiet, &control.progress, waiting).await;
+            let ended =
+                meter::watch("copy", options.quiet, &control.progress, Box::pin(waiting)).await;
             copies = match ended {
                 Err(_) if control.cancel.is_cancelled() => return Err(goes_on(&ids).into()),
                 ended => ended?,

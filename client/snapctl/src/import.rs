@@ -124,7 +124,8 @@ impl Import {
             .tags(BTreeMap::from_iter(self.tags))
             .control(&control)
             .run(source);
-        let report = meter::watch("import", options.quiet, &control.progress, upload).await?;
+        let report =
+            meter::watch("import", options.quiet, &control.progress, Box::pin(upload)).await?;
         print(&report, options.output)
     }
 }

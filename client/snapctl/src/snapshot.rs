@@ -150,7 +150,13 @@ impl Create {
                 })
                 .control(&control)
                 .run();
-            snapshots = meter::watch("snapshot", options.quiet, &control.progress, waiting).await?;
+            snapshots = meter::watch(
+                "snapshot",
+                options.quiet,
+                &control.progress,
+                Box::pin(waiting),
+            )
+            .await?;
         }
         match (&*snapshots, options.output) {
             ([one], _) => show(one, options),

@@ -1,6 +1,11 @@
 //! Journals on a simulated disk, without a store around them.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests: what is counted is little"
+)]
 
 use std::{
     collections::BTreeMap,
