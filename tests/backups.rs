@@ -37,7 +37,7 @@ fn a_full_backup_and_two_increments_are_restored_into_another_store() {
     let sunday = from.image("sunday", 64 * MIB + 517, 901);
     let monday = image::copy(&from.scratch, &sunday, "monday");
     image::change(&monday, 9, &mut Random::seeded(902));
-    zero(&monday, 5 * MIB, MIB as usize);
+    zero(&monday, 5 * MIB, 1 << 20);
     // The volume grows, too.
     let tuesday = image::copy(&from.scratch, &monday, "tuesday");
     image::change(&tuesday, 3, &mut Random::seeded(903));
