@@ -239,7 +239,7 @@ impl Inner {
                     info!(
                         %id,
                         %endpoint,
-                        snapshot = %record.label(),
+                        snapshot = &*record.label(),
                         received_bytes = job.received_bytes(),
                         "copy completed: the roots are equal"
                     );

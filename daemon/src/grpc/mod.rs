@@ -9,7 +9,7 @@
 //! - `serve`: HTTP/2 and calls, with a bound for all that peers can make the daemon hold. It makes
 //!   the [`Caller`](crate::auth::Caller) of a connection.
 //! - `snapshots`, `volumes`, `content`, `status`, `replication`, `copies`, `remotes`: one file for
-//!   each service. Methods decode, call the [`service`](crate::service), and encode.
+//!   each service. Methods decode, call the `service`, and encode.
 //! - `calls`: what all methods do alike.
 //! - `convert`: every conversion between messages and the service's types.
 //! - `failure`: the one match from kinds of failures to gRPC's codes.

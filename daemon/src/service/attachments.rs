@@ -120,7 +120,7 @@ impl Attachments {
                 let opened = self.store.open_volume(&id.to_string()).await;
                 // Many clients do not show what they are told.
                 let opened = opened.inspect_err(
-                    |error| warn!(volume = %record.label(), %error, "the volume cannot be opened"),
+                    |error| warn!(volume = &*record.label(), %error, "the volume cannot be opened"),
                 );
                 let attachment = Arc::new(Attachment {
                     number: record.attachments,
@@ -152,7 +152,7 @@ impl Attachments {
             return Ok(());
         };
         info!(
-            volume = %volume.record().label(),
+            volume = &*volume.record().label(),
             "its clients are refused from now on"
         );
         let flushed = volume.flush().await;

@@ -200,7 +200,7 @@ impl Volumes {
         };
         if let Err(error) = removed.await {
             // The volume is gone. Its journal goes at the next start.
-            tracing::warn!(volume = %deleted.label(), %error, "the journal was not removed");
+            tracing::warn!(volume = &*deleted.label(), %error, "the journal was not removed");
         }
         Ok(deleted)
     }

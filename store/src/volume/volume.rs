@@ -118,7 +118,7 @@ impl Volume {
         let mut epochs = replayed.0;
         if report != JournalReport::default() {
             tracing::info!(
-                volume = %record.label(),
+                volume = &*record.label(),
                 batches = report.batches,
                 blocks = report.blocks,
                 files = report.files,

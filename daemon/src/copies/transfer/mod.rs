@@ -331,7 +331,7 @@ impl CopyEngine {
                 Some(Ancestor::Here(here)) => {
                     let base = Base::of(&self.store, &here).await;
                     return Ok(base
-                        .inspect_err(|error| warn!(snapshot = %here.label(), %error, "a snapshot before is no help"))
+                        .inspect_err(|error| warn!(snapshot = &*here.label(), %error, "a snapshot before is no help"))
                         .ok());
                 }
                 Some(Ancestor::There(there)) => {

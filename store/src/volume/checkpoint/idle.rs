@@ -81,7 +81,7 @@ impl Volumes {
             tried.remove(&id);
             if volume.rests(idle) && volume.journal_bytes() >= limits::JOURNAL_IDLE_BYTES {
                 self.content_now(&volume).await?;
-                tracing::debug!(volume = %record.label(), "a journal at rest was emptied");
+                tracing::debug!(volume = &*record.label(), "a journal at rest was emptied");
             }
             return Ok(());
         }

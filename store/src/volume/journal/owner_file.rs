@@ -100,7 +100,7 @@ impl OwnerFile {
             }
             // There is no record that could be wrong, and a volume can be read on a full disk.
             Err(error @ Error::Full { .. }) if self.last.is_none() => {
-                tracing::warn!(volume = %record.label(), %error, "its journal has no owner record yet");
+                tracing::warn!(volume = &*record.label(), %error, "its journal has no owner record yet");
                 Ok(())
             }
             Err(error) => Err(error),

@@ -248,7 +248,7 @@ impl Volumes {
             Err(error) => error,
         };
         let waits = passes(&error);
-        tracing::error!(volume = %record.label(), %error, waits, "its pending snapshots cannot go on");
+        tracing::error!(volume = &*record.label(), %error, waits, "its pending snapshots cannot go on");
         for progress in ids.map(|id| all.add(id)) {
             if waits {
                 progress.wait(error.to_string());
@@ -443,7 +443,7 @@ pub(super) async fn resumed(volumes: &Volumes, record: &VolumeRecord) -> Result<
             // The two records change together, so this is damage. It is no reason to keep the
             // volume's content from anybody.
             Err(error @ Error::NotFound { .. }) => {
-                tracing::error!(volume = %record.label(), %error, "a pending snapshot has no record");
+                tracing::error!(volume = &*record.label(), %error, "a pending snapshot has no record");
                 continue;
             }
             Err(error) => return Err(error),
