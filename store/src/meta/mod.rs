@@ -18,13 +18,13 @@
 //!
 //! | file | what is in it |
 //! | --- | --- |
-//! | [`index`] | the contract of an index |
-//! | [`catalog`] | the contract of a catalog, and records of one kind |
-//! | [`batch`] | changes that are made together |
-//! | [`key`] | by what a user names a record: its id or its name |
-//! | [`record`] | what names and tags may be |
-//! | [`rocks`] | [`RocksMeta`], which stores use |
-//! | [`memory`] | [`MemoryMeta`], the model that it is tested against |
+//! | `index` | the contract of an index |
+//! | `catalog` | the contract of a catalog, and records of one kind |
+//! | `batch` | changes that are made together |
+//! | `key` | by what a user names a record: its id or its name |
+//! | `record` | what names and tags may be |
+//! | `rocks` | [`RocksMeta`], which stores use |
+//! | `memory` | [`MemoryMeta`], the model that it is tested against |
 
 mod batch;
 mod catalog;

@@ -46,7 +46,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::Error::NotFound), and
-    /// [`Error::Invalid`](crate::Error::Invalid) for tags that cannot be.
+    /// [`Error::Invalid`](crate::Error::Invalid)(crate::Error::Invalid) for tags that cannot be.
     pub async fn tag_snapshot(
         &self,
         key: &str,
@@ -93,7 +93,7 @@ impl Store {
 ///
 /// # Errors
 ///
-/// [`Error::Invalid`], with what a name may be.
+/// [`Error::Invalid`](crate::Error::Invalid), with what a name may be.
 pub fn check_snapshot_name(name: &str) -> Result<()> {
     meta::check_name(SnapshotRecord::KIND.what, name)
 }
@@ -102,7 +102,7 @@ pub fn check_snapshot_name(name: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::Invalid`], with what tags may be.
+/// [`Error::Invalid`](crate::Error::Invalid), with what tags may be.
 pub fn check_snapshot_tags(tags: &BTreeMap<String, String>) -> Result<()> {
     meta::check_tags(SnapshotRecord::KIND.what, tags)
 }
