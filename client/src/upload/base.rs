@@ -210,9 +210,10 @@ impl Based<'_> {
             let chunk = plain.get(&entry.chunk);
             let chunk = chunk.ok_or_else(|| Error::protocol(what, "it sent too few chunks"))?;
             let at = entry.start_block as usize * BLOCK_BYTES;
-            // A volume that has become smaller ends within.
-            let len = chunk.len().min(bytes.len().saturating_sub(at));
-            bytes[at..][..len].copy_from_slice(&chunk[..len]);
+            // A volume that has become smaller ends within the segment.
+            let within = bytes.get_mut(at..).unwrap_or_default();
+            let len = chunk.len().min(within.len());
+            within[..len].copy_from_slice(&chunk[..len]);
         }
         Ok(bytes)
     }

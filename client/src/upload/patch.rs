@@ -130,7 +130,8 @@ impl Source for PatchSource {
         buffer.fill(0);
         let end_bytes = offset_bytes + buffer.len() as u64;
         let mut next = offset_bytes;
-        while let Some((start, patched)) = self.range_at(next)
+        while next < end_bytes
+            && let Some((start, patched)) = self.range_at(next)
             && start < end_bytes
         {
             let (from, to) = (start.max(next), patched.end_bytes.min(end_bytes));
@@ -189,6 +190,11 @@ mod tests {
         let mut read = [1; 12];
         patch.read_at(12, &mut read).unwrap();
         assert_eq!(&read, b"ghabc\0\0\0\0\0\0\0");
+        // Reads that end where they began, and within a range.
+        patch.read_at(11, &mut []).unwrap();
+        let mut read = [1; 2];
+        patch.read_at(11, &mut read).unwrap();
+        assert_eq!(&read, b"fg");
     }
 
     #[test]
