@@ -26,7 +26,8 @@ use crate::{
     limits::{
         CONNECT_TIMEOUT, CONTENT_MESSAGE_BYTES_MAX, HTTP2_CONNECTION_WINDOW_BYTES,
         HTTP2_FRAME_BYTES, HTTP2_STREAM_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
-        LOCAL_WINDOW_BYTES, MESSAGE_BYTES_MAX, SOCKET_BUFFER_BYTES,
+        LOCAL_CONNECTION_WINDOW_BYTES, LOCAL_STREAM_WINDOW_BYTES, MESSAGE_BYTES_MAX,
+        SOCKET_BUFFER_BYTES,
     },
 };
 
@@ -367,8 +368,8 @@ fn settings(uri: Uri) -> tonic::transport::Endpoint {
 async fn connect_unix(path: PathBuf) -> Result<Channel, tonic::transport::Error> {
     // HTTP/2 needs an authority, and any will do on a unix socket.
     let settings = settings(Uri::from_static("http://localhost"))
-        .initial_stream_window_size(LOCAL_WINDOW_BYTES)
-        .initial_connection_window_size(LOCAL_WINDOW_BYTES);
+        .initial_stream_window_size(LOCAL_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(LOCAL_CONNECTION_WINDOW_BYTES);
     settings
         .connect_with_connector(tower::service_fn(move |_: Uri| {
             let path = path.clone();

@@ -115,8 +115,9 @@ pub(crate) const HTTP2_STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// Bytes that a peer may send on all streams of a connection before they are taken.
 pub(crate) const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// The same for a unix socket, where there is no way to cover: what waits here only takes memory,
-/// and fresh memory costs time.
-pub(crate) const LOCAL_WINDOW_BYTES: u32 = 4 << 20;
+/// and fresh memory costs time. A stream that is not taken leaves room for others.
+pub(crate) const LOCAL_STREAM_WINDOW_BYTES: u32 = 4 << 20;
+pub(crate) const LOCAL_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Bytes that may wait in a unix socket on their way to the daemon, for fewer, larger turns between
 /// the two processes. The system cuts this down to what it allows.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 1 << 20;

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Streaming;
 use varve_content::{
     ChunkId, NodeId, RootId,
@@ -134,13 +135,18 @@ impl Client {
         let request = v1::FetchNodesRequest {
             nodes: nodes.collect(),
         };
-        let answer = retry::idempotent(|| {
-            let (mut service, request) = (self.replication_service(), request.clone());
-            async move { service.fetch_nodes(request).await }
+        let client = self.clone();
+        let answer = taken(what, async move {
+            retry::idempotent(|| {
+                let (mut service, request) = (client.replication_service(), request.clone());
+                async move { service.fetch_nodes(request).await }
+            })
+            .await
         })
-        .await
-        .map_err(|status| Error::rpc(what, status))?
-        .into_inner();
+        .await?;
+        let answer = answer
+            .map_err(|status| Error::rpc(what, status))?
+            .into_inner();
         if answer.nodes.len() != ids.len() {
             let why = format!("{} nodes where {} belong", answer.nodes.len(), ids.len());
             return Err(Error::protocol(what, why));
@@ -150,6 +156,9 @@ impl Client {
 
     /// Begins to fetch chunks as they are stored: at most
     /// [`FETCH_CHUNKS_MAX`](crate::FETCH_CHUNKS_MAX).
+    ///
+    /// A stream that is held and not taken can keep up all other calls of this client: they share a
+    /// connection, and what it may send ahead is bounded.
     ///
     /// # Errors
     ///
@@ -177,6 +186,38 @@ impl Client {
             answers,
         })
     }
+}
+
+impl Client {
+    /// Fetches chunks, of which all have room in memory, whether the caller polls or not.
+    pub(crate) async fn fetch_all_chunks(
+        &self,
+        what: &str,
+        wanted: Vec<ChunkRequest>,
+    ) -> Result<Vec<FetchedChunk>> {
+        let client = self.clone();
+        taken(what, async move {
+            let mut chunks = Vec::new();
+            let mut answers = client.fetch_chunks(&wanted).await?;
+            while let Some(answer) = answers.next().await? {
+                chunks.extend(answer);
+            }
+            Ok(chunks)
+        })
+        .await?
+    }
+}
+
+/// Takes an answer in, also while the caller does not poll: one that is left where it is fills the
+/// connection's window, and then no other call on the connection comes to its end.
+async fn taken<T: Send + 'static>(
+    what: &str,
+    answer: impl Future<Output = T> + Send + 'static,
+) -> Result<T> {
+    #[expect(clippy::disallowed_methods, reason = "it ends with the handle")]
+    let taking = AbortOnDropHandle::new(tokio::spawn(answer));
+    let broke = |error| Error::internal(what, "a task broke").with_source(error);
+    taking.await.map_err(broke)
 }
 
 /// Chunks on their way.

@@ -341,15 +341,12 @@ impl Export<'_> {
         if new.is_empty() {
             return Ok(group);
         }
-        let wanted = [ChunkRequest {
+        let wanted = ChunkRequest {
             leaf: id,
             entries: new,
-        }];
-        let mut chunks = Vec::new();
-        let mut answers = self.client.fetch_chunks(&wanted).await?;
-        while let Some(answer) = answers.next().await? {
-            chunks.extend(answer);
-        }
+        };
+        let fetching = self.client.fetch_all_chunks(self.what, vec![wanted]);
+        let chunks = fetching.await?;
         let what = self.what.to_owned();
         let checked = task::spawn_blocking(move || {
             let mut unpacker = Unpacker::default();

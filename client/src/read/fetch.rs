@@ -133,11 +133,7 @@ pub(crate) async fn fetch_plain(
             entries: entries.collect(),
         });
     }
-    let mut answers = client.fetch_chunks(&requests).await?;
-    let mut fetched = Vec::with_capacity(lens.len());
-    while let Some(chunks) = answers.next().await? {
-        fetched.extend(chunks);
-    }
+    let fetched = client.fetch_all_chunks(what, requests).await?;
     let owned = what.to_owned();
     let unpacked = task::spawn_blocking(move || unpack(&owned, fetched, &lens));
     let broke = |error| Error::internal(what, "an unpacking thread broke").with_source(error);

@@ -4,10 +4,12 @@ use std::{
     fs::{self, File},
     ops::Range,
     os::unix::fs::FileExt,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use tokio::time::timeout;
 use varve_client::{
     ChangeKind, Client, ContentExtent, Control, ErrorKind, FileSource, PatchSource,
 };
@@ -306,6 +308,32 @@ async fn a_read_that_is_cancelled_ends() {
     let error = stream.try_next().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     assert_eq!(stream.try_next().await.unwrap(), None);
+}
+
+/// What a read fetches ahead must not fill the connection that all calls of a client share.
+#[tokio::test]
+async fn other_calls_are_answered_while_a_read_is_held() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let mut plain = vec![0; 8 * SEGMENT_BYTES];
+    noise(1, &mut plain);
+    // The first extent comes long before what is fetched beside it.
+    plain[4096..SEGMENT_BYTES].fill(0);
+    let client = upload(&daemon, "v", &plain).await;
+    let mut reads = Vec::new();
+    for _ in 0..3 {
+        let mut stream = client.read_snapshot("v").run().await.unwrap();
+        assert!(stream.try_next().await.unwrap().is_some());
+        reads.push(stream);
+    }
+    // What has been asked for arrives.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let other = client.read_snapshot("v").range(0..5000).to_vec();
+    let other = timeout(Duration::from_secs(60), other).await;
+    assert_eq!(other.unwrap().unwrap(), plain[..5000]);
+    for stream in reads {
+        let rest: Vec<_> = stream.try_collect().await.unwrap();
+        assert_eq!(rest.last().unwrap().end_bytes(), plain.len() as u64);
+    }
 }
 
 #[tokio::test]
