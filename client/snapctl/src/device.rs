@@ -10,6 +10,7 @@ use varve_device::{
     Ended, ErrorKind as DeviceErrorKind, Event, MapOptions, Mapped, Mapping, NbdAddress, mapped,
     unmap,
 };
+use varve_nbd::ExportName;
 
 use crate::{
     Options,
@@ -213,25 +214,29 @@ impl Map {
     async fn find(&self, options: &Options) -> Result<(NbdAddress, Option<String>), Failure> {
         let what = || format!("map {}", self.export);
         let wrong = |why: &str| Error::new(ErrorKind::Invalid, what(), why);
-        let Some((kind, name)) = self.export.split_once('/') else {
+        if !self.export.contains('/') {
             return Err(wrong("an export is volume/NAME or snapshot/NAME").into());
-        };
+        }
+        let export = ExportName::parse(&self.export);
         if let Some(address) = &self.nbd {
-            if kind == "volume" && !name.starts_with("vol-") {
+            if matches!(export, Some(ExportName::Volume(key)) if !key.starts_with("vol-")) {
                 let why = "with --nbd a volume is told by its id, volume/vol-...: its name may go to another volume while it is mapped";
                 return Err(wrong(why).into());
             }
             return Ok((address.clone(), None));
         }
         let client = options.connect().await?;
-        let opened = match kind {
-            "volume" => {
-                let volume = client.volume(name).await?;
+        let opened = match export {
+            Some(ExportName::Volume(key)) => {
+                let volume = client.volume(key).await?;
                 // And no attachment but this one: after it, the volume is somebody else's.
-                format!("volume/{}@{}", volume.id, volume.attachments)
+                let attachment = format!("{}@{}", volume.id, volume.attachments);
+                ExportName::Volume(&attachment).to_string()
             }
-            "snapshot" => format!("snapshot/{}", client.snapshot(name).await?.id),
-            _ => return Err(wrong("an export is volume/NAME or snapshot/NAME").into()),
+            Some(ExportName::Snapshot(key)) => {
+                ExportName::Snapshot(&client.snapshot(key).await?.id).to_string()
+            }
+            None => return Err(wrong("an export is volume/NAME or snapshot/NAME").into()),
         };
         // A path is one of this machine, and so has to be the daemon.
         let is_here = options.endpoint()?.as_ref().is_none_or(Endpoint::is_unix);

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use varve_client::{Client, Error, ErrorKind, Result};
+use varve_nbd::ExportName;
 
 /// What is to have a name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -12,11 +13,12 @@ enum Kind {
 }
 
 impl Kind {
-    /// As NBD writes it in front of a name.
-    fn prefix(self) -> &'static str {
-        match self {
-            Self::Snapshot => "snapshot/",
-            Self::Volume => "volume/",
+    /// The name or id in the name of an export of this kind; `None` if it is not one.
+    fn in_export(self, given: &str) -> Option<&str> {
+        match (self, ExportName::parse(given)?) {
+            (Self::Snapshot, ExportName::Snapshot(key))
+            | (Self::Volume, ExportName::Volume(key)) => Some(key),
+            _ => None,
         }
     }
 
@@ -50,7 +52,7 @@ impl Named {
     }
 
     async fn name(&self, kind: Kind, client: &Client, given: &str) -> Result<String> {
-        let name = match given.strip_prefix(kind.prefix()) {
+        let name = match kind.in_export(given) {
             // Names may begin so, too.
             Some(rest) if !kind.has(client, given).await? => rest,
             _ => given,
@@ -76,7 +78,7 @@ impl Named {
                 Kind::Snapshot => Kind::Volume,
                 Kind::Volume => Kind::Snapshot,
             };
-            let name = name.strip_prefix(other.prefix()).unwrap_or(&name);
+            let name = other.in_export(&name).unwrap_or(&name);
             if !other.has(client, name).await? {
                 continue;
             }

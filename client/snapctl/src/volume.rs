@@ -7,6 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use varve_client::{Attachment, Client, NewClone, NewVolume, VolumeFilter, VolumeStatus};
 use varve_device::NbdAddress;
+use varve_nbd::ExportName;
 
 use crate::{
     Options,
@@ -346,7 +347,7 @@ fn how_to_use(attached: &Attachment) -> String {
     text.push('\n');
     text.push_str(&format!(
         "snapctl device map {}\n",
-        quoted(&format!("volume/{}", volume.name))
+        quoted(&ExportName::Volume(&volume.name).to_string())
     ));
     if let Some(server) = attached.nbd_uris.iter().find_map(|uri| qemu_server(uri)) {
         // The guest waits while the daemon is started again, and what it discards takes no room.
