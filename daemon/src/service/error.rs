@@ -52,7 +52,7 @@ pub(crate) enum Error {
     },
     /// A copy cannot be made, or its source is at fault.
     #[error(transparent)]
-    Copy(CopyError),
+    Copy(Box<CopyError>),
     /// A volume is served only while it is attached.
     #[error("volume {name:?} is not attached")]
     NotAttached {
@@ -130,7 +130,7 @@ impl From<CopyError> for Error {
             CopyError::Store(error) => error.into(),
             CopyError::Busy(busy) => busy.into(),
             CopyError::GaveWay(gave_way) => gave_way.into(),
-            other => Self::Copy(other),
+            other => Self::Copy(Box::new(other)),
         }
     }
 }
