@@ -36,7 +36,7 @@ struct Cli {
     #[command(flatten)]
     arguments: Arguments,
     /// Check all settings and the files that they name, and end; nothing is made or opened
-    #[arg(long, conflicts_with = "command")]
+    #[arg(long)]
     check_config: bool,
     #[command(subcommand)]
     command: Option<Command>,
