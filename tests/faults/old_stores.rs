@@ -1,7 +1,7 @@
 //! Stores of earlier versions: they open with all their content, and continue as stores of this
 //! version.
 
-use std::{fs, path::Path};
+use std::{env, ffi::OsStr, fs, path::Path};
 
 use varve_store::format::{
     PackKind, names,
@@ -66,7 +66,7 @@ fn assert_volumes(lab: &Lab) {
     }
 }
 
-/// What is in every store that [`make_a_store`] made, beside what [`assert_volumes`] reads.
+/// The records of every store that [`make_a_store`] made; [`assert_volumes`] reads their content.
 fn assert_records(lab: &Lab) {
     let snapctl = lab.snapctl();
     assert_eq!(snapctl.names(), ["cut", "image"]);
@@ -97,34 +97,45 @@ const KEPT: [&str; 1] = ["310654a"];
 fn stores_of_earlier_commits_open_and_go_on() {
     for commit in KEPT {
         println!("a store made by {commit}");
-        let mut lab = lab_with(&format!("made-by-{commit}.tar.gz"));
-        let image = lab.scratch.file("expected", image());
-        let cut = lab.scratch.file("expected-cut", cut());
-        let check = |lab: &Lab| {
-            assert_records(lab);
-            lab.assert_content("image", &image);
-            lab.assert_content("cut", &cut);
-            assert_volumes(lab);
-        };
-        lab.restart();
-        check(&lab);
-        lab.varved.stop();
-        // Index and catalog are made again from what this version and the earlier one wrote.
-        fs::remove_dir_all(names::index(&lab.data_dir())).unwrap();
-        let mut rebuild = command(programs::varved(), ["rebuild", "--data-dir"]);
-        rebuild.arg(lab.data_dir());
-        run(rebuild).ok();
-        lab.restart();
-        check(&lab);
-        assert_eq!(lab.snapctl().verify_all(), ["cut", "image"]);
+        opens_and_goes_on(&mut lab_with(&format!("made-by-{commit}.tar.gz")));
     }
 }
 
-/// What is in the stores `tests/stores/made-by-*`, and how the next one is made: with the programs
-/// of its commit in `VARVE_BIN_DIR`.
+/// With `VARVE_KEEP_STORE` it also packs the store to that file, for later versions to open.
 #[test]
-#[ignore = "makes a store that later versions have to open"]
-fn make_a_store() {
+fn a_store_that_is_made_now_opens_and_goes_on() {
+    let mut lab = make_a_store();
+    if let Some(archive) = env::var_os("VARVE_KEEP_STORE") {
+        pack(&lab, &archive);
+    }
+    opens_and_goes_on(&mut lab);
+}
+
+/// Starts a stopped store that [`make_a_store`] made, and checks all of its content: as it is, and
+/// after index and catalog were made again from what this version and the earlier one wrote.
+fn opens_and_goes_on(lab: &mut Lab) {
+    let image = lab.scratch.file("expected", image());
+    let cut = lab.scratch.file("expected-cut", cut());
+    let check = |lab: &Lab| {
+        assert_records(lab);
+        lab.assert_content("image", &image);
+        lab.assert_content("cut", &cut);
+        assert_volumes(lab);
+    };
+    lab.restart();
+    check(lab);
+    lab.varved.stop();
+    fs::remove_dir_all(names::index(&lab.data_dir())).unwrap();
+    let mut rebuild = command(programs::varved(), ["rebuild", "--data-dir"]);
+    rebuild.arg(lab.data_dir());
+    run(rebuild).ok();
+    lab.restart();
+    check(lab);
+    assert_eq!(lab.snapctl().verify_all(), ["cut", "image"]);
+}
+
+/// The content of the stores `tests/stores/made-by-*`, made by the programs under test.
+fn make_a_store() -> Lab {
     let mut lab = Lab::new();
     let snapctl = lab.snapctl();
     let file = lab.scratch.file("image", image());
@@ -173,15 +184,18 @@ fn make_a_store() {
         snapctl.run(["volume", "detach", name]).ok();
     }
     lab.varved.stop();
-    let made = std::env::temp_dir().join("varve-made-by.tar.gz");
+    lab
+}
+
+/// Packs a store whose daemon has stopped, so that it can be kept.
+fn pack(lab: &Lab, archive: &OsStr) {
     let mut pack = command(
         tool("tar"),
         ["--sparse", "--exclude=LOCK", "--exclude=LOG*"],
     );
     pack.arg("-C").arg(lab.scratch.path());
-    pack.arg("-czf").arg(&made).arg("data");
+    pack.arg("-czf").arg(archive).arg("data");
     run(pack).ok();
-    println!("made {}", made.display());
 }
 
 fn version_of(path: &Path) -> Option<[u8; 12]> {
