@@ -350,3 +350,17 @@ fn programs_and_crates_have_the_names_that_are_written_down() {
         assert_eq!(package["license"], "Apache-2.0", "{}", package["name"]);
     }
 }
+
+/// Clippy reads one file for each crate, so the store's repeats the rules of the workspace.
+#[test]
+fn lints_of_the_workspace_hold_in_the_store() {
+    let rules = |path: &str| -> BTreeSet<String> {
+        let text = read(&repository().join(path));
+        let lines = text.lines().filter(|line| line.contains("path = "));
+        lines.map(str::to_owned).collect()
+    };
+    let (workspace, store) = (rules("clippy.toml"), rules("store/clippy.toml"));
+    assert!(!workspace.is_empty());
+    let missing: Vec<_> = workspace.difference(&store).collect();
+    assert!(missing.is_empty(), "store/clippy.toml lacks {missing:?}");
+}
