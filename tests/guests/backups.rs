@@ -12,7 +12,7 @@ use varve_tests::{
 
 use crate::volumes::{make, snapshot, uri};
 
-/// Files are made, changed and removed, for ever.
+/// Files are made and changed, for ever; the pauses leave the processor to who reads the backups.
 const WORK: &str = r#"
 set -e
 mkdir /srv/files
@@ -22,6 +22,7 @@ while :; do
   head -c $((n * 7919 % 100000 + 1)) /dev/urandom >/srv/files/$((n % 20))
   sync /srv/files/$((n % 20)) /srv/files
   echo "written: $n"
+  sleep 0.2
 done
 "#;
 

@@ -109,12 +109,29 @@ write & writer=$!
 load() { while [ ! -e /mnt/enough ]; do dd if=/dev/zero of=/t/load$1 bs=64k count=64 oflag=direct status=none; done; }
 load 1 & one=$!
 load 2 & two=$!
+# Waits until a file has so many more lines than before.
+grown() {
+  touch $1
+  until=$(($(wc -l <$1) + $2))
+  for try in $(seq 1200); do
+    if [ $(wc -l <$1) -ge $until ]; then return 0; fi
+    sleep 0.1
+  done
+  echo "$1 has $(wc -l <$1) lines, not $until"
+  return 1
+}
+rounds=0
 for signal in TERM KILL KILL; do
-  sleep 4
+  grown times 3
   kill -$signal $varved
   wait $varved || true
   serve
-  sleep 12
+  rounds=$((rounds + 1))
+  for try in $(seq 600); do
+    if [ $(grep -c 'all connections' map.log) -ge $rounds ]; then break; fi
+    sleep 0.1
+  done
+  grown times 3
 done
 # The process that looks after the device is killed, too, and the daemon: the next one takes over.
 kill -9 $map
@@ -124,7 +141,7 @@ kill -9 $varved
 wait $varved || true
 serve
 map volume/disk
-sleep 8
+grown times 3
 touch enough
 wait $writer $one $two
 echo "writers ended with $?"
