@@ -1,6 +1,6 @@
 //! What several wait for goes on, whoever began it and whatever he is waiting for himself.
 
-use std::{collections::BTreeMap, task::Poll};
+use std::{collections::BTreeMap, time::Duration};
 
 use varve_content::{
     ChunkId,
@@ -21,14 +21,9 @@ use crate::{Store, limits};
 /// Waits for something that has all it needs. Not for ever: what it needs may be held by somebody
 /// who is not polled.
 pub(super) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
-    let mut work = Box::pin(work);
-    for _ in 0..1_000_000 {
-        if let Poll::Ready(done) = futures::poll!(&mut work) {
-            return done;
-        }
-        tokio::task::yield_now().await;
-    }
-    panic!("{what} waits for somebody who is not polled");
+    let within = Duration::from_secs(100);
+    let done = tokio::time::timeout(within, work).await;
+    done.unwrap_or_else(|_| panic!("{what} waits for somebody who is not polled"))
 }
 
 /// As of a client that takes nothing for a while of what was read for it.
