@@ -33,13 +33,8 @@ fn unknown(upload_id: &str) -> Status {
     Status::not_found(format!("no upload {upload_id}"))
 }
 
-#[tonic::async_trait]
-impl ContentService for Service {
-    async fn begin_upload(
-        &self,
-        request: Request<v1::BeginUploadRequest>,
-    ) -> Result<Response<v1::BeginUploadResponse>, Status> {
-        let request = request.into_inner();
+impl Service {
+    fn begun(&self, request: v1::BeginUploadRequest) -> Result<v1::BeginUploadResponse, Status> {
         let mut state = self.state();
         if state.snapshots.contains_key(&request.name) {
             return Err(Status::already_exists(format!(
@@ -57,11 +52,24 @@ impl ContentService for Service {
             new_bytes: 0,
         };
         state.uploads.insert(upload_id.clone(), upload);
-        Ok(Response::new(v1::BeginUploadResponse {
+        Ok(v1::BeginUploadResponse {
             upload_id,
             max_ids: self.manners.ids_max,
             max_message_bytes: self.manners.message_bytes_max,
-        }))
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl ContentService for Service {
+    async fn begin_upload(
+        &self,
+        request: Request<v1::BeginUploadRequest>,
+    ) -> Result<Response<v1::BeginUploadResponse>, Status> {
+        let request = request.into_inner();
+        let begun = self.begun(request);
+        self.take_time("BeginUpload").await;
+        begun.map(Response::new)
     }
 
     async fn find_missing(

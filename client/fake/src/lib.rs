@@ -32,7 +32,11 @@ use tokio::{
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::{Status, transport::Server};
 use varve_client::{Client, Endpoint};
-use varve_content::{chunk_id::ChunkId, codec::Compression};
+use varve_content::{
+    chunk_id::ChunkId,
+    codec::Compression,
+    tree::{Leaf, TreeBuilder},
+};
 use varve_proto::v1::{
     self, content_service_server::ContentServiceServer, copy_service_server::CopyServiceServer,
     remote_service_server::RemoteServiceServer,
@@ -68,6 +72,8 @@ pub struct State {
     pub payload_bytes: u64,
     pub asked: usize,
     pub pages: usize,
+    /// So many answers with chunks are refused, because others have as much under way as allowed.
+    pub busy: usize,
 }
 
 /// How the daemon misbehaves, and its limits.
@@ -82,6 +88,12 @@ pub struct Manners {
     /// Each node and chunk that is asked for by its id is put through these.
     pub spoil_node: fn(v1::Node) -> v1::Node,
     pub spoil_chunk: fn(v1::Chunk) -> v1::Chunk,
+    /// And so are all messages of an answer with chunks.
+    pub spoil_chunks: fn(Vec<v1::FetchChunksResponse>) -> Vec<v1::FetchChunksResponse>,
+    /// Differences between snapshots, as they are told.
+    pub differences: fn() -> Vec<v1::DiffSnapshotsResponse>,
+    /// Calls, by their names in the protocol, that are answered this much later.
+    pub slow: &'static [(&'static str, Duration)],
     pub compression: Compression,
     /// Before each message of chunks is taken.
     pub delay: Duration,
@@ -96,6 +108,9 @@ impl Default for Manners {
             spoil: |parts| parts,
             spoil_node: |node| node,
             spoil_chunk: |chunk| chunk,
+            spoil_chunks: |answers| answers,
+            differences: snapshots::differences,
+            slow: &[],
             compression: Compression::Zstd,
             delay: Duration::ZERO,
         }
@@ -174,6 +189,29 @@ impl FakeDaemon {
         self.state.lock().unwrap()
     }
 
+    /// Makes a snapshot of a tree of these leaves, with whatever they say.
+    pub fn plant(&self, name: &str, size_bytes: u64, leaves: &[(u32, Leaf)]) {
+        let mut tree = TreeBuilder::new(size_bytes).unwrap();
+        for (segment, leaf) in leaves {
+            tree.push(*segment, leaf.id()).unwrap();
+        }
+        let (root, inners) = tree.finish();
+        let leaves: Vec<_> = leaves.iter().map(|(_, leaf)| leaf.clone()).collect();
+        let snapshot = v1::Snapshot {
+            id: format!("snap-{name}"),
+            name: name.to_owned(),
+            state: v1::SnapshotState::Completed.into(),
+            size_bytes,
+            root: Bytes::copy_from_slice(root.id().as_bytes()),
+            created_at: Some(prost_types::Timestamp::default()),
+            ..v1::Snapshot::default()
+        };
+        let mut state = self.state();
+        state.nodes.add(&root, &inners, &leaves);
+        let planted = (snapshot, Vec::new());
+        state.snapshots.insert(name.to_owned(), planted);
+    }
+
     /// A place for files that goes away with the daemon.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -216,6 +254,14 @@ fn services(manners: Manners) -> (Arc<Mutex<State>>, tonic::transport::server::R
 impl Service {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// Waits if this call is slow.
+    async fn take_time(&self, call: &str) {
+        let slow = self.manners.slow.iter().find(|(slow, _)| *slow == call);
+        if let Some((_, delay)) = slow {
+            tokio::time::sleep(*delay).await;
+        }
     }
 }
 

@@ -44,6 +44,7 @@ impl ReplicationService for Service {
     ) -> Result<Response<v1::FetchNodesResponse>, Status> {
         let wanted = request.into_inner().nodes;
         assert!((1..=32).contains(&wanted.len()));
+        self.take_time("FetchNodes").await;
         let mut state = self.state();
         state.fetched_nodes += wanted.len();
         let nodes = wanted.into_iter().map(|node| {
@@ -71,8 +72,19 @@ impl ReplicationService for Service {
         &self,
         request: Request<v1::FetchChunksRequest>,
     ) -> Result<Response<Self::FetchChunksStream>, Status> {
+        self.take_time("FetchChunks").await;
         let mut encoder = Encoder::new(self.manners.compression);
         let mut state = self.state();
+        if state.busy > 0 {
+            state.busy -= 1;
+            let mut status = Status::resource_exhausted("as many answers as allowed");
+            let pushback = "100".parse().unwrap();
+            status
+                .metadata_mut()
+                .insert("grpc-retry-pushback-ms", pushback);
+            // The room for an answer is taken when its first message is sent.
+            return Ok(Response::new(stream::iter([Err(status)]).boxed()));
+        }
         let mut answers = Vec::new();
         for wanted in request.into_inner().leaves {
             let leaf = Leaf::decode(state.nodes.find(&wanted.leaf_id)?).unwrap();
@@ -93,12 +105,11 @@ impl ReplicationService for Service {
         state.fetched_chunks += answers.len();
         let answers: Vec<_> = answers
             .chunks(10)
-            .map(|chunks| {
-                Ok(v1::FetchChunksResponse {
-                    chunks: chunks.to_vec(),
-                })
+            .map(|chunks| v1::FetchChunksResponse {
+                chunks: chunks.to_vec(),
             })
             .collect();
+        let answers = (self.manners.spoil_chunks)(answers).into_iter().map(Ok);
         Ok(Response::new(stream::iter(answers).boxed()))
     }
 }

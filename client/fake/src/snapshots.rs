@@ -9,6 +9,26 @@ use varve_proto::v1::{
 
 use super::{Answers, Service};
 
+/// Some differences, in two messages.
+pub(crate) fn differences() -> Vec<v1::DiffSnapshotsResponse> {
+    let extent = |offset_bytes, kind: v1::DiffKind| v1::DiffExtent {
+        offset_bytes,
+        length_bytes: 4096,
+        kind: kind.into(),
+    };
+    vec![
+        v1::DiffSnapshotsResponse {
+            extents: vec![extent(0, v1::DiffKind::Changed)],
+        },
+        v1::DiffSnapshotsResponse {
+            extents: vec![
+                extent(8192, v1::DiffKind::Added),
+                extent(16384, v1::DiffKind::Removed),
+            ],
+        },
+    ]
+}
+
 #[tonic::async_trait]
 impl SnapshotService for Service {
     async fn list_snapshots(
@@ -42,6 +62,7 @@ impl SnapshotService for Service {
         request: Request<v1::GetSnapshotRequest>,
     ) -> Result<Response<v1::Snapshot>, Status> {
         let name = request.into_inner().snapshot;
+        self.take_time("GetSnapshot").await;
         let mut state = self.state();
         if !state.snapshot_course.is_empty() {
             return Ok(Response::new(state.snapshot_course.remove(0)));
@@ -111,22 +132,8 @@ impl SnapshotService for Service {
         &self,
         _: Request<v1::DiffSnapshotsRequest>,
     ) -> Result<Response<Self::DiffSnapshotsStream>, Status> {
-        let extent = |offset_bytes, kind: v1::DiffKind| v1::DiffExtent {
-            offset_bytes,
-            length_bytes: 4096,
-            kind: kind.into(),
-        };
-        let answers = [
-            Ok(v1::DiffSnapshotsResponse {
-                extents: vec![extent(0, v1::DiffKind::Changed)],
-            }),
-            Ok(v1::DiffSnapshotsResponse {
-                extents: vec![
-                    extent(8192, v1::DiffKind::Added),
-                    extent(16384, v1::DiffKind::Removed),
-                ],
-            }),
-        ];
+        self.take_time("DiffSnapshots").await;
+        let answers = (self.manners.differences)().into_iter().map(Ok);
         Ok(Response::new(stream::iter(answers).boxed()))
     }
 
