@@ -50,7 +50,8 @@ pub(super) fn plan(segment: &Segment, range: &Range<u64>) -> SegmentPlan {
         let at = |block: u32| first + u64::from(block) * BLOCK_BYTES as u64;
         at(blocks.start)..at(blocks.end)
     };
-    let within = |bytes: &Range<u64>| bytes.start < range.end && range.start < bytes.end;
+    // Neither range has to have anything in it.
+    let within = |bytes: &Range<u64>| bytes.start.max(range.start) < bytes.end.min(range.end);
     let mut extents = Vec::new();
     if let Some((_, leaf)) = &segment.leaf {
         let base = segment.base.as_ref();

@@ -66,9 +66,10 @@ impl Reader {
         segment_of(self.range.start)
     }
 
-    /// Whether a segment begins before the range ends.
+    /// Whether a segment begins before the range ends. None does if the range is empty.
     fn begins_within(&self, segment: u32) -> bool {
-        u64::from(segment) * (SEGMENT_BYTES as u64) < self.range.end
+        let first = u64::from(segment) * SEGMENT_BYTES as u64;
+        first < self.range.end && !self.range.is_empty()
     }
 
     /// The leaves of some segments.

@@ -8,6 +8,7 @@
 )]
 
 mod download;
+mod hostile;
 mod read;
 mod snapshots;
 mod upload;
