@@ -8,6 +8,7 @@ use std::{
 
 use futures::future::try_join_all;
 use varve_content::{
+    block::segment_blocks,
     chunker::CHUNKER_VERSION,
     tree::{InnerNode, Leaf, NodeId, NodeSource, Root, WalkError},
 };
@@ -52,6 +53,25 @@ impl Content {
         }
         Ok(Self { snapshot, root })
     }
+}
+
+/// Checks that the leaf of a segment ends within the volume: its hash does not say so.
+pub(crate) fn check_end(
+    what: &str,
+    size_bytes: u64,
+    segment: u32,
+    id: NodeId,
+    leaf: &Leaf,
+) -> Result<()> {
+    let blocks = segment_blocks(size_bytes, segment);
+    if leaf.end_block() <= blocks {
+        return Ok(());
+    }
+    let why = format!(
+        "leaf {id} of segment {segment} ends at block {} of {blocks}",
+        leaf.end_block()
+    );
+    Err(Error::new(ErrorKind::Damaged, what, why))
 }
 
 /// The error for a walk through a tree of the daemon's that went wrong.

@@ -24,7 +24,7 @@ use super::{ArchiveFacts, BATCH_PAYLOAD_BYTES, LENGTH_BYTES, MAGIC, Seen};
 use crate::{
     cancel::unless_cancelled,
     connect::Client,
-    content::{Content, Nodes, walk_error},
+    content::{Content, Nodes, check_end, walk_error},
     control::Control,
     convert::chunk_message,
     error::{Error, ErrorKind, Result},
@@ -105,7 +105,7 @@ impl ArchiveExport<'_> {
             what: &what,
             progress: &self.control.progress,
         };
-        let exporting = export.run(&self.snapshot, self.since.as_deref(), to);
+        let exporting = Box::pin(export.run(&self.snapshot, self.since.as_deref(), to));
         let cancel = &self.control.cancel;
         unless_cancelled(&what, "it was cancelled", cancel, exporting).await
     }
@@ -188,7 +188,7 @@ impl Export<'_> {
                     .try_flatten()
                     // One after the other, in the order of the archive.
                     .map_ok(|planned| choose(planned, &mut seen))
-                    .map_ok(|planned| self.fetch(planned))
+                    .map_ok(|planned| self.fetch(planned, content.root.size_bytes))
                     .try_buffered(ARCHIVE_GROUPS)
             );
             while let Some(group) = groups.try_next().await? {
@@ -310,7 +310,7 @@ impl Export<'_> {
     }
 
     /// The records of a leaf, with its new chunks, all of them checked.
-    async fn fetch(&self, planned: Planned) -> Result<Group> {
+    async fn fetch(&self, planned: Planned, size_bytes: u64) -> Result<Group> {
         let (segment, id, leaf, new) = match planned {
             Planned::Known(segment, id) => {
                 let known = v1::KnownLeaf {
@@ -331,6 +331,19 @@ impl Export<'_> {
                 new,
             } => (segment, id, leaf, new),
         };
+        // Nobody could import it.
+        check_end(self.what, size_bytes, segment, id, &leaf)?;
+        let mut lens = HashMap::new();
+        for entry in leaf.entries() {
+            let len = entry.blocks as usize * BLOCK_BYTES;
+            if lens
+                .insert(entry.chunk, len)
+                .is_some_and(|other| other != len)
+            {
+                let why = format!("chunk {} of segment {segment} has two lengths", entry.chunk);
+                return Err(Error::new(ErrorKind::Damaged, self.what, why));
+            }
+        }
         let data_bytes = u64::from(leaf.data_blocks()) * BLOCK_BYTES as u64;
         let mut group = Group {
             segment,
@@ -350,9 +363,6 @@ impl Export<'_> {
         let what = self.what.to_owned();
         let checked = task::spawn_blocking(move || {
             let mut unpacker = Unpacker::default();
-            let entries = leaf.entries().iter();
-            let lens = entries.map(|entry| (entry.chunk, entry.blocks as usize * BLOCK_BYTES));
-            let lens: HashMap<_, _> = lens.collect();
             let checked = chunks.into_iter().map(|chunk| {
                 // By the leaf's word, which has been checked.
                 let len = lens.get(&chunk.id).copied().unwrap_or_default();

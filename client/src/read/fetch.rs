@@ -31,6 +31,27 @@ pub(crate) struct LeafChunks {
     pub(crate) chunks: Vec<(u32, ChunkId, u32)>,
 }
 
+/// Chunks that were fetched, by their ids: plain, and checked against them.
+#[derive(Debug, Default)]
+pub(crate) struct PlainChunks(HashMap<ChunkId, Bytes>);
+
+impl PlainChunks {
+    /// The bytes of a chunk that is so many blocks long by the word of a leaf. Of entries that say
+    /// several lengths of one chunk only one can be right, and that need not be the one by which it
+    /// was fetched.
+    pub(crate) fn chunk(&self, what: &str, id: ChunkId, blocks: u32) -> Result<&Bytes> {
+        let plain = self.0.get(&id);
+        let plain =
+            plain.ok_or_else(|| Error::internal(what, format!("chunk {id} was not fetched")))?;
+        let len = blocks as usize * BLOCK_BYTES;
+        if plain.len() == len {
+            return Ok(plain);
+        }
+        let why = format!("chunk {id} has {} bytes, a leaf says {len}", plain.len());
+        Err(Error::new(ErrorKind::Damaged, what, why))
+    }
+}
+
 /// Segments whose chunks are fetched with one call: at most a segment's bytes of them.
 #[derive(Debug, Default)]
 pub(super) struct Group {
@@ -93,12 +114,11 @@ pub(super) async fn fetch(reader: &Reader, group: Group) -> Result<Vec<ContentEx
         PlannedExtent::Hole(bytes) => Ok(ContentExtent::hole(bytes)),
         PlannedExtent::Chunk {
             chunk,
+            blocks,
             offset_bytes,
             ..
         } => {
-            let plain = plain.get(&chunk).ok_or_else(|| {
-                Error::internal(&reader.what, format!("chunk {chunk} was not fetched"))
-            })?;
+            let plain = plain.chunk(&reader.what, chunk, blocks)?;
             let end_bytes = offset_bytes + plain.len() as u64;
             let bytes = offset_bytes.max(range.start)..end_bytes.min(range.end);
             let at = |offset: u64| usize::try_from(offset - offset_bytes).unwrap_or(plain.len());
@@ -112,15 +132,15 @@ pub(super) async fn fetch(reader: &Reader, group: Group) -> Result<Vec<ContentEx
     extents.collect()
 }
 
-/// Fetches chunks and unpacks them: at most [`FETCH_CHUNKS_MAX`], whose bytes all have the ids that
-/// they were asked for by.
+/// Fetches chunks and unpacks them: at most [`FETCH_CHUNKS_MAX`] and a segment's bytes. All have
+/// the ids that they were asked for by.
 pub(crate) async fn fetch_plain(
     client: &Client,
     what: &str,
     wanted: Vec<LeafChunks>,
-) -> Result<HashMap<ChunkId, Bytes>> {
+) -> Result<PlainChunks> {
     if wanted.is_empty() {
-        return Ok(HashMap::new());
+        return Ok(PlainChunks::default());
     }
     let mut lens = HashMap::new();
     let mut requests = Vec::with_capacity(wanted.len());
@@ -145,7 +165,7 @@ fn unpack(
     what: &str,
     fetched: Vec<FetchedChunk>,
     lens: &HashMap<ChunkId, usize>,
-) -> Result<HashMap<ChunkId, Bytes>> {
+) -> Result<PlainChunks> {
     let mut unpacker = Unpacker::default();
     let unpacked = fetched.into_iter().map(|chunk| {
         let len = lens.get(&chunk.id).copied().unwrap_or_default();
@@ -161,5 +181,5 @@ fn unpack(
         };
         Ok((chunk.id, plain))
     });
-    unpacked.collect()
+    unpacked.collect::<Result<_>>().map(PlainChunks)
 }

@@ -5,15 +5,15 @@ use std::{ops::Range, sync::Arc};
 
 use futures::{Stream, future::try_join, stream};
 use varve_content::{
-    block::{SEGMENT_BYTES, segment_blocks},
+    block::SEGMENT_BYTES,
     tree::{INNER_CHILDREN, Leaf, LeafWalk, NodeId, SegmentDiff, TreeDiff},
 };
 
 use super::plan::{SegmentPlan, plan};
 use crate::{
     connect::Client,
-    content::{Content, Nodes, walk_error},
-    error::{Error, ErrorKind, Result},
+    content::{Content, Nodes, check_end, walk_error},
+    error::Result,
     limits::FETCH_NODES_MAX,
 };
 
@@ -86,7 +86,7 @@ impl Reader {
              }| {
                 let leaf = target.and_then(|id| Some((id, targets.next()?)));
                 if let Some((id, leaf)) = &leaf {
-                    self.check_end(segment, *id, leaf)?;
+                    check_end(&self.what, self.size_bytes, segment, *id, leaf)?;
                 }
                 Ok(Segment {
                     number: segment,
@@ -104,18 +104,6 @@ impl Reader {
         }
         let fetched = self.client.fetch_leaves(ids).await?;
         Ok(fetched.into_iter().map(|fetched| fetched.leaf).collect())
-    }
-
-    fn check_end(&self, segment: u32, id: NodeId, leaf: &Leaf) -> Result<()> {
-        let blocks = segment_blocks(self.size_bytes, segment);
-        if leaf.end_block() <= blocks {
-            return Ok(());
-        }
-        let why = format!(
-            "leaf {id} of segment {segment} ends at block {} of {blocks}",
-            leaf.end_block()
-        );
-        Err(Error::new(ErrorKind::Damaged, &self.what, why))
     }
 
     /// Plans the read of some segments.

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     connect::Client,
-    content::{Content, Nodes, walk_error},
+    content::{Content, Nodes, check_end, walk_error},
     error::{Error, ErrorKind, Result},
     limits::{BASED_SEGMENTS, FETCH_NODES_MAX},
     progress::Progress,
@@ -160,9 +160,12 @@ impl Based<'_> {
                 let ids: Vec<_> = kept.iter().map(|(_, id)| *id).collect();
                 let fetched = self.client.fetch_leaves(&ids).await?;
                 let leaves = kept.into_iter().zip(fetched);
-                let leaves = leaves.map(|((segment, _), fetched)| (segment, fetched.leaf));
+                let leaves = leaves.map(|((segment, id), fetched)| {
+                    self.check_end(segment, id, &fetched.leaf)?;
+                    Ok((segment, fetched.leaf))
+                });
                 Ok(Accepted {
-                    leaves: leaves.collect(),
+                    leaves: leaves.collect::<Result<_>>()?,
                     ..Accepted::default()
                 })
             }
@@ -185,6 +188,12 @@ impl Based<'_> {
         }
     }
 
+    /// Checks that a leaf of the base ends within it.
+    fn check_end(&self, segment: u32, id: NodeId, leaf: &Leaf) -> Result<()> {
+        let what = &self.session.what;
+        check_end(what, self.base.root.size_bytes, segment, id, leaf)
+    }
+
     /// The base's bytes of a segment, as far as the volume reaches; zeros where the base has none.
     async fn base_bytes(&self, segment: u32, leaf: Option<NodeId>) -> Result<Vec<u8>> {
         let blocks = segment_blocks(self.size_bytes, segment);
@@ -196,6 +205,7 @@ impl Based<'_> {
         let fetched = self.client.fetch_leaves(&[id]).await?;
         let leaf = fetched.into_iter().next().map(|fetched| fetched.leaf);
         let leaf = leaf.ok_or_else(|| Error::protocol(what, "it sent no leaf"))?;
+        self.check_end(segment, id, &leaf)?;
         let mut seen = HashSet::new();
         let entries = (0u32..).zip(leaf.entries());
         let distinct = entries.filter(|(_, entry)| seen.insert(entry.chunk));
@@ -207,8 +217,7 @@ impl Based<'_> {
         };
         let plain = fetch_plain(self.client, what, vec![wanted]).await?;
         for entry in leaf.entries() {
-            let chunk = plain.get(&entry.chunk);
-            let chunk = chunk.ok_or_else(|| Error::protocol(what, "it sent too few chunks"))?;
+            let chunk = plain.chunk(what, entry.chunk, entry.blocks)?;
             let at = entry.start_block as usize * BLOCK_BYTES;
             // A volume that has become smaller ends within the segment.
             let within = bytes.get_mut(at..).unwrap_or_default();

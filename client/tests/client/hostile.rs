@@ -31,6 +31,96 @@ async fn daemon(manners: Manners) -> (FakeDaemon, Client) {
     (daemon, client)
 }
 
+/// A change of a byte.
+fn patch(size_bytes: u64) -> PatchSource {
+    let file = varve_client::scratch_file().unwrap();
+    file.write_all_at(b"x", 0).unwrap();
+    let mut patch = PatchSource::new(file, "patch", size_bytes);
+    patch.data(5..6, 0).unwrap();
+    patch
+}
+
+/// The errors of all calls that fetch the chunks of a snapshot.
+async fn errors(client: &Client, snapshot: &str) -> Vec<Error> {
+    let size_bytes = client.snapshot(snapshot).await.unwrap().size_bytes;
+    let stream = client.read_snapshot(snapshot).run().await.unwrap();
+    let read = stream.try_collect::<Vec<_>>().await;
+    let upload = client.upload("other").base(snapshot).run(patch(size_bytes));
+    let archive = client.export_archive(snapshot).run(std::io::sink(), "x");
+    vec![
+        read.unwrap_err(),
+        upload.await.unwrap_err(),
+        archive.await.unwrap_err(),
+    ]
+}
+
+/// A leaf with this chunk at these places.
+fn leaf(chunk: ChunkId, places: &[(u32, u32)]) -> Leaf {
+    let entries = places.iter().map(|&(start_block, blocks)| LeafEntry {
+        start_block,
+        blocks,
+        chunk,
+    });
+    Leaf::new(entries.collect()).unwrap()
+}
+
+/// The hash of a leaf proves its entries, and that of a chunk its bytes; only both together prove
+/// how long the chunk is.
+#[tokio::test]
+async fn a_chunk_that_is_shorter_than_its_leaf_says_is_damage() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let client = daemon.client().await;
+    let plain = Bytes::from(vec![7; BLOCK_BYTES]);
+    let chunk = ChunkId::of(&plain);
+    daemon.state().chunks.insert(chunk, plain);
+    let segment = SEGMENT_BYTES as u64;
+    let (right, wrong) = ([(0, 1)], [(0, 1), (1, 64)]);
+    daemon.plant("leaf", segment, &[(0, leaf(chunk, &wrong))]);
+    let leaves = [(0, leaf(chunk, &right)), (1, leaf(chunk, &wrong[1..]))];
+    daemon.plant("leaves", 2 * segment, &leaves);
+    for error in errors(&client, "leaf").await {
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    }
+    let read = client.read_snapshot("leaf").range(0..10).to_vec();
+    assert_eq!(read.await.unwrap(), [7; 10]);
+    for (name, first) in [("leaf", 0), ("leaves", segment)] {
+        let start = first + 10 * BLOCK_BYTES as u64;
+        for range in [0..start, start..start + 10] {
+            let read = client.read_snapshot(name).range(range.clone()).to_vec();
+            let error = read.await.unwrap_err();
+            assert_eq!(
+                error.kind(),
+                ErrorKind::Damaged,
+                "{name} {range:?}: {error}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_leaf_that_ends_behind_its_volume_is_damage() {
+    let daemon = FakeDaemon::start(Manners::default());
+    let client = daemon.client().await;
+    let plain = Bytes::from(vec![7; BLOCK_BYTES]);
+    let chunk = ChunkId::of(&plain);
+    daemon.state().chunks.insert(chunk, plain);
+    let segment = SEGMENT_BYTES as u64;
+    let past = [(0, 1), (2, 1)];
+    daemon.plant("v", segment + 4097, &[(1, leaf(chunk, &past))]);
+    // The first one changes the other segment.
+    for error in errors(&client, "v").await {
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    }
+    let size_bytes = segment + 4097;
+    let mut last = PatchSource::new(varve_client::scratch_file().unwrap(), "patch", size_bytes);
+    last.zeros(size_bytes - 1..size_bytes).unwrap();
+    let error = client.upload("other").base("v").run(last).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Damaged);
+    let changes = client.changes("v").run().await.unwrap();
+    let error = changes.try_collect::<Vec<_>>().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+}
+
 #[tokio::test]
 async fn an_empty_range_has_no_extents() {
     let (_daemon, client) = daemon(Manners::default()).await;
@@ -43,5 +133,26 @@ async fn an_empty_range_has_no_extents() {
             let extents: Vec<_> = read.run().await.unwrap().try_collect().await.unwrap();
             assert_eq!(extents, [], "{at}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_read_that_has_ended_leaves_nothing_behind() {
+    let (_daemon, client) = daemon(Manners {
+        slow: &[("FetchChunks", LONG)],
+        ..Manners::default()
+    })
+    .await;
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let control = Control::new();
+    let read = client.read_snapshot("v").control(&control);
+    let mut stream = read.run().await.unwrap();
+    let error = cancelled(&control, stream.try_next()).await;
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(tasks(), before, "while the stream is held");
+    for _ in 0..2 {
+        assert_eq!(stream.try_next().await.unwrap(), None);
     }
 }
