@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 use varve_content::{
-    ChunkId, NodeId, RootId,
+    ChunkId, NodeId, RootId, SEGMENT_BYTES,
     codec::Codec,
     tree::{InnerNode, Leaf, Root, TreeError},
 };
@@ -164,11 +164,17 @@ impl Client {
     ///
     /// [`ErrorKind::NotFound`] if the store does not have a leaf; those of the connection.
     pub async fn fetch_chunks(&self, wanted: &[ChunkRequest]) -> Result<ChunkStream> {
-        let ids = wanted
-            .iter()
-            .flat_map(|leaf| leaf.entries.iter().map(|(_, id)| *id));
-        let expected: VecDeque<_> = ids.collect();
-        let what = format!("fetch {} chunks", expected.len());
+        let count: usize = wanted.iter().map(|leaf| leaf.entries.len()).sum();
+        let what = format!("fetch {count} chunks");
+        let begun = self.begin_chunks(&what, wanted).await;
+        begun.map_err(|status| Error::rpc(&what, status))
+    }
+
+    async fn begin_chunks(
+        &self,
+        what: &str,
+        wanted: &[ChunkRequest],
+    ) -> Result<ChunkStream, Status> {
         let leaves = wanted.iter().map(|leaf| v1::LeafChunks {
             leaf_id: Bytes::copy_from_slice(leaf.leaf.as_bytes()),
             entries: leaf.entries.iter().map(|(position, _)| *position).collect(),
@@ -176,35 +182,62 @@ impl Client {
         let request = v1::FetchChunksRequest {
             leaves: leaves.collect(),
         };
-        let answers = self.replication_service().fetch_chunks(request).await;
-        let answers = answers
-            .map_err(|status| Error::rpc(&what, status))?
-            .into_inner();
+        let answers = self.replication_service().fetch_chunks(request).await?;
+        let ids = wanted
+            .iter()
+            .flat_map(|leaf| leaf.entries.iter().map(|(_, id)| *id));
         Ok(ChunkStream {
-            what,
-            expected,
-            answers,
+            what: what.to_owned(),
+            expected: ids.collect(),
+            answers: answers.into_inner(),
         })
     }
 }
 
 impl Client {
-    /// Fetches chunks, of which all have room in memory, whether the caller polls or not.
+    /// Fetches chunks, of which all have room in memory, whether the caller polls or not: at most
+    /// a segment's bytes.
     pub(crate) async fn fetch_all_chunks(
         &self,
         what: &str,
         wanted: Vec<ChunkRequest>,
     ) -> Result<Vec<FetchedChunk>> {
-        let client = self.clone();
-        taken(what, async move {
-            let mut chunks = Vec::new();
-            let mut answers = client.fetch_chunks(&wanted).await?;
-            while let Some(answer) = answers.next().await? {
-                chunks.extend(answer);
+        let (client, owned) = (self.clone(), what.to_owned());
+        let chunks = taken(what, async move {
+            // From the beginning: a busy daemon may say so only when it has begun to answer.
+            retry::idempotent(|| client.all_chunks(&owned, &wanted)).await
+        });
+        let chunks = chunks.await?;
+        chunks.map_err(|status| Error::rpc(what, status))?
+    }
+
+    /// As [`fetch_all_chunks`](Self::fetch_all_chunks), once. The inner error is what the daemon
+    /// sent and must not.
+    async fn all_chunks(
+        &self,
+        what: &str,
+        wanted: &[ChunkRequest],
+    ) -> Result<Result<Vec<FetchedChunk>>, Status> {
+        let mut chunks = Vec::new();
+        let mut payload_bytes = 0;
+        let mut answers = self.begin_chunks(what, wanted).await?;
+        while !answers.expected.is_empty() {
+            let answer = answers.answers.message().await?;
+            let answer = match answers.taken(answer) {
+                Ok(answer) => answer,
+                Err(error) => return Ok(Err(error)),
+            };
+            payload_bytes += answer
+                .iter()
+                .map(|chunk| chunk.payload.len())
+                .sum::<usize>();
+            // Chunks are stored packed only if that makes them shorter.
+            if payload_bytes > SEGMENT_BYTES {
+                return Ok(Err(lied(what, "more bytes than a segment has")));
             }
-            Ok(chunks)
-        })
-        .await?
+            chunks.extend(answer);
+        }
+        Ok(Ok(chunks))
     }
 }
 
@@ -242,6 +275,11 @@ impl ChunkStream {
         }
         let answer = self.answers.message().await;
         let answer = answer.map_err(|status| Error::rpc(&self.what, status))?;
+        self.taken(answer).map(Some)
+    }
+
+    /// The chunks of an answer, of which there must be some.
+    fn taken(&mut self, answer: Option<v1::FetchChunksResponse>) -> Result<Vec<FetchedChunk>> {
         let Some(answer) = answer else {
             let why = format!("it ended with {} chunks to come", self.expected.len());
             return Err(Error::protocol(&self.what, why));
@@ -250,7 +288,7 @@ impl ChunkStream {
             return Err(Error::protocol(&self.what, "a message without chunks"));
         }
         let chunks = answer.chunks.into_iter().map(|chunk| self.checked(chunk));
-        Ok(Some(chunks.collect::<Result<_>>()?))
+        chunks.collect()
     }
 
     fn checked(&mut self, chunk: v1::Chunk) -> Result<FetchedChunk> {

@@ -122,6 +122,54 @@ async fn a_leaf_that_ends_behind_its_volume_is_damage() {
 }
 
 #[tokio::test]
+async fn answers_of_other_chunks_are_refused() {
+    type Spoil = fn(Vec<v1::FetchChunksResponse>) -> Vec<v1::FetchChunksResponse>;
+    let cases: [(&str, ErrorKind, Spoil); 7] = [
+        ("ended with", ErrorKind::Internal, |_| Vec::new()),
+        ("ended with", ErrorKind::Internal, |mut answers| {
+            answers.pop();
+            answers
+        }),
+        ("without chunks", ErrorKind::Internal, |mut answers| {
+            answers.insert(1, v1::FetchChunksResponse::default());
+            answers
+        }),
+        ("more chunks", ErrorKind::Damaged, |mut answers| {
+            let last = answers.last_mut().unwrap();
+            last.chunks.push(last.chunks[0].clone());
+            answers
+        }),
+        ("another chunk", ErrorKind::Damaged, |mut answers| {
+            answers.reverse();
+            answers
+        }),
+        ("unknown codec", ErrorKind::Internal, |mut answers| {
+            answers[0].chunks[0].codec = -1;
+            answers
+        }),
+        // Which would take all memory.
+        ("more bytes", ErrorKind::Damaged, |mut answers| {
+            for chunk in answers.iter_mut().flat_map(|answer| &mut answer.chunks) {
+                chunk.payload = vec![1; 300_000].into();
+            }
+            answers
+        }),
+    ];
+    for (says, kind, spoil_chunks) in cases {
+        let manners = Manners {
+            compression: Compression::None,
+            spoil_chunks,
+            ..Manners::default()
+        };
+        let (_daemon, client) = daemon(manners).await;
+        for error in errors(&client, "v").await {
+            assert!(error.why().contains(says), "{says}: {error}");
+            assert_eq!(error.kind(), kind, "{error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_empty_range_has_no_extents() {
     let (_daemon, client) = daemon(Manners::default()).await;
     for at in [0, 5, 4096, 1_000_000, 2_000_000] {
@@ -134,6 +182,20 @@ async fn an_empty_range_has_no_extents() {
             assert_eq!(extents, [], "{at}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_busy_is_asked_again() {
+    let (daemon, client) = daemon(Manners::default()).await;
+    daemon.state().busy = 2;
+    client.read_snapshot("v").to_vec().await.unwrap();
+    daemon.state().busy = 2;
+    let upload = client.upload("other").base("v").run(patch(2_000_000));
+    upload.await.unwrap();
+    daemon.state().busy = 2;
+    let archive = client.export_archive("v").run(std::io::sink(), "x");
+    archive.await.unwrap();
+    assert_eq!(daemon.state().busy, 0);
 }
 
 #[tokio::test]
