@@ -18,6 +18,7 @@ use varve_content::{
 use varve_proto::v1;
 
 use crate::{
+    cancel::unless_cancelled,
     connect::Client,
     content::Content,
     control::Control,
@@ -25,6 +26,9 @@ use crate::{
     limits::READ_LEAF_FETCHES,
     read::{Reader, Segment, Walk, batches},
 };
+
+/// The outcome of a list that was cancelled.
+const CANCELLED: &str = "it was cancelled";
 
 /// A list of changes: see [`Client::changes`].
 #[must_use = "nothing is listed until this is run"]
@@ -90,7 +94,8 @@ impl Changes<'_> {
     /// Compares with the snapshot with this name or id, which need not be related.
     ///
     /// The daemon compares them then, and its answer cannot be checked here;
-    /// [`ReadSnapshot::since`](crate::ReadSnapshot::since) proves what it gives.
+    /// [`ReadSnapshot::since`](crate::ReadSnapshot::since) proves what it gives. A stream of it that
+    /// is held and not taken can keep up all other calls of this client.
     pub fn since(mut self, base: impl Into<String>) -> Self {
         self.since = Some(base.into());
         self
@@ -117,24 +122,26 @@ impl Changes<'_> {
             since,
             control,
         } = self;
+        let cancel = control.cancel.clone();
         let (what, extents) = match since {
             Some(base) => {
                 let what = format!("compare snapshots {base} and {snapshot}");
-                let extents = compared(client, &what, base, snapshot).await?;
+                let comparing = Box::pin(compared(client, &what, base, snapshot));
+                let extents = unless_cancelled(&what, CANCELLED, &cancel, comparing).await?;
                 (what, extents)
             }
             None => {
                 let what = format!("list the data of snapshot {snapshot}");
-                let content = Content::find(client, &what, &snapshot).await?;
+                let finding = Box::pin(Content::find(client, &what, &snapshot));
+                let content = unless_cancelled(&what, CANCELLED, &cancel, finding).await?;
                 control.progress.set_total(content.root.size_bytes);
                 let extents = data(client, &what, &content);
                 (what, extents)
             }
         };
-        let cancel = control.cancel.clone();
         let cancelled = stream::once(async move {
             cancel.cancelled().await;
-            Err(Error::new(ErrorKind::Cancelled, what, "it was cancelled"))
+            Err(Error::new(ErrorKind::Cancelled, what, CANCELLED))
         });
         let extents = extents.inspect_ok(move |extent| {
             let end_bytes = extent.offset_bytes.saturating_add(extent.len_bytes);
@@ -160,6 +167,7 @@ fn until_first_error(
         let streams = next.is_ok().then_some((cancelled, extents));
         Some((next, streams))
     })
+    .fuse()
     .boxed()
 }
 

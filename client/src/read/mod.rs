@@ -34,6 +34,7 @@ pub(crate) use self::{
     walk::{Reader, Segment, Walk, batches},
 };
 use crate::{
+    cancel::unless_cancelled,
     connect::Client,
     content::Content,
     control::Control,
@@ -41,6 +42,9 @@ use crate::{
     limits::{READ_GROUPS, READ_LEAF_FETCHES},
     snapshots::Snapshot,
 };
+
+/// The outcome of a read that was cancelled.
+const CANCELLED: &str = "it was cancelled";
 
 /// A read of a snapshot: see [`Client::read_snapshot`].
 #[must_use = "nothing is read until this is run"]
@@ -136,11 +140,16 @@ impl ReadSnapshot<'_> {
     /// [`ErrorKind::Cancelled`], or an error of the connection.
     pub async fn run(self) -> Result<ContentStream> {
         let what = format!("read snapshot {}", self.snapshot);
-        let content = Content::find(self.client, &what, &self.snapshot).await?;
-        let base = match &self.since {
-            Some(since) => Some(Content::find(self.client, &what, since).await?),
-            None => None,
-        };
+        let finding = Box::pin(async {
+            let content = Content::find(self.client, &what, &self.snapshot).await?;
+            let base = match &self.since {
+                Some(since) => Some(Content::find(self.client, &what, since).await?),
+                None => None,
+            };
+            Ok((content, base))
+        });
+        let cancel = &self.control.cancel;
+        let (content, base) = unless_cancelled(&what, CANCELLED, cancel, finding).await?;
         let size_bytes = content.root.size_bytes;
         let range = self.range.unwrap_or(0..size_bytes);
         if range.start > range.end || range.end > size_bytes {
@@ -155,12 +164,11 @@ impl ReadSnapshot<'_> {
         Ok(ContentStream {
             snapshot: content.snapshot,
             extents: Followed {
-                extents: extents.fuse(),
+                extents: Some(extents),
                 next_bytes: range.start,
                 range,
                 fills_gaps: base.is_none(),
                 after_gap: None,
-                has_ended: false,
                 what,
                 control: self.control,
             }
@@ -175,20 +183,19 @@ impl ReadSnapshot<'_> {
     /// Those of [`run`](Self::run) and of its stream.
     pub async fn to_vec(mut self) -> Result<Vec<u8>> {
         self.since = None;
-        let start = self.range.as_ref().map_or(0, |range| range.start);
+        let what = format!("read snapshot {}", self.snapshot);
         let mut stream = self.run().await?;
         let mut bytes = Vec::new();
         while let Some(extent) = stream.try_next().await? {
-            let end = usize::try_from(extent.end_bytes() - start).map_err(|_| {
-                Error::new(
-                    ErrorKind::Invalid,
-                    "read a snapshot",
-                    "it does not fit into memory",
-                )
+            // A hole may be as long as a volume, and the program would end if it got no memory.
+            let len = usize::try_from(extent.len_bytes).unwrap_or(usize::MAX);
+            bytes.try_reserve(len).map_err(|error| {
+                let why = "it does not fit into memory";
+                Error::new(ErrorKind::Invalid, &what, why).with_source(error)
             })?;
             match extent.data {
                 Some(data) => bytes.extend_from_slice(&data),
-                None => bytes.resize(end, 0),
+                None => bytes.resize(bytes.len() + len, 0),
             }
         }
         Ok(bytes)
@@ -252,7 +259,9 @@ fn extents(
 
 /// Extents on their way to the caller: without gaps, counted, and cancelled if need be.
 struct Followed {
-    extents: stream::Fuse<BoxStream<'static, Result<ContentExtent>>>,
+    /// `None` when they have ended: then nothing is fetched any more, though the caller may hold on
+    /// to the stream.
+    extents: Option<BoxStream<'static, Result<ContentExtent>>>,
     range: Range<u64>,
     /// All before this was given.
     next_bytes: u64,
@@ -260,7 +269,6 @@ struct Followed {
     fills_gaps: bool,
     /// An extent that comes after the hole that was given last.
     after_gap: Option<ContentExtent>,
-    has_ended: bool,
     what: String,
     control: Control,
 }
@@ -269,30 +277,37 @@ impl Followed {
     fn stream(self) -> BoxStream<'static, Result<ContentExtent>> {
         stream::unfold(self, |mut followed| async move {
             let next = followed.next().await?;
-            followed.has_ended |= next.is_err();
+            if next.is_err() {
+                followed.extents = None;
+            }
             Some((next, followed))
         })
+        .fuse()
         .boxed()
     }
 
     async fn next(&mut self) -> Option<Result<ContentExtent>> {
-        if self.has_ended {
-            return None;
-        }
         let extent = match self.after_gap.take() {
             Some(extent) => Some(extent),
-            None => tokio::select! {
-                biased;
-                () = self.control.cancel.cancelled() => {
-                    let error = Error::new(ErrorKind::Cancelled, &self.what, "it was cancelled");
-                    return Some(Err(error));
-                }
-                next = self.extents.next() => match next {
+            None => {
+                let extents = self.extents.as_mut()?;
+                let next = tokio::select! {
+                    biased;
+                    () = self.control.cancel.cancelled() => {
+                        let error = Error::new(ErrorKind::Cancelled, &self.what, CANCELLED);
+                        return Some(Err(error));
+                    }
+                    next = extents.next() => next,
+                };
+                match next {
                     Some(Ok(extent)) => Some(extent),
                     Some(Err(error)) => return Some(Err(error)),
-                    None => None,
-                },
-            },
+                    None => {
+                        self.extents = None;
+                        None
+                    }
+                }
+            }
         };
         let gap = self.next_bytes..extent.as_ref().map_or(self.range.end, |it| it.offset_bytes);
         if self.fills_gaps && !gap.is_empty() {
@@ -302,7 +317,6 @@ impl Followed {
         match extent {
             Some(extent) => Some(Ok(self.given(extent))),
             None => {
-                self.has_ended = true;
                 self.count(self.range.end);
                 None
             }

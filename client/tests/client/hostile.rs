@@ -198,6 +198,61 @@ async fn a_daemon_that_is_busy_is_asked_again() {
     assert_eq!(daemon.state().busy, 0);
 }
 
+/// Cancels a call that is under way.
+async fn cancelled<T>(control: &Control, call: impl Future<Output = Result<T, Error>>) -> Error {
+    let cancelling = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        control.cancel.cancel();
+    };
+    let call = timeout(Duration::from_secs(20), Box::pin(call));
+    let (outcome, ()) = tokio::join!(call, cancelling);
+    match outcome {
+        Ok(Ok(_)) => panic!("it succeeded"),
+        Ok(Err(error)) => error,
+        Err(_) => panic!("it goes on"),
+    }
+}
+
+#[tokio::test]
+async fn calls_that_are_not_answered_can_be_cancelled() {
+    let slow: [&[_]; 3] = [
+        &[("GetSnapshot", LONG)],
+        &[("FetchNodes", LONG)],
+        &[("DiffSnapshots", LONG)],
+    ];
+    for slow in slow {
+        let (_daemon, client) = daemon(Manners {
+            slow,
+            ..Manners::default()
+        })
+        .await;
+        let call = slow[0].0;
+        let new = Control::new;
+        let mut outcomes = Vec::new();
+        if call == "DiffSnapshots" {
+            let control = new();
+            let changes = client.changes("v").since("v").control(&control);
+            outcomes.push(cancelled(&control, changes.run()).await);
+        } else {
+            let control = new();
+            let read = client.read_snapshot("v").control(&control);
+            outcomes.push(cancelled(&control, read.run()).await);
+            let control = new();
+            let changes = client.changes("v").control(&control);
+            outcomes.push(cancelled(&control, changes.run()).await);
+            let control = new();
+            let upload = client.upload("other").base("v").control(&control);
+            outcomes.push(cancelled(&control, upload.run(patch(2_000_000))).await);
+            let control = new();
+            let archive = client.export_archive("v").control(&control);
+            outcomes.push(cancelled(&control, archive.run(std::io::sink(), "x")).await);
+        }
+        for error in outcomes {
+            assert_eq!(error.kind(), ErrorKind::Cancelled, "{call}: {error}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_read_that_has_ended_leaves_nothing_behind() {
     let (_daemon, client) = daemon(Manners {
