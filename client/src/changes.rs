@@ -182,12 +182,14 @@ async fn compared(
     let answers = client.snapshot_service().diff_snapshots(request).await;
     let answers = answers.map_err(|status| Error::rpc(what, status))?;
     let what = what.to_owned();
+    // All before this was told.
+    let mut next_bytes = 0;
     let extents = answers.into_inner().flat_map(move |answer| {
         let extents = match answer {
             Ok(answer) => answer
                 .extents
                 .iter()
-                .map(|extent| ChangedExtent::from_proto(&what, extent))
+                .map(|extent| ChangedExtent::from_proto(&what, extent, &mut next_bytes))
                 .collect(),
             Err(status) => vec![Err(Error::rpc(&what, status))],
         };
@@ -244,7 +246,18 @@ fn of_segment(segment: &Segment, size_bytes: u64) -> Vec<ChangedExtent> {
 }
 
 impl ChangedExtent {
-    fn from_proto(what: &str, extent: &v1::DiffExtent) -> Result<Self> {
+    /// The extent, which does not begin before `next_bytes`. That is where it ends then.
+    fn from_proto(what: &str, extent: &v1::DiffExtent, next_bytes: &mut u64) -> Result<Self> {
+        let end_bytes = extent.offset_bytes.checked_add(extent.length_bytes);
+        let end_bytes = end_bytes.filter(|end| *end > extent.offset_bytes);
+        let Some(end_bytes) = end_bytes.filter(|_| extent.offset_bytes >= *next_bytes) else {
+            let why = format!(
+                "a difference of {} bytes at {}, after others up to {next_bytes}",
+                extent.length_bytes, extent.offset_bytes
+            );
+            return Err(Error::protocol(what, why));
+        };
+        *next_bytes = end_bytes;
         let kind = match extent.kind() {
             v1::DiffKind::Changed => ChangeKind::Changed,
             v1::DiffKind::Added => ChangeKind::Added,

@@ -273,3 +273,35 @@ async fn a_read_that_has_ended_leaves_nothing_behind() {
         assert_eq!(stream.try_next().await.unwrap(), None);
     }
 }
+
+#[tokio::test]
+async fn differences_that_cannot_be_are_refused() {
+    fn extent(offset_bytes: u64, length_bytes: u64) -> Vec<v1::DiffExtent> {
+        vec![v1::DiffExtent {
+            offset_bytes,
+            length_bytes,
+            kind: v1::DiffKind::Changed.into(),
+        }]
+    }
+    fn answers(extents: &[(u64, u64)]) -> Vec<v1::DiffSnapshotsResponse> {
+        let extents = extents.iter().map(|(offset, len)| extent(*offset, *len));
+        let answers = extents.map(|extents| v1::DiffSnapshotsResponse { extents });
+        answers.collect()
+    }
+    let wrong: [fn() -> Vec<v1::DiffSnapshotsResponse>; 4] = [
+        || answers(&[(4096, 0)]),
+        || answers(&[(4096, 4096), (4096, 4096)]),
+        || answers(&[(8192, 4096), (0, 4096)]),
+        || answers(&[(u64::MAX, 4096)]),
+    ];
+    for differences in wrong {
+        let (_daemon, client) = daemon(Manners {
+            differences,
+            ..Manners::default()
+        })
+        .await;
+        let changes = client.changes("v").since("v").run().await.unwrap();
+        let error = changes.try_collect::<Vec<_>>().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
+    }
+}
