@@ -26,7 +26,7 @@ use super::{
     read::{Group, GroupLeaf, Reader},
 };
 use crate::{
-    cancel::{Completing, NOTHING_VISIBLE, until_completing},
+    cancel::{Completing, NOTHING_VISIBLE, unless_cancelled, until_completing},
     connect::Client,
     control::Control,
     convert::timestamp,
@@ -116,26 +116,52 @@ impl ArchiveImport<'_> {
             tags,
             control: Control { progress, cancel },
         } = self;
-        let mut session = None;
+        let started = Instant::now();
+        let what = format!("import {file}");
+        let beginning = Box::pin(async {
+            let mut parts = Parts::start(from, file.to_owned())?;
+            let facts = parts.head().await?;
+            let name = name.unwrap_or_else(|| facts.snapshot.name.clone());
+            let what = format!("import {file} as {name}");
+            let base_here = base_here(client, &facts, &what).await?;
+            let request = request(&facts.snapshot, name, tags, base_here);
+            Ok((parts, facts, what, request))
+        });
+        let begun = unless_cancelled(&what, NOTHING_VISIBLE, &cancel, beginning);
+        let (mut parts, facts, what, request) = begun.await?;
+        progress.set_total(facts.snapshot.data_bytes);
+        let begin = Session::begin_unless_cancelled(client, request, what.clone(), &cancel);
+        let session = begin.await?;
+
         let completing = Completing::default();
-        let outcome = {
-            let import = Import {
+        let importing = Box::pin(async {
+            let sending = Sending {
                 client,
+                session: &session,
                 file,
-                progress: &progress,
-                session: &mut session,
-                completing: &completing,
+                facts: &facts,
             };
-            let importing = Box::pin(import.run(from, name, tags));
-            let what = format!("import {file}");
-            until_completing(&what, NOTHING_VISIBLE, &completing, &cancel, importing).await
-        };
-        if let (Err(error), Some(session)) = (&outcome, session)
+            let sent = sending.run(&mut parts, &progress).await?;
+            let archive = parts.ended()?;
+            let root = archive.snapshot.root;
+            let root = root.ok_or_else(|| Error::internal(&what, "an archive without a root"))?;
+            completing.begin();
+            Ok(ArchiveImportReport {
+                snapshot: session.commit(root).await?,
+                archive,
+                sent_chunks: sent.chunks,
+                sent_bytes: sent.payload_bytes,
+                elapsed: started.elapsed(),
+            })
+        });
+        let imported = until_completing(&what, NOTHING_VISIBLE, &completing, &cancel, importing);
+        let imported = imported.await;
+        if let Err(error) = &imported
             && error.kind() != ErrorKind::Unreachable
         {
             session.abort().await;
         }
-        outcome
+        imported
     }
 }
 
@@ -148,70 +174,24 @@ impl fmt::Debug for ArchiveImport<'_> {
     }
 }
 
-/// An archive on its way into a store.
-struct Import<'a> {
-    client: &'a Client,
-    /// The archive's name in errors.
-    file: &'a str,
-    progress: &'a Progress,
-    /// The upload, once it has begun: the daemon is told if it is given up.
-    session: &'a mut Option<Session>,
-    completing: &'a Completing,
-}
-
-impl Import<'_> {
-    async fn run(
-        self,
-        from: impl Read + Send + 'static,
-        name: Option<String>,
-        tags: BTreeMap<String, String>,
-    ) -> Result<ArchiveImportReport> {
-        let started = Instant::now();
-        let Self {
-            client,
-            file,
-            progress,
-            session,
-            completing,
-        } = self;
-        let mut parts = Parts::start(from, file.to_owned())?;
-        let facts = parts.head().await?;
-        let snapshot = &facts.snapshot;
-        let name = name.unwrap_or_else(|| snapshot.name.clone());
-        let what = format!("import {file} as {name}");
-        progress.set_total(snapshot.data_bytes);
-        let base_here = base_here(client, &facts, &what).await?;
-        let mut all_tags = snapshot.tags.clone();
-        all_tags.extend(tags);
-        let request = v1::BeginUploadRequest {
-            name,
-            size_bytes: snapshot.size_bytes,
-            chunker: Some(v1::ChunkerParameters {
-                version: CHUNKER_VERSION,
-            }),
-            tags: all_tags,
-            lineage: Some(lineage(snapshot, base_here)),
-            keep_packed: true,
-        };
-        let session = session.insert(Session::begin(client, request, what.clone()).await?);
-        let sending = Sending {
-            client,
-            session,
-            file,
-            facts: &facts,
-        };
-        let sent = sending.run(&mut parts, progress).await?;
-        let archive = parts.ended()?;
-        let root = archive.snapshot.root;
-        let root = root.ok_or_else(|| Error::internal(&what, "an archive without a root"))?;
-        completing.begin();
-        Ok(ArchiveImportReport {
-            snapshot: session.commit(root).await?,
-            archive,
-            sent_chunks: sent.chunks,
-            sent_bytes: sent.payload_bytes,
-            elapsed: started.elapsed(),
-        })
+/// The upload that an archive becomes.
+fn request(
+    snapshot: &Snapshot,
+    name: String,
+    tags: BTreeMap<String, String>,
+    base_here: Option<String>,
+) -> v1::BeginUploadRequest {
+    let mut all_tags = snapshot.tags.clone();
+    all_tags.extend(tags);
+    v1::BeginUploadRequest {
+        name,
+        size_bytes: snapshot.size_bytes,
+        chunker: Some(v1::ChunkerParameters {
+            version: CHUNKER_VERSION,
+        }),
+        tags: all_tags,
+        lineage: Some(lineage(snapshot, base_here)),
+        keep_packed: true,
     }
 }
 

@@ -29,7 +29,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::timeout;
 use varve_content::{block::MAX_VOLUME_BYTES, chunker::CHUNKER_VERSION};
 use varve_proto::v1;
 
@@ -49,7 +48,6 @@ use crate::{
     content::Content,
     control::Control,
     error::{Error, ErrorKind, Result},
-    limits::ABORT_TIMEOUT,
     snapshots::Snapshot,
 };
 
@@ -155,24 +153,14 @@ impl Upload<'_> {
         let client = self.client;
         let base = match &self.base {
             Some(base) => {
-                let finding = Content::find(client, &what, base);
+                let finding = Box::pin(Content::find(client, &what, base));
                 let outcome = NOTHING_VISIBLE;
                 Some(unless_cancelled(&what, outcome, &cancel, finding).await?)
             }
             None => None,
         };
-        let mut begin = Box::pin(Session::begin(client, request, what.clone()));
-        let session = tokio::select! {
-            session = &mut begin => session?,
-            () = cancel.cancelled() => {
-                // It may have begun, and would keep its place among the daemon's uploads until it
-                // expires.
-                if let Ok(Ok(session)) = timeout(ABORT_TIMEOUT, begin).await {
-                    session.abort().await;
-                }
-                return Err(Error::new(ErrorKind::Cancelled, &what, NOTHING_VISIBLE));
-            }
-        };
+        let begin = Session::begin_unless_cancelled(client, request, what.clone(), &cancel);
+        let session = begin.await?;
         let completing = Completing::default();
         let uploading = Box::pin(async {
             let finished = match &base {

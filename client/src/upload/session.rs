@@ -10,6 +10,7 @@ use futures::stream;
 use tokio::{
     sync::{AcquireError, Semaphore},
     task,
+    time::timeout,
 };
 use tonic::{
     Code, Request, Status,
@@ -31,6 +32,7 @@ use varve_proto::v1::{self, content_service_client::ContentServiceClient};
 use super::{body::ChunksBody, read::CutChunk};
 use crate::{
     activity::Connection,
+    cancel::{Cancel, NOTHING_VISIBLE},
     connect::Client,
     convert::chunk_message,
     error::{Error, ErrorKind, Result},
@@ -73,11 +75,7 @@ pub(crate) struct Sent {
 }
 
 impl Session {
-    pub(crate) async fn begin(
-        client: &Client,
-        request: v1::BeginUploadRequest,
-        what: String,
-    ) -> Result<Self> {
+    async fn begin(client: &Client, request: v1::BeginUploadRequest, what: String) -> Result<Self> {
         let content = client.content_service();
         let begun = retry::while_busy(|| {
             let (mut content, request) = (content.clone(), request.clone());
@@ -105,6 +103,26 @@ impl Session {
             streams: Semaphore::new(PUT_STREAMS),
             turn: Arc::new(Semaphore::new(1)),
         })
+    }
+
+    /// Begins, unless it is cancelled first. What the daemon has begun by then would keep its place
+    /// among the daemon's uploads until it expires: so the answer is waited for, and the upload
+    /// aborted.
+    pub(crate) async fn begin_unless_cancelled(
+        client: &Client,
+        request: v1::BeginUploadRequest,
+        what: String,
+        cancel: &Cancel,
+    ) -> Result<Self> {
+        let mut begin = Box::pin(Self::begin(client, request, what.clone()));
+        tokio::select! {
+            session = &mut begin => return session,
+            () = cancel.cancelled() => {}
+        }
+        if let Ok(Ok(session)) = timeout(ABORT_TIMEOUT, begin).await {
+            session.abort().await;
+        }
+        Err(Error::new(ErrorKind::Cancelled, what, NOTHING_VISIBLE))
     }
 
     /// Sends those of `chunks` that the daemon lacks, and returns when it has accepted them.
@@ -284,8 +302,7 @@ impl Session {
         let request = v1::AbortUploadRequest {
             upload_id: self.upload_id.clone(),
         };
-        match tokio::time::timeout(ABORT_TIMEOUT, self.content.clone().abort_upload(request)).await
-        {
+        match timeout(ABORT_TIMEOUT, self.content.clone().abort_upload(request)).await {
             Ok(Ok(_)) => {}
             Ok(Err(status)) => {
                 tracing::debug!(%status, upload = self.upload_id, "the upload was not aborted")

@@ -253,6 +253,33 @@ async fn calls_that_are_not_answered_can_be_cancelled() {
     }
 }
 
+/// A place among the daemon's uploads would be taken until it expires.
+#[tokio::test]
+async fn an_upload_that_is_cancelled_as_it_begins_is_aborted() {
+    const SLOW: &[(&str, Duration)] = &[("BeginUpload", Duration::from_millis(300))];
+    let (daemon, client) = daemon(Manners {
+        slow: SLOW,
+        ..Manners::default()
+    })
+    .await;
+    let path = daemon.path("v.archive");
+    let file = std::fs::File::create_new(&path).unwrap();
+    client.export_archive("v").run(file, "x").await.unwrap();
+
+    let control = Control::new();
+    let upload = client.upload("other").control(&control);
+    let error = cancelled(&control, upload.run(patch(2_000_000))).await;
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    assert_eq!(daemon.state().uploads.len(), 0);
+
+    let control = Control::new();
+    let import = client.import_archive().name("other").control(&control);
+    let file = std::fs::File::open(&path).unwrap();
+    let error = cancelled(&control, import.run(file, "x")).await;
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    assert_eq!(daemon.state().uploads.len(), 0);
+}
+
 #[tokio::test]
 async fn a_read_that_has_ended_leaves_nothing_behind() {
     let (_daemon, client) = daemon(Manners {
