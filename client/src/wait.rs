@@ -121,8 +121,12 @@ impl<'a> SnapshotWait<'a> {
                 }
             }
             let all = found.iter().filter_map(|snapshot| snapshot.progress);
-            let (done, total) = all.fold((0, 0), |(done, total), it| {
-                (done + it.done_bytes, total + it.total_bytes)
+            // Saturating: these are numbers of another program.
+            let (done, total) = all.fold((0_u64, 0_u64), |(done, total), it| {
+                (
+                    done.saturating_add(it.done_bytes),
+                    total.saturating_add(it.total_bytes),
+                )
             });
             self.control.progress.set_total(total);
             self.control.progress.set_done(done);

@@ -332,3 +332,23 @@ async fn differences_that_cannot_be_are_refused() {
         assert_eq!(error.kind(), ErrorKind::Internal, "{error}");
     }
 }
+
+#[tokio::test]
+async fn progress_beyond_all_numbers_is_no_end() {
+    let (daemon, client) = daemon(Manners::default()).await;
+    {
+        let mut state = daemon.state();
+        let mut pending = state.snapshots["v"].0.clone();
+        pending.state = v1::SnapshotState::Pending.into();
+        pending.root = Bytes::new();
+        pending.progress = Some(v1::SnapshotProgress {
+            done_bytes: u64::MAX,
+            total_bytes: u64::MAX,
+        });
+        state.snapshot_course = vec![pending.clone(), pending];
+    }
+    let control = Control::new();
+    let waiting = client.wait_for_snapshots(["v", "v"]).control(&control);
+    assert_eq!(waiting.run().await.unwrap().len(), 2);
+    assert_eq!(control.progress.done_bytes(), u64::MAX);
+}
