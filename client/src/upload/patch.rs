@@ -60,7 +60,7 @@ impl PatchSource {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a range that is empty, is not in the volume, or overlaps with
-    /// another.
+    /// another, or for an offset that no file has.
     pub fn data(&mut self, range: Range<u64>, file_offset_bytes: u64) -> Result<()> {
         self.add(range, Some(file_offset_bytes))
     }
@@ -81,6 +81,10 @@ impl PatchSource {
         };
         if range.is_empty() || range.end > self.size_bytes {
             return refused("they are not a range of the volume");
+        }
+        let len_bytes = range.end - range.start;
+        if file_offset_bytes.is_some_and(|at| at.checked_add(len_bytes).is_none()) {
+            return refused("no file has bytes where theirs are to be");
         }
         let mut before = self.ranges.range_mut(..range.end);
         if let Some((&start, patched)) = before.next_back() {
@@ -205,6 +209,9 @@ mod tests {
             let error = patch.data(wrong.clone(), 0).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid, "{wrong:?}");
         }
+        // Nor are bytes that no file has.
+        let error = patch.data(20..30, u64::MAX - 5).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
         patch.zeros(14..100).unwrap();
         patch.zeros(0..10).unwrap();
     }
