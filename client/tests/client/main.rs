@@ -9,6 +9,7 @@
 
 mod download;
 mod hostile;
+mod model;
 mod read;
 mod snapshots;
 mod upload;

@@ -57,7 +57,7 @@ async fn upload(daemon: &FakeDaemon, name: &str, plain: &[u8]) -> Client {
 }
 
 /// Writes extents over some bytes.
-fn apply(extents: &[ContentExtent], plain: &mut [u8]) {
+pub(crate) fn apply(extents: &[ContentExtent], plain: &mut [u8]) {
     for extent in extents {
         let range = extent.offset_bytes as usize..extent.end_bytes() as usize;
         match &extent.data {

@@ -53,7 +53,7 @@ fn sparse_file(path: &Path, size_bytes: u64, data: &[(u64, Vec<u8>)]) -> Vec<u8>
 }
 
 /// The root of these bytes, by the definition.
-fn root_of(plain: &[u8]) -> RootId {
+pub(crate) fn root_of(plain: &[u8]) -> RootId {
     let mut tree = TreeBuilder::new(plain.len() as u64).unwrap();
     let mut cuts = Vec::new();
     for (number, segment) in (0u32..).zip(plain.chunks(SEGMENT_BYTES)) {
