@@ -58,5 +58,6 @@ pub use store::{ExportedNode, Store, StoreStatus, check_snapshot_name, check_sna
 pub use varve_content::tree::DiffKind;
 pub use verify::{SnapshotVerify, VerifyProgress, Violation, ViolationKind};
 pub use volume::{
-    JournalReport, NewClone, NewSnapshots, NewVolume, SnapshotProgress, Volume, VolumeStatus,
+    CloneSource, JournalReport, NewClone, NewSnapshots, NewVolume, SnapshotProgress, Volume,
+    VolumeStatus,
 };

@@ -8,7 +8,7 @@ use varve_content::{
     NodeId,
     tree::{InnerNode, Leaf, NodeSource, Root, WalkError},
 };
-use varve_store::{Error, RootPin, SnapshotReader, SnapshotRecord, Store};
+use varve_store::{Error, RootPin, SnapshotKey, SnapshotReader, SnapshotRecord, Store};
 
 use super::source::CopyError;
 
@@ -24,7 +24,7 @@ impl Base {
     pub(super) async fn of(store: &Store, record: &SnapshotRecord) -> Result<Self, Error> {
         Ok(Self {
             store: store.clone(),
-            reader: store.open_snapshot(&record.id.to_string()).await?,
+            reader: store.open_snapshot(&SnapshotKey::Id(record.id)).await?,
             data_blocks: record.completed()?.data_blocks(),
         })
     }

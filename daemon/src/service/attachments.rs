@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
 use tracing::{info, warn};
-use varve_store::{Error as StoreError, Store, Volume, VolumeId, VolumeRecord};
+use varve_store::{Error as StoreError, Store, Volume, VolumeId, VolumeKey, VolumeRecord};
 
 use super::error::{Error, Result};
 
@@ -89,14 +89,14 @@ impl Attachments {
     /// The volume is not attached, or its attachment has another number; and those of the store.
     pub(super) async fn open(&self, key: &str) -> Result<AttachedVolume> {
         let (key, wanted) = split_attachment(key);
-        let id = match key.parse() {
-            Ok(id) => id,
-            Err(_) => self.store.volume(key).await?.id,
+        let id = match key {
+            VolumeKey::Id(id) => id,
+            VolumeKey::Name(_) => self.store.volume(&key).await?.id,
         };
         let place = self.place(id);
         let mut used = place.lock().await;
         // Its record again, now that no attachment of it ends or begins.
-        let record = self.store.volume(&id.to_string()).await?;
+        let record = self.store.volume(&VolumeKey::Id(id)).await?;
         if record.attached_at_ns.is_none() {
             let name = record.label().into_owned();
             return Err(Error::NotAttached { name });
@@ -117,7 +117,7 @@ impl Attachments {
                 if let Some(before) = &*used {
                     before.end().await;
                 }
-                let opened = self.store.open_volume(&id.to_string()).await;
+                let opened = self.store.open_volume(&VolumeKey::Id(id)).await;
                 // Many clients do not show what they are told.
                 let opened = opened.inspect_err(
                     |error| warn!(volume = &*record.label(), %error, "the volume cannot be opened"),
@@ -170,12 +170,13 @@ impl Attachments {
     }
 }
 
-/// Splits `vol-...@7` into the id and the number that the attachment must have.
-fn split_attachment(key: &str) -> (&str, Option<u64>) {
+/// Splits `vol-...@7` into the key and the number that the attachment must have.
+fn split_attachment(key: &str) -> (VolumeKey, Option<u64>) {
     let split = key.rsplit_once('@').and_then(|(id, number)| {
         let number = number.parse().ok()?;
         // A name may have such an end as well.
         VolumeId::is_of_its_form(id).then_some((id, Some(number)))
     });
-    split.unwrap_or((key, None))
+    let (key, number) = split.unwrap_or((key, None));
+    (key.into(), number)
 }

@@ -123,7 +123,8 @@ fn begun_at(place: &str) -> Result<Begun> {
 }
 
 fn check_source(source: &CopySource) -> Result<()> {
-    request::snapshot_key("source.snapshot", &source.snapshot)?;
+    // The source knows what the key names.
+    request::check_key("snapshot", "source.snapshot", &source.snapshot)?;
     if source.endpoint.is_empty() {
         let why = "it is empty: write unix:PATH, http://HOST:PORT, https://HOST:PORT or the name of a \
                    remote";

@@ -1,8 +1,8 @@
 //! Snapshots and volumes as block devices: which there are, and how one is opened.
 
 use varve_store::{
-    Error as StoreError, ListQuery, SnapshotId, SnapshotReader, SnapshotRecord, VolumeId,
-    VolumeRecord,
+    Error as StoreError, ListQuery, SnapshotId, SnapshotKey, SnapshotReader, SnapshotRecord,
+    VolumeId, VolumeKey, VolumeRecord,
 };
 
 use super::{Service, attachments::AttachedVolume, error::Result};
@@ -50,7 +50,7 @@ impl Service {
     ) -> Result<SnapshotReader> {
         let on = [Resource::Snapshot(key)];
         self.pass(caller, Action::OpenExport, &on, async {
-            Ok(self.store().open_snapshot(key).await?)
+            Ok(self.store().open_snapshot(&key.into()).await?)
         })
         .await
     }
@@ -84,8 +84,8 @@ impl Service {
             .collect();
         self.pass(caller, Action::CompareExport, &on, async {
             let mut opened = Vec::with_capacity(snapshots.len());
-            for name in snapshots {
-                opened.push(match self.store().open_snapshot(name).await {
+            for &key in snapshots {
+                opened.push(match self.store().open_snapshot(&key.into()).await {
                     Ok(reader) => Some(reader),
                     Err(StoreError::NotFound { .. } | StoreError::NotCompleted { .. }) => None,
                     Err(error) => return Err(error.into()),
@@ -108,10 +108,10 @@ impl Service {
             let mut names = Vec::new();
             let mut next = match of {
                 Descendant::Snapshot(parent) => parent,
-                Descendant::Volume(id) => self.store().volume(&id.to_string()).await?.parent,
+                Descendant::Volume(id) => self.store().volume(&VolumeKey::Id(id)).await?.parent,
             };
             while let Some(id) = next.filter(|_| names.len() < limit) {
-                match self.store().snapshot(&id.to_string()).await {
+                match self.store().snapshot(&SnapshotKey::Id(id)).await {
                     Ok(record) => {
                         next = record.parent;
                         if record.content().is_some() {

@@ -23,7 +23,8 @@
 //!
 //! What must hold: an operation has a [`Caller`], and passes the one door ([`Service::pass`])
 //! before it looks anything up. It takes the store's types and its own, gives the same back, and
-//! knows no protocol. What a request may hold is checked here or in the store, once.
+//! knows no protocol. What a request may hold is checked here or in the store, once. Names and ids
+//! come as the caller wrote them, for the door to tell, and go on to the store as typed keys.
 
 mod attachments;
 mod content;
@@ -57,11 +58,11 @@ pub(crate) use self::{
     exports::Descendant,
     pages::ListRequest,
     replication::ChunkRequest,
-    snapshots::{Snapshot, TagChange, VerifyState},
+    snapshots::{Snapshot, SnapshotsRequest, TagChange, VerifyState},
     status::{Facts, Status},
     streams::Items,
     uploads::{ChunkMessage, NewUpload, Uploads},
-    volumes::VolumeDetails,
+    volumes::{CloneRequest, VolumeDetails, VolumeRequest},
 };
 use self::{attachments::Attachments, uploads::Intake};
 use crate::{

@@ -2,22 +2,25 @@
 //! not checked here.
 
 use varve_content::printable::is_printable;
+use varve_store::{SnapshotKey, VolumeKey};
 
 use super::error::{Error, Result};
 use crate::limits;
 
-/// The name or id of a snapshot in a request; the store knows which it is.
-pub(super) fn snapshot_key<'a>(field: &'static str, key: &'a str) -> Result<&'a str> {
-    key_of("snapshot", field, key)
+/// The name or id of a snapshot in a request.
+pub(super) fn snapshot_key(field: &'static str, text: &str) -> Result<SnapshotKey> {
+    check_key("snapshot", field, text)?;
+    Ok(text.into())
 }
 
 /// The name or id of a volume in a request.
-pub(super) fn volume_key(key: &str) -> Result<&str> {
-    key_of("volume", "volume", key)
+pub(super) fn volume_key(text: &str) -> Result<VolumeKey> {
+    check_key("volume", "volume", text)?;
+    Ok(text.into())
 }
 
-/// The name or id of a `what` in a request.
-pub(super) fn key_of<'a>(what: &str, field: &'static str, key: &'a str) -> Result<&'a str> {
+/// Checks the name or id of a `what` in a request.
+pub(super) fn check_key(what: &str, field: &'static str, key: &str) -> Result<()> {
     match key {
         "" => Err(Error::field(
             field,
@@ -32,7 +35,7 @@ pub(super) fn key_of<'a>(what: &str, field: &'static str, key: &'a str) -> Resul
                 limits::KEY_BYTES_MAX
             ),
         )),
-        _ => Ok(key),
+        _ => Ok(()),
     }
 }
 
@@ -88,7 +91,8 @@ mod tests {
     #[test]
     fn keys_have_a_length() {
         let invalid = ErrorKind::InvalidArgument;
-        assert_eq!(snapshot_key("snapshot", "web").unwrap(), "web");
+        let web = snapshot_key("snapshot", "web").unwrap();
+        assert_eq!(web, SnapshotKey::Name("web".to_owned()));
         refused(volume_key(""), invalid, &["volume", "empty"]);
         refused(snapshot_key("base", ""), invalid, &["base", "empty"]);
         let long = "x".repeat(10_000);

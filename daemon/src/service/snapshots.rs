@@ -40,6 +40,16 @@ impl From<SnapshotRecord> for Snapshot {
     }
 }
 
+/// Snapshots to be made of volumes at one instant.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SnapshotsRequest {
+    /// Names or ids.
+    pub(crate) volumes: Vec<String>,
+    /// Of the snapshot; of several, what each name begins with.
+    pub(crate) name: String,
+    pub(crate) tags: BTreeMap<String, String>,
+}
+
 /// Tags to set and keys to remove, of a snapshot or a volume.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TagChange {
@@ -80,7 +90,7 @@ impl Service {
         let on = [Resource::Snapshot(key)];
         self.pass(caller, Action::GetSnapshot, &on, async {
             let key = request::snapshot_key("snapshot", key)?;
-            Ok(self.described(self.store().snapshot(key).await?))
+            Ok(self.described(self.store().snapshot(&key).await?))
         })
         .await
     }
@@ -92,15 +102,21 @@ impl Service {
     pub(crate) async fn create_snapshots(
         &self,
         caller: &Caller,
-        new: NewSnapshots,
+        SnapshotsRequest {
+            volumes,
+            name,
+            tags,
+        }: SnapshotsRequest,
     ) -> Result<Vec<Snapshot>> {
-        let volumes = new.volumes.clone();
         let on: Vec<_> = volumes.iter().map(|key| Resource::Volume(key)).collect();
         self.pass(caller, Action::CreateSnapshots, &on, async {
             let started = Instant::now();
-            for volume in &new.volumes {
-                request::volume_key(volume)?;
-            }
+            let keys = volumes.iter().map(|key| request::volume_key(key));
+            let new = NewSnapshots {
+                volumes: keys.collect::<Result<_>>()?,
+                name,
+                tags,
+            };
             let store = self.store().clone();
             let change = async move { store.snapshot_volumes(new).await };
             let made = self.tasks().spawn("create snapshots", change).await??;
@@ -125,7 +141,7 @@ impl Service {
         let on = [Resource::Snapshot(key)];
         self.pass(caller, Action::DeleteSnapshot, &on, async {
             let started = Instant::now();
-            let key = request::snapshot_key("snapshot", key)?.to_owned();
+            let key = request::snapshot_key("snapshot", key)?;
             let store = self.store().clone();
             let change = async move { store.delete_snapshot(&key).await };
             let deleted = self.tasks().spawn("delete snapshot", change).await??;
@@ -150,7 +166,7 @@ impl Service {
     ) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key)];
         self.pass(caller, Action::TagSnapshot, &on, async {
-            let key = request::snapshot_key("snapshot", key)?.to_owned();
+            let key = request::snapshot_key("snapshot", key)?;
             let store = self.store().clone();
             let change = async move { store.tag_snapshot(&key, set, remove).await };
             let tagged = self.tasks().spawn("tag snapshot", change).await??;
@@ -178,7 +194,7 @@ impl Service {
             let base = request::snapshot_key("base", base)?;
             let target = request::snapshot_key("target", target)?;
             let place = streams::place(&self.0.checks, caller).await?;
-            Ok((self.store().diff(base, target).await?, place))
+            Ok((self.store().diff(&base, &target).await?, place))
         };
         self.pass_stream((caller, Action::DiffSnapshots), &on, open, send_diff)
             .await
@@ -194,7 +210,7 @@ impl Service {
         let open = async {
             let key = request::snapshot_key("snapshot", key)?;
             let place = streams::place(&self.0.checks, caller).await?;
-            Ok((self.store().verify(key).await?, place))
+            Ok((self.store().verify(&key).await?, place))
         };
         let name = key.to_owned();
         let work = |verify, outlet| send_verify(name, verify, outlet);

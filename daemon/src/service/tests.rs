@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 use futures::stream;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
-use varve_store::{IncomingChunk, NewVolume, Options};
+use varve_store::{IncomingChunk, Options};
 
 use super::*;
 use crate::{
@@ -50,7 +50,7 @@ impl Fixture {
     }
 
     async fn volume(&self, name: &str) {
-        let new = NewVolume {
+        let new = VolumeRequest {
             name: name.to_owned(),
             size_bytes: Some(1 << 20),
             from: None,

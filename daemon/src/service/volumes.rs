@@ -1,12 +1,12 @@
 //! Volumes as records. Reads and writes go through [`exports`](super::exports).
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use tracing::info;
 use varve_nbd::ExportName;
 use varve_store::{
-    Error as StoreError, NewClone, NewVolume, Result as StoreResult, Store, VolumeRecord,
-    VolumeStatus,
+    CloneSource, Error as StoreError, NewClone, NewVolume, Result as StoreResult, SnapshotKey,
+    Store, VolumeKey, VolumeRecord, VolumeStatus,
 };
 
 use super::{
@@ -21,6 +21,28 @@ use crate::{
     auth::{Action, Caller, Resource},
     net::uri,
 };
+
+/// A volume to be made, empty or of a snapshot.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct VolumeRequest {
+    pub(crate) name: String,
+    /// `None`: as the snapshot's.
+    pub(crate) size_bytes: Option<u64>,
+    /// Name or id of the snapshot; `None`: zeros.
+    pub(crate) from: Option<String>,
+    pub(crate) tags: BTreeMap<String, String>,
+}
+
+/// A volume to be made of another one or of a snapshot.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CloneRequest {
+    /// An id, a name that only one of them has, or a name with the prefix `snapshot/` or `volume/`.
+    pub(crate) source: String,
+    pub(crate) name: String,
+    /// `None`: as the source's.
+    pub(crate) size_bytes: Option<u64>,
+    pub(crate) tags: BTreeMap<String, String>,
+}
 
 /// A volume with all that is known of it.
 #[derive(Debug, Clone)]
@@ -58,15 +80,19 @@ impl Service {
     pub(crate) async fn create_volume(
         &self,
         caller: &Caller,
-        new: NewVolume,
+        request: VolumeRequest,
     ) -> Result<VolumeRecord> {
-        let (name, from) = (new.name.clone(), new.from.clone());
-        let mut on = vec![Resource::Volume(&name)];
-        on.extend(from.as_deref().map(Resource::Snapshot));
+        let mut on = vec![Resource::Volume(&request.name)];
+        on.extend(request.from.as_deref().map(Resource::Snapshot));
         self.pass(caller, Action::CreateVolume, &on, async {
-            if let Some(key) = &new.from {
-                request::snapshot_key("from_snapshot", key)?;
-            }
+            let from = request.from.as_deref();
+            let from = from.map(|key| request::snapshot_key("from_snapshot", key));
+            let new = NewVolume {
+                name: request.name.clone(),
+                size_bytes: request.size_bytes,
+                from: from.transpose()?,
+                tags: request.tags.clone(),
+            };
             let created = self
                 .change_volume("create volume", |store| async move {
                     store.create_volume(new).await
@@ -88,13 +114,19 @@ impl Service {
     pub(crate) async fn clone_volume(
         &self,
         caller: &Caller,
-        new: NewClone,
+        request: CloneRequest,
     ) -> Result<VolumeRecord> {
-        let (name, source) = (new.name.clone(), new.source.clone());
-        let on = [Resource::Volume(&name), cloned(&source)];
+        let (cloned, source) = clone_source(&request.source);
+        let on = [Resource::Volume(&request.name), cloned];
         self.pass(caller, Action::CloneVolume, &on, async {
             let started = Instant::now();
-            request::key_of("snapshot or volume", "source", &new.source)?;
+            request::check_key("snapshot or volume", "source", &request.source)?;
+            let new = NewClone {
+                source,
+                name: request.name.clone(),
+                size_bytes: request.size_bytes,
+                tags: request.tags.clone(),
+            };
             let made = self
                 .change_volume("clone volume", |store| async move {
                     store.clone_volume(new).await
@@ -103,7 +135,7 @@ impl Service {
             info!(
                 id = %made.id,
                 name = made.name,
-                source,
+                source = request.source,
                 size_bytes = made.size_bytes,
                 parent = made.parent.map(tracing::field::display),
                 seconds = started.elapsed().as_secs_f64(),
@@ -123,7 +155,7 @@ impl Service {
     ) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
         self.pass(caller, Action::ResizeVolume, &on, async {
-            let key = request::volume_key(key)?.to_owned();
+            let key = request::volume_key(key)?;
             let resized = self
                 .change_volume("resize volume", |store| async move {
                     store.resize_volume(&key, size_bytes).await
@@ -145,11 +177,12 @@ impl Service {
         let on = [Resource::Volume(key)];
         self.pass(caller, Action::GetVolume, &on, async {
             let store = self.store();
-            let record = store.volume(request::volume_key(key)?).await?;
-            let status = store.volume_status(&record.id.to_string()).await?;
+            let key = request::volume_key(key)?;
+            let record = store.volume(&key).await?;
+            let status = store.volume_status(&VolumeKey::Id(record.id)).await?;
             let mut pending = Vec::with_capacity(record.pending.len());
             for snapshot in &record.pending {
-                match store.snapshot(&snapshot.snapshot.to_string()).await {
+                match store.snapshot(&SnapshotKey::Id(snapshot.snapshot)).await {
                     Ok(snapshot) => pending.push(self.described(snapshot)),
                     // Deleted just now.
                     Err(StoreError::NotFound { .. }) => {}
@@ -188,7 +221,7 @@ impl Service {
     ) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
         self.pass(caller, Action::TagVolume, &on, async {
-            let key = request::volume_key(key)?.to_owned();
+            let key = request::volume_key(key)?;
             let tagged = self
                 .change_volume("tag volume", |store| async move {
                     store.tag_volume(&key, set, remove).await
@@ -209,7 +242,7 @@ impl Service {
     pub(crate) async fn delete_volume(&self, caller: &Caller, key: &str) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
         self.pass(caller, Action::DeleteVolume, &on, async {
-            let key = request::volume_key(key)?.to_owned();
+            let key = request::volume_key(key)?;
             let deleted = self
                 .change_volume("delete volume", |store| async move {
                     store.delete_volume(&key).await
@@ -236,7 +269,7 @@ impl Service {
     ) -> Result<AttachedAt> {
         let on = [Resource::Volume(key)];
         self.pass(caller, Action::AttachVolume, &on, async {
-            let key = request::volume_key(key)?.to_owned();
+            let key = request::volume_key(key)?;
             let attachments = self.0.attachments.clone();
             let attached = self
                 .change_volume("attach volume", |store| async move {
@@ -271,7 +304,7 @@ impl Service {
     pub(crate) async fn detach_volume(&self, caller: &Caller, key: &str) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
         self.pass(caller, Action::DetachVolume, &on, async {
-            let key = request::volume_key(key)?.to_owned();
+            let key = request::volume_key(key)?;
             let attachments = self.0.attachments.clone();
             let detached = self
                 .change_volume("detach volume", |store| async move {
@@ -287,11 +320,20 @@ impl Service {
     }
 }
 
-/// What the source of a clone names.
-fn cloned(source: &str) -> Resource<'_> {
+/// What the source of a clone names, for the door and for the store. A source with a prefix is
+/// written as exports are.
+fn clone_source(source: &str) -> (Resource<'_>, CloneSource) {
     match ExportName::parse(source) {
-        Some(ExportName::Snapshot(key)) => Resource::Snapshot(key),
-        Some(ExportName::Volume(key)) => Resource::Volume(key),
-        None => Resource::SnapshotOrVolume(source),
+        Some(ExportName::Snapshot(key)) => {
+            (Resource::Snapshot(key), CloneSource::Snapshot(key.into()))
+        }
+        Some(ExportName::Volume(key)) => (Resource::Volume(key), CloneSource::Volume(key.into())),
+        None => {
+            let either = CloneSource::Either {
+                snapshot: source.into(),
+                volume: source.into(),
+            };
+            (Resource::SnapshotOrVolume(source), either)
+        }
     }
 }

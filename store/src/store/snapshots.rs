@@ -7,7 +7,7 @@ use crate::{
     Result,
     engine::ListQuery,
     format::CatalogRecord as _,
-    meta::{self, SnapshotRecord},
+    meta::{self, SnapshotKey, SnapshotRecord},
     read::{SnapshotDiff, SnapshotReader},
     verify::SnapshotVerify,
 };
@@ -18,7 +18,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::Error::NotFound).
-    pub async fn snapshot(&self, key: &str) -> Result<SnapshotRecord> {
+    pub async fn snapshot(&self, key: &SnapshotKey) -> Result<SnapshotRecord> {
         self.volumes.snapshot(key).await
     }
 
@@ -37,7 +37,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::Error::NotFound).
-    pub async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
+    pub async fn delete_snapshot(&self, key: &SnapshotKey) -> Result<SnapshotRecord> {
         self.volumes.delete_snapshot(key).await
     }
 
@@ -49,11 +49,11 @@ impl Store {
     /// [`Error::Invalid`](crate::Error::Invalid)(crate::Error::Invalid) for tags that cannot be.
     pub async fn tag_snapshot(
         &self,
-        key: &str,
+        key: &SnapshotKey,
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<SnapshotRecord> {
-        self.engine.tag(key.into(), set, remove).await
+        self.engine.tag(key.clone(), set, remove).await
     }
 
     /// Opens the snapshot of that name or id for reading. Its content stays as long as the reader,
@@ -63,7 +63,7 @@ impl Store {
     ///
     /// [`Error::NotFound`](crate::Error::NotFound),
     /// [`Error::NotCompleted`](crate::Error::NotCompleted), and those of reading its root.
-    pub async fn open_snapshot(&self, key: &str) -> Result<SnapshotReader> {
+    pub async fn open_snapshot(&self, key: &SnapshotKey) -> Result<SnapshotReader> {
         let record = self.snapshot(key).await?;
         SnapshotReader::open(self.engine.clone(), record).await
     }
@@ -73,7 +73,7 @@ impl Store {
     /// # Errors
     ///
     /// As of [`open_snapshot`](Self::open_snapshot), and those of reading its root from the disk.
-    pub async fn verify(&self, key: &str) -> Result<SnapshotVerify> {
+    pub async fn verify(&self, key: &SnapshotKey) -> Result<SnapshotVerify> {
         SnapshotVerify::begin(self.open_snapshot(key).await?).await
     }
 
@@ -82,7 +82,7 @@ impl Store {
     /// # Errors
     ///
     /// As of [`open_snapshot`](Self::open_snapshot).
-    pub async fn diff(&self, base: &str, target: &str) -> Result<SnapshotDiff> {
+    pub async fn diff(&self, base: &SnapshotKey, target: &SnapshotKey) -> Result<SnapshotDiff> {
         let base = self.open_snapshot(base).await?;
         let target = self.open_snapshot(target).await?;
         Ok(SnapshotDiff::new(base, target))

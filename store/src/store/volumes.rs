@@ -6,7 +6,7 @@ use super::Store;
 use crate::{
     Result,
     engine::ListQuery,
-    meta::{SnapshotId, SnapshotRecord, VolumeRecord},
+    meta::{SnapshotId, SnapshotRecord, VolumeKey, VolumeRecord},
     volume::{NewClone, NewSnapshots, NewVolume, SnapshotProgress, Volume, VolumeStatus},
 };
 
@@ -28,7 +28,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::Error::NotFound).
-    pub async fn volume(&self, key: &str) -> Result<VolumeRecord> {
+    pub async fn volume(&self, key: &VolumeKey) -> Result<VolumeRecord> {
         self.volumes.volume(key).await
     }
 
@@ -49,11 +49,11 @@ impl Store {
     /// [`Error::Invalid`](crate::Error::Invalid) for tags that cannot be.
     pub async fn tag_volume(
         &self,
-        key: &str,
+        key: &VolumeKey,
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<VolumeRecord> {
-        self.engine.tag(key.into(), set, remove).await
+        self.engine.tag(key.clone(), set, remove).await
     }
 
     /// Deletes a volume and its journal. Its snapshots stay.
@@ -62,7 +62,7 @@ impl Store {
     ///
     /// [`Error::Attached`](crate::Error::Attached) while it is attached,
     /// [`Error::HasPending`](crate::Error::HasPending) while snapshots of it are pending.
-    pub async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
+    pub async fn delete_volume(&self, key: &VolumeKey) -> Result<VolumeRecord> {
         self.volumes.delete_volume(key).await
     }
 
@@ -74,7 +74,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::Attached`](crate::Error::Attached) without `force`.
-    pub async fn attach_volume(&self, key: &str, force: bool) -> Result<VolumeRecord> {
+    pub async fn attach_volume(&self, key: &VolumeKey, force: bool) -> Result<VolumeRecord> {
         self.volumes.attach_volume(key, force).await
     }
 
@@ -84,7 +84,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::Error::NotFound).
-    pub async fn detach_volume(&self, key: &str) -> Result<VolumeRecord> {
+    pub async fn detach_volume(&self, key: &VolumeKey) -> Result<VolumeRecord> {
         self.volumes.detach_volume(key).await
     }
 
@@ -93,7 +93,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::Damaged`](crate::Error::Damaged) when the journal is, in a place that was durable.
-    pub async fn open_volume(&self, key: &str) -> Result<Volume> {
+    pub async fn open_volume(&self, key: &VolumeKey) -> Result<Volume> {
         self.volumes.open_volume(key).await
     }
 
@@ -103,7 +103,7 @@ impl Store {
     ///
     /// [`Error::Invalid`](crate::Error::Invalid) for a size that cannot be, or that is smaller:
     /// volumes do not shrink.
-    pub async fn resize_volume(&self, key: &str, size_bytes: u64) -> Result<VolumeRecord> {
+    pub async fn resize_volume(&self, key: &VolumeKey, size_bytes: u64) -> Result<VolumeRecord> {
         self.volumes.resize_volume(key, size_bytes).await
     }
 
@@ -112,7 +112,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::Error::NotFound), and those of reading its journal's directory.
-    pub async fn volume_status(&self, key: &str) -> Result<VolumeStatus> {
+    pub async fn volume_status(&self, key: &VolumeKey) -> Result<VolumeStatus> {
         self.volumes.volume_status(key).await
     }
 
@@ -147,7 +147,7 @@ impl Store {
     /// is then.
     pub async fn snapshot_volume(
         &self,
-        volume: &str,
+        volume: &VolumeKey,
         name: &str,
         tags: BTreeMap<String, String>,
     ) -> Result<SnapshotRecord> {

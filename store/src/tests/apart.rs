@@ -38,8 +38,8 @@ fn what_others_want_too_is_read_though_nobody_polls_who_asked_first() {
     });
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let first = store.open_snapshot("s").await.unwrap();
-        let second = store.open_snapshot("s").await.unwrap();
+        let first = store.open_snapshot(&"s".into()).await.unwrap();
+        let second = store.open_snapshot(&"s".into()).await.unwrap();
         let mut asked = Box::pin(first.read(0, image.len()));
         assert!(futures::poll!(&mut asked).is_pending());
         let found = soon("the second", second.read(0, image.len())).await;
@@ -106,12 +106,12 @@ fn segments_are_cut_while_a_tree_waits_for_a_node() {
         // Larger than its base, and written behind the end of that, twice: only the tree needs the
         // node there.
         let mut new = new_volume("v", 2 * BASE_SEGMENTS as usize * SEGMENT_BYTES);
-        new.from = Some("base".to_owned());
+        new.from = Some("base".into());
         store.create_volume(new).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let new = new_volume("w", SEGMENT_BYTES);
         store.create_volume(new).await.unwrap();
-        let other = store.open_volume("w").await.unwrap();
+        let other = store.open_volume(&"w".into()).await.unwrap();
         let written = [10, 11].map(|at| (BASE_SEGMENTS + at) as usize * SEGMENT_BLOCKS as usize);
         for block in written {
             fill(&volume, block, 1).await;
@@ -137,7 +137,7 @@ fn segments_are_cut_while_a_tree_waits_for_a_node() {
         soon("the volume", has_begun).await;
         let taken = other.snapshot("t", BTreeMap::new());
         soon("the other volume", taken).await.unwrap();
-        assert_eq!(store.snapshot("s").await.unwrap().root(), None);
+        assert_eq!(store.snapshot(&"s".into()).await.unwrap().root(), None);
         brought.await.unwrap();
         completed(&store, "s").await;
         for block in written {

@@ -66,9 +66,9 @@ async fn full_snapshot(store: &Store, name: &str, size_bytes: u64) {
 
 async fn volume_from(store: &Store, name: &str, snapshot: &str) -> Volume {
     let mut new = new_volume(name, LARGE as usize);
-    new.from = Some(snapshot.to_owned());
+    new.from = Some(snapshot.into());
     store.create_volume(new).await.unwrap();
-    store.open_volume(name).await.unwrap()
+    store.open_volume(&name.into()).await.unwrap()
 }
 
 /// Trims as a file system does: in pieces that keep to no segments.
@@ -97,7 +97,7 @@ fn what_was_given_back_costs_nothing() {
             .create_volume(new_volume("empty", LARGE as usize))
             .await
             .unwrap();
-        let empty = store.open_volume("empty").await.unwrap();
+        let empty = store.open_volume(&"empty".into()).await.unwrap();
         full_snapshot(&store, "full", LARGE).await;
         let full = volume_from(&store, "was-full", "full").await;
         for (volume, name) in [(&empty, "e"), (&full, "f")] {
@@ -106,7 +106,7 @@ fn what_was_given_back_costs_nothing() {
             // Its own root is all it has to look at.
             let reads = reads_of_snapshot(&machine, volume, name).await;
             assert!(reads <= 2, "{name}: {reads} reads");
-            let record = store.snapshot(name).await.unwrap();
+            let record = store.snapshot(&name.into()).await.unwrap();
             assert_eq!(record.root(), Some(root_with(LARGE, 0..0)), "{name}");
             assert_eq!(record.completed().unwrap().data_bytes, 0);
         }
@@ -131,7 +131,7 @@ fn only_paths_to_what_changed_are_read_and_stored() {
         let reads = reads_of_snapshot(&machine, &volume, "s").await;
         // Three inner nodes, the leaf, the block and the new root.
         assert!(reads <= 8, "{reads} reads");
-        let content = store.snapshot("s").await.unwrap();
+        let content = store.snapshot(&"s".into()).await.unwrap();
         let content = content.completed().unwrap();
         let data_bytes = u64::from(all) * leaf_bytes + BLOCK as u64;
         assert_eq!(content.data_bytes, data_bytes);
@@ -154,7 +154,10 @@ fn only_paths_to_what_changed_are_read_and_stored() {
             volume.write_zeroes(start, end - start).await.unwrap();
             let reads = reads_of_snapshot(&machine, &volume, &format!("s-{name}")).await;
             assert!(reads <= 16, "{name}: {reads} reads");
-            let record = store.snapshot(&format!("s-{name}")).await.unwrap();
+            let record = store
+                .snapshot(&format!("s-{name}").as_str().into())
+                .await
+                .unwrap();
             assert_eq!(
                 record.root(),
                 Some(root_with(LARGE, kept.clone())),
@@ -176,7 +179,7 @@ fn data_is_counted_however_it_came_to_be() {
     block_on(async {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
         store.create_volume(new_volume("v", size)).await.unwrap();
-        let mut volume = store.open_volume("v").await.unwrap();
+        let mut volume = store.open_volume(&"v".into()).await.unwrap();
         let mut blocks = vec![false; size.div_ceil(BLOCK)];
         for round in 0..24 {
             for _ in 0..6 {
@@ -194,15 +197,15 @@ fn data_is_counted_however_it_came_to_be() {
             }
             let name = format!("s{round}");
             volume.snapshot(&name, BTreeMap::new()).await.unwrap();
-            let record = store.snapshot(&name).await.unwrap();
+            let record = store.snapshot(&name.as_str().into()).await.unwrap();
             let data_blocks = blocks.iter().filter(|is_data| **is_data).count();
             let data_bytes = (data_blocks * BLOCK) as u64;
             assert_eq!(record.completed().unwrap().data_bytes, data_bytes, "{name}");
             if random.below(3) == 0 {
-                store.delete_snapshot(&name).await.unwrap();
+                store.delete_snapshot(&name.as_str().into()).await.unwrap();
                 volume.close().await.unwrap();
                 drop(volume);
-                volume = store.open_volume("v").await.unwrap();
+                volume = store.open_volume(&"v".into()).await.unwrap();
             }
         }
         volume.snapshot("last", BTreeMap::new()).await.unwrap();
@@ -224,7 +227,7 @@ fn a_snapshot_needs_none_of_the_room_of_uploads() {
             .create_volume(new_volume("v", 4 * BLOCK))
             .await
             .unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         fill(&volume, 1, 5).await;
         volume.snapshot("s", BTreeMap::new()).await.unwrap();
         let mut image = vec![0; 4 * BLOCK];
@@ -252,7 +255,7 @@ fn volumes_take_turns_by_the_segment() {
         for (name, segments, byte) in [("much", MUCH, 1), ("little", LITTLE, 2)] {
             let size = segments as usize * SEGMENT_BYTES;
             store.create_volume(new_volume(name, size)).await.unwrap();
-            let volume = store.open_volume(name).await.unwrap();
+            let volume = store.open_volume(&name.into()).await.unwrap();
             for segment in 0..segments as usize {
                 fill(&volume, segment * SEGMENT_BLOCKS as usize, byte).await;
             }
@@ -291,8 +294,8 @@ fn the_largest_map_makes_room_for_others() {
         for name in ["large", "small"] {
             store.create_volume(new_volume(name, size)).await.unwrap();
         }
-        let large = store.open_volume("large").await.unwrap();
-        let small = store.open_volume("small").await.unwrap();
+        let large = store.open_volume(&"large".into()).await.unwrap();
+        let small = store.open_volume(&"small".into()).await.unwrap();
         for segment in 0..200 {
             fill(&large, segment * SEGMENT_BLOCKS as usize, 1).await;
         }
@@ -305,7 +308,7 @@ fn the_largest_map_makes_room_for_others() {
         while large.map_bytes() > 0 {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        assert!(store.volume("large").await.unwrap().base.is_some());
+        assert!(store.volume(&"large".into()).await.unwrap().base.is_some());
         assert_eq!(
             read_block(&large, 100 * SEGMENT_BLOCKS as usize).await,
             [1; BLOCK]
@@ -321,7 +324,7 @@ fn a_volume_goes_on_with_a_small_map_when_there_is_no_memory_for_more() {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
         let size = 1024 * SEGMENT_BYTES;
         store.create_volume(new_volume("v", size)).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let _charge = store.volumes().map_memory.charge(limits::MAPS_BYTES_MAX);
         let mut most = 0;
         for segment in 0..1000 {

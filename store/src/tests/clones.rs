@@ -11,7 +11,15 @@ use super::{
     upload,
     volume_data::{BLOCK, Change, contents, new_volume, options},
 };
-use crate::{Error, NewClone, Store};
+use crate::{CloneSource, Error, NewClone, Store};
+
+/// What a user names without its kind.
+fn either(key: &str) -> CloneSource {
+    CloneSource::Either {
+        snapshot: key.into(),
+        volume: key.into(),
+    }
+}
 
 #[test]
 fn a_volume_grows_and_never_shrinks() {
@@ -23,9 +31,9 @@ fn a_volume_grows_and_never_shrinks() {
             .await
             .unwrap();
         let mut new = new_volume("v", 3 * BLOCK + 1024);
-        new.from = Some("base".to_owned());
+        new.from = Some("base".into());
         store.create_volume(new).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let mut model = vec![5; 3 * BLOCK + 1000];
         model.resize(3 * BLOCK + 1024, 0);
         let write = Change::Write(3 * BLOCK + 512, vec![6; 512]);
@@ -40,7 +48,7 @@ fn a_volume_grows_and_never_shrinks() {
             let before = pending(&store, "v", &format!("at-{}", model.len()))
                 .await
                 .unwrap();
-            let grown = store.resize_volume("v", size as u64).await.unwrap();
+            let grown = store.resize_volume(&"v".into(), size as u64).await.unwrap();
             assert_eq!(grown.size_bytes, size as u64);
             let image = model.clone();
             model.resize(size, 0);
@@ -54,25 +62,25 @@ fn a_volume_grows_and_never_shrinks() {
             assert_eq!(before.size_bytes, image.len() as u64);
             assert_holds(&store, &before.label(), &image).await;
         }
-        let refused = store.resize_volume("v", 4096).await.unwrap_err();
+        let refused = store.resize_volume(&"v".into(), 4096).await.unwrap_err();
         assert!(refused.to_string().contains("only grow"), "{refused}");
         for (size, why) in [
             (3001 * BLOCK as u64 + 1, "multiple of 512"),
             (u64::MAX - 511, "at most"),
         ] {
-            let refused = store.resize_volume("v", size).await.unwrap_err();
+            let refused = store.resize_volume(&"v".into(), size).await.unwrap_err();
             assert!(refused.to_string().contains(why), "{refused}");
         }
         volume.snapshot("end", BTreeMap::new()).await.unwrap();
         assert_holds(&store, "end", &model).await;
-        assert_eq!(store.snapshot("first").await.unwrap().id, first.id);
+        assert_eq!(store.snapshot(&"first".into()).await.unwrap().id, first.id);
         assert_eq!(first.parent, Some(base.id));
     });
     // Not open, too.
     block_on(async {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
-        store.resize_volume("v", 1 << 30).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        store.resize_volume(&"v".into(), 1 << 30).await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert_eq!(volume.size_bytes(), 1 << 30);
     });
 }
@@ -96,11 +104,11 @@ fn what_a_client_sent_behind_the_end_of_a_snapshot_is_nobodys() {
         }
         ingest.commit(tree.finish().0.id()).await.unwrap();
         let mut new = new_volume("v", 3 * BLOCK);
-        new.from = Some("odd".to_owned());
+        new.from = Some("odd".into());
         store.create_volume(new).await.unwrap();
         let mut image = vec![3; size];
         image.resize(3 * BLOCK, 0);
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert!(contents(&volume).await == image);
         volume.snapshot("s", BTreeMap::new()).await.unwrap();
         assert_holds(&store, "s", &image).await;
@@ -117,14 +125,17 @@ fn clones_are_volumes_of_their_own() {
             .await
             .unwrap();
         // Of nothing at all.
-        let clone = store.clone_volume(clone_of("v", "empty")).await.unwrap();
+        let clone = store
+            .clone_volume(clone_of(either("v"), "empty"))
+            .await
+            .unwrap();
         assert_eq!((clone.base, clone.size_bytes), (None, 64 * BLOCK as u64));
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         fill(&volume, 3, 3).await;
-        let mut larger = clone_of("volume/v", "dirty");
+        let mut larger = clone_of(CloneSource::Volume("v".into()), "dirty");
         larger.size_bytes = Some(100 * BLOCK as u64);
         store.clone_volume(larger).await.unwrap();
-        let dirty = store.open_volume("dirty").await.unwrap();
+        let dirty = store.open_volume(&"dirty".into()).await.unwrap();
         let mut model = vec![0; 100 * BLOCK];
         model[3 * BLOCK..4 * BLOCK].fill(3);
         assert!(contents(&dirty).await == model);
@@ -135,11 +146,11 @@ fn clones_are_volumes_of_their_own() {
         // With nothing in its journal.
         let snapshot = volume.snapshot("v", BTreeMap::new()).await.unwrap();
         let by_id = store
-            .clone_volume(clone_of(&snapshot.id.to_string(), "by-id"))
+            .clone_volume(clone_of(either(&snapshot.id.to_string()), "by-id"))
             .await;
         assert_eq!(by_id.unwrap().parent, Some(snapshot.id));
         let clone = store
-            .clone_volume(clone_of("volume/v", "clean"))
+            .clone_volume(clone_of(CloneSource::Volume("v".into()), "clean"))
             .await
             .unwrap();
         assert_eq!(
@@ -148,17 +159,20 @@ fn clones_are_volumes_of_their_own() {
         );
         assert_eq!(clone.journal_from, 1);
         for (new, why) in [
-            (clone_of("v", "x"), "write snapshot/v or volume/v"),
+            (clone_of(either("v"), "x"), "write snapshot/v or volume/v"),
             (
-                clone_of("nothing", "x"),
+                clone_of(either("nothing"), "x"),
                 "snapshot or volume \"nothing\" not found",
             ),
-            (clone_of("volume/v", "dirty"), "already exists"),
-            (clone_of("dirty", "a b"), "not allowed"),
+            (
+                clone_of(CloneSource::Volume("v".into()), "dirty"),
+                "already exists",
+            ),
+            (clone_of(either("dirty"), "a b"), "not allowed"),
             (
                 NewClone {
                     size_bytes: Some(512),
-                    ..clone_of("dirty", "x")
+                    ..clone_of(either("dirty"), "x")
                 },
                 "do not hold volume \"dirty\"",
             ),
@@ -181,7 +195,7 @@ fn the_journal_of_a_deleted_volume_is_removed_at_the_start() {
                 .await
                 .unwrap();
             ids.push(record.id);
-            let volume = store.open_volume(name).await.unwrap();
+            let volume = store.open_volume(&name.into()).await.unwrap();
             fill(&volume, 0, 1).await;
             volume.flush().await.unwrap();
         }
@@ -211,10 +225,10 @@ fn the_journal_of_a_deleted_volume_is_removed_at_the_start() {
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         assert!(!exists(&machine, gone) && exists(&machine, kept));
-        let volume = store.open_volume("kept").await.unwrap();
+        let volume = store.open_volume(&"kept".into()).await.unwrap();
         assert!(contents(&volume).await[..BLOCK] == [1; BLOCK]);
         drop(volume);
-        store.delete_volume("kept").await.unwrap();
+        store.delete_volume(&"kept".into()).await.unwrap();
         assert!(!exists(&machine, kept));
         // Nothing of it is synced any more.
         store.close().await.unwrap();

@@ -237,13 +237,13 @@ async fn work(store: &Store, random: &mut Random, promises: &mut Promises) -> Re
         if number == 2 {
             let image = promises.there.remove("s0").unwrap();
             promises.perhaps.insert("s0".to_owned(), image);
-            store.delete_snapshot("s0").await?;
+            store.delete_snapshot(&"s0".into()).await?;
             promises.perhaps.remove("s0");
         }
         if number == 3 {
             store
                 .tag_snapshot(
-                    "s1",
+                    &"s1".into(),
                     BTreeMap::from([("k".to_owned(), "v".to_owned())]),
                     Vec::new(),
                 )
@@ -258,7 +258,7 @@ async fn check(store: &Store, promises: &Promises) {
         assert_holds(store, name, image).await;
     }
     for (name, image) in &promises.perhaps {
-        match store.snapshot(name).await {
+        match store.snapshot(&name.as_str().into()).await {
             Ok(_) => assert_holds(store, name, image).await,
             Err(Error::NotFound { .. }) => {}
             Err(error) => panic!("{name}: {error}"),
@@ -334,7 +334,7 @@ fn kill_after(operations: u64, seed: u64) -> bool {
         assert_eq!(report.damage, [], "after {operations} operations");
         check(&store, &promises).await;
         for (name, image) in std::mem::take(&mut promises.perhaps) {
-            if store.snapshot(&name).await.is_ok() {
+            if store.snapshot(&name.as_str().into()).await.is_ok() {
                 promises.there.insert(name, image);
             }
         }
@@ -379,7 +379,7 @@ fn a_sync_that_fails_stops_all_writing_and_no_reading() {
             .await
             .unwrap_err();
         assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
-        let refused = store.delete_snapshot("before").await.unwrap_err();
+        let refused = store.delete_snapshot(&"before".into()).await.unwrap_err();
         assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
         assert_holds(&store, "before", &image).await;
         assert!(store.status().await.unwrap().read_only_reason.is_some());
@@ -398,7 +398,7 @@ fn a_full_disk_fails_the_upload_and_nothing_else() {
         let failed = upload(&store, "large", &large).await.unwrap_err();
         assert!(failed.is_full(), "{failed}");
         assert!(matches!(
-            store.snapshot("large").await,
+            store.snapshot(&"large".into()).await,
             Err(Error::NotFound { .. })
         ));
         assert_holds(&store, "before", &image).await;
@@ -429,7 +429,7 @@ fn a_change_that_was_refused_does_not_come_back() {
         let machine = machine.crash(&mut random);
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let found = store.volume("v").await;
+            let found = store.volume(&"v".into()).await;
             assert!(
                 matches!(found, Err(Error::NotFound { .. })),
                 "round {round}"

@@ -62,7 +62,7 @@ fn volumes_share_the_descriptors_that_there_are() {
                 .create_volume(new_volume(&name, 16 << 20))
                 .await
                 .unwrap();
-            volumes.push(store.open_volume(&name).await.unwrap());
+            volumes.push(store.open_volume(&name.as_str().into()).await.unwrap());
         }
         for round in 0..rounds {
             for (number, volume) in volumes.iter().enumerate() {
@@ -96,7 +96,10 @@ fn volumes_share_the_descriptors_that_there_are() {
     block_on(async {
         let (store, _) = Store::open(options).await.unwrap();
         for number in (0..count).step_by(1 + count / 50) {
-            let volume = store.open_volume(&format!("v{number}")).await.unwrap();
+            let volume = store
+                .open_volume(&format!("v{number}").as_str().into())
+                .await
+                .unwrap();
             assert!(read(&volume, 0, BLOCK).await == data(number, 9, 1));
             if blocks > 1 {
                 assert!(read(&volume, BLOCK, BLOCK).await == data(number, 0, 1));
@@ -122,7 +125,7 @@ fn volumes_that_waited_together_do_not_open_more_than_there_is() {
             let name = format!("v{number}");
             let new = new_volume(&name, 1 << 20);
             store.create_volume(new).await.unwrap();
-            volumes.push(store.open_volume(&name).await.unwrap());
+            volumes.push(store.open_volume(&name.as_str().into()).await.unwrap());
         }
         let all = u32::try_from(limits::JOURNAL_QUEUE_BYTES).unwrap();
         let held = store

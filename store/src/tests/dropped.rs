@@ -35,7 +35,7 @@ fn an_upload_that_is_dropped_anywhere() {
             let (first, again) = (format!("first-{polls}"), format!("again-{polls}"));
             let ended = polled(polls, upload(&store, &first, &image)).await;
             upload(&store, &again, &image).await.unwrap();
-            match store.snapshot(&first).await {
+            match store.snapshot(&first.as_str().into()).await {
                 Ok(_) => assert_holds(&store, &first, &image).await,
                 // A commit that has begun goes on, and may not have ended yet.
                 Err(Error::NotFound { .. }) => assert!(ended.is_none()),

@@ -40,7 +40,7 @@ async fn write_behind_a_pending_snapshot(machine: &Machine, more: &[u8]) -> Volu
     let (store, _) = machine.open().await.unwrap();
     let new = new_volume("v", BLOCKS * BLOCK);
     let id = store.create_volume(new).await.unwrap().id;
-    let volume = store.open_volume("v").await.unwrap();
+    let volume = store.open_volume(&"v".into()).await.unwrap();
     let _turn = super::pending::hold_checkpoints(&store).await;
     fill(&volume, 0, 1).await;
     pending(&store, "v", "s").await.unwrap();
@@ -58,7 +58,7 @@ fn a_cut_leaves_a_header(writes: usize) {
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         let _turn = super::pending::hold_checkpoints(&store).await;
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         fill(&volume, 1, 2).await;
     });
     let mut bytes = machine.disk.contents(&path(id, 2)).unwrap();
@@ -71,7 +71,7 @@ fn a_cut_leaves_a_header(writes: usize) {
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         let turn = super::pending::hold_checkpoints(&store).await;
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert_eq!(volume.journal_report().files, 1, "the header is dropped");
         for block in (2..4).take(writes) {
             fill(&volume, block, 3).await;
@@ -86,7 +86,7 @@ fn a_cut_leaves_a_header(writes: usize) {
     });
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let report = volume.journal_report();
         assert_eq!(
             (report.torn.as_deref(), report.blocks),
@@ -119,7 +119,7 @@ fn the_first_file_may_lose_its_batch_again_and_again() {
     for byte in 1..4 {
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             assert!(contents(&volume).await == image(&[]));
             fill(&volume, 0, byte).await;
         });
@@ -129,13 +129,13 @@ fn the_first_file_may_lose_its_batch_again_and_again() {
     }
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         fill(&volume, 0, 9).await;
         store.close().await.unwrap();
     });
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert!(contents(&volume).await == image(&[9]));
     });
 }
@@ -208,7 +208,7 @@ fn headers_that_earlier_versions_kept_take_nothing_along() {
             block_on(async {
                 let (store, _) = machine.open().await.unwrap();
                 let turn = super::pending::hold_checkpoints(&store).await;
-                let volume = store.open_volume("v").await.unwrap();
+                let volume = store.open_volume(&"v".into()).await.unwrap();
                 assert_eq!(volume.journal_report().torn, None, "round {round}");
                 assert!(contents(&volume).await == expected, "round {round}");
                 let block = 4 + usize::from(round);
@@ -251,7 +251,7 @@ fn a_header_that_was_kept_as_the_first_file_takes_nothing_along() {
                 machine.disk.remove(&path(id, number)).unwrap();
             }
             let (store, _) = machine.open().await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             completed(&store, "s").await;
             drop(volume);
             store.close().await.unwrap();
@@ -261,7 +261,7 @@ fn a_header_that_was_kept_as_the_first_file_takes_nothing_along() {
         });
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             let report = volume.journal_report();
             assert_eq!((report.torn.as_deref(), report.blocks), (None, 2));
             assert!(contents(&volume).await == image(&[1, 2, 3]));
@@ -276,7 +276,7 @@ fn a_first_file_that_lost_flushed_batches_is_damaged() {
     let id = block_on(write_behind_a_pending_snapshot(&machine, &[2]));
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         completed(&store, "s").await;
         // In file 3, which names the batch in file 2.
         fill(&volume, 2, 3).await;
@@ -286,7 +286,7 @@ fn a_first_file_that_lost_flushed_batches_is_damaged() {
     machine.disk.put(&path(id, 2), &bytes[..BLOCK]).unwrap();
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let refused = store.open_volume("v").await.unwrap_err();
+        let refused = store.open_volume(&"v".into()).await.unwrap_err();
         assert!(matches!(refused, Error::Damaged(_)), "{refused}");
         let said = refused.to_string();
         let place = format!("{} at offset 4096", path(id, 2).display());

@@ -15,7 +15,11 @@ use crate::{Store, limits};
 const MIB: usize = 1 << 20;
 
 async fn journal_bytes(store: &Store) -> u64 {
-    store.volume_status("v").await.unwrap().journal_bytes
+    store
+        .volume_status(&"v".into())
+        .await
+        .unwrap()
+        .journal_bytes
 }
 
 async fn pass(store: &Store, idle: Duration) {
@@ -36,7 +40,7 @@ fn what_was_left_behind_is_taken_into_the_store_by_whomever() {
         let (store, _) = machine.open().await.unwrap();
         store.create_volume(new_volume("v", 4 * MIB)).await.unwrap();
         pass(&store, Duration::ZERO).await;
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         fill(&volume, 3, 7).await;
         // Of one that is open little is left where it is.
         pass(&store, Duration::ZERO).await;
@@ -44,7 +48,7 @@ fn what_was_left_behind_is_taken_into_the_store_by_whomever() {
         drop(volume);
         pass(&store, Duration::from_secs(3600)).await;
         assert_eq!(journal_bytes(&store).await, 0);
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert_eq!(volume.journal_report().batches, 0);
         assert!(contents(&volume).await == expected);
         // And what a process leaves that is killed.
@@ -58,7 +62,7 @@ fn what_was_left_behind_is_taken_into_the_store_by_whomever() {
         assert!(journal_bytes(&store).await > 0);
         pass(&store, Duration::ZERO).await;
         assert_eq!(journal_bytes(&store).await, 0);
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert_eq!(volume.journal_report().batches, 0);
         assert!(contents(&volume).await == expected);
         store.close().await.unwrap();
@@ -71,7 +75,7 @@ fn a_large_journal_is_emptied_when_its_volume_rests() {
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         store.create_volume(new_volume("v", 4 * MIB)).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let mut round = 0u8;
         while volume.journal_bytes() < limits::JOURNAL_IDLE_BYTES {
             round += 1;

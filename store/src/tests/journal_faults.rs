@@ -25,7 +25,7 @@ async fn with_volume(store: &Store, size_bytes: usize) -> Volume {
         ..NewVolume::default()
     };
     store.create_volume(new).await.unwrap();
-    store.open_volume("v").await.unwrap()
+    store.open_volume(&"v".into()).await.unwrap()
 }
 
 async fn block(volume: &Volume, number: usize) -> Vec<u8> {
@@ -139,7 +139,7 @@ fn writes_that_the_disk_refuses_leave_nothing_behind_that_comes_back() {
         };
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             check(&volume, &certain, &possible).await;
         });
     }
@@ -171,7 +171,7 @@ fn what_was_never_promised_is_no_damage() {
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
             let volume = store
-                .open_volume("v")
+                .open_volume(&"v".into())
                 .await
                 .unwrap_or_else(|error| panic!("round {round}: {error}"));
             for number in 0..4 {
@@ -211,7 +211,11 @@ fn damage_is_named_where_it_is() {
     machine.disk.put(&path, &bytes).unwrap();
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let damage = store.open_volume("v").await.unwrap_err().to_string();
+        let damage = store
+            .open_volume(&"v".into())
+            .await
+            .unwrap_err()
+            .to_string();
         let place = format!("offset {}", last * BLOCK);
         assert!(
             damage.contains(&path.display().to_string()) && damage.contains(&place),
@@ -244,7 +248,7 @@ fn guests_wait_for_what_the_system_is_short_of_and_are_told_nothing_else() {
                 store.create_volume(new).await.unwrap();
                 // Opened, written, made durable, snapshot and all.
                 machine.disk.refuse(call, 3, errno);
-                let volume = store.open_volume("v").await.unwrap();
+                let volume = store.open_volume(&"v".into()).await.unwrap();
                 volume.write(0, data_of(1, 5)).await.unwrap();
                 machine.disk.refuse(call, 3, errno);
                 volume.write(5 * BLOCK as u64, data_of(2, 5)).await.unwrap();
@@ -285,7 +289,7 @@ fn who_opens_a_volume_waits_for_descriptors_too() {
             machine
                 .disk
                 .refuse_later(Call::Open, first, 2, SHORTAGES[0]);
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             assert_eq!(write_of(&block(&volume, 0).await), 2, "call {first}");
         });
     }
@@ -301,7 +305,7 @@ fn who_waits_for_descriptors_is_refused_once_nothing_is_made_durable_any_more() 
         let first = with_volume(&store, 1 << 20).await;
         let new = new_volume("w", 1 << 20);
         store.create_volume(new).await.unwrap();
-        let second = store.open_volume("w").await.unwrap();
+        let second = store.open_volume(&"w".into()).await.unwrap();
         first.write(0, data_of(1, 1)).await.unwrap();
         machine.disk.fail_sync(1);
         let refused = soon("the write", second.write(0, data_of(2, 1))).await;
@@ -340,7 +344,7 @@ fn what_waits_for_the_system_is_refused_when_the_store_closes() {
         machine.disk.refuse(call, 0, 0);
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             let found = write_of(&block(&volume, 0).await);
             assert_eq!(found, u64::from(call == Call::SyncDir), "{call:?}");
             volume.write(0, data_of(4, 1)).await.unwrap();

@@ -18,7 +18,7 @@ use super::{
     volume_data::{BLOCK, contents, new_volume, options},
 };
 use crate::{
-    Error, NewVolume, Options, RecoveryReport, Store, VolumeId,
+    Error, NewVolume, Options, RecoveryReport, Store, VolumeId, VolumeKey,
     format::{PackKind, names},
     rebuild,
 };
@@ -27,7 +27,7 @@ use crate::{
 async fn with_journal(options: &Options, new: NewVolume) -> VolumeId {
     let (store, _) = Store::open(options.clone()).await.unwrap();
     let id = store.create_volume(new).await.unwrap().id;
-    let volume = store.open_volume(&id.to_string()).await.unwrap();
+    let volume = store.open_volume(&VolumeKey::Id(id)).await.unwrap();
     fill(&volume, 1, 7).await;
     fill(&volume, 3, 9).await;
     volume.flush().await.unwrap();
@@ -95,7 +95,7 @@ fn a_volume_whose_record_is_damaged_is_made_again_with_its_journal() {
         assert_eq!(fs::read(report.cut_log.unwrap()).unwrap(), cut);
         let (store, found) = opened(&options).await;
         assert_eq!(found.stranded_journals, []);
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert_eq!(volume.record().id, id);
         assert!(contents(&volume).await == blocks_of(1 << 20));
         drop(volume);
@@ -122,7 +122,7 @@ fn a_log_that_is_lost_is_not_begun_anew_beside_journals() {
         assert_eq!((report.volumes, report.adopted_volumes.len()), (2, 2));
         let (store, _) = opened(&options).await;
         for (name, id, size) in [("v", id, 1 << 20), ("w", other, 2 << 20)] {
-            let volume = store.open_volume(name).await.unwrap();
+            let volume = store.open_volume(&name.into()).await.unwrap();
             assert_eq!(volume.record().id, id);
             assert!(contents(&volume).await == blocks_of(size));
         }
@@ -184,8 +184,11 @@ fn a_journal_that_cannot_be_adopted_is_named_and_stays() {
         let report = rebuild(options.clone()).await.unwrap();
         assert_eq!((report.volumes, report.adopted_volumes.len()), (2, 1));
         let (store, _) = opened(&options).await;
-        assert_eq!(store.volume("v").await.unwrap(), taken);
-        let volume = store.open_volume(&format!("adopted-{id}")).await.unwrap();
+        assert_eq!(store.volume(&"v".into()).await.unwrap(), taken);
+        let volume = store
+            .open_volume(&format!("adopted-{id}").as_str().into())
+            .await
+            .unwrap();
         assert!(contents(&volume).await == blocks_of(1 << 20));
         drop(volume);
         closed(store).await;
@@ -203,7 +206,7 @@ fn a_volume_is_not_made_again_without_its_base() {
         closed(store).await;
         let new = NewVolume {
             size_bytes: Some(1 << 20),
-            from: Some("s".to_owned()),
+            from: Some("s".into()),
             ..new_volume("v", 0)
         };
         let id = with_journal(&options, new).await;
@@ -231,7 +234,7 @@ fn a_volume_is_not_made_again_without_its_base() {
         let report = rebuild(options.clone()).await.unwrap();
         assert_eq!((report.volumes, report.adopted_volumes.len()), (1, 1));
         let (store, _) = opened(&options).await;
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert_eq!(volume.record().id, id);
         let mut expected = blocks_of(1 << 20);
         expected[..BLOCK].fill(5);
@@ -250,7 +253,7 @@ fn a_volume_goes_on_from_the_base_that_its_journal_begins_with() {
     block_on(async {
         with_journal(&options, new_volume("v", 1 << 20)).await;
         let (store, _) = opened(&options).await;
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let promised = pending(&store, "v", "s").await.unwrap();
         store.completed_snapshot(promised.id).await.unwrap();
         fill(&volume, 5, 4).await;
@@ -267,7 +270,7 @@ fn a_volume_goes_on_from_the_base_that_its_journal_begins_with() {
         let mut expected = blocks_of(1 << 20);
         super::assert_holds(&store, "s", &expected).await;
         expected[5 * BLOCK..6 * BLOCK].fill(4);
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert!(contents(&volume).await == expected);
         drop(volume);
         closed(store).await;
@@ -283,9 +286,9 @@ fn a_volume_is_as_large_as_its_journal_says() {
     block_on(async {
         let id = with_journal(&options, new_volume("v", 1 << 20)).await;
         let (store, _) = opened(&options).await;
-        store.attach_volume("v", false).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
-        store.resize_volume("v", 2 << 20).await.unwrap();
+        store.attach_volume(&"v".into(), false).await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
+        store.resize_volume(&"v".into(), 2 << 20).await.unwrap();
         fill(&volume, 400, 4).await;
         volume.flush().await.unwrap();
         drop(volume);
@@ -298,7 +301,11 @@ fn a_volume_is_as_large_as_its_journal_says() {
         rebuild(options.clone()).await.unwrap();
         fs::write(&owner, newer).unwrap();
         let (store, _) = opened(&options).await;
-        let refused = store.open_volume("v").await.unwrap_err().to_string();
+        let refused = store
+            .open_volume(&"v".into())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("varved rebuild"), "{refused}");
         closed(store).await;
 
@@ -306,11 +313,11 @@ fn a_volume_is_as_large_as_its_journal_says() {
         assert_eq!(report.volumes, 1, "{report}");
         assert_eq!(report.adopted_volumes.len(), 1, "{report}");
         let (store, _) = opened(&options).await;
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let mut expected = blocks_of(2 << 20);
         expected[400 * BLOCK..401 * BLOCK].fill(4);
         assert!(contents(&volume).await == expected);
-        assert_eq!(store.volume("v").await.unwrap().attachments, 1);
+        assert_eq!(store.volume(&"v".into()).await.unwrap().attachments, 1);
         drop(volume);
         closed(store).await;
     });
@@ -324,15 +331,15 @@ fn an_attachment_that_was_lost_has_a_number_of_its_own() {
     block_on(async {
         with_journal(&options, new_volume("v", 1 << 20)).await;
         let (store, _) = opened(&options).await;
-        let volume = store.open_volume("v").await.unwrap();
-        let attached = store.attach_volume("v", false).await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
+        let attached = store.attach_volume(&"v".into(), false).await.unwrap();
         assert_eq!(attached.attachments, 1);
         drop(volume);
         closed(store).await;
         damage_last_record(dir.path());
         rebuild(options.clone()).await.unwrap();
         let (store, _) = opened(&options).await;
-        let attached = store.attach_volume("v", true).await.unwrap();
+        let attached = store.attach_volume(&"v".into(), true).await.unwrap();
         assert_eq!(attached.attachments, 2);
         closed(store).await;
     });
@@ -347,7 +354,7 @@ fn an_older_catalog_does_not_get_at_a_journal() {
         let log = names::catalog_log(dir.path());
         let older = fs::read(&log).unwrap();
         let (store, _) = opened(&options).await;
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         volume.snapshot("s", BTreeMap::new()).await.unwrap();
         fill(&volume, 5, 4).await;
         volume.flush().await.unwrap();
@@ -363,13 +370,17 @@ fn an_older_catalog_does_not_get_at_a_journal() {
         fs::write(&owner, newer).unwrap();
         let (store, _) = opened(&options).await;
         let files = journal_files(dir.path(), id);
-        let refused = store.open_volume("v").await.unwrap_err().to_string();
+        let refused = store
+            .open_volume(&"v".into())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("varved rebuild"), "{refused}");
         assert_eq!(journal_files(dir.path(), id), files);
         closed(store).await;
         rebuild(options.clone()).await.unwrap();
         let (store, _) = opened(&options).await;
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let mut expected = blocks_of(1 << 20);
         expected[5 * BLOCK..6 * BLOCK].fill(4);
         assert!(contents(&volume).await == expected);
@@ -385,15 +396,15 @@ fn no_loss_of_power_strands_a_journal() {
     let work = async |machine: &Machine, flushed: &mut bool, deleting: &mut bool| {
         let (store, _) = machine.open().await?;
         store.create_volume(new_volume("v", 1 << 20)).await?;
-        let volume = store.open_volume("v").await?;
+        let volume = store.open_volume(&"v".into()).await?;
         fill(&volume, 1, 7).await;
         fill(&volume, 3, 9).await;
         volume.flush().await?;
         *flushed = true;
-        store.attach_volume("v", false).await?;
-        store.detach_volume("v").await?;
+        store.attach_volume(&"v".into(), false).await?;
+        store.detach_volume(&"v".into()).await?;
         *deleting = true;
-        store.delete_volume("v").await.map(drop)
+        store.delete_volume(&"v".into()).await.map(drop)
     };
     let machine = Machine::new();
     let operations = block_on(async {
@@ -413,9 +424,9 @@ fn no_loss_of_power_strands_a_journal() {
         block_on(async {
             let (store, found) = machine.open().await.unwrap();
             assert_eq!(found.stranded_journals, [], "after {last} operations");
-            match store.volume("v").await {
+            match store.volume(&"v".into()).await {
                 Ok(_) => {
-                    let volume = store.open_volume("v").await.unwrap();
+                    let volume = store.open_volume(&"v".into()).await.unwrap();
                     let now = contents(&volume).await;
                     assert!(
                         !flushed || deleting || now == blocks_of(1 << 20),
@@ -447,7 +458,7 @@ fn journals_are_enough_at_any_moment() {
     let work = async |machine: &Machine, flushed: &mut u8| {
         let (store, _) = machine.open().await?;
         store.create_volume(new_volume("v", 1 << 20)).await?;
-        let volume = store.open_volume("v").await?;
+        let volume = store.open_volume(&"v".into()).await?;
         for (block, byte) in [(1, 7), (3, 9)] {
             let bytes = Bytes::from(vec![byte; BLOCK]);
             volume.write((block * BLOCK) as u64, bytes).await?;
@@ -460,7 +471,7 @@ fn journals_are_enough_at_any_moment() {
         volume.flush().await?;
         *flushed = 2;
         volume.snapshot("t", BTreeMap::new()).await?;
-        store.resize_volume("v", 2 << 20).await.map(drop)
+        store.resize_volume(&"v".into(), 2 << 20).await.map(drop)
     };
     let machine = Machine::new();
     let operations = block_on(async {
@@ -481,7 +492,7 @@ fn journals_are_enough_at_any_moment() {
             }
             assert_eq!(report.volumes, 1, "after {last} operations: {report}");
             assert_eq!(report.stranded_journals, [], "after {last} operations");
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             let now = contents(&volume).await;
             let ends = [0, 4 * BLOCK, 1 << 20];
             let sure = ends[usize::from(flushed)];

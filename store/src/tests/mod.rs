@@ -213,7 +213,7 @@ pub(crate) fn is_alone(test: &str) -> bool {
 
 /// Reads a range, holes as zeros.
 pub(super) async fn read(store: &Store, name: &str, offset: usize, len: usize) -> Result<Vec<u8>> {
-    let reader = store.open_snapshot(name).await?;
+    let reader = store.open_snapshot(&name.into()).await?;
     let mut bytes = Vec::with_capacity(len);
     for piece in reader.read(offset as u64, len).await? {
         piece.append_to(&mut bytes);
@@ -228,11 +228,11 @@ pub(super) async fn assert_holds(store: &Store, name: &str, image: &[u8]) {
         found == image,
         "snapshot {name} differs from what was uploaded"
     );
-    let mut verify = store.verify(name).await.unwrap();
+    let mut verify = store.verify(&name.into()).await.unwrap();
     while let Some(progress) = verify.next().await.unwrap() {
         assert_eq!(progress.violations, [], "snapshot {name}");
     }
-    let root = store.snapshot(name).await.unwrap().root();
+    let root = store.snapshot(&name.into()).await.unwrap().root();
     assert_eq!(root, Some(cut(image).root));
 }
 

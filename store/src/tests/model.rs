@@ -35,10 +35,10 @@ async fn step(store: &Store, model: &mut Model, random: &mut Random, number: usi
             assert!(matches!(refused, Error::AlreadyExists { .. }), "{refused}");
         }
         (7, Some(name)) => {
-            store.delete_snapshot(&name).await.unwrap();
+            store.delete_snapshot(&name.as_str().into()).await.unwrap();
             model.remove(&name);
             assert!(matches!(
-                store.snapshot(&name).await,
+                store.snapshot(&name.as_str().into()).await,
                 Err(Error::NotFound { .. })
             ));
         }
@@ -67,7 +67,7 @@ async fn check_diff(store: &Store, model: &Model, base: &str, target: &str) {
     let (old, new) = (&model[base], &model[target]);
     let longest = old.len().max(new.len());
     let mut covered = vec![None; longest.div_ceil(4096)];
-    let mut diff = store.diff(base, target).await.unwrap();
+    let mut diff = store.diff(&base.into(), &target.into()).await.unwrap();
     let mut behind = 0;
     while let Some(extents) = diff.next().await.unwrap() {
         for extent in extents {

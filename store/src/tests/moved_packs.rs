@@ -55,7 +55,7 @@ fn readers_find_records_that_were_moved() {
     block_on(async {
         let (store, _) = Store::open(options).await.unwrap();
         upload(&store, "web", &image).await.unwrap();
-        let reader = store.open_snapshot("web").await.unwrap();
+        let reader = store.open_snapshot(&"web".into()).await.unwrap();
         let stale = reader.segment(0).await.unwrap().unwrap();
         let stored = reader.stored_chunks(&stale).await.unwrap();
         for segment in 0..image.len() / SEGMENT_BYTES {
@@ -97,7 +97,7 @@ fn a_pack_that_is_gone_with_the_index_pointing_there_is_damage() {
     block_on(async {
         let (store, _) = Store::open(options).await.unwrap();
         upload(&store, "web", &image).await.unwrap();
-        let reader = store.open_snapshot("web").await.unwrap();
+        let reader = store.open_snapshot(&"web".into()).await.unwrap();
         let segment = reader.segment(0).await.unwrap().unwrap();
         let engine = store.engine();
         let dir = directory.path();
@@ -109,7 +109,7 @@ fn a_pack_that_is_gone_with_the_index_pointing_there_is_damage() {
             reader.read(0, image.len()).await.map(drop),
             reader.stored_chunks(&segment).await.map(drop),
             reader.chunks(&segment).await.map(drop),
-            store.open_snapshot("web").await.map(drop),
+            store.open_snapshot(&"web".into()).await.map(drop),
         ];
         for outcome in outcomes {
             match outcome.unwrap_err() {
@@ -133,11 +133,11 @@ fn what_is_read_is_pinned_and_what_was_deleted_cannot_be() {
         let record = upload(&store, "web", &image).await.unwrap();
         let root = record.root().unwrap();
         let pins = Arc::clone(&store.engine().pins);
-        let reader = store.open_snapshot("web").await.unwrap();
+        let reader = store.open_snapshot(&"web".into()).await.unwrap();
         let other = reader.clone();
         assert_eq!(reader.pin().root(), root);
         assert_eq!(pins.count(root), 1);
-        store.delete_snapshot("web").await.unwrap();
+        store.delete_snapshot(&"web".into()).await.unwrap();
         drop(reader);
         assert_eq!(pins.count(root), 1);
         assert!(read(&other, 0, image.len()).await == image);

@@ -13,22 +13,24 @@ use super::{
     volume_data::{BLOCK, Change, contents, new_volume, options},
 };
 use crate::{
-    Error, NewClone, NewSnapshots, Result, SnapshotRecord, SnapshotState, Store, Volume, limits,
+    CloneSource, Error, NewClone, NewSnapshots, Result, SnapshotRecord, SnapshotState, Store,
+    Volume, limits,
 };
 
 pub(super) fn of(volumes: &[&str], name: &str) -> NewSnapshots {
     NewSnapshots {
-        volumes: volumes.iter().map(|&volume| volume.to_owned()).collect(),
+        volumes: volumes.iter().map(|&volume| volume.into()).collect(),
         name: name.to_owned(),
         tags: BTreeMap::new(),
     }
 }
 
-pub(super) fn clone_of(source: &str, name: &str) -> NewClone {
+pub(super) fn clone_of(source: CloneSource, name: &str) -> NewClone {
     NewClone {
-        source: source.to_owned(),
+        source,
         name: name.to_owned(),
-        ..NewClone::default()
+        size_bytes: None,
+        tags: BTreeMap::new(),
     }
 }
 
@@ -46,7 +48,7 @@ pub(super) async fn pending(store: &Store, volume: &str, name: &str) -> Result<S
 }
 
 pub(super) async fn completed(store: &Store, name: &str) -> SnapshotRecord {
-    let id = store.snapshot(name).await.unwrap().id;
+    let id = store.snapshot(&name.into()).await.unwrap().id;
     store.completed_snapshot(id).await.unwrap()
 }
 
@@ -71,7 +73,7 @@ impl Scene {
     }
 
     async fn write(&mut self, store: &Store, name: &str) {
-        let volume = store.open_volume(name).await.unwrap();
+        let volume = store.open_volume(&name.into()).await.unwrap();
         let model = self.volumes.get_mut(name).unwrap();
         for _ in 0..1 + self.random.below(12) {
             let longest = [600, 20_000, 1 << 20][self.random.below(3)];
@@ -122,7 +124,10 @@ impl Scene {
             8 => {
                 // Often one that is pending.
                 if let Some(snapshot) = self.snapshots.keys().next_back().cloned() {
-                    store.delete_snapshot(&snapshot).await.unwrap();
+                    store
+                        .delete_snapshot(&snapshot.as_str().into())
+                        .await
+                        .unwrap();
                     self.snapshots.remove(&snapshot);
                 }
             }
@@ -134,22 +139,28 @@ impl Scene {
                     Some(snapshot) => {
                         completed(store, &snapshot).await;
                         let model = self.snapshots[&snapshot].clone();
-                        (format!("snapshot/{snapshot}"), model)
+                        (CloneSource::Snapshot(snapshot.as_str().into()), model)
                     }
-                    None => (format!("volume/{name}"), self.volumes[&name].clone()),
+                    None => {
+                        let model = self.volumes[&name].clone();
+                        (CloneSource::Volume(name.as_str().into()), model)
+                    }
                 };
-                store.clone_volume(clone_of(&source, &clone)).await.unwrap();
+                store.clone_volume(clone_of(source, &clone)).await.unwrap();
                 self.volumes.insert(clone, model);
             }
             10 => {
                 let model = self.volumes.get_mut(&name).unwrap();
                 // Not always a multiple of a block.
                 let size = model.len() + (1 + self.random.below(200)) * 512;
-                store.resize_volume(&name, size as u64).await.unwrap();
+                store
+                    .resize_volume(&name.as_str().into(), size as u64)
+                    .await
+                    .unwrap();
                 model.resize(size, 0);
             }
             _ => {
-                let volume = store.open_volume(&name).await.unwrap();
+                let volume = store.open_volume(&name.as_str().into()).await.unwrap();
                 assert!(contents(&volume).await == self.volumes[&name], "{name}");
             }
         }
@@ -157,7 +168,7 @@ impl Scene {
 
     async fn check(&self, store: &Store) {
         for (name, model) in &self.volumes {
-            let volume = store.open_volume(name).await.unwrap();
+            let volume = store.open_volume(&name.as_str().into()).await.unwrap();
             assert_eq!(volume.size_bytes(), model.len() as u64);
             assert!(contents(&volume).await == *model, "{name}");
         }
@@ -166,7 +177,10 @@ impl Scene {
             assert_holds(store, name, image).await;
         }
         for name in self.volumes.keys() {
-            assert_eq!(store.volume(name).await.unwrap().pending, []);
+            assert_eq!(
+                store.volume(&name.as_str().into()).await.unwrap().pending,
+                []
+            );
         }
     }
 }
@@ -192,7 +206,7 @@ fn volumes_snapshots_and_clones_are_what_arrays_are() {
         let (store, _) = Store::open(options.clone()).await.unwrap();
         upload(&store, "base", &base).await.unwrap();
         let mut new = new_volume("v", size);
-        new.from = Some("base".to_owned());
+        new.from = Some("base".into());
         store.create_volume(new).await.unwrap();
         store.close().await.unwrap();
     });
@@ -214,7 +228,7 @@ fn volumes_snapshots_and_clones_are_what_arrays_are() {
         let (store, _) = Store::open(options).await.unwrap();
         scene.check(&store).await;
         for name in scene.volumes.keys() {
-            store.delete_volume(name).await.unwrap();
+            store.delete_volume(&name.as_str().into()).await.unwrap();
         }
         let left: Vec<_> = std::fs::read_dir(dir.path().join("volumes"))
             .unwrap()
@@ -232,17 +246,17 @@ fn a_snapshot_is_pending_first_and_cannot_be_read() {
             .create_volume(new_volume("v", 8 * BLOCK))
             .await
             .unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         fill(&volume, 1, 1).await;
         let made = pending(&store, "v", "s").await.unwrap();
         assert_eq!(made.state, SnapshotState::Pending);
         assert_eq!(made.origin.as_ref().unwrap().name, "v");
         let refused = [
-            store.open_snapshot("s").await.map(drop),
-            store.diff("s", "s").await.map(drop),
-            store.verify("s").await.map(drop),
+            store.open_snapshot(&"s".into()).await.map(drop),
+            store.diff(&"s".into(), &"s".into()).await.map(drop),
+            store.verify(&"s".into()).await.map(drop),
             store
-                .clone_volume(clone_of("snapshot/s", "c"))
+                .clone_volume(clone_of(CloneSource::Snapshot("s".into()), "c"))
                 .await
                 .map(drop),
         ];
@@ -252,7 +266,7 @@ fn a_snapshot_is_pending_first_and_cannot_be_read() {
             };
             assert_eq!((&*name, state), ("s", "pending"));
         }
-        let refused = store.delete_volume("v").await.unwrap_err();
+        let refused = store.delete_volume(&"v".into()).await.unwrap_err();
         assert!(
             matches!(refused, Error::HasPending { count: 1, .. }),
             "{refused}"
@@ -264,7 +278,7 @@ fn a_snapshot_is_pending_first_and_cannot_be_read() {
         assert!(matches!(taken, Error::AlreadyExists { .. }), "{taken}");
         let tags = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
         store
-            .tag_snapshot("s", tags.clone(), Vec::new())
+            .tag_snapshot(&"s".into(), tags.clone(), Vec::new())
             .await
             .unwrap();
 
@@ -284,9 +298,9 @@ fn lineage_is_kept_over_pending_cancelled_and_unnamed_ones() {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
         let base = upload(&store, "base", &[7; 4 * BLOCK]).await.unwrap();
         let mut new = new_volume("v", 8 * BLOCK);
-        new.from = Some("base".to_owned());
+        new.from = Some("base".into());
         store.create_volume(new).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let mut ids = Vec::new();
         // None is completed before all have been made.
         let turn = hold_checkpoints(&store).await;
@@ -296,20 +310,31 @@ fn lineage_is_kept_over_pending_cancelled_and_unnamed_ones() {
             ids.push(made.id);
         }
         let parent = |record: SnapshotRecord| record.parent;
-        assert_eq!(parent(store.snapshot("s1").await.unwrap()), Some(ids[0]));
-        store.delete_snapshot("s1").await.unwrap();
+        assert_eq!(
+            parent(store.snapshot(&"s1".into()).await.unwrap()),
+            Some(ids[0])
+        );
+        store.delete_snapshot(&"s1".into()).await.unwrap();
         drop(turn);
         assert_eq!(parent(completed(&store, "s0").await), Some(base.id));
         // One that was cancelled is nobody's parent.
         assert_eq!(parent(completed(&store, "s2").await), Some(ids[0]));
-        assert_eq!(store.volume("v").await.unwrap().parent, Some(ids[2]));
+        assert_eq!(
+            store.volume(&"v".into()).await.unwrap().parent,
+            Some(ids[2])
+        );
         // What is taken into the store without a name leaves it.
         fill(&volume, 5, 2).await;
-        let clone = store.clone_volume(clone_of("v", "w")).await.unwrap();
-        let record = store.volume("v").await.unwrap();
+        let clone = store
+            .clone_volume(clone_of(CloneSource::Volume("v".into()), "w"))
+            .await
+            .unwrap();
+        let record = store.volume(&"v".into()).await.unwrap();
         assert_eq!(record.parent, Some(ids[2]));
         assert_eq!((clone.parent, clone.base), (record.parent, record.base));
-        let of_clone = store.snapshot_volume("w", "t", BTreeMap::new()).await;
+        let of_clone = store
+            .snapshot_volume(&"w".into(), "t", BTreeMap::new())
+            .await;
         assert_eq!(parent(of_clone.unwrap()), Some(ids[2]));
     });
 }
@@ -324,20 +349,20 @@ fn a_cancelled_snapshot_leaves_the_volume_and_frees_its_name() {
             .create_volume(new_volume("v", 8 * BLOCK))
             .await
             .unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         for number in 0..6 {
             fill(&volume, number, number as u8 + 1).await;
             model[number * BLOCK..(number + 1) * BLOCK].fill(number as u8 + 1);
             pending(&store, "v", "s").await.unwrap();
-            let deleted = store.delete_snapshot("s").await.unwrap();
+            let deleted = store.delete_snapshot(&"s".into()).await.unwrap();
             assert_eq!(deleted.state, SnapshotState::Pending);
             assert!(contents(&volume).await == model);
         }
-        assert_eq!(store.volume("v").await.unwrap().pending, []);
+        assert_eq!(store.volume(&"v".into()).await.unwrap().pending, []);
     });
     block_on(async {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert!(contents(&volume).await == model);
         volume.snapshot("s", BTreeMap::new()).await.unwrap();
         assert_holds(&store, "s", &model).await;
@@ -354,7 +379,7 @@ fn pending_snapshots_are_bounded() {
             .create_volume(new_volume("v", 8 * BLOCK))
             .await
             .unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         // Chunks are refused, so the first waits for ever, nearly.
         let turn = hold_checkpoints(&store).await;
         for number in 0..limits::PENDING_SNAPSHOTS_MAX {
@@ -390,7 +415,7 @@ fn snapshots_of_several_volumes_are_of_one_instant() {
         let mut volumes = Vec::new();
         for name in ["a", "b", "c"] {
             store.create_volume(new_volume(name, BLOCK)).await.unwrap();
-            volumes.push(store.open_volume(name).await.unwrap());
+            volumes.push(store.open_volume(&name.into()).await.unwrap());
         }
         let stop = std::sync::atomic::AtomicBool::new(false);
         let writes = async {
@@ -471,7 +496,7 @@ fn snapshots_of_several_volumes_are_all_made_or_none() {
         for number in 0..8 {
             let name = format!("long{number}");
             store.create_volume(new_volume(&name, BLOCK)).await.unwrap();
-            new.volumes.push(name);
+            new.volumes.push(name.as_str().into());
         }
         new.tags = tags;
         let refused = store.snapshot_volumes(new).await.unwrap_err();

@@ -13,7 +13,8 @@ use super::{
     volume_data::{BLOCK, Change, contents, new_volume},
 };
 use crate::{
-    Error, Result, SnapshotId, SnapshotState, Store, format::names, io::Disk as _, limits,
+    CloneSource, Error, Result, SnapshotId, SnapshotState, Store, format::names, io::Disk as _,
+    limits,
 };
 
 /// Waits for what the store does by itself.
@@ -42,7 +43,7 @@ fn a_snapshot_waits_for_room_on_the_disk_and_its_volume_goes_on() {
     let promised = block_on(async {
         let (store, _) = machine.open().await.unwrap();
         store.create_volume(new_volume("v", 4 << 20)).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let change = Change::Write(
             4096,
             (0..1_000_000u32)
@@ -64,12 +65,15 @@ fn a_snapshot_waits_for_room_on_the_disk_and_its_volume_goes_on() {
         fill(&volume, 0, 9).await;
         model[..BLOCK].fill(9);
         assert!(contents(&volume).await == model);
-        let refused = store.clone_volume(clone_of("v", "c")).await.unwrap_err();
+        let refused = store
+            .clone_volume(clone_of(CloneSource::Volume("v".into()), "c"))
+            .await
+            .unwrap_err();
         assert!(matches!(refused, Error::Limit(_)), "{refused}");
         assert!(refused.to_string().contains("no space left"), "{refused}");
-        assert_eq!(store.volume("v").await.unwrap().pending.len(), 2);
+        assert_eq!(store.volume(&"v".into()).await.unwrap().pending.len(), 2);
         for name in ["s", "t"] {
-            let shown = store.snapshot(name).await.unwrap();
+            let shown = store.snapshot(&name.into()).await.unwrap();
             assert_eq!(shown.state, SnapshotState::Pending, "{shown:?}");
         }
         volume.flush().await.unwrap();
@@ -80,15 +84,15 @@ fn a_snapshot_waits_for_room_on_the_disk_and_its_volume_goes_on() {
         let (store, _) = machine.open().await.unwrap();
         machine.disk.set_capacity(short);
         store.resume_snapshots().await.unwrap();
-        let made = store.snapshot("s").await.unwrap();
+        let made = store.snapshot(&"s".into()).await.unwrap();
         let said = waits_for(&store, made.id).await;
         assert!(said.contains("no space left"), "{said}");
         // One that waits can be cancelled, and the other one goes on by itself when there is room.
-        store.delete_snapshot("t").await.unwrap();
+        store.delete_snapshot(&"t".into()).await.unwrap();
         machine.disk.set_capacity(None);
         store.completed_snapshot(made.id).await.unwrap();
         assert_holds(&store, "s", &promised).await;
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert!(contents(&volume).await == model);
         volume.snapshot("t", BTreeMap::new()).await.unwrap();
         assert_holds(&store, "t", &model).await;
@@ -107,7 +111,7 @@ fn a_snapshot_that_waits_is_cancelled_by_deleting_it() {
             .create_volume(new_volume("v", 64 << 10))
             .await
             .unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         fill(&volume, 0, 1).await;
         let held = hold_checkpoints(&store).await;
         let made = pending(&store, "v", "s").await.unwrap();
@@ -116,10 +120,10 @@ fn a_snapshot_that_waits_is_cancelled_by_deleting_it() {
         let said = waits_for(&store, made.id).await;
         assert!(said.contains("no space left"), "{said}");
         machine.disk.set_capacity(None);
-        store.delete_snapshot("s").await.unwrap();
+        store.delete_snapshot(&"s".into()).await.unwrap();
         fill(&volume, 1, 2).await;
         volume.snapshot("t", BTreeMap::new()).await.unwrap();
-        assert_eq!(store.volume("v").await.unwrap().pending, []);
+        assert_eq!(store.volume(&"v".into()).await.unwrap().pending, []);
         let mut image = vec![0; 64 << 10];
         image[..BLOCK].fill(1);
         image[BLOCK..2 * BLOCK].fill(2);
@@ -154,20 +158,20 @@ fn a_snapshot_over_a_damaged_base_fails() {
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         let mut new = new_volume("v", image.len());
-        new.from = Some("base".to_owned());
+        new.from = Some("base".into());
         store.create_volume(new).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         fill(&volume, 1, 4).await;
         let made = pending(&store, "v", "s").await.unwrap();
         let failed = store.completed_snapshot(made.id).await.unwrap_err();
         let said = failed.to_string();
         assert!(said.contains("\"s\" is failed: damage"), "{said}");
-        let shown = store.snapshot("s").await.unwrap();
+        let shown = store.snapshot(&"s".into()).await.unwrap();
         assert!(
             matches!(shown.state, SnapshotState::Failed { .. }),
             "{shown:?}"
         );
-        assert_eq!(store.volume("v").await.unwrap().pending, []);
+        assert_eq!(store.volume(&"v".into()).await.unwrap().pending, []);
         store.close().await.unwrap();
     });
 }
@@ -181,7 +185,7 @@ fn a_journal_is_emptied_at_the_second_try() {
         let (store, _) = machine.open().await.unwrap();
         let size = 2 * limits::JOURNAL_BYTES_LEAST as usize;
         store.create_volume(new_volume("v", size)).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let held = hold_checkpoints(&store).await;
         let mut writes = Box::pin(async {
             for start in (0..size).step_by(1 << 20) {
@@ -234,7 +238,7 @@ async fn work(
     promised.states.push(model.clone());
     store.create_volume(new_volume("v", size)).await?;
     store.create_volume(new_volume("w", BLOCK)).await?;
-    let volume = store.open_volume("v").await?;
+    let volume = store.open_volume(&"v".into()).await?;
     for step in 0..28 {
         let longest = if step % 5 == 0 { 100_000 } else { 9000 };
         let change = Change::random(random, model.len(), longest);
@@ -264,11 +268,13 @@ async fn work(
             5 if step == 5 || step == 19 => {
                 let last = promised.there.pop_last().unwrap();
                 promised.perhaps.extend([last.clone()]);
-                store.delete_snapshot(&last.0).await?;
+                store.delete_snapshot(&last.0.as_str().into()).await?;
                 promised.perhaps.remove(&last.0);
             }
             5 => {
-                store.clone_volume(clone_of("v", &name)).await?;
+                store
+                    .clone_volume(clone_of(CloneSource::Volume("v".into()), &name))
+                    .await?;
                 promised.clones.insert(name, model.clone());
             }
             6 => settle().await,
@@ -277,7 +283,7 @@ async fn work(
         if step == 16 {
             model.resize(size + 5 * 512, 0);
             promised.states.push(model.clone());
-            store.resize_volume("v", model.len() as u64).await?;
+            store.resize_volume(&"v".into(), model.len() as u64).await?;
             promised.flushed = promised.states.len() - 1;
             volume.flush().await?;
         }
@@ -290,7 +296,7 @@ async fn check(store: &Store, promised: &Promised) {
         assert_holds(store, name, image).await;
     }
     for (name, image) in &promised.perhaps {
-        match store.snapshot(name).await {
+        match store.snapshot(&name.as_str().into()).await {
             Ok(record) => {
                 store.completed_snapshot(record.id).await.unwrap();
                 assert_holds(store, name, image).await;
@@ -302,14 +308,17 @@ async fn check(store: &Store, promised: &Promised) {
     // Both, or none.
     let perhaps: Vec<_> = promised.perhaps.keys().collect();
     if let [one, other] = &perhaps[..] {
-        let (one, other) = (store.snapshot(one).await, store.snapshot(other).await);
+        let (one, other) = (
+            store.snapshot(&one.as_str().into()).await,
+            store.snapshot(&other.as_str().into()).await,
+        );
         assert_eq!(one.is_ok(), other.is_ok());
     }
     for (name, image) in &promised.clones {
-        let clone = store.open_volume(name).await.unwrap();
+        let clone = store.open_volume(&name.as_str().into()).await.unwrap();
         assert!(contents(&clone).await == *image, "{name}");
     }
-    match store.open_volume("v").await {
+    match store.open_volume(&"v".into()).await {
         Ok(volume) => {
             let found = contents(&volume).await;
             assert!(promised.states[promised.flushed..].contains(&found));
@@ -342,7 +351,7 @@ fn cut_after(operations: u64, seed: u64) -> bool {
             let (store, _) = machine.open().await?;
             store.resume_snapshots().await?;
             for name in promised.there.keys() {
-                let id = store.snapshot(name).await?.id;
+                let id = store.snapshot(&name.as_str().into()).await?.id;
                 store.completed_snapshot(id).await?;
             }
             if round > 0 {
@@ -377,7 +386,7 @@ fn a_journal_file_is_short_at_first_and_where_there_is_no_room_for_a_long_one() 
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         store.create_volume(new_volume("v", 8 << 20)).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         volume.write(0, Bytes::from(vec![1; BLOCK])).await.unwrap();
         let least = limits::JOURNAL_FILE_BYTES_MIN;
         assert_eq!(volume.journal_bytes(), least);
@@ -412,7 +421,7 @@ fn a_journal_file_is_short_at_first_and_where_there_is_no_room_for_a_long_one() 
     });
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         for place in 0..6usize {
             let start = place << 20;
             assert!(

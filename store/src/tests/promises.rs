@@ -35,12 +35,12 @@ async fn with_pending(machine: &Machine, more: bool, by_earlier_version: bool) -
     let (store, _) = machine.open().await.unwrap();
     let new = new_volume("v", BLOCKS * BLOCK);
     let id = store.create_volume(new).await.unwrap().id;
-    let volume = store.open_volume("v").await.unwrap();
+    let volume = store.open_volume(&"v".into()).await.unwrap();
     let _turn = super::pending::hold_checkpoints(&store).await;
     fill(&volume, 0, 1).await;
     fill(&volume, 1, 2).await;
     pending(&store, "v", "s").await.unwrap();
-    let promised = store.volume("v").await.unwrap().promised_sequence;
+    let promised = store.volume(&"v".into()).await.unwrap().promised_sequence;
     assert_eq!(promised, first_sequence_of(1) + 1);
     if more {
         fill(&volume, 2, 3).await;
@@ -60,14 +60,14 @@ async fn with_pending(machine: &Machine, more: bool, by_earlier_version: bool) -
 /// That the volume is refused, with these words.
 async fn assert_damaged(machine: &Machine, words: &[&str]) {
     let (store, _) = machine.open().await.unwrap();
-    let refused = store.open_volume("v").await.unwrap_err();
+    let refused = store.open_volume(&"v".into()).await.unwrap_err();
     assert!(matches!(refused, Error::Damaged(_)), "{refused}");
     let said = refused.to_string();
     for word in words {
         assert!(said.contains(word), "{word:?} in {said}");
     }
     store.resume_snapshots().await.unwrap();
-    if let Ok(shown) = store.snapshot("s").await {
+    if let Ok(shown) = store.snapshot(&"s".into()).await {
         let SnapshotState::Failed { reason } = shown.state else {
             panic!("{shown:?}");
         };
@@ -95,12 +95,12 @@ fn one_bit_in_front_of_a_cut_is_damage() {
             assert!(machine.disk.contents(&path).unwrap() == before);
             block_on(async {
                 let (store, _) = machine.open().await.unwrap();
-                let volume = store.open_volume("v").await.unwrap();
+                let volume = store.open_volume(&"v".into()).await.unwrap();
                 let now = image(&[1, 2, if more { 3 } else { 0 }]);
                 assert!(contents(&volume).await == now);
                 completed(&store, "s").await;
                 assert_holds(&store, "s", &image(&[1, 2])).await;
-                let record = store.volume("v").await.unwrap();
+                let record = store.volume(&"v".into()).await.unwrap();
                 assert_eq!((record.promised_sequence, record.journal_from), (0, 2));
             });
         }
@@ -145,8 +145,8 @@ fn the_promise_outlives_its_snapshot() {
     block_on(assert_damaged(&machine, &[&place, "snapshot \"s\""]));
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        store.delete_snapshot("s").await.unwrap();
-        assert_eq!(store.volume("v").await.unwrap().pending, []);
+        store.delete_snapshot(&"s".into()).await.unwrap();
+        assert_eq!(store.volume(&"v".into()).await.unwrap().pending, []);
     });
     let promised = format!("batch {} was durable", first_sequence_of(1) + 1);
     block_on(assert_damaged(&machine, &[&place, &promised]));
@@ -164,7 +164,7 @@ fn a_torn_end_behind_a_cut_is_no_damage() {
         machine.disk.put(&path(id, 2), &bytes).unwrap();
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             assert!(contents(&volume).await == image(&[1, 2]));
             completed(&store, "s").await;
             assert_holds(&store, "s", &image(&[1, 2])).await;

@@ -180,7 +180,7 @@ fn verifying_reads_the_disk_and_no_cache() {
         for (at, id) in places.into_iter().zip(ids) {
             let path = names::pack(dir.path(), at.pack);
             flip(&path, at.offset_bytes + 70);
-            let mut verify = store.verify("s").await.unwrap();
+            let mut verify = store.verify(&"s".into()).await.unwrap();
             let mut violations = Vec::new();
             while let Some(progress) = verify.next().await.unwrap() {
                 violations.extend(progress.violations);
@@ -198,14 +198,14 @@ fn verifying_reads_the_disk_and_no_cache() {
         }
         let at = place(meta.nodes(&[NodeKey::Root(root)]));
         flip(&names::pack(dir.path(), at.pack), at.offset_bytes + 70);
-        let refused = store.verify("s").await.unwrap_err();
+        let refused = store.verify(&"s".into()).await.unwrap_err();
         assert!(matches!(refused, Error::Damaged(_)), "{refused}");
     });
 }
 
 /// What a verification finds, past everything in memory.
 async fn violations(store: &Store, name: &str) -> crate::Result<usize> {
-    let mut verify = store.verify(name).await?;
+    let mut verify = store.verify(&name.into()).await?;
     let mut count = 0;
     while let Some(progress) = verify.next().await? {
         count += progress.violations.len();

@@ -37,7 +37,7 @@ fn volumes_without_room_in_their_journals_do_not_stop_one_that_has_some() {
                 .create_volume(new_volume(name, 64 * MIB))
                 .await
                 .unwrap();
-            volumes.push(store.open_volume(name).await.unwrap());
+            volumes.push(store.open_volume(&name.into()).await.unwrap());
         }
         let [a, b, c] = &*volumes else { unreachable!() };
         // The one thread has something else to do: nothing is taken into the store, and no journal
@@ -122,7 +122,7 @@ fn closing_the_store_makes_durable_what_was_written_by_those_who_left_before() {
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
             store.create_volume(new_volume("v", MIB)).await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             fill(&volume, 3, 7).await;
             drop(volume);
             store.close().await.unwrap();
@@ -130,7 +130,7 @@ fn closing_the_store_makes_durable_what_was_written_by_those_who_left_before() {
         let machine = machine.crash(&mut Random::new(seed));
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             let mut expected = vec![0; MIB];
             expected[3 * BLOCK..4 * BLOCK].fill(7);
             assert!(contents(&volume).await == expected, "seed {seed}");
@@ -197,7 +197,7 @@ fn however_many_volumes_are_opened_few_journals_are_read_at_a_time() {
         for name in ["empty", "full"] {
             store.create_volume(new_volume(name, MIB)).await.unwrap();
         }
-        let volume = store.open_volume("full").await.unwrap();
+        let volume = store.open_volume(&"full".into()).await.unwrap();
         fill(&volume, 3, 7).await;
         drop(volume);
         store.close().await.unwrap();
@@ -207,13 +207,14 @@ fn however_many_volumes_are_opened_few_journals_are_read_at_a_time() {
         let scans = &store.volumes().journal_scan_permits;
         let most = u32::try_from(limits::JOURNAL_SCANS).unwrap();
         let others = scans.acquire_many(most).await.unwrap();
-        let mut opening = Box::pin(store.open_volume("full"));
+        let key = "full".into();
+        let mut opening = Box::pin(store.open_volume(&key));
         for _ in 0..2000 {
             assert!(futures::poll!(&mut opening).is_pending());
             turns(1).await;
         }
         // One without a journal need not wait for those that are read.
-        store.open_volume("empty").await.unwrap();
+        store.open_volume(&"empty".into()).await.unwrap();
         assert!(futures::poll!(&mut opening).is_pending());
         drop(others);
         let volume = opening.await.unwrap();

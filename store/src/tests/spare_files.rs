@@ -35,7 +35,7 @@ fn is_there(machine: &Machine, path: &Path) -> bool {
 async fn with_spare(machine: &Machine, image: &[u8]) -> (Store, Volume, VolumeId) {
     let (store, _) = machine.open().await.unwrap();
     let record = store.create_volume(new_volume("v", SIZE)).await.unwrap();
-    let volume = store.open_volume("v").await.unwrap();
+    let volume = store.open_volume(&"v".into()).await.unwrap();
     volume.write(0, Bytes::from(image.to_vec())).await.unwrap();
     volume.snapshot("s", BTreeMap::new()).await.unwrap();
     assert!(is_there(machine, &path(record.id, 1)));
@@ -63,7 +63,7 @@ fn a_file_that_is_done_with_is_written_again() {
     let machine = machine.crash(&mut random);
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let report = JournalReport {
             batches: 1,
             blocks: 1,
@@ -101,7 +101,7 @@ fn what_a_file_was_is_told_from_what_it_is() {
         stale += usize::from(machine.disk.contents(&path(id, 2)).ok().and_then(says) == Some(1));
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             // A beginning of what was written.
             let mut gone = false;
             for value in 1..4u8 {
@@ -136,7 +136,7 @@ fn a_file_in_the_place_of_another_is_refused() {
     machine.disk.put(&path(id, 2), &bytes).unwrap();
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let refused = store.open_volume("v").await.unwrap_err();
+        let refused = store.open_volume(&"v".into()).await.unwrap_err();
         assert!(matches!(refused, Error::Incompatible { .. }), "{refused}");
     });
 }
@@ -152,7 +152,7 @@ fn spare_files_go_when_space_is_short_and_when_the_volume_is_closed() {
             match case {
                 0 => {
                     store.create_volume(new_volume("w", SIZE)).await.unwrap();
-                    let other = store.open_volume("w").await.unwrap();
+                    let other = store.open_volume(&"w".into()).await.unwrap();
                     let used = limits::JOURNAL_FILE_BYTES_MIN + 2 * SIZE as u64;
                     let capacity = used + limits::FREE_BYTES_MIN + (9 << 20);
                     machine.disk.set_capacity(Some(capacity));

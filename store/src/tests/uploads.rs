@@ -210,7 +210,7 @@ fn a_root_that_the_content_does_not_have() {
         let refused = message(&ingest.commit(root).await.unwrap_err());
         assert!(refused.contains(&root.to_string()), "{refused}");
         assert!(matches!(
-            store.snapshot("a").await,
+            store.snapshot(&"a".into()).await,
             Err(Error::NotFound { .. })
         ));
         let again = message(&ingest.commit(root).await.unwrap_err());
@@ -249,7 +249,7 @@ fn an_upload_that_is_dropped_leaves_its_chunks_for_the_next() {
         assert!(sent.new_bytes > 0);
         drop(first);
         assert!(matches!(
-            store.snapshot("a").await,
+            store.snapshot(&"a".into()).await,
             Err(Error::NotFound { .. })
         ));
         let second = store

@@ -125,14 +125,14 @@ fn it_holds_what_an_array_holds() {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
         upload(&store, "base", &base).await.unwrap();
         let mut new = new_volume("v", size);
-        new.from = Some("base".to_owned());
+        new.from = Some("base".into());
         store.create_volume(new).await.unwrap();
         store.close().await.unwrap();
     });
     for round in 0..8 {
         block_on(async {
             let (store, _) = Store::open(options(dir.path())).await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             assert_eq!(volume.journal_report().torn, None);
             assert!(contents(&volume).await == model, "after {round} restarts");
             for step in 0..120 {
@@ -194,7 +194,7 @@ fn writers_of_parts_of_a_block_lose_nothing_of_each_other() {
                 .create_volume(new_volume("v", 64 << 10))
                 .await
                 .unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             let write_sector = |sector: u64| {
                 let volume = volume.clone();
                 async move {
@@ -223,8 +223,8 @@ fn a_volume_is_open_once_and_closed_with_its_last_handle() {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
         store.create_volume(new_volume("v", 1 << 20)).await.unwrap();
         for value in 0..20 {
-            let first = store.open_volume("v").await.unwrap();
-            let second = store.open_volume("v").await.unwrap();
+            let first = store.open_volume(&"v".into()).await.unwrap();
+            let second = store.open_volume(&"v".into()).await.unwrap();
             let bytes = Bytes::from(vec![value; BLOCK]);
             first.write(0, bytes).await.unwrap();
             drop(first);
@@ -252,7 +252,7 @@ fn a_snapshot_is_what_was_there_at_one_instant_of_writing() {
         let blocks = 64u64;
         let size = blocks as usize * BLOCK;
         store.create_volume(new_volume("v", size)).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         // Each write puts the next number in the next block, round and round: what is there at an
         // instant follows from the highest number.
         let writes = async {
@@ -292,7 +292,7 @@ fn journals_are_emptied_by_snapshots() {
         let (store, _) = Store::open(options).await.unwrap();
         let size = 32 << 20;
         store.create_volume(new_volume("v", size)).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let mut model = vec![0; size];
         for round in 0..8usize {
             for number in 0..6usize {
@@ -306,12 +306,12 @@ fn journals_are_emptied_by_snapshots() {
             }
             let name = format!("s{round}");
             let snapshot = store
-                .snapshot_volume("v", &name, BTreeMap::new())
+                .snapshot_volume(&"v".into(), &name, BTreeMap::new())
                 .await
                 .unwrap();
             assert_eq!(volume.journal_bytes(), 0);
             assert_holds(&store, &name, &model).await;
-            let record = store.volume("v").await.unwrap();
+            let record = store.volume(&"v".into()).await.unwrap();
             assert_eq!(record.parent, Some(snapshot.id));
             assert_eq!(record.base, snapshot.root());
         }
@@ -337,7 +337,7 @@ async fn work(
     let mut model = vec![0; size];
     promised.states.push(model.clone());
     store.create_volume(new_volume("v", size)).await?;
-    let volume = store.open_volume("v").await?;
+    let volume = store.open_volume(&"v".into()).await?;
     for step in 0..24 {
         let change = Change::random(random, size, if step % 5 == 0 { 200_000 } else { 9000 });
         change.apply(&mut model);
@@ -376,7 +376,7 @@ fn cut_after(operations: u64, seed: u64) -> bool {
     for _ in 0..2 {
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let volume = match store.open_volume("v").await {
+            let volume = match store.open_volume(&"v".into()).await {
                 Ok(volume) => volume,
                 Err(Error::NotFound { .. }) => {
                     assert_eq!(promised.flushed, 0, "after {operations} operations");
@@ -421,7 +421,7 @@ fn a_power_cut_at_every_operation_takes_nothing_that_was_flushed() {
 async fn written(machine: &Machine, batches: u8) -> PathBuf {
     let (store, _) = machine.open().await.unwrap();
     let record = store.create_volume(new_volume("v", 1 << 20)).await.unwrap();
-    let volume = store.open_volume("v").await.unwrap();
+    let volume = store.open_volume(&"v".into()).await.unwrap();
     for number in 0..batches {
         let bytes = Bytes::from(vec![number + 1; BLOCK]);
         volume
@@ -446,7 +446,7 @@ fn damage_to_what_was_durable_is_told_and_a_torn_end_is_cut_off() {
             .unwrap();
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let opened = store.open_volume("v").await;
+            let opened = store.open_volume(&"v".into()).await;
             if block < 9 {
                 let said = opened.unwrap_err().to_string();
                 let place = (block - 1) / 2 * 2 + 1;
@@ -474,7 +474,7 @@ fn a_torn_header_behind_a_snapshot_is_no_damage() {
         let path = block_on(async {
             let (store, _) = machine.open().await.unwrap();
             let record = store.create_volume(new_volume("v", 1 << 20)).await.unwrap();
-            let volume = store.open_volume("v").await.unwrap();
+            let volume = store.open_volume(&"v".into()).await.unwrap();
             for value in 1..4 {
                 let bytes = Bytes::from(vec![value; BLOCK]);
                 volume.write(0, bytes).await.unwrap();
@@ -488,7 +488,7 @@ fn a_torn_header_behind_a_snapshot_is_no_damage() {
                     volume.flush().await.unwrap();
                 }
             }
-            let from = store.volume("v").await.unwrap().journal_from;
+            let from = store.volume(&"v".into()).await.unwrap().journal_from;
             names::journal_file(std::path::Path::new("/data"), record.id, from)
         });
         let mut bytes = machine.disk.contents(&path).unwrap();
@@ -496,7 +496,7 @@ fn a_torn_header_behind_a_snapshot_is_no_damage() {
         machine.disk.put(&path, &bytes).unwrap();
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let opened = store.open_volume("v").await;
+            let opened = store.open_volume(&"v".into()).await;
             if flushes > 0 {
                 let damage = opened.unwrap_err();
                 assert!(matches!(damage, Error::Damaged(_)), "{damage}");
@@ -515,16 +515,16 @@ fn a_journal_of_another_volume_is_refused() {
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         let other = store.create_volume(new_volume("w", 1 << 20)).await.unwrap();
-        drop(store.open_volume("w").await.unwrap());
+        drop(store.open_volume(&"w".into()).await.unwrap());
         let path = names::journal_file(std::path::Path::new("/data"), other.id, 1);
         machine.disk.put(&path, &bytes).unwrap();
         store.close().await.unwrap();
     });
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
-        let refused = store.open_volume("w").await.unwrap_err();
+        let refused = store.open_volume(&"w".into()).await.unwrap_err();
         assert!(matches!(refused, Error::Incompatible { .. }), "{refused}");
-        store.open_volume("v").await.unwrap();
+        store.open_volume(&"v".into()).await.unwrap();
     });
 }
 
@@ -538,7 +538,7 @@ fn a_full_disk_refuses_writes_and_goes_on_when_there_is_room() {
             .create_volume(new_volume("v", 64 << 20))
             .await
             .unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let mut model = vec![0; 64 << 20];
         // Less than journals leave, a little more than chunks do, and what is written cannot be
         // made smaller.
@@ -582,7 +582,7 @@ fn a_journal_that_grows_large_is_taken_into_the_store() {
     runtime.block_on(async {
         let (store, _) = Store::open(limited.clone()).await.unwrap();
         store.create_volume(new_volume("v", size)).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         // Each writer has a third of the volume to itself.
         let writers = model
             .chunks_mut(size / 3)
@@ -606,7 +606,7 @@ fn a_journal_that_grows_large_is_taken_into_the_store() {
             });
         futures::future::join_all(writers).await;
         assert!(contents(&volume).await == model);
-        let record = store.volume("v").await.unwrap();
+        let record = store.volume(&"v".into()).await.unwrap();
         assert!(
             record.journal_from > 1 && record.base.is_some(),
             "{record:?}"
@@ -618,7 +618,7 @@ fn a_journal_that_grows_large_is_taken_into_the_store() {
     });
     block_on(async {
         let (store, _) = Store::open(limited).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         assert!(contents(&volume).await == model);
     });
 }
@@ -630,7 +630,7 @@ fn a_journal_that_can_neither_grow_nor_be_emptied_refuses_writes() {
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         store.create_volume(new_volume("v", 1 << 30)).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         let bytes = Bytes::from(vec![1; 2 << 20]);
         volume.write(0, bytes).await.unwrap();
         let mut written = 2 << 20;
@@ -666,7 +666,7 @@ fn a_sync_that_fails_stops_all_writing() {
     block_on(async {
         let (store, _) = machine.open().await.unwrap();
         store.create_volume(new_volume("v", 1 << 20)).await.unwrap();
-        let volume = store.open_volume("v").await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
         volume.write(0, Bytes::from(vec![1; BLOCK])).await.unwrap();
         machine.disk.fail_sync(1);
         volume.flush().await.unwrap_err();

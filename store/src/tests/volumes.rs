@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{block_on, upload};
-use crate::{Error, ListQuery, NewVolume, Options, Result, Store, VolumeRecord, rebuild};
+use crate::{
+    Error, ListQuery, NewVolume, Options, Result, Store, VolumeKey, VolumeRecord, rebuild,
+};
 
 fn new(name: &str) -> NewVolume {
     NewVolume {
@@ -35,12 +37,15 @@ fn a_volume_is_made_found_changed_and_deleted() {
     block_on(async {
         let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
         let made = store.create_volume(new("db")).await.unwrap();
-        assert_eq!(store.volume("db").await.unwrap(), made);
-        assert_eq!(store.volume(&made.id.to_string()).await.unwrap(), made);
+        assert_eq!(store.volume(&"db".into()).await.unwrap(), made);
+        assert_eq!(store.volume(&VolumeKey::Id(made.id)).await.unwrap(), made);
         assert_eq!(store.status().await.unwrap().volumes, 1);
 
         let tags = BTreeMap::from([("tier".to_owned(), "gold".to_owned())]);
-        let tagged = store.tag_volume("db", tags.clone(), vec![]).await.unwrap();
+        let tagged = store
+            .tag_volume(&"db".into(), tags.clone(), vec![])
+            .await
+            .unwrap();
         assert_eq!(tagged.tags, tags);
         store.create_volume(new("web")).await.unwrap();
         assert_eq!(names(&store, ListQuery::default()).await, ["db", "web"]);
@@ -64,12 +69,12 @@ fn a_volume_is_made_found_changed_and_deleted() {
             "a name like an id"
         );
 
-        store.delete_volume("db").await.unwrap();
+        store.delete_volume(&"db".into()).await.unwrap();
         for gone in [
-            store.volume("db").await,
-            store.delete_volume("db").await,
-            store.attach_volume("db", true).await,
-            store.detach_volume("db").await,
+            store.volume(&"db".into()).await,
+            store.delete_volume(&"db".into()).await,
+            store.attach_volume(&"db".into(), true).await,
+            store.detach_volume(&"db".into()).await,
         ] {
             assert!(
                 matches!(gone, Err(Error::NotFound { what: "volume", .. })),
@@ -89,26 +94,26 @@ fn an_attached_volume_is_held_on_to() {
     block_on(async {
         let (store, _) = Store::open(Options::new(dir.path())).await.unwrap();
         store.create_volume(new("db")).await.unwrap();
-        let first = store.attach_volume("db", false).await.unwrap();
+        let first = store.attach_volume(&"db".into(), false).await.unwrap();
         assert_eq!(first.attachments, 1);
         assert!(first.attached_at_ns >= Some(first.created_at_ns));
-        assert!(attached(&store.attach_volume("db", false).await));
-        assert!(attached(&store.delete_volume("db").await));
-        assert_eq!(store.volume("db").await.unwrap(), first);
+        assert!(attached(&store.attach_volume(&"db".into(), false).await));
+        assert!(attached(&store.delete_volume(&"db".into()).await));
+        assert_eq!(store.volume(&"db".into()).await.unwrap(), first);
 
-        let second = store.attach_volume("db", true).await.unwrap();
+        let second = store.attach_volume(&"db".into(), true).await.unwrap();
         assert_eq!(second.attachments, 2);
-        let detached = store.detach_volume("db").await.unwrap();
+        let detached = store.detach_volume(&"db".into()).await.unwrap();
         assert_eq!((detached.attachments, detached.attached_at_ns), (2, None));
         assert_eq!(
-            store.detach_volume("db").await.unwrap(),
+            store.detach_volume(&"db".into()).await.unwrap(),
             detached,
             "whoever lost the answer asks again"
         );
-        let third = store.attach_volume("db", true).await.unwrap();
+        let third = store.attach_volume(&"db".into(), true).await.unwrap();
         assert_eq!(third.attachments, 3);
-        store.detach_volume("db").await.unwrap();
-        store.delete_volume("db").await.unwrap();
+        store.detach_volume(&"db".into()).await.unwrap();
+        store.delete_volume(&"db".into()).await.unwrap();
         store.close().await.unwrap();
     });
 }
@@ -124,15 +129,15 @@ fn volumes_are_there_again_after_a_restart_and_after_a_rebuild() {
         let snapshot = upload(&store, "base", &[1; 8192]).await.unwrap();
         let from = NewVolume {
             size_bytes: None,
-            from: Some("base".to_owned()),
+            from: Some("base".into()),
             ..new("db")
         };
         let made = store.create_volume(from).await.unwrap();
         assert_eq!(made.base, snapshot.root());
         store.create_volume(new("gone")).await.unwrap();
-        store.delete_volume("gone").await.unwrap();
-        store.delete_snapshot("base").await.unwrap();
-        let expected = store.attach_volume("db", false).await.unwrap();
+        store.delete_volume(&"gone".into()).await.unwrap();
+        store.delete_snapshot(&"base".into()).await.unwrap();
+        let expected = store.attach_volume(&"db".into(), false).await.unwrap();
         store.close().await.unwrap();
         expected
     });
@@ -140,7 +145,7 @@ fn volumes_are_there_again_after_a_restart_and_after_a_rebuild() {
         block_on(async {
             let (store, report) = Store::open(options.clone()).await.unwrap();
             assert!(report.is_clean(), "{report}");
-            assert_eq!(store.volume("db").await.unwrap(), expected);
+            assert_eq!(store.volume(&"db".into()).await.unwrap(), expected);
             assert_eq!(names(&store, ListQuery::default()).await, ["db"]);
             store.close().await.unwrap();
         });

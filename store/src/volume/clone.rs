@@ -17,19 +17,14 @@ use super::{
 use crate::{
     Error, Result, SnapshotRecord,
     engine::Priority,
-    meta::{self, Lookup as _, Meta, VolumeId, VolumeRecord},
+    meta::{self, Key, Lookup as _, Meta, SnapshotKey, VolumeId, VolumeKey, VolumeRecord},
 };
 
-/// The prefix of a key that names a snapshot, and of one that names a volume.
-const SNAPSHOT: &str = "snapshot/";
-const VOLUME: &str = "volume/";
-
 /// A clone to be made.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct NewClone {
-    /// A snapshot or a volume: an id, a name that only one of them has, or a name with the prefix
-    /// `snapshot/` or `volume/`.
-    pub source: String,
+    /// Whose content it has.
+    pub source: CloneSource,
     /// The new volume's name.
     pub name: String,
     /// Its size, a multiple of 512 bytes and not less than the source's; `None`: as the source's.
@@ -38,6 +33,23 @@ pub struct NewClone {
     pub tags: BTreeMap<String, String>,
 }
 
+/// What a clone is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CloneSource {
+    /// A snapshot.
+    Snapshot(SnapshotKey),
+    /// A volume, as it is now.
+    Volume(VolumeKey),
+    /// The one of the two that exists: a user wrote an id or a name, and not of which kind it is.
+    Either {
+        /// The text as the key of a snapshot.
+        snapshot: SnapshotKey,
+        /// The same text as the key of a volume.
+        volume: VolumeKey,
+    },
+}
+
+/// The record of a source.
 enum Source {
     Snapshot(SnapshotRecord),
     Volume(VolumeRecord),
@@ -72,7 +84,7 @@ impl Volumes {
                     }
                 };
                 self.engine.meta(Priority::Read, check).await?;
-                let volume = self.open_volume(&record.id.to_string()).await?;
+                let volume = self.open_volume(&Key::Id(record.id)).await?;
                 self.content_now(&volume).await?
             }
         };
@@ -88,26 +100,28 @@ impl Volumes {
             .await
     }
 
-    async fn clone_source(&self, source: &str) -> Result<Source> {
-        if let Some(name) = source.strip_prefix(SNAPSHOT) {
-            return self.snapshot(name).await.map(Source::Snapshot);
-        }
-        if let Some(name) = source.strip_prefix(VOLUME) {
-            return self.volume(name).await.map(Source::Volume);
-        }
-        let snapshot = found(self.snapshot(source).await)?;
-        let volume = found(self.volume(source).await)?;
+    async fn clone_source(&self, source: &CloneSource) -> Result<Source> {
+        let (snapshot_key, volume_key) = match source {
+            CloneSource::Snapshot(key) => return self.snapshot(key).await.map(Source::Snapshot),
+            CloneSource::Volume(key) => return self.volume(key).await.map(Source::Volume),
+            CloneSource::Either { snapshot, volume } => (snapshot, volume),
+        };
+        let snapshot = found(self.snapshot(snapshot_key).await)?;
+        let volume = found(self.volume(volume_key).await)?;
         match (snapshot, volume) {
             (Some(snapshot), None) => Ok(Source::Snapshot(snapshot)),
             (None, Some(volume)) => Ok(Source::Volume(volume)),
             (None, None) => Err(Error::NotFound {
                 what: "snapshot or volume",
-                name: source.to_owned(),
+                name: snapshot_key.to_string(),
             }),
-            (Some(_), Some(_)) => Err(Error::Invalid(format!(
-                "there is a snapshot {source:?} and a volume {source:?}: \
-                 write {SNAPSHOT}{source} or {VOLUME}{source}"
-            ))),
+            (Some(_), Some(_)) => {
+                let (snapshot, volume) = (snapshot_key.to_string(), volume_key.to_string());
+                Err(Error::Invalid(format!(
+                    "there is a snapshot {snapshot:?} and a volume {volume:?}: \
+                     write snapshot/{snapshot} or volume/{volume}"
+                )))
+            }
         }
     }
 
@@ -117,7 +131,7 @@ impl Volumes {
         let cutting = inner.checkpoints.cutting.lock().await;
         // The record is looked up after that: its base is the volume's content, or equal to it.
         let is_base = inner.layers.read().is_base();
-        let record = self.volume(&inner.record.id.to_string()).await?;
+        let record = self.volume(&Key::Id(inner.record.id)).await?;
         let (record, pin) = self.engine.pin_named(record, |it| Ok(it.base)).await?;
         let at_instant = Origin {
             owner: format!("volume {:?}", record.label()),

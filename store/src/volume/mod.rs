@@ -57,7 +57,7 @@ mod volumes;
 mod write;
 mod writer;
 
-pub use clone::NewClone;
+pub use clone::{CloneSource, NewClone};
 use journal::FilePool;
 pub use journal::JournalReport;
 pub(crate) use journal::{check_owner, journal_numbers, read_owner, remove_journal};

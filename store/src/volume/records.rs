@@ -12,7 +12,8 @@ use crate::{
     io::offload,
     limits,
     meta::{
-        self, AccountId, Lookup as _, Meta, SnapshotId, SnapshotRecord, VolumeId, VolumeRecord,
+        self, AccountId, Lookup as _, Meta, SnapshotId, SnapshotKey, SnapshotRecord, VolumeId,
+        VolumeKey, VolumeRecord,
     },
 };
 
@@ -23,8 +24,8 @@ pub struct NewVolume {
     pub name: String,
     /// Its size, a multiple of 512 bytes; `None`: as the snapshot's.
     pub size_bytes: Option<u64>,
-    /// Name or id of the snapshot whose content it begins with; `None`: zeros.
-    pub from: Option<String>,
+    /// The snapshot whose content it begins with; `None`: zeros.
+    pub from: Option<SnapshotKey>,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
 }
@@ -33,10 +34,7 @@ impl NewVolume {
     /// The record that it becomes.
     fn into_record(self, id: VolumeId, meta: &dyn Meta) -> Result<VolumeRecord> {
         let from = match &self.from {
-            Some(key) => Some(Origin::of(&SnapshotRecord::find(
-                meta,
-                &key.as_str().into(),
-            )?)?),
+            Some(key) => Some(Origin::of(&SnapshotRecord::find(meta, key)?)?),
             None => None,
         };
         self.into_record_of(id, meta, from)
@@ -165,13 +163,13 @@ impl Volumes {
     }
 
     /// The volume of that name or id.
-    pub(crate) async fn volume(&self, key: &str) -> Result<VolumeRecord> {
-        self.engine.find(key.into()).await
+    pub(crate) async fn volume(&self, key: &VolumeKey) -> Result<VolumeRecord> {
+        self.engine.find(key.clone()).await
     }
 
     /// Deletes a volume and its journal, unless it is attached or has pending snapshots. Its
     /// snapshots stay.
-    pub(crate) async fn delete_volume(&self, key: &str) -> Result<VolumeRecord> {
+    pub(crate) async fn delete_volume(&self, key: &VolumeKey) -> Result<VolumeRecord> {
         let id = self.volume(key).await?.id;
         let may_go = |record: &VolumeRecord| {
             detached(record)?;
@@ -209,7 +207,7 @@ impl Volumes {
     ///
     /// `force` takes over a volume that is attached already, as after its user died without
     /// detaching it. The number goes up with that, too, so the former user can be told apart.
-    pub(crate) async fn attach_volume(&self, key: &str, force: bool) -> Result<VolumeRecord> {
+    pub(crate) async fn attach_volume(&self, key: &VolumeKey, force: bool) -> Result<VolumeRecord> {
         let change = move |mut record: VolumeRecord| {
             if !force {
                 detached(&record)?;
@@ -226,7 +224,7 @@ impl Volumes {
 
     /// Detaches a volume. One that is not attached stays as it is, so a caller that lost the answer
     /// may ask again.
-    pub(crate) async fn detach_volume(&self, key: &str) -> Result<VolumeRecord> {
+    pub(crate) async fn detach_volume(&self, key: &VolumeKey) -> Result<VolumeRecord> {
         let change = |mut record: VolumeRecord| {
             record.attached_at_ns = None;
             Ok(record)
@@ -234,7 +232,7 @@ impl Volumes {
         self.change_volume(key, change).await
     }
 
-    pub(super) async fn change_volume<F>(&self, key: &str, change: F) -> Result<VolumeRecord>
+    pub(super) async fn change_volume<F>(&self, key: &VolumeKey, change: F) -> Result<VolumeRecord>
     where
         F: Fn(VolumeRecord) -> Result<VolumeRecord> + Send + 'static,
     {
@@ -301,7 +299,7 @@ mod tests {
         NewVolume {
             name: "v".to_owned(),
             size_bytes,
-            from: from.map(str::to_owned),
+            from: from.map(SnapshotKey::from),
             tags: BTreeMap::new(),
         }
     }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Error, Result,
     io::offload,
-    meta::{Key, VolumeId, VolumeRecord},
+    meta::{Key, VolumeId, VolumeKey, VolumeRecord},
 };
 
 /// The open volumes of a store.
@@ -124,7 +124,7 @@ impl Volumes {
     /// # Errors
     ///
     /// [`Error::Damaged`] when the journal is, in a place that was durable.
-    pub(crate) async fn open_volume(self: &Arc<Self>, key: &str) -> Result<Volume> {
+    pub(crate) async fn open_volume(self: &Arc<Self>, key: &VolumeKey) -> Result<Volume> {
         let id = self.volume(key).await?.id;
         let opening = self.open.opening(id).await;
         if let Some(volume) = opening.volume() {
@@ -137,7 +137,11 @@ impl Volumes {
     }
 
     /// Lets a volume grow, attached or not; what it grows by reads as zeros. It does not shrink.
-    pub(crate) async fn resize_volume(&self, key: &str, size_bytes: u64) -> Result<VolumeRecord> {
+    pub(crate) async fn resize_volume(
+        &self,
+        key: &VolumeKey,
+        size_bytes: u64,
+    ) -> Result<VolumeRecord> {
         let change = move |record: VolumeRecord| {
             records::check_size(&record.label(), size_bytes)?;
             if size_bytes < record.size_bytes {
@@ -165,7 +169,7 @@ impl Volumes {
     }
 
     /// The state of a volume beside its record.
-    pub(crate) async fn volume_status(&self, key: &str) -> Result<VolumeStatus> {
+    pub(crate) async fn volume_status(&self, key: &VolumeKey) -> Result<VolumeStatus> {
         let record = self.volume(key).await?;
         let engine = &self.engine;
         let status = VolumeStatus {

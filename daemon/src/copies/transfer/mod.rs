@@ -20,7 +20,8 @@ use varve_content::{
     tree::{CompareError, ComparedLeaves, LeafComparison, Root, RootId, WalkError},
 };
 use varve_store::{
-    Error, IncomingChunk, Ingest, Lineage, NewSnapshot, SnapshotOrigin, SnapshotRecord, Store,
+    Error, IncomingChunk, Ingest, Lineage, NewSnapshot, SnapshotKey, SnapshotOrigin,
+    SnapshotRecord, Store,
 };
 
 use super::{
@@ -198,8 +199,8 @@ impl CopyEngine {
         };
         varve_store::check_snapshot_name(&name).map_err(|error| job.blame(error))?;
         job.found(&name, &wanted.root, wanted.snapshot.data_bytes);
-        match self.store.snapshot(&name).await {
-            Ok(there) if there.name.as_ref() == Some(&name) && there.root() == Some(root) => {
+        match self.store.snapshot(&SnapshotKey::Name(name.clone())).await {
+            Ok(there) if there.root() == Some(root) => {
                 job.all_here();
                 return Ok(there);
             }
@@ -306,7 +307,8 @@ impl CopyEngine {
             }
             Err(error) => return Err(error),
         };
-        match self.store.snapshot(&there.name).await {
+        let key = SnapshotKey::Name(there.name.clone());
+        match self.store.snapshot(&key).await {
             Ok(here) if here.root().is_some() && here.root() == there.root => {
                 Ok(Some(Ancestor::Here(here)))
             }

@@ -3,14 +3,12 @@
 use bytes::Bytes;
 use varve_content::block::SEGMENT_BYTES;
 use varve_proto::v1;
-use varve_store::{
-    NewClone, NewSnapshots, NewVolume, RemoteRecord, SnapshotState, VolumeRecord, VolumeStatus,
-};
+use varve_store::{RemoteRecord, SnapshotState, VolumeRecord, VolumeStatus};
 
 use super::{root_bytes, timestamp};
 use crate::service::{
-    CopySource, CopyState, CopyStatus, Error, Estimate, ListRequest, NewCopy, Result, Snapshot,
-    Status, VolumeDetails,
+    CloneRequest, CopySource, CopyState, CopyStatus, Error, Estimate, ListRequest, NewCopy, Result,
+    Snapshot, SnapshotsRequest, Status, VolumeDetails, VolumeRequest,
 };
 
 /// A snapshot, with how far it has come if it is pending.
@@ -91,8 +89,8 @@ pub(in crate::grpc) fn volume(record: VolumeRecord) -> v1::Volume {
     }
 }
 
-pub(in crate::grpc) fn new_clone(request: v1::CloneVolumeRequest) -> NewClone {
-    NewClone {
+pub(in crate::grpc) fn new_clone(request: v1::CloneVolumeRequest) -> CloneRequest {
+    CloneRequest {
         source: request.source,
         name: request.name,
         size_bytes: (request.size_bytes != 0).then_some(request.size_bytes),
@@ -100,16 +98,16 @@ pub(in crate::grpc) fn new_clone(request: v1::CloneVolumeRequest) -> NewClone {
     }
 }
 
-pub(in crate::grpc) fn new_snapshots(request: v1::CreateSnapshotsRequest) -> NewSnapshots {
-    NewSnapshots {
+pub(in crate::grpc) fn new_snapshots(request: v1::CreateSnapshotsRequest) -> SnapshotsRequest {
+    SnapshotsRequest {
         volumes: request.volumes,
         name: request.name,
         tags: request.tags,
     }
 }
 
-pub(in crate::grpc) fn new_volume(request: v1::CreateVolumeRequest) -> NewVolume {
-    NewVolume {
+pub(in crate::grpc) fn new_volume(request: v1::CreateVolumeRequest) -> VolumeRequest {
+    VolumeRequest {
         name: request.name,
         size_bytes: (request.size_bytes != 0).then_some(request.size_bytes),
         from: Some(request.from_snapshot).filter(|key| !key.is_empty()),

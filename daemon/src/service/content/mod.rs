@@ -35,7 +35,7 @@ impl Service {
         let open = async {
             let key = request::snapshot_key("snapshot", key)?;
             let place = streams::place(&self.0.readers, caller).await?;
-            let reader = self.store().open_snapshot(key).await?;
+            let reader = self.store().open_snapshot(&key).await?;
             let download = Download {
                 reader,
                 plain,
@@ -61,7 +61,7 @@ impl Service {
         let open = async {
             let key = request::snapshot_key("snapshot", key)?;
             let place = streams::place(&self.0.readers, caller).await?;
-            let reader = self.store().open_snapshot(key).await?;
+            let reader = self.store().open_snapshot(&key).await?;
             let range = read::range(reader.size_bytes(), offset_bytes, length_bytes)?;
             Ok(((reader, range), place))
         };

@@ -22,7 +22,7 @@ impl World {
         let machine = machine.copy();
         block_on(async {
             let (store, _) = machine.open().await.unwrap();
-            let record = store.volume(&name).await.unwrap();
+            let record = store.volume(&name.as_str().into()).await.unwrap();
             let dir = names::volume(Path::new("/data"), record.id);
             let files = machine.disk.list(&dir).unwrap_or_default();
             let files = files.into_iter().map(|file| dir.join(file));
@@ -50,7 +50,7 @@ impl World {
             let mut bytes = machine.disk.contents(path).unwrap();
             bytes[offset] ^= 1 << self.random.below(8);
             machine.disk.put(path, &bytes).unwrap();
-            let volume = match store.open_volume(&name).await {
+            let volume = match store.open_volume(&name.as_str().into()).await {
                 Ok(volume) => volume,
                 Err(Error::Damaged(_) | Error::Incompatible { .. }) => return,
                 Err(error) => panic!("{error}"),
@@ -58,7 +58,7 @@ impl World {
             let model = &self.volumes[&name];
             model.find(&name, 0, &contents(&volume).await.unwrap());
             for (snapshot, content) in &self.snapshots {
-                let record = store.snapshot(snapshot).await.unwrap();
+                let record = store.snapshot(&snapshot.as_str().into()).await.unwrap();
                 if record
                     .origin
                     .as_ref()

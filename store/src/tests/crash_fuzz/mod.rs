@@ -37,7 +37,7 @@ use super::{
     seed,
     volume_data::{BLOCK, Change, new_volume},
 };
-use crate::{Error, Result, Store, Volume, limits};
+use crate::{CloneSource, Error, Result, Store, Volume, limits};
 
 /// Seeds of a run of the suite.
 const ROUNDS: u64 = 40;
@@ -114,7 +114,7 @@ impl World {
     /// Finds out what of that was under way is there.
     async fn look(&mut self, store: &Store) -> Result<()> {
         for name in self.volumes_perhaps.keys().cloned().collect::<Vec<_>>() {
-            let is_there = exists(store.volume(&name).await)?;
+            let is_there = exists(store.volume(&name.as_str().into()).await)?;
             let model = self.volumes_perhaps.remove(&name);
             if is_there {
                 self.volumes.extend(model.map(|model| (name, model)));
@@ -123,7 +123,7 @@ impl World {
         while let Some(group) = self.snapshots_perhaps.last().cloned() {
             let mut there = Vec::new();
             for name in group.keys() {
-                there.push(exists(store.snapshot(name).await)?);
+                there.push(exists(store.snapshot(&name.as_str().into()).await)?);
             }
             assert!(
                 there.iter().all(|it| *it == there[0]),
@@ -140,7 +140,7 @@ impl World {
 
     /// Opens a volume, and compares it.
     async fn open(&mut self, store: &Store, name: &str) -> Result<Volume> {
-        let volume = store.open_volume(name).await?;
+        let volume = store.open_volume(&name.into()).await?;
         let found = contents(&volume).await?;
         if let Some(model) = self.volumes.get_mut(name) {
             model.accept(name, found);
@@ -276,8 +276,8 @@ impl World {
         self.log(format!("clone {name} of {source}"));
         let model = Model::new(self.volumes[source].now().clone());
         self.volumes_perhaps.insert(name.clone(), model);
-        let source = format!("volume/{source}");
-        store.clone_volume(clone_of(&source, &name)).await?;
+        let source = CloneSource::Volume(source.into());
+        store.clone_volume(clone_of(source, &name)).await?;
         let model = self.volumes_perhaps.remove(&name).unwrap();
         self.volumes.insert(name, model);
         Ok(())
@@ -387,7 +387,7 @@ impl World {
                     self.log("all snapshots are waited for");
                     held = None;
                     for name in self.snapshots.keys() {
-                        let id = store.snapshot(name).await?.id;
+                        let id = store.snapshot(&name.as_str().into()).await?.id;
                         // Those of volumes that are not open have not begun.
                         if store.snapshot_progress(id).is_some() {
                             store.completed_snapshot(id).await?;
@@ -405,7 +405,7 @@ impl World {
                     let len = larger.len() as u64;
                     model.perhaps = Some(larger.clone());
                     self.log(format!("{name}: grows to {len}"));
-                    store.resize_volume(&name, len).await?;
+                    store.resize_volume(&name.as_str().into(), len).await?;
                     let model = self.volumes.get_mut(&name).unwrap();
                     model.perhaps = None;
                     // That is in the catalog, and leaves nothing in the journal.
@@ -419,7 +419,7 @@ impl World {
                     may_reopen = false;
                     let group = BTreeMap::from([(snapshot.clone(), content)]);
                     self.snapshots_perhaps.push(group);
-                    store.delete_snapshot(&snapshot).await?;
+                    store.delete_snapshot(&snapshot.as_str().into()).await?;
                     self.snapshots_perhaps.pop();
                 }
                 // One that was cancelled may keep its volume open for a while, which takes nothing
@@ -432,7 +432,7 @@ impl World {
                     open.remove(&name);
                     drop(volume);
                     for name in self.snapshots.keys() {
-                        let id = store.snapshot(name).await?.id;
+                        let id = store.snapshot(&name.as_str().into()).await?.id;
                         if store.snapshot_progress(id).is_some() {
                             store.completed_snapshot(id).await?;
                         }
@@ -457,7 +457,7 @@ impl World {
                     self.log(format!("delete {name}"));
                     let model = self.volumes.remove(&name).unwrap();
                     self.volumes_perhaps.insert(name.clone(), model);
-                    let deleted = store.delete_volume(&name).await;
+                    let deleted = store.delete_volume(&name.as_str().into()).await;
                     match deleted {
                         Ok(_) => {
                             open.remove(&name);
@@ -562,7 +562,7 @@ impl World {
             }
             store.resume_snapshots().await.unwrap();
             for (name, content) in &mut self.snapshots {
-                let id = store.snapshot(name).await.unwrap().id;
+                let id = store.snapshot(&name.as_str().into()).await.unwrap().id;
                 store.completed_snapshot(id).await.unwrap();
                 let found = super::read(&store, name, 0, content.before.len())
                     .await

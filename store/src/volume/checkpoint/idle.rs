@@ -11,7 +11,7 @@ use crate::{
     Error, ListQuery, Result,
     io::offload,
     limits,
-    meta::{VolumeId, VolumeRecord},
+    meta::{Key, VolumeId, VolumeRecord},
     volume::{Volumes, journal::last_journal_file, volume::Volume},
 };
 
@@ -97,7 +97,7 @@ impl Volumes {
         if tried.insert(id, last) == Some(last) {
             return Ok(());
         }
-        let volume = self.open_volume(&id.to_string()).await?;
+        let volume = self.open_volume(&Key::Id(id)).await?;
         self.content_now(&volume).await?;
         let name = volume.record().label();
         tracing::info!(

@@ -31,7 +31,7 @@ fn a_change_of_any_length_waits_with_no_more_than_the_room_of_a_volume() {
             let name = format!("v{start}");
             let new = new_volume(&name, size.next_multiple_of(512));
             store.create_volume(new).await.unwrap();
-            let volume = store.open_volume(&name).await.unwrap();
+            let volume = store.open_volume(&name.as_str().into()).await.unwrap();
             let data = Bytes::from(image[start..].to_vec());
             let mut write = Box::pin(volume.write(start as u64, data));
             assert!(poll!(&mut write).is_pending());

@@ -40,15 +40,16 @@ use crate::{
     limits,
     meta::{
         self, AccountId, Key, Lookup as _, Meta, PendingSnapshot, SnapshotContent, SnapshotId,
-        SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
+        SnapshotKey, SnapshotOrigin, SnapshotRecord, SnapshotState, VolumeId, VolumeKey,
+        VolumeRecord,
     },
 };
 
 /// Snapshots to be made at one instant.
 #[derive(Debug, Clone, Default)]
 pub struct NewSnapshots {
-    /// Names or ids of volumes.
-    pub volumes: Vec<String>,
+    /// The volumes.
+    pub volumes: Vec<VolumeKey>,
     /// The snapshot's name. With several volumes, the name of each snapshot is this, a hyphen, and
     /// its volume's name.
     pub name: String,
@@ -73,9 +74,9 @@ impl Volume {
         name: &str,
         tags: BTreeMap<String, String>,
     ) -> Result<SnapshotRecord> {
-        let id = self.record().id.to_string();
+        let key = Key::Id(self.record().id);
         let volumes = &self.inner().volumes;
-        volumes.snapshot_volume(&id, name, tags).await
+        volumes.snapshot_volume(&key, name, tags).await
     }
 }
 
@@ -88,8 +89,8 @@ struct Wanted {
 
 impl Volumes {
     /// The snapshot of that name or id, as failed if that could not be recorded.
-    pub(crate) async fn snapshot(&self, key: &str) -> Result<SnapshotRecord> {
-        let found = self.engine.find(key.into()).await?;
+    pub(crate) async fn snapshot(&self, key: &SnapshotKey) -> Result<SnapshotRecord> {
+        let found = self.engine.find(key.clone()).await?;
         Ok(self.pending_snapshots.see(found))
     }
 
@@ -129,13 +130,14 @@ impl Volumes {
             self.engine
                 .meta(Priority::Read, move |meta| check_new(meta, &record, &taken))
                 .await?;
-            let volume = self.open_volume(&id.to_string()).await?;
+            let volume = self.open_volume(&Key::Id(id)).await?;
             let snapshot = Wanted {
                 volume,
                 id: SnapshotId::random()?,
                 name,
             };
             if wanted.insert(id, snapshot).is_some() {
+                let key = key.to_string();
                 return Err(Error::Invalid(format!("volume {key:?} is named twice")));
             }
         }
@@ -161,12 +163,12 @@ impl Volumes {
     /// fails. The volume stays as it is then.
     pub(crate) async fn snapshot_volume(
         self: &Arc<Self>,
-        volume: &str,
+        volume: &VolumeKey,
         name: &str,
         tags: BTreeMap<String, String>,
     ) -> Result<SnapshotRecord> {
         let new = NewSnapshots {
-            volumes: vec![volume.to_owned()],
+            volumes: vec![volume.clone()],
             name: name.to_owned(),
             tags,
         };
@@ -185,7 +187,7 @@ impl Volumes {
         if let Some(progress) = self.pending_snapshots.get(id) {
             progress.until_ended().await;
         }
-        let record = self.snapshot(&id.to_string()).await?;
+        let record = self.snapshot(&Key::Id(id)).await?;
         if self.engine.commit.poisoned().is_none() && record.state == SnapshotState::Pending {
             return Err(Error::Closing);
         }
@@ -235,7 +237,7 @@ impl Volumes {
     async fn resume(self: &Arc<Self>, record: &VolumeRecord) -> Result<bool> {
         let all = &self.pending_snapshots;
         let ids = record.pending.iter().map(|pending| pending.snapshot);
-        let error = match self.open_volume(&record.id.to_string()).await {
+        let error = match self.open_volume(&Key::Id(record.id)).await {
             Ok(_volume) => {
                 // Records and log say what becomes of them. A snapshot that has to wait keeps its
                 // volume open, and does not hold up other volumes.
@@ -262,7 +264,7 @@ impl Volumes {
 
     /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were
     /// made from it. A pending snapshot is cancelled: its volume stays as it is.
-    pub(crate) async fn delete_snapshot(&self, key: &str) -> Result<SnapshotRecord> {
+    pub(crate) async fn delete_snapshot(&self, key: &SnapshotKey) -> Result<SnapshotRecord> {
         let record = self.snapshot(key).await?;
         let id = record.id;
         let pending = &self.pending_snapshots;

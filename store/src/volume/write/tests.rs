@@ -22,7 +22,7 @@ fn a_volume_that_grows_beside_a_trim_of_its_last_block_loses_nothing() {
         let (store, _) = Store::open(options(dir.path())).await.unwrap();
         for (name, is_trim) in [("t", true), ("z", false)] {
             store.create_volume(new_volume(name, 512)).await.unwrap();
-            let volume = store.open_volume(name).await.unwrap();
+            let volume = store.open_volume(&name.into()).await.unwrap();
             // Others have taken the whole budget, so that both have to wait.
             let all = u32::try_from(VOLUME_QUEUE_BYTES).unwrap();
             let others = volume.inner().queue_budget.acquire_many(all).await.unwrap();
@@ -34,7 +34,7 @@ fn a_volume_that_grows_beside_a_trim_of_its_last_block_loses_nothing() {
                 }
             });
             assert!(futures::poll!(&mut zeroing).is_pending());
-            store.resize_volume(name, BLOCK).await.unwrap();
+            store.resize_volume(&name.into(), BLOCK).await.unwrap();
             let data = Bytes::from(vec![7; BLOCK_BYTES]);
             let mut write = Box::pin(volume.write(0, data));
             assert!(futures::poll!(&mut write).is_pending());
