@@ -176,8 +176,7 @@ impl Job {
 
     /// In whose name the copy holds what copies share.
     pub(super) fn holder(&self) -> Holder {
-        let number = self.id.to_string();
-        let number = blake3::hash(number.as_bytes());
+        let number = blake3::hash(self.id.as_bytes());
         let number = number.as_bytes().first_chunk().copied().unwrap_or_default();
         Holder {
             number: u64::from_le_bytes(number),

@@ -131,7 +131,7 @@ impl Copies {
     }
 
     /// The status of a copy.
-    pub(crate) fn status(&self, id: &str) -> Result<Status, Error> {
+    pub(crate) fn status(&self, id: CopyId) -> Result<Status, Error> {
         Ok(self.0.find(id)?.status())
     }
 
@@ -149,7 +149,7 @@ impl Copies {
     }
 
     /// Cancels a copy, and waits until that is recorded.
-    pub(crate) async fn cancel(&self, id: &str) -> Result<Status, Error> {
+    pub(crate) async fn cancel(&self, id: CopyId) -> Result<Status, Error> {
         let job = self.0.find(id)?;
         job.cancel.cancel();
         // Until that is written down: or it would go on after a restart.
@@ -160,7 +160,7 @@ impl Copies {
     }
 
     /// Limits the rate of a copy from now on.
-    pub(crate) async fn limit(&self, id: &str, bytes_per_second: u64) -> Result<Status, Error> {
+    pub(crate) async fn limit(&self, id: CopyId, bytes_per_second: u64) -> Result<Status, Error> {
         let job = self.0.find(id)?;
         job.limit(bytes_per_second);
         let _writing = job.writing.lock().await;
@@ -209,13 +209,12 @@ impl Copies {
 }
 
 impl Inner {
-    fn find(&self, id: &str) -> Result<Arc<Job>, Error> {
+    fn find(&self, id: CopyId) -> Result<Arc<Job>, Error> {
         let jobs = self.jobs.lock();
-        let wanted = id.parse::<CopyId>().ok();
-        let found = jobs.iter().find(|job| Some(job.id) == wanted);
+        let found = jobs.iter().find(|job| job.id == id);
         found.cloned().ok_or_else(|| Error::NotFound {
             what: "copy",
-            name: id.chars().take(limits::QUOTED_CHARS_MAX).collect(),
+            name: id.to_string(),
         })
     }
 

@@ -49,7 +49,7 @@ impl Service {
     pub(crate) async fn copy(&self, caller: &Caller, id: &str) -> Result<CopyStatus> {
         let on = [Resource::Copy(id)];
         self.pass(caller, Action::GetCopy, &on, async {
-            Ok(self.0.parts.copies.status(id)?)
+            Ok(self.0.parts.copies.status(request::copy_id(id)?)?)
         })
         .await
     }
@@ -79,6 +79,7 @@ impl Service {
     pub(crate) async fn cancel_copy(&self, caller: &Caller, id: &str) -> Result<CopyStatus> {
         let on = [Resource::Copy(id)];
         self.pass(caller, Action::CancelCopy, &on, async {
+            let id = request::copy_id(id)?;
             Ok(self.0.parts.copies.cancel(id).await?)
         })
         .await
@@ -93,6 +94,7 @@ impl Service {
     ) -> Result<CopyStatus> {
         let on = [Resource::Copy(id)];
         self.pass(caller, Action::LimitCopy, &on, async {
+            let id = request::copy_id(id)?;
             Ok(self.0.parts.copies.limit(id, bytes_per_second).await?)
         })
         .await

@@ -2,7 +2,7 @@
 //! not checked here.
 
 use varve_content::printable::is_printable;
-use varve_store::{SnapshotKey, VolumeKey};
+use varve_store::{CopyId, Error as StoreError, SnapshotKey, VolumeKey};
 
 use super::error::{Error, Result};
 use crate::limits;
@@ -17,6 +17,17 @@ pub(super) fn snapshot_key(field: &'static str, text: &str) -> Result<SnapshotKe
 pub(super) fn volume_key(text: &str) -> Result<VolumeKey> {
     check_key("volume", "volume", text)?;
     Ok(text.into())
+}
+
+/// The id of a copy in a request.
+pub(super) fn copy_id(text: &str) -> Result<CopyId> {
+    text.parse().map_err(|_| {
+        // Nothing else names a copy.
+        Error::Store(StoreError::NotFound {
+            what: "copy",
+            name: text.chars().take(limits::QUOTED_CHARS_MAX).collect(),
+        })
+    })
 }
 
 /// Checks the name or id of a `what` in a request.
