@@ -15,7 +15,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::AlreadyExists`] if a remote has that name; [`Error::Invalid`], with what a name may
-    /// be.
+    /// be; [`Error::TooMany`] when there are as many remotes as may be.
     pub async fn add_remote(&self, record: RemoteRecord) -> Result<()> {
         meta::check_name("remote", &record.name)?;
         let add = move |meta: &dyn Meta| {

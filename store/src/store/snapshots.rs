@@ -46,7 +46,7 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::NotFound`](crate::Error::NotFound), and
-    /// [`Error::Invalid`](crate::Error::Invalid)(crate::Error::Invalid) for tags that cannot be.
+    /// [`Error::Invalid`](crate::Error::Invalid) for tags that cannot be.
     pub async fn tag_snapshot(
         &self,
         key: &SnapshotKey,

@@ -18,7 +18,9 @@ impl Store {
     /// [`Error::Invalid`](crate::Error::Invalid) for a name, a tag or a size that cannot be,
     /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for a name that is taken,
     /// [`Error::TooMany`](crate::Error::TooMany) when there are as many volumes as may be,
-    /// [`Error::NotFound`](crate::Error::NotFound) without the snapshot it is to begin with.
+    /// [`Error::NotFound`](crate::Error::NotFound) without the snapshot it is to begin with,
+    /// [`Error::NotCompleted`](crate::Error::NotCompleted) when that is pending or has failed;
+    /// those of changing the catalog.
     pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeRecord> {
         self.volumes.create_volume(new).await
     }
@@ -60,8 +62,10 @@ impl Store {
     ///
     /// # Errors
     ///
+    /// [`Error::NotFound`](crate::Error::NotFound),
     /// [`Error::Attached`](crate::Error::Attached) while it is attached,
-    /// [`Error::HasPending`](crate::Error::HasPending) while snapshots of it are pending.
+    /// [`Error::HasPending`](crate::Error::HasPending) while snapshots of it are pending; those of
+    /// changing the catalog.
     pub async fn delete_volume(&self, key: &VolumeKey) -> Result<VolumeRecord> {
         self.volumes.delete_volume(key).await
     }
@@ -73,7 +77,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Attached`](crate::Error::Attached) without `force`.
+    /// [`Error::NotFound`](crate::Error::NotFound),
+    /// [`Error::Attached`](crate::Error::Attached) if it is attached and `force` is not set; those
+    /// of changing the catalog.
     pub async fn attach_volume(&self, key: &VolumeKey, force: bool) -> Result<VolumeRecord> {
         self.volumes.attach_volume(key, force).await
     }
@@ -83,7 +89,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`](crate::Error::NotFound).
+    /// [`Error::NotFound`](crate::Error::NotFound); those of changing the catalog.
     pub async fn detach_volume(&self, key: &VolumeKey) -> Result<VolumeRecord> {
         self.volumes.detach_volume(key).await
     }
@@ -92,7 +98,12 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`](crate::Error::Damaged) when the journal is, in a place that was durable.
+    /// [`Error::NotFound`](crate::Error::NotFound),
+    /// [`Error::Damaged`](crate::Error::Damaged) when the journal is, in a place that was durable,
+    /// [`Error::Incompatible`](crate::Error::Incompatible) when the journal is another volume's, of
+    /// another version, or newer than the catalog,
+    /// [`Error::Poisoned`](crate::Error::Poisoned) once the store has stopped writing; those of
+    /// reading the journal.
     pub async fn open_volume(&self, key: &VolumeKey) -> Result<Volume> {
         self.volumes.open_volume(key).await
     }
@@ -101,8 +112,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`](crate::Error::Invalid) for a size that cannot be, or that is smaller:
-    /// volumes do not shrink.
+    /// [`Error::NotFound`](crate::Error::NotFound),
+    /// [`Error::Invalid`](crate::Error::Invalid) for a size that cannot be, or that is smaller,
+    /// because volumes do not shrink; those of changing the catalog.
     pub async fn resize_volume(&self, key: &VolumeKey, size_bytes: u64) -> Result<VolumeRecord> {
         self.volumes.resize_volume(key, size_bytes).await
     }
@@ -120,7 +132,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As of [`create_volume`](Self::create_volume); those of taking the other volume's journal
+    /// As of [`create_volume`](Self::create_volume), where the source stands for the snapshot;
+    /// [`Error::Invalid`](crate::Error::Invalid) if [`CloneSource::Either`](crate::CloneSource)
+    /// names a snapshot and a volume; those of opening the other volume, and of taking its journal
     /// into the store.
     pub async fn clone_volume(&self, new: NewClone) -> Result<VolumeRecord> {
         self.volumes.clone_volume(new).await
@@ -131,9 +145,15 @@ impl Store {
     ///
     /// # Errors
     ///
+    /// [`Error::Invalid`](crate::Error::Invalid) for a name or tags that cannot be, for no volumes
+    /// or more than [`INSTANT_VOLUMES_MAX`](crate::limits::INSTANT_VOLUMES_MAX), and for a volume
+    /// that is named twice,
+    /// [`Error::NotFound`](crate::Error::NotFound) without one of the volumes,
     /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) when a snapshot has such a name,
-    /// [`Error::Limit`](crate::Error::Limit) when too many of a volume are pending. None of them
-    /// is made then.
+    /// [`Error::Limit`](crate::Error::Limit) when
+    /// [`PENDING_SNAPSHOTS_MAX`](crate::limits::PENDING_SNAPSHOTS_MAX) of a volume are pending.
+    /// None of them is made then. Those of opening the volumes, of writing their journals and of
+    /// changing the catalog.
     pub async fn snapshot_volumes(&self, new: NewSnapshots) -> Result<Vec<SnapshotRecord>> {
         self.volumes.snapshot_volumes(new).await
     }
@@ -142,9 +162,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As of [`snapshot_volumes`](Self::snapshot_volumes), and
-    /// [`Error::NotCompleted`](crate::Error::NotCompleted) when it fails. The volume stays as it
-    /// is then.
+    /// As of [`snapshot_volumes`](Self::snapshot_volumes) and of
+    /// [`completed_snapshot`](Self::completed_snapshot). The volume stays as it is when the
+    /// snapshot fails.
     pub async fn snapshot_volume(
         &self,
         volume: &VolumeKey,
@@ -158,8 +178,10 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::NotCompleted`](crate::Error::NotCompleted) when it fails,
-    /// [`Error::NotFound`](crate::Error::NotFound) when it is deleted.
+    /// [`Error::NotCompleted`](crate::Error::NotCompleted) when it fails, or the store has stopped
+    /// writing,
+    /// [`Error::NotFound`](crate::Error::NotFound) when it is deleted,
+    /// [`Error::Closing`](crate::Error::Closing) when the store closes first.
     pub async fn completed_snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord> {
         self.volumes.completed_snapshot(id).await
     }
