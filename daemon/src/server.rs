@@ -5,7 +5,12 @@
 //! running requests finish for a while, drop uploads, close the store.
 
 use std::{
-    convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::SystemTime,
+    convert::Infallible,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::Arc,
+    time::SystemTime,
 };
 
 use futures::{Stream, StreamExt as _, future};
@@ -13,6 +18,7 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use varve_nbd::ServerUri;
 use varve_store::{Options, Store};
 
 use crate::{
@@ -25,7 +31,6 @@ use crate::{
         places::Places,
         sockets::{self, Inherited, SocketError, SocketFile},
         tls::{self, ServerTls},
-        uri,
     },
     resources::descriptors::{self, Descriptors},
     service::{Facts, Parts, Service, Uploads},
@@ -115,8 +120,8 @@ pub struct Addresses {
     pub grpc_tcp: Option<SocketAddr>,
     /// The TCP address of NBD, with the port that was really taken.
     pub nbd_tcp: Option<SocketAddr>,
-    /// NBD's addresses as URIs without an export name.
-    pub nbd_uris: Vec<String>,
+    /// NBD's addresses as URIs.
+    pub nbd_servers: Vec<ServerUri>,
 }
 
 /// A running daemon.
@@ -218,11 +223,11 @@ impl Server {
         let grpc_tcp = listen_tcp(inherited.grpc_tcp, config.grpc.tcp).await?;
         let nbd_tcp = listen_tcp(inherited.nbd_tcp, config.nbd.tcp).await?;
         let addresses = Addresses {
-            grpc_unix: uri::absolute(&grpc_unix.path),
-            nbd_unix: uri::absolute(&nbd_unix.path),
+            grpc_unix: absolute(&grpc_unix.path),
+            nbd_unix: absolute(&nbd_unix.path),
             grpc_tcp: grpc_tcp.as_ref().map(|(_, address)| *address),
             nbd_tcp: nbd_tcp.as_ref().map(|(_, address)| *address),
-            nbd_uris: uri::of_servers(
+            nbd_servers: nbd_servers(
                 &nbd_unix.path,
                 nbd_tcp.as_ref().map(|(_, address)| *address),
                 config.nbd.tls.is_some(),
@@ -257,7 +262,7 @@ impl Server {
             facts: Facts {
                 data_dir: config.data_dir.clone(),
                 started_at: SystemTime::now(),
-                nbd_uris: addresses.nbd_uris.clone(),
+                nbd_servers: addresses.nbd_servers.clone(),
                 nbd_places: Arc::clone(&nbd_places),
             },
         });
@@ -426,6 +431,23 @@ async fn listen_tcp(
     Ok(Some((listener, taken)))
 }
 
+/// Where NBD is served.
+fn nbd_servers(unix: &Path, tcp: Option<SocketAddr>, has_tls: bool) -> Vec<ServerUri> {
+    let of_tcp = if has_tls {
+        ServerUri::Tls
+    } else {
+        ServerUri::Tcp
+    };
+    let mut servers = vec![ServerUri::Unix(absolute(unix))];
+    servers.extend(tcp.map(|address| of_tcp(address.to_string())));
+    servers
+}
+
+/// A relative path would mean something else to the reader.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 async fn serve_grpc(
     serving: Serving,
     tasks: Tasks,
@@ -489,6 +511,22 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
     use super::*;
+
+    #[test]
+    fn clients_are_told_of_nbd_by_absolute_paths_and_by_whether_tls_is_spoken() {
+        let address = "[::1]:10809".parse().ok();
+        let relative = Path::new("x/nbd.sock");
+        for (has_tls, tcp) in [(false, "nbd://[::1]:10809"), (true, "nbds://[::1]:10809")] {
+            let servers = nbd_servers(relative, address, has_tls);
+            let uris: Vec<_> = servers.iter().map(ServerUri::to_string).collect();
+            let [unix, other] = &uris[..] else {
+                panic!("{uris:?}");
+            };
+            assert!(unix.starts_with("nbd+unix:///?socket=/") && unix.ends_with("/x/nbd.sock"));
+            assert_eq!(other, tcp);
+        }
+        assert_eq!(nbd_servers(relative, None, false).len(), 1);
+    }
 
     #[test]
     fn a_clock_before_1970_is_refused_before_anything_is_made() {

@@ -32,7 +32,7 @@ mod sysfs;
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use varve_nbd::{ServerUri, UriError};
 
 pub use self::{
     error::{Error, ErrorKind, Result},
@@ -51,29 +51,21 @@ pub enum NbdAddress {
     Tcp(String),
 }
 
-/// Characters that a URI's query has as they are.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'/')
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
-/// The protocol's own port.
-const NBD_PORT: u16 = 10809;
+/// Why an address with TLS is refused.
+const NO_TLS: &str = "the kernel's NBD client knows no TLS";
+
+impl From<NbdAddress> for ServerUri {
+    fn from(address: NbdAddress) -> Self {
+        match address {
+            NbdAddress::Unix(path) => Self::Unix(path),
+            NbdAddress::Tcp(address) => Self::Tcp(address),
+        }
+    }
+}
 
 impl fmt::Display for NbdAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => {
-                let path = path.to_string_lossy();
-                write!(
-                    f,
-                    "nbd+unix:///?socket={}",
-                    utf8_percent_encode(&path, PLAIN)
-                )
-            }
-            Self::Tcp(address) => write!(f, "nbd://{address}"),
-        }
+        ServerUri::from(self.clone()).fmt(f)
     }
 }
 
@@ -85,22 +77,20 @@ impl NbdAddress {
     ///
     /// [`ErrorKind::Invalid`] for anything else.
     pub fn of_export(uri: &str) -> Result<Self> {
-        let address = match uri.strip_prefix("nbd+unix:///") {
-            Some(local) => {
-                let query = local.split_once('?').map_or("", |(_, query)| query);
-                let mut fields = query.split('&');
-                let socket = fields.find_map(|field| field.strip_prefix("socket="));
-                format!("nbd+unix:///?socket={}", socket.unwrap_or_default())
-            }
-            None => match uri.strip_prefix("nbd://") {
-                Some(rest) => {
-                    let host = rest.split_once('/').map_or(rest, |(host, _)| host);
-                    format!("nbd://{host}")
-                }
-                None => uri.to_owned(),
-            },
+        Self::read(uri, ServerUri::of_export)
+    }
+
+    fn read(text: &str, parse: impl FnOnce(&str) -> Result<ServerUri, UriError>) -> Result<Self> {
+        let why = match parse(text) {
+            Ok(ServerUri::Unix(path)) => return Ok(Self::Unix(path)),
+            Ok(ServerUri::Tcp(address)) => return Ok(Self::Tcp(address)),
+            // `nbds+unix` too, and what is not complete.
+            _ if text.starts_with("nbds") => NO_TLS.to_owned(),
+            Ok(ServerUri::Tls(_)) => NO_TLS.to_owned(),
+            Err(error) => error.to_string(),
         };
-        address.parse()
+        let what = format!("read the NBD address {text:?}");
+        Err(Error::new(ErrorKind::Invalid, what, why))
     }
 }
 
@@ -108,32 +98,7 @@ impl FromStr for NbdAddress {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let refused = |why: &str| {
-            let what = format!("read the NBD address {text:?}");
-            Err(Error::new(ErrorKind::Invalid, what, why))
-        };
-        if let Some(path) = text.strip_prefix("nbd+unix:///?socket=") {
-            return match percent_decode_str(path).decode_utf8() {
-                Ok(path) if path.starts_with('/') => Ok(Self::Unix(PathBuf::from(&*path))),
-                _ => refused("the socket's path has to be absolute"),
-            };
-        }
-        if let Some(address) = text.strip_prefix("nbd://") {
-            let address = address.trim_end_matches('/');
-            let has_port = address
-                .rsplit_once(':')
-                .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-            return match address {
-                "" => refused("there is no host in it"),
-                _ if address.contains('/') => refused("the export is told by itself"),
-                _ if has_port => Ok(Self::Tcp(address.to_owned())),
-                _ => Ok(Self::Tcp(format!("{address}:{NBD_PORT}"))),
-            };
-        }
-        if text.starts_with("nbds") {
-            return refused("the kernel's NBD client knows no TLS");
-        }
-        refused("it is nbd+unix:///?socket=PATH or nbd://HOST:PORT")
+        Self::read(text, str::parse)
     }
 }
 
@@ -175,34 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_as_they_are_written() {
-        for (text, address) in [
-            (
-                "nbd+unix:///?socket=/run/varve/nbd.sock",
-                NbdAddress::Unix("/run/varve/nbd.sock".into()),
-            ),
-            (
-                "nbd+unix:///?socket=/data%20dir/a%2Bb/nbd.sock",
-                NbdAddress::Unix("/data dir/a+b/nbd.sock".into()),
-            ),
-            (
-                "nbd://192.0.2.1:10810",
-                NbdAddress::Tcp("192.0.2.1:10810".to_owned()),
-            ),
-            (
-                "nbd://[::1]:10809",
-                NbdAddress::Tcp("[::1]:10809".to_owned()),
-            ),
-        ] {
-            assert_eq!(text.parse::<NbdAddress>().unwrap(), address);
-            assert_eq!(address.to_string(), text);
-        }
-        let short: NbdAddress = "nbd://store.example/".parse().unwrap();
-        assert_eq!(short, NbdAddress::Tcp("store.example:10809".to_owned()));
-    }
-
-    #[test]
-    fn addresses_are_found_in_the_uris_of_exports() {
+    fn addresses_are_uris_of_servers_and_found_in_those_of_exports() {
         for (uri, address) in [
             (
                 "nbd+unix:///volume/db?socket=/a%20dir/it%27s,1",
@@ -212,12 +150,9 @@ mod tests {
         ] {
             let found = NbdAddress::of_export(uri).unwrap();
             assert_eq!(found.to_string(), address);
+            assert_eq!(address.parse::<NbdAddress>().unwrap(), found);
         }
-        for wrong in [
-            "nbd+unix:///volume/db",
-            "nbd+unix:///volume/db?socket=/%ff",
-            "http://example.com/",
-        ] {
+        for wrong in ["nbd+unix:///volume/db", "nbds://host/volume/db"] {
             assert!(NbdAddress::of_export(wrong).is_err(), "{wrong}");
         }
     }

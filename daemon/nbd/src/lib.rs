@@ -17,7 +17,7 @@
 //! - [`wire`]: every message as bytes; pure, no IO. The only file that knows a magic number.
 //! - [`limits`]: what one connection, and all of them together, may hold.
 //! - [`export`]: the seam to the store: what a directory of exports and one export must offer.
-//! - [`ExportName`]: what exports are called.
+//! - [`ExportName`]: what exports are called. [`ServerUri`]: where they are, as URIs.
 //! - `handshake`: fixed newstyle option haggling; ends in an opened export and the agreed terms.
 //! - `transmission`: requests in, replies out, many at a time and in any order.
 //! - `inbox`, `budget`: what a connection has received, and what memory it holds.
@@ -41,6 +41,7 @@ pub mod limits;
 mod names;
 #[cfg(feature = "server")]
 pub mod transmission;
+mod uri;
 pub mod wire;
 
 #[cfg(any(all(test, feature = "server"), feature = "testing"))]
@@ -48,3 +49,4 @@ pub mod testing;
 
 pub use export::{Access, ChangedExtent, Export, ExportError, ExportInfo, Exports, Extent, Piece};
 pub use names::ExportName;
+pub use uri::{ServerUri, UriError};

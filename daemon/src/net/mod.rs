@@ -11,7 +11,6 @@
 //! | [`seldom`] | log lines that a peer can cause, at most one a second |
 //! | [`sockets`] | listening sockets, made here or by a service manager |
 //! | [`tls`] | files of TLS: how clients are served with them, and other daemons asked |
-//! | `uri` | URIs of NBD servers and exports |
 //! | [`limits`] | every bound of these |
 //!
 //! What must hold: a listener never stops accepting because of who has connected already. A peer
@@ -27,4 +26,3 @@ pub mod seats;
 pub mod seldom;
 pub mod sockets;
 pub mod tls;
-pub(crate) mod uri;

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
+use varve_nbd::ServerUri;
 use varve_store::StoreStatus;
 
 use super::{Service, error::Result};
@@ -18,7 +19,7 @@ pub(crate) struct Facts {
     /// When the daemon began to serve.
     pub(crate) started_at: SystemTime,
     /// Where exports are served.
-    pub(crate) nbd_uris: Vec<String>,
+    pub(crate) nbd_servers: Vec<ServerUri>,
     /// The connections that have an export.
     pub(crate) nbd_places: Arc<Places>,
 }
@@ -45,7 +46,7 @@ impl Service {
                 store: self.store().status().await?,
                 data_dir: facts.data_dir.clone(),
                 started_at: facts.started_at,
-                nbd_uris: facts.nbd_uris.clone(),
+                nbd_uris: facts.nbd_servers.iter().map(ServerUri::to_string).collect(),
                 uploads: self.0.parts.uploads.len(),
                 nbd_connections: facts.nbd_places.taken(),
             })

@@ -38,7 +38,7 @@ impl Fixture {
             facts: Facts {
                 data_dir: dir.path().to_owned(),
                 started_at: SystemTime::now(),
-                nbd_uris: vec!["nbd://127.0.0.1:10809".to_owned()],
+                nbd_servers: vec![varve_nbd::ServerUri::Tcp("127.0.0.1:10809".to_owned())],
                 nbd_places: Places::new(1),
             },
         });

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use tracing::info;
-use varve_nbd::ExportName;
+use varve_nbd::{ExportName, ServerUri};
 use varve_store::{
     CloneSource, Error as StoreError, NewClone, NewVolume, Result as StoreResult, SnapshotKey,
     Store, VolumeKey, VolumeRecord, VolumeStatus,
@@ -17,10 +17,7 @@ use super::{
     request,
     snapshots::{Snapshot, TagChange},
 };
-use crate::{
-    auth::{Action, Caller, Resource},
-    net::uri,
-};
+use crate::auth::{Action, Caller, Resource};
 
 /// A volume to be made, empty or of a snapshot.
 #[derive(Debug, Clone, Default)]
@@ -288,12 +285,11 @@ impl Service {
                 force,
                 "volume attached"
             );
-            let export = ExportName::Volume(&attached.label()).to_string();
-            let servers = self.0.parts.facts.nbd_uris.iter();
+            let servers = self.0.parts.facts.nbd_servers.iter();
+            let name = attached.label();
+            let uri = |server: &ServerUri| server.export(ExportName::Volume(&name));
             Ok(AttachedAt {
-                nbd_uris: servers
-                    .map(|server| uri::of_export(server, &export))
-                    .collect(),
+                nbd_uris: servers.map(uri).collect(),
                 record: attached,
             })
         })
