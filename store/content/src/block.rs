@@ -1,7 +1,7 @@
 //! The units of a volume: 4 KiB blocks, and 8 MiB segments of blocks.
 //!
-//! A block is the unit of change, and an all-zero block is a hole: it is never stored and reads as
-//! zeros. A segment is what one leaf of the tree describes; chunks never cross its edge.
+//! A block is the unit of change. An all-zero block is a hole: it is never stored and reads as
+//! zeros. One leaf of the tree describes one segment, and chunks never cross the edge of a segment.
 
 /// Bytes in a block.
 pub const BLOCK_BYTES: usize = 4096;
@@ -24,7 +24,7 @@ const PROBE_BYTES: usize = 64;
 /// vector registers busy, short enough to stop early.
 const STRIDE_BYTES: usize = 512;
 
-/// Whether every byte is zero. An empty slice is.
+/// Returns true if every byte is zero. An empty slice counts as zero.
 ///
 /// Runs at memory speed over zeros and returns after one or two cache lines for most other data.
 #[must_use]
@@ -38,7 +38,7 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     strides.iter().all(|stride| !any_bit(stride)) && !rest.iter().any(|&byte| byte != 0)
 }
 
-/// Whether any bit is set, without branches, so that it becomes vector code.
+/// Returns true if any bit is set. It has no branches, so that it compiles to vector code.
 fn any_bit<const N: usize>(bytes: &[u8; N]) -> bool {
     const { assert!(N.is_multiple_of(8), "lanes of 8 bytes must cover the array") };
     let (lanes, _) = bytes.as_chunks::<8>();
@@ -48,18 +48,18 @@ fn any_bit<const N: usize>(bytes: &[u8; N]) -> bool {
     bits != 0
 }
 
-/// Number of segments in a volume of `size_bytes`; the last may be short. No more than 2^23 up to
-/// [`MAX_VOLUME_BYTES`]; `u32::MAX` for sizes whose count does not fit, which no volume has.
+/// Number of segments in a volume of `size_bytes`, of which the last may be short: at most 2^23 up
+/// to [`MAX_VOLUME_BYTES`]. Returns `u32::MAX` if the count does not fit; no volume is that large.
 #[must_use]
 pub fn segment_count(size_bytes: u64) -> u32 {
     u32::try_from(size_bytes.div_ceil(SEGMENT_BYTES as u64)).unwrap_or(u32::MAX)
 }
 
-/// Number of blocks in segment number `segment` of a volume of `size_bytes`: [`SEGMENT_BLOCKS`] but
-/// for the last one, and 0 behind the end.
+/// Number of blocks in segment number `segment` of a volume of `size_bytes`: [`SEGMENT_BLOCKS`]
+/// except in the last segment, and 0 beyond the end of the volume.
 ///
-/// A size that is no multiple of [`BLOCK_BYTES`] ends in a partial block; it counts as a whole one,
-/// filled up with zeros.
+/// If the size is not a multiple of [`BLOCK_BYTES`], the partial block at the end counts as a whole
+/// one, padded with zeros.
 #[must_use]
 pub fn segment_blocks(size_bytes: u64, segment: u32) -> u32 {
     let start_byte = u64::from(segment) * SEGMENT_BYTES as u64;

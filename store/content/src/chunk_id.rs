@@ -1,14 +1,15 @@
-//! The name of a chunk.
+//! The id of a chunk.
 
 use crate::id::define_id;
 
 define_id! {
-    /// Id of a chunk: the plain BLAKE3 hash of its plain bytes, so `b3sum` computes it too.
+    /// Id of a chunk: the BLAKE3 hash (default mode, 32 bytes) of its plain bytes, as `b3sum`
+    /// prints it.
     pub struct ChunkId, "a chunk id"
 }
 
 impl ChunkId {
-    /// The id of a chunk with these plain bytes.
+    /// Computes the id of a chunk from its plain bytes.
     #[must_use]
     pub fn of(plain: &[u8]) -> Self {
         Self(*blake3::hash(plain).as_bytes())

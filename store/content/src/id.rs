@@ -1,15 +1,23 @@
-//! What the three ids (chunk, node, root) have in common: 32 bytes of BLAKE3, written as 64
-//! hexadecimal digits. They stay three types, so that none is taken for another.
+//! The common part of the three ids (chunk, node, root): 32 bytes of BLAKE3, written as 64
+//! hexadecimal digits. They are three types, so that the compiler tells them apart.
 
-/// Why a text or a byte string is not an id.
+/// The reason why a text or a byte string is not an id.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ParseIdError {
     /// A byte string of the wrong length.
     #[error("parse {what}: {bytes} bytes instead of 32")]
-    Length { what: &'static str, bytes: usize },
+    Length {
+        /// The kind of id that was expected, with its article: "a chunk id".
+        what: &'static str,
+        /// Length of the byte string in bytes.
+        bytes: usize,
+    },
     /// A text that is not 64 hexadecimal digits.
     #[error("parse {what}: not 64 hexadecimal digits")]
-    NotHex { what: &'static str },
+    NotHex {
+        /// The kind of id that was expected, with its article: "a chunk id".
+        what: &'static str,
+    },
 }
 
 /// Reads 64 hexadecimal digits of either case; `None` for any other text.
@@ -45,7 +53,7 @@ macro_rules! define_id {
             /// Length of the id in bytes.
             pub const BYTES: usize = 32;
 
-            /// The id with these bytes, as read from where it was stored or sent.
+            /// The id with these bytes, as they are stored and sent. Nothing is checked.
             #[must_use]
             pub const fn from_bytes(bytes: [u8; 32]) -> Self {
                 Self(bytes)

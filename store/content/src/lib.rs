@@ -1,17 +1,22 @@
-//! What a volume's content is made of: blocks, chunks, and the Merkle tree over them.
+//! The content of a volume: blocks, chunks, and the Merkle tree over them.
 //!
-//! Pure: no IO, no clock, no randomness. The daemon and the client both link it, so that a chunk
-//! is cut, hashed and packed the same on either side.
+//! Pure: no IO, no clock, no randomness. The daemon and the client both link it, so both cut, hash
+//! and pack a chunk in the same way.
 //!
 //! What must hold here:
 //!
 //! * **Equal content, equal root.** A root depends on the bytes and the size of a volume only. So
 //!   cut points ([`chunker`]) and encodings ([`tree`]) are part of the store's format, and tests
 //!   pin them by literal bytes.
-//! * **Bytes from a disk or a peer are errors, never panics**, and never make a decoder allocate
-//!   more than their own length, or the plain length the caller allowed, justifies.
+//! * **Malformed bytes from a disk or a peer are errors, never panics.** A decoder allocates no
+//!   more than the length of its input, or the plain length that the caller allowed, justifies.
+//!
+//! The algorithms come from elsewhere: chunking is FastCDC with a gear hash (Xia et al., see
+//! [`chunker`]), ids are BLAKE3 hashes (O'Connor, Aumasson, Neves and Wilcox-O'Hearn, "BLAKE3: one
+//! function, fast everywhere", 2020), and the codecs are LZ4 and Zstandard (RFC 8878).
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod block;
 pub mod chunk_id;

@@ -1,17 +1,17 @@
-//! Text of others, made safe to show: names, tags, endpoints, errors and file heads come from
-//! users, peers and files, and end up in terminals and logs.
+//! Escaping of untrusted text: names, tags, endpoints, errors and file heads come from users, peers
+//! and files, and end up in terminals and logs.
 //!
 //! A control character moves the cursor or forges a line of a log. A character that changes the
 //! direction of writing, or that is invisible, makes text look like other text (Unicode Technical
-//! Report 36, "Unicode Security Considerations"). Such characters are refused in names and tags,
-//! and escaped wherever text is shown.
+//! Report 36, "Unicode Security Considerations"). Names and tags must not contain such characters,
+//! and every program escapes them in the text that it shows.
 
 use std::{
     borrow::Cow,
     fmt::{self, Write as _},
 };
 
-/// Whether a character shows as itself, and does nothing to what is around it.
+/// Returns true if a character is visible and leaves the text around it as it is.
 ///
 /// Joiners (U+200C, U+200D) are allowed: several scripts and most composed emoji need them.
 #[must_use]
@@ -31,14 +31,14 @@ pub fn is_printable(char: char) -> bool {
         )
 }
 
-/// Shows text with every character that is not [printable](is_printable) escaped as Rust writes it:
+/// Displays text with every character that is not [printable](is_printable) escaped as in Rust:
 /// `\n`, `\u{1b}`.
 #[must_use]
 pub fn printable(text: &str) -> Printable<'_> {
     Printable(text)
 }
 
-/// See [`printable`].
+/// Text that [`Display`](fmt::Display) escapes; made by [`printable`].
 #[derive(Debug, Clone, Copy)]
 pub struct Printable<'a>(&'a str);
 
@@ -48,8 +48,8 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// A JSON text in which every character that is not [printable](is_printable) is escaped as JSON
-/// does it, but for the ends of its lines: others can stand in strings only.
+/// Escapes every character of a JSON text that is not [printable](is_printable), in the way of JSON
+/// (`\u001b`). Line feeds stay. All others occur in JSON strings only, where an escape is valid.
 #[must_use]
 pub fn printable_json(text: &str) -> Cow<'_, str> {
     let is_shown = |char: char| char == '\n' || is_printable(char);
@@ -69,8 +69,8 @@ pub fn printable_json(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Passes on what is written to it, with every character that is not [printable](is_printable)
-/// escaped.
+/// A writer that passes text on to another one and escapes every character that is not
+/// [printable](is_printable).
 #[derive(Debug)]
 pub struct Escaping<W>(pub W);
 

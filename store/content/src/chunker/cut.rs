@@ -8,25 +8,26 @@ use fastcdc::v2020::{MASKS, get_gear_with_seed};
 use super::{MAX_CHUNK_BLOCKS, MIN_CHUNK_BLOCKS, TARGET_CHUNK_BLOCKS};
 use crate::block::{BLOCK_BYTES, SEGMENT_BYTES, is_zero};
 
-/// Bytes at a block's end that the gear hash covers: a 64-bit gear hash forgets what is further
-/// back.
+/// Bytes at a block's end that the gear hash covers. A 64-bit gear hash shifts by one bit per byte,
+/// so earlier bytes have no effect on it.
 const WINDOW_BYTES: usize = 64;
 
 /// Zero bytes at a block's end that mark the padded tail of a file.
 const TAIL_BYTES: usize = 32;
 
-/// How many mask bits must be zero in the hash for a cut, below and from [`TARGET_CHUNK_BLOCKS`]
-/// on: FastCDC's normalised chunking, one bit to either side of the 4 bits that stand for one cut
-/// in 16 blocks. On a Debian 12 ext4 image, where files' tails end many chunks early, chunks come
-/// out at 43 KiB on average, the size at which the design's measurements found that dedupe
-/// gains little from smaller ones.
+/// Number of hash bits that must be zero for a cut, below [`TARGET_CHUNK_BLOCKS`] and from there
+/// on. This is FastCDC's normalised chunking: one bit to either side of the 4 bits that stand for
+/// one cut in 16 blocks. On a Debian 12 ext4 image, where the tails of files end many chunks early,
+/// the average chunk has 43 KiB. According to the measurements of the design, smaller chunks gain
+/// little.
 const STRICT_BITS: u32 = 5;
 const LOOSE_BITS: u32 = 3;
 
-/// The masks are the highest bits of the one that the `fastcdc` crate has for a 64 KiB target. That
-/// mask expects a test at every byte and has 16 bits; a test at every 4096th byte takes 12 fewer.
-/// The highest are kept because bit k of a gear hash depends on the last k + 1 bytes: low bits
-/// would see just a block's last few bytes, which are alike in too many blocks.
+/// The masks are the highest bits of the mask that the `fastcdc` crate has for a 64 KiB target.
+/// That mask is for a test at every byte and has 16 bits; a test at every 4096th byte needs 12
+/// fewer. The highest bits are the right ones because bit k of a gear hash depends on the last k +
+/// 1 bytes: low bits would see just a block's last few bytes, which are the same in too many
+/// blocks.
 const TARGET_MASK: u64 = MASKS[16];
 const STRICT_MASK: u64 = highest_bits(TARGET_MASK, STRICT_BITS);
 const LOOSE_MASK: u64 = highest_bits(TARGET_MASK, LOOSE_BITS);
@@ -50,24 +51,25 @@ static GEAR: LazyLock<[u64; 256]> = LazyLock::new(|| {
     std::array::from_fn(|byte| gear[byte])
 });
 
-/// Why a chunk ends where it does.
+/// The reason why a chunk ends where it does.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub enum End {
-    /// By its own bytes: a hash cut, the tail of a file, or the maximum length. It ends there
-    /// whatever follows.
+    /// The chunk's own bytes end it: a hash cut, the tail of a file, or the maximum length. The
+    /// bytes behind it have no effect.
     Settled,
-    /// Only because a zero block or the segment's edge follows. Other data there would prolong it.
+    /// The chunk ends only because a zero block or the segment's edge follows. Other data there
+    /// would make it longer.
     Open,
 }
 
-/// One chunk of a segment, as cut.
+/// One chunk of a segment: the result of a cut.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub struct Cut {
     /// First block, counted from the segment's start.
     pub start_block: u32,
     /// Length in blocks, 1 to [`MAX_CHUNK_BLOCKS`].
     pub blocks: u32,
-    /// Why it ends there.
+    /// The reason why it ends there.
     pub end: End,
 }
 
@@ -97,8 +99,8 @@ impl CutRule {
         Self { gear: &GEAR }
     }
 
-    /// Whether a chunk ends with `block`, its block number `number` counted from 1, whatever
-    /// follows. `block` is not zero.
+    /// Returns true if `block` ends its chunk whatever follows. `number` is the number of the block
+    /// in its chunk, counted from 1. `block` is not zero.
     #[inline]
     pub(super) fn settles(self, block: &[u8; BLOCK_BYTES], number: u32) -> bool {
         if number < MIN_CHUNK_BLOCKS {
@@ -119,8 +121,8 @@ impl CutRule {
     /// The gear hash of the last [`WINDOW_BYTES`] of a block: the sum of `gear[byte i] << (63 -
     /// i)`.
     ///
-    /// Byte after byte it would be one chain of 64 dependent steps. Four chains of 16 that are put
-    /// together by shifts give the same number in a quarter of the time.
+    /// Byte after byte it would be one chain of 64 dependent steps. Four chains of 16, combined by
+    /// shifts, give the same number in a quarter of the time.
     #[inline]
     pub(super) fn hash_end(self, block: &[u8; BLOCK_BYTES]) -> u64 {
         const CHAIN_BYTES: usize = WINDOW_BYTES / 4;
@@ -135,16 +137,16 @@ impl CutRule {
     }
 }
 
-/// Cuts a segment into chunks. `cuts` is emptied and then filled, in ascending order; blocks that
-/// no cut covers are zero.
+/// Cuts a segment into chunks by FastCDC (Xia et al., see the [module](super)). Empties `cuts` and
+/// fills it in ascending order. Blocks that no cut covers are zero.
 ///
-/// `segment` is one whole segment, or the short last one of a volume, its last block filled up with
-/// zeros. Of most blocks the last cache line is all that is read; of zero blocks, everything.
+/// `segment` is one whole segment, or the short last one of a volume, its last block padded with
+/// zeros. The chunker reads only the last cache line of most blocks, and all of a zero block.
 ///
 /// # Panics
 ///
-/// If the length of `segment` is no multiple of [`BLOCK_BYTES`] or exceeds [`SEGMENT_BYTES`]: a
-/// caller that passes something else would get cuts that mean nothing.
+/// If the length of `segment` is not a multiple of [`BLOCK_BYTES`] or exceeds [`SEGMENT_BYTES`]:
+/// the cuts would be meaningless.
 pub fn cut_segment(segment: &[u8], cuts: &mut Vec<Cut>) {
     let (blocks, rest) = segment.as_chunks::<BLOCK_BYTES>();
     assert!(rest.is_empty(), "a segment is made of whole blocks");

@@ -1,4 +1,5 @@
-//! Packing a chunk's bytes for the disk and the wire.
+//! Compression of a chunk's bytes for the disk and the wire: LZ4 (block format) and Zstandard
+//! (RFC 8878).
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,13 +16,13 @@ use crate::chunker::MAX_CHUNK_BYTES;
 /// test for data that does not compress: it takes 2 % of the time now.
 const ZSTD_LEVEL: i32 = 1;
 
-/// How stored bytes are packed. The number is what stands on disk and on the wire.
+/// The compression of one stored chunk. Its number is part of the formats on disk and on the wire.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
 #[repr(u8)]
 pub enum Codec {
     /// Plain bytes.
     Raw = 0,
-    /// One LZ4 block, without a length in front.
+    /// One LZ4 block without a length prefix.
     Lz4 = 1,
     /// One Zstandard frame.
     Zstd = 2,
@@ -40,11 +41,14 @@ impl TryFrom<u8> for Codec {
     }
 }
 
-/// What a store does with new chunks: a setting, where [`Codec`] is what one chunk got.
+/// The compression setting of a store for new chunks. [`Codec`] is the outcome for one chunk.
 #[derive(Copy, Clone, Debug, Default, Eq, PartialEq, Hash)]
 pub enum Compression {
+    /// Stores chunks as they are.
     None,
+    /// LZ4: faster, and less dense.
     Lz4,
+    /// Zstandard at level 1.
     #[default]
     Zstd,
 }
@@ -72,33 +76,51 @@ impl FromStr for Compression {
     }
 }
 
-/// Why bytes could not be unpacked, or a name or number means no codec.
+/// The reason why a chunk could not be unpacked, or why a name or number is not a codec.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum CodecError {
+    /// The number of a codec that this version does not know.
     #[error("read a codec: {number} is none of 0 (raw), 1 (lz4), 2 (zstd)")]
-    UnknownCodec { number: u8 },
+    UnknownCodec {
+        /// The number that was read.
+        number: u8,
+    },
+    /// A name that is not a compression setting.
     #[error("read a compression setting: {name:?} is none of none, lz4, zstd")]
-    UnknownCompression { name: String },
-    /// The caller expects more than the longest chunk. Nothing has been allocated.
+    UnknownCompression {
+        /// The name that was read.
+        name: String,
+    },
+    /// The caller expects more than [`MAX_CHUNK_BYTES`]. Nothing was allocated.
     #[error("unpack: {plain_bytes} bytes are more than the {MAX_CHUNK_BYTES} of the longest chunk")]
-    TooLong { plain_bytes: usize },
-    /// Unpacked to another length than expected, as far as that is known.
+    TooLong {
+        /// The expected plain length in bytes.
+        plain_bytes: usize,
+    },
+    /// The plain bytes have another length than expected.
     #[error("unpack {codec:?}: {found} bytes instead of {expected}")]
     Length {
+        /// The codec of the stored bytes.
         codec: Codec,
+        /// The expected plain length in bytes.
         expected: usize,
+        /// The plain length found, in bytes.
         found: usize,
     },
-    /// No such stream, or one that unpacks to more than expected.
+    /// The stored bytes are not valid for their codec, or unpack to more than expected.
     #[error("unpack {codec:?} to {expected} bytes: {reason}")]
     Malformed {
+        /// The codec of the stored bytes.
         codec: Codec,
+        /// The expected plain length in bytes.
         expected: usize,
+        /// The message of the decompressor.
         reason: String,
     },
 }
 
-/// Packs chunks. Keeps its context and buffer from one chunk to the next, so give each thread one.
+/// Compresses chunks. It reuses its context and buffer from one chunk to the next, so give each
+/// thread its own.
 pub struct Encoder {
     packer: Packer,
     /// Initialised once and as long as the longest output so far, so that packing does not zero it.
@@ -112,6 +134,7 @@ enum Packer {
 }
 
 impl Encoder {
+    /// Creates an encoder for a compression setting.
     #[must_use]
     pub fn new(compression: Compression) -> Self {
         let packer = match compression {
@@ -125,10 +148,10 @@ impl Encoder {
         }
     }
 
-    /// Packs one chunk. Gives the plain bytes back as [`Codec::Raw`] where packing saves less
-    /// than an eighth of them.
+    /// Compresses one chunk. Returns the plain bytes as [`Codec::Raw`] if compression saves less
+    /// than an eighth of them, or fails.
     pub fn encode<'a>(&'a mut self, plain: &'a [u8]) -> (Codec, &'a [u8]) {
-        // The most that saves an eighth.
+        // The longest result that still saves an eighth.
         let limit = plain.len() - plain.len().div_ceil(8);
         let (codec, packed_len) = match &mut self.packer {
             Packer::None => return (Codec::Raw, plain),
@@ -148,7 +171,7 @@ impl Encoder {
                 (Codec::Zstd, packed.ok())
             }
         };
-        // The only error either has is a lack of room, and plain bytes are right after any.
+        // Either can fail only for lack of room, and plain bytes are valid after any error.
         match packed_len {
             Some(len) if len <= limit => (codec, &self.packed[..len]),
             _ => (Codec::Raw, plain),
@@ -180,29 +203,32 @@ fn grow(buffer: &mut Vec<u8>, len: usize) {
     }
 }
 
-/// Unpacks chunks. Keeps its context from one chunk to the next, so give each thread one.
+/// Decompresses chunks. It reuses its context from one chunk to the next, so give each thread its
+/// own.
 ///
-/// What it gives has the right length and nothing more is known about it: check it against its id.
+/// The result has the right length, but may have the wrong content: check it against its id.
 #[derive(Default)]
 pub struct Decoder {
     zstd: Decompressor<'static>,
 }
 
 impl Decoder {
+    /// Creates a decoder for all codecs.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Unpacks `stored` into `out`, which is emptied first and holds exactly `plain_len` bytes
-    /// after success. After an error its content means nothing.
+    /// Decompresses `stored` into `out`. Empties `out` first; after success it holds exactly
+    /// `plain_len` bytes, and after an error its content is undefined.
     ///
-    /// Reserves no more than `plain_len` bytes, whatever `stored` says about itself.
+    /// Reserves no more than `plain_len` bytes, whatever length `stored` claims.
     ///
     /// # Errors
     ///
-    /// [`CodecError`] if `plain_len` exceeds [`MAX_CHUNK_BYTES`], or `stored` does not unpack to
-    /// exactly that length.
+    /// * [`CodecError::TooLong`] if `plain_len` exceeds [`MAX_CHUNK_BYTES`].
+    /// * [`CodecError::Malformed`] if `stored` is not valid for `codec`, or unpacks to more.
+    /// * [`CodecError::Length`] if it unpacks to another length.
     pub fn decode(
         &mut self,
         codec: Codec,

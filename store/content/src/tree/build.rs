@@ -6,7 +6,7 @@ use crate::block::MAX_VOLUME_BYTES;
 use crate::chunker::CHUNKER_VERSION;
 
 /// Builds a volume's tree from its leaves. It keeps one open node per level, and finished inner
-/// nodes until they are taken: take them now and then when the volume is large.
+/// nodes until the caller takes them: with a large volume, take them now and then.
 #[derive(Debug)]
 pub struct TreeBuilder {
     size_bytes: u64,
@@ -17,7 +17,7 @@ pub struct TreeBuilder {
 }
 
 impl TreeBuilder {
-    /// A builder for a volume of `size_bytes`.
+    /// Creates a builder for a volume of `size_bytes`.
     ///
     /// # Errors
     ///
@@ -34,12 +34,14 @@ impl TreeBuilder {
         })
     }
 
-    /// Adds the leaf of a segment. Segments ascend; those that are all hole are left out.
+    /// Adds the leaf of a segment. Segments ascend; leave out segments that are all hole.
     ///
     /// # Errors
     ///
-    /// [`TreeError`] if the segment is not behind the one before, or is behind the volume's end.
-    /// The leaf is then not added.
+    /// * [`TreeError::SegmentOutside`] if the segment is beyond the end of the volume.
+    /// * [`TreeError::SegmentOrder`] if it is not behind the previous segment.
+    ///
+    /// In both cases the leaf is not added, and the builder remains usable.
     pub fn push(&mut self, segment: u32, leaf: NodeId) -> Result<(), TreeError> {
         if !has_segment(self.size_bytes, segment) {
             return Err(TreeError::SegmentOutside {
@@ -63,12 +65,13 @@ impl TreeBuilder {
         Ok(())
     }
 
-    /// The inner nodes that were finished since the last call: children before parents.
+    /// Takes the inner nodes that were finished since the last call: children before parents.
     pub fn take_finished(&mut self) -> Vec<InnerNode> {
         std::mem::take(&mut self.finished)
     }
 
-    /// Closes the tree: its root, and the inner nodes not taken yet, children before parents.
+    /// Completes the tree. Returns its root, and the inner nodes that were not taken yet, children
+    /// before parents.
     #[must_use]
     pub fn finish(mut self) -> (Root, Vec<InnerNode>) {
         let mut top = None;

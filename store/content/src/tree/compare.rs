@@ -1,9 +1,9 @@
-//! What a tree has in common with one that it is based on, leaf by leaf.
+//! Comparison of a tree with its base, leaf by leaf.
 
 use super::{LeafWalk, NodeId, NodeSource, Root, WalkError};
 use crate::block::segment_blocks;
 
-/// On which side a comparison went wrong.
+/// The error of a comparison, by the side on which it occurred.
 #[derive(Debug)]
 pub enum CompareError<E, B> {
     /// In the tree itself.
@@ -12,14 +12,15 @@ pub enum CompareError<E, B> {
     Base(WalkError<B>),
 }
 
-/// Some leaves of a tree, beside those of its base.
+/// A batch of leaves of a tree, compared with those of its base.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ComparedLeaves {
-    /// Those that its base has not, or not there.
+    /// Leaves of the tree that the base does not have, or not in the same segment: segment number
+    /// and id.
     pub wanted: Vec<(u32, NodeId)>,
-    /// Those that its base has in the same place.
+    /// Leaves that the base has in the same segment: segment number and id.
     pub kept: Vec<(u32, NodeId)>,
-    /// Leaves of the base, over the same segments, that it has not.
+    /// Leaves of the base, over the same segments, that the tree does not have.
     pub dropped: Vec<NodeId>,
 }
 
@@ -35,8 +36,8 @@ impl ComparedLeaves {
     }
 }
 
-/// A walk through a tree and another one that it is based on, side by side, down to the ids of
-/// their leaves: all inner nodes are read, and no leaf.
+/// Walks a tree and its base side by side, down to the ids of their leaves. Reads all inner nodes,
+/// and no leaf.
 #[derive(Debug)]
 pub struct LeafComparison {
     wanted: Leaves,
@@ -44,7 +45,8 @@ pub struct LeafComparison {
 }
 
 impl LeafComparison {
-    /// A comparison from the first segment on. Without a base, all leaves are wanted.
+    /// Creates a comparison that begins at the first segment. Without a base, all leaves are
+    /// wanted.
     #[must_use]
     pub fn new(wanted: &Root, base: Option<&Root>) -> Self {
         Self {
@@ -53,13 +55,13 @@ impl LeafComparison {
         }
     }
 
-    /// The next leaves, up to `read_max` of those that have to be looked into and `kept_max` of
-    /// those that both have; `None` when there are no more. After an error the comparison is of no
-    /// use any more.
+    /// Returns the next batch: up to `read_max` wanted leaves, `read_max` dropped ones and
+    /// `kept_max` kept ones; `None` at the end. After an error, discard the comparison.
     ///
     /// # Errors
     ///
-    /// What goes wrong in the tree, or, as the second case, in the base.
+    /// [`CompareError::Tree`] or [`CompareError::Base`] if a node of that tree cannot be read, has
+    /// the wrong level, or reaches beyond the end of its volume.
     pub async fn next<S: NodeSource, B: NodeSource>(
         &mut self,
         nodes: &S,
@@ -98,8 +100,8 @@ impl LeafComparison {
         Ok((!batch.is_empty()).then_some(batch))
     }
 
-    /// Whether a segment ends at the same place in both: where a volume ends, content is cut in its
-    /// own way.
+    /// Returns true if a segment has the same length in both volumes: at the end of a volume, equal
+    /// content is cut differently.
     fn is_alike(&self, segment: u32) -> bool {
         let blocks = |leaves: &Leaves| segment_blocks(leaves.size_bytes, segment);
         self.base
@@ -108,7 +110,7 @@ impl LeafComparison {
     }
 }
 
-/// The leaves of a tree, the next of which can be looked at.
+/// The leaves of a tree, with a look ahead at the next one.
 #[derive(Debug)]
 struct Leaves {
     size_bytes: u64,

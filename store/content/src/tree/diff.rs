@@ -1,20 +1,23 @@
-//! What differs between two trees, and between two leaves.
+//! Differences between two trees, and between two leaves.
 
 use super::geometry::child_segment;
 use super::walk::{checked_child, inner_at};
 use super::{INNER_CHILDREN, Leaf, LeafEntry, NodeId, NodeSource, Root, WalkError};
 use crate::block::SEGMENT_BLOCKS;
 
-/// A segment whose leaves differ. At least one of the two is there.
+/// A segment whose leaves differ. At least one of the two exists.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub struct SegmentDiff {
+    /// Number of the segment.
     pub segment: u32,
+    /// The leaf in the base; `None` if the segment is all hole there.
     pub base: Option<NodeId>,
+    /// The leaf in the target; `None` if the segment is all hole there.
     pub target: Option<NodeId>,
 }
 
 /// Visits the segments in which two trees differ, in ascending order. Reads only nodes whose ids
-/// differ. The trees need not be related, nor of one size.
+/// differ. The trees may be unrelated, and of different sizes.
 #[derive(Debug)]
 pub struct TreeDiff {
     base_bytes: u64,
@@ -49,7 +52,7 @@ impl Subtree {
 }
 
 impl TreeDiff {
-    /// A diff from `base` to `target`.
+    /// Creates a diff from `base` to `target`.
     #[must_use]
     pub fn new(base: &Root, target: &Root) -> Self {
         Self {
@@ -64,13 +67,13 @@ impl TreeDiff {
         }
     }
 
-    /// The next segment that differs; `None` behind the last. May be called again after an error,
-    /// to try again at the same place.
+    /// Returns the next segment that differs; `None` behind the last. After an error, call it again
+    /// to retry at the same place.
     ///
     /// # Errors
     ///
-    /// [`WalkError`] if a node cannot be had, is at the wrong level, or reaches behind its volume's
-    /// end.
+    /// [`WalkError`] if a node cannot be read, has the wrong level, or reaches beyond the end of
+    /// its volume.
     pub async fn next<S: NodeSource>(
         &mut self,
         source: &S,
@@ -152,7 +155,7 @@ fn zip_children(
         .collect()
 }
 
-/// How blocks differ from base to target, as far as chunks tell.
+/// The kind of difference from base to target, in units of chunks.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub enum DiffKind {
     /// Data in both, in different chunks. Single blocks may still be equal.
@@ -163,18 +166,19 @@ pub enum DiffKind {
     Removed,
 }
 
-/// A run of blocks of a segment that differ in one way.
+/// Consecutive blocks of a segment with the same kind of difference.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub struct LeafDiff {
     /// First block, counted from the segment's start.
     pub start_block: u32,
     /// Length in blocks.
     pub blocks: u32,
+    /// The kind of difference.
     pub kind: DiffKind,
 }
 
-/// What differs between two leaves of the same segment, in ascending order, no longer than it must
-/// be. `None` is a segment that is all hole.
+/// Compares two leaves of the same segment. Returns the differences in ascending order, with
+/// neighbours of one kind merged. `None` stands for a segment that is all hole.
 ///
 /// The unit is the chunk: a chunk at the same place in both is equal, and the blocks of all others
 /// count as different.

@@ -1,4 +1,4 @@
-//! The arithmetic of the tree: how many levels, and which slot leads to a segment.
+//! The arithmetic of the tree: its number of levels, and the slots on the path to a segment.
 
 use crate::block::{MAX_VOLUME_BYTES, segment_count};
 
@@ -45,7 +45,7 @@ pub(super) fn child_segment(first_segment: u32, level: u8, slot: u8) -> u32 {
     first_segment | u32::from(slot) << (SLOT_BITS * (u32::from(level) - 1))
 }
 
-/// Whether a volume of `size_bytes` has that segment.
+/// Returns true if a volume of `size_bytes` has that segment.
 pub(super) fn has_segment(size_bytes: u64, segment: u32) -> bool {
     segment < segment_count(size_bytes)
 }

@@ -13,7 +13,7 @@ const CHILD_BYTES: usize = 1 + NodeId::BYTES;
 /// Bytes in the longest encoding of an inner node.
 pub const INNER_MAX_BYTES: usize = HEADER_BYTES + INNER_CHILDREN * CHILD_BYTES;
 
-/// The children of one inner node, in ascending order of their slots, at least one. Absent ones are
+/// An inner node: at least one child, in ascending order of slots. The range of an absent child is
 /// all hole.
 ///
 /// Encoding:
@@ -32,12 +32,13 @@ pub struct InnerNode {
 }
 
 impl InnerNode {
-    /// An inner node with these children, each with its slot.
+    /// Creates an inner node with these children, each with its slot.
     ///
     /// # Errors
     ///
-    /// [`TreeError`] if there is none, the slots do not ascend, or the level is not 1 to
-    /// [`MAX_HEIGHT`].
+    /// * [`TreeError::Level`] if the level is not 1 to [`MAX_HEIGHT`].
+    /// * [`TreeError::Empty`] if there is no child.
+    /// * [`TreeError::SlotOrder`] if the slots do not ascend.
     pub fn new(level: u8, children: Vec<(u8, NodeId)>) -> Result<Self, TreeError> {
         if !(1..=MAX_HEIGHT).contains(&level) {
             return Err(TreeError::Level { level });
@@ -55,13 +56,13 @@ impl InnerNode {
         Ok(Self { level, children })
     }
 
-    /// An inner node of children that are known to be some and to ascend.
+    /// Creates an inner node. The caller guarantees that there are children and that they ascend.
     pub(super) fn from_ascending(level: u8, children: Vec<(u8, NodeId)>) -> Self {
         debug_assert!(Self::new(level, children.clone()).is_ok());
         Self { level, children }
     }
 
-    /// Level of this node: 1 if its children are leaves.
+    /// The level of this node: 1 if its children are leaves.
     #[must_use]
     pub fn level(&self) -> u8 {
         self.level
@@ -83,7 +84,7 @@ impl InnerNode {
         self.children.get(index).map(|&(_, node)| node)
     }
 
-    /// The one encoding of this node, at most [`INNER_MAX_BYTES`] long.
+    /// Returns the encoding of this node, at most [`INNER_MAX_BYTES`] long. There is only one.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut encoded = Vec::with_capacity(HEADER_BYTES + self.children.len() * CHILD_BYTES);
@@ -96,11 +97,12 @@ impl InnerNode {
         encoded
     }
 
-    /// The inner node with this encoding.
+    /// Decodes an inner node.
     ///
     /// # Errors
     ///
-    /// [`TreeError`] if [`encode`](Self::encode) does not give these bytes for any inner node.
+    /// [`TreeError`] if these bytes are not the [encoding](Self::encode) of any inner node: tag,
+    /// version or length are wrong, or [`new`](Self::new) refuses the children.
     pub fn decode(encoded: &[u8]) -> Result<Self, TreeError> {
         let Some((&[tag, version, level, count_less_one], children)) =
             encoded.split_first_chunk::<HEADER_BYTES>()
@@ -132,7 +134,7 @@ impl InnerNode {
         Self::new(level, children)
     }
 
-    /// The id of this node.
+    /// Computes the id of this node.
     #[must_use]
     pub fn id(&self) -> NodeId {
         NodeId::of_inner(&self.encode())

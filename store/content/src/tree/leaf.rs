@@ -30,21 +30,21 @@ pub struct LeafEntry {
 }
 
 impl LeafEntry {
-    /// The blocks it covers, counted from the segment's start.
+    /// The blocks that the chunk covers, counted from the segment's start.
     #[must_use]
     pub fn block_range(&self) -> Range<u32> {
         self.start_block..self.end_block()
     }
 
-    /// The block behind its last.
+    /// The block behind the last one of the chunk.
     #[must_use]
     pub fn end_block(&self) -> u32 {
         self.start_block + self.blocks
     }
 }
 
-/// The chunks of one segment, in ascending order, without overlap, at least one. What none covers
-/// is a hole.
+/// A leaf: the chunks of one segment, at least one, in ascending order and without overlap. Blocks
+/// that no chunk covers are holes.
 ///
 /// Encoding, integers little-endian:
 ///
@@ -60,12 +60,14 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// A leaf with these entries.
+    /// Creates a leaf with these entries.
     ///
     /// # Errors
     ///
-    /// [`TreeError`] if there is none, or they are no ascending, separate chunks of 1 to
-    /// [`MAX_CHUNK_BLOCKS`] blocks inside a segment.
+    /// * [`TreeError::Empty`] if there is no entry.
+    /// * [`TreeError::ChunkLength`] if a chunk does not have 1 to [`MAX_CHUNK_BLOCKS`] blocks.
+    /// * [`TreeError::OutsideSegment`] if a chunk crosses the segment's edge.
+    /// * [`TreeError::Overlap`] if a chunk begins before the previous one ends.
     pub fn new(entries: Vec<LeafEntry>) -> Result<Self, TreeError> {
         if entries.is_empty() {
             return Err(TreeError::Empty { what: WHAT });
@@ -123,16 +125,16 @@ impl Leaf {
         self.entries.iter().map(|entry| entry.blocks).sum()
     }
 
-    /// The block behind the last chunk. No more than
-    /// [`segment_blocks`](crate::block::segment_blocks) in a leaf that fits its volume.
+    /// The block behind the last chunk. In a leaf that fits its volume this is at most
+    /// [`segment_blocks`](crate::block::segment_blocks).
     #[must_use]
     pub fn end_block(&self) -> u32 {
         self.entries.last().map_or(0, LeafEntry::end_block)
     }
 
-    /// Whether the entry with this index may be a chunk that ends
+    /// Returns true if the entry with this index may be a chunk that ends
     /// [`Open`](crate::chunker::End::Open): a hole follows, or the edge of a segment of
-    /// `segment_blocks`. False if there is no such entry.
+    /// `segment_blocks` blocks. Returns false if there is no such entry.
     #[must_use]
     pub fn open_end_fits(&self, index: usize, segment_blocks: u32) -> bool {
         let Some(entry) = self.entries.get(index) else {
@@ -144,7 +146,7 @@ impl Leaf {
         }
     }
 
-    /// The one encoding of this leaf, at most [`LEAF_MAX_BYTES`] long.
+    /// Returns the encoding of this leaf, at most [`LEAF_MAX_BYTES`] long. There is only one.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut encoded = Vec::with_capacity(HEADER_BYTES + self.entries.len() * ENTRY_BYTES);
@@ -159,11 +161,12 @@ impl Leaf {
         encoded
     }
 
-    /// The leaf with this encoding.
+    /// Decodes a leaf.
     ///
     /// # Errors
     ///
-    /// [`TreeError`] if [`encode`](Self::encode) does not give these bytes for any leaf.
+    /// [`TreeError`] if these bytes are not the [encoding](Self::encode) of any leaf: tag, version
+    /// or length are wrong, or [`new`](Self::new) refuses the entries.
     pub fn decode(encoded: &[u8]) -> Result<Self, TreeError> {
         let Some((&[tag, version, low, high], entries)) =
             encoded.split_first_chunk::<HEADER_BYTES>()
@@ -194,7 +197,7 @@ impl Leaf {
         Self::new(entries.iter().map(decode_entry).collect())
     }
 
-    /// The id of this leaf.
+    /// Computes the id of this leaf.
     #[must_use]
     pub fn id(&self) -> NodeId {
         NodeId::of_leaf(&self.encode())

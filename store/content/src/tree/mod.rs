@@ -8,12 +8,12 @@
 //!
 //! What must hold here:
 //!
-//! * A node has one encoding, and decoding refuses every other: equal content has equal ids.
+//! * A node has one encoding, and decoding refuses any other: equal content has equal ids.
 //! * Ids are BLAKE3 in derive-key mode (section 6.1 of its specification), each kind of node under
 //!   a context of its own: a node never passes for a chunk, nor a leaf for an inner node.
-//! * No node is empty. Holes are what is absent.
-//! * A node that was decoded holds its invariants; how nodes fit together (levels, the
-//!   volume's end) is checked by whoever walks: [`LeafWalk`], [`TreeDiff`], [`find_leaf`].
+//! * No node is empty. Everything absent is a hole.
+//! * A decoded node satisfies its own invariants. [`LeafWalk`], [`TreeDiff`] and [`find_leaf`]
+//!   check how nodes fit together (levels, the volume's end).
 
 mod build;
 mod compare;

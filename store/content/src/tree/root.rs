@@ -1,4 +1,4 @@
-//! The root record: what a volume's content is, in 48 bytes.
+//! The root record: 48 bytes that identify a volume's content.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -30,7 +30,7 @@ pub struct Root {
     /// Size of the volume in bytes, at most [`MAX_VOLUME_BYTES`].
     pub size_bytes: u64,
     /// [`CHUNKER_VERSION`](crate::chunker::CHUNKER_VERSION) of the chunker that cut it. Decoding
-    /// takes any: whether a store can do with another is the store's decision.
+    /// accepts any version; the store decides which versions it supports.
     pub chunker_version: u32,
     /// Top inner node, of level [`height`]`(size_bytes)`; `None` if all is hole.
     pub top: Option<NodeId>,
@@ -43,7 +43,7 @@ impl Root {
         height(self.size_bytes)
     }
 
-    /// The one encoding of this record.
+    /// Returns the encoding of this record. There is only one.
     #[must_use]
     pub fn encode(&self) -> [u8; ROOT_BYTES] {
         let mut fields = Fields([0; ROOT_BYTES]);
@@ -56,11 +56,12 @@ impl Root {
         fields.0
     }
 
-    /// The root record with this encoding.
+    /// Decodes a root record.
     ///
     /// # Errors
     ///
-    /// [`TreeError`] if [`encode`](Self::encode) does not give these bytes for any volume.
+    /// [`TreeError::Length`], [`TreeError::Tag`] or [`TreeError::Field`] if these bytes are not the
+    /// [encoding](Self::encode) of any root record.
     pub fn decode(encoded: &[u8]) -> Result<Self, TreeError> {
         let bytes: [u8; ROOT_BYTES] = encoded.try_into().map_err(|_| TreeError::Length {
             what: WHAT,
@@ -102,7 +103,7 @@ impl Root {
         })
     }
 
-    /// The id of this record: of the volume's content and size.
+    /// Computes the id of this record, which stands for the volume's content and size.
     #[must_use]
     pub fn id(&self) -> RootId {
         RootId::of(&self.encode())

@@ -1,4 +1,4 @@
-//! A tree made from another one by what changed, without looking at the rest.
+//! A tree made from a base and its changes, without reading the rest.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use super::{INNER_CHILDREN, InnerNode, NodeId, NodeSource, Root, TreeError, Walk
 use crate::block::{MAX_VOLUME_BYTES, segment_count};
 use crate::chunker::CHUNKER_VERSION;
 
-/// Makes a tree from a base: changes come in ascending order of their segments, and what lies
-/// between them is as in the base. The root is the one that [`TreeBuilder`](super::TreeBuilder)
-/// gives for all leaves.
+/// Makes a tree from a base: changes come in ascending order of their segments, and everything
+/// between them stays as in the base. The root is the same as that of
+/// [`TreeBuilder`](super::TreeBuilder) over all leaves.
 ///
-/// Only inner nodes on the way to a change are read and made. A subtree without a change is taken
-/// over by its id, and one that is removed whole is dropped by it, whatever is below. One node of
-/// each tree per level is held, and finished inner nodes until they are taken.
+/// It reads and makes only the inner nodes on the path to a change. It keeps or drops a whole
+/// subtree by its id, without reading below. It holds one node of each tree per level, and finished
+/// inner nodes until the caller takes them.
 ///
-/// After an error it is of no use any more.
+/// After an error, discard it.
 #[derive(Debug)]
 pub struct TreeUpdate {
     base_bytes: u64,
@@ -26,24 +26,24 @@ pub struct TreeUpdate {
     above: Open,
     /// Open nodes from the top down.
     open: Vec<Open>,
-    /// What is before this segment is decided. A child of the last open node begins with it.
+    /// Everything before this segment is decided. A child of the last open node begins with it.
     position: u64,
     finished: Vec<InnerNode>,
 }
 
-/// Why a tree could not be updated.
+/// The reason why a tree could not be updated.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum UpdateError<E> {
-    /// A change where there can be none.
+    /// A change is out of order or beyond the end of the volume.
     #[error(transparent)]
     Change(#[from] TreeError),
-    /// What is wrong with the base.
+    /// A node of the base is not available or does not fit.
     #[error(transparent)]
     Base(#[from] WalkError<E>),
 }
 
-/// A node of the base. In a tree that becomes higher the base's top stands at the new levels too,
-/// as the only child in slot 0: there, its level is below that of its place.
+/// A node of the base. If the tree gains levels, the base's top also takes the places on them, as
+/// the only child in slot 0: there, its level is below that of its place.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 struct Subtree {
     id: NodeId,
@@ -59,7 +59,7 @@ struct Open {
     children: Vec<(u8, NodeId)>,
 }
 
-/// What the base has in the place of a node.
+/// The base's content in the place of a node.
 #[derive(Debug)]
 enum Old {
     /// Nothing, so there is nothing to keep.
@@ -70,7 +70,7 @@ enum Old {
 }
 
 impl Old {
-    /// What is in a slot of a node of `level`.
+    /// The subtree in a slot of a node of `level`.
     fn child(&self, level: u8, slot: u8) -> Option<Subtree> {
         match self {
             Self::Nothing => None,
@@ -83,7 +83,7 @@ impl Old {
     }
 }
 
-/// Whether a stretch of the base goes into the new tree.
+/// The decision about a range of the base.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 enum Fate {
     Kept,
@@ -91,12 +91,12 @@ enum Fate {
 }
 
 impl TreeUpdate {
-    /// An update of `base` to a volume of `size_bytes`, larger or smaller. Without a base it begins
-    /// with nothing.
+    /// Creates an update of `base` to a volume of `size_bytes`, larger or smaller. Without a base
+    /// it begins with an empty tree.
     ///
     /// # Errors
     ///
-    /// [`TreeError::TooLarge`] above [`MAX_VOLUME_BYTES`].
+    /// [`TreeError::TooLarge`] if the new size or that of the base exceeds [`MAX_VOLUME_BYTES`].
     pub fn new(base: Option<&Root>, size_bytes: u64) -> Result<Self, TreeError> {
         let base_bytes = base.map_or(0, |base| base.size_bytes);
         for size_bytes in [size_bytes, base_bytes] {
@@ -124,12 +124,14 @@ impl TreeUpdate {
         })
     }
 
-    /// Puts a leaf in the place of whatever the base has for a segment.
+    /// Sets the leaf of a segment, and replaces that of the base.
     ///
     /// # Errors
     ///
-    /// [`TreeError`] if the segment is before one that was named, or behind the volume's end;
-    /// otherwise what is wrong with a node of the base.
+    /// * [`UpdateError::Change`] if the segment is not behind all earlier changes, or is beyond the
+    ///   end of the volume.
+    /// * [`UpdateError::Base`] if a node of the base cannot be read, has the wrong level, or
+    ///   reaches beyond the end of its volume.
     pub async fn put<S: NodeSource>(
         &mut self,
         source: &S,
@@ -153,11 +155,12 @@ impl TreeUpdate {
         Ok(())
     }
 
-    /// Leaves out what the base has for some segments. They may lie behind the volume's end.
+    /// Turns segments into holes. They may lie beyond the end of the volume.
     ///
     /// # Errors
     ///
-    /// As of [`put`](Self::put).
+    /// * [`UpdateError::Change`] if the segments are not behind all earlier changes.
+    /// * [`UpdateError::Base`] as for [`put`](Self::put).
     pub async fn remove<S: NodeSource>(
         &mut self,
         source: &S,
@@ -169,24 +172,24 @@ impl TreeUpdate {
             .await
     }
 
-    /// The inner nodes that were finished since the last call and are not the base's: children
-    /// before parents.
+    /// Takes the new inner nodes that were finished since the last call: children before parents.
+    /// Nodes of the base are not among them.
     pub fn take_finished(&mut self) -> Vec<InnerNode> {
         std::mem::take(&mut self.finished)
     }
 
-    /// How many inner nodes were finished and not taken.
+    /// Number of inner nodes that are finished and not taken.
     #[must_use]
     pub fn finished_count(&self) -> usize {
         self.finished.len()
     }
 
-    /// Keeps what is left of the base, as far as the volume reaches, and closes the tree: its root.
-    /// More inner nodes are finished then, and are to be taken.
+    /// Keeps the rest of the base up to the end of the volume, completes the tree, and returns its
+    /// root. Call [`take_finished`](Self::take_finished) once more afterwards.
     ///
     /// # Errors
     ///
-    /// What is wrong with a node of the base.
+    /// [`UpdateError::Base`] as for [`put`](Self::put).
     pub async fn finish<S: NodeSource>(
         &mut self,
         source: &S,
@@ -298,7 +301,7 @@ impl TreeUpdate {
         }
     }
 
-    /// The id of a node, which is a new one unless the base has the same there.
+    /// The id of a closed node: a new node, unless the base has the same one there.
     fn made(&mut self, done: Open) -> Option<NodeId> {
         if done.children.is_empty() {
             return None;

@@ -1,4 +1,4 @@
-//! Walking a tree: from where nodes come, one leaf by its segment, all leaves in order.
+//! Walking a tree: the source of its nodes, one leaf by its segment, all leaves in order.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,16 +9,18 @@ use super::{InnerNode, Leaf, NodeId, Root, TreeError, WalkError};
 /// A node of a tree.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Node {
+    /// A leaf: the chunks of one segment.
     Leaf(Leaf),
+    /// An inner node: the children of the level below.
     Inner(InnerNode),
 }
 
 impl Node {
-    /// The node with this encoding, whichever kind it is.
+    /// Decodes a node of either kind.
     ///
     /// # Errors
     ///
-    /// [`TreeError`] if neither kind has this encoding.
+    /// [`TreeError`] if these bytes are not the [encoding](Self::encode) of any node.
     pub fn decode(encoded: &[u8]) -> Result<Self, TreeError> {
         match encoded.first() {
             Some(b'I') => InnerNode::decode(encoded).map(Self::Inner),
@@ -26,7 +28,7 @@ impl Node {
         }
     }
 
-    /// The one encoding of this node.
+    /// Returns the encoding of this node. There is only one.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         match self {
@@ -35,7 +37,7 @@ impl Node {
         }
     }
 
-    /// The id of this node.
+    /// Computes the id of this node.
     #[must_use]
     pub fn id(&self) -> NodeId {
         match self {
@@ -45,15 +47,17 @@ impl Node {
     }
 }
 
-/// From where nodes come: a store, its cache, or a peer. What it gives has been checked against
-/// the id that was asked for.
+/// A source of nodes: a store, its cache, or a peer. It checks every node that it returns against
+/// the requested id.
 pub trait NodeSource {
+    /// The error of a source that fails to return a node.
     type Error;
 
-    /// The leaf with this id.
+    /// Returns the leaf with this id. Fails if the source does not have it, or has another kind of
+    /// node under the id.
     fn leaf(&self, id: NodeId) -> impl Future<Output = Result<Arc<Leaf>, Self::Error>> + Send;
 
-    /// The inner node with this id.
+    /// Returns the inner node with this id. Fails like [`leaf`](Self::leaf).
     fn inner(&self, id: NodeId)
     -> impl Future<Output = Result<Arc<InnerNode>, Self::Error>> + Send;
 }
@@ -94,11 +98,11 @@ pub(super) fn checked_child<E>(
     Ok(segment)
 }
 
-/// The leaf of one segment; `None` if it is all hole or behind the volume's end.
+/// Finds the leaf of one segment; `None` if it is all hole or beyond the end of the volume.
 ///
 /// # Errors
 ///
-/// [`WalkError`] if a node on the path cannot be had or is at the wrong level.
+/// [`WalkError`] if a node on the path cannot be read or has the wrong level.
 pub async fn find_leaf<S: NodeSource>(
     source: &S,
     root: &Root,
@@ -137,7 +141,7 @@ struct Step {
 }
 
 impl LeafWalk {
-    /// A walk over the leaves from `from_segment` on.
+    /// Creates a walk over the leaves from `from_segment` on.
     #[must_use]
     pub fn new(root: &Root, from_segment: u32) -> Self {
         Self {
@@ -148,13 +152,13 @@ impl LeafWalk {
         }
     }
 
-    /// The next segment that has a leaf, with the leaf's id; `None` behind the last. May be called
-    /// again after an error, to try again at the same place.
+    /// Returns the next segment that has a leaf, with the leaf's id; `None` behind the last. After
+    /// an error, call it again to retry at the same place.
     ///
     /// # Errors
     ///
-    /// [`WalkError`] if a node cannot be had, is at the wrong level, or reaches behind the volume's
-    /// end.
+    /// [`WalkError`] if a node cannot be read, has the wrong level, or reaches beyond the end of
+    /// the volume.
     pub async fn next<S: NodeSource>(
         &mut self,
         source: &S,

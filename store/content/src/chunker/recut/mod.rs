@@ -8,14 +8,19 @@ use crate::block::{BLOCK_BYTES, SEGMENT_BLOCKS, is_zero};
 /// One chunk of a segment that was cut again.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Recut {
-    /// The old chunk with this index, where it was and as it was.
+    /// The old chunk with this index, unchanged and in its old place.
     Kept(usize),
-    /// A chunk that has to be hashed, with its bytes.
-    New { cut: Cut, bytes: Vec<u8> },
+    /// A new chunk that has to be hashed.
+    New {
+        /// The place of the chunk in its segment, in blocks.
+        cut: Cut,
+        /// The plain bytes of the chunk.
+        bytes: Vec<u8>,
+    },
 }
 
-/// Cuts a segment again. The result is, in ascending order, what
-/// [`cut_segment`](super::cut_segment) would give for the whole new segment.
+/// Cuts a segment again. The result, in ascending order, is the same as that of
+/// [`cut_segment`](super::cut_segment) for the whole new segment.
 ///
 /// * `old`: the block ranges of the chunks that the segment had, in ascending order, as the chunker
 ///   cut them.
@@ -23,19 +28,20 @@ pub enum Recut {
 ///   have, because the volume has grown, count as changed.
 /// * `zeros`: blocks that have become zeros, in any order. They count as changed, too, and are not
 ///   read.
-/// * `segment_blocks`: length of the new segment.
-/// * `read`: fills the buffer it is given with the new bytes of a range of blocks. The buffer is
-///   empty, and `read` leaves exactly the bytes of the range in it.
+/// * `segment_blocks`: length of the new segment in blocks.
+/// * `read`: fills an empty buffer with the new bytes of a range of blocks, and with nothing else.
 ///
-/// Old chunks before the first change are kept unread. From the one that holds the first change on,
-/// blocks are read and cut until a cut meets the start of an old chunk with no change in it; from
-/// there chunks are kept again. An unchanged chunk is read, too, if the hole behind it changed, for
-/// it may go on there now. Each call of `read` asks for blocks of one old chunk, or for changed
-/// blocks where a hole was; calls ascend and never overlap.
+/// All ranges count blocks from the segment's start.
+///
+/// Old chunks before the first change are kept unread. `recut` reads and cuts blocks from the chunk
+/// with the first change on, until a cut meets the start of an unchanged old chunk; from there it
+/// keeps chunks again. It also reads an unchanged chunk if the hole behind it changed, because the
+/// chunk may continue there now. Each call of `read` asks for blocks of one old chunk, or for
+/// changed blocks where a hole was. Calls ascend and never overlap.
 ///
 /// # Errors
 ///
-/// Whatever `read` returns.
+/// The error of `read`, unchanged. `recut` itself cannot fail.
 ///
 /// # Panics
 ///
@@ -122,11 +128,11 @@ impl<F> Reader<F> {
     }
 }
 
-/// What a block of the new segment is before it is read.
+/// What is known of a block of the new segment before it is read.
 enum Source {
     /// Neither in an old chunk nor changed, or changed to zeros: a hole.
     Hole,
-    /// To be read, with what follows up to this block.
+    /// The block has to be read, together with the blocks behind it up to `until`.
     Read { until: u32 },
 }
 
@@ -135,7 +141,7 @@ enum Source {
 struct Recutter<'a, F> {
     old: &'a [Range<u32>],
     changed: BlockSet,
-    /// What of it is zeros.
+    /// The part of `changed` that became zeros.
     zeros: BlockSet,
     segment_blocks: u32,
     read: Reader<F>,
