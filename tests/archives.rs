@@ -129,7 +129,7 @@ fn what_one_snapshot_has_beyond_another_needs_that() {
     let arguments = ["import", "--archive", text(&file)];
     let said = snapctl.run(arguments).fails(exit::NOT_FOUND);
     assert!(
-        said.contains("beyond one") && said.contains("import that first"),
+        said.contains(" to one, and") && said.contains("import the base first"),
         "{said}"
     );
     assert_eq!(snapctl.names(), [""; 0]);
@@ -322,7 +322,7 @@ fn what_is_no_archive_or_no_name_is_told() {
     refused(
         &["import", text(&file), "--name", "x"],
         exit::FAILURE,
-        "say --archive",
+        "use --archive",
     );
     snapctl
         .run(["import", text(&file), "--name", "x", "--format", "raw"])

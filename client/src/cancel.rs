@@ -93,7 +93,7 @@ pub(crate) async fn until_completing<T>(
         Err(_) => Err(Error::new(
             ErrorKind::Cancelled,
             what,
-            "it was cancelled as it was being completed: whether it was is not known",
+            "it was cancelled during its last step, and may have succeeded",
         )),
     }
 }
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(cancelled(true, Duration::from_secs(2)).await.unwrap(), 7);
         let error = cancelled(true, 2 * OUTCOME_WITHIN).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Cancelled);
-        assert!(error.to_string().contains("is not known"), "{error}");
+        assert!(error.to_string().contains("may have succeeded"), "{error}");
         let cancel = Cancel::new();
         let never = unless_cancelled("x", "", &cancel, async { Ok(1) });
         assert_eq!(never.await.unwrap(), 1);

@@ -23,19 +23,20 @@ use varve_daemon::{
     telemetry::{self, Telemetry},
 };
 
-/// Serves a Varve store over gRPC and NBD.
+/// Serve a Varve store over gRPC and NBD
 #[derive(Debug, Parser)]
 #[command(
     name = "varved",
     version,
     about,
     args_conflicts_with_subcommands = false,
-    after_help = "All settings, of which these are a few, are described in docs/varved.toml: each has a line of the file and a variable."
+    after_help = "docs/varved.toml describes all settings; each can be set in the file or by an \
+                  environment variable."
 )]
 struct Cli {
     #[command(flatten)]
     arguments: Arguments,
-    /// Check all settings and the files that they name, and end; nothing is made or opened
+    /// Check all settings and the files that they name, then exit; opens and creates nothing
     #[arg(long)]
     check_config: bool,
     #[command(subcommand)]
@@ -44,18 +45,19 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Makes index and catalog again, from the packs and the catalog log, and ends
+    /// Rebuild index and catalog from the packs and the catalog log, then exit
     ///
-    /// The store must not be open. Ends with 0 if nothing is damaged, and with 6 if something is:
-    /// it is listed, and everything else is in the new index. With 1 or 2 it could not be done.
+    /// Stop the daemon first. The exit code is 0 if nothing is damaged, and 6 if something is: the
+    /// damage is listed, and the new index has everything else. 1 and 2 mean that the rebuild
+    /// failed.
     Rebuild,
 }
 
-/// What did not work.
+/// The operation failed.
 const FAILURE: u8 = 1;
-/// What cannot be meant; clap uses the same.
+/// The command line or a setting is wrong. Clap uses the same code.
 const USAGE: u8 = 2;
-/// What was found to be damaged; `snapctl` uses the same.
+/// Damage was found. `snapctl` uses the same code.
 const DAMAGED: u8 = 6;
 
 fn main() -> ExitCode {
@@ -113,21 +115,21 @@ fn main() -> ExitCode {
     code
 }
 
-/// Says why nothing was done. Not in the log, which may go elsewhere or be filtered.
+/// Prints why the daemon did nothing. Not to the log, which may go elsewhere or be filtered.
 fn complain(error: impl Display, code: u8) -> ExitCode {
     // Where nobody can be told, the code has to do.
     let _ = writeln!(stderr(), "varved: {error}");
     ExitCode::from(code)
 }
 
-/// Prints a text for the person at the terminal, in one piece. If nobody reads it the daemon goes
-/// on.
+/// Prints a text for the person at the terminal, in one piece. The daemon continues if nobody reads
+/// it.
 fn say(lines: impl Display) {
     let _ = stdout().write_all(format!("{lines}\n").as_bytes());
 }
 
-/// What to put into a shell so that `snapctl` and NBD clients find this daemon. What is for
-/// `snapctl` comes first.
+/// Shell lines that tell `snapctl` and NBD clients the endpoints of this daemon, the line for
+/// `snapctl` first.
 fn export_lines(addresses: &Addresses) -> String {
     let endpoint = format!("unix:{}", addresses.grpc_unix.display());
     let mut lines = export_line("VARVE_ENDPOINT", &endpoint);
@@ -138,7 +140,7 @@ fn export_lines(addresses: &Addresses) -> String {
     lines
 }
 
-/// A variable as a line for a shell.
+/// An `export` line for a shell.
 fn export_line(name: &str, value: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/:._-+@%,=".contains(c);
     if value.chars().all(is_plain) {
@@ -148,9 +150,10 @@ fn export_line(name: &str, value: &str) -> String {
     }
 }
 
-/// Takes over what can be changed while the daemon runs: the levels of the log, and files of TLS.
+/// Applies the settings that can change while the daemon runs: the levels of the log, and the TLS
+/// files.
 async fn reload(arguments: &Arguments, server: &Server, telemetry: &Telemetry) {
-    info!("asked to read settings again: levels of the log and files of TLS");
+    info!("reading settings again: log levels and TLS files");
     let arguments = arguments.clone();
     let loading = tokio::task::spawn_blocking(move || Config::load(&arguments));
     let filter = match loading.await {
@@ -159,12 +162,12 @@ async fn reload(arguments: &Arguments, server: &Server, telemetry: &Telemetry) {
         Err(error) => Err(error.to_string()),
     };
     if let Err(error) = filter {
-        error!(error, "the levels of the log stay as they were");
+        error!(error, "the log levels stay as they were");
     }
     server.reload().await;
 }
 
-/// The names of this process's variables.
+/// The names of this process's environment variables.
 fn variables() -> impl Iterator<Item = OsString> {
     std::env::vars_os().map(|(name, _)| name)
 }
@@ -247,11 +250,11 @@ async fn rebuild(config: &Config) -> ExitCode {
     }
 }
 
-/// What a signal asks for.
+/// The request of a signal.
 enum Asked {
-    /// The end; the name of the signal.
+    /// Stop the daemon; with the name of the signal.
     End(&'static str),
-    /// That settings are read again.
+    /// Read the settings again.
     Reload,
 }
 
@@ -259,7 +262,7 @@ enum Asked {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// A terminal that goes away sends it too: the daemon goes on then.
+    /// A closing terminal sends it too: the daemon continues then.
     hangup: Signal,
 }
 
@@ -280,7 +283,7 @@ impl Signals {
         }
     }
 
-    /// The next one that asks for the end.
+    /// The next signal that asks the daemon to stop.
     async fn end(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

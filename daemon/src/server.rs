@@ -321,7 +321,7 @@ impl Server {
             "pending snapshots",
             until(stop.clone(), async move {
                 if let Err(error) = resuming.resume_snapshots().await {
-                    error!(%error, "pending snapshots do not go on");
+                    error!(%error, "pending snapshots do not continue");
                 }
             }),
         ));
@@ -414,7 +414,7 @@ async fn close(store: &Store) {
 /// Tells systemd, or whatever manages services in its way, how the daemon is.
 fn tell_service_manager(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        warn!(%error, "cannot tell the service manager");
+        warn!(%error, "cannot notify the service manager");
     }
 }
 

@@ -61,7 +61,7 @@ impl Tasks {
         {
             warn!(
                 tasks = self.tracker.len(),
-                "tasks are ended that did not end by themselves"
+                "ending tasks that did not end by themselves"
             );
             self.cut.cancel();
             self.tracker.wait().await;
@@ -135,7 +135,7 @@ impl fmt::Display for TaskEnded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Panicked { name } => {
-                write!(f, "task {name:?} failed by a defect, see the daemon's log")
+                write!(f, "task {name:?} failed by a bug, see the daemon's log")
             }
             Self::Stopped { name } => write!(f, "the daemon stopped before task {name:?} was done"),
         }

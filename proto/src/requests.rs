@@ -52,7 +52,7 @@ impl<U: Message + Default> Decoder for RequestDecoder<U> {
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         U::decode(bytes).map(Some).map_err(|error| {
             Status::invalid_argument(format!(
-                "the request is no message of the protocol: {error}"
+                "the request is not a message of the protocol: {error}"
             ))
         })
     }

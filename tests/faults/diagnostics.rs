@@ -182,7 +182,7 @@ fn settings_that_cannot_be_read_hold_up_neither_guests_nor_the_end() {
     run(command(tool("mkfifo"), [&file])).ok();
     varved.signal(Signal::HUP);
     wait_for("the settings to be read", || {
-        let asked = varved.log().contains("asked to read settings again");
+        let asked = varved.log().contains("reading settings again");
         asked.then_some(())
     });
     varved.snapctl().run(["status"]).ok();

@@ -173,11 +173,11 @@ fn files_on_a_device_outlive_stops_and_kills_of_the_daemon() {
             "detached /dev/nbd0",
             "ended with 0",
             "no devices",
-            "all connections are there again",
+            "reconnected after",
         ],
     );
     let told = console.lines().filter(|line| {
-        ["longest pause", " files", "all connections"]
+        ["longest pause", " files", "reconnected"]
             .iter()
             .any(|it| line.contains(it))
     });
@@ -312,9 +312,9 @@ fn devices_come_and_go_as_people_ask() {
             "refused with 2: snapctl: map disk: an export is volume/NAME or snapshot/NAME",
             "refused with 2:",
             "knows no TLS",
-            "refused with 2: snapctl: map volume/disk: with --nbd a volume is told by its id",
+            "refused with 2: snapctl: map volume/disk: with --nbd, give the id of the volume",
             "refused with 5: snapctl: connect to nbd+unix:///?socket=/nowhere",
-            "refused with 3: snapctl: unmap volume/disk: it is attached as no device",
+            "refused with 3: snapctl: unmap volume/disk: it is not attached to a device",
             "device /dev/nbd1 of 67108864 in 4096, read-only 0",
             r#""connections": 2"#,
             "refused with 8: snapctl: map volume/disk: it is /dev/nbd1 already, and process",
@@ -327,7 +327,7 @@ fn devices_come_and_go_as_people_ask() {
             "again /dev/nbd1",
             "ended with 0",
             "in use: mounted, say, or part of a volume group; it stays attached",
-            "/dev/nbd1 was attached already, as it is; looking after it now",
+            "/dev/nbd1 was attached already; keeping it connected",
             "detached /dev/nbd1",
             "device /dev/nbd0 of 19999744, read-only 1",
             "refused with 1:",

@@ -120,7 +120,7 @@ fn sockets_that_mean_nothing_are_refused_with_the_reason() {
     let scratch = Scratch::new();
     for (names, why) in [
         (&["web"][..], "\"web\""),
-        (&["nbd", "nbd"], "one of its kind already"),
+        (&["nbd", "nbd"], "already one for the same service"),
     ] {
         let mut manager = command(
             "/usr/bin/python3",

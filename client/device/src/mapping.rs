@@ -222,7 +222,8 @@ impl Mapping {
             Err(error)
         };
         if !sysfs::keeps_backends(index) {
-            let why = "the kernel is too old: from Linux 5.14 on it keeps what a device is, without which devices could be mixed up";
+            let why = "the kernel is too old: Linux 5.14 or newer keeps the identity of a device, \
+                       without which devices could be mixed up";
             return detach(&mut kernel, Error::new(ErrorKind::Unavailable, what, why));
         }
         let keeping = match Keeping::begin(index).await {
@@ -458,7 +459,8 @@ pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
     };
     let mut found = mapped()?.into_iter().filter(matches);
     let Some(device) = found.next() else {
-        let why = "it is attached as no device; 'snapctl device list' lists those that are";
+        let why = "it is not attached to a device; 'snapctl device list' lists the attached \
+                   exports";
         return Err(Error::new(ErrorKind::NotFound, what, why));
     };
     if let Some(other) = found.next() {

@@ -1,4 +1,4 @@
-//! What to do about a failure: the library and the daemon tell only what they saw.
+//! Advice for the user about a failure. The library and the daemon report only the facts.
 
 use std::{
     fs,
@@ -16,17 +16,17 @@ const NBD_GREETING: &[u8] = b"NBDMAGIC";
 /// How long that may take.
 const GREETING_TIME: Duration = Duration::from_millis(500);
 
-/// How the daemon was to be reached.
+/// The connection settings of a command.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Asked<'a> {
-    /// As it was given, if it was.
+    /// The endpoint as given; empty if none was.
     pub(crate) endpoint: &'a str,
     pub(crate) tls_ca: Option<&'a Path>,
-    /// Whether a certificate was shown.
+    /// True if the command has a client certificate.
     pub(crate) has_cert: bool,
 }
 
-/// What to do about an error, where that is known.
+/// Advice about an error, if there is any.
 pub(crate) fn advice(error: &Error, asked: Asked<'_>) -> Option<String> {
     match error.kind() {
         ErrorKind::Unreachable => connection(error, asked),
@@ -80,18 +80,18 @@ fn connection(error: &Error, asked: Asked<'_>) -> Option<String> {
     Some(said.to_owned())
 }
 
-/// What to do about a socket that may not be opened.
+/// Advice about a socket that this user may not open.
 fn not_permitted(socket: &Path) -> String {
     let owner = fs::metadata(socket).ok().map(|found| user(found.uid()));
     let (whose, user) = match owner {
         Some(user) => (format!("the socket belongs to {user}: "), "that user"),
-        // The directory that it is in is closed, too.
+        // This user may not search its directory either.
         None => (String::new(), "the user that varved runs as"),
     };
     format!("{whose}run as {user} or root, or set socket_mode in varved's settings")
 }
 
-/// What a user is called on this machine.
+/// The name of a user on this machine.
 fn user(uid: u32) -> String {
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let name = users.lines().find_map(|line| {
@@ -102,7 +102,7 @@ fn user(uid: u32) -> String {
     name.unwrap_or_else(|| format!("user {uid}"))
 }
 
-/// Whether an NBD server is at this endpoint: it speaks first.
+/// Returns true if an NBD server is at this endpoint: it speaks first.
 fn greets_as_nbd(endpoint: &str) -> bool {
     fn is_greeting(mut from: impl Read) -> bool {
         let mut greeting = [0; NBD_GREETING.len()];
@@ -125,7 +125,7 @@ fn greets_as_nbd(endpoint: &str) -> bool {
     })
 }
 
-/// What to do about the state of something.
+/// Advice about a conflict with the state of a volume or snapshot.
 fn state(error: &Error) -> Option<String> {
     let why = error.why();
     if why.contains(" is attached") {

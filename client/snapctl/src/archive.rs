@@ -23,15 +23,15 @@ use crate::{
     signals,
 };
 
-/// What can be done with archives without a daemon.
+/// Commands on archives that need no daemon.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Archive {
-    /// Show what an archive is of, by its head
+    /// Show the snapshot in an archive
     Show {
         /// The archive; - for standard input
         file: PathBuf,
     },
-    /// Check that an archive is whole, and every byte of it what it should be
+    /// Check that an archive is complete and undamaged
     Verify {
         /// The archive; - for standard input
         file: PathBuf,
@@ -42,9 +42,9 @@ pub(crate) enum Archive {
 #[derive(Debug, Serialize)]
 struct ArchiveJson<'a> {
     snapshot: SnapshotJson<'a>,
-    /// What a store must have to read it.
+    /// The base that a store must have to import it.
     base: Option<SnapshotJson<'a>>,
-    /// Of one that was read to its end, like those that follow.
+    /// Only of an archive that was read to its end, like the following fields.
     chunks: Option<u64>,
     payload_bytes: Option<u64>,
     archive_bytes: Option<u64>,
@@ -81,14 +81,14 @@ impl Archive {
                 };
                 let progress = &control.progress;
                 let facts = meter::watch("verify", options.quiet, progress, verifying).await?;
-                options.remark("the archive is whole, and every chunk of it is what its id says");
+                options.remark("the archive is complete, and every chunk matches its id");
                 print(&facts, Some(&facts), None, options)
             }
         }
     }
 }
 
-/// A file, or standard input, and what it is called.
+/// A file, or standard input, and its name.
 fn open(file: &Path) -> Result<(Box<dyn Read + Send>, String), Error> {
     if file == Path::new("-") {
         return Ok((Box::new(io::stdin()), "standard input".to_owned()));
@@ -126,7 +126,7 @@ pub(crate) async fn write(
         (None, None) => (None, name, false),
     };
     let to = to.ok_or_else(|| {
-        let why = "its descriptor cannot be had twice";
+        let why = "its descriptor cannot be duplicated";
         Error::new(varve_client::ErrorKind::File, format!("write {name}"), why)
     })?;
     let writing = Box::pin(archive.run(to, &name));
@@ -186,8 +186,8 @@ fn json<'a>(
     }
 }
 
-/// Tells what an archive is of; how much is in it is known only of one that was read or written to
-/// its end.
+/// Prints the snapshot of an archive. The amount of data is known only after reading or writing the
+/// archive to its end.
 fn print(
     facts: &ArchiveFacts,
     whole: Option<&ArchiveFacts>,

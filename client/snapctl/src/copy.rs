@@ -17,15 +17,16 @@ use crate::{
     size::parse_size,
 };
 
-/// What `copy` takes: what to do with copies; or, as it was once written, what `create` takes.
+/// Arguments of `copy`: a command, or, in the old syntax, the arguments of `create`.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     override_usage = "snapctl copy <COMMAND>",
     after_long_help = "\
-The daemon pulls: it is asked by --endpoint, and it reaches the other one at --from. Only chunks that are missing cross. A copy that \
-is cut off is tried again by itself, also after a restart of the daemon. What has arrived is not fetched twice."
+The daemon at --endpoint pulls the snapshots from the daemon at --from. Only missing chunks are \
+transferred. The daemon retries an \
+interrupted copy by itself, also after a restart. It never fetches a chunk twice."
 )]
 pub(crate) struct Copies {
     #[command(subcommand)]
@@ -34,18 +35,18 @@ pub(crate) struct Copies {
     new: Option<New>,
 }
 
-/// Leaves the old way to begin a copy out of the help.
+/// Leaves the old syntax for beginning a copy out of the help.
 pub(crate) fn hide_old(command: clap::Command) -> clap::Command {
     command.mut_subcommand("copy", |copy| copy.mut_args(|argument| argument.hide(true)))
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Begin copies of snapshots of another store
+    /// Begin copies of snapshots from another store
     Create(New),
-    /// Say what would cross, and copy nothing
+    /// Show how much a copy would transfer, and copy nothing
     Estimate(Source),
-    /// List copies, the newest first
+    /// List copies, newest first
     #[command(visible_alias = "ls")]
     List,
     /// Show a copy
@@ -54,16 +55,16 @@ enum Command {
         /// Its id
         copy: String,
     },
-    /// End a copy; what has arrived stays in the store
+    /// Cancel a copy; chunks that have arrived stay in the store
     Cancel {
         /// Its id
         copy: String,
     },
-    /// Change how fast a copy may be
+    /// Limit the rate of a copy
     Limit {
         /// Its id
         copy: String,
-        /// Bytes a second, as 100M; none for no limit
+        /// Bytes per second, as in 100M; none for no limit
         #[arg(value_name = "BYTES", value_parser = parse_limit)]
         limit: u64,
     },
@@ -74,11 +75,11 @@ enum Command {
 struct Source {
     /// Name or id of the snapshot in the other store
     snapshot: String,
-    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or
-    /// a name that `remote create` has given it
+    /// Endpoint of the other daemon, as seen from this one: https://HOST:PORT, unix:PATH or
+    /// http://HOST:PORT; or the name of a remote
     #[arg(long, value_name = "ENDPOINT|REMOTE")]
     from: String,
-    /// Let it cross a network in the clear, where others can read it
+    /// Allow plain HTTP over a network, where others can read the content
     #[arg(long)]
     allow_plaintext: bool,
 }
@@ -86,26 +87,26 @@ struct Source {
 /// A copy to be.
 #[derive(Debug, Args)]
 struct New {
-    /// Names or ids of snapshots in the other store; what several of them share crosses once
+    /// Names or ids of snapshots in the other store; chunks that they share are transferred once
     #[arg(required = true, value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
-    /// The other daemon, as this one reaches it: https://HOST:PORT, unix:PATH, http://HOST:PORT, or
-    /// a name that `remote create` has given it
+    /// Endpoint of the other daemon, as seen from this one: https://HOST:PORT, unix:PATH or
+    /// http://HOST:PORT; or the name of a remote
     #[arg(long, value_name = "ENDPOINT|REMOTE")]
     from: String,
-    /// Let it cross a network in the clear, where others can read it
+    /// Allow plain HTTP over a network, where others can read the content
     #[arg(long)]
     allow_plaintext: bool,
-    /// Name of the snapshot here, if it is one [default: as there]
+    /// Name of the snapshot here, if there is only one [default: its name there]
     #[arg(long)]
     name: Option<String>,
-    /// A tag, beside those that it has there; may be given more than once
+    /// A tag in addition to those that it has there; may be given more than once
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
-    /// How fast each of them may be, in bytes a second, as 100M
+    /// Limit on the rate of each copy, in bytes per second, as in 100M
     #[arg(long, value_name = "BYTES", value_parser = parse_limit, default_value = "none")]
     limit: u64,
-    /// Wait until they are complete
+    /// Wait until the copies are completed
     #[arg(long)]
     wait: bool,
 }
@@ -199,7 +200,7 @@ impl Copies {
             (Some(Command::Create(new)), _) | (None, Some(new)) => new.run(&client, options).await,
             (None, None) => Err(Failure::usage(
                 "copy",
-                "say which snapshot, and --from where",
+                "give a snapshot, and its store with --from",
             )),
         }
     }
@@ -267,7 +268,7 @@ fn tell(copy: &Copy, options: &Options) {
             options.remark(format_args!("{id} ({snapshot}) waits for its turn"));
         }
         (CopyState::Waiting, Some(why)) => {
-            options.remark(format_args!("{id} ({snapshot}) is tried again: {why}"));
+            options.remark(format_args!("{id} ({snapshot}) will be retried: {why}"));
         }
         _ => {}
     }

@@ -19,17 +19,17 @@ use crate::{
     signals::interrupted_within,
 };
 
-/// How long detaching a device may take: the kernel writes out what it holds back for it.
+/// Time limit for detaching a device: the kernel first writes out its cache.
 const DETACH_TIME: Duration = Duration::from_secs(600);
 
-/// What `device` can do.
+/// Commands of `device`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Devices {
-    /// Attach an export as a block device of this machine, and stay to look after it
+    /// Attach an export as a block device of this machine, and keep it connected
     Map(Map),
     /// Detach a block device
     Unmap(Unmap),
-    /// List the block devices that exports are attached as
+    /// List the block devices of exports
     #[command(visible_alias = "ls")]
     List,
 }
@@ -46,44 +46,46 @@ impl Devices {
 
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-It prints the device, and stays to hand the kernel a new connection when the daemon was restarted: requests wait meanwhile. It ends \
-when the device is unmapped. Interrupted, it detaches the device if nobody uses it; if somebody does, it leaves it attached, and \
-'snapctl device map' of the same export looks after it again.
+The command prints the device and keeps running: when the daemon restarts, it reconnects the \
+device, and requests wait meanwhile. \
+It ends when the device is unmapped. When interrupted, it detaches a device that is not in use. A \
+device in use stays attached; \
+run 'snapctl device map' for the same export again to keep it connected.
 
-The systemd unit varve-map@.service does the same for exports that are to be there always.")]
+The systemd unit varve-map@.service does the same for exports that should be mapped at boot.")]
 pub(crate) struct Map {
-    /// volume/NAME or snapshot/NAME; a volume has to be attached ('snapctl volume attach')
+    /// volume/NAME or snapshot/NAME; attach a volume first ('snapctl volume attach')
     export: String,
-    /// As this device, /dev/nbdN [default: one that is free]
+    /// Device to use, /dev/nbdN [default: a free one]
     #[arg(long, value_name = "DEVICE", value_parser = parse_device)]
     device: Option<u32>,
-    /// Connections to the daemon
+    /// Number of connections to the daemon
     #[arg(long, value_name = "COUNT", default_value_t = MapOptions::default().connections)]
     connections: u32,
-    /// Sector size in bytes: 512 to 4096. Partition tables are read in sectors of the size they
-    /// were made with
+    /// Sector size in bytes: 512 to 4096. A partition table needs the sector size that it was made
+    /// with
     #[arg(long, value_name = "BYTES", default_value_t = MapOptions::default().block_size_bytes)]
     block_size: u32,
-    /// Seconds until an unanswered request is sent again, after a kill of the daemon say
+    /// Seconds until an unanswered request is sent again (after the daemon was killed, for example)
     #[arg(long, value_name = "SECONDS", default_value_t = MapOptions::default().timeout.as_secs())]
     request_timeout: u64,
-    /// Seconds that requests wait for the daemon to come back, before they fail
+    /// Seconds that requests wait for a lost daemon before they fail
     #[arg(long, value_name = "SECONDS", default_value_t = MapOptions::default().dead_timeout.as_secs())]
     dead_timeout: u64,
-    /// Write nothing, even if the export could be written to
+    /// Map a writable export read-only
     #[arg(long)]
     read_only: bool,
-    /// Where the daemon serves NBD: nbd+unix:///?socket=PATH or nbd://HOST:PORT [default: what the
-    /// daemon tells]
+    /// NBD address of the daemon: nbd+unix:///?socket=PATH or nbd://HOST:PORT [default: as the
+    /// daemon reports it]
     #[arg(long, value_name = "URI")]
     nbd: Option<NbdAddress>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Unmap {
-    /// /dev/nbdN, or the export that is attached as it
+    /// /dev/nbdN, or the name of its export
     device: String,
-    /// Even if it is in use: whatever uses it gets errors
+    /// Detach a device in use; its users get I/O errors
     #[arg(long)]
     force: bool,
 }
@@ -126,7 +128,7 @@ struct ListJson<'a> {
 #[derive(Debug, Serialize)]
 struct UnmappedJson<'a> {
     device: &'a Path,
-    /// It is not in use any more.
+    /// True if nothing uses the device any more.
     is_gone: bool,
 }
 
@@ -135,7 +137,7 @@ fn parse_device(text: &str) -> Result<u32, String> {
     let index = name
         .strip_prefix("nbd")
         .and_then(|index| index.parse().ok());
-    index.ok_or_else(|| "it is /dev/nbdN, with a number for N".to_owned())
+    index.ok_or_else(|| "write /dev/nbdN, with a number for N".to_owned())
 }
 
 impl Map {
@@ -162,7 +164,7 @@ impl Map {
         let device = mapping.device().path.display().to_string();
         if mapping.was_taken_over() {
             options.remark(format_args!(
-                "{device} was attached already, as it is; looking after it now"
+                "{device} was attached already; keeping it connected"
             ));
         }
         match options.output {
@@ -176,7 +178,7 @@ impl Map {
                 options.remark(format_args!("{device}: {error}; trying again"));
             }
             Event::Restored(after) => options.remark(format_args!(
-                "{device}: all connections are there again, after {:.1} s",
+                "{device}: reconnected after {:.1} s",
                 after.as_secs_f64()
             )),
         };
@@ -187,7 +189,8 @@ impl Map {
             }
             Ended::Interrupted if mapping.is_cut_off() => {
                 options.remark(format_args!(
-                    "{device} has no connection now and stays attached; 'snapctl device map {}' looks after it again",
+                    "{device} has no connection and stays attached; reconnect it with 'snapctl \
+                     device map {}'",
                     self.export
                 ));
                 Ok(())
@@ -199,7 +202,7 @@ impl Map {
                 }
                 Err(error) if error.kind() == DeviceErrorKind::Conflict => {
                     options.remark(format_args!(
-                        "{error}; it stays attached, and 'snapctl device map {}' looks after it again",
+                        "{error}; it stays attached: reconnect it with 'snapctl device map {}'",
                         self.export
                     ));
                     Ok(())
@@ -209,8 +212,8 @@ impl Map {
         }
     }
 
-    /// Where the export is, and its name with an id: a name may go to another volume while this one
-    /// is mapped.
+    /// The address of the export, and its name with an id: another volume may take the name while
+    /// this one is mapped.
     async fn find(&self, options: &Options) -> Result<(NbdAddress, Option<String>), Failure> {
         let what = || format!("map {}", self.export);
         let wrong = |why: &str| Error::new(ErrorKind::Invalid, what(), why);
@@ -220,7 +223,8 @@ impl Map {
         let export = ExportName::parse(&self.export);
         if let Some(address) = &self.nbd {
             if matches!(export, Some(ExportName::Volume(key)) if !key.starts_with("vol-")) {
-                let why = "with --nbd a volume is told by its id, volume/vol-...: its name may go to another volume while it is mapped";
+                let why = "with --nbd, give the id of the volume, volume/vol-...: another volume \
+                           may take its name while it is mapped";
                 return Err(wrong(why).into());
             }
             return Ok((address.clone(), None));
@@ -248,7 +252,7 @@ impl Map {
         let mut addresses = uris.iter().filter_map(|uri| uri.parse().ok());
         let Some(address) = addresses.find(usable) else {
             let why = format!(
-                "of the daemon's NBD addresses ({}) the kernel here can use none; --nbd says where it is reached",
+                "the kernel cannot use any of the daemon's NBD addresses ({}); give one with --nbd",
                 uris.join(", ")
             );
             return Err(wrong(&why).into());
@@ -277,7 +281,8 @@ impl Unmap {
             options.remark(format_args!("detached {device}"));
         } else {
             options.remark(format_args!(
-                "detached {device}; it gives errors to whatever uses it, and goes when nothing does"
+                "detached {device}; it is still in use: its users get I/O errors, and it \
+                 disappears when they close it"
             ));
         }
         Ok(())

@@ -10,23 +10,26 @@ use crate::output::{self, Output};
 
 /// The exit codes, for `--help`.
 pub(crate) const HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, or a value that cannot be, 3 no such snapshot or volume, 4 exists already, 5 daemon not reachable, \
-6 damage found, 7 no space left, 8 not possible in this state (as of a volume that is attached), 130 interrupted, 141 whoever read the output is gone.
+Exit codes: 0 success, 1 failure, 2 wrong usage or an invalid value, 3 no such snapshot or volume, \
+4 exists already, 5 daemon not reachable, \
+6 damage found, 7 no space left, 8 not possible in this state (a volume is attached, for example), \
+130 interrupted, 141 output closed by its reader.
 
-With --output json an error is JSON as well, on standard error: {\"error\": {\"kind\": KIND, \"message\": TEXT}}, and nothing else is \
+With --output json, an error is JSON too, on standard error: {\"error\": {\"kind\": KIND, \
+\"message\": TEXT}}. Nothing else is \
 written there. KIND is one of: not_found, already_exists, invalid, conflict, unreachable, out_of_space, damaged, unavailable, denied, file, \
 cancelled, internal. (Damage that a verification finds is a result, on standard output.)";
 
-/// Why a command failed.
+/// The reason why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The library, or the daemon behind it, says why.
+    /// An error of the library or of the daemon.
     Client(Error),
-    /// Verification found damage, and has said so.
+    /// Verification found damage, and has reported it.
     Violations,
-    /// A signal ended it.
+    /// A signal ended the command.
     Interrupted,
-    /// The reader of the output has closed it. Nothing is said then.
+    /// The reader of the output has closed it. The command prints nothing then.
     OutputClosed,
 }
 
@@ -41,7 +44,7 @@ impl Failure {
         Self::Client(Error::new(ErrorKind::Invalid, what, why))
     }
 
-    /// Standard output did not take what was written.
+    /// A write to standard output failed.
     pub(crate) fn output(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             Self::OutputClosed
@@ -50,7 +53,7 @@ impl Failure {
         }
     }
 
-    /// Adds what is known beside it.
+    /// Adds advice to the error.
     pub(crate) fn with_advice(self, advice: Option<String>) -> Self {
         match (self, advice) {
             (Self::Client(error), Some(advice)) => {
@@ -125,7 +128,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Says why a command failed, and gives its exit code.
+/// Prints why a command failed, and returns its exit code.
 pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
     let kind = match failure {
         Failure::Client(error) => Some(error.kind()),
@@ -141,7 +144,7 @@ pub(crate) fn report(failure: &Failure, output: Output) -> ExitCode {
     ExitCode::from(failure.code())
 }
 
-/// Says for programs why a command failed.
+/// Prints as JSON why a command failed.
 pub(crate) fn tell_json(kind: ErrorKind, message: &str) {
     let error = json!({ "error": { "kind": kind.as_str(), "message": message } });
     output::tell(printable_json(&error.to_string()));

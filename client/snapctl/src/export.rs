@@ -23,39 +23,43 @@ use crate::{
     qemu, signals,
 };
 
-/// What `export` takes.
+/// Arguments of `export`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-The file takes its name only when it is complete and checked; holes stay holes. With --force it has the owner and mode of \
-the file that it replaces; a symbolic link stays, and the file that it leads to is replaced. A block device is written in \
-place, holes as zeros; a pipe or a character device like standard output. For qcow2 the content is written to a temporary file in $TMPDIR (or /var/tmp) first, and \
-converted by qemu-img.
+The file gets its name only when it is complete and checked; holes stay holes. With --force it \
+gets the owner and mode of \
+the file that it replaces; a symbolic link stays, and its target is replaced. A block device is \
+written in place, with \
+holes as zeros. A pipe or a character device is written like standard output. For qcow2, the \
+content goes to a temporary \
+file in $TMPDIR (or /var/tmp) first, and qemu-img converts it.
 
 \
-An archive holds the snapshot's chunks as they are stored, and can be checked by itself: `snapctl archive verify`.")]
+An archive has the snapshot's chunks as they are stored. `snapctl archive verify` checks it \
+without a store.")]
 pub(crate) struct Export {
     /// Name or id of the snapshot
     snapshot: String,
     /// File or block device to write; - for standard output
     file: PathBuf,
-    /// What the image is written in [default: raw]
+    /// Format of the image [default: raw]
     #[arg(long, value_enum)]
     format: Option<FormatChoice>,
-    /// Write an archive: all there is to the snapshot, compressed, for `import --archive` into
-    /// another store
+    /// Write an archive: the snapshot with its name and tags, compressed, for `import --archive`
+    /// into another store
     #[arg(long, conflicts_with = "format")]
     archive: bool,
-    /// Leave out of the archive what this snapshot has: the other store must have it
+    /// Write only the difference to this snapshot, which the other store must have
     #[arg(long, value_name = "SNAPSHOT", requires = "archive")]
     since: Option<String>,
-    /// Replace a file that exists; write to a block device
+    /// Replace an existing file; write to a block device
     #[arg(long)]
     force: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 enum FormatChoice {
-    /// The bytes of the disk as they are
+    /// The bytes of the disk
     Raw,
     /// QEMU's format
     Qcow2,
@@ -67,7 +71,7 @@ struct Report<'a> {
     snapshot: SnapshotJson<'a>,
     size_bytes: u64,
     data_bytes: u64,
-    /// Bytes of chunks that came from the daemon, as they came.
+    /// Bytes of chunks received from the daemon, as received.
     received_bytes: u64,
     root: String,
     seconds: f64,
@@ -89,8 +93,8 @@ impl Export {
         if let (None, None, Some(looks)) = (self.format, &stream, expected_by_name(&self.file)) {
             let file = self.file.display();
             let advice = match looks {
-                Format::Qcow2 => "--format qcow2 makes it what its name says",
-                _ => "only raw and qcow2 can be written",
+                Format::Qcow2 => "for a qcow2 image, use --format qcow2",
+                _ => "export writes only raw and qcow2",
             };
             options.remark(format_args!("{file} is written as a raw image; {advice}"));
         }
@@ -110,7 +114,7 @@ impl Export {
                 return Err(Error::new(
                     ErrorKind::Invalid,
                     what,
-                    "qcow2 cannot be written to a pipe: name a file",
+                    "qcow2 cannot be written to a pipe: give a file",
                 )
                 .into());
             }
@@ -139,10 +143,10 @@ impl Export {
     }
 }
 
-/// Something that takes bytes only from front to back.
+/// A target that is written only from front to back.
 pub(crate) struct Stream {
     pub(crate) to: File,
-    /// What errors call it.
+    /// Its name in errors.
     pub(crate) name: String,
     pub(crate) is_stdout: bool,
 }
@@ -182,12 +186,12 @@ impl Stream {
     }
 }
 
-/// Says what to do about a file that is in the way.
+/// Adds advice about a file that is in the way.
 pub(crate) fn mention_force(error: Error) -> Error {
     if error.kind() != ErrorKind::AlreadyExists {
         return error;
     }
-    let why = format!("{}; --force writes it all the same", error.why());
+    let why = format!("{}; --force overwrites it", error.why());
     Error::new(error.kind(), error.what(), why)
 }
 

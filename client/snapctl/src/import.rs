@@ -19,33 +19,35 @@ use crate::{
     signals,
 };
 
-/// What `import` takes.
+/// Arguments of `import`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Raw disks and block devices are read where they are. What comes from a pipe, what is packed (gzip, xz, zstd, bzip2) and \
-images in other formats are written to a temporary file in $TMPDIR (or /var/tmp) first, zeros left out; other formats are \
-read by qemu-img. Of an OVA the disk is taken that its description names.
+Raw disks and block devices are read in place. Input from a pipe, packed files (gzip, xz, zstd, \
+bzip2) and images in other \
+formats go through a sparse temporary file in $TMPDIR (or /var/tmp); qemu-img reads the other \
+formats. Of an OVA, the disk is \
+imported that its description names.
 
-An image may be read from other files: its backing file, its extents. They are read only if --format says what the image \
-is, and if they are below its own directory or one that --allow-dir names. Images that are cut off are refused; that a raw \
-disk is cut off cannot be told.
+An image may refer to other files: its backing file, its extents. They are read only if --format \
+gives the format of the \
+image, and only below its own directory or one given by --allow-dir. Truncated images are refused; \
+a truncated raw disk \
+cannot be detected.
 
-An interrupted import leaves nothing visible; running it again sends only what is still missing.")]
+An interrupted import leaves nothing visible; the next run sends only the missing chunks.")]
 pub(crate) struct Import {
     /// A disk image, block device, OVA or archive; - for standard input
     file: PathBuf,
-    /// Name of the snapshot [default of an archive: as it was called]
+    /// Name of the snapshot [default for an archive: its name there]
     #[arg(long, value_name = "NAME", required_unless_present = "archive")]
     name: Option<String>,
-    /// What the image is written in; with auto, images that refer to other files are refused, and
-    /// with raw a packed file is taken as it is
+    /// Format of the image; auto refuses images that refer to other files, and raw does not unpack
     #[arg(long, value_enum, default_value_t = FormatChoice::Auto)]
     format: FormatChoice,
-    /// Of an OVA with several disks, the one with this number, from 1
+    /// Number of the disk in an OVA with several disks, from 1
     #[arg(long, value_name = "NUMBER", conflicts_with = "archive")]
     disk: Option<usize>,
-    /// A directory whose files may be read if the image refers to them, beside its own; may be
-    /// given more than once
+    /// Another directory with files that the image may refer to; may be given more than once
     #[arg(long = "allow-dir", value_name = "DIR", conflicts_with = "archive")]
     allow_dirs: Vec<PathBuf>,
     /// The file is an archive, written by `export --archive`
@@ -79,7 +81,7 @@ impl ValueEnum for FormatChoice {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         match self {
-            Self::Auto => Some(PossibleValue::new("auto").help("Told by its content")),
+            Self::Auto => Some(PossibleValue::new("auto").help("Detected from the content")),
             Self::Is(format) => format.to_possible_value(),
         }
     }
@@ -93,7 +95,7 @@ struct Report<'a> {
     data_bytes: u64,
     new_bytes: u64,
     stored_bytes: u64,
-    /// Bytes of chunks that went to the daemon, as they went.
+    /// Bytes of chunks sent to the daemon, as sent.
     sent_bytes: u64,
     root: String,
     seconds: f64,
@@ -130,7 +132,7 @@ impl Import {
     }
 }
 
-/// Fails if there is a snapshot of that name.
+/// Fails if a snapshot has that name.
 async fn check_free(client: &Client, name: &str, file: &Path) -> Result<(), Error> {
     match client.snapshot(name).await {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),

@@ -178,7 +178,7 @@ impl Intake {
             }
         };
         if disk.is_some() && !in_ova {
-            return Err(part.refused("--disk is for an OVA, and it looks like none"));
+            return Err(part.refused("--disk is for an OVA, and this is not one"));
         }
         if format == Format::Raw {
             let name = part.name().to_owned();
@@ -190,7 +190,7 @@ impl Intake {
                 None => Err(Error::new(
                     ErrorKind::Internal,
                     format!("import {name}"),
-                    "its file is in use twice",
+                    "its file is in use",
                 )),
             };
         }
@@ -235,14 +235,18 @@ async fn convert(
 fn not_taken(looks: Looks) -> String {
     match looks {
         Looks::Archive => {
-            "it looks like an archive: say --archive if it is to be read as one, and --format raw if it is a raw disk"
+            "it looks like an archive: use --archive to import it, or --format raw if it is a raw \
+             disk"
                 .to_owned()
         }
         Looks::Other(what) => {
-            format!("it looks like {what}, which is not read here; --format raw if it is a raw disk")
+            format!(
+                "it looks like {what}, which is not supported; use --format raw if it is a raw \
+                     disk"
+            )
         }
-        Looks::Ova => "it looks like an OVA within another".to_owned(),
-        Looks::Image(_) | Looks::Packed(_) => "it is not taken here".to_owned(),
+        Looks::Ova => "it looks like an OVA within an OVA".to_owned(),
+        Looks::Image(_) | Looks::Packed(_) => "it is not supported here".to_owned(),
     }
 }
 
@@ -255,9 +259,8 @@ fn check_begins(part: &Part, found: Format, said: Format) -> Result<()> {
     if found == said || !alike || part.is_device() {
         return Ok(());
     }
-    let why = format!(
-        "it does not begin as a {said} image does; without --format the format is found out"
-    );
+    let why =
+        format!("it does not begin like a {said} image; without --format, the format is detected");
     Err(part.refused(why))
 }
 
@@ -268,7 +271,8 @@ fn check_name(part: &Part, found: Format, path: Option<&Path>) -> Result<()> {
     match expected {
         Some(expected) if found == Format::Raw && !part.is_device() => {
             let why = format!(
-                "it is called as a {expected} image is, and looks like none: it may be cut off, or empty; --format raw if \
+                "its name is that of a {expected} image, but its content is not: it may be \
+                 truncated or empty; use --format raw if \
                  it is a raw disk"
             );
             Err(part.refused(why))
@@ -382,8 +386,7 @@ impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.reader.read(buffer)?;
         self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
-            let why =
-                format!("it has more than the {MAX_VOLUME_BYTES} bytes that a volume may have");
+            let why = format!("it is larger than the largest volume ({MAX_VOLUME_BYTES} bytes)");
             io::Error::other(why)
         })?;
         Ok(read)

@@ -6,10 +6,10 @@ use clap::Args;
 
 use crate::import::parse_tag;
 
-/// Which to list.
+/// Filters of a list.
 #[derive(Debug, Args)]
 pub(crate) struct Listing {
-    /// Only names that start so
+    /// List only names with this prefix
     #[arg(
         long,
         value_name = "PREFIX",
@@ -17,10 +17,10 @@ pub(crate) struct Listing {
         hide_default_value = true
     )]
     pub(crate) name_prefix: String,
-    /// Only those with this tag; may be given more than once
+    /// List only records with this tag; may be given more than once
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
-    /// At most this many
+    /// List at most this many
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }

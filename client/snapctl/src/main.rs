@@ -41,13 +41,13 @@ use varve_client::{Client, Endpoint, Error, ErrorKind, Result as ClientResult, T
 
 use self::{advice::Asked, exit::Failure, named::Named, output::Output, silence::Silence};
 
-/// How long threads may go on after a command has failed: they may have files to remove.
+/// Time that threads get after a command has failed: they may have files to remove.
 const THREADS_TIME: Duration = Duration::from_secs(1);
 
-/// How long looking for advice may take.
+/// Time limit for finding advice.
 const ADVICE_TIME: Duration = Duration::from_secs(2);
 
-/// Keep, compare and restore snapshots of block volumes, and volumes that are written to.
+/// Manage snapshots and volumes of a Varve store
 #[derive(Debug, Parser)]
 #[command(name = "snapctl", version, max_term_width = 100, after_long_help = exit::HELP)]
 struct Cli {
@@ -57,16 +57,15 @@ struct Cli {
     command: Command,
 }
 
-/// What every command understands.
+/// Options of every command.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 struct Options {
-    /// Where the daemon listens: unix:PATH, http://HOST:PORT or https://HOST:PORT
-    /// [default: unix:/run/varve/grpc.sock]
+    /// Endpoint of the daemon: unix:PATH, http://HOST:PORT or https://HOST:PORT [default:
+    /// unix:/run/varve/grpc.sock]
     #[arg(long, env = "VARVE_ENDPOINT", global = true, value_name = "ENDPOINT")]
     endpoint: Option<String>,
-    /// Authorities that the daemon's certificate is signed by (PEM), for https [default: the
-    /// system's]
+    /// CA certificates to verify the daemon with (PEM), for https [default: the system's]
     #[arg(
         long,
         env = "VARVE_TLS_CA",
@@ -75,7 +74,7 @@ struct Options {
         value_name = "FILE"
     )]
     tls_ca: Option<PathBuf>,
-    /// Certificate to show to the daemon (PEM), for https; with --tls-key
+    /// Client certificate (PEM), for https; needs --tls-key
     #[arg(
         long,
         env = "VARVE_TLS_CERT",
@@ -84,7 +83,7 @@ struct Options {
         value_name = "FILE"
     )]
     tls_cert: Option<PathBuf>,
-    /// Private key of that certificate (PEM)
+    /// Private key of the client certificate (PEM)
     #[arg(
         long,
         env = "VARVE_TLS_KEY",
@@ -93,14 +92,13 @@ struct Options {
         value_name = "FILE"
     )]
     tls_key: Option<PathBuf>,
-    /// Tables for people, or JSON for programs
+    /// Output format: tables for people, JSON for programs
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// Give up when the daemon has not answered, nor gone on with anything, for this long [default:
-    /// never]
+    /// Give up when the daemon shows no progress for this long [default: never]
     #[arg(long, global = true, hide_short_help = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
-    /// Neither progress nor remarks; with JSON there are none
+    /// Print neither progress nor remarks (JSON output never has them)
     #[arg(long, short, global = true)]
     quiet: bool,
     #[arg(skip)]
@@ -126,7 +124,7 @@ enum Command {
     Volume(volume::Volume),
     /// Copy snapshots from other stores
     Copy(Box<copy::Copies>),
-    /// Name other daemons, to copy from them
+    /// Name other daemons as sources of copies
     #[command(subcommand)]
     Remote(remote::Remotes),
     /// Attach exports as block devices of this machine
@@ -142,9 +140,9 @@ enum Command {
     /// The same as device list
     #[command(hide = true)]
     Mapped,
-    /// What the daemon is and how it is doing
+    /// Show the state of the daemon and its store
     Status,
-    /// Print a script that completes snapctl's arguments in a shell
+    /// Print a completion script for a shell
     Completions {
         /// The shell
         shell: Shell,
@@ -152,7 +150,7 @@ enum Command {
 }
 
 impl Options {
-    /// Where the daemon is said to be. Only who needs it minds what is wrong with it.
+    /// The daemon's endpoint, as given. A wrong one fails only commands that use it.
     fn endpoint(&self) -> Result<Option<Endpoint>, Failure> {
         let given = self.endpoint.as_ref();
         let endpoint = given.map(|text| text.parse()).transpose();
@@ -179,8 +177,8 @@ impl Options {
             // Somebody is there, or it may not be asked.
             None if error.why().ends_with("is varved running there?") => {
                 let why = format!(
-                    "{} It prints a line `export VARVE_ENDPOINT=...` at its start; that or \
-                     --endpoint says where it is",
+                    "{} When it starts, it prints a line `export VARVE_ENDPOINT=...`: use that \
+                     line, or --endpoint",
                     error.why()
                 );
                 Error::new(error.kind(), error.what(), why)
@@ -205,13 +203,13 @@ impl Options {
             (None, None) => Ok(tls),
             _ => Err(Failure::usage(
                 "connect",
-                "--tls-cert and --tls-key have no use without each other",
+                "--tls-cert and --tls-key need each other",
             )),
         }
     }
 
-    /// Advice if the name is one of the other kind: a volume's for a snapshot, or the other way
-    /// round. `None` if finding that out takes long.
+    /// Advice if the name belongs to the other kind: to a volume instead of a snapshot, or the
+    /// reverse. `None` if the daemon takes too long to tell.
     async fn other(&self) -> Option<String> {
         let asking = async {
             let client = self.connect().await?;
@@ -221,7 +219,7 @@ impl Options {
         asked.ok()?.ok()?
     }
 
-    /// How the daemon was to be reached, for advice.
+    /// The connection settings, for advice.
     fn asked(&self) -> Asked<'_> {
         Asked {
             endpoint: self.endpoint.as_deref().unwrap_or_default(),
@@ -243,7 +241,7 @@ fn command() -> clap::Command {
     copy::hide_old(Cli::command())
 }
 
-/// Reads the command line; what is wrong with it ends the program.
+/// Reads the command line. A mistake in it ends the program.
 fn command_line() -> Cli {
     let mut command = self::command();
     let matches = match command.try_get_matches_from_mut(env::args_os()) {
@@ -251,14 +249,14 @@ fn command_line() -> Cli {
         Err(error) => wrong_usage(&error),
     };
     if let Some(key) = doubled_tag(&matches) {
-        let why = format!("the tag {key} is given more than once, and has one value");
+        let why = format!("the tag {key} is given more than once");
         wrong_usage(&command.error(Usage::ArgumentConflict, why));
     }
     let cli = Cli::from_arg_matches(&matches);
     cli.unwrap_or_else(|error| wrong_usage(&error.format(&mut command)))
 }
 
-/// Says what is wrong with the command line, or gives the help that was asked for.
+/// Prints the mistake in the command line, or the help that was asked for.
 fn wrong_usage(error: &clap::Error) -> ! {
     let arguments: Vec<_> = env::args_os().collect();
     let is_json = |text: &OsString| text == "--output=json" || text == "-ojson";
@@ -275,7 +273,7 @@ fn wrong_usage(error: &clap::Error) -> ! {
     error.exit()
 }
 
-/// The key of a tag that is given twice, to whichever command: one of the two values would be lost.
+/// The key of a tag that any command got twice: one of the two values would be lost.
 fn doubled_tag(matches: &ArgMatches) -> Option<String> {
     let mut keys = HashSet::new();
     let tags = matches.try_get_many::<(String, String)>("tags");
@@ -317,8 +315,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the command to its end, or until a signal or a daemon's silence ends it: whatever it waits
-/// for, it is dropped.
+/// Runs the command until it ends, a signal arrives, or the daemon is silent for too long. In the
+/// latter two cases it drops the command's future.
 async fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { options, command } = cli;
     let signals = signals::listen();

@@ -102,7 +102,7 @@ async fn check_ends(probe: &Probe, format: Format) -> Result<()> {
             continue;
         }
         let mapped: Mapped = serde_json::from_str(line).map_err(|error| {
-            let why = format!("qemu-img map said what is not understood: {error}");
+            let why = format!("cannot parse the output of qemu-img map: {error}");
             Error::new(ErrorKind::File, &what, why)
         })?;
         // The clusters of zeros that qcow2 has room for are not read.
@@ -229,8 +229,8 @@ impl Running {
             .spawn();
         let mut child = child.map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
-                let why =
-                    "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils";
+                let why = "this needs qemu-img, which is not installed; on Debian: apt install \
+                     qemu-utils";
                 return Error::new(ErrorKind::File, what, why);
             }
             failed(error)

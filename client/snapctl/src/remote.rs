@@ -15,22 +15,22 @@ use crate::{
     output::{self, Output},
 };
 
-/// What `remote` can do.
+/// Commands of `remote`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Remotes {
     /// Give another daemon a name, for `copy create --from`
     #[command(alias = "add")]
     Create(Create),
-    /// List the daemons that have names
+    /// List the remotes
     #[command(visible_alias = "ls")]
     List,
-    /// Show where a daemon with a name is
+    /// Show a remote
     #[command(visible_alias = "get")]
     Show {
         /// The name
         name: String,
     },
-    /// Forget a name
+    /// Delete a remote
     #[command(visible_alias = "rm", alias = "remove")]
     Delete {
         /// The name
@@ -40,24 +40,25 @@ pub(crate) enum Remotes {
 
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-The daemon that copies reads the files, each time that it connects: they may be renewed. They are on its machine; relative paths are \
-made absolute from here.")]
+The daemon that copies reads the files at each connect, so they may be renewed. They are files of \
+its machine; a relative path is \
+relative to the directory in which snapctl runs.")]
 pub(crate) struct Create {
-    /// The name: letters, digits and . _ - / + @
+    /// Name of the remote: letters, digits and . _ - / + @
     name: String,
-    /// Where it is, as the daemon that copies reaches it: https://HOST:PORT, unix:PATH or
+    /// Its endpoint, as seen from the daemon that copies: https://HOST:PORT, unix:PATH or
     /// http://HOST:PORT
     remote_endpoint: String,
-    /// Authorities that its certificate is signed by (PEM) [default: the daemon's copies.tls_ca]
+    /// CA certificates to verify it with (PEM) [default: the daemon's copies.tls_ca]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Certificate to show it (PEM), with --key [default: the daemon's copies.tls_cert]
+    /// Client certificate (PEM); needs --key [default: the daemon's copies.tls_cert]
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
-    /// Private key of that certificate (PEM)
+    /// Private key of the client certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
-    /// Let copies cross a network in the clear, where others can read them
+    /// Allow plain HTTP over a network, where others can read the content
     #[arg(long)]
     allow_plaintext: bool,
 }
@@ -96,7 +97,7 @@ struct ListJson<'a> {
     remotes: Vec<RemoteJson<'a>>,
 }
 
-/// What is printed for programs when a name is forgotten.
+/// The output of `remote delete` for programs.
 #[derive(Debug, Serialize)]
 struct RemovedJson<'a> {
     name: &'a str,
@@ -177,7 +178,7 @@ fn check_there(file: &Path) -> Result<(), Error> {
     }
 }
 
-/// That there is a certificate in it, if it can be read here.
+/// Checks that the file has a certificate, if it can be read here.
 fn check_authorities(file: &Path) -> Result<(), Error> {
     match authorities::read(file) {
         Err(error) if error.kind() == ErrorKind::Invalid => Err(error),

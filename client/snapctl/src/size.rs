@@ -3,7 +3,8 @@
 /// Reads `512M`, `10G`, `1TiB` or plain bytes. Units are binary, as disks of virtual machines are
 /// sized.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    const HOW: &str = "write a number of bytes, or one with K, M, G or T behind it, as in 10G";
+    const HOW: &str = "write a number of bytes, or a number with the suffix K, M, G or T, as in \
+                       10G";
     let digits = text
         .find(|char: char| !char.is_ascii_digit())
         .unwrap_or(text.len());
@@ -23,7 +24,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         .parse::<u64>()
         .ok()
         .and_then(|number| number.checked_mul(1 << shift))
-        .ok_or("more bytes than can be counted")?;
+        .ok_or("the number of bytes is too large")?;
     match bytes {
         0 => Err("a volume has more than 0 bytes".to_owned()),
         bytes => Ok(bytes),
@@ -62,8 +63,8 @@ mod tests {
             ("10P", "write a number"),
             ("0", "more than 0"),
             ("0G", "more than 0"),
-            ("18446744073709551616", "more bytes than"),
-            ("16777216T", "more bytes than"),
+            ("18446744073709551616", "too large"),
+            ("16777216T", "too large"),
         ] {
             match parse_size(text) {
                 Err(said) => assert!(said.contains(why), "{text}: {said}"),

@@ -19,11 +19,11 @@ use crate::{
     output::{self, Output, SnapshotJson},
 };
 
-/// What `snapshot` takes. A snapshot is given by its name or its id, with or without `snapshot/` in
-/// front.
+/// Arguments of `snapshot`. A snapshot is given by its name or its id, with or without the prefix
+/// `snapshot/`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snapshot {
-    /// Make a snapshot of a volume, or of several at one instant, while they are in use or not
+    /// Make a snapshot of a volume, or of several volumes at one instant, in use or not
     Create(Create),
     /// List snapshots, by name
     #[command(visible_alias = "ls")]
@@ -34,7 +34,7 @@ pub(crate) enum Snapshot {
         /// Name or id
         snapshot: String,
     },
-    /// Delete snapshots, one after the other; one that is pending is cancelled
+    /// Delete snapshots one by one; this cancels a pending snapshot
     #[command(visible_alias = "rm")]
     Delete {
         /// Names or ids
@@ -45,7 +45,7 @@ pub(crate) enum Snapshot {
     Tag(Tag),
     /// Show where two snapshots differ, related or not
     Diff(Diff),
-    /// Read and check everything a snapshot is made of
+    /// Read and check all data of a snapshot
     Verify {
         /// Name or id
         snapshot: String,
@@ -58,25 +58,25 @@ struct ListJson<'a> {
     snapshots: Vec<SnapshotJson<'a>>,
 }
 
-/// What `snapshot create` takes.
+/// Arguments of `snapshot create`.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// Names or ids of volumes: their snapshots are of one instant
+    /// Names or ids of volumes; the snapshots have one instant in common
     #[arg(required = true, value_name = "VOLUME")]
     volumes: Vec<String>,
-    /// Name of the snapshot; of several volumes, each one's snapshot is called NAME-VOLUME
+    /// Name of the snapshot; with several volumes, the snapshots are named NAME-VOLUME
     #[arg(long)]
     name: String,
     /// A tag; may be given more than once
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
-    /// Wait until it is complete: until then it is pending, its content promised and on its way
-    /// into the store
+    /// Wait until the snapshot is completed; until then its content is durable in the journal and
+    /// on its way into the store
     #[arg(long)]
     wait: bool,
 }
 
-/// What `snapshot tag` takes.
+/// Arguments of `snapshot tag`.
 #[derive(Debug, Args)]
 pub(crate) struct Tag {
     /// Name or id
@@ -89,14 +89,14 @@ pub(crate) struct Tag {
     remove: Vec<String>,
 }
 
-/// What `snapshot diff` takes.
+/// Arguments of `snapshot diff`.
 #[derive(Debug, Args)]
 pub(crate) struct Diff {
     /// Name or id of the older snapshot
     base: String,
     /// Name or id of the newer snapshot
     target: String,
-    /// Only how much differs
+    /// Show only the amount that differs
     #[arg(long)]
     summary: bool,
 }
@@ -145,7 +145,7 @@ impl Create {
                 .on_retry(|snapshot| {
                     if let Some(why) = &snapshot.failure {
                         let (id, name) = (&snapshot.id, &snapshot.name);
-                        options.remark(format_args!("{id} ({name}) is tried again: {why}"));
+                        options.remark(format_args!("{id} ({name}) will be retried: {why}"));
                     }
                 })
                 .control(&control)
@@ -168,7 +168,7 @@ impl Create {
     }
 }
 
-/// Ends with the first that cannot be deleted.
+/// Stops at the first snapshot that cannot be deleted.
 async fn delete(names: &[String], client: &Client, options: &Options) -> Result<(), Failure> {
     let mut all = Vec::with_capacity(names.len());
     for name in names {
@@ -342,15 +342,16 @@ impl Diff {
     }
 }
 
-/// Violations that `snapshot verify` lists, and the bytes of what they say; further ones are
-/// counted. A pack that is lost is a violation for each of its chunks, which are millions.
+/// Limits on the violations that `snapshot verify` lists: their number and the bytes of their
+/// messages. Further ones are only counted. A lost pack is a violation for each of its chunks,
+/// which may be millions.
 const VIOLATIONS_LISTED: (usize, usize) = (1000, 1 << 20);
 
 /// The violations that `snapshot verify` lists.
 #[derive(Debug, Default)]
 struct Findings {
     violations: Vec<Violation>,
-    /// Of what these say.
+    /// Bytes of their messages.
     bytes: usize,
 }
 
@@ -367,12 +368,12 @@ impl Findings {
 /// The output of `snapshot verify` for programs.
 #[derive(Debug, Serialize)]
 struct VerifyJson<'a> {
-    /// As it was given.
+    /// The name or id as given.
     snapshot: &'a str,
     ok: bool,
     checked: u64,
     checked_bytes: u64,
-    /// All of them; the first ones are listed.
+    /// Number of all violations; the first ones are listed.
     violation_count: u64,
     violations: Vec<ViolationJson<'a>>,
 }

@@ -9,7 +9,7 @@ use crate::{
     output::{self, Output},
 };
 
-/// What `status` prints for programs: the fields of the protocol.
+/// The output of `status` for programs: the fields of the protocol.
 #[derive(Debug, Serialize)]
 struct StatusJson<'a> {
     version: &'a str,

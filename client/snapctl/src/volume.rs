@@ -18,8 +18,8 @@ use crate::{
     size::parse_size,
 };
 
-/// What `volume` takes. A volume is given by its name or its id, with or without `volume/` in
-/// front.
+/// Arguments of `volume`. A volume is given by its name or its id, with or without the prefix
+/// `volume/`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Volume {
     /// Make a volume, of zeros or with the content of a snapshot
@@ -33,24 +33,24 @@ pub(crate) enum Volume {
         /// Name or id
         volume: String,
     },
-    /// Make a volume with what a snapshot holds, or another volume now
+    /// Make a volume with the content of a snapshot, or with the current content of a volume
     ///
-    /// Of a snapshot, and of a volume that was not written to since its last snapshot, that takes
-    /// no time. Otherwise what was written since is put into the store first.
+    /// Cloning a snapshot takes no time. Cloning a volume first checkpoints the data that was
+    /// written to it since its last snapshot, if there is any.
     Clone(Clone),
-    /// Let a volume grow, attached or not; NBD clients see it when they connect again
+    /// Grow a volume, attached or not; NBD clients see the new size when they reconnect
     Resize {
         /// Name or id
         volume: String,
-        /// Its new size, as in 512M or 10G, or in bytes; not less than before
+        /// New size, as in 512M or 10G, or in bytes; not less than the current size
         #[arg(value_parser = parse_size)]
         size: u64,
     },
-    /// Attach a volume, and tell where it is served
+    /// Attach a volume, and print the addresses of its export
     Attach {
         /// Name or id
         volume: String,
-        /// Take it over if it is attached already
+        /// Take over a volume that is attached already, and disconnect its clients
         #[arg(long)]
         force: bool,
     },
@@ -59,7 +59,7 @@ pub(crate) enum Volume {
         /// Name or id
         volume: String,
     },
-    /// Delete volumes that are not attached, one after the other
+    /// Delete volumes that are not attached, one by one
     #[command(visible_alias = "rm")]
     Delete {
         /// Names or ids
@@ -70,13 +70,13 @@ pub(crate) enum Volume {
     Tag(Tag),
 }
 
-/// What `volume create` takes.
+/// Arguments of `volume create`.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// Name of the volume
     #[arg(required_unless_present = "name_option")]
     name: Option<String>,
-    /// The same, as an option
+    /// Name of the volume, as an option
     #[arg(
         id = "name_option",
         long = "name",
@@ -84,10 +84,10 @@ pub(crate) struct Create {
         conflicts_with = "name"
     )]
     name_option: Option<String>,
-    /// Its size, as in 512M or 10G, or in bytes [default: the snapshot's]
+    /// Size, as in 512M or 10G, or in bytes [default: that of the snapshot]
     #[arg(long, value_parser = parse_size)]
     size: Option<u64>,
-    /// Name or id of the snapshot whose content it begins with
+    /// Name or id of the snapshot with the volume's first content [default: zeros]
     #[arg(long, value_name = "SNAPSHOT")]
     from: Option<String>,
     /// A tag for the volume; may be given more than once
@@ -95,15 +95,15 @@ pub(crate) struct Create {
     tags: Vec<(String, String)>,
 }
 
-/// What `volume clone` takes.
+/// Arguments of `volume clone`.
 #[derive(Debug, Args)]
 pub(crate) struct Clone {
-    /// A snapshot or a volume: an id, or a name, behind snapshot/ or volume/ if both have it
+    /// A snapshot or a volume: an id, or a name, with the prefix snapshot/ or volume/ if both exist
     source: String,
     /// Name of the new volume
     #[arg(long)]
     name: String,
-    /// Its size, as in 512M or 10G, or in bytes [default: the source's]
+    /// Size, as in 512M or 10G, or in bytes [default: that of the source]
     #[arg(long, value_parser = parse_size)]
     size: Option<u64>,
     /// A tag for the new volume; may be given more than once
@@ -111,7 +111,7 @@ pub(crate) struct Clone {
     tags: Vec<(String, String)>,
 }
 
-/// What `volume tag` takes.
+/// Arguments of `volume tag`.
 #[derive(Debug, Args)]
 pub(crate) struct Tag {
     /// Name or id
@@ -224,7 +224,7 @@ impl From<Clone> for NewClone {
     }
 }
 
-/// Ends with the first that cannot be deleted.
+/// Stops at the first volume that cannot be deleted.
 async fn delete(names: &[String], client: &Client, options: &Options) -> Result<(), Failure> {
     let mut all = Vec::with_capacity(names.len());
     for name in names {
@@ -338,7 +338,7 @@ fn done(what: &str, volume: &varve_client::Volume, options: &Options) -> Result<
     }
 }
 
-/// Where a volume is served, and command lines that use it there.
+/// The addresses of a volume's export, and command lines that use them.
 fn how_to_use(attached: &Attachment) -> String {
     let volume = &attached.volume;
     let mut facts = vec![("Volume", format!("{} ({})", volume.name, volume.id))];
@@ -360,7 +360,7 @@ fn how_to_use(attached: &Attachment) -> String {
     text
 }
 
-/// The server of an NBD URI as QEMU's options name it. `None` for what they cannot.
+/// The server of an NBD URI in the syntax of QEMU's options. `None` if they cannot express it.
 fn qemu_server(uri: &str) -> Option<String> {
     // A comma would begin the next option.
     let value = |text: &str| text.replace(',', ",,");
@@ -379,7 +379,7 @@ fn qemu_server(uri: &str) -> Option<String> {
     }
 }
 
-/// A word of a command line, as a shell takes it.
+/// Quotes a word of a command line for a shell.
 fn quoted(word: &str) -> String {
     let plain = |char: char| char.is_ascii_alphanumeric() || "._-/:+@%=,".contains(char);
     if !word.is_empty() && word.chars().all(plain) {

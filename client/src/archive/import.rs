@@ -207,7 +207,8 @@ async fn base_here(client: &Client, facts: &ArchiveFacts, what: &str) -> Result<
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let why = format!(
-                "it holds what {} has beyond {}, and the store has nothing with the content of that (root {root}): import that first",
+                "it is the difference of {} to {}, and the store has no snapshot with the content \
+                 of that base (root {root}): import the base first",
                 facts.snapshot.name, base.name
             );
             return Err(Error::new(ErrorKind::NotFound, what, why));

@@ -273,8 +273,10 @@ impl<R: Read> Reader<R> {
         if let Record::End(end) = &record {
             let found = self.digest.finalize();
             if end.digest[..] != found.as_bytes()[..] {
-                let why =
-                    format!("what is before has the digest {found}, which is not that of the end");
+                let why = format!(
+                    "the digest of the content, {found}, is not the one recorded at the \
+                             end"
+                );
                 return Err(self.damaged(offset_bytes, why));
             }
         }

@@ -209,7 +209,7 @@ impl Export<'_> {
         let (built, _) = built.finish();
         if built != content.root {
             let why = format!(
-                "what was written has root {}, and not {}",
+                "the archive written has root {}, not {}",
                 built.id(),
                 content.root.id()
             );

@@ -70,7 +70,7 @@ impl FileSink {
             .is_ok_and(|metadata| metadata.file_type().is_block_device())
         {
             if existing == Existing::Keep {
-                let why = "is a block device, and what is on it would be lost";
+                let why = "is a block device, and its content would be lost";
                 return Err(Error::new(ErrorKind::AlreadyExists, what, why));
             }
             let file = OpenOptions::new()

@@ -197,7 +197,8 @@ impl NewFile {
             give(&new.file, &new.place, before).map_err(|error| {
                 let (user, group) = (before.st_uid, before.st_gid);
                 let why = format!(
-                    "it belongs to user {user} and group {group}, and what takes its place cannot: {error}; remove it \
+                    "it belongs to user {user} and group {group}, and the new file cannot get this \
+                     owner: {error}; remove it \
                      first, or choose another name"
                 );
                 Error::new(ErrorKind::Denied, &what, why).with_source(error)

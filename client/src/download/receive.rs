@@ -211,7 +211,7 @@ impl Receiver {
         if self.snapshot.root != Some(root.id()) {
             let recorded = self.snapshot.root.as_ref().map(ToString::to_string);
             let why = format!(
-                "what was received has root {}, but the snapshot {} is recorded with root {}",
+                "the received content has root {}, but the snapshot {} is recorded with root {}",
                 root.id(),
                 self.snapshot.id,
                 recorded.as_deref().unwrap_or("none")

@@ -202,7 +202,7 @@ pub struct ChangedExtent {
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// Nothing is exported by that name.
-    #[error("there is no export named {name:?}; the option LIST tells which there are")]
+    #[error("there is no export named {name:?}; the option LIST lists the exports")]
     NotFound {
         /// What was asked for.
         name: String,

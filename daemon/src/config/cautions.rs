@@ -29,7 +29,7 @@ pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<Strin
         .filter(|name| name.starts_with("VARVE_") && !is_known(name))
         .collect();
     unknown.sort();
-    let line = |name| format!("the environment variable {name} is unknown, and ignored");
+    let line = |name| format!("the unknown environment variable {name} is ignored");
     unknown.into_iter().map(line).collect()
 }
 
@@ -74,16 +74,20 @@ fn open(
         client_ca,
         ..
     } = names;
-    let clear = "whoever is on the way can read and change everything, and whoever reaches it has full access";
+    let clear = "everyone on the network path can read and change the traffic, and everyone who \
+                 reaches the address has full access";
     match tls {
         None => Some(format!(
-            "{service} is in the clear at {address}: {clear}; set {cert}, {key} and {client_ca}, or an address of loopback"
+            "{service} is in the clear at {address}: {clear}; set {cert}, {key} and {client_ca}, \
+             or use a loopback address"
         )),
         Some(_) if !is_required => Some(format!(
-            "{service} is in the clear at {address} for clients that want no TLS: {clear}; set nbd.tls_required = true"
+            "{service} is in the clear at {address} for clients without TLS: {clear}; set \
+             nbd.tls_required = true"
         )),
         Some(tls) if tls.client_ca.is_none() => Some(format!(
-            "{service} asks nobody at {address} for a certificate: whoever reaches it has full access; set {client_ca}"
+            "{service} at {address} does not ask clients for certificates: everyone who reaches \
+             the address has full access; set {client_ca}"
         )),
         Some(_) => None,
     }
@@ -103,8 +107,8 @@ mod tests {
         assert_eq!(
             unknown_variables(known.chain(names)),
             [
-                "the environment variable VARVE_CPU_THREAD is unknown, and ignored",
-                "the environment variable VARVE_LOGS is unknown, and ignored",
+                "the unknown environment variable VARVE_CPU_THREAD is ignored",
+                "the unknown environment variable VARVE_LOGS is ignored",
             ]
         );
     }

@@ -30,7 +30,7 @@ pub enum ConfigError {
         key: String,
     },
     /// A value that cannot be meant.
-    #[error("{origin}: {value:?} is no value for {key}: {expected}")]
+    #[error("{origin}: {value:?} is not a value for {key}: {expected}")]
     Value {
         /// The setting.
         key: &'static str,

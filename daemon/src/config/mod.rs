@@ -308,7 +308,7 @@ fn resolve_tls(values: &Values, names: &TlsSettings) -> Result<Option<TlsConfig>
     };
     if values.get(names.tcp).is_none() {
         return Err(ConfigError::Conflict(format!(
-            "{} and {} are set, and there is no {} to serve with them",
+            "{} and {} are set, but {} is not: nothing would use them",
             names.cert, names.key, names.tcp
         )));
     }
@@ -375,7 +375,7 @@ fn parse_cache_bytes(text: &str) -> Result<u64, String> {
     match text.parse::<u64>() {
         Ok(number) if number <= most => Ok(number),
         _ => Err(format!(
-            "expected a number of bytes from 0 to {most}, which is the memory there is"
+            "expected a number of bytes from 0 to {most}, the size of memory"
         )),
     }
 }

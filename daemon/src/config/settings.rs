@@ -11,7 +11,7 @@ use toml::{Table, Value};
 
 use super::ConfigError;
 
-/// A setting: how it is called in each place.
+/// A setting: its name in each place.
 #[derive(Debug)]
 pub struct Setting {
     /// In the file, with its table.
@@ -20,9 +20,9 @@ pub struct Setting {
     pub variable: &'static str,
     /// On the command line, if it is there.
     pub flag: Option<&'static str>,
-    /// Whether it is true or false, and nothing else.
+    /// The value is a boolean.
     pub is_switch: bool,
-    /// Whether text is taken as octal.
+    /// Text is read as an octal number.
     pub is_octal: bool,
 }
 
@@ -57,7 +57,7 @@ const fn flagged(key: &'static str, variable: &'static str, flag: &'static str) 
     }
 }
 
-/// Every setting there is. `docs/varved.toml` describes them.
+/// All settings. `docs/varved.toml` describes them.
 pub const SETTINGS: [Setting; 26] = [
     flagged("data_dir", "VARVE_DATA_DIR", "--data-dir"),
     octal("socket_mode", "VARVE_SOCKET_MODE"),
@@ -90,13 +90,13 @@ pub const SETTINGS: [Setting; 26] = [
 /// Arguments that are settings too, and the place of the file.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Arguments {
-    /// Directory of the store; a daemon makes it if it does not exist [env: VARVE_DATA_DIR]
+    /// Directory of the store; created if it does not exist [env: VARVE_DATA_DIR]
     #[arg(long, value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
     /// Configuration file (TOML) [env: VARVE_CONFIG]
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Unix socket for gRPC [default: grpc.sock in /run/varve, or in DIR where that cannot be used]
+    /// Unix socket for gRPC [default: grpc.sock in /run/varve if that is usable, otherwise in DIR]
     /// [env: VARVE_GRPC_UNIX]
     #[arg(long, value_name = "PATH")]
     pub grpc_unix: Option<PathBuf>,
@@ -124,7 +124,7 @@ impl Arguments {
     }
 }
 
-/// Where a value was written.
+/// The origin of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
     File(PathBuf),
@@ -142,7 +142,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// Values as they were written, by key. What is laid over later wins.
+/// Values as written, by key. Later layers override earlier ones.
 #[derive(Debug, Default)]
 pub(super) struct Values(BTreeMap<&'static str, (OsString, Source)>);
 
@@ -262,7 +262,7 @@ fn refuse(key: &'static str, source: &Source, value: &OsStr, expected: String) -
     }
 }
 
-/// Whether settings have this table.
+/// Returns true if settings have this table.
 fn is_table(name: &str) -> bool {
     SETTINGS.iter().any(|setting| {
         setting

@@ -19,7 +19,7 @@ pub(super) enum Failure {
     #[error("{}", .0.message())]
     Receive(Status),
     /// An answer that is not taken.
-    #[error("nothing of the answer was taken for {seconds} seconds")]
+    #[error("the client took nothing of the answer for {seconds} seconds")]
     Untaken {
         /// How long.
         seconds: u64,

@@ -64,7 +64,7 @@ impl Health {
                     return;
                 }
                 Err(varve_store::Error::Closing) => return,
-                Err(error) => warn!(%error, "cannot ask the store how it is"),
+                Err(error) => warn!(%error, "cannot read the state of the store"),
             }
         }
     }

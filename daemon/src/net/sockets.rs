@@ -76,7 +76,7 @@ pub enum SocketError {
         why: String,
     },
     /// The operating system refused.
-    #[error("cannot tell the address of a socket: {0}")]
+    #[error("cannot read the address of a socket: {0}")]
     Unknown(io::Error),
     /// The operating system refused.
     #[error("cannot listen on {address}: {source}")]
@@ -148,7 +148,8 @@ impl Found {
                 "grpc" => (&mut inherited.grpc_unix, &mut inherited.grpc_tcp),
                 "nbd" => (&mut inherited.nbd_unix, &mut inherited.nbd_tcp),
                 _ => {
-                    let why = "its name says not what it is for: FileDescriptorName=grpc or nbd";
+                    let why = "its name does not say which service it is for: set \
+                               FileDescriptorName=grpc or nbd";
                     return Err(refuse(why.to_owned()));
                 }
             };
@@ -162,11 +163,13 @@ impl Found {
                 let listener = TcpListener::from_std(listener).map_err(unreadable)?;
                 tcp_place.replace(listener).is_none()
             } else {
-                let why = "it listens neither on a unix stream nor on TCP";
+                let why = "it is neither a listening unix stream socket nor a TCP one";
                 return Err(refuse(why.to_owned()));
             };
             if !is_new {
-                return Err(refuse("there is one of its kind already".to_owned()));
+                return Err(refuse(
+                    "there is already one for the same service".to_owned(),
+                ));
             }
         }
         Ok(inherited)
@@ -266,7 +269,7 @@ pub async fn unix_paths(config: &Config, inherited: &Inherited) -> (PathBuf, Pat
     if let Err(why) = make_run_dir(&config.run_dir) {
         let why = why.to_string();
         info!(
-            "cannot use {} ({}): sockets are in {}",
+            "cannot use {} ({}): the sockets are in {}",
             config.run_dir.display(),
             why.split(" (os error").next().unwrap_or(&why),
             config.data_dir.display()
@@ -281,7 +284,8 @@ pub async fn unix_paths(config: &Config, inherited: &Inherited) -> (PathBuf, Pat
         if !is_ours && path.starts_with(&config.run_dir) && is_served(path).await {
             warn!(
                 path = %path.display(),
-                "another daemon has its sockets there: this one has them in its data directory"
+                "another daemon has its sockets there: the sockets of this one are in its data \
+                 directory"
             );
             return in_data_dir;
         }
@@ -384,7 +388,7 @@ async fn remove_stale(path: &Path) -> Result<(), SocketError> {
     }
     match tokio::time::timeout(PROBE_TIMEOUT, UnixStream::connect(path)).await {
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            info!(path = %path.display(), "replacing a socket that nobody serves");
+            info!(path = %path.display(), "replacing a stale socket");
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     Err(refuse("remove")(error))

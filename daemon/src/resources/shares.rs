@@ -64,7 +64,7 @@ pub(crate) struct Busy(pub(crate) &'static str);
 /// A holder did not move, and others waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "too little has moved for {seconds} seconds while others waited, as many {what} as allowed being under way: \
+    "the call moved too little for {seconds} seconds while others waited at the limit of {what}: \
      try again later"
 )]
 pub(crate) struct GaveWay {

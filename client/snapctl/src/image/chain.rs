@@ -119,7 +119,7 @@ impl Image {
         let mut next = Some((part, format, dir, reach.guessed));
         while let Some((part, format, dir, guessed)) = next.take() {
             if image.layers.len() == LAYERS_MAX {
-                let why = format!("more than {LAYERS_MAX} images are behind one another");
+                let why = format!("the chain of backing files is longer than {LAYERS_MAX} images");
                 return Err(part.refused(why));
             }
             let mut layer = Layer {
@@ -162,7 +162,7 @@ impl Image {
 fn guess(part: &Part) -> Result<Format> {
     match Looks::at(part)? {
         Looks::Image(format) => Ok(format),
-        _ => Err(part.refused("an image is read together with it, and it looks like none")),
+        _ => Err(part.refused("an image refers to it as an image, and it is not one")),
     }
 }
 
@@ -254,7 +254,7 @@ impl Layer {
                 let found = vmdk::sparse_sectors(&part.bytes(0, 512)?);
                 if found.is_none_or(|found| found < extent.sectors) {
                     let why = format!(
-                        "it should be a sparse extent of {} sectors, and it is none or smaller",
+                        "it should be a sparse extent of {} sectors, but is smaller or not one",
                         extent.sectors
                     );
                     return Err(part.damaged(why));
@@ -279,20 +279,20 @@ impl Layer {
         let format = self.format;
         if guessed {
             let why = format!(
-                "it looks like a {format} image whose content is in {shown}; if that is to be read, say \
+                "it looks like a {format} image with content in {shown}; to read that file, use \
                  --format {format}, and --format raw if the image is a raw disk"
             );
             return Err(self.part.refused(why));
         }
         if is_protocol(name) {
-            let why = format!("its content is in {shown}, which is no file");
+            let why = format!("its content is in {shown}, which is not a file");
             return Err(self.part.refused(why));
         }
         let path = match &self.dir {
             _ if name.is_absolute() => name.to_path_buf(),
             Some(dir) => dir.join(name),
             None => {
-                let why = format!("its content is in {shown}, and it is itself in no directory");
+                let why = format!("its content is in {shown}, and it has no directory of its own");
                 return Err(self.part.refused(why));
             }
         };
@@ -306,7 +306,8 @@ impl Layer {
         let outside = |real: &Path| {
             let dir = real.parent().unwrap_or(real).display();
             let why = format!(
-                "its content is in {}, which is not below its own directory; --allow-dir {dir} lets it be read",
+                "its content is in {}, which is not below its own directory; allow it with \
+                 --allow-dir {dir}",
                 real.display()
             );
             self.part.refused(why)

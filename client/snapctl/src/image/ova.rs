@@ -38,7 +38,7 @@ pub(crate) fn choose_disk(ova: &Part, number: Option<usize>) -> Result<Part> {
     let description = entries
         .first()
         .filter(|entry| entry.len <= DESCRIPTION_BYTES_MAX)
-        .ok_or_else(|| ova.refused("its description is too long to be one"))?;
+        .ok_or_else(|| ova.refused("its description is too long"))?;
     let len = usize::try_from(description.len).unwrap_or_default();
     let text = ova.exact(description.start, len, "its description")?;
     let text = String::from_utf8_lossy(&text);
@@ -53,9 +53,9 @@ pub(crate) fn choose_disk(ova: &Part, number: Option<usize>) -> Result<Part> {
         let listed = listed.map(|(number, disk)| format!("{number} is {}", disk.href));
         let listed = listed.collect::<Vec<_>>().join(", ");
         ova.refused(match disks.len() {
-            0 => "it has no disk that is in a file".to_owned(),
+            0 => "it has no disk in a file".to_owned(),
             1 => format!("it has one disk: {listed}"),
-            count => format!("it has {count} disks: --disk says which; {listed}"),
+            count => format!("it has {count} disks: choose one with --disk; {listed}"),
         })
     })?;
     let entry = entries
@@ -116,7 +116,7 @@ fn same_name(one: &str, other: &str) -> bool {
 /// The disks that a description has, in its order.
 fn disks(text: &str) -> Result<Vec<Disk>, String> {
     let document = Document::parse(text.trim_start_matches('\u{feff}'));
-    let document = document.map_err(|error| format!("its description is no XML: {error}"))?;
+    let document = document.map_err(|error| format!("its description is not XML: {error}"))?;
     let named = |name| {
         let nodes = document.descendants();
         nodes.filter(move |node: &Node<'_, '_>| node.tag_name().name() == name)
@@ -128,7 +128,7 @@ fn disks(text: &str) -> Result<Vec<Disk>, String> {
             continue;
         };
         if attribute(disk, "parentRef").is_some() {
-            return Err(format!("disk {id} is only what differs from another one"));
+            return Err(format!("disk {id} is only the difference to another disk"));
         }
         let file = named("File")
             .find(|node| attribute(*node, "id") == Some(file))
@@ -136,7 +136,7 @@ fn disks(text: &str) -> Result<Vec<Disk>, String> {
         let href = attribute(file, "href").ok_or_else(|| format!("disk {id} has no file"))?;
         if attribute(file, "chunkSize").is_some() {
             return Err(format!(
-                "disk {id} is in several pieces, which is not read here"
+                "disk {id} is in several pieces, which is not supported"
             ));
         }
         disks.push(Disk {

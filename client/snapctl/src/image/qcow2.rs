@@ -60,12 +60,12 @@ impl Header {
             ..Self::default()
         };
         if word(32)? != 0 {
-            return Err("it is encrypted, and nobody here has the key".to_owned());
+            return Err("it is encrypted, which is not supported".to_owned());
         }
         let (features, hints, header_bytes) = match version {
             2 => (0, 0, 72),
             3 => (long(72)?, long(88)?, word(100)?),
-            other => return Err(format!("it is of version {other}, which is not known here")),
+            other => return Err(format!("it has version {other}, which is not supported")),
         };
         header.wide_l2 = features & WIDE_L2_BIT != 0;
         header.data_file_is_raw = hints & RAW_DATA_BIT != 0;
@@ -102,7 +102,7 @@ impl Header {
                 None => None,
                 Some(format) => Some(Format::of_driver(&format).ok_or_else(|| {
                     let format = String::from_utf8_lossy(&format);
-                    format!("its backing file is in format {format:?}, which is not read here")
+                    format!("its backing file has format {format:?}, which is not supported")
                 })?),
             };
             header.backing = Some(Reference {

@@ -59,10 +59,11 @@ pub(crate) fn check(part: &Part) -> Result<()> {
         ))),
         (2, false) | (3, true) => Ok(()),
         (4, _) => Err(part.refused(
-            "it is a difference to another vhd, which is not read here: merge them into one image first",
+            "it is a difference to another vhd, which is not supported: merge them into one image \
+             first",
         )),
         (kind, _) => Err(part.damaged(format!(
-            "its footer says that it is of type {kind}, which it cannot be"
+            "its footer has the invalid type {kind}"
         ))),
     }
 }

@@ -107,11 +107,11 @@ impl Extent {
         };
         if access != "RW" {
             return Err(format!(
-                "the extent {line:?} is not RW, and only such are read"
+                "the extent {line:?} is not RW, and only RW extents are supported"
             ));
         }
         if !matches!(kind, "FLAT" | "VMFS" | "SPARSE" | "VMFSSPARSE") {
-            return Err(format!("an extent of type {kind} is not read here"));
+            return Err(format!("an extent of type {kind} is not supported"));
         }
         let mut rest = rest.split_ascii_whitespace();
         let offset_sectors = match (rest.next(), rest.next()) {
@@ -163,7 +163,7 @@ impl Description {
         }
         let create_type = &description.create_type;
         if !CREATE_TYPES.contains(&&**create_type) {
-            return Err(format!("a vmdk of type {create_type:?} is not read here"));
+            return Err(format!("a vmdk of type {create_type:?} is not supported"));
         }
         let has_parent = !description.parent_cid.is_empty() && description.parent_cid != "ffffffff";
         description.parent = match (has_parent, parent_name) {
@@ -218,7 +218,7 @@ impl Description {
 /// A content id, as it is written.
 fn hexadecimal(value: &str) -> Result<String, String> {
     if value.is_empty() || value.len() > 8 || !value.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(format!("{value:?} is no content id"));
+        return Err(format!("{value:?} is not a content id"));
     }
     Ok(value.to_ascii_lowercase())
 }
@@ -276,7 +276,7 @@ mod tests {
             ("FLAT \"my disk-flat.vmdk\" 128", "ZERO", "not understood"),
             ("40960", "-1", "not understood"),
             ("monolithicFlat", "vmfsRawDeviceMap", "vmfsRawDeviceMap"),
-            ("efcb2b67", "\"x\"", "no content id"),
+            ("efcb2b67", "\"x\"", "not a content id"),
         ] {
             let why = Description::parse(FLAT.replace(from, to).as_bytes()).unwrap_err();
             assert!(why.contains(said), "{to}: {why}");

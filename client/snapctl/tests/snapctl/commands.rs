@@ -293,7 +293,7 @@ fn exit_codes_and_messages_tell_what_happened() {
     expect(
         &["export", "none", "disk.img"],
         4,
-        "snapctl: write disk.img: exists already; --force writes it all the same\n",
+        "snapctl: write disk.img: exists already; --force overwrites it\n",
     );
     expect(
         &["import", "disk.img", "--name", "a"],
@@ -316,8 +316,8 @@ fn without_an_endpoint_the_default_is_named_and_how_to_change_it() {
     );
     assert!(
         stderr.ends_with(
-            "is varved running there? It prints a line `export VARVE_ENDPOINT=...` at its start; \
-             that or --endpoint says where it is\n"
+            "is varved running there? When it starts, it prints a line \
+             `export VARVE_ENDPOINT=...`: use that line, or --endpoint\n"
         ),
         "{stderr}"
     );

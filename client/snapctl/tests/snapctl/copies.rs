@@ -33,7 +33,7 @@ fn whoever_waits_for_a_copy_is_told_why() {
     assert_eq!(
         stderr,
         "snapctl: copy-00000000000000001 (web) waits for its turn\n\
-         snapctl: copy-00000000000000001 (web) is tried again: lost the connection\n"
+         snapctl: copy-00000000000000001 (web) will be retried: lost the connection\n"
     );
     daemon.state().course = vec![step(CopyState::Completed, "")];
     succeed(&daemon, &[&wait[..], &["--quiet"]].concat());

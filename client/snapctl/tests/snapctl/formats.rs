@@ -79,7 +79,7 @@ fn other_formats_go_through_qemu_img() {
     let (code, _, stderr) = run(&daemon, &["import", "overlay.qcow2", "--name", "overlay"]);
     assert_eq!(code, 1);
     assert!(
-        stderr.contains("whose content is in") && stderr.contains("--format qcow2"),
+        stderr.contains("with content in") && stderr.contains("--format qcow2"),
         "{stderr}"
     );
     let (code, _, stderr) = run(
@@ -117,7 +117,7 @@ fn other_formats_go_through_qemu_img() {
     assert_eq!(code, 1);
     assert!(
         stderr.contains(
-            "it takes qemu-img, which is not installed; on Debian: apt install qemu-utils"
+            "this needs qemu-img, which is not installed; on Debian: apt install qemu-utils"
         ),
         "{stderr}"
     );

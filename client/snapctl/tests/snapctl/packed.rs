@@ -162,12 +162,12 @@ fn the_disk_of_an_ova_is_taken() {
     refused(
         &daemon,
         &["vm.ova"],
-        "it has 2 disks: --disk says which; 1 is disk.vmdk, 2 is other.img.gz",
+        "it has 2 disks: choose one with --disk; 1 is disk.vmdk, 2 is other.img.gz",
     );
     imports(&daemon, &["vm.ova", "--disk", "1"]);
     imports(&daemon, &["vm.ova", "--disk", "2"]);
     refused(&daemon, &["vm.ova", "--disk", "3"], "it has 2 disks");
-    refused(&daemon, &["disk.img", "--disk", "1"], "it looks like none");
+    refused(&daemon, &["disk.img", "--disk", "1"], "and this is not one");
     // Packed itself, and with one disk.
     let end = OVF.find("    <Disk ovf:diskId=\"d2\"").unwrap();
     let one = format!("{}</DiskSection></Envelope>", &OVF[..end]);
@@ -226,7 +226,7 @@ fn what_is_not_read_is_not_taken_for_a_disk() {
             }
             None => fs::rename(daemon.path("it"), daemon.path(name)).unwrap(),
         }
-        refused(&daemon, &[name], "looks like none");
+        refused(&daemon, &[name], "but its content is not");
     }
     // Disks that begin with something known.
     for head in [&b"LUKS\xba\xbe\0\x02"[..], b"XFSB", b"\xeb\x63\x90"] {
@@ -285,11 +285,11 @@ fn an_image_reads_other_files_only_where_it_may() {
     symlink(daemon.path("out/disk.img"), daemon.path("in/link")).unwrap();
     let linked = overlay("linked.qcow2", "link");
     for image in [&relative, &outside, &upward, &linked] {
-        refused(&daemon, &[image], "say --format qcow2");
+        refused(&daemon, &[image], "use --format qcow2");
     }
     imports(&daemon, &[&relative, "--format", "qcow2"]);
     for image in [&outside, &upward, &linked] {
-        let message = "which is not below its own directory; --allow-dir ";
+        let message = "which is not below its own directory; allow it with --allow-dir ";
         refused(&daemon, &[image, "--format", "qcow2"], message);
         let allowed = [image.as_str(), "--format", "qcow2", "--allow-dir", "out"];
         imports(&daemon, &allowed);
@@ -299,7 +299,7 @@ fn an_image_reads_other_files_only_where_it_may() {
     refused(
         &daemon,
         &[&remote, "--format", "qcow2", "--allow-dir", "/"],
-        "which is no file",
+        "which is not a file",
     );
     // The content of an image may be in other files too.
     let vmdk = |target: &str| {
@@ -310,7 +310,7 @@ fn an_image_reads_other_files_only_where_it_may() {
         fs::write(daemon.path("in/it.vmdk"), text).unwrap();
     };
     vmdk("disk.img");
-    refused(&daemon, &["in/it.vmdk"], "say --format vmdk");
+    refused(&daemon, &["in/it.vmdk"], "use --format vmdk");
     imports(&daemon, &["in/it.vmdk", "--format", "vmdk"]);
     for target in ["../out/disk.img", &path("out/disk.img"), "link"] {
         vmdk(target);

@@ -191,11 +191,11 @@ fn a_name_that_promises_another_format_is_remarked() {
     for (file, says) in [
         (
             "y.qcow2",
-            "snapctl: y.qcow2 is written as a raw image; --format qcow2 makes it what its name says\n",
+            "snapctl: y.qcow2 is written as a raw image; for a qcow2 image, use --format qcow2\n",
         ),
         (
             "y.vdi",
-            "snapctl: y.vdi is written as a raw image; only raw and qcow2 can be written\n",
+            "snapctl: y.vdi is written as a raw image; export writes only raw and qcow2\n",
         ),
         ("y.img", ""),
     ] {
@@ -209,6 +209,7 @@ fn a_name_that_promises_another_format_is_remarked() {
     assert_eq!(code, 1, "{stderr}");
     assert_eq!(
         stderr,
-        "snapctl: import y.img: it does not begin as a qcow2 image does; without --format the format is found out\n"
+        "snapctl: import y.img: it does not begin like a qcow2 image; without --format, the format is \
+         detected\n"
     );
 }

@@ -88,8 +88,8 @@ fn what_has_changed_since_another_image_is_not_taken_for_all_of_it() {
     let made = convert(&daemon, "dynamic");
     for (kind, said) in [
         (4, "import it.vhd: it is a difference to another vhd"),
-        (2, "read it.vhd: its footer says that it is of type 2"),
-        (0, "read it.vhd: its footer says that it is of type 0"),
+        (2, "read it.vhd: its footer has the invalid type 2"),
+        (0, "read it.vhd: its footer has the invalid type 0"),
     ] {
         let mut image = made.clone();
         edit(&mut image, |footer| footer[63] = kind);

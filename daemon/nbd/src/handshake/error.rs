@@ -22,7 +22,7 @@ pub enum HandshakeError {
     #[error(transparent)]
     Wire(#[from] WireError),
     /// The client took too long.
-    #[error("the handshake has taken {after:.1?}; the client may take {limit:?} for all of it")]
+    #[error("the handshake took {after:.1?}; the limit is {limit:?}")]
     TimedOut {
         /// How long it took.
         after: Duration,
@@ -30,7 +30,7 @@ pub enum HandshakeError {
         limit: Duration,
     },
     /// Another handshake takes its turn.
-    #[error("a newcomer takes its turn: as many handshakes as allowed are under way")]
+    #[error("it was closed for a new connection: the limit of handshakes is reached")]
     Displaced,
     /// The data of an option are too long.
     #[error("option {option} has {data_bytes} bytes of data")]

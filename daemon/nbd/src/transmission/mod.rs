@@ -87,7 +87,8 @@ pub enum TransmissionError {
     TornRequest,
     /// The client does not take its replies.
     #[error(
-        "the client leaves replies that hold {held_bytes} bytes, or takes them too slowly, while other connections wait for memory"
+        "the client does not read its replies ({held_bytes} bytes), or reads them too slowly, \
+         while other connections wait for memory"
     )]
     Stalled {
         /// What the client makes the server hold.
@@ -95,7 +96,8 @@ pub enum TransmissionError {
     },
     /// The client does not send the rest of a payload.
     #[error(
-        "the client sends half a payload, or the rest too slowly, while other connections wait for the {held_bytes} bytes that it holds"
+        "the client does not send the rest of a payload, or sends it too slowly, while other \
+         connections wait for its {held_bytes} bytes of memory"
     )]
     PayloadStalled {
         /// What the client makes the server hold.

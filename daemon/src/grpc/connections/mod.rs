@@ -76,9 +76,9 @@ enum Refused {
     Tls(io::Error),
     #[error("it does not speak HTTP/2")]
     Protocol,
-    #[error("its handshake has taken longer than {:?}", limits::HANDSHAKE_TIMEOUT)]
+    #[error("its handshake took longer than {:?}", limits::HANDSHAKE_TIMEOUT)]
     TimedOut,
-    #[error("a newcomer takes its turn: as many handshakes as allowed are under way")]
+    #[error("it was closed for a new connection: the limit of handshakes is reached")]
     Displaced,
     #[error(transparent)]
     Full(#[from] Full),

@@ -23,10 +23,7 @@ use crate::{
 
 pub(in crate::grpc) fn new_upload(request: v1::BeginUploadRequest) -> Result<NewUpload> {
     let Some(chunker) = request.chunker else {
-        return Err(Error::field(
-            "chunker",
-            "it is not set, and says how content is cut",
-        ));
+        return Err(Error::field("chunker", "it is required"));
     };
     Ok(NewUpload {
         snapshot: NewSnapshot {
@@ -44,7 +41,7 @@ fn record_id<K: IdKind>(field: &'static str, text: &str) -> Result<RecordId<K>> 
     if text.len() > limits::QUOTED_CHARS_MAX {
         return Err(Error::field(
             field,
-            format!("{} bytes are no id", text.len()),
+            format!("{} bytes are not an id", text.len()),
         ));
     }
     let id = text.parse::<RecordId<K>>();
@@ -112,7 +109,7 @@ fn incoming_chunk(chunk: v1::Chunk) -> Result<IncomingChunk> {
         Err(_) => {
             return Err(Error::field(
                 "chunks.codec",
-                format!("{} of chunk {id} is none of RAW, LZ4 and ZSTD", chunk.codec),
+                format!("{} of chunk {id} is not RAW, LZ4 or ZSTD", chunk.codec),
             ));
         }
     };
@@ -252,7 +249,7 @@ pub(in crate::grpc) fn node_key(node: &v1::NodeRef) -> Result<NodeKey> {
         Ok(v1::NodeKind::Leaf) => Ok(NodeKey::Leaf(NodeId::from_bytes(id))),
         Ok(v1::NodeKind::Unspecified) | Err(_) => Err(Error::field(
             "nodes.kind",
-            format!("{} is no kind of node", node.kind),
+            format!("{} is not a kind of node", node.kind),
         )),
     }
 }

@@ -39,7 +39,7 @@ fn timestamp(unix_ns: u64) -> Timestamp {
 
 /// A time since 1970, in nanoseconds.
 fn unix_ns(field: &'static str, time: Option<Timestamp>) -> Result<u64> {
-    let wrong = || Error::field(field, "no time between 1970 and 2554");
+    let wrong = || Error::field(field, "it is not a time between 1970 and 2554");
     let time = time.ok_or_else(wrong)?;
     let seconds = u64::try_from(time.seconds).map_err(|_| wrong())?;
     let nanos = u64::try_from(time.nanos).map_err(|_| wrong())?;

@@ -313,7 +313,7 @@ async fn call(
             tokio::time::sleep(limits::NBD_STOP_GRACE).await;
         };
         tokio::select! {
-            () = late => Status::deadline_exceeded("the call has taken longer than it may"),
+            () = late => Status::deadline_exceeded("the call exceeded its time limit"),
             () = stopped => Status::from(Failure::from(Error::Stopping)),
         }
     };

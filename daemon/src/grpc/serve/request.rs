@@ -340,7 +340,7 @@ impl RequestBody {
 }
 
 fn one_too_many() -> Status {
-    Status::invalid_argument("the method takes one message, and more follow it")
+    Status::invalid_argument("the method takes one message, and more follow")
 }
 
 fn cut_short() -> Status {
@@ -349,7 +349,7 @@ fn cut_short() -> Status {
 
 fn malformed(error: &dyn std::error::Error) -> Status {
     Status::invalid_argument(format!(
-        "the request is no message of the protocol: {error}"
+        "the request is not a message of the protocol: {error}"
     ))
 }
 

@@ -7,7 +7,7 @@
 /// Why bytes are no message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ScanError {
-    #[error("a field has wire type {0}, which there is not")]
+    #[error("a field has wire type {0}, which does not exist")]
     WireType(u64),
     #[error("a number does not end within 10 bytes")]
     LongNumber,
