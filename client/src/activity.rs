@@ -120,7 +120,7 @@ pub(crate) struct Connection {
     channel: Channel,
     activity: Activity,
     has_tls: bool,
-    /// Whether any call was answered.
+    /// True if any call was answered.
     answered: Arc<AtomicBool>,
 }
 
@@ -131,13 +131,13 @@ pub(crate) struct Connection {
 pub(crate) struct Unanswered(pub(crate) BoxError);
 
 impl Unanswered {
-    /// Whether it is the cause of an error.
+    /// Returns true if it is the cause of an error.
     pub(crate) fn is_behind(error: &(dyn StdError + 'static)) -> bool {
         is_behind::<Self>(error)
     }
 }
 
-/// Whether an error, or one of its causes, is a `T`.
+/// Returns true if an error, or one of its causes, is a `T`.
 fn is_behind<T: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -29,7 +29,7 @@ impl Cancel {
         self.0.cancel();
     }
 
-    /// Whether [`cancel`](Self::cancel) was called.
+    /// Returns true if [`cancel`](Self::cancel) was called.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.0.is_cancelled()

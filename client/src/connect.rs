@@ -79,13 +79,13 @@ impl Endpoint {
         }
     }
 
-    /// Whether the connection has TLS.
+    /// Returns true if the connection has TLS.
     #[must_use]
     pub fn has_tls(&self) -> bool {
         matches!(self.0, Address::Https(_))
     }
 
-    /// Whether others can read and change what crosses: plain HTTP to another machine.
+    /// Returns true if others can read and change what crosses: plain HTTP to another machine.
     #[must_use]
     pub fn is_exposed(&self) -> bool {
         let Address::Http(uri) = &self.0 else {
@@ -100,7 +100,7 @@ impl Endpoint {
         !is_loopback && host != "localhost"
     }
 
-    /// Whether the daemon is certainly on this machine, so that bytes cost no bandwidth.
+    /// Returns true if the daemon is certainly on this machine, so that bytes cost no bandwidth.
     #[must_use]
     pub fn is_unix(&self) -> bool {
         matches!(self.0, Address::Unix(_))

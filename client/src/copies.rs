@@ -25,7 +25,7 @@ pub struct CopySource {
     pub endpoint: String,
     /// Name or id of the snapshot there.
     pub snapshot: String,
-    /// Whether plain HTTP is allowed even to another machine.
+    /// True if plain HTTP is allowed even to another machine.
     pub allow_plaintext: bool,
 }
 
@@ -76,7 +76,7 @@ impl CopyState {
         }
     }
 
-    /// Whether the copy has ended, one way or the other.
+    /// Returns true if the copy has ended, one way or the other.
     pub fn has_ended(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }

@@ -53,7 +53,7 @@
 //! begun by `run`. Each of them takes a [`Control`], by which its progress is seen and it is
 //! cancelled. Dropping its future ends it, too.
 //!
-//! What must hold here:
+//! Invariants:
 //!
 //! * **Chunks are cut and hashed as the daemon does it**: both use `varve-content`. No RocksDB
 //!   underneath.

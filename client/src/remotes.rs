@@ -19,7 +19,7 @@ pub struct Remote {
     /// Where it is: `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`, as the daemon that
     /// copies reaches it.
     pub endpoint: String,
-    /// Whether plain HTTP is allowed even to another machine.
+    /// True if plain HTTP is allowed even to another machine.
     pub allow_plaintext: bool,
     /// File at the daemon of the authorities (PEM) that its certificate is signed by. `None`: the
     /// daemon's own setting.

@@ -34,7 +34,7 @@ where
     while_busy(call).await
 }
 
-/// Whether waiting may help: the daemon said so, or the connection broke under the call.
+/// Returns true if waiting may help: the daemon said so, or the connection broke under the call.
 fn passes(status: &Status) -> bool {
     if Unanswered::is_behind(status) {
         return false;

@@ -44,8 +44,8 @@ impl ErrorKind {
         self as u8
     }
 
-    /// Whether an operator should see it: the daemon, the disk or a bound is at fault, and not the
-    /// request.
+    /// Returns true if an operator should see it: the daemon, the disk or a bound is at fault, and
+    /// not the request.
     pub(crate) const fn is_alarming(self) -> bool {
         match self {
             Self::ResourceExhausted | Self::Internal | Self::Unavailable | Self::DataLoss => true,

@@ -9,8 +9,8 @@
 //!   [`tasks`]: the only place that starts tasks.
 //! - [`telemetry`]: the log; `error`: what kind of failure an error is.
 //!
-//! What must hold: nothing here decides what is durable or true, the store does. Everything a
-//! client can make the daemon hold or do at one time is bounded.
+//! Invariants: nothing here decides what is durable or true, the store does. Everything a client
+//! can make the daemon hold or do at one time is bounded.
 
 // What is said goes through what can fail and escapes: `println` panics where nobody can be told.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

@@ -61,8 +61,8 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Whether another start with the same settings ends in the same way, for it was refused before
-    /// the store was touched.
+    /// Returns true if another start with the same settings ends in the same way, for it was
+    /// refused before the store was touched.
     #[must_use]
     pub fn is_of_settings(&self) -> bool {
         match self {

@@ -1,6 +1,6 @@
 //! The only place that starts tasks.
 //!
-//! What must hold: every task has a name, a panic is logged under that name and seen by the one who
+//! Invariants: every task has a name, a panic is logged under that name and seen by the one who
 //! waits for the result, and no task outlives [`Tasks::stop`].
 
 use std::{

@@ -256,8 +256,8 @@ impl MayBeShortage for Error {
 }
 
 impl Error {
-    /// Whether there is no room, on the disk or in a journal: somebody has to free space, or room
-    /// comes free by itself.
+    /// Returns true if there is no room, on the disk or in a journal: somebody has to free space,
+    /// or room comes free by itself.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         matches!(

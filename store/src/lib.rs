@@ -4,7 +4,7 @@
 //! the BLAKE3 hash of its bytes, and a snapshot is the root of a Merkle tree over them. The store
 //! knows nothing of gRPC, NBD or accounts.
 //!
-//! What must hold, whatever happens:
+//! Invariants:
 //!
 //! - A snapshot is seen only after every byte of it is durable (`engine/commit.rs`).
 //! - Bytes that were not checked against their id do not leave the store as content

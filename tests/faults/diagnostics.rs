@@ -190,7 +190,8 @@ fn settings_that_cannot_be_read_hold_up_neither_guests_nor_the_end() {
     assert!(varved.log().contains("asked to stop"), "{}", varved.log());
 }
 
-/// Whether the server's certificate is signed by an authority, checked by `openssl s_client`.
+/// Returns true if the server's certificate is signed by an authority, checked by `openssl
+/// s_client`.
 fn is_trusted(varved: &Varved, authority: &Path) -> bool {
     let asked = run(command(
         tool("openssl"),

@@ -1,8 +1,7 @@
 //! Decoders of everything that comes from a disk or a peer, on random bytes.
 //!
-//! What must hold: no decoder panics; an accepted input re-encodes to the very same bytes
-//! (everything that is hashed, compared or checked has one encoding); and our own encodings are
-//! accepted.
+//! Invariants: no decoder panics; an accepted input re-encodes to the very same bytes (everything
+//! that is hashed, compared or checked has one encoding); and our own encodings are accepted.
 //!
 //! The inputs are mutations of a committed corpus of real encodings, `tests/corpus/<decoder>/`.
 //! Half of them get correct checksums afterwards, or nothing behind a checksum would ever be

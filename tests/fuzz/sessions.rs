@@ -1,7 +1,7 @@
 //! NBD connections from the greeting to the end, with random input from the client.
 //!
-//! An input is everything that a client sends. What must hold: the server neither panics nor hangs,
-//! all its output is messages of the protocol, and only data that the client asked to change has
+//! An input is everything that a client sends. Invariants: the server neither panics nor hangs, all
+//! its output is messages of the protocol, and only data that the client asked to change has
 //! changed.
 
 use std::{

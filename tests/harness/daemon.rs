@@ -211,7 +211,7 @@ pub fn free_address() -> SocketAddr {
     })
 }
 
-/// Whether a log says that its daemon serves.
+/// Returns true if a log says that its daemon serves.
 #[must_use]
 pub fn says_that_it_is_ready(log: &str) -> bool {
     log.split(|c: char| !c.is_ascii_alphanumeric())
@@ -318,7 +318,7 @@ impl Varved {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Whether it has said that it serves.
+    /// Returns true if it has said that it serves.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         says_that_it_is_ready(&self.logged())

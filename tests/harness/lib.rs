@@ -14,9 +14,9 @@
 //!   their output and a time limit, paths of programs, temporary directories, repeatable random
 //!   numbers, small file systems, networks.
 //!
-//! What must hold: tests run in any order and side by side, so nothing here has a fixed name, path
-//! or port. Every wait has an end. No test depends on how long something takes: time limits only
-//! end a hang. A missing tool is a failure that says what to install.
+//! Invariants: tests run in any order and side by side, so nothing here has a fixed name, path or
+//! port. Every wait has an end. No test depends on how long something takes: time limits only end a
+//! hang. A missing tool is a failure that says what to install.
 
 #![allow(
     clippy::unwrap_used,

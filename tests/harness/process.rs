@@ -249,7 +249,7 @@ impl Finished {
         self.stderr
     }
 
-    /// Whether a signal ended it.
+    /// Returns true if a signal ended it.
     #[must_use]
     pub fn was_killed(&self) -> bool {
         self.status.signal().is_some()

@@ -40,7 +40,7 @@ impl Connection {
         self.export.flags.contains(TransmissionFlags::READ_ONLY)
     }
 
-    /// Whether there may be more connections beside it.
+    /// Returns true if there may be more connections beside it.
     pub(super) fn can_multi_conn(&self) -> bool {
         self.export
             .flags

@@ -114,7 +114,7 @@ pub struct MapOptions {
     pub timeout: Duration,
     /// How long the kernel keeps requests without a connection before it fails them.
     pub dead_timeout: Duration,
-    /// Whether the device is read-only, even if the export could be written to.
+    /// True if the device is read-only, even if the export could be written to.
     pub read_only: bool,
     /// The device's number. `None`: any that is free.
     pub index: Option<u32>,

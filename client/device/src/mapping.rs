@@ -264,7 +264,7 @@ impl Mapping {
         &self.device
     }
 
-    /// Whether the export was attached before, and is only looked after now.
+    /// Returns true if the export was attached before, and is only looked after now.
     #[must_use]
     pub fn was_taken_over(&self) -> bool {
         self.taken_over
@@ -354,12 +354,12 @@ impl Mapping {
         })
     }
 
-    /// Whether the device is still this one: it may be another already.
+    /// Returns true if the device is still this one: it may be another already.
     fn is_there(&self) -> bool {
         sysfs::has_backend(self.device.index, &self.backend)
     }
 
-    /// Whether a connection is known to be lost at this moment.
+    /// Returns true if a connection is known to be lost at this moment.
     #[must_use]
     pub fn is_cut_off(&self) -> bool {
         self.lost_at.is_some()
@@ -484,7 +484,7 @@ pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
 pub struct Unmapped {
     /// `/dev/nbdN`.
     pub path: PathBuf,
-    /// Whether nothing is attached as it any more. A device that was detached by force while it was
+    /// True if nothing is attached as it any more. A device that was detached by force while it was
     /// in use gives errors, and goes when its last user closes it.
     pub is_gone: bool,
 }

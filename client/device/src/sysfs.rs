@@ -71,7 +71,7 @@ pub struct Mapped {
     pub connections: u32,
     /// The device's size in bytes.
     pub size_bytes: u64,
-    /// Whether it cannot be written to.
+    /// True if it cannot be written to.
     pub read_only: bool,
     /// The process that hands the kernel new connections, if one does.
     pub process: Option<u32>,
@@ -118,24 +118,24 @@ pub(super) fn read(index: u32) -> Option<Mapped> {
 }
 
 impl Mapped {
-    /// Whether it is this export of this daemon.
+    /// Returns true if it is this export of this daemon.
     pub(super) fn is(&self, opened: &str, address: &NbdAddress) -> bool {
         self.opened == opened && self.address == address.to_string()
     }
 }
 
-/// Whether what is attached as a device is just this.
+/// Returns true if what is attached as a device is just this.
 pub(super) fn has_backend(index: u32, backend: &str) -> bool {
     let kept = fs::read_to_string(attribute(index, "backend"));
     is_attached(index) && kept.is_ok_and(|kept| kept.trim_end() == backend)
 }
 
-/// Whether anything is attached as a device, Varve's or not.
+/// Returns true if anything is attached as a device, Varve's or not.
 pub(super) fn is_attached(index: u32) -> bool {
     attribute(index, "pid").exists()
 }
 
-/// Whether the kernel keeps what a device is: it does from Linux 5.14 on.
+/// Returns true if the kernel keeps what a device is: it does from Linux 5.14 on.
 pub(super) fn keeps_backends(index: u32) -> bool {
     attribute(index, "backend").exists()
 }

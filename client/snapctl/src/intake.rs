@@ -95,7 +95,7 @@ impl Intake {
         })
     }
 
-    /// Whether it can be read as it is.
+    /// Returns true if it can be read as it is.
     pub(crate) async fn is_ready(&self, choice: FormatChoice) -> Result<bool> {
         let Given::Part(part) = &self.given else {
             return Ok(false);

@@ -22,7 +22,7 @@ impl Kind {
         }
     }
 
-    /// Whether the daemon has one of that name or id.
+    /// Returns true if the daemon has one of that name or id.
     async fn has(self, client: &Client, name: &str) -> Result<bool> {
         let found = match self {
             Self::Snapshot => client.snapshot(name).await.map(drop),

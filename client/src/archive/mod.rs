@@ -7,9 +7,9 @@
 //!                                            └─> verify: each chunk against its id
 //! ```
 //!
-//! The format is that of `varve/v1/archive.proto`. What must hold: an archive is complete only with
-//! its end, which has a digest of all before it; a snapshot is made of one only if its leaves come
-//! to its root. Memory is bounded; see `limits`.
+//! The format is that of `varve/v1/archive.proto`. Invariants: an archive is complete only with its
+//! end, which has a digest of all before it; a snapshot is made of one only if its leaves come to
+//! its root. Memory is bounded; see `limits`.
 
 mod import;
 mod read;
@@ -61,7 +61,8 @@ pub struct ArchiveFacts {
     pub archive_bytes: u64,
 }
 
-/// Whether a file with this beginning is meant to be an archive. 16 bytes are enough to tell.
+/// Returns true if a file with this beginning is meant to be an archive. 16 bytes are enough to
+/// tell.
 #[must_use]
 pub fn is_archive(head: &[u8]) -> bool {
     head.starts_with(&MAGIC)

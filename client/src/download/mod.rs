@@ -6,9 +6,9 @@
 //!        -> finish, once everything was checked
 //! ```
 //!
-//! What must hold here: no byte that was not checked against its id reaches a sink, and a sink is
-//! finished only if all bytes are there and their root is the one on record. Memory is bounded by
-//! the messages under way; see `limits`.
+//! Invariants: no byte that was not checked against its id reaches a sink, and a sink is finished
+//! only if all bytes are there and their root is the one on record. Memory is bounded by the
+//! messages under way; see `limits`.
 
 mod file;
 mod new_file;

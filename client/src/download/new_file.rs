@@ -1,9 +1,9 @@
 //! Files that take their names when they are complete, and keep what the files had that they
 //! replace.
 //!
-//! What must hold here: where a file will be is found out once, before anything is written, and
-//! everything is done in that directory, by its descriptor. Until it is published a file has no
-//! name, where the file system has such files, and so is gone however this program ends.
+//! Invariants: where a file will be is found out once, before anything is written, and everything
+//! is done in that directory, by its descriptor. Until it is published a file has no name, where
+//! the file system has such files, and so is gone however this program ends.
 
 use std::{
     ffi::{CStr, OsStr, OsString},

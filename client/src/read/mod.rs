@@ -7,9 +7,9 @@
 //! stream: extents in ascending order
 //! ```
 //!
-//! What must hold here: no byte is given away that was not hashed up to the root. The nodes and
-//! chunks come from the calls that copies and archives are made with, because what `ReadSnapshot`
-//! answers is plain bytes, in which nothing can be checked. Memory is bounded; see `limits`.
+//! Invariants: no byte is given away that was not hashed up to the root. The nodes and chunks come
+//! from the calls that copies and archives are made with, because what `ReadSnapshot` answers is
+//! plain bytes, in which nothing can be checked. Memory is bounded; see `limits`.
 
 mod fetch;
 mod plan;

@@ -66,7 +66,7 @@ impl Reader {
         segment_of(self.range.start)
     }
 
-    /// Whether a segment begins before the range ends. None does if the range is empty.
+    /// Returns true if a segment begins before the range ends. None does if the range is empty.
     fn begins_within(&self, segment: u32) -> bool {
         let first = u64::from(segment) * SEGMENT_BYTES as u64;
         first < self.range.end && !self.range.is_empty()

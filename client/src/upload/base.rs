@@ -5,8 +5,8 @@
 //! source: changed ranges ─────────────┴─> the others: base's bytes, changes over them, cut again
 //! ```
 //!
-//! What must hold here: what comes out is what an upload of all the bytes would give, so that the
-//! root depends on the content alone. Only segments with a change cross the network.
+//! Invariants: what comes out is what an upload of all the bytes would give, so that the root
+//! depends on the content alone. Only segments with a change cross the network.
 
 use std::{collections::HashSet, ops::Range, sync::Arc};
 

@@ -1,8 +1,8 @@
 //! Brings jobs into order, sends their chunks, then their leaves, and builds the tree.
 //!
-//! What must hold here: a leaf is put only when all chunks it names are at the daemon; no chunk is
-//! sent twice. A job *claims* the chunks it asks about. While a claim stands, later jobs that hold
-//! the same chunk neither ask nor send, but rely on the claim; as jobs complete in order, a job's
+//! Invariants: a leaf is put only when all chunks it names are at the daemon; no chunk is sent
+//! twice. A job *claims* the chunks it asks about. While a claim stands, later jobs that hold the
+//! same chunk neither ask nor send, but rely on the claim; as jobs complete in order, a job's
 //! leaves are put after every claim it relied on was settled. A claim ends with its job, when the
 //! daemon has the chunk and says so to whoever asks: so the claims are as bounded as the jobs in
 //! flight.

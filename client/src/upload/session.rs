@@ -167,7 +167,7 @@ impl Session {
         self.put(pick(chunks, &missing)).await
     }
 
-    /// Whether the daemon is on this machine.
+    /// Returns true if the daemon is on this machine.
     pub(crate) fn is_local(&self) -> bool {
         self.local
     }

@@ -27,14 +27,14 @@ pub enum Access {
     ReadOnly,
     /// Its content may be changed.
     Writable {
-        /// Whether all connections see each other's writes at once, and a flush on one covers what
+        /// True if all connections see each other's writes at once, and a flush on one covers what
         /// was answered on any. Clients open several connections only if so.
         flush_covers_all: bool,
     },
 }
 
 impl Access {
-    /// Whether a client may change it.
+    /// Returns true if a client may change it.
     #[must_use]
     pub const fn is_writable(self) -> bool {
         matches!(self, Self::Writable { .. })
@@ -194,7 +194,7 @@ pub struct Extent {
 pub struct ChangedExtent {
     /// Its length.
     pub length_bytes: u64,
-    /// Whether it may have changed.
+    /// True if it may have changed.
     pub changed: bool,
 }
 

@@ -345,7 +345,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         bytes
     }
 
-    /// Whether the server has closed, and sent nothing more before.
+    /// Returns true if the server has closed, and sent nothing more before.
     pub async fn is_closed(&mut self) -> bool {
         matches!(self.0.read(&mut [0]).await, Ok(0) | Err(_))
     }

@@ -1,8 +1,8 @@
 //! The door: each operation of each face passes through it, with who asks, what for, and on what.
 //!
-//! What must hold: [`pass`] is the only way to an operation, and it is called before anything is
-//! looked up or changed. An operation that goes on after its answer has begun, as a stream, is
-//! reported once more when it ends.
+//! Invariants: [`pass`] is the only way to an operation, and it is called before anything is looked
+//! up or changed. An operation that goes on after its answer has begun, as a stream, is reported
+//! once more when it ends.
 
 use std::{fmt, time::Instant};
 

@@ -112,7 +112,7 @@ pub struct NbdConfig {
     pub tcp: Option<SocketAddr>,
     /// TLS for TCP, if any.
     pub tls: Option<TlsConfig>,
-    /// Whether clients need TLS.
+    /// True if clients need TLS.
     pub tls_required: bool,
     /// Connections open at one time.
     pub connections_max: usize,

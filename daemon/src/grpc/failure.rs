@@ -39,7 +39,7 @@ impl From<GaveWay> for Failure {
 }
 
 impl Failure {
-    /// Whether the same call succeeds once less is under way.
+    /// Returns true if the same call succeeds once less is under way.
     fn passes(&self) -> bool {
         match self {
             Self::Service(error) => error.passes(),

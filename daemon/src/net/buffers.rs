@@ -160,7 +160,7 @@ impl<S: AsFd> Buffered<S> {
     }
 }
 
-/// Whether the kernel would take more now.
+/// Returns true if the kernel would take more now.
 fn is_writable(socket: impl AsFd) -> bool {
     let mut polled = [PollFd::new(&socket, PollFlags::OUT)];
     let now = Timespec {

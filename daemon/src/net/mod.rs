@@ -13,9 +13,9 @@
 //! | [`tls`] | files of TLS: how clients are served with them, and other daemons asked |
 //! | [`limits`] | every bound of these |
 //!
-//! What must hold: a listener never stops accepting because of who has connected already. A peer
-//! that cannot stay is told, or its connection is closed at once, and the log says so. A peer over
-//! TCP never takes what unix sockets need.
+//! Invariants: a listener never stops accepting because of who has connected already. A peer that
+//! cannot stay is told, or its connection is closed at once, and the log says so. A peer over TCP
+//! never takes what unix sockets need.
 
 pub mod buffers;
 pub mod handshakes;

@@ -1,8 +1,8 @@
 //! Listening sockets of both services.
 //!
-//! What must hold for a unix socket: nobody without permission can connect at any moment, a socket
-//! that another process serves is never taken from it, and what a daemon that died left behind is
-//! no obstacle.
+//! Invariants of a unix socket: nobody without permission can connect at any moment, a socket that
+//! another process serves is never taken from it, and what a daemon that died left behind is no
+//! obstacle.
 //!
 //! Where a service manager listens in the daemon's place, by systemd's socket activation,
 //! connections wait in its sockets while the daemon is restarted, instead of being refused: see
@@ -316,7 +316,7 @@ fn make_run_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a process serves a socket, or may: a socket that cannot be asked is left alone.
+/// Returns true if a process serves a socket, or may: a socket that cannot be asked is left alone.
 async fn is_served(path: &Path) -> bool {
     let asked = tokio::time::timeout(PROBE_TIMEOUT, UnixStream::connect(path)).await;
     let is_free = |kind| {

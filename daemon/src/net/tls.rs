@@ -89,7 +89,7 @@ pub enum ServerError {
 }
 
 impl ServerError {
-    /// Whether the same files may be readable the next time: descriptors were short, say.
+    /// Returns true if the same files may be readable the next time: descriptors were short, say.
     fn passes(&self) -> bool {
         match self {
             Self::File(FileError { source, .. }) => {

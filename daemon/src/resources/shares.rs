@@ -1,6 +1,6 @@
 //! Places and bytes that several callers share.
 //!
-//! What must hold:
+//! Invariants:
 //!
 //! - Never is more given out than there is.
 //! - A part is for peers on this machine only, whatever the network does.
@@ -232,9 +232,9 @@ impl State {
             && (holder.is_local || self.held_remotely + amount <= rules.most(holder))
     }
 
-    /// Whether one more may wait. If the queue is full, the holder with most places in it loses its
-    /// last one, if it has more than the new holder would have. Peers of the network take no place
-    /// from peers on this machine.
+    /// Returns true if one more may wait. If the queue is full, the holder with most places in it
+    /// loses its last one, if it has more than the new holder would have. Peers of the network take
+    /// no place from peers on this machine.
     fn has_place(&mut self, rules: &Rules, holder: Holder) -> bool {
         if self.queue.len() < rules.waiting {
             return true;

@@ -1,9 +1,9 @@
 //! Where lines of the log go: a bounded queue, and a thread of its own that writes them.
 //!
-//! What must hold: logging never waits, fails or panics, whatever becomes of the log's reader, its
-//! file system or its terminal. A line that cannot be written, or that finds the queue full, is
-//! lost and counted. Before the next line that can be written, another line says how many were
-//! lost, and why.
+//! Invariants: logging never waits, fails or panics, whatever becomes of the log's reader, its file
+//! system or its terminal. A line that cannot be written, or that finds the queue full, is lost and
+//! counted. Before the next line that can be written, another line says how many were lost, and
+//! why.
 
 use std::{
     collections::VecDeque,
@@ -38,7 +38,7 @@ struct Queue {
     lost: u64,
     /// Why the last of them was lost.
     why: Option<io::ErrorKind>,
-    /// Whether a line has been taken out and is being written.
+    /// True if a line has been taken out and is being written.
     is_writing: bool,
     is_closed: bool,
 }

@@ -3,7 +3,7 @@
 //! Pure: no IO, no clock, no randomness. The daemon and the client both link it, so both cut, hash
 //! and pack a chunk in the same way.
 //!
-//! What must hold here:
+//! Invariants:
 //!
 //! * **Equal content, equal root.** A root depends on the bytes and the size of a volume only. So
 //!   cut points ([`chunker`]) and encodings ([`tree`]) are part of the store's format, and tests

@@ -70,7 +70,7 @@ impl FormatError {
         }
     }
 
-    /// Whether the bytes are whole, but of another version: a newer program can read them.
+    /// Returns true if the bytes are whole, but of another version: a newer program can read them.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         matches!(self, Self::Unknown { .. })

@@ -46,7 +46,8 @@ impl<K: IdKind> RecordId<K> {
         &self.bytes
     }
 
-    /// Whether a text looks like an id, in upper or lower case: nothing may have such a name.
+    /// Returns true if a text looks like an id, in upper or lower case: nothing may have such a
+    /// name.
     #[must_use]
     pub fn is_of_its_form(text: &str) -> bool {
         Self::digits(&text.to_ascii_lowercase()).is_some()

@@ -84,8 +84,8 @@ pub fn rebuilt(data_dir: &Path) -> PathBuf {
     data_dir.join("rebuilt")
 }
 
-/// Whether a file of this name may be in a directory in which a store is made: what the making
-/// itself leaves when it is cut short, and what a new file system holds.
+/// Returns true if a file of this name may be in a directory in which a store is made: what the
+/// making itself leaves when it is cut short, and what a new file system holds.
 #[must_use]
 pub fn may_precede_store(file_name: &OsStr) -> bool {
     ["LOCK", "FORMAT.unfinished", "lost+found"]

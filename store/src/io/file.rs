@@ -49,7 +49,7 @@ impl File {
         &self.0.path
     }
 
-    /// Whether there are other copies: requests under way, or whoever may make some.
+    /// Returns true if there are other copies: requests under way, or whoever may make some.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }

@@ -42,7 +42,7 @@ pub(super) struct OsDisk {
     /// Of syncs; may be the same.
     syncs: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
-    /// Whether the log says already that direct writes are refused.
+    /// True if the log says already that direct writes are refused.
     direct_refused: AtomicBool,
     patience: Patience,
 }

@@ -182,7 +182,7 @@ impl Queue {
         Found::Requests
     }
 
-    /// Whether no more requests are taken.
+    /// Returns true if no more requests are taken.
     pub(super) fn is_closed(&self) -> bool {
         self.waiting.lock().closed
     }

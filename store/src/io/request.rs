@@ -52,7 +52,7 @@ pub(super) struct Transfer {
     pub(super) len: usize,
     /// Bytes transferred.
     pub(super) done: usize,
-    /// Whether a read may end with the file.
+    /// True if a read may end with the file.
     pub(super) may_be_short: bool,
     pub(super) reply: oneshot::Sender<io::Result<AlignedBuf>>,
 }

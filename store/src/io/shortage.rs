@@ -14,8 +14,8 @@ use tokio::{
 
 use crate::limits::{SHORTAGE_LOG_INTERVAL, SHORTAGE_PAUSES};
 
-/// Whether the system was short of something that the call needs: nothing was done, and the same
-/// call can succeed later.
+/// Returns true if the system was short of something that the call needs: nothing was done, and the
+/// same call can succeed later.
 ///
 /// A failed sync is never one, whatever its reason: see [`Disk`](super::Disk).
 #[must_use]
@@ -34,7 +34,7 @@ pub fn is_shortage(error: &io::Error) -> bool {
 
 /// Errors among which are shortages.
 pub(crate) trait MayBeShortage: fmt::Display + Sync {
-    /// Whether it is one.
+    /// Returns true if it is one.
     fn is_shortage(&self) -> bool;
 }
 
@@ -102,7 +102,7 @@ impl Patience {
         self.closing.send_replace(true);
     }
 
-    /// Whether nobody waits any more.
+    /// Returns true if nobody waits any more.
     pub(crate) fn has_ended(&self) -> bool {
         *self.closing.borrow()
     }
@@ -143,8 +143,8 @@ impl Tries<'_> {
         }
     }
 
-    /// Whether a result is final: it is not for a shortage, or nobody waits any more. If not, the
-    /// next try may begin.
+    /// Returns true if a result is final: it is not for a shortage, or nobody waits any more. If
+    /// not, the next try may begin.
     async fn is_final<T, E: MayBeShortage>(&mut self, result: &Result<T, E>) -> bool {
         match result {
             Err(error) if error.is_shortage() => !self.again(error).await,

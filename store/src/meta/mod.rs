@@ -1,7 +1,7 @@
 //! The index (where chunks and nodes are) and the catalog (which records there are).
 //!
 //! Both are derived: packs and catalog log are the truth, and recovery brings in what they have
-//! more. What must hold of every [`Meta`]:
+//! more. Invariants of every [`Meta`]:
 //!
 //! - A [`Batch`] is applied as a whole or not at all, and once it is applied everybody sees it.
 //! - After `apply(.., sync = true)` has returned, that batch and all before it survive a power cut.
@@ -86,6 +86,6 @@ pub trait Meta: Index + Catalog + fmt::Debug + Send + Sync {
         Ok(())
     }
 
-    /// Whether writes can go on: no write has failed since it was opened.
+    /// Returns true if writes can go on: no write has failed since it was opened.
     fn is_healthy(&self) -> bool;
 }

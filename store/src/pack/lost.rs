@@ -68,7 +68,7 @@ impl LostPlaces {
         }
     }
 
-    /// Whether a record is in such a place, or partly.
+    /// Returns true if a record is in such a place, or partly.
     #[must_use]
     pub fn hold(&self, location: &Location) -> bool {
         let start = location.offset_bytes;
@@ -84,7 +84,7 @@ impl LostPlaces {
         }
     }
 
-    /// Whether nothing is lost, as usual.
+    /// Returns true if nothing is lost, as usual.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

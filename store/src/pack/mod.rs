@@ -14,7 +14,7 @@
 //! | `tail` | what a scan finds out for recovery |
 //! | `lost` | places in packs that hold nothing any more |
 //!
-//! What must hold:
+//! Invariants:
 //!
 //! - A record's place is told only against a receipt that it is durable: [`Flushed::settle`] is the
 //!   only way to it.

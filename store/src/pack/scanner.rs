@@ -152,7 +152,7 @@ impl<'a> PackScanner<'a> {
         }
     }
 
-    /// Whether the pack has a footer.
+    /// Returns true if the pack has a footer.
     #[must_use]
     pub const fn is_sealed(&self) -> bool {
         self.sealed
@@ -244,8 +244,8 @@ impl<'a> PackScanner<'a> {
         Ok(())
     }
 
-    /// Whether records follow one another up to just this place, as far as their headers can be
-    /// read.
+    /// Returns true if records follow one another up to just this place, as far as their headers
+    /// can be read.
     async fn records_end_at(&mut self, end_bytes: u64) -> Result<bool> {
         let mut position = PACK_HEADER_BYTES as u64;
         while position < end_bytes {

@@ -132,7 +132,7 @@ impl RecoveredPack {
         }
     }
 
-    /// Whether there is nothing in it: the pack was made, and then the power failed.
+    /// Returns true if there is nothing in it: the pack was made, and then the power failed.
     pub(super) fn is_empty(&self) -> bool {
         self.records.is_empty()
             && self.damage.is_empty()

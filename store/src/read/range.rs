@@ -33,7 +33,7 @@ impl Piece {
 pub struct Extent {
     /// How long.
     pub len_bytes: u64,
-    /// Whether it is all zeros because nothing is stored there.
+    /// True if it is all zeros because nothing is stored there.
     pub hole: bool,
 }
 
@@ -42,7 +42,7 @@ pub struct Extent {
 pub struct ChangeExtent {
     /// How long.
     pub len_bytes: u64,
-    /// Whether anything in it may be different.
+    /// True if anything in it may be different.
     pub changed: bool,
 }
 

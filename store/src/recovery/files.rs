@@ -7,7 +7,7 @@ use crate::{
     io::{Disk, OpenMode},
 };
 
-/// Whether a name is in the directory that it belongs in.
+/// Returns true if a name is in the directory that it belongs in.
 pub(super) fn is_there(disk: &Arc<dyn Disk>, path: &Path) -> Result<bool> {
     let (Some(dir), Some(wanted)) = (path.parent(), path.file_name()) else {
         return Ok(false);

@@ -76,7 +76,7 @@ fn directories(disk: &dyn Disk, data_dir: &Path) -> Result<Vec<VolumeId>> {
     Ok(ids)
 }
 
-/// Whether there are journals of any volume.
+/// Returns true if there are journals of any volume.
 pub(super) fn has_journals(disk: &dyn Disk, data_dir: &Path) -> Result<bool> {
     Ok(!directories(disk, data_dir)?.is_empty())
 }

@@ -69,7 +69,7 @@ pub struct RecoveryReport {
 }
 
 impl RecoveryReport {
-    /// Whether the last process ended cleanly and everything is as it was written.
+    /// Returns true if the last process ended cleanly and everything is as it was written.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.recovered_records == 0

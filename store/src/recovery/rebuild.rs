@@ -54,8 +54,8 @@ pub struct RebuildReport {
 }
 
 impl RebuildReport {
-    /// Whether nothing is damaged. The torn end of a log is what a crash may leave, and a volume
-    /// that was made again is whole.
+    /// Returns true if nothing is damaged. The torn end of a log is what a crash may leave, and a
+    /// volume that was made again is whole.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.damage.is_empty() && self.stranded_journals.is_empty() && self.incomplete.is_empty()

@@ -42,7 +42,7 @@ impl MapMemory {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether a map of so many bytes may not grow.
+    /// Returns true if a map of so many bytes may not grow.
     pub(super) fn is_full_for(&self, map_bytes: u64) -> bool {
         map_bytes >= MAP_BYTES_LEAST && self.bytes() >= MAPS_BYTES_MAX
     }

@@ -26,7 +26,7 @@
 //! | `changes` | comparing a volume with a snapshot |
 //! | `readahead` | filling the cache before a reader comes |
 //!
-//! What must hold:
+//! Invariants:
 //!
 //! - What was acknowledged is always a prefix of the journal: a loss of power takes its end, never
 //!   its middle.

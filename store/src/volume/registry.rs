@@ -34,7 +34,7 @@ struct Slot {
 }
 
 impl Slot {
-    /// Whether nobody has the volume or opens it.
+    /// Returns true if nobody has the volume or opens it.
     fn is_free(slot: &Arc<Self>) -> bool {
         let unused = |handle: &Weak<OpenVolume>| handle.strong_count() == 0;
         Arc::strong_count(slot) == 1

@@ -29,7 +29,7 @@ impl Throttle {
         self.released_at = Some(from + Duration::from_micros(bytes * 1_000_000 / rate));
     }
 
-    /// Whether batches are held back now.
+    /// Returns true if batches are held back now.
     pub(super) fn is_on(&self) -> bool {
         self.released_at.is_some_and(|at| at > Instant::now())
     }

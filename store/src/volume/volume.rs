@@ -75,7 +75,7 @@ pub(super) struct VolumeState {
     pub(super) block_lock: Arc<AsyncRwLock<()>>,
     /// Bytes of its changes that wait or are in flight.
     pub(super) queue_budget: Arc<Semaphore>,
-    /// Whether a sync is under way that no guest has asked for.
+    /// True if a sync is under way that no guest has asked for.
     syncs_by_itself: AtomicBool,
     report: JournalReport,
 }

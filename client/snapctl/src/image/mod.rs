@@ -10,10 +10,10 @@
 //! | `chain` | an image and all files that its content is in |
 //! | `qcow2`, `qed`, `vhd`, `vmdk` | what these formats say about other files and about their own length |
 //!
-//! What must hold here: no file is opened because an image names it, unless the user said that the
-//! image is one and the file is where images may be read from; and the file that was looked at is
-//! the one that is read, because `qemu-img` gets descriptors and no names. Bytes of images are
-//! errors, never panics.
+//! Invariants: no file is opened because an image names it, unless the user said that the image is
+//! one and the file is where images may be read from; and the file that was looked at is the one
+//! that is read, because `qemu-img` gets descriptors and no names. Bytes of images are errors,
+//! never panics.
 
 mod chain;
 mod looks;

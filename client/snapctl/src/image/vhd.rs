@@ -30,7 +30,8 @@ impl Footer {
     }
 }
 
-/// Whether a file that ends with these 512 bytes ends with a footer. Old ones end a byte early.
+/// Returns true if a file that ends with these 512 bytes ends with a footer. Old ones end a byte
+/// early.
 pub(crate) fn has_footer(tail: &[u8]) -> bool {
     footer_at(tail).is_some()
 }

@@ -54,7 +54,7 @@ impl Charge {
         source: Source::Reserve,
     };
 
-    /// Whether what the request holds has to be its own, and no slice of anything larger.
+    /// Returns true if what the request holds has to be its own, and no slice of anything larger.
     pub(super) fn is_reserve(self) -> bool {
         self.source == Source::Reserve
     }
@@ -155,7 +155,7 @@ impl Lane {
         }
     }
 
-    /// Whether there is so much for a connection that already holds so much.
+    /// Returns true if there is so much for a connection that already holds so much.
     fn fits(&self, bytes: u32, held_bytes: u32, is_remote: bool) -> bool {
         let free_bytes = if is_remote {
             self.free_bytes.min(self.remote_bytes)
@@ -165,8 +165,8 @@ impl Lane {
         u64::from(bytes) + u64::from(held_bytes) <= free_bytes
     }
 
-    /// Whether another connection than `waiter` waits for a turn and comes first. One that waits
-    /// only because TCP may not have more is not in the way of unix sockets.
+    /// Returns true if another connection than `waiter` waits for a turn and comes first. One that
+    /// waits only because TCP may not have more is not in the way of unix sockets.
     fn has_turns_before(&self, waiter: Option<&Waiter>, is_remote: bool) -> bool {
         let number = waiter.map_or(u64::MAX, |waiter| waiter.number);
         let [local, remote] = &self.turns;
@@ -301,7 +301,7 @@ impl Account {
         }
     }
 
-    /// Whether a connection that has nothing waits for what this one holds.
+    /// Returns true if a connection that has nothing waits for what this one holds.
     pub(super) fn is_contended(&self) -> bool {
         let lanes = self.budget.lanes.lock();
         lanes
@@ -424,8 +424,8 @@ impl Account {
         }
     }
 
-    /// Whether it may read far ahead, which takes memory that is not charged to requests: as long
-    /// as it does.
+    /// Returns true if it may read far ahead, which takes memory that is not charged to requests:
+    /// as long as it does.
     pub(super) fn may_read_ahead(&mut self) -> bool {
         if !self.reads_ahead {
             let left = |count: usize| count.checked_sub(1);

@@ -1,8 +1,8 @@
 //! Fixed newstyle option haggling: from the greeting to an opened export and agreed terms.
 //!
-//! What must hold: every option is answered before the next is read; an option that is not
-//! understood or not well formed is answered with an error and leaves the state as it was; only
-//! what makes it impossible to find the next option, or to answer this one, ends the connection.
+//! Invariants: every option is answered before the next is read; an option that is not understood
+//! or not well formed is answered with an error and leaves the state as it was; only what makes it
+//! impossible to find the next option, or to answer this one, ends the connection.
 
 use std::collections::HashSet;
 use std::fmt;

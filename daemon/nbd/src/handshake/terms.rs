@@ -89,8 +89,8 @@ impl MetaContext {
     }
 }
 
-/// Whether a listing with this query shows a context; what ends with a colon is the wildcard of a
-/// namespace.
+/// Returns true if a listing with this query shows a context; what ends with a colon is the
+/// wildcard of a namespace.
 pub(super) fn lists(query: &str, name: &str) -> bool {
     query == name || query.ends_with(':') && name.starts_with(query)
 }

@@ -82,7 +82,7 @@ impl Inbox {
         }
     }
 
-    /// Whether the next buffer would be a large one.
+    /// Returns true if the next buffer would be a large one.
     pub(super) fn would_read_ahead(&self) -> bool {
         self.busy
     }

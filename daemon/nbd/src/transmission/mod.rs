@@ -10,11 +10,11 @@
 //! finished requests, start new ones, write, read. A request is polled at once when it is started:
 //! one that is answered from memory goes straight to the outbox, without any wake-up.
 //!
-//! What must hold: a request is started only if it can be charged for (`budget`), and what its
-//! reply holds stays charged until it is written, piece by piece. So a client that does not take
-//! its replies is, after a while, not read from any more, and that is all that happens to it,
-//! unless others wait for the memory. A write is charged before its payload is read from the
-//! socket, but for the little that came along with its header, and started once all of it is here.
+//! Invariants: a request is started only if it can be charged for (`budget`), and what its reply
+//! holds stays charged until it is written, piece by piece. So a client that does not take its
+//! replies is, after a while, not read from any more, and that is all that happens to it, unless
+//! others wait for the memory. A write is charged before its payload is read from the socket, but
+//! for the little that came along with its header, and started once all of it is here.
 //!
 //! Requests are started in the order in which they arrive, and what is behind a write is not looked
 //! at before its payload is complete.
@@ -252,7 +252,7 @@ where
         Ok(progress)
     }
 
-    /// Whether another request may be accepted at all.
+    /// Returns true if another request may be accepted at all.
     fn has_room(&self) -> bool {
         self.in_flight < MAX_REQUESTS_IN_FLIGHT && self.outbox.queued_bytes() < MAX_QUEUED_BYTES
     }

@@ -47,9 +47,9 @@ impl Stall {
         self.caught_up |= caught_up;
     }
 
-    /// Whether the client has stalled: what it owes holds `held_bytes`, and somebody else has
-    /// waited for such bytes, as `contended` says, at the beginning and at the end of the time that
-    /// it had.
+    /// Returns true if the client has stalled: what it owes holds `held_bytes`, and somebody else
+    /// has waited for such bytes, as `contended` says, at the beginning and at the end of the time
+    /// that it had.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,

@@ -281,7 +281,7 @@ impl OptionReplyCode {
         })
     }
 
-    /// Whether a code, known or not, refuses the option.
+    /// Returns true if a code, known or not, refuses the option.
     #[must_use]
     pub const fn is_error(code: u32) -> bool {
         code & Self::ERROR != 0
@@ -339,7 +339,7 @@ impl TransmissionFlags {
         Self(self.0 | flag.0)
     }
 
-    /// Whether a flag is set.
+    /// Returns true if a flag is set.
     #[must_use]
     pub const fn contains(self, flag: Self) -> bool {
         self.0 & flag.0 == flag.0

@@ -58,12 +58,12 @@ pub struct Request {
     /// Length of the range, and of the payload if there is one; but the payload of `BLOCK_STATUS`
     /// says the length of its range itself.
     pub length_bytes: u64,
-    /// Whether `length_bytes` of payload follow.
+    /// True if `length_bytes` of payload follow.
     pub has_payload: bool,
 }
 
 impl Request {
-    /// Whether the range lies within an export of this size.
+    /// Returns true if the range lies within an export of this size.
     #[must_use]
     pub fn is_within(&self, size_bytes: u64) -> bool {
         self.offset
@@ -224,13 +224,13 @@ impl CommandFlags {
         Self(self.0 & !flag.0)
     }
 
-    /// Whether a flag is set.
+    /// Returns true if a flag is set.
     #[must_use]
     pub const fn contains(self, flag: Self) -> bool {
         self.0 & flag.0 == flag.0
     }
 
-    /// Whether every bit is among `allowed`.
+    /// Returns true if every bit is among `allowed`.
     #[must_use]
     pub const fn is_subset_of(self, allowed: Self) -> bool {
         self.0 & !allowed.0 == 0

@@ -3,8 +3,8 @@
 //! - `records`: snapshots, volumes, copies, remotes, status.
 //! - `content`: uploads, downloads, ranges, chunks, leaves, nodes.
 //!
-//! What must hold: what cannot be made into the service's types is refused with an [`Error`] that
-//! names the field and the value. What a value may be beyond that is checked by the service and the
+//! Invariants: what cannot be made into the service's types is refused with an [`Error`] that names
+//! the field and the value. What a value may be beyond that is checked by the service and the
 //! store.
 
 mod content;

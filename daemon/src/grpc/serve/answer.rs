@@ -1,8 +1,8 @@
 //! An answer as it goes out.
 //!
-//! What must hold: the connection gets only what the peer's windows allow, and an answer holds its
-//! room until the last byte has gone to the socket. A peer that takes nothing is told so and loses
-//! its answer, the sooner the more is held.
+//! Invariants: the connection gets only what the peer's windows allow, and an answer holds its room
+//! until the last byte has gone to the socket. A peer that takes nothing is told so and loses its
+//! answer, the sooner the more is held.
 
 use std::{
     future::poll_fn,

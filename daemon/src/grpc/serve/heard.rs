@@ -97,7 +97,7 @@ pub(super) struct Life {
     next: Instant,
     /// How often something had come at the last look.
     seen: u64,
-    /// Whether it was asked then.
+    /// True if it was asked then.
     asked: bool,
 }
 

@@ -13,7 +13,7 @@ pub(super) struct Method {
     pub(super) held_per_byte: u64,
     /// Fields of a request that are lists of messages with lists.
     pub(super) lists_in: &'static [u32],
-    /// Whether a request may be several messages.
+    /// True if a request may be several messages.
     pub(super) takes_many: bool,
     /// Length of the longest answer, if it is long and is made in one piece.
     pub(super) answer_bytes: u64,

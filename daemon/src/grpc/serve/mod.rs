@@ -8,7 +8,7 @@
 //!                  └──> service ──> answer: as fast as the peer takes it, or ended
 //! ```
 //!
-//! What must hold: calls, the bytes of requests, the bytes of long answers and the windows of
+//! Invariants: calls, the bytes of requests, the bytes of long answers and the windows of
 //! connections are bounded over all connections. A part of each is for peers on this machine only.
 //! Each connection always has one call, and a small request always has room, so that large ones do
 //! not keep out the calls that manage the daemon. A call has a deadline unless it is a stream; a

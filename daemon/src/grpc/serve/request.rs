@@ -1,7 +1,7 @@
 //! A request as it arrives.
 //!
-//! What must hold: of a message that is longer than a few KiB no byte is taken in before there is
-//! room for all of it, over all connections. Flow control bounds the bytes that wait. A message is
+//! Invariants: of a message that is longer than a few KiB no byte is taken in before there is room
+//! for all of it, over all connections. Flow control bounds the bytes that wait. A message is
 //! passed on only when its decoded size is known and has room. A method that takes one message
 //! keeps its room until it has answered, and gets no second message.
 

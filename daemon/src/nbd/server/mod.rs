@@ -69,7 +69,7 @@ impl Default for ServerOptions {
 pub struct Tls {
     /// Makes the acceptor of the next client: certificates are renewed while the server runs.
     pub acceptor: Arc<dyn Fn() -> TlsAcceptor + Send + Sync>,
-    /// Whether clients get nothing without it.
+    /// True if clients get nothing without it.
     pub required: bool,
 }
 

@@ -209,7 +209,7 @@ fn a_zero_block_is_not_canonical() {
     );
 }
 
-/// Whether chunk by chunk check and the leaf's own check take these chunks of a segment.
+/// Returns true if chunk by chunk check and the leaf's own check take these chunks of a segment.
 fn passes(content: &[u8], chunks: &[(u32, u32)]) -> bool {
     let entry = |&(start_block, blocks): &(u32, u32)| LeafEntry {
         start_block,

@@ -6,7 +6,7 @@
 //!     Leaf  one 8 MiB segment: its chunks, holes implied      absent if the segment is all hole
 //! ```
 //!
-//! What must hold here:
+//! Invariants:
 //!
 //! * A node has one encoding, and decoding refuses any other: equal content has equal ids.
 //! * Ids are BLAKE3 in derive-key mode (section 6.1 of its specification), each kind of node under

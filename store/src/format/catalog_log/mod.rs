@@ -151,7 +151,7 @@ impl Record {
         bytes
     }
 
-    /// Whether it is short enough for the log.
+    /// Returns true if it is short enough for the log.
     #[must_use]
     pub fn fits(&self) -> bool {
         let (_, payload) = self.parts();

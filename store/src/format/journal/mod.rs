@@ -184,7 +184,7 @@ pub struct Entry {
     pub start_block: u32,
     /// How many; not 0.
     pub blocks: u32,
-    /// Whether they read as zeros from now on. Otherwise they are the next data blocks of the
+    /// True if they read as zeros from now on. Otherwise they are the next data blocks of the
     /// batch.
     pub zeros: bool,
 }
@@ -221,7 +221,7 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Whether so many entries and data blocks fit one batch.
+    /// Returns true if so many entries and data blocks fit one batch.
     #[must_use]
     pub const fn fits(entries: usize, data_blocks: usize) -> bool {
         entries * ENTRY_BYTES <= DESCRIPTOR_ROOM_BYTES
@@ -245,8 +245,8 @@ impl Descriptor {
         (1 + self.data_crcs.len() as u64) * JOURNAL_BLOCK_BYTES as u64
     }
 
-    /// Whether a block looks like a descriptor of the file that has these random bytes, whole or
-    /// damaged.
+    /// Returns true if a block looks like a descriptor of the file that has these random bytes,
+    /// whole or damaged.
     #[must_use]
     pub fn is_of(block: &[u8; JOURNAL_BLOCK_BYTES], nonce: &Nonce) -> bool {
         block.starts_with(&BATCH_MAGIC)

@@ -89,7 +89,7 @@ pub struct CopyRecord {
     pub id: CopyId,
     /// Where the other daemon is, or the name of a remote.
     pub endpoint: String,
-    /// Whether plain HTTP will do, wherever that is.
+    /// True if plain HTTP will do, wherever that is.
     pub allow_plaintext: bool,
     /// Name or id of the snapshot there.
     pub snapshot: String,

@@ -44,7 +44,7 @@ impl Drop for AbandonAfter<'_> {
 struct Driver {
     ring: IoUring,
     slots: Slots,
-    /// Whether the ring watches the eventfd.
+    /// True if the ring watches the eventfd.
     wake_armed: bool,
     /// Completions just taken from the ring: what was asked for, and the kernel's answer.
     completed: Vec<(u64, i32)>,

@@ -30,7 +30,7 @@ impl Appended {
         self.records.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()

@@ -193,7 +193,7 @@ impl State {
         }
     }
 
-    /// Whether there are buffers for any one record, or for padding.
+    /// Returns true if there are buffers for any one record, or for padding.
     pub(super) fn has_room(&self) -> bool {
         self.pool.available() >= BUFFERS_NEEDED
     }
@@ -388,7 +388,7 @@ impl State {
         self.writes_completed >= writes
     }
 
-    /// Whether no write is under way.
+    /// Returns true if no write is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.writes.is_empty()
     }

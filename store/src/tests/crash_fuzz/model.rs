@@ -11,9 +11,9 @@ pub(super) struct Model {
     pub(super) durable: usize,
     /// With changes that were begun and not acknowledged.
     pub(super) perhaps: Option<Vec<u8>>,
-    /// Whether what was acknowledged and is not durable may be lost.
+    /// True if what was acknowledged and is not durable may be lost.
     pub(super) may_be_older: bool,
-    /// Whether the witness is there for certain: a loss of power may have taken it.
+    /// True if the witness is there for certain: a loss of power may have taken it.
     pub(super) is_witnessed: bool,
 }
 
@@ -99,7 +99,7 @@ impl Model {
     }
 }
 
-/// Whether each block is that of one or the other.
+/// Returns true if each block is that of one or the other.
 pub(super) fn is_mix(one: &[u8], other: &[u8], found: &[u8]) -> bool {
     let blocks = one
         .chunks(BLOCK)

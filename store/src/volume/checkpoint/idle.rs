@@ -109,7 +109,7 @@ impl Volumes {
 }
 
 impl Volume {
-    /// Whether nothing was written for this long.
+    /// Returns true if nothing was written for this long.
     fn rests(&self, idle: Duration) -> bool {
         self.inner().journal.begun_at().elapsed() >= idle
     }

@@ -99,12 +99,12 @@ pub(in crate::volume) struct Checkpoints {
 pub(in crate::volume) struct Pace {
     /// Jobs that are under way or queued.
     jobs: u32,
-    /// Whether the first of them waits to be tried again, and the others behind it.
+    /// True if the first of them waits to be tried again, and the others behind it.
     is_stalled: bool,
 }
 
 impl Pace {
-    /// Whether waiting for the end of a job is of use.
+    /// Returns true if waiting for the end of a job is of use.
     pub(in crate::volume) fn goes_on(self) -> bool {
         self.jobs > 0 && !self.is_stalled
     }
@@ -113,9 +113,9 @@ impl Pace {
 #[derive(Debug, Default)]
 struct Jobs {
     waiting: VecDeque<Job>,
-    /// Whether a task carries them out.
+    /// True if a task carries them out.
     is_running: bool,
-    /// Whether a job for room was begun.
+    /// True if a job for room was begun.
     for_room: bool,
     /// When the last job for room failed.
     failed_at: Option<Instant>,
@@ -127,7 +127,7 @@ impl Checkpoints {
         self.pace.subscribe()
     }
 
-    /// Whether a checkpoint is under way.
+    /// Returns true if a checkpoint is under way.
     pub(in crate::volume) fn is_under_way(&self) -> bool {
         self.pace.borrow().goes_on()
     }
@@ -473,7 +473,7 @@ impl VolumeState {
     }
 }
 
-/// Whether an error passes without anybody repairing the store.
+/// Returns true if an error passes without anybody repairing the store.
 pub(in crate::volume) fn passes(error: &Error) -> bool {
     error.is_full() || matches!(error, Error::Shortage { .. } | Error::Limit(_))
 }

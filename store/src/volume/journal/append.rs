@@ -61,7 +61,7 @@ pub(crate) struct BatchPlace {
 struct NewFile {
     number: u64,
     len_bytes: u64,
-    /// Whether it is the first of its epoch.
+    /// True if it is the first of its epoch.
     begins_epoch: bool,
 }
 

@@ -121,7 +121,7 @@ impl Batch {
         Taken::All
     }
 
-    /// Whether blocks from `start` on can be added to the last entry.
+    /// Returns true if blocks from `start` on can be added to the last entry.
     fn extends(&self, start: u64, zeros: bool) -> bool {
         self.entries.last().is_some_and(|last| {
             last.zeros == zeros
@@ -149,7 +149,7 @@ impl Batch {
         });
     }
 
-    /// Whether it changes nothing.
+    /// Returns true if it changes nothing.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -72,7 +72,7 @@ pub(super) fn past_cache(
     parts
 }
 
-/// Whether data is written from where it is.
+/// Returns true if data is written from where it is.
 fn is_large(data: &Bytes) -> bool {
     data.len() >= JOURNAL_LARGE_BYTES && data.as_ptr().addr().is_multiple_of(BUFFER_ALIGN)
 }

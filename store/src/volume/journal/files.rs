@@ -145,7 +145,7 @@ impl OpenFiles {
         }
     }
 
-    /// Whether a file is open for writes.
+    /// Returns true if a file is open for writes.
     pub(super) fn is_open_to_write(&self, journal: JournalId, number: u64) -> bool {
         let state = self.state.lock();
         let open = state.open.get(&(journal, number));

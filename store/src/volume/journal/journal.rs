@@ -37,7 +37,7 @@ pub(crate) struct Journal {
     pub(super) state: Mutex<State>,
     /// Held by the one who syncs.
     pub(super) syncing: AsyncMutex<()>,
-    /// Whether files that are no longer needed are kept to be written again.
+    /// True if files that are no longer needed are kept to be written again.
     recycles: AtomicBool,
 }
 
@@ -291,7 +291,7 @@ impl Journal {
         self.state.lock().len_bytes()
     }
 
-    /// Whether it has grown to half of its limit, and is due for a checkpoint.
+    /// Returns true if it has grown to half of its limit, and is due for a checkpoint.
     pub(crate) fn is_large(&self) -> bool {
         self.len_bytes() >= self.dir.bytes_max / 2
     }
@@ -306,8 +306,8 @@ impl Journal {
         self.state.lock().begun_at
     }
 
-    /// Whether a checkpoint would free something, and the disk has room for all that it might
-    /// store. Removes spare files if there is none without.
+    /// Returns true if a checkpoint would free something, and the disk has room for all that it
+    /// might store. Removes spare files if there is none without.
     pub(crate) async fn can_be_emptied(self: &Arc<Self>) -> bool {
         let len_bytes = self.len_bytes();
         if len_bytes == 0 {

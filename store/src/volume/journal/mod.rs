@@ -22,7 +22,7 @@
 //! | `windows` | blocks and their checksums, read ahead of recovery |
 //! | `host` | what a journal needs of the store around it |
 //!
-//! What must hold:
+//! Invariants:
 //!
 //! - Acknowledged batches are a prefix of the journal: a loss of power takes its end, never its
 //!   middle.

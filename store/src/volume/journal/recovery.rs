@@ -368,8 +368,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether a header is that of the file's earlier use, before it was renamed to be written
-    /// again.
+    /// Returns true if a header is that of the file's earlier use, before it was renamed to be
+    /// written again.
     fn is_stale(&self, header: &FileHeader) -> bool {
         header.store == self.dir.store
             && header.volume == self.dir.volume

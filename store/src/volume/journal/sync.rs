@@ -99,9 +99,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether a sync is due that nobody has asked for: so much was copied to the page cache that a
-    /// later writer would wait for it, or so many files are unsynced that they had better not all
-    /// stay open.
+    /// Returns true if a sync is due that nobody has asked for: so much was copied to the page
+    /// cache that a later writer would wait for it, or so many files are unsynced that they had
+    /// better not all stay open.
     pub(crate) fn wants_sync(&self) -> bool {
         let state = self.state.lock();
         let last = || state.files.values().rev().take(JOURNAL_FILES_UNSYNCED);

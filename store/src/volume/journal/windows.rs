@@ -28,7 +28,7 @@ pub(super) struct Windows<'a> {
     first_block: u64,
 }
 
-/// Whether the file ends in a window.
+/// Returns true if the file ends in a window.
 fn is_last(window: &ChecksummedBlocks) -> bool {
     window.bytes.len() < JOURNAL_SCAN_WINDOW_BYTES
 }

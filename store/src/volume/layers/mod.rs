@@ -137,7 +137,7 @@ impl Layers {
         self.below.base = Some(base);
     }
 
-    /// Whether the base is all that the volume holds.
+    /// Returns true if the base is all that the volume holds.
     pub(super) fn is_base(&self) -> bool {
         self.current.map.is_empty() && self.below.ended.is_empty()
     }

@@ -123,7 +123,7 @@ impl PackedExtent {
 }
 
 impl BlockMap {
-    /// Whether nothing was changed.
+    /// Returns true if nothing was changed.
     pub(super) fn is_empty(&self) -> bool {
         self.segments.is_empty() && self.zeroed.is_empty()
     }
@@ -339,7 +339,7 @@ impl Segment {
         }
     }
 
-    /// Whether all blocks of the segment are zeros.
+    /// Returns true if all blocks of the segment are zeros.
     fn is_zeros(&self) -> bool {
         match &self.table {
             Table::Slots(slots) => slots.iter().all(|value| *value == ZEROS),

@@ -26,7 +26,7 @@ pub(super) enum BlockLock {
 #[derive(Debug)]
 pub(super) struct Op {
     pub(super) change: Change,
-    /// Whether a batch took a part of it.
+    /// True if a batch took a part of it.
     pub(super) is_begun: bool,
     pub(super) reply: oneshot::Sender<Result<()>>,
     pub(super) _lock: Arc<BlockLock>,
@@ -156,8 +156,8 @@ impl Queue {
         (!batch.is_empty()).then_some((batch, complete))
     }
 
-    /// Whether another batch may be begun beside so many in flight. While one is, a few bytes wait
-    /// for more to come.
+    /// Returns true if another batch may be begun beside so many in flight. While one is, a few
+    /// bytes wait for more to come.
     pub(super) fn may_begin(&self, in_flight: usize) -> bool {
         in_flight == 0
             || (in_flight < JOURNAL_WRITES_IN_FLIGHT
@@ -190,7 +190,7 @@ impl Queue {
         }
     }
 
-    /// Whether it is closed and empty.
+    /// Returns true if it is closed and empty.
     pub(super) fn is_finished(&self) -> bool {
         let state = self.state.lock();
         state.closed && state.items.is_empty()
