@@ -120,7 +120,7 @@ pub(crate) struct Connection {
     channel: Channel,
     activity: Activity,
     has_tls: bool,
-    /// True if any call was answered.
+    /// True if the daemon answered any call.
     answered: Arc<AtomicBool>,
 }
 

@@ -44,7 +44,7 @@ impl Cancel {
 /// The outcome of an upload that was cancelled.
 pub(crate) const NOTHING_VISIBLE: &str = "it was cancelled; nothing is visible";
 
-/// Whether the result of some work is about to become visible.
+/// A flag that is set while the result of some work is about to become visible.
 #[derive(Debug, Default)]
 pub(crate) struct Completing(AtomicBool);
 

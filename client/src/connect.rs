@@ -59,7 +59,7 @@ impl Endpoint {
         Self(Address::Unix(path.into()))
     }
 
-    /// What the user may check when nobody answers. `None` if somebody does, or refuses to.
+    /// Advice for the user when nobody answers. `None` if there is an answer or a refusal.
     fn question(&self, error: &(dyn StdError + 'static)) -> Option<&'static str> {
         let mut answers = false;
         let mut next = Some(error);
@@ -85,7 +85,7 @@ impl Endpoint {
         matches!(self.0, Address::Https(_))
     }
 
-    /// Returns true if others can read and change what crosses: plain HTTP to another machine.
+    /// Returns true if others can read and change the traffic: plain HTTP to another machine.
     #[must_use]
     pub fn is_exposed(&self) -> bool {
         let Address::Http(uri) = &self.0 else {
@@ -179,7 +179,7 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Which authorities to trust, and which certificate to show, on a connection with TLS. The default
+/// TLS settings of a connection: the authorities to trust, and the client certificate. The default
 /// trusts the authorities that this machine trusts, and shows no certificate.
 #[derive(Clone, Default)]
 pub struct Tls {

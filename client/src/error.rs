@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 
 use crate::activity::Unanswered;
 
-/// What a caller does about an error.
+/// The kind of an error: it tells the caller what to do.
 ///
 /// Any call can fail with an error *of the connection*: [`Unreachable`](Self::Unreachable),
 /// [`Unavailable`](Self::Unavailable), [`Denied`](Self::Denied), [`Internal`](Self::Internal). The
@@ -188,12 +188,12 @@ impl Error {
         self
     }
 
-    /// What a caller does about it.
+    /// The kind, which tells the caller what to do.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// What was being done.
+    /// The operation that failed.
     pub fn what(&self) -> &str {
         &self.what
     }

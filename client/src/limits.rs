@@ -1,7 +1,6 @@
 //! Every bound of the client in one place, and how they add up.
 //!
-//! Units are bytes unless a name says otherwise. What an upload may take, beside the program
-//! itself:
+//! Units are bytes unless a name says otherwise. Memory of an upload, beside the program itself:
 //!
 //! | what | bound |
 //! | --- | --- |

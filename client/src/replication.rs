@@ -32,7 +32,7 @@ pub struct FetchedLeaf {
     pub payload_bytes: Vec<u32>,
 }
 
-/// Which chunks of a leaf are asked for.
+/// The chunks of a leaf to request.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ChunkRequest {
     /// The leaf.

@@ -1,8 +1,7 @@
 //! Calls that can be repeated are, while the daemon is unavailable.
 //!
-//! Only for calls whose second run answers as the first would have: those that read, and those that
-//! set something to a value. What an interrupted upload has sent is not repeated by this module but
-//! kept by the daemon.
+//! Only for idempotent calls: calls that read, and calls that set something to a value. This module
+//! does not repeat an interrupted upload, but kept by the daemon.
 
 use std::{error::Error as _, future::Future};
 

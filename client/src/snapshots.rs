@@ -95,7 +95,7 @@ impl SnapshotState {
     }
 }
 
-/// Which snapshots to list. The default is all of them.
+/// A filter for lists of snapshots. The default lists all.
 #[derive(Clone, Debug, Default)]
 pub struct SnapshotFilter {
     /// Only names that start so.
@@ -185,7 +185,7 @@ impl Client {
     /// and goes into the store in the background; see
     /// [`wait_for_snapshots`](Self::wait_for_snapshots).
     ///
-    /// The snapshot of a single volume is called `name`. Those of several volumes are called
+    /// The snapshot of a single volume is named `name`. The snapshots of several volumes are named
     /// `name`, a hyphen, and the volume's name.
     ///
     /// # Errors

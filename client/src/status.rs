@@ -58,7 +58,7 @@ pub struct Status {
 }
 
 impl Client {
-    /// Asks the daemon what it is and how it is doing.
+    /// Returns the state of the daemon and its store.
     ///
     /// # Errors
     ///

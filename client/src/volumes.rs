@@ -54,13 +54,13 @@ pub struct VolumeStatus {
     pub journal_bytes_max: u64,
     /// Bytes of memory that the journal's map takes, about; 0 while the volume is not open.
     pub map_bytes: u64,
-    /// What the journal held when the volume was opened; `None` while it is not open.
+    /// The journal's content when the volume was opened; `None` while it is not open.
     pub found: Option<JournalFound>,
     /// Its snapshots that are pending, in the order of their instants.
     pub pending: Vec<Snapshot>,
 }
 
-/// What a volume's journal held when the volume was opened.
+/// The content of a volume's journal when the volume was opened.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct JournalFound {
@@ -101,7 +101,7 @@ pub struct NewVolume {
     pub tags: BTreeMap<String, String>,
 }
 
-/// Which volumes to list. The default is all of them.
+/// A filter for lists of volumes. The default lists all.
 #[derive(Clone, Debug, Default)]
 pub struct VolumeFilter {
     /// Only names that start so.
@@ -155,8 +155,9 @@ impl Client {
         Volume::from_proto(&what, Some(created.into_inner()))
     }
 
-    /// Makes a volume with the content that a snapshot has, or another volume has now. Nothing is
-    /// copied, but the journal of the other volume is taken into the store first.
+    /// Makes a volume with the content of a snapshot, or with the current content of another
+    /// volume. Nothing is copied, but the journal of the other volume is taken into the store
+    /// first.
     ///
     /// # Errors
     ///

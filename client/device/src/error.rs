@@ -1,8 +1,8 @@
-//! What can go wrong with a device, told apart by what the caller does about it.
+//! Errors of devices. Their kinds tell the caller what to do.
 
 use std::{error::Error as StdError, fmt, io};
 
-/// What a caller does about an error.
+/// The kind of an error: it tells the caller what to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -26,7 +26,7 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// What was being done, and why it failed.
+/// An error: the operation that failed, and the reason.
 ///
 /// Shown as `<what>: <why>`; the message of a daemon is passed on as it is.
 #[derive(Debug)]
@@ -74,13 +74,13 @@ impl Error {
         Self::new(ErrorKind::Internal, what, why)
     }
 
-    /// What a caller does about it.
+    /// The kind, which tells the caller what to do.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// What was being done.
+    /// The operation that failed.
     #[must_use]
     pub fn what(&self) -> &str {
         &self.what

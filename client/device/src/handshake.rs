@@ -31,7 +31,7 @@ const REPLY_BYTES_MAX: u32 = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) socket: OwnedFd,
-    /// What the daemon tells about the export.
+    /// The daemon's description of the export.
     pub(super) export: ExportDetails,
 }
 
@@ -40,7 +40,7 @@ impl Connection {
         self.export.flags.contains(TransmissionFlags::READ_ONLY)
     }
 
-    /// Returns true if there may be more connections beside it.
+    /// Returns true if the export allows several connections.
     pub(super) fn can_multi_conn(&self) -> bool {
         self.export
             .flags

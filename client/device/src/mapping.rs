@@ -25,7 +25,7 @@ const RETRY: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_millis(250);
 /// For udev to make the device's file, and for the kernel to let go of a device.
 const SETTLE: Duration = Duration::from_secs(3);
-/// What is written to a device may take to become durable that is detached by force.
+/// Time limit for writing out the cache of a device that is detached by force.
 const SYNC_BY_FORCE: Duration = Duration::from_secs(2);
 /// The kernel has a queue for each connection, and its tables are not endless.
 const CONNECTIONS_MAX: u32 = 64;
@@ -46,7 +46,7 @@ pub struct Mapping {
     _keeping: Keeping,
 }
 
-/// What happens to a mapping while a process stays with it.
+/// An event of a mapping while a process keeps it connected.
 #[derive(Debug)]
 pub enum Event {
     /// A connection was lost. Requests wait.
@@ -217,7 +217,7 @@ impl Mapping {
             }
         })?;
         let detach = |kernel: &mut Kernel, error| {
-            // It is of no use to anybody, and the first error is the one to tell.
+            // Nobody needs it, and the first error is the one to report.
             let _ = kernel.disconnect(index);
             Err(error)
         };
@@ -264,7 +264,7 @@ impl Mapping {
         &self.device
     }
 
-    /// Returns true if the export was attached before, and is only looked after now.
+    /// Returns true if the export was attached before, and this process only keeps it connected.
     #[must_use]
     pub fn was_taken_over(&self) -> bool {
         self.taken_over
@@ -359,7 +359,7 @@ impl Mapping {
         sysfs::has_backend(self.device.index, &self.backend)
     }
 
-    /// Returns true if a connection is known to be lost at this moment.
+    /// Returns true if a connection is currently lost.
     #[must_use]
     pub fn is_cut_off(&self) -> bool {
         self.lost_at.is_some()
@@ -400,7 +400,7 @@ impl Mapping {
 
 type Attempt = Pin<Box<dyn Future<Output = Result<Connection>> + Send>>;
 
-/// What an attempt brings; nothing ever without one.
+/// Waits for the result of an attempt; forever if there is none.
 async fn made(attempt: &mut Option<Attempt>) -> Result<Connection> {
     match attempt {
         Some(attempt) => attempt.await,
@@ -484,8 +484,8 @@ pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
 pub struct Unmapped {
     /// `/dev/nbdN`.
     pub path: PathBuf,
-    /// True if nothing is attached as it any more. A device that was detached by force while it was
-    /// in use gives errors, and goes when its last user closes it.
+    /// True if the device is free. A device that was detached by force while in use returns errors,
+    /// and disappears when its last user closes it.
     pub is_gone: bool,
 }
 

@@ -98,7 +98,7 @@ impl ParseableParametrized<[u8], GenlHeader> for Nbd {
     }
 }
 
-/// What a device is to be.
+/// The properties of a device.
 #[derive(Debug)]
 pub(super) struct NewDevice {
     pub(super) index: Option<u32>,
@@ -210,7 +210,7 @@ impl Kernel {
         self.tell(CMD_DISCONNECT, vec![index_of(index)]).map(drop)
     }
 
-    /// What the kernel announces from now on.
+    /// The announcements of the kernel from now on.
     pub(super) fn events(&self) -> io::Result<Events> {
         let mut socket = TokioSocket::new(NETLINK_GENERIC)?;
         socket.socket_mut().bind_auto()?;
@@ -291,7 +291,7 @@ where
     Ok(messages)
 }
 
-/// What the kernel's NBD client announces.
+/// An announcement of the kernel's NBD client.
 pub(super) struct Events {
     socket: TokioSocket,
     family: u16,

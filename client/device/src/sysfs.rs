@@ -1,4 +1,4 @@
-//! Which devices there are, and which exports they are, as the kernel tells in `/sys/block`.
+//! The NBD devices of this machine and their exports, as `/sys/block` shows them.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -18,7 +18,7 @@ const BLOCK: &str = "/sys/block";
 const SECTOR_BYTES: u64 = 512;
 const FORMAT: u32 = 1;
 
-/// Which export a device is. The kernel keeps this text as it is.
+/// The identity of a device: its export. The kernel keeps this text unchanged.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(super) struct Backend {
     /// Version of the fields.
@@ -61,9 +61,9 @@ pub struct Mapped {
     pub(super) index: u32,
     /// `/dev/nbdN`.
     pub path: PathBuf,
-    /// The export, as it was asked for.
+    /// The export as requested.
     pub export: String,
-    /// The export by its id, as it was opened.
+    /// The export by its id, as opened.
     pub opened: String,
     /// Where the daemon serves it.
     pub address: String,
@@ -71,7 +71,7 @@ pub struct Mapped {
     pub connections: u32,
     /// The device's size in bytes.
     pub size_bytes: u64,
-    /// True if it cannot be written to.
+    /// True if the device is read-only.
     pub read_only: bool,
     /// The process that hands the kernel new connections, if one does.
     pub process: Option<u32>,
@@ -99,7 +99,7 @@ pub fn mapped() -> Result<Vec<Mapped>> {
 
 /// A device, if an export is attached as it.
 pub(super) fn read(index: u32) -> Option<Mapped> {
-    // What goes away while it is read is not attached any more.
+    // A device that disappears during the read is not attached any more.
     let attribute = |name: &str| fs::read_to_string(attribute(index, name)).ok();
     attribute("pid")?;
     let backend = Backend::decode(&attribute("backend")?)?;
@@ -124,18 +124,18 @@ impl Mapped {
     }
 }
 
-/// Returns true if what is attached as a device is just this.
+/// Returns true if the device is attached to this very backend.
 pub(super) fn has_backend(index: u32, backend: &str) -> bool {
     let kept = fs::read_to_string(attribute(index, "backend"));
     is_attached(index) && kept.is_ok_and(|kept| kept.trim_end() == backend)
 }
 
-/// Returns true if anything is attached as a device, Varve's or not.
+/// Returns true if a device is attached, to Varve or to another server.
 pub(super) fn is_attached(index: u32) -> bool {
     attribute(index, "pid").exists()
 }
 
-/// Returns true if the kernel keeps what a device is: it does from Linux 5.14 on.
+/// Returns true if the kernel keeps the identity of devices, as Linux does from 5.14 on.
 pub(super) fn keeps_backends(index: u32) -> bool {
     attribute(index, "backend").exists()
 }
@@ -148,12 +148,12 @@ pub(super) fn device(index: u32) -> PathBuf {
     PathBuf::from(format!("/dev/nbd{index}"))
 }
 
-/// Whether nobody else uses a device.
+/// The result of an attempt to claim a device.
 #[derive(Debug)]
 pub(super) enum Claimed {
-    /// Nobody does.
+    /// Nobody else uses the device.
     Alone(File),
-    /// Who does, in words.
+    /// A description of its users.
     Used(String),
 }
 
@@ -214,7 +214,7 @@ fn open_in(numbers: &[u64]) -> Option<u32> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
         .filter(|process| *process != std::process::id())
         .find(|process| {
-            // What ends meanwhile has nothing open.
+            // A process that has ended meanwhile has no file open.
             let Ok(files) = fs::read_dir(format!("/proc/{process}/fd")) else {
                 return false;
             };

@@ -13,7 +13,7 @@ const TIME: prost_types::Timestamp = prost_types::Timestamp {
 };
 
 impl Service {
-    /// What is told of the copy next; the last word is repeated.
+    /// The next states that the daemon reports of the copy; it repeats the last one.
     fn next(&self, id: &str) -> Result<v1::Copy, Status> {
         let mut state = self.state();
         let script = state.copies.get_mut(id);

@@ -47,7 +47,7 @@ use varve_proto::v1::{
 
 use self::{content::Upload, replication::Nodes};
 
-/// What the daemon has and has seen.
+/// The state of the daemon, and a record of its calls.
 #[derive(Debug, Default)]
 pub struct State {
     pub chunks: HashMap<ChunkId, Bytes>,
@@ -57,9 +57,9 @@ pub struct State {
     pub fetched_nodes: usize,
     pub fetched_chunks: usize,
     pub volumes: BTreeMap<String, v1::Volume>,
-    /// What is told of the snapshot that is made next, one after the other.
+    /// The states that the daemon reports of the next snapshot, one after the other.
     pub snapshot_course: Vec<v1::Snapshot>,
-    /// What is told of each copy, one after the other.
+    /// The states that the daemon reports of each copy, one after the other.
     pub copies: BTreeMap<String, Vec<v1::Copy>>,
     /// States and errors that copies go through which are begun from now on.
     pub course: Vec<v1::Copy>,

@@ -134,7 +134,7 @@ impl Export {
                 report
             }
         };
-        // What went to standard output is the volume.
+        // Standard output has the content of the volume.
         if is_stdout {
             Ok(())
         } else {

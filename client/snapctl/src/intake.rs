@@ -26,14 +26,14 @@ pub(crate) struct Intake {
     given: Given,
     /// Where names in it begin.
     dir: Option<PathBuf>,
-    /// What it is called, if that is by its content.
+    /// A name that is taken from its content, if there is one.
     path: Option<PathBuf>,
 }
 
 enum Given {
     /// A file or block device, which is read at any place.
     Part(Part),
-    /// What is read from front to back.
+    /// A source that is read from front to back.
     Stream { reader: File, name: String },
 }
 
@@ -95,7 +95,7 @@ impl Intake {
         })
     }
 
-    /// Returns true if it can be read as it is.
+    /// Returns true if it can be read in place.
     pub(crate) async fn is_ready(&self, choice: FormatChoice) -> Result<bool> {
         let Given::Part(part) = &self.given else {
             return Ok(false);
@@ -156,7 +156,7 @@ impl Intake {
                     part = blocking(move || choose_disk(&ova, disk)).await?;
                     options.remark(format_args!("taking {}", part.name()));
                     (dir, path) = (None, Some(PathBuf::from(part.name())));
-                    // What is in it may be packed, whatever it was itself.
+                    // Its content may be packed, whatever its own format was.
                     (in_ova, unpacked_already) = (true, false);
                 }
                 Looks::Image(found) => {

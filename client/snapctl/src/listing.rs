@@ -1,4 +1,4 @@
-//! What the listings of snapshots and of volumes take.
+//! Arguments of the lists of snapshots and volumes.
 
 use std::collections::BTreeMap;
 

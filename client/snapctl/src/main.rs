@@ -3,7 +3,7 @@
 //! Results go to standard output; errors, progress and remarks to standard error. Exit codes: see
 //! `exit`.
 
-// What is said goes through what can fail and escapes: `println` panics where nobody can be told.
+// Output goes through functions that can fail and escape: `println` panics if it cannot write.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod advice;
@@ -291,7 +291,7 @@ fn main() -> ExitCode {
     let mut cli = command_line();
     init_log();
     let output = cli.options.output;
-    // What programs read on standard error is one error, or nothing.
+    // For programs, standard error has one error or nothing.
     cli.options.quiet |= output == Output::Json;
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -92,7 +92,7 @@ impl Display {
 }
 
 impl Drop for Display {
-    /// Also when the transfer is given up: what is said then begins a line of its own.
+    /// Also when the transfer is given up: the message then begins on a line of its own.
     fn drop(&mut self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use varve_client::{Client, Error, ErrorKind, Result};
 use varve_nbd::ExportName;
 
-/// What is to have a name.
+/// The kind of record that a name belongs to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kind {
     Snapshot,
@@ -62,7 +62,7 @@ impl Named {
         Ok(name.to_owned())
     }
 
-    /// What to do if there is something else of a name: a volume where a snapshot was asked for, or
+    /// Advice if the name belongs to the other kind: a volume where a snapshot was asked for, or
     /// the other way round.
     pub(crate) async fn advice(&self, client: &Client) -> Result<Option<String>, Error> {
         let all = self

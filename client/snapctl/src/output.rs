@@ -112,7 +112,7 @@ struct VolumeStatusJson<'a> {
     pending: Vec<SnapshotJson<'a>>,
 }
 
-/// What was found in a journal, as JSON.
+/// The content found in a journal, as JSON.
 #[derive(Debug, Serialize)]
 struct JournalFoundJson<'a> {
     batches: u64,
@@ -205,7 +205,7 @@ pub(crate) fn json_text(text: &str) -> Result<(), Failure> {
 #[derive(Debug)]
 pub(crate) struct Rows {
     table: Table,
-    /// Which of the columns are shown.
+    /// The columns that are shown.
     shown: Vec<bool>,
     is_empty: bool,
 }
@@ -230,9 +230,9 @@ impl Rows {
     }
 }
 
-/// A table without lines, with these headings. Those of numbers, which are set to the right, begin
-/// with `>`; in front of that stands `+` for what is shown only where there is room, with
-/// `--output wide`: the others fit a terminal of 80 columns.
+/// A table without lines, with these headings. Headings of numbers, which are aligned to the right,
+/// begin with `>`; a `+` in front of that marks a column of `--output wide`. The other columns fit
+/// a terminal of 80 columns.
 pub(crate) fn table(headings: &[&str], output: Output) -> Rows {
     let is_shown = |heading: &&str| output == Output::Wide || !heading.starts_with('+');
     let shown = headings.iter().map(is_shown).collect();
@@ -285,7 +285,7 @@ pub(crate) fn size(bytes: u64) -> String {
     }
     let mut value = bytes as f64 / 1024.0;
     let mut unit = 0;
-    // What would be shown as 1024.0 of one unit is 1.0 of the next.
+    // A value that would be shown as 1024.0 of one unit is shown as 1.0 of the next.
     while value >= 1023.95 && unit + 1 < UNITS.len() {
         value /= 1024.0;
         unit += 1;

@@ -23,14 +23,14 @@ use varve_client::{Error, ErrorKind, Progress, Result, scratch_file, scratch_nam
 
 use crate::image::{Format, Image, Layer, Probe};
 
-/// What is kept of what it says on standard error.
+/// Bytes kept of its standard error.
 const SAID_BYTES_MAX: usize = 64 << 10;
 /// The longest line that it prints for programs.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// The longest answer that is not read line by line.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
-/// What `qemu-img check` says about an image.
+/// The output of `qemu-img check` for an image.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Check {
@@ -40,7 +40,7 @@ struct Check {
     check_errors: u64,
 }
 
-/// What `qemu-img map` says about an extent of an image.
+/// The output of `qemu-img map` for one extent of an image.
 #[derive(Debug, Deserialize)]
 struct Mapped {
     length: u64,
@@ -61,7 +61,7 @@ pub(crate) async fn check_whole(image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// What the format itself can be checked for.
+/// The check that the format offers.
 async fn check_metadata(layer: &Layer) -> Result<()> {
     // There is nothing to check in a raw disk, and QEMU does not know how to check a VHD.
     if matches!(layer.format, Format::Raw | Format::Vhd) {
@@ -209,7 +209,7 @@ struct Running {
     what: String,
     child: Child,
     stdout: BufReader<ChildStdout>,
-    /// What it said on standard error: a file takes any amount while nobody reads.
+    /// Its standard error: a file takes any amount while nobody reads.
     stderr: File,
 }
 
@@ -219,7 +219,7 @@ impl Running {
         let stderr = scratch_file()?;
         let child = Command::new("qemu-img")
             .args(arguments)
-            // What it says is looked at, and shown, in one language.
+            // Its messages are parsed and shown in one language.
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -335,8 +335,7 @@ impl Running {
     }
 }
 
-/// What it said, without the descriptions of what it was to read, which are long and have no names
-/// in them.
+/// Its message, without the descriptions of its inputs, which are long and have no names in them.
 fn plain(said: &str, what: &str) -> String {
     let mut lines = said.lines().map(|line| match line.find("json:{") {
         Some(at) => {
@@ -354,7 +353,7 @@ fn plain(said: &str, what: &str) -> String {
     )
 }
 
-/// What it prints with `-p`: `    (12.34/100%)`.
+/// Parses a line of `-p`: ` (12.34/100%)`.
 fn hundredths(line: &[u8]) -> Option<u64> {
     let line = std::str::from_utf8(line).ok()?.trim();
     let percent = line.strip_prefix('(')?.strip_suffix("/100%)")?;

@@ -173,7 +173,7 @@ fn check_there(file: &Path) -> Result<(), Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(Error::file(format!("read {}", file.display()), error))
         }
-        // What cannot be read here may be readable for the daemon.
+        // A file that snapctl cannot read may be readable for the daemon.
         _ => Ok(()),
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn control() -> Control {
     }
 }
 
-/// What a signal cancels that may take `time` to end.
+/// Runs work that a signal cancels, and that may then take `time` to end.
 pub(crate) fn interrupted_within(time: Duration) -> Cancel {
     let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     TIME_MILLISECONDS.fetch_max(time, Ordering::Relaxed);

@@ -65,7 +65,7 @@ pub struct ArchiveImport<'a> {
 impl Client {
     /// Prepares to make a snapshot of an archive.
     ///
-    /// Only chunks that the store lacks are sent. Nothing is visible before all of the archive was
+    /// Sends only chunks that the store lacks. Nothing is visible before all of the archive was
     /// read and has proved to be whole. The daemon keeps chunks that have arrived: another import
     /// does not send them again.
     pub fn import_archive(&self) -> ArchiveImport<'_> {

@@ -48,7 +48,7 @@ const BATCH_PAYLOAD_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ArchiveFacts {
-    /// The snapshot, as it was in the store that the archive was written from.
+    /// The snapshot, as recorded in the store that the archive was written from.
     pub snapshot: Snapshot,
     /// The snapshot that a store must have to import the archive. `None`: the archive holds
     /// everything.
@@ -117,7 +117,7 @@ impl Seen {
         }
     }
 
-    /// Adds an id, if there is room. Whether it is new, as far as the set can tell.
+    /// Adds an id, if there is room. Returns true if it is new as far as the set knows.
     fn is_new(&mut self, id: ChunkId) -> bool {
         if self.is_full() {
             !self.ids.contains(&id)

@@ -72,7 +72,7 @@ pub struct NewFile {
 struct Place {
     dir: OwnedFd,
     name: OsString,
-    /// What is there now.
+    /// The file that exists there now.
     before: Option<Stat>,
     /// The last link on the way leads to an open file of a process, not to a name.
     is_open_file: bool,

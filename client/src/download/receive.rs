@@ -1,6 +1,7 @@
 //! Checks that a download comes as the protocol says, and finds each chunk's places.
 //!
-//! Pure: messages in, work out. What it accepts still has to be decoded and checked against its id.
+//! Pure: messages in, work out. Accepted chunks still have to be decoded and checked against their
+//! ids.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

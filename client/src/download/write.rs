@@ -20,7 +20,7 @@ pub(crate) struct ChunkWriter {
     /// Verb and object, for errors.
     pub(crate) what: String,
     pub(crate) size_bytes: u64,
-    /// Those that no thread uses now. There are as many as threads were ever at work at once.
+    /// Idle ones. There are as many in all as threads were ever at work at once.
     unpackers: Mutex<Vec<Unpacker>>,
 }
 

@@ -7,9 +7,9 @@
 //! stream: extents in ascending order
 //! ```
 //!
-//! Invariants: no byte is given away that was not hashed up to the root. The nodes and chunks come
-//! from the calls that copies and archives are made with, because what `ReadSnapshot` answers is
-//! plain bytes, in which nothing can be checked. Memory is bounded; see `limits`.
+//! Invariants: no byte leaves that was not hashed up to the root. The nodes and chunks come from
+//! the calls that copies and archives are made with, because what `ReadSnapshot` answers is plain
+//! bytes, in which nothing can be checked. Memory is bounded; see `limits`.
 
 mod fetch;
 mod plan;
@@ -87,7 +87,7 @@ impl Client {
     /// Prepares to read the content of the snapshot with this name or id: all of it, unless
     /// [`range`](ReadSnapshot::range) or [`since`](ReadSnapshot::since) say less.
     ///
-    /// # What is proven
+    /// # Verification
     ///
     /// All bytes and holes are those of the root id in the snapshot's record: the bytes were hashed
     /// to the ids of their chunks, and those through the leaves and inner nodes to the root. So
@@ -180,7 +180,7 @@ impl ReadSnapshot<'_> {
     ///
     /// # Errors
     ///
-    /// Those of [`run`](Self::run) and of its stream.
+    /// The errors of [`run`](Self::run) and of its stream.
     pub async fn to_vec(mut self) -> Result<Vec<u8>> {
         self.since = None;
         let what = format!("read snapshot {}", self.snapshot);
@@ -209,7 +209,7 @@ pub struct ContentStream {
 }
 
 impl ContentStream {
-    /// The snapshot that is read, as it was when the read began.
+    /// The snapshot that is read, as of the start of the read.
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot

@@ -1,5 +1,4 @@
-//! Which segments of a snapshot are read: those of a range, or those of them that differ from a
-//! base.
+//! The segments of a snapshot to read: those of a range, or those of them that differ from a base.
 
 use std::{ops::Range, sync::Arc};
 

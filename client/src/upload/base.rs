@@ -5,8 +5,8 @@
 //! source: changed ranges ─────────────┴─> the others: base's bytes, changes over them, cut again
 //! ```
 //!
-//! Invariants: what comes out is what an upload of all the bytes would give, so that the root
-//! depends on the content alone. Only segments with a change cross the network.
+//! Invariants: the result equals that of an upload of all the bytes, so that the root depends on
+//! the content alone. Only segments with a change cross the network.
 
 use std::{collections::HashSet, ops::Range, sync::Arc};
 

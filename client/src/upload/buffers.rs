@@ -70,7 +70,7 @@ impl Buffers {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that holds the lock can leave it half done.
+        // No holder of the lock can leave a change half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

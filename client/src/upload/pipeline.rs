@@ -4,8 +4,8 @@
 //! twice. A job *claims* the chunks it asks about. While a claim stands, later jobs that hold the
 //! same chunk neither ask nor send, but rely on the claim; as jobs complete in order, a job's
 //! leaves are put after every claim it relied on was settled. A claim ends with its job, when the
-//! daemon has the chunk and says so to whoever asks: so the claims are as bounded as the jobs in
-//! flight.
+//! daemon has the chunk and reports that to every caller: so the claims are as bounded as the jobs
+//! in flight.
 
 use std::{
     collections::{BTreeMap, HashSet},

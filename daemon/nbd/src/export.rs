@@ -7,34 +7,34 @@ use std::future::Future;
 
 use bytes::Bytes;
 
-/// What a client learns about an export before it opens it.
+/// The properties of an export that a client learns before it opens it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ExportInfo {
-    /// What the client asks for: `snapshot/<name>`.
+    /// The name that the client requests: `snapshot/<name>`.
     pub name: String,
     /// For people.
     pub description: String,
     /// Its length in bytes.
     pub size_bytes: u64,
-    /// What a client may do with it.
+    /// The access that a client has.
     pub access: Access,
 }
 
-/// What a client may do with an export.
+/// The access that a client has to an export.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Access {
     /// Nothing that changes it, and nobody else changes it either.
     ReadOnly,
     /// Its content may be changed.
     Writable {
-        /// True if all connections see each other's writes at once, and a flush on one covers what
-        /// was answered on any. Clients open several connections only if so.
+        /// True if all connections see each other's writes at once, and a flush on one covers the
+        /// writes answered on any. Clients open several connections only if this is set.
         flush_covers_all: bool,
     },
 }
 
 impl Access {
-    /// Returns true if a client may change it.
+    /// Returns true if a client may change the content.
     #[must_use]
     pub const fn is_writable(self) -> bool {
         matches!(self, Self::Writable { .. })
@@ -61,8 +61,8 @@ pub trait Exports: Send + Sync + 'static {
 /// One opened export. Its size does not change while it is open, and its content only by what is
 /// written through exports of it.
 ///
-/// No range is empty, and none goes beyond `info().size_bytes`: the server has checked it. What
-/// changes the content is called only if `info().access` allows it.
+/// No range is empty or exceeds `info().size_bytes`: the server has checked that. The server calls
+/// a method that changes the content only if `info().access` allows it.
 ///
 /// Requests run side by side, and each is polled once before the next is called: that is the order
 /// in which the client sent them. A future may be dropped before it is done, when its connection
@@ -72,7 +72,7 @@ pub trait Exports: Send + Sync + 'static {
 /// read of the same connection that is started from then on sees it. If it was `durable`, or is
 /// followed by a flush that is answered `Ok`, it also survives a power cut.
 pub trait Export: Send + Sync + 'static {
-    /// What a client is told of it.
+    /// The properties that the server reports to clients.
     fn info(&self) -> &ExportInfo;
 
     /// The bytes of a range as pieces that together are exactly `length_bytes` long, in order.
@@ -194,7 +194,7 @@ pub struct Extent {
 pub struct ChangedExtent {
     /// Its length.
     pub length_bytes: u64,
-    /// True if it may have changed.
+    /// True if the range may have changed.
     pub changed: bool,
 }
 
@@ -204,7 +204,7 @@ pub enum ExportError {
     /// Nothing is exported by that name.
     #[error("there is no export named {name:?}; the option LIST lists the exports")]
     NotFound {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
     /// The store does not vouch for bytes of the range, from `offset` of the export on. Other bytes
@@ -222,7 +222,7 @@ pub enum ExportError {
         /// In words.
         message: String,
     },
-    /// The store is full. What was written before is not affected.
+    /// The store is full. Earlier writes are not affected.
     #[error("{message}")]
     NoSpace {
         /// In words.

@@ -36,7 +36,8 @@ pub const ORDINARY_LANE_BYTES: u32 = 128 << 20;
 /// The same for larger ones, in a lane of their own: three of the largest that there are over TCP,
 /// and one over unix sockets, at one time.
 pub const LARGE_LANE_BYTES: u32 = 136 << 20;
-/// What an ordinary request is charged at most: a mebibyte of payload, beyond which few clients go.
+/// The largest charge of an ordinary request, in bytes: a mebibyte of payload, which few clients
+/// exceed.
 pub const MAX_ORDINARY_BYTES: u32 = charge_bytes(1 << 20);
 /// Bytes that each connection has for itself: a request of up to 16 KiB, or a few small ones, is
 /// served whatever others hold.
@@ -48,9 +49,9 @@ const UNIX_RESERVE_PART: u32 = 4;
 /// Connections that hold something and wait for more, of which so many are looked at whenever bytes
 /// are given back: that must not take longer the more there are.
 pub const MORE_LOOKED_AT: usize = 32;
-/// What a request is charged besides its payload: slices of cached chunks keep whole chunks alive,
-/// and at either end of a read that can be most of a chunk of 256 KiB. The payload of a short write
-/// is a slice of what was read ahead, and keeps that alive.
+/// The charge of a request besides its payload, in bytes. Slices of cached chunks keep whole chunks
+/// alive: at either end of a read, that can be most of a chunk of 256 KiB. The payload of a short
+/// write is a slice of the read-ahead buffer, and keeps that alive.
 pub const PINNED_BYTES: u32 = 256 << 10;
 /// Replies of no more than this are copied when the client does not take them at once, and pin
 /// nothing any more: a client that takes none of its replies would hold [`PINNED_BYTES`] for each
@@ -61,7 +62,7 @@ pub const DETACHED_BYTES_MAX: usize = 64 << 10;
 pub const MAX_QUEUED_BYTES: usize = 4 << 20;
 /// Extents in one reply to `BLOCK_STATUS`. The client asks again from where the reply ends.
 pub const MAX_EXTENTS: u32 = 8192;
-/// What one of them takes until it is sent.
+/// Bytes that one of them takes until it is sent.
 pub const EXTENT_BYTES: u32 = 16;
 /// How much of the export one look-up of extents covers: at worst every second block is a hole,
 /// so this bounds the extents held while a reply is put together.
@@ -95,7 +96,7 @@ pub const MAX_LOGGED_FAILURES: u32 = 16;
 pub const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 /// How long the client may take for its whole handshake, TLS included.
 pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// What each export that it was told of adds: `qemu-nbd --list` asks for each one after that.
+/// Additional time for each export in a listing: `qemu-nbd --list` asks for each one after that.
 pub const LISTED_EXPORT_TIME: Duration = Duration::from_millis(10);
 /// Listings add at most so many times the timeout.
 pub const LISTING_PART: u32 = 5;
@@ -114,25 +115,26 @@ pub const STALL_BYTES: u32 = 1 << 20;
 /// In that time it has to take or send one part in so many of what it held at its beginning.
 pub const STALL_PART: u64 = 3;
 
-/// What a request is charged to its connection's reserve.
+/// Bytes that a request is charged to its connection's reserve.
 #[must_use]
 pub const fn own_bytes(payload_bytes: u32) -> u32 {
     payload_bytes.saturating_add(REQUEST_BYTES)
 }
 
-/// What TCP may take of a lane.
+/// Bytes of a lane that TCP connections may take.
 #[must_use]
 pub const fn remote_bytes(lane_bytes: u32) -> u32 {
     lane_bytes - lane_bytes / UNIX_RESERVE_PART
 }
 
-/// What a request for extents in so many contexts is charged.
+/// The charge in bytes of a request for extents in so many contexts.
 #[must_use]
 pub const fn charge_extents(contexts: u32) -> u32 {
     charge_bytes(contexts.saturating_mul(MAX_EXTENTS * EXTENT_BYTES))
 }
 
-/// What a request that carries or returns `payload_bytes` is charged while it is in flight.
+/// The charge in bytes of a request with `payload_bytes` of payload, sent or returned, while it is
+/// in flight.
 #[must_use]
 pub const fn charge_bytes(payload_bytes: u32) -> u32 {
     payload_bytes.saturating_add(PINNED_BYTES)
@@ -156,7 +158,7 @@ pub const MAX_SERVER_BYTES: u64 = ORDINARY_LANE_BYTES as u64
     + (READ_AHEAD_CONNECTIONS_MAX * READ_AHEAD_BYTES) as u64;
 // Of the half a gibibyte that the daemon may take, with what the rest of it needs.
 const _: () = assert!(MAX_SERVER_BYTES <= 400 << 20);
-// Small requests are bounded by count, not by what they are charged.
+// The bound on small requests is their number, not their charge.
 const _: () = assert!(
     MAX_REQUESTS_IN_FLIGHT as u64 * charge_bytes(PREFERRED_BLOCK_BYTES) as u64
         <= MAX_CONNECTION_BYTES as u64

@@ -16,7 +16,7 @@ pub enum ExportName<'a> {
 }
 
 impl<'a> ExportName<'a> {
-    /// `None` for what no export is called. What stands behind the prefix may be anything.
+    /// `None` if the prefix is not that of an export. Any text may follow the prefix.
     #[must_use]
     pub fn parse(name: &'a str) -> Option<Self> {
         if let Some(key) = name.strip_prefix(SNAPSHOT) {

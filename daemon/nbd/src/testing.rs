@@ -1,4 +1,4 @@
-//! What the tests of this module share: exports in memory and a client that speaks bytes.
+//! Helpers for the tests of this crate: exports in memory and a client that speaks bytes.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,7 +30,7 @@ pub struct MemoryExport {
     content: Mutex<Vec<u8>>,
     /// A byte that cannot be read.
     pub damaged_at: Option<u64>,
-    /// What every change fails with.
+    /// The error of every change.
     pub refuse: Option<fn() -> ExportError>,
     /// Reads and changes below this offset wait until they are let go.
     pub held_below: u64,
@@ -38,7 +38,7 @@ pub struct MemoryExport {
     pub reads_started: AtomicUsize,
     pub prefetched: AtomicUsize,
     changes: Mutex<Vec<Change>>,
-    /// What it was when snapshots were taken of it.
+    /// The content at the time of each snapshot.
     pub ancestors: BTreeMap<String, Vec<u8>>,
     chosen: Mutex<Vec<String>>,
 }
@@ -66,7 +66,7 @@ pub enum Change {
 }
 
 impl MemoryExport {
-    /// `blocks`: for every block what it is filled with; zero makes a hole.
+    /// `blocks`: the byte that fills each block; zero makes a hole.
     pub fn new(name: &str, blocks: &[u8]) -> Self {
         let data: Vec<u8> = blocks.iter().flat_map(|&fill| [fill; BLOCK]).collect();
         Self {

@@ -28,16 +28,16 @@ const LAYERS_MAX: usize = 200;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Reference {
     pub(crate) name: Vec<u8>,
-    /// What the image says that it is.
+    /// The format that the image declares.
     pub(crate) format: Option<Format>,
 }
 
-/// Which files may be read because an image names them.
+/// The permission to read files that an image refers to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reach {
     /// The format of the image was guessed: none may.
     guessed: bool,
-    /// Those below these directories may.
+    /// Directories whose files may be read.
     dirs: Vec<PathBuf>,
 }
 
@@ -89,7 +89,7 @@ pub(crate) struct Layer {
     data_file: Option<Part>,
     /// Of a vmdk whose content is in others.
     extents: Vec<(Extent, Part)>,
-    /// What QEMU reads in place of the image's own description.
+    /// The description that QEMU reads in place of the image's own.
     description: Option<(Description, Part)>,
 }
 
@@ -146,7 +146,7 @@ impl Image {
         Ok(image)
     }
 
-    /// What `qemu-img` is told to read: all of it.
+    /// The whole chain as a block node for `qemu-img`.
     pub(crate) fn node(&self) -> Value {
         let layers = self.layers.iter().rev();
         layers.fold(Value::Null, |behind, layer| layer.node(behind))
@@ -158,7 +158,7 @@ impl Image {
     }
 }
 
-/// What a file is whose format nobody said.
+/// Detects the format of a file for which none was given.
 fn guess(part: &Part) -> Result<Format> {
     match Looks::at(part)? {
         Looks::Image(format) => Ok(format),
@@ -167,8 +167,8 @@ fn guess(part: &Part) -> Result<Format> {
 }
 
 impl Layer {
-    /// Looks at what the image says about itself, and opens what it is made of; gives the file
-    /// behind it.
+    /// Reads the image's header, and opens the files that it consists of; returns the file behind
+    /// it.
     fn look(
         &mut self,
         reach: &Reach,
@@ -331,7 +331,7 @@ impl Layer {
         Ok((part, real))
     }
 
-    /// What `qemu-img` is told to read, in front of `behind`.
+    /// The layer as a block node for `qemu-img`, in front of `behind`.
     fn node(&self, behind: Value) -> Value {
         let main = match &self.description {
             Some((_, description)) => description,
@@ -355,7 +355,7 @@ impl Layer {
         self.node(Value::Null)
     }
 
-    /// What is to be asked about where the content is.
+    /// The question to `qemu-img` about the place of the content.
     pub(crate) fn probes(&self) -> Result<Vec<Probe>> {
         // Of these QEMU does not tell, but looks itself.
         if matches!(self.format, Format::Raw | Format::Vhdx) {

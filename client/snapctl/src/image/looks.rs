@@ -1,4 +1,4 @@
-//! What a file is, by its first and last bytes.
+//! Detection of a file's format from its first and last bytes.
 
 use std::path::Path;
 
@@ -6,10 +6,11 @@ use varve_client::Result;
 
 use super::{Format, Packing, Part, vhd};
 
-/// Bytes at the front of a file that tell what it is.
+/// Number of bytes at the front of a file that identify its format.
 const HEAD_BYTES: usize = 512;
 
-/// What a file looks like. A disk's own content may look like anything: its guest writes it.
+/// The detected format of a file. The content of a raw disk may look like anything, because its
+/// guest writes it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Looks {
     /// A disk image.
@@ -20,7 +21,7 @@ pub(crate) enum Looks {
     Ova,
     /// Varve's own archive.
     Archive,
-    /// What holds a disk or more, perhaps, and is not read here.
+    /// A format that may contain disks, and is not supported.
     Other(&'static str),
 }
 
@@ -113,8 +114,8 @@ impl Looks {
     }
 }
 
-/// What a file with this name should be, where its content tells nothing: a fixed VHD that was cut
-/// off has lost its footer, and a qcow2 image whose front was never written is zeros.
+/// The format that a file with this name should have, where its content tells nothing: a fixed VHD
+/// that was cut off has lost its footer, and a qcow2 image whose front was never written is zeros.
 pub(crate) fn expected_by_name(path: &Path) -> Option<Format> {
     let name = path.file_name()?.to_str()?.to_ascii_lowercase();
     let (stem, extension) = name.rsplit_once('.')?;

@@ -37,7 +37,7 @@ pub(crate) use self::{
     unpack::{Packing, unpacked},
 };
 
-/// What an image is written in.
+/// The format of an image.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum Format {
     /// The bytes of the disk as they are

@@ -28,7 +28,7 @@ struct Entry {
 struct Disk {
     id: String,
     href: String,
-    /// Bytes that its file has, if that is said.
+    /// Length of its file in bytes, if the description has it.
     len: Option<u64>,
 }
 

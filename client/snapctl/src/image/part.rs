@@ -158,8 +158,8 @@ impl Part {
         format!("/proc/{}/fd/{}", process::id(), self.file.as_raw_fd())
     }
 
-    /// What `qemu-img` is told to read. `None` for a stretch that it cannot: one that is not of
-    /// whole sectors.
+    /// The part as a block node for `qemu-img`. `None` if `qemu-img` cannot read it, because it
+    /// does not consist of whole sectors.
     pub(crate) fn node(&self) -> Option<Value> {
         let driver = if self.is_device {
             "host_device"

@@ -1,4 +1,5 @@
-//! What a qcow2 image says about other files, and where its packed clusters end.
+//! The header of a qcow2 image: its references to other files, and the end of its compressed
+//! clusters.
 
 use varve_client::Result;
 
@@ -20,7 +21,7 @@ const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const DATA_FILE_NAME: u32 = 0x4441_5441;
 
-/// What the header says.
+/// The fields of the header.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(crate) struct Header {
     /// The content where this image has none.

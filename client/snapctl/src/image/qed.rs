@@ -1,4 +1,4 @@
-//! What a QED image says about its backing file.
+//! The reference of a QED image to its backing file.
 
 use varve_client::Result;
 

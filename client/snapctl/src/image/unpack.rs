@@ -1,11 +1,11 @@
-//! What images are packed with on their way: unpacked from front to back, in bounded memory.
+//! Decompression of packed images, from front to back, in bounded memory.
 
 use std::{
     fmt,
     io::{BufReader, Read, Result},
 };
 
-/// What something is packed with.
+/// The compression of a file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Packing {
     Gzip,
@@ -52,8 +52,8 @@ impl fmt::Display for Packing {
     }
 }
 
-/// What `packed` holds. Packed files one behind the other are one file. What is cut off or damaged
-/// is an error.
+/// A reader of the plain content of `packed`. Concatenated packed files are one file. What is cut
+/// off or damaged is an error.
 pub(crate) fn unpacked(
     packing: Packing,
     packed: impl Read + Send + 'static,
@@ -80,7 +80,7 @@ mod tests {
 
     use super::*;
 
-    /// What a program that everybody has makes of `plain`.
+    /// The output of a standard program for `plain`.
     fn packed(program: &str, plain: &[u8]) -> Vec<u8> {
         let mut child = Command::new(program)
             .arg("-c")

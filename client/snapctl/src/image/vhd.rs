@@ -1,4 +1,4 @@
-//! What a VHD says about itself in its footer.
+//! The footer of a VHD.
 //!
 //! QEMU reads every image that begins with a copy of the footer as one that has all of its content:
 //! one that is a difference to another would come out with zeros where the other one has data. And
@@ -12,7 +12,7 @@ use super::{Part, be32, be64};
 const COOKIE: &[u8] = b"conectix";
 const FOOTER_BYTES: usize = 512;
 
-/// What is in a footer.
+/// The fields of a footer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Footer {
     size_bytes: u64,

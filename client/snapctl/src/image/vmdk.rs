@@ -1,4 +1,4 @@
-//! What a VMDK says about itself: the text that names its extents, and its parent.
+//! The description of a VMDK: the text that names its extents and its parent.
 
 use varve_client::Result;
 
@@ -8,7 +8,7 @@ use super::{Part, le32, le64};
 const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
 /// Extents of 2 GiB of the largest disk there is room for.
 const EXTENTS_MAX: usize = 8192;
-/// What QEMU reads; others it reads past, or not at all.
+/// The types that QEMU reads correctly.
 const CREATE_TYPES: [&str; 8] = [
     "monolithicSparse",
     "monolithicFlat",
@@ -20,7 +20,7 @@ const CREATE_TYPES: [&str; 8] = [
     "vmfsThin",
 ];
 
-/// What is in the description.
+/// The content of the description.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Description {
     pub(crate) create_type: String,

@@ -40,7 +40,7 @@ enum Source {
 const LANES: usize = 2;
 const SOURCES: usize = LANES + 1;
 
-/// What a request is charged, and where.
+/// The charge of a request, and the lane that it comes from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Charge {
     bytes: u32,
@@ -54,7 +54,7 @@ impl Charge {
         source: Source::Reserve,
     };
 
-    /// Returns true if what the request holds has to be its own, and no slice of anything larger.
+    /// Returns true if the request needs memory of its own, and not a slice of a larger buffer.
     pub(super) fn is_reserve(self) -> bool {
         self.source == Source::Reserve
     }
@@ -99,7 +99,7 @@ impl From<Charge> for Freed {
     }
 }
 
-/// What all connections share.
+/// The budget that all connections share.
 #[derive(Debug)]
 pub struct Budget {
     lanes: Mutex<[Lane; LANES]>,
@@ -110,7 +110,7 @@ pub struct Budget {
 #[derive(Debug)]
 struct Lane {
     free_bytes: u64,
-    /// What TCP may take, as long as that is free.
+    /// Bytes that TCP connections may take while they are free.
     remote_bytes: u64,
     /// Connections that hold nothing of the lane and wait for their turn, the first in front: over
     /// unix sockets and over TCP.
@@ -126,7 +126,7 @@ struct Waiter {
     /// In the order of arrival.
     number: u64,
     bytes: u32,
-    /// What it holds of the lane.
+    /// Bytes of the lane that the connection holds.
     held_bytes: AtomicU32,
     is_remote: bool,
     /// Set when it got what it waits for.
@@ -155,7 +155,7 @@ impl Lane {
         }
     }
 
-    /// Returns true if there is so much for a connection that already holds so much.
+    /// Returns true if a connection that holds `held_bytes` may take `bytes` more.
     fn fits(&self, bytes: u32, held_bytes: u32, is_remote: bool) -> bool {
         let free_bytes = if is_remote {
             self.free_bytes.min(self.remote_bytes)
@@ -165,8 +165,8 @@ impl Lane {
         u64::from(bytes) + u64::from(held_bytes) <= free_bytes
     }
 
-    /// Returns true if another connection than `waiter` waits for a turn and comes first. One that
-    /// waits only because TCP may not have more is not in the way of unix sockets.
+    /// Returns true if another connection than `waiter` waits for a turn and comes first. A
+    /// connection that waits only because TCP has reached its share does not delay unix sockets.
     fn has_turns_before(&self, waiter: Option<&Waiter>, is_remote: bool) -> bool {
         let number = waiter.map_or(u64::MAX, |waiter| waiter.number);
         let [local, remote] = &self.turns;
@@ -260,7 +260,7 @@ impl Lane {
 }
 
 impl Budget {
-    /// What all connections may hold, as [`limits`](crate::limits) says.
+    /// Creates the budget of all connections, with the sizes in [`limits`](crate::limits).
     pub fn new() -> Arc<Self> {
         Self::with_lanes([ORDINARY_LANE_BYTES, LARGE_LANE_BYTES])
     }
@@ -301,7 +301,7 @@ impl Account {
         }
     }
 
-    /// Returns true if a connection that has nothing waits for what this one holds.
+    /// Returns true if a connection that holds nothing waits for memory that this one holds.
     pub(super) fn is_contended(&self) -> bool {
         let lanes = self.budget.lanes.lock();
         lanes
@@ -424,8 +424,8 @@ impl Account {
         }
     }
 
-    /// Returns true if it may read far ahead, which takes memory that is not charged to requests:
-    /// as long as it does.
+    /// Returns true if the connection may read far ahead, which takes memory that is not charged to
+    /// requests: as long as it does.
     pub(super) fn may_read_ahead(&mut self) -> bool {
         if !self.reads_ahead {
             let left = |count: usize| count.checked_sub(1);

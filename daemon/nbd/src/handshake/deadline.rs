@@ -13,12 +13,12 @@ use crate::limits::{HANDSHAKE_CAP, LISTED_EXPORT_TIME, LISTING_PART};
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The deadline of one handshake, from the first byte to the last and over all its steps, TLS
-/// included. What is spent on asking the store does not count: a volume that is opened after a
-/// crash reads its journal first, for which its client is not to blame.
+/// included. Time in the store does not count: opening a volume after a crash reads its journal
+/// first, which the client cannot help.
 #[derive(Debug)]
 pub struct Deadline {
     started: Instant,
-    /// What the client may take, without listings.
+    /// Time limit for the client, without listings.
     limit: Duration,
     state: Mutex<State>,
 }
@@ -75,7 +75,7 @@ impl Deadline {
         }
     }
 
-    /// What the client has left. An error if that is nothing.
+    /// The time that the client has left. An error if there is none.
     fn left(&self) -> Result<Duration, HandshakeError> {
         let state = self.state.lock();
         let elapsed = self.started.elapsed();

@@ -1,4 +1,4 @@
-//! What ends a handshake, and its connection.
+//! Errors that end a handshake and its connection.
 
 use std::io;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::wire::WireError;
 #[error("{0}")]
 pub struct NoPlace(pub String);
 
-/// What ends a handshake, and its connection.
+/// An error that ends a handshake and its connection.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The connection is lost.
@@ -43,7 +43,7 @@ pub enum HandshakeError {
     /// TLS is required, and `EXPORT_NAME` leaves no way to say so.
     #[error("the client wants an export without TLS")]
     NotSecure,
-    /// What came in the clear must not be taken for what comes in TLS.
+    /// Plaintext must not be mistaken for the content of the TLS connection.
     #[error("the client sent more in the clear after it asked for TLS")]
     BeforeTls,
     /// TLS cannot be begun.

@@ -44,21 +44,21 @@ pub enum Negotiated<E, P> {
     Export {
         /// The export.
         export: E,
-        /// What was agreed on for it.
+        /// The terms agreed on for it.
         terms: Terms,
         /// Taken just before the client was told that it has the export.
         place: P,
     },
-    /// What comes next is TLS, and in it options again.
+    /// TLS comes next, and in it options again.
     StartTls(ClientFlags),
     /// The client only wanted to look around.
     Aborted,
 }
 
-/// Whether a connection has TLS, and may have it.
+/// The state of TLS on a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Security {
-    /// None, and none to be had.
+    /// No TLS, and the server offers none.
     Plain,
     /// None yet; a client that wants it begins it.
     Offered,
@@ -68,7 +68,7 @@ pub enum Security {
     Tls,
 }
 
-/// What a handshake needs besides its stream.
+/// The parts of a handshake besides its stream.
 pub struct Desk<'a, X, P> {
     /// The exports that the client may have.
     pub exports: &'a X,
@@ -390,8 +390,8 @@ where
         }
     }
 
-    /// What `INFO` and `GO` say of an export if the client may have it. If not, that has been
-    /// answered.
+    /// The properties of an export for the answer to `INFO` and `GO`. `None` if the client may not
+    /// have it; the refusal has been sent.
     async fn info(
         &mut self,
         option: u32,

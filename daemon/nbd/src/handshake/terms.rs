@@ -5,11 +5,11 @@ use crate::{
     wire::{Framing, TransmissionFlags},
 };
 
-/// What the two sides agreed on for the transmission phase.
+/// The terms for the transmission phase, as agreed by both sides.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Terms {
     pub(crate) framing: Framing,
-    /// What `BLOCK_STATUS` reports on; empty if the client may not ask.
+    /// The contexts that `BLOCK_STATUS` reports; empty if the client may not ask.
     pub(crate) contexts: Vec<MetaContext>,
 }
 
@@ -52,7 +52,7 @@ pub(super) const DIRTY_PREFIX: &str = "qemu:dirty-bitmap:";
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum MetaContext {
     BaseAllocation,
-    /// What has changed since a snapshot, the chosen reference of this number.
+    /// The changes since a snapshot, the chosen reference of this number.
     DirtySince {
         reference: u32,
         snapshot: String,
@@ -60,7 +60,7 @@ pub(crate) enum MetaContext {
 }
 
 impl MetaContext {
-    /// What the client sees in replies. Any number but zero, which listings use.
+    /// The number of the context in replies: any number but zero, which listings use.
     pub(crate) const fn id(&self) -> u32 {
         match self {
             Self::BaseAllocation => 1,
@@ -89,7 +89,7 @@ impl MetaContext {
     }
 }
 
-/// Returns true if a listing with this query shows a context; what ends with a colon is the
+/// Returns true if a listing with this query shows a context. A query that ends with a colon is the
 /// wildcard of a namespace.
 pub(super) fn lists(query: &str, name: &str) -> bool {
     query == name || query.ends_with(':') && name.starts_with(query)

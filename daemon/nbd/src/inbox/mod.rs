@@ -1,11 +1,11 @@
-//! What the client has sent and nobody has looked at yet: one buffer per connection.
+//! Bytes that the client has sent and that are not parsed yet: one buffer per connection.
 //!
 //! Both phases read through it, so that bytes which arrive early are not lost between them.
 //!
 //! The buffer is small until one read fills it: a client that sends so much at once has many
-//! requests under way, and more of them per system call is what helps it then. Payloads that are in
-//! the buffer as a whole are handed out as slices of it, without a copy. What is left of the buffer
-//! is read into again, and a new one is made when too little is left while slices are still in use.
+//! requests under way, and then benefits from more of them per system call. Payloads that are in
+//! the buffer as a whole are handed out as slices of it, without a copy. Later reads use the rest
+//! of the buffer. If too little is left while slices are still in use, a new buffer is allocated.
 
 use std::fmt;
 use std::io;
@@ -20,12 +20,12 @@ use super::limits::{DIRECT_READ_BYTES, INBOX_BYTES, READ_AHEAD_BYTES};
 #[cfg(test)]
 mod tests;
 
-/// What a connection has received and nobody has taken yet.
+/// The bytes that a connection has received and not taken yet.
 #[derive(Default)]
 pub struct Inbox {
     /// All that is in it is unread.
     buffer: BytesMut,
-    /// What is allocated; the buffer itself only knows what is left of it.
+    /// Length of the allocation in bytes; the buffer itself only knows the rest of it.
     allocated_bytes: usize,
     /// The last read brought more than a small buffer holds, or all that there was room for.
     busy: bool,
@@ -61,8 +61,8 @@ impl Inbox {
         (count <= self.buffer.len()).then(|| self.buffer.split_to(count).freeze())
     }
 
-    /// What is here of the next `count` bytes, with room for the rest. The caller has bounded
-    /// `count`, and reads the rest past this inbox.
+    /// Takes the received part of the next `count` bytes, with capacity for the rest. The caller
+    /// has bounded `count`, and reads the rest past this inbox.
     pub(super) fn take_start(&mut self, count: usize) -> BytesMut {
         let early = self.buffer.len().min(count);
         let mut start = aligned(count);

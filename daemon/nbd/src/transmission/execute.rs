@@ -69,7 +69,7 @@ impl From<Refusal> for Body {
     }
 }
 
-/// What an export can be asked.
+/// A question to an export.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Question {
     Read,
@@ -81,7 +81,7 @@ pub(super) enum Question {
     Flush,
 }
 
-/// What one connection may ask of its export.
+/// The questions that one connection may ask its export.
 #[derive(Clone, Copy)]
 pub(super) struct Rules<'a> {
     size_bytes: u64,
@@ -159,8 +159,8 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// What a request says with its payload, if that is not data: the same request as one without,
-    /// and the contexts that it is about.
+    /// Decodes a payload that is not data: returns the request as one without payload, and the
+    /// contexts that it is about.
     fn look_into(
         &self,
         request: Request,
@@ -193,7 +193,7 @@ impl<'a> Rules<'a> {
         Ok((plain, Cow::Owned(contexts)))
     }
 
-    /// What a request asks, and which flags it may carry.
+    /// The question of a request, and the flags that it may have.
     fn question(&self, request: &Request) -> Result<(Question, CommandFlags), Refusal> {
         // FUA belongs to any command once it was announced, and the rest announces no flag at all.
         let usual = if self.access.is_writable() {
@@ -240,7 +240,7 @@ async fn run<E: Export>(
     payload: Bytes,
 ) -> Result<Body, ExportError> {
     let (offset, length_bytes) = (request.offset, request.length_bytes);
-    // What has bytes was checked to have no more than a request may.
+    // The length of a request with bytes was checked against the limit.
     let few_bytes = u32::try_from(length_bytes).unwrap_or(u32::MAX);
     let durable = request.flags.contains(CommandFlags::FUA);
     match question {

@@ -67,7 +67,7 @@ pub enum End {
     Stopped,
 }
 
-/// What ends the transmission phase, and its connection.
+/// An error that ends the transmission phase and its connection.
 #[derive(Debug, thiserror::Error)]
 pub enum TransmissionError {
     /// The connection is lost.
@@ -91,7 +91,7 @@ pub enum TransmissionError {
          while other connections wait for memory"
     )]
     Stalled {
-        /// What the client makes the server hold.
+        /// Bytes that the server holds for the client.
         held_bytes: u64,
     },
     /// The client does not send the rest of a payload.
@@ -100,7 +100,7 @@ pub enum TransmissionError {
          connections wait for its {held_bytes} bytes of memory"
     )]
     PayloadStalled {
-        /// What the client makes the server hold.
+        /// Bytes that the server holds for the client.
         held_bytes: u64,
     },
 }
@@ -165,7 +165,7 @@ where
     }
 }
 
-/// What the next bytes of the stream are.
+/// The meaning of the next bytes of the stream.
 enum Input {
     Requests,
     /// The rest of a request's payload.
@@ -449,7 +449,7 @@ where
             return Ok(false);
         }
         let Poll::Ready(written) = self.outbox.poll_write(self.stream, cx)? else {
-            // Nobody knows for how long.
+            // The duration is unknown.
             let freed = self.outbox.detach();
             self.account.release(freed);
             return Ok(false);
@@ -525,10 +525,10 @@ where
         Ok(())
     }
 
-    /// Takes no more requests. Those that have arrived and were not started are not answered: a
-    /// client sends them again to the daemon that comes after this one. The protocol has an error
-    /// for this, but QEMU and the kernel hand that to the process that waits for the request, which
-    /// makes an I/O error in a guest of every restart.
+    /// Takes no more requests. Requests that have arrived and were not started get no answer: the
+    /// client sends them again to the next daemon. The protocol has an error for this, but QEMU and
+    /// the kernel pass it on to the process that waits for the request, so that every restart would
+    /// cause an I/O error in a guest.
     fn stop(&mut self) {
         let input = std::mem::replace(&mut self.input, Input::Ended);
         if let Input::Payload(incoming) = input {

@@ -113,7 +113,7 @@ impl Segment {
     }
 }
 
-/// What one write has done.
+/// The result of one write.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(super) struct Written {
     pub(super) bytes: usize,
@@ -129,7 +129,7 @@ pub(super) struct Outbox {
     /// Bytes of the first segment that the socket has taken.
     first_written: usize,
     queued_bytes: usize,
-    /// What segments will free that others can wait for.
+    /// Bytes that segments will free and that others can wait for.
     shared_bytes: u64,
 }
 
@@ -152,7 +152,7 @@ impl Outbox {
         self.queued_bytes
     }
 
-    /// What replies hold that were not taken yet and that others can wait for.
+    /// Bytes of replies that the client has not taken yet and that others can wait for.
     pub(super) fn shared_bytes(&self) -> u64 {
         self.shared_bytes
     }

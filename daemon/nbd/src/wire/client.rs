@@ -15,7 +15,7 @@ pub const GREETING_BYTES: usize = 18;
 /// Length of the header of a reply to an option.
 pub const OPTION_REPLY_HEADER_BYTES: usize = 20;
 
-/// What the server says of itself in its greeting: "Handshake flags".
+/// The flags in the server's greeting: "Handshake flags".
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ServerFlags {
     /// The server answers options. All servers in use do.
@@ -104,12 +104,12 @@ pub fn decode_option_reply_header(bytes: &[u8]) -> Result<OptionReplyHeader, Wir
     Ok(header)
 }
 
-/// What an `INFO` reply says of an export.
+/// The properties of an export in an `INFO` reply.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ExportDetails {
     /// The export's length in bytes.
     pub size_bytes: u64,
-    /// What the server does on it.
+    /// The abilities of the server on this export.
     pub flags: TransmissionFlags,
 }
 

@@ -3,7 +3,7 @@
 use super::WireError;
 use crate::limits::MAX_STRING_BYTES;
 
-/// What is left of a message that is being decoded.
+/// The rest of a message that is being decoded.
 pub(super) struct Fields<'a> {
     message: &'static str,
     rest: &'a [u8],

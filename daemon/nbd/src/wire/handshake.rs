@@ -38,7 +38,7 @@ pub fn encode_greeting() -> Greeting {
     bytes
 }
 
-/// What the client answers to the greeting.
+/// The client's answer to the greeting.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ClientFlags {
     /// Understands replies to options. Without it only `EXPORT_NAME` makes sense.
@@ -157,7 +157,7 @@ pub fn decode_export_name(data: &[u8]) -> Result<&str, WireError> {
 pub struct InfoRequest<'a> {
     /// The export.
     pub name: &'a str,
-    /// What the client wants to know, of what this server can tell.
+    /// The information that the client requests and this server supports.
     pub wants: Vec<InfoKind>,
 }
 
@@ -167,7 +167,7 @@ pub struct InfoRequest<'a> {
 pub enum InfoKind {
     /// The export's name.
     Name = 1,
-    /// What the export is, for people.
+    /// A description of the export for people.
     Description = 2,
     /// The lengths and alignments of requests.
     BlockSize = 3,

@@ -1,9 +1,9 @@
 //! Every NBD message as bytes, and nothing else: no IO, no state, no policy.
 //!
 //! Layouts and numbers are those of `doc/proto.md` in <https://github.com/NetworkBlockDevice/nbd>.
-//! All numbers are big-endian. The `decode_*` functions take exactly one message and answer with a
-//! [`WireError`] for anything that is not one; they never panic and allocate no more than a small
-//! multiple of what they are given. The `encode_*` functions cannot fail.
+//! All numbers are big-endian. The `decode_*` functions take exactly one message and return a
+//! [`WireError`] for anything else. They never panic, and allocate no more than a small multiple of
+//! their input. The `encode_*` functions cannot fail.
 //!
 //! A server needs the messages of both phases. A client that hands its socket to the kernel after
 //! the handshake needs those of the handshake only: they are there in both directions.
@@ -43,7 +43,7 @@ pub use request::{
     decode_request, decode_status_query,
 };
 
-// What messages take in memory is within what requests are charged for them.
+// The memory of a message is within the charge of its request.
 const _: () = assert!(size_of::<(u64, StatusFlags)>() <= limits::EXTENT_BYTES as usize);
 const _: () =
     assert!(limits::INBOX_BYTES >= limits::MAX_REQUESTS_IN_FLIGHT * MAX_REQUEST_HEADER_BYTES);

@@ -87,7 +87,7 @@ impl StatusFlags {
 /// The request that a reply answers, and in what messages.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Answered {
-    /// What messages were agreed on.
+    /// The agreed kinds of messages.
     pub framing: Framing,
     /// As in the request's header.
     pub cookie: u64,
@@ -95,7 +95,7 @@ pub struct Answered {
     pub offset: u64,
 }
 
-/// What precedes the data of a reply, or is all of it.
+/// The header of a reply: it precedes the data, or is the whole reply.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Head {
     bytes: [u8; MAX_HEAD_BYTES],
@@ -134,7 +134,7 @@ pub fn encode_done(answered: &Answered) -> Head {
     Head::encode(|out| put_chunk_header(out, answered, ChunkKind::None, true, 0))
 }
 
-/// What precedes `data_bytes` of data that lie at `offset`.
+/// The header of `data_bytes` of data from `offset`.
 #[must_use]
 pub fn encode_offset_data_header(
     answered: &Answered,

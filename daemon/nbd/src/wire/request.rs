@@ -10,7 +10,7 @@ pub const REQUEST_BYTES: usize = 28;
 /// Length of the longest header of a request, an extended one, in bytes.
 pub const MAX_REQUEST_HEADER_BYTES: usize = 32;
 
-/// What messages the transmission phase consists of, as the handshake agreed.
+/// The kinds of messages in the transmission phase, as agreed in the handshake.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Framing {
     /// Compact requests and simple replies.
@@ -47,7 +47,7 @@ impl Framing {
 /// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Request {
-    /// What the request asks for beside its command.
+    /// The flags of the request.
     pub flags: CommandFlags,
     /// As sent: see [`Command::from_u16`].
     pub command: u16,
