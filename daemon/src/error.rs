@@ -1,4 +1,4 @@
-//! What kind of failure an error is, by what its caller does about it.
+//! Kinds of errors: they tell the caller what to do.
 //!
 //! Each face of the daemon has one match from these kinds to what its protocol says. The names and
 //! numbers are those of gRPC's status codes: the log shows the names, and records of copies keep
@@ -44,8 +44,8 @@ impl ErrorKind {
         self as u8
     }
 
-    /// Returns true if an operator should see it: the daemon, the disk or a bound is at fault, and
-    /// not the request.
+    /// Returns true if an operator should see the error: the cause is the daemon, the disk or a
+    /// limit, not the request.
     pub(crate) const fn is_alarming(self) -> bool {
         match self {
             Self::ResourceExhausted | Self::Internal | Self::Unavailable | Self::DataLoss => true,
@@ -63,7 +63,7 @@ impl ErrorKind {
 
 /// An error whose kind is known.
 pub(crate) trait Classified: fmt::Display {
-    /// What kind it is of.
+    /// The kind of this error.
     fn kind(&self) -> ErrorKind;
 }
 

@@ -12,7 +12,7 @@
 //! Invariants: nothing here decides what is durable or true, the store does. Everything a client
 //! can make the daemon hold or do at one time is bounded.
 
-// What is said goes through what can fail and escapes: `println` panics where nobody can be told.
+// Output goes through functions that can fail and escape: `println` panics if it cannot write.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod auth;

@@ -1,7 +1,7 @@
-//! Every bound of the daemon in one place. Those of the store are in [`varve_store::limits`], those
-//! of NBD in [`varve_nbd::limits`], those of connections in [`net`](crate::net::limits).
+//! Every bound of the daemon in one place. The bounds of the store are in [`varve_store::limits`],
+//! of NBD in [`varve_nbd::limits`], of connections in [`net`](crate::net::limits).
 //!
-//! What gRPC may take beside the store (bytes):
+//! Memory of gRPC beside the store (bytes):
 //!
 //! | what | bound |
 //! | --- | --- |
@@ -26,8 +26,8 @@ pub const FIND_IDS_MAX: u32 = 8192;
 /// Length of requests that carry no content, with tags and names.
 pub const SMALL_MESSAGE_BYTES_MAX: usize = 256 << 10;
 
-/// `PutChunks` streams served at one time, from their first message on; others wait. What they hold
-/// is counted in bytes.
+/// `PutChunks` streams served at one time, from their first message on; others wait. Their memory
+/// is bounded in bytes.
 pub const UPLOAD_STREAMS_MAX: usize = 64;
 /// Payload that was received and that the store has not taken yet, over all uploads.
 pub const UPLOAD_BYTES_IN_FLIGHT: u32 = 16 << 20;
@@ -82,8 +82,8 @@ pub const REQUEST_BYTES_FREE: usize = 4 << 10;
 /// Fields of a message, with those of the lists in it. They count, because an empty chunk takes two
 /// bytes on the wire and much more once decoded.
 pub const REQUEST_FIELDS_MAX: u64 = 128 << 10;
-/// What one of [`REQUEST_FIELDS_MAX`] takes once decoded: a chunk has 72 bytes, and a list that
-/// grows is there twice.
+/// Bytes of one of [`REQUEST_FIELDS_MAX`] after decoding: a chunk has 72 bytes, and a growing list
+/// exists twice for a moment.
 pub const REQUEST_FIELD_BYTES: u64 = 96;
 /// Length of a `FindMissingRequest`: its ids, and the id of the upload.
 pub const FIND_MESSAGE_BYTES_MAX: usize = FIND_IDS_MAX as usize * ChunkId::BYTES + 1024;
@@ -103,7 +103,8 @@ pub const ANSWER_BYTES_LOCAL: u64 = 16 << 20;
 pub const ANSWER_BYTES_FREE: usize = 4 << 10;
 /// Length of the longest answer: a page of a listing, or nodes.
 pub const ANSWER_BYTES_MAX: usize = 3 << 20;
-/// What a peer has to take of an answer in a second to keep its room or place while others wait.
+/// Bytes of an answer that a peer has to take per second to keep its memory or slot while others
+/// wait.
 pub const ANSWER_BYTES_PER_SECOND: u64 = 32 << 10;
 /// An answer that is so far behind that pace gives way to those that wait.
 pub const ANSWER_YIELDS_AFTER: Duration = Duration::from_secs(10);
@@ -272,7 +273,7 @@ const _: () = assert!(PAGE_BYTES + SMALL_MESSAGE_BYTES_MAX <= ANSWER_BYTES_MAX);
 const _: () = assert!(UPLOAD_MESSAGE_BYTES <= UPLOAD_BYTES_IN_FLIGHT);
 const _: () = assert!(PUT_GROUP_BYTES + SEGMENT_BYTES <= varve_store::limits::INGEST_PLAIN_BYTES);
 const _: () = assert!(PAGE_DEFAULT <= varve_store::limits::PAGE_MAX);
-// What gRPC clients take by default.
+// The default of gRPC clients.
 const _: () = assert!(varve_store::limits::REMOTES_MAX * (5 * REMOTE_TEXT_BYTES_MAX) < 4 << 20);
 const _: () = assert!(
     READ_MESSAGE_BYTES + SMALL_MESSAGE_BYTES_MAX < 4 << 20

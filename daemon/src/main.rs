@@ -1,6 +1,6 @@
 //! `varved`: arguments, signals, exit codes. Everything else is in the library.
 
-// What is said goes through what can fail and escapes: `println` panics where nobody can be told.
+// Output goes through functions that can fail and escape: `println` panics if it cannot write.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 use std::{
@@ -91,7 +91,7 @@ fn main() -> ExitCode {
         warn!("{unknown}");
     }
     descriptors::raise_limit();
-    // What guests have written is nobody else's to read. The sockets have their own permissions.
+    // Other users must not read the data of guests. The sockets have their own permissions.
     umask(Mode::RWXG | Mode::RWXO);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -109,8 +109,8 @@ fn main() -> ExitCode {
             Some(Command::Rebuild) => rebuild(&config).await,
         }
     });
-    // The store is closed. What still reads settings from a file system that hangs, or writes to a
-    // pipe that is full, is not waited for.
+    // The store is closed. The process does not wait for threads that read settings from a hanging
+    // file system, or write to a full pipe.
     runtime.shutdown_timeout(limits::RUNTIME_STOP_GRACE);
     code
 }

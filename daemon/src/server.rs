@@ -61,8 +61,8 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Returns true if another start with the same settings ends in the same way, for it was
-    /// refused before the store was touched.
+    /// Returns true if another start with the same settings would fail in the same way: the daemon
+    /// refused them before it touched the store.
     #[must_use]
     pub fn is_of_settings(&self) -> bool {
         match self {
@@ -73,8 +73,7 @@ impl StartError {
     }
 }
 
-/// What a configuration asks for, as far as it can be seen to be possible without opening the
-/// store.
+/// A configuration, checked as far as possible without opening the store.
 #[derive(Debug)]
 pub struct Prepared {
     grpc_tls: Option<Arc<ServerTls>>,
@@ -86,7 +85,7 @@ impl Prepared {
     ///
     /// # Errors
     ///
-    /// What cannot be used: files of TLS, paths of sockets.
+    /// TLS files or socket paths that cannot be used.
     pub fn new(config: &Config) -> Result<Self, StartError> {
         for path in [
             config.grpc_unix_in(&config.data_dir),
@@ -159,7 +158,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// The first thing that does not work. What was started before it is stopped again.
+    /// The first failure. Everything that was started before is stopped again.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         Self::start_with(config, Inherited::default()).await
     }

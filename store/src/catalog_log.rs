@@ -37,14 +37,14 @@ pub(crate) struct CatalogLog {
     position: Position,
 }
 
-/// What a log held when it was opened.
+/// The content of a log when it was opened.
 #[derive(Debug)]
 pub(crate) struct Replay {
     /// The records with their numbers, in order.
     pub(crate) records: Vec<(u64, Record)>,
-    /// What cannot be read at the end, if anything: the record that was being written when the
-    /// process or the power failed. Or the last one, damaged: who knows that it was applied has to
-    /// object.
+    /// The unreadable end, if there is one: the record that was being written when the process or
+    /// the power failed, or the last record, damaged. A caller that knows that it was applied has
+    /// to report the damage.
     pub(crate) torn: Option<TornTail>,
 }
 
@@ -113,8 +113,9 @@ impl CatalogLog {
             kinds,
             position: Position::START,
         };
-        // A process that was killed may not have lived to sync its last record. What is applied
-        // must be durable here first, or a power cut leaves a catalog that is ahead of its log.
+        // A process that was killed may not have lived to sync its last record. A record must be
+        // durable here before it is applied: otherwise a power cut leaves a catalog that is ahead
+        // of its log.
         log.sync().await?;
         log.disk.forget_cached(&log.file);
         let replay = log.replay(store).await?;
@@ -185,14 +186,14 @@ impl CatalogLog {
         Ok(replay)
     }
 
-    /// What could not be read at the end, and where that begins.
+    /// The unreadable end and its offset.
     pub(crate) async fn torn_tail(&self) -> Result<(u64, AlignedBuf)> {
         let offset_bytes = self.position.offset_bytes;
         let len_bytes = self
             .disk
             .len(&self.file)
             .map_err(|source| Error::io("read the length of", self.path(), source))?;
-        // What is longer than a record is damage, which is not cut off.
+        // An end that is longer than a record is damage, and is not cut off.
         let len = usize::try_from(len_bytes.saturating_sub(offset_bytes))
             .map_or(WINDOW_BYTES, |len| len.min(WINDOW_BYTES));
         let read = self.disk.read_up_to(&self.file, offset_bytes, len).await;

@@ -34,7 +34,7 @@ pub enum Error {
         what: &'static str,
         /// The name.
         name: String,
-        /// Who has it.
+        /// Id of the record that has the name.
         id: String,
     },
 
@@ -166,7 +166,7 @@ pub enum Error {
     Incompatible {
         /// The file.
         path: PathBuf,
-        /// What differs.
+        /// The difference.
         why: String,
     },
 
@@ -178,7 +178,7 @@ pub enum Error {
         verb: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What it was short of.
+        /// The error of the operating system, which names the missing resource.
         source: io::Error,
     },
 
@@ -207,7 +207,7 @@ pub enum Error {
     Index {
         /// What was being done.
         verb: &'static str,
-        /// What RocksDB says.
+        /// The message of RocksDB.
         message: String,
     },
 
@@ -256,8 +256,8 @@ impl MayBeShortage for Error {
 }
 
 impl Error {
-    /// Returns true if there is no room, on the disk or in a journal: somebody has to free space,
-    /// or room comes free by itself.
+    /// Returns true if the disk or a journal is full: the operator has to free space, or a
+    /// checkpoint frees it.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         matches!(
@@ -292,20 +292,20 @@ impl Error {
 pub struct Damage {
     /// Where.
     pub place: Place,
-    /// What should be there.
+    /// The expected content.
     pub what: Subject,
-    /// What is wrong: expected and found.
+    /// A description: expected and found.
     pub problem: String,
     /// Names of the snapshots that need it, as far as known.
     pub snapshots: Vec<String>,
 }
 
-/// What should be in a place.
+/// The expected content of a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
     /// A chunk or a tree node.
     Record {
-        /// Which of them.
+        /// Kind of the record.
         kind: RecordKind,
         /// Its id.
         id: [u8; 32],

@@ -65,11 +65,11 @@ failpoints! {
     /// The epochs of all volumes of an instant have ended, nothing else has happened. After: no
     /// snapshot.
     EpochsEnded = "epochs-ended",
-    /// What volumes held at an instant is durable in their journals, the catalog does not know.
-    /// After: no snapshot.
+    /// The content of volumes at an instant is durable in their journals; the catalog does not have
+    /// the snapshots yet. After: no snapshot.
     InstantDurable = "instant-durable",
-    /// A volume's journal was synced, whoever asked for it was not told. After: all that was
-    /// written before is there.
+    /// A volume's journal was synced; the caller has no answer yet. After: all earlier writes are
+    /// there.
     JournalSynced = "journal-synced",
 }
 

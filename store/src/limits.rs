@@ -22,7 +22,7 @@ use std::time::Duration;
 
 /// Plain chunks and decoded tree nodes kept for reads, by default; a setting.
 pub const CHUNK_CACHE_BYTES: u64 = 128 << 20;
-/// What is kept beside that, for nodes mostly: an eighth as much, and no more than this.
+/// The largest additional cache, mostly for nodes: an eighth as much, and no more than this.
 pub const NODE_CACHE_BYTES: u64 = 16 << 20;
 
 /// See [`NODE_CACHE_BYTES`].
@@ -64,9 +64,9 @@ pub const PACKS_OPEN_MAX: usize = 256;
 /// to pack.
 pub const PACKS_OPEN_DIRECT_MAX: usize = 16;
 
-/// Descriptors of journal files of all volumes: two of the file that is added to, which is written
-/// past the page cache and through it, and one of each other. Those used longest ago are closed for
-/// others.
+/// Descriptors of journal files of all volumes: two for the file that is appended to, which is
+/// written with direct IO and through the page cache, and one for each other file. The least
+/// recently used ones are closed for others.
 #[expect(clippy::cast_possible_truncation, reason = "9216")]
 pub const JOURNAL_FILES_OPEN_MAX: usize = journal_descriptors(VOLUMES_MAX) as usize;
 /// The same for so many volumes: what none of them has to wait for, and a thousand files that are
@@ -93,8 +93,8 @@ pub const READ_SPAN_BYTES: usize = 1 << 20;
 /// Plain bytes that one worker unpacks of such a read before the next may begin: little enough that
 /// all have something to do.
 pub const DECODE_JOB_BYTES: usize = 128 << 10;
-/// What is brought ahead of a reader that goes from front to back: at first, and at most. The
-/// pieces that are read at a time share [`READ_BYTES_IN_FLIGHT`].
+/// The readahead of a sequential reader: at first, and at most. Concurrent reads share
+/// [`READ_BYTES_IN_FLIGHT`].
 pub const READ_AHEAD_BYTES_MIN: u64 = 512 << 10;
 /// See [`READ_AHEAD_BYTES_MIN`]. As many as [`READ_AHEADS_MAX`] readers have that much brought at a
 /// time; others read without.
@@ -164,22 +164,22 @@ pub const SPARE_PART_OF_FREE: u64 = 16;
 pub const SPARE_BYTES_MAX: u64 = 4 << 30;
 /// A batch of a journal: 2 MiB of data, and what describes them.
 pub const BATCH_BYTES_MAX: u64 = (2 << 20) + 4096;
-/// Bytes of batches of all volumes that are on their way to the disk, of which there is a copy
-/// then. What waits for its turn, or for room in a journal, takes nothing of this, or a few volumes
-/// whose journals are full would stop all others.
+/// Bytes of batches of all volumes that are on their way to the disk and exist as a copy then.
+/// Batches that wait for their turn, or for room in a journal, do not count: otherwise a few
+/// volumes with full journals would stop all others.
 pub const JOURNAL_QUEUE_BYTES: usize = 16 << 20;
 /// Bytes of changes of one volume that wait or are on their way. Their writers have the memory, and
 /// bound it over all volumes.
 pub const VOLUME_QUEUE_BYTES: usize = JOURNAL_QUEUE_BYTES / 2;
-/// What a change without data counts in that queue.
+/// Bytes that a change without data counts in that queue.
 pub const JOURNAL_CHANGE_BYTES: u32 = 4096;
 /// A batch of a journal that is copied to the page cache on the spot, at most; what is larger goes
 /// past it.
 pub const JOURNAL_COPY_BYTES: u64 = 256 << 10;
-/// What a volume may have in the page cache that is not durable: from half of that on it is made so
-/// without being asked.
+/// Unsynced bytes that a volume may have in the page cache. From half of that on, the store syncs
+/// them by itself.
 pub const JOURNAL_COPIED_BYTES_MAX: u64 = 16 << 20;
-/// What is brought into the page cache around a block of a journal that is read.
+/// Bytes read into the page cache around a block that is read from a journal.
 pub const JOURNAL_READ_AROUND_BYTES: u64 = 64 << 10;
 /// A journal is read in pieces of this, to open its volume,
 pub const JOURNAL_SCAN_WINDOW_BYTES: usize = 512 << 10;
@@ -193,8 +193,8 @@ pub const JOURNAL_SCANS: usize = 2;
 pub const JOURNAL_LARGE_BYTES: usize = 32 << 10;
 /// Batches of one volume that are on their way to the disk, of 2 MiB at most.
 pub const JOURNAL_WRITES_IN_FLIGHT: usize = 4;
-/// What has to wait for another batch to be begun before the last one is done: less waits for more
-/// to come.
+/// Waiting bytes that begin another batch before the last one is done; fewer bytes wait for more to
+/// come.
 pub const JOURNAL_WAITING_BYTES: usize = 512 << 10;
 
 /// A journal that nobody has added to for so long is taken into the store,
@@ -221,19 +221,20 @@ pub const CHECKPOINT_NODES_MAX: usize = 16;
 /// as lost, and what is whole may be stored twice.
 pub const LOST_RECORDS_MAX: usize = 1024;
 
-/// What the maps of all volumes' journals take in memory, which say where each block is that was
-/// written since the last snapshot: some 10 bytes for a block by itself, 4 where changes are dense,
-/// and next to nothing for what is written in order. From three quarters of it on, journals are
-/// taken into the store for that.
+/// Memory of the maps of all volumes' journals, which locate each block written since the last
+/// snapshot: some 10 bytes for a single block, 4 where changes are dense, and next to nothing for
+/// sequential writes. From three quarters of it on, the store checkpoints journals to free map
+/// memory.
 pub const MAPS_BYTES_MAX: u64 = 256 << 20;
-/// What a volume's may take even then: its own journal is taken into the store before it has more.
+/// Map memory that each volume may take even then. Before it takes more, its own journal is
+/// checkpointed.
 pub const MAP_BYTES_LEAST: u64 = 16 << 10;
 
-/// Space on the file system that is left to the index and the catalog log: chunks are refused below
-/// this. What was accepted before, and is on its way to disk, still takes from it.
+/// Space on the file system that is reserved for the index and the catalog log: the store refuses
+/// chunks below this. Chunks that were accepted before, and are on their way to disk, still use it.
 pub const FREE_BYTES_MIN: u64 = 64 << 20;
 
-/// What the first journal file behind a snapshot leaves, which is then a small one.
+/// Space that the first journal file behind a snapshot leaves free; it is a small file then.
 pub const EPOCH_FREE_BYTES_MIN: u64 = FREE_BYTES_MIN / 4;
 
 /// Volumes of a store: each attached one has a journal of its own, open files and memory.
@@ -261,8 +262,8 @@ pub const LIST_MAX: usize = PAGE_MAX + 1;
 /// to wait for.
 pub const LIST_SLICE_RECORDS: usize = 64;
 
-/// What the store may take in all, beside the maps of journals ([`MAPS_BYTES_MAX`], and
-/// [`MAP_BYTES_LEAST`] of each volume): the daemon's promise of 512 MiB leaves the rest to
+/// Memory of the store in all, except the maps of journals ([`MAPS_BYTES_MAX`], and
+/// [`MAP_BYTES_LEAST`] of each volume). The daemon's promise of 512 MiB leaves the rest to
 /// connections and the program.
 pub const STORE_MEMORY_MAX: u64 = 480 << 20;
 

@@ -3,8 +3,8 @@
 //! Memory says nothing of the disk, so nodes and chunks are read past the store's caches, and past
 //! the page cache where the file system can do that.
 //!
-//! It goes on after damage: a violation is a finding, not an end. What cannot be reached for a
-//! broken node is one violation, of the node.
+//! It goes on after damage: a violation is a finding, not an end. Everything below a broken node
+//! counts as one violation, that of the node.
 
 use std::{fmt, sync::Arc};
 
@@ -24,13 +24,13 @@ use crate::{
 /// Something that is not as it must be. Its text names pack, offset and id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// What is wrong.
+    /// The kind of the violation.
     pub kind: ViolationKind,
     /// Where in the snapshot it is seen first, in bytes.
     pub offset_bytes: u64,
 }
 
-/// What is wrong with a snapshot.
+/// A kind of damage to a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ViolationKind {
     /// A chunk or a tree node is not there, or not what it must be.
@@ -119,7 +119,7 @@ pub struct VerifyProgress {
     pub checked_bytes: u64,
     /// Bytes of the snapshot that are to be checked.
     pub total_bytes: u64,
-    /// What was found since the last time.
+    /// Violations found since the last report.
     pub violations: Vec<Violation>,
 }
 

@@ -22,7 +22,7 @@ const SOCKET: &str = "socket=";
 /// The protocol's own port.
 const NBD_PORT: u16 = 10809;
 
-/// What is encoded in a path that stands in a URI's query.
+/// The characters to encode in a path within a URI's query.
 const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'/')
     .remove(b'-')
@@ -41,7 +41,7 @@ pub enum ServerUri {
     Tls(String),
 }
 
-/// Why a text is not the URI of a server.
+/// The reason why a text is not the URI of a server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum UriError {
     /// The path of the socket is relative, absent, or not UTF-8.
@@ -59,7 +59,7 @@ pub enum UriError {
 }
 
 impl ServerUri {
-    /// The URI of an export of this server. What names are made of may all stand in a URI's path.
+    /// The URI of an export of this server. All characters of names are valid in a URI's path.
     #[must_use]
     pub fn export(&self, name: ExportName<'_>) -> String {
         match self {
@@ -103,7 +103,7 @@ impl ServerUri {
     }
 }
 
-/// A server of a TCP scheme, made of what stands behind the scheme.
+/// A server of a TCP scheme, from the text behind the scheme.
 type OfAddress = fn(&str) -> Result<ServerUri, UriError>;
 
 fn split_scheme(uri: &str) -> Result<(OfAddress, &str), UriError> {
@@ -152,7 +152,7 @@ impl FromStr for ServerUri {
     }
 }
 
-/// A path as a URI's query has it.
+/// A path, encoded for a URI's query.
 struct InQuery<'a>(&'a Path);
 
 impl fmt::Display for InQuery<'_> {

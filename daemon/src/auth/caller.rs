@@ -1,4 +1,4 @@
-//! Who asks.
+//! The caller of an operation.
 
 use std::{
     fmt,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::{net::peer::Peer, resources::shares::Holder};
 
-/// What a caller speaks.
+/// The protocol of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Face {
     /// gRPC.
@@ -25,7 +25,7 @@ impl fmt::Display for Face {
     }
 }
 
-/// Who asks for an operation: one connection, and who is at its other end.
+/// The caller of an operation: one connection, and the peer at its other end.
 ///
 /// It is made in one place of each face, where a connection is served, and given to every
 /// operation.
@@ -51,8 +51,8 @@ impl Caller {
         }
     }
 
-    /// For whom places and bytes are held: the operations of a connection share what one caller
-    /// gets.
+    /// The holder of places and bytes: all operations of a connection share the limits of one
+    /// caller.
     pub(crate) fn holder(&self) -> Holder {
         Holder {
             number: self.number,

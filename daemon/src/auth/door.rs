@@ -13,7 +13,7 @@ use crate::{error::Classified, limits};
 
 macro_rules! actions {
     ($($name:ident,)*) => {
-        /// What a caller wants to do.
+        /// An operation that a caller requests.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Action {
             $($name,)*
@@ -72,7 +72,7 @@ actions! {
     CompareExport,
 }
 
-/// What an operation is on: by the name or id that the caller gave.
+/// The target of an operation, by the name or id that the caller gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resource<'a> {
     Snapshot(&'a str),
@@ -122,7 +122,7 @@ impl fmt::Display for Listed<'_> {
 ///
 /// # Errors
 ///
-/// Those of the work.
+/// The errors of the work.
 pub(crate) async fn pass<T, E: Classified>(
     caller: &Caller,
     action: Action,
@@ -152,7 +152,7 @@ impl Attempt {
         }
     }
 
-    /// What the caller wants to do, as the log calls it.
+    /// The name of the operation in the log.
     pub(crate) const fn name(&self) -> &'static str {
         self.action.name()
     }

@@ -1,4 +1,4 @@
-//! Who asks, and the one door that every operation passes through.
+//! Callers, and the one door that every operation passes through.
 //!
 //! - `caller`: who asks, made once for each connection, where it is accepted.
 //! - `door`: what a caller wants to do, on what, and the function that lets it.

@@ -1,5 +1,5 @@
-//! What settings say and is hardly meant: nothing is refused for it, and it is told at the start
-//! and by `--check-config`.
+//! Warnings about settings that are valid and hardly meant. The daemon logs them when it starts,
+//! and `--check-config` prints them.
 
 use std::{ffi::OsString, net::SocketAddr};
 
@@ -34,7 +34,7 @@ pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<Strin
 }
 
 impl Config {
-    /// What the addresses that the settings name mean, a line for each that everybody may reach.
+    /// Warnings about the configured addresses: one line for each that everyone may reach.
     #[must_use]
     pub fn open_addresses(&self) -> Vec<String> {
         let [grpc, nbd] = [self.grpc.tcp, self.nbd.tcp];
@@ -44,7 +44,7 @@ impl Config {
             .collect()
     }
 
-    /// What it means that gRPC is served at this address, if everybody may reach it.
+    /// The warning about serving gRPC at this address, if everyone may reach it.
     #[must_use]
     pub fn open_grpc(&self, address: Option<SocketAddr>) -> Option<String> {
         open("gRPC", address, self.grpc.tls.as_ref(), true, &GRPC_TLS)

@@ -18,7 +18,7 @@ pub enum ConfigError {
     Syntax {
         /// The file.
         path: PathBuf,
-        /// What and where.
+        /// The mistake and its place.
         message: String,
     },
     /// A key that means nothing. Taking it for a remark would hide a misspelled one.
@@ -38,7 +38,7 @@ pub enum ConfigError {
         origin: String,
         /// The value.
         value: String,
-        /// What would do.
+        /// A description of valid values.
         expected: String,
     },
     /// A setting without a default is not set.

@@ -30,8 +30,8 @@ impl FromStr for LogFormat {
 ///
 /// # Errors
 ///
-/// What makes no sense, and a bare word that is not a level: it would be taken for a module, and
-/// silence all others.
+/// A directive that cannot be parsed, or a bare word that is not a level: it would count as a
+/// module, and silence all others.
 pub(crate) fn parse_filter(text: &str) -> Result<EnvFilter, String> {
     for directive in text.split(',').map(str::trim).filter(|it| !it.is_empty()) {
         let is_level = directive.parse::<LevelFilter>().is_ok();

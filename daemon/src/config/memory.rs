@@ -7,8 +7,7 @@ const CACHE_SHARE: u64 = 16;
 /// At least, and at most.
 const CACHE_BYTES: (u64, u64) = (varve_store::limits::CHUNK_CACHE_BYTES, 2 << 30);
 
-/// What the cache of chunks takes where nobody has said: a sixteenth of the memory that there is,
-/// from 128 MiB to 2 GiB.
+/// The default size of the chunk cache in bytes: a sixteenth of the memory, from 128 MiB to 2 GiB.
 pub(super) fn chunk_cache_bytes() -> u64 {
     let all = available(Path::new("/")).unwrap_or(0);
     (all / CACHE_SHARE).clamp(CACHE_BYTES.0, CACHE_BYTES.1)

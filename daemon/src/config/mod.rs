@@ -186,7 +186,7 @@ impl Config {
         }
         values.overlay_environment(&environment);
         values.overlay_arguments(arguments);
-        // What systemd has made for the service by `StateDirectory=`: the first, if there are
+        // The directory that systemd has made by `StateDirectory=`: the first, if there are
         // several.
         let state_dir = environment("STATE_DIRECTORY")
             .and_then(|dirs| Some(dirs.to_str()?.split(':').next()?.to_owned()))

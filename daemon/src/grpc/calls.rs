@@ -30,7 +30,7 @@ pub(super) fn opened<T>(request: Request<T>) -> Result<(Caller, T), Status> {
     Ok((caller(&request)?, request.into_inner()))
 }
 
-/// What moves as the rest of a request arrives.
+/// The progress of a request that is still arriving.
 pub(super) fn arrives<T>(request: &Request<T>) -> Arrives {
     let arrives = request.extensions().get::<Arrives>();
     arrives.cloned().unwrap_or_default()
@@ -80,7 +80,7 @@ where
     Ok(response)
 }
 
-/// What a caller is told of an error.
+/// The gRPC status for an error.
 pub(super) fn status(error: Error) -> Status {
     Failure::from(error).into()
 }

@@ -15,7 +15,8 @@ pub(super) enum Failure {
     /// The operation fails.
     #[error(transparent)]
     Service(#[from] Error),
-    /// What came could not be received: too long, garbled, or cut off. The text is the transport's.
+    /// The request could not be received: it is too long, malformed or incomplete. The text is the
+    /// transport's.
     #[error("{}", .0.message())]
     Receive(Status),
     /// An answer that is not taken.
@@ -39,7 +40,7 @@ impl From<GaveWay> for Failure {
 }
 
 impl Failure {
-    /// Returns true if the same call succeeds once less is under way.
+    /// Returns true if the same call can succeed later, when the daemon is less busy.
     fn passes(&self) -> bool {
         match self {
             Self::Service(error) => error.passes(),
@@ -77,7 +78,7 @@ fn code(kind: ErrorKind) -> Code {
     }
 }
 
-/// What the transport's codes come nearest to.
+/// The kind that is nearest to a code of the transport.
 fn kind(code: Code) -> ErrorKind {
     match code {
         Code::Cancelled => ErrorKind::Cancelled,
@@ -95,8 +96,8 @@ fn kind(code: Code) -> ErrorKind {
     }
 }
 
-/// What tells "try again later" from a full disk, which has the same code. As gRPC's own clients
-/// read it: after so many milliseconds.
+/// The metadata that distinguishes "try again later" from a full disk, which has the same code:
+/// gRPC clients retry after so many milliseconds.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 impl From<&Failure> for Status {

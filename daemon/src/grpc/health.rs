@@ -1,4 +1,4 @@
-//! What the standard health service says: whether snapshots and content can be written and read.
+//! The standard health service: it reports if snapshots and content can be written and read.
 //!
 //! The whole daemon (the empty name) and the services that write are NOT_SERVING when the store has
 //! stopped writing, and everything is when the daemon stops.
@@ -25,7 +25,7 @@ const SNAPSHOTS: &str = <SnapshotServiceServer<Snapshots> as NamedService>::NAME
 const VOLUMES: &str = <VolumeServiceServer<Volumes> as NamedService>::NAME;
 const STATUS: &str = <StatusServiceServer<StatusOf> as NamedService>::NAME;
 
-/// What the health service says.
+/// The answers of the health service.
 #[derive(Debug, Clone, Default)]
 pub struct Health(HealthReporter);
 

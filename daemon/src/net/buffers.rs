@@ -1,10 +1,10 @@
 //! Send buffers of sockets: small at first, larger for peers that take much, within a sum.
 //!
-//! What a peer does not take stays in the kernel, which counts it for nobody. With large buffers
-//! for all, a thousand peers that take nothing hold gigabytes; with small ones a reply waits for
-//! its peer several times. So a buffer grows in steps after its peer has taken several times as
-//! much, if a pool that all connections share allows it, and is given back when it has not been
-//! used for a while.
+//! Bytes that a peer does not take stay in the kernel, which charges them to nobody. With large
+//! buffers for all, a thousand peers that take nothing hold gigabytes; with small buffers a reply
+//! waits for its peer several times. So a buffer grows in steps after its peer has taken several
+//! times its size, if a pool that all connections share allows it. An idle buffer shrinks again
+//! after a while.
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
@@ -22,7 +22,7 @@ use super::limits::{
     BUFFER_REST, GROWN_BUFFER_BYTES, GROWTH_PART, GROWTH_PROOF, SEND_BUFFER_STEPS,
 };
 
-/// What grown buffers may take together.
+/// The memory that all grown buffers share.
 #[derive(Debug)]
 pub struct BufferPool {
     free_bytes: AtomicUsize,
@@ -40,7 +40,7 @@ impl BufferPool {
         })
     }
 
-    /// What is left of it.
+    /// The free bytes of the pool.
     #[must_use]
     pub fn free_bytes(&self) -> usize {
         self.free_bytes.load(Ordering::Relaxed)
@@ -60,7 +60,7 @@ impl BufferPool {
     }
 }
 
-/// What the kernel may keep in a buffer of this step, beyond the first one.
+/// Bytes that the kernel may keep in a buffer of this step, beyond the first step.
 fn cost_bytes(step: usize) -> usize {
     if step == 0 {
         return 0;
@@ -150,8 +150,8 @@ impl<S: AsFd> Buffered<S> {
                 continue;
             }
             self.set_step(0);
-            // What the peer has not taken yet is still there: the pool has it back when the rest
-            // fits the smallest buffer.
+            // The buffer still holds bytes that the peer has not taken: the pool gets them back
+            // when the rest fits the smallest buffer.
             if is_writable(&self.socket) {
                 self.rest = None;
                 self.pool.give_back(std::mem::take(&mut self.charged_bytes));
@@ -261,7 +261,7 @@ mod tests {
 
     use super::*;
 
-    /// What the kernel makes of the steps.
+    /// The sizes that the kernel sets for the steps.
     const KERNEL_STEPS: [usize; 3] = [32 << 10, 512 << 10, 4 << 20];
 
     fn pair(pool: &Arc<BufferPool>) -> (Buffered<UnixStream>, UnixStream) {
@@ -330,7 +330,7 @@ mod tests {
             );
         }
         assert_eq!(size(&server), KERNEL_STEPS[2]);
-        // What nobody takes is not given back.
+        // Bytes that the peer does not take stay charged.
         fill(&mut server).await;
         let waits = BUFFER_REST * 3;
         assert!(

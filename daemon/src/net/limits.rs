@@ -42,7 +42,7 @@ pub const fn remote_places(places: usize) -> usize {
 /// together have the first without asking: 128 MiB for 4096. The last lets a reply of a mebibyte go
 /// out in one go.
 pub const SEND_BUFFER_STEPS: [usize; 3] = [16 << 10, 256 << 10, 2 << 20];
-/// What larger buffers than the first may take together, as the kernel counts.
+/// Bytes that all buffers larger than the first step may take together, as the kernel counts.
 pub const GROWN_BUFFER_BYTES: usize = 128 << 20;
 /// A buffer grows if it costs at most one part in so many of what is left: the first that ask get
 /// the largest, and there are small steps for many others.

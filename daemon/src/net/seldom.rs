@@ -22,7 +22,7 @@ struct State {
 pub struct LeftOut(u64);
 
 impl Seldom {
-    /// Whether to write now.
+    /// Permission to write now, with the number of lines left out since the last one.
     pub fn may_log(&self) -> Option<LeftOut> {
         let mut state = self.0.lock();
         let now = Instant::now();

@@ -60,7 +60,7 @@ pub enum SocketError {
     /// The operating system refused.
     #[error("cannot {verb} the socket {}: {source}", path.display())]
     Unix {
-        /// What was being done.
+        /// The operation that failed.
         verb: &'static str,
         /// The path.
         path: PathBuf,
@@ -114,7 +114,7 @@ impl Inherited {
     }
 }
 
-/// What was inherited, before anybody has looked at it.
+/// The inherited descriptors, unchecked.
 pub struct Found {
     names: Vec<String>,
     sockets: listenfd::ListenFd,
@@ -316,7 +316,8 @@ fn make_run_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns true if a process serves a socket, or may: a socket that cannot be asked is left alone.
+/// Returns true if a process serves a socket, or may serve it: a socket that cannot be tested is
+/// left alone.
 async fn is_served(path: &Path) -> bool {
     let asked = tokio::time::timeout(PROBE_TIMEOUT, UnixStream::connect(path)).await;
     let is_free = |kind| {

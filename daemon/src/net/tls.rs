@@ -89,7 +89,8 @@ pub enum ServerError {
 }
 
 impl ServerError {
-    /// Returns true if the same files may be readable the next time: descriptors were short, say.
+    /// Returns true if a retry may read the same files, because the process was short of
+    /// descriptors, for example.
     fn passes(&self) -> bool {
         match self {
             Self::File(FileError { source, .. }) => {
@@ -102,7 +103,7 @@ impl ServerError {
     }
 }
 
-/// What clients of gRPC ask for when TLS begins, and are told that they get.
+/// The ALPN protocol that gRPC clients request and get.
 pub const HTTP2: &[&[u8]] = &[b"h2"];
 
 /// How clients of a listener are served with TLS, by files that may be renewed while the daemon
@@ -115,7 +116,7 @@ pub struct ServerTls {
 
 struct Current {
     acceptor: TlsAcceptor,
-    /// What the files looked like when they were read last, whatever came of it.
+    /// The stamps of the files at the last attempt to read them, successful or not.
     stamps: Vec<Stamp>,
 }
 
@@ -169,7 +170,7 @@ impl ServerTls {
         }
         let acceptor = acceptor(&self.files, self.protocols).inspect_err(|error| {
             if error.passes() {
-                // What was in the way leaves no trace in the files.
+                // The files themselves do not show that the obstacle is gone.
                 self.current.lock().stamps.clear();
             }
         })?;
@@ -385,7 +386,7 @@ mod tests {
         std::fs::remove_file(&tls.files.cert).unwrap();
         assert!(tls.reload(false).is_err());
         assert!(!tls.reload(false).unwrap(), "it is told once");
-        // What the system refuses without looking at them.
+        // A symbolic link to itself, which the system refuses to follow.
         std::os::unix::fs::symlink("cert.pem", &tls.files.cert).unwrap();
         assert!(tls.reload(true).is_err());
         for _ in 0..3 {

@@ -28,9 +28,9 @@ use crate::{
 /// How the descriptors of a process are divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Descriptors {
-    /// What the process may have.
+    /// The limit of the process.
     pub limit: u64,
-    /// What a daemon with full tables asks for.
+    /// The number that a daemon needs when all tables are full.
     pub wanted: u64,
     /// Packs kept open for reads.
     pub packs: usize,
@@ -53,7 +53,7 @@ pub struct TooFew {
     limit: u64,
 }
 
-/// What a daemon asks for to serve `volumes` attached volumes, and so many NBD connections.
+/// Number of descriptors for `volumes` attached volumes and so many NBD connections.
 #[must_use]
 pub const fn asked_for(volumes: u64, nbd_connections: usize) -> u64 {
     DESCRIPTORS_FIXED
@@ -62,8 +62,8 @@ pub const fn asked_for(volumes: u64, nbd_connections: usize) -> u64 {
         + (descriptors_of(CONNECTIONS_MAX) + descriptors_of(nbd_connections)) as u64
 }
 
-/// What a service with so many places for connections takes, with the handshakes at its two
-/// listeners beyond those that are among the fixed.
+/// Number of descriptors of a service with so many connection slots, including the handshakes at
+/// its two listeners beyond the fixed ones.
 const fn descriptors_of(places: usize) -> usize {
     places + 2 * (handshakes_max(places) - HANDSHAKES_LEAST)
 }
@@ -92,8 +92,8 @@ impl Descriptors {
         let rest = usize::try_from(limit.min(wanted) - DESCRIPTORS_FIXED).unwrap_or(usize::MAX);
         let packs_max = varve_store::limits::PACKS_OPEN_MAX;
         let packs = (rest / 8).clamp(PACK_DESCRIPTORS_LEAST, packs_max);
-        // What packs leave goes to journals and connections, half to each; who needs less leaves it
-        // to the other.
+        // Journals and connections get half each of the rest behind packs. If one needs less, the
+        // other gets more.
         let rest = rest - packs;
         let journals_max = varve_store::limits::JOURNAL_FILES_OPEN_MAX;
         let grpc_max = descriptors_of(CONNECTIONS_MAX);
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
     use crate::limits::NBD_CONNECTIONS_MAX;
 
-    /// What may be open in all.
+    /// The sum of all shares.
     fn sum(divided: &Descriptors) -> u64 {
         let connections =
             descriptors_of(divided.grpc_connections) + descriptors_of(divided.nbd_connections);

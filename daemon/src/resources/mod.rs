@@ -1,4 +1,4 @@
-//! What there is only so much of, and how it is divided.
+//! Scarce resources, and their division.
 //!
 //! | file | what |
 //! | --- | --- |

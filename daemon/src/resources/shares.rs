@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 /// How often waiting callers look for a holder that does not move.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What is shared, and how.
+/// The shared resource, and the rules of sharing.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     /// In words, for a caller that gets none: "uploads", "bytes of requests".
@@ -35,11 +35,11 @@ pub(crate) struct Rules {
     pub(crate) waiting: usize,
     /// A holder that is so far behind gives way to callers that wait.
     pub(crate) yields_after: Duration,
-    /// What a holder has to move in a second, on average, never to be behind.
+    /// Bytes that a holder has to move per second, on average, to keep up.
     pub(crate) pace: u64,
 }
 
-/// For whom something is held.
+/// The holder of a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Holder {
     /// Holders with the same number share what one gets.
@@ -87,7 +87,7 @@ struct State {
     next: u64,
     held: u64,
     held_remotely: u64,
-    /// What each holder has.
+    /// The amount of each holder.
     of: HashMap<u64, u64>,
     holds: BTreeMap<u64, Held>,
     /// In the order in which they came.
@@ -216,7 +216,7 @@ impl Shares {
 }
 
 impl Rules {
-    /// What one may have in all.
+    /// The most that one holder may have.
     const fn most(&self, holder: Holder) -> u64 {
         if holder.is_local {
             self.total
@@ -232,9 +232,9 @@ impl State {
             && (holder.is_local || self.held_remotely + amount <= rules.most(holder))
     }
 
-    /// Returns true if one more may wait. If the queue is full, the holder with most places in it
-    /// loses its last one, if it has more than the new holder would have. Peers of the network take
-    /// no place from peers on this machine.
+    /// Returns true if one more request may wait. If the queue is full, the holder with the most
+    /// places in it loses its last one, provided that it has more than the new holder would have.
+    /// Network peers take no place from peers on this machine.
     fn has_place(&mut self, rules: &Rules, holder: Holder) -> bool {
         if self.queue.len() < rules.waiting {
             return true;

@@ -1,4 +1,4 @@
-//! What is wrong with bytes from disk.
+//! Errors in bytes from disk.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ pub enum FormatError {
     /// There are not enough bytes.
     #[error("{what} is cut short: expected {expected_bytes} bytes, found {found_bytes}")]
     Short {
-        /// What was being decoded.
+        /// The record that was decoded.
         what: &'static str,
         /// Bytes it takes.
         expected_bytes: u64,
@@ -20,9 +20,9 @@ pub enum FormatError {
     Differs {
         /// The field.
         what: &'static str,
-        /// What it may be.
+        /// The valid values.
         expected: String,
-        /// What it is.
+        /// The value found.
         found: String,
     },
     /// A whole and undamaged value of a version that this program does not know.
@@ -30,9 +30,9 @@ pub enum FormatError {
     Unknown {
         /// The field.
         what: &'static str,
-        /// What this program knows.
+        /// The versions that this program knows.
         known: String,
-        /// What is there.
+        /// The version found.
         found: String,
     },
 }
@@ -70,7 +70,8 @@ impl FormatError {
         }
     }
 
-    /// Returns true if the bytes are whole, but of another version: a newer program can read them.
+    /// Returns true if the bytes are undamaged and have an unknown version: a newer program can
+    /// read them.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         matches!(self, Self::Unknown { .. })

@@ -9,11 +9,11 @@ use std::{
 
 use super::{FormatError, fields::Fields};
 
-/// What a [`RecordId`] is the id of, so that one kind is not taken for the other.
+/// The kind of record that a [`RecordId`] belongs to. As a type, it keeps the kinds apart.
 pub trait IdKind: Copy + Ord + Hash + Send + Sync + 'static {
     /// "id of a snapshot".
     const WHAT: &'static str;
-    /// What it is shown with, in front of the digits: "snap-".
+    /// The prefix of the digits in texts: "snap-".
     const PREFIX: &'static str;
 }
 
@@ -46,8 +46,8 @@ impl<K: IdKind> RecordId<K> {
         &self.bytes
     }
 
-    /// Returns true if a text looks like an id, in upper or lower case: nothing may have such a
-    /// name.
+    /// Returns true if a text has the form of an id, in upper or lower case. No record may have
+    /// such a name.
     #[must_use]
     pub fn is_of_its_form(text: &str) -> bool {
         Self::digits(&text.to_ascii_lowercase()).is_some()

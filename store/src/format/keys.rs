@@ -15,9 +15,9 @@
 //! | | [`TOTALS`] | [`Totals`] |
 //! | | [`TAGS_INDEXED`] | nothing; there once all tags are in their families |
 //!
-//! Which families a kind of records has stands where [its bytes](super::record) are described. An
-//! index from before there was a kind lacks them, and is opened as one without any such record. The
-//! families of tags are filled when an index from before them is opened.
+//! The [record formats](super::record) name the column families of each kind. An index that is
+//! older than a kind lacks its families, and opens as one without such records. The families of
+//! tags are filled when an older index is opened.
 //!
 //! RocksDB keeps a checksum of its own over each block, so values have none.
 
@@ -192,7 +192,7 @@ impl PackState {
     }
 }
 
-/// What an index holds, all together: always the exact sum over its entries.
+/// Totals of an index: always the exact sums over its entries.
 #[derive(Debug, Copy, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Chunks.
@@ -417,7 +417,7 @@ pub fn decode_named<K: IdKind>(bytes: &[u8]) -> Result<RecordId<K>, FormatError>
     RecordId::decode(bytes)
 }
 
-/// What the keys of all records with a tag begin with; their labels follow. Neither a tag's key nor
+/// The prefix of the keys of all records with a tag; their labels follow. Neither a tag's key nor
 /// its value has a 0 in it.
 #[must_use]
 pub fn tag_prefix(key: &str, value: &str) -> Vec<u8> {

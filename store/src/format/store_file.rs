@@ -9,7 +9,7 @@ use super::FormatError;
 /// The version of all formats in this folder, together: a store of another version is refused.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// The most that a `FORMAT` file may hold: whoever reads it need not take in more.
+/// The largest valid `FORMAT` file in bytes: a reader needs to read no more.
 pub const STORE_FILE_BYTES_MAX: usize = 4096;
 
 const WHAT: &str = "store identity";
@@ -81,11 +81,11 @@ impl FromStr for StoreId {
 /// ```
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct StoreFile {
-    /// Which store.
+    /// Id of the store.
     pub store: StoreId,
     /// How its content is cut.
     pub chunker_version: u32,
-    /// What new chunks are packed with unless it is said otherwise.
+    /// The default compression of new chunks.
     pub compression: Compression,
     /// When it was made, in seconds since 1970.
     pub created_unix_seconds: u64,

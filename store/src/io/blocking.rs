@@ -44,7 +44,7 @@ fn work(queue: &Queue) {
             match request.advance(returned) {
                 Progress::Continue => {}
                 Progress::Done(result) => break result,
-                // Nobody waits for a disk that is closed.
+                // A closed disk has no callers that wait.
                 Progress::Later(error) if queue.is_closed() => break Err(error),
                 Progress::Later(error) => {
                     if pause == SHORTAGE_PAUSES.0 {

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 pub struct Completion<T>(State<T>);
 
 enum State<T> {
-    /// The request is on its way, and whoever carries it out replies.
+    /// The request is on its way; its executor replies.
     Begun(oneshot::Receiver<io::Result<T>>),
     /// There is something to wait for, or to do, before.
     Deferred(Pin<Box<dyn Future<Output = io::Result<T>> + Send>>),
@@ -78,7 +78,7 @@ impl<T> fmt::Debug for Completion<T> {
     }
 }
 
-/// What a request gets when its disk is gone.
+/// The error of a request whose disk is closed.
 pub(super) fn ended() -> io::Error {
     io::Error::other("the disk was closed")
 }

@@ -43,13 +43,13 @@ impl File {
         }))
     }
 
-    /// What it was opened as.
+    /// The mode in which it was opened.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0.path
     }
 
-    /// Returns true if there are other copies: requests under way, or whoever may make some.
+    /// Returns true if other handles exist: requests under way, or holders that may make some.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
@@ -68,7 +68,7 @@ impl File {
         }
     }
 
-    /// That a write there may be made.
+    /// Checks that the file allows a write at this offset and of this length.
     pub(super) fn check_alignment(&self, offset_bytes: u64, len: usize) -> io::Result<()> {
         let align = super::BUFFER_ALIGN;
         if self.0.aligned

@@ -5,7 +5,7 @@
 //! the kernel refuses that; [`sim::SimDisk`] keeps files in memory, and can lose power or the
 //! process at any moment.
 //!
-//! # What a disk promises
+//! # Guarantees of a disk
 //!
 //! This is all that the store may build on, and what the simulated disk takes away is what is not
 //! written here:
@@ -21,17 +21,16 @@
 //!   bytes, which then read as zeros.
 //! - A write does not change bytes outside its range. Durable bytes stay as they are until they are
 //!   written again.
-//! - After a sync has failed, what was written since the one before is in doubt for good: a later
-//!   sync that succeeds does not bring it back (the kernel forgets such pages). Callers stop
-//!   writing.
+//! - After a failed sync, all writes since the previous sync are in doubt for good: a later sync
+//!   that succeeds does not bring it back (the kernel forgets such pages). Callers stop writing.
 //! - Writes under way at the same time are in no order.
 //! - When the process is killed and the machine goes on, everything that had completed is there,
-//!   for the next process to see and to sync. What was under way has happened by then, in whole or
-//!   some of its 4 KiB pages, or never will.
-//! - Reads and writes that find the system [short](is_shortage) of something wait for it. What else
-//!   fails for a shortage has done nothing, and can be tried again: an open, a name, a length, and
-//!   the sync of a directory, which opens it first. A sync that has begun never fails for a
-//!   shortage: whatever the reason, it is a failed sync.
+//!   for the next process to see and to sync. A request that was under way has happened by then,
+//!   completely or for some of its 4 KiB pages, or never will.
+//! - Reads and writes that find the system [short](is_shortage) of something wait for it. Any other
+//!   operation that fails for a shortage has done nothing, and can be retried: an open, a name, a
+//!   length, and the sync of a directory, which opens it first. A sync that has begun never fails
+//!   for a shortage: whatever the reason, it is a failed sync.
 
 pub mod sim;
 
@@ -78,11 +77,12 @@ pub enum OpenMode {
 
 /// A file system, or something that behaves like one. The module says what it promises.
 ///
-/// What returns a [`Completion`] is begun at once, unless as many requests as may wait are waiting
-/// already: then when the completion is polled and its turn comes. Once begun it goes on even if
-/// the completion is dropped, and until its end it owns its buffer. The other methods are system
-/// calls made on the spot. Most are short; tasks hand [`allocate`](Self::allocate),
-/// [`list`](Self::list) and [`remove`](Self::remove) to a thread that may wait.
+/// A method that returns a [`Completion`] begins its request at once, unless the queue is full:
+/// then the request begins when the completion is polled and its turn comes. Once begun, it
+/// continues even if the completion is dropped, and owns its buffer until its end. The other
+/// methods make their system calls on the spot. Most are short; tasks hand
+/// [`allocate`](Self::allocate), [`list`](Self::list) and [`remove`](Self::remove) to a thread that
+/// may wait.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// "io_uring", "blocking" or "simulated".
     fn name(&self) -> &'static str;
@@ -122,8 +122,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Says that a range is going to be read soon.
     fn will_need(&self, file: &File, offset_bytes: u64, len: usize);
 
-    /// Reads exactly `len` bytes if that takes no waiting, for they are in memory. Nothing is said
-    /// by its absence.
+    /// Reads exactly `len` bytes if they are in memory, without waiting. Returns `None` if the
+    /// bytes are not cached; that is not an error.
     fn read_at_once(&self, file: &File, offset_bytes: u64, len: usize) -> Option<AlignedBuf>;
 
     /// Makes all completed writes to the file, and its length, durable.
@@ -161,7 +161,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 }
 
-/// Which disk to use.
+/// The IO engine to use.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Default)]
 pub enum IoEngine {
     /// io_uring, or threads where it is refused.

@@ -1,5 +1,5 @@
-//! The disk of the operating system. What may take long goes to threads by the queue, the rest is
-//! done on the spot.
+//! The disk of the operating system. Slow operations go to threads by the queue; the others run on
+//! the spot.
 
 #![expect(
     clippy::disallowed_methods,
@@ -328,7 +328,7 @@ const fn reopen(mode: OpenMode) -> OpenMode {
     }
 }
 
-/// What the file system asks of direct writes, if it says (Linux 6.1).
+/// The alignment of direct writes that the file system demands, if it reports one (Linux 6.1).
 fn direct_alignment(descriptor: &OwnedFd) -> Option<u32> {
     let stat = statx(descriptor, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
     let said = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN);

@@ -46,12 +46,12 @@ impl Wake {
     }
 }
 
-/// What a thread that may not wait here finds.
+/// The result for a thread that may not wait here.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// Requests were handed over.
     Requests,
-    /// Nothing: whoever puts something in wakes this thread.
+    /// Nothing: the next push wakes this thread.
     Nothing,
     /// Nothing, and nothing will come.
     Closed,
@@ -187,7 +187,7 @@ impl Queue {
         self.waiting.lock().closed
     }
 
-    /// Takes no more requests. Those that wait are carried out still.
+    /// Takes no more requests. Waiting requests are still executed.
     pub(super) fn close(&self) {
         self.waiting.lock().closed = true;
         self.places.close();

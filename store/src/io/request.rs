@@ -20,7 +20,7 @@ const CALL_BYTES_MAX: usize = 1 << 30;
 /// is given up.
 const AGAIN_MAX: u32 = 100;
 
-/// A request. It owns what the kernel works on: whoever carries it out keeps it until the kernel is
+/// A request. It owns the buffers that the kernel uses: its executor keeps it until the kernel is
 /// done.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -32,7 +32,7 @@ pub(super) struct Request {
     _place: OwnedSemaphorePermit,
 }
 
-/// What is asked for.
+/// The operation of a request.
 #[derive(Debug)]
 pub(super) enum Task {
     Read(Transfer),
@@ -60,7 +60,7 @@ pub(super) struct Transfer {
 /// Bytes from several places to one place in a file.
 #[derive(Debug)]
 pub(super) struct Parts {
-    /// What is not written yet.
+    /// The bytes that are not written yet.
     parts: VecDeque<Bytes>,
     /// Where all of `parts` are, for the kernel.
     slices: Vec<IoSlice<'static>>,
@@ -93,7 +93,7 @@ impl Parts {
         (&self.slices, self.offset_bytes)
     }
 
-    /// Takes note of bytes that were written. Whether that was all.
+    /// Records written bytes. Returns true if none remain.
     fn advance(&mut self, mut count: usize) -> bool {
         self.offset_bytes += count as u64;
         while let Some(first) = self.parts.front_mut() {
@@ -109,7 +109,7 @@ impl Parts {
     }
 }
 
-/// What to do with a request after a system call.
+/// The next step of a request after a system call.
 #[derive(Debug)]
 pub(super) enum Progress {
     /// Another system call for the rest.
@@ -221,8 +221,8 @@ impl Request {
                 } else if !is_shortage(&error) {
                     Progress::Done(Err(error))
                 } else if is_sync {
-                    // What was to be made durable is in doubt: nobody must take this for a sync
-                    // that can be tried again.
+                    // The durability of the bytes is in doubt: callers must not mistake this for a
+                    // sync that can be retried.
                     Progress::Done(Err(io::Error::other(error)))
                 } else {
                     Progress::Later(error)
@@ -317,7 +317,7 @@ pub(super) fn read_at_once(
 ) -> Option<usize> {
     let len = len.min(buf.capacity());
     // SAFETY: the memory is the buffer's, borrowed mutably for this call, and nothing but bytes is
-    // written to it. That it is not initialised is the kernel's business alone: it only writes.
+    // written to it. The kernel only writes, so the memory need not be initialised.
     let into = unsafe { slice::from_raw_parts_mut(buf.as_mut_ptr(), len) };
     let mut slices = [IoSliceMut::new(into)];
     let read = preadv2(

@@ -1,8 +1,8 @@
-//! What the system was short of for a moment, and how long to wait for it.
+//! Temporary shortages of the system, and waiting for their end.
 //!
-//! No descriptor, no memory, a signal in between: such a call has done nothing, and can be made
-//! again. What depends on it waits, for as long as the store is open: a shortage must not be taken
-//! for a disk that is lost.
+//! No descriptor, no memory, a signal in between: such a call has done nothing, and can be
+//! repeated. Its callers wait, as long as the store is open: a shortage must not be mistaken for a
+//! lost disk.
 
 use std::{fmt, io, time::Duration};
 
@@ -34,7 +34,7 @@ pub fn is_shortage(error: &io::Error) -> bool {
 
 /// Errors among which are shortages.
 pub(crate) trait MayBeShortage: fmt::Display + Sync {
-    /// Returns true if it is one.
+    /// Returns true if this error is a shortage.
     fn is_shortage(&self) -> bool;
 }
 
@@ -80,7 +80,7 @@ impl Patience {
     ///
     /// # Errors
     ///
-    /// What the last attempt failed with. It is a shortage only when the store closes.
+    /// The error of the last attempt. It is a shortage only when the store closes.
     pub(crate) async fn until_possible_async<T, E: MayBeShortage, F>(
         &self,
         mut attempt: impl FnMut() -> F,
@@ -97,12 +97,12 @@ impl Patience {
         }
     }
 
-    /// Nobody waits any more, from now on: the store closes.
+    /// Ends all waiting from now on: the store closes.
     pub(crate) fn end(&self) {
         self.closing.send_replace(true);
     }
 
-    /// Returns true if nobody waits any more.
+    /// Returns true if waiting has ended.
     pub(crate) fn has_ended(&self) -> bool {
         *self.closing.borrow()
     }
@@ -143,8 +143,8 @@ impl Tries<'_> {
         }
     }
 
-    /// Returns true if a result is final: it is not for a shortage, or nobody waits any more. If
-    /// not, the next try may begin.
+    /// Returns true if a result is final: it is not a shortage, or waiting has ended. Otherwise
+    /// waits until the next attempt may begin.
     async fn is_final<T, E: MayBeShortage>(&mut self, result: &Result<T, E>) -> bool {
         match result {
             Err(error) if error.is_shortage() => !self.again(error).await,

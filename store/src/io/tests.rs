@@ -1,4 +1,4 @@
-//! What every disk does, over all of them.
+//! The behaviour that all disks share.
 
 #![allow(
     clippy::disallowed_methods,
@@ -445,8 +445,8 @@ fn engines_have_names() {
     assert_eq!(choose(IoEngine::Blocking).unwrap().name(), "blocking");
 }
 
-/// What a request does about errors of the system: shortages are waited for, and a failed sync is
-/// one whatever its reason.
+/// Requests and errors of the system: a request waits for the end of a shortage, and a failed sync
+/// is final whatever its reason.
 #[test]
 fn reads_and_writes_wait_for_what_the_system_is_short_of_and_syncs_do_not() {
     use super::{

@@ -1,4 +1,4 @@
-//! Which records there are: the contract of a catalog, and how a record of one kind is asked for.
+//! The contract of a catalog, and typed access to the records of one kind.
 
 use crate::{
     Error, Result,
@@ -8,7 +8,7 @@ use crate::{
     },
 };
 
-/// Which records there are, whatever their kind. [`Records`] asks for records of one kind.
+/// All records, whatever their kind. [`Records`] gives typed access to one kind.
 ///
 /// The list key of a record is its [label](CatalogRecord::label), and of a kind without labels its
 /// id. Lists are ascending by the bytes of list keys.
@@ -27,8 +27,8 @@ pub trait Catalog {
     /// When the catalog cannot be read.
     fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>>;
 
-    /// Records of a kind that pass a filter, with list keys from `from` on. What is looked at is
-    /// bounded by `steps`, of which there is one at least.
+    /// Records of a kind that pass a filter, with list keys from `from` on. `steps`, at least one,
+    /// bounds the number of records examined.
     ///
     /// # Errors
     ///
@@ -49,7 +49,7 @@ pub trait Catalog {
     fn catalog_sequence(&self) -> Result<u64>;
 }
 
-/// Which records to list.
+/// A filter for lists of records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Only those with names that start so; empty: all, those without names too.
@@ -72,7 +72,7 @@ pub(crate) fn behind(key: &[u8]) -> Vec<u8> {
     [key, &[0]].concat()
 }
 
-/// What to do about an index that cannot be used.
+/// The remedy for an index that cannot be used.
 pub(super) const REMEDY: &str = "`varved rebuild` makes the index again from packs and catalog log";
 
 fn undecodable(error: FormatError) -> Error {

@@ -12,8 +12,8 @@
 //! - A name belongs to one snapshot, and to one volume.
 //! - After a write that failed for want of something ([`Error::Full`](crate::Error::Full),
 //!   [`Error::Shortage`](crate::Error::Shortage)) others fail in the same way until there is enough
-//!   of it again. Whether that batch is in is not known before; it can be applied once more, and is
-//!   then in once. After any other failed write nothing more is written
+//!   of it again. Until then it is unknown if that batch was applied; it can be applied again, and
+//!   then counts once. After any other failed write nothing more is written
 //!   ([`Error::Poisoned`](crate::Error::Poisoned)) until the index is opened again. Reads go on.
 //!
 //! | file | what is in it |
@@ -69,7 +69,7 @@ pub trait Meta: Index + Catalog + fmt::Debug + Send + Sync {
     /// those of a write.
     fn apply(&self, batch: Batch, sync: bool) -> Result<Outcome>;
 
-    /// What there is, all together.
+    /// The totals.
     ///
     /// # Errors
     ///
@@ -81,11 +81,11 @@ pub trait Meta: Index + Catalog + fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// Those that the next write would get.
+    /// The errors that the next write would get.
     fn writes_again(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Returns true if writes can go on: no write has failed since it was opened.
+    /// Returns true if writes are possible: no write has failed since the index was opened.
     fn is_healthy(&self) -> bool;
 }

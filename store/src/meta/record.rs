@@ -1,4 +1,4 @@
-//! What names and tags of records may be, and what new ones are given: an id, an instant.
+//! Rules for names and tags of records, and the id and instant of new records.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use crate::{
 const NAME_PUNCTUATION: &str = "._-/:+@";
 
 impl SnapshotRecord {
-    /// What it holds.
+    /// The content of the snapshot.
     ///
     /// # Errors
     ///

@@ -20,8 +20,8 @@ use crate::{
     limits,
 };
 
-/// All packs of a data directory. Those that were read last stay open, as many of them as there are
-/// descriptors for.
+/// All packs of a data directory. The most recently read ones stay open, as far as descriptors
+/// allow.
 ///
 /// Packs are read through the page cache, which so keeps packed bytes beside the store's cache of
 /// plain ones, and written past it.
@@ -113,7 +113,7 @@ impl LocalPacks {
     ///
     /// # Errors
     ///
-    /// Those of listing a directory.
+    /// The errors of listing a directory.
     pub fn list(&self) -> Result<Vec<PackId>> {
         let dir = names::packs(&self.data_dir);
         let names = self

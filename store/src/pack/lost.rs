@@ -44,13 +44,14 @@ impl LostPlaces {
         self.0.insert(recovered.pack, Lost::AllBut(whole.collect()));
     }
 
-    /// The record at an offset of a pack is damaged. Whether that is new.
+    /// Marks the record at an offset of a pack as damaged. Returns true if it was not marked
+    /// before.
     pub fn add_record(&mut self, pack: PackId, offset_bytes: u64) -> bool {
         let lost = self.0.entry(pack).or_insert(Lost::At(BTreeSet::new()));
         match lost {
             Lost::From(from) => {
                 let is_new = offset_bytes < *from;
-                // What is behind it may be whole. To store that twice does no harm.
+                // The records behind it may be undamaged. Storing those twice does no harm.
                 *from = offset_bytes.min(*from);
                 is_new
             }
@@ -68,7 +69,7 @@ impl LostPlaces {
         }
     }
 
-    /// Returns true if a record is in such a place, or partly.
+    /// Returns true if a record is in such a place, at least in part.
     #[must_use]
     pub fn hold(&self, location: &Location) -> bool {
         let start = location.offset_bytes;

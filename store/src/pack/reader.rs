@@ -26,8 +26,8 @@ pub struct PackReader {
     past_cache: bool,
 }
 
-/// A record that was read: it is the one that was asked for, and its checksums are right. Whether
-/// the payload's bytes, unpacked, have the id is not known yet.
+/// A record that was read: it is the requested one, and its checksums are right. The payload is not
+/// yet checked against the id.
 #[derive(Debug, Clone)]
 pub struct StoredRecord {
     header: RecordHeader,
@@ -35,7 +35,7 @@ pub struct StoredRecord {
 }
 
 impl StoredRecord {
-    /// What stands before the payload.
+    /// The header of the record.
     #[must_use]
     pub const fn header(&self) -> &RecordHeader {
         &self.header
@@ -70,7 +70,7 @@ pub struct PackGone {
 }
 
 impl From<PackGone> for Damage {
-    /// What it means where the index still points there.
+    /// The error for a location that the index still has.
     fn from(gone: PackGone) -> Self {
         Self::in_pack(gone.pack, gone.offset_bytes, "records", "the pack is gone")
     }
@@ -94,7 +94,7 @@ pub struct Span {
     pub offset_bytes: u64,
     /// Up to the end of the last.
     pub len_bytes: usize,
-    /// Which of the locations asked for are in it.
+    /// The positions of the requested locations in it.
     pub members: Vec<usize>,
 }
 
@@ -294,9 +294,9 @@ fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredReco
     })
 }
 
-/// Which records to read together: neighbours with no more than [`limits::READ_GAP_BYTES`] between
-/// them, up to [`limits::READ_SPAN_BYTES`] in all. In the order of packs and offsets; every
-/// location is in one span.
+/// Groups records to read together: neighbours with no more than [`limits::READ_GAP_BYTES`] between
+/// them, up to [`limits::READ_SPAN_BYTES`] in all. Spans are in the order of packs and offsets;
+/// every location is in one span.
 #[must_use]
 pub fn plan_spans(locations: &[Location]) -> Vec<Span> {
     let mut order: Vec<usize> = (0..locations.len()).collect();

@@ -1,13 +1,13 @@
 //! Walks a pack from its beginning to its end, knowing nothing of what is in it.
 //!
 //! Every byte is checked: headers, payloads, the zeros between them, the footer. A footer counts if
-//! it has the random bytes of the pack's header. Where there are none, in packs of version 1, or
-//! the header cannot be read, records are believed before a footer: they have to end where it
-//! begins. What is damaged is reported with its place, and the scan goes on at the next record that
-//! is whole. After damage to a header, a sealed pack's footer tells where that is; in one that is
-//! not sealed the scanner looks for a header. It could be deceived there: a payload may hold a
-//! pack's bytes, at the same offset by intent. So what it yields has its id only by its own word,
-//! until the payload has been hashed.
+//! it has the random bytes of the pack's header. In packs of version 1, which have none, or if the
+//! header cannot be read, records count more than a footer: they have to end where it begins. The
+//! scanner reports damage with its place, and continues at the next undamaged record. After a
+//! damaged header, the footer of a sealed pack locates that record; in an unsealed pack the scanner
+//! searches for a header. This search can be deceived: a payload may contain the bytes of a pack,
+//! at the same offset by intent. So the id of a record is only a claim until the payload has been
+//! hashed.
 
 use std::{collections::VecDeque, io};
 
@@ -31,7 +31,7 @@ use crate::{
 #[expect(clippy::cast_possible_truncation, reason = "it is 8")]
 const RECORD_ALIGN_LEN: usize = RECORD_ALIGN as usize;
 
-/// What a scan finds next.
+/// The next finding of a scan.
 #[derive(Debug, Clone)]
 pub enum ScanItem {
     /// A record that is whole.
@@ -40,7 +40,7 @@ pub enum ScanItem {
     Damaged {
         /// Where.
         offset_bytes: u64,
-        /// What it is, or was.
+        /// The damaged or missing part.
         what: Subject,
         /// Expected and found.
         why: String,
@@ -54,7 +54,7 @@ pub enum ScanItem {
 pub struct ScannedRecord {
     /// Where it begins.
     pub offset_bytes: u64,
-    /// What stands before the payload.
+    /// The header of the record.
     pub header: RecordHeader,
     /// The payload, as it is stored.
     pub payload: Bytes,
@@ -92,7 +92,7 @@ pub struct PackScanner<'a> {
     sealed: bool,
     /// `None` if it cannot be read.
     header: Option<PackHeader>,
-    /// What the footer lists, if it can be read.
+    /// The entries of the footer, if it can be read.
     footer: Option<Vec<FooterEntry>>,
     position: u64,
     /// Bytes that were read, and their offset.
@@ -136,7 +136,7 @@ impl<'a> PackScanner<'a> {
         Ok(scanner)
     }
 
-    /// What comes next. After the end: the end again.
+    /// Returns the next finding. After the end: the end again.
     pub async fn next(&mut self) -> Result<ScanItem> {
         loop {
             if let Some(item) = self.found.pop_front() {
@@ -244,7 +244,7 @@ impl<'a> PackScanner<'a> {
         Ok(())
     }
 
-    /// Returns true if records follow one another up to just this place, as far as their headers
+    /// Returns true if records follow one another exactly up to this place, as far as their headers
     /// can be read.
     async fn records_end_at(&mut self, end_bytes: u64) -> Result<bool> {
         let mut position = PACK_HEADER_BYTES as u64;
@@ -263,7 +263,7 @@ impl<'a> PackScanner<'a> {
         Ok(position == end_bytes && Header::decode(&head, position).is_err())
     }
 
-    /// Reads the pack header. Whether it is this pack's.
+    /// Reads the pack header, and checks that it belongs to this pack.
     async fn read_pack_header(&mut self) -> Result<Result<PackHeader, FormatError>> {
         let bytes = self.bytes(0, PACK_HEADER_BYTES).await?;
         Ok(PackHeader::decode(&bytes).and_then(|header| {
@@ -338,8 +338,8 @@ impl<'a> PackScanner<'a> {
         Ok(())
     }
 
-    /// That a sealed pack's footer lists a record as it is, and that it is of the kind that belongs
-    /// there.
+    /// Checks that a sealed pack's footer lists the record correctly, and that its kind belongs
+    /// into this pack.
     fn check_listed(&self, offset_bytes: u64, header: &Header) -> Result<(), FormatError> {
         let Header::Record(record) = header else {
             return Ok(());

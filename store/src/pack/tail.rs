@@ -1,4 +1,4 @@
-//! What a pack holds and how it ends: what recovery has to know of a pack that is not sealed.
+//! The survey of an unsealed pack for recovery: its records and its end.
 
 use super::{PackScanner, PackStore, PlacedRecord, ScanItem, Tail};
 use crate::{
@@ -9,15 +9,15 @@ use crate::{
     },
 };
 
-/// What a pack was found to hold.
+/// The result of surveying a pack.
 #[derive(Debug, Clone)]
 pub struct RecoveredPack {
-    /// Which pack.
+    /// Id of the pack.
     pub pack: PackId,
     /// Its records that are whole, in order. Of a pack that is not sealed they may still be lost
     /// until [`PackWriter::resume`](super::PackWriter::resume) has taken it on.
     pub records: Vec<PlacedRecord>,
-    /// What is not as it was written, though it should be.
+    /// Damage: bytes that are not as they were written.
     pub damage: Vec<Damage>,
     /// Where the records end: at the footer of a sealed pack; otherwise writing goes on here, or
     /// behind.
@@ -132,7 +132,7 @@ impl RecoveredPack {
         }
     }
 
-    /// Returns true if there is nothing in it: the pack was made, and then the power failed.
+    /// Returns true if the pack is empty: the power failed right after it was created.
     pub(super) fn is_empty(&self) -> bool {
         self.records.is_empty()
             && self.damage.is_empty()

@@ -1,4 +1,4 @@
-//! Which bytes of which segment a range is, and what is there.
+//! Division of a range into parts of segments, and their content.
 
 use bytes::Bytes;
 use varve_content::{
@@ -33,7 +33,7 @@ impl Piece {
 pub struct Extent {
     /// How long.
     pub len_bytes: u64,
-    /// True if it is all zeros because nothing is stored there.
+    /// True if the extent is a hole: it reads as zeros, and nothing is stored there.
     pub hole: bool,
 }
 
@@ -42,7 +42,7 @@ pub struct Extent {
 pub struct ChangeExtent {
     /// How long.
     pub len_bytes: u64,
-    /// True if anything in it may be different.
+    /// True if any byte of the extent may differ.
     pub changed: bool,
 }
 

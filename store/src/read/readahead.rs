@@ -78,7 +78,7 @@ struct Course {
 }
 
 impl Course {
-    /// What to bring now.
+    /// The range to read ahead now.
     fn next(&mut self, offset: u64, len: u64, end: u64) -> Option<Range<u64>> {
         // Requests of one reader overtake each other on their way.
         let near = offset.abs_diff(self.position) <= READ_AHEAD_BYTES_MIN;
@@ -116,7 +116,7 @@ mod tests {
     const KIB: u64 = 1 << 10;
     const END: u64 = 1 << 30;
 
-    /// What is brought for these reads.
+    /// The bytes read ahead for these reads.
     fn brought(reads: impl IntoIterator<Item = (u64, u64)>) -> Vec<Range<u64>> {
         let mut course = Course::default();
         let reads = reads.into_iter();

@@ -72,7 +72,7 @@ pub struct ContentReader {
     engine: Arc<Engine>,
     pin: Arc<RootPin>,
     root: Root,
-    /// What the content belongs to, for errors: a snapshot's name, or a volume's.
+    /// The name of the snapshot or volume with this content, for errors.
     owner: Arc<str>,
 }
 
@@ -171,7 +171,7 @@ impl ContentReader {
         end: usize,
         pieces: &mut Vec<Piece>,
     ) -> Result<()> {
-        // What is not in the cache: which piece it belongs to, and which of its bytes.
+        // The bytes that are not in the cache: their piece, and their range in it.
         let mut absent = Vec::new();
         let mut position = start;
         for (from, to, entry, place) in overlapping(segment, start, end) {
@@ -226,8 +226,8 @@ impl ContentReader {
         Ok(extents)
     }
 
-    /// Which parts of a range may differ in `target`, by their chunks: all other parts are equal.
-    /// Past the end of either there is a hole; no target is all hole.
+    /// The parts of a range that may differ in `target`, by their chunks: all other parts are
+    /// equal. The space past the end of either counts as a hole; a missing target is all hole.
     pub async fn changes_to(
         &self,
         target: Option<&Self>,
@@ -286,7 +286,7 @@ impl ContentReader {
     /// many others already.
     pub async fn read_ahead(&self, offset_bytes: u64, len_bytes: usize) {
         if let Ok(_permit) = self.engine.budgets.readaheads.try_acquire() {
-            // Who asks for it is told what is wrong with it.
+            // The caller that requests it gets the error.
             let _ = self.prefetch(offset_bytes, len_bytes).await;
         }
     }
@@ -425,7 +425,7 @@ impl ContentReader {
 /// A chunk that is wanted: the position of its first entry, its id, its place.
 type WantedChunk = (usize, ChunkId, Location);
 
-/// What became of the chunks of a span.
+/// The outcome of reading the chunks of a span.
 enum SpanOutcome {
     Checked(Vec<CheckedChunk>),
     Gone(PackGone, Vec<WantedChunk>),

@@ -41,7 +41,7 @@ use crate::{
 pub struct StrandedJournal {
     /// The directory.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// A description of the problem.
     pub why: String,
 }
 
@@ -109,7 +109,7 @@ pub(super) fn sort_out(
     Ok(stranded)
 }
 
-/// What a rebuild did about journals whose owner records say more than the catalog log.
+/// The actions of a rebuild for journals whose owner records know more than the catalog log.
 #[derive(Debug, Default)]
 pub(super) struct Adopted {
     /// Volumes that were made again, or put on what their owner records say.
@@ -123,7 +123,7 @@ pub(super) struct Adopted {
 /// cannot have them.
 type Called = std::result::Result<Option<(Vec<Change>, String)>, String>;
 
-/// What a rebuild works on.
+/// The files and records of a rebuild.
 pub(super) struct Scene<'a> {
     pub(super) disk: &'a Arc<dyn Disk>,
     pub(super) data_dir: &'a Path,
@@ -134,7 +134,7 @@ pub(super) struct Scene<'a> {
 
 impl Scene<'_> {
     /// Makes volumes again from the owner records of their journals, where the catalog lacks them
-    /// or is behind. What is made is in the log, durably, before it is in the catalog.
+    /// or is behind. A new record is durable in the log before it is in the catalog.
     pub(super) async fn adopt(
         &self,
         log: &mut CatalogLog,
@@ -149,7 +149,8 @@ impl Scene<'_> {
             match self.changes_for(id, known.as_ref()).await? {
                 Ok(None) => {}
                 Ok(Some((changes, said))) => {
-                    // What the old index has applied is not what the log has from here on.
+                    // The changes that the old index has applied are not those of the log from here
+                    // on.
                     if let Some(old) = set_index_aside(self.disk, self.data_dir).await? {
                         adopted.old_index = Some(old);
                     }
@@ -190,7 +191,7 @@ impl Scene<'_> {
             return Ok(Err(format!("its owner record is another's: {why}")));
         }
         let says = owner.volume;
-        // What it says of each was durable in the catalog before.
+        // Its information about each volume was durable in the catalog before.
         if let Some(known) = known
             && says.journal_from <= known.journal_from
             && says.size_bytes <= known.size_bytes

@@ -1,5 +1,5 @@
-//! Opening a store: find out what it is, bring back what the last process left behind, and go on
-//! from there.
+//! Opening a store: read its identity, recover the state that the last process left behind, and
+//! continue from there.
 //!
 //! A crash may leave, and recovery makes of it:
 //!
@@ -49,7 +49,7 @@ use crate::{
     pack::{LocalPacks, PackReader},
 };
 
-/// What opening a store found.
+/// The findings of opening a store.
 #[derive(Debug, Clone, Default)]
 pub struct RecoveryReport {
     /// There was no store: it was made.
@@ -62,14 +62,14 @@ pub struct RecoveryReport {
     pub replayed_records: u64,
     /// The torn tail of the catalog log, if it had one.
     pub torn_log: Option<String>,
-    /// What is not as it was written.
+    /// Damage: bytes that are not as they were written.
     pub damage: Vec<Damage>,
     /// Journals of volumes that the catalog does not know. They are left alone.
     pub stranded_journals: Vec<StrandedJournal>,
 }
 
 impl RecoveryReport {
-    /// Returns true if the last process ended cleanly and everything is as it was written.
+    /// Returns true if the last process ended cleanly and there is no damage.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.recovered_records == 0
@@ -153,7 +153,7 @@ pub(crate) async fn open(options: Options) -> Result<(Engine, RecoveryReport)> {
     Ok((engine, report))
 }
 
-/// What a store is built on.
+/// The foundation of a store.
 pub(crate) struct Base {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) store: StoreId,
@@ -222,7 +222,7 @@ where
     })
 }
 
-/// What a missing catalog log means where journals are the only content.
+/// The meaning of a missing catalog log where journals are the only content.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 enum LostLog {
     /// Nothing goes on.

@@ -11,21 +11,21 @@ use crate::{
     recovery::RecoveryReport,
 };
 
-/// What is to be believed about packs that are not sealed.
+/// The source of truth about unsealed packs.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Believe {
     /// The index: up to where it knows a pack, everything was durable; behind, nothing was
     /// promised.
     Index,
-    /// Nobody: the index is being made again, and whatever was written may have been promised.
+    /// The packs themselves: the index is being rebuilt, and every record may have been promised.
     Packs,
 }
 
-/// What recovery made of the packs.
+/// The result of recovering the packs.
 pub(super) struct Recovered {
     pub(super) chunks: PackWriter,
     pub(super) nodes: PackWriter,
-    /// What the index has and the packs have not.
+    /// Records that the index has and the packs do not have.
     pub(super) lost: LostPlaces,
 }
 
@@ -91,7 +91,7 @@ pub(super) async fn recover(
         if let Some(torn) = &found.torn {
             report.torn_packs.push(format!("{pack}: {torn}"));
         }
-        // What lies before is in the index, as far as it is sound.
+        // The undamaged records before it are in the index.
         let behind = found
             .records
             .iter()
@@ -133,8 +133,8 @@ fn path_of(packs: &LocalPacks, pack: PackId) -> PathBuf {
     PackStage::path(packs, pack)
 }
 
-/// Makes durable what is found of a pack: its last process may not have lived to sync it. What the
-/// cache holds may be more than what is on the disk, where a sync has failed.
+/// Syncs a pack as found: its last process may not have lived to do so. After a failed sync, the
+/// cache may have more than the disk.
 async fn make_durable(stage: &dyn PackStage, pack: PackId) -> Result<()> {
     let file = stage.open_to_mend(pack)?;
     let synced = stage.disk().sync_data(&file).await;

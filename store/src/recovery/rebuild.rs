@@ -25,7 +25,7 @@ use crate::{
     pack::{LocalPacks, PackReader},
 };
 
-/// What a rebuild made.
+/// The result of a rebuild.
 #[derive(Debug, Clone, Default)]
 pub struct RebuildReport {
     /// Packs that were read.
@@ -38,7 +38,7 @@ pub struct RebuildReport {
     pub volumes: u64,
     /// Where the old index was put aside, if there was one.
     pub old_index: Option<PathBuf>,
-    /// What is not as it was written.
+    /// Damage: bytes that are not as they were written.
     pub damage: Vec<Damage>,
     /// The end of the catalog log that could not be read and was cut off, if any: a record that was
     /// being written, or the last one, damaged.
@@ -54,8 +54,8 @@ pub struct RebuildReport {
 }
 
 impl RebuildReport {
-    /// Returns true if nothing is damaged. The torn end of a log is what a crash may leave, and a
-    /// volume that was made again is whole.
+    /// Returns true if nothing is damaged. A crash may leave a torn end of the log, and a restored
+    /// volume is complete: neither counts as damage.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.damage.is_empty() && self.stranded_journals.is_empty() && self.incomplete.is_empty()
@@ -227,7 +227,7 @@ async fn keep_torn_tail(disk: &Arc<dyn Disk>, dir: &Path, log: &CatalogLog) -> R
     Ok(path)
 }
 
-/// Snapshots whose root is in no pack. What is below a root is left to verify.
+/// Snapshots whose root is in no pack. Verification checks everything below a root.
 fn incomplete(meta: &RocksMeta) -> Result<Vec<String>> {
     use crate::meta::{Filter, Index as _, NodeKey, Records as _, SnapshotRecord};
     let mut incomplete = Vec::new();
@@ -235,7 +235,7 @@ fn incomplete(meta: &RocksMeta) -> Result<Vec<String>> {
     while let Some(from) = next {
         let page = meta.page::<SnapshotRecord>(&Filter::default(), &from, limits::PAGE_MAX)?;
         next = page.next;
-        // Those that are pending have none yet.
+        // Pending snapshots have no root yet.
         let roots = page.records.into_iter().filter_map(|record| {
             let label = record.label().into_owned();
             record.root().map(|root| (label, NodeKey::Root(root)))

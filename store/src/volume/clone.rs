@@ -1,8 +1,7 @@
 //! Clones: volumes that begin with the content of a snapshot, or of another volume at one instant.
 //!
-//! A clone of a snapshot, or of a volume with an empty journal, is a record and no more: both share
-//! the root. What a volume's journal holds is taken into the store first, which takes time in
-//! proportion to it.
+//! A clone of a snapshot, or of a volume with an empty journal, is only a record: both share the
+//! root. The journal of a volume is checkpointed first, which takes time in proportion to its size.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -28,8 +28,8 @@
 //!
 //! Invariants:
 //!
-//! - What was acknowledged is always a prefix of the journal: a loss of power takes its end, never
-//!   its middle.
+//! - The acknowledged writes are always a prefix of the journal: a loss of power takes its end,
+//!   never its middle.
 //! - A write that returned is in the kernel; after a flush it is durable.
 //! - A block is as one write left it, never a mix of several.
 //! - The base never goes past the cut of a pending snapshot.

@@ -8,8 +8,8 @@ use super::{
 use crate::{ContentReader, Result};
 
 impl Volume {
-    /// Brings into the cache what a range has of the volume's base, as far as it fits. What is in
-    /// the journal is left to the page cache.
+    /// Reads the base's part of a range into the cache, as far as it fits. The page cache serves
+    /// the journal's part.
     ///
     /// # Errors
     ///

@@ -182,7 +182,7 @@ impl Volumes {
             }
         };
         let engine = &self.engine;
-        // Nobody opens it meanwhile.
+        // The volume cannot be opened meanwhile.
         let opening = self.open.opening(id).await;
         let deleted = engine.commit.delete(id, may_go).await?;
         let removed = async {

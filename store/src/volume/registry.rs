@@ -34,7 +34,7 @@ struct Slot {
 }
 
 impl Slot {
-    /// Returns true if nobody has the volume or opens it.
+    /// Returns true if the volume is neither open nor being opened.
     fn is_free(slot: &Arc<Self>) -> bool {
         let unused = |handle: &Weak<OpenVolume>| handle.strong_count() == 0;
         Arc::strong_count(slot) == 1
@@ -113,7 +113,7 @@ pub struct VolumeStatus {
     pub journal_bytes_max: u64,
     /// Bytes of memory that the map of its journal takes, about; 0 while the volume is not open.
     pub map_bytes: u64,
-    /// What its journal held when the volume was opened; `None` while it is not open.
+    /// The content of its journal when the volume was opened; `None` while it is not open.
     pub found: Option<JournalReport>,
 }
 
@@ -157,7 +157,7 @@ impl Volumes {
             })
         };
         let id = self.volume(key).await?.id;
-        // Nobody opens it meanwhile, with the record as it was before.
+        // The volume cannot be opened meanwhile with the old record.
         let opening = self.open.opening(id).await;
         let resized = self.engine.commit.update(id, change).await?;
         if let Some(volume) = opening.volume() {

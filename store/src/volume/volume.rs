@@ -209,7 +209,7 @@ impl Volume {
             .between(|| inner.size_bytes.fetch_max(size_bytes, Ordering::AcqRel));
     }
 
-    /// What its journal held when the volume was opened.
+    /// The content of its journal when the volume was opened.
     #[must_use]
     pub fn journal_report(&self) -> &JournalReport {
         &self.0.inner.report

@@ -109,7 +109,7 @@ pub(super) async fn run(volume: Arc<VolumeState>) {
             () = throttle.released(), if may_begin && is_held => continue,
         };
         if let Some(oldest) = in_flight.pop_front() {
-            // An error was told to those whom it concerns.
+            // The error was reported to the affected callers.
             let _ = volume.end_batch(oldest, outcome, &mut in_flight).await;
         }
     }

@@ -222,7 +222,7 @@ mod tests {
             "ovf:fileRef=\"file1\"",
             "ovf:fileRef=\"file1\" ovf:parentRef=\"x\"",
         );
-        assert!(disks(&parent).unwrap_err().contains("differs"));
+        assert!(disks(&parent).unwrap_err().contains("the difference to"));
         let missing = OVF.replace("id=\"file1\"", "id=\"file3\"");
         assert!(disks(&missing).unwrap_err().contains("not described"));
         assert!(disks("<a><b></a>").unwrap_err().contains("no XML"));

@@ -39,7 +39,7 @@ use crate::{
     tasks::Tasks,
 };
 
-/// What a client of HTTP/2 says first.
+/// The first bytes from an HTTP/2 client.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Connections that are ready and wait to be served; they have their places already.
 const READY_MAX: usize = 16;
@@ -174,7 +174,7 @@ impl Connections {
             drop(self.tasks.spawn("gRPC handshake", async move {
                 let through = all.let_in(socket, tls, &peer, handshake);
                 match stop.run_until_cancelled(Box::pin(through)).await {
-                    // Nobody takes it when the daemon stops.
+                    // The receiver is gone when the daemon stops.
                     Some(Ok(connection)) => drop(ready.send(connection).await),
                     Some(Err(error)) => all.tell(&peer, &error),
                     None => {}
@@ -310,7 +310,7 @@ impl Connection {
         }
     }
 
-    /// Who is at the other end.
+    /// The peer at the other end.
     #[must_use]
     pub fn peer(&self) -> Peer {
         self.peer

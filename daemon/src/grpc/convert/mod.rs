@@ -3,9 +3,8 @@
 //! - `records`: snapshots, volumes, copies, remotes, status.
 //! - `content`: uploads, downloads, ranges, chunks, leaves, nodes.
 //!
-//! Invariants: what cannot be made into the service's types is refused with an [`Error`] that names
-//! the field and the value. What a value may be beyond that is checked by the service and the
-//! store.
+//! Invariants: a value that does not fit the service's types is refused with an [`Error`] that
+//! names the field and the value. The service and the store check everything else.
 
 mod content;
 mod records;

@@ -94,7 +94,7 @@ impl Drop for Tracked {
     }
 }
 
-/// Whether a peer takes what it is sent.
+/// The rate at which a peer takes an answer.
 #[derive(Debug)]
 struct Pace {
     /// Until when the bytes that it has taken are enough.
@@ -115,7 +115,7 @@ fn stall(held_bytes: usize) -> Duration {
     limits::ANSWER_STALL / mebibytes.saturating_add(1)
 }
 
-/// What ended a wait for the peer.
+/// The reason why a wait for the peer ended.
 enum Wait<T> {
     Done(T),
     /// The peer is told so with this status.
@@ -157,7 +157,7 @@ impl Answer {
             sent = answer.send_all(&mut body) => sent?,
             status = &mut deadline => Some(status),
         };
-        // What makes it ends.
+        // Ends the producer of the answer.
         drop(body);
         if let Some(status) = ended {
             answer.stream.send_trailers(trailers(status))?;
@@ -178,7 +178,7 @@ impl Answer {
     async fn send_all(&mut self, body: &mut Body) -> Result<Option<Status>, Gone> {
         loop {
             if let Some(Place(hold)) = &self.place {
-                // What it waits for now is the daemon.
+                // The answer waits for the daemon now, not for the peer.
                 hold.settle(true);
             }
             let frame = poll_fn(|context| {

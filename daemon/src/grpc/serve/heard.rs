@@ -1,5 +1,4 @@
-//! Whether a peer is still there: a silent peer is asked for a sign of life, and anything that
-//! comes is one.
+//! Keepalive: the daemon pings a silent peer, and any bytes from the peer prove that it is alive.
 
 use std::{
     future::poll_fn,

@@ -64,7 +64,7 @@ use crate::{
     tasks::Tasks,
 };
 
-/// What all connections share.
+/// The state that all connections share.
 #[derive(Debug, Clone)]
 pub struct Serving(Arc<Shared>);
 
@@ -159,7 +159,7 @@ impl Serving {
         }))
     }
 
-    /// What may be under way on a new connection.
+    /// The receive window of a new connection.
     fn window(&self) -> Window {
         Window::of(&self.0.windows)
     }
@@ -264,8 +264,9 @@ impl Connected {
         let (shared, caller) = (Arc::clone(&self.shared), self.caller);
         let busy = self.seat.as_ref().map(|seat| seat.begin());
         if let Some(None) = busy {
-            // Another connection has its seat, and this one is about to be closed. What was done
-            // now would never be answered, so the peer is told that nothing was.
+            // Another connection has its seat, and this one is about to be closed. A call that
+            // began now would never be answered, so the peer is told that the call was not
+            // processed.
             return respond.send_reset(Reason::REFUSED_STREAM);
         }
         let own = Arc::clone(&self.own).try_acquire_owned().ok();

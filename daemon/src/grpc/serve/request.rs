@@ -153,7 +153,7 @@ impl RequestBody {
         polled
     }
 
-    /// Waits for more, if all that has arrived was taken in. Whether there is more.
+    /// Waits for more data if everything that has arrived was taken. Returns true if there is more.
     fn poll_arrived(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Status>> {
         while self.arrived.is_empty() {
             match ready!(self.stream.poll_data(context)) {
@@ -258,7 +258,7 @@ impl RequestBody {
         *self.room.lock() = None;
         let (room_of_all, holder) = (self.room_of_all.clone(), self.holder);
         let bytes = self.method.held_per_byte * length as u64;
-        // What it waits for now is not the peer, and has an end of its own.
+        // The request does not wait for the peer now, and the other wait has its own time limit.
         self.deadline = None;
         self.arrives.with(|hold| hold.settle(true));
         self.at = At::Waiting {
@@ -331,7 +331,7 @@ impl RequestBody {
             }
             room.moved(taken.len() as u64);
             if is_whole {
-                // What becomes of it is up to the daemon.
+                // From here on the daemon decides about the call.
                 room.settle(true);
             }
         }

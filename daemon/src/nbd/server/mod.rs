@@ -40,7 +40,7 @@ mod tests;
 /// How long a client may take to notice that the server stops.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// What can be configured.
+/// The settings of the NBD server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ServerOptions {
     /// Over all listeners, without handshakes. Further connections are turned away.
@@ -234,7 +234,8 @@ where
         tracker.wait().await;
     }
 
-    /// One connection, from greeting to close. What ends it is logged here and goes no further.
+    /// One connection, from greeting to close. The error that ends it is logged here and goes no
+    /// further.
     async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         mut stream: S,
@@ -367,7 +368,7 @@ async fn lingering_close<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     let _ = timeout(LINGER, drain).await;
 }
 
-/// What ends one connection.
+/// The reason why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionError {
     #[error(transparent)]

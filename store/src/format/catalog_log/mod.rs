@@ -98,7 +98,7 @@ impl LogHeader {
     }
 }
 
-/// What is made of the catalog in one step.
+/// The changes of the catalog in one step.
 ///
 /// | offset | bytes | field |
 /// | --- | --- | --- |
@@ -151,7 +151,7 @@ impl Record {
         bytes
     }
 
-    /// Returns true if it is short enough for the log.
+    /// Returns true if the record is short enough for the log.
     #[must_use]
     pub fn fits(&self) -> bool {
         let (_, payload) = self.parts();
@@ -244,7 +244,7 @@ impl Position {
     };
 }
 
-/// What [`scan`] finds. All but a record end the scan.
+/// A finding of [`scan`]. Every finding other than a record ends the scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// A record, whole.
@@ -253,12 +253,12 @@ pub enum Found {
         offset_bytes: u64,
         /// Its number.
         sequence: u64,
-        /// What it says.
+        /// The decoded record.
         record: Record,
     },
-    /// A record that was not written to its end, and nothing behind it: the writer died before
-    /// anybody relied on it. The log ends here. (A record that was synced and is damaged now looks
-    /// the same if it is the very last: whoever knows that it was applied has to object.)
+    /// An incomplete record with nothing behind it: the writer died before anyone relied on it. The
+    /// log ends here. (A synced record that is damaged now looks the same if it is the very last. A
+    /// caller that knows that it was applied has to report the damage.)
     Torn {
         /// Where it begins.
         offset_bytes: u64,
@@ -276,7 +276,7 @@ pub enum Found {
     Unknown {
         /// Where it begins.
         offset_bytes: u64,
-        /// What is not known.
+        /// The unknown part.
         why: FormatError,
     },
 }
@@ -314,7 +314,7 @@ impl Scan<'_> {
         self.position
     }
 
-    /// What a record that cannot be read means.
+    /// Classifies a record that cannot be read.
     fn judge(&self, why: FormatError) -> Found {
         let offset_bytes = self.position.offset_bytes;
         // A torn write is one record long at the most, and no whole record follows.

@@ -13,9 +13,9 @@
 //! in the order in which it counts, and vouches for each of them. A later batch, and within a batch
 //! a later entry, goes before an earlier one.
 //!
-//! A file may be longer than what was written to it. What follows the last batch is no descriptor
-//! of this file: zeros, or what was there before, where the file is one that was in use before
-//! under a lower number. Until its first batch is there even its header may be what it was.
+//! A file may be longer than what was written to it. The bytes behind the last batch are not a
+//! descriptor of this file: they are zeros or, in a recycled file, content from its earlier use
+//! under a lower number. Until the first batch is written, even the header may be the old one.
 //!
 //! A descriptor also says which batches were durable when it was written
 //! ([`Descriptor::synced_sequence`]). So the end of a journal that was torn by a loss of power, of
@@ -54,7 +54,7 @@ const ZEROS: u32 = 2;
 
 const _: () = assert!(BATCH_BLOCKS_MAX as usize * CRC_BYTES + ENTRY_BYTES <= DESCRIPTOR_ROOM_BYTES);
 
-/// What tells one journal file's descriptors from all other blocks.
+/// Random bytes that distinguish the descriptors of one journal file from all other blocks.
 pub type Nonce = [u8; 16];
 
 /// The first block of a journal file.
@@ -84,11 +84,11 @@ pub struct FileHeader {
     pub store: StoreId,
     /// Of which volume.
     pub volume: VolumeId,
-    /// Which of the volume's files.
+    /// Number of the file in the volume's journal.
     pub number: u64,
     /// Its first batch, whether or not it is there yet.
     pub first_sequence: u64,
-    /// The batch before that: less. What it was when the journal was begun says nothing.
+    /// The batch before that: less. Its value at the beginning of the journal has no meaning.
     pub previous_sequence: u64,
     /// Random: so no guest can write a block that looks like a descriptor.
     pub nonce: Nonce,
@@ -177,14 +177,14 @@ impl FileHeader {
     }
 }
 
-/// What a batch does to some blocks of the volume.
+/// The effect of a batch on a range of blocks of the volume.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The first of them.
     pub start_block: u32,
     /// How many; not 0.
     pub blocks: u32,
-    /// True if they read as zeros from now on. Otherwise they are the next data blocks of the
+    /// True if the blocks become zeros. Otherwise their content is in the next data blocks of the
     /// batch.
     pub zeros: bool,
 }
@@ -214,14 +214,14 @@ pub struct Descriptor {
     pub synced_sequence: u64,
     /// The file's.
     pub nonce: Nonce,
-    /// What it does, in order.
+    /// The effects, in order.
     pub entries: Vec<Entry>,
     /// One for each data block.
     pub data_crcs: Vec<u32>,
 }
 
 impl Descriptor {
-    /// Returns true if so many entries and data blocks fit one batch.
+    /// Returns true if so many entries and data blocks fit into one batch.
     #[must_use]
     pub const fn fits(entries: usize, data_blocks: usize) -> bool {
         entries * ENTRY_BYTES <= DESCRIPTOR_ROOM_BYTES
@@ -380,7 +380,7 @@ fn entry(fields: &mut Fields<'_>) -> Result<Entry, FormatError> {
     })
 }
 
-/// What stands for a data block in its batch's descriptor.
+/// The checksum of a data block in the descriptor of its batch.
 #[must_use]
 pub fn data_crc(block: &[u8]) -> u32 {
     crc32fast::hash(block)

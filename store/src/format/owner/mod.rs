@@ -31,7 +31,7 @@ const HEAD_BYTES: usize = 40;
 const CRC_BYTES: usize = 4;
 const RECORD_BYTES_MAX: usize = OWNER_SLOT_BYTES - HEAD_BYTES - CRC_BYTES;
 
-/// Which volume a journal is of, as the catalog had it last.
+/// The volume of a journal, as last recorded in the catalog.
 ///
 /// | offset | bytes | field |
 /// | --- | --- | --- |
@@ -55,7 +55,7 @@ pub struct OwnerRecord {
 }
 
 impl OwnerRecord {
-    /// What is kept of a volume's record.
+    /// Extracts the kept part of a volume's record.
     #[must_use]
     pub fn kept(volume: &VolumeRecord) -> VolumeRecord {
         VolumeRecord {
@@ -141,8 +141,7 @@ impl OwnerRecord {
     ///
     /// # Errors
     ///
-    /// What is wrong with the first slot, when neither is whole; and when one is of a version that
-    /// is not known.
+    /// The error of the first slot if neither is valid; or an unknown version in one of them.
     pub fn latest(file: &[u8]) -> Result<Self, FormatError> {
         let slots = (0..2).map(|slot| {
             let bytes = file.get(slot * OWNER_SLOT_BYTES..).unwrap_or_default();

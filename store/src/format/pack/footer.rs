@@ -32,7 +32,7 @@ pub struct FooterEntry {
     pub id: [u8; 32],
     /// Where its header begins.
     pub offset_bytes: u64,
-    /// What the header says of its payload.
+    /// The description of the payload, from the record's header.
     pub payload: Payload,
 }
 
@@ -61,7 +61,8 @@ pub struct Trailer {
     pub records: u32,
     /// Of the footer.
     pub footer_crc32: u32,
-    /// Those of the pack's header. `None` in version 1, where a payload may look like a footer.
+    /// The random bytes of the pack's header. `None` in version 1, where a payload may look like a
+    /// footer.
     pub nonce: Option<PackNonce>,
 }
 
@@ -139,8 +140,8 @@ impl Trailer {
     }
 }
 
-/// What seals `pack`, whose header has these random bytes, to be written at `footer_offset_bytes`,
-/// a multiple of [`PACK_ALIGN`]: entries, zeros and trailer.
+/// Encodes the footer of `pack`, whose header has these random bytes: entries, zeros and trailer.
+/// Its place is `footer_offset_bytes`, a multiple of [`PACK_ALIGN`].
 #[must_use]
 pub fn encode_footer(
     pack: PackId,

@@ -1,10 +1,11 @@
-//! Which pack, and what it holds.
+//! The id of a pack, and its kind of content.
 
 use std::{fmt, str::FromStr};
 
 use crate::format::FormatError;
 
-/// What a pack holds. Nodes are kept apart so that walking a tree reads little else.
+/// The kind of records in a pack. Nodes have their own packs, so that walking a tree reads little
+/// else.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PackKind {
     /// Chunks.
@@ -45,7 +46,7 @@ impl PackKind {
 /// A pack of a store. Numbers begin at 1 and are used once, over both kinds.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackId {
-    /// What it holds.
+    /// The kind of its records.
     pub kind: PackKind,
     /// Its number.
     pub number: u64,

@@ -11,8 +11,8 @@
 //! A record is a [`RecordHeader`] and its payload, zero-filled to a multiple of [`RECORD_ALIGN`]:
 //! the next one begins right there. So that bytes that were synced are never written again, a flush
 //! ends at a multiple of [`PACK_ALIGN`]: padding, which has a header of its own, fills the rest.
-//! Where less than a header remains, padding goes on through the next 4 KiB: whoever scans a pack
-//! finds a header at every step and never has to guess.
+//! Where less than a header remains, padding continues through the next 4 KiB: a scan finds a
+//! header at every step and never has to guess.
 //!
 //! A pack with a valid [`Trailer`] in its last bytes is sealed: nothing is ever added to it. One
 //! without is still being written, or was when the power failed; its last records may be torn. The

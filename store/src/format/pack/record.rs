@@ -35,7 +35,7 @@ const _: () = assert!(
         == varve_content::block::BLOCK_BYTES * varve_content::chunker::MAX_CHUNK_BLOCKS as usize
 );
 
-/// What a record holds.
+/// The content of a record.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordKind {
     /// A chunk.
@@ -107,7 +107,7 @@ impl fmt::Display for RecordKind {
 /// | 8 | 4 | stored length |
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Hash)]
 pub struct Payload {
-    /// What it is.
+    /// Kind of the record.
     pub kind: RecordKind,
     /// How it is packed.
     pub codec: Codec,
@@ -175,7 +175,7 @@ impl Payload {
         Ok(payload)
     }
 
-    /// What holds for every payload that was ever written.
+    /// Checks the invariants of every payload.
     fn check(&self) -> Result<(), FormatError> {
         if !(1..=PAYLOAD_BYTES_MAX).contains(&self.plain_bytes) {
             return Err(FormatError::differs(
@@ -219,7 +219,7 @@ impl Payload {
     }
 }
 
-/// What stands in front of each payload.
+/// The header in front of each payload.
 ///
 /// | offset | bytes | field |
 /// | --- | --- | --- |
@@ -242,7 +242,7 @@ pub struct RecordHeader {
     pub payload_crc32: u32,
 }
 
-/// What can stand where a record can begin.
+/// The possible headers at the start of a record.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum Header {
     /// A record.
@@ -427,6 +427,6 @@ pub struct Location {
     pub pack: PackId,
     /// Where its header begins there.
     pub offset_bytes: u64,
-    /// What the header says of its payload.
+    /// The description of the payload, from the header.
     pub payload: Payload,
 }

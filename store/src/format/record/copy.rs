@@ -30,7 +30,7 @@ impl IdKind for OfCopy {
 /// Id of a copy: `copy-` and 17 hexadecimal digits.
 pub type CopyId = RecordId<OfCopy>;
 
-/// What became of a copy.
+/// The outcome of a copy.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Hash)]
 pub enum CopyOutcome {
     /// Nothing yet: it is to go on.
@@ -64,7 +64,7 @@ impl CopyOutcome {
     }
 }
 
-/// What the catalog knows of a copy from another store.
+/// The catalog record of a copy from another store.
 ///
 /// | bytes | field |
 /// | --- | --- |
@@ -89,7 +89,7 @@ pub struct CopyRecord {
     pub id: CopyId,
     /// Where the other daemon is, or the name of a remote.
     pub endpoint: String,
-    /// True if plain HTTP will do, wherever that is.
+    /// True if plain HTTP is allowed, even to another machine.
     pub allow_plaintext: bool,
     /// Name or id of the snapshot there.
     pub snapshot: String,
@@ -101,7 +101,7 @@ pub struct CopyRecord {
     pub bytes_per_second: u64,
     /// When it was begun, in nanoseconds since 1970.
     pub created_at_ns: u64,
-    /// What became of it.
+    /// The outcome of the copy.
     pub outcome: CopyOutcome,
     /// When, in nanoseconds since 1970.
     pub ended_at_ns: Option<u64>,
@@ -113,13 +113,13 @@ pub struct CopyRecord {
     pub size_bytes: u64,
     /// Bytes that are not holes, by the other side's word.
     pub data_bytes: u64,
-    /// Those of them that were here for certain.
+    /// Bytes of those that were certainly present here.
     pub done_data_bytes: u64,
     /// Chunks that had arrived.
     pub received_chunks: u64,
     /// Their payload.
     pub received_bytes: u64,
-    /// What went wrong last; empty: nothing.
+    /// The last error; empty: none.
     pub last_error: String,
     /// Its kind, as gRPC numbers status codes; 0 if nothing went wrong, or if the record is of
     /// version 1.

@@ -31,10 +31,10 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// Its id. No other record of the kind ever has the same.
     type Id: RecordKey;
 
-    /// Which noun it is, and where its records are kept.
+    /// The kind of record, and the place of its records.
     const KIND: &'static Kind;
 
-    /// What it is found by.
+    /// The keys that find the record.
     fn keys(&self) -> Keys<'_, Self::Id>;
 
     /// Its bytes. Equal records have equal bytes.
@@ -47,7 +47,7 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// What is wrong with them.
     fn decode(bytes: &[u8]) -> Result<Self, FormatError>;
 
-    /// What it adds to [`Totals::logical_bytes`](super::Totals::logical_bytes).
+    /// Bytes that the record adds to [`Totals::logical_bytes`](super::Totals::logical_bytes).
     fn logical_bytes(&self) -> u64 {
         0
     }
@@ -57,8 +57,9 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
         self.keys().id
     }
 
-    /// What people call it: its name, or its id if it has no name. No two records of a kind have
-    /// the same, because no name has the form of an id. Lists are in the order of labels.
+    /// The label: the name of the record, or its id if it has no name. No two records of a kind
+    /// have the same label, because no name has the form of an id. Lists are in the order of
+    /// labels.
     fn label(&self) -> Cow<'_, str> {
         let keys = self.keys();
         match keys.name {
@@ -74,7 +75,7 @@ pub trait Tagged: CatalogRecord {
     fn tags_mut(&mut self) -> &mut Tags;
 }
 
-/// What a record is found by.
+/// The keys that find a record.
 #[derive(Debug, Copy, Clone)]
 pub struct Keys<'a, I> {
     /// Its id.
@@ -116,7 +117,7 @@ impl<K: IdKind> RecordKey for RecordId<K> {
     }
 }
 
-/// Which of the totals has the number of a kind's records.
+/// The total that counts a kind's records.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum Counter {
     /// None: they are few, and counted when somebody asks.
@@ -132,7 +133,7 @@ pub enum Counter {
 /// A noun: where its records are kept, in the catalog log and in the index.
 #[derive(Copy, Clone)]
 pub struct Kind {
-    /// What it is called, for people: "snapshot".
+    /// The name of the kind in texts: "snapshot".
     pub what: &'static str,
     /// Number of a put in the catalog log. A deletion has the number behind it.
     pub number: u8,
@@ -143,7 +144,7 @@ pub struct Kind {
     pub labels: Option<&'static str>,
     /// Column family of the ids, by tag and label.
     pub tags: Option<&'static str>,
-    /// Which total counts them.
+    /// The total that counts its records.
     pub counter: Counter,
     keys: fn(&[u8]) -> Result<OwnedKeys, FormatError>,
     key_of_field: fn(&[u8]) -> Result<Vec<u8>, FormatError>,
@@ -227,7 +228,7 @@ impl Debug for Kind {
     }
 }
 
-/// The kinds of records that a store knows. What it does not know is never passed over.
+/// The kinds of records that a store knows. It never skips an unknown kind.
 #[derive(Debug, Copy, Clone)]
 pub struct Kinds(&'static [&'static Kind]);
 
@@ -246,7 +247,7 @@ impl Kinds {
     }
 }
 
-/// What a record is found by, without the record.
+/// The keys of a record, without the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnedKeys {
     /// Its id as a key.
@@ -257,7 +258,7 @@ pub struct OwnedKeys {
     pub name: Option<String>,
     /// Its tags.
     pub tags: Tags,
-    /// What it adds to the sizes of snapshots.
+    /// Bytes that the record adds to the sizes of snapshots.
     pub logical_bytes: u64,
 }
 
@@ -321,7 +322,7 @@ impl Entry {
         })
     }
 
-    /// Which noun it is.
+    /// The kind of the record.
     #[must_use]
     pub const fn kind(&self) -> &'static Kind {
         self.kind
@@ -333,11 +334,11 @@ impl Entry {
         &self.bytes
     }
 
-    /// What the record is found by.
+    /// The keys that find the record.
     ///
     /// # Errors
     ///
-    /// What is wrong with its bytes.
+    /// [`FormatError`] if the bytes are not a valid record.
     pub fn keys(&self) -> Result<OwnedKeys, FormatError> {
         (self.kind.keys)(&self.bytes)
     }
@@ -346,7 +347,7 @@ impl Entry {
     ///
     /// # Errors
     ///
-    /// What is wrong with its bytes, and when it is of another kind.
+    /// [`FormatError`] if the bytes are not a valid record, or if it is of another kind.
     pub fn record<R: CatalogRecord>(&self) -> Result<R, FormatError> {
         if self.kind != R::KIND {
             return Err(FormatError::differs(
@@ -375,7 +376,7 @@ pub enum Change {
     Delete(Deletion),
 }
 
-/// What is left of a record that is gone.
+/// The keys of a deleted record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deletion {
     kind: &'static Kind,
@@ -399,7 +400,7 @@ impl Deletion {
         })
     }
 
-    /// Which noun it was.
+    /// The kind of the deleted record.
     #[must_use]
     pub const fn kind(&self) -> &'static Kind {
         self.kind

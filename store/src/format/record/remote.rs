@@ -27,7 +27,7 @@ pub struct RemoteRecord {
     pub name: String,
     /// Where it is.
     pub endpoint: String,
-    /// True if plain HTTP will do, wherever that is.
+    /// True if plain HTTP is allowed, even to another machine.
     pub allow_plaintext: bool,
     /// File of the authorities, in PEM, that its certificate is signed by; empty: the daemon's own
     /// setting.

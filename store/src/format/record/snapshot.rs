@@ -37,7 +37,7 @@ impl IdKind for OfSnapshot {
 /// Id of a snapshot: `snap-` and 17 hexadecimal digits.
 pub type SnapshotId = RecordId<OfSnapshot>;
 
-/// What the catalog knows of a snapshot.
+/// The catalog record of a snapshot.
 ///
 /// | bytes | field |
 /// | --- | --- |
@@ -68,7 +68,7 @@ pub struct SnapshotRecord {
     pub name: Option<String>,
     /// The account that it belongs to.
     pub owner: AccountId,
-    /// What it is for, in its user's words; empty: nothing was said.
+    /// A description by the user; empty: none.
     pub description: String,
     /// Size of the volume.
     pub size_bytes: u64,
@@ -100,7 +100,7 @@ pub enum SnapshotState {
     },
 }
 
-/// What a snapshot holds.
+/// The content of a snapshot.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct SnapshotContent {
     /// The root of its content.
@@ -131,13 +131,13 @@ pub struct SnapshotOrigin {
 }
 
 impl SnapshotRecord {
-    /// What people call it: its name, or its id if it has no name.
+    /// The label: the name of the snapshot, or its id if it has no name.
     #[must_use]
     pub fn label(&self) -> Cow<'_, str> {
         CatalogRecord::label(self)
     }
 
-    /// What it holds, once it is complete.
+    /// The content, once the snapshot is completed.
     #[must_use]
     pub const fn content(&self) -> Option<&SnapshotContent> {
         match &self.state {

@@ -37,8 +37,8 @@ impl IdKind for OfVolume {
 /// Id of a volume: `vol-` and 17 hexadecimal digits.
 pub type VolumeId = RecordId<OfVolume>;
 
-/// What the catalog knows of a volume. Its content is `base`, and over it what its journal files
-/// from `journal_from` on say.
+/// The catalog record of a volume. The content of the volume is `base`, overlaid with its journal
+/// files from `journal_from` on.
 ///
 /// | bytes | field |
 /// | --- | --- |
@@ -68,7 +68,7 @@ pub struct VolumeRecord {
     pub name: Option<String>,
     /// The account that it belongs to.
     pub owner: AccountId,
-    /// What it is for, in its user's words; empty: nothing was said.
+    /// A description by the user; empty: none.
     pub description: String,
     /// Its size, a multiple of [`SECTOR_BYTES`].
     pub size_bytes: u64,
@@ -241,7 +241,7 @@ impl CatalogRecord for VolumeRecord {
 }
 
 impl VolumeRecord {
-    /// What people call it: its name, or its id if it has no name.
+    /// The label: the name of the volume, or its id if it has no name.
     #[must_use]
     pub fn label(&self) -> Cow<'_, str> {
         CatalogRecord::label(self)

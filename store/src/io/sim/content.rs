@@ -15,10 +15,10 @@ pub(super) enum Edit {
     SetLen(u64),
 }
 
-/// What is known of an edit that is not durable.
+/// The state of an edit that is not durable.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 enum Stage {
-    /// Nobody was told yet that it happened.
+    /// Its completion is not reported yet.
     Begun,
     /// Processes see it, and the next sync makes it durable.
     Completed,
@@ -102,7 +102,7 @@ impl Content {
         }
     }
 
-    /// Nobody will see the edit.
+    /// The edit will never be visible.
     pub(super) fn fail(&mut self, number: u64) {
         if let Some(pending) = self
             .pending
@@ -113,7 +113,7 @@ impl Content {
         }
     }
 
-    /// What a sync that begins now decides on.
+    /// The edits that a sync covers if it begins now.
     pub(super) fn begin_sync(&self) -> BTreeSet<u64> {
         self.pending
             .iter()
@@ -148,8 +148,8 @@ impl Content {
         }
     }
 
-    /// What the page cache goes on with: of what a sync has failed to write, the disk has what it
-    /// has, and it is read from there.
+    /// The page cache after a failed sync: it forgets the bytes that the sync did not write, and
+    /// reads them from the disk again.
     pub(super) fn forget_cached(&mut self, random: &mut Random) {
         let is_doubtful = |pending: &Pending| pending.stage == Stage::Doubtful;
         if !self.pending.iter().any(is_doubtful) {
@@ -170,8 +170,8 @@ impl Content {
         }
     }
 
-    /// What others see once the process is gone. What was under way happened, in whole or in part,
-    /// or did not. Nothing of it is more durable than before.
+    /// The content that others see once the process is gone. Each edit that was under way happened,
+    /// completely or in part, or did not. None of them is more durable than before.
     pub(super) fn after_kill(mut self, random: &mut Random) -> Self {
         let is_begun = |pending: &mut Pending| pending.stage == Stage::Begun;
         let under_way: Vec<_> = self.pending.extract_if(.., is_begun).collect();
@@ -184,7 +184,7 @@ impl Content {
         self
     }
 
-    /// What is left after a loss of power.
+    /// The content after a loss of power.
     pub(super) fn after_crash(&self, random: &mut Random) -> Self {
         let mut bytes = self.durable.clone();
         for pending in &self.pending {
@@ -195,7 +195,7 @@ impl Content {
 }
 
 impl Edit {
-    /// What a disk keeps of it.
+    /// Applies the part of the edit that a disk keeps.
     fn keep_some(&self, bytes: &mut Vec<u8>, random: &mut Random) {
         match self {
             Self::Write {

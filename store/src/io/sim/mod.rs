@@ -77,7 +77,7 @@ struct World {
     writes: u64,
     syncs: u64,
     faults: Faults,
-    /// What the disk holds where a sync has failed.
+    /// Decides the content of the disk where a sync has failed.
     random: Random,
 }
 
@@ -124,9 +124,10 @@ impl SimDisk {
         })
     }
 
-    /// The disk after the process was killed and the machine went on: what had completed is there,
-    /// and as durable as it was. What was under way happened or not, as `seed` decides. Faults are
-    /// not handed on. This one does nothing any more: it is the process's.
+    /// The disk after a kill of the process, on a machine that continues: every completed edit is
+    /// there, and as durable as before. `seed` decides if an edit that was under way happened.
+    /// Faults are not passed on. The old disk belongs to the dead process, and does nothing any
+    /// more.
     #[must_use]
     pub fn kill(&self, seed: u64) -> Arc<Self> {
         let mut random = Random::new(seed);
@@ -193,8 +194,8 @@ impl SimDisk {
         world.faults.write = Some((world.writes + nth, kind));
     }
 
-    /// Lets one sync of a file fail, the `nth` from now on, the next one being 1. What it was to
-    /// make durable is in doubt for good.
+    /// Lets one sync of a file fail, the `nth` from now on, the next one being 1. The bytes that it
+    /// covers are in doubt for good.
     pub fn fail_sync(&self, nth: u64) {
         let mut world = self.world.lock();
         world.faults.sync = Some(world.syncs + nth);
@@ -233,7 +234,7 @@ impl SimDisk {
         self.world.lock().content(path)?.flip(offset_bytes, bits)
     }
 
-    /// What a file holds, synced or not.
+    /// The content of a file, synced or not.
     pub fn contents(&self, path: &Path) -> io::Result<Vec<u8>> {
         Ok(self.world.lock().content(path)?.seen().to_vec())
     }

@@ -9,7 +9,7 @@ use std::{
 
 use super::random::Random;
 
-/// What a name stands for.
+/// The target of a name.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub(super) enum Entry {
     Dir,
@@ -134,7 +134,7 @@ impl Names {
         });
     }
 
-    /// What is left after a loss of power. What is in a directory that is lost is lost.
+    /// The names after a loss of power. A lost directory loses its content.
     pub(super) fn after_crash(&self, random: &mut Random) -> Self {
         let mut kept = self.durable.clone();
         for pending in &self.pending {

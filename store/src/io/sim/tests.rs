@@ -1,4 +1,4 @@
-//! What the simulated disk takes away when the power fails, and what it keeps.
+//! Power cuts of the simulated disk: the content that it keeps, and the content that it loses.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -246,7 +246,7 @@ fn bytes_can_be_put_and_flipped() {
     );
 }
 
-/// What the next process sees of a file that is written while this one is killed.
+/// The content that the next process sees of a file that was being written during the kill.
 fn after_kills<T: Ord>(under_way: bool, look: impl Fn(&SimDisk) -> T) -> BTreeSet<T> {
     let killed = |seed| {
         let (disk, file) = with_file();
@@ -323,7 +323,7 @@ fn names_outlive_a_kill_and_are_no_more_durable() {
     assert_eq!(gone, BTreeSet::from([0, 1]));
 }
 
-/// Whoever reads on finds in the cache what never reached the disk, and has to forget that first.
+/// A reader finds bytes in the cache that never reached the disk, and has to drop the cache first.
 #[test]
 fn a_failed_sync_is_seen_once_the_cache_is_forgotten() {
     let mut seen = BTreeSet::new();

@@ -3,9 +3,9 @@
 //! Syncs do not go through the ring: the kernel would hand each of them to a thread of its own, and
 //! back through this one. They have threads here, which wake their callers directly.
 //!
-//! The thread sleeps in the kernel, waiting for completions and for an eventfd at once; whoever
-//! puts something in the queue writes to that only if the thread sleeps. Files are opened by plain
-//! system calls, for an open that is cancelled in a ring leaks its descriptor.
+//! The thread sleeps in the kernel, waiting for completions and for an eventfd at once. A push to
+//! the queue writes to the eventfd only if the thread sleeps. Plain system calls open files,
+//! because an open that is cancelled in a ring leaks its descriptor.
 
 mod ring;
 mod slots;
@@ -61,7 +61,7 @@ pub(super) fn start(depth: u32) -> io::Result<OsDisk> {
     Ok(disk)
 }
 
-/// The best ring that this kernel gives, and what it is called in the log.
+/// The best ring that this kernel supports, and its name in the log.
 fn set_up(depth: u32) -> io::Result<(IoUring, &'static str)> {
     // One more than requests, for the wake.
     let entries = (depth + 1).next_power_of_two();
@@ -86,8 +86,8 @@ fn set_up(depth: u32) -> io::Result<(IoUring, &'static str)> {
     Ok(ring)
 }
 
-/// That the ring knows the operations used here, and that this process may enter it (a filter of
-/// system calls can allow one and refuse the other).
+/// Checks that the ring knows the operations used here, and that this process may enter it (a
+/// seccomp filter can allow one and refuse the other).
 fn check(ring: &IoUring) -> io::Result<()> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;

@@ -134,7 +134,7 @@ impl Driver {
     ///
     /// # Safety
     ///
-    /// What the entry points to stays until its completion.
+    /// The memory that the entry points to stays valid until its completion.
     unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         // SAFETY: by this function's contract.
         while unsafe { self.ring.submission().push(entry) }.is_err() {

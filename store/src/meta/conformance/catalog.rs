@@ -1,5 +1,4 @@
-//! What holds for every catalog: records without names, and of kinds that nobody has thought of
-//! yet.
+//! Conformance of catalogs: records without names, and records of kinds that do not exist yet.
 
 use super::*;
 use crate::format::{

@@ -1,4 +1,4 @@
-//! What holds for every index: rows and the packs that they point into.
+//! Conformance of indexes: rows and the packs that they point into.
 
 use std::ops::ControlFlow;
 
@@ -31,7 +31,7 @@ fn row_of(meta: &dyn Meta, number: u64) -> Option<Location> {
     meta.chunks(&[chunk_id(number)]).unwrap()[0]
 }
 
-/// That the totals are those of these chunks, all there are.
+/// Checks that the totals are those of exactly these chunks.
 #[track_caller]
 fn assert_chunks(meta: &dyn Meta, rows: &[Location]) {
     let totals = meta.totals().unwrap();

@@ -1,4 +1,4 @@
-//! What holds for every [`Meta`]: one suite, run against each implementation.
+//! Conformance of every [`Meta`]: one suite, run against each implementation.
 //!
 //! An implementation is a line in [`over_every_meta`].
 

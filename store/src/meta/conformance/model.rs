@@ -58,7 +58,7 @@ fn any_pack_state() -> impl Strategy<Value = PackState> {
 fn tags_of(seed: u32) -> BTreeMap<String, String> {
     let mut tags = BTreeMap::from([("parity".to_owned(), (seed % 2).to_string())]);
     if seed.is_multiple_of(3) {
-        // What a key and a value have together must not be taken for another's.
+        // A key and a value, joined, must not look like those of another tag.
         tags.insert("par".to_owned(), "ity0".to_owned());
     }
     tags

@@ -1,10 +1,10 @@
-//! What was appended, and the proof that it is durable.
+//! Appended records, and the proof that they are durable.
 
 use super::{super::PlacedRecord, state::Goal};
 use crate::{Error, format::PackState};
 
-/// Records that were appended. Where they are, [`Flushed::settle`] tells, for it is of no use
-/// before they are durable.
+/// Records that were appended. [`Flushed::settle`] returns their locations, which are useless
+/// before the records are durable.
 #[derive(Debug)]
 #[must_use = "without it nobody learns where the records are"]
 pub struct Appended {
@@ -30,7 +30,7 @@ impl Appended {
         self.records.len()
     }
 
-    /// Returns true if there are none.
+    /// Returns true if there are no records.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()

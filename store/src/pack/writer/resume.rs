@@ -17,11 +17,11 @@ impl PackWriter {
     /// Opens a writer. `unsealed` are the packs of its kind that have no footer; for a new store
     /// there are none.
     ///
-    /// What is torn off their ends is cut off, what is left is made durable. The newest is gone on
-    /// with if it is sound and not full, so that restarts do not leave a swarm of small packs; the
-    /// others are sealed, and those without a record removed. One that is damaged stays without a
-    /// footer: so it is surveyed at each start, and what it has lost is known. Returns what became
-    /// of those that are left: only now may their surveyed records be indexed.
+    /// Cuts off their torn ends, and makes the rest durable. Continues the newest pack if it is
+    /// sound and not full, so that restarts do not leave many small packs. Seals the others, and
+    /// removes packs without a record. A damaged pack stays without a footer: so each start surveys
+    /// it, and knows its damage. Returns the packs that remain: only now may their surveyed records
+    /// be indexed.
     ///
     /// Bytes that were durable are not written again: a flush ends at 4 KiB, so where padding
     /// shares its 4 KiB with a record, nobody was ever told of that record.

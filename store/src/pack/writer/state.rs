@@ -1,4 +1,4 @@
-//! What a writer knows: its packs, its buffers, and the writes under way.
+//! The state of a writer: its packs, its buffers, and the writes under way.
 
 use std::{
     collections::VecDeque,
@@ -87,7 +87,7 @@ pub(super) struct State {
     writes_completed: u64,
 }
 
-/// What a flush has to reach.
+/// The target of a flush.
 #[derive(Debug)]
 pub(super) struct Goal {
     pub(super) generation: u64,
@@ -449,8 +449,8 @@ impl State {
         self.packs.retain(|pack| pack.id != id);
     }
 
-    /// What is not durable: packs to be cut off, with their new lengths, and packs that are not
-    /// durable at all.
+    /// The parts that are not durable: packs to truncate, with their new lengths, and packs that
+    /// are not durable at all.
     pub(super) fn unsynced(&self) -> (Vec<(OpenPack, u64)>, Vec<PackId>) {
         let unsynced = self
             .packs

@@ -1,4 +1,4 @@
-//! What a data directory says it is, and the making of one.
+//! The identity of a data directory, and the creation of a new one.
 
 use std::{path::Path, sync::Arc};
 
@@ -20,8 +20,8 @@ const STORE_FILE_BYTES_MAX: usize = 64 << 10;
 pub(super) async fn lock_directory(disk: &Arc<dyn Disk>, dir: &Path) -> Result<DirectoryLock> {
     check_user(dir)?;
     create_dirs(disk, dir)?;
-    // The lock is a file, and a directory that is refused is left as it is. What counts is read
-    // again under the lock.
+    // The lock is a file, and a refused directory stays unchanged. The identity is read again under
+    // the lock.
     read_identity(disk, dir).await?;
     DirectoryLock::take(dir)
 }
@@ -36,7 +36,7 @@ fn check_user(dir: &Path) -> Result<()> {
     )]
     let owner = match rustix::fs::stat(&path) {
         Ok(found) => found.st_uid,
-        // What is wrong with it is told where it is read.
+        // The code that reads it reports the error.
         Err(_) => return Ok(()),
     };
     let user = rustix::process::geteuid().as_raw();

@@ -33,7 +33,7 @@ fn what_is_no_store_is_refused_and_left_as_it_is() {
     assert_eq!(left, ["thesis.txt"]);
 }
 
-/// What somebody sees who looked for the identity just before another process wrote it, and for
+/// The view of a process that looked for the identity just before another process wrote it, and for
 /// other files after that.
 #[test]
 fn a_store_that_is_made_meanwhile_is_not_taken_for_something_else() {

@@ -1,7 +1,7 @@
 //! The checkpoints of a volume that are due: their order, their retries, and what becomes of each.
 //!
-//! A task that keeps the volume open takes in one cut after the other, in their order. What was
-//! written after a cut stays in its own epochs, above the new base.
+//! A task that keeps the volume open takes one cut after the other into the store, in their order.
+//! Writes after a cut stay in their own epochs, above the new base.
 //!
 //! A journal that has grown to half of its limit gets a checkpoint that nobody has asked for. If it
 //! fills up all the same, its writers wait for the room that the checkpoint frees.
@@ -99,12 +99,12 @@ pub(in crate::volume) struct Checkpoints {
 pub(in crate::volume) struct Pace {
     /// Jobs that are under way or queued.
     jobs: u32,
-    /// True if the first of them waits to be tried again, and the others behind it.
+    /// True if the first of them waits for its next attempt, and the others wait behind it.
     is_stalled: bool,
 }
 
 impl Pace {
-    /// Returns true if waiting for the end of a job is of use.
+    /// Returns true if the job makes progress, so that waiting for its end makes sense.
     pub(in crate::volume) fn goes_on(self) -> bool {
         self.jobs > 0 && !self.is_stalled
     }
@@ -113,9 +113,9 @@ impl Pace {
 #[derive(Debug, Default)]
 struct Jobs {
     waiting: VecDeque<Job>,
-    /// True if a task carries them out.
+    /// True if a task runs them.
     is_running: bool,
-    /// True if a job for room was begun.
+    /// True if a checkpoint for space was begun.
     for_room: bool,
     /// When the last job for room failed.
     failed_at: Option<Instant>,
@@ -333,7 +333,7 @@ impl VolumeState {
         if !self.checkpoints.may_make_room() {
             return false;
         }
-        // Nobody has a handle any more: the volume is being closed.
+        // No handle exists any more: the volume is being closed.
         let Some(volume) = self.volume() else {
             self.checkpoints.room_ended(true);
             return false;
@@ -473,7 +473,7 @@ impl VolumeState {
     }
 }
 
-/// Returns true if an error passes without anybody repairing the store.
+/// Returns true if an error goes away without a repair of the store.
 pub(in crate::volume) fn passes(error: &Error) -> bool {
     error.is_full() || matches!(error, Error::Shortage { .. } | Error::Limit(_))
 }

@@ -1,15 +1,15 @@
 //! One checkpoint: what a volume held at a cut is stored, and becomes its base. For a snapshot, for
 //! a clone, or only to make room in the journal.
 //!
-//! 1. The epoch has ended. Later writes are in another one, and in other journal files. That is all
-//!    that a writer notices, and it takes no longer for a large volume.
+//! 1. The epoch has ended. Later writes go to another one, and to other journal files. Writers
+//!    notice nothing else, and the switch takes no longer for a large volume.
 //! 2. The changed segments are cut again around the changes, and their new chunks are stored.
 //!    Guests go on.
 //! 3. The tree is derived from the base's: only inner nodes above changes are read and made.
 //! 4. The new root becomes the volume's base, and the content of the snapshot if there is one,
 //!    durably and in one step.
 //! 5. The owner record follows the catalog.
-//! 6. The journal files of what the base now holds are removed.
+//! 6. The journal files whose content is in the base now are removed.
 //!
 //! Its cost follows what was written. Segments that were zeroed are not even looked at, however
 //! many there are. Checkpoints of several volumes run side by side, and take turns by the segment.
@@ -343,8 +343,9 @@ impl VolumeState {
     }
 }
 
-/// The segment and the block in it where the base ends within a block and the volume goes on. What
-/// the base's chunk has behind its end is not the volume's, so the block counts as changed.
+/// The segment and the block in it where the base ends within a block and the volume goes on. The
+/// bytes of the base's chunk behind its end do not belong to the volume, so the block counts as
+/// changed.
 fn ragged_end(stack: &Stack, size_bytes: u64) -> Option<(u32, u32)> {
     let end = stack.base.as_ref()?.size_bytes();
     let block = end / BLOCK_BYTES as u64;

@@ -47,7 +47,7 @@ pub(crate) struct Begun {
     pub(crate) completion: Completion<()>,
 }
 
-/// Which batch, and where.
+/// The batch and its place.
 #[derive(Debug, Copy, Clone)]
 pub(crate) struct BatchPlace {
     sequence: u64,
@@ -194,7 +194,7 @@ impl Journal {
         }
     }
 
-    /// Waits until descriptors can be had for another file, as long as that is of use.
+    /// Waits until descriptors for another file are available, unless waiting becomes useless.
     pub(crate) async fn wait_for_descriptors(&self, is_of_no_use: impl Fn() -> bool) {
         let open = self.open_files();
         open.wait_for_room(WRITER_DESCRIPTORS, is_of_no_use).await;

@@ -149,12 +149,12 @@ impl Batch {
         });
     }
 
-    /// Returns true if it changes nothing.
+    /// Returns true if the batch changes nothing.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Which blocks it changes.
+    /// The blocks that it changes.
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
     }

@@ -75,7 +75,7 @@ pub(crate) fn journal_bytes(
 ///
 /// # Errors
 ///
-/// The first file that could not be removed. What is left goes at the next start.
+/// The first file that could not be removed. The next start removes the rest.
 pub(crate) fn remove_journal(disk: &dyn Disk, data_dir: &Path, volume: VolumeId) -> Result<()> {
     let dir = names::volume(data_dir, volume);
     for number in journal_numbers(disk, &dir)? {

@@ -234,9 +234,9 @@ impl OpenFiles {
         })))
     }
 
-    /// Waits until so many descriptors can be had, by closing files, and by making some durable
-    /// first. Returns early once `is_of_no_use` says that waiting is in vain: when the store
-    /// closes, or makes nothing durable any more.
+    /// Waits until so many descriptors are available. To get them, it closes files, and syncs some
+    /// first. Returns early once `is_of_no_use` reports that waiting is useless: when the store
+    /// closes, or syncs nothing any more.
     pub(super) async fn wait_for_room(&self, descriptors: usize, is_of_no_use: impl Fn() -> bool) {
         loop {
             let freed = self.freed.notified();
@@ -255,7 +255,7 @@ impl OpenFiles {
             }
             tokio::select! {
                 () = freed => {}
-                // Nobody notifies of a read that has ended.
+                // The end of a read sends no notification.
                 () = sleep(SHORTAGE_PAUSES.0) => {}
             }
         }

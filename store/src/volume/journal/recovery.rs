@@ -9,13 +9,12 @@
 //! The order, and why a crash anywhere in it loses nothing:
 //!
 //! 1. Files before the first one go: their content is in the base.
-//! 2. All files are synced. A process that was killed may not have synced what it acknowledged;
-//!    from here on that is promised. The page cache is dropped, so that what is read next is on the
-//!    disk.
+//! 2. All files are synced. A killed process may not have synced its acknowledged writes; from here
+//!    on they are durable. The page cache is dropped, so that the next reads come from the disk.
 //! 3. The batches are read, and witnesses are heard. Nothing was changed until here but by 1 and 2,
 //!    which may be repeated.
-//! 4. What does not count is cut off, from the last file back, so that a crash leaves no gap.
-//! 5. The last file and the directory are synced: what was cut off stays cut off.
+//! 4. The torn end is cut off, from the last file back, so that a crash leaves no gap.
+//! 5. The last file and the directory are synced: the torn end stays cut off.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -193,7 +192,7 @@ pub(crate) async fn recover(
 async fn remove_old_files(dir: &JournalDir, first_number: u64) -> Result<BTreeSet<u64>> {
     let pool = Arc::clone(&dir.pool);
     let volume = dir.volume;
-    // Those of an earlier opening, if it is still being closed.
+    // Files of an earlier opening, if it is still being closed.
     offload(move || pool.remove_spares_of(volume)).await?;
     let list = || {
         let dir = dir.clone();
@@ -333,10 +332,10 @@ impl<'a> Reader<'a> {
         }
         // The batches before the first file are in the base, and it does not matter which of them
         // was the last. So the first file may name any. So may files behind it as long as no batch
-        // was read: earlier versions kept files of which only the header was left, and the files
-        // behind repeat what was last when those were made. That is safe: if the first file had
-        // ever held an acknowledged batch, this header would name it or a later one, and their
-        // numbers are above those of the base.
+        // was read: earlier versions kept files with only a header, and the files behind repeat the
+        // last batch at the time when those were made. That is safe: if the first file had ever
+        // held an acknowledged batch, this header would name it or a later one, and their numbers
+        // are above those of the base.
         let previous = header.previous_sequence.max(self.in_base_sequence);
         if previous != self.sequence {
             return Ok(Err(Refused::Before(FormatError::differs(
@@ -516,8 +515,8 @@ impl<'a> Reader<'a> {
         if !is_torn && !is_short {
             return Ok(());
         }
-        // A batch's number says which file it is in. What is lost there looks as if it had never
-        // been written.
+        // The number of a batch determines its file. Bytes that are lost there look as if they had
+        // never been written.
         let is_of = |number| promises.sequence < first_sequence_of(number + 1);
         let (number, offset_bytes) = match self.kept {
             Some((number, offset_bytes)) if is_short && is_of(number) => (number, offset_bytes),
@@ -543,8 +542,8 @@ impl<'a> Reader<'a> {
         let (first_number, first_offset) = self.kept.unwrap_or((self.first_number, 0));
         for number in files.range(first_number..) {
             let file = &self.file(*number).await?;
-            // Its own header was never durable, and neither was anything behind it. What is there
-            // may be a guest's data, whatever it looks like.
+            // Its own header was never durable, and neither was anything behind it. The bytes may
+            // be a guest's data, whatever they look like.
             let head = self.read_at(file, 0, BLOCK).await?;
             if FileHeader::decode(&head).is_ok_and(|header| self.is_stale(&header)) {
                 continue;

@@ -35,8 +35,7 @@ pub(crate) struct FilePool {
     /// Bytes of files in use.
     live_bytes: AtomicU64,
     spares: Mutex<Vec<SpareFile>>,
-    /// Held while spare files are removed, which may take long. Nobody waits for it but to remove
-    /// others.
+    /// Held while spare files are removed, which may take long. Only other removals wait for it.
     removing: Mutex<()>,
 }
 

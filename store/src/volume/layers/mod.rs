@@ -137,7 +137,7 @@ impl Layers {
         self.below.base = Some(base);
     }
 
-    /// Returns true if the base is all that the volume holds.
+    /// Returns true if the volume has no content beyond its base.
     pub(super) fn is_base(&self) -> bool {
         self.current.map.is_empty() && self.below.ended.is_empty()
     }
@@ -195,7 +195,8 @@ impl Stack {
             .collect();
         mixed.sort_unstable();
         mixed.dedup();
-        // What an earlier epoch has of a segment does not matter if a later one zeroed the segment.
+        // The content of a segment in an earlier epoch does not matter if a later one zeroed the
+        // segment.
         mixed.retain(|segment| !self.is_zeroed(*segment));
         let mut zeroed: Vec<Range<u32>> = self
             .ended
@@ -225,7 +226,7 @@ impl Stack {
         changes
     }
 
-    /// Whether a segment was zeroed whole and not written since.
+    /// Returns true if a whole segment was zeroed and not written since.
     fn is_zeroed(&self, segment: u32) -> bool {
         let newest = self.ended.iter().rev();
         let mut known = newest.map(|epoch| epoch.map.is_zeroed(segment));

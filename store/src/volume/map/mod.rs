@@ -139,8 +139,8 @@ impl BlockMap {
         self.zeroed.iter().map(|(start, end)| *start..*end)
     }
 
-    /// Whether a segment was zeroed whole and not written since; `None` if nothing was changed in
-    /// it.
+    /// `Some(true)` if a whole segment was zeroed and not written since; `None` if nothing in it
+    /// changed.
     pub(super) fn is_zeroed(&self, segment: u32) -> Option<bool> {
         if self.segments.contains_key(&segment) {
             return Some(false);

@@ -26,7 +26,7 @@ pub(super) enum BlockLock {
 #[derive(Debug)]
 pub(super) struct Op {
     pub(super) change: Change,
-    /// True if a batch took a part of it.
+    /// True if a batch has taken a part of the change.
     pub(super) is_begun: bool,
     pub(super) reply: oneshot::Sender<Result<()>>,
     pub(super) _lock: Arc<BlockLock>,
@@ -120,7 +120,7 @@ impl Queue {
         what()
     }
 
-    /// Takes no more changes. Those that wait are still written.
+    /// Takes no more changes. Waiting changes are still written.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
         self.wake.notify_one();
@@ -156,8 +156,8 @@ impl Queue {
         (!batch.is_empty()).then_some((batch, complete))
     }
 
-    /// Returns true if another batch may be begun beside so many in flight. While one is, a few
-    /// bytes wait for more to come.
+    /// Returns true if another batch may begin beside so many in flight. While one is in flight, a
+    /// few bytes wait for more to come.
     pub(super) fn may_begin(&self, in_flight: usize) -> bool {
         in_flight == 0
             || (in_flight < JOURNAL_WRITES_IN_FLIGHT

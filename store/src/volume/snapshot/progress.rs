@@ -117,7 +117,7 @@ impl Progress {
         let _ = self.failed.set(reason);
     }
 
-    /// What is shown of it.
+    /// The progress as shown to users.
     pub(super) fn shown(&self) -> SnapshotProgress {
         SnapshotProgress {
             segments_done: self.done.load(Ordering::Relaxed),
