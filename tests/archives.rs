@@ -305,12 +305,12 @@ fn what_is_no_archive_or_no_name_is_told() {
     refused(
         &["import", "--archive", text(&one)],
         exit::FAILURE,
-        "does not begin as an archive",
+        "does not begin like an archive",
     );
     refused(
         &["archive", "verify", text(&one)],
         exit::FAILURE,
-        "does not begin as an archive",
+        "does not begin like an archive",
     );
     refused(
         &["archive", "show", "/nowhere/x"],

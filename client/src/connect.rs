@@ -166,7 +166,7 @@ impl FromStr for Endpoint {
             .authority()
             .is_some_and(|authority| authority.as_str().contains('@'))
         {
-            return refuse("a user name or password has no use here");
+            return refuse("it must not have a user name or password");
         }
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return refuse("nothing may follow the port");

@@ -23,7 +23,10 @@ where
         let Some(token) = token else { return Ok(None) };
         let (page, next) = fetch(token.clone()).await?;
         if next == token && !next.is_empty() {
-            return Err(Error::protocol(what, "a page is followed by itself"));
+            return Err(Error::protocol(
+                what,
+                "a page that refers to itself as the next one",
+            ));
         }
         let next = (!next.is_empty()).then_some(next);
         Ok(Some((

@@ -316,11 +316,11 @@ fn fetching(ids: &[NodeId], kind: &str) -> String {
 }
 
 fn lied(what: impl Into<String>, sent: impl std::fmt::Display) -> Error {
-    let why = format!("the source sent {sent}, which was not asked for");
+    let why = format!("the source sent {sent}, which was not requested");
     Error::new(ErrorKind::Damaged, what, why)
 }
 
 fn broken(what: &str, error: TreeError) -> Error {
-    let why = format!("the source sent a node that cannot be: {error}");
+    let why = format!("the source sent an invalid node: {error}");
     Error::new(ErrorKind::Damaged, what, why).with_source(error)
 }

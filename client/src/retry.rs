@@ -85,7 +85,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_busy_daemon_is_asked_again_when_it_says_and_not_for_ever() {
         let busy = |milliseconds: &str| {
-            let mut status = Status::resource_exhausted("as many things as allowed");
+            let mut status = Status::resource_exhausted("the limit of things is reached");
             let pause = milliseconds.parse().unwrap();
             status
                 .metadata_mut()

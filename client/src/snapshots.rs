@@ -304,7 +304,7 @@ impl Snapshot {
         let Some(created_at) = snapshot.created_at.and_then(system_time) else {
             return Err(Error::protocol(
                 what,
-                format!("snapshot {} was made at no time there is", snapshot.id),
+                format!("snapshot {} has an invalid time", snapshot.id),
             ));
         };
         Ok(Self {

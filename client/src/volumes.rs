@@ -355,7 +355,7 @@ impl Volume {
         let no_time = |event: &str| {
             Error::protocol(
                 what,
-                format!("volume {} was {event} at no time there is", volume.id),
+                format!("volume {} was {event} at an invalid time", volume.id),
             )
         };
         let base = convert::root(what, &volume.id, &volume.base)?;

@@ -86,7 +86,7 @@ impl<'a> SnapshotWait<'a> {
     /// was deleted, [`ErrorKind::Cancelled`].
     pub async fn run(mut self) -> Result<Vec<Snapshot>> {
         let what = format!("wait for snapshot {}", self.snapshots.join(", "));
-        let outcome = "it was cancelled; the snapshot goes on";
+        let outcome = "it was cancelled; the snapshot continues";
         let cancel = self.control.cancel.clone();
         unless_cancelled(&what, outcome, &cancel, self.wait()).await
     }
@@ -105,7 +105,7 @@ impl<'a> SnapshotWait<'a> {
                         format!("wait for snapshot {}", snapshot.name),
                         format!(
                             "it has failed: {}",
-                            snapshot.failure.as_deref().unwrap_or("nothing says why")
+                            snapshot.failure.as_deref().unwrap_or("no reason given")
                         ),
                     ));
                 }
@@ -158,7 +158,7 @@ impl<'a> CopyWait<'a> {
     /// was cancelled, or the waiting was. The other copies go on.
     pub async fn run(mut self) -> Result<Vec<Copy>> {
         let what = format!("wait for {}", self.ids.join(", "));
-        let outcome = "it was cancelled; the copy goes on";
+        let outcome = "it was cancelled; the copy continues";
         let cancel = self.control.cancel.clone();
         unless_cancelled(&what, outcome, &cancel, self.wait()).await
     }

@@ -106,7 +106,8 @@ pub enum Error {
     /// The disk has no more space than the index and the catalog log need to go on, so chunks are
     /// refused. Free space and try again.
     #[error(
-        "cannot write chunks: no space left on the file system of {} but the {} MiB that are kept \
+        "cannot write chunks: no space left on the file system of {} except the {} MiB that are \
+         kept \
         for the index",
         path.display(),
         kept_bytes >> 20
@@ -120,10 +121,7 @@ pub enum Error {
 
     /// The disk was full, and records that were not durable yet were dropped. Free space, and send
     /// them again.
-    #[error(
-        "the disk was full, and what was sent before and not yet durable was dropped: free space \
-        and upload again"
-    )]
+    #[error("the disk was full, and unsynced records were dropped: free space and upload again")]
     Dropped,
 
     /// A volume's journal takes no more, whatever the disk's free space. Wait until more of it is
@@ -138,7 +136,7 @@ pub enum Error {
 
     /// A write or sync failed before, and what is on disk is uncertain: no further writes until a
     /// restart.
-    #[error("the store has stopped writing: {reason}; reads go on, restart to recover")]
+    #[error("the store has stopped writing: {reason}; reads continue, restart to recover")]
     Poisoned {
         /// The first failure.
         reason: String,
@@ -149,7 +147,7 @@ pub enum Error {
     Limit(String),
 
     /// The store holds as many as it may. Delete some.
-    #[error("there are {most} {what}, and no more are possible")]
+    #[error("the limit of {most} {what} is reached")]
     TooMany {
         /// "volumes".
         what: &'static str,
@@ -212,7 +210,7 @@ pub enum Error {
     },
 
     /// The store contradicts itself, which is a mistake of the program. Report it.
-    #[error("internal mistake of the store: {0}")]
+    #[error("internal error of the store: {0}")]
     Internal(String),
 
     /// The store is closing.
@@ -436,7 +434,7 @@ impl Damage {
         Self {
             place: Place::Missing,
             what: what.into(),
-            problem: "no pack holds it".to_owned(),
+            problem: "it is in no pack".to_owned(),
             snapshots: Vec::new(),
         }
     }

@@ -386,17 +386,17 @@ fn a_source_that_lies_is_refused_and_named_and_harms_nothing() {
     };
     let snapctl = lab.snapctl();
     for (seed, (lie, says)) in (600..).zip([
-        (Lie::RootBytes, "was not asked for"),
+        (Lie::RootBytes, "was not requested"),
         (Lie::Chunker, "chunker version 99"),
         (Lie::Size, "its root"),
-        (Lie::NodeBytes, "was not asked for"),
-        (Lie::Levels, "was not asked for"),
+        (Lie::NodeBytes, "was not requested"),
+        (Lie::Levels, "was not requested"),
         (Lie::Outside, "cannot be"),
         (Lie::LeafLengths, "bytes"),
         (Lie::Cuts, "cut"),
         (Lie::FewNodes, "broke the protocol"),
         (Lie::ChunkBytes, "the bytes that arrived have id"),
-        (Lie::OtherChunk, "was not asked for"),
+        (Lie::OtherChunk, "was not requested"),
         (Lie::Bomb, "chunk"),
         (Lie::Endless, ""),
         (Lie::FewChunks, "chunks to come"),

@@ -66,10 +66,10 @@ fn a_want_of_descriptors_is_waited_for() {
         assert_eq!(peer.flush().unwrap(), 0);
         peer
     });
-    wait_for("varved to say that it is short of something", || {
+    wait_for("varved to say that it is short of a resource", || {
         lab.varved
             .log()
-            .contains("short of something")
+            .contains("short of a resource")
             .then_some(())
     });
     assert!(!guest.is_finished());
@@ -110,10 +110,10 @@ fn an_import_goes_on_when_there_are_descriptors_again() {
         (bytes > 60 * MIB).then_some(())
     });
     permit(&lab.varved, Some(open_descriptors(&lab.varved)));
-    wait_for("varved to say that it is short of something", || {
+    wait_for("varved to say that it is short of a resource", || {
         lab.varved
             .log()
-            .contains("short of something")
+            .contains("short of a resource")
             .then_some(())
     });
     permit(&lab.varved, None);
@@ -169,7 +169,7 @@ fn idle_connections_do_not_starve_the_store() {
     }
     varved.snapctl().verify("image");
     assert!(
-        !varved.log().contains("short of something"),
+        !varved.log().contains("short of a resource"),
         "{}",
         varved.log()
     );

@@ -102,7 +102,7 @@ async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
     let server = match decode_greeting(&greeting) {
         Ok(flags) if flags.fixed_newstyle => flags,
         _ => {
-            let why = "it does not greet as NBD servers do";
+            let why = "it does not greet like an NBD server";
             return Err(Error::protocol(what(), why));
         }
     };
@@ -126,7 +126,7 @@ async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
         match OptionReplyCode::from_u32(code) {
             Some(OptionReplyCode::Ack) => {
                 return details
-                    .ok_or_else(|| Error::protocol(what(), "it tells nothing about the export"));
+                    .ok_or_else(|| Error::protocol(what(), "it sent no properties of the export"));
             }
             Some(OptionReplyCode::Info) => {
                 if let Ok(Some(told)) = decode_export_info(&data) {
@@ -134,7 +134,8 @@ async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
                 }
             }
             Some(OptionReplyCode::TlsRequired) => {
-                let why = "the daemon wants TLS there, which the kernel's NBD client does not know";
+                let why = "the daemon requires TLS there, which the kernel's NBD client does not \
+                           support";
                 return Err(Error::new(ErrorKind::Denied, what(), why));
             }
             known if OptionReplyCode::is_error(code) => {
@@ -163,7 +164,7 @@ async fn reply<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Result<(u32, 
         header.option == OptionCode::Go as u32 && header.data_bytes <= REPLY_BYTES_MAX
     });
     let Some(header) = header else {
-        let why = "a reply in the NBD handshake is none";
+        let why = "an invalid reply in the NBD handshake";
         return Ok(Err(Error::protocol("open an export", why)));
     };
     let mut data = vec![0; header.data_bytes as usize];

@@ -136,7 +136,7 @@ impl Mapping {
                 |process| format!("process {process}"),
             );
             let why = format!(
-                "it is {} already, and {keeper} looks after it",
+                "it is {} already, and {keeper} keeps it connected",
                 device.path.display()
             );
             return Err(Error::new(ErrorKind::Conflict, what, why));
@@ -230,7 +230,7 @@ impl Mapping {
             Ok(Some(keeping)) => keeping,
             Ok(None) => {
                 let why = format!(
-                    "another process looks after {}",
+                    "another process keeps {} connected",
                     sysfs::device(index).display()
                 );
                 return detach(&mut kernel, Error::new(ErrorKind::Conflict, what, why));
@@ -370,7 +370,7 @@ impl Mapping {
         let what = format!("reconnect {}", self.device.path.display());
         if connection.export.size_bytes / 512 * 512 < self.device.size_bytes {
             let why = format!(
-                "{} has {} bytes now, which is less than the {} that it had",
+                "{} has {} bytes now, fewer than its former {}",
                 self.device.export, connection.export.size_bytes, self.device.size_bytes
             );
             return Err(Error::new(ErrorKind::Conflict, what, why));
@@ -413,7 +413,7 @@ fn check(options: &MapOptions, what: &str) -> Result<()> {
     let block_size = options.block_size_bytes;
     if !block_size.is_power_of_two() || !(512..=4096).contains(&block_size) {
         return wrong(format!(
-            "a block size is a power of two from 512 to 4096, and {block_size} is not"
+            "the block size {block_size} is not a power of two from 512 to 4096"
         ));
     }
     if !(1..=CONNECTIONS_MAX).contains(&options.connections) {
@@ -465,7 +465,7 @@ pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
     };
     if let Some(other) = found.next() {
         let (one, other) = (device.path.display(), other.path.display());
-        let why = format!("it is attached as {one} and as {other}: say which");
+        let why = format!("it is attached to {one} and to {other}: name the device");
         return Err(Error::new(ErrorKind::Conflict, what, why));
     }
     let is_gone = detach(&mut kernel, &device, force).await?;

@@ -184,7 +184,7 @@ impl Kernel {
         let answers = self.tell(CMD_CONNECT, attributes)?;
         let index = answers.iter().find_map(|answer| answer.payload.index());
         index.or(new.index).ok_or_else(|| {
-            let why = "the kernel does not tell which device it attached";
+            let why = "the kernel does not report the device that it attached";
             io::Error::new(io::ErrorKind::InvalidData, why)
         })
     }

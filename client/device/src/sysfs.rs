@@ -183,7 +183,7 @@ fn try_claim(index: u32) -> io::Result<Claimed> {
     let file = match opened {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
             return Ok(Claimed::Used(
-                "mounted, say, or part of a volume group".to_owned(),
+                "mounted, or part of a volume group, for example".to_owned(),
             ));
         }
         opened => opened?,
@@ -268,7 +268,7 @@ pub(super) async fn attach_alone() -> Result<Locked> {
     let path = Path::new(LOCKS).join("lock");
     let locked = lock(&path, Duration::from_secs(30)).await?;
     locked.map(|file| Locked { _file: file }).ok_or_else(|| {
-        let why = "another process has attached a device for half a minute";
+        let why = "another process has been attaching a device for half a minute";
         Error::new(ErrorKind::Unavailable, "attach a device", why)
     })
 }

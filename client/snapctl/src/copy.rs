@@ -256,7 +256,7 @@ fn goes_on(ids: &[String]) -> Error {
         format!("wait for {}", ids.join(", ")),
         ids.join("` and `snapctl copy cancel "),
     );
-    let why = format!("interrupted; the copy goes on, and `snapctl copy cancel {ids}` ends it");
+    let why = format!("interrupted; the copy continues, and `snapctl copy cancel {ids}` ends it");
     Error::new(ErrorKind::Cancelled, what, why)
 }
 

@@ -279,7 +279,7 @@ impl Sending<'_> {
         put.map_err(|error| match (&self.facts.base, error.kind()) {
             (Some(base), ErrorKind::Invalid) => {
                 let why = format!(
-                    "{}; {} is not all there: copy or import it again",
+                    "{}; {} is not complete in the store: copy or import it again",
                     error.why(),
                     base.name
                 );

@@ -72,7 +72,7 @@ impl<R: Read> Reader<R> {
         };
         if !is_archive {
             let why =
-                "it does not begin as an archive does; `snapctl export --archive` writes them";
+                "it does not begin like an archive; `snapctl export --archive` writes archives";
             return Err(Error::new(ErrorKind::File, format!("read {name}"), why));
         }
         let mut digest = blake3::Hasher::new();
@@ -93,7 +93,7 @@ impl<R: Read> Reader<R> {
         }
         let told = |snapshot| {
             let told = Snapshot::from_proto("its head", snapshot);
-            told.map_err(|error| damaged(format!("its head cannot be: {}", error.why())))
+            told.map_err(|error| damaged(format!("its head is invalid: {}", error.why())))
         };
         let snapshot = told(head.snapshot)?;
         let base = match head.base {
@@ -160,7 +160,11 @@ impl<R: Read> Reader<R> {
 
     fn known(&mut self, offset_bytes: u64, known: &v1::KnownLeaf) -> Result<Group> {
         if self.facts.base.is_none() {
-            return Err(self.damaged(offset_bytes, "a leaf of the base, and there is none"));
+            return Err(self.damaged(
+                offset_bytes,
+                "a leaf of the base, but the archive has no \
+                                                   base",
+            ));
         }
         let id = NodeId::try_from(&known.leaf_id[..])
             .map_err(|error| self.damaged(offset_bytes, error.to_string()))?;
@@ -217,7 +221,7 @@ impl<R: Read> Reader<R> {
                 // In the order of their places, so that a leaf's chunks are bounded by its entries.
                 let place = firsts.find(|entry| entry.chunk.as_bytes()[..] == chunk.id[..]);
                 let Some(place) = place else {
-                    let why = "a chunk that its leaf has not, or not there";
+                    let why = "a chunk that is not in its leaf, or out of order";
                     return Err(self.damaged(offset_bytes, why));
                 };
                 let plain_bytes = place.blocks as usize * BLOCK_BYTES;
@@ -242,7 +246,7 @@ impl<R: Read> Reader<R> {
         let behind = self.from.read(&mut nothing);
         match behind.map_err(|error| Error::file(format!("read {}", self.name), error))? {
             0 => {}
-            _ => return Err(self.damaged(self.offset_bytes, "there is something behind its end")),
+            _ => return Err(self.damaged(self.offset_bytes, "there are bytes behind its end")),
         }
         if end.chunks != self.facts.chunks {
             let why = format!("it has {} chunks of {}", self.facts.chunks, end.chunks);
@@ -297,9 +301,7 @@ pub(super) fn damaged(name: &str, offset_bytes: u64, why: impl Into<String>) -> 
 /// The record at an offset, and its bytes with their length.
 fn record(from: &mut impl Read, name: &str, offset_bytes: u64) -> Result<(Record, Vec<u8>)> {
     let cut = |error: io::Error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => {
-            damaged(name, offset_bytes, "it ends before its end: it was cut off")
-        }
+        io::ErrorKind::UnexpectedEof => damaged(name, offset_bytes, "it is truncated"),
         _ => Error::file(format!("read {name}"), error),
     };
     let mut bytes = vec![0; LENGTH_BYTES];

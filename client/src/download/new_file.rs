@@ -152,7 +152,8 @@ fn check_followed(dir: &OwnedFd, link: &Stat) -> io::Result<()> {
     let trusted = [geteuid().as_raw(), directory.st_uid];
     if is_of_all && !trusted.contains(&link.st_uid) {
         return Err(io::Error::other(format!(
-            "it is a link of user {}, in a directory where everybody may make one: it is not followed",
+            "it is a symbolic link of user {} in a directory that everyone can write to: it is not \
+             followed",
             link.st_uid
         )));
     }
@@ -257,7 +258,9 @@ impl NewFile {
         let place = &self.place;
         let found = statat(&place.dir, &place.name, AtFlags::SYMLINK_NOFOLLOW);
         if found.is_ok_and(|found| kind(&found) != FileType::RegularFile) {
-            return Err(io::Error::other("something that is no file took its place"));
+            return Err(io::Error::other(
+                "something other than a file took its place",
+            ));
         }
         let temporary = match self.temporary.take() {
             Some(temporary) => temporary,

@@ -143,7 +143,7 @@ impl Based<'_> {
         put.map_err(|error| match error.kind() {
             ErrorKind::Invalid => {
                 let why = format!(
-                    "{}; the content of {} is not all in the store",
+                    "{}; the content of {} is not complete in the store",
                     error.why(),
                     self.base.snapshot.name
                 );

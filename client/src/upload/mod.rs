@@ -135,9 +135,8 @@ impl Upload<'_> {
             return Err(Error::new(ErrorKind::File, what, "it is empty"));
         }
         if size_bytes > MAX_VOLUME_BYTES {
-            let why = format!(
-                "its {size_bytes} bytes are more than a volume may have ({MAX_VOLUME_BYTES})"
-            );
+            let why =
+                format!("its {size_bytes} bytes exceed the largest volume ({MAX_VOLUME_BYTES})");
             return Err(Error::new(ErrorKind::File, what, why));
         }
         progress.set_total(source.data_bytes_hint());

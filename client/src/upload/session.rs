@@ -204,7 +204,7 @@ impl Session {
             {
                 return Err(Error::protocol(
                     &self.what,
-                    "a chunk that was not asked about is missing",
+                    "it reports a missing chunk that was not in the question",
                 ));
             }
             let before = number * self.ids_max;
@@ -323,7 +323,8 @@ impl Session {
     fn failed(&self, status: Status) -> Error {
         if status.code() == Code::NotFound {
             let why = format!(
-                "the daemon no longer knows this upload ({}): it was restarted, or heard nothing for too long; \
+                "the daemon no longer knows this upload ({}): the daemon was restarted, or the \
+                 upload was idle for too long; \
                  import again, and only what is missing is sent",
                 status.message()
             );

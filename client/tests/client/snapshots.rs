@@ -169,7 +169,7 @@ async fn waiting_ends_when_it_is_cancelled() {
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     assert_eq!(
         error.to_string(),
-        "wait for snapshot base: it was cancelled; the snapshot goes on"
+        "wait for snapshot base: it was cancelled; the snapshot continues"
     );
     // What is cancelled already ends where it begins.
     let changes = client.changes("b").since("a").control(&control);

@@ -45,16 +45,16 @@ pub enum ServerUri {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum UriError {
     /// The path of the socket is relative, absent, or not UTF-8.
-    #[error("the socket's path has to be absolute")]
+    #[error("the socket's path must be absolute")]
     Socket,
     /// There is nothing behind the scheme.
-    #[error("there is no host in it")]
+    #[error("it has no host")]
     Host,
     /// There is an export name, where that of a server is expected.
-    #[error("the export is told by itself")]
+    #[error("give the export separately")]
     Export,
     /// It has another scheme, or none.
-    #[error("it is nbd+unix:///?socket=PATH or nbd://HOST:PORT")]
+    #[error("write nbd+unix:///?socket=PATH or nbd://HOST:PORT")]
     Scheme,
 }
 

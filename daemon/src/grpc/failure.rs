@@ -345,7 +345,7 @@ mod tests {
             (
                 Busy("uploads").into(),
                 Code::ResourceExhausted,
-                "as many uploads as allowed are under way",
+                "the limit of uploads under way is reached",
             ),
             (
                 ServiceError::from(TaskEnded::Panicked { name: "read" }).into(),

@@ -27,15 +27,16 @@ struct State {
     by_host: HashMap<PeerKey, usize>,
 }
 
-/// Why there is no place.
+/// The reason why there is no place.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Full {
-    #[error("as many connections as allowed are open: {max}")]
+    #[error("the limit of {max} connections is reached")]
     Service { max: usize },
-    #[error("as many connections over TCP as allowed are open: {max}")]
+    #[error("the limit of {max} connections over TCP is reached")]
     Remote { max: usize },
     #[error(
-        "as many connections from this host as allowed are open: {held}, with {left} left over TCP"
+        "the limit of connections from this host is reached: {held} are open, with {left} left \
+         over TCP"
     )]
     Host { held: usize, left: usize },
 }

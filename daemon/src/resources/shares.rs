@@ -58,7 +58,7 @@ impl Holder {
 
 /// As much is under way as is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("as many {0} as allowed are under way: try again later")]
+#[error("the limit of {0} under way is reached: try again later")]
 pub(crate) struct Busy(pub(crate) &'static str);
 
 /// A holder did not move, and others waited.
@@ -465,7 +465,7 @@ mod tests {
         let refused = shares.take(remote(2), 1, Duration::ZERO).await.unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "as many things as allowed are under way: try again later"
+            "the limit of things under way is reached: try again later"
         );
         let own = shares.take(Holder::OWN, 3, Duration::ZERO).await.unwrap();
         assert!(own.grow(2).is_err());

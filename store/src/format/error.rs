@@ -26,7 +26,7 @@ pub enum FormatError {
         found: String,
     },
     /// A whole and undamaged value of a version that this program does not know.
-    #[error("{what} is not known to this version: it knows {known}, found {found}")]
+    #[error("{what} is unknown to this version: it knows {known}, found {found}")]
     Unknown {
         /// The field.
         what: &'static str,

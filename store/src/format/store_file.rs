@@ -116,7 +116,7 @@ impl StoreFile {
             return Err(FormatError::differs(
                 WHAT,
                 "text",
-                format_args!("{} bytes that are none", bytes.len()),
+                format_args!("{} bytes that are not text", bytes.len()),
             ));
         };
         let version = text.lines().find_map(|line| line.strip_prefix(VERSION_KEY));

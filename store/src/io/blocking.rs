@@ -48,7 +48,8 @@ fn work(queue: &Queue) {
                 Progress::Later(error) if queue.is_closed() => break Err(error),
                 Progress::Later(error) => {
                     if pause == SHORTAGE_PAUSES.0 {
-                        tracing::warn!(%error, "a read or write is tried again until the system is not short of something");
+                        tracing::warn!(%error, "retrying a read or write: the system is short of a \
+                                                resource");
                     }
                     thread::sleep(pause);
                     pause = (pause * 2).min(SHORTAGE_PAUSES.1);

@@ -185,7 +185,7 @@ impl fmt::Display for IoEngine {
 
 /// Text that names no [`IoEngine`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not an IO engine: auto, io_uring and blocking are")]
+#[error("{0:?} is not an IO engine: use auto, io_uring or blocking")]
 pub struct UnknownEngine(String);
 
 impl FromStr for IoEngine {
@@ -206,7 +206,7 @@ pub fn choose(engine: IoEngine) -> io::Result<Arc<dyn Disk>> {
             Ok(disk) => return Ok(Arc::new(disk)),
             Err(error) if engine == IoEngine::IoUring => return Err(error),
             Err(error) => {
-                tracing::warn!(%error, "io_uring is refused, files are read and written by threads")
+                tracing::warn!(%error, "the kernel refuses io_uring: threads read and write files")
             }
         }
     }

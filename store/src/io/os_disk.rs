@@ -96,7 +96,8 @@ impl OsDisk {
 
     fn warn_direct_refused(&self, path: &Path, why: &dyn fmt::Display) {
         if !self.direct_refused.swap(true, Ordering::Relaxed) {
-            tracing::warn!(path = %path.display(), %why, "direct writes are refused, the page cache is used");
+            tracing::warn!(path = %path.display(), %why, "the file system refuses direct writes: \
+                                                          writing through the page cache");
         }
     }
 }

@@ -133,7 +133,7 @@ impl Tries<'_> {
             .is_none_or(|at| now.duration_since(at) >= SHORTAGE_LOG_INTERVAL)
         {
             self.logged = Some(now);
-            tracing::warn!(%error, "the system is short of something, trying again until it is not");
+            tracing::warn!(%error, "the system is short of a resource: retrying");
         }
         let pause = self.pause;
         self.pause = (pause * 2).min(SHORTAGE_PAUSES.1);
@@ -157,7 +157,7 @@ impl Drop for Tries<'_> {
     fn drop(&mut self) {
         if let Some(since) = self.since {
             let milliseconds = since.elapsed().as_millis();
-            tracing::info!(milliseconds, "no longer waiting for the end of a shortage");
+            tracing::info!(milliseconds, "the shortage is over, or waiting has ended");
         }
     }
 }

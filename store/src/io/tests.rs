@@ -440,7 +440,7 @@ fn engines_have_names() {
     }
     assert_eq!(
         "aio".parse::<IoEngine>().unwrap_err().to_string(),
-        "\"aio\" is not an IO engine: auto, io_uring and blocking are"
+        "\"aio\" is not an IO engine: use auto, io_uring or blocking"
     );
     assert_eq!(choose(IoEngine::Blocking).unwrap().name(), "blocking");
 }

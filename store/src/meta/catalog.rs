@@ -73,7 +73,7 @@ pub(crate) fn behind(key: &[u8]) -> Vec<u8> {
 }
 
 /// The remedy for an index that cannot be used.
-pub(super) const REMEDY: &str = "`varved rebuild` makes the index again from packs and catalog log";
+pub(super) const REMEDY: &str = "`varved rebuild` rebuilds the index from packs and catalog log";
 
 fn undecodable(error: FormatError) -> Error {
     Error::Index {

@@ -94,11 +94,11 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
     }
     if !first.is_ascii_alphanumeric() {
         return invalid(format!(
-            "begins with {first:?}, it has to begin with a letter or digit"
+            "begins with {first:?}, and must begin with a letter or digit"
         ));
     }
     if SnapshotId::is_of_its_form(name) || VolumeId::is_of_its_form(name) {
-        return invalid("has the form of an id, which names may not have".to_owned());
+        return invalid("has the form of an id, which is not allowed for names".to_owned());
     }
     Ok(())
 }
@@ -141,7 +141,7 @@ fn check_tag_text(part: &str, key: &str, text: &str, most: usize) -> Result<()> 
     // They would break tables and terminals of everybody who lists them.
     if let Some(char) = text.chars().find(|char| !is_printable(*char)) {
         return invalid(format!(
-            "its {part} has the character U+{:04X}, which does not show as itself and is not allowed",
+            "its {part} has the character U+{:04X}, which is not printable and not allowed",
             u32::from(char)
         ));
     }

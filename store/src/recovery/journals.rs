@@ -48,7 +48,7 @@ pub struct StrandedJournal {
 impl fmt::Display for StrandedJournal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
-        write!(f, "the journal in {path} is left alone: {}", self.why)
+        write!(f, "the journal in {path} was not touched: {}", self.why)
     }
 }
 
@@ -96,8 +96,7 @@ pub(super) fn sort_out(
         if !deleted.contains(&id) {
             stranded.push(StrandedJournal {
                 path: names::volume(data_dir, id),
-                why: "the catalog knows no such volume; `varved rebuild` may make it again"
-                    .to_owned(),
+                why: "the catalog has no such volume; `varved rebuild` may restore it".to_owned(),
             });
             continue;
         }
@@ -167,7 +166,7 @@ impl Scene<'_> {
                         None => why,
                         Some(known) => {
                             let label = known.label();
-                            format!("volume {label:?} is as the log has it: {why}")
+                            format!("volume {label:?} is as in the catalog log: {why}")
                         }
                     };
                     adopted.stranded.push(StrandedJournal { path, why });
@@ -188,7 +187,9 @@ impl Scene<'_> {
             }
         };
         if let Err(why) = check_owner(&owner, self.store, id) {
-            return Ok(Err(format!("its owner record is another's: {why}")));
+            return Ok(Err(format!(
+                "its owner record belongs to another journal: {why}"
+            )));
         }
         let says = owner.volume;
         // Its information about each volume was durable in the catalog before.
@@ -203,7 +204,7 @@ impl Scene<'_> {
             && let Err(why) = self.check_root(base).await?
         {
             return Ok(Err(format!(
-                "volume {:?} cannot be made again without its base, root {base}: {why}",
+                "volume {:?} cannot be restored without its base, root {base}: {why}",
                 says.label()
             )));
         }
@@ -249,12 +250,12 @@ impl Scene<'_> {
     fn made_again(&self, says: VolumeRecord) -> Result<Called> {
         if self.meta.totals()?.volumes >= limits::VOLUMES_MAX {
             return Ok(Err(format!(
-                "volume {:?} cannot be made again, there are {} volumes already",
+                "volume {:?} cannot be restored: there are {} volumes already",
                 says.label(),
                 limits::VOLUMES_MAX
             )));
         }
-        let mut said = format!("volume {:?} was made again from its journal", says.label());
+        let mut said = format!("volume {:?} was restored from its journal", says.label());
         let mut record = says;
         if let Some(taken) = record.taken_by(self.meta)? {
             let name = format!("adopted-{}", record.id);
@@ -293,7 +294,7 @@ impl Scene<'_> {
             }
         }
         let said = format!(
-            "volume {:?} was put on what its journal's owner record says: the catalog log was \
+            "volume {:?} was updated from its journal's owner record: the catalog log was \
             behind",
             known.label()
         );

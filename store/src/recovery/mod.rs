@@ -264,7 +264,8 @@ async fn open_log(
     if lost == LostLog::Refused && journals::has_journals(&**disk, dir)? {
         return Err(Error::Incompatible {
             path,
-            why: "it is missing, and there are journals of volumes; `varved rebuild` makes these \
+            why: "it is missing, and there are journals of volumes; `varved rebuild` restores \
+                  these \
             volumes again"
                 .to_owned(),
         });

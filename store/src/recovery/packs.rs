@@ -48,7 +48,7 @@ pub(super) async fn recover(
     let present = packs.list()?;
     for pack in known.keys().filter(|pack| !present.contains(pack)) {
         let mut damage = Damage::missing(format!("pack {pack}"));
-        "its file is gone, the index has records in it".clone_into(&mut damage.problem);
+        "its file is missing, and the index has records in it".clone_into(&mut damage.problem);
         report.damage.push(damage);
         lost.add_pack(*pack);
     }

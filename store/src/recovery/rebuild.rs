@@ -79,7 +79,11 @@ impl fmt::Display for RebuildReport {
             write!(f, "\ncut off the end of the catalog log: {torn}")?;
         }
         if let Some(path) = &self.cut_log {
-            write!(f, "\nwhat was cut off is kept in {}", path.display())?;
+            write!(
+                f,
+                "\nthe part that was cut off is kept in {}",
+                path.display()
+            )?;
         }
         for adopted in &self.adopted_volumes {
             write!(f, "\n{adopted}")?;

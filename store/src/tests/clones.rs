@@ -174,7 +174,7 @@ fn clones_are_volumes_of_their_own() {
                     size_bytes: Some(512),
                     ..clone_of(either("dirty"), "x")
                 },
-                "do not hold volume \"dirty\"",
+                "are too few for volume \"dirty\"",
             ),
         ] {
             let refused = store.clone_volume(new).await.unwrap_err();

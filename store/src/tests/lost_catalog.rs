@@ -89,7 +89,7 @@ fn a_volume_whose_record_is_damaged_is_made_again_with_its_journal() {
         assert_eq!(report.volumes, 1, "{report}");
         assert_eq!(
             report.adopted_volumes,
-            ["volume \"v\" was made again from its journal"]
+            ["volume \"v\" was restored from its journal"]
         );
         assert_eq!(report.stranded_journals, []);
         assert_eq!(fs::read(report.cut_log.unwrap()).unwrap(), cut);

@@ -60,7 +60,7 @@ fn a_snapshot_waits_for_room_on_the_disk_and_its_volume_goes_on() {
         assert!(said.contains("no space left"), "{said}");
         let behind = pending(&store, "v", "t").await.unwrap();
         let said = waits_for(&store, behind.id).await;
-        assert!(said.contains("comes first"), "{said}");
+        assert!(said.contains("earlier snapshot"), "{said}");
         // The guest goes on, and whoever wants its content now is told why that cannot be had.
         fill(&volume, 0, 9).await;
         model[..BLOCK].fill(9);

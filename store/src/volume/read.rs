@@ -202,11 +202,8 @@ pub(super) fn in_base(base: Option<&ContentReader>, start: u64, end: u64) -> usi
 fn blocks_of(offset_bytes: u64, len_bytes: u64) -> Result<(u64, u32)> {
     let first = offset_bytes / BLOCK;
     let blocks = (offset_bytes + len_bytes).div_ceil(BLOCK) - first;
-    let blocks = u32::try_from(blocks).map_err(|_| {
-        Error::Invalid(format!(
-            "{len_bytes} bytes are more than can be asked for at once"
-        ))
-    })?;
+    let blocks = u32::try_from(blocks)
+        .map_err(|_| Error::Invalid(format!("{len_bytes} bytes are too many for one read")))?;
     Ok((first, blocks))
 }
 

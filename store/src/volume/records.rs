@@ -116,14 +116,14 @@ fn size(name: &str, wanted: Option<u64>, from: Option<&Origin>) -> Result<u64> {
     let size_bytes = match (wanted, from) {
         (Some(wanted), _) => wanted,
         (None, Some(from)) => from.size_bytes.next_multiple_of(SECTOR_BYTES),
-        (None, None) => return invalid("a size is needed where there is no snapshot".to_owned()),
+        (None, None) => return invalid("a size is needed without a snapshot".to_owned()),
     };
     check_size(name, size_bytes)?;
     if let Some(from) = from
         && size_bytes < from.size_bytes
     {
         return invalid(format!(
-            "{size_bytes} bytes do not hold {}, which has {}",
+            "{size_bytes} bytes are too few for {}, which has {}",
             from.owner, from.size_bytes
         ));
     }
@@ -135,7 +135,7 @@ pub(super) fn check_size(name: &str, size_bytes: u64) -> Result<()> {
     let invalid = |why: String| Err(Error::Invalid(format!("volume {name:?}: {why}")));
     if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         return invalid(format!(
-            "its size has to be a multiple of {SECTOR_BYTES} bytes above 0, \
+            "its size must be a multiple of {SECTOR_BYTES} bytes above 0, \
              and {size_bytes} is none"
         ));
     }
@@ -327,7 +327,7 @@ mod tests {
             (None, None, "a size is needed"),
             (Some(0), None, "multiple of 512"),
             (Some(1000), Some("base"), "multiple of 512"),
-            (Some(512), Some("base"), "do not hold snapshot \"base\""),
+            (Some(512), Some("base"), "are too few for snapshot \"base\""),
             (Some(limits::VOLUME_BYTES_MAX + 512), None, "at most"),
             (Some(u64::MAX), None, "multiple of 512"),
         ] {

@@ -146,7 +146,7 @@ impl Volumes {
             records::check_size(&record.label(), size_bytes)?;
             if size_bytes < record.size_bytes {
                 return Err(Error::Invalid(format!(
-                    "volume {:?} has {} bytes, and {size_bytes} are fewer: volumes only grow",
+                    "volume {:?} has {} bytes, more than {size_bytes}: volumes only grow",
                     record.label(),
                     record.size_bytes
                 )));

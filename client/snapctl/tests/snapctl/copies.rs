@@ -97,7 +97,7 @@ fn an_interrupted_wait_says_that_the_copy_goes_on() {
         (code, stderr.as_str()),
         (
             130,
-            "snapctl: wait for copy-00000000000000001: interrupted; the copy goes on, and \
+            "snapctl: wait for copy-00000000000000001: interrupted; the copy continues, and \
              `snapctl copy cancel copy-00000000000000001` ends it\n"
         )
     );

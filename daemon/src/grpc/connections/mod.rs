@@ -166,7 +166,8 @@ impl Connections {
                 warn!(
                     %peer,
                     limit,
-                    "end the oldest gRPC handshake for a newcomer: as many as allowed are under way{left_out}"
+                    "end the oldest gRPC handshake for a new connection: the limit of handshakes \
+                     is reached{left_out}"
                 );
             }
             let (all, ready, stop) = (Arc::clone(self), ready.clone(), stop.clone());
@@ -204,7 +205,8 @@ impl Connections {
             warn!(
                 %peer,
                 limit,
-                "end an idle gRPC connection for a newcomer: as many as allowed are open{left_out}"
+                "end an idle gRPC connection for a new one: the limit of connections is \
+                 reached{left_out}"
             );
         }
         Ok(Connection::new(socket, *peer, Arc::new(seat)))

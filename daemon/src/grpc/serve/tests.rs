@@ -398,7 +398,7 @@ async fn a_request_that_gets_no_room_is_told_so() {
         (code, &*text),
         (
             EXHAUSTED,
-            "as many bytes of requests as allowed are under way: try again later"
+            "the limit of bytes of requests under way is reached: try again later"
         )
     );
     let waited = since.elapsed().as_secs();
@@ -540,7 +540,7 @@ async fn calls_are_bounded_and_each_connection_has_one() {
     assert_eq!(code, EXHAUSTED);
     assert_eq!(
         text,
-        "as many calls as allowed are under way: try again later"
+        "the limit of calls under way is reached: try again later"
     );
     let other = scene.peer(65_535).await;
     let mut call = begin(&other, "FindMissing", &[]).await;

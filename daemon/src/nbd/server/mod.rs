@@ -217,7 +217,8 @@ where
                 warn!(
                     %peer,
                     limit,
-                    "end the oldest NBD handshake for a newcomer: as many as allowed are under way{left_out}"
+                    "end the oldest NBD handshake for a new connection: the limit of handshakes is \
+                     reached{left_out}"
                 );
             }
             let server = Arc::clone(&self);

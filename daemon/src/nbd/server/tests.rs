@@ -167,7 +167,7 @@ async fn connections_over_the_limit_are_told_so() {
     let refused = third.haggle(7, &info_data("snapshot/a", &[])).await;
     assert_eq!(refused[0].0, 1 << 31 | 2);
     let why = String::from_utf8_lossy(&refused[0].1);
-    assert_eq!(why, "as many connections as allowed are open: 2");
+    assert_eq!(why, "the limit of 2 connections is reached");
     read_a_byte(&mut first).await;
     drop(second);
     test.connections(1).await;

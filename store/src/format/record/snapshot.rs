@@ -331,7 +331,10 @@ impl CatalogRecord for SnapshotRecord {
         if record.version() != version {
             return Err(FormatError::differs(
                 "version of a snapshot's record",
-                format_args!("{}, the first that can say what it says", record.version()),
+                format_args!(
+                    "{}, the first that can express the content",
+                    record.version()
+                ),
                 version,
             ));
         }

@@ -230,7 +230,10 @@ impl CatalogRecord for VolumeRecord {
         if record.version() != version {
             return Err(FormatError::differs(
                 "version of a volume's record",
-                format_args!("{}, the first that can say what it says", record.version()),
+                format_args!(
+                    "{}, the first that can express the content",
+                    record.version()
+                ),
                 version,
             ));
         }

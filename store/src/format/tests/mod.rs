@@ -246,7 +246,7 @@ fn a_store_of_another_version_is_told_so_whatever_else_it_says() {
     assert!(error.is_unknown());
     assert_eq!(
         error.to_string(),
-        "format version of the store is not known to this version: it knows 1, found 2"
+        "format version of the store is unknown to this version: it knows 1, found 2"
     );
 }
 

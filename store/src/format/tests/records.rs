@@ -135,7 +135,7 @@ fn snapshot_records_of_volumes_that_are_none() {
     again.extend_from_slice(&plain[93..]);
     let error = SnapshotRecord::decode(&again).unwrap_err();
     assert!(
-        error.to_string().contains("the first that can say"),
+        error.to_string().contains("the first that can express"),
         "{error}"
     );
 }

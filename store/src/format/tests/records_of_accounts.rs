@@ -175,7 +175,7 @@ fn records_of_accounts_that_are_none() {
     let error = SnapshotRecord::decode(&said_before)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("the first that can say"), "{error}");
+    assert!(error.contains("the first that can express"), "{error}");
 
     let mut volume = volume_of_nobody().encode();
     volume[0] = 3;

@@ -29,7 +29,7 @@ pub(super) fn run(ring: IoUring, queue: &Queue, patient: &Queue, depth: u32) {
         delayed: Vec::new(),
     };
     if let Err(error) = driver.run(queue, patient) {
-        tracing::error!(%error, "io_uring failed, no file is read or written any more");
+        tracing::error!(%error, "io_uring failed: all reads and writes of files fail from now on");
     }
 }
 

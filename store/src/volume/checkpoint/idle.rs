@@ -28,7 +28,7 @@ impl Volumes {
             match self.empty_journals(limits::JOURNAL_IDLE, &mut tried).await {
                 Ok(()) => {}
                 Err(Error::Closing) => return,
-                Err(error) => tracing::warn!(%error, "journals are not emptied"),
+                Err(error) => tracing::warn!(%error, "idle journals are not checkpointed"),
             }
         }
     }
@@ -63,7 +63,8 @@ impl Volumes {
                     // It was deleted meanwhile.
                     Err(Error::NotFound { .. }) => {}
                     Err(error) => {
-                        tracing::warn!(volume = name, %error, "its journal was not emptied");
+                        tracing::warn!(volume = name, %error, "its idle journal was not \
+                             checkpointed");
                     }
                 }
             }
@@ -81,7 +82,10 @@ impl Volumes {
             tried.remove(&id);
             if volume.rests(idle) && volume.journal_bytes() >= limits::JOURNAL_IDLE_BYTES {
                 self.content_now(&volume).await?;
-                tracing::debug!(volume = &*record.label(), "a journal at rest was emptied");
+                tracing::debug!(
+                    volume = &*record.label(),
+                    "an idle journal was checkpointed"
+                );
             }
             return Ok(());
         }
@@ -102,7 +106,7 @@ impl Volumes {
         let name = volume.record().label();
         tracing::info!(
             volume = %name,
-            "the journal that was left behind was emptied"
+            "the remaining journal was checkpointed"
         );
         Ok(())
     }

@@ -141,7 +141,7 @@ impl Checkpoints {
     /// told why.
     fn stall(&self, why: &Error) {
         let behind =
-            format!("a snapshot of the volume comes first, and cannot be completed for now: {why}");
+            format!("an earlier snapshot of the volume cannot be completed for now: {why}");
         let mut roots = Vec::new();
         {
             let mut jobs = self.jobs.lock();
@@ -367,12 +367,12 @@ impl VolumeState {
                 let outcome = self.checkpoint_patiently(cut).await;
                 match &outcome {
                     Ok(_) => {
-                        tracing::info!(volume = self.name, "the journal was taken into the store");
+                        tracing::info!(volume = self.name, "the journal was checkpointed");
                     }
                     Err(Error::Closing) => {}
                     Err(error) => {
                         let volume = &self.name;
-                        tracing::warn!(volume, %error, "the journal was not taken into the store");
+                        tracing::warn!(volume, %error, "the journal was not checkpointed");
                     }
                 }
                 self.checkpoints.room_ended(outcome.is_err());
@@ -392,7 +392,8 @@ impl VolumeState {
         for pause in ROOM_PAUSES {
             match self.checkpoint(cut, None).await {
                 Err(error) if passes(&error) => {
-                    tracing::info!(volume = self.name, %error, "the journal is tried again");
+                    tracing::info!(volume = self.name, %error, "retrying the checkpoint of the \
+                         journal");
                     self.checkpoints.pause(pause, None).await?;
                 }
                 outcome => return outcome.map(drop),
@@ -418,7 +419,8 @@ impl VolumeState {
                 return Err(error);
             }
             let volume = &self.name;
-            tracing::warn!(volume, snapshot = %id, %error, "a snapshot waits to be tried again");
+            tracing::warn!(volume, snapshot = %id, %error, "a snapshot is not completed yet and \
+                                                            will be retried");
             progress.wait(error.to_string());
             self.checkpoints.stall(&error);
             self.checkpoints.pause(pause, Some(progress)).await?;

@@ -137,7 +137,7 @@ impl JournalDir {
     pub(super) fn reuse_file(&self, spare: &SpareFile, path: &Path) -> Option<Result<Writers>> {
         if let Err(error) = self.disk.rename(&spare.path, path) {
             let path = spare.path.display();
-            tracing::warn!(%path, %error, "a journal file is not written again");
+            tracing::warn!(%path, %error, "a journal file is not recycled");
             return None;
         }
         Some(self.or_remove(path, self.open_to_write(path)))

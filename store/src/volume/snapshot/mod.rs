@@ -114,7 +114,7 @@ impl Volumes {
     ) -> Result<Vec<SnapshotRecord>> {
         if new.volumes.is_empty() || new.volumes.len() > limits::INSTANT_VOLUMES_MAX {
             return Err(Error::Invalid(format!(
-                "{} volumes, a snapshot is made of 1 to {} at one instant",
+                "{} volumes: one call makes snapshots of 1 to {}",
                 new.volumes.len(),
                 limits::INSTANT_VOLUMES_MAX
             )));
@@ -250,7 +250,8 @@ impl Volumes {
             Err(error) => error,
         };
         let waits = passes(&error);
-        tracing::error!(volume = &*record.label(), %error, waits, "its pending snapshots cannot go on");
+        tracing::error!(volume = &*record.label(), %error, waits, "its pending snapshots cannot \
+             continue");
         for progress in ids.map(|id| all.add(id)) {
             if waits {
                 progress.wait(error.to_string());
@@ -516,7 +517,7 @@ pub(super) async fn complete(
         // ended, this one waits with it for a restart.
         if let Some(before) = volume.pending.iter().find(|it| it.next_file < next_file) {
             return Err(Error::Limit(format!(
-                "snapshot {} of volume {:?} comes first, and is pending still",
+                "the earlier snapshot {} of volume {:?} is still pending",
                 before.snapshot,
                 volume.label()
             )));
