@@ -1,8 +1,8 @@
-//! How long a daemon has been silent while calls wait for it.
+//! The time for which a daemon has been silent while calls wait for it.
 //!
-//! A connection that is up says nothing about a daemon behind it that has stopped. The daemon
-//! counts as heard when a call is answered, a part of an answer comes, or bytes that a call sends
-//! are taken. A call that nobody polls, because its caller is busy, does not count as waiting.
+//! An open connection does not prove that the daemon behind it runs. The daemon is active when it
+//! answers a call, sends a part of an answer, or takes bytes that a call sends. A call that is not
+//! polled, because its caller is busy, does not count as waiting.
 
 use std::{
     error::Error as StdError,
@@ -27,7 +27,7 @@ use tonic::{
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// How long a daemon has been silent. Clones share one state.
+/// The time for which a daemon has been silent. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct Activity(Arc<Mutex<State>>);
 
@@ -49,7 +49,7 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// How long calls have been waiting and heard nothing. `None` if none waits.
+    /// The time for which calls have waited without a sign of the daemon. `None` if none waits.
     #[must_use]
     pub fn silent_for(&self) -> Option<Duration> {
         let state = self.state();

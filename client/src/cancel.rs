@@ -1,4 +1,4 @@
-//! Ending a long call early, until its result is about to become visible.
+//! Cancelling a long call, until its result is about to become visible.
 
 use std::{
     pin::pin,
@@ -13,7 +13,7 @@ use crate::{
     limits::OUTCOME_WITHIN,
 };
 
-/// Ends long calls. Clones share one state, so one of them can end several calls.
+/// Cancels long calls. Clones share one state, so one of them can cancel several calls.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(CancellationToken);
 
@@ -24,7 +24,7 @@ impl Cancel {
         Self::default()
     }
 
-    /// Ends the calls that have this token, now and later. It cannot be taken back.
+    /// Cancels the calls that have this token, now and later. This cannot be undone.
     pub fn cancel(&self) {
         self.0.cancel();
     }

@@ -1,4 +1,4 @@
-//! Where two snapshots differ, or where a snapshot has data at all.
+//! The differences between two snapshots, or the data of one.
 
 use std::{
     fmt,
@@ -74,11 +74,10 @@ impl ChangeKind {
 }
 
 impl Client {
-    /// Prepares to list where the snapshot with this name or id has changed since another one.
-    /// Without [`since`](Changes::since) that is since nothing: all of its data is
-    /// [`ChangeKind::Added`].
+    /// Prepares a list of the changes of the snapshot with this name or id since another one.
+    /// Without [`since`](Changes::since), all of its data is [`ChangeKind::Added`].
     ///
-    /// This lists places only. A backup that reads them too is made with
+    /// This lists ranges only. For a backup that also reads them, use
     /// [`read_snapshot`](Self::read_snapshot), which has the same `since`.
     pub fn changes(&self, snapshot: impl Into<String>) -> Changes<'_> {
         Changes {
@@ -93,26 +92,26 @@ impl Client {
 impl Changes<'_> {
     /// Compares with the snapshot with this name or id, which need not be related.
     ///
-    /// The daemon compares them then, and its answer cannot be checked here;
-    /// [`ReadSnapshot::since`](crate::ReadSnapshot::since) proves what it gives. A stream of it that
-    /// is held and not taken can keep up all other calls of this client.
+    /// The daemon compares the two, and the client cannot check its answer.
+    /// [`ReadSnapshot::since`](crate::ReadSnapshot::since) verifies its result. A stream of changes
+    /// that is held and not taken can delay all other calls of this client.
     pub fn since(mut self, base: impl Into<String>) -> Self {
         self.since = Some(base.into());
         self
     }
 
-    /// Follows the list and ends it early. Counted are bytes up to the end of the last extent.
+    /// Sets the control of the call. Its progress counts bytes up to the end of the last extent.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();
         self
     }
 
     /// Returns a stream of extents: ascending, and without an overlap. The unit is the chunk, so
-    /// single blocks of what has changed may be equal.
+    /// single blocks of a changed extent may be equal.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a snapshot, [`ErrorKind::Conflict`] for one that is not
+    /// [`ErrorKind::NotFound`] if there is no such snapshot, [`ErrorKind::Conflict`] if it is not
     /// completed. The stream ends with its first error: [`ErrorKind::Cancelled`],
     /// [`ErrorKind::Damaged`], or an error of the connection.
     pub async fn run(self) -> Result<ChangeStream> {

@@ -1,4 +1,4 @@
-//! Where a daemon is, and the connection to it.
+//! Endpoints of daemons, and connections to them.
 
 use std::{
     error::Error as StdError,
@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-/// Where a daemon listens.
+/// The endpoint of a daemon.
 ///
 /// Written as `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`:
 ///
@@ -54,7 +54,7 @@ enum Address {
 }
 
 impl Endpoint {
-    /// A daemon's unix socket.
+    /// The endpoint of a unix socket.
     pub fn unix(path: impl Into<PathBuf>) -> Self {
         Self(Address::Unix(path.into()))
     }
@@ -108,7 +108,7 @@ impl Endpoint {
 }
 
 impl Default for Endpoint {
-    /// Where a daemon of the system listens: `unix:/run/varve/grpc.sock`.
+    /// The endpoint of the system's daemon: `unix:/run/varve/grpc.sock`.
     fn default() -> Self {
         Self::unix("/run/varve/grpc.sock")
     }
@@ -180,7 +180,7 @@ impl FromStr for Endpoint {
 }
 
 /// TLS settings of a connection: the authorities to trust, and the client certificate. The default
-/// trusts the authorities that this machine trusts, and shows no certificate.
+/// trusts the authorities that this machine trusts, and presents no certificate.
 #[derive(Clone, Default)]
 pub struct Tls {
     authorities: Option<Vec<u8>>,
@@ -195,14 +195,14 @@ impl Tls {
         self
     }
 
-    /// Shows a certificate to daemons that ask for one: the chain and its private key, in PEM.
+    /// Presents a certificate to daemons that request one: the chain and its private key, in PEM.
     #[must_use]
     pub fn showing(mut self, cert: Vec<u8>, key: Vec<u8>) -> Self {
         self.identity = Some((cert, key));
         self
     }
 
-    /// Checks that a connection to `endpoint` could be made with these settings.
+    /// Checks that these settings are valid for a connection to `endpoint`.
     ///
     /// # Errors
     ///
@@ -249,8 +249,8 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// A connection to a daemon. Cloning it is cheap and shares the connection, which is made anew when
-/// it breaks.
+/// A connection to a daemon. Cloning it is cheap and shares the connection. The client reconnects
+/// when the connection breaks.
 #[derive(Clone, Debug)]
 pub struct Client {
     connection: Connection,
@@ -296,7 +296,7 @@ impl Client {
         }
     }
 
-    /// The daemon that this client speaks to.
+    /// The endpoint of this client's daemon.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -313,7 +313,7 @@ impl Client {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// How long the daemon has been silent while calls of this client or its clones wait.
+    /// The time for which the daemon has been silent while calls of this client or its clones wait.
     pub fn activity(&self) -> &Activity {
         self.connection.activity()
     }
@@ -389,7 +389,7 @@ async fn open_socket(path: &Path) -> std::io::Result<UnixStream> {
     Ok(socket)
 }
 
-/// rustls needs a provider. The first one stays, also if the program has installed it.
+/// rustls needs a provider. The first one stays, even if the program has installed it.
 fn install_crypto() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,5 +1,5 @@
-//! A snapshot's content as its tree: the root, and nodes fetched from the daemon as they are
-//! needed.
+//! A snapshot's content as its tree: the root, and nodes that are fetched from the daemon on
+//! demand.
 
 use std::{
     collections::{HashMap, VecDeque},

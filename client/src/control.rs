@@ -1,10 +1,10 @@
-//! Following and ending a long call: the same way for all of them.
+//! Progress and cancellation of long calls, in the same way for all of them.
 
 use crate::{cancel::Cancel, progress::Progress};
 
-/// Follows a long call and ends it early.
+/// Shows the progress of a long call, and cancels it.
 ///
-/// Every long call is prepared, given a control if anybody wants to follow or end it, and run:
+/// To follow or cancel a long call, give it a control before you run it:
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -25,17 +25,18 @@ use crate::{cancel::Cancel, progress::Progress};
 /// # }
 /// ```
 ///
-/// A control is for one call; calls that are ended together share a [`Cancel`].
+/// A control is for one call. Calls that are cancelled together share a [`Cancel`].
 #[derive(Clone, Debug, Default)]
 pub struct Control {
     /// Counters that the call keeps up to date.
     pub progress: Progress,
-    /// Ends the call, with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
+    /// Cancels the call, which then fails with
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
     pub cancel: Cancel,
 }
 
 impl Control {
-    /// Counters at zero, and a token of its own.
+    /// Creates a control with counters at zero and a token of its own.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

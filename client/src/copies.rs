@@ -1,4 +1,4 @@
-//! Copies of snapshots from other stores: begun, watched, limited, cancelled.
+//! Copies of snapshots from other stores: create, show, limit, cancel.
 
 use std::{
     collections::BTreeMap,
@@ -17,11 +17,11 @@ use crate::{
     pages, retry,
 };
 
-/// Where a snapshot is copied from.
+/// The source of a copy.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CopySource {
-    /// The other daemon, as the daemon that copies reaches it: `unix:PATH`, `http://HOST:PORT` or
-    /// `https://HOST:PORT`; or the name of a remote.
+    /// Endpoint of the other daemon, as seen from the daemon that copies: `unix:PATH`,
+    /// `http://HOST:PORT` or `https://HOST:PORT`; or the name of a remote.
     pub endpoint: String,
     /// Name or id of the snapshot there.
     pub snapshot: String,
@@ -29,16 +29,16 @@ pub struct CopySource {
     pub allow_plaintext: bool,
 }
 
-/// The settings of a copy to be made.
+/// The settings of a new copy.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NewCopy {
     /// The snapshot that is copied.
     pub source: CopySource,
-    /// Name of the snapshot here; as there if it is empty.
+    /// Name of the snapshot here. Empty: its name at the source.
     pub name: String,
-    /// Tags of the snapshot here, beside those that it has there.
+    /// Tags of the snapshot here, in addition to those at the source.
     pub tags: BTreeMap<String, String>,
-    /// Bytes a second at most, of chunks as they are stored; 0: no limit.
+    /// Limit on the rate, in payload bytes per second as the source stores them; 0: no limit.
     pub bytes_per_second: u64,
 }
 
@@ -46,17 +46,17 @@ pub struct NewCopy {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum CopyState {
-    /// It waits until others have ended.
+    /// Waiting for its turn: the limit of running copies is reached.
     Queued,
     /// Under way.
     Running,
-    /// It is tried again after a pause.
+    /// Waiting for the next attempt, after an error.
     Waiting,
-    /// The snapshot is there, and its root is the source's.
+    /// The snapshot exists here, with the root of the source.
     Completed,
-    /// It has failed, and is not tried again.
+    /// Failed; the daemon does not retry it.
     Failed,
-    /// It was cancelled by a user.
+    /// Cancelled by a user.
     Cancelled,
     /// A state that this version of the client does not know.
     Unknown,
@@ -76,13 +76,13 @@ impl CopyState {
         }
     }
 
-    /// Returns true if the copy has ended, one way or the other.
+    /// Returns true if the copy has completed, failed or was cancelled.
     pub fn has_ended(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 }
 
-/// A copy, as the daemon that makes it describes it.
+/// A copy, as its daemon describes it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Copy {
@@ -90,7 +90,7 @@ pub struct Copy {
     pub id: String,
     /// The snapshot that is copied.
     pub source: CopySource,
-    /// Name of the snapshot here; empty until the source has told it.
+    /// Name of the snapshot here; empty until the source has reported it.
     pub name: String,
     /// Its state.
     pub state: CopyState,
@@ -98,7 +98,7 @@ pub struct Copy {
     pub created_at: SystemTime,
     /// When it ended.
     pub ended_at: Option<SystemTime>,
-    /// Root of the content. Of a copy that is completed, both snapshots have it.
+    /// Root of the content. For a completed copy, the root of both snapshots.
     pub root: Option<RootId>,
     /// Size of the volume, in bytes.
     pub size_bytes: u64,
@@ -110,9 +110,9 @@ pub struct Copy {
     pub received_chunks: u64,
     /// Payload of those chunks, in bytes.
     pub received_bytes: u64,
-    /// Payload that arrived in the last seconds, in bytes a second.
+    /// Rate over the last seconds, in payload bytes per second.
     pub rate_bytes_per_second: u64,
-    /// The limit in bytes a second; 0: none.
+    /// Limit on the rate, in payload bytes per second; 0: none.
     pub limit_bytes_per_second: u64,
     /// The last error.
     pub last_error: Option<String>,
@@ -120,13 +120,13 @@ pub struct Copy {
     pub last_error_kind: Option<ErrorKind>,
     /// The snapshot here, when it is completed.
     pub snapshot_id: Option<String>,
-    /// Tags that the snapshot gets here beside those of the source.
+    /// Tags of the snapshot here, in addition to those at the source.
     pub tags: BTreeMap<String, String>,
 }
 
 impl Copy {
-    /// How long the rest will take at the rate of the last seconds, if it packs as well as what was
-    /// done. `None` unless the copy runs.
+    /// The remaining time at the rate of the last seconds, if the rest compresses like the part
+    /// that is done. `None` unless the copy runs.
     pub fn remaining(&self) -> Option<Duration> {
         let left = self.data_bytes.checked_sub(self.done_data_bytes)?;
         if self.state != CopyState::Running || self.done_data_bytes == 0 {
@@ -194,7 +194,7 @@ pub struct CopyEstimate {
     pub size_bytes: u64,
     /// Distinct chunks that are missing here.
     pub missing_chunks: u64,
-    /// Payload of those chunks as the source stores it, in bytes: what would cross.
+    /// Payload of those chunks as the source stores it, in bytes: the amount to transfer.
     pub missing_bytes: u64,
     /// Bytes of data whose chunks are here.
     pub present_data_bytes: u64,
@@ -203,13 +203,13 @@ pub struct CopyEstimate {
 }
 
 impl Client {
-    /// Begins a copy to the store of this client's daemon, which goes on by itself: see
-    /// [`wait_for_copies`](Self::wait_for_copies).
+    /// Begins a copy to the store of this client's daemon. The daemon runs it in the background:
+    /// see [`wait_for_copies`](Self::wait_for_copies).
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for an endpoint or name that cannot be, [`ErrorKind::AlreadyExists`]
-    /// if the name is taken; those of the connection to this client's daemon.
+    /// [`ErrorKind::Invalid`] for an invalid endpoint or name, [`ErrorKind::AlreadyExists`] if the
+    /// name is taken; errors of the connection to this client's daemon.
     pub async fn copy(&self, new: NewCopy) -> Result<Copy> {
         let what = format!("copy {} from {}", new.source.snapshot, new.source.endpoint);
         let request = v1::CreateCopyRequest {
@@ -225,7 +225,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a copy; those of the connection.
+    /// [`ErrorKind::NotFound`] if there is no such copy; errors of the connection.
     pub async fn copy_status(&self, id: &str) -> Result<Copy> {
         let what = format!("show copy {id}");
         let request = v1::GetCopyRequest {
@@ -239,7 +239,7 @@ impl Client {
     }
 
     /// Lists the copies under way, and the last ones that have ended, the newest first. Pages are
-    /// fetched as they are needed.
+    /// fetched on demand.
     ///
     /// The stream ends with its first error: one of the connection.
     pub fn copies(&self) -> impl Stream<Item = Result<Copy>> + Send + use<> {
@@ -269,7 +269,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a copy; those of the connection.
+    /// [`ErrorKind::NotFound`] if there is no such copy; errors of the connection.
     pub async fn cancel_copy(&self, id: &str) -> Result<Copy> {
         let what = format!("cancel copy {id}");
         let request = v1::CancelCopyRequest {
@@ -278,11 +278,12 @@ impl Client {
         answered(&what, self.copy_service().cancel_copy(request).await)
     }
 
-    /// Limits the copy with this id to so many bytes a second from now on; 0: no limit.
+    /// Limits the rate of the copy with this id from now on, in payload bytes per second; 0: no
+    /// limit.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a copy; those of the connection.
+    /// [`ErrorKind::NotFound`] if there is no such copy; errors of the connection.
     pub async fn limit_copy(&self, id: &str, bytes_per_second: u64) -> Result<Copy> {
         let what = format!("limit copy {id}");
         let request = v1::LimitCopyRequest {
@@ -292,12 +293,12 @@ impl Client {
         answered(&what, self.copy_service().limit_copy(request).await)
     }
 
-    /// Estimates what a copy would fetch if it were begun now.
+    /// Estimates the amount that a copy would transfer now.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without the snapshot, [`ErrorKind::Unreachable`] and others if the
-    /// source cannot be asked; those of the connection.
+    /// [`ErrorKind::NotFound`] if the snapshot does not exist, [`ErrorKind::Unreachable`] and
+    /// others if the source cannot be asked; errors of the connection.
     pub async fn estimate_copy(&self, of: CopySource) -> Result<CopyEstimate> {
         let what = format!("estimate the copy of {} from {}", of.snapshot, of.endpoint);
         let request = v1::EstimateCopyRequest {

@@ -1,4 +1,4 @@
-//! Errors, told apart by what the caller does about them.
+//! Errors. Their kinds tell the caller what to do.
 
 use std::{error::Error as StdError, fmt, io, time::Duration};
 
@@ -10,36 +10,35 @@ use crate::activity::Unanswered;
 ///
 /// Any call can fail with an error *of the connection*: [`Unreachable`](Self::Unreachable),
 /// [`Unavailable`](Self::Unavailable), [`Denied`](Self::Denied), [`Internal`](Self::Internal). The
-/// other kinds are named where a call is described.
+/// documentation of each call lists the other kinds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// No such snapshot or volume: check the name or id.
     NotFound,
-    /// The name is taken: choose another, or delete what has it.
+    /// The name is taken: choose another, or delete the record that has it.
     AlreadyExists,
-    /// The request is wrong: repair it. Trying again as it is does not help.
+    /// The request is wrong: correct it. A retry does not help.
     Invalid,
-    /// The state of something does not allow it, as of a volume that is attached. Change that
-    /// first.
+    /// The state of a volume or snapshot does not allow the call; a volume is attached, for
+    /// example. Change the state first.
     Conflict,
-    /// The daemon cannot be reached, or the connection was lost: try again when the daemon runs.
+    /// The daemon cannot be reached, or the connection was lost: retry when the daemon runs.
     Unreachable,
-    /// The daemon's disk is full, or the one that a local file is written to. Free space, then try
-    /// again.
+    /// The daemon's disk is full, or the disk of a local file. Free space, then retry.
     OutOfSpace,
-    /// Content is not what its id says: verify the store, and restore what is damaged.
+    /// Content does not match its id: verify the store, and restore the damaged part.
     Damaged,
-    /// The daemon answers, but cannot serve this now: it takes no writes, is stopping, or has as
-    /// much under way as it allows. Try again later, or see its log.
+    /// The daemon answers, but cannot serve the call now: it has stopped writing, is stopping, or
+    /// has reached a limit. Retry later, or see its log.
     Unavailable,
     /// Not permitted.
     Denied,
     /// A local file cannot be read or written, or changed under the reader: the message names it.
     File,
-    /// The caller has cancelled it.
+    /// The caller has cancelled the call.
     Cancelled,
-    /// The daemon or the client broke the protocol: a bug, or versions that do not fit.
+    /// The daemon or the client broke the protocol: a bug, or incompatible versions.
     Internal,
 }
 
@@ -87,9 +86,9 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// An error: what was being done, and why it failed.
+/// An error: the operation that failed, and the reason.
 ///
-/// Shown as `<what>: <why>`; the message of a daemon is passed on as it is.
+/// Displayed as `<what>: <why>`, with the daemon's message unchanged.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -110,8 +109,8 @@ pub(crate) fn pushback(status: &Status) -> Option<Duration> {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error of `kind`, met while doing `what` (verb and object: `import disk.img`), because of
-    /// `why`.
+    /// Creates an error of `kind`: the operation `what` (verb and object: `import disk.img`) failed
+    /// because of `why`.
     pub fn new(kind: ErrorKind, what: impl Into<String>, why: impl Into<String>) -> Self {
         Self {
             kind,
@@ -121,7 +120,7 @@ impl Error {
         }
     }
 
-    /// An error of a local file, met while doing `what`.
+    /// Creates an error of a local file in the operation `what`.
     pub fn file(what: impl Into<String>, error: io::Error) -> Self {
         let kind = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::OutOfSpace,
@@ -198,7 +197,7 @@ impl Error {
         &self.what
     }
 
-    /// Why it failed.
+    /// The reason.
     pub fn why(&self) -> &str {
         &self.why
     }

@@ -1,4 +1,4 @@
-//! The client library of Varve, for backup tools and other programs; `snapctl` is made of it.
+//! The client library of Varve, for backup tools and other programs; `snapctl` is built on it.
 //!
 //! A [`Client`] is a connection to a daemon. It uploads a [`Source`] as a snapshot, downloads a
 //! snapshot to a [`Sink`], reads ranges and changes, and manages the snapshots and volumes of a
@@ -49,18 +49,18 @@
 //!
 //! # Long calls
 //!
-//! A call that may take long is prepared by a method of [`Client`], set up by further methods, and
-//! begun by `run`. Each of them takes a [`Control`], by which its progress is seen and it is
-//! cancelled. Dropping its future ends it, too.
+//! A method of [`Client`] prepares each long call, further methods set it up, and `run` begins it.
+//! Each takes a [`Control`], which shows the progress and cancels the call. Dropping the future
+//! cancels it, too.
 //!
 //! Invariants:
 //!
-//! * **Chunks are cut and hashed as the daemon does it**: both use `varve-content`. No RocksDB
-//!   underneath.
-//! * **Nothing is half visible.** A snapshot appears when its upload commits, a file when its
-//!   download is complete.
+//! * **The client cuts and hashes chunks like the daemon**: both use `varve-content`. It does not
+//!   link RocksDB.
+//! * **Results are visible only when complete.** A snapshot appears when its upload commits, a file
+//!   when its download is complete.
 //! * **Memory is bounded**, whatever the size of a volume: see `limits`.
-//! * **Errors say what to do about them**: see [`ErrorKind`].
+//! * **Errors tell the caller what to do**: see [`ErrorKind`].
 
 #![warn(missing_docs)]
 // Output goes through functions that can fail and escape: `println` panics if it cannot write.

@@ -1,4 +1,4 @@
-//! Every bound of the client in one place, and how they add up.
+//! Every bound of the client in one place, and their sums.
 //!
 //! Units are bytes unless a name says otherwise. Memory of an upload, beside the program itself:
 //!
@@ -7,7 +7,7 @@
 //! | segments read, being hashed, asked about and sent | [`SEGMENT_BUFFERS`] x [`JOB_BYTES`] |
 //! | chunks compressed for the way over TCP | [`COMPRESSED_JOBS_MAX`] x [`JOB_BYTES`] |
 //!
-//! Bytes that wait in HTTP/2 to be sent are slices of these buffers.
+//! Bytes that wait in HTTP/2 are slices of these buffers.
 //!
 //! and a download:
 //!
@@ -31,8 +31,8 @@
 //! | chunks of a read, packed and plain | 2 x ([`READ_GROUPS`] + 1) x one segment |
 //! | segments of an upload, packed, plain and cut again | 3 x [`BASED_SEGMENTS`] x one segment |
 //!
-//! Verifying an archive without a base takes some 40 to 100 bytes for each of its chunks, which is
-//! no bound.
+//! Verifying an archive without a base takes some 40 to 100 bytes for each of its chunks; this is
+//! not bounded.
 
 use std::time::Duration;
 
@@ -145,7 +145,7 @@ pub(crate) const ATTEMPTS: u32 = 5;
 /// Pause before the second try; each one after is twice as long.
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// Memory that the pipelines may take: the client's promise is 256 MiB in all.
+/// Bytes of memory for the pipelines: the client promises 256 MiB in all.
 const PIPELINE_MEMORY_MAX: usize = 192 << 20;
 
 const _: () =

@@ -1,4 +1,4 @@
-//! Listings that come in pages.
+//! Lists in pages.
 
 use std::future::Future;
 

@@ -23,7 +23,7 @@ impl Progress {
         Self::default()
     }
 
-    /// Bytes that are done. Each call says which bytes it counts.
+    /// Bytes that are done. The documentation of each call says which bytes it counts.
     #[must_use]
     pub fn done_bytes(&self) -> u64 {
         self.0.done_bytes.load(Ordering::Relaxed)
@@ -38,12 +38,12 @@ impl Progress {
         total_bytes.max(self.done_bytes())
     }
 
-    /// Sets how many bytes there are in all.
+    /// Sets the number of bytes in all.
     pub fn set_total(&self, bytes: u64) {
         self.0.total_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Sets how many bytes are done.
+    /// Sets the number of bytes that are done.
     pub fn set_done(&self, bytes: u64) {
         self.0.done_bytes.store(bytes, Ordering::Relaxed);
     }

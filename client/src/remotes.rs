@@ -1,4 +1,4 @@
-//! Other daemons that have names: added, listed, removed.
+//! Remotes, which are names for other daemons: add, list, remove.
 
 use std::{path::PathBuf, time::SystemTime};
 
@@ -11,23 +11,23 @@ use crate::{
     retry,
 };
 
-/// Another daemon that has a name at the daemon of a client.
+/// A remote: another daemon that has a name at the daemon of a client.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Remote {
     /// Its name, without colons.
     pub name: String,
-    /// Where it is: `unix:PATH`, `http://HOST:PORT` or `https://HOST:PORT`, as the daemon that
-    /// copies reaches it.
+    /// Its endpoint, as seen from the daemon that copies: `unix:PATH`, `http://HOST:PORT` or
+    /// `https://HOST:PORT`.
     pub endpoint: String,
     /// True if plain HTTP is allowed even to another machine.
     pub allow_plaintext: bool,
-    /// File at the daemon of the authorities (PEM) that its certificate is signed by. `None`: the
+    /// File on the daemon's machine with the authorities (PEM) to verify it with. `None`: the
     /// daemon's own setting.
     pub tls_ca: Option<PathBuf>,
-    /// Files at the daemon of the certificate to show and of its private key (PEM). `None`: the
-    /// daemon's own setting.
+    /// Files on the daemon's machine with the client certificate and its private key (PEM). `None`:
+    /// the daemon's own setting.
     pub tls_identity: Option<(PathBuf, PathBuf)>,
-    /// When it was added; `None` for one that is to be.
+    /// When it was added; `None` for a new one.
     pub created_at: Option<SystemTime>,
 }
 
@@ -51,8 +51,8 @@ impl Client {
     /// # Errors
     ///
     /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if the name is taken,
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for a name, endpoint or path that cannot
-    /// be; those of the connection.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for an invalid name, endpoint or path;
+    /// errors of the connection.
     pub async fn add_remote(&self, remote: Remote) -> Result<Remote> {
         let what = format!("add remote {}", remote.name);
         let text = |path: PathBuf| {
@@ -78,11 +78,11 @@ impl Client {
         Ok(Remote::from_proto(added.into_inner()))
     }
 
-    /// Lists the daemons that have names, by name.
+    /// Lists the remotes by name.
     ///
     /// # Errors
     ///
-    /// Only those of the connection.
+    /// Only errors of the connection.
     pub async fn remotes(&self) -> Result<Vec<Remote>> {
         let answer = retry::idempotent(|| {
             let mut service = self.remote_service();
@@ -95,12 +95,12 @@ impl Client {
         Ok(remotes.map(Remote::from_proto).collect())
     }
 
-    /// Forgets a daemon's name.
+    /// Removes a remote.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) without such a name; those of the
-    /// connection.
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such remote; errors of
+    /// the connection.
     pub async fn remove_remote(&self, name: &str) -> Result<()> {
         let request = v1::RemoveRemoteRequest {
             name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! Nodes of trees and chunks, fetched by their ids: what copies, archives and reads are made of.
+//! Fetching of tree nodes and chunks by their ids, for copies, archives and reads.
 //!
 //! Nodes have been checked against their ids when they are returned. Chunks come as they are
 //! stored, and are checked when they are unpacked.
@@ -27,8 +27,8 @@ use crate::{
 pub struct FetchedLeaf {
     /// The leaf.
     pub leaf: Leaf,
-    /// For each of its entries, by the other side's word: bytes of its chunk's payload as it is
-    /// stored there.
+    /// For each of its entries, as claimed by the other side: payload bytes of the chunk as stored
+    /// there.
     pub payload_bytes: Vec<u32>,
 }
 
@@ -41,15 +41,14 @@ pub struct ChunkRequest {
     pub entries: Vec<(u32, ChunkId)>,
 }
 
-/// A chunk as it came, with the id that it was asked for by. Its bytes have not been checked
-/// against that id.
+/// A received chunk with the requested id. Its bytes are not checked against that id yet.
 #[derive(Clone, Debug)]
 pub struct FetchedChunk {
-    /// The id it was asked for by.
+    /// The requested id.
     pub id: ChunkId,
     /// The codec that it is packed with.
     pub codec: Codec,
-    /// Its plain length in bytes, by the other side's word.
+    /// Its plain length in bytes, as claimed by the other side.
     pub plain_bytes: u32,
     /// The packed bytes.
     pub payload: Bytes,
@@ -61,7 +60,7 @@ impl Client {
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`] if the store does not have it, [`ErrorKind::Damaged`] if it is not
-    /// what its id says; those of the connection.
+    /// what its id says; errors of the connection.
     pub async fn fetch_root(&self, id: RootId) -> Result<Root> {
         let what = format!("fetch root {id}");
         let nodes = self
@@ -157,12 +156,12 @@ impl Client {
     /// Begins to fetch chunks as they are stored: at most
     /// [`FETCH_CHUNKS_MAX`](crate::FETCH_CHUNKS_MAX).
     ///
-    /// A stream that is held and not taken can keep up all other calls of this client: they share a
-    /// connection, and what it may send ahead is bounded.
+    /// A stream that is held and not polled can block all other calls of this client: they share a
+    /// connection, and its window is bounded.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if the store does not have a leaf; those of the connection.
+    /// [`ErrorKind::NotFound`] if the store does not have a leaf; errors of the connection.
     pub async fn fetch_chunks(&self, wanted: &[ChunkRequest]) -> Result<ChunkStream> {
         let count: usize = wanted.iter().map(|leaf| leaf.entries.len()).sum();
         let what = format!("fetch {count} chunks");
@@ -263,12 +262,11 @@ pub struct ChunkStream {
 }
 
 impl ChunkStream {
-    /// The next chunks, in the order in which they were asked for; `None` when all have come.
+    /// Returns the next chunks, in the order of the request; `None` when all have arrived.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Damaged`] for other chunks than those that were asked for; those of the
-    /// connection.
+    /// [`ErrorKind::Damaged`] for other chunks than the requested ones; errors of the connection.
     pub async fn next(&mut self) -> Result<Option<Vec<FetchedChunk>>> {
         if self.expected.is_empty() {
             return Ok(None);

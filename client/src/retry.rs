@@ -1,7 +1,7 @@
-//! Calls that can be repeated are, while the daemon is unavailable.
+//! Repeats calls while the daemon is unavailable.
 //!
 //! Only for idempotent calls: calls that read, and calls that set something to a value. This module
-//! does not repeat an interrupted upload, but kept by the daemon.
+//! does not repeat an interrupted upload; the daemon keeps the chunks that have arrived.
 
 use std::{error::Error as _, future::Future};
 

@@ -1,4 +1,4 @@
-//! The snapshots of a store: listing, looking at, making, tagging and deleting them.
+//! The snapshots of a store: list, show, create, tag, delete.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -32,22 +32,23 @@ pub struct Snapshot {
     /// Id of the whole content: equal for equal content of equal size. `None` unless it is
     /// completed.
     pub root: Option<RootId>,
-    /// The instant whose content it has. Of an upload: when it was committed.
+    /// The instant of its content. For an upload: the time of its commit.
     pub created_at: SystemTime,
     /// Keys and values.
     pub tags: BTreeMap<String, String>,
-    /// Plain bytes of the chunks that the store did not have before.
+    /// Plain bytes of the chunks that the store did not have before this snapshot.
     pub new_bytes: u64,
     /// Bytes that those chunks and the new tree nodes take in packs.
     pub stored_bytes: u64,
     /// The volume it was made of; `None` for an upload.
     pub volume: Option<SnapshotVolume>,
-    /// Id of the volume's snapshot before, or of the one that the volume was made from. It may have
-    /// been deleted since.
+    /// Id of the volume's previous snapshot, or of the snapshot that the volume was made from. It
+    /// may have been deleted since.
     pub parent: Option<String>,
     /// Progress of its way into the store. `None` unless it is pending.
     pub progress: Option<SnapshotProgress>,
-    /// Why it failed. Of one that is pending: why the last try could not complete it.
+    /// The reason why it failed. For a pending snapshot: the reason why the last attempt could not
+    /// complete it.
     pub failure: Option<String>,
 }
 
@@ -63,9 +64,9 @@ pub struct SnapshotVolume {
 /// Progress of a pending snapshot's way into the store.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct SnapshotProgress {
-    /// Bytes of the volume that were changed and are in the store, in whole segments.
+    /// Changed bytes of the volume that are in the store, in whole segments.
     pub done_bytes: u64,
-    /// Bytes of the volume that were changed in all; 0 until its turn has come.
+    /// Changed bytes of the volume in all; 0 until its turn has come.
     pub total_bytes: u64,
 }
 
@@ -98,14 +99,14 @@ impl SnapshotState {
 /// A filter for lists of snapshots. The default lists all.
 #[derive(Clone, Debug, Default)]
 pub struct SnapshotFilter {
-    /// Only names that start so.
+    /// Only names with this prefix.
     pub name_prefix: String,
     /// Only snapshots that have all of these tags with these values.
     pub tags: BTreeMap<String, String>,
 }
 
 impl Client {
-    /// Lists the snapshots that pass `filter`, by name. Pages are fetched as they are needed.
+    /// Lists the snapshots that pass `filter`, by name. Pages are fetched on demand.
     ///
     /// The stream ends with its first error: one of the connection.
     pub fn snapshots(
@@ -144,8 +145,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) without such a snapshot; those of the
-    /// connection.
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot; those of
+    /// the connection.
     pub async fn snapshot(&self, snapshot: &str) -> Result<Snapshot> {
         let what = format!("get snapshot {snapshot}");
         let request = v1::GetSnapshotRequest {
@@ -165,8 +166,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) without such a snapshot; those of the
-    /// connection.
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot; those of
+    /// the connection.
     pub async fn delete_snapshot(&self, snapshot: &str) -> Result<Snapshot> {
         let what = format!("delete snapshot {snapshot}");
         let request = v1::DeleteSnapshotRequest {
@@ -182,7 +183,7 @@ impl Client {
 
     /// Makes snapshots of the volumes with these names or ids, all of one instant: they are
     /// crash-consistent as a group. They are pending when this returns: their content is durable,
-    /// and goes into the store in the background; see
+    /// and the daemon moves it into the store in the background; see
     /// [`wait_for_snapshots`](Self::wait_for_snapshots).
     ///
     /// The snapshot of a single volume is named `name`. The snapshots of several volumes are named
@@ -190,10 +191,11 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// None of the snapshots is made then. [`ErrorKind::NotFound`](crate::ErrorKind::NotFound)
-    /// without one of the volumes, [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if
-    /// a name is taken; those of the connection. The call is not repeated, so after a lost
-    /// connection the snapshots may exist.
+    /// None of the snapshots is made then. [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if
+    /// one of the volumes does not exist,
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if a name is taken; those of
+    /// the connection. The call is not repeated, so after a lost connection the snapshots may
+    /// exist.
     pub async fn create_snapshots(
         &self,
         volumes: &[String],
@@ -219,12 +221,12 @@ impl Client {
     }
 
     /// Sets tags of the snapshot with this name or id, and removes those with the keys in `remove`,
-    /// in one step. Returns the snapshot as it is then.
+    /// in one step. Returns the updated snapshot.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) without such a snapshot,
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for tags that cannot be; those of the
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot,
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for invalid tags; errors of the
     /// connection.
     pub async fn tag_snapshot(
         &self,

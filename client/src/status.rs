@@ -51,9 +51,9 @@ pub struct Status {
     pub compression: String,
     /// Bytes free on the store's file system.
     pub free_bytes: u64,
-    /// Why the store has stopped writing, if it has.
+    /// The reason why the store has stopped writing, if it has.
     pub read_only_reason: Option<String>,
-    /// NBD URIs that exports are served at, without an export's name.
+    /// NBD URIs of the daemon, without an export name.
     pub nbd_uris: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Only those of the connection: [`ErrorKind::Unreachable`](crate::ErrorKind::Unreachable),
+    /// Only errors of the connection: [`ErrorKind::Unreachable`](crate::ErrorKind::Unreachable),
     /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn status(&self) -> Result<Status> {
         let answer = retry::idempotent(|| {

@@ -1,4 +1,4 @@
-//! Having the daemon read and check all that a snapshot is made of.
+//! Checking a snapshot: the daemon reads and checks all of its data.
 
 use std::fmt;
 
@@ -32,12 +32,12 @@ pub struct VerifyReport {
     pub violations: u64,
 }
 
-/// Something in the store that is not as it must be.
+/// Damage in the store.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Violation {
-    /// In words, naming pack, offset and id.
+    /// A description with pack, offset and id.
     pub message: String,
-    /// Offset in the snapshot, in bytes, where it is seen first.
+    /// The first offset in the snapshot, in bytes, that the damage affects.
     pub offset_bytes: u64,
 }
 
@@ -57,14 +57,14 @@ impl Client {
 }
 
 impl<'a> Verify<'a> {
-    /// Follows the check and ends it early. Counted are bytes of data, holes left out.
+    /// Sets the control of the check. Its progress counts bytes of data, without holes.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();
         self
     }
 
-    /// Takes each violation when it is found. There may be millions: a pack that is lost is one for
-    /// each of its chunks.
+    /// Sets a function that takes each violation when it is found. There may be millions: a lost
+    /// pack causes one for each of its chunks.
     pub fn on_violation(mut self, take: impl FnMut(Violation) + Send + 'a) -> Self {
         self.on_violation = Box::new(take);
         self
@@ -74,8 +74,8 @@ impl<'a> Verify<'a> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a snapshot, [`ErrorKind::Conflict`] for one that is not
-    /// completed, [`ErrorKind::Cancelled`]; those of the connection.
+    /// [`ErrorKind::NotFound`] if there is no such snapshot, [`ErrorKind::Conflict`] if it is not
+    /// completed, [`ErrorKind::Cancelled`]; errors of the connection.
     pub async fn run(self) -> Result<VerifyReport> {
         let Self {
             client,

@@ -1,5 +1,4 @@
-//! The volumes of a store: making, listing, tagging, resizing, attaching, detaching and deleting
-//! them.
+//! The volumes of a store: create, list, tag, resize, attach, detach, delete.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -16,7 +15,7 @@ use crate::{
     snapshots::Snapshot,
 };
 
-/// A block device that is written to.
+/// A volume: a writable block device.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Volume {
@@ -26,21 +25,20 @@ pub struct Volume {
     pub name: String,
     /// Its size in bytes, a multiple of 512.
     pub size_bytes: u64,
-    /// Root of its content at its last checkpoint, when the journal was taken into the store.
-    /// `None`: zeros.
+    /// Root of its content at its last checkpoint. `None`: zeros.
     pub base: Option<RootId>,
-    /// Id of its last snapshot that was completed, or of the one that it was made from. It may have
+    /// Id of its last completed snapshot, or of the snapshot that it was made from. It may have
     /// been deleted since.
     pub parent: Option<String>,
     /// When it was made.
     pub created_at: SystemTime,
     /// Keys and values.
     pub tags: BTreeMap<String, String>,
-    /// Since when it is attached; `None` while it is not.
+    /// Time of the current attachment; `None` while it is not attached.
     pub attached_at: Option<SystemTime>,
-    /// How often it was attached: the number of the current attachment while it is.
+    /// Number of attachments so far. While it is attached, the number of the current one.
     pub attachments: u64,
-    /// Its journal and pending snapshots. Only for a volume that was asked for by its name or id.
+    /// Its journal and pending snapshots. Only in the answer of [`Client::volume`].
     pub status: Option<VolumeStatus>,
 }
 
@@ -70,11 +68,12 @@ pub struct JournalFound {
     pub blocks: u64,
     /// Files they were in.
     pub files: u64,
-    /// Why the journal's end was cut off, if it was: a write that was never acknowledged.
+    /// A description of the torn end that was cut off, if there was one: a write that was never
+    /// acknowledged.
     pub torn: Option<String>,
 }
 
-/// The settings of a clone to be made.
+/// The settings of a new clone.
 #[derive(Clone, Debug, Default)]
 pub struct NewClone {
     /// A snapshot or a volume: an id, a name that only one of them has, or a name after `snapshot/`
@@ -88,14 +87,14 @@ pub struct NewClone {
     pub tags: BTreeMap<String, String>,
 }
 
-/// The settings of a volume to be made.
+/// The settings of a new volume.
 #[derive(Clone, Debug, Default)]
 pub struct NewVolume {
     /// Its name.
     pub name: String,
     /// Its size in bytes, a multiple of 512. `None`: the snapshot's, rounded up to one.
     pub size_bytes: Option<u64>,
-    /// Name or id of the snapshot whose content it begins with. `None`: zeros.
+    /// Name or id of the snapshot with its first content. `None`: zeros.
     pub from_snapshot: Option<String>,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
@@ -104,13 +103,13 @@ pub struct NewVolume {
 /// A filter for lists of volumes. The default lists all.
 #[derive(Clone, Debug, Default)]
 pub struct VolumeFilter {
-    /// Only names that start so.
+    /// Only names with this prefix.
     pub name_prefix: String,
     /// Only volumes that have all of these tags with these values.
     pub tags: BTreeMap<String, String>,
 }
 
-/// A volume that was attached, and where it is served.
+/// An attached volume, and the addresses of its export.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Attachment {
@@ -126,9 +125,9 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyExists`] if the name is taken, [`ErrorKind::NotFound`] without the
-    /// snapshot, [`ErrorKind::Conflict`] if it is not completed, [`ErrorKind::Invalid`] for a name,
-    /// size or tag that cannot be; those of the connection.
+    /// [`ErrorKind::AlreadyExists`] if the name is taken, [`ErrorKind::NotFound`] if the snapshot
+    /// does not exist, [`ErrorKind::Conflict`] if it is not completed, [`ErrorKind::Invalid`] for
+    /// an invalid name, size or tag; errors of the connection.
     pub async fn create_volume(&self, new: NewVolume) -> Result<Volume> {
         let what = format!("create volume {}", new.name);
         let request = v1::CreateVolumeRequest {
@@ -156,8 +155,7 @@ impl Client {
     }
 
     /// Makes a volume with the content of a snapshot, or with the current content of another
-    /// volume. Nothing is copied, but the journal of the other volume is taken into the store
-    /// first.
+    /// volume. Nothing is copied, but the daemon checkpoints the journal of the other volume first.
     ///
     /// # Errors
     ///
@@ -178,13 +176,13 @@ impl Client {
         Volume::from_proto(&what, Some(made.into_inner()))
     }
 
-    /// Lets the volume with this name or id grow to `size_bytes`, a multiple of 512. The new end
+    /// Grows the volume with this name or id to `size_bytes`, a multiple of 512. The new space
     /// reads as zeros.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Invalid`] for a size that cannot
-    /// be, or is less than before; those of the connection.
+    /// [`ErrorKind::NotFound`] if there is no such volume, [`ErrorKind::Invalid`] for an invalid
+    /// size, or one less than before; errors of the connection.
     pub async fn resize_volume(&self, volume: &str, size_bytes: u64) -> Result<Volume> {
         let what = format!("resize volume {volume}");
         let request = v1::ResizeVolumeRequest {
@@ -200,7 +198,7 @@ impl Client {
         Volume::from_proto(&what, Some(resized.into_inner()))
     }
 
-    /// Lists the volumes that pass `filter`, by name. Pages are fetched as they are needed.
+    /// Lists the volumes that pass `filter`, by name. Pages are fetched on demand.
     ///
     /// The stream ends with its first error: one of the connection.
     pub fn volumes(
@@ -239,7 +237,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a volume; those of the connection.
+    /// [`ErrorKind::NotFound`] if there is no such volume; errors of the connection.
     pub async fn volume(&self, volume: &str) -> Result<Volume> {
         let what = format!("get volume {volume}");
         let request = v1::GetVolumeRequest {
@@ -255,12 +253,12 @@ impl Client {
     }
 
     /// Sets tags of the volume with this name or id, and removes those with the keys in `remove`,
-    /// in one step. Returns the volume as it is then.
+    /// in one step. Returns the updated volume.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Invalid`] for tags that cannot
-    /// be; those of the connection.
+    /// [`ErrorKind::NotFound`] if there is no such volume, [`ErrorKind::Invalid`] for invalid tags;
+    /// errors of the connection.
     pub async fn tag_volume(
         &self,
         volume: &str,
@@ -286,8 +284,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Conflict`] while it is attached;
-    /// those of the connection.
+    /// [`ErrorKind::NotFound`] if there is no such volume, [`ErrorKind::Conflict`] while it is
+    /// attached; errors of the connection.
     pub async fn delete_volume(&self, volume: &str) -> Result<Volume> {
         let what = format!("delete volume {volume}");
         let request = v1::DeleteVolumeRequest {
@@ -301,13 +299,14 @@ impl Client {
         Volume::from_proto(&what, deleted.into_inner().deleted)
     }
 
-    /// Attaches the volume with this name or id, and returns where it is served. With `force` it is
-    /// taken over from another host, which may have died without detaching it.
+    /// Attaches the volume with this name or id, and returns the addresses of its export. With
+    /// `force`, it takes over a volume that is attached already: its host may have died without
+    /// detaching it.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a volume, [`ErrorKind::Conflict`] if it is attached and
-    /// not forced; those of the connection.
+    /// [`ErrorKind::NotFound`] if there is no such volume, [`ErrorKind::Conflict`] if it is
+    /// attached already and `force` is not set; errors of the connection.
     pub async fn attach_volume(&self, volume: &str, force: bool) -> Result<Attachment> {
         let what = format!("attach volume {volume}");
         let request = v1::AttachVolumeRequest {
@@ -331,7 +330,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a volume; those of the connection.
+    /// [`ErrorKind::NotFound`] if there is no such volume; errors of the connection.
     pub async fn detach_volume(&self, volume: &str) -> Result<Volume> {
         let what = format!("detach volume {volume}");
         let request = v1::DetachVolumeRequest {

@@ -1,4 +1,4 @@
-//! Waiting for what a daemon does in the background: snapshots that are pending, and copies.
+//! Waiting for background work of a daemon: pending snapshots and copies.
 
 use std::{
     collections::HashMap,
@@ -64,21 +64,21 @@ impl Client {
 }
 
 impl<'a> SnapshotWait<'a> {
-    /// Follows the snapshots and ends the waiting early; they go on. Counted are bytes of the
-    /// volumes that were changed.
+    /// Sets the control of the wait; cancelling it does not stop the snapshots. Its progress counts
+    /// changed bytes of the volumes.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();
         self
     }
 
-    /// Takes a snapshot whenever the last try could not complete it, for a reason that was not told
-    /// yet. The daemon tries again by itself.
+    /// Sets a function that takes a snapshot whenever an attempt could not complete it, for a new
+    /// reason. The daemon retries by itself.
     pub fn on_retry(mut self, take: impl FnMut(&Snapshot) + Send + 'a) -> Self {
         self.on_retry = Box::new(take);
         self
     }
 
-    /// Waits. Returns the snapshots as they are then, in the order in which they were given.
+    /// Waits. Returns the final state of the snapshots, in the order in which they were given.
     ///
     /// # Errors
     ///
@@ -136,26 +136,26 @@ impl<'a> SnapshotWait<'a> {
 }
 
 impl<'a> CopyWait<'a> {
-    /// Follows the copies and ends the waiting early; they go on. Counted are bytes of data, holes
-    /// left out.
+    /// Sets the control of the wait; cancelling it does not stop the copies. Its progress counts
+    /// bytes of data, without holes.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();
         self
     }
 
-    /// Takes each copy at first, and whenever its state or last error is another.
+    /// Sets a function that takes each copy at first, and whenever its state or last error changes.
     pub fn on_change(mut self, take: impl FnMut(&Copy) + Send + 'a) -> Self {
         self.on_change = Box::new(take);
         self
     }
 
-    /// Waits, also through restarts of the source, not of the daemon. Returns the copies as they
-    /// are then, in the order in which they were given.
+    /// Waits, even through restarts of the source, but not of the daemon. Returns the final state
+    /// of the copies, in the order in which they were given.
     ///
     /// # Errors
     ///
-    /// The error of the first copy that fails, as soon as it has; [`ErrorKind::Cancelled`] if one
-    /// was cancelled, or the waiting was. The other copies go on.
+    /// The error of the first copy that fails, as soon as it has; [`ErrorKind::Cancelled`] if a
+    /// copy or the wait was cancelled. The other copies continue.
     pub async fn run(mut self) -> Result<Vec<Copy>> {
         let what = format!("wait for {}", self.ids.join(", "));
         let outcome = "it was cancelled; the copy continues";

@@ -8,7 +8,7 @@ use std::fmt;
 
 use varve_store::Error;
 
-/// What kind of failure an error is.
+/// The kind of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum ErrorKind {

@@ -97,7 +97,7 @@ pub enum Error {
     /// The disk is full. Free space and try again.
     #[error("cannot {verb} {}: no space left on its file system", path.display())]
     Full {
-        /// What was being done with the file: "write".
+        /// The operation on the file, as a verb: "write".
         verb: &'static str,
         /// The file or directory.
         path: PathBuf,
@@ -172,7 +172,7 @@ pub enum Error {
     /// later.
     #[error("cannot {verb} {} for now: {source}", path.display())]
     Shortage {
-        /// What was being done with the file.
+        /// The operation on the file, as a verb.
         verb: &'static str,
         /// The file or directory.
         path: PathBuf,
@@ -183,7 +183,7 @@ pub enum Error {
     /// The operating system refused what was asked of a file.
     #[error("cannot {verb} {}: {source}", path.display())]
     Io {
-        /// What was being done with the file.
+        /// The operation on the file, as a verb.
         verb: &'static str,
         /// The file or directory.
         path: PathBuf,
@@ -194,7 +194,7 @@ pub enum Error {
     /// The operating system refused something that is no file: threads, random numbers.
     #[error("cannot {verb}: {source}")]
     System {
-        /// What was being done: "start a thread".
+        /// The operation, as a verb: "start a thread".
         verb: &'static str,
         /// Why.
         source: io::Error,
@@ -203,7 +203,7 @@ pub enum Error {
     /// RocksDB refused.
     #[error("the index cannot {verb}: {message}")]
     Index {
-        /// What was being done.
+        /// The operation, as a verb.
         verb: &'static str,
         /// The message of RocksDB.
         message: String,
@@ -350,14 +350,14 @@ impl From<&str> for Subject {
 pub enum Place {
     /// In a pack.
     Pack {
-        /// Which.
+        /// The pack.
         pack: PackId,
         /// Offset of the record's header, in bytes.
         offset_bytes: u64,
     },
     /// In another file.
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// Offset, in bytes.
         offset_bytes: u64,

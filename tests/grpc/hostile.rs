@@ -102,8 +102,8 @@ fn more_idle_connections_than_places_hang_nobody() {
     }
     let log = lab.varved.log();
     for words in [
-        "end the oldest gRPC handshake for a newcomer",
-        "end an idle gRPC connection for a newcomer",
+        "end the oldest gRPC handshake for a new connection",
+        "end an idle gRPC connection for a new one",
     ] {
         let lines = log.matches(words).count();
         assert!((1..500).contains(&lines), "{lines} times {words}");

@@ -8,27 +8,27 @@ use std::{error::Error as StdError, fmt, io};
 pub enum ErrorKind {
     /// No such export or device: check the name.
     NotFound,
-    /// The request is wrong: repair it. Trying again as it is does not help.
+    /// The request is wrong: correct it. A retry does not help.
     Invalid,
     /// A device is in use, or an export is attached already. Change that first.
     Conflict,
-    /// The daemon cannot be reached, or the connection was lost: try again when the daemon runs.
+    /// The daemon cannot be reached, or the connection was lost: retry when the daemon runs.
     Unreachable,
-    /// The kernel or the daemon cannot serve this now: the message says why.
+    /// The kernel or the daemon cannot serve the call now; the message has the reason.
     Unavailable,
     /// Not permitted: only root may attach and detach devices.
     Denied,
-    /// A file cannot be written for want of space. Free space, then try again.
+    /// There is no space to write a file. Free space, then retry.
     OutOfSpace,
     /// A file of the system cannot be read or written: the message names it.
     File,
-    /// The daemon or this library broke the NBD protocol: a bug, or versions that do not fit.
+    /// The daemon or this library broke the NBD protocol: a bug, or incompatible versions.
     Internal,
 }
 
 /// An error: the operation that failed, and the reason.
 ///
-/// Shown as `<what>: <why>`; the message of a daemon is passed on as it is.
+/// Displayed as `<what>: <why>`, with the daemon's message unchanged.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -86,7 +86,7 @@ impl Error {
         &self.what
     }
 
-    /// Why it failed.
+    /// The reason.
     #[must_use]
     pub fn why(&self) -> &str {
         &self.why

@@ -1,7 +1,7 @@
-//! The client's side of the NBD handshake, up to where the kernel takes over.
+//! The client's side of the NBD handshake. The kernel takes over after it.
 //!
-//! The messages are those of `varve-nbd`. No extension is agreed on: the kernel's client speaks
-//! compact requests and simple replies only.
+//! The messages are those of `varve-nbd`. It negotiates no extension: the kernel's client speaks
+//! only compact requests and simple replies.
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
@@ -20,9 +20,9 @@ use varve_nbd::wire::{
 use super::NbdAddress;
 use crate::error::{Error, ErrorKind, Result};
 
-/// For connecting and each step of the handshake, but for the opening of the export.
+/// Time limit for connecting and for each step of the handshake, except the opening of the export.
 const STEP_LIMIT: Duration = Duration::from_secs(10);
-/// For the opening: a volume that was not closed reads its journal first.
+/// Time limit for the opening: a volume that was not closed reads its journal first.
 const OPEN_LIMIT: Duration = Duration::from_secs(600);
 /// Longest data of a reply: an error's text, or details of an export.
 const REPLY_BYTES_MAX: u32 = 64 << 10;

@@ -1,10 +1,10 @@
 //! Exports as block devices of this machine, `/dev/nbdN`, through the kernel's NBD client.
 //!
-//! The kernel gets sockets of connections that are past the handshake, and speaks to the daemon by
-//! itself from then on. When a connection is lost, because the daemon was stopped say, the kernel
-//! keeps the requests and announces the loss. The process that [stays](Mapping::stay) makes a new
-//! connection and hands the kernel its socket. The kernel sends requests that were under way on the
-//! old connection again when its timeout for them is over.
+//! This library connects, completes the handshake, and hands the sockets to the kernel, which then
+//! speaks to the daemon by itself. When a connection is lost, because the daemon was stopped for
+//! example, the kernel keeps the requests and announces the loss. The process that
+//! [stays](Mapping::stay) connects again and hands the kernel the new socket. After a timeout, the
+//! kernel sends requests that were under way on the old connection again.
 //!
 //! ```text
 //! Mapping::attach ── handshake ──> daemon
@@ -14,11 +14,11 @@
 //! ```
 //!
 //! - `handshake`: the client's side of the NBD handshake.
-//! - `netlink`: the kernel's interface for all this, generic netlink family `nbd`.
-//! - `sysfs`: which devices there are, and what is at the other end of them.
-//! - `mapping`: attaches, stays, takes over, detaches.
+//! - `netlink`: the kernel's interface for this, the generic netlink family `nbd`.
+//! - `sysfs`: the existing devices and their exports.
+//! - `mapping`: attaching, staying, taking over, detaching.
 //!
-//! The kernel itself keeps which export a device is, as long as the device is attached: no file can
+//! The kernel itself records the export of a device as long as the device is attached: no file can
 //! contradict it.
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -40,9 +40,10 @@ pub use self::{
     sysfs::{Mapped, mapped},
 };
 
-/// Where a daemon serves NBD.
+/// The NBD address of a daemon.
 ///
-/// Written as `nbd+unix:///?socket=PATH` or `nbd://HOST:PORT`. The kernel's client knows no TLS.
+/// Written as `nbd+unix:///?socket=PATH` or `nbd://HOST:PORT`. The kernel's client does not support
+/// TLS.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum NbdAddress {
     /// A unix socket.
@@ -52,7 +53,7 @@ pub enum NbdAddress {
 }
 
 /// Why an address with TLS is refused.
-const NO_TLS: &str = "the kernel's NBD client knows no TLS";
+const NO_TLS: &str = "the kernel's NBD client does not support TLS";
 
 impl From<NbdAddress> for ServerUri {
     fn from(address: NbdAddress) -> Self {
@@ -70,7 +71,7 @@ impl fmt::Display for NbdAddress {
 }
 
 impl NbdAddress {
-    /// The address in the NBD URI of an export, as the daemon tells it when a volume is attached:
+    /// The address in the NBD URI of an export, as the daemon returns it when a volume is attached:
     /// `nbd+unix:///EXPORT?socket=PATH` or `nbd://HOST:PORT/EXPORT`.
     ///
     /// # Errors
@@ -102,21 +103,21 @@ impl FromStr for NbdAddress {
     }
 }
 
-/// How an export is attached.
+/// Options of attaching an export.
 #[derive(Clone, Debug)]
 pub struct MapOptions {
-    /// How many connections there are: 1 to 64. Each has a queue of its own in the kernel.
+    /// Number of connections: 1 to 64. Each has a queue of its own in the kernel.
     pub connections: u32,
     /// The device's sector size in bytes: a power of two from 512 to 4096.
     pub block_size_bytes: u32,
-    /// How long the kernel waits for the answer to a request before it sends the request again on
-    /// another connection. Requests that were under way when the daemon was killed wait as long.
+    /// The time that the kernel waits for the answer to a request before it sends the request again
+    /// on another connection. Requests that were under way when the daemon was killed wait as long.
     pub timeout: Duration,
-    /// How long the kernel keeps requests without a connection before it fails them.
+    /// The time that the kernel keeps requests without a connection before it fails them.
     pub dead_timeout: Duration,
-    /// True if the device is read-only, even if the export could be written to.
+    /// Makes the device read-only, even if the export is writable.
     pub read_only: bool,
-    /// The device's number. `None`: any that is free.
+    /// The number of the device. `None`: any free one.
     pub index: Option<u32>,
 }
 

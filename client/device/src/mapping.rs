@@ -18,19 +18,20 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 
-/// Between looks at whether a device is still attached.
+/// Interval between checks that a device is still attached.
 const LOOK: Duration = Duration::from_millis(200);
-/// Before a daemon that does not answer is tried again: the first time, and at most.
+/// Pause before another attempt to reach a daemon that does not answer: the first one, and the
+/// longest.
 const RETRY: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_millis(250);
-/// For udev to make the device's file, and for the kernel to let go of a device.
+/// Time limit for udev to create the device's file, and for the kernel to release a device.
 const SETTLE: Duration = Duration::from_secs(3);
 /// Time limit for writing out the cache of a device that is detached by force.
 const SYNC_BY_FORCE: Duration = Duration::from_secs(2);
-/// The kernel has a queue for each connection, and its tables are not endless.
+/// The most connections of a device: the kernel has a queue for each of them.
 const CONNECTIONS_MAX: u32 = 64;
 
-/// An export that is attached as a device.
+/// An export that is mapped to a device.
 #[derive(Debug)]
 pub struct Mapping {
     device: Mapped,
@@ -51,13 +52,13 @@ pub struct Mapping {
 pub enum Event {
     /// A connection was lost. Requests wait.
     Lost,
-    /// A new connection could not be made; it is tried again.
+    /// A new connection failed; it is retried.
     NotYet(Error),
-    /// All connections are there again, after this time without the first one lost.
+    /// All connections work again. The time since the first one was lost.
     Restored(Duration),
 }
 
-/// How staying ended.
+/// The reason why staying ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ended {
     /// The device was detached.
@@ -89,13 +90,14 @@ fn open_kernel(what: &str) -> Result<Kernel> {
 impl Mapping {
     /// Attaches an export as a device. `opened` is the same export by its id, if that is known.
     ///
-    /// If the export is attached already and no process looks after the device, it is taken over.
+    /// If the export is attached already and no process keeps it connected, this process takes it
+    /// over.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Unavailable`] if the kernel has no NBD client, or one that is too old;
-    /// [`ErrorKind::Conflict`] if the device is taken, or the export attached and looked after;
-    /// [`ErrorKind::Denied`] if this process is not root; those of the daemon.
+    /// [`ErrorKind::Conflict`] if the device is taken, or if another process keeps the export
+    /// connected; [`ErrorKind::Denied`] if this process is not root; errors of the daemon.
     pub async fn attach(
         address: &NbdAddress,
         export: &str,
@@ -270,12 +272,11 @@ impl Mapping {
         self.taken_over
     }
 
-    /// Gives the kernel a new connection for each that is lost, until the device is detached or
-    /// `until` completes.
+    /// Replaces lost connections of the kernel until the device is detached or `until` completes.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::File`] if the kernel cannot be asked any more.
+    /// [`ErrorKind::File`] if the kernel's interface fails.
     pub async fn stay(
         &mut self,
         until: impl Future<Output = ()>,
@@ -386,7 +387,7 @@ impl Mapping {
         taken.map_err(|error| not_root(&what, error))
     }
 
-    /// Detaches the device, if it is not in use. All that was written to it is durable then.
+    /// Detaches the device, if it is not in use. All writes to it are durable then.
     ///
     /// # Errors
     ///
@@ -439,15 +440,15 @@ async fn settled<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     }
 }
 
-/// Detaches a device: `/dev/nbdN`, or by the export that it is.
+/// Detaches a device, given as `/dev/nbdN` or by its export.
 ///
-/// All that was written to it is durable then. A device that is in use, mounted say, is detached
-/// only with `force`: its users get errors.
+/// All writes to it are durable then. A device in use, a mounted one for example, is detached only
+/// with `force`: its users get errors.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::NotFound`] if there is no such device, or no export is attached as it;
-/// [`ErrorKind::Conflict`] if it is in use, or if an export is attached more than once.
+/// [`ErrorKind::NotFound`] if there is no such device, or it has no export; [`ErrorKind::Conflict`]
+/// if it is in use, or if an export is attached more than once.
 pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
     let what = format!("unmap {which}");
     let mut kernel = open_kernel(&what)?;
@@ -489,7 +490,8 @@ pub struct Unmapped {
     pub is_gone: bool,
 }
 
-/// Whether the device is gone: one that is in use stays until nobody uses it any more.
+/// Detaches a device. Returns true if it is gone: a device in use stays until its last user closes
+/// it.
 async fn detach(kernel: &mut Kernel, device: &Mapped, force: bool) -> Result<bool> {
     let what = format!("detach {}", device.path.display());
     let claimed = sysfs::claim(device.index)
@@ -517,8 +519,8 @@ async fn detach(kernel: &mut Kernel, device: &Mapped, force: bool) -> Result<boo
     Ok(gone.is_some())
 }
 
-/// Makes durable what was written to a device. With `force` it waits only a little: without a
-/// daemon it would wait for ever.
+/// Syncs a device. With `force` it waits only for a short time: without a daemon it would wait for
+/// ever.
 async fn sync(file: std::fs::File, force: bool) -> io::Result<()> {
     let (told, outcome) = tokio::sync::oneshot::channel();
     // Not a thread of the runtime, whose end the program waits for: the kernel releases this one

@@ -308,7 +308,7 @@ impl std::fmt::Debug for Events {
 pub(super) enum Announced {
     /// A connection of this device is dead.
     LinkDead(u32),
-    /// There were more than could be kept: any connection may be dead.
+    /// The kernel dropped announcements: any connection may be dead.
     Lost,
 }
 

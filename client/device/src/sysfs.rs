@@ -48,14 +48,14 @@ impl Backend {
         })
     }
 
-    /// None for what is not Varve's.
+    /// Returns `None` for a device of another program.
     fn decode(text: &str) -> Option<Self> {
         let backend: Self = serde_json::from_str(text.trim_end()).ok()?;
         (backend.varve == FORMAT).then_some(backend)
     }
 }
 
-/// A device that an export is attached as.
+/// A device with an attached export.
 #[derive(Clone, Debug)]
 pub struct Mapped {
     pub(super) index: u32,
@@ -65,9 +65,9 @@ pub struct Mapped {
     pub export: String,
     /// The export by its id, as opened.
     pub opened: String,
-    /// Where the daemon serves it.
+    /// The NBD address of the daemon.
     pub address: String,
-    /// How many connections the device should have.
+    /// The intended number of connections.
     pub connections: u32,
     /// The device's size in bytes.
     pub size_bytes: u64,
@@ -77,7 +77,7 @@ pub struct Mapped {
     pub process: Option<u32>,
 }
 
-/// The devices that exports are attached as, in the order of their numbers.
+/// Lists the devices with attached exports, in the order of their numbers.
 ///
 /// # Errors
 ///
@@ -157,7 +157,7 @@ pub(super) enum Claimed {
     Used(String),
 }
 
-/// For programs that only look at a new device, as udev does.
+/// Time for programs that only probe a new device, like udev.
 const GLANCE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -238,8 +238,8 @@ pub(super) struct Locked {
     _file: File,
 }
 
-/// Locks a file that only root may open. None if it is locked for longer than somebody takes who
-/// only looks.
+/// Locks a file that only root may open. Returns `None` if it is locked for longer than a probe
+/// takes.
 async fn lock(path: &Path, patience: Duration) -> Result<Option<File>> {
     let failed = |error: io::Error| Error::file(format!("lock {}", path.display()), error);
     let mut directory = fs::DirBuilder::new();

@@ -1,4 +1,4 @@
-//! Copies that go as a test has written down, and names of other daemons.
+//! Copies that follow the script of a test, and names of other daemons.
 
 use tonic::{Request, Response, Status};
 use varve_proto::v1::{

@@ -1,4 +1,4 @@
-//! Making a snapshot of an archive.
+//! Importing an archive as a snapshot.
 
 use std::{
     collections::BTreeMap,
@@ -53,7 +53,7 @@ pub struct ArchiveImportReport {
     pub elapsed: Duration,
 }
 
-/// An archive to be imported: see [`Client::import_archive`].
+/// An import of an archive: see [`Client::import_archive`].
 #[must_use = "an archive is not read until this is run"]
 pub struct ArchiveImport<'a> {
     client: &'a Client,
@@ -63,11 +63,11 @@ pub struct ArchiveImport<'a> {
 }
 
 impl Client {
-    /// Prepares to make a snapshot of an archive.
+    /// Prepares the import of an archive as a snapshot.
     ///
-    /// Sends only chunks that the store lacks. Nothing is visible before all of the archive was
-    /// read and has proved to be whole. The daemon keeps chunks that have arrived: another import
-    /// does not send them again.
+    /// Sends only chunks that the store lacks. Nothing is visible before the whole archive was read
+    /// and verified. The daemon keeps chunks that have arrived: another import does not send them
+    /// again.
     pub fn import_archive(&self) -> ArchiveImport<'_> {
         ArchiveImport {
             client: self,
@@ -91,19 +91,19 @@ impl ArchiveImport<'_> {
         self
     }
 
-    /// Follows the import and ends it early. Counted are bytes of data, holes left out.
+    /// Sets the control of the import. Its progress counts bytes of data, without holes.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();
         self
     }
 
-    /// Imports the archive that `from` gives, called `file` in errors.
+    /// Imports the archive from the reader `from`. Errors call it `file`.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Damaged`] if the archive is, [`ErrorKind::File`] if it cannot be read,
+    /// [`ErrorKind::Damaged`] if the archive is damaged, [`ErrorKind::File`] if it cannot be read,
     /// [`ErrorKind::NotFound`] if the store does not have its base, [`ErrorKind::AlreadyExists`] if
-    /// the name is taken, [`ErrorKind::OutOfSpace`], [`ErrorKind::Cancelled`]; those of the
+    /// the name is taken, [`ErrorKind::OutOfSpace`], [`ErrorKind::Cancelled`]; errors of the
     /// connection. Nothing is visible then.
     pub async fn run(
         self,

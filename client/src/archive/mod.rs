@@ -1,5 +1,4 @@
-//! Archives: snapshots as files that hold all there is to them, for stores with no link between
-//! them.
+//! Archives: files with a snapshot or a difference, for stores without a network link.
 //!
 //! ```text
 //! daemon -> write: leaves, each followed by those of its chunks that are new, checked -> file
@@ -8,8 +7,8 @@
 //! ```
 //!
 //! The format is that of `varve/v1/archive.proto`. Invariants: an archive is complete only with its
-//! end, which has a digest of all before it; a snapshot is made of one only if its leaves come to
-//! its root. Memory is bounded; see `limits`.
+//! end, which has a digest of everything before it; an import succeeds only if the leaves give the
+//! root in the head. Memory is bounded; see `limits`.
 
 mod import;
 mod read;
@@ -50,8 +49,8 @@ const BATCH_PAYLOAD_BYTES: usize = 1 << 20;
 pub struct ArchiveFacts {
     /// The snapshot, as recorded in the store that the archive was written from.
     pub snapshot: Snapshot,
-    /// The snapshot that a store must have to import the archive. `None`: the archive holds
-    /// everything.
+    /// The snapshot that a store must have to import the archive. `None`: the archive is complete
+    /// in itself.
     pub base: Option<Snapshot>,
     /// Chunks in the archive.
     pub chunks: u64,
@@ -61,21 +60,19 @@ pub struct ArchiveFacts {
     pub archive_bytes: u64,
 }
 
-/// Returns true if a file with this beginning is meant to be an archive. 16 bytes are enough to
-/// tell.
+/// Returns true if a file with this beginning is an archive. 16 bytes are enough.
 #[must_use]
 pub fn is_archive(head: &[u8]) -> bool {
     head.starts_with(&MAGIC)
 }
 
-/// Reads what is in an archive, by its head; only [`verify_archive`] tells whether that is true.
-/// How many chunks and bytes there are is not in the head, and 0. Blocks. Errors call the archive
-/// `name`.
+/// Reads the head of an archive, unverified: only [`verify_archive`] checks it. The head does not
+/// have the numbers of chunks and bytes; they are 0. Blocks. Errors call the archive `name`.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::File`](crate::ErrorKind::File) if it is no archive, or cannot be read;
-/// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) if the head is.
+/// [`ErrorKind::File`](crate::ErrorKind::File) if it is not an archive, or cannot be read;
+/// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) if the head is damaged.
 pub fn archive_head(from: impl Read, name: &str) -> Result<ArchiveFacts> {
     Ok(read::Reader::open(from, name)?.facts().clone())
 }

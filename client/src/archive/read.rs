@@ -1,5 +1,5 @@
-//! Reading an archive: that its records come as they must, and that they come to the root that the
-//! head names.
+//! Reading an archive. The reader checks the order of the records, and that the leaves give the
+//! root in the head.
 //!
 //! The chunks that it returns are in the right places. They are checked against their ids when they
 //! are unpacked.

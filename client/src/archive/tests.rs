@@ -191,9 +191,13 @@ fn archives_that_lie_are_refused() {
         ("not a head", |it| drop(it.remove(0))),
         ("a second head", |it| it.push(Record::Head(head()))),
         ("belong to no leaf", |it| it.insert(1, batch(&[1]))),
-        ("has not, or not there", |it| it.push(batch(&[1]))),
-        ("has not, or not there", |it| it.push(batch(&[3]))),
-        ("has not, or not there", |it| it.swap(2, 3)),
+        ("not in its leaf, or out of order", |it| {
+            it.push(batch(&[1]))
+        }),
+        ("not in its leaf, or out of order", |it| {
+            it.push(batch(&[3]))
+        }),
+        ("not in its leaf, or out of order", |it| it.swap(2, 3)),
         ("is not in it", |it| drop(it.remove(2))),
         ("leaf of the base", |it| {
             it.push(Record::KnownLeaf(v1::KnownLeaf::default()));

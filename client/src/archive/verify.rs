@@ -40,24 +40,24 @@ pub fn verify_archive() -> ArchiveVerify {
 }
 
 impl ArchiveVerify {
-    /// Follows the check and ends it early. Counted are bytes of data in the archive's own leaves,
-    /// holes left out.
+    /// Sets the control of the check. Its progress counts bytes of data in the archive's own
+    /// leaves, without holes.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();
         self
     }
 
-    /// Checks the archive that `from` gives, called `name` in errors: it is whole, each of its
-    /// chunks has its id, its leaves have the root that it names, and all their chunks are in it,
-    /// unless it has a base.
+    /// Checks the archive from the reader `from`: it is complete, each chunk matches its id, the
+    /// leaves give the root in the head, and, unless it has a base, all their chunks are in it.
+    /// Errors call the archive `name`.
     ///
-    /// Keeps as many threads busy as there are cores. Takes some 40 to 100 bytes of memory for each
-    /// chunk. When it is cancelled, the thread that reads ends after its current read.
+    /// Keeps as many threads busy as there are cores. Needs some 40 to 100 bytes of memory for each
+    /// chunk. When the check is cancelled, the reading thread ends after its current read.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged), with the place;
-    /// [`ErrorKind::File`](crate::ErrorKind::File) if it is no archive, or cannot be read;
+    /// [`ErrorKind::File`](crate::ErrorKind::File) if it is not an archive, or cannot be read;
     /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
     pub async fn run(self, from: impl Read + Send + 'static, name: &str) -> Result<ArchiveFacts> {
         let what = format!("verify {name}");

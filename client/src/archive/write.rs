@@ -39,7 +39,7 @@ use crate::{
 /// Bytes written at a time.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// An archive to be written: see [`Client::export_archive`].
+/// An export of an archive: see [`Client::export_archive`].
 #[must_use = "an archive is not written until this is run"]
 pub struct ArchiveExport<'a> {
     client: &'a Client,
@@ -54,12 +54,12 @@ pub struct ArchiveExport<'a> {
 pub struct ArchiveExportReport {
     /// The contents of the archive.
     pub archive: ArchiveFacts,
-    /// Time from the first call until all was written.
+    /// Time from the first call until everything was written.
     pub elapsed: Duration,
 }
 
 impl Client {
-    /// Prepares an archive of the snapshot with this name or id.
+    /// Prepares the export of the snapshot with this name or id as an archive.
     pub fn export_archive(&self, snapshot: impl Into<String>) -> ArchiveExport<'_> {
         ArchiveExport {
             client: self,
@@ -71,29 +71,29 @@ impl Client {
 }
 
 impl ArchiveExport<'_> {
-    /// Leaves out what the snapshot with this name or id has. A store must have that snapshot to
-    /// import the archive.
+    /// Writes only the difference to the snapshot with this name or id. A store must have that
+    /// snapshot to import the archive.
     pub fn since(mut self, base: impl Into<String>) -> Self {
         self.since = Some(base.into());
         self
     }
 
-    /// Follows the export and ends it early. Counted are bytes of data in the leaves that are
-    /// written, holes left out.
+    /// Sets the control of the export. Its progress counts bytes of data in the written leaves,
+    /// without holes.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();
         self
     }
 
-    /// Writes the archive to `to`, called `name` in errors. Every chunk is checked against its id
-    /// before it is written. The output is an archive only if this succeeds; it is not synced.
+    /// Writes the archive to `to`. Errors call it `name`. The client checks every chunk against its
+    /// id before it writes it. The output is an archive only if this succeeds; it is not synced.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a snapshot, [`ErrorKind::Conflict`] if it is not
-    /// completed, [`ErrorKind::Damaged`] for content that is not what its id says,
+    /// [`ErrorKind::NotFound`] if there is no such snapshot, [`ErrorKind::Conflict`] if it is not
+    /// completed, [`ErrorKind::Damaged`] for content that does not match its id,
     /// [`ErrorKind::File`] or [`ErrorKind::OutOfSpace`] if it cannot be written,
-    /// [`ErrorKind::Cancelled`]; those of the connection.
+    /// [`ErrorKind::Cancelled`]; errors of the connection.
     pub async fn run(
         self,
         to: impl Write + Send + 'static,
@@ -247,9 +247,9 @@ impl Export<'_> {
         })
     }
 
-    /// Takes in what the base has: first where the two differ, for there it is most likely to be
-    /// found again, and then all the rest, as far as there is room. How many leaves the base has
-    /// not.
+    /// Collects the chunks of the base: first where the two differ, because chunks are most likely
+    /// to repeat there, and then the rest, as far as there is room. Returns the number of leaves
+    /// that the base does not have.
     async fn see(&self, base: &Content, content: &Content, seen: &mut Seen) -> Result<u64> {
         let mut wanted = 0;
         for differing in [true, false] {

@@ -1,4 +1,4 @@
-//! Files and block devices that a download is written to.
+//! Files and block devices as targets of a download.
 
 use std::{
     fs::{File, OpenOptions},
@@ -24,9 +24,9 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 
-/// A [`Sink`] that writes a volume to a file, holes left out, or to a block device, in place.
+/// A [`Sink`] that writes a volume to a sparse file, or to a block device in place.
 ///
-/// A file takes its name only when it is complete and synced; see [`NewFile`].
+/// A file gets its name only when it is complete and synced; see [`NewFile`].
 #[derive(Debug)]
 pub struct FileSink {
     file: File,
@@ -60,8 +60,8 @@ impl FileSink {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyExists`] if there is one, and `existing` is [`Existing::Keep`];
-    /// otherwise those of [`NewFile::create`].
+    /// [`ErrorKind::AlreadyExists`] if it exists and `existing` is [`Existing::Keep`]; otherwise
+    /// the errors of [`NewFile::create`].
     pub fn create(path: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
         let path = path.into();
         let what = format!("write {}", path.display());
@@ -89,8 +89,8 @@ impl FileSink {
         ))
     }
 
-    /// Prepares to write an empty file that is open already. It is not synced: it has no use after
-    /// a crash. Errors call it `path`.
+    /// Prepares to write an empty file that is open already. The file is not synced, because it is
+    /// useless after a crash. Errors call it `path`.
     ///
     /// # Errors
     ///

@@ -62,9 +62,9 @@ pub struct Download<'a> {
 pub struct DownloadReport {
     /// The snapshot that was written.
     pub snapshot: Snapshot,
-    /// Bytes of data written, holes left out.
+    /// Bytes of data written, without holes.
     pub data_bytes: u64,
-    /// Bytes of chunks as they were received, most of them packed.
+    /// Bytes of chunks as received, most of them compressed.
     pub received_bytes: u64,
     /// Time from the first call until the sink was finished.
     pub elapsed: Duration,
@@ -83,22 +83,22 @@ impl Client {
 }
 
 impl Download<'_> {
-    /// Follows the download and ends it early. Counted are bytes of data, holes left out.
+    /// Sets the control of the download. Its progress counts bytes of data, without holes.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();
         self
     }
 
-    /// Writes the snapshot to `sink`. Unless this succeeds, the sink is not finished.
+    /// Writes the snapshot to `sink`. The sink is finished only if this succeeds.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) without such a snapshot,
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot,
     /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if it is not completed,
-    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) for content that is not what its id says,
+    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) for content that does not match its id,
     /// [`ErrorKind::File`](crate::ErrorKind::File) or
     /// [`ErrorKind::OutOfSpace`](crate::ErrorKind::OutOfSpace) from the sink,
-    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled); those of the connection.
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled); errors of the connection.
     pub async fn run(self, sink: impl Sink) -> Result<DownloadReport> {
         let what = format!("export {} to {}", self.snapshot, sink.name());
         let sink: Arc<dyn Sink> = Arc::new(sink);

@@ -1,9 +1,9 @@
-//! Files that take their names when they are complete, and keep what the files had that they
-//! replace.
+//! Files that get their names when they are complete, with the owner and mode of the files that
+//! they replace.
 //!
-//! Invariants: where a file will be is found out once, before anything is written, and everything
-//! is done in that directory, by its descriptor. Until it is published a file has no name, where
-//! the file system has such files, and so is gone however this program ends.
+//! Invariants: the place of a file is resolved once, before anything is written, and everything
+//! happens in that directory, by its descriptor. Until it is published, a file has no name where
+//! the file system supports that, so it disappears however this program ends.
 
 use std::{
     ffi::{CStr, OsStr, OsString},
@@ -45,19 +45,19 @@ const ACCESS_LIST_BYTES_MAX: usize = 64 << 10;
 /// The number that `statfs` has for the file system of `/proc`.
 const PROC_MAGIC: i64 = 0x9fa0;
 
-/// How to deal with a file that exists already.
+/// The treatment of an existing file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Existing {
-    /// Refuse. A block device counts as existing.
+    /// Refuse to write. A block device counts as existing.
     Keep,
-    /// Put the new one in its place, with its owner and mode; write to a block device.
+    /// Replace it by the new file, with its owner and mode; write to a block device.
     Replace,
 }
 
-/// A file that takes its name only when it is complete. If it is dropped before, nothing is left of
-/// it.
+/// A file that gets its name only when it is complete. If it is dropped before, it leaves nothing
+/// behind.
 ///
-/// A symbolic link stays: the file is where it leads to.
+/// A symbolic link stays: the file takes the place of its target.
 #[derive(Debug)]
 pub struct NewFile {
     file: File,
@@ -165,9 +165,9 @@ impl NewFile {
     ///
     /// # Errors
     ///
-    /// All that can be known beforehand: there is a file and `existing` is [`Existing::Keep`],
-    /// there is something else than a file, nothing can be made there, or not with the owner that
-    /// the file there has.
+    /// Every failure that can be known beforehand: [`ErrorKind::AlreadyExists`] if there is a file
+    /// and `existing` is [`Existing::Keep`]; [`ErrorKind::File`] if there is something other than a
+    /// file, if no file can be created there, or not with the owner of the existing file.
     pub fn create(path: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
         let path = path.into();
         let what = format!("write {}", path.display());
@@ -213,12 +213,13 @@ impl NewFile {
         &self.file
     }
 
-    /// Makes it durable, and gives it its name.
+    /// Syncs the file, and gives it its name.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyExists`] if somebody has made a file of that name meanwhile, and it is
-    /// to be kept; [`ErrorKind::OutOfSpace`] or [`ErrorKind::File`] if it cannot be written.
+    /// [`ErrorKind::AlreadyExists`] if another program has created a file of that name meanwhile,
+    /// and `existing` is [`Existing::Keep`]; [`ErrorKind::OutOfSpace`] or [`ErrorKind::File`] if it
+    /// cannot be written.
     pub fn publish(self) -> Result<()> {
         let name = self.place.name.clone();
         let failed = |error| Error::file(format!("complete {}", name.display()), error);
@@ -287,14 +288,14 @@ impl Drop for NewFile {
     }
 }
 
-/// Opens a file that takes bytes only from front to back: a pipe, a character device, or an open
-/// file by its descriptor, as `/dev/stdout` is. `None` for any other file. Blocks until a pipe has
-/// a reader.
+/// Opens a file that can be written only from front to back: a pipe, a character device, or an open
+/// file by its descriptor, like `/dev/stdout`. `None` for any other file. Blocks until a pipe has a
+/// reader.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::AlreadyExists`] for an open file that is not empty, if it is to be kept;
-/// [`ErrorKind::File`] if it cannot be opened.
+/// [`ErrorKind::AlreadyExists`] for an open file that is not empty, if `existing` is
+/// [`Existing::Keep`]; [`ErrorKind::File`] if it cannot be opened.
 pub fn open_stream(path: &Path, existing: Existing) -> Result<Option<File>> {
     let what = format!("write {}", path.display());
     let failed = |error| Error::file(&what, error);

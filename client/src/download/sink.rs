@@ -1,4 +1,4 @@
-//! Where the bytes of a download go.
+//! Targets of downloads.
 
 use std::{
     collections::BTreeMap,
@@ -9,58 +9,58 @@ use std::{
 
 use varve_content::block::SEGMENT_BYTES;
 
-/// Takes a volume's bytes.
+/// A target for the bytes of a volume.
 ///
-/// The calls block; they are made from threads that may. [`begin`](Self::begin) is called first;
-/// then every byte of the volume is covered once by [`write_at`](Self::write_at) or
-/// [`zero`](Self::zero), from several threads at once and in any order; then, if all was received
-/// and checked, [`finish`](Self::finish). A sink that is dropped without it must leave nothing that
-/// could be taken for the volume.
+/// The methods may block: the client calls them on threads that may. It calls
+/// [`begin`](Self::begin) first. Then it covers every byte of the volume once by
+/// [`write_at`](Self::write_at) or [`zero`](Self::zero), from several threads at once and in any
+/// order. Finally, if everything was received and checked, it calls [`finish`](Self::finish). A
+/// sink that is dropped without it must leave nothing that could be mistaken for the volume.
 pub trait Sink: Send + Sync + 'static {
-    /// The name that errors call it by: a path.
+    /// The name of the sink in errors: a path.
     fn name(&self) -> String;
 
-    /// Prepares to take a volume of this size.
+    /// Prepares for a volume of this size, in bytes.
     ///
     /// # Errors
     ///
-    /// The sink cannot take so many bytes. Any error of these methods ends the download.
+    /// If the sink cannot take so many bytes. An error of any method ends the download.
     fn begin(&self, size_bytes: u64) -> io::Result<()>;
 
     /// Writes bytes that have been verified.
     ///
     /// # Errors
     ///
-    /// They cannot be written.
+    /// If the bytes cannot be written.
     fn write_at(&self, offset_bytes: u64, data: &[u8]) -> io::Result<()>;
 
     /// Makes a range, in bytes, read as zeros.
     ///
     /// # Errors
     ///
-    /// It cannot be written.
+    /// If the range cannot be written.
     fn zero(&self, range: Range<u64>) -> io::Result<()>;
 
-    /// Takes note that every byte before `end_bytes` has been written. It is called now and then,
-    /// with ends that ascend, by one thread at a time; the last time with the size.
+    /// Reports that every byte before `end_bytes` has been written. The client calls it now and
+    /// then, with ascending ends, from one thread at a time; the last time with the size.
     ///
     /// # Errors
     ///
-    /// The sink cannot go on.
+    /// If the sink cannot continue.
     fn settled(&self, end_bytes: u64) -> io::Result<()> {
         let _ = end_bytes;
         Ok(())
     }
 
-    /// Makes the bytes durable and visible: all were written, and are the snapshot's.
+    /// Makes the bytes durable and visible. All were written and match the snapshot.
     ///
     /// # Errors
     ///
-    /// They may not be durable.
+    /// If the bytes may not be durable.
     fn finish(&self) -> io::Result<()>;
 }
 
-/// A writer that takes bytes only in order, such as a pipe: zeros are written too.
+/// A sink for a writer that takes bytes only in order, such as a pipe. It writes zeros, too.
 #[derive(Debug)]
 pub struct StreamSink<W> {
     name: String,

@@ -1,4 +1,4 @@
-//! Reading a snapshot's content: all of it, a range, or what has changed since another snapshot.
+//! Reading a snapshot's content: all of it, a range, or the changes since another snapshot.
 //!
 //! ```text
 //! walk:   segments of the range, or those that differ   inner nodes, from the root down
@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Invariants: no byte leaves that was not hashed up to the root. The nodes and chunks come from
-//! the calls that copies and archives are made with, because what `ReadSnapshot` answers is plain
-//! bytes, in which nothing can be checked. Memory is bounded; see `limits`.
+//! the calls that copies and archives use, because the RPC `ReadSnapshot` returns plain bytes,
+//! which the client cannot verify. Memory is bounded; see `limits`.
 
 mod fetch;
 mod plan;
@@ -85,14 +85,14 @@ impl ContentExtent {
 
 impl Client {
     /// Prepares to read the content of the snapshot with this name or id: all of it, unless
-    /// [`range`](ReadSnapshot::range) or [`since`](ReadSnapshot::since) say less.
+    /// [`range`](ReadSnapshot::range) or [`since`](ReadSnapshot::since) restricts it.
     ///
     /// # Verification
     ///
-    /// All bytes and holes are those of the root id in the snapshot's record: the bytes were hashed
-    /// to the ids of their chunks, and those through the leaves and inner nodes to the root. So
-    /// neither a damaged disk nor a daemon that errs can pass off other content, or leave out a
-    /// change. It is not proven that the record has the right root: a caller that has noted the
+    /// The client verifies all bytes and holes against the root id in the snapshot's record: it
+    /// hashes the bytes to the ids of their chunks, and checks these through the leaves and inner
+    /// nodes up to the root. So neither a damaged disk nor a faulty daemon can return other
+    /// content, or leave out a change. The record itself is not verified: a caller that knows the
     /// root compares it with [`ContentStream::snapshot`].
     pub fn read_snapshot(&self, snapshot: impl Into<String>) -> ReadSnapshot<'_> {
         ReadSnapshot {
@@ -106,24 +106,25 @@ impl Client {
 }
 
 impl ReadSnapshot<'_> {
-    /// Reads only these bytes of the snapshot. Chunks, of 256 KiB at most, are fetched whole.
+    /// Reads only this range of the snapshot, in bytes. The client fetches whole chunks, of at most
+    /// 256 KiB.
     pub fn range(mut self, range_bytes: Range<u64>) -> Self {
         self.range = Some(range_bytes);
         self
     }
 
-    /// Reads only what differs from the snapshot with this name or id, related or not: chunks that
-    /// it has not at the same place, and as holes what is data in it and none here.
+    /// Reads only the differences to the snapshot with this name or id, related or not: chunks that
+    /// it does not have at the same place, and holes where it has data.
     ///
-    /// The unit is the chunk, so single blocks of what is given may be equal in both. Data of the
-    /// other snapshot behind the end of this one is not given: [`Snapshot::size_bytes`] tells.
+    /// The unit is the chunk, so single blocks of the result may be equal in both. Data of the
+    /// other snapshot behind the end of this one is left out: see [`Snapshot::size_bytes`].
     pub fn since(mut self, base: impl Into<String>) -> Self {
         self.since = Some(base.into());
         self
     }
 
-    /// Follows the read and ends it early. Counted are bytes of the range, holes and what is equal
-    /// included.
+    /// Sets the control of the read. Its progress counts bytes of the range, including holes and
+    /// equal ranges.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();
         self
@@ -134,9 +135,9 @@ impl ReadSnapshot<'_> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] without such a snapshot, [`ErrorKind::Conflict`] for one that is not
-    /// completed, [`ErrorKind::Invalid`] for a range that is not in it. The stream ends with its
-    /// first error: [`ErrorKind::Damaged`] for content that is not what its id says,
+    /// [`ErrorKind::NotFound`] if there is no such snapshot, [`ErrorKind::Conflict`] if it is not
+    /// completed, [`ErrorKind::Invalid`] for a range outside of it. The stream ends with its first
+    /// error: [`ErrorKind::Damaged`] for content that does not match its id,
     /// [`ErrorKind::Cancelled`], or an error of the connection.
     pub async fn run(self) -> Result<ContentStream> {
         let what = format!("read snapshot {}", self.snapshot);

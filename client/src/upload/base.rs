@@ -1,4 +1,4 @@
-//! An upload of what has changed since a snapshot that the store has.
+//! Upload of the changes since a snapshot that the store has.
 //!
 //! ```text
 //! base:   leaves, in ascending order ─┬─> those of segments without a change: as they are

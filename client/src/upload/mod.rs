@@ -1,4 +1,4 @@
-//! Making a snapshot of a source's bytes.
+//! Uploading the bytes of a source as a snapshot.
 //!
 //! ```text
 //! source -> plan: jobs of whole segments, holes left out
@@ -67,7 +67,7 @@ pub struct Upload<'a> {
 pub struct UploadReport {
     /// The snapshot that was made.
     pub snapshot: Snapshot,
-    /// Bytes read from the source, holes left out.
+    /// Bytes read from the source, without holes.
     pub read_bytes: u64,
     /// Chunks that were sent.
     pub sent_chunks: u64,
@@ -100,17 +100,17 @@ impl Upload<'_> {
         self
     }
 
-    /// Uploads changes to the snapshot with this name or id: ranges for which the source has data,
-    /// zeros among it, take the place of that snapshot's bytes, and all else is as in it. The sizes
-    /// may differ.
+    /// Uploads changes to the snapshot with this name or id: the data of the source, including
+    /// zeros, replaces that snapshot's bytes, and everything else stays the same. The sizes may
+    /// differ.
     ///
-    /// Segments, of 8 MiB, without a change are not read and do not cross the network.
+    /// Segments of 8 MiB without a change are neither read nor transferred.
     pub fn base(mut self, snapshot: impl Into<String>) -> Self {
         self.base = Some(snapshot.into());
         self
     }
 
-    /// Follows the upload and ends it early. Counted are bytes of data, holes left out.
+    /// Sets the control of the upload. Its progress counts bytes of data, without holes.
     pub fn control(mut self, control: &Control) -> Self {
         self.control = control.clone();
         self
@@ -120,9 +120,9 @@ impl Upload<'_> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::File`] for a source that is empty, larger than a volume may be, cannot be read,
-    /// or has changed meanwhile; [`ErrorKind::AlreadyExists`] if the name is taken;
-    /// [`ErrorKind::NotFound`] without the base, and [`ErrorKind::Conflict`] if it is not
+    /// [`ErrorKind::File`] for a source that is empty, is larger than the largest volume, cannot be
+    /// read, or has changed meanwhile; [`ErrorKind::AlreadyExists`] if the name is taken;
+    /// [`ErrorKind::NotFound`] if the base does not exist, and [`ErrorKind::Conflict`] if it is not
     /// completed; [`ErrorKind::OutOfSpace`], [`ErrorKind::Cancelled`], and errors of the
     /// connection. Nothing is visible then.
     pub async fn run(self, source: impl Source) -> Result<UploadReport> {

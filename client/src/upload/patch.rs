@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// # }
 /// ```
 ///
-/// It takes some 50 bytes of memory for each range that does not continue the one before, in the
+/// It needs some 50 bytes of memory for each range that does not continue the previous one, in the
 /// volume and in the file.
 #[derive(Debug)]
 pub struct PatchSource {
@@ -43,7 +43,8 @@ struct Patched {
 }
 
 impl PatchSource {
-    /// No changes yet, to a volume that has `size_bytes` afterwards. Errors call the file `name`.
+    /// Creates an empty set of changes to a volume that has `size_bytes` afterwards. Errors call
+    /// the file `name`.
     #[must_use]
     pub fn new(file: File, name: impl Into<String>, size_bytes: u64) -> Self {
         Self {
@@ -65,7 +66,7 @@ impl PatchSource {
         self.add(range, Some(file_offset_bytes))
     }
 
-    /// Adds a range, in bytes of the volume, that is zeros.
+    /// Adds a range of zeros, in bytes of the volume.
     ///
     /// # Errors
     ///

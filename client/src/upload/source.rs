@@ -1,4 +1,4 @@
-//! Where the bytes of an upload come from.
+//! Sources of uploads.
 
 use std::{
     fmt,
@@ -16,12 +16,12 @@ use rustix::{
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// A volume's bytes, read at any place by several threads at once.
+/// A source of a volume's bytes. Several threads read it at once, at any place.
 ///
-/// The methods may block: they are called on threads that may. An error of any of them ends the
-/// upload.
+/// The methods may block: the client calls them on threads that may. An error of any method ends
+/// the upload.
 pub trait Source: Send + Sync + 'static {
-    /// The name that errors call it by: a path.
+    /// The name of the source in errors: a path.
     fn name(&self) -> String;
 
     /// Size of the volume in bytes, holes included.
@@ -30,38 +30,38 @@ pub trait Source: Send + Sync + 'static {
     /// The first range of data, in bytes, that ends behind `offset_bytes`; `None` where only holes
     /// follow.
     ///
-    /// All else reads as zeros, or as in the [base](crate::Upload::base) of the upload. A source
-    /// may count zeros as data: that costs reading them.
+    /// Everything else reads as zeros, or as in the [base](crate::Upload::base) of the upload. A
+    /// source may report zeros as data; they are read then.
     ///
     /// # Errors
     ///
-    /// The data cannot be found.
+    /// If the data cannot be found.
     fn next_data(&self, offset_bytes: u64) -> io::Result<Option<Range<u64>>>;
 
-    /// Fills `buffer` with the bytes at `offset_bytes`. The volume has as many there.
+    /// Fills `buffer` with the bytes at `offset_bytes`. The range is within the volume.
     ///
     /// # Errors
     ///
-    /// They cannot be read.
+    /// If they cannot be read.
     fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// An estimate of how many bytes are data, for progress.
+    /// An estimate of the number of data bytes, for progress.
     fn data_bytes_hint(&self) -> u64 {
         self.size_bytes()
     }
 
-    /// Checks that the bytes have not changed since the source was opened. It is called before an
-    /// upload is committed.
+    /// Checks that the bytes have not changed since the source was opened. The client calls it
+    /// before it commits an upload.
     ///
     /// # Errors
     ///
-    /// They may have changed: the bytes that were read may be a mixture.
+    /// If the bytes may have changed: the upload may have a mixture of old and new bytes.
     fn check_unchanged(&self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// A [`Source`] that is a regular file, of which holes are not read, or a block device.
+/// A [`Source`] that is a block device, or a regular file, whose holes are not read.
 pub struct FileSource {
     file: File,
     name: String,

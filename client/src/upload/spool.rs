@@ -18,9 +18,9 @@ const PIECE_BYTES: usize = 1 << 20;
 const _: () = assert!(PIECE_BYTES.is_multiple_of(BLOCK_BYTES));
 
 impl FileSource {
-    /// Copies all that `reader` gives to a temporary file in [`spool_dir`] that has no name,
-    /// because an upload must know its size beforehand and reads at several places at once. Zeros
-    /// take no room.
+    /// Copies all of `reader` to a temporary file without a name in [`spool_dir`], because an
+    /// upload must know its size beforehand and reads at several places at once. Zeros take no
+    /// space.
     ///
     /// Blocks. Errors call the source `name`.
     ///
@@ -50,7 +50,7 @@ pub fn spool_dir() -> PathBuf {
         .map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
-/// Makes a file in [`spool_dir`] that has no name, and so is gone when it is closed.
+/// Creates a file without a name in [`spool_dir`]; it disappears when it is closed.
 ///
 /// # Errors
 ///
@@ -60,7 +60,7 @@ pub fn scratch_file() -> Result<File> {
     tempfile::tempfile_in(spool_dir()).map_err(spool_error)
 }
 
-/// The name for a [`scratch_file`] in errors: it says where the disk may be full.
+/// The name of a [`scratch_file`] in errors, which shows the file system that may be full.
 #[must_use]
 pub fn scratch_name() -> String {
     let dir = spool_dir();

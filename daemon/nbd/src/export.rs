@@ -1,6 +1,6 @@
-//! The seam to the store, as traits: what the NBD server needs of it.
+//! The interface to the store, as traits.
 //!
-//! Static dispatch throughout: a read that is answered from memory costs no allocation for its
+//! Static dispatch throughout: a read that is answered from memory needs no allocation for its
 //! future and no task switch.
 
 use std::future::Future;
@@ -12,7 +12,7 @@ use bytes::Bytes;
 pub struct ExportInfo {
     /// The name that the client requests: `snapshot/<name>`.
     pub name: String,
-    /// For people.
+    /// A description for people.
     pub description: String,
     /// Its length in bytes.
     pub size_bytes: u64,
@@ -23,9 +23,9 @@ pub struct ExportInfo {
 /// The access that a client has to an export.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Access {
-    /// Nothing that changes it, and nobody else changes it either.
+    /// The client may only read, and the content never changes.
     ReadOnly,
-    /// Its content may be changed.
+    /// The client may change the content.
     Writable {
         /// True if all connections see each other's writes at once, and a flush on one covers the
         /// writes answered on any. Clients open several connections only if this is set.
@@ -54,19 +54,19 @@ pub trait Exports: Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<ExportInfo>, ExportError>> + Send;
 
-    /// Opens the export that a client asked for. The name is whatever the client sent.
+    /// Opens the export that a client requests. The name is unchecked input of the client.
     fn open(&self, name: &str) -> impl Future<Output = Result<Self::Export, ExportError>> + Send;
 }
 
-/// One opened export. Its size does not change while it is open, and its content only by what is
-/// written through exports of it.
+/// One opened export. Its size does not change while it is open. Its content changes only by writes
+/// through exports of it.
 ///
 /// No range is empty or exceeds `info().size_bytes`: the server has checked that. The server calls
 /// a method that changes the content only if `info().access` allows it.
 ///
-/// Requests run side by side, and each is polled once before the next is called: that is the order
-/// in which the client sent them. A future may be dropped before it is done, when its connection
-/// ends. A change may then have happened or not, in whole or in part, but no block is half changed.
+/// Requests run concurrently, and each is polled once before the next is called, in the order in
+/// which the client sent them. When a connection ends, futures may be dropped before they are done.
+/// A change may then have happened or not, completely or in part, but no block is half changed.
 ///
 /// A change that is answered `Ok` has reached the kernel: it survives a kill of the daemon, and any
 /// read of the same connection that is started from then on sees it. If it was `durable`, or is
@@ -75,29 +75,29 @@ pub trait Export: Send + Sync + 'static {
     /// The properties that the server reports to clients.
     fn info(&self) -> &ExportInfo;
 
-    /// The bytes of a range as pieces that together are exactly `length_bytes` long, in order.
+    /// Reads a range: pieces in order, exactly `length_bytes` long together.
     fn read(
         &self,
         offset: u64,
         length_bytes: u32,
     ) -> impl Future<Output = Result<Vec<Piece>, ExportError>> + Send;
 
-    /// Data and holes from `offset` on, without gaps. The last extent may go beyond the range. The
-    /// answer may cover less than the range, but not nothing.
+    /// Data and holes from `offset` on, without gaps. The last extent may exceed the range. The
+    /// answer may cover less than the range, but is never empty.
     fn extents(
         &self,
         offset: u64,
         length_bytes: u64,
     ) -> impl Future<Output = Result<Vec<Extent>, ExportError>> + Send;
 
-    /// Chooses the snapshots to tell changes since, in place of those chosen before. Returns, for
-    /// each of them, whether it is there.
+    /// Chooses the references: the snapshots for [`changes`](Self::changes), instead of earlier
+    /// ones. Returns true for each one that exists.
     fn choose_references(
         &mut self,
         snapshots: &[&str],
     ) -> impl Future<Output = Result<Vec<bool>, ExportError>> + Send;
 
-    /// Returns, for each of these snapshots, whether it could be chosen.
+    /// Returns true for each of these snapshots that could be chosen.
     fn has_references(
         &self,
         snapshots: &[&str],
@@ -111,7 +111,7 @@ pub trait Export: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<String>, ExportError>> + Send;
 
     /// Possible changes since the chosen snapshot of this number, like [`extents`](Self::extents).
-    /// Numbers do not count snapshots that were not there.
+    /// The numbers skip snapshots that do not exist.
     fn changes(
         &self,
         reference: usize,
@@ -119,16 +119,16 @@ pub trait Export: Send + Sync + 'static {
         length_bytes: u64,
     ) -> impl Future<Output = Result<Vec<ChangedExtent>, ExportError>> + Send;
 
-    /// Brings a range into the cache. This is a hint: the export may do less.
+    /// Reads a range into the cache. This is a hint: the export may do less.
     fn prefetch(
         &self,
         offset: u64,
         length_bytes: u32,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 
-    /// Replaces a range. `data` may be a slice of what the client sent in one go, up to
+    /// Writes a range. `data` may be a slice of a read buffer of up to
     /// [`READ_AHEAD_BYTES`](super::limits::READ_AHEAD_BYTES): an export that keeps it for longer
-    /// than the call keeps all that alive, and should copy it.
+    /// than the call keeps the whole buffer alive, and should copy the bytes.
     fn write(
         &self,
         offset: u64,
@@ -136,8 +136,8 @@ pub trait Export: Send + Sync + 'static {
         durable: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 
-    /// Makes a range read as zeroes: if it may, by not storing it any more. It never takes longer
-    /// than writing as many bytes.
+    /// Makes a range read as zeroes, as a hole if that is allowed. It never takes longer than
+    /// writing as many bytes.
     fn write_zeroes(
         &self,
         offset: u64,
@@ -146,8 +146,8 @@ pub trait Export: Send + Sync + 'static {
         durable: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 
-    /// Forgets the content of a range, which the client has no use for any more. This is a hint:
-    /// the export may do less.
+    /// Discards the content of a range that the client no longer needs. This is a hint: the export
+    /// may do less.
     fn trim(
         &self,
         offset: u64,
@@ -155,8 +155,8 @@ pub trait Export: Send + Sync + 'static {
         durable: bool,
     ) -> impl Future<Output = Result<(), ExportError>> + Send;
 
-    /// Makes durable what was answered `Ok` before the call: on this connection, or on all of them
-    /// if the export said so in [`Access::Writable`].
+    /// Makes all changes durable that were answered `Ok` before the call: on this connection, or on
+    /// all connections if [`Access::Writable`] says so.
     fn flush(&self) -> impl Future<Output = Result<(), ExportError>> + Send;
 }
 
@@ -185,7 +185,7 @@ impl Piece {
 pub struct Extent {
     /// Its length.
     pub length_bytes: u64,
-    /// Not stored, and reads as zeroes.
+    /// True if the range is not stored and reads as zeroes.
     pub hole: bool,
 }
 
@@ -198,17 +198,16 @@ pub struct ChangedExtent {
     pub changed: bool,
 }
 
-/// Why an export cannot do what was asked, by what the client is told.
+/// The error of an export. Its kinds stand for different answers to the client.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// Nothing is exported by that name.
+    /// There is no export with that name.
     #[error("there is no export named {name:?}; the option LIST lists the exports")]
     NotFound {
         /// The requested name.
         name: String,
     },
-    /// The store does not vouch for bytes of the range, from `offset` of the export on. Other bytes
-    /// may be fine.
+    /// The range has damaged bytes, from `offset` of the export on. Other bytes may be intact.
     #[error("{message}")]
     Damaged {
         /// Where the damage begins, in bytes of the export.
@@ -216,7 +215,7 @@ pub enum ExportError {
         /// In words.
         message: String,
     },
-    /// The store cannot answer: the disk failed, say.
+    /// The store cannot answer, because the disk failed, for example.
     #[error("{message}")]
     Unavailable {
         /// In words.
@@ -231,7 +230,7 @@ pub enum ExportError {
     /// The export does not change.
     #[error("the export is read-only")]
     ReadOnly,
-    /// The export was taken away from under its connections.
+    /// The volume was detached while connections were open.
     #[error("{message}")]
     Detached {
         /// In words.

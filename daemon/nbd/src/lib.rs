@@ -11,22 +11,21 @@
 //!                    Exports::open     Export::read, write, flush and so on
 //! ```
 //!
-//! After `STARTTLS` the handshake begins again inside of TLS, and all that was said before is
-//! forgotten.
+//! After `STARTTLS`, the handshake begins again inside TLS, and the terms from before are dropped.
 //!
 //! - [`wire`]: every message as bytes; pure, no IO. The only file that knows a magic number.
-//! - [`limits`]: what one connection, and all of them together, may hold.
-//! - [`export`]: the seam to the store: what a directory of exports and one export must offer.
-//! - [`ExportName`]: what exports are called. [`ServerUri`]: where they are, as URIs.
+//! - [`limits`]: the bounds of one connection, and of all together.
+//! - [`export`]: the interface to the store: a directory of exports, and one export.
+//! - [`ExportName`]: the names of exports. [`ServerUri`]: their addresses, as URIs.
 //! - `handshake`: fixed newstyle option haggling; ends in an opened export and the agreed terms.
 //! - `transmission`: requests in, replies out, many at a time and in any order.
-//! - `inbox`, `budget`: what a connection has received, and what memory it holds.
+//! - `inbox`, `budget`: the received bytes of a connection, and its memory.
 //!
-//! The last three are there with the feature `server`. Listeners, TLS and the exports themselves
-//! are the user's: this crate knows nothing of the daemon or of its store.
+//! The last three need the feature `server`. The user of this crate provides listeners, TLS and the
+//! exports themselves: the crate knows nothing of the daemon or its store.
 //!
-//! Nothing here panics on what a peer sends, and nothing a peer does can make a connection hold
-//! more than [`limits`] allows. A peer that breaks the protocol loses its own connection only.
+//! No input of a peer causes a panic, or makes a connection hold more than [`limits`] allows. A
+//! peer that breaks the protocol loses only its own connection.
 
 #![warn(missing_docs)]
 

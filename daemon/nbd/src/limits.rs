@@ -1,11 +1,10 @@
-//! Every bound of the NBD server, and how they relate.
+//! Every bound of the NBD server, and the relations between them.
 
 use std::time::Duration;
 
 /// The longest read or write payload of one request; announced as the maximum block size.
 ///
-/// The protocol asks servers not to take anything up to this for an attack, and QEMU and libnbd
-/// never send more.
+/// The protocol asks servers to accept any length up to this, and QEMU and libnbd never send more.
 pub const MAX_REQUEST_BYTES: u32 = 32 << 20;
 /// Announced: every byte can be addressed.
 pub const MIN_BLOCK_BYTES: u32 = 1;
@@ -20,7 +19,7 @@ pub const MAX_OPTION_BYTES: u32 = 64 << 10;
 pub const MAX_OPTIONS: u32 = 1 << 16;
 /// Queries in one `LIST_META_CONTEXT` or `SET_META_CONTEXT`.
 pub const MAX_META_QUERIES: usize = 128;
-/// Snapshots that a connection can be told the changes since.
+/// Snapshots that a connection can choose as references for changes.
 pub const MAX_REFERENCES: u32 = 16;
 /// Ancestors of an export that a listing of contexts names.
 pub const MAX_LISTED_REFERENCES: usize = 64;
@@ -44,18 +43,17 @@ pub const MAX_ORDINARY_BYTES: u32 = charge_bytes(1 << 20);
 pub const RESERVE_BYTES: u32 = own_bytes(16 << 10);
 /// Bytes that a request takes while it is carried out, beside its payload.
 const REQUEST_BYTES: u32 = 2 << 10;
-/// Of either lane, one part in so many is kept for unix sockets: TCP never takes it.
+/// One part in so many of either lane is reserved for unix sockets.
 const UNIX_RESERVE_PART: u32 = 4;
-/// Connections that hold something and wait for more, of which so many are looked at whenever bytes
-/// are given back: that must not take longer the more there are.
+/// Number of connections in the queue for more memory that are examined whenever bytes are
+/// returned: the time for that must not grow with their number.
 pub const MORE_LOOKED_AT: usize = 32;
 /// The charge of a request besides its payload, in bytes. Slices of cached chunks keep whole chunks
 /// alive: at either end of a read, that can be most of a chunk of 256 KiB. The payload of a short
 /// write is a slice of the read-ahead buffer, and keeps that alive.
 pub const PINNED_BYTES: u32 = 256 << 10;
-/// Replies of no more than this are copied when the client does not take them at once, and pin
-/// nothing any more: a client that takes none of its replies would hold [`PINNED_BYTES`] for each
-/// byte otherwise.
+/// The longest reply that is copied when the client does not take it at once. Without the copy, a
+/// client that takes no replies would pin [`PINNED_BYTES`] for each byte.
 pub const DETACHED_BYTES_MAX: usize = 64 << 10;
 /// Replies waiting for the socket above which no further request is started: the peer is slower
 /// than the store, and working ahead would only hold memory.
@@ -64,27 +62,27 @@ pub const MAX_QUEUED_BYTES: usize = 4 << 20;
 pub const MAX_EXTENTS: u32 = 8192;
 /// Bytes that one of them takes until it is sent.
 pub const EXTENT_BYTES: u32 = 16;
-/// How much of the export one look-up of extents covers: at worst every second block is a hole,
-/// so this bounds the extents held while a reply is put together.
+/// Bytes of the export that one look-up of extents covers: at worst every second block is a hole,
+/// so this bounds the extents in memory while a reply is assembled.
 pub const EXTENT_WINDOW_BYTES: u64 = 64 << 20;
 /// Look-ups for one reply: with extended headers a client can ask for all of a large volume at
 /// once. The client asks again from where the reply ends.
 pub const MAX_EXTENT_WINDOWS: usize = 4096;
 
 /// Bytes read from the socket at once: more than [`MAX_REQUESTS_IN_FLIGHT`] request headers, and
-/// little enough that thousands of idle connections cost nothing to speak of.
+/// little enough that thousands of idle connections cost very little.
 pub const INBOX_BYTES: usize = 8 << 10;
 /// The same for a connection that sends more than that at once, as long as it does: 15 writes of
 /// 4 KiB.
 pub const READ_AHEAD_BYTES: usize = 64 << 10;
-/// Connections that may have so much at one time; it is not charged to their requests. Others read
-/// in small pieces.
+/// Number of connections that may have such a buffer at one time; it is not charged to their
+/// requests. Others read in small pieces.
 pub const READ_AHEAD_CONNECTIONS_MAX: usize = 512;
-/// After a payload of this length nothing is read ahead: the next would only be copied from where
-/// it was read to, which costs more than a system call.
+/// After a payload of this length, the server does not read ahead: the next payload would have to
+/// be copied out of the buffer, which costs more than a system call.
 pub const DIRECT_READ_BYTES: usize = 32 << 10;
-/// Replies are handed to the socket once this much is waiting, and whenever there is nothing else
-/// to do: few system calls, yet the peer can take the first reply while the next is made.
+/// Bytes of waiting replies that trigger a write to the socket; idle time triggers one, too. So
+/// there are few system calls, yet the peer can take the first reply while the next is made.
 pub const FLUSH_BYTES: usize = 256 << 10;
 /// Slices in one vectored write; Linux takes up to 1024, but the array is on the stack.
 pub const MAX_WRITE_SLICES: usize = 64;
@@ -94,25 +92,26 @@ pub const MAX_LOGGED_FAILURES: u32 = 16;
 
 /// Connections, unless configured.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 4096;
-/// How long the client may take for its whole handshake, TLS included.
+/// Time limit for the client's whole handshake, TLS included.
 pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Additional time for each export in a listing: `qemu-nbd --list` asks for each one after that.
 pub const LISTED_EXPORT_TIME: Duration = Duration::from_millis(10);
 /// Listings add at most so many times the timeout.
 pub const LISTING_PART: u32 = 5;
-/// How long a handshake may take, with the time of questions to the store. A question that is under
-/// way is not interrupted.
+/// Time limit of a handshake including the time in the store. A call to the store that is under way
+/// is not interrupted.
 pub const HANDSHAKE_CAP: Duration = Duration::from_mins(5);
-/// How long requests in flight may take to finish when the server stops.
+/// Time for requests in flight to finish when the server stops.
 pub const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a client may leave replies untaken, or a payload half sent, while a connection that
-/// holds nothing waits for memory. Without such a wait it may do so for ever: a paused guest is not
+/// Time that a client may leave replies unread, or a payload half sent, while a connection that
+/// holds nothing waits for memory. Without such a wait the time is unlimited: a paused guest is not
 /// an error.
 pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client that holds more than this has less time: half of it for twice as much, but a third at
 /// least.
 pub const STALL_BYTES: u32 = 1 << 20;
-/// In that time it has to take or send one part in so many of what it held at its beginning.
+/// In that time, it has to take or send one part in so many of the bytes that it held at the
+/// beginning.
 pub const STALL_PART: u64 = 3;
 
 /// Bytes that a request is charged to its connection's reserve.
@@ -150,8 +149,7 @@ const _: () = assert!(
     MAX_ORDINARY_BYTES <= ORDINARY_LANE_BYTES - remote_bytes(ORDINARY_LANE_BYTES)
         && MAX_CONNECTION_BYTES <= ORDINARY_LANE_BYTES / 2
 );
-/// All that connections can make the server hold, as far as it is charged for or bounded by their
-/// number.
+/// Bytes that all connections together can hold, as charged or bounded by their number.
 pub const MAX_SERVER_BYTES: u64 = ORDINARY_LANE_BYTES as u64
     + LARGE_LANE_BYTES as u64
     + DEFAULT_MAX_CONNECTIONS as u64 * (RESERVE_BYTES as u64 + INBOX_BYTES as u64)

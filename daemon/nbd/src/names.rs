@@ -1,4 +1,4 @@
-//! Names of exports: what a client asks for to get a snapshot or a volume.
+//! Names of exports: a client requests a snapshot or a volume by such a name.
 
 use std::fmt;
 

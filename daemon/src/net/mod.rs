@@ -1,9 +1,9 @@
 //! Sockets and connections before any protocol is spoken on them: which may come in, and what the
 //! kernel keeps for each.
 //!
-//! | file | what |
+//! | file | content |
 //! | --- | --- |
-//! | [`peer`] | who is at the other end, and whom a peer shares its part with |
+//! | [`peer`] | the peer at the other end, and the group that shares limits with it |
 //! | [`handshakes`] | peers that are not known yet: bounded for each listener, the oldest gives way |
 //! | [`places`] | connections that have got through: bounded, with a reserve and shares |
 //! | [`seats`] | the same, of connections that give way when they do nothing |

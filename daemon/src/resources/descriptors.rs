@@ -5,7 +5,7 @@
 //! connections is bounded by what is left: however many are open, and idle, the store and its
 //! management find descriptors.
 //!
-//! | share | what it is for |
+//! | share | use |
 //! | --- | --- |
 //! | fixed | RocksDB, packs being written, logs, listeners, copies, the runtime: [`DESCRIPTORS_FIXED`] |
 //! | packs | packs kept open for reads |

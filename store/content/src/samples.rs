@@ -73,7 +73,7 @@ pub(crate) fn lay_out(pieces: &[Piece], blocks: u32) -> Vec<u8> {
     content
 }
 
-/// What volumes are made of: files small and large, holes, a few odd blocks.
+/// The typical content of volumes: small and large files, holes, a few odd blocks.
 pub(crate) fn piece() -> impl Strategy<Value = Piece> {
     prop_oneof![
         2 => (1usize..20).prop_map(|blocks| Piece::Hole { blocks }),

@@ -123,7 +123,7 @@ impl Location {
 /// How much of a pack is in the index.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PackState {
-    /// Which pack.
+    /// Id of the pack.
     pub pack: PackId,
     /// All records before this offset are synced and in the index. Recovery looks at what is
     /// behind.

@@ -32,28 +32,28 @@ pub trait PackStage: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// Those of creating a file.
+    /// The errors of creating a file.
     fn create(&self, pack: PackId) -> Result<File>;
 
     /// Opens a pack that is not sealed, to go on with aligned writes.
     ///
     /// # Errors
     ///
-    /// Those of opening a file.
+    /// The errors of opening a file.
     fn reopen(&self, pack: PackId) -> Result<File>;
 
     /// Opens a pack that is not sealed, to mend its end with writes of any length.
     ///
     /// # Errors
     ///
-    /// Those of opening a file.
+    /// The errors of opening a file.
     fn open_to_mend(&self, pack: PackId) -> Result<File>;
 
     /// Removes a pack of which nothing was promised.
     ///
     /// # Errors
     ///
-    /// Those of removing a file.
+    /// The errors of removing a file.
     fn remove(&self, pack: PackId) -> Result<()>;
 
     /// Makes durable which packs there are.

@@ -1,5 +1,4 @@
-//! Disk images as files have them: formats, what they are packed in, and the other files that they
-//! are read from.
+//! Disk images in files: formats, compression, and the other files that an image refers to.
 //!
 //! | | |
 //! | --- | --- |

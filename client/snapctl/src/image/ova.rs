@@ -225,7 +225,7 @@ mod tests {
         assert!(disks(&parent).unwrap_err().contains("the difference to"));
         let missing = OVF.replace("id=\"file1\"", "id=\"file3\"");
         assert!(disks(&missing).unwrap_err().contains("not described"));
-        assert!(disks("<a><b></a>").unwrap_err().contains("no XML"));
+        assert!(disks("<a><b></a>").unwrap_err().contains("not XML"));
     }
 
     #[test]

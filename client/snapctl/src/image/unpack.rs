@@ -52,8 +52,8 @@ impl fmt::Display for Packing {
     }
 }
 
-/// A reader of the plain content of `packed`. Concatenated packed files are one file. What is cut
-/// off or damaged is an error.
+/// A reader of the plain content of `packed`. Concatenated packed files are one file. Truncated or
+/// damaged input is an error.
 pub(crate) fn unpacked(
     packing: Packing,
     packed: impl Read + Send + 'static,

@@ -1,16 +1,16 @@
-//! Memory for requests in flight: what all connections may hold together, and each on its own.
+//! Memory for requests in flight: the budget of all connections together, and of each one.
 //!
-//! There are two lanes, for ordinary requests and for large ones, so that clients that ask for tens
-//! of mebibytes at once wait for each other, and nobody else for them. In a lane
+//! There are two lanes, for ordinary requests and for large ones, so that clients with requests of
+//! tens of mebibytes wait only for each other. In a lane
 //!
 //! - a connection that holds nothing is served in its turn, as soon as there is enough for its
 //!   request;
-//! - one that holds something gets more only if nobody waits for a turn, and as much is free as it
-//!   would hold then: one alone may have half, and a few never all;
+//! - a connection that holds memory gets more only if nobody waits for a turn, and as much is free
+//!   as it would hold then: a single one may have half, and a few never all;
 //! - TCP never takes the last quarter, which is for unix sockets.
 //!
-//! Beside that each connection has a small reserve of its own, from which a small request is served
-//! whatever others hold.
+//! In addition, each connection has a small reserve of its own for small requests, whatever others
+//! hold.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use super::limits::{
 #[cfg(test)]
 mod tests;
 
-/// Where memory is taken from.
+/// The source of memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Source {
     Ordinary,
@@ -115,12 +115,12 @@ struct Lane {
     /// Connections that hold nothing of the lane and wait for their turn, the first in front: over
     /// unix sockets and over TCP.
     turns: [VecDeque<Arc<Waiter>>; 2],
-    /// Connections that hold something and wait for more, in no order.
+    /// Connections that hold memory and wait for more, in no order.
     more: VecDeque<Arc<Waiter>>,
     last_number: u64,
 }
 
-/// A connection that cannot go on until another gives back.
+/// A connection that waits until another one returns memory.
 #[derive(Debug)]
 struct Waiter {
     /// In the order of arrival.
@@ -339,7 +339,7 @@ impl Account {
         Poll::Pending
     }
 
-    /// Takes `bytes` of a lane. Without them it waits, unless it can do without.
+    /// Takes `bytes` of a lane, or waits for them, unless the caller can do without.
     fn poll_lane(
         &mut self,
         lane: usize,
@@ -350,7 +350,7 @@ impl Account {
         let is_remote = self.is_remote;
         let lanes = &mut *self.budget.lanes.lock();
         let waited = self.waits.take();
-        // What it waits for is no other than before as long as it goes on waiting.
+        // A waiting connection does not change the amount that it waits for.
         let waiter = match waited {
             Some((waits_in, waiter)) if waits_in != lane || waiter.bytes != bytes => {
                 stop_waiting(&mut lanes[waits_in], &waiter);

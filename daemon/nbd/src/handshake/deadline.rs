@@ -1,4 +1,4 @@
-//! How long a whole handshake may take.
+//! The time limit of a whole handshake.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -60,11 +60,11 @@ impl Deadline {
         answer
     }
 
-    /// Goes on with the handshake for as long as it may take.
+    /// Runs a part of the handshake within the time that is left.
     ///
     /// # Errors
     ///
-    /// The time is over.
+    /// [`HandshakeError::TimedOut`] if the time is over.
     pub async fn run<T>(&self, part: impl Future<Output = T>) -> Result<T, HandshakeError> {
         let mut part = pin!(part);
         loop {

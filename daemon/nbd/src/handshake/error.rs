@@ -7,7 +7,7 @@ use crate::export::ExportError;
 use crate::limits::MAX_OPTIONS;
 use crate::wire::WireError;
 
-/// Why there is no place for a connection: what the client is told.
+/// The reason why there is no slot for a connection, as the client gets it.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct NoPlace(pub String);
@@ -18,18 +18,18 @@ pub enum HandshakeError {
     /// The connection is lost.
     #[error("talk to the client: {0}")]
     Io(#[from] io::Error),
-    /// The client sent something that is no message of the handshake.
+    /// The client sent something that is not a message of the handshake.
     #[error(transparent)]
     Wire(#[from] WireError),
     /// The client took too long.
     #[error("the handshake took {after:.1?}; the limit is {limit:?}")]
     TimedOut {
-        /// How long it took.
+        /// The time that the handshake took.
         after: Duration,
-        /// How long it might take.
+        /// The time limit.
         limit: Duration,
     },
-    /// Another handshake takes its turn.
+    /// The handshake was closed for a new connection.
     #[error("it was closed for a new connection: the limit of handshakes is reached")]
     Displaced,
     /// The data of an option are too long.
@@ -49,7 +49,7 @@ pub enum HandshakeError {
     /// TLS cannot be begun.
     #[error("TLS: {0}")]
     Tls(io::Error),
-    /// The client does not come to an end.
+    /// The client sends options without end.
     #[error("more than {MAX_OPTIONS} options")]
     TooManyOptions,
     /// A client that does not understand replies sends an option.

@@ -1,8 +1,8 @@
 //! Fixed newstyle option haggling: from the greeting to an opened export and agreed terms.
 //!
 //! Invariants: every option is answered before the next is read; an option that is not understood
-//! or not well formed is answered with an error and leaves the state as it was; only what makes it
-//! impossible to find the next option, or to answer this one, ends the connection.
+//! or not well formed is answered with an error and leaves the state as it was; the connection ends
+//! only if the next option cannot be found, or this one cannot be answered.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -37,7 +37,7 @@ pub(crate) use terms::MetaContext;
 pub use terms::Terms;
 use terms::{DIRTY_PREFIX, lists};
 
-/// How a handshake ended, if not in an error.
+/// The outcome of a handshake, other than an error.
 #[derive(Debug)]
 pub enum Negotiated<E, P> {
     /// The client has an export.
@@ -46,12 +46,13 @@ pub enum Negotiated<E, P> {
         export: E,
         /// The terms agreed on for it.
         terms: Terms,
-        /// Taken just before the client was told that it has the export.
+        /// The slot of the connection, taken just before the answer that gives the client its
+        /// export.
         place: P,
     },
     /// TLS comes next, and in it options again.
     StartTls(ClientFlags),
-    /// The client only wanted to look around.
+    /// The client sent `ABORT`: it only wanted to query exports.
     Aborted,
 }
 
@@ -60,11 +61,11 @@ pub enum Negotiated<E, P> {
 pub enum Security {
     /// No TLS, and the server offers none.
     Plain,
-    /// None yet; a client that wants it begins it.
+    /// No TLS yet; the client may begin it.
     Offered,
-    /// None yet, and nothing is told before.
+    /// No TLS yet; the server answers nothing else before.
     Required,
-    /// It is there.
+    /// The connection has TLS.
     Tls,
 }
 
@@ -72,9 +73,9 @@ pub enum Security {
 pub struct Desk<'a, X, P> {
     /// The exports that the client may have.
     pub exports: &'a X,
-    /// How long the handshake may take.
+    /// The time limit of the handshake.
     pub deadline: &'a Deadline,
-    /// Takes a place for the connection, which it keeps until the place is dropped.
+    /// Takes a slot for the connection, which it keeps until the slot is dropped.
     pub admit: &'a (dyn Fn() -> Result<P, NoPlace> + Send + Sync),
 }
 
@@ -106,11 +107,11 @@ where
     haggle(stream, inbox, desk, client, security).await
 }
 
-/// The same after the greeting: what was agreed on before TLS does not count.
+/// The same after the greeting: terms agreed on before TLS do not count.
 ///
 /// # Errors
 ///
-/// As of [`negotiate`].
+/// As for [`negotiate`].
 pub async fn haggle<S, X, P>(
     stream: &mut S,
     inbox: &mut Inbox,

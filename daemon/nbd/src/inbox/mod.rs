@@ -1,6 +1,6 @@
 //! Bytes that the client has sent and that are not parsed yet: one buffer per connection.
 //!
-//! Both phases read through it, so that bytes which arrive early are not lost between them.
+//! Both phases read through it, so that no early bytes are lost between them.
 //!
 //! The buffer is small until one read fills it: a client that sends so much at once has many
 //! requests under way, and then benefits from more of them per system call. Payloads that are in
@@ -23,11 +23,11 @@ mod tests;
 /// The bytes that a connection has received and not taken yet.
 #[derive(Default)]
 pub struct Inbox {
-    /// All that is in it is unread.
+    /// Its whole content is unread.
     buffer: BytesMut,
     /// Length of the allocation in bytes; the buffer itself only knows the rest of it.
     allocated_bytes: usize,
-    /// The last read brought more than a small buffer holds, or all that there was room for.
+    /// The last read returned more than a small buffer holds, or filled the buffer.
     busy: bool,
 }
 

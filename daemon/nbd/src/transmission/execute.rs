@@ -1,7 +1,7 @@
-//! One request, from its header to its reply: what is allowed, and what the export says.
+//! One request, from its header to its reply: validation, and the call of the export.
 //!
-//! Whatever a request asks, the outcome is a reply; only the framing of the stream, which is not
-//! decided here, can end a connection.
+//! The outcome of a request is always a reply. Only the framing of the stream can end a connection,
+//! and that is decided elsewhere.
 
 use std::borrow::Cow;
 

@@ -6,18 +6,18 @@
 //!       └──> payload ──┘   (futures)   (replies)
 //! ```
 //!
-//! The task is a loop over four steps, none of which blocks, until none of them gets anywhere: take
-//! finished requests, start new ones, write, read. A request is polled at once when it is started:
-//! one that is answered from memory goes straight to the outbox, without any wake-up.
+//! The task is a loop over four steps, none of which blocks, until none of them makes progress:
+//! take finished requests, start new ones, write, read. A request is polled at once when it starts:
+//! if it is answered from memory, its reply goes straight to the outbox, without any wake-up.
 //!
-//! Invariants: a request is started only if it can be charged for (`budget`), and what its reply
-//! holds stays charged until it is written, piece by piece. So a client that does not take its
-//! replies is, after a while, not read from any more, and that is all that happens to it, unless
-//! others wait for the memory. A write is charged before its payload is read from the socket, but
-//! for the little that came along with its header, and started once all of it is here.
+//! Invariants: a request starts only if it can be charged (`budget`), and the memory of its reply
+//! stays charged until it is written, piece by piece. So the server stops reading from a client
+//! that does not take its replies, and does nothing else to it, unless others wait for the memory.
+//! A write is charged before its payload is read from the socket, except for the part that came
+//! with its header, and starts once the whole payload has arrived.
 //!
-//! Requests are started in the order in which they arrive, and what is behind a write is not looked
-//! at before its payload is complete.
+//! Requests start in the order of arrival. The server does not parse the bytes behind a write
+//! before its payload is complete.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -56,12 +56,12 @@ use payload::Incoming;
 use running::Requests;
 use stall::Stall;
 
-/// How the transmission phase ended, if not in an error.
+/// The end of the transmission phase, other than an error.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum End {
-    /// The client said so, and has all its replies.
+    /// The client sent `DISC`, and has all its replies.
     Disconnected,
-    /// The client closed the connection without saying so.
+    /// The client closed the connection without `DISC`.
     Closed,
     /// The server stops.
     Stopped,
@@ -73,10 +73,10 @@ pub enum TransmissionError {
     /// The connection is lost.
     #[error("talk to the client: {0}")]
     Io(#[from] io::Error),
-    /// The client sent something that is no request.
+    /// The client sent something that is not a request.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// A payload is longer than a request may be.
+    /// A payload exceeds the limit of a request.
     #[error("a payload of {length_bytes} bytes exceeds {MAX_REQUEST_BYTES}")]
     PayloadTooLong {
         /// Its length.
@@ -108,9 +108,9 @@ pub enum TransmissionError {
 /// Timeouts of the transmission phase.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// How long requests in flight may take when the server stops.
+    /// Time for requests in flight when the server stops.
     pub stop: Duration,
-    /// How long a client may owe something while others wait for memory.
+    /// Time that a client may stall while others wait for memory.
     pub stall: Duration,
 }
 
@@ -194,7 +194,7 @@ struct Session<'a, S, X, F> {
     input: Input,
     /// Set once there is no more input.
     end: Option<End>,
-    /// Something was written since the stream was last flushed.
+    /// True if bytes were written since the last flush of the stream.
     is_unflushed: bool,
     reply_stall: Stall,
     payload_stall: Stall,
@@ -469,7 +469,7 @@ where
         Ok(())
     }
 
-    /// Reads more if what is there is not enough, and if it could be used.
+    /// Reads more if the inbox has too little, and if more could be used.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, TransmissionError> {
         let has_room = self.has_room();
         let unread = self.inbox.unread().len();
@@ -508,7 +508,7 @@ where
         }
     }
 
-    /// An error if the client has stalled and somebody else waits for what it holds.
+    /// An error if the client has stalled while others wait for its memory.
     fn check_stalls(&mut self, cx: &mut Context<'_>) -> Result<(), TransmissionError> {
         let contended = || self.account.is_contended();
         let held_bytes = self.outbox.shared_bytes();

@@ -105,7 +105,7 @@ pub enum OptionCode {
     ExportName = 1,
     /// Ends the handshake.
     Abort = 2,
-    /// Asks which exports there are.
+    /// Lists the exports.
     List = 3,
     /// Begins TLS.
     StartTls = 5,
@@ -115,7 +115,7 @@ pub enum OptionCode {
     Go = 7,
     /// Asks for structured replies.
     StructuredReply = 8,
-    /// Asks which metadata contexts an export has.
+    /// Lists the metadata contexts of an export.
     ListMetaContext = 9,
     /// Chooses metadata contexts of an export.
     SetMetaContext = 10,
@@ -177,7 +177,7 @@ pub enum InfoKind {
 ///
 /// # Errors
 ///
-/// The data are not what the option has.
+/// The data do not have the layout of the option.
 pub fn decode_info_request(data: &[u8]) -> Result<InfoRequest<'_>, WireError> {
     let mut fields = Fields::new("GO or INFO", data);
     let name = fields.counted_text("name")?;
@@ -201,7 +201,7 @@ pub fn decode_info_request(data: &[u8]) -> Result<InfoRequest<'_>, WireError> {
 /// The data of `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MetaQuery<'a> {
-    /// The export that is asked about.
+    /// The name of the export.
     pub export: &'a str,
     /// Contexts, or wildcards of them.
     pub queries: Vec<&'a str>,
@@ -240,21 +240,21 @@ pub enum OptionReplyCode {
     Info = 3,
     /// One metadata context.
     MetaContext = 4,
-    /// The option is not known here.
+    /// The server does not know the option.
     Unsupported = 1 << 31 | 1,
     /// The server does not allow it, now or ever.
     Policy = 1 << 31 | 2,
-    /// The option's data are not what they should be.
+    /// The data of the option are invalid.
     Invalid = 1 << 31 | 3,
-    /// TLS has to be begun first.
+    /// The client must begin TLS first.
     TlsRequired = 1 << 31 | 5,
     /// There is no such export.
     Unknown = 1 << 31 | 6,
     /// The server stops.
     Stopping = 1 << 31 | 7,
-    /// The option asks for more than the server takes.
+    /// The option exceeds a limit of the server.
     TooBig = 1 << 31 | 9,
-    /// Extended headers say more than this option does.
+    /// Extended headers were agreed on, and supersede this option.
     ExtendedHeaders = 1 << 31 | 10,
 }
 
@@ -324,7 +324,7 @@ impl TransmissionFlags {
     pub const SEND_WRITE_ZEROES: Self = Self(1 << 6);
     /// `READ` may carry the flag DF. Only if structured replies were agreed on.
     pub const SEND_DF: Self = Self(1 << 7);
-    /// Any connection sees what was written on another, and a flush on one covers all.
+    /// Every connection sees the writes of the others, and a flush on one covers all.
     pub const CAN_MULTI_CONN: Self = Self(1 << 8);
     /// `CACHE` is known.
     pub const SEND_CACHE: Self = Self(1 << 10);

@@ -1,4 +1,4 @@
-//! Every NBD message as bytes, and nothing else: no IO, no state, no policy.
+//! The encoding of every NBD message. Pure: no IO, no state, no policy.
 //!
 //! Layouts and numbers are those of `doc/proto.md` in <https://github.com/NetworkBlockDevice/nbd>.
 //! All numbers are big-endian. The `decode_*` functions take exactly one message and return a
@@ -48,7 +48,7 @@ const _: () = assert!(size_of::<(u64, StatusFlags)>() <= limits::EXTENT_BYTES as
 const _: () =
     assert!(limits::INBOX_BYTES >= limits::MAX_REQUESTS_IN_FLIGHT * MAX_REQUEST_HEADER_BYTES);
 
-/// Why bytes are not the message they were taken for.
+/// The reason why bytes are not the expected message.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum WireError {
     /// The message ends too early.
@@ -59,7 +59,7 @@ pub enum WireError {
         /// The field that is missing.
         field: &'static str,
     },
-    /// The message is followed by something that does not belong to it.
+    /// There are extra bytes behind the message.
     #[error("{message}: {extra_bytes} bytes too many")]
     Trailing {
         /// The message, in words.
@@ -67,7 +67,7 @@ pub enum WireError {
         /// Bytes behind the message.
         extra_bytes: usize,
     },
-    /// The message begins with other bytes than it must.
+    /// The message begins with the wrong magic number.
     #[error("{message}: starts with {found:#x}, not {wanted:#x}")]
     Magic {
         /// The message, in words.
@@ -106,7 +106,7 @@ pub enum WireError {
     TooManyQueries {
         /// The message, in words.
         message: &'static str,
-        /// How many there are.
+        /// The number of queries.
         count: u32,
     },
 }

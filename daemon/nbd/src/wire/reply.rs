@@ -35,7 +35,7 @@ pub const MAX_HEAD_BYTES: usize = MAX_CHUNK_HEADER_BYTES + 12;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u16)]
 pub enum ChunkKind {
-    /// The reply is done, and there is nothing to say.
+    /// The reply is done; the chunk has no content.
     None = 0,
     /// Data and their offset.
     OffsetData = 1,
@@ -128,7 +128,7 @@ pub fn encode_simple_reply(cookie: u64, error: Option<ErrorCode>) -> Head {
     })
 }
 
-/// A reply that says no more than "done".
+/// A reply without content: the request succeeded.
 #[must_use]
 pub fn encode_done(answered: &Answered) -> Head {
     Head::encode(|out| put_chunk_header(out, answered, ChunkKind::None, true, 0))
@@ -148,7 +148,7 @@ pub fn encode_offset_data_header(
     })
 }
 
-/// A chunk that says that `hole_bytes` at `offset` are zeroes.
+/// A chunk for a hole of `hole_bytes` at `offset`.
 #[must_use]
 pub fn encode_offset_hole(answered: &Answered, done: bool, offset: u64, hole_bytes: u32) -> Head {
     Head::encode(|out| {
@@ -192,7 +192,7 @@ pub fn encode_block_status(
     bytes
 }
 
-/// A final chunk that says why a request failed and, if known, at which offset of the export.
+/// A final chunk with the error of a request and, if known, its offset in the export.
 #[must_use]
 pub fn encode_error(
     answered: &Answered,

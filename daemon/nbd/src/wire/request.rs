@@ -53,10 +53,10 @@ pub struct Request {
     pub command: u16,
     /// Chosen by the client, repeated in the reply.
     pub cookie: u64,
-    /// Where the range begins, in bytes.
+    /// Offset of the range in bytes.
     pub offset: u64,
     /// Length of the range, and of the payload if there is one; but the payload of `BLOCK_STATUS`
-    /// says the length of its range itself.
+    /// has the length of its range.
     pub length_bytes: u64,
     /// True if `length_bytes` of payload follow.
     pub has_payload: bool,
@@ -122,7 +122,7 @@ pub fn decode_request(bytes: &[u8], framing: Framing) -> Result<Request, WireErr
 pub struct StatusQuery {
     /// Length of the range.
     pub length_bytes: u64,
-    /// The contexts that are wanted of those that were agreed on.
+    /// The requested ones of the agreed contexts.
     pub context_ids: Vec<u32>,
 }
 
@@ -161,15 +161,15 @@ pub enum Command {
     Write,
     /// `NBD_CMD_DISC`: the end, without a reply.
     Disconnect,
-    /// `NBD_CMD_FLUSH`: what was answered before is to be durable.
+    /// `NBD_CMD_FLUSH`: makes all answered writes durable.
     Flush,
-    /// `NBD_CMD_TRIM`: the client has no use for a range any more.
+    /// `NBD_CMD_TRIM`: the client no longer needs a range.
     Trim,
     /// `NBD_CMD_CACHE`: a range is to be read soon.
     Cache,
     /// `NBD_CMD_WRITE_ZEROES`: zeroes for a range.
     WriteZeroes,
-    /// `NBD_CMD_BLOCK_STATUS`: what a range consists of.
+    /// `NBD_CMD_BLOCK_STATUS`: the extents of a range.
     BlockStatus,
 }
 
@@ -196,7 +196,7 @@ impl Command {
 pub struct CommandFlags(pub u16);
 
 impl CommandFlags {
-    /// Force unit access: the reply says that the bytes survive a power cut. Valid on every command
+    /// Force unit access: after the reply, the bytes survive a power cut. Valid on every command
     /// once announced, and without effect on those that write nothing.
     pub const FUA: Self = Self(1 << 0);
     /// The zeroes must have their space allotted.
@@ -218,7 +218,7 @@ impl CommandFlags {
         Self(self.0 | flag.0)
     }
 
-    /// These flags but for one.
+    /// These flags without one.
     #[must_use]
     pub const fn without(self, flag: Self) -> Self {
         Self(self.0 & !flag.0)

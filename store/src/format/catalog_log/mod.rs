@@ -262,14 +262,14 @@ pub enum Found {
     Torn {
         /// Where it begins.
         offset_bytes: u64,
-        /// What is wrong.
+        /// The error.
         why: FormatError,
     },
     /// A record that is not what was written, though the log goes on behind it.
     Damaged {
         /// Where it begins.
         offset_bytes: u64,
-        /// What is wrong.
+        /// The error.
         why: FormatError,
     },
     /// A whole record that only a newer version understands.

@@ -53,7 +53,7 @@ pub struct FooterEntry {
 /// | 60 | 4 | CRC-32 of the bytes before |
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct Trailer {
-    /// Which pack.
+    /// Id of the pack.
     pub pack: PackId,
     /// Where the footer begins, and records end.
     pub footer_offset_bytes: u64,

@@ -36,7 +36,7 @@ const _: () = assert!(PACK_HEADER_BYTES as u64 == PACK_ALIGN);
 /// | 64 | 4032 | zero |
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct PackHeader {
-    /// Which pack.
+    /// Id of the pack.
     pub pack: PackId,
     /// Whose.
     pub store: StoreId,

@@ -44,7 +44,7 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// [`FormatError`] if the bytes are not valid.
     fn decode(bytes: &[u8]) -> Result<Self, FormatError>;
 
     /// Bytes that the record adds to [`Totals::logical_bytes`](super::Totals::logical_bytes).
@@ -99,7 +99,7 @@ pub trait RecordKey: Clone + Ord + Hash + Debug + Display + Send + Sync + 'stati
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// [`FormatError`] if the bytes are not valid.
     fn from_field(bytes: &[u8]) -> Result<Self, FormatError>;
 }
 
@@ -313,7 +313,7 @@ impl Entry {
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// [`FormatError`] if the bytes are not valid.
     pub fn decode(kind: &'static Kind, bytes: &[u8]) -> Result<Self, FormatError> {
         (kind.keys)(bytes)?;
         Ok(Self {
@@ -391,7 +391,7 @@ impl Deletion {
     ///
     /// # Errors
     ///
-    /// What is wrong with them.
+    /// [`FormatError`] if the bytes are not valid.
     pub fn decode(kind: &'static Kind, field: &[u8]) -> Result<Self, FormatError> {
         Ok(Self {
             kind,

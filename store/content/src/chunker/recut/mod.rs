@@ -128,7 +128,7 @@ impl<F> Reader<F> {
     }
 }
 
-/// What is known of a block of the new segment before it is read.
+/// The source of a block of the new segment, before it is read.
 enum Source {
     /// Neither in an old chunk nor changed, or changed to zeros: a hole.
     Hole,
