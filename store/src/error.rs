@@ -1,4 +1,4 @@
-//! The errors of a store, by what their caller does about them.
+//! The errors of a store. Their kinds tell the caller what to do.
 
 use std::{
     fmt, io,
@@ -18,12 +18,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// An error of a store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is nothing of that name or id. Ask for something else.
+    /// There is no record with that name or id. Check the name.
     #[error("{what} {name:?} not found")]
     NotFound {
         /// "snapshot", "volume", "upload".
         what: &'static str,
-        /// As it was asked for.
+        /// The name or id as requested.
         name: String,
     },
 
@@ -38,7 +38,8 @@ pub enum Error {
         id: String,
     },
 
-    /// The volume is attached, which stands in the way. Detach it, or attach it by force.
+    /// The call needs a detached volume, and this one is attached. Detach it, or attach it by
+    /// force.
     #[error("volume {name:?} is attached")]
     Attached {
         /// Its name.
@@ -57,7 +58,7 @@ pub enum Error {
         why: String,
     },
 
-    /// Snapshots of the volume are pending, which stands in the way. Wait for them, or delete them.
+    /// The call needs a volume without pending snapshots. Wait for them, or delete them.
     #[error(
         "volume {name:?} has {count} pending snapshots: wait until they are completed, or delete \
         them"
@@ -65,15 +66,15 @@ pub enum Error {
     HasPending {
         /// Its name.
         name: String,
-        /// How many.
+        /// Number of pending snapshots.
         count: usize,
     },
 
-    /// The request cannot be right, whatever the store holds. Mend it.
+    /// The request is invalid, whatever the state of the store. Correct it.
     #[error("{0}")]
     Invalid(String),
 
-    /// A chunk is not cut as the chunker cuts.
+    /// A chunk is not cut by the rule of the chunker.
     #[error(
         "chunk {id} is not cut as chunker version {} cuts: {source}",
         varve_content::chunker::CHUNKER_VERSION
@@ -81,16 +82,16 @@ pub enum Error {
     NotCanonical {
         /// The chunk.
         id: ChunkId,
-        /// Where it differs.
+        /// The difference to the rule.
         source: NotCanonical,
     },
 
-    /// A tree node does not hold what it must.
+    /// A tree node is not valid.
     #[error("tree node is invalid: {0}")]
     Tree(#[from] TreeError),
 
-    /// Bytes on disk are not what was written. Restore them from elsewhere; the rest of the store
-    /// goes on.
+    /// Bytes on disk are not as they were written. Restore them from elsewhere; the rest of the
+    /// store continues.
     #[error("{0}")]
     Damaged(#[from] Damage),
 
@@ -103,8 +104,8 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// The disk has no more space than the index and the catalog log need to go on, so chunks are
-    /// refused. Free space and try again.
+    /// The disk has only the space that is reserved for the index and the catalog log, so the store
+    /// refuses chunks. Free space and retry.
     #[error(
         "cannot write chunks: no space left on the file system of {} except the {} MiB that are \
          kept \
@@ -115,7 +116,7 @@ pub enum Error {
     Reserved {
         /// The data directory.
         path: PathBuf,
-        /// Bytes that are kept.
+        /// Reserved bytes.
         kept_bytes: u64,
     },
 
@@ -124,8 +125,8 @@ pub enum Error {
     #[error("the disk was full, and unsynced records were dropped: free space and upload again")]
     Dropped,
 
-    /// A volume's journal takes no more, whatever the disk's free space. Wait until more of it is
-    /// in the store, or give journals a higher limit.
+    /// A volume's journal is at its limit, whatever the free space of the disk. Wait for a
+    /// checkpoint, or raise the limit of journals.
     #[error("the journal in {} has grown to its limit of {limit}", path.display())]
     JournalFull {
         /// The journal's directory.
@@ -134,24 +135,24 @@ pub enum Error {
         limit: JournalLimit,
     },
 
-    /// A write or sync failed before, and what is on disk is uncertain: no further writes until a
-    /// restart.
+    /// A write or sync failed before, and the state of the disk is uncertain: no further writes
+    /// until a restart.
     #[error("the store has stopped writing: {reason}; reads continue, restart to recover")]
     Poisoned {
         /// The first failure.
         reason: String,
     },
 
-    /// A bound was reached. Try again later, or ask for less.
+    /// A limit was reached. Retry later, or request less.
     #[error("limit reached: {0}")]
     Limit(String),
 
-    /// The store holds as many as it may. Delete some.
+    /// The store has the largest number of such records. Delete some.
     #[error("the limit of {most} {what} is reached")]
     TooMany {
         /// "volumes".
         what: &'static str,
-        /// How many there may be.
+        /// The limit.
         most: u64,
     },
 
@@ -159,7 +160,7 @@ pub enum Error {
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
 
-    /// The data directory was written by a version that this one does not know.
+    /// The data directory was written by an unknown version.
     #[error("cannot open {}: {why}", path.display())]
     Incompatible {
         /// The file.
@@ -168,7 +169,7 @@ pub enum Error {
         why: String,
     },
 
-    /// The system was short of something: file descriptors, memory. Nothing was done; try again
+    /// The system was short of a resource: file descriptors or memory. Nothing was done; retry
     /// later.
     #[error("cannot {verb} {} for now: {source}", path.display())]
     Shortage {
@@ -180,7 +181,7 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// The operating system refused what was asked of a file.
+    /// The operating system refused an operation on a file.
     #[error("cannot {verb} {}: {source}", path.display())]
     Io {
         /// The operation on the file, as a verb.
@@ -191,7 +192,7 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// The operating system refused something that is no file: threads, random numbers.
+    /// The operating system refused another operation: to start a thread, to return random numbers.
     #[error("cannot {verb}: {source}")]
     System {
         /// The operation, as a verb: "start a thread".
@@ -209,7 +210,7 @@ pub enum Error {
         message: String,
     },
 
-    /// The store contradicts itself, which is a mistake of the program. Report it.
+    /// The store contradicts itself: a bug of the program. Report it.
     #[error("internal error of the store: {0}")]
     Internal(String),
 
@@ -285,7 +286,7 @@ impl Error {
     }
 }
 
-/// Bytes on disk that are not what was written, and everything known about them.
+/// Bytes on disk that are not as they were written, and everything known about them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
     /// Where.
@@ -364,7 +365,7 @@ pub enum Place {
     },
     /// Nowhere: the index has no entry.
     Missing,
-    /// In how nodes fit together, each of them whole.
+    /// In a tree: the nodes are valid and do not fit together.
     Tree,
 }
 

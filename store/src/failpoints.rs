@@ -1,8 +1,9 @@
-//! The catalogue of crash points: places where a process may die, and what must hold after.
+//! The catalogue of crash points: places where a process may die, each with the state that must be
+//! found after that.
 //!
 //! A test arms one by the environment of the daemon (`VARVE_FAILPOINT=name` or `name:N` for the Nth
-//! time it is reached) and the process ends there as if it were killed. Not armed, a point costs
-//! one relaxed load.
+//! time it is reached) and the process ends there as if it were killed. An unarmed point costs one
+//! relaxed load.
 
 use std::{
     env,
@@ -27,7 +28,7 @@ macro_rules! failpoints {
             /// All of them.
             pub const ALL: &'static [Self] = &[$(Self::$point),+];
 
-            /// As it is called in the environment.
+            /// The name of the point in the environment.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -39,30 +40,29 @@ macro_rules! failpoints {
 }
 
 failpoints! {
-    /// Chunks are in a pack's buffers, perhaps on disk, not synced and not indexed. After: no trace
-    /// in the index but what recovery finds whole in the pack; no snapshot.
+    /// Chunks are in a pack's buffers, perhaps on disk, not synced and not indexed. After: the
+    /// index has only the records that recovery finds undamaged in the pack; no snapshot.
     ChunksAppended = "chunks-appended",
-    /// Packs are synced, the index does not know. After: recovery indexes the records behind the
-    /// last known position, so that an import that runs again need not send them; no snapshot.
+    /// Packs are synced, and the records are not indexed. After: recovery indexes the records
+    /// behind the last known position, so that another import need not send them; no snapshot.
     PacksSynced = "packs-synced",
-    /// The index knows the synced chunks. After: an import that runs again sends none of them; no
-    /// snapshot.
+    /// The synced chunks are indexed. After: another import sends none of them; no snapshot.
     GroupIndexed = "group-indexed",
-    /// All of a snapshot's content is durable and indexed, the catalog log has no record. After: no
+    /// All of a snapshot's content is durable and indexed; the catalog log has no record. After: no
     /// snapshot.
     BeforeCatalogLog = "before-catalog-log",
     /// The record is written to the catalog log and not synced. After: the snapshot is whole, or
     /// not there.
     CatalogLogWritten = "catalog-log-written",
-    /// The record is durable in the catalog log, RocksDB does not have it, nobody was told. After:
-    /// recovery brings it in, and the snapshot is whole.
+    /// The record is durable in the catalog log; RocksDB does not have it, and the caller has no
+    /// answer. After: recovery applies it, and the snapshot is whole.
     CatalogLogSynced = "catalog-log-synced",
-    /// RocksDB has the record too, nobody was told. After: the snapshot is whole.
+    /// RocksDB has the record too, and the caller has no answer. After: the snapshot is whole.
     CatalogApplied = "catalog-applied",
-    /// A batch of a volume's journal is in the kernel, its writers were not told. After: each of
-    /// its blocks is as it was, or as it was to be.
+    /// A batch of a volume's journal is in the kernel, and its writers have no answer. After: each
+    /// of its blocks has the old or the new content.
     JournalWritten = "journal-written",
-    /// The epochs of all volumes of an instant have ended, nothing else has happened. After: no
+    /// The epochs of all volumes of an instant have ended; nothing else has happened. After: no
     /// snapshot.
     EpochsEnded = "epochs-ended",
     /// The content of volumes at an instant is durable in their journals; the catalog does not have
@@ -75,7 +75,7 @@ failpoints! {
 
 /// 0: none; otherwise the armed point's number + 1.
 static ARMED: AtomicU32 = AtomicU32::new(0);
-/// How often the armed point is still to be passed.
+/// How many more times the armed point is passed first.
 static REMAINING: AtomicU64 = AtomicU64::new(0);
 
 /// Arms the point that the environment names, if it names one.

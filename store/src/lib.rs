@@ -6,17 +6,17 @@
 //!
 //! Invariants:
 //!
-//! - A snapshot is seen only after every byte of it is durable (`engine/commit.rs`).
+//! - A snapshot is visible only after every byte of it is durable (`engine/commit.rs`).
 //! - Bytes that were not checked against their id do not leave the store as content
 //!   ([`VerifiedChunk`]).
-//! - The packs and the catalog log are the truth: index and catalog can be made again from them
+//! - The packs and the catalog log are the truth: index and catalog can be rebuilt from them
 //!   ([`rebuild`]).
-//! - After a failed write or sync nothing more is written.
+//! - After a failed write or sync, the store writes nothing more.
 //! - Memory, queues and concurrency are bounded ([`limits`]).
-//! - Any future may be dropped at any point, and nothing that was promised is lost with it.
+//! - Any future may be dropped at any point, without losing a promise.
 //!
-//! Futures that write must be polled within a tokio runtime: they spawn tasks for what must not
-//! stop half-way.
+//! Futures that write must be polled within a tokio runtime: they spawn tasks for work that must
+//! not stop half-way.
 
 // Output goes through writers that report errors and escape: `println` panics instead.
 #![warn(missing_docs)]

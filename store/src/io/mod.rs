@@ -1,14 +1,13 @@
 //! The only access to packs and the catalog log: every read, write and sync of theirs goes through
 //! a [`Disk`].
 //!
-//! (RocksDB does its own.) Three disks exist: [`choose`] gives io_uring, or a pool of threads where
-//! the kernel refuses that; [`sim::SimDisk`] keeps files in memory, and can lose power or the
-//! process at any moment.
+//! (RocksDB has its own IO.) There are three disks: [`choose`] returns io_uring, or a pool of
+//! threads if the kernel refuses that; [`sim::SimDisk`] keeps files in memory, and can lose power
+//! or the process at any moment.
 //!
 //! # Guarantees of a disk
 //!
-//! This is all that the store may build on, and what the simulated disk takes away is what is not
-//! written here:
+//! The store relies on nothing else, and the simulated disk guarantees nothing else:
 //!
 //! - A write is durable once a [`sync_data`](Disk::sync_data) of the same file, begun after the
 //!   write's completion, has succeeded. So is the file's length by then, and so is a
@@ -24,13 +23,13 @@
 //! - After a failed sync, all writes since the previous sync are in doubt for good: a later sync
 //!   that succeeds does not bring it back (the kernel forgets such pages). Callers stop writing.
 //! - Writes under way at the same time are in no order.
-//! - When the process is killed and the machine goes on, everything that had completed is there,
-//!   for the next process to see and to sync. A request that was under way has happened by then,
+//! - When the process is killed and the machine continues, every completed operation is there, for
+//!   the next process to see and to sync. A request that was under way has happened by then,
 //!   completely or for some of its 4 KiB pages, or never will.
-//! - Reads and writes that find the system [short](is_shortage) of something wait for it. Any other
-//!   operation that fails for a shortage has done nothing, and can be retried: an open, a name, a
-//!   length, and the sync of a directory, which opens it first. A sync that has begun never fails
-//!   for a shortage: whatever the reason, it is a failed sync.
+//! - Reads and writes wait for the end of a [shortage](is_shortage). Any other operation that fails
+//!   for a shortage has done nothing, and can be retried: an open, a name, a length, and the sync
+//!   of a directory, which opens it first. A sync that has begun never fails for a shortage:
+//!   whatever the reason, it is a failed sync.
 
 pub mod sim;
 
@@ -61,21 +60,21 @@ use bytes::Bytes;
 
 use crate::limits;
 
-/// Parts of one write, at most: what Linux takes in one system call.
+/// The most parts of one write: the limit of Linux for one system call.
 pub const PARTS_MAX: usize = 1024;
 
-/// How a file is opened.
+/// The mode in which a file is opened.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub enum OpenMode {
-    /// To read what is there, in no order: the page cache does not read ahead.
+    /// To read an existing file, in no order: the page cache does not read ahead.
     Read,
-    /// To read and write what is there.
+    /// To read and write an existing file.
     ReadWrite,
-    /// To read and write; it must not exist yet.
+    /// To read and write a new file, which must not exist yet.
     CreateNew,
 }
 
-/// A file system, or something that behaves like one. The module says what it promises.
+/// A file system, real or simulated. The [module](self) lists its guarantees.
 ///
 /// A method that returns a [`Completion`] begins its request at once, unless the queue is full:
 /// then the request begins when the completion is polled and its turn comes. Once begun, it
@@ -87,39 +86,40 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// "io_uring", "blocking" or "simulated".
     fn name(&self) -> &'static str;
 
-    /// How long callers try again what the system was [short](is_shortage) of something for.
+    /// The time that callers retry operations after a [shortage](is_shortage).
     fn patience(&self) -> &Patience;
 
     /// Opens a file through the page cache.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File>;
 
     /// Opens a file past the page cache where the file system can do that, and like
-    /// [`open`](Self::open) otherwise. Writes are then refused if they do not begin and end at
-    /// multiples of [`BUFFER_ALIGN`], either way.
+    /// [`open`](Self::open) otherwise. In both cases, writes have to begin and end at multiples of
+    /// [`BUFFER_ALIGN`].
     fn open_direct(&self, path: &Path, mode: OpenMode) -> io::Result<File>;
 
-    /// Reads exactly `len` bytes. If the file ends before: [`io::ErrorKind::UnexpectedEof`].
+    /// Reads exactly `len` bytes. Fails with [`io::ErrorKind::UnexpectedEof`] if the file ends
+    /// before.
     fn read(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf>;
 
     /// Reads `len` bytes, or up to the end of the file.
     fn read_up_to(&self, file: &File, offset_bytes: u64, len: usize) -> Completion<AlignedBuf>;
 
-    /// Writes all of `buf`, and gives it back to be used again.
+    /// Writes all of `buf`, and returns it for reuse.
     fn write(&self, file: &File, offset_bytes: u64, buf: AlignedBuf) -> Completion<AlignedBuf>;
 
-    /// Writes parts one behind the other, as one write. Of a file that was opened for direct access
-    /// each of them has to begin in memory at a multiple of [`BUFFER_ALIGN`], and to be as long as
-    /// a multiple of it. At most [`PARTS_MAX`].
+    /// Writes up to [`PARTS_MAX`] parts, one behind the other, as one write. For a file that was
+    /// opened for direct access, the address and the length of each part have to be multiples of
+    /// [`BUFFER_ALIGN`].
     fn write_parts(&self, file: &File, offset_bytes: u64, parts: Vec<Bytes>) -> Completion<()>;
 
-    /// Writes parts one behind the other, into the page cache, on the spot: for a few bytes that
-    /// costs less than handing them over. Not for files that were opened for direct access.
+    /// Writes parts one behind the other, into the page cache, on the spot: for a few bytes this
+    /// costs less than a request. Not for files that were opened for direct access.
     fn write_at_once(&self, file: &File, offset_bytes: u64, parts: &[Bytes]) -> io::Result<()>;
 
-    /// Forgets what of a file is in memory and was written: the next read is of the disk.
+    /// Drops the written pages of a file from the page cache: the next read comes from the disk.
     fn forget_cached(&self, file: &File);
 
-    /// Says that a range is going to be read soon.
+    /// Announces that a range will be read soon.
     fn will_need(&self, file: &File, offset_bytes: u64, len: usize);
 
     /// Reads exactly `len` bytes if they are in memory, without waiting. Returns `None` if the
@@ -135,11 +135,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// The file's length, in bytes.
     fn len(&self, file: &File) -> io::Result<u64>;
 
-    /// Cuts the file off, or fills it up with zeros.
+    /// Truncates the file, or extends it with zeros.
     fn set_len(&self, file: &File, len_bytes: u64) -> io::Result<()>;
 
-    /// Makes a file that long, with zeros at its end, and sees to it that the space is there where
-    /// the file system can do that: writes within do not find the disk full then.
+    /// Extends a file to this length with zeros, and allocates its space if the file system can do
+    /// that: later writes within do not fail for a full disk.
     fn allocate(&self, file: &File, len_bytes: u64) -> io::Result<()>;
 
     /// The names in a directory, in no order.
@@ -148,23 +148,23 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Renames a file. One that has the name is replaced, all at once.
+    /// Renames a file. Replaces an existing file of the new name atomically.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Makes a directory.
+    /// Creates a directory.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Removes a directory, which has to be empty.
+    /// Removes an empty directory.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// Free space on the file system that `path` is on.
+    /// Free bytes on the file system of `path`.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
 }
 
 /// The IO engine to use.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Default)]
 pub enum IoEngine {
-    /// io_uring, or threads where it is refused.
+    /// io_uring, or threads if the kernel refuses it.
     #[default]
     Auto,
     /// io_uring, or an error.
@@ -183,7 +183,7 @@ impl fmt::Display for IoEngine {
     }
 }
 
-/// Text that names no [`IoEngine`].
+/// The error for a text that is not the name of an [`IoEngine`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an IO engine: use auto, io_uring or blocking")]
 pub struct UnknownEngine(String);
@@ -199,7 +199,7 @@ impl FromStr for IoEngine {
     }
 }
 
-/// The disk that was asked for, or the next best, and the log says why.
+/// Returns the requested disk, or the next best one; the log has the reason.
 pub fn choose(engine: IoEngine) -> io::Result<Arc<dyn Disk>> {
     if engine != IoEngine::Blocking {
         match uring::start(limits::DISK_QUEUE_DEPTH) {

@@ -52,9 +52,9 @@ pub trait Catalog {
 /// A filter for lists of records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Only those with names that start so; empty: all, those without names too.
+    /// Only records whose names have this prefix; empty: all, including those without names.
     pub name_prefix: String,
-    /// Only those that have all of these tags with these values.
+    /// Only records that have all of these tags with these values.
     pub tags: Tags,
 }
 
@@ -63,7 +63,7 @@ pub struct Filter {
 pub struct Page<T> {
     /// Records, in the order of the list.
     pub records: Vec<T>,
-    /// The list key to go on from; `None` at the end.
+    /// The list key to continue from; `None` at the end.
     pub next: Option<Vec<u8>>,
 }
 

@@ -1,6 +1,6 @@
-//! By what a user names a record: its id, or its name.
+//! Keys of records as users give them: an id or a name.
 //!
-//! A text becomes a key once, where it comes in. Code that has an id passes [`Key::Id`].
+//! The daemon makes a key of a text once, at its edge. Code that has an id passes [`Key::Id`].
 
 use std::{
     fmt::{self, Debug, Display},
@@ -111,7 +111,7 @@ pub(crate) trait Lookup: CatalogRecord {
         }
     }
 
-    /// The error of who wants the name that this record has.
+    /// The error for a request of a name that this record has.
     fn name_taken_error(&self) -> Error {
         Error::AlreadyExists {
             what: Self::KIND.what,

@@ -1,28 +1,28 @@
-//! The index (where chunks and nodes are) and the catalog (which records there are).
+//! The index (the places of chunks and nodes) and the catalog (the records).
 //!
-//! Both are derived: packs and catalog log are the truth, and recovery brings in what they have
-//! more. Invariants of every [`Meta`]:
+//! Both are derived: packs and catalog log are the truth, and recovery applies everything that is
+//! only there. Invariants of every [`Meta`]:
 //!
-//! - A [`Batch`] is applied as a whole or not at all, and once it is applied everybody sees it.
+//! - A [`Batch`] is applied as a whole or not at all, and once it is applied, it is visible to all
+//!   readers.
 //! - After `apply(.., sync = true)` has returned, that batch and all before it survive a power cut.
 //!   Without `sync` a power cut may take the latest batches, but never one without all that came
 //!   after it.
-//! - [`Totals`] are the exact sums over what is there: putting the same chunk twice does not count
-//!   it twice.
+//! - [`Totals`] are exact sums: putting the same chunk twice does not count it twice.
 //! - A name belongs to one snapshot, and to one volume.
-//! - After a write that failed for want of something ([`Error::Full`](crate::Error::Full),
-//!   [`Error::Shortage`](crate::Error::Shortage)) others fail in the same way until there is enough
-//!   of it again. Until then it is unknown if that batch was applied; it can be applied again, and
-//!   then counts once. After any other failed write nothing more is written
-//!   ([`Error::Poisoned`](crate::Error::Poisoned)) until the index is opened again. Reads go on.
+//! - After a write that failed for lack of a resource ([`Error::Full`](crate::Error::Full),
+//!   [`Error::Shortage`](crate::Error::Shortage)), other writes fail in the same way until the
+//!   resource is available again. Until then it is unknown if that batch was applied; it can be
+//!   applied again, and then counts once. After any other failed write, nothing more is written
+//!   ([`Error::Poisoned`](crate::Error::Poisoned)) until the index is opened again. Reads continue.
 //!
-//! | file | what is in it |
+//! | file | content |
 //! | --- | --- |
 //! | `index` | the contract of an index |
 //! | `catalog` | the contract of a catalog, and records of one kind |
 //! | `batch` | changes that are made together |
-//! | `key` | by what a user names a record: its id or its name |
-//! | `record` | what names and tags may be |
+//! | `key` | keys of records as users give them: an id or a name |
+//! | `record` | rules for names and tags |
 //! | `rocks` | [`RocksMeta`], which stores use |
 //! | `memory` | [`MemoryMeta`], the model that it is tested against |
 
@@ -60,13 +60,13 @@ pub use crate::format::{
 pub trait Meta: Index + Catalog + fmt::Debug + Send + Sync {
     /// Makes all changes of `batch`, or none.
     ///
-    /// Catalog records have to follow the last one applied ([`Catalog::catalog_sequence`]) without
-    /// a gap.
+    /// Catalog records must follow the last one applied ([`Catalog::catalog_sequence`]) without a
+    /// gap.
     ///
     /// # Errors
     ///
     /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for a name that another record has;
-    /// those of a write.
+    /// errors of a write.
     fn apply(&self, batch: Batch, sync: bool) -> Result<Outcome>;
 
     /// The totals.
@@ -76,8 +76,8 @@ pub trait Meta: Index + Catalog + fmt::Debug + Send + Sync {
     /// When the index cannot be read.
     fn totals(&self) -> Result<Totals>;
 
-    /// Ends what a write has left behind that failed for want of something (space, descriptors), if
-    /// there is enough of it again.
+    /// Recovers from a write that failed for lack of a resource (space, descriptors), if the
+    /// resource is available again.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Packs as files of a local directory: read from there, and written there.
+//! Packs as files of a local directory.
 
 use std::{
     collections::HashMap,
@@ -23,8 +23,8 @@ use crate::{
 /// All packs of a data directory. The most recently read ones stay open, as far as descriptors
 /// allow.
 ///
-/// Packs are read through the page cache, which so keeps packed bytes beside the store's cache of
-/// plain ones, and written past it.
+/// Packs are read through the page cache, which keeps packed bytes beside the store's cache of
+/// plain ones, and written with direct IO.
 #[derive(Debug)]
 pub struct LocalPacks {
     disk: Arc<dyn Disk>,

@@ -1,4 +1,4 @@
-//! Places in packs that are known to hold nothing any more.
+//! Places in packs whose records are known to be lost.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -8,8 +8,8 @@ use crate::{
     limits::LOST_RECORDS_MAX,
 };
 
-/// Records that are in the index and were found to be gone or damaged, by recovery or by a read
-/// since. They do not count as being in the store: an upload that sends one again repairs it.
+/// Records that are in the index and were found missing or damaged, by recovery or by a read since.
+/// They do not count as stored: an upload that sends one again repairs it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LostPlaces(HashMap<PackId, Lost>);
 
@@ -24,17 +24,17 @@ enum Lost {
 }
 
 impl LostPlaces {
-    /// All of a pack is gone.
+    /// Marks a whole pack as lost.
     pub fn add_pack(&mut self, pack: PackId) {
         self.add_end(pack, 0);
     }
 
-    /// A pack ends here, and went on once.
+    /// Marks everything from an offset on as lost: the pack ends there, and was longer once.
     pub fn add_end(&mut self, pack: PackId, end_bytes: u64) {
         self.0.insert(pack, Lost::From(end_bytes));
     }
 
-    /// Of a pack that was found damaged: all that the tail did not find whole.
+    /// Marks everything in a damaged pack that its survey did not find undamaged.
     pub fn add_recovered(&mut self, recovered: &RecoveredPack) {
         if recovered.damage.is_empty() {
             return;

@@ -1,31 +1,31 @@
-//! Packs: where chunks and tree nodes are kept, and the truth of all content.
+//! Packs: the files with all chunks and tree nodes, and so the truth of all content.
 //!
-//! Bytes and layout are [`format::pack`](crate::format::pack)'s; here is who writes and reads them:
+//! [`format::pack`](crate::format::pack) has the layout; this module writes and reads packs:
 //!
-//! | file | what |
+//! | file | content |
 //! | --- | --- |
-//! | `record` | a record before it is written, and where it is after |
-//! | `store` | where packs are read from (a trait) |
-//! | `stage` | where packs are written until they are sealed (a trait) |
+//! | `record` | a record before it is written, and its place after that |
+//! | `store` | the source of reads from packs (a trait) |
+//! | `stage` | the place where packs are written until they are sealed (a trait) |
 //! | `local` | both, as files of a directory |
 //! | `writer` | appends records, makes them durable, seals packs |
 //! | `reader` | reads records that the index knows, checked |
 //! | `scanner` | walks a pack from its beginning, knowing nothing |
-//! | `tail` | what a scan finds out for recovery |
-//! | `lost` | places in packs that hold nothing any more |
+//! | `tail` | the survey of a pack for recovery |
+//! | `lost` | places in packs whose records are lost |
 //!
 //! Invariants:
 //!
-//! - A record's place is told only against a receipt that it is durable: [`Flushed::settle`] is the
-//!   only way to it.
+//! - The location of a record is available only against a receipt that the record is durable:
+//!   [`Flushed::settle`] is the only way to it.
 //! - Durable bytes are never written again: a flush pads to 4 KiB, and the next write begins behind
 //!   that.
 //! - A footer is written only after all records of its pack are durable: a sealed pack has no torn
 //!   places.
-//! - A payload is given out only if its checksum, its id and all that the index says of it are
-//!   right. That its bytes have that id is for others to check.
+//! - The reader returns a payload only if its checksum, its id and everything that the index says
+//!   of it are right. Its caller checks the bytes against the id.
 //! - After a write or a sync has failed, nothing more is written, with one exception: a full disk
-//!   loses what was not durable yet, and then writing can go on.
+//!   loses the unsynced records, and then writing can continue.
 
 mod local;
 mod lost;

@@ -1,7 +1,6 @@
 //! Reads records whose places the index knows.
 //!
-//! Nothing here is believed: what is read must be the record that was asked for, as the index
-//! describes it.
+//! The reader trusts nothing: the bytes must be the requested record, as the index describes it.
 
 use std::{io, sync::Arc};
 
@@ -51,7 +50,7 @@ impl StoredRecord {
 /// Why a record could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The pack is gone. Its records may be in another one by now: ask the index again.
+    /// The pack is gone. Its records may be in another one by now: look them up again.
     #[error(transparent)]
     PackGone(#[from] PackGone),
     /// Anything else.
@@ -65,7 +64,7 @@ pub enum ReadError {
 pub struct PackGone {
     /// The pack.
     pub pack: PackId,
-    /// Where in it something was wanted, in bytes.
+    /// Offset of the read in the pack, in bytes.
     pub offset_bytes: u64,
 }
 
@@ -88,11 +87,11 @@ impl From<ReadError> for Error {
 /// Neighbouring records to be read together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
-    /// In which pack.
+    /// The pack.
     pub pack: PackId,
-    /// Where the first begins.
+    /// Offset of the first record, in bytes.
     pub offset_bytes: u64,
-    /// Up to the end of the last.
+    /// Length in bytes up to the end of the last record.
     pub len_bytes: usize,
     /// The positions of the requested locations in it.
     pub members: Vec<usize>,
@@ -122,7 +121,7 @@ impl PackReader {
         &self.store
     }
 
-    /// One that reads what the disk has, whatever of it is in memory.
+    /// A reader that bypasses all caches and reads from the disk.
     #[must_use]
     pub fn past_cache(&self) -> Self {
         Self {
@@ -135,8 +134,8 @@ impl PackReader {
     ///
     /// # Errors
     ///
-    /// [`ReadError::PackGone`] without the pack; [`Error::Damaged`] if there is anything else than
-    /// the record; those of reading.
+    /// [`ReadError::PackGone`] if the pack does not exist; [`Error::Damaged`] if the bytes are not
+    /// the record; errors of reading.
     pub async fn read_record(
         &self,
         location: &Location,
@@ -147,12 +146,12 @@ impl PackReader {
         Ok(check(location, id, &bytes)?)
     }
 
-    /// Reads what [`plan_spans`] planned.
+    /// Reads a span of [`plan_spans`].
     ///
     /// # Errors
     ///
-    /// [`ReadError::PackGone`] without the pack; [`Error::Damaged`] where it ends before; those of
-    /// reading.
+    /// [`ReadError::PackGone`] if the pack does not exist; [`Error::Damaged`] if it ends before;
+    /// errors of reading.
     pub async fn read_span(&self, span: &Span) -> Result<ReadSpan, ReadError> {
         Ok(ReadSpan {
             pack: span.pack,
@@ -216,7 +215,7 @@ impl ReadSpan {
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if there is anything else than the record.
+    /// [`Error::Damaged`] if the bytes are not the record.
     pub fn record(&self, location: &Location, id: &[u8; 32]) -> Result<StoredRecord> {
         let start = location
             .offset_bytes

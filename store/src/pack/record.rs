@@ -8,7 +8,7 @@ use crate::format::{
     pack::{PAYLOAD_BYTES_MAX, Payload, RecordHeader, RecordKind},
 };
 
-/// A record that only lacks its place. The payload's checksum is computed when it is made, by the
+/// A record before it has a place. The payload's checksum is computed when it is made, by the
 /// caller's thread and outside of any lock.
 #[derive(Debug, Clone)]
 pub struct EncodedRecord {
@@ -16,7 +16,7 @@ pub struct EncodedRecord {
     stored: Bytes,
 }
 
-/// A record, and where it is.
+/// A record and its place.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct PlacedRecord {
     /// The chunk's or node's id; the payload's kind tells which.
@@ -30,7 +30,7 @@ impl EncodedRecord {
     ///
     /// # Panics
     ///
-    /// Like all of these, when the payload is larger than a payload may be.
+    /// Like all of these constructors, if the payload exceeds the limit.
     #[must_use]
     pub fn chunk(id: ChunkId, codec: Codec, end: End, plain_bytes: u32, stored: &[u8]) -> Self {
         let payload = Payload {
@@ -86,7 +86,7 @@ impl EncodedRecord {
         &self.header.id
     }
 
-    /// How the payload is kept.
+    /// The description of the payload.
     #[must_use]
     pub const fn payload(&self) -> &Payload {
         &self.header.payload

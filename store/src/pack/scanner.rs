@@ -1,4 +1,4 @@
-//! Walks a pack from its beginning to its end, knowing nothing of what is in it.
+//! Walks a pack from its beginning to its end, without the index.
 //!
 //! Every byte is checked: headers, payloads, the zeros between them, the footer. A footer counts if
 //! it has the random bytes of the pack's header. In packs of version 1, which have none, or if the
@@ -36,7 +36,7 @@ const RECORD_ALIGN_LEN: usize = RECORD_ALIGN as usize;
 pub enum ScanItem {
     /// A record that is whole.
     Record(ScannedRecord),
-    /// Something that is not as it was written. Records follow, or the pack is sealed.
+    /// Damage: bytes that are not as they were written. Records follow, or the pack is sealed.
     Damaged {
         /// Where.
         offset_bytes: u64,
@@ -60,7 +60,7 @@ pub struct ScannedRecord {
     pub payload: Bytes,
 }
 
-/// How a pack ends.
+/// The end of a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tail {
     /// With a footer.
@@ -73,7 +73,7 @@ pub enum Tail {
         /// Where that ends.
         end_bytes: u64,
     },
-    /// With bytes that are no whole record. Nothing that is whole follows.
+    /// With bytes that are not a whole record. No whole record follows.
     Torn {
         /// Where they begin.
         at_bytes: u64,
@@ -203,8 +203,8 @@ impl<'a> PackScanner<'a> {
         });
     }
 
-    /// Looks at the end of the pack: with a trailer it is sealed, and the footer tells where the
-    /// records are.
+    /// Reads the end of the pack: with a trailer it is sealed, and the footer has the places of the
+    /// records.
     async fn find_footer(&mut self) -> Result<()> {
         let len_bytes = self.end_bytes;
         let Some(trailer_offset) = len_bytes.checked_sub(TRAILER_BYTES as u64) else {

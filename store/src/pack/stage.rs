@@ -1,4 +1,4 @@
-//! Where packs are written until they are sealed.
+//! The place where packs are written until they are sealed.
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
@@ -8,7 +8,7 @@ use crate::{
     io::{Completion, Disk, File},
 };
 
-/// Packs that are being written: always files of a local disk, wherever they are read from later.
+/// Packs that are being written: always files of a local disk, wherever later reads go.
 pub trait PackStage: Send + Sync + fmt::Debug {
     /// The store whose packs these are.
     fn store_id(&self) -> StoreId;
@@ -35,27 +35,27 @@ pub trait PackStage: Send + Sync + fmt::Debug {
     /// The errors of creating a file.
     fn create(&self, pack: PackId) -> Result<File>;
 
-    /// Opens a pack that is not sealed, to go on with aligned writes.
+    /// Opens an unsealed pack, to continue with aligned writes.
     ///
     /// # Errors
     ///
     /// The errors of opening a file.
     fn reopen(&self, pack: PackId) -> Result<File>;
 
-    /// Opens a pack that is not sealed, to mend its end with writes of any length.
+    /// Opens an unsealed pack, to repair its end with writes of any length.
     ///
     /// # Errors
     ///
     /// The errors of opening a file.
     fn open_to_mend(&self, pack: PackId) -> Result<File>;
 
-    /// Removes a pack of which nothing was promised.
+    /// Removes a pack without promised records.
     ///
     /// # Errors
     ///
     /// The errors of removing a file.
     fn remove(&self, pack: PackId) -> Result<()>;
 
-    /// Makes durable which packs there are.
+    /// Makes the names of all packs durable.
     fn sync_names(&self) -> Completion<()>;
 }

@@ -1,4 +1,4 @@
-//! Where packs are read from.
+//! The source of reads from packs.
 
 use std::{fmt, path::PathBuf};
 
@@ -7,11 +7,11 @@ use crate::{
     io::{AlignedBuf, Completion},
 };
 
-/// Packs as readers see them: objects with a number, of which ranges are read. It asks for nothing
-/// that a plain S3 server cannot do.
+/// Packs as readers see them: numbered objects with reads of ranges. It needs nothing that a plain
+/// S3 server cannot do.
 ///
-/// A pack that is not there is [`io::ErrorKind::NotFound`](std::io::ErrorKind::NotFound), of any
-/// method: its records may be in another pack by now.
+/// Every method fails with [`io::ErrorKind::NotFound`](std::io::ErrorKind::NotFound) if the pack
+/// does not exist: its records may be in another pack by now.
 pub trait PackStore: Send + Sync + fmt::Debug {
     /// The store whose packs these are.
     fn store_id(&self) -> StoreId;
@@ -19,11 +19,11 @@ pub trait PackStore: Send + Sync + fmt::Debug {
     /// The pack as a path, for messages.
     fn path(&self, pack: PackId) -> PathBuf;
 
-    /// How long a pack is, in bytes.
+    /// The length of a pack, in bytes.
     fn len_bytes(&self, pack: PackId) -> Completion<u64>;
 
-    /// Reads exactly `len` bytes of a pack, sealed or not. Where it ends before:
-    /// [`io::ErrorKind::UnexpectedEof`](std::io::ErrorKind::UnexpectedEof).
+    /// Reads exactly `len` bytes of a pack, sealed or not. Fails with
+    /// [`io::ErrorKind::UnexpectedEof`](std::io::ErrorKind::UnexpectedEof) if it ends before.
     fn read(&self, pack: PackId, offset_bytes: u64, len: usize) -> Completion<AlignedBuf>;
 
     /// Reads up to `len` bytes as they are kept, past the page cache where the file system can do
@@ -36,7 +36,6 @@ pub trait PackStore: Send + Sync + fmt::Debug {
         len: usize,
     ) -> Completion<AlignedBuf>;
 
-    /// Deletes a pack, and lets go of what is open of it: its space is free when the reads that are
-    /// under way have ended.
+    /// Deletes a pack, and closes its files: its space is free when the reads under way have ended.
     fn delete(&self, pack: PackId) -> Completion<()>;
 }

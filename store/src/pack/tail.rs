@@ -14,29 +14,29 @@ use crate::{
 pub struct RecoveredPack {
     /// Id of the pack.
     pub pack: PackId,
-    /// Its records that are whole, in order. Of a pack that is not sealed they may still be lost
-    /// until [`PackWriter::resume`](super::PackWriter::resume) has taken it on.
+    /// Its whole records, in order. The records of an unsealed pack may still be lost until
+    /// [`PackWriter::resume`](super::PackWriter::resume) has taken it over.
     pub records: Vec<PlacedRecord>,
     /// Damage: bytes that are not as they were written.
     pub damage: Vec<Damage>,
-    /// Where the records end: at the footer of a sealed pack; otherwise writing goes on here, or
-    /// behind.
+    /// The end of the records, in bytes: the footer of a sealed pack; otherwise writing continues
+    /// here, or behind.
     pub end_bytes: u64,
     /// It has a footer.
     pub sealed: bool,
     /// Its random bytes; `None` in version 1, and where the header cannot be read.
     pub nonce: Option<PackNonce>,
-    /// Why what follows the end is given up, if anything does.
+    /// The reason why the bytes behind the end are given up, if there are any.
     pub torn: Option<String>,
 }
 
 /// Scans a whole pack.
 ///
-/// `promised_bytes` is how far the index says that the pack is durable; `None` when there is no
-/// index. A place before that which is not whole is damage, and what follows it is kept. The first
-/// such place behind is where a pack that is not sealed was torn: of what follows, nothing was
-/// promised to anyone, whole or not. Without an index only a tail with nothing whole in it is given
-/// up.
+/// `promised_bytes` is the length up to which the pack is durable according to the index; `None`
+/// without an index. A broken record before that is damage, and the records behind it are kept. The
+/// first broken record after that is the place where an unsealed pack was torn: nothing behind it
+/// was promised to anyone, whole or not. Without an index, only a tail without any whole record is
+/// given up.
 pub async fn recover_tail(
     store: &dyn PackStore,
     pack: PackId,

@@ -1,4 +1,4 @@
-//! Where two snapshots differ.
+//! The differences between two snapshots.
 
 use varve_content::{
     block::{BLOCK_BYTES, SEGMENT_BYTES},
@@ -11,19 +11,18 @@ use crate::{
     engine::{LocatedLeaf, walked},
 };
 
-/// A stretch in which two snapshots differ.
+/// An extent in which two snapshots differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiffExtent {
-    /// Where it begins.
+    /// Offset in bytes.
     pub offset_bytes: u64,
-    /// How long it is.
+    /// Length in bytes.
     pub length_bytes: u64,
-    /// In which way.
+    /// The kind of difference.
     pub kind: DiffKind,
 }
 
-/// The differences of two snapshots, found as they are asked for. Subtrees that are equal are not
-/// read.
+/// The differences of two snapshots, found on demand. Equal subtrees are not read.
 #[derive(Debug)]
 pub struct SnapshotDiff {
     walk: TreeDiff,

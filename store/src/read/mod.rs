@@ -1,16 +1,16 @@
-//! Content out: ranges for guests, segments for downloads.
+//! Reading content: ranges for guests, segments for downloads.
 //!
 //! Bytes leave the store in one of two forms: as a [`VerifiedChunk`](crate::VerifiedChunk), whose
-//! bytes were hashed and have the id they are asked for by, or as a
-//! [`StoredChunk`](crate::StoredChunk), still packed, whose receiver has to do that.
+//! bytes were hashed and match the requested id, or as a [`StoredChunk`](crate::StoredChunk), still
+//! packed, whose receiver has to check it.
 //!
 //! | file | what |
 //! | --- | --- |
 //! | `reader` | content by its root, and one snapshot's |
 //! | `segment` | segments of content |
-//! | `range` | which bytes of which segment a range is |
-//! | `diff` | where two snapshots differ |
-//! | `disk` | nodes and chunks as the disk has them, whatever is in memory |
+//! | `range` | division of a range into parts of segments |
+//! | `diff` | the differences between two snapshots |
+//! | `disk` | nodes and chunks from the disk, past all caches |
 //! | `readahead` | readahead for sequential readers |
 
 mod diff;

@@ -28,7 +28,7 @@ impl Piece {
     }
 }
 
-/// A stretch of a snapshot.
+/// An extent of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// How long.
@@ -37,7 +37,7 @@ pub struct Extent {
     pub hole: bool,
 }
 
-/// A stretch that is as it was, or may not be.
+/// An extent that is unchanged, or may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChangeExtent {
     /// How long.

@@ -1,9 +1,8 @@
 //! Readahead for sequential readers.
 //!
-//! A reader that asks for little at a time, and for the next when it has that, as a guest does that
-//! reads a file, keeps one core busy at most, and waits for the disk each time. So the next range
-//! is read into the cache meanwhile: little at first, and twice as much each time, as Linux does
-//! for files.
+//! A sequential reader with small reads, one after the other, like a guest that reads a file, keeps
+//! at most one core busy, and waits for the disk each time. So the next range is read into the
+//! cache meanwhile: little at first, and twice as much each time, as Linux does for files.
 
 use std::{
     ops::Range,
@@ -17,17 +16,17 @@ use parking_lot::Mutex;
 
 use crate::limits::{READ_AHEAD_BYTES_MAX, READ_AHEAD_BYTES_MIN};
 
-/// The readahead state of one reader: a connection, say.
+/// The readahead state of one reader, such as a connection.
 #[derive(Debug, Default)]
 pub struct ReadAhead {
     course: Mutex<Course>,
-    /// Something is being brought.
+    /// True while a readahead is under way.
     busy: Arc<AtomicBool>,
 }
 
 impl ReadAhead {
-    /// Takes note of a read, and brings what comes next by `fetch`, in a task of its own, if it is
-    /// time to. `end` is where the content ends.
+    /// Records a read, and calls `fetch` for the next range, in a task of its own, when it is due.
+    /// `end` is the end of the content, in bytes.
     pub fn follow<F>(
         &self,
         offset_bytes: u64,

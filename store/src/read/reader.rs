@@ -51,7 +51,7 @@ impl SnapshotReader {
         })
     }
 
-    /// The snapshot's record, as it was when the reader was opened.
+    /// The snapshot's record, as of the opening of the reader.
     #[must_use]
     pub fn record(&self) -> &SnapshotRecord {
         &self.record
@@ -91,7 +91,7 @@ impl ContentReader {
         })
     }
 
-    /// Its size.
+    /// Size of the content in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.root.size_bytes
@@ -136,13 +136,13 @@ impl ContentReader {
         }
     }
 
-    /// Reads a range. Bytes in the cache come without waiting. Others are read whether or not the
-    /// caller goes on polling, because other readers may wait for the same chunks.
+    /// Reads a range. Cached bytes come without waiting. The others are read even if the caller
+    /// stops polling, because other readers may wait for the same chunks.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] past the end; [`Error::Damaged`] naming the snapshot or volume; those of
-    /// reading.
+    /// [`Error::Invalid`] past the end; [`Error::Damaged`], which names the snapshot or volume;
+    /// errors of reading.
     pub async fn read(&self, offset_bytes: u64, len_bytes: usize) -> Result<Vec<Piece>> {
         self.check_range(offset_bytes, len_bytes as u64)?;
         let reader = self.clone();
@@ -208,7 +208,7 @@ impl ContentReader {
         Ok(())
     }
 
-    /// Where data and holes are in a range, neighbours of a kind as one.
+    /// Data and holes of a range, with neighbours of one kind merged.
     pub async fn extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<Vec<Extent>> {
         self.check_range(offset_bytes, len_bytes)?;
         let mut extents = Vec::new();
@@ -277,13 +277,12 @@ impl ContentReader {
     ///
     /// # Errors
     ///
-    /// As of [`read`](Self::read).
+    /// As for [`read`](Self::read).
     pub async fn prefetch(&self, offset_bytes: u64, len_bytes: usize) -> Result<()> {
         self.read(offset_bytes, len_bytes).await.map(drop)
     }
 
-    /// Reads a range into the cache for a reader that will come there, unless that is done for too
-    /// many others already.
+    /// Reads a range into the cache ahead of a reader, unless the limit of readaheads is reached.
     pub async fn read_ahead(&self, offset_bytes: u64, len_bytes: usize) {
         if let Ok(_permit) = self.engine.budgets.readaheads.try_acquire() {
             // The caller that requests it gets the error.
@@ -321,8 +320,8 @@ impl ContentReader {
         chunks.map_err(|error| self.named(error))
     }
 
-    /// A segment's distinct chunks, unpacked and checked, in the order of their first place. The
-    /// cache is left alone: who reads whole snapshots reads each chunk once.
+    /// A segment's distinct chunks, unpacked and checked, in the order of their first place. This
+    /// bypasses the cache: a reader of whole snapshots reads each chunk once.
     pub async fn chunks(&self, segment: &Segment) -> Result<Vec<VerifiedChunk>> {
         let checked = self.check_chunks(&self.engine.packs, segment).await?;
         checked

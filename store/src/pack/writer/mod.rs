@@ -1,15 +1,14 @@
 //! Appends records to packs.
 //!
 //! Appending copies a record into a buffer under a short lock and returns; full buffers are written
-//! while the next one fills, and when all are under way the caller waits. Nothing runs in the
-//! background: a caller that needs a buffer, or flushes, takes in the completions of writes, its
-//! own and those of others.
+//! while the next one fills, and when all are under way, the caller waits. There is no background
+//! task: a caller that needs a buffer, or flushes, handles the completions of all writes.
 //!
-//! A pack that is full is followed by the next at once. Its footer is written by the flush that
-//! makes its last records durable, after that: so a footer vouches for all of its pack.
+//! The next pack begins as soon as one is full. The flush that makes its last records durable
+//! writes its footer after that: so a footer proves that the whole pack is durable.
 //!
-//! Every future here may be dropped at any point. Records of an append that was dropped may be in
-//! the pack; nobody knows of them, and they do no harm.
+//! Every future here may be dropped at any point. Records of a dropped append may be in the pack;
+//! nothing refers to them, and they do no harm.
 
 mod receipt;
 mod resume;
@@ -55,8 +54,8 @@ impl PackWriter {
         }
     }
 
-    /// Appends records, in this order. They are not durable: their places are told for the receipt
-    /// of a flush that begins after this has returned.
+    /// Appends records, in this order. They are not durable yet: the receipt of a flush that begins
+    /// after this has returned gives their locations.
     ///
     /// Waits while all buffers are being written.
     ///
@@ -64,12 +63,12 @@ impl PackWriter {
     ///
     /// [`Error::Full`], [`Error::Dropped`]: none of them will be durable, nor any others that were
     /// appended since the last flush. [`Error::Poisoned`]: a write or a sync has failed, now or
-    /// before. Anything else: no pack could be made for them, and what was appended before is as it
-    /// was; for what the system is short of it is waited until the store closes.
+    /// before. Anything else: no pack could be created for them, and earlier records are not
+    /// affected; the writer waits for the end of a shortage until the store closes.
     ///
     /// # Panics
     ///
-    /// When a record is of another kind than the writer.
+    /// If a record is of another kind than the writer.
     pub async fn append(&self, records: Vec<EncodedRecord>) -> Result<Appended> {
         let appended = self.try_append(records).await;
         if matches!(appended, Err(Error::Full { .. } | Error::Dropped)) {
@@ -137,9 +136,9 @@ impl PackWriter {
         Ok(())
     }
 
-    /// Makes everything durable that was appended before, and returns the receipt.
+    /// Makes all earlier appended records durable, and returns the receipt.
     ///
-    /// Appends go on meanwhile. Of several callers one does the work for those that wait.
+    /// Appends continue meanwhile. One of several callers does the work for all.
     ///
     /// # Errors
     ///
@@ -176,8 +175,8 @@ impl PackWriter {
 
     /// Flushes, seals the last pack if it is large, and frees the buffers.
     ///
-    /// A pack that is not sealed is read from its beginning at the next start. One that is small is
-    /// gone on with all the same, so that restarts do not leave a swarm of small packs.
+    /// The next start scans an unsealed pack from its beginning. A small pack stays unsealed all
+    /// the same, and is continued, so that restarts do not leave many small packs.
     ///
     /// # Errors
     ///

@@ -24,7 +24,7 @@ impl Appended {
         }
     }
 
-    /// How many records.
+    /// Number of records.
     #[must_use]
     pub fn len(&self) -> usize {
         self.records.len()
@@ -53,7 +53,8 @@ impl Appended {
     }
 }
 
-/// The receipt of a flush: proof that what was appended before is durable. Only a flush makes one.
+/// The receipt of a flush: proof that all records appended before are durable. Only a flush makes
+/// one.
 #[derive(Debug)]
 pub struct Flushed {
     generation: u64,
@@ -70,12 +71,12 @@ impl Flushed {
         }
     }
 
-    /// Tells where records are that this flush, or one before, made durable. They must be of the
-    /// same writer.
+    /// Returns the locations of records that this flush, or an earlier one, made durable. They must
+    /// be of the same writer.
     ///
     /// # Errors
     ///
-    /// [`Lost`], when they are not durable by this receipt.
+    /// [`Lost`] if this receipt does not prove that they are durable.
     pub fn settle(&self, appended: Appended) -> Result<Vec<PlacedRecord>, Lost> {
         if appended.generation == self.generation && appended.upto <= self.upto {
             return Ok(appended.records);
@@ -98,8 +99,8 @@ impl Flushed {
     }
 }
 
-/// Records that are not durable by a receipt: the disk was full, and they were dropped; or they
-/// were appended after the flush had begun.
+/// The error for records that a receipt does not cover: the disk was full, and they were dropped;
+/// or they were appended after the flush had begun.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{records} records were appended and not kept")]
 pub struct Lost {

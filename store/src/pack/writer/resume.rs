@@ -1,4 +1,4 @@
-//! A writer that goes on where the last process stopped.
+//! Resuming a writer where the last process stopped.
 
 use std::sync::Arc;
 
@@ -23,8 +23,8 @@ impl PackWriter {
     /// it, and knows its damage. Returns the packs that remain: only now may their surveyed records
     /// be indexed.
     ///
-    /// Bytes that were durable are not written again: a flush ends at 4 KiB, so where padding
-    /// shares its 4 KiB with a record, nobody was ever told of that record.
+    /// Durable bytes are not written again: a flush ends at 4 KiB, so a record that shares its 4
+    /// KiB with padding was never promised to anyone.
     pub async fn resume(
         stage: Arc<dyn PackStage>,
         kind: PackKind,
