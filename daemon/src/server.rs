@@ -168,7 +168,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// As of [`start`](Self::start).
+    /// As for [`start`](Self::start).
     pub async fn start_with(config: &Config, inherited: Inherited) -> Result<Self, StartError> {
         let prepared = Prepared::new(config)?;
         check_clock(SystemTime::now())?;

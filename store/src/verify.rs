@@ -1,9 +1,9 @@
 //! The verifier: reads every node and chunk of a snapshot from its pack and checks it.
 //!
-//! Memory says nothing of the disk, so nodes and chunks are read past the store's caches, and past
-//! the page cache where the file system can do that.
+//! It reads nodes and chunks past the store's caches, and past the page cache if the file system
+//! can do that, because caches prove nothing about the disk.
 //!
-//! It goes on after damage: a violation is a finding, not an end. Everything below a broken node
+//! It continues after damage: a violation is a finding, not an end. Everything below a broken node
 //! counts as one violation, that of the node.
 
 use std::{fmt, sync::Arc};
@@ -21,19 +21,19 @@ use crate::{
     read::{DiskSource, Segment, SnapshotReader},
 };
 
-/// Something that is not as it must be. Its text names pack, offset and id.
+/// Damage to a snapshot. Its text names pack, offset and id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// The kind of the violation.
     pub kind: ViolationKind,
-    /// Where in the snapshot it is seen first, in bytes.
+    /// The first offset in the snapshot, in bytes, that the damage affects.
     pub offset_bytes: u64,
 }
 
 /// A kind of damage to a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ViolationKind {
-    /// A chunk or a tree node is not there, or not what it must be.
+    /// A chunk or a tree node is missing or damaged.
     Damage(Damage),
     /// The tree holds another amount of data than the snapshot's record says.
     Length {
@@ -47,7 +47,7 @@ pub enum ViolationKind {
 }
 
 impl Violation {
-    /// The pack that is damaged, if one is.
+    /// The damaged pack, if there is one.
     #[must_use]
     pub const fn pack(&self) -> Option<PackId> {
         match &self.kind {
@@ -59,7 +59,7 @@ impl Violation {
         }
     }
 
-    /// Where the damaged record begins in its pack, in bytes.
+    /// Offset of the damaged record in its pack, in bytes.
     #[must_use]
     pub const fn pack_offset_bytes(&self) -> Option<u64> {
         match &self.kind {
@@ -71,7 +71,7 @@ impl Violation {
         }
     }
 
-    /// The chunk or node that is damaged or missing, if it is known which.
+    /// The damaged or missing chunk or node, if it is known.
     #[must_use]
     pub const fn id(&self) -> Option<(RecordKind, [u8; 32])> {
         match &self.kind {
@@ -83,7 +83,7 @@ impl Violation {
         }
     }
 
-    /// Names of the snapshots that need what is damaged or missing, as far as known.
+    /// Names of the snapshots that need the damaged or missing record, as far as known.
     #[must_use]
     pub fn needed_by(&self) -> &[String] {
         match &self.kind {
@@ -110,14 +110,14 @@ impl fmt::Display for Violation {
     }
 }
 
-/// How far a verification has come, and what it found since the last time.
+/// The progress of a verification, and the violations since the last report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyProgress {
     /// Chunks and leaves checked so far.
     pub checked: u64,
-    /// Bytes of the snapshot that were checked so far, sound or not.
+    /// Bytes of the snapshot checked so far, sound or not.
     pub checked_bytes: u64,
-    /// Bytes of the snapshot that are to be checked.
+    /// Bytes of the snapshot to check in all.
     pub total_bytes: u64,
     /// Violations found since the last report.
     pub violations: Vec<Violation>,

@@ -122,7 +122,7 @@ impl Descriptors {
     ///
     /// # Errors
     ///
-    /// As of [`divide`](Self::divide).
+    /// As for [`divide`](Self::divide).
     pub fn of_process(nbd_connections: usize) -> Result<Self, TooFew> {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         Self::divide(limit, nbd_connections)

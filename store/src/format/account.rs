@@ -1,4 +1,4 @@
-//! Ids of accounts: who owns what.
+//! Ids of accounts, which own records.
 
 use std::{
     fmt::{self, Debug, Display},
@@ -16,7 +16,7 @@ const END: u64 = 1_000_000_000_000;
 pub struct AccountId(u64);
 
 impl AccountId {
-    /// The administrator, who owns all that was made before there were accounts: `000000000000`.
+    /// The administrator, `000000000000`: the owner of all records from before there were accounts.
     pub const ADMINISTRATOR: Self = Self(0);
 
     /// The id with these digits. `None` for a number of more than 12.
@@ -58,7 +58,7 @@ impl Debug for AccountId {
 impl FromStr for AccountId {
     type Err = FormatError;
 
-    /// Only what `Display` writes.
+    /// Accepts only the form that `Display` writes.
     fn from_str(text: &str) -> Result<Self, FormatError> {
         let are_digits = text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_digit());
         let number = text.parse().ok().filter(|_| are_digits);

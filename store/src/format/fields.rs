@@ -133,7 +133,7 @@ impl<'a> FieldsMut<'a> {
 
     /// # Panics
     ///
-    /// When more is written than there is room for, which no value from disk decides.
+    /// If more is written than there is room for, which no value from disk decides.
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         let (into, rest) = std::mem::take(&mut self.rest).split_at_mut(bytes.len());
         into.copy_from_slice(bytes);

@@ -1,5 +1,4 @@
-//! Keys and values in RocksDB. All of it is derived: it can be made again from packs and catalog
-//! log.
+//! Keys and values in RocksDB. All of it is derived: it can be rebuilt from packs and catalog log.
 //!
 //! | column family | key | value |
 //! | --- | --- | --- |
@@ -30,13 +29,14 @@ use super::{
     record::Counter,
 };
 
-/// Where chunks are.
+/// Locations of chunks.
 pub const CHUNKS: &str = "chunks";
-/// Where nodes and roots are. Their ids cannot meet: each kind is hashed in a context of its own.
+/// Locations of nodes and roots. Their ids cannot collide: each kind is hashed in a context of its
+/// own.
 pub const NODES: &str = "nodes";
-/// How far packs are indexed.
+/// States of packs.
 pub const PACKS: &str = "packs";
-/// The keys below.
+/// Single values: the keys below.
 pub const META: &str = "meta";
 
 /// Key of the [`Identity`].
@@ -47,7 +47,7 @@ pub const CATALOG_SEQUENCE: &[u8] = b"catalog-sequence";
 pub const LAST_PACK_NUMBER: &[u8] = b"last-pack-number";
 /// Key of the [`Totals`].
 pub const TOTALS: &[u8] = b"totals";
-/// Key of what says that all tags are in their families.
+/// Key of the mark that all tags are in their families.
 pub const TAGS_INDEXED: &[u8] = b"tags-indexed";
 
 /// First byte of every value but ids and [`Totals`].
@@ -120,15 +120,15 @@ impl Location {
     }
 }
 
-/// How much of a pack is in the index.
+/// The indexed part of a pack.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PackState {
     /// Id of the pack.
     pub pack: PackId,
-    /// All records before this offset are synced and in the index. Recovery looks at what is
-    /// behind.
+    /// All records before this offset, in bytes, are synced and in the index. Recovery surveys the
+    /// bytes behind it.
     pub indexed_bytes: u64,
-    /// It has a footer: nothing is behind.
+    /// True if the pack has a footer, with nothing behind it.
     pub sealed: bool,
 }
 
@@ -208,7 +208,7 @@ pub struct Totals {
     pub packs: u64,
     /// Snapshots.
     pub snapshots: u64,
-    /// Sizes of the snapshots: a million of the largest are more than 64 bits hold.
+    /// Sum of the snapshots' sizes in bytes: a million of the largest exceed 64 bits.
     pub logical_bytes: u128,
     /// Volumes.
     pub volumes: u64,
@@ -216,7 +216,7 @@ pub struct Totals {
     pub others: Counts,
 }
 
-/// How many records there are of each kind.
+/// The number of records of each kind.
 #[derive(Copy, Clone, Default, PartialEq, Eq)]
 pub struct Counts([u64; Self::KINDS_MAX]);
 
@@ -364,7 +364,7 @@ impl Totals {
     }
 }
 
-/// Whose index this is: one of another store would send reads to wrong places.
+/// The store of an index: the index of another store would send reads to wrong places.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The store.
@@ -412,7 +412,7 @@ pub const fn encode_sequence(sequence: u64) -> [u8; 8] {
 ///
 /// # Errors
 ///
-/// When the bytes are no id.
+/// If the bytes are not an id.
 pub fn decode_named<K: IdKind>(bytes: &[u8]) -> Result<RecordId<K>, FormatError> {
     RecordId::decode(bytes)
 }

@@ -1,10 +1,10 @@
-//! Every byte that a store keeps on disk: what it means, how it is written and how it is checked.
+//! Every byte that a store keeps on disk: its meaning, its encoding and its checks.
 //!
-//! Pure: bytes in, values out, no file access, and no knowledge of who reads or writes. Numbers are
-//! little endian and `u8`, `u32` or `u64`; fields that are not used yet are zero and are refused
-//! when they are not. Decoders take any bytes and never panic: they return a [`FormatError`] that
-//! says what was expected and found. Every format is pinned by a test against literal bytes: when
-//! one fails, the format changed, and [`FORMAT_VERSION`](store_file::FORMAT_VERSION) has to change
+//! Pure: bytes in, values out, no file access, and no knowledge of readers and writers. Numbers are
+//! little endian and `u8`, `u32` or `u64`; unused fields are zero, and decoders refuse other
+//! values. Decoders take any bytes and never panic: they return a [`FormatError`] with the expected
+//! value and the value found. Every format is pinned by a test against literal bytes: when one
+//! fails, the format has changed, and [`FORMAT_VERSION`](store_file::FORMAT_VERSION) has to change
 //! with it.
 //!
 //! | file | bytes of |
@@ -18,9 +18,9 @@
 //! | [`volume`] | a volume's record |
 //! | [`copy`] | the record of a copy from another store |
 //! | [`remote`] | the record of another daemon that has a name here |
-//! | [`journal`] | the journals of volumes, the truth of what was written to them since their base |
-//! | [`owner`] | beside a journal: which volume it is of |
-//! | [`keys`] | keys and values in RocksDB, which can be made again from the above |
+//! | [`journal`] | the journals of volumes, the truth of the writes since their base |
+//! | [`owner`] | the owner record of a journal, which names its volume |
+//! | [`keys`] | keys and values in RocksDB, which can be rebuilt from the above |
 
 #![warn(clippy::indexing_slicing)]
 

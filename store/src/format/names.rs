@@ -30,7 +30,7 @@ pub fn store_file(data_dir: &Path) -> PathBuf {
     data_dir.join("FORMAT")
 }
 
-/// Where the identity is written before it is renamed to its place.
+/// The temporary name of the identity, before it is renamed.
 #[must_use]
 pub fn store_file_unfinished(data_dir: &Path) -> PathBuf {
     data_dir.join("FORMAT.unfinished")
@@ -48,13 +48,14 @@ pub fn catalog_log(data_dir: &Path) -> PathBuf {
     data_dir.join("catalog.log")
 }
 
-/// Where an empty catalog log is made before it is renamed to its place.
+/// The temporary name of an empty catalog log, before it is renamed.
 #[must_use]
 pub fn catalog_log_unfinished(data_dir: &Path) -> PathBuf {
     data_dir.join("catalog.log.unfinished")
 }
 
-/// Where a rebuild keeps what it cuts off the catalog log at an offset, for the `nth` time.
+/// The file in which a rebuild keeps the end of the catalog log that it cuts off at an offset, for
+/// the `nth` time.
 #[must_use]
 pub fn catalog_log_cut(data_dir: &Path, offset_bytes: u64, nth: u32) -> PathBuf {
     let more = match nth {
@@ -64,28 +65,28 @@ pub fn catalog_log_cut(data_dir: &Path, offset_bytes: u64, nth: u32) -> PathBuf 
     data_dir.join(format!("catalog.log.cut-{offset_bytes:016x}{more}"))
 }
 
-/// RocksDB's directory while it is made again. Like the next one it holds nothing that packs and
-/// log do not.
+/// RocksDB's directory during a rebuild. Like the next one, it has nothing that packs and log do
+/// not have.
 #[must_use]
 pub fn index_unfinished(data_dir: &Path) -> PathBuf {
     data_dir.join("index.unfinished")
 }
 
-/// Where a rebuild puts the directory that it replaces.
+/// The place of the directory that a rebuild has replaced.
 #[must_use]
 pub fn index_old(data_dir: &Path) -> PathBuf {
     data_dir.join("index.old")
 }
 
-/// A directory that is there if index and catalog have ever been made again. Then a snapshot may be
-/// in the catalog whose content is not all in the packs.
+/// A directory that exists if index and catalog were ever rebuilt. Then the catalog may have a
+/// snapshot whose content is not all in the packs.
 #[must_use]
 pub fn rebuilt(data_dir: &Path) -> PathBuf {
     data_dir.join("rebuilt")
 }
 
-/// Returns true if a file of this name may be in a directory in which a store is made: what the
-/// making itself leaves when it is cut short, and what a new file system holds.
+/// Returns true if a file of this name may exist in the directory of a new store: a file that an
+/// interrupted creation leaves, or one of a new file system.
 #[must_use]
 pub fn may_precede_store(file_name: &OsStr) -> bool {
     ["LOCK", "FORMAT.unfinished", "lost+found"]

@@ -34,7 +34,7 @@ impl AlignedBuf {
     ///
     /// # Panics
     ///
-    /// When `bytes` does not fit an address space.
+    /// If `bytes` does not fit an address space.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
         let capacity = bytes.max(1).next_multiple_of(BUFFER_ALIGN);
@@ -87,7 +87,7 @@ impl AlignedBuf {
     ///
     /// # Panics
     ///
-    /// When they do not [fit](Self::room).
+    /// If they do not [fit](Self::room).
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         assert!(
             bytes.len() <= self.room(),
@@ -109,7 +109,7 @@ impl AlignedBuf {
     ///
     /// # Panics
     ///
-    /// When they do not [fit](Self::room).
+    /// If they do not [fit](Self::room).
     pub fn extend_zeros(&mut self, count: usize) {
         assert!(
             count <= self.room(),

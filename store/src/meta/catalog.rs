@@ -17,14 +17,14 @@ pub trait Catalog {
     ///
     /// # Errors
     ///
-    /// When the catalog cannot be read.
+    /// If the catalog cannot be read.
     fn entry(&self, kind: &'static Kind, id: &[u8]) -> Result<Option<Entry>>;
 
     /// The record of that kind and name.
     ///
     /// # Errors
     ///
-    /// When the catalog cannot be read.
+    /// If the catalog cannot be read.
     fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>>;
 
     /// Records of a kind that pass a filter, with list keys from `from` on. `steps`, at least one,
@@ -32,7 +32,7 @@ pub trait Catalog {
     ///
     /// # Errors
     ///
-    /// When the catalog cannot be read.
+    /// If the catalog cannot be read.
     fn entries(
         &self,
         kind: &'static Kind,
@@ -45,7 +45,7 @@ pub trait Catalog {
     ///
     /// # Errors
     ///
-    /// When the catalog cannot be read.
+    /// If the catalog cannot be read.
     fn catalog_sequence(&self) -> Result<u64>;
 }
 
@@ -88,7 +88,7 @@ pub trait Records: Catalog {
     ///
     /// # Errors
     ///
-    /// When the catalog cannot be read.
+    /// If the catalog cannot be read.
     fn get<R: CatalogRecord>(&self, id: &R::Id) -> Result<Option<R>> {
         let entry = self.entry(R::KIND, id.as_key())?;
         let record = entry.map(|entry| entry.record().map_err(undecodable));
@@ -99,7 +99,7 @@ pub trait Records: Catalog {
     ///
     /// # Errors
     ///
-    /// When the catalog cannot be read.
+    /// If the catalog cannot be read.
     fn get_named<R: CatalogRecord>(&self, name: &str) -> Result<Option<R>> {
         let entry = self.entry_named(R::KIND, name)?;
         let record = entry.map(|entry| entry.record().map_err(undecodable));
@@ -110,7 +110,7 @@ pub trait Records: Catalog {
     ///
     /// # Errors
     ///
-    /// When the catalog cannot be read.
+    /// If the catalog cannot be read.
     fn page<R: CatalogRecord>(
         &self,
         filter: &Filter,
@@ -129,7 +129,7 @@ pub trait Records: Catalog {
     ///
     /// # Errors
     ///
-    /// When the catalog cannot be read.
+    /// If the catalog cannot be read.
     fn all<R: CatalogRecord>(&self) -> Result<Vec<R>> {
         let page = self.page(&Filter::default(), &[], usize::MAX)?;
         Ok(page.records)

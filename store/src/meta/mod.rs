@@ -73,7 +73,7 @@ pub trait Meta: Index + Catalog + fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// When the index cannot be read.
+    /// If the index cannot be read.
     fn totals(&self) -> Result<Totals>;
 
     /// Recovers from a write that failed for lack of a resource (space, descriptors), if the

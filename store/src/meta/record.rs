@@ -42,7 +42,7 @@ impl<K: IdKind> RecordId<K> {
     ///
     /// # Errors
     ///
-    /// When the system has no random bytes.
+    /// If the system has no random bytes.
     pub fn random() -> Result<Self> {
         let mut bytes = [0; ID_BYTES];
         getrandom::fill(&mut bytes).map_err(|source| Error::System {

@@ -1,21 +1,21 @@
 //! Opening a store: read its identity, recover the state that the last process left behind, and
 //! continue from there.
 //!
-//! A crash may leave, and recovery makes of it:
+//! The remains of a crash, and the actions of recovery:
 //!
-//! | left behind | becomes |
+//! | left behind | action |
 //! | --- | --- |
-//! | records at the end of a pack that the index does not know | indexed, if they are whole; an upload that runs again need not send them |
+//! | records at the end of a pack that are not in the index | indexed, if they are whole; another upload need not send them |
 //! | a torn record at the end of a pack | cut off: it was never synced |
 //! | a record at the end of the catalog log that RocksDB does not have | applied: its content was durable before it was written |
-//! | a torn record at the end of the catalog log | cut off: nobody was told of it |
+//! | a torn record at the end of the catalog log | cut off: no caller had an answer |
 //! | the journal of a volume that was deleted | removed |
 //!
-//! Damage may also leave [the journal of a volume that nobody knows](journals). It stays.
+//! Damage may also leave [the journal of an unknown volume](journals). It stays.
 //!
-//! Anything else that is not as it was written is damage. In a pack it is reported, and the rest
-//! goes on; in the catalog log it is an error, because what follows cannot be trusted to be in
-//! order.
+//! Everything else that is not as it was written is damage. Damage in a pack is reported, and the
+//! rest of the store continues. Damage in the catalog log is an error, because the order of the
+//! following records cannot be trusted.
 
 mod files;
 mod identity;
@@ -52,11 +52,11 @@ use crate::{
 /// The findings of opening a store.
 #[derive(Debug, Clone, Default)]
 pub struct RecoveryReport {
-    /// There was no store: it was made.
+    /// There was no store; a new one was created.
     pub created: bool,
-    /// Records of packs that the index did not know.
+    /// Records of packs that were not in the index.
     pub recovered_records: u64,
-    /// Packs whose torn tail was cut off, each with where and why.
+    /// Packs whose torn tail was cut off, each with the place and the reason.
     pub torn_packs: Vec<String>,
     /// Records of the catalog log that RocksDB did not have.
     pub replayed_records: u64,
@@ -64,7 +64,7 @@ pub struct RecoveryReport {
     pub torn_log: Option<String>,
     /// Damage: bytes that are not as they were written.
     pub damage: Vec<Damage>,
-    /// Journals of volumes that the catalog does not know. They are left alone.
+    /// Journals of volumes that are not in the catalog. They stay as they are.
     pub stranded_journals: Vec<StrandedJournal>,
 }
 
@@ -225,14 +225,14 @@ where
 /// The meaning of a missing catalog log where journals are the only content.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 enum LostLog {
-    /// Nothing goes on.
+    /// The store does not open.
     Refused,
-    /// Volumes are made again from their journals.
+    /// Volumes are restored from their journals.
     BeginsAnew,
 }
 
-/// Opens the catalog log. Where there are no packs and no journals there may be none yet: the store
-/// is new, or its making was cut short.
+/// Opens the catalog log. If there are no packs and no journals, there may be none yet: the store
+/// is new, or its creation was interrupted.
 async fn open_log(
     disk: &Arc<dyn Disk>,
     dir: &Path,
@@ -283,7 +283,7 @@ async fn open_log(
     CatalogLog::open(Arc::clone(disk), path, store).await
 }
 
-/// Applies what the log has and RocksDB does not, and cuts off its torn tail.
+/// Applies the records of the log that RocksDB does not have, and cuts off its torn tail.
 async fn replay_log(
     meta: &dyn Meta,
     log: &mut CatalogLog,

@@ -1,4 +1,4 @@
-//! Makes index and catalog again from the packs and the catalog log.
+//! Rebuilds index and catalog from the packs and the catalog log.
 
 use std::{
     fmt,
@@ -36,18 +36,18 @@ pub struct RebuildReport {
     pub snapshots: u64,
     /// Volumes in the catalog.
     pub volumes: u64,
-    /// Where the old index was put aside, if there was one.
+    /// Path of the old index, if there was one.
     pub old_index: Option<PathBuf>,
     /// Damage: bytes that are not as they were written.
     pub damage: Vec<Damage>,
     /// The end of the catalog log that could not be read and was cut off, if any: a record that was
     /// being written, or the last one, damaged.
     pub torn_log: Option<String>,
-    /// Where that end is kept.
+    /// Path of the file with that end.
     pub cut_log: Option<PathBuf>,
-    /// Volumes that were made again from their journals, or put on what these say, in words.
+    /// Descriptions of the volumes that were restored or updated from their journals.
     pub adopted_volumes: Vec<String>,
-    /// Journals of volumes that could not be made again.
+    /// Journals of volumes that could not be restored.
     pub stranded_journals: Vec<StrandedJournal>,
     /// Names of snapshots whose root is in no pack.
     pub incomplete: Vec<String>,
@@ -101,11 +101,10 @@ impl fmt::Display for RebuildReport {
     }
 }
 
-/// Makes index and catalog of a store again. The store must not be open; its packs are read whole,
-/// every record checked by its checksum.
+/// Rebuilds index and catalog of a store. The store must not be open. The rebuild reads all packs,
+/// and verifies the checksum of every record.
 ///
-/// The new index takes the old one's place only when it is complete, and the old one is kept beside
-/// it.
+/// The new index replaces the old one only when it is complete, and the old one is kept beside it.
 pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     let dir = &options.data_dir;
     let disk = io::choose(options.io_engine)
@@ -209,8 +208,8 @@ pub(super) async fn set_index_aside(disk: &Arc<dyn Disk>, dir: &Path) -> Result<
     Ok(Some(old))
 }
 
-/// Keeps what is going to be cut off the log: it may be the last record, damaged, and not one that
-/// was never promised.
+/// Saves the end of the log before it is cut off: it may be the last record, damaged, and may have
+/// been promised.
 async fn keep_torn_tail(disk: &Arc<dyn Disk>, dir: &Path, log: &CatalogLog) -> Result<PathBuf> {
     let (offset_bytes, tail) = log.torn_tail().await?;
     let mut nth = 0;

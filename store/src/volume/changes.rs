@@ -12,8 +12,8 @@ impl Volume {
     ///
     /// # Errors
     ///
-    /// As of [`read`](Self::read), and [`Error::Damaged`](crate::Error::Damaged) where the snapshot
-    /// is damaged.
+    /// As for [`read`](Self::read), and [`Error::Damaged`](crate::Error::Damaged) where the
+    /// snapshot is damaged.
     pub async fn changes_since(
         &self,
         snapshot: &SnapshotReader,

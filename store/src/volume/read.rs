@@ -27,7 +27,7 @@ impl Volume {
     ///
     /// # Errors
     ///
-    /// As of [`read`](Self::read).
+    /// As for [`read`](Self::read).
     pub async fn extents(&self, offset_bytes: u64, len_bytes: u64) -> Result<Vec<Extent>> {
         let (blocks, base) = self.inner().extents_now(offset_bytes, len_bytes)?;
         let mut extents = Vec::new();

@@ -13,7 +13,7 @@ impl Volume {
     ///
     /// # Errors
     ///
-    /// As of [`read`](Self::read).
+    /// As for [`read`](Self::read).
     pub async fn prefetch(&self, offset_bytes: u64, len_bytes: usize) -> Result<()> {
         for (base, start, len_bytes) in self.in_base(offset_bytes, len_bytes)? {
             base.prefetch(start, len_bytes).await?;

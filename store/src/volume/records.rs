@@ -1,4 +1,4 @@
-//! Volumes in the catalog: make, find, attach, detach, delete.
+//! Volumes in the catalog: create, find, attach, detach, delete.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -17,14 +17,14 @@ use crate::{
     },
 };
 
-/// A volume to be made.
+/// The settings of a new volume.
 #[derive(Debug, Clone, Default)]
 pub struct NewVolume {
     /// Its name.
     pub name: String,
-    /// Its size, a multiple of 512 bytes; `None`: as the snapshot's.
+    /// Its size in bytes, a multiple of 512. `None`: the size of the snapshot.
     pub size_bytes: Option<u64>,
-    /// The snapshot whose content it begins with; `None`: zeros.
+    /// The snapshot with its first content. `None`: zeros.
     pub from: Option<SnapshotKey>,
     /// Its tags.
     pub tags: BTreeMap<String, String>,

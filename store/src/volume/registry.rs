@@ -1,4 +1,4 @@
-//! The volumes that are open: each once, for a journal has one writer.
+//! The open volumes: each once, because a journal has one writer.
 
 use std::{
     collections::HashMap,
@@ -26,8 +26,8 @@ pub(crate) struct OpenVolumes(Mutex<HashMap<VolumeId, Arc<Slot>>>);
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// Held while the volume is opened, which takes time for a long journal. It keeps nobody from
-    /// other volumes.
+    /// Held while the volume is being opened, which takes time for a long journal. It does not
+    /// block other volumes.
     handle: Arc<AsyncMutex<Weak<OpenVolume>>>,
     /// Held by the task that writes the journal until all of it is durable.
     writing: Arc<AsyncMutex<()>>,
@@ -109,9 +109,9 @@ impl Opening {
 pub struct VolumeStatus {
     /// Bytes that its journal takes on disk.
     pub journal_bytes: u64,
-    /// Bytes that it may take.
+    /// Limit of the journal in bytes.
     pub journal_bytes_max: u64,
-    /// Bytes of memory that the map of its journal takes, about; 0 while the volume is not open.
+    /// Approximate memory of the journal's map, in bytes; 0 while the volume is not open.
     pub map_bytes: u64,
     /// The content of its journal when the volume was opened; `None` while it is not open.
     pub found: Option<JournalReport>,

@@ -1,4 +1,4 @@
-//! A volume that is open, and how it is opened and closed.
+//! An open volume, and opening and closing it.
 
 use std::{
     fmt,
@@ -38,8 +38,8 @@ pub(super) const BLOCK: u64 = BLOCK_BYTES as u64;
 /// A volume, open for reading and writing. Clones are handles of the same volume, which is closed
 /// with the last of them.
 ///
-/// Requests may overlap in time. Each block is then as some order of them leaves it, never a mix. A
-/// read that begins after a write has returned sees that write.
+/// Requests may overlap in time. The result for each block is that of some order of them, never a
+/// mix. A read that begins after a write has returned sees that write.
 #[derive(Debug, Clone)]
 pub struct Volume(pub(super) Arc<OpenVolume>);
 
@@ -75,7 +75,7 @@ pub(super) struct VolumeState {
     pub(super) block_lock: Arc<AsyncRwLock<()>>,
     /// Bytes of its changes that wait or are in flight.
     pub(super) queue_budget: Arc<Semaphore>,
-    /// True if a sync is under way that no guest has asked for.
+    /// True if a sync is under way that the store has begun by itself.
     syncs_by_itself: AtomicBool,
     report: JournalReport,
 }
@@ -188,7 +188,7 @@ impl Volume {
         &self.0.inner
     }
 
-    /// The volume's record, as it was when it was opened.
+    /// The volume's record, as of its opening.
     #[must_use]
     pub fn record(&self) -> &VolumeRecord {
         &self.0.inner.record
@@ -221,7 +221,7 @@ impl Volume {
         self.0.inner.journal.len_bytes()
     }
 
-    /// Bytes of memory that the map of its journal takes, about.
+    /// Approximate memory of the journal's map, in bytes.
     #[must_use]
     pub fn map_bytes(&self) -> u64 {
         let layers = self.0.inner.layers.read();
@@ -230,12 +230,12 @@ impl Volume {
         layers.current.map.memory_bytes() + ended
     }
 
-    /// Makes all writes durable that returned before.
+    /// Makes all writes durable that have returned before.
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`] once a write or a sync of the store has failed, and the error of a sync
-    /// that fails.
+    /// [`Error::Poisoned`] if a write or a sync of the store has failed before; the error of a
+    /// failed sync.
     pub async fn flush(&self) -> Result<()> {
         let inner = Arc::clone(&self.0.inner);
         inner.engine.commit.writable()?;
@@ -247,11 +247,11 @@ impl Volume {
         joined(task).await
     }
 
-    /// Writes what is queued, makes it durable, and takes no more.
+    /// Writes and syncs the queued changes, and takes no more.
     ///
     /// # Errors
     ///
-    /// As of [`flush`](Self::flush).
+    /// As for [`flush`](Self::flush).
     pub async fn close(&self) -> Result<()> {
         self.0.inner.checkpoints.close();
         self.0.inner.queue.close();

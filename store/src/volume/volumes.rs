@@ -1,4 +1,4 @@
-//! The volumes of a store: which are open, and what all of them share.
+//! The volumes of a store: the open ones, and the parts that all share.
 
 use std::sync::Arc;
 

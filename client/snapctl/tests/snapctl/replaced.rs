@@ -84,7 +84,7 @@ fn who_makes_a_link_where_everybody_may_does_not_say_where_the_file_goes() {
             fs::remove_file(daemon.path("target")).unwrap();
         } else {
             assert_eq!(code, 1, "{about}");
-            assert!(stderr.contains("a link of user 12345"), "{about}");
+            assert!(stderr.contains("a symbolic link of user 12345"), "{about}");
             assert!(!daemon.path("target").exists(), "{about}");
         }
     }

@@ -1,4 +1,4 @@
-//! The catalog log: every change of the catalog, in order. The catalog can be made again from it.
+//! The catalog log: every change of the catalog, in order. The catalog can be rebuilt from it.
 //!
 //! ```text
 //! 0            4096                 8192         8192 + 4096 n
@@ -9,8 +9,8 @@
 //!
 //! Each record begins at a multiple of [`LOG_ALIGN`] and is filled up to the next one with zeros,
 //! so that bytes that were synced are never written again. A record is synced before the next is
-//! written: one that cannot be read is the torn end of a log whose writer died if nothing follows
-//! it, and damage if anything does. Sequence numbers go up by one from 1: one that is missing is
+//! written. So an unreadable record with nothing behind it is the torn end of a log whose writer
+//! died, and any other unreadable record is damage. Sequence numbers ascend by one from 1: a gap is
 //! damage, too.
 
 use std::borrow::Cow;
@@ -54,7 +54,7 @@ const SEVERAL_VERSION: u8 = 1;
 /// | 64 | 4032 | zero |
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct LogHeader {
-    /// Whose it is.
+    /// Id of the store.
     pub store: StoreId,
 }
 
@@ -113,8 +113,7 @@ impl LogHeader {
 /// | 32 | n | payload: of a put the record's bytes; of a deletion a version byte (1) and the record's id, of a remote its name with its length; of several changes a version byte (1), how many there are in 4 bytes, and of each its number in 1, the length of its payload in 4, and that |
 /// | 32 + n |  | zeros up to a multiple of [`LOG_ALIGN`] |
 ///
-/// A number or version that is not known is never passed over: the catalog would not be what it
-/// was.
+/// An unknown number or version is never skipped: the catalog would differ from its former state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// One change.

@@ -259,7 +259,7 @@ impl Descriptor {
     ///
     /// # Panics
     ///
-    /// When it does not [fit](Self::fits), or its data blocks are not those of its entries: nothing
+    /// If it does not [fit](Self::fits), or its data blocks are not those of its entries: nothing
     /// from a disk decides that.
     #[must_use]
     pub fn encode(&self) -> [u8; JOURNAL_BLOCK_BYTES] {

@@ -1,7 +1,7 @@
-//! The owner record of a journal: which volume the files beside it are of.
+//! The owner record of a journal: it names the volume of the files beside it.
 //!
-//! The catalog says the same, and more. This is what a volume can be made again from when its
-//! record there is lost.
+//! The catalog has the same information, and more. If its record of a volume is lost, the volume
+//! can be restored from the owner record.
 //!
 //! ```text
 //! 0        4096     8192
@@ -10,8 +10,8 @@
 //! +--------+--------+
 //! ```
 //!
-//! Each record has a number. It is written to the slot that the one before is not in, so that a
-//! torn write leaves that one. The whole record with the highest number counts.
+//! Each record has a number. It is written to the slot that does not have the previous record, so
+//! that a torn write leaves that one intact. The valid record with the highest number counts.
 
 use std::collections::BTreeMap;
 
@@ -45,12 +45,12 @@ const RECORD_BYTES_MAX: usize = OWNER_SLOT_BYTES - HEAD_BYTES - CRC_BYTES;
 /// | 4092 | 4 | CRC-32 of the bytes before |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnerRecord {
-    /// Whose it is.
+    /// Id of the store.
     pub store: StoreId,
-    /// Goes up by one with each record.
+    /// Number of the record, one higher than that of the previous one.
     pub number: u64,
-    /// The volume. Its description, its tags, its pending snapshots and what was promised for them
-    /// are the catalog's alone: a journal is complete without them.
+    /// The volume. Without its description, tags and pending snapshots, and without the promises
+    /// for those, which only the catalog has: a journal is complete without them.
     pub volume: VolumeRecord,
 }
 
@@ -67,7 +67,7 @@ impl OwnerRecord {
         }
     }
 
-    /// Where the record goes in its file.
+    /// Offset of the record in its file, in bytes.
     #[must_use]
     pub const fn offset_bytes(&self) -> u64 {
         (self.number % 2) * OWNER_SLOT_BYTES as u64
@@ -77,7 +77,7 @@ impl OwnerRecord {
     ///
     /// # Errors
     ///
-    /// When the volume's name is longer than any that this program gives.
+    /// If the volume's name exceeds the limit for names.
     pub fn encode(&self) -> Result<[u8; OWNER_SLOT_BYTES], FormatError> {
         let record = Self::kept(&self.volume).encode();
         let len = match u32::try_from(record.len()) {
@@ -137,7 +137,7 @@ impl OwnerRecord {
         })
     }
 
-    /// The record that counts, of a file's bytes.
+    /// Decodes a file, and returns the record that counts.
     ///
     /// # Errors
     ///

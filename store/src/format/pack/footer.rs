@@ -11,8 +11,8 @@ use crate::format::{
 
 /// One record in the footer.
 pub const FOOTER_ENTRY_BYTES: usize = 52;
-/// Records of one pack, so that a footer has a bound (3.25 MiB) though chunks may pack to a few
-/// bytes each. At the usual 14 KiB a chunk a pack is full long before.
+/// The most records of one pack. It bounds the footer (3.25 MiB), because chunks may compress to a
+/// few bytes each. With chunks of the usual 14 KiB, a pack is full long before.
 pub const PACK_RECORDS_MAX: u32 = 1 << 16;
 /// The last bytes of a sealed pack.
 pub const TRAILER_BYTES: usize = 64;
@@ -30,7 +30,7 @@ const TRAILER_MAGIC: [u8; 8] = *b"VARVSEAL";
 pub struct FooterEntry {
     /// The chunk's or node's id.
     pub id: [u8; 32],
-    /// Where its header begins.
+    /// Offset of its header, in bytes.
     pub offset_bytes: u64,
     /// The description of the payload, from the record's header.
     pub payload: Payload,
@@ -55,7 +55,7 @@ pub struct FooterEntry {
 pub struct Trailer {
     /// Id of the pack.
     pub pack: PackId,
-    /// Where the footer begins, and records end.
+    /// Offset of the footer, in bytes: the end of the records.
     pub footer_offset_bytes: u64,
     /// Records of the pack.
     pub records: u32,

@@ -389,7 +389,7 @@ pub const fn padding_bytes(offset_bytes: u64) -> u32 {
 ///
 /// # Panics
 ///
-/// When there is nothing to pad.
+/// If there is nothing to pad.
 #[must_use]
 pub fn encode_padding(offset_bytes: u64) -> [u8; RECORD_HEADER_BYTES] {
     let zero_bytes = padding_bytes(offset_bytes).checked_sub(HEADER_BYTES);

@@ -31,7 +31,7 @@ pub(crate) fn journal_numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>> {
 ///
 /// # Errors
 ///
-/// As of [`journal_numbers`].
+/// As for [`journal_numbers`].
 pub(crate) fn last_journal_file(
     disk: &dyn Disk,
     data_dir: &Path,
@@ -47,7 +47,7 @@ pub(crate) fn last_journal_file(
 ///
 /// # Errors
 ///
-/// As of [`journal_numbers`], and the same of a file.
+/// As for [`journal_numbers`], and the same of a file.
 pub(crate) fn journal_bytes(
     disk: &dyn Disk,
     data_dir: &Path,

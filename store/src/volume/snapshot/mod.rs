@@ -1,22 +1,22 @@
-//! Snapshots of volumes: their instant, and what becomes of them.
+//! Snapshots of volumes: their instant, and their completion.
 //!
-//! Snapshots of several volumes are crash-consistent as a group. They are made so:
+//! Snapshots of several volumes are crash-consistent as a group. The steps:
 //!
 //! 1. The epochs of all volumes end while none of them takes a change, so it is one instant for
-//!    all. Then writers go on.
-//! 2. Everything written before is made durable in the journals.
+//!    all. Then writers continue.
+//! 2. All earlier writes become durable in the journals.
 //! 3. The pending snapshots, and the cut in each volume's record, enter the catalog in one change.
-//!    Now the snapshots are promised: whatever happens, their content is in the journals.
+//!    Now the snapshots are promised: their content is in the journals, whatever happens.
 //! 4. A [`checkpoint`](super::checkpoint) takes each cut into the store, in the background. The
 //!    catalog change that puts the volume on its new base also completes the snapshot.
 //!
-//! A crash before 3 leaves no snapshot and no promise. After 3 a pending snapshot goes on when its
-//! volume is opened again: the journal is read into epochs that end at the cuts.
+//! A crash before 3 leaves no snapshot and no promise. After 3, a pending snapshot continues when
+//! its volume is opened again: the journal is read into epochs that end at the cuts.
 //!
 //! Deleting a pending snapshot cancels it: the volume loses the cut, and nothing else. A snapshot
-//! that cannot be completed for now, as on a full disk, stays pending with the reason shown, and is
-//! tried again. One that never can be completed fails, and keeps its record with the reason until
-//! it is deleted.
+//! that cannot be completed for now, because the disk is full for example, stays pending with the
+//! reason, and is retried. A snapshot that can never be completed fails, and keeps its record with
+//! the reason until it is deleted.
 
 mod progress;
 
@@ -45,7 +45,7 @@ use crate::{
     },
 };
 
-/// Snapshots to be made at one instant.
+/// A group of snapshots of one instant.
 #[derive(Debug, Clone, Default)]
 pub struct NewSnapshots {
     /// The volumes.
@@ -67,7 +67,7 @@ impl NewSnapshots {
 }
 
 impl Volume {
-    /// Makes a snapshot of what the volume holds now: see
+    /// Makes a snapshot of the current content of the volume: see
     /// [`Store::snapshot_volume`](crate::Store::snapshot_volume).
     pub async fn snapshot(
         &self,
@@ -159,7 +159,7 @@ impl Volumes {
     ///
     /// # Errors
     ///
-    /// As of [`snapshot_volumes`](Self::snapshot_volumes), and [`Error::NotCompleted`] when it
+    /// As for [`snapshot_volumes`](Self::snapshot_volumes), and [`Error::NotCompleted`] when it
     /// fails. The volume stays as it is then.
     pub(crate) async fn snapshot_volume(
         self: &Arc<Self>,
@@ -212,7 +212,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Goes through all volumes once. Returns whether some cannot be opened for now.
+    /// Goes through all volumes once. Returns true if some cannot be opened for now.
     async fn resume_once(self: &Arc<Self>) -> Result<bool> {
         let mut after_name = None;
         let mut some_wait = false;
@@ -233,7 +233,7 @@ impl Volumes {
         }
     }
 
-    /// Goes on with the snapshots of one volume. Returns whether it cannot be opened for now.
+    /// Continues the snapshots of one volume. Returns true if it cannot be opened for now.
     async fn resume(self: &Arc<Self>, record: &VolumeRecord) -> Result<bool> {
         let all = &self.pending_snapshots;
         let ids = record.pending.iter().map(|pending| pending.snapshot);
@@ -317,8 +317,8 @@ fn check_new(meta: &dyn Meta, volume: &VolumeRecord, name: &str) -> Result<()> {
     }
 }
 
-/// Makes snapshots of volumes at one instant. Must run to its end, so that what it promises is
-/// taken into the store.
+/// Makes snapshots of volumes at one instant. Must run to its end, so that the promised content
+/// gets into the store.
 async fn at_one_instant(
     volumes: Arc<Volumes>,
     wanted: Vec<Wanted>,

@@ -49,7 +49,7 @@ impl Volume {
     ///
     /// # Errors
     ///
-    /// As of [`write`](Self::write).
+    /// As for [`write`](Self::write).
     pub async fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         let inner = &self.inner();
         inner.check_range(offset_bytes, len_bytes)?;
@@ -80,7 +80,7 @@ impl Volume {
     ///
     /// # Errors
     ///
-    /// As of [`write`](Self::write).
+    /// As for [`write`](Self::write).
     pub async fn trim(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         let inner = &self.inner();
         inner.check_range(offset_bytes, len_bytes)?;
