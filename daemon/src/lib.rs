@@ -2,15 +2,15 @@
 //!
 //! - [`config`]: arguments, environment, file; [`limits`]: every bound.
 //! - [`server`]: starts everything, and stops it cleanly.
-//! - [`grpc`] and [`nbd`] with `exports`: what is spoken; both are faces of `service`.
-//! - `service`: what the daemon does, whatever is spoken; [`auth`]: who asks, and the one door.
+//! - [`grpc`] and [`nbd`] with `exports`: the protocols; both are faces of `service`.
+//! - `service`: the operations, independent of the protocol; [`auth`]: callers, and the one door.
 //! - `copies`: snapshots from other daemons.
-//! - [`net`]: sockets, and who may connect; [`resources`]: what there is only so much of;
-//!   [`tasks`]: the only place that starts tasks.
-//! - [`telemetry`]: the log; `error`: what kind of failure an error is.
+//! - [`net`]: sockets and connections; [`resources`]: scarce resources; [`tasks`]: the only place
+//!   that starts tasks.
+//! - [`telemetry`]: the log; `error`: the kinds of failures.
 //!
-//! Invariants: nothing here decides what is durable or true, the store does. Everything a client
-//! can make the daemon hold or do at one time is bounded.
+//! Invariants: only the store decides about durability. All resources and operations of clients at
+//! one time are bounded.
 
 // Output goes through functions that can fail and escape: `println` panics if it cannot write.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

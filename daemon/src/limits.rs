@@ -16,14 +16,14 @@ use std::time::Duration;
 
 use varve_content::{ChunkId, block::SEGMENT_BYTES};
 
-/// Length of any message that comes in: the most that gRPC implementations take by default.
+/// Length of any incoming message in bytes: the default limit of gRPC implementations.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// Payload of one `PutChunksRequest`. The rest of the message is for what surrounds payloads, some
-/// 52 bytes each.
+/// Payload bytes of one `PutChunksRequest`. The rest of the message is for the other fields of
+/// chunks, some 52 bytes each.
 pub const UPLOAD_MESSAGE_BYTES: u32 = 3 << 20;
 /// Ids in one `FindMissingRequest`.
 pub const FIND_IDS_MAX: u32 = 8192;
-/// Length of requests that carry no content, with tags and names.
+/// Length of requests without content in bytes, with tags and names.
 pub const SMALL_MESSAGE_BYTES_MAX: usize = 256 << 10;
 
 /// `PutChunks` streams served at one time, from their first message on; others wait. Their memory
@@ -31,14 +31,14 @@ pub const SMALL_MESSAGE_BYTES_MAX: usize = 256 << 10;
 pub const UPLOAD_STREAMS_MAX: usize = 64;
 /// Payload that was received and that the store has not taken yet, over all uploads.
 pub const UPLOAD_BYTES_IN_FLIGHT: u32 = 16 << 20;
-/// Plain bytes of the groups in which chunks are given to the store, about. A group is one job of
-/// one of its threads, so a message becomes several jobs.
+/// Approximate plain bytes of a group of chunks that goes to the store together. A group is one job
+/// of one of its threads, so a message becomes several jobs.
 pub const PUT_GROUP_BYTES: usize = 1 << 20;
 /// Groups of one stream that the store works on at one time.
 pub const PUT_GROUPS_IN_FLIGHT: usize = 6;
 
-/// `Download` and `ReadSnapshot` streams served at one time. Others wait, and get the places of
-/// streams whose items are not taken.
+/// `Download` and `ReadSnapshot` streams served at one time. Others wait, and take over the places
+/// of streams whose clients do not read.
 pub const READ_STREAMS_MAX: usize = 16;
 /// Segments that one download reads at one time, at most.
 pub const READ_AHEAD_SEGMENTS: usize = 4;
@@ -63,17 +63,17 @@ pub const VERIFY_PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Snapshots or volumes in a page unless the request says otherwise.
 pub const PAGE_DEFAULT: usize = 100;
-/// Length at which a page ends early. With all tags at their longest a full page would take 76 MB,
-/// and gRPC clients take messages of 4 MiB unless told otherwise.
+/// Length at which a page ends early. With all tags at their longest, a full page would take 76 MB,
+/// and gRPC clients accept messages of 4 MiB by default.
 pub const PAGE_BYTES: usize = 2 << 20;
-/// Length of a snapshot's or volume's name or id in a request. A longer one names nothing: names
+/// Length of a snapshot's or volume's name or id in a request. A longer one cannot exist: names
 /// have at most [`varve_store::limits::NAME_CHARS_MAX`] characters, all ASCII.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Characters of a request's text that an error or the log repeats.
 pub const QUOTED_CHARS_MAX: usize = 80;
 
-/// Bytes of requests that are being received or worked on, over all connections, counted as they
-/// are once decoded. A message gets its room before it is taken in.
+/// Bytes of requests that are being received or processed, over all connections, counted as
+/// decoded. A message gets its room before its bytes are taken.
 pub const REQUEST_BYTES: u64 = 48 << 20;
 /// The part of [`REQUEST_BYTES`] that only peers on this machine get.
 pub const REQUEST_BYTES_LOCAL: u64 = 16 << 20;
@@ -87,15 +87,14 @@ pub const REQUEST_FIELDS_MAX: u64 = 128 << 10;
 pub const REQUEST_FIELD_BYTES: u64 = 96;
 /// Length of a `FindMissingRequest`: its ids, and the id of the upload.
 pub const FIND_MESSAGE_BYTES_MAX: usize = FIND_IDS_MAX as usize * ChunkId::BYTES + 1024;
-/// How long a request may take to arrive, beside the time that its length takes.
+/// Time for a request to arrive, in addition to the time for its length.
 pub const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// The slowest link on which a request arrives in time.
 pub const REQUEST_BYTES_PER_SECOND: u64 = 32 << 10;
-/// A request that is so far behind this pace gives way to one that waits for room.
+/// A request that is so far behind this pace loses its room to a waiting one.
 pub const REQUEST_YIELDS_AFTER: Duration = Duration::from_secs(3);
 
-/// Bytes of answers that are made or on their way, over all connections, of the methods whose
-/// answers are long.
+/// Bytes of long answers that are being made or sent, over all connections.
 pub const ANSWER_BYTES: u64 = 48 << 20;
 /// The part of [`ANSWER_BYTES`] that only peers on this machine get.
 pub const ANSWER_BYTES_LOCAL: u64 = 16 << 20;
@@ -106,10 +105,10 @@ pub const ANSWER_BYTES_MAX: usize = 3 << 20;
 /// Bytes of an answer that a peer has to take per second to keep its memory or slot while others
 /// wait.
 pub const ANSWER_BYTES_PER_SECOND: u64 = 32 << 10;
-/// An answer that is so far behind that pace gives way to those that wait.
+/// An answer that is so far behind that pace loses its room to waiting ones.
 pub const ANSWER_YIELDS_AFTER: Duration = Duration::from_secs(10);
-/// How long a peer may take nothing of an answer while nobody waits. The time is for an answer that
-/// holds nothing; the first mebibyte halves it, two leave a third.
+/// Time that a peer may take nothing of an answer while no other call waits. It is the time of an
+/// answer that holds no memory; the first mebibyte halves it, two leave a third.
 pub const ANSWER_STALL: Duration = Duration::from_mins(10);
 /// Length of the parts in which an answer is handed to its connection. A part is held until it has
 /// gone out.
@@ -119,36 +118,35 @@ pub const ANSWER_PIECE_BYTES: usize = 256 << 10;
 pub const CALLS_MAX: u64 = 1024;
 /// The part of [`CALLS_MAX`] that only peers on this machine get.
 pub const CALLS_LOCAL: u64 = 256;
-/// How long a call may take, with its request and its answer.
+/// Time limit of a call, with its request and its answer.
 pub const CALL_WITHIN: Duration = Duration::from_mins(5);
 /// The same for a call that waits for the disk, for guests or for another daemon.
 pub const LONG_CALL_WITHIN: Duration = Duration::from_hours(1);
 /// Longer than any wait.
 pub const FOREVER: Duration = Duration::from_hours(1 << 20);
-/// How long a call waits for room or a place before it is refused.
+/// Time that a call waits for room or a place before it is refused.
 pub const BUSY_WITHIN: Duration = Duration::from_secs(30);
 /// When a peer that was refused should try again.
 pub const BUSY_PUSHBACK: Duration = Duration::from_secs(1);
 /// Calls that may wait for room, or for places of one kind.
 pub const WAITING_MAX: usize = 256;
-/// A holder of a place that is so far behind gives it to those that wait.
+/// A holder of a place that is so far behind loses it to a waiting call.
 pub const PLACE_YIELDS_AFTER: Duration = Duration::from_secs(15);
-/// How long a call waits for a place among those with long answers: others may use theirs for
-/// hours.
+/// Time that a call waits for a place of a long stream: other streams may keep theirs for hours.
 pub const PLACE_WITHIN: Duration = Duration::from_hours(1);
 
-/// gRPC connections open at one time, over all listeners, if there are descriptors for so many. An
-/// idle connection is ended for a further one; if none is idle, the further one is refused.
+/// gRPC connections open at one time, over all listeners, if there are descriptors for so many. A
+/// new connection beyond this ends an idle one; if none is idle, it is refused.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Requests under way on one connection.
 pub const CONNECTION_STREAMS_MAX: u32 = 64;
 /// The window of any connection, in bytes: what HTTP/2 begins with, and its least.
 pub const WINDOW_BYTES_MIN: u32 = 65_535;
-/// Windows beyond that, over all connections. A new connection gets an eighth of what is left: the
-/// first ones have windows for a gigabyte a second and a few milliseconds, and thousands do not add
-/// up.
+/// Windows beyond that, over all connections. A new connection gets an eighth of the rest: the
+/// first ones have windows for a gigabyte per second and a few milliseconds, and thousands together
+/// stay within the sum.
 pub const WINDOW_BYTES: u32 = 48 << 20;
-/// The part of what is left that a new connection gets.
+/// The part of the rest that a new connection gets.
 pub const WINDOW_PART: u32 = 8;
 /// Length of the HTTP/2 frames received. The protocol's default of 16 KiB costs 64 headers, and as
 /// many small reads, for each mebibyte. A frame is held until it is whole, so connections with
@@ -158,19 +156,19 @@ pub const FRAME_BYTES_MAX: u32 = 256 << 10;
 pub const SEND_BUFFER_BYTES: usize = 256 << 10;
 /// Headers of a request.
 pub const HEADER_BYTES_MAX: u32 = 8 << 10;
-/// How long a peer may take to show that it speaks HTTP/2.
+/// Time limit for a peer to prove that it speaks HTTP/2.
 pub const HTTP2_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a peer may be silent before it is asked for a sign of life.
+/// Time of silence after which the daemon pings a peer.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
-/// How long the sign of life may take before the connection is dropped.
+/// Time limit for the answer to the ping, after which the connection is dropped.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a connection may take to show that it speaks HTTP/2, a TLS handshake included.
+/// Time limit for a connection to prove that it speaks HTTP/2, including a TLS handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An upload without progress for so long is dropped, by default; a setting.
 pub const UPLOAD_IDLE: Duration = Duration::from_mins(10);
-/// An upload without progress for so long gives way when all places are taken: clients that were
-/// killed must not keep others out until their uploads expire.
+/// An upload without progress for so long loses its place when all are taken: killed clients must
+/// not block others until their uploads expire.
 pub const UPLOAD_YIELDS_AFTER: Duration = Duration::from_secs(30);
 /// The part of the places for uploads that only peers on this machine get.
 pub const UPLOADS_LOCAL: usize = varve_store::limits::UPLOADS_MAX / 4;
@@ -189,22 +187,23 @@ pub const FETCH_CHUNKS_MAX: usize = varve_client::FETCH_CHUNKS_MAX;
 pub const COPY_CONNECTIONS: usize = 4;
 /// Parts of the tree, of [`FETCH_NODES_MAX`] leaves each, that a copy works on at one time.
 pub const COPY_BATCHES_IN_FLIGHT: usize = 4;
-/// Payload of one fetch of a copy, about: small enough that several fill a link evenly, and that a
-/// limit on the rate is kept.
+/// Approximate payload bytes of one fetch of a copy: small enough that several fill a link evenly,
+/// and that a limit on the rate holds.
 pub const COPY_FETCH_BYTES: u64 = 2 << 20;
 /// Length of the same once unpacked.
 pub const COPY_FETCH_PLAIN_BYTES: u64 = 8 << 20;
-/// Fetches under way at one time, of all copies. With [`COPY_FETCH_BYTES`], half of them are more
-/// than what a link of 1 Gbit/s and 150 ms carries.
+/// Fetches under way at one time, of all copies. With [`COPY_FETCH_BYTES`], half of them exceed the
+/// bytes in flight on a link of 1 Gbit/s and 150 ms.
 pub const COPY_FETCHES_IN_FLIGHT: usize = 24;
 /// Fetches under way of one copy: another one always finds places.
 pub const COPY_FETCHES_OF_ONE: usize = COPY_FETCHES_IN_FLIGHT / 2;
-/// How long a copy waits for chunks that another copy fetches, before it fetches them itself.
+/// Time that a copy waits for chunks that another copy fetches, before it fetches them itself.
 pub const COPY_CLAIM_WAIT: Duration = Duration::from_secs(30);
-/// Estimates under way at one time. Others wait a while, and take the place of one whose source is
-/// silent.
+/// Estimates under way at one time. Others wait for a while, and take the place of one whose source
+/// is silent.
 pub const COPY_ESTIMATES_MAX: usize = 2;
-/// Distinct missing chunks that an estimate tells apart, at 8 bytes and what a hash table adds.
+/// Distinct missing chunks that an estimate can distinguish, at 8 bytes each and the overhead of a
+/// hash table.
 pub const ESTIMATE_CHUNKS_MAX: usize = 8 << 20;
 /// Received bytes after which a copy makes them durable.
 pub const COPY_FLUSH_BYTES: u64 = 64 << 20;
@@ -214,31 +213,30 @@ pub const COPIES_RUNNING_MAX: usize = 4;
 pub const COPIES_MAX: usize = 1024;
 /// Ancestors of the wanted snapshot that a copy asks the source for, to find one that is here.
 pub const COPY_ANCESTORS_MAX: usize = 16;
-/// Leaves of that ancestor that are passed over together.
+/// Leaves of that ancestor that are skipped together.
 pub const COPY_KEPT_LEAVES: usize = 4096;
 /// Length of a remote's endpoint, and of each path to its files.
 pub const REMOTE_TEXT_BYTES_MAX: usize = 1024;
 /// Copies that have ended and are still shown.
 pub const COPIES_ENDED_MAX: usize = 256;
-/// A copy or an estimate whose source has said nothing for so long gives way to those that wait. A
-/// copy is tried again.
+/// A copy or an estimate whose source is silent for so long loses its place to a waiting one. A
+/// copy is retried.
 pub const COPY_YIELDS_AFTER: Duration = Duration::from_secs(20);
-/// How long a source may say nothing while nobody waits: with a message of a mebibyte under way on
-/// each of [`COPY_FETCHES_IN_FLIGHT`] streams, a link of 1 Mbit/s needs so long.
+/// Time that a source may be silent while no other copy waits: with a message of a mebibyte under
+/// way on each of [`COPY_FETCHES_IN_FLIGHT`] streams, a link of 1 Mbit/s needs so long.
 pub const COPY_SILENCE: Duration = Duration::from_mins(5);
-/// Pauses before a copy is tried again: the first one, and the longest. Each is twice the one
-/// before.
+/// Pauses before a copy is retried: the first one, and the longest. Each is twice as long as the
+/// one before.
 pub const COPY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
-/// A copy that has received nothing for so long, however often it was tried, has failed: the source
-/// is gone, or is another one.
+/// A copy that has received nothing for so long, after any number of attempts, has failed: the
+/// source is gone, or is another one.
 pub const COPY_FRUITLESS_MAX: Duration = Duration::from_hours(24);
-/// How often in a row a source may send what does not match its id, with nothing usable in between.
-/// A bit that a link has flipped is right the next time; a source that lies or is damaged repeats
-/// itself.
+/// Number of mismatches in a row after which a copy fails, with nothing usable in between. A bit
+/// that a link has flipped is right the next time; a malicious or damaged source sends the same
+/// again.
 pub const COPY_MISMATCHES_MAX: u32 = 4;
-/// Received bytes after which a copy's counters are recorded. A source that cannot be reached adds
-/// nothing to the catalog's log, and one that breaks off adds a record for thousands of times its
-/// length.
+/// Received bytes after which a copy's counters are recorded. An unreachable source adds nothing to
+/// the catalog log, and an interrupted one adds a record only per thousands of times its length.
 pub const COPY_RECORD_BYTES: u64 = COPY_FLUSH_BYTES;
 
 /// The most threads for hashing and compression that a setting may ask for: more than any machine
@@ -255,14 +253,13 @@ pub const TLS_FILES_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the health service asks the store whether it still writes.
 pub const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
-/// How long running requests may go on when the daemon stops.
+/// Time for running requests to finish when the daemon stops.
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
-/// The same for NBD, which ends its connections in its own way: a little less, so that it can.
+/// The same for NBD, a little less, so that it can end its connections in its own way.
 pub const NBD_STOP_GRACE: Duration = Duration::from_secs(4);
-/// How long the process waits at its end for threads that read files.
+/// Time that the exiting process waits for threads that read files.
 pub const RUNTIME_STOP_GRACE: Duration = Duration::from_secs(1);
-/// How long a gRPC connection without a call is kept when the daemon stops, so that its peer learns
-/// of it and can end it.
+/// Time that a stopping daemon keeps a gRPC connection without a call, so that its peer can end it.
 pub const STOP_IDLE_GRACE: Duration = Duration::from_millis(500);
 
 const _: () = assert!((UPLOAD_MESSAGE_BYTES as usize) < MESSAGE_BYTES_MAX);

@@ -27,13 +27,12 @@ impl fmt::Display for Face {
 
 /// The caller of an operation: one connection, and the peer at its other end.
 ///
-/// It is made in one place of each face, where a connection is served, and given to every
-/// operation.
+/// Each face makes it in one place, where it serves a connection, and passes it to every operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
     face: Face,
     peer: Peer,
-    /// Tells it from every other caller of this process.
+    /// Unique among the callers of this process.
     number: u64,
 }
 

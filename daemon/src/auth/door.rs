@@ -1,7 +1,8 @@
-//! The door: each operation of each face passes through it, with who asks, what for, and on what.
+//! The door: each operation of each face passes through it, with its caller, its kind and its
+//! target.
 //!
 //! Invariants: [`pass`] is the only way to an operation, and it is called before anything is looked
-//! up or changed. An operation that goes on after its answer has begun, as a stream, is reported
+//! up or changed. An operation that continues after its answer has begun, as a stream, is reported
 //! once more when it ends.
 
 use std::{fmt, time::Instant};
@@ -77,7 +78,7 @@ actions! {
 pub(crate) enum Resource<'a> {
     Snapshot(&'a str),
     Volume(&'a str),
-    /// Whichever of them has the name.
+    /// The snapshot or the volume with this name.
     SnapshotOrVolume(&'a str),
     Upload(&'a str),
     Copy(&'a str),

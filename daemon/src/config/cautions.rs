@@ -5,8 +5,8 @@ use std::{ffi::OsString, net::SocketAddr};
 
 use super::{Config, GRPC_TLS, NBD_TLS, SETTINGS, TlsConfig, TlsSettings};
 
-/// Variables that mean something and are no settings: of this program, and of `snapctl` and its
-/// users in the same shell.
+/// Known variables that are not settings: of this program, and of `snapctl` and its users in the
+/// same shell.
 const OTHER_VARIABLES: [&str; 7] = [
     "VARVE_CONFIG",
     "VARVE_FAILPOINT",
@@ -17,7 +17,7 @@ const OTHER_VARIABLES: [&str; 7] = [
     "VARVE_TLS_KEY",
 ];
 
-/// Variables of this process that look like settings and are none, each as a line.
+/// Warnings about variables of this process that look like settings and are not, one line each.
 #[must_use]
 pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
     let is_known = |name: &str| {
@@ -58,8 +58,8 @@ impl Config {
     }
 }
 
-/// There are no accounts yet: a peer that reaches a TCP address may do everything, unless
-/// certificates are asked for.
+/// There are no accounts yet: a peer that reaches a TCP address may do everything, unless the
+/// daemon requires certificates.
 fn open(
     service: &str,
     address: Option<SocketAddr>,

@@ -21,15 +21,15 @@ pub enum ConfigError {
         /// The mistake and its place.
         message: String,
     },
-    /// A key that means nothing. Taking it for a remark would hide a misspelled one.
+    /// An unknown key. Ignoring it would hide a misspelled one.
     #[error("{}: unknown key {key:?}", path.display())]
     UnknownKey {
         /// The file.
         path: PathBuf,
-        /// As it is written there.
+        /// The key as written there.
         key: String,
     },
-    /// A value that cannot be meant.
+    /// An invalid value.
     #[error("{origin}: {value:?} is not a value for {key}: {expected}")]
     Value {
         /// The setting.

@@ -1,4 +1,4 @@
-//! How much memory this daemon may take for granted.
+//! The memory that is available to this daemon.
 
 use std::{fs, path::Path};
 
@@ -18,7 +18,8 @@ pub(super) fn total_bytes() -> u64 {
     available(Path::new("/")).unwrap_or(i64::MAX.cast_unsigned())
 }
 
-/// The machine's memory, or what the control group has of it. None if that cannot be told.
+/// The machine's memory, or the limit of the control group, in bytes. `None` if it cannot be
+/// determined.
 fn available(root: &Path) -> Option<u64> {
     let meminfo = fs::read_to_string(root.join("proc/meminfo")).ok()?;
     let total = meminfo.lines().find_map(|line| {
@@ -28,7 +29,7 @@ fn available(root: &Path) -> Option<u64> {
     Some(group_limit(root).map_or(total, |limit| limit.min(total)))
 }
 
-/// The least that this process's control group and those around it may have (version 2).
+/// The smallest limit of this process's control group and of those around it (version 2).
 fn group_limit(root: &Path) -> Option<u64> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;

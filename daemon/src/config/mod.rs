@@ -30,18 +30,18 @@ pub use settings::{Arguments, SETTINGS, Setting};
 
 use crate::limits;
 
-/// Where `snapctl` looks for the daemon's sockets.
+/// The directory in which `snapctl` looks for the daemon's sockets.
 const RUN_DIR: &str = "/run/varve";
 
 /// The configuration of a daemon.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where the store is.
+    /// The directory of the store.
     pub data_dir: PathBuf,
     /// Permissions of the unix sockets.
     pub socket_mode: u32,
-    /// The directory of unix sockets without a setting for their paths. If the daemon cannot have
-    /// them there, they are in the data directory.
+    /// The directory of unix sockets without a setting for their paths. If the daemon cannot use
+    /// it, the sockets are in the data directory.
     pub run_dir: PathBuf,
     /// How the store is run.
     pub store: StoreConfig,
@@ -49,9 +49,9 @@ pub struct Config {
     pub grpc: GrpcConfig,
     /// Where NBD is served.
     pub nbd: NbdConfig,
-    /// How other daemons are asked when snapshots are copied from them.
+    /// TLS of connections to other daemons, for copies.
     pub copies: CopiesConfig,
-    /// How long an upload may go without progress before it is dropped.
+    /// Time without progress after which an upload is dropped.
     pub upload_idle: Duration,
     /// The log.
     pub log: LogConfig,
@@ -94,12 +94,12 @@ pub struct TlsConfig {
     pub client_ca: Option<PathBuf>,
 }
 
-/// How other daemons are asked, with TLS. Files in PEM.
+/// TLS of connections to other daemons. Files in PEM.
 #[derive(Debug, Clone, Default)]
 pub struct CopiesConfig {
     /// Authorities that sign their certificates; `None`: those that this machine trusts.
     pub ca: Option<PathBuf>,
-    /// The certificate to show them, and its private key.
+    /// The client certificate and its private key.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
@@ -132,13 +132,13 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// A file cannot be read, a setting is not known, or a value makes no sense.
+    /// If a file cannot be read, a setting is unknown, or a value is invalid.
     pub fn load(arguments: &Arguments) -> Result<Self, ConfigError> {
         Self::load_with(arguments, |variable| std::env::var_os(variable))
     }
 
-    /// The defaults for a data directory, without looking at environment or files, and with the
-    /// sockets in it.
+    /// The defaults for a data directory, independent of environment and files, with the sockets in
+    /// the data directory.
     ///
     /// # Errors
     ///
@@ -162,7 +162,7 @@ impl Config {
         named.unwrap_or_else(|| dir.join("grpc.sock"))
     }
 
-    /// The same of NBD, which is beside gRPC if a setting names only that.
+    /// The same for NBD, which is beside gRPC's socket if a setting names only that one.
     #[must_use]
     pub fn nbd_unix_in(&self, dir: &Path) -> PathBuf {
         let named = self.nbd.unix.clone();
@@ -319,7 +319,7 @@ fn resolve_tls(values: &Values, names: &TlsSettings) -> Result<Option<TlsConfig>
     }))
 }
 
-/// Two settings that have no meaning without each other.
+/// Checks two settings that need each other.
 fn both(
     values: &Values,
     first: &'static str,
@@ -341,7 +341,7 @@ fn both(
 }
 
 /// The permissions of the unix sockets. A user who may write to one may do everything, so a second
-/// setting has to say that all users may.
+/// setting has to confirm that all users may.
 fn socket_mode(values: &Values) -> Result<u32, ConfigError> {
     let mode = values.parse("socket_mode", parse_mode)?.unwrap_or(0o600);
     let is_open = mode & 0o007 != 0;

@@ -1,4 +1,4 @@
-//! The list of settings, and their values as they were written.
+//! The list of settings, and their values as written.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ pub struct Setting {
     pub key: &'static str,
     /// In the environment.
     pub variable: &'static str,
-    /// On the command line, if it is there.
+    /// On the command line, if it has one.
     pub flag: Option<&'static str>,
     /// The value is a boolean.
     pub is_switch: bool,

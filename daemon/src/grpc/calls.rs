@@ -1,4 +1,4 @@
-//! How a method comes to an operation of the service, and its outcome to an answer.
+//! The way from a method to an operation of the service, and from its outcome to an answer.
 
 use std::pin::Pin;
 

@@ -1,4 +1,4 @@
-//! Why a call fails, and the one match from kinds of failures to gRPC's codes.
+//! Failures of calls, and the one match from kinds of failures to gRPC codes.
 
 use tonic::{Code, Status};
 
@@ -19,7 +19,7 @@ pub(super) enum Failure {
     /// transport's.
     #[error("{}", .0.message())]
     Receive(Status),
-    /// An answer that is not taken.
+    /// The client does not take the answer.
     #[error("the client took nothing of the answer for {seconds} seconds")]
     Untaken {
         /// How long.

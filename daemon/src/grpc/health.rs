@@ -1,7 +1,7 @@
 //! The standard health service: it reports if snapshots and content can be written and read.
 //!
 //! The whole daemon (the empty name) and the services that write are NOT_SERVING when the store has
-//! stopped writing, and everything is when the daemon stops.
+//! stopped writing, and all services are when the daemon stops.
 
 use tonic::server::NamedService;
 use tonic_health::{
@@ -30,7 +30,7 @@ const STATUS: &str = <StatusServiceServer<StatusOf> as NamedService>::NAME;
 pub struct Health(HealthReporter);
 
 impl Health {
-    /// Says that everything is served.
+    /// Reports that all services run.
     pub async fn serving(&self) {
         self.say(
             &[WHOLE, SNAPSHOTS, VOLUMES, CONTENT, STATUS],
@@ -39,7 +39,7 @@ impl Health {
         .await;
     }
 
-    /// Says that the daemon stops.
+    /// Reports that the daemon stops.
     pub async fn stopping(&self) {
         self.say(
             &[WHOLE, SNAPSHOTS, VOLUMES, CONTENT, STATUS],

@@ -1,4 +1,4 @@
-//! The gRPC services: how clients and other programs ask for snapshots, volumes and content.
+//! The gRPC services for clients and other programs: snapshots, volumes and content.
 //!
 //! ```text
 //! connections ──> serve ──> routes ──> snapshots, volumes, content and so on ──> service
@@ -6,14 +6,14 @@
 //! ```
 //!
 //! - `connections`: sockets, bounded in number.
-//! - `serve`: HTTP/2 and calls, with a bound for all that peers can make the daemon hold. It makes
-//!   the [`Caller`](crate::auth::Caller) of a connection.
+//! - `serve`: HTTP/2 and calls, with bounds on all resources that peers can take. It makes the
+//!   [`Caller`](crate::auth::Caller) of a connection.
 //! - `snapshots`, `volumes`, `content`, `status`, `replication`, `copies`, `remotes`: one file for
 //!   each service. Methods decode, call the `service`, and encode.
-//! - `calls`: what all methods do alike.
+//! - `calls`: the common part of all methods.
 //! - `convert`: every conversion between messages and the service's types.
 //! - `failure`: the one match from kinds of failures to gRPC's codes.
-//! - `health`: what the standard health service says.
+//! - `health`: the standard health service.
 
 mod calls;
 mod connections;

@@ -1,4 +1,4 @@
-//! `RemoteService`: other daemons that have names here.
+//! `RemoteService`: names for other daemons.
 
 use tonic::{Request, Response, Status, async_trait};
 use varve_proto::v1::{self, remote_service_server::RemoteService};

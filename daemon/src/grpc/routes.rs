@@ -1,4 +1,4 @@
-//! The services put together.
+//! The routes of all services.
 
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{limits, service::Service};
 
-/// Why gRPC cannot be served.
+/// The reason why gRPC cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum RoutesError {
     /// The descriptors that reflection serves are broken: a defect of the build.

@@ -1,4 +1,4 @@
-//! `StatusService`: what the daemon is and how it is doing.
+//! `StatusService`: the state of the daemon and its store.
 
 use tonic::{Request, Response, Status, async_trait};
 use varve_proto::v1::{self, status_service_server::StatusService};

@@ -1,6 +1,6 @@
 //! The NBD server: [`varve_nbd`] on this daemon's sockets, with TLS and places.
 //!
-//! - [`server`]: listeners, who comes in (by [`net`](crate::net)), clean shutdown.
+//! - [`server`]: listeners, admission (by [`net`](crate::net)), clean shutdown.
 
 pub mod server;
 

@@ -1,4 +1,4 @@
-//! Send buffers of sockets: small at first, larger for peers that take much, within a sum.
+//! Send buffers of sockets: small at first, larger for fast peers, within a total.
 //!
 //! Bytes that a peer does not take stay in the kernel, which charges them to nobody. With large
 //! buffers for all, a thousand peers that take nothing hold gigabytes; with small buffers a reply
@@ -69,7 +69,7 @@ fn cost_bytes(step: usize) -> usize {
     SEND_BUFFER_STEPS.get(step).map_or(0, |size| 2 * size)
 }
 
-/// A socket whose send buffer is as large as its peer makes use of.
+/// A socket whose send buffer adapts to the use of its peer.
 #[derive(Debug)]
 pub struct Buffered<S: AsFd> {
     socket: S,
@@ -136,7 +136,7 @@ impl<S: AsFd> Buffered<S> {
         true
     }
 
-    /// Gives a grown buffer back that is not used.
+    /// Shrinks a grown buffer that is idle.
     fn poll_rest(&mut self, context: &mut Context<'_>) {
         while let Some(rest) = &mut self.rest {
             if rest.as_mut().poll(context).is_pending() {
@@ -283,7 +283,7 @@ mod tests {
         assert!(taken == sent);
     }
 
-    /// As much as goes without anybody taking it.
+    /// Sends until nothing more fits, with a peer that takes nothing.
     async fn fill(server: &mut Buffered<UnixStream>) -> usize {
         let mut total = 0;
         let piece = vec![1; 64 << 10];

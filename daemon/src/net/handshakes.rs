@@ -1,8 +1,8 @@
-//! Handshakes under way at one listener: peers of which nothing is known yet.
+//! Handshakes under way at one listener: unknown peers.
 //!
-//! When there are as many as allowed, a newcomer is let in all the same and the oldest handshake of
-//! the peer that has most of them is ended. A peer that only holds handshakes open displaces
-//! itself, and an honest handshake, which takes milliseconds, is through before it is the oldest.
+//! At the limit, a new connection is accepted all the same, and ends the oldest handshake of the
+//! peer with the most handshakes. A peer that only holds handshakes open displaces itself, and an
+//! honest handshake, which takes milliseconds, is done before it is the oldest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -44,13 +44,13 @@ impl Handshakes {
         })
     }
 
-    /// How many there are.
+    /// The number of handshakes.
     #[must_use]
     pub fn count(&self) -> usize {
         self.open.lock().len()
     }
 
-    /// Begins one, and whether another had to give way to it.
+    /// Begins a handshake. Returns true with it if another one was ended for it.
     pub fn begin(self: &Arc<Self>, peer: PeerKey) -> (Handshake, bool) {
         let displaced = CancellationToken::new();
         let mut open = self.open.lock();
@@ -76,7 +76,7 @@ impl Handshakes {
     }
 }
 
-/// Where the oldest handshake is of the peer that has most.
+/// Index of the oldest handshake of the peer with the most.
 fn oldest_of_most(open: &[Open]) -> usize {
     let mut counts: HashMap<PeerKey, usize> = HashMap::new();
     for handshake in open {
@@ -88,7 +88,7 @@ fn oldest_of_most(open: &[Open]) -> usize {
 }
 
 impl Handshake {
-    /// Returns when it has to end because others have come.
+    /// Returns when the handshake has to end for a new one.
     pub async fn displaced(&self) {
         self.displaced.cancelled().await;
     }

@@ -1,10 +1,10 @@
-//! Every bound on connections, whatever is spoken on them.
+//! Every bound on connections, independent of the protocol.
 
 use std::time::Duration;
 
-/// Handshakes under way at one time, for each listener of a service with many places. The oldest of
-/// the peer that has most gives way to a newcomer, so an honest one has as long as it takes to open
-/// so many.
+/// Handshakes under way at one time, for each listener of a service with many places. A new one
+/// beyond this ends the oldest of the peer with the most, so an honest one has the time that it
+/// takes to open so many.
 pub const HANDSHAKES_MAX: usize = 256;
 /// The same, however few places there are.
 pub const HANDSHAKES_LEAST: usize = 16;
@@ -23,10 +23,10 @@ pub const fn handshakes_max(places: usize) -> usize {
     }
 }
 
-/// Of the places of a service, one in so many is kept for unix sockets: TCP never takes it.
+/// One in so many places of a service is reserved for unix sockets.
 const UNIX_RESERVE_PART: usize = 4;
 
-/// Places that TCP may take of `places`. A service with one place has it for anybody.
+/// Places that TCP may take of `places`. A service with one place gives it to anyone.
 #[must_use]
 pub const fn remote_places(places: usize) -> usize {
     places
@@ -37,36 +37,35 @@ pub const fn remote_places(places: usize) -> usize {
         }
 }
 
-/// Send buffers that a socket has, one after the other, as it turns out that its peer takes so
-/// much. The kernel counts twice as much for what it keeps around the bytes. All connections
-/// together have the first without asking: 128 MiB for 4096. The last lets a reply of a mebibyte go
-/// out in one go.
+/// Steps of a socket's send buffer in bytes, for a peer that takes more and more. The kernel counts
+/// twice as much, with its overhead. Every connection has the first step unconditionally: 128 MiB
+/// for 4096. The last one holds a whole reply of a mebibyte.
 pub const SEND_BUFFER_STEPS: [usize; 3] = [16 << 10, 256 << 10, 2 << 20];
 /// Bytes that all buffers larger than the first step may take together, as the kernel counts.
 pub const GROWN_BUFFER_BYTES: usize = 128 << 20;
-/// A buffer grows if it costs at most one part in so many of what is left: the first that ask get
-/// the largest, and there are small steps for many others.
+/// A buffer grows if the step costs at most one part in so many of the free bytes: the first ones
+/// get the largest steps, and many others get small ones.
 pub const GROWTH_PART: usize = 8;
-/// A buffer grows after the peer has taken this many times its size: one that takes nothing gets
-/// nothing.
+/// A buffer grows after the peer has taken this many times its size: a peer that takes nothing gets
+/// no larger buffer.
 pub const GROWTH_PROOF: u64 = 8;
-/// A grown buffer of which less than its size was used for so long is given back.
+/// A grown buffer shrinks if less than its size was used for so long.
 pub const BUFFER_REST: Duration = Duration::from_secs(10);
 
-/// A TCP connection on which nothing is heard for so long is asked for a sign of life.
+/// Time of silence after which keepalive probes a TCP connection.
 ///
-/// `TCP_USER_TIMEOUT` is not set: it would also end a connection whose peer is there, but takes
-/// nothing, like a guest that is paused.
+/// `TCP_USER_TIMEOUT` is not set: it would also end a connection whose peer is alive and takes
+/// nothing, like a paused guest.
 pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// How long until it is asked again.
+/// Interval between probes.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// Questions without an answer after which the connection has ended.
+/// Probes without an answer after which the connection has ended.
 pub const KEEPALIVE_PROBES: u32 = 6;
 
-/// How often a log line that peers can cause is written at most. The next one says how many were
-/// left out.
+/// The shortest interval between log lines that peers can cause. The next line has the number of
+/// lines left out.
 pub const LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// How long to leave a listener alone that cannot accept, for want of file descriptors, say.
+/// Pause after a failed accept, for example for lack of file descriptors.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes of a file of certificates.

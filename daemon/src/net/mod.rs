@@ -1,21 +1,20 @@
-//! Sockets and connections before any protocol is spoken on them: which may come in, and what the
-//! kernel keeps for each.
+//! Sockets and connections below the protocols: admission, and kernel buffers.
 //!
 //! | file | content |
 //! | --- | --- |
 //! | [`peer`] | the peer at the other end, and the group that shares limits with it |
-//! | [`handshakes`] | peers that are not known yet: bounded for each listener, the oldest gives way |
-//! | [`places`] | connections that have got through: bounded, with a reserve and shares |
+//! | [`handshakes`] | unknown peers: bounded for each listener, the oldest gives way |
+//! | [`places`] | connections after the handshake: bounded, with a reserve and shares |
 //! | [`seats`] | the same, of connections that give way when they do nothing |
-//! | [`buffers`] | kernel buffers that grow for those who use them, within a sum |
+//! | [`buffers`] | kernel buffers that grow for fast peers, within a total |
 //! | [`seldom`] | log lines that a peer can cause, at most one a second |
 //! | [`sockets`] | listening sockets, made here or by a service manager |
-//! | [`tls`] | files of TLS: how clients are served with them, and other daemons asked |
+//! | [`tls`] | TLS files, for serving clients and for connecting to other daemons |
 //! | [`limits`] | every bound of these |
 //!
-//! Invariants: a listener never stops accepting because of who has connected already. A peer that
-//! cannot stay is told, or its connection is closed at once, and the log says so. A peer over TCP
-//! never takes what unix sockets need.
+//! Invariants: a listener never stops accepting because of existing connections. A peer that cannot
+//! stay gets an error, or its connection is closed at once, with a log line. TCP peers never take
+//! the reserve of unix sockets.
 
 pub mod buffers;
 pub mod handshakes;

@@ -18,13 +18,13 @@ pub enum Peer {
     Tcp(SocketAddr),
 }
 
-/// Whom peers share with: all of one key have one part.
+/// The group of a peer: all peers with one key share one part.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum PeerKey {
-    /// Users of a unix socket. They may do everything, and are not told apart but in their
+    /// Users of a unix socket. They may do everything, and are distinguished only in their
     /// handshakes.
     Local { user: Option<u32> },
-    /// A host; with IPv6 a network of 64 bits, of which a host has as many addresses as it likes.
+    /// A host; with IPv6 a network of 64 bits, in which a host has any number of addresses.
     Remote(IpAddr),
 }
 

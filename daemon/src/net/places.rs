@@ -1,8 +1,8 @@
-//! Places of a service: connections that have got through their handshake.
+//! Places of a service: connections after their handshake.
 //!
 //! The listeners of a service share its places. TCP may take three quarters, so that unix sockets
-//! always have the rest; and no host may hold more than it leaves to other hosts: one alone gets
-//! half of what TCP may have, and the next always finds some.
+//! always have the rest. No host may hold more than it leaves to other hosts: a single host gets
+//! half of TCP's share, and the next one always finds some.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl Places {
     ///
     /// # Errors
     ///
-    /// There is none for this peer.
+    /// [`Full`] if there is none for this peer.
     pub fn take(self: &Arc<Self>, peer: PeerKey) -> Result<Place, Full> {
         let mut state = self.state.lock();
         if state.taken >= self.max {

@@ -1,9 +1,9 @@
-//! Places whose holders give way when they do nothing.
+//! Places whose idle holders give way.
 //!
-//! When a service has no place left, an idle connection is ended for the newcomer: of the peer with
-//! most idle connections, the one that has been idle for longest. It must be one whose place the
-//! newcomer may have: of the same host if the host has its part already, over TCP if the newcomer
-//! comes over TCP.
+//! If a service has no place left, a new connection ends an idle one: that of the peer with the
+//! most idle connections which has been idle for longest. The new connection must be allowed to
+//! have its place: it is of the same host if the host has its share already, and over TCP if the
+//! new one comes over TCP.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ struct State {
 }
 
 impl Taken {
-    /// Since when it could give way.
+    /// Start of its idle time.
     fn idle_since(&self) -> Option<Instant> {
         let state = self.state.lock();
         (state.place.is_some() && state.busy == 0).then_some(state.idle_since)
@@ -62,7 +62,7 @@ pub struct Seat {
     taken: Arc<Taken>,
 }
 
-/// Something that is done on a connection, until this is dropped: it does not give way meanwhile.
+/// Work on a connection, which keeps its place until this is dropped.
 #[derive(Debug)]
 pub struct Busy(Arc<Taken>);
 
@@ -75,11 +75,11 @@ impl Seats {
         })
     }
 
-    /// Takes one, and says whether another connection had to give way.
+    /// Takes a place. Returns true with it if another connection was ended for it.
     ///
     /// # Errors
     ///
-    /// There is none for this peer, and nobody that could give way is idle.
+    /// If there is none for this peer, and no idle connection can give way.
     pub fn take(self: &Arc<Self>, peer: PeerKey) -> Result<(Seat, bool), Full> {
         let mut all = self.taken.lock();
         let mut displaces = false;
@@ -134,7 +134,7 @@ fn give_way(all: &[Arc<Taken>], newcomer: PeerKey, full: Full) -> bool {
 }
 
 impl Seat {
-    /// Begins to do something; nothing if it has given way already.
+    /// Begins work; `None` if the connection has given way already.
     #[must_use]
     pub fn begin(&self) -> Option<Busy> {
         let mut state = self.taken.state.lock();
@@ -143,7 +143,7 @@ impl Seat {
         Some(Busy(Arc::clone(&self.taken)))
     }
 
-    /// Returns when it has to end because another connection has its place.
+    /// Returns when the connection has to end because another one has its place.
     pub async fn displaced(&self) {
         self.taken.displaced.cancelled().await;
     }

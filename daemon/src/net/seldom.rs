@@ -1,4 +1,4 @@
-//! Log lines that peers can cause as often as they like.
+//! Rate limit for log lines that peers can cause.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::limits::LOG_INTERVAL;
 
-/// Says when such a line may be written, and how many were not.
+/// Decides when such a line may be written, and counts the others.
 #[derive(Debug, Default)]
 pub struct Seldom(Mutex<State>);
 
@@ -17,7 +17,7 @@ struct State {
     left_out: u64,
 }
 
-/// How many lines like this one were left out. Empty if none was.
+/// Number of lines like this one that were left out. Displayed as nothing if there were none.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct LeftOut(u64);
 

@@ -1,11 +1,10 @@
 //! Listening sockets of both services.
 //!
 //! Invariants of a unix socket: nobody without permission can connect at any moment, a socket that
-//! another process serves is never taken from it, and what a daemon that died left behind is no
-//! obstacle.
+//! another process serves is never replaced, and the socket of a dead daemon is no obstacle.
 //!
-//! Where a service manager listens in the daemon's place, by systemd's socket activation,
-//! connections wait in its sockets while the daemon is restarted, instead of being refused: see
+//! With systemd's socket activation, the service manager holds the listening sockets. Then
+//! connections wait in them during a restart of the daemon, instead of being refused: see
 //! [`Inherited`].
 
 use std::{
@@ -29,10 +28,10 @@ use crate::config::{self, Config};
 const UNIX_PATH_BYTES_MAX: usize = 107;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
-/// How long a socket that exists may take to show that somebody serves it.
+/// Time limit for testing if an existing socket is served.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a socket cannot be listened on.
+/// The reason why the daemon cannot listen on a socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// The kernel takes no path of this length.
@@ -51,7 +50,7 @@ pub enum SocketError {
         /// The path.
         path: PathBuf,
     },
-    /// There is something else of that name. It is not removed.
+    /// Another kind of file has that name. It is not removed.
     #[error("{} exists and is not a socket", path.display())]
     NotASocket {
         /// The path.
@@ -67,7 +66,7 @@ pub enum SocketError {
         /// Why.
         source: io::Error,
     },
-    /// The service manager hands over what cannot be served.
+    /// The service manager passes a socket that cannot be served.
     #[error("the socket {name:?} of the service manager: {why}")]
     Inherited {
         /// Its name, by `FileDescriptorName`.
@@ -88,8 +87,8 @@ pub enum SocketError {
     },
 }
 
-/// Sockets that the service manager listens on for the daemon: units of systemd with
-/// `FileDescriptorName=grpc` or `=nbd`, each of which may have a unix socket and a TCP port.
+/// Listening sockets of the service manager: units of systemd with `FileDescriptorName=grpc` or
+/// `=nbd`, each of which may have a unix socket and a TCP port.
 #[derive(Debug, Default)]
 pub struct Inherited {
     /// gRPC over a unix socket.
@@ -103,7 +102,7 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Takes them, from where the environment says they are. Once, and before there are threads.
+    /// Takes the sockets that the environment names. Call it once, before there are threads.
     #[must_use]
     pub fn find() -> Found {
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
@@ -129,12 +128,12 @@ impl std::fmt::Debug for Found {
 }
 
 impl Found {
-    /// Tells which is which. In the runtime that will serve them.
+    /// Assigns the sockets to services. Call it in the runtime that will serve them.
     ///
     /// # Errors
     ///
-    /// A socket has a name that means nothing here, is of a kind that is not served, or one of a
-    /// kind is there already.
+    /// If a socket has an unknown name, is of a kind that is not served, or is the second one for
+    /// its service.
     pub fn take(mut self) -> Result<Inherited, SocketError> {
         let mut inherited = Inherited::default();
         for index in 0..self.sockets.len() {
@@ -180,7 +179,7 @@ impl Found {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode: a socket that was put in this one's place belongs to somebody else.
+    /// Device and inode: a socket that has replaced this one belongs to another process.
     identity: Option<(u64, u64)>,
 }
 
@@ -205,7 +204,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// A unix socket that is listened on.
+/// A listening unix socket.
 #[derive(Debug)]
 pub struct UnixService {
     /// Where connections come from.
@@ -248,8 +247,8 @@ fn path_of(listener: &UnixListener) -> Option<PathBuf> {
 }
 
 /// Where the unix sockets of `config` are: gRPC's, then NBD's, which is beside it unless a setting
-/// names another place. If nothing says where they are they are in its `run_dir`, so that clients
-/// find the daemon without being told; where they cannot be, or another daemon has its sockets
+/// names another place. Without a setting they are in its `run_dir`, so that clients find the
+/// daemon by default. If the daemon cannot use that directory, or another daemon has its sockets
 /// there, they are in the data directory.
 pub async fn unix_paths(config: &Config, inherited: &Inherited) -> (PathBuf, PathBuf) {
     let given = |listener: &Option<UnixListener>| listener.as_ref().map(path_of);
@@ -293,7 +292,7 @@ pub async fn unix_paths(config: &Config, inherited: &Inherited) -> (PathBuf, Pat
     in_run_dir
 }
 
-/// Makes a directory that everybody may look into, and only this user write to.
+/// Creates a directory that everyone may search, and only this user may write to.
 fn make_run_dir(path: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o755).create(path) {
         // Whatever the umask has taken off.
@@ -368,7 +367,7 @@ pub async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, SocketError>
         .map_err(|source| SocketError::Tcp { address, source })
 }
 
-/// Removes a socket that nobody serves any more.
+/// Removes a stale socket.
 async fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let refuse = |verb| {
         move |source| SocketError::Unix {

@@ -1,4 +1,4 @@
-//! Files of TLS: how other daemons are asked with them, and clients served.
+//! TLS files, for serving clients and for connecting to other daemons.
 
 use std::{
     fmt,
@@ -35,7 +35,7 @@ pub struct FileError {
     pub source: io::Error,
 }
 
-/// That other daemons can be asked with these files. Blocks.
+/// Checks that these files are usable for connections to other daemons. Blocks.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub fn check_client(config: &CopiesConfig) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// How other daemons are asked. Blocks.
+/// The TLS settings for connections to other daemons. Blocks.
 ///
 /// # Errors
 ///
@@ -72,13 +72,13 @@ pub fn client(config: &CopiesConfig) -> Result<Tls, FileError> {
     Ok(tls)
 }
 
-/// Why a listener cannot have TLS.
+/// The reason why a listener cannot have TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// A file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The files are no identity, or no authorities.
+    /// The files are not a valid identity, or have no authorities.
     #[error("cannot use {} for TLS: {why}", path.display())]
     Useless {
         /// The file.
@@ -106,8 +106,7 @@ impl ServerError {
 /// The ALPN protocol that gRPC clients request and get.
 pub const HTTP2: &[&[u8]] = &[b"h2"];
 
-/// How clients of a listener are served with TLS, by files that may be renewed while the daemon
-/// runs.
+/// TLS of a listener, from files that may be renewed while the daemon runs.
 pub struct ServerTls {
     files: TlsConfig,
     protocols: &'static [&'static [u8]],
@@ -120,12 +119,12 @@ struct Current {
     stamps: Vec<Stamp>,
 }
 
-/// Tells a file that was written again, or may be read by others now, from what it was: device,
-/// inode, length, and when content and inode changed, with nanoseconds. `None`: it is not there.
+/// Identifies the version of a file and its permissions: device, inode, length, and the times of
+/// changes of content and inode, with nanoseconds. `None`: the file does not exist.
 type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 
 impl ServerTls {
-    /// Reads the files. `protocols` are those of ALPN, if the listener takes part in it. Blocks.
+    /// Reads the files. `protocols` are those of ALPN, if the listener uses it. Blocks.
     ///
     /// # Errors
     ///
@@ -145,14 +144,14 @@ impl ServerTls {
         })
     }
 
-    /// How the next client is to be served.
+    /// The acceptor for the next client.
     #[must_use]
     pub fn acceptor(&self) -> TlsAcceptor {
         self.current.lock().acceptor.clone()
     }
 
-    /// Reads the files again if they look different, or in any case. Says whether clients are
-    /// served by new ones from now on. Blocks.
+    /// Reads the files again if they have changed, or in any case. Returns true if the next clients
+    /// are served by new ones. Blocks.
     ///
     /// # Errors
     ///

@@ -1,9 +1,9 @@
-//! How many file descriptors a daemon asks for, and how those that it gets are divided.
+//! The file descriptors of the daemon: the number that it needs, and the division of those that it
+//! gets.
 //!
-//! The store comes first, for a connection that is refused can come again, and a guest whose writes
-//! are refused has lost its disk. So the store's share is set aside at the start, and the number of
-//! connections is bounded by what is left: however many are open, and idle, the store and its
-//! management find descriptors.
+//! The store comes first: a refused connection can be retried, but a guest whose writes are refused
+//! has lost its disk. So the store's share is reserved at the start, and the rest bounds the number
+//! of connections: however many are open and idle, the store and its management find descriptors.
 //!
 //! | share | use |
 //! | --- | --- |
@@ -25,7 +25,7 @@ use crate::{
     net::limits::{HANDSHAKES_LEAST, handshakes_max},
 };
 
-/// How the descriptors of a process are divided.
+/// The division of a process's descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Descriptors {
     /// The limit of the process.
@@ -42,7 +42,7 @@ pub struct Descriptors {
     pub nbd_connections: usize,
 }
 
-/// There are fewer than a store can work with.
+/// The error for fewer descriptors than a store needs.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{limit} open files are permitted, and varved needs {} at least: raise the limit \
@@ -79,11 +79,11 @@ fn places_of(descriptors: usize) -> usize {
 }
 
 impl Descriptors {
-    /// Divides `limit`, where NBD is to have `nbd_connections` at most.
+    /// Divides `limit`, with at most `nbd_connections` for NBD.
     ///
     /// # Errors
     ///
-    /// [`TooFew`], where the store would be without what it needs.
+    /// [`TooFew`] if the store would not have the descriptors that it needs.
     pub fn divide(limit: u64, nbd_connections: usize) -> Result<Self, TooFew> {
         let wanted = asked_for(varve_store::limits::VOLUMES_MAX, nbd_connections);
         if limit < DESCRIPTORS_LEAST {
@@ -118,7 +118,7 @@ impl Descriptors {
         })
     }
 
-    /// The same of what this process may have.
+    /// The same for the limit of this process.
     ///
     /// # Errors
     ///
@@ -128,7 +128,7 @@ impl Descriptors {
         Self::divide(limit, nbd_connections)
     }
 
-    /// Tells the log, as a warning where there are fewer than a daemon with full tables asks for.
+    /// Logs the division, as a warning if there are fewer than a daemon with full tables needs.
     pub fn tell(&self) {
         let Self { limit, wanted, .. } = self;
         if limit < wanted {
@@ -157,8 +157,8 @@ impl fmt::Display for Descriptors {
     }
 }
 
-/// Takes as many open files as the system gives: the usual soft limit is 1024, for programs that
-/// use select().
+/// Raises the soft limit of open files to the hard one: the usual soft limit is 1024, for programs
+/// that use select().
 pub fn raise_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {

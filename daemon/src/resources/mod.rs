@@ -3,7 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | [`descriptors`] | open files: those of the store, and those left for connections |
-//! | [`limits`] | the least of them that a daemon starts with |
+//! | [`limits`] | the fewest with which a daemon starts |
 //! | `shares` | places and bytes that several callers share, with a part for this machine |
 
 pub mod descriptors;

@@ -1,4 +1,4 @@
-//! Connections as they are served: accepted without end, known to speak HTTP/2, bounded in number.
+//! Accepting of connections: without end, checked for HTTP/2, bounded in number.
 //!
 //! ```text
 //! listener ──accept──> handshake: TLS, preface ──> seat ──> Connection
@@ -44,7 +44,7 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Connections that are ready and wait to be served; they have their places already.
 const READY_MAX: usize = 16;
 
-/// How the next client is served with TLS.
+/// Makes the TLS acceptor of the next client.
 pub type Tls = Arc<dyn Fn() -> TlsAcceptor + Send + Sync>;
 
 /// The connections of all listeners, which share their places.
@@ -67,7 +67,7 @@ struct Logs {
     handshake: Seldom,
 }
 
-/// Why a connection does not come to be served.
+/// The reason why a connection is not served.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error("it is lost: {0}")]
@@ -139,8 +139,8 @@ impl Connections {
         })
     }
 
-    /// Accepts one connection after another. Failing to is never the end: what is missing (file
-    /// descriptors, memory) comes back.
+    /// Accepts one connection after another. A failure never ends this: missing resources (file
+    /// descriptors, memory) become available again.
     async fn accept<L: Listener>(
         self: &Arc<Self>,
         listener: &L,
@@ -289,7 +289,7 @@ impl Listener for TcpListener {
     }
 }
 
-/// A connection that has its seat.
+/// A connection with a seat.
 pub struct Connection {
     socket: Box<dyn Socket>,
     /// The part of the preface that is still to be read once more, by the HTTP/2 server.

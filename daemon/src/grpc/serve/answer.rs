@@ -1,8 +1,8 @@
-//! An answer as it goes out.
+//! Sending an answer.
 //!
 //! Invariants: the connection gets only what the peer's windows allow, and an answer holds its room
-//! until the last byte has gone to the socket. A peer that takes nothing is told so and loses its
-//! answer, the sooner the more is held.
+//! until the last byte has gone to the socket. A peer that takes nothing loses its answer, with a
+//! status that says so, the sooner the more memory the answer holds.
 
 use std::{
     future::poll_fn,
@@ -109,7 +109,7 @@ impl Pace {
     }
 }
 
-/// How long a peer may take nothing of an answer that holds so much.
+/// Time that a peer may take nothing of an answer that holds so many bytes.
 fn stall(held_bytes: usize) -> Duration {
     let mebibytes = u32::try_from(held_bytes >> 20).unwrap_or(u32::MAX);
     limits::ANSWER_STALL / mebibytes.saturating_add(1)
@@ -118,7 +118,7 @@ fn stall(held_bytes: usize) -> Duration {
 /// The reason why a wait for the peer ended.
 enum Wait<T> {
     Done(T),
-    /// The peer is told so with this status.
+    /// The peer gets this status.
     Ended(Status),
 }
 
@@ -238,7 +238,7 @@ impl Answer {
         Ok(None)
     }
 
-    /// How much the peer takes now.
+    /// Bytes that the peer can take now.
     async fn capacity(&mut self, held_bytes: usize) -> Result<Wait<usize>, Gone> {
         let capacity = self.stream.capacity();
         if capacity > 0 {
@@ -255,7 +255,7 @@ impl Answer {
         }
     }
 
-    /// Waits until the last byte has gone out, and tells whether it has.
+    /// Waits until the last byte has gone out. Returns true if it has.
     async fn gone_out(&mut self) -> Result<bool, Gone> {
         if let Some(Place(hold)) = &self.place {
             hold.settle(false);

@@ -1,4 +1,4 @@
-//! The bounds of each method: the one place where a new method has to be thought about.
+//! The bounds of each method: the one place that needs a decision about a new method.
 
 use std::time::Duration;
 

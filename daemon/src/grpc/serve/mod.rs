@@ -1,5 +1,5 @@
-//! How connections and their calls are served: HTTP/2, with a bound for all that a peer can make
-//! the daemon hold.
+//! Serving of connections and their calls: HTTP/2, with bounds on all resources that a peer can
+//! take.
 //!
 //! ```text
 //! connection ──> call ──> request: messages, each with room before it is taken in
@@ -11,8 +11,8 @@
 //! Invariants: calls, the bytes of requests, the bytes of long answers and the windows of
 //! connections are bounded over all connections. A part of each is for peers on this machine only.
 //! Each connection always has one call, and a small request always has room, so that large ones do
-//! not keep out the calls that manage the daemon. A call has a deadline unless it is a stream; a
-//! stream goes on for as long as its peer does.
+//! not block the calls that manage the daemon. A call has a deadline unless it is a stream; a
+//! stream runs for as long as its peer continues.
 
 mod answer;
 mod heard;
@@ -78,7 +78,7 @@ struct Shared {
     windows: Arc<AtomicU32>,
 }
 
-/// One connection's part of what may be under way to the daemon.
+/// One connection's part of the shared receive windows.
 #[derive(Debug)]
 struct Window {
     bytes: u32,
@@ -166,7 +166,7 @@ impl Serving {
 
     /// Serves one connection until it ends.
     ///
-    /// While calls are under way on it, it does not give its seat away.
+    /// While calls are under way on it, it keeps its seat.
     pub async fn serve<S>(
         &self,
         socket: S,
@@ -356,7 +356,7 @@ async fn call(
     }
 }
 
-/// The answer is there before it is sent: its room is taken before it is made.
+/// The whole answer is in memory before it is sent: its room is taken before it is made.
 async fn room_for_answer(shared: &Shared, holder: Holder, method: Method) -> Result<Hold, Status> {
     let room = shared
         .answers
@@ -367,7 +367,7 @@ async fn room_for_answer(shared: &Shared, holder: Holder, method: Method) -> Res
     Ok(room)
 }
 
-/// How long the caller waits for the answer.
+/// The time that the caller waits for the answer.
 fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
     let asked = headers.get("grpc-timeout")?.to_str().ok()?;
     let (number, unit) = asked.split_at_checked(asked.len().checked_sub(1)?)?;

@@ -1,9 +1,9 @@
-//! A request as it arrives.
+//! Receiving a request.
 //!
-//! Invariants: of a message that is longer than a few KiB no byte is taken in before there is room
-//! for all of it, over all connections. Flow control bounds the bytes that wait. A message is
-//! passed on only when its decoded size is known and has room. A method that takes one message
-//! keeps its room until it has answered, and gets no second message.
+//! Invariants: no byte of a message that is longer than a few KiB is taken before there is room for
+//! all of it, over all connections. Flow control bounds the bytes that wait. A message is passed on
+//! only when its decoded size is known and has room. A method that takes one message keeps its room
+//! until it has answered, and gets no second message.
 
 use std::{
     future::poll_fn,
@@ -28,7 +28,7 @@ use crate::{
     resources::shares::{Busy, GaveWay, Hold, Holder, Shares},
 };
 
-/// A byte that says whether what follows is compressed, and the length of that.
+/// Bytes of the prefix of a message: a compression flag, and the length of the message.
 const PREFIX_BYTES: usize = 5;
 
 /// The room of the message that was received last. The call holds it as well: the message is there
@@ -61,19 +61,19 @@ pub(super) struct RequestBody {
     room_of_all: Shares,
     room: Room,
     arrives: Arrives,
-    /// Bytes that have arrived and were not taken in.
+    /// Bytes that have arrived and were not taken.
     arrived: Bytes,
     at: At,
     /// Deadline of the message that is arriving; none between messages.
     deadline: Option<Pin<Box<Sleep>>>,
-    /// Bytes received before they were asked for. They are one piece, for a part of any length
-    /// keeps a whole frame alive.
+    /// Bytes received before they were needed. They are copied into one piece, because a slice of
+    /// any length keeps a whole frame alive.
     received: BytesMut,
 }
 
 /// Where in a request this is.
 enum At {
-    /// Before or in what precedes a message.
+    /// Before or in the prefix of a message.
     Prefix {
         bytes: [u8; PREFIX_BYTES],
         have: usize,
@@ -92,7 +92,7 @@ enum At {
         room_bytes: u64,
         gives_way: Option<BoxFuture<'static, GaveWay>>,
     },
-    /// Behind the one message that there may be.
+    /// Behind the only message that is allowed.
     End,
     /// Nothing more is passed on.
     Over,
@@ -166,7 +166,7 @@ impl RequestBody {
         Poll::Ready(Ok(true))
     }
 
-    /// Takes in what has arrived, up to so many bytes, and lets the peer send as much again.
+    /// Takes up to so many of the bytes that have arrived, and lets the peer send as many again.
     fn take(&mut self, most: usize) -> Bytes {
         let taken = self.arrived.split_to(most.min(self.arrived.len()));
         // It fails for a stream that is over.
@@ -291,7 +291,7 @@ impl RequestBody {
         Bytes::copy_from_slice(&prefix)
     }
 
-    /// The next part of a message, if what is known of it by then has room.
+    /// The next part of a message, if there is room for its decoded size so far.
     fn pass_on(&mut self) -> Result<Bytes, Status> {
         let At::Message { left, .. } = &self.at else {
             return Ok(Bytes::new());

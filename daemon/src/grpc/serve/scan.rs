@@ -1,8 +1,8 @@
-//! The decoded size of a message, found out before it is decoded.
+//! The decoded size of a message, computed before it is decoded.
 //!
-//! An empty element of a list takes two bytes on the wire and a hundred in memory. So the fields of
-//! a message are counted while its bytes pass by, those of the messages in it that are lists
-//! themselves as well; nothing is kept.
+//! An empty element of a list takes two bytes on the wire and a hundred in memory. So the scan
+//! counts the fields of a message while its bytes pass by, including those of nested messages that
+//! are lists themselves. It keeps no bytes.
 
 /// Why bytes are no message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

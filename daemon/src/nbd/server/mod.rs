@@ -37,7 +37,7 @@ use crate::net::seldom::Seldom;
 #[cfg(test)]
 mod tests;
 
-/// How long a client may take to notice that the server stops.
+/// Time for a client to notice that the server stops.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// The settings of the NBD server.
@@ -45,11 +45,12 @@ const LINGER: Duration = Duration::from_millis(500);
 pub struct ServerOptions {
     /// Over all listeners, without handshakes. Further connections are turned away.
     pub max_connections: usize,
-    /// For a whole handshake; listings add to it.
+    /// Time limit of a whole handshake; listings add to it.
     pub handshake_timeout: Duration,
-    /// For requests in flight when the server stops.
+    /// Time for requests in flight when the server stops.
     pub stop_timeout: Duration,
-    /// For a client to take a reply, or send the rest of a payload, while others wait for memory.
+    /// Time for a client to take a reply, or to send the rest of a payload, while others wait for
+    /// memory.
     pub stall_timeout: Duration,
 }
 
@@ -69,7 +70,7 @@ impl Default for ServerOptions {
 pub struct Tls {
     /// Makes the acceptor of the next client: certificates are renewed while the server runs.
     pub acceptor: Arc<dyn Fn() -> TlsAcceptor + Send + Sync>,
-    /// True if clients get nothing without it.
+    /// True if clients must use TLS.
     pub required: bool,
 }
 
@@ -138,7 +139,7 @@ where
         Self::with_places(exports, options, Places::new(options.max_connections))
     }
 
-    /// The same with places that others look at: for [`ServerOptions::max_connections`].
+    /// The same with shared places, for [`ServerOptions::max_connections`].
     #[must_use]
     pub fn with_places(exports: F, options: ServerOptions, places: Arc<Places>) -> Arc<Self> {
         Arc::new(Self {
@@ -177,8 +178,8 @@ where
         self.serve(listener, tls, stop, spawn).await;
     }
 
-    /// Serves one connection that is there already, without TLS, until it ends: some time after
-    /// `stop` at the latest.
+    /// Serves one existing connection, without TLS, until it ends: some time after `stop` at the
+    /// latest.
     pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
@@ -326,7 +327,7 @@ where
         outcome
     }
 
-    /// The transmission phase of a connection that has got that far.
+    /// The transmission phase of a connection.
     async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
