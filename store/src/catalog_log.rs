@@ -1,7 +1,7 @@
 //! The catalog log: every change of the catalog, in order, durable before it is applied.
 //!
-//! RocksDB holds the catalog that is asked; this file is what it can be made again from. Appends
-//! are small and rare, one per change of a snapshot or volume.
+//! Queries go to the catalog in RocksDB, which can be rebuilt from this file. Appends are small and
+//! rare, one per change of a snapshot or volume.
 
 use std::{
     fmt,

@@ -1,4 +1,4 @@
-//! A disk on plain system calls, made by a few threads: for where io_uring is refused.
+//! A disk on plain system calls of a few threads, for kernels that refuse io_uring.
 
 use std::{io, sync::Arc, thread};
 

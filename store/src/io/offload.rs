@@ -1,9 +1,8 @@
 //! File work that may take long, on a thread that may wait.
 //!
 //! Most calls of a [`Disk`](super::Disk) are answered from the kernel's memory. Allocating a file,
-//! giving its space back, and listing a directory may take as long as the file system's own journal
-//! does. A task that made such a call itself would hold up every other task of its executor's
-//! thread.
+//! freeing its space, and listing a directory may take as long as the file system's own journal
+//! does. A task that made such a call itself would block every other task of its executor's thread.
 
 use std::panic::resume_unwind;
 

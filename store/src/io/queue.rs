@@ -1,4 +1,4 @@
-//! Requests that wait for the threads that carry them out.
+//! The queue of requests, and the threads that execute them.
 
 use std::{collections::VecDeque, io, os::fd::OwnedFd, sync::Arc};
 

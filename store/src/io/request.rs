@@ -1,4 +1,4 @@
-//! One request on its way, and how it goes on after the kernel did part of it.
+//! One request under way, and its continuation after the kernel did part of it.
 
 use std::{
     collections::VecDeque,

@@ -139,7 +139,7 @@ impl RecoveredPack {
             && self.end_bytes <= PACK_HEADER_BYTES as u64
     }
 
-    /// Where writing goes on after padding.
+    /// The place where writing continues after padding.
     pub(super) const fn aligned_end_bytes(&self) -> u64 {
         self.end_bytes + padding_bytes(self.end_bytes) as u64
     }

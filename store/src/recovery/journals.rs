@@ -1,16 +1,16 @@
-//! Journals of volumes that the catalog does not know.
+//! Journals of volumes that are not in the catalog.
 //!
-//! | the log says | the directory | becomes |
+//! | catalog log | directory | action |
 //! | --- | --- | --- |
-//! | that the volume was deleted | | removed: the process did not live to do it |
-//! | nothing of it | any | left alone and named, at each start: its record was lost |
-//! | nothing of it | with an owner record | at a rebuild a volume again |
-//! | an older state than its owner record | | at a rebuild put on what that says |
+//! | the volume was deleted | | removed: the process ended before it did so |
+//! | no record of it | any | kept, and reported at each start: its record was lost |
+//! | no record of it | with an owner record | a rebuild restores the volume |
+//! | an older state than the owner record | | a rebuild updates the volume from the owner record |
 //!
 //! A volume's record is durable before its directory is made, and its deletion is durable before
-//! anything is removed. So a crash leaves no directory of which the log says nothing: only damage
-//! to the log does. The log holds all deletions there ever were. If it is ever shortened, the
-//! journals of deleted volumes have to go before.
+//! anything is removed. So only damage to the log, never a crash, leaves a directory without a
+//! record in the log. The log has all deletions there ever were. If it is ever shortened, the
+//! journals of deleted volumes have to be removed before.
 
 use std::{
     collections::HashSet,

@@ -141,7 +141,7 @@ pub(crate) async fn open(options: Options) -> Result<(Engine, RecoveryReport)> {
         }
         match RocksMeta::open(&index, identity.store) {
             Ok(meta) => Ok(Arc::new(meta)),
-            // There is nothing that it could know: its making was cut short.
+            // The store is empty, so the index has no content: its creation was interrupted.
             Err(Error::Incompatible { .. }) if empty => {
                 RocksMeta::destroy(&index)?;
                 Ok(Arc::new(RocksMeta::create(&index, identity.store)?))

@@ -1,4 +1,4 @@
-//! Packs after a restart: what is at their ends, and where writing goes on.
+//! Packs after a restart: their ends, and the place where writing continues.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 

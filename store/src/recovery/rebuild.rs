@@ -124,7 +124,7 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
             why: "it is missing: this is not a Varve store".to_owned(),
         })
     };
-    // Nothing is left in what is no store, not even a lock.
+    // A directory that is not a store stays unchanged: it gets not even a lock.
     identify().await?;
     let _lock = lock_directory(&disk, dir).await?;
     let identity = identify().await?;
@@ -137,7 +137,7 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
         report
     };
 
-    // Before it is used: what it lacks must not be taken for granted.
+    // Before the new index is used: it may lack content.
     create_missing_dir(&disk, dir, &names::rebuilt(dir)).await?;
     if let Some(old) = set_index_aside(&disk, dir).await? {
         report.old_index = Some(old);

@@ -2,7 +2,7 @@
 //!
 //! From three quarters of the bound on, the volumes with the largest maps are checkpointed, one
 //! after the other. At the bound, a volume whose map is not small waits for its own checkpoint. So
-//! each volume can go on, and all together take little more than the bound.
+//! each volume can continue, and all together take little more than the bound.
 
 use std::{
     sync::{

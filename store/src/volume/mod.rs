@@ -1,30 +1,30 @@
-//! Volumes: block devices that are written to.
+//! Volumes: writable block devices.
 //!
-//! A volume is a base, which is content like a snapshot's, and a journal of what was written since.
-//! Reads look blocks up in the maps of the journal's epochs, the latest first, and then in the
-//! base. A checkpoint takes ended epochs into the store, and puts the volume on the new base.
+//! A volume is a base, which is content like a snapshot's, and a journal of the writes since. Reads
+//! look blocks up in the maps of the journal's epochs, the latest first, and then in the base. A
+//! checkpoint takes ended epochs into the store, and gives the volume a new base.
 //!
-//! | file | what |
+//! | file | content |
 //! | --- | --- |
-//! | `volumes` | all volumes of a store, and what they share |
+//! | `volumes` | all volumes of a store, and the parts that they share |
 //! | `records` | volumes in the catalog: make, find, attach, delete |
 //! | `registry` | the volumes that are open |
-//! | `volume` | one that is open: how it is opened, made durable and closed |
+//! | `volume` | an open volume: opening, syncing, closing |
 //! | `read` | reading: journal, base, zeros |
 //! | `write` | writing: bytes become changes of whole blocks |
 //! | `queue` | changes that wait, and the cuts between them |
 //! | `writer` | the one task that writes a volume's journal |
 //! | `throttle` | slowing writers down before the journal is full |
 //! | `layers` | epochs over the base, read as one |
-//! | `map` | the blocks of an epoch, and where they are in the journal |
+//! | `map` | the blocks of an epoch, and their places in the journal |
 //! | `map_memory` | the memory of all maps |
 //! | `journal/` | journals on disk; knows no volume |
 //! | `host` | the store as a journal sees it |
-//! | `snapshot` | snapshots: their instant, and what becomes of them |
-//! | `checkpoint/` | what was written up to a cut, taken into the store |
+//! | `snapshot` | snapshots: their instant, and their completion |
+//! | `checkpoint/` | checkpoints: they take the writes up to a cut into the store |
 //! | `clone` | volumes with the content of others |
 //! | `changes` | comparing a volume with a snapshot |
-//! | `readahead` | filling the cache before a reader comes |
+//! | `readahead` | filling the cache ahead of a reader |
 //!
 //! Invariants:
 //!

@@ -1,4 +1,4 @@
-//! Bringing a volume's content into the cache before it is read.
+//! Reading a volume's content into the cache ahead of a reader.
 
 use super::{
     Volume,

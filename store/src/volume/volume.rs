@@ -321,8 +321,7 @@ impl VolumeState {
         self.engine.commit.to_the_end(write).await
     }
 
-    /// Begins a sync that nobody has asked for, if so much is unsynced that a writer would have to
-    /// wait for it.
+    /// Begins an automatic sync, if so much is unsynced that a writer would have to wait for it.
     pub(super) fn sync_if_much(self: &Arc<Self>) {
         if self.journal.wants_sync() {
             Arc::clone(self).make_durable();
@@ -341,7 +340,7 @@ impl MakesDurable for VolumeState {
             reason = "it ends by itself, and nobody is promised anything by it"
         )]
         drop(tokio::spawn(async move {
-            // An error has stopped the store, and all who write are told.
+            // An error has stopped the store, and all writers get it.
             let _ = volume.sync().await;
             volume.syncs_by_itself.store(false, Ordering::Release);
         }));

@@ -1,15 +1,15 @@
 //! The one task that writes a volume's journal.
 //!
-//! Writers put changes in the [queue](super::queue) and wait. The task takes what has come
-//! together, up to a batch, and writes it while the next one comes together. Once a batch is in the
-//! kernel its blocks enter the map and its writers are told, in the order of the batches. So what
-//! was acknowledged is always a prefix of the journal, without a gap.
+//! Writers put changes in the [queue](super::queue) and wait. The task takes the waiting changes,
+//! up to a batch, and writes them while the next batch gathers. Once a batch is in the kernel, its
+//! blocks enter the map and its writers get their answers, in the order of the batches. So the
+//! acknowledged writes are always a prefix of the journal, without a gap.
 //!
-//! A change in the queue is carried out even if its writer has gone away.
+//! A change in the queue is written even if its writer has gone away.
 //!
-//! A batch that cannot be begun for lack of room waits for a checkpoint. Meanwhile the task gives
-//! back all that volumes share, and ends the epoch if a cut waits: the checkpoint that makes room
-//! may need it.
+//! A batch that cannot begin for lack of space waits for a checkpoint. Meanwhile the task returns
+//! all shared resources, and ends the epoch if a cut waits: the checkpoint that frees space may
+//! need it.
 
 use std::{collections::VecDeque, io, sync::Arc, thread};
 
@@ -34,7 +34,7 @@ struct InFlight {
     begun: Begun,
     batch: Batch,
     complete: Vec<Op>,
-    /// Its bytes, of those that all volumes share.
+    /// Its part of the bytes that all volumes share.
     _budget: OwnedSemaphorePermit,
 }
 
@@ -71,7 +71,7 @@ pub(super) async fn run(volume: Arc<VolumeState>) {
                     complete,
                     _budget: budget,
                 }),
-                // Nothing was begun, and batches in flight go on.
+                // Nothing has begun, and batches in flight continue.
                 Err(error) => volume.refuse(complete, &error),
             }
             volume.sync_if_much();
@@ -309,7 +309,7 @@ impl VolumeState {
         error
     }
 
-    /// Stops all writes of the store: nobody knows what is on the disk.
+    /// Stops all writes of the store: the state of the disk is unknown.
     pub(super) fn stop_writing(&self, error: Error) -> Error {
         self.engine.commit.poison(&error);
         error

@@ -1,4 +1,4 @@
-//! A volume's journal: what was written to the volume since its base.
+//! A volume's journal: the writes to the volume since its base.
 //!
 //! ```text
 //! 0             4096
@@ -9,18 +9,18 @@
 //!
 //! Files follow one another by their numbers, without a gap, and so do the batches of a file by
 //! theirs; each file says which batch is the last before its first. All is in blocks of 4 KiB. A
-//! batch is what was written together: its descriptor says which blocks of the volume its data is,
-//! in the order in which it counts, and vouches for each of them. A later batch, and within a batch
-//! a later entry, goes before an earlier one.
+//! batch is written as a whole: its descriptor names the blocks of the volume for its data, in
+//! order, and has a checksum of each. A later batch, and within a batch a later entry, overrides an
+//! earlier one.
 //!
-//! A file may be longer than what was written to it. The bytes behind the last batch are not a
-//! descriptor of this file: they are zeros or, in a recycled file, content from its earlier use
-//! under a lower number. Until the first batch is written, even the header may be the old one.
+//! A file may be longer than its batches. The bytes behind the last batch are not a descriptor of
+//! this file: they are zeros or, in a recycled file, content from its earlier use under a lower
+//! number. Until the first batch is written, even the header may be the old one.
 //!
-//! A descriptor also says which batches were durable when it was written
-//! ([`Descriptor::synced_sequence`]). So the end of a journal that was torn by a loss of power, of
-//! which nobody was promised anything, can be told from damage to what was promised: what cannot be
-//! read is damage if any descriptor behind it says that it was durable.
+//! A descriptor also records which batches were durable when it was written
+//! ([`Descriptor::synced_sequence`]). This distinguishes a torn end after a loss of power, which
+//! was never promised, from damage: an unreadable batch is damage if any descriptor behind it says
+//! that the batch was durable.
 
 use varve_content::BLOCK_BYTES;
 

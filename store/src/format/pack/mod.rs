@@ -14,15 +14,15 @@
 //! Where less than a header remains, padding continues through the next 4 KiB: a scan finds a
 //! header at every step and never has to guess.
 //!
-//! A pack with a valid [`Trailer`] in its last bytes is sealed: nothing is ever added to it. One
-//! without is still being written, or was when the power failed; its last records may be torn. The
-//! trailer repeats the random bytes of the header, which nobody outside learns. In version 1 there
-//! are none, and a payload at the end of a pack that is not sealed may look like a footer: there
-//! the records have to end where the footer begins.
+//! A pack with a valid [`Trailer`] in its last bytes is sealed: nothing is ever added to it. A pack
+//! without one is still being written, or was when the power failed; its last records may be torn.
+//! The trailer repeats the random bytes of the header, which the store never discloses. In version
+//! 1 there are none, and a payload at the end of a pack that is not sealed may look like a footer:
+//! there the records have to end where the footer begins.
 //!
 //! | file | bytes of |
 //! | --- | --- |
-//! | `id.rs` | no bytes, but which pack |
+//! | `id.rs` | no bytes: the id of a pack |
 //! | `header.rs` | the pack header |
 //! | `record.rs` | record headers and padding |
 //! | `footer.rs` | footer and trailer |

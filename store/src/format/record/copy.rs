@@ -33,7 +33,7 @@ pub type CopyId = RecordId<OfCopy>;
 /// The outcome of a copy.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, Hash)]
 pub enum CopyOutcome {
-    /// Nothing yet: it is to go on.
+    /// None yet: the copy is under way.
     UnderWay,
     /// The snapshot is there.
     Completed,
@@ -95,7 +95,7 @@ pub struct CopyRecord {
     pub snapshot: String,
     /// Name of the snapshot here; empty while it is not known and none was asked for.
     pub name: String,
-    /// Tags of the snapshot here, beside those that it has there.
+    /// Tags of the snapshot here, in addition to those at the source.
     pub tags: Tags,
     /// Bytes a second at most; 0: no limit.
     pub bytes_per_second: u64,

@@ -12,7 +12,7 @@ use crate::format::{
 
 /// The versions of [`SnapshotRecord`]'s encoding, its first byte. The first has no place for a
 /// state, an origin and a parent, the second none for an owner, a description and the want of a
-/// name. A record is written in the first that can say what it says.
+/// name. A record is written in the first version that can express it.
 const PLAIN: u8 = 1;
 const WITH_STATE: u8 = 2;
 const VERSION: u8 = 3;
@@ -152,7 +152,7 @@ impl SnapshotRecord {
         self.content().map(|content| content.root)
     }
 
-    /// The first version that can say what it says.
+    /// The first version that can express the record.
     fn version(&self) -> u8 {
         let is_owned = self.owner != AccountId::ADMINISTRATOR;
         if is_owned || !self.description.is_empty() || self.name.is_none() {

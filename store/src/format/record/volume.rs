@@ -12,7 +12,8 @@ use crate::format::{
 
 /// The versions of [`VolumeRecord`]'s encoding, its first byte. The first has no place for pending
 /// snapshots, the second none for what they promise of the journal, the third none for an owner, a
-/// description and the want of a name. A record is written in the first that can say what it says.
+/// description and the want of a name. A record is written in the first version that can express
+/// it.
 const PLAIN: u8 = 1;
 const WITH_PENDING: u8 = 2;
 const WITH_PROMISE: u8 = 3;
@@ -250,7 +251,7 @@ impl VolumeRecord {
         CatalogRecord::label(self)
     }
 
-    /// The first version that can say what it says.
+    /// The first version that can express the record.
     fn version(&self) -> u8 {
         let is_owned = self.owner != AccountId::ADMINISTRATOR;
         if is_owned || !self.description.is_empty() || self.name.is_none() {

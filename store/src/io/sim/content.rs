@@ -1,4 +1,5 @@
-//! One file of the simulated disk: what processes see, what is durable, and what is in between.
+//! One file of the simulated disk: its visible content, its durable content, and the edits in
+//! between.
 
 use std::{collections::BTreeSet, io};
 

@@ -1,17 +1,18 @@
-//! A disk in memory that keeps only what [`Disk`] promises: for tests of what happens when the
-//! power fails, the process is killed, a write fails, or the disk is full.
+//! A disk in memory that keeps only what [`Disk`] promises: for tests of power cuts, kills, failed
+//! writes and full disks.
 //!
-//! It is deterministic: what a crash keeps follows from its seed. Every operation that changes
-//! something is counted, so that a test can let a run end after each of them in turn:
+//! It is deterministic: what a crash keeps follows from its seed. It counts every operation that
+//! changes something, so that a test can end a run after each of them in turn:
 //!
 //! 1. run once, and ask for [`operations`](SimDisk::operations);
 //! 2. for each number up to that: run on a new disk with
 //!    [`power_off_after`](SimDisk::power_off_after), then open what [`crash`](SimDisk::crash) left,
-//!    for several seeds. [`kill`](SimDisk::kill) leaves what the page cache has as well: to those
-//!    who do anything it is the same, for a process that is killed does nothing any more either.
+//!    for several seeds. [`kill`](SimDisk::kill) keeps the page cache as well. For the running code
+//!    both look the same.
 //!
-//! A write happens when its completion is polled for the second time, so that tasks take turns. One
-//! whose completion is dropped stays under way for ever: nobody sees it, but a crash may keep it.
+//! A write happens when its completion is polled for the second time, so that tasks take turns. A
+//! write whose completion is dropped stays under way for ever: it is never visible, but a crash may
+//! keep it.
 
 mod content;
 mod names;

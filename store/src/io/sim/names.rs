@@ -1,4 +1,4 @@
-//! The names on the simulated disk: those that processes see, and those that are durable.
+//! The names on the simulated disk: the visible ones, and the durable ones.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! A disk on io_uring: one thread owns the ring, and requests reach it through the bounded queue.
 //!
 //! Syncs do not go through the ring: the kernel would hand each of them to a thread of its own, and
-//! back through this one. They have threads here, which wake their callers directly.
+//! back through this one. Threads of this disk do the syncs, and wake their callers directly.
 //!
 //! The thread sleeps in the kernel, waiting for completions and for an eventfd at once. A push to
 //! the queue writes to the eventfd only if the thread sleeps. Plain system calls open files,

@@ -16,8 +16,7 @@ const WAKE: u64 = u64::MAX;
 
 /// Carries requests out until the queue is closed and all have completed.
 ///
-/// A request for which the system is short of something goes on in `patient`, whose threads may
-/// sleep.
+/// A request that meets a shortage continues in `patient`, whose threads may sleep.
 pub(super) fn run(ring: IoUring, queue: &Queue, patient: &Queue, depth: u32) {
     // However this ends, nobody must wait for ever.
     let _abandoned_after = AbandonAfter(queue);

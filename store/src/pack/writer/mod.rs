@@ -251,7 +251,8 @@ impl PackWriter {
         }
     }
 
-    /// After a write found the disk full: goes back to what is durable, so that writing can go on.
+    /// After a write found the disk full: goes back to the durable state, so that writing can
+    /// continue.
     ///
     /// Does nothing if that was done already.
     async fn drop_unsynced(&self, _turn: &FlushTurn<'_>) -> Result<()> {
@@ -328,7 +329,7 @@ async fn seal(stage: &dyn PackStage, pack: &OpenPack) -> Result<()> {
     let written = stage.disk().write(&pack.file, pack.end_bytes, footer).await;
     written.map_err(|source| Error::io("write the footer of", &path, source))?;
     let synced = stage.disk().sync_data(&pack.file).await;
-    // Not `Error::Full`, whatever it is: after a failed sync nobody knows what is on the disk.
+    // Not `Error::Full`, whatever it is: after a failed sync the state of the disk is unknown.
     synced.map_err(|source| Error::Io {
         verb: "sync",
         path,

@@ -115,7 +115,7 @@ async fn take_on(stage: &dyn PackStage, recovered: RecoveredPack) -> Result<Open
         begun_bytes: end_bytes,
         durable_bytes: end_bytes,
         durable_records: entries.len(),
-        // Of version 1: what is added might look like a footer.
+        // A pack of version 1: new records might look like a footer.
         is_full: recovered.nonce.is_none()
             || end_bytes >= stage.pack_bytes_max()
             || entries.len() >= PACK_RECORDS_MAX as usize,

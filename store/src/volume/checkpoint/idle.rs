@@ -1,9 +1,9 @@
-//! Idle journals are taken into the store.
+//! Checkpoints of idle journals.
 //!
-//! A journal is read whenever its volume is opened, and nobody else can use its space. So a journal
-//! that was left behind, by a guest that has detached or by a process that was killed, is emptied
-//! whatever it holds. The idle journal of an open volume is emptied only if it holds much:
-//! otherwise a guest that writes a block now and then would cost a change of the catalog each time.
+//! A journal is read whenever its volume is opened, and takes space that no other volume can use.
+//! So the journal of a detached guest or of a killed process is checkpointed, whatever its size.
+//! The idle journal of an open volume is checkpointed only if it is large: otherwise a guest that
+//! writes a block now and then would cause a change of the catalog each time.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

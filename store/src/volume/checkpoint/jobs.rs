@@ -1,15 +1,15 @@
-//! The checkpoints of a volume that are due: their order, their retries, and what becomes of each.
+//! The checkpoints of a volume that are due: their order, their retries, and their outcomes.
 //!
 //! A task that keeps the volume open takes one cut after the other into the store, in their order.
 //! Writes after a cut stay in their own epochs, above the new base.
 //!
-//! A journal that has grown to half of its limit gets a checkpoint that nobody has asked for. If it
-//! fills up all the same, its writers wait for the room that the checkpoint frees.
+//! A journal that has grown to half of its limit is checkpointed automatically. If it fills up all
+//! the same, its writers wait for the space that the checkpoint frees.
 //!
-//! A promised snapshot is tried until it is done. A full disk and a bound that was reached pass, so
-//! the snapshot waits with the reason shown, and its volume's journal keeps what it needs. It is
-//! tried again after a pause, when a writer lacks room, and when the store is opened again, until
-//! it is done or deleted. An error of another kind, such as damage to the volume's base, fails it.
+//! A promised snapshot is retried until it is done. A full disk and a reached limit are temporary,
+//! so the snapshot waits and shows the reason, and its volume's journal keeps its content. It is
+//! retried after a pause, when a writer lacks space, and when the store is opened again, until it
+//! is done or deleted. An error of another kind, such as damage to the volume's base, fails it.
 
 use std::{
     collections::VecDeque,

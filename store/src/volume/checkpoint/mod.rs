@@ -1,6 +1,6 @@
-//! Checkpoints: what was written to a volume, taken into the store.
+//! Checkpoints: they take the writes to a volume into the store.
 //!
-//! | file | what |
+//! | file | content |
 //! | --- | --- |
 //! | `jobs` | the checkpoints that are due: their order, their retries, and their outcomes |
 //! | `run` | one checkpoint: segments, tree, the volume's new base |

@@ -1,22 +1,22 @@
-//! One checkpoint: what a volume held at a cut is stored, and becomes its base. For a snapshot, for
-//! a clone, or only to make room in the journal.
+//! One checkpoint: it stores the content of a volume at a cut as its new base. It serves a
+//! snapshot, a clone, or only frees space in the journal.
 //!
 //! 1. The epoch has ended. Later writes go to another one, and to other journal files. Writers
 //!    notice nothing else, and the switch takes no longer for a large volume.
 //! 2. The changed segments are cut again around the changes, and their new chunks are stored.
-//!    Guests go on.
+//!    Guests continue.
 //! 3. The tree is derived from the base's: only inner nodes above changes are read and made.
 //! 4. The new root becomes the volume's base, and the content of the snapshot if there is one,
 //!    durably and in one step.
 //! 5. The owner record follows the catalog.
 //! 6. The journal files whose content is in the base now are removed.
 //!
-//! Its cost follows what was written. Segments that were zeroed are not even looked at, however
-//! many there are. Checkpoints of several volumes run side by side, and take turns by the segment.
+//! Its cost follows the amount of writes. It skips zeroed segments, however many there are.
+//! Checkpoints of several volumes run concurrently, and take turns by the segment.
 //!
-//! A crash or a full disk before 4 leaves the volume as it was: the ended epochs stay layers of it,
-//! and the next checkpoint takes them along. After 4, the files that were not removed go when the
-//! volume is opened again.
+//! A crash or a full disk before 4 changes nothing: the ended epochs stay layers of the volume, and
+//! the next checkpoint includes them. After 4, remaining files are removed when the volume is
+//! opened again.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -112,8 +112,8 @@ impl VolumeState {
         Ok(pin)
     }
 
-    /// Stores what was changed since the base, and the tree that results. Its cost follows what was
-    /// written: known zeros are not looked at, and subtrees without a change are taken over.
+    /// Stores the changes since the base, and the resulting tree. Its cost follows the amount of
+    /// writes: it skips known zeros, and takes over subtrees without a change.
     async fn put_changes(
         self: &Arc<Self>,
         ingest: &Arc<Ingest>,

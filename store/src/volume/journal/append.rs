@@ -1,13 +1,13 @@
-//! Writing a batch behind the last one, and taking a failed one back.
+//! Appending a batch, and undoing a failed one.
 //!
-//! A small batch is copied to the page cache on the spot, which is the quickest answer there is. A
-//! large one goes past the page cache, which takes a fraction of the processor time. Reads go
-//! through the page cache. The two do not get in each other's way: a block is read only after it
-//! was written, and is never written again.
+//! A small batch is copied to the page cache on the spot, which gives the fastest answer. A large
+//! one uses direct IO, which takes a fraction of the processor time. Reads go through the page
+//! cache. The two do not conflict: a block is read only after it was written, and is never written
+//! again.
 //!
-//! A file has its full length from the start, so a full disk shows when a file is made, and not in
-//! the middle of it. A file may be one that was [in use before](super::recycle): numbers and random
-//! bytes, which are new, tell its batches from what was there.
+//! A file has its full length from the start, so a full disk shows when a file is created, and not
+//! in the middle of it. A file may be a [recycled one](super::recycle): new numbers and random
+//! bytes distinguish its batches from the old content.
 
 use std::{sync::Arc, time::Instant};
 
@@ -149,8 +149,8 @@ impl Journal {
         let completion = if self.may_copy(batch_bytes) {
             let parts = encode::to_cache(header.as_ref(), &descriptor, batch);
             match disk.write_at_once(&writers.cached, position_bytes, &parts) {
-                // It is written again from the beginning, where it may wait: nobody was told of the
-                // part that was written.
+                // It is written again from the beginning, where it may wait: no writer has an
+                // answer for the part that was written.
                 Err(error) if is_shortage(&error) => {
                     disk.write_parts(&writers.cached, position_bytes, parts)
                 }
@@ -218,7 +218,7 @@ impl Journal {
         Writers { cached, direct }
     }
 
-    /// Makes the next file. May take long. Reads and syncs go on meanwhile.
+    /// Creates the next file. May take long. Reads and syncs continue meanwhile.
     pub(super) fn new_file(&self, descriptors: Reservation) -> Result<(Tail, Writers)> {
         let new = self.plan_file()?;
         let len_bytes = self.fit_to_disk(&new)?;
@@ -319,7 +319,7 @@ impl Journal {
     }
 
     /// Takes back a batch that could not be written, and all that was begun behind it, durably: the
-    /// next batch must not be followed by what was behind the failed one. No batch may be in
+    /// next batch must not be followed by the bytes behind the failed one. No batch may be in
     /// flight.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Changes of blocks, collected into batches that are written at once.
+//! Changes of blocks, collected into batches, each of which is one write.
 
 use std::iter;
 

@@ -1,4 +1,4 @@
-//! The directory of a volume's journal, and how files in it are made.
+//! The directory of a volume's journal, and the creation of files in it.
 
 use std::{
     io::{self, ErrorKind},
@@ -143,7 +143,7 @@ impl JournalDir {
         Some(self.or_remove(path, self.open_to_write(path)))
     }
 
-    /// Removes a file that was made and turned out to be of no use.
+    /// Removes a new file that is not needed.
     fn or_remove<T>(&self, path: &Path, opened: Result<T>) -> Result<T> {
         if opened.is_err() {
             remove_at(&*self.disk, path)?;
@@ -207,7 +207,7 @@ impl JournalDir {
         if len_bytes >= JOURNAL_FILE_BYTES_MIN
             && let Some(file) = open()
         {
-            // Pages in the cache would be in the way of writes past it.
+            // Pages in the cache would conflict with direct writes.
             self.disk.forget_cached(&file);
             let spare = SpareFile {
                 volume: self.volume,

@@ -1,4 +1,4 @@
-//! A batch as the bytes that are written, copied as little as possible.
+//! The encoding of a batch, with as few copies as possible.
 
 use std::iter;
 

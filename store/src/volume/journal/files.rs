@@ -1,10 +1,9 @@
-//! The open files of all journals: those used last, within a bound on descriptors.
+//! The open files of all journals: the most recently used ones, within a bound on descriptors.
 //!
-//! A file that was closed is opened again when it is read or added to. Two kinds of files stay
-//! open. One has unsynced writes: the kernel reports a lost write to those who have the file open,
-//! and may report it to nobody once all have closed it. The other has requests under way. When too
-//! many files have to stay open, the volumes that wrote longest ago are made durable, and then
-//! their files can be closed.
+//! A closed file is opened again for the next read or append. Two kinds of files stay open. One has
+//! unsynced writes: the kernel reports a lost write only to open file descriptors. The other has
+//! requests under way. If too many files have to stay open, the volumes that wrote longest ago are
+//! synced, and then their files can be closed.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -184,7 +183,7 @@ impl OpenFiles {
         cached
     }
 
-    /// Lets a file be closed: what was written to it is durable.
+    /// Allows closing a file: its writes are durable.
     pub(super) fn synced(&self, journal: JournalId, number: u64) {
         if let Some(open) = self.state.lock().open.get_mut(&(journal, number)) {
             open.unsynced = false;
@@ -289,7 +288,7 @@ impl State {
                 .map(|(key, _)| *key);
             match oldest {
                 Some(oldest) => drop(self.remove(oldest)),
-                // Whatever the bound, one volume at a time goes on.
+                // Whatever the bound, one volume at a time continues.
                 None => return self.descriptors + self.reserved == 0,
             }
         }

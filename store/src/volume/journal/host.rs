@@ -1,4 +1,4 @@
-//! The store around a journal, as far as the journal needs it.
+//! The journal's interface to the rest of the store.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::{
 
 /// The store around a journal.
 pub(crate) trait Host: Send + Sync + fmt::Debug {
-    /// Stops all writes of the store: after a failed sync nobody knows what is on the disk.
+    /// Stops all writes of the store: after a failed sync the state of the disk is unknown.
     fn stop_writing(&self, why: &Error);
 
     /// Checksums blocks on a thread that is there for work that takes processor time.
@@ -38,7 +38,7 @@ impl ChecksummedBlocks {
         Self { bytes, crcs }
     }
 
-    /// Bytes that nobody needs checksums of.
+    /// Bytes that need no checksums.
     pub(super) fn unchecked(bytes: AlignedBuf) -> Self {
         Self {
             bytes,

@@ -1,8 +1,8 @@
-//! An open journal: its files, its epochs, and where its blocks are.
+//! An open journal: its files, its epochs, and the places of its blocks.
 //!
 //! Batches are [appended](super::append) one behind the other and made durable by a
-//! [sync](super::sync). An epoch is what was written between two cuts; it begins with a file of its
-//! own, so that whole files go once an epoch is in the store.
+//! [sync](super::sync). An epoch has the writes between two cuts. It begins with a file of its own,
+//! so that whole files can be removed once an epoch is in the store.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +41,7 @@ pub(crate) struct Journal {
     recycles: AtomicBool,
 }
 
-/// Where a journal that was read goes on.
+/// The place where a journal continues after it was read.
 #[derive(Debug)]
 pub(crate) struct Recovered {
     /// The number of the first file of the epoch that goes on: there is one, or will be.

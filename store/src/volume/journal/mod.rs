@@ -1,26 +1,26 @@
-//! Journals: what was written to volumes and is not in the store yet.
+//! Journals: the writes to volumes that are not in the store yet.
 //!
 //! This folder knows no volume. It writes batches of changed blocks to files, makes them durable,
-//! and reads what a process left behind. The layer above tells it where files belong
-//! ([`JournalDir`]), stands in for the rest of the store ([`Host`]), and keeps the map of blocks
+//! and reads the files of an earlier process. The layer above gives it a directory
+//! ([`JournalDir`]), an interface to the rest of the store ([`Host`]), and keeps the map of blocks
 //! ([`Replay`]).
 //!
-//! | file | what |
+//! | file | content |
 //! | --- | --- |
-//! | `journal` | an open journal: its files, its epochs, and where its blocks are |
-//! | `append` | writing a batch behind the last one, and taking a failed one back |
+//! | `journal` | an open journal: its files, its epochs, and the places of its blocks |
+//! | `append` | appending a batch, and undoing a failed one |
 //! | `sync` | making written batches durable |
 //! | `batch` | changes collected into one write |
 //! | `encode` | a batch as bytes |
 //! | `slot` | addresses of blocks |
-//! | `dir` | the directory of a journal, and how files in it are made |
-//! | `owner_file` | the record beside the files that says whose they are |
+//! | `dir` | the directory of a journal, and the creation of files in it |
+//! | `owner_file` | the record beside the files that names their volume |
 //! | `closed` | journals of volumes that are not open |
 //! | `files` | the open files of all journals, and their descriptors |
-//! | `recycle` | files that are kept to be written again |
-//! | `recovery` | reading what a process left behind |
+//! | `recycle` | recycled files |
+//! | `recovery` | reading the journal of an earlier process |
 //! | `windows` | blocks and their checksums, read ahead of recovery |
-//! | `host` | what a journal needs of the store around it |
+//! | `host` | the interface to the rest of the store |
 //!
 //! Invariants:
 //!

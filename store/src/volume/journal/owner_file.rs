@@ -1,13 +1,13 @@
 //! The owner record beside a journal, kept up to date.
 //!
 //! The catalog comes first. Once a change there is durable, the owner record is written and synced.
-//! Only then follows what builds on the change: a journal file is made or removed, or a guest
-//! writes behind the old end. So the record may be one change behind the catalog, never ahead of
-//! it, and it is always true of the files beside it.
+//! Only then follow the steps that build on the change: a journal file is created or removed, or a
+//! guest writes behind the old end. So the record may be one change behind the catalog, never ahead
+//! of it, and it always describes the files beside it correctly.
 //!
 //! The journal of a volume that is not open does not change, and neither does the record: opening
-//! brings it up to date. It is written in place, so a full disk does not keep a journal from being
-//! emptied.
+//! brings it up to date. It is written in place, so a full disk does not prevent a checkpoint of
+//! the journal.
 
 use std::{
     fmt,

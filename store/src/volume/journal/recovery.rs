@@ -1,18 +1,18 @@
-//! Reading a journal that a process left behind.
+//! Reading the journal of an earlier process.
 //!
-//! Batches count from the first one on, as long as each is whole and has the number that is due.
-//! The journal ends with the first that is not: a loss of power tore it, and it was never promised.
-//! Two witnesses turn that end into damage, and then the volume is not opened: a descriptor behind
-//! the end that says that a lost batch was durable, and the volume's record, which says what was
-//! durable when a snapshot was promised.
+//! Batches count from the first one on, as long as each is whole and has the next number. The
+//! journal ends at the first batch for which this is not so: a loss of power tore it, and it was
+//! never promised. Two witnesses turn that end into damage, and then the volume is not opened: a
+//! descriptor behind the end that says that a lost batch was durable, and the volume's record,
+//! which says which batches were durable when a snapshot was promised.
 //!
 //! The order, and why a crash anywhere in it loses nothing:
 //!
 //! 1. Files before the first one go: their content is in the base.
 //! 2. All files are synced. A killed process may not have synced its acknowledged writes; from here
 //!    on they are durable. The page cache is dropped, so that the next reads come from the disk.
-//! 3. The batches are read, and witnesses are heard. Nothing was changed until here but by 1 and 2,
-//!    which may be repeated.
+//! 3. The batches are read, and the witnesses are checked. Until here only 1 and 2 have changed
+//!    files, and they may be repeated.
 //! 4. The torn end is cut off, from the last file back, so that a crash leaves no gap.
 //! 5. The last file and the directory are synced: the torn end stays cut off.
 
@@ -152,7 +152,7 @@ pub(crate) async fn recover(
         // After a sync that failed before a restart, the cache may hold more than the disk.
         dir.disk.forget_cached(&file);
     }
-    // An empty journal waits for nobody.
+    // An empty journal does not wait.
     let scan = match files.is_empty() {
         true => None,
         false => Some(scan_permits.acquire().await.map_err(|_| Error::Closing)?),
@@ -220,7 +220,7 @@ fn file_len(dir: &JournalDir, file: &File) -> Result<u64> {
 ///
 /// A file without a batch goes as a whole, header included, and the next file gets its number. If
 /// it stayed, two headers would name the batch before theirs; and once the files before are in the
-/// base, the second would name a batch that nobody can find.
+/// base, the second would name a batch that does not exist any more.
 async fn cut_off(
     dir: &JournalDir,
     files: &mut BTreeSet<u64>,

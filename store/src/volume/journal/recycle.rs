@@ -1,13 +1,13 @@
-//! The files of all journals: what they take on disk, and spare ones that are kept to be written
-//! again.
+//! The files of all journals: their space on disk, and spare files for recycling.
 //!
-//! The first sync behind writes to newly allocated space makes the file system record, in its own
-//! journal, that the space is in use. A file that was written before needs no such record, which
-//! takes a third off the sync. PostgreSQL recycles the files of its log for the same reason.
+//! At the first sync after writes to newly allocated space, the file system records in its own
+//! journal that the space is in use. A file that was written before needs no such record, which
+//! saves a third of the time of the sync. PostgreSQL recycles the files of its log for the same
+//! reason.
 //!
-//! A spare file keeps its name. Its number is below those that the volume's record says are in use,
-//! so it goes when the volume is opened again. Nothing is promised of its content, and all spare
-//! files go when space is short.
+//! A spare file keeps its name. Its number is below the numbers in use according to the volume's
+//! record, so it is removed when the volume is opened again. Its content has no promised data, and
+//! all spare files are removed when space is short.
 
 use std::{
     io::ErrorKind,
@@ -101,7 +101,7 @@ impl FilePool {
         spares.iter().filter(fit).map(|spare| spare.len_bytes).max()
     }
 
-    /// Takes a spare file of a volume, of exactly this length, that nobody reads any more.
+    /// Takes a spare file of a volume, of exactly this length and without readers.
     pub(super) fn take(&self, volume: VolumeId, len_bytes: u64) -> Option<SpareFile> {
         let mut spares = self.spares.lock();
         let fits = |spare: &SpareFile| {

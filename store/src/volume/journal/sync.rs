@@ -14,9 +14,9 @@ use crate::{
 
 impl Journal {
     /// Makes all batches durable that were [written](Self::written) before. Of several callers, one
-    /// does the work of those that wait.
+    /// does the work for all that wait.
     ///
-    /// Must run to its end: the kernel reports an error once, and forgets it even if nobody sees
+    /// Must run to its end: the kernel reports an error once, and forgets it even if nobody reads
     /// it.
     ///
     /// # Errors
@@ -99,9 +99,9 @@ impl Journal {
         Ok(())
     }
 
-    /// Returns true if a sync is due that nobody has asked for: so much was copied to the page
-    /// cache that a later writer would wait for it, or so many files are unsynced that they had
-    /// better not all stay open.
+    /// Returns true if an automatic sync is due: so much was copied to the page cache that a later
+    /// writer would wait for it, or so many files are unsynced that they had better not all stay
+    /// open.
     pub(crate) fn wants_sync(&self) -> bool {
         let state = self.state.lock();
         let last = || state.files.values().rev().take(JOURNAL_FILES_UNSYNCED);

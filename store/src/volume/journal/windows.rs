@@ -1,8 +1,8 @@
 //! A journal file's blocks and their checksums, read ahead of recovery.
 //!
-//! A guest waits until its volume's journal was read. So several reads are in flight, past the page
-//! cache, which reads ahead too little. The store's threads checksum all blocks: which of them are
-//! data turns out only batch by batch.
+//! A guest waits until its volume's journal is read. So several direct reads are in flight; the
+//! page cache would read ahead too little. The store's threads checksum all blocks: only the
+//! batches, one by one, show which of them are data.
 
 use std::collections::VecDeque;
 

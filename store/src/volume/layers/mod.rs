@@ -1,4 +1,4 @@
-//! The layers of a volume: the epoch that is being written, those that have ended, and the base.
+//! The layers of a volume: the current epoch, the ended epochs, and the base.
 
 use std::{ops::Range, sync::Arc};
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{format::journal::Entry, read::ContentReader};
 
-/// The map of what was written between two cuts through the journal.
+/// The map of the writes between two cuts of the journal.
 #[derive(Debug)]
 pub(super) struct Epoch {
     /// Its slots are counted from this journal file on.

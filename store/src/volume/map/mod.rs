@@ -1,9 +1,9 @@
-//! The map of an epoch: which blocks of the volume are in the journal, and where. In memory, and
-//! small.
+//! The map of an epoch: the blocks of the volume that are in the journal, and their places. It is
+//! in memory, and small.
 //!
 //! Each segment of the volume has a table of one of two kinds: extents, which are blocks side by
 //! side both in the volume and in the journal (8 bytes each); or, once these would take as much, a
-//! slot for every block of the segment (4 bytes each). So sequential writes take next to nothing.
+//! slot for every block of the segment (4 bytes each). So sequential writes take almost nothing.
 //! Single blocks all over a volume take 8 to 10 bytes each while they are few in a segment, and 4
 //! to 8 where they are dense. One changed block alone in its segment takes some 100 bytes. Segments
 //! that are zeroed whole are kept as ranges: trimming 16 TiB takes a few bytes.

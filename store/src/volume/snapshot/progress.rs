@@ -1,4 +1,4 @@
-//! How far pending snapshots have come, and which of them have failed.
+//! The progress of pending snapshots, and the failed ones.
 
 use std::{
     collections::HashMap,
