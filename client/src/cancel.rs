@@ -49,7 +49,7 @@ pub(crate) const NOTHING_VISIBLE: &str = "it was cancelled; nothing is visible";
 pub(crate) struct Completing(AtomicBool);
 
 impl Completing {
-    /// From here on the work is not dropped: nobody would know what became of it.
+    /// From here on the work is not dropped: its outcome would be unknown.
     pub(crate) fn begin(&self) {
         self.0.store(true, Ordering::Release);
     }

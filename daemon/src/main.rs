@@ -117,7 +117,7 @@ fn main() -> ExitCode {
 
 /// Prints why the daemon did nothing. Not to the log, which may go elsewhere or be filtered.
 fn complain(error: impl Display, code: u8) -> ExitCode {
-    // Where nobody can be told, the code has to do.
+    // If the message cannot be written, the exit code has to do.
     let _ = writeln!(stderr(), "varved: {error}");
     ExitCode::from(code)
 }

@@ -1,8 +1,8 @@
 //! Starts everything, and stops it cleanly.
 //!
-//! The order at the start: the store first, for its lock keeps a second daemon away from the
-//! sockets; then all listeners; then the services. At the stop: say so, accept nothing more, let
-//! running requests finish for a while, drop uploads, close the store.
+//! The order at the start: the store first, because its lock keeps a second daemon away from the
+//! sockets; then all listeners; then the services. At the stop: report it, accept nothing more,
+//! give running requests time to finish, drop uploads, close the store.
 
 use std::{
     convert::Infallible,
@@ -499,7 +499,7 @@ fn check_clock(now: SystemTime) -> Result<(), StartError> {
     since.map(drop).map_err(|_| StartError::Clock)
 }
 
-/// Work that goes on until the daemon stops.
+/// Work that runs until the daemon stops.
 async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     // Nothing is lost with work that is dropped.
     let _ = stop.run_until_cancelled(work).await;

@@ -1,7 +1,7 @@
 //! The only place that starts tasks.
 //!
-//! Invariants: every task has a name, a panic is logged under that name and seen by the one who
-//! waits for the result, and no task outlives [`Tasks::stop`].
+//! Invariants: every task has a name, a panic is logged under that name and returned to the waiter
+//! for the result, and no task outlives [`Tasks::stop`].
 
 use std::{
     any::Any,
@@ -31,7 +31,7 @@ impl Tasks {
         Self::default()
     }
 
-    /// Starts a task. It goes on when the handle is dropped.
+    /// Starts a task. It continues when the handle is dropped.
     pub fn spawn<T: Send + 'static>(
         &self,
         name: &'static str,

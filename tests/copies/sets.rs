@@ -1,4 +1,5 @@
-//! Whatever two stores have, only the missing chunks cross; and a copied snapshot can be copied on.
+//! Whatever two stores have, only missing chunks are transferred; and a copied snapshot can be
+//! copied again.
 
 use std::{collections::BTreeSet, fs, thread};
 

@@ -1,4 +1,4 @@
-//! Files of certificates that somebody is to be known by.
+//! Files of certificate authorities.
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,8 @@ use varve_client::{Error, ErrorKind, Result};
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Invalid`] if there is no certificate in the file: nobody could be known by it.
+/// [`ErrorKind::Invalid`] if there is no certificate in the file: no peer could be verified with
+/// it.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let content = fs::read(path);
     let content =

@@ -260,7 +260,7 @@ fn goes_on(ids: &[String]) -> Error {
     Error::new(ErrorKind::Cancelled, what, why)
 }
 
-/// Says why a copy does not go on, and that it does again.
+/// Remarks on why a copy waits, and that it continues.
 fn tell(copy: &Copy, options: &Options) {
     let (id, snapshot) = (&copy.id, &copy.source.snapshot);
     match (copy.state, &copy.last_error) {

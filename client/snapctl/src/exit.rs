@@ -1,4 +1,4 @@
-//! How a command ends.
+//! Ends of commands: exit codes and errors.
 
 use std::{error::Error as _, fmt, io, process::ExitCode};
 

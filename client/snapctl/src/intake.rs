@@ -1,5 +1,5 @@
-//! Where the bytes of a disk are in what `import` is given: a file, a pipe, something packed, an
-//! OVA, an image.
+//! The input of `import`: finding the bytes of a disk in a file, a pipe, a packed file, an OVA, an
+//! image.
 
 use std::{
     fs::File,

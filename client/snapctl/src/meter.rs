@@ -1,4 +1,4 @@
-//! Shows how far a transfer has come, on standard error: a bar on a terminal, a line now and then
+//! Shows the progress of a transfer on standard error: a bar on a terminal, a line now and then
 //! otherwise.
 
 use std::{

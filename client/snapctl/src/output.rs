@@ -184,7 +184,7 @@ pub(crate) fn line(text: impl std::fmt::Display) -> Result<(), Failure> {
     bytes(format!("{}\n", printable(&text.to_string())).as_bytes())
 }
 
-/// Tells people something, on standard error. Where nobody can be told, the work goes on.
+/// Prints a remark for people on standard error. The work continues if that fails.
 pub(crate) fn tell(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{}", printable(&text.to_string()));
 }

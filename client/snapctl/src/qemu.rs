@@ -1,8 +1,8 @@
 //! Disk images in other formats than raw, by `qemu-img`.
 //!
-//! It is told which files to read by their descriptors, and never follows a name that an image
-//! gives. It runs in a process group of its own, so that what the terminal sends reaches only this
-//! program, which ends it.
+//! It gets its input files as descriptors, and never follows a name in an image. It runs in a
+//! process group of its own, so that signals of the terminal reach only this program, which ends
+//! it.
 
 use std::{
     ffi::OsString,

@@ -1,8 +1,7 @@
-//! The signals that end a command: each of them has it clean up and end, whatever it waits for.
+//! The signals that end a command: it cleans up and ends, whatever it waits for.
 //!
-//! A transfer tells the daemon that it is given up, and a mapping detaches its device; they are
-//! asked to end, and given time. Everything else is dropped where it is. A second signal ends the
-//! program at once.
+//! A transfer aborts at the daemon, and a mapping detaches its device: these are cancelled, and get
+//! time. Everything else is dropped at once. A second signal ends the program at once.
 
 use std::{
     fs, process,

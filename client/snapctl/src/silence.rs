@@ -1,5 +1,5 @@
-//! A daemon that accepts connections and does not answer: said after a while, and given up after
-//! `--timeout`.
+//! A daemon that accepts connections and does not answer: a remark after a while, and an error
+//! after `--timeout`.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -10,7 +10,7 @@ use varve_client::{Activity, Client, Endpoint, Error, ErrorKind};
 
 use crate::{Options, exit::Failure};
 
-/// A silence after which people are told what is waited for.
+/// Time of silence after which a remark says what the command waits for.
 const REMARK_AFTER: Duration = Duration::from_secs(5);
 /// How often is looked.
 const PERIOD: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! Sizes as they are given: bytes, or with a unit.
+//! Sizes on the command line: bytes, or a number with a unit.
 
 /// Reads `512M`, `10G`, `1TiB` or plain bytes. Units are binary, as disks of virtual machines are
 /// sized.

@@ -204,7 +204,7 @@ impl Create {
 impl From<Create> for NewVolume {
     fn from(create: Create) -> Self {
         Self {
-            // One of the two is there: clap sees to it.
+            // One of the two exists: clap ensures that.
             name: create.name.or(create.name_option).unwrap_or_default(),
             size_bytes: create.size,
             from_snapshot: create.from,

@@ -376,7 +376,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// On a thread of its own, for which nobody waits: what it reads may never come.
+    /// Starts a thread of its own, which is not joined: its input may never arrive.
     fn start(from: impl Read + Send + 'static, name: String) -> Result<Self> {
         let (parts, receiver) = mpsc::channel(1);
         let what = format!("read {name}");

@@ -280,7 +280,7 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Tells the sink what is settled, and lets it work on that while other work goes on.
+    /// Reports settled bytes to the sink, which works on them while other work continues.
     async fn settle(&mut self, end_bytes: u64) -> Result<()> {
         self.settled().await?;
         self.settling = Some(Box::pin(blocking(&self.writer, move |writer| {

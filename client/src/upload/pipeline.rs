@@ -118,7 +118,7 @@ pub(crate) async fn run(
     })
 }
 
-/// Claims what of a job nobody claims, and sees to it that the daemon has it.
+/// Claims the unclaimed chunks of a job, and ensures that the daemon has them.
 fn send<'a>(
     session: &'a Session,
     job: CutJob,

@@ -1,8 +1,8 @@
-//! Why a configuration is refused.
+//! Errors of the configuration.
 
 use std::{io, path::PathBuf};
 
-/// Why a configuration is refused.
+/// The reason why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.

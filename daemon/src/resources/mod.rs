@@ -1,6 +1,6 @@
 //! Scarce resources, and their division.
 //!
-//! | file | what |
+//! | file | content |
 //! | --- | --- |
 //! | [`descriptors`] | open files: those of the store, and those left for connections |
 //! | [`limits`] | the fewest with which a daemon starts |

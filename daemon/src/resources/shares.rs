@@ -2,12 +2,12 @@
 //!
 //! Invariants:
 //!
-//! - Never is more given out than there is.
+//! - The sum of all shares never exceeds the total.
 //! - A part is for peers on this machine only, whatever the network does.
-//! - Of those who wait, the holder of the least comes first. If too many wait, the one with most
-//!   places in the queue gives one up for a holder with fewer.
-//! - A holder that does not move gives way when others wait, and not before: a slow peer harms
-//!   nobody as long as nobody wants what it holds.
+//! - Among waiting callers, the holder of the least comes first. If too many wait, the holder with
+//!   the most places in the queue loses one to a holder with fewer.
+//! - A holder without progress gives way when others wait, and not before: a slow peer does no harm
+//!   as long as its share is not needed.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},

@@ -1,8 +1,7 @@
 //! The log: to standard error, where a service manager collects it.
 //!
-//! Invariants: the log never hurts what it describes (see `sink`), and one event is one line: text
-//! from clients, peers and files has no character that could forge another one or reach the
-//! terminal.
+//! Invariants: logging never disturbs the daemon (see `sink`), and one event is one line: text from
+//! clients, peers and files has no character that could forge another line or control the terminal.
 
 mod sink;
 

@@ -1,9 +1,9 @@
-//! Where lines of the log go: a bounded queue, and a thread of its own that writes them.
+//! The sink of log lines: a bounded queue, and a thread that writes them.
 //!
 //! Invariants: logging never waits, fails or panics, whatever becomes of the log's reader, its file
 //! system or its terminal. A line that cannot be written, or that finds the queue full, is lost and
-//! counted. Before the next line that can be written, another line says how many were lost, and
-//! why.
+//! counted. Before the next line that can be written, another line reports the number of lost lines
+//! and the reason.
 
 use std::{
     collections::VecDeque,

@@ -1,5 +1,4 @@
-//! An image and all files that its content is in: opened once, by descriptors that `qemu-img` is
-//! then given.
+//! An image and all files with its content: opened once, and passed to `qemu-img` as descriptors.
 
 use std::{
     ffi::OsStr,
@@ -42,7 +41,7 @@ pub(crate) struct Reach {
 }
 
 impl Reach {
-    /// None: nobody said that the image is one.
+    /// None: the user has not given a format.
     pub(crate) fn nothing() -> Self {
         Self {
             guessed: true,

@@ -2,17 +2,16 @@
 //!
 //! | | |
 //! | --- | --- |
-//! | `part` | an open file, or a stretch of one |
-//! | `looks` | what a file is, by its first and last bytes |
+//! | `part` | an open file, or an extent of one |
+//! | `looks` | detection of a file's format from its first and last bytes |
 //! | `unpack` | gzip, xz, zstd, bzip2 |
 //! | `ova` | a disk in an OVA |
-//! | `chain` | an image and all files that its content is in |
-//! | `qcow2`, `qed`, `vhd`, `vmdk` | what these formats say about other files and about their own length |
+//! | `chain` | an image and all files with its content |
+//! | `qcow2`, `qed`, `vhd`, `vmdk` | references of these formats to other files, and their own length |
 //!
-//! Invariants: no file is opened because an image names it, unless the user said that the image is
-//! one and the file is where images may be read from; and the file that was looked at is the one
-//! that is read, because `qemu-img` gets descriptors and no names. Bytes of images are errors,
-//! never panics.
+//! Invariants: no file is opened because an image names it, unless the user has given the format of
+//! the image and has allowed the file's directory. The checked file is the file that is read,
+//! because `qemu-img` gets descriptors and no names. Malformed images are errors, never panics.
 
 mod chain;
 mod looks;

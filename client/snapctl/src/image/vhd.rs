@@ -1,9 +1,9 @@
 //! The footer of a VHD.
 //!
-//! QEMU reads every image that begins with a copy of the footer as one that has all of its content:
-//! one that is a difference to another would come out with zeros where the other one has data. And
-//! it works out the size of an image from its geometry, which is rounded, unless it knows the
-//! program that made the image and that this program means the size.
+//! QEMU treats every image that begins with a copy of the footer as complete: a difference image
+//! would read as zeros where its parent has data. And it computes the size of an image from its
+//! geometry, which is rounded, unless it knows that the program that made the image records the
+//! exact size.
 
 use varve_client::Result;
 

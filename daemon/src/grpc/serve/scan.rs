@@ -72,7 +72,7 @@ impl Scan {
         self.fields
     }
 
-    /// The message goes on with these bytes.
+    /// Continues the message with these bytes.
     pub(super) fn pass(&mut self, mut bytes: &[u8]) -> Result<(), ScanError> {
         while let Some((byte, rest)) = bytes.split_first() {
             if let State::Skip(left) = self.state {

@@ -1,4 +1,4 @@
-//! Accepts connections and sees them through both phases.
+//! Accepts connections and runs them through both phases.
 
 use std::fmt;
 use std::io;
