@@ -83,7 +83,7 @@ fn assert_records(lab: &Lab) {
     assert_eq!(remotes["remotes"][0]["name"], "eu");
 }
 
-/// What a snapshot of `from-image` holds that was made between its two writes.
+/// The content of a snapshot of `from-image` between its two writes.
 fn cut() -> Vec<u8> {
     let mut cut = image();
     cut[BLOCK..2 * BLOCK].fill(7);

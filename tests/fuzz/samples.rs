@@ -343,7 +343,7 @@ fn account() -> AccountId {
     AccountId::from_number(123_456_789_012).unwrap_or_default()
 }
 
-/// What only the third version of the encoding can say.
+/// A record that needs the third version of the encoding.
 fn snapshot_of_account() -> SnapshotRecord {
     SnapshotRecord {
         name: None,
@@ -353,7 +353,7 @@ fn snapshot_of_account() -> SnapshotRecord {
     }
 }
 
-/// What only the fourth version of the encoding can say.
+/// A record that needs the fourth version of the encoding.
 fn volume_of_account() -> VolumeRecord {
     VolumeRecord {
         name: None,

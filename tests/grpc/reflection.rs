@@ -14,7 +14,7 @@ use varve_tests::{
     programs::{repository, tool},
 };
 
-/// What the script imports.
+/// The packages that the script imports.
 const PACKAGES: [&str; 3] = ["grpcio", "grpcio-reflection", "protobuf"];
 
 /// A Python with the packages: `$VARVE_PYTHON`, or a virtual environment in the user's cache, made

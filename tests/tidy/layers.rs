@@ -156,7 +156,7 @@ fn given_on(dir: &Path) -> BTreeMap<String, String> {
     names
 }
 
-/// Which modules use which, and one file of each pair.
+/// The uses between modules, with one file for each pair.
 fn uses(dir: &Path) -> BTreeMap<(String, String), PathBuf> {
     let mut uses = BTreeMap::new();
     let given_on = given_on(dir);

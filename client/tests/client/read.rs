@@ -310,7 +310,7 @@ async fn a_read_that_is_cancelled_ends() {
     assert_eq!(stream.try_next().await.unwrap(), None);
 }
 
-/// What a read fetches ahead must not fill the connection that all calls of a client share.
+/// The readahead of a read must not fill the connection that all calls of a client share.
 #[tokio::test]
 async fn other_calls_are_answered_while_a_read_is_held() {
     let daemon = FakeDaemon::start(Manners::default());
@@ -325,7 +325,7 @@ async fn other_calls_are_answered_while_a_read_is_held() {
         assert!(stream.try_next().await.unwrap().is_some());
         reads.push(stream);
     }
-    // What has been asked for arrives.
+    // The requested chunks arrive.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let other = client.read_snapshot("v").range(0..5000).to_vec();
     let other = timeout(Duration::from_secs(60), other).await;

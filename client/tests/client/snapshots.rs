@@ -171,7 +171,7 @@ async fn waiting_ends_when_it_is_cancelled() {
         error.to_string(),
         "wait for snapshot base: it was cancelled; the snapshot continues"
     );
-    // What is cancelled already ends where it begins.
+    // A call with a cancelled token ends where it begins.
     let changes = client.changes("b").since("a").control(&control);
     assert_eq!(
         changes.run().await.unwrap_err().kind(),

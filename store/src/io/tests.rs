@@ -25,7 +25,8 @@ impl Place {
     }
 }
 
-/// Where the build is: not on tmpfs as a rule, where direct writes are not what they are on a disk.
+/// The directory of the build: usually not on tmpfs, where direct writes differ from those on a
+/// disk.
 fn beside_the_test() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     program.parent().unwrap().to_owned()

@@ -1,4 +1,4 @@
-//! What several wait for goes on, whoever began it and whatever he is waiting for himself.
+//! Shared work continues, even if the caller that began it waits for something else.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -91,7 +91,7 @@ async fn base(store: &Store, name: &str) -> InnerNode {
 }
 
 /// What a volume's tree waits for keeps no segment from being cut, its own or another volume's:
-/// here a node that somebody else is bringing, who takes his time. Segments are cut one at a time.
+/// here a node that another caller is reading, slowly. Segments are cut one at a time.
 #[test]
 fn segments_are_cut_while_a_tree_waits_for_a_node() {
     let machine = Machine::new();

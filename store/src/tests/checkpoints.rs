@@ -1,5 +1,4 @@
-//! What it costs to take a volume into the store: it follows what was written, not how large the
-//! volume is.
+//! The cost of a checkpoint: it follows the amount of writes, not the size of the volume.
 
 use std::collections::BTreeMap;
 
@@ -170,7 +169,7 @@ fn only_paths_to_what_changed_are_read_and_stored() {
     });
 }
 
-/// What a snapshot says to hold is what it holds, also where it is not known what its base held.
+/// The data size in a snapshot's record is exact, even if that of its base is unknown.
 #[test]
 fn data_is_counted_however_it_came_to_be() {
     let dir = tempfile::tempdir().unwrap();
@@ -283,8 +282,8 @@ fn volumes_take_turns_by_the_segment() {
     });
 }
 
-/// The maps of journals are bounded over all volumes: the largest goes into the store, whoever it
-/// is that writes.
+/// The maps of journals are bounded over all volumes: the largest one is checkpointed, whichever
+/// volume is written.
 #[test]
 fn the_largest_map_makes_room_for_others() {
     let dir = tempfile::tempdir().unwrap();

@@ -191,7 +191,7 @@ impl Machine {
         }
     }
 
-    /// What the next process finds after this one was killed.
+    /// The state that the next process finds after a kill.
     pub(super) fn kill(self, seed: u64) -> Self {
         Self {
             disk: self.disk.kill(seed),
@@ -202,7 +202,7 @@ impl Machine {
         }
     }
 
-    /// What is there when the power comes back.
+    /// The state after a loss of power.
     pub(super) fn crash(self, random: &mut Random) -> Self {
         Self {
             disk: self.disk.crash(random.next()),
@@ -214,7 +214,7 @@ impl Machine {
     }
 }
 
-/// What was promised, and what may have happened besides.
+/// The promises, and further changes that may have happened.
 #[derive(Default)]
 struct Promises {
     /// Acknowledged.
@@ -316,8 +316,8 @@ fn a_power_cut_at_every_operation_takes_nothing_that_was_promised() {
     );
 }
 
-/// The process is killed after so many operations. What the next one finds is there for good, also
-/// if the power fails then.
+/// The process is killed after so many operations. The state that the next one finds is durable,
+/// even if the power fails then.
 fn kill_after(operations: u64, seed: u64) -> bool {
     let mut random = Random::new(seed);
     let mut promises = Promises::default();
@@ -409,7 +409,7 @@ fn a_full_disk_fails_the_upload_and_nothing_else() {
     });
 }
 
-/// What was refused for want of space is not there after a loss of power either.
+/// A write that was refused for lack of space is not there after a loss of power either.
 #[test]
 fn a_change_that_was_refused_does_not_come_back() {
     let mut random = Random::new(seed());

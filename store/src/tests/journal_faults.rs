@@ -86,7 +86,7 @@ fn writes_that_the_disk_refuses_leave_nothing_behind_that_comes_back() {
             let (store, _) = machine.open().await.unwrap();
             let volume = with_volume(&store, BLOCKS * BLOCK).await;
             for turn in 0..6 {
-                // What is taken back waits for the system as well.
+                // Undoing a batch waits for the end of a shortage as well.
                 for call in [Call::SetLen, Call::Remove] {
                     waited[usize::from(call == Call::Remove)] +=
                         usize::from(machine.disk.still_refused(call) == 0);
@@ -160,7 +160,7 @@ fn what_was_never_promised_is_no_damage() {
                 let write = volume.write((number * BLOCK) as u64, data_of(1 + number as u64, 1));
                 write.await.unwrap();
             }
-            // Ends the epoch, and is durable. What follows is not.
+            // Ends the epoch, and is durable. The following writes are not.
             volume.snapshot("s", BTreeMap::new()).await.unwrap();
             for number in 0..1 + random.below(4) {
                 let write = volume.write((number * BLOCK) as u64, data_of(100 + number as u64, 1));

@@ -447,8 +447,8 @@ fn no_loss_of_power_strands_a_journal() {
     }
 }
 
-/// Whenever the power fails, what was flushed can be had without any catalog: the owner record is
-/// true of the files beside it.
+/// Whenever the power fails, flushed writes can be recovered without any catalog: the owner record
+/// describes the files beside it correctly.
 #[test]
 fn journals_are_enough_at_any_moment() {
     let mut random = Random::new(seed());

@@ -191,7 +191,7 @@ pub(super) async fn upload(store: &Store, name: &str, image: &[u8]) -> Result<Sn
 }
 
 /// Runs a test, by its path in this crate, in a process of its own: it is about what a process has
-/// one of. Whether this is that process; if not, the test has passed there.
+/// one of. Returns true in that process; otherwise the test has passed there.
 pub(crate) fn is_alone(test: &str) -> bool {
     const ALONE: &str = "VARVE_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {
@@ -221,7 +221,7 @@ pub(super) async fn read(store: &Store, name: &str, offset: usize, len: usize) -
     Ok(bytes)
 }
 
-/// That a snapshot is whole: every byte of it, and by the verifier's word.
+/// Checks that a snapshot is whole, by reading every byte and by the verifier.
 pub(super) async fn assert_holds(store: &Store, name: &str, image: &[u8]) {
     let found = read(store, name, 0, image.len()).await.unwrap();
     assert!(

@@ -61,7 +61,7 @@ pub(super) async fn fill(volume: &Volume, block: usize, byte: u8) {
 struct Scene {
     names: u64,
     random: Random,
-    /// Those that were promised, whether complete or not.
+    /// The promised ones, completed or not.
     snapshots: BTreeMap<String, Vec<u8>>,
     volumes: BTreeMap<String, Vec<u8>>,
 }
@@ -323,7 +323,7 @@ fn lineage_is_kept_over_pending_cancelled_and_unnamed_ones() {
             store.volume(&"v".into()).await.unwrap().parent,
             Some(ids[2])
         );
-        // What is taken into the store without a name leaves it.
+        // A checkpoint without a snapshot leaves no trace.
         fill(&volume, 5, 2).await;
         let clone = store
             .clone_volume(clone_of(CloneSource::Volume("v".into()), "w"))
@@ -401,8 +401,8 @@ fn pending_snapshots_are_bounded() {
     });
 }
 
-/// What a writer writes to one volume after it was told that it is on the other is never in a
-/// snapshot without that.
+/// A write to one volume that followed an acknowledged write to another one is never in a snapshot
+/// without the latter.
 #[test]
 fn snapshots_of_several_volumes_are_of_one_instant() {
     let dir = tempfile::tempdir().unwrap();

@@ -61,7 +61,7 @@ fn a_snapshot_waits_for_room_on_the_disk_and_its_volume_goes_on() {
         let behind = pending(&store, "v", "t").await.unwrap();
         let said = waits_for(&store, behind.id).await;
         assert!(said.contains("earlier snapshot"), "{said}");
-        // The guest goes on, and whoever wants its content now is told why that cannot be had.
+        // The guest continues, and a request for its content now fails with the reason.
         fill(&volume, 0, 9).await;
         model[..BLOCK].fill(9);
         assert!(contents(&volume).await == model);
@@ -132,7 +132,7 @@ fn a_snapshot_that_waits_is_cancelled_by_deleting_it() {
     });
 }
 
-/// What never can be done fails, and says why.
+/// A snapshot that can never be completed fails, with the reason.
 #[test]
 fn a_snapshot_over_a_damaged_base_fails() {
     let machine = Machine::new();
@@ -216,7 +216,7 @@ fn a_journal_is_emptied_at_the_second_try() {
     });
 }
 
-/// What a loss of power may leave.
+/// The possible content after a loss of power.
 #[derive(Default)]
 struct Promised {
     states: Vec<Vec<u8>>,

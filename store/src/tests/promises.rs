@@ -1,4 +1,4 @@
-//! What a pending snapshot promised of the journal is a witness: damage to it is never taken for a
+//! The promise of a pending snapshot is a witness: damage to promised batches is never taken for a
 //! torn end.
 
 use std::path::{Path, PathBuf};
@@ -57,7 +57,7 @@ async fn with_pending(machine: &Machine, more: bool, by_earlier_version: bool) -
     id
 }
 
-/// That the volume is refused, with these words.
+/// Checks that the volume is refused, with these words.
 async fn assert_damaged(machine: &Machine, words: &[&str]) {
     let (store, _) = machine.open().await.unwrap();
     let refused = store.open_volume(&"v".into()).await.unwrap_err();
@@ -134,7 +134,7 @@ fn a_file_that_is_missing_in_front_of_a_cut_is_damage() {
     }
 }
 
-/// Who deletes the snapshot does not give up what was flushed for it.
+/// Deleting the snapshot does not give up the writes that were flushed for it.
 #[test]
 fn the_promise_outlives_its_snapshot() {
     let machine = Machine::new();
@@ -152,7 +152,7 @@ fn the_promise_outlives_its_snapshot() {
     block_on(assert_damaged(&machine, &[&place, &promised]));
 }
 
-/// What was written behind the cut was promised to nobody: a torn end there is one.
+/// Writes behind the cut were not promised: a torn end there is not damage.
 #[test]
 fn a_torn_end_behind_a_cut_is_no_damage() {
     for bit in [BLOCK + 9, 60, 16, 40, 1] {

@@ -1,5 +1,5 @@
-//! What was lost from packs: it is found, it does not count as being there, and whoever sends it
-//! again repairs it.
+//! Lost records of packs: they are found, do not count as stored, and are repaired when they are
+//! sent again.
 
 use std::{
     fs,
@@ -131,7 +131,7 @@ fn what_is_lost_is_sent_again_and_all_that_needs_it_is_whole() {
                     closed(store).await;
                 }
                 let store = opened(&options).await;
-                // What is in memory of it says no more than the disk.
+                // Its copy in memory proves no more than the disk.
                 let before = read(&store, "first", 0, image.len()).await;
                 assert!(matches!(before, Err(Error::Damaged(_))), "{told}");
                 upload(&store, "again", &image).await.unwrap();
@@ -203,7 +203,7 @@ fn verifying_reads_the_disk_and_no_cache() {
     });
 }
 
-/// What a verification finds, past everything in memory.
+/// The findings of a verification, past everything in memory.
 async fn violations(store: &Store, name: &str) -> crate::Result<usize> {
     let mut verify = store.verify(&name.into()).await?;
     let mut count = 0;

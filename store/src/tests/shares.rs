@@ -1,4 +1,4 @@
-//! What volumes, guests and callers share: nobody keeps it from the others, and who leaves last
+//! Resources that volumes, guests and callers share: no one blocks the others, and the last one
 //! leaves nothing behind.
 
 use std::{collections::BTreeMap, sync::mpsc, task::Poll, time::Duration};

@@ -55,7 +55,7 @@ fn a_file_that_is_done_with_is_written_again() {
         assert!(!is_there(&machine, &path(id, 1)));
         id
     });
-    // What it held is behind what it holds.
+    // Its old content is behind the new one.
     let bytes = machine.disk.contents(&path(id, 2)).unwrap();
     assert_eq!(bytes.len() as u64, limits::JOURNAL_FILE_BYTES_MIN);
     assert!(bytes[4 * BLOCK..5 * BLOCK] == image[2 * BLOCK..3 * BLOCK]);

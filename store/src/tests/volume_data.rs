@@ -319,8 +319,8 @@ fn journals_are_emptied_by_snapshots() {
     });
 }
 
-/// What a loss of power may leave: all changes up to some point, which is not before the last
-/// flush.
+/// The possible content after a loss of power: all changes up to some point, which is not before
+/// the last flush.
 #[derive(Default)]
 struct Promised {
     states: Vec<Vec<u8>>,
@@ -644,7 +644,8 @@ fn a_journal_that_can_neither_grow_nor_be_emptied_refuses_writes() {
             }
         };
         assert!(matches!(refused, Error::Full { .. }), "{refused}");
-        // What the file has room for that is there, and the one behind the try to empty it.
+        // The writes that fit into the existing file, and the one after the attempt to checkpoint
+        // it.
         assert!((3 << 20..8 << 20).contains(&written), "{written}");
         assert!(volume.journal_bytes() <= limits::JOURNAL_BYTES_LEAST);
         assert!(read(&volume, 0, 1 << 20).await == vec![1; 1 << 20]);

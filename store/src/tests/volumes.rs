@@ -118,8 +118,8 @@ fn an_attached_volume_is_held_on_to() {
     });
 }
 
-/// What the index knows of volumes is all in the catalog log, too; and a snapshot's content
-/// outlives it in them.
+/// Everything that the index has of volumes is in the catalog log, too; and a snapshot's content
+/// outlives the snapshot in them.
 #[test]
 fn volumes_are_there_again_after_a_restart_and_after_a_rebuild() {
     let dir = tempfile::tempdir().unwrap();

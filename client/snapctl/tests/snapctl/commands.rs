@@ -553,7 +553,7 @@ fn every_answer_is_json_where_that_is_asked_for() {
     }
 }
 
-/// Whoever takes connections and speaks something else, or hangs up.
+/// A peer that accepts connections and speaks another protocol, or hangs up.
 #[test]
 fn a_connection_that_fails_says_what_to_do() {
     let daemon = FakeDaemon::start(Manners::default());

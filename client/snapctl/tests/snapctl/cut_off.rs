@@ -19,7 +19,7 @@ fn disk(daemon: &FakeDaemon) {
     let file = File::create(daemon.path("disk.img")).unwrap();
     file.set_len(5 * MIB).unwrap();
     let data: Vec<u8> = (0..30_000_u32)
-        // What can be packed, and is nowhere zero.
+        // Compressible data without zeros.
         .flat_map(|number| (number | 1 << 24).to_le_bytes())
         .collect();
     for offset in [4096, 2 * MIB + 8192, 5 * MIB - data.len() as u64] {
@@ -36,7 +36,7 @@ fn qemu_img(daemon: &FakeDaemon, arguments: &[&str]) {
     assert!(done.status.success(), "{arguments:?}: {done:?}");
 }
 
-/// What an image is made with.
+/// The options of an image.
 struct Case {
     format: &'static str,
     /// For `qemu-img convert`.
@@ -196,7 +196,7 @@ fn images_of_every_kind_are_read_whole_or_refused() {
             let path = daemon.path(file);
             let which = format!("{file} of {about}");
             cut(&daemon, &path, &image, choice, &root, &which);
-            // What is left is not taken for a raw disk either.
+            // The rest is not taken for a raw disk either.
             if others.is_empty() {
                 cut(&daemon, &path, &image, "auto", &root, &which);
             }

@@ -15,7 +15,7 @@ use varve_fake_daemon::{FakeDaemon, Manners};
 
 use crate::commands::{disk, run, snapctl, succeed};
 
-/// What only a hang exceeds.
+/// A time that only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(60);
 
 const SIGNALS: [Signal; 4] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT];
@@ -168,7 +168,7 @@ fn people_are_told_what_is_waited_for() {
     assert_eq!(end(child, "status").0, Some(130));
 }
 
-/// Whoever started it with `nohup` wants it to go on when the terminal is gone.
+/// A user who starts it with `nohup` wants it to continue when the terminal is gone.
 #[test]
 fn a_hangup_that_is_ignored_stays_ignored() {
     let mute = Mute::start();

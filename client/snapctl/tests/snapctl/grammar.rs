@@ -4,7 +4,7 @@ use varve_fake_daemon::{FakeDaemon, Manners};
 
 use crate::commands::{disk, finished, run, snapctl, succeed};
 
-/// What scripts were written with goes on.
+/// The old syntax of scripts still works.
 #[test]
 fn old_spellings_stay() {
     let daemon = FakeDaemon::start(Manners::default());

@@ -108,7 +108,7 @@ fn packed_disks_and_images_are_unpacked() {
         let twice = format!("disk.qcow2.{extension}.gz");
         refused(&daemon, &[&twice], "packed more than once");
     }
-    // Who says raw means the bytes as they are.
+    // `--format raw` means the bytes as they are.
     succeed(
         &daemon,
         &["import", "disk.qcow2.gz", "--name", "gz", "--format", "raw"],
@@ -294,7 +294,7 @@ fn an_image_reads_other_files_only_where_it_may() {
         let allowed = [image.as_str(), "--format", "qcow2", "--allow-dir", "out"];
         imports(&daemon, &allowed);
     }
-    // What is no file is never opened.
+    // A target that is not a file is never opened.
     let remote = overlay("remote.qcow2", "nbd://127.0.0.1:1/x");
     refused(
         &daemon,
@@ -332,7 +332,7 @@ fn an_image_reads_other_files_only_where_it_may() {
         &["in/data.qcow2", "--format", "qcow2"],
         "open in/out/a.data",
     );
-    // Which files are read is told.
+    // A remark names the files that are read.
     let (_, _, stderr) = run(
         &daemon,
         &["import", &relative, "--name", "told", "--format", "qcow2"],

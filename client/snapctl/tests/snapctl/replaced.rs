@@ -1,4 +1,4 @@
-//! What becomes of files that an export replaces, and of what is no file.
+//! Files that an export replaces, and targets that are not files.
 
 use std::{
     fs::{self, File, Permissions},
@@ -57,7 +57,7 @@ fn a_link_stays_and_the_file_that_it_leads_to_is_replaced() {
 #[test]
 fn who_makes_a_link_where_everybody_may_does_not_say_where_the_file_goes() {
     if !is_root() {
-        // Nobody else can make a link of somebody else's.
+        // Only root can make a link that belongs to another user.
         return;
     }
     let (daemon, plain) = daemon();
@@ -163,7 +163,7 @@ fn is_root() -> bool {
 #[test]
 fn a_file_that_is_replaced_keeps_its_owner() {
     if !is_root() {
-        // Nobody else can give files away.
+        // Only root can give files away.
         return;
     }
     let (daemon, _) = daemon();

@@ -1,5 +1,4 @@
-//! What `snapctl` shows: whoever wrote the text that is in it, and whether or not somebody can read
-//! it.
+//! The output of `snapctl`: with text of any origin, and with or without a reader.
 
 use std::{fs::OpenOptions, process::Stdio};
 

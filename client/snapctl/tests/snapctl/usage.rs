@@ -10,7 +10,7 @@ use varve_fake_daemon::{FakeDaemon, Manners};
 
 use crate::commands::{disk, parse, run, succeed};
 
-/// Whoever finds it: the grammar, `snapctl` later on, or the daemon.
+/// Errors of the grammar, of `snapctl` later on, and of the daemon.
 #[test]
 fn mistakes_of_usage_end_with_2() {
     let daemon = FakeDaemon::start(Manners::default());
@@ -100,7 +100,7 @@ fn the_nbd_socket_is_told_from_the_one_for_grpc() {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            // Whoever has gone away is not greeted.
+            // A client that has gone away gets no greeting.
             let _ = stream.write_all(b"NBDMAGICIHAVEOPT\0\x03");
             // It ends the connection when it gets HTTP/2 in place of flags, if it gets anything.
             let _ = stream.read(&mut [0; 4]);

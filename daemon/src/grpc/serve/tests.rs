@@ -19,7 +19,7 @@ use crate::net::{peer::PeerKey, seats::Seats};
 /// Takes a whole request and answers with as many bytes as it is asked for, in one message.
 #[derive(Clone)]
 struct Echo {
-    /// What moves with what arrives.
+    /// The share that records the progress of the request.
     place: Option<Arc<Hold>>,
 }
 
@@ -294,7 +294,7 @@ async fn requests_that_do_not_arrive_are_given_up() {
     );
     assert_eq!(since.elapsed().as_secs(), limits::REQUEST_WITHIN.as_secs());
 
-    // What whoever calls has asked for comes first.
+    // The caller's own deadline comes first.
     let asked = begin(&peer, "FindMissing", &[("grpc-timeout", "1500m")]).await;
     let since = Instant::now();
     assert_eq!(asked.end().await.1, DEADLINE);
@@ -377,7 +377,7 @@ async fn a_method_that_takes_one_message_gets_no_second() {
     assert_eq!(call.end().await.1, OK);
 }
 
-/// What a request waits for is the daemon's, and so is the time that it waits.
+/// A request that waits for the daemon does not use up its own time.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_gets_no_room_is_told_so() {
     let scene = Scene::new();
@@ -548,7 +548,7 @@ async fn calls_are_bounded_and_each_connection_has_one() {
     assert_eq!(call.end().await.1, OK);
 }
 
-/// It is closed in a moment, and whoever called must know whether anything was done.
+/// It is about to be closed, and the caller must know if the call was processed.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_has_lost_its_seat_does_nothing_more() {
     let scene = Scene::new();

@@ -1,4 +1,4 @@
-//! What clients expect of any gRPC server: health, reflection, status, a clean stop.
+//! The standard behaviour of gRPC servers: health, reflection, status, a clean stop.
 
 use std::time::Duration;
 

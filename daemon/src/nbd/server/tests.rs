@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use varve_nbd::testing::{Client, MemoryExport, MemoryExports, Received, info_data};
 
-/// What the exports of a caller are made by.
+/// Makes the exports of a caller.
 type Seen = Box<dyn Fn(Caller) -> MemoryExports + Send + Sync>;
 
 /// The same exports for every caller.
@@ -190,7 +190,7 @@ async fn start_tcp(options: ServerOptions, tls: Option<Tls>) -> (Fixture, std::n
     (test, address)
 }
 
-/// TLS that nobody gets through: whoever comes needs a certificate, and there is none.
+/// TLS that refuses everyone: a client needs a certificate, and there is none.
 fn tls() -> Tls {
     #[derive(Debug)]
     struct NoIdentity;
@@ -302,7 +302,7 @@ async fn what_nobody_takes_is_little_in_the_kernel_too() {
         client.request(0, 0, 1, 0, 4 << 20).await;
         idle.push(client);
     }
-    // Each has begun to be answered, and so has whoever is served after them.
+    // Each has the beginning of its answer, and so has the client that is served after them.
     let mut last = idle.pop().unwrap();
     last.message().await;
     last.receive(4 << 20).await;

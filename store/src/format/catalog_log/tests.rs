@@ -316,7 +316,7 @@ fn scan_in_windows(bytes: &[u8], window_bytes: usize) -> Vec<Found> {
 }
 
 proptest! {
-    /// What is found does not depend on how much is read at a time, whatever was changed.
+    /// The findings do not depend on the size of the reads, whatever was changed.
     #[test]
     fn windows_do_not_matter(
         records in prop::collection::vec(prop::sample::select(vec![put(), delete(), put_large(), put_volume(), delete_volume(), several()]), 1..24),

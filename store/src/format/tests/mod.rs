@@ -1,4 +1,4 @@
-//! What holds for every format, and the tests of those that have no file of their own.
+//! Tests of every format, and of the formats that have no file of their own.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -18,7 +18,7 @@ use super::{
     *,
 };
 
-/// What to do when literal bytes differ.
+/// The advice for a difference in literal bytes.
 pub(super) const CHANGED: &str =
     "the format on disk has changed: change FORMAT_VERSION with it, and these bytes only then";
 
@@ -103,7 +103,7 @@ pub(super) fn snapshot() -> SnapshotRecord {
     }
 }
 
-/// What only the second version of the encoding can say.
+/// A record that needs the second version of the encoding.
 pub(super) fn snapshot_of_volume(state: SnapshotState) -> SnapshotRecord {
     SnapshotRecord {
         state,

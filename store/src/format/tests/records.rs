@@ -273,7 +273,7 @@ fn volume_record_is_pinned() {
     assert_eq!(VolumeRecord::decode(&bytes), Ok(fresh));
 }
 
-/// What only makes another number, id or text is for the log's checksum to notice.
+/// A change that only makes another number, id or text is left to the log's checksum.
 #[test]
 fn volume_records_that_are_none() {
     let good = volume().encode();

@@ -14,8 +14,8 @@ fn records(round: u64) -> Vec<EncodedRecord> {
     records
 }
 
-/// Appends and flushes until it is done or something fails. What a receipt was given for is known
-/// after.
+/// Appends and flushes until it is done or something fails. The records of all receipts are known
+/// after it.
 async fn run(writer: &PackWriter, rounds: std::ops::Range<u64>, known: &mut Known) -> Result<()> {
     let mut before: Option<Appended> = None;
     for round in rounds {
@@ -175,7 +175,7 @@ fn whole_records_behind_the_last_receipt_are_found_and_kept() {
             .count();
         assert!((20..100).contains(&found), "{found} found");
         known.check(&local).await;
-        // What recovery has found is indexed, so it is durable.
+        // The records that recovery has found are indexed, so they are durable.
         for seed in 0..20 {
             let local = Sim(sim.0.crash(seed)).place().local(pack_bytes_max);
             let mut now = promised.clone();

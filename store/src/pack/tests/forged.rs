@@ -14,7 +14,8 @@ const PACK: PackId = PackId {
     number: 1,
 };
 const HEADER: u64 = PACK_HEADER_BYTES as u64;
-/// What the second record begins behind: its payload begins at 4 KiB then, and ends the file.
+/// Stored bytes of the first record: the payload of the second one then begins at 4 KiB, and ends
+/// the file.
 const FIRST_STORED: usize = 4096 - 2 * RECORD_HEADER_BYTES;
 
 /// A chunk that ends with a trailer, for the end of a pack of `pack_bytes`: one that says that

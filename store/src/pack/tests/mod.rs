@@ -85,7 +85,8 @@ fn chunks(numbers: std::ops::Range<u64>, blocks: usize) -> Vec<EncodedRecord> {
     numbers.map(|number| chunk(number, blocks)).collect()
 }
 
-/// Where the build is: not on tmpfs as a rule, where direct writes are not what they are on a disk.
+/// The directory of the build: usually not on tmpfs, where direct writes differ from those on a
+/// disk.
 fn beside_the_test() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     program.parent().unwrap().to_owned()
@@ -178,7 +179,7 @@ impl Sim {
     }
 }
 
-/// What an index knows.
+/// The content of an index.
 #[derive(Debug, Default, Clone)]
 struct Known {
     records: HashMap<[u8; 32], PlacedRecord>,
@@ -193,7 +194,7 @@ impl Known {
             .extend(packs.iter().map(|state| (state.pack, *state)));
     }
 
-    /// What recovery does: tails all that is not sealed, and goes on with it.
+    /// The steps of recovery: surveys all unsealed packs, and continues them.
     async fn recover(&mut self, local: &Arc<LocalPacks>) -> Result<PackWriter> {
         let mut unsealed = Vec::new();
         let mut found = Vec::new();

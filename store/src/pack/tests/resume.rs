@@ -31,7 +31,7 @@ fn restarts_do_not_leave_a_swarm_of_packs() {
         for pack in local.list().unwrap() {
             let (_, damage, tail) = block_on(scan(&*local, pack));
             assert_eq!(damage, []);
-            // What is large is not scanned again.
+            // A large pack is not scanned again.
             let is_sealed = matches!(tail, Tail::Sealed { .. });
             let large = local.len_bytes(pack).blocking_wait().unwrap()
                 >= PACK_BYTES_MAX / limits::PACK_CLOSED_PART;

@@ -1,9 +1,9 @@
 //! Crashes at random, against a model of what was promised.
 //!
-//! One process after the other works on a simulated disk: writes, flushes, snapshots, clones,
-//! whatever a store is asked for. Each ends in another way: closed, killed, by a loss of power; at
-//! rest, at any operation of the disk, or while it recovers from the one before. What must hold
-//! then, of each volume:
+//! One process after the other works on a simulated disk: writes, flushes, snapshots, clones and
+//! other operations of a store. Each ends in another way: closed, killed, by a loss of power; at
+//! rest, at any operation of the disk, or while it recovers from the one before. Invariants then,
+//! for each volume:
 //!
 //! - what was flushed is there, and what a snapshot was promised of;
 //! - after a kill all that was acknowledged is there;
@@ -44,7 +44,7 @@ const ROUNDS: u64 = 40;
 const VOLUMES_MAX: usize = 4;
 const SNAPSHOTS_MAX: usize = 12;
 
-/// What is done, told if it fails.
+/// The operations so far, printed if the test fails.
 #[derive(Default)]
 struct Log(Vec<String>);
 
@@ -190,7 +190,7 @@ impl World {
         model.made(acknowledged);
         match failed {
             Ok(()) => Ok(()),
-            // What was refused for want of room is there in part, and stays so.
+            // A write that was refused for lack of space is there in part, and stays so.
             Err(error) if error.is_full() => {
                 model.perhaps = Some(all);
                 let found = contents(volume).await?;
@@ -283,8 +283,8 @@ impl World {
         Ok(())
     }
 
-    /// What one process does, until it has done enough or cannot go on. `open` are the volumes that
-    /// it holds open.
+    /// The work of one process, until it has done enough or cannot continue. `open` are the volumes
+    /// that it holds open.
     async fn work(
         &mut self,
         machine: &Machine,
@@ -388,7 +388,7 @@ impl World {
                     held = None;
                     for name in self.snapshots.keys() {
                         let id = store.snapshot(&name.as_str().into()).await?.id;
-                        // Those of volumes that are not open have not begun.
+                        // The snapshots of volumes that are not open have not begun.
                         if store.snapshot_progress(id).is_some() {
                             store.completed_snapshot(id).await?;
                         }
@@ -631,7 +631,7 @@ fn round(seed: u64) {
         }
     }
     world.check(&machine);
-    // What was found is durable.
+    // The state that was found is durable.
     machine = machine.crash(&mut world.random);
     for model in world.volumes.values_mut() {
         model.may_be_older = true;

@@ -1,13 +1,13 @@
-//! What volumes and snapshots may hold after crashes.
+//! The possible content of volumes and snapshots after crashes.
 
 use super::BLOCK;
 
-/// What a volume may hold.
+/// The possible content of a volume.
 pub(super) struct Model {
     /// Contents, each after one more change that was acknowledged. To the first a witness in the
     /// journal testifies: a change behind the flush.
     pub(super) states: Vec<Vec<u8>>,
-    /// Which of them is durable.
+    /// Index of the durable state.
     pub(super) durable: usize,
     /// With changes that were begun and not acknowledged.
     pub(super) perhaps: Option<Vec<u8>>,
@@ -32,7 +32,7 @@ impl Model {
         self.states.last().unwrap()
     }
 
-    /// What was there is durable.
+    /// The current state is durable.
     pub(super) fn flushed(&mut self) {
         self.durable = self.states.len() - 1;
     }
@@ -48,7 +48,7 @@ impl Model {
         self.states.push(state);
     }
 
-    /// Which state it is that was found, from `oldest` on, or the last one before it.
+    /// The state that was found, from `oldest` on, or the last one before it.
     pub(super) fn find(&self, name: &str, oldest: usize, found: &Vec<u8>) -> usize {
         let len = found.len();
         let is_len = |state: &Vec<u8>| state.len() == len;
@@ -82,7 +82,7 @@ impl Model {
         oldest + at
     }
 
-    /// That a volume that was opened may hold this. It is durable from then on.
+    /// Checks that an opened volume may have this content, which is durable from then on.
     pub(super) fn accept(&mut self, name: &str, found: Vec<u8>) {
         let oldest = if self.may_be_older {
             self.durable
@@ -109,7 +109,7 @@ pub(super) fn is_mix(one: &[u8], other: &[u8], found: &[u8]) -> bool {
     found.len() == one.len() && blocks.all(|is_either| is_either)
 }
 
-/// What a snapshot holds: of one that was made beside a change, any blocks of it.
+/// The content of a snapshot: if it was made during a change, any blocks of the change.
 #[derive(Clone)]
 pub(super) struct Content {
     pub(super) before: Vec<u8>,

@@ -381,7 +381,7 @@ async fn changes_since_snapshots_are_listed_and_selected() {
         let (last, contexts) = replies.split_last().unwrap();
         assert_eq!((last, contexts), (&ack, &*expected), "{queries:?}");
     }
-    // What is not there is left out, and what is named twice comes once.
+    // Missing ones are left out, and one that is named twice comes once.
     let queries =
         ["none", "sunday", "sunday", "monday"].map(|it| format!("qemu:dirty-bitmap:{it}"));
     let mut queries: Vec<_> = queries.iter().map(String::as_str).collect();

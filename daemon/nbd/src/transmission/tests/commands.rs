@@ -1,4 +1,4 @@
-//! What each request is answered.
+//! The answer to each request.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 

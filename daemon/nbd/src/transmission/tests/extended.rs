@@ -182,7 +182,7 @@ async fn a_status_can_be_asked_for_of_some_contexts() {
     let (_, payload) = test.answer(3, 4096).await;
     assert_eq!(extents(&payload).1, [(4096, 3)]);
 
-    // What is wrong is refused, and passed over: the connection goes on.
+    // A wrong request is refused and skipped: the connection continues.
     for payload in [
         query(16385, &[dirty]),
         query(0, &[dirty]),

@@ -1,4 +1,4 @@
-//! What the tests of this phase share: a connection whose other end the test holds.
+//! Helpers for the tests of this phase: a connection whose other end the test holds.
 
 #![allow(
     clippy::unwrap_used,
@@ -69,7 +69,7 @@ struct Fixture {
     outcome: JoinHandle<Outcome>,
 }
 
-/// What a budget has that nobody uses.
+/// Bytes of an unused budget.
 const ALL_BYTES: u64 = ORDINARY_LANE_BYTES as u64 + LARGE_LANE_BYTES as u64;
 
 /// A budget with room for one request of this payload, and a little more.

@@ -1,4 +1,4 @@
-//! What each request that changes an export is answered, and what the export is asked.
+//! Requests that change an export: their answers, and the calls of the export.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 

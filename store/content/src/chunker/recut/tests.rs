@@ -81,7 +81,7 @@ fn check_recut(old: &[u8], new: &[u8], changed: &[Range<u32>]) -> Vec<Range<u32>
     reads
 }
 
-/// Whoever knows which of the changed blocks are zeros gets the same, and those are not read.
+/// With the zero blocks given as such, the result is the same, and they are not read.
 fn check_zeros(old: &[Range<u32>], new: &[u8], changed: &[Range<u32>], expected: &[Recut]) {
     let is_zeros = |&block: &u32| is_zero(slice(new, block..block + 1));
     let zeros: Vec<_> = changed

@@ -68,7 +68,7 @@ fn a_chunk_that_moved_differs() {
     );
 }
 
-/// What a leaf holds, block by block: the chunk's id and where the chunk lies.
+/// The content of a leaf by block: the id of the chunk, and its place.
 fn by_block(leaf: Option<&Leaf>) -> BTreeMap<u32, LeafEntry> {
     leaf.into_iter()
         .flat_map(|leaf| leaf.entries())

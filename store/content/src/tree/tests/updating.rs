@@ -11,7 +11,7 @@ use super::walking::{
 };
 use crate::block::{MAX_VOLUME_BYTES, segment_count};
 
-/// What becomes of some segments.
+/// A change of some segments.
 #[derive(Clone, Debug)]
 enum Change {
     Put(u32, NodeId),
