@@ -42,9 +42,8 @@ pub(super) async fn recover(
         .into_iter()
         .map(|state| (state.pack, state))
         .collect();
-    if let Some(highest) = known.keys().map(|pack| pack.number).max() {
-        packs.keep_numbers_above(highest);
-    }
+    // The pack with the highest number may be gone, from the disk and from the index.
+    packs.keep_numbers_above(meta.last_pack_number()?);
     let present = packs.list()?;
     for pack in known.keys().filter(|pack| !present.contains(pack)) {
         let mut damage = Damage::missing(format!("pack {pack}"));

@@ -4,20 +4,28 @@ use std::{fs, sync::Arc};
 
 use varve_content::block::SEGMENT_BYTES;
 
-use super::{Random, assert_holds, block_on, random_image, upload};
+use super::{Random, assert_holds, block_on, random_image, repairs::closed, upload};
 use crate::{
     ContentReader, Error, Options, Place, Store,
     engine::put_record,
     format::{PackId, names},
-    meta::Batch,
+    meta::{Batch, Meta as _, RocksMeta},
     pack::{LocalPacks, recover_tail},
+    rebuild,
 };
+
+/// The packs of a store.
+fn packs_of(store: &Store) -> Arc<LocalPacks> {
+    let engine = store.engine();
+    let dir = &engine.options.data_dir;
+    LocalPacks::open(Arc::clone(&engine.disk), dir, engine.store_id, 4).unwrap()
+}
 
 /// Moves all records to packs of other numbers, as a collector would: copies, index, files.
 async fn move_all(store: &Store) {
     let engine = store.engine();
     let dir = &engine.options.data_dir;
-    let packs = LocalPacks::open(Arc::clone(&engine.disk), dir, engine.store_id, 4).unwrap();
+    let packs = packs_of(store);
     let old = packs.list().unwrap();
     let mut batch = Batch::default();
     for pack in &old {
@@ -100,9 +108,7 @@ fn a_pack_that_is_gone_with_the_index_pointing_there_is_damage() {
         let reader = store.open_snapshot(&"web".into()).await.unwrap();
         let segment = reader.segment(0).await.unwrap().unwrap();
         let engine = store.engine();
-        let dir = directory.path();
-        let packs = LocalPacks::open(Arc::clone(&engine.disk), dir, engine.store_id, 4).unwrap();
-        for pack in packs.list().unwrap() {
+        for pack in packs_of(&store).list().unwrap() {
             engine.packs.store().delete(pack).await.unwrap();
         }
         let outcomes = [
@@ -148,5 +154,45 @@ fn what_is_read_is_pinned_and_what_was_deleted_cannot_be() {
         let late = crate::SnapshotReader::open(Arc::clone(store.engine()), record).await;
         assert!(matches!(late, Err(Error::NotFound { .. })));
         assert_eq!(pins.count(root), 0);
+    });
+}
+
+/// Also when neither a file nor the index is left to tell of it.
+#[test]
+fn no_pack_gets_the_number_of_one_that_was_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = Options::new(directory.path());
+    let image = |seed| random_image(&mut Random::new(seed), 100);
+    block_on(async {
+        let (store, _) = Store::open(options.clone()).await.unwrap();
+        upload(&store, "web", &image(8)).await.unwrap();
+        store.delete_snapshot(&"web".into()).await.unwrap();
+        let removed = packs_of(&store).list().unwrap();
+        let store_id = store.engine().store_id;
+        closed(store).await;
+        let mut batch = Batch::default();
+        for pack in &removed {
+            fs::remove_file(names::pack(directory.path(), *pack)).unwrap();
+            batch.forget_pack(*pack);
+        }
+        let meta = RocksMeta::open(&names::index(directory.path()), store_id).unwrap();
+        meta.apply(batch, true).unwrap();
+        drop(meta);
+
+        let (store, report) = Store::open(options.clone()).await.unwrap();
+        assert_eq!(report.damage, []);
+        upload(&store, "db", &image(9)).await.unwrap();
+        let next = packs_of(&store).list().unwrap();
+        assert_eq!(next.len(), 2);
+        assert!(next[0].number > removed[1].number, "{next:?} {removed:?}");
+        closed(store).await;
+
+        // A new index knows of the packs that are there.
+        rebuild(options.clone()).await.unwrap();
+        let (store, _) = Store::open(options.clone()).await.unwrap();
+        let meta = &store.engine().meta;
+        assert_eq!(meta.last_pack_number().unwrap(), next[1].number);
+        assert_holds(&store, "db", &image(9)).await;
+        closed(store).await;
     });
 }
