@@ -8,7 +8,7 @@ use std::{
 use varve_content::{ChunkId, chunker::NotCanonical, tree::TreeError};
 
 use crate::{
-    format::{PackId, pack::RecordKind},
+    format::{Name, PackId},
     io::{MayBeShortage, RuntimeEnded, is_shortage},
 };
 
@@ -303,12 +303,7 @@ pub struct Damage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
     /// A chunk or a tree node.
-    Record {
-        /// Kind of the record.
-        kind: RecordKind,
-        /// Its id.
-        id: [u8; 32],
-    },
+    Record(Name),
     /// Anything else, in words: "a root of 4096 bytes".
     Other(String),
 }
@@ -316,21 +311,15 @@ pub enum Subject {
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Record { kind, id } => {
-                write!(f, "{kind} ")?;
-                id.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-            }
+            Self::Record(name) => name.fmt(f),
             Self::Other(words) => f.write_str(words),
         }
     }
 }
 
-impl From<ChunkId> for Subject {
-    fn from(id: ChunkId) -> Self {
-        Self::Record {
-            kind: RecordKind::Chunk,
-            id: *id.as_bytes(),
-        }
+impl From<Name> for Subject {
+    fn from(name: Name) -> Self {
+        Self::Record(name)
     }
 }
 

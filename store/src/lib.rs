@@ -45,16 +45,18 @@ pub use engine::{ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
 pub use error::{Damage, Error, JournalLimit, Place, Result, Subject};
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
-    AccountId, CatalogRecord, CopyId, CopyOutcome, CopyRecord, NodeKey, PendingSnapshot,
-    RemoteRecord, SnapshotContent, SnapshotId, SnapshotKey, SnapshotOrigin, SnapshotRecord,
-    SnapshotState, VolumeId, VolumeKey, VolumeRecord, now_ns,
+    AccountId, CatalogRecord, CopyId, CopyOutcome, CopyRecord, PendingSnapshot, RemoteRecord,
+    SnapshotContent, SnapshotId, SnapshotKey, SnapshotOrigin, SnapshotRecord, SnapshotState,
+    VolumeId, VolumeKey, VolumeRecord, now_ns,
 };
 pub use read::{
     ChangeExtent, ContentReader, DiffExtent, Extent, Piece, ReadAhead, Segment, SegmentStream,
     SnapshotDiff, SnapshotReader,
 };
 pub use recovery::{RebuildReport, RecoveryReport, StrandedJournal, rebuild};
-pub use store::{ExportedNode, Store, StoreStatus, check_snapshot_name, check_snapshot_tags};
+pub use store::{
+    ExportedNode, NodeKey, Store, StoreStatus, check_snapshot_name, check_snapshot_tags,
+};
 pub use varve_content::tree::DiffKind;
 pub use verify::{SnapshotVerify, VerifyProgress, Violation, ViolationKind};
 pub use volume::{

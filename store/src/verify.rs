@@ -17,7 +17,7 @@ use crate::{
     Damage, Error, Place, Result,
     engine::walked,
     error::Subject,
-    format::{PackId, pack::RecordKind},
+    format::{Name, PackId},
     read::{DiskSource, Segment, SnapshotReader},
 };
 
@@ -73,12 +73,12 @@ impl Violation {
 
     /// The damaged or missing chunk or node, if it is known.
     #[must_use]
-    pub const fn id(&self) -> Option<(RecordKind, [u8; 32])> {
+    pub const fn name(&self) -> Option<Name> {
         match &self.kind {
             ViolationKind::Damage(Damage {
-                what: Subject::Record { kind, id },
+                what: Subject::Record(name),
                 ..
-            }) => Some((*kind, *id)),
+            }) => Some(*name),
             _ => None,
         }
     }

@@ -4,41 +4,43 @@
 //! read all over needs its nodes, a third of a percent of its size, and a miss of one costs some
 //! 190 look-ups; a small one that is hot needs its chunks.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use quick_cache::{
     DefaultHashBuilder, Weighter,
     sync::{Cache, DefaultLifecycle, GuardResult, PlaceholderGuard},
 };
-use varve_content::{ChunkId, NodeId};
+use varve_content::tree::InnerNode;
 
-use super::{CachedNode, VerifiedChunk};
-use crate::{Result, limits};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Key {
-    Chunk(ChunkId),
-    Node(NodeId),
-}
+use super::{LocatedLeaf, VerifiedChunk};
+use crate::{Result, format::Name, limits};
 
 #[derive(Debug, Clone)]
 enum Value {
     Chunk(VerifiedChunk),
-    Node(CachedNode),
+    Leaf(Arc<LocatedLeaf>),
+    Inner(Arc<InnerNode>),
 }
 
 impl Value {
     fn chunk(self) -> VerifiedChunk {
         match self {
             Self::Chunk(chunk) => chunk,
-            Self::Node(_) => unreachable!("nodes are put under the keys of nodes"),
+            Self::Leaf(_) | Self::Inner(_) => unreachable!("a name says what is under it"),
         }
     }
 
-    fn node(self) -> CachedNode {
+    fn leaf(self) -> Arc<LocatedLeaf> {
         match self {
-            Self::Node(node) => node,
-            Self::Chunk(_) => unreachable!("chunks are put under the keys of chunks"),
+            Self::Leaf(leaf) => leaf,
+            Self::Chunk(_) | Self::Inner(_) => unreachable!("a name says what is under it"),
+        }
+    }
+
+    fn inner(self) -> Arc<InnerNode> {
+        match self {
+            Self::Inner(inner) => inner,
+            Self::Chunk(_) | Self::Leaf(_) => unreachable!("a name says what is under it"),
         }
     }
 }
@@ -46,22 +48,25 @@ impl Value {
 #[derive(Debug, Clone)]
 struct ByBytes;
 
-impl Weighter<Key, Value> for ByBytes {
-    fn weight(&self, _: &Key, value: &Value) -> u64 {
-        match value {
-            Value::Chunk(chunk) => chunk.plain().len() as u64 + 128,
-            Value::Node(node) => node.weight(),
-        }
+impl Weighter<Name, Value> for ByBytes {
+    fn weight(&self, _: &Name, value: &Value) -> u64 {
+        let bytes = match value {
+            Value::Chunk(chunk) => chunk.plain().len(),
+            Value::Leaf(leaf) => leaf.memory_bytes(),
+            Value::Inner(inner) => size_of_val(inner.children()),
+        };
+        bytes as u64 + 128
     }
 }
 
-/// The cache of a store.
+/// The cache of a store. A chunk, a leaf and an inner node are each asked for by a name of that
+/// kind.
 #[derive(Debug)]
-pub(crate) struct ReadCache(Cache<Key, Value, ByBytes>);
+pub(crate) struct ReadCache(Cache<Name, Value, ByBytes>);
 
 /// The right to load a chunk that others wait for.
 pub(crate) struct ChunkGuard<'a>(
-    PlaceholderGuard<'a, Key, Value, ByBytes, DefaultHashBuilder, DefaultLifecycle<Key, Value>>,
+    PlaceholderGuard<'a, Name, Value, ByBytes, DefaultHashBuilder, DefaultLifecycle<Name, Value>>,
 );
 
 impl ChunkGuard<'_> {
@@ -90,16 +95,13 @@ impl ReadCache {
     }
 
     /// A chunk, if it is there.
-    pub(crate) fn chunk(&self, id: ChunkId) -> Option<VerifiedChunk> {
-        self.0.get(&Key::Chunk(id)).map(Value::chunk)
+    pub(crate) fn chunk(&self, name: Name) -> Option<VerifiedChunk> {
+        self.0.get(&name).map(Value::chunk)
     }
 
     /// A chunk, or the right to load it; without waiting.
-    pub(crate) fn chunk_or_guard(&self, id: ChunkId) -> Found<'_> {
-        let found = self
-            .0
-            .get_value_or_guard(&Key::Chunk(id), Some(Duration::ZERO));
-        match found {
+    pub(crate) fn chunk_or_guard(&self, name: Name) -> Found<'_> {
+        match self.0.get_value_or_guard(&name, Some(Duration::ZERO)) {
             GuardResult::Value(value) => Found::Chunk(value.chunk()),
             GuardResult::Guard(guard) => Found::Nothing(ChunkGuard(guard)),
             GuardResult::Timeout => Found::OnItsWay,
@@ -109,33 +111,44 @@ impl ReadCache {
     /// A chunk, loaded by `bring` if it is absent. Of several callers one loads it.
     pub(crate) async fn chunk_or(
         &self,
-        id: ChunkId,
+        name: Name,
         bring: impl Future<Output = Result<VerifiedChunk>>,
     ) -> Result<VerifiedChunk> {
         let bring = async { bring.await.map(Value::Chunk) };
-        let found = self.0.get_or_insert_async(&Key::Chunk(id), bring).await;
+        let found = self.0.get_or_insert_async(&name, bring).await;
         found.map(Value::chunk)
     }
 
-    /// A node, if it is there.
-    pub(crate) fn node(&self, id: NodeId) -> Option<CachedNode> {
-        self.0.get(&Key::Node(id)).map(Value::node)
+    /// A leaf, if it is there.
+    pub(crate) fn leaf(&self, name: Name) -> Option<Arc<LocatedLeaf>> {
+        self.0.get(&name).map(Value::leaf)
     }
 
-    /// A node, loaded by `bring` if it is absent. Of several callers one loads it.
-    pub(crate) async fn node_or(
+    /// A leaf, loaded by `bring` if it is absent. Of several callers one loads it.
+    pub(crate) async fn leaf_or(
         &self,
-        id: NodeId,
-        bring: impl Future<Output = Result<CachedNode>>,
-    ) -> Result<CachedNode> {
-        let bring = async { bring.await.map(Value::Node) };
-        let found = self.0.get_or_insert_async(&Key::Node(id), bring).await;
-        found.map(Value::node)
+        name: Name,
+        bring: impl Future<Output = Result<LocatedLeaf>>,
+    ) -> Result<Arc<LocatedLeaf>> {
+        let bring = async { bring.await.map(|leaf| Value::Leaf(Arc::new(leaf))) };
+        let found = self.0.get_or_insert_async(&name, bring).await;
+        found.map(Value::leaf)
     }
 
-    /// Forgets a node.
-    pub(crate) fn forget_node(&self, id: NodeId) {
-        self.0.remove(&Key::Node(id));
+    /// An inner node, loaded by `bring` if it is absent. Of several callers one loads it.
+    pub(crate) async fn inner_or(
+        &self,
+        name: Name,
+        bring: impl Future<Output = Result<InnerNode>>,
+    ) -> Result<Arc<InnerNode>> {
+        let bring = async { bring.await.map(|inner| Value::Inner(Arc::new(inner))) };
+        let found = self.0.get_or_insert_async(&name, bring).await;
+        found.map(Value::inner)
+    }
+
+    /// Forgets what has this name.
+    pub(crate) fn forget(&self, name: Name) {
+        self.0.remove(&name);
     }
 }
 
@@ -143,9 +156,7 @@ impl ReadCache {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use std::sync::Arc;
-
-    use varve_content::tree::InnerNode;
+    use varve_content::NodeId;
 
     use super::*;
 
@@ -157,16 +168,18 @@ mod tests {
         let cache = ReadCache::new(8 << 20);
         let id = |number: u32| NodeId::of_inner(&number.to_le_bytes());
         let children = (0..=255).map(|slot| (slot, id(0))).collect();
-        let node = CachedNode::Inner(Arc::new(InnerNode::new(1, children).unwrap()));
-        let count = u32::try_from((6 << 20) / node.weight()).unwrap();
+        let node = InnerNode::new(1, children).unwrap();
+        let name = |number| Name::inner(id(number));
+        let weight = ByBytes.weight(&name(0), &Value::Inner(Arc::new(node.clone())));
+        let count = u32::try_from((6 << 20) / weight).unwrap();
         runtime.block_on(async {
             for number in 0..count {
-                let brought = cache.node_or(id(number), async { Ok(node.clone()) });
+                let brought = cache.inner_or(name(number), async { Ok(node.clone()) });
                 brought.await.unwrap();
             }
         });
-        let kept = (0..count).filter(|number| cache.node(id(*number)).is_some());
-        let kept = kept.count() as u64 * node.weight();
+        let kept = (0..count).filter(|number| cache.0.get(&name(*number)).is_some());
+        let kept = kept.count() as u64 * weight;
         assert!(kept > 4 << 20, "{kept} bytes of nodes are kept");
     }
 }

@@ -5,7 +5,11 @@ use std::fmt;
 use bytes::Bytes;
 use varve_content::{ChunkId, codec::Codec};
 
-use crate::{Damage, engine::Scratch, format::Location};
+use crate::{
+    Damage,
+    engine::Scratch,
+    format::{Location, Name},
+};
 
 /// A chunk whose bytes have been checked against its id. There is no other way to make one.
 #[derive(Clone)]
@@ -78,8 +82,9 @@ pub(crate) fn open_chunk(
     place: Location,
     payload: &Bytes,
 ) -> std::result::Result<VerifiedChunk, Damage> {
-    let damage =
-        |problem: &dyn fmt::Display| Damage::in_pack(place.pack, place.offset_bytes, id, problem);
+    let damage = |problem: &dyn fmt::Display| {
+        Damage::in_pack(place.pack, place.offset_bytes, Name::chunk(id), problem)
+    };
     let plain = if place.payload.codec == Codec::Raw {
         payload.clone()
     } else {

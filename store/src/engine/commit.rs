@@ -23,7 +23,7 @@
 //! ([`Commit::to_the_end`]).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     panic::resume_unwind,
     sync::{
         Arc,
@@ -37,17 +37,16 @@ use tokio::{
     sync::{Mutex, MutexGuard},
     task::JoinError,
 };
-use varve_content::ChunkId;
 
 use crate::{
     Error, Result,
     catalog_log::CatalogLog,
     engine::{DirectoryLock, RootPin, Workers},
     failpoints::{Failpoint, reach},
-    format::{CatalogRecord, Change, catalog_log::Record, pack::Payload},
+    format::{CatalogRecord, Change, Name, PackKind, catalog_log::Record, pack::Payload},
     io::Disk,
     limits,
-    meta::{Batch, Key, Lookup as _, Meta, NodeKey, SnapshotRecord},
+    meta::{Batch, Key, Lookup as _, Meta, SnapshotRecord},
     pack::{Appended, EncodedRecord, PackWriter, PlacedRecord},
 };
 
@@ -97,8 +96,7 @@ impl Drop for PoisonOnPanic {
 #[derive(Debug, Default)]
 struct Pending {
     generation: u64,
-    chunks: HashMap<ChunkId, Payload>,
-    nodes: HashSet<NodeKey>,
+    records: HashMap<Name, Payload>,
     chunks_appended: Option<Appended>,
     nodes_appended: Option<Appended>,
     /// Set once: why nothing is written any more.
@@ -138,14 +136,9 @@ impl Pending {
         bytes(&self.chunks_appended) + bytes(&self.nodes_appended)
     }
 
-    /// Records that are kept in mind.
-    fn records(&self) -> usize {
-        self.chunks.len() + self.nodes.len()
-    }
-
     /// Whether they are enough to be indexed.
     fn fill(&self) -> Fill {
-        let records = self.records();
+        let records = self.records.len();
         if records >= 2 * limits::INDEX_GROUP_RECORDS {
             Fill::TooMany
         } else if records >= limits::INDEX_GROUP_RECORDS
@@ -156,21 +149,6 @@ impl Pending {
             Fill::Some
         }
     }
-}
-
-/// Indexes a record, whatever it is.
-pub(crate) fn put_record(batch: &mut Batch, record: &PlacedRecord) {
-    match NodeKey::new(record.location.payload.kind, record.id) {
-        Some(key) => batch.put_node(key, record.location),
-        None => batch.put_chunk(ChunkId::from_bytes(record.id), record.location),
-    }
-}
-
-/// The keys of records that are nodes.
-pub(crate) fn node_keys(records: &[EncodedRecord]) -> impl Iterator<Item = NodeKey> {
-    records
-        .iter()
-        .filter_map(|record| NodeKey::new(record.payload().kind, *record.id()))
 }
 
 /// Waits for a task. A panic of it goes on here.
@@ -260,40 +238,45 @@ impl Commit {
         self.pending.read().poisoned.clone()
     }
 
-    /// How chunks are kept that the index does not know yet.
-    pub(crate) fn pending_chunks(&self, ids: &[ChunkId]) -> Vec<Option<Payload>> {
+    /// How records are kept that were appended and that the index does not know yet.
+    pub(crate) fn pending(&self, names: &[Name]) -> Vec<Option<Payload>> {
         let pending = self.pending.read();
-        ids.iter()
-            .map(|id| pending.chunks.get(id).copied())
-            .collect()
+        let records = names.iter().map(|name| pending.records.get(name).copied());
+        records.collect()
     }
 
-    /// Which nodes were appended that the index does not know yet.
-    pub(crate) fn pending_nodes(&self, keys: &[NodeKey]) -> Vec<bool> {
-        let pending = self.pending.read();
-        keys.iter().map(|key| pending.nodes.contains(key)).collect()
-    }
-
-    /// Appends chunks, and indexes when a group is full. Returns the bytes they take in packs.
-    pub(crate) async fn append_chunks(
+    /// Appends records to packs of a kind, and indexes when a group is full. Returns the bytes they
+    /// take there.
+    pub(crate) async fn append(
         self: &Arc<Self>,
         generation: Generation,
+        kind: PackKind,
         records: Vec<EncodedRecord>,
     ) -> Result<u64> {
         let kept: Vec<_> = records
             .iter()
-            .map(|record| (ChunkId::from_bytes(*record.id()), *record.payload()))
+            .map(|record| (record.name(), *record.payload()))
             .collect();
-        let appended = self.appended(self.chunks.append(records).await)?;
+        let writer = match kind {
+            PackKind::Chunks => &self.chunks,
+            PackKind::Nodes => &self.nodes,
+        };
+        let appended = self.appended(writer.append(records).await)?;
         let stored = appended.stored_bytes();
         let fill = {
             let mut pending = self.pending.write();
             pending.check(generation)?;
-            pending.chunks.extend(kept);
-            join(&mut pending.chunks_appended, appended);
+            pending.records.extend(kept);
+            let before = match kind {
+                PackKind::Chunks => &mut pending.chunks_appended,
+                PackKind::Nodes => &mut pending.nodes_appended,
+            };
+            join(before, appended);
             pending.fill()
         };
-        reach(Failpoint::ChunksAppended);
+        if kind == PackKind::Chunks {
+            reach(Failpoint::ChunksAppended);
+        }
         self.index_group(fill).await?;
         Ok(stored)
     }
@@ -313,26 +296,6 @@ impl Commit {
             commit.flush_locked(&flushing, false).await
         })
         .await
-    }
-
-    /// Appends tree nodes, and indexes when a group is full. Returns the bytes they take in packs.
-    pub(crate) async fn append_nodes(
-        self: &Arc<Self>,
-        generation: Generation,
-        records: Vec<EncodedRecord>,
-    ) -> Result<u64> {
-        let keys: Vec<_> = node_keys(&records).collect();
-        let appended = self.appended(self.nodes.append(records).await)?;
-        let stored = appended.stored_bytes();
-        let fill = {
-            let mut pending = self.pending.write();
-            pending.check(generation)?;
-            pending.nodes.extend(keys);
-            join(&mut pending.nodes_appended, appended);
-            pending.fill()
-        };
-        self.index_group(fill).await?;
-        Ok(stored)
     }
 
     /// Makes durable and indexes all that was appended.
@@ -539,21 +502,15 @@ impl Commit {
         let nodes = self.make_durable(&self.nodes, nodes, &mut batch).await?;
         reach(Failpoint::PacksSynced);
         for record in chunks.iter().chain(&nodes) {
-            put_record(&mut batch, record);
+            batch.put(record.name, record.location);
         }
         // What the index has no space for is in packs, and counts as lost all the same: it is sent
         // again.
         self.written(self.apply(batch, sync).await)?;
         reach(Failpoint::GroupIndexed);
         let mut pending = self.pending.write();
-        for record in &chunks {
-            pending.chunks.remove(&ChunkId::from_bytes(record.id));
-        }
-        for key in nodes
-            .iter()
-            .filter_map(|record| NodeKey::new(record.location.payload.kind, record.id))
-        {
-            pending.nodes.remove(&key);
+        for record in chunks.iter().chain(&nodes) {
+            pending.records.remove(&record.name);
         }
         Ok(())
     }
@@ -637,8 +594,7 @@ impl Commit {
             Err(Error::Full { .. } | Error::Dropped) => {
                 let mut pending = self.pending.write();
                 pending.generation += 1;
-                pending.chunks.clear();
-                pending.nodes.clear();
+                pending.records.clear();
                 pending.chunks_appended = None;
                 pending.nodes_appended = None;
             }

@@ -11,16 +11,16 @@ use varve_content::{
 };
 
 use super::{
-    CachedNode, LocatedLeaf, StoredChunk, VerifiedChunk,
+    LocatedLeaf, StoredChunk, VerifiedChunk,
     cache::{ChunkGuard, Found},
     chunk::open_chunk,
 };
 use crate::{
     Damage, Error, Result,
     engine::{Engine, Priority, Scratch},
-    format::Location,
+    format::{Location, Name},
     limits,
-    meta::{Meta, NodeKey},
+    meta::Meta,
     pack::{PackGone, PackReader, ReadError, ReadSpan, Span, plan_spans},
 };
 
@@ -50,13 +50,9 @@ pub(crate) fn needed_by(error: Error, snapshot: &str) -> Error {
 }
 
 /// Checks that a node's bytes have its id.
-fn verify_node(key: NodeKey, encoded: &[u8]) -> std::result::Result<(), String> {
-    let found = match key {
-        NodeKey::Leaf(_) => NodeKey::Leaf(NodeId::of_leaf(encoded)),
-        NodeKey::Inner(_) => NodeKey::Inner(NodeId::of_inner(encoded)),
-        NodeKey::Root(_) => NodeKey::Root(RootId::of(encoded)),
-    };
-    if found == key {
+fn verify_node(name: Name, encoded: &[u8]) -> std::result::Result<(), String> {
+    let found = Name::of(name.kind(), encoded);
+    if found == name {
         Ok(())
     } else {
         Err(format!("its bytes have id {found}"))
@@ -71,9 +67,10 @@ impl Engine {
         id: ChunkId,
         place: Option<Location>,
     ) -> Result<VerifiedChunk> {
+        let name = Name::chunk(id);
         let load = async {
-            let place = place.ok_or_else(|| Damage::missing(id))?;
-            let payload = self.read_chunk(of, id, place).await;
+            let place = place.ok_or_else(|| Damage::missing(name))?;
+            let payload = self.read_chunk(of, name, place).await;
             let (place, payload) = self.noting_damage(payload)?;
             let open = move |scratch: &mut Scratch| {
                 open_chunk(scratch, id, place, &payload).map(VerifiedChunk::detached)
@@ -81,24 +78,24 @@ impl Engine {
             let opened = self.workers.run(Priority::Read, open).await?;
             self.noting_damage(opened.map_err(Error::from))
         };
-        self.cache.chunk_or(id, load).await
+        self.cache.chunk_or(name, load).await
     }
 
     /// The payload of a chunk, and where it was found.
     async fn read_chunk(
         &self,
         of: &LocatedLeaf,
-        id: ChunkId,
+        name: Name,
         mut place: Location,
     ) -> Result<(Location, Bytes)> {
         let mut moves = 0;
         loop {
-            let gone = match self.read_one(&self.packs, place, id.as_bytes()).await {
+            let gone = match self.read_one(&self.packs, place, name).await {
                 Ok(payload) => return Ok((place, payload)),
                 Err(ReadError::PackGone(gone)) => gone,
                 Err(ReadError::Other(error)) => return Err(error),
             };
-            let moved = self.moved_chunks(gone, &[id]).await?;
+            let moved = self.moved_chunks(gone, vec![name]).await?;
             let Some(&(_, now)) = moved.first().filter(|_| moves < PACK_MOVES_MAX) else {
                 return Err(Damage::from(gone).into());
             };
@@ -109,14 +106,13 @@ impl Engine {
     }
 
     /// Looks up chunks again whose pack is gone. Returns those that the index has in another pack,
-    /// with their positions in `ids`.
+    /// with their positions in `names`.
     pub(crate) async fn moved_chunks(
         &self,
         gone: PackGone,
-        ids: &[ChunkId],
+        names: Vec<Name>,
     ) -> Result<Vec<(usize, Location)>> {
-        let ids = ids.to_vec();
-        let ask = move |meta: &dyn Meta| meta.chunks(&ids);
+        let ask = move |meta: &dyn Meta| meta.lookup(&names);
         let places = self.meta(Priority::Read, ask).await?;
         let places = places.into_iter().enumerate();
         let places = places.filter_map(|(position, place)| Some((position, place?)));
@@ -137,11 +133,11 @@ impl Engine {
         let (mut ours, mut places) = (Vec::new(), Vec::new());
         for (position, (id, place)) in wanted.iter().enumerate() {
             let Some(place) = place else {
-                return Err(Damage::missing(*id).into());
+                return Err(Damage::missing(Name::chunk(*id)).into());
             };
             // Without waiting: a caller that waits while it holds guards can be waited for in
             // turn.
-            match self.cache.chunk_or_guard(*id) {
+            match self.cache.chunk_or_guard(Name::chunk(*id)) {
                 Found::Chunk(chunk) => found[position] = Some(chunk),
                 Found::Nothing(guard) => {
                     ours.push((position, *id, Some(guard)));
@@ -217,7 +213,7 @@ impl Engine {
             .collect();
         let open_all = move |scratch: &mut Scratch| -> Vec<_> {
             let opened = places.into_iter().map(|(id, place)| {
-                let record = read.record(&place, id.as_bytes()).ok()?;
+                let record = read.record(&place, Name::chunk(id)).ok()?;
                 let chunk = open_chunk(scratch, id, place, record.payload()).ok()?;
                 Some(chunk.detached())
             });
@@ -241,7 +237,7 @@ impl Engine {
     ) -> Result<Vec<StoredChunk>> {
         let mut places = wanted
             .iter()
-            .map(|(id, place)| place.ok_or_else(|| Damage::missing(*id)))
+            .map(|(id, place)| place.ok_or_else(|| Damage::missing(Name::chunk(*id))))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let mut moves = 0;
         let spans = loop {
@@ -260,11 +256,10 @@ impl Engine {
                 .enumerate()
                 .filter_map(|it| is_there(&it))
                 .collect();
-            let ids: Vec<_> = lost
+            let names = lost
                 .iter()
-                .filter_map(|at| Some(wanted.get(*at)?.0))
-                .collect();
-            let moved = self.moved_chunks(gone, &ids).await?;
+                .filter_map(|at| Some(Name::chunk(wanted.get(*at)?.0)));
+            let moved = self.moved_chunks(gone, names.collect()).await?;
             if moved.len() < lost.len() || moves >= PACK_MOVES_MAX {
                 return self.noting_damage(Err(Damage::from(gone).into()));
             }
@@ -283,7 +278,7 @@ impl Engine {
                 else {
                     continue;
                 };
-                let record = self.noting_damage(read.record(place, id.as_bytes()))?;
+                let record = self.noting_damage(read.record(place, Name::chunk(*id)))?;
                 let chunk = StoredChunk {
                     id: *id,
                     codec: place.payload.codec,
@@ -302,11 +297,11 @@ impl Engine {
         &self,
         packs: &PackReader,
         place: Location,
-        id: &[u8; 32],
+        name: Name,
     ) -> Result<Bytes, ReadError> {
         let bytes = u32::try_from(place.payload.record_bytes()).unwrap_or(u32::MAX);
         let _space = self.read_budget(bytes).await?;
-        Ok(packs.read_record(&place, id).await?.payload().clone())
+        Ok(packs.read_record(&place, name).await?.payload().clone())
     }
 
     /// Reads a span.
@@ -336,42 +331,36 @@ impl Engine {
 
     /// A leaf without the places of its chunks. It is not kept.
     pub(crate) async fn plain_leaf(&self, id: NodeId) -> Result<Arc<Leaf>> {
-        if let Some(CachedNode::Leaf(located)) = self.cache.node(id) {
+        let name = Name::leaf(id);
+        if let Some(located) = self.cache.leaf(name) {
             return Ok(Arc::clone(&located.leaf));
         }
-        Ok(Arc::new(
-            self.decoded(&self.packs, NodeKey::Leaf(id), Leaf::decode)
-                .await?,
-        ))
+        let leaf = self.decoded(&self.packs, name, Leaf::decode).await?;
+        Ok(Arc::new(leaf))
     }
 
     /// A leaf with the places of its chunks, from the cache or its pack.
     pub(crate) async fn located_leaf(&self, id: NodeId) -> Result<Arc<LocatedLeaf>> {
+        let name = Name::leaf(id);
         // One that is kept knows the places of its chunks. What was found damaged in one may be in
         // another by now. As usual nothing is lost, and it is looked up once.
         let is_something_lost = !self.lost.read().is_empty();
         if is_something_lost
-            && let Some(CachedNode::Leaf(kept)) = self.cache.node(id)
+            && let Some(kept) = self.cache.leaf(name)
             && !self.is_complete(&kept)
         {
-            self.cache.forget_node(id);
+            self.cache.forget(name);
         }
         loop {
-            let load = async {
-                let located = self.load_leaf(&self.packs, id).await?;
-                Ok::<_, Error>(CachedNode::Leaf(Arc::new(located)))
-            };
-            let CachedNode::Leaf(leaf) = self.cache.node_or(id, load).await? else {
-                let problem = "an inner node stands where a leaf belongs";
-                return Err(Damage::in_tree(format_args!("node {id}"), problem).into());
-            };
+            let load = self.load_leaf(&self.packs, id);
+            let leaf = self.cache.leaf_or(name, load).await?;
             if leaf.has_moved() {
-                self.cache.forget_node(id);
+                self.cache.forget(name);
                 continue;
             }
             if !self.is_complete(&leaf) {
                 // What it lacks may come again, by an upload or a copy.
-                self.cache.forget_node(id);
+                self.cache.forget(name);
             }
             return Ok(leaf);
         }
@@ -379,10 +368,11 @@ impl Engine {
 
     /// A leaf from its pack, and where its chunks are.
     pub(crate) async fn load_leaf(&self, packs: &PackReader, id: NodeId) -> Result<LocatedLeaf> {
-        let leaf = self.decoded(packs, NodeKey::Leaf(id), Leaf::decode).await?;
-        let ids: Vec<_> = leaf.entries().iter().map(|entry| entry.chunk).collect();
+        let leaf = self.decoded(packs, Name::leaf(id), Leaf::decode).await?;
+        let entries = leaf.entries().iter();
+        let names: Vec<_> = entries.map(|entry| Name::chunk(entry.chunk)).collect();
         let mut places = self
-            .meta(Priority::Read, move |meta| meta.chunks(&ids))
+            .meta(Priority::Read, move |meta| meta.lookup(&names))
             .await?;
         for (entry, place) in leaf.entries().iter().zip(&mut places) {
             let expected = entry.blocks as usize * BLOCK_BYTES;
@@ -404,23 +394,13 @@ impl Engine {
     }
 
     pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<InnerNode>> {
-        let load = async {
-            let inner = self.load_inner(&self.packs, id).await?;
-            Ok::<_, Error>(CachedNode::Inner(Arc::new(inner)))
-        };
-        match self.cache.node_or(id, load).await? {
-            CachedNode::Inner(inner) => Ok(inner),
-            CachedNode::Leaf(_) => Err(Damage::in_tree(
-                format_args!("node {id}"),
-                "a leaf stands where an inner node belongs",
-            )
-            .into()),
-        }
+        let load = self.load_inner(&self.packs, id);
+        self.cache.inner_or(Name::inner(id), load).await
     }
 
     /// An inner node from its pack.
     pub(crate) async fn load_inner(&self, packs: &PackReader, id: NodeId) -> Result<InnerNode> {
-        self.decoded(packs, NodeKey::Inner(id), InnerNode::decode)
+        self.decoded(packs, Name::inner(id), InnerNode::decode)
             .await
     }
 
@@ -430,35 +410,35 @@ impl Engine {
 
     /// A root from its pack.
     pub(crate) async fn load_root(&self, packs: &PackReader, id: RootId) -> Result<Root> {
-        self.decoded(packs, NodeKey::Root(id), Root::decode).await
+        self.decoded(packs, Name::root(id), Root::decode).await
     }
 
     /// A node, checked against its id and decoded.
     async fn decoded<T>(
         &self,
         packs: &PackReader,
-        key: NodeKey,
+        name: Name,
         decode: fn(&[u8]) -> std::result::Result<T, TreeError>,
     ) -> Result<T> {
         let mut gone: Option<(Location, PackGone)> = None;
         let mut moves = 0;
         loop {
             let places = self
-                .meta(Priority::Read, move |meta| meta.nodes(&[key]))
+                .meta(Priority::Read, move |meta| meta.lookup(&[name]))
                 .await?;
             let place = places.into_iter().next().flatten();
-            let place = place.ok_or_else(|| Damage::missing(key))?;
+            let place = place.ok_or_else(|| Damage::missing(name))?;
             if let Some((there, gone)) = gone
                 && (there == place || moves > PACK_MOVES_MAX)
             {
                 return self.noting_damage(Err(Damage::from(gone).into()));
             }
-            match self.read_node(packs, key, place).await {
+            match self.read_node(packs, name, place).await {
                 Err(ReadError::PackGone(no_pack)) => gone = Some((place, no_pack)),
                 Err(ReadError::Other(error)) => return self.noting_damage(Err(error)),
                 Ok(payload) => {
                     let decoded = decode(&payload).map_err(|error| {
-                        Damage::in_pack(place.pack, place.offset_bytes, key, error).into()
+                        Damage::in_pack(place.pack, place.offset_bytes, name, error).into()
                     });
                     return self.noting_damage(decoded);
                 }
@@ -471,15 +451,15 @@ impl Engine {
     async fn read_node(
         &self,
         packs: &PackReader,
-        key: NodeKey,
+        name: Name,
         place: Location,
     ) -> Result<Bytes, ReadError> {
-        let payload = self.read_one(packs, place, key.as_bytes()).await?;
-        verify_node(key, &payload).map_err(|problem| {
+        let payload = self.read_one(packs, place, name).await?;
+        verify_node(name, &payload).map_err(|problem| {
             Error::from(Damage::in_pack(
                 place.pack,
                 place.offset_bytes,
-                key,
+                name,
                 problem,
             ))
         })?;

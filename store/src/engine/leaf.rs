@@ -1,4 +1,4 @@
-//! Leaves with the places of their chunks, and nodes as the cache keeps them.
+//! Leaves with the places of their chunks.
 
 use std::sync::{
     Arc,
@@ -7,7 +7,7 @@ use std::sync::{
 
 use varve_content::{
     ChunkId,
-    tree::{InnerNode, Leaf, LeafEntry},
+    tree::{Leaf, LeafEntry},
 };
 
 use crate::format::Location;
@@ -47,6 +47,11 @@ impl LocatedLeaf {
         &self.leaf
     }
 
+    /// What it takes in memory, for the cache's bound.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.places.len() * (size_of::<LeafEntry>() + size_of::<Option<Location>>())
+    }
+
     /// What the payload of each entry's chunk takes as it is stored; 0 where the index does not
     /// know it.
     pub(crate) fn payload_bytes(&self) -> Vec<u32> {
@@ -61,25 +66,5 @@ impl LocatedLeaf {
         let position = position as usize;
         let entry = self.leaf.entries().get(position)?;
         Some((entry.chunk, *self.places.get(position)?))
-    }
-}
-
-/// A decoded node in the cache.
-#[derive(Debug, Clone)]
-pub(crate) enum CachedNode {
-    Leaf(Arc<LocatedLeaf>),
-    Inner(Arc<InnerNode>),
-}
-
-impl CachedNode {
-    /// What it takes in memory, for the cache's bound.
-    pub(crate) fn weight(&self) -> u64 {
-        let bytes = match self {
-            Self::Leaf(leaf) => {
-                leaf.places.len() * (size_of::<LeafEntry>() + size_of::<Option<Location>>())
-            }
-            Self::Inner(inner) => size_of_val(inner.children()),
-        };
-        bytes as u64 + 128
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! | column family | key | value |
 //! | --- | --- | --- |
-//! | [`CHUNKS`] | chunk id, 32 bytes | [`Location`] |
-//! | [`NODES`] | node or root id, 32 bytes | [`Location`] |
+//! | [`CHUNKS`] | [`Name`] of a chunk, 32 bytes | [`Location`] |
+//! | [`NODES`] | [`Name`] of a node or root, 32 bytes | [`Location`] |
 //! | [`PACKS`] | pack number, 8 bytes, big endian | [`PackState`] |
 //! | [`records`](super::record::Kind) of a kind | id: 9 bytes, or a remote's name | the record's bytes |
 //! | [`labels`](super::record::Kind) of a kind | label: name or id, UTF-8 | id |
@@ -31,13 +31,22 @@ use super::{
 
 /// Locations of chunks.
 pub const CHUNKS: &str = "chunks";
-/// Locations of nodes and roots. Their ids cannot collide: each kind is hashed in a context of its
-/// own.
+/// Locations of nodes and roots. Names of different kinds cannot collide: ids of each kind are hashed
+/// in a context of their own.
 pub const NODES: &str = "nodes";
 /// States of packs.
 pub const PACKS: &str = "packs";
 /// Single values: the keys below.
 pub const META: &str = "meta";
+
+/// The family of the rows of records in such packs.
+#[must_use]
+pub const fn rows(kind: PackKind) -> &'static str {
+    match kind {
+        PackKind::Chunks => CHUNKS,
+        PackKind::Nodes => NODES,
+    }
+}
 
 /// Key of the [`Identity`].
 pub const IDENTITY: &[u8] = b"identity";

@@ -21,6 +21,7 @@
 //! | [`journal`] | the journals of volumes, the truth of the writes since their base |
 //! | [`owner`] | the owner record of a journal, which names its volume |
 //! | [`keys`] | keys and values in RocksDB, which can be rebuilt from the above |
+//! | [`name`] | names of records in packs; no bytes of its own |
 
 #![warn(clippy::indexing_slicing)]
 
@@ -32,6 +33,7 @@ mod id;
 pub mod catalog_log;
 pub mod journal;
 pub mod keys;
+pub mod name;
 pub mod names;
 pub mod owner;
 pub mod pack;
@@ -45,6 +47,7 @@ pub use account::AccountId;
 pub use error::FormatError;
 pub use id::{ID_BYTES, IdKind, RecordId};
 pub use keys::{PackState, Totals};
+pub use name::Name;
 pub use owner::OwnerRecord;
 pub use pack::{Location, PackId, PackKind};
 pub use record::{

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     Error, Result,
     engine::{Engine, Generation, Priority, RootPin},
+    format::{Name, PackKind},
     limits,
     meta::{self, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
@@ -102,8 +103,8 @@ impl Ingest {
             .await
             .map_err(|_| Error::Closing)?;
 
-        let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
-        let places = self.engine.known_chunks(ids).await?;
+        let names = chunks.iter().map(|chunk| Name::chunk(chunk.id));
+        let places = self.engine.known(names.collect()).await?;
         let known: Vec<bool> = places.iter().map(Option::is_some).collect();
         let keeps_packed = self.keeps_packed;
         // The job keeps the space for as long as it keeps the chunks, which may be longer than
@@ -125,7 +126,7 @@ impl Ingest {
         let stored = self
             .engine
             .commit
-            .append_chunks(self.generation, sealed.records)
+            .append(self.generation, PackKind::Chunks, sealed.records)
             .await?;
         self.new_bytes
             .fetch_add(sealed.new_bytes, Ordering::Relaxed);
@@ -156,9 +157,9 @@ impl Ingest {
         let mut wanted = Vec::new();
         for (segment, leaf) in &leaves {
             check_extent(self.new.size_bytes, *segment, leaf)?;
-            wanted.extend(leaf.entries().iter().map(|entry| entry.chunk));
+            wanted.extend(leaf.entries().iter().map(|entry| Name::chunk(entry.chunk)));
         }
-        let places = self.engine.known_chunks(wanted).await?;
+        let places = self.engine.known(wanted).await?;
         let mut places = places.iter();
         for (segment, leaf) in &leaves {
             let edge = block::segment_blocks(self.new.size_bytes, *segment);
@@ -181,7 +182,7 @@ impl Ingest {
         for (segment, leaf) in &leaves {
             let id = leaf.id();
             accepted.push((*segment, id));
-            records.push(EncodedRecord::leaf(id, &leaf.encode()));
+            records.push(EncodedRecord::node(Name::leaf(id), &leaf.encode()));
         }
         self.store_nodes(records).await?;
         Ok(accepted)
@@ -297,7 +298,7 @@ impl Ingest {
     pub(crate) async fn store_inner(&self, inners: Vec<InnerNode>) -> Result<()> {
         let records = inners
             .iter()
-            .map(|inner| EncodedRecord::inner(inner.id(), &inner.encode()));
+            .map(|inner| EncodedRecord::node(Name::inner(inner.id()), &inner.encode()));
         self.store_nodes(records.collect()).await
     }
 
@@ -307,8 +308,8 @@ impl Ingest {
         root: &Root,
         data_blocks: u64,
     ) -> Result<SnapshotContent> {
-        self.store_nodes(vec![EncodedRecord::root(root.id(), &root.encode())])
-            .await?;
+        let record = EncodedRecord::node(Name::root(root.id()), &root.encode());
+        self.store_nodes(vec![record]).await?;
         self.engine.commit.flush(self.generation).await?;
         Ok(self.content(root, data_blocks))
     }

@@ -8,7 +8,7 @@ use varve_content::{
     tree::{Root, TreeBuilder},
 };
 
-use crate::{Error, Result, engine::RootPin, pack::EncodedRecord};
+use crate::{Error, Result, engine::RootPin, format::Name, pack::EncodedRecord};
 
 /// The leaves of an upload.
 #[derive(Debug, Default)]
@@ -68,8 +68,8 @@ pub(super) fn build(
     let (root, inners) = builder.finish();
     let mut records: Vec<_> = inners
         .iter()
-        .map(|inner| EncodedRecord::inner(inner.id(), &inner.encode()))
+        .map(|inner| EncodedRecord::node(Name::inner(inner.id()), &inner.encode()))
         .collect();
-    records.push(EncodedRecord::root(root.id(), &root.encode()));
+    records.push(EncodedRecord::node(Name::root(root.id()), &root.encode()));
     Ok((root, records))
 }

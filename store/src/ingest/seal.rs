@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use varve_content::{ChunkId, chunker, codec::Codec};
 
 use super::IncomingChunk;
-use crate::{Error, Result, engine::Scratch, pack::EncodedRecord};
+use crate::{Error, Result, engine::Scratch, format::Name, pack::EncodedRecord};
 
 /// Chunks that are new, as they go into packs.
 pub(super) struct SealedChunks {
@@ -74,7 +74,7 @@ pub(super) fn seal_all(
             scratch.encoder.encode(plain)
         };
         sealed.records.push(EncodedRecord::chunk(
-            chunk.id,
+            Name::chunk(chunk.id),
             codec,
             end,
             chunk.plain_bytes,

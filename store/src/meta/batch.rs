@@ -2,12 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use varve_content::ChunkId;
-
-use super::NodeKey;
 use crate::{
     Error, Result,
-    format::{Location, PackId, PackState, catalog_log::Record},
+    format::{Location, Name, PackId, PackState, catalog_log::Record},
 };
 
 /// Changes to index and catalog that are made together. Of two changes under one key the later
@@ -18,8 +15,7 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Sorted, for that is how the index is fastest to search and to write.
-    pub(super) chunks: BTreeMap<ChunkId, RowChange>,
-    pub(super) nodes: BTreeMap<NodeKey, RowChange>,
+    pub(super) rows: BTreeMap<Name, RowChange>,
     pub(super) packs: BTreeMap<PackId, Option<PackState>>,
     /// Packs whose rows may be replaced, whatever the index says of them.
     pub(super) gone: BTreeSet<PackId>,
@@ -73,75 +69,50 @@ impl RowChange {
     }
 }
 
-/// The key of a row.
-#[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RowKey {
-    /// Of a chunk.
-    Chunk(ChunkId),
-    /// Of a node or root.
-    Node(NodeKey),
-}
-
 /// What became of the changes of a batch that compare.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Rows that stayed as they were, ascending: what was to be put, moved or removed there was
     /// not.
-    pub kept: Vec<RowKey>,
+    pub kept: Vec<Name>,
 }
 
 impl Outcome {
     /// Notes what became of a row.
-    pub(super) fn note(&mut self, key: impl FnOnce() -> RowKey, change: RowChange, fate: RowFate) {
+    pub(super) fn note(&mut self, name: Name, change: RowChange, fate: RowFate) {
         if fate == RowFate::Stays && change.compares() {
-            self.kept.push(key());
+            self.kept.push(name);
         }
     }
 }
 
 impl Batch {
-    /// A chunk is there, or somewhere else than before.
-    pub fn put_chunk(&mut self, id: ChunkId, location: Location) {
-        self.chunks.insert(id, RowChange::Put(location));
-    }
-
-    /// A node or root is there, or somewhere else than before.
-    pub fn put_node(&mut self, key: NodeKey, location: Location) {
+    /// A record is there, or somewhere else than before.
+    pub fn put(&mut self, name: Name, location: Location) {
         debug_assert_eq!(
-            key.kind(),
+            name.kind(),
             location.payload.kind,
-            "a node is where a record of its kind is"
+            "a name is where a record of its kind is"
         );
-        self.nodes.insert(key, RowChange::Put(location));
+        self.rows.insert(name, RowChange::Put(location));
     }
 
     /// A record is there. Where the index has it in another pack already, and knows that pack, that
     /// row stays: a row changes only when the pack that it points into goes.
-    pub fn put_unless_kept(&mut self, key: RowKey, location: Location) {
-        self.change(key, RowChange::PutUnlessKept(location));
+    pub fn put_unless_kept(&mut self, name: Name, location: Location) {
+        self.rows.insert(name, RowChange::PutUnlessKept(location));
     }
 
     /// A record that was in a pack is somewhere else now. A row that does not point into that pack
     /// stays.
-    pub fn move_from(&mut self, key: RowKey, from: PackId, to: Location) {
-        self.change(key, RowChange::Move { from, to });
+    pub fn move_from(&mut self, name: Name, from: PackId, to: Location) {
+        self.rows.insert(name, RowChange::Move { from, to });
     }
 
     /// A record that was in a pack is not there any more. A row that does not point into that pack
     /// stays.
-    pub fn remove_from(&mut self, key: RowKey, from: PackId) {
-        self.change(key, RowChange::Remove { from });
-    }
-
-    fn change(&mut self, key: RowKey, change: RowChange) {
-        match key {
-            RowKey::Chunk(id) => {
-                self.chunks.insert(id, change);
-            }
-            RowKey::Node(key) => {
-                self.nodes.insert(key, change);
-            }
-        }
+    pub fn remove_from(&mut self, name: Name, from: PackId) {
+        self.rows.insert(name, RowChange::Remove { from });
     }
 
     /// A pack is not there, whatever the index says of it: rows that point into it
@@ -169,7 +140,7 @@ impl Batch {
     /// Number of changes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.chunks.len() + self.nodes.len() + self.packs.len() + self.catalog.len()
+        self.rows.len() + self.packs.len() + self.catalog.len()
     }
 
     /// Whether nothing changes.

@@ -1,101 +1,24 @@
 //! Where chunks and nodes are: the contract of an index.
 
-use std::{fmt, ops::ControlFlow};
-
-use varve_content::{ChunkId, NodeId, RootId};
+use std::ops::ControlFlow;
 
 use super::PackState;
 use crate::{
     Result,
-    error::Subject,
-    format::{Location, PackId, pack::RecordKind},
+    format::{Location, Name, PackId, PackKind},
 };
-
-/// Id of a record in a pack of nodes.
-#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum NodeKey {
-    /// A leaf.
-    Leaf(NodeId),
-    /// An inner node.
-    Inner(NodeId),
-    /// A root record.
-    Root(RootId),
-}
-
-impl NodeKey {
-    /// The key of a record; `None` for a chunk.
-    #[must_use]
-    pub const fn new(kind: RecordKind, id: [u8; 32]) -> Option<Self> {
-        match kind {
-            RecordKind::Chunk => None,
-            RecordKind::Leaf => Some(Self::Leaf(NodeId::from_bytes(id))),
-            RecordKind::Inner => Some(Self::Inner(NodeId::from_bytes(id))),
-            RecordKind::Root => Some(Self::Root(RootId::from_bytes(id))),
-        }
-    }
-
-    /// What it is the id of.
-    #[must_use]
-    pub const fn kind(&self) -> RecordKind {
-        match self {
-            Self::Leaf(_) => RecordKind::Leaf,
-            Self::Inner(_) => RecordKind::Inner,
-            Self::Root(_) => RecordKind::Root,
-        }
-    }
-
-    /// The id's bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        match self {
-            Self::Leaf(id) | Self::Inner(id) => id.as_bytes(),
-            Self::Root(id) => id.as_bytes(),
-        }
-    }
-}
-
-impl From<NodeKey> for Subject {
-    fn from(key: NodeKey) -> Self {
-        Self::Record {
-            kind: key.kind(),
-            id: *key.as_bytes(),
-        }
-    }
-}
-
-impl fmt::Display for NodeKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Leaf(id) | Self::Inner(id) => write!(f, "{} {id}", self.kind()),
-            Self::Root(id) => write!(f, "{} {id}", self.kind()),
-        }
-    }
-}
-
-impl fmt::Debug for NodeKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// Where things are.
 ///
 /// A location is a hint, and the index is the authority: a row that was read may be moved or
 /// removed before it is used, and who finds nothing where it points asks again.
 pub trait Index {
-    /// Where chunks are, in the order of `ids`, which may repeat.
+    /// Where records are, in the order of `names`, which may repeat.
     ///
     /// # Errors
     ///
     /// When the index cannot be read.
-    fn chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>>;
-
-    /// Where nodes and roots are, in the order of `keys`, which may repeat.
-    ///
-    /// # Errors
-    ///
-    /// When the index cannot be read.
-    fn nodes(&self, keys: &[NodeKey]) -> Result<Vec<Option<Location>>>;
+    fn lookup(&self, names: &[Name]) -> Result<Vec<Option<Location>>>;
 
     /// How far a pack is indexed; `None` for one that the index has not heard of.
     ///
@@ -139,23 +62,15 @@ pub trait IndexView {
     /// When the index cannot be read.
     fn pack_states(&self) -> Result<Vec<PackState>>;
 
-    /// Gives `row` all rows of a space, ascending by id, until it breaks off.
+    /// Gives `row` all rows of records in packs of a kind, ascending by the bytes of their names,
+    /// until it breaks off.
     ///
     /// # Errors
     ///
     /// When the index cannot be read.
     fn scan(
         &self,
-        space: Space,
-        row: &mut dyn FnMut([u8; 32], Location) -> ControlFlow<()>,
+        kind: PackKind,
+        row: &mut dyn FnMut(Name, Location) -> ControlFlow<()>,
     ) -> Result<()>;
-}
-
-/// What rows are of.
-#[derive(Debug, Copy, Clone, PartialEq, Eq)]
-pub enum Space {
-    /// Chunks.
-    Chunks,
-    /// Nodes and roots.
-    Nodes,
 }

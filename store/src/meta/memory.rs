@@ -2,24 +2,20 @@
 //! and a quick stand-in for it in tests. Nothing is kept up to date that can be worked out when it
 //! is asked for.
 
-use std::{
-    collections::{BTreeMap, btree_map},
-    ops::ControlFlow,
-};
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 use parking_lot::Mutex;
-use varve_content::ChunkId;
 
 use super::{
-    Batch, Catalog, Filter, Index, IndexView, Meta, NodeKey, Outcome, PackState, Page, RowKey,
-    Space, Totals,
-    batch::{RowChange, RowFate},
+    Batch, Catalog, Filter, Index, IndexView, Meta, Outcome, PackState, Page, Totals,
+    batch::RowFate,
 };
 use crate::{
     Error, Result,
     format::{
-        Change, Kind, Location, PackId,
+        Change, Kind, Location, Name, PackId, PackKind,
         catalog_log::Record,
+        pack::RecordKind,
         record::{Entry, OwnedKeys},
     },
 };
@@ -30,8 +26,7 @@ pub struct MemoryMeta(Mutex<Model>);
 
 #[derive(Debug, Clone, Default)]
 struct Model {
-    chunks: BTreeMap<ChunkId, Location>,
-    nodes: BTreeMap<NodeKey, Location>,
+    rows: BTreeMap<Name, Location>,
     packs: BTreeMap<u64, PackState>,
     last_pack_number: u64,
     /// By the numbers of their kinds.
@@ -114,43 +109,11 @@ impl Model {
     }
 }
 
-/// Makes a change of rows, of which `packs` are there.
-fn change_rows<K: Copy + Ord>(
-    rows: &mut BTreeMap<K, Location>,
-    changes: BTreeMap<K, RowChange>,
-    key_of: fn(K) -> RowKey,
-    is_there: impl Fn(PackId) -> bool,
-    outcome: &mut Outcome,
-) -> Result<()> {
-    for (key, change) in changes {
-        let row = rows.entry(key);
-        let present = match &row {
-            btree_map::Entry::Occupied(row) => Some(*row.get()),
-            btree_map::Entry::Vacant(_) => None,
-        };
-        let fate = change.decide(present, |pack| Ok(is_there(pack)))?;
-        outcome.note(|| key_of(key), change, fate);
-        match fate {
-            RowFate::Stays => {}
-            RowFate::Becomes(location) => drop(row.insert_entry(location)),
-            RowFate::Goes => drop(rows.remove(&key)),
-        }
-    }
-    Ok(())
-}
-
 impl Index for MemoryMeta {
-    fn chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>> {
+    fn lookup(&self, names: &[Name]) -> Result<Vec<Option<Location>>> {
         let model = self.0.lock();
-        Ok(ids.iter().map(|id| model.chunks.get(id).copied()).collect())
-    }
-
-    fn nodes(&self, keys: &[NodeKey]) -> Result<Vec<Option<Location>>> {
-        let model = self.0.lock();
-        Ok(keys
-            .iter()
-            .map(|key| model.nodes.get(key).copied())
-            .collect())
+        let rows = names.iter().map(|name| model.rows.get(name).copied());
+        Ok(rows.collect())
     }
 
     fn pack_state(&self, pack: PackId) -> Result<Option<PackState>> {
@@ -179,21 +142,16 @@ impl IndexView for Model {
 
     fn scan(
         &self,
-        space: Space,
-        row: &mut dyn FnMut([u8; 32], Location) -> ControlFlow<()>,
+        kind: PackKind,
+        row: &mut dyn FnMut(Name, Location) -> ControlFlow<()>,
     ) -> Result<()> {
-        let mut rows: Vec<([u8; 32], Location)> = match space {
-            Space::Chunks => (self.chunks.iter())
-                .map(|(id, location)| (*id.as_bytes(), *location))
-                .collect(),
-            Space::Nodes => (self.nodes.iter())
-                .map(|(key, location)| (*key.as_bytes(), *location))
-                .collect(),
-        };
-        rows.sort_unstable_by_key(|(id, _)| *id);
+        let mut rows: Vec<_> = (self.rows.iter())
+            .filter(|(name, _)| name.kind().pack_kind() == kind)
+            .collect();
+        rows.sort_unstable_by_key(|(name, _)| name.as_bytes());
         let _ = rows
             .into_iter()
-            .try_for_each(|(id, location)| row(id, location));
+            .try_for_each(|(name, location)| row(*name, *location));
         Ok(())
     }
 }
@@ -252,22 +210,16 @@ impl Meta for MemoryMeta {
             let known = known.is_some_and(|state| state.pack == pack);
             batch.says_of(pack).unwrap_or(known)
         };
-        let chunks = batch.chunks.clone();
-        change_rows(
-            &mut model.chunks,
-            chunks,
-            RowKey::Chunk,
-            is_there,
-            &mut outcome,
-        )?;
-        let nodes = batch.nodes.clone();
-        change_rows(
-            &mut model.nodes,
-            nodes,
-            RowKey::Node,
-            is_there,
-            &mut outcome,
-        )?;
+        for (name, change) in &batch.rows {
+            let present = model.rows.get(name).copied();
+            let fate = change.decide(present, |pack| Ok(is_there(pack)))?;
+            outcome.note(*name, *change, fate);
+            match fate {
+                RowFate::Stays => {}
+                RowFate::Becomes(location) => drop(model.rows.insert(*name, location)),
+                RowFate::Goes => drop(model.rows.remove(name)),
+            }
+        }
         for (pack, state) in batch.packs {
             match state {
                 Some(state) => drop(model.packs.insert(pack.number, state)),
@@ -284,21 +236,20 @@ impl Meta for MemoryMeta {
 
     fn totals(&self) -> Result<Totals> {
         let model = self.0.lock();
-        let locations = || model.chunks.values().chain(model.nodes.values());
         let mut totals = Totals {
-            chunks: model.chunks.len() as u64,
-            chunk_bytes: model
-                .chunks
-                .values()
-                .map(|location| u64::from(location.payload.plain_bytes))
-                .sum(),
-            nodes: model.nodes.len() as u64,
-            stored_bytes: locations()
-                .map(|location| location.payload.record_bytes())
-                .sum(),
             packs: model.packs.len() as u64,
             ..Totals::default()
         };
+        for (name, location) in &model.rows {
+            match name.kind() {
+                RecordKind::Chunk => {
+                    totals.chunks += 1;
+                    totals.chunk_bytes += u64::from(location.payload.plain_bytes);
+                }
+                RecordKind::Leaf | RecordKind::Inner | RecordKind::Root => totals.nodes += 1,
+            }
+            totals.stored_bytes += location.payload.record_bytes();
+        }
         for records in model.records.values() {
             if let Some(count) = totals.count_mut(records.kind) {
                 *count = records.by_id.len() as u64;

@@ -40,9 +40,9 @@ mod conformance;
 use std::fmt;
 
 pub use self::{
-    batch::{Batch, Outcome, RowKey},
+    batch::{Batch, Outcome},
     catalog::{Catalog, Filter, Page, Records},
-    index::{Index, IndexView, NodeKey, Space},
+    index::{Index, IndexView},
     key::{Key, SnapshotKey, VolumeKey},
     memory::MemoryMeta,
     record::{check_name, check_tags, now_ns},

@@ -9,9 +9,8 @@ use bytes::Bytes;
 use super::PackStore;
 use crate::{
     Damage, Error, Result,
-    error::Subject,
     format::{
-        FormatError, Location, PackId,
+        FormatError, Location, Name, PackId,
         pack::{Header, Payload, RECORD_HEADER_BYTES, RecordHeader},
     },
     io::{AlignedBuf, BUFFER_ALIGN},
@@ -130,7 +129,7 @@ impl PackReader {
         }
     }
 
-    /// Reads one record, which must have this id.
+    /// Reads one record, which must have this name.
     ///
     /// # Errors
     ///
@@ -139,11 +138,11 @@ impl PackReader {
     pub async fn read_record(
         &self,
         location: &Location,
-        id: &[u8; 32],
+        name: Name,
     ) -> Result<StoredRecord, ReadError> {
         let len = record_len(&location.payload);
         let bytes = self.read(location.pack, location.offset_bytes, len).await?;
-        Ok(check(location, id, &bytes)?)
+        Ok(check(location, name, &bytes)?)
     }
 
     /// Reads a span of [`plan_spans`].
@@ -211,12 +210,12 @@ impl PackReader {
 }
 
 impl ReadSpan {
-    /// One of its records, which must have this id.
+    /// One of its records, which must have this name.
     ///
     /// # Errors
     ///
     /// [`Error::Damaged`] if the bytes are not the record.
-    pub fn record(&self, location: &Location, id: &[u8; 32]) -> Result<StoredRecord> {
+    pub fn record(&self, location: &Location, name: Name) -> Result<StoredRecord> {
         let start = location
             .offset_bytes
             .checked_sub(self.offset_bytes)
@@ -225,7 +224,7 @@ impl ReadSpan {
             start.and_then(|start| Some(start..start.checked_add(record_len(&location.payload))?));
         match range {
             Some(range) if location.pack == self.pack && range.end <= self.bytes.len() => {
-                check(location, id, &self.bytes.slice(range))
+                check(location, name, &self.bytes.slice(range))
             }
             _ => Err(Error::Internal(format!(
                 "the record at offset {} of pack {} is not among the {} bytes read at offset {} \
@@ -250,18 +249,9 @@ const fn record_len(payload: &Payload) -> usize {
 }
 
 /// The record in `bytes`, if it is the one that the index describes.
-fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredRecord> {
-    let damage = |problem: FormatError| {
-        Damage::in_pack(
-            location.pack,
-            location.offset_bytes,
-            Subject::Record {
-                kind: location.payload.kind,
-                id: *id,
-            },
-            problem,
-        )
-    };
+fn check(location: &Location, name: Name, bytes: &Bytes) -> Result<StoredRecord> {
+    let damage =
+        |problem: FormatError| Damage::in_pack(location.pack, location.offset_bytes, name, problem);
     let header = Header::decode(bytes, location.offset_bytes).map_err(damage)?;
     let Header::Record(record) = header else {
         return Err(damage(FormatError::differs("record", "a record", "padding")).into());
@@ -273,15 +263,11 @@ fn check(location: &Location, id: &[u8; 32], bytes: &Bytes) -> Result<StoredReco
         );
         return Err(damage(FormatError::differs("record header", expected, found)).into());
     }
-    if record.id != *id {
-        let found = Subject::Record {
-            kind: record.payload.kind,
-            id: record.id,
-        };
+    if record.name() != name {
         return Err(damage(FormatError::differs(
             "id of a record",
             "the id asked for",
-            found,
+            record.name(),
         ))
         .into());
     }

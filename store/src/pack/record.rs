@@ -1,10 +1,10 @@
 //! Records on their way into a pack.
 
 use bytes::Bytes;
-use varve_content::{ChunkId, NodeId, RootId, chunker::End, codec::Codec};
+use varve_content::{chunker::End, codec::Codec};
 
 use crate::format::{
-    Location,
+    Location, Name,
     pack::{PAYLOAD_BYTES_MAX, Payload, RecordHeader, RecordKind},
 };
 
@@ -19,8 +19,8 @@ pub struct EncodedRecord {
 /// A record and its place.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct PlacedRecord {
-    /// The chunk's or node's id; the payload's kind tells which.
-    pub id: [u8; 32],
+    /// Its name.
+    pub name: Name,
     /// Where it is.
     pub location: Location,
 }
@@ -32,58 +32,51 @@ impl EncodedRecord {
     ///
     /// Like all of these constructors, if the payload exceeds the limit.
     #[must_use]
-    pub fn chunk(id: ChunkId, codec: Codec, end: End, plain_bytes: u32, stored: &[u8]) -> Self {
+    pub fn chunk(name: Name, codec: Codec, end: End, plain_bytes: u32, stored: &[u8]) -> Self {
+        debug_assert_eq!(
+            name.kind(),
+            RecordKind::Chunk,
+            "a node has no codec and no end"
+        );
         let payload = Payload {
-            kind: RecordKind::Chunk,
+            kind: name.kind(),
             codec,
             end_open: end == End::Open,
             plain_bytes,
             stored_bytes: checked_len(stored),
         };
-        Self::new(payload, *id.as_bytes(), stored)
+        Self::new(payload, name, stored)
     }
 
-    /// A leaf's encoding.
+    /// The encoding of a leaf, an inner node or a root.
+    ///
+    /// # Panics
+    ///
+    /// As [`chunk`](Self::chunk) does.
     #[must_use]
-    pub fn leaf(id: NodeId, encoded: &[u8]) -> Self {
-        Self::node(RecordKind::Leaf, *id.as_bytes(), encoded)
-    }
-
-    /// An inner node's encoding.
-    #[must_use]
-    pub fn inner(id: NodeId, encoded: &[u8]) -> Self {
-        Self::node(RecordKind::Inner, *id.as_bytes(), encoded)
-    }
-
-    /// A root's encoding.
-    #[must_use]
-    pub fn root(id: RootId, encoded: &[u8]) -> Self {
-        Self::node(RecordKind::Root, *id.as_bytes(), encoded)
-    }
-
-    fn node(kind: RecordKind, id: [u8; 32], encoded: &[u8]) -> Self {
+    pub fn node(name: Name, encoded: &[u8]) -> Self {
         let len = checked_len(encoded);
         let payload = Payload {
-            kind,
+            kind: name.kind(),
             codec: Codec::Raw,
             end_open: false,
             plain_bytes: len,
             stored_bytes: len,
         };
-        Self::new(payload, id, encoded)
+        Self::new(payload, name, encoded)
     }
 
-    fn new(payload: Payload, id: [u8; 32], stored: &[u8]) -> Self {
+    fn new(payload: Payload, name: Name, stored: &[u8]) -> Self {
         Self {
-            header: RecordHeader::new(payload, id, stored),
+            header: RecordHeader::new(payload, *name.as_bytes(), stored),
             stored: Bytes::copy_from_slice(stored),
         }
     }
 
-    /// The chunk's or node's id.
+    /// Its name.
     #[must_use]
-    pub const fn id(&self) -> &[u8; 32] {
-        &self.header.id
+    pub const fn name(&self) -> Name {
+        self.header.name()
     }
 
     /// The description of the payload.

@@ -324,14 +324,7 @@ impl<'a> PackScanner<'a> {
                 }
             }
             (Err(why), Header::Record(record)) => {
-                self.doubt(
-                    offset_bytes,
-                    Subject::Record {
-                        kind: record.payload.kind,
-                        id: record.id,
-                    },
-                    &why,
-                );
+                self.doubt(offset_bytes, record.name(), &why);
             }
             (Err(why), Header::Padding { .. }) => self.doubt(offset_bytes, "padding", &why),
         }
@@ -359,17 +352,11 @@ impl<'a> PackScanner<'a> {
             .ok();
         match listed.and_then(|at| footer.get(at)) {
             Some(entry) if entry.id == record.id && entry.payload == record.payload => Ok(()),
-            Some(entry) => {
-                let expected = Subject::Record {
-                    kind: entry.payload.kind,
-                    id: entry.id,
-                };
-                Err(FormatError::differs(
-                    "record",
-                    format_args!("{expected}, as the footer says"),
-                    "another",
-                ))
-            }
+            Some(entry) => Err(FormatError::differs(
+                "record",
+                format_args!("{}, as the footer says", entry.name()),
+                "another",
+            )),
             None => Err(FormatError::differs(
                 "record",
                 "none here, as the footer says",

@@ -71,7 +71,7 @@ pub async fn recover_tail(
                 return Ok(found);
             }
             ScanItem::Record(record) => found.records.push(PlacedRecord {
-                id: record.header.id,
+                name: record.header.name(),
                 location: Location {
                     pack,
                     offset_bytes: record.offset_bytes,

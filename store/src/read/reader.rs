@@ -22,7 +22,7 @@ use crate::{
         CheckedChunk, Engine, PACK_MOVES_MAX, Priority, RootPin, Scratch, StoredChunk,
         VerifiedChunk, apart_if_it_waits, needed_by, open_chunk, walked,
     },
-    format::Location,
+    format::{Location, Name},
     meta::SnapshotRecord,
     pack::{PackGone, PackReader, ReadError, Span, plan_spans},
 };
@@ -178,7 +178,7 @@ impl ContentReader {
             push_zeros(pieces, from - position);
             let chunk_start = entry.start_block as usize * BLOCK_BYTES;
             let range = from - chunk_start..to - chunk_start;
-            match self.engine.cache.chunk(entry.chunk) {
+            match self.engine.cache.chunk(Name::chunk(entry.chunk)) {
                 Some(chunk) => pieces.push(Piece::Data(slice(&chunk, range))),
                 None => {
                     absent.push((pieces.len(), entry.chunk, place, range));
@@ -343,7 +343,7 @@ impl ContentReader {
         for (position, id, place) in distinct {
             match place {
                 Some(place) => wanted.push((position, id, place)),
-                None => checked.push((position, Err(Damage::missing(id)))),
+                None => checked.push((position, Err(Damage::missing(Name::chunk(id))))),
             }
         }
         let mut moves = 0;
@@ -362,14 +362,15 @@ impl ContentReader {
                 match outcome {
                     SpanOutcome::Checked(chunks) => checked.extend(chunks),
                     SpanOutcome::Gone(gone, members) => {
-                        let ids: Vec<_> = members.iter().map(|(_, id, _)| *id).collect();
-                        let mut now = self.engine.moved_chunks(gone, &ids).await?;
+                        let names = members.iter().map(|(_, id, _)| Name::chunk(*id));
+                        let mut now = self.engine.moved_chunks(gone, names.collect()).await?;
                         now.retain(|_| moves < PACK_MOVES_MAX);
                         let mut now = now.into_iter().peekable();
                         for (at, (position, id, place)) in members.into_iter().enumerate() {
                             match now.next_if(|(moved, _)| *moved == at) {
                                 Some((_, now)) => moved.push((position, id, now)),
-                                None => checked.push((position, Err(in_gone_pack(id, place)))),
+                                None => checked
+                                    .push((position, Err(in_pack(id, place, "the pack is gone")))),
                             }
                         }
                     }
@@ -399,8 +400,7 @@ impl ContentReader {
             // The pack is shorter than it was: each chunk is told with its own place.
             Err(ReadError::Other(Error::Damaged(damage))) => {
                 let told = members.into_iter().map(|(position, id, place)| {
-                    let told = Damage::in_pack(place.pack, place.offset_bytes, id, &damage.problem);
-                    (position, Err(told))
+                    (position, Err(in_pack(id, place, &damage.problem)))
                 });
                 return Ok(SpanOutcome::Checked(told.collect()));
             }
@@ -408,7 +408,7 @@ impl ContentReader {
         };
         let open_all = move |scratch: &mut Scratch| {
             let opened = members.into_iter().map(|(position, id, place)| {
-                match read.record(&place, id.as_bytes()) {
+                match read.record(&place, Name::chunk(id)) {
                     Ok(record) => Ok((position, open_chunk(scratch, id, place, record.payload()))),
                     Err(Error::Damaged(damage)) => Ok((position, Err(damage))),
                     Err(error) => Err(error),
@@ -430,6 +430,6 @@ enum SpanOutcome {
     Gone(PackGone, Vec<WantedChunk>),
 }
 
-fn in_gone_pack(id: ChunkId, place: Location) -> Damage {
-    Damage::in_pack(place.pack, place.offset_bytes, id, "the pack is gone")
+fn in_pack(id: ChunkId, place: Location, problem: &str) -> Damage {
+    Damage::in_pack(place.pack, place.offset_bytes, Name::chunk(id), problem)
 }

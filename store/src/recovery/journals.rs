@@ -26,12 +26,10 @@ use super::rebuild::set_index_aside;
 use crate::{
     Error, Result,
     catalog_log::CatalogLog,
-    format::{Change, StoreId, catalog_log::Record, journal::first_sequence_of, names},
+    format::{Change, Name, StoreId, catalog_log::Record, journal::first_sequence_of, names},
     io::Disk,
     limits,
-    meta::{
-        Batch, Lookup as _, Meta, NodeKey, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord,
-    },
+    meta::{Batch, Lookup as _, Meta, SnapshotRecord, SnapshotState, VolumeId, VolumeRecord},
     pack::PackReader,
     volume::{check_owner, journal_numbers, read_owner, remove_journal},
 };
@@ -228,11 +226,12 @@ impl Scene<'_> {
 
     /// Checks that a root is in a pack, and that its bytes have its id.
     async fn check_root(&self, id: RootId) -> Result<std::result::Result<(), String>> {
-        let places = self.meta.nodes(&[NodeKey::Root(id)])?;
+        let name = Name::root(id);
+        let places = self.meta.lookup(&[name])?;
         let Some(place) = places.into_iter().next().flatten() else {
             return Ok(Err("it is in no pack".to_owned()));
         };
-        let record = self.packs.read_record(&place, id.as_bytes()).await;
+        let record = self.packs.read_record(&place, name).await;
         let record = match record.map_err(Error::from) {
             Ok(record) => record,
             Err(Error::Damaged(damage)) => return Ok(Err(damage.to_string())),

@@ -4,7 +4,6 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use crate::{
     Damage, Error, Result,
-    engine::put_record,
     format::{PackId, PackKind},
     meta::{Batch, Meta, PackState},
     pack::{LocalPacks, LostPlaces, PackStage, PackStore, PackWriter, PlacedRecord, recover_tail},
@@ -150,7 +149,7 @@ fn index(
 ) -> Result<()> {
     let mut batch = Batch::default();
     for record in records {
-        put_record(&mut batch, record);
+        batch.put(record.name, record.location);
     }
     batch.packs(states);
     meta.apply(batch, sync).map(drop)

@@ -18,7 +18,7 @@ use crate::{
     Damage, Error, Result,
     catalog_log::CatalogLog,
     engine::Options,
-    format::{StoreId, names},
+    format::{Name, StoreId, names},
     io::{self, Disk, OpenMode},
     limits,
     meta::{Meta, RocksMeta},
@@ -232,7 +232,7 @@ async fn keep_torn_tail(disk: &Arc<dyn Disk>, dir: &Path, log: &CatalogLog) -> R
 
 /// Snapshots whose root is in no pack. Verification checks everything below a root.
 fn incomplete(meta: &RocksMeta) -> Result<Vec<String>> {
-    use crate::meta::{Filter, Index as _, NodeKey, Records as _, SnapshotRecord};
+    use crate::meta::{Filter, Index as _, Records as _, SnapshotRecord};
     let mut incomplete = Vec::new();
     let mut next = Some(Vec::new());
     while let Some(from) = next {
@@ -241,15 +241,15 @@ fn incomplete(meta: &RocksMeta) -> Result<Vec<String>> {
         // Pending snapshots have no root yet.
         let roots = page.records.into_iter().filter_map(|record| {
             let label = record.label().into_owned();
-            record.root().map(|root| (label, NodeKey::Root(root)))
+            record.root().map(|root| (label, Name::root(root)))
         });
-        let (names, keys): (Vec<_>, Vec<_>) = roots.unzip();
-        let places = meta.nodes(&keys)?;
-        let absent = names
+        let (labels, roots): (Vec<_>, Vec<_>) = roots.unzip();
+        let places = meta.lookup(&roots)?;
+        let absent = labels
             .into_iter()
             .zip(places)
             .filter(|(_, place)| place.is_none());
-        incomplete.extend(absent.map(|(name, _)| name));
+        incomplete.extend(absent.map(|(label, _)| label));
     }
     Ok(incomplete)
 }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 pub use self::{
-    nodes::ExportedNode,
+    nodes::{ExportedNode, NodeKey},
     snapshots::{check_snapshot_name, check_snapshot_tags},
 };
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use varve_content::{
-    ChunkId, NodeId,
+    ChunkId, NodeId, RootId,
     tree::{InnerNode, Leaf},
 };
 
@@ -14,8 +14,30 @@ use super::Store;
 use crate::{
     Error, Result,
     engine::{Priority, StoredChunk},
-    meta::NodeKey,
+    format::Name,
+    meta::Meta,
 };
+
+/// Which node another store asks for, by its id. It cannot ask for a chunk so.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub enum NodeKey {
+    /// A leaf.
+    Leaf(NodeId),
+    /// An inner node.
+    Inner(NodeId),
+    /// A root record.
+    Root(RootId),
+}
+
+impl From<NodeKey> for Name {
+    fn from(key: NodeKey) -> Self {
+        match key {
+            NodeKey::Leaf(id) => Self::leaf(id),
+            NodeKey::Inner(id) => Self::inner(id),
+            NodeKey::Root(id) => Self::root(id),
+        }
+    }
+}
 
 /// A node of a tree as it is given to another store.
 #[derive(Debug, Clone)]
@@ -34,7 +56,8 @@ impl Store {
     ///
     /// [`Error::NotFound`] if there is no such node.
     pub async fn export_nodes(&self, keys: Vec<NodeKey>) -> Result<Vec<ExportedNode>> {
-        self.check_known(&keys).await?;
+        self.check_known(keys.iter().copied().map(Name::from).collect())
+            .await?;
         let nodes = keys.into_iter().map(|key| self.export_node(key));
         try_join_all(nodes).await
     }
@@ -61,7 +84,7 @@ impl Store {
     ///
     /// [`Error::NotFound`] if there is no such leaf, [`Error::Invalid`] if it has no such entry.
     pub async fn export_chunks(&self, leaf: NodeId, entries: &[u32]) -> Result<Vec<StoredChunk>> {
-        self.check_known(&[NodeKey::Leaf(leaf)]).await?;
+        self.check_known(vec![Name::leaf(leaf)]).await?;
         let located = self.engine.located_leaf(leaf).await?;
         let wanted = entries
             .iter()
@@ -92,7 +115,7 @@ impl Store {
     ///
     /// [`Error::Damaged`] if it is; those of reading.
     pub async fn known_leaf(&self, id: NodeId) -> Result<Option<Arc<Leaf>>> {
-        match self.is_known(NodeKey::Leaf(id)).await? {
+        match self.is_known(Name::leaf(id)).await? {
             true => Ok(Some(self.engine.plain_leaf(id).await?)),
             false => Ok(None),
         }
@@ -104,34 +127,33 @@ impl Store {
     ///
     /// [`Error::Damaged`] if it is; those of reading.
     pub async fn known_inner(&self, id: NodeId) -> Result<Option<Arc<InnerNode>>> {
-        match self.is_known(NodeKey::Inner(id)).await? {
+        match self.is_known(Name::inner(id)).await? {
             true => Ok(Some(self.engine.inner_node(id).await?)),
             false => Ok(None),
         }
     }
 
-    async fn is_known(&self, key: NodeKey) -> Result<bool> {
+    async fn is_known(&self, name: Name) -> Result<bool> {
         let engine = &self.engine;
         let places = engine
-            .meta(Priority::Read, move |meta| meta.nodes(&[key]))
+            .meta(Priority::Read, move |meta| meta.lookup(&[name]))
             .await?;
         let mut places = places.into_iter().flatten();
         let lost = engine.lost.read();
         Ok(places.any(|place| !lost.hold(&place)))
     }
 
-    async fn check_known(&self, keys: &[NodeKey]) -> Result<()> {
-        let wanted = keys.to_vec();
-        let known = self
-            .engine()
-            .meta(Priority::Write, move |meta| meta.nodes(&wanted))
-            .await?;
-        let mut places = keys.iter().zip(&known);
-        match places.find(|(_, place)| place.is_none()) {
+    async fn check_known(&self, names: Vec<Name>) -> Result<()> {
+        let find_absent = move |meta: &dyn Meta| {
+            let places = meta.lookup(&names)?;
+            let mut places = names.into_iter().zip(places);
+            Ok(places.find(|(_, place)| place.is_none()))
+        };
+        match self.engine().meta(Priority::Write, find_absent).await? {
             None => Ok(()),
-            Some((key, _)) => Err(Error::NotFound {
+            Some((name, _)) => Err(Error::NotFound {
                 what: "node",
-                name: key.to_string(),
+                name: name.to_string(),
             }),
         }
     }

@@ -8,21 +8,21 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use varve_content::{ChunkId, codec::Compression};
+use varve_content::codec::Compression;
 
 use super::{Random, assert_holds, block_on, random_image, scribble, seed, upload};
 use crate::{
     Error, Options, RebuildReport, RecoveryReport, Result, Store,
     engine::DirectoryLock,
-    format::{Kind, Location, PackId, StoreId, catalog_log::LogHeader, names, record::Entry},
+    format::{Kind, Location, Name, PackId, StoreId, catalog_log::LogHeader, names, record::Entry},
     io::{
         Disk,
         sim::{Call, SimDisk},
     },
     limits,
     meta::{
-        Batch, Catalog, Filter, Index, IndexView, MemoryMeta, Meta, NodeKey, Outcome, PackState,
-        Page, Totals,
+        Batch, Catalog, Filter, Index, IndexView, MemoryMeta, Meta, Outcome, PackState, Page,
+        Totals,
     },
     recovery::{Base, assemble, refill},
 };
@@ -62,11 +62,8 @@ impl PowerlessMeta {
 }
 
 impl Index for PowerlessMeta {
-    fn chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>> {
-        self.applied.chunks(ids)
-    }
-    fn nodes(&self, keys: &[NodeKey]) -> Result<Vec<Option<Location>>> {
-        self.applied.nodes(keys)
+    fn lookup(&self, names: &[Name]) -> Result<Vec<Option<Location>>> {
+        self.applied.lookup(names)
     }
     fn pack_state(&self, pack: PackId) -> Result<Option<PackState>> {
         self.applied.pack_state(pack)

@@ -7,7 +7,6 @@ use varve_content::block::SEGMENT_BYTES;
 use super::{Random, assert_holds, block_on, random_image, repairs::closed, upload};
 use crate::{
     ContentReader, Error, Options, Place, Store,
-    engine::put_record,
     format::{PackId, names},
     meta::{Batch, Meta as _, RocksMeta},
     pack::{LocalPacks, recover_tail},
@@ -36,7 +35,7 @@ async fn move_all(store: &Store) {
         fs::hard_link(names::pack(dir, *pack), names::pack(dir, to)).unwrap();
         for mut record in recover_tail(&*packs, *pack, None).await.unwrap().records {
             record.location.pack = to;
-            put_record(&mut batch, &record);
+            batch.put(record.name, record.location);
         }
     }
     engine.meta.apply(batch, true).unwrap();

@@ -17,10 +17,10 @@ use crate::{
     Error, Options, Store, ViolationKind,
     engine::DirectoryLock,
     format::{
-        Location, PackId, PackKind, PackState, names,
-        pack::{RecordKind, TRAILER_BYTES, Trailer, encode_footer},
+        Name, PackId, PackKind, PackState, names,
+        pack::{TRAILER_BYTES, Trailer, encode_footer},
     },
-    meta::{Batch, NodeKey},
+    meta::Batch,
     rebuild,
 };
 
@@ -163,21 +163,17 @@ fn verifying_reads_the_disk_and_no_cache() {
         let cut = cut(&image);
         // All of it is in memory.
         assert!(read(&store, "s", 0, image.len()).await.unwrap() == image);
-        let place = |places: crate::Result<Vec<Option<Location>>>| places.unwrap()[0].unwrap();
         let meta = &store.engine().meta;
+        let place = |name| meta.lookup(&[name]).unwrap()[0].unwrap();
         let chunk = *cut.chunks.keys().next().unwrap();
         let leaves = [1, 0].map(|at: usize| cut.leaves[at].1.id());
-        let places = [
-            place(meta.nodes(&[NodeKey::Leaf(leaves[0])])),
-            place(meta.nodes(&[NodeKey::Leaf(leaves[1])])),
-            place(meta.chunks(&[chunk])),
+        let names = [
+            Name::leaf(leaves[0]),
+            Name::leaf(leaves[1]),
+            Name::chunk(chunk),
         ];
-        let ids = [
-            (RecordKind::Leaf, *leaves[0].as_bytes()),
-            (RecordKind::Leaf, *leaves[1].as_bytes()),
-            (RecordKind::Chunk, *chunk.as_bytes()),
-        ];
-        for (at, id) in places.into_iter().zip(ids) {
+        for name in names {
+            let at = place(name);
             let path = names::pack(dir.path(), at.pack);
             flip(&path, at.offset_bytes + 70);
             let mut verify = store.verify(&"s".into()).await.unwrap();
@@ -186,7 +182,7 @@ fn verifying_reads_the_disk_and_no_cache() {
                 violations.extend(progress.violations);
             }
             let named = format!("pack {} at offset {}:", at.pack, at.offset_bytes);
-            let found = violations.iter().find(|found| found.id() == Some(id));
+            let found = violations.iter().find(|found| found.name() == Some(name));
             let found = found.unwrap_or_else(|| panic!("{named}: {violations:?}"));
             assert!(found.to_string().contains(&named), "{named}: {found}");
             assert!(matches!(found.kind, ViolationKind::Damage(_)));
@@ -196,7 +192,7 @@ fn verifying_reads_the_disk_and_no_cache() {
             flip(&path, at.offset_bytes + 70);
             assert_holds(&store, "s", &image).await;
         }
-        let at = place(meta.nodes(&[NodeKey::Root(root)]));
+        let at = place(Name::root(root));
         flip(&names::pack(dir.path(), at.pack), at.offset_bytes + 70);
         let refused = store.verify(&"s".into()).await.unwrap_err();
         assert!(matches!(refused, Error::Damaged(_)), "{refused}");

@@ -28,7 +28,7 @@ const TRAILER_MAGIC: [u8; 8] = *b"VARVSEAL";
 /// | 40 | 12 | [`Payload`] |
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct FooterEntry {
-    /// The chunk's or node's id.
+    /// The bytes of the record's [`name`](Self::name).
     pub id: [u8; 32],
     /// Offset of its header, in bytes.
     pub offset_bytes: u64,

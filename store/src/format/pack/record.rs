@@ -236,7 +236,7 @@ impl Payload {
 pub struct RecordHeader {
     /// How the payload is kept.
     pub payload: Payload,
-    /// The chunk's or node's id.
+    /// The bytes of the record's [`name`](Self::name).
     pub id: [u8; 32],
     /// CRC-32 of the payload as stored.
     pub payload_crc32: u32,

@@ -23,12 +23,8 @@ fn with_packs(numbers: impl IntoIterator<Item = u64>) -> Batch {
     batch
 }
 
-fn row(number: u64) -> RowKey {
-    RowKey::Chunk(chunk_id(number))
-}
-
 fn row_of(meta: &dyn Meta, number: u64) -> Option<Location> {
-    meta.chunks(&[chunk_id(number)]).unwrap()[0]
+    meta.lookup(&[chunk(number)]).unwrap()[0]
 }
 
 /// Checks that the totals are those of exactly these chunks.
@@ -45,14 +41,14 @@ fn assert_chunks(meta: &dyn Meta, rows: &[Location]) {
 pub(super) fn a_record_is_put_unless_the_pack_that_has_it_is_there(meta: &dyn Meta) {
     let (first, second) = (chunk_at(1, 0, 100), chunk_at(2, 8, 5000));
     let mut batch = with_packs([1, 2]);
-    batch.put_unless_kept(row(1), first);
+    batch.put_unless_kept(chunk(1), first);
     assert_eq!(meta.apply(batch, false).unwrap(), Outcome::default());
-    let offer = |batch: &mut Batch| batch.put_unless_kept(row(1), second);
+    let offer = |batch: &mut Batch| batch.put_unless_kept(chunk(1), second);
 
     let mut batch = Batch::default();
     offer(&mut batch);
     let outcome = meta.apply(batch, false).unwrap();
-    assert_eq!(outcome.kept, [row(1)]);
+    assert_eq!(outcome.kept, [chunk(1)]);
     assert_eq!(row_of(meta, 1), Some(first));
     assert_chunks(meta, &[first]);
 
@@ -67,7 +63,7 @@ pub(super) fn a_record_is_put_unless_the_pack_that_has_it_is_there(meta: &dyn Me
     // The index knows nothing of the pack, or is told to forget it in the same batch.
     for forgets in [false, true] {
         let mut batch = Batch::default();
-        batch.put_chunk(chunk_id(1), chunk_at(7, 0, 100));
+        batch.put(chunk(1), chunk_at(7, 0, 100));
         if forgets {
             batch.packs(&[PackState {
                 pack: pack(7),
@@ -89,26 +85,26 @@ pub(super) fn a_record_is_put_unless_the_pack_that_has_it_is_there(meta: &dyn Me
 
 pub(super) fn a_row_moves_only_from_the_pack_that_it_points_into(meta: &dyn Meta) {
     let (old, new) = (chunk_at(1, 0, 100), chunk_at(3, 8, 100));
-    let key = leaf_key(9);
+    let name = leaf(9);
     let (leaf, moved) = (
         location(RecordKind::Leaf, 4, 0, 100),
         location(RecordKind::Leaf, 5, 0, 100),
     );
     let mut batch = chunks([(1, old), (2, chunk_at(2, 0, 300))]);
-    batch.put_node(key, leaf);
+    batch.put(name, leaf);
     meta.apply(batch, false).unwrap();
 
     let mut batch = Batch::default();
-    batch.move_from(row(1), pack(1), new);
-    batch.move_from(row(2), pack(1), new);
-    batch.move_from(row(3), pack(1), new);
-    batch.move_from(RowKey::Node(key), leaf.pack, moved);
+    batch.move_from(chunk(1), pack(1), new);
+    batch.move_from(chunk(2), pack(1), new);
+    batch.move_from(chunk(3), pack(1), new);
+    batch.move_from(name, leaf.pack, moved);
     let outcome = meta.apply(batch.clone(), true).unwrap();
     assert_eq!(outcome.kept, kept([2, 3]));
     assert_eq!(row_of(meta, 1), Some(new));
     assert_eq!(row_of(meta, 2), Some(chunk_at(2, 0, 300)));
     assert_eq!(row_of(meta, 3), None);
-    assert_eq!(meta.nodes(&[key]).unwrap(), [Some(moved)]);
+    assert_eq!(meta.lookup(&[name]).unwrap(), [Some(moved)]);
     let nodes = meta.totals().unwrap();
     assert_eq!((nodes.chunks, nodes.nodes), (2, 1));
 
@@ -118,9 +114,9 @@ pub(super) fn a_row_moves_only_from_the_pack_that_it_points_into(meta: &dyn Meta
     assert_eq!(row_of(meta, 1), Some(new));
 }
 
-/// The keys of rows, ascending.
-fn kept<const N: usize>(numbers: [u64; N]) -> Vec<RowKey> {
-    let mut kept = numbers.map(row).to_vec();
+/// The names of rows, ascending.
+fn kept<const N: usize>(numbers: [u64; N]) -> Vec<Name> {
+    let mut kept = numbers.map(chunk).to_vec();
     kept.sort_unstable();
     kept
 }
@@ -131,7 +127,7 @@ pub(super) fn a_row_is_removed_only_with_the_pack_that_it_points_into(meta: &dyn
         .unwrap();
     let mut batch = Batch::default();
     for number in 1..=3 {
-        batch.remove_from(row(number), pack(1));
+        batch.remove_from(chunk(number), pack(1));
     }
     let outcome = meta.apply(batch, true).unwrap();
     assert_eq!(outcome.kept, kept([2, 3]));
@@ -147,42 +143,42 @@ pub(super) fn of_two_changes_of_a_row_the_later_counts(meta: &dyn Meta) {
     let (old, new) = (chunk_at(1, 0, 100), chunk_at(2, 0, 100));
     meta.apply(chunks([(1, old)]), false).unwrap();
     let mut batch = Batch::default();
-    batch.put_chunk(chunk_id(1), new);
-    batch.remove_from(row(1), pack(1));
+    batch.put(chunk(1), new);
+    batch.remove_from(chunk(1), pack(1));
     assert_eq!(meta.apply(batch, false).unwrap(), Outcome::default());
     assert_eq!(row_of(meta, 1), None);
     let mut batch = Batch::default();
-    batch.remove_from(row(1), pack(1));
-    batch.put_chunk(chunk_id(1), new);
+    batch.remove_from(chunk(1), pack(1));
+    batch.put(chunk(1), new);
     assert_eq!(meta.apply(batch, false).unwrap(), Outcome::default());
     assert_eq!(row_of(meta, 1), Some(new));
     assert_chunks(meta, &[new]);
 }
 
-/// All rows of a space.
-fn rows(view: &dyn IndexView, space: Space) -> Vec<([u8; 32], Location)> {
+/// All rows of a kind.
+fn rows(view: &dyn IndexView, kind: PackKind) -> Vec<(Name, Location)> {
     let mut rows = Vec::new();
-    let mut keep = |id, location| {
-        rows.push((id, location));
+    let mut keep = |name, location| {
+        rows.push((name, location));
         ControlFlow::Continue(())
     };
-    view.scan(space, &mut keep).unwrap();
+    view.scan(kind, &mut keep).unwrap();
     rows
 }
 
 pub(super) fn a_view_stays_as_it_was(meta: &dyn Meta) {
     let mut batch = with_packs([1]);
-    batch.put_chunk(chunk_id(1), chunk_at(1, 0, 100));
+    batch.put(chunk(1), chunk_at(1, 0, 100));
     meta.apply(batch, false).unwrap();
     let mut looked = 0;
     let mut look = |view: &dyn IndexView| {
         looked += 1;
-        let before = rows(view, Space::Chunks);
+        let before = rows(view, PackKind::Chunks);
         let mut batch = with_packs([1, 2]);
-        batch.put_chunk(chunk_id(2), chunk_at(2, 0, 100));
-        batch.remove_from(row(1), pack(1));
+        batch.put(chunk(2), chunk_at(2, 0, 100));
+        batch.remove_from(chunk(1), pack(1));
         meta.apply(batch, true)?;
-        assert_eq!(rows(view, Space::Chunks), before);
+        assert_eq!(rows(view, PackKind::Chunks), before);
         assert_eq!(view.pack_states()?.len(), 1);
         assert_eq!(row_of(meta, 1), None);
         Ok(())
@@ -190,8 +186,8 @@ pub(super) fn a_view_stays_as_it_was(meta: &dyn Meta) {
     meta.view(&mut look).unwrap();
     assert_eq!(looked, 1);
     let mut look = |view: &dyn IndexView| {
-        let expected = (*chunk_id(2).as_bytes(), chunk_at(2, 0, 100));
-        assert_eq!(rows(view, Space::Chunks), [expected]);
+        let expected = (chunk(2), chunk_at(2, 0, 100));
+        assert_eq!(rows(view, PackKind::Chunks), [expected]);
         Err(Error::Closing)
     };
     assert!(matches!(meta.view(&mut look), Err(Error::Closing)));
@@ -200,18 +196,24 @@ pub(super) fn a_view_stays_as_it_was(meta: &dyn Meta) {
 pub(super) fn a_scan_gives_all_rows_in_order_until_it_breaks_off(meta: &dyn Meta) {
     const COUNT: u64 = 3000;
     let mut batch = chunks((0..COUNT).map(|n| (n, chunk_at(1, 64 * n, 9))));
+    // By their bytes, whatever their kinds.
+    let (low, high) = (
+        Name::new(RecordKind::Root, [1; 32]),
+        Name::new(RecordKind::Leaf, [2; 32]),
+    );
+    let root = location(RecordKind::Root, 2, 80, 48);
     let node = location(RecordKind::Leaf, 2, 0, 100);
-    batch.put_node(leaf_key(1), node);
+    batch.put(low, root);
+    batch.put(high, node);
     meta.apply(batch, false).unwrap();
     let mut look = |view: &dyn IndexView| {
-        let found = rows(view, Space::Chunks);
+        let found = rows(view, PackKind::Chunks);
         assert!(found.is_sorted_by(|(a, _), (b, _)| a < b));
-        let mut expected: Vec<_> = (0..COUNT).map(|n| *chunk_id(n).as_bytes()).collect();
+        let mut expected: Vec<_> = (0..COUNT).map(chunk).collect();
         expected.sort_unstable();
-        let ids = found.iter().map(|(id, _)| *id);
-        assert_eq!(ids.collect::<Vec<_>>(), expected);
-        let of_node = (*leaf_key(1).as_bytes(), node);
-        assert_eq!(rows(view, Space::Nodes), [of_node]);
+        let names = found.iter().map(|(name, _)| *name);
+        assert_eq!(names.collect::<Vec<_>>(), expected);
+        assert_eq!(rows(view, PackKind::Nodes), [(low, root), (high, node)]);
 
         let mut seen = 0;
         let mut stop = |_, _| {
@@ -221,7 +223,7 @@ pub(super) fn a_scan_gives_all_rows_in_order_until_it_breaks_off(meta: &dyn Meta
                 _ => ControlFlow::Continue(()),
             }
         };
-        view.scan(Space::Chunks, &mut stop)?;
+        view.scan(PackKind::Chunks, &mut stop)?;
         assert_eq!(seen, 10);
         Ok(())
     };

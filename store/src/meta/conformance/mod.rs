@@ -10,14 +10,14 @@ mod model;
 
 use std::collections::BTreeMap;
 
-use varve_content::{ChunkId, NodeId, RootId, codec::Codec};
+use varve_content::{RootId, codec::Codec};
 
 use self::{catalog::*, index::*};
 use super::*;
 use crate::{
     Error,
     format::{
-        Location, PackId, PackKind, StoreId,
+        Location, Name, PackId, PackKind, StoreId,
         catalog_log::Record,
         pack::{PACK_HEADER_BYTES, Payload, RecordKind},
         record::note::KINDS,
@@ -80,12 +80,12 @@ over_every_meta!(
     a_kind_that_only_tests_have_is_kept_like_all,
 );
 
-pub(super) fn chunk_id(number: u64) -> ChunkId {
-    ChunkId::of(&number.to_le_bytes())
+pub(super) fn chunk(number: u64) -> Name {
+    Name::of(RecordKind::Chunk, &number.to_le_bytes())
 }
 
-pub(super) fn leaf_key(number: u64) -> NodeKey {
-    NodeKey::Leaf(NodeId::from_bytes(*chunk_id(number).as_bytes()))
+pub(super) fn leaf(number: u64) -> Name {
+    Name::new(RecordKind::Leaf, *chunk(number).as_bytes())
 }
 
 pub(super) fn location(
@@ -164,7 +164,7 @@ pub(super) fn volume(number: u8, name: &str) -> VolumeRecord {
 fn chunks(entries: impl IntoIterator<Item = (u64, Location)>) -> Batch {
     let mut batch = Batch::default();
     for (number, location) in entries {
-        batch.put_chunk(chunk_id(number), location);
+        batch.put(chunk(number), location);
     }
     batch
 }
@@ -219,9 +219,9 @@ fn names(records: &[SnapshotRecord]) -> Vec<&str> {
 fn an_empty_store(meta: &dyn Meta) {
     assert_eq!(meta.totals().unwrap(), Totals::default());
     assert_eq!(meta.catalog_sequence().unwrap(), 0);
-    assert_eq!(meta.chunks(&[]).unwrap(), []);
-    assert_eq!(meta.chunks(&[chunk_id(1)]).unwrap(), [None]);
-    assert_eq!(meta.nodes(&[leaf_key(1)]).unwrap(), [None]);
+    assert_eq!(meta.lookup(&[]).unwrap(), []);
+    assert_eq!(meta.lookup(&[chunk(1)]).unwrap(), [None]);
+    assert_eq!(meta.lookup(&[leaf(1)]).unwrap(), [None]);
     assert_eq!(meta.pack_states().unwrap(), []);
     assert_eq!(list::<SnapshotRecord>(meta, None, "", 10).unwrap(), []);
     assert_eq!(meta.get::<SnapshotRecord>(&snapshot_id(1)).unwrap(), None);
@@ -243,17 +243,17 @@ fn lookups_answer_in_the_order_asked(meta: &dyn Meta) {
         .rev()
         .chain([5, 5, COUNT + 5, 5])
         .collect();
-    let ids: Vec<_> = asked.iter().map(|number| chunk_id(*number)).collect();
+    let names: Vec<_> = asked.iter().map(|number| chunk(*number)).collect();
     let expected: Vec<_> = asked
         .iter()
         .map(|n| (*n < COUNT).then(|| chunk_at(1, 64 * n, 9)))
         .collect();
-    assert_eq!(meta.chunks(&ids).unwrap(), expected);
+    assert_eq!(meta.lookup(&names).unwrap(), expected);
 }
 
 fn putting_again_counts_once(meta: &dyn Meta) {
     let mut batch = chunks([(1, chunk_at(1, 0, 5000))]);
-    batch.put_node(leaf_key(1), location(RecordKind::Leaf, 2, 0, 100));
+    batch.put(leaf(1), location(RecordKind::Leaf, 2, 0, 100));
     for _ in 0..3 {
         meta.apply(batch.clone(), false).unwrap();
     }
@@ -270,13 +270,13 @@ fn putting_again_counts_once(meta: &dyn Meta) {
 
 fn a_record_that_moves_counts_where_it_is(meta: &dyn Meta) {
     let mut batch = chunks([(1, chunk_at(1, 0, 5000))]);
-    batch.put_node(leaf_key(1), location(RecordKind::Leaf, 2, 0, 100));
+    batch.put(leaf(1), location(RecordKind::Leaf, 2, 0, 100));
     meta.apply(batch, false).unwrap();
     let mut batch = chunks([(1, chunk_at(3, 80, 4992))]);
-    batch.put_node(leaf_key(1), location(RecordKind::Leaf, 4, 80, 104));
+    batch.put(leaf(1), location(RecordKind::Leaf, 4, 80, 104));
     meta.apply(batch, false).unwrap();
     assert_eq!(
-        meta.chunks(&[chunk_id(1)]).unwrap(),
+        meta.lookup(&[chunk(1)]).unwrap(),
         [Some(chunk_at(3, 80, 4992))]
     );
     let totals = meta.totals().unwrap();
@@ -293,7 +293,7 @@ fn the_last_put_of_a_batch_counts(meta: &dyn Meta) {
     )
     .unwrap();
     assert_eq!(
-        meta.chunks(&[chunk_id(1)]).unwrap(),
+        meta.lookup(&[chunk(1)]).unwrap(),
         [Some(chunk_at(1, 99, 200))]
     );
     assert_eq!(meta.totals().unwrap().chunks, 1);
@@ -302,16 +302,16 @@ fn the_last_put_of_a_batch_counts(meta: &dyn Meta) {
 fn chunks_and_nodes_are_kept_apart(meta: &dyn Meta) {
     meta.apply(chunks([(1, chunk_at(1, 0, 100))]), false)
         .unwrap();
-    assert_eq!(meta.nodes(&[leaf_key(1)]).unwrap(), [None]);
-    let root = NodeKey::Root(RootId::from_bytes([9; 32]));
+    assert_eq!(meta.lookup(&[leaf(1)]).unwrap(), [None]);
+    let root = Name::new(RecordKind::Root, [9; 32]);
     let place = location(RecordKind::Root, 2, 0, 48);
     let mut batch = Batch::default();
-    batch.put_node(root, place);
+    batch.put(root, place);
     meta.apply(batch, false).unwrap();
-    assert_eq!(
-        meta.nodes(&[leaf_key(1), root]).unwrap(),
-        [None, Some(place)]
-    );
+    // A root is no leaf, though who asks may say so.
+    let other = Name::new(RecordKind::Leaf, [9; 32]);
+    let found = meta.lookup(&[leaf(1), root, other]).unwrap();
+    assert_eq!(found, [None, Some(place), None]);
 }
 
 fn pack_states_are_replaced(meta: &dyn Meta) {
@@ -468,7 +468,7 @@ fn a_taken_name_refuses_the_whole_batch(meta: &dyn Meta) {
         Change::put(&snapshot(3, "a")),
     ];
     let mut batch = self::changes(meta, changes);
-    batch.put_chunk(chunk_id(1), chunk_at(1, 0, 100));
+    batch.put(chunk(1), chunk_at(1, 0, 100));
     match meta.apply(batch, false) {
         Err(Error::AlreadyExists { what, name, id }) => {
             assert_eq!(
@@ -479,7 +479,7 @@ fn a_taken_name_refuses_the_whole_batch(meta: &dyn Meta) {
         other => panic!("{other:?}"),
     }
     assert_eq!(meta.totals().unwrap(), before);
-    assert_eq!(meta.chunks(&[chunk_id(1)]).unwrap(), [None]);
+    assert_eq!(meta.lookup(&[chunk(1)]).unwrap(), [None]);
     assert_eq!(
         names(&list::<SnapshotRecord>(meta, None, "", 10).unwrap()),
         ["a"]
@@ -493,7 +493,7 @@ fn a_gap_in_the_catalog_refuses_the_whole_batch(meta: &dyn Meta) {
     put_snapshots(meta, [snapshot(1, "a")]);
     for sequence in [0, 1, 3, u64::MAX] {
         let mut batch = Batch::default();
-        batch.put_chunk(chunk_id(1), chunk_at(1, 0, 100));
+        batch.put(chunk(1), chunk_at(1, 0, 100));
         let change = Change::put(&snapshot(2, "b"));
         batch.catalog(sequence, Record::One(change));
         let error = meta.apply(batch, false).unwrap_err();
@@ -503,7 +503,7 @@ fn a_gap_in_the_catalog_refuses_the_whole_batch(meta: &dyn Meta) {
         );
     }
     assert_eq!(meta.catalog_sequence().unwrap(), 1);
-    assert_eq!(meta.chunks(&[chunk_id(1)]).unwrap(), [None]);
+    assert_eq!(meta.lookup(&[chunk(1)]).unwrap(), [None]);
     assert!(meta.is_healthy());
 }
 

@@ -31,12 +31,15 @@ fn any_location(kind: RecordKind) -> impl Strategy<Value = Location> {
         .prop_map(move |(pack, at, stored)| location(kind, pack, at, stored))
 }
 
-fn any_node() -> impl Strategy<Value = (NodeKey, Location)> {
+fn any_node() -> impl Strategy<Value = (Name, Location)> {
     (kinds_of_nodes(), 0..NODES).prop_flat_map(|(kind, number)| {
-        // Ids of different kinds are different, as the real ones are.
-        let id = *chunk_id(number << 8 | kind as u64).as_bytes();
-        any_location(kind).prop_map(move |location| (NodeKey::new(kind, id).unwrap(), location))
+        any_location(kind).prop_map(move |location| (node(kind, number), location))
     })
+}
+
+/// Names of different kinds have different bytes, as the real ones have.
+fn node(kind: RecordKind, number: u64) -> Name {
+    Name::new(kind, *chunk(number << 8 | kind as u64).as_bytes())
 }
 
 fn any_pack_state() -> impl Strategy<Value = PackState> {
@@ -126,12 +129,10 @@ fn any_step() -> impl Strategy<Value = Step> {
     let apply = (chunks, nodes, packs, records, any::<bool>()).prop_map(
         |(chunks, nodes, packs, records, sync)| {
             let mut batch = Batch::default();
-            chunks
-                .into_iter()
-                .for_each(|(number, location)| batch.put_chunk(chunk_id(number), location));
-            nodes
-                .into_iter()
-                .for_each(|(key, location)| batch.put_node(key, location));
+            let chunks = chunks.into_iter().map(|(number, at)| (chunk(number), at));
+            for (name, location) in chunks.chain(nodes) {
+                batch.put(name, location);
+            }
             batch.packs(&packs);
             Step::Apply {
                 batch,
@@ -145,14 +146,10 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 /// All that can be asked.
 fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
-    let chunks: Vec<_> = (0..CHUNKS).map(chunk_id).collect();
-    let nodes: Vec<_> = (0..NODES)
-        .flat_map(|number| {
-            [RecordKind::Leaf, RecordKind::Inner, RecordKind::Root].map(|kind| {
-                NodeKey::new(kind, *chunk_id(number << 8 | kind as u64).as_bytes()).unwrap()
-            })
-        })
-        .collect();
+    let nodes = (0..NODES).flat_map(|number| {
+        [RecordKind::Leaf, RecordKind::Inner, RecordKind::Root].map(|kind| node(kind, number))
+    });
+    let names: Vec<_> = (0..CHUNKS).map(chunk).chain(nodes).collect();
     let pages: Vec<_> = [
         (None, ""),
         (None, "a/"),
@@ -212,7 +209,7 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             meta.catalog_sequence().unwrap(),
             meta.pack_states().unwrap(),
         ),
-        (meta.chunks(&chunks).unwrap(), meta.nodes(&nodes).unwrap()),
+        meta.lookup(&names).unwrap(),
         (pages, by_tags, by_name, by_id),
     )
 }

@@ -2,17 +2,13 @@
 
 use std::{collections::BTreeMap, fmt, ops::SubAssign};
 
-use rocksdb::{ColumnFamily, WriteBatch, WriteOptions};
-use varve_content::ChunkId;
+use rocksdb::{WriteBatch, WriteOptions};
 
 use super::{Database, Known, REMEDY, RocksMeta, failed_at};
 use crate::{
     Error, Result,
-    format::{Location, PackId, PackState, StoreId, keys},
-    meta::{
-        Batch, Meta, NodeKey, Outcome, RowKey, Totals,
-        batch::{RowChange, RowFate},
-    },
+    format::{Location, PackId, PackKind, PackState, StoreId, keys},
+    meta::{Batch, Meta, Outcome, Totals, batch::RowFate},
 };
 
 impl Meta for RocksMeta {
@@ -37,8 +33,7 @@ impl Meta for RocksMeta {
             packs: BTreeMap::new(),
             outcome: Outcome::default(),
         };
-        rows.add_chunks(&mut write, &mut totals)?;
-        rows.add_nodes(&mut write, &mut totals)?;
+        rows.add(&mut write, &mut totals)?;
         let outcome = rows.outcome;
         database.add_packs(&batch, &mut write, &mut totals)?;
         let after = Known {
@@ -146,49 +141,37 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    fn add_chunks(&mut self, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
+    fn add(&mut self, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
         let batch = self.batch;
-        let ids = batch.chunks.keys().map(ChunkId::as_bytes);
-        let present = self.database.locations(keys::CHUNKS, ids)?;
-        let family = self.database.family(keys::CHUNKS)?;
-        for ((id, change), present) in batch.chunks.iter().zip(present) {
-            let fate = self.decide(RowKey::Chunk(*id), *change, present)?;
+        let present = self.database.rows(batch.rows.keys())?;
+        let chunks = self.database.family(keys::CHUNKS)?;
+        let nodes = self.database.family(keys::NODES)?;
+        for ((name, change), present) in batch.rows.iter().zip(present) {
+            let fate = change.decide(present, |pack| self.is_there(pack))?;
+            self.outcome.note(*name, *change, fate);
             let Some(new) = changed(present, fate) else {
                 continue;
             };
-            count(present, new, &mut totals.chunks, &mut totals.stored_bytes)?;
-            let plain = |row: Option<Location>| row.map(|it| it.payload.plain_bytes.into());
-            replace(&mut totals.chunk_bytes, plain(present), plain(new))?;
-            put(write, family, id.as_bytes(), new);
-        }
-        Ok(())
-    }
-
-    fn add_nodes(&mut self, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
-        let batch = self.batch;
-        let ids = batch.nodes.keys().map(NodeKey::as_bytes);
-        let present = self.database.locations(keys::NODES, ids)?;
-        let family = self.database.family(keys::NODES)?;
-        for ((key, change), present) in batch.nodes.iter().zip(present) {
-            let fate = self.decide(RowKey::Node(*key), *change, present)?;
-            let Some(new) = changed(present, fate) else {
-                continue;
+            let family = match name.kind().pack_kind() {
+                PackKind::Chunks => {
+                    replace(&mut totals.chunks, present.map(|_| 1), new.map(|_| 1))?;
+                    let plain = |row: Option<Location>| row.map(|it| it.payload.plain_bytes.into());
+                    replace(&mut totals.chunk_bytes, plain(present), plain(new))?;
+                    chunks
+                }
+                PackKind::Nodes => {
+                    replace(&mut totals.nodes, present.map(|_| 1), new.map(|_| 1))?;
+                    nodes
+                }
             };
-            count(present, new, &mut totals.nodes, &mut totals.stored_bytes)?;
-            put(write, family, key.as_bytes(), new);
+            let record = |row: Option<Location>| row.map(|it| it.payload.record_bytes());
+            replace(&mut totals.stored_bytes, record(present), record(new))?;
+            match new {
+                Some(location) => write.put_cf(family, name.as_bytes(), location.encode()),
+                None => write.delete_cf(family, name.as_bytes()),
+            }
         }
         Ok(())
-    }
-
-    fn decide(
-        &mut self,
-        key: RowKey,
-        change: RowChange,
-        present: Option<Location>,
-    ) -> Result<RowFate> {
-        let fate = change.decide(present, |pack| self.is_there(pack))?;
-        self.outcome.note(|| key, change, fate);
-        Ok(fate)
     }
 
     /// Whether a pack is there, by the batch or else by the index.
@@ -215,29 +198,10 @@ fn changed(present: Option<Location>, fate: RowFate) -> Option<Option<Location>>
     (new != present).then_some(new)
 }
 
-/// Counts a row that is replaced, and the bytes of its record.
-fn count(
-    present: Option<Location>,
-    new: Option<Location>,
-    rows: &mut u64,
-    stored_bytes: &mut u64,
-) -> Result<()> {
-    let record = |row: Option<Location>| row.map(|it| it.payload.record_bytes());
-    replace(rows, present.map(|_| 1), new.map(|_| 1))?;
-    replace(stored_bytes, record(present), record(new))
-}
-
 /// Puts one amount in the place of another in a total.
 fn replace(total: &mut u64, present: Option<u64>, new: Option<u64>) -> Result<()> {
     take(total, present.unwrap_or_default())?;
     add(total, new.unwrap_or_default())
-}
-
-fn put(write: &mut WriteBatch, family: &ColumnFamily, id: &[u8; 32], new: Option<Location>) {
-    match new {
-        Some(location) => write.put_cf(family, id, location.encode()),
-        None => write.delete_cf(family, id),
-    }
 }
 
 pub(super) fn add(total: &mut u64, amount: u64) -> Result<()> {

@@ -34,13 +34,12 @@ use std::{
 use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use rocksdb::{ColumnFamily, DB, ErrorKind, IteratorMode, Options};
 use rustix::io::Errno;
-use varve_content::ChunkId;
 
 use self::recover::Applying;
-use super::{Index, IndexView, NodeKey, PackState, Totals, catalog::REMEDY};
+use super::{Index, IndexView, PackState, Totals, catalog::REMEDY};
 use crate::{
     Error, Result,
-    format::{FormatError, Kinds, Location, PackId, StoreId, keys},
+    format::{FormatError, Kinds, Location, Name, PackId, PackKind, StoreId, keys},
     limits,
 };
 
@@ -275,43 +274,46 @@ impl Database {
         Ok(last.pack.number.max(kept))
     }
 
-    /// Locations under `keys`, in their order.
-    fn locations<'a>(
+    /// The rows under the bytes of `names`, in their order. Those of nodes may be of other kinds.
+    fn rows<'a>(
         &self,
-        family: &'static str,
-        keys: impl Iterator<Item = &'a [u8; 32]>,
+        names: impl ExactSizeIterator<Item = &'a Name> + Clone,
     ) -> Result<Vec<Option<Location>>> {
-        let family = self.family(family)?;
-        let mut sorted: Vec<(usize, &[u8; 32])> = keys.enumerate().collect();
-        sorted.sort_unstable_by_key(|(_, key)| *key);
-        let mut locations = vec![None; sorted.len()];
-        for some in sorted.chunks(LOOKUP_KEYS) {
-            let values = self.db.batched_multi_get_cf(
-                family,
-                some.iter().map(|(_, key)| key.as_slice()),
-                true,
-            );
-            for ((position, _), value) in some.iter().zip(values) {
-                if let (Some(slot), Some(value)) =
-                    (locations.get_mut(*position), value.map_err(unreadable)?)
-                {
-                    *slot = Some(Location::decode(&value).map_err(undecodable)?);
+        let mut rows = vec![None; names.len()];
+        for kind in [PackKind::Chunks, PackKind::Nodes] {
+            let family = self.family(keys::rows(kind))?;
+            let mut sorted: Vec<(usize, &[u8; 32])> = (names.clone().enumerate())
+                .filter(|(_, name)| name.kind().pack_kind() == kind)
+                .map(|(position, name)| (position, name.as_bytes()))
+                .collect();
+            sorted.sort_unstable_by_key(|(_, key)| *key);
+            for some in sorted.chunks(LOOKUP_KEYS) {
+                let values = self.db.batched_multi_get_cf(
+                    family,
+                    some.iter().map(|(_, key)| key.as_slice()),
+                    true,
+                );
+                for ((position, _), value) in some.iter().zip(values) {
+                    if let (Some(row), Some(value)) =
+                        (rows.get_mut(*position), value.map_err(unreadable)?)
+                    {
+                        *row = Some(Location::decode(&value).map_err(undecodable)?);
+                    }
                 }
             }
         }
-        Ok(locations)
+        Ok(rows)
     }
 }
 
 impl Index for RocksMeta {
-    fn chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>> {
-        self.reading(|database| database.locations(keys::CHUNKS, ids.iter().map(ChunkId::as_bytes)))
-    }
-
-    fn nodes(&self, node_keys: &[NodeKey]) -> Result<Vec<Option<Location>>> {
-        self.reading(|database| {
-            database.locations(keys::NODES, node_keys.iter().map(NodeKey::as_bytes))
-        })
+    fn lookup(&self, names: &[Name]) -> Result<Vec<Option<Location>>> {
+        let mut rows = self.reading(|database| database.rows(names.iter()))?;
+        for (name, row) in names.iter().zip(&mut rows) {
+            // A leaf is no inner node, though whoever asks may say so.
+            *row = row.filter(|row| row.payload.kind == name.kind());
+        }
+        Ok(rows)
     }
 
     fn pack_state(&self, pack: PackId) -> Result<Option<PackState>> {

@@ -16,7 +16,7 @@ use crate::{
     meta::{
         Batch, Catalog as _, Change, CopyRecord, Filter, Meta, Outcome, Page, Records as _,
         RemoteRecord, SnapshotRecord, VolumeRecord,
-        conformance::{STORE, chunk_at, chunk_id, snapshot, volume},
+        conformance::{STORE, chunk, chunk_at, snapshot, volume},
     },
 };
 
@@ -39,7 +39,7 @@ fn database_of(meta: &mut RocksMeta) -> &mut Database {
 /// A batch that adds one chunk and one snapshot.
 fn numbered(number: u64) -> Batch {
     let mut batch = Batch::default();
-    batch.put_chunk(chunk_id(number), chunk_at(1, number, 100));
+    batch.put(chunk(number), chunk_at(1, number, 100));
     let snapshot = snapshot(number as u8, &format!("s{number}"));
     batch.catalog(number, Record::One(Change::put(&snapshot)));
     batch
@@ -48,8 +48,8 @@ fn numbered(number: u64) -> Batch {
 /// That batches 1 to n are there for some n, which is returned, all of each, and nothing else.
 fn whole_batches(meta: &RocksMeta, most: u64) -> u64 {
     let last = meta.catalog_sequence().unwrap();
-    let ids: Vec<_> = (1..=most).map(chunk_id).collect();
-    for (number, place) in (1..).zip(meta.chunks(&ids).unwrap()) {
+    let names: Vec<_> = (1..=most).map(chunk).collect();
+    for (number, place) in (1..).zip(meta.lookup(&names).unwrap()) {
         assert_eq!(place.is_some(), number <= last, "chunk {number} of {last}");
     }
     let totals = meta.totals().unwrap();
@@ -213,8 +213,8 @@ fn values_that_cannot_be_decoded_are_errors() {
         let family = open.family(family).unwrap();
         open.db.put_cf(family, key, value).unwrap();
     };
-    put(keys::CHUNKS, chunk_id(1).as_bytes(), &[1, 2, 3]);
-    let error = meta.chunks(&[chunk_id(1)]).unwrap_err().to_string();
+    put(keys::CHUNKS, chunk(1).as_bytes(), &[1, 2, 3]);
+    let error = meta.lookup(&[chunk(1)]).unwrap_err().to_string();
     assert!(
         error.contains("place of a record is cut short") && error.contains("rebuild"),
         "{error}"
@@ -350,8 +350,8 @@ impl Drop for SmallDisk {
 /// Batches of many chunks, so that what holds them is full soon.
 fn many(number: u64) -> Batch {
     let mut batch = Batch::default();
-    for chunk in MANY * number..MANY * (number + 1) {
-        batch.put_chunk(chunk_id(chunk), chunk_at(1, chunk, 100));
+    for nth in MANY * number..MANY * (number + 1) {
+        batch.put(chunk(nth), chunk_at(1, nth, 100));
     }
     let snapshot = snapshot(number as u8, &format!("s{number}"));
     batch.catalog(number + 1, Record::One(Change::put(&snapshot)));
@@ -362,8 +362,8 @@ const MANY: u64 = 2000;
 
 /// That the first batches are there, whole, and no others.
 fn check_many(meta: &RocksMeta, batches: u64) {
-    let ids: Vec<_> = (0..MANY * (batches + 2)).map(chunk_id).collect();
-    for (number, place) in (0..).zip(meta.chunks(&ids).unwrap()) {
+    let names: Vec<_> = (0..MANY * (batches + 2)).map(chunk).collect();
+    for (number, place) in (0..).zip(meta.lookup(&names).unwrap()) {
         assert_eq!(
             place.is_some(),
             number < MANY * batches,
@@ -495,7 +495,7 @@ fn a_batch_that_changes_no_total_is_applied_after_all_when_it_is_tried_again() {
     let meta = RocksMeta::create(&index_in(&directory), STORE).unwrap();
     let at = |number| {
         let mut batch = Batch::default();
-        batch.put_chunk(chunk_id(1), chunk_at(1, number, 100));
+        batch.put(chunk(1), chunk_at(1, number, 100));
         batch
     };
     meta.apply(at(1), true).unwrap();
@@ -518,7 +518,7 @@ fn a_batch_that_changes_no_total_is_applied_after_all_when_it_is_tried_again() {
         drop(applying);
         assert!(matches!(told, Error::Shortage { .. }), "{told:?}");
         meta.apply(at(number), true).unwrap();
-        let found = meta.chunks(&[chunk_id(1)]).unwrap();
+        let found = meta.lookup(&[chunk(1)]).unwrap();
         assert_eq!(found, [Some(chunk_at(1, number, 100))]);
         assert_eq!(*meta.known.read(), known);
     }

@@ -11,8 +11,8 @@ use rocksdb::{DB, DBIteratorWithThreadMode, IteratorMode, ReadOptions, SnapshotW
 use super::{Database, RocksMeta, undecodable, unreadable};
 use crate::{
     Error, Result,
-    format::{FormatError, Location, keys},
-    meta::{IndexView, PackState, Space},
+    format::{FormatError, Location, Name, PackKind, keys},
+    meta::{IndexView, PackState},
 };
 
 /// Read at a time, ahead of who looks: a scan reads files from end to end.
@@ -69,21 +69,17 @@ impl IndexView for View<'_> {
 
     fn scan(
         &self,
-        space: Space,
-        row: &mut dyn FnMut([u8; 32], Location) -> ControlFlow<()>,
+        kind: PackKind,
+        row: &mut dyn FnMut(Name, Location) -> ControlFlow<()>,
     ) -> Result<()> {
-        let family = match space {
-            Space::Chunks => keys::CHUNKS,
-            Space::Nodes => keys::NODES,
-        };
-        for entry in self.iterator(family)? {
+        for entry in self.iterator(keys::rows(kind))? {
             self.check()?;
             let (key, value) = entry.map_err(unreadable)?;
-            let id: [u8; 32] = (*key).try_into().map_err(|_| {
-                undecodable(FormatError::differs("id of a row", "32 bytes", key.len()))
+            let bytes: [u8; 32] = (*key).try_into().map_err(|_| {
+                undecodable(FormatError::differs("name of a row", "32 bytes", key.len()))
             })?;
             let location = Location::decode(&value).map_err(undecodable)?;
-            if row(id, location).is_break() {
+            if row(Name::new(location.payload.kind, bytes), location).is_break() {
                 break;
             }
         }

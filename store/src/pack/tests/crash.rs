@@ -68,10 +68,10 @@ fn recover_and_go_on(sim: &Sim, known: &Known, context: &str) {
             .recover(&local)
             .await
             .unwrap_or_else(|error| panic!("{context}: {error}"));
-        for (id, record) in &known.records {
+        for (name, record) in &known.records {
             assert!(
                 now.records
-                    .get(id)
+                    .get(name)
                     .is_some_and(|found| found.location == record.location),
                 "{context}"
             );
@@ -91,14 +91,14 @@ fn recover_and_go_on(sim: &Sim, known: &Known, context: &str) {
             found.extend(
                 tail.records
                     .iter()
-                    .map(|record| (record.location, record.id)),
+                    .map(|record| (record.location, record.name)),
             );
             unsealed += usize::from(!tail.sealed);
         }
         assert!(
             now.records
                 .values()
-                .all(|record| found.get(&record.location) == Some(&record.id)),
+                .all(|record| found.get(&record.location) == Some(&record.name)),
             "{context}"
         );
         assert!(unsealed <= 1, "{context}: {unsealed} packs are not sealed");
@@ -167,11 +167,11 @@ fn whole_records_behind_the_last_receipt_are_found_and_kept() {
         assert!(
             records(1)
                 .iter()
-                .all(|record| known.records.contains_key(record.id()))
+                .all(|record| known.records.contains_key(&record.name()))
         );
         let found = unflushed
             .iter()
-            .filter(|record| known.records.contains_key(record.id()))
+            .filter(|record| known.records.contains_key(&record.name()))
             .count();
         assert!((20..100).contains(&found), "{found} found");
         known.check(&local).await;
@@ -182,7 +182,10 @@ fn whole_records_behind_the_last_receipt_are_found_and_kept() {
             now.recover(&local).await.unwrap();
             now.check(&local).await;
             assert!(
-                known.records.keys().all(|id| now.records.contains_key(id)),
+                known
+                    .records
+                    .keys()
+                    .all(|name| now.records.contains_key(name)),
                 "seed {seed}"
             );
         }

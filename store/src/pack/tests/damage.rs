@@ -61,7 +61,7 @@ fn a_flipped_byte_is_found_wherever_it_is() {
                     let hit = (start..start + record.location.payload.record_bytes())
                         .contains(&offset_bytes);
                     match reader
-                        .read_record(&record.location, &record.id)
+                        .read_record(&record.location, record.name)
                         .await
                         .map_err(Error::from)
                     {
@@ -105,11 +105,11 @@ fn what_is_not_where_the_index_says_is_damage() {
     let mut records: Vec<_> = known.records.values().copied().collect();
     records.sort_by_key(|record| record.location.offset_bytes);
     let (first, second) = (records[0], records[1]);
-    let problem = |location, id: [u8; 32]| {
+    let problem = |location, name| {
         let reader = &reader;
         block_on(async move {
             match reader
-                .read_record(&location, &id)
+                .read_record(&location, name)
                 .await
                 .map_err(Error::from)
             {
@@ -120,16 +120,16 @@ fn what_is_not_where_the_index_says_is_damage() {
     };
     let mut location = first.location;
     location.payload.plain_bytes -= 4096;
-    assert!(problem(location, first.id).contains("record header is wrong"));
-    assert!(problem(first.location, second.id).contains("id of a record is wrong"));
+    assert!(problem(location, first.name).contains("record header is wrong"));
+    assert!(problem(first.location, second.name).contains("id of a record is wrong"));
     location = first.location;
     location.offset_bytes += 8;
-    assert!(problem(location, first.id).contains("expected VREC"));
+    assert!(problem(location, first.name).contains("expected VREC"));
     location.offset_bytes = 1 << 40;
-    assert!(problem(location, first.id).contains("the pack ends before"));
+    assert!(problem(location, first.name).contains("the pack ends before"));
     location.pack.number = 77;
-    assert!(problem(location, first.id).contains("pack chunk-000000000000004d"));
-    assert!(problem(location, first.id).contains("the pack is gone"));
+    assert!(problem(location, first.name).contains("pack chunk-000000000000004d"));
+    assert!(problem(location, first.name).contains("the pack is gone"));
     assert_eq!(pack.number, 1);
 }
 
@@ -181,7 +181,7 @@ fn a_footer_is_not_deceived_by_payloads() {
     let mut plain = plain(1, 4);
     plain[512..512 + inner.len()].copy_from_slice(&inner);
     let outer = EncodedRecord::chunk(
-        ChunkId::of(&plain),
+        Name::of(RecordKind::Chunk, &plain),
         Codec::Raw,
         End::Settled,
         plain.len() as u32,
@@ -227,7 +227,7 @@ proptest! {
         let local = sim.place().local(limits::PACK_BYTES_MAX);
         let mut found = block_on(recover_tail(&*local, pack, promised)).unwrap();
         for record in &found.records {
-            prop_assert_eq!(known.records.get(&record.id), Some(record));
+            prop_assert_eq!(known.records.get(&record.name), Some(record));
         }
         if !found.sealed {
             found.damage.clear();

@@ -35,7 +35,7 @@ fn forged(pack_bytes: u64, footer_at: u64, nonce: Option<PackNonce>) -> EncodedR
     let start = plain.len() - TRAILER_BYTES;
     plain[start..].copy_from_slice(&trailer);
     EncodedRecord::chunk(
-        ChunkId::of(&plain),
+        Name::of(RecordKind::Chunk, &plain),
         Codec::Raw,
         End::Settled,
         plain.len() as u32,
@@ -43,13 +43,13 @@ fn forged(pack_bytes: u64, footer_at: u64, nonce: Option<PackNonce>) -> EncodedR
     )
 }
 
-/// A pack of a version that has these random bytes, of which the last record is forged. Its ids, in
-/// order.
+/// A pack of a version that has these random bytes, of which the last record is forged. Its names,
+/// in order.
 fn pack_with(
     header_nonce: Option<PackNonce>,
     footer_at: u64,
     nonce: Option<PackNonce>,
-) -> (Sim, Vec<[u8; 32]>) {
+) -> (Sim, Vec<Name>) {
     let sim = Sim::new();
     let header = PackHeader {
         pack: PACK,
@@ -58,9 +58,9 @@ fn pack_with(
         nonce: header_nonce,
     };
     let mut bytes = header.encode().to_vec();
-    let mut ids = Vec::new();
+    let mut names = Vec::new();
     let mut put = |bytes: &mut Vec<u8>, record: &EncodedRecord| {
-        ids.push(*record.id());
+        names.push(record.name());
         let at = bytes.len() as u64;
         bytes.extend_from_slice(&record.header().encode(at));
         bytes.extend_from_slice(record.stored());
@@ -71,7 +71,7 @@ fn pack_with(
     put(&mut bytes, &forged(pack_bytes, footer_at, nonce));
     assert_eq!(bytes.len() as u64, pack_bytes);
     sim.0.put(&Sim::path(PACK), &bytes).unwrap();
-    (sim, ids)
+    (sim, names)
 }
 
 /// Where the forged footer says that records end: at the first, and within the payload of the
@@ -84,7 +84,7 @@ fn a_payload_does_not_seal_the_pack_that_it_is_in() {
     for header in [Some(own), None] {
         for nonce in [None, Some([0; 12]), Some([1; 12])] {
             for footer_at in PLACES {
-                let (sim, ids) = pack_with(header, footer_at, nonce);
+                let (sim, names) = pack_with(header, footer_at, nonce);
                 let place = sim.place();
                 let local = place.local(PACK_BYTES_MAX);
                 let told = format!("{header:?}, {nonce:?}, footer at {footer_at}");
@@ -95,9 +95,9 @@ fn a_payload_does_not_seal_the_pack_that_it_is_in() {
                     Some(u64::from(u32::MAX)),
                 ] {
                     let found = block_on(recover_tail(&*local, PACK, promised)).unwrap();
-                    let found_ids: Vec<_> = found.records.iter().map(|it| it.id).collect();
-                    assert_eq!(found_ids, ids, "{told}");
                     assert!(!found.sealed, "{told}");
+                    let found: Vec<_> = found.records.iter().map(|it| it.name).collect();
+                    assert_eq!(found, names, "{told}");
                 }
                 let found = block_on(recover_tail(&*local, PACK, None)).unwrap();
                 assert!(found.damage.is_empty() && found.torn.is_none(), "{told}");
@@ -134,9 +134,9 @@ fn a_pack_without_its_header_is_sealed_where_its_records_end() {
         assert_eq!((records.len(), damage.len()), (2, 1));
         assert!(matches!(tail, Tail::Sealed { .. }));
     });
-    let (sim, ids) = pack_with(Some([9; 12]), HEADER, Some([3; 12]));
+    let (sim, names) = pack_with(Some([9; 12]), HEADER, Some([3; 12]));
     sim.0.flip(&Sim::path(PACK), 50, 1).unwrap();
     let local = sim.place().local(PACK_BYTES_MAX);
     let (records, damage, _) = block_on(scan(&*local, PACK));
-    assert_eq!((records.len(), damage.len()), (ids.len(), 1));
+    assert_eq!((records.len(), damage.len()), (names.len(), 1));
 }

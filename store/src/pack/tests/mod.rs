@@ -22,12 +22,12 @@ use std::{
     sync::Arc,
 };
 
-use varve_content::{ChunkId, chunker::End, codec::Codec};
+use varve_content::{chunker::End, codec::Codec};
 
 use super::*;
 use crate::{
     Result,
-    format::{PackId, PackKind, PackState, StoreId, names},
+    format::{Name, PackId, PackKind, PackState, StoreId, names, pack::RecordKind},
     io::{
         self, Disk, IoEngine,
         sim::{Call, SimDisk},
@@ -56,11 +56,11 @@ fn plain(number: u64, blocks: usize) -> Vec<u8> {
     words.flat_map(u64::to_le_bytes).collect()
 }
 
-/// A chunk of 1 to 64 blocks, and its id.
+/// A chunk of 1 to 64 blocks.
 fn chunk(number: u64, blocks: usize) -> EncodedRecord {
     let plain = plain(number, blocks);
     EncodedRecord::chunk(
-        ChunkId::of(&plain),
+        Name::of(RecordKind::Chunk, &plain),
         Codec::Raw,
         End::Settled,
         plain.len() as u32,
@@ -73,7 +73,7 @@ fn chunk(number: u64, blocks: usize) -> EncodedRecord {
 fn packed_chunk(number: u64, stored_bytes: usize) -> EncodedRecord {
     let bytes = plain(number, 64);
     EncodedRecord::chunk(
-        ChunkId::of(&bytes),
+        Name::of(RecordKind::Chunk, &bytes),
         Codec::Zstd,
         End::Open,
         bytes.len() as u32,
@@ -182,14 +182,14 @@ impl Sim {
 /// The content of an index.
 #[derive(Debug, Default, Clone)]
 struct Known {
-    records: HashMap<[u8; 32], PlacedRecord>,
+    records: HashMap<Name, PlacedRecord>,
     packs: BTreeMap<PackId, PackState>,
 }
 
 impl Known {
     fn learn(&mut self, records: Vec<PlacedRecord>, packs: &[PackState]) {
         self.records
-            .extend(records.into_iter().map(|record| (record.id, record)));
+            .extend(records.into_iter().map(|record| (record.name, record)));
         self.packs
             .extend(packs.iter().map(|state| (state.pack, *state)));
     }
@@ -228,22 +228,22 @@ impl Known {
         Ok(writer)
     }
 
-    /// That every record can be read, and its bytes are those of its id.
+    /// That every record can be read, and its bytes are those of its name.
     async fn check(&self, local: &Arc<LocalPacks>) {
         let reader = PackReader::new(Arc::clone(local) as _);
         for record in self.records.values() {
             let read = reader
-                .read_record(&record.location, &record.id)
+                .read_record(&record.location, record.name)
                 .await
                 .unwrap();
-            check_content(&record.id, read.header().payload.codec, read.payload());
+            check_content(record.name, read.header().payload.codec, read.payload());
         }
     }
 }
 
-fn check_content(id: &[u8; 32], codec: Codec, stored: &[u8]) {
+fn check_content(name: Name, codec: Codec, stored: &[u8]) {
     if codec == Codec::Raw {
-        assert_eq!(ChunkId::of(stored).as_bytes(), id);
+        assert_eq!(Name::of(name.kind(), stored), name);
     }
 }
 

@@ -155,7 +155,7 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
         let mut readable = 0;
         for record in known.records.values() {
             match reader
-                .read_record(&record.location, &record.id)
+                .read_record(&record.location, record.name)
                 .await
                 .map_err(crate::Error::from)
             {

@@ -5,7 +5,7 @@ use crate::{
     Error,
     format::{
         Location,
-        pack::{PACK_RECORDS_MAX, Payload, RecordKind},
+        pack::{PACK_RECORDS_MAX, Payload},
     },
     limits,
 };
@@ -19,7 +19,7 @@ fn what_is_appended_and_flushed_is_read() {
             for round in 0..6u64 {
                 let mut records = chunks(round * 100..round * 100 + 20, 1 + 11 * round as usize);
                 records.push(packed_chunk(round, 1 + round as usize * 1001));
-                let expected: Vec<_> = records.iter().map(|record| *record.id()).collect();
+                let expected: Vec<_> = records.iter().map(|record| record.name()).collect();
                 let appended = writer.append(records).await.unwrap();
                 assert_eq!(appended.len(), 21);
                 let stored_bytes = appended.stored_bytes();
@@ -27,7 +27,7 @@ fn what_is_appended_and_flushed_is_read() {
                 assert_eq!(flushed.packs().len(), 1);
                 let settled = flushed.settle(appended).unwrap();
                 assert!(
-                    settled.iter().map(|record| record.id).eq(expected),
+                    settled.iter().map(|record| record.name).eq(expected),
                     "in order"
                 );
                 assert!(
@@ -92,7 +92,7 @@ fn a_full_pack_is_sealed_and_the_next_begun() {
                 scanned += records.len();
                 for record in records.values() {
                     check_content(
-                        &record.header.id,
+                        record.header.name(),
                         record.header.payload.codec,
                         &record.payload,
                     );
@@ -244,7 +244,7 @@ fn packs_of_both_kinds_share_their_numbers() {
             PackWriter::resume(Arc::clone(&local) as _, PackKind::Nodes, Vec::new())
                 .await
                 .unwrap();
-        let leaf = EncodedRecord::leaf(varve_content::NodeId::from_bytes([7; 32]), b"any bytes");
+        let leaf = EncodedRecord::node(Name::of(RecordKind::Leaf, b"any bytes"), b"any bytes");
         let _ = node_writer.append(vec![leaf]).await.unwrap();
         let _ = chunk_writer.append(chunks(0..1, 1)).await.unwrap();
         node_writer.flush().await.unwrap();
@@ -268,9 +268,9 @@ fn neighbours_are_read_together() {
         let flushed = writer.flush().await.unwrap();
         let mut records = flushed.settle(appended).unwrap();
         // Some are not wanted, some wanted twice, and none in order.
-        records.retain(|record| record.id[0] % 3 != 0);
+        records.retain(|record| record.name.as_bytes()[0] % 3 != 0);
         records.extend_from_within(..20);
-        records.sort_by_key(|record| record.id);
+        records.sort_by_key(|record| record.name);
         let locations: Vec<_> = records.iter().map(|record| record.location).collect();
         let spans = plan_spans(&locations);
         assert!(spans.len() < records.len() / 2, "{} spans", spans.len());
@@ -281,9 +281,9 @@ fn neighbours_are_read_together() {
             let read = reader.read_span(span).await.unwrap();
             for at in &span.members {
                 let record = read
-                    .record(&records[*at].location, &records[*at].id)
+                    .record(&records[*at].location, records[*at].name)
                     .unwrap();
-                check_content(&records[*at].id, Codec::Raw, record.payload());
+                check_content(records[*at].name, Codec::Raw, record.payload());
                 seen[*at] += 1;
             }
         }
@@ -292,7 +292,7 @@ fn neighbours_are_read_together() {
             .read_span(&spans[0])
             .await
             .unwrap()
-            .record(&records[spans[1].members[0]].location, &[0; 32]);
+            .record(&records[spans[1].members[0]].location, records[0].name);
         assert!(matches!(outside, Err(Error::Internal(_))));
     });
 }

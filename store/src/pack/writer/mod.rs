@@ -129,7 +129,7 @@ impl PackWriter {
             );
             let location = state.place(&*self.stage, self.kind, record)?;
             placed.push(PlacedRecord {
-                id: *record.id(),
+                name: record.name(),
                 location,
             });
         }

@@ -102,7 +102,7 @@ async fn take_on(stage: &dyn PackStage, recovered: RecoveredPack) -> Result<Open
         .records
         .iter()
         .map(|record| FooterEntry {
-            id: record.id,
+            id: *record.name.as_bytes(),
             offset_bytes: record.location.offset_bytes,
             payload: record.location.payload,
         })

@@ -226,7 +226,7 @@ impl State {
             payload,
         };
         pack.entries.push(FooterEntry {
-            id: *record.id(),
+            id: record.header().id,
             offset_bytes: pack.end_bytes,
             payload,
         });
