@@ -217,6 +217,10 @@ impl<R: Read> Reader<R> {
                 self.next = Some((offset_bytes, record));
                 return Ok(chunks);
             };
+            // A leaf has an end, and so have the batches that follow it.
+            if batch.chunks.is_empty() {
+                return Err(self.damaged(offset_bytes, "a batch without chunks"));
+            }
             for chunk in batch.chunks {
                 // In the order of their places, so that a leaf's chunks are bounded by its entries.
                 let place = firsts.find(|entry| entry.chunk.as_bytes()[..] == chunk.id[..]);

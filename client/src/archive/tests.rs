@@ -187,10 +187,12 @@ fn archives_that_lie_are_refused() {
         refusal(&file(records))
     };
     type Change = fn(&mut Vec<Record>);
-    let cases: [(&str, Change); 15] = [
+    let cases: [(&str, Change); 16] = [
         ("not a head", |it| drop(it.remove(0))),
         ("a second head", |it| it.push(Record::Head(head()))),
         ("belong to no leaf", |it| it.insert(1, batch(&[1]))),
+        // Without an end of them, nobody would see that the reading was cancelled.
+        ("a batch without chunks", |it| it.insert(2, batch(&[]))),
         ("not in its leaf, or out of order", |it| {
             it.push(batch(&[1]))
         }),
