@@ -282,7 +282,7 @@ async fn an_upload_that_is_cancelled_as_it_begins_is_aborted() {
 
 #[tokio::test]
 async fn a_read_that_has_ended_leaves_nothing_behind() {
-    let (_daemon, client) = daemon(Manners {
+    let (daemon, client) = daemon(Manners {
         slow: &[("FetchChunks", LONG)],
         ..Manners::default()
     })
@@ -299,6 +299,23 @@ async fn a_read_that_has_ended_leaves_nothing_behind() {
     for _ in 0..2 {
         assert_eq!(stream.try_next().await.unwrap(), None);
     }
+
+    let control = Control::new();
+    let upload = client.upload("other").base("v").control(&control);
+    let error = cancelled(&control, upload.run(patch(2_000_000))).await;
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    let control = Control::new();
+    let archive = client.export_archive("v").control(&control);
+    let error = cancelled(&control, archive.run(std::io::sink(), "x")).await;
+    assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+    // And what is dropped.
+    let mut stream = client.read_snapshot("v").run().await.unwrap();
+    let within = timeout(Duration::from_millis(100), stream.try_next()).await;
+    assert!(within.is_err() && tasks() > before);
+    drop(stream);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(tasks(), before);
+    assert_eq!(daemon.state().uploads.len(), 0);
 }
 
 #[tokio::test]
@@ -351,4 +368,22 @@ async fn progress_beyond_all_numbers_is_no_end() {
     let waiting = client.wait_for_snapshots(["v", "v"]).control(&control);
     assert_eq!(waiting.run().await.unwrap().len(), 2);
     assert_eq!(control.progress.done_bytes(), u64::MAX);
+}
+
+#[tokio::test]
+async fn a_daemon_that_goes_away_ends_a_read() {
+    let (daemon, client) = daemon(Manners {
+        slow: &[("FetchChunks", LONG)],
+        ..Manners::default()
+    })
+    .await;
+    let mut stream = client.read_snapshot("v").run().await.unwrap();
+    let going = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(daemon);
+    };
+    let reading = timeout(Duration::from_secs(30), stream.try_next());
+    let error = tokio::join!(reading, going).0.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert_eq!(error.what(), "read snapshot v");
 }
