@@ -258,6 +258,27 @@ fn archives_that_lie_are_refused() {
     assert!(refusal(&endless).1.contains("the longest has"));
 }
 
+/// Each leaf is right by itself, and so is the chunk.
+#[test]
+fn a_chunk_that_another_leaf_says_is_longer_is_found() {
+    let mut long = leaf(&[1]).entries().to_vec();
+    long[0].blocks = 2;
+    let leaves = [(0, leaf(&[1])), (2, Leaf::new(long).unwrap())];
+    let [(first, one), (second, other)] = &leaves;
+    let bytes = file(vec![
+        Record::Head(v1::ArchiveHead {
+            snapshot: Some(snapshot("web", &leaves)),
+            ..head()
+        }),
+        Record::Leaf(leaf_message(*first, one)),
+        batch(&[1]),
+        Record::Leaf(leaf_message(*second, other)),
+    ]);
+    let (kind, why) = refusal(&bytes);
+    assert_eq!(kind, ErrorKind::Damaged, "{why}");
+    assert!(why.contains("has another length in it"), "{why}");
+}
+
 #[test]
 fn an_archive_with_a_base_names_leaves_and_chunks_that_it_has_not() {
     let [(first, one), (second, other)] = leaves();

@@ -1,7 +1,7 @@
 //! Checking an archive without a store.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     io::Read,
     sync::{
         Arc, Mutex, PoisonError,
@@ -118,14 +118,23 @@ fn read_all(
     pass: impl Fn(Group) -> bool,
 ) -> Result<()> {
     let has_base = reader.facts().base.is_some();
-    let mut present: HashSet<ChunkId> = HashSet::new();
+    // With their lengths in bytes: leaves that have a chunk from one before can say another.
+    let mut present: HashMap<ChunkId, u32> = HashMap::new();
     while let Some(group) = reader.next()? {
         if let GroupLeaf::Given(leaf) = &group.leaf {
             if !has_base {
-                present.extend(group.chunks.iter().map(|(id, _)| *id));
-                let mut ids = leaf.entries().iter().map(|entry| entry.chunk);
-                if let Some(id) = ids.find(|id| !present.contains(id)) {
-                    let why = format!("chunk {id} of segment {} is not in it", group.segment);
+                let chunks = group.chunks.iter();
+                present.extend(chunks.map(|(id, chunk)| (*id, chunk.plain_bytes)));
+                for entry in leaf.entries() {
+                    let why = match present.get(&entry.chunk) {
+                        Some(len) if *len as usize == entry.blocks as usize * BLOCK_BYTES => {
+                            continue;
+                        }
+                        Some(_) => "has another length in it",
+                        None => "is not in it",
+                    };
+                    let chunk = entry.chunk;
+                    let why = format!("chunk {chunk} of segment {} {why}", group.segment);
                     return Err(damaged(name, group.offset_bytes, why));
                 }
             }
