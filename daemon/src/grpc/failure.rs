@@ -230,7 +230,7 @@ mod tests {
                     kept_bytes: 64 << 20,
                 },
                 Code::ResourceExhausted,
-                "no space left on the file system of /data/packs/x but the 64 MiB",
+                "no space left on the file system of /data/packs/x except the 64 MiB",
             ),
             (
                 Error::Dropped,
