@@ -127,10 +127,12 @@ for signal in TERM KILL KILL; do
   wait $varved || true
   serve
   rounds=$((rounds + 1))
+  back=
   for try in $(seq 600); do
-    if [ $(grep -c 'all connections' map.log) -ge $rounds ]; then break; fi
+    if [ $(grep -c ': reconnected after' map.log) -ge $rounds ]; then back=yes; break; fi
     sleep 0.1
   done
+  if [ -z "$back" ]; then cat map.log; exit 1; fi
   grown times 3
 done
 # The process that looks after the device is killed, too, and the daemon: the next one takes over.
@@ -156,7 +158,7 @@ e2fsck -f -n $device
 snapctl unmap volume/disk
 ended $map
 snapctl mapped
-grep 'all connections' map.log
+grep ': reconnected after' map.log
 if dmesg | grep 'I/O error' | grep nbd; then exit 1; fi
 "#;
 

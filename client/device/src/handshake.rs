@@ -223,7 +223,7 @@ mod tests {
         use OptionReplyCode::{Stopping, TlsRequired, Unknown};
         for (code, text, is) in [
             (Unknown, "is not attached", ErrorKind::NotFound),
-            (TlsRequired, "wants TLS", ErrorKind::Denied),
+            (TlsRequired, "requires TLS", ErrorKind::Denied),
             (Stopping, "shutting down", ErrorKind::Unavailable),
         ] {
             let mut says = GREETING.to_vec();

@@ -163,7 +163,7 @@ mod tests {
         for (text, why) in [
             ("nbd+unix:///?socket=relative", "absolute"),
             ("nbd://", "no host"),
-            ("nbd://host/volume/a", "by itself"),
+            ("nbd://host/volume/a", "separately"),
             ("nbds://host", "TLS"),
             ("/run/varve/nbd.sock", "nbd+unix:///?socket=PATH"),
             ("", "nbd+unix:///?socket=PATH"),

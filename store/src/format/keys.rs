@@ -31,8 +31,8 @@ use super::{
 
 /// Locations of chunks.
 pub const CHUNKS: &str = "chunks";
-/// Locations of nodes and roots. Names of different kinds cannot collide: ids of each kind are hashed
-/// in a context of their own.
+/// Locations of nodes and roots. Names of different kinds cannot collide: ids of each kind are
+/// hashed in a context of their own.
 pub const NODES: &str = "nodes";
 /// States of packs.
 pub const PACKS: &str = "packs";
