@@ -8,6 +8,11 @@
 //! searches for a header. This search can be deceived: a payload may contain the bytes of a pack,
 //! at the same offset by intent. So the id of a record is only a claim until the payload has been
 //! hashed.
+//!
+//! A tear is what a loss of power leaves of writes that were not synced: sectors that were never
+//! written, which read as zeros or are behind the end of the file, and the beginning of a footer.
+//! Other bytes that are not as they were written are damage, wherever they are. A lost sector that
+//! whole records follow can be either: the caller knows what was promised.
 
 use std::{collections::VecDeque, io};
 
@@ -31,15 +36,32 @@ use crate::{
 #[expect(clippy::cast_possible_truncation, reason = "it is 8")]
 const RECORD_ALIGN_LEN: usize = RECORD_ALIGN as usize;
 
+/// A disk writes a sector completely or not at all.
+const SECTOR_BYTES: usize = 512;
+
+/// A header that is as it was written, and does not belong where it is.
+#[derive(Debug)]
+pub(super) struct ForeignHeader {
+    /// Expected and found.
+    pub(super) why: FormatError,
+    /// The number of the pack that it names, if that is one of this store; otherwise 0.
+    pub(super) number: u64,
+}
+
 /// The next finding of a scan.
 #[derive(Debug, Clone)]
 pub enum ScanItem {
     /// A record that is whole.
     Record(ScannedRecord),
-    /// Damage: bytes that are not as they were written. Records follow, or the pack is sealed.
+    /// Damage: bytes that are not as they were written. If they may be a tear, something whole
+    /// follows, or the pack is sealed.
     Damaged {
         /// Where.
         offset_bytes: u64,
+        /// A write that a loss of power took explains it.
+        may_be_tear: bool,
+        /// Nothing whole follows, and the pack is not sealed.
+        is_last: bool,
         /// The damaged or missing part.
         what: Subject,
         /// Expected and found.
@@ -73,7 +95,7 @@ pub enum Tail {
         /// Where that ends.
         end_bytes: u64,
     },
-    /// With bytes that are not a whole record. No whole record follows.
+    /// With a tear. No whole record follows.
     Torn {
         /// Where they begin.
         at_bytes: u64,
@@ -92,6 +114,8 @@ pub struct PackScanner<'a> {
     sealed: bool,
     /// `None` if it cannot be read.
     header: Option<PackHeader>,
+    /// The first bytes that a footer would have: the first record's id and offset.
+    footer_start: Option<Vec<u8>>,
     /// The entries of the footer, if it can be read.
     footer: Option<Vec<FooterEntry>>,
     position: u64,
@@ -107,6 +131,7 @@ pub struct PackScanner<'a> {
 #[derive(Debug)]
 struct Doubtful {
     offset_bytes: u64,
+    may_be_tear: bool,
     what: Subject,
     why: String,
 }
@@ -124,6 +149,7 @@ impl<'a> PackScanner<'a> {
             end_bytes: len_bytes,
             sealed: false,
             header: None,
+            footer_start: None,
             footer: None,
             position: 0,
             window: Bytes::new(),
@@ -158,6 +184,11 @@ impl<'a> PackScanner<'a> {
         self.sealed
     }
 
+    /// Returns true if the pack's header can be read.
+    pub(super) const fn has_header(&self) -> bool {
+        self.header.is_some()
+    }
+
     /// The pack's random bytes; `None` in version 1, and where the header cannot be read.
     #[must_use]
     pub fn nonce(&self) -> Option<PackNonce> {
@@ -165,16 +196,18 @@ impl<'a> PackScanner<'a> {
     }
 
     fn end(&mut self) -> ScanItem {
-        if self.sealed {
-            self.settle_doubtful();
-            return self
-                .found
-                .pop_front()
-                .unwrap_or(ScanItem::End(Tail::Sealed {
-                    end_bytes: self.end_bytes,
-                }));
+        // What comes before the first tear is damage.
+        let is_tear = |doubtful: &Doubtful| doubtful.may_be_tear && !self.sealed;
+        let first_tear = self.doubtful.iter().position(is_tear);
+        let count = first_tear.unwrap_or(self.doubtful.len());
+        self.settle_doubtful(count, !self.sealed);
+        if let Some(damaged) = self.found.pop_front() {
+            return damaged;
         }
         ScanItem::End(match self.doubtful.first() {
+            None if self.sealed => Tail::Sealed {
+                end_bytes: self.end_bytes,
+            },
             None => Tail::Clean {
                 end_bytes: self.end_bytes,
             },
@@ -185,22 +218,58 @@ impl<'a> PackScanner<'a> {
         })
     }
 
-    /// Damage that something whole follows is no torn tail.
-    fn settle_doubtful(&mut self) {
-        self.found
-            .extend(self.doubtful.drain(..).map(|doubtful| ScanItem::Damaged {
-                offset_bytes: doubtful.offset_bytes,
-                what: doubtful.what,
-                why: doubtful.why,
-            }));
+    /// The first of the doubtful places are no torn tail: something whole follows, or no tear
+    /// explains them.
+    fn settle_doubtful(&mut self, count: usize, is_last: bool) {
+        let settled = self.doubtful.drain(..count);
+        self.found.extend(settled.map(|doubtful| ScanItem::Damaged {
+            offset_bytes: doubtful.offset_bytes,
+            may_be_tear: doubtful.may_be_tear,
+            is_last,
+            what: doubtful.what,
+            why: doubtful.why,
+        }));
     }
 
-    fn doubt(&mut self, offset_bytes: u64, what: impl Into<Subject>, why: &FormatError) {
+    fn doubt(
+        &mut self,
+        offset_bytes: u64,
+        may_be_tear: bool,
+        what: impl Into<Subject>,
+        why: &FormatError,
+    ) {
         self.doubtful.push(Doubtful {
             offset_bytes,
+            may_be_tear,
             what: what.into(),
             why: why.to_string(),
         });
+    }
+
+    /// Returns true if a sector of these bytes was never written.
+    async fn lacks_sector(&mut self, offset_bytes: u64, end_bytes: u64) -> Result<bool> {
+        if end_bytes > self.end_bytes {
+            return Ok(true);
+        }
+        let start = offset_bytes - offset_bytes % SECTOR_BYTES as u64;
+        let end = end_bytes.next_multiple_of(SECTOR_BYTES as u64);
+        let len = usize::try_from(end - start).unwrap_or(usize::MAX);
+        let bytes = self.bytes(start, len).await?;
+        let mut sectors = bytes.chunks(SECTOR_BYTES);
+        Ok(sectors.any(|sector| sector.iter().all(|byte| *byte == 0)))
+    }
+
+    /// Returns true if a tear explains that there is no header of a record at an offset.
+    async fn may_be_tear(&mut self, offset_bytes: u64) -> Result<bool> {
+        let end_bytes = offset_bytes + RECORD_HEADER_BYTES as u64;
+        if self.lacks_sector(offset_bytes, end_bytes).await? {
+            return Ok(true);
+        }
+        let Some(footer_start) = self.footer_start.clone() else {
+            return Ok(false);
+        };
+        let found = self.bytes(offset_bytes, footer_start.len()).await?;
+        Ok(found == footer_start)
     }
 
     /// Reads the end of the pack: with a trailer it is sealed, and the footer has the places of the
@@ -237,6 +306,8 @@ impl<'a> PackScanner<'a> {
             Ok(entries) => self.footer = Some(entries),
             Err(why) => self.found.push_back(ScanItem::Damaged {
                 offset_bytes,
+                may_be_tear: false,
+                is_last: false,
                 what: "footer".into(),
                 why: why.to_string(),
             }),
@@ -263,27 +334,55 @@ impl<'a> PackScanner<'a> {
         Ok(position == end_bytes && Header::decode(&head, position).is_err())
     }
 
+    /// Returns the reason if the file begins with the intact header of another pack, of another
+    /// store, or of an unknown version.
+    pub(super) async fn foreign_header(&mut self) -> Result<Option<ForeignHeader>> {
+        let bytes = self.bytes(0, PACK_HEADER_BYTES).await?;
+        Ok(match PackHeader::decode_intact(&bytes) {
+            None => None,
+            Some(Err(why)) => Some(ForeignHeader { why, number: 0 }),
+            Some(Ok(header)) => self.check_owner(&header).err().map(|why| ForeignHeader {
+                why,
+                number: if header.store == self.store.store_id() {
+                    header.pack.number
+                } else {
+                    0
+                },
+            }),
+        })
+    }
+
+    fn check_owner(&self, header: &PackHeader) -> Result<(), FormatError> {
+        const WHAT: &str = "pack header";
+        let store = self.store.store_id();
+        if header.pack != self.pack {
+            return Err(FormatError::differs(WHAT, self.pack, header.pack));
+        }
+        if header.store != store {
+            return Err(FormatError::differs(WHAT, store, header.store));
+        }
+        Ok(())
+    }
+
     /// Reads the pack header, and checks that it belongs to this pack.
     async fn read_pack_header(&mut self) -> Result<Result<PackHeader, FormatError>> {
         let bytes = self.bytes(0, PACK_HEADER_BYTES).await?;
         Ok(PackHeader::decode(&bytes).and_then(|header| {
-            if header.pack != self.pack {
-                return Err(FormatError::differs("pack header", self.pack, header.pack));
-            }
-            if header.store != self.store.store_id() {
-                return Err(FormatError::differs(
-                    "pack header",
-                    self.store.store_id(),
-                    header.store,
-                ));
-            }
+            self.check_owner(&header)?;
             Ok(header)
         }))
     }
 
     async fn check_pack_header(&mut self) -> Result<()> {
         if let Err(why) = self.read_pack_header().await? {
-            self.doubt(0, "pack header", &why);
+            // All sectors but the first are zeros as they were written.
+            let may_be_tear = if self.end_bytes < PACK_HEADER_BYTES as u64 {
+                let head = self.bytes(0, PACK_HEADER_BYTES).await?;
+                head.iter().all(|byte| *byte == 0) || PackHeader::decode_intact(&head).is_some()
+            } else {
+                self.lacks_sector(0, SECTOR_BYTES as u64).await?
+            };
+            self.doubt(0, may_be_tear, "pack header", &why);
         }
         // A pack of records begins here even if it does not say so.
         self.position = (PACK_HEADER_BYTES as u64).min(self.end_bytes).max(1);
@@ -297,7 +396,8 @@ impl<'a> PackScanner<'a> {
         let header = match Header::decode(&head, offset_bytes) {
             Ok(header) => header,
             Err(why) => {
-                self.doubt(offset_bytes, "record", &why);
+                let may_be_tear = self.may_be_tear(offset_bytes).await?;
+                self.doubt(offset_bytes, may_be_tear, "record", &why);
                 self.position = self.find_next(offset_bytes).await?;
                 return Ok(());
             }
@@ -311,11 +411,15 @@ impl<'a> PackScanner<'a> {
             .check_body(&body)
             .and_then(|()| self.check_listed(offset_bytes, &header));
         // Its own checksum is right, and so is the length it tells.
-        self.position = (offset_bytes + header.total_bytes()).min(self.end_bytes);
+        let end_bytes = offset_bytes + header.total_bytes();
+        self.position = end_bytes.min(self.end_bytes);
         match (checked, header) {
             (Ok(()), header) => {
-                self.settle_doubtful();
+                self.settle_doubtful(self.doubtful.len(), false);
                 if let Header::Record(header) = header {
+                    self.footer_start.get_or_insert_with(|| {
+                        [&header.id[..], &offset_bytes.to_le_bytes()].concat()
+                    });
                     self.found.push_back(ScanItem::Record(ScannedRecord {
                         offset_bytes,
                         header,
@@ -324,9 +428,14 @@ impl<'a> PackScanner<'a> {
                 }
             }
             (Err(why), Header::Record(record)) => {
-                self.doubt(offset_bytes, record.name(), &why);
+                let may_be_tear = self.lacks_sector(offset_bytes, end_bytes).await?;
+                self.doubt(offset_bytes, may_be_tear, record.name(), &why);
             }
-            (Err(why), Header::Padding { .. }) => self.doubt(offset_bytes, "padding", &why),
+            (Err(why), Header::Padding { .. }) => {
+                // Lost sectors of zeros are as they were written.
+                let may_be_tear = end_bytes > self.end_bytes;
+                self.doubt(offset_bytes, may_be_tear, "padding", &why);
+            }
         }
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! The survey of an unsealed pack for recovery: its records and its end.
 
+use std::fmt;
+
 use super::{PackScanner, PackStore, PlacedRecord, ScanItem, Tail};
 use crate::{
     Damage, Error, Result,
     format::{
         Location, PackId,
-        pack::{PACK_HEADER_BYTES, PACK_RECORDS_MAX, PackNonce, padding_bytes},
+        pack::{PACK_HEADER_BYTES, PACK_RECORDS_MAX, PackNonce, RECORD_ALIGN, padding_bytes},
     },
 };
 
@@ -28,15 +30,30 @@ pub struct RecoveredPack {
     pub nonce: Option<PackNonce>,
     /// The reason why the bytes behind the end are given up, if there are any.
     pub torn: Option<String>,
+    /// The file is none of this pack, as far as can be told, and stays as it is. The damage says
+    /// why.
+    pub is_foreign: bool,
+    /// The number of the pack that its header names, if it is another one of this store; otherwise
+    /// 0.
+    pub names_number: u64,
 }
 
 /// Scans a whole pack.
 ///
 /// `promised_bytes` is the length up to which the pack is durable according to the index; `None`
-/// without an index. A broken record before that is damage, and the records behind it are kept. The
-/// first broken record after that is the place where an unsealed pack was torn: nothing behind it
-/// was promised to anyone, whole or not. Without an index, only a tail without any whole record is
-/// given up.
+/// without an index. A broken record before that is damage, and the records behind it are kept.
+///
+/// After that, the first tear is the place where an unsealed pack ends: a loss of power leaves
+/// unsynced writes as sectors that were never written, and nothing behind them was promised to
+/// anyone, whole or not. Without an index, only a tear without any whole record behind it is given
+/// up. Anything else that is not as it was written is damage also where the index promises nothing,
+/// and nothing is cut off: no crash leaves such bytes. An index may be older than its packs, or may
+/// have been rebuilt while a pack was elsewhere. So its silence about a pack does not prove that
+/// nobody needs it. The one exception is the end of a pack of which the index knows an earlier
+/// part: without a whole record behind, it is given up whatever its bytes are.
+///
+/// A file is left alone if its header is intact and belongs to another pack, another store or an
+/// unknown version, or if neither its header nor any record can be read and no tear explains that.
 pub async fn recover_tail(
     store: &dyn PackStore,
     pack: PackId,
@@ -51,7 +68,17 @@ pub async fn recover_tail(
         sealed: false,
         nonce: scanner.nonce(),
         torn: None,
+        is_foreign: false,
+        names_number: 0,
     };
+    if let Some(foreign) = scanner.foreign_header().await? {
+        found.names_number = foreign.number;
+        found.leave_alone(foreign.why);
+        return Ok(found);
+    }
+    let has_header = scanner.has_header();
+    // Whether something of this pack was indexed.
+    let is_known = promised_bytes.is_some_and(|promised_bytes| promised_bytes > 0);
     let promised = |offset_bytes: u64| {
         promised_bytes.is_none_or(|promised_bytes| offset_bytes < promised_bytes)
     };
@@ -80,10 +107,13 @@ pub async fn recover_tail(
             }),
             ScanItem::Damaged {
                 offset_bytes,
+                may_be_tear,
+                is_last,
                 what,
                 why,
             } => {
-                if scanner.is_sealed() || promised(offset_bytes) {
+                let is_torn = may_be_tear || is_last && is_known;
+                if !is_torn || scanner.is_sealed() || promised(offset_bytes) {
                     found
                         .damage
                         .push(Damage::in_pack(pack, offset_bytes, what, why));
@@ -100,6 +130,14 @@ pub async fn recover_tail(
             }
             ScanItem::End(tail) => {
                 found.finish(tail, promised_bytes.unwrap_or(0));
+                if !is_known
+                    && !has_header
+                    && found.records.is_empty()
+                    && let Some(first) = found.damage.first()
+                {
+                    let why = first.problem.clone();
+                    found.leave_alone(why);
+                }
                 return Ok(found);
             }
         }
@@ -111,6 +149,13 @@ fn torn(at_bytes: u64, why: &str) -> String {
 }
 
 impl RecoveredPack {
+    fn leave_alone(&mut self, why: impl fmt::Display) {
+        let why = format!("{why}; the file stays as it is");
+        self.damage = vec![Damage::in_pack(self.pack, 0, "pack header", why)];
+        self.is_foreign = true;
+        self.torn = None;
+    }
+
     /// The end of a pack that is not sealed.
     fn finish(&mut self, tail: Tail, promised_bytes: u64) {
         let (end_bytes, why) = match tail {
@@ -127,7 +172,8 @@ impl RecoveredPack {
                 .push(Damage::in_pack(self.pack, end_bytes, "records", why));
             self.end_bytes = promised_bytes;
         } else {
-            self.end_bytes = end_bytes;
+            // Nothing is cut off of damage, and a record begins at a multiple of this.
+            self.end_bytes = end_bytes.next_multiple_of(RECORD_ALIGN);
             self.torn = why.map(|why| torn(end_bytes, &why));
         }
     }

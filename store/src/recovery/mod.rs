@@ -14,7 +14,8 @@
 //! Damage may also leave [the journal of an unknown volume](journals). It stays.
 //!
 //! Everything else that is not as it was written is damage. Damage in a pack is reported, and the
-//! rest of the store continues. Damage in the catalog log is an error, because the order of the
+//! rest of the store continues. A file that is not the pack that its name says is reported too, and
+//! stays as it is. Damage in the catalog log is an error, because the order of the
 //! following records cannot be trusted.
 
 mod files;

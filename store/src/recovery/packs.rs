@@ -13,8 +13,9 @@ use crate::{
 /// The source of truth about unsealed packs.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Believe {
-    /// The index: up to where it knows a pack, everything was durable; behind, nothing was
-    /// promised.
+    /// The index: up to where it knows a pack, everything was durable; behind, a tear is the end.
+    /// It knows nothing of a pack of which not even the first flush was indexed: that may be all
+    /// torn, but may also be a pack that an older index does not know of.
     Index,
     /// The packs themselves: the index is being rebuilt, and every record may have been promised.
     Packs,
@@ -77,15 +78,23 @@ pub(super) async fn recover(
             }
             continue;
         }
-        make_durable(&**packs, pack).await?;
         let promised_bytes = state.map_or(0, |state| state.indexed_bytes);
         let promise = match believe {
             Believe::Index => Some(promised_bytes),
             Believe::Packs => None,
         };
+        make_durable(&**packs, pack).await?;
         let found = recover_tail(&**packs, pack, promise).await?;
-        lost.add_recovered(&found);
         report.damage.extend(found.damage.iter().cloned());
+        if found.is_foreign {
+            // Whoever gives the file its name back finds no other pack there.
+            packs.keep_numbers_above(found.names_number);
+            if state.is_some() {
+                lost.add_pack(pack);
+            }
+            continue;
+        }
+        lost.add_recovered(&found);
         if let Some(torn) = &found.torn {
             report.torn_packs.push(format!("{pack}: {torn}"));
         }

@@ -28,6 +28,7 @@ mod promises;
 mod repairs;
 mod shares;
 mod spare_files;
+mod strange_packs;
 mod uploads;
 pub(crate) mod volume_data;
 mod volumes;

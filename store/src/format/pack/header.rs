@@ -17,6 +17,9 @@ pub(super) const VERSION: u32 = 2;
 /// Packs had no random bytes.
 pub(super) const VERSION_1: u32 = 1;
 const PACK_MAGIC: [u8; 8] = *b"VARVPACK";
+const WHAT: &str = "pack header";
+/// The part of the header that has fields, with their checksum.
+const HEAD_BYTES: usize = 64;
 
 const _: () = assert!(PACK_HEADER_BYTES as u64 == PACK_ALIGN);
 
@@ -80,7 +83,7 @@ impl PackHeader {
     #[must_use]
     pub fn encode(&self) -> [u8; PACK_HEADER_BYTES] {
         let mut bytes = [0; PACK_HEADER_BYTES];
-        let (head, _) = bytes.split_at_mut(64);
+        let (head, _) = bytes.split_at_mut(HEAD_BYTES);
         FieldsMut::new(head)
             .bytes(&PACK_MAGIC)
             .u32(version_of(self.nonce))
@@ -96,11 +99,26 @@ impl PackHeader {
 
     /// The header in the first [`PACK_HEADER_BYTES`] of `bytes`.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        const WHAT: &str = "pack header";
         let bytes: &[u8; PACK_HEADER_BYTES] = first(WHAT, bytes)?;
-        let (head, tail) = bytes.split_at(64);
+        let (head, tail) = bytes.split_at(HEAD_BYTES);
         expect_magic(WHAT, head, &PACK_MAGIC)?;
-        let mut fields = Fields::new(WHAT, check_crc32(WHAT, head)?);
+        let header = Self::decode_fields(check_crc32(WHAT, head)?)?;
+        Fields::new(WHAT, tail).reserved(tail.len())?;
+        Ok(header)
+    }
+
+    /// The part of the header that has fields, if it is as it was written; `None` if it is not. An
+    /// error means that this program does not know such a header.
+    #[must_use]
+    pub fn decode_intact(bytes: &[u8]) -> Option<Result<Self, FormatError>> {
+        let head: &[u8; HEAD_BYTES] = first(WHAT, bytes).ok()?;
+        expect_magic(WHAT, head, &PACK_MAGIC).ok()?;
+        check_crc32(WHAT, head).ok().map(Self::decode_fields)
+    }
+
+    /// The fields of a header whose magic and checksum are right.
+    fn decode_fields(head: &[u8]) -> Result<Self, FormatError> {
+        let mut fields = Fields::new(WHAT, head);
         fields.bytes(PACK_MAGIC.len())?;
         let has_nonce = has_nonce(fields.u32()?)?;
         let kind = PackKind::from_byte(fields.u8()?)?;
@@ -115,7 +133,6 @@ impl PackHeader {
             nonce: decode_nonce(&mut fields, has_nonce)?,
         };
         fields.end()?;
-        Fields::new(WHAT, tail).reserved(tail.len())?;
         Ok(header)
     }
 }

@@ -201,6 +201,100 @@ fn a_footer_is_not_deceived_by_payloads() {
     });
 }
 
+/// Whatever the index knows of a pack, a flipped byte is no tear: nothing is cut off, and the other
+/// records are found.
+#[test]
+fn a_flipped_byte_is_never_cut_off() {
+    let (sim, pack, known) = pack(false);
+    let path = Sim::path(pack);
+    let whole = sim.0.contents(&path).unwrap();
+    let places = known.records.values().map(|record| {
+        let location = record.location;
+        let end = location.offset_bytes + location.payload.record_bytes();
+        location.offset_bytes..end
+    });
+    let places: Vec<_> = places.collect();
+    for promised in [None, Some(0), Some(whole.len() as u64)] {
+        let starts = places.iter().flat_map(|place| {
+            let start = place.start;
+            [start + 1, start + 40, start + 70]
+        });
+        for offset_bytes in starts.chain([9, 30]) {
+            sim.0.put(&path, &whole).unwrap();
+            sim.0.flip(&path, offset_bytes, 1).unwrap();
+            let flipped = sim.0.contents(&path).unwrap();
+            let local = sim.place().local(limits::PACK_BYTES_MAX);
+            block_on(async {
+                let context = format!("byte {offset_bytes}, promised {promised:?}");
+                let found = recover_tail(&*local, pack, promised).await.unwrap();
+                assert_eq!((found.damage.len(), &found.torn), (1, &None), "{context}");
+                let hit = |place: &&std::ops::Range<u64>| place.contains(&offset_bytes);
+                let lost = places.iter().filter(hit).count();
+                assert_eq!(found.records.len() + lost, places.len(), "{context}");
+                let stage = Arc::clone(&local) as _;
+                PackWriter::resume(stage, PackKind::Chunks, vec![found])
+                    .await
+                    .unwrap();
+                let now = sim.0.contents(&path).unwrap();
+                assert_eq!(now, flipped, "{context}");
+            });
+        }
+    }
+}
+
+/// A header that is intact and names another pack, another store or a later version, and bytes that
+/// are no pack at all.
+#[test]
+fn a_file_that_is_not_of_its_pack_is_left_alone() {
+    let (sim, pack, _) = pack(false);
+    let whole = sim.0.contents(&Sim::path(pack)).unwrap();
+    let renamed = PackId {
+        kind: PackKind::Chunks,
+        number: 9,
+    };
+    let path = Sim::path(renamed);
+    let with_header = |edit: &dyn Fn(&mut [u8])| {
+        let mut bytes = whole.clone();
+        bytes[16..24].copy_from_slice(&9u64.to_le_bytes());
+        edit(&mut bytes);
+        let crc32 = crc32fast::hash(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&crc32.to_le_bytes());
+        bytes
+    };
+    let (theirs, later) = (
+        with_header(&|bytes| bytes[24] ^= 1),
+        with_header(&|bytes| bytes[8] = 3),
+    );
+    let names_other = "expected chunk-0000000000000009, found chunk-0000000000000001";
+    for (bytes, named, wanted) in [
+        (whole.clone(), 1, names_other),
+        (whole[..6000].to_vec(), 1, names_other),
+        (theirs, 0, "expected"),
+        (later, 0, "version"),
+        (b"not a pack".to_vec(), 0, "pack header"),
+        (vec![7; 9000], 0, "pack header"),
+    ] {
+        sim.0.put(&path, &bytes).unwrap();
+        let local = sim.place().local(limits::PACK_BYTES_MAX);
+        for promised in [None, Some(0)] {
+            let found = block_on(recover_tail(&*local, renamed, promised)).unwrap();
+            let said = &found.damage[0].to_string();
+            assert!(found.is_foreign && found.torn.is_none(), "{found:?}");
+            assert_eq!(found.records, []);
+            assert!(
+                said.contains(wanted) && said.contains("the file stays"),
+                "{said}"
+            );
+            assert_eq!(found.names_number, named, "{said}");
+        }
+    }
+    let ours = with_header(&|_| {});
+    sim.0.put(&path, &ours).unwrap();
+    let local = sim.place().local(limits::PACK_BYTES_MAX);
+    let found = block_on(recover_tail(&*local, renamed, Some(0))).unwrap();
+    assert_eq!((found.records.len(), found.damage), (6, vec![]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
@@ -242,8 +336,10 @@ proptest! {
         sim.0.put(&Sim::path(pack), &bytes).unwrap();
         let local = sim.place().local(limits::PACK_BYTES_MAX);
         let (records, damage, tail) = block_on(scan(&*local, pack));
-        prop_assert!(records.is_empty() && damage.is_empty());
+        prop_assert!(records.is_empty());
         let torn_at_0 = matches!(tail, Tail::Torn { at_bytes: 0, .. });
-        prop_assert!(torn_at_0);
+        prop_assert!(torn_at_0 || damage.first().is_some_and(|(at, _)| *at == 0));
+        let found = block_on(recover_tail(&*local, pack, Some(0))).unwrap();
+        prop_assert_eq!(found.is_foreign, !torn_at_0 && !bytes.is_empty());
     }
 }

@@ -263,6 +263,7 @@ async fn scan(
                 offset_bytes,
                 what,
                 why,
+                ..
             } => damage.push((offset_bytes, format!("{what}: {why}"))),
             ScanItem::End(tail) => return (records, damage, tail),
         }
