@@ -47,9 +47,10 @@ struct Cli {
 enum Command {
     /// Rebuild index and catalog from the packs and the catalog log, then exit
     ///
-    /// Stop the daemon first. The exit code is 0 if nothing is damaged, and 6 if something is: the
-    /// damage is listed, and the new index has everything else. 1 and 2 mean that the rebuild
-    /// failed.
+    /// Stop the daemon first, and leave the old index in its place: what the catalog log has lost is
+    /// taken from it. The exit code is 0 if nothing is damaged, and 6 if something is: damage, ends
+    /// that were cut off, and snapshots and volumes that lack content are listed, and the new index
+    /// has everything else. 1 and 2 mean that the rebuild failed.
     Rebuild,
 }
 

@@ -18,21 +18,25 @@
 //! stays as it is. Damage in the catalog log is an error, because the order of the
 //! following records cannot be trusted.
 
+mod complete;
 mod files;
 mod identity;
 mod journals;
 mod packs;
 mod rebuild;
+mod restore;
 
 use std::{fmt, path::Path, sync::Arc};
 
 use parking_lot::RwLock;
 use varve_content::codec::Compression;
 
+pub use complete::Incomplete;
 pub use journals::StrandedJournal;
 #[cfg(test)]
 pub(crate) use rebuild::refill;
 pub use rebuild::{RebuildReport, rebuild};
+pub use restore::ShortLog;
 
 use self::{
     files::{create_missing_dir, is_there, sync_dir},

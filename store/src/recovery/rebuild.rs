@@ -8,19 +8,22 @@ use std::{
 };
 
 use super::{
-    LostLog, RecoveryReport, StrandedJournal, create_missing_dir, is_there,
+    Incomplete, LostLog, RecoveryReport, ShortLog, StrandedJournal,
+    complete::incomplete,
+    create_missing_dir, is_there,
     journals::{self, Scene},
     lock_directory, open_log, packs,
     packs::Believe,
-    read_identity, replay_log, sync_dir,
+    read_identity, replay_log,
+    restore::restore,
+    sync_dir,
 };
 use crate::{
     Damage, Error, Result,
     catalog_log::CatalogLog,
     engine::Options,
-    format::{Name, StoreId, names},
+    format::{StoreId, names},
     io::{self, Disk, OpenMode},
-    limits,
     meta::{Meta, RocksMeta},
     pack::{LocalPacks, PackReader},
 };
@@ -49,16 +52,27 @@ pub struct RebuildReport {
     pub adopted_volumes: Vec<String>,
     /// Journals of volumes that could not be restored.
     pub stranded_journals: Vec<StrandedJournal>,
-    /// Names of snapshots whose root is in no pack.
-    pub incomplete: Vec<String>,
+    /// Ends of packs that were cut off: the pack, the offset, what was there, and why it was no
+    /// whole record.
+    pub torn_packs: Vec<String>,
+    /// The catalog log had fewer records than the old index had applied.
+    pub short_log: Option<ShortLog>,
+    /// Snapshots and volumes that lack content.
+    pub incomplete: Vec<Incomplete>,
 }
 
 impl RebuildReport {
-    /// Returns true if nothing is damaged. A crash may leave a torn end of the log, and a restored
-    /// volume is complete: neither counts as damage.
+    /// Returns true if nothing is damaged and nothing was cut off. A crash may leave torn ends of
+    /// packs and of the log, but damage may look the same: a torn end counts. A volume that was
+    /// restored from its journal is complete, and does not count.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.damage.is_empty() && self.stranded_journals.is_empty() && self.incomplete.is_empty()
+        self.damage.is_empty()
+            && self.torn_packs.is_empty()
+            && self.torn_log.is_none()
+            && self.short_log.is_none()
+            && self.stranded_journals.is_empty()
+            && self.incomplete.is_empty()
     }
 }
 
@@ -75,6 +89,9 @@ impl fmt::Display for RebuildReport {
         for damage in &self.damage {
             write!(f, "\n{damage}")?;
         }
+        for torn in &self.torn_packs {
+            write!(f, "\ncut off the end of pack {torn}")?;
+        }
         if let Some(torn) = &self.torn_log {
             write!(f, "\ncut off the end of the catalog log: {torn}")?;
         }
@@ -85,17 +102,17 @@ impl fmt::Display for RebuildReport {
                 path.display()
             )?;
         }
+        if let Some(short) = &self.short_log {
+            write!(f, "\n{short}")?;
+        }
         for adopted in &self.adopted_volumes {
             write!(f, "\n{adopted}")?;
         }
         for stranded in &self.stranded_journals {
             write!(f, "\n{stranded}")?;
         }
-        for name in &self.incomplete {
-            write!(
-                f,
-                "\nsnapshot {name:?} is incomplete: its root is in no pack"
-            )?;
+        for incomplete in &self.incomplete {
+            write!(f, "\n{incomplete}")?;
         }
         Ok(())
     }
@@ -132,9 +149,8 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     RocksMeta::destroy(&temporary)?;
     let mut report = {
         let meta = RocksMeta::create(&temporary, identity.store)?;
-        let mut report = refill(&disk, &options, identity.store, &meta).await?;
-        report.incomplete = incomplete(&meta)?;
-        report
+        let old = open_old(&disk, dir, identity.store)?;
+        refill(&disk, &options, identity.store, &meta, old).await?
     };
 
     // Before the new index is used: it may lack content.
@@ -149,13 +165,31 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     Ok(report)
 }
 
-/// Fills an index and catalog in which there is nothing yet, and makes volumes again from their
-/// journals.
+/// Opens the old index, if that is possible.
+fn open_old(disk: &Arc<dyn Disk>, dir: &Path, store: StoreId) -> Result<Option<Box<dyn Meta>>> {
+    let index = names::index(dir);
+    if !is_there(disk, &index)? {
+        return Ok(None);
+    }
+    match RocksMeta::open(&index, store) {
+        Ok(old) => Ok(Some(Box::new(old))),
+        // It may be sound: a later rebuild can open it.
+        Err(error @ (Error::Shortage { .. } | Error::Full { .. })) => Err(error),
+        Err(error) => {
+            tracing::info!(%error, "the old index cannot be compared with the catalog log");
+            Ok(None)
+        }
+    }
+}
+
+/// Fills an index and catalog in which there is nothing yet, from packs and log. Takes from the old
+/// index what the log has lost, and makes volumes again from their journals.
 pub(crate) async fn refill(
     disk: &Arc<dyn Disk>,
     options: &Options,
     store: StoreId,
     meta: &dyn Meta,
+    old: Option<Box<dyn Meta>>,
 ) -> Result<RebuildReport> {
     let dir = &*options.data_dir;
     create_missing_dir(disk, dir, &names::packs(dir)).await?;
@@ -171,6 +205,11 @@ pub(crate) async fn refill(
     drop(recovered.chunks.close().await?);
     drop(recovered.nodes.close().await?);
     replay_log(meta, &mut log, replay, &mut found).await?;
+    if let Some(old) = &old {
+        report.short_log = restore(meta, &mut log, &**old).await?;
+    }
+    // It is closed before its directory is renamed.
+    drop(old);
     let scene = Scene {
         disk,
         data_dir: dir,
@@ -179,6 +218,7 @@ pub(crate) async fn refill(
         meta,
     };
     let adopted = scene.adopt(&mut log, &deleted).await?;
+    report.incomplete = incomplete(&scene.packs, meta).await?;
     let totals = meta.totals()?;
     Ok(RebuildReport {
         packs: packs.list()?.len() as u64,
@@ -187,6 +227,7 @@ pub(crate) async fn refill(
         volumes: totals.volumes,
         old_index: adopted.old_index,
         damage: found.damage,
+        torn_packs: found.torn_packs,
         torn_log: found.torn_log,
         adopted_volumes: adopted.volumes,
         stranded_journals: adopted.stranded,
@@ -228,28 +269,4 @@ async fn keep_torn_tail(disk: &Arc<dyn Disk>, dir: &Path, log: &CatalogLog) -> R
     synced.map_err(|source| Error::io("sync", &path, source))?;
     sync_dir(disk, dir).await?;
     Ok(path)
-}
-
-/// Snapshots whose root is in no pack. Verification checks everything below a root.
-fn incomplete(meta: &RocksMeta) -> Result<Vec<String>> {
-    use crate::meta::{Filter, Index as _, Records as _, SnapshotRecord};
-    let mut incomplete = Vec::new();
-    let mut next = Some(Vec::new());
-    while let Some(from) = next {
-        let page = meta.page::<SnapshotRecord>(&Filter::default(), &from, limits::PAGE_MAX)?;
-        next = page.next;
-        // Pending snapshots have no root yet.
-        let roots = page.records.into_iter().filter_map(|record| {
-            let label = record.label().into_owned();
-            record.root().map(|root| (label, Name::root(root)))
-        });
-        let (labels, roots): (Vec<_>, Vec<_>) = roots.unzip();
-        let places = meta.lookup(&roots)?;
-        let absent = labels
-            .into_iter()
-            .zip(places)
-            .filter(|(_, place)| place.is_none());
-        incomplete.extend(absent.map(|(label, _)| label));
-    }
-    Ok(incomplete)
 }

@@ -172,7 +172,7 @@ impl Machine {
         self.disk.put(&log, &empty).unwrap();
         self.meta = Arc::default();
         let disk: Arc<dyn Disk> = Arc::<SimDisk>::clone(&self.disk);
-        refill(&disk, &Options::new(DATA_DIR), STORE, &*self.meta)
+        refill(&disk, &Options::new(DATA_DIR), STORE, &*self.meta, None)
             .await
             .unwrap()
     }

@@ -43,6 +43,12 @@ fn blocks_of(size_bytes: usize) -> Vec<u8> {
     image
 }
 
+/// Flips a byte of the last record of the catalog log, and loses the index, which has that record.
+fn lose_last_record(dir: &Path) {
+    damage_last_record(dir);
+    lose_index(dir);
+}
+
 /// Flips a byte of the last record of the catalog log. The bytes from that record on, as they are
 /// then.
 fn damage_last_record(dir: &Path) -> Vec<u8> {
@@ -85,6 +91,7 @@ fn a_volume_whose_record_is_damaged_is_made_again_with_its_journal() {
         let cut = damage_last_record(dir.path());
         let refused = Store::open(options.clone()).await.unwrap_err();
         assert!(matches!(refused, Error::Incompatible { .. }), "{refused}");
+        lose_index(dir.path());
         let report = rebuild(options.clone()).await.unwrap();
         assert_eq!(report.volumes, 1, "{report}");
         assert_eq!(
@@ -142,7 +149,7 @@ fn a_journal_that_cannot_be_adopted_is_named_and_stays() {
         fs::remove_file(&owner).unwrap();
         let files = journal_files(dir.path(), id);
         assert_eq!(files.len(), 1);
-        damage_last_record(dir.path());
+        lose_last_record(dir.path());
         let report = rebuild(options.clone()).await.unwrap();
         assert_eq!((report.volumes, report.adopted_volumes.len()), (0, 0));
         assert_eq!(
@@ -210,7 +217,7 @@ fn a_volume_is_not_made_again_without_its_base() {
             ..new_volume("v", 0)
         };
         let id = with_journal(&options, new).await;
-        damage_last_record(dir.path());
+        lose_last_record(dir.path());
         let packs = names::packs(dir.path());
         let mut moved = Vec::new();
         for entry in fs::read_dir(&packs).unwrap() {
@@ -260,7 +267,7 @@ fn a_volume_goes_on_from_the_base_that_its_journal_begins_with() {
         volume.flush().await.unwrap();
         drop(volume);
         closed(store).await;
-        damage_last_record(dir.path());
+        lose_last_record(dir.path());
         // A catalog that is older than the journal does not get at it.
         let report = rebuild(options.clone()).await.unwrap();
         assert_eq!(report.volumes, 1, "{report}");
@@ -293,7 +300,7 @@ fn a_volume_is_as_large_as_its_journal_says() {
         volume.flush().await.unwrap();
         drop(volume);
         closed(store).await;
-        damage_last_record(dir.path());
+        lose_last_record(dir.path());
         // A catalog that is older than the journal does not get at it.
         let owner = names::journal_owner(dir.path(), id);
         let newer = fs::read(&owner).unwrap();
@@ -336,7 +343,7 @@ fn an_attachment_that_was_lost_has_a_number_of_its_own() {
         assert_eq!(attached.attachments, 1);
         drop(volume);
         closed(store).await;
-        damage_last_record(dir.path());
+        lose_last_record(dir.path());
         rebuild(options.clone()).await.unwrap();
         let (store, _) = opened(&options).await;
         let attached = store.attach_volume(&"v".into(), true).await.unwrap();
@@ -361,6 +368,7 @@ fn an_older_catalog_does_not_get_at_a_journal() {
         drop(volume);
         closed(store).await;
         fs::write(&log, &older).unwrap();
+        lose_index(dir.path());
         // Somebody brought the log back from a backup, and made an index of it that knows no
         // better.
         let owner = names::journal_owner(dir.path(), id);

@@ -25,6 +25,7 @@ mod moved_packs;
 mod pending;
 mod pending_faults;
 mod promises;
+mod rebuilt;
 mod repairs;
 mod shares;
 mod spare_files;
