@@ -1,16 +1,19 @@
 //! The door: each operation of each face passes through it, with its caller, its kind and its
 //! target.
 //!
-//! Invariants: [`pass`] is the only way to an operation, and it is called before anything is looked
-//! up or changed. An operation that continues after its answer has begun, as a stream, is reported
-//! once more when it ends.
+//! Invariants: an [`Attempt`] is the only way to an operation, and it begins before anything is
+//! looked up or changed. It is logged once, by whoever does the work, with the outcome. An attempt
+//! that is dropped before it has one is logged as well, so nothing passes without a line.
 
-use std::{fmt, time::Instant};
+use std::{fmt, thread, time::Instant};
 
 use tracing::{debug, warn};
 
 use super::Caller;
-use crate::{error::Classified, limits};
+use crate::{
+    error::{Classified, ErrorKind},
+    limits,
+};
 
 macro_rules! actions {
     ($($name:ident,)*) => {
@@ -77,6 +80,8 @@ actions! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resource<'a> {
     Snapshot(&'a str),
+    /// The snapshots of a group, by a pattern of their names.
+    Snapshots(&'a str),
     Volume(&'a str),
     /// The snapshot or the volume with this name.
     SnapshotOrVolume(&'a str),
@@ -89,6 +94,7 @@ impl fmt::Display for Resource<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, key) = match self {
             Self::Snapshot(key) => ("snapshot", key),
+            Self::Snapshots(key) => ("snapshots", key),
             Self::Volume(key) => ("volume", key),
             Self::SnapshotOrVolume(key) => ("snapshot or volume", key),
             Self::Upload(key) => ("upload", key),
@@ -96,9 +102,15 @@ impl fmt::Display for Resource<'_> {
             Self::Remote(key) => ("remote", key),
         };
         // A key is whatever the caller sent.
-        match key.char_indices().nth(limits::QUOTED_CHARS_MAX) {
-            Some((end, _)) => write!(f, "{kind} {}...", &key[..end]),
-            None => write!(f, "{kind} {key}"),
+        let (shown, more) = match key.char_indices().nth(limits::QUOTED_CHARS_MAX) {
+            Some((end, _)) => (key.get(..end).unwrap_or_default(), "..."),
+            None => (*key, ""),
+        };
+        let is_plain = |c: char| c.is_alphanumeric() || "-_./:@".contains(c);
+        if shown.chars().all(is_plain) {
+            write!(f, "{kind} {shown}{more}")
+        } else {
+            write!(f, "{kind} {shown:?}{more}")
         }
     }
 }
@@ -116,7 +128,7 @@ impl fmt::Display for Listed<'_> {
     }
 }
 
-/// Lets a caller do something: the one place that every operation passes.
+/// Lets a caller do something that ends if the caller goes.
 ///
 /// `on` is all that the operation reads, changes or makes, as far as the caller has named it; none
 /// means what the store holds as a whole.
@@ -130,27 +142,67 @@ pub(crate) async fn pass<T, E: Classified>(
     on: &[Resource<'_>],
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    let attempt = Attempt::begin(caller, action);
-    let outcome = work.await;
-    attempt.end(on, outcome.as_ref().err());
-    outcome
+    let attempt = Attempt::begin(caller, action, on);
+    attempt.carry_out(work, |attempt, _| attempt.served()).await
 }
 
-/// An operation under way, for the log.
-#[derive(Debug, Clone, Copy)]
+/// Logs a change, or another outcome that operators see, in one line: the attempt, then these
+/// fields and words.
+macro_rules! done {
+    ($attempt:expr, $($outcome:tt)+) => {
+        tracing::info!(
+            call = $attempt.name(),
+            caller = %$attempt.caller(),
+            on = $attempt.target(),
+            seconds = $attempt.seconds(),
+            $($outcome)+
+        )
+    };
+}
+pub(crate) use done;
+
+/// An operation under way, for the log. It goes with the work: to the task that does it, if a task
+/// does.
+#[derive(Debug)]
 pub(crate) struct Attempt {
     caller: Caller,
     action: Action,
+    on: String,
     started: Instant,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Dropped when the caller goes.
+    OfCall,
+    /// Dropped only if the daemon stops first or has a defect.
+    OfTask,
+    /// Logged.
+    Ended,
 }
 
 impl Attempt {
-    pub(crate) fn begin(caller: &Caller, action: Action) -> Self {
+    pub(crate) fn begin(caller: &Caller, action: Action, on: &[Resource<'_>]) -> Self {
         Self {
             caller: *caller,
             action,
+            on: Listed(on).to_string(),
             started: Instant::now(),
+            state: State::OfCall,
         }
+    }
+
+    /// For a stream of requests: only its first message says what it is about.
+    pub(crate) fn is_on(&mut self, on: &[Resource<'_>]) {
+        self.on = Listed(on).to_string();
+    }
+
+    /// From now on a task does the work, even if the caller goes.
+    #[must_use]
+    pub(crate) fn of_task(mut self) -> Self {
+        self.state = State::OfTask;
+        self
     }
 
     /// The name of the operation in the log.
@@ -158,26 +210,102 @@ impl Attempt {
         self.action.name()
     }
 
-    /// Logs the end: loud when the daemon or the disk is at fault, quiet when the caller is.
-    pub(crate) fn end<E: Classified>(&self, on: &[Resource<'_>], error: Option<&E>) {
-        let (call, caller) = (self.action.name(), &self.caller);
-        let (on, seconds) = (Listed(on), self.started.elapsed().as_secs_f64());
-        let Some(error) = error else {
-            debug!(call, %caller, %on, seconds, "call served");
-            return;
-        };
-        let (code, error) = (error.kind(), error.to_string());
+    pub(crate) const fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// What it is on, as the caller has named it.
+    pub(crate) fn target(&self) -> &str {
+        &self.on
+    }
+
+    pub(crate) fn seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// Does the work. `tell` logs its success: by [`done`] or [`served`](Self::served).
+    pub(crate) async fn carry_out<T, E: Classified>(
+        self,
+        work: impl Future<Output = Result<T, E>>,
+        tell: impl FnOnce(&Self, &T),
+    ) -> Result<T, E> {
+        let outcome = work.await;
+        match &outcome {
+            Ok(outcome) => self.succeed(|attempt| tell(attempt, outcome)),
+            Err(error) => self.fail(error),
+        }
+        outcome
+    }
+
+    /// Ends it well.
+    fn succeed(mut self, tell: impl FnOnce(&Self)) {
+        self.state = State::Ended;
+        tell(&self);
+    }
+
+    /// Ends it with an error.
+    pub(crate) fn fail(mut self, error: &impl Classified) {
+        self.state = State::Ended;
+        self.failed(error.kind(), &error.to_string());
+    }
+
+    /// Logs a success that only some operators want to see.
+    pub(crate) fn served(&self) {
+        let (call, caller, on) = (self.name(), &self.caller, self.target());
+        debug!(call, %caller, on, seconds = self.seconds(), "call served");
+    }
+
+    /// Loud when the daemon or the disk is at fault, quiet when the caller is.
+    fn failed(&self, code: ErrorKind, error: &str) {
+        let (call, caller, on) = (self.name(), &self.caller, self.target());
+        let seconds = self.seconds();
         if code.is_alarming() {
-            warn!(call, ?code, error, %caller, %on, seconds, "call failed");
+            warn!(call, ?code, error, %caller, on, seconds, "call failed");
         } else {
-            debug!(call, ?code, error, %caller, %on, seconds, "call refused");
+            debug!(call, ?code, error, %caller, on, seconds, "call refused");
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let panicked = thread::panicking();
+        match self.state {
+            State::Ended => {}
+            _ if panicked => self.failed(ErrorKind::Internal, "it failed by a bug"),
+            State::OfTask => {
+                let error = "the daemon stopped before it was done";
+                self.failed(ErrorKind::Unavailable, error);
+            }
+            State::OfCall => {
+                let (call, caller, on) = (self.name(), &self.caller, self.target());
+                let seconds = self.seconds();
+                debug!(call, %caller, on, seconds, "the caller has gone, or waits no longer");
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+    use std::time::Duration;
+
+    use futures::poll;
+    use tokio::sync::oneshot;
+    use varve_store::Error;
+
     use super::*;
+    use crate::{auth::Face, net::peer::Peer, tasks::Tasks, telemetry::capture::Captured};
+
+    fn caller() -> Caller {
+        Caller::new(Face::Grpc, Peer::Given)
+    }
+
+    fn attempt() -> Attempt {
+        Attempt::begin(&caller(), Action::DeleteVolume, &[Resource::Volume("db")])
+    }
 
     #[test]
     fn resources_are_shown_and_long_keys_are_cut() {
@@ -187,5 +315,91 @@ mod tests {
         let cut = "ü".repeat(limits::QUOTED_CHARS_MAX);
         assert_eq!(shown, format!("snapshot web, volume {cut}..."));
         assert_eq!(Listed(&[]).to_string(), "");
+    }
+
+    /// Neither further resources, nor further fields of the line.
+    #[tokio::test]
+    async fn keys_forge_nothing() {
+        let log = Captured::new();
+        let on = [Resource::Snapshot("x, volume y\" caller=me seconds=0")];
+        assert_eq!(
+            Listed(&on).to_string(),
+            r#"snapshot "x, volume y\" caller=me seconds=0""#
+        );
+        let outcome = Ok::<_, Error>(());
+        pass(&caller(), Action::GetSnapshot, &on, async { outcome })
+            .await
+            .unwrap();
+        let line = log.line("call served");
+        // Outside of quotes.
+        let mut plain = String::new();
+        let mut chars = line.chars();
+        let mut is_quoted = false;
+        while let Some(char) = chars.next() {
+            match char {
+                '\\' => drop(chars.next()),
+                '"' => is_quoted = !is_quoted,
+                _ if !is_quoted => plain.push(char),
+                _ => {}
+            }
+        }
+        assert_eq!(plain.matches("caller=").count(), 1, "{line}");
+        assert_eq!(plain.matches("seconds=").count(), 1, "{line}");
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_is_dropped_says_that_its_caller_has_gone() {
+        let log = Captured::new();
+        let caller = caller();
+        let on = [Resource::Snapshot("web")];
+        let endless = std::future::pending::<Result<(), Error>>();
+        let mut call = Box::pin(pass(&caller, Action::GetSnapshot, &on, endless));
+        assert!(poll!(&mut call).is_pending());
+        assert_eq!(log.lines(), Vec::<String>::new());
+        drop(call);
+        let line = log.line("the caller has gone");
+        assert!(line.contains(r#"call="GetSnapshot""#), "{line}");
+        assert!(line.contains(r#"on="snapshot web""#), "{line}");
+        assert_eq!(log.lines().len(), 1, "{:?}", log.lines());
+    }
+
+    #[tokio::test]
+    async fn an_outcome_is_logged_once() {
+        let log = Captured::new();
+        let done = async { Ok::<_, Error>(7) };
+        let tell = |attempt: &Attempt, number: &i32| done!(attempt, number, "volume deleted");
+        assert_eq!(attempt().carry_out(done, tell).await.unwrap(), 7);
+        let line = log.line("volume deleted");
+        assert!(line.contains("INFO") && line.contains("number=7"), "{line}");
+        let refused = async { Err::<(), _>(Error::InUse("/in use".into())) };
+        let tell = |_: &Attempt, (): &()| panic!("it has failed");
+        attempt().carry_out(refused, tell).await.unwrap_err();
+        let line = log.line("call refused");
+        assert!(line.contains("DEBUG") && line.contains("in use"), "{line}");
+        assert_eq!(log.lines().len(), 2, "{:?}", log.lines());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_early_says_why() {
+        let log = Captured::new();
+        let tasks = Tasks::new();
+        let tell = |_: &Attempt, (): &()| panic!("it has no outcome");
+        let broken = async { panic!("on purpose") };
+        let broken = attempt().of_task().carry_out::<(), Error>(broken, tell);
+        tasks.spawn("broken", broken).await.unwrap_err();
+        let line = log.line("call failed");
+        assert!(line.contains("by a bug"), "{line}");
+
+        let (begun, seen) = oneshot::channel();
+        let endless = async move {
+            begun.send(()).unwrap();
+            std::future::pending().await
+        };
+        let endless = attempt().of_task().carry_out::<(), Error>(endless, tell);
+        drop(tasks.spawn("endless", endless));
+        seen.await.unwrap();
+        tasks.stop(Duration::from_millis(1)).await;
+        let line = log.line("stopped before it was done");
+        assert!(line.contains("WARN"), "{line}");
     }
 }

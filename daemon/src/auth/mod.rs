@@ -10,4 +10,4 @@ mod caller;
 mod door;
 
 pub use caller::{Caller, Face};
-pub(crate) use door::{Action, Attempt, Resource, pass};
+pub(crate) use door::{Action, Attempt, Resource, done, pass};

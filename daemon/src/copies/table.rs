@@ -220,7 +220,7 @@ impl Inner {
 
     /// Brings a copy to its end, however often it has to be tried.
     async fn drive(&self, job: &Job) {
-        let (id, endpoint) = (job.id, &job.source.endpoint);
+        let (id, endpoint) = (job.id, job.source.endpoint.as_str());
         let mut patience = Patience::new();
         loop {
             let before = job.received_bytes();
@@ -237,7 +237,7 @@ impl Inner {
                     self.write_down(job).await;
                     info!(
                         %id,
-                        %endpoint,
+                        endpoint,
                         snapshot = &*record.label(),
                         received_bytes = job.received_bytes(),
                         "copy completed: the roots are equal"
@@ -250,17 +250,20 @@ impl Inner {
             let pause = match patience.after(error.remedy(), fruitful) {
                 Next::After(pause) => pause,
                 end => {
-                    warn!(%id, %endpoint, %error, gave_up = end == Next::GiveUp, "copy failed");
-                    job.fail(&error, end == Next::GiveUp);
+                    let gave_up = end == Next::GiveUp;
+                    warn!(%id, endpoint, error = error.to_string(), gave_up, "copy failed");
+                    job.fail(&error, gave_up);
                     return self.write_down(job).await;
                 }
             };
             let seconds = pause.as_secs();
             // A thousand copies from a source that is away would fill the log.
-            if job.wait(&error) {
-                warn!(%id, %endpoint, %error, seconds, "copy is tried again");
+            let is_first = job.wait(&error);
+            let error = error.to_string();
+            if is_first {
+                warn!(%id, endpoint, error, seconds, "copy is tried again");
             } else {
-                debug!(%id, %endpoint, %error, seconds, "copy is tried again");
+                debug!(%id, endpoint, error, seconds, "copy is tried again");
             }
             // That it was tried is not worth a record: after a restart it is tried at once.
             if job.is_worth_a_record() {
@@ -275,7 +278,8 @@ impl Inner {
     async fn cancelled(&self, job: &Job) {
         job.cancelled();
         self.write_down(job).await;
-        info!(id = %job.id, "copy cancelled");
+        // The call that cancelled it is logged with its caller.
+        debug!(id = %job.id, "copy ended: it was cancelled");
     }
 
     /// Writes the record of a copy. If that fails, the copy goes on from the record before at the
@@ -283,7 +287,8 @@ impl Inner {
     async fn write_down(&self, job: &Job) {
         let _writing = job.writing.lock().await;
         if let Err(error) = self.engine.store.put_copy(job.to_record()).await {
-            warn!(id = %job.id, %error, "the state of a copy could not be written down");
+            let error = error.to_string();
+            warn!(id = %job.id, error, "the state of a copy could not be written down");
         }
         if job.state().has_ended() {
             job.settled.cancel();

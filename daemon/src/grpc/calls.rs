@@ -43,9 +43,8 @@ pub(super) fn decoded<T>(
     action: Action,
     decode: impl FnOnce() -> Result<T>,
 ) -> Result<T, Status> {
-    let attempt = Attempt::begin(caller, action);
     decode().map_err(|error| {
-        attempt.end(&[], Some(&error));
+        Attempt::begin(caller, action, &[]).fail(&error);
         status(error)
     })
 }

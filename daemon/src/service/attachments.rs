@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
-use tracing::{info, warn};
+use tracing::{debug, warn};
 use varve_store::{Error as StoreError, Store, Volume, VolumeId, VolumeKey, VolumeRecord};
 
 use super::error::{Error, Result};
@@ -119,9 +119,13 @@ impl Attachments {
                 }
                 let opened = self.store.open_volume(&VolumeKey::Id(id)).await;
                 // Many clients do not show what they are told.
-                let opened = opened.inspect_err(
-                    |error| warn!(volume = &*record.label(), %error, "the volume cannot be opened"),
-                );
+                let opened = opened.inspect_err(|error| {
+                    let error = error.to_string();
+                    warn!(
+                        volume = &*record.label(),
+                        error, "the volume cannot be opened"
+                    );
+                });
                 let attachment = Arc::new(Attachment {
                     number: record.attachments,
                     volume: RwLock::new(Some(opened?)),
@@ -151,7 +155,7 @@ impl Attachments {
         let Some(volume) = attachment.end().await else {
             return Ok(());
         };
-        info!(
+        debug!(
             volume = &*volume.record().label(),
             "its clients are refused from now on"
         );

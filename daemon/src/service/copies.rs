@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use tracing::info;
-
 use super::{
     Service,
     error::{Error, Result},
@@ -15,32 +13,32 @@ pub(crate) use crate::copies::{
     Estimate, NewCopy, Source as CopySource, State as CopyState, Status as CopyStatus,
 };
 use crate::{
-    auth::{Action, Caller, Resource},
+    auth::{Action, Caller, Resource, done},
     copies::Begun,
 };
 
 impl Service {
     /// Begins a copy, which goes on until it is completed, has failed or is cancelled.
-    ///
-    /// In a task: a copy that was promised is begun, even if the caller goes.
     pub(crate) async fn create_copy(&self, caller: &Caller, new: NewCopy) -> Result<CopyStatus> {
         let (remote, name) = (new.source.endpoint.clone(), new.name.clone());
         let on = [Resource::Remote(&remote), Resource::Snapshot(&name)];
         // A copy without a name of its own has the snapshot's at the source.
         let on = if name.is_empty() { &on[..1] } else { &on[..] };
-        self.pass(caller, Action::CreateCopy, on, async {
+        let copies = self.0.parts.copies.clone();
+        let change = async move {
             check_new(&new)?;
-            let copies = self.0.parts.copies.clone();
-            let begin = async move { copies.begin(new).await };
-            let status = self.tasks().spawn("begin copy", begin).await??;
-            let record = &status.record;
-            info!(
+            Ok(copies.begin(new).await?)
+        };
+        let call = (caller, Action::CreateCopy);
+        self.change(call, on, change, |attempt, begun: &CopyStatus| {
+            let record = &begun.record;
+            done!(
+                attempt,
                 id = %record.id,
                 endpoint = record.endpoint,
                 snapshot = record.snapshot,
                 "copy begun"
             );
-            Ok(status)
         })
         .await
     }
@@ -78,11 +76,27 @@ impl Service {
     /// Cancels a copy. What has arrived stays.
     pub(crate) async fn cancel_copy(&self, caller: &Caller, id: &str) -> Result<CopyStatus> {
         let on = [Resource::Copy(id)];
-        self.pass(caller, Action::CancelCopy, &on, async {
-            let id = request::copy_id(id)?;
-            Ok(self.0.parts.copies.cancel(id).await?)
-        })
-        .await
+        let (copies, id) = (self.0.parts.copies.clone(), request::copy_id(id));
+        let change = async move {
+            let id = id?;
+            let had_ended = copies.status(id)?.state.has_ended();
+            Ok((copies.cancel(id).await?, had_ended))
+        };
+        let call = (caller, Action::CancelCopy);
+        let cancelled = self.change(
+            call,
+            &on,
+            change,
+            |attempt, outcome: &(CopyStatus, bool)| {
+                let (copy, had_ended) = outcome;
+                // It may have come to another end in the meantime.
+                if *had_ended || copy.state != CopyState::Cancelled {
+                    return attempt.served();
+                }
+                done!(attempt, id = %copy.record.id, "copy cancelled");
+            },
+        );
+        cancelled.await.map(|(copy, _)| copy)
     }
 
     /// Limits the rate of a copy from now on; 0: no limit.
@@ -93,9 +107,12 @@ impl Service {
         bytes_per_second: u64,
     ) -> Result<CopyStatus> {
         let on = [Resource::Copy(id)];
-        self.pass(caller, Action::LimitCopy, &on, async {
-            let id = request::copy_id(id)?;
-            Ok(self.0.parts.copies.limit(id, bytes_per_second).await?)
+        let (copies, id) = (self.0.parts.copies.clone(), request::copy_id(id));
+        let change = async move { Ok(copies.limit(id?, bytes_per_second).await?) };
+        let call = (caller, Action::LimitCopy);
+        self.change(call, &on, change, move |attempt, limited: &CopyStatus| {
+            let id = limited.record.id;
+            done!(attempt, %id, bytes_per_second, "copy limited");
         })
         .await
     }

@@ -21,8 +21,8 @@
 //! - [`pages`]: listings in pages. [`streams`]: answers that are streams.
 //! - `attachments`: volumes that are in use.
 //!
-//! What must hold: an operation has a [`Caller`], and passes the one door ([`Service::pass`])
-//! before it looks anything up. It takes the store's types and its own, gives the same back, and
+//! What must hold: an operation has a [`Caller`], and passes the one door ([`Service::pass`],
+//! [`Service::change`], [`Service::pass_stream`]) before it looks anything up. It takes the store's types and its own, gives the same back, and
 //! knows no protocol. What a request may hold is checked here or in the store, once. Names and ids
 //! come as the caller wrote them, for the door to tell, and go on to the store as typed keys.
 
@@ -127,7 +127,7 @@ impl Service {
         &self.0.parts.tasks
     }
 
-    /// The way to an operation: each begins here.
+    /// The way to an operation that changes nothing, or nothing by itself.
     async fn pass<T>(
         &self,
         caller: &Caller,
@@ -138,22 +138,50 @@ impl Service {
         auth::pass(caller, action, on, work).await
     }
 
+    /// The way to a change. A task makes it and logs it by `tell`: a change that has begun is
+    /// brought to its end, even if the caller goes.
+    async fn change<T: Send + 'static>(
+        &self,
+        (caller, action): (&Caller, Action),
+        on: &[Resource<'_>],
+        work: impl Future<Output = Result<T>> + Send + 'static,
+        tell: impl FnOnce(&Attempt, &T) + Send + 'static,
+    ) -> Result<T> {
+        let attempt = Attempt::begin(caller, action, on).of_task();
+        let work = attempt.carry_out(work, tell);
+        self.tasks().spawn(action.name(), work).await?
+    }
+
     /// The way to an operation whose answer is a stream: `open` opens it and takes its place,
-    /// `work` makes the items.
-    async fn pass_stream<T, O, W>(
+    /// `work` makes the items, and `tell` logs it when that has succeeded.
+    async fn pass_stream<T, O, R, W>(
         &self,
         (caller, action): (&Caller, Action),
         on: &[Resource<'_>],
         open: impl Future<Output = Result<(O, Hold)>>,
         work: impl FnOnce(O, streams::Outlet<T>) -> W,
+        tell: impl FnOnce(&Attempt, &R) + Send + 'static,
     ) -> Result<Items<T>>
     where
         T: Send + 'static,
-        W: Future<Output = Result<()>> + Send + 'static,
+        R: Send + 'static,
+        W: Future<Output = Result<R>> + Send + 'static,
     {
-        let (opened, place) = self.pass(caller, action, on, open).await?;
-        let attempt = Attempt::begin(caller, action);
+        let attempt = Attempt::begin(caller, action, on);
+        let (opened, place) = match open.await {
+            Ok(opened) => opened,
+            Err(error) => {
+                attempt.fail(&error);
+                return Err(error);
+            }
+        };
         let work = |outlet| work(opened, outlet);
-        Ok(streams::spawn(self.tasks(), attempt, Some(place), work))
+        Ok(streams::spawn(
+            self.tasks(),
+            attempt,
+            Some(place),
+            work,
+            tell,
+        ))
     }
 }

@@ -1,10 +1,9 @@
 //! Other daemons that have names here.
 
-use tracing::info;
 use varve_store::RemoteRecord;
 
 use super::{Service, error::Result, request};
-use crate::auth::{Action, Caller, Resource};
+use crate::auth::{Action, Caller, Resource, done};
 
 impl Service {
     /// Gives another daemon a name. Gives the record with what it was given.
@@ -15,7 +14,8 @@ impl Service {
     ) -> Result<RemoteRecord> {
         let name = remote.name.clone();
         let on = [Resource::Remote(&name)];
-        self.pass(caller, Action::AddRemote, &on, async {
+        let copies = self.0.parts.copies.clone();
+        let change = async move {
             for (field, text) in [
                 ("remote.endpoint", &remote.endpoint),
                 ("remote.tls_ca", &remote.tls_ca),
@@ -24,9 +24,16 @@ impl Service {
             ] {
                 request::remote_text(field, text)?;
             }
-            let added = self.0.parts.copies.add_remote(remote).await?;
-            info!(name = added.name, endpoint = added.endpoint, "remote added");
-            Ok(added)
+            Ok(copies.add_remote(remote).await?)
+        };
+        let call = (caller, Action::AddRemote);
+        self.change(call, &on, change, |attempt, added: &RemoteRecord| {
+            done!(
+                attempt,
+                name = added.name,
+                endpoint = added.endpoint,
+                "remote added"
+            );
         })
         .await
     }
@@ -42,11 +49,15 @@ impl Service {
     /// Forgets a daemon that no copy comes from.
     pub(crate) async fn remove_remote(&self, caller: &Caller, name: &str) -> Result<()> {
         let on = [Resource::Remote(name)];
-        self.pass(caller, Action::RemoveRemote, &on, async {
-            self.0.parts.copies.remove_remote(name.to_owned()).await?;
-            info!(name, "remote removed");
-            Ok(())
-        })
-        .await
+        let (copies, name) = (self.0.parts.copies.clone(), name.to_owned());
+        let change = async move {
+            copies.remove_remote(name.clone()).await?;
+            Ok(name)
+        };
+        let call = (caller, Action::RemoveRemote);
+        let removed = self.change(call, &on, change, |attempt, name: &String| {
+            done!(attempt, name, "remote removed");
+        });
+        removed.await.map(drop)
     }
 }

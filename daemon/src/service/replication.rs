@@ -11,7 +11,7 @@ use super::{
     streams::{self, Items, Outlet},
 };
 use crate::{
-    auth::{Action, Caller},
+    auth::{Action, Attempt, Caller},
     limits,
 };
 
@@ -50,8 +50,10 @@ impl Service {
         };
         let store = self.store().clone();
         let work = |requests, outlet| send(store, requests, outlet);
-        self.pass_stream((caller, Action::FetchChunks), &[], open, work)
-            .await
+        let (call, tell) = ((caller, Action::FetchChunks), |it: &Attempt, (): &()| {
+            it.served()
+        });
+        self.pass_stream(call, &[], open, work, tell).await
     }
 }
 

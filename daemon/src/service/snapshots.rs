@@ -1,9 +1,8 @@
 //! Snapshots as records, their differences, their verification.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::collections::BTreeMap;
 
 use tokio::time;
-use tracing::info;
 use varve_store::{
     DiffExtent, NewSnapshots, SnapshotDiff, SnapshotProgress, SnapshotRecord, SnapshotState,
     SnapshotVerify, VerifyProgress, Violation,
@@ -18,7 +17,7 @@ use super::{
     streams::{self, Items, Outlet},
 };
 use crate::{
-    auth::{Action, Caller, Resource},
+    auth::{Action, Attempt, Caller, Resource, done},
     limits,
 };
 
@@ -96,9 +95,6 @@ impl Service {
     }
 
     /// Takes snapshots of volumes, all of one instant. They are pending at first.
-    ///
-    /// In a task, like each change of records: a change that has begun is brought to its end, even
-    /// if the caller goes.
     pub(crate) async fn create_snapshots(
         &self,
         caller: &Caller,
@@ -108,53 +104,45 @@ impl Service {
             tags,
         }: SnapshotsRequest,
     ) -> Result<Vec<Snapshot>> {
-        let on: Vec<_> = volumes.iter().map(|key| Resource::Volume(key)).collect();
-        self.pass(caller, Action::CreateSnapshots, &on, async {
-            let started = Instant::now();
-            let keys = volumes.iter().map(|key| request::volume_key(key));
-            let new = NewSnapshots {
-                volumes: keys.collect::<Result<_>>()?,
-                name,
-                tags,
-            };
-            let store = self.store().clone();
-            let change = async move { store.snapshot_volumes(new).await };
-            let made = self.tasks().spawn("create snapshots", change).await??;
-            for record in &made {
-                info!(
-                    id = %record.id,
-                    name = record.name,
-                    volume = record.origin.as_ref().map(|origin| &*origin.name),
-                    size_bytes = record.size_bytes,
-                    seconds = started.elapsed().as_secs_f64(),
-                    "snapshot of a volume is pending"
-                );
-            }
-            let made = made.into_iter();
-            Ok(made.map(|record| self.described(record)).collect())
-        })
-        .await
+        let group = format!("{name}-*");
+        let mut on: Vec<_> = volumes.iter().map(|key| Resource::Volume(key)).collect();
+        on.push(match volumes.len() {
+            1 => Resource::Snapshot(&name),
+            _ => Resource::Snapshots(&group),
+        });
+        let keys = volumes.iter().map(|key| request::volume_key(key));
+        let new = keys.collect::<Result<_>>().map(|volumes| NewSnapshots {
+            volumes,
+            name: name.clone(),
+            tags,
+        });
+        let store = self.store().clone();
+        let change = async move { Ok(store.snapshot_volumes(new?).await?) };
+        let call = (caller, Action::CreateSnapshots);
+        let made = self.change(call, &on, change, |attempt, made: &Vec<_>| {
+            made.iter().for_each(|made| tell_pending(attempt, made));
+        });
+        let made = made.await?.into_iter();
+        Ok(made.map(|record| self.described(record)).collect())
     }
 
     /// Deletes a snapshot. Gives what it was.
     pub(crate) async fn delete_snapshot(&self, caller: &Caller, key: &str) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key)];
-        self.pass(caller, Action::DeleteSnapshot, &on, async {
-            let started = Instant::now();
-            let key = request::snapshot_key("snapshot", key)?;
-            let store = self.store().clone();
-            let change = async move { store.delete_snapshot(&key).await };
-            let deleted = self.tasks().spawn("delete snapshot", change).await??;
-            info!(
+        let key = request::snapshot_key("snapshot", key);
+        let store = self.store().clone();
+        let change = async move { Ok(store.delete_snapshot(&key?).await?) };
+        let call = (caller, Action::DeleteSnapshot);
+        let deleted = self.change(call, &on, change, |attempt, deleted: &SnapshotRecord| {
+            done!(
+                attempt,
                 id = %deleted.id,
                 name = deleted.name,
                 size_bytes = deleted.size_bytes,
-                seconds = started.elapsed().as_secs_f64(),
                 "snapshot deleted"
             );
-            Ok(self.described(deleted))
-        })
-        .await
+        });
+        Ok(self.described(deleted.await?))
     }
 
     /// Changes a snapshot's tags.
@@ -165,20 +153,20 @@ impl Service {
         TagChange { set, remove }: TagChange,
     ) -> Result<Snapshot> {
         let on = [Resource::Snapshot(key)];
-        self.pass(caller, Action::TagSnapshot, &on, async {
-            let key = request::snapshot_key("snapshot", key)?;
-            let store = self.store().clone();
-            let change = async move { store.tag_snapshot(&key, set, remove).await };
-            let tagged = self.tasks().spawn("tag snapshot", change).await??;
-            info!(
+        let key = request::snapshot_key("snapshot", key);
+        let store = self.store().clone();
+        let change = async move { Ok(store.tag_snapshot(&key?, set, remove).await?) };
+        let call = (caller, Action::TagSnapshot);
+        let tagged = self.change(call, &on, change, |attempt, tagged: &SnapshotRecord| {
+            done!(
+                attempt,
                 id = %tagged.id,
                 name = tagged.name,
                 tags = tagged.tags.len(),
                 "snapshot tagged"
             );
-            Ok(self.described(tagged))
-        })
-        .await
+        });
+        Ok(self.described(tagged.await?))
     }
 
     /// Differences of `target` from `base`: extents in ascending order, neighbours of a kind
@@ -196,8 +184,10 @@ impl Service {
             let place = streams::place(&self.0.checks, caller).await?;
             Ok((self.store().diff(&base, &target).await?, place))
         };
-        self.pass_stream((caller, Action::DiffSnapshots), &on, open, send_diff)
-            .await
+        let (call, tell) = ((caller, Action::DiffSnapshots), |it: &Attempt, (): &()| {
+            it.served()
+        });
+        self.pass_stream(call, &on, open, send_diff, tell).await
     }
 
     /// Reads all of a snapshot, and tells what is not as it was written.
@@ -214,8 +204,8 @@ impl Service {
         };
         let name = key.to_owned();
         let work = |verify, outlet| send_verify(name, verify, outlet);
-        self.pass_stream((caller, Action::VerifySnapshot), &on, open, work)
-            .await
+        let (call, tell) = ((caller, Action::VerifySnapshot), Verified::tell);
+        self.pass_stream(call, &on, open, work, tell).await
     }
 
     /// A snapshot with its progress.
@@ -230,6 +220,40 @@ impl Service {
             }
         };
         Snapshot { record, progress }
+    }
+}
+
+/// Logs a snapshot of a volume.
+fn tell_pending(attempt: &Attempt, made: &SnapshotRecord) {
+    done!(
+        attempt,
+        id = %made.id,
+        name = made.name,
+        volume = made.origin.as_ref().map(|origin| &*origin.name),
+        size_bytes = made.size_bytes,
+        "snapshot of a volume is pending"
+    );
+}
+
+/// What a verification has found.
+struct Verified {
+    /// As the caller has named it.
+    snapshot: String,
+    checked: u64,
+    checked_bytes: u64,
+    violations: usize,
+}
+
+impl Verified {
+    fn tell(attempt: &Attempt, it: &Self) {
+        done!(
+            attempt,
+            snapshot = it.snapshot,
+            checked = it.checked,
+            checked_bytes = it.checked_bytes,
+            violations = it.violations,
+            "snapshot verified"
+        );
     }
 }
 
@@ -266,8 +290,7 @@ async fn send_verify(
     key: String,
     mut verify: SnapshotVerify,
     outlet: Outlet<VerifyState>,
-) -> Result<()> {
-    let started = Instant::now();
+) -> Result<Verified> {
     let mut next_message = time::Instant::now() + limits::VERIFY_PROGRESS_INTERVAL;
     let mut state = VerifyState::default();
     let mut found = 0;
@@ -293,16 +316,15 @@ async fn send_verify(
             next_message = time::Instant::now() + limits::VERIFY_PROGRESS_INTERVAL;
         }
     }
-    info!(
-        snapshot = key,
-        checked = state.checked,
-        checked_bytes = state.checked_bytes,
-        violations = found,
-        seconds = started.elapsed().as_secs_f64(),
-        "snapshot verified"
-    );
+    let verified = Verified {
+        snapshot: key,
+        checked: state.checked,
+        checked_bytes: state.checked_bytes,
+        violations: found,
+    };
     state.done = true;
-    outlet.send(state).await
+    outlet.send(state).await?;
+    Ok(verified)
 }
 
 impl VerifyState {

@@ -21,28 +21,31 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Starts the task that makes the items of a stream. `attempt` is reported again when the work
-/// ends. The place is held as long as the stream, and is given up if its items do not go out while
-/// others wait for it: see [`Items::place`].
-pub(super) fn spawn<T, W>(
+/// Starts the task that makes the items of a stream. It takes over `attempt`, which ends with the
+/// work; `tell` logs its success. The place is held as long as the stream, and is given up if its
+/// items do not go out while others wait for it: see [`Items::place`].
+pub(super) fn spawn<T, R, W>(
     tasks: &Tasks,
     attempt: Attempt,
     place: Option<Hold>,
     work: impl FnOnce(Outlet<T>) -> W,
+    tell: impl FnOnce(&Attempt, &R) + Send + 'static,
 ) -> Items<T>
 where
     T: Send + 'static,
-    W: Future<Output = Result<()>> + Send + 'static,
+    R: Send + 'static,
+    W: Future<Output = Result<R>> + Send + 'static,
 {
     let (sender, queue) = mpsc::channel(ITEMS_QUEUED);
-    let work = work(Outlet(sender.clone()));
+    let name = attempt.name();
+    let work = attempt
+        .of_task()
+        .carry_out(work(Outlet(sender.clone())), tell);
     // The task ends when its items find no taker, or with the daemon; then its sender closes the
     // channel.
-    drop(tasks.spawn(attempt.name(), async move {
-        let outcome = work.await;
-        attempt.end(&[], outcome.as_ref().err());
-        let end = match outcome {
-            Ok(()) => Queued::End,
+    drop(tasks.spawn(name, async move {
+        let end = match work.await {
+            Ok(_) => Queued::End,
             Err(error) => Queued::Failed(error),
         };
         // A caller that has gone needs no end.
@@ -147,7 +150,8 @@ mod tests {
         W: Future<Output = Result<()>> + Send + 'static,
     {
         let caller = Caller::new(Face::Grpc, Peer::Given);
-        spawn(tasks, Attempt::begin(&caller, action), None, work)
+        let attempt = Attempt::begin(&caller, action, &[]);
+        spawn(tasks, attempt, None, work, |attempt, ()| attempt.served())
     }
 
     async fn collect(items: Items<u32>) -> Vec<Result<u32, ErrorKind>> {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use futures::stream;
+use futures::{poll, stream};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use varve_store::{IncomingChunk, Options};
@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     error::{Classified as _, ErrorKind},
     net::{peer::Peer, places::Places},
+    telemetry::capture::Captured,
 };
 
 /// A service over a real store, and a caller.
@@ -145,4 +146,264 @@ async fn a_first_message_that_is_late_is_received() {
     let nothing = stream::empty::<Result<ChunkMessage<std::iter::Empty<_>>>>();
     let taken = fixture.service.put_chunks(&fixture.caller, nothing, |_| {});
     assert_eq!(taken.await.unwrap().chunks, 0);
+}
+
+/// The line of a change, once it is there.
+async fn logged(log: &Captured, what: &str) -> String {
+    for _ in 0..1000 {
+        if log.lines().iter().any(|line| line.contains(what)) {
+            return log.line(what);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("{what}: {:#?}", log.lines());
+}
+
+#[tokio::test]
+async fn a_change_is_logged_even_if_its_caller_has_gone() {
+    let log = Captured::new();
+    let fixture = Fixture::new().await;
+    let (service, caller) = (&fixture.service, &fixture.caller);
+    fixture.volume("db").await;
+    {
+        let attach = std::pin::pin!(service.attach_volume(caller, "db", false));
+        assert!(poll!(attach).is_pending());
+    }
+    let line = logged(&log, "volume attached").await;
+    assert!(line.contains(&format!("caller={caller}")), "{line}");
+    service.detach_volume(caller, "db").await.unwrap();
+    {
+        let delete = std::pin::pin!(service.delete_volume(caller, "db"));
+        assert!(poll!(delete).is_pending());
+    }
+    let line = logged(&log, "volume deleted").await;
+    assert!(line.contains(r#"name="db""#), "{line}");
+    assert!(line.contains(&format!("caller={caller}")), "{line}");
+    // One that fails.
+    {
+        let delete = std::pin::pin!(service.delete_volume(caller, "db"));
+        assert!(poll!(delete).is_pending());
+    }
+    let line = logged(&log, "call refused").await;
+    assert!(line.contains(r#"on="volume db""#), "{line}");
+}
+
+#[tokio::test]
+async fn each_change_is_one_line_that_says_who_made_it_and_to_what() {
+    let log = Captured::new();
+    let fixture = Fixture::new().await;
+    let (service, caller) = (&fixture.service, &fixture.caller);
+    let mut seen = 0;
+    let mut changed = |call: &str, on: &str, words: &[&str]| {
+        let mut lines = log.lines();
+        lines.retain(|line| line.contains("INFO") && !line.contains("g-*"));
+        let new = &lines[seen..];
+        seen = lines.len();
+        assert_eq!(new.len(), 1, "{call}: {new:#?}");
+        let call = format!("call={call:?} caller={caller} on={on:?}");
+        assert!(new[0].contains(&call), "{call}: {}", new[0]);
+        for word in words {
+            assert!(new[0].contains(word), "{word}: {}", new[0]);
+        }
+    };
+    fixture.volume("db").await;
+    let id = &*format!(
+        "id={}",
+        service.volume(caller, "db").await.unwrap().record.id
+    );
+    changed(
+        "CreateVolume",
+        "volume db",
+        &["volume created", id, "size_bytes=1048576"],
+    );
+    service.resize_volume(caller, "db", 2 << 20).await.unwrap();
+    changed(
+        "ResizeVolume",
+        "volume db",
+        &["volume resized", id, "size_bytes=2097152"],
+    );
+    let tags = || TagChange {
+        set: [("a".to_owned(), "b".to_owned())].into(),
+        remove: Vec::new(),
+    };
+    service.tag_volume(caller, "db", tags()).await.unwrap();
+    changed("TagVolume", "volume db", &["volume tagged", id, "tags=1"]);
+    service.attach_volume(caller, "db", false).await.unwrap();
+    changed(
+        "AttachVolume",
+        "volume db",
+        &["volume attached", id, "attachment=1"],
+    );
+    // With a client, which is cut off.
+    service.open_volume_export(caller, "db").await.unwrap();
+    service.detach_volume(caller, "db").await.unwrap();
+    changed(
+        "DetachVolume",
+        "volume db",
+        &["volume detached", id, r#"name="db""#],
+    );
+
+    let new = SnapshotsRequest {
+        volumes: vec!["db".to_owned()],
+        name: "s".to_owned(),
+        tags: BTreeMap::new(),
+    };
+    service.create_snapshots(caller, new).await.unwrap();
+    let snapshot = service.snapshot(caller, "s").await.unwrap().record.id;
+    let id = &*format!("id={snapshot}");
+    changed(
+        "CreateSnapshots",
+        "volume db, snapshot s",
+        &["is pending", id, r#"volume="db""#],
+    );
+    service.tag_snapshot(caller, "s", tags()).await.unwrap();
+    changed(
+        "TagSnapshot",
+        "snapshot s",
+        &["snapshot tagged", id, r#"name="s""#],
+    );
+    service.delete_snapshot(caller, "s").await.unwrap();
+    changed(
+        "DeleteSnapshot",
+        "snapshot s",
+        &["snapshot deleted", id, r#"name="s""#],
+    );
+
+    // One line for each snapshot of a group.
+    fixture.volume("other").await;
+    changed("CreateVolume", "volume other", &[]);
+    let new = SnapshotsRequest {
+        volumes: vec!["db".to_owned(), "other".to_owned()],
+        name: "g".to_owned(),
+        tags: BTreeMap::new(),
+    };
+    service.create_snapshots(caller, new).await.unwrap();
+    let mut lines = log.lines();
+    lines.retain(|line| line.contains("snapshots \\\"g-*\\\""));
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    let remote = varve_store::RemoteRecord {
+        name: "eu".to_owned(),
+        endpoint: "unix:/nowhere/x.sock".to_owned(),
+        allow_plaintext: false,
+        tls_ca: String::new(),
+        tls_cert: String::new(),
+        tls_key: String::new(),
+        created_at_ns: 0,
+    };
+    service.add_remote(caller, remote).await.unwrap();
+    changed(
+        "AddRemote",
+        "remote eu",
+        &["remote added", r#"endpoint="unix:/nowhere/x.sock""#],
+    );
+    let new = NewCopy {
+        source: CopySource {
+            endpoint: "eu".to_owned(),
+            snapshot: "web".to_owned(),
+            allow_plaintext: false,
+        },
+        name: "here".to_owned(),
+        tags: BTreeMap::new(),
+        bytes_per_second: 0,
+    };
+    let copy = service
+        .create_copy(caller, new)
+        .await
+        .unwrap()
+        .record
+        .id
+        .to_string();
+    let (id, on) = (&*format!("id={copy}"), &*format!("copy {copy}"));
+    changed(
+        "CreateCopy",
+        "remote eu, snapshot here",
+        &["copy begun", id, r#"snapshot="web""#],
+    );
+    service.limit_copy(caller, &copy, 7).await.unwrap();
+    changed("LimitCopy", on, &["copy limited", id, "bytes_per_second=7"]);
+    service.cancel_copy(caller, &copy).await.unwrap();
+    changed("CancelCopy", on, &["copy cancelled", id]);
+    service.cancel_copy(caller, &copy).await.unwrap();
+    service.remove_remote(caller, "eu").await.unwrap();
+    changed(
+        "RemoveRemote",
+        "remote eu",
+        &["remote removed", r#"name="eu""#],
+    );
+}
+
+/// Its end says on what, and is the only line of the call.
+#[tokio::test]
+async fn a_stream_is_one_line_at_its_end() {
+    use futures::StreamExt as _;
+
+    let log = Captured::new();
+    let fixture = Fixture::new().await;
+    let (service, caller) = (&fixture.service, &fixture.caller);
+    let new = varve_store::NewSnapshot {
+        name: "s".to_owned(),
+        size_bytes: 4096,
+        tags: BTreeMap::new(),
+        chunker_version: varve_content::chunker::CHUNKER_VERSION,
+        lineage: None,
+    };
+    let new = NewUpload {
+        snapshot: new,
+        keep_packed: false,
+    };
+    let upload = service.begin_upload(caller, new).await.unwrap();
+    let refused = service.abort_upload(caller, "up-x").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
+    service.abort_upload(caller, &upload).await.unwrap();
+    let line = log.line("upload aborted");
+    assert!(line.contains(&format!("on=\"upload {upload}\"")), "{line}");
+
+    let items = service.diff_snapshots(caller, "s", "s").await;
+    assert!(items.is_err());
+    let line = log.line("DiffSnapshots");
+    assert!(line.contains(r#"on="snapshot s, snapshot s""#), "{line}");
+
+    fixture.volume("db").await;
+    let new = SnapshotsRequest {
+        volumes: vec!["db".to_owned()],
+        name: "s".to_owned(),
+        tags: BTreeMap::new(),
+    };
+    service.create_snapshots(caller, new).await.unwrap();
+    while !service
+        .snapshot(caller, "s")
+        .await
+        .unwrap()
+        .record
+        .content()
+        .is_some()
+    {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let verified = service.verify_snapshot(caller, "s").await.unwrap();
+    verified.collect::<Vec<_>>().await;
+    let line = log.line("VerifySnapshot");
+    assert!(
+        line.contains("snapshot verified") && line.contains("INFO"),
+        "{line}"
+    );
+    assert!(line.contains(r#"on="snapshot s""#), "{line}");
+    let downloaded = service.download(caller, "s", true).await.unwrap();
+    downloaded.collect::<Vec<_>>().await;
+    let line = log.line("call=\"Download\"");
+    assert!(
+        line.contains("snapshot downloaded") && line.contains("INFO"),
+        "{line}"
+    );
+    assert!(
+        line.contains(&format!("caller={caller} on=\"snapshot s\"")),
+        "{line}"
+    );
+    let read = service.read_snapshot(caller, "s", 0, 0).await.unwrap();
+    drop(read);
+    let line = logged(&log, "ReadSnapshot").await;
+    assert!(
+        line.contains("DEBUG") && line.contains(r#"on="snapshot s""#),
+        "{line}"
+    );
 }

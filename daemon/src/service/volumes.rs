@@ -1,12 +1,11 @@
 //! Volumes as records. Reads and writes go through [`exports`](super::exports).
 
-use std::{collections::BTreeMap, time::Instant};
+use std::collections::BTreeMap;
 
-use tracing::info;
 use varve_nbd::{ExportName, ServerUri};
 use varve_store::{
-    CloneSource, Error as StoreError, NewClone, NewVolume, Result as StoreResult, SnapshotKey,
-    Store, VolumeKey, VolumeRecord, VolumeStatus,
+    CloneSource, Error as StoreError, NewClone, NewVolume, SnapshotKey, VolumeKey, VolumeRecord,
+    VolumeStatus,
 };
 
 use super::{
@@ -17,7 +16,7 @@ use super::{
     request,
     snapshots::{Snapshot, TagChange},
 };
-use crate::auth::{Action, Caller, Resource};
+use crate::auth::{Action, Caller, Resource, done};
 
 /// A volume to be made, empty or of a snapshot.
 #[derive(Debug, Clone, Default)]
@@ -59,20 +58,6 @@ pub(crate) struct AttachedAt {
 }
 
 impl Service {
-    /// Changes a volume in a task: a change that has begun is brought to its end, even if the
-    /// caller goes.
-    async fn change_volume<F>(
-        &self,
-        name: &'static str,
-        change: impl FnOnce(Store) -> F,
-    ) -> Result<VolumeRecord>
-    where
-        F: Future<Output = StoreResult<VolumeRecord>> + Send + 'static,
-    {
-        let change = change(self.store().clone());
-        Ok(self.tasks().spawn(name, change).await??)
-    }
-
     /// Makes a volume, empty or of a snapshot.
     pub(crate) async fn create_volume(
         &self,
@@ -81,28 +66,26 @@ impl Service {
     ) -> Result<VolumeRecord> {
         let mut on = vec![Resource::Volume(&request.name)];
         on.extend(request.from.as_deref().map(Resource::Snapshot));
-        self.pass(caller, Action::CreateVolume, &on, async {
-            let from = request.from.as_deref();
-            let from = from.map(|key| request::snapshot_key("from_snapshot", key));
-            let new = NewVolume {
-                name: request.name.clone(),
-                size_bytes: request.size_bytes,
-                from: from.transpose()?,
-                tags: request.tags.clone(),
-            };
-            let created = self
-                .change_volume("create volume", |store| async move {
-                    store.create_volume(new).await
-                })
-                .await?;
-            info!(
+        let from = request.from.as_deref();
+        let from = from.map(|key| request::snapshot_key("from_snapshot", key));
+        let new = from.transpose().map(|from| NewVolume {
+            name: request.name.clone(),
+            size_bytes: request.size_bytes,
+            from,
+            tags: request.tags.clone(),
+        });
+        let store = self.store().clone();
+        let change = async move { Ok(store.create_volume(new?).await?) };
+        let call = (caller, Action::CreateVolume);
+        self.change(call, &on, change, |attempt, created: &VolumeRecord| {
+            done!(
+                attempt,
                 id = %created.id,
                 name = created.name,
                 size_bytes = created.size_bytes,
                 parent = created.parent.map(tracing::field::display),
                 "volume created"
             );
-            Ok(created)
         })
         .await
     }
@@ -115,30 +98,29 @@ impl Service {
     ) -> Result<VolumeRecord> {
         let (cloned, source) = clone_source(&request.source);
         let on = [Resource::Volume(&request.name), cloned];
-        self.pass(caller, Action::CloneVolume, &on, async {
-            let started = Instant::now();
-            request::check_key("snapshot or volume", "source", &request.source)?;
-            let new = NewClone {
-                source,
-                name: request.name.clone(),
-                size_bytes: request.size_bytes,
-                tags: request.tags.clone(),
-            };
-            let made = self
-                .change_volume("clone volume", |store| async move {
-                    store.clone_volume(new).await
-                })
-                .await?;
-            info!(
+        let checked = request::check_key("snapshot or volume", "source", &request.source);
+        let new = NewClone {
+            source,
+            name: request.name.clone(),
+            size_bytes: request.size_bytes,
+            tags: request.tags.clone(),
+        };
+        let (store, source) = (self.store().clone(), request.source.clone());
+        let change = async move {
+            checked?;
+            Ok(store.clone_volume(new).await?)
+        };
+        let call = (caller, Action::CloneVolume);
+        self.change(call, &on, change, move |attempt, made: &VolumeRecord| {
+            done!(
+                attempt,
                 id = %made.id,
                 name = made.name,
-                source = request.source,
+                source,
                 size_bytes = made.size_bytes,
                 parent = made.parent.map(tracing::field::display),
-                seconds = started.elapsed().as_secs_f64(),
                 "volume cloned"
             );
-            Ok(made)
         })
         .await
     }
@@ -151,20 +133,17 @@ impl Service {
         size_bytes: u64,
     ) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
-        self.pass(caller, Action::ResizeVolume, &on, async {
-            let key = request::volume_key(key)?;
-            let resized = self
-                .change_volume("resize volume", |store| async move {
-                    store.resize_volume(&key, size_bytes).await
-                })
-                .await?;
-            info!(
+        let (store, key) = (self.store().clone(), request::volume_key(key));
+        let change = async move { Ok(store.resize_volume(&key?, size_bytes).await?) };
+        let call = (caller, Action::ResizeVolume);
+        self.change(call, &on, change, |attempt, resized: &VolumeRecord| {
+            done!(
+                attempt,
                 id = %resized.id,
                 name = resized.name,
                 size_bytes = resized.size_bytes,
                 "volume resized"
             );
-            Ok(resized)
         })
         .await
     }
@@ -217,20 +196,17 @@ impl Service {
         TagChange { set, remove }: TagChange,
     ) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
-        self.pass(caller, Action::TagVolume, &on, async {
-            let key = request::volume_key(key)?;
-            let tagged = self
-                .change_volume("tag volume", |store| async move {
-                    store.tag_volume(&key, set, remove).await
-                })
-                .await?;
-            info!(
+        let (store, key) = (self.store().clone(), request::volume_key(key));
+        let change = async move { Ok(store.tag_volume(&key?, set, remove).await?) };
+        let call = (caller, Action::TagVolume);
+        self.change(call, &on, change, |attempt, tagged: &VolumeRecord| {
+            done!(
+                attempt,
                 id = %tagged.id,
                 name = tagged.name,
                 tags = tagged.tags.len(),
                 "volume tagged"
             );
-            Ok(tagged)
         })
         .await
     }
@@ -238,20 +214,17 @@ impl Service {
     /// Deletes a volume. Gives what it was.
     pub(crate) async fn delete_volume(&self, caller: &Caller, key: &str) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
-        self.pass(caller, Action::DeleteVolume, &on, async {
-            let key = request::volume_key(key)?;
-            let deleted = self
-                .change_volume("delete volume", |store| async move {
-                    store.delete_volume(&key).await
-                })
-                .await?;
-            info!(
+        let (store, key) = (self.store().clone(), request::volume_key(key));
+        let change = async move { Ok(store.delete_volume(&key?).await?) };
+        let call = (caller, Action::DeleteVolume);
+        self.change(call, &on, change, |attempt, deleted: &VolumeRecord| {
+            done!(
+                attempt,
                 id = %deleted.id,
                 name = deleted.name,
                 size_bytes = deleted.size_bytes,
                 "volume deleted"
             );
-            Ok(deleted)
         })
         .await
     }
@@ -265,52 +238,55 @@ impl Service {
         force: bool,
     ) -> Result<AttachedAt> {
         let on = [Resource::Volume(key)];
-        self.pass(caller, Action::AttachVolume, &on, async {
-            let key = request::volume_key(key)?;
-            let attachments = self.0.attachments.clone();
-            let attached = self
-                .change_volume("attach volume", |store| async move {
-                    let attached = store.attach_volume(&key, force).await?;
-                    // The clients of the attachment before are cut off before anybody else is told
-                    // that the volume is theirs.
-                    let before = attached.attachments.saturating_sub(1);
-                    attachments.end(attached.id, before).await?;
-                    Ok(attached)
-                })
-                .await?;
-            info!(
-                id = %attached.id,
-                name = attached.name,
-                attachment = attached.attachments,
-                force,
-                "volume attached"
-            );
-            let servers = self.0.parts.facts.nbd_servers.iter();
-            let name = attached.label();
-            let uri = |server: &ServerUri| server.export(ExportName::Volume(&name));
-            Ok(AttachedAt {
-                nbd_uris: servers.map(uri).collect(),
-                record: attached,
-            })
+        let (store, key) = (self.store().clone(), request::volume_key(key));
+        let attachments = self.0.attachments.clone();
+        let change = async move {
+            let attached = store.attach_volume(&key?, force).await?;
+            // The clients of the attachment before are cut off before anybody else is told that the
+            // volume is theirs.
+            let before = attached.attachments.saturating_sub(1);
+            attachments.end(attached.id, before).await?;
+            Ok(attached)
+        };
+        let call = (caller, Action::AttachVolume);
+        let attached = self.change(
+            call,
+            &on,
+            change,
+            move |attempt, attached: &VolumeRecord| {
+                done!(
+                    attempt,
+                    id = %attached.id,
+                    name = attached.name,
+                    attachment = attached.attachments,
+                    force,
+                    "volume attached"
+                );
+            },
+        );
+        let attached = attached.await?;
+        let servers = self.0.parts.facts.nbd_servers.iter();
+        let name = attached.label();
+        let uri = |server: &ServerUri| server.export(ExportName::Volume(&name));
+        Ok(AttachedAt {
+            nbd_uris: servers.map(uri).collect(),
+            record: attached,
         })
-        .await
     }
 
     /// Detaches a volume: its clients are refused from then on, and what they wrote is durable.
     pub(crate) async fn detach_volume(&self, caller: &Caller, key: &str) -> Result<VolumeRecord> {
         let on = [Resource::Volume(key)];
-        self.pass(caller, Action::DetachVolume, &on, async {
-            let key = request::volume_key(key)?;
-            let attachments = self.0.attachments.clone();
-            let detached = self
-                .change_volume("detach volume", |store| async move {
-                    let detached = store.detach_volume(&key).await?;
-                    attachments.end(detached.id, detached.attachments).await?;
-                    Ok(detached)
-                })
-                .await?;
-            info!(id = %detached.id, name = detached.name, "volume detached");
+        let (store, key) = (self.store().clone(), request::volume_key(key));
+        let attachments = self.0.attachments.clone();
+        let change = async move {
+            let detached = store.detach_volume(&key?).await?;
+            attachments.end(detached.id, detached.attachments).await?;
             Ok(detached)
+        };
+        let call = (caller, Action::DetachVolume);
+        self.change(call, &on, change, |attempt, detached: &VolumeRecord| {
+            done!(attempt, id = %detached.id, name = detached.name, "volume detached");
         })
         .await
     }
@@ -324,12 +300,14 @@ fn clone_source(source: &str) -> (Resource<'_>, CloneSource) {
             (Resource::Snapshot(key), CloneSource::Snapshot(key.into()))
         }
         Some(ExportName::Volume(key)) => (Resource::Volume(key), CloneSource::Volume(key.into())),
-        None => {
-            let either = CloneSource::Either {
-                snapshot: source.into(),
-                volume: source.into(),
-            };
-            (Resource::SnapshotOrVolume(source), either)
-        }
+        None => (Resource::SnapshotOrVolume(source), either(source)),
+    }
+}
+
+/// The snapshot or the volume of that name or id.
+fn either(source: &str) -> CloneSource {
+    CloneSource::Either {
+        snapshot: source.into(),
+        volume: source.into(),
     }
 }

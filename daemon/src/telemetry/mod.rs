@@ -3,6 +3,8 @@
 //! Invariants: logging never disturbs the daemon (see `sink`), and one event is one line: text from
 //! clients, peers and files has no character that could forge another line or control the terminal.
 
+#[cfg(test)]
+pub(crate) mod capture;
 mod sink;
 
 use std::{
@@ -214,38 +216,19 @@ mod tests {
 
     #[test]
     fn lines_say_nothing_of_the_sources_of_libraries() {
-        #[derive(Clone, Default)]
-        struct Buffer(std::sync::Arc<parking_lot::Mutex<Vec<u8>>>);
-        impl io::Write for Buffer {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.lock().write(bytes)
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let written = Buffer::default();
-        let lines = written.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .without_time()
-            .fmt_fields(Fields)
-            .with_writer(move || lines.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, || {
-            // As `tracing_log` makes them of records.
-            tracing::warn!(
-                "log.target" = "x",
-                "log.file" = "/y/z.rs",
-                "log.line" = 3,
-                "words"
-            );
-            tracing::warn!(a = 1, b = "two", "words");
-            tracing::warn!(a = 1);
-        });
-        let written = String::from_utf8(written.0.lock().clone()).unwrap();
-        let lines: Vec<_> = written
-            .lines()
+        let log = capture::Captured::new();
+        // As `tracing_log` makes them of records.
+        tracing::warn!(
+            "log.target" = "x",
+            "log.file" = "/y/z.rs",
+            "log.line" = 3,
+            "words"
+        );
+        tracing::warn!(a = 1, b = "two", "words");
+        tracing::warn!(a = 1);
+        let lines = log.lines();
+        let lines: Vec<_> = lines
+            .iter()
             .map(|line| line.split_once("tests: ").unwrap().1)
             .collect();
         assert_eq!(lines, ["words", "words a=1 b=\"two\"", "a=1"]);

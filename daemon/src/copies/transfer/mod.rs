@@ -229,7 +229,8 @@ impl CopyEngine {
                 .await
             {
                 Err(CopyError::Base(error)) => {
-                    warn!(id = %job.id, %error, "a snapshot before is no help: the copy looks at everything");
+                    let error = error.to_string();
+                    warn!(id = %job.id, error, "a snapshot before is no help: the copy looks at everything");
                     job.found(&new.name, &wanted.root, wanted.snapshot.data_bytes);
                 }
                 outcome => return outcome,
@@ -333,7 +334,13 @@ impl CopyEngine {
                 Some(Ancestor::Here(here)) => {
                     let base = Base::of(&self.store, &here).await;
                     return Ok(base
-                        .inspect_err(|error| warn!(snapshot = &*here.label(), %error, "a snapshot before is no help"))
+                        .inspect_err(|error| {
+                            warn!(
+                                snapshot = &*here.label(),
+                                error = error.to_string(),
+                                "a snapshot before is no help"
+                            )
+                        })
                         .ok());
                 }
                 Some(Ancestor::There(there)) => {
@@ -369,7 +376,8 @@ impl CopyEngine {
         if let Some(base) = self.base(&wanted, parent).await? {
             match self.count(&wanted, Some(&base)).await {
                 Err(CopyError::Base(error)) => {
-                    warn!(%error, "a snapshot before is no help to an estimate");
+                    let error = error.to_string();
+                    warn!(error, "a snapshot before is no help to an estimate");
                 }
                 outcome => return outcome,
             }

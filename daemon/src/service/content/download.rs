@@ -4,15 +4,15 @@
 //! each download may always be read; those ahead of it take from a budget that all downloads share,
 //! and only what is free at once, so that a slow client can hold up nobody.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::info;
 use varve_store::{
-    Segment, SegmentStream, SnapshotReader, SnapshotRecord, StoredChunk, VerifiedChunk,
+    Segment, SegmentStream, SnapshotId, SnapshotReader, SnapshotRecord, StoredChunk, VerifiedChunk,
 };
 
 use crate::{
+    auth::{Attempt, done},
     limits,
     service::{error::Result, streams::Outlet},
     tasks::{Tasks, TiedTask},
@@ -54,6 +54,27 @@ pub(super) struct Download {
     pub(super) read_ahead: Arc<Semaphore>,
 }
 
+/// What a download has sent.
+pub(super) struct Downloaded {
+    id: SnapshotId,
+    name: Option<String>,
+    payload_bytes: u64,
+    plain: bool,
+}
+
+impl Downloaded {
+    pub(super) fn tell(attempt: &Attempt, it: &Self) {
+        done!(
+            attempt,
+            id = %it.id,
+            name = it.name,
+            payload_bytes = it.payload_bytes,
+            plain = it.plain,
+            "snapshot downloaded"
+        );
+    }
+}
+
 /// A segment that is being read, with what it takes from the budget of all downloads.
 struct Pending {
     read: TiedTask<Result<Vec<DownloadPart>, varve_store::Error>>,
@@ -61,8 +82,7 @@ struct Pending {
 }
 
 impl Download {
-    pub(super) async fn send(self, outlet: Outlet<DownloadPart>) -> Result<()> {
-        let started = Instant::now();
+    pub(super) async fn send(self, outlet: Outlet<DownloadPart>) -> Result<Downloaded> {
         let snapshot = self.reader.record().clone();
         let (id, name) = (snapshot.id, snapshot.name.clone());
         outlet
@@ -83,15 +103,12 @@ impl Download {
             }
             drop(ahead);
         }
-        info!(
-            %id,
+        Ok(Downloaded {
+            id,
             name,
-            payload_bytes = sent_bytes,
-            plain = self.plain,
-            seconds = started.elapsed().as_secs_f64(),
-            "snapshot downloaded"
-        );
-        Ok(())
+            payload_bytes: sent_bytes,
+            plain: self.plain,
+        })
     }
 
     /// Starts to read further segments, as far as there is room.

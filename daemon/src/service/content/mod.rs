@@ -8,8 +8,8 @@ mod read;
 
 use std::sync::Arc;
 
-use self::download::Download;
 pub(super) use self::download::message_sized;
+use self::download::{Download, Downloaded};
 pub(crate) use self::{
     download::{DownloadPart, SentChunk},
     read::{RangeContent, RangePart},
@@ -20,7 +20,7 @@ use super::{
     request,
     streams::{self, Items},
 };
-use crate::auth::{Action, Caller, Resource};
+use crate::auth::{Action, Attempt, Caller, Resource};
 
 impl Service {
     /// All of a snapshot: its record first, then leaves in ascending order, each before its chunks.
@@ -44,7 +44,8 @@ impl Service {
             };
             Ok((download, place))
         };
-        self.pass_stream((caller, Action::Download), &on, open, Download::send)
+        let (call, tell) = ((caller, Action::Download), Downloaded::tell);
+        self.pass_stream(call, &on, open, Download::send, tell)
             .await
     }
 
@@ -66,7 +67,9 @@ impl Service {
             Ok(((reader, range), place))
         };
         let work = |(reader, range), outlet| read::send(reader, range, outlet);
-        self.pass_stream((caller, Action::ReadSnapshot), &on, open, work)
-            .await
+        let (call, tell) = ((caller, Action::ReadSnapshot), |it: &Attempt, (): &()| {
+            it.served()
+        });
+        self.pass_stream(call, &on, open, work, tell).await
     }
 }

@@ -6,10 +6,10 @@
 mod intake;
 mod table;
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use futures::Stream;
-use tracing::{debug, info};
+use tracing::debug;
 use varve_content::{ChunkId, RootId, tree::Leaf};
 use varve_store::{IncomingChunk, NewSnapshot, PutOutcome, SnapshotRecord};
 
@@ -21,7 +21,7 @@ use super::{
     request,
 };
 use crate::{
-    auth::{self, Action, Attempt, Caller, Resource},
+    auth::{Action, Attempt, Caller, Resource, done},
     error::Classified,
     limits,
     resources::shares::Hold,
@@ -89,22 +89,26 @@ impl Service {
     {
         use futures::StreamExt as _;
 
-        let attempt = Attempt::begin(caller, Action::PutChunks);
+        let mut attempt = Attempt::begin(caller, Action::PutChunks, &[]);
         // The first message has as long as a request has to arrive. Only then is it known what the
         // stream is about.
-        let first = match messages.next().await {
-            Some(Ok(first)) => first,
-            Some(Err(error)) => {
-                attempt.end(&[], Some(&error));
-                return Err(error);
-            }
-            None => return Ok(PutOutcome::default()),
-        };
-        let upload = first.upload.clone();
-        let on = [Resource::Upload(&upload)];
+        let first = messages.next().await.transpose();
+        if let Ok(Some(first)) = &first {
+            attempt.is_on(&[Resource::Upload(&first.upload)]);
+        }
         let (intake, uploads) = (&self.0.intake, &self.0.parts.uploads);
-        let taken = intake.take_chunks(uploads, caller.holder(), first, messages, moves);
-        auth::pass(caller, Action::PutChunks, &on, taken).await
+        let taken = async {
+            match first? {
+                Some(first) => {
+                    let holder = caller.holder();
+                    let taken = intake.take_chunks(uploads, holder, first, messages, moves);
+                    taken.await
+                }
+                None => Ok(PutOutcome::default()),
+            }
+        };
+        let tell = |attempt: &Attempt, _: &_| attempt.served();
+        attempt.carry_out(taken, tell).await
     }
 
     /// Puts leaves, with their segments, whose chunks are all there.
@@ -125,8 +129,6 @@ impl Service {
 
     /// Makes the snapshot, if its root is the one that the caller expects. An upload commits once,
     /// and is closed by that whether or not it succeeds.
-    ///
-    /// In a task: a commit that has begun is brought to its end, even if the caller goes.
     pub(crate) async fn commit_upload(
         &self,
         caller: &Caller,
@@ -134,13 +136,14 @@ impl Service {
         root: RootId,
     ) -> Result<SnapshotRecord> {
         let on = [Resource::Upload(upload)];
-        self.pass(caller, Action::CommitUpload, &on, async {
-            let started = Instant::now();
-            let ingest = self.0.parts.uploads.remove(upload)?;
-            let commit = async move { ingest.commit(root).await };
-            let record = self.tasks().spawn("commit upload", commit).await??;
+        let uploads = Arc::clone(&self.0.parts.uploads);
+        let upload = upload.to_owned();
+        let change = async move { Ok(uploads.remove(&upload)?.commit(root).await?) };
+        let call = (caller, Action::CommitUpload);
+        self.change(call, &on, change, |attempt, record: &SnapshotRecord| {
             let content = record.content();
-            info!(
+            done!(
+                attempt,
                 id = %record.id,
                 name = record.name,
                 size_bytes = record.size_bytes,
@@ -148,10 +151,8 @@ impl Service {
                 new_bytes = content.map(|content| content.new_bytes),
                 stored_bytes = content.map(|content| content.stored_bytes),
                 root = content.map(|content| tracing::field::display(content.root)),
-                seconds = started.elapsed().as_secs_f64(),
                 "snapshot committed"
             );
-            Ok(record)
         })
         .await
     }
@@ -159,15 +160,17 @@ impl Service {
     /// Gives an upload up. Chunks that arrived stay.
     pub(crate) async fn abort_upload(&self, caller: &Caller, upload: &str) -> Result<()> {
         let on = [Resource::Upload(upload)];
-        self.pass(caller, Action::AbortUpload, &on, async {
-            let ingest = self.0.parts.uploads.remove(upload)?;
-            info!(
-                upload,
-                name = ingest.new_snapshot().name,
-                "upload aborted by its client"
-            );
-            Ok(())
-        })
-        .await
+        let uploads = Arc::clone(&self.0.parts.uploads);
+        let upload = upload.to_owned();
+        let change = async move {
+            let ingest = uploads.remove(&upload)?;
+            Ok((upload, ingest.new_snapshot().name.clone()))
+        };
+        let call = (caller, Action::AbortUpload);
+        let aborted = self.change(call, &on, change, |attempt, aborted: &(String, String)| {
+            let (upload, name) = aborted;
+            done!(attempt, upload, name, "upload aborted by its client");
+        });
+        aborted.await.map(drop)
     }
 }
