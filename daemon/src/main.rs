@@ -29,7 +29,6 @@ use varve_daemon::{
     name = "varved",
     version,
     about,
-    args_conflicts_with_subcommands = false,
     after_help = "docs/varved.toml describes all settings; each can be set in the file or by an \
                   environment variable."
 )]
@@ -65,6 +64,9 @@ fn main() -> ExitCode {
     // Before there are threads: it changes the environment.
     let inherited = Inherited::find();
     let cli = Cli::parse();
+    if cli.check_config && cli.command.is_some() {
+        return complain("--check-config cannot be used with a command", USAGE);
+    }
     let config = match Config::load(&cli.arguments) {
         Ok(config) => config,
         Err(error) => return complain(error, USAGE),

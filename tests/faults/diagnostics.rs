@@ -309,6 +309,15 @@ fn settings_are_checked_before_anything_is_made() {
         let said = check_config(&data_dir, &environment).fails(2);
         assert!(said.contains(named), "{environment:?}: {said}");
     }
+    let tcp = |grpc, nbd| [("VARVE_GRPC_TCP", grpc), ("VARVE_NBD_TCP", nbd)];
+    check_config(&data_dir, &tcp("127.0.0.1:0", "127.0.0.1:0")).ok();
+    let said = check_config(&data_dir, &tcp("127.0.0.1:7", "127.0.0.1:7")).fails(2);
+    assert!(said.contains("both 127.0.0.1:7"), "{said}");
+    // It checks settings for the daemon, and rebuilds nothing.
+    let mut check = command(programs::varved(), ["--check-config", "--data-dir"]);
+    check.arg(&data_dir).arg("rebuild");
+    let said = run(check).fails(2);
+    assert!(said.contains("--check-config"), "{said}");
     assert!(!data_dir.exists(), "nothing was made");
 }
 

@@ -264,6 +264,15 @@ impl Config {
                 grpc.display()
             )));
         }
+        if let Some(grpc) = config.grpc.tcp
+            && config.nbd.tcp == Some(grpc)
+            // The system chooses a free port for each.
+            && grpc.port() != 0
+        {
+            return Err(ConfigError::Conflict(format!(
+                "grpc.tcp and nbd.tcp are both {grpc}"
+            )));
+        }
         Ok(config)
     }
 }

@@ -249,6 +249,12 @@ fn two_services_cannot_share_a_socket() {
         message(with_file("[grpc]\nunix = '/x/nbd.sock'")).contains("both /x/nbd.sock"),
         "where NBD's is by default"
     );
+    let tcp =
+        |grpc: &str, nbd: &str| with_file(&format!("[grpc]\ntcp = '{grpc}'\n[nbd]\ntcp = '{nbd}'"));
+    let refused = message(tcp("127.0.0.1:7433", "127.0.0.1:7433"));
+    assert!(refused.contains("grpc.tcp and nbd.tcp are both 127.0.0.1:7433"));
+    tcp("127.0.0.1:0", "127.0.0.1:0").unwrap();
+    tcp("127.0.0.1:7433", "[::1]:7433").unwrap();
 }
 
 #[test]
