@@ -1,7 +1,10 @@
 //! Where snapshots are copied from: other daemons, by their endpoints or by names that they have
 //! here.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use varve_client::{Endpoint, Tls};
 use varve_store::{Error, RemoteRecord, Store};
@@ -93,10 +96,8 @@ impl Remotes {
             return invalid("a certificate and its private key have no use without each other");
         }
         for path in [&remote.tls_ca, &remote.tls_cert, &remote.tls_key] {
-            if !path.is_empty() && !PathBuf::from(path).is_absolute() {
-                return invalid(&format!(
-                    "{path:?} is a relative path, and the daemon has a directory of its own: write an absolute one"
-                ));
+            if !path.is_empty() && !Path::new(path).is_absolute() {
+                return invalid(&relative(path));
             }
         }
         let address = address(endpoint, self.files(&remote)).await?;
@@ -121,12 +122,25 @@ fn is_name(text: &str) -> bool {
     !text.contains(':')
 }
 
+/// Why a relative path is refused.
+fn relative(path: &str) -> String {
+    format!(
+        "{path:?} is a relative path, and the daemon has a directory of its own: write an absolute \
+         one"
+    )
+}
+
 /// An endpoint that may be asked: not in the clear over a network, unless that is allowed.
 fn checked(text: &str, allow_plaintext: bool) -> Result<Endpoint, CopyError> {
     let invalid = |why: String| CopyError::Store(Error::Invalid(format!("endpoint: {why}")));
     let endpoint: Endpoint = text
         .parse()
         .map_err(|error: varve_client::Error| invalid(error.why().to_owned()))?;
+    if let Some(path) = text.strip_prefix("unix:")
+        && !Path::new(path).is_absolute()
+    {
+        return Err(invalid(relative(path)));
+    }
     if endpoint.is_exposed() && !allow_plaintext {
         return Err(invalid(format!(
             "{endpoint} is plain HTTP to another machine: what crosses can be read on its way; use https, or say that it may be"
@@ -155,6 +169,23 @@ mod tests {
             }
         }
         assert!(checked("ftp://x", true).is_err());
+    }
+
+    #[test]
+    fn sockets_have_absolute_paths() {
+        for (endpoint, taken) in [
+            ("unix:/run/x.sock", true),
+            ("unix:///run/x.sock", true),
+            ("unix:x.sock", false),
+            ("unix:./x.sock", false),
+            ("unix:../run/x.sock", false),
+        ] {
+            let outcome = checked(endpoint, false);
+            assert_eq!(outcome.is_ok(), taken, "{endpoint}");
+            if let Err(refused) = outcome {
+                assert!(refused.to_string().contains("relative path"), "{refused}");
+            }
+        }
     }
 
     #[test]
