@@ -407,3 +407,29 @@ async fn a_stream_is_one_line_at_its_end() {
         "{line}"
     );
 }
+
+#[tokio::test]
+async fn a_name_that_begins_like_that_of_an_export_can_be_cloned() {
+    let fixture = Fixture::new().await;
+    let (service, caller) = (&fixture.service, &fixture.caller);
+    fixture.volume("snapshot/x").await;
+    let clone = async |source: &str, name: &str| {
+        let request = CloneRequest {
+            source: source.to_owned(),
+            name: name.to_owned(),
+            ..CloneRequest::default()
+        };
+        service.clone_volume(caller, request).await
+    };
+    for (number, source) in ["snapshot/x", "volume/snapshot/x"].into_iter().enumerate() {
+        clone(source, &format!("c{number}")).await.unwrap();
+    }
+    let refused = clone("snapshot/y", "d").await.unwrap_err().to_string();
+    assert!(refused.contains("snapshot \"y\""), "{refused}");
+    // The prefix comes first.
+    fixture.volume("x").await;
+    service.resize_volume(caller, "x", 2 << 20).await.unwrap();
+    fixture.volume("volume/x").await;
+    let cloned = clone("volume/x", "e").await.unwrap();
+    assert_eq!(cloned.size_bytes, 2 << 20);
+}

@@ -33,6 +33,7 @@ pub(crate) struct VolumeRequest {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CloneRequest {
     /// An id, a name that only one of them has, or a name with the prefix `snapshot/` or `volume/`.
+    /// If there is nothing of that kind and name, the prefix may be a part of the name.
     pub(crate) source: String,
     pub(crate) name: String,
     /// `None`: as the source's.
@@ -99,16 +100,26 @@ impl Service {
         let (cloned, source) = clone_source(&request.source);
         let on = [Resource::Volume(&request.name), cloned];
         let checked = request::check_key("snapshot or volume", "source", &request.source);
-        let new = NewClone {
+        let mut new = NewClone {
             source,
             name: request.name.clone(),
             size_bytes: request.size_bytes,
             tags: request.tags.clone(),
         };
         let (store, source) = (self.store().clone(), request.source.clone());
+        let whole = either(&request.source);
         let change = async move {
             checked?;
-            Ok(store.clone_volume(new).await?)
+            let refused = match store.clone_volume(new.clone()).await {
+                Err(refused @ StoreError::NotFound { .. }) if new.source != whole => refused,
+                outcome => return Ok(outcome?),
+            };
+            // Names may begin as those of exports do, too.
+            new.source = whole;
+            match store.clone_volume(new).await {
+                Err(StoreError::NotFound { .. }) => Err(refused.into()),
+                outcome => Ok(outcome?),
+            }
         };
         let call = (caller, Action::CloneVolume);
         self.change(call, &on, change, move |attempt, made: &VolumeRecord| {
