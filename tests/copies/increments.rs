@@ -76,11 +76,15 @@ fn what_a_rebuilt_store_has_lost_is_fetched_again() {
     for (_, pack) in data_dir::packs(&directory, PackKind::Chunks) {
         fs::remove_file(pack).unwrap();
     }
-    run(command(
+    let rebuilt = run(command(
         programs::varved(),
         ["rebuild", "--data-dir", directory.to_str().unwrap()],
-    ))
-    .ok();
+    ));
+    assert_eq!(rebuilt.status.code(), Some(6), "{rebuilt:?}");
+    assert!(
+        rebuilt.text().contains("snapshot \"one\" is incomplete"),
+        "{rebuilt:?}"
+    );
     pair.here.restart();
     let found = pair.here.snapctl().verify_finds("one");
     assert!(!found.is_empty());

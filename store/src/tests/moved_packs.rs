@@ -1,15 +1,15 @@
 //! Records that are moved to other packs while readers hold places of the old ones.
 
-use std::{fs, sync::Arc};
+use std::{fs, ops::ControlFlow, sync::Arc};
 
 use varve_content::block::SEGMENT_BYTES;
 
 use super::{Random, assert_holds, block_on, random_image, repairs::closed, upload};
 use crate::{
     ContentReader, Error, Options, Place, Store,
-    format::{PackId, names},
-    meta::{Batch, Meta as _, RocksMeta},
-    pack::{LocalPacks, recover_tail},
+    format::{Location, Name, PackId, PackKind, names},
+    meta::{Batch, IndexView, Meta as _, RocksMeta},
+    pack::LocalPacks,
     rebuild,
 };
 
@@ -33,11 +33,18 @@ async fn move_all(store: &Store) {
             ..*pack
         };
         fs::hard_link(names::pack(dir, *pack), names::pack(dir, to)).unwrap();
-        for mut record in recover_tail(&*packs, *pack, None).await.unwrap().records {
-            record.location.pack = to;
-            batch.put(record.name, record.location);
-        }
     }
+    // Not by the packs: the header of a pack that was moved before names another one.
+    let mut add = |name: Name, mut location: Location| {
+        location.pack.number += 1000;
+        batch.put(name, location);
+        ControlFlow::Continue(())
+    };
+    let mut look = |view: &dyn IndexView| {
+        view.scan(PackKind::Chunks, &mut add)?;
+        view.scan(PackKind::Nodes, &mut add)
+    };
+    engine.meta.view(&mut look).unwrap();
     engine.meta.apply(batch, true).unwrap();
     for pack in old {
         engine.packs.store().delete(pack).await.unwrap();
