@@ -54,7 +54,7 @@ impl Client {
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for an invalid name, endpoint or path;
     /// errors of the connection.
     pub async fn add_remote(&self, remote: Remote) -> Result<Remote> {
-        let what = format!("add remote {}", remote.name);
+        let what = format!("create remote {}", remote.name);
         let text = |path: PathBuf| {
             path.into_os_string().into_string().map_err(|path| {
                 let why = format!("{} is not UTF-8", path.display());
@@ -106,7 +106,7 @@ impl Client {
             name: name.to_owned(),
         };
         let removed = self.remote_service().remove_remote(request).await;
-        removed.map_err(|status| Error::rpc(format!("remove remote {name}"), status))?;
+        removed.map_err(|status| Error::rpc(format!("delete remote {name}"), status))?;
         Ok(())
     }
 }

@@ -202,7 +202,12 @@ impl Client {
         name: &str,
         tags: BTreeMap<String, String>,
     ) -> Result<Vec<Snapshot>> {
-        let what = format!("make snapshot {name} of volume {}", volumes.join(", "));
+        let noun = if volumes.len() == 1 {
+            "volume"
+        } else {
+            "volumes"
+        };
+        let what = format!("make snapshot {name} of {noun} {}", volumes.join(", "));
         let request = v1::CreateSnapshotsRequest {
             volumes: volumes.to_vec(),
             name: name.to_owned(),

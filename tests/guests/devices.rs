@@ -307,7 +307,7 @@ fn devices_come_and_go_as_people_ask() {
     assert_says(
         &console,
         &[
-            "refused with 1: snapctl: map volume/disk: the kernel has no NBD client now: load it with 'modprobe nbd'",
+            "refused with 1: snapctl: map volume/disk: the kernel has no NBD client now: load it with `modprobe nbd`",
             "refused with 3: snapctl: open volume/vol-",
             "is not attached",
             "refused with 3:",

@@ -81,7 +81,7 @@ fn open_kernel(what: &str) -> Result<Kernel> {
         let why = if loaded {
             "the kernel's NBD client is too old: Linux 5.14 or later is needed"
         } else {
-            "the kernel has no NBD client now: load it with 'modprobe nbd'"
+            "the kernel has no NBD client now: load it with `modprobe nbd`"
         };
         Error::new(ErrorKind::Unavailable, what, why)
     })
@@ -460,7 +460,7 @@ pub async fn unmap(which: &str, force: bool) -> Result<Unmapped> {
     };
     let mut found = mapped()?.into_iter().filter(matches);
     let Some(device) = found.next() else {
-        let why = "it is not attached to a device; 'snapctl device list' lists the attached \
+        let why = "it is not attached to a device; `snapctl device list` lists the attached \
                    exports";
         return Err(Error::new(ErrorKind::NotFound, what, why));
     };

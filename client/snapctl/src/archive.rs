@@ -200,7 +200,7 @@ fn print(
     let snapshot = &facts.snapshot;
     let mut lines = vec![("Snapshot", format!("{} ({})", snapshot.name, snapshot.id))];
     if let Some(base) = &facts.base {
-        lines.push(("Beyond", format!("{} ({})", base.name, base.id)));
+        lines.push(("Since", format!("{} ({})", base.name, base.id)));
     }
     lines.extend([
         ("Size", output::size(snapshot.size_bytes)),

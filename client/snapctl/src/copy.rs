@@ -22,11 +22,11 @@ use crate::{
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    override_usage = "snapctl copy <COMMAND>",
+    override_usage = "snapctl copy [OPTIONS] <COMMAND>",
     after_long_help = "\
 The daemon at --endpoint pulls the snapshots from the daemon at --from. Only missing chunks are \
 transferred. The daemon retries an \
-interrupted copy by itself, also after a restart. It never fetches a chunk twice."
+interrupted copy by itself, even after a restart. It never fetches a chunk twice."
 )]
 pub(crate) struct Copies {
     #[command(subcommand)]

@@ -50,11 +50,11 @@ The command prints the device and keeps running: when the daemon restarts, it re
 device, and requests wait meanwhile. \
 It ends when the device is unmapped. When interrupted, it detaches a device that is not in use. A \
 device in use stays attached; \
-run 'snapctl device map' for the same export again to keep it connected.
+run `snapctl device map` for the same export again to keep it connected.
 
 The systemd unit varve-map@.service does the same for exports that should be mapped at boot.")]
 pub(crate) struct Map {
-    /// volume/NAME or snapshot/NAME; attach a volume first ('snapctl volume attach')
+    /// volume/NAME or snapshot/NAME; attach a volume first (`snapctl volume attach`)
     export: String,
     /// Device to use, /dev/nbdN [default: a free one]
     #[arg(long, value_name = "DEVICE", value_parser = parse_device)]

@@ -49,7 +49,8 @@ pub(crate) struct Export {
     /// into another store
     #[arg(long, conflicts_with = "format")]
     archive: bool,
-    /// Write only the difference to this snapshot, which the other store must have
+    /// Write only the difference to this snapshot, which the other store must have; needs
+    /// --archive
     #[arg(long, value_name = "SNAPSHOT", requires = "archive")]
     since: Option<String>,
     /// Replace an existing file; write to a block device

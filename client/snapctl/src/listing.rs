@@ -17,7 +17,7 @@ pub(crate) struct Listing {
         hide_default_value = true
     )]
     pub(crate) name_prefix: String,
-    /// List only records with this tag; may be given more than once
+    /// List only those with this tag; given more than once, those with all of the tags
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
     /// List at most this many

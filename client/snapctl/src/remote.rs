@@ -114,7 +114,9 @@ impl Remotes {
                 let remote = remotes.iter().find(|remote| remote.name == name);
                 let remote = remote.ok_or_else(|| {
                     let what = format!("show remote {name}");
-                    Error::new(ErrorKind::NotFound, what, "there is no such remote")
+                    let why =
+                        format!("remote {name:?} not found; `snapctl remote list` lists them");
+                    Error::new(ErrorKind::NotFound, what, why)
                 })?;
                 show(remote, options)
             }
@@ -123,7 +125,7 @@ impl Remotes {
                 if options.output == Output::Json {
                     return output::json(&RemovedJson { name: &name });
                 }
-                options.remark(format_args!("removed remote {name}"));
+                options.remark(format_args!("deleted remote {name}"));
                 Ok(())
             }
         }
@@ -204,7 +206,7 @@ fn show(remote: &Remote, options: &Options) -> Result<(), Failure> {
         facts.push(("Plaintext", "allowed".to_owned()));
     }
     let added = remote.created_at.iter();
-    facts.extend(added.map(|time| ("Added", output::time(*time))));
+    facts.extend(added.map(|time| ("Created", output::time(*time))));
     output::write(&output::facts(&facts))
 }
 

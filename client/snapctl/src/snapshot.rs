@@ -67,7 +67,7 @@ pub(crate) struct Create {
     /// Name of the snapshot; with several volumes, the snapshots are named NAME-VOLUME
     #[arg(long)]
     name: String,
-    /// A tag; may be given more than once
+    /// A tag for the snapshots; may be given more than once
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
     /// Wait until the snapshot is completed; until then its content is durable in the journal and

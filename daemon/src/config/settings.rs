@@ -90,7 +90,7 @@ pub const SETTINGS: [Setting; 26] = [
 /// Arguments that are settings too, and the place of the file.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Arguments {
-    /// Directory of the store; created if it does not exist [env: VARVE_DATA_DIR]
+    /// Directory of the store; the daemon creates it if it does not exist [env: VARVE_DATA_DIR]
     #[arg(long, value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
     /// Configuration file (TOML) [env: VARVE_CONFIG]

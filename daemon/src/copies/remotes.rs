@@ -143,7 +143,8 @@ fn checked(text: &str, allow_plaintext: bool) -> Result<Endpoint, CopyError> {
     }
     if endpoint.is_exposed() && !allow_plaintext {
         return Err(invalid(format!(
-            "{endpoint} is plain HTTP to another machine: what crosses can be read on its way; use https, or say that it may be"
+            "{endpoint} is plain HTTP to another machine: others can read the content on its way; \
+             use https, unless that is acceptable"
         )));
     }
     Ok(endpoint)

@@ -42,7 +42,7 @@ pub(crate) enum CopyError {
     Silent,
     /// No other daemon has this name.
     #[error(
-        "there is no remote {0:?}: write unix:PATH, http://HOST:PORT or https://HOST:PORT, or add it first"
+        "there is no remote {0:?}: write unix:PATH, http://HOST:PORT or https://HOST:PORT, or create it first"
     )]
     NoRemote(String),
     /// A file of TLS cannot be read.

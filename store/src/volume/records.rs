@@ -135,13 +135,13 @@ pub(super) fn check_size(name: &str, size_bytes: u64) -> Result<()> {
     let invalid = |why: String| Err(Error::Invalid(format!("volume {name:?}: {why}")));
     if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
         return invalid(format!(
-            "its size must be a multiple of {SECTOR_BYTES} bytes above 0, \
-             and {size_bytes} is none"
+            "its size must be a multiple of {SECTOR_BYTES} bytes, more than 0; \
+             {size_bytes} is not"
         ));
     }
     if size_bytes > limits::VOLUME_BYTES_MAX {
         return invalid(format!(
-            "a volume has at most {} bytes, this one would have {size_bytes}",
+            "a volume has at most {} bytes, and this one would have {size_bytes}",
             limits::VOLUME_BYTES_MAX
         ));
     }
