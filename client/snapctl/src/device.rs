@@ -25,9 +25,9 @@ const DETACH_TIME: Duration = Duration::from_secs(600);
 /// Commands of `device`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Devices {
-    /// Attach an export as a block device of this machine, and keep it connected
+    /// Map an export to a block device of this machine, and keep it connected
     Map(Map),
-    /// Detach a block device
+    /// Unmap a block device
     Unmap(Unmap),
     /// List the block devices of exports
     #[command(visible_alias = "ls")]
@@ -48,8 +48,8 @@ impl Devices {
 #[command(after_long_help = "\
 The command prints the device and keeps running: when the daemon restarts, it reconnects the \
 device, and requests wait meanwhile. \
-It ends when the device is unmapped. When interrupted, it detaches a device that is not in use. A \
-device in use stays attached; \
+It ends when the device is unmapped. When interrupted, it unmaps a device that is not in use. A \
+device in use stays mapped; \
 run `snapctl device map` for the same export again to keep it connected.
 
 The systemd unit varve-map@.service does the same for exports that should be mapped at boot.")]
@@ -85,7 +85,7 @@ pub(crate) struct Map {
 pub(crate) struct Unmap {
     /// /dev/nbdN, or the name of its export
     device: String,
-    /// Detach a device in use; its users get I/O errors
+    /// Unmap a device in use; its users get I/O errors
     #[arg(long)]
     force: bool,
 }
@@ -189,8 +189,8 @@ impl Map {
             }
             Ended::Interrupted if mapping.is_cut_off() => {
                 options.remark(format_args!(
-                    "{device} has no connection and stays attached; reconnect it with 'snapctl \
-                     device map {}'",
+                    "{device} has no connection and stays attached; reconnect it with `snapctl \
+                     device map {}`",
                     self.export
                 ));
                 Ok(())
@@ -202,7 +202,7 @@ impl Map {
                 }
                 Err(error) if error.kind() == DeviceErrorKind::Conflict => {
                     options.remark(format_args!(
-                        "{error}; it stays attached: reconnect it with 'snapctl device map {}'",
+                        "{error}; it stays attached: reconnect it with `snapctl device map {}`",
                         self.export
                     ));
                     Ok(())

@@ -127,7 +127,7 @@ enum Command {
     /// Name other daemons as sources of copies
     #[command(subcommand)]
     Remote(remote::Remotes),
-    /// Attach exports as block devices of this machine
+    /// Map exports to block devices of this machine
     #[command(subcommand)]
     Device(device::Devices),
     // As these were called before they had a noun.
