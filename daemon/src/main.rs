@@ -46,10 +46,10 @@ struct Cli {
 enum Command {
     /// Rebuild index and catalog from the packs and the catalog log, then exit
     ///
-    /// Stop the daemon first, and leave the old index in its place: what the catalog log has lost is
-    /// taken from it. The exit code is 0 if nothing is damaged, and 6 if something is: damage, ends
-    /// that were cut off, and snapshots and volumes that lack content are listed, and the new index
-    /// has everything else. 1 and 2 mean that the rebuild failed.
+    /// Stop the daemon first, and leave the old index in its place: the rebuild takes from it the
+    /// records that the catalog log has lost. The exit code is 0 if nothing is damaged, and 6 if
+    /// something is: the rebuild lists damage, ends that it cut off, and snapshots and volumes that
+    /// lack content, and the new index has everything else. 1 and 2 mean that the rebuild failed.
     Rebuild,
 }
 

@@ -21,10 +21,11 @@
 //! - [`pages`]: listings in pages. [`streams`]: answers that are streams.
 //! - `attachments`: volumes that are in use.
 //!
-//! What must hold: an operation has a [`Caller`], and passes the one door ([`Service::pass`],
-//! [`Service::change`], [`Service::pass_stream`]) before it looks anything up. It takes the store's types and its own, gives the same back, and
-//! knows no protocol. What a request may hold is checked here or in the store, once. Names and ids
-//! come as the caller wrote them, for the door to tell, and go on to the store as typed keys.
+//! Invariants: an operation has a [`Caller`], and passes the one door ([`Service::pass`],
+//! [`Service::change`], [`Service::pass_stream`]) before it looks anything up. It takes and returns
+//! types of the store and its own, and knows no protocol. Limits of a request are checked here or
+//! in the store, once. Names and ids come as the caller wrote them, for the log of the door, and go
+//! on to the store as typed keys.
 
 mod attachments;
 mod content;
