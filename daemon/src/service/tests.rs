@@ -370,13 +370,13 @@ async fn a_stream_is_one_line_at_its_end() {
         tags: BTreeMap::new(),
     };
     service.create_snapshots(caller, new).await.unwrap();
-    while !service
+    while service
         .snapshot(caller, "s")
         .await
         .unwrap()
         .record
         .content()
-        .is_some()
+        .is_none()
     {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
