@@ -135,6 +135,11 @@ impl ReadCache {
         found.map(Value::leaf)
     }
 
+    /// An inner node, if it is there.
+    pub(crate) fn inner(&self, name: Name) -> Option<Arc<InnerNode>> {
+        self.0.get(&name).map(Value::inner)
+    }
+
     /// An inner node, loaded by `bring` if it is absent. Of several callers one loads it.
     pub(crate) async fn inner_or(
         &self,

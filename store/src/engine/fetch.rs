@@ -352,8 +352,12 @@ impl Engine {
             self.cache.forget(name);
         }
         loop {
-            let load = self.load_leaf(&self.packs, id);
-            let leaf = self.cache.leaf_or(name, load).await?;
+            // A box, also of what is not polled: futures of warm reads are moved several times for
+            // each request, and would carry the room for all steps of a load.
+            let leaf = match self.cache.leaf(name) {
+                Some(kept) => kept,
+                None => Box::pin(self.cache.leaf_or(name, self.load_leaf(&self.packs, id))).await?,
+            };
             if leaf.has_moved() {
                 self.cache.forget(name);
                 continue;
@@ -394,8 +398,11 @@ impl Engine {
     }
 
     pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<InnerNode>> {
-        let load = self.load_inner(&self.packs, id);
-        self.cache.inner_or(Name::inner(id), load).await
+        let name = Name::inner(id);
+        match self.cache.inner(name) {
+            Some(kept) => Ok(kept),
+            None => Box::pin(self.cache.inner_or(name, self.load_inner(&self.packs, id))).await,
+        }
     }
 
     /// An inner node from its pack.
