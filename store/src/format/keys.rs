@@ -2,8 +2,8 @@
 //!
 //! | column family | key | value |
 //! | --- | --- | --- |
-//! | [`CHUNKS`] | [`Name`] of a chunk, 32 bytes | [`Location`] |
-//! | [`NODES`] | [`Name`] of a node or root, 32 bytes | [`Location`] |
+//! | [`CHUNKS`] | [`Name`](super::Name) of a chunk, 32 bytes | [`Location`] |
+//! | [`NODES`] | [`Name`](super::Name) of a node or root, 32 bytes | [`Location`] |
 //! | [`PACKS`] | pack number, 8 bytes, big endian | [`PackState`] |
 //! | [`records`](super::record::Kind) of a kind | id: 9 bytes, or a remote's name | the record's bytes |
 //! | [`labels`](super::record::Kind) of a kind | label: name or id, UTF-8 | id |
