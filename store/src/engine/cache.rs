@@ -109,14 +109,13 @@ impl ReadCache {
     }
 
     /// A chunk, loaded by `bring` if it is absent. Of several callers one loads it.
-    pub(crate) async fn chunk_or(
+    pub(crate) async fn chunk_or<F: Future<Output = Result<VerifiedChunk>>>(
         &self,
         name: Name,
-        bring: impl Future<Output = Result<VerifiedChunk>>,
+        bring: impl FnOnce() -> F,
     ) -> Result<VerifiedChunk> {
-        let bring = async { bring.await.map(Value::Chunk) };
-        let found = self.0.get_or_insert_async(&name, bring).await;
-        found.map(Value::chunk)
+        let bring = || async { bring().await.map(Value::Chunk) };
+        self.value_or(name, bring).await.map(Value::chunk)
     }
 
     /// A leaf, if it is there.
@@ -125,30 +124,36 @@ impl ReadCache {
     }
 
     /// A leaf, loaded by `bring` if it is absent. Of several callers one loads it.
-    pub(crate) async fn leaf_or(
+    pub(crate) async fn leaf_or<F: Future<Output = Result<LocatedLeaf>>>(
         &self,
         name: Name,
-        bring: impl Future<Output = Result<LocatedLeaf>>,
+        bring: impl FnOnce() -> F,
     ) -> Result<Arc<LocatedLeaf>> {
-        let bring = async { bring.await.map(|leaf| Value::Leaf(Arc::new(leaf))) };
-        let found = self.0.get_or_insert_async(&name, bring).await;
-        found.map(Value::leaf)
-    }
-
-    /// An inner node, if it is there.
-    pub(crate) fn inner(&self, name: Name) -> Option<Arc<InnerNode>> {
-        self.0.get(&name).map(Value::inner)
+        let bring = || async { bring().await.map(|leaf| Value::Leaf(Arc::new(leaf))) };
+        self.value_or(name, bring).await.map(Value::leaf)
     }
 
     /// An inner node, loaded by `bring` if it is absent. Of several callers one loads it.
-    pub(crate) async fn inner_or(
+    pub(crate) async fn inner_or<F: Future<Output = Result<InnerNode>>>(
         &self,
         name: Name,
-        bring: impl Future<Output = Result<InnerNode>>,
+        bring: impl FnOnce() -> F,
     ) -> Result<Arc<InnerNode>> {
-        let bring = async { bring.await.map(|inner| Value::Inner(Arc::new(inner))) };
-        let found = self.0.get_or_insert_async(&name, bring).await;
-        found.map(Value::inner)
+        let bring = || async { bring().await.map(|inner| Value::Inner(Arc::new(inner))) };
+        self.value_or(name, bring).await.map(Value::inner)
+    }
+
+    /// A load is in a box, and made only if it is needed: the futures of warm reads are moved
+    /// several times for each request, and would carry room for all of its steps.
+    async fn value_or<F: Future<Output = Result<Value>>>(
+        &self,
+        name: Name,
+        bring: impl FnOnce() -> F,
+    ) -> Result<Value> {
+        match self.0.get(&name) {
+            Some(value) => Ok(value),
+            None => Box::pin(self.0.get_or_insert_async(&name, bring())).await,
+        }
     }
 
     /// Forgets what has this name.
@@ -179,7 +184,7 @@ mod tests {
         let count = u32::try_from((6 << 20) / weight).unwrap();
         runtime.block_on(async {
             for number in 0..count {
-                let brought = cache.inner_or(name(number), async { Ok(node.clone()) });
+                let brought = cache.inner_or(name(number), || async { Ok(node.clone()) });
                 brought.await.unwrap();
             }
         });

@@ -68,7 +68,7 @@ impl Engine {
         place: Option<Location>,
     ) -> Result<VerifiedChunk> {
         let name = Name::chunk(id);
-        let load = async {
+        let load = || async {
             let place = place.ok_or_else(|| Damage::missing(name))?;
             let payload = self.read_chunk(of, name, place).await;
             let (place, payload) = self.noting_damage(payload)?;
@@ -352,12 +352,8 @@ impl Engine {
             self.cache.forget(name);
         }
         loop {
-            // A box, also of what is not polled: futures of warm reads are moved several times for
-            // each request, and would carry the room for all steps of a load.
-            let leaf = match self.cache.leaf(name) {
-                Some(kept) => kept,
-                None => Box::pin(self.cache.leaf_or(name, self.load_leaf(&self.packs, id))).await?,
-            };
+            let load = || self.load_leaf(&self.packs, id);
+            let leaf = self.cache.leaf_or(name, load).await?;
             if leaf.has_moved() {
                 self.cache.forget(name);
                 continue;
@@ -398,11 +394,8 @@ impl Engine {
     }
 
     pub(crate) async fn inner_node(&self, id: NodeId) -> Result<Arc<InnerNode>> {
-        let name = Name::inner(id);
-        match self.cache.inner(name) {
-            Some(kept) => Ok(kept),
-            None => Box::pin(self.cache.inner_or(name, self.load_inner(&self.packs, id))).await,
-        }
+        let load = || self.load_inner(&self.packs, id);
+        self.cache.inner_or(Name::inner(id), load).await
     }
 
     /// An inner node from its pack.
