@@ -275,31 +275,39 @@ impl Walk<'_> {
         lack
     }
 
-    /// A node as its pack has it, or why there is none.
     async fn read<T>(
         &self,
         name: Name,
         place: Option<Location>,
         decode: fn(&[u8]) -> Result<T, TreeError>,
     ) -> Result<Result<T, Lack>> {
-        let Some(place) = place else {
-            return Ok(Err(Lack::of_node(name, IN_NO_PACK.to_owned())));
-        };
-        let record = self.packs.read_record(&place, name).await;
-        let record = match record.map_err(Error::from) {
-            Ok(record) => record,
-            Err(Error::Damaged(damage)) => {
-                return Ok(Err(Lack::of_node(name, damage.to_string())));
-            }
-            Err(error) => return Err(error),
-        };
-        let found = Name::of(name.kind(), record.payload());
-        let decoded = match decode(record.payload()) {
-            Ok(decoded) if found == name => return Ok(Ok(decoded)),
-            Ok(_) => format!("its bytes have id {found}"),
-            Err(why) => why.to_string(),
-        };
-        let at = format!("pack {} at offset {}", place.pack, place.offset_bytes);
-        Ok(Err(Lack::of_node(name, format!("{at}: {decoded}"))))
+        let read = read_node(self.packs, name, place, decode).await?;
+        Ok(read.map_err(|why| Lack::of_node(name, why)))
     }
+}
+
+/// A node as its pack has it, or why there is none.
+pub(super) async fn read_node<T>(
+    packs: &PackReader,
+    name: Name,
+    place: Option<Location>,
+    decode: fn(&[u8]) -> Result<T, TreeError>,
+) -> Result<Result<T, String>> {
+    let Some(place) = place else {
+        return Ok(Err(IN_NO_PACK.to_owned()));
+    };
+    let record = packs.read_record(&place, name).await;
+    let record = match record.map_err(Error::from) {
+        Ok(record) => record,
+        Err(Error::Damaged(damage)) => return Ok(Err(damage.to_string())),
+        Err(error) => return Err(error),
+    };
+    let found = Name::of(name.kind(), record.payload());
+    let decoded = match decode(record.payload()) {
+        Ok(decoded) if found == name => return Ok(Ok(decoded)),
+        Ok(_) => format!("its bytes have id {found}"),
+        Err(why) => why.to_string(),
+    };
+    let at = format!("pack {} at offset {}", place.pack, place.offset_bytes);
+    Ok(Err(format!("{at}: {decoded}")))
 }

@@ -22,7 +22,7 @@ use std::{
 
 use varve_content::{RootId, tree::Root};
 
-use super::rebuild::set_index_aside;
+use super::{complete::read_node, rebuild::set_index_aside};
 use crate::{
     Error, Result,
     catalog_log::CatalogLog,
@@ -228,21 +228,9 @@ impl Scene<'_> {
     async fn check_root(&self, id: RootId) -> Result<std::result::Result<(), String>> {
         let name = Name::root(id);
         let places = self.meta.lookup(&[name])?;
-        let Some(place) = places.into_iter().next().flatten() else {
-            return Ok(Err("it is in no pack".to_owned()));
-        };
-        let record = self.packs.read_record(&place, name).await;
-        let record = match record.map_err(Error::from) {
-            Ok(record) => record,
-            Err(Error::Damaged(damage)) => return Ok(Err(damage.to_string())),
-            Err(error) => return Err(error),
-        };
-        let root = Root::decode(record.payload());
-        Ok(match root {
-            Ok(_) if RootId::of(record.payload()) == id => Ok(()),
-            Ok(_) => Err("its bytes have another id".to_owned()),
-            Err(why) => Err(why.to_string()),
-        })
+        let place = places.into_iter().next().flatten();
+        let root = read_node(&self.packs, name, place, Root::decode).await?;
+        Ok(root.map(drop))
     }
 
     /// A volume that the catalog does not know.
