@@ -185,6 +185,8 @@ pub const JOURNAL_SCAN_READS: usize = 6;
 /// Journals that are read at one time, however many volumes are opened at once: one keeps the disk
 /// busy, and a second one lets a short journal pass.
 pub const JOURNAL_SCANS: usize = 2;
+/// Journals that are closed at one time when the store is.
+pub const JOURNAL_CLOSES: usize = 64;
 /// Bytes from which on aligned data is written to journals in place. Smaller data is copied first,
 /// which costs less than another part of the system call.
 pub const JOURNAL_LARGE_BYTES: usize = 32 << 10;

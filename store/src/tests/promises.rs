@@ -1,9 +1,11 @@
-//! The promise of a pending snapshot is a witness: damage to promised batches is never taken for a
-//! torn end.
+//! The promise of a pending snapshot is a witness, and so is the clean end of a journal: damage to
+//! what was durable is never taken for a torn end.
 
 use std::path::{Path, PathBuf};
 
 use super::{
+    Random,
+    apart::soon,
     assert_holds, block_on,
     crash::Machine,
     pending::{completed, fill, pending},
@@ -170,4 +172,132 @@ fn a_torn_end_behind_a_cut_is_no_damage() {
             assert_holds(&store, "s", &image(&[1, 2])).await;
         });
     }
+}
+
+/// A volume with two blocks in file 1, closed: with its store, or by its last user.
+async fn closed(machine: &Machine, with_store: bool) -> VolumeId {
+    let (store, _) = machine.open().await.unwrap();
+    let new = new_volume("v", BLOCKS * BLOCK);
+    let id = store.create_volume(new).await.unwrap().id;
+    let volume = store.open_volume(&"v".into()).await.unwrap();
+    fill(&volume, 0, 1).await;
+    fill(&volume, 1, 2).await;
+    if with_store {
+        store.close().await.unwrap();
+    } else {
+        drop(volume);
+        let recorded = async {
+            while store.volume(&"v".into()).await.unwrap().promised_sequence == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("the end of the journal", recorded).await;
+    }
+    id
+}
+
+#[test]
+fn damage_to_the_last_batch_of_a_closed_journal_is_no_torn_end() {
+    let bits = [BLOCK as u64 + 9, 60, 16, 40, 1];
+    for with_store in [true, false] {
+        for bit in bits {
+            let machine = Machine::new();
+            let id = block_on(closed(&machine, with_store));
+            let machine = machine.crash(&mut Random::new(bit));
+            let path = path(id, 1);
+            machine.disk.flip(&path, SECOND + bit, 4).unwrap();
+            let place = format!("{} at offset {SECOND}", path.display());
+            let promised = format!("batch {} was durable", first_sequence_of(1) + 1);
+            block_on(assert_damaged(&machine, &[&place, &promised]));
+            machine.disk.flip(&path, SECOND + bit, 4).unwrap();
+            block_on(async {
+                let (store, _) = machine.open().await.unwrap();
+                let volume = store.open_volume(&"v".into()).await.unwrap();
+                assert!(contents(&volume).await == image(&[1, 2]));
+            });
+        }
+    }
+}
+
+#[test]
+fn a_closed_journal_that_is_missing_or_shorter_is_not_taken_for_an_empty_one() {
+    let machine = Machine::new();
+    let id = block_on(closed(&machine, true));
+    let path = path(id, 1);
+    let whole = machine.disk.contents(&path).unwrap();
+    let promised = format!("batch {} was durable", first_sequence_of(1) + 1);
+    for len in [0, BLOCK, SECOND as usize, SECOND as usize + BLOCK] {
+        machine.disk.put(&path, &whole[..len]).unwrap();
+        block_on(assert_damaged(
+            &machine,
+            &[&path.display().to_string(), &promised],
+        ));
+    }
+    machine.disk.remove(&path).unwrap();
+    block_on(assert_damaged(
+        &machine,
+        &[&path.display().to_string(), &promised],
+    ));
+    machine.disk.put(&path, &whole).unwrap();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
+        assert!(contents(&volume).await == image(&[1, 2]));
+    });
+}
+
+/// What comes behind the end of a journal that was closed is like the rest of any journal.
+#[test]
+fn a_torn_end_behind_the_end_of_a_closed_journal_is_no_damage() {
+    let machine = Machine::new();
+    let id = block_on(closed(&machine, true));
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
+        fill(&volume, 2, 3).await;
+        volume.flush().await.unwrap();
+    });
+    machine
+        .disk
+        .flip(&path(id, 2), BLOCK as u64 + 9, 4)
+        .unwrap();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let volume = store.open_volume(&"v".into()).await.unwrap();
+        assert!(contents(&volume).await == image(&[1, 2]));
+    });
+}
+
+#[test]
+fn the_ends_of_many_journals_take_few_changes_of_the_catalog() {
+    const VOLUMES: usize = 300;
+    let machine = Machine::new();
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let mut volumes = Vec::new();
+        for number in 0..VOLUMES {
+            let name = format!("v{number}");
+            store.create_volume(new_volume(&name, BLOCK)).await.unwrap();
+            let volume = store.open_volume(&(&*name).into()).await.unwrap();
+            fill(&volume, 0, 1).await;
+            volumes.push(volume);
+        }
+        let before = store.engine().meta.catalog_sequence().unwrap();
+        store.close().await.unwrap();
+        let changes = store.engine().meta.catalog_sequence().unwrap() - before;
+        assert!((1..VOLUMES as u64 / 10).contains(&changes), "{changes}");
+        for number in 0..VOLUMES {
+            let record = store
+                .volume(&(&*format!("v{number}")).into())
+                .await
+                .unwrap();
+            assert_eq!(record.promised_sequence, first_sequence_of(1));
+        }
+        // A second time there is nothing new.
+        let (store, _) = machine.open().await.unwrap();
+        drop(store.open_volume(&"v0".into()).await.unwrap());
+        let before = store.engine().meta.catalog_sequence().unwrap();
+        store.close().await.unwrap();
+        assert_eq!(store.engine().meta.catalog_sequence().unwrap(), before);
+    });
 }

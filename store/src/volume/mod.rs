@@ -10,6 +10,7 @@
 //! | `records` | volumes in the catalog: make, find, attach, delete |
 //! | `registry` | the volumes that are open |
 //! | `volume` | an open volume: opening, syncing, closing |
+//! | `witness` | the last batches of closed journals, in the catalog |
 //! | `read` | reading: journal, base, zeros |
 //! | `write` | writing: bytes become changes of whole blocks |
 //! | `queue` | changes that wait, and the cuts between them |
@@ -54,6 +55,7 @@ mod throttle;
 #[expect(clippy::module_inception, reason = "the type that the folder is about")]
 mod volume;
 mod volumes;
+mod witness;
 mod write;
 mod writer;
 
@@ -69,3 +71,4 @@ use snapshot::PendingSnapshots;
 pub use snapshot::{NewSnapshots, SnapshotProgress};
 pub use volume::Volume;
 pub(crate) use volumes::Volumes;
+use witness::ClosedJournals;

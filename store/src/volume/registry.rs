@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use futures::stream::{self, StreamExt as _};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
@@ -17,6 +18,7 @@ use super::{
 use crate::{
     Error, Result,
     io::offload,
+    limits,
     meta::{Key, VolumeId, VolumeKey, VolumeRecord},
 };
 
@@ -200,17 +202,19 @@ impl Volumes {
     /// Makes durable what was written to volumes, and closes them.
     pub(crate) async fn close_all(&self) -> Result<()> {
         let slots: Vec<_> = self.open.0.lock().values().cloned().collect();
-        let mut outcome = Ok(());
-        for slot in slots {
+        let closes = stream::iter(slots).map(|slot| async move {
             let handle = slot.handle.lock().await.upgrade();
             if let Some(handle) = handle {
-                outcome = outcome.and(Volume(handle).close().await);
-                continue;
+                return Volume(handle).close().await;
             }
             // The last handle is gone, and its task may still be making writes durable.
             drop(slot.writing.lock().await);
-            outcome = outcome.and(self.engine.commit.writable());
-        }
-        outcome
+            self.engine.commit.writable()
+        });
+        // Side by side, so that the ends of many journals are recorded together.
+        let closes = closes.buffer_unordered(limits::JOURNAL_CLOSES);
+        closes
+            .fold(Ok(()), async |all, closed| Result::and(all, closed))
+            .await
     }
 }

@@ -168,7 +168,10 @@ impl Volume {
             writer::run(Arc::clone(&task)).await;
             // The last user may not have flushed it. An error has stopped the store, which is how
             // others learn of it.
-            let _ = task.sync().await;
+            if task.sync().await.is_ok() {
+                let last = task.journal.last_sequence();
+                task.volumes.record_closed(task.record.id, last).await;
+            }
             task.journal.stop_recycling().await;
         });
         let volume = Self(Arc::new(OpenVolume {

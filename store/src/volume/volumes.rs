@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::{FilePool, MapMemory, OpenVolumes, PendingSnapshots};
+use super::{ClosedJournals, FilePool, MapMemory, OpenVolumes, PendingSnapshots};
 use crate::{
     engine::{Engine, SpaceReserve},
     limits,
@@ -16,6 +16,7 @@ pub(crate) struct Volumes {
     pub(super) engine: Arc<Engine>,
     pub(super) open: OpenVolumes,
     pub(super) pending_snapshots: PendingSnapshots,
+    pub(super) closed: ClosedJournals,
     /// Bytes of batches that may be in flight to journals.
     pub(crate) journal_write_budget: Arc<Semaphore>,
     pub(super) journal_files: Arc<FilePool>,
@@ -44,6 +45,7 @@ impl Volumes {
             engine,
             open: OpenVolumes::default(),
             pending_snapshots: PendingSnapshots::default(),
+            closed: ClosedJournals::default(),
             journal_write_budget: Arc::new(Semaphore::new(limits::JOURNAL_QUEUE_BYTES)),
             journal_files,
             journal_scan_permits: Semaphore::new(limits::JOURNAL_SCANS),

@@ -426,6 +426,17 @@ impl Change {
         Self::Put(Entry::of(record))
     }
 
+    /// Bytes that it takes at most in a record of the catalog log.
+    #[must_use]
+    pub fn log_bytes(&self) -> usize {
+        let payload = match self {
+            Self::Put(entry) => entry.bytes().len(),
+            Self::Delete(deletion) => 1 + deletion.field().len(),
+        };
+        // Its number and its length.
+        1 + size_of::<u32>() + payload
+    }
+
     /// The record of that id is gone.
     #[must_use]
     pub fn delete<R: CatalogRecord>(id: &R::Id) -> Self {

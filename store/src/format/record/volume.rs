@@ -91,9 +91,9 @@ pub struct VolumeRecord {
     pub journal_from: u64,
     /// Snapshots of it whose content is not in the store yet, in the order of their instants.
     pub pending: Vec<PendingSnapshot>,
-    /// Batches of the journal up to this one were durable when a snapshot was promised that needs
-    /// them, whatever became of it; 0 if nothing was promised of what is in the journal. So damage
-    /// to them can be told from an end that a loss of power tore.
+    /// Batches of the journal up to this one were durable when the volume was closed, or when a
+    /// snapshot was promised that needs them, whatever became of it; 0 if no batch in the journal
+    /// was promised. So damage to them can be told from an end that a loss of power tore.
     pub promised_sequence: u64,
 }
 
