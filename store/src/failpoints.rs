@@ -71,6 +71,20 @@ failpoints! {
     /// A volume's journal was synced; the caller has no answer yet. After: all earlier writes are
     /// there.
     JournalSynced = "journal-synced",
+    /// A collection knows what is needed, and has changed nothing.
+    GcMarked = "gc-marked",
+    /// Packs are condemned, which is in memory only. After: nothing is.
+    GcCondemned = "gc-condemned",
+    /// Live records of condemned packs were appended to other packs, and are not synced. After:
+    /// everything is where it was.
+    GcSurvivorsAppended = "gc-survivors-appended",
+    /// They are synced, and no row has moved. After: the same; the copies are dead.
+    GcSurvivorsSynced = "gc-survivors-synced",
+    /// Rows have moved, and the condemned packs are emptied. After: the next start removes them.
+    GcMoved = "gc-moved",
+    /// The files of emptied packs are removed; the index still has their states. After: the next
+    /// start forgets them.
+    GcUnlinked = "gc-unlinked",
 }
 
 /// 0: none; otherwise the armed point's number + 1.

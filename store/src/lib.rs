@@ -32,6 +32,7 @@ pub mod pack;
 
 mod catalog_log;
 mod engine;
+mod gc;
 mod ingest;
 mod read;
 mod recovery;

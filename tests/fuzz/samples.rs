@@ -14,7 +14,7 @@ use varve_store::format::{
     SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
     catalog_log::{LogHeader, Record},
     journal::{self, Descriptor, Entry, FileHeader},
-    keys::{self, Identity, PackState, Totals},
+    keys::{self, Identity, PackPhase, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, PackNonce, Payload, RecordHeader, RecordKind},
     record::{Counter, Kind},
     store_file::StoreFile,
@@ -113,7 +113,11 @@ pub(super) fn of(decoder: &str) -> Samples {
             ("chunk", location(RecordKind::Chunk).encode().to_vec()),
             ("leaf", location(RecordKind::Leaf).encode().to_vec()),
         ],
-        "index-pack-state" => vec![("open", pack_state(false)), ("sealed", pack_state(true))],
+        "index-pack-state" => vec![
+            ("open", pack_state(PackPhase::Open)),
+            ("sealed", pack_state(PackPhase::Sealed)),
+            ("emptied", pack_state(PackPhase::Emptied)),
+        ],
         "index-totals" => vec![
             ("zero", Totals::default().encode().to_vec()),
             ("some", totals(0)),
@@ -555,11 +559,11 @@ fn location(kind: RecordKind) -> Location {
     }
 }
 
-fn pack_state(sealed: bool) -> Vec<u8> {
+fn pack_state(phase: PackPhase) -> Vec<u8> {
     let state = PackState {
         pack: CHUNKS,
         indexed_bytes: 1 << 20,
-        sealed,
+        phase,
     };
     [PackState::key_of(state.pack).as_slice(), &state.encode()].concat()
 }

@@ -23,7 +23,7 @@
 //! ([`Commit::to_the_end`]).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     panic::resume_unwind,
     sync::{
         Arc,
@@ -41,13 +41,13 @@ use tokio::{
 use crate::{
     Error, Result,
     catalog_log::CatalogLog,
-    engine::{DirectoryLock, RootPin, Workers},
+    engine::{DirectoryLock, Floors, Reliance, Workers},
     failpoints::{Failpoint, reach},
     format::{CatalogRecord, Change, Name, PackKind, catalog_log::Record, pack::Payload},
     io::Disk,
     limits,
     meta::{Batch, Key, Lookup as _, Meta, SnapshotRecord},
-    pack::{Appended, EncodedRecord, PackWriter, PlacedRecord},
+    pack::{Appended, EncodedRecord, LostPlaces, PackWriter, PlacedRecord},
 };
 
 /// A span between two losses of unsynced records. What was learned in one does not hold in the
@@ -71,6 +71,8 @@ pub(crate) struct Commit {
     catalog: Mutex<CatalogLog>,
     /// Held as long as anything here may write.
     _lock: DirectoryLock,
+    lost: Arc<RwLock<LostPlaces>>,
+    reliance: Arc<Reliance>,
 }
 
 /// Stops the store when a task that changes it panics: nobody knows how far it came.
@@ -99,9 +101,27 @@ struct Pending {
     records: HashMap<Name, Payload>,
     chunks_appended: Option<Appended>,
     nodes_appended: Option<Appended>,
+    /// The packs of records that are being made durable and indexed now, by their lowest numbers.
+    settling: Option<Floors>,
+    /// Appends that have begun, and the lowest packs that they may add to.
+    appending: BTreeMap<u64, Floors>,
+    /// Of the append that began last.
+    last_append: u64,
     /// Set once: why nothing is written any more.
     poisoned: Option<String>,
     closing: bool,
+}
+
+/// An append that has begun. If its caller goes away, nothing will refer to its records.
+struct Appending<'a> {
+    pending: &'a RwLock<Pending>,
+    number: u64,
+}
+
+impl Drop for Appending<'_> {
+    fn drop(&mut self) {
+        self.pending.write().appending.remove(&self.number);
+    }
 }
 
 /// How many records wait to be indexed.
@@ -128,6 +148,26 @@ impl Pending {
             return Err(Error::Dropped);
         }
         Ok(())
+    }
+
+    /// The lowest packs of records that wait to be indexed.
+    fn appended_floors(&self) -> Floors {
+        let lowest = |appended: &Option<Appended>| {
+            let lowest = appended.as_ref().and_then(Appended::lowest_pack);
+            lowest.unwrap_or(u64::MAX)
+        };
+        Floors {
+            chunks: lowest(&self.chunks_appended),
+            nodes: lowest(&self.nodes_appended),
+        }
+    }
+
+    /// The lowest of these packs, and of those whose records are on their way to the index.
+    fn floors(&self, unsealed: Floors) -> Floors {
+        let floors = self.appending.values().chain(&self.settling);
+        floors.fold(unsealed.lower(self.appended_floors()), |least, it| {
+            least.lower(*it)
+        })
     }
 
     fn appended_bytes(&self) -> u64 {
@@ -180,6 +220,8 @@ impl Commit {
         disk: Arc<dyn Disk>,
         log: CatalogLog,
         lock: DirectoryLock,
+        lost: Arc<RwLock<LostPlaces>>,
+        reliance: Arc<Reliance>,
     ) -> Arc<Self> {
         Arc::new(Self {
             chunks,
@@ -192,6 +234,8 @@ impl Commit {
             flushing: Mutex::new(()),
             catalog: Mutex::new(log),
             _lock: lock,
+            lost,
+            reliance,
         })
     }
 
@@ -238,6 +282,19 @@ impl Commit {
         self.pending.read().poisoned.clone()
     }
 
+    /// A row that is made from now on points into a pack at or above these.
+    pub(crate) fn floors(&self) -> Floors {
+        // In this order: a record that is on its way to a row is appended now, or in a pack without
+        // a footer, or in one that is begun later. A pack that is begun later has a higher number.
+        let next = self.chunks.next_number();
+        let unsealed = |writer: &PackWriter| writer.lowest_unsealed().unwrap_or(next);
+        let unsealed = Floors {
+            chunks: next.min(unsealed(&self.chunks)),
+            nodes: next.min(unsealed(&self.nodes)),
+        };
+        self.pending.read().floors(unsealed)
+    }
+
     /// How records are kept that were appended and that the index does not know yet.
     pub(crate) fn pending(&self, names: &[Name]) -> Vec<Option<Payload>> {
         let pending = self.pending.read();
@@ -261,6 +318,7 @@ impl Commit {
             PackKind::Chunks => &self.chunks,
             PackKind::Nodes => &self.nodes,
         };
+        let _appending = self.begin_append(kind, writer);
         let appended = self.appended(writer.append(records).await)?;
         let stored = appended.stored_bytes();
         let fill = {
@@ -279,6 +337,19 @@ impl Commit {
         }
         self.index_group(fill).await?;
         Ok(stored)
+    }
+
+    /// Notes which packs records may come into, until they wait to be indexed.
+    fn begin_append(&self, kind: PackKind, writer: &PackWriter) -> Appending<'_> {
+        let next = writer.next_number();
+        let lowest = writer.lowest_unsealed().map_or(next, |it| it.min(next));
+        let mut pending = self.pending.write();
+        pending.last_append += 1;
+        let number = pending.last_append;
+        pending.appending.insert(number, Floors::of(kind, lowest));
+        drop(pending);
+        let pending = &self.pending;
+        Appending { pending, number }
     }
 
     /// Indexes what was appended, if it is enough for a group.
@@ -311,11 +382,16 @@ impl Commit {
     }
 
     /// Makes the changes that `plan` finds right for the catalog as it is, which does not change
-    /// meanwhile: all of them, or none.
+    /// meanwhile: all of them, or none. Holds `held` until they are durable, also if the caller
+    /// stops waiting for that.
     ///
     /// A plan is pure: it changes nothing, and only says what is to change. So it may be asked
     /// several times before its changes are made.
-    pub(crate) async fn change<T, F>(self: &Arc<Self>, plan: F) -> Result<T>
+    pub(crate) async fn change<T, F>(
+        self: &Arc<Self>,
+        held: impl Send + 'static,
+        plan: F,
+    ) -> Result<T>
     where
         T: Send + 'static,
         F: Fn(&dyn Meta) -> Result<(Vec<Change>, T)> + Send + 'static,
@@ -337,18 +413,19 @@ impl Commit {
                 ));
             }
             commit.change_catalog(&mut log, record).await?;
+            drop(held);
             Ok(outcome)
         })
         .await
     }
 
-    /// Makes a snapshot of content whose nodes were all appended, and shows it. Holds what content
-    /// of others it takes over until then.
+    /// Makes a snapshot of content whose nodes were all appended, and shows it. Holds `held` until
+    /// then: what the content relies on.
     pub(crate) async fn commit_snapshot(
         self: &Arc<Self>,
         generation: Generation,
         record: SnapshotRecord,
-        held: Vec<RootPin>,
+        held: impl Send + 'static,
     ) -> Result<SnapshotRecord> {
         self.to_the_end(|commit| async move {
             {
@@ -489,6 +566,7 @@ impl Commit {
         // next.
         let (chunks, nodes) = {
             let mut pending = self.pending.write();
+            pending.settling = Some(pending.appended_floors());
             (
                 pending.chunks_appended.take(),
                 pending.nodes_appended.take(),
@@ -501,9 +579,8 @@ impl Commit {
         let chunks = self.make_durable(&self.chunks, chunks, &mut batch).await?;
         let nodes = self.make_durable(&self.nodes, nodes, &mut batch).await?;
         reach(Failpoint::PacksSynced);
-        for record in chunks.iter().chain(&nodes) {
-            batch.put(record.name, record.location);
-        }
+        self.put_rows(chunks.iter().chain(&nodes), &mut batch)
+            .await?;
         // What the index has no space for is in packs, and counts as lost all the same: it is sent
         // again.
         self.written(self.apply(batch, sync).await)?;
@@ -512,7 +589,67 @@ impl Commit {
         for record in chunks.iter().chain(&nodes) {
             pending.records.remove(&record.name);
         }
+        pending.settling = None;
         Ok(())
+    }
+
+    /// The rows of new records. A row that is there stays, and the new record is a second copy that
+    /// nothing points to: others may rely on the pack that the row points into. But a row is
+    /// replaced that points to a lost record, or into a condemned pack, because whoever asked for
+    /// the record was told that the store has not got it.
+    async fn put_rows(
+        &self,
+        records: impl Iterator<Item = &PlacedRecord> + Clone,
+        batch: &mut Batch,
+    ) -> Result<()> {
+        for pack in self.reliance.condemned() {
+            batch.pack_is_gone(pack);
+        }
+        for record in records.clone() {
+            batch.put_unless_kept(record.name, record.location);
+        }
+        if self.lost.read().is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = records.clone().map(|record| record.name).collect();
+        let rows = self.ask(move |meta| meta.lookup(&names)).await?;
+        let lost = self.lost.read();
+        for (record, row) in records.zip(rows) {
+            if row.is_some_and(|row| lost.hold(&row)) {
+                batch.put(record.name, record.location);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves and removes rows, in this order of batches. The last one makes all of them durable. No
+    /// row is made meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// After [`Error::Full`] and [`Error::Shortage`] it is unknown which batches were applied; they
+    /// may be applied again. Uploads under way lose nothing by that. Any other error stops the
+    /// store.
+    pub(crate) async fn relocate(self: &Arc<Self>, batches: Vec<Batch>) -> Result<()> {
+        self.to_the_end(|commit| async move {
+            let _flushing = commit.flushing.lock().await;
+            commit.writable()?;
+            let last = batches.len().saturating_sub(1);
+            for (position, batch) in batches.into_iter().enumerate() {
+                match commit.apply(batch, position == last).await {
+                    Ok(()) => {}
+                    Err(error @ (Error::Full { .. } | Error::Shortage { .. })) => {
+                        return Err(error);
+                    }
+                    Err(error) => {
+                        commit.poison(&error);
+                        return Err(error);
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Step 1: syncs what a writer has appended, and tells where it is. Only a receipt tells, so

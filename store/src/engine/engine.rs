@@ -5,13 +5,15 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use varve_content::codec::Compression;
 
-use super::{Budgets, Commit, FreeSpace, Options, Pins, Priority, ReadCache, Workers};
+use super::{
+    Budgets, Commit, FreeSpace, Guard, Options, Pins, Priority, ReadCache, Reliance, Workers,
+};
 use crate::{
     Damage, Error, Place, Result,
     format::StoreId,
     io::Disk,
     meta::Meta,
-    pack::{LostPlaces, PackReader},
+    pack::{LostPlaces, PackReader, PackStage},
 };
 
 /// The parts of an open store.
@@ -25,18 +27,27 @@ pub(crate) struct Engine {
     pub(crate) meta: Arc<dyn Meta>,
     pub(crate) workers: Arc<Workers>,
     pub(crate) packs: PackReader,
+    /// Where packs are written.
+    pub(crate) stage: Arc<dyn PackStage>,
     /// Whether index and catalog were ever made again.
     pub(crate) was_rebuilt: bool,
     /// What was found to be gone from packs, or damaged: it does not count as being in the store.
-    pub(crate) lost: RwLock<LostPlaces>,
+    pub(crate) lost: Arc<RwLock<LostPlaces>>,
     pub(crate) commit: Arc<Commit>,
     pub(crate) cache: ReadCache,
     /// Roots whose content is in use.
     pub(crate) pins: Arc<Pins>,
+    /// Packs that running work relies on.
+    pub(crate) reliance: Arc<Reliance>,
     pub(crate) budgets: Budgets,
 }
 
 impl Engine {
+    /// Begins to rely on packs, for work that stores something.
+    pub(crate) fn rely(&self, label: &str) -> Arc<Guard> {
+        self.reliance.begin(label, self.commit.floors())
+    }
+
     /// Asks the index or catalog, on a thread that may block.
     pub(crate) async fn meta<T, F>(&self, priority: Priority, ask: F) -> Result<T>
     where

@@ -1,19 +1,46 @@
 //! Which chunks and nodes the store has, in the index or on the way there.
 
+use std::sync::Arc;
+
 use varve_content::ChunkId;
 
-use super::{Engine, Generation, Priority};
+use super::{Engine, Generation, Guard, Priority};
 use crate::{
     Result,
-    format::{Name, PackKind, pack::Payload},
+    format::{Location, Name, PackKind, pack::Payload},
     pack::EncodedRecord,
 };
 
+/// What the index says of a record.
+#[derive(Debug, Clone, Copy)]
+enum Row {
+    Absent,
+    /// The record is damaged. A new copy replaces it.
+    Lost,
+    Kept(Location),
+    /// The pack is about to go, and the guard cannot keep it.
+    Going,
+}
+
+impl Row {
+    const fn kept(&self) -> Option<&Location> {
+        match self {
+            Self::Kept(place) => Some(place),
+            Self::Absent | Self::Lost | Self::Going => None,
+        }
+    }
+}
+
 impl Engine {
-    /// Positions of the chunks that the store lacks, ascending.
-    pub(crate) async fn missing_chunks(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
+    /// Positions of the chunks that the store lacks, ascending. It keeps the others for as long as
+    /// the guard lives; without one, only as long as a root names them.
+    pub(crate) async fn missing_chunks(
+        &self,
+        guard: Option<&Guard>,
+        ids: &[ChunkId],
+    ) -> Result<Vec<u32>> {
         let names = ids.iter().copied().map(Name::chunk);
-        let known = self.known(names.collect()).await?;
+        let known = self.known(guard, names.collect()).await?;
         Ok((0u32..)
             .zip(&known)
             .filter(|(_, known)| known.is_none())
@@ -21,43 +48,71 @@ impl Engine {
             .collect())
     }
 
-    /// For each record, how the store keeps it; `None` if it has not got it.
-    pub(crate) async fn known(&self, names: Vec<Name>) -> Result<Vec<Option<Payload>>> {
+    /// For each record, how the store keeps it; `None` if it has not got it. It keeps them for as
+    /// long as the guard lives, so a record in a pack that is about to go is not known.
+    pub(crate) async fn known(
+        &self,
+        guard: Option<&Guard>,
+        names: Vec<Name>,
+    ) -> Result<Vec<Option<Payload>>> {
         // A record leaves the pending ones only after it has entered the index: asked in this
         // order, none is missed.
         let mut known = self.commit.pending(&names);
-        let (positions, unknown): (Vec<_>, Vec<_>) = known
-            .iter()
-            .zip(names)
-            .enumerate()
-            .filter(|(_, (known, _))| known.is_none())
-            .map(|(at, (_, name))| (at, name))
-            .unzip();
-        if unknown.is_empty() {
-            return Ok(known);
-        }
-        let indexed = self
-            .meta(Priority::Write, move |meta| meta.lookup(&unknown))
-            .await?;
-        let lost = self.lost.read();
-        for (position, place) in positions.into_iter().zip(indexed) {
-            if let Some(slot) = known.get_mut(position) {
-                *slot = place
-                    .filter(|place| !lost.hold(place))
-                    .map(|place| place.payload);
+        for (known, row) in known.iter_mut().zip(self.rows(guard, names).await?) {
+            match row {
+                Row::Absent | Row::Lost => {}
+                Row::Kept(place) => *known = Some(place.payload),
+                // The pending copy may be dropped in favour of this row.
+                Row::Going => *known = None,
             }
         }
         Ok(known)
     }
 
+    /// The rows of records.
+    async fn rows(&self, guard: Option<&Guard>, names: Vec<Name>) -> Result<Vec<Row>> {
+        let names: Arc<[Name]> = names.into();
+        loop {
+            let as_of = self.reliance.as_of_now();
+            let asked = Arc::clone(&names);
+            let places = self
+                .meta(Priority::Write, move |meta| meta.lookup(&asked))
+                .await?;
+            let mut rows: Vec<_> = {
+                let lost = self.lost.read();
+                let places = places.into_iter().map(|place| match place {
+                    None => Row::Absent,
+                    Some(place) if lost.hold(&place) => Row::Lost,
+                    Some(place) => Row::Kept(place),
+                });
+                places.collect()
+            };
+            let Some(guard) = guard else {
+                return Ok(rows);
+            };
+            let kept = || rows.iter().filter_map(Row::kept);
+            let Some(held) = guard.hold(as_of, kept().map(|place| place.pack)) else {
+                continue;
+            };
+            let kept = rows.iter_mut().filter(|row| row.kept().is_some());
+            for (row, held) in kept.zip(held) {
+                if !held {
+                    *row = Row::Going;
+                }
+            }
+            return Ok(rows);
+        }
+    }
+
     /// Appends those nodes that are not there yet. Returns the bytes they take.
     pub(crate) async fn append_new_nodes(
         &self,
+        guard: &Guard,
         generation: Generation,
         records: Vec<EncodedRecord>,
     ) -> Result<u64> {
         let names = records.iter().map(EncodedRecord::name);
-        let known = self.known(names.collect()).await?;
+        let known = self.known(Some(guard), names.collect()).await?;
         let records = records.into_iter().zip(known);
         let new = records.filter(|(_, known)| known.is_none());
         let new: Vec<_> = new.map(|(record, _)| record).collect();

@@ -13,6 +13,7 @@
 //! | `leaf` | leaves with the places of their chunks |
 //! | `chunk` | chunks on their way out, and the check that they pass |
 //! | `pins` | roots whose content is in use |
+//! | `reliance` | packs that running work relies on |
 //! | `query` | snapshots and volumes alike: find, list, tag |
 //! | `workers` | threads for hashing, compression and calls that block |
 //! | `budget` | what uploads and reads may hold at one time |
@@ -34,6 +35,7 @@ mod lock;
 mod options;
 mod pins;
 mod query;
+mod reliance;
 mod space;
 mod workers;
 
@@ -48,6 +50,7 @@ pub(crate) use self::{
     leaf::LocatedLeaf,
     lock::DirectoryLock,
     pins::Pins,
+    reliance::{Floors, Guard, Reliance},
     space::{FreeSpace, SpaceReserve},
     workers::{Priority, Scratch, Workers},
 };
@@ -56,4 +59,5 @@ pub use self::{
     options::Options,
     pins::RootPin,
     query::ListQuery,
+    reliance::HeldPack,
 };

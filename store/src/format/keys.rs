@@ -61,6 +61,8 @@ pub const TAGS_INDEXED: &[u8] = b"tags-indexed";
 
 /// First byte of every value but ids and [`Totals`].
 const VERSION: u8 = 1;
+/// First byte of the [`PackState`] of an emptied pack.
+const PACK_STATE_EMPTIED: u8 = 2;
 /// First byte of [`Totals`] with volumes.
 const TOTALS_VERSION: u8 = 2;
 /// First byte of [`Totals`] of more logical bytes than 64 bits hold.
@@ -137,8 +139,19 @@ pub struct PackState {
     /// All records before this offset, in bytes, are synced and in the index. Recovery surveys the
     /// bytes behind it.
     pub indexed_bytes: u64,
-    /// True if the pack has a footer, with nothing behind it.
-    pub sealed: bool,
+    /// What becomes of it.
+    pub phase: PackPhase,
+}
+
+/// A phase in the life of a pack.
+#[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PackPhase {
+    /// Records may be added.
+    Open,
+    /// It has a footer, with nothing behind it.
+    Sealed,
+    /// No row points into it, and its file is to be removed, or is gone.
+    Emptied,
 }
 
 impl PackState {
@@ -154,18 +167,23 @@ impl PackState {
     ///
     /// | offset | bytes | field |
     /// | --- | --- | --- |
-    /// | 0 | 1 | version: 1 |
+    /// | 0 | 1 | version: 1, of an emptied pack 2 |
     /// | 1 | 1 | kind: 1 chunks, 2 nodes |
-    /// | 2 | 1 | 1 sealed, 0 not |
+    /// | 2 | 1 | 0 open, 1 sealed, 2 emptied |
     /// | 3 | 1 | zero |
     /// | 4 | 8 | indexed up to |
     #[must_use]
     pub fn encode(&self) -> [u8; Self::BYTES] {
+        let (version, phase) = match self.phase {
+            PackPhase::Open => (VERSION, 0),
+            PackPhase::Sealed => (VERSION, 1),
+            PackPhase::Emptied => (PACK_STATE_EMPTIED, 2),
+        };
         let mut bytes = [0; Self::BYTES];
         FieldsMut::new(&mut bytes)
-            .u8(VERSION)
+            .u8(version)
             .u8(self.pack.kind.to_byte())
-            .u8(u8::from(self.sealed))
+            .u8(phase)
             .reserved(1)
             .u64(self.indexed_bytes);
         bytes
@@ -177,16 +195,24 @@ impl PackState {
         let number = u64::from_be_bytes(fields.array()?);
         fields.end()?;
         let mut fields = Fields::new("state of a pack", value);
-        expect_version(&mut fields)?;
+        let version = fields.u8()?;
+        if version != VERSION && version != PACK_STATE_EMPTIED {
+            return Err(FormatError::unknown(
+                "version of a pack's state",
+                format_args!("{VERSION} and {PACK_STATE_EMPTIED}"),
+                version,
+            ));
+        }
         let kind = PackKind::from_byte(fields.u8()?)?;
-        let sealed = match fields.u8()? {
-            0 => false,
-            1 => true,
-            other => {
+        let phase = match (version, fields.u8()?) {
+            (VERSION, 0) => PackPhase::Open,
+            (VERSION, 1) => PackPhase::Sealed,
+            (PACK_STATE_EMPTIED, 2) => PackPhase::Emptied,
+            (version, other) => {
                 return Err(FormatError::differs(
                     "state of a pack",
-                    "0 or 1 (sealed)",
-                    other,
+                    "0 (open) and 1 (sealed) in version 1, 2 (emptied) in version 2",
+                    format_args!("{other} in version {version}"),
                 ));
             }
         };
@@ -196,7 +222,7 @@ impl PackState {
         Ok(Self {
             pack: PackId { kind, number },
             indexed_bytes,
-            sealed,
+            phase,
         })
     }
 }

@@ -46,7 +46,7 @@ mod tests;
 pub use account::AccountId;
 pub use error::FormatError;
 pub use id::{ID_BYTES, IdKind, RecordId};
-pub use keys::{PackState, Totals};
+pub use keys::{PackPhase, PackState, Totals};
 pub use name::Name;
 pub use owner::OwnerRecord;
 pub use pack::{Location, PackId, PackKind};

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    engine::{Engine, Generation, Priority, RootPin},
+    engine::{Engine, Generation, Guard, Priority, RootPin},
     format::{Name, PackKind},
     limits,
     meta::{self, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
@@ -37,6 +37,8 @@ pub struct Ingest {
     engine: Arc<Engine>,
     new: NewSnapshot,
     generation: Generation,
+    /// Keeps what it found and what it stored, until a root names it.
+    guard: Arc<Guard>,
     leaves: Mutex<Leaves>,
     new_bytes: AtomicU64,
     stored_bytes: AtomicU64,
@@ -48,10 +50,12 @@ impl Ingest {
     pub(crate) fn begin(engine: Arc<Engine>, new: NewSnapshot) -> Result<Self> {
         new.check()?;
         let generation = engine.commit.generation()?;
+        let guard = engine.rely(&new.name);
         Ok(Self {
             engine,
             new,
             generation,
+            guard,
             leaves: Mutex::default(),
             new_bytes: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
@@ -67,6 +71,11 @@ impl Ingest {
         self
     }
 
+    /// The guard of what it relies on, for a change of the catalog that may outlive it.
+    pub(crate) const fn guard(&self) -> &Arc<Guard> {
+        &self.guard
+    }
+
     /// What it is to become.
     #[must_use]
     pub fn new_snapshot(&self) -> &NewSnapshot {
@@ -76,7 +85,7 @@ impl Ingest {
     /// Positions of the chunks that the store lacks.
     pub async fn missing(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
         self.engine.commit.check(self.generation)?;
-        self.engine.missing_chunks(ids).await
+        self.engine.missing_chunks(Some(&self.guard), ids).await
     }
 
     /// Takes chunks in. Waits while too many bytes are on their way to disk.
@@ -104,7 +113,10 @@ impl Ingest {
             .map_err(|_| Error::Closing)?;
 
         let names = chunks.iter().map(|chunk| Name::chunk(chunk.id));
-        let places = self.engine.known(names.collect()).await?;
+        let places = self
+            .engine
+            .known(Some(&self.guard), names.collect())
+            .await?;
         let known: Vec<bool> = places.iter().map(Option::is_some).collect();
         let keeps_packed = self.keeps_packed;
         // The job keeps the space for as long as it keeps the chunks, which may be longer than
@@ -159,7 +171,7 @@ impl Ingest {
             check_extent(self.new.size_bytes, *segment, leaf)?;
             wanted.extend(leaf.entries().iter().map(|entry| Name::chunk(entry.chunk)));
         }
-        let places = self.engine.known(wanted).await?;
+        let places = self.engine.known(Some(&self.guard), wanted).await?;
         let mut places = places.iter();
         for (segment, leaf) in &leaves {
             let edge = block::segment_blocks(self.new.size_bytes, *segment);
@@ -256,7 +268,7 @@ impl Ingest {
         };
         self.engine
             .commit
-            .commit_snapshot(self.generation, record, pins)
+            .commit_snapshot(self.generation, record, (pins, Arc::clone(&self.guard)))
             .await
     }
 
@@ -318,7 +330,7 @@ impl Ingest {
         self.engine.commit.check(self.generation)?;
         let stored = self
             .engine
-            .append_new_nodes(self.generation, records)
+            .append_new_nodes(&self.guard, self.generation, records)
             .await?;
         self.stored_bytes.fetch_add(stored, Ordering::Relaxed);
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     Error, Result,
-    format::{Location, Name, PackId, PackState, catalog_log::Record},
+    format::{Location, Name, PackId, PackPhase, PackState, catalog_log::Record},
 };
 
 /// Changes to index and catalog that are made together. Of two changes under one key the later
@@ -154,7 +154,8 @@ impl Batch {
         if self.gone.contains(&pack) {
             return Some(false);
         }
-        self.packs.get(&pack).map(Option::is_some)
+        let state = self.packs.get(&pack)?;
+        Some(state.is_some_and(|state| state.phase != PackPhase::Emptied))
     }
 
     /// The highest number of the packs that it tells of; 0 if it tells of none.

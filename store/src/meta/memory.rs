@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use parking_lot::Mutex;
 
 use super::{
-    Batch, Catalog, Filter, Index, IndexView, Meta, Outcome, PackState, Page, Totals,
+    Batch, Catalog, Filter, Index, IndexView, Meta, Outcome, PackPhase, PackState, Page, Totals,
     batch::RowFate,
 };
 use crate::{
@@ -207,7 +207,8 @@ impl Meta for MemoryMeta {
         let mut outcome = Outcome::default();
         let is_there = |pack: PackId| {
             let known = current.packs.get(&pack.number);
-            let known = known.is_some_and(|state| state.pack == pack);
+            let known =
+                known.is_some_and(|state| state.pack == pack && state.phase != PackPhase::Emptied);
             batch.says_of(pack).unwrap_or(known)
         };
         for (name, change) in &batch.rows {

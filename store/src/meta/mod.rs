@@ -51,9 +51,9 @@ pub use self::{
 pub(crate) use self::{catalog::behind, key::Lookup};
 use crate::Result;
 pub use crate::format::{
-    AccountId, CatalogRecord, Change, CopyId, CopyOutcome, CopyRecord, PackState, PendingSnapshot,
-    RemoteRecord, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord, SnapshotState,
-    Totals, VolumeId, VolumeRecord,
+    AccountId, CatalogRecord, Change, CopyId, CopyOutcome, CopyRecord, PackPhase, PackState,
+    PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId, SnapshotOrigin, SnapshotRecord,
+    SnapshotState, Totals, VolumeId, VolumeRecord,
 };
 
 /// Index and catalog, which change together. Methods may block: they read files.

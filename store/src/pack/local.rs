@@ -57,24 +57,15 @@ struct OpenFiles {
 }
 
 impl LocalPacks {
-    /// The packs of a data directory, in which there is a directory for them.
+    /// The packs of a data directory, in which there is a directory for them. Packs are sealed at
+    /// `pack_bytes_max`, and so many stay open for reads.
     pub fn open(
         disk: Arc<dyn Disk>,
         data_dir: &Path,
         store: StoreId,
+        pack_bytes_max: u64,
         open_max: usize,
     ) -> Result<Arc<Self>> {
-        Self::new(disk, data_dir, store, limits::PACK_BYTES_MAX, open_max).count()
-    }
-
-    /// The same, with packs that are sealed at another length.
-    pub fn open_with(
-        disk: Arc<dyn Disk>,
-        data_dir: &Path,
-        store: StoreId,
-        pack_bytes_max: u64,
-    ) -> Result<Arc<Self>> {
-        let open_max = limits::PACKS_OPEN_MAX;
         Self::new(disk, data_dir, store, pack_bytes_max, open_max).count()
     }
 
@@ -255,6 +246,10 @@ impl PackStage for LocalPacks {
             kind,
             number: self.last_number.fetch_add(1, Ordering::Relaxed) + 1,
         }
+    }
+
+    fn next_number(&self) -> u64 {
+        self.last_number.load(Ordering::Relaxed) + 1
     }
 
     fn pack_bytes_max(&self) -> u64 {

@@ -85,6 +85,11 @@ impl LostPlaces {
         }
     }
 
+    /// Forgets a pack that no row points into.
+    pub fn forget(&mut self, pack: PackId) {
+        self.0.remove(&pack);
+    }
+
     /// Returns true if nothing is lost, as usual.
     #[must_use]
     pub fn is_empty(&self) -> bool {

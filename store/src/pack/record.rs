@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use varve_content::{chunker::End, codec::Codec};
 
+use super::StoredRecord;
 use crate::format::{
     Location, Name,
     pack::{PAYLOAD_BYTES_MAX, Payload, RecordHeader, RecordKind},
@@ -73,6 +74,14 @@ impl EncodedRecord {
         }
     }
 
+    /// A record that was read from a pack, as it is there.
+    pub(crate) fn stored(record: &StoredRecord) -> Self {
+        Self {
+            header: *record.header(),
+            stored: record.payload().clone(),
+        }
+    }
+
     /// Its name.
     #[must_use]
     pub const fn name(&self) -> Name {
@@ -95,7 +104,7 @@ impl EncodedRecord {
         &self.header
     }
 
-    pub(super) const fn stored(&self) -> &Bytes {
+    pub(super) const fn payload_bytes(&self) -> &Bytes {
         &self.stored
     }
 }

@@ -184,6 +184,11 @@ impl<'a> PackScanner<'a> {
         self.sealed
     }
 
+    /// The records that the footer lists; `None` if the pack has no footer that can be read.
+    pub(crate) fn footer(&self) -> Option<&[FooterEntry]> {
+        self.footer.as_deref()
+    }
+
     /// Returns true if the pack's header can be read.
     pub(super) const fn has_header(&self) -> bool {
         self.header.is_some()

@@ -16,6 +16,9 @@ pub trait PackStage: Send + Sync + fmt::Debug {
     /// Reserves a number for a new pack, above all that were ever used.
     fn reserve(&self, kind: PackKind) -> PackId;
 
+    /// The number that the next pack gets at least.
+    fn next_number(&self) -> u64;
+
     /// The length in bytes at which a pack is sealed.
     fn pack_bytes_max(&self) -> u64;
 

@@ -46,7 +46,9 @@ use self::{
 use crate::{
     Damage, Error, Result,
     catalog_log::{CatalogLog, Replay},
-    engine::{Budgets, Commit, DirectoryLock, Engine, FreeSpace, Options, ReadCache, Workers},
+    engine::{
+        Budgets, Commit, DirectoryLock, Engine, FreeSpace, Options, ReadCache, Reliance, Workers,
+    },
     failpoints,
     format::{StoreId, names},
     io::{self, Disk},
@@ -186,7 +188,13 @@ where
     } = base;
     let dir = &options.data_dir;
     create_missing_dir(&disk, dir, &names::packs(dir)).await?;
-    let packs = LocalPacks::open(Arc::clone(&disk), dir, store, options.packs_open_max)?;
+    let packs = LocalPacks::open(
+        Arc::clone(&disk),
+        dir,
+        store,
+        options.pack_bytes_max,
+        options.packs_open_max,
+    )?;
     let (mut log, replay) = open_log(&disk, dir, store, &packs, LostLog::Refused).await?;
     let deleted = journals::deleted_volumes(&replay.records);
     let meta = open_meta(packs.list()?.is_empty() && replay.records.is_empty())?;
@@ -199,6 +207,8 @@ where
     report.stranded_journals = journals::sort_out(&*disk, dir, &*meta, &deleted)?;
 
     let workers = Arc::new(Workers::start(options.threads(), compression)?);
+    let lost = Arc::new(RwLock::new(lost));
+    let reliance = Arc::<Reliance>::default();
     let commit = Commit::new(
         chunks,
         nodes,
@@ -207,6 +217,8 @@ where
         Arc::clone(&disk),
         log,
         lock,
+        Arc::clone(&lost),
+        Arc::clone(&reliance),
     );
     let was_rebuilt = is_there(&disk, &names::rebuilt(dir))?;
     Ok(Engine {
@@ -214,10 +226,12 @@ where
         space: FreeSpace::new(Arc::clone(&disk), options.data_dir.clone()),
         store_id: store,
         compression,
+        stage: Arc::<LocalPacks>::clone(&packs),
         packs: PackReader::new(packs),
-        lost: RwLock::new(lost),
+        lost,
         commit,
         pins: Arc::default(),
+        reliance,
         cache: ReadCache::new(options.chunk_cache_bytes),
         budgets: Budgets::default(),
         disk,

@@ -1,11 +1,11 @@
 //! Packs after a restart: their ends, and the place where writing continues.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, io::ErrorKind, path::PathBuf, sync::Arc};
 
 use crate::{
     Damage, Error, Result,
     format::{PackId, PackKind},
-    meta::{Batch, Meta, PackState},
+    meta::{Batch, Meta, PackPhase, PackState},
     pack::{LocalPacks, LostPlaces, PackStage, PackStore, PackWriter, PlacedRecord, recover_tail},
     recovery::RecoveryReport,
 };
@@ -37,13 +37,14 @@ pub(super) async fn recover(
     report: &mut RecoveryReport,
 ) -> Result<Recovered> {
     let mut lost = LostPlaces::default();
-    let known: HashMap<_, PackState> = meta
+    let mut known: HashMap<_, PackState> = meta
         .pack_states()?
         .into_iter()
         .map(|state| (state.pack, state))
         .collect();
     // The pack with the highest number may be gone, from the disk and from the index.
     packs.keep_numbers_above(meta.last_pack_number()?);
+    remove_emptied(packs, meta, &mut known).await?;
     let present = packs.list()?;
     for pack in known.keys().filter(|pack| !present.contains(pack)) {
         let mut damage = Damage::missing(format!("pack {pack}"));
@@ -62,7 +63,7 @@ pub(super) async fn recover(
     let mut found_behind = Vec::new();
     for pack in present {
         let state = known.get(&pack);
-        if let Some(state) = state.filter(|state| state.sealed) {
+        if let Some(state) = state.filter(|state| state.phase == PackPhase::Sealed) {
             let len_bytes = packs
                 .len_bytes(pack)
                 .await
@@ -109,7 +110,7 @@ pub(super) async fn recover(
             let state = PackState {
                 pack,
                 indexed_bytes: found.end_bytes,
-                sealed: true,
+                phase: PackPhase::Sealed,
             };
             index(meta, &behind, &[state], false)?;
             continue;
@@ -134,6 +135,32 @@ pub(super) async fn recover(
         nodes,
         lost,
     })
+}
+
+/// Removes the packs that the last process emptied, where it did not live to do so.
+async fn remove_emptied(
+    packs: &LocalPacks,
+    meta: &dyn Meta,
+    known: &mut HashMap<PackId, PackState>,
+) -> Result<()> {
+    let emptied = known.extract_if(|_, state| state.phase == PackPhase::Emptied);
+    let emptied: Vec<_> = emptied.map(|(pack, _)| pack).collect();
+    if emptied.is_empty() {
+        return Ok(());
+    }
+    let mut batch = Batch::default();
+    for pack in emptied {
+        match packs.delete(pack).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::io("remove", &path_of(packs, pack), source)),
+        }
+        batch.forget_pack(pack);
+    }
+    let dir = PackStage::dir(packs);
+    let synced = packs.sync_names().await;
+    synced.map_err(|source| Error::io("sync", &dir, source))?;
+    meta.apply(batch, false).map(drop)
 }
 
 fn path_of(packs: &LocalPacks, pack: PackId) -> PathBuf {

@@ -193,7 +193,13 @@ pub(crate) async fn refill(
 ) -> Result<RebuildReport> {
     let dir = &*options.data_dir;
     create_missing_dir(disk, dir, &names::packs(dir)).await?;
-    let packs = LocalPacks::open(Arc::clone(disk), dir, store, options.packs_open_max)?;
+    let packs = LocalPacks::open(
+        Arc::clone(disk),
+        dir,
+        store,
+        options.pack_bytes_max,
+        options.packs_open_max,
+    )?;
     let (mut log, replay) = open_log(disk, dir, store, &packs, LostLog::BeginsAnew).await?;
     let deleted = journals::deleted_volumes(&replay.records);
     let mut found = RecoveryReport::default();

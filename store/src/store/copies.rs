@@ -49,7 +49,7 @@ impl Store {
     /// Those of changing the catalog.
     pub async fn put_copy(&self, record: CopyRecord) -> Result<()> {
         let put = move |_: &dyn Meta| Ok((vec![Change::put(&record)], ()));
-        self.engine.commit.change(put).await
+        self.engine.commit.change((), put).await
     }
 
     /// Deletes the records of copies.
@@ -62,7 +62,7 @@ impl Store {
             let changes = ids.iter().map(Change::delete::<CopyRecord>);
             Ok((changes.collect(), ()))
         };
-        self.engine.commit.change(delete).await
+        self.engine.commit.change((), delete).await
     }
 
     /// Returns the records of all copies, in the order in which they were begun.

@@ -100,13 +100,14 @@ impl Store {
         self.engine.stored_chunks(&located, &wanted).await
     }
 
-    /// Returns the positions of the chunks that the store lacks, ascending.
+    /// Returns the positions of the chunks that the store lacks, ascending. It is not bound to keep
+    /// the others: an [`Ingest`](crate::Ingest) asks for itself.
     ///
     /// # Errors
     ///
     /// Those of reading the index.
     pub async fn missing_chunks(&self, ids: &[ChunkId]) -> Result<Vec<u32>> {
-        self.engine.missing_chunks(ids).await
+        self.engine.missing_chunks(None, ids).await
     }
 
     /// Returns a leaf, if the store has it. Not all of its chunks need be there.

@@ -34,7 +34,7 @@ impl Store {
             }
             Ok((vec![Change::put(&record)], ()))
         };
-        self.engine.commit.change(add).await
+        self.engine.commit.change((), add).await
     }
 
     /// Forgets a remote.
@@ -47,7 +47,7 @@ impl Store {
             let remote = found(RemoteRecord::by_id(meta, name.clone())?, &name)?;
             Ok((vec![Change::delete::<RemoteRecord>(&remote.name)], ()))
         };
-        self.engine.commit.change(remove).await
+        self.engine.commit.change((), remove).await
     }
 
     /// All remotes, by name.

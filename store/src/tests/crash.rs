@@ -121,6 +121,7 @@ pub(super) struct Machine {
     /// Only for the lock, which is not part of the simulation.
     real: tempfile::TempDir,
     pub(super) journal_bytes_max: u64,
+    pub(super) pack_bytes_max: u64,
     pub(super) journal_files_open_max: usize,
 }
 
@@ -138,6 +139,7 @@ impl Machine {
             real: tempfile::tempdir().unwrap(),
             // In files of 4 MiB.
             journal_bytes_max: 256 << 20,
+            pack_bytes_max: limits::PACK_BYTES_MAX,
             journal_files_open_max: limits::JOURNAL_FILES_OPEN_MAX,
         }
     }
@@ -146,6 +148,7 @@ impl Machine {
         let mut options = Options::new(PathBuf::from(DATA_DIR));
         options.cpu_threads = 1;
         options.journal_bytes_max = self.journal_bytes_max;
+        options.pack_bytes_max = self.pack_bytes_max;
         options.journal_files_open_max = self.journal_files_open_max;
         let base = Base {
             disk: Arc::<SimDisk>::clone(&self.disk),
@@ -184,6 +187,7 @@ impl Machine {
             meta: Arc::new(self.meta.kill()),
             real: tempfile::tempdir().unwrap(),
             journal_bytes_max: self.journal_bytes_max,
+            pack_bytes_max: self.pack_bytes_max,
             journal_files_open_max: self.journal_files_open_max,
         }
     }
@@ -195,6 +199,7 @@ impl Machine {
             meta: Arc::new(self.meta.kill()),
             real: self.real,
             journal_bytes_max: self.journal_bytes_max,
+            pack_bytes_max: self.pack_bytes_max,
             journal_files_open_max: self.journal_files_open_max,
         }
     }
@@ -206,6 +211,7 @@ impl Machine {
             meta: Arc::new(self.meta.crash(random)),
             real: self.real,
             journal_bytes_max: self.journal_bytes_max,
+            pack_bytes_max: self.pack_bytes_max,
             journal_files_open_max: self.journal_files_open_max,
         }
     }

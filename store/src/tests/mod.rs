@@ -30,6 +30,7 @@ mod repairs;
 mod shares;
 mod spare_files;
 mod strange_packs;
+mod sweeps;
 mod uploads;
 pub(crate) mod volume_data;
 mod volumes;

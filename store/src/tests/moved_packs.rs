@@ -8,6 +8,7 @@ use super::{Random, assert_holds, block_on, random_image, repairs::closed, uploa
 use crate::{
     ContentReader, Error, Options, Place, Store,
     format::{Location, Name, PackId, PackKind, names},
+    limits,
     meta::{Batch, IndexView, Meta as _, RocksMeta},
     pack::LocalPacks,
     rebuild,
@@ -17,7 +18,14 @@ use crate::{
 fn packs_of(store: &Store) -> Arc<LocalPacks> {
     let engine = store.engine();
     let dir = &engine.options.data_dir;
-    LocalPacks::open(Arc::clone(&engine.disk), dir, engine.store_id, 4).unwrap()
+    LocalPacks::open(
+        Arc::clone(&engine.disk),
+        dir,
+        engine.store_id,
+        limits::PACK_BYTES_MAX,
+        4,
+    )
+    .unwrap()
 }
 
 /// Moves all records to packs of other numbers, as a collector would: copies, index, files.

@@ -17,7 +17,7 @@ use crate::{
     Error, Options, Store, ViolationKind,
     engine::DirectoryLock,
     format::{
-        Name, PackId, PackKind, PackState, names,
+        Name, PackId, PackKind, PackPhase, PackState, names,
         pack::{TRAILER_BYTES, Trailer, encode_footer},
     },
     meta::Batch,
@@ -109,7 +109,7 @@ fn what_is_lost_is_sent_again_and_all_that_needs_it_is_whole() {
                     let state = PackState {
                         pack,
                         indexed_bytes: fs::metadata(path).unwrap().len(),
-                        sealed: true,
+                        phase: PackPhase::Sealed,
                     };
                     let mut batch = Batch::default();
                     batch.packs(&[state]);

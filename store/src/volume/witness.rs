@@ -42,7 +42,7 @@ impl Volumes {
             };
             // A store that does not write is examined at its next start anyway.
             let recorded = match self.engine.commit.writable() {
-                Ok(()) => self.engine.commit.change(plan).await,
+                Ok(()) => self.engine.commit.change((), plan).await,
                 Err(_) => Ok(closed.len()),
             };
             let done = recorded.unwrap_or_else(|error| {

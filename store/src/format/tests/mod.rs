@@ -287,10 +287,15 @@ fn index_values_are_pinned() {
     let state = PackState {
         pack: location().pack,
         indexed_bytes: 0x0500_0000,
-        sealed: true,
+        phase: PackPhase::Sealed,
     };
     assert_bytes(&PackState::key_of(state.pack), &["00000000000000a1"]);
     assert_bytes(&state.encode(), &["01010100", "0000000500000000"]);
+    let emptied = PackState {
+        phase: PackPhase::Emptied,
+        ..state
+    };
+    assert_bytes(&emptied.encode(), &["02010200", "0000000500000000"]);
     assert_bytes(
         &Identity { store: STORE }.encode(),
         &["01", "00112233445566778899aabbccddeeff"],

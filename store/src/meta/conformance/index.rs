@@ -16,7 +16,7 @@ fn with_packs(numbers: impl IntoIterator<Item = u64>) -> Batch {
     let states = numbers.into_iter().map(|number| PackState {
         pack: pack(number),
         indexed_bytes: 1 << 20,
-        sealed: true,
+        phase: PackPhase::Sealed,
     });
     let mut batch = Batch::default();
     batch.packs(&states.collect::<Vec<_>>());
@@ -68,7 +68,7 @@ pub(super) fn a_record_is_put_unless_the_pack_that_has_it_is_there(meta: &dyn Me
             batch.packs(&[PackState {
                 pack: pack(7),
                 indexed_bytes: 4096,
-                sealed: false,
+                phase: PackPhase::Open,
             }]);
         }
         meta.apply(batch, false).unwrap();

@@ -7,7 +7,7 @@ use rocksdb::{WriteBatch, WriteOptions};
 use super::{Database, Known, REMEDY, RocksMeta, failed_at};
 use crate::{
     Error, Result,
-    format::{Location, PackId, PackKind, PackState, StoreId, keys},
+    format::{Location, PackId, PackKind, PackPhase, PackState, StoreId, keys},
     meta::{Batch, Meta, Outcome, Totals, batch::RowFate},
 };
 
@@ -182,9 +182,10 @@ impl Rows<'_> {
         if let Some(known) = self.packs.get(&pack) {
             return Ok(*known);
         }
-        let is_known = self.database.pack_state(pack)?.is_some();
-        self.packs.insert(pack, is_known);
-        Ok(is_known)
+        let state = self.database.pack_state(pack)?;
+        let is_there = state.is_some_and(|state| state.phase != PackPhase::Emptied);
+        self.packs.insert(pack, is_there);
+        Ok(is_there)
     }
 }
 

@@ -27,7 +27,7 @@ use varve_content::{chunker::End, codec::Codec};
 use super::*;
 use crate::{
     Result,
-    format::{Name, PackId, PackKind, PackState, StoreId, names, pack::RecordKind},
+    format::{Name, PackId, PackKind, PackPhase, PackState, StoreId, names, pack::RecordKind},
     io::{
         self, Disk, IoEngine,
         sim::{Call, SimDisk},
@@ -123,11 +123,12 @@ impl Place {
     }
 
     fn local(&self, pack_bytes_max: u64) -> Arc<LocalPacks> {
-        LocalPacks::open_with(
+        LocalPacks::open(
             Arc::clone(&self.disk),
             &self.data_dir,
             STORE,
             pack_bytes_max,
+            limits::PACKS_OPEN_MAX,
         )
         .unwrap()
     }
@@ -200,7 +201,7 @@ impl Known {
         let mut found = Vec::new();
         for pack in local.list()? {
             let state = self.packs.get(&pack);
-            if state.is_some_and(|state| state.sealed) {
+            if state.is_some_and(|state| state.phase == PackPhase::Sealed) {
                 continue;
             }
             let tail = recover_tail(
@@ -215,7 +216,7 @@ impl Known {
                 let state = PackState {
                     pack,
                     indexed_bytes: tail.end_bytes,
-                    sealed: true,
+                    phase: PackPhase::Sealed,
                 };
                 self.packs.insert(pack, state);
             } else {

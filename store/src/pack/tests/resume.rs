@@ -84,7 +84,7 @@ fn a_torn_tail_is_cut_off_wherever_it_is_torn() {
             let state = PackState {
                 pack,
                 indexed_bytes,
-                sealed: false,
+                phase: PackPhase::Open,
             };
             known.learn(Vec::new(), &[state]);
             block_on(async {
@@ -143,8 +143,9 @@ fn a_pack_that_ends_before_what_was_promised_is_damaged_and_not_written_over() {
             PackWriter::resume(Arc::clone(&local) as _, PackKind::Chunks, vec![tail])
                 .await
                 .unwrap();
-        assert!(
-            !states[0].sealed,
+        assert_eq!(
+            states[0].phase,
+            PackPhase::Open,
             "what it has lost is found again at each start"
         );
         let promised = states[0].indexed_bytes;
@@ -237,7 +238,7 @@ fn of_several_packs_the_newest_is_gone_on_with() {
             .unwrap();
         let sealed: Vec<_> = states
             .iter()
-            .map(|state| (state.pack.number, state.sealed))
+            .map(|state| (state.pack.number, state.phase == PackPhase::Sealed))
             .collect();
         assert_eq!(sealed, [(1, true), (2, true), (3, false)]);
         let appended = writer.append(chunks(50..51, 1)).await.unwrap();

@@ -84,7 +84,7 @@ fn a_full_pack_is_sealed_and_the_next_begun() {
                 assert_eq!(damage, []);
                 let is_last = nth + 1 == packs.len();
                 assert_eq!(matches!(tail, Tail::Sealed { .. }), !is_last, "{tail:?}");
-                assert_eq!(known.packs[pack].sealed, !is_last);
+                assert_eq!((known.packs[pack].phase == PackPhase::Sealed), !is_last);
                 assert!(
                     local.len_bytes(*pack).blocking_wait().unwrap() <= (1 << 20) + 8192,
                     "records end before the bound"

@@ -24,7 +24,7 @@ use self::state::{Goal, Halted, OpenPack, State};
 use super::{EncodedRecord, PackStage, PlacedRecord};
 use crate::{
     Error, Result,
-    format::{PackKind, PackState, pack::encode_footer},
+    format::{PackKind, PackPhase, PackState, pack::encode_footer},
     io::AlignedBuf,
     limits::PACK_CLOSED_PART,
 };
@@ -52,6 +52,16 @@ impl PackWriter {
             reaping: AsyncMutex::new(()),
             flushing: AsyncMutex::new(()),
         }
+    }
+
+    /// The number that the next pack gets at least, of whatever kind.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.stage.next_number()
+    }
+
+    /// The lowest number of its packs that have no footer.
+    pub(crate) fn lowest_unsealed(&self) -> Option<u64> {
+        self.state.lock().lowest_unsealed()
     }
 
     /// Appends records, in this order. They are not durable yet: the receipt of a flush that begins
@@ -182,10 +192,24 @@ impl PackWriter {
     ///
     /// Like [`append`](Self::append).
     pub async fn close(&self) -> Result<Flushed> {
+        self.close_from(self.stage.pack_bytes_max() / PACK_CLOSED_PART)
+            .await
+    }
+
+    /// Flushes, seals the last pack, and frees the buffers: nobody will continue it.
+    ///
+    /// # Errors
+    ///
+    /// Like [`append`](Self::append).
+    pub(crate) async fn finish(&self) -> Result<Flushed> {
+        self.close_from(0).await
+    }
+
+    /// Closes, and seals the last pack if it has so many bytes.
+    async fn close_from(&self, large_bytes: u64) -> Result<Flushed> {
         let flushed = self.flush().await?;
         let mut packs = flushed.packs().to_vec();
         let turn = self.flushing.lock().await;
-        let large_bytes = self.stage.pack_bytes_max() / PACK_CLOSED_PART;
         self.state.lock().end_pack_from(large_bytes);
         self.seal_full(&turn, &mut packs).await?;
         self.state.lock().free_buffers();
@@ -246,7 +270,7 @@ impl PackWriter {
             packs.push(PackState {
                 pack: pack.id,
                 indexed_bytes: pack.end_bytes,
-                sealed: true,
+                phase: PackPhase::Sealed,
             });
         }
     }

@@ -6,7 +6,7 @@ use super::{OpenPack, PackWriter, seal};
 use crate::{
     Error, Result,
     format::{
-        PackKind, PackState,
+        PackKind, PackPhase, PackState,
         pack::{FooterEntry, PACK_RECORDS_MAX, encode_padding, padding_bytes},
     },
     io::{AlignedBuf, File},
@@ -49,7 +49,7 @@ impl PackWriter {
             let is_sound = recovered.damage.is_empty();
             let pack = take_on(&*stage, recovered).await?;
             if !is_sound {
-                states.push(state_of(&pack, false));
+                states.push(state_of(&pack, PackPhase::Open));
                 continue;
             }
             // The newest that can be gone on with stays.
@@ -66,7 +66,7 @@ impl PackWriter {
         }
         if let Some(mut current) = current {
             current.file = stage.reopen(current.id)?;
-            states.push(state_of(&current, false));
+            states.push(state_of(&current, PackPhase::Open));
             packs.push(current);
         }
         if let Some(first) = first {
@@ -141,20 +141,20 @@ async fn seal_or_keep(
     mut pack: OpenPack,
 ) -> Result<(PackState, Option<OpenPack>)> {
     match seal(stage, &pack).await {
-        Ok(()) => Ok((state_of(&pack, true), None)),
+        Ok(()) => Ok((state_of(&pack, PackPhase::Sealed), None)),
         Err(error @ Error::Full { .. }) => {
             tracing::warn!(pack = %pack.id, %error, "the pack is not sealed yet");
             pack.is_full = true;
-            Ok((state_of(&pack, false), Some(pack)))
+            Ok((state_of(&pack, PackPhase::Open), Some(pack)))
         }
         Err(error) => Err(error),
     }
 }
 
-const fn state_of(pack: &OpenPack, sealed: bool) -> PackState {
+const fn state_of(pack: &OpenPack, phase: PackPhase) -> PackState {
     PackState {
         pack: pack.id,
         indexed_bytes: pack.end_bytes,
-        sealed,
+        phase,
     }
 }

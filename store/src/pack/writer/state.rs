@@ -13,7 +13,7 @@ use std::{
 use crate::{
     Error, Result,
     format::{
-        Location, PackId, PackKind, PackState,
+        Location, PackId, PackKind, PackPhase, PackState,
         pack::{
             FooterEntry, PACK_ALIGN, PACK_HEADER_BYTES, PACK_RECORDS_MAX, PAYLOAD_BYTES_MAX,
             PackHeader, PackNonce, RECORD_HEADER_BYTES, encode_padding, padding_bytes,
@@ -116,7 +116,7 @@ impl Goal {
             .map(|target| PackState {
                 pack: target.pack,
                 indexed_bytes: target.end_bytes,
-                sealed: false,
+                phase: PackPhase::Open,
             })
             .collect()
     }
@@ -233,7 +233,7 @@ impl State {
         let header = record.header().encode(location.offset_bytes);
         let disk = stage.disk();
         self.put(disk, &header);
-        self.put(disk, record.stored());
+        self.put(disk, record.payload_bytes());
         let written = RECORD_HEADER_BYTES as u64 + u64::from(payload.stored_bytes);
         self.put_zeros(disk, record_bytes - written);
         self.appended += 1;
@@ -442,6 +442,11 @@ impl State {
             .iter()
             .find(|pack| pack.is_full && pack.durable_bytes == pack.end_bytes)
             .cloned()
+    }
+
+    /// The lowest number of the packs without a footer.
+    pub(super) fn lowest_unsealed(&self) -> Option<u64> {
+        self.packs.iter().map(|pack| pack.id.number).min()
     }
 
     /// A pack has its footer now.

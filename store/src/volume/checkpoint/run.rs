@@ -99,7 +99,9 @@ impl VolumeState {
         let pin = self.engine.pins.pin(content.root);
         let base = ContentReader::open(Arc::clone(&self.engine), pin.clone(), &self.name).await?;
         let id = snapshot.map(|(id, _)| id);
-        snapshot::complete(&self.engine, self.record.id, cut.next_file, content, id).await?;
+        let held = (pin.clone(), Arc::clone(ingest.guard()));
+        let volume = self.record.id;
+        snapshot::complete(&self.engine, volume, cut.next_file, content, id, held).await?;
         // The owner record names the file that the journal begins with, so it must not name one
         // that is gone.
         self.record_owner().await?;

@@ -279,7 +279,7 @@ impl Volumes {
             }
             Ok((changes, record))
         };
-        let deleted = self.engine.commit.change(delete).await?;
+        let deleted = self.engine.commit.change((), delete).await?;
         if let Some(progress) = pending.get(id) {
             progress.cancel();
         }
@@ -365,7 +365,7 @@ async fn at_one_instant(
         })
         .collect();
     let plan = move |meta: &dyn Meta| promise(meta, &new, &tags, now);
-    let made = volumes.engine.commit.change(plan).await?;
+    let made = volumes.engine.commit.change((), plan).await?;
     for (snapshot, cut) in wanted.iter().zip(cuts) {
         let progress = volumes.pending_snapshots.add(snapshot.id);
         snapshot.volume.checkpoint_later(Job {
@@ -488,13 +488,15 @@ pub(super) async fn promises(engine: &Arc<Engine>, record: &VolumeRecord) -> Res
 }
 
 /// Puts a volume on a new base, which holds everything before a journal file, and completes the
-/// snapshot of just that content, unless it was deleted meanwhile.
+/// snapshot of just that content, unless it was deleted meanwhile. Holds `held` until that is
+/// durable: what the new base relies on.
 pub(super) async fn complete(
     engine: &Arc<Engine>,
     volume: VolumeId,
     next_file: u64,
     content: SnapshotContent,
     snapshot: Option<SnapshotId>,
+    held: impl Send + 'static,
 ) -> Result<()> {
     let plan = move |meta: &dyn Meta| {
         let mut volume = VolumeRecord::find(meta, &Key::Id(volume))?;
@@ -530,7 +532,7 @@ pub(super) async fn complete(
         changes.push(Change::put(&volume));
         Ok((changes, ()))
     };
-    engine.commit.change(plan).await
+    engine.commit.change(held, plan).await
 }
 
 /// Records that a snapshot has failed, unless it was deleted. Its volume goes on without the cut.
@@ -555,5 +557,5 @@ pub(super) async fn record_failure(
         }
         Ok((changes, ()))
     };
-    engine.commit.change(plan).await
+    engine.commit.change((), plan).await
 }

@@ -1,0 +1,143 @@
+//! The collector of a store: one run at a time.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::{
+    run::{GcOptions, GcProgress, GcReport, Watch, run},
+    survey::names_of_a_pass,
+};
+use crate::{
+    Error, Result,
+    engine::{Engine, joined},
+    meta,
+};
+
+/// The runs of a store.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    engine: Arc<Engine>,
+    state: Mutex<State>,
+    /// Held while a run is under way.
+    running: AsyncMutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: Option<Running>,
+    last: Option<LastRun>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    started_at_ns: u64,
+    watch: Arc<Watch>,
+}
+
+/// A run that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastRun {
+    /// When it began, in nanoseconds since 1970.
+    pub started_at_ns: u64,
+    /// When it ended, in nanoseconds since 1970.
+    pub ended_at_ns: u64,
+    /// Its outcome, or why it failed.
+    pub outcome: std::result::Result<GcReport, String>,
+}
+
+/// The state of the collector.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcStatus {
+    /// The run under way: when it began, in nanoseconds since 1970, and how far it is.
+    pub running: Option<(u64, GcProgress)>,
+    /// The last run that has ended.
+    pub last: Option<LastRun>,
+}
+
+impl Collector {
+    pub(crate) fn new(engine: Arc<Engine>) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            state: Mutex::default(),
+            running: AsyncMutex::default(),
+        })
+    }
+
+    /// Runs once, in a task of its own: it goes on if the caller goes away.
+    pub(crate) async fn run(self: &Arc<Self>, options: GcOptions) -> Result<GcReport> {
+        let watch = Arc::<Watch>::default();
+        {
+            let mut state = self.state.lock();
+            if state.closed {
+                return Err(Error::Closing);
+            }
+            if state.running.is_some() {
+                return Err(Error::Collecting);
+            }
+            state.running = Some(Running {
+                started_at_ns: meta::now_ns(),
+                watch: Arc::clone(&watch),
+            });
+        }
+        let ending = Ending(Arc::clone(self));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "`close` waits for it; a run that is dropped leaves packs without a writer"
+        )]
+        let task = tokio::spawn(async move {
+            let collector = &ending.0;
+            let _running = collector.running.lock().await;
+            let outcome = run(&collector.engine, options, names_of_a_pass(), &watch).await;
+            collector.ended(&outcome);
+            outcome
+        });
+        joined(task).await
+    }
+
+    fn ended(&self, outcome: &Result<GcReport>) {
+        let mut state = self.state.lock();
+        if let Some(running) = state.running.take() {
+            state.last = Some(LastRun {
+                started_at_ns: running.started_at_ns,
+                ended_at_ns: meta::now_ns(),
+                outcome: outcome.as_ref().map_err(ToString::to_string).cloned(),
+            });
+        }
+    }
+
+    /// Lets the run under way end after the pack at hand.
+    pub(crate) fn stop(&self) {
+        if let Some(running) = &self.state.lock().running {
+            running.watch.stop.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn status(&self) -> GcStatus {
+        let state = self.state.lock();
+        let running = state.running.as_ref();
+        GcStatus {
+            running: running.map(|it| (it.started_at_ns, *it.watch.progress.lock())),
+            last: state.last.clone(),
+        }
+    }
+
+    /// Stops the run under way, waits for its end, and lets no other begin.
+    pub(crate) async fn close(&self) {
+        self.state.lock().closed = true;
+        self.stop();
+        drop(self.running.lock().await);
+    }
+}
+
+/// Notes the end of a run that has panicked.
+struct Ending(Arc<Collector>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let panicked = Error::Internal("the collection has panicked".to_owned());
+        self.0.ended(&Err(panicked));
+    }
+}

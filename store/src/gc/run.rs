@@ -1,0 +1,311 @@
+//! A run of the collector: it finds what nobody needs, and gives its space back.
+//!
+//! | step | what |
+//! | --- | --- |
+//! | 1 | the floors below which no new row can come |
+//! | 2 | all roots, and what they reach; what that leaves in each pack; the plan |
+//! | 3 | for some packs of the plan at a time: they are condemned, unless somebody relies on them |
+//! | 4 | all roots again, and what is new under them |
+//! | 5 | the condemned packs are swept |
+//!
+//! # Why nothing is lost
+//!
+//! *Claim.* Every name that a root reaches, whenever after step 4 a record or a pin names that root,
+//! is marked, or its row does not point into the condemned packs.
+//!
+//! Roots that are seen in step 4 are marked. The catalog is read as it is at one moment, and the
+//! pins after that. A root whose record is gone by then and that is still in use was pinned before
+//! its record went ([`pins`](crate::engine)), so its pin is seen.
+//!
+//! A root that is first named later is the work of an ingest. Each name under it is one of these:
+//!
+//! - *It had a row when the ingest asked, in a pack that was not condemned.* The ingest has held
+//!   that pack since, and a pack that is held is not condemned. Rows of packs that are there do not
+//!   change, so the row still points there.
+//! - *It had a row in a condemned pack.* The ingest was told that the name is unknown, and sent it
+//!   again. Its copy has replaced the row, because a pack stays condemned until it is gone.
+//! - *It had no row.* Its row was made after the ingest had begun, so the row points into a pack at
+//!   or above the floors of the ingest. If the ingest was open in step 1, no such pack is in the
+//!   plan. If it began later, the pack was not sealed in step 1, and is not in the plan either.
+//! - *It is under a leaf that was taken over from another root.* The ingest has pinned that root,
+//!   when a record or another pin named it. By induction over the order of such pins the claim holds
+//!   for that root.
+//!
+//! No clock, age or grace time is part of this.
+//!
+//! # Failure
+//!
+//! A run that fails or is stopped leaves its packs condemned, and the next run sweeps these first.
+//! They cannot be acquitted: an ingest may have been told that a name is unknown whose row was kept
+//! in favour of its copy. After a restart nothing is condemned, because nothing relies on anything.
+
+use std::{
+    collections::BTreeSet,
+    num::NonZeroU64,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    mark::{Live, mark},
+    pace::Pace,
+    plan::{GcAction, GcSettings, GcStep, plan},
+    ranks::Ranks,
+    roots,
+    survey::{Survey, survey},
+    sweep::{Sweep, Swept},
+    tally::{NeededPlaces, PackTally},
+};
+use crate::{
+    Damage, Result,
+    engine::{Engine, HeldPack},
+    failpoints::{Failpoint, reach},
+    format::{Location, Name, PackId},
+    limits,
+};
+
+/// How a run goes about its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GcOptions {
+    /// Which packs are worth it.
+    pub settings: GcSettings,
+    /// Bytes that it reads and writes in a second, at most; `None`: as fast as possible.
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
+/// The phase of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GcPhase {
+    /// It finds out what is needed.
+    #[default]
+    Marking,
+    /// It moves records, and removes packs.
+    Sweeping,
+}
+
+/// The progress of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GcProgress {
+    /// Where it is.
+    pub phase: GcPhase,
+    /// Packs of the plan.
+    pub packs_planned: u64,
+    /// Packs that are gone.
+    pub packs_removed: u64,
+    /// Bytes of records that were copied.
+    pub copied_bytes: u64,
+    /// Bytes of the files that were removed.
+    pub removed_bytes: u64,
+}
+
+/// The outcome of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// Packs that were removed.
+    pub packs_removed: u64,
+    /// Bytes of their files.
+    pub removed_bytes: u64,
+    /// Bytes of needed records that were copied from them into other packs.
+    pub copied_bytes: u64,
+    /// Bytes of records that nothing needed, as the run found them.
+    pub dead_bytes: u64,
+    /// Bytes of records that are needed, as the run found them.
+    pub live_bytes: u64,
+    /// How often all leaves were read.
+    pub passes: u32,
+    /// Packs that stay because somebody relies on them.
+    pub held: Vec<HeldPack>,
+    /// Packs that stay because needed records in them are damaged.
+    pub kept: Vec<Damage>,
+    /// True if it was stopped before its end.
+    pub stopped: bool,
+}
+
+/// What a run shares with those who look at it.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    pub(crate) progress: Mutex<GcProgress>,
+    pub(crate) stop: AtomicBool,
+}
+
+impl Watch {
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn sweeping(&self, packs: u64) {
+        let mut progress = self.progress.lock();
+        progress.phase = GcPhase::Sweeping;
+        progress.packs_planned = packs;
+    }
+
+    fn swept(&self, swept: &Swept) {
+        let mut progress = self.progress.lock();
+        progress.packs_removed = swept.packs;
+        progress.copied_bytes = swept.copied_bytes;
+        progress.removed_bytes = swept.removed_bytes;
+    }
+}
+
+/// The needed records of condemned packs.
+enum Needed {
+    /// The marks of all names.
+    Marks(Box<Live>),
+    /// What remains of the marks of several slices.
+    Places(NeededPlaces),
+}
+
+impl Needed {
+    fn has(&self, name: &Name, place: &Location) -> bool {
+        match self {
+            Self::Marks(live) => live.needs(name, place),
+            Self::Places(places) => places.contains(place),
+        }
+    }
+}
+
+/// Collects garbage once. `names_max` names are marked at a time. Must run to its end: dropped, it
+/// leaves packs of survivors without a writer until a restart.
+///
+/// # Errors
+///
+/// [`Error::Damaged`](crate::Error::Damaged) for a tree node that cannot be read, with those who
+/// need it: nothing is collected then. [`Error::Full`](crate::Error::Full) and shortages end the
+/// run, and the store goes on.
+pub(crate) async fn run(
+    engine: &Arc<Engine>,
+    options: GcOptions,
+    names_max: u64,
+    watch: &Watch,
+) -> Result<GcReport> {
+    let _turn = engine.stocktaking.lock().await;
+    let _memory = engine.cache.lend(limits::GC_BYTES_MAX);
+    let pace = Pace::new(options.bytes_per_second);
+    // In this order: an ingest that ends between the two leaves its last records on their way.
+    let floors = engine.reliance.floors();
+    let floors = floors.lower(engine.commit.floors());
+    let roots = roots::collect(engine).await?;
+    let Survey {
+        packs,
+        passes,
+        mut live,
+        ..
+    } = survey(engine, &pace, &roots, names_max).await?;
+    drop(roots);
+    reach(Failpoint::GcMarked);
+    let sum = |of: fn(&PackTally) -> u64| packs.iter().map(of).sum();
+    let mut report = GcReport {
+        passes,
+        live_bytes: sum(|it| it.live.bytes),
+        dead_bytes: sum(|it| it.dead.bytes),
+        ..GcReport::default()
+    };
+    let steps = steps(engine, &packs, &options.settings, |it| {
+        it.sealed && it.file_bytes > 0 && floors.are_above(it.pack)
+    })?;
+    let planned: usize = steps.iter().map(|step| step.action.packs().count()).sum();
+    watch.sweeping(planned as u64);
+    let mut sweep = Sweep::new(Arc::clone(engine));
+    let mut steps = &steps[..];
+    while !steps.is_empty() && !watch.is_stopped() {
+        let (some, rest) = steps.split_at(together(steps));
+        steps = rest;
+        let packs: Vec<_> = some.iter().flat_map(|step| step.action.packs()).collect();
+        report.held.extend(engine.reliance.condemn(packs.iter().copied()));
+        reach(Failpoint::GcCondemned);
+        let condemned = engine.reliance.condemned();
+        let packs: Vec<_> = packs.into_iter().filter(|it| condemned.contains(it)).collect();
+        let needed = needed(engine, &pace, &packs, live.take(), names_max).await?;
+        for pack in packs {
+            if watch.is_stopped() {
+                break;
+            }
+            let has = |name: &Name, place: &Location| needed.has(name, place);
+            let swept = sweep.empty(pack, &has, &pace).await;
+            watch.swept(&sweep.report);
+            swept?;
+        }
+        // Before the next are condemned, so that few are at any time.
+        sweep.end_group().await?;
+        watch.swept(&sweep.report);
+        if let Needed::Marks(marks) = needed {
+            live = Some(Arc::new(*marks));
+        }
+    }
+    report.stopped = watch.is_stopped();
+    let swept = sweep.finish().await?;
+    watch.swept(&swept);
+    report.packs_removed = swept.packs;
+    report.removed_bytes = swept.removed_bytes;
+    report.copied_bytes = swept.copied_bytes;
+    report.kept = swept.kept;
+    Ok(report)
+}
+
+/// The plan, behind the packs that an earlier run has left condemned.
+fn steps(
+    engine: &Engine,
+    packs: &[PackTally],
+    settings: &GcSettings,
+    is_candidate: impl Fn(&PackTally) -> bool,
+) -> Result<Vec<GcStep>> {
+    let condemned = engine.reliance.condemned();
+    let left = packs.iter().filter(|it| condemned.contains(&it.pack));
+    let left = left.map(|it| GcStep {
+        action: match it.live.records {
+            0 => GcAction::Drop(it.pack),
+            _ => GcAction::Rewrite(it.pack),
+        },
+        copied_bytes: it.live.bytes,
+        returned_bytes: it.file_bytes,
+    });
+    let mut steps: Vec<_> = left.collect();
+    let free_bytes = engine.space.free_bytes()?;
+    let is_new = |it: &PackTally| is_candidate(it) && !condemned.contains(&it.pack);
+    steps.extend(plan(packs, free_bytes, settings, is_new));
+    Ok(steps)
+}
+
+/// How many of the steps are done together. What is in a condemned pack is sent again by whoever
+/// stores it, so few are condemned at a time: a slow run would cost space.
+fn together(steps: &[GcStep]) -> usize {
+    let mut bytes = 0;
+    let mut packs = 0;
+    let some = steps.iter().take_while(|step| {
+        let fits = packs == 0
+            || packs < limits::GC_CONDEMNED_PACKS && bytes < limits::GC_CONDEMNED_BYTES;
+        bytes += step.copied_bytes;
+        packs += step.action.packs().count();
+        fits
+    });
+    some.count()
+}
+
+/// The needed records of condemned packs, with the roots there are now.
+async fn needed(
+    engine: &Arc<Engine>,
+    pace: &Pace,
+    packs: &[PackId],
+    live: Option<Arc<Live>>,
+    names_max: u64,
+) -> Result<Needed> {
+    let roots = roots::collect(engine).await?;
+    if let Some(live) = live.and_then(Arc::into_inner) {
+        let live = live.and(engine, pace, &roots).await?;
+        return Ok(Needed::Marks(Box::new(live)));
+    }
+    let packs: Arc<BTreeSet<_>> = Arc::new(packs.iter().copied().collect());
+    let mut places = NeededPlaces::default();
+    let mut from = Some([0; 32]);
+    while let Some(start) = from {
+        let ranks = Ranks::build(engine, start, names_max).await?;
+        let live = mark(engine, &ranks, pace, &roots).await?;
+        places = places.add(engine, Arc::new(live), Arc::clone(&packs)).await?;
+        from = ranks.until();
+    }
+    Ok(Needed::Places(places))
+}

@@ -1,0 +1,396 @@
+//! The sweep: condemned packs are emptied, and their files removed.
+//!
+//! | step | what | a crash after it leaves |
+//! | --- | --- | --- |
+//! | 1 | live records are appended to packs of survivors | their copies, which nothing points to |
+//! | 2 | these packs are synced | the same |
+//! | 3 | one synced change of the index: rows of live records move, those of dead ones go, the packs are emptied | files of emptied packs, which the next start removes |
+//! | 4 | the files are removed | states of packs without a file, which the next start forgets |
+//! | 5 | the states of the packs go | nothing |
+//!
+//! Rows are moved and removed by comparing: a row that points elsewhere by now stays. Stored bytes
+//! are carried as they are: their checksums and their names are checked, and nothing is unpacked. A
+//! live record that cannot be read keeps its pack where it is.
+
+use std::{collections::HashMap, io::ErrorKind, sync::Arc};
+
+use super::pace::Pace;
+use crate::{
+    Damage, Error, Result,
+    engine::{Engine, Priority},
+    failpoints::{Failpoint, reach},
+    format::{Location, Name, PackId, PackKind, PackPhase, PackState},
+    meta::Batch,
+    pack::{
+        Appended, EncodedRecord, PackReader, PackScanner, PackStore as _, PackWriter, PlacedRecord,
+        ReadError, plan_spans,
+    },
+};
+
+/// Names that are looked up at a time.
+const NAMES_AT_A_TIME: usize = 4096;
+/// Rows that one batch changes, at most.
+const BATCH_ROWS: usize = 8192;
+/// Copied bytes, and emptied packs, after which rows are moved.
+const GROUP_BYTES: u64 = 32 << 20;
+const GROUP_PACKS: usize = 64;
+
+/// Empties packs.
+pub(crate) struct Sweep {
+    engine: Arc<Engine>,
+    packs: PackReader,
+    chunks: Survivors,
+    nodes: Survivors,
+    group: Group,
+    /// Removed packs whose states are still in the index.
+    removed: Vec<PackId>,
+    pub(crate) report: Swept,
+}
+
+/// The outcome of a sweep.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Swept {
+    /// Packs that were removed.
+    pub(crate) packs: u64,
+    /// The bytes of their files.
+    pub(crate) removed_bytes: u64,
+    /// Bytes of live records that were copied to other packs.
+    pub(crate) copied_bytes: u64,
+    /// Damage that keeps a pack where it is.
+    pub(crate) kept: Vec<Damage>,
+}
+
+/// Live records of one kind, on their way to another pack.
+struct Survivors {
+    kind: PackKind,
+    /// Made when the first is copied.
+    writer: Option<PackWriter>,
+    appended: Option<Appended>,
+}
+
+/// Packs whose rows are changed together.
+#[derive(Default)]
+struct Group {
+    packs: Vec<Emptied>,
+    copied_bytes: u64,
+    /// The packs that live records come from.
+    moves: HashMap<Name, PackId>,
+    /// Dead records with a row.
+    removes: Vec<(Name, PackId)>,
+}
+
+struct Emptied {
+    pack: PackId,
+    file_bytes: u64,
+}
+
+/// The records of one pack that have a row.
+#[derive(Default)]
+struct Rows {
+    live: Vec<(Name, Location)>,
+    dead: Vec<Name>,
+}
+
+impl Survivors {
+    const fn new(kind: PackKind) -> Self {
+        Self {
+            kind,
+            writer: None,
+            appended: None,
+        }
+    }
+
+    async fn append(&mut self, engine: &Engine, records: Vec<EncodedRecord>) -> Result<()> {
+        let writer = match &self.writer {
+            Some(writer) => writer,
+            None => {
+                let stage = Arc::clone(&engine.stage);
+                let (writer, _) = PackWriter::resume(stage, self.kind, Vec::new()).await?;
+                self.writer.insert(writer)
+            }
+        };
+        let appended = writer.append(records).await?;
+        match &mut self.appended {
+            Some(all) => all.join(appended),
+            None => self.appended = Some(appended),
+        }
+        Ok(())
+    }
+}
+
+impl Sweep {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Self {
+            packs: engine.packs.past_cache(),
+            chunks: Survivors::new(PackKind::Chunks),
+            nodes: Survivors::new(PackKind::Nodes),
+            group: Group::default(),
+            removed: Vec::new(),
+            report: Swept::default(),
+            engine,
+        }
+    }
+
+    /// Empties a condemned pack; its file goes with its group. `is_live` knows all that any root
+    /// reaches in it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`] and [`Error::Shortage`] end the run, and the store goes on. After any other
+    /// failed write the store writes nothing more.
+    pub(crate) async fn empty(
+        &mut self,
+        pack: PackId,
+        is_live: &(dyn Fn(&Name, &Location) -> bool + Sync),
+        pace: &Pace,
+    ) -> Result<()> {
+        let done = self.try_empty(pack, is_live, pace).await;
+        self.judged(done)
+    }
+
+    async fn try_empty(
+        &mut self,
+        pack: PackId,
+        is_live: &(dyn Fn(&Name, &Location) -> bool + Sync),
+        pace: &Pace,
+    ) -> Result<()> {
+        let store = Arc::clone(self.packs.store());
+        let path = store.path(pack);
+        let file_bytes = store.len_bytes(pack).await;
+        let file_bytes = file_bytes.map_err(|source| Error::io("open", &path, source))?;
+        let scanner = PackScanner::open(&*store, pack).await?;
+        let Some(footer) = scanner.footer() else {
+            let why = "it cannot be read, so the pack is not emptied";
+            self.keep(Damage::in_pack(pack, file_bytes, "footer", why));
+            return Ok(());
+        };
+        let names: Vec<_> = footer
+            .iter()
+            .map(|entry| (entry.name(), entry.offset_bytes))
+            .collect();
+        drop(scanner);
+        let rows = self.rows(pack, names, is_live).await?;
+        match self.copy(&rows.live, pace).await {
+            Ok(()) => {}
+            Err(ReadError::Other(Error::Damaged(damage))) => {
+                self.engine.note_damage(&damage);
+                self.keep(damage);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let moves = rows.live.into_iter().map(|(name, _)| (name, pack));
+        self.group.moves.extend(moves);
+        let removes = rows.dead.into_iter().map(|name| (name, pack));
+        self.group.removes.extend(removes);
+        self.group.packs.push(Emptied { pack, file_bytes });
+        let rows = self.group.moves.len() + self.group.removes.len();
+        if self.group.copied_bytes >= GROUP_BYTES
+            || self.group.packs.len() >= GROUP_PACKS
+            || rows >= BATCH_ROWS
+        {
+            self.end_group().await?;
+        }
+        Ok(())
+    }
+
+    /// The rows that point into a pack.
+    async fn rows(
+        &self,
+        pack: PackId,
+        names: Vec<(Name, u64)>,
+        is_live: &(dyn Fn(&Name, &Location) -> bool + Sync),
+    ) -> Result<Rows> {
+        let mut rows = Rows::default();
+        for some in names.chunks(NAMES_AT_A_TIME) {
+            let asked: Vec<_> = some.iter().map(|(name, _)| *name).collect();
+            let ask = move |meta: &dyn crate::meta::Meta| meta.lookup(&asked);
+            let places = self.engine.meta(Priority::Write, ask).await?;
+            for ((name, offset_bytes), place) in some.iter().zip(places) {
+                // A pack may have two copies of a record, of which one has the row.
+                let Some(place) =
+                    place.filter(|place| place.pack == pack && place.offset_bytes == *offset_bytes)
+                else {
+                    continue;
+                };
+                match is_live(name, &place) {
+                    true => rows.live.push((*name, place)),
+                    false => rows.dead.push(*name),
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Copies live records, as they are stored.
+    async fn copy(&mut self, live: &[(Name, Location)], pace: &Pace) -> Result<(), ReadError> {
+        let places: Vec<_> = live.iter().map(|(_, place)| *place).collect();
+        for span in plan_spans(&places) {
+            pace.spend(2 * span.len_bytes as u64).await;
+            let read = self.packs.read_span(&span).await?;
+            let mut records = Vec::with_capacity(span.members.len());
+            let mut bytes = 0;
+            for (name, place) in span.members.iter().filter_map(|at| live.get(*at)) {
+                records.push(EncodedRecord::stored(&read.record(place, *name)?));
+                bytes += place.payload.record_bytes();
+            }
+            let survivors = match span.pack.kind {
+                PackKind::Chunks => &mut self.chunks,
+                PackKind::Nodes => &mut self.nodes,
+            };
+            survivors.append(&self.engine, records).await?;
+            self.group.copied_bytes += bytes;
+            self.report.copied_bytes += bytes;
+        }
+        Ok(())
+    }
+
+    /// Steps 2 to 4 for the packs that were emptied so far.
+    pub(crate) async fn end_group(&mut self) -> Result<()> {
+        let group = std::mem::take(&mut self.group);
+        let done = self.try_end(group).await;
+        self.judged(done)
+    }
+
+    async fn try_end(&mut self, group: Group) -> Result<()> {
+        reach(Failpoint::GcSurvivorsAppended);
+        let mut states: Vec<PackState> = Vec::new();
+        let mut placed = Vec::new();
+        for survivors in [&mut self.chunks, &mut self.nodes] {
+            let (Some(writer), Some(appended)) = (&survivors.writer, survivors.appended.take())
+            else {
+                continue;
+            };
+            let flushed = writer.flush().await?;
+            states.extend(flushed.packs());
+            placed.extend(flushed.settle(appended).map_err(Error::from)?);
+        }
+        if group.packs.is_empty() && states.is_empty() {
+            return Ok(());
+        }
+        reach(Failpoint::GcSurvivorsSynced);
+        let mut batches = row_changes(&group, placed);
+        let mut last = batches.pop().unwrap_or_default();
+        last.packs(&states);
+        let emptied = group.packs.iter().map(|emptied| PackState {
+            pack: emptied.pack,
+            indexed_bytes: 0,
+            phase: PackPhase::Emptied,
+        });
+        last.packs(&emptied.collect::<Vec<_>>());
+        for pack in &self.removed {
+            last.forget_pack(*pack);
+        }
+        batches.push(last);
+        self.engine.commit.relocate(batches).await?;
+        self.removed.clear();
+        reach(Failpoint::GcMoved);
+        self.remove(group.packs).await;
+        Ok(())
+    }
+
+    /// Removes the files of emptied packs. One that cannot be removed goes at the next start.
+    async fn remove(&mut self, emptied: Vec<Emptied>) {
+        let store = Arc::clone(self.packs.store());
+        let mut gone = Vec::with_capacity(emptied.len());
+        for Emptied { pack, file_bytes } in emptied {
+            match store.delete(pack).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    let path = store.path(pack);
+                    tracing::warn!(path = %path.display(), %error, "an emptied pack was not removed");
+                    continue;
+                }
+            }
+            self.report.packs += 1;
+            self.report.removed_bytes += file_bytes;
+            self.engine.lost.write().forget(pack);
+            gone.push(pack);
+        }
+        reach(Failpoint::GcUnlinked);
+        // No row points there any more, whether or not the file is gone.
+        self.engine.reliance.removed(&gone);
+        match self.engine.stage.sync_names().await {
+            Ok(()) => self.removed.extend(gone),
+            Err(error) => tracing::warn!(%error, "the removal of emptied packs is not durable yet"),
+        }
+    }
+
+    /// Ends the last group, seals the packs of survivors, and forgets the packs that are gone.
+    pub(crate) async fn finish(mut self) -> Result<Swept> {
+        self.end_group().await?;
+        let done = self.try_finish().await;
+        self.judged(done)?;
+        Ok(self.report)
+    }
+
+    async fn try_finish(&mut self) -> Result<()> {
+        let mut last = Batch::default();
+        for survivors in [&self.chunks, &self.nodes] {
+            if let Some(writer) = &survivors.writer {
+                last.packs(writer.finish().await?.packs());
+            }
+        }
+        for pack in &self.removed {
+            last.forget_pack(*pack);
+        }
+        if last.is_empty() {
+            return Ok(());
+        }
+        self.engine.commit.relocate(vec![last]).await?;
+        self.removed.clear();
+        Ok(())
+    }
+
+    fn keep(&mut self, damage: Damage) {
+        tracing::error!(%damage, "a pack with damage stays as it is");
+        self.report.kept.push(damage);
+    }
+
+    /// Handles the outcome of writing: the run may fail for lack of space, and the store goes on.
+    fn judged<T>(&self, done: Result<T>) -> Result<T> {
+        done.inspect_err(|error| {
+            let goes_on = matches!(
+                error,
+                Error::Full { .. } | Error::Shortage { .. } | Error::Dropped | Error::Closing
+            );
+            if !goes_on
+                && !matches!(
+                    error,
+                    Error::Damaged(_)
+                        | Error::Io {
+                            verb: "read" | "open",
+                            ..
+                        }
+                )
+            {
+                self.engine.commit.poison(error);
+            }
+        })
+    }
+}
+
+/// The changes of rows, in batches.
+fn row_changes(group: &Group, placed: Vec<PlacedRecord>) -> Vec<Batch> {
+    let mut batches = Vec::new();
+    let mut batch = Batch::default();
+    let mut count = |batch: &mut Batch| {
+        if batch.len() >= BATCH_ROWS {
+            batches.push(std::mem::take(batch));
+        }
+    };
+    for record in placed {
+        // Those of a pack that is kept after all are copies without a row.
+        if let Some(from) = group.moves.get(&record.name) {
+            batch.move_from(record.name, *from, record.location);
+            count(&mut batch);
+        }
+    }
+    for (name, from) in &group.removes {
+        batch.remove_from(*name, *from);
+        count(&mut batch);
+    }
+    batches.push(batch);
+    batches
+}

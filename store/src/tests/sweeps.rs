@@ -1,0 +1,445 @@
+//! What running work relies on is kept, and packs that are swept take nothing with them that a root
+//! reaches.
+
+use std::{collections::HashSet, io::ErrorKind, path::Path};
+
+use varve_content::{chunker::End, codec::Codec};
+
+use super::{
+    Random, assert_holds, block_on, crash::Machine, cut, new_snapshot, seed, send, upload,
+};
+use crate::{
+    Error, Result, Store,
+    engine::HeldPack,
+    format::{Name, PackId, PackKind, PackPhase, names},
+    gc::{Pace, Sweep, Swept},
+    pack::EncodedRecord,
+};
+
+const PACK_BYTES: u64 = 128 << 10;
+
+/// A machine whose packs are small.
+fn machine() -> Machine {
+    let mut machine = Machine::new();
+    machine.pack_bytes_max = PACK_BYTES;
+    machine
+}
+
+/// The sealed packs, by number.
+fn sealed(store: &Store) -> Vec<PackId> {
+    let states = store.engine().meta.pack_states().unwrap();
+    let sealed = states.iter().filter(|it| it.phase == PackPhase::Sealed);
+    sealed.map(|state| state.pack).collect()
+}
+
+/// The names of all that snapshots reach.
+async fn reached(store: &Store, snapshots: &[&str]) -> HashSet<Name> {
+    let mut names = HashSet::new();
+    let engine = store.engine();
+    for snapshot in snapshots {
+        let reader = store.open_snapshot(&(*snapshot).into()).await.unwrap();
+        names.insert(Name::root(reader.root().id()));
+        let mut inner: Vec<_> = reader.root().top.into_iter().collect();
+        while let Some(id) = inner.pop() {
+            names.insert(Name::inner(id));
+            let node = engine.inner_node(id).await.unwrap();
+            let children = node.children().iter().map(|(_, id)| *id);
+            if node.level() > 1 {
+                inner.extend(children);
+                continue;
+            }
+            for id in children {
+                names.insert(Name::leaf(id));
+                let leaf = engine.plain_leaf(id).await.unwrap();
+                names.extend(leaf.entries().iter().map(|entry| Name::chunk(entry.chunk)));
+            }
+        }
+    }
+    names
+}
+
+/// Condemns packs, and sweeps those that nobody holds.
+async fn sweep(
+    store: &Store,
+    packs: &[PackId],
+    live: &HashSet<Name>,
+) -> Result<(Swept, Vec<HeldPack>)> {
+    let engine = store.engine();
+    let held = engine.reliance.condemn(packs.iter().copied());
+    let condemned = engine.reliance.condemned();
+    let mut sweep = Sweep::new(engine.clone());
+    let pace = Pace::new(None);
+    for pack in packs.iter().filter(|pack| condemned.contains(pack)) {
+        sweep
+            .empty(*pack, &|name, _| live.contains(name), &pace)
+            .await?;
+    }
+    Ok((sweep.finish().await?, held))
+}
+
+/// Blocks of noise, so that packs fill up.
+fn image(seed: u64, blocks: usize) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    let words = (0..blocks * 512).flat_map(|_| random.next().to_le_bytes());
+    words.collect()
+}
+
+fn has_file(machine: &Machine, pack: PackId) -> bool {
+    machine
+        .disk
+        .contents(&names::pack(Path::new("/data"), pack))
+        .is_ok()
+}
+
+#[test]
+fn live_records_move_and_the_rest_goes_with_the_pack() {
+    let machine = machine();
+    let (kept, deleted) = (image(1, 300), image(2, 300));
+    let both: Vec<u8> = kept.chunks(40 << 12).zip(deleted.chunks(40 << 12)).fold(
+        Vec::new(),
+        |mut all, (kept, deleted)| {
+            all.extend_from_slice(kept);
+            all.extend_from_slice(deleted);
+            all
+        },
+    );
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        // So that packs have chunks of both.
+        upload(&store, "both", &both).await.unwrap();
+        upload(&store, "kept", &kept).await.unwrap();
+        upload(&store, "deleted", &deleted).await.unwrap();
+        store.close().await.unwrap();
+    });
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        for name in ["both", "deleted"] {
+            store.delete_snapshot(&name.into()).await.unwrap();
+        }
+        let live = reached(&store, &["kept"]).await;
+        let packs = sealed(&store);
+        assert!(packs.iter().any(|pack| pack.kind == PackKind::Chunks));
+        let before = store.status().await.unwrap();
+        let reader = store.open_snapshot(&"kept".into()).await.unwrap();
+        let segment = reader.segment(0).await.unwrap().unwrap();
+        let (swept, held) = sweep(&store, &packs, &live).await.unwrap();
+        assert_eq!((held, &*swept.kept), (vec![], &[][..]));
+        assert_eq!(swept.packs, packs.len() as u64);
+        let after = store.status().await.unwrap();
+        assert!(
+            after.stored_bytes < before.stored_bytes * 6 / 10,
+            "{after:?}"
+        );
+        for pack in &packs {
+            assert!(!has_file(&machine, *pack));
+            assert_eq!(store.engine().meta.pack_state(*pack).unwrap(), None);
+        }
+        // A reader with places of packs that are gone finds the records elsewhere.
+        reader.chunks(&segment).await.unwrap();
+        reader.stored_chunks(&segment).await.unwrap();
+        assert_holds(&store, "kept", &kept).await;
+        // What is gone is not known any more, and can be stored again.
+        upload(&store, "again", &deleted).await.unwrap();
+        assert_holds(&store, "again", &deleted).await;
+        store.close().await.unwrap();
+    });
+    let machine = machine.crash(&mut Random::new(7));
+    block_on(async {
+        let (store, report) = machine.open().await.unwrap();
+        assert!(report.is_clean(), "{report}");
+        assert_holds(&store, "kept", &kept).await;
+        assert_holds(&store, "again", &deleted).await;
+    });
+}
+
+#[test]
+fn an_ingest_keeps_the_packs_of_what_it_was_told_is_there() {
+    let machine = machine();
+    let content = image(3, 300);
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        upload(&store, "first", &content).await.unwrap();
+        let packs = sealed(&store);
+        let cut = cut(&content);
+        let ids: Vec<_> = cut.chunks.keys().copied().collect();
+        let ingest = store
+            .begin_ingest(new_snapshot("second", content.len()))
+            .await
+            .unwrap();
+        assert_eq!(ingest.missing(&ids).await.unwrap(), []);
+        store.delete_snapshot(&"first".into()).await.unwrap();
+        let (swept, held) = sweep(&store, &packs, &HashSet::new()).await.unwrap();
+        assert_eq!(swept.packs, 0);
+        assert!(held.iter().all(|held| held.by == "second") && held.len() == packs.len());
+        // The guard ends with the ingest, not with the question.
+        ingest.put_leaves(cut.leaves.clone()).await.unwrap();
+        ingest.commit(cut.root).await.unwrap();
+        drop(ingest);
+        assert_holds(&store, "second", &content).await;
+        let live = reached(&store, &["second"]).await;
+        let (swept, held) = sweep(&store, &packs, &live).await.unwrap();
+        assert_eq!((swept.packs, held), (packs.len() as u64, vec![]));
+        assert_holds(&store, "second", &content).await;
+    });
+}
+
+#[test]
+fn what_is_in_a_condemned_pack_is_unknown_and_its_new_copy_counts() {
+    let machine = machine();
+    let content = image(4, 300);
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        upload(&store, "first", &content).await.unwrap();
+        store.delete_snapshot(&"first".into()).await.unwrap();
+        let packs = sealed(&store);
+        let engine = store.engine();
+        assert_eq!(engine.reliance.condemn(packs.iter().copied()), []);
+        // Nothing is swept yet, and all of it is sent again.
+        let outcome = {
+            let cut = cut(&content);
+            let new = new_snapshot("second", content.len());
+            let ingest = store.begin_ingest(new).await.unwrap();
+            let outcome = send(&ingest, &cut).await.unwrap();
+            ingest.commit(cut.root).await.unwrap();
+            outcome
+        };
+        assert!(outcome.new_bytes > PACK_BYTES * packs.len() as u64 / 2);
+        for name in reached(&store, &["second"]).await {
+            let row = engine.meta.lookup(&[name]).unwrap()[0].unwrap();
+            assert!(!packs.contains(&row.pack), "{name} is in {}", row.pack);
+        }
+        // As the mark was before.
+        let (swept, held) = sweep(&store, &packs, &HashSet::new()).await.unwrap();
+        assert_eq!((swept.packs, held), (packs.len() as u64, vec![]));
+        assert_holds(&store, "second", &content).await;
+    });
+}
+
+#[test]
+fn a_row_that_is_there_stays_when_its_record_is_stored_twice() {
+    let machine = machine();
+    let content = image(5, 100);
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let cut = cut(&content);
+        // Both are told that nothing is there.
+        let mut ingests = Vec::new();
+        for name in ["a", "b"] {
+            let new = new_snapshot(name, content.len());
+            ingests.push(store.begin_ingest(new).await.unwrap());
+        }
+        let ids: Vec<_> = cut.chunks.keys().copied().collect();
+        for ingest in &ingests {
+            assert_eq!(ingest.missing(&ids).await.unwrap().len(), ids.len());
+        }
+        let engine = store.engine();
+        let name = Name::chunk(ids[0]);
+        let record = || {
+            EncodedRecord::chunk(
+                name,
+                Codec::Raw,
+                End::Closed,
+                cut.chunks[&ids[0]].len() as u32,
+                &cut.chunks[&ids[0]],
+            )
+        };
+        let mut rows = Vec::new();
+        for _ in 0..2 {
+            let generation = engine.commit.generation().unwrap();
+            let append = engine
+                .commit
+                .append(generation, PackKind::Chunks, vec![record()]);
+            append.await.unwrap();
+            engine.commit.flush(generation).await.unwrap();
+            rows.push(engine.meta.lookup(&[name]).unwrap()[0].unwrap());
+        }
+        assert_eq!(rows[0], rows[1]);
+    });
+}
+
+#[test]
+fn rows_that_are_made_later_are_at_or_above_the_floors() {
+    let machine = machine();
+    let mut random = Random::new(seed());
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        let engine = store.engine();
+        for round in 0..20 {
+            let floors = engine.reliance.begin("test", engine.commit.floors());
+            let before: HashSet<_> = sealed(&store).into_iter().collect();
+            let content = image(random.next(), 1 + random.below(120));
+            upload(&store, &format!("s{round}"), &content)
+                .await
+                .unwrap();
+            let new = reached(&store, &[&*format!("s{round}")]).await;
+            for name in new {
+                let row = engine.meta.lookup(&[name]).unwrap()[0].unwrap();
+                assert!(
+                    !engine.reliance.floors().are_above(row.pack),
+                    "{name} {}",
+                    row.pack
+                );
+                assert!(!before.contains(&row.pack));
+            }
+            drop(floors);
+        }
+        // And once nothing is under way they hold back only packs that are not sealed.
+        let floors = engine.reliance.floors().lower(engine.commit.floors());
+        let kept = sealed(&store)
+            .into_iter()
+            .filter(|pack| !floors.are_above(*pack));
+        assert_eq!(kept.count(), 0);
+    });
+}
+
+#[test]
+fn a_power_cut_at_every_operation_of_a_sweep_takes_nothing() {
+    let seed = seed();
+    let mut operations = 1;
+    while swept_until(operations, seed) {
+        operations += 1;
+    }
+    assert!(
+        operations > 8,
+        "the sweep is long enough to be cut: {operations} operations"
+    );
+}
+
+/// Cuts the power after so many operations of a sweep. False when it ended before.
+fn swept_until(operations: u64, seed: u64) -> bool {
+    let mut random = Random::new(seed ^ operations);
+    let machine = machine();
+    let (kept, deleted) = (image(6, 60), image(7, 60));
+    let both = [&*kept, &*deleted].concat();
+    let finished = block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        upload(&store, "both", &both).await.unwrap();
+        upload(&store, "kept", &kept).await.unwrap();
+        store.delete_snapshot(&"both".into()).await.unwrap();
+        let live = reached(&store, &["kept"]).await;
+        let packs = sealed(&store);
+        machine.disk.power_off_after(operations);
+        sweep(&store, &packs, &live).await.map(drop)
+    });
+    let is_cut = finished.is_err();
+    let machine = match random.below(3) {
+        0 => machine.kill(random.next()),
+        _ => machine.crash(&mut random),
+    };
+    block_on(async {
+        let (store, report) = machine.open().await.unwrap();
+        assert_eq!(report.damage, [], "after {operations} operations");
+        assert_holds(&store, "kept", &kept).await;
+        // Nothing that was emptied is left.
+        for state in store.engine().meta.pack_states().unwrap() {
+            assert_ne!(state.phase, PackPhase::Emptied);
+        }
+        let live = reached(&store, &["kept"]).await;
+        let packs = sealed(&store);
+        sweep(&store, &packs, &live).await.unwrap();
+        assert_holds(&store, "kept", &kept).await;
+        upload(&store, "both", &both).await.unwrap();
+        assert_holds(&store, "both", &both).await;
+        store.close().await.unwrap();
+    });
+    block_on(async {
+        let (store, report) = machine.open().await.unwrap();
+        assert_eq!(report.damage, [], "after {operations} operations");
+        assert_holds(&store, "kept", &kept).await;
+        assert_holds(&store, "both", &both).await;
+    });
+    is_cut
+}
+
+#[test]
+fn a_live_record_that_is_damaged_keeps_its_pack() {
+    let machine = machine();
+    let content = image(8, 120);
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        upload(&store, "s", &content).await.unwrap();
+        let live = reached(&store, &["s"]).await;
+        let packs = sealed(&store);
+        let pack = packs
+            .iter()
+            .copied()
+            .find(|it| it.kind == PackKind::Chunks)
+            .unwrap();
+        let path = names::pack(Path::new("/data"), pack);
+        machine.disk.flip(&path, 20_000, 4).unwrap();
+        let (swept, _) = sweep(&store, &[pack], &live).await.unwrap();
+        assert_eq!((swept.packs, swept.kept.len()), (0, 1));
+        assert!(has_file(&machine, pack));
+        machine.disk.flip(&path, 20_000, 4).unwrap();
+    });
+    block_on(async {
+        let (store, _) = machine.open().await.unwrap();
+        assert_holds(&store, "s", &content).await;
+        // A dead one does not.
+        let live = reached(&store, &["s"]).await;
+        let pack = sealed(&store)[0];
+        machine
+            .disk
+            .flip(&names::pack(Path::new("/data"), pack), 20_000, 4)
+            .unwrap();
+        store.delete_snapshot(&"s".into()).await.unwrap();
+        drop(live);
+        let (swept, _) = sweep(&store, &[pack], &HashSet::new()).await.unwrap();
+        assert_eq!((swept.packs, &*swept.kept), (1, &[][..]));
+    });
+}
+
+#[test]
+fn a_disk_that_is_full_ends_the_sweep_and_not_the_store() {
+    let (kept, deleted) = (image(9, 120), image(10, 120));
+    let both = [&*kept, &*deleted].concat();
+    for write in 1..40 {
+        let machine = machine();
+        let ended = block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            upload(&store, "both", &both).await.unwrap();
+            upload(&store, "kept", &kept).await.unwrap();
+            store.delete_snapshot(&"both".into()).await.unwrap();
+            let live = reached(&store, &["kept"]).await;
+            let packs = sealed(&store);
+            // An upload under way loses nothing by it.
+            let cut = cut(&deleted);
+            let new = new_snapshot("beside", deleted.len());
+            let ingest = store.begin_ingest(new).await.unwrap();
+            machine.disk.fail_write(write, ErrorKind::StorageFull);
+            let failed = sweep(&store, &packs, &live).await;
+            if failed.is_ok() {
+                return false;
+            }
+            let error = failed.unwrap_err();
+            assert!(
+                matches!(error, Error::Full { .. } | Error::Dropped),
+                "{error:?}"
+            );
+            send(&ingest, &cut).await.unwrap();
+            ingest.commit(cut.root).await.unwrap();
+            assert_holds(&store, "beside", &deleted).await;
+            assert_holds(&store, "kept", &kept).await;
+            // The next one goes on with what is condemned.
+            let live = reached(&store, &["kept", "beside"]).await;
+            let condemned: Vec<_> = store.engine().reliance.condemned().into_iter().collect();
+            let (swept, _) = sweep(&store, &condemned, &live).await.unwrap();
+            assert_eq!(swept.packs, condemned.len() as u64);
+            assert_holds(&store, "beside", &deleted).await;
+            assert_holds(&store, "kept", &kept).await;
+            store.close().await.unwrap();
+            true
+        });
+        if !ended {
+            assert!(write > 2, "{write} writes");
+            return;
+        }
+        block_on(async {
+            let (store, report) = machine.open().await.unwrap();
+            assert_eq!(report.damage, []);
+            assert_holds(&store, "beside", &deleted).await;
+            assert_holds(&store, "kept", &kept).await;
+        });
+    }
+    panic!("the sweep has no end");
+}
