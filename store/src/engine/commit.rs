@@ -24,6 +24,7 @@
 
 use std::{
     collections::HashMap,
+    mem,
     panic::resume_unwind,
     sync::{
         Arc,
@@ -41,9 +42,14 @@ use tokio::{
 use crate::{
     Error, Result,
     catalog_log::CatalogLog,
-    engine::{DirectoryLock, RootPin, Workers},
+    engine::{
+        DirectoryLock, RootPin, Workers,
+        unindexed::{Note, Unindexed},
+    },
     failpoints::{Failpoint, reach},
-    format::{CatalogRecord, Change, Name, PackKind, catalog_log::Record, pack::Payload},
+    format::{
+        CatalogRecord, Change, Name, PackKind, PackState, catalog_log::Record, pack::Payload,
+    },
     io::Disk,
     limits,
     meta::{Batch, Key, Lookup as _, Meta, SnapshotRecord},
@@ -65,6 +71,8 @@ pub(crate) struct Commit {
     /// The last batch found no space in the index.
     index_full: AtomicBool,
     pending: RwLock<Pending>,
+    /// What of them packs may have already.
+    unindexed: Arc<Unindexed>,
     /// One flush at a time: a second would sync what the first does.
     flushing: Mutex<()>,
     /// Changes of the catalog are made one after another.
@@ -99,6 +107,8 @@ struct Pending {
     records: HashMap<Name, Payload>,
     chunks_appended: Option<Appended>,
     nodes_appended: Option<Appended>,
+    /// Of their appends.
+    notes: Vec<Note>,
     /// Set once: why nothing is written any more.
     poisoned: Option<String>,
     closing: bool,
@@ -189,6 +199,7 @@ impl Commit {
             disk,
             index_full: AtomicBool::new(false),
             pending: RwLock::default(),
+            unindexed: Arc::default(),
             flushing: Mutex::new(()),
             catalog: Mutex::new(log),
             _lock: lock,
@@ -261,6 +272,7 @@ impl Commit {
             PackKind::Chunks => &self.chunks,
             PackKind::Nodes => &self.nodes,
         };
+        let note = self.unindexed.begin(kind, writer.end());
         let appended = self.appended(writer.append(records).await)?;
         let stored = appended.stored_bytes();
         let fill = {
@@ -272,6 +284,7 @@ impl Commit {
                 PackKind::Nodes => &mut pending.nodes_appended,
             };
             join(before, appended);
+            pending.notes.push(note);
             pending.fill()
         };
         if kind == PackKind::Chunks {
@@ -487,20 +500,25 @@ impl Commit {
         self.writable()?;
         // What was appended before is covered by the flush. What comes meanwhile waits for the
         // next.
-        let (chunks, nodes) = {
+        let (chunks, nodes, notes) = {
             let mut pending = self.pending.write();
             (
                 pending.chunks_appended.take(),
                 pending.nodes_appended.take(),
+                mem::take(&mut pending.notes),
             )
         };
         if chunks.is_none() && nodes.is_none() {
             return Ok(());
         }
         let mut batch = Batch::default();
-        let chunks = self.make_durable(&self.chunks, chunks, &mut batch).await?;
-        let nodes = self.make_durable(&self.nodes, nodes, &mut batch).await?;
+        let mut states = Vec::new();
+        let chunks = self.make_durable(&self.chunks, chunks, &mut states).await?;
+        let nodes = self.make_durable(&self.nodes, nodes, &mut states).await?;
         reach(Failpoint::PacksSynced);
+        // The records of these appends are in this batch.
+        drop(notes);
+        batch.packs(&self.unindexed.tell(states));
         for record in chunks.iter().chain(&nodes) {
             batch.put(record.name, record.location);
         }
@@ -521,13 +539,13 @@ impl Commit {
         &self,
         writer: &PackWriter,
         appended: Option<Appended>,
-        batch: &mut Batch,
+        states: &mut Vec<PackState>,
     ) -> Result<Vec<PlacedRecord>> {
         let Some(appended) = appended else {
             return Ok(Vec::new());
         };
         let flushed = self.written(writer.flush().await)?;
-        batch.packs(flushed.packs());
+        states.extend_from_slice(flushed.packs());
         self.written(flushed.settle(appended).map_err(Error::from))
     }
 
@@ -597,6 +615,7 @@ impl Commit {
                 pending.records.clear();
                 pending.chunks_appended = None;
                 pending.nodes_appended = None;
+                pending.notes.clear();
             }
             Err(error) => self.poison(error),
         }
@@ -628,6 +647,7 @@ impl Commit {
             commit.flush_locked(&flushing, true).await?;
             // Nothing is pending: what closing syncs is the packs' lengths, and their footers.
             let mut batch = Batch::default();
+            batch.packs(&commit.unindexed.tell(Vec::new()));
             batch.packs(commit.written(commit.chunks.close().await)?.packs());
             batch.packs(commit.written(commit.nodes.close().await)?.packs());
             let indexed = commit.apply(batch, true).await;

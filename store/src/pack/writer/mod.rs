@@ -136,6 +136,14 @@ impl PackWriter {
         Ok(())
     }
 
+    /// Where records that are appended from now on come at the earliest: the number of a pack, and
+    /// an offset in it in bytes. Zeros before the first pack. After a full disk has dropped records,
+    /// others may come before.
+    #[must_use]
+    pub fn end(&self) -> (u64, u64) {
+        self.state.lock().end()
+    }
+
     /// Makes all earlier appended records durable, and returns the receipt.
     ///
     /// Appends continue meanwhile. One of several callers does the work for all.
