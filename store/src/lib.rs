@@ -32,6 +32,7 @@ pub mod pack;
 
 mod catalog_log;
 mod engine;
+mod gc;
 mod ingest;
 mod read;
 mod recovery;
@@ -43,6 +44,7 @@ mod volume;
 
 pub use engine::{ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
 pub use error::{Damage, Error, JournalLimit, Place, Result, Subject};
+pub use gc::{DeleteEstimate, GcAction, GcPlan, GcSettings, GcStep, StoreUsage, Usage};
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
     AccountId, CatalogRecord, CopyId, CopyOutcome, CopyRecord, PendingSnapshot, RemoteRecord,

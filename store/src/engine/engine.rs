@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
+use tokio::sync::Mutex;
 use varve_content::codec::Compression;
 
 use super::{Budgets, Commit, FreeSpace, Options, Pins, Priority, ReadCache, Workers};
@@ -34,6 +35,9 @@ pub(crate) struct Engine {
     /// Roots whose content is in use.
     pub(crate) pins: Arc<Pins>,
     pub(crate) budgets: Budgets,
+    /// Held by whatever takes stock of all content: a collection, an estimate. There is memory for
+    /// one of them at a time, and no record moves while another one counts.
+    pub(crate) stocktaking: Mutex<()>,
 }
 
 impl Engine {

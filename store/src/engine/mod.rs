@@ -18,6 +18,7 @@
 //! | `budget` | what uploads and reads may hold at one time |
 //! | `space` | free space, and what can give some back |
 //! | `apart` | work in a task of its own that ends with its caller |
+//! | `unindexed` | records that are in packs and not in the index yet |
 //! | `lock` | one process at a time has a data directory open |
 
 mod apart;
@@ -35,12 +36,13 @@ mod options;
 mod pins;
 mod query;
 mod space;
+mod unindexed;
 mod workers;
 
 pub(crate) use self::{
     apart::{apart, apart_if_it_waits},
     budget::Budgets,
-    cache::ReadCache,
+    cache::{Lent, ReadCache},
     chunk::{CheckedChunk, open_chunk},
     commit::{Commit, Generation, PoisonOnPanic, joined},
     engine::Engine,

@@ -23,6 +23,8 @@ pub struct Options {
     pub io_engine: IoEngine,
     /// Threads for hashing and compression; 0: one per core.
     pub cpu_threads: usize,
+    /// Length in bytes at which a pack is sealed.
+    pub pack_bytes_max: u64,
     /// Packs kept open for reads.
     pub packs_open_max: usize,
     /// Descriptors of journal files, of all volumes.
@@ -40,6 +42,7 @@ impl Options {
             journal_bytes_max: limits::JOURNAL_BYTES_MAX,
             io_engine: IoEngine::Auto,
             cpu_threads: 0,
+            pack_bytes_max: limits::PACK_BYTES_MAX,
             packs_open_max: limits::PACKS_OPEN_MAX,
             journal_files_open_max: limits::JOURNAL_FILES_OPEN_MAX,
         }

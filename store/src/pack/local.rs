@@ -64,7 +64,22 @@ impl LocalPacks {
         store: StoreId,
         open_max: usize,
     ) -> Result<Arc<Self>> {
-        Self::new(disk, data_dir, store, limits::PACK_BYTES_MAX, open_max).count()
+        Self::open_as(disk, data_dir, store, limits::PACK_BYTES_MAX, open_max)
+    }
+
+    /// The same, with packs that are sealed at another length, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// The errors of listing a directory.
+    pub fn open_as(
+        disk: Arc<dyn Disk>,
+        data_dir: &Path,
+        store: StoreId,
+        pack_bytes_max: u64,
+        open_max: usize,
+    ) -> Result<Arc<Self>> {
+        Self::new(disk, data_dir, store, pack_bytes_max, open_max).count()
     }
 
     /// The same, with packs that are sealed at another length.

@@ -115,7 +115,6 @@ impl PackReader {
     }
 
     /// The packs that it reads.
-    #[cfg(test)]
     pub(crate) fn store(&self) -> &Arc<dyn PackStore> {
         &self.store
     }

@@ -29,6 +29,7 @@ mod restore;
 use std::{fmt, path::Path, sync::Arc};
 
 use parking_lot::RwLock;
+use tokio::sync::Mutex;
 use varve_content::codec::Compression;
 
 pub use complete::Incomplete;
@@ -186,7 +187,8 @@ where
     } = base;
     let dir = &options.data_dir;
     create_missing_dir(&disk, dir, &names::packs(dir)).await?;
-    let packs = LocalPacks::open(Arc::clone(&disk), dir, store, options.packs_open_max)?;
+    let (pack_bytes_max, open_max) = (options.pack_bytes_max, options.packs_open_max);
+    let packs = LocalPacks::open_as(Arc::clone(&disk), dir, store, pack_bytes_max, open_max)?;
     let (mut log, replay) = open_log(&disk, dir, store, &packs, LostLog::Refused).await?;
     let deleted = journals::deleted_volumes(&replay.records);
     let meta = open_meta(packs.list()?.is_empty() && replay.records.is_empty())?;
@@ -220,6 +222,7 @@ where
         pins: Arc::default(),
         cache: ReadCache::new(options.chunk_cache_bytes),
         budgets: Budgets::default(),
+        stocktaking: Mutex::default(),
         disk,
         meta,
         workers,

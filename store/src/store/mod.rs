@@ -4,6 +4,7 @@ mod copies;
 mod nodes;
 mod remotes;
 mod snapshots;
+mod space;
 mod volumes;
 
 use std::sync::Arc;
