@@ -87,6 +87,7 @@ impl Classified for Error {
                 ErrorKind::Unavailable
             }
             Self::Attached { .. }
+            | Self::Collecting
             | Self::NotCompleted { .. }
             | Self::HasPending { .. }
             | Self::TooMany { .. }

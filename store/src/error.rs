@@ -156,6 +156,10 @@ pub enum Error {
         most: u64,
     },
 
+    /// A collection is under way. Wait for its end, or stop it.
+    #[error("a collection is under way: wait until it ends, or stop it")]
+    Collecting,
+
     /// Another process has the data directory open.
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),

@@ -42,8 +42,12 @@ mod tests;
 mod verify;
 mod volume;
 
-pub use engine::{ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
+pub use engine::{HeldPack, ListQuery, Options, RootPin, StoredChunk, VerifiedChunk};
 pub use error::{Damage, Error, JournalLimit, Place, Result, Subject};
+pub use gc::{
+    DeleteEstimate, GcAction, GcPhase, GcPlan, GcProgress, GcReport, GcSettings, GcStatus, GcStep,
+    LastRun, StoreUsage, Usage,
+};
 pub use ingest::{IncomingChunk, Ingest, Lineage, NewSnapshot, PutOutcome};
 pub use meta::{
     AccountId, CatalogRecord, CopyId, CopyOutcome, CopyRecord, PendingSnapshot, RemoteRecord,

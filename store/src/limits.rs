@@ -16,6 +16,7 @@
 //! | records of chunks that are not indexed yet | twice [`INDEX_GROUP_RECORDS`] x 300 |
 //! | trees of volumes being made anew | [`CHECKPOINTS_MAX`] x ([`CHECKPOINT_NODES_MAX`] + 6 nodes of 8.25 KiB) |
 //! | maps of journals | [`MAPS_BYTES_MAX`] + [`VOLUMES_MAX`] x [`MAP_BYTES_LEAST`], beside all else |
+//! | taking stock of all content ([`GC_BYTES_MAX`]) | is part of the chunks kept |
 //! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
 
 use std::time::Duration;
@@ -102,6 +103,24 @@ pub const READ_AHEAD_BYTES_MAX: u64 = 8 << 20;
 pub const READ_AHEADS_MAX: usize = 4;
 /// Neighbouring records are read together when no more than this lies between them.
 pub const READ_GAP_BYTES: u64 = 16 << 10;
+
+/// Memory of whatever takes stock of all content: garbage collection, and what tells how much space
+/// something takes. The cache of reads does without it meanwhile.
+pub const GC_BYTES_MAX: u64 = 64 << 20;
+/// The part of it that does not depend on the number of names: waiting leaves, reads under way, the
+/// names of a shard, counts of packs.
+pub const GC_BYTES_FIXED: u64 = 10 << 20;
+/// Names of one perfect hash. Building it takes some 24 bytes for each.
+pub const GC_SHARD_NAMES: usize = 256 << 10;
+/// Leaves that were found and not read yet: they are read in the order of their places.
+pub const GC_LEAVES_WAITING: usize = 32 << 10;
+/// Reads of neighbouring leaves under way, of [`READ_SPAN_BYTES`] at most.
+pub const GC_READS_IN_FLIGHT: usize = 2;
+/// Packs that are condemned at one time, and bytes of records that are copied from them, beyond
+/// those of the last one.
+pub const GC_CONDEMNED_PACKS: usize = 64;
+/// See [`GC_CONDEMNED_PACKS`].
+pub const GC_CONDEMNED_BYTES: u64 = 512 << 20;
 
 /// RocksDB's block cache, index and filter blocks included.
 pub const ROCKS_CACHE_BYTES: usize = 32 << 20;
@@ -284,6 +303,8 @@ const _: () = assert!(
         + ROCKS_WRITE_BUFFER_BYTES as u64
         <= STORE_MEMORY_MAX
 );
+const _: () = assert!(GC_BYTES_MAX < CHUNK_CACHE_BYTES && GC_BYTES_FIXED < GC_BYTES_MAX);
+const _: () = assert!(24 * GC_SHARD_NAMES as u64 <= GC_BYTES_FIXED);
 const _: () = assert!(
     VOLUME_BYTES_MAX.div_ceil(varve_content::block::SEGMENT_BYTES as u64)
         <= UPLOAD_LEAVES_MAX as u64

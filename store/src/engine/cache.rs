@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use quick_cache::{
     DefaultHashBuilder, Weighter,
     sync::{Cache, DefaultLifecycle, GuardResult, PlaceholderGuard},
@@ -62,7 +63,28 @@ impl Weighter<Name, Value> for ByBytes {
 /// The cache of a store. A chunk, a leaf and an inner node are each asked for by a name of that
 /// kind.
 #[derive(Debug)]
-pub(crate) struct ReadCache(Cache<Name, Value, ByBytes>);
+pub(crate) struct ReadCache {
+    values: Cache<Name, Value, ByBytes>,
+    /// Its bound when it has lent nothing, in bytes.
+    bytes: u64,
+    /// How many of them it has lent.
+    lent_bytes: Mutex<u64>,
+}
+
+/// Memory that the cache does without. It gets it back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Lent<'a> {
+    cache: &'a ReadCache,
+    bytes: u64,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let mut lent_bytes = self.cache.lent_bytes.lock();
+        *lent_bytes -= self.bytes;
+        self.cache.bound(*lent_bytes);
+    }
+}
 
 /// The right to load a chunk that others wait for.
 pub(crate) struct ChunkGuard<'a>(
@@ -91,17 +113,37 @@ impl ReadCache {
     pub(crate) fn new(chunk_bytes: u64) -> Self {
         let bytes = chunk_bytes + limits::node_cache_bytes(chunk_bytes);
         let estimated = usize::try_from(bytes / (32 << 10)).unwrap_or(usize::MAX);
-        Self(Cache::with_weighter(estimated.max(16), bytes, ByBytes))
+        Self {
+            values: Cache::with_weighter(estimated.max(16), bytes, ByBytes),
+            bytes,
+            lent_bytes: Mutex::new(0),
+        }
+    }
+
+    /// Lends memory: drops what it keeps beyond its lower bound. It keeps a quarter of its bytes
+    /// whatever is asked for, so a cache that is smaller than by default lends less than that. Who
+    /// borrows may still take all that he asked for: the sum of the store's memory counts with the
+    /// default.
+    pub(crate) fn lend(&self, bytes: u64) -> Lent<'_> {
+        let mut lent_bytes = self.lent_bytes.lock();
+        let bytes = bytes.min((self.bytes - self.bytes / 4).saturating_sub(*lent_bytes));
+        *lent_bytes += bytes;
+        self.bound(*lent_bytes);
+        Lent { cache: self, bytes }
+    }
+
+    fn bound(&self, lent_bytes: u64) {
+        self.values.set_capacity(self.bytes - lent_bytes);
     }
 
     /// A chunk, if it is there.
     pub(crate) fn chunk(&self, name: Name) -> Option<VerifiedChunk> {
-        self.0.get(&name).map(Value::chunk)
+        self.values.get(&name).map(Value::chunk)
     }
 
     /// A chunk, or the right to load it; without waiting.
     pub(crate) fn chunk_or_guard(&self, name: Name) -> Found<'_> {
-        match self.0.get_value_or_guard(&name, Some(Duration::ZERO)) {
+        match self.values.get_value_or_guard(&name, Some(Duration::ZERO)) {
             GuardResult::Value(value) => Found::Chunk(value.chunk()),
             GuardResult::Guard(guard) => Found::Nothing(ChunkGuard(guard)),
             GuardResult::Timeout => Found::OnItsWay,
@@ -120,7 +162,7 @@ impl ReadCache {
 
     /// A leaf, if it is there.
     pub(crate) fn leaf(&self, name: Name) -> Option<Arc<LocatedLeaf>> {
-        self.0.get(&name).map(Value::leaf)
+        self.values.get(&name).map(Value::leaf)
     }
 
     /// A leaf, loaded by `bring` if it is absent. Of several callers one loads it.
@@ -150,15 +192,15 @@ impl ReadCache {
         name: Name,
         bring: impl FnOnce() -> F,
     ) -> Result<Value> {
-        match self.0.get(&name) {
+        match self.values.get(&name) {
             Some(value) => Ok(value),
-            None => Box::pin(self.0.get_or_insert_async(&name, bring())).await,
+            None => Box::pin(self.values.get_or_insert_async(&name, bring())).await,
         }
     }
 
     /// Forgets what has this name.
     pub(crate) fn forget(&self, name: Name) {
-        self.0.remove(&name);
+        self.values.remove(&name);
     }
 }
 
@@ -188,8 +230,41 @@ mod tests {
                 brought.await.unwrap();
             }
         });
-        let kept = (0..count).filter(|number| cache.0.get(&name(*number)).is_some());
+        let kept = (0..count).filter(|number| cache.values.get(&name(*number)).is_some());
         let kept = kept.count() as u64 * weight;
         assert!(kept > 4 << 20, "{kept} bytes of nodes are kept");
+    }
+
+    #[test]
+    fn memory_is_lent_until_the_guard_is_dropped() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let cache = ReadCache::new(8 << 20);
+        let whole = cache.values.capacity();
+        let id = |number: u32| NodeId::of_inner(&number.to_le_bytes());
+        let children = (0..=255).map(|slot| (slot, id(0))).collect();
+        let node = InnerNode::new(1, children).unwrap();
+        runtime.block_on(async {
+            for number in 0..2000 {
+                let name = Name::inner(id(number));
+                let brought = cache.inner_or(name, || async { Ok(node.clone()) });
+                brought.await.unwrap();
+            }
+        });
+        let full = cache.values.weight();
+        let first = cache.lend(3 << 20);
+        assert!(cache.values.capacity() <= whole - (3 << 20) + 1024);
+        assert!(cache.values.weight() <= cache.values.capacity());
+        assert!(full > cache.values.capacity(), "{full}");
+        // It never lends its last quarter.
+        let second = cache.lend(1 << 40);
+        assert!(cache.values.capacity() >= whole / 4);
+        let third = cache.lend(1 << 40);
+        assert_eq!(third.bytes, 0);
+        drop(first);
+        assert!(cache.values.capacity() >= 3 << 20);
+        drop((second, third));
+        assert_eq!(cache.values.capacity(), whole);
     }
 }

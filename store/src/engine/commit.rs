@@ -23,7 +23,8 @@
 //! ([`Commit::to_the_end`]).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
+    mem,
     panic::resume_unwind,
     sync::{
         Arc,
@@ -41,9 +42,14 @@ use tokio::{
 use crate::{
     Error, Result,
     catalog_log::CatalogLog,
-    engine::{DirectoryLock, Floors, Reliance, Workers},
+    engine::{
+        DirectoryLock, Floors, Reliance, Workers,
+        unindexed::{Note, Unindexed},
+    },
     failpoints::{Failpoint, reach},
-    format::{CatalogRecord, Change, Name, PackKind, catalog_log::Record, pack::Payload},
+    format::{
+        CatalogRecord, Change, Name, PackKind, PackState, catalog_log::Record, pack::Payload,
+    },
     io::Disk,
     limits,
     meta::{Batch, Key, Lookup as _, Meta, SnapshotRecord},
@@ -65,6 +71,8 @@ pub(crate) struct Commit {
     /// The last batch found no space in the index.
     index_full: AtomicBool,
     pending: RwLock<Pending>,
+    /// What of them packs may have already.
+    unindexed: Arc<Unindexed>,
     /// One flush at a time: a second would sync what the first does.
     flushing: Mutex<()>,
     /// Changes of the catalog are made one after another.
@@ -101,27 +109,11 @@ struct Pending {
     records: HashMap<Name, Payload>,
     chunks_appended: Option<Appended>,
     nodes_appended: Option<Appended>,
-    /// The packs of records that are being made durable and indexed now, by their lowest numbers.
-    settling: Option<Floors>,
-    /// Appends that have begun, and the lowest packs that they may add to.
-    appending: BTreeMap<u64, Floors>,
-    /// Of the append that began last.
-    last_append: u64,
+    /// Of their appends.
+    notes: Vec<Note>,
     /// Set once: why nothing is written any more.
     poisoned: Option<String>,
     closing: bool,
-}
-
-/// An append that has begun. If its caller goes away, nothing will refer to its records.
-struct Appending<'a> {
-    pending: &'a RwLock<Pending>,
-    number: u64,
-}
-
-impl Drop for Appending<'_> {
-    fn drop(&mut self) {
-        self.pending.write().appending.remove(&self.number);
-    }
 }
 
 /// How many records wait to be indexed.
@@ -148,26 +140,6 @@ impl Pending {
             return Err(Error::Dropped);
         }
         Ok(())
-    }
-
-    /// The lowest packs of records that wait to be indexed.
-    fn appended_floors(&self) -> Floors {
-        let lowest = |appended: &Option<Appended>| {
-            let lowest = appended.as_ref().and_then(Appended::lowest_pack);
-            lowest.unwrap_or(u64::MAX)
-        };
-        Floors {
-            chunks: lowest(&self.chunks_appended),
-            nodes: lowest(&self.nodes_appended),
-        }
-    }
-
-    /// The lowest of these packs, and of those whose records are on their way to the index.
-    fn floors(&self, unsealed: Floors) -> Floors {
-        let floors = self.appending.values().chain(&self.settling);
-        floors.fold(unsealed.lower(self.appended_floors()), |least, it| {
-            least.lower(*it)
-        })
     }
 
     fn appended_bytes(&self) -> u64 {
@@ -231,6 +203,7 @@ impl Commit {
             disk,
             index_full: AtomicBool::new(false),
             pending: RwLock::default(),
+            unindexed: Arc::default(),
             flushing: Mutex::new(()),
             catalog: Mutex::new(log),
             _lock: lock,
@@ -292,7 +265,7 @@ impl Commit {
             chunks: next.min(unsealed(&self.chunks)),
             nodes: next.min(unsealed(&self.nodes)),
         };
-        self.pending.read().floors(unsealed)
+        unsealed.lower(self.unindexed.floors())
     }
 
     /// How records are kept that were appended and that the index does not know yet.
@@ -318,7 +291,7 @@ impl Commit {
             PackKind::Chunks => &self.chunks,
             PackKind::Nodes => &self.nodes,
         };
-        let _appending = self.begin_append(kind, writer);
+        let note = self.unindexed.begin(kind, writer.end());
         let appended = self.appended(writer.append(records).await)?;
         let stored = appended.stored_bytes();
         let fill = {
@@ -330,6 +303,7 @@ impl Commit {
                 PackKind::Nodes => &mut pending.nodes_appended,
             };
             join(before, appended);
+            pending.notes.push(note);
             pending.fill()
         };
         if kind == PackKind::Chunks {
@@ -337,19 +311,6 @@ impl Commit {
         }
         self.index_group(fill).await?;
         Ok(stored)
-    }
-
-    /// Notes which packs records may come into, until they wait to be indexed.
-    fn begin_append(&self, kind: PackKind, writer: &PackWriter) -> Appending<'_> {
-        let next = writer.next_number();
-        let lowest = writer.lowest_unsealed().map_or(next, |it| it.min(next));
-        let mut pending = self.pending.write();
-        pending.last_append += 1;
-        let number = pending.last_append;
-        pending.appending.insert(number, Floors::of(kind, lowest));
-        drop(pending);
-        let pending = &self.pending;
-        Appending { pending, number }
     }
 
     /// Indexes what was appended, if it is enough for a group.
@@ -564,23 +525,25 @@ impl Commit {
         self.writable()?;
         // What was appended before is covered by the flush. What comes meanwhile waits for the
         // next.
-        let (chunks, nodes) = {
+        let (chunks, nodes, notes) = {
             let mut pending = self.pending.write();
-            pending.settling = Some(pending.appended_floors());
             (
                 pending.chunks_appended.take(),
                 pending.nodes_appended.take(),
+                mem::take(&mut pending.notes),
             )
         };
         if chunks.is_none() && nodes.is_none() {
             return Ok(());
         }
         let mut batch = Batch::default();
-        let chunks = self.make_durable(&self.chunks, chunks, &mut batch).await?;
-        let nodes = self.make_durable(&self.nodes, nodes, &mut batch).await?;
+        let mut states = Vec::new();
+        let chunks = self.make_durable(&self.chunks, chunks, &mut states).await?;
+        let nodes = self.make_durable(&self.nodes, nodes, &mut states).await?;
         reach(Failpoint::PacksSynced);
         self.put_rows(chunks.iter().chain(&nodes), &mut batch)
             .await?;
+        batch.packs(&self.unindexed.tell(states, &notes));
         // What the index has no space for is in packs, and counts as lost all the same: it is sent
         // again.
         self.written(self.apply(batch, sync).await)?;
@@ -589,7 +552,8 @@ impl Commit {
         for record in chunks.iter().chain(&nodes) {
             pending.records.remove(&record.name);
         }
-        pending.settling = None;
+        // Their rows are made.
+        drop(notes);
         Ok(())
     }
 
@@ -658,13 +622,13 @@ impl Commit {
         &self,
         writer: &PackWriter,
         appended: Option<Appended>,
-        batch: &mut Batch,
+        states: &mut Vec<PackState>,
     ) -> Result<Vec<PlacedRecord>> {
         let Some(appended) = appended else {
             return Ok(Vec::new());
         };
         let flushed = self.written(writer.flush().await)?;
-        batch.packs(flushed.packs());
+        states.extend_from_slice(flushed.packs());
         self.written(flushed.settle(appended).map_err(Error::from))
     }
 
@@ -734,6 +698,7 @@ impl Commit {
                 pending.records.clear();
                 pending.chunks_appended = None;
                 pending.nodes_appended = None;
+                pending.notes.clear();
             }
             Err(error) => self.poison(error),
         }
@@ -765,6 +730,7 @@ impl Commit {
             commit.flush_locked(&flushing, true).await?;
             // Nothing is pending: what closing syncs is the packs' lengths, and their footers.
             let mut batch = Batch::default();
+            batch.packs(&commit.unindexed.tell(Vec::new(), &[]));
             batch.packs(commit.written(commit.chunks.close().await)?.packs());
             batch.packs(commit.written(commit.nodes.close().await)?.packs());
             let indexed = commit.apply(batch, true).await;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
+use tokio::sync::Mutex;
 use varve_content::codec::Compression;
 
 use super::{
@@ -40,6 +41,9 @@ pub(crate) struct Engine {
     /// Packs that running work relies on.
     pub(crate) reliance: Arc<Reliance>,
     pub(crate) budgets: Budgets,
+    /// Held by whatever takes stock of all content: a collection, an estimate. There is memory for
+    /// one of them at a time, and no record moves while another one counts.
+    pub(crate) stocktaking: Mutex<()>,
 }
 
 impl Engine {

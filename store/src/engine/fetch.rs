@@ -335,8 +335,12 @@ impl Engine {
         if let Some(located) = self.cache.leaf(name) {
             return Ok(Arc::clone(&located.leaf));
         }
-        let leaf = self.decoded(&self.packs, name, Leaf::decode).await?;
-        Ok(Arc::new(leaf))
+        self.load_plain_leaf(&self.packs, id).await.map(Arc::new)
+    }
+
+    /// A leaf from its pack, without the places of its chunks.
+    pub(crate) async fn load_plain_leaf(&self, packs: &PackReader, id: NodeId) -> Result<Leaf> {
+        self.decoded(packs, Name::leaf(id), Leaf::decode).await
     }
 
     /// A leaf with the places of its chunks, from the cache or its pack.

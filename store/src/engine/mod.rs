@@ -19,6 +19,7 @@
 //! | `budget` | what uploads and reads may hold at one time |
 //! | `space` | free space, and what can give some back |
 //! | `apart` | work in a task of its own that ends with its caller |
+//! | `unindexed` | records that are in packs and not in the index yet |
 //! | `lock` | one process at a time has a data directory open |
 
 mod apart;
@@ -37,6 +38,7 @@ mod pins;
 mod query;
 mod reliance;
 mod space;
+mod unindexed;
 mod workers;
 
 pub(crate) use self::{

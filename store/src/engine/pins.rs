@@ -30,6 +30,13 @@ impl Pins {
         }
     }
 
+    /// All roots that are pinned now. Whoever wants all roots that content hangs on reads the
+    /// catalog before: a root whose record is deleted meanwhile, and which is still in use, was
+    /// pinned before that.
+    pub(crate) fn roots(&self) -> Vec<RootId> {
+        self.0.lock().keys().copied().collect()
+    }
+
     /// How many pins a root has.
     #[cfg(test)]
     pub(crate) fn count(&self, root: RootId) -> u32 {

@@ -62,7 +62,7 @@ pub(crate) struct Floors {
 
 impl Floors {
     /// Of no packs.
-    const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         chunks: u64::MAX,
         nodes: u64::MAX,
     };

@@ -6,7 +6,8 @@ use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
-    run::{GcOptions, GcProgress, GcReport, Watch, run},
+    plan::GcSettings,
+    run::{GcProgress, GcReport, Watch, run},
     survey::names_of_a_pass,
 };
 use crate::{
@@ -67,7 +68,7 @@ impl Collector {
     }
 
     /// Runs once, in a task of its own: it goes on if the caller goes away.
-    pub(crate) async fn run(self: &Arc<Self>, options: GcOptions) -> Result<GcReport> {
+    pub(crate) async fn run(self: &Arc<Self>, settings: GcSettings) -> Result<GcReport> {
         let watch = Arc::<Watch>::default();
         {
             let mut state = self.state.lock();
@@ -90,7 +91,7 @@ impl Collector {
         let task = tokio::spawn(async move {
             let collector = &ending.0;
             let _running = collector.running.lock().await;
-            let outcome = run(&collector.engine, options, names_of_a_pass(), &watch).await;
+            let outcome = run(&collector.engine, &settings, names_of_a_pass(), &watch).await;
             collector.ended(&outcome);
             outcome
         });

@@ -25,38 +25,37 @@ impl Pace {
 
     /// Waits until so many more bytes may be read or written.
     pub(crate) async fn spend(&self, bytes: u64) {
-        let Some(rate) = self.bytes_per_second else {
-            return;
-        };
+        if let Some(turn) = self.turn(bytes, Instant::now()) {
+            sleep_until(turn).await;
+        }
+    }
+
+    /// When so many more bytes may be read or written; `None`: now.
+    fn turn(&self, bytes: u64, now: Instant) -> Option<Instant> {
+        let rate = self.bytes_per_second?;
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.get());
         let takes = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        let turn = {
-            let mut due_at = self.due_at.lock();
-            // Time in which nothing was asked for is not saved up.
-            let turn = (*due_at).max(Instant::now());
-            *due_at = turn + takes;
-            turn
-        };
-        sleep_until(turn).await;
+        let mut due_at = self.due_at.lock();
+        // Time in which nothing was asked for is not saved up.
+        let turn = (*due_at).max(now);
+        *due_at = turn + takes;
+        (turn > now).then_some(turn)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn bytes_take_their_time_and_idle_time_is_not_saved_up() {
+    #[test]
+    fn bytes_take_their_time_and_idle_time_is_not_saved_up() {
         let pace = Pace::new(NonZeroU64::new(1000));
-        tokio::time::advance(Duration::from_secs(60)).await;
         let begun_at = Instant::now();
-        pace.spend(500).await;
-        assert_eq!(begun_at.elapsed(), Duration::ZERO);
-        futures::join!(pace.spend(1500), pace.spend(1000));
-        assert_eq!(begun_at.elapsed(), Duration::from_secs(2));
-        pace.spend(0).await;
-        assert_eq!(begun_at.elapsed(), Duration::from_secs(3));
+        let after = |millis| begun_at + Duration::from_millis(millis);
+        assert_eq!(pace.turn(500, after(60_000)), None);
+        assert_eq!(pace.turn(1500, after(60_100)), Some(after(60_500)));
+        assert_eq!(pace.turn(0, after(60_200)), Some(after(62_000)));
+        assert_eq!(pace.turn(1, after(62_000)), None);
+        assert_eq!(Pace::new(None).turn(u64::MAX, begun_at), None);
     }
 }

@@ -41,7 +41,6 @@
 
 use std::{
     collections::BTreeSet,
-    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -67,15 +66,6 @@ use crate::{
     format::{Location, Name, PackId},
     limits,
 };
-
-/// How a run goes about its work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GcOptions {
-    /// Which packs are worth it.
-    pub settings: GcSettings,
-    /// Bytes that it reads and writes in a second, at most; `None`: as fast as possible.
-    pub bytes_per_second: Option<NonZeroU64>,
-}
 
 /// The phase of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -178,13 +168,13 @@ impl Needed {
 /// run, and the store goes on.
 pub(crate) async fn run(
     engine: &Arc<Engine>,
-    options: GcOptions,
+    settings: &GcSettings,
     names_max: u64,
     watch: &Watch,
 ) -> Result<GcReport> {
     let _turn = engine.stocktaking.lock().await;
     let _memory = engine.cache.lend(limits::GC_BYTES_MAX);
-    let pace = Pace::new(options.bytes_per_second);
+    let pace = Pace::new(settings.bytes_per_second);
     // In this order: an ingest that ends between the two leaves its last records on their way.
     let floors = engine.reliance.floors();
     let floors = floors.lower(engine.commit.floors());
@@ -204,7 +194,7 @@ pub(crate) async fn run(
         dead_bytes: sum(|it| it.dead.bytes),
         ..GcReport::default()
     };
-    let steps = steps(engine, &packs, &options.settings, |it| {
+    let steps = steps(engine, &packs, settings, |it| {
         it.sealed && it.file_bytes > 0 && floors.are_above(it.pack)
     })?;
     let planned: usize = steps.iter().map(|step| step.action.packs().count()).sum();
@@ -215,10 +205,15 @@ pub(crate) async fn run(
         let (some, rest) = steps.split_at(together(steps));
         steps = rest;
         let packs: Vec<_> = some.iter().flat_map(|step| step.action.packs()).collect();
-        report.held.extend(engine.reliance.condemn(packs.iter().copied()));
+        report
+            .held
+            .extend(engine.reliance.condemn(packs.iter().copied()));
         reach(Failpoint::GcCondemned);
         let condemned = engine.reliance.condemned();
-        let packs: Vec<_> = packs.into_iter().filter(|it| condemned.contains(it)).collect();
+        let packs: Vec<_> = packs
+            .into_iter()
+            .filter(|it| condemned.contains(it))
+            .collect();
         let needed = needed(engine, &pace, &packs, live.take(), names_max).await?;
         for pack in packs {
             if watch.is_stopped() {
@@ -276,8 +271,8 @@ fn together(steps: &[GcStep]) -> usize {
     let mut bytes = 0;
     let mut packs = 0;
     let some = steps.iter().take_while(|step| {
-        let fits = packs == 0
-            || packs < limits::GC_CONDEMNED_PACKS && bytes < limits::GC_CONDEMNED_BYTES;
+        let fits =
+            packs == 0 || packs < limits::GC_CONDEMNED_PACKS && bytes < limits::GC_CONDEMNED_BYTES;
         bytes += step.copied_bytes;
         packs += step.action.packs().count();
         fits
@@ -304,7 +299,9 @@ async fn needed(
     while let Some(start) = from {
         let ranks = Ranks::build(engine, start, names_max).await?;
         let live = mark(engine, &ranks, pace, &roots).await?;
-        places = places.add(engine, Arc::new(live), Arc::clone(&packs)).await?;
+        places = places
+            .add(engine, Arc::new(live), Arc::clone(&packs))
+            .await?;
         from = ranks.until();
     }
     Ok(Needed::Places(places))

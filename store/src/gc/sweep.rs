@@ -22,7 +22,7 @@ use crate::{
     format::{Location, Name, PackId, PackKind, PackPhase, PackState},
     meta::Batch,
     pack::{
-        Appended, EncodedRecord, PackReader, PackScanner, PackStore as _, PackWriter, PlacedRecord,
+        Appended, EncodedRecord, PackReader, PackScanner, PackWriter, PlacedRecord,
         ReadError, plan_spans,
     },
 };

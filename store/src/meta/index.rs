@@ -62,8 +62,20 @@ pub trait IndexView {
     /// When the index cannot be read.
     fn pack_states(&self) -> Result<Vec<PackState>>;
 
-    /// Gives `row` all rows of records in packs of a kind, ascending by the bytes of their names,
-    /// until it breaks off.
+    /// Gives `row` all rows of records in packs of a kind whose names have at least the bytes
+    /// `from`, ascending by the bytes of their names, until it breaks off.
+    ///
+    /// # Errors
+    ///
+    /// When the index cannot be read.
+    fn scan_from(
+        &self,
+        kind: PackKind,
+        from: &[u8; 32],
+        row: &mut dyn FnMut(Name, Location) -> ControlFlow<()>,
+    ) -> Result<()>;
+
+    /// The same from the first row on.
     ///
     /// # Errors
     ///
@@ -72,5 +84,7 @@ pub trait IndexView {
         &self,
         kind: PackKind,
         row: &mut dyn FnMut(Name, Location) -> ControlFlow<()>,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        self.scan_from(kind, &[0; 32], row)
+    }
 }

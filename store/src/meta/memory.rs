@@ -140,13 +140,14 @@ impl IndexView for Model {
         Ok(self.packs.values().copied().collect())
     }
 
-    fn scan(
+    fn scan_from(
         &self,
         kind: PackKind,
+        from: &[u8; 32],
         row: &mut dyn FnMut(Name, Location) -> ControlFlow<()>,
     ) -> Result<()> {
         let mut rows: Vec<_> = (self.rows.iter())
-            .filter(|(name, _)| name.kind().pack_kind() == kind)
+            .filter(|(name, _)| name.kind().pack_kind() == kind && name.as_bytes() >= from)
             .collect();
         rows.sort_unstable_by_key(|(name, _)| name.as_bytes());
         let _ = rows

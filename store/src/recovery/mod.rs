@@ -29,6 +29,7 @@ mod restore;
 use std::{fmt, path::Path, sync::Arc};
 
 use parking_lot::RwLock;
+use tokio::sync::Mutex;
 use varve_content::codec::Compression;
 
 pub use complete::Incomplete;
@@ -234,6 +235,7 @@ where
         reliance,
         cache: ReadCache::new(options.chunk_cache_bytes),
         budgets: Budgets::default(),
+        stocktaking: Mutex::default(),
         disk,
         meta,
         workers,

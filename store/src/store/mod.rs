@@ -4,6 +4,7 @@ mod copies;
 mod nodes;
 mod remotes;
 mod snapshots;
+mod space;
 mod volumes;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::{
     Result,
     engine::{Engine, Options, Priority},
     format::store_file::FORMAT_VERSION,
+    gc::Collector,
     ingest::{Ingest, NewSnapshot},
     meta::{Lookup as _, SnapshotRecord},
     recovery::{self, RecoveryReport},
@@ -63,6 +65,7 @@ pub struct StoreStatus {
 pub struct Store {
     engine: Arc<Engine>,
     volumes: Arc<Volumes>,
+    collector: Arc<Collector>,
 }
 
 impl Store {
@@ -84,7 +87,12 @@ impl Store {
     pub(crate) fn of(engine: Engine) -> Self {
         let engine = Arc::new(engine);
         let volumes = Volumes::new(Arc::clone(&engine));
-        Self { engine, volumes }
+        let collector = Collector::new(Arc::clone(&engine));
+        Self {
+            engine,
+            volumes,
+            collector,
+        }
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
@@ -151,6 +159,7 @@ impl Store {
     /// Those of writing what was pending; the store is closed all the same.
     pub async fn close(&self) -> Result<()> {
         self.engine.disk.patience().end();
+        self.collector.close().await;
         let volumes = self.volumes.close_all().await;
         self.engine.commit.close().await.and(volumes)
     }

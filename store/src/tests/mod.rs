@@ -28,6 +28,7 @@ mod promises;
 mod rebuilt;
 mod repairs;
 mod shares;
+mod space;
 mod spare_files;
 mod strange_packs;
 mod sweeps;

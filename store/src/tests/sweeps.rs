@@ -12,7 +12,7 @@ use crate::{
     Error, Result, Store,
     engine::HeldPack,
     format::{Name, PackId, PackKind, PackPhase, names},
-    gc::{Pace, Sweep, Swept},
+    gc::{Sweep, Swept, pace::Pace},
     pack::EncodedRecord,
 };
 
@@ -238,7 +238,7 @@ fn a_row_that_is_there_stays_when_its_record_is_stored_twice() {
             EncodedRecord::chunk(
                 name,
                 Codec::Raw,
-                End::Closed,
+                End::Settled,
                 cut.chunks[&ids[0]].len() as u32,
                 &cut.chunks[&ids[0]],
             )

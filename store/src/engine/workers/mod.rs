@@ -372,8 +372,14 @@ mod tests {
         let lists_done = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let order = std::sync::atomic::Ordering::SeqCst;
         let (open, gate) = std::sync::mpsc::sync_channel::<()>(1);
+        let (begin, begun) = std::sync::mpsc::sync_channel::<()>(1);
         let ran_at = runtime.block_on(async {
-            let gated = workers.run(Priority::Manage, move |_| gate.recv().unwrap());
+            let gated = workers.run(Priority::Manage, move |_| {
+                begin.send(()).unwrap();
+                gate.recv().unwrap();
+                // Management has had more than its share.
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            });
             let lists = (0..960).map(|_| {
                 let done = Arc::clone(&lists_done);
                 workers.run(Priority::Manage, move |_| done.fetch_add(1, order))
@@ -385,6 +391,7 @@ mod tests {
                 tokio::pin!(read);
                 // Queued, with hundreds of lists before it.
                 assert!(futures::poll!(&mut read).is_pending());
+                begun.recv().unwrap();
                 open.send(()).unwrap();
                 read.await.unwrap()
             };

@@ -168,6 +168,12 @@ impl CatalogRecord for CopyRecord {
         }
     }
 
+    /// None: its root is that of the wanted content, of which only a part may be here. The upload
+    /// that the copy makes holds that part, and the snapshot that it ends with holds the whole.
+    fn roots(&self) -> Vec<RootId> {
+        Vec::new()
+    }
+
     fn encode(&self) -> Vec<u8> {
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         let flags = flag(self.allow_plaintext, PLAINTEXT)

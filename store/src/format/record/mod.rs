@@ -18,6 +18,8 @@ use std::{
     hash::Hash,
 };
 
+use varve_content::RootId;
+
 pub use self::{
     copy::CopyRecord, remote::RemoteRecord, snapshot::SnapshotRecord, volume::VolumeRecord,
 };
@@ -51,6 +53,10 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
     fn logical_bytes(&self) -> u64 {
         0
     }
+
+    /// The roots whose content the store keeps as long as the record is there. A kind without any
+    /// has to say so: garbage collection takes all content that no record names.
+    fn roots(&self) -> Vec<RootId>;
 
     /// Its id.
     fn id(&self) -> Self::Id {
@@ -260,6 +266,8 @@ pub struct OwnedKeys {
     pub tags: Tags,
     /// Bytes that the record adds to the sizes of snapshots.
     pub logical_bytes: u64,
+    /// See [`CatalogRecord::roots`].
+    pub roots: Vec<RootId>,
 }
 
 impl OwnedKeys {
@@ -279,6 +287,7 @@ fn owned_keys<R: CatalogRecord>(bytes: &[u8]) -> Result<OwnedKeys, FormatError> 
         name: keys.name.map(str::to_owned),
         tags: keys.tags.cloned().unwrap_or_default(),
         logical_bytes: record.logical_bytes(),
+        roots: record.roots(),
     })
 }
 

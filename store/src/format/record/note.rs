@@ -1,6 +1,8 @@
 //! A kind of record that only tests have: what a new noun takes is this file, its line in `mod.rs`,
 //! and one in a registry.
 
+use varve_content::RootId;
+
 use super::{
     CatalogRecord, CopyRecord, Counter, Keys, Kind, Kinds, RemoteRecord, SnapshotRecord, Tags,
     VolumeRecord, named,
@@ -50,6 +52,10 @@ impl CatalogRecord for Note {
             name: self.name.as_deref(),
             tags: Some(&self.tags),
         }
+    }
+
+    fn roots(&self) -> Vec<RootId> {
+        Vec::new()
     }
 
     fn encode(&self) -> Vec<u8> {

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use varve_content::RootId;
+
 use super::{CatalogRecord, Keys, Kind, RecordKey};
 use crate::format::{
     FormatError,
@@ -71,6 +73,10 @@ impl CatalogRecord for RemoteRecord {
             name: Some(&self.name),
             tags: None,
         }
+    }
+
+    fn roots(&self) -> Vec<RootId> {
+        Vec::new()
     }
 
     fn encode(&self) -> Vec<u8> {

@@ -191,6 +191,11 @@ impl CatalogRecord for SnapshotRecord {
         self.size_bytes
     }
 
+    /// A pending snapshot has none: its content is the base of its volume, and the journal.
+    fn roots(&self) -> Vec<RootId> {
+        self.root().into_iter().collect()
+    }
+
     fn encode(&self) -> Vec<u8> {
         let version = self.version();
         let plain = version == PLAIN;

@@ -129,6 +129,10 @@ impl CatalogRecord for VolumeRecord {
         }
     }
 
+    fn roots(&self) -> Vec<RootId> {
+        self.base.into_iter().collect()
+    }
+
     fn encode(&self) -> Vec<u8> {
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         let version = self.version();

@@ -225,6 +225,27 @@ pub(super) fn a_scan_gives_all_rows_in_order_until_it_breaks_off(meta: &dyn Meta
         };
         view.scan(PackKind::Chunks, &mut stop)?;
         assert_eq!(seen, 10);
+
+        for at in [0, 1, 1234, expected.len() - 1] {
+            let mut from = *expected[at].as_bytes();
+            let mut rest = Vec::new();
+            let mut keep = |name, _| {
+                rest.push(name);
+                ControlFlow::Continue(())
+            };
+            view.scan_from(PackKind::Chunks, &from, &mut keep)?;
+            assert_eq!(rest, expected[at..]);
+            // Behind it, and before the next one.
+            from[31] = from[31].wrapping_add(1).max(1);
+            let mut first = None;
+            let mut keep = |name, _| {
+                first = Some(name);
+                ControlFlow::Break(())
+            };
+            view.scan_from(PackKind::Chunks, &from, &mut keep)?;
+            let behind = |name: &&Name| *name.as_bytes() >= from;
+            assert_eq!(first, expected.iter().find(behind).copied());
+        }
         Ok(())
     };
     meta.view(&mut look).unwrap();

@@ -318,7 +318,10 @@ fn pack_states_are_replaced(meta: &dyn Meta) {
     let state = |kind, number, indexed_bytes, sealed| PackState {
         pack: PackId { kind, number },
         indexed_bytes,
-        sealed,
+        phase: match sealed {
+            true => PackPhase::Sealed,
+            false => PackPhase::Open,
+        },
     };
     let first = [
         state(PackKind::Nodes, 1, 4096, false),

@@ -43,7 +43,8 @@ fn node(kind: RecordKind, number: u64) -> Name {
 }
 
 fn any_pack_state() -> impl Strategy<Value = PackState> {
-    (1u64..6, any::<u32>(), any::<bool>()).prop_map(|(number, indexed_bytes, sealed)| PackState {
+    let phase = prop::sample::select(vec![PackPhase::Open, PackPhase::Sealed, PackPhase::Emptied]);
+    (1u64..6, any::<u32>(), phase).prop_map(|(number, indexed_bytes, phase)| PackState {
         pack: PackId {
             kind: if number % 2 == 0 {
                 PackKind::Nodes
@@ -53,7 +54,7 @@ fn any_pack_state() -> impl Strategy<Value = PackState> {
             number,
         },
         indexed_bytes: indexed_bytes.into(),
-        sealed,
+        phase,
     })
 }
 

@@ -6,7 +6,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use rocksdb::{DB, DBIteratorWithThreadMode, IteratorMode, ReadOptions, SnapshotWithThreadMode};
+use rocksdb::{
+    DB, DBIteratorWithThreadMode, Direction, IteratorMode, ReadOptions, SnapshotWithThreadMode,
+};
 
 use super::{Database, RocksMeta, undecodable, unreadable};
 use crate::{
@@ -38,15 +40,17 @@ impl RocksMeta {
 }
 
 impl View<'_> {
-    fn iterator(&self, family: &'static str) -> Result<DBIteratorWithThreadMode<'_, DB>> {
+    fn iterator(
+        &self,
+        family: &'static str,
+        from: IteratorMode<'_>,
+    ) -> Result<DBIteratorWithThreadMode<'_, DB>> {
         let mut options = ReadOptions::default();
         // What everybody else asks for stays in the cache.
         options.fill_cache(false);
         options.set_readahead_size(READAHEAD_BYTES);
         let family = self.database.family(family)?;
-        Ok(self
-            .snapshot
-            .iterator_cf_opt(family, options, IteratorMode::Start))
+        Ok(self.snapshot.iterator_cf_opt(family, options, from))
     }
 
     fn check(&self) -> Result<()> {
@@ -64,15 +68,17 @@ impl View<'_> {
 impl IndexView for View<'_> {
     fn pack_states(&self) -> Result<Vec<PackState>> {
         self.check()?;
-        decoded_states(self.iterator(keys::PACKS)?)
+        decoded_states(self.iterator(keys::PACKS, IteratorMode::Start)?)
     }
 
-    fn scan(
+    fn scan_from(
         &self,
         kind: PackKind,
+        from: &[u8; 32],
         row: &mut dyn FnMut(Name, Location) -> ControlFlow<()>,
     ) -> Result<()> {
-        for entry in self.iterator(keys::rows(kind))? {
+        let from = IteratorMode::From(from, Direction::Forward);
+        for entry in self.iterator(keys::rows(kind), from)? {
             self.check()?;
             let (key, value) = entry.map_err(unreadable)?;
             let bytes: [u8; 32] = (*key).try_into().map_err(|_| {

@@ -175,7 +175,7 @@ fn a_footer_is_not_deceived_by_payloads() {
     let inner = {
         let inner = chunk(99, 1);
         let mut bytes = inner.header().encode(at).to_vec();
-        bytes.extend_from_slice(inner.stored());
+        bytes.extend_from_slice(inner.payload_bytes());
         bytes
     };
     let mut plain = plain(1, 4);

@@ -63,7 +63,7 @@ fn pack_with(
         names.push(record.name());
         let at = bytes.len() as u64;
         bytes.extend_from_slice(&record.header().encode(at));
-        bytes.extend_from_slice(record.stored());
+        bytes.extend_from_slice(record.payload_bytes());
         bytes.resize(at as usize + record.record_bytes() as usize, 0);
     };
     put(&mut bytes, &packed_chunk(1, FIRST_STORED));

@@ -32,6 +32,7 @@ use crate::{
         self, Disk, IoEngine,
         sim::{Call, SimDisk},
     },
+    limits,
 };
 
 const STORE: StoreId = StoreId::from_bytes([0x5a; 16]);

@@ -36,7 +36,7 @@ fn restarts_do_not_leave_a_swarm_of_packs() {
             let large = local.len_bytes(pack).blocking_wait().unwrap()
                 >= PACK_BYTES_MAX / limits::PACK_CLOSED_PART;
             assert_eq!(is_sealed, large);
-            assert_eq!(known.packs[&pack].sealed, is_sealed);
+            assert_eq!(known.packs[&pack].phase == PackPhase::Sealed, is_sealed);
         }
     }
 }

@@ -146,6 +146,16 @@ impl PackWriter {
         Ok(())
     }
 
+    /// Where records that are appended from now on come at the earliest: the number of a pack, and
+    /// an offset in it in bytes. After a full disk has dropped records,
+    /// others may come before.
+    #[must_use]
+    pub fn end(&self) -> (u64, u64) {
+        // In this order: a pack that is begun later has a higher number.
+        let next = self.stage.next_number();
+        self.state.lock().end().unwrap_or((next, 0))
+    }
+
     /// Makes all earlier appended records durable, and returns the receipt.
     ///
     /// Appends continue meanwhile. One of several callers does the work for all.

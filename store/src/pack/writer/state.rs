@@ -145,6 +145,12 @@ impl State {
         self.appended
     }
 
+    /// Number and length of the last pack without a footer.
+    pub(super) fn end(&self) -> Option<(u64, u64)> {
+        let last = self.packs.back();
+        last.map(|pack| (pack.id.number, pack.end_bytes))
+    }
+
     pub(super) const fn halted(&self) -> Option<&Halted> {
         self.halted.as_ref()
     }

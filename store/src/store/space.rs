@@ -1,0 +1,132 @@
+//! Space: what is needed, what a deletion gives back, and what a collection would do.
+//!
+//! Each of these looks at all content, which takes minutes in a large store. They run one after the
+//! other, and the cache of reads lends them its memory meanwhile. None of them changes anything,
+//! and each may be given up at any time.
+
+use std::collections::HashSet;
+
+use super::Store;
+use crate::{
+    Result,
+    format::{SnapshotRecord, VolumeRecord},
+    gc::{
+        DeleteEstimate, GcPlan, GcReport, GcSettings, GcStatus, Usage,
+        account::{self, names_of_an_estimate, names_of_usage},
+        pace::Pace,
+        roots::{self, OwnerId},
+        survey::names_of_a_pass,
+    },
+    limits,
+    meta::{Key, SnapshotKey, VolumeKey},
+};
+
+impl Store {
+    /// Tells what the deletion of snapshots, all together, gives back. Readers that have them open
+    /// are not considered: they keep the content until they end.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`](crate::Error::NotFound) for a snapshot that is not there;
+    /// [`Error::Damaged`](crate::Error::Damaged) if a tree node of any snapshot or volume cannot be
+    /// read, because the needs of that one are unknown; [`Error::Limit`](crate::Error::Limit) for
+    /// more tree nodes than memory for them; those of reading.
+    pub async fn estimate_delete(
+        &self,
+        snapshots: &[SnapshotKey],
+        settings: &GcSettings,
+    ) -> Result<DeleteEstimate> {
+        let mut asked = HashSet::new();
+        for key in snapshots {
+            let id = self.snapshot(key).await?.id;
+            asked.insert(OwnerId::of::<SnapshotRecord>(&id));
+        }
+        let _turn = self.engine.stocktaking.lock().await;
+        let _lent = self.engine.cache.lend(limits::GC_BYTES_MAX);
+        let roots = roots::of_records(&self.engine).await?;
+        let is_asked = |root: &roots::RootOwner| {
+            let record = root.owner.record();
+            record.is_some_and(|record| asked.contains(record))
+        };
+        let (gone, kept): (Vec<_>, Vec<_>) = roots.into_iter().partition(is_asked);
+        let pace = Pace::new(settings.bytes_per_second);
+        let roots = (&*kept, &*gone);
+        let names_max = names_of_an_estimate();
+        account::estimate_delete(&self.engine, &pace, roots, settings, names_max).await
+    }
+
+    /// Tells what snapshots and volumes take, first the snapshots and then the volumes, in this
+    /// order. Of a volume, this is its base; its journal is not part of it.
+    ///
+    /// Shared bytes are counted only if they are asked for: that reads all leaves of each of the
+    /// trees.
+    ///
+    /// # Errors
+    ///
+    /// As of [`estimate_delete`](Self::estimate_delete).
+    pub async fn usage(
+        &self,
+        snapshots: &[SnapshotKey],
+        volumes: &[VolumeKey],
+        with_shared: bool,
+        settings: &GcSettings,
+    ) -> Result<Vec<Usage>> {
+        let mut asked = Vec::with_capacity(snapshots.len() + volumes.len());
+        for key in snapshots {
+            let id = self.snapshot(key).await?.id;
+            asked.push(OwnerId::of::<SnapshotRecord>(&id));
+        }
+        for key in volumes {
+            let id = self.engine.find::<VolumeRecord>(Key::clone(key)).await?.id;
+            asked.push(OwnerId::of::<VolumeRecord>(&id));
+        }
+        let _turn = self.engine.stocktaking.lock().await;
+        let _lent = self.engine.cache.lend(limits::GC_BYTES_MAX);
+        let roots = roots::of_records(&self.engine).await?;
+        let pace = Pace::new(settings.bytes_per_second);
+        let names_max = names_of_usage();
+        account::usage(&self.engine, &pace, &roots, &asked, with_shared, names_max).await
+    }
+
+    /// Tells what a collection would do now, if no upload or other work were under way, and what
+    /// the store takes. Nothing is collected.
+    ///
+    /// # Errors
+    ///
+    /// As of [`estimate_delete`](Self::estimate_delete).
+    pub async fn gc_plan(&self, settings: &GcSettings) -> Result<GcPlan> {
+        let _turn = self.engine.stocktaking.lock().await;
+        let _lent = self.engine.cache.lend(limits::GC_BYTES_MAX);
+        let roots = roots::collect(&self.engine).await?;
+        let pace = Pace::new(settings.bytes_per_second);
+        let names_max = names_of_a_pass();
+        account::plan_now(&self.engine, &pace, &roots, settings, names_max).await
+    }
+
+    /// Collects garbage once: removes packs that hold nothing needed, and copies what is needed out
+    /// of packs that are mostly dead. It runs in a task of its own to its end, whether or not the
+    /// caller waits for it, and beside everything else.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Collecting`](crate::Error::Collecting) while another collection runs;
+    /// [`Error::Damaged`](crate::Error::Damaged) if a tree node of any snapshot or volume cannot be
+    /// read: nothing is collected then; [`Error::Limit`](crate::Error::Limit) for more tree nodes
+    /// than memory for them; [`Error::Full`](crate::Error::Full) if there is no space for what is
+    /// copied; those of reading and writing.
+    pub async fn gc_run(&self, settings: GcSettings) -> Result<GcReport> {
+        self.collector.run(settings).await
+    }
+
+    /// Lets the collection under way, if there is one, end after the pack at hand. The next one
+    /// goes on.
+    pub fn gc_stop(&self) {
+        self.collector.stop();
+    }
+
+    /// The collection under way, and the last one.
+    #[must_use]
+    pub fn gc_status(&self) -> GcStatus {
+        self.collector.status()
+    }
+}
