@@ -42,7 +42,7 @@ mod workers;
 pub(crate) use self::{
     apart::{apart, apart_if_it_waits},
     budget::Budgets,
-    cache::{Lent, ReadCache},
+    cache::ReadCache,
     chunk::{CheckedChunk, open_chunk},
     commit::{Commit, Generation, PoisonOnPanic, joined},
     engine::Engine,

@@ -64,7 +64,7 @@ impl LocalPacks {
         store: StoreId,
         open_max: usize,
     ) -> Result<Arc<Self>> {
-        Self::open_as(disk, data_dir, store, limits::PACK_BYTES_MAX, open_max)
+        Self::open_sized(disk, data_dir, store, limits::PACK_BYTES_MAX, open_max)
     }
 
     /// The same, with packs that are sealed at another length, in bytes.
@@ -72,7 +72,7 @@ impl LocalPacks {
     /// # Errors
     ///
     /// The errors of listing a directory.
-    pub fn open_as(
+    pub fn open_sized(
         disk: Arc<dyn Disk>,
         data_dir: &Path,
         store: StoreId,

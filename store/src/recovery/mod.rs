@@ -188,7 +188,7 @@ where
     let dir = &options.data_dir;
     create_missing_dir(&disk, dir, &names::packs(dir)).await?;
     let (pack_bytes_max, open_max) = (options.pack_bytes_max, options.packs_open_max);
-    let packs = LocalPacks::open_as(Arc::clone(&disk), dir, store, pack_bytes_max, open_max)?;
+    let packs = LocalPacks::open_sized(Arc::clone(&disk), dir, store, pack_bytes_max, open_max)?;
     let (mut log, replay) = open_log(&disk, dir, store, &packs, LostLog::Refused).await?;
     let deleted = journals::deleted_volumes(&replay.records);
     let meta = open_meta(packs.list()?.is_empty() && replay.records.is_empty())?;

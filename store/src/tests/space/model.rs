@@ -171,8 +171,9 @@ impl World {
             .cloned()
             .partition(|_| self.random.below(3) == 0);
         let settings = GcSettings::default();
+        let pace = unpaced();
         let estimate =
-            account::estimate_delete(engine, &unpaced(), (&kept, &gone), &settings, names_max);
+            account::estimate_delete(engine, &pace, (&kept, &gone), &settings, names_max);
         let estimate = estimate.await.unwrap();
         let only = reach_all(engine, gone.iter().map(|it| it.root)).await;
         let others = reach_all(engine, kept.iter().map(|it| it.root)).await;
@@ -195,7 +196,8 @@ impl World {
             .map(|it| it.owner.record().cloned().unwrap())
             .collect();
         for with_shared in [false, true] {
-            let usage = account::usage(engine, &unpaced(), roots, &ids, with_shared, names_max);
+            let pace = unpaced();
+            let usage = account::usage(engine, &pace, roots, &ids, with_shared, names_max);
             let usage = usage.await.unwrap();
             assert_eq!(usage.len(), asked.len());
             for (asked, usage) in asked.iter().zip(&usage) {
