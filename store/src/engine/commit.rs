@@ -43,12 +43,13 @@ use crate::{
     Error, Result,
     catalog_log::CatalogLog,
     engine::{
-        DirectoryLock, Floors, Reliance, Workers,
+        DirectoryLock, Floors, HeldPack, Reliance, Workers,
         unindexed::{Note, Unindexed},
     },
     failpoints::{Failpoint, reach},
     format::{
-        CatalogRecord, Change, Name, PackKind, PackState, catalog_log::Record, pack::Payload,
+        CatalogRecord, Change, Name, PackId, PackKind, PackState, catalog_log::Record,
+        pack::Payload,
     },
     io::Disk,
     limits,
@@ -81,6 +82,19 @@ pub(crate) struct Commit {
     _lock: DirectoryLock,
     lost: Arc<RwLock<LostPlaces>>,
     reliance: Arc<Reliance>,
+}
+
+/// What the commit path is made of.
+pub(crate) struct CommitParts {
+    pub(crate) chunks: PackWriter,
+    pub(crate) nodes: PackWriter,
+    pub(crate) meta: Arc<dyn Meta>,
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) log: CatalogLog,
+    pub(crate) lock: DirectoryLock,
+    pub(crate) lost: Arc<RwLock<LostPlaces>>,
+    pub(crate) reliance: Arc<Reliance>,
 }
 
 /// Stops the store when a task that changes it panics: nobody knows how far it came.
@@ -184,31 +198,21 @@ fn join(all: &mut Option<Appended>, more: Appended) {
 }
 
 impl Commit {
-    pub(crate) fn new(
-        chunks: PackWriter,
-        nodes: PackWriter,
-        meta: Arc<dyn Meta>,
-        workers: Arc<Workers>,
-        disk: Arc<dyn Disk>,
-        log: CatalogLog,
-        lock: DirectoryLock,
-        lost: Arc<RwLock<LostPlaces>>,
-        reliance: Arc<Reliance>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(parts: CommitParts) -> Arc<Self> {
         Arc::new(Self {
-            chunks,
-            nodes,
-            meta,
-            workers,
-            disk,
+            chunks: parts.chunks,
+            nodes: parts.nodes,
+            meta: parts.meta,
+            workers: parts.workers,
+            disk: parts.disk,
             index_full: AtomicBool::new(false),
             pending: RwLock::default(),
             unindexed: Arc::default(),
             flushing: Mutex::new(()),
-            catalog: Mutex::new(log),
-            _lock: lock,
-            lost,
-            reliance,
+            catalog: Mutex::new(parts.log),
+            _lock: parts.lock,
+            lost: parts.lost,
+            reliance: parts.reliance,
         })
     }
 
@@ -584,6 +588,16 @@ impl Commit {
             }
         }
         Ok(())
+    }
+
+    /// Condemns those packs that no guard holds, and returns the others. No row is made meanwhile:
+    /// a row that is made later does not stay in favour of a copy if it points into one of them.
+    pub(crate) async fn condemn(self: &Arc<Self>, packs: Vec<PackId>) -> Result<Vec<HeldPack>> {
+        self.to_the_end(|commit| async move {
+            let _flushing = commit.flushing.lock().await;
+            Ok(commit.reliance.condemn(packs))
+        })
+        .await
     }
 
     /// Moves and removes rows, in this order of batches. The last one makes all of them durable. No

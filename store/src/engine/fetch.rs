@@ -249,24 +249,21 @@ impl Engine {
                 Err(ReadError::PackGone(gone)) => gone,
                 Err(ReadError::Other(error)) => return self.noting_damage(Err(error)),
             };
-            let is_there =
-                |(at, place): &(usize, &Location)| (place.pack == gone.pack).then_some(*at);
-            let lost: Vec<_> = places
-                .iter()
-                .enumerate()
-                .filter_map(|it| is_there(&it))
-                .collect();
-            let names = lost
-                .iter()
-                .filter_map(|at| Some(Name::chunk(wanted.get(*at)?.0)));
-            let moved = self.moved_chunks(gone, names.collect()).await?;
-            if moved.len() < lost.len() || moves >= PACK_MOVES_MAX {
-                return self.noting_damage(Err(Damage::from(gone).into()));
-            }
-            for (at, (_, now)) in lost.into_iter().zip(moved) {
-                if let Some(place) = places.get_mut(at) {
-                    *place = now;
+            // All of them: others may be in packs that are gone, too.
+            let names: Vec<_> = wanted.iter().map(|(id, _)| Name::chunk(*id)).collect();
+            let ask = move |meta: &dyn Meta| meta.lookup(&names);
+            let now = self.meta(Priority::Read, ask).await?;
+            for (place, now) in places.iter_mut().zip(now) {
+                match now {
+                    Some(now) if now.pack != gone.pack => *place = now,
+                    _ if place.pack == gone.pack => {
+                        return self.noting_damage(Err(Damage::from(gone).into()));
+                    }
+                    _ => {}
                 }
+            }
+            if moves >= PACK_MOVES_MAX {
+                return self.noting_damage(Err(Damage::from(gone).into()));
             }
             of.moved();
             moves += 1;

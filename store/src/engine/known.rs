@@ -58,15 +58,47 @@ impl Engine {
         // A record leaves the pending ones only after it has entered the index: asked in this
         // order, none is missed.
         let mut known = self.commit.pending(&names);
-        for (known, row) in known.iter_mut().zip(self.rows(guard, names).await?) {
+        let rows = self.rows(guard, names.clone()).await?;
+        let mut going = Vec::new();
+        for (at, (known, row)) in known.iter_mut().zip(rows).enumerate() {
             match row {
                 Row::Absent | Row::Lost => {}
                 Row::Kept(place) => *known = Some(place.payload),
-                // The pending copy may be dropped in favour of this row.
-                Row::Going => *known = None,
+                Row::Going => going.push(at),
             }
         }
+        if !going.is_empty() {
+            self.replaced(guard, &names, &going, &mut known).await?;
+        }
         Ok(known)
+    }
+
+    /// Settles which records are known whose rows point into packs that are about to go. Packs are
+    /// condemned while no row is made. So a copy that still waits to be indexed will replace the
+    /// row, and one that does not wait has done so, or was dropped in favour of the row.
+    async fn replaced(
+        &self,
+        guard: Option<&Guard>,
+        names: &[Name],
+        going: &[usize],
+        known: &mut [Option<Payload>],
+    ) -> Result<()> {
+        let names: Vec<_> = going
+            .iter()
+            .filter_map(|at| names.get(*at))
+            .copied()
+            .collect();
+        let pending = self.commit.pending(&names);
+        let rows = self.rows(guard, names).await?;
+        for ((at, pending), row) in going.iter().zip(pending).zip(rows) {
+            if let Some(known) = known.get_mut(*at) {
+                *known = match row {
+                    Row::Kept(place) => Some(place.payload),
+                    Row::Going | Row::Absent | Row::Lost => pending,
+                };
+            }
+        }
+        Ok(())
     }
 
     /// The rows of records.

@@ -46,7 +46,7 @@ pub(crate) use self::{
     budget::Budgets,
     cache::ReadCache,
     chunk::{CheckedChunk, open_chunk},
-    commit::{Commit, Generation, PoisonOnPanic, joined},
+    commit::{Commit, CommitParts, Generation, PoisonOnPanic, joined},
     engine::Engine,
     fetch::{PACK_MOVES_MAX, needed_by, walked},
     leaf::LocatedLeaf,

@@ -105,7 +105,7 @@ pub(crate) async fn plan_now(
     let sum = |of: fn(&PackTally) -> u64| packs.iter().map(of).sum();
     let free_bytes = engine.space.free_bytes()?;
     Ok(GcPlan {
-        steps: plan(&packs, free_bytes, settings, candidates(&packs)),
+        steps: plan(&packs, free_bytes, settings, is_candidate),
         usage: StoreUsage {
             logical_bytes: u64::try_from(totals.logical_bytes).unwrap_or(u64::MAX),
             data_bytes: data_bytes(engine).await?,
@@ -217,8 +217,7 @@ pub(crate) async fn estimate_delete(
     let dead_bytes = live_bytes(&before).saturating_sub(live_bytes(&after));
     let free_bytes = engine.space.free_bytes()?;
     let returned = |tallies: &[PackTally]| {
-        let candidate = candidates(tallies);
-        let steps = plan(tallies, free_bytes, settings, candidate);
+        let steps = plan(tallies, free_bytes, settings, is_candidate);
         net_bytes(&steps)
     };
     Ok(DeleteEstimate {
@@ -237,11 +236,9 @@ fn net_bytes(steps: &[GcStep]) -> u64 {
     sum(|step| step.returned_bytes).saturating_sub(sum(|step| step.copied_bytes))
 }
 
-/// Packs that a collection may take if no work is under way: sealed, there, and not the one with
-/// the highest number, which says which number comes next.
-pub(crate) fn candidates(tallies: &[PackTally]) -> impl Fn(&PackTally) -> bool + use<> {
-    let last = tallies.iter().map(|it| it.pack.number).max();
-    move |tally| tally.sealed && tally.file_bytes > 0 && Some(tally.pack.number) != last
+/// Whether a collection may take a pack if no work is under way: it is sealed, and there.
+pub(crate) const fn is_candidate(tally: &PackTally) -> bool {
+    tally.sealed && tally.file_bytes > 0
 }
 
 /// Whose a record is: of nobody, of one owner, or of several.

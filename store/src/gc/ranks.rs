@@ -312,7 +312,7 @@ mod tests {
             row: &mut dyn FnMut(Name, Location) -> ControlFlow<()>,
         ) -> Result<()> {
             if kind == PackKind::Chunks {
-                let names = self.0.range::<[u8; 32], _>(from..).copied();
+                let names = self.0.range(*from..).copied();
                 let mut names = names.map(|bytes| Name::new(RecordKind::Chunk, bytes));
                 let _ = names.try_for_each(|name| row(name, PLACE));
             }

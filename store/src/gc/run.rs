@@ -207,7 +207,7 @@ pub(crate) async fn run(
         let packs: Vec<_> = some.iter().flat_map(|step| step.action.packs()).collect();
         report
             .held
-            .extend(engine.reliance.condemn(packs.iter().copied()));
+            .extend(engine.commit.condemn(packs.clone()).await?);
         reach(Failpoint::GcCondemned);
         let condemned = engine.reliance.condemned();
         let packs: Vec<_> = packs

@@ -20,10 +20,6 @@ pub(crate) struct Survey {
     /// How often all leaves were read: once for each slice of names.
     pub(crate) passes: u32,
     /// The marks, if one pass was enough.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for the sweep, which comes next")
-    )]
     pub(crate) live: Option<Arc<Live>>,
 }
 

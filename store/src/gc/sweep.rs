@@ -22,8 +22,8 @@ use crate::{
     format::{Location, Name, PackId, PackKind, PackPhase, PackState},
     meta::Batch,
     pack::{
-        Appended, EncodedRecord, PackReader, PackScanner, PackWriter, PlacedRecord,
-        ReadError, plan_spans,
+        Appended, EncodedRecord, PackReader, PackScanner, PackWriter, PlacedRecord, ReadError,
+        plan_spans,
     },
 };
 

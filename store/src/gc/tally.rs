@@ -161,16 +161,8 @@ impl Tallies {
 /// The needed records of some packs, by their places: what remains of the marks of several slices.
 /// It takes 4 bytes for each record.
 #[derive(Debug, Clone, Default)]
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for the sweep, which comes next")
-)]
 pub(crate) struct NeededPlaces(BTreeMap<PackId, Vec<u32>>);
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for the sweep, which comes next")
-)]
 impl NeededPlaces {
     /// Adds the needed records of a slice.
     ///

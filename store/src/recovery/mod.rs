@@ -48,7 +48,8 @@ use crate::{
     Damage, Error, Result,
     catalog_log::{CatalogLog, Replay},
     engine::{
-        Budgets, Commit, DirectoryLock, Engine, FreeSpace, Options, ReadCache, Reliance, Workers,
+        Budgets, Commit, CommitParts, DirectoryLock, Engine, FreeSpace, Options, ReadCache,
+        Reliance, Workers,
     },
     failpoints,
     format::{StoreId, names},
@@ -210,17 +211,17 @@ where
     let workers = Arc::new(Workers::start(options.threads(), compression)?);
     let lost = Arc::new(RwLock::new(lost));
     let reliance = Arc::<Reliance>::default();
-    let commit = Commit::new(
+    let commit = Commit::new(CommitParts {
         chunks,
         nodes,
-        Arc::clone(&meta),
-        Arc::clone(&workers),
-        Arc::clone(&disk),
+        meta: Arc::clone(&meta),
+        workers: Arc::clone(&workers),
+        disk: Arc::clone(&disk),
         log,
         lock,
-        Arc::clone(&lost),
-        Arc::clone(&reliance),
-    );
+        lost: Arc::clone(&lost),
+        reliance: Arc::clone(&reliance),
+    });
     let was_rebuilt = is_there(&disk, &names::rebuilt(dir))?;
     Ok(Engine {
         was_rebuilt,

@@ -65,7 +65,7 @@ async fn sweep(
     live: &HashSet<Name>,
 ) -> Result<(Swept, Vec<HeldPack>)> {
     let engine = store.engine();
-    let held = engine.reliance.condemn(packs.iter().copied());
+    let held = engine.commit.condemn(packs.to_vec()).await.unwrap();
     let condemned = engine.reliance.condemned();
     let mut sweep = Sweep::new(engine.clone());
     let pace = Pace::new(None);
@@ -193,7 +193,7 @@ fn what_is_in_a_condemned_pack_is_unknown_and_its_new_copy_counts() {
         store.delete_snapshot(&"first".into()).await.unwrap();
         let packs = sealed(&store);
         let engine = store.engine();
-        assert_eq!(engine.reliance.condemn(packs.iter().copied()), []);
+        assert_eq!(engine.commit.condemn(packs.to_vec()).await.unwrap(), []);
         // Nothing is swept yet, and all of it is sent again.
         let outcome = {
             let cut = cut(&content);

@@ -45,12 +45,6 @@ impl Appended {
             .sum()
     }
 
-    /// The lowest number of the packs that they are in.
-    pub(crate) fn lowest_pack(&self) -> Option<u64> {
-        let packs = self.records.iter().map(|record| record.location.pack);
-        packs.map(|pack| pack.number).min()
-    }
-
     /// Adds others of the same writer. If any of all these are lost, all count as lost.
     pub fn join(&mut self, others: Self) {
         self.generation = self.generation.min(others.generation);

@@ -171,8 +171,9 @@ impl World {
             .cloned()
             .partition(|_| self.random.below(3) == 0);
         let settings = GcSettings::default();
-        let (pace, roots) = (unpaced(), (&*kept, &*gone));
-        let estimate = account::estimate_delete(engine, &pace, roots, &settings, names_max);
+        let pace = unpaced();
+        let estimate =
+            account::estimate_delete(engine, &pace, (&kept, &gone), &settings, names_max);
         let estimate = estimate.await.unwrap();
         let only = reach_all(engine, gone.iter().map(|it| it.root)).await;
         let others = reach_all(engine, kept.iter().map(|it| it.root)).await;
