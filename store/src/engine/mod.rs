@@ -52,7 +52,7 @@ pub(crate) use self::{
     leaf::LocatedLeaf,
     lock::DirectoryLock,
     pins::Pins,
-    reliance::{Floors, Guard, Reliance},
+    reliance::{Floors, Guard, Moving, Reliance},
     space::{FreeSpace, SpaceReserve},
     workers::{Priority, Scratch, Workers},
 };

@@ -9,8 +9,9 @@
 //!   sends it again, and the new row replaces the old one.
 //! - **New rows.** A row that is made after an ingest has begun points into a pack whose number is
 //!   at or above the guard's [`Floors`], whoever makes it: its record was appended later, or was on
-//!   its way to the index. The collector takes no pack at or above the floors of an open guard. So
-//!   they cover records that the ingest appends, and those that it finds without a row.
+//!   its way to the index, or the collector was moving records into that pack. The collector takes
+//!   no pack at or above the floors of an open guard. So they cover records that the ingest appends,
+//!   and those that it finds without a row.
 //! - **Leaves that are taken over.** They hang on a root, which the ingest [pins](super::pins).
 //!
 //! A pack is condemned only while no guard holds it, and stays condemned until it is gone. If it
@@ -41,6 +42,8 @@ struct State {
     /// Of the guard that was made last.
     last_ticket: u64,
     condemned: HashSet<PackId>,
+    /// The lowest packs that records are moved into now.
+    moving: Option<Floors>,
     /// How often condemned packs were removed. A place that was looked up before may be in one.
     removals: u64,
 }
@@ -118,9 +121,11 @@ impl Reliance {
         let mut state = self.0.lock();
         state.last_ticket += 1;
         let ticket = state.last_ticket;
+        // A record that is moved may have been sent again meanwhile, and its new copy is dropped in
+        // favour of the row that was moved.
         let open = Open {
             label: label.to_owned(),
-            floors,
+            floors: floors.lower(state.moving.unwrap_or(Floors::NONE)),
             packs: HashSet::new(),
         };
         state.guards.insert(ticket, open);
@@ -129,6 +134,16 @@ impl Reliance {
             reliance: Arc::clone(self),
             ticket,
         })
+    }
+
+    /// Records are moved into new packs from here on, until the guard is dropped. `lowest` is at or
+    /// below their numbers.
+    pub(crate) fn move_into(self: &Arc<Self>, lowest: u64) -> Moving {
+        self.0.lock().moving = Some(Floors {
+            chunks: lowest,
+            nodes: lowest,
+        });
+        Moving(Arc::clone(self))
     }
 
     /// The moment, for places that are looked up after it.
@@ -177,6 +192,16 @@ impl Reliance {
             state.condemned.remove(pack);
         }
         state.removals += 1;
+    }
+}
+
+/// Records are being moved, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Moving(Arc<Reliance>);
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        self.0.0.lock().moving = None;
     }
 }
 
@@ -310,5 +335,15 @@ mod tests {
         drop(second);
         assert!(reliance.floors().are_above(pack_9));
         drop(first);
+        // And of packs that records are moved into, while they are.
+        let moving = reliance.move_into(3);
+        let third = reliance.begin("third", floors);
+        drop(moving);
+        let pack_3 = pack(PackKind::Chunks, 3);
+        assert!(!reliance.floors().are_above(pack_3));
+        drop(third);
+        let fourth = reliance.begin("fourth", floors);
+        assert!(reliance.floors().are_above(pack_3));
+        drop(fourth);
     }
 }

@@ -26,8 +26,11 @@
 //!   again. Its copy has replaced the row, because a pack stays condemned until it is gone.
 //! - *It had no row.* Its row was made after the ingest had begun, so the row points into a pack at
 //!   or above the floors of the ingest. If the ingest was open in step 1, no such pack is in the
-//!   plan. If it began later, the pack was not sealed in step 1, and is not in the plan either.
-//! - *It is under a leaf that was taken over from another root.* The ingest has pinned that root,
+//!   plan. If it began later, the pack was not sealed in step 1, and is not in the plan either. The
+//!   same holds for a row that a collection has moved since the ingest began, in favour of which the
+//!   ingest's own copy was dropped: packs that records are moved into count for the floors of all
+//!   ingests that begin meanwhile.
+//! - *It was taken over from another root, with its leaf or alone.* The ingest has pinned that root,
 //!   when a record or another pin named it. By induction over the order of such pins the claim holds
 //!   for that root.
 //!

@@ -17,7 +17,7 @@ use std::{collections::HashMap, io::ErrorKind, sync::Arc};
 use super::pace::Pace;
 use crate::{
     Damage, Error, Result,
-    engine::{Engine, Priority},
+    engine::{Engine, Moving, Priority},
     failpoints::{Failpoint, reach},
     format::{Location, Name, PackId, PackKind, PackPhase, PackState},
     meta::Batch,
@@ -42,6 +42,8 @@ pub(crate) struct Sweep {
     chunks: Survivors,
     nodes: Survivors,
     group: Group,
+    /// Until no more rows are moved.
+    _moving: Moving,
     /// Removed packs whose states are still in the index.
     removed: Vec<PackId>,
     pub(crate) report: Swept,
@@ -127,6 +129,7 @@ impl Sweep {
             group: Group::default(),
             removed: Vec::new(),
             report: Swept::default(),
+            _moving: engine.reliance.move_into(engine.stage.next_number()),
             engine,
         }
     }

@@ -1,6 +1,7 @@
 //! One upload: chunks in, leaves in, commit.
 
 use std::{
+    collections::HashSet,
     mem,
     sync::{
         Arc,
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     Error, Result,
     engine::{Engine, Generation, Guard, Priority, RootPin},
-    format::{Name, PackKind},
+    format::{Name, PackKind, pack::Payload},
     limits,
     meta::{self, SnapshotContent, SnapshotId, SnapshotRecord, SnapshotState},
     pack::EncodedRecord,
@@ -155,7 +156,7 @@ impl Ingest {
         let room = self.reserve(leaves.len())?;
         let data_blocks = leaves.iter().map(|(_, leaf)| u64::from(leaf.data_blocks()));
         let data_blocks: u64 = data_blocks.sum();
-        let accepted = self.store_leaves(leaves).await?;
+        let accepted = self.store_leaves(leaves, &HashSet::new()).await?;
         let mut state = self.leaves.lock();
         state.room.join(room);
         state.ids.extend(accepted);
@@ -163,15 +164,19 @@ impl Ingest {
         Ok(())
     }
 
-    /// Stores leaves, and tells their ids.
-    async fn store_leaves(&self, leaves: Vec<(u32, Leaf)>) -> Result<Vec<(u32, NodeId)>> {
+    /// Stores leaves, and tells their ids. The chunks in `kept` are those of a root that is pinned.
+    async fn store_leaves(
+        &self,
+        leaves: Vec<(u32, Leaf)>,
+        kept: &HashSet<ChunkId>,
+    ) -> Result<Vec<(u32, NodeId)>> {
         self.engine.commit.check(self.generation)?;
         let mut wanted = Vec::new();
         for (segment, leaf) in &leaves {
             check_extent(self.new.size_bytes, *segment, leaf)?;
-            wanted.extend(leaf.entries().iter().map(|entry| Name::chunk(entry.chunk)));
+            wanted.extend(leaf.entries().iter().map(|entry| entry.chunk));
         }
-        let places = self.engine.known(Some(&self.guard), wanted).await?;
+        let places = self.known(&wanted, kept).await?;
         let mut places = places.iter();
         for (segment, leaf) in &leaves {
             let edge = block::segment_blocks(self.new.size_bytes, *segment);
@@ -198,6 +203,32 @@ impl Ingest {
         }
         self.store_nodes(records).await?;
         Ok(accepted)
+    }
+
+    /// For each chunk, how the store keeps it. Chunks in `kept` may be on their way from one pack to
+    /// another: a pin keeps them.
+    async fn known(
+        &self,
+        chunks: &[ChunkId],
+        kept: &HashSet<ChunkId>,
+    ) -> Result<Vec<Option<Payload>>> {
+        let names = |is_kept: bool| {
+            let some = chunks
+                .iter()
+                .filter(move |id| kept.contains(*id) == is_kept);
+            some.copied().map(Name::chunk).collect::<Vec<_>>()
+        };
+        let others = self.engine.known(Some(&self.guard), names(false)).await?;
+        let pinned = match kept.is_empty() {
+            true => Vec::new(),
+            false => self.engine.known(None, names(true)).await?,
+        };
+        let (mut others, mut pinned) = (others.into_iter(), pinned.into_iter());
+        let known = chunks.iter().map(|id| match kept.contains(id) {
+            true => pinned.next().flatten(),
+            false => others.next().flatten(),
+        });
+        Ok(known.collect())
     }
 
     fn reserve(&self, count: usize) -> Result<LeafRoom> {
@@ -299,10 +330,16 @@ impl Ingest {
         self.make_snapshot(content, vec![pin]).await
     }
 
-    /// Stores a leaf of content that was cut here, which goes into a tree of the caller's.
-    pub(crate) async fn store_leaf(&self, segment: u32, leaf: Leaf) -> Result<NodeId> {
+    /// Stores a leaf of content that was cut here, which goes into a tree of the caller's. The
+    /// chunks in `kept` are those of a root that the caller has pinned until the tree is named.
+    pub(crate) async fn store_leaf(
+        &self,
+        segment: u32,
+        leaf: Leaf,
+        kept: &HashSet<ChunkId>,
+    ) -> Result<NodeId> {
         let id = leaf.id();
-        self.store_leaves(vec![(segment, leaf)]).await?;
+        self.store_leaves(vec![(segment, leaf)], kept).await?;
         Ok(id)
     }
 

@@ -43,22 +43,24 @@ fn blocks_of(size_bytes: usize) -> Vec<u8> {
     image
 }
 
-/// Flips a byte of the last record of the catalog log, and loses the index, which has that record.
+/// Flips a byte of the last record of the catalog log that says more than where a journal ends, and
+/// loses the index, which has that record.
 fn lose_last_record(dir: &Path) {
     damage_last_record(dir);
     lose_index(dir);
 }
 
-/// Flips a byte of the last record of the catalog log. The bytes from that record on, as they are
-/// then.
+/// Flips a byte of the record of the catalog log before the last, which says where a journal ends
+/// and goes. The bytes from that record on, as they are then.
 fn damage_last_record(dir: &Path) -> Vec<u8> {
     let path = names::catalog_log(dir);
     let mut log = fs::read(&path).unwrap();
-    let start = log
-        .chunks(4096)
-        .rposition(|block| block.starts_with(b"VCAT"))
-        .unwrap()
-        * 4096;
+    let last = |log: &[u8]| {
+        let is_record = |block: &[u8]| block.starts_with(b"VCAT");
+        log.chunks(4096).rposition(is_record).unwrap() * 4096
+    };
+    log.truncate(last(&log));
+    let start = last(&log);
     log[start + 40] ^= 1;
     fs::write(&path, &log).unwrap();
     log.split_off(start)

@@ -12,6 +12,7 @@
 mod apart;
 mod checkpoints;
 mod clones;
+mod collections;
 mod crash;
 mod crash_fuzz;
 mod descriptors;

@@ -18,7 +18,11 @@
 //! the next checkpoint includes them. After 4, remaining files are removed when the volume is
 //! opened again.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
@@ -285,11 +289,17 @@ impl VolumeState {
         let recuts = joined(cutting).await?;
 
         let mut leaf = Vec::with_capacity(recuts.len());
+        // The volume's base keeps them, which its reader has pinned.
+        let mut kept = HashSet::new();
         let mut chunks = Vec::new();
         let mut chunk_bytes = 0;
         for recut in recuts {
             match recut {
-                Recut::Kept(at) => leaf.extend(entries.get(at).copied()),
+                Recut::Kept(at) => {
+                    let entry = entries.get(at).copied();
+                    kept.extend(entry.map(|entry| entry.chunk));
+                    leaf.extend(entry);
+                }
                 Recut::New { cut, bytes } => {
                     let id = ChunkId::of(&bytes);
                     leaf.push(LeafEntry {
@@ -320,7 +330,7 @@ impl VolumeState {
         Ok(SegmentPut {
             replaced_blocks,
             blocks: leaf.data_blocks().into(),
-            leaf: Some(ingest.store_leaf(segment, leaf).await?),
+            leaf: Some(ingest.store_leaf(segment, leaf, &kept).await?),
         })
     }
 

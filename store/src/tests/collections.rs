@@ -1,0 +1,341 @@
+//! Collections beside everything else: whatever is stored, read, cloned and deleted meanwhile,
+//! everything that a record names is whole at any time.
+//!
+//! The rules of `gc/run.rs` and `engine/reliance.rs`. Each was switched off once, and these tests
+//! failed:
+//!
+//! | rule | switched off by |
+//! | --- | --- |
+//! | hits hold their packs | `Guard::hold` holds nothing |
+//! | names in condemned packs are unknown | `Guard::hold` says that they are known |
+//! | rows stay | `Commit::put_rows` puts all |
+//! | rows in condemned packs are replaced | `Commit::put_rows` forgets the condemned |
+//! | floors | `run` takes all sealed packs |
+//! | late roots | `needed` uses the marks of the first roots |
+//! | pins count | `roots::collect` leaves them out |
+//! | rows move before files go | `Sweep::try_end` removes first |
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
+
+use super::{
+    Random, assert_holds, block_on,
+    crash::Machine,
+    cut, new_snapshot,
+    pending::{clone_of, completed},
+    scribble, seed, send,
+    volume_data::{BLOCK, contents, new_volume},
+};
+use crate::{CloneSource, Error, GcReport, GcSettings, Store, format::PackKind, gc::roots};
+
+/// Everything that there is, by its model.
+struct World {
+    store: Store,
+    /// Completed snapshots.
+    snapshots: RefCell<BTreeMap<String, Vec<u8>>>,
+    made: Cell<usize>,
+    over: Cell<bool>,
+}
+
+impl World {
+    fn name(&self, what: &str) -> String {
+        self.made.set(self.made.get() + 1);
+        format!("{what}{}", self.made.get())
+    }
+
+    fn any(&self, random: &mut Random) -> Option<(String, Vec<u8>)> {
+        let snapshots = self.snapshots.borrow();
+        let at = random.below(snapshots.len().max(1));
+        let (name, image) = snapshots.iter().nth(at)?;
+        Some((name.clone(), image.clone()))
+    }
+
+    /// Deletes a snapshot, if it is still there.
+    async fn delete(&self, name: &str) {
+        if self.snapshots.borrow_mut().remove(name).is_some() {
+            self.store.delete_snapshot(&name.into()).await.unwrap();
+        }
+    }
+}
+
+/// Lets others go on, for shorter or longer.
+async fn pause(random: &mut Random) {
+    match random.below(4) {
+        0 => {}
+        1 => tokio::task::yield_now().await,
+        2 => {
+            for _ in 0..random.below(30) {
+                tokio::task::yield_now().await;
+            }
+        }
+        _ => tokio::time::sleep(std::time::Duration::from_millis(random.below(8) as u64)).await,
+    }
+}
+
+/// Bytes that do not compress: packs fill up.
+fn noise(random: &mut Random, blocks: usize) -> Vec<u8> {
+    let words = (0..blocks * BLOCK / 8).flat_map(|_| random.next().to_le_bytes());
+    words.collect()
+}
+
+/// Stores content that was there before, or is there, or is new; with pauses.
+async fn uploads(world: Rc<World>, mut random: Random, contents: Rc<Vec<Vec<u8>>>) {
+    while !world.over.get() {
+        let mut image = contents[random.below(contents.len())].clone();
+        if random.below(2) == 0 {
+            scribble(&mut random, &mut image, 2);
+        }
+        let name = world.name("s");
+        let cut = cut(&image);
+        let ingest = world
+            .store
+            .begin_ingest(new_snapshot(&name, image.len()))
+            .await
+            .unwrap();
+        // Told what is there, and using it much later.
+        let ids: Vec<_> = cut.chunks.keys().copied().collect();
+        let before = ingest.missing(&ids).await.unwrap();
+        pause(&mut random).await;
+        pause(&mut random).await;
+        let after = ingest.missing(&ids).await.unwrap();
+        let is_forgotten = |at: &u32| before.binary_search(at).is_err();
+        assert!(
+            !after.iter().any(is_forgotten),
+            "what was there is missing to the same ingest"
+        );
+        send(&ingest, &cut).await.unwrap();
+        pause(&mut random).await;
+        if random.below(6) == 0 {
+            continue;
+        }
+        ingest.commit(cut.root).await.unwrap();
+        drop(ingest);
+        // Before others know of it, and delete it.
+        if random.below(3) == 0 {
+            assert_holds(&world.store, &name, &image).await;
+        }
+        world.snapshots.borrow_mut().insert(name, image);
+        pause(&mut random).await;
+    }
+}
+
+async fn deletes(world: Rc<World>, mut random: Random) {
+    while !world.over.get() {
+        let many = world.snapshots.borrow().len();
+        if many > 3 || random.below(5) == 0 {
+            if let Some((name, _)) = world.any(&mut random) {
+                world.delete(&name).await;
+            }
+        }
+        pause(&mut random).await;
+    }
+}
+
+/// Reads, slowly, what may be deleted meanwhile.
+async fn reads(world: Rc<World>, mut random: Random) {
+    while !world.over.get() {
+        pause(&mut random).await;
+        let Some((name, image)) = world.any(&mut random) else {
+            continue;
+        };
+        let reader = match world.store.open_snapshot(&name.as_str().into()).await {
+            Ok(reader) => reader,
+            Err(Error::NotFound { .. }) => continue,
+            Err(error) => panic!("{error}"),
+        };
+        if random.below(2) == 0 {
+            world.delete(&name).await;
+        }
+        for part in 0..4 {
+            pause(&mut random).await;
+            let (start, end) = (image.len() * part / 4, image.len() * (part + 1) / 4);
+            let mut found = Vec::new();
+            for piece in reader.read(start as u64, end - start).await.unwrap() {
+                piece.append_to(&mut found);
+            }
+            assert!(found == image[start..end], "{name}");
+        }
+        let segments = &mut reader.segments();
+        while let Some(segment) = segments.next().await.unwrap() {
+            pause(&mut random).await;
+            reader.chunks(&segment).await.unwrap();
+            reader.stored_chunks(&segment).await.unwrap();
+        }
+    }
+}
+
+/// Volumes on snapshots that are deleted at once; their snapshots, and clones of them.
+async fn volumes(world: Rc<World>, mut random: Random) {
+    let store = &world.store;
+    while !world.over.get() {
+        pause(&mut random).await;
+        let Some((base, mut model)) = world.any(&mut random) else {
+            continue;
+        };
+        let name = world.name("v");
+        let mut new = new_volume(&name, model.len());
+        new.from = Some(base.as_str().into());
+        match store.create_volume(new).await {
+            Ok(_) => {}
+            Err(Error::NotFound { .. }) => continue,
+            Err(error) => panic!("{error}"),
+        }
+        world.delete(&base).await;
+        pause(&mut random).await;
+        let volume = store.open_volume(&name.as_str().into()).await.unwrap();
+        for _ in 0..1 + random.below(3) {
+            let block = random.below(model.len() / BLOCK);
+            let bytes = noise(&mut random, 1);
+            model[block * BLOCK..][..BLOCK].copy_from_slice(&bytes);
+            let at = (block * BLOCK) as u64;
+            volume.write(at, bytes.into()).await.unwrap();
+            pause(&mut random).await;
+            if random.below(2) == 0 {
+                let made = world.name("vs");
+                volume.snapshot(&made, BTreeMap::new()).await.unwrap();
+                completed(store, &made).await;
+                world.snapshots.borrow_mut().insert(made, model.clone());
+            }
+        }
+        let cloned = world.name("c");
+        let clone = clone_of(CloneSource::Volume(name.as_str().into()), &cloned);
+        store.clone_volume(clone).await.unwrap();
+        assert!(contents(&volume).await == model, "{name}");
+        drop(volume);
+        store.delete_volume(&name.as_str().into()).await.unwrap();
+        pause(&mut random).await;
+        let volume = store.open_volume(&cloned.as_str().into()).await.unwrap();
+        assert!(contents(&volume).await == model, "{cloned}");
+        drop(volume);
+        store.delete_volume(&cloned.as_str().into()).await.unwrap();
+    }
+}
+
+fn eager() -> GcSettings {
+    GcSettings {
+        rewrite_dead_percent: 1,
+        merge_below_bytes: 64 << 10,
+        ..GcSettings::default()
+    }
+}
+
+async fn collects(world: Rc<World>, mut random: Random, runs: usize) -> GcReport {
+    let mut all = GcReport::default();
+    for _ in 0..runs {
+        let run = world.store.gc_run(eager());
+        if random.below(4) == 0 {
+            let (stopped, ()) = tokio::join!(run, async {
+                pause(&mut random).await;
+                world.store.gc_stop();
+            });
+            stopped.unwrap();
+        } else {
+            let report = run.await.unwrap();
+            assert_eq!(report.kept, []);
+            all.packs_removed += report.packs_removed;
+            all.copied_bytes += report.copied_bytes;
+            all.removed_bytes += report.removed_bytes;
+        }
+        pause(&mut random).await;
+    }
+    world.over.set(true);
+    all
+}
+
+#[test]
+fn whatever_runs_beside_collections_everything_that_is_named_is_whole() {
+    let mut random = Random::new(seed());
+    for _ in 0..3 {
+        let mut machine = Machine::new();
+        machine.pack_bytes_max = 96 << 10;
+        let snapshots = block_on(async {
+            let (store, _) = machine.open().await.unwrap();
+            let world = Rc::new(World {
+                store,
+                snapshots: RefCell::default(),
+                made: Cell::new(0),
+                over: Cell::new(false),
+            });
+            let contents = (0..5).map(|_| {
+                let blocks = 20 + random.below(150);
+                noise(&mut random, blocks)
+            });
+            let contents = Rc::new(contents.collect::<Vec<_>>());
+            let mut of_actor = || Random::new(random.next());
+            let (report, ..) = tokio::join!(
+                collects(Rc::clone(&world), of_actor(), 25),
+                uploads(Rc::clone(&world), of_actor(), Rc::clone(&contents)),
+                uploads(Rc::clone(&world), of_actor(), Rc::clone(&contents)),
+                uploads(Rc::clone(&world), of_actor(), contents),
+                deletes(Rc::clone(&world), of_actor()),
+                deletes(Rc::clone(&world), of_actor()),
+                reads(Rc::clone(&world), of_actor()),
+                volumes(Rc::clone(&world), of_actor()),
+            );
+            assert!(
+                report.packs_removed > 10 && report.copied_bytes > 0,
+                "{report:?}"
+            );
+            settled(&world).await;
+            world.store.close().await.unwrap();
+            world.snapshots.take()
+        });
+        let machine = machine.crash(&mut random);
+        block_on(async {
+            let (store, report) = machine.open().await.unwrap();
+            assert_eq!(report.damage, []);
+            for (name, image) in &snapshots {
+                assert_holds(&store, name, image).await;
+            }
+        });
+    }
+}
+
+/// With nothing beside it, a collection leaves nothing that is dead in sealed packs.
+async fn settled(world: &World) {
+    let store = &world.store;
+    for (name, image) in &*world.snapshots.borrow() {
+        assert_holds(store, name, image).await;
+    }
+    let report = store.gc_run(eager()).await.unwrap();
+    assert_eq!((&*report.held, &*report.kept), (&[][..], &[][..]));
+    for (name, image) in &*world.snapshots.borrow() {
+        assert_holds(store, name, image).await;
+    }
+    let engine = store.engine();
+    assert!(engine.reliance.condemned().is_empty());
+    // Every row points to a record that is there, and names what a root reaches, or points into a
+    // pack that is not sealed.
+    let roots = roots::collect(engine).await.unwrap();
+    let needed = super::space::reach_all(engine, roots.iter().map(|it| it.root)).await;
+    let rows = super::space::rows(engine);
+    for name in &needed {
+        assert!(rows.contains_key(name), "{name} has no row");
+    }
+    let chunks = rows
+        .iter()
+        .filter(|(name, _)| name.kind().pack_kind() == PackKind::Chunks);
+    for (name, place) in chunks {
+        let record = engine.packs.read_record(place, *name).await;
+        record.unwrap_or_else(|error| panic!("{name} at {place:?}: {error}"));
+    }
+    // Deleted as a whole, it takes next to nothing.
+    let names: Vec<_> = world.snapshots.borrow().keys().cloned().collect();
+    let before = store.status().await.unwrap();
+    let mut copies = BTreeMap::new();
+    std::mem::swap(&mut copies, &mut *world.snapshots.borrow_mut());
+    for name in &names[names.len() / 2..] {
+        store.delete_snapshot(&name.as_str().into()).await.unwrap();
+        copies.remove(name);
+    }
+    store.gc_run(eager()).await.unwrap();
+    let after = store.status().await.unwrap();
+    assert!(after.stored_bytes <= before.stored_bytes);
+    for (name, image) in &copies {
+        assert_holds(store, name, image).await;
+    }
+    *world.snapshots.borrow_mut() = copies;
+}
