@@ -110,9 +110,7 @@ impl World {
         self.check_roots(engine, &roots);
         let mut trees = Trees::new();
         for root in &roots {
-            if !trees.contains_key(&root.root) {
-                trees.insert(root.root, reach(engine, root.root).await);
-            }
+            trees.insert(root.root, reach(engine, root.root).await);
         }
         let needed = all_of(&trees, &roots);
         let nodes = rows
