@@ -137,10 +137,10 @@ async fn data_bytes(engine: &Engine) -> Result<u64> {
 
 /// Bits that an estimate takes for each name: needed by others, and by what is deleted.
 const ESTIMATE_BITS: u64 = 2 * MARK_BITS;
-/// Bits that [`Owners`] take for each name.
-const OWNER_BITS: u64 = 16;
 /// Owners whose shared bytes are counted together: one bit for each.
-const OWNERS_COUNTED: usize = OWNER_BITS as usize;
+const OWNERS_COUNTED: usize = 16;
+/// Bits that [`Owners`] take for each name.
+const OWNER_BITS: u64 = OWNERS_COUNTED as u64;
 
 /// Names that one pass of an estimate takes.
 pub(crate) const fn names_of_an_estimate() -> u64 {

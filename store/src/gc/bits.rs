@@ -12,7 +12,8 @@ impl Bits {
         Self((0..len.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Adds a slot. Returns true if it was not there, to one caller. A slot of no name is in no set.
+    /// Adds a slot. Returns true if it was not there, to one caller. A slot that no name has is in
+    /// no set.
     pub(super) fn insert(&self, slot: usize) -> bool {
         let bit = 1 << (slot % 64);
         // Nothing else is published by a bit: whoever needs all of them waits for those who set

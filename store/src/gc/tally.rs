@@ -1,10 +1,10 @@
 //! What each pack holds: records that are needed, and the rest.
 //!
-//! Rows tell of records; the length of a pack tells of the rest. A record without a row is needed by
-//! nobody: the row points to another copy, or it was given up. Such records, and the zeros that
-//! flushes add, are what a sealed pack has between its header and its footer beside the records with
-//! rows. Of a pack that is not sealed this is not known: records behind its rows may be on their
-//! way into the index.
+//! Rows tell of records; the length of a pack tells of the rest. A record without a row is needed
+//! by nobody: the row points to another copy, or it was given up. Such records, and the zeros that
+//! flushes add, are what a sealed pack has between its header and its footer beside the records
+//! with rows. Of a pack that is not sealed this is not known: records behind its rows may be on
+//! their way into the index.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
