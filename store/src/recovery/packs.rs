@@ -1,6 +1,10 @@
 //! Packs after a restart: their ends, and the place where writing continues.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use crate::{
     Damage, Error, Result,
@@ -45,7 +49,8 @@ pub(super) async fn recover(
     // The pack with the highest number may be gone, from the disk and from the index.
     packs.keep_numbers_above(meta.last_pack_number()?);
     let present = packs.list()?;
-    for pack in known.keys().filter(|pack| !present.contains(pack)) {
+    let are_there: HashSet<_> = present.iter().copied().collect();
+    for pack in known.keys().filter(|pack| !are_there.contains(pack)) {
         let mut damage = Damage::missing(format!("pack {pack}"));
         "its file is missing, and the index has records in it".clone_into(&mut damage.problem);
         report.damage.push(damage);

@@ -177,6 +177,7 @@ impl CatalogRecord for SnapshotRecord {
     const KIND: &'static Kind = &Kind::of::<Self>("snapshot", 1, "snapshots")
         .with_labels("names")
         .with_tags("snapshot-tags")
+        .with_roots("snapshot-roots")
         .with_counter(Counter::Snapshots);
 
     fn keys(&self) -> Keys<'_, SnapshotId> {
@@ -189,6 +190,10 @@ impl CatalogRecord for SnapshotRecord {
 
     fn logical_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    fn whole_root(&self) -> Option<RootId> {
+        self.root()
     }
 
     fn encode(&self) -> Vec<u8> {
