@@ -14,6 +14,7 @@ mod checkpoints;
 mod clones;
 mod crash;
 mod crash_fuzz;
+mod deletions;
 mod descriptors;
 mod dropped;
 mod header_only;
