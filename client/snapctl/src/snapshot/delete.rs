@@ -1,11 +1,10 @@
 //! `snapctl snapshot delete`.
 //!
-//! Filters select snapshots first, by the list of the daemon. What is deleted then are the
-//! snapshots of that list, by their ids: no snapshot that matches only later, and none that has
-//! taken over a name.
+//! Filters select snapshots from the list of the daemon. The command then deletes these by their
+//! ids: no snapshot that matches only later, and none that has taken over a name.
 //!
-//! Memory is bounded by what is named on the command line, and some 50 bytes for each snapshot that
-//! filters select.
+//! Memory is proportional to the names on the command line, and takes some 50 bytes for each
+//! snapshot that filters select.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -191,8 +190,8 @@ struct Matching {
 impl Matching {
     fn new(delete: &Delete) -> Self {
         let before = |age| {
-            // Nothing is older than time itself.
             let now = SystemTime::now();
+            // No snapshot is from before 1970.
             now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH)
         };
         Self {
