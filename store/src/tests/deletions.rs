@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Random, block_on,
     pending::{fill, hold_checkpoints, pending},
+    repairs::closed,
     seed, upload,
     volume_data::new_volume,
 };
@@ -129,7 +130,7 @@ fn several_are_deleted_as_one_after_the_other() {
             gone.extend(keys);
         }
         drop(held);
-        store.close().await.unwrap();
+        closed(store).await;
         let (store, report) = Store::open(options).await.unwrap();
         assert!(report.is_clean(), "{report}");
         check(&store, &model).await;
