@@ -399,6 +399,51 @@ fn a_deleted_snapshot_is_gone_and_its_name_is_free() {
 }
 
 #[test]
+fn snapshots_are_deleted_by_filters_and_stay_deleted() {
+    let mut lab = Lab::new();
+    let snapctl = lab.snapctl();
+    let file = lab.image("image", MIB, 44);
+    for (name, tags) in [
+        ("a", &["--tag", "keep=no"][..]),
+        ("b", &["--tag", "keep=no", "--tag", "host=web"]),
+        ("c", &["--tag", "keep=yes"]),
+    ] {
+        snapctl.import_with(&file, name, tags.iter().copied());
+    }
+    let volume = ["volume", "create", "disk", "--size", "1M"];
+    snapctl.run(volume).ok();
+    let pending = [
+        "snapshot", "create", "disk", "--name", "d", "--tag", "keep=no",
+    ];
+    snapctl.run(pending).ok();
+
+    let filter = [
+        "snapshot",
+        "delete",
+        "--tag",
+        "keep=no",
+        "--older-than",
+        "0s",
+    ];
+    let refused = snapctl.run(filter).fails(exit::USAGE);
+    assert!(refused.contains("--yes"), "{refused}");
+    let dry_run = snapctl.json(filter.iter().chain(&["--dry-run"]));
+    assert_eq!(names(&dry_run), ["a", "b", "d"]);
+    let young = ["snapshot", "delete", "--older-than", "1d", "--yes"];
+    assert!(names(&snapctl.json(young)).is_empty());
+    assert_eq!(snapctl.names(), ["a", "b", "c", "d"]);
+
+    let deleted = snapctl.json(filter.iter().chain(&["--tag", "host=web", "--yes"]));
+    assert_eq!(names(&deleted), ["b"]);
+    let deleted = snapctl.json(filter.iter().chain(&["--yes"]));
+    assert_eq!(names(&deleted), ["a", "d"]);
+    lab.varved.kill();
+    lab.restart();
+    assert_eq!(lab.snapctl().names(), ["c"]);
+    lab.assert_content("c", &file);
+}
+
+#[test]
 fn everything_is_there_after_a_restart() {
     let mut lab = Lab::new();
     let files: Vec<_> = (0..3)

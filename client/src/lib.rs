@@ -42,6 +42,7 @@
 //! | restore a full backup | [`Client::upload`], [`FileSource`] |
 //! | restore changes on a full backup | [`Upload::base`], [`PatchSource`] |
 //! | move snapshots without a network | [`Client::export_archive`], [`Client::import_archive`] |
+//! | delete snapshots | [`Client::delete_snapshots`] |
 //! | make snapshots of volumes | [`Client::create_snapshots`], [`Client::wait_for_snapshots`] |
 //! | follow or end a long call | [`Control`] |
 //!
@@ -106,12 +107,14 @@ pub use download::{
     Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use limits::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX};
+pub use limits::{DELETE_SNAPSHOTS_MAX, FETCH_CHUNKS_MAX, FETCH_NODES_MAX};
 pub use progress::Progress;
 pub use read::{ContentExtent, ContentStream, ReadSnapshot};
 pub use remotes::Remote;
 pub use replication::{ChunkRequest, ChunkStream, FetchedChunk, FetchedLeaf};
-pub use snapshots::{Snapshot, SnapshotFilter, SnapshotProgress, SnapshotState, SnapshotVolume};
+pub use snapshots::{
+    Snapshot, SnapshotDeletion, SnapshotFilter, SnapshotProgress, SnapshotState, SnapshotVolume,
+};
 pub use status::Status;
 pub use upload::{
     FileSource, PatchSource, Source, Upload, UploadReport, scratch_file, scratch_name, spool_dir,

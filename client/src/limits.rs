@@ -40,6 +40,8 @@ use varve_content::block::{SEGMENT_BLOCKS, SEGMENT_BYTES};
 
 /// Nodes in one request for nodes, at most.
 pub const FETCH_NODES_MAX: usize = 32;
+/// Snapshots in one request to delete snapshots, at most.
+pub const DELETE_SNAPSHOTS_MAX: usize = 1000;
 /// Chunks in one request for chunks, at most.
 pub const FETCH_CHUNKS_MAX: usize = 4096;
 

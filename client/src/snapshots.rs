@@ -3,15 +3,16 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, TryStreamExt as _, stream};
+use tonic::Code;
 use varve_content::tree::RootId;
 use varve_proto::v1;
 
 use crate::{
     connect::Client,
     convert::{self, system_time, timestamp},
-    error::{Error, Result},
-    limits::LIST_PAGE,
+    error::{Error, ErrorKind, Result},
+    limits::{DELETE_SNAPSHOTS_MAX, LIST_PAGE},
     pages, retry,
 };
 
@@ -105,6 +106,17 @@ pub struct SnapshotFilter {
     pub tags: BTreeMap<String, String>,
 }
 
+/// The deletion of one of several snapshots.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SnapshotDeletion {
+    /// The snapshot, by the name or id that the caller gave.
+    pub snapshot: String,
+    /// The deleted snapshot, or the reason why it was not deleted:
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if it does not exist.
+    pub outcome: Result<Snapshot>,
+}
+
 impl Client {
     /// Lists the snapshots that pass `filter`, by name. Pages are fetched on demand.
     ///
@@ -179,6 +191,68 @@ impl Client {
             .await
             .map_err(|status| Error::rpc(&what, status))?;
         Snapshot::from_proto(&what, deleted.into_inner().deleted)
+    }
+
+    /// Deletes the records of the snapshots with these names or ids, many with each call, and
+    /// returns what became of each, in their order. A snapshot that is named twice is not found the
+    /// second time.
+    ///
+    /// The stream deletes as it is polled. It ends with its first error, one of the connection:
+    /// the snapshots before are deleted, and those of the call that failed may be.
+    pub fn delete_snapshots(
+        &self,
+        snapshots: Vec<String>,
+    ) -> impl Stream<Item = Result<SnapshotDeletion>> + Send + use<> {
+        let first = (self.clone(), snapshots.into_iter());
+        let deletions = stream::try_unfold(first, |(client, mut rest)| async move {
+            let asked = rest.as_slice();
+            let asked = asked.get(..DELETE_SNAPSHOTS_MAX).unwrap_or(asked);
+            if asked.is_empty() {
+                return Ok::<_, Error>(None);
+            }
+            let outcomes = client.delete_some(asked.to_vec()).await?;
+            let deleted: Vec<_> = rest.by_ref().take(outcomes.len()).zip(outcomes).collect();
+            Ok(Some((deleted, (client, rest))))
+        });
+        let deletions = deletions.map_ok(|deleted| {
+            let deleted = deleted
+                .into_iter()
+                .map(|(snapshot, outcome)| SnapshotDeletion { snapshot, outcome });
+            stream::iter(deleted.map(Ok))
+        });
+        deletions.try_flatten()
+    }
+
+    /// One call: outcomes for the first of these snapshots.
+    async fn delete_some(&self, snapshots: Vec<String>) -> Result<Vec<Result<Snapshot>>> {
+        const WHAT: &str = "delete snapshots";
+        let request = v1::DeleteSnapshotsRequest { snapshots };
+        // Not tried again: they may have been deleted by the call whose answer was lost.
+        let answer = retry::while_busy(|| {
+            let (mut service, request) = (self.snapshot_service(), request.clone());
+            async move { service.delete_snapshots(request).await }
+        })
+        .await
+        .map_err(|status| Error::rpc(WHAT, status))?;
+        let outcomes = answer.into_inner().outcomes;
+        if outcomes.is_empty() || outcomes.len() > request.snapshots.len() {
+            let (found, asked) = (outcomes.len(), request.snapshots.len());
+            let why = format!("{found} outcomes for {asked} snapshots");
+            return Err(Error::protocol(WHAT, why));
+        }
+        let outcomes = request.snapshots.iter().zip(outcomes);
+        Ok(outcomes
+            .map(|(snapshot, outcome)| {
+                let what = format!("delete snapshot {snapshot}");
+                match outcome.code {
+                    0 => Snapshot::from_proto(&what, outcome.deleted),
+                    code => {
+                        let kind = ErrorKind::from_code(Code::from_i32(code));
+                        Err(Error::new(kind, what, outcome.message))
+                    }
+                }
+            })
+            .collect())
     }
 
     /// Makes snapshots of the volumes with these names or ids, all of one instant: they are

@@ -66,9 +66,14 @@ pub const PAGE_DEFAULT: usize = 100;
 /// Length at which a page ends early. With all tags at their longest, a full page would take 76 MB,
 /// and gRPC clients accept messages of 4 MiB by default.
 pub const PAGE_BYTES: usize = 2 << 20;
+/// Snapshots in one `DeleteSnapshotsRequest`.
+pub const DELETE_SNAPSHOTS_MAX: usize = varve_client::DELETE_SNAPSHOTS_MAX;
 /// Length of a snapshot's or volume's name or id in a request. A longer one cannot exist: names
 /// have at most [`varve_store::limits::NAME_CHARS_MAX`] characters, all ASCII.
 pub const KEY_BYTES_MAX: usize = 1024;
+/// Resources of one operation that the log names: all volumes of a group of snapshots, and the
+/// group.
+pub const RESOURCES_LOGGED_MAX: usize = varve_store::limits::INSTANT_VOLUMES_MAX + 1;
 /// Characters of a request's text that an error or the log repeats.
 pub const QUOTED_CHARS_MAX: usize = 80;
 
@@ -270,6 +275,18 @@ const _: () = assert!(PAGE_BYTES + SMALL_MESSAGE_BYTES_MAX <= ANSWER_BYTES_MAX);
 const _: () = assert!(UPLOAD_MESSAGE_BYTES <= UPLOAD_BYTES_IN_FLIGHT);
 const _: () = assert!(PUT_GROUP_BYTES + SEGMENT_BYTES <= varve_store::limits::INGEST_PLAIN_BYTES);
 const _: () = assert!(PAGE_DEFAULT <= varve_store::limits::PAGE_MAX);
+// Names of the greatest length, each with a few bytes of its own.
+const _: () = assert!(
+    DELETE_SNAPSHOTS_MAX * (varve_store::limits::NAME_CHARS_MAX + 8) <= SMALL_MESSAGE_BYTES_MAX
+);
+// An answer has the deleted records and some 768 bytes more for each outcome, with the reason why a
+// pending snapshot waits. It repeats the names of what does not exist.
+const _: () = assert!(
+    varve_store::limits::DELETED_RECORDS_BYTES_MAX
+        + 768 * DELETE_SNAPSHOTS_MAX
+        + 2 * SMALL_MESSAGE_BYTES_MAX
+        <= ANSWER_BYTES_MAX
+);
 // The default of gRPC clients.
 const _: () = assert!(varve_store::limits::REMOTES_MAX * (5 * REMOTE_TEXT_BYTES_MAX) < 4 << 20);
 const _: () = assert!(

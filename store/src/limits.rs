@@ -276,6 +276,9 @@ pub const TAG_VALUE_CHARS_MAX: usize = 255;
 pub const PAGE_MAX: usize = 1000;
 /// The same for queries: one more than a page, which shows if there is another page.
 pub const LIST_MAX: usize = PAGE_MAX + 1;
+/// Bytes of the records of snapshots that one change of the catalog deletes. The index holds the
+/// keys and tags of all of them in memory meanwhile.
+pub const DELETED_RECORDS_BYTES_MAX: usize = 1 << 20;
 /// Records that a list examines in one job: some 0.3 ms, for which a read of a guest may have to
 /// wait.
 pub const LIST_SLICE_RECORDS: usize = 64;

@@ -231,6 +231,13 @@ impl SnapshotService for Served {
         no()
     }
 
+    async fn delete_snapshots(
+        &self,
+        _: Request<v1::DeleteSnapshotsRequest>,
+    ) -> Result<Response<v1::DeleteSnapshotsResponse>, Status> {
+        no()
+    }
+
     async fn tag_snapshot(
         &self,
         _: Request<v1::TagSnapshotRequest>,

@@ -57,6 +57,10 @@ pub struct State {
     pub fetched_nodes: usize,
     pub fetched_chunks: usize,
     pub volumes: BTreeMap<String, v1::Volume>,
+    /// Snapshots that others delete just before several are deleted.
+    pub deleted_meanwhile: Vec<String>,
+    /// Calls that delete several snapshots.
+    pub deletions: usize,
     /// The states that the daemon reports of the next snapshot, one after the other.
     pub snapshot_course: Vec<v1::Snapshot>,
     /// The states that the daemon reports of each copy, one after the other.
@@ -90,6 +94,8 @@ pub struct Manners {
     pub spoil_chunk: fn(v1::Chunk) -> v1::Chunk,
     /// And so are all messages of an answer with chunks.
     pub spoil_chunks: fn(Vec<v1::FetchChunksResponse>) -> Vec<v1::FetchChunksResponse>,
+    /// Snapshots that one call deletes, at most.
+    pub deletions_max: usize,
     /// Differences between snapshots, as they are told.
     pub differences: fn() -> Vec<v1::DiffSnapshotsResponse>,
     /// Calls, by their names in the protocol, that are answered this much later.
@@ -109,6 +115,7 @@ impl Default for Manners {
             spoil_node: |node| node,
             spoil_chunk: |chunk| chunk,
             spoil_chunks: |answers| answers,
+            deletions_max: 1000,
             differences: snapshots::differences,
             slow: &[],
             compression: Compression::Zstd,

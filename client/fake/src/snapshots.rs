@@ -7,7 +7,7 @@ use varve_proto::v1::{
     self, snapshot_service_server::SnapshotService, status_service_server::StatusService,
 };
 
-use super::{Answers, Service};
+use super::{Answers, Service, State};
 
 /// Some differences, in two messages.
 pub(crate) fn differences() -> Vec<v1::DiffSnapshotsResponse> {
@@ -29,6 +29,22 @@ pub(crate) fn differences() -> Vec<v1::DiffSnapshotsResponse> {
     ]
 }
 
+impl State {
+    /// The name of the snapshot with this name or id.
+    fn snapshot_name(&self, key: &str) -> Result<String, Status> {
+        let mut all = self.snapshots.iter();
+        let found = all.find(|(name, (snapshot, _))| *name == key || snapshot.id == key);
+        let (name, _) = found.ok_or_else(|| Status::not_found(format!("no snapshot {key}")))?;
+        Ok(name.clone())
+    }
+
+    fn remove_snapshot(&mut self, key: &str) -> Result<v1::Snapshot, Status> {
+        let name = self.snapshot_name(key)?;
+        let (snapshot, _) = self.snapshots.remove(&name).unwrap();
+        Ok(snapshot)
+    }
+}
+
 #[tonic::async_trait]
 impl SnapshotService for Service {
     async fn list_snapshots(
@@ -44,6 +60,10 @@ impl SnapshotService for Service {
             .map(|(snapshot, _)| snapshot)
             .filter(|snapshot| snapshot.name.starts_with(&request.name_prefix))
             .filter(|snapshot| snapshot.name > request.page_token)
+            .filter(|snapshot| {
+                let mut tags = request.tags.iter();
+                tags.all(|(key, value)| snapshot.tags.get(key) == Some(value))
+            })
             .cloned()
             .collect();
         let mut next_page_token = String::new();
@@ -67,11 +87,8 @@ impl SnapshotService for Service {
         if !state.snapshot_course.is_empty() {
             return Ok(Response::new(state.snapshot_course.remove(0)));
         }
-        let (snapshot, _) = state
-            .snapshots
-            .get(&name)
-            .ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
-        Ok(Response::new(snapshot.clone()))
+        let name = state.snapshot_name(&name)?;
+        Ok(Response::new(state.snapshots[&name].0.clone()))
     }
 
     async fn create_snapshots(
@@ -99,11 +116,36 @@ impl SnapshotService for Service {
         request: Request<v1::DeleteSnapshotRequest>,
     ) -> Result<Response<v1::DeleteSnapshotResponse>, Status> {
         let name = request.into_inner().snapshot;
-        let removed = self.state().snapshots.remove(&name);
-        let (snapshot, _) =
-            removed.ok_or_else(|| Status::not_found(format!("no snapshot {name}")))?;
+        let deleted = self.state().remove_snapshot(&name)?;
         Ok(Response::new(v1::DeleteSnapshotResponse {
-            deleted: Some(snapshot),
+            deleted: Some(deleted),
+        }))
+    }
+
+    async fn delete_snapshots(
+        &self,
+        request: Request<v1::DeleteSnapshotsRequest>,
+    ) -> Result<Response<v1::DeleteSnapshotsResponse>, Status> {
+        let names = request.into_inner().snapshots;
+        let mut state = self.state();
+        state.deletions += 1;
+        for name in std::mem::take(&mut state.deleted_meanwhile) {
+            state.snapshots.remove(&name);
+        }
+        let first = names.iter().take(self.manners.deletions_max);
+        let outcomes = first.map(|name| match state.remove_snapshot(name) {
+            Ok(deleted) => v1::SnapshotDeletion {
+                deleted: Some(deleted),
+                ..v1::SnapshotDeletion::default()
+            },
+            Err(status) => v1::SnapshotDeletion {
+                code: status.code().into(),
+                message: status.message().to_owned(),
+                deleted: None,
+            },
+        });
+        Ok(Response::new(v1::DeleteSnapshotsResponse {
+            outcomes: outcomes.collect(),
         }))
     }
 

@@ -189,6 +189,11 @@ pub(crate) fn tell(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "{}", printable(&text.to_string()));
 }
 
+/// Asks people something on standard error. The answer comes on the same line.
+pub(crate) fn ask(text: impl std::fmt::Display) {
+    let _ = write!(io::stderr(), "{}", printable(&text.to_string()));
+}
+
 /// Writes one JSON value.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)

@@ -82,6 +82,64 @@ async fn a_snapshot_is_tagged_and_deleted() {
     assert_eq!(error.to_string(), "delete snapshot base: no snapshot base");
 }
 
+#[tokio::test]
+async fn many_are_deleted_with_few_calls() {
+    let manners = Manners {
+        deletions_max: 300,
+        ..Manners::default()
+    };
+    let daemon = FakeDaemon::start(manners);
+    let names: Vec<_> = (0..650).map(|number| format!("s{number:03}")).collect();
+    for name in &names {
+        daemon.plant(name, 4096, &[]);
+    }
+    let client = daemon.client().await;
+    let mut wanted = names.clone();
+    wanted.insert(400, "none".to_owned());
+    wanted.push("snap-s001".to_owned());
+    let deletions: Vec<_> = client
+        .delete_snapshots(wanted.clone())
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(daemon.state().deletions, 3);
+    assert!(daemon.state().snapshots.is_empty());
+    assert_eq!(deletions.len(), wanted.len());
+    for (deletion, wanted) in deletions.into_iter().zip(wanted) {
+        assert_eq!(deletion.snapshot, wanted);
+        match deletion.outcome {
+            Ok(deleted) => assert_eq!(deleted.name, wanted),
+            Err(error) => {
+                assert!(["none", "snap-s001"].contains(&&*wanted), "{error}");
+                assert_eq!(error.kind(), ErrorKind::NotFound);
+                let says = format!("delete snapshot {wanted}: no snapshot {wanted}");
+                assert_eq!(error.to_string(), says);
+            }
+        }
+    }
+    let none: Vec<_> = client
+        .delete_snapshots(Vec::new())
+        .try_collect()
+        .await
+        .unwrap();
+    assert!(none.is_empty() && daemon.state().deletions == 3);
+}
+
+/// A daemon that answers nothing would be asked for ever.
+#[tokio::test]
+async fn an_answer_without_outcomes_is_an_error() {
+    let manners = Manners {
+        deletions_max: 0,
+        ..Manners::default()
+    };
+    let daemon = FakeDaemon::start(manners);
+    let client = daemon.client().await;
+    let deletions = client.delete_snapshots(vec!["a".to_owned()]);
+    let error = deletions.try_collect::<Vec<_>>().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert!(error.why().contains("0 outcomes for 1"), "{error}");
+}
+
 /// A reason is told once, and another one again.
 #[tokio::test]
 async fn whoever_waits_for_a_snapshot_is_told_why_it_is_tried_again() {

@@ -39,6 +39,7 @@ actions! {
     GetSnapshot,
     CreateSnapshots,
     DeleteSnapshot,
+    DeleteSnapshots,
     TagSnapshot,
     DiffSnapshots,
     VerifySnapshot,
@@ -120,11 +121,14 @@ struct Listed<'a>(&'a [Resource<'a>]);
 
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, resource) in self.0.iter().enumerate() {
+        for (number, resource) in self.0.iter().take(limits::RESOURCES_LOGGED_MAX).enumerate() {
             let comma = if number == 0 { "" } else { ", " };
             write!(f, "{comma}{resource}")?;
         }
-        Ok(())
+        match self.0.len().saturating_sub(limits::RESOURCES_LOGGED_MAX) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
     }
 }
 
@@ -196,6 +200,17 @@ impl Attempt {
     /// For a stream of requests: only its first message says what it is about.
     pub(crate) fn is_on(&mut self, on: &[Resource<'_>]) {
         self.on = Listed(on).to_string();
+    }
+
+    /// A part of an operation on many resources, with a line of its own: the one on these.
+    pub(crate) fn part(&self, on: &[Resource<'_>]) -> Self {
+        Self {
+            caller: self.caller,
+            action: self.action,
+            on: Listed(on).to_string(),
+            started: self.started,
+            state: State::Ended,
+        }
     }
 
     /// From now on a task does the work, even if the caller goes.

@@ -71,6 +71,18 @@ impl SnapshotService for Snapshots {
         .await
     }
 
+    async fn delete_snapshots(
+        &self,
+        request: Request<v1::DeleteSnapshotsRequest>,
+    ) -> Result<Response<v1::DeleteSnapshotsResponse>, Status> {
+        let (caller, request) = calls::opened(request)?;
+        let deleted = self.0.delete_snapshots(&caller, request.snapshots);
+        calls::answer(deleted, |outcomes| v1::DeleteSnapshotsResponse {
+            outcomes: outcomes.into_iter().map(convert::deletion).collect(),
+        })
+        .await
+    }
+
     async fn tag_snapshot(
         &self,
         request: Request<v1::TagSnapshotRequest>,

@@ -13,6 +13,23 @@ pub(super) fn snapshot_key(field: &'static str, text: &str) -> Result<SnapshotKe
     Ok(text.into())
 }
 
+/// The names or ids of snapshots to be deleted.
+pub(super) fn snapshot_keys(texts: &[String]) -> Result<Vec<SnapshotKey>> {
+    const FIELD: &str = "snapshots";
+    if texts.is_empty() {
+        let problem = "it is empty, names or ids of snapshots are asked for";
+        return Err(Error::field(FIELD, problem));
+    }
+    at_most(
+        FIELD,
+        "snapshots",
+        texts.len(),
+        limits::DELETE_SNAPSHOTS_MAX,
+    )?;
+    let keys = texts.iter().map(|text| snapshot_key(FIELD, text));
+    keys.collect()
+}
+
 /// The name or id of a volume in a request.
 pub(super) fn volume_key(text: &str) -> Result<VolumeKey> {
     check_key("volume", "volume", text)?;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use tokio::time;
 use varve_store::{
-    DiffExtent, NewSnapshots, SnapshotDiff, SnapshotProgress, SnapshotRecord, SnapshotState,
-    SnapshotVerify, VerifyProgress, Violation,
+    DiffExtent, NewSnapshots, Result as StoreResult, SnapshotDiff, SnapshotProgress,
+    SnapshotRecord, SnapshotState, SnapshotVerify, VerifyProgress, Violation,
 };
 
 use super::{
@@ -133,16 +133,29 @@ impl Service {
         let store = self.store().clone();
         let change = async move { Ok(store.delete_snapshot(&key?).await?) };
         let call = (caller, Action::DeleteSnapshot);
-        let deleted = self.change(call, &on, change, |attempt, deleted: &SnapshotRecord| {
-            done!(
-                attempt,
-                id = %deleted.id,
-                name = deleted.name,
-                size_bytes = deleted.size_bytes,
-                "snapshot deleted"
-            );
-        });
+        let deleted = self.change(call, &on, change, tell_one_deleted);
         Ok(self.described(deleted.await?))
+    }
+
+    /// Deletes the first ones of these snapshots, as many as one change of the catalog has room
+    /// for. Gives an outcome for each of them: what the snapshot was, or why it is not deleted.
+    pub(crate) async fn delete_snapshots(
+        &self,
+        caller: &Caller,
+        keys: Vec<String>,
+    ) -> Result<Vec<Result<Snapshot>>> {
+        let on: Vec<_> = keys.iter().map(|key| Resource::Snapshot(key)).collect();
+        let wanted = request::snapshot_keys(&keys);
+        let store = self.store().clone();
+        let change = async move { Ok(store.delete_snapshots(wanted?).await?) };
+        let call = (caller, Action::DeleteSnapshots);
+        let tell = {
+            let keys = keys.clone();
+            move |attempt: &Attempt, outcomes: &Vec<_>| tell_deleted(attempt, &keys, outcomes)
+        };
+        let outcomes = self.change(call, &on, change, tell).await?.into_iter();
+        let outcomes = outcomes.map(|outcome| Ok(self.described(outcome?)));
+        Ok(outcomes.collect())
     }
 
     /// Changes a snapshot's tags.
@@ -221,6 +234,27 @@ impl Service {
         };
         Snapshot { record, progress }
     }
+}
+
+/// Logs each deletion of several, as if it had been asked for alone.
+fn tell_deleted(attempt: &Attempt, keys: &[String], outcomes: &[StoreResult<SnapshotRecord>]) {
+    for (key, outcome) in keys.iter().zip(outcomes) {
+        let part = attempt.part(&[Resource::Snapshot(key)]);
+        match outcome {
+            Ok(deleted) => tell_one_deleted(&part, deleted),
+            Err(error) => part.fail(error),
+        }
+    }
+}
+
+fn tell_one_deleted(attempt: &Attempt, deleted: &SnapshotRecord) {
+    done!(
+        attempt,
+        id = %deleted.id,
+        name = deleted.name,
+        size_bytes = deleted.size_bytes,
+        "snapshot deleted"
+    );
 }
 
 /// Logs a snapshot of a volume.

@@ -433,3 +433,50 @@ async fn a_name_that_begins_like_that_of_an_export_can_be_cloned() {
     let cloned = clone("volume/x", "e").await.unwrap();
     assert_eq!(cloned.size_bytes, 2 << 20);
 }
+
+#[tokio::test]
+async fn each_of_several_deletions_is_one_line_by_the_name_or_id_that_was_given() {
+    let log = Captured::new();
+    let fixture = Fixture::new().await;
+    let (service, caller) = (&fixture.service, &fixture.caller);
+    fixture.volume("db").await;
+    let mut ids = Vec::new();
+    for name in ["t1", "t2"] {
+        let new = SnapshotsRequest {
+            volumes: vec!["db".to_owned()],
+            name: name.to_owned(),
+            tags: BTreeMap::new(),
+        };
+        let made = service.create_snapshots(caller, new).await.unwrap();
+        ids.push(made[0].record.id.to_string());
+    }
+    let keys = ["none", "t1", &ids[1]].map(str::to_owned).to_vec();
+    let outcomes = service.delete_snapshots(caller, keys).await.unwrap();
+    let is_deleted: Vec<_> = outcomes.iter().map(Result::is_ok).collect();
+    assert_eq!(is_deleted, [false, true, true]);
+    let mut lines = log.lines();
+    lines.retain(|line| line.contains("call=\"DeleteSnapshots\""));
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    for (line, (says, on, name)) in lines.iter().zip([
+        ("call refused", "none", ""),
+        ("snapshot deleted", "t1", "name=\"t1\""),
+        ("snapshot deleted", &ids[1], "name=\"t2\""),
+    ]) {
+        let on = format!("on=\"snapshot {on}\"");
+        assert!(
+            line.contains(says) && line.contains(&on) && line.contains(name),
+            "{line}"
+        );
+        assert!(line.contains(&format!("caller={caller}")), "{line}");
+    }
+
+    for keys in [vec![], vec![String::new()]] {
+        let refused = service.delete_snapshots(caller, keys).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
+    }
+    let many = vec!["t".to_owned(); limits::DELETE_SNAPSHOTS_MAX + 1];
+    let refused = service.delete_snapshots(caller, many).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::OutOfRange, "{refused}");
+    let line = log.line("1001 snapshots");
+    assert!(line.contains("snapshot t and 984 more"), "{line}");
+}

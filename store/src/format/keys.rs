@@ -8,15 +8,17 @@
 //! | [`records`](super::record::Kind) of a kind | id: 9 bytes, or a remote's name | the record's bytes |
 //! | [`labels`](super::record::Kind) of a kind | label: name or id, UTF-8 | id |
 //! | [`tags`](super::record::Kind) of a kind | key and value of a tag, each with a 0 behind it, and label | id |
+//! | [`roots`](super::record::Kind) of a kind | root of the content, 32 bytes, and id | id |
 //! | [`META`] | [`IDENTITY`] | [`Identity`] |
 //! | | [`CATALOG_SEQUENCE`] | number of the last catalog log record that is in here, 8 bytes |
 //! | | [`LAST_PACK_NUMBER`] | the highest number of a pack when the state of one was removed, 8 bytes; absent before |
 //! | | [`TOTALS`] | [`Totals`] |
 //! | | [`TAGS_INDEXED`] | nothing; there once all tags are in their families |
+//! | | [`ROOTS_INDEXED`] | nothing; there once all roots are in their families |
 //!
 //! The [record formats](super::record) name the column families of each kind. An index that is
 //! older than a kind lacks its families, and opens as one without such records. The families of
-//! tags are filled when an older index is opened.
+//! tags and of roots are filled when an older index is opened.
 //!
 //! RocksDB keeps a checksum of its own over each block, so values have none.
 
@@ -58,6 +60,8 @@ pub const LAST_PACK_NUMBER: &[u8] = b"last-pack-number";
 pub const TOTALS: &[u8] = b"totals";
 /// Key of the mark that all tags are in their families.
 pub const TAGS_INDEXED: &[u8] = b"tags-indexed";
+/// Key of the mark that all roots are in their families.
+pub const ROOTS_INDEXED: &[u8] = b"roots-indexed";
 
 /// First byte of every value but ids and [`Totals`].
 const VERSION: u8 = 1;

@@ -1,5 +1,7 @@
 //! The contract of a catalog, and typed access to the records of one kind.
 
+use varve_content::RootId;
+
 use crate::{
     Error, Result,
     format::{
@@ -26,6 +28,14 @@ pub trait Catalog {
     ///
     /// If the catalog cannot be read.
     fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>>;
+
+    /// A record of that kind that has all of the content with that
+    /// [root](CatalogRecord::whole_root).
+    ///
+    /// # Errors
+    ///
+    /// If the catalog cannot be read.
+    fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>>;
 
     /// Records of a kind that pass a filter, with list keys from `from` on. `steps`, at least one,
     /// bounds the number of records examined.
@@ -102,6 +112,17 @@ pub trait Records: Catalog {
     /// If the catalog cannot be read.
     fn get_named<R: CatalogRecord>(&self, name: &str) -> Result<Option<R>> {
         let entry = self.entry_named(R::KIND, name)?;
+        let record = entry.map(|entry| entry.record().map_err(undecodable));
+        record.transpose()
+    }
+
+    /// A record that has all of the content with that root.
+    ///
+    /// # Errors
+    ///
+    /// If the catalog cannot be read.
+    fn get_of_root<R: CatalogRecord>(&self, root: RootId) -> Result<Option<R>> {
+        let entry = self.entry_of_root(R::KIND, root)?;
         let record = entry.map(|entry| entry.record().map_err(undecodable));
         record.transpose()
     }

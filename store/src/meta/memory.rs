@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, ops::ControlFlow};
 
 use parking_lot::Mutex;
+use varve_content::RootId;
 
 use super::{
     Batch, Catalog, Filter, Index, IndexView, Meta, Outcome, PackPhase, PackState, Page, Totals,
@@ -170,6 +171,14 @@ impl Catalog for MemoryMeta {
         let model = self.0.lock();
         let mut records = model.records(kind);
         let found = records.find(|it| it.keys.name.as_deref() == Some(name));
+        Ok(found.map(|it| it.entry.clone()))
+    }
+
+    fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
+        let model = self.0.lock();
+        let has_roots = kind.roots.is_some();
+        let mut records = model.records(kind);
+        let found = records.find(|it| has_roots && it.keys.root == Some(root));
         Ok(found.map(|it| it.entry.clone()))
     }
 

@@ -1,6 +1,11 @@
 //! Packs after a restart: their ends, and the place where writing continues.
 
-use std::{collections::HashMap, io::ErrorKind, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    io::ErrorKind,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use crate::{
     Damage, Error, Result,
@@ -46,7 +51,8 @@ pub(super) async fn recover(
     packs.keep_numbers_above(meta.last_pack_number()?);
     remove_emptied(packs, meta, &mut known).await?;
     let present = packs.list()?;
-    for pack in known.keys().filter(|pack| !present.contains(pack)) {
+    let are_there: HashSet<_> = present.iter().copied().collect();
+    for pack in known.keys().filter(|pack| !are_there.contains(pack)) {
         let mut damage = Damage::missing(format!("pack {pack}"));
         "its file is missing, and the index has records in it".clone_into(&mut damage.problem);
         report.damage.push(damage);

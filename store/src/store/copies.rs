@@ -6,10 +6,10 @@ use varve_content::RootId;
 
 use super::Store;
 use crate::{
-    ListQuery, Result, SnapshotRecord,
+    Result, SnapshotRecord,
+    engine::Priority,
     format::Change,
-    limits,
-    meta::{CopyId, CopyRecord, Meta},
+    meta::{CopyId, CopyRecord, Meta, Records as _},
 };
 
 impl Store {
@@ -26,20 +26,8 @@ impl Store {
     ///
     /// Those of reading the catalog.
     pub async fn snapshot_of(&self, root: RootId) -> Result<Option<SnapshotRecord>> {
-        let mut query = ListQuery {
-            limit: limits::PAGE_MAX,
-            ..ListQuery::default()
-        };
-        loop {
-            let page = self.list_snapshots(query.clone()).await?;
-            let Some(last) = page.last() else {
-                return Ok(None);
-            };
-            query.after_name = Some(last.label().into_owned());
-            if let Some(found) = page.into_iter().find(|record| record.root() == Some(root)) {
-                return Ok(Some(found));
-            }
-        }
+        let find = move |meta: &dyn Meta| meta.get_of_root(root);
+        self.engine.meta(Priority::Read, find).await
     }
 
     /// Writes a copy's record, durably.

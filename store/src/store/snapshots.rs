@@ -41,6 +41,22 @@ impl Store {
         self.volumes.delete_snapshot(key).await
     }
 
+    /// Deletes snapshots as [`delete_snapshot`](Self::delete_snapshot) does, in one change of the
+    /// catalog: the first ones of `keys`, as many as one change has room for, and at least one.
+    /// Returns an outcome for each of these, in their order: the deleted record, or
+    /// [`Error::NotFound`](crate::Error::NotFound). A snapshot that is named twice is not found the
+    /// second time.
+    ///
+    /// # Errors
+    ///
+    /// Those of changing the catalog. No snapshot is deleted then.
+    pub async fn delete_snapshots(
+        &self,
+        keys: Vec<SnapshotKey>,
+    ) -> Result<Vec<Result<SnapshotRecord>>> {
+        self.volumes.delete_snapshots(keys).await
+    }
+
     /// Sets and removes tags of a snapshot, in one step. A tag that is both set and removed is set.
     ///
     /// # Errors

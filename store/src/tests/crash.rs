@@ -8,7 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use varve_content::codec::Compression;
+use varve_content::{RootId, codec::Compression};
 
 use super::{Random, assert_holds, block_on, random_image, scribble, seed, upload};
 use crate::{
@@ -85,6 +85,9 @@ impl Catalog for PowerlessMeta {
     }
     fn entry_named(&self, kind: &'static Kind, name: &str) -> Result<Option<Entry>> {
         self.applied.entry_named(kind, name)
+    }
+    fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
+        self.applied.entry_of_root(kind, root)
     }
     fn entries(
         &self,

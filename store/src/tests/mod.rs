@@ -15,6 +15,7 @@ mod clones;
 mod collections;
 mod crash;
 mod crash_fuzz;
+mod deletions;
 mod descriptors;
 mod dropped;
 mod header_only;

@@ -10,6 +10,7 @@
 mod commands;
 mod copies;
 mod cut_off;
+mod deletions;
 mod endings;
 mod formats;
 mod grammar;

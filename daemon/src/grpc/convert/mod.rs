@@ -19,9 +19,9 @@ pub(super) use self::{
         new_upload, node, node_key, range_part, root, stored_chunk, verify_state,
     },
     records::{
-        copy, copy_source, estimate, list_copies, list_snapshots, list_volumes, new_clone,
-        new_copy, new_remote, new_snapshots, new_volume, remote, snapshot, status, volume,
-        volume_details,
+        copy, copy_source, deletion, estimate, list_copies, list_snapshots, list_volumes,
+        new_clone, new_copy, new_remote, new_snapshots, new_volume, remote, snapshot, status,
+        volume, volume_details,
     },
 };
 use crate::service::{Error, Result};

@@ -6,9 +6,12 @@ use varve_proto::v1;
 use varve_store::{RemoteRecord, SnapshotState, VolumeRecord, VolumeStatus};
 
 use super::{root_bytes, timestamp};
-use crate::service::{
-    CloneRequest, CopySource, CopyState, CopyStatus, Error, Estimate, ListRequest, NewCopy, Result,
-    Snapshot, SnapshotsRequest, Status, VolumeDetails, VolumeRequest,
+use crate::{
+    grpc::calls,
+    service::{
+        CloneRequest, CopySource, CopyState, CopyStatus, Error, Estimate, ListRequest, NewCopy,
+        Result, Snapshot, SnapshotsRequest, Status, VolumeDetails, VolumeRequest,
+    },
 };
 
 /// A snapshot, with how far it has come if it is pending.
@@ -47,6 +50,24 @@ pub(in crate::grpc) fn snapshot(snapshot: Snapshot) -> v1::Snapshot {
             total_bytes: bytes(progress.segments_total),
         }),
         failure,
+    }
+}
+
+/// What became of a snapshot that was to be deleted.
+pub(in crate::grpc) fn deletion(outcome: Result<Snapshot>) -> v1::SnapshotDeletion {
+    match outcome {
+        Ok(deleted) => v1::SnapshotDeletion {
+            deleted: Some(snapshot(deleted)),
+            ..v1::SnapshotDeletion::default()
+        },
+        Err(error) => {
+            let status = calls::status(error);
+            v1::SnapshotDeletion {
+                deleted: None,
+                code: status.code().into(),
+                message: status.message().to_owned(),
+            }
+        }
     }
 }
 

@@ -79,6 +79,10 @@ impl Method {
                 "CloneVolume" | "DeleteVolume" | "AttachVolume" | "DetachVolume",
             )
             | ("varve.v1.CopyService", "EstimateCopy") => LONG,
+            ("varve.v1.SnapshotService", "DeleteSnapshots") => Self {
+                answer_bytes: limits::ANSWER_BYTES_MAX as u64,
+                ..LONG
+            },
             ("varve.v1.SnapshotService", "ListSnapshots")
             | ("varve.v1.VolumeService", "ListVolumes" | "GetVolume")
             | ("varve.v1.CopyService", "ListCopies")

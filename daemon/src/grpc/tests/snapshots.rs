@@ -181,6 +181,41 @@ async fn a_deleted_snapshot_is_gone_and_its_name_free() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn several_are_deleted_and_what_does_not_exist_is_told() {
+    let daemon = Daemon::start().await;
+    let volume = noise(1, 1 << 20);
+    let a = daemon.upload("a", &volume).await;
+    let b = daemon.upload("b", &volume).await;
+    daemon.upload("kept", &volume).await;
+    let request = v1::DeleteSnapshotsRequest {
+        snapshots: ["a", "none", &b.id, "b"].map(str::to_owned).into(),
+    };
+    let answer = daemon.snapshots().delete_snapshots(request).await.unwrap();
+    let outcomes = answer.into_inner().outcomes;
+    let is_gone = |name: &str| v1::SnapshotDeletion {
+        deleted: None,
+        code: Code::NotFound.into(),
+        message: format!("snapshot {name:?} not found"),
+    };
+    let deleted = |snapshot| v1::SnapshotDeletion {
+        deleted: Some(snapshot),
+        ..v1::SnapshotDeletion::default()
+    };
+    assert_eq!(outcomes[0], deleted(a));
+    assert_eq!(outcomes[1], is_gone("none"));
+    assert_eq!(outcomes[2], deleted(b));
+    assert_eq!(outcomes[3], is_gone("b"));
+    assert_eq!(daemon.names().await, ["kept"]);
+    let refused = daemon
+        .snapshots()
+        .delete_snapshots(v1::DeleteSnapshotsRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn differences_are_told_with_neighbours_joined() {
     let daemon = Daemon::start().await;
     let base = sparse_volume(1);

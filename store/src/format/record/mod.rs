@@ -58,6 +58,12 @@ pub trait CatalogRecord: Clone + Debug + PartialEq + Send + Sync + 'static {
     /// has to say so: garbage collection takes all content that no record names.
     fn roots(&self) -> Vec<RootId>;
 
+    /// The root of its content, if it has all of it: a key that finds the record, if its kind has a
+    /// family for that.
+    fn whole_root(&self) -> Option<RootId> {
+        None
+    }
+
     /// Its id.
     fn id(&self) -> Self::Id {
         self.keys().id
@@ -150,6 +156,8 @@ pub struct Kind {
     pub labels: Option<&'static str>,
     /// Column family of the ids, by tag and label.
     pub tags: Option<&'static str>,
+    /// Column family of the ids, by [root](CatalogRecord::whole_root) and id.
+    pub roots: Option<&'static str>,
     /// The total that counts its records.
     pub counter: Counter,
     keys: fn(&[u8]) -> Result<OwnedKeys, FormatError>,
@@ -179,6 +187,7 @@ impl Kind {
             records,
             labels: None,
             tags: None,
+            roots: None,
             counter: Counter::None,
             keys: owned_keys::<R>,
             key_of_field: key_of_field::<R>,
@@ -199,6 +208,13 @@ impl Kind {
         self
     }
 
+    /// The same, found by their roots.
+    #[must_use]
+    pub const fn with_roots(mut self, family: &'static str) -> Self {
+        self.roots = Some(family);
+        self
+    }
+
     /// The same, and counted.
     #[must_use]
     pub const fn with_counter(mut self, counter: Counter) -> Self {
@@ -214,7 +230,7 @@ impl Kind {
 
     /// Its column families.
     pub fn families(&self) -> impl Iterator<Item = &'static str> + use<> {
-        [Some(self.records), self.labels, self.tags]
+        [Some(self.records), self.labels, self.tags, self.roots]
             .into_iter()
             .flatten()
     }
@@ -264,6 +280,8 @@ pub struct OwnedKeys {
     pub name: Option<String>,
     /// Its tags.
     pub tags: Tags,
+    /// The root of its content, if it has all of it.
+    pub root: Option<RootId>,
     /// Bytes that the record adds to the sizes of snapshots.
     pub logical_bytes: u64,
     /// See [`CatalogRecord::roots`].
@@ -286,6 +304,7 @@ fn owned_keys<R: CatalogRecord>(bytes: &[u8]) -> Result<OwnedKeys, FormatError> 
         shown_id: keys.id.to_string(),
         name: keys.name.map(str::to_owned),
         tags: keys.tags.cloned().unwrap_or_default(),
+        root: record.whole_root(),
         logical_bytes: record.logical_bytes(),
         roots: record.roots(),
     })

@@ -177,6 +177,7 @@ impl CatalogRecord for SnapshotRecord {
     const KIND: &'static Kind = &Kind::of::<Self>("snapshot", 1, "snapshots")
         .with_labels("names")
         .with_tags("snapshot-tags")
+        .with_roots("snapshot-roots")
         .with_counter(Counter::Snapshots);
 
     fn keys(&self) -> Keys<'_, SnapshotId> {
@@ -194,6 +195,10 @@ impl CatalogRecord for SnapshotRecord {
     /// A pending snapshot has none: its content is the base of its volume, and the journal.
     fn roots(&self) -> Vec<RootId> {
         self.root().into_iter().collect()
+    }
+
+    fn whole_root(&self) -> Option<RootId> {
+        self.root()
     }
 
     fn encode(&self) -> Vec<u8> {

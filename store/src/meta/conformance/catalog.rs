@@ -76,6 +76,35 @@ pub(super) fn an_id_is_nobodys_name(meta: &dyn Meta) {
     assert_eq!(error.to_string(), "snapshot \"none\" not found");
 }
 
+pub(super) fn completed_snapshots_are_found_by_their_roots(meta: &dyn Meta) {
+    let with = |number, state| SnapshotRecord {
+        state,
+        ..snapshot(number, &number.to_string())
+    };
+    let pending = with(1, SnapshotState::Pending);
+    let first = with(2, snapshot_state(7));
+    let second = with(3, snapshot_state(7));
+    put_snapshots(
+        meta,
+        [pending, first.clone(), second.clone(), snapshot(8, "8")],
+    );
+    assert_eq!(of_root(meta, 1), None);
+    assert_eq!(of_root(meta, 7), Some(first));
+    assert_eq!(of_root(meta, 8), Some(snapshot(8, "8")));
+    // One is deleted, one gets another root, and one is completed.
+    let gone = Change::delete::<SnapshotRecord>(&snapshot_id(2));
+    meta.apply(changes(meta, [gone]), false).unwrap();
+    assert_eq!(of_root(meta, 7), Some(second));
+    let completed = with(1, snapshot_state(1));
+    put_snapshots(meta, [with(3, snapshot_state(6)), completed.clone()]);
+    assert_eq!(of_root(meta, 7), None);
+    assert_eq!(of_root(meta, 1), Some(completed));
+    // Volumes are not found so.
+    put_volumes(meta, [volume(9, "9")]);
+    let root = RootId::from_bytes([9; 32]);
+    assert_eq!(meta.get_of_root::<VolumeRecord>(root).unwrap(), None);
+}
+
 fn note(number: u8, name: &str, text: &str) -> Note {
     Note {
         id: RecordId::<OfNote>::from_low_bits([number; 9]),

@@ -77,6 +77,7 @@ over_every_meta!(
     records_without_names_are_listed_by_their_ids,
     a_prefix_passes_over_records_without_names,
     an_id_is_nobodys_name,
+    completed_snapshots_are_found_by_their_roots,
     a_kind_that_only_tests_have_is_kept_like_all,
 );
 
@@ -125,17 +126,27 @@ pub(super) fn snapshot(number: u8, name: &str) -> SnapshotRecord {
         owner: AccountId::ADMINISTRATOR,
         description: String::new(),
         size_bytes: 1000 + u64::from(number),
-        state: SnapshotState::Completed(SnapshotContent {
-            root: RootId::from_bytes([number; 32]),
-            data_bytes: 500,
-            new_bytes: 2,
-            stored_bytes: 3,
-        }),
+        state: snapshot_state(number),
         created_at_ns: 1,
         tags: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
         origin: None,
         parent: None,
     }
+}
+
+/// Completed, with a root of that number.
+pub(super) fn snapshot_state(root: u8) -> SnapshotState {
+    SnapshotState::Completed(SnapshotContent {
+        root: RootId::from_bytes([root; 32]),
+        data_bytes: 500,
+        new_bytes: 2,
+        stored_bytes: 3,
+    })
+}
+
+/// A snapshot that has all of the content with a root of that number.
+pub(super) fn of_root(meta: &dyn Meta, root: u8) -> Option<SnapshotRecord> {
+    meta.get_of_root(RootId::from_bytes([root; 32])).unwrap()
 }
 
 pub(super) fn volume_id(number: u8) -> VolumeId {

@@ -99,6 +99,7 @@ fn any_change() -> impl Strategy<Value = Change> {
             Change::put(&SnapshotRecord {
                 size_bytes: size_bytes.into(),
                 tags: tags_of(size_bytes),
+                state: state_of(size_bytes),
                 ..snapshot(number, name)
             })
         }),
@@ -112,6 +113,14 @@ fn any_change() -> impl Strategy<Value = Change> {
         }),
         2 => (0..VOLUMES).prop_map(|number| Change::delete::<VolumeRecord>(&volume_id(number))),
     ]
+}
+
+/// Pending, or completed with one of few roots.
+fn state_of(number: u32) -> SnapshotState {
+    match number.to_le_bytes()[0] % 4 {
+        3 => SnapshotState::Pending,
+        root => snapshot_state(root),
+    }
 }
 
 /// One change, or several together.
@@ -204,6 +213,7 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             )
         })
         .collect();
+    let by_root: Vec<_> = (0..4).map(|root| of_root(meta, root)).collect();
     (
         (
             meta.totals().unwrap(),
@@ -211,7 +221,7 @@ fn answers(meta: &dyn Meta) -> impl PartialEq + std::fmt::Debug + use<> {
             meta.pack_states().unwrap(),
         ),
         meta.lookup(&names).unwrap(),
-        (pages, by_tags, by_name, by_id),
+        (pages, by_tags, by_name, by_id, by_root),
     )
 }
 

@@ -92,6 +92,7 @@ impl Database {
         let mut write = WriteBatch::default();
         write.put_cf(family, keys::IDENTITY, keys::Identity { store }.encode());
         write.put_cf(family, keys::TAGS_INDEXED, []);
+        write.put_cf(family, keys::ROOTS_INDEXED, []);
         self.put(write, true)?;
         self.db
             .flush_cf(family)

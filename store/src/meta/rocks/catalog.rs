@@ -1,8 +1,10 @@
-//! The catalog: records by id, ids by label, and ids by tag, alike for all kinds.
+//! The catalog: records by id; ids by label, by tag and by root; alike for all kinds.
 
 use std::collections::BTreeMap;
 
 use rocksdb::{DB, DBRawIterator, Direction, IteratorMode, SnapshotWithThreadMode, WriteBatch};
+
+use varve_content::RootId;
 
 use super::{
     Database, REMEDY, RocksMeta,
@@ -20,27 +22,36 @@ use crate::{
     meta::{Catalog, Filter, Page, Totals, behind},
 };
 
-/// Index entries of tags that are written at once where an index gets them that had none.
-const TAGS_BATCH_BYTES: usize = 1 << 20;
+/// Entries that are written at once where an index gets a family that it lacked.
+const FILL_BATCH_BYTES: usize = 1 << 20;
 
 /// The keys of a record's tags.
-fn tag_keys(record: &OwnedKeys) -> impl Iterator<Item = Vec<u8>> {
+fn tag_keys(record: &OwnedKeys) -> Vec<Vec<u8>> {
     let label = record.label().as_bytes();
     let tags = record.tags.iter();
-    tags.map(move |(key, value)| [&*keys::tag_prefix(key, value), label].concat())
+    let keys = tags.map(|(key, value)| [&*keys::tag_prefix(key, value), label].concat());
+    keys.collect()
 }
 
-/// The label of the first record from `from` on that has a tag, and its id.
-fn first_tagged(
-    labels: &mut DBRawIterator<'_>,
-    tag: &[u8],
+/// The key of a record's root, if it has one.
+fn root_keys(record: &OwnedKeys) -> Vec<Vec<u8>> {
+    let root = record.root.iter();
+    root.map(|root| [root.as_bytes(), &*record.id].concat())
+        .collect()
+}
+
+/// The first key of a family that begins with `prefix`, from `from` behind that on: what is behind
+/// the prefix, and the id.
+fn first_behind(
+    entries: &mut DBRawIterator<'_>,
+    prefix: &[u8],
     from: &[u8],
 ) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
-    labels.seek([tag, from].concat());
-    labels.status().map_err(unreadable)?;
-    Ok(labels.item().and_then(|(key, id)| {
-        let label = key.strip_prefix(tag)?;
-        Some((label.to_vec(), id.to_vec()))
+    entries.seek([prefix, from].concat());
+    entries.status().map_err(unreadable)?;
+    Ok(entries.item().and_then(|(key, id)| {
+        let rest = key.strip_prefix(prefix)?;
+        Some((rest.to_vec(), id.to_vec()))
     }))
 }
 
@@ -136,7 +147,7 @@ impl Lists<'_> {
             let mut last: Option<(Vec<u8>, Vec<u8>)> = None;
             let mut is_one = true;
             for (tag, labels) in &mut wanted {
-                let Some(found) = first_tagged(labels, tag, &from)? else {
+                let Some(found) = first_behind(labels, tag, &from)? else {
                     return Ok(page);
                 };
                 is_one &= last.as_ref().is_none_or(|(label, _)| *label == found.0);
@@ -208,33 +219,59 @@ impl Database {
         }
     }
 
-    /// Fills the families of tags, in an index from before there were any. It is cut short without
+    /// Fills the families of tags and of roots in an index from before there were any.
+    pub(super) fn fill_families(&self) -> Result<()> {
+        self.fill(keys::TAGS_INDEXED, |kind| kind.tags, tag_keys)?;
+        self.fill(keys::ROOTS_INDEXED, |kind| kind.roots, root_keys)
+    }
+
+    /// Fills a family of each kind, unless `mark` says that this is done. It is cut short without
     /// harm: it is done again then.
-    pub(super) fn index_tags(&self) -> Result<()> {
-        for kind in self.kinds.iter() {
-            if let Some(tags) = kind.tags {
-                self.index_tags_of(kind, tags)?;
-            }
+    fn fill(
+        &self,
+        mark: &[u8],
+        family_of: fn(&Kind) -> Option<&'static str>,
+        keys_in: fn(&OwnedKeys) -> Vec<Vec<u8>>,
+    ) -> Result<()> {
+        if self.get(keys::META, mark)?.is_some() {
+            return Ok(());
         }
         let mut write = WriteBatch::default();
-        write.put_cf(self.family(keys::META)?, keys::TAGS_INDEXED, []);
+        for kind in self.kinds.iter() {
+            let Some(family) = family_of(kind) else {
+                continue;
+            };
+            let (records, family) = (self.family(kind.records)?, self.family(family)?);
+            for entry in self.db.iterator_cf(records, IteratorMode::Start) {
+                let (_, value) = entry.map_err(unreadable)?;
+                let record = keys_of(&Entry::new(kind, value.into_vec()))?;
+                for key in keys_in(&record) {
+                    write.put_cf(family, key, &record.id);
+                }
+                if write.size_in_bytes() >= FILL_BATCH_BYTES {
+                    self.put(std::mem::take(&mut write), false)?;
+                }
+            }
+        }
+        write.put_cf(self.family(keys::META)?, mark, []);
         self.put(write, true)
     }
 
-    fn index_tags_of(&self, kind: &'static Kind, tags: &'static str) -> Result<()> {
-        let (records, tags) = (self.family(kind.records)?, self.family(tags)?);
-        let mut write = WriteBatch::default();
-        for entry in self.db.iterator_cf(records, IteratorMode::Start) {
-            let (_, value) = entry.map_err(unreadable)?;
-            let record = keys_of(&Entry::new(kind, value.into_vec()))?;
-            for key in tag_keys(&record) {
-                write.put_cf(tags, key, &record.id);
-            }
-            if write.size_in_bytes() >= TAGS_BATCH_BYTES {
-                self.put(std::mem::take(&mut write), false)?;
-            }
+    fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
+        let Some(family) = kind.roots else {
+            return Ok(None);
+        };
+        let lists = Lists {
+            database: self,
+            view: self.db.snapshot(),
+            kind,
+            filter: &Filter::default(),
+        };
+        let mut ids = lists.view.raw_iterator_cf(self.family(family)?);
+        match first_behind(&mut ids, root.as_bytes(), &[])? {
+            Some((_, id)) => lists.record(&id, "root"),
+            None => Ok(None),
         }
-        self.put(write, false)
     }
 
     pub(super) fn add_catalog(
@@ -264,6 +301,10 @@ impl Catalog for RocksMeta {
         self.reading(|database| database.entry_named(kind, name))
     }
 
+    fn entry_of_root(&self, kind: &'static Kind, root: RootId) -> Result<Option<Entry>> {
+        self.reading(|database| database.entry_of_root(kind, root))
+    }
+
     fn entries(
         &self,
         kind: &'static Kind,
@@ -287,7 +328,7 @@ struct Changes<'a> {
     database: &'a Database,
     /// By the numbers of their kinds, and by id.
     records: BTreeMap<(u8, Vec<u8>), Changed>,
-    /// Ids by family and key: of labels, and of tags.
+    /// Ids by family and key: of labels, of tags, and of roots.
     ids: BTreeMap<(&'static str, Vec<u8>), Option<Vec<u8>>>,
 }
 
@@ -322,9 +363,15 @@ impl<'a> Changes<'a> {
             let label = record.label().as_bytes().to_vec();
             self.ids.insert((labels, label), id.map(<[u8]>::to_vec));
         }
-        if let Some(tags) = kind.tags {
-            let keys = tag_keys(record).map(|key| ((tags, key), id.map(<[u8]>::to_vec)));
-            self.ids.extend(keys);
+        for (family, keys) in [
+            (kind.tags, tag_keys(record)),
+            (kind.roots, root_keys(record)),
+        ] {
+            if let Some(family) = family {
+                let keys = keys.into_iter();
+                let keys = keys.map(|key| ((family, key), id.map(<[u8]>::to_vec)));
+                self.ids.extend(keys);
+            }
         }
     }
 

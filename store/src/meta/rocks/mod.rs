@@ -200,9 +200,7 @@ impl Database {
                 identity.store
             )));
         }
-        if database.get(keys::META, keys::TAGS_INDEXED)?.is_none() {
-            database.index_tags()?;
-        }
+        database.fill_families()?;
         let known = Known {
             totals: match database.get(keys::META, keys::TOTALS)? {
                 Some(value) => Totals::decode(&value).map_err(undecodable)?,

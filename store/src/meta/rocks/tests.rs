@@ -135,7 +135,7 @@ fn an_index_from_before_there_were_volumes_copies_and_remotes_is_opened() {
 }
 
 #[test]
-fn an_index_from_before_tags_were_indexed_gets_them_when_it_is_opened() {
+fn an_index_that_lacks_families_of_tags_and_roots_gets_them_when_it_is_opened() {
     let directory = tempfile::tempdir().unwrap();
     let path = index_in(&directory);
     let tags = |value: &str| BTreeMap::from([("tier".to_owned(), value.to_owned())]);
@@ -156,8 +156,12 @@ fn an_index_from_before_tags_were_indexed_gets_them_when_it_is_opened() {
     let database = database_of(&mut meta);
     database.db.drop_cf("volume-tags").unwrap();
     database.db.drop_cf("snapshot-tags").unwrap();
+    database.db.drop_cf("snapshot-roots").unwrap();
     let family = database.family(keys::META).unwrap();
-    database.db.delete_cf(family, keys::TAGS_INDEXED).unwrap();
+    let marks = [keys::TAGS_INDEXED, keys::ROOTS_INDEXED];
+    for mark in marks {
+        database.db.delete_cf(family, mark).unwrap();
+    }
     drop(meta);
 
     // The second time there is nothing to do.
@@ -173,13 +177,12 @@ fn an_index_from_before_tags_were_indexed_gets_them_when_it_is_opened() {
         assert_eq!(volumes("tin"), whole(vec![]));
         assert_eq!(snapshots("tin"), whole(vec![tin.clone()]));
         assert_eq!(snapshots("gold"), whole(vec![]));
+        let root = tin.root().unwrap();
+        assert_eq!(meta.get_of_root(root).unwrap(), Some(tin.clone()));
         let database = meta.database().unwrap();
-        assert!(
-            database
-                .get(keys::META, keys::TAGS_INDEXED)
-                .unwrap()
-                .is_some()
-        );
+        for mark in marks {
+            assert!(database.get(keys::META, mark).unwrap().is_some());
+        }
     }
 }
 

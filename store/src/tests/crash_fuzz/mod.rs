@@ -412,14 +412,20 @@ impl World {
                     model.states.push(larger);
                 }
                 23 => {
-                    let Some((snapshot, content)) = self.snapshots.pop_last() else {
+                    let mut group = BTreeMap::new();
+                    for _ in 0..1 + self.random.below(3) {
+                        group.extend(self.snapshots.pop_last());
+                    }
+                    if group.is_empty() {
                         continue;
-                    };
-                    self.log(format!("delete {snapshot}"));
+                    }
+                    let keys: Vec<_> = group.keys().map(|name| name.as_str().into()).collect();
+                    self.log(format!("delete {keys:?}"));
                     may_reopen = false;
-                    let group = BTreeMap::from([(snapshot.clone(), content)]);
                     self.snapshots_perhaps.push(group);
-                    store.delete_snapshot(&snapshot.as_str().into()).await?;
+                    for outcome in store.delete_snapshots(keys).await? {
+                        outcome?;
+                    }
                     self.snapshots_perhaps.pop();
                 }
                 // One that was cancelled may keep its volume open for a while, which takes nothing

@@ -18,6 +18,7 @@
 //! reason, and is retried. A snapshot that can never be completed fails, and keeps its record with
 //! the reason until it is deleted.
 
+mod delete;
 mod progress;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -261,31 +262,6 @@ impl Volumes {
             }
         }
         Ok(waits)
-    }
-
-    /// Deletes a snapshot's record. Readers that have it open go on, and so do volumes that were
-    /// made from it. A pending snapshot is cancelled: its volume stays as it is.
-    pub(crate) async fn delete_snapshot(&self, key: &SnapshotKey) -> Result<SnapshotRecord> {
-        let record = self.snapshot(key).await?;
-        let id = record.id;
-        let pending = &self.pending_snapshots;
-        let delete = move |meta: &dyn Meta| {
-            let record = SnapshotRecord::find(meta, &Key::Id(id))?;
-            let mut changes = vec![Change::delete::<SnapshotRecord>(&id)];
-            if record.state == SnapshotState::Pending
-                && let Some(volume) = volume_of(meta, &record)?
-            {
-                changes.push(Change::put(&without(volume, id)));
-            }
-            Ok((changes, record))
-        };
-        let deleted = self.engine.commit.change((), delete).await?;
-        if let Some(progress) = pending.get(id) {
-            progress.cancel();
-        }
-        let deleted = pending.see(deleted);
-        pending.remove(id);
-        Ok(deleted)
     }
 }
 

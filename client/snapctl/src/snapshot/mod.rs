@@ -1,5 +1,7 @@
 //! `snapctl snapshot`.
 
+mod delete;
+
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use clap::{Args, Subcommand};
@@ -10,6 +12,7 @@ use varve_client::{
     ChangeKind, ChangedExtent, Client, Control, SnapshotFilter, VerifyReport, Violation,
 };
 
+use self::delete::Delete;
 use crate::{
     Options,
     exit::Failure,
@@ -34,13 +37,9 @@ pub(crate) enum Snapshot {
         /// Name or id
         snapshot: String,
     },
-    /// Delete snapshots one by one; this cancels a pending snapshot
+    /// Delete snapshots that are named, or all that match filters; this cancels pending snapshots
     #[command(visible_alias = "rm")]
-    Delete {
-        /// Names or ids
-        #[arg(required = true, value_name = "SNAPSHOT")]
-        snapshots: Vec<String>,
-    },
+    Delete(Delete),
     /// Set and remove tags of a snapshot
     Tag(Tag),
     /// Show where two snapshots differ, related or not
@@ -103,6 +102,9 @@ pub(crate) struct Diff {
 
 impl Snapshot {
     pub(crate) async fn run(self, options: &Options) -> Result<(), Failure> {
+        if let Self::Delete(delete) = &self {
+            delete.check(options)?;
+        }
         let client = options.connect().await?;
         match self {
             Self::Create(create) => create.run(&client, options).await,
@@ -111,7 +113,7 @@ impl Snapshot {
                 let snapshot = options.named.snapshot(&client, &snapshot).await?;
                 show(&client.snapshot(&snapshot).await?, options)
             }
-            Self::Delete { snapshots } => delete(&snapshots, &client, options).await,
+            Self::Delete(delete) => delete.run(&client, options).await,
             Self::Tag(Tag {
                 snapshot,
                 tags,
@@ -165,26 +167,6 @@ impl Create {
             }),
             (several, output) => table(several, output),
         }
-    }
-}
-
-/// Stops at the first snapshot that cannot be deleted.
-async fn delete(names: &[String], client: &Client, options: &Options) -> Result<(), Failure> {
-    let mut all = Vec::with_capacity(names.len());
-    for name in names {
-        let name = options.named.snapshot(client, name).await?;
-        let deleted = client.delete_snapshot(&name).await?;
-        if options.output != Output::Json {
-            output::line(format_args!("deleted {} ({})", deleted.name, deleted.id))?;
-        }
-        all.push(deleted);
-    }
-    match (&*all, options.output) {
-        ([one], Output::Json) => output::json(&SnapshotJson::from(one)),
-        (several, Output::Json) => output::json(&ListJson {
-            snapshots: several.iter().map(SnapshotJson::from).collect(),
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -1,0 +1,159 @@
+//! Starts, memory, lists and status of `varved` on a large store.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use varve_content::BLOCK_BYTES;
+use varve_proto::v1::{DeleteSnapshotsRequest, GetStatusRequest, ListSnapshotsRequest};
+use varve_tests::{daemon::Varved, random::Random, rpc::Rpc};
+
+use crate::{Failure, report};
+
+/// Snapshots in one page.
+const PAGE: u32 = 1000;
+/// Questions for the status.
+const STATUS_CALLS: usize = 100;
+/// New data before the daemon is killed: most of a pack is not sealed then, and is read at the next
+/// start.
+const UPLOAD_BYTES: usize = 192 << 20;
+
+/// Measures the daemon on a store.
+pub(crate) fn measure(dir: &Path, delete: bool) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    // The first start may have something to recover.
+    Varved::start(dir).stop();
+    let (mut varved, took) = started(dir);
+    report::seconds("start after a clean stop", took);
+    report::mebibytes("memory after the start", resident_bytes(&varved)?);
+    let rpc = runtime.block_on(Rpc::connect(&varved));
+    runtime.block_on(async {
+        status(&rpc).await?;
+        for (what, tags) in [
+            ("list, no filter", &[][..]),
+            ("list with a tag that half of them have", &[("keep", "no")]),
+            ("list with a tag that 100 have", &[("host", "host-0042")]),
+            (
+                "list with two tags",
+                &[("keep", "no"), ("class", "class-3")],
+            ),
+        ] {
+            report::milliseconds(&format!("{what}, a page"), pages(&rpc, tags).await?.0);
+        }
+        Ok::<_, Failure>(())
+    })?;
+    report::mebibytes("memory after lists", resident_bytes(&varved)?);
+    upload(dir, &varved)?;
+    varved.kill();
+    let (mut varved, took) = started(dir);
+    report::seconds("start after SIGKILL", took);
+    report::mebibytes("memory after that start", resident_bytes(&varved)?);
+    if delete {
+        let rpc = runtime.block_on(Rpc::connect(&varved));
+        runtime.block_on(deletions(&rpc))?;
+        report::mebibytes("memory after deletions", resident_bytes(&varved)?);
+    }
+    report::mebibytes("most memory", varved.peak_memory_bytes());
+    varved.stop();
+    Ok(())
+}
+
+fn started(dir: &Path) -> (Varved, Duration) {
+    let begun = Instant::now();
+    let varved = Varved::start(dir);
+    (varved, begun.elapsed())
+}
+
+fn resident_bytes(varved: &Varved) -> Result<u64, Failure> {
+    let status = fs::read_to_string(format!("/proc/{}/status", varved.id()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    Ok(kib.ok_or("no VmRSS in its status")?.trim().parse::<u64>()? << 10)
+}
+
+async fn status(rpc: &Rpc) -> Result<(), Failure> {
+    let mut all = Vec::with_capacity(STATUS_CALLS);
+    for _ in 0..STATUS_CALLS {
+        let begun = Instant::now();
+        rpc.status.clone().get_status(GetStatusRequest {}).await?;
+        all.push(begun.elapsed());
+    }
+    report::milliseconds("status", all);
+    Ok(())
+}
+
+/// Lists all pages. Returns the time of each, and the ids.
+async fn pages(rpc: &Rpc, tags: &[(&str, &str)]) -> Result<(Vec<Duration>, Vec<String>), Failure> {
+    let tags = tags
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let tags: BTreeMap<_, _> = tags.collect();
+    let (mut all, mut ids, mut page_token) = (Vec::new(), Vec::new(), String::new());
+    loop {
+        let request = ListSnapshotsRequest {
+            page_size: PAGE,
+            page_token,
+            tags: tags.clone(),
+            ..ListSnapshotsRequest::default()
+        };
+        let begun = Instant::now();
+        let page = rpc.snapshots.clone().list_snapshots(request).await?;
+        all.push(begun.elapsed());
+        let page = page.into_inner();
+        ids.extend(page.snapshots.into_iter().map(|snapshot| snapshot.id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok((all, ids));
+        }
+    }
+}
+
+/// Imports an image that no chunk of the store is in.
+fn upload(dir: &Path, varved: &Varved) -> Result<(), Failure> {
+    let path = dir.with_extension("image");
+    let seed = u64::from(varved.id());
+    report::line("seed of the image that is uploaded", seed);
+    let mut random = Random::seeded(seed);
+    let mut image = File::create(&path)?;
+    let mut block = [0; BLOCK_BYTES];
+    for _ in 0..UPLOAD_BYTES / BLOCK_BYTES {
+        random.fill(&mut block);
+        image.write_all(&block)?;
+    }
+    drop(image);
+    let name = format!("uploaded-{seed}");
+    let imported = varved.snapctl().import(&path, &name);
+    fs::remove_file(&path)?;
+    report::mebibytes("uploaded before SIGKILL", imported.new_bytes());
+    Ok(())
+}
+
+/// Deletes half of the snapshots.
+async fn deletions(rpc: &Rpc) -> Result<(), Failure> {
+    let (_, ids) = pages(rpc, &[("keep", "no")]).await?;
+    let begun = Instant::now();
+    let (mut all, mut rest) = (Vec::new(), &*ids);
+    while !rest.is_empty() {
+        let (some, _) = rest.split_at(rest.len().min(PAGE as usize));
+        let request = DeleteSnapshotsRequest {
+            snapshots: some.to_vec(),
+        };
+        let begun = Instant::now();
+        let answer = rpc.snapshots.clone().delete_snapshots(request).await?;
+        all.push(begun.elapsed());
+        let outcomes = answer.into_inner().outcomes.len();
+        rest = rest.get(outcomes..).ok_or("more outcomes than snapshots")?;
+    }
+    report::milliseconds("deletion of 1000 snapshots", all);
+    report::seconds(
+        &format!("deletion of {} snapshots", ids.len()),
+        begun.elapsed(),
+    );
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! Lines of figures.
+
+use std::{fmt, time::Duration};
+
+/// Prints a figure.
+pub(crate) fn line(what: &str, figure: impl fmt::Display) {
+    println!("{what:<48} {figure}");
+}
+
+/// Prints a duration.
+pub(crate) fn seconds(what: &str, took: Duration) {
+    line(what, format_args!("{:.3} s", took.as_secs_f64()));
+}
+
+/// Prints the median and the longest of several durations.
+pub(crate) fn milliseconds(what: &str, mut all: Vec<Duration>) {
+    all.sort_unstable();
+    let ms = |took: Option<&Duration>| took.map_or(0.0, |took| took.as_secs_f64() * 1000.0);
+    let (median, longest) = (ms(all.get(all.len() / 2)), ms(all.last()));
+    let count = all.len();
+    line(
+        what,
+        format_args!("{median:.1} ms, longest {longest:.1} ms, of {count}"),
+    );
+}
+
+/// Prints a size in memory.
+pub(crate) fn mebibytes(what: &str, bytes: u64) {
+    line(what, format_args!("{} MiB", bytes >> 20));
+}
