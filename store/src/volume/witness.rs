@@ -11,7 +11,7 @@ use super::Volumes;
 use crate::{
     Result,
     format::{Change, catalog_log::LOG_RECORD_BYTES_MAX, journal::first_sequence_of},
-    meta::{Meta, VolumeId, VolumeRecord},
+    meta::{Lookup as _, Meta, VolumeId, VolumeRecord},
 };
 
 /// A closed journal, and the number of its last batch.
