@@ -39,6 +39,15 @@ pub(crate) struct Lost {
     pub(crate) rest: Option<LogReader>,
 }
 
+/// A finding of [`DamagedLog::pass`], in the order of the log.
+#[derive(Debug)]
+pub(crate) enum Seen<'a> {
+    /// Something that cannot be read.
+    Damage,
+    /// A change of the record with this number, behind the first damage.
+    Change(u64, &'a Change),
+}
+
 impl DamagedLog {
     /// Opens a log.
     ///
@@ -71,16 +80,13 @@ impl DamagedLog {
         self.header.as_ref()
     }
 
-    /// Goes through the log. `look` is shown the changes of each record behind the first damage,
-    /// with the record's number.
+    /// Goes through the log. `look` is shown each damage, and the changes of all records behind the
+    /// first one.
     ///
     /// # Errors
     ///
     /// [`Error::Incompatible`] for a record of a later version, those of reading, and of `look`.
-    pub(crate) async fn pass(
-        &self,
-        mut look: impl FnMut(u64, &Change) -> Result<()>,
-    ) -> Result<Lost> {
+    pub(crate) async fn pass(&self, mut look: impl FnMut(Seen<'_>) -> Result<()>) -> Result<Lost> {
         let header = self
             .header
             .unwrap_or(LogHeader::without_checkpoint(self.store));
@@ -92,6 +98,7 @@ impl DamagedLog {
         };
         let mut is_damaged = self.header.is_none();
         if is_damaged {
+            look(Seen::Damage)?;
             reader = match self.go_on(reader.position(), &mut lost).await? {
                 Some(reader) => reader,
                 None => return Ok(lost),
@@ -104,13 +111,14 @@ impl DamagedLog {
                 Ok(Some(Piece::Records(records))) if is_damaged => {
                     for (sequence, record) in &records {
                         for change in record.changes() {
-                            look(*sequence, change)?;
+                            look(Seen::Change(*sequence, change))?;
                         }
                     }
                 }
                 Ok(Some(Piece::Records(_))) => {}
                 Err(Error::Damaged(_)) => {
                     is_damaged = true;
+                    look(Seen::Damage)?;
                     // An error leaves the reader in front of what it could not read.
                     let at = reader.position();
                     let behind = Position {

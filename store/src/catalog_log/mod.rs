@@ -22,7 +22,7 @@ mod reader;
 
 pub(crate) use self::{
     checkpoint::{NewLog, Source, abandon, begin_checkpoint},
-    damaged::DamagedLog,
+    damaged::{DamagedLog, Seen},
     deletions::{Deletions, journals},
     found::{Checked, FoundLog, Rest},
     log::{CatalogLog, Switch},

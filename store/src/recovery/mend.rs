@@ -27,7 +27,9 @@ use std::{
 
 use crate::{
     Damage, Error, Result,
-    catalog_log::{DamagedLog, Deletions, FoundLog, NewLog, abandon, begin_checkpoint, journals},
+    catalog_log::{
+        DamagedLog, Deletions, FoundLog, NewLog, Seen, abandon, begin_checkpoint, journals,
+    },
     format::{Change, Kinds, StoreId, names},
     io::Disk,
     meta::{Catalog, Meta},
@@ -109,7 +111,7 @@ impl Mender<'_> {
     ) -> Result<std::result::Result<(PathBuf, PathBuf), Unfit>> {
         let path = names::catalog_log(self.dir);
         let log = DamagedLog::open(self.disk, &path, self.store).await?;
-        let by_log = match self.from_earlier_log(&log).await? {
+        let by_log = match self.by_earlier_log(&log).await? {
             Ok(new) => {
                 return self
                     .put_in_place(new, names::catalog_log_old(self.dir))
@@ -123,17 +125,14 @@ impl Mender<'_> {
                 "{by_log}; there is no old index that can be read"
             )));
         };
-        Ok(match self.from_index(&log, old).await? {
+        Ok(match self.by_index(&log, old).await? {
             Ok(new) => Ok(self.put_in_place(new, names::index(self.dir)).await?),
             Err(by_index) => Err(format!("{by_log}; {by_index}")),
         })
     }
 
     /// The log that the last checkpoint replaced, and the records behind that checkpoint.
-    async fn from_earlier_log(
-        &self,
-        log: &DamagedLog,
-    ) -> Result<std::result::Result<NewLog, Unfit>> {
+    async fn by_earlier_log(&self, log: &DamagedLog) -> Result<std::result::Result<NewLog, Unfit>> {
         let path = names::catalog_log_old(self.dir);
         let unfit = |why: &dyn fmt::Display| Ok(Err(format!("{}: {why}", path.display())));
         let Some(header) = log.header().filter(|header| header.generation() > 0) else {
@@ -167,7 +166,7 @@ impl Mender<'_> {
                 header.base_sequence()
             ));
         }
-        let lost = log.pass(|_, _| Ok(())).await?;
+        let lost = log.pass(|_| Ok(())).await?;
         if lost.last_sequence > last {
             return unfit(&format_args!(
                 "it ends with record {last}, and record {} cannot be read, either",
@@ -181,7 +180,7 @@ impl Mender<'_> {
     }
 
     /// The old index's catalog, and the records that it has not applied.
-    async fn from_index(
+    async fn by_index(
         &self,
         log: &DamagedLog,
         old: &Arc<dyn Meta>,
@@ -190,10 +189,16 @@ impl Mender<'_> {
         let mut deletions = Deletions::of(journals(&**self.disk, self.dir)?);
         let mut differing = Differing::default();
         let lost = log
-            .pass(|sequence, change| {
-                deletions.note(change);
-                if sequence <= applied {
-                    differing.note(&**old, change)?;
+            .pass(|seen| {
+                match seen {
+                    // A difference so far may be the work of what cannot be read.
+                    Seen::Damage => differing.0.clear(),
+                    Seen::Change(sequence, change) => {
+                        deletions.note(change);
+                        if sequence <= applied {
+                            differing.note(&**old, change)?;
+                        }
+                    }
                 }
                 Ok(())
             })

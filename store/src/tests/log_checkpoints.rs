@@ -546,8 +546,10 @@ fn a_log_is_replaced_when_it_is_long_and_several_times_its_checkpoint() {
             old > 4 * (checkpoint_bytes - 8192) && count > 3,
             "{count} changes"
         );
-        // After a restart as before.
         store.close().await.unwrap();
+    });
+    // After a restart as before.
+    block_on(async {
         let (store, _) = machine.open().await.unwrap();
         let engine = store.engine();
         assert_eq!(engine.checkpoint_log(0, 4).await.unwrap(), None);

@@ -128,7 +128,7 @@ fn a_damaged_checkpoint_is_mended_from_the_log_before_it() {
     let (whole, expected) = machine(true, 150);
     let first = offset_of(&whole, header(&whole, &log_path()).base_sequence() + 1);
     let places = (4096..first)
-        .step_by(997)
+        .step_by(9973)
         .chain([first - 4096, first - 4090, first - 1]);
     for at in places {
         let context = format!("byte {at} of {first}");
@@ -203,7 +203,7 @@ fn a_damaged_record_is_mended_from_the_index() {
         let base = header(&whole, &log_path()).base_sequence();
         let last = base + 30;
         for number in base + 1..last {
-            for byte in [1, 8, 20, 33] {
+            for byte in [1, 33] {
                 let context = format!("byte {byte} of record {number}");
                 let mut machine = whole.copy();
                 let at = offset_of(&machine, number);
