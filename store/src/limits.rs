@@ -238,7 +238,7 @@ pub const FREE_BYTES_MIN: u64 = 64 << 20;
 pub const EPOCH_FREE_BYTES_MIN: u64 = FREE_BYTES_MIN / 4;
 
 /// Bytes of the catalog log beyond which it is replaced by one that begins with a checkpoint. A
-/// start reads the whole log; so much takes it a tenth of a second.
+/// start reads the whole log.
 pub const LOG_CHECKPOINT_BYTES: u64 = 64 << 20;
 /// The log also has to be longer than so many times its checkpoint. So all checkpoints together
 /// write less than a third of what the changes of the catalog do.

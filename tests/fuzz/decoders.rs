@@ -8,10 +8,7 @@ use varve_nbd::wire::{self, Framing};
 use varve_store::format::{
     CatalogRecord as _, CopyRecord, Kinds, Location, OwnerRecord, PackId, RemoteRecord,
     SnapshotRecord, VolumeId, VolumeRecord,
-    catalog_log::{
-        self, Found, LOG_ALIGN, LogHeader, Position,
-        checkpoint::{BlockReader, BlockWriter, Part},
-    },
+    catalog_log::{self, Found, LOG_ALIGN, LogHeader, Position},
     journal::{Descriptor, FileHeader, JOURNAL_BLOCK_BYTES},
     keys::{self, Identity, PackState, Totals},
     owner::OWNER_SLOT_BYTES,
@@ -21,8 +18,6 @@ use varve_store::format::{
     snapshot::{OfSnapshot, SnapshotId},
     store_file::StoreFile,
 };
-
-use super::samples::CHECKPOINT_GENERATION;
 
 /// A decoder.
 pub(super) struct Decoder {
@@ -45,7 +40,7 @@ pub(super) enum Outcome {
     },
 }
 
-pub(super) const DECODERS: [Decoder; 34] = [
+pub(super) const DECODERS: [Decoder; 33] = [
     Decoder {
         name: "pack-header",
         decode: pack_header,
@@ -75,11 +70,6 @@ pub(super) const DECODERS: [Decoder; 34] = [
         name: "catalog-log-header",
         decode: log_header,
         repair: |input| put_crc32(input, 60),
-    },
-    Decoder {
-        name: "catalog-log-checkpoint",
-        decode: log_checkpoint,
-        repair: repair_log_checkpoint,
     },
     Decoder {
         name: "catalog-log",
@@ -346,49 +336,6 @@ fn repair_pack_footer(input: &mut Vec<u8>) {
 
 fn log_header(input: &[u8]) -> Outcome {
     start(LogHeader::decode(input), |it| it.encode().to_vec())
-}
-
-/// All parts up to the end mark. Their bytes follow from the changes, if they are in one block.
-fn log_checkpoint(input: &[u8]) -> Outcome {
-    let mut blocks = 0;
-    let mut reader = BlockReader::new(Kinds::ALL, CHECKPOINT_GENERATION);
-    let mut writer = BlockWriter::new(CHECKPOINT_GENERATION);
-    let mut rest = input;
-    loop {
-        let Ok((len, part)) = reader.part(rest) else {
-            return Outcome::Refused;
-        };
-        rest = rest.get(len..).unwrap_or_default();
-        match part {
-            Part::Block(changes) => {
-                blocks += 1;
-                for change in &changes {
-                    let _ = writer.push(change);
-                }
-            }
-            Part::End if blocks > 1 => return Outcome::Accepted,
-            Part::End => {
-                return Outcome::Same {
-                    again: writer.finish(),
-                    whole: false,
-                };
-            }
-        }
-    }
-}
-
-fn repair_log_checkpoint(input: &mut Vec<u8>) {
-    for at in (0..input.len()).step_by(LOG_ALIGN) {
-        if let Some(len) = number_at(input, at + 20)
-            && let Some(payload) = input
-                .get(at + 32..)
-                .and_then(|rest| rest.get(..len as usize))
-        {
-            let crc32 = crc32fast::hash(payload);
-            input[at + 24..at + 28].copy_from_slice(&crc32.to_le_bytes());
-        }
-        put_crc32_in(input, at, 28);
-    }
 }
 
 /// All records up to the first that is not whole.

@@ -12,7 +12,7 @@ use varve_store::format::{
     AccountId, CatalogRecord as _, Change, CopyId, CopyOutcome, CopyRecord, Location, OwnerRecord,
     PackId, PackKind, PendingSnapshot, RemoteRecord, SnapshotContent, SnapshotId, SnapshotOrigin,
     SnapshotRecord, SnapshotState, StoreId, VolumeId, VolumeRecord,
-    catalog_log::{CheckpointId, LogHeader, Record, checkpoint::BlockWriter},
+    catalog_log::{LogHeader, Record},
     journal::{self, Descriptor, Entry, FileHeader},
     keys::{self, Identity, PackState, Totals},
     pack::{self, FooterEntry, PackHeader, PackNonce, Payload, RecordHeader, RecordKind},
@@ -20,9 +20,6 @@ use varve_store::format::{
     store_file::StoreFile,
 };
 use varve_tests::{nbd, random::Random};
-
-/// Generation of the catalog log with a checkpoint.
-pub(super) const CHECKPOINT_GENERATION: u64 = 3;
 
 type Samples = Vec<(&'static str, Vec<u8>)>;
 
@@ -55,14 +52,10 @@ pub(super) fn of(decoder: &str) -> Samples {
                 .into_bytes(),
             ),
         ],
-        "catalog-log-header" => vec![
-            (
-                "header",
-                LogHeader::without_checkpoint(store()).encode().to_vec(),
-            ),
-            ("checkpoint", log_header_with_checkpoint()),
-        ],
-        "catalog-log-checkpoint" => vec![("checkpoint", log_checkpoint())],
+        "catalog-log-header" => vec![(
+            "header",
+            LogHeader::without_checkpoint(store()).encode().to_vec(),
+        )],
         "catalog-log" => vec![("records", log_records())],
         "journal-header" => vec![
             ("header", journal_header()),
@@ -527,32 +520,6 @@ fn descriptor(entries: &[Entry]) -> Vec<u8> {
             .collect(),
     };
     descriptor.encode().to_vec()
-}
-
-fn log_header_with_checkpoint() -> Vec<u8> {
-    let header = LogHeader {
-        store: store(),
-        checkpoint: Some(CheckpointId {
-            base_sequence: 11,
-            generation: CHECKPOINT_GENERATION,
-        }),
-    };
-    header.encode().to_vec()
-}
-
-fn log_checkpoint() -> Vec<u8> {
-    let mut blocks = BlockWriter::new(CHECKPOINT_GENERATION);
-    for change in [
-        Change::put(&snapshot(0)),
-        Change::put(&snapshot_of_volume(SnapshotState::Pending)),
-        Change::put(&volume_with_pending()),
-        Change::put(&copy(CopyOutcome::UnderWay)),
-        Change::put(&remote(true)),
-        Change::delete::<VolumeRecord>(&volume(true).id),
-    ] {
-        assert_eq!(blocks.push(&change), None);
-    }
-    blocks.finish()
 }
 
 fn log_records() -> Vec<u8> {

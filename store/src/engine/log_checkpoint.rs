@@ -8,7 +8,7 @@
 //! | after that | the new log |
 //!
 //! Changes of the catalog wait only while the last records are copied, the new log is synced and
-//! takes its place: for some milliseconds.
+//! takes its place.
 //!
 //! A checkpoint that fails leaves everything as it was, and is tried again. Only if it is unknown
 //! which of both logs has the name, the store stops writing: what it appended to one of them might
