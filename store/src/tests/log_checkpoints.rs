@@ -232,7 +232,6 @@ fn the_catalog_is_the_same_from_checkpoints_and_from_the_whole_log() {
                     applied < base_sequence,
                     "{what}"
                 );
-                // And it goes on.
                 make_changes(&store, &mut random, 3).await.unwrap();
                 checkpoint(&store).await.unwrap();
             });
@@ -633,7 +632,6 @@ fn deletions_are_kept_for_journals_that_are_still_there() {
             machine.disk.refuse(Call::Remove, 0, 5);
             store.delete_volume(&"gone".into()).await.unwrap();
             assert!(has_journal(&machine, deleted) && !has_journal(&machine, gone));
-            // As damage to the log may leave it.
             let unknown = VolumeId::from_low_bits([9; 9]);
             let dir = names::volume(Path::new(DATA_DIR), unknown);
             machine.disk.create_dir(&dir).unwrap();
