@@ -334,6 +334,14 @@ impl Server {
             ),
         ));
 
+        let shortening = store.clone();
+        drop(tasks.spawn(
+            "catalog log",
+            until(stop.clone(), async move {
+                shortening.checkpoint_catalog_log().await;
+            }),
+        ));
+
         health.serving().await;
         tell_service_manager(NotifyState::Ready);
         info!(

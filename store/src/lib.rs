@@ -58,7 +58,9 @@ pub use read::{
     ChangeExtent, ContentReader, DiffExtent, Extent, Piece, ReadAhead, Segment, SegmentStream,
     SnapshotDiff, SnapshotReader,
 };
-pub use recovery::{Incomplete, RebuildReport, RecoveryReport, ShortLog, StrandedJournal, rebuild};
+pub use recovery::{
+    Incomplete, MendedLog, RebuildReport, RecoveryReport, ShortLog, StrandedJournal, rebuild,
+};
 pub use store::{
     ExportedNode, NodeKey, Store, StoreStatus, check_snapshot_name, check_snapshot_tags,
 };

@@ -17,6 +17,7 @@
 //! | trees of volumes being made anew | [`CHECKPOINTS_MAX`] x ([`CHECKPOINT_NODES_MAX`] + 6 nodes of 8.25 KiB) |
 //! | maps of journals | [`MAPS_BYTES_MAX`] + [`VOLUMES_MAX`] x [`MAP_BYTES_LEAST`], beside all else |
 //! | taking stock of all content ([`GC_BYTES_MAX`]) | is part of the chunks kept |
+//! | the catalog log being read, or written anew | [`LOG_BUFFERS_BYTES`] |
 //! | RocksDB | [`ROCKS_CACHE_BYTES`] + [`ROCKS_WRITE_BUFFER_BYTES`] |
 
 use std::time::Duration;
@@ -255,6 +256,18 @@ pub const FREE_BYTES_MIN: u64 = 64 << 20;
 /// Space that the first journal file behind a snapshot leaves free; it is a small file then.
 pub const EPOCH_FREE_BYTES_MIN: u64 = FREE_BYTES_MIN / 4;
 
+/// Bytes of the catalog log beyond which it is replaced by one that begins with a checkpoint. A
+/// start reads the whole log.
+pub const LOG_CHECKPOINT_BYTES: u64 = 64 << 20;
+/// The log also has to be longer than so many times its checkpoint. So all checkpoints together
+/// write less than a third of what the changes of the catalog do.
+pub const LOG_CHECKPOINT_RATIO: u64 = 4;
+/// Memory of the catalog log while it is read or written anew: windows of 1 MiB, their records
+/// decoded and encoded again, and blocks of a checkpoint.
+pub const LOG_BUFFERS_BYTES: usize = 5 << 20;
+/// Interval at which the store looks whether the log needs a checkpoint.
+pub const LOG_CHECKPOINT_INTERVAL: Duration = Duration::from_mins(1);
+
 /// Volumes of a store: each attached one has a journal of its own, open files and memory.
 pub const VOLUMES_MAX: u64 = 4096;
 
@@ -286,7 +299,7 @@ pub const LIST_SLICE_RECORDS: usize = 64;
 /// Memory of the store in all, except the maps of journals ([`MAPS_BYTES_MAX`], and
 /// [`MAP_BYTES_LEAST`] of each volume). The daemon's promise of 512 MiB leaves the rest to
 /// connections and the program.
-pub const STORE_MEMORY_MAX: u64 = 480 << 20;
+pub const STORE_MEMORY_MAX: u64 = 484 << 20;
 
 const _: () = assert!(
     CHUNK_CACHE_BYTES
@@ -302,6 +315,7 @@ const _: () = assert!(
             as u64
         + 36 * UPLOAD_LEAVES_MAX as u64
         + 2 * 300 * INDEX_GROUP_RECORDS as u64
+        + LOG_BUFFERS_BYTES as u64
         + ROCKS_CACHE_BYTES as u64
         + ROCKS_WRITE_BUFFER_BYTES as u64
         <= STORE_MEMORY_MAX

@@ -34,7 +34,6 @@ enum After {
 
 /// The catalogue of `store/src/failpoints.rs`, exhaustively: a new point does not compile without
 /// an entry here. `None` for points that the commit of a snapshot does not pass.
-/// not come by.
 fn after(point: Failpoint) -> Option<After> {
     Some(match point {
         Failpoint::ChunksAppended => After::Absent,
@@ -46,7 +45,9 @@ fn after(point: Failpoint) -> Option<After> {
         Failpoint::JournalWritten
         | Failpoint::JournalSynced
         | Failpoint::EpochsEnded
-        | Failpoint::InstantDurable => return None,
+        | Failpoint::InstantDurable
+        | Failpoint::LogCheckpointWritten
+        | Failpoint::LogCheckpointRenamed => return None,
     })
 }
 

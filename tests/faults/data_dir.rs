@@ -11,6 +11,7 @@ use varve_tests::{
     process::{command, run},
     programs::{self, tool},
     scratch::Scratch,
+    snapctl::exit,
 };
 
 const MIB: u64 = 1 << 20;
@@ -248,8 +249,8 @@ fn a_torn_end_of_the_catalog_log_is_cut_off() {
 }
 
 #[test]
-fn damage_in_the_middle_of_the_catalog_log_is_refused_with_its_place() {
-    let (lab, _) = stopped_lab();
+fn damage_in_the_middle_of_the_catalog_log_is_refused_and_mended_from_the_index() {
+    let (mut lab, list) = stopped_lab();
     let path = names::catalog_log(&lab.data_dir());
     let whole = fs::read(&path).unwrap();
     // The first record begins after the header and contains the name of the first snapshot.
@@ -275,13 +276,30 @@ fn damage_in_the_middle_of_the_catalog_log_is_refused_with_its_place() {
             .any(|offset| *offset <= at && at - offset < 4096 && *offset > 0),
         "{at}: {said}"
     );
-    // A rebuild does not run without it, either.
-    assert!(!rebuild(&lab).status.success());
-    assert_eq!(
-        fs::read(&path).unwrap().len(),
-        whole.len(),
+    // Without an index, nothing has what the record had.
+    let index = names::index(&lab.data_dir());
+    let aside = lab.scratch.join("index-aside");
+    let damaged = fs::read(&path).unwrap();
+    fs::rename(&index, &aside).unwrap();
+    let said = rebuild(&lab).fails(exit::FAILURE);
+    assert!(said.contains("cannot be written anew"), "{said}");
+    assert!(
+        fs::read(&path).unwrap() == damaged,
         "a log that is refused is left alone"
     );
+    // The index has all that the records left behind.
+    fs::rename(&aside, &index).unwrap();
+    let said = rebuild(&lab).fails(exit::DAMAGED);
+    assert!(said.contains("written anew"), "{said}");
+    let kept = names::catalog_log_damaged(&lab.data_dir(), 0);
+    assert!(fs::read(kept).unwrap() == damaged);
+    lab.restart();
+    assert_all_there(&lab, &list);
+    lab.varved.stop();
+    fs::remove_dir_all(&index).unwrap();
+    rebuild(&lab).ok();
+    lab.restart();
+    assert_all_there(&lab, &list);
 }
 
 #[test]

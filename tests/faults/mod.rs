@@ -7,5 +7,6 @@ mod data_dir;
 mod descriptors;
 mod diagnostics;
 mod full_disk;
+mod long_log;
 mod old_stores;
 mod stop;

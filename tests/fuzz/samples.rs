@@ -52,7 +52,10 @@ pub(super) fn of(decoder: &str) -> Samples {
                 .into_bytes(),
             ),
         ],
-        "catalog-log-header" => vec![("header", LogHeader { store: store() }.encode().to_vec())],
+        "catalog-log-header" => vec![(
+            "header",
+            LogHeader::without_checkpoint(store()).encode().to_vec(),
+        )],
         "catalog-log" => vec![("records", log_records())],
         "journal-header" => vec![
             ("header", journal_header()),

@@ -77,7 +77,9 @@ pub(crate) struct Commit {
     /// One flush at a time: a second would sync what the first does.
     flushing: Mutex<()>,
     /// Changes of the catalog are made one after another.
-    catalog: Mutex<CatalogLog>,
+    pub(super) catalog: Mutex<CatalogLog>,
+    /// One checkpoint of the catalog log at a time.
+    pub(super) log_checkpoint: Mutex<()>,
     /// Held as long as anything here may write.
     _lock: DirectoryLock,
     lost: Arc<RwLock<LostPlaces>>,
@@ -210,6 +212,7 @@ impl Commit {
             unindexed: Arc::default(),
             flushing: Mutex::new(()),
             catalog: Mutex::new(parts.log),
+            log_checkpoint: Mutex::new(()),
             _lock: parts.lock,
             lost: parts.lost,
             reliance: parts.reliance,
@@ -691,6 +694,19 @@ impl Commit {
         }
     }
 
+    /// Checks that the catalog can be changed: the store writes, and is not closing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Poisoned`], [`Error::Closing`].
+    pub(super) fn takes_changes(&self) -> Result<()> {
+        self.writable()?;
+        if self.is_closing() {
+            return Err(Error::Closing);
+        }
+        Ok(())
+    }
+
     /// Handles the outcome of an append. One for which no pack could be made has lost nothing.
     fn appended<T>(&self, result: Result<T>) -> Result<T> {
         match result {
@@ -735,6 +751,8 @@ impl Commit {
     pub(crate) async fn close(self: &Arc<Self>) -> Result<()> {
         self.to_the_end(|commit| async move {
             commit.pending.write().closing = true;
+            // A checkpoint of the log ends soon: it looks whether the store is closing.
+            let _log_checkpoint = commit.log_checkpoint.lock().await;
             let flushing = commit.flushing.lock().await;
             // A change of the catalog that has begun ends first.
             let _log = commit.catalog.lock().await;

@@ -7,6 +7,7 @@
 //! | `engine` | the parts of an open store |
 //! | `options` | how a store is opened |
 //! | `commit` | the order of durability: packs, catalog log, index |
+//! | `log_checkpoint` | the catalog log is replaced by one that begins with a checkpoint |
 //! | `known` | which chunks and nodes the store has |
 //! | `fetch` | nodes and chunks, from the cache or from packs |
 //! | `cache` | what was read, kept in memory |
@@ -33,6 +34,7 @@ mod fetch;
 mod known;
 mod leaf;
 mod lock;
+mod log_checkpoint;
 mod options;
 mod pins;
 mod query;

@@ -3,7 +3,10 @@
 //! ```text
 //! FORMAT                          which store this is: written first, and once
 //! LOCK                            locked by the process that has the store open
-//! catalog.log                     every change of the catalog
+//! catalog.log                     every change of the catalog, or a checkpoint and the changes since
+//! catalog.log.new                 the next one, as long as its checkpoint is being written
+//! catalog.log.old                 the one that the last checkpoint replaced
+//! catalog.log.damaged             one that a rebuild replaced; then .damaged-1 and so on
 //! catalog.log.cut-0000000000012000  what a rebuild cut off there
 //! packs/chunk-0000000000000001.pack
 //! packs/node-0000000000000002.pack
@@ -52,6 +55,28 @@ pub fn catalog_log(data_dir: &Path) -> PathBuf {
 #[must_use]
 pub fn catalog_log_unfinished(data_dir: &Path) -> PathBuf {
     data_dir.join("catalog.log.unfinished")
+}
+
+/// A catalog log that a checkpoint begins, before it is renamed.
+#[must_use]
+pub fn catalog_log_new(data_dir: &Path) -> PathBuf {
+    data_dir.join("catalog.log.new")
+}
+
+/// The catalog log that the last checkpoint replaced.
+#[must_use]
+pub fn catalog_log_old(data_dir: &Path) -> PathBuf {
+    data_dir.join("catalog.log.old")
+}
+
+/// A damaged catalog log that a rebuild replaced, the `nth` one.
+#[must_use]
+pub fn catalog_log_damaged(data_dir: &Path, nth: u32) -> PathBuf {
+    let more = match nth {
+        0 => String::new(),
+        nth => format!("-{nth}"),
+    };
+    data_dir.join(format!("catalog.log.damaged{more}"))
 }
 
 /// The file in which a rebuild keeps the end of the catalog log that it cuts off at an offset, for

@@ -1,21 +1,22 @@
 //! The roots that content hangs on, and who needs them.
 //!
-//! The catalog is read first and the pins after it, never the other way round. A root whose record
-//! is deleted before its page is read, and which is still in use, was pinned before the deletion
-//! ([`Pins`](crate::engine::Pins) says why), so the pin is seen. A root whose record is made after
-//! its page was read is the subject of the claim in [`super`]: it hangs on content that no
-//! collection touches.
+//! The catalog is read as it is at one moment, and the pins after it, never the other way round. A
+//! root whose record is gone at that moment, and which is still in use, was pinned before the
+//! deletion ([`Pins`](crate::engine::Pins) says why), so the pin is seen. A root whose record is made
+//! later is the subject of the claim in [`run`](super::run()): it hangs on content that no collection
+//! touches. Were the catalog read page by page, a root could go from a record whose page is yet to be
+//! read to one whose page was read.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::ControlFlow, sync::Arc};
 
 use varve_content::RootId;
 
 use crate::{
     Error, Result,
-    engine::{Engine, Priority, needed_by},
+    engine::{Engine, needed_by},
     format::{CatalogRecord, Kind, Kinds, SnapshotRecord, record::RecordKey as _},
-    limits,
-    meta::{Filter, Meta},
+    io::{MayBeShortage as _, offload},
+    meta::Meta,
 };
 
 /// A root, and who needs it.
@@ -112,34 +113,50 @@ pub(crate) async fn collect(engine: &Arc<Engine>) -> Result<Vec<RootOwner>> {
 ///
 /// Those of reading the catalog.
 pub(crate) async fn of_records(engine: &Arc<Engine>) -> Result<Vec<RootOwner>> {
-    let mut roots = Vec::new();
-    for kind in Kinds::ALL.iter() {
-        let mut next = Some(Vec::new());
-        while let Some(from) = next.take() {
-            let page = move |meta: &dyn Meta| {
-                let steps = limits::LIST_SLICE_RECORDS;
-                meta.entries(kind, &Filter::default(), &from, steps)
-            };
-            let page = engine.meta(Priority::Manage, page).await?;
-            for entry in page.records {
-                let keys = entry.keys().map_err(|error| Error::Index {
-                    verb: "decode a record",
-                    message: error.to_string(),
-                })?;
-                roots.extend(keys.roots.iter().map(|root| RootOwner {
-                    root: *root,
-                    owner: Owner::Record {
-                        kind,
-                        id: OwnerId {
-                            kind: kind.number,
-                            key: keys.id.clone().into(),
-                        },
-                        label: keys.label().into(),
-                    },
-                }));
-            }
-            next = page.next;
+    let mut tries = engine.disk.patience().tries();
+    loop {
+        let meta = Arc::clone(&engine.meta);
+        match offload(move || roots_now(&*meta)).await? {
+            Err(error) if error.is_shortage() && tries.again(&error).await => {}
+            roots => return roots,
         }
     }
+}
+
+/// The roots of all records, at one moment.
+fn roots_now(meta: &dyn Meta) -> Result<Vec<RootOwner>> {
+    let mut roots = Vec::new();
+    meta.view_catalog(&mut |view| {
+        for kind in Kinds::ALL.iter() {
+            let mut undecodable = None;
+            view.all_entries(kind, &mut |entry| match entry.keys() {
+                Ok(keys) => {
+                    roots.extend(keys.roots.iter().map(|root| RootOwner {
+                        root: *root,
+                        owner: Owner::Record {
+                            kind,
+                            id: OwnerId {
+                                kind: kind.number,
+                                key: keys.id.clone().into(),
+                            },
+                            label: keys.label().into(),
+                        },
+                    }));
+                    ControlFlow::Continue(())
+                }
+                Err(error) => {
+                    undecodable = Some(error);
+                    ControlFlow::Break(())
+                }
+            })?;
+            if let Some(error) = undecodable {
+                return Err(Error::Index {
+                    verb: "decode a record",
+                    message: error.to_string(),
+                });
+            }
+        }
+        Ok(())
+    })?;
     Ok(roots)
 }

@@ -12,7 +12,7 @@
 //! - A write is durable once a [`sync_data`](Disk::sync_data) of the same file, begun after the
 //!   write's completion, has succeeded. So is the file's length by then, and so is a
 //!   [`set_len`](Disk::set_len).
-//! - A name (a file that was created, renamed or removed) is durable once a
+//! - A name (a file that was created, linked, renamed or removed) is durable once a
 //!   [`sync_dir`](Disk::sync_dir) of its directory, begun after that, has succeeded. A file's own
 //!   sync says nothing about its name.
 //! - Until then a crash may keep any part of it: of two writes the later one alone, of one write
@@ -150,6 +150,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
 
     /// Renames a file. Replaces an existing file of the new name atomically.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives an existing file another name in the same directory. The name must not exist yet.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Creates a directory.
     fn create_dir(&self, path: &Path) -> io::Result<()>;

@@ -23,7 +23,8 @@ use bytes::Bytes;
 use rustix::{
     fs::{
         Advice, AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, StatxFlags, fadvise,
-        fallocate, fstat, ftruncate, mkdir, open, renameat_with, rmdir, statvfs, statx, unlink,
+        fallocate, fstat, ftruncate, link, mkdir, open, renameat_with, rmdir, statvfs, statx,
+        unlink,
     },
     io::Errno,
 };
@@ -292,6 +293,10 @@ impl Disk for OsDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         Ok(renameat_with(CWD, from, CWD, to, RenameFlags::empty())?)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Ok(link(from, to)?)
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {

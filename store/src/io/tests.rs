@@ -197,7 +197,15 @@ fn names_come_and_go() {
         assert_eq!(names, ["b", "sub"]);
         let file = disk.open(&place.path("b"), OpenMode::ReadWrite).unwrap();
         assert_eq!(&*disk.read(&file, 0, 1).blocking_wait().unwrap(), b"a");
+        disk.link(&place.path("b"), &place.path("c")).unwrap();
+        let taken = disk.link(&place.path("b"), &place.path("c")).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+        let missing = disk.link(&place.path("x"), &place.path("d")).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
         disk.remove(&place.path("b")).unwrap();
+        let other = disk.open(&place.path("c"), OpenMode::Read).unwrap();
+        assert_eq!(&*disk.read(&other, 0, 1).blocking_wait().unwrap(), b"a");
+        disk.remove(&place.path("c")).unwrap();
         let gone = disk.open(&place.path("b"), OpenMode::Read).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::NotFound);
         assert_eq!(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     Error, Result,
-    format::{Location, Name, PackId, PackPhase, PackState, catalog_log::Record},
+    format::{Change, Location, Name, PackId, PackPhase, PackState, catalog_log::Record},
 };
 
 /// Changes to index and catalog that are made together. Of two changes under one key the later
@@ -20,6 +20,20 @@ pub struct Batch {
     /// Packs whose rows may be replaced, whatever the index says of them.
     pub(super) gone: BTreeSet<PackId>,
     pub(super) catalog: Vec<(u64, Record)>,
+    /// A step on the way from a checkpoint of the catalog log to a catalog.
+    pub(super) checkpoint: Option<CheckpointStep>,
+}
+
+/// How a catalog is made from a checkpoint of its log. Its sequence is 0 from the first step to the
+/// last: a catalog of which a crash has left a part is made again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum CheckpointStep {
+    /// All records go, and the sequence is 0.
+    Clear,
+    /// These come.
+    Fill(Vec<Change>),
+    /// All are there: the sequence is this.
+    Complete(u64),
 }
 
 /// What becomes of a row.
@@ -137,10 +151,55 @@ impl Batch {
         self.catalog.push((sequence, record));
     }
 
+    /// A batch that removes all records of the catalog, whose sequence is 0 then.
+    #[must_use]
+    pub fn clearing_the_catalog() -> Self {
+        Self::of_step(CheckpointStep::Clear)
+    }
+
+    /// A batch of changes in a checkpoint of the log. The sequence of the catalog has to be 0, and
+    /// stays so.
+    #[must_use]
+    pub fn of_checkpoint(changes: Vec<Change>) -> Self {
+        Self::of_step(CheckpointStep::Fill(changes))
+    }
+
+    /// A batch that ends the changes of a checkpoint: the catalog, whose sequence has to be 0, has
+    /// all records up to this one.
+    #[must_use]
+    pub fn completing_checkpoint(base_sequence: u64) -> Self {
+        Self::of_step(CheckpointStep::Complete(base_sequence))
+    }
+
+    fn of_step(step: CheckpointStep) -> Self {
+        Self {
+            checkpoint: Some(step),
+            ..Self::default()
+        }
+    }
+
+    /// The changes of a checkpoint that it makes, if any.
+    pub(super) fn checkpoint_changes(&self) -> &[Change] {
+        match &self.checkpoint {
+            Some(CheckpointStep::Fill(changes)) => changes,
+            _ => &[],
+        }
+    }
+
+    /// Returns true if all records of the catalog go.
+    pub(super) fn clears_the_catalog(&self) -> bool {
+        self.checkpoint == Some(CheckpointStep::Clear)
+    }
+
     /// Number of changes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.rows.len() + self.packs.len() + self.catalog.len()
+        let step = match &self.checkpoint {
+            Some(CheckpointStep::Fill(changes)) => changes.len(),
+            Some(CheckpointStep::Clear | CheckpointStep::Complete(_)) => 1,
+            None => 0,
+        };
+        self.rows.len() + self.packs.len() + self.catalog.len() + step
     }
 
     /// Whether nothing changes.
@@ -167,6 +226,24 @@ impl Batch {
     /// The catalog sequence once this is applied behind `last`. A gap, or a record for the second
     /// time, would leave a catalog that the log does not give.
     pub(super) fn sequence_after(&self, last: u64) -> Result<u64> {
+        let refused = |message| {
+            Err(Error::Index {
+                verb: "apply a checkpoint of the catalog log",
+                message,
+            })
+        };
+        match &self.checkpoint {
+            None => {}
+            Some(_) if !self.catalog.is_empty() => {
+                return refused("records of the log do not go with it".to_owned());
+            }
+            Some(CheckpointStep::Clear) => return Ok(0),
+            Some(_) if last != 0 => {
+                return refused(format!("the catalog has records up to number {last}"));
+            }
+            Some(CheckpointStep::Fill(_)) => return Ok(0),
+            Some(CheckpointStep::Complete(base_sequence)) => return Ok(*base_sequence),
+        }
         self.catalog.iter().try_fold(last, |last, (sequence, _)| {
             if last.checked_add(1) == Some(*sequence) {
                 return Ok(*sequence);

@@ -1,11 +1,13 @@
 //! The contract of a catalog, and typed access to the records of one kind.
 
+use std::ops::ControlFlow;
+
 use varve_content::RootId;
 
 use crate::{
     Error, Result,
     format::{
-        CatalogRecord, FormatError, Kind, Tags,
+        CatalogRecord, FormatError, Kind, Tags, Totals,
         record::{Entry, RecordKey},
     },
 };
@@ -57,6 +59,42 @@ pub trait Catalog {
     ///
     /// If the catalog cannot be read.
     fn catalog_sequence(&self) -> Result<u64>;
+
+    /// Shows `look` the catalog as it is at one moment. Others go on meanwhile, writes included.
+    ///
+    /// # Errors
+    ///
+    /// Those of `look`, and [`Error::Shortage`] when the index has to be opened again meanwhile:
+    /// what was seen until then is right, and all of it has to be looked at once more.
+    fn view_catalog(&self, look: &mut dyn FnMut(&dyn CatalogView) -> Result<()>) -> Result<()>;
+}
+
+/// A catalog at one moment.
+pub trait CatalogView {
+    /// See [`Catalog::catalog_sequence`], at that moment.
+    ///
+    /// # Errors
+    ///
+    /// If the catalog cannot be read.
+    fn catalog_sequence(&self) -> Result<u64>;
+
+    /// The totals, at that moment.
+    ///
+    /// # Errors
+    ///
+    /// If the catalog cannot be read.
+    fn totals(&self) -> Result<Totals>;
+
+    /// Gives `look` all records of a kind, ascending by their ids, until it breaks off.
+    ///
+    /// # Errors
+    ///
+    /// If the catalog cannot be read.
+    fn all_entries(
+        &self,
+        kind: &'static Kind,
+        look: &mut dyn FnMut(Entry) -> ControlFlow<()>,
+    ) -> Result<()>;
 }
 
 /// A filter for lists of records.

@@ -8,8 +8,9 @@ use parking_lot::Mutex;
 use varve_content::RootId;
 
 use super::{
-    Batch, Catalog, Filter, Index, IndexView, Meta, Outcome, PackPhase, PackState, Page, Totals,
-    batch::RowFate,
+    Batch, Catalog, CatalogView, Filter, Index, IndexView, Meta, Outcome, PackPhase, PackState,
+    Page, Totals,
+    batch::{CheckpointStep, RowFate},
 };
 use crate::{
     Error, Result,
@@ -66,6 +67,34 @@ impl Kept {
 }
 
 impl Model {
+    /// The totals of everything.
+    fn sum(&self) -> Totals {
+        let mut totals = Totals {
+            packs: self.packs.len() as u64,
+            ..Totals::default()
+        };
+        for (name, location) in &self.rows {
+            match name.kind() {
+                RecordKind::Chunk => {
+                    totals.chunks += 1;
+                    totals.chunk_bytes += u64::from(location.payload.plain_bytes);
+                }
+                RecordKind::Leaf | RecordKind::Inner | RecordKind::Root => totals.nodes += 1,
+            }
+            totals.stored_bytes += location.payload.record_bytes();
+        }
+        for records in self.records.values() {
+            if let Some(count) = totals.count_mut(records.kind) {
+                *count = records.by_id.len() as u64;
+            }
+            let sizes = records.by_id.values();
+            totals.logical_bytes += sizes
+                .map(|it| u128::from(it.keys.logical_bytes))
+                .sum::<u128>();
+        }
+        totals
+    }
+
     fn records(&self, kind: &Kind) -> impl Iterator<Item = &Kept> {
         let records = self.records.get(&kind.number);
         records
@@ -206,6 +235,32 @@ impl Catalog for MemoryMeta {
     fn catalog_sequence(&self) -> Result<u64> {
         Ok(self.0.lock().catalog_sequence)
     }
+
+    fn view_catalog(&self, look: &mut dyn FnMut(&dyn CatalogView) -> Result<()>) -> Result<()> {
+        let model = self.0.lock().clone();
+        look(&model)
+    }
+}
+
+impl CatalogView for Model {
+    fn catalog_sequence(&self) -> Result<u64> {
+        Ok(self.catalog_sequence)
+    }
+
+    fn totals(&self) -> Result<Totals> {
+        Ok(self.sum())
+    }
+
+    fn all_entries(
+        &self,
+        kind: &'static Kind,
+        look: &mut dyn FnMut(Entry) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let _ = self
+            .records(kind)
+            .try_for_each(|record| look(record.entry.clone()));
+        Ok(())
+    }
 }
 
 impl Meta for MemoryMeta {
@@ -237,6 +292,14 @@ impl Meta for MemoryMeta {
                 None => drop(model.packs.remove(&pack.number)),
             }
         }
+        if batch.checkpoint == Some(CheckpointStep::Clear) {
+            model.records.clear();
+        }
+        if let Some(CheckpointStep::Fill(changes)) = batch.checkpoint {
+            changes
+                .into_iter()
+                .try_for_each(|change| model.change(change))?;
+        }
         let changes = batch.catalog.into_iter().map(|(_, record)| record);
         for change in changes.flat_map(Record::into_changes) {
             model.change(change)?;
@@ -246,31 +309,7 @@ impl Meta for MemoryMeta {
     }
 
     fn totals(&self) -> Result<Totals> {
-        let model = self.0.lock();
-        let mut totals = Totals {
-            packs: model.packs.len() as u64,
-            ..Totals::default()
-        };
-        for (name, location) in &model.rows {
-            match name.kind() {
-                RecordKind::Chunk => {
-                    totals.chunks += 1;
-                    totals.chunk_bytes += u64::from(location.payload.plain_bytes);
-                }
-                RecordKind::Leaf | RecordKind::Inner | RecordKind::Root => totals.nodes += 1,
-            }
-            totals.stored_bytes += location.payload.record_bytes();
-        }
-        for records in model.records.values() {
-            if let Some(count) = totals.count_mut(records.kind) {
-                *count = records.by_id.len() as u64;
-            }
-            let sizes = records.by_id.values();
-            totals.logical_bytes += sizes
-                .map(|it| u128::from(it.keys.logical_bytes))
-                .sum::<u128>();
-        }
-        Ok(totals)
+        Ok(self.0.lock().sum())
     }
 
     fn is_healthy(&self) -> bool {

@@ -41,7 +41,7 @@ use std::fmt;
 
 pub use self::{
     batch::{Batch, Outcome},
-    catalog::{Catalog, Filter, Page, Records},
+    catalog::{Catalog, CatalogView, Filter, Page, Records},
     index::{Index, IndexView},
     key::{Key, SnapshotKey, VolumeKey},
     memory::MemoryMeta,

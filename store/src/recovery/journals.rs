@@ -9,13 +9,12 @@
 //!
 //! A volume's record is durable before its directory is made, and its deletion is durable before
 //! anything is removed. So only damage to the log, never a crash, leaves a directory without a
-//! record in the log. The log has all deletions there ever were. If it is ever shortened, the
-//! journals of deleted volumes have to be removed before.
+//! record in the log. The log has the deletions of all volumes whose journals are still there: a
+//! [checkpoint](crate::format::catalog_log::checkpoint) leaves out only those of journals that are
+//! gone.
 
 use std::{
-    collections::HashSet,
     fmt,
-    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,8 +23,8 @@ use varve_content::{RootId, tree::Root};
 
 use super::{complete::read_node, rebuild::set_index_aside};
 use crate::{
-    Error, Result,
-    catalog_log::CatalogLog,
+    Result,
+    catalog_log::{CatalogLog, Deletions, journals},
     format::{Change, Name, StoreId, catalog_log::Record, journal::first_sequence_of, names},
     io::Disk,
     limits,
@@ -50,33 +49,9 @@ impl fmt::Display for StrandedJournal {
     }
 }
 
-/// The volumes that the log says were deleted.
-pub(super) fn deleted_volumes(records: &[(u64, Record)]) -> HashSet<VolumeId> {
-    let changes = records.iter().flat_map(|(_, record)| record.changes());
-    changes
-        .filter_map(Change::as_deleted::<VolumeRecord>)
-        .collect()
-}
-
-/// The volumes that have a directory, in the order of their ids.
-fn directories(disk: &dyn Disk, data_dir: &Path) -> Result<Vec<VolumeId>> {
-    let volumes = names::volumes(data_dir);
-    let mut ids: Vec<_> = match disk.list(&volumes) {
-        Ok(present) => present
-            .iter()
-            .filter_map(|name| names::volume_of(name))
-            .collect(),
-        // No volume was ever opened.
-        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-        Err(source) => return Err(Error::io("list", &volumes, source)),
-    };
-    ids.sort_unstable();
-    Ok(ids)
-}
-
 /// Returns true if there are journals of any volume.
 pub(super) fn has_journals(disk: &dyn Disk, data_dir: &Path) -> Result<bool> {
-    Ok(!directories(disk, data_dir)?.is_empty())
+    Ok(!journals(disk, data_dir)?.is_empty())
 }
 
 /// Removes the journals of volumes that were deleted, and names those of volumes that nobody knows.
@@ -84,14 +59,14 @@ pub(super) fn sort_out(
     disk: &dyn Disk,
     data_dir: &Path,
     meta: &dyn Meta,
-    deleted: &HashSet<VolumeId>,
+    deleted: &Deletions,
 ) -> Result<Vec<StrandedJournal>> {
     let mut stranded = Vec::new();
-    for id in directories(disk, data_dir)? {
+    for id in journals(disk, data_dir)? {
         if VolumeRecord::by_id(meta, id)?.is_some() {
             continue;
         }
-        if !deleted.contains(&id) {
+        if !deleted.has(id) {
             stranded.push(StrandedJournal {
                 path: names::volume(data_dir, id),
                 why: "the catalog has no such volume; `varved rebuild` may restore it".to_owned(),
@@ -132,15 +107,11 @@ pub(super) struct Scene<'a> {
 impl Scene<'_> {
     /// Makes volumes again from the owner records of their journals, where the catalog lacks them
     /// or is behind. A new record is durable in the log before it is in the catalog.
-    pub(super) async fn adopt(
-        &self,
-        log: &mut CatalogLog,
-        deleted: &HashSet<VolumeId>,
-    ) -> Result<Adopted> {
+    pub(super) async fn adopt(&self, log: &mut CatalogLog, deleted: &Deletions) -> Result<Adopted> {
         let mut adopted = Adopted::default();
-        for id in directories(&**self.disk, self.data_dir)? {
+        for id in journals(&**self.disk, self.data_dir)? {
             let known = VolumeRecord::by_id(self.meta, id)?;
-            if known.is_none() && deleted.contains(&id) {
+            if known.is_none() && deleted.has(id) {
                 continue;
             }
             match self.changes_for(id, known.as_ref()).await? {

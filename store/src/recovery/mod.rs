@@ -8,7 +8,9 @@
 //! | records at the end of a pack that are not in the index | indexed, if they are whole; another upload need not send them |
 //! | a torn record at the end of a pack | cut off: it was never synced |
 //! | a record at the end of the catalog log that RocksDB does not have | applied: its content was durable before it was written |
+//! | a catalog in RocksDB that is older than the checkpoint of the catalog log | made anew from it |
 //! | a torn record at the end of the catalog log | cut off: no caller had an answer |
+//! | an unfinished catalog log beside the log | removed: the log has everything |
 //! | the journal of a volume that was deleted | removed |
 //!
 //! Damage may also leave [the journal of an unknown volume](journals). It stays.
@@ -22,11 +24,13 @@ mod complete;
 mod files;
 mod identity;
 mod journals;
+mod log;
+mod mend;
 mod packs;
 mod rebuild;
 mod restore;
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use parking_lot::RwLock;
 use tokio::sync::Mutex;
@@ -34,6 +38,7 @@ use varve_content::codec::Compression;
 
 pub use complete::Incomplete;
 pub use journals::StrandedJournal;
+pub use mend::MendedLog;
 #[cfg(test)]
 pub(crate) use rebuild::refill;
 pub use rebuild::{RebuildReport, rebuild};
@@ -42,11 +47,12 @@ pub use restore::ShortLog;
 use self::{
     files::{create_missing_dir, is_there, sync_dir},
     identity::{create_identity, lock_directory, read_identity},
+    log::{LostLog, open_log, refuse_older, replay_log, with_remedy},
     packs::{Believe, Recovered},
 };
 use crate::{
     Damage, Error, Result,
-    catalog_log::{CatalogLog, Replay},
+    catalog_log::{Deletions, journals as journals_there},
     engine::{
         Budgets, Commit, CommitParts, DirectoryLock, Engine, FreeSpace, Options, ReadCache,
         Reliance, Workers,
@@ -54,7 +60,7 @@ use crate::{
     failpoints,
     format::{StoreId, names},
     io::{self, Disk},
-    meta::{Batch, Meta, RocksMeta},
+    meta::{Meta, RocksMeta},
     pack::{LocalPacks, PackReader},
 };
 
@@ -69,6 +75,9 @@ pub struct RecoveryReport {
     pub torn_packs: Vec<String>,
     /// Records of the catalog log that RocksDB did not have.
     pub replayed_records: u64,
+    /// True if RocksDB was older than the checkpoint of the catalog log: the catalog was made anew
+    /// from it.
+    pub made_from_checkpoint: bool,
     /// The torn tail of the catalog log, if it had one.
     pub torn_log: Option<String>,
     /// Damage: bytes that are not as they were written.
@@ -84,6 +93,7 @@ impl RecoveryReport {
         self.recovered_records == 0
             && self.torn_packs.is_empty()
             && self.replayed_records == 0
+            && !self.made_from_checkpoint
             && self.torn_log.is_none()
             && self.damage.is_empty()
             && self.stranded_journals.is_empty()
@@ -100,10 +110,15 @@ impl fmt::Display for RecoveryReport {
         }
         write!(
             f,
-            "recovered {} records of packs and {} of the catalog log, cut off {} torn tails, \
+            "recovered {} records of packs and {} of the catalog log{}, cut off {} torn tails, \
             found {} damaged places",
             self.recovered_records,
             self.replayed_records,
+            if self.made_from_checkpoint {
+                " behind its checkpoint"
+            } else {
+                ""
+            },
             self.torn_packs.len() + usize::from(self.torn_log.is_some()),
             self.damage.len()
         )?;
@@ -197,15 +212,23 @@ where
         options.pack_bytes_max,
         options.packs_open_max,
     )?;
-    let (mut log, replay) = open_log(&disk, dir, store, &packs, LostLog::Refused).await?;
-    let deleted = journals::deleted_volumes(&replay.records);
-    let meta = open_meta(packs.list()?.is_empty() && replay.records.is_empty())?;
+    let refused = |error| with_remedy(error, dir);
+    let log = open_log(&disk, dir, store, &packs, LostLog::Refused).await;
+    let log = log.map_err(refused)?;
+    let is_empty = log.is_empty().await.map_err(refused)?;
+    let meta = open_meta(packs.list()?.is_empty() && is_empty)?;
+    // A deletion of a volume is of use only as long as its journal is there.
+    let mut deleted = Deletions::of(journals_there(&*disk, dir)?);
+    let applied = meta.catalog_sequence()?;
+    let checked = log.check(applied, |change| deleted.note(change)).await;
+    let (mut log, checked) = checked.map_err(refused)?;
+    refuse_older(&log, &checked, applied)?;
     let Recovered {
         chunks,
         nodes,
         lost,
     } = packs::recover(&packs, &*meta, Believe::Index, report).await?;
-    replay_log(&*meta, &mut log, replay, report).await?;
+    replay_log(&*meta, &mut log, checked, report).await?;
     report.stranded_journals = journals::sort_out(&*disk, dir, &*meta, &deleted)?;
 
     let workers = Arc::new(Workers::start(options.threads(), compression)?);
@@ -243,108 +266,6 @@ where
         options,
     })
 }
-
-/// The meaning of a missing catalog log where journals are the only content.
-#[derive(Debug, Copy, Clone, PartialEq, Eq)]
-enum LostLog {
-    /// The store does not open.
-    Refused,
-    /// Volumes are restored from their journals.
-    BeginsAnew,
-}
-
-/// Opens the catalog log. If there are no packs and no journals, there may be none yet: the store
-/// is new, or its creation was interrupted.
-async fn open_log(
-    disk: &Arc<dyn Disk>,
-    dir: &Path,
-    store: StoreId,
-    packs: &LocalPacks,
-    lost: LostLog,
-) -> Result<(CatalogLog, Replay)> {
-    let path = names::catalog_log(dir);
-    let present = disk
-        .list(dir)
-        .map_err(|source| Error::io("list", dir, source))?;
-    let has = |path: &Path| {
-        present
-            .iter()
-            .any(|name| Some(name.as_os_str()) == path.file_name())
-    };
-    if has(&path) {
-        // Its name, and those beside it, may be of a process that did not live to make them
-        // durable.
-        sync_dir(disk, dir).await?;
-        return CatalogLog::open(Arc::clone(disk), path, store).await;
-    }
-    if !packs.list()?.is_empty() {
-        return Err(Error::Incompatible {
-            path,
-            why: "it is missing, and with it the names of all snapshots".to_owned(),
-        });
-    }
-    if lost == LostLog::Refused && journals::has_journals(&**disk, dir)? {
-        return Err(Error::Incompatible {
-            path,
-            why: "it is missing, and there are journals of volumes; `varved rebuild` restores \
-                  these \
-            volumes again"
-                .to_owned(),
-        });
-    }
-    // Made beside its place, so that a log with half a header is never found there.
-    let temporary = names::catalog_log_unfinished(dir);
-    if has(&temporary) {
-        disk.remove(&temporary)
-            .map_err(|source| Error::io("remove", &temporary, source))?;
-    }
-    drop(CatalogLog::create(Arc::clone(disk), temporary.clone(), store).await?);
-    disk.rename(&temporary, &path)
-        .map_err(|source| Error::io("rename to", &path, source))?;
-    sync_dir(disk, dir).await?;
-    CatalogLog::open(Arc::clone(disk), path, store).await
-}
-
-/// Applies the records of the log that RocksDB does not have, and cuts off its torn tail.
-async fn replay_log(
-    meta: &dyn Meta,
-    log: &mut CatalogLog,
-    replay: Replay,
-    report: &mut RecoveryReport,
-) -> Result<()> {
-    let applied = meta.catalog_sequence()?;
-    let last = replay.records.last().map_or(0, |(sequence, _)| *sequence);
-    if applied > last {
-        let torn = replay
-            .torn
-            .map_or_else(|| "the file ends there".to_owned(), |torn| torn.to_string());
-        return Err(Error::Incompatible {
-            path: log.path().to_owned(),
-            why: format!(
-                "it can be read up to record {last}, and the catalog has applied {applied} \
-                ({torn}): it is damaged, or an older copy"
-            ),
-        });
-    }
-    if let Some(torn) = replay.torn {
-        log.cut_torn_tail().await?;
-        report.torn_log = Some(torn.to_string());
-    }
-    let mut batch = Batch::default();
-    for (sequence, record) in replay.records {
-        if sequence > applied {
-            batch.catalog(sequence, record);
-            report.replayed_records += 1;
-        }
-        if batch.len() >= REPLAY_BATCH_RECORDS {
-            meta.apply(std::mem::take(&mut batch), false)?;
-        }
-    }
-    meta.apply(batch, true).map(drop)
-}
-
-/// Records of the catalog log that are applied at once.
-const REPLAY_BATCH_RECORDS: usize = 1000;
 
 #[cfg(test)]
 mod tests;

@@ -11,8 +11,10 @@ use super::{
     Incomplete, LostLog, RecoveryReport, ShortLog, StrandedJournal,
     complete::incomplete,
     create_missing_dir, is_there,
-    journals::{self, Scene},
-    lock_directory, open_log, packs,
+    journals::Scene,
+    lock_directory,
+    mend::{MendedLog, mend},
+    open_log, packs,
     packs::Believe,
     read_identity, replay_log,
     restore::restore,
@@ -20,7 +22,7 @@ use super::{
 };
 use crate::{
     Damage, Error, Result,
-    catalog_log::CatalogLog,
+    catalog_log::{CatalogLog, Checked, Deletions, journals},
     engine::Options,
     format::{StoreId, names},
     io::{self, Disk, OpenMode},
@@ -55,6 +57,8 @@ pub struct RebuildReport {
     /// Ends of packs that were cut off: the pack, the offset, what was there, and why it was no
     /// whole record.
     pub torn_packs: Vec<String>,
+    /// The catalog log was damaged, and was written anew.
+    pub mended_log: Option<MendedLog>,
     /// The catalog log had fewer records than the old index had applied.
     pub short_log: Option<ShortLog>,
     /// Snapshots and volumes that lack content.
@@ -70,6 +74,7 @@ impl RebuildReport {
         self.damage.is_empty()
             && self.torn_packs.is_empty()
             && self.torn_log.is_none()
+            && self.mended_log.is_none()
             && self.short_log.is_none()
             && self.stranded_journals.is_empty()
             && self.incomplete.is_empty()
@@ -91,6 +96,9 @@ impl fmt::Display for RebuildReport {
         }
         for torn in &self.torn_packs {
             write!(f, "\ncut off the end of pack {torn}")?;
+        }
+        if let Some(mended) = &self.mended_log {
+            write!(f, "\n{mended}")?;
         }
         if let Some(torn) = &self.torn_log {
             write!(f, "\ncut off the end of the catalog log: {torn}")?;
@@ -122,6 +130,13 @@ impl fmt::Display for RebuildReport {
 /// and verifies the checksum of every record.
 ///
 /// The new index replaces the old one only when it is complete, and the old one is kept beside it.
+/// A damaged catalog log is written anew if the old index, or an earlier log, has what it lost.
+///
+/// # Errors
+///
+/// [`Error::NotFound`] and [`Error::Incompatible`] if there is no store, or one of another version;
+/// [`Error::InUse`] while it is open; [`Error::Damaged`] if the catalog log is damaged and nothing
+/// has what it lost; those of reading and writing.
 pub async fn rebuild(options: Options) -> Result<RebuildReport> {
     let dir = &options.data_dir;
     let disk = io::choose(options.io_engine)
@@ -166,13 +181,13 @@ pub async fn rebuild(options: Options) -> Result<RebuildReport> {
 }
 
 /// Opens the old index, if that is possible.
-fn open_old(disk: &Arc<dyn Disk>, dir: &Path, store: StoreId) -> Result<Option<Box<dyn Meta>>> {
+fn open_old(disk: &Arc<dyn Disk>, dir: &Path, store: StoreId) -> Result<Option<Arc<dyn Meta>>> {
     let index = names::index(dir);
     if !is_there(disk, &index)? {
         return Ok(None);
     }
     match RocksMeta::open(&index, store) {
-        Ok(old) => Ok(Some(Box::new(old))),
+        Ok(old) => Ok(Some(Arc::new(old))),
         // It may be sound: a later rebuild can open it.
         Err(error @ (Error::Shortage { .. } | Error::Full { .. })) => Err(error),
         Err(error) => {
@@ -189,7 +204,7 @@ pub(crate) async fn refill(
     options: &Options,
     store: StoreId,
     meta: &dyn Meta,
-    old: Option<Box<dyn Meta>>,
+    old: Option<Arc<dyn Meta>>,
 ) -> Result<RebuildReport> {
     let dir = &*options.data_dir;
     create_missing_dir(disk, dir, &names::packs(dir)).await?;
@@ -200,17 +215,21 @@ pub(crate) async fn refill(
         options.pack_bytes_max,
         options.packs_open_max,
     )?;
-    let (mut log, replay) = open_log(disk, dir, store, &packs, LostLog::BeginsAnew).await?;
-    let deleted = journals::deleted_volumes(&replay.records);
     let mut found = RecoveryReport::default();
     let mut report = RebuildReport::default();
-    if replay.torn.is_some() {
+    let mut read = read_log(disk, dir, store, &packs).await;
+    if let Err(Error::Damaged(damage)) = read {
+        report.mended_log = Some(mend(disk, dir, store, damage, old.as_ref()).await?);
+        read = read_log(disk, dir, store, &packs).await;
+    }
+    let (mut log, checked, deleted) = read?;
+    if checked.torn.is_some() {
         report.cut_log = Some(keep_torn_tail(disk, dir, &log).await?);
     }
     let recovered = packs::recover(&packs, meta, Believe::Packs, &mut found).await?;
     drop(recovered.chunks.close().await?);
     drop(recovered.nodes.close().await?);
-    replay_log(meta, &mut log, replay, &mut found).await?;
+    replay_log(meta, &mut log, checked, &mut found).await?;
     if let Some(old) = &old {
         report.short_log = restore(meta, &mut log, &**old).await?;
     }
@@ -239,6 +258,19 @@ pub(crate) async fn refill(
         stranded_journals: adopted.stranded,
         ..report
     })
+}
+
+/// Reads all of the log. A catalog that has nothing yet is to be filled from it.
+async fn read_log(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    store: StoreId,
+    packs: &LocalPacks,
+) -> Result<(CatalogLog, Checked, Deletions)> {
+    let log = open_log(disk, dir, store, packs, LostLog::BeginsAnew).await?;
+    let mut deleted = Deletions::of(journals(&**disk, dir)?);
+    let (log, checked) = log.check(0, |change| deleted.note(change)).await?;
+    Ok((log, checked, deleted))
 }
 
 /// Puts the old index beside its place, durably. Where it is then, if there was one.

@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use crate::{format::CatalogRecord as _, io::IoEngine};
+use crate::{
+    catalog_log::{CatalogLog, FoundLog},
+    format::CatalogRecord as _,
+    io::IoEngine,
+};
 
 /// A kind of record takes a file and a line in the registry: the log keeps it, a new index is
 /// filled with it, and a program without that line refuses the log.
@@ -51,10 +55,12 @@ fn a_kind_that_only_tests_have_is_made_again_from_the_log() {
         drop(log);
 
         for meta in indexes {
-            let opened = CatalogLog::open_with(Arc::clone(&disk), path.clone(), store, KINDS);
-            let (mut log, replay) = opened.await.unwrap();
+            let found = FoundLog::open_with(Arc::clone(&disk), path.clone(), store, KINDS);
+            let applied = meta.catalog_sequence().unwrap();
+            let checked = found.await.unwrap().check(applied, |_| {}).await;
+            let (mut log, checked) = checked.unwrap();
             let mut report = RecoveryReport::default();
-            replay_log(&*meta, &mut log, replay, &mut report)
+            replay_log(&*meta, &mut log, checked, &mut report)
                 .await
                 .unwrap();
             assert_eq!(report.replayed_records, 3);
@@ -64,7 +70,8 @@ fn a_kind_that_only_tests_have_is_made_again_from_the_log() {
             assert_eq!(meta.totals().unwrap().others.of(Note::KIND), 2);
         }
 
-        let refused = CatalogLog::open(disk, path, store).await.unwrap_err();
+        let found = FoundLog::open(disk, path, store).await.unwrap();
+        let refused = found.check(0, |_| {}).await.unwrap_err();
         let refused = refused.to_string();
         assert!(
             refused.contains("kind of a catalog log record"),

@@ -1,5 +1,6 @@
 //! A store: its parts put together, opened and closed.
 
+mod catalog_log;
 mod copies;
 mod nodes;
 mod remotes;

@@ -21,8 +21,8 @@ use crate::{
     },
     limits,
     meta::{
-        Batch, Catalog, Filter, Index, IndexView, MemoryMeta, Meta, Outcome, PackState, Page,
-        Totals,
+        Batch, Catalog, CatalogView, Filter, Index, IndexView, MemoryMeta, Meta, Outcome,
+        PackState, Page, Totals,
     },
     recovery::{Base, assemble, refill},
 };
@@ -101,6 +101,9 @@ impl Catalog for PowerlessMeta {
     fn catalog_sequence(&self) -> Result<u64> {
         self.applied.catalog_sequence()
     }
+    fn view_catalog(&self, look: &mut dyn FnMut(&dyn CatalogView) -> Result<()>) -> Result<()> {
+        self.applied.view_catalog(look)
+    }
 }
 
 impl Meta for PowerlessMeta {
@@ -174,13 +177,39 @@ impl Machine {
             self.disk.sync_dir(Path::new(DATA_DIR)).await.unwrap();
         }
         // As where there never were any: with packs the log is not begun anew.
-        let empty = LogHeader { store: STORE }.encode();
+        let empty = LogHeader::without_checkpoint(STORE).encode();
         self.disk.put(&log, &empty).unwrap();
         self.meta = Arc::default();
         let disk: Arc<dyn Disk> = Arc::<SimDisk>::clone(&self.disk);
         refill(&disk, &Options::new(DATA_DIR), STORE, &*self.meta, None)
             .await
             .unwrap()
+    }
+
+    /// Loses index and catalog.
+    pub(super) fn lose_index(&mut self) {
+        self.meta = Arc::default();
+    }
+
+    /// Number of the last change of the catalog that the index has.
+    pub(super) fn catalog_sequence(&self) -> u64 {
+        self.meta.catalog_sequence().unwrap()
+    }
+
+    /// Returns a function that brings index and catalog back to their state of now.
+    pub(super) fn index_of_now(&self) -> impl Fn(&mut Self) + use<> {
+        let now = self.meta.kill();
+        move |machine: &mut Self| machine.meta = Arc::new(now.kill())
+    }
+
+    /// Makes index and catalog again: from packs, the log and, if it is there, the old index.
+    pub(super) async fn rebuild(&mut self, has_old: bool) -> Result<RebuildReport> {
+        let old = std::mem::take(&mut self.meta);
+        let old: Arc<dyn Meta> = old;
+        let disk: Arc<dyn Disk> = Arc::<SimDisk>::clone(&self.disk);
+        let options = Options::new(DATA_DIR);
+        let old = has_old.then_some(old);
+        refill(&disk, &options, STORE, &*self.meta, old).await
     }
 
     /// Another machine with the same on its disk.

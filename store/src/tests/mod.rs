@@ -21,6 +21,8 @@ mod dropped;
 mod header_only;
 mod idle_journals;
 mod journal_faults;
+mod log_checkpoints;
+mod log_damage;
 mod lost_catalog;
 mod model;
 mod moved_packs;

@@ -7,11 +7,25 @@
 //! +------------+--------------------+------------+---------- - -
 //! ```
 //!
+//! A log of version 1 has all changes since the store was made. A log of version 2 begins with a
+//! [checkpoint]: the whole catalog as record number `base_sequence` left it. The records behind the
+//! checkpoint have the numbers from `base_sequence + 1` on.
+//!
+//! ```text
+//! 0            4096
+//! +------------+---------+---------+----------+---------------------------+------ - -
+//! | log header | block 1 | block 2 | end mark | record base_sequence + 1  | record ...
+//! +------------+---------+---------+----------+---------------------------+------ - -
+//! ```
+//!
 //! Each record begins at a multiple of [`LOG_ALIGN`] and is filled up to the next one with zeros,
 //! so that bytes that were synced are never written again. A record is synced before the next is
 //! written. So an unreadable record with nothing behind it is the torn end of a log whose writer
-//! died, and any other unreadable record is damage. Sequence numbers ascend by one from 1: a gap is
-//! damage, too.
+//! died, and any other unreadable record is damage. Sequence numbers ascend by one: a gap is
+//! damage, too. A checkpoint is complete and durable before its log gets its name, so any
+//! unreadable byte of one is damage.
+
+pub mod checkpoint;
 
 use std::borrow::Cow;
 
@@ -36,6 +50,9 @@ const LOG_MAGIC: [u8; 8] = *b"VARVCLOG";
 const RECORD_MAGIC: [u8; 4] = *b"VCAT";
 /// Number of several changes, beside those that the [kinds](Kinds) of records have.
 const SEVERAL: u8 = 5;
+/// Version of a log that begins with a checkpoint. A log without one has [`FORMAT_VERSION`], so an
+/// earlier program reads it.
+const CHECKPOINT_VERSION: u32 = 2;
 /// First byte of a deletion, as the records have one of their own.
 const DELETE_VERSION: u8 = 1;
 /// The same of several changes.
@@ -46,34 +63,85 @@ const SEVERAL_VERSION: u8 = 1;
 /// | offset | bytes | field |
 /// | --- | --- | --- |
 /// | 0 | 8 | `VARVCLOG` |
-/// | 8 | 4 | format version |
+/// | 8 | 4 | format version: 1 without a checkpoint, 2 with one |
 /// | 12 | 4 | zero |
 /// | 16 | 16 | store id |
-/// | 32 | 28 | zero |
+/// | 32 | 8 | version 2: `base_sequence`; version 1: zero |
+/// | 40 | 8 | version 2: generation, at least 1; version 1: zero |
+/// | 48 | 12 | zero |
 /// | 60 | 4 | CRC-32 of the bytes before |
 /// | 64 | 4032 | zero |
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 pub struct LogHeader {
     /// Id of the store.
     pub store: StoreId,
+    /// The checkpoint at the beginning of the log, if there is one.
+    pub checkpoint: Option<CheckpointId>,
+}
+
+/// Identifies the checkpoint at the beginning of a log.
+#[derive(Debug, Copy, Clone, PartialEq, Eq)]
+pub struct CheckpointId {
+    /// Number of the last record that the checkpoint stands for.
+    pub base_sequence: u64,
+    /// One more than that of the log that this one replaced; a log without a checkpoint has
+    /// generation 0. Blocks of another checkpoint, and a file that is not the predecessor, are told
+    /// by it.
+    pub generation: u64,
 }
 
 impl LogHeader {
+    /// The header of a log without a checkpoint.
+    #[must_use]
+    pub const fn without_checkpoint(store: StoreId) -> Self {
+        Self {
+            store,
+            checkpoint: None,
+        }
+    }
+
+    /// See [`CheckpointId::generation`].
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.checkpoint.map_or(0, |it| it.generation)
+    }
+
+    /// See [`CheckpointId::base_sequence`]; 0 without a checkpoint.
+    #[must_use]
+    pub fn base_sequence(&self) -> u64 {
+        self.checkpoint.map_or(0, |it| it.base_sequence)
+    }
+
     /// The header's bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; LOG_HEADER_BYTES] {
         let mut bytes = [0; LOG_HEADER_BYTES];
         let (head, _) = bytes.split_at_mut(64);
-        FieldsMut::new(head)
+        let mut fields = FieldsMut::new(head);
+        let version = match self.checkpoint {
+            None => FORMAT_VERSION,
+            Some(_) => CHECKPOINT_VERSION,
+        };
+        fields
             .bytes(&LOG_MAGIC)
-            .u32(FORMAT_VERSION)
+            .u32(version)
             .reserved(4)
             .bytes(self.store.as_bytes());
+        if let Some(checkpoint) = self.checkpoint {
+            debug_assert!(checkpoint.generation > 0, "generation 0 has no checkpoint");
+            fields
+                .u64(checkpoint.base_sequence)
+                .u64(checkpoint.generation);
+        }
         put_crc32(head);
         bytes
     }
 
     /// The header in the first [`LOG_HEADER_BYTES`] of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError`] if the bytes are not a header, or one of an unknown version.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         const WHAT: &str = "header of the catalog log";
         let bytes: &[u8; LOG_HEADER_BYTES] = first(WHAT, bytes)?;
@@ -82,19 +150,34 @@ impl LogHeader {
         let mut fields = Fields::new(WHAT, check_crc32(WHAT, head)?);
         fields.bytes(LOG_MAGIC.len())?;
         let version = fields.u32()?;
-        if version != FORMAT_VERSION {
+        if !(FORMAT_VERSION..=CHECKPOINT_VERSION).contains(&version) {
             return Err(FormatError::unknown(
                 "format version of the catalog log",
-                FORMAT_VERSION,
+                format_args!("{FORMAT_VERSION} and {CHECKPOINT_VERSION}"),
                 version,
             ));
         }
         fields.reserved(4)?;
         let store = StoreId::from_bytes(fields.array()?);
-        fields.reserved(28)?;
+        let checkpoint = if version == CHECKPOINT_VERSION {
+            Some(CheckpointId {
+                base_sequence: fields.u64()?,
+                generation: fields.u64()?,
+            })
+        } else {
+            fields.reserved(16).map(|()| None)?
+        };
+        if checkpoint.is_some_and(|it| it.generation == 0) {
+            return Err(FormatError::differs(
+                "generation of the catalog log",
+                "at least 1",
+                0,
+            ));
+        }
+        fields.reserved(12)?;
         fields.end()?;
         Fields::new(WHAT, tail).reserved(tail.len())?;
-        Ok(Self { store })
+        Ok(Self { store, checkpoint })
     }
 }
 
@@ -198,12 +281,24 @@ fn encode_several(changes: &[Change]) -> Vec<u8> {
     let mut bytes = vec![SEVERAL_VERSION];
     put_count(&mut bytes, changes.len());
     for change in changes {
-        let (number, payload) = parts_of(change);
-        bytes.push(number);
-        put_count(&mut bytes, payload.len());
-        bytes.extend_from_slice(&payload);
+        put_change(&mut bytes, change);
     }
     bytes
+}
+
+/// Appends a change: its number in 1 byte, the length of its payload in 4, and that.
+fn put_change(bytes: &mut Vec<u8>, change: &Change) {
+    let (number, payload) = parts_of(change);
+    bytes.push(number);
+    put_count(bytes, payload.len());
+    bytes.extend_from_slice(&payload);
+}
+
+/// Reads what [`put_change`] appends.
+fn take_change(kinds: Kinds, fields: &mut Fields<'_>) -> Result<Change, FormatError> {
+    let number = fields.u8()?;
+    let len = fields.u32()?;
+    decode_change(kinds, number, fields.bytes(len as usize)?)
 }
 
 fn decode_several(kinds: Kinds, payload: &[u8]) -> Result<Vec<Change>, FormatError> {
@@ -218,9 +313,7 @@ fn decode_several(kinds: Kinds, payload: &[u8]) -> Result<Vec<Change>, FormatErr
     }
     let mut changes = Vec::new();
     for _ in 0..fields.u32()? {
-        let number = fields.u8()?;
-        let len = fields.u32()?;
-        changes.push(decode_change(kinds, number, fields.bytes(len as usize)?)?);
+        changes.push(take_change(kinds, &mut fields)?);
     }
     fields.end()?;
     Ok(changes)
@@ -236,7 +329,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// Behind the header.
+    /// Behind the header of a log without a checkpoint.
     pub const START: Self = Self {
         offset_bytes: LOG_HEADER_BYTES as u64,
         next_sequence: 1,
@@ -365,6 +458,14 @@ impl Iterator for Scan<'_> {
             }
         }
     }
+}
+
+/// The number of the record whose header is at the start of `bytes`, whatever its payload. `None` if
+/// there is no header. Behind damage it tells where the log goes on.
+#[must_use]
+pub fn sequence_at(bytes: &[u8]) -> Option<u64> {
+    let header = RecordHeader::decode(bytes).ok()?;
+    Some(header.sequence)
 }
 
 struct RecordHeader {

@@ -77,7 +77,7 @@ fn outline(found: &[Found]) -> (usize, &'static str) {
 
 #[test]
 fn log_header_is_pinned() {
-    let header = LogHeader { store: STORE };
+    let header = LogHeader::without_checkpoint(STORE);
     let bytes = header.encode();
     assert_bytes(
         &bytes[..64],
@@ -93,6 +93,56 @@ fn log_header_is_pinned() {
     assert_eq!(bytes[64..], [0; LOG_HEADER_BYTES - 64], "{CHANGED}");
     assert_eq!(LogHeader::decode(&bytes), Ok(header));
     assert_every_byte_counts(&bytes, LogHeader::decode);
+}
+
+#[test]
+fn log_header_with_a_checkpoint_is_pinned() {
+    let header = LogHeader {
+        store: STORE,
+        checkpoint: Some(CheckpointId {
+            base_sequence: 0x0102_0304_0506_0708,
+            generation: 3,
+        }),
+    };
+    let bytes = header.encode();
+    assert_bytes(
+        &bytes[..64],
+        &[
+            &hex(b"VARVCLOG"),
+            "02000000",
+            "00000000",
+            "00112233445566778899aabbccddeeff",
+            "0807060504030201",
+            "0300000000000000",
+            &"00".repeat(12),
+            "b43c0275",
+        ],
+    );
+    assert_eq!(bytes[64..], [0; LOG_HEADER_BYTES - 64], "{CHANGED}");
+    assert_eq!(LogHeader::decode(&bytes), Ok(header));
+    assert_every_byte_counts(&bytes, LogHeader::decode);
+}
+
+#[test]
+fn a_log_header_of_a_later_version_is_told_so() {
+    let header = LogHeader::without_checkpoint(STORE);
+    for (version, is_unknown) in [(0, true), (1, false), (3, true), (u32::MAX, true)] {
+        let mut bytes = header.encode();
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        put_crc32(&mut bytes[..64]);
+        let decoded = LogHeader::decode(&bytes);
+        assert_eq!(
+            decoded.is_err_and(|error| error.is_unknown()),
+            is_unknown,
+            "{version}"
+        );
+    }
+    // Version 2 without a generation.
+    let mut bytes = header.encode();
+    bytes[8] = 2;
+    put_crc32(&mut bytes[..64]);
+    let refused = LogHeader::decode(&bytes).unwrap_err().to_string();
+    assert!(refused.contains("generation"), "{refused}");
 }
 
 #[test]

@@ -430,7 +430,10 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
         (pack::tests::record(), 0..64),
         (pack::encode_padding(8704).to_vec(), 0..64),
         (footer, trailer),
-        (LogHeader { store: STORE }.encode().to_vec(), 0..64),
+        (
+            LogHeader::without_checkpoint(STORE).encode().to_vec(),
+            0..64,
+        ),
         (one(Change::put(&snapshot())), 0..32),
         (one(Change::delete::<SnapshotRecord>(&snapshot().id)), 0..32),
         (one(Change::put(&volume())), 0..32),

@@ -65,6 +65,8 @@ pub enum Call {
     Remove,
     /// Renaming a file.
     Rename,
+    /// Giving a file another name.
+    Link,
     /// Listing a directory.
     List,
 }
@@ -90,6 +92,8 @@ struct Faults {
     capacity_bytes: Option<u64>,
     /// How many of these calls do not fail, how many fail then, and with what error number.
     refused: BTreeMap<Call, (u64, u64, i32)>,
+    /// Error number of a rename that is made.
+    made_rename: Option<i32>,
 }
 
 impl SimDisk {
@@ -212,6 +216,11 @@ impl SimDisk {
     pub fn refuse_later(&self, call: Call, after: u64, times: u64, errno: i32) {
         let mut world = self.world.lock();
         world.faults.refused.insert(call, (after, times, errno));
+    }
+
+    /// Lets the next rename fail with an error number of the system, although it is made.
+    pub fn fail_made_rename(&self, errno: i32) {
+        self.world.lock().faults.made_rename = Some(errno);
     }
 
     /// How many calls of a kind are still to be refused.
@@ -353,6 +362,7 @@ impl World {
     fn used_bytes(&self) -> u64 {
         self.names
             .files()
+            .into_iter()
             .filter_map(|number| self.files.get(&number))
             .map(Content::len_bytes)
             .sum()
@@ -566,7 +576,18 @@ impl Disk for SimDisk {
         let mut world = self.world.lock();
         world.check_refused(Call::Rename)?;
         world.operate()?;
-        world.names.rename(from, to)
+        world.names.rename(from, to)?;
+        match world.faults.made_rename.take() {
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => Ok(()),
+        }
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut world = self.world.lock();
+        world.check_refused(Call::Link)?;
+        world.operate()?;
+        world.names.link(from, to)
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! The names on the simulated disk: the visible ones, and the durable ones.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     io,
     path::{Path, PathBuf},
@@ -58,12 +58,13 @@ impl Names {
         }
     }
 
-    /// All files that have a name.
-    pub(super) fn files(&self) -> impl Iterator<Item = u64> {
-        self.seen.values().filter_map(|entry| match entry {
+    /// All files that have a name, each once.
+    pub(super) fn files(&self) -> BTreeSet<u64> {
+        let numbers = self.seen.values().filter_map(|entry| match entry {
             Entry::File(number) => Some(*number),
             Entry::Dir => None,
-        })
+        });
+        numbers.collect()
     }
 
     pub(super) fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
@@ -115,6 +116,11 @@ impl Names {
             entry,
         });
         Ok(())
+    }
+
+    pub(super) fn link(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let entry = Entry::File(self.file(from)?);
+        self.create(to, entry)
     }
 
     /// How many changes there were so far.

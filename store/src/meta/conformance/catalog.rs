@@ -1,9 +1,14 @@
 //! Conformance of catalogs: records without names, and records of kinds that do not exist yet.
 
+use std::ops::ControlFlow;
+
 use super::*;
 use crate::format::{
     RecordId,
-    record::note::{Note, OfNote},
+    record::{
+        Entry,
+        note::{Note, OfNote},
+    },
 };
 
 fn without_name(number: u8) -> SnapshotRecord {
@@ -145,4 +150,112 @@ pub(super) fn a_kind_that_only_tests_have_is_kept_like_all(meta: &dyn Meta) {
     assert_eq!(meta.get_named::<Note>("b").unwrap(), None);
     assert!(meta.get_named::<SnapshotRecord>("b").unwrap().is_some());
     assert_eq!(count(meta), 2);
+}
+
+/// The catalog sequence, and all records of all kinds.
+fn everything(view: &dyn CatalogView) -> Result<(u64, Vec<Entry>)> {
+    let mut all = Vec::new();
+    for kind in KINDS.iter() {
+        view.all_entries(kind, &mut |entry| {
+            all.push(entry);
+            ControlFlow::Continue(())
+        })?;
+    }
+    Ok((view.catalog_sequence()?, all))
+}
+
+fn everything_in(meta: &dyn Meta) -> (u64, Vec<Entry>) {
+    let mut found = None;
+    let looked = meta.view_catalog(&mut |view| {
+        found = Some(everything(view)?);
+        Ok(())
+    });
+    looked.unwrap();
+    found.unwrap()
+}
+
+/// Some records of three kinds, and a chunk.
+fn put_something(meta: &dyn Meta) {
+    let mut batch = changes(meta, [Change::put(&note(1, "n", "x"))]);
+    batch.put(chunk(1), chunk_at(1, 0, 100));
+    meta.apply(batch, true).unwrap();
+    put_snapshots(meta, [snapshot(1, "a"), snapshot(2, "b")]);
+    put_volumes(meta, [volume(1, "v")]);
+}
+
+pub(super) fn a_catalog_is_made_anew_from_a_checkpoint(meta: &dyn Meta) {
+    put_something(meta);
+    meta.apply(Batch::clearing_the_catalog(), true).unwrap();
+    assert_eq!(everything_in(meta), (0, Vec::new()));
+    let totals = meta.totals().unwrap();
+    assert_eq!((totals.snapshots, totals.volumes), (0, 0));
+    assert_eq!((totals.logical_bytes, totals.chunks), (0, 1));
+    assert_eq!(totals.others.of(Note::KIND), 0);
+    assert!(meta.lookup(&[chunk(1)]).unwrap()[0].is_some());
+    for name in ["a", "b"] {
+        assert_eq!(meta.get_named::<SnapshotRecord>(name).unwrap(), None);
+    }
+    let filter = Filter {
+        tags: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        ..Filter::default()
+    };
+    let tagged = || {
+        let page = meta.page::<SnapshotRecord>(&filter, &[], 100).unwrap();
+        page.records
+    };
+    assert_eq!(tagged(), []);
+
+    let fill = |changes: Vec<Change>| meta.apply(Batch::of_checkpoint(changes), false).unwrap();
+    fill(vec![
+        Change::put(&snapshot(2, "a")),
+        Change::put(&volume(3, "v")),
+    ]);
+    fill(vec![
+        Change::put(&note(1, "n", "y")),
+        // Of a volume that has no record.
+        Change::delete::<VolumeRecord>(&volume_id(1)),
+    ]);
+    assert_eq!(meta.catalog_sequence().unwrap(), 0);
+    let complete = Batch::completing_checkpoint(1000);
+    meta.apply(complete, true).unwrap();
+    assert_eq!(meta.catalog_sequence().unwrap(), 1000);
+    assert_eq!(tagged(), [snapshot(2, "a")]);
+    let totals = meta.totals().unwrap();
+    assert_eq!((totals.snapshots, totals.volumes), (1, 1));
+    assert_eq!(totals.others.of(Note::KIND), 1);
+    assert_eq!(totals.logical_bytes, snapshot(2, "a").size_bytes.into());
+    // The log goes on behind it.
+    put_snapshots(meta, [snapshot(4, "b")]);
+    assert_eq!(meta.catalog_sequence().unwrap(), 1001);
+}
+
+pub(super) fn a_checkpoint_goes_only_into_a_catalog_that_was_cleared(meta: &dyn Meta) {
+    put_something(meta);
+    let before = everything_in(meta);
+    let fill = Batch::of_checkpoint(vec![Change::put(&snapshot(9, "z"))]);
+    assert!(meta.apply(fill, true).is_err());
+    assert!(meta.apply(Batch::completing_checkpoint(7), true).is_err());
+    let mut both = Batch::clearing_the_catalog();
+    both.catalog(1, Record::One(Change::put(&snapshot(9, "z"))));
+    assert!(meta.apply(both, true).is_err());
+    assert_eq!(everything_in(meta), before);
+}
+
+pub(super) fn a_view_of_the_catalog_stays_as_it_was(meta: &dyn Meta) {
+    put_something(meta);
+    let before = everything_in(meta);
+    assert_eq!((before.0, before.1.len()), (4, 4));
+    let looked = meta.view_catalog(&mut |view| {
+        put_snapshots(meta, [snapshot(1, "renamed"), snapshot(3, "c")]);
+        assert_eq!(everything(view)?, before);
+        let mut seen = 0;
+        view.all_entries(SnapshotRecord::KIND, &mut |_| {
+            seen += 1;
+            ControlFlow::Break(())
+        })?;
+        assert_eq!(seen, 1);
+        Ok(())
+    });
+    looked.unwrap();
+    assert_eq!(everything_in(meta).1.len(), 5);
 }

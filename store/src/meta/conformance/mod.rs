@@ -79,6 +79,9 @@ over_every_meta!(
     an_id_is_nobodys_name,
     completed_snapshots_are_found_by_their_roots,
     a_kind_that_only_tests_have_is_kept_like_all,
+    a_catalog_is_made_anew_from_a_checkpoint,
+    a_checkpoint_goes_only_into_a_catalog_that_was_cleared,
+    a_view_of_the_catalog_stays_as_it_was,
 );
 
 pub(super) fn chunk(number: u64) -> Name {

@@ -40,7 +40,10 @@ impl Meta for RocksMeta {
             last_pack_number: before.last_pack_number.max(batch.last_pack_number()),
             catalog_sequence: batch.sequence_after(before.catalog_sequence)?,
             totals: {
-                database.add_catalog(batch.catalog.clone(), &mut write, &mut totals)?;
+                if batch.clears_the_catalog() {
+                    database.clear_catalog(&mut write, &mut totals)?;
+                }
+                database.add_catalog(&batch, &mut write, &mut totals)?;
                 totals
             },
         };

@@ -15,15 +15,18 @@ use crate::{
     Error, Result,
     format::{
         Change, Kind,
-        catalog_log::Record,
-        keys,
+        keys::{self, Counts},
         record::{Entry, OwnedKeys},
     },
-    meta::{Catalog, Filter, Page, Totals, behind},
+    meta::{Batch, Catalog, CatalogView, Filter, Page, Totals, behind},
 };
 
 /// Entries that are written at once where an index gets a family that it lacked.
 const FILL_BATCH_BYTES: usize = 1 << 20;
+
+/// Greater than every key of the catalog: ids have 9 bytes, and everything else is UTF-8, in which
+/// this byte does not occur.
+const BEHIND_ALL_KEYS: [u8; 16] = [0xff; 16];
 
 /// The keys of a record's tags.
 fn tag_keys(record: &OwnedKeys) -> Vec<Vec<u8>> {
@@ -274,17 +277,34 @@ impl Database {
         }
     }
 
+    /// Removes all records. It takes one entry in each family, however many records there are.
+    pub(super) fn clear_catalog(&self, write: &mut WriteBatch, totals: &mut Totals) -> Result<()> {
+        for kind in self.kinds.iter() {
+            for family in kind.families() {
+                write.delete_range_cf(self.family(family)?, &[] as &[u8], &BEHIND_ALL_KEYS);
+            }
+        }
+        totals.snapshots = 0;
+        totals.logical_bytes = 0;
+        totals.volumes = 0;
+        totals.others = Counts::default();
+        Ok(())
+    }
+
     pub(super) fn add_catalog(
         &self,
-        records: Vec<(u64, Record)>,
+        batch: &Batch,
         write: &mut WriteBatch,
         totals: &mut Totals,
     ) -> Result<()> {
         let mut all = Changes::new(self);
-        let changes = records.into_iter().map(|(_, record)| record);
-        for change in changes.flat_map(Record::into_changes) {
+        let changes = batch
+            .catalog
+            .iter()
+            .flat_map(|(_, record)| record.changes());
+        for change in batch.checkpoint_changes().iter().chain(changes) {
             match change {
-                Change::Put(entry) => all.put(entry, totals)?,
+                Change::Put(entry) => all.put(entry.clone(), totals)?,
                 Change::Delete(gone) => all.delete(gone.kind(), gone.key(), totals)?,
             }
         }
@@ -317,6 +337,10 @@ impl Catalog for RocksMeta {
 
     fn catalog_sequence(&self) -> Result<u64> {
         Ok(self.known.read().catalog_sequence)
+    }
+
+    fn view_catalog(&self, look: &mut dyn FnMut(&dyn CatalogView) -> Result<()>) -> Result<()> {
+        self.look_at_catalog(look)
     }
 }
 

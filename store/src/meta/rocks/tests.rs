@@ -526,3 +526,36 @@ fn a_batch_that_changes_no_total_is_applied_after_all_when_it_is_tried_again() {
         assert_eq!(*meta.known.read(), known);
     }
 }
+
+/// RocksDB is not the truth: a catalog that lacks a record must not replace the log.
+#[test]
+fn a_catalog_that_has_lost_a_record_is_no_source_of_a_log_checkpoint() {
+    use std::sync::Arc;
+
+    use crate::{
+        catalog_log::begin_checkpoint,
+        io::{Disk, sim::SimDisk},
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let meta = RocksMeta::create(&index_in(&directory), STORE).unwrap();
+    for number in 1..=5 {
+        meta.apply(numbered(number), true).unwrap();
+    }
+    let meta = Arc::new(meta);
+    let disk: Arc<dyn Disk> = SimDisk::new();
+    let begin = || {
+        let id = (STORE, Kinds::ALL, 1);
+        let meta: Arc<dyn Meta> = Arc::<RocksMeta>::clone(&meta);
+        let begun = begin_checkpoint(&disk, Path::new("/"), id, meta, || Ok(()));
+        crate::tests::block_on(begun)
+    };
+    begin().unwrap();
+    {
+        let open = meta.database().unwrap();
+        let family = open.family(SnapshotRecord::KIND.records).unwrap();
+        let id = snapshot(3, "").id;
+        open.db.delete_cf(family, id.as_bytes()).unwrap();
+    }
+    let refused = begin().unwrap_err().to_string();
+    assert!(refused.contains("varved rebuild"), "{refused}");
+}

@@ -1,4 +1,4 @@
-//! The index at one moment: a snapshot of RocksDB's, read from end to end.
+//! Index and catalog at one moment: a snapshot of RocksDB's, read from end to end.
 
 use std::{
     io,
@@ -13,8 +13,8 @@ use rocksdb::{
 use super::{Database, RocksMeta, undecodable, unreadable};
 use crate::{
     Error, Result,
-    format::{FormatError, Location, Name, PackKind, keys},
-    meta::{IndexView, PackState},
+    format::{FormatError, Kind, Location, Name, PackKind, keys, record::Entry},
+    meta::{CatalogView, IndexView, PackState, Totals},
 };
 
 /// Read at a time, ahead of who looks: a scan reads files from end to end.
@@ -31,11 +31,24 @@ impl RocksMeta {
     /// that, and writes with him, so `scan` ends when it is told so.
     pub(super) fn look(&self, look: &mut dyn FnMut(&dyn IndexView) -> Result<()>) -> Result<()> {
         let database = self.database()?;
-        look(&View {
+        look(&self.view_of(&database))
+    }
+
+    /// The same of the catalog.
+    pub(super) fn look_at_catalog(
+        &self,
+        look: &mut dyn FnMut(&dyn CatalogView) -> Result<()>,
+    ) -> Result<()> {
+        let database = self.database()?;
+        look(&self.view_of(&database))
+    }
+
+    fn view_of<'a>(&'a self, database: &'a Database) -> View<'a> {
+        View {
             snapshot: database.db.snapshot(),
-            database: &database,
+            database,
             reopening: &self.reopening,
-        })
+        }
     }
 }
 
@@ -86,6 +99,43 @@ impl IndexView for View<'_> {
             })?;
             let location = Location::decode(&value).map_err(undecodable)?;
             if row(Name::new(location.payload.kind, bytes), location).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl CatalogView for View<'_> {
+    fn catalog_sequence(&self) -> Result<u64> {
+        self.check()?;
+        let family = self.database.family(keys::META)?;
+        let value = self.snapshot.get_cf(family, keys::CATALOG_SEQUENCE);
+        match value.map_err(unreadable)? {
+            Some(value) => keys::decode_sequence(&value).map_err(undecodable),
+            None => Ok(0),
+        }
+    }
+
+    fn totals(&self) -> Result<Totals> {
+        self.check()?;
+        let family = self.database.family(keys::META)?;
+        let value = self.snapshot.get_cf(family, keys::TOTALS);
+        match value.map_err(unreadable)? {
+            Some(value) => Totals::decode(&value).map_err(undecodable),
+            None => Ok(Totals::default()),
+        }
+    }
+
+    fn all_entries(
+        &self,
+        kind: &'static Kind,
+        look: &mut dyn FnMut(Entry) -> ControlFlow<()>,
+    ) -> Result<()> {
+        for entry in self.iterator(kind.records, IteratorMode::Start)? {
+            self.check()?;
+            let (_, value) = entry.map_err(unreadable)?;
+            if look(Entry::new(kind, value.into_vec())).is_break() {
                 break;
             }
         }

@@ -483,6 +483,10 @@ impl World {
                     volume.flush().await?;
                     self.volumes.get_mut(&name).unwrap().flushed();
                 }
+                28 => {
+                    self.log("the catalog log gets a checkpoint");
+                    store.engine().checkpoint_log(0, 1).await?;
+                }
                 _ => {
                     let found = contents(&volume).await?;
                     assert!(

@@ -1,0 +1,136 @@
+//! A catalog log that has grown is replaced by one that begins with a checkpoint, while the daemon
+//! runs. It may be killed at any moment.
+
+use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt as _, path::Path};
+
+use varve_store::{
+    failpoints::{Failpoint, VARIABLE},
+    format::{
+        Change, Kinds, SnapshotRecord,
+        catalog_log::{self, Found, LOG_HEADER_BYTES, LogHeader, Position, Record},
+        names,
+    },
+    limits,
+};
+use varve_tests::{
+    daemon::Options,
+    lab::Lab,
+    process::{command, run, wait_for},
+    programs,
+    snapctl::exit,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// A stopped daemon, and a log that is too long: it has the same snapshot many times, the last time
+/// with a tag that says so.
+fn with_long_log() -> Lab {
+    let mut lab = Lab::new();
+    let image = lab.image("image", 4 * MIB, 71);
+    lab.snapctl().import(&image, "image");
+    lab.varved.stop();
+    let path = names::catalog_log(&lab.data_dir());
+    let mut log = fs::read(&path).unwrap();
+    let records = &log[LOG_HEADER_BYTES..];
+    let scan = catalog_log::scan(Kinds::ALL, records, Position::START, true);
+    let found = scan.filter_map(|found| match found {
+        Found::Record {
+            sequence, record, ..
+        } => Some((sequence, record)),
+        _ => None,
+    });
+    let (mut sequence, last) = found.last().unwrap();
+    let snapshot = last.changes()[0].as_put::<SnapshotRecord>().unwrap();
+    while log.len() as u64 <= limits::LOG_CHECKPOINT_BYTES {
+        sequence += 1;
+        let tags = BTreeMap::from([("number".to_owned(), sequence.to_string())]);
+        let snapshot = SnapshotRecord {
+            tags,
+            ..snapshot.clone()
+        };
+        log.extend(Record::One(Change::put(&snapshot)).encode(sequence));
+    }
+    fs::write(&path, &log).unwrap();
+    lab
+}
+
+fn header(path: &Path) -> LogHeader {
+    LogHeader::decode(&fs::read(path).unwrap()).unwrap()
+}
+
+/// The number of the last record, by the tag that it gave the snapshot.
+fn last_number(lab: &Lab) -> u64 {
+    let tags = &lab.snapctl().show("image")["tags"];
+    tags["number"].as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_log_that_has_grown_is_replaced_and_the_store_goes_on() {
+    let mut lab = with_long_log();
+    let dir = lab.data_dir();
+    let (path, old) = (names::catalog_log(&dir), names::catalog_log_old(&dir));
+    let long_bytes = fs::metadata(&path).unwrap().len();
+    lab.restart();
+    wait_for("the log to begin with a checkpoint", || {
+        header(&path).checkpoint
+    });
+    let number = last_number(&lab);
+    assert_eq!(header(&path).base_sequence(), number);
+    assert_eq!(fs::metadata(&old).unwrap().len(), long_bytes);
+    assert!(fs::metadata(&path).unwrap().len() < MIB);
+    let tag = ["snapshot", "tag", "image", "after=checkpoint"];
+    lab.snapctl().run(tag).ok();
+    let shown = lab.snapctl().show("image");
+    lab.varved.stop();
+    lab.restart();
+    assert_eq!(lab.snapctl().show("image"), shown);
+    assert_eq!(lab.snapctl().verify_all(), ["image"]);
+    lab.varved.stop();
+
+    // A flipped bit of the checkpoint, without an index: the old log has what it had.
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[LOG_HEADER_BYTES + 40] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let said = Options::new(&dir).start_refused();
+    for word in ["catalog.log at offset 4096", "catalog.log.old", "rebuild"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    fs::remove_dir_all(names::index(&dir)).unwrap();
+    let mut rebuild = command(programs::varved(), ["rebuild", "--data-dir"]);
+    rebuild.arg(&dir);
+    let said = run(rebuild).fails(exit::DAMAGED);
+    assert!(said.contains("written anew"), "{said}");
+    lab.restart();
+    assert_eq!(lab.snapctl().show("image"), shown);
+    lab.assert_content("image", &lab.scratch.join("image"));
+}
+
+#[test]
+fn a_crash_while_the_log_is_replaced_leaves_one_of_both() {
+    for point in [
+        Failpoint::LogCheckpointWritten,
+        Failpoint::LogCheckpointRenamed,
+    ] {
+        let mut lab = with_long_log();
+        let dir = lab.data_dir();
+        let path = names::catalog_log(&dir);
+        lab.varved = Options::new(&dir).env(VARIABLE, point.name()).spawn();
+        let status = lab.varved.wait();
+        let log = lab.varved.log();
+        assert!(status.signal().is_some(), "{point:?}: {status}: {log}");
+        let is_new = header(&path).checkpoint.is_some();
+        assert_eq!(is_new, point == Failpoint::LogCheckpointRenamed);
+        let new = names::catalog_log_new(&dir);
+        assert_eq!(new.exists(), !is_new);
+        lab.restart();
+        let number = last_number(&lab);
+        assert!(number > 10_000, "{number}");
+        wait_for("the log to begin with a checkpoint", || {
+            header(&path).checkpoint
+        });
+        assert!(!new.exists());
+        assert_eq!(header(&path).base_sequence(), number);
+        assert_eq!(lab.snapctl().verify_all(), ["image"]);
+        lab.assert_content("image", &lab.scratch.join("image"));
+    }
+}
