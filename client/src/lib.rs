@@ -77,6 +77,7 @@ mod convert;
 mod copies;
 mod download;
 mod error;
+mod hold;
 mod limits;
 mod pages;
 mod progress;
@@ -106,7 +107,8 @@ pub use download::{
     Download, DownloadReport, Existing, FileSink, NewFile, Sink, StreamSink, open_stream,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use limits::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX};
+pub use hold::SnapshotHold;
+pub use limits::{FETCH_CHUNKS_MAX, FETCH_NODES_MAX, HOLD_SILENCE, USAGE_RECORDS_MAX};
 pub use progress::Progress;
 pub use read::{ContentExtent, ContentStream, ReadSnapshot};
 pub use remotes::Remote;

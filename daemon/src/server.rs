@@ -257,6 +257,7 @@ impl Server {
             store: store.clone(),
             tasks: tasks.clone(),
             copies: copies.clone(),
+            stop: stop.clone(),
             uploads: Arc::clone(&uploads),
             facts: Facts {
                 data_dir: config.data_dir.clone(),

@@ -59,6 +59,7 @@ actions! {
     PutLeaves,
     CommitUpload,
     AbortUpload,
+    HoldSnapshot,
     FetchNodes,
     FetchChunks,
     CreateCopy,

@@ -49,6 +49,7 @@ mod tests;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use varve_store::{Ingest, Store};
 
 pub(crate) use self::{
@@ -81,6 +82,8 @@ pub(crate) struct Parts {
     /// Where operations run that go on without their callers.
     pub(crate) tasks: Tasks,
     pub(crate) copies: Copies,
+    /// Ends answers that have no end of their own.
+    pub(crate) stop: CancellationToken,
     /// Open uploads.
     pub(crate) uploads: Arc<Uploads<Ingest>>,
     /// What there is to know about the daemon.
@@ -104,6 +107,8 @@ struct Inner {
     checks: Shares,
     /// Places for streams of chunks to other stores.
     fetches: Shares,
+    /// Places for holds of snapshots that other stores copy.
+    holds: Shares,
 }
 
 impl Service {
@@ -116,6 +121,7 @@ impl Service {
             read_ahead: Arc::new(Semaphore::new(limits::READ_AHEAD_SEGMENTS_SHARED)),
             checks: places("comparisons and verifications", limits::CHECK_STREAMS_MAX),
             fetches: places("fetches of chunks", limits::COPY_STREAMS_MAX),
+            holds: replication::holds(),
             parts,
         }))
     }

@@ -70,7 +70,7 @@ impl Method {
             },
             ("varve.v1.ContentService", "Download" | "ReadSnapshot")
             | ("varve.v1.SnapshotService", "DiffSnapshots" | "VerifySnapshot")
-            | ("varve.v1.ReplicationService", "FetchChunks")
+            | ("varve.v1.ReplicationService", "Hold" | "FetchChunks")
             | ("grpc.health.v1.Health", "Watch") => STREAM,
             ("varve.v1.ContentService", "CommitUpload")
             | ("varve.v1.SnapshotService", "CreateSnapshots" | "DeleteSnapshot")
@@ -122,7 +122,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(streams, 6);
+        assert_eq!(streams, 7);
         let put = Method::of("/varve.v1.ContentService/PutLeaves");
         assert_eq!(put.request_bytes, limits::MESSAGE_BYTES_MAX);
         for odd in ["", "/", "x", "/x", "/x/y/z"] {
